@@ -1,0 +1,1 @@
+//! `${{ }}` and `$[[ ]]`: lexer, parser, and evaluation over an explicit environment.
