@@ -1,1 +1,25 @@
-fn main(){}
+//! Compiles the protocol definitions without a `protoc` binary and keeps the descriptor set for
+//! gRPC reflection.
+
+use std::{env, error::Error, fs, path::PathBuf};
+
+use prost::Message as _;
+
+const FILES: [&str; 7] = [
+    "atelier/agent/v1/agent.proto",
+    "atelier/compute/v1/compute.proto",
+    "atelier/content/v1/content.proto",
+    "atelier/identity/v1/identity.proto",
+    "atelier/job/v1/job.proto",
+    "atelier/job/v1/spec.proto",
+    "atelier/workspace/v1/workspace.proto",
+];
+
+fn main() -> Result<(), Box<dyn Error>> {
+    println!("cargo:rerun-if-changed=atelier");
+    let descriptors = protox::compile(FILES, ["."])?;
+    let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?);
+    fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
+    tonic_prost_build::configure().bytes(".").btree_map(".").compile_fds(descriptors)?;
+    Ok(())
+}

@@ -1,1 +1,105 @@
-//! Being built.
+//! Who may do what. Deny by default: what is not listed here is not allowed.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::{AttemptNumber, Epoch, JobName, NodeName, Principal};
+
+/// What a caller is, once the door has looked at its token.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// Everything, computes and tokens included.
+    Admin,
+    /// Submits jobs, reads everything, changes what is its own.
+    DataScientist,
+    /// Reads.
+    Reader,
+    /// A node's agent.
+    Node(NodeName),
+    /// A running attempt: its own run, inputs and outputs, and nothing else.
+    Attempt(AttemptScope),
+}
+
+/// The attempt a token is bound to.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub struct AttemptScope {
+    /// The job, also the run's id.
+    pub job: JobName,
+    /// Which try.
+    pub attempt: AttemptNumber,
+    /// Its fencing number.
+    pub epoch: Epoch,
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Admin => f.write_str("admin"),
+            Self::DataScientist => f.write_str("data-scientist"),
+            Self::Reader => f.write_str("reader"),
+            Self::Node(node) => write!(f, "node {node}"),
+            Self::Attempt(scope) => write!(f, "attempt {}/{}", scope.job, scope.attempt),
+        }
+    }
+}
+
+/// An authenticated caller.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Caller {
+    /// Who, as events record it.
+    pub principal: Principal,
+    /// As what.
+    pub role: Role,
+}
+
+/// What a route needs. Every RPC and HTTP route names exactly one.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Permission {
+    /// See jobs, events, logs, artifacts, computes, nodes, datastores, experiments and runs.
+    Read,
+    /// Submit a job, and upload the code and data it needs.
+    Submit,
+    /// Cancel, archive or delete a job; a data scientist only its own (checked where the job is
+    /// known).
+    ChangeJob,
+    /// Write to a run; an attempt only to its own (checked where the run is known).
+    WriteRun,
+    /// Read or write objects through the data gateway; an attempt only its own prefixes.
+    Data,
+    /// Make and revoke tokens.
+    ManageTokens,
+    /// Open a node session and push what belongs to it.
+    ActAsNode,
+    /// Fetch content objects (code) by digest.
+    ReadContent,
+}
+
+impl Caller {
+    /// Whether the role has the permission at all. Scope (own job, own run, own prefix) is checked
+    /// where the thing is known.
+    pub fn may(&self, permission: Permission) -> bool {
+        use Permission as P;
+        match &self.role {
+            Role::Admin => permission != P::ActAsNode,
+            Role::DataScientist => matches!(
+                permission,
+                P::Read | P::Submit | P::ChangeJob | P::WriteRun | P::Data | P::ReadContent
+            ),
+            Role::Reader => matches!(permission, P::Read | P::Data | P::ReadContent),
+            Role::Node(_) => matches!(permission, P::ActAsNode | P::ReadContent),
+            Role::Attempt(_) => matches!(permission, P::WriteRun | P::Data),
+        }
+    }
+
+    /// Whether the caller may change a job (or run) that `owner` made.
+    pub fn owns(&self, owner: &Principal, run: &str) -> bool {
+        match &self.role {
+            Role::Admin => true,
+            Role::DataScientist => &self.principal == owner,
+            Role::Attempt(scope) => scope.job.as_str() == run,
+            Role::Reader | Role::Node(_) => false,
+        }
+    }
+}

@@ -1,1 +1,54 @@
-//! x
+//! Atelier's wire: the generated stubs, and the only code that knows both a wire type and a core
+//! type (`convert`).
+
+/// Between daemon and node agent.
+pub mod agent {
+    /// Generated from `atelier/agent/v1`.
+    #[allow(missing_docs, unreachable_pub, clippy::all)]
+    pub mod v1 {
+        tonic::include_proto!("atelier.agent.v1");
+    }
+}
+/// Computes and their nodes.
+pub mod compute {
+    /// Generated from `atelier/compute/v1`.
+    #[allow(missing_docs, unreachable_pub, clippy::all)]
+    pub mod v1 {
+        tonic::include_proto!("atelier.compute.v1");
+    }
+}
+/// The content store.
+pub mod content {
+    /// Generated from `atelier/content/v1`.
+    #[allow(missing_docs, unreachable_pub, clippy::all)]
+    pub mod v1 {
+        tonic::include_proto!("atelier.content.v1");
+    }
+}
+/// Tokens.
+pub mod identity {
+    /// Generated from `atelier/identity/v1`.
+    #[allow(missing_docs, unreachable_pub, clippy::all)]
+    pub mod v1 {
+        tonic::include_proto!("atelier.identity.v1");
+    }
+}
+/// Jobs and their specification.
+pub mod job {
+    /// Generated from `atelier/job/v1`.
+    #[allow(missing_docs, unreachable_pub, clippy::all)]
+    pub mod v1 {
+        tonic::include_proto!("atelier.job.v1");
+    }
+}
+/// The workspace, its datastores and experiments.
+pub mod workspace {
+    /// Generated from `atelier/workspace/v1`.
+    #[allow(missing_docs, unreachable_pub, clippy::all)]
+    pub mod v1 {
+        tonic::include_proto!("atelier.workspace.v1");
+    }
+}
+
+/// Every definition, for gRPC reflection.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
