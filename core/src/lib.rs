@@ -6,6 +6,7 @@
 
 pub mod access;
 pub mod content;
+pub mod environment;
 pub mod expr;
 pub mod id;
 pub mod job;
