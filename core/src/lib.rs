@@ -9,6 +9,7 @@ pub mod content;
 pub mod expr;
 pub mod id;
 pub mod job;
+pub mod layout;
 pub mod live;
 pub mod node;
 pub mod resource;
