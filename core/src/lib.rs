@@ -14,5 +14,6 @@ pub mod node;
 pub mod resource;
 pub mod sched;
 pub mod spec;
+pub mod suggest;
 pub mod time;
 pub mod track;
