@@ -492,7 +492,8 @@ impl Reader<'_> {
                 Some(value)
             }
             Err(wrong) => {
-                self.report.error(node.mark, &path, format!("'{path}' {wrong}"));
+                let colon = if wrong.starts_with("expected") { ":" } else { "" };
+                self.report.error(node.mark, &path, format!("'{path}'{colon} {wrong}"));
                 None
             }
         }

@@ -94,7 +94,8 @@ impl Shape {
             Self::Object(object) => format!("a mapping ({})", object.what),
             Self::Tagged(what, _) => format!("a mapping ({what})"),
             Self::OneOf(shapes) => {
-                shapes.iter().map(Self::expected).collect::<Vec<_>>().join(", or ")
+                let named = shapes.iter().filter(|shape| !matches!(shape, Self::Null));
+                named.map(Self::expected).collect::<Vec<_>>().join(", or ")
             }
             Self::Null => "nothing".to_owned(),
             Self::Any => "anything".to_owned(),
