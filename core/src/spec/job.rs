@@ -420,11 +420,6 @@ impl Reader<'_> {
                     continue;
                 }
             };
-            self.report.warn(
-                entry.key.mark,
-                &path,
-                format!("'{path}' is recorded only: services are not started yet"),
-            );
             let mut properties: BTreeMap<String, String> = BTreeMap::new();
             for key in ["log_dir", "ssh_public_keys"] {
                 properties.extend(text(node, key).map(|value| (key.to_owned(), value)));
