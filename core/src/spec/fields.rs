@@ -64,14 +64,7 @@ pub(super) static JOB: Object = Object {
         ),
         field("tags", Map(&LiteralOrNull), Runs, "", "Key-value pairs that may change later."),
         field("properties", Map(&LiteralOrNull), Recorded, "", "Key-value pairs that stay."),
-        field(
-            "command",
-            Text,
-            Runs,
-            "required",
-            "The shell command. ${{inputs.NAME}} and ${{outputs.NAME}} stand for values and \
-             paths; $[[ … ]] is dropped if an optional input in it is unset.",
-        ),
+        field("command", Text, Runs, "required", "The shell command, with expressions."),
         field(
             "code",
             Text,
@@ -518,7 +511,8 @@ static RETRY: Object = Object {
             Quantity("a factor such as 2x or 1.5x"),
             Extends,
             "",
-            "Multiplies the memory asked for after the job was killed for want of memory.",
+            "Multiplies the memory asked for after the job was killed for want of memory, where the \
+             node can tell.",
         ),
     ],
 };

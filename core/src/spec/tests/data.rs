@@ -75,7 +75,7 @@ fn every_form_of_data_reference() {
             DataUri::RunArtifact { run: "brave_fox_1".to_owned(), path: "model/a".to_owned() },
         ),
         (
-            "runs:/brave_fox_1",
+            "runs:///brave_fox_1",
             DataUri::RunArtifact { run: "brave_fox_1".to_owned(), path: String::new() },
         ),
         (
