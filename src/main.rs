@@ -3,5 +3,10 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    // A supervisor is this program too. It must not carry a client's or daemon's baggage, so its
+    // case is decided before anything else is set up.
+    if let Some(code) = atelier_agent::supervise_if_asked(std::env::args_os()) {
+        return code;
+    }
     atelier::cli::main(std::env::args_os())
 }

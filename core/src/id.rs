@@ -199,6 +199,13 @@ impl fmt::Display for ExperimentName {
     }
 }
 
+impl NodeName {
+    /// Sorts before every valid name; for range queries only.
+    pub(crate) fn lowest() -> Self {
+        Self("".into())
+    }
+}
+
 impl JobName {
     /// A name as Azure makes them: `adjective_noun_suffix`, from 64 random bits.
     ///

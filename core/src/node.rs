@@ -1,1 +1,89 @@
-//! Being built.
+//! A node: a machine whose agent takes jobs.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::{ComputeName, NodeName};
+use crate::resource::Capacity;
+use crate::time::Timestamp;
+
+/// What a node said of itself when it joined. Kept in the store, so that a restarted daemon knows
+/// its nodes before they come back.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct NodeRecord {
+    /// Unique in the workspace.
+    pub name: NodeName,
+    /// The cluster it belongs to.
+    pub compute: ComputeName,
+    /// What it offers to jobs.
+    pub capacity: Capacity,
+    /// The agent's version.
+    pub version: String,
+    /// The machine's own name.
+    pub hostname: String,
+    /// Operating system and kernel.
+    pub os: String,
+    /// What the machine can and cannot do.
+    #[serde(default)]
+    pub facts: BTreeMap<String, String>,
+    /// When it last joined.
+    pub joined_at: Timestamp,
+}
+
+/// A monotonic instant: milliseconds since the daemon started. Leases count these, because wall
+/// clocks jump.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub struct Mono(pub u64);
+
+impl Mono {
+    /// Milliseconds from `earlier` to `self`.
+    pub const fn millis_since(self, earlier: Self) -> u64 {
+        self.0.saturating_sub(earlier.0)
+    }
+}
+
+/// Both clocks at the moment of a decision.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Now {
+    /// For people and records.
+    pub wall: Timestamp,
+    /// For leases.
+    pub mono: Mono,
+}
+
+/// Whether the daemon hears from a node.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Link {
+    /// A session is open and the node's attempts are reconciled.
+    Ready,
+    /// No session since then; its attempts may well be running.
+    Silent {
+        /// When the session ended, or the daemon started.
+        since: Mono,
+    },
+}
+
+/// How long a silent node's attempts are left alone.
+///
+/// The node ends them itself when it has had no answer to a heartbeat for `lease_ms`; `margin_ms`
+/// more pass before the daemon may start another attempt, so that two never overlap even when the
+/// clocks drift.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LeasePolicy {
+    /// Between heartbeats.
+    pub heartbeat_ms: u64,
+    /// Silence after which a node's jobs are shown as not responding.
+    pub unreachable_ms: u64,
+    /// Silence after which the node itself ends its attempts.
+    pub lease_ms: u64,
+    /// Further wait before the daemon gives them up.
+    pub margin_ms: u64,
+}
+
+impl Default for LeasePolicy {
+    /// 5 s, 30 s, 10 min and 30 s.
+    fn default() -> Self {
+        Self { heartbeat_ms: 5_000, unreachable_ms: 30_000, lease_ms: 600_000, margin_ms: 30_000 }
+    }
+}

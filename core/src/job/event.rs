@@ -1,0 +1,152 @@
+//! The append-only log: one event for every change, with time, reason and who.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Exit, Failure, JobStatus};
+use crate::id::{AttemptNumber, EventSeq, JobName, NodeName, Principal};
+use crate::resource::GpuIndex;
+use crate::time::Timestamp;
+
+/// Something that happened to a job.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Event {
+    /// Place in the workspace's log.
+    pub seq: EventSeq,
+    /// The job.
+    pub job: JobName,
+    /// By the daemon's clock.
+    pub at: Timestamp,
+    /// The attempt concerned; zero for the job as a whole.
+    pub attempt: AttemptNumber,
+    /// Who made it happen.
+    pub principal: Principal,
+    /// The job's status afterwards.
+    pub status: JobStatus,
+    /// What.
+    pub kind: EventKind,
+}
+
+/// What happened. Versioned by name: a kind never changes its meaning.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(tag = "kind")]
+pub enum EventKind {
+    /// Accepted and on disk.
+    Submitted,
+    /// Put in the queue.
+    Queued {
+        /// Why it could not start at once.
+        reason: String,
+    },
+    /// Placed on a node.
+    Assigned {
+        /// Where.
+        node: NodeName,
+        /// Which devices it got.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        gpus: Vec<GpuIndex>,
+    },
+    /// Environment, code and inputs are being made ready.
+    Preparing {
+        /// What is being done.
+        step: String,
+    },
+    /// The command started.
+    Running,
+    /// The command ended; outputs are being collected.
+    Finalizing {
+        /// How it ended.
+        exit: Option<Exit>,
+    },
+    /// Over, as asked.
+    Completed,
+    /// Over, not as asked.
+    Failed {
+        /// Why.
+        failure: Failure,
+    },
+    /// Somebody asked it to stop.
+    CancelRequested {
+        /// Why, in their words.
+        reason: String,
+    },
+    /// Over, on somebody's word or because a limit was reached.
+    Canceled {
+        /// Why.
+        reason: String,
+    },
+    /// An attempt failed and the job waits for the next.
+    Requeued {
+        /// Why, and when the next attempt may start.
+        reason: String,
+    },
+    /// The node has been silent for too long.
+    NodeUnreachable {
+        /// Which.
+        node: NodeName,
+    },
+    /// The node is back and the attempt with it.
+    NodeReturned {
+        /// Which.
+        node: NodeName,
+    },
+    /// Hidden from lists.
+    Archived,
+    /// Shown in lists again.
+    Restored,
+}
+
+impl EventKind {
+    /// The kind's name, as stored and shown.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Submitted => "Submitted",
+            Self::Queued { .. } => "Queued",
+            Self::Assigned { .. } => "Assigned",
+            Self::Preparing { .. } => "Preparing",
+            Self::Running => "Running",
+            Self::Finalizing { .. } => "Finalizing",
+            Self::Completed => "Completed",
+            Self::Failed { .. } => "Failed",
+            Self::CancelRequested { .. } => "CancelRequested",
+            Self::Canceled { .. } => "Canceled",
+            Self::Requeued { .. } => "Requeued",
+            Self::NodeUnreachable { .. } => "NodeUnreachable",
+            Self::NodeReturned { .. } => "NodeReturned",
+            Self::Archived => "Archived",
+            Self::Restored => "Restored",
+        }
+    }
+
+    /// In words, for people.
+    pub fn message(&self) -> String {
+        match self {
+            Self::Submitted => "accepted".to_owned(),
+            Self::Queued { reason } => format!("waits: {reason}"),
+            Self::Assigned { node, gpus } if gpus.is_empty() => format!("placed on node {node}"),
+            Self::Assigned { node, gpus } => {
+                let list: Vec<String> = gpus.iter().map(ToString::to_string).collect();
+                format!("placed on node {node} with GPU {}", list.join(","))
+            }
+            Self::Preparing { step } => format!("preparing: {step}"),
+            Self::Running => "the command started".to_owned(),
+            Self::Finalizing { exit: Some(Exit::Code(code)) } => {
+                format!("the command ended with exit code {code}; collecting outputs")
+            }
+            Self::Finalizing { exit: Some(Exit::Signal(signal)) } => {
+                format!("the command was killed by signal {signal}; collecting outputs")
+            }
+            Self::Finalizing { exit: None } => "the command never started".to_owned(),
+            Self::Completed => "completed".to_owned(),
+            Self::Failed { failure } => failure.message.clone(),
+            Self::CancelRequested { reason } if reason.is_empty() => "asked to stop".to_owned(),
+            Self::CancelRequested { reason } => format!("asked to stop: {reason}"),
+            Self::Canceled { reason } if reason.is_empty() => "canceled".to_owned(),
+            Self::Canceled { reason } => format!("canceled: {reason}"),
+            Self::Requeued { reason } => format!("back in the queue: {reason}"),
+            Self::NodeUnreachable { node } => format!("node {node} does not answer"),
+            Self::NodeReturned { node } => format!("node {node} is back"),
+            Self::Archived => "archived".to_owned(),
+            Self::Restored => "restored".to_owned(),
+        }
+    }
+}

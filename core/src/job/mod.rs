@@ -1,0 +1,397 @@
+//! A job's life: states that carry what is true in them, and the events that record each change.
+//!
+//! ```text
+//! Queued --(placed)--> Active{Starting -> Preparing -> Running -> Finalizing} --(end)--> Ended
+//!   ^                     |
+//!   +---(retry, or the node was lost)
+//! ```
+//! A cancelled job that waits ends at once; one that is active is asked to stop and ends when its
+//! node says so.
+
+mod event;
+mod status;
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+pub use event::{Event, EventKind};
+pub use status::JobStatus;
+
+use crate::content::Digest;
+use crate::id::{AttemptNumber, ComputeName, Epoch, JobName, NodeName, PortName, Principal, SubmitSeq};
+use crate::resource::Reservation;
+use crate::spec::CommandJob;
+use crate::time::Timestamp;
+
+/// A job as the workspace knows it.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Job {
+    /// Unique in the workspace; the run's id too.
+    pub name: JobName,
+    /// Order of submission.
+    pub seq: SubmitSeq,
+    /// What was asked for. Never changes.
+    pub spec: Arc<CommandJob>,
+    /// Where it was sent.
+    pub compute: ComputeName,
+    /// Who submitted it.
+    pub created_by: Principal,
+    /// When it was accepted.
+    pub created_at: Timestamp,
+    /// Tries so far.
+    pub tries: Tries,
+    /// Where it stands.
+    pub state: State,
+    /// Hidden from lists.
+    pub archived: bool,
+}
+
+/// Tries so far, by whose fault they ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Tries {
+    /// The newest attempt's number; zero before the first.
+    pub made: AttemptNumber,
+    /// Ended by the job's own failure: these use up `retry.max_attempts`.
+    pub failed: u32,
+    /// Ended by the platform's failure or a lost node: these never use the user's tries, but are
+    /// capped at [`Tries::MAX_LOST`].
+    pub lost: u32,
+}
+
+impl Tries {
+    /// A job that has taken this many nodes down, or lost them, stops.
+    pub const MAX_LOST: u32 = 3;
+}
+
+/// Where a job stands.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// Waits for resources.
+    Queued(Queued),
+    /// An attempt holds resources on a node.
+    Active(Active),
+    /// Over. Nothing changes any more except `archived`.
+    Ended(Ended),
+}
+
+/// A waiting job.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Queued {
+    /// Since when.
+    pub since: Timestamp,
+    /// Not to be started before this, after a failed attempt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_before: Option<Timestamp>,
+}
+
+/// An attempt in progress.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Active {
+    /// Which try.
+    pub attempt: AttemptNumber,
+    /// Its fencing number.
+    pub epoch: Epoch,
+    /// Where.
+    pub node: NodeName,
+    /// What it holds there.
+    pub reservation: Reservation,
+    /// When it was placed.
+    pub assigned_at: Timestamp,
+    /// How far it is.
+    pub phase: Phase,
+    /// When the command started, by the node's clock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<Timestamp>,
+    /// Set once somebody asked it to stop.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cancel: Option<Cancel>,
+    /// The node has been silent for too long. It may come back.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unreachable: bool,
+}
+
+/// How far an attempt is. Ordered: an attempt never goes back.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Given to the node, which has not answered yet.
+    Starting,
+    /// Environment, code and inputs.
+    Preparing {
+        /// What is being done, in words.
+        step: String,
+    },
+    /// The command runs.
+    Running,
+    /// The command has ended; outputs are being collected.
+    Finalizing {
+        /// How it ended, if it ever started.
+        exit: Option<Exit>,
+    },
+}
+
+impl Phase {
+    /// Its place in the order.
+    pub fn rank(&self) -> u8 {
+        match self {
+            Self::Starting => 0,
+            Self::Preparing { .. } => 1,
+            Self::Running => 2,
+            Self::Finalizing { .. } => 3,
+        }
+    }
+}
+
+/// How a process ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Exit {
+    /// By itself, with this code.
+    Code(i32),
+    /// Killed by this signal.
+    Signal(i32),
+}
+
+impl Exit {
+    /// Whether it counts as success.
+    pub fn is_success(self) -> bool {
+        self == Self::Code(0)
+    }
+
+    /// The code as a shell reports it: signals are 128 and the number.
+    pub fn shell_code(self) -> i32 {
+        match self {
+            Self::Code(code) => code,
+            Self::Signal(signal) => 128 + signal,
+        }
+    }
+}
+
+/// Somebody asked the job to stop.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Cancel {
+    /// Who.
+    pub by: Principal,
+    /// Why, in their words.
+    pub reason: String,
+    /// When.
+    pub at: Timestamp,
+}
+
+/// A finished job.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Ended {
+    /// When.
+    pub at: Timestamp,
+    /// How.
+    pub outcome: Outcome,
+    /// When the last attempt's command started, by its node's clock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<Timestamp>,
+    /// How the process of the last attempt ended, if it ever started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit: Option<Exit>,
+    /// Where the last attempt ran.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<NodeName>,
+    /// What it wrote. Visible from now on, and unchanging.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub manifest: Option<ManifestRef>,
+    /// Named outputs, by name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub outputs: Vec<OutputCommit>,
+    /// Bytes of the last attempt's log.
+    #[serde(default)]
+    pub log_bytes: u64,
+}
+
+/// How a job ended.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// As asked.
+    Completed,
+    /// Not as asked.
+    Failed(Failure),
+    /// On somebody's word, or because a limit was reached.
+    Canceled(Cancel),
+}
+
+/// Why a job failed.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Failure {
+    /// For programs.
+    pub cause: Cause,
+    /// For people: what happened and what to do.
+    pub message: String,
+}
+
+/// What made an attempt fail, for programs. The words are stable.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Cause {
+    /// The command ended with another code than zero.
+    UserError,
+    /// The shell did not find the command.
+    CommandNotFound,
+    /// The environment could not be made.
+    EnvironmentFailed,
+    /// An input could not be had.
+    InputFailed,
+    /// The code could not be had.
+    CodeFailed,
+    /// An output could not be stored.
+    OutputFailed,
+    /// `limits.timeout` was reached.
+    Timeout,
+    /// Asked to stop.
+    Canceled,
+    /// The node's disk is full.
+    DiskFull,
+    /// The node was lost.
+    NodeLost,
+    /// The node could not hold its lease and stopped the job itself.
+    LeaseExpired,
+    /// The agent or supervisor failed.
+    AgentError,
+}
+
+impl Cause {
+    /// Whether the failure counts against the platform rather than the user's tries.
+    pub fn is_platforms(self) -> bool {
+        matches!(self, Self::NodeLost | Self::LeaseExpired | Self::AgentError | Self::DiskFull)
+    }
+}
+
+/// Points to the manifest of what an attempt wrote.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ManifestRef {
+    /// Key within the artifact store.
+    pub key: String,
+    /// Of the manifest's bytes.
+    pub digest: Digest,
+    /// How many files it lists.
+    pub files: u64,
+    /// Their bytes in all.
+    pub bytes: u64,
+}
+
+/// A named output, committed.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct OutputCommit {
+    /// The output's name in the specification.
+    pub name: PortName,
+    /// `azureml://datastores/…`
+    pub uri: String,
+    /// How many files.
+    pub files: u64,
+    /// Their bytes in all.
+    pub bytes: u64,
+    /// Kept from an attempt that failed or was cancelled.
+    #[serde(default)]
+    pub partial: bool,
+}
+
+/// Names one attempt in every message about it.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct AttemptKey {
+    /// The job.
+    pub job: JobName,
+    /// Which try.
+    pub attempt: AttemptNumber,
+    /// Its fencing number.
+    pub epoch: Epoch,
+}
+
+/// What a node says of an attempt.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Report {
+    /// Which.
+    pub key: AttemptKey,
+    /// Where it stands there.
+    pub progress: Progress,
+}
+
+/// Where an attempt stands on its node.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Progress {
+    /// Environment, code and inputs.
+    Preparing {
+        /// What is being done, in words.
+        step: String,
+    },
+    /// The command runs since then.
+    Running {
+        /// By the node's clock.
+        since: Timestamp,
+    },
+    /// The command has ended.
+    Finalizing {
+        /// How, if it ever started.
+        exit: Option<Exit>,
+    },
+    /// Everything is done and stored.
+    Ended(Box<AttemptEnd>),
+}
+
+/// A node's last word on an attempt.
+#[derive(Clone, PartialEq, Debug)]
+pub struct AttemptEnd {
+    /// How the process ended, if it ever started.
+    pub exit: Option<Exit>,
+    /// What went wrong besides.
+    pub problem: Option<Failure>,
+    /// When the command started, by the node's clock.
+    pub started_at: Option<Timestamp>,
+    /// What was stored.
+    pub manifest: Option<ManifestRef>,
+    /// Files and bytes of each named output.
+    pub outputs: Vec<(PortName, u64, u64)>,
+    /// Bytes of log.
+    pub log_bytes: u64,
+}
+
+impl Job {
+    /// Azure's word for where it stands.
+    pub fn status(&self) -> JobStatus {
+        match &self.state {
+            State::Queued(_) => JobStatus::Queued,
+            State::Active(active) if active.cancel.is_some() => JobStatus::CancelRequested,
+            State::Active(active) if active.unreachable => JobStatus::NotResponding,
+            State::Active(active) => match active.phase {
+                Phase::Starting => JobStatus::Starting,
+                Phase::Preparing { .. } => JobStatus::Preparing,
+                Phase::Running => JobStatus::Running,
+                Phase::Finalizing { .. } => JobStatus::Finalizing,
+            },
+            State::Ended(ended) => match ended.outcome {
+                Outcome::Completed => JobStatus::Completed,
+                Outcome::Failed(_) => JobStatus::Failed,
+                Outcome::Canceled(_) => JobStatus::Canceled,
+            },
+        }
+    }
+
+    /// The attempt in progress, if there is one.
+    pub fn active(&self) -> Option<&Active> {
+        match &self.state {
+            State::Active(active) => Some(active),
+            State::Queued(_) | State::Ended(_) => None,
+        }
+    }
+
+    /// The end, if it has come.
+    pub fn ended(&self) -> Option<&Ended> {
+        match &self.state {
+            State::Ended(ended) => Some(ended),
+            State::Queued(_) | State::Active(_) => None,
+        }
+    }
+
+    /// The key of the attempt in progress.
+    pub fn attempt_key(&self) -> Option<AttemptKey> {
+        let active = self.active()?;
+        Some(AttemptKey { job: self.name.clone(), attempt: active.attempt, epoch: active.epoch })
+    }
+}

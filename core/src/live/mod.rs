@@ -1,0 +1,513 @@
+//! What is alive: waiting and running jobs, nodes, and what they hold. Facts come in, decisions
+//! go out; finished jobs leave.
+//!
+//! Every function takes the moment as an argument and appends to [`Decisions`]. The reactor owns
+//! one `Live`, writes the decisions in one transaction, and only then performs the effects.
+
+mod nodes;
+mod reports;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::id::{
+    AttemptNumber, ComputeName, Epoch, EventSeq, JobName, NodeName, Principal, SubmitSeq,
+};
+use crate::job::{
+    Active, AttemptKey, Cancel, Ended, Event, EventKind, Failure, Job, Outcome, Phase, Queued,
+    State, Tries,
+};
+use crate::node::{LeasePolicy, Link, Mono, NodeRecord, Now};
+use crate::resource::{Capacity, Cpus, GpuIndex, Memory};
+use crate::sched::{self, Budget, Placement, Sched, WaitReason, Waiting};
+use crate::spec::CommandJob;
+
+/// The live state of a workspace.
+#[derive(Clone, Debug)]
+pub struct Live {
+    jobs: BTreeMap<JobName, Job>,
+    nodes: BTreeMap<NodeName, LiveNode>,
+    computes: BTreeMap<ComputeName, Compute>,
+    sched: Sched,
+    lease: LeasePolicy,
+    next_epoch: Epoch,
+    next_seq: SubmitSeq,
+    next_event: EventSeq,
+    daemon: Principal,
+    default_compute: ComputeName,
+}
+
+/// A cluster of nodes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Compute {
+    /// Unique in the workspace.
+    pub name: ComputeName,
+}
+
+/// A node and what runs on it.
+#[derive(Clone, Debug)]
+pub struct LiveNode {
+    /// What it said of itself.
+    pub record: NodeRecord,
+    /// Whether the daemon hears from it.
+    pub link: Link,
+    /// Its attempts, by job. A value is set while the node itself does not know the attempt: then
+    /// it is the moment from which the lease counts.
+    pub attempts: BTreeMap<JobName, Option<Mono>>,
+    /// Jobs there are already shown as not responding.
+    pub unreachable: bool,
+}
+
+/// What was decided: to be written together, then done.
+#[derive(Default, Debug)]
+pub struct Decisions {
+    /// Appended to the log, in order.
+    pub events: Vec<Event>,
+    /// Jobs accepted now.
+    pub submitted: Vec<JobName>,
+    /// Jobs whose state changed, accepted ones included. Finished ones carry their last state
+    /// here, because they are no longer alive.
+    pub changed: BTreeMap<JobName, Job>,
+    /// Nodes whose record changed.
+    pub nodes: Vec<NodeRecord>,
+    /// To be done once all of it is on disk.
+    pub effects: Vec<Effect>,
+}
+
+/// Something to do outside, after the decision is on disk.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Effect {
+    /// Give an attempt to its node.
+    Assign {
+        /// Where.
+        node: NodeName,
+        /// Which.
+        key: AttemptKey,
+        /// What.
+        spec: Arc<CommandJob>,
+        /// Its devices.
+        gpus: Vec<GpuIndex>,
+        /// Who submitted the job.
+        created_by: Principal,
+    },
+    /// Ask a node to stop an attempt.
+    Stop {
+        /// Where.
+        node: NodeName,
+        /// Which.
+        key: AttemptKey,
+        /// Why.
+        reason: String,
+    },
+    /// Tell a node that an attempt's end is on disk.
+    Acknowledge {
+        /// Where.
+        node: NodeName,
+        /// Which.
+        key: AttemptKey,
+    },
+    /// Tell a node to kill and forget an attempt.
+    Discard {
+        /// Where.
+        node: NodeName,
+        /// Which.
+        key: AttemptKey,
+    },
+    /// An attempt is over: its token is dead.
+    AttemptOver {
+        /// Which.
+        key: AttemptKey,
+    },
+    /// A job is over: its metrics can be sealed.
+    JobOver {
+        /// Which.
+        job: JobName,
+    },
+}
+
+/// A request that cannot be met.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// The name is taken.
+    #[error("cannot create job '{0}': the name is taken; choose another or leave it out")]
+    NameTaken(JobName),
+    /// There is no such compute.
+    #[error("cannot create the job: there is no compute '{name}' (known: {known}); see 'atelier compute list'")]
+    UnknownCompute {
+        /// What was asked for.
+        name: ComputeName,
+        /// What there is.
+        known: String,
+    },
+    /// No node of the compute could ever hold it.
+    #[error("cannot create the job: it asks for {demand}, but the largest node of compute '{compute}' has {largest}; ask for less")]
+    NeverFits {
+        /// What was asked for.
+        demand: String,
+        /// Where.
+        compute: ComputeName,
+        /// The most that a node has.
+        largest: String,
+    },
+    /// What later work will run.
+    #[error("cannot create the job: {0}")]
+    NotYet(String),
+    /// There is no such live job.
+    #[error("there is no live job '{0}'")]
+    NoSuchJob(JobName),
+}
+
+/// A validated submission.
+#[derive(Clone, Debug)]
+pub struct Submission {
+    /// The job's name, made by the caller if the user gave none.
+    pub name: JobName,
+    /// What to run.
+    pub spec: Arc<CommandJob>,
+    /// Who asks.
+    pub principal: Principal,
+}
+
+/// Where the counters stand, as recovered from the store.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Counters {
+    /// The last epoch given.
+    pub epoch: Epoch,
+    /// The last submission.
+    pub seq: SubmitSeq,
+    /// The last event.
+    pub event: EventSeq,
+}
+
+/// How many placements one scheduling round may make.
+const ROUND: Budget = Budget { placements: 512 };
+
+impl Live {
+    /// A workspace without jobs.
+    pub fn new(
+        computes: impl IntoIterator<Item = ComputeName>,
+        default_compute: ComputeName,
+        daemon: Principal,
+        lease: LeasePolicy,
+        counters: Counters,
+    ) -> Self {
+        let mut sched = Sched::default();
+        let mut known = BTreeMap::new();
+        for name in computes.into_iter().chain([default_compute.clone()]) {
+            sched.add_compute(name.clone());
+            known.insert(name.clone(), Compute { name });
+        }
+        Self {
+            jobs: BTreeMap::new(),
+            nodes: BTreeMap::new(),
+            computes: known,
+            sched,
+            lease,
+            next_epoch: counters.epoch.next(),
+            next_seq: counters.seq.next(),
+            next_event: counters.event.next(),
+            daemon,
+            default_compute,
+        }
+    }
+
+    /// Puts back what the store held when the daemon stopped. Nodes first, then jobs.
+    pub fn recover(&mut self, nodes: Vec<NodeRecord>, jobs: Vec<Job>, mono: Mono) {
+        for record in nodes {
+            self.sched.put_node(&record.compute, record.name.clone(), record.capacity.clone());
+            let link = Link::Silent { since: mono };
+            let node =
+                LiveNode { record, link, attempts: BTreeMap::new(), unreachable: false };
+            self.nodes.insert(node.record.name.clone(), node);
+        }
+        for job in jobs {
+            match &job.state {
+                State::Queued(queued) => {
+                    let waiting = Waiting {
+                        job: job.name.clone(),
+                        demand: job.spec.resources.demand,
+                        not_before: queued.not_before,
+                    };
+                    self.sched.enqueue(&job.compute, job.seq, waiting);
+                }
+                State::Active(active) => {
+                    self.sched.take(&job.compute, &active.node, &active.reservation);
+                    if let Some(node) = self.nodes.get_mut(&active.node) {
+                        node.attempts.insert(job.name.clone(), None);
+                        node.unreachable |= active.unreachable;
+                    }
+                }
+                State::Ended(_) => continue,
+            }
+            self.jobs.insert(job.name.clone(), job);
+        }
+    }
+
+    /// A live job.
+    pub fn job(&self, name: &JobName) -> Option<&Job> {
+        self.jobs.get(name)
+    }
+
+    /// Every live job, by name.
+    pub fn jobs(&self) -> impl Iterator<Item = &Job> {
+        self.jobs.values()
+    }
+
+    /// Every node, by name.
+    pub fn nodes(&self) -> impl Iterator<Item = &LiveNode> {
+        self.nodes.values()
+    }
+
+    /// Every compute, by name.
+    pub fn computes(&self) -> impl Iterator<Item = &Compute> {
+        self.computes.values()
+    }
+
+    /// Where jobs go that name no compute.
+    pub fn default_compute(&self) -> &ComputeName {
+        &self.default_compute
+    }
+
+    /// What placements depend on.
+    pub fn sched(&self) -> &Sched {
+        &self.sched
+    }
+
+    /// Why a live job waits; `None` if it does not.
+    pub fn wait_reason(&self, job: &Job) -> Option<WaitReason> {
+        match job.state {
+            State::Queued(_) => self.sched.reason(&job.compute, job.seq),
+            State::Active(_) | State::Ended(_) => None,
+        }
+    }
+
+    /// Accepts a job into the queue, or says why not. The caller knows that no finished job has
+    /// the name.
+    pub fn submit(
+        &mut self,
+        submission: Submission,
+        now: Now,
+        out: &mut Decisions,
+    ) -> Result<(), Refusal> {
+        let Submission { name, spec, principal } = submission;
+        if self.jobs.contains_key(&name) || out.changed.contains_key(&name) {
+            return Err(Refusal::NameTaken(name));
+        }
+        let compute = spec.compute.clone().unwrap_or_else(|| self.default_compute.clone());
+        if !self.computes.contains_key(&compute) {
+            let known: Vec<&str> = self.computes.keys().map(ComputeName::as_str).collect();
+            return Err(Refusal::UnknownCompute { name: compute, known: known.join(", ") });
+        }
+        if spec.resources.instance_count > 1 {
+            return Err(Refusal::NotYet(format!(
+                "resources.instance_count is {}, and jobs on several nodes are not supported yet; \
+                 set it to 1",
+                spec.resources.instance_count
+            )));
+        }
+        let demand = spec.resources.demand;
+        if let Some(largest) = self.sched.never_fits(&compute, &demand) {
+            let largest = describe(&largest);
+            return Err(Refusal::NeverFits { demand: demand.to_string(), compute, largest });
+        }
+        let seq = self.next_seq;
+        self.next_seq = seq.next();
+        let job = Job {
+            name: name.clone(),
+            seq,
+            spec,
+            compute: compute.clone(),
+            created_by: principal.clone(),
+            created_at: now.wall,
+            tries: Tries::default(),
+            state: State::Queued(Queued { since: now.wall, not_before: None }),
+            archived: false,
+        };
+        self.record(&job, AttemptNumber(0), principal, EventKind::Submitted, now, out);
+        out.submitted.push(name.clone());
+        out.changed.insert(name.clone(), job.clone());
+        self.sched.enqueue(&compute, seq, Waiting { job: name.clone(), demand, not_before: None });
+        self.jobs.insert(name, job);
+        Ok(())
+    }
+
+    /// Asks a job to stop. One that waits ends now; asking again changes nothing.
+    pub fn cancel(
+        &mut self,
+        name: &JobName,
+        by: Principal,
+        reason: &str,
+        now: Now,
+        out: &mut Decisions,
+    ) -> Result<(), Refusal> {
+        let Some(job) = self.jobs.get(name) else {
+            return Err(Refusal::NoSuchJob(name.clone()));
+        };
+        let cancel = Cancel { by: by.clone(), reason: reason.to_owned(), at: now.wall };
+        match &job.state {
+            State::Queued(_) => {
+                let outcome = Outcome::Canceled(cancel);
+                self.end_waiting(name, outcome, by, now, out);
+            }
+            State::Active(active) if active.cancel.is_none() => {
+                let mut job = job.clone();
+                let (attempt, node) = (active.attempt, active.node.clone());
+                let key = AttemptKey { job: name.clone(), attempt, epoch: active.epoch };
+                if let State::Active(active) = &mut job.state {
+                    active.cancel = Some(cancel);
+                }
+                let kind = EventKind::CancelRequested { reason: reason.to_owned() };
+                self.record(&job, attempt, by, kind, now, out);
+                let reason = reason.to_owned();
+                out.effects.push(Effect::Stop { node, key, reason });
+                self.put(job, out);
+            }
+            State::Active(_) | State::Ended(_) => {}
+        }
+        Ok(())
+    }
+
+    /// Starts what can start now. Call it after every batch of facts.
+    pub fn schedule(&mut self, now: Now, out: &mut Decisions) {
+        loop {
+            let plan = sched::plan(&self.sched, now.wall, ROUND);
+            let mut placed = 0;
+            for placement in &plan.placements {
+                placed += usize::from(self.place(placement, now, out));
+            }
+            self.sched.explain_with(&plan);
+            let more = plan.blocked.iter().any(|(_, r)| matches!(r, Some(WaitReason::NextRound)));
+            if !more || placed == 0 {
+                break;
+            }
+        }
+        // Those accepted now that did not start are told why.
+        for name in std::mem::take(&mut out.submitted) {
+            let Some(job) = self.jobs.get(&name) else { continue };
+            if let Some(reason) = self.wait_reason(job) {
+                let kind = EventKind::Queued { reason: reason.to_string() };
+                let job = job.clone();
+                self.record(&job, AttemptNumber(0), self.daemon.clone(), kind, now, out);
+            }
+        }
+    }
+
+    fn place(&mut self, placement: &Placement, now: Now, out: &mut Decisions) -> bool {
+        let Some(job) = self.jobs.get(&placement.job) else { return false };
+        let Some(reservation) = self.sched.commit(placement) else { return false };
+        let mut job = job.clone();
+        let attempt = job.tries.made.next();
+        let epoch = self.next_epoch;
+        self.next_epoch = epoch.next();
+        job.tries.made = attempt;
+        let gpus = reservation.gpus.clone();
+        job.state = State::Active(Active {
+            attempt,
+            epoch,
+            node: placement.node.clone(),
+            reservation,
+            assigned_at: now.wall,
+            phase: Phase::Starting,
+            started_at: None,
+            cancel: None,
+            unreachable: false,
+        });
+        if let Some(node) = self.nodes.get_mut(&placement.node) {
+            node.attempts.insert(job.name.clone(), None);
+        }
+        let kind = EventKind::Assigned { node: placement.node.clone(), gpus: gpus.clone() };
+        self.record(&job, attempt, self.daemon.clone(), kind, now, out);
+        out.effects.push(assign(&job, placement.node.clone(), attempt, epoch, gpus));
+        self.put(job, out);
+        true
+    }
+
+    /// Ends a job that holds nothing.
+    fn end_waiting(
+        &mut self,
+        name: &JobName,
+        outcome: Outcome,
+        by: Principal,
+        now: Now,
+        out: &mut Decisions,
+    ) {
+        let Some(mut job) = self.jobs.remove(name) else { return };
+        self.sched.dequeue(&job.compute, job.seq);
+        let kind = end_event(&outcome);
+        job.state = State::Ended(Ended {
+            at: now.wall,
+            outcome,
+            started_at: None,
+            exit: None,
+            node: None,
+            manifest: None,
+            outputs: Vec::new(),
+            log_bytes: 0,
+        });
+        self.record(&job, AttemptNumber(0), by, kind, now, out);
+        out.effects.push(Effect::JobOver { job: name.clone() });
+        out.changed.insert(name.clone(), job);
+    }
+
+    fn put(&mut self, job: Job, out: &mut Decisions) {
+        out.changed.insert(job.name.clone(), job.clone());
+        self.jobs.insert(job.name.clone(), job);
+    }
+
+    fn record(
+        &mut self,
+        job: &Job,
+        attempt: AttemptNumber,
+        principal: Principal,
+        kind: EventKind,
+        now: Now,
+        out: &mut Decisions,
+    ) {
+        let seq = self.next_event;
+        self.next_event = seq.next();
+        let status = job.status();
+        let job = job.name.clone();
+        out.events.push(Event { seq, job, at: now.wall, attempt, principal, status, kind });
+    }
+
+    /// Records something about a job that is over (archived, restored).
+    pub fn note(&mut self, job: &Job, by: Principal, kind: EventKind, now: Now, out: &mut Decisions) {
+        self.record(job, AttemptNumber(0), by, kind, now, out);
+    }
+}
+
+fn assign(
+    job: &Job,
+    node: NodeName,
+    attempt: AttemptNumber,
+    epoch: Epoch,
+    gpus: Vec<GpuIndex>,
+) -> Effect {
+    Effect::Assign {
+        node,
+        key: AttemptKey { job: job.name.clone(), attempt, epoch },
+        spec: job.spec.clone(),
+        gpus,
+        created_by: job.created_by.clone(),
+    }
+}
+
+fn end_event(outcome: &Outcome) -> EventKind {
+    match outcome {
+        Outcome::Completed => EventKind::Completed,
+        Outcome::Failed(failure) => EventKind::Failed { failure: failure.clone() },
+        Outcome::Canceled(cancel) => EventKind::Canceled { reason: cancel.reason.clone() },
+    }
+}
+
+fn describe(capacity: &Capacity) -> String {
+    let gpus = capacity.gpus.len();
+    format!("{} CPU, {} memory, {gpus} GPU", Cpus(capacity.cpu), Memory(capacity.memory))
+}
+
+fn lost(node: &NodeName, message: String) -> Failure {
+    Failure { cause: crate::job::Cause::NodeLost, message: format!("node {node}: {message}") }
+}

@@ -1,0 +1,150 @@
+//! Nodes come, fall silent and come back.
+
+use std::collections::BTreeMap;
+
+use super::{Decisions, Effect, Live, LiveNode, assign, lost};
+use crate::id::{JobName, NodeName};
+use crate::job::{EventKind, Job, Phase, Report, State};
+use crate::node::{Link, Mono, NodeRecord, Now};
+
+impl Live {
+    /// A node opened a session and listed every attempt it knows. Reconciles first; only then may
+    /// the node get jobs (a heartbeat that arrives first must not make it ready).
+    pub fn node_joined(
+        &mut self,
+        record: NodeRecord,
+        reports: Vec<Report>,
+        now: Now,
+        out: &mut Decisions,
+    ) {
+        let name = record.name.clone();
+        if let Some(known) = self.nodes.get(&name)
+            && known.record.compute != record.compute
+        {
+            // Its jobs stay with the old cluster's ledger until they end there.
+            let (compute, node) = (known.record.compute.clone(), name.clone());
+            self.sched.set_ready(&compute, &node, false);
+        }
+        self.sched.put_node(&record.compute, name.clone(), record.capacity.clone());
+        let node = self.nodes.entry(name.clone()).or_insert_with(|| LiveNode {
+            record: record.clone(),
+            link: Link::Ready,
+            attempts: BTreeMap::new(),
+            unreachable: false,
+        });
+        node.record = record.clone();
+        node.link = Link::Ready;
+        let was_unreachable = std::mem::take(&mut node.unreachable);
+        let mine: Vec<JobName> = node.attempts.keys().cloned().collect();
+        if was_unreachable {
+            for job in &mine {
+                self.set_unreachable(job, false, now, out);
+            }
+        }
+        let told: BTreeMap<JobName, _> =
+            reports.iter().map(|r| (r.key.job.clone(), r.key.epoch)).collect();
+        for job_name in mine {
+            let Some(job) = self.jobs.get(&job_name) else { continue };
+            let Some(active) = job.active() else { continue };
+            if told.get(&job_name) == Some(&active.epoch) {
+                if let (Some(cancel), Some(key)) = (&active.cancel, job.attempt_key()) {
+                    let reason = cancel.reason.clone();
+                    out.effects.push(Effect::Stop { node: name.clone(), key, reason });
+                }
+                continue;
+            }
+            if active.phase == Phase::Starting {
+                // The assignment may have been lost on its way: the node takes a second one of
+                // the same epoch for the first.
+                let (attempt, epoch) = (active.attempt, active.epoch);
+                let gpus = active.reservation.gpus.clone();
+                out.effects.push(assign(job, name.clone(), attempt, epoch, gpus));
+            } else if let Some(node) = self.nodes.get_mut(&name) {
+                // The node has lost its memory of a started attempt, which may yet run. Its
+                // supervisor ends it when the lease runs out; until then nothing else may start.
+                node.attempts.insert(job_name, Some(now.mono));
+            }
+        }
+        for report in reports {
+            self.report(&name, report, now, out);
+        }
+        self.sched.set_ready(&record.compute, &name, true);
+        out.nodes.push(record);
+    }
+
+    /// The session of a node ended. Its jobs go on; it gets no new ones.
+    pub fn node_left(&mut self, name: &NodeName, now: Now) {
+        let Some(node) = self.nodes.get_mut(name) else { return };
+        if node.link == Link::Ready {
+            node.link = Link::Silent { since: now.mono };
+            let compute = node.record.compute.clone();
+            self.sched.set_ready(&compute, name, false);
+        }
+    }
+
+    /// Lets time pass: silent nodes become unreachable, and what they held is given up when the
+    /// lease and its margin are over.
+    pub fn tick(&mut self, now: Now, out: &mut Decisions) {
+        let lease = self.lease;
+        let mut unreachable = Vec::new();
+        let mut gone = Vec::new();
+        for (name, node) in &mut self.nodes {
+            let silent_since = match node.link {
+                Link::Ready => None,
+                Link::Silent { since } => Some(since),
+            };
+            if let Some(since) = silent_since
+                && !node.unreachable
+                && now.mono.millis_since(since) >= lease.unreachable_ms
+            {
+                node.unreachable = true;
+                unreachable.extend(node.attempts.keys().cloned());
+            }
+            for (job, missing) in &node.attempts {
+                let counted_from: Option<Mono> = missing.or(silent_since);
+                if counted_from.is_some_and(|since| {
+                    now.mono.millis_since(since) >= lease.lease_ms + lease.margin_ms
+                }) {
+                    gone.push((name.clone(), job.clone()));
+                }
+            }
+        }
+        for job in unreachable {
+            self.set_unreachable(&job, true, now, out);
+        }
+        for (node, job) in gone {
+            let Some(job) = self.jobs.get(&job).cloned() else { continue };
+            let seconds = (lease.lease_ms + lease.margin_ms) / 1000;
+            let failure = lost(&node, format!("no word of the attempt for {seconds} s"));
+            self.attempt_lost(job, failure, now, out);
+        }
+    }
+
+    /// The next moment at which [`Live::tick`] or [`Live::schedule`] has something to do, if a
+    /// node is silent or a job is held back.
+    pub fn has_timers(&self) -> bool {
+        self.sched.next_wake().is_some()
+            || self.nodes.values().any(|node| {
+                !node.attempts.is_empty()
+                    && (node.link != Link::Ready || node.attempts.values().any(Option::is_some))
+            })
+    }
+
+    fn set_unreachable(&mut self, job: &JobName, unreachable: bool, now: Now, out: &mut Decisions) {
+        let Some(job) = self.jobs.get(job) else { return };
+        let mut job: Job = job.clone();
+        let State::Active(active) = &mut job.state else { return };
+        if active.unreachable == unreachable {
+            return;
+        }
+        active.unreachable = unreachable;
+        let (attempt, node): (_, NodeName) = (active.attempt, active.node.clone());
+        let kind = if unreachable {
+            EventKind::NodeUnreachable { node }
+        } else {
+            EventKind::NodeReturned { node }
+        };
+        self.record(&job, attempt, self.daemon.clone(), kind, now, out);
+        self.put(job, out);
+    }
+}

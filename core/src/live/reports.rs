@@ -1,0 +1,236 @@
+//! What nodes say of attempts, and what follows.
+
+use super::{Decisions, Effect, Live, end_event};
+use crate::id::{NodeName, Principal};
+use crate::job::{
+    Active, AttemptEnd, Cancel, Cause, Ended, EventKind, Exit, Failure, Job, Outcome, OutputCommit,
+    Phase, Progress, Queued, Report, State, Tries,
+};
+use crate::node::Now;
+use crate::sched::Waiting;
+use crate::spec::OnNodeLoss;
+
+impl Live {
+    /// Takes a node's word on an attempt. Stale and repeated ones change nothing: a report counts
+    /// only if it carries the attempt's epoch, comes from its node and goes forward.
+    pub fn report(&mut self, node: &NodeName, report: Report, now: Now, out: &mut Decisions) {
+        let ended = matches!(report.progress, Progress::Ended(_));
+        let current = self.jobs.get(&report.key.job).filter(|job| {
+            job.active().is_some_and(|active| {
+                active.epoch == report.key.epoch
+                    && active.attempt == report.key.attempt
+                    && &active.node == node
+            })
+        });
+        let Some(job) = current else {
+            // Not alive any more, so its end is on disk or it was given up: the node may forget.
+            let (node, key) = (node.clone(), report.key);
+            out.effects.push(if ended {
+                Effect::Acknowledge { node, key }
+            } else {
+                Effect::Discard { node, key }
+            });
+            return;
+        };
+        let mut job = job.clone();
+        let State::Active(active) = &mut job.state else { return };
+        let attempt = active.attempt;
+        if let Some(live) = self.nodes.get_mut(node)
+            && let Some(missing) = live.attempts.get_mut(&job.name)
+        {
+            *missing = None;
+        }
+        let kind = match report.progress {
+            Progress::Ended(end) => {
+                let key = report.key;
+                out.effects.push(Effect::Acknowledge { node: node.clone(), key: key.clone() });
+                out.effects.push(Effect::AttemptOver { key });
+                let active = active.clone();
+                self.attempt_ended(job, active, *end, now, out);
+                return;
+            }
+            Progress::Preparing { step } => {
+                let phase = Phase::Preparing { step: step.clone() };
+                let same = active.phase == phase;
+                if active.phase.rank() > phase.rank() || same {
+                    return;
+                }
+                active.phase = phase;
+                EventKind::Preparing { step }
+            }
+            Progress::Running { since } => {
+                if active.phase.rank() >= Phase::Running.rank() {
+                    return;
+                }
+                active.phase = Phase::Running;
+                active.started_at = Some(since);
+                EventKind::Running
+            }
+            Progress::Finalizing { exit } => {
+                let phase = Phase::Finalizing { exit };
+                if active.phase.rank() >= phase.rank() {
+                    return;
+                }
+                active.phase = phase;
+                EventKind::Finalizing { exit }
+            }
+        };
+        let by = node_principal(node, &self.daemon);
+        self.record(&job, attempt, by, kind, now, out);
+        self.put(job, out);
+    }
+
+    /// An attempt is over: give back what it held, then end the job or try again.
+    pub(super) fn attempt_ended(
+        &mut self,
+        mut job: Job,
+        active: Active,
+        end: AttemptEnd,
+        now: Now,
+        out: &mut Decisions,
+    ) {
+        self.sched.release(&job.compute, &active.node, &active.reservation);
+        if let Some(node) = self.nodes.get_mut(&active.node) {
+            node.attempts.remove(&job.name);
+        }
+        let verdict = verdict(&job, &active, &end, now);
+        let by = node_principal(&active.node, &self.daemon);
+        match verdict {
+            Verdict::Over(outcome) => {
+                let partial = outcome != Outcome::Completed;
+                let outputs = end
+                    .outputs
+                    .iter()
+                    .map(|(name, files, bytes)| OutputCommit {
+                        name: name.clone(),
+                        uri: output_uri(&job, name),
+                        files: *files,
+                        bytes: *bytes,
+                        partial,
+                    })
+                    .collect();
+                let kind = end_event(&outcome);
+                job.state = State::Ended(Ended {
+                    at: now.wall,
+                    outcome,
+                    started_at: end.started_at.or(active.started_at),
+                    exit: end.exit,
+                    node: Some(active.node),
+                    manifest: end.manifest,
+                    outputs,
+                    log_bytes: end.log_bytes,
+                });
+                self.record(&job, active.attempt, by, kind, now, out);
+                out.effects.push(Effect::JobOver { job: job.name.clone() });
+                self.jobs.remove(&job.name);
+                out.changed.insert(job.name.clone(), job);
+            }
+            Verdict::Again { tries, delay_ms, reason } => {
+                job.tries = tries;
+                let not_before = (delay_ms > 0).then(|| now.wall.plus_millis(delay_ms));
+                job.state = State::Queued(Queued { since: now.wall, not_before });
+                let kind = EventKind::Requeued { reason };
+                self.record(&job, active.attempt, by, kind, now, out);
+                let waiting = Waiting {
+                    job: job.name.clone(),
+                    demand: job.spec.resources.demand,
+                    not_before,
+                };
+                self.sched.enqueue(&job.compute, job.seq, waiting);
+                self.put(job, out);
+            }
+        }
+    }
+
+    /// A silent or forgetful node's attempt is given up: the node has ended it by itself.
+    pub(super) fn attempt_lost(&mut self, job: Job, failure: Failure, now: Now, out: &mut Decisions) {
+        let Some(active) = job.active().cloned() else { return };
+        if job.spec.on_node_loss == OnNodeLoss::Keep && active.cancel.is_none() {
+            return;
+        }
+        if let Some(key) = job.attempt_key() {
+            out.effects.push(Effect::AttemptOver { key });
+        }
+        let end = AttemptEnd {
+            exit: None,
+            problem: Some(failure),
+            started_at: active.started_at,
+            manifest: None,
+            outputs: Vec::new(),
+            log_bytes: 0,
+        };
+        self.attempt_ended(job, active, end, now, out);
+    }
+}
+
+enum Verdict {
+    Over(Outcome),
+    Again { tries: Tries, delay_ms: i64, reason: String },
+}
+
+/// What the end of an attempt means for its job.
+fn verdict(job: &Job, active: &Active, end: &AttemptEnd, now: Now) -> Verdict {
+    let success = end.problem.is_none() && end.exit.is_some_and(Exit::is_success);
+    if success {
+        return Verdict::Over(Outcome::Completed);
+    }
+    let failure = end.problem.clone().unwrap_or_else(|| failure_of(end.exit));
+    if let Some(cancel) = &active.cancel {
+        return Verdict::Over(Outcome::Canceled(cancel.clone()));
+    }
+    if matches!(failure.cause, Cause::Timeout | Cause::Canceled) {
+        let by = node_principal(&active.node, &job.created_by);
+        let cancel = Cancel { by, reason: failure.message, at: now.wall };
+        return Verdict::Over(Outcome::Canceled(cancel));
+    }
+    let mut tries = job.tries;
+    if failure.cause.is_platforms() {
+        tries.lost += 1;
+        if tries.lost >= Tries::MAX_LOST {
+            let message = format!(
+                "{} (attempt {}; the platform failed the job {} times, which is the limit)",
+                failure.message, active.attempt, tries.lost
+            );
+            return Verdict::Over(Outcome::Failed(Failure { cause: failure.cause, message }));
+        }
+        // Enough that a broken node does not spin, little enough not to be felt.
+        let delay_ms = 1_000 << (tries.lost - 1);
+        let reason = format!("{}; attempt {} follows", failure.message, active.attempt.next());
+        return Verdict::Again { tries, delay_ms, reason };
+    }
+    tries.failed += 1;
+    let retry = &job.spec.retry;
+    if tries.failed >= retry.max_attempts {
+        return Verdict::Over(Outcome::Failed(failure));
+    }
+    let doubled = retry.backoff.saturating_mul(1 << (tries.failed - 1).min(20));
+    let delay_ms = i64::try_from(doubled.saturating_mul(1000)).unwrap_or(i64::MAX).min(DAY_MS);
+    let reason = format!(
+        "{}; attempt {} of {} follows in {} s",
+        failure.message,
+        tries.failed + 1,
+        retry.max_attempts,
+        delay_ms / 1000
+    );
+    Verdict::Again { tries, delay_ms, reason }
+}
+
+/// A back-off never grows beyond a day.
+const DAY_MS: i64 = 86_400_000;
+
+fn failure_of(exit: Option<Exit>) -> Failure {
+    let message = match exit {
+        Some(Exit::Code(code)) => format!("the command ended with exit code {code}"),
+        Some(Exit::Signal(signal)) => format!("the command was killed by signal {signal}"),
+        None => "the command never started".to_owned(),
+    };
+    Failure { cause: Cause::UserError, message }
+}
+
+fn node_principal(node: &NodeName, otherwise: &Principal) -> Principal {
+    Principal::new(&format!("node:{node}")).unwrap_or_else(|_| otherwise.clone())
+}
+
+fn output_uri(job: &Job, name: &crate::id::PortName) -> String {
+    job.spec.outputs.get(name).and_then(|output| output.path.clone()).unwrap_or_default()
+}

@@ -1,0 +1,138 @@
+//! Who runs where, and why the others wait.
+//!
+//! [`Sched`] is a value: events update it, a clone shares its structure, and [`plan`] reads it.
+//! The same value gives the same plan, on any machine. Today's policy is first in, first out for
+//! each compute; a job that does not fit holds back those behind it.
+
+mod pool;
+mod reason;
+
+#[cfg(test)]
+mod tests;
+
+use imbl::OrdMap;
+
+pub use pool::{Placement, Pool, Waiting};
+pub use reason::WaitReason;
+
+use crate::id::{ComputeName, JobName, NodeName, SubmitSeq};
+use crate::resource::{Capacity, Demand, Reservation};
+use crate::time::Timestamp;
+
+/// Everything a placement depends on, indexed.
+#[derive(Clone, Default, Debug)]
+pub struct Sched {
+    pools: OrdMap<ComputeName, Pool>,
+}
+
+/// How much one call of [`plan`] may decide, so that a burst does not hold up the reactor.
+#[derive(Clone, Copy, Debug)]
+pub struct Budget {
+    /// Placements at most.
+    pub placements: usize,
+}
+
+impl Sched {
+    /// Adds a compute without nodes. Known ones are left as they are.
+    pub fn add_compute(&mut self, name: ComputeName) {
+        self.pools.entry(name).or_default();
+    }
+
+    /// The pool of a compute.
+    pub fn pool(&self, compute: &ComputeName) -> Option<&Pool> {
+        self.pools.get(compute)
+    }
+
+    fn pool_mut(&mut self, compute: &ComputeName) -> &mut Pool {
+        self.pools.entry(compute.clone()).or_default()
+    }
+
+    /// Adds a node or replaces its capacity. It gets nothing until [`Sched::set_ready`].
+    pub fn put_node(&mut self, compute: &ComputeName, node: NodeName, capacity: Capacity) {
+        self.pool_mut(compute).put_node(node, capacity);
+    }
+
+    /// Whether the node may get jobs.
+    pub fn set_ready(&mut self, compute: &ComputeName, node: &NodeName, ready: bool) {
+        self.pool_mut(compute).set_ready(node, ready);
+    }
+
+    /// Puts a job in the queue, at the place of its submission.
+    pub fn enqueue(&mut self, compute: &ComputeName, seq: SubmitSeq, waiting: Waiting) {
+        self.pool_mut(compute).enqueue(seq, waiting);
+    }
+
+    /// Takes a job out of the queue. Nothing happens if it is not there.
+    pub fn dequeue(&mut self, compute: &ComputeName, seq: SubmitSeq) {
+        self.pool_mut(compute).dequeue(seq);
+    }
+
+    /// Enters a reservation made before a restart.
+    pub fn take(&mut self, compute: &ComputeName, node: &NodeName, reservation: &Reservation) {
+        self.pool_mut(compute).take(node, reservation);
+    }
+
+    /// Gives a reservation back.
+    pub fn release(&mut self, compute: &ComputeName, node: &NodeName, reservation: &Reservation) {
+        self.pool_mut(compute).release(node, reservation);
+    }
+
+    /// Commits a placement: checks once more that the node is ready and has room, reserves, and
+    /// takes the job from the queue. `None` if something has changed since it was planned.
+    pub fn commit(&mut self, placement: &Placement) -> Option<Reservation> {
+        self.pool_mut(&placement.compute).commit(placement)
+    }
+
+    /// Keeps what a plan found out about those that wait.
+    pub fn explain_with(&mut self, plan: &Plan) {
+        for (compute, reason) in &plan.blocked {
+            self.pool_mut(compute).set_blocked(reason.clone());
+        }
+    }
+
+    /// Why a waiting job waits; `None` if it is not in the queue.
+    pub fn reason(&self, compute: &ComputeName, seq: SubmitSeq) -> Option<WaitReason> {
+        self.pools.get(compute)?.reason(seq)
+    }
+
+    /// The earliest instant at which a job held back by its back-off may start.
+    pub fn next_wake(&self) -> Option<Timestamp> {
+        self.pools.values().filter_map(Pool::next_wake).min()
+    }
+
+    /// Every job in a queue with its compute, in order.
+    pub fn waiting(&self) -> impl Iterator<Item = (&ComputeName, SubmitSeq, &JobName)> {
+        self.pools.iter().flat_map(|(compute, pool)| {
+            pool.waiting().map(move |(seq, waiting)| (compute, seq, &waiting.job))
+        })
+    }
+
+    /// Why no node of the compute could ever hold `demand`, or `None` if one could, or if no node
+    /// is known yet.
+    pub fn never_fits(&self, compute: &ComputeName, demand: &Demand) -> Option<Capacity> {
+        self.pools.get(compute)?.never_fits(demand)
+    }
+}
+
+/// What to do next: placements in order, and per compute why its head waits.
+#[derive(Clone, Default, Debug)]
+pub struct Plan {
+    /// To be committed in this order.
+    pub placements: Vec<Placement>,
+    /// For every compute looked at: what holds its head back, or `None`.
+    pub blocked: Vec<(ComputeName, Option<WaitReason>)>,
+}
+
+/// Decides what starts now. Pure: reads `sched`, changes nothing.
+pub fn plan(sched: &Sched, now: Timestamp, budget: Budget) -> Plan {
+    let mut plan = Plan::default();
+    for (compute, pool) in &sched.pools {
+        if pool.is_settled(now) {
+            continue;
+        }
+        let left = budget.placements.saturating_sub(plan.placements.len());
+        let blocked = pool.plan(compute, now, left, &mut plan.placements);
+        plan.blocked.push((compute.clone(), blocked));
+    }
+    plan
+}

@@ -1,0 +1,323 @@
+//! One compute: its nodes and its queue.
+
+use imbl::{OrdMap, OrdSet};
+
+use super::WaitReason;
+use crate::id::{ComputeName, JobName, NodeName, SubmitSeq};
+use crate::resource::{Capacity, Demand, Ledger, Reservation, Shortage};
+use crate::time::Timestamp;
+
+/// A job in the queue.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Waiting {
+    /// Which.
+    pub job: JobName,
+    /// What it asks of one node.
+    pub demand: Demand,
+    /// Not before this, after a failed attempt.
+    pub not_before: Option<Timestamp>,
+}
+
+/// A job and the node it goes to.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Placement {
+    /// The compute.
+    pub compute: ComputeName,
+    /// The job's place in the queue.
+    pub seq: SubmitSeq,
+    /// The job.
+    pub job: JobName,
+    /// Where it goes.
+    pub node: NodeName,
+    /// What it takes there.
+    pub demand: Demand,
+}
+
+#[derive(Clone, Debug)]
+struct Slot {
+    ledger: Ledger,
+    ready: bool,
+}
+
+/// A compute's nodes, indexed by what is free, and its queue, by order of submission.
+#[derive(Clone, Debug, Default)]
+pub struct Pool {
+    nodes: OrdMap<NodeName, Slot>,
+    /// Ready nodes by free CPU: the first that fits leaves the least over.
+    by_free: OrdSet<(u64, NodeName)>,
+    queue: OrdMap<SubmitSeq, Waiting>,
+    /// Jobs held back by a back-off, by when it ends. They are in no queue.
+    delayed: OrdMap<(Timestamp, SubmitSeq), Waiting>,
+    /// How many wait in each class of equal demand.
+    classes: OrdMap<Demand, usize>,
+    /// Why the head waits, as the last plan found.
+    blocked: Option<WaitReason>,
+    /// Something has changed since the last plan.
+    dirty: bool,
+}
+
+impl Pool {
+    pub(super) fn put_node(&mut self, node: NodeName, capacity: Capacity) {
+        self.unindex(&node);
+        match self.nodes.get_mut(&node) {
+            Some(slot) => slot.ledger.set_capacity(capacity),
+            None => {
+                let slot = Slot { ledger: Ledger::new(capacity), ready: false };
+                self.nodes.insert(node.clone(), slot);
+            }
+        }
+        self.index(&node);
+        self.dirty = true;
+    }
+
+    pub(super) fn set_ready(&mut self, node: &NodeName, ready: bool) {
+        self.unindex(node);
+        if let Some(slot) = self.nodes.get_mut(node) {
+            slot.ready = ready;
+        }
+        self.index(node);
+        self.dirty = true;
+    }
+
+    fn index(&mut self, node: &NodeName) {
+        if let Some(slot) = self.nodes.get(node)
+            && slot.ready
+        {
+            self.by_free.insert((slot.ledger.free_cpu(), node.clone()));
+        }
+    }
+
+    fn unindex(&mut self, node: &NodeName) {
+        if let Some(slot) = self.nodes.get(node) {
+            self.by_free.remove(&(slot.ledger.free_cpu(), node.clone()));
+        }
+    }
+
+    pub(super) fn enqueue(&mut self, seq: SubmitSeq, waiting: Waiting) {
+        *self.classes.entry(waiting.demand).or_default() += 1;
+        match waiting.not_before {
+            Some(until) => {
+                self.delayed.insert((until, seq), waiting);
+            }
+            None => {
+                self.queue.insert(seq, waiting);
+            }
+        }
+        self.dirty = true;
+    }
+
+    pub(super) fn dequeue(&mut self, seq: SubmitSeq) {
+        let waiting = match self.queue.remove(&seq) {
+            Some(waiting) => Some(waiting),
+            None => {
+                let key = self.delayed.keys().find(|(_, delayed)| *delayed == seq).copied();
+                key.and_then(|key| self.delayed.remove(&key))
+            }
+        };
+        if let Some(waiting) = waiting {
+            self.leave_class(&waiting.demand);
+            self.dirty = true;
+        }
+    }
+
+    fn leave_class(&mut self, demand: &Demand) {
+        if let Some(count) = self.classes.get_mut(demand) {
+            *count -= 1;
+            if *count == 0 {
+                self.classes.remove(demand);
+            }
+        }
+    }
+
+    pub(super) fn take(&mut self, node: &NodeName, reservation: &Reservation) {
+        self.unindex(node);
+        if let Some(slot) = self.nodes.get_mut(node) {
+            slot.ledger.take(reservation);
+        }
+        self.index(node);
+    }
+
+    pub(super) fn release(&mut self, node: &NodeName, reservation: &Reservation) {
+        self.unindex(node);
+        if let Some(slot) = self.nodes.get_mut(node) {
+            slot.ledger.release(reservation);
+        }
+        self.index(node);
+        self.dirty = true;
+    }
+
+    pub(super) fn commit(&mut self, placement: &Placement) -> Option<Reservation> {
+        let waits = self.queue.contains_key(&placement.seq)
+            || self.delayed.keys().any(|(_, seq)| *seq == placement.seq);
+        if !waits || !self.nodes.get(&placement.node).is_some_and(|slot| slot.ready) {
+            return None;
+        }
+        self.unindex(&placement.node);
+        let reservation = self
+            .nodes
+            .get_mut(&placement.node)
+            .and_then(|slot| slot.ledger.reserve(&placement.demand).ok());
+        self.index(&placement.node);
+        if reservation.is_some() {
+            self.dequeue(placement.seq);
+        }
+        reservation
+    }
+
+    /// Whether a plan would find nothing new.
+    pub(super) fn is_settled(&self, now: Timestamp) -> bool {
+        let woken = self.delayed.keys().next().is_some_and(|(until, _)| *until <= now);
+        (!self.dirty || (self.queue.is_empty() && self.delayed.is_empty())) && !woken
+    }
+
+    pub(super) fn set_blocked(&mut self, reason: Option<WaitReason>) {
+        self.dirty = matches!(reason, Some(WaitReason::NextRound));
+        self.blocked = reason;
+    }
+
+    /// Appends what starts now and returns what holds the next one back.
+    pub(super) fn plan(
+        &self,
+        compute: &ComputeName,
+        now: Timestamp,
+        budget: usize,
+        placements: &mut Vec<Placement>,
+    ) -> Option<WaitReason> {
+        // A copy that shares its structure: reservations of this plan are seen by the next job.
+        let mut trial = self.clone();
+        let woken: Vec<_> = trial
+            .delayed
+            .keys()
+            .take_while(|(until, _)| *until <= now)
+            .copied()
+            .collect();
+        for key in woken {
+            if let Some(waiting) = trial.delayed.remove(&key) {
+                trial.queue.insert(key.1, waiting);
+            }
+        }
+        let mut made = 0;
+        while let Some((seq, waiting)) = trial.queue.get_min() {
+            if made == budget {
+                return Some(WaitReason::NextRound);
+            }
+            let Some(node) = trial.best_node(&waiting.demand) else {
+                return Some(trial.shortage(&waiting.demand));
+            };
+            let placement = Placement {
+                compute: compute.clone(),
+                seq: *seq,
+                job: waiting.job.clone(),
+                node,
+                demand: waiting.demand,
+            };
+            if trial.commit(&placement).is_none() {
+                return Some(trial.shortage(&placement.demand));
+            }
+            placements.push(placement);
+            made += 1;
+        }
+        None
+    }
+
+    /// Best fit: of the ready nodes that have room, the one with the least CPU free.
+    fn best_node(&self, demand: &Demand) -> Option<NodeName> {
+        let from = (demand.cpu, NodeName::lowest());
+        self.by_free
+            .range(from..)
+            .find(|(_, node)| {
+                self.nodes.get(node).is_some_and(|slot| slot.ledger.shortage(demand).is_none())
+            })
+            .map(|(_, node)| node.clone())
+    }
+
+    fn shortage(&self, demand: &Demand) -> WaitReason {
+        if self.nodes.is_empty() {
+            return WaitReason::NoNodes;
+        }
+        let closest = self
+            .nodes
+            .iter()
+            .filter(|(_, slot)| slot.ready)
+            .filter_map(|(node, slot)| {
+                slot.ledger.shortage(demand).map(|lacking| (lacking, node, &slot.ledger))
+            })
+            .max_by_key(|(lacking, _, ledger)| (*lacking, ledger.free_cpu(), ledger.free_memory()));
+        match closest {
+            None => WaitReason::NodesSilent,
+            Some((lacking, node, ledger)) => WaitReason::Shortage {
+                demand: *demand,
+                lacking,
+                node: node.clone(),
+                free_cpu: ledger.free_cpu(),
+                free_memory: ledger.free_memory(),
+                free_gpus: u32::try_from(ledger.free_gpus().count()).unwrap_or(u32::MAX),
+            },
+        }
+    }
+
+    pub(super) fn reason(&self, seq: SubmitSeq) -> Option<WaitReason> {
+        if self.queue.contains_key(&seq) {
+            let (head_seq, head) = self.queue.get_min()?;
+            let because = self.blocked.clone().unwrap_or(WaitReason::Undecided);
+            if *head_seq == seq {
+                return Some(because);
+            }
+            let ahead = self.queue.range(..seq).count();
+            let because = Box::new(because);
+            return Some(WaitReason::Behind { head: head.job.clone(), ahead, because });
+        }
+        let (until, _) = self.delayed.keys().find(|(_, delayed)| *delayed == seq)?;
+        Some(WaitReason::BackOff { until: *until })
+    }
+
+    pub(super) fn next_wake(&self) -> Option<Timestamp> {
+        self.delayed.keys().next().map(|(until, _)| *until)
+    }
+
+    pub(super) fn never_fits(&self, demand: &Demand) -> Option<Capacity> {
+        let fits = self.nodes.values().any(|slot| slot.ledger.capacity().could_hold(demand));
+        if fits || self.nodes.is_empty() {
+            return None;
+        }
+        self.nodes
+            .values()
+            .map(|slot| slot.ledger.capacity())
+            .max_by_key(|capacity| match lacking(capacity, demand) {
+                Some(Shortage::Gpus) | None => (capacity.gpus.len() as u64, capacity.cpu),
+                Some(Shortage::Memory) => (capacity.memory, capacity.cpu),
+                Some(Shortage::Cpu) => (capacity.cpu, capacity.memory),
+            })
+            .cloned()
+    }
+
+    /// Jobs that wait, those in a back-off last.
+    pub fn waiting(&self) -> impl Iterator<Item = (SubmitSeq, &Waiting)> {
+        let delayed = self.delayed.iter().map(|((_, seq), waiting)| (*seq, waiting));
+        self.queue.iter().map(|(seq, waiting)| (*seq, waiting)).chain(delayed)
+    }
+
+    /// How many jobs wait.
+    pub fn queued(&self) -> usize {
+        self.queue.len() + self.delayed.len()
+    }
+
+    /// How many jobs wait in each class of equal demand.
+    pub fn classes(&self) -> &OrdMap<Demand, usize> {
+        &self.classes
+    }
+
+    /// A node's ledger and whether it may get jobs.
+    pub fn node(&self, node: &NodeName) -> Option<(&Ledger, bool)> {
+        self.nodes.get(node).map(|slot| (&slot.ledger, slot.ready))
+    }
+
+    /// Every node with its ledger and whether it may get jobs.
+    pub fn nodes(&self) -> impl Iterator<Item = (&NodeName, &Ledger, bool)> {
+        self.nodes.iter().map(|(node, slot)| (node, &slot.ledger, slot.ready))
+    }
+}
+
+fn lacking(capacity: &Capacity, demand: &Demand) -> Option<Shortage> {
+    Ledger::new(capacity.clone()).shortage(demand)
+}

@@ -1,0 +1,77 @@
+//! Why a job waits, naming what would end the wait.
+
+use std::fmt;
+
+use crate::id::{JobName, NodeName};
+use crate::resource::{Cpus, Demand, Memory, Shortage};
+use crate::time::Timestamp;
+
+/// The binding constraint of a waiting job.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum WaitReason {
+    /// Not looked at yet.
+    Undecided,
+    /// The compute has no node at all.
+    NoNodes,
+    /// It has nodes, but none answers.
+    NodesSilent,
+    /// The job is first in line and no node has enough free.
+    Shortage {
+        /// What it asks for.
+        demand: Demand,
+        /// What is lacking on the node that comes closest.
+        lacking: Shortage,
+        /// That node.
+        node: NodeName,
+        /// Free there: thousandths of a core.
+        free_cpu: u64,
+        /// Free there: MiB.
+        free_memory: u64,
+        /// Free there: whole devices.
+        free_gpus: u32,
+    },
+    /// Another job is before it, and that one waits.
+    Behind {
+        /// The first in line.
+        head: JobName,
+        /// How many are before this one.
+        ahead: usize,
+        /// Why the first waits.
+        because: Box<WaitReason>,
+    },
+    /// It may not start before then, after a failed attempt.
+    BackOff {
+        /// When.
+        until: Timestamp,
+    },
+    /// More starts were due than one decision makes; the next follows at once.
+    NextRound,
+}
+
+impl fmt::Display for WaitReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Undecided | Self::NextRound => f.write_str("about to be placed"),
+            Self::NoNodes => {
+                f.write_str("the compute has no node yet; start an agent for it (atelier agent)")
+            }
+            Self::NodesSilent => f.write_str(
+                "no node of the compute answers; it starts when one is back (atelier node list)",
+            ),
+            Self::Shortage { demand, lacking, node, free_cpu, free_memory, free_gpus } => write!(
+                f,
+                "asks for {demand}; the closest node, {node}, has too little {lacking} free \
+                 ({} CPU, {} memory, {free_gpus} GPU free); it starts when a running job there ends",
+                Cpus(*free_cpu),
+                Memory(*free_memory),
+            ),
+            Self::Behind { head, ahead, because } => {
+                let jobs = if *ahead == 1 { "job is" } else { "jobs are" };
+                write!(f, "{ahead} {jobs} before it; the first, {head}, {because}")
+            }
+            Self::BackOff { until } => {
+                write!(f, "the last attempt failed; the next may start at {until}")
+            }
+        }
+    }
+}

@@ -1,0 +1,232 @@
+use std::collections::BTreeMap;
+
+use super::*;
+use crate::resource::{GpuDevice, Shortage};
+
+fn compute() -> ComputeName {
+    ComputeName::new("local").unwrap()
+}
+
+fn node(name: &str) -> NodeName {
+    NodeName::new(name).unwrap()
+}
+
+fn capacity(cpus: u64, memory: u64, gpus: u16) -> Capacity {
+    let gpus: BTreeMap<_, _> = (0..gpus).map(|i| (i, GpuDevice::default())).collect();
+    Capacity { cpu: cpus * 1000, memory, gpus }
+}
+
+fn demand(cpus: u64, memory: u64, gpus: u32) -> Demand {
+    Demand { cpu: cpus * 1000, memory, gpus }
+}
+
+fn sched(nodes: &[(&str, Capacity)]) -> Sched {
+    let mut sched = Sched::default();
+    sched.add_compute(compute());
+    for (name, capacity) in nodes {
+        sched.put_node(&compute(), node(name), capacity.clone());
+        sched.set_ready(&compute(), &node(name), true);
+    }
+    sched
+}
+
+fn wait(sched: &mut Sched, seq: u64, demand: Demand) {
+    let job = JobName::new(&format!("job{seq}")).unwrap();
+    sched.enqueue(&compute(), SubmitSeq(seq), Waiting { job, demand, not_before: None });
+}
+
+const WIDE: Budget = Budget { placements: usize::MAX };
+const NOW: Timestamp = Timestamp::from_millis(1_000_000);
+
+/// Plans and commits; returns `seq@node` for each placement.
+fn step(sched: &mut Sched) -> Vec<String> {
+    let plan = plan(sched, NOW, WIDE);
+    let made = plan
+        .placements
+        .iter()
+        .map(|p| {
+            sched.commit(p).expect("a fresh plan commits");
+            format!("{}@{}", p.seq, p.node)
+        })
+        .collect();
+    sched.explain_with(&plan);
+    made
+}
+
+#[test]
+fn first_in_first_out_and_the_head_holds_back_the_rest() {
+    let mut sched = sched(&[("a", capacity(4, 1000, 0))]);
+    wait(&mut sched, 1, demand(3, 0, 0));
+    wait(&mut sched, 2, demand(2, 0, 0));
+    wait(&mut sched, 3, demand(1, 0, 0));
+    assert_eq!(step(&mut sched), ["1@a"]);
+    let reason = sched.reason(&compute(), SubmitSeq(2)).unwrap();
+    assert!(matches!(reason, WaitReason::Shortage { lacking: Shortage::Cpu, free_cpu: 1000, .. }));
+    let reason = sched.reason(&compute(), SubmitSeq(3)).unwrap();
+    assert!(
+        matches!(&reason, WaitReason::Behind { head, ahead: 1, .. } if head.as_str() == "job2"),
+        "{reason}"
+    );
+    sched.release(&compute(), &node("a"), &Reservation { cpu: 3000, memory: 0, gpus: vec![] });
+    assert_eq!(step(&mut sched), ["2@a", "3@a"]);
+}
+
+#[test]
+fn a_job_goes_where_it_leaves_the_least_over() {
+    let mut sched = sched(&[("big", capacity(8, 1000, 0)), ("small", capacity(2, 1000, 0))]);
+    wait(&mut sched, 1, demand(2, 0, 0));
+    wait(&mut sched, 2, demand(2, 0, 0));
+    assert_eq!(step(&mut sched), ["1@small", "2@big"]);
+}
+
+#[test]
+fn gpus_are_exact_devices_and_come_back() {
+    let mut sched = sched(&[("a", capacity(8, 1000, 2))]);
+    wait(&mut sched, 1, demand(1, 0, 1));
+    let first = plan(&sched, NOW, WIDE);
+    let held = sched.commit(&first.placements[0]).unwrap();
+    assert_eq!(held.gpus, [0]);
+    wait(&mut sched, 2, demand(1, 0, 2));
+    assert!(step(&mut sched).is_empty());
+    assert!(matches!(
+        sched.reason(&compute(), SubmitSeq(2)),
+        Some(WaitReason::Shortage { lacking: Shortage::Gpus, free_gpus: 1, .. })
+    ));
+    sched.release(&compute(), &node("a"), &held);
+    assert_eq!(step(&mut sched), ["2@a"]);
+}
+
+#[test]
+fn silent_nodes_get_nothing_and_say_so() {
+    let mut sched = sched(&[("a", capacity(8, 1000, 0))]);
+    sched.set_ready(&compute(), &node("a"), false);
+    wait(&mut sched, 1, demand(1, 0, 0));
+    assert!(step(&mut sched).is_empty());
+    assert_eq!(sched.reason(&compute(), SubmitSeq(1)), Some(WaitReason::NodesSilent));
+    sched.set_ready(&compute(), &node("a"), true);
+    assert_eq!(step(&mut sched), ["1@a"]);
+}
+
+#[test]
+fn a_plan_that_is_out_of_date_does_not_commit() {
+    let mut sched = sched(&[("a", capacity(1, 1000, 0))]);
+    wait(&mut sched, 1, demand(1, 0, 0));
+    let stale = plan(&sched, NOW, WIDE);
+    sched.set_ready(&compute(), &node("a"), false);
+    assert!(sched.commit(&stale.placements[0]).is_none());
+    sched.set_ready(&compute(), &node("a"), true);
+    sched.dequeue(&compute(), SubmitSeq(1));
+    assert!(sched.commit(&stale.placements[0]).is_none());
+}
+
+#[test]
+fn back_off_holds_a_job_but_not_those_behind_it() {
+    let mut sched = sched(&[("a", capacity(1, 1000, 0))]);
+    let until = NOW.plus_millis(500);
+    let job = JobName::new("job1").unwrap();
+    let waiting = Waiting { job, demand: demand(1, 0, 0), not_before: Some(until) };
+    sched.enqueue(&compute(), SubmitSeq(1), waiting);
+    wait(&mut sched, 2, demand(1, 0, 0));
+    assert_eq!(sched.next_wake(), Some(until));
+    assert_eq!(step(&mut sched), ["2@a"]);
+    assert_eq!(sched.reason(&compute(), SubmitSeq(1)), Some(WaitReason::BackOff { until }));
+    sched.release(&compute(), &node("a"), &Reservation { cpu: 1000, memory: 0, gpus: vec![] });
+    let later = plan(&sched, until, WIDE);
+    assert_eq!(later.placements.len(), 1);
+    assert!(sched.commit(&later.placements[0]).is_some());
+}
+
+#[test]
+fn what_could_never_fit_names_the_largest_node() {
+    let sched = sched(&[("a", capacity(8, 1000, 1)), ("b", capacity(2, 9000, 2))]);
+    assert_eq!(sched.never_fits(&compute(), &demand(1, 0, 2)), None);
+    let largest = sched.never_fits(&compute(), &demand(1, 0, 3)).unwrap();
+    assert_eq!(largest.gpus.len(), 2);
+}
+
+mod properties {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[derive(Clone, Debug)]
+    enum Op {
+        Submit(Demand),
+        Finish(usize),
+        Ready(usize, bool),
+        Cancel(u64),
+    }
+
+    fn op() -> impl Strategy<Value = Op> {
+        prop_oneof![
+            (1u64..5, 0u64..600, 0u32..3).prop_map(|(c, m, g)| Op::Submit(demand(c, m, g))),
+            (0usize..20).prop_map(Op::Finish),
+            (0usize..3, any::<bool>()).prop_map(|(n, r)| Op::Ready(n, r)),
+            (1u64..40).prop_map(Op::Cancel),
+        ]
+    }
+
+    proptest! {
+        /// I8 and I9: never over capacity, nothing to a node that is not ready, order kept.
+        #[test]
+        fn capacity_and_order_hold(ops in proptest::collection::vec(op(), 1..80)) {
+            let names = ["a", "b", "c"];
+            let mut sched = sched(&[
+                ("a", capacity(4, 1000, 2)),
+                ("b", capacity(2, 500, 0)),
+                ("c", capacity(8, 800, 1)),
+            ]);
+            let mut ready = [true; 3];
+            let mut running: Vec<(NodeName, Reservation)> = Vec::new();
+            let mut seq = 0;
+            for op in ops {
+                match op {
+                    Op::Submit(demand) => {
+                        seq += 1;
+                        wait(&mut sched, seq, demand);
+                    }
+                    Op::Finish(i) if !running.is_empty() => {
+                        let (node, held) = running.swap_remove(i % running.len());
+                        sched.release(&compute(), &node, &held);
+                    }
+                    Op::Finish(_) => {}
+                    Op::Ready(i, r) => {
+                        ready[i] = r;
+                        sched.set_ready(&compute(), &node(names[i]), r);
+                    }
+                    Op::Cancel(seq) => sched.dequeue(&compute(), SubmitSeq(seq)),
+                }
+                let plan = plan(&sched, NOW, WIDE);
+                let mut last = None;
+                for placement in &plan.placements {
+                    let index = names.iter().position(|n| *n == placement.node.as_str()).unwrap();
+                    prop_assert!(ready[index]);
+                    prop_assert!(last < Some(placement.seq));
+                    last = Some(placement.seq);
+                    let held = sched.commit(placement);
+                    prop_assert!(held.is_some());
+                    running.push((placement.node.clone(), held.unwrap()));
+                }
+                sched.explain_with(&plan);
+                let pool = sched.pool(&compute()).unwrap();
+                for (name, ledger, _) in pool.nodes() {
+                    let held: Vec<_> = running.iter().filter(|(n, _)| n == name).collect();
+                    let cpu: u64 = held.iter().map(|(_, r)| r.cpu).sum();
+                    let memory: u64 = held.iter().map(|(_, r)| r.memory).sum();
+                    let mut gpus: Vec<_> = held.iter().flat_map(|(_, r)| r.gpus.clone()).collect();
+                    prop_assert!(cpu <= ledger.capacity().cpu);
+                    prop_assert!(memory <= ledger.capacity().memory);
+                    let count = gpus.len();
+                    gpus.sort_unstable();
+                    gpus.dedup();
+                    prop_assert_eq!(gpus.len(), count, "a device was given twice");
+                }
+                for (compute, seq, job) in sched.waiting() {
+                    let reason = sched.reason(compute, seq);
+                    prop_assert!(reason.is_some(), "{} has no reason", job);
+                    prop_assert!(reason != Some(WaitReason::Undecided), "{} was not looked at", job);
+                }
+            }
+        }
+    }
+}
