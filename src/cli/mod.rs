@@ -14,8 +14,11 @@ mod datastore;
 mod error;
 mod experiment;
 mod job;
+mod local;
 mod node;
 mod output;
+mod run;
+mod schema;
 mod token;
 mod workspace;
 
@@ -78,6 +81,7 @@ struct Global {
 
 #[derive(Subcommand)]
 enum Command {
+    Run(run::Arguments),
     /// Submit, look at, follow and cancel jobs
     #[command(subcommand)]
     Job(job::Command),
@@ -99,7 +103,10 @@ enum Command {
     /// Make tokens for users and nodes
     #[command(subcommand)]
     Token(token::Command),
-    /// Print a completion script for a shell
+    /// The workspace on this machine: start, look, stop
+    #[command(subcommand)]
+    Local(local::Command),
+    Schema(schema::Arguments),
     Completions(completions::Arguments),
 }
 
@@ -174,6 +181,9 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 fn dispatch(command: Command, context: &Context) -> Result<ExitCode, Error> {
     let done = |result: Result<(), Error>| result.map(|()| ExitCode::SUCCESS);
     match command {
+        Command::Run(arguments) => block_on(run::run(arguments, context)),
+        Command::Local(command) => done(block_on(local::run(command, context))),
+        Command::Schema(arguments) => done(schema::run(&arguments, context)),
         Command::Job(command) => block_on(job::run(command, context)),
         Command::Compute(command) => done(block_on(compute::run(command, context))),
         Command::Node(command) => done(block_on(node::run(command, context))),

@@ -10,10 +10,13 @@ use clap::{Args, Subcommand};
 use super::{Context, Error, Kind, Name};
 use crate::client::Client;
 
+mod create;
 mod download;
 mod events;
-mod follow;
+pub(super) mod follow;
 mod list;
+pub(super) mod read;
+pub(super) mod submit;
 mod summary;
 #[cfg(test)]
 mod tests;
@@ -23,6 +26,8 @@ pub(super) use view::time;
 
 #[derive(Subcommand)]
 pub(super) enum Command {
+    /// Submit a job; it is on the daemon's disk when this returns
+    Create(create::Arguments),
     /// List jobs, newest first
     #[command(visible_alias = "ls")]
     List(list::Arguments),
@@ -74,6 +79,7 @@ pub(super) struct Delete {
 
 pub(super) async fn run(command: Command, context: &Context) -> Result<ExitCode, Error> {
     match command {
+        Command::Create(arguments) => return create::run(arguments, context).await,
         Command::List(arguments) => list::run(arguments, context).await?,
         Command::Show(name) => {
             let client = context.client().await?;
