@@ -6,10 +6,10 @@ use atelier_core::spec;
 use super::{Error, OfField as _, Problem, UnderField as _, text};
 use crate::job::v1 as pb;
 
-/// The longest conda document taken, in bytes of JSON.
-const MAX_CONDA: usize = 1 << 20;
+/// The longest conda document taken, in bytes of JSON, which may be longer than its YAML.
+const MAX_CONDA: usize = 2 * spec::limits::MAX_DOCUMENT;
 /// The longest path, reference or image name taken, in bytes.
-pub(super) const MAX_REFERENCE: usize = 4096;
+pub(super) const MAX_REFERENCE: usize = spec::limits::MAX_VALUE;
 
 impl From<&spec::Code> for pb::Code {
     fn from(code: &spec::Code) -> Self {
