@@ -9,13 +9,16 @@
 
 pub mod access;
 pub mod content;
+pub mod environment;
 pub mod expr;
 pub mod id;
 pub mod job;
+pub mod layout;
 pub mod live;
 pub mod node;
 pub mod resource;
 pub mod sched;
 pub mod spec;
+pub mod suggest;
 pub mod time;
 pub mod track;

@@ -1,6 +1,8 @@
 //! Atelier's wire: the generated stubs, and the only code that knows both a wire type and a core
 //! type (`convert`).
 
+pub mod convert;
+
 /// Between daemon and node agent.
 pub mod agent {
     /// Generated from `atelier/agent/v1`.

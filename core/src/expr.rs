@@ -1,1 +1,0 @@
-//! `${{ }}` and `$[[ ]]`: lexer, parser, and evaluation over an explicit environment.

@@ -1,0 +1,24 @@
+//! "Did you mean …?": the known word nearest to a mistyped one.
+
+/// The word of `known` nearest to `word`, or `None` if none is near enough to be what was meant.
+///
+/// Near means: at most one edit (insertion, deletion, replacement, swap of neighbours) for every
+/// three characters, and at least one edit allowed; case and the choice between `-` and `_` do not
+/// count. Words over 64 bytes are never suggested, so that the cost stays small.
+pub fn closest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    if word.is_empty() || word.len() > 64 {
+        return None;
+    }
+    let plain = |text: &str| text.to_lowercase().replace('-', "_");
+    let wanted = plain(word);
+    let budget = (wanted.chars().count() / 3).max(1);
+    known
+        .into_iter()
+        .filter(|candidate| candidate.len() <= 64)
+        .map(|candidate| (strsim::osa_distance(&wanted, &plain(candidate)), candidate))
+        .filter(|(distance, candidate)| {
+            *distance <= budget && *distance < candidate.chars().count().max(2)
+        })
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, candidate)| candidate)
+}

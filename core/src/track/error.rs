@@ -1,0 +1,107 @@
+//! What the tracking rules refuse, and the code the wire gives it.
+
+/// MLflow's `error_code`, as far as tracking uses it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Code {
+    /// The request is malformed or breaks a limit.
+    InvalidParameterValue,
+    /// The thing named does not exist.
+    ResourceDoesNotExist,
+    /// The name is taken.
+    ResourceAlreadyExists,
+    /// The caller may not do this.
+    PermissionDenied,
+    /// The thing is not in a state that allows this.
+    InvalidState,
+}
+
+impl Code {
+    /// The code's name on the wire.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::InvalidParameterValue => "INVALID_PARAMETER_VALUE",
+            Self::ResourceDoesNotExist => "RESOURCE_DOES_NOT_EXIST",
+            Self::ResourceAlreadyExists => "RESOURCE_ALREADY_EXISTS",
+            Self::PermissionDenied => "PERMISSION_DENIED",
+            Self::InvalidState => "INVALID_STATE",
+        }
+    }
+}
+
+/// A refusal by the tracking rules. Its text is meant for the user and says what to change.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum Error {
+    /// A value breaks a rule or a limit.
+    #[error("{0}")]
+    Invalid(String),
+    /// No run has this id.
+    #[error("Run with id={0} not found")]
+    NoRun(String),
+    /// No experiment has this id.
+    #[error("No Experiment with id={0} exists")]
+    NoExperiment(String),
+    /// No experiment has this name.
+    #[error("Could not find experiment with name '{0}'")]
+    NoExperimentNamed(String),
+    /// An experiment of this name exists, active or deleted.
+    #[error("Experiment(name={0}) already exists.")]
+    ExperimentExists(String),
+    /// The run is deleted and takes no writes until it is restored.
+    #[error("The run {0} must be in the 'active' state. Current state is deleted.")]
+    RunDeleted(String),
+    /// The experiment is deleted and takes no writes until it is restored.
+    #[error("The experiment {0} must be in the 'active' state. Current state is deleted.")]
+    ExperimentDeleted(String),
+    /// A deleted experiment cannot be renamed.
+    #[error("Cannot rename a non-active experiment.")]
+    RenameDeleted,
+    /// A parameter already has another value.
+    #[error(
+        "Changing param values is not allowed. Param with key='{key}' was already logged with \
+         value='{old}' for run ID='{run}'. Attempted logging new value '{new}'."
+    )]
+    ParamChanged {
+        /// The run.
+        run: String,
+        /// The parameter's key.
+        key: String,
+        /// The value it keeps.
+        old: String,
+        /// The value refused.
+        new: String,
+    },
+    /// A tag to be deleted is not there.
+    #[error("No tag with name: {key} in {owner}")]
+    NoTag {
+        /// The tag's key.
+        key: String,
+        /// Whose tag, for example `run with id abc`.
+        owner: String,
+    },
+    /// No such artifact.
+    #[error("No such artifact: '{0}'")]
+    NoArtifact(String),
+    /// The caller may not do this; the text names what it may.
+    #[error("{0}")]
+    NotAllowed(String),
+}
+
+impl Error {
+    /// The wire's code for this refusal.
+    pub const fn code(&self) -> Code {
+        match self {
+            Self::Invalid(_)
+            | Self::RunDeleted(_)
+            | Self::ExperimentDeleted(_)
+            | Self::ParamChanged { .. } => Code::InvalidParameterValue,
+            Self::NoRun(_)
+            | Self::NoExperiment(_)
+            | Self::NoExperimentNamed(_)
+            | Self::NoTag { .. }
+            | Self::NoArtifact(_) => Code::ResourceDoesNotExist,
+            Self::ExperimentExists(_) => Code::ResourceAlreadyExists,
+            Self::RenameDeleted => Code::InvalidState,
+            Self::NotAllowed(_) => Code::PermissionDenied,
+        }
+    }
+}

@@ -1,0 +1,26 @@
+//! The tracking view of a job: experiments, runs, parameters, tags and metrics, with MLflow's
+//! rules for each, and the language in which runs are searched.
+//!
+//! The rules and the texts of the refusals follow MLflow's REST API 2.0 as its client 3.x sees it
+//! (<https://mlflow.org/docs/latest/api_reference/rest-api.html>), so that code written for MLflow
+//! meets the behaviour it was written for.
+
+mod artifact;
+mod error;
+pub mod limits;
+mod metric;
+mod page;
+mod run;
+pub mod search;
+
+pub use artifact::ArtifactPath;
+pub use error::{Code, Error};
+pub use metric::{Metric, StoredMetric};
+pub use page::{Cell, PageToken, fingerprint};
+pub use run::{
+    DATASET_CONTEXT_TAG, Dataset, DatasetInput, Experiment, ExperimentId, LifecycleStage, Param,
+    RUN_NAME_TAG, Run, RunId, RunInfo, RunStatus, Tag, ViewType,
+};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,91 @@
+use std::cmp::Ordering;
+
+use proptest::prelude::*;
+
+use crate::track::{
+    Cell, ExperimentId, Metric, PageToken, RunStatus, StoredMetric, ViewType, fingerprint,
+};
+
+fn stored(value: f64, timestamp: i64, step: i64) -> StoredMetric {
+    Metric { key: "k".to_owned(), value, timestamp, step }.into()
+}
+
+#[test]
+fn nan_and_infinities_are_kept_as_mlflow_keeps_them() {
+    let nan = stored(f64::NAN, 0, 0);
+    assert!(nan.is_nan && nan.value == 0.0 && nan.value().is_nan());
+    assert_eq!(stored(f64::INFINITY, 0, 0).value, f64::MAX);
+    assert_eq!(stored(f64::NEG_INFINITY, 0, 0).value, f64::MIN);
+    assert_eq!(stored(-0.0, 0, 0).value.to_bits(), 0);
+}
+
+#[test]
+fn the_latest_point_is_by_step_then_timestamp_then_value() {
+    assert_eq!(stored(0.1, 5, 2).later(&stored(9.0, 9, 1)), Ordering::Greater);
+    assert_eq!(stored(0.1, 6, 1).later(&stored(9.0, 5, 1)), Ordering::Greater);
+    assert_eq!(stored(9.0, 5, 1).later(&stored(0.1, 5, 1)), Ordering::Greater);
+    assert_eq!(stored(0.1, 5, 1).later(&stored(0.1, 5, 1)), Ordering::Equal);
+}
+
+#[test]
+fn words_of_the_wire() {
+    for status in RunStatus::ALL {
+        assert_eq!(RunStatus::parse(status.as_str()), Some(status));
+    }
+    assert_eq!(RunStatus::parse("running"), None);
+    assert_eq!(ViewType::parse("ALL"), Some(ViewType::All));
+    assert_eq!(ExperimentId::parse("").expect("default"), ExperimentId::DEFAULT);
+    assert_eq!(ExperimentId::parse("12").expect("12"), ExperimentId(12));
+    assert!(ExperimentId::parse("x").expect_err("x").to_string().contains("valid integer"));
+}
+
+fn cell() -> impl Strategy<Value = Cell> {
+    prop_oneof![
+        Just(Cell::Null),
+        any::<i64>().prop_map(Cell::Int),
+        any::<i32>().prop_map(|n| Cell::Real(f64::from(n) / 7.0)),
+        ".*".prop_map(Cell::Text),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn page_tokens_come_back(search in any::<u64>(), after in prop::collection::vec(cell(), 0..6)) {
+        let token = PageToken { search, after };
+        let text = token.to_string();
+        prop_assert_eq!(PageToken::parse(&text, search).expect("own token"), token);
+        prop_assert!(PageToken::parse(&text, search.wrapping_add(1)).is_err());
+    }
+
+    #[test]
+    fn foreign_page_tokens_are_refused_without_panic(text in "[0-9a-f]{0,80}|.*") {
+        let _ = PageToken::parse(&text, 7);
+    }
+
+    #[test]
+    fn a_cut_page_token_does_not_panic(after in prop::collection::vec(cell(), 0..4), cut in 0usize..200) {
+        let text = PageToken { search: 7, after }.to_string();
+        let _ = PageToken::parse(&text[..cut.min(text.len())], 7);
+    }
+
+    #[test]
+    fn order_of_arrival_does_not_change_the_latest(
+        points in prop::collection::vec((-2i64..3, 0i64..3, 0u8..4), 1..8),
+    ) {
+        let all: Vec<_> = points
+            .iter()
+            .map(|(step, at, value)| {
+                stored(if *value == 3 { f64::NAN } else { f64::from(*value) }, *at, *step)
+            })
+            .collect();
+        let forward = all.iter().max_by(|a, b| a.later(b));
+        let backward = all.iter().rev().max_by(|a, b| a.later(b));
+        prop_assert_eq!(forward, backward);
+    }
+}
+
+#[test]
+fn fingerprints_tell_parts_apart() {
+    assert_ne!(fingerprint(&["ab", "c"]), fingerprint(&["a", "bc"]));
+    assert_eq!(fingerprint(&["ab", "c"]), fingerprint(&["ab", "c"]));
+}

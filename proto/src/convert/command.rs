@@ -1,0 +1,348 @@
+//! The command job.
+
+use std::collections::BTreeMap;
+
+use atelier_core::id::{ComputeName, ExperimentName, JobName, PortName};
+use atelier_core::resource::Demand;
+use atelier_core::spec;
+
+use super::data::number;
+use super::{
+    Error, OfField as _, Problem, UnderField as _, json_map, text, to_json_map, within, within_u32,
+};
+use crate::job::v1 as pb;
+
+/// The longest command taken, in bytes. Linux gives one argument at most 128 KiB, and the command
+/// is one argument of the shell.
+const MAX_COMMAND: usize = 128 * 1024 - 1;
+/// The longest free text (description, tag or property value, variable), in bytes.
+const MAX_TEXT: usize = 128 * 1024 - 1;
+/// A million cores: above any node, and far from overflow when demands are added up.
+const MAX_CPU_MILLI: u64 = 1_000_000_000;
+/// One exbibyte.
+const MAX_MEMORY_MIB: u64 = 1 << 40;
+const MAX_GPUS: u32 = 4096;
+/// Members of a job, processes of a member.
+const MAX_INSTANCES: u32 = 100_000;
+/// A century, in seconds.
+const MAX_SECONDS: u64 = 100 * 366 * 86_400;
+
+impl From<&spec::CommandJob> for pb::JobSpec {
+    fn from(job: &spec::CommandJob) -> Self {
+        Self { kind: Some(pb::job_spec::Kind::Command(job.into())) }
+    }
+}
+
+impl TryFrom<pb::JobSpec> for spec::CommandJob {
+    type Error = Error;
+    fn try_from(job: pb::JobSpec) -> Result<Self, Error> {
+        match job.kind.of("kind")? {
+            pb::job_spec::Kind::Command(command) => command.try_into().under("command"),
+        }
+    }
+}
+
+impl From<&spec::CommandJob> for pb::CommandJob {
+    fn from(job: &spec::CommandJob) -> Self {
+        Self {
+            name: job.name.as_ref().map(ToString::to_string).unwrap_or_default(),
+            display_name: job.display_name.clone(),
+            description: job.description.clone(),
+            experiment_name: job.experiment_name.as_str().to_owned(),
+            tags: job.tags.clone(),
+            properties: job.properties.clone(),
+            command: job.command.clone(),
+            code: job.code.as_ref().map(Into::into),
+            environment: Some((&job.environment).into()),
+            compute: job.compute.as_ref().map(ToString::to_string).unwrap_or_default(),
+            inputs: ports(&job.inputs),
+            outputs: ports(&job.outputs),
+            environment_variables: job.environment_variables.clone(),
+            resources: Some((&job.resources).into()),
+            distribution: job.distribution.as_ref().map(Into::into),
+            limits: Some(pb::Limits { timeout_s: job.limits.timeout }),
+            queue_settings: Some(pb::QueueSettings {
+                job_tier: job.queue.job_tier.clone(),
+                priority: pb::Priority::from(job.queue.priority).into(),
+            }),
+            services: job
+                .services
+                .iter()
+                .map(|(name, service)| (name.clone(), service.into()))
+                .collect(),
+            identity: job.identity.as_ref().map(Into::into),
+            retry: Some(pb::Retry {
+                max_attempts: job.retry.max_attempts,
+                backoff_s: job.retry.backoff,
+                memory_percent: job.retry.memory_percent,
+            }),
+            on_node_loss: pb::OnNodeLoss::from(job.on_node_loss).into(),
+        }
+    }
+}
+
+fn ports<C, W>(ports: &BTreeMap<PortName, C>) -> BTreeMap<String, W>
+where
+    for<'a> W: From<&'a C>,
+{
+    ports.iter().map(|(name, port)| (name.to_string(), port.into())).collect()
+}
+
+impl TryFrom<pb::CommandJob> for spec::CommandJob {
+    type Error = Error;
+    fn try_from(job: pb::CommandJob) -> Result<Self, Error> {
+        if job.command.trim().is_empty() {
+            return Err(Error::new("command", Problem::Missing));
+        }
+        let resources = job.resources.map(resources).transpose().under("resources")?;
+        let resources = resources.unwrap_or_default();
+        let members = resources.instance_count;
+        Ok(Self {
+            name: named(&job.name, JobName::new, "name")?,
+            display_name: job.display_name,
+            description: job.description,
+            experiment_name: ExperimentName::new(&job.experiment_name).of("experiment_name")?,
+            tags: texts(job.tags, "tags")?,
+            properties: texts(job.properties, "properties")?,
+            command: text(job.command, MAX_COMMAND).of("command")?,
+            code: job.code.map(TryInto::try_into).transpose().under("code")?,
+            environment: job.environment.of("environment")?.try_into().under("environment")?,
+            compute: named(&job.compute, ComputeName::new, "compute")?,
+            inputs: checked_ports(job.inputs, "inputs")?,
+            outputs: checked_ports(job.outputs, "outputs")?,
+            environment_variables: variables(job.environment_variables)?,
+            resources,
+            distribution: job
+                .distribution
+                .map(|distribution| self::distribution(distribution, members))
+                .transpose()
+                .under("distribution")?,
+            limits: limits(job.limits.unwrap_or_default()).under("limits")?,
+            queue: queue(job.queue_settings.unwrap_or_default()).under("queue_settings")?,
+            services: services(job.services)?,
+            identity: job.identity.map(identity).transpose().under("identity")?,
+            retry: job.retry.map(retry).transpose().under("retry")?.unwrap_or_default(),
+            on_node_loss: number::<pb::OnNodeLoss, _>(job.on_node_loss).of("on_node_loss")?,
+        })
+    }
+}
+
+fn named<N, E: Into<Problem>>(
+    value: &str,
+    make: impl Fn(&str) -> Result<N, E>,
+    field: &str,
+) -> Result<Option<N>, Error> {
+    if value.is_empty() { Ok(None) } else { make(value).map(Some).of(field) }
+}
+
+fn checked_ports<W, C>(
+    ports: BTreeMap<String, W>,
+    field: &str,
+) -> Result<BTreeMap<PortName, C>, Error>
+where
+    C: TryFrom<W, Error = Error>,
+{
+    ports
+        .into_iter()
+        .map(|(name, port)| {
+            let port = port.try_into().under(format_args!("{field}.{name}"))?;
+            let name = PortName::new(&name).of(field)?;
+            Ok((name, port))
+        })
+        .collect()
+}
+
+fn texts(values: BTreeMap<String, String>, field: &str) -> Result<BTreeMap<String, String>, Error> {
+    values
+        .into_iter()
+        .map(|(key, value)| {
+            let value = text(value, MAX_TEXT).of(format_args!("{field}.{key}"))?;
+            Ok((key, value))
+        })
+        .collect()
+}
+
+fn variables(values: BTreeMap<String, String>) -> Result<BTreeMap<String, String>, Error> {
+    for name in values.keys() {
+        let good = !name.is_empty()
+            && !name.starts_with(|c: char| c.is_ascii_digit())
+            && !name.contains(['=', '\0']);
+        if !good {
+            let field = format!("environment_variables.{name}");
+            return Err(Error::new(field, Problem::VariableName));
+        }
+    }
+    texts(values, "environment_variables")
+}
+
+impl From<&spec::JobResources> for pb::Resources {
+    fn from(resources: &spec::JobResources) -> Self {
+        Self {
+            instance_count: resources.instance_count,
+            cpu_milli: resources.demand.cpu,
+            memory_mib: resources.demand.memory,
+            gpus: resources.demand.gpus,
+            instance_type: resources.instance_type.clone(),
+            shm_size_bytes: resources.shm_size,
+            docker_args: resources.docker_args.clone(),
+            properties_json: to_json_map(&resources.properties),
+        }
+    }
+}
+
+/// Zero instances or CPU means that the sender did not say: Azure's one instance, and one CPU.
+fn resources(wire: pb::Resources) -> Result<spec::JobResources, Error> {
+    let cpu = if wire.cpu_milli == 0 { Demand::DEFAULT.cpu } else { wire.cpu_milli };
+    Ok(spec::JobResources {
+        instance_count: within_u32(wire.instance_count.max(1), 1, MAX_INSTANCES)
+            .of("instance_count")?,
+        demand: Demand {
+            cpu: within(cpu, 1, MAX_CPU_MILLI).of("cpu_milli")?,
+            memory: within(wire.memory_mib, 0, MAX_MEMORY_MIB).of("memory_mib")?,
+            gpus: within_u32(wire.gpus, 0, MAX_GPUS).of("gpus")?,
+        },
+        instance_type: wire.instance_type,
+        shm_size: wire.shm_size_bytes,
+        docker_args: wire.docker_args,
+        properties: json_map(wire.properties_json, "properties_json")?,
+    })
+}
+
+impl From<&spec::Distribution> for pb::Distribution {
+    fn from(distribution: &spec::Distribution) -> Self {
+        use pb::distribution::{self as wire, Kind};
+        let kind = match distribution {
+            spec::Distribution::PyTorch { process_count_per_instance } => {
+                Kind::Pytorch(wire::PyTorch {
+                    process_count_per_instance: *process_count_per_instance,
+                })
+            }
+            spec::Distribution::TensorFlow { worker_count, parameter_server_count } => {
+                Kind::Tensorflow(wire::TensorFlow {
+                    worker_count: *worker_count,
+                    parameter_server_count: *parameter_server_count,
+                })
+            }
+            spec::Distribution::Mpi { process_count_per_instance } => {
+                Kind::Mpi(wire::Mpi { process_count_per_instance: *process_count_per_instance })
+            }
+            spec::Distribution::Ray { settings } => {
+                Kind::Ray(wire::Ray { settings_json: to_json_map(settings) })
+            }
+        };
+        Self { kind: Some(kind) }
+    }
+}
+
+/// Zero processes means one on each instance; zero workers means one on each instance.
+fn distribution(wire: pb::Distribution, members: u32) -> Result<spec::Distribution, Error> {
+    use pb::distribution::Kind;
+    Ok(match wire.kind.of("kind")? {
+        Kind::Pytorch(kind) => spec::Distribution::PyTorch {
+            process_count_per_instance: processes(
+                kind.process_count_per_instance,
+                "pytorch.process_count_per_instance",
+            )?,
+        },
+        Kind::Tensorflow(kind) => spec::Distribution::TensorFlow {
+            worker_count: if kind.worker_count == 0 {
+                members
+            } else {
+                processes(kind.worker_count, "tensorflow.worker_count")?
+            },
+            parameter_server_count: within_u32(kind.parameter_server_count, 0, MAX_INSTANCES)
+                .of("tensorflow.parameter_server_count")?,
+        },
+        Kind::Mpi(kind) => spec::Distribution::Mpi {
+            process_count_per_instance: processes(
+                kind.process_count_per_instance,
+                "mpi.process_count_per_instance",
+            )?,
+        },
+        Kind::Ray(kind) => {
+            spec::Distribution::Ray { settings: json_map(kind.settings_json, "ray.settings_json")? }
+        }
+    })
+}
+
+fn processes(count: u32, field: &str) -> Result<u32, Error> {
+    within_u32(count.max(1), 1, MAX_INSTANCES).of(field)
+}
+
+fn limits(wire: pb::Limits) -> Result<spec::Limits, Error> {
+    let timeout = wire.timeout_s.map(|seconds| within(seconds, 1, MAX_SECONDS));
+    Ok(spec::Limits { timeout: timeout.transpose().of("timeout_s")? })
+}
+
+fn queue(wire: pb::QueueSettings) -> Result<spec::QueueSettings, Error> {
+    Ok(spec::QueueSettings {
+        job_tier: wire.job_tier,
+        priority: number::<pb::Priority, _>(wire.priority).of("priority")?,
+    })
+}
+
+impl From<&spec::Service> for pb::Service {
+    fn from(service: &spec::Service) -> Self {
+        Self {
+            r#type: service.kind.clone(),
+            all_nodes: service.all_nodes,
+            port: service.port.map(u32::from),
+            properties: service.properties.clone(),
+        }
+    }
+}
+
+fn services(wire: BTreeMap<String, pb::Service>) -> Result<BTreeMap<String, spec::Service>, Error> {
+    wire.into_iter()
+        .map(|(name, service)| {
+            let port = service
+                .port
+                .map(|port| {
+                    u16::try_from(port)
+                        .map_err(|_| Problem::TooLarge { value: port.into(), max: 65_535 })
+                })
+                .transpose()
+                .of(format_args!("services.{name}.port"))?;
+            let service = spec::Service {
+                kind: service.r#type,
+                all_nodes: service.all_nodes,
+                port,
+                properties: service.properties,
+            };
+            Ok((name, service))
+        })
+        .collect()
+}
+
+impl From<&spec::Identity> for pb::Identity {
+    fn from(identity: &spec::Identity) -> Self {
+        use pb::identity::{self as wire, Kind};
+        let kind = match identity {
+            spec::Identity::Managed { client_id } => {
+                Kind::Managed(wire::Managed { client_id: client_id.clone() })
+            }
+            spec::Identity::UserIdentity => Kind::User(wire::User {}),
+            spec::Identity::AmlToken => Kind::AmlToken(wire::AmlToken {}),
+        };
+        Self { kind: Some(kind) }
+    }
+}
+
+fn identity(wire: pb::Identity) -> Result<spec::Identity, Error> {
+    use pb::identity::Kind;
+    Ok(match wire.kind.of("kind")? {
+        Kind::Managed(kind) => spec::Identity::Managed { client_id: kind.client_id },
+        Kind::User(_) => spec::Identity::UserIdentity,
+        Kind::AmlToken(_) => spec::Identity::AmlToken,
+    })
+}
+
+/// Zero attempts means that the sender did not say: one.
+fn retry(wire: pb::Retry) -> Result<spec::Retry, Error> {
+    let memory = wire.memory_percent.map(|percent| within_u32(percent, 100, 10_000));
+    Ok(spec::Retry {
+        max_attempts: wire.max_attempts.max(1),
+        backoff: within(wire.backoff_s, 0, MAX_SECONDS).of("backoff_s")?,
+        memory_percent: memory.transpose().of("memory_percent")?,
+    })
+}

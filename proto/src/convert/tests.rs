@@ -1,0 +1,407 @@
+//! Round trips of arbitrary jobs, defaults, and errors that name their field.
+
+use std::collections::BTreeMap;
+
+use atelier_core::content::Digest;
+use atelier_core::id::{ComputeName, DatastoreName, ExperimentName, JobName, PortName};
+use atelier_core::resource::Demand;
+use atelier_core::spec::{self, CommandJob};
+use proptest::option;
+use proptest::prelude::*;
+
+use crate::job::v1 as pb;
+
+fn word() -> impl Strategy<Value = String> {
+    "[a-z][a-z0-9]{0,8}"
+}
+
+fn free_text() -> impl Strategy<Value = String> {
+    "[^\\x00]{0,20}"
+}
+
+fn words() -> impl Strategy<Value = BTreeMap<String, String>> {
+    proptest::collection::btree_map(word(), free_text(), 0..3)
+}
+
+fn json() -> impl Strategy<Value = serde_json::Value> {
+    let leaf = prop_oneof![
+        Just(serde_json::Value::Null),
+        any::<bool>().prop_map(Into::into),
+        any::<i64>().prop_map(Into::into),
+        free_text().prop_map(Into::into),
+    ];
+    leaf.prop_recursive(3, 12, 3, |inner| {
+        prop_oneof![
+            proptest::collection::vec(inner.clone(), 0..3).prop_map(Into::into),
+            proptest::collection::btree_map(word(), inner, 0..3)
+                .prop_map(|map| serde_json::Value::Object(map.into_iter().collect())),
+        ]
+    })
+}
+
+fn code() -> impl Strategy<Value = spec::Code> {
+    prop_oneof![
+        free_text().prop_map(spec::Code::Local),
+        any::<[u8; 32]>().prop_map(|bytes| spec::Code::Snapshot(Digest::from_bytes(bytes))),
+    ]
+}
+
+fn asset() -> impl Strategy<Value = spec::AssetRef> {
+    let version = prop_oneof![
+        Just(spec::AssetVersion::Default),
+        word().prop_map(spec::AssetVersion::Exact),
+        word().prop_map(spec::AssetVersion::Label),
+    ];
+    (option::of(word()), word(), version).prop_map(|(registry, name, version)| spec::AssetRef {
+        registry,
+        name,
+        version,
+    })
+}
+
+fn environment() -> impl Strategy<Value = spec::Environment> {
+    let build = (code(), word())
+        .prop_map(|(path, dockerfile_path)| spec::BuildContext { path, dockerfile_path });
+    let inline =
+        (option::of(word()), option::of(word()), option::of(json()), option::of(build)).prop_map(
+            |(name, image, conda, build)| spec::InlineEnvironment { name, image, conda, build },
+        );
+    prop_oneof![
+        Just(spec::Environment::Host),
+        asset().prop_map(spec::Environment::Named),
+        inline.prop_map(spec::Environment::Inline),
+    ]
+}
+
+fn uri() -> impl Strategy<Value = spec::DataUri> {
+    prop_oneof![
+        free_text().prop_map(spec::DataUri::Local),
+        (word(), free_text()).prop_map(|(name, path)| spec::DataUri::Datastore {
+            datastore: DatastoreName::new(&name).unwrap(),
+            path,
+        }),
+        (word(), word(), free_text()).prop_map(|(job, output, path)| spec::DataUri::JobOutput {
+            job: JobName::new(&job).unwrap(),
+            output,
+            path,
+        }),
+        (word(), free_text()).prop_map(|(run, path)| spec::DataUri::RunArtifact { run, path }),
+        asset().prop_map(spec::DataUri::Asset),
+        free_text().prop_map(spec::DataUri::Http),
+        free_text().prop_map(spec::DataUri::Cloud),
+    ]
+}
+
+fn kind() -> impl Strategy<Value = spec::DataKind> {
+    use spec::DataKind as K;
+    prop::sample::select(vec![
+        K::UriFile,
+        K::UriFolder,
+        K::MlTable,
+        K::MlflowModel,
+        K::CustomModel,
+        K::TritonModel,
+    ])
+}
+
+fn input() -> impl Strategy<Value = spec::Input> {
+    use spec::InputMode as M;
+    let mode = prop::sample::select(vec![
+        M::RoMount,
+        M::Download,
+        M::Direct,
+        M::EvalMount,
+        M::EvalDownload,
+    ]);
+    prop_oneof![
+        free_text().prop_map(|value| spec::Input::Literal { value }),
+        (kind(), mode, uri()).prop_map(|(kind, mode, uri)| spec::Input::Data { kind, mode, uri }),
+        Just(spec::Input::Unset),
+    ]
+}
+
+fn output() -> impl Strategy<Value = spec::Output> {
+    use spec::OutputMode as M;
+    let mode = prop::sample::select(vec![M::RwMount, M::Upload, M::Direct]);
+    (kind(), mode, option::of(free_text()), option::of(word()), option::of(word())).prop_map(
+        |(kind, mode, path, asset_name, asset_version)| spec::Output {
+            kind,
+            mode,
+            path,
+            asset_name,
+            asset_version,
+        },
+    )
+}
+
+fn ports<T: std::fmt::Debug>(
+    port: impl Strategy<Value = T>,
+) -> impl Strategy<Value = BTreeMap<PortName, T>> {
+    let name = word().prop_map(|name| PortName::new(&name).unwrap());
+    proptest::collection::btree_map(name, port, 0..3)
+}
+
+fn resources() -> impl Strategy<Value = spec::JobResources> {
+    let properties = proptest::collection::btree_map(word(), json(), 0..2);
+    (
+        1..50u32,
+        (1..1_000_000u64, 0..1_000_000u64, 0..16u32),
+        option::of(word()),
+        option::of(any::<u64>()),
+        proptest::collection::vec(free_text(), 0..2),
+        properties,
+    )
+        .prop_map(|(members, (cpu, memory, gpus), instance_type, shm, args, properties)| {
+            spec::JobResources {
+                instance_count: members,
+                demand: Demand { cpu, memory, gpus },
+                instance_type,
+                shm_size: shm,
+                docker_args: args,
+                properties,
+            }
+        })
+}
+
+fn distribution() -> impl Strategy<Value = spec::Distribution> {
+    prop_oneof![
+        (1..9u32).prop_map(|n| spec::Distribution::PyTorch { process_count_per_instance: n }),
+        (1..9u32, 0..9u32).prop_map(|(worker_count, parameter_server_count)| {
+            spec::Distribution::TensorFlow { worker_count, parameter_server_count }
+        }),
+        (1..9u32).prop_map(|n| spec::Distribution::Mpi { process_count_per_instance: n }),
+        proptest::collection::btree_map(word(), json(), 0..2)
+            .prop_map(|settings| spec::Distribution::Ray { settings }),
+    ]
+}
+
+fn service() -> impl Strategy<Value = spec::Service> {
+    (word(), any::<bool>(), option::of(any::<u16>()), words()).prop_map(
+        |(kind, all_nodes, port, properties)| spec::Service { kind, all_nodes, port, properties },
+    )
+}
+
+fn identity() -> impl Strategy<Value = spec::Identity> {
+    prop_oneof![
+        option::of(word()).prop_map(|client_id| spec::Identity::Managed { client_id }),
+        Just(spec::Identity::UserIdentity),
+        Just(spec::Identity::AmlToken),
+    ]
+}
+
+prop_compose! {
+    fn job()(
+        (name, display_name, description, experiment) in
+            (option::of(word()), option::of(free_text()), option::of(free_text()), word()),
+        (tags, properties, variables) in (words(), words(), words()),
+        (command, code, environment, compute) in
+            ("[^\\x00 ]{1,30}x", option::of(code()), environment(), option::of(word())),
+        (inputs, outputs) in (ports(input()), ports(output())),
+        (resources, distribution, timeout) in
+            (resources(), option::of(distribution()), option::of(1..1_000_000u64)),
+        (job_tier, priority) in (option::of(word()), prop::sample::select(vec![
+            spec::Priority::Low, spec::Priority::Medium, spec::Priority::High,
+        ])),
+        services in proptest::collection::btree_map(word(), service(), 0..2),
+        identity in option::of(identity()),
+        (max_attempts, backoff, memory_percent) in
+            (1..10u32, 0..1000u64, option::of(100..1000u32)),
+        on_node_loss in prop::sample::select(vec![
+            spec::OnNodeLoss::Requeue, spec::OnNodeLoss::Keep,
+        ]),
+    ) -> CommandJob {
+        CommandJob {
+            name: name.map(|name| JobName::new(&name).unwrap()),
+            display_name,
+            description,
+            experiment_name: ExperimentName::new(&experiment).unwrap(),
+            tags,
+            properties,
+            command,
+            code,
+            environment,
+            compute: compute.map(|name| ComputeName::new(&name).unwrap()),
+            inputs,
+            outputs,
+            environment_variables: variables,
+            resources,
+            distribution,
+            limits: spec::Limits { timeout },
+            queue: spec::QueueSettings { job_tier, priority },
+            services,
+            identity,
+            retry: spec::Retry { max_attempts, backoff, memory_percent },
+            on_node_loss,
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn a_job_survives_the_wire(job in job()) {
+        let bytes = prost::Message::encode_to_vec(&pb::JobSpec::from(&job));
+        let wire: pb::JobSpec = prost::Message::decode(&bytes[..]).unwrap();
+        prop_assert_eq!(CommandJob::try_from(wire).unwrap(), job);
+    }
+
+    #[test]
+    fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        if let Ok(wire) = <pb::JobSpec as prost::Message>::decode(&bytes[..]) {
+            let _ = CommandJob::try_from(wire);
+        }
+    }
+}
+
+/// The least that a client must send.
+fn least() -> pb::CommandJob {
+    pb::CommandJob {
+        command: "true".to_owned(),
+        experiment_name: "e".to_owned(),
+        environment: Some(pb::Environment {
+            source: Some(pb::environment::Source::Host(pb::HostEnvironment {})),
+        }),
+        ..Default::default()
+    }
+}
+
+fn refused(change: impl FnOnce(&mut pb::CommandJob)) -> String {
+    let mut job = least();
+    change(&mut job);
+    let kind = Some(pb::job_spec::Kind::Command(job));
+    CommandJob::try_from(pb::JobSpec { kind }).unwrap_err().to_string()
+}
+
+#[test]
+fn what_is_left_out_gets_azures_defaults() {
+    let mut wire = least();
+    wire.inputs.insert(
+        "data".to_owned(),
+        pb::Input {
+            value: Some(pb::input::Value::Data(pb::input::Data {
+                uri: Some(pb::DataUri {
+                    form: Some(pb::data_uri::Form::Http("https://h/x".to_owned())),
+                }),
+                ..Default::default()
+            })),
+        },
+    );
+    wire.outputs.insert("model".to_owned(), pb::Output::default());
+    let job = CommandJob::try_from(wire).unwrap();
+    assert_eq!(job.name, None);
+    assert_eq!(job.resources, spec::JobResources::default());
+    assert_eq!(job.retry, spec::Retry::default());
+    assert_eq!(job.queue.priority, spec::Priority::Medium);
+    assert_eq!(job.on_node_loss, spec::OnNodeLoss::Requeue);
+    let data = &job.inputs[&PortName::new("data").unwrap()];
+    assert!(matches!(
+        data,
+        spec::Input::Data { kind: spec::DataKind::UriFolder, mode: spec::InputMode::RoMount, .. }
+    ));
+    let model = &job.outputs[&PortName::new("model").unwrap()];
+    assert_eq!((model.kind, model.mode), (spec::DataKind::UriFolder, spec::OutputMode::RwMount));
+}
+
+#[test]
+fn tensorflow_without_workers_has_one_on_each_instance() {
+    let mut wire = least();
+    wire.resources = Some(pb::Resources { instance_count: 3, ..Default::default() });
+    wire.distribution = Some(pb::Distribution {
+        kind: Some(pb::distribution::Kind::Tensorflow(Default::default())),
+    });
+    let job = CommandJob::try_from(wire).unwrap();
+    assert_eq!(
+        job.distribution,
+        Some(spec::Distribution::TensorFlow { worker_count: 3, parameter_server_count: 0 })
+    );
+}
+
+#[test]
+fn errors_name_the_field() {
+    assert_eq!(
+        CommandJob::try_from(pb::JobSpec { kind: None }).unwrap_err().to_string(),
+        "kind: is required, or is of a kind that this version does not know"
+    );
+    assert_eq!(
+        refused(|job| job.name = "-x".to_owned()),
+        "command.name: job name '-x' is not valid: use letters, digits, '-', '_' and '.', start \
+         with a letter or digit, at most 255 characters"
+    );
+    assert!(refused(|job| job.environment = None).starts_with("command.environment: is required"));
+    assert!(
+        refused(|job| job.command = " ".to_owned()).starts_with("command.command: is required")
+    );
+    assert_eq!(
+        refused(|job| job.command = "a\0b".to_owned()),
+        "command.command: holds a NUL character; remove it"
+    );
+    assert!(refused(|job| job.command = "x".repeat(200_000)).contains("200000 bytes long"));
+    assert_eq!(
+        refused(|job| job.on_node_loss = 9),
+        "command.on_node_loss: has the unknown value 9; the sender may be newer than the receiver"
+    );
+    assert_eq!(
+        refused(|job| {
+            let code = pb::code::Source::Snapshot(vec![1; 31].into());
+            job.code = Some(pb::Code { source: Some(code) });
+        }),
+        "command.code.snapshot: not a content digest: expected 64 hexadecimal digits (32 bytes)"
+    );
+    let uri = pb::data_uri::Datastore { name: "a b".to_owned(), path: String::new() };
+    let data = pb::input::Data {
+        uri: Some(pb::DataUri { form: Some(pb::data_uri::Form::Datastore(uri)) }),
+        ..Default::default()
+    };
+    assert!(
+        refused(|job| {
+            let value = Some(pb::input::Value::Data(data));
+            job.inputs.insert("train".to_owned(), pb::Input { value });
+        })
+        .starts_with("command.inputs.train.data.uri.datastore.name: datastore name 'a b'")
+    );
+    assert!(
+        refused(|job| {
+            job.resources = Some(pb::Resources { gpus: 100_000, ..Default::default() });
+        })
+        .starts_with("command.resources.gpus: is 100000, and at most 4096")
+    );
+    assert!(
+        refused(|job| {
+            job.services
+                .insert("s".to_owned(), pb::Service { port: Some(70_000), ..Default::default() });
+        })
+        .starts_with("command.services.s.port: is 70000, and at most 65535")
+    );
+    assert!(
+        refused(|job| {
+            job.environment_variables.insert("A=B".to_owned(), String::new());
+        })
+        .starts_with("command.environment_variables.A=B: is not a valid environment variable")
+    );
+    assert!(
+        refused(|job| {
+            let inline =
+                pb::InlineEnvironment { conda_json: Some("{".to_owned()), ..Default::default() };
+            job.environment =
+                Some(pb::Environment { source: Some(pb::environment::Source::Inline(inline)) });
+        })
+        .starts_with("command.environment.inline.conda_json: is not valid JSON")
+    );
+    assert_eq!(
+        refused(|job| job.limits = Some(pb::Limits { timeout_s: Some(0) })),
+        "command.limits.timeout_s: is 0, and at least 1 is needed"
+    );
+}
+
+#[test]
+fn status_words_are_azures() {
+    for status in pb::JobStatus::ALL {
+        assert_eq!(status.word().to_lowercase().parse(), Ok(status));
+        assert_eq!(
+            status.as_str_name().replace("JOB_STATUS_", "").replace('_', ""),
+            status.word().to_uppercase()
+        );
+    }
+    assert_eq!("cancelled".parse(), Ok(pb::JobStatus::Canceled));
+    let error = "Done".parse::<pb::JobStatus>().unwrap_err().to_string();
+    assert!(error.starts_with("'Done' is not a job status; use one of NotStarted, Queued,"));
+}

@@ -1,0 +1,22 @@
+//! Places where a test may kill the daemon. Compiled to nothing unless the `failpoints` feature
+//! is on, which no release build has.
+
+/// Aborts the process if `ATELIER_FAILPOINT` names this place. `NAME:N` means the N-th time.
+#[cfg(feature = "failpoints")]
+pub(crate) fn hit(name: &str) {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    static HITS: AtomicU64 = AtomicU64::new(0);
+    let Ok(wanted) = std::env::var("ATELIER_FAILPOINT") else { return };
+    let (wanted, count) = match wanted.split_once(':') {
+        Some((wanted, count)) => (wanted, count.parse().unwrap_or(1)),
+        None => (wanted.as_str(), 1),
+    };
+    if wanted == name && HITS.fetch_add(1, Ordering::SeqCst) + 1 == count {
+        std::process::abort();
+    }
+}
+
+/// Nothing.
+#[cfg(not(feature = "failpoints"))]
+#[inline(always)]
+pub(crate) fn hit(_name: &str) {}

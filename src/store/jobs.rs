@@ -1,0 +1,332 @@
+//! Jobs, events, nodes and tokens as rows.
+
+use std::sync::Arc;
+
+use atelier_core::access::Role;
+use atelier_core::content::Digest;
+use atelier_core::id::{AttemptNumber, Epoch, EventSeq, JobName, Principal, SubmitSeq};
+use atelier_core::job::{Event, Job, State};
+use atelier_core::live::Counters;
+use atelier_core::time::Timestamp;
+use rusqlite::types::Type;
+use rusqlite::{Connection, OptionalExtension as _, Row, ToSql, params};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::{Archived, Batch, Error, JobQuery, Recovered, TokenRecord};
+
+/// Whether a job still holds or wants something.
+pub fn is_live(job: &Job) -> bool {
+    !matches!(job.state, State::Ended(_))
+}
+
+fn json(value: &impl Serialize, what: &str) -> Result<String, Error> {
+    serde_json::to_string(value).map_err(|source| Error::Damaged { what: what.to_owned(), source })
+}
+
+/// Reads a JSON column; a damaged one is an error of the row, never a panic.
+fn column<T: DeserializeOwned>(row: &Row<'_>, index: usize) -> rusqlite::Result<T> {
+    let text = row.get_ref(index)?.as_str()?;
+    serde_json::from_str(text)
+        .map_err(|e| rusqlite::Error::FromSqlConversionFailure(index, Type::Text, Box::new(e)))
+}
+
+/// Reads a column whose type checks itself (names and statuses).
+fn parsed<T>(row: &Row<'_>, index: usize) -> rusqlite::Result<T>
+where
+    T: std::str::FromStr,
+    T::Err: std::error::Error + Send + Sync + 'static,
+{
+    let text = row.get_ref(index)?.as_str()?;
+    text.parse()
+        .map_err(|e| rusqlite::Error::FromSqlConversionFailure(index, Type::Text, Box::new(e)))
+}
+
+pub(super) fn write(conn: &Connection, batch: &Batch) -> Result<(), Error> {
+    let sql = |e| Error::sqlite("write jobs and events", e);
+    if !batch.submitted.is_empty() {
+        let mut insert = conn
+            .prepare_cached(
+                "INSERT INTO jobs (seq, name, experiment, status, live, archived, compute,
+                                   created_by, created_at, spec, state, tries)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
+            )
+            .map_err(sql)?;
+        let mut remember = conn
+            .prepare_cached(
+                "INSERT INTO idempotency (principal, key, fingerprint, job) VALUES (?1, ?2, ?3, ?4)",
+            )
+            .map_err(sql)?;
+        for submitted in &batch.submitted {
+            let Some(job) = batch.changed.get(&submitted.job) else { continue };
+            insert
+                .execute(params![
+                    job.seq.0,
+                    job.name.as_str(),
+                    job.spec.experiment_name.as_str(),
+                    job.status().as_str(),
+                    is_live(job),
+                    job.archived,
+                    job.compute.as_str(),
+                    job.created_by.as_str(),
+                    job.created_at.as_millis(),
+                    json(&job.spec, "job specification")?,
+                    json(&job.state, "job state")?,
+                    json(&job.tries, "job tries")?,
+                ])
+                .map_err(sql)?;
+            if let Some(key) = &submitted.key {
+                remember
+                    .execute(params![
+                        job.created_by.as_str(),
+                        key.key,
+                        key.fingerprint.as_bytes(),
+                        job.name.as_str()
+                    ])
+                    .map_err(sql)?;
+            }
+        }
+    }
+    if batch.changed.len() > batch.submitted.len() {
+        let mut update = conn
+            .prepare_cached(
+                "UPDATE jobs SET status = ?2, live = ?3, archived = ?4, state = ?5, tries = ?6
+                 WHERE seq = ?1",
+            )
+            .map_err(sql)?;
+        let new: std::collections::HashSet<&JobName> =
+            batch.submitted.iter().map(|s| &s.job).collect();
+        for job in batch.changed.values().filter(|job| !new.contains(&job.name)) {
+            update
+                .execute(params![
+                    job.seq.0,
+                    job.status().as_str(),
+                    is_live(job),
+                    job.archived,
+                    json(&job.state, "job state")?,
+                    json(&job.tries, "job tries")?,
+                ])
+                .map_err(sql)?;
+        }
+    }
+    if !batch.events.is_empty() {
+        let mut append = conn
+            .prepare_cached(
+                "INSERT INTO events (seq, job, at, attempt, principal, status, kind)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+            )
+            .map_err(sql)?;
+        for event in &batch.events {
+            append
+                .execute(params![
+                    event.seq.0,
+                    event.job.as_str(),
+                    event.at.as_millis(),
+                    event.attempt.0,
+                    event.principal.as_str(),
+                    event.status.as_str(),
+                    json(&event.kind, "event")?,
+                ])
+                .map_err(sql)?;
+        }
+    }
+    for node in &batch.nodes {
+        conn.prepare_cached("INSERT OR REPLACE INTO nodes (name, record) VALUES (?1, ?2)")
+            .and_then(|mut s| {
+                let record = serde_json::to_string(node)
+                    .map_err(|e| rusqlite::Error::ToSqlConversionFailure(Box::new(e)))?;
+                s.execute(params![node.name.as_str(), record])
+            })
+            .map_err(sql)?;
+    }
+    for name in &batch.deleted {
+        for statement in [
+            "DELETE FROM idempotency WHERE job = ?1",
+            "DELETE FROM events WHERE job = ?1",
+            "DELETE FROM jobs WHERE name = ?1 AND live = 0",
+        ] {
+            conn.prepare_cached(statement)
+                .and_then(|mut s| s.execute([name.as_str()]))
+                .map_err(sql)?;
+        }
+    }
+    if let Some(counters) = batch.counters {
+        let mut set = conn
+            .prepare_cached("UPDATE counters SET value = ?2 WHERE name = ?1")
+            .map_err(sql)?;
+        for (name, value) in
+            [("epoch", counters.epoch.0), ("seq", counters.seq.0), ("event", counters.event.0)]
+        {
+            set.execute(params![name, value]).map_err(sql)?;
+        }
+    }
+    Ok(())
+}
+
+const JOB_COLUMNS: &str =
+    "seq, name, compute, created_by, created_at, archived, spec, state, tries";
+
+fn job_of(row: &Row<'_>) -> rusqlite::Result<Job> {
+    Ok(Job {
+        seq: SubmitSeq(row.get(0)?),
+        name: parsed(row, 1)?,
+        compute: parsed(row, 2)?,
+        created_by: parsed(row, 3)?,
+        created_at: Timestamp::from_millis(row.get(4)?),
+        archived: row.get(5)?,
+        spec: Arc::new(column(row, 6)?),
+        state: column(row, 7)?,
+        tries: column(row, 8)?,
+    })
+}
+
+fn event_of(row: &Row<'_>) -> rusqlite::Result<Event> {
+    Ok(Event {
+        seq: EventSeq(row.get(0)?),
+        job: parsed(row, 1)?,
+        at: Timestamp::from_millis(row.get(2)?),
+        attempt: AttemptNumber(row.get(3)?),
+        principal: parsed(row, 4)?,
+        status: parsed(row, 5)?,
+        kind: column(row, 6)?,
+    })
+}
+
+pub(super) fn job(conn: &Connection, name: &JobName) -> Result<Option<Job>, Error> {
+    conn.prepare_cached(&format!("SELECT {JOB_COLUMNS} FROM jobs WHERE name = ?1"))
+        .and_then(|mut s| s.query_row([name.as_str()], job_of).optional())
+        .map_err(|e| Error::sqlite("read a job", e))
+}
+
+pub(super) fn list(conn: &Connection, query: &JobQuery) -> Result<Vec<Job>, Error> {
+    let mut sql = format!("SELECT {JOB_COLUMNS} FROM jobs WHERE seq < ?1");
+    let before = query.before.unwrap_or(i64::MAX as u64);
+    let mut values: Vec<Box<dyn ToSql>> = vec![Box::new(before)];
+    match query.archived {
+        Archived::Without => sql.push_str(" AND archived = 0"),
+        Archived::With => {}
+        Archived::Only => sql.push_str(" AND archived = 1"),
+    }
+    if let Some(experiment) = &query.experiment {
+        values.push(Box::new(experiment.as_str().to_owned()));
+        sql.push_str(&format!(" AND experiment = ?{}", values.len()));
+    }
+    if !query.statuses.is_empty() {
+        let first = values.len() + 1;
+        values.extend(
+            query.statuses.iter().map(|s| Box::new(s.as_str()) as Box<dyn ToSql>),
+        );
+        let marks: Vec<String> = (first..=values.len()).map(|i| format!("?{i}")).collect();
+        sql.push_str(&format!(" AND status IN ({})", marks.join(", ")));
+    }
+    values.push(Box::new(query.limit));
+    sql.push_str(&format!(" ORDER BY seq DESC LIMIT ?{}", values.len()));
+    conn.prepare_cached(&sql)
+        .and_then(|mut s| {
+            let values = rusqlite::params_from_iter(values);
+            s.query_map(values, job_of)?.collect()
+        })
+        .map_err(|e| Error::sqlite("list jobs", e))
+}
+
+pub(super) fn recover(conn: &Connection) -> Result<Recovered, Error> {
+    let sql = |e| Error::sqlite("read what is alive", e);
+    let jobs = conn
+        .prepare(&format!("SELECT {JOB_COLUMNS} FROM jobs WHERE live = 1 ORDER BY seq"))
+        .and_then(|mut s| s.query_map([], job_of)?.collect())
+        .map_err(sql)?;
+    let nodes = conn
+        .prepare("SELECT record FROM nodes ORDER BY name")
+        .and_then(|mut s| s.query_map([], |row| column(row, 0))?.collect())
+        .map_err(sql)?;
+    let counter = |name: &str| -> Result<u64, Error> {
+        conn.query_row("SELECT value FROM counters WHERE name = ?1", [name], |row| row.get(0))
+            .map_err(sql)
+    };
+    let counters = Counters {
+        epoch: Epoch(counter("epoch")?),
+        seq: SubmitSeq(counter("seq")?),
+        event: EventSeq(counter("event")?),
+    };
+    Ok(Recovered { jobs, nodes, counters })
+}
+
+pub(super) fn idempotent(
+    conn: &Connection,
+    principal: &Principal,
+    key: &str,
+) -> Result<Option<(JobName, Digest)>, Error> {
+    conn.prepare_cached(
+        "SELECT job, fingerprint FROM idempotency WHERE principal = ?1 AND key = ?2",
+    )
+    .and_then(|mut s| {
+        s.query_row([principal.as_str(), key], |row| {
+            let bytes: [u8; 32] = row.get(1)?;
+            Ok((parsed(row, 0)?, Digest::from_bytes(bytes)))
+        })
+        .optional()
+    })
+    .map_err(|e| Error::sqlite("look up an idempotency key", e))
+}
+
+pub(super) fn events(
+    conn: &Connection,
+    job: Option<&JobName>,
+    after: u64,
+    limit: usize,
+) -> Result<Vec<Event>, Error> {
+    const COLUMNS: &str = "seq, job, at, attempt, principal, status, kind";
+    let after = after.min(i64::MAX as u64);
+    let read = || -> rusqlite::Result<Vec<Event>> {
+        match job {
+            Some(job) => conn
+                .prepare_cached(&format!(
+                    "SELECT {COLUMNS} FROM events WHERE job = ?1 AND seq > ?2 ORDER BY seq LIMIT ?3"
+                ))?
+                .query_map(params![job.as_str(), after, limit], event_of)?
+                .collect(),
+            None => conn
+                .prepare_cached(&format!(
+                    "SELECT {COLUMNS} FROM events WHERE seq > ?1 ORDER BY seq LIMIT ?2"
+                ))?
+                .query_map(params![after, limit], event_of)?
+                .collect(),
+        }
+    };
+    read().map_err(|e| Error::sqlite("read events", e))
+}
+
+pub(super) fn put_token(conn: &Connection, token: &TokenRecord) -> Result<(), Error> {
+    let role = json(&token.role, "role")?;
+    conn.prepare_cached(
+        "INSERT INTO tokens (hash, principal, role, created_at) VALUES (?1, ?2, ?3, ?4)",
+    )
+    .and_then(|mut s| {
+        s.execute(params![
+            token.hash.as_bytes(),
+            token.principal.as_str(),
+            role,
+            token.created_at.as_millis()
+        ])
+    })
+    .map(drop)
+    .map_err(|e| Error::sqlite("store a token", e))
+}
+
+pub(super) fn tokens(conn: &Connection) -> Result<Vec<TokenRecord>, Error> {
+    conn.prepare("SELECT hash, principal, role, created_at FROM tokens")
+        .and_then(|mut s| {
+            s.query_map([], |row| {
+                let bytes: [u8; 32] = row.get(0)?;
+                let role: Role = column(row, 2)?;
+                Ok(TokenRecord {
+                    hash: Digest::from_bytes(bytes),
+                    principal: parsed(row, 1)?,
+                    role,
+                    created_at: Timestamp::from_millis(row.get(3)?),
+                })
+            })?
+            .collect()
+        })
+        .map_err(|e| Error::sqlite("read tokens", e))
+}

@@ -1,0 +1,203 @@
+//! Where the workspace's records lie: jobs, events, nodes, tokens, runs.
+//!
+//! [`Store`] is narrow on purpose: a batch of decisions goes in as one transaction, and a few
+//! questions are answered. [`SqliteStore`] is the embedded one.
+
+mod jobs;
+mod schema;
+mod sqlite;
+mod writer;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+
+use atelier_core::content::Digest;
+use atelier_core::id::{ExperimentName, JobName, Principal};
+use atelier_core::job::{Event, Job, JobStatus};
+use atelier_core::live::Counters;
+use atelier_core::node::NodeRecord;
+use atelier_core::time::Timestamp;
+use futures::future::BoxFuture;
+
+pub use jobs::is_live;
+pub use schema::LATEST as SCHEMA_VERSION;
+pub use sqlite::SqliteStore;
+
+/// What went wrong with the store.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The disk is full: nothing was written and nothing acknowledged. Reading still works.
+    #[error("cannot {operation}: the disk of the workspace's data folder is full; free some space and try again")]
+    Full {
+        /// What was tried.
+        operation: &'static str,
+    },
+    /// The database could not be opened or is not what it should be.
+    #[error("cannot open the workspace's database {path}: {problem}")]
+    Open {
+        /// The file.
+        path: String,
+        /// What is wrong and what to do.
+        problem: String,
+    },
+    /// A record could not be read back: the database is damaged or was written by something else.
+    #[error("the workspace's database holds a damaged record ({what}); restore it from a backup")]
+    Damaged {
+        /// Which.
+        what: String,
+        /// Why.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// SQLite said no.
+    #[error("cannot {operation} in the workspace's database: {source}")]
+    Sqlite {
+        /// What was tried.
+        operation: &'static str,
+        /// What SQLite said.
+        #[source]
+        source: rusqlite::Error,
+    },
+    /// The writer has stopped, because an earlier failure left it unsure of what is on disk.
+    #[error("the workspace's database is closed after an earlier failure; restart the daemon")]
+    Closed,
+}
+
+impl Error {
+    pub(crate) fn sqlite(operation: &'static str, source: rusqlite::Error) -> Self {
+        match source.sqlite_error_code() {
+            Some(rusqlite::ErrorCode::DiskFull) => Self::Full { operation },
+            _ => Self::Sqlite { operation, source },
+        }
+    }
+
+    /// Whether the disk may or may not hold what was written: the only safe answer is to stop and
+    /// start again from what is there.
+    pub fn is_fatal(&self) -> bool {
+        match self {
+            Self::Full { .. } | Self::Open { .. } => false,
+            Self::Damaged { .. } | Self::Closed => true,
+            Self::Sqlite { source, .. } => matches!(
+                source.sqlite_error_code(),
+                Some(
+                    rusqlite::ErrorCode::SystemIoFailure
+                        | rusqlite::ErrorCode::DatabaseCorrupt
+                        | rusqlite::ErrorCode::NotADatabase
+                )
+            ),
+        }
+    }
+}
+
+/// What one round of decisions changes, as one transaction.
+#[derive(Default, Debug)]
+pub struct Batch {
+    /// New jobs, with the idempotency keys they came with.
+    pub submitted: Vec<Submitted>,
+    /// States to write, new jobs' included.
+    pub changed: BTreeMap<JobName, Job>,
+    /// Appended to the log.
+    pub events: Vec<Event>,
+    /// Nodes to remember.
+    pub nodes: Vec<NodeRecord>,
+    /// Jobs to forget.
+    pub deleted: Vec<JobName>,
+    /// Where the counters stand afterwards.
+    pub counters: Option<Counters>,
+}
+
+/// A job's first row.
+#[derive(Debug)]
+pub struct Submitted {
+    /// Which; its state is in [`Batch::changed`].
+    pub job: JobName,
+    /// The key it came with.
+    pub key: Option<IdempotencyKey>,
+}
+
+/// Makes a repeated submission find the first.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct IdempotencyKey {
+    /// Made by the client; scoped to its principal.
+    pub key: String,
+    /// Of the specification: the same key with another one is refused.
+    pub fingerprint: Digest,
+}
+
+/// Which jobs to list, newest first.
+#[derive(Clone, Default, Debug)]
+pub struct JobQuery {
+    /// Only those submitted before this one.
+    pub before: Option<u64>,
+    /// At most so many.
+    pub limit: usize,
+    /// Only these; empty means all.
+    pub statuses: Vec<JobStatus>,
+    /// Only those of this experiment.
+    pub experiment: Option<ExperimentName>,
+    /// Which of archived and others.
+    pub archived: Archived,
+}
+
+/// Whether archived jobs are listed.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub enum Archived {
+    /// No.
+    #[default]
+    Without,
+    /// Yes, with the others.
+    With,
+    /// Only them.
+    Only,
+}
+
+/// A token's holder, as stored: the token itself is not.
+#[derive(Clone, PartialEq, Debug)]
+pub struct TokenRecord {
+    /// BLAKE3 of the token.
+    pub hash: Digest,
+    /// Whose.
+    pub principal: Principal,
+    /// As what.
+    pub role: atelier_core::access::Role,
+    /// Since when.
+    pub created_at: Timestamp,
+}
+
+/// What a daemon finds when it starts.
+#[derive(Default, Debug)]
+pub struct Recovered {
+    /// Jobs that are not over.
+    pub jobs: Vec<Job>,
+    /// Every node known.
+    pub nodes: Vec<NodeRecord>,
+    /// Where the counters stand.
+    pub counters: Counters,
+}
+
+/// The workspace's records. Writes are durable when they return; reads see every such write.
+pub trait Store: Send + Sync + 'static {
+    /// Writes a batch whole or not at all. Concurrent calls share one transaction and one fsync.
+    fn commit(&self, batch: Batch) -> BoxFuture<'_, Result<(), Error>>;
+    /// Remembers a token.
+    fn put_token(&self, token: TokenRecord) -> BoxFuture<'_, Result<(), Error>>;
+    /// Every token.
+    fn tokens(&self) -> Result<Vec<TokenRecord>, Error>;
+    /// What is alive.
+    fn recover(&self) -> Result<Recovered, Error>;
+    /// One job.
+    fn job(&self, name: &JobName) -> Result<Option<Job>, Error>;
+    /// Jobs, newest first.
+    fn jobs(&self, query: &JobQuery) -> Result<Vec<Job>, Error>;
+    /// The job that a key made, and what it was made from.
+    fn idempotent(
+        &self,
+        principal: &Principal,
+        key: &str,
+    ) -> Result<Option<(JobName, Digest)>, Error>;
+    /// Events after `after`, oldest first, of one job or all.
+    fn events(&self, job: Option<&JobName>, after: u64, limit: usize)
+    -> Result<Vec<Event>, Error>;
+}

@@ -1,0 +1,98 @@
+//! The database's shape and how it came to be: numbered migrations, each in a transaction.
+
+use rusqlite::Connection;
+
+/// Marks the file as ours (`atel`).
+const APPLICATION_ID: i32 = 0x6174_656c;
+
+/// Migrations in order; the n-th makes version n. Never change one that has been released.
+const MIGRATIONS: &[&str] = &[JOBS];
+
+/// The version this build writes.
+pub const LATEST: usize = MIGRATIONS.len();
+
+const JOBS: &str = "
+CREATE TABLE jobs (
+    seq        INTEGER PRIMARY KEY,      -- order of submission
+    name       TEXT NOT NULL UNIQUE,
+    experiment TEXT NOT NULL,
+    status     TEXT NOT NULL,
+    live       INTEGER NOT NULL,         -- 1 until it is over
+    archived   INTEGER NOT NULL DEFAULT 0,
+    compute    TEXT NOT NULL,
+    created_by TEXT NOT NULL,
+    created_at INTEGER NOT NULL,         -- ms since the epoch
+    spec       TEXT NOT NULL,            -- JSON, written once
+    state      TEXT NOT NULL,            -- JSON
+    tries      TEXT NOT NULL             -- JSON
+) STRICT;
+CREATE INDEX jobs_live ON jobs (seq) WHERE live = 1;
+CREATE INDEX jobs_experiment ON jobs (experiment, seq);
+CREATE TABLE events (
+    seq       INTEGER PRIMARY KEY,
+    job       TEXT NOT NULL,
+    at        INTEGER NOT NULL,
+    attempt   INTEGER NOT NULL,
+    principal TEXT NOT NULL,
+    status    TEXT NOT NULL,
+    kind      TEXT NOT NULL              -- JSON, tagged by its name
+) STRICT;
+CREATE INDEX events_job ON events (job, seq);
+CREATE TABLE idempotency (
+    principal   TEXT NOT NULL,
+    key         TEXT NOT NULL,
+    fingerprint BLOB NOT NULL,
+    job         TEXT NOT NULL,
+    PRIMARY KEY (principal, key)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE nodes (
+    name   TEXT PRIMARY KEY,
+    record TEXT NOT NULL                 -- JSON
+) STRICT, WITHOUT ROWID;
+CREATE TABLE tokens (
+    hash       BLOB PRIMARY KEY,
+    principal  TEXT NOT NULL,
+    role       TEXT NOT NULL,            -- JSON
+    created_at INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE TABLE counters (
+    name  TEXT PRIMARY KEY,
+    value INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+INSERT INTO counters VALUES ('epoch', 0), ('seq', 0), ('event', 0);
+";
+
+/// Brings a database to [`LATEST`]. Each step is one transaction, version number included, so a
+/// crash leaves either the old shape or the new one.
+pub(super) fn migrate(conn: &mut Connection) -> Result<(), Problem> {
+    let application: i32 = conn.pragma_query_value(None, "application_id", |row| row.get(0))?;
+    let version: usize = conn.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    if application != 0 && application != APPLICATION_ID {
+        return Err(Problem::NotOurs);
+    }
+    if version > LATEST {
+        return Err(Problem::Newer(version));
+    }
+    for (index, sql) in MIGRATIONS.iter().enumerate().skip(version) {
+        let step = conn.transaction_with_behavior(rusqlite::TransactionBehavior::Exclusive)?;
+        step.execute_batch(sql)?;
+        crate::failpoint::hit("migrate");
+        step.pragma_update(None, "application_id", APPLICATION_ID)?;
+        step.pragma_update(None, "user_version", index + 1)?;
+        step.commit()?;
+    }
+    Ok(())
+}
+
+/// Why a database cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Problem {
+    #[error("it was made by another program; choose another data folder")]
+    NotOurs,
+    #[error(
+        "it has version {0}, and this build knows versions up to {LATEST}; use the newer atelier"
+    )]
+    Newer(usize),
+    #[error("{0}")]
+    Sqlite(#[from] rusqlite::Error),
+}

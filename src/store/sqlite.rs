@@ -1,0 +1,162 @@
+//! The embedded store: SQLite in WAL mode, `synchronous=FULL`, one writer, several readers.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use atelier_core::content::Digest;
+use atelier_core::id::{JobName, Principal};
+use atelier_core::job::{Event, Job};
+use futures::future::BoxFuture;
+use rusqlite::{Connection, OpenFlags};
+
+use super::writer::Writer;
+use super::{Batch, Error, JobQuery, Recovered, Store, TokenRecord, jobs, schema};
+
+/// SQLite on a local disk.
+pub struct SqliteStore {
+    writer: Writer,
+    readers: Mutex<Vec<Connection>>,
+    path: std::path::PathBuf,
+}
+
+/// Readers kept open between questions.
+const IDLE_READERS: usize = 4;
+
+impl SqliteStore {
+    /// Opens the database `path`, making or migrating it.
+    ///
+    /// # Errors
+    /// If `must_exist` and there is none: an empty workspace in the place of one that was there
+    /// would forget every job. If it is newer than this build, damaged, or not ours.
+    pub fn open(path: &Path, must_exist: bool) -> Result<Self, Error> {
+        let fail = |problem: String| Error::Open { path: path.display().to_string(), problem };
+        if must_exist && !path.exists() {
+            return Err(fail(
+                "it is missing, although this folder has held a workspace; restore it from a \
+                 backup, or remove the whole folder to start anew"
+                    .to_owned(),
+            ));
+        }
+        let mut conn = Connection::open(path).map_err(|e| fail(e.to_string()))?;
+        prepare(&conn).map_err(|e| fail(damage(&e)))?;
+        let check: String = conn
+            .pragma_query_value(None, "quick_check", |row| row.get(0))
+            .map_err(|e| fail(damage(&e)))?;
+        if check != "ok" {
+            return Err(fail(format!("it is damaged ({check}); restore it from a backup")));
+        }
+        schema::migrate(&mut conn).map_err(|problem| match problem {
+            schema::Problem::Sqlite(error) => fail(damage(&error)),
+            other => fail(other.to_string()),
+        })?;
+        // The file's own name must survive a power cut too.
+        if let Some(folder) = path.parent() {
+            fs::File::open(folder).and_then(|f| f.sync_all()).map_err(|e| fail(e.to_string()))?;
+        }
+        let writer = Writer::start(conn).map_err(|e| fail(e.to_string()))?;
+        Ok(Self { writer, readers: Mutex::new(Vec::new()), path: path.to_owned() })
+    }
+
+    /// Applies `change` in the next transaction and returns once it is durable.
+    pub async fn write<T, F>(&self, change: F) -> Result<T, Error>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connection) -> Result<T, Error> + Send + 'static,
+    {
+        self.writer.write(change).await
+    }
+
+    /// Asks a question of everything committed so far. Short questions only: it blocks.
+    pub fn read<T>(&self, ask: impl FnOnce(&Connection) -> Result<T, Error>) -> Result<T, Error> {
+        let idle = self.readers.lock().ok().and_then(|mut idle| idle.pop());
+        let conn = match idle {
+            Some(conn) => conn,
+            None => self.reader()?,
+        };
+        let answer = ask(&conn);
+        if let Ok(mut idle) = self.readers.lock()
+            && idle.len() < IDLE_READERS
+        {
+            idle.push(conn);
+        }
+        answer
+    }
+
+    fn reader(&self) -> Result<Connection, Error> {
+        let open = || -> rusqlite::Result<Connection> {
+            let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+            let conn = Connection::open_with_flags(&self.path, flags)?;
+            conn.busy_timeout(Duration::from_secs(5))?;
+            conn.set_prepared_statement_cache_capacity(64);
+            conn.pragma_update(None, "cache_size", -2048)?;
+            Ok(conn)
+        };
+        open().map_err(|e| Error::sqlite("open for reading", e))
+    }
+}
+
+fn prepare(conn: &Connection) -> rusqlite::Result<()> {
+    conn.busy_timeout(Duration::from_secs(5))?;
+    conn.set_prepared_statement_cache_capacity(128);
+    conn.pragma_update(None, "journal_mode", "WAL")?;
+    // FULL: a commit that has returned survives a power cut. NORMAL would not in WAL mode.
+    conn.pragma_update(None, "synchronous", "FULL")?;
+    conn.pragma_update(None, "foreign_keys", true)?;
+    conn.pragma_update(None, "cache_size", -8192)?;
+    conn.pragma_update(None, "temp_store", "MEMORY")?;
+    Ok(())
+}
+
+fn damage(error: &rusqlite::Error) -> String {
+    match error.sqlite_error_code() {
+        Some(rusqlite::ErrorCode::DatabaseCorrupt | rusqlite::ErrorCode::NotADatabase) => {
+            format!("it is damaged ({error}); restore it from a backup")
+        }
+        _ => error.to_string(),
+    }
+}
+
+impl Store for SqliteStore {
+    fn commit(&self, batch: Batch) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(self.writer.write(move |conn| jobs::write(conn, &batch)))
+    }
+
+    fn put_token(&self, token: TokenRecord) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(self.writer.write(move |conn| jobs::put_token(conn, &token)))
+    }
+
+    fn tokens(&self) -> Result<Vec<TokenRecord>, Error> {
+        self.read(jobs::tokens)
+    }
+
+    fn recover(&self) -> Result<Recovered, Error> {
+        self.read(jobs::recover)
+    }
+
+    fn job(&self, name: &JobName) -> Result<Option<Job>, Error> {
+        self.read(|conn| jobs::job(conn, name))
+    }
+
+    fn jobs(&self, query: &JobQuery) -> Result<Vec<Job>, Error> {
+        self.read(|conn| jobs::list(conn, query))
+    }
+
+    fn idempotent(
+        &self,
+        principal: &Principal,
+        key: &str,
+    ) -> Result<Option<(JobName, Digest)>, Error> {
+        self.read(|conn| jobs::idempotent(conn, principal, key))
+    }
+
+    fn events(
+        &self,
+        job: Option<&JobName>,
+        after: u64,
+        limit: usize,
+    ) -> Result<Vec<Event>, Error> {
+        self.read(|conn| jobs::events(conn, job, after, limit))
+    }
+}
