@@ -1,1 +1,7 @@
-//! x
+//! The node agent: the daemon's hand on one machine.
+mod clock;
+mod proc;
+mod record;
+mod supervisor;
+
+pub use supervisor::supervise_if_asked;

@@ -1,1 +1,14 @@
-//! Being built.
+//! The door: who is calling, and may they.
+
+mod door;
+mod grants;
+mod layer;
+mod routes;
+
+#[cfg(test)]
+mod tests;
+
+pub use door::{Denied, Door, Error};
+pub use grants::{Grants, grants_of};
+pub use layer::guard;
+pub use routes::{Need, need_of};

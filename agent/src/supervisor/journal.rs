@@ -1,0 +1,183 @@
+//! The records that pass between an agent and a supervisor.
+//!
+//! An agent reads what a supervisor one release older or newer wrote: fields are only added, with a
+//! default, and unknown ones are skipped.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::record;
+
+/// What to run: written by the agent. Holds the attempt's token, so only the owner may read it.
+pub(crate) const LAUNCH: &str = "launch.json";
+/// Who runs it: written once, by the supervisor that thereby takes the attempt.
+pub(crate) const STARTED: &str = "started.json";
+/// How it ended: the supervisor's last word.
+pub(crate) const EXITED: &str = "exited.json";
+
+pub(super) const VERSION: u32 = 1;
+
+/// What a supervisor is to do.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub(crate) struct Launch {
+    pub(crate) version: u32,
+    /// Absolute path of the program, then its arguments.
+    pub(crate) program: PathBuf,
+    pub(crate) arguments: Vec<String>,
+    /// All of the command's environment.
+    pub(crate) environment: BTreeMap<String, String>,
+    pub(crate) directory: PathBuf,
+    /// The log; what it holds already stays and counts.
+    pub(crate) log: PathBuf,
+    /// Bytes the log may hold before what follows is dropped; `None`: no bound.
+    pub(crate) log_limit: Option<u64>,
+    /// Between SIGTERM and SIGKILL.
+    pub(crate) grace_ms: u64,
+    /// After which the job is ended.
+    #[serde(default)]
+    pub(crate) timeout_ms: Option<u64>,
+    /// The file that says until when the node may run jobs (see [`super::Lease`]).
+    #[serde(default)]
+    pub(crate) lease: Option<PathBuf>,
+}
+
+impl Launch {
+    pub(crate) const VERSION: u32 = VERSION;
+}
+
+/// Names the supervisor's process for all time.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct Started {
+    pub(crate) version: u32,
+    pub(crate) pid: i32,
+    /// Field 22 of `/proc/PID/stat`.
+    pub(crate) start_time: u64,
+    pub(crate) boot_id: String,
+    pub(crate) started_at_ms: i64,
+}
+
+/// How an attempt's processes ended.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub(crate) struct Exited {
+    pub(crate) version: u32,
+    pub(crate) outcome: Outcome,
+    /// Set if something else than the command itself brought the end about.
+    pub(crate) ended_by: Option<EndedBy>,
+    pub(crate) started_at_ms: i64,
+    pub(crate) exited_at_ms: i64,
+    /// User and system time of all processes.
+    pub(crate) cpu_seconds: f64,
+    /// Of the largest process.
+    pub(crate) peak_memory_kib: u64,
+    /// The log's length.
+    pub(crate) log_bytes: u64,
+    /// Bytes that came and were not kept.
+    pub(crate) log_dropped: u64,
+    /// Why, if the log could not be written although it was below its bound.
+    #[serde(default)]
+    pub(crate) log_error: Option<LogError>,
+    /// Processes that did not die although killed.
+    #[serde(default)]
+    pub(crate) survivors: u32,
+}
+
+/// How the main process ended.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Outcome {
+    /// Exited by itself with this code.
+    Code(i32),
+    /// Ended by this signal.
+    Signal(i32),
+    /// Was never started.
+    NotStarted {
+        /// What failed, in words.
+        what: String,
+        /// Why, as the operating system says.
+        errno: i32,
+    },
+}
+
+/// What ended a job from outside.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum EndedBy {
+    /// SIGTERM to the supervisor: a cancel, or the machine shutting down.
+    Terminate,
+    /// SIGQUIT to the supervisor: the attempt was given up.
+    Kill,
+    /// The job's own time limit.
+    Timeout,
+    /// The node's lease ran out.
+    Lease,
+}
+
+/// Why the log could not be written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum LogError {
+    /// No space or quota left.
+    DiskFull,
+    /// This errno.
+    Other(i32),
+}
+
+impl Exited {
+    /// The record of a command that was never started.
+    pub(super) fn without_start(started_at_ms: i64, now_ms: i64, outcome: Outcome) -> Self {
+        Self {
+            version: VERSION,
+            outcome,
+            ended_by: None,
+            started_at_ms,
+            exited_at_ms: now_ms,
+            cpu_seconds: 0.0,
+            peak_memory_kib: 0,
+            log_bytes: 0,
+            log_dropped: 0,
+            log_error: None,
+            survivors: 0,
+        }
+    }
+}
+
+/// Writes the last word, on a full disk too: the launch record has done its work and gives its
+/// blocks, then the log gives its end.
+pub(super) fn write_exited(folder: &Path, exited: &Exited) -> io::Result<()> {
+    const LOG_GIVES: u64 = 64 * 1024;
+    const TRIES: u32 = 600;
+    let full = |result: &io::Result<()>| {
+        result.as_ref().is_err_and(|error| {
+            matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+        })
+    };
+    let mut result = record::write(folder, EXITED, exited);
+    if full(&result) {
+        let _ = fs::remove_file(folder.join(LAUNCH));
+        result = record::write(folder, EXITED, exited);
+    }
+    if full(&result) {
+        let log = folder.join("std_log.txt");
+        if let Ok(file) = fs::File::options().write(true).open(log) {
+            let kept = exited.log_bytes.saturating_sub(LOG_GIVES);
+            let _ = file.set_len(kept);
+            let dropped = exited.log_dropped + (exited.log_bytes - kept);
+            let exited = Exited { log_bytes: kept, log_dropped: dropped, ..exited.clone() };
+            result = record::write(folder, EXITED, &exited);
+        }
+    }
+    for _ in 0..TRIES {
+        if !full(&result) {
+            break;
+        }
+        thread::sleep(Duration::from_secs(1));
+        result = record::write(folder, EXITED, exited);
+    }
+    result
+}

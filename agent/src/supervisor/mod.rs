@@ -1,0 +1,124 @@
+//! The supervisor: one small process per attempt that owns the job's process tree.
+//!
+//! It starts the command, copies its output into the log up to a bound, enforces the time limit and
+//! the lease, and writes how it ended. It needs no agent: an agent may die and come back at any
+//! moment. When the supervisor has ended, nothing of the job lives any more.
+//!
+//! ```text
+//! Running --(main process ends)-------------> Killing   what is left of the tree dies at once
+//! Running --(SIGTERM, time limit, lease)----> Stopping  SIGTERM to the tree, then a grace period
+//! Running, Stopping --(SIGQUIT)-------------> Killing
+//! Stopping --(grace period over)------------> Killing
+//! any, main ended --(no child left)---------> done
+//! ```
+//!
+//! **Invariant:** single-threaded, and no memory that grows with the job's output or age.
+
+use std::ffi::OsString;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use crate::{proc, record};
+
+mod journal;
+mod lease;
+mod output;
+mod run;
+mod spawn;
+
+mod tree;
+
+pub(crate) use journal::{
+    EXITED, EndedBy, Exited, LAUNCH, Launch, LogError, Outcome, STARTED, Started,
+};
+pub(crate) use lease::Lease;
+pub(crate) use tree::kill_marked;
+
+/// The first argument that makes a process a supervisor.
+pub(crate) const VERB: &str = "supervise";
+
+/// What a supervisor exits with if another one has this attempt already.
+pub(crate) const EXIT_CLAIMED: u8 = 75;
+
+/// Why a supervisor could not do its work.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error("attempt folder {}: cannot read {what}", .folder.display())]
+    Read { folder: PathBuf, what: &'static str, source: io::Error },
+    #[error("attempt folder {}: {what} is missing or not whole", .folder.display())]
+    Missing { folder: PathBuf, what: &'static str },
+    #[error("attempt folder {}: another supervisor has it", .folder.display())]
+    Claimed { folder: PathBuf },
+    #[error("attempt folder {}: cannot write {what}", .folder.display())]
+    Write { folder: PathBuf, what: &'static str, source: io::Error },
+}
+
+/// Acts as a supervisor if the arguments (program name first) ask for it.
+///
+/// Call it before anything else in `main`: a supervisor must have one thread and little memory.
+pub fn supervise_if_asked(mut arguments: impl Iterator<Item = OsString>) -> Option<ExitCode> {
+    if arguments.nth(1)? != VERB {
+        return None;
+    }
+    let folder = PathBuf::from(arguments.next()?);
+    Some(match supervise(&folder) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Error::Claimed { .. }) => ExitCode::from(EXIT_CLAIMED),
+        Err(_) => ExitCode::FAILURE,
+    })
+}
+
+fn supervise(folder: &Path) -> Result<(), Error> {
+    // From here on SIGTERM waits to be read and cannot end this process half way.
+    let signals = run::Signals::take().map_err(|source| Error::Read {
+        folder: folder.into(),
+        what: "signals",
+        source,
+    })?;
+    let launch: Launch = record::read(folder, LAUNCH)
+        .map_err(|source| Error::Read { folder: folder.into(), what: LAUNCH, source })?
+        .ok_or_else(|| Error::Missing { folder: folder.into(), what: LAUNCH })?;
+    let started = Started::this_process().map_err(|source| Error::Read {
+        folder: folder.into(),
+        what: "/proc",
+        source,
+    })?;
+    record::claim(folder, STARTED, &started).map_err(|source| match source.kind() {
+        io::ErrorKind::AlreadyExists => Error::Claimed { folder: folder.into() },
+        _ => Error::Write { folder: folder.into(), what: STARTED, source },
+    })?;
+    // A new session: signals of a terminal or of the agent's group do not reach the job. It fails
+    // only for the leader of a group, which then is as good.
+    let _ = rustix::process::setsid();
+    let _ = rustix::process::set_child_subreaper(Some(rustix::process::getpid()));
+    // What the agent inherited open, for example from a shell, is not the job's. Kernels before
+    // 5.11 do without.
+    // SAFETY: It only marks files to be closed when the command starts.
+    unsafe { libc::close_range(3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC as libc::c_int) };
+
+    let exited = run::run(folder, &launch, &started, signals).unwrap_or_else(|failure| {
+        let now = crate::clock::now_ms();
+        Exited::without_start(started.started_at_ms, now, failure)
+    });
+    journal::write_exited(folder, &exited).map_err(|source| Error::Write {
+        folder: folder.into(),
+        what: EXITED,
+        source,
+    })
+}
+
+impl Started {
+    /// Names this process and the time.
+    fn this_process() -> io::Result<Self> {
+        let pid = rustix::process::getpid().as_raw_nonzero().get();
+        let stat = proc::stat(pid).ok_or_else(|| io::Error::other("no /proc/self/stat"))?;
+        Ok(Self {
+            version: journal::VERSION,
+            pid,
+            start_time: stat.start_time,
+            boot_id: proc::boot_id()?,
+            started_at_ms: crate::clock::now_ms(),
+        })
+    }
+}

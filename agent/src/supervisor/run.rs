@@ -1,0 +1,317 @@
+//! The supervisor's loop.
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd as _, FromRawFd as _, OwnedFd};
+use std::path::Path;
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use rustix::process::Pid;
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
+    timerfd_settime,
+};
+
+use super::journal::{self, EndedBy, Exited, Launch, Outcome, Started};
+use super::output::{Found, Output};
+use super::{Lease, spawn, tree};
+use crate::clock;
+
+/// Between two rounds of killing what is left.
+const KILL_AGAIN_MS: u64 = 20;
+/// After which processes that do not die are given up and reported.
+const GIVE_UP_MS: u64 = 30_000;
+/// The daemon counts on jobs being dead soon after the lease; longer grace periods are cut to this.
+const LEASE_GRACE_MS: u64 = 10_000;
+
+/// SIGCHLD, SIGTERM and SIGQUIT, to be read instead of handled.
+pub(super) struct Signals {
+    file: OwnedFd,
+}
+
+/// Which signals have come since the last look.
+#[derive(Default)]
+struct Came {
+    child: bool,
+    terminate: bool,
+    quit: bool,
+}
+
+impl Signals {
+    /// Blocks the signals a supervisor knows and those it must not die of.
+    pub(super) fn take() -> io::Result<Self> {
+        // SAFETY: Plain system calls on sets of our own.
+        unsafe {
+            let mut blocked = MaybeUninit::<libc::sigset_t>::zeroed().assume_init();
+            libc::sigemptyset(&raw mut blocked);
+            for signal in [libc::SIGCHLD, libc::SIGTERM, libc::SIGQUIT] {
+                libc::sigaddset(&raw mut blocked, signal);
+            }
+            let read = blocked;
+            for signal in [libc::SIGINT, libc::SIGHUP, libc::SIGUSR1, libc::SIGUSR2] {
+                libc::sigaddset(&raw mut blocked, signal);
+            }
+            if libc::sigprocmask(libc::SIG_BLOCK, &raw const blocked, std::ptr::null_mut()) != 0 {
+                return Err(io::Error::last_os_error());
+            }
+            let file = libc::signalfd(-1, &raw const read, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK);
+            if file < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            Ok(Self { file: OwnedFd::from_raw_fd(file) })
+        }
+    }
+
+    fn read(&self) -> Came {
+        const SIZE: usize = size_of::<libc::signalfd_siginfo>();
+        let (mut came, mut buffer) = (Came::default(), [0_u8; SIZE * 4]);
+        while let Ok(bytes) = rustix::io::read(&self.file, &mut buffer) {
+            for info in buffer[..bytes].chunks_exact(SIZE) {
+                // `ssi_signo` is the first field.
+                let number = u32::from_ne_bytes([info[0], info[1], info[2], info[3]]);
+                match i32::try_from(number).unwrap_or(0) {
+                    libc::SIGCHLD => came.child = true,
+                    libc::SIGTERM => came.terminate = true,
+                    libc::SIGQUIT => came.quit = true,
+                    _ => {}
+                }
+            }
+            if bytes < buffer.len() {
+                break;
+            }
+        }
+        came
+    }
+}
+
+/// Where the tree stands. Instants are CLOCK_BOOTTIME milliseconds.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Running,
+    Stopping { kill_at: u64 },
+    Killing { again_at: u64, give_up_at: u64 },
+}
+
+struct Supervisor<'a> {
+    launch: &'a Launch,
+    lease: Option<Lease>,
+    lease_until: u64,
+    timeout_at: u64,
+    main: libc::pid_t,
+    /// The main process's wait status, once it has ended.
+    status: Option<libc::c_int>,
+    /// When it ended, wall clock.
+    exited_at_ms: i64,
+    phase: Phase,
+    ended_by: Option<EndedBy>,
+    /// No child is left.
+    childless: bool,
+    survivors: usize,
+}
+
+/// Runs the command to its end and that of everything it started.
+pub(super) fn run(
+    folder: &Path,
+    launch: &Launch,
+    started: &Started,
+    signals: Signals,
+) -> Result<Exited, Outcome> {
+    let failed = |what: &str, error: &io::Error| Outcome::NotStarted {
+        what: what.to_owned(),
+        errno: error.raw_os_error().unwrap_or(libc::EIO),
+    };
+    let (lease, lease_until) = match &launch.lease {
+        None => (None, Lease::NEVER),
+        Some(path) => {
+            let lease = Lease::open(path).map_err(|error| failed("opening the lease", &error))?;
+            let until = lease.until().map_err(|error| failed("reading the lease", &error))?;
+            (Some(lease), until)
+        }
+    };
+    let timer =
+        timerfd_create(TimerfdClockId::Boottime, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)
+            .map_err(|errno| failed("making a timer", &errno.into()))?;
+    let log = folder.join(&launch.log);
+    let (mut output, writer) =
+        Output::open(&log, launch.log_limit).map_err(|error| failed("opening the log", &error))?;
+    let main = spawn::spawn(launch, &writer)?;
+    drop(writer);
+
+    let timeout_at =
+        launch.timeout_ms.map_or(u64::MAX, |timeout| clock::boottime_ms().saturating_add(timeout));
+    let mut supervisor = Supervisor {
+        launch,
+        lease,
+        lease_until,
+        timeout_at,
+        main,
+        status: None,
+        exited_at_ms: 0,
+        phase: Phase::Running,
+        ended_by: None,
+        childless: false,
+        survivors: 0,
+    };
+    supervisor.attend(&signals, &timer, &mut output);
+    output.finish();
+    Ok(supervisor.exited(started, &output))
+}
+
+impl Supervisor<'_> {
+    /// The loop: returns when nothing of the job is left, or what is left cannot be killed.
+    fn attend(&mut self, signals: &Signals, timer: &OwnedFd, output: &mut Output) {
+        let (mut open, mut armed) = (true, None);
+        while !self.childless && self.survivors == 0 {
+            let wake_at = self.wake_at();
+            if armed != Some(wake_at) {
+                arm(timer, wake_at);
+                armed = Some(wake_at);
+            }
+            let (signalled, readable) = {
+                let mut files = [
+                    PollFd::from_borrowed_fd(signals.file.as_fd(), PollFlags::IN),
+                    PollFd::from_borrowed_fd(timer.as_fd(), PollFlags::IN),
+                    PollFd::from_borrowed_fd(output.pipe(), PollFlags::IN),
+                ];
+                let watched = if open { &mut files[..] } else { &mut files[..2] };
+                match poll(watched, None) {
+                    Ok(_) | Err(Errno::INTR) => {}
+                    // Out of memory in the kernel: as if everything had something to say.
+                    Err(_) => {}
+                }
+                (!files[0].revents().is_empty(), open && !files[2].revents().is_empty())
+            };
+            if readable && output.pump() == Found::End {
+                open = false;
+            }
+            let came = if signalled { signals.read() } else { Came::default() };
+            if came.child {
+                self.reap();
+            }
+            self.step(&came, clock::boottime_ms());
+        }
+    }
+
+    /// The next instant at which something is due.
+    fn wake_at(&self) -> u64 {
+        match self.phase {
+            Phase::Running => self.timeout_at.min(self.lease_until),
+            Phase::Stopping { kill_at } => kill_at,
+            Phase::Killing { again_at, .. } => again_at,
+        }
+    }
+
+    fn step(&mut self, came: &Came, now: u64) {
+        if self.childless {
+            return;
+        }
+        if came.quit && !matches!(self.phase, Phase::Killing { .. }) {
+            self.ended_by = self.ended_by.or(Some(EndedBy::Kill));
+            return self.kill(now, now + GIVE_UP_MS);
+        }
+        match self.phase {
+            // The command's own end counts, also if a signal came at the same time.
+            Phase::Running if self.status.is_some() => self.kill(now, now + GIVE_UP_MS),
+            Phase::Running if came.terminate => self.stop(EndedBy::Terminate, now),
+            Phase::Running if now >= self.timeout_at => self.stop(EndedBy::Timeout, now),
+            Phase::Running if now >= self.lease_until => {
+                if let Some(Ok(until)) = self.lease.as_ref().map(Lease::until) {
+                    self.lease_until = self.lease_until.max(until);
+                }
+                if now >= self.lease_until {
+                    self.stop(EndedBy::Lease, now);
+                }
+            }
+            Phase::Stopping { kill_at } if now >= kill_at => self.kill(now, now + GIVE_UP_MS),
+            Phase::Killing { again_at, give_up_at } if now >= again_at => {
+                self.kill(now, give_up_at)
+            }
+            Phase::Running | Phase::Stopping { .. } | Phase::Killing { .. } => {}
+        }
+    }
+
+    fn stop(&mut self, by: EndedBy, now: u64) {
+        self.ended_by = Some(by);
+        let grace = match by {
+            EndedBy::Lease => self.launch.grace_ms.min(LEASE_GRACE_MS),
+            _ => self.launch.grace_ms,
+        };
+        self.phase = Phase::Stopping { kill_at: now.saturating_add(grace) };
+        let main = if self.status.is_none() { Pid::from_raw(self.main) } else { None };
+        tree::terminate(main);
+    }
+
+    fn kill(&mut self, now: u64, give_up_at: u64) {
+        let left = tree::kill();
+        self.reap();
+        if !self.childless && now >= give_up_at {
+            self.survivors = left.max(1);
+        }
+        self.phase = Phase::Killing { again_at: now + KILL_AGAIN_MS, give_up_at };
+    }
+
+    fn reap(&mut self) {
+        loop {
+            match tree::reap() {
+                Ok(Some((pid, status))) if pid == self.main && self.status.is_none() => {
+                    self.status = Some(status);
+                    self.exited_at_ms = clock::now_ms();
+                }
+                Ok(Some(_)) | Err(Errno::INTR) => {}
+                Ok(None) => return,
+                Err(_) => {
+                    self.childless = true;
+                    return;
+                }
+            }
+        }
+    }
+
+    fn exited(&self, started: &Started, output: &Output) -> Exited {
+        let outcome = match self.status {
+            Some(status) if libc::WIFSIGNALED(status) => Outcome::Signal(libc::WTERMSIG(status)),
+            Some(status) => Outcome::Code(libc::WEXITSTATUS(status)),
+            None => Outcome::Signal(libc::SIGKILL),
+        };
+        let usage = children_usage();
+        let seconds = |time: libc::timeval| time.tv_sec as f64 + time.tv_usec as f64 / 1e6;
+        let exited_at_ms = if self.status.is_some() { self.exited_at_ms } else { clock::now_ms() };
+        Exited {
+            version: journal::VERSION,
+            outcome,
+            ended_by: self.ended_by,
+            started_at_ms: started.started_at_ms,
+            exited_at_ms,
+            cpu_seconds: seconds(usage.ru_utime) + seconds(usage.ru_stime),
+            peak_memory_kib: u64::try_from(usage.ru_maxrss).unwrap_or(0),
+            log_bytes: output.written,
+            log_dropped: output.dropped,
+            log_error: output.error,
+            survivors: u32::try_from(self.survivors).unwrap_or(u32::MAX),
+        }
+    }
+}
+
+/// What all waited-for children have used, theirs included.
+fn children_usage() -> libc::rusage {
+    // SAFETY: The struct is plain numbers and ours.
+    unsafe {
+        let mut usage = MaybeUninit::<libc::rusage>::zeroed().assume_init();
+        libc::getrusage(libc::RUSAGE_CHILDREN, &raw mut usage);
+        usage
+    }
+}
+
+/// Sets the timer to an instant of CLOCK_BOOTTIME; [`u64::MAX`] stops it. A timer counts time
+/// asleep, which poll's own timeout does not.
+fn arm(timer: &OwnedFd, at_ms: u64) {
+    let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let it_value = match i64::try_from(at_ms) {
+        // Zero would stop it.
+        Ok(ms) => Timespec { tv_sec: ms / 1000, tv_nsec: (ms % 1000) * 1_000_000 + 1 },
+        Err(_) => zero,
+    };
+    let spec = Itimerspec { it_interval: zero, it_value };
+    let _ = timerfd_settime(timer, TimerfdTimerFlags::ABSTIME, &spec);
+}

@@ -1,0 +1,77 @@
+//! Signals to process trees, each process named beyond doubt.
+
+use std::path::Path;
+
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, getpid, pidfd_open, pidfd_send_signal};
+
+use crate::proc::{self, Stat};
+
+/// Sends a signal to the very process that `seen` describes, or to none if it is gone: its pid may
+/// mean another one by now.
+fn signal(seen: &Stat, signal: Signal) {
+    let Some(pid) = Pid::from_raw(seen.pid) else { return };
+    let Ok(process) = pidfd_open(pid, PidfdFlags::empty()) else { return };
+    if proc::stat(seen.pid).is_some_and(|stat| stat.start_time == seen.start_time) {
+        let _ = pidfd_send_signal(&process, signal);
+    }
+}
+
+/// Asks everything below this process to end. `main` leads the command's process group and has not
+/// been waited for; its group is signalled at once, whatever forks meanwhile.
+pub(super) fn terminate(main: Option<Pid>) {
+    let own = getpid().as_raw_nonzero().get();
+    if let Some(main) = main {
+        let _ = rustix::process::kill_process_group(main, Signal::TERM);
+        let _ = rustix::process::kill_process_group(main, Signal::CONT);
+    }
+    let main = main.map(|pid| pid.as_raw_nonzero().get());
+    let all = proc::all();
+    for stat in proc::descendants(&all, own) {
+        if Some(stat.group) != main {
+            signal(stat, Signal::TERM);
+            signal(stat, Signal::CONT);
+        }
+    }
+}
+
+/// Kills everything below this process that a scan finds; how many that were. Orphans come to this
+/// process (it is their reaper), so repeating it until nothing is left finds all.
+pub(super) fn kill() -> usize {
+    let own = getpid().as_raw_nonzero().get();
+    let all = proc::all();
+    let living: Vec<_> =
+        proc::descendants(&all, own).into_iter().filter(|stat| stat.state != 'Z').collect();
+    for stat in &living {
+        signal(stat, Signal::KILL);
+    }
+    living.len()
+}
+
+/// Kills every process of the machine that was started with `NAME=value` in its environment; how
+/// many that were. For trees whose supervisor is gone and cannot be followed by parentage.
+pub(crate) fn kill_marked(name: &str, value: &Path) -> usize {
+    let own = getpid().as_raw_nonzero().get();
+    let marked: Vec<_> = proc::all()
+        .into_iter()
+        .filter(|stat| stat.pid != own && stat.state != 'Z')
+        .filter(|stat| proc::has_variable(stat.pid, name, value))
+        .collect();
+    for stat in &marked {
+        signal(stat, Signal::KILL);
+    }
+    marked.len()
+}
+
+/// Waits for one child that has ended, without blocking: its pid and wait status.
+pub(super) fn reap() -> Result<Option<(libc::pid_t, libc::c_int)>, Errno> {
+    let mut status = 0;
+    // SAFETY: `status` is ours.
+    match unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG) } {
+        0 => Ok(None),
+        pid if pid > 0 => Ok(Some((pid, status))),
+        _ => Err(Errno::from_raw_os_error(
+            std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::ECHILD),
+        )),
+    }
+}

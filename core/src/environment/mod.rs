@@ -1,0 +1,19 @@
+//! What an environment is made of: conda documents turned into packages of the Python Package
+//! Index, the Python to use, the name a built environment is kept under, and the curated names.
+//!
+//! Only decisions: an agent gathers the facts (which Pythons are installed, which programs are on
+//! the path) and builds what [`Recipe`] says.
+
+pub mod conda;
+pub mod curated;
+mod names;
+mod pip;
+pub mod python;
+mod recipe;
+
+pub use curated::{CuratedTable, curated};
+pub use python::{Choice, Installed, PythonRequest, PythonVersion, choose};
+pub use recipe::{Base, Error, Program, Recipe};
+
+#[cfg(test)]
+mod tests;

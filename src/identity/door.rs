@@ -1,0 +1,298 @@
+//! Tokens in, callers out.
+//!
+//! A person's or node's token is 32 random bytes, stored hashed. An attempt's token is made from
+//! the attempt's key and a secret of the workspace, so that it needs no storage; it opens only
+//! while that very attempt is alive.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+use std::sync::{Arc, RwLock};
+
+use atelier_core::access::{AttemptScope, Caller, Role};
+use atelier_core::content::Digest;
+use atelier_core::id::{AttemptNumber, DatastoreName, Epoch, JobName, NodeName, Principal};
+use atelier_core::job::AttemptKey;
+use atelier_core::spec::CommandJob;
+use atelier_core::time::Timestamp;
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+
+use super::grants::{Grants, grants_of};
+use crate::store::{self, Store, TokenRecord};
+
+/// Decides who comes in.
+pub struct Door {
+    store: Arc<dyn Store>,
+    secret: [u8; 32],
+    holders: RwLock<HashMap<Digest, Caller>>,
+    attempts: RwLock<HashMap<JobName, LiveAttempt>>,
+}
+
+struct LiveAttempt {
+    attempt: AttemptNumber,
+    epoch: Epoch,
+    grants: Arc<Grants>,
+}
+
+/// Why somebody stays outside.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Denied {
+    /// No token.
+    #[error("no token was given; pass --token-file or set ATELIER_TOKEN")]
+    NoToken,
+    /// A token that opens nothing.
+    #[error("the token is not valid here; ask an admin for one (atelier token create)")]
+    WrongToken,
+    /// The token of an attempt that is over, or is no longer the newest.
+    #[error("the attempt that this token belonged to is over")]
+    AttemptOver,
+    /// A known caller without the permission.
+    #[error("{principal} has the role {role}, which may not do this; ask an admin")]
+    NotAllowed {
+        /// Who.
+        principal: Principal,
+        /// As what.
+        role: String,
+    },
+    /// A web page of somebody else's.
+    #[error("requests from {0} are refused: only this machine's own addresses are allowed")]
+    Foreign(String),
+    /// A route that nobody has declared.
+    #[error("there is nothing here")]
+    UnknownRoute,
+}
+
+/// What can go wrong with tokens besides their being wrong.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A token file could not be read or written.
+    #[error("cannot {operation} {path}: {source}")]
+    File {
+        /// What was tried.
+        operation: &'static str,
+        /// The file.
+        path: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The system gave no random bytes.
+    #[error("cannot make a token: the system gave no random bytes")]
+    Random,
+    /// The store said no.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+}
+
+const USER_PREFIX: &str = "atl_";
+const ATTEMPT_PREFIX: &str = "ata_";
+
+impl Door {
+    /// Opens the door of a workspace whose secret lies in `secret_file`, making it if it is new.
+    pub fn open(store: Arc<dyn Store>, secret_file: &Path) -> Result<Self, Error> {
+        let secret = match fs::read(secret_file) {
+            Ok(bytes) => {
+                <[u8; 32]>::try_from(bytes).map_err(|_| Error::File {
+                    operation: "use the workspace's secret",
+                    path: secret_file.display().to_string(),
+                    source: std::io::Error::other("it must hold 32 bytes; restore it"),
+                })?
+            }
+            Err(missing) if missing.kind() == std::io::ErrorKind::NotFound => {
+                let mut secret = [0; 32];
+                getrandom::fill(&mut secret).map_err(|_| Error::Random)?;
+                write_private(secret_file, &secret)?;
+                secret
+            }
+            Err(source) => {
+                let path = secret_file.display().to_string();
+                return Err(Error::File { operation: "read", path, source });
+            }
+        };
+        let holders = store
+            .tokens()?
+            .into_iter()
+            .map(|t| (t.hash, Caller { principal: t.principal, role: t.role }))
+            .collect();
+        let attempts = RwLock::new(HashMap::new());
+        Ok(Self { store, secret, holders: RwLock::new(holders), attempts })
+    }
+
+    /// Names the caller by an `authorization` header.
+    pub fn authenticate(&self, authorization: Option<&str>) -> Result<Caller, Denied> {
+        let header = authorization.ok_or(Denied::NoToken)?;
+        // MLflow's client can also send the token as a password.
+        let token = match header.split_once(' ') {
+            Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => token.trim(),
+            _ => return Err(Denied::WrongToken),
+        };
+        if let Some(attempt) = token.strip_prefix(ATTEMPT_PREFIX) {
+            return self.attempt(attempt);
+        }
+        let holders = self.holders.read().unwrap_or_else(|poisoned| poisoned.into_inner());
+        holders.get(&Digest::of(token.as_bytes())).cloned().ok_or(Denied::WrongToken)
+    }
+
+    fn attempt(&self, token: &str) -> Result<Caller, Denied> {
+        let wrong = || Denied::WrongToken;
+        let (body, mac) = token.split_once('.').ok_or_else(wrong)?;
+        let body = URL_SAFE_NO_PAD.decode(body).map_err(|_| wrong())?;
+        let mac = URL_SAFE_NO_PAD.decode(mac).map_err(|_| wrong())?;
+        let mac: [u8; 32] = mac.try_into().map_err(|_| wrong())?;
+        // blake3::Hash compares in constant time.
+        if blake3::keyed_hash(&self.secret, &body) != blake3::Hash::from_bytes(mac) {
+            return Err(wrong());
+        }
+        let scope: AttemptScope = serde_json::from_slice(&body).map_err(|_| wrong())?;
+        let attempts = self.attempts.read().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let alive = attempts
+            .get(&scope.job)
+            .is_some_and(|live| live.attempt == scope.attempt && live.epoch == scope.epoch);
+        if !alive {
+            return Err(Denied::AttemptOver);
+        }
+        let principal = Principal::new(&format!("attempt:{}/{}", scope.job, scope.attempt))
+            .map_err(|_| wrong())?;
+        Ok(Caller { principal, role: Role::Attempt(scope) })
+    }
+
+    /// Makes an attempt's token and lets it in from now on. Making it again gives the same token.
+    pub fn admit_attempt(&self, key: &AttemptKey, spec: &CommandJob) -> String {
+        let live = LiveAttempt {
+            attempt: key.attempt,
+            epoch: key.epoch,
+            grants: Arc::new(grants_of(&key.job, spec)),
+        };
+        self.attempts
+            .write()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+            .insert(key.job.clone(), live);
+        let scope =
+            AttemptScope { job: key.job.clone(), attempt: key.attempt, epoch: key.epoch };
+        let body = serde_json::to_vec(&scope).unwrap_or_default();
+        let mac = blake3::keyed_hash(&self.secret, &body);
+        let (body, mac) = (URL_SAFE_NO_PAD.encode(body), URL_SAFE_NO_PAD.encode(mac.as_bytes()));
+        format!("{ATTEMPT_PREFIX}{body}.{mac}")
+    }
+
+    /// Lets an attempt's token in no more.
+    pub fn dismiss_attempt(&self, key: &AttemptKey) {
+        let mut attempts = self.attempts.write().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if attempts.get(&key.job).is_some_and(|live| live.epoch == key.epoch) {
+            attempts.remove(&key.job);
+        }
+    }
+
+    /// Makes a token for a person or node. It is shown once and stored hashed.
+    pub async fn create_token(
+        &self,
+        principal: Principal,
+        role: Role,
+        now: Timestamp,
+    ) -> Result<String, Error> {
+        let mut bytes = [0; 32];
+        getrandom::fill(&mut bytes).map_err(|_| Error::Random)?;
+        let token = format!("{USER_PREFIX}{}", URL_SAFE_NO_PAD.encode(bytes));
+        self.remember(&token, principal, role, now).await?;
+        Ok(token)
+    }
+
+    async fn remember(
+        &self,
+        token: &str,
+        principal: Principal,
+        role: Role,
+        now: Timestamp,
+    ) -> Result<(), Error> {
+        let hash = Digest::of(token.as_bytes());
+        let caller = Caller { principal: principal.clone(), role: role.clone() };
+        self.store.put_token(TokenRecord { hash, principal, role, created_at: now }).await?;
+        self.holders
+            .write()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+            .insert(hash, caller);
+        Ok(())
+    }
+
+    /// Makes sure that `file` holds a valid token, readable by its owner alone.
+    pub async fn token_file(
+        &self,
+        file: &Path,
+        principal: Principal,
+        role: Role,
+        now: Timestamp,
+    ) -> Result<(), Error> {
+        if let Ok(token) = fs::read_to_string(file) {
+            let hash = Digest::of(token.trim().as_bytes());
+            let known = self.holders.read().unwrap_or_else(|p| p.into_inner()).contains_key(&hash);
+            if known {
+                return Ok(());
+            }
+        }
+        let token = self.create_token(principal, role, now).await?;
+        write_private(file, format!("{token}\n").as_bytes())
+    }
+
+    /// Whether the caller may read or write this object through the data gateway.
+    pub fn authorize_data(
+        &self,
+        caller: &Caller,
+        datastore: &DatastoreName,
+        path: &str,
+        write: bool,
+    ) -> Result<(), Denied> {
+        let allowed = match &caller.role {
+            Role::Admin => true,
+            Role::Reader => !write,
+            // What people upload are inputs; results are written by attempts alone.
+            Role::DataScientist => !write || path.starts_with("LocalUpload/"),
+            Role::Node(_) => false,
+            Role::Attempt(scope) => {
+                let attempts = self.attempts.read().unwrap_or_else(|p| p.into_inner());
+                attempts
+                    .get(&scope.job)
+                    .is_some_and(|live| live.grants.allow(datastore, path, write))
+            }
+        };
+        if allowed {
+            return Ok(());
+        }
+        Err(Denied::NotAllowed {
+            principal: caller.principal.clone(),
+            role: caller.role.to_string(),
+        })
+    }
+
+    /// The node that a token belongs to.
+    pub fn node_of(caller: &Caller) -> Option<&NodeName> {
+        match &caller.role {
+            Role::Node(node) => Some(node),
+            _ => None,
+        }
+    }
+}
+
+/// Writes a file that only its owner can read, whole or not at all.
+fn write_private(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    let write = || -> std::io::Result<()> {
+        let temporary = path.with_extension("new");
+        let _ = fs::remove_file(&temporary);
+        let mut file =
+            fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)?;
+        if let Some(folder) = path.parent() {
+            fs::File::open(folder)?.sync_all()?;
+        }
+        Ok(())
+    };
+    write().map_err(|source| Error::File {
+        operation: "write",
+        path: path.display().to_string(),
+        source,
+    })
+}

@@ -1,0 +1,54 @@
+//! What an attempt may read and write of the datastores: its inputs, its outputs, its artifacts.
+
+use atelier_core::id::{DatastoreName, JobName};
+use atelier_core::layout;
+use atelier_core::spec::{CommandJob, DataUri, Input, OutputMode};
+
+
+/// Prefixes, each of one datastore.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Grants {
+    read: Vec<(DatastoreName, String)>,
+    write: Vec<(DatastoreName, String)>,
+}
+
+impl Grants {
+    /// Whether `path` lies at or below a granted prefix. What may be written may be read back.
+    pub fn allow(&self, datastore: &DatastoreName, path: &str, write: bool) -> bool {
+        let covers = |(store, prefix): &(DatastoreName, String)| {
+            store == datastore
+                && (prefix.is_empty()
+                    || path
+                        .strip_prefix(prefix.as_str())
+                        .is_some_and(|rest| rest.is_empty() || rest.starts_with('/')))
+        };
+        self.write.iter().any(covers) || (!write && self.read.iter().any(covers))
+    }
+}
+
+/// The grants of any attempt of this job. Its references were resolved when it was accepted.
+pub fn grants_of(job: &JobName, spec: &CommandJob) -> Grants {
+    let mut grants = Grants::default();
+    for input in spec.inputs.values() {
+        if let Input::Data { uri: DataUri::Datastore { datastore, path }, .. } = input {
+            grants.read.push((datastore.clone(), trim(path)));
+        }
+    }
+    for output in spec.outputs.values() {
+        // A job writes a direct output itself, with what it brings along.
+        if output.mode == OutputMode::Direct {
+            continue;
+        }
+        if let Some((datastore, path)) = output.path.as_deref().and_then(layout::parse_datastore_uri) {
+            grants.write.push((datastore, trim(&path)));
+        }
+    }
+    if let Ok(artifacts) = DatastoreName::new(layout::ARTIFACT_STORE) {
+        grants.write.push((artifacts, layout::artifact_root(job.as_str())));
+    }
+    grants
+}
+
+fn trim(path: &str) -> String {
+    path.trim_matches('/').to_owned()
+}

@@ -1,0 +1,113 @@
+//! The door as a layer around every route, gRPC and HTTP alike.
+
+use std::sync::Arc;
+
+use atelier_core::access::Permission;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse as _, Response};
+
+use super::{Denied, Door, Need, need_of};
+
+/// Lets a request through once its origin, its caller and the route's need are in order.
+pub async fn guard(State(door): State<Arc<Door>>, mut request: Request, next: Next) -> Response {
+    let grpc = is_grpc(request.headers());
+    match admit(&door, &request) {
+        Ok(caller) => {
+            if let Some(caller) = caller {
+                tracing::Span::current().record("principal", caller.principal.as_str());
+                request.extensions_mut().insert(caller);
+            }
+            next.run(request).await
+        }
+        Err(denied) => {
+            tracing::info!(path = request.uri().path(), %denied, "refused at the door");
+            refuse(&denied, grpc)
+        }
+    }
+}
+
+fn admit(
+    door: &Door,
+    request: &Request,
+) -> Result<Option<atelier_core::access::Caller>, Denied> {
+    check_origin(request)?;
+    let need = need_of(request.uri().path());
+    if need == Some(Need::Public) {
+        return Ok(None);
+    }
+    let authorization =
+        request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let caller = door.authenticate(authorization)?;
+    let allowed = match need {
+        None => return Err(Denied::UnknownRoute),
+        Some(Need::Public) => true,
+        Some(Need::One(permission)) => caller.may(permission),
+        Some(Need::Tracking) => caller.may(Permission::Read) || caller.may(Permission::WriteRun),
+    };
+    if allowed {
+        return Ok(Some(caller));
+    }
+    Err(Denied::NotAllowed { principal: caller.principal, role: caller.role.to_string() })
+}
+
+/// A page of another site, or another name that points here (DNS rebinding), must not reach the
+/// daemon through a user's browser.
+fn check_origin(request: &Request) -> Result<(), Denied> {
+    let host = request
+        .uri()
+        .authority()
+        .map(|authority| authority.as_str())
+        .or_else(|| request.headers().get(header::HOST).and_then(|value| value.to_str().ok()))
+        .unwrap_or_default();
+    if !is_loopback(host) {
+        return Err(Denied::Foreign(host.chars().take(100).collect()));
+    }
+    let Some(origin) = request.headers().get(header::ORIGIN) else { return Ok(()) };
+    let origin = origin.to_str().unwrap_or("an unreadable origin");
+    let own = origin.split_once("://").is_some_and(|(_, rest)| rest == host && is_loopback(rest));
+    if own { Ok(()) } else { Err(Denied::Foreign(origin.chars().take(100).collect())) }
+}
+
+fn is_loopback(authority: &str) -> bool {
+    let host = match authority.strip_prefix('[') {
+        Some(rest) => return rest.split(']').next() == Some("::1"),
+        None => authority.rsplit_once(':').map_or(authority, |(host, _)| host),
+    };
+    host.eq_ignore_ascii_case("localhost")
+        || host.parse::<std::net::Ipv4Addr>().is_ok_and(|address| address.is_loopback())
+}
+
+fn is_grpc(headers: &HeaderMap) -> bool {
+    headers
+        .get(header::CONTENT_TYPE)
+        .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
+}
+
+fn refuse(denied: &Denied, grpc: bool) -> Response {
+    let (code, status, word) = match denied {
+        Denied::NoToken | Denied::WrongToken | Denied::AttemptOver => {
+            (tonic::Code::Unauthenticated, StatusCode::UNAUTHORIZED, "UNAUTHENTICATED")
+        }
+        Denied::NotAllowed { .. } | Denied::Foreign(_) => {
+            (tonic::Code::PermissionDenied, StatusCode::FORBIDDEN, "PERMISSION_DENIED")
+        }
+        Denied::UnknownRoute => {
+            (tonic::Code::Unimplemented, StatusCode::NOT_FOUND, "ENDPOINT_NOT_FOUND")
+        }
+    };
+    if grpc {
+        return tonic::Status::new(code, denied.to_string()).into_http::<Body>();
+    }
+    // The words are MLflow's, so that its client shows the message.
+    let body = serde_json::json!({ "error_code": word, "message": denied.to_string() });
+    let mut response = (status, axum::Json(body)).into_response();
+    if status == StatusCode::UNAUTHORIZED {
+        response
+            .headers_mut()
+            .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
+    response
+}

@@ -1,0 +1,67 @@
+//! What every route needs. A route that is not named here does not exist for anybody.
+
+use atelier_core::access::Permission;
+
+/// What a route needs of its caller.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Need {
+    /// Nothing: it tells nothing about the workspace.
+    Public,
+    /// A known caller with this permission.
+    One(Permission),
+    /// A known caller who may read runs, or write to them; the handler knows which.
+    Tracking,
+}
+
+/// What the route of this path needs; `None` for a path that nobody has declared.
+pub fn need_of(path: &str) -> Option<Need> {
+    use Permission as P;
+    if let Some((service, method)) = path.strip_prefix('/').and_then(|p| p.split_once('/'))
+        && service.contains('.')
+    {
+        return rpc(service, method);
+    }
+    match path {
+        "/healthz" | "/readyz" => return Some(Need::Public),
+        "/health" | "/version" => return Some(Need::Tracking),
+        _ => {}
+    }
+    if path.starts_with("/data/v1/") {
+        return Some(Need::One(P::Data));
+    }
+    if path.starts_with("/api/") || path.starts_with("/ajax-api/") {
+        return Some(Need::Tracking);
+    }
+    None
+}
+
+fn rpc(service: &str, method: &str) -> Option<Need> {
+    use Permission as P;
+    let permission = match (service, method) {
+        ("atelier.job.v1.JobService", "CreateJob") => P::Submit,
+        ("atelier.job.v1.JobService", "CancelJob" | "ArchiveJob" | "DeleteJob") => P::ChangeJob,
+        (
+            "atelier.job.v1.JobService",
+            "GetJob" | "ListJobs" | "ListEvents" | "WatchEvents" | "StreamLog" | "ListArtifacts",
+        ) => P::Read,
+        ("atelier.content.v1.ContentService", "FindMissing" | "Put") => P::Submit,
+        ("atelier.content.v1.ContentService", "Get") => P::ReadContent,
+        (
+            "atelier.compute.v1.ComputeService",
+            "ListComputes" | "GetCompute" | "ListNodes" | "GetNode",
+        ) => P::Read,
+        (
+            "atelier.workspace.v1.WorkspaceService",
+            "GetWorkspace" | "ListDatastores" | "GetDatastore" | "ListExperiments",
+        ) => P::Read,
+        ("atelier.identity.v1.TokenService", "CreateToken") => P::ManageTokens,
+        ("atelier.agent.v1.AgentService", "Session" | "PushLog" | "RecordMetrics") => P::ActAsNode,
+        ("grpc.health.v1.Health", "Check" | "Watch" | "List") => return Some(Need::Public),
+        (
+            "grpc.reflection.v1.ServerReflection" | "grpc.reflection.v1alpha.ServerReflection",
+            "ServerReflectionInfo",
+        ) => P::Read,
+        _ => return None,
+    };
+    Some(Need::One(permission))
+}
