@@ -1,1 +1,5 @@
-//! x
+//! The daemon and the command line.
+
+pub mod grpc;
+pub mod http;
+pub mod storage;

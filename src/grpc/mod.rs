@@ -1,0 +1,3 @@
+//! The services, one file each: convert, ask, convert.
+
+pub mod content;
