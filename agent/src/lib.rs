@@ -1,5 +1,7 @@
 //! The node agent: the daemon's hand on one machine.
 mod clock;
+pub mod data;
+pub mod environment;
 mod proc;
 mod record;
 mod supervisor;

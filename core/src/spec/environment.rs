@@ -6,7 +6,7 @@ use super::command::{BuildContext, Code, Environment, InlineEnvironment};
 use super::diagnostic::Mark;
 use super::fields::ENVIRONMENT;
 use super::job::{Reader, document, given, text};
-use super::origin::{FileKind, parent, resolve};
+use super::origin::{FileKind, parent, resolve, shown};
 use super::reference;
 use super::shape::{self, Shape, join};
 use super::yaml::{Node, Value};
@@ -56,7 +56,8 @@ fn include(
     written: &str,
     folder: &str,
 ) -> Option<(String, Node)> {
-    let path = resolve(folder, written.strip_prefix("//").unwrap_or(written));
+    let written = written.strip_prefix("//").unwrap_or(written);
+    let path = resolve(folder, written);
     let reason = match reader.files.kind(&path) {
         None => Some("there is no such file".to_owned()),
         Some(FileKind::Folder) => Some("it is a folder".to_owned()),
@@ -67,7 +68,12 @@ fn include(
         None => reader.files.read(&path),
     };
     match content {
-        Ok(content) => document(&content, written, &mut reader.report).map(|root| (path, root)),
+        Ok(content) => {
+            let referrer = reader.report.source(node.mark.source).filter(|source| source.is_file);
+            let referrer = referrer.map_or(&reader.origin.name, |source| &source.name);
+            let name = shown(referrer, written);
+            document(&content, &name, &mut reader.report).map(|root| (path, root))
+        }
         Err(reason) => {
             reader
                 .report

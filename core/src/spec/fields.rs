@@ -5,7 +5,7 @@ use super::shape::{Field, Object, Shape, Support};
 use Shape::{
     Any, Bool, List, Literal, LiteralOrNull, Map, Null, OneOf, Quantity, Tagged, Text, Whole, Word,
 };
-use Support::{Dropped, Extends, Ignored, Later, Recorded, Refused, Runs};
+use Support::{Dropped, Extends, Ignored, Later, Recorded, Refused, Runs, Unused};
 
 const fn field(
     key: &'static str,
@@ -18,8 +18,7 @@ const fn field(
 }
 
 const COUNT: Shape = Whole(1, limits::MAX_PROCESSES as i64);
-const SCHEMA: Field =
-    field("$schema", Text, Recorded, "", "The schema's address, for editors; not used.");
+const SCHEMA: Field = field("$schema", Text, Unused, "", "The schema's address, for editors.");
 
 pub(super) const JOB_TYPES: [&str; 1] = ["command"];
 pub(super) const DATA_TYPES: [&str; 6] =
@@ -65,14 +64,7 @@ pub(super) static JOB: Object = Object {
         ),
         field("tags", Map(&LiteralOrNull), Runs, "", "Key-value pairs that may change later."),
         field("properties", Map(&LiteralOrNull), Recorded, "", "Key-value pairs that stay."),
-        field(
-            "command",
-            Text,
-            Runs,
-            "required",
-            "The shell command. ${{inputs.NAME}} and ${{outputs.NAME}} stand for values and \
-             paths; $[[ … ]] is dropped if an optional input in it is unset.",
-        ),
+        field("command", Text, Runs, "required", "The shell command, with expressions."),
         field(
             "code",
             Text,
@@ -136,7 +128,7 @@ pub(super) static JOB: Object = Object {
         field(
             "services",
             Map(&OneOf(&[Shape::Object(&SERVICE), Null])),
-            Recorded,
+            Later("services are not started yet"),
             "",
             "Interactive services to start with the job, by name.",
         ),
@@ -191,7 +183,7 @@ pub(super) static ENVIRONMENT: Object = Object {
     fields: &[
         SCHEMA,
         field("name", Text, Recorded, "", "A name; the environment is not registered under it."),
-        field("version", Literal, Recorded, "", "A version; not used."),
+        field("version", Literal, Unused, "", "A version."),
         field("image", Text, Runs, "the node's own system", "The container image."),
         field(
             "conda_file",
@@ -201,9 +193,9 @@ pub(super) static ENVIRONMENT: Object = Object {
             "The conda file's path, or its content. May stand without an image.",
         ),
         field("build", Shape::Object(&BUILD), Recorded, "", "A container build context."),
-        field("description", Text, Recorded, "", "What it is for."),
-        field("tags", Map(&LiteralOrNull), Recorded, "", "Key-value pairs."),
-        field("properties", Map(&LiteralOrNull), Recorded, "", "Key-value pairs."),
+        field("description", Text, Unused, "", "What it is for."),
+        field("tags", Map(&LiteralOrNull), Unused, "", "Key-value pairs."),
+        field("properties", Map(&LiteralOrNull), Unused, "", "Key-value pairs."),
         field("os_type", Word(&OS_TYPES), Runs, "linux", "Only linux."),
         field(
             "inference_config",
@@ -274,7 +266,7 @@ static INPUT: Object = Object {
         field("value", Literal, Runs, "", "A literal's value."),
         field("default", Literal, Runs, "", "A literal's value if 'value' is not given."),
         field("optional", Bool, Runs, "false", "Whether it may be left without a value."),
-        field("description", Text, Recorded, "", "What it is."),
+        field("description", Text, Unused, "", "What it is."),
         field("min", Literal, Runs, "", "The least value of a number."),
         field("max", Literal, Runs, "", "The greatest value of a number."),
         field("enum", List(&Literal), Runs, "", "The values allowed."),
@@ -316,7 +308,7 @@ static OUTPUT: Object = Object {
             "Registers it as an asset of this name.",
         ),
         field("version", Literal, Recorded, "", "The version to register."),
-        field("description", Text, Recorded, "", "What it is."),
+        field("description", Text, Unused, "", "What it is."),
         field(
             "path_on_compute",
             Text,
@@ -519,7 +511,8 @@ static RETRY: Object = Object {
             Quantity("a factor such as 2x or 1.5x"),
             Extends,
             "",
-            "Multiplies the memory asked for after the job was killed for want of memory.",
+            "Multiplies the memory asked for after the job was killed for want of memory, where the \
+             node can tell.",
         ),
     ],
 };

@@ -54,10 +54,11 @@ pub fn parse_job(
     let mut reader = Reader { report, files, origin };
     let job = reader.job(&root);
     let mut report = reader.report;
-    if !report.has_errors() {
-        for finding in findings(&job) {
-            locate(&root, finding, &mut report);
-        }
+    let Some(job) = job.filter(|_| !report.has_errors()) else {
+        return Err(failed(report));
+    };
+    for finding in findings(&job) {
+        locate(&root, finding, &mut report);
     }
     report.finish().map(|warnings| Parsed { job, warnings })
 }
@@ -221,7 +222,8 @@ pub(super) fn chosen(node: &Node, key: &str, words: &[&'static str]) -> Option<&
 }
 
 impl Reader<'_> {
-    fn job(&mut self, root: &Node) -> CommandJob {
+    /// The job, as far as it can be read; faults are reported.
+    fn job(&mut self, root: &Node) -> Option<CommandJob> {
         let experiment = ExperimentName::new(&self.origin.experiment)
             .or_else(|_| ExperimentName::new("Default"));
         let experiment_name = match given(root, "experiment_name") {
@@ -237,15 +239,12 @@ impl Reader<'_> {
         if experiment_name.is_none() && !self.report.has_errors() {
             self.report.error(root.mark, "experiment_name", "the job has no experiment");
         }
-        // Whatever is missing is reported, so that the stand-ins are never seen.
-        CommandJob {
+        Some(CommandJob {
             name: given(root, "name").and_then(|node| self.name(node, "name", JobName::new)),
             display_name: text(root, "display_name"),
             description: text(root, "description"),
-            experiment_name: experiment_name.unwrap_or_else(stand_in),
             tags: self.pairs(root, "tags"),
             properties: self.pairs(root, "properties"),
-            command: command.unwrap_or_default(),
             code: given(root, "code").and_then(|node| self.code(node)),
             environment: given(root, "environment")
                 .map_or(Environment::Host, |node| environment::read(self, node)),
@@ -274,7 +273,10 @@ impl Reader<'_> {
                 Some("keep") => OnNodeLoss::Keep,
                 _ => OnNodeLoss::Requeue,
             },
-        }
+            // Last, so that the faults of all other fields are found, too.
+            experiment_name: experiment_name?,
+            command: command?,
+        })
     }
 
     /// A checked name.
@@ -420,11 +422,6 @@ impl Reader<'_> {
                     continue;
                 }
             };
-            self.report.warn(
-                entry.key.mark,
-                &path,
-                format!("'{path}' is recorded only: services are not started yet"),
-            );
             let mut properties: BTreeMap<String, String> = BTreeMap::new();
             for key in ["log_dir", "ssh_public_keys"] {
                 properties.extend(text(node, key).map(|value| (key.to_owned(), value)));
@@ -492,18 +489,11 @@ impl Reader<'_> {
                 Some(value)
             }
             Err(wrong) => {
-                self.report.error(node.mark, &path, format!("'{path}' {wrong}"));
+                let colon = if wrong.starts_with("expected") { ":" } else { "" };
+                self.report.error(node.mark, &path, format!("'{path}'{colon} {wrong}"));
                 None
             }
         }
-    }
-}
-
-/// Stands for a name whose fault is reported.
-fn stand_in() -> ExperimentName {
-    match ExperimentName::new("Default") {
-        Ok(name) => name,
-        Err(_) => unreachable!("'Default' is a valid experiment name"),
     }
 }
 

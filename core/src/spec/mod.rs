@@ -24,6 +24,7 @@ mod validate;
 mod yaml;
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests;
 
 pub use command::*;

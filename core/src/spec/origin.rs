@@ -30,20 +30,35 @@ pub enum FileKind {
     Folder,
 }
 
-/// `path` as seen from `folder`, with `.` and `..` worked out on the text alone.
+/// `path` as seen from the absolute `folder`, with `.` and `..` worked out on the text alone.
 pub(super) fn resolve(folder: &str, path: &str) -> String {
-    let joined = if path.starts_with('/') { path.to_owned() } else { format!("{folder}/{path}") };
+    if path.starts_with('/') { clean(path) } else { clean(&format!("{folder}/{path}")) }
+}
+
+/// How messages name the file that `referrer` names `path`.
+pub(super) fn shown(referrer: &str, path: &str) -> String {
+    match referrer.rfind('/') {
+        Some(end) if !path.starts_with('/') => clean(&format!("{}/{path}", &referrer[..end])),
+        _ => clean(path),
+    }
+}
+
+/// `path` without `.`, and without `..` where there is something to leave.
+fn clean(path: &str) -> String {
+    let is_absolute = path.starts_with('/');
     let mut parts: Vec<&str> = Vec::new();
-    for part in joined.split('/') {
+    for part in path.split('/') {
         match part {
             "" | "." => {}
-            ".." => {
+            ".." if parts.last().is_some_and(|last| *last != "..") => {
                 parts.pop();
             }
+            ".." if is_absolute => {}
             part => parts.push(part),
         }
     }
-    format!("/{}", parts.join("/"))
+    let joined = parts.join("/");
+    if is_absolute { format!("/{joined}") } else { joined }
 }
 
 /// The folder that holds the absolute `path`.

@@ -93,7 +93,7 @@ fn value(change: &Override, source: u16, mark: Mark) -> Result<Node, String> {
     }
     if text.trim_start().starts_with(['{', '[', '"', '\'']) {
         let mut node = yaml::compose(text, source)
-            .map_err(|failure| format!("the value is not YAML: {}", failure.message))?;
+            .map_err(|failure| format!("in its value: {}", failure.message))?;
         mark_all(&mut node, mark);
         return Ok(node);
     }

@@ -199,7 +199,8 @@ pub(super) fn data(text: &str) -> Result<Read<DataUri>, Wrong> {
         return Ok(asset(text, &["data", "models"])?.map(DataUri::Asset));
     }
     if let Some(rest) = text.strip_prefix("runs:/") {
-        let (run, path) = rest.trim_start_matches('/').split_once('/').unwrap_or((rest, ""));
+        let rest = rest.trim_start_matches('/');
+        let (run, path) = rest.split_once('/').unwrap_or((rest, ""));
         return match JobName::new(run) {
             Ok(_) => {
                 let path = inner_path(path)?;

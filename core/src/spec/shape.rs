@@ -33,6 +33,8 @@ pub(super) enum Support {
     Recorded,
     /// Keeps and shows it, and warns that it does nothing yet, with what holds instead.
     Later(&'static str),
+    /// Accepts it; it makes no difference.
+    Unused,
     /// Accepts it, ignores it, and warns for this reason.
     Ignored(&'static str),
     /// Azure's tools write it when they print a job; dropped without a word.
@@ -94,7 +96,8 @@ impl Shape {
             Self::Object(object) => format!("a mapping ({})", object.what),
             Self::Tagged(what, _) => format!("a mapping ({what})"),
             Self::OneOf(shapes) => {
-                shapes.iter().map(Self::expected).collect::<Vec<_>>().join(", or ")
+                let named = shapes.iter().filter(|shape| !matches!(shape, Self::Null));
+                named.map(Self::expected).collect::<Vec<_>>().join(", or ")
             }
             Self::Null => "nothing".to_owned(),
             Self::Any => "anything".to_owned(),
@@ -171,7 +174,7 @@ pub(super) fn check(node: &Node, shape: &Shape, path: &str, report: &mut Report)
         _ if node.is_null() => {}
         _ if !shape.fits_kind(node) => mismatch(node, shape, path, report),
         Shape::Object(object) => check_object(node, object, path, report),
-        Shape::Tagged(what, variants) => check_tagged(node, what, variants, path, report),
+        Shape::Tagged(_, variants) => check_tagged(node, variants, path, report),
         Shape::Map(inner) => {
             for entry in node.entries() {
                 let path = join(path, &entry.key.text);
@@ -262,7 +265,6 @@ fn check_word(node: &Node, words: &[&'static str], path: &str, report: &mut Repo
 
 fn check_tagged(
     node: &Node,
-    what: &'static str,
     variants: &'static [(&'static str, &'static Object)],
     path: &str,
     report: &mut Report,
@@ -274,7 +276,6 @@ fn check_tagged(
             .help(format!("add 'type:' with one of {}", words.join(", ")));
         return;
     };
-    let _ = what;
     let path_of_type = join(path, "type");
     check_word(kind, &words, &path_of_type, report);
     let found = kind.as_text().and_then(|text| word(text, &words));

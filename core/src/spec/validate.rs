@@ -12,7 +12,7 @@ use super::limits::{
     MAX_TAG_KEY, MAX_TAG_VALUE, MAX_VALUE,
 };
 use super::reference;
-use crate::expr::{Template, Values};
+use crate::expr::{Reference, Template, Values};
 use crate::id::DatastoreName;
 
 /// A fault of a job, and which field it is in.
@@ -280,6 +280,20 @@ fn output_faults(check: &mut Check, name: &str, output: &Output) {
         default_datastore: Some("workspaceblobstore".to_owned()),
         ..Values::default()
     };
+    for expression in Template::parse(path).iter().flat_map(Template::references) {
+        let reference = &expression.reference;
+        if matches!(reference, Reference::Input(_) | Reference::Output(_)) {
+            check.found.push(Finding {
+                path: check.path.clone(),
+                span: Some(expression.span.clone()),
+                message: format!(
+                    "output '{name}': '${{{{{reference}}}}}' has no meaning in a path"
+                ),
+                help: Some(FORM.to_owned()),
+            });
+            return;
+        }
+    }
     let Some(template) = check.template(path, &scope) else { return };
     let Ok(rendered) = template.render(&scope) else { return };
     let Some((datastore, inner, _)) = reference::datastore_parts(&rendered) else {

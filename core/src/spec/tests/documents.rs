@@ -8,7 +8,7 @@ fn port(name: &str) -> PortName {
     PortName::new(name).unwrap()
 }
 
-const TRAIN: &str = r#"
+pub(super) const TRAIN: &str = r#"
 $schema: https://azuremlschemas.azureedge.net/latest/commandJob.schema.json
 type: command
 command: >-

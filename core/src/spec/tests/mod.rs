@@ -100,11 +100,12 @@ pub(super) fn warnings(yaml: &str) -> String {
     }
 }
 
-/// `line:column: message | help`.
+/// `line:column: message | help`, with the source's name if it is not the job's own file.
 pub(super) fn short(diagnostic: &Diagnostic) -> String {
     let Diagnostic { message, place, help, .. } = diagnostic;
     let place = place.as_ref().map_or_else(String::new, |place| match place.position {
-        Some((line, column)) => format!("{line}:{column}: "),
+        Some((line, column)) if place.source == "job.yml" => format!("{line}:{column}: "),
+        Some((line, column)) => format!("{}:{line}:{column}: ", place.source),
         None => format!("{}: ", place.source),
     });
     let help = help.as_ref().map_or_else(String::new, |help| format!(" | {help}"));

@@ -104,7 +104,7 @@ pub(in crate::spec) fn compose(text: &str, source: u16) -> Result<Node, Failure>
         composer.event(event, &span)?;
     }
     let root = composer.root.filter(|root| !root.is_null());
-    root.ok_or_else(|| Failure::at(1, 1, "the file is empty", "write at least 'command: …'"))
+    root.ok_or_else(|| Failure::at(1, 1, "the file is empty", "write 'key: value' lines into it"))
 }
 
 struct Composer {
@@ -383,25 +383,29 @@ fn read_scalar(
 /// The parser's error in words that name the remedy.
 fn syntax_error(error: &ScanError, text: &str) -> Failure {
     let (line, column) = (error.marker().line() as u32, error.marker().col() as u32 + 1);
-    let source_line = text.lines().nth(line.saturating_sub(1) as usize).unwrap_or_default();
-    let indent = source_line.len() - source_line.trim_start().len();
-    if let Some(tab) = source_line[..indent].find('\t') {
-        let column = source_line[..tab].chars().count() as u32 + 1;
-        return Failure::at(
-            line,
-            column,
-            "a tab stands in the indentation; YAML allows spaces only",
-            "replace the tab by spaces",
-        );
+    let is_tab = matches!(
+        error.kind(),
+        ErrorKind::TabNotAllowed
+            | ErrorKind::TabInBlockIndentation
+            | ErrorKind::TabInIndentation
+            | ErrorKind::TabAtBlockScalarStart
+            | ErrorKind::TabInPlainScalar
+    );
+    // A tab is noticed where the value before it starts; it stands on a later line.
+    let lines = if is_tab { usize::MAX } else { 1 };
+    for (i, line) in text.lines().enumerate().skip(line.saturating_sub(1) as usize).take(lines) {
+        let indent = line.len() - line.trim_start().len();
+        if let Some(tab) = line[..indent].find('\t') {
+            return Failure::at(
+                i as u32 + 1,
+                line[..tab].chars().count() as u32 + 1,
+                "a tab stands in the indentation; YAML allows spaces only",
+                "replace the tab by spaces",
+            );
+        }
     }
     let (message, help) = match error.kind() {
-        ErrorKind::TabNotAllowed
-        | ErrorKind::TabInBlockIndentation
-        | ErrorKind::TabInIndentation
-        | ErrorKind::TabAtBlockScalarStart
-        | ErrorKind::TabInPlainScalar => {
-            ("a tab cannot stand here".to_owned(), "replace the tab by spaces")
-        }
+        _ if is_tab => ("a tab cannot stand here".to_owned(), "replace the tab by spaces"),
         ErrorKind::UnknownAnchor => (
             "this alias names no anchor ('*' starts an alias)".to_owned(),
             "quote the text if the '*' belongs to it, or define '&name' before it",

@@ -260,12 +260,17 @@ pub(super) fn python_float(number: f64) -> String {
     if number.is_infinite() {
         return if number > 0.0 { "inf".to_owned() } else { "-inf".to_owned() };
     }
-    let scientific = format!("{number:e}");
+    let shortest = format!("{number:e}");
+    let length =
+        |text: &str| text.bytes().take_while(|b| *b != b'e').filter(u8::is_ascii_digit).count();
+    // Of two shortest forms equally near, Python takes the even one, as exact formatting does.
+    let exact = format!("{number:.*e}", length(&shortest) - 1);
+    let scientific = if exact.parse() == Ok(number) { exact } else { shortest };
     let (mantissa, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
     let exponent: i32 = exponent.parse().unwrap_or_default();
     if (-4..16).contains(&exponent) {
-        let plain = number.to_string();
-        return if plain.contains('.') { plain } else { format!("{plain}.0") };
+        let digits = length(mantissa) as i32;
+        return format!("{number:.*}", (digits - 1 - exponent).max(1) as usize);
     }
     let sign = if exponent < 0 { '-' } else { '+' };
     format!("{mantissa}e{sign}{:02}", exponent.abs())
