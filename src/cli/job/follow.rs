@@ -26,8 +26,8 @@ pub(in crate::cli) async fn to_the_end(
     client: Client,
     name: &str,
 ) -> Result<ExitCode, Error> {
-    let output = context.output.with_spinner();
-    let ended = interruptible(follow(context, &output, client, name)).await;
+    let output = &context.output;
+    let ended = interruptible(follow(context, output, client, name)).await;
     output.settle();
     match ended {
         Some(job) => {

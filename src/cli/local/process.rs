@@ -16,7 +16,7 @@ const LARGEST_LOG: u64 = 16 << 20;
 
 /// Which of the two.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
-pub(super) enum Part {
+pub(in crate::cli) enum Part {
     /// The daemon
     Serve,
     /// The node's agent

@@ -34,9 +34,8 @@ pub(in crate::cli) async fn running(context: &Context) -> Result<Client, Error> 
         compare_versions(&workspace, &context.output);
         return Ok(client);
     }
-    let output = context.output.with_spinner();
-    let started = start(context, home, &output).await;
-    output.settle();
+    let started = start(context, home, &context.output).await;
+    context.output.settle();
     started
 }
 

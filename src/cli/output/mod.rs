@@ -43,7 +43,7 @@ pub(crate) struct Output {
     notes: Sink,
     data_is_terminal: bool,
     notes_is_terminal: bool,
-    spinner: ProgressBar,
+    spinner: Arc<Mutex<Option<ProgressBar>>>,
 }
 
 impl Output {
@@ -57,7 +57,7 @@ impl Output {
             notes: Arc::new(Mutex::new(io::stderr())),
             data_is_terminal: io::stdout().is_terminal(),
             notes_is_terminal: io::stderr().is_terminal(),
-            spinner: ProgressBar::hidden(),
+            spinner: Arc::default(),
         }
     }
 
@@ -76,11 +76,6 @@ impl Output {
             notes_is_terminal: false,
             ..Self::standard(format, query, false)
         }
-    }
-
-    /// Whether the user asked for no chatter.
-    pub(crate) fn is_quiet(&self) -> bool {
-        self.quiet
     }
 
     /// Whether standard error is a terminal that may be drawn on.
@@ -149,7 +144,7 @@ impl Output {
 
     /// Bytes as they are, such as a job's log; they are out when this returns.
     pub(crate) fn bytes(&self, bytes: &[u8]) -> Result<(), Error> {
-        let result = self.spinner.suspend(|| {
+        let result = self.undisturbed(|| {
             let mut data = self.data.lock().unwrap_or_else(PoisonError::into_inner);
             data.write_all(bytes).and_then(|()| data.flush())
         });
@@ -183,36 +178,46 @@ impl Output {
     }
 
     fn to_notes(&self, text: &str) {
-        self.spinner.suspend(|| {
+        self.undisturbed(|| {
             let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
             // Nobody is left to tell when standard error is gone.
             let _ = writeln!(notes, "{text}");
         });
     }
 
-    /// This output, with a spinner at its foot that lives until [`Output::settle`].
-    #[must_use]
-    pub(crate) fn with_spinner(&self) -> Self {
-        if !self.draws() {
-            return self.clone();
-        }
-        let spinner = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-        if let Ok(style) = ProgressStyle::with_template("{spinner} {msg}") {
-            spinner.set_style(style);
-        }
-        Self { spinner, ..self.clone() }
-    }
-
-    /// What is being waited for; drawn only on terminals.
+    /// What is being waited for, on a line that goes away with [`Output::settle`]; drawn only on
+    /// terminals.
     pub(crate) fn waiting(&self, text: &str) {
-        self.spinner.set_message(printable(text).replace('\n', " "));
-        self.spinner.enable_steady_tick(Duration::from_millis(120));
+        if !self.draws() {
+            return;
+        }
+        let mut spinner = self.spinner.lock().unwrap_or_else(PoisonError::into_inner);
+        let spinner = spinner.get_or_insert_with(|| {
+            let spinner = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+            if let Ok(style) = ProgressStyle::with_template("{spinner} {wide_msg}") {
+                spinner.set_style(style);
+            }
+            spinner.enable_steady_tick(Duration::from_millis(120));
+            spinner
+        });
+        spinner.set_message(printable(text).replace('\n', " "));
     }
 
-    /// Nothing is being waited for any more; takes the spinner away.
+    /// Nothing is being waited for any more; takes the line away.
     pub(crate) fn settle(&self) {
-        self.spinner.disable_steady_tick();
-        self.spinner.finish_and_clear();
+        let spinner = self.spinner.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(spinner) = spinner {
+            spinner.finish_and_clear();
+        }
+    }
+
+    /// Runs `write` while nothing else is drawn on the terminal.
+    fn undisturbed<T>(&self, write: impl FnOnce() -> T) -> T {
+        let spinner = self.spinner.lock().unwrap_or_else(PoisonError::into_inner);
+        match spinner.as_ref() {
+            Some(spinner) => spinner.suspend(write),
+            None => write(),
+        }
     }
 
     /// A bar of `bytes`, hidden where nothing may be drawn.

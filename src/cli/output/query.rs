@@ -39,6 +39,8 @@ fn keys(ast: &Ast) -> Option<Vec<String>> {
             Some(elements.iter().map(|element| element.key.clone()).collect())
         }
         Ast::Projection { rhs, .. } | Ast::Subexpr { rhs, .. } => keys(rhs),
+        // A filter: `[?status==`x`].{...}`.
+        Ast::Condition { then, .. } => keys(then),
         _ => None,
     }
 }
