@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 use crate::client::{Client, Home, Wanted};
+use crate::config::ServeArgs;
 
 mod completions;
 mod compute;
@@ -19,6 +20,7 @@ mod node;
 mod output;
 mod run;
 mod schema;
+mod serve;
 mod token;
 mod workspace;
 
@@ -106,6 +108,8 @@ enum Command {
     /// The workspace on this machine: start, look, stop
     #[command(subcommand)]
     Local(local::Command),
+    /// Run the daemon: the workspace's scheduler, store and gateway
+    Serve(ServeArgs),
     Schema(schema::Arguments),
     Completions(completions::Arguments),
 }
@@ -183,6 +187,7 @@ fn dispatch(command: Command, context: &Context) -> Result<ExitCode, Error> {
     match command {
         Command::Run(arguments) => block_on(run::run(arguments, context)),
         Command::Local(command) => done(block_on(local::run(command, context))),
+        Command::Serve(arguments) => done(serve::run(arguments)),
         Command::Schema(arguments) => done(schema::run(&arguments, context)),
         Command::Job(command) => block_on(job::run(command, context)),
         Command::Compute(command) => done(block_on(compute::run(command, context))),

@@ -106,7 +106,7 @@ impl Daemon {
 pub struct Shared {
     pub(crate) handle: Handle,
     pub(crate) store: Arc<dyn Store>,
-    pub(crate) datastores: Arc<Datastores>,
+    pub(crate) datastores: Datastores,
     pub(crate) content: ContentStore,
     pub(crate) door: Arc<Door>,
     pub(crate) admission: Admission,
@@ -161,7 +161,7 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
     let store: Arc<SqliteStore> =
         Arc::new(SqliteStore::open(&folder.at("atelier.db"), folder.existed())?);
     folder.settle()?;
-    let datastores = Arc::new(Datastores::open_folders(&folder.at("storage"))?);
+    let datastores = Datastores::open_folders(&folder.at("storage"))?;
     let content = ContentStore::new(&datastores)?;
     let curated = Arc::new(curated_table(args.curated_environments.as_ref())?);
     let door = Arc::new(Door::open(store.clone(), &folder.at("token.key"))?);
