@@ -23,6 +23,8 @@ mod token;
 mod workspace;
 
 #[cfg(test)]
+mod testing;
+#[cfg(test)]
 mod tests;
 
 pub(crate) use error::{Error, Kind};
