@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 use crate::client::{Client, Home, Wanted};
+use crate::config::ServeArgs;
 
 mod completions;
 mod compute;
@@ -19,6 +20,7 @@ mod node;
 mod output;
 mod run;
 mod schema;
+mod serve;
 mod token;
 mod workspace;
 
@@ -108,6 +110,12 @@ enum Command {
     /// The workspace on this machine: start, look, stop
     #[command(subcommand)]
     Local(local::Command),
+    /// Run the daemon: the workspace's scheduler, store and gateway
+    #[command(after_help = "\
+Examples:
+  atelier serve
+  atelier serve --data-dir /srv/atelier --workspace team --listen 127.0.0.1:7420")]
+    Serve(ServeArgs),
     Schema(schema::Arguments),
     Completions(completions::Arguments),
 }
@@ -168,7 +176,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         server,
         token_file,
         token: std::env::var("ATELIER_TOKEN").ok().filter(|token| !token.is_empty()),
-        home: Home::find(|name| std::env::var_os(name)),
+        home: crate::config::home().ok().map(Home::new),
     };
     let context = Context { output: output.clone(), wanted };
     match dispatch(cli.command, &context) {
@@ -185,6 +193,7 @@ fn dispatch(command: Command, context: &Context) -> Result<ExitCode, Error> {
     match command {
         Command::Run(arguments) => block_on(run::run(arguments, context)),
         Command::Local(command) => done(block_on(local::run(command, context))),
+        Command::Serve(arguments) => done(serve::run(arguments)),
         Command::Schema(arguments) => done(schema::run(&arguments, context)),
         Command::Job(command) => block_on(job::run(command, context)),
         Command::Compute(command) => done(block_on(compute::run(command, context))),

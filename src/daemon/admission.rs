@@ -19,7 +19,7 @@ use crate::store::{self, Store};
 #[derive(Clone)]
 pub struct Admission {
     pub(super) store: Arc<dyn Store>,
-    pub(super) datastores: Arc<Datastores>,
+    pub(super) datastores: Datastores,
     pub(super) content: ContentStore,
     pub(super) curated: Arc<CuratedTable>,
     pub(super) require_containers: bool,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use atelier_core::id::{DatastoreName, JobName, NodeName, PortName, Principal};
+use atelier_core::id::{DatastoreName, ExperimentName, JobName, NodeName, PortName, Principal};
 use atelier_core::job::{AttemptKey, Job};
 use atelier_core::layout;
 use atelier_core::live::Effect;
@@ -81,6 +81,8 @@ pub struct Assignment {
     pub grace: u64,
     /// Who submitted the job.
     pub created_by: Principal,
+    /// Of the run's experiment, as MLflow's clients know it.
+    pub experiment_id: String,
 }
 
 /// Where an input comes from.
@@ -106,6 +108,9 @@ pub struct Grant {
 /// Turns a named environment into what it is made of.
 pub(super) type Resolve = Box<dyn Fn(&str) -> Option<InlineEnvironment> + Send + Sync>;
 
+/// Turns an experiment's name into its id.
+pub(super) type ExperimentIds = Box<dyn Fn(&ExperimentName) -> String + Send + Sync>;
+
 /// Performs effects. Owns nothing that decisions depend on.
 pub(super) struct Effects {
     pub door: Arc<Door>,
@@ -115,6 +120,7 @@ pub(super) struct Effects {
     pub log_limit: u64,
     pub grace: u64,
     pub resolve: Resolve,
+    pub experiment_id: ExperimentIds,
     /// Jobs that are over, for whoever seals their metrics.
     pub over: mpsc::UnboundedSender<JobName>,
 }
@@ -195,6 +201,7 @@ impl Effects {
             log_limit: self.log_limit,
             grace: self.grace,
             created_by,
+            experiment_id: (self.experiment_id)(&spec.experiment_name),
             token,
             gpus,
             spec,

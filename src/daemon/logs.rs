@@ -24,7 +24,7 @@ use crate::store::{self, Store};
 #[derive(Clone)]
 pub struct LogHub {
     store: Arc<dyn Store>,
-    datastores: Arc<Datastores>,
+    datastores: Datastores,
     handle: Handle,
     requests: Arc<Requests>,
 }
@@ -79,7 +79,7 @@ const PIECES: usize = 32;
 
 impl LogHub {
     /// A hub without watchers.
-    pub fn new(store: Arc<dyn Store>, datastores: Arc<Datastores>, handle: Handle) -> Self {
+    pub fn new(store: Arc<dyn Store>, datastores: Datastores, handle: Handle) -> Self {
         Self { store, datastores, handle, requests: Arc::default() }
     }
 

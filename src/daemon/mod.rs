@@ -8,7 +8,9 @@ mod handle;
 mod logs;
 mod reactor;
 mod removal;
+mod runs;
 mod serve;
+mod shared;
 
 pub use admission::{Admission, Error as AdmissionError};
 pub use clock::Clock;

@@ -15,6 +15,7 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::time::MissedTickBehavior;
 
 use super::Clock;
+use super::runs;
 use super::effects::{Effects, ToNode};
 use super::handle::{Command, Error, Handle, Join, NodeView, Reply, SubmitRequest};
 use crate::store::{self, Batch, Recovered, Store, Submitted};
@@ -127,7 +128,9 @@ impl Reactor {
         self.live.tick(now, &mut round.decisions);
         self.live.schedule(now, &mut round.decisions);
         let Round { mut decisions, submitted, deleted, answers, stop } = round;
+        let runs = runs::follow(&submitted, &decisions, &deleted);
         let batch = Batch {
+            runs,
             submitted,
             changed: std::mem::take(&mut decisions.changed),
             events: std::mem::take(&mut decisions.events),

@@ -1,7 +1,6 @@
 //! Deleting a finished job: its bytes first, then its records, so that a crash in between leaves
 //! a job that can be deleted again, never bytes that nobody knows of.
 
-use std::sync::Arc;
 
 use atelier_core::id::JobName;
 use atelier_core::job::Job;
@@ -13,7 +12,7 @@ use crate::storage::{self, Datastores, ObjectPath};
 /// Removes finished jobs.
 #[derive(Clone)]
 pub struct Removal {
-    pub(super) datastores: Arc<Datastores>,
+    pub(super) datastores: Datastores,
     pub(super) handle: Handle,
 }
 

@@ -1,26 +1,26 @@
 //! Puts the daemon together and runs it until it is asked to stop.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use atelier_core::access::Role;
 use atelier_core::environment::CuratedTable;
-use atelier_core::id::{ComputeName, DatastoreName, NodeName, Principal};
+use atelier_core::id::{ComputeName, DatastoreName, ExperimentName, NodeName, Principal};
 use atelier_core::layout;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 
 use super::admission::{Admission, named};
-use super::effects::Effects;
+use super::effects::{Effects, ExperimentIds};
 use super::folder::{self, Folder};
 use super::reactor::{Reactor, Settings};
 use super::{Clock, Handle, LogHub, Removal};
 use crate::config::{HomeError, ServeArgs, home};
 use crate::identity::{self, Door};
 use crate::storage::{self, ContentStore, Datastores};
-use crate::store::{self, SqliteStore, Store};
+use crate::store::{self, SqliteStore, Store, tracking};
 use crate::{grpc, http};
 
 /// Why the daemon did not start, or stopped.
@@ -106,7 +106,7 @@ impl Daemon {
 pub struct Shared {
     pub(crate) handle: Handle,
     pub(crate) store: Arc<dyn Store>,
-    pub(crate) datastores: Arc<Datastores>,
+    pub(crate) datastores: Datastores,
     pub(crate) content: ContentStore,
     pub(crate) door: Arc<Door>,
     pub(crate) admission: Admission,
@@ -161,7 +161,7 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
     let store: Arc<SqliteStore> =
         Arc::new(SqliteStore::open(&folder.at("atelier.db"), folder.existed())?);
     folder.settle()?;
-    let datastores = Arc::new(Datastores::open_folders(&folder.at("storage"))?);
+    let datastores = Datastores::open_folders(&folder.at("storage"))?;
     let content = ContentStore::new(&datastores)?;
     let curated = Arc::new(curated_table(args.curated_environments.as_ref())?);
     let door = Arc::new(Door::open(store.clone(), &folder.at("token.key"))?);
@@ -186,6 +186,7 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
             let curated = curated.clone();
             Box::new(move |name| named(&curated, name))
         },
+        experiment_id: experiment_ids(store.clone()),
         over,
     };
     let settings = Settings {
@@ -263,6 +264,30 @@ async fn run(
     }
     folder.withdraw();
     result
+}
+
+/// Looks an experiment up once; its id never changes.
+fn experiment_ids(store: Arc<SqliteStore>) -> ExperimentIds {
+    let known: Mutex<HashMap<ExperimentName, String>> = Mutex::default();
+    Box::new(move |name| {
+        let mut known = known.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if let Some(id) = known.get(name) {
+            return id.clone();
+        }
+        match store.read(|conn| tracking::experiment_by_name(conn, name.as_str())) {
+            Ok(Some(experiment)) => {
+                let id = experiment.id.to_string();
+                known.insert(name.clone(), id.clone());
+                id
+            }
+            // The run itself still says which experiment it belongs to.
+            Ok(None) => String::new(),
+            Err(error) => {
+                tracing::warn!(%error, "an experiment could not be looked up");
+                String::new()
+            }
+        }
+    })
 }
 
 fn curated_table(path: Option<&PathBuf>) -> Result<CuratedTable, Error> {

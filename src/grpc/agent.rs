@@ -281,7 +281,7 @@ fn assign(assignment: daemon::Assignment) -> pb::Assignment {
     pb::Assignment {
         key: Some((&assignment.key).into()),
         spec: Some(job_pb::CommandJob::from(assignment.spec.as_ref())),
-        experiment_id: experiment_id(&assignment.spec),
+        experiment_id: assignment.experiment_id,
         gpu_indices: assignment.gpus.into_iter().map(u32::from).collect(),
         token: assignment.token,
         inputs,

@@ -9,7 +9,7 @@ mod status;
 mod workspace;
 
 use atelier_core::access::Caller;
-use atelier_proto::{DESCRIPTORS, agent as a, compute as c, content as o, identity as i};
+use atelier_proto::{DESCRIPTORS, agent as a, compute as c, identity as i};
 use atelier_proto::{job as j, workspace as w};
 use tonic::service::Routes;
 use tonic::{Request, Status};
@@ -27,10 +27,7 @@ pub async fn routes(shared: &Shared) -> axum::Router {
         .max_decoding_message_size(MESSAGE);
     let computes =
         c::v1::compute_service_server::ComputeServiceServer::new(compute::Service(shared.clone()));
-    let content = o::v1::content_service_server::ContentServiceServer::new(content::Service::new(
-        shared.content.clone(),
-    ))
-    .max_decoding_message_size(MESSAGE);
+    let content = content::Content::new(shared.content.clone()).into_service();
     let workspace = w::v1::workspace_service_server::WorkspaceServiceServer::new(
         workspace::Service(shared.clone()),
     );

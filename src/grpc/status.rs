@@ -9,6 +9,7 @@ fn code_of_store(error: &store::Error) -> Code {
     match error {
         store::Error::Full { .. } => Code::ResourceExhausted,
         store::Error::Closed => Code::Unavailable,
+        store::Error::Track(_) => Code::InvalidArgument,
         store::Error::Open { .. } | store::Error::Damaged { .. } | store::Error::Sqlite { .. } => {
             Code::Internal
         }

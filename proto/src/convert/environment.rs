@@ -41,17 +41,23 @@ impl From<&spec::Environment> for pb::Environment {
         let source = match environment {
             spec::Environment::Host => Source::Host(pb::HostEnvironment {}),
             spec::Environment::Named(asset) => Source::Named(asset.into()),
-            spec::Environment::Inline(inline) => Source::Inline(pb::InlineEnvironment {
-                name: inline.name.clone(),
-                image: inline.image.clone(),
-                conda_json: inline.conda.as_ref().map(ToString::to_string),
-                build: inline.build.as_ref().map(|build| pb::BuildContext {
-                    path: Some((&build.path).into()),
-                    dockerfile_path: build.dockerfile_path.clone(),
-                }),
-            }),
+            spec::Environment::Inline(inline) => Source::Inline(inline.into()),
         };
         Self { source: Some(source) }
+    }
+}
+
+impl From<&spec::InlineEnvironment> for pb::InlineEnvironment {
+    fn from(inline: &spec::InlineEnvironment) -> Self {
+        Self {
+            name: inline.name.clone(),
+            image: inline.image.clone(),
+            conda_json: inline.conda.as_ref().map(ToString::to_string),
+            build: inline.build.as_ref().map(|build| pb::BuildContext {
+                path: Some((&build.path).into()),
+                dockerfile_path: build.dockerfile_path.clone(),
+            }),
+        }
     }
 }
 

@@ -289,10 +289,9 @@ fn create_job_run(conn: &Connection, run: &JobRun) -> Result<TrackReply, Error> 
         })
         .map_err(sql)?;
     let experiment = match found {
-        Some((id, false)) => ExperimentId(id),
-        Some((_, true)) => {
-            return Err(Refusal::ExperimentDeleted(format!("'{}'", run.experiment.as_str())).into());
-        }
+        // A job whose experiment was deleted after it was admitted still runs: refusing here would
+        // undo everything else in the transaction.
+        Some((id, _)) => ExperimentId(id),
         None => {
             let (name, owner) = (run.experiment.as_str(), run.owner.as_str());
             match create_experiment(conn, name, owner, &[], run.at)? {
@@ -304,7 +303,7 @@ fn create_job_run(conn: &Connection, run: &JobRun) -> Result<TrackReply, Error> 
     execute(
         conn,
         "INSERT INTO runs (id, experiment, name, owner, job, status, started)
-         VALUES (?1, ?2, ?3, ?4, ?1, ?5, ?6)",
+         VALUES (?1, ?2, ?3, ?4, ?1, ?5, ?6) ON CONFLICT (id) DO NOTHING",
         &[
             &run.job.as_str(),
             &experiment.0,
