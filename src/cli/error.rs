@@ -151,6 +151,8 @@ impl From<&Status> for Error {
             Code::ResourceExhausted => {
                 Self::new(Kind::Refused, cause).help("wait a little and try again")
             }
+            // What a daemon knows of but does not do yet comes with its own words.
+            Code::Unimplemented if !status.message().is_empty() => Self::new(Kind::Refused, cause),
             Code::Unimplemented => Self::new(Kind::Failed, cause).help(
                 "the daemon does not know this call; compare `atelier --version` with the version \
                  in `atelier workspace show`",

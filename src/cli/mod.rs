@@ -25,6 +25,8 @@ mod token;
 mod workspace;
 
 #[cfg(test)]
+mod testing;
+#[cfg(test)]
 mod tests;
 
 pub(crate) use error::{Error, Kind};
@@ -109,6 +111,10 @@ enum Command {
     #[command(subcommand)]
     Local(local::Command),
     /// Run the daemon: the workspace's scheduler, store and gateway
+    #[command(after_help = "\
+Examples:
+  atelier serve
+  atelier serve --data-dir /srv/atelier --workspace team --listen 127.0.0.1:7420")]
     Serve(ServeArgs),
     Schema(schema::Arguments),
     Completions(completions::Arguments),
@@ -170,7 +176,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         server,
         token_file,
         token: std::env::var("ATELIER_TOKEN").ok().filter(|token| !token.is_empty()),
-        home: Home::find(|name| std::env::var_os(name)),
+        home: crate::config::home().ok().map(Home::new),
     };
     let context = Context { output: output.clone(), wanted };
     match dispatch(cli.command, &context) {

@@ -16,5 +16,17 @@ pub(super) fn run(arguments: ServeArgs) -> Result<(), Error> {
     let result = runtime.block_on(daemon::serve(arguments));
     // Streams that clients hold open do not keep a stopped daemon alive.
     runtime.shutdown_background();
-    result.map_err(|error| failed(error.to_string()))
+    result.map_err(|error| Error::new(kind(&error), error.to_string()))
+}
+
+/// What the admin can put right is no failure of the daemon.
+fn kind(error: &daemon::Error) -> Kind {
+    use daemon::Error as E;
+    match error {
+        E::Home(_) | E::NotLoopback(_) => Kind::Usage,
+        E::Folder(_) | E::Listen { .. } | E::Curated { .. } | E::Name(_) => Kind::Refused,
+        E::Store(_) | E::StoreFailed(_) | E::Storage(_) | E::Identity(_) | E::Server(_) => {
+            Kind::Failed
+        }
+    }
 }

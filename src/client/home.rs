@@ -1,6 +1,5 @@
 //! Where the local workspace lives.
 
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 /// The folder of this user's local workspace and everything in it.
@@ -11,20 +10,6 @@ impl Home {
     /// The home at `folder`.
     pub fn new(folder: impl Into<PathBuf>) -> Self {
         Self(folder.into())
-    }
-
-    /// `$ATELIER_HOME`, else `$XDG_DATA_HOME/atelier`, else `~/.local/share/atelier`; `None` if
-    /// the environment names none of them. `variable` looks an environment variable up.
-    pub fn find(variable: impl Fn(&str) -> Option<OsString>) -> Option<Self> {
-        let folder = |name: &str| variable(name).filter(|value| !value.is_empty());
-        if let Some(home) = folder("ATELIER_HOME") {
-            return Some(Self(home.into()));
-        }
-        // The XDG rules say that a relative path is to be ignored.
-        if let Some(data) = folder("XDG_DATA_HOME").map(PathBuf::from).filter(|p| p.is_absolute()) {
-            return Some(Self(data.join("atelier")));
-        }
-        folder("HOME").map(|home| Self(PathBuf::from(home).join(".local/share/atelier")))
     }
 
     /// The folder itself.

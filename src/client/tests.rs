@@ -1,27 +1,8 @@
-//! Where the home is, which server and which token.
+//! Which server and which token.
 
-use std::ffi::OsString;
 use std::fs;
 
 use super::{Error, Home, Wanted};
-
-#[test]
-fn home_follows_the_environment() {
-    let find = |pairs: &[(&str, &str)]| {
-        Home::find(|name| {
-            pairs.iter().find(|(key, _)| *key == name).map(|(_, value)| OsString::from(value))
-        })
-    };
-    let all = [("ATELIER_HOME", "/a"), ("XDG_DATA_HOME", "/x"), ("HOME", "/h")];
-    assert_eq!(find(&all), Some(Home::new("/a")));
-    assert_eq!(find(&all[1..]), Some(Home::new("/x/atelier")));
-    assert_eq!(find(&all[2..]), Some(Home::new("/h/.local/share/atelier")));
-    assert_eq!(
-        find(&[("ATELIER_HOME", ""), ("XDG_DATA_HOME", "rel"), ("HOME", "/h")]),
-        find(&all[2..])
-    );
-    assert_eq!(find(&[]), None);
-}
 
 #[test]
 fn a_server_is_an_address_with_a_port() {

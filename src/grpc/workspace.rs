@@ -24,7 +24,7 @@ impl pb::workspace_service_server::WorkspaceService for Service {
         Ok(Response::new(pb::Workspace {
             name: workspace.name.to_string(),
             id: workspace.id.clone(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
+            version: crate::VERSION.to_owned(),
             default_datastore: layout::BLOB_STORE.to_owned(),
             default_compute: default_compute.to_string(),
             created_at_ms: workspace.created_at.as_millis(),

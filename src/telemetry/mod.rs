@@ -3,6 +3,7 @@
 //! `ATELIER_LOG` chooses what is said, in the syntax of `tracing-subscriber`'s `EnvFilter`
 //! (`info`, `atelier=debug,tonic=warn`).
 
+use std::io::IsTerminal as _;
 use std::str::FromStr;
 
 use tracing_subscriber::EnvFilter;
@@ -37,7 +38,11 @@ impl FromStr for Format {
 pub fn start(format: Format) {
     let filter = EnvFilter::try_from_env("ATELIER_LOG")
         .unwrap_or_else(|_| EnvFilter::new("info,h2=warn,hyper=warn,tower=warn"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        // A log in a file stays plain text.
+        .with_ansi(std::io::stderr().is_terminal());
     // A second start changes nothing: tests start several daemons in one process.
     let _ = match format {
         Format::Text => builder.with_target(false).try_init(),

@@ -98,7 +98,7 @@ fn logs(context: &Context, part: Option<Part>, lines: usize) -> Result<(), Error
     for part in part.map_or_else(|| vec![Part::Serve, Part::Agent], |part| vec![part]) {
         let log = files.log(part);
         context.output.note(&format!("{}:", log.display()));
-        let text = process::tail(&log, lines);
+        let text = process::tail(&log, lines, 0);
         if !text.is_empty() {
             context.output.print(&(text + "\n"))?;
         }

@@ -109,6 +109,14 @@ fn beginning(pid: i32) -> Option<u64> {
     fields.nth(18)?.parse().ok()
 }
 
+/// A process that was started just now.
+pub(super) struct Started {
+    pub(super) child: Child,
+    pub(super) record: Record,
+    /// Where in the log its own lines begin.
+    pub(super) log_from: u64,
+}
+
 /// Starts this program with other arguments in a session of its own, so that neither Ctrl-C nor
 /// the terminal's end reaches it. What it prints goes to `log`.
 pub(super) fn spawn(
@@ -117,11 +125,12 @@ pub(super) fn spawn(
     folder: &Path,
     log: &Path,
     server: &str,
-) -> io::Result<(Child, Record)> {
+) -> io::Result<Started> {
     if fs::metadata(log).is_ok_and(|found| found.len() > LARGEST_LOG) {
         fs::rename(log, log.with_extension("log.1"))?;
     }
     let log = OpenOptions::new().create(true).append(true).open(log)?;
+    let log_from = log.metadata()?.len();
     let mut command = Command::new(program);
     command
         .args(arguments)
@@ -146,16 +155,16 @@ pub(super) fn spawn(
     let began = beginning(pid).unwrap_or_default();
     let record =
         Record { pid, began, version: crate::VERSION.to_owned(), server: server.to_owned() };
-    Ok((child, record))
+    Ok(Started { child, record, log_from })
 }
 
-/// The last lines of a log; empty if there is none.
-pub(super) fn tail(log: &Path, lines: usize) -> String {
+/// The last lines of a log from byte `from` on; empty if there is none.
+pub(super) fn tail(log: &Path, lines: usize, from: u64) -> String {
     const WINDOW: u64 = 256 << 10;
     let read = || -> io::Result<Vec<u8>> {
         let mut file = File::open(log)?;
         let size = file.metadata()?.len();
-        file.seek(SeekFrom::Start(size.saturating_sub(WINDOW)))?;
+        file.seek(SeekFrom::Start(size.saturating_sub(WINDOW).max(from.min(size))))?;
         let mut bytes = Vec::new();
         file.take(WINDOW).read_to_end(&mut bytes)?;
         Ok(bytes)

@@ -3,14 +3,13 @@
 use std::fs::{self, File, TryLockError};
 use std::net::TcpListener;
 use std::path::Path;
-use std::process::Child;
 use std::time::Duration;
 
 use atelier_proto::compute::v1::{ListNodesRequest, NodeState};
 use atelier_proto::workspace::v1::Workspace;
 use tokio::time::{Instant, interval, timeout};
 
-use super::process::{Files, Part, Record, spawn, tail};
+use super::process::{Files, Part, Record, Started, spawn, tail};
 use crate::cli::{Context, Error, Kind, Output, workspace};
 use crate::client::{Client, Home, Wanted};
 
@@ -109,7 +108,7 @@ async fn daemon(
     }
     let file = files.record(Part::Serve);
     let before = Record::read(&file);
-    let mut child = None;
+    let mut began = None;
     // One that is alive is on its way up, or hangs; the wait below tells.
     if !before.as_ref().is_some_and(Record::is_alive) {
         output.waiting("Starting the local workspace");
@@ -126,16 +125,13 @@ async fn daemon(
             .unwrap_or_else(|| "127.0.0.1:0".to_owned());
         let arguments =
             ["serve", "--data-dir", &text(&home.data())?, "--listen", &listen].map(str::to_owned);
-        let (started, record) = started(Part::Serve, files, &arguments, &home.data(), "")?;
-        child = Some((started, record));
+        began = Some(started(Part::Serve, files, &arguments, &home.data(), "")?);
     }
-    let ready = ready(Part::Serve, files, child.as_mut().map(|(child, _)| child), async || {
-        alive(&context.wanted).await
-    });
-    let (client, workspace) = ready.await?;
-    if let Some((_, record)) = child {
+    let is_ready = async || alive(&context.wanted).await;
+    let (client, workspace) = ready(Part::Serve, files, began.as_mut(), is_ready).await?;
+    if let Some(began) = began {
         let server = client.target().server.clone();
-        Record { server, ..record }
+        Record { server, ..began.record }
             .write(&file)
             .map_err(|error| Error::file("write", &file, &error))?;
     }
@@ -145,7 +141,7 @@ async fn daemon(
 async fn agent(client: &Client, home: &Home, files: &Files, output: &Output) -> Result<(), Error> {
     let server = &client.target().server;
     let before = Record::read(&files.record(Part::Agent)).filter(Record::is_alive);
-    let mut child = None;
+    let mut began = None;
     match before {
         // It is on its way, or the daemon has yet to hear of it after its own start.
         Some(record) if record.server == *server => {}
@@ -166,12 +162,11 @@ async fn agent(client: &Client, home: &Home, files: &Files, output: &Output) -> 
                 &text(&home.agent())?,
             ]
             .map(str::to_owned);
-            let (started, _) = started(Part::Agent, files, &arguments, &home.agent(), server)?;
-            child = Some(started);
+            began = Some(started(Part::Agent, files, &arguments, &home.agent(), server)?);
         }
     }
     let is_ready = async || node_is_ready(client).await.then_some(());
-    ready(Part::Agent, files, child.as_mut(), is_ready).await
+    ready(Part::Agent, files, began.as_mut(), is_ready).await
 }
 
 fn started(
@@ -180,22 +175,23 @@ fn started(
     arguments: &[String],
     folder: &Path,
     server: &str,
-) -> Result<(Child, Record), Error> {
+) -> Result<Started, Error> {
     let program = std::env::current_exe().map_err(|error| {
         Error::new(Kind::Failed, format!("this program cannot find itself: {error}"))
     })?;
-    let (child, record) = spawn(&program, arguments, folder, &files.log(part), server)
+    let started = spawn(&program, arguments, folder, &files.log(part), server)
         .map_err(|error| Error::file("start", &program, &error))?;
     let file = files.record(part);
-    record.write(&file).map_err(|error| Error::file("write", &file, &error))?;
-    Ok((child, record))
+    let written = started.record.write(&file);
+    written.map_err(|error| Error::file("write", &file, &error))?;
+    Ok(started)
 }
 
 /// Waits until `look` finds what it looks for, the process ends, or time is up.
 async fn ready<T>(
     part: Part,
     files: &Files,
-    mut child: Option<&mut Child>,
+    mut began: Option<&mut Started>,
     look: impl AsyncFn() -> Option<T>,
 ) -> Result<T, Error> {
     let begun = Instant::now();
@@ -205,7 +201,7 @@ async fn ready<T>(
         if let Ok(Some(found)) = timeout(READY, look()).await {
             return Ok(found);
         }
-        let ended = child.as_mut().and_then(|child| child.try_wait().ok().flatten());
+        let ended = began.as_mut().and_then(|began| began.child.try_wait().ok().flatten());
         if let Some(status) = ended {
             break format!("the local {} ended at its start: {status}", name(part));
         }
@@ -214,7 +210,7 @@ async fn ready<T>(
         }
     };
     let log = files.log(part);
-    let last = tail(&log, TAIL);
+    let last = tail(&log, TAIL, began.map_or(0, |began| began.log_from));
     let shown =
         if last.is_empty() { String::new() } else { format!("; its log ends with\n{last}") };
     Err(Error::new(Kind::Unreachable, cause + &shown)

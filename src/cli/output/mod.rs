@@ -12,7 +12,7 @@ use super::error::{Error, Kind};
 mod query;
 mod table;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 pub(crate) use query::Query;
 pub(crate) use table::{Column, moment};

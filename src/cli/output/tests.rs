@@ -116,7 +116,10 @@ fn queries_pick_in_every_format_and_keep_the_order_of_columns() {
     assert_eq!(listed(Some(Format::Tsv), Some("[].name")), "a_long_name\nb\n");
     assert_eq!(listed(Some(Format::Tsv), Some("[0].name")), "a_long_name\n");
     assert_eq!(listed(Some(Format::Tsv), Some("nothing")), "");
-    assert_eq!(listed(Some(Format::Tsv), Some("[].{z: name, a: last}")).lines().next(), Some("a_long_name\tx"));
+    assert_eq!(
+        listed(Some(Format::Tsv), Some("[].{z: name, a: last}")).lines().next(),
+        Some("a_long_name\tx")
+    );
     assert_eq!(
         listed(Some(Format::Table), Some("[?name=='b'].{Who: name, At: at}")),
         "WHO  AT\nb\n"
@@ -173,7 +176,8 @@ fn a_reader_that_went_away_ends_the_program_quietly() {
             Ok(())
         }
     }
-    let output = Output::to(None, None, Arc::new(Mutex::new(Closed)), Arc::new(Mutex::new(Vec::new())));
+    let output =
+        Output::to(None, None, Arc::new(Mutex::new(Closed)), Arc::new(Mutex::new(Vec::new())));
     assert_eq!(output.print("x").unwrap_err().kind, Kind::Quiet);
     assert_eq!(Kind::Quiet.code(), 0);
 }

@@ -14,7 +14,9 @@ fn artifacts_and_named_outputs_lie_as_azure_puts_them() {
 
 #[test]
 fn nothing_leads_out_of_the_folder() {
-    for path in ["", "..", "../x", "a/../../x", "named-outputs/../../x", "/etc/passwd", "a\0b", "a\\..\\b"] {
+    for path in
+        ["", "..", "../x", "a/../../x", "named-outputs/../../x", "/etc/passwd", "a\0b", "a\\..\\b"]
+    {
         assert_eq!(place(path), None, "{path:?}");
     }
 }
