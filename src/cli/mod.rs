@@ -22,6 +22,7 @@ mod run;
 mod schema;
 mod serve;
 mod token;
+pub mod upload;
 mod workspace;
 
 #[cfg(test)]
