@@ -32,7 +32,7 @@ pub use supervisor::supervise_if_asked;
 use crate::attempt::Node;
 use crate::monitor::{Monitor, NodeSampler};
 use crate::session::{Registry, Session};
-use crate::supervisor::Lease;
+use crate::supervisor::{Launcher, Lease};
 
 /// Why an agent cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -111,6 +111,7 @@ pub async fn run(args: AgentArgs, shutdown: impl Future<Output = ()>) -> Result<
         inherited: attempt::inherited(std::env::vars_os().filter_map(|(name, value)| {
             Some((name.into_string().ok()?, value.into_string().ok()?))
         })),
+        launcher: Launcher::new(),
         lease,
         lease_path,
         log_limit: args.log_limit,

@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::environment::Environments;
 use crate::monitor;
-use crate::supervisor::Lease;
+use crate::supervisor::{Launcher, Lease};
 use plane::DataPlane;
 
 mod finalize;
@@ -45,6 +45,7 @@ pub(crate) struct Node {
     pub(crate) boot_id: String,
     /// See [`inherited`].
     pub(crate) inherited: BTreeMap<String, String>,
+    pub(crate) launcher: Launcher,
     pub(crate) lease: Lease,
     pub(crate) lease_path: PathBuf,
     /// Bytes of log that this node keeps at most, whatever the assignment allows.
