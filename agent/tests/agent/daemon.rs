@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -29,7 +30,7 @@ pub(crate) struct Session {
     down: mpsc::UnboundedSender<Result<pb::DaemonMessage, Status>>,
     /// Reports seen so far.
     pub(crate) seen: Vec<pb::AttemptReport>,
-    answers_heartbeats: bool,
+    answers_heartbeats: Arc<AtomicBool>,
 }
 
 #[derive(Clone)]
@@ -69,16 +70,24 @@ impl AgentService for Service {
         };
         let welcome = pb::DaemonMessage { message: Some(Down::Welcome(self.welcome.clone())) };
         down.send(Ok(welcome)).unwrap();
+        let answers_heartbeats = Arc::new(AtomicBool::new(true));
+        let (acks, answering) = (down.clone(), Arc::clone(&answers_heartbeats));
         let _ = self.sessions.send(Session {
             hello,
             up: from_agent,
             down,
             seen: Vec::new(),
-            answers_heartbeats: true,
+            answers_heartbeats,
         });
         tokio::spawn(async move {
             while let Ok(Some(pb::AgentMessage { message: Some(message) })) = stream.message().await
             {
+                if let Up::Heartbeat(heartbeat) = &message
+                    && answering.load(Ordering::SeqCst)
+                {
+                    let ack = Down::HeartbeatAck(pb::HeartbeatAck { number: heartbeat.number });
+                    let _ = acks.send(Ok(pb::DaemonMessage { message: Some(ack) }));
+                }
                 if up.send(message).is_err() {
                     return;
                 }
@@ -202,20 +211,15 @@ impl Session {
         self.send(Down::Cancel(cancel));
     }
 
-    pub(crate) fn stop_answering_heartbeats(&mut self) {
-        self.answers_heartbeats = false;
+    pub(crate) fn stop_answering_heartbeats(&self) {
+        self.answers_heartbeats.store(false, Ordering::SeqCst);
     }
 
-    /// The next message but heartbeats, which are answered.
+    /// The next message but heartbeats.
     pub(crate) async fn next(&mut self) -> Option<Up> {
         loop {
             match self.up.recv().await? {
-                Up::Heartbeat(heartbeat) => {
-                    if self.answers_heartbeats {
-                        let ack = pb::HeartbeatAck { number: heartbeat.number };
-                        self.send(Down::HeartbeatAck(ack));
-                    }
-                }
+                Up::Heartbeat(_) => {}
                 other => return Some(other),
             }
         }
