@@ -33,6 +33,7 @@ pub use read::{
     run_info, sealed,
 };
 pub use seal::{HotPage, hot_page, to_purge, to_seal};
+pub use write::writable;
 pub use search::{ExperimentQuery, Page, RunQuery, search_experiments, search_runs};
 
 /// The tables. Owner of the experiment `Default` is no one who could log in.
@@ -64,7 +65,7 @@ CREATE TABLE runs (
     started    INTEGER NOT NULL,
     ended      INTEGER,
     deleted    INTEGER NOT NULL DEFAULT 0,
-    hot        INTEGER NOT NULL DEFAULT 0, -- points since the last sealing began
+    hot        INTEGER NOT NULL DEFAULT 0, -- points that are not sealed
     generation INTEGER NOT NULL DEFAULT 0  -- how often sealing has begun
 ) STRICT;
 CREATE INDEX runs_experiment ON runs (experiment, started DESC, id);
@@ -209,6 +210,8 @@ pub enum TrackWrite {
         object: String,
         /// Points in it.
         points: u64,
+        /// How many of them were rows until now.
+        hot: u64,
         /// Its size.
         bytes: u64,
         /// See above.

@@ -243,15 +243,22 @@ pub struct SealedPointer {
     pub points: u64,
     /// The object's size.
     pub bytes: u64,
+    /// Rows up to this generation are in it.
+    pub generation: i64,
 }
 
 /// Where a run's sealed points lie, if it has been sealed.
 pub fn sealed(conn: &Connection, run: &RunId) -> Result<Option<SealedPointer>, Error> {
     let row = row(conn, run)?;
-    conn.prepare_cached("SELECT object, points, bytes FROM sealed_metrics WHERE run = ?1")
+    conn.prepare_cached("SELECT object, points, bytes, generation FROM sealed_metrics WHERE run = ?1")
         .and_then(|mut s| {
             s.query_row([row.seq], |row| {
-                Ok(SealedPointer { object: row.get(0)?, points: row.get(1)?, bytes: row.get(2)? })
+                Ok(SealedPointer {
+                    object: row.get(0)?,
+                    points: row.get(1)?,
+                    bytes: row.get(2)?,
+                    generation: row.get(3)?,
+                })
             })
             .optional()
         })

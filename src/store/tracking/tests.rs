@@ -520,7 +520,7 @@ fn sealing_keeps_what_comes_in_between() {
     log(&conn, "r", &[point("m", 99, 1.0), points[0].clone()], &[], &[]).expect("late");
     let mut read: Vec<StoredMetric> = Vec::new();
     loop {
-        let page = super::hot_page(&conn, &id("r"), 0, read.last(), 7).expect("page");
+        let page = super::hot_page(&conn, &id("r"), &(-1..0), read.last(), 7).expect("page");
         if page.is_empty() {
             break;
         }
@@ -532,6 +532,7 @@ fn sealing_keeps_what_comes_in_between() {
         run: id("r"),
         object: "o".to_owned(),
         points: 40,
+        hot: 40,
         bytes: 9,
         generation: 0,
         at: NOW,

@@ -8,7 +8,7 @@ use atelier_core::id::JobName;
 use atelier_core::time::Timestamp;
 use atelier_core::track::{
     ArtifactPath, DatasetInput, Error as Refusal, ExperimentId, LifecycleStage, Metric, Param,
-    RUN_NAME_TAG, RunId, RunStatus, StoredMetric, Tag,
+    RUN_NAME_TAG, RunId, RunInfo, RunStatus, StoredMetric, Tag,
 };
 use rusqlite::{Connection, OptionalExtension as _, ToSql, params};
 
@@ -51,6 +51,19 @@ fn may_change(by: &Caller, row: &RunRow) -> Result<(), Refusal> {
             by.principal, info.id, info.owner
         ),
     }))
+}
+
+/// The run, if the caller may write to it now.
+///
+/// # Errors
+/// [`Error::Track`] if there is none, it is deleted, or is not the caller's to change.
+pub fn writable(conn: &Connection, by: &Caller, id: &RunId) -> Result<RunInfo, Error> {
+    let row = read::row(conn, id)?;
+    may_change(by, &row)?;
+    if row.info.stage == LifecycleStage::Deleted {
+        return Err(Refusal::RunDeleted(id.to_string()).into());
+    }
+    Ok(row.info)
 }
 
 impl TrackWrite {
@@ -96,12 +109,12 @@ impl TrackWrite {
                 let row = read::row(conn, run)?;
                 execute(
                     conn,
-                    "UPDATE runs SET generation = generation + 1, hot = 0 WHERE seq = ?1",
+                    "UPDATE runs SET generation = generation + 1 WHERE seq = ?1",
                     &[&row.seq],
                 )?;
                 Ok(TrackReply::Generation(row.generation))
             }
-            Self::Sealed { run, object, points, bytes, generation, at } => {
+            Self::Sealed { run, object, points, hot, bytes, generation, at } => {
                 let row = read::row(conn, run)?;
                 execute(
                     conn,
@@ -112,6 +125,11 @@ impl TrackWrite {
                          generation = excluded.generation, purged = 0, at = excluded.at
                      WHERE excluded.generation >= sealed_metrics.generation",
                     &[&row.seq, object, points, bytes, generation, &at.as_millis()],
+                )?;
+                execute(
+                    conn,
+                    "UPDATE runs SET hot = max(0, hot - ?2) WHERE seq = ?1",
+                    &[&row.seq, hot],
                 )?;
                 Ok(TrackReply::Done)
             }

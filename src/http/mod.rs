@@ -1,0 +1,3 @@
+//! What the daemon serves over plain HTTP.
+
+pub mod mlflow;
