@@ -1,9 +1,17 @@
 //! Atelier's daemon and command line.
 
+pub mod cli;
+pub mod client;
+pub mod config;
 pub mod daemon;
 mod failpoint;
+pub mod grpc;
 pub mod http;
 pub mod identity;
-pub mod store;
 pub mod storage;
+pub mod store;
+pub mod telemetry;
 pub mod track;
+
+/// Version and commit of this build, for example `0.1.0 (1a2b3c4d5)`.
+pub const VERSION: &str = env!("ATELIER_VERSION");

@@ -23,6 +23,7 @@ use atelier_core::time::Timestamp;
 use futures::future::BoxFuture;
 
 pub use jobs::is_live;
+use self::tracking::TrackWrite;
 pub use schema::LATEST as SCHEMA_VERSION;
 pub use sqlite::SqliteStore;
 
@@ -110,6 +111,8 @@ pub struct Batch {
     pub nodes: Vec<NodeRecord>,
     /// Jobs to forget.
     pub deleted: Vec<JobName>,
+    /// Runs that follow their jobs.
+    pub runs: Vec<TrackWrite>,
     /// Where the counters stand afterwards.
     pub counters: Option<Counters>,
 }

@@ -88,7 +88,7 @@ impl Tracking {
         failed.map_or(Ok(sealed), Err)
     }
 
-    async fn seal(&self, run: &RunId) -> Result<(), Error> {
+    pub(super) async fn seal(&self, run: &RunId) -> Result<(), Error> {
         let begun = self.write(TrackWrite::BeginSeal(run.clone())).await?;
         let TrackReply::Generation(generation) = begun else { return Ok(()) };
         let asked = run.clone();

@@ -153,7 +153,9 @@ impl Recipe {
         if package != spec.name {
             self.notes.push(format!("conda's '{}' is '{package}' from PyPI", spec.name));
         }
-        if let Some(build) = spec.build.as_deref().filter(|build| build.trim_matches('*') != "") {
+        if let Some(build) =
+            spec.build.as_deref().filter(|build| !build.trim_matches('*').is_empty())
+        {
             self.notes.push(format!("'{}': conda's build '{build}' is ignored", spec.name));
         }
     }

@@ -179,7 +179,8 @@ pub enum TrackWrite {
         change: RunChange,
     },
     /// Makes a job's run, and its experiment if there is none. To be applied in the transaction
-    /// that makes the job.
+    /// that makes the job, and therefore never refused: if the job's name is another run's id
+    /// already, the job has no run (whoever admits jobs looks with [`run_info`] first).
     CreateJobRun(JobRun),
     /// Makes a job's run follow the job. Runs made within the job that are still at work end with
     /// it. To be applied in the transaction that changes the job.

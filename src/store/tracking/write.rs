@@ -37,8 +37,12 @@ fn writer(by: &Caller) -> Result<(), Refusal> {
 fn may_change(by: &Caller, row: &RunRow) -> Result<(), Refusal> {
     writer(by)?;
     let info = &row.info;
-    let belongs = info.job.as_ref().map_or(info.id.as_str(), JobName::as_str);
-    if by.owns(&info.owner, belongs) {
+    let own = match &by.role {
+        // By the job, not by the id: a run that happens to be called like the job is not its own.
+        Role::Attempt(scope) => info.job.as_ref() == Some(&scope.job),
+        _ => by.owns(&info.owner, info.id.as_str()),
+    };
+    if own {
         return Ok(());
     }
     Err(Refusal::NotAllowed(match &by.role {
@@ -307,10 +311,9 @@ fn create_job_run(conn: &Connection, run: &JobRun) -> Result<TrackReply, Error> 
         })
         .map_err(sql)?;
     let experiment = match found {
-        Some((id, false)) => ExperimentId(id),
-        Some((_, true)) => {
-            return Err(Refusal::ExperimentDeleted(format!("'{}'", run.experiment.as_str())).into());
-        }
+        // A job whose experiment was deleted after it was admitted still runs: refusing here would
+        // undo everything else in the transaction.
+        Some((id, _)) => ExperimentId(id),
         None => {
             let (name, owner) = (run.experiment.as_str(), run.owner.as_str());
             match create_experiment(conn, name, owner, &[], run.at)? {
@@ -319,10 +322,10 @@ fn create_job_run(conn: &Connection, run: &JobRun) -> Result<TrackReply, Error> 
             }
         }
     };
-    execute(
+    let made = execute(
         conn,
         "INSERT INTO runs (id, experiment, name, owner, job, status, started)
-         VALUES (?1, ?2, ?3, ?4, ?1, ?5, ?6)",
+         VALUES (?1, ?2, ?3, ?4, ?1, ?5, ?6) ON CONFLICT (id) DO NOTHING",
         &[
             &run.job.as_str(),
             &experiment.0,
@@ -332,7 +335,9 @@ fn create_job_run(conn: &Connection, run: &JobRun) -> Result<TrackReply, Error> 
             &run.at.as_millis(),
         ],
     )?;
-    set_tags(conn, conn.last_insert_rowid(), &run.tags)?;
+    if made == 1 {
+        set_tags(conn, conn.last_insert_rowid(), &run.tags)?;
+    }
     Ok(TrackReply::Experiment(experiment))
 }
 
@@ -345,7 +350,7 @@ fn follow_job(
     let ended = status.is_terminal().then(|| at.as_millis());
     execute(
         conn,
-        "UPDATE runs SET status = ?2, ended = ?3 WHERE id = ?1",
+        "UPDATE runs SET status = ?2, ended = ?3 WHERE id = ?1 AND job = ?1",
         &[&job.as_str(), &status.as_str(), &ended],
     )?;
     if status.is_terminal() {
@@ -363,7 +368,7 @@ fn follow_job(
 fn forget_job(conn: &Connection, job: &JobName) -> Result<TrackReply, Error> {
     let seqs: Vec<i64> = conn
         .prepare_cached(
-            "SELECT seq FROM runs WHERE id = ?1
+            "SELECT seq FROM runs WHERE id = ?1 AND job = ?1
              UNION SELECT seq FROM runs WHERE job = ?1 AND job IS NOT NULL AND job <> id",
         )
         .and_then(|mut s| s.query_map([job.as_str()], |row| row.get(0))?.collect())

@@ -1,0 +1,199 @@
+//! One environment, made beside its place and moved there when it is whole.
+
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use atelier_core::environment::{Installed, PythonVersion, Recipe};
+use serde::{Deserialize, Serialize};
+
+use super::lock;
+use super::shared::Reporter;
+use super::uv::Home;
+use super::{Error, Fault};
+
+/// Lies in every complete environment and says what it is made of.
+pub(super) const MARKER: &str = "atelier-environment.json";
+/// Folder of what is being built.
+const BUILDING: &str = ".building";
+
+/// A complete environment.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub(super) struct Built {
+    /// Of this file.
+    pub(super) version: u32,
+    pub(super) python: PythonVersion,
+    pub(super) python_path: String,
+    /// What was asked for.
+    pub(super) requirements: Vec<String>,
+    /// What was installed, `name==version`.
+    pub(super) packages: Vec<String>,
+    pub(super) seconds: f64,
+    /// Where it lies; not written down.
+    #[serde(skip)]
+    pub(super) folder: PathBuf,
+}
+
+/// The complete environment of that key, if it is there and its Python still is.
+pub(super) fn existing(root: &Path, key: &str) -> Option<Built> {
+    let folder = root.join(key);
+    let text = fs::read(folder.join(MARKER)).ok()?;
+    let mut built: Built = serde_json::from_slice(&text).ok()?;
+    // Follows the link to the Python it was made from.
+    fs::metadata(folder.join("bin").join("python")).ok()?;
+    built.folder = folder;
+    (built.version == 1).then_some(built)
+}
+
+/// Removes what killed builds left, except where another process is building at this moment.
+pub(super) fn clean(root: &Path) {
+    let Ok(entries) = fs::read_dir(root.join(BUILDING)) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let Some(key) = name.to_str().and_then(|name| name.split('.').next()) else { continue };
+        if let Ok(Some(_lock)) = lock::try_acquire(root, key) {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
+/// A folder that is removed unless it was moved away.
+struct Temporary(PathBuf);
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Builds the environment of `key`, unless another process has done so meanwhile.
+pub(super) async fn build(
+    home: Home,
+    key: String,
+    python: Installed,
+    recipe: Recipe,
+    reporter: Reporter,
+) -> Result<Built, Error> {
+    let root = home.root.clone();
+    let _lock = lock::acquire(&root, &key, || {
+        reporter.line("another process on this node builds this environment: waiting for it");
+    })
+    .await?;
+    if let Some(built) = existing(&root, &key) {
+        return Ok(built);
+    }
+    let started = Instant::now();
+    let builder = home.builder(&python, &reporter).await?;
+    let count = recipe.requirements.len();
+    reporter.line(format!(
+        "building the environment: Python {}, {count} {} asked for",
+        python.version,
+        if count == 1 { "package" } else { "packages" },
+    ));
+
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
+    let building = root.join(BUILDING);
+    fs::create_dir_all(&building).map_err(|error| Error::io("create", &building, &error))?;
+    // The lock is held: whatever has this key was left by a build that was killed.
+    for entry in fs::read_dir(&building).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().split('.').next() == Some(&key) {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+    let temporary = Temporary(building.join(format!(
+        "{key}.{}.{}",
+        std::process::id(),
+        NUMBER.fetch_add(1, Ordering::Relaxed)
+    )));
+    let packages = home
+        .install(&builder, &python, &recipe, &temporary.0, &reporter)
+        .await
+        .map_err(|error| disk_full(error, &root))?;
+    let built = Built {
+        version: 1,
+        python: python.version,
+        python_path: python.path.clone(),
+        requirements: recipe.requirements.clone(),
+        packages,
+        seconds: started.elapsed().as_secs_f64(),
+        folder: root.join(&key),
+    };
+    let moved = {
+        let (built, from) = (built.clone(), temporary.0.clone());
+        tokio::task::spawn_blocking(move || publish(&from, &built)).await
+    };
+    match moved {
+        Ok(result) => result?,
+        Err(_) => return Err(Error::Stopped),
+    }
+    reporter.line(format!(
+        "environment built in {:.1} s: Python {}, {} packages",
+        built.seconds,
+        built.python,
+        built.packages.len()
+    ));
+    Ok(built)
+}
+
+/// An installer that fails in a file system without room fails for that, whatever it says.
+fn disk_full(error: Error, root: &Path) -> Error {
+    let full = rustix::fs::statvfs(root).is_ok_and(|stat| stat.f_bavail * stat.f_frsize < 1 << 20);
+    if full && error.fault() != Fault::DiskFull {
+        return Error::DiskFull { path: root.display().to_string() };
+    }
+    error
+}
+
+/// Moves a finished build to its place, durably: a marker never names what a crash took away.
+fn publish(from: &Path, built: &Built) -> Result<(), Error> {
+    let to = &built.folder;
+    rewrite_scripts(from, to).map_err(|error| Error::io("finish", from, &error))?;
+    let marker = from.join(MARKER);
+    let write = || -> std::io::Result<()> {
+        let mut file = File::create(&marker)?;
+        file.write_all(&serde_json::to_vec_pretty(built)?)?;
+        // Everything on the file system, once, is cheaper than thousands of files one by one.
+        rustix::fs::syncfs(&file)?;
+        Ok(())
+    };
+    write().map_err(|error| Error::io("write", &marker, &error))?;
+    // Something incomplete may be in the way: an environment whose Python was removed.
+    match fs::remove_dir_all(to) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(Error::io("remove", to, &error));
+        }
+        _ => {}
+    }
+    fs::rename(from, to).map_err(|error| Error::io("move", to, &error))?;
+    let parent = to.parent().unwrap_or(to);
+    File::open(parent)
+        .and_then(|folder| folder.sync_all())
+        .map_err(|error| Error::io("sync", parent, &error))
+}
+
+/// Scripts name the folder they were made in; uv's do not, pip's and the activation scripts do.
+fn rewrite_scripts(from: &Path, to: &Path) -> std::io::Result<()> {
+    let (Some(old), Some(new)) = (from.to_str(), to.to_str()) else { return Ok(()) };
+    for entry in fs::read_dir(from.join("bin"))? {
+        let path = entry?.path();
+        let meta = fs::symlink_metadata(&path)?;
+        if !meta.is_file() || meta.len() > 1 << 20 {
+            continue;
+        }
+        let Ok(text) = String::from_utf8(fs::read(&path)?) else { continue };
+        if text.contains(old) {
+            // A new file: the old one may be a link into the installer's cache.
+            fs::remove_file(&path)?;
+            fs::write(&path, text.replace(old, new))?;
+            fs::set_permissions(&path, meta.permissions())?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+pub(super) fn move_for_test(from: &Path, to: &Path) {
+    rewrite_scripts(from, to).unwrap();
+    fs::rename(from, to).unwrap();
+}

@@ -1,0 +1,302 @@
+//! What environments are built with: uv, or pip where there is no uv.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use atelier_core::environment::{Installed, Recipe};
+
+use super::exec::{self, Finished, Watch};
+use super::progress::{Progress, reason};
+use super::pythons::{find_program, is_program};
+use super::shared::Reporter;
+use super::{Error, lock};
+
+/// Variables that would make a Python or an installer look somewhere else.
+pub(super) const NOT_INHERITED: [&str; 14] = [
+    "VIRTUAL_ENV",
+    "CONDA_PREFIX",
+    "PYTHONPATH",
+    "PYTHONHOME",
+    "PYTHONSTARTUP",
+    "PYTHONSAFEPATH",
+    "UV_PYTHON",
+    "UV_PROJECT_ENVIRONMENT",
+    "UV_SYSTEM_PYTHON",
+    "UV_NO_INSTALL_PROJECT",
+    "UV_TARGET",
+    "PIP_TARGET",
+    "PIP_PREFIX",
+    "PIP_USER",
+];
+
+/// The builder.
+#[derive(Clone, Debug)]
+pub(super) enum Builder {
+    /// The program.
+    Uv(PathBuf),
+    /// Python's own `venv` and `pip`.
+    Pip,
+}
+
+/// Where the builder keeps its things.
+#[derive(Clone, Debug)]
+pub(super) struct Home {
+    pub(super) root: PathBuf,
+    /// As the variable `PATH`.
+    pub(super) path: std::ffi::OsString,
+    /// The program to use, if an administrator named one.
+    pub(super) uv: Option<PathBuf>,
+}
+
+impl Home {
+    fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new(program);
+        // Away from any folder whose own configuration would count.
+        command.current_dir(&self.root);
+        for name in NOT_INHERITED {
+            command.env_remove(name);
+        }
+        command
+            .env("PATH", &self.path)
+            .env("PYTHONNOUSERSITE", "1")
+            .env("PIP_NO_INPUT", "1")
+            .env("PIP_DISABLE_PIP_VERSION_CHECK", "1")
+            .env("NO_COLOR", "1");
+        command
+    }
+
+    fn uv_command(&self, uv: &Path) -> Command {
+        let mut command = self.command(uv);
+        let set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+        if !set("UV_CACHE_DIR") {
+            // On the file system of the environments, so that files are linked, not copied.
+            command.env("UV_CACHE_DIR", self.root.join(".uv-cache"));
+        }
+        // Machines set up for pip say there where packages come from.
+        for (pip, uv, older) in [
+            ("PIP_INDEX_URL", "UV_DEFAULT_INDEX", "UV_INDEX_URL"),
+            ("PIP_EXTRA_INDEX_URL", "UV_INDEX", "UV_EXTRA_INDEX_URL"),
+        ] {
+            if let Some(value) = std::env::var_os(pip).filter(|value| !value.is_empty())
+                && !set(uv)
+                && !set(older)
+            {
+                command.env(uv, value);
+            }
+        }
+        command
+            .env("UV_NO_PROGRESS", "1")
+            .env("UV_PYTHON_INSTALL_DIR", self.pythons())
+            .env("UV_PYTHON_INSTALL_BIN", "0");
+        command
+    }
+
+    /// Where fetched Pythons lie.
+    pub(super) fn pythons(&self) -> PathBuf {
+        self.root.join(".pythons")
+    }
+
+    fn own_uv(&self) -> PathBuf {
+        self.root.join(".uv").join("bin").join("uv")
+    }
+
+    /// Finds uv, or gets it from the package index once.
+    pub(super) async fn builder(
+        &self,
+        python: &Installed,
+        reporter: &Reporter,
+    ) -> Result<Builder, Error> {
+        if let Some(uv) = &self.uv {
+            if is_program(uv) {
+                return Ok(Builder::Uv(uv.clone()));
+            }
+            return Err(Error::Tool {
+                operation: "find uv".into(),
+                reason: format!(
+                    "ATELIER_UV names '{}', which is no program: correct or unset it",
+                    uv.display()
+                ),
+            });
+        }
+        if let Some(uv) = find_program(&self.path, "uv") {
+            return Ok(Builder::Uv(uv));
+        }
+        if is_program(&self.own_uv()) {
+            return Ok(Builder::Uv(self.own_uv()));
+        }
+        let _lock = lock::acquire(&self.root, ".uv", || {
+            reporter.line("waiting for another process that installs uv");
+        })
+        .await?;
+        if is_program(&self.own_uv()) {
+            return Ok(Builder::Uv(self.own_uv()));
+        }
+        reporter.line("installing uv, once for this node");
+        match self.install_uv(python).await {
+            Ok(()) => Ok(Builder::Uv(self.own_uv())),
+            Err(reason) => {
+                reporter.line(format!(
+                    "uv cannot be installed ({reason}): using Python's own venv and pip, which \
+                     are slower"
+                ));
+                Ok(Builder::Pip)
+            }
+        }
+    }
+
+    /// Installs uv below the root, whole or not at all.
+    async fn install_uv(&self, python: &Installed) -> Result<(), String> {
+        let temporary = self.root.join(".uv-installing");
+        let _ = std::fs::remove_dir_all(&temporary);
+        let run = async |command: Command| -> Result<Finished, String> {
+            let finished =
+                exec::run(command, &mut exec::Silent).await.map_err(|error| error.to_string())?;
+            if finished.status.success() { Ok(finished) } else { Err(reason(&finished.tail)) }
+        };
+        let mut direct = self.command(&python.path);
+        direct.args(["-m", "pip", "install", "--quiet", "--target"]).arg(&temporary).arg("uv");
+        if run(direct).await.is_err() {
+            // A Python without pip may still make an environment that has it.
+            let _ = std::fs::remove_dir_all(&temporary);
+            let mut venv = self.command(&python.path);
+            venv.args(["-m", "venv"]).arg(&temporary);
+            run(venv).await?;
+            let mut install = self.command(temporary.join("bin").join("python"));
+            install.args(["-m", "pip", "install", "--quiet", "uv"]);
+            run(install).await?;
+        }
+        if !is_program(&temporary.join("bin").join("uv")) {
+            return Err("the package brought no program".into());
+        }
+        let home = self.root.join(".uv");
+        let _ = std::fs::remove_dir_all(&home);
+        std::fs::rename(&temporary, &home).map_err(|error| error.to_string())
+    }
+
+    /// Fetches a Python. The reason in words where that fails.
+    pub(super) async fn fetch_python(&self, uv: &Path, specifier: &str) -> Result<(), String> {
+        let mut command = self.uv_command(uv);
+        command.args(["python", "install", specifier]).env("UV_HTTP_RETRIES", "1");
+        let finished =
+            exec::run(command, &mut exec::Silent).await.map_err(|error| error.to_string())?;
+        if finished.status.success() {
+            return Ok(());
+        }
+        let reason = reason(&finished.tail);
+        // The first causes name the download; the last one says what is wrong.
+        let short: Vec<&str> = reason.split(": ").collect();
+        Err(match short.as_slice() {
+            [first, .., last] => format!("{first}: {last}"),
+            _ => reason,
+        })
+    }
+
+    /// Makes an empty environment and installs the recipe's packages; returns `name==version` of
+    /// each.
+    pub(super) async fn install(
+        &self,
+        builder: &Builder,
+        python: &Installed,
+        recipe: &Recipe,
+        into: &Path,
+        reporter: &Reporter,
+    ) -> Result<Vec<String>, Error> {
+        let mut make = match builder {
+            Builder::Uv(uv) => {
+                let mut make = self.uv_command(uv);
+                make.args(["venv", "--quiet", "--relocatable", "--no-project", "--python"]);
+                make.arg(&python.path);
+                make
+            }
+            Builder::Pip => {
+                let mut make = self.command(&python.path);
+                make.args(["-m", "venv"]);
+                make
+            }
+        };
+        if recipe.sees_host_packages {
+            make.arg("--system-site-packages");
+        }
+        make.arg(into);
+        let mut watch = Progress::new(reporter);
+        self.check("make a virtual environment", &mut watch, make, false).await?;
+        if recipe.requirements.is_empty() {
+            return Ok(Vec::new());
+        }
+
+        let requirements = into.join("requirements.txt");
+        std::fs::write(&requirements, recipe.requirements_file())
+            .map_err(|error| Error::io("write", &requirements, &error))?;
+        let inner_python = into.join("bin").join("python");
+        let mut install = match builder {
+            Builder::Uv(uv) => {
+                let mut install = self.uv_command(uv);
+                // As pip: the best version of all indexes, not the first index that has a name.
+                install.args(["pip", "install", "--index-strategy", "unsafe-best-match"]);
+                install.arg("--python").arg(&inner_python);
+                if recipe.prerelease {
+                    install.args(["--prerelease", "allow"]);
+                }
+                for host in &recipe.insecure_hosts {
+                    install.args(["--allow-insecure-host", host]);
+                }
+                install
+            }
+            Builder::Pip => {
+                let mut install = self.command(&inner_python);
+                install.args(["-m", "pip", "install", "--progress-bar", "off"]);
+                if recipe.prerelease {
+                    install.arg("--pre");
+                }
+                for host in &recipe.insecure_hosts {
+                    install.args(["--trusted-host", host]);
+                }
+                install
+            }
+        };
+        install.arg("-r").arg(&requirements);
+        self.check("install the packages", &mut watch, install, true).await?;
+        let mut packages = std::mem::take(&mut watch.packages);
+        if packages.is_empty() {
+            packages = installed_packages(into);
+        }
+        packages.sort();
+        Ok(packages)
+    }
+
+    async fn check(
+        &self,
+        operation: &str,
+        watch: &mut dyn Watch,
+        command: Command,
+        packages: bool,
+    ) -> Result<(), Error> {
+        let finished = exec::run(command, watch).await.map_err(|error| Error::Tool {
+            operation: operation.into(),
+            reason: error.to_string(),
+        })?;
+        if finished.status.success() {
+            return Ok(());
+        }
+        let mut reason = reason(&finished.tail);
+        if reason.is_empty() {
+            reason = finished.status.to_string();
+        }
+        Err(Error::of_installer(operation, reason, packages))
+    }
+}
+
+/// `name==version` of the packages in an environment, from the names of their metadata folders.
+fn installed_packages(environment: &Path) -> Vec<String> {
+    let libraries = std::fs::read_dir(environment.join("lib")).into_iter().flatten().flatten();
+    libraries
+        .flat_map(|lib| std::fs::read_dir(lib.path().join("site-packages")).into_iter().flatten())
+        .flatten()
+        .filter_map(|entry| {
+            let name = entry.file_name().into_string().ok()?;
+            let (name, version) = name.strip_suffix(".dist-info")?.rsplit_once('-')?;
+            Some(format!("{name}=={version}"))
+        })
+        .collect()
+}
