@@ -1,6 +1,16 @@
 //! Atelier's daemon and command line.
 
+pub mod cli;
+pub mod client;
+pub mod config;
 pub mod daemon;
 mod failpoint;
+pub mod grpc;
+pub mod http;
 pub mod identity;
+pub mod storage;
 pub mod store;
+pub mod telemetry;
+
+/// Version and commit of this build, for example `0.1.0 (1a2b3c4d5)`.
+pub const VERSION: &str = env!("ATELIER_VERSION");

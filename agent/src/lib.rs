@@ -1,9 +1,252 @@
-//! The node agent: the daemon's hand on one machine.
+//! The node agent: the daemon's hand on one machine. It prepares, supervises and reports jobs.
+//!
+//! A program that runs an agent calls [`supervise_if_asked`] before anything else in its `main`,
+//! and [`run`] to be one.
+
+use std::future::Future;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+
+mod args;
+mod attempt;
 mod clock;
 pub mod data;
 pub mod environment;
+mod facts;
+mod logs;
+mod monitor;
+mod pollable;
 mod proc;
 mod record;
+mod session;
 mod supervisor;
 
+pub use args::AgentArgs;
 pub use supervisor::supervise_if_asked;
+
+use crate::attempt::Node;
+use crate::monitor::{Monitor, NodeSampler};
+use crate::session::{Registry, Session};
+use crate::supervisor::Lease;
+
+/// Why an agent cannot run.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The data folder cannot be used.
+    #[error("cannot use the agent's data folder {}: cannot {what}", .path.display())]
+    Folder {
+        /// The folder, or what is in it.
+        path: PathBuf,
+        /// What failed.
+        what: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// Another agent has the data folder.
+    #[error(
+        "another agent uses the data folder {}: stop it, or give this one its own with --data-dir",
+        .0.display()
+    )]
+    Locked(PathBuf),
+    /// There is no folder to keep things in.
+    #[error("no data folder: give --data-dir, or set HOME")]
+    NoFolder,
+    /// The machine's name is no name for a node.
+    #[error("this machine's name is no node name: give one with --node")]
+    NodeName(#[from] atelier_core::id::InvalidName),
+    /// The operating system lacks something.
+    #[error("cannot read {what}")]
+    System {
+        /// What.
+        what: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// The daemon does not let this node in, or cannot be addressed.
+    #[error("{0}")]
+    Session(String),
+}
+
+/// Runs an agent until `shutdown`. Jobs that run then go on under their supervisors, and the next
+/// agent on the same data folder takes them up.
+///
+/// # Errors
+/// If the data folder cannot be used or is in use, or if the daemon refuses the node's first
+/// session. A daemon that is away is waited for.
+pub async fn run(args: AgentArgs, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
+    let root = data_folder(&args)?;
+    let attempts = root.join("attempts");
+    make_private(&root)?;
+    make_private(&attempts)?;
+    let _lock = lock(&root)?;
+    let lease_path = root.join("lease");
+    let lease = Lease::create(&lease_path).map_err(|source| Error::Folder {
+        path: lease_path.clone(),
+        what: "open the lease",
+        source,
+    })?;
+    let name = match &args.node {
+        Some(name) => name.to_string(),
+        None => atelier_core::id::NodeName::new(&facts::hostname())?.to_string(),
+    };
+
+    let gpus: Arc<dyn monitor::gpu::Gpus> = Arc::from(monitor::gpu::find());
+    let mut sampler = NodeSampler::new(root.clone());
+    let facts = facts::gather(&args, gpus.as_ref(), &mut sampler);
+    let (client, clients) = watch::channel(None);
+    let (services, services_seen) = watch::channel(None);
+    let (connected, connected_seen) = watch::channel(false);
+    let (news_sender, news) = mpsc::unbounded_channel();
+    let (monitor, monitor_handle) = Monitor::new(gpus, args.monitor_interval, clients);
+    let node = Arc::new(Node {
+        attempts: attempts.clone(),
+        shell: attempt::find_shell(),
+        boot_id: proc::boot_id().map_err(|source| Error::System { what: "the boot id", source })?,
+        inherited: attempt::inherited(std::env::vars_os().filter_map(|(name, value)| {
+            Some((name.into_string().ok()?, value.into_string().ok()?))
+        })),
+        lease,
+        lease_path,
+        log_limit: args.log_limit,
+        news: news_sender,
+        services: services_seen,
+        connected: connected_seen,
+        environments: environment::Environments::new(
+            root.join("environments"),
+            environment::Machine::from_environment(),
+        ),
+        monitor: monitor_handle,
+    });
+    let registry = Registry::load(&node).map_err(|source| Error::Folder {
+        path: attempts,
+        what: "read the attempts",
+        source,
+    })?;
+    let session = Session {
+        name,
+        instance_id: instance_id(),
+        facts,
+        sampler,
+        node,
+        registry,
+        news,
+        services,
+        client,
+        connected,
+        cache: root.join("cache"),
+        args,
+    };
+    // Ends with the session: it holds the last handle.
+    let monitor = tokio::spawn(monitor.run());
+    let ended = session.run(shutdown).await;
+    monitor.abort();
+    ended.map_err(|error| Error::Session(session::chain(&error)))
+}
+
+/// The whole of an agent's process: a small runtime, logging to standard error, and [`run`] until
+/// SIGTERM or SIGINT.
+pub fn main(args: AgentArgs) -> ExitCode {
+    use tracing_subscriber::EnvFilter;
+    let filter = EnvFilter::try_from_env("ATELIER_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let colours = io::IsTerminal::is_terminal(&io::stderr());
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(colours)
+        .init();
+    // One thread carries all sessions and attempts; blocking work has its own, which end when idle.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(16)
+        .thread_keep_alive(Duration::from_secs(2))
+        .build();
+    let ended = runtime
+        .map_err(|source| Error::System { what: "the runtime's timers", source })
+        .and_then(|runtime| {
+            let ended = runtime.block_on(async { run(args, terminated()?).await });
+            // Uploads and builds that are cut short begin anew under the next agent.
+            runtime.shutdown_background();
+            ended
+        });
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{}", session::chain(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Resolves when this process is asked to end.
+fn terminated() -> Result<impl Future<Output = ()>, Error> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let listen = |kind| signal(kind).map_err(|source| Error::System { what: "signals", source });
+    let (mut terminate, mut interrupt) =
+        (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}
+
+fn data_folder(args: &AgentArgs) -> Result<PathBuf, Error> {
+    if let Some(folder) = &args.data_dir {
+        return std::path::absolute(folder).map_err(|source| Error::Folder {
+            path: folder.clone(),
+            what: "find it",
+            source,
+        });
+    }
+    let set =
+        |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let home = set("ATELIER_HOME")
+        .or_else(|| set("XDG_DATA_HOME").map(|data| data.join("atelier")))
+        .or_else(|| set("HOME").map(|home| home.join(".local/share/atelier")))
+        .ok_or(Error::NoFolder)?;
+    Ok(home.join("agent"))
+}
+
+/// Makes a folder that only its owner can enter: it holds tokens.
+fn make_private(path: &Path) -> Result<(), Error> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(|source| Error::Folder { path: path.to_owned(), what: "make it", source })
+}
+
+/// Holds the folder for this process. The kernel gives it back whatever happens to us.
+fn lock(root: &Path) -> Result<std::fs::File, Error> {
+    let path = root.join("lock");
+    let mut options = std::fs::File::options();
+    let file =
+        options.write(true).create(true).truncate(false).open(&path).map_err(|source| {
+            Error::Folder { path: path.clone(), what: "open the lock", source }
+        })?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => Err(Error::Locked(root.to_owned())),
+        Err(std::fs::TryLockError::Error(source)) => {
+            Err(Error::Folder { path, what: "lock it", source })
+        }
+    }
+}
+
+fn instance_id() -> String {
+    let mut random = [0; 16];
+    // Without randomness the time tells this start from others.
+    if getrandom::fill(&mut random).is_err() {
+        random =
+            (u128::from(clock::boottime_ms()) << 64 | u128::from(std::process::id())).to_ne_bytes();
+    }
+    format!("{:032x}", u128::from_ne_bytes(random))
+}

@@ -17,8 +17,31 @@ pub fn closest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Opti
         .filter(|candidate| candidate.len() <= 64)
         .map(|candidate| (strsim::osa_distance(&wanted, &plain(candidate)), candidate))
         .filter(|(distance, candidate)| {
-            *distance <= budget && *distance < candidate.chars().count().max(2)
+            *distance <= budget && *distance < candidate.chars().count()
         })
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, candidate)| candidate)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::closest;
+
+    #[test]
+    fn near_words_are_suggested_and_far_ones_are_not() {
+        let known = ["command", "compute", "code", "tags", "a", "uri_file"];
+        for (word, expected) in [
+            ("comand", Some("command")),
+            ("Command", Some("command")),
+            ("ocde", Some("code")),
+            ("uri-fil", Some("uri_file")),
+            ("tag", Some("tags")),
+            ("b", None),
+            ("", None),
+            ("environment", None),
+            (&"command".repeat(20), None),
+        ] {
+            assert_eq!(closest(word, known), expected, "for {word}");
+        }
+    }
 }

@@ -1,1 +1,23 @@
-//! Being built.
+//! The daemon: one reactor that owns live state, and the effects around it.
+
+mod admission;
+mod clock;
+mod effects;
+mod folder;
+mod handle;
+mod logs;
+mod reactor;
+mod removal;
+mod runs;
+mod serve;
+mod shared;
+
+pub use admission::{Admission, Error as AdmissionError};
+pub use clock::Clock;
+pub use effects::{Assignment, Grant, InputSource, Outbox, ToNode};
+pub use folder::{Error as FolderError, Folder};
+pub use handle::{Error as HandleError, Handle, NodeView, SubmitRequest};
+pub use logs::{Error as LogError, LogHub, LogPiece};
+pub use removal::{Error as RemovalError, Removal};
+pub use serve::{Daemon, Error, Shared, serve, start};
+pub(crate) use serve::PROBE;

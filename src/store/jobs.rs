@@ -150,6 +150,9 @@ pub(super) fn write(conn: &Connection, batch: &Batch) -> Result<(), Error> {
                 .map_err(sql)?;
         }
     }
+    for run in &batch.runs {
+        run.apply(conn)?;
+    }
     if let Some(counters) = batch.counters {
         let mut set = conn
             .prepare_cached("UPDATE counters SET value = ?2 WHERE name = ?1")

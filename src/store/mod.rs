@@ -6,6 +6,7 @@
 mod jobs;
 mod schema;
 mod sqlite;
+pub mod tracking;
 mod writer;
 
 #[cfg(test)]
@@ -22,6 +23,7 @@ use atelier_core::time::Timestamp;
 use futures::future::BoxFuture;
 
 pub use jobs::is_live;
+use self::tracking::TrackWrite;
 pub use schema::LATEST as SCHEMA_VERSION;
 pub use sqlite::SqliteStore;
 
@@ -29,7 +31,9 @@ pub use sqlite::SqliteStore;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The disk is full: nothing was written and nothing acknowledged. Reading still works.
-    #[error("cannot {operation}: the disk of the workspace's data folder is full; free some space and try again")]
+    #[error(
+        "cannot {operation}: the disk of the workspace's data folder is full; free some space and try again"
+    )]
     Full {
         /// What was tried.
         operation: &'static str,
@@ -60,6 +64,9 @@ pub enum Error {
         #[source]
         source: rusqlite::Error,
     },
+    /// A rule of tracking refuses it; nothing of it was written.
+    #[error(transparent)]
+    Track(atelier_core::track::Error),
     /// The writer has stopped, because an earlier failure left it unsure of what is on disk.
     #[error("the workspace's database is closed after an earlier failure; restart the daemon")]
     Closed,
@@ -77,7 +84,7 @@ impl Error {
     /// start again from what is there.
     pub fn is_fatal(&self) -> bool {
         match self {
-            Self::Full { .. } | Self::Open { .. } => false,
+            Self::Full { .. } | Self::Open { .. } | Self::Track(_) => false,
             Self::Damaged { .. } | Self::Closed => true,
             Self::Sqlite { source, .. } => matches!(
                 source.sqlite_error_code(),
@@ -104,6 +111,8 @@ pub struct Batch {
     pub nodes: Vec<NodeRecord>,
     /// Jobs to forget.
     pub deleted: Vec<JobName>,
+    /// Runs that follow their jobs.
+    pub runs: Vec<TrackWrite>,
     /// Where the counters stand afterwards.
     pub counters: Option<Counters>,
 }
@@ -198,6 +207,5 @@ pub trait Store: Send + Sync + 'static {
         key: &str,
     ) -> Result<Option<(JobName, Digest)>, Error>;
     /// Events after `after`, oldest first, of one job or all.
-    fn events(&self, job: Option<&JobName>, after: u64, limit: usize)
-    -> Result<Vec<Event>, Error>;
+    fn events(&self, job: Option<&JobName>, after: u64, limit: usize) -> Result<Vec<Event>, Error>;
 }

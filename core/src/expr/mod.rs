@@ -21,6 +21,7 @@ use crate::suggest;
 
 mod parse;
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests;
 
 /// Text with expressions, parsed.

@@ -246,6 +246,15 @@ impl Live {
         }
     }
 
+    /// Where the counters stand, to be written with every batch.
+    pub fn counters(&self) -> Counters {
+        Counters {
+            epoch: Epoch(self.next_epoch.0 - 1),
+            seq: SubmitSeq(self.next_seq.0 - 1),
+            event: EventSeq(self.next_event.0 - 1),
+        }
+    }
+
     /// A live job.
     pub fn job(&self, name: &JobName) -> Option<&Job> {
         self.jobs.get(name)

@@ -1,5 +1,37 @@
 //! From YAML as written to a validated specification.
+//!
+//! [`parse_job`] reads a document in four steps: text to a tree that knows its places ([`yaml`]),
+//! overrides on the tree ([`overrides`]), kinds and keys against the table of fields ([`shape`],
+//! [`fields`]), and values to a [`CommandJob`] ([`job`]). What holds for a job however it came is
+//! checked by [`validate`], which the daemon runs again.
 
 mod command;
+mod command_line;
+mod diagnostic;
+mod environment;
+mod fields;
+mod job;
+pub mod limits;
+mod origin;
+mod overrides;
+mod ports;
+mod quantity;
+mod reference;
+mod resources;
+mod schema;
+mod shape;
+mod validate;
+mod yaml;
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests;
 
 pub use command::*;
+pub use command_line::{CommandLine, quote};
+pub use diagnostic::{Diagnostic, Diagnostics, Place};
+pub use job::{Parsed, parse_job};
+pub use origin::{FileKind, Files, Origin};
+pub use overrides::Override;
+pub use schema::schema;
+pub use validate::{validate, validate_submitted};

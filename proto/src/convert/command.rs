@@ -4,28 +4,13 @@ use std::collections::BTreeMap;
 
 use atelier_core::id::{ComputeName, ExperimentName, JobName, PortName};
 use atelier_core::resource::Demand;
-use atelier_core::spec;
+use atelier_core::spec::{self, limits};
 
 use super::data::number;
 use super::{
     Error, OfField as _, Problem, UnderField as _, json_map, text, to_json_map, within, within_u32,
 };
 use crate::job::v1 as pb;
-
-/// The longest command taken, in bytes. Linux gives one argument at most 128 KiB, and the command
-/// is one argument of the shell.
-const MAX_COMMAND: usize = 128 * 1024 - 1;
-/// The longest free text (description, tag or property value, variable), in bytes.
-const MAX_TEXT: usize = 128 * 1024 - 1;
-/// A million cores: above any node, and far from overflow when demands are added up.
-const MAX_CPU_MILLI: u64 = 1_000_000_000;
-/// One exbibyte.
-const MAX_MEMORY_MIB: u64 = 1 << 40;
-const MAX_GPUS: u32 = 4096;
-/// Members of a job, processes of a member.
-const MAX_INSTANCES: u32 = 100_000;
-/// A century, in seconds.
-const MAX_SECONDS: u64 = 100 * 366 * 86_400;
 
 impl From<&spec::CommandJob> for pb::JobSpec {
     fn from(job: &spec::CommandJob) -> Self {
@@ -104,7 +89,7 @@ impl TryFrom<pb::CommandJob> for spec::CommandJob {
             experiment_name: ExperimentName::new(&job.experiment_name).of("experiment_name")?,
             tags: texts(job.tags, "tags")?,
             properties: texts(job.properties, "properties")?,
-            command: text(job.command, MAX_COMMAND).of("command")?,
+            command: text(job.command, limits::MAX_COMMAND).of("command")?,
             code: job.code.map(TryInto::try_into).transpose().under("code")?,
             environment: job.environment.of("environment")?.try_into().under("environment")?,
             compute: named(&job.compute, ComputeName::new, "compute")?,
@@ -117,7 +102,7 @@ impl TryFrom<pb::CommandJob> for spec::CommandJob {
                 .map(|distribution| self::distribution(distribution, members))
                 .transpose()
                 .under("distribution")?,
-            limits: limits(job.limits.unwrap_or_default()).under("limits")?,
+            limits: run_limits(job.limits.unwrap_or_default()).under("limits")?,
             queue: queue(job.queue_settings.unwrap_or_default()).under("queue_settings")?,
             services: services(job.services)?,
             identity: job.identity.map(identity).transpose().under("identity")?,
@@ -156,7 +141,7 @@ fn texts(values: BTreeMap<String, String>, field: &str) -> Result<BTreeMap<Strin
     values
         .into_iter()
         .map(|(key, value)| {
-            let value = text(value, MAX_TEXT).of(format_args!("{field}.{key}"))?;
+            let value = text(value, limits::MAX_VALUE).of(format_args!("{field}.{key}"))?;
             Ok((key, value))
         })
         .collect()
@@ -194,12 +179,12 @@ impl From<&spec::JobResources> for pb::Resources {
 fn resources(wire: pb::Resources) -> Result<spec::JobResources, Error> {
     let cpu = if wire.cpu_milli == 0 { Demand::DEFAULT.cpu } else { wire.cpu_milli };
     Ok(spec::JobResources {
-        instance_count: within_u32(wire.instance_count.max(1), 1, MAX_INSTANCES)
+        instance_count: within_u32(wire.instance_count.max(1), 1, limits::MAX_INSTANCES)
             .of("instance_count")?,
         demand: Demand {
-            cpu: within(cpu, 1, MAX_CPU_MILLI).of("cpu_milli")?,
-            memory: within(wire.memory_mib, 0, MAX_MEMORY_MIB).of("memory_mib")?,
-            gpus: within_u32(wire.gpus, 0, MAX_GPUS).of("gpus")?,
+            cpu: within(cpu, 1, limits::MAX_MILLI_CPUS).of("cpu_milli")?,
+            memory: within(wire.memory_mib, 0, limits::MAX_MEMORY).of("memory_mib")?,
+            gpus: within_u32(wire.gpus, 0, limits::MAX_GPUS).of("gpus")?,
         },
         instance_type: wire.instance_type,
         shm_size: wire.shm_size_bytes,
@@ -250,8 +235,12 @@ fn distribution(wire: pb::Distribution, members: u32) -> Result<spec::Distributi
             } else {
                 processes(kind.worker_count, "tensorflow.worker_count")?
             },
-            parameter_server_count: within_u32(kind.parameter_server_count, 0, MAX_INSTANCES)
-                .of("tensorflow.parameter_server_count")?,
+            parameter_server_count: within_u32(
+                kind.parameter_server_count,
+                0,
+                limits::MAX_PROCESSES,
+            )
+            .of("tensorflow.parameter_server_count")?,
         },
         Kind::Mpi(kind) => spec::Distribution::Mpi {
             process_count_per_instance: processes(
@@ -266,11 +255,11 @@ fn distribution(wire: pb::Distribution, members: u32) -> Result<spec::Distributi
 }
 
 fn processes(count: u32, field: &str) -> Result<u32, Error> {
-    within_u32(count.max(1), 1, MAX_INSTANCES).of(field)
+    within_u32(count.max(1), 1, limits::MAX_PROCESSES).of(field)
 }
 
-fn limits(wire: pb::Limits) -> Result<spec::Limits, Error> {
-    let timeout = wire.timeout_s.map(|seconds| within(seconds, 1, MAX_SECONDS));
+fn run_limits(wire: pb::Limits) -> Result<spec::Limits, Error> {
+    let timeout = wire.timeout_s.map(|seconds| within(seconds, 1, limits::MAX_SECONDS));
     Ok(spec::Limits { timeout: timeout.transpose().of("timeout_s")? })
 }
 
@@ -339,10 +328,12 @@ fn identity(wire: pb::Identity) -> Result<spec::Identity, Error> {
 
 /// Zero attempts means that the sender did not say: one.
 fn retry(wire: pb::Retry) -> Result<spec::Retry, Error> {
-    let memory = wire.memory_percent.map(|percent| within_u32(percent, 100, 10_000));
+    let memory =
+        wire.memory_percent.map(|percent| within_u32(percent, 100, limits::MAX_MEMORY_PERCENT));
     Ok(spec::Retry {
-        max_attempts: wire.max_attempts.max(1),
-        backoff: within(wire.backoff_s, 0, MAX_SECONDS).of("backoff_s")?,
+        max_attempts: within_u32(wire.max_attempts.max(1), 1, limits::MAX_ATTEMPTS)
+            .of("max_attempts")?,
+        backoff: within(wire.backoff_s, 0, limits::MAX_BACKOFF).of("backoff_s")?,
         memory_percent: memory.transpose().of("memory_percent")?,
     })
 }

@@ -7,9 +7,6 @@ use super::environment::MAX_REFERENCE;
 use super::{Error, OfField as _, Problem, UnderField as _, text};
 use crate::job::v1 as pb;
 
-/// The longest literal input taken, in bytes.
-const MAX_LITERAL: usize = 1 << 20;
-
 impl From<&spec::DataUri> for pb::DataUri {
     fn from(uri: &spec::DataUri) -> Self {
         use pb::data_uri::{self as wire, Form};
@@ -129,7 +126,7 @@ impl TryFrom<pb::Input> for spec::Input {
         use pb::input::Value;
         Ok(match input.value.of("value")? {
             Value::Literal(value) => {
-                Self::Literal { value: text(value, MAX_LITERAL).of("literal")? }
+                Self::Literal { value: text(value, spec::limits::MAX_VALUE).of("literal")? }
             }
             Value::Data(data) => Self::Data {
                 kind: number::<pb::DataKind, _>(data.kind).of("data.kind")?,

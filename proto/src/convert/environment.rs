@@ -6,10 +6,10 @@ use atelier_core::spec;
 use super::{Error, OfField as _, Problem, UnderField as _, text};
 use crate::job::v1 as pb;
 
-/// The longest conda document taken, in bytes of JSON.
-const MAX_CONDA: usize = 1 << 20;
+/// The longest conda document taken, in bytes of JSON, which may be longer than its YAML.
+const MAX_CONDA: usize = 2 * spec::limits::MAX_DOCUMENT;
 /// The longest path, reference or image name taken, in bytes.
-pub(super) const MAX_REFERENCE: usize = 4096;
+pub(super) const MAX_REFERENCE: usize = spec::limits::MAX_VALUE;
 
 impl From<&spec::Code> for pb::Code {
     fn from(code: &spec::Code) -> Self {
@@ -41,17 +41,23 @@ impl From<&spec::Environment> for pb::Environment {
         let source = match environment {
             spec::Environment::Host => Source::Host(pb::HostEnvironment {}),
             spec::Environment::Named(asset) => Source::Named(asset.into()),
-            spec::Environment::Inline(inline) => Source::Inline(pb::InlineEnvironment {
-                name: inline.name.clone(),
-                image: inline.image.clone(),
-                conda_json: inline.conda.as_ref().map(ToString::to_string),
-                build: inline.build.as_ref().map(|build| pb::BuildContext {
-                    path: Some((&build.path).into()),
-                    dockerfile_path: build.dockerfile_path.clone(),
-                }),
-            }),
+            spec::Environment::Inline(inline) => Source::Inline(inline.into()),
         };
         Self { source: Some(source) }
+    }
+}
+
+impl From<&spec::InlineEnvironment> for pb::InlineEnvironment {
+    fn from(inline: &spec::InlineEnvironment) -> Self {
+        Self {
+            name: inline.name.clone(),
+            image: inline.image.clone(),
+            conda_json: inline.conda.as_ref().map(ToString::to_string),
+            build: inline.build.as_ref().map(|build| pb::BuildContext {
+                path: Some((&build.path).into()),
+                dockerfile_path: build.dockerfile_path.clone(),
+            }),
+        }
     }
 }
 

@@ -9,13 +9,17 @@ use std::fmt::Display;
 use atelier_core::content::InvalidDigest;
 use atelier_core::id::InvalidName;
 
+mod attempt;
 mod command;
 mod data;
 mod environment;
+mod job;
 mod status;
 #[cfg(test)]
 mod tests;
 
+pub use attempt::node_record;
+pub use job::{JobDetails, job};
 pub use status::UnknownStatus;
 
 /// A message that cannot become a core value: which field, and why.

@@ -362,7 +362,7 @@ fn errors_name_the_field() {
         refused(|job| {
             job.resources = Some(pb::Resources { gpus: 100_000, ..Default::default() });
         })
-        .starts_with("command.resources.gpus: is 100000, and at most 4096")
+        .starts_with("command.resources.gpus: is 100000, and at most 1024")
     );
     assert!(
         refused(|job| {

@@ -1,0 +1,114 @@
+//! What an agent is told on its command line.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use atelier_core::id::{ComputeName, NodeName};
+use clap::Args;
+
+#[cfg(test)]
+mod tests;
+
+/// Runs the node agent: it joins this machine to a workspace and runs jobs on it.
+#[derive(Args, Clone, Debug)]
+pub struct AgentArgs {
+    /// The daemon's address, for example http://127.0.0.1:7878
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "ATELIER_SERVER",
+        required_unless_present = "server_file"
+    )]
+    pub server: Option<String>,
+    /// A file that holds the daemon's address; read again at every new connection
+    #[arg(long, value_name = "FILE", conflicts_with = "server")]
+    pub server_file: Option<PathBuf>,
+    /// A file that holds the node's token; without it the token is taken from ATELIER_TOKEN
+    #[arg(long, value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+    /// The node's name, to which its token is bound [default: this machine's host name]
+    #[arg(long, value_name = "NAME")]
+    pub node: Option<NodeName>,
+    /// The compute that the node belongs to
+    #[arg(long, value_name = "NAME", default_value = "local")]
+    pub compute: ComputeName,
+    /// Where the agent keeps attempts, environments and its cache
+    /// [default: agent below the Atelier home folder]
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// CPUs offered to jobs, for example 4 or 0.5 [default: all]
+    #[arg(long, value_name = "N", value_parser = cpus)]
+    pub cpus: Option<u64>,
+    /// Memory offered to jobs, for example 4GiB [default: all]
+    #[arg(long, value_name = "SIZE", value_parser = mebibytes)]
+    pub memory: Option<u64>,
+    /// GPUs offered to jobs, the first N [default: all]
+    #[arg(long, value_name = "N")]
+    pub gpus: Option<u32>,
+    /// Move all data through the daemon, even on a machine that shares its storage folder
+    #[arg(long)]
+    pub no_shared_store: bool,
+    /// Keep at most this much of a job's standard output [default: what the daemon says]
+    #[arg(long, value_name = "SIZE", value_parser = bytes)]
+    pub log_limit: Option<u64>,
+    /// Seconds between two samples of a job's CPU, memory, disk and GPU
+    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
+    pub monitor_interval: Duration,
+}
+
+/// A size in bytes: a number and `B`, `K`, `M`, `G` or `T` with an optional `i` and `B`. The
+/// letters alone and those with `i` count in 1024, as Docker and Kubernetes' `Gi` do; `KB`, `MB`,
+/// `GB` and `TB` in 1000.
+pub(crate) fn bytes(text: &str) -> Result<u64, String> {
+    let wrong = || format!("'{text}' is not a size: write for example 512MiB or 4GiB");
+    let text_part = text.trim();
+    let split =
+        text_part.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text_part.len());
+    let (number, unit) = text_part.split_at(split);
+    let number: f64 = number.parse().map_err(|_| wrong())?;
+    let unit = unit.trim().to_ascii_lowercase();
+    let (letter, rest) = unit.split_at(unit.len().min(1));
+    let power = match letter {
+        "" | "b" => 0,
+        "k" => 1,
+        "m" => 2,
+        "g" => 3,
+        "t" => 4,
+        _ => return Err(wrong()),
+    };
+    let base: f64 = match rest {
+        "" | "i" | "ib" => 1024.0,
+        "b" => 1000.0,
+        _ => return Err(wrong()),
+    };
+    let bytes = number * base.powi(power);
+    if bytes.is_finite() && (1.0..9e18).contains(&bytes) { Ok(bytes as u64) } else { Err(wrong()) }
+}
+
+fn mebibytes(text: &str) -> Result<u64, String> {
+    match bytes(text)? / (1024 * 1024) {
+        0 => Err(format!("'{text}' is less than 1 MiB")),
+        mebibytes => Ok(mebibytes),
+    }
+}
+
+/// Thousandths of a CPU.
+fn cpus(text: &str) -> Result<u64, String> {
+    let wrong = || format!("'{text}' is not a number of CPUs: write for example 4 or 0.5");
+    let number: f64 = text.parse().map_err(|_| wrong())?;
+    if (0.001..=1_000_000.0).contains(&number) {
+        Ok((number * 1000.0).round() as u64)
+    } else {
+        Err(wrong())
+    }
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("'{text}' is not a number of seconds: write for example 10");
+    let number: f64 = text.parse().map_err(|_| wrong())?;
+    if (0.05..=86_400.0).contains(&number) {
+        Ok(Duration::from_secs_f64(number))
+    } else {
+        Err(wrong())
+    }
+}

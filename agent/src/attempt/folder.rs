@@ -1,0 +1,156 @@
+//! One attempt's folder on the node: all that is known of it, so that a new agent can go on where
+//! an old one was killed.
+
+use std::fs::{self, File, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use atelier_proto::agent::v1 as pb;
+use prost::Message as _;
+
+use crate::record;
+
+const ASSIGNMENT: &str = "assignment.pb";
+const ENDED: &str = "ended.pb";
+const CANCEL: &str = "cancel.json";
+const LOG: &str = "std_log.txt";
+
+/// `attempts/<epoch>/`.
+#[derive(Clone, Debug)]
+pub(crate) struct Folder {
+    path: PathBuf,
+}
+
+impl Folder {
+    /// The folder of the attempt with this epoch; nothing is touched.
+    pub(crate) fn new(attempts: &Path, epoch: u64) -> Self {
+        Self { path: attempts.join(epoch.to_string()) }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The command's working directory: the code's root.
+    pub(crate) fn work(&self) -> PathBuf {
+        self.path.join("work")
+    }
+
+    /// Where inputs are made available, each under its name.
+    pub(crate) fn inputs(&self) -> PathBuf {
+        self.path.join("inputs")
+    }
+
+    /// Where the job writes a named output.
+    pub(crate) fn output(&self, name: &str) -> PathBuf {
+        self.path.join("outputs").join(name)
+    }
+
+    /// Standard output and error.
+    pub(crate) fn log(&self) -> PathBuf {
+        self.path.join(LOG)
+    }
+
+    /// Makes the folder and writes the assignment, whole or not at all.
+    pub(crate) fn create(&self, assignment: &pb::Assignment) -> io::Result<()> {
+        let mut builder = fs::DirBuilder::new();
+        match builder.mode(0o700).create(&self.path) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+        record::write_bytes(&self.path, ASSIGNMENT, &assignment.encode_to_vec())
+    }
+
+    /// The assignment, if it was written whole.
+    pub(crate) fn assignment(&self) -> Option<pb::Assignment> {
+        let bytes = fs::read(self.path.join(ASSIGNMENT)).ok()?;
+        pb::Assignment::decode(bytes.as_slice()).ok()
+    }
+
+    /// Makes the command's surroundings anew: an earlier preparation that was cut short leaves no
+    /// trace in them. The log stays, somebody may have read it.
+    pub(crate) fn make_work(&self) -> io::Result<()> {
+        let work = self.work();
+        match fs::create_dir(&work) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                for old in [&work, &self.inputs(), &self.path.join("outputs")] {
+                    remove_tree(old)?;
+                }
+                fs::create_dir(&work)
+            }
+            other => other,
+        }
+    }
+
+    /// `./outputs` and `./logs`, which Azure's jobs find when they start.
+    pub(crate) fn make_artifact_folders(&self) -> io::Result<()> {
+        for name in ["outputs", "logs"] {
+            match fs::create_dir(self.work().join(name)) {
+                // Part of the code, perhaps as a link or a file; then it is what it is.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                other => other?,
+            }
+        }
+        Ok(())
+    }
+
+    /// The report of the attempt's end, once there is one.
+    pub(crate) fn ended(&self) -> Option<pb::AttemptReport> {
+        let bytes = fs::read(self.path.join(ENDED)).ok()?;
+        pb::AttemptReport::decode(bytes.as_slice()).ok()
+    }
+
+    pub(crate) fn write_ended(&self, report: &pb::AttemptReport) -> io::Result<()> {
+        record::write_bytes(&self.path, ENDED, &report.encode_to_vec())
+    }
+
+    /// Notes that the daemon asked for the end, and why: the supervisor only knows that somebody
+    /// did.
+    pub(crate) fn write_cancel(&self, reason: &str) -> io::Result<()> {
+        record::write(&self.path, CANCEL, &reason)
+    }
+
+    pub(crate) fn cancel(&self) -> Option<String> {
+        record::read(&self.path, CANCEL).ok().flatten()
+    }
+
+    /// Puts everything that a report could be made of on the disk.
+    pub(crate) fn sync(&self) -> io::Result<()> {
+        for entry in fs::read_dir(&self.path)? {
+            let entry = entry?;
+            if entry.file_type()?.is_file() {
+                File::open(entry.path())?.sync_data()?;
+            }
+        }
+        File::open(&self.path)?.sync_all()
+    }
+
+    /// Removes the folder and all in it.
+    pub(crate) fn remove(&self) -> io::Result<()> {
+        remove_tree(&self.path)
+    }
+}
+
+/// Removes a tree, folders that somebody made read-only included. Links are not followed.
+fn remove_tree(path: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            open_up(path)?;
+            fs::remove_dir_all(path)
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+fn open_up(path: &Path) -> io::Result<()> {
+    fs::set_permissions(path, Permissions::from_mode(0o700))?;
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            open_up(&entry.path())?;
+        }
+    }
+    Ok(())
+}

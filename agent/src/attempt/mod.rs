@@ -1,0 +1,152 @@
+//! One attempt at a job, from its assignment to the report of its end.
+//!
+//! ```text
+//! Prepare -> Launch -> Watch -> Finalize -> Ended
+//! ```
+//! Each arrow leaves a record in the attempt's folder, so that a new agent goes on where the old
+//! one was killed (see [`reattach`]). All but the command itself may be done twice.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use atelier_core::spec::CommandJob;
+use atelier_proto::agent::v1 as pb;
+use tokio::sync::{mpsc, watch};
+
+use crate::environment::Environments;
+use crate::monitor;
+use crate::supervisor::Lease;
+use plane::DataPlane;
+
+mod finalize;
+mod folder;
+mod launch;
+pub(crate) mod plane;
+mod prepare;
+mod problem;
+mod process;
+mod reattach;
+mod run;
+mod variables;
+
+pub(crate) use folder::Folder;
+pub(crate) use problem::problem as make_problem;
+pub(crate) use reattach::{Decision, decide, look};
+pub(crate) use run::run;
+pub(crate) use variables::inherited;
+
+/// What all attempts on a node share.
+pub(crate) struct Node {
+    /// `attempts/`
+    pub(crate) attempts: PathBuf,
+    /// The shell that runs commands.
+    pub(crate) shell: PathBuf,
+    pub(crate) boot_id: String,
+    /// See [`inherited`].
+    pub(crate) inherited: BTreeMap<String, String>,
+    pub(crate) lease: Lease,
+    pub(crate) lease_path: PathBuf,
+    /// Bytes of log that this node keeps at most, whatever the assignment allows.
+    pub(crate) log_limit: Option<u64>,
+    pub(crate) news: mpsc::UnboundedSender<News>,
+    /// What the daemon offers, from its newest Welcome; `None` before the first.
+    pub(crate) services: watch::Receiver<Option<Arc<Services>>>,
+    /// Whether the session stands.
+    pub(crate) connected: watch::Receiver<bool>,
+    pub(crate) environments: Environments,
+    pub(crate) monitor: monitor::Handle,
+}
+
+/// What an attempt needs of a daemon.
+#[derive(Debug)]
+pub(crate) struct Services {
+    pub(crate) data: DataPlane,
+    pub(crate) http_url: String,
+    pub(crate) workspace: String,
+    pub(crate) workspace_id: String,
+}
+
+/// What attempts tell the session.
+#[derive(Debug)]
+pub(crate) enum News {
+    /// Where an attempt stands now.
+    Report(pb::AttemptReport),
+    /// A discarded attempt is dead and its folder is gone.
+    Gone(u64),
+}
+
+/// What the session wants of an attempt.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(crate) enum Order {
+    #[default]
+    Run,
+    /// End it, keep what it wrote, report.
+    Cancel(String),
+    /// Kill it and forget it.
+    Discard,
+}
+
+/// An attempt as its task holds it.
+pub(crate) struct Attempt {
+    pub(crate) node: Arc<Node>,
+    pub(crate) key: pb::AttemptKey,
+    pub(crate) folder: Folder,
+    pub(crate) assignment: pb::Assignment,
+    pub(crate) spec: CommandJob,
+    pub(crate) orders: watch::Receiver<Order>,
+    /// Turns true when the log has its last byte.
+    pub(crate) log_complete: watch::Sender<bool>,
+}
+
+impl Attempt {
+    fn report(&self, phase: pb::attempt_report::Phase) {
+        let report = pb::AttemptReport { key: Some(self.key.clone()), phase: Some(phase) };
+        // The session outlives all attempts; if it is gone, so is this process.
+        let _ = self.node.news.send(News::Report(report));
+    }
+
+    /// The newest services; waits for the first.
+    async fn services(&self) -> Arc<Services> {
+        let mut services = self.node.services.clone();
+        loop {
+            if let Some(services) = services.borrow_and_update().clone() {
+                return services;
+            }
+            if services.changed().await.is_err() {
+                // The session ended, and with it this runtime.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// The order that stands, once it is another than to run.
+    async fn interrupted(&self) -> Order {
+        let mut orders = self.orders.clone();
+        let order =
+            orders.wait_for(|order| *order != Order::Run).await.ok().map(|order| order.clone());
+        match order {
+            Some(order) => order,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Once it is to be discarded.
+    async fn discarded(&self) {
+        let mut orders = self.orders.clone();
+        let session_ended = orders.wait_for(|order| *order == Order::Discard).await.is_err();
+        if session_ended {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// The shell that runs commands: bash, which Azure uses, or else what every machine has.
+pub(crate) fn find_shell() -> PathBuf {
+    ["/bin/bash", "/usr/bin/bash", "/usr/local/bin/bash"]
+        .into_iter()
+        .map(Path::new)
+        .find(|path| path.exists())
+        .unwrap_or(Path::new("/bin/sh"))
+        .to_owned()
+}

@@ -1,0 +1,261 @@
+//! Code, environment and inputs, made ready side by side.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use atelier_core::expr::{Template, Values};
+use atelier_core::spec::{Code, Environment, Input, OutputMode};
+use atelier_proto::agent::v1::attempt_report::Phase;
+use atelier_proto::agent::v1::{self as pb, Cause, Preparing, Problem};
+use futures::future::{try_join_all, try_join3};
+
+use super::problem::{self, problem};
+use super::{Attempt, Services, variables};
+use crate::clock;
+use crate::data::Fault;
+use crate::environment::{BuildLog, ImagePolicy, Realised, Wanted};
+
+/// Everything that the command needs, ready.
+#[derive(Debug)]
+pub(super) struct Prepared {
+    pub(super) command: String,
+    pub(super) variables: BTreeMap<String, String>,
+}
+
+/// Makes all ready. May be cut short at any point and begun anew.
+pub(super) async fn prepare(attempt: &Attempt, services: &Services) -> Result<Prepared, Problem> {
+    attempt.folder.make_work().map_err(|error| {
+        problem::of(Cause::Platform, "cannot make the working directory", &error)
+    })?;
+    // Nothing to fetch or build is nothing to tell or wait for.
+    let steps = steps(attempt);
+    if !steps.is_empty() {
+        attempt
+            .report(Phase::Preparing(Preparing { at_ms: clock::now_ms(), step: steps.join(", ") }));
+    }
+    let ((), inputs, realised) =
+        try_join3(code(attempt, services), inputs(attempt, services), environment(attempt)).await?;
+    attempt.folder.make_artifact_folders().map_err(|error| {
+        problem::of(Cause::Platform, "cannot make ./outputs and ./logs", &error)
+    })?;
+    let outputs = outputs(attempt)?;
+    render(attempt, services, inputs, outputs, &realised)
+}
+
+fn steps(attempt: &Attempt) -> Vec<&'static str> {
+    let spec = &attempt.spec;
+    let has_data = spec.inputs.values().any(|input| matches!(input, Input::Data { .. }));
+    [
+        (!matches!(spec.environment, Environment::Host)).then_some("environment"),
+        spec.code.is_some().then_some("code"),
+        has_data.then_some("inputs"),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+async fn code(attempt: &Attempt, services: &Services) -> Result<(), Problem> {
+    let snapshot = match &attempt.spec.code {
+        None => return Ok(()),
+        Some(Code::Snapshot(digest)) => *digest,
+        Some(Code::Local(path)) => {
+            let message =
+                format!("the code folder '{path}' was never uploaded; submit the job again");
+            return Err(problem(Cause::Code, message));
+        }
+    };
+    services
+        .data
+        .code(snapshot, &attempt.folder.work())
+        .await
+        .map_err(|error| fault(error.fault(), Cause::Code, "cannot get the code", &error))
+}
+
+/// Each input's text, `None` for one that is unset.
+async fn inputs(
+    attempt: &Attempt,
+    services: &Services,
+) -> Result<BTreeMap<String, Option<String>>, Problem> {
+    let folder = attempt.folder.inputs();
+    if attempt.spec.inputs.values().any(|input| matches!(input, Input::Data { .. })) {
+        std::fs::create_dir_all(&folder).map_err(|error| {
+            problem::of(Cause::Platform, "cannot make the folder of inputs", &error)
+        })?;
+    }
+    let all: Vec<_> = attempt
+        .spec
+        .inputs
+        .iter()
+        .map(|(name, input)| one_input(attempt, services, name.as_str(), input, &folder))
+        .collect();
+    Ok(try_join_all(all).await?.into_iter().collect())
+}
+
+async fn one_input(
+    attempt: &Attempt,
+    services: &Services,
+    name: &str,
+    input: &Input,
+    folder: &Path,
+) -> Result<(String, Option<String>), Problem> {
+    let value = match input {
+        Input::Literal { value } => Some(value.clone()),
+        Input::Unset => None,
+        Input::Data { .. } => {
+            let grant = attempt.assignment.inputs.get(name);
+            let token = &attempt.assignment.token;
+            let value = services.data.input(name, input, grant, token, folder).await;
+            Some(value.map_err(|error| {
+                fault(error.fault(), Cause::Input, &format!("cannot get input '{name}'"), &error)
+            })?)
+        }
+    };
+    Ok((name.to_owned(), value))
+}
+
+async fn environment(attempt: &Attempt) -> Result<Realised, Problem> {
+    let log = PrepareLog::new(attempt.folder.log());
+    let realised = attempt.node.environments.realise(&wanted(attempt)?, &log).await;
+    realised.map_err(|error| {
+        fault(error.fault(), Cause::Environment, "cannot make the environment", &error)
+    })
+}
+
+fn wanted(attempt: &Attempt) -> Result<Wanted, Problem> {
+    let environment = match (&attempt.spec.environment, attempt.assignment.environment.clone()) {
+        (Environment::Host, _) => return Ok(Wanted::Host),
+        (Environment::Inline(environment), _) => environment.clone(),
+        (Environment::Named(_), Some(resolved)) => resolved.try_into().map_err(|error| {
+            problem(Cause::Platform, format!("cannot read the resolved environment: {error}"))
+        })?,
+        (Environment::Named(asset), None) => {
+            let message =
+                format!("the environment '{}' came without what it is made of", asset.name);
+            return Err(problem(Cause::Platform, message));
+        }
+    };
+    let images = match attempt.assignment.image_policy() {
+        pb::ImagePolicy::HostPython => ImagePolicy::HostPython,
+        pb::ImagePolicy::Refuse | pb::ImagePolicy::Unspecified => ImagePolicy::Refuse,
+    };
+    Ok(Wanted::Inline { environment, images })
+}
+
+/// Each output's path or URI.
+fn outputs(attempt: &Attempt) -> Result<BTreeMap<String, String>, Problem> {
+    use atelier_core::spec::DataKind;
+    let mut outputs = BTreeMap::new();
+    for (name, output) in &attempt.spec.outputs {
+        let value = if output.mode == OutputMode::Direct {
+            let grant = attempt.assignment.outputs.get(name.as_str());
+            let store = grant.and_then(|grant| grant.store.as_ref()).ok_or_else(|| {
+                problem(
+                    Cause::Platform,
+                    format!("output '{name}' came without a place to write to"),
+                )
+            })?;
+            format!("azureml://datastores/{}/paths/{}", store.datastore, store.path)
+        } else {
+            let path = attempt.folder.output(name.as_str());
+            // A file output's own path is the job's to make, only its folder is ours.
+            let folder = match output.kind {
+                DataKind::UriFile => path.parent().map(PathBuf::from).unwrap_or_default(),
+                _ => path.clone(),
+            };
+            std::fs::create_dir_all(&folder).map_err(|error| {
+                problem::of(Cause::Platform, &format!("cannot make output '{name}'"), &error)
+            })?;
+            path.to_string_lossy().into_owned()
+        };
+        outputs.insert(name.to_string(), value);
+    }
+    Ok(outputs)
+}
+
+/// Puts the values into the command and the job's variables.
+fn render(
+    attempt: &Attempt,
+    services: &Services,
+    inputs: BTreeMap<String, Option<String>>,
+    outputs: BTreeMap<String, String>,
+    realised: &Realised,
+) -> Result<Prepared, Problem> {
+    let scope = Values { inputs, outputs, ..Values::default() };
+    let render = |what: &str, text: &str| {
+        Template::parse(text)
+            .and_then(|template| template.render(&scope))
+            .map_err(|error| problem(Cause::Input, format!("{what}: {error}")))
+    };
+    let command = render("command", &attempt.spec.command)?;
+    let mut own = BTreeMap::new();
+    for (name, value) in &attempt.spec.environment_variables {
+        let value = render(&format!("environment_variables.{name}"), value)?;
+        own.insert(name.clone(), value);
+    }
+    let path: Vec<String> =
+        realised.path.iter().map(|path| path.to_string_lossy().into_owned()).collect();
+    let variables = variables::variables(&variables::Facts {
+        spec: &attempt.spec,
+        job: &attempt.key.job,
+        attempt: attempt.key.attempt,
+        experiment_id: &attempt.assignment.experiment_id,
+        workspace: &services.workspace,
+        workspace_id: &services.workspace_id,
+        http_url: &services.http_url,
+        token: &attempt.assignment.token,
+        gpus: &attempt.assignment.gpu_indices,
+        folder: attempt.folder.path(),
+        work: &attempt.folder.work(),
+        inputs: &scope.inputs,
+        outputs: &scope.outputs,
+        inherited: &attempt.node.inherited,
+        path: &path,
+        environment: &realised.variables,
+        own: &own,
+    });
+    Ok(Prepared { command, variables })
+}
+
+/// The cause is the user's own only if the error is.
+fn fault(
+    fault: Fault,
+    cause: Cause,
+    what: &str,
+    error: &(dyn std::error::Error + 'static),
+) -> Problem {
+    match fault {
+        Fault::User => problem::of(cause, what, error),
+        Fault::DiskFull => problem::of(Cause::DiskFull, what, error),
+        Fault::Platform => problem::of(Cause::Platform, what, error),
+    }
+}
+
+/// Lines written before the command starts go to the job's own log.
+#[derive(Debug)]
+pub(super) struct PrepareLog {
+    path: PathBuf,
+    file: Mutex<Option<File>>,
+}
+
+impl PrepareLog {
+    pub(super) fn new(path: PathBuf) -> Self {
+        Self { path, file: Mutex::new(None) }
+    }
+}
+
+impl BuildLog for PrepareLog {
+    fn line(&self, text: &str) {
+        let Ok(mut file) = self.file.lock() else { return };
+        if file.is_none() {
+            *file = File::options().append(true).create(true).open(&self.path).ok();
+        }
+        // A log that cannot be written is no reason to fail what it tells of.
+        if let Some(file) = file.as_mut() {
+            let _ = file.write_all(format!("{text}\n").as_bytes());
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! Why an attempt did not end well, in words for its user.
+
+use std::error::Error;
+use std::fmt::Write as _;
+use std::io;
+
+use atelier_proto::agent::v1::{Cause, Problem};
+
+/// Makes a problem.
+pub(crate) fn problem(cause: Cause, message: impl Into<String>) -> Problem {
+    Problem { cause: cause.into(), message: message.into() }
+}
+
+/// A problem of an error with its sources. A full disk is always told as that.
+pub(crate) fn of(cause: Cause, what: &str, error: &(dyn Error + 'static)) -> Problem {
+    let mut message = format!("{what}: {error}");
+    let mut source = error.source();
+    while let Some(error) = source {
+        let text = error.to_string();
+        // Some errors print their source themselves.
+        if !message.ends_with(&text) {
+            let _ = write!(message, ": {text}");
+        }
+        source = error.source();
+    }
+    if is_disk_full(error) {
+        return disk_full(&message);
+    }
+    problem(cause, message)
+}
+
+/// The node has no space left.
+pub(crate) fn disk_full(message: &str) -> Problem {
+    problem(
+        Cause::DiskFull,
+        format!(
+            "the node's disk is full: {message}; free space on the node, or have the job write less"
+        ),
+    )
+}
+
+/// Whether an error, or what it comes from, says that no space is left.
+pub(crate) fn is_disk_full(error: &(dyn Error + 'static)) -> bool {
+    let full = |error: &io::Error| {
+        matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+    };
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if error.downcast_ref::<io::Error>().is_some_and(full) {
+            return true;
+        }
+        next = error.source();
+    }
+    false
+}
+
+/// What the shell meant by 126 or 127, from the log's last lines; `None` for other codes.
+///
+/// Bash writes `bash: line 1: NAME: command not found`, other shells `sh: 1: NAME: not found`.
+pub(crate) fn of_shell(code: i32, log_tail: &str) -> Option<Problem> {
+    let (says, what, remedy): (&[&str], _, _) = match code {
+        127 => (
+            &[": command not found", ": not found", ": No such file or directory"],
+            "was not found",
+            "check its spelling and that the job's environment has it",
+        ),
+        126 => (
+            &[": Permission denied", ": cannot execute", ": Is a directory"],
+            "cannot be executed",
+            "make it executable, or name its interpreter",
+        ),
+        _ => return None,
+    };
+    let name = log_tail.lines().rev().find_map(|line| {
+        says.iter().find_map(|says| {
+            let before = &line[..line.find(says)?];
+            let name = before.rsplit(": ").next()?.trim();
+            (!name.is_empty()).then(|| name.to_owned())
+        })
+    });
+    let subject =
+        name.map_or_else(|| "the command".to_owned(), |name| format!("the command '{name}'"));
+    Some(problem(
+        Cause::CommandNotFound,
+        format!("{subject} {what} (the shell ended with exit code {code}): {remedy}"),
+    ))
+}

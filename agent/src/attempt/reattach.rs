@@ -1,0 +1,100 @@
+//! What to do with an attempt that a new agent finds on its disk.
+
+use std::io;
+
+use atelier_proto::agent::v1 as pb;
+
+use super::Folder;
+use crate::proc;
+use crate::record;
+use crate::supervisor::{EXITED, Exited, STARTED, Started};
+
+/// What was found. The process is looked at before the record of its end is read: a supervisor
+/// writes that record and then ends, so "gone and no record" is certain.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub(crate) struct Facts {
+    /// The report of the end exists.
+    pub(crate) ended: Option<pb::AttemptReport>,
+    /// A supervisor took the attempt.
+    pub(crate) started: Option<Started>,
+    /// The start time of the process that has the supervisor's pid now, if there is one that is
+    /// not dead.
+    pub(crate) start_time_now: Option<u64>,
+    /// The machine's boot now.
+    pub(crate) boot_id: String,
+    /// The supervisor's last word.
+    pub(crate) exited: Option<Exited>,
+}
+
+/// What to do.
+#[derive(Clone, PartialEq, Debug)]
+pub(crate) enum Decision {
+    /// Nothing ran: prepare, from the start.
+    Prepare,
+    /// It runs under this supervisor.
+    Attach(Started),
+    /// It ran to an end: collect its outputs.
+    Finalize(Exited),
+    /// It was running and is not any more, and nobody wrote down how it ended.
+    Lost(Loss),
+    /// All is done but the daemon's acknowledgement.
+    Report(pb::AttemptReport),
+}
+
+/// How a running attempt was lost.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Loss {
+    /// The machine started anew.
+    Reboot,
+    /// The supervisor was killed.
+    Supervisor,
+}
+
+/// Decides. A process is named by pid, start time and boot, never by its pid alone.
+pub(crate) fn decide(facts: Facts) -> Decision {
+    if let Some(report) = facts.ended {
+        return Decision::Report(report);
+    }
+    if let Some(exited) = facts.exited {
+        return Decision::Finalize(exited);
+    }
+    let Some(started) = facts.started else { return Decision::Prepare };
+    if started.boot_id != facts.boot_id {
+        return Decision::Lost(Loss::Reboot);
+    }
+    if facts.start_time_now == Some(started.start_time) {
+        Decision::Attach(started)
+    } else {
+        Decision::Lost(Loss::Supervisor)
+    }
+}
+
+/// Looks at the folder and at the processes.
+pub(crate) fn look(folder: &Folder, boot_id: &str) -> io::Result<Facts> {
+    let started: Option<Started> = record::read(folder.path(), STARTED)?;
+    let start_time_now = started
+        .as_ref()
+        .and_then(|started| proc::stat(started.pid))
+        .filter(|stat| stat.state != 'Z')
+        .map(|stat| stat.start_time);
+    Ok(Facts {
+        ended: folder.ended(),
+        start_time_now,
+        started,
+        boot_id: boot_id.to_owned(),
+        exited: record::read(folder.path(), EXITED)?,
+    })
+}
+
+impl Decision {
+    /// For the agent's own log.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::Prepare => "prepare",
+            Self::Attach(_) => "attach",
+            Self::Finalize(_) => "finalize",
+            Self::Lost(_) => "lost",
+            Self::Report(_) => "report",
+        }
+    }
+}

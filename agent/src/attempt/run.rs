@@ -1,0 +1,219 @@
+//! The task of one attempt.
+
+use std::time::Duration;
+
+use atelier_proto::agent::v1::attempt_report::Phase;
+use atelier_proto::agent::v1::{Cause, Ended, Problem, Running};
+use rustix::process::Signal;
+
+use super::finalize::{self, End};
+use super::process::Process;
+use super::reattach::{Decision, Loss, decide, look};
+use super::{Attempt, News, Order, launch, prepare, problem, variables};
+use crate::clock;
+use crate::monitor::Whole;
+use crate::supervisor::{EXIT_CLAIMED, kill_marked};
+
+/// Why an attempt's task stops before its end.
+struct Discarded;
+
+/// Takes the attempt from where it stands to its end, and tells the session.
+pub(crate) async fn run(attempt: Attempt, from: Decision) {
+    match drive(&attempt, from).await {
+        Ok(ended) => {
+            attempt.log_complete.send_replace(true);
+            attempt.report(Phase::Ended(ended));
+        }
+        Err(Discarded) => {
+            attempt.log_complete.send_replace(true);
+            let (folder, epoch) = (attempt.folder.clone(), attempt.key.epoch);
+            let removed = tokio::task::spawn_blocking(move || folder.remove()).await;
+            if let Ok(Err(error)) = removed {
+                tracing::warn!(epoch, %error, "cannot remove the folder of a discarded attempt");
+            }
+            let _ = attempt.node.news.send(News::Gone(epoch));
+        }
+    }
+}
+
+async fn drive(attempt: &Attempt, from: Decision) -> Result<Ended, Discarded> {
+    let mut next = from;
+    loop {
+        next = match next {
+            Decision::Prepare => match begin(attempt).await? {
+                Ok(process) => return watch(attempt, process, clock::now_ms()).await,
+                Err(problem) => return end(attempt, End::NotStarted(problem)).await,
+            },
+            Decision::Attach(started) => match Process::attach(&started) {
+                Ok(Some(process)) => return watch(attempt, process, started.started_at_ms).await,
+                Ok(None) => look_again(attempt),
+                Err(error) => {
+                    let problem =
+                        problem::of(Cause::Platform, "cannot watch the supervisor", &error);
+                    return end(attempt, End::Lost(problem)).await;
+                }
+            },
+            Decision::Finalize(exited) => return end(attempt, End::Exited(exited)).await,
+            Decision::Lost(loss) => return lost(attempt, loss).await,
+            // The session keeps the report and starts no task for it.
+            Decision::Report(report) => match report.phase {
+                Some(Phase::Ended(ended)) => return Ok(ended),
+                _ => Decision::Prepare,
+            },
+        };
+    }
+}
+
+fn look_again(attempt: &Attempt) -> Decision {
+    look(&attempt.folder, &attempt.node.boot_id).map_or(Decision::Lost(Loss::Supervisor), decide)
+}
+
+/// Prepares and starts the command.
+async fn begin(attempt: &Attempt) -> Result<Result<Process, Problem>, Discarded> {
+    let prepared = tokio::select! {
+        biased;
+        order = attempt.interrupted() => return match order {
+            Order::Discard => Err(Discarded),
+            Order::Cancel(_) | Order::Run => Ok(Err(canceled(attempt))),
+        },
+        prepared = async {
+            let services = attempt.services().await;
+            prepare::prepare(attempt, &services).await
+        } => prepared,
+    };
+    Ok(prepared.and_then(|prepared| launch::launch(attempt, prepared)))
+}
+
+/// The problem of an attempt that was asked to end.
+fn canceled(attempt: &Attempt) -> Problem {
+    let reason = match &*attempt.orders.borrow() {
+        Order::Cancel(reason) => Some(reason.clone()),
+        Order::Run | Order::Discard => None,
+    };
+    let reason = reason.or_else(|| attempt.folder.cancel()).filter(|reason| !reason.is_empty());
+    problem::problem(Cause::Canceled, reason.unwrap_or_else(|| "canceled".to_owned()))
+}
+
+/// Waits for the supervisor's end and passes orders on to it.
+async fn watch(
+    attempt: &Attempt,
+    mut process: Process,
+    started_at_ms: i64,
+) -> Result<Ended, Discarded> {
+    attempt.report(Phase::Running(Running { at_ms: started_at_ms }));
+    let sampling = attempt.node.monitor.watch(
+        &attempt.key,
+        process.pid(),
+        &attempt.assignment.gpu_indices,
+        started_at_ms,
+    );
+    // The order may have come before the process did.
+    let mut orders = attempt.orders.clone();
+    orders.mark_changed();
+    let mut discard = false;
+    loop {
+        let code = tokio::select! {
+            biased;
+            code = process.ended() => code,
+            order = next_order(&mut orders) => {
+                match order {
+                    Order::Run => {}
+                    Order::Cancel(reason) => {
+                        // Without this note a new agent could not tell a cancel from a shutdown.
+                        if let Err(error) = attempt.folder.write_cancel(&reason) {
+                            tracing::warn!(epoch = attempt.key.epoch, %error, "cannot note a cancel");
+                        }
+                        process.signal(Signal::TERM);
+                    }
+                    Order::Discard => {
+                        discard = true;
+                        process.signal(Signal::QUIT);
+                    }
+                }
+                continue;
+            }
+        };
+        if code == Some(i32::from(EXIT_CLAIMED)) {
+            // Started by an agent before us, and only now seen.
+            if let Ok(Some(other)) = launch::attach(attempt) {
+                process = other;
+                orders = attempt.orders.clone();
+                orders.mark_changed();
+                continue;
+            }
+        }
+        break;
+    }
+    let found = look_again(attempt);
+    if let Decision::Finalize(exited) = &found {
+        let whole = Whole {
+            cpu_seconds: exited.cpu_seconds,
+            peak_memory_bytes: exited.peak_memory_kib * 1024,
+        };
+        sampling.finish(whole).await;
+    }
+    match found {
+        Decision::Finalize(_) if discard => Err(Discarded),
+        Decision::Finalize(exited) => end(attempt, End::Exited(exited)).await,
+        _ if discard => {
+            sweep(attempt).await;
+            Err(Discarded)
+        }
+        // No supervisor ever took it, so nothing ran.
+        Decision::Prepare if *attempt.orders.borrow() != Order::Run => {
+            end(attempt, End::NotStarted(canceled(attempt))).await
+        }
+        Decision::Prepare => {
+            let problem = problem::problem(
+                Cause::Platform,
+                "the job's supervisor ended before it started the command; look into the agent's log",
+            );
+            end(attempt, End::NotStarted(problem)).await
+        }
+        Decision::Lost(loss) => lost(attempt, loss).await,
+        Decision::Attach(_) | Decision::Report(_) => lost(attempt, Loss::Supervisor).await,
+    }
+}
+
+async fn next_order(orders: &mut tokio::sync::watch::Receiver<Order>) -> Order {
+    match orders.changed().await {
+        Ok(()) => orders.borrow_and_update().clone(),
+        Err(_) => std::future::pending().await,
+    }
+}
+
+async fn lost(attempt: &Attempt, loss: Loss) -> Result<Ended, Discarded> {
+    let message = match loss {
+        Loss::Reboot => "the node was restarted while the job ran",
+        Loss::Supervisor => {
+            "the job's supervisor was killed; what was left of the job was killed too"
+        }
+    };
+    if loss == Loss::Supervisor {
+        sweep(attempt).await;
+    }
+    end(attempt, End::Lost(problem::problem(Cause::Platform, message))).await
+}
+
+/// Kills what a killed supervisor left behind, until nothing is found any more.
+async fn sweep(attempt: &Attempt) {
+    const ROUNDS: u32 = 200;
+    for _ in 0..ROUNDS {
+        let folder = attempt.folder.path().to_owned();
+        let left = tokio::task::spawn_blocking(move || kill_marked(variables::MARK, &folder)).await;
+        if left.unwrap_or(0) == 0 {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    tracing::error!(epoch = attempt.key.epoch, "processes of an attempt do not die");
+}
+
+async fn end(attempt: &Attempt, end: End) -> Result<Ended, Discarded> {
+    attempt.log_complete.send_replace(true);
+    tokio::select! {
+        biased;
+        () = attempt.discarded() => Err(Discarded),
+        ended = finalize::finalize(attempt, end) => Ok(ended),
+    }
+}

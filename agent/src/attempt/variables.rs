@@ -1,0 +1,188 @@
+//! The environment of a job's command: Azure ML's run variables, MLflow's, and the few of the
+//! agent's own that programs need to work at all.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use atelier_core::spec::CommandJob;
+
+/// Marks every process of an attempt, so that they are found if their supervisor was killed.
+pub(crate) const MARK: &str = "ATELIER_ATTEMPT_FOLDER";
+
+/// What the command's environment is made of.
+pub(crate) struct Facts<'a> {
+    pub(crate) spec: &'a CommandJob,
+    pub(crate) job: &'a str,
+    pub(crate) attempt: u32,
+    pub(crate) experiment_id: &'a str,
+    pub(crate) workspace: &'a str,
+    pub(crate) workspace_id: &'a str,
+    /// Base URL of the daemon's HTTP side.
+    pub(crate) http_url: &'a str,
+    /// The attempt's own token.
+    pub(crate) token: &'a str,
+    pub(crate) gpus: &'a [u32],
+    /// The attempt's folder.
+    pub(crate) folder: &'a Path,
+    pub(crate) work: &'a Path,
+    /// Rendered inputs by name.
+    pub(crate) inputs: &'a BTreeMap<String, Option<String>>,
+    /// Rendered outputs by name.
+    pub(crate) outputs: &'a BTreeMap<String, String>,
+    /// What the agent itself runs with; see [`inherited`].
+    pub(crate) inherited: &'a BTreeMap<String, String>,
+    /// Folders of the realised environment, before the inherited `PATH`.
+    pub(crate) path: &'a [String],
+    /// Variables of the realised environment.
+    pub(crate) environment: &'a BTreeMap<String, String>,
+    /// The job's own variables, rendered.
+    pub(crate) own: &'a BTreeMap<String, String>,
+}
+
+/// Of the agent's variables those that a job may see: none that could hold a secret.
+pub(crate) fn inherited(
+    variables: impl Iterator<Item = (String, String)>,
+) -> BTreeMap<String, String> {
+    const NAMES: [&str; 24] = [
+        "PATH",
+        "HOME",
+        "USER",
+        "LOGNAME",
+        "SHELL",
+        "LANG",
+        "LANGUAGE",
+        "TZ",
+        "TMPDIR",
+        "LD_LIBRARY_PATH",
+        "CUDA_HOME",
+        "SSL_CERT_FILE",
+        "SSL_CERT_DIR",
+        "REQUESTS_CA_BUNDLE",
+        "CURL_CA_BUNDLE",
+        "http_proxy",
+        "https_proxy",
+        "no_proxy",
+        "all_proxy",
+        "HTTP_PROXY",
+        "HTTPS_PROXY",
+        "NO_PROXY",
+        "ALL_PROXY",
+        "XDG_CACHE_HOME",
+    ];
+    let mut kept: BTreeMap<String, String> = variables
+        .filter(|(name, _)| NAMES.contains(&name.as_str()) || name.starts_with("LC_"))
+        .collect();
+    kept.entry("PATH".to_owned()).or_insert_with(|| "/usr/local/bin:/usr/bin:/bin".to_owned());
+    kept.entry("HOME".to_owned()).or_insert_with(|| "/".to_owned());
+    kept.entry("LANG".to_owned()).or_insert_with(|| "C.UTF-8".to_owned());
+    kept.entry("TMPDIR".to_owned()).or_insert_with(|| "/tmp".to_owned());
+    kept
+}
+
+/// All variables of the command. Of two that set the same, the later wins: inherited, realised
+/// environment, run variables, the job's own, and last what isolates jobs from each other.
+pub(crate) fn variables(facts: &Facts<'_>) -> BTreeMap<String, String> {
+    let mut all = facts.inherited.clone();
+    all.extend(facts.environment.clone());
+    if !facts.path.is_empty() {
+        let mut path = facts.path.join(":");
+        if let Some(rest) = all.get("PATH") {
+            path.push(':');
+            path.push_str(rest);
+        }
+        all.insert("PATH".to_owned(), path);
+    }
+    let mut set = |name: &str, value: &str| {
+        all.insert(name.to_owned(), value.to_owned());
+    };
+    run_variables(facts, &mut set);
+    distribution_variables(facts, &mut set);
+    for (name, value) in facts.inputs {
+        if let Some(value) = value {
+            set(&format!("AZURE_ML_INPUT_{name}"), value);
+        }
+    }
+    for (name, value) in facts.outputs {
+        set(&format!("AZURE_ML_OUTPUT_{name}"), value);
+    }
+    for (name, value) in facts.own {
+        set(name, value);
+    }
+    let gpus = facts.gpus.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
+    set("CUDA_VISIBLE_DEVICES", &gpus);
+    // Indices count as NVML does, not fastest device first.
+    set("CUDA_DEVICE_ORDER", "PCI_BUS_ID");
+    set("NVIDIA_VISIBLE_DEVICES", if gpus.is_empty() { "void" } else { &gpus });
+    set(MARK, &facts.folder.to_string_lossy());
+    all
+}
+
+fn run_variables(facts: &Facts<'_>, set: &mut impl FnMut(&str, &str)) {
+    let experiment = facts.spec.experiment_name.as_str();
+    let work = facts.work.to_string_lossy();
+    let scope = format!(
+        "/subscriptions/atelier/resourceGroups/atelier/providers/\
+         Microsoft.MachineLearningServices/workspaces/{}",
+        facts.workspace
+    );
+    let local = "127.0.0.1";
+    set("AZUREML_RUN_ID", facts.job);
+    set("AZUREML_ARM_SUBSCRIPTION", "atelier");
+    set("AZUREML_ARM_RESOURCEGROUP", "atelier");
+    set("AZUREML_ARM_WORKSPACE_NAME", facts.workspace);
+    set("AZUREML_ARM_PROJECT_NAME", experiment);
+    set("AZUREML_EXPERIMENT_ID", facts.experiment_id);
+    set("AZUREML_WORKSPACE_ID", facts.workspace_id);
+    set("AZUREML_WORKSPACE_SCOPE", &scope);
+    set("AZUREML_EXPERIMENT_SCOPE", &format!("{scope}/experiments/{experiment}"));
+    set("AZUREML_SERVICE_ENDPOINT", facts.http_url);
+    set("AZUREML_DISCOVERY_SERVICE_ENDPOINT", facts.http_url);
+    set("AZUREML_RUN_HISTORY_SERVICE_ENDPOINT", facts.http_url);
+    set("AZUREML_RUN_TOKEN", facts.token);
+    set("AZUREML_NODE_COUNT", &facts.spec.resources.instance_count.to_string());
+    set("AZUREML_CR_NODE_RANK", "0");
+    set("AZUREML_CR_EXECUTION_WORKING_DIR_PATH", &work);
+    set("AZUREML_CR_COMPUTE_CONTEXT", "{\"cluster_name\":\"local\"}");
+    set("AZUREML_CR_HT_CAP_user_logs_PATH", &facts.folder.to_string_lossy());
+    set("AZ_BATCHAI_JOB_MASTER_NODE_IP", local);
+    set("AZ_BATCHAI_GPU_COUNT", &facts.gpus.len().to_string());
+    set("AZ_BATCH_HOST_LIST", local);
+    set("AZ_BATCH_MASTER_NODE", &format!("{local}:6105"));
+    set("MLFLOW_TRACKING_URI", facts.http_url);
+    set("MLFLOW_TRACKING_TOKEN", facts.token);
+    set("MLFLOW_RUN_ID", facts.job);
+    set("MLFLOW_EXPERIMENT_ID", facts.experiment_id);
+    set("MLFLOW_EXPERIMENT_NAME", experiment);
+    set("ATELIER_JOB", facts.job);
+    set("ATELIER_ATTEMPT", &facts.attempt.to_string());
+    // Lines are seen when they are printed.
+    set("PYTHONUNBUFFERED", "1");
+}
+
+/// What launchers set, for the one process of a job on one node.
+fn distribution_variables(facts: &Facts<'_>, set: &mut impl FnMut(&str, &str)) {
+    use atelier_core::spec::Distribution;
+    match &facts.spec.distribution {
+        Some(Distribution::PyTorch { .. }) => {
+            set("MASTER_ADDR", "127.0.0.1");
+            set("MASTER_PORT", "6105");
+            for (name, value) in
+                [("WORLD_SIZE", "1"), ("NODE_RANK", "0"), ("RANK", "0"), ("LOCAL_RANK", "0")]
+            {
+                set(name, value);
+            }
+        }
+        Some(Distribution::TensorFlow { .. }) => set(
+            "TF_CONFIG",
+            r#"{"cluster":{"worker":["127.0.0.1:2222"]},"task":{"type":"worker","index":0},"environment":"cloud"}"#,
+        ),
+        Some(Distribution::Mpi { .. }) => {
+            for (name, value) in
+                [("RANK", "0"), ("SIZE", "1"), ("LOCAL_RANK", "0"), ("LOCAL_SIZE", "1")]
+            {
+                set(&format!("OMPI_COMM_WORLD_{name}"), value);
+            }
+        }
+        Some(Distribution::Ray { .. }) | None => {}
+    }
+}

@@ -1,0 +1,100 @@
+//! What this node is and offers.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::{env, fs, thread};
+
+use atelier_proto::agent::v1::Gpu;
+
+use crate::args::AgentArgs;
+use crate::monitor::NodeSampler;
+use crate::monitor::gpu::Gpus;
+
+/// What the daemon is told of this node.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Facts {
+    pub(crate) hostname: String,
+    pub(crate) os: String,
+    pub(crate) cpu_milli: u64,
+    pub(crate) memory_mib: u64,
+    pub(crate) gpus: Vec<Gpu>,
+    /// Anything else that explains what this node can do.
+    pub(crate) other: BTreeMap<String, String>,
+}
+
+/// Gathers the facts: what was asked for, or else what the machine has.
+pub(crate) fn gather(args: &AgentArgs, gpus: &dyn Gpus, sampler: &mut NodeSampler) -> Facts {
+    let mut inventory = gpus.inventory();
+    inventory.truncate(args.gpus.map_or(usize::MAX, |count| count as usize));
+    let cpus = thread::available_parallelism().map_or(1, usize::from) as u64;
+    let folders = search_path();
+    let mut other = BTreeMap::new();
+    let mut set = |name: &str, value: String| other.insert(name.to_owned(), value);
+    set("container_runtime", container_runtime(&folders).to_owned());
+    set("cgroup", cgroup_version().to_owned());
+    set("kernel", rustix::system::uname().release().to_string_lossy().into_owned());
+    set("python", pythons(&folders).join(" "));
+    set("architecture", env::consts::ARCH.to_owned());
+    Facts {
+        hostname: hostname(),
+        os: os(),
+        cpu_milli: args.cpus.unwrap_or(cpus * 1000),
+        memory_mib: args.memory.unwrap_or_else(|| sampler.memory_mib()),
+        gpus: inventory,
+        other,
+    }
+}
+
+/// This machine's name.
+pub(crate) fn hostname() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+fn os() -> String {
+    let release = fs::read_to_string("/etc/os-release").unwrap_or_default();
+    let name = release.lines().find_map(|line| line.strip_prefix("PRETTY_NAME="));
+    name.map_or_else(|| env::consts::OS.to_owned(), |name| name.trim_matches('"').to_owned())
+}
+
+fn search_path() -> Vec<PathBuf> {
+    env::var_os("PATH").map(|path| env::split_paths(&path).collect()).unwrap_or_default()
+}
+
+fn container_runtime(folders: &[PathBuf]) -> &'static str {
+    let installed = |name: &str| folders.iter().any(|folder| folder.join(name).is_file());
+    if installed("podman") {
+        "podman"
+    } else if installed("docker") && Path::new("/var/run/docker.sock").exists() {
+        "docker"
+    } else {
+        "none"
+    }
+}
+
+fn cgroup_version() -> &'static str {
+    if Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
+        "2"
+    } else if Path::new("/sys/fs/cgroup/memory").exists() {
+        "1"
+    } else {
+        "none"
+    }
+}
+
+/// Versions of Python by the names of its programs (`python3.12`), without running any.
+fn pythons(folders: &[PathBuf]) -> Vec<String> {
+    let mut versions: Vec<(u32, u32)> = folders
+        .iter()
+        .filter_map(|folder| fs::read_dir(folder).ok())
+        .flatten()
+        .filter_map(|entry| version(entry.ok()?.file_name().to_str()?))
+        .collect();
+    versions.sort_unstable();
+    versions.dedup();
+    versions.into_iter().map(|(major, minor)| format!("{major}.{minor}")).collect()
+}
+
+fn version(program: &str) -> Option<(u32, u32)> {
+    let (major, minor) = program.strip_prefix("python")?.split_once('.')?;
+    Some((major.parse().ok()?, minor.parse().ok()?))
+}

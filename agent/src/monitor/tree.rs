@@ -1,0 +1,73 @@
+//! What one job's processes are doing together.
+
+use std::collections::BTreeMap;
+
+use super::gpu::{GpuSample, Gpus};
+use crate::proc::{self, Stat};
+
+/// Totals over the process tree at one instant.
+#[derive(Clone, Copy, PartialEq, Debug, Default)]
+pub(crate) struct Totals {
+    pub(crate) at_ms: u64,
+    /// Never falls: of a process that ended, its parent keeps the count.
+    pub(crate) cpu_seconds: f64,
+    pub(crate) resident_bytes: u64,
+    pub(crate) read_bytes: u64,
+    pub(crate) written_bytes: u64,
+}
+
+/// Adds up the tree below and with `supervisor`.
+pub(crate) fn totals(all: &[Stat], supervisor: i32, at_ms: u64) -> Totals {
+    let ticks = rustix::param::clock_ticks_per_second().max(1) as f64;
+    let page = rustix::param::page_size() as u64;
+    let mut totals = Totals { at_ms, ..Totals::default() };
+    if let Some(own) = all.iter().find(|stat| stat.pid == supervisor) {
+        // Of processes that ended and were waited for by it.
+        totals.cpu_seconds += own.cpu_ticks as f64 / ticks;
+    }
+    for stat in proc::descendants(all, supervisor) {
+        totals.cpu_seconds += stat.cpu_ticks as f64 / ticks;
+        totals.resident_bytes += stat.resident_pages * page;
+        if let Some((read, written)) = proc::disk_bytes(stat.pid) {
+            totals.read_bytes += read;
+            totals.written_bytes += written;
+        }
+    }
+    totals
+}
+
+const MB: f64 = 1_000_000.0;
+
+/// The run's metrics between two looks, named as MLflow names system metrics.
+pub(crate) fn metrics(before: &Totals, now: &Totals, gpus: &[GpuSample]) -> BTreeMap<String, f64> {
+    let seconds = now.at_ms.saturating_sub(before.at_ms) as f64 / 1000.0;
+    let mut metrics = BTreeMap::new();
+    let mut set = |name: &str, value: f64| {
+        metrics.insert(format!("system/{name}"), value);
+    };
+    if seconds > 0.0 {
+        // Of one core, so a job on four cores can show 400.
+        let used = (now.cpu_seconds - before.cpu_seconds).max(0.0);
+        set("cpu_utilization_percentage", 100.0 * used / seconds);
+    }
+    set("system_memory_usage_megabytes", now.resident_bytes as f64 / MB);
+    set("disk_read_megabytes", now.read_bytes.saturating_sub(before.read_bytes) as f64 / MB);
+    set("disk_write_megabytes", now.written_bytes.saturating_sub(before.written_bytes) as f64 / MB);
+    for (index, gpu) in gpus.iter().enumerate() {
+        set(&format!("gpu_{index}_utilization_percentage"), gpu.utilization);
+        set(&format!("gpu_{index}_memory_usage_megabytes"), gpu.memory_used_mib * 1.048_576);
+        if gpu.memory_total_mib > 0.0 {
+            let share = 100.0 * gpu.memory_used_mib / gpu.memory_total_mib;
+            set(&format!("gpu_{index}_memory_usage_percentage"), share);
+        }
+        if let Some(watts) = gpu.power_watts {
+            set(&format!("gpu_{index}_power_usage_watts"), watts);
+        }
+    }
+    metrics
+}
+
+/// Samples of the GPUs a job was granted, in the order in which the job sees them.
+pub(crate) fn gpus(source: &dyn Gpus, granted: &[u32]) -> Vec<GpuSample> {
+    granted.iter().map(|&index| source.sample(index).unwrap_or_default()).collect()
+}

@@ -1,0 +1,87 @@
+//! The connection under a session.
+
+use std::fmt;
+use std::time::Duration;
+
+use atelier_proto::agent::v1::agent_service_client::AgentServiceClient;
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::{Channel, Endpoint};
+
+use super::Error;
+use crate::args::AgentArgs;
+
+const CONNECT: Duration = Duration::from_secs(5);
+/// Between probes of a connection on which nothing else moves.
+const KEEP_ALIVE: Duration = Duration::from_secs(30);
+
+/// A connection that names this node in every call.
+pub(crate) type Caller = InterceptedService<Channel, Token>;
+/// The agent's side of the service.
+pub(crate) type Client = AgentServiceClient<Caller>;
+/// For messages to people.
+pub(crate) type Address = String;
+
+/// Puts the node's token into each call.
+#[derive(Clone)]
+pub(crate) struct Token {
+    header: MetadataValue<Ascii>,
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token(…)")
+    }
+}
+
+impl Interceptor for Token {
+    fn call(
+        &mut self,
+        mut request: tonic::Request<()>,
+    ) -> Result<tonic::Request<()>, tonic::Status> {
+        request.metadata_mut().insert("authorization", self.header.clone());
+        Ok(request)
+    }
+}
+
+/// Connects, with the address and the token as they are now.
+pub(super) async fn connect(args: &AgentArgs) -> Result<(Client, Address), Error> {
+    let address = address(args)?;
+    let token = token(args)?;
+    let mut header: MetadataValue<Ascii> =
+        format!("Bearer {token}").parse().map_err(|_| Error::BadToken)?;
+    header.set_sensitive(true);
+    let endpoint = Endpoint::from_shared(address.clone())
+        .map_err(|source| Error::BadAddress { address: address.clone(), source })?
+        .connect_timeout(CONNECT)
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(KEEP_ALIVE)
+        .keep_alive_while_idle(true);
+    let channel = endpoint
+        .connect()
+        .await
+        .map_err(|source| Error::Unreachable { address: address.clone(), source })?;
+    let client = AgentServiceClient::with_interceptor(channel, Token { header });
+    Ok((client, address))
+}
+
+fn address(args: &AgentArgs) -> Result<Address, Error> {
+    let text = match (&args.server_file, &args.server) {
+        (Some(path), _) => std::fs::read_to_string(path)
+            .map_err(|source| Error::NoAddress { path: path.clone(), source })?,
+        (None, Some(server)) => server.clone(),
+        (None, None) => String::new(),
+    };
+    Ok(text.trim().to_owned())
+}
+
+/// The node's token; read from its file again each time, so that it can be replaced.
+fn token(args: &AgentArgs) -> Result<String, Error> {
+    let text = match &args.token_file {
+        Some(path) => std::fs::read_to_string(path)
+            .map_err(|source| Error::NoToken { path: path.clone(), source })?,
+        None => std::env::var("ATELIER_TOKEN").map_err(|_| Error::TokenUnset)?,
+    };
+    Ok(text.trim().to_owned())
+}

@@ -1,0 +1,368 @@
+//! The session with the daemon: control only, opened from here and opened again whenever it ends.
+//!
+//! Attempts live on without it. What they report meanwhile is kept and told with the next Hello.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use atelier_proto::agent::v1 as pb;
+use pb::agent_message::Message as Up;
+use pb::daemon_message::Message as Down;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_stream::wrappers::UnboundedReceiverStream;
+use tonic::Streaming;
+
+use crate::args::AgentArgs;
+use crate::attempt::plane::{self as data, DataPlane};
+use crate::attempt::{News, Node, Services};
+use crate::facts::Facts;
+use crate::monitor::NodeSampler;
+use crate::{clock, logs};
+
+mod connection;
+mod registry;
+
+pub(crate) use connection::{Caller, Client};
+pub(crate) use registry::Registry;
+
+/// How long to wait for an answer to Hello.
+const WELCOME: Duration = Duration::from_secs(10);
+/// Heartbeats without an answer after which the connection is taken to be dead.
+const SILENT_BEATS: u32 = 3;
+/// Logs followed at once.
+const FOLLOWERS: usize = 256;
+/// An end that was reported and not acknowledged for so long is reported again.
+const REPEAT: Duration = Duration::from_secs(30);
+
+/// Why a session ended or could not begin.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error("no address of the daemon: cannot read {}", .path.display())]
+    NoAddress { path: std::path::PathBuf, source: std::io::Error },
+    #[error("'{address}' is not the address of a daemon: write for example http://127.0.0.1:7878")]
+    BadAddress { address: String, source: tonic::transport::Error },
+    #[error("no token: cannot read {}", .path.display())]
+    NoToken { path: std::path::PathBuf, source: std::io::Error },
+    #[error("no token: give --token-file or set ATELIER_TOKEN")]
+    TokenUnset,
+    #[error("the token holds characters that no token has")]
+    BadToken,
+    #[error("cannot reach the daemon at {address}")]
+    Unreachable { address: String, source: tonic::transport::Error },
+    #[error("the daemon at {address} refused this node: {}", .status.message())]
+    Refused { address: String, status: tonic::Status },
+    #[error("the session ended: {}", .0.message())]
+    Lost(tonic::Status),
+    #[error("the daemon closed the session")]
+    Closed,
+    #[error("the daemon was silent for {0:?}")]
+    Silent(Duration),
+    #[error("the daemon's first message was not a welcome")]
+    NoWelcome,
+    #[error("cannot set up the node's data folder")]
+    Data(#[from] data::Error),
+}
+
+impl Error {
+    /// Whether only a person can mend it.
+    pub(crate) fn is_final(&self) -> bool {
+        use tonic::Code;
+        match self {
+            Self::Refused { status, .. } => {
+                matches!(status.code(), Code::Unauthenticated | Code::PermissionDenied)
+            }
+            Self::TokenUnset | Self::BadToken | Self::BadAddress { .. } => true,
+            _ => false,
+        }
+    }
+}
+
+/// The session's task.
+pub(crate) struct Session {
+    pub(crate) args: AgentArgs,
+    pub(crate) name: String,
+    pub(crate) instance_id: String,
+    pub(crate) facts: Facts,
+    pub(crate) sampler: NodeSampler,
+    pub(crate) node: Arc<Node>,
+    pub(crate) registry: Registry,
+    pub(crate) news: mpsc::UnboundedReceiver<News>,
+    pub(crate) services: watch::Sender<Option<Arc<Services>>>,
+    pub(crate) client: watch::Sender<Option<Client>>,
+    pub(crate) connected: watch::Sender<bool>,
+    pub(crate) cache: std::path::PathBuf,
+}
+
+impl Session {
+    /// Keeps a session open until `shutdown`. Fails only if the daemon refuses this node before it
+    /// ever welcomed it.
+    pub(crate) async fn run(mut self, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
+        tokio::pin!(shutdown);
+        let (mut welcomed, mut backoff) = (false, Backoff::default());
+        loop {
+            let before = welcomed;
+            let ended = tokio::select! {
+                biased;
+                () = &mut shutdown => return Ok(()),
+                ended = self.open(&mut welcomed) => ended,
+            };
+            self.connected.send_replace(false);
+            let Err(error) = ended else { continue };
+            if !welcomed && error.is_final() {
+                return Err(error);
+            }
+            if welcomed && !before
+                || matches!(error, Error::Lost(_) | Error::Closed | Error::Silent(_))
+            {
+                backoff = Backoff::default();
+            }
+            let pause = backoff.next();
+            tracing::warn!(error = %chain(&error), ?pause, "no session with the daemon, trying again");
+            let resume = tokio::time::sleep(pause);
+            tokio::pin!(resume);
+            loop {
+                tokio::select! {
+                    biased;
+                    () = &mut shutdown => return Ok(()),
+                    () = &mut resume => break,
+                    Some(news) = self.news.recv() => {
+                        self.registry.note(news);
+                    }
+                }
+            }
+        }
+    }
+
+    /// One session, from the connection to its loss.
+    async fn open(&mut self, welcomed: &mut bool) -> Result<(), Error> {
+        let (client, address) = connection::connect(&self.args).await?;
+        let (up, messages) = mpsc::unbounded_channel();
+        // What happened until now goes into the Hello, what happens from now on after it.
+        while let Ok(news) = self.news.try_recv() {
+            self.registry.note(news);
+        }
+        let hello_at = clock::boottime_ms();
+        let _ = up.send(message(Up::Hello(self.hello())));
+        let opening = async {
+            let mut stream =
+                client.clone().session(UnboundedReceiverStream::new(messages)).await?.into_inner();
+            let first = stream.message().await?;
+            Ok::<_, tonic::Status>((stream, first))
+        };
+        let (stream, first) = tokio::time::timeout(WELCOME, opening)
+            .await
+            .map_err(|_| Error::Silent(WELCOME))?
+            .map_err(|status| Error::Refused { address: address.clone(), status })?;
+        let Some(Down::Welcome(welcome)) = first.and_then(|first| first.message) else {
+            return Err(Error::NoWelcome);
+        };
+        tracing::info!(%address, node = self.name, workspace = welcome.workspace, "joined the workspace");
+        *welcomed = true;
+        let lease = LeaseKeeper::new(&self.node, &welcome);
+        lease.renewed_by_what_was_sent_at(hello_at);
+        self.welcome(&welcome, client.clone())?;
+        self.connected.send_replace(true);
+        self.registry.resume(&self.node);
+        self.talk(stream, up, client, &welcome, lease).await
+    }
+
+    fn hello(&self) -> pb::Hello {
+        pb::Hello {
+            node: self.name.clone(),
+            compute: self.args.compute.to_string(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            hostname: self.facts.hostname.clone(),
+            os: self.facts.os.clone(),
+            cpu_milli: self.facts.cpu_milli,
+            memory_mib: self.facts.memory_mib,
+            gpus: self.facts.gpus.clone(),
+            facts: self.facts.other.clone(),
+            attempts: self.registry.reports(),
+            instance_id: self.instance_id.clone(),
+        }
+    }
+
+    /// Makes what the attempts need of this daemon.
+    fn welcome(&mut self, welcome: &pb::Welcome, client: Client) -> Result<(), Error> {
+        let probe = &welcome.shared_probe_path;
+        let shared = !self.args.no_shared_store
+            && !probe.is_empty()
+            && std::fs::read(probe).is_ok_and(|read| read == welcome.shared_probe_value.as_bytes());
+        self.facts.other.insert("shared_store".to_owned(), shared.to_string());
+        let data = DataPlane::new(data::Options {
+            http_url: welcome.http_url.clone(),
+            shared,
+            cache_dir: self.cache.clone(),
+        })?;
+        self.client.send_replace(Some(client));
+        self.services.send_replace(Some(Arc::new(Services {
+            data,
+            http_url: welcome.http_url.clone(),
+            workspace: welcome.workspace.clone(),
+            workspace_id: welcome.workspace_id.clone(),
+        })));
+        Ok(())
+    }
+
+    /// The session itself.
+    async fn talk(
+        &mut self,
+        mut stream: Streaming<pb::DaemonMessage>,
+        up: mpsc::UnboundedSender<pb::AgentMessage>,
+        client: Client,
+        welcome: &pb::Welcome,
+        mut lease: LeaseKeeper,
+    ) -> Result<(), Error> {
+        let interval = Duration::from_millis(welcome.heartbeat_ms.max(20));
+        let mut beat = tokio::time::interval_at(Instant::now() + interval, interval);
+        beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut number = 0;
+        let mut followers = JoinSet::new();
+        loop {
+            tokio::select! {
+                received = stream.message() => {
+                    let received = received.map_err(Error::Lost)?.ok_or(Error::Closed)?;
+                    match received.message {
+                        Some(Down::FollowLog(request)) => self.follow(request, &client, &mut followers),
+                        Some(Down::HeartbeatAck(ack)) => lease.acknowledged(ack.number),
+                        Some(other) => self.take(other, &up),
+                        None => tracing::debug!("a message of a kind this agent does not know"),
+                    }
+                }
+                Some(news) = self.news.recv() => {
+                    if let Some(report) = self.registry.note(news) {
+                        let _ = up.send(message(Up::Report(report)));
+                    }
+                }
+                _ = beat.tick() => {
+                    if lease.unanswered() >= SILENT_BEATS {
+                        return Err(Error::Silent(interval * SILENT_BEATS));
+                    }
+                    number += 1;
+                    lease.sent(number);
+                    let heartbeat = pb::Heartbeat { number, usage: self.sampler.sample() };
+                    let _ = up.send(message(Up::Heartbeat(heartbeat)));
+                    for report in self.registry.unacknowledged(REPEAT) {
+                        let _ = up.send(message(Up::Report(report)));
+                    }
+                }
+                Some(_) = followers.join_next(), if !followers.is_empty() => {}
+            }
+        }
+    }
+
+    fn take(&mut self, received: Down, up: &mpsc::UnboundedSender<pb::AgentMessage>) {
+        match received {
+            Down::Assign(assignment) => {
+                if let Some(report) = self.registry.assign(&self.node, assignment) {
+                    let _ = up.send(message(Up::Report(report)));
+                }
+            }
+            Down::Cancel(cancel) => self.registry.cancel(cancel),
+            Down::Acknowledge(key) => self.registry.acknowledge(&key),
+            Down::Discard(key) => self.registry.discard(&key),
+            Down::Welcome(_) | Down::FollowLog(_) | Down::HeartbeatAck(_) => {}
+        }
+    }
+
+    fn follow(&self, request: pb::FollowLog, client: &Client, followers: &mut JoinSet<()>) {
+        let Some((path, complete)) = request.key.as_ref().and_then(|key| self.registry.log(key))
+        else {
+            tracing::debug!(request = request.request_id, "asked for a log that is not here");
+            return;
+        };
+        if followers.len() >= FOLLOWERS {
+            tracing::warn!(limit = FOLLOWERS, "too many logs are followed, one is refused");
+            return;
+        }
+        let client = client.clone();
+        followers.spawn(async move {
+            let id = request.request_id;
+            if let Err(error) = logs::push(client, path, request, complete).await {
+                tracing::debug!(request = id, error = %chain(&error), "a log is no longer followed");
+            }
+        });
+    }
+}
+
+fn message(message: Up) -> pb::AgentMessage {
+    pb::AgentMessage { message: Some(message) }
+}
+
+/// An error and what it comes from, on one line.
+pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let (mut text, mut next) = (error.to_string(), error.source());
+    while let Some(error) = next {
+        text.push_str(&format!(": {error}"));
+        next = error.source();
+    }
+    text
+}
+
+/// Moves the lease on with each heartbeat that the daemon answered.
+///
+/// The lease runs from the moment the heartbeat was sent: the daemon counts from its arrival, which
+/// is later, so the node never believes in its lease for longer than the daemon does.
+struct LeaseKeeper {
+    node: Arc<Node>,
+    lease_ms: u64,
+    sent: VecDeque<(u64, u64)>,
+}
+
+impl LeaseKeeper {
+    fn new(node: &Arc<Node>, welcome: &pb::Welcome) -> Self {
+        Self { node: node.clone(), lease_ms: welcome.lease_ms, sent: VecDeque::new() }
+    }
+
+    fn renewed_by_what_was_sent_at(&self, sent_at: u64) {
+        let until = match self.lease_ms {
+            0 => crate::supervisor::Lease::NEVER,
+            lease_ms => sent_at.saturating_add(lease_ms),
+        };
+        if let Err(error) = self.node.lease.set(until) {
+            tracing::error!(%error, "cannot renew the node's lease; its jobs will end");
+        }
+    }
+
+    fn sent(&mut self, number: u64) {
+        self.sent.push_back((number, clock::boottime_ms()));
+    }
+
+    fn acknowledged(&mut self, number: u64) {
+        while let Some(&(sent, at)) = self.sent.front() {
+            if sent > number {
+                break;
+            }
+            self.sent.pop_front();
+            if sent == number {
+                self.renewed_by_what_was_sent_at(at);
+            }
+        }
+    }
+
+    fn unanswered(&self) -> u32 {
+        u32::try_from(self.sent.len()).unwrap_or(u32::MAX)
+    }
+}
+
+/// Growing pauses, each shortened at random so that many nodes do not come at once.
+#[derive(Default)]
+struct Backoff {
+    tries: u32,
+}
+
+impl Backoff {
+    const FIRST: Duration = Duration::from_millis(50);
+    const LAST: Duration = Duration::from_secs(5);
+
+    fn next(&mut self) -> Duration {
+        let full = Self::FIRST.saturating_mul(1 << self.tries.min(10)).min(Self::LAST);
+        self.tries += 1;
+        let mut random = [0; 1];
+        let _ = getrandom::fill(&mut random);
+        full.mul_f64(0.5 + f64::from(random[0]) / 512.0)
+    }
+}

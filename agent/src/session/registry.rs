@@ -1,0 +1,340 @@
+//! Every attempt that this node knows, live or ended and not yet acknowledged.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use atelier_core::spec::CommandJob;
+use atelier_proto::agent::v1 as pb;
+use pb::attempt_report::Phase;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use crate::attempt::{
+    Attempt, Decision, Folder, News, Node, Order, decide, look, make_problem, run,
+};
+use crate::clock;
+
+/// The attempts, by epoch, which no two share.
+#[derive(Default)]
+pub(crate) struct Registry {
+    attempts: BTreeMap<u64, Entry>,
+}
+
+struct Entry {
+    key: pb::AttemptKey,
+    folder: Folder,
+    /// What is known of it now; what a Hello tells.
+    latest: pb::AttemptReport,
+    orders: watch::Sender<Order>,
+    log_complete: watch::Receiver<bool>,
+    task: Option<JoinHandle<()>>,
+    /// Found on disk and not yet taken up: waits for the first Welcome.
+    waiting: Option<(Attempt, Decision)>,
+    /// When the end was last reported.
+    ended_at: Option<Instant>,
+    synced: bool,
+}
+
+impl Registry {
+    /// Takes stock of what earlier agents left on disk.
+    pub(crate) fn load(node: &Arc<Node>) -> io::Result<Self> {
+        let mut registry = Self::default();
+        for found in fs::read_dir(&node.attempts)? {
+            let name = found?.file_name();
+            let Some(epoch) = name.to_str().and_then(|name| name.parse::<u64>().ok()) else {
+                continue;
+            };
+            let folder = Folder::new(&node.attempts, epoch);
+            let assignment = folder
+                .assignment()
+                .filter(|assignment| assignment.key.as_ref().is_some_and(|key| key.epoch == epoch));
+            match assignment {
+                Some(assignment) => registry.found(node, folder, assignment)?,
+                // Killed while it was written: nothing was ever said or done about it.
+                None => folder.remove()?,
+            }
+        }
+        Ok(registry)
+    }
+
+    fn found(
+        &mut self,
+        node: &Arc<Node>,
+        folder: Folder,
+        assignment: pb::Assignment,
+    ) -> io::Result<()> {
+        let decision = decide(look(&folder, &node.boot_id)?);
+        tracing::info!(folder = %folder.path().display(), decision = decision.name(), "found an attempt");
+        if let Decision::Report(report) = decision {
+            self.keep_ended(folder, report);
+            return Ok(());
+        }
+        let phase = match &decision {
+            Decision::Attach(started) => {
+                Phase::Running(pb::Running { at_ms: started.started_at_ms })
+            }
+            Decision::Finalize(_) | Decision::Lost(_) => {
+                Phase::Finalizing(pb::Finalizing { at_ms: clock::now_ms(), exit: None })
+            }
+            Decision::Prepare | Decision::Report(_) => Phase::Preparing(pb::Preparing {
+                at_ms: clock::now_ms(),
+                step: "waiting for the daemon".to_owned(),
+            }),
+        };
+        let Some(key) = assignment.key.clone() else { return Ok(()) };
+        match attempt(node, folder.clone(), &key, assignment) {
+            Ok((attempt, orders)) => self.enter(key, folder, phase, orders, attempt, decision),
+            Err(report) => self.keep_ended(folder, report),
+        }
+        Ok(())
+    }
+
+    fn enter(
+        &mut self,
+        key: pb::AttemptKey,
+        folder: Folder,
+        phase: Phase,
+        orders: watch::Sender<Order>,
+        attempt: Attempt,
+        decision: Decision,
+    ) {
+        let entry = Entry {
+            latest: pb::AttemptReport { key: Some(key.clone()), phase: Some(phase) },
+            folder,
+            orders,
+            log_complete: attempt.log_complete.subscribe(),
+            task: None,
+            waiting: Some((attempt, decision)),
+            ended_at: None,
+            synced: false,
+            key,
+        };
+        self.attempts.insert(entry.key.epoch, entry);
+    }
+
+    fn keep_ended(&mut self, folder: Folder, report: pb::AttemptReport) {
+        let Some(key) = report.key.clone() else { return };
+        let entry = Entry {
+            folder,
+            latest: report,
+            orders: watch::Sender::default(),
+            log_complete: watch::Sender::new(true).subscribe(),
+            task: None,
+            waiting: None,
+            ended_at: Some(Instant::now()),
+            synced: false,
+            key,
+        };
+        self.attempts.insert(entry.key.epoch, entry);
+    }
+
+    /// Takes up what was found on disk, now that there is a daemon.
+    pub(crate) fn resume(&mut self, node: &Arc<Node>) {
+        for entry in self.attempts.values_mut() {
+            if let Some((attempt, decision)) = entry.waiting.take() {
+                debug_assert!(Arc::ptr_eq(&attempt.node, node));
+                entry.task = Some(tokio::spawn(run(attempt, decision)));
+            }
+        }
+    }
+
+    /// What a Hello tells.
+    pub(crate) fn reports(&self) -> Vec<pb::AttemptReport> {
+        self.attempts.values().map(|entry| entry.latest.clone()).collect()
+    }
+
+    /// Remembers what an attempt says; gives what the daemon is to be told.
+    pub(crate) fn note(&mut self, news: News) -> Option<pb::AttemptReport> {
+        match news {
+            News::Report(report) => {
+                let entry = self.attempts.get_mut(&report.key.as_ref()?.epoch)?;
+                if matches!(report.phase, Some(Phase::Ended(_))) {
+                    entry.ended_at = Some(Instant::now());
+                    entry.task = None;
+                }
+                entry.latest = report.clone();
+                Some(report)
+            }
+            News::Gone(epoch) => {
+                self.attempts.remove(&epoch);
+                None
+            }
+        }
+    }
+
+    /// Ends that the daemon was told `age` ago and has not acknowledged; they count as told again.
+    pub(crate) fn unacknowledged(&mut self, age: Duration) -> Vec<pb::AttemptReport> {
+        let now = Instant::now();
+        let mut repeat = Vec::new();
+        for entry in self.attempts.values_mut() {
+            let Some(ended_at) = entry.ended_at else { continue };
+            if !entry.synced {
+                // The daemon is slow to take it, so it may have to outlast a power cut here.
+                entry.synced = true;
+                let folder = entry.folder.clone();
+                tokio::task::spawn_blocking(move || {
+                    if let Err(error) = folder.sync() {
+                        tracing::debug!(%error, "cannot sync an attempt's folder");
+                    }
+                });
+            }
+            if now.duration_since(ended_at) >= age {
+                entry.ended_at = Some(now);
+                repeat.push(entry.latest.clone());
+            }
+        }
+        repeat
+    }
+
+    /// Starts an attempt. One that is known already is told about again; one that an attempt of a
+    /// higher epoch has overtaken is not started.
+    pub(crate) fn assign(
+        &mut self,
+        node: &Arc<Node>,
+        assignment: pb::Assignment,
+    ) -> Option<pb::AttemptReport> {
+        let key = assignment.key.clone()?;
+        if let Some(entry) = self.attempts.get(&key.epoch) {
+            return Some(entry.latest.clone());
+        }
+        if self
+            .attempts
+            .values()
+            .any(|entry| entry.key.job == key.job && entry.key.epoch > key.epoch)
+        {
+            tracing::warn!(job = key.job, epoch = key.epoch, "a stale assignment is ignored");
+            return None;
+        }
+        let mut before = Vec::new();
+        for entry in self.attempts.values_mut() {
+            if entry.key.job == key.job && entry.ended_at.is_none() {
+                tracing::warn!(job = key.job, epoch = entry.key.epoch, "overtaken, ending it");
+                entry.orders.send_replace(Order::Discard);
+                before.extend(entry.task.take());
+            }
+        }
+        let folder = Folder::new(&node.attempts, key.epoch);
+        if let Err(error) = folder.create(&assignment) {
+            let full =
+                matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
+            let cause = if full { pb::Cause::DiskFull } else { pb::Cause::Platform };
+            let message = format!("the node cannot take the job: {error}");
+            let report = failed(&key, make_problem(cause, message));
+            self.keep_ended(folder, report.clone());
+            return Some(report);
+        }
+        match attempt(node, folder.clone(), &key, assignment) {
+            Ok((attempt, orders)) => {
+                let phase = Phase::Preparing(pb::Preparing {
+                    at_ms: clock::now_ms(),
+                    step: "received".to_owned(),
+                });
+                let epoch = key.epoch;
+                self.enter(key, folder, phase, orders, attempt, Decision::Prepare);
+                let entry = self.attempts.get_mut(&epoch)?;
+                let (attempt, decision) = entry.waiting.take()?;
+                entry.task = Some(tokio::spawn(async move {
+                    // Never two of one job at once.
+                    for task in before {
+                        let _ = task.await;
+                    }
+                    run(attempt, decision).await;
+                }));
+                None
+            }
+            Err(report) => {
+                self.keep_ended(folder, report.clone());
+                Some(report)
+            }
+        }
+    }
+
+    /// Asks an attempt to end.
+    pub(crate) fn cancel(&mut self, cancel: pb::CancelAttempt) {
+        let Some(entry) = cancel.key.and_then(|key| self.attempts.get(&key.epoch)) else { return };
+        entry.orders.send_if_modified(|order| {
+            let first = *order == Order::Run;
+            if first {
+                *order = Order::Cancel(cancel.reason);
+            }
+            first
+        });
+    }
+
+    /// The daemon has the end of this attempt: forgets it.
+    pub(crate) fn acknowledge(&mut self, key: &pb::AttemptKey) {
+        match self.attempts.get(&key.epoch) {
+            Some(entry) if entry.ended_at.is_some() => self.forget(key.epoch),
+            // Nothing was reported that could be acknowledged.
+            Some(_) => {
+                tracing::warn!(epoch = key.epoch, "an acknowledgement of what has not ended")
+            }
+            None => {}
+        }
+    }
+
+    /// The daemon has given this attempt up.
+    pub(crate) fn discard(&mut self, key: &pb::AttemptKey) {
+        match self.attempts.get(&key.epoch) {
+            Some(entry) if entry.ended_at.is_some() => self.forget(key.epoch),
+            Some(entry) => {
+                entry.orders.send_replace(Order::Discard);
+            }
+            None => {}
+        }
+    }
+
+    fn forget(&mut self, epoch: u64) {
+        let Some(entry) = self.attempts.remove(&epoch) else { return };
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = entry.folder.remove() {
+                tracing::warn!(epoch, %error, "cannot remove an attempt's folder");
+            }
+        });
+    }
+
+    /// Where an attempt's log lies and whether it is complete.
+    pub(crate) fn log(&self, key: &pb::AttemptKey) -> Option<(PathBuf, watch::Receiver<bool>)> {
+        let entry = self.attempts.get(&key.epoch)?;
+        Some((entry.folder.log(), entry.log_complete.clone()))
+    }
+}
+
+fn failed(key: &pb::AttemptKey, problem: pb::Problem) -> pb::AttemptReport {
+    let ended =
+        pb::Ended { at_ms: clock::now_ms(), problem: Some(problem), ..pb::Ended::default() };
+    pb::AttemptReport { key: Some(key.clone()), phase: Some(Phase::Ended(ended)) }
+}
+
+/// Makes the attempt, or the report that it cannot be.
+fn attempt(
+    node: &Arc<Node>,
+    folder: Folder,
+    key: &pb::AttemptKey,
+    assignment: pb::Assignment,
+) -> Result<(Attempt, watch::Sender<Order>), pb::AttemptReport> {
+    let unreadable = |error: &dyn std::fmt::Display| {
+        let message = format!(
+            "the node cannot read the job ({error}); run the daemon's version of the agent"
+        );
+        failed(key, make_problem(pb::Cause::Platform, message))
+    };
+    let wire = assignment.spec.clone().ok_or_else(|| unreadable(&"it is missing"))?;
+    let spec = CommandJob::try_from(wire).map_err(|error| unreadable(&error))?;
+    let orders = watch::Sender::default();
+    let attempt = Attempt {
+        node: node.clone(),
+        key: key.clone(),
+        folder,
+        assignment,
+        spec,
+        orders: orders.subscribe(),
+        log_complete: watch::Sender::new(false),
+    };
+    Ok((attempt, orders))
+}

@@ -1,0 +1,455 @@
+//! The daemon's side of `AgentService`, driven by a test, and the agent's process.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use atelier_proto::agent::v1 as pb;
+use atelier_proto::job::v1 as job;
+use pb::agent_message::Message as Up;
+use pb::agent_service_server::{AgentService, AgentServiceServer};
+use pb::attempt_report::Phase;
+use pb::daemon_message::Message as Down;
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::UnboundedReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+/// Longer than anything here takes on a loaded machine.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const TOKEN: &str = "node-token-of-the-test";
+
+type Answers = UnboundedReceiverStream<Result<pb::DaemonMessage, Status>>;
+
+/// What a session of the agent sends and takes.
+pub(crate) struct Session {
+    pub(crate) hello: pb::Hello,
+    up: mpsc::UnboundedReceiver<Up>,
+    down: mpsc::UnboundedSender<Result<pb::DaemonMessage, Status>>,
+    /// Reports seen so far.
+    pub(crate) seen: Vec<pb::AttemptReport>,
+    answers_heartbeats: bool,
+}
+
+#[derive(Clone)]
+struct Service {
+    sessions: mpsc::UnboundedSender<Session>,
+    welcome: pb::Welcome,
+    chunks: Arc<Mutex<BTreeMap<u64, mpsc::UnboundedSender<pb::PushLogRequest>>>>,
+    samples: mpsc::UnboundedSender<pb::RunSample>,
+}
+
+fn authorise<T>(request: &Request<T>) -> Result<(), Status> {
+    let header = request.metadata().get("authorization").and_then(|value| value.to_str().ok());
+    if header == Some(&format!("Bearer {TOKEN}")) {
+        Ok(())
+    } else {
+        Err(Status::unauthenticated(
+            "this token is not known; make one with 'atelier token create'",
+        ))
+    }
+}
+
+#[tonic::async_trait]
+impl AgentService for Service {
+    type SessionStream = Answers;
+
+    async fn session(
+        &self,
+        request: Request<Streaming<pb::AgentMessage>>,
+    ) -> Result<Response<Answers>, Status> {
+        authorise(&request)?;
+        let mut stream = request.into_inner();
+        let (up, from_agent) = mpsc::unbounded_channel();
+        let (down, answers) = mpsc::unbounded_channel();
+        let first = stream.message().await?.and_then(|message| message.message);
+        let Some(Up::Hello(hello)) = first else {
+            return Err(Status::invalid_argument("the first message must be Hello"));
+        };
+        let welcome = pb::DaemonMessage { message: Some(Down::Welcome(self.welcome.clone())) };
+        down.send(Ok(welcome)).unwrap();
+        let _ = self.sessions.send(Session {
+            hello,
+            up: from_agent,
+            down,
+            seen: Vec::new(),
+            answers_heartbeats: true,
+        });
+        tokio::spawn(async move {
+            while let Ok(Some(pb::AgentMessage { message: Some(message) })) = stream.message().await
+            {
+                if up.send(message).is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(UnboundedReceiverStream::new(answers)))
+    }
+
+    async fn push_log(
+        &self,
+        request: Request<Streaming<pb::PushLogRequest>>,
+    ) -> Result<Response<pb::PushLogResponse>, Status> {
+        authorise(&request)?;
+        let mut stream = request.into_inner();
+        while let Some(chunk) = stream.message().await? {
+            let to = self.chunks.lock().unwrap().get(&chunk.request_id).cloned();
+            if to.is_none_or(|to| to.send(chunk).is_err()) {
+                return Err(Status::cancelled("nobody listens"));
+            }
+        }
+        Ok(Response::new(pb::PushLogResponse {}))
+    }
+
+    async fn record_metrics(
+        &self,
+        request: Request<pb::RecordMetricsRequest>,
+    ) -> Result<Response<pb::RecordMetricsResponse>, Status> {
+        authorise(&request)?;
+        for sample in request.into_inner().samples {
+            let _ = self.samples.send(sample);
+        }
+        Ok(Response::new(pb::RecordMetricsResponse {}))
+    }
+}
+
+/// A daemon on a port of its own.
+pub(crate) struct Daemon {
+    pub(crate) url: String,
+    sessions: mpsc::UnboundedReceiver<Session>,
+    pub(crate) samples: mpsc::UnboundedReceiver<pb::RunSample>,
+    chunks: Arc<Mutex<BTreeMap<u64, mpsc::UnboundedSender<pb::PushLogRequest>>>>,
+    /// Dropping it stops the server at once, connections and all.
+    _server: tokio::task::JoinSet<()>,
+    _stop: watch::Sender<()>,
+}
+
+impl Daemon {
+    pub(crate) async fn start() -> Self {
+        Self::start_with(|_| {}).await
+    }
+
+    pub(crate) async fn start_with(change: impl FnOnce(&mut pb::Welcome)) -> Self {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let (sessions, opened) = mpsc::unbounded_channel();
+        let (samples_sender, samples) = mpsc::unbounded_channel();
+        let chunks = Arc::default();
+        let mut welcome = pb::Welcome {
+            heartbeat_ms: 200,
+            lease_ms: 600_000,
+            http_url: url.clone(),
+            workspace: "test-workspace".to_owned(),
+            workspace_id: "w-1".to_owned(),
+            ..pb::Welcome::default()
+        };
+        change(&mut welcome);
+        let service =
+            Service { sessions, welcome, chunks: Arc::clone(&chunks), samples: samples_sender };
+        // Connections live in tasks of a runtime of their own: dropping it cuts them like a kill.
+        let (stop, mut stopped) = watch::channel(());
+        let mut server = tokio::task::JoinSet::new();
+        let std_listener = listener.into_std().unwrap();
+        server.spawn_blocking(move || {
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async move {
+                let listener = tokio::net::TcpListener::from_std(std_listener).unwrap();
+                let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
+                let server = tonic::transport::Server::builder()
+                    .add_service(AgentServiceServer::new(service))
+                    .serve_with_incoming(incoming);
+                tokio::select! {
+                    served = server => served.unwrap(),
+                    _ = stopped.changed() => {}
+                }
+            });
+            runtime.shutdown_background();
+        });
+        Self { url, sessions: opened, samples, chunks, _server: server, _stop: stop }
+    }
+
+    /// The agent's next session.
+    pub(crate) async fn session(&mut self) -> Session {
+        within(self.sessions.recv()).await.expect("the server stopped")
+    }
+
+    /// Where the chunks of a followed log arrive.
+    pub(crate) fn follow(
+        &self,
+        session: &Session,
+        request: pb::FollowLog,
+    ) -> mpsc::UnboundedReceiver<pb::PushLogRequest> {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        self.chunks.lock().unwrap().insert(request.request_id, sender);
+        session.send(Down::FollowLog(request));
+        receiver
+    }
+}
+
+pub(crate) async fn within<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, future).await.expect("waited in vain")
+}
+
+impl Session {
+    pub(crate) fn send(&self, message: Down) {
+        let _ = self.down.send(Ok(pb::DaemonMessage { message: Some(message) }));
+    }
+
+    pub(crate) fn cancel(&self, key: &pb::AttemptKey, reason: &str) {
+        let cancel = pb::CancelAttempt { key: Some(key.clone()), reason: reason.to_owned() };
+        self.send(Down::Cancel(cancel));
+    }
+
+    pub(crate) fn stop_answering_heartbeats(&mut self) {
+        self.answers_heartbeats = false;
+    }
+
+    /// The next message but heartbeats, which are answered.
+    pub(crate) async fn next(&mut self) -> Option<Up> {
+        loop {
+            match self.up.recv().await? {
+                Up::Heartbeat(heartbeat) => {
+                    if self.answers_heartbeats {
+                        let ack = pb::HeartbeatAck { number: heartbeat.number };
+                        self.send(Down::HeartbeatAck(ack));
+                    }
+                }
+                other => return Some(other),
+            }
+        }
+    }
+
+    /// Waits for a heartbeat and gives it.
+    pub(crate) async fn heartbeat(&mut self) -> pb::Heartbeat {
+        within(async {
+            loop {
+                match self.up.recv().await.expect("the session ended") {
+                    Up::Heartbeat(heartbeat) => return heartbeat,
+                    Up::Report(report) => self.seen.push(report),
+                    Up::Hello(_) => panic!("a second Hello"),
+                }
+            }
+        })
+        .await
+    }
+
+    /// Waits for a report of an attempt that `wanted` takes.
+    pub(crate) async fn report<T>(
+        &mut self,
+        key: &pb::AttemptKey,
+        mut wanted: impl FnMut(Phase) -> Option<T>,
+    ) -> T {
+        within(async {
+            loop {
+                match self.next().await.expect("the session ended") {
+                    Up::Report(report) => {
+                        self.seen.push(report.clone());
+                        if report.key.as_ref() == Some(key)
+                            && let Some(found) = report.phase.and_then(&mut wanted)
+                        {
+                            return found;
+                        }
+                    }
+                    other => panic!("unexpected {other:?}"),
+                }
+            }
+        })
+        .await
+    }
+
+    pub(crate) async fn running(&mut self, key: &pb::AttemptKey) -> pb::Running {
+        self.report(key, |phase| match phase {
+            Phase::Running(running) => Some(running),
+            Phase::Ended(ended) => panic!("ended: {ended:?}"),
+            _ => None,
+        })
+        .await
+    }
+
+    pub(crate) async fn ended(&mut self, key: &pb::AttemptKey) -> pb::Ended {
+        self.report(key, |phase| match phase {
+            Phase::Ended(ended) => Some(ended),
+            _ => None,
+        })
+        .await
+    }
+
+    /// Assigns a job, waits for its end and acknowledges it.
+    pub(crate) async fn run(&mut self, assignment: pb::Assignment) -> pb::Ended {
+        let key = assignment.key.clone().unwrap();
+        self.send(Down::Assign(assignment));
+        let ended = self.ended(&key).await;
+        self.send(Down::Acknowledge(key));
+        ended
+    }
+}
+
+/// An assignment of a shell command.
+pub(crate) fn assignment(epoch: u64, command: &str) -> pb::Assignment {
+    pb::Assignment {
+        key: Some(key(epoch)),
+        spec: Some(job::CommandJob {
+            name: key(epoch).job,
+            experiment_name: "experiment of the test".to_owned(),
+            command: command.to_owned(),
+            environment: Some(job::Environment {
+                source: Some(job::environment::Source::Host(job::HostEnvironment {})),
+            }),
+            resources: Some(job::Resources {
+                instance_count: 1,
+                cpu_milli: 1000,
+                ..job::Resources::default()
+            }),
+            retry: Some(job::Retry { max_attempts: 1, ..job::Retry::default() }),
+            on_node_loss: job::OnNodeLoss::Requeue.into(),
+            ..job::CommandJob::default()
+        }),
+        experiment_id: "7".to_owned(),
+        token: format!("attempt-token-{epoch}"),
+        grace_s: 20,
+        created_by: "tester".to_owned(),
+        ..pb::Assignment::default()
+    }
+}
+
+pub(crate) fn key(epoch: u64) -> pb::AttemptKey {
+    pb::AttemptKey { job: format!("job-{epoch}"), attempt: 1, epoch }
+}
+
+/// An agent's process and its data folder.
+pub(crate) struct Agent {
+    folder: tempfile::TempDir,
+    arguments: Vec<String>,
+    process: Option<Child>,
+}
+
+impl Agent {
+    pub(crate) fn start(daemon: &Daemon) -> Self {
+        Self::start_with(daemon, &[])
+    }
+
+    pub(crate) fn start_with(daemon: &Daemon, arguments: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("token"), format!("{TOKEN}\n")).unwrap();
+        let arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
+        let mut agent = Self { folder, arguments, process: None };
+        agent.point_at(daemon);
+        agent.restart();
+        agent
+    }
+
+    /// Tells the agent where the daemon is, for its next connection.
+    pub(crate) fn point_at(&self, daemon: &Daemon) {
+        std::fs::write(self.folder.path().join("endpoint"), &daemon.url).unwrap();
+    }
+
+    pub(crate) fn command(&self) -> Command {
+        let path = |name: &str| self.folder.path().join(name);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_atelier-agent"));
+        command
+            .arg("--server-file")
+            .arg(path("endpoint"))
+            .arg("--token-file")
+            .arg(path("token"))
+            .args(["--node", "node-1"])
+            .arg("--data-dir")
+            .arg(path("data"))
+            .args(&self.arguments)
+            .env_remove("ATELIER_SERVER")
+            .env("SECRET_OF_THE_AGENT", "hush")
+            .env("ATELIER_LOG", "error")
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// Starts the process again.
+    pub(crate) fn restart(&mut self) {
+        assert!(self.process.is_none());
+        self.process = Some(self.command().spawn().unwrap());
+    }
+
+    /// kill -9.
+    pub(crate) fn kill(&mut self) {
+        let mut process = self.process.take().unwrap();
+        process.kill().unwrap();
+        process.wait().unwrap();
+    }
+
+    /// SIGTERM, and wait for the end.
+    pub(crate) fn stop(&mut self) {
+        let mut process = self.process.take().unwrap();
+        assert_eq!(unsafe { libc::kill(i32::try_from(process.id()).unwrap(), libc::SIGTERM) }, 0);
+        assert!(process.wait().unwrap().success());
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.as_ref().unwrap().id()
+    }
+
+    pub(crate) fn data(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+
+    pub(crate) fn attempt(&self, epoch: u64) -> PathBuf {
+        self.data().join("attempts").join(epoch.to_string())
+    }
+
+    pub(crate) fn record(&self, epoch: u64, name: &str) -> Option<serde_json::Value> {
+        serde_json::from_slice(&std::fs::read(self.attempt(epoch).join(name)).ok()?).ok()
+    }
+
+    /// Waits for a file that a job writes into its working directory, whole lines.
+    pub(crate) async fn wait_for_file(&self, epoch: u64, name: &str) -> String {
+        let path = self.attempt(epoch).join("work").join(name);
+        wait_for(name, || std::fs::read_to_string(&path).ok().filter(|text| text.ends_with('\n')))
+            .await
+    }
+
+    pub(crate) async fn wait_until_gone(&self, epoch: u64) {
+        let folder = self.attempt(epoch);
+        wait_for("the folder's removal", || (!folder.exists()).then_some(())).await;
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        if let Some(process) = &mut self.process {
+            let _ = process.kill();
+            let _ = process.wait();
+        }
+        // Jobs of a test that failed.
+        for entry in std::fs::read_dir(self.data().join("attempts")).into_iter().flatten().flatten()
+        {
+            let started = std::fs::read(entry.path().join("started.json")).unwrap_or_default();
+            let started: serde_json::Value = serde_json::from_slice(&started).unwrap_or_default();
+            if let Some(pid) = started["pid"].as_i64()
+                && is_supervisor_of(pid, &entry.path())
+            {
+                unsafe { libc::kill(i32::try_from(pid).unwrap(), libc::SIGQUIT) };
+            }
+        }
+    }
+}
+
+fn is_supervisor_of(pid: i64, folder: &Path) -> bool {
+    let arguments = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    String::from_utf8_lossy(&arguments).contains(&*folder.to_string_lossy())
+}
+
+pub(crate) async fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let start = std::time::Instant::now();
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(start.elapsed() < PATIENCE, "waited in vain for {what}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+pub(crate) fn alive(pid: &str) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim()));
+    stat.is_ok_and(|stat| !stat[stat.rfind(')').unwrap()..].starts_with(") Z"))
+}

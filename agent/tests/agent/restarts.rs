@@ -1,0 +1,167 @@
+//! Daemons and agents that die and come back.
+
+use atelier_proto::agent::v1 as pb;
+use pb::attempt_report::Phase;
+use pb::daemon_message::Message as Down;
+
+use crate::daemon::*;
+
+fn ended_in(hello: &pb::Hello, epoch: u64) -> Option<pb::Ended> {
+    hello.attempts.iter().find(|report| report.key == Some(key(epoch))).and_then(|report| {
+        match report.phase.clone() {
+            Some(Phase::Ended(ended)) => Some(ended),
+            _ => None,
+        }
+    })
+}
+
+#[tokio::test]
+async fn a_job_outlives_its_agent_and_is_neither_lost_nor_doubled() {
+    let mut daemon = Daemon::start().await;
+    let mut agent = Agent::start(&daemon);
+    let mut session = daemon.session().await;
+    let command =
+        "echo run >>runs; echo $$ >up; while [ ! -e go ]; do sleep 0.01; done; echo over; exit 4";
+    session.send(Down::Assign(assignment(1, command)));
+    let pid = agent.wait_for_file(1, "up").await;
+    agent.kill();
+    assert!(alive(&pid));
+    agent.restart();
+    let mut session = daemon.session().await;
+    assert!(matches!(session.hello.attempts[0].phase, Some(Phase::Running(_))));
+    std::fs::write(agent.attempt(1).join("work/go"), "").unwrap();
+    let ended = session.ended(&key(1)).await;
+    assert_eq!(ended.exit.unwrap().how, Some(pb::exit::How::Code(4)));
+    assert_eq!(agent.wait_for_file(1, "runs").await, "run\n");
+    assert_eq!(ended.log_bytes, 5);
+}
+
+#[tokio::test]
+async fn what_ends_while_the_agent_is_away_is_reported() {
+    let mut daemon = Daemon::start().await;
+    let mut agent = Agent::start(&daemon);
+    let mut session = daemon.session().await;
+    session.send(Down::Assign(assignment(
+        1,
+        "echo up >up; while [ ! -e go ]; do sleep 0.01; done; exit 5",
+    )));
+    agent.wait_for_file(1, "up").await;
+    agent.stop();
+    std::fs::write(agent.attempt(1).join("work/go"), "").unwrap();
+    wait_for("the end", || agent.record(1, "exited.json")).await;
+    agent.restart();
+    let mut session = daemon.session().await;
+    let ended = session.ended(&key(1)).await;
+    assert_eq!(ended.exit.unwrap().how, Some(pb::exit::How::Code(5)));
+}
+
+#[tokio::test]
+async fn a_cancelled_job_can_still_be_cancelled_by_the_next_agent() {
+    let mut daemon = Daemon::start().await;
+    let mut agent = Agent::start(&daemon);
+    let mut session = daemon.session().await;
+    session.send(Down::Assign(assignment(1, "echo up >up; sleep 1000")));
+    agent.wait_for_file(1, "up").await;
+    agent.kill();
+    agent.restart();
+    let mut session = daemon.session().await;
+    session.cancel(&key(1), "after all");
+    let ended = session.ended(&key(1)).await;
+    assert_eq!(ended.problem.unwrap().message, "after all");
+}
+
+#[tokio::test]
+async fn an_end_is_told_again_until_it_is_acknowledged() {
+    let mut daemon = Daemon::start().await;
+    let mut agent = Agent::start(&daemon);
+    let mut session = daemon.session().await;
+    session.send(Down::Assign(assignment(1, "exit 6")));
+    let ended = session.ended(&key(1)).await;
+    // A new session of the same agent, then a new agent.
+    drop(session);
+    drop(daemon);
+    let mut daemon = Daemon::start().await;
+    agent.point_at(&daemon);
+    let session = daemon.session().await;
+    assert_eq!(ended_in(&session.hello, 1), Some(ended.clone()));
+    agent.kill();
+    agent.restart();
+    let mut session = daemon.session().await;
+    let again = match ended_in(&session.hello, 1) {
+        Some(again) => again,
+        None => session.ended(&key(1)).await,
+    };
+    assert_eq!((again.exit, again.started_at_ms), (ended.exit, ended.started_at_ms));
+    session.send(Down::Acknowledge(key(1)));
+    agent.wait_until_gone(1).await;
+    agent.kill();
+    agent.restart();
+    assert!(daemon.session().await.hello.attempts.is_empty());
+}
+
+#[tokio::test]
+async fn a_job_goes_on_while_the_daemon_moves() {
+    let mut daemon = Daemon::start().await;
+    let agent = Agent::start(&daemon);
+    let mut session = daemon.session().await;
+    session
+        .send(Down::Assign(assignment(1, "echo $$ >up; while [ ! -e go ]; do sleep 0.01; done")));
+    let pid = agent.wait_for_file(1, "up").await;
+    drop(session);
+    drop(daemon);
+    // Ends while there is no daemon.
+    std::fs::write(agent.attempt(1).join("work/go"), "").unwrap();
+    wait_for("the end", || (!alive(&pid)).then_some(())).await;
+    let mut daemon = Daemon::start().await;
+    agent.point_at(&daemon);
+    let mut session = daemon.session().await;
+    let ended = match ended_in(&session.hello, 1) {
+        Some(ended) => ended,
+        None => session.ended(&key(1)).await,
+    };
+    assert_eq!(ended.exit.unwrap().how, Some(pb::exit::How::Code(0)));
+    assert!(ended.problem.is_none());
+}
+
+#[tokio::test]
+async fn a_daemon_that_falls_silent_is_left_and_found_again() {
+    let mut daemon = Daemon::start().await;
+    let _agent = Agent::start(&daemon);
+    let mut session = daemon.session().await;
+    session.stop_answering_heartbeats();
+    let first = session.hello.instance_id.clone();
+    let second = daemon.session().await;
+    assert_eq!(second.hello.instance_id, first);
+}
+
+/// An agent that is killed at moments all over an attempt's life.
+#[tokio::test]
+async fn killed_at_any_moment_the_agent_runs_each_job_once() {
+    let mut daemon = Daemon::start().await;
+    let mut agent = Agent::start(&daemon);
+    let journal = tempfile::tempdir().unwrap();
+    for epoch in 1..=25_u64 {
+        let mut session = daemon.session().await;
+        let file = journal.path().join(epoch.to_string());
+        let command = format!("echo begin >>{0}; sleep 0.01; echo end >>{0}", file.display());
+        session.send(Down::Assign(assignment(epoch, &command)));
+        tokio::time::sleep(std::time::Duration::from_micros(epoch * 1500)).await;
+        agent.kill();
+        agent.restart();
+        let mut session = daemon.session().await;
+        if !session.hello.attempts.iter().any(|report| report.key == Some(key(epoch))) {
+            // It died before it took the assignment; a daemon gives it again.
+            session.send(Down::Assign(assignment(epoch, &command)));
+        }
+        let ended = match ended_in(&session.hello, epoch) {
+            Some(ended) => ended,
+            None => session.ended(&key(epoch)).await,
+        };
+        assert_eq!(ended.exit.and_then(|exit| exit.how), Some(pb::exit::How::Code(0)), "{ended:?}");
+        session.send(Down::Acknowledge(key(epoch)));
+        agent.wait_until_gone(epoch).await;
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "begin\nend\n", "job {epoch}");
+        agent.kill();
+        agent.restart();
+    }
+}

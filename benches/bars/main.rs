@@ -1,0 +1,49 @@
+//! The product's own speed, measured with real processes: a daemon, one agent and clients.
+//!
+//! `cargo bench --bench bars [-- NAME…]` prints the machine, then for each figure the median and
+//! the spread. Take the figures on an otherwise idle machine. Peers are measured by the scripts in
+//! `benches/peers`.
+
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
+
+mod cluster;
+mod figures;
+mod idle;
+mod latency;
+mod throughput;
+
+use std::fs;
+
+fn main() {
+    let wanted: Vec<String> =
+        std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
+    let asked = |name: &str| wanted.is_empty() || wanted.iter().any(|w| w == name);
+    machine();
+    if asked("latency") {
+        latency::job();
+        latency::submission();
+    }
+    if asked("submissions") {
+        throughput::submissions();
+    }
+    if asked("jobs") {
+        throughput::jobs();
+    }
+    if asked("idle") {
+        idle::idle();
+    }
+    if asked("history") {
+        idle::history();
+    }
+}
+
+fn machine() {
+    let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = cpu
+        .lines()
+        .find_map(|line| line.strip_prefix("model name"))
+        .map_or("unknown", |rest| rest.trim_start_matches([' ', '\t', ':']));
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    println!("machine: {model}, {cores} cores, Linux {}", kernel.trim());
+}

@@ -1,0 +1,547 @@
+//! Every key of a command job, once.
+
+use super::limits;
+use super::shape::{Field, Object, Shape, Support};
+use Shape::{
+    Any, Bool, List, Literal, LiteralOrNull, Map, Null, OneOf, Quantity, Tagged, Text, Whole, Word,
+};
+use Support::{Dropped, Extends, Ignored, Later, Recorded, Refused, Runs, Unused};
+
+const fn field(
+    key: &'static str,
+    shape: Shape,
+    support: Support,
+    default: &'static str,
+    doc: &'static str,
+) -> Field {
+    Field { key, shape, support, default, doc }
+}
+
+const COUNT: Shape = Whole(1, limits::MAX_PROCESSES as i64);
+const SCHEMA: Field = field("$schema", Text, Unused, "", "The schema's address, for editors.");
+
+pub(super) const JOB_TYPES: [&str; 1] = ["command"];
+pub(super) const DATA_TYPES: [&str; 6] =
+    ["uri_file", "uri_folder", "mltable", "mlflow_model", "custom_model", "triton_model"];
+pub(super) const INPUT_TYPES: [&str; 10] = [
+    "uri_file",
+    "uri_folder",
+    "mltable",
+    "mlflow_model",
+    "custom_model",
+    "triton_model",
+    "string",
+    "integer",
+    "number",
+    "boolean",
+];
+pub(super) const INPUT_MODES: [&str; 5] =
+    ["ro_mount", "download", "direct", "eval_mount", "eval_download"];
+pub(super) const OUTPUT_MODES: [&str; 4] = ["rw_mount", "upload", "direct", "mount"];
+pub(super) const SERVICES: [&str; 6] =
+    ["ssh", "jupyter_lab", "tensor_board", "vs_code", "studio", "tracking"];
+pub(super) const TIERS: [&str; 4] = ["spot", "basic", "standard", "premium"];
+pub(super) const PRIORITIES: [&str; 3] = ["low", "medium", "high"];
+pub(super) const NODE_LOSS: [&str; 2] = ["requeue", "keep"];
+const OS_TYPES: [&str; 2] = ["linux", "windows"];
+const ALL_NODES: [&str; 1] = ["all"];
+
+/// The whole document.
+pub(super) static JOB: Object = Object {
+    what: "a command job",
+    fields: &[
+        SCHEMA,
+        field("type", Word(&JOB_TYPES), Runs, "command", "The kind of job."),
+        field("name", Text, Runs, "made up", "The job's name, unique in the workspace."),
+        field("display_name", Text, Runs, "the name", "A name for people; need not be unique."),
+        field("description", Text, Recorded, "", "What the job is for."),
+        field(
+            "experiment_name",
+            Text,
+            Runs,
+            "the current folder's name",
+            "The experiment that groups this run.",
+        ),
+        field("tags", Map(&LiteralOrNull), Runs, "", "Key-value pairs that may change later."),
+        field("properties", Map(&LiteralOrNull), Recorded, "", "Key-value pairs that stay."),
+        field("command", Text, Runs, "required", "The shell command, with expressions."),
+        field(
+            "code",
+            Text,
+            Runs,
+            "an empty folder",
+            "The folder with the code, relative to this file. The command starts in it.",
+        ),
+        field(
+            "environment",
+            OneOf(&[Text, Shape::Object(&ENVIRONMENT)]),
+            Runs,
+            "the node's own programs",
+            "What the command runs in: azureml:NAME:VERSION, azureml:NAME@latest, \
+             azureml://registries/R/environments/N/labels/latest, file:PATH, or an environment \
+             written out. In Azure it is required.",
+        ),
+        field(
+            "compute",
+            Text,
+            Runs,
+            "the workspace's default",
+            "Where the job runs: NAME or azureml:NAME; azureml:serverless means the default.",
+        ),
+        field(
+            "inputs",
+            Map(&OneOf(&[Literal, Shape::Object(&INPUT), Null])),
+            Runs,
+            "",
+            "What the job reads, by name: a literal, or data.",
+        ),
+        field(
+            "outputs",
+            Map(&OneOf(&[Shape::Object(&OUTPUT), Null])),
+            Runs,
+            "",
+            "What the job writes, by name; a name alone makes a folder.",
+        ),
+        field(
+            "environment_variables",
+            Map(&LiteralOrNull),
+            Runs,
+            "",
+            "Added to the command's environment; may hold ${{…}}.",
+        ),
+        field("resources", Shape::Object(&RESOURCES), Runs, "", "What the job takes of nodes."),
+        field(
+            "distribution",
+            Tagged("a distribution", &DISTRIBUTIONS),
+            Later("one process is started; the command has to start the others"),
+            "one process",
+            "How several processes are launched.",
+        ),
+        field("limits", Shape::Object(&LIMITS), Runs, "", "Bounds on the run."),
+        field(
+            "queue_settings",
+            Shape::Object(&QUEUE),
+            Recorded,
+            "",
+            "The job's rank in the queue.",
+        ),
+        field(
+            "services",
+            Map(&OneOf(&[Shape::Object(&SERVICE), Null])),
+            Later("services are not started yet"),
+            "",
+            "Interactive services to start with the job, by name.",
+        ),
+        field(
+            "identity",
+            Tagged("an identity", &IDENTITIES),
+            Recorded,
+            "",
+            "As whom the job reaches Azure's services.",
+        ),
+        field("retry", Shape::Object(&RETRY), Extends, "", "When a failed attempt is tried again."),
+        field(
+            "on_node_loss",
+            Word(&NODE_LOSS),
+            Extends,
+            "requeue",
+            "What becomes of the job when its node is lost: a new attempt once the old one is \
+             known to be dead, or keep waiting for the node.",
+        ),
+        field(
+            "parent_job_name",
+            Text,
+            Ignored("only a pipeline or sweep makes children"),
+            "",
+            "The job this one belongs to.",
+        ),
+        field(
+            "is_deterministic",
+            Any,
+            Refused("it belongs to components; remove it"),
+            "",
+            "A component's key.",
+        ),
+        field(
+            "version",
+            Any,
+            Refused("it belongs to components and assets; jobs have no version"),
+            "",
+            "A component's key.",
+        ),
+        field("id", Any, Dropped, "", "Written by Azure's tools."),
+        field("status", Any, Dropped, "", "Written by Azure's tools."),
+        field("creation_context", Any, Dropped, "", "Written by Azure's tools."),
+        field("log_files", Any, Dropped, "", "Written by Azure's tools."),
+        field("parameters", Any, Dropped, "", "Written by Azure's tools."),
+    ],
+};
+
+/// `environment`, written out; also the content of an environment file.
+pub(super) static ENVIRONMENT: Object = Object {
+    what: "an environment",
+    fields: &[
+        SCHEMA,
+        field("name", Text, Recorded, "", "A name; the environment is not registered under it."),
+        field("version", Literal, Unused, "", "A version."),
+        field("image", Text, Runs, "the node's own system", "The container image."),
+        field(
+            "conda_file",
+            OneOf(&[Text, Map(&Any)]),
+            Runs,
+            "",
+            "The conda file's path, or its content. May stand without an image.",
+        ),
+        field("build", Shape::Object(&BUILD), Recorded, "", "A container build context."),
+        field("description", Text, Unused, "", "What it is for."),
+        field("tags", Map(&LiteralOrNull), Unused, "", "Key-value pairs."),
+        field("properties", Map(&LiteralOrNull), Unused, "", "Key-value pairs."),
+        field("os_type", Word(&OS_TYPES), Runs, "linux", "Only linux."),
+        field(
+            "inference_config",
+            Map(&Any),
+            Ignored("it matters to deployments only"),
+            "",
+            "Routes of a deployment.",
+        ),
+        field(
+            "datastore",
+            Text,
+            Ignored("files of a job's environment travel with the job"),
+            "",
+            "Where to upload to.",
+        ),
+        field(
+            "dependencies",
+            Any,
+            Refused(
+                "it belongs into a conda file: write 'conda_file: ./conda.yml' or the content under 'conda_file:'",
+            ),
+            "",
+            "A conda file's key.",
+        ),
+        field(
+            "channels",
+            Any,
+            Refused(
+                "it belongs into a conda file: write 'conda_file: ./conda.yml' or the content under 'conda_file:'",
+            ),
+            "",
+            "A conda file's key.",
+        ),
+        field("id", Any, Dropped, "", "Written by Azure's tools."),
+        field("creation_context", Any, Dropped, "", "Written by Azure's tools."),
+        field("latest_version", Any, Dropped, "", "Written by Azure's tools."),
+        field("resourceGroup", Any, Dropped, "", "Written by Azure's tools."),
+    ],
+};
+
+static BUILD: Object = Object {
+    what: "a build context",
+    fields: &[
+        field("path", Text, Recorded, "required", "The folder to build in, relative to this file."),
+        field("dockerfile_path", Text, Recorded, "Dockerfile", "The Dockerfile within it."),
+    ],
+};
+
+static INPUT: Object = Object {
+    what: "an input",
+    fields: &[
+        field("type", Word(&INPUT_TYPES), Runs, "uri_folder", "What the input is."),
+        field(
+            "path",
+            Text,
+            Runs,
+            "required for data",
+            "Where it lies: a local path, azureml:NAME:VERSION, azureml://datastores/D/paths/P, \
+             azureml://jobs/J/outputs/O/paths/P, runs:/ID/P, https://…",
+        ),
+        field(
+            "mode",
+            Word(&INPUT_MODES),
+            Runs,
+            "ro_mount",
+            "How the job gets it. eval_mount and eval_download are for mltable only.",
+        ),
+        field("value", Literal, Runs, "", "A literal's value."),
+        field("default", Literal, Runs, "", "A literal's value if 'value' is not given."),
+        field("optional", Bool, Runs, "false", "Whether it may be left without a value."),
+        field("description", Text, Unused, "", "What it is."),
+        field("min", Literal, Runs, "", "The least value of a number."),
+        field("max", Literal, Runs, "", "The greatest value of a number."),
+        field("enum", List(&Literal), Runs, "", "The values allowed."),
+        field(
+            "datastore",
+            Text,
+            Ignored("local data goes to the workspace's default datastore"),
+            "",
+            "Where to upload local data to.",
+        ),
+        field(
+            "path_on_compute",
+            Text,
+            Ignored("the agent chooses the path; use ${{inputs.NAME}}"),
+            "",
+            "Where to mount it.",
+        ),
+    ],
+};
+
+static OUTPUT: Object = Object {
+    what: "an output",
+    fields: &[
+        field("type", Word(&DATA_TYPES), Runs, "uri_folder", "What the output is."),
+        field(
+            "path",
+            Text,
+            Runs,
+            "azureml/<job>/<output>/ on the default datastore",
+            "Where it goes: azureml://datastores/D/paths/P; may hold ${{name}}, ${{output_name}} \
+             and ${{default_datastore}}.",
+        ),
+        field("mode", Word(&OUTPUT_MODES), Runs, "rw_mount", "How it gets there."),
+        field(
+            "name",
+            Text,
+            Later("outputs are not registered as assets yet"),
+            "",
+            "Registers it as an asset of this name.",
+        ),
+        field("version", Literal, Recorded, "", "The version to register."),
+        field("description", Text, Unused, "", "What it is."),
+        field(
+            "path_on_compute",
+            Text,
+            Ignored("the agent chooses the path; use ${{outputs.NAME}}"),
+            "",
+            "Where to mount it.",
+        ),
+    ],
+};
+
+pub(super) static RESOURCES: Object = Object {
+    what: "resources",
+    fields: &[
+        field(
+            "cpus",
+            Quantity("a number of CPUs such as 2, 0.5 or 500m"),
+            Extends,
+            "1",
+            "CPUs of each member, to a thousandth.",
+        ),
+        field(
+            "memory",
+            Quantity("an amount with its unit such as 4GiB or 512MiB"),
+            Extends,
+            "what is there",
+            "Memory of each member. k, m, g, t, with or without B or iB, count by 1024.",
+        ),
+        field("gpus", Whole(0, limits::MAX_GPUS as i64), Extends, "0", "GPUs of each member."),
+        field(
+            "instance_count",
+            Whole(1, limits::MAX_INSTANCES as i64),
+            Runs,
+            "1",
+            "How many members the job has, each on a node.",
+        ),
+        field(
+            "instance_type",
+            Text,
+            Ignored("VM sizes are Azure's; say what the job needs with cpus, memory and gpus"),
+            "",
+            "Azure's VM size; recorded.",
+        ),
+        field(
+            "shm_size",
+            Quantity("an amount with its unit such as 2g"),
+            Recorded,
+            "the container runtime's",
+            "Shared memory of a container.",
+        ),
+        field(
+            "docker_args",
+            OneOf(&[Text, List(&Text)]),
+            Recorded,
+            "",
+            "Further arguments for the container runtime.",
+        ),
+        field(
+            "locations",
+            List(&Text),
+            Ignored("regions are Azure's; the workspace's nodes are where they are"),
+            "",
+            "Azure's regions; recorded.",
+        ),
+        field(
+            "max_instance_count",
+            Whole(1, limits::MAX_INSTANCES as i64),
+            Ignored("the number of members is fixed: instance_count"),
+            "",
+            "Recorded.",
+        ),
+        field("properties", Map(&Any), Recorded, "", "Anything else."),
+    ],
+};
+
+const PROCESSES: Field =
+    field("process_count_per_instance", COUNT, Recorded, "1", "Processes on each node.");
+const TYPE: Field = field("type", Text, Recorded, "required", "Which kind.");
+
+static DISTRIBUTIONS: [(&str, &Object); 4] = [
+    ("pytorch", &Object { what: "a pytorch distribution", fields: &[TYPE, PROCESSES] }),
+    (
+        "tensorflow",
+        &Object {
+            what: "a tensorflow distribution",
+            fields: &[
+                TYPE,
+                field("worker_count", COUNT, Recorded, "instance_count", "Workers in all."),
+                field(
+                    "parameter_server_count",
+                    Whole(0, limits::MAX_PROCESSES as i64),
+                    Recorded,
+                    "0",
+                    "Parameter servers in all.",
+                ),
+            ],
+        },
+    ),
+    ("mpi", &Object { what: "an mpi distribution", fields: &[TYPE, PROCESSES] }),
+    (
+        "ray",
+        &Object {
+            what: "a ray distribution",
+            fields: &[
+                TYPE,
+                field("port", Whole(1, 65535), Recorded, "", "The head's port."),
+                field("address", Text, Recorded, "", "The head's address."),
+                field("include_dashboard", Bool, Recorded, "", "Whether to start the dashboard."),
+                field("dashboard_port", Whole(1, 65535), Recorded, "", "The dashboard's port."),
+                field(
+                    "head_node_additional_args",
+                    Text,
+                    Recorded,
+                    "",
+                    "Further arguments of the head.",
+                ),
+                field(
+                    "worker_node_additional_args",
+                    Text,
+                    Recorded,
+                    "",
+                    "Further arguments of the workers.",
+                ),
+            ],
+        },
+    ),
+];
+
+static MANAGED: Object = Object {
+    what: "a managed identity",
+    fields: &[
+        TYPE,
+        field("client_id", Text, Recorded, "", "The identity's client id."),
+        field("object_id", Text, Ignored("only client_id is kept"), "", "Its object id."),
+        field("msi_resource_id", Text, Ignored("only client_id is kept"), "", "Its resource id."),
+    ],
+};
+
+static IDENTITIES: [(&str, &Object); 4] = [
+    ("managed", &MANAGED),
+    ("managed_identity", &MANAGED),
+    ("user_identity", &Object { what: "a user identity", fields: &[TYPE] }),
+    ("aml_token", &Object { what: "a workspace token identity", fields: &[TYPE] }),
+];
+
+static LIMITS: Object = Object {
+    what: "limits",
+    fields: &[field(
+        "timeout",
+        Whole(1, limits::MAX_SECONDS as i64),
+        Runs,
+        "none",
+        "Seconds of running after which the job is cancelled.",
+    )],
+};
+
+static QUEUE: Object = Object {
+    what: "queue settings",
+    fields: &[
+        field("job_tier", Word(&TIERS), Recorded, "", "Azure's tier."),
+        field("priority", Word(&PRIORITIES), Recorded, "medium", "The rank among the waiting."),
+    ],
+};
+
+static SERVICE: Object = Object {
+    what: "a service",
+    fields: &[
+        field("type", Word(&SERVICES), Recorded, "required", "The kind of service."),
+        field("job_service_type", Word(&SERVICES), Recorded, "", "An older spelling of 'type'."),
+        field("nodes", Word(&ALL_NODES), Recorded, "the first node", "all: on every node."),
+        field("port", Whole(0, 65535), Recorded, "chosen", "The port."),
+        field("log_dir", Text, Recorded, "", "Where TensorBoard reads."),
+        field("ssh_public_keys", Text, Recorded, "", "Who may log in."),
+        field("properties", Map(&LiteralOrNull), Recorded, "", "Anything else."),
+        field("endpoint", Any, Dropped, "", "Written by Azure's tools."),
+        field("status", Any, Dropped, "", "Written by Azure's tools."),
+        field("error_message", Any, Dropped, "", "Written by Azure's tools."),
+    ],
+};
+
+static RETRY: Object = Object {
+    what: "retry",
+    fields: &[
+        field(
+            "max_attempts",
+            Whole(1, limits::MAX_ATTEMPTS as i64),
+            Extends,
+            "1",
+            "Attempts in all that may fail by the job's own fault.",
+        ),
+        field(
+            "backoff",
+            Quantity("a time such as 30, 30s, 5m or 1h"),
+            Extends,
+            "10",
+            "Time before the second attempt, in seconds without a unit; doubles with each further \
+             one.",
+        ),
+        field(
+            "memory",
+            Quantity("a factor such as 2x or 1.5x"),
+            Extends,
+            "",
+            "Multiplies the memory asked for after the job was killed for want of memory, where the \
+             node can tell.",
+        ),
+    ],
+};
+
+/// Kinds of document that are known and not supported, by `type`, with their names in words.
+pub(super) const OTHER_KINDS: [(&str, &str); 10] = [
+    ("sweep", "sweep jobs"),
+    ("pipeline", "pipeline jobs"),
+    ("parallel", "parallel jobs"),
+    ("spark", "spark jobs"),
+    ("automl", "automl jobs"),
+    ("import", "import jobs"),
+    ("data_transfer", "data transfer jobs"),
+    ("finetuning", "fine-tuning jobs"),
+    ("distillation", "distillation jobs"),
+    ("schedule", "schedules"),
+];
+
+/// Keys that only one other kind of document has, for documents that do not say their type.
+pub(super) const TELLING_KEYS: [(&str, &str); 11] = [
+    ("trigger", "schedule"),
+    ("create_job", "schedule"),
+    ("search_space", "sweep"),
+    ("sampling_algorithm", "sweep"),
+    ("trial", "sweep"),
+    ("jobs", "pipeline"),
+    ("component", "pipeline"),
+    ("mini_batch_size", "parallel"),
+    ("entry", "spark"),
+    ("training_data", "automl"),
+    ("primary_metric", "automl"),
+];

@@ -1,0 +1,44 @@
+//! `resources:` read.
+
+use super::command::JobResources;
+use super::command_line::split;
+use super::job::{Reader, count, given, text};
+use super::quantity;
+use super::yaml::Node;
+use crate::resource::Demand;
+
+pub(super) fn read(reader: &mut Reader<'_>, root: &Node) -> JobResources {
+    let mut resources = JobResources::default();
+    let Some(node) = given(root, "resources") else { return resources };
+    let cpu = reader.quantity(node, "resources", "cpus", quantity::cpus);
+    let memory = reader.quantity(node, "resources", "memory", quantity::memory);
+    resources.demand = Demand {
+        cpu: cpu.unwrap_or(Demand::DEFAULT.cpu),
+        memory: memory.unwrap_or(Demand::DEFAULT.memory),
+        gpus: count(node, "gpus").unwrap_or(Demand::DEFAULT.gpus),
+    };
+    resources.instance_count = count(node, "instance_count").unwrap_or(1);
+    resources.instance_type = text(node, "instance_type");
+    resources.shm_size = reader.quantity(node, "resources", "shm_size", quantity::shared_memory);
+    if let Some(arguments) = given(node, "docker_args") {
+        resources.docker_args = match arguments.as_text() {
+            Some(line) => split(line).unwrap_or_else(|| {
+                reader
+                    .report
+                    .error(arguments.mark, "resources.docker_args", "a quote is not closed")
+                    .help("close it, or write the arguments as a list");
+                Vec::new()
+            }),
+            None => arguments.items().iter().filter_map(Node::as_text).map(str::to_owned).collect(),
+        };
+    }
+    for entry in given(node, "properties").map(Node::entries).unwrap_or_default() {
+        resources.properties.insert(entry.key.text.clone(), entry.value.to_json());
+    }
+    for key in ["locations", "max_instance_count"] {
+        if let Some(value) = given(node, key) {
+            resources.properties.insert(key.to_owned(), value.to_json());
+        }
+    }
+    resources
+}

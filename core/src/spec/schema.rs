@@ -1,0 +1,89 @@
+//! The JSON Schema of a job file, for editors.
+
+use serde_json::{Map, Value, json};
+
+use super::fields::JOB;
+use super::shape::{Object, Shape, Support};
+
+/// The JSON Schema (draft 2020-12) of a command job's YAML: every key that is read, with its
+/// values and its description.
+///
+/// Editors read YAML 1.2; where the reader is more lenient (the case of words, digits in quotes),
+/// the schema keeps to the usual form.
+pub fn schema() -> Value {
+    let mut root = object(&JOB, &[]);
+    root["required"] = json!(["command"]);
+    let mut schema = json!({
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Atelier command job",
+        "description": "A command job as Azure Machine Learning (CLI v2) has it, with Atelier's own keys.",
+    });
+    if let (Some(schema), Value::Object(root)) = (schema.as_object_mut(), root) {
+        schema.extend(root);
+    }
+    schema
+}
+
+/// `fixed` are words that a key must have, for mappings told apart by one.
+fn object(object: &Object, fixed: &[(&str, &str)]) -> Value {
+    let mut properties = Map::new();
+    for field in object.fields {
+        if matches!(field.support, Support::Refused(_)) {
+            continue;
+        }
+        let mut of_field = match fixed.iter().find(|(key, _)| *key == field.key) {
+            Some((_, word)) => json!({"const": word}),
+            None => shape(&field.shape),
+        };
+        let mut doc = field.doc.to_owned();
+        match field.support {
+            Support::Extends => doc.push_str(" (Atelier's own key.)"),
+            Support::Ignored(why) => doc.push_str(&format!(" (Ignored: {why}.)")),
+            Support::Later(instead) => doc.push_str(&format!(" (Recorded only: {instead}.)")),
+            _ => {}
+        }
+        if !field.default.is_empty() && field.default != "required" {
+            doc.push_str(&format!(" Default: {}.", field.default));
+        }
+        of_field["description"] = Value::String(doc);
+        if matches!(field.support, Support::Ignored(_) | Support::Dropped) {
+            of_field["deprecated"] = Value::Bool(true);
+        }
+        properties.insert(field.key.to_owned(), of_field);
+    }
+    let required: Vec<&str> = fixed.iter().map(|(key, _)| *key).collect();
+    let mut value = json!({
+        "type": "object",
+        "properties": properties,
+        "additionalProperties": false,
+    });
+    if !required.is_empty() {
+        value["required"] = json!(required);
+    }
+    value
+}
+
+fn shape(of: &Shape) -> Value {
+    match of {
+        Shape::Text => json!({"type": "string"}),
+        Shape::Literal => json!({"type": ["string", "number", "boolean"]}),
+        Shape::LiteralOrNull => json!({"type": ["string", "number", "boolean", "null"]}),
+        Shape::Whole(least, most) => {
+            json!({"type": "integer", "minimum": least, "maximum": most})
+        }
+        Shape::Bool => json!({"type": "boolean"}),
+        Shape::Word(words) => json!({"enum": words}),
+        Shape::Quantity(_) => json!({"type": ["string", "number"]}),
+        Shape::Map(inner) => json!({"type": "object", "additionalProperties": shape(inner)}),
+        Shape::List(inner) => json!({"type": "array", "items": shape(inner)}),
+        Shape::Object(inner) => object(inner, &[]),
+        Shape::Tagged(_, variants) => {
+            let all: Vec<Value> =
+                variants.iter().map(|(word, inner)| object(inner, &[("type", word)])).collect();
+            json!({"oneOf": all})
+        }
+        Shape::OneOf(shapes) => json!({"anyOf": shapes.iter().map(shape).collect::<Vec<_>>()}),
+        Shape::Null => json!({"type": "null"}),
+        Shape::Any => json!({}),
+    }
+}

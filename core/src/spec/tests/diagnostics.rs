@@ -1,0 +1,667 @@
+//! What is refused, and in which words.
+
+use super::*;
+
+/// `yaml` is refused with exactly these messages, each as [`short`] shows it.
+#[track_caller]
+fn check(yaml: &str, expected: &str) {
+    let found = match parse(yaml) {
+        Ok(parsed) => format!("accepted: {:?}", parsed.job),
+        Err(errors) => errors.iter().map(short).collect::<Vec<_>>().join("\n"),
+    };
+    assert_eq!(found, expected, "for\n{yaml}");
+}
+
+#[test]
+fn texts_that_are_no_job() {
+    check("", "1:1: the file is empty | write 'key: value' lines into it");
+    check("# only a comment\n", "1:1: the file is empty | write 'key: value' lines into it");
+    check("---\n", "1:1: the file is empty | write 'key: value' lines into it");
+    check(
+        "command: a\n---\ncommand: b\n",
+        "2:1: a second YAML document starts here, on line 2 | a job file holds one document: remove the '---' or split the file",
+    );
+    check(
+        "- a\n- b\n",
+        "1:1: expected a mapping, found a list | write 'key: value' lines, for example 'command: python train.py'",
+    );
+    check(
+        "just text",
+        "1:1: expected a mapping, found the text 'just text' | write 'key: value' lines, for example 'command: python train.py'",
+    );
+}
+
+#[test]
+fn fields() {
+    check(
+        "comand: python train.py\n",
+        "1:1: unknown field 'comand' in a command job | did you mean 'command'?",
+    );
+    check(
+        "type: command\ncode: ./src\n",
+        "1:1: the job has no 'command' | write what it runs, for example 'command: python train.py'",
+    );
+}
+
+#[test]
+fn syntax() {
+    check(
+        "command: x\nresources:\n\tcpus: 1\n",
+        "3:1: a tab stands in the indentation; YAML allows spaces only | replace the tab by spaces",
+    );
+    check(
+        "command: x\n\ttags: {a: b}\n",
+        "2:1: a tab stands in the indentation; YAML allows spaces only | replace the tab by spaces",
+    );
+    check(
+        "command: python a.py: b\n",
+        "1:21: a ': ' cannot stand here | quote the text if the ': ' belongs to it, or write it as a block after '>-'; else check the indentation",
+    );
+    check("command: 'x\n", "1:10: a quote is opened here and never closed | close it");
+    check(
+        "command: *.py\n",
+        "1:10: this alias names no anchor ('*' starts an alias) | quote the text if the '*' belongs to it, or define '&name' before it",
+    );
+    check("command: @x\n", "1:10: a text cannot start with '@' | quote the text");
+    check(
+        "command: x\ntags:\n  a: 1\n  b: 2\n  a: 3\n",
+        "5:3: the key 'a' is given twice: first on line 3, again on line 5 | keep one of them",
+    );
+}
+
+#[test]
+fn kinds_of_values() {
+    check("command: [python, train.py]\n", "1:10: 'command': expected text, found a list");
+    check(
+        "command: 42\n",
+        "1:10: 'command': expected text, found the whole number 42 | quote it if it is meant as text: '42'",
+    );
+    check(
+        "command: yes\n",
+        "1:10: 'command': expected text, found the boolean True (from 'yes') | quote it if it is meant as text: 'yes'",
+    );
+    check(
+        "command:\n",
+        "1:1: the job has no 'command' | write what it runs, for example 'command: python train.py'",
+    );
+    check("command: ''\n", "1:10: 'command' is empty | write what the job runs");
+    check(
+        "command: x\nname: my job\n",
+        "2:7: 'my job' is not a valid job name | use letters, digits, '-', '_' and '.', start with a letter or digit, at most 255 characters",
+    );
+    check(
+        "command: x\ntimeout: 5\n",
+        "2:1: unknown field 'timeout' in a command job | 'timeout' belongs under 'limits'",
+    );
+    check(
+        "command: x\ninstance_count: 5\n",
+        "2:1: unknown field 'instance_count' in a command job | 'instance_count' belongs under 'resources'",
+    );
+}
+
+#[test]
+fn amounts() {
+    check(
+        "command: x\nresources: {gpu: 1}\n",
+        "2:13: unknown field 'gpu' in resources | did you mean 'gpus'?",
+    );
+    check(
+        "command: x\nresources: {gpus: -1}\n",
+        "2:19: 'resources.gpus' is out of range: expected a whole number from 0 to 1024, found -1",
+    );
+    check(
+        "command: x\nresources: {gpus: .nan}\n",
+        "2:19: 'resources.gpus': expected a whole number from 0 to 1024, found '.nan', which is no number",
+    );
+    check(
+        "command: x\nresources: {gpus: 9223372036854775808}\n",
+        "2:19: 'resources.gpus' is out of range: expected a whole number from 0 to 1024, found 9223372036854775808",
+    );
+    check(
+        "command: x\nresources: {gpus: 1.5}\n",
+        "2:19: 'resources.gpus': expected a whole number from 0 to 1024, found the number 1.5",
+    );
+    check(
+        "command: x\nresources: {gpus: two}\n",
+        "2:19: 'resources.gpus': expected a whole number from 0 to 1024, found the text 'two'",
+    );
+    check(
+        "command: x\nresources: {gpus: true}\n",
+        "2:19: 'resources.gpus': expected a whole number from 0 to 1024, found the boolean True (from 'true')",
+    );
+    check(
+        "command: x\nresources: {cpus: 0}\n",
+        "2:19: 'resources.cpus' must be more than 0, found 0",
+    );
+    check(
+        "command: x\nresources: {cpus: -2}\n",
+        "2:19: 'resources.cpus' must be more than 0, found -2",
+    );
+    check(
+        "command: x\nresources: {cpus: .nan}\n",
+        "2:19: 'resources.cpus' must be a number, found nan",
+    );
+    check(
+        "command: x\nresources: {cpus: .inf}\n",
+        "2:19: 'resources.cpus' must be a number, found inf",
+    );
+    check(
+        "command: x\nresources: {cpus: 1e300}\n",
+        "2:19: 'resources.cpus': expected a number of CPUs such as 2, 0.5 or 500m, found '1e300'",
+    );
+    check(
+        "command: x\nresources: {cpus: 9223372036854775808}\n",
+        "2:19: 'resources.cpus' is out of range: at most 100000 CPUs, found 9223372036854775808",
+    );
+    check(
+        "command: x\nresources: {cpus: 2 cores}\n",
+        "2:19: 'resources.cpus': expected a number of CPUs such as 2, 0.5 or 500m, found '2 cores'",
+    );
+    check(
+        "command: x\nresources: {cpus: [1]}\n",
+        "2:19: 'resources.cpus': expected a number of CPUs such as 2, 0.5 or 500m, found a list",
+    );
+    check(
+        "command: x\nresources: {cpus: yes}\n",
+        "2:19: 'resources.cpus': expected an amount, found the boolean True (from 'yes')",
+    );
+    check(
+        "command: x\nresources: {memory: 4096}\n",
+        "2:21: 'resources.memory' has no unit: write for example 4GiB or 512MiB, found '4096'",
+    );
+    check(
+        "command: x\nresources: {memory: 4 gigs}\n",
+        "2:21: 'resources.memory': expected an amount with its unit such as 4GiB or 512MiB, found '4 gigs'",
+    );
+    check(
+        "command: x\nresources: {memory: 0GiB}\n",
+        "2:21: 'resources.memory' must be more than 0, found 0GiB",
+    );
+    check(
+        "command: x\nresources: {memory: 9999999TiB}\n",
+        "2:21: 'resources.memory' is out of range: at most 1024 TiB, found 9999999TiB",
+    );
+    check(
+        "command: x\nresources: {instance_count: 0}\n",
+        "2:29: 'resources.instance_count' is out of range: expected a whole number from 1 to 10000, found 0",
+    );
+    check(
+        "command: x\nresources: [1]\n",
+        "2:12: 'resources': expected a mapping (resources), found a list",
+    );
+    check(
+        "command: x\nlimits: {timeout: 0}\n",
+        "2:19: 'limits.timeout' is out of range: expected a whole number from 1 to 315360000, found 0",
+    );
+    check(
+        "command: x\nlimits: {timeout: 1h}\n",
+        "2:19: 'limits.timeout': expected a whole number from 1 to 315360000, found the text '1h'",
+    );
+    check(
+        "command: x\nretry: {max_attempts: 0}\n",
+        "2:23: 'retry.max_attempts' is out of range: expected a whole number from 1 to 1000, found 0",
+    );
+    check(
+        "command: x\nretry: {memory: 2}\n",
+        "2:17: 'retry.memory': expected a factor such as 2x or 1.5x, found '2'",
+    );
+    check(
+        "command: x\nretry: {backoff: soon}\n",
+        "2:18: 'retry.backoff': expected a time such as 30, 30s, 5m or 1h, found 'soon'",
+    );
+    check(
+        "command: x\non_node_loss: requeu\n",
+        "2:15: 'on_node_loss' cannot be 'requeu' | did you mean 'requeue'? (known: requeue, keep)",
+    );
+}
+
+#[test]
+fn expressions() {
+    check(
+        "command: python ${{inputs.dta}}\ninputs: {data: 1}\n",
+        "1:17: in 'command': there is no input 'dta': did you mean 'data'? (known inputs: data)",
+    );
+    check(
+        "command: python ${{inputs.x}}\n",
+        "1:17: in 'command': there is no input 'x': declare it under 'inputs'",
+    );
+    check(
+        "command: python ${{inputs.x\n",
+        "1:17: in 'command': '${{' is never closed: write '}}' after it",
+    );
+    check(
+        "command: |\n  echo a\n  python --a ${{inputs.a}} --b ${{inputs.b}} --c ${{inputs.b}}\ninputs: {a: 1}\n",
+        "3:32: in 'command': there is no input 'b' (known inputs: a)\n3:50: in 'command': there is no input 'b' (known inputs: a)",
+    );
+    check(
+        "command: x ${{inputs.c}}\ninputs: {c: {type: string, optional: true}}\n",
+        "1:12: in 'command': input 'c' has no value: give it one, or put what needs it into '$[[ … ]]', which is dropped while the input is unset (known inputs: c)",
+    );
+    check(
+        "command: x ${{search_space.lr}}\n",
+        "1:12: in 'command': '${{search_space.lr}}' has a meaning only inside a sweep job",
+    );
+    check(
+        "command: x ${{parent.inputs.lr}}\n",
+        "1:12: in 'command': '${{parent.inputs.lr}}' has a meaning only inside a pipeline job",
+    );
+    check(
+        "command: x\nenvironment_variables: {A: '${{outputs.m}}'}\n",
+        "2:29: in 'environment_variables.A': there is no output 'm': declare it under 'outputs'",
+    );
+}
+
+#[test]
+fn code_and_inputs() {
+    check(
+        "command: x\ncode: ./source\n",
+        "2:7: 'code': there is no file or folder './source' | looked for /w/proj/source; relative paths start from the YAML file's folder",
+    );
+    check(
+        "command: x\ncode: ~/src\n",
+        "2:7: 'code': there is no file or folder '~/src' | '~' is not expanded in YAML: write the whole path",
+    );
+    check(
+        "command: x\ncode: git+https://github.com/a/b\n",
+        "2:7: 'code': code from git is not supported yet: 'git+https://github.com/a/b' | clone it, and give the folder",
+    );
+    check(
+        "command: x\ncode: azureml:code:1\n",
+        "2:7: 'code': registered code is not supported yet | give the folder with the code",
+    );
+    check(
+        "command: x\ninputs: {d: {path: ./nope.csv, type: uri_file}}\n",
+        "2:20: 'inputs.d.path': there is no file or folder './nope.csv' | looked for /w/proj/nope.csv; relative paths start from the YAML file's folder",
+    );
+    check(
+        "command: x\ninputs: {d: {path: ./data, type: uri_file}}\n",
+        "2:20: 'inputs.d.path': './data' is a folder, not a file | write 'type: uri_folder', or give a file",
+    );
+    check(
+        "command: x\ninputs: {d: {path: ./data/iris.csv}}\n",
+        "2:20: 'inputs.d.path': './data/iris.csv' is a file, not a folder | write 'type: uri_file', or give a folder",
+    );
+    check(
+        "command: x\ninputs: {d: {path: ftp://x/y}}\n",
+        "2:20: 'inputs.d.path': 'ftp://' is not a way to name data | known: azureml://, https://, wasbs://, abfss://, adl://, s3://, gs://, runs:/, file:, and local paths",
+    );
+    check(
+        "command: x\ninputs: {d: {path: 'azureml://datastores/blob/x'}}\n",
+        "2:20: 'inputs.d.path': 'azureml://datastores/blob/x' has no '/paths/' after the datastore | write azureml://datastores/NAME/paths/PATH",
+    );
+    check(
+        "command: x\ninputs: {d: {path: 'azureml://datastores/blob/paths/../x'}}\n",
+        "2:20: 'inputs.d.path': the path '../x' leaves its root by '..' | write the path without '..'",
+    );
+    check(
+        "command: x\ninputs: {d: {path: 'azureml:a b:1'}}\n",
+        "2:20: 'inputs.d.path': 'a b' is not an asset's name | names have letters, digits, '-', '_' and '.', at most 255",
+    );
+    check(
+        "command: x\ninputs: {d: {path: 'azureml://jobs/j/out/o'}}\n",
+        "2:20: 'inputs.d.path': 'azureml://jobs/j/out/o' names no output of a job | write azureml://jobs/JOB/outputs/OUTPUT/paths/PATH",
+    );
+    check(
+        "command: x\ninputs: {d: {path: '${{parent.inputs.d}}'}}\n",
+        "2:20: 'inputs.d.path': an expression cannot stand here | bindings such as ${{parent.inputs.x}} belong to pipeline jobs",
+    );
+    check(
+        "command: x\ninputs: {d: {type: uri_fil, path: ./data}}\n",
+        "2:20: 'inputs.d.type' cannot be 'uri_fil' | did you mean 'uri_file'? (known: uri_file, uri_folder, mltable, mlflow_model, custom_model, triton_model, string, integer, number, boolean)",
+    );
+    check(
+        "command: x\ninputs: {d: {type: uri_folder}}\n",
+        "2:13: 'inputs.d' has no path | add 'path:' with where the data lies, or 'optional: true'",
+    );
+    check(
+        "command: x\ninputs: {d: {mode: eval_mount, path: ./data}}\n",
+        "2:20: input 'd': eval_mount and eval_download are for inputs of type mltable | write 'mode: ro_mount' or 'mode: download'",
+    );
+    check(
+        "command: x\ninputs: {d: {mode: rw_mount, path: ./data}}\n",
+        "2:20: 'inputs.d.mode' cannot be 'rw_mount' | did you mean 'ro_mount'? (known: ro_mount, download, direct, eval_mount, eval_download)",
+    );
+    check(
+        "command: x\ninputs: {d: }\n",
+        "2:11: 'inputs.d' has no value | give it one; an input that may be without is written as a mapping with its 'type' and 'optional: true'",
+    );
+    check(
+        "command: x\ninputs: {d: [1]}\n",
+        "2:13: 'inputs.d': expected text, a number or a boolean, or a mapping (an input), found a list",
+    );
+    check(
+        "command: x\ninputs: {2d: 1}\n",
+        "2:10: '2d' is not a valid input or output name | use letters, digits and '_', start with a letter or '_', at most 255 characters",
+    );
+    check(
+        "command: x\ninputs: {on: 1}\n",
+        "2:10: the key 'on' is not text in YAML 1.1 | quote it: 'on'",
+    );
+    check(
+        "command: x\ninputs: {n: {type: integer, value: 2.5}}\n",
+        "2:36: 'inputs.n': expected a value of type integer, found the number 2.5",
+    );
+    check(
+        "command: x\ninputs: {n: {type: number, value: 25, max: 10}}\n",
+        "2:35: 'inputs.n' is out of range: max is 10, found 25",
+    );
+    check(
+        "command: x\ninputs: {n: {type: string, value: c, enum: [a, b]}}\n",
+        "2:35: 'inputs.n' cannot be 'c' | known: a, b",
+    );
+}
+
+#[test]
+fn outputs() {
+    check(
+        "command: x\noutputs: {o: {path: ../x}}\n",
+        "2:21: output 'o' cannot go to '../x' | write azureml://datastores/NAME/paths/PATH; it may hold ${{name}}, ${{output_name}} and ${{default_datastore}}",
+    );
+    check(
+        "command: x\noutputs: {o: {path: 'azureml://datastores/blob/paths/a/../../x'}}\n",
+        "2:21: output 'o': the path 'a/../../x' leaves its root by '..' | write the path without '..'",
+    );
+    check(
+        "command: x\noutputs: {o: {path: 'azureml://datastores/blob/paths/${{inputs.x}}'}}\n",
+        "2:54: output 'o': '${{inputs.x}}' has no meaning in a path | write azureml://datastores/NAME/paths/PATH; it may hold ${{name}}, ${{output_name}} and ${{default_datastore}}",
+    );
+    check(
+        "command: x\noutputs: {o: {mode: ro_mount}}\n",
+        "2:21: 'outputs.o.mode' cannot be 'ro_mount' | did you mean 'rw_mount'? (known: rw_mount, upload, direct, mount)",
+    );
+    check(
+        "command: x\noutputs: {o: 5}\n",
+        "2:14: 'outputs.o': expected a mapping (an output), found the whole number 5",
+    );
+}
+
+#[test]
+fn environments() {
+    check(
+        "command: x\nenvironment: sklearn-1.5\n",
+        "2:14: 'environment': 'sklearn-1.5' is not a reference to an environment | write azureml:sklearn-1.5@latest, or azureml:sklearn-1.5:VERSION",
+    );
+    check(
+        "command: x\nenvironment: python:3.12\n",
+        "2:14: 'environment': 'python:3.12' is not a reference to an environment | for a container image write 'environment: {image: python:3.12}'",
+    );
+    check(
+        "command: x\nenvironment: {}\n",
+        "2:14: the environment names no image, conda_file or build | add one of them, or remove 'environment' to use the node's own programs",
+    );
+    check(
+        "command: x\nenvironment: {image: a, build: {path: ./env}}\n",
+        "2:32: an environment has an image or a build, not both | keep one of them",
+    );
+    check(
+        "command: x\nenvironment: {build: {path: ./nope}}\n",
+        "2:29: 'environment.build.path': there is no folder './nope' | looked for /w/proj/nope",
+    );
+    check(
+        "command: x\nenvironment: {conda_file: ./nope.yml}\n",
+        "2:27: 'environment.conda_file': cannot read './nope.yml': there is no such file | looked for /w/proj/nope.yml; relative paths start from the file that names it",
+    );
+    check(
+        "command: x\nenvironment: {conda_file: ./bad-conda.yml}\n",
+        "bad-conda.yml:2:5: 'dependencies': only 'pip:' may hold packages of its own | a version is written as '- name=1.2'",
+    );
+    check(
+        "command: x\nenvironment: {conda_file: ./requirements.yml}\n",
+        "requirements.yml:3:7: 'dependencies': '-r req.txt' takes from a file, which stays behind | write the packages out here; code of your own belongs into 'code'",
+    );
+    check(
+        "command: x\nenvironment: {conda_file: {dependencies: [python=3.10, 3.11, pip: [numpy, 1.0]]}}\n",
+        "2:56: 'environment.conda_file.dependencies': expected a package or 'pip:', found the number 3.11 | quote it if it is meant as text: '3.11'\n2:75: 'environment.conda_file.dependencies': expected a package, found the number 1.0 | quote it if it is meant as text: '1.0'",
+    );
+    check(
+        "command: x\nenvironment: {image: x, channels: [a]}\n",
+        "2:25: 'channels' cannot be used here | it belongs into a conda file: write 'conda_file: ./conda.yml' or the content under 'conda_file:'",
+    );
+    check(
+        "command: x\nenvironment: file:env/typo.yml\n",
+        "env/typo.yml:2:1: unknown field 'imagee' in an environment | did you mean 'image'?",
+    );
+    check(
+        "command: x\nenvironment: ./env/nope.yml\n",
+        "2:14: 'environment': cannot read './env/nope.yml': there is no such file | looked for /w/proj/env/nope.yml; relative paths start from the file that names it",
+    );
+    check(
+        "command: x\nenvironment: ./env/list.yml\n",
+        "env/list.yml:1:1: expected a mapping, found a list | write 'key: value' lines, for example 'command: python train.py'",
+    );
+    check(
+        "command: x\nenvironment: ./env/empty.yml\n",
+        "env/empty.yml:1:1: the file is empty | write 'key: value' lines into it",
+    );
+    check(
+        "command: x\nenvironment: azureml://registries/azureml/models/x/labels/latest\n",
+        "2:14: 'environment': 'azureml://registries/azureml/models/x/labels/latest' does not name one of: environments | write for example azureml://registries/R/environments/NAME/versions/1",
+    );
+    check(
+        "command: x\ncompute: my cluster\n",
+        "2:10: 'compute': compute name 'my cluster' is not valid: use letters, digits, '-' and '_', start with a letter, at most 64 characters | write NAME or azureml:NAME",
+    );
+    check(
+        "command: x\nexperiment_name: ''\n",
+        "2:18: '' is not a valid experiment name | use 1 to 500 characters without control characters",
+    );
+}
+
+#[test]
+fn other_kinds_of_documents() {
+    check(
+        "type: sweep\n",
+        "1:7: sweep jobs are not supported yet; command jobs are | write a job with 'type: command' and a 'command:'",
+    );
+    check(
+        "type: Pipeline\n",
+        "1:7: pipeline jobs are not supported yet; command jobs are | write a job with 'type: command' and a 'command:'",
+    );
+    check(
+        "jobs: {}\n",
+        "1:1: pipeline jobs are not supported yet; command jobs are | write a job with 'type: command' and a 'command:'",
+    );
+    check(
+        "type: schedule\n",
+        "1:7: schedules are not supported yet; command jobs are | write a job with 'type: command' and a 'command:'",
+    );
+    check(
+        "trigger: {}\ncreate_job: x\n",
+        "1:1: schedules are not supported yet; command jobs are | write a job with 'type: command' and a 'command:'",
+    );
+    check(
+        "type: comand\ncommand: x\n",
+        "1:7: there is no job type 'comand' | write 'type: command'",
+    );
+    check(
+        "type: trainjob\ncommand: x\n",
+        "1:7: there is no job type 'trainjob' | write 'type: command'",
+    );
+    check(
+        "$schema: https://azuremlschemas.azureedge.net/latest/environment.schema.json\nname: x\nimage: y\n",
+        "1:10: this is not a command job, but by its schema 'environment' | a job has a 'command:'",
+    );
+}
+
+#[test]
+fn the_rest() {
+    check(
+        "command: x\ndistribution: {process_count_per_instance: 2}\n",
+        "2:15: 'distribution' has no 'type' | add 'type:' with one of pytorch, tensorflow, mpi, ray",
+    );
+    check(
+        "command: x\ndistribution: {type: pytorhc}\n",
+        "2:22: 'distribution.type' cannot be 'pytorhc' | did you mean 'pytorch'? (known: pytorch, tensorflow, mpi, ray)",
+    );
+    check(
+        "command: x\ndistribution: {type: pytorch, worker_count: 2}\n",
+        "2:31: unknown field 'worker_count' in a pytorch distribution | known fields: type, process_count_per_instance",
+    );
+    check(
+        "command: x\nservices: {s: {port: 1}}\n",
+        "2:12: 'services.s' has no 'type' | add 'type:' with one of ssh, jupyter_lab, tensor_board, vs_code",
+    );
+    check(
+        "command: x\nidentity: {type: service_principal}\n",
+        "2:18: 'identity.type' cannot be 'service_principal' | known: managed, managed_identity, user_identity, aml_token",
+    );
+    check(
+        "command: x\nqueue_settings: {priority: urgent}\n",
+        "2:28: 'queue_settings.priority' cannot be 'urgent' | known: low, medium, high",
+    );
+    check(
+        "command: x\nis_deterministic: true\n",
+        "2:1: 'is_deterministic' cannot be used here | it belongs to components; remove it",
+    );
+    check(
+        "command: x\ntags: {[a]: b}\n",
+        "2:8: a list cannot be a key | quote it if it is meant as text (an expression such as ${{inputs.x}} inside [ ] or { } needs quotes)",
+    );
+    check(
+        "command: x\ntags: {a: [b]}\n",
+        "2:11: 'tags.a': expected text, a number or a boolean, found a list",
+    );
+    check(
+        "command: x\ntags: !mine {a: b}\n",
+        "2:13: the tag '!mine' means nothing here | remove it; quote the text if the '!' belongs to it",
+    );
+    check(
+        "command: x\ntags: &a {b: *a}\n",
+        "2:14: this alias stands inside what it names, so it would never end | write the value out",
+    );
+    check(
+        "command: {{inputs.x}}\n",
+        "1:11: a mapping cannot be a key | quote it if it is meant as text (an expression such as ${{inputs.x}} inside [ ] or { } needs quotes)",
+    );
+    check(
+        "command: x\ntags: {d: 2024-02-30}\n",
+        "2:11: '2024-02-30' is a date that does not exist | quote it if it is meant as text",
+    );
+    check(
+        "a: 1\nb: 2\ncommand: 3\nresources: {gpus: -1, cpu: 1}\n",
+        "1:1: unknown field 'a' in a command job | known fields: $schema, type, name, display_name, description, experiment_name, tags, properties, command, code, environment, compute, inputs, outputs, environment_variables, resources, distribution, limits, queue_settings, services, identity, retry, on_node_loss, parent_job_name\n2:1: unknown field 'b' in a command job | known fields: $schema, type, name, display_name, description, experiment_name, tags, properties, command, code, environment, compute, inputs, outputs, environment_variables, resources, distribution, limits, queue_settings, services, identity, retry, on_node_loss, parent_job_name\n3:10: 'command': expected text, found the whole number 3 | quote it if it is meant as text: '3'\n4:19: 'resources.gpus' is out of range: expected a whole number from 0 to 1024, found -1\n4:23: unknown field 'cpu' in resources | did you mean 'cpus'?",
+    );
+}
+
+#[test]
+fn a_message_shows_the_line() {
+    assert_eq!(
+        errors("type: command\ncomand: python train.py\nresources: {gpus: -1}\n"),
+        "\
+job.yml:2:1: unknown field 'comand' in a command job
+  2 | comand: python train.py
+    | ^^^^^^
+  help: did you mean 'command'?
+job.yml:3:19: 'resources.gpus' is out of range: expected a whole number from 0 to 1024, found -1
+  3 | resources: {gpus: -1}
+    |                   ^^"
+    );
+}
+
+#[test]
+fn a_long_line_is_cut_around_the_place() {
+    let yaml = format!("command: 'é{} ${{{{inputs.x}}}} {}'\n", "a".repeat(300), "b".repeat(300));
+    let message = errors(&yaml);
+    let lines: Vec<&str> = message.lines().collect();
+    assert!(
+        lines[0].starts_with("job.yml:1:313: in 'command': there is no input 'x'"),
+        "{message}"
+    );
+    assert!(lines[1].chars().count() < 140, "{message}");
+    let caret = lines[2].chars().position(|c| c == '^').unwrap();
+    let under: String = lines[1].chars().skip(caret).take(13).collect();
+    assert_eq!(under, "${{inputs.x}}", "{message}");
+}
+
+#[test]
+fn many_faults_are_cut_to_twenty() {
+    let yaml: String = (0..200).map(|i| format!("field{i}: 1\n")).collect();
+    let Err(errors) = parse(&yaml) else { panic!("accepted") };
+    assert_eq!(errors.iter().count(), 21);
+    assert!(errors.to_string().ends_with("and 180 more"));
+}
+
+#[test]
+fn files_that_are_not_utf_8_are_refused() {
+    let read = |bytes: &[u8]| {
+        let parsed = parse_job(bytes, &origin(), &[], &disk());
+        parsed.unwrap_err().iter().map(short).collect::<Vec<_>>().join("\n")
+    };
+    let resave = "save it as UTF-8 (in Notepad: Save as, Encoding: UTF-8)";
+    let utf16 = format!("1:1: the file is UTF-16, not UTF-8 | {resave}");
+    let little: Vec<u8> = "command: x\n".encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let big: Vec<u8> = "command: x\n".encode_utf16().flat_map(u16::to_be_bytes).collect();
+    assert_eq!(read(&little), utf16);
+    assert_eq!(read(&big), utf16);
+    assert_eq!(read(&[b"\xFF\xFE".as_slice(), &little].concat()), utf16);
+    assert_eq!(read(&[b"\xFE\xFF".as_slice(), &big].concat()), utf16);
+    assert_eq!(
+        read(b"command: x\ntags: {a: \xE9t\xE9}\n"),
+        format!("2:11: the file is not UTF-8: these bytes are no character | {resave}")
+    );
+    assert_eq!(
+        read(b"command: x\0y\n"),
+        "1:11: the character U+0000 cannot stand in YAML | remove it, or write it as an escape in \
+         a double-quoted text"
+    );
+}
+
+#[test]
+fn documents_that_are_too_large_are_refused() {
+    let large = format!("command: x\ndescription: {}\n", "x".repeat(5 << 20));
+    assert_eq!(
+        errors(&large),
+        "job.yml: the file has 5242905 bytes; at most 1 MiB are read\n  help: is this the right \
+         file? Data belongs into an input, code into 'code'"
+    );
+    check(
+        &format!("command: {}\n", "x".repeat((64 << 10) + 1)),
+        "1:10: 'command' has 65537 bytes; at most 65536 are allowed | put the command into a \
+         script in the code folder",
+    );
+    assert_eq!(job(&format!("command: {}\n", "x".repeat(64 << 10))).command.len(), 64 << 10);
+    let tags: String = (0..1001).map(|i| format!("  t{i}: x\n")).collect();
+    check(
+        &format!("command: x\ntags:\n{tags}"),
+        "3:3: 'tags' has 1001 entries; at most 1000 are allowed | put the values into a file that \
+         is an input",
+    );
+    check(
+        &format!("command: x\ntags: {{a: {}}}\n", "x".repeat(8001)),
+        "2:11: 'tags.a' has 8001 bytes; at most 8000 are allowed | put it into a file of the code \
+         folder",
+    );
+}
+
+#[test]
+fn documents_that_grow_are_refused() {
+    let mut bomb = "command: x\na0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
+    for i in 1..20 {
+        let before = i - 1;
+        let refs = vec![format!("*a{before}"); 10].join(", ");
+        bomb.push_str(&format!("a{i}: &a{i} [{refs}]\n"));
+    }
+    let message = errors(&bomb);
+    assert!(
+        message.contains(
+            "the document is too large here: more than 50000 values or 4 MiB of text, its aliases \
+             put in place"
+        ),
+        "{message}"
+    );
+    let long = format!("command: x\na: &a {}\nb: [{}]\n", "x".repeat(500_000), "*a, ".repeat(100));
+    assert!(errors(&long).contains("4 MiB of text"), "not refused");
+    let merges = format!(
+        "command: x\na: &a {{{}}}\n{}",
+        (0..2000).map(|i| format!("k{i}: v, ")).collect::<String>(),
+        (0..200).map(|i| format!("m{i}: {{<<: *a}}\n")).collect::<String>(),
+    );
+    assert!(errors(&merges).contains("the document is too large"), "not refused");
+    for nested in [
+        format!("command: x\na: {}{}\n", "[".repeat(100_000), "]".repeat(100_000)),
+        format!("command: x\na: {}x{}\n", "{a: ".repeat(80), "}".repeat(80)),
+        (0..200).map(|i| format!("{}a:\n", " ".repeat(i))).collect(),
+    ] {
+        assert!(parse(&nested).is_err());
+    }
+}

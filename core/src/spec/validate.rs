@@ -1,0 +1,354 @@
+//! What holds for a job however it came: from a file, from the command line, or over the wire.
+
+use std::ops::Range;
+
+use super::command::{
+    Code, CommandJob, DataKind, DataUri, Distribution, Environment, Input, InputMode, Output,
+};
+use super::diagnostic::{Diagnostic, Diagnostics};
+use super::limits::{
+    MAX_ATTEMPTS, MAX_BACKOFF, MAX_COMMAND, MAX_DESCRIPTION, MAX_DOCUMENT, MAX_ENTRIES, MAX_GPUS,
+    MAX_INSTANCES, MAX_MEMORY, MAX_MEMORY_PERCENT, MAX_MILLI_CPUS, MAX_PROCESSES, MAX_SECONDS,
+    MAX_TAG_KEY, MAX_TAG_VALUE, MAX_VALUE,
+};
+use super::reference;
+use crate::expr::{Reference, Template, Values};
+use crate::id::DatastoreName;
+
+/// A fault of a job, and which field it is in.
+pub(super) struct Finding {
+    pub(super) path: Vec<String>,
+    /// The bytes at fault in the field's text.
+    pub(super) span: Option<Range<usize>>,
+    pub(super) message: String,
+    pub(super) help: Option<String>,
+}
+
+/// Checks a job: expressions, ranges, sizes, and which modes go with which data.
+///
+/// # Errors
+/// Every fault, each with its field.
+pub fn validate(job: &CommandJob) -> Result<(), Diagnostics> {
+    report(findings(job))
+}
+
+/// Checks a job that was sent to the daemon: what [`validate`] checks, and that nothing in it lies
+/// on the submitter's machine any more.
+///
+/// # Errors
+/// Every fault, each with its field.
+pub fn validate_submitted(job: &CommandJob) -> Result<(), Diagnostics> {
+    let mut check = Check { found: findings(job), path: Vec::new() };
+    let local = "it lies on the submitter's machine, where the daemon cannot read it";
+    let help = "upload it first, as the atelier command does, and name what was uploaded";
+    if let Some(Code::Local(path)) = &job.code {
+        check.at(&["code"]).fault(format!("'{}': {local}", cut(path)), help);
+    }
+    if let Environment::Inline(inline) = &job.environment
+        && let Some(build) = &inline.build
+        && let Code::Local(path) = &build.path
+    {
+        let at = &["environment", "build", "path"];
+        check.at(at).fault(format!("'{}': {local}", cut(path)), help);
+    }
+    for (name, input) in &job.inputs {
+        if let Input::Data { uri: DataUri::Local(path), .. } = input {
+            check.at(&["inputs", name.as_str()]).fault(format!("'{}': {local}", cut(path)), help);
+        }
+    }
+    report(check.found)
+}
+
+fn report(found: Vec<Finding>) -> Result<(), Diagnostics> {
+    let all = found
+        .into_iter()
+        .map(|finding| Diagnostic {
+            help: finding.help,
+            ..Diagnostic::at_field(&finding.path.join("."), finding.message)
+        })
+        .collect();
+    Diagnostics::of(all).map_or(Ok(()), Err)
+}
+
+fn cut(text: &str) -> String {
+    super::yaml::shorten(text)
+}
+
+/// Collects faults of one field after the other.
+struct Check {
+    found: Vec<Finding>,
+    path: Vec<String>,
+}
+
+impl Check {
+    fn at(&mut self, path: &[&str]) -> &mut Self {
+        self.path = path.iter().map(|part| (*part).to_owned()).collect();
+        self
+    }
+
+    fn fault(&mut self, message: impl Into<String>, help: impl Into<String>) {
+        self.found.push(Finding {
+            path: self.path.clone(),
+            span: None,
+            message: message.into(),
+            help: Some(help.into()),
+        });
+    }
+
+    fn range(&mut self, value: u64, least: u64, most: u64) {
+        if !(least..=most).contains(&value) {
+            let field = self.path.join(".");
+            self.fault(
+                format!("'{field}' is out of range: found {value}"),
+                format!("from {least} to {most}"),
+            );
+        }
+    }
+
+    fn size(&mut self, text: &str, most: usize, help: &str) {
+        if text.len() > most {
+            let field = self.path.join(".");
+            let message = format!("'{field}' has {} bytes; at most {most} are allowed", text.len());
+            self.fault(message, help);
+        } else if text.contains('\0') {
+            let field = self.path.join(".");
+            self.fault(format!("'{field}' holds a NUL character"), "remove it");
+        }
+    }
+
+    fn entries(&mut self, key: &str, count: usize) {
+        if count > MAX_ENTRIES {
+            self.at(&[key]).fault(
+                format!("'{key}' has {count} entries; at most {MAX_ENTRIES} are allowed"),
+                "put the values into a file that is an input",
+            );
+        }
+    }
+
+    /// Parses a template and checks its references.
+    fn template(&mut self, text: &str, scope: &Values) -> Option<Template> {
+        let (template, errors) = match Template::parse(text) {
+            Ok(template) => {
+                let errors = template.check(scope);
+                (Some(template), errors)
+            }
+            Err(error) => (None, vec![error]),
+        };
+        let good = errors.is_empty();
+        for error in errors {
+            self.found.push(Finding {
+                path: self.path.clone(),
+                message: format!("in '{}': {error}", self.path.join(".")),
+                span: Some(error.span),
+                help: None,
+            });
+        }
+        template.filter(|_| good)
+    }
+}
+
+/// Every fault of a job.
+pub(super) fn findings(job: &CommandJob) -> Vec<Finding> {
+    let mut check = Check { found: Vec::new(), path: Vec::new() };
+    texts(&mut check, job);
+    let scope = Values {
+        inputs: job
+            .inputs
+            .iter()
+            .map(|(name, input)| {
+                let value = (!matches!(input, Input::Unset)).then(String::new);
+                (name.as_str().to_owned(), value)
+            })
+            .collect(),
+        outputs: job.outputs.keys().map(|k| (k.as_str().to_owned(), String::new())).collect(),
+        ..Values::default()
+    };
+    let before = check.found.len();
+    check.at(&["command"]).size(
+        &job.command,
+        MAX_COMMAND,
+        "put the command into a script in the code folder",
+    );
+    if check.found.len() == before {
+        if job.command.trim().is_empty() {
+            check.fault("'command' is empty", "write what the job runs");
+        }
+        check.template(&job.command, &scope);
+    }
+    for (name, value) in &job.environment_variables {
+        check.at(&["environment_variables", name]);
+        if name.is_empty() || name.len() > MAX_TAG_KEY || name.contains(['=', '\0']) {
+            check.fault(
+                format!("'{}' is not an environment variable's name", cut(name)),
+                "use letters, digits and '_'",
+            );
+        }
+        check.size(value, MAX_VALUE, "put it into a file that is an input");
+        check.template(value, &scope);
+    }
+    for (name, input) in &job.inputs {
+        check.at(&["inputs", name.as_str()]);
+        input_faults(&mut check, name.as_str(), input);
+    }
+    for (name, output) in &job.outputs {
+        output_faults(&mut check, name.as_str(), output);
+    }
+    numbers(&mut check, job);
+    if let Environment::Inline(inline) = &job.environment {
+        let size = inline.conda.as_ref().map_or(0, |conda| conda.to_string().len());
+        if size > MAX_DOCUMENT {
+            check.at(&["environment", "conda_file"]).fault(
+                format!("the conda file has {size} bytes; at most {MAX_DOCUMENT} are allowed"),
+                "name fewer packages",
+            );
+        }
+    }
+    check.found
+}
+
+fn texts(check: &mut Check, job: &CommandJob) {
+    let long = "put it into a file of the code folder";
+    if let Some(text) = &job.display_name {
+        check.at(&["display_name"]).size(text, MAX_TAG_VALUE, long);
+    }
+    if let Some(text) = &job.description {
+        check.at(&["description"]).size(text, MAX_DESCRIPTION, long);
+    }
+    for (key, pairs) in [("tags", &job.tags), ("properties", &job.properties)] {
+        check.entries(key, pairs.len());
+        for (name, value) in pairs {
+            check.at(&[key, name]);
+            if name.is_empty() || name.len() > MAX_TAG_KEY || name.chars().any(char::is_control) {
+                check.fault(
+                    format!("'{}' is not a key of '{key}'", cut(name)),
+                    format!("use 1 to {MAX_TAG_KEY} bytes without control characters"),
+                );
+            }
+            check.size(value, MAX_TAG_VALUE, long);
+        }
+    }
+    check.entries("inputs", job.inputs.len());
+    check.entries("outputs", job.outputs.len());
+    check.entries("environment_variables", job.environment_variables.len());
+    check.entries("services", job.services.len());
+}
+
+fn input_faults(check: &mut Check, name: &str, input: &Input) {
+    let (kind, mode, uri) = match input {
+        Input::Unset => return,
+        Input::Literal { value } => {
+            return check.size(value, MAX_VALUE, "put it into a file, and give that as input");
+        }
+        Input::Data { kind, mode, uri } => (*kind, *mode, uri),
+    };
+    let evaluates = matches!(mode, InputMode::EvalMount | InputMode::EvalDownload);
+    if evaluates && kind != DataKind::MlTable {
+        check.at(&["inputs", name, "mode"]).fault(
+            format!("input '{name}': eval_mount and eval_download are for inputs of type mltable"),
+            "write 'mode: ro_mount' or 'mode: download'",
+        );
+    }
+    check.at(&["inputs", name, "path"]);
+    let inner = match uri {
+        DataUri::Datastore { path, .. }
+        | DataUri::JobOutput { path, .. }
+        | DataUri::RunArtifact { path, .. } => path,
+        DataUri::Local(text) | DataUri::Http(text) | DataUri::Cloud(text) => {
+            return check.size(text, MAX_VALUE, "write a shorter path");
+        }
+        DataUri::Asset(_) => return,
+    };
+    check.size(inner, MAX_VALUE, "write a shorter path");
+    if let Err(wrong) = reference::inner_path(inner) {
+        check.fault(format!("input '{name}': {}", wrong.message), wrong.help);
+    }
+}
+
+fn output_faults(check: &mut Check, name: &str, output: &Output) {
+    const FORM: &str = "write azureml://datastores/NAME/paths/PATH; it may hold ${{name}}, \
+                        ${{output_name}} and ${{default_datastore}}";
+    let Some(path) = &output.path else { return };
+    check.at(&["outputs", name, "path"]);
+    let before = check.found.len();
+    check.size(path, MAX_VALUE, "write a shorter path");
+    if check.found.len() > before {
+        return;
+    }
+    let scope = Values {
+        name: Some("job".to_owned()),
+        output_name: Some(name.to_owned()),
+        default_datastore: Some("workspaceblobstore".to_owned()),
+        ..Values::default()
+    };
+    for expression in Template::parse(path).iter().flat_map(Template::references) {
+        let reference = &expression.reference;
+        if matches!(reference, Reference::Input(_) | Reference::Output(_)) {
+            check.found.push(Finding {
+                path: check.path.clone(),
+                span: Some(expression.span.clone()),
+                message: format!(
+                    "output '{name}': '${{{{{reference}}}}}' has no meaning in a path"
+                ),
+                help: Some(FORM.to_owned()),
+            });
+            return;
+        }
+    }
+    let Some(template) = check.template(path, &scope) else { return };
+    let Ok(rendered) = template.render(&scope) else { return };
+    let Some((datastore, inner, _)) = reference::datastore_parts(&rendered) else {
+        return check.fault(format!("output '{name}' cannot go to '{}'", cut(path)), FORM);
+    };
+    if let Err(error) = DatastoreName::new(datastore) {
+        check.fault(format!("output '{name}': {error}"), FORM);
+    }
+    if let Err(wrong) = reference::inner_path(inner) {
+        check.fault(format!("output '{name}': {}", wrong.message), wrong.help);
+    }
+}
+
+fn numbers(check: &mut Check, job: &CommandJob) {
+    let resources = &job.resources;
+    let mut range = |path: &[&str], value: u64, least: u64, most: u64| {
+        check.at(path).range(value, least, most);
+    };
+    range(
+        &["resources", "instance_count"],
+        resources.instance_count.into(),
+        1,
+        MAX_INSTANCES.into(),
+    );
+    if resources.demand.cpu == 0 || resources.demand.cpu > MAX_MILLI_CPUS {
+        // In thousandths: only a client of its own sends this.
+        range(&["resources", "cpus"], resources.demand.cpu, 1, MAX_MILLI_CPUS);
+    }
+    range(&["resources", "memory"], resources.demand.memory, 0, MAX_MEMORY);
+    range(&["resources", "gpus"], resources.demand.gpus.into(), 0, MAX_GPUS.into());
+    if let Some(size) = resources.shm_size {
+        range(&["resources", "shm_size"], size, 1, MAX_MEMORY << 20);
+    }
+    if let Some(timeout) = job.limits.timeout {
+        range(&["limits", "timeout"], timeout, 1, MAX_SECONDS);
+    }
+    range(&["retry", "max_attempts"], job.retry.max_attempts.into(), 1, MAX_ATTEMPTS.into());
+    range(&["retry", "backoff"], job.retry.backoff, 0, MAX_BACKOFF);
+    if let Some(percent) = job.retry.memory_percent {
+        range(&["retry", "memory"], percent.into(), 100, MAX_MEMORY_PERCENT.into());
+    }
+    match &job.distribution {
+        Some(
+            Distribution::PyTorch { process_count_per_instance: count }
+            | Distribution::Mpi { process_count_per_instance: count },
+        ) => {
+            let path = &["distribution", "process_count_per_instance"];
+            range(path, (*count).into(), 1, MAX_PROCESSES.into());
+        }
+        Some(Distribution::TensorFlow { worker_count, parameter_server_count }) => {
+            let most = MAX_PROCESSES.into();
+            range(&["distribution", "worker_count"], (*worker_count).into(), 1, most);
+            let path = &["distribution", "parameter_server_count"];
+            range(path, (*parameter_server_count).into(), 0, most);
+        }
+        Some(Distribution::Ray { .. }) | None => {}
+    }
+}

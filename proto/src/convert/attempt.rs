@@ -1,0 +1,159 @@
+//! Attempts and nodes: what agents say, from the wire.
+
+use std::collections::BTreeMap;
+
+use atelier_core::content::Digest;
+use atelier_core::id::{AttemptNumber, ComputeName, Epoch, JobName, NodeName, PortName};
+use atelier_core::job::{
+    AttemptEnd, AttemptKey, Cause, Exit, Failure, ManifestRef, Progress, Report,
+};
+use atelier_core::layout;
+use atelier_core::node::NodeRecord;
+use atelier_core::resource::{Capacity, GpuDevice};
+use atelier_core::time::Timestamp;
+
+use super::{Error, Problem};
+use crate::agent::v1 as pb;
+
+fn at<E: Into<Problem>>(field: &str) -> impl Fn(E) -> Error + '_ {
+    move |problem| Error { field: field.to_owned(), problem: problem.into() }
+}
+
+fn missing(field: &str) -> Error {
+    Error { field: field.to_owned(), problem: Problem::Missing }
+}
+
+impl From<&AttemptKey> for pb::AttemptKey {
+    fn from(key: &AttemptKey) -> Self {
+        Self { job: key.job.to_string(), attempt: key.attempt.0, epoch: key.epoch.0 }
+    }
+}
+
+impl TryFrom<pb::AttemptKey> for AttemptKey {
+    type Error = Error;
+    fn try_from(key: pb::AttemptKey) -> Result<Self, Error> {
+        Ok(Self {
+            job: JobName::new(&key.job).map_err(at("key.job"))?,
+            attempt: AttemptNumber(key.attempt),
+            epoch: Epoch(key.epoch),
+        })
+    }
+}
+
+impl TryFrom<pb::AttemptReport> for Report {
+    type Error = Error;
+    fn try_from(report: pb::AttemptReport) -> Result<Self, Error> {
+        use pb::attempt_report::Phase;
+        let key: AttemptKey = report.key.ok_or_else(|| missing("key"))?.try_into()?;
+        let progress = match report.phase.ok_or_else(|| missing("phase"))? {
+            Phase::Preparing(preparing) => Progress::Preparing { step: cut(preparing.step, 500) },
+            Phase::Running(running) => {
+                Progress::Running { since: Timestamp::from_millis(running.at_ms) }
+            }
+            Phase::Finalizing(finalizing) => {
+                Progress::Finalizing { exit: finalizing.exit.and_then(exit) }
+            }
+            Phase::Ended(ended) => Progress::Ended(Box::new(end(&key, ended)?)),
+        };
+        Ok(Self { key, progress })
+    }
+}
+
+fn exit(exit: pb::Exit) -> Option<Exit> {
+    Some(match exit.how? {
+        pb::exit::How::Code(code) => Exit::Code(code),
+        pb::exit::How::Signal(signal) => Exit::Signal(signal),
+    })
+}
+
+fn end(key: &AttemptKey, ended: pb::Ended) -> Result<AttemptEnd, Error> {
+    let manifest = match ended.manifest {
+        None => None,
+        Some(manifest) => Some(ManifestRef {
+            key: format!("{}/{}", layout::artifact_root(key.job.as_str()), manifest.path),
+            digest: Digest::try_from(manifest.digest.as_ref()).map_err(at("manifest.digest"))?,
+            files: manifest.files,
+            bytes: manifest.bytes,
+        }),
+    };
+    let outputs = ended
+        .outputs
+        .into_iter()
+        .map(|output| {
+            let name = PortName::new(&output.name).map_err(at("outputs.name"))?;
+            Ok((name, output.files, output.bytes))
+        })
+        .collect::<Result<_, Error>>()?;
+    Ok(AttemptEnd {
+        exit: ended.exit.and_then(exit),
+        problem: ended.problem.map(failure),
+        started_at: (ended.started_at_ms > 0)
+            .then(|| Timestamp::from_millis(ended.started_at_ms)),
+        manifest,
+        outputs,
+        log_bytes: ended.log_bytes,
+    })
+}
+
+fn failure(problem: pb::Problem) -> Failure {
+    let cause = match problem.cause() {
+        pb::Cause::CommandNotFound => Cause::CommandNotFound,
+        pb::Cause::Environment => Cause::EnvironmentFailed,
+        pb::Cause::Input => Cause::InputFailed,
+        pb::Cause::Output => Cause::OutputFailed,
+        pb::Cause::Code => Cause::CodeFailed,
+        pb::Cause::Timeout => Cause::Timeout,
+        pb::Cause::Canceled => Cause::Canceled,
+        pb::Cause::DiskFull => Cause::DiskFull,
+        pb::Cause::LeaseExpired => Cause::LeaseExpired,
+        // A cause that this version does not know is not held against the user.
+        pb::Cause::Platform | pb::Cause::Unspecified => Cause::AgentError,
+    };
+    Failure { cause, message: cut(problem.message, 4000) }
+}
+
+/// Keeps what nodes say within bounds.
+fn cut(mut text: String, max: usize) -> String {
+    if text.len() > max {
+        let end = (0..=max).rev().find(|&i| text.is_char_boundary(i)).unwrap_or(0);
+        text.truncate(end);
+        text.push('…');
+    }
+    text
+}
+
+/// What a node says of itself when it joins. `node` is the one that its token belongs to.
+pub fn node_record(
+    node: &NodeName,
+    hello: &pb::Hello,
+    now: Timestamp,
+) -> Result<NodeRecord, Error> {
+    let mut gpus = BTreeMap::new();
+    for gpu in &hello.gpus {
+        let index = u16::try_from(gpu.index).map_err(|_| Error {
+            field: "gpus.index".to_owned(),
+            problem: Problem::TooLarge { value: gpu.index.into(), max: u16::MAX.into() },
+        })?;
+        let device = GpuDevice {
+            uuid: cut(gpu.uuid.clone(), 100),
+            model: cut(gpu.model.clone(), 100),
+            memory: gpu.memory_mib,
+        };
+        gpus.insert(index, device);
+    }
+    Ok(NodeRecord {
+        name: node.clone(),
+        compute: ComputeName::new(&hello.compute).map_err(at("compute"))?,
+        capacity: Capacity { cpu: hello.cpu_milli, memory: hello.memory_mib, gpus },
+        version: cut(hello.version.clone(), 100),
+        hostname: cut(hello.hostname.clone(), 255),
+        os: cut(hello.os.clone(), 255),
+        facts: hello
+            .facts
+            .iter()
+            .take(100)
+            .map(|(key, value)| (cut(key.clone(), 100), cut(value.clone(), 500)))
+            .collect(),
+        joined_at: now,
+    })
+}

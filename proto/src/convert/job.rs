@@ -1,0 +1,143 @@
+//! Jobs and their events, to the wire.
+
+use std::collections::BTreeMap;
+
+use atelier_core::job::{self, Cause, Outcome, State};
+
+use crate::job::v1 as pb;
+
+impl From<job::JobStatus> for pb::JobStatus {
+    fn from(status: job::JobStatus) -> Self {
+        match status {
+            job::JobStatus::NotStarted => Self::NotStarted,
+            job::JobStatus::Queued => Self::Queued,
+            job::JobStatus::Starting => Self::Starting,
+            job::JobStatus::Preparing => Self::Preparing,
+            job::JobStatus::Running => Self::Running,
+            job::JobStatus::Finalizing => Self::Finalizing,
+            job::JobStatus::CancelRequested => Self::CancelRequested,
+            job::JobStatus::NotResponding => Self::NotResponding,
+            job::JobStatus::Completed => Self::Completed,
+            job::JobStatus::Failed => Self::Failed,
+            job::JobStatus::Canceled => Self::Canceled,
+        }
+    }
+}
+
+impl pb::JobStatus {
+    /// The status in core's words; `None` for a number left out or not known here.
+    pub const fn to_core(self) -> Option<job::JobStatus> {
+        Some(match self {
+            Self::Unspecified => return None,
+            Self::NotStarted => job::JobStatus::NotStarted,
+            Self::Queued => job::JobStatus::Queued,
+            Self::Starting => job::JobStatus::Starting,
+            Self::Preparing => job::JobStatus::Preparing,
+            Self::Running => job::JobStatus::Running,
+            Self::Finalizing => job::JobStatus::Finalizing,
+            Self::CancelRequested => job::JobStatus::CancelRequested,
+            Self::NotResponding => job::JobStatus::NotResponding,
+            Self::Completed => job::JobStatus::Completed,
+            Self::Failed => job::JobStatus::Failed,
+            Self::Canceled => job::JobStatus::Canceled,
+        })
+    }
+}
+
+/// What is known of a job besides its own record.
+#[derive(Default, Debug)]
+pub struct JobDetails {
+    /// Why it waits, while it does.
+    pub wait_reason: String,
+    /// Last value of each metric of its run.
+    pub metrics: BTreeMap<String, f64>,
+}
+
+/// A job as clients see it.
+pub fn job(job: &job::Job, details: JobDetails) -> pb::Job {
+    let mut message = pb::Job {
+        name: job.name.to_string(),
+        status: pb::JobStatus::from(job.status()).into(),
+        spec: Some(job.spec.as_ref().into()),
+        created_by: job.created_by.to_string(),
+        created_at_ms: job.created_at.as_millis(),
+        attempt: job.tries.made.0,
+        wait_reason: details.wait_reason,
+        archived: job.archived,
+        compute: job.compute.to_string(),
+        submit_seq: job.seq.0,
+        metrics: details.metrics,
+        ..pb::Job::default()
+    };
+    match &job.state {
+        State::Queued(_) => {}
+        State::Active(active) => {
+            message.node = active.node.to_string();
+            message.gpu_indices =
+                active.reservation.gpus.iter().map(|&index| u32::from(index)).collect();
+            message.started_at_ms = active.started_at.map_or(0, |at| at.as_millis());
+        }
+        State::Ended(ended) => {
+            message.node = ended.node.as_ref().map(ToString::to_string).unwrap_or_default();
+            message.started_at_ms = ended.started_at.map_or(0, |at| at.as_millis());
+            message.ended_at_ms = ended.at.as_millis();
+            message.exit_code = ended.exit.map(job::Exit::shell_code);
+            message.outputs = ended.outputs.iter().map(output).collect();
+            message.error = match &ended.outcome {
+                Outcome::Completed => None,
+                Outcome::Failed(failure) => Some(pb::JobError {
+                    code: code(failure.cause).to_owned(),
+                    message: failure.message.clone(),
+                }),
+                Outcome::Canceled(cancel) if cancel.reason.is_empty() => None,
+                Outcome::Canceled(cancel) => Some(pb::JobError {
+                    code: code(Cause::Canceled).to_owned(),
+                    message: cancel.reason.clone(),
+                }),
+            };
+        }
+    }
+    message
+}
+
+fn output(output: &job::OutputCommit) -> pb::OutputCommit {
+    pb::OutputCommit {
+        name: output.name.to_string(),
+        uri: output.uri.clone(),
+        files: output.files,
+        bytes: output.bytes,
+        partial: output.partial,
+    }
+}
+
+fn code(cause: Cause) -> &'static str {
+    match cause {
+        Cause::UserError => "UserError",
+        Cause::CommandNotFound => "CommandNotFound",
+        Cause::EnvironmentFailed => "EnvironmentFailed",
+        Cause::InputFailed => "InputFailed",
+        Cause::CodeFailed => "CodeFailed",
+        Cause::OutputFailed => "OutputFailed",
+        Cause::Timeout => "Timeout",
+        Cause::Canceled => "Canceled",
+        Cause::DiskFull => "DiskFull",
+        Cause::NodeLost => "NodeLost",
+        Cause::LeaseExpired => "LeaseExpired",
+        Cause::AgentError => "AgentError",
+    }
+}
+
+impl From<&job::Event> for pb::Event {
+    fn from(event: &job::Event) -> Self {
+        Self {
+            seq: event.seq.0,
+            job: event.job.to_string(),
+            at_ms: event.at.as_millis(),
+            attempt: event.attempt.0,
+            principal: event.principal.to_string(),
+            kind: event.kind.name().to_owned(),
+            message: event.kind.message(),
+            status: pb::JobStatus::from(event.status).into(),
+        }
+    }
+}

@@ -1,0 +1,250 @@
+//! Following a job: its log to standard output, its progress to standard error, to its end and
+//! across restarts of the daemon.
+
+use std::future::Future;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use atelier_proto::job::v1::{self as pb, JobStatus, StreamLogRequest, WatchEventsRequest};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+
+use super::summary;
+use crate::cli::{Context, Error, Kind, Output};
+use crate::client::{Client, Error as ClientError};
+
+/// How long a lost daemon is waited for.
+const PATIENCE: Duration = Duration::from_secs(5 * 60);
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// How often the reason of a waiting job is asked for, while somebody watches the terminal.
+const WAIT_REASON: Duration = Duration::from_secs(2);
+
+/// Follows the job, prints how it ended, and gives its exit code. Ctrl-C detaches: the job goes
+/// on.
+pub(in crate::cli) async fn to_the_end(
+    context: &Context,
+    client: Client,
+    name: &str,
+) -> Result<ExitCode, Error> {
+    let output = &context.output;
+    let ended = interruptible(follow(context, output, client, name)).await;
+    output.settle();
+    match ended {
+        Some(job) => {
+            let job = job?;
+            output.note(&summary::text(&job));
+            Ok(ExitCode::from(summary::exit_code(&job)))
+        }
+        None => {
+            Err(Error::new(Kind::Interrupted, format!("detached; {name} goes on")).help(format!(
+                "follow it again with `atelier job stream {name}`, stop it with `atelier job \
+                 cancel {name}`"
+            )))
+        }
+    }
+}
+
+/// `None` if Ctrl-C came first.
+async fn interruptible<T>(work: impl Future<Output = T>) -> Option<T> {
+    tokio::select! {
+        done = work => Some(done),
+        // Without the handler Ctrl-C ends the program at once, which is also fine.
+        Ok(()) = tokio::signal::ctrl_c() => None,
+    }
+}
+
+/// How far it has been seen.
+struct Follower<'a> {
+    output: &'a Output,
+    name: &'a str,
+    /// The attempt and the next byte of its log.
+    attempt: u32,
+    offset: u64,
+    /// The last event.
+    seq: u64,
+    status: JobStatus,
+    shown: String,
+    /// When the daemon was last heard of.
+    heard: Instant,
+}
+
+async fn follow(
+    context: &Context,
+    output: &Output,
+    mut client: Client,
+    name: &str,
+) -> Result<pb::Job, Error> {
+    let mut follower = Follower {
+        output,
+        name,
+        attempt: 0,
+        offset: 0,
+        seq: 0,
+        status: JobStatus::Unspecified,
+        shown: String::new(),
+        heard: Instant::now(),
+    };
+    let mut pause = FIRST_PAUSE;
+    let mut told = false;
+    loop {
+        let before = follower.heard;
+        let cause = match follower.until_it_breaks(&client).await {
+            Ok(Some(job)) => return Ok(job),
+            // The streams ended before the job did: the daemon is shutting down.
+            Ok(None) => "the daemon closed the stream".to_owned(),
+            Err(Broken::Lost(error)) => error.to_string(),
+            Err(Broken::Fatal(error)) => return Err(error),
+        };
+        if follower.heard > before {
+            pause = FIRST_PAUSE;
+            told = false;
+        }
+        tracing::debug!(cause, attempt = follower.attempt, offset = follower.offset, "lost");
+        if follower.heard.elapsed() > PATIENCE {
+            return Err(Error::new(
+                Kind::Unreachable,
+                format!("lost the daemon for {} minutes: {cause}", PATIENCE.as_secs() / 60),
+            )
+            .help(format!("the job may still run; follow it with `atelier job stream {name}`")));
+        }
+        // A restart within a second is not worth a word.
+        if !told && follower.heard.elapsed() > Duration::from_secs(1) {
+            told = true;
+            output.note(&format!("Lost the daemon ({cause}); trying again."));
+        }
+        output.waiting("Lost the daemon; trying again");
+        sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
+        // A local daemon may come back at another address.
+        match context.wanted.resolve() {
+            Ok(target) => match Client::connect(target).await {
+                Ok(connected) => client = connected,
+                Err(error) if error.is_transient() => {}
+                Err(error) => return Err(error.into()),
+            },
+            Err(ClientError::NoLocalDaemon) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Why following stopped short.
+enum Broken {
+    /// The connection or the daemon went away; try again.
+    Lost(ClientError),
+    /// Trying again would not help.
+    Fatal(Error),
+}
+
+impl From<ClientError> for Broken {
+    fn from(error: ClientError) -> Self {
+        if error.is_transient() { Self::Lost(error) } else { Self::Fatal(error.into()) }
+    }
+}
+
+impl From<tonic::Status> for Broken {
+    fn from(status: tonic::Status) -> Self {
+        ClientError::from(status).into()
+    }
+}
+
+impl From<Error> for Broken {
+    fn from(error: Error) -> Self {
+        Self::Fatal(error)
+    }
+}
+
+impl Follower<'_> {
+    /// Follows over one connection. `None` if the streams ended although the job has not.
+    async fn until_it_breaks(&mut self, client: &Client) -> Result<Option<pb::Job>, Broken> {
+        let (mut log_calls, mut event_calls) = (client.jobs(), client.jobs());
+        let log = log_calls.stream_log(StreamLogRequest {
+            job: self.name.to_owned(),
+            attempt: self.attempt,
+            offset: self.offset,
+            follow: true,
+        });
+        let events = event_calls
+            .watch_events(WatchEventsRequest { job: self.name.to_owned(), after_seq: self.seq });
+        let (log, events) = tokio::join!(client.call(log), client.call(events));
+        let (mut log, mut events) = (log?, events?);
+        self.heard = Instant::now();
+        let (mut log_open, mut events_open) = (true, true);
+        let mut reason = interval(WAIT_REASON);
+        reason.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        while log_open || events_open {
+            tokio::select! {
+                // Events first, so that "Running" stands before the first line of the log.
+                biased;
+                event = events.message(), if events_open => match event? {
+                    Some(event) => self.happened(&event),
+                    None => events_open = false,
+                },
+                chunk = log.message(), if log_open => match chunk? {
+                    Some(chunk) => self.logged(&chunk)?,
+                    None => log_open = false,
+                },
+                _ = reason.tick(), if self.waits() => {
+                    let job = get_again(client, self.name).await?;
+                    if job.status() == JobStatus::Queued && !job.wait_reason.is_empty() {
+                        self.output.waiting(&format!("Queued: {}", job.wait_reason));
+                    }
+                }
+            }
+            self.heard = Instant::now();
+        }
+        let job = get_again(client, self.name).await?;
+        Ok(job.status().is_final().then_some(job))
+    }
+
+    fn waits(&self) -> bool {
+        self.output.draws() && self.status == JobStatus::Queued
+    }
+
+    /// Writes what is new of a chunk. A daemon that came back may send again what was seen.
+    fn logged(&mut self, chunk: &pb::LogChunk) -> Result<(), Error> {
+        if chunk.attempt < self.attempt {
+            return Ok(());
+        }
+        if chunk.attempt > self.attempt {
+            if self.attempt > 0 {
+                self.output.note(&format!("Attempt {} of {}.", chunk.attempt, self.name));
+            }
+            (self.attempt, self.offset) = (chunk.attempt, 0);
+        }
+        let end = chunk.offset.saturating_add(chunk.data.len() as u64);
+        let seen = self.offset.saturating_sub(chunk.offset);
+        if end > self.offset {
+            let new = usize::try_from(seen).ok().and_then(|seen| chunk.data.get(seen..));
+            self.output.bytes(new.unwrap_or_default())?;
+            self.offset = end;
+        }
+        Ok(())
+    }
+
+    fn happened(&mut self, event: &pb::Event) {
+        self.seq = self.seq.max(event.seq);
+        self.status = event.status();
+        let word = event.status().word();
+        let text = match event.message.is_empty() {
+            true => word.to_owned(),
+            false => format!("{word}: {}", event.message),
+        };
+        if !self.output.draws() {
+            // The end has its own lines.
+            if text != self.shown && !self.status.is_final() {
+                self.output.note(&text);
+            }
+        } else if self.status == JobStatus::Running || self.status.is_final() {
+            self.output.settle();
+        } else {
+            self.output.waiting(&text);
+        }
+        self.shown = text;
+    }
+}
+
+async fn get_again(client: &Client, name: &str) -> Result<pb::Job, Broken> {
+    let request = pb::GetJobRequest { name: name.to_owned() };
+    Ok(client.call(client.jobs().get_job(request)).await?)
+}

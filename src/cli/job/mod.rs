@@ -1,0 +1,138 @@
+//! `atelier job`
+
+use std::process::ExitCode;
+
+use atelier_proto::job::v1::{
+    self as pb, ArchiveJobRequest, CancelJobRequest, DeleteJobRequest, GetJobRequest,
+};
+use clap::{Args, Subcommand};
+
+use super::{Context, Error, Kind, Name};
+use crate::client::Client;
+
+mod create;
+mod download;
+mod events;
+pub(super) mod follow;
+mod list;
+pub(super) mod read;
+pub(super) mod submit;
+mod summary;
+#[cfg(test)]
+mod tests;
+mod view;
+
+pub(super) use view::time;
+
+#[derive(Subcommand)]
+pub(super) enum Command {
+    /// Submit a job; it is on the daemon's disk when this returns
+    Create(create::Arguments),
+    /// List jobs, newest first
+    #[command(visible_alias = "ls")]
+    List(list::Arguments),
+    /// Show one job: status, error, times, outputs, and all that was asked for
+    #[command(after_help = "\
+Examples:
+  atelier job show calm_apple_x1
+  atelier job show calm_apple_x1 --query status -o tsv")]
+    Show(Name),
+    /// Print a job's log as it comes; ends with the job, and with its exit code
+    #[command(after_help = "\
+Examples:
+  atelier job stream calm_apple_x1
+  atelier job stream calm_apple_x1 -q > log.txt")]
+    Stream(Name),
+    /// Ask a job to stop: terminate, a time of grace, kill
+    #[command(after_help = "Example:\n  atelier job cancel calm_apple_x1 --reason 'wrong data'")]
+    Cancel {
+        #[command(flatten)]
+        name: Name,
+        /// Why; kept in the job's events
+        #[arg(long, value_name = "TEXT", default_value = "")]
+        reason: String,
+    },
+    /// Download what a job wrote: artifacts and logs, a named output, or everything
+    Download(download::Arguments),
+    /// Print what happened to a job, and when, and why
+    Events(events::Arguments),
+    /// Hide a finished job from lists
+    #[command(after_help = "Example:\n  atelier job archive calm_apple_x1")]
+    Archive(Name),
+    /// Show an archived job in lists again
+    #[command(after_help = "Example:\n  atelier job restore calm_apple_x1")]
+    Restore(Name),
+    /// Delete a finished job with its logs, metrics and default outputs
+    #[command(after_help = "Example:\n  atelier job delete calm_apple_x1 --yes")]
+    Delete(Delete),
+}
+
+/// Which job to delete, and whether to ask.
+#[derive(Args)]
+pub(super) struct Delete {
+    #[command(flatten)]
+    name: Name,
+    /// Do not ask
+    #[arg(short, long)]
+    yes: bool,
+}
+
+pub(super) async fn run(command: Command, context: &Context) -> Result<ExitCode, Error> {
+    match command {
+        Command::Create(arguments) => return create::run(arguments, context).await,
+        Command::List(arguments) => list::run(arguments, context).await?,
+        Command::Show(name) => {
+            let client = context.client().await?;
+            context.output.show(&view::job(&get(&client, name.get()).await?))?;
+        }
+        Command::Stream(name) => {
+            let client = context.client().await?;
+            return follow::to_the_end(context, client, name.get()).await;
+        }
+        Command::Cancel { name, reason } => {
+            let client = context.client().await?;
+            let request = CancelJobRequest { name: name.get().to_owned(), reason };
+            let job = client.call(client.jobs().cancel_job(request)).await?;
+            context.output.show(&view::job(&job))?;
+        }
+        Command::Download(arguments) => download::run(&arguments, context).await?,
+        Command::Events(arguments) => events::run(&arguments, context).await?,
+        Command::Archive(name) => archive(context, name.get(), true).await?,
+        Command::Restore(name) => archive(context, name.get(), false).await?,
+        Command::Delete(arguments) => delete(context, &arguments).await?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The job as the daemon knows it now.
+pub(super) async fn get(client: &Client, name: &str) -> Result<pb::Job, Error> {
+    let request = GetJobRequest { name: name.to_owned() };
+    Ok(client.call(client.jobs().get_job(request)).await?)
+}
+
+async fn archive(context: &Context, name: &str, archived: bool) -> Result<(), Error> {
+    let client = context.client().await?;
+    let request = ArchiveJobRequest { name: name.to_owned(), archived };
+    let job = client.call(client.jobs().archive_job(request)).await?;
+    context.output.show(&view::job(&job))
+}
+
+async fn delete(context: &Context, arguments: &Delete) -> Result<(), Error> {
+    let name = arguments.name.get();
+    if !arguments.yes {
+        let question = format!("Delete job {name} with its logs, metrics and default outputs?");
+        match context.output.confirm(&question) {
+            Some(true) => {}
+            Some(false) => return Err(Error::new(Kind::Refused, "nothing was deleted")),
+            None => {
+                return Err(Error::usage("there is no terminal to confirm the deletion on")
+                    .help(format!("add --yes: atelier job delete {name} --yes")));
+            }
+        }
+    }
+    let client = context.client().await?;
+    let request = DeleteJobRequest { name: name.to_owned() };
+    client.call(client.jobs().delete_job(request)).await?;
+    context.output.note(&format!("Deleted {name}."));
+    Ok(())
+}

@@ -1,0 +1,358 @@
+//! A job as JSON, with the names that `az ml job show` prints.
+
+use std::collections::BTreeMap;
+
+use atelier_core::resource::Memory;
+use atelier_core::time::Timestamp;
+use atelier_proto::job::v1 as pb;
+use serde_json::{Map, Value, json};
+
+use crate::cli::compute::cpus;
+
+/// RFC 3339, or null for "not yet".
+pub(in crate::cli) fn time(millis: i64) -> Value {
+    match millis {
+        0 => Value::Null,
+        millis => Timestamp::from_millis(millis).to_string().into(),
+    }
+}
+
+/// The whole job.
+pub(in crate::cli) fn job(job: &pb::Job) -> Value {
+    let mut view = Map::new();
+    let mut put = |key: &str, value: Value| {
+        view.insert(key.to_owned(), value);
+    };
+    put("name", job.name.clone().into());
+    put("status", job.status().word().into());
+    put("type", "command".into());
+    let command = match job.spec.as_ref().and_then(|spec| spec.kind.as_ref()) {
+        Some(pb::job_spec::Kind::Command(command)) => Some(command),
+        None => None,
+    };
+    if let Some(command) = command {
+        put("display_name", command.display_name.as_deref().unwrap_or(&job.name).into());
+        put("description", command.description.clone().into());
+        put("experiment_name", command.experiment_name.clone().into());
+    }
+    put("compute", azureml(&job.compute));
+    put("attempt", job.attempt.into());
+    put("node", Some(&job.node).filter(|node| !node.is_empty()).cloned().into());
+    if !job.gpu_indices.is_empty() {
+        put("gpu_indices", job.gpu_indices.clone().into());
+    }
+    if !job.wait_reason.is_empty() {
+        put("wait_reason", job.wait_reason.clone().into());
+    }
+    let error = job.error.as_ref();
+    put("error", error.map_or(Value::Null, |e| json!({ "code": e.code, "message": e.message })));
+    put("exit_code", job.exit_code.into());
+    put(
+        "creation_context",
+        json!({
+            "created_at": time(job.created_at_ms),
+            "created_by": job.created_by,
+            "created_by_type": "User",
+        }),
+    );
+    put("start_time", time(job.started_at_ms));
+    put("end_time", time(job.ended_at_ms));
+    put("duration", duration(job).map_or(Value::Null, |millis| json!(millis as f64 / 1000.0)));
+    if let Some(command) = command {
+        put("command", command.command.clone().into());
+        put("code", command.code.as_ref().map_or(Value::Null, code));
+        put("environment", command.environment.as_ref().map_or(Value::Null, environment));
+        put("environment_variables", json!(command.environment_variables));
+        put("inputs", each(&command.inputs, input));
+        put("outputs", outputs(&command.outputs, &job.outputs));
+        put("resources", command.resources.as_ref().map_or(Value::Null, resources));
+        put("distribution", command.distribution.as_ref().map_or(Value::Null, distribution));
+        let timeout = command.limits.as_ref().and_then(|limits| limits.timeout_s);
+        put("limits", timeout.map_or(Value::Null, |seconds| json!({ "timeout": seconds })));
+        put("queue_settings", command.queue_settings.as_ref().map_or(Value::Null, queue));
+        put("services", each(&command.services, service));
+        put("identity", command.identity.as_ref().map_or(Value::Null, identity));
+        put("retry", command.retry.as_ref().map_or(Value::Null, retry));
+        put("on_node_loss", on_node_loss(command.on_node_loss()).into());
+        put("tags", json!(command.tags));
+        put("properties", json!(command.properties));
+    }
+    put("metrics", json!(job.metrics));
+    put("archived", job.archived.into());
+    Value::Object(view)
+}
+
+/// How long it ran, in milliseconds; of a job that never ran, how long it lived.
+pub(in crate::cli) fn duration(job: &pb::Job) -> Option<i64> {
+    let from = if job.started_at_ms > 0 { job.started_at_ms } else { job.created_at_ms };
+    (job.ended_at_ms > 0).then(|| job.ended_at_ms.saturating_sub(from).max(0))
+}
+
+/// An event of a job.
+pub(in crate::cli) fn event(event: &pb::Event) -> Value {
+    json!({
+        "seq": event.seq,
+        "time": time(event.at_ms),
+        "job": event.job,
+        "attempt": event.attempt,
+        "kind": event.kind,
+        "status": event.status().word(),
+        "message": event.message,
+        "principal": event.principal,
+    })
+}
+
+fn azureml(name: &str) -> Value {
+    if name.is_empty() { Value::Null } else { format!("azureml:{name}").into() }
+}
+
+fn each<T>(items: &BTreeMap<String, T>, view: impl Fn(&T) -> Value) -> Value {
+    Value::Object(items.iter().map(|(name, item)| (name.clone(), view(item))).collect())
+}
+
+fn code(code: &pb::Code) -> Value {
+    match &code.source {
+        Some(pb::code::Source::Local(path)) => path.clone().into(),
+        Some(pb::code::Source::Snapshot(digest)) => {
+            let hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+            format!("azureml:code:{hex}").into()
+        }
+        None => Value::Null,
+    }
+}
+
+fn asset(asset: &pb::AssetRef) -> String {
+    use pb::asset_ref::Which;
+    match (&asset.which, asset.registry.as_str()) {
+        (None, "") => format!("azureml:{}", asset.name),
+        (Some(Which::Version(version)), "") => format!("azureml:{}:{version}", asset.name),
+        (Some(Which::Label(label)), "") => format!("azureml:{}@{label}", asset.name),
+        (which, registry) => {
+            let which = match which {
+                None => String::new(),
+                Some(Which::Version(version)) => format!("/versions/{version}"),
+                Some(Which::Label(label)) => format!("/labels/{label}"),
+            };
+            format!("azureml://registries/{registry}/environments/{}{which}", asset.name)
+        }
+    }
+}
+
+fn environment(environment: &pb::Environment) -> Value {
+    use pb::environment::Source;
+    match &environment.source {
+        Some(Source::Host(_)) => "host".into(),
+        Some(Source::Named(named)) => asset(named).into(),
+        Some(Source::Inline(inline)) => {
+            let mut view = Map::new();
+            if let Some(name) = &inline.name {
+                view.insert("name".to_owned(), name.clone().into());
+            }
+            if let Some(image) = &inline.image {
+                view.insert("image".to_owned(), image.clone().into());
+            }
+            if let Some(conda) = &inline.conda_json {
+                let conda = serde_json::from_str(conda).unwrap_or_else(|_| conda.clone().into());
+                view.insert("conda_file".to_owned(), conda);
+            }
+            if let Some(build) = &inline.build {
+                let build = json!({
+                    "path": build.path.as_ref().map_or(Value::Null, code),
+                    "dockerfile_path": build.dockerfile_path,
+                });
+                view.insert("build".to_owned(), build);
+            }
+            Value::Object(view)
+        }
+        None => Value::Null,
+    }
+}
+
+fn uri(uri: &pb::DataUri) -> Value {
+    use pb::data_uri::Form;
+    match &uri.form {
+        Some(Form::Local(path) | Form::Http(path) | Form::Cloud(path)) => path.clone().into(),
+        Some(Form::Datastore(at)) => {
+            format!("azureml://datastores/{}/paths/{}", at.name, at.path).into()
+        }
+        Some(Form::JobOutput(at)) if at.path.is_empty() => {
+            format!("azureml://jobs/{}/outputs/{}", at.job, at.output).into()
+        }
+        Some(Form::JobOutput(at)) => {
+            format!("azureml://jobs/{}/outputs/{}/paths/{}", at.job, at.output, at.path).into()
+        }
+        Some(Form::RunArtifact(at)) => format!("runs:/{}/{}", at.run, at.path).into(),
+        Some(Form::Asset(named)) => asset(named).into(),
+        None => Value::Null,
+    }
+}
+
+const fn kind(kind: pb::DataKind) -> &'static str {
+    match kind {
+        pb::DataKind::Unspecified | pb::DataKind::UriFolder => "uri_folder",
+        pb::DataKind::UriFile => "uri_file",
+        pb::DataKind::Mltable => "mltable",
+        pb::DataKind::MlflowModel => "mlflow_model",
+        pb::DataKind::CustomModel => "custom_model",
+        pb::DataKind::TritonModel => "triton_model",
+    }
+}
+
+/// Literals stand as they are, as in the job's file.
+fn input(input: &pb::Input) -> Value {
+    use pb::input::Value as V;
+    match &input.value {
+        Some(V::Literal(value)) => value.clone().into(),
+        Some(V::Data(data)) => json!({
+            "type": kind(data.kind()),
+            "mode": match data.mode() {
+                pb::InputMode::Unspecified | pb::InputMode::RoMount => "ro_mount",
+                pb::InputMode::Download => "download",
+                pb::InputMode::Direct => "direct",
+                pb::InputMode::EvalMount => "eval_mount",
+                pb::InputMode::EvalDownload => "eval_download",
+            },
+            "path": data.uri.as_ref().map_or(Value::Null, uri),
+        }),
+        Some(V::Unset(_)) | None => Value::Null,
+    }
+}
+
+/// What was asked for, and where it lies once it is there; what the job has beyond its declared
+/// outputs (`artifacts`) too.
+fn outputs(declared: &BTreeMap<String, pb::Output>, commits: &[pb::OutputCommit]) -> Value {
+    let mut view: Map<String, Value> = declared
+        .iter()
+        .map(|(name, output)| {
+            let mode = match output.mode() {
+                pb::OutputMode::Unspecified | pb::OutputMode::RwMount => "rw_mount",
+                pb::OutputMode::Upload => "upload",
+                pb::OutputMode::Direct => "direct",
+            };
+            let mut view = json!({
+                "type": kind(output.kind()),
+                "mode": mode,
+                "path": output.path,
+            });
+            if let Some(asset) = &output.asset_name {
+                view["name"] = asset.clone().into();
+            }
+            if let Some(version) = &output.asset_version {
+                view["version"] = version.clone().into();
+            }
+            (name.clone(), view)
+        })
+        .collect();
+    for commit in commits {
+        let output = view
+            .entry(commit.name.clone())
+            .or_insert_with(|| json!({ "type": "uri_folder", "mode": "rw_mount" }));
+        output["path"] = commit.uri.clone().into();
+        output["files"] = commit.files.into();
+        output["bytes"] = commit.bytes.into();
+        output["partial"] = commit.partial.into();
+    }
+    Value::Object(view)
+}
+
+fn from_json(values: &BTreeMap<String, String>) -> Value {
+    each(values, |text| serde_json::from_str(text).unwrap_or_else(|_| text.clone().into()))
+}
+
+fn resources(resources: &pb::Resources) -> Value {
+    let mut view = json!({
+        "instance_count": resources.instance_count,
+        "cpus": cpus(resources.cpu_milli),
+        "memory": match resources.memory_mib {
+            0 => Value::Null,
+            mib => Memory(mib).to_string().replace(' ', "").into(),
+        },
+        "gpus": resources.gpus,
+    });
+    if let Some(instance) = &resources.instance_type {
+        view["instance_type"] = instance.clone().into();
+    }
+    if let Some(bytes) = resources.shm_size_bytes {
+        view["shm_size"] = format!("{bytes}b").into();
+    }
+    if !resources.docker_args.is_empty() {
+        view["docker_args"] = resources.docker_args.join(" ").into();
+    }
+    if !resources.properties_json.is_empty() {
+        view["properties"] = from_json(&resources.properties_json);
+    }
+    view
+}
+
+fn distribution(distribution: &pb::Distribution) -> Value {
+    use pb::distribution::Kind;
+    match &distribution.kind {
+        Some(Kind::Pytorch(kind)) => json!({
+            "type": "pytorch",
+            "process_count_per_instance": kind.process_count_per_instance,
+        }),
+        Some(Kind::Tensorflow(kind)) => json!({
+            "type": "tensorflow",
+            "worker_count": kind.worker_count,
+            "parameter_server_count": kind.parameter_server_count,
+        }),
+        Some(Kind::Mpi(kind)) => json!({
+            "type": "mpi",
+            "process_count_per_instance": kind.process_count_per_instance,
+        }),
+        Some(Kind::Ray(kind)) => {
+            let mut view = from_json(&kind.settings_json);
+            view["type"] = "ray".into();
+            view
+        }
+        None => Value::Null,
+    }
+}
+
+fn queue(queue: &pb::QueueSettings) -> Value {
+    let priority = match queue.priority() {
+        pb::Priority::Low => "low",
+        pb::Priority::Unspecified | pb::Priority::Medium => "medium",
+        pb::Priority::High => "high",
+    };
+    json!({ "job_tier": queue.job_tier, "priority": priority })
+}
+
+fn service(service: &pb::Service) -> Value {
+    let mut view = json!({ "type": service.r#type });
+    if service.all_nodes {
+        view["nodes"] = "all".into();
+    }
+    if let Some(port) = service.port {
+        view["port"] = port.into();
+    }
+    if !service.properties.is_empty() {
+        view["properties"] = json!(service.properties);
+    }
+    view
+}
+
+fn identity(identity: &pb::Identity) -> Value {
+    use pb::identity::Kind;
+    match &identity.kind {
+        Some(Kind::Managed(kind)) => json!({ "type": "managed", "client_id": kind.client_id }),
+        Some(Kind::User(_)) => json!({ "type": "user_identity" }),
+        Some(Kind::AmlToken(_)) => json!({ "type": "aml_token" }),
+        None => Value::Null,
+    }
+}
+
+fn retry(retry: &pb::Retry) -> Value {
+    let mut view = json!({ "max_attempts": retry.max_attempts, "backoff": retry.backoff_s });
+    if let Some(percent) = retry.memory_percent {
+        view["memory"] = format!("{}x", f64::from(percent) / 100.0).into();
+    }
+    view
+}
+
+const fn on_node_loss(choice: pb::OnNodeLoss) -> &'static str {
+    match choice {
+        pb::OnNodeLoss::Unspecified | pb::OnNodeLoss::Requeue => "requeue",
+        pb::OnNodeLoss::Keep => "keep",
+    }
+}

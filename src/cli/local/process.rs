@@ -1,0 +1,210 @@
+//! The local workspace's processes: started apart from the terminal, found again, stopped.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read as _, Seek as _, SeekFrom};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use serde::{Deserialize, Serialize};
+
+/// A log larger than this is put aside when its process starts anew.
+const LARGEST_LOG: u64 = 16 << 20;
+
+/// Which of the two.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+pub(in crate::cli) enum Part {
+    /// The daemon
+    Serve,
+    /// The node's agent
+    Agent,
+}
+
+impl Part {
+    /// As its files are called.
+    pub(super) const fn word(self) -> &'static str {
+        match self {
+            Self::Serve => "serve",
+            Self::Agent => "agent",
+        }
+    }
+}
+
+/// A process that was started, as its record on disk tells.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(super) struct Record {
+    /// Its number.
+    pub(super) pid: i32,
+    /// When it began, in clock ticks since the machine started. Numbers are used again; a number
+    /// with its beginning is not.
+    pub(super) began: u64,
+    /// The version that was started.
+    pub(super) version: String,
+    /// The daemon's address: where it listens, or whom the agent serves.
+    pub(super) server: String,
+}
+
+impl Record {
+    /// The record in a file, if there is one that can be read.
+    pub(super) fn read(file: &Path) -> Option<Self> {
+        serde_json::from_slice(&fs::read(file).ok()?).ok()
+    }
+
+    /// Puts the record into the file, whole or not at all.
+    pub(super) fn write(&self, file: &Path) -> io::Result<()> {
+        let part = file.with_extension("part");
+        fs::write(&part, serde_json::to_vec_pretty(self)?)?;
+        fs::rename(part, file)
+    }
+
+    /// Whether that very process is alive.
+    pub(super) fn is_alive(&self) -> bool {
+        beginning(self.pid) == Some(self.began)
+    }
+
+    /// Terminates it, waits up to `grace`, kills it. Nothing if it is gone already.
+    pub(super) fn stop(&self, grace: Duration) -> io::Result<()> {
+        let gone = |error: rustix::io::Errno| match error {
+            rustix::io::Errno::SRCH => Ok(()),
+            error => Err(error.into()),
+        };
+        let Some(pid) = Pid::from_raw(self.pid) else { return Ok(()) };
+        let process = match pidfd_open(pid, PidfdFlags::empty()) {
+            Ok(process) => process,
+            Err(error) => return gone(error),
+        };
+        // The descriptor now holds one process; only if it is the recorded one is it ours.
+        if !self.is_alive() {
+            return Ok(());
+        }
+        for (signal, patience) in [(Signal::TERM, grace), (Signal::KILL, Duration::from_secs(5))] {
+            if let Err(error) = pidfd_send_signal(&process, signal) {
+                return gone(error);
+            }
+            let timeout = Timespec {
+                tv_sec: i64::try_from(patience.as_secs()).unwrap_or(i64::MAX),
+                tv_nsec: i64::from(patience.subsec_nanos()),
+            };
+            let mut ended = [PollFd::new(&process, PollFlags::IN)];
+            if poll(&mut ended, Some(&timeout))? > 0 {
+                return Ok(());
+            }
+        }
+        Err(io::Error::other(format!("process {} does not end", self.pid)))
+    }
+}
+
+/// When a living process began: field 22 of its `stat`. `None` if it is gone or a zombie.
+fn beginning(pid: i32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name in parentheses may hold anything, so fields are counted from its end.
+    let mut fields = stat.get(stat.rfind(')')? + 1..)?.split_ascii_whitespace();
+    let state = fields.next()?;
+    if matches!(state, "Z" | "X") {
+        return None;
+    }
+    fields.nth(18)?.parse().ok()
+}
+
+/// A process that was started just now.
+pub(super) struct Started {
+    pub(super) child: Child,
+    pub(super) record: Record,
+    /// Where in the log its own lines begin.
+    pub(super) log_from: u64,
+}
+
+/// Starts this program with other arguments in a session of its own, so that neither Ctrl-C nor
+/// the terminal's end reaches it. What it prints goes to `log`.
+pub(super) fn spawn(
+    program: &Path,
+    arguments: &[String],
+    folder: &Path,
+    log: &Path,
+    server: &str,
+) -> io::Result<Started> {
+    if fs::metadata(log).is_ok_and(|found| found.len() > LARGEST_LOG) {
+        fs::rename(log, log.with_extension("log.1"))?;
+    }
+    let log = OpenOptions::new().create(true).append(true).open(log)?;
+    let log_from = log.metadata()?.len();
+    let mut command = Command::new(program);
+    command
+        .args(arguments)
+        .current_dir(folder)
+        // They name another daemon than the one meant here.
+        .env_remove("ATELIER_SERVER")
+        .env_remove("ATELIER_TOKEN")
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log);
+    // SAFETY: between fork and exec only setsid runs, which is async-signal-safe and allocates
+    // nothing.
+    unsafe {
+        command.pre_exec(|| {
+            rustix::process::setsid()?;
+            Ok(())
+        });
+    }
+    let child = command.spawn()?;
+    let pid = i32::try_from(child.id()).map_err(io::Error::other)?;
+    // A process that ended already has no beginning any more; its end is noticed by whoever waits.
+    let began = beginning(pid).unwrap_or_default();
+    let record =
+        Record { pid, began, version: crate::VERSION.to_owned(), server: server.to_owned() };
+    Ok(Started { child, record, log_from })
+}
+
+/// The last lines of a log from byte `from` on; empty if there is none.
+pub(super) fn tail(log: &Path, lines: usize, from: u64) -> String {
+    const WINDOW: u64 = 256 << 10;
+    let read = || -> io::Result<Vec<u8>> {
+        let mut file = File::open(log)?;
+        let size = file.metadata()?.len();
+        file.seek(SeekFrom::Start(size.saturating_sub(WINDOW).max(from.min(size))))?;
+        let mut bytes = Vec::new();
+        file.take(WINDOW).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    let text = String::from_utf8_lossy(&read().unwrap_or_default()).into_owned();
+    let all: Vec<&str> = text.lines().collect();
+    all[all.len().saturating_sub(lines)..].join("\n")
+}
+
+/// Where the local workspace's own files lie.
+pub(super) struct Files {
+    folder: PathBuf,
+    logs: PathBuf,
+}
+
+impl Files {
+    pub(super) fn new(home: &crate::client::Home) -> Self {
+        Self { folder: home.path().join("run"), logs: home.logs() }
+    }
+
+    pub(super) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The record of one of the processes.
+    pub(super) fn record(&self, part: Part) -> PathBuf {
+        self.folder.join(part.word()).with_extension("json")
+    }
+
+    /// What it printed.
+    pub(super) fn log(&self, part: Part) -> PathBuf {
+        self.logs.join(part.word()).with_extension("log")
+    }
+
+    pub(super) fn logs(&self) -> &Path {
+        &self.logs
+    }
+
+    /// Held by whoever starts or stops the processes.
+    pub(super) fn lock(&self) -> PathBuf {
+        self.folder.join("lock")
+    }
+}

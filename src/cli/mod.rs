@@ -1,0 +1,229 @@
+//! The command line: one file per noun, one output object.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
+
+use crate::client::{Client, Home, Wanted};
+use crate::config::ServeArgs;
+
+mod completions;
+mod compute;
+mod datastore;
+mod error;
+mod experiment;
+mod job;
+mod local;
+mod node;
+mod output;
+mod run;
+mod schema;
+mod serve;
+mod token;
+pub mod upload;
+mod workspace;
+
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use error::{Error, Kind};
+pub(crate) use output::{Column, Format, Output, Query};
+
+/// A workspace for machine learning on machines you own.
+///
+/// Runs Azure Machine Learning job files unchanged: `atelier run job.yml`.
+#[derive(Parser)]
+#[command(name = "atelier", version = crate::VERSION, propagate_version = true)]
+#[command(arg_required_else_help = true, infer_long_args = false, max_term_width = 100)]
+#[command(after_help = "\
+Examples:
+  atelier run job.yml                            run a job here and follow it
+  atelier run --cpus 2 -- python train.py        run a command, without a file
+  atelier job create -f job.yml --stream         submit to the daemon in use
+  atelier job list --query \"[?status=='Failed'].name\"
+
+Exit codes: 0 done, 1 refused or job failed, 2 usage, 3 not found, 4 no daemon,
+5 not allowed, 6 daemon failed. `run` and `stream` end with the job's own code.")]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Options that every command takes.
+#[derive(Args)]
+struct Global {
+    /// How to print data [default: a table for lists; for one thing YAML on a terminal, else JSON]
+    #[arg(short, long, global = true, value_enum, value_name = "FORMAT", help_heading = "Global")]
+    output: Option<Format>,
+    /// JMESPath expression that picks from the data, for example "[].name"
+    #[arg(long, global = true, value_name = "JMESPATH", help_heading = "Global")]
+    query: Option<String>,
+    /// The daemon's address, http://HOST:PORT [default: the local workspace]
+    #[arg(
+        long,
+        global = true,
+        env = "ATELIER_SERVER",
+        value_name = "URL",
+        help_heading = "Global"
+    )]
+    server: Option<String>,
+    /// A file that holds the token; without it ATELIER_TOKEN is used
+    #[arg(long, global = true, value_name = "FILE", help_heading = "Global")]
+    token_file: Option<PathBuf>,
+    /// Print data and errors only
+    #[arg(short, long, global = true, help_heading = "Global")]
+    quiet: bool,
+    /// Print what the client does, to standard error
+    #[arg(long, global = true, help_heading = "Global")]
+    debug: bool,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Run(run::Arguments),
+    /// Submit, look at, follow and cancel jobs
+    #[command(subcommand)]
+    Job(job::Command),
+    /// Look at computes
+    #[command(subcommand)]
+    Compute(compute::Command),
+    /// Look at nodes
+    #[command(subcommand)]
+    Node(node::Command),
+    /// Look at the workspace
+    #[command(subcommand)]
+    Workspace(workspace::Command),
+    /// Look at datastores
+    #[command(subcommand)]
+    Datastore(datastore::Command),
+    /// Look at experiments
+    #[command(subcommand)]
+    Experiment(experiment::Command),
+    /// Make tokens for users and nodes
+    #[command(subcommand)]
+    Token(token::Command),
+    /// The workspace on this machine: start, look, stop
+    #[command(subcommand)]
+    Local(local::Command),
+    /// Run the daemon: the workspace's scheduler, store and gateway
+    #[command(after_help = "\
+Examples:
+  atelier serve
+  atelier serve --data-dir /srv/atelier --workspace team --listen 127.0.0.1:7420")]
+    Serve(ServeArgs),
+    Schema(schema::Arguments),
+    Completions(completions::Arguments),
+}
+
+/// A thing's name, as `NAME` or `-n NAME`.
+#[derive(Args, Clone, Debug)]
+#[group(id = "which", required = true, multiple = false)]
+struct Name {
+    /// Its name
+    #[arg(value_name = "NAME")]
+    positional: Option<String>,
+    /// Its name, as users of `az ml` write it
+    #[arg(short = 'n', long = "name", value_name = "NAME")]
+    option: Option<String>,
+}
+
+impl Name {
+    fn get(&self) -> &str {
+        self.positional.as_deref().or(self.option.as_deref()).unwrap_or_default()
+    }
+}
+
+/// What every command needs: where to print, which daemon.
+struct Context {
+    output: Output,
+    wanted: Wanted,
+}
+
+impl Context {
+    async fn client(&self) -> Result<Client, Error> {
+        let target = self.wanted.resolve()?;
+        tracing::debug!(server = %target.server, "connecting");
+        Ok(Client::connect(target).await?)
+    }
+}
+
+/// The whole program from its arguments to its exit code.
+pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        // Help and version are no errors: clap knows where each goes, and the code.
+        Err(error) => error.exit(),
+    };
+    let Global { output: format, query, server, token_file, quiet, debug } = cli.global;
+    let plain = Output::standard(format, None, quiet);
+    let query = match query.as_deref().map(Query::new).transpose() {
+        Ok(query) => query,
+        Err(error) => {
+            plain.error(&error);
+            return error.exit_code();
+        }
+    };
+    if debug {
+        log_to_stderr();
+    }
+    let output = Output::standard(format, query, quiet);
+    let wanted = Wanted {
+        server,
+        token_file,
+        token: std::env::var("ATELIER_TOKEN").ok().filter(|token| !token.is_empty()),
+        home: crate::config::home().ok().map(Home::new),
+    };
+    let context = Context { output: output.clone(), wanted };
+    match dispatch(cli.command, &context) {
+        Ok(code) => code,
+        Err(error) => {
+            output.error(&error);
+            error.exit_code()
+        }
+    }
+}
+
+fn dispatch(command: Command, context: &Context) -> Result<ExitCode, Error> {
+    let done = |result: Result<(), Error>| result.map(|()| ExitCode::SUCCESS);
+    match command {
+        Command::Run(arguments) => block_on(run::run(arguments, context)),
+        Command::Local(command) => done(block_on(local::run(command, context))),
+        Command::Serve(arguments) => done(serve::run(arguments)),
+        Command::Schema(arguments) => done(schema::run(&arguments, context)),
+        Command::Job(command) => block_on(job::run(command, context)),
+        Command::Compute(command) => done(block_on(compute::run(command, context))),
+        Command::Node(command) => done(block_on(node::run(command, context))),
+        Command::Workspace(command) => done(block_on(workspace::run(command, context))),
+        Command::Datastore(command) => done(block_on(datastore::run(command, context))),
+        Command::Experiment(command) => done(block_on(experiment::run(command, context))),
+        Command::Token(command) => done(block_on(token::run(command, context))),
+        Command::Completions(arguments) => {
+            done(completions::run(&arguments, &mut Cli::command(), context))
+        }
+    }
+}
+
+/// Runs a client command on one thread: starting more would cost more than most commands take.
+fn block_on<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| {
+        Error::new(Kind::Failed, format!("cannot start the client's runtime: {error}"))
+    })?;
+    let result = runtime.block_on(work);
+    // Nothing that still runs in the background matters once the answer is there.
+    runtime.shutdown_background();
+    result
+}
+
+fn log_to_stderr() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("ATELIER_LOG").unwrap_or_else(|_| {
+        tracing_subscriber::EnvFilter::new("atelier=debug,tonic=debug,h2=info")
+    });
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+}

@@ -1,0 +1,32 @@
+//! `atelier serve`: the daemon, in the foreground.
+
+use super::{Error, Kind};
+use crate::config::ServeArgs;
+use crate::{daemon, telemetry};
+
+/// Runs the daemon until a termination signal.
+pub(super) fn run(arguments: ServeArgs) -> Result<(), Error> {
+    telemetry::start(arguments.log_format);
+    let failed = |message: String| Error::new(Kind::Failed, message);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("daemon")
+        .build()
+        .map_err(|error| failed(format!("cannot start the daemon's runtime: {error}")))?;
+    let result = runtime.block_on(daemon::serve(arguments));
+    // Streams that clients hold open do not keep a stopped daemon alive.
+    runtime.shutdown_background();
+    result.map_err(|error| Error::new(kind(&error), error.to_string()))
+}
+
+/// What the admin can put right is no failure of the daemon.
+fn kind(error: &daemon::Error) -> Kind {
+    use daemon::Error as E;
+    match error {
+        E::Home(_) | E::NotLoopback(_) => Kind::Usage,
+        E::Folder(_) | E::Listen { .. } | E::Curated { .. } | E::Name(_) => Kind::Refused,
+        E::Store(_) | E::StoreFailed(_) | E::Storage(_) | E::Identity(_) | E::Server(_) => {
+            Kind::Failed
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! Which daemon to talk to, and as whom.
+
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::{Error, Home};
+
+/// What the user said about the daemon, as written.
+#[derive(Clone, Default)]
+pub struct Wanted {
+    /// `--server` or `ATELIER_SERVER`.
+    pub server: Option<String>,
+    /// `--token-file`.
+    pub token_file: Option<PathBuf>,
+    /// `ATELIER_TOKEN`.
+    pub token: Option<String>,
+    /// The local workspace's home, used when no server is named.
+    pub home: Option<Home>,
+}
+
+/// An address and a token.
+#[derive(Clone)]
+pub struct Target {
+    /// `http://HOST:PORT`, without a slash at the end.
+    pub server: String,
+    /// Never printed.
+    pub token: Token,
+    /// Whether it is the local workspace, whose address may change when it restarts.
+    pub local: bool,
+}
+
+/// A secret that names the caller.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Token(String);
+
+impl Token {
+    /// A token from text; blanks around it are dropped.
+    pub fn new(text: &str) -> Self {
+        Self(text.trim().to_owned())
+    }
+
+    /// The secret, for the `authorization` header.
+    pub fn secret(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token(…)")
+    }
+}
+
+impl Wanted {
+    /// Reads what is needed to reach the daemon. Files are read each time, as a local daemon that
+    /// restarts may have another address.
+    pub fn resolve(&self) -> Result<Target, Error> {
+        let (server, local) = match &self.server {
+            Some(server) => (checked(server)?, false),
+            None => (self.local_server()?, true),
+        };
+        let token = match (&self.token_file, &self.token, &self.home) {
+            (Some(file), _, _) => read_token(file)?,
+            (None, Some(token), _) => Token::new(token),
+            (None, None, Some(home)) if local => read_token(&home.admin_token())?,
+            _ => return Err(Error::NoToken { server }),
+        };
+        if token.0.is_empty() || token.0.contains(|c: char| !c.is_ascii_graphic()) {
+            return Err(Error::BadToken);
+        }
+        Ok(Target { server, token, local })
+    }
+
+    fn local_server(&self) -> Result<String, Error> {
+        let home = self.home.as_ref().ok_or(Error::NoHome)?;
+        let file = home.endpoint();
+        match fs::read_to_string(&file) {
+            Ok(text) => checked(text.trim()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(Error::NoLocalDaemon),
+            Err(source) => Err(Error::Read { path: file, source }),
+        }
+    }
+}
+
+fn read_token(file: &Path) -> Result<Token, Error> {
+    match fs::read_to_string(file) {
+        Ok(text) => Ok(Token::new(&text)),
+        Err(source) => Err(Error::Read { path: file.to_owned(), source }),
+    }
+}
+
+/// `HOST:PORT` or `http://HOST:PORT[/]`.
+fn checked(server: &str) -> Result<String, Error> {
+    let bad = |why| Error::BadServer { server: server.to_owned(), why };
+    if server.starts_with("https://") {
+        return Err(bad("TLS is not supported yet; reach a distant daemon through an SSH tunnel"));
+    }
+    let rest = server.strip_prefix("http://").unwrap_or(server);
+    let rest = rest.strip_suffix('/').unwrap_or(rest);
+    let authority: http::uri::Authority =
+        rest.parse().map_err(|_| bad("it is not of the form http://HOST:PORT"))?;
+    if authority.host().is_empty() || rest.contains('@') {
+        return Err(bad("it is not of the form http://HOST:PORT"));
+    }
+    if authority.port_u16().is_none() {
+        return Err(bad("the port is missing"));
+    }
+    Ok(format!("http://{rest}"))
+}

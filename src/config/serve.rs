@@ -1,0 +1,60 @@
+//! What `atelier serve` takes.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use atelier_core::id::{ComputeName, WorkspaceName};
+use atelier_core::node::LeasePolicy;
+
+/// Runs the daemon: the workspace's scheduler, store and gateway.
+#[derive(clap::Args, Clone, Debug)]
+pub struct ServeArgs {
+    /// Where the workspace's records, tokens and local datastores lie
+    /// [default: `<home>/workspace`]
+    #[arg(long, env = "ATELIER_DATA_DIR", value_name = "FOLDER")]
+    pub data_dir: Option<PathBuf>,
+    /// Address to listen on; port 0 takes any free one. Loopback only
+    #[arg(long, default_value = "127.0.0.1:7420", value_name = "ADDRESS:PORT")]
+    pub listen: SocketAddr,
+    /// The workspace's name, fixed when its folder is made
+    #[arg(long, default_value = "local", value_name = "NAME")]
+    pub workspace: WorkspaceName,
+    /// A cluster that agents may join; may be given several times. The first is the default for
+    /// jobs that name none
+    #[arg(long, default_value = "local", value_name = "NAME")]
+    pub compute: Vec<ComputeName>,
+    /// Refuse jobs with a container image on nodes that have no container runtime, instead of
+    /// using a private environment of the node's own Python
+    #[arg(long)]
+    pub require_containers: bool,
+    /// A JSON table of curated environments, added to the built-in one
+    #[arg(long, value_name = "FILE")]
+    pub curated_environments: Option<PathBuf>,
+    /// Bytes of standard output kept of each attempt; beyond it the log ends with a marker
+    #[arg(long, default_value_t = 256 << 20, value_name = "BYTES")]
+    pub log_limit: u64,
+    /// Seconds between asking a job to stop and killing it
+    #[arg(long, default_value_t = 10, value_name = "SECONDS")]
+    pub grace: u64,
+    /// Seconds of silence after which a node ends its own jobs, and (with a margin) the daemon
+    /// starts them elsewhere
+    #[arg(long, default_value_t = 600, value_name = "SECONDS")]
+    pub lease: u64,
+    /// Logs as text for people or as one JSON object a line
+    #[arg(long, default_value = "text", value_name = "text|json")]
+    pub log_format: crate::telemetry::Format,
+}
+
+impl ServeArgs {
+    /// The lease that these arguments mean. Short leases shorten everything that depends on them.
+    pub fn lease_policy(&self) -> LeasePolicy {
+        let lease_ms = self.lease.max(1) * 1000;
+        let usual = LeasePolicy::default();
+        LeasePolicy {
+            heartbeat_ms: usual.heartbeat_ms.min(lease_ms / 4),
+            unreachable_ms: usual.unreachable_ms.min(lease_ms / 2),
+            lease_ms,
+            margin_ms: usual.margin_ms.min(lease_ms / 2),
+        }
+    }
+}

@@ -1,0 +1,312 @@
+//! From what was sent to what is submitted: checks again what the client checked, resolves every
+//! reference, and fixes where each output goes.
+
+use std::sync::Arc;
+
+use atelier_core::content::Digest;
+use atelier_core::environment::{CuratedTable, curated};
+use atelier_core::expr::{self, Template};
+use atelier_core::id::{DatastoreName, JobName};
+use atelier_core::layout;
+use atelier_core::spec::{
+    AssetRef, Code, CommandJob, DataUri, Distribution, Environment, InlineEnvironment, Input, OutputMode,
+};
+
+use crate::storage::{ContentStore, Datastores};
+use crate::store::{self, Store};
+
+/// Knows what references may point to.
+#[derive(Clone)]
+pub struct Admission {
+    pub(super) store: Arc<dyn Store>,
+    pub(super) datastores: Datastores,
+    pub(super) content: ContentStore,
+    pub(super) curated: Arc<CuratedTable>,
+    pub(super) require_containers: bool,
+}
+
+/// Why a job is not accepted.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A rule of the specification is broken.
+    #[error("{field}: {problem}")]
+    Invalid {
+        /// Where.
+        field: String,
+        /// What is wrong and what to do.
+        problem: String,
+    },
+    /// Something named does not exist.
+    #[error("{field}: {problem}")]
+    Missing {
+        /// Where.
+        field: String,
+        /// What is missing and what to do.
+        problem: String,
+    },
+    /// What later work will run.
+    #[error("{field}: {problem}")]
+    NotYet {
+        /// Where.
+        field: String,
+        /// What, and what to do instead.
+        problem: String,
+    },
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    /// Storage failed.
+    #[error(transparent)]
+    Storage(#[from] crate::storage::Error),
+}
+
+fn invalid(field: impl Into<String>, problem: impl Into<String>) -> Error {
+    Error::Invalid { field: field.into(), problem: problem.into() }
+}
+
+fn missing(field: impl Into<String>, problem: impl Into<String>) -> Error {
+    Error::Missing { field: field.into(), problem: problem.into() }
+}
+
+fn not_yet(field: impl Into<String>, problem: impl Into<String>) -> Error {
+    Error::NotYet { field: field.into(), problem: problem.into() }
+}
+
+impl Admission {
+    /// Checks and resolves. `name` is the job's name, because output paths may hold it.
+    pub async fn admit(&self, name: &JobName, mut job: CommandJob) -> Result<CommandJob, Error> {
+        job.name = Some(name.clone());
+        if let Err(problems) = atelier_core::spec::validate_submitted(&job) {
+            return Err(invalid("job", problems.to_string()));
+        }
+        self.check_code(&job).await?;
+        self.check_environment(&job.environment)?;
+        check_launch(&job)?;
+        let inputs = std::mem::take(&mut job.inputs);
+        for (port, input) in inputs {
+            let input = match input {
+                Input::Data { kind, mode, uri } => {
+                    let uri = self.resolve(&format!("inputs.{port}"), uri)?;
+                    Input::Data { kind, mode, uri }
+                }
+                other => other,
+            };
+            job.inputs.insert(port, input);
+        }
+        let outputs = std::mem::take(&mut job.outputs);
+        for (port, mut output) in outputs {
+            let field = format!("outputs.{port}");
+            let path = match &output.path {
+                None => layout::output_uri(layout::BLOB_STORE, name, &port),
+                Some(path) => {
+                    let scope = expr::Values {
+                        name: Some(name.to_string()),
+                        output_name: Some(port.to_string()),
+                        default_datastore: Some(layout::BLOB_STORE.to_owned()),
+                        ..expr::Values::default()
+                    };
+                    Template::parse(path)
+                        .and_then(|template| template.render(&scope))
+                        .map_err(|e| invalid(format!("{field}.path"), e.to_string()))?
+                }
+            };
+            if output.mode != OutputMode::Direct {
+                self.check_output_path(&field, &path)?;
+            }
+            output.path = Some(path);
+            job.outputs.insert(port, output);
+        }
+        Ok(job)
+    }
+
+    async fn check_code(&self, job: &CommandJob) -> Result<(), Error> {
+        match &job.code {
+            None => Ok(()),
+            Some(Code::Local(path)) => Err(invalid(
+                "code",
+                format!("'{path}' is on your machine; upload it first (atelier job create does)"),
+            )),
+            Some(Code::Snapshot(root)) => self.snapshot(*root).await,
+        }
+    }
+
+    async fn snapshot(&self, root: Digest) -> Result<(), Error> {
+        if self.content.missing(vec![root]).await?.is_empty() {
+            return Ok(());
+        }
+        Err(missing("code", format!("the workspace has no snapshot {root}; upload it first")))
+    }
+
+    fn check_environment(&self, environment: &Environment) -> Result<(), Error> {
+        match environment {
+            Environment::Host => Ok(()),
+            Environment::Named(asset) => {
+                if named(&self.curated, &asset.name).is_some() {
+                    return Ok(());
+                }
+                Err(missing(
+                    "environment",
+                    format!(
+                        "there is no environment '{}'; name a curated one (sklearn-1.5 and the \
+                         like), or write it out (image, conda_file)",
+                        asset.name,
+                    ),
+                ))
+            }
+            Environment::Inline(inline) if inline.build.is_some() => Err(not_yet(
+                "environment.build",
+                "building images is not supported yet; name an image or a conda_file",
+            )),
+            Environment::Inline(inline)
+                if self.require_containers && inline.image.is_some() =>
+            {
+                Err(not_yet(
+                    "environment.image",
+                    "containers are not supported yet, and this workspace refuses to do without \
+                     (--require-containers)",
+                ))
+            }
+            Environment::Inline(_) => Ok(()),
+        }
+    }
+
+    /// Follows a reference to where the data lies.
+    fn resolve(&self, field: &str, uri: DataUri) -> Result<DataUri, Error> {
+        match uri {
+            DataUri::Datastore { datastore, path } => {
+                self.datastore(field, &datastore)?;
+                Ok(DataUri::Datastore { datastore, path })
+            }
+            DataUri::Http(url) => Ok(DataUri::Http(url)),
+            DataUri::JobOutput { job, output, path } => self.job_output(field, &job, &output, &path),
+            DataUri::RunArtifact { run, path } => {
+                let job = JobName::new(&run).map_err(|e| invalid(field, e.to_string()))?;
+                self.job_output(field, &job, "artifacts", &path)
+            }
+            DataUri::Local(path) => Err(invalid(
+                field,
+                format!("'{path}' is on your machine; upload it first (atelier job create does)"),
+            )),
+            DataUri::Asset(AssetRef { name, .. }) => Err(not_yet(
+                field,
+                format!("data and model assets ('{name}') are not supported yet; give its path"),
+            )),
+            DataUri::Cloud(uri) => Err(not_yet(
+                field,
+                format!(
+                    "'{uri}' lies in cloud storage, which is not supported yet; copy it to a \
+                     datastore or give an https address"
+                ),
+            )),
+        }
+    }
+
+    fn job_output(
+        &self,
+        field: &str,
+        job: &JobName,
+        output: &str,
+        path: &str,
+    ) -> Result<DataUri, Error> {
+        let known = self
+            .store
+            .job(job)?
+            .ok_or_else(|| missing(field, format!("there is no job '{job}'")))?;
+        let (datastore, root) = if output == "artifacts" {
+            let datastore = DatastoreName::new(layout::ARTIFACT_STORE)
+                .map_err(|e| invalid(field, e.to_string()))?;
+            (datastore, layout::artifact_root(job.as_str()))
+        } else {
+            let found = known.spec.outputs.iter().find(|(name, _)| name.as_str() == output);
+            let Some((_, found)) = found else {
+                let names: Vec<&str> = known.spec.outputs.keys().map(|n| n.as_str()).collect();
+                let known = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+                let problem = format!("job '{job}' has no output '{output}' (it has: {known})");
+                return Err(missing(field, problem));
+            };
+            found.path.as_deref().and_then(layout::parse_datastore_uri).ok_or_else(|| {
+                invalid(field, format!("output '{output}' of job '{job}' is not in a datastore"))
+            })?
+        };
+        if known.ended().is_none() {
+            let problem = format!("job '{job}' is not over, so its outputs are not there yet");
+            return Err(missing(field, problem));
+        }
+        let root = root.trim_end_matches('/');
+        let path = path.trim_matches('/');
+        let path = if path.is_empty() { root.to_owned() } else { format!("{root}/{path}") };
+        Ok(DataUri::Datastore { datastore, path })
+    }
+
+    fn datastore(&self, field: &str, name: &DatastoreName) -> Result<(), Error> {
+        if self.datastores.get(name.as_str()).is_ok() {
+            return Ok(());
+        }
+        let known: Vec<String> = self.datastores.iter().map(|d| d.name().to_string()).collect();
+        Err(missing(
+            field,
+            format!("there is no datastore '{name}' (known: {})", known.join(", ")),
+        ))
+    }
+
+    fn check_output_path(&self, field: &str, uri: &str) -> Result<(), Error> {
+        let Some((datastore, path)) = layout::parse_datastore_uri(uri) else {
+            return Err(invalid(
+                format!("{field}.path"),
+                format!(
+                    "'{uri}' is not in a datastore; write azureml://datastores/NAME/paths/PATH"
+                ),
+            ));
+        };
+        self.datastore(field, &datastore)?;
+        let trimmed = path.trim_end_matches('/');
+        if trimmed.is_empty() {
+            return Err(invalid(
+                format!("{field}.path"),
+                "it names a whole datastore; add a folder after 'paths/'",
+            ));
+        }
+        crate::storage::ObjectPath::new(trimmed)
+            .map(drop)
+            .map_err(|e| invalid(format!("{field}.path"), e.to_string()))?;
+        // Content, uploads and other runs' results must stay what they are.
+        let reserved = ["azureml/content", "LocalUpload", "ExperimentRun"];
+        if reserved.iter().any(|r| trimmed == *r || trimmed.starts_with(&format!("{r}/"))) {
+            return Err(invalid(
+                format!("{field}.path"),
+                format!("'{trimmed}' is kept for the workspace itself; choose another folder"),
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// What a named environment is made of: the admin's table first, then the built-in one.
+pub(super) fn named(table: &CuratedTable, name: &str) -> Option<InlineEnvironment> {
+    table.get(name).or_else(|| curated(name))
+}
+
+fn check_launch(job: &CommandJob) -> Result<(), Error> {
+    let processes = match &job.distribution {
+        None | Some(Distribution::TensorFlow { .. } | Distribution::Ray { .. }) => 1,
+        Some(
+            Distribution::PyTorch { process_count_per_instance }
+            | Distribution::Mpi { process_count_per_instance },
+        ) => *process_count_per_instance,
+    };
+    if processes > 1 {
+        return Err(not_yet(
+            "distribution.process_count_per_instance",
+            format!("{processes} processes on a node are not supported yet; set it to 1"),
+        ));
+    }
+    match &job.distribution {
+        Some(Distribution::Ray { .. }) => {
+            Err(not_yet("distribution", "Ray clusters are not supported yet; leave it out"))
+        }
+        Some(Distribution::Mpi { .. }) => {
+            Err(not_yet("distribution", "mpi is not supported yet; leave it out"))
+        }
+        _ => Ok(()),
+    }
+}

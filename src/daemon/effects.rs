@@ -1,0 +1,232 @@
+//! What the daemon does once a decision is on disk.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use atelier_core::id::{DatastoreName, ExperimentName, JobName, NodeName, PortName, Principal};
+use atelier_core::job::{AttemptKey, Job};
+use atelier_core::layout;
+use atelier_core::live::Effect;
+use atelier_core::resource::GpuIndex;
+use atelier_core::spec::{
+    CommandJob, DataUri, Environment, InlineEnvironment, Input, OutputMode,
+};
+use tokio::sync::mpsc;
+
+use crate::identity::Door;
+
+/// A node's way to hear from the daemon.
+pub type Outbox = mpsc::UnboundedSender<ToNode>;
+
+/// What the daemon tells a node.
+#[derive(Clone, Debug)]
+pub enum ToNode {
+    /// Run this.
+    Assign(Box<Assignment>),
+    /// Stop it.
+    Stop {
+        /// Which.
+        key: AttemptKey,
+        /// Why.
+        reason: String,
+    },
+    /// The end of this attempt is on disk.
+    Acknowledge(AttemptKey),
+    /// Kill and forget this attempt.
+    Discard(AttemptKey),
+    /// Push a log from here on.
+    FollowLog {
+        /// Names the answer.
+        request: u64,
+        /// Whose log.
+        key: AttemptKey,
+        /// From where.
+        offset: u64,
+        /// Until the attempt ends, or only what is there.
+        follow: bool,
+    },
+    /// Answers a heartbeat.
+    HeartbeatAck(u64),
+}
+
+/// An attempt with everything its node needs.
+#[derive(Clone, Debug)]
+pub struct Assignment {
+    /// Which.
+    pub key: AttemptKey,
+    /// What to run.
+    pub spec: Arc<CommandJob>,
+    /// On which devices.
+    pub gpus: Vec<GpuIndex>,
+    /// The attempt's own token.
+    pub token: String,
+    /// Each data input.
+    pub inputs: BTreeMap<PortName, InputSource>,
+    /// Each output.
+    pub outputs: BTreeMap<PortName, Grant>,
+    /// The run's artifacts.
+    pub artifacts: Grant,
+    /// Below the artifacts.
+    pub log_path: String,
+    /// Below the artifacts.
+    pub manifest_path: String,
+    /// What a named environment is made of.
+    pub environment: Option<InlineEnvironment>,
+    /// Refuse images on nodes without a container runtime.
+    pub require_containers: bool,
+    /// Bytes of log kept.
+    pub log_limit: u64,
+    /// Seconds between terminate and kill.
+    pub grace: u64,
+    /// Who submitted the job.
+    pub created_by: Principal,
+    /// Of the run's experiment, as MLflow's clients know it.
+    pub experiment_id: String,
+}
+
+/// Where an input comes from.
+#[derive(Clone, Debug)]
+pub enum InputSource {
+    /// A datastore.
+    Store(Grant),
+    /// The web.
+    Url(String),
+}
+
+/// A place in a datastore.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Grant {
+    /// Which datastore.
+    pub datastore: DatastoreName,
+    /// Within it.
+    pub path: String,
+    /// Its folder, for nodes that share the daemon's file system.
+    pub shared_root: Option<PathBuf>,
+}
+
+/// Turns a named environment into what it is made of.
+pub(super) type Resolve = Box<dyn Fn(&str) -> Option<InlineEnvironment> + Send + Sync>;
+
+/// Turns an experiment's name into its id.
+pub(super) type ExperimentIds = Box<dyn Fn(&ExperimentName) -> String + Send + Sync>;
+
+/// Performs effects. Owns nothing that decisions depend on.
+pub(super) struct Effects {
+    pub door: Arc<Door>,
+    pub roots: BTreeMap<DatastoreName, PathBuf>,
+    pub artifact_store: DatastoreName,
+    pub require_containers: bool,
+    pub log_limit: u64,
+    pub grace: u64,
+    pub resolve: Resolve,
+    pub experiment_id: ExperimentIds,
+    /// Jobs that are over, for whoever seals their metrics.
+    pub over: mpsc::UnboundedSender<JobName>,
+}
+
+impl Effects {
+    /// Lets the attempts in that were alive when the daemon stopped.
+    pub(super) fn resume<'a>(&self, jobs: impl Iterator<Item = &'a Job>) {
+        for job in jobs {
+            if let Some(key) = job.attempt_key() {
+                self.door.admit_attempt(&key, &job.spec);
+            }
+        }
+    }
+
+    /// Does one thing. A node without a session misses it and is told again when it comes back.
+    pub(super) fn perform<'a>(
+        &self,
+        effect: Effect,
+        outbox: impl Fn(&NodeName) -> Option<&'a Outbox>,
+    ) {
+        let tell = |node: &NodeName, message: ToNode| {
+            if let Some(outbox) = outbox(node) {
+                // A closed session is noticed by its own task.
+                let _ = outbox.send(message);
+            }
+        };
+        match effect {
+            Effect::Assign { node, key, spec, gpus, created_by } => {
+                let assignment = self.assignment(key, spec, gpus, created_by);
+                tell(&node, ToNode::Assign(Box::new(assignment)));
+            }
+            Effect::Stop { node, key, reason } => tell(&node, ToNode::Stop { key, reason }),
+            Effect::Acknowledge { node, key } => tell(&node, ToNode::Acknowledge(key)),
+            Effect::Discard { node, key } => tell(&node, ToNode::Discard(key)),
+            Effect::AttemptOver { key } => self.door.dismiss_attempt(&key),
+            Effect::JobOver { job } => {
+                // The sealer ends only with the daemon.
+                let _ = self.over.send(job);
+            }
+        }
+    }
+
+    fn assignment(
+        &self,
+        key: AttemptKey,
+        spec: Arc<CommandJob>,
+        gpus: Vec<GpuIndex>,
+        created_by: Principal,
+    ) -> Assignment {
+        let token = self.door.admit_attempt(&key, &spec);
+        let inputs = spec
+            .inputs
+            .iter()
+            .filter_map(|(name, input)| Some((name.clone(), self.source(input)?)))
+            .collect();
+        let outputs = spec
+            .outputs
+            .iter()
+            .filter(|(_, output)| output.mode != OutputMode::Direct)
+            .filter_map(|(name, output)| {
+                let (datastore, path) = layout::parse_datastore_uri(output.path.as_deref()?)?;
+                Some((name.clone(), self.grant(datastore, path)))
+            })
+            .collect();
+        let environment = match &spec.environment {
+            Environment::Named(named) => (self.resolve)(&named.name),
+            Environment::Host | Environment::Inline(_) => None,
+        };
+        Assignment {
+            inputs,
+            outputs,
+            artifacts: self
+                .grant(self.artifact_store.clone(), layout::artifact_root(key.job.as_str())),
+            log_path: layout::log_path(key.attempt),
+            manifest_path: layout::manifest_path(key.attempt),
+            environment,
+            require_containers: self.require_containers,
+            log_limit: self.log_limit,
+            grace: self.grace,
+            created_by,
+            experiment_id: (self.experiment_id)(&spec.experiment_name),
+            token,
+            gpus,
+            spec,
+            key,
+        }
+    }
+
+    fn source(&self, input: &Input) -> Option<InputSource> {
+        let Input::Data { uri, .. } = input else { return None };
+        match uri {
+            DataUri::Datastore { datastore, path } => {
+                Some(InputSource::Store(self.grant(datastore.clone(), path.clone())))
+            }
+            DataUri::Http(url) => Some(InputSource::Url(url.clone())),
+            // Refused or resolved when the job was accepted.
+            DataUri::Local(_)
+            | DataUri::JobOutput { .. }
+            | DataUri::RunArtifact { .. }
+            | DataUri::Asset(_)
+            | DataUri::Cloud(_) => None,
+        }
+    }
+
+    fn grant(&self, datastore: DatastoreName, path: String) -> Grant {
+        let shared_root = self.roots.get(&datastore).cloned();
+        Grant { datastore, path, shared_root }
+    }
+}

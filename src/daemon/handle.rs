@@ -1,0 +1,234 @@
+//! How everybody else speaks to the reactor.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use atelier_core::id::{ComputeName, JobName, NodeName, Principal};
+use atelier_core::job::{Event, Job, Report};
+use atelier_core::live::{Live, Refusal};
+use atelier_core::node::NodeRecord;
+use atelier_core::spec::CommandJob;
+use tokio::sync::{broadcast, mpsc, oneshot};
+
+use super::effects::ToNode;
+use crate::store::{self, IdempotencyKey};
+
+/// A cheap clone of the way to the reactor.
+#[derive(Clone)]
+pub struct Handle {
+    commands: mpsc::Sender<Command>,
+    events: broadcast::Sender<Arc<Event>>,
+}
+
+/// Why a request to the reactor failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It cannot be met.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The key was used for another job.
+    #[error("the idempotency key was used before, for job '{job}' with another specification; use a new key for a new job")]
+    KeyReused {
+        /// The first job.
+        job: JobName,
+    },
+    /// There is no such job.
+    #[error("there is no job '{0}'; see 'atelier job list'")]
+    NoSuchJob(String),
+    /// It is not over.
+    #[error("job '{0}' is not over; cancel it first (atelier job cancel {0})")]
+    StillLive(JobName),
+    /// A second agent of the same name.
+    #[error("node '{0}' has a session already, from another agent; give this agent another name")]
+    NodeTaken(NodeName),
+    /// The store failed: nothing was acknowledged.
+    #[error("{0}")]
+    Store(#[from] Arc<store::Error>),
+    /// The daemon is going down.
+    #[error("the daemon is stopping; try again")]
+    Stopping,
+}
+
+/// A submission on its way to the reactor.
+pub struct SubmitRequest {
+    /// Made or given.
+    pub name: JobName,
+    /// Resolved and validated.
+    pub spec: Arc<CommandJob>,
+    /// Who asks.
+    pub principal: Principal,
+    /// Set when a repetition must find the first.
+    pub key: Option<IdempotencyKey>,
+}
+
+pub(super) type Reply<T> = oneshot::Sender<Result<T, Error>>;
+
+pub(super) enum Command {
+    Submit { request: Box<SubmitRequest>, reply: Reply<Job> },
+    Cancel { job: JobName, by: Principal, reason: String, reply: Reply<()> },
+    Archive { job: JobName, archived: bool, by: Principal, reply: Reply<Job> },
+    Forget { job: JobName, reply: Reply<()> },
+    NodeJoined { join: Box<Join>, reply: Reply<()> },
+    NodeReport { node: NodeName, session: u64, report: Box<Report> },
+    NodeLeft { node: NodeName, session: u64 },
+    Heartbeat { node: NodeName, session: u64, at: i64, usage: BTreeMap<String, f64> },
+    Tell { node: NodeName, message: ToNode, heard: oneshot::Sender<bool> },
+    Look(Box<dyn FnOnce(&Live, &HashMap<NodeName, NodeView>) + Send>),
+    Stop(oneshot::Sender<()>),
+}
+
+pub(super) struct Join {
+    pub record: NodeRecord,
+    pub reports: Vec<Report>,
+    pub session: u64,
+    pub instance: String,
+    pub outbox: mpsc::UnboundedSender<ToNode>,
+}
+
+/// What the reactor knows of a node's session.
+#[derive(Clone, Debug, Default)]
+pub struct NodeView {
+    /// When it last sent a heartbeat, in milliseconds since the epoch.
+    pub last_seen: i64,
+    /// Its newest sample.
+    pub usage: BTreeMap<String, f64>,
+}
+
+impl Handle {
+    pub(super) fn new(
+        commands: mpsc::Sender<Command>,
+        events: broadcast::Sender<Arc<Event>>,
+    ) -> Self {
+        Self { commands, events }
+    }
+
+    async fn ask<T>(&self, make: impl FnOnce(Reply<T>) -> Command) -> Result<T, Error> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(make(reply)).await.map_err(|_| Error::Stopping)?;
+        answer.await.unwrap_or(Err(Error::Stopping))
+    }
+
+    /// Accepts a job. When this returns, it is on disk.
+    pub async fn submit(&self, request: SubmitRequest) -> Result<Job, Error> {
+        let request = Box::new(request);
+        self.ask(|reply| Command::Submit { request, reply }).await
+    }
+
+    /// Asks a job to stop.
+    pub async fn cancel(&self, job: JobName, by: Principal, reason: String) -> Result<(), Error> {
+        self.ask(|reply| Command::Cancel { job, by, reason, reply }).await
+    }
+
+    /// Hides a finished job from lists, or shows it again.
+    pub async fn archive(
+        &self,
+        job: JobName,
+        archived: bool,
+        by: Principal,
+    ) -> Result<Job, Error> {
+        self.ask(|reply| Command::Archive { job, archived, by, reply }).await
+    }
+
+    /// Forgets a finished job's rows.
+    pub async fn forget(&self, job: JobName) -> Result<(), Error> {
+        self.ask(|reply| Command::Forget { job, reply }).await
+    }
+
+    /// A node's session is open. When this returns, the node is reconciled and on disk.
+    pub async fn node_joined(
+        &self,
+        record: NodeRecord,
+        reports: Vec<Report>,
+        session: u64,
+        instance: String,
+        outbox: mpsc::UnboundedSender<ToNode>,
+    ) -> Result<(), Error> {
+        let join = Box::new(Join { record, reports, session, instance, outbox });
+        self.ask(|reply| Command::NodeJoined { join, reply }).await
+    }
+
+    async fn send(&self, command: Command) -> Result<(), Error> {
+        self.commands.send(command).await.map_err(|_| Error::Stopping)
+    }
+
+    /// A node's word on an attempt.
+    pub async fn node_report(
+        &self,
+        node: NodeName,
+        session: u64,
+        report: Report,
+    ) -> Result<(), Error> {
+        self.send(Command::NodeReport { node, session, report: Box::new(report) }).await
+    }
+
+    /// A node's session has ended.
+    pub async fn node_left(&self, node: NodeName, session: u64) -> Result<(), Error> {
+        self.send(Command::NodeLeft { node, session }).await
+    }
+
+    /// A node is alive.
+    pub async fn heartbeat(
+        &self,
+        node: NodeName,
+        session: u64,
+        at: i64,
+        usage: BTreeMap<String, f64>,
+    ) -> Result<(), Error> {
+        self.send(Command::Heartbeat { node, session, at, usage }).await
+    }
+
+    /// Sends a node something that is no decision (following a log). `false`: it has no session.
+    pub async fn tell(&self, node: NodeName, message: ToNode) -> Result<bool, Error> {
+        let (heard, answer) = oneshot::channel();
+        self.send(Command::Tell { node, message, heard }).await?;
+        answer.await.map_err(|_| Error::Stopping)
+    }
+
+    /// Looks at live state. Short looks only: the reactor waits.
+    pub async fn look<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&Live, &HashMap<NodeName, NodeView>) -> T + Send + 'static,
+    ) -> Result<T, Error> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Command::Look(Box::new(move |live, nodes| {
+            // The asker may have gone away.
+            let _ = reply.send(look(live, nodes));
+        })))
+        .await?;
+        answer.await.map_err(|_| Error::Stopping)
+    }
+
+    /// Why these jobs wait, as far as they do.
+    pub async fn wait_reasons(
+        &self,
+        jobs: Vec<JobName>,
+    ) -> Result<HashMap<JobName, String>, Error> {
+        self.look(move |live, _| {
+            jobs.into_iter()
+                .filter_map(|name| {
+                    let reason = live.wait_reason(live.job(&name)?)?.to_string();
+                    Some((name, reason))
+                })
+                .collect()
+        })
+        .await
+    }
+
+    /// The name of the compute that a job goes to.
+    pub async fn default_compute(&self) -> Result<ComputeName, Error> {
+        self.look(|live, _| live.default_compute().clone()).await
+    }
+
+    /// Live events, from now on. One that lags behind must read the store.
+    pub fn events(&self) -> broadcast::Receiver<Arc<Event>> {
+        self.events.subscribe()
+    }
+
+    /// Stops the reactor after what it is doing.
+    pub async fn stop(&self) {
+        let (reply, answer) = oneshot::channel();
+        if self.commands.send(Command::Stop(reply)).await.is_ok() {
+            let _ = answer.await;
+        }
+    }
+}

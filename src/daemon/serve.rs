@@ -1,0 +1,320 @@
+//! Puts the daemon together and runs it until it is asked to stop.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+use atelier_core::access::Role;
+use atelier_core::environment::CuratedTable;
+use atelier_core::id::{ComputeName, DatastoreName, ExperimentName, NodeName, Principal};
+use atelier_core::layout;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+
+use super::admission::{Admission, named};
+use super::effects::{Effects, ExperimentIds};
+use super::folder::{self, Folder};
+use super::reactor::{Reactor, Settings};
+use super::{Clock, Handle, LogHub, Removal};
+use crate::config::{HomeError, ServeArgs, home};
+use crate::identity::{self, Door};
+use crate::storage::{self, ContentStore, Datastores};
+use crate::store::{self, SqliteStore, Store, tracking};
+use crate::{grpc, http};
+
+/// Why the daemon did not start, or stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No folder to keep things in.
+    #[error(transparent)]
+    Home(#[from] HomeError),
+    /// The data folder.
+    #[error(transparent)]
+    Folder(#[from] folder::Error),
+    /// The database.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    /// The database failed while running.
+    #[error("the daemon stopped: {0}")]
+    StoreFailed(Arc<store::Error>),
+    /// The datastores.
+    #[error(transparent)]
+    Storage(#[from] storage::Error),
+    /// Tokens.
+    #[error(transparent)]
+    Identity(#[from] identity::Error),
+    /// The address.
+    #[error("cannot listen on {address}: {source}; choose another with --listen")]
+    Listen {
+        /// Which.
+        address: SocketAddr,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// An address that others can reach.
+    #[error(
+        "cannot listen on {0}: only loopback addresses (127.0.0.1, [::1]) are allowed until \
+         encryption is there; use an SSH tunnel to reach the daemon from elsewhere"
+    )]
+    NotLoopback(SocketAddr),
+    /// The curated table.
+    #[error("cannot use the table of curated environments {path}: {problem}")]
+    Curated {
+        /// The file.
+        path: String,
+        /// Why not.
+        problem: String,
+    },
+    /// A name of the daemon's own.
+    #[error(transparent)]
+    Name(#[from] atelier_core::id::InvalidName),
+    /// The server.
+    #[error("the server failed: {0}")]
+    Server(#[source] std::io::Error),
+}
+
+/// A running daemon.
+pub struct Daemon {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// The way to its reactor.
+    pub handle: Handle,
+    stop: watch::Sender<bool>,
+    ended: tokio::task::JoinHandle<Result<(), Error>>,
+}
+
+impl Daemon {
+    /// Stops it after what it is doing; waits until it is done.
+    pub async fn stop(self) -> Result<(), Error> {
+        let _ = self.stop.send(true);
+        self.ended().await
+    }
+
+    /// Waits until it ends by itself.
+    pub async fn ended(self) -> Result<(), Error> {
+        match self.ended.await {
+            Ok(result) => result,
+            Err(panic) => Err(Error::Server(std::io::Error::other(panic))),
+        }
+    }
+}
+
+/// Everything a service needs, cheap to clone.
+#[derive(Clone)]
+pub struct Shared {
+    pub(crate) handle: Handle,
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) datastores: Datastores,
+    pub(crate) content: ContentStore,
+    pub(crate) door: Arc<Door>,
+    pub(crate) admission: Admission,
+    pub(crate) logs: LogHub,
+    pub(crate) removal: Removal,
+    pub(crate) clock: Clock,
+    pub(crate) folder: Arc<Folder>,
+    pub(crate) args: Arc<ServeArgs>,
+    pub(crate) url: Arc<str>,
+    pub(crate) probe: Arc<str>,
+    /// Turns true when the daemon is asked to stop: streams end then.
+    pub(crate) stopping: watch::Receiver<bool>,
+}
+
+/// Runs the daemon until a termination signal.
+pub async fn serve(args: ServeArgs) -> Result<(), Error> {
+    let daemon = start(args).await?;
+    let stop = daemon.stop.clone();
+    tokio::spawn(async move {
+        terminated().await;
+        tracing::info!("asked to stop");
+        let _ = stop.send(true);
+    });
+    daemon.ended().await
+}
+
+async fn terminated() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut terminate), Ok(mut interrupt)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}
+
+/// Starts a daemon in this process.
+pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
+    if !args.listen.ip().is_loopback() {
+        return Err(Error::NotLoopback(args.listen));
+    }
+    let clock = Clock::default();
+    let data_dir = match &args.data_dir {
+        Some(folder) => folder.clone(),
+        None => home()?.join("workspace"),
+    };
+    let mut folder = Folder::open(&data_dir, &args.workspace, clock.wall())?;
+    folder.withdraw();
+    let store: Arc<SqliteStore> =
+        Arc::new(SqliteStore::open(&folder.at("atelier.db"), folder.existed())?);
+    folder.settle()?;
+    let datastores = Datastores::open_folders(&folder.at("storage"))?;
+    let content = ContentStore::new(&datastores)?;
+    let curated = Arc::new(curated_table(args.curated_environments.as_ref())?);
+    let door = Arc::new(Door::open(store.clone(), &folder.at("token.key"))?);
+    let now = clock.wall();
+    door.token_file(&folder.at("admin.token"), Principal::new("admin")?, Role::Admin, now).await?;
+    let local = Role::Node(NodeName::new("local")?);
+    door.token_file(&folder.at("agent.token"), Principal::new("node:local")?, local, now).await?;
+
+    let roots: BTreeMap<DatastoreName, PathBuf> = datastores
+        .iter()
+        .filter_map(|d| Some((d.name().clone(), d.folder()?.to_owned())))
+        .collect();
+    let (over, sealing) = mpsc::unbounded_channel();
+    let effects = Effects {
+        door: door.clone(),
+        roots,
+        artifact_store: DatastoreName::new(layout::ARTIFACT_STORE)?,
+        require_containers: args.require_containers,
+        log_limit: args.log_limit,
+        grace: args.grace,
+        resolve: {
+            let curated = curated.clone();
+            Box::new(move |name| named(&curated, name))
+        },
+        experiment_id: experiment_ids(store.clone()),
+        over,
+    };
+    let settings = Settings {
+        computes: args.compute.clone(),
+        default_compute: match args.compute.first() {
+            Some(first) => first.clone(),
+            None => ComputeName::new("local")?,
+        },
+        principal: Principal::new("daemon")?,
+        lease: args.lease_policy(),
+    };
+    let (handle, reactor) = Reactor::start(settings, store.clone(), effects, clock)?;
+
+    let listener = TcpListener::bind(args.listen)
+        .await
+        .map_err(|source| Error::Listen { address: args.listen, source })?;
+    let address = listener
+        .local_addr()
+        .map_err(|source| Error::Listen { address: args.listen, source })?;
+    let url: Arc<str> = format!("http://{address}").into();
+    let probe = probe(&folder)?;
+    let (stop, stopping) = watch::channel(false);
+    let folder = Arc::new(folder);
+    let shared = Shared {
+        admission: Admission {
+            store: store.clone(),
+            datastores: datastores.clone(),
+            content: content.clone(),
+            curated,
+            require_containers: args.require_containers,
+        },
+        logs: LogHub::new(store.clone(), datastores.clone(), handle.clone()),
+        removal: Removal { datastores: datastores.clone(), handle: handle.clone() },
+        handle: handle.clone(),
+        store,
+        datastores,
+        content,
+        door,
+        clock,
+        folder: folder.clone(),
+        args: Arc::new(args),
+        url: url.clone(),
+        probe,
+        stopping: stopping.clone(),
+    };
+    let routes = http::router(shared.clone(), grpc::routes(&shared).await);
+    folder.announce(&url)?;
+    tracing::info!(%url, folder = %data_dir.display(), "listening");
+    let _ = sealing;
+    let ended = tokio::spawn(run(listener, routes, stopping, reactor, handle.clone(), folder));
+    Ok(Daemon { address, handle, stop, ended })
+}
+
+async fn run(
+    listener: TcpListener,
+    routes: axum::Router,
+    mut stopping: watch::Receiver<bool>,
+    reactor: tokio::task::JoinHandle<Result<(), Arc<store::Error>>>,
+    handle: Handle,
+    folder: Arc<Folder>,
+) -> Result<(), Error> {
+    let server = http::serve(listener, routes, stopping.clone());
+    let mut reactor = reactor;
+    let result = tokio::select! {
+        result = server => result.map_err(Error::Server),
+        failed = &mut reactor => match failed {
+            Ok(Err(error)) => Err(Error::StoreFailed(error)),
+            Ok(Ok(())) => Ok(()),
+            Err(panic) => Err(Error::Server(std::io::Error::other(panic))),
+        },
+        _ = stopping.wait_for(|stop| *stop) => Ok(()),
+    };
+    if !reactor.is_finished() {
+        handle.stop().await;
+    }
+    folder.withdraw();
+    result
+}
+
+/// Looks an experiment up once; its id never changes.
+fn experiment_ids(store: Arc<SqliteStore>) -> ExperimentIds {
+    let known: Mutex<HashMap<ExperimentName, String>> = Mutex::default();
+    Box::new(move |name| {
+        let mut known = known.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if let Some(id) = known.get(name) {
+            return id.clone();
+        }
+        match store.read(|conn| tracking::experiment_by_name(conn, name.as_str())) {
+            Ok(Some(experiment)) => {
+                let id = experiment.id.to_string();
+                known.insert(name.clone(), id.clone());
+                id
+            }
+            // The run itself still says which experiment it belongs to.
+            Ok(None) => String::new(),
+            Err(error) => {
+                tracing::warn!(%error, "an experiment could not be looked up");
+                String::new()
+            }
+        }
+    })
+}
+
+fn curated_table(path: Option<&PathBuf>) -> Result<CuratedTable, Error> {
+    let Some(path) = path else { return Ok(CuratedTable::default()) };
+    let fail =
+        |problem: String| Error::Curated { path: path.display().to_string(), problem };
+    let bytes = std::fs::read(path).map_err(|e| fail(e.to_string()))?;
+    let table: CuratedTable = serde_json::from_slice(&bytes).map_err(|e| fail(e.to_string()))?;
+    table.check().map_err(|e| fail(e.to_string()))?;
+    Ok(table)
+}
+
+/// Writes a file that only a machine sharing the storage folder can read.
+fn probe(folder: &Folder) -> Result<Arc<str>, Error> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes).map_err(|_| identity::Error::Random)?;
+    let value: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    let path = folder.at("storage").join(PROBE);
+    std::fs::write(&path, &value).map_err(|source| {
+        Error::Folder(folder::Error::File {
+            operation: "write",
+            path: path.display().to_string(),
+            source,
+        })
+    })?;
+    Ok(value.into())
+}
+
+/// Below the storage folder.
+pub(crate) const PROBE: &str = ".shared-probe";

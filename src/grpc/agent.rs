@@ -1,0 +1,300 @@
+//! `atelier.agent.v1.AgentService`: the daemon's side of a node's session.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use atelier_core::id::NodeName;
+use atelier_core::job::Report;
+use atelier_proto::agent::v1 as pb;
+use atelier_proto::{convert, job::v1 as job_pb};
+use futures::stream::{self, BoxStream};
+use futures::{Stream, StreamExt as _};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::UnboundedReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::caller;
+use super::status::told;
+use crate::daemon::{self, Grant, InputSource, PROBE, Shared, ToNode};
+use crate::identity::{Denied, Door};
+
+/// Between daemon and node agent.
+#[derive(Clone)]
+pub struct Service {
+    shared: Shared,
+    sessions: Arc<AtomicU64>,
+}
+
+/// A node must say hello within this time.
+const HELLO: Duration = Duration::from_secs(10);
+
+impl Service {
+    pub(super) fn new(shared: Shared) -> Self {
+        Self { shared, sessions: Arc::default() }
+    }
+
+    fn node<T>(&self, request: &Request<T>) -> Result<NodeName, Status> {
+        let caller = caller(request)?;
+        Door::node_of(&caller).cloned().ok_or_else(|| {
+            let role = caller.role.to_string();
+            told(Denied::NotAllowed { principal: caller.principal, role })
+        })
+    }
+
+    async fn join(
+        &self,
+        node: &NodeName,
+        hello: pb::Hello,
+        session: u64,
+        outbox: daemon::Outbox,
+    ) -> Result<(), Status> {
+        if hello.node != node.as_str() {
+            return Err(Status::permission_denied(format!(
+                "the token belongs to node '{node}', and the agent says it is '{}'; start it with \
+                 --node {node}, or get a token for '{}' (atelier token create --role node)",
+                hello.node, hello.node
+            )));
+        }
+        let record =
+            convert::node_record(node, &hello, self.shared.clock.wall()).map_err(told)?;
+        let computes = self
+            .shared
+            .handle
+            .look(|live, _| live.computes().map(|c| c.name.clone()).collect::<Vec<_>>())
+            .await
+            .map_err(told)?;
+        if !computes.contains(&record.compute) {
+            return Err(Status::not_found(format!(
+                "there is no compute '{}' for the node to join; start the daemon with --compute {}",
+                record.compute, record.compute
+            )));
+        }
+        let reports = hello
+            .attempts
+            .into_iter()
+            .map(Report::try_from)
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(told)?;
+        let handle = &self.shared.handle;
+        handle
+            .node_joined(record, reports, session, hello.instance_id, outbox)
+            .await
+            .map_err(told)
+    }
+
+    fn welcome(&self) -> pb::DaemonMessage {
+        let lease = self.shared.args.lease_policy();
+        let workspace = self.shared.folder.workspace();
+        let probe = self.shared.folder.at("storage").join(PROBE);
+        daemon_message(pb::daemon_message::Message::Welcome(pb::Welcome {
+            heartbeat_ms: lease.heartbeat_ms,
+            lease_ms: lease.lease_ms,
+            shared_probe_path: probe.display().to_string(),
+            shared_probe_value: self.shared.probe.to_string(),
+            http_url: self.shared.url.to_string(),
+            workspace: workspace.name.to_string(),
+            workspace_id: workspace.id.clone(),
+        }))
+    }
+}
+
+#[tonic::async_trait]
+impl pb::agent_service_server::AgentService for Service {
+    type SessionStream = Pin<Box<dyn Stream<Item = Result<pb::DaemonMessage, Status>> + Send>>;
+
+    #[tracing::instrument(skip_all, name = "Session", fields(node))]
+    async fn session(
+        &self,
+        request: Request<Streaming<pb::AgentMessage>>,
+    ) -> Result<Response<Self::SessionStream>, Status> {
+        let node = self.node(&request)?;
+        tracing::Span::current().record("node", node.as_str());
+        let mut messages = request.into_inner();
+        let first = tokio::time::timeout(HELLO, messages.message())
+            .await
+            .map_err(|_| Status::deadline_exceeded("the node did not say hello"))??;
+        let Some(pb::AgentMessage { message: Some(pb::agent_message::Message::Hello(hello)) }) =
+            first
+        else {
+            return Err(Status::failed_precondition("the first message must be Hello"));
+        };
+        let session = self.sessions.fetch_add(1, Ordering::Relaxed) + 1;
+        let (outbox, orders) = mpsc::unbounded_channel();
+        self.join(&node, hello, session, outbox.clone()).await?;
+        tokio::spawn(listen(self.shared.clone(), node, session, messages, outbox));
+        let welcome = stream::iter([Ok(self.welcome())]);
+        let orders = UnboundedReceiverStream::new(orders).map(|order| Ok(to_wire(order)));
+        let mut stopping = self.shared.stopping.clone();
+        let stopped = async move {
+            let _ = stopping.wait_for(|stop| *stop).await;
+        };
+        let orders: BoxStream<'static, _> = welcome.chain(orders).take_until(stopped).boxed();
+        Ok(Response::new(orders))
+    }
+
+    async fn push_log(
+        &self,
+        request: Request<Streaming<pb::PushLogRequest>>,
+    ) -> Result<Response<pb::PushLogResponse>, Status> {
+        let node = self.node(&request)?;
+        let mut pieces = request.into_inner();
+        let mut last = None;
+        while let Some(piece) = pieces.message().await? {
+            last = Some(piece.request_id);
+            let logs = &self.shared.logs;
+            let wanted = logs
+                .pushed(&node, piece.request_id, piece.offset, piece.data, piece.end)
+                .await;
+            if !wanted {
+                return Ok(Response::new(pb::PushLogResponse {}));
+            }
+        }
+        if let Some(request) = last {
+            self.shared.logs.push_ended(request);
+        }
+        Ok(Response::new(pb::PushLogResponse {}))
+    }
+
+    async fn record_metrics(
+        &self,
+        request: Request<pb::RecordMetricsRequest>,
+    ) -> Result<Response<pb::RecordMetricsResponse>, Status> {
+        let node = self.node(&request)?;
+        self.shared.record_samples(&node, request.into_inner().samples).await?;
+        Ok(Response::new(pb::RecordMetricsResponse {}))
+    }
+}
+
+/// Hears what a node says until it hangs up.
+async fn listen(
+    shared: Shared,
+    node: NodeName,
+    session: u64,
+    mut messages: Streaming<pb::AgentMessage>,
+    outbox: daemon::Outbox,
+) {
+    use pb::agent_message::Message;
+    let silence = Duration::from_millis(shared.args.lease_policy().unreachable_ms);
+    loop {
+        let message = tokio::select! {
+            message = tokio::time::timeout(silence, messages.message()) => message,
+            // The daemon has given this session up.
+            () = outbox.closed() => break,
+        };
+        let message = match message {
+            Ok(Ok(Some(message))) => message.message,
+            Ok(Ok(None)) => break,
+            Ok(Err(status)) => {
+                tracing::info!(%node, %status, "session broke");
+                break;
+            }
+            Err(_) => {
+                tracing::warn!(%node, "node fell silent");
+                break;
+            }
+        };
+        let result = match message {
+            Some(Message::Heartbeat(heartbeat)) => {
+                // A closed outbox ends the loop above.
+                let _ = outbox.send(ToNode::HeartbeatAck(heartbeat.number));
+                let at = shared.clock.wall().as_millis();
+                shared.handle.heartbeat(node.clone(), session, at, heartbeat.usage).await
+            }
+            Some(Message::Report(report)) => match Report::try_from(report) {
+                Ok(report) => shared.handle.node_report(node.clone(), session, report).await,
+                Err(error) => {
+                    tracing::warn!(%node, %error, "a report was not understood");
+                    Ok(())
+                }
+            },
+            // A second hello would need a second reconciliation: let it open a new session.
+            Some(Message::Hello(_)) => break,
+            None => Ok(()),
+        };
+        if result.is_err() {
+            break;
+        }
+    }
+    tracing::info!(%node, "session ended");
+    shared.logs.node_gone(&node);
+    // The daemon may be stopping.
+    let _ = shared.handle.node_left(node, session).await;
+}
+
+fn daemon_message(message: pb::daemon_message::Message) -> pb::DaemonMessage {
+    pb::DaemonMessage { message: Some(message) }
+}
+
+fn to_wire(order: ToNode) -> pb::DaemonMessage {
+    use pb::daemon_message::Message;
+    daemon_message(match order {
+        ToNode::Assign(assignment) => Message::Assign(assign(*assignment)),
+        ToNode::Stop { key, reason } => {
+            Message::Cancel(pb::CancelAttempt { key: Some((&key).into()), reason })
+        }
+        ToNode::Acknowledge(key) => Message::Acknowledge((&key).into()),
+        ToNode::Discard(key) => Message::Discard((&key).into()),
+        ToNode::FollowLog { request, key, offset, follow } => Message::FollowLog(pb::FollowLog {
+            request_id: request,
+            key: Some((&key).into()),
+            offset,
+            follow,
+        }),
+        ToNode::HeartbeatAck(number) => Message::HeartbeatAck(pb::HeartbeatAck { number }),
+    })
+}
+
+fn store_path(grant: Grant) -> pb::StorePath {
+    pb::StorePath {
+        datastore: grant.datastore.to_string(),
+        path: grant.path,
+        shared_root: grant.shared_root.map(|p| p.display().to_string()).unwrap_or_default(),
+    }
+}
+
+fn assign(assignment: daemon::Assignment) -> pb::Assignment {
+    let image_policy = if assignment.require_containers {
+        pb::ImagePolicy::Refuse
+    } else {
+        pb::ImagePolicy::HostPython
+    };
+    let inputs = assignment
+        .inputs
+        .into_iter()
+        .map(|(name, source)| {
+            let source = match source {
+                InputSource::Store(grant) => pb::input_grant::Source::Store(store_path(grant)),
+                InputSource::Url(url) => pb::input_grant::Source::Url(url),
+            };
+            (name.to_string(), pb::InputGrant { source: Some(source) })
+        })
+        .collect();
+    let outputs = assignment
+        .outputs
+        .into_iter()
+        .map(|(name, grant)| {
+            (name.to_string(), pb::OutputGrant { store: Some(store_path(grant)) })
+        })
+        .collect();
+    pb::Assignment {
+        key: Some((&assignment.key).into()),
+        spec: Some(job_pb::CommandJob::from(assignment.spec.as_ref())),
+        experiment_id: assignment.experiment_id,
+        gpu_indices: assignment.gpus.into_iter().map(u32::from).collect(),
+        token: assignment.token,
+        inputs,
+        outputs,
+        artifacts: Some(pb::ArtifactGrant {
+            root: Some(store_path(assignment.artifacts)),
+            log_path: assignment.log_path,
+            manifest_path: assignment.manifest_path,
+        }),
+        environment: assignment.environment.as_ref().map(Into::into),
+        image_policy: image_policy.into(),
+        log_limit_bytes: assignment.log_limit,
+        grace_s: assignment.grace,
+        created_by: assignment.created_by.to_string(),
+    }
+}

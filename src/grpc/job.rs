@@ -1,0 +1,386 @@
+//! `atelier.job.v1.JobService`.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use atelier_core::content::Digest;
+use atelier_core::id::{AttemptNumber, ExperimentName, JobName};
+use atelier_core::job::{Event, Job, State};
+use atelier_core::spec::CommandJob;
+use atelier_proto::convert::{self, JobDetails};
+use atelier_proto::job::v1 as pb;
+use futures::stream::BoxStream;
+use futures::{StreamExt as _, TryStreamExt as _};
+use tokio::sync::{broadcast, mpsc};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+use super::caller;
+use super::status::told;
+use crate::daemon::{Shared, SubmitRequest};
+use crate::identity::Denied;
+use crate::store::{Archived, IdempotencyKey, JobQuery};
+
+/// Jobs: submit, look, follow, cancel, put away.
+pub struct Service(pub(super) Shared);
+
+/// Pages of the job list.
+const PAGE: u32 = 50;
+const MAX_PAGE: u32 = 1000;
+/// Events in one answer.
+const EVENTS: u32 = 1000;
+const MAX_EVENTS: u32 = 10_000;
+const MAX_KEY: usize = 128;
+
+impl Service {
+    fn find(&self, name: &str) -> Result<Job, Status> {
+        let missing = || Status::not_found(format!("there is no job '{name}'; see 'atelier job list'"));
+        // What is no valid name is no job's name.
+        let name = JobName::new(name).map_err(|_| missing())?;
+        self.0.store.job(&name).map_err(told)?.ok_or_else(missing)
+    }
+
+    /// The caller may change this job: an admin, or the one who submitted it.
+    fn own<T>(&self, request: &Request<T>, job: &Job) -> Result<atelier_core::id::Principal, Status> {
+        let caller = caller(request)?;
+        if caller.owns(&job.created_by, job.name.as_str()) {
+            return Ok(caller.principal);
+        }
+        let role = caller.role.to_string();
+        Err(told(Denied::NotAllowed { principal: caller.principal, role }))
+    }
+
+    async fn details(&self, job: &Job) -> Result<JobDetails, Status> {
+        let wait_reason = match job.state {
+            State::Queued(_) => {
+                let mut reasons =
+                    self.0.handle.wait_reasons(vec![job.name.clone()]).await.map_err(told)?;
+                reasons.remove(&job.name).unwrap_or_default()
+            }
+            State::Active(_) | State::Ended(_) => String::new(),
+        };
+        Ok(JobDetails { wait_reason, metrics: Default::default() })
+    }
+
+    async fn message(&self, job: &Job) -> Result<pb::Job, Status> {
+        Ok(convert::job(job, self.details(job).await?))
+    }
+}
+
+#[tonic::async_trait]
+impl pb::job_service_server::JobService for Service {
+    #[tracing::instrument(skip_all, name = "CreateJob", fields(job, principal))]
+    async fn create_job(
+        &self,
+        request: Request<pb::CreateJobRequest>,
+    ) -> Result<Response<pb::CreateJobResponse>, Status> {
+        let caller = caller(&request)?;
+        let pb::CreateJobRequest { spec, idempotency_key } = request.into_inner();
+        let spec = spec.ok_or_else(|| Status::invalid_argument("spec: is required"))?;
+        let spec = CommandJob::try_from(spec).map_err(told)?;
+        if idempotency_key.len() > MAX_KEY {
+            return Err(Status::invalid_argument(format!(
+                "idempotency_key: is {} bytes long, at most {MAX_KEY} are allowed",
+                idempotency_key.len()
+            )));
+        }
+        let key = if idempotency_key.is_empty() {
+            None
+        } else {
+            let bytes = serde_json::to_vec(&spec)
+                .map_err(|e| Status::invalid_argument(format!("spec: {e}")))?;
+            Some(IdempotencyKey { key: idempotency_key, fingerprint: Digest::of(&bytes) })
+        };
+        let name = match &spec.name {
+            Some(name) => name.clone(),
+            None => {
+                let mut random = [0; 8];
+                getrandom::fill(&mut random)
+                    .map_err(|_| Status::internal("the system gave no random bytes"))?;
+                JobName::generate(u64::from_ne_bytes(random))
+            }
+        };
+        let spec = Arc::new(self.0.admission.admit(&name, spec).await.map_err(told)?);
+        let submission = SubmitRequest { name, spec, principal: caller.principal, key };
+        let job = self.0.handle.submit(submission).await.map_err(told)?;
+        tracing::Span::current().record("job", job.name.as_str());
+        let job = Some(convert::job(&job, JobDetails::default()));
+        Ok(Response::new(pb::CreateJobResponse { job }))
+    }
+
+    async fn get_job(
+        &self,
+        request: Request<pb::GetJobRequest>,
+    ) -> Result<Response<pb::Job>, Status> {
+        let job = self.find(&request.get_ref().name)?;
+        let mut message = self.message(&job).await?;
+        message.metrics = self.0.last_metrics(&job.name).map_err(told)?;
+        Ok(Response::new(message))
+    }
+
+    async fn list_jobs(
+        &self,
+        request: Request<pb::ListJobsRequest>,
+    ) -> Result<Response<pb::ListJobsResponse>, Status> {
+        let request = request.into_inner();
+        let size = match request.page_size {
+            0 => PAGE,
+            size if size <= MAX_PAGE => size,
+            size => {
+                return Err(Status::invalid_argument(format!(
+                    "page_size: is {size}, at most {MAX_PAGE} is allowed"
+                )));
+            }
+        };
+        let before = match request.page_token.as_str() {
+            "" => None,
+            token => Some(token.parse().map_err(|_| {
+                Status::invalid_argument("page_token: is none that this daemon has given")
+            })?),
+        };
+        let experiment = match request.experiment_name.as_str() {
+            "" => None,
+            name => Some(ExperimentName::new(name).map_err(told)?),
+        };
+        let statuses = request.statuses().filter_map(pb::JobStatus::to_core).collect();
+        let archived = match (request.archived_only, request.include_archived) {
+            (true, _) => Archived::Only,
+            (false, true) => Archived::With,
+            (false, false) => Archived::Without,
+        };
+        // One more than asked for tells whether there is another page.
+        let limit = size as usize + 1;
+        let query = JobQuery { before, limit, statuses, experiment, archived };
+        let store = self.0.store.clone();
+        let mut jobs = blocking(move || store.jobs(&query)).await?.map_err(told)?;
+        let next_page_token = if jobs.len() == limit {
+            jobs.pop();
+            jobs.last().map(|job| job.seq.to_string()).unwrap_or_default()
+        } else {
+            String::new()
+        };
+        let waiting: Vec<JobName> = jobs
+            .iter()
+            .filter(|job| matches!(job.state, State::Queued(_)))
+            .map(|job| job.name.clone())
+            .collect();
+        let mut reasons = if waiting.is_empty() {
+            HashMap::new()
+        } else {
+            self.0.handle.wait_reasons(waiting).await.map_err(told)?
+        };
+        let jobs = jobs
+            .iter()
+            .map(|job| {
+                let wait_reason = reasons.remove(&job.name).unwrap_or_default();
+                convert::job(job, JobDetails { wait_reason, ..JobDetails::default() })
+            })
+            .collect();
+        Ok(Response::new(pb::ListJobsResponse { jobs, next_page_token }))
+    }
+
+    async fn cancel_job(
+        &self,
+        request: Request<pb::CancelJobRequest>,
+    ) -> Result<Response<pb::Job>, Status> {
+        let job = self.find(&request.get_ref().name)?;
+        let by = self.own(&request, &job)?;
+        let reason: String = request.into_inner().reason.chars().take(500).collect();
+        self.0.handle.cancel(job.name.clone(), by, reason).await.map_err(told)?;
+        let job = self.find(job.name.as_str())?;
+        Ok(Response::new(self.message(&job).await?))
+    }
+
+    async fn archive_job(
+        &self,
+        request: Request<pb::ArchiveJobRequest>,
+    ) -> Result<Response<pb::Job>, Status> {
+        let job = self.find(&request.get_ref().name)?;
+        let by = self.own(&request, &job)?;
+        let archived = request.get_ref().archived;
+        let job = self.0.handle.archive(job.name, archived, by).await.map_err(told)?;
+        Ok(Response::new(self.message(&job).await?))
+    }
+
+    async fn delete_job(
+        &self,
+        request: Request<pb::DeleteJobRequest>,
+    ) -> Result<Response<pb::DeleteJobResponse>, Status> {
+        let job = self.find(&request.get_ref().name)?;
+        self.own(&request, &job)?;
+        self.0.removal.remove(&job).await.map_err(told)?;
+        Ok(Response::new(pb::DeleteJobResponse {}))
+    }
+
+    async fn list_events(
+        &self,
+        request: Request<pb::ListEventsRequest>,
+    ) -> Result<Response<pb::ListEventsResponse>, Status> {
+        let request = request.into_inner();
+        let job = match request.job.as_str() {
+            "" => None,
+            name => Some(self.find(name)?.name),
+        };
+        let limit = match request.limit {
+            0 => EVENTS,
+            limit => limit.min(MAX_EVENTS),
+        };
+        let store = self.0.store.clone();
+        let events =
+            blocking(move || store.events(job.as_ref(), request.after_seq, limit as usize))
+                .await?
+                .map_err(told)?;
+        let events = events.iter().map(pb::Event::from).collect();
+        Ok(Response::new(pb::ListEventsResponse { events }))
+    }
+
+    type WatchEventsStream = BoxStream<'static, Result<pb::Event, Status>>;
+
+    async fn watch_events(
+        &self,
+        request: Request<pb::WatchEventsRequest>,
+    ) -> Result<Response<Self::WatchEventsStream>, Status> {
+        let request = request.into_inner();
+        let job = match request.job.as_str() {
+            "" => None,
+            name => Some(self.find(name)?.name),
+        };
+        let (out, events) = mpsc::channel(64);
+        tokio::spawn(watch(self.0.clone(), job, request.after_seq, out));
+        Ok(Response::new(ReceiverStream::new(events).boxed()))
+    }
+
+    type StreamLogStream = BoxStream<'static, Result<pb::LogChunk, Status>>;
+
+    async fn stream_log(
+        &self,
+        request: Request<pb::StreamLogRequest>,
+    ) -> Result<Response<Self::StreamLogStream>, Status> {
+        let request = request.into_inner();
+        let job = self.find(&request.job)?;
+        let (out, pieces) = mpsc::channel(16);
+        let logs = self.0.logs.clone();
+        let attempt = AttemptNumber(request.attempt);
+        let mut stopping = self.0.stopping.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                () = logs.stream(job.name, attempt, request.offset, request.follow, out.clone()) => {}
+                _ = stopping.wait_for(|stop| *stop) => {}
+            }
+        });
+        let chunks = ReceiverStream::new(pieces)
+            .map_ok(|piece| pb::LogChunk {
+                attempt: piece.attempt.0,
+                offset: piece.offset,
+                data: piece.data,
+            })
+            .map_err(told);
+        Ok(Response::new(chunks.boxed()))
+    }
+
+    async fn list_artifacts(
+        &self,
+        request: Request<pb::ListArtifactsRequest>,
+    ) -> Result<Response<pb::ListArtifactsResponse>, Status> {
+        let request = request.into_inner();
+        let job = self.find(&request.job)?;
+        let artifacts = self.0.artifacts(&job).await.map_err(told)?;
+        let artifacts = artifacts
+            .into_iter()
+            .filter(|artifact| artifact.path.starts_with(&request.prefix))
+            .map(|artifact| pb::Artifact {
+                path: artifact.path,
+                bytes: artifact.bytes,
+                datastore: artifact.datastore.to_string(),
+                key: artifact.key,
+            })
+            .collect();
+        Ok(Response::new(pb::ListArtifactsResponse { artifacts }))
+    }
+}
+
+/// Sends what the store has after `after`, then what happens. A watcher that lags behind is given
+/// the store's again, so that none is missed or repeated.
+async fn watch(
+    shared: Shared,
+    job: Option<JobName>,
+    mut after: u64,
+    out: mpsc::Sender<Result<pb::Event, Status>>,
+) {
+    let mut live = shared.handle.events();
+    let mut stopping = shared.stopping.clone();
+    loop {
+        loop {
+            let page = match shared.store.events(job.as_ref(), after, EVENTS as usize) {
+                Ok(page) => page,
+                Err(error) => {
+                    let _ = out.send(Err(told(error))).await;
+                    return;
+                }
+            };
+            let full = page.len() == EVENTS as usize;
+            for event in &page {
+                after = event.seq.0;
+                if out.send(Ok(event.into())).await.is_err() {
+                    return;
+                }
+                if job.is_some() && is_last(event) && !full {
+                    return;
+                }
+            }
+            if !full {
+                break;
+            }
+        }
+        // A job that is over has no further events.
+        if let Some(name) = &job
+            && let Ok(Some(found)) = shared.store.job(name)
+            && found.ended().is_some()
+        {
+            let more = shared.store.events(Some(name), after, 1);
+            if more.is_ok_and(|more| more.is_empty()) {
+                return;
+            }
+            continue;
+        }
+        loop {
+            let event = tokio::select! {
+                event = live.recv() => event,
+                () = out.closed() => return,
+                _ = stopping.wait_for(|stop| *stop) => return,
+            };
+            match event {
+                Ok(event) => {
+                    let wanted = job.as_ref().is_none_or(|job| job == &event.job);
+                    if !wanted || event.seq.0 <= after {
+                        continue;
+                    }
+                    after = event.seq.0;
+                    let message: pb::Event = event.as_ref().into();
+                    if out.send(Ok(message)).await.is_err() {
+                        return;
+                    }
+                    if job.is_some() && is_last(&event) {
+                        return;
+                    }
+                }
+                Err(broadcast::error::RecvError::Lagged(_)) => break,
+                Err(broadcast::error::RecvError::Closed) => return,
+            }
+        }
+    }
+}
+
+fn is_last(event: &Event) -> bool {
+    use atelier_core::job::EventKind as K;
+    matches!(event.kind, K::Completed | K::Failed { .. } | K::Canceled { .. })
+}
+
+/// Asks the store off the threads that serve others.
+async fn blocking<T: Send + 'static>(
+    ask: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Status> {
+    tokio::task::spawn_blocking(ask)
+        .await
+        .map_err(|_| Status::internal("the request was interrupted; try again"))
+}

@@ -1,0 +1,64 @@
+//! The services: convert, ask the handle, convert.
+
+mod agent;
+mod compute;
+mod content;
+mod identity;
+mod job;
+mod status;
+mod workspace;
+
+use atelier_core::access::Caller;
+use atelier_proto::{DESCRIPTORS, agent as a, compute as c, identity as i};
+use atelier_proto::{job as j, workspace as w};
+use tonic::service::Routes;
+use tonic::{Request, Status};
+
+use crate::daemon::Shared;
+
+/// A batch of metrics or a job's specification may be this long; more belongs into uploads.
+const MESSAGE: usize = 4 << 20;
+
+/// Every service, with health and reflection.
+pub async fn routes(shared: &Shared) -> axum::Router {
+    let (reporter, health) = tonic_health::server::health_reporter();
+    reporter.set_serving::<j::v1::job_service_server::JobServiceServer<job::Service>>().await;
+    let jobs = j::v1::job_service_server::JobServiceServer::new(job::Service(shared.clone()))
+        .max_decoding_message_size(MESSAGE);
+    let computes =
+        c::v1::compute_service_server::ComputeServiceServer::new(compute::Service(shared.clone()));
+    let content = content::Content::new(shared.content.clone()).into_service();
+    let workspace = w::v1::workspace_service_server::WorkspaceServiceServer::new(
+        workspace::Service(shared.clone()),
+    );
+    let tokens =
+        i::v1::token_service_server::TokenServiceServer::new(identity::Service(shared.clone()));
+    let agents =
+        a::v1::agent_service_server::AgentServiceServer::new(agent::Service::new(shared.clone()))
+            .max_decoding_message_size(MESSAGE);
+    let mut routes = Routes::new(jobs)
+        .add_service(computes)
+        .add_service(content)
+        .add_service(workspace)
+        .add_service(tokens)
+        .add_service(agents)
+        .add_service(health);
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    if let (Ok(v1), Ok(v1alpha)) = (reflection().build_v1(), reflection().build_v1alpha()) {
+        routes = routes.add_service(v1).add_service(v1alpha);
+    }
+    routes.into_axum_router()
+}
+
+/// Who calls. The door has put this there; without it nothing is served.
+fn caller<T>(request: &Request<T>) -> Result<Caller, Status> {
+    request
+        .extensions()
+        .get::<Caller>()
+        .cloned()
+        .ok_or_else(|| Status::unauthenticated("the caller is not known"))
+}

@@ -1,0 +1,103 @@
+//! The one table from errors to gRPC statuses.
+
+use atelier_core::live::Refusal;
+use tonic::{Code, Status};
+
+use crate::{daemon, identity, storage, store};
+
+fn code_of_store(error: &store::Error) -> Code {
+    match error {
+        store::Error::Full { .. } => Code::ResourceExhausted,
+        store::Error::Closed => Code::Unavailable,
+        store::Error::Track(_) => Code::InvalidArgument,
+        store::Error::Open { .. } | store::Error::Damaged { .. } | store::Error::Sqlite { .. } => {
+            Code::Internal
+        }
+    }
+}
+
+fn code_of_storage(error: &storage::Error) -> Code {
+    match error {
+        storage::Error::UnknownDatastore(_) | storage::Error::NotFound(_) => Code::NotFound,
+        storage::Error::Path(_) => Code::InvalidArgument,
+        storage::Error::Full => Code::ResourceExhausted,
+        _ => Code::Internal,
+    }
+}
+
+fn code_of_handle(error: &daemon::HandleError) -> Code {
+    use daemon::HandleError as E;
+    match error {
+        E::Refused(Refusal::NameTaken(_)) | E::KeyReused { .. } => Code::AlreadyExists,
+        E::Refused(Refusal::UnknownCompute { .. } | Refusal::NoSuchJob(_)) | E::NoSuchJob(_) => {
+            Code::NotFound
+        }
+        E::Refused(Refusal::NeverFits { .. }) | E::StillLive(_) => Code::FailedPrecondition,
+        E::Refused(Refusal::NotYet(_)) => Code::Unimplemented,
+        E::NodeTaken(_) => Code::AlreadyExists,
+        E::Store(error) => code_of_store(error),
+        E::Stopping => Code::Unavailable,
+    }
+}
+
+macro_rules! status {
+    ($Error:ty, $error:ident => $code:expr) => {
+        impl From<$Error> for Told {
+            fn from($error: $Error) -> Self {
+                let code = $code;
+                if code == Code::Internal {
+                    tracing::error!(error = %$error, "a request failed");
+                }
+                Self(Status::new(code, $error.to_string()))
+            }
+        }
+    };
+}
+
+/// An error on its way to the caller. `?` turns every error of the daemon into one.
+pub(super) struct Told(Status);
+
+impl From<Told> for Status {
+    fn from(told: Told) -> Self {
+        told.0
+    }
+}
+
+/// Turns an error into its status.
+pub(super) fn told(error: impl Into<Told>) -> Status {
+    error.into().0
+}
+
+status!(store::Error, error => code_of_store(&error));
+status!(storage::Error, error => code_of_storage(&error));
+status!(daemon::HandleError, error => code_of_handle(&error));
+status!(daemon::RemovalError, error => match &error {
+    daemon::RemovalError::Reactor(error) => code_of_handle(error),
+    daemon::RemovalError::Storage(error) => code_of_storage(error),
+});
+status!(daemon::AdmissionError, error => match &error {
+    daemon::AdmissionError::Invalid { .. } => Code::InvalidArgument,
+    daemon::AdmissionError::Missing { .. } => Code::NotFound,
+    daemon::AdmissionError::NotYet { .. } => Code::Unimplemented,
+    daemon::AdmissionError::Store(error) => code_of_store(error),
+    daemon::AdmissionError::Storage(error) => code_of_storage(error),
+});
+status!(daemon::LogError, error => match &error {
+    daemon::LogError::NoSuchJob(_) => Code::NotFound,
+    daemon::LogError::Store(error) => code_of_store(error),
+    daemon::LogError::Storage(error) => code_of_storage(error),
+    daemon::LogError::Reactor(error) => code_of_handle(error),
+});
+status!(identity::Error, error => match &error {
+    identity::Error::Store(error) => code_of_store(error),
+    identity::Error::File { .. } | identity::Error::Random => Code::Internal,
+});
+status!(identity::Denied, error => match &error {
+    identity::Denied::NoToken | identity::Denied::WrongToken | identity::Denied::AttemptOver => {
+        Code::Unauthenticated
+    }
+    identity::Denied::NotAllowed { .. } | identity::Denied::Foreign(_) => Code::PermissionDenied,
+    identity::Denied::UnknownRoute => Code::Unimplemented,
+});
+status!(atelier_proto::convert::Error, error => Code::InvalidArgument);
+status!(atelier_core::id::InvalidName, error => Code::InvalidArgument);

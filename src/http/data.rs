@@ -1,0 +1,374 @@
+//! The data gateway: objects of datastores over HTTP.
+//!
+//! | request | what it does |
+//! |---|---|
+//! | `GET`, `HEAD /data/v1/{datastore}/{path}` | reads an object; one range; `If-Match`, `If-None-Match` |
+//! | `PUT /data/v1/{datastore}/{path}` | stores an object, whole or not at all; durable when answered |
+//! | `GET /data/v1/{datastore}?prefix=P&after=PATH` | lists what lies at or below the folder `P` |
+//!
+//! Paths are percent-decoded once. Bytes stream both ways, so memory does not grow with an object.
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+
+use atelier_core::access::{Caller, Permission, Role};
+use atelier_core::id::DatastoreName;
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Query, Request, State as Shared};
+use axum::response::{IntoResponse, Response};
+use axum::routing::any;
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use percent_encoding::percent_decode_str;
+use serde::{Deserialize, Serialize};
+
+use crate::storage::{self, Datastore, Datastores, Meta, ObjectPath};
+
+/// The most objects of one page of a listing.
+const PAGE: usize = 1000;
+
+/// Decides which objects a caller may read or write.
+pub trait Authorize: Send + Sync + 'static {
+    /// Whether `caller` may write (or else read) the object at `path`, or list the folder `path`
+    /// (the whole datastore if it is empty). Every object of a folder that may be listed may be
+    /// read.
+    ///
+    /// # Errors
+    /// Why not, for the caller to read.
+    fn authorize_data(
+        &self,
+        caller: &Caller,
+        datastore: &DatastoreName,
+        path: &str,
+        write: bool,
+    ) -> Result<(), String>;
+}
+
+/// What the gateway needs. Cheap to clone.
+#[derive(Clone)]
+pub struct State {
+    /// What it serves.
+    pub datastores: Datastores,
+    /// Who decides.
+    pub door: Arc<dyn Authorize>,
+}
+
+impl fmt::Debug for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("State").field("datastores", &self.datastores).finish_non_exhaustive()
+    }
+}
+
+/// The gateway's routes. Requests carry their [`Caller`] as an extension; the door put it there.
+pub fn router(state: State) -> Router {
+    Router::new().route("/data/v1/{*object}", any(gateway)).with_state(state)
+}
+
+/// A refusal: what is answered as JSON.
+#[derive(Debug)]
+struct Refusal {
+    status: StatusCode,
+    code: &'static str,
+    message: String,
+    /// For a range that the object does not have: its size.
+    size: Option<u64>,
+}
+
+impl Refusal {
+    fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
+        Self { status, code, message: message.into(), size: None }
+    }
+
+    fn invalid(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "InvalidRequest", message)
+    }
+}
+
+impl From<storage::Error> for Refusal {
+    fn from(error: storage::Error) -> Self {
+        use storage::Error as E;
+        let message = error.to_string();
+        let (status, code) = match &error {
+            E::UnknownDatastore(_) => (StatusCode::NOT_FOUND, "DatastoreNotFound"),
+            E::NotFound(_) => (StatusCode::NOT_FOUND, "NotFound"),
+            E::Path(_) => (StatusCode::BAD_REQUEST, "InvalidPath"),
+            E::Link(_) => (StatusCode::FORBIDDEN, "Link"),
+            E::Conflict(_) => (StatusCode::CONFLICT, "Conflict"),
+            E::Full => (StatusCode::INSUFFICIENT_STORAGE, "StorageFull"),
+            E::Interrupted(_) | E::Content { .. } => (StatusCode::BAD_REQUEST, "Interrupted"),
+            E::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "TooLarge"),
+            E::Io { .. } => {
+                tracing::error!(error = &error as &dyn std::error::Error, "data gateway failed");
+                (StatusCode::INTERNAL_SERVER_ERROR, "Internal")
+            }
+        };
+        Self::new(status, code, message)
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        #[derive(Serialize)]
+        struct Answer<'a> {
+            error: Inner<'a>,
+        }
+        #[derive(Serialize)]
+        struct Inner<'a> {
+            code: &'a str,
+            message: &'a str,
+        }
+        let answer = Answer { error: Inner { code: self.code, message: &self.message } };
+        let mut response = (self.status, axum::Json(answer)).into_response();
+        if let Some(size) = self.size {
+            response.headers_mut().insert(header::CONTENT_RANGE, text(format!("bytes */{size}")));
+        }
+        response
+    }
+}
+
+/// What a listing is asked for.
+#[derive(Deserialize)]
+struct ListQuery {
+    #[serde(default)]
+    prefix: String,
+    after: Option<String>,
+}
+
+/// A page as JSON.
+#[derive(Serialize)]
+struct ListAnswer {
+    objects: Vec<ListedObject>,
+    next: Option<String>,
+}
+
+#[derive(Serialize)]
+struct ListedObject {
+    path: String,
+    size: u64,
+    etag: String,
+}
+
+async fn gateway(Shared(state): Shared<State>, request: Request) -> Response {
+    match answer(&state, request).await {
+        Ok(response) => response,
+        Err(refusal) => refusal.into_response(),
+    }
+}
+
+async fn answer(state: &State, request: Request) -> Result<Response, Refusal> {
+    let (head, body) = request.into_parts();
+    let caller = head.extensions.get::<Caller>().cloned().ok_or_else(|| {
+        let message = "the request carries no valid token";
+        Refusal::new(StatusCode::UNAUTHORIZED, "Unauthenticated", message)
+    })?;
+    let whole = head.uri.path();
+    let below = whole.strip_prefix("/data/v1/").unwrap_or_default();
+    let (datastore, path) = match below.split_once('/') {
+        Some((datastore, path)) => (decode(datastore)?, Some(decode(path)?)),
+        None => (decode(below)?, None),
+    };
+    // Before the name is looked up: who may read nothing is not told what exists.
+    if !caller.may(Permission::Data) {
+        let message = format!("{} may not use the data gateway", caller.role);
+        return Err(Refusal::new(StatusCode::FORBIDDEN, "Forbidden", message));
+    }
+    let datastore = state.datastores.get(&datastore)?;
+    match path {
+        None => list(state, &caller, datastore, &head).await,
+        Some(path) => {
+            let path = ObjectPath::new(&path).map_err(storage::Error::from)?;
+            match head.method {
+                Method::GET => read(state, &caller, datastore, &path, &head.headers, true).await,
+                Method::HEAD => read(state, &caller, datastore, &path, &head.headers, false).await,
+                Method::PUT => write(state, &caller, datastore, &path, &head.headers, body).await,
+                _ => Err(method_not_allowed("GET, HEAD, PUT")),
+            }
+        }
+    }
+}
+
+fn method_not_allowed(allowed: &str) -> Refusal {
+    let message = format!("use one of {allowed}");
+    Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", message)
+}
+
+/// Percent-decodes once.
+fn decode(text: &str) -> Result<String, Refusal> {
+    percent_decode_str(text).decode_utf8().map(String::from).map_err(|_| {
+        Refusal::new(StatusCode::BAD_REQUEST, "InvalidPath", "the path is not UTF-8 once decoded")
+    })
+}
+
+fn authorize(
+    state: &State,
+    caller: &Caller,
+    datastore: &Datastore,
+    path: &str,
+    write: bool,
+) -> Result<(), Refusal> {
+    let forbidden = |message: String| Refusal::new(StatusCode::FORBIDDEN, "Forbidden", message);
+    if write && caller.role == Role::Reader {
+        return Err(forbidden(format!("{} may read, not write", caller.role)));
+    }
+    state.door.authorize_data(caller, datastore.name(), path, write).map_err(forbidden)
+}
+
+async fn list(
+    state: &State,
+    caller: &Caller,
+    datastore: &Datastore,
+    head: &Parts,
+) -> Result<Response, Refusal> {
+    if head.method != Method::GET {
+        return Err(method_not_allowed("GET"));
+    }
+    let Query(query): Query<ListQuery> = Query::try_from_uri(&head.uri)
+        .map_err(|error| Refusal::invalid(format!("the query cannot be read: {error}")))?;
+    let folder = match query.prefix.strip_suffix('/').unwrap_or(&query.prefix) {
+        "" => None,
+        folder => Some(ObjectPath::new(folder).map_err(storage::Error::from)?),
+    };
+    let named = folder.as_ref().map_or("", ObjectPath::as_str);
+    authorize(state, caller, datastore, named, false)?;
+    let page = datastore.list(folder.as_ref(), query.after.as_deref(), PAGE).await?;
+    let objects = page
+        .objects
+        .into_iter()
+        .map(|object| ListedObject {
+            path: object.path.to_string(),
+            size: object.meta.size,
+            etag: object.meta.etag,
+        })
+        .collect();
+    let next = page.next.map(|path| path.to_string());
+    Ok(axum::Json(ListAnswer { objects, next }).into_response())
+}
+
+async fn read(
+    state: &State,
+    caller: &Caller,
+    datastore: &Datastore,
+    path: &ObjectPath,
+    headers: &HeaderMap,
+    body: bool,
+) -> Result<Response, Refusal> {
+    authorize(state, caller, datastore, path.as_str(), false)?;
+    let opened = datastore.open(path).await?;
+    let Meta { size, etag } = opened.meta.clone();
+    let mut response = Response::new(Body::empty());
+    let out = response.headers_mut();
+    out.insert(header::ETAG, text(etag.clone()));
+    out.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    if headers.get(header::IF_MATCH).is_some_and(|tags| !names(tags, &etag)) {
+        let message = "the object has changed";
+        return Err(Refusal::new(StatusCode::PRECONDITION_FAILED, "Changed", message));
+    }
+    if headers.get(header::IF_NONE_MATCH).is_some_and(|tags| names(tags, &etag)) {
+        *response.status_mut() = StatusCode::NOT_MODIFIED;
+        return Ok(response);
+    }
+    // Artifacts are shown by nobody in this place, whatever a browser might think they are.
+    out.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+    out.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    let same = headers.get(header::IF_RANGE).is_none_or(|tag| tag.as_bytes() == etag.as_bytes());
+    let asked = headers.get(header::RANGE).filter(|_| same).and_then(|value| value.to_str().ok());
+    let range = match asked.map_or(Asked::Whole, |value| parse_range(value, size)) {
+        Asked::Whole => 0..size,
+        Asked::Part(range) => {
+            let described = format!("bytes {}-{}/{size}", range.start, range.end - 1);
+            out.insert(header::CONTENT_RANGE, text(described));
+            *response.status_mut() = StatusCode::PARTIAL_CONTENT;
+            range
+        }
+        Asked::Outside => {
+            let message = format!("the object has {size} bytes; the range lies outside");
+            let mut refusal =
+                Refusal::new(StatusCode::RANGE_NOT_SATISFIABLE, "RangeNotSatisfiable", message);
+            refusal.size = Some(size);
+            return Err(refusal);
+        }
+    };
+    let out = response.headers_mut();
+    out.insert(header::CONTENT_LENGTH, HeaderValue::from(range.end - range.start));
+    if body {
+        *response.body_mut() = Body::from_stream(opened.stream(range));
+    }
+    Ok(response)
+}
+
+async fn write(
+    state: &State,
+    caller: &Caller,
+    datastore: &Datastore,
+    path: &ObjectPath,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<Response, Refusal> {
+    authorize(state, caller, datastore, path.as_str(), true)?;
+    if datastore.name().as_str() == storage::BLOB_STORE && path.is_within(storage::CONTENT_PREFIX) {
+        let message = "content objects are stored by digest (ContentService.Put), not by path";
+        return Err(Refusal::new(StatusCode::FORBIDDEN, "Forbidden", message));
+    }
+    if headers.contains_key(header::CONTENT_RANGE) {
+        return Err(Refusal::invalid("an object is stored whole: send no Content-Range"));
+    }
+    let meta = datastore.put_stream(path, body.into_data_stream()).await?;
+    let mut response = StatusCode::CREATED.into_response();
+    response.headers_mut().insert(header::ETAG, text(meta.etag));
+    Ok(response)
+}
+
+/// Tags and ranges are made of visible characters; were they not, the header would say nothing.
+fn text(value: String) -> HeaderValue {
+    HeaderValue::try_from(value).unwrap_or(HeaderValue::from_static(""))
+}
+
+/// Whether a list of tags names this one, or is `*`.
+fn names(tags: &HeaderValue, etag: &str) -> bool {
+    tags.to_str().is_ok_and(|tags| {
+        tags.split(',').any(|tag| {
+            let tag = tag.trim();
+            tag == "*" || tag.strip_prefix("W/").unwrap_or(tag) == etag
+        })
+    })
+}
+
+#[derive(PartialEq, Eq, Debug)]
+enum Asked {
+    Whole,
+    Part(Range<u64>),
+    Outside,
+}
+
+/// One range of bytes (RFC 9110, section 14). What cannot be understood, and several ranges, are
+/// answered with the whole.
+fn parse_range(value: &str, size: u64) -> Asked {
+    let Some((first, last)) = value.strip_prefix("bytes=").and_then(|set| set.split_once('-'))
+    else {
+        return Asked::Whole;
+    };
+    match (first.trim(), last.trim()) {
+        ("", last) => match last.parse::<u64>() {
+            Ok(0) => Asked::Outside,
+            Ok(_) if size == 0 => Asked::Outside,
+            Ok(length) => Asked::Part(size.saturating_sub(length)..size),
+            Err(_) => Asked::Whole,
+        },
+        (first, last) => match (first.parse::<u64>(), last) {
+            (Ok(first), _) if first >= size && (last.is_empty() || last.parse::<u64>().is_ok()) => {
+                Asked::Outside
+            }
+            (Ok(first), "") => Asked::Part(first..size),
+            (Ok(first), last) => match last.parse::<u64>() {
+                Ok(last) if last >= first => Asked::Part(first..last.saturating_add(1).min(size)),
+                _ => Asked::Whole,
+            },
+            (Err(_), _) => Asked::Whole,
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests;

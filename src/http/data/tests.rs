@@ -1,0 +1,355 @@
+use std::net::SocketAddr;
+
+use atelier_core::access::AttemptScope;
+use atelier_core::id::{AttemptNumber, Epoch, JobName, Principal};
+use axum::Extension;
+use bytes::Bytes;
+use serde_json::Value;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+use super::*;
+
+/// Attempts reach what lies below their own run; everybody else reaches everything.
+struct OwnPrefix;
+
+impl Authorize for OwnPrefix {
+    fn authorize_data(
+        &self,
+        caller: &Caller,
+        _: &DatastoreName,
+        path: &str,
+        _: bool,
+    ) -> Result<(), String> {
+        match &caller.role {
+            Role::Attempt(scope) => {
+                let own = format!("ExperimentRun/dcid.{}", scope.job);
+                match path.strip_prefix(&own) {
+                    Some(rest) if rest.is_empty() || rest.starts_with('/') => Ok(()),
+                    _ => Err(format!("'{path}' is not below {own}")),
+                }
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+struct Gateway {
+    _folder: tempfile::TempDir,
+    address: SocketAddr,
+    client: reqwest::Client,
+    stores: Datastores,
+}
+
+impl Gateway {
+    async fn with(caller: Option<Role>) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let stores = Datastores::open_folders(folder.path()).unwrap();
+        let mut app = router(State { datastores: stores.clone(), door: Arc::new(OwnPrefix) });
+        if let Some(role) = caller {
+            app =
+                app.layer(Extension(Caller { principal: Principal::new("tester").unwrap(), role }));
+        }
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move { axum::serve(listener, app).await });
+        Self { _folder: folder, address, client: reqwest::Client::new(), stores }
+    }
+
+    async fn new() -> Self {
+        Self::with(Some(Role::DataScientist)).await
+    }
+
+    fn url(&self, rest: &str) -> String {
+        format!("http://{}/data/v1/{rest}", self.address)
+    }
+
+    async fn put(&self, rest: &str, body: impl Into<reqwest::Body>) -> reqwest::Response {
+        self.client.put(self.url(rest)).body(body).send().await.unwrap()
+    }
+
+    async fn get(&self, rest: &str, headers: &[(&str, &str)]) -> reqwest::Response {
+        let mut request = self.client.get(self.url(rest));
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        request.send().await.unwrap()
+    }
+
+    /// A request line as it is written, which no client library would let pass.
+    async fn raw(&self, method: &str, target: &str) -> (u16, String) {
+        let mut stream = tokio::net::TcpStream::connect(self.address).await.unwrap();
+        let request = format!(
+            "{method} {target} HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+        );
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        let status = answer.split(' ').nth(1).unwrap().parse().unwrap();
+        (status, answer)
+    }
+}
+
+async fn error_of(response: reqwest::Response) -> (u16, String) {
+    let status = response.status().as_u16();
+    let answer: Value = serde_json::from_slice(&response.bytes().await.unwrap()).unwrap();
+    assert!(answer["error"]["message"].as_str().is_some_and(|message| !message.is_empty()));
+    (status, answer["error"]["code"].as_str().unwrap().to_owned())
+}
+
+#[tokio::test]
+async fn objects_travel_both_ways() {
+    let gateway = Gateway::new().await;
+    let at = "workspaceblobstore/azureml/a%20b/%C3%BC%23%3F+%25.bin";
+    let (status, code) = error_of(gateway.get(at, &[]).await).await;
+    assert_eq!((status, code.as_str()), (404, "NotFound"));
+    let data: Vec<u8> = (0..3_000_000_u32).map(|i| (i % 251) as u8).collect();
+    let pieces: Vec<Result<Bytes, std::io::Error>> =
+        data.chunks(70_001).map(|piece| Ok(Bytes::copy_from_slice(piece))).collect();
+    let streamed = reqwest::Body::wrap_stream(futures::stream::iter(pieces));
+    let stored = gateway.put(at, streamed).await;
+    assert_eq!(stored.status(), 201);
+    let tag = stored.headers()["etag"].clone();
+    let stored_at = ObjectPath::new("azureml/a b/ü#?+%.bin").unwrap();
+    let store = gateway.stores.get("workspaceblobstore").unwrap();
+    assert_eq!(store.head(&stored_at).await.unwrap().size, 3_000_000);
+
+    let whole = gateway.get(at, &[]).await;
+    assert_eq!(whole.status(), 200);
+    assert_eq!(whole.headers()["etag"], tag);
+    assert_eq!(whole.headers()["accept-ranges"], "bytes");
+    assert_eq!(whole.headers()["content-length"], "3000000");
+    assert_eq!(whole.bytes().await.unwrap(), data);
+
+    let head = gateway.client.head(gateway.url(at)).send().await.unwrap();
+    assert_eq!(head.headers()["content-length"], "3000000");
+    assert_eq!(head.headers()["etag"], tag);
+    assert!(head.bytes().await.unwrap().is_empty());
+
+    let tag = tag.to_str().unwrap();
+    for (headers, expected) in [
+        (vec![("if-none-match", tag)], 304),
+        (vec![("if-none-match", "\"x\", *")], 304),
+        (vec![("if-none-match", "\"x\"")], 200),
+        (vec![("if-match", tag)], 200),
+        (vec![("if-match", "\"x\"")], 412),
+    ] {
+        assert_eq!(gateway.get(at, &headers).await.status(), expected, "{headers:?}");
+    }
+}
+
+#[tokio::test]
+async fn ranges() {
+    let gateway = Gateway::new().await;
+    let at = "workspaceblobstore/r";
+    let tag = gateway.put(at, "0123456789").await.headers()["etag"].clone();
+    let tag = tag.to_str().unwrap();
+    for (range, expected, described) in [
+        ("bytes=0-0", "0", "bytes 0-0/10"),
+        ("bytes=2-4", "234", "bytes 2-4/10"),
+        ("bytes=7-", "789", "bytes 7-9/10"),
+        ("bytes=-3", "789", "bytes 7-9/10"),
+        ("bytes=-30", "0123456789", "bytes 0-9/10"),
+        ("bytes=8-100", "89", "bytes 8-9/10"),
+        ("bytes=9-18446744073709551615", "9", "bytes 9-9/10"),
+    ] {
+        let part = gateway.get(at, &[("range", range)]).await;
+        assert_eq!(part.status(), 206, "{range}");
+        assert_eq!(part.headers()["content-range"], described);
+        assert_eq!(part.text().await.unwrap(), expected);
+    }
+    for ignored in ["bytes=3-2", "bytes=a-b", "bytes=0-1,4-5", "lines=0-1", "bytes=-", "bytes=5-1x"]
+    {
+        let whole = gateway.get(at, &[("range", ignored)]).await;
+        assert_eq!(whole.status(), 200, "{ignored}");
+        assert_eq!(whole.text().await.unwrap(), "0123456789");
+    }
+    for outside in ["bytes=10-", "bytes=10-11", "bytes=-0"] {
+        let refused = gateway.get(at, &[("range", outside)]).await;
+        assert_eq!(refused.headers()["content-range"], "bytes */10", "{outside}");
+        assert_eq!(error_of(refused).await, (416, "RangeNotSatisfiable".into()));
+    }
+    let same = gateway.get(at, &[("range", "bytes=1-1"), ("if-range", tag)]).await;
+    assert_eq!(same.status(), 206);
+    let other = gateway.get(at, &[("range", "bytes=1-1"), ("if-range", "\"x\"")]).await;
+    assert_eq!(other.status(), 200);
+    gateway.put("workspaceblobstore/empty", "").await;
+    let empty = gateway.get("workspaceblobstore/empty", &[("range", "bytes=0-")]).await;
+    assert_eq!(empty.status(), 416);
+    assert_eq!(gateway.get("workspaceblobstore/empty", &[]).await.status(), 200);
+}
+
+#[tokio::test]
+async fn paths_that_lead_out_are_refused_in_every_writing() {
+    let gateway = Gateway::new().await;
+    let storage = gateway.stores.get("workspaceblobstore").unwrap().folder().unwrap();
+    std::fs::write(storage.parent().unwrap().join("secret"), "s").unwrap();
+    for path in [
+        "../secret",
+        "..%2fsecret",
+        "%2e%2e/secret",
+        "%2E%2E%2Fsecret",
+        "%252e%252e/secret",
+        "%252e%252e%252fsecret",
+        "a/../../secret",
+        "a/..%2f..%2fsecret",
+        "..%5csecret",
+        "..\\secret",
+        "./secret",
+        "%2e/secret",
+        "/secret",
+        "%2fsecret",
+        "a//secret",
+        "a/",
+        "x%00y",
+        "%ff%fe",
+        "a/.%2e/secret",
+        "",
+        ".",
+        "..",
+    ] {
+        for method in ["GET", "HEAD", "PUT"] {
+            let target = format!("/data/v1/workspaceblobstore/{path}");
+            let (status, answer) = gateway.raw(method, &target).await;
+            // A doubly encoded slash is part of a name; what it names is not there.
+            let name = path.contains("%252f") && method != "PUT";
+            let expected: &[u16] = if name { &[400, 404] } else { &[400] };
+            if path.contains("%252f") && method == "PUT" {
+                assert_eq!(status, 201, "{target}");
+                continue;
+            }
+            assert!(expected.contains(&status), "{method} {target}: {answer}");
+        }
+    }
+    for target in ["/data/v1/../v1/workspaceblobstore/x", "/data/v1/%2e%2e/x", "/data/v1/nostore/x"]
+    {
+        assert_eq!(gateway.raw("GET", target).await.0, 404, "{target}");
+    }
+    for query in ["prefix=..", "prefix=a/../..", "prefix=%2e%2e", "prefix=/etc", "prefix=a%5cb"] {
+        let target = format!("/data/v1/workspaceblobstore?{query}");
+        assert_eq!(gateway.raw("GET", &target).await.0, 400, "{target}");
+    }
+    assert_eq!(gateway.raw("DELETE", "/data/v1/workspaceblobstore/x").await.0, 405);
+    assert_eq!(gateway.raw("PUT", "/data/v1/workspaceblobstore").await.0, 405);
+    let refused = gateway.put("workspaceblobstore/azureml/content/ab/abcd", "forged").await;
+    assert_eq!(error_of(refused).await, (403, "Forbidden".into()));
+}
+
+#[tokio::test]
+async fn listings_come_in_pages() {
+    let gateway = Gateway::new().await;
+    let store = gateway.stores.get("workspaceartifactstore").unwrap();
+    for i in 0..2_300 {
+        let path = format!("many/{i:05} &%.txt");
+        let folder = store.folder().unwrap().join("many");
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join(path.strip_prefix("many/").unwrap()), "x").unwrap();
+    }
+    gateway.put("workspaceartifactstore/many-other", "y").await;
+    let (mut found, mut pages, mut after) = (Vec::new(), 0, None::<String>);
+    loop {
+        let mut query = vec![("prefix", "many/".to_owned())];
+        query.extend(after.take().map(|after| ("after", after)));
+        let query: Vec<String> = query
+            .iter()
+            .map(|(name, value)| {
+                let all = percent_encoding::NON_ALPHANUMERIC;
+                format!("{name}={}", percent_encoding::utf8_percent_encode(value, all))
+            })
+            .collect();
+        let answer = gateway.get(&format!("workspaceartifactstore?{}", query.join("&")), &[]).await;
+        assert_eq!(answer.status(), 200);
+        let page: Value = serde_json::from_slice(&answer.bytes().await.unwrap()).unwrap();
+        let objects = page["objects"].as_array().unwrap();
+        assert!(objects.len() <= 1000);
+        found.extend(objects.iter().map(|o| o["path"].as_str().unwrap().to_owned()));
+        assert!(objects.iter().all(|o| o["size"] == 1 && o["etag"].as_str().is_some()));
+        pages += 1;
+        match page["next"].as_str() {
+            Some(next) => after = Some(next.to_owned()),
+            None => break,
+        }
+    }
+    let expected: Vec<String> = (0..2_300).map(|i| format!("many/{i:05} &%.txt")).collect();
+    assert_eq!(found, expected);
+    assert_eq!(pages, 3);
+    let none = gateway.get("workspaceartifactstore?prefix=nothing", &[]).await;
+    assert_eq!(none.text().await.unwrap(), r#"{"objects":[],"next":null}"#);
+    let everything = gateway.get("workspaceartifactstore?after=many%2F99999", &[]).await;
+    assert_eq!(everything.text().await.unwrap(), r#"{"objects":[],"next":null}"#);
+}
+
+#[tokio::test]
+async fn concurrent_writers_each_store_a_whole() {
+    let gateway = Arc::new(Gateway::new().await);
+    let writes: Vec<_> = (0..20_u8)
+        .map(|i| {
+            let gateway = gateway.clone();
+            tokio::spawn(async move {
+                let body = vec![b'a' + i; 700_000];
+                gateway.put("workspaceblobstore/new/same", body.clone()).await.status().as_u16()
+                    + gateway
+                        .put(&format!("workspaceblobstore/new/{i}"), body)
+                        .await
+                        .status()
+                        .as_u16()
+            })
+        })
+        .collect();
+    for write in writes {
+        assert_eq!(write.await.unwrap(), 402);
+    }
+    let bytes = gateway.get("workspaceblobstore/new/same", &[]).await.bytes().await.unwrap();
+    assert_eq!(bytes.len(), 700_000);
+    assert!(bytes.iter().all(|&byte| byte == bytes[0]));
+}
+
+#[tokio::test]
+async fn a_body_that_breaks_off_is_not_stored() {
+    let gateway = Gateway::new().await;
+    let mut stream = tokio::net::TcpStream::connect(gateway.address).await.unwrap();
+    let head =
+        "PUT /data/v1/workspaceblobstore/half HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n";
+    stream.write_all(head.as_bytes()).await.unwrap();
+    stream.write_all(b"only this").await.unwrap();
+    stream.shutdown().await.unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.unwrap();
+    assert_eq!(gateway.get("workspaceblobstore/half", &[]).await.status(), 404);
+}
+
+#[tokio::test]
+async fn callers_reach_what_is_theirs() {
+    let nobody = Gateway::with(None).await;
+    let (status, code) = error_of(nobody.get("workspaceblobstore/x", &[]).await).await;
+    assert_eq!((status, code.as_str()), (401, "Unauthenticated"));
+
+    let node = Role::Node(atelier_core::id::NodeName::new("n1").unwrap());
+    let node = Gateway::with(Some(node)).await;
+    assert_eq!(error_of(node.get("workspaceblobstore/x", &[]).await).await.0, 403);
+
+    let reader = Gateway::with(Some(Role::Reader)).await;
+    assert_eq!(error_of(reader.put("workspaceblobstore/x", "x").await).await.0, 403);
+    assert_eq!(error_of(reader.get("workspaceblobstore/x", &[]).await).await.0, 404);
+
+    let scope = AttemptScope {
+        job: JobName::new("brave_owl_1").unwrap(),
+        attempt: AttemptNumber(1),
+        epoch: Epoch(1),
+    };
+    let attempt = Gateway::with(Some(Role::Attempt(scope))).await;
+    let own = "workspaceartifactstore/ExperimentRun/dcid.brave_owl_1";
+    assert_eq!(attempt.put(&format!("{own}/outputs/m"), "m").await.status(), 201);
+    assert_eq!(attempt.get(&format!("{own}/outputs/m"), &[]).await.status(), 200);
+    let listed =
+        attempt.get("workspaceartifactstore?prefix=ExperimentRun/dcid.brave_owl_1/", &[]).await;
+    assert_eq!(listed.status(), 200);
+    for other in [
+        "workspaceartifactstore/ExperimentRun/dcid.brave_owl_10/outputs/m",
+        "workspaceartifactstore/ExperimentRun/dcid.brave_owl_1%2f..%2fdcid.x/m",
+        "workspaceartifactstore?prefix=ExperimentRun",
+        "workspaceartifactstore",
+    ] {
+        let status = attempt.get(other, &[]).await.status().as_u16();
+        assert!(matches!(status, 400 | 403), "{other}: {status}");
+    }
+}

@@ -1,0 +1,465 @@
+//! A datastore that is a folder on this machine.
+//!
+//! Every path is walked from the root's descriptor, one segment after the other, without following
+//! symbolic links: what a job leaves in its outputs cannot lead a reader or a writer out of the
+//! datastore. Objects are written below [`STAGING`], made durable, and renamed to their place.
+
+mod list;
+
+use std::fs::File;
+use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
+use std::ops::Range;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use futures::{Stream, StreamExt as _};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
+use rustix::io::Errno;
+
+use super::{Error, Meta, ObjectPath, Opened, Page};
+
+/// The folder, below a datastore's root, where objects are written before they get their place. On
+/// the same file system as they are; never listed, and not part of any path. Files named `put-…`
+/// are the daemon's and are removed when it starts.
+pub const STAGING: &str = ".staging";
+
+/// How much is read at once.
+const READ: u64 = 256 * 1024;
+/// How much is gathered before it is written.
+const WRITE: usize = 512 * 1024;
+/// From this many objects on, one sync of the whole file system is cheaper than one for each file
+/// and folder, and does not wait for much else.
+const SYNC_ALL_FROM: usize = 8;
+
+/// A folder as a datastore. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Folder {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    path: PathBuf,
+    root: OwnedFd,
+    staging: OwnedFd,
+    next: AtomicU64,
+}
+
+/// A file that has its bytes but not yet its place. Removed when dropped unpublished.
+#[derive(Debug)]
+pub(super) struct Staged {
+    folder: Folder,
+    name: String,
+    file: Option<File>,
+    placed: bool,
+}
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        if !self.placed {
+            // What cannot be removed now is removed at the next start.
+            let _ = rustix::fs::unlinkat(&self.folder.inner.staging, &*self.name, AtFlags::empty());
+        }
+    }
+}
+
+impl Folder {
+    /// Opens the folder; makes it if it does not exist.
+    ///
+    /// # Errors
+    /// Those of the operating system.
+    pub fn new(path: &Path) -> Result<Self, Error> {
+        let failed =
+            |operation, source| Error::Io { operation, path: path.display().to_string(), source };
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(path.join(STAGING))
+            .map_err(|source| failed("make the folder", source))?;
+        let path =
+            std::fs::canonicalize(path).map_err(|source| failed("open the folder", source))?;
+        let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
+        let root = rustix::fs::open(&path, flags, Mode::empty())
+            .map_err(|errno| failed("open the folder", errno.into()))?;
+        let staging = open_folder_at(&root, STAGING)
+            .map_err(|errno| failed("open the staging folder of", errno.into()))?;
+        let folder =
+            Self { inner: Arc::new(Inner { path, root, staging, next: AtomicU64::new(0) }) };
+        folder.sweep().map_err(|source| failed("clear the staging folder of", source))?;
+        Ok(folder)
+    }
+
+    /// The folder's absolute path, without symbolic links.
+    pub fn root(&self) -> &Path {
+        &self.inner.path
+    }
+
+    /// Removes what an earlier daemon left unfinished.
+    fn sweep(&self) -> io::Result<()> {
+        for entry in rustix::fs::Dir::read_from(&self.inner.staging)? {
+            let entry = entry?;
+            if !entry.file_name().to_bytes().starts_with(b"put-") {
+                continue;
+            }
+            match rustix::fs::unlinkat(&self.inner.staging, entry.file_name(), AtFlags::empty()) {
+                Err(Errno::ISDIR) => {
+                    let name = entry.file_name().to_string_lossy().into_owned();
+                    std::fs::remove_dir_all(self.inner.path.join(STAGING).join(name))?;
+                }
+                other => other?,
+            }
+        }
+        Ok(())
+    }
+
+    /// The folder that `path` lies in, and its name there.
+    fn parent<'a>(
+        &self,
+        path: &'a ObjectPath,
+        make: Option<Flush>,
+    ) -> Result<(OwnedFd, &'a str), Error> {
+        let mut segments: Vec<&str> = path.segments().collect();
+        let Some(name) = segments.pop() else { return Err(Error::NotFound(path.to_string())) };
+        Ok((self.descend(path, &segments, make)?, name))
+    }
+
+    /// The folder at the end of `segments`, from the root, without following links.
+    fn descend(
+        &self,
+        path: &ObjectPath,
+        segments: &[&str],
+        make: Option<Flush>,
+    ) -> Result<OwnedFd, Error> {
+        let outside = || Error::NotFound(path.to_string());
+        if path.segments().next() == Some(STAGING) {
+            // Reserved: it cannot be made, and nothing is stored there.
+            return Err(if make.is_some() { Error::Conflict(path.clone()) } else { outside() });
+        }
+        let mut at = self
+            .inner
+            .root
+            .try_clone()
+            .map_err(|source| io_error("open", path.as_str(), source))?;
+        for segment in segments {
+            let mut opened = open_folder_at(&at, segment);
+            if let (Err(Errno::NOENT), Some(sync)) = (&opened, make) {
+                match rustix::fs::mkdirat(&at, *segment, Mode::from(0o755)) {
+                    Ok(()) if sync == Flush::Each => rustix::fs::fsync(&at)
+                        .map_err(|errno| io_error("store", path.as_str(), errno.into()))?,
+                    Ok(()) | Err(Errno::EXIST) => {}
+                    Err(errno) => return Err(io_error("store", path.as_str(), errno.into())),
+                }
+                opened = open_folder_at(&at, segment);
+            }
+            at = match opened {
+                Ok(folder) => folder,
+                Err(Errno::NOENT) => return Err(outside()),
+                Err(Errno::NOTDIR | Errno::LOOP) if is_link(&at, segment) => {
+                    return Err(Error::Link(path.to_string()));
+                }
+                Err(Errno::NOTDIR) if make.is_some() => return Err(Error::Conflict(path.clone())),
+                Err(Errno::NOTDIR) => return Err(outside()),
+                Err(errno) => return Err(io_error("open", path.as_str(), errno.into())),
+            };
+        }
+        Ok(at)
+    }
+
+    pub(super) async fn head(&self, path: &ObjectPath) -> Result<Meta, Error> {
+        Ok(self.open(path).await?.meta)
+    }
+
+    pub(super) async fn open(&self, path: &ObjectPath) -> Result<Opened, Error> {
+        let (folder, path) = (self.clone(), path.clone());
+        blocking(move || folder.open_now(&path)).await
+    }
+
+    /// [`Folder::open`] on this thread.
+    pub(super) fn open_now(&self, path: &ObjectPath) -> Result<Opened, Error> {
+        let (parent, name) = self.parent(path, None)?;
+        // Without NONBLOCK, opening a named pipe would wait for its writer.
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let file = match rustix::fs::openat(&parent, name, flags, Mode::empty()) {
+            Ok(fd) => File::from(fd),
+            Err(Errno::NOENT) => return Err(Error::NotFound(path.to_string())),
+            Err(Errno::LOOP) => return Err(Error::Link(path.to_string())),
+            Err(errno) => return Err(io_error("open", path.as_str(), errno.into())),
+        };
+        let stat = rustix::fs::fstat(&file)
+            .map_err(|errno| io_error("open", path.as_str(), errno.into()))?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            return Err(Error::NotFound(path.to_string()));
+        }
+        Ok(Opened { meta: meta_of(&stat), source: OpenFile { file, path: path.clone() } })
+    }
+
+    pub(super) async fn put_stream<S, E>(&self, path: &ObjectPath, bytes: S) -> Result<Meta, Error>
+    where
+        S: Stream<Item = Result<Bytes, E>> + Send,
+        E: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let folder = self.clone();
+        let (mut bytes, mut staged) = (pin!(bytes), blocking(move || folder.stage()).await?);
+        loop {
+            let (mut gathered, mut length) = (Vec::new(), 0);
+            while length < WRITE {
+                match bytes.next().await {
+                    Some(Ok(piece)) => {
+                        length += piece.len();
+                        gathered.push(piece);
+                    }
+                    Some(Err(error)) => {
+                        drop(staged);
+                        return Err(Error::Interrupted(error.into()));
+                    }
+                    None => break,
+                }
+            }
+            let at = path.clone();
+            if length < WRITE {
+                return blocking(move || {
+                    staged.write(&at, &gathered)?;
+                    let meta = staged.meta(&at)?;
+                    staged.folder.clone().publish(vec![(staged, at)])?;
+                    Ok(meta)
+                })
+                .await;
+            }
+            staged = blocking(move || {
+                staged.write(&at, &gathered)?;
+                Ok(staged)
+            })
+            .await?;
+        }
+    }
+
+    /// A new file in the staging folder.
+    pub(super) fn stage(&self) -> Result<Staged, Error> {
+        let flags =
+            OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        loop {
+            let name = format!("put-{}", self.inner.next.fetch_add(1, Ordering::Relaxed));
+            match rustix::fs::openat(&self.inner.staging, &*name, flags, Mode::from(0o644)) {
+                Ok(fd) => {
+                    return Ok(Staged {
+                        folder: self.clone(),
+                        name,
+                        file: Some(File::from(fd)),
+                        placed: false,
+                    });
+                }
+                Err(Errno::EXIST) => {}
+                Err(errno) => return Err(io_error("store in", STAGING, errno.into())),
+            }
+        }
+    }
+
+    /// Gives staged files their places, in this order. Durable when this returns.
+    ///
+    /// Bytes are durable before any file has its place. The places themselves become durable
+    /// together or, after a crash, up to some file of the order: journalling file systems keep the
+    /// order of renames.
+    pub(super) fn publish(&self, files: Vec<(Staged, ObjectPath)>) -> Result<(), Error> {
+        let Some((_, first)) = files.first() else { return Ok(()) };
+        let failed =
+            |path: &ObjectPath, errno: Errno| io_error("store", path.as_str(), errno.into());
+        let sync = if files.len() < SYNC_ALL_FROM { Flush::Each } else { Flush::All };
+        let first = first.clone();
+        match sync {
+            Flush::Each => {
+                for (staged, path) in &files {
+                    staged.sync().map_err(|errno| failed(path, errno))?;
+                }
+            }
+            Flush::All => {
+                rustix::fs::syncfs(&self.inner.root).map_err(|errno| failed(&first, errno))?;
+            }
+        }
+        for (mut staged, path) in files {
+            self.place(&mut staged, &path, sync)?;
+        }
+        if sync == Flush::All {
+            rustix::fs::syncfs(&self.inner.root).map_err(|errno| failed(&first, errno))?;
+        }
+        Ok(())
+    }
+
+    fn place(&self, staged: &mut Staged, path: &ObjectPath, sync: Flush) -> Result<(), Error> {
+        // The folder may be deleted between finding it and renaming into it; then it is made anew.
+        for _ in 0..8 {
+            let (parent, name) = self.parent(path, Some(sync))?;
+            match rustix::fs::renameat(&self.inner.staging, &*staged.name, &parent, name) {
+                Ok(()) => {
+                    staged.placed = true;
+                    if sync == Flush::Each {
+                        rustix::fs::fsync(&parent)
+                            .map_err(|errno| io_error("store", path.as_str(), errno.into()))?;
+                    }
+                    return Ok(());
+                }
+                Err(Errno::NOENT) => {}
+                Err(Errno::ISDIR) => return Err(Error::Conflict(path.clone())),
+                Err(errno) => return Err(io_error("store", path.as_str(), errno.into())),
+            }
+        }
+        let source = io::Error::other("its folder is deleted again and again");
+        Err(io_error("store", path.as_str(), source))
+    }
+
+    pub(super) async fn list(
+        &self,
+        below: Option<&ObjectPath>,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Page, Error> {
+        let (folder, below, after) =
+            (self.clone(), below.cloned(), after.unwrap_or_default().to_owned());
+        blocking(move || folder.list_now(below.as_ref(), &after, limit)).await
+    }
+
+    pub(super) async fn delete(&self, path: &ObjectPath) -> Result<(), Error> {
+        let (folder, path) = (self.clone(), path.clone());
+        blocking(move || folder.delete_now(&path)).await
+    }
+
+    /// Moves what is there out of the way at once, then removes it.
+    pub(super) fn delete_now(&self, path: &ObjectPath) -> Result<(), Error> {
+        let (parent, name) = match self.parent(path, None) {
+            Ok(found) => found,
+            Err(Error::NotFound(_)) => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        let failed = |source| io_error("delete", path.as_str(), source);
+        let trash = format!("put-{}", self.inner.next.fetch_add(1, Ordering::Relaxed));
+        match rustix::fs::renameat(&parent, name, &self.inner.staging, &*trash) {
+            Ok(()) => {}
+            Err(Errno::NOENT) => return Ok(()),
+            Err(errno) => return Err(failed(errno.into())),
+        }
+        rustix::fs::fsync(&parent).map_err(|errno| failed(errno.into()))?;
+        match rustix::fs::unlinkat(&self.inner.staging, &*trash, AtFlags::empty()) {
+            Err(Errno::ISDIR) => {
+                std::fs::remove_dir_all(self.inner.path.join(STAGING).join(trash)).map_err(failed)
+            }
+            other => other.map_err(|errno| failed(errno.into())),
+        }
+    }
+}
+
+impl Staged {
+    /// Nothing more will be written: many staged files must not hold many descriptors.
+    pub(super) fn close(&mut self) {
+        self.file = None;
+    }
+
+    fn sync(&self) -> rustix::io::Result<()> {
+        match &self.file {
+            Some(file) => rustix::fs::fsync(file),
+            None => {
+                let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let staging = &self.folder.inner.staging;
+                rustix::fs::fsync(rustix::fs::openat(staging, &*self.name, flags, Mode::empty())?)
+            }
+        }
+    }
+
+    pub(super) fn write(&mut self, path: &ObjectPath, pieces: &[Bytes]) -> Result<(), Error> {
+        let Some(file) = &mut self.file else { return Ok(()) };
+        pieces
+            .iter()
+            .try_for_each(|piece| file.write_all(piece))
+            .map_err(|source| io_error("store", path.as_str(), source))
+    }
+
+    fn meta(&self, path: &ObjectPath) -> Result<Meta, Error> {
+        let stat = match &self.file {
+            Some(file) => rustix::fs::fstat(file),
+            None => Err(Errno::BADF),
+        };
+        stat.map(|stat| meta_of(&stat))
+            .map_err(|errno| io_error("store", path.as_str(), errno.into()))
+    }
+}
+
+/// How files and folders are made durable.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Flush {
+    /// Each by itself, at once.
+    Each,
+    /// The whole file system, by the caller.
+    All,
+}
+
+/// An open object.
+pub(super) struct OpenFile {
+    file: File,
+    path: ObjectPath,
+}
+
+impl OpenFile {
+    pub(super) fn stream(self, range: Range<u64>) -> impl Stream<Item = Result<Bytes, Error>> {
+        futures::stream::try_unfold((self, range), |(source, range)| async move {
+            if range.is_empty() {
+                return Ok(None);
+            }
+            blocking(move || {
+                let length = (range.end - range.start).min(READ);
+                let piece = source.read(range.start, length)?;
+                Ok(Some((piece, (source, range.start + length..range.end))))
+            })
+            .await
+        })
+    }
+
+    /// Exactly these bytes, on this thread.
+    pub(super) fn read(&self, start: u64, length: u64) -> Result<Bytes, Error> {
+        let mut piece = Vec::with_capacity(length as usize);
+        let mut file = &self.file;
+        file.seek(SeekFrom::Start(start))
+            .and_then(|_| file.take(length).read_to_end(&mut piece))
+            .and_then(|read| match read as u64 == length {
+                true => Ok(piece.into()),
+                false => Err(io::ErrorKind::UnexpectedEof.into()),
+            })
+            .map_err(|source| io_error("read", self.path.as_str(), source))
+    }
+}
+
+/// The tag changes with the content: every store of an object makes a new file (inode and time).
+fn meta_of(stat: &Stat) -> Meta {
+    let (inode, size) = (stat.st_ino, stat.st_size);
+    let etag = format!("\"{inode:x}-{:x}.{:x}-{size:x}\"", stat.st_mtime, stat.st_mtime_nsec);
+    Meta { size: u64::try_from(size).unwrap_or(0), etag }
+}
+
+fn open_folder_at(at: &OwnedFd, name: &str) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat(at, name, flags, Mode::empty())
+}
+
+fn is_link(at: &OwnedFd, name: &str) -> bool {
+    rustix::fs::statat(at, name, AtFlags::SYMLINK_NOFOLLOW)
+        .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Symlink)
+}
+
+fn io_error(operation: &'static str, path: &str, source: io::Error) -> Error {
+    match source.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Error::Full,
+        _ => Error::Io { operation, path: path.to_owned(), source },
+    }
+}
+
+/// Runs work that waits for the disk on the runtime's threads for it.
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(io_error("work on", "a datastore", io::Error::other(error))),
+    }
+}

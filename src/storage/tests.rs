@@ -1,0 +1,348 @@
+use std::collections::BTreeSet;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+
+use atelier_core::content::{Directory, Entry, EntryKind, EntryName, FileContent, encode_chunk};
+use proptest::prelude::*;
+
+use super::*;
+
+fn path(text: &str) -> ObjectPath {
+    ObjectPath::new(text).unwrap()
+}
+
+struct World {
+    folder: tempfile::TempDir,
+    stores: Datastores,
+}
+
+impl World {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let stores = Datastores::open_folders(folder.path()).unwrap();
+        Self { folder, stores }
+    }
+
+    fn blob(&self) -> Datastore {
+        self.stores.get(BLOB_STORE).unwrap().clone()
+    }
+
+    fn on_disk(&self) -> std::path::PathBuf {
+        self.folder.path().join(BLOB_STORE)
+    }
+
+    fn staged(&self) -> usize {
+        std::fs::read_dir(self.on_disk().join(STAGING)).unwrap().count()
+    }
+}
+
+async fn all(store: &Datastore, below: Option<&ObjectPath>, limit: usize) -> Vec<String> {
+    let (mut found, mut after) = (Vec::new(), None::<ObjectPath>);
+    loop {
+        let page = store.list(below, after.as_ref().map(ObjectPath::as_str), limit).await.unwrap();
+        assert!(page.objects.len() <= limit);
+        found.extend(page.objects.into_iter().map(|object| object.path.to_string()));
+        match page.next {
+            Some(next) => after = Some(next),
+            None => return found,
+        }
+    }
+}
+
+#[test]
+fn paths_cannot_lead_out() {
+    for good in ["a", "a/b.c", "...", "a/..b", "ä ö/#1", "a%2fb", "%2e%2e%2e", "-", "a:b", "100%"]
+    {
+        assert_eq!(ObjectPath::new(good).unwrap().as_str(), good);
+    }
+    let long = "x".repeat(256);
+    let longest = "x/".repeat(1024) + "x";
+    for bad in [
+        "", "/", "/a", "a/", "a//b", ".", "..", "a/../b", "a/.", "..\\b", "a\\b", "a\0b", "%2e%2e",
+        "a/%2E./b", ".%2e/x", "%2E", &long, &longest,
+    ] {
+        assert!(ObjectPath::new(bad).is_err(), "{bad:?}");
+    }
+    let shown = ObjectPath::new("a\n/../\u{1b}[0m").unwrap_err().to_string();
+    assert!(!shown.contains(['\n', '\u{1b}']), "{shown}");
+}
+
+#[tokio::test]
+async fn objects_come_back_whole_and_replace_each_other() {
+    let world = World::new();
+    let store = world.blob();
+    let at = path("azureml/brave_owl/model/weights #1");
+    assert!(matches!(store.get(&at, 10).await, Err(Error::NotFound(_))));
+    let first = store.put(&at, Bytes::from_static(b"first")).await.unwrap();
+    assert_eq!(store.get(&at, 10).await.unwrap(), "first");
+    let opened = store.open(&at).await.unwrap();
+    let second = store.put(&at, Bytes::from_static(b"other")).await.unwrap();
+    assert_ne!(first.etag, second.etag);
+    assert_eq!(store.head(&at).await.unwrap(), second);
+    // Who reads goes on reading what was there.
+    let pieces: Vec<Bytes> = opened.stream(1..4).try_collect().await.unwrap();
+    assert_eq!(pieces.concat(), b"irs");
+    assert!(matches!(store.get(&at, 4).await, Err(Error::TooLarge { size: 5, limit: 4, .. })));
+    store.put(&path("empty"), Bytes::new()).await.unwrap();
+    assert_eq!(store.get(&path("empty"), 0).await.unwrap(), "");
+    assert_eq!(world.staged(), 0);
+}
+
+#[tokio::test]
+async fn a_stream_that_breaks_off_stores_nothing() {
+    let world = World::new();
+    let store = world.blob();
+    let piece = Bytes::from(vec![7; 400_000]);
+    let broken = futures::stream::iter([
+        Ok(piece.clone()),
+        Ok(piece.clone()),
+        Err(io::Error::other("the line is dead")),
+    ]);
+    let error = store.put_stream(&path("a/b"), broken).await.unwrap_err();
+    assert!(matches!(error, Error::Interrupted(_)), "{error}");
+    assert_eq!(all(&store, None, 10).await, Vec::<String>::new());
+    assert_eq!(world.staged(), 0);
+    // A client that goes away in the middle: the future is dropped.
+    let (waits, waiting) = tokio::sync::oneshot::channel();
+    let then_silence = futures::stream::once(async move {
+        waits.send(()).unwrap();
+        std::future::pending().await
+    });
+    let endless = futures::stream::iter([Ok::<_, io::Error>(piece)]).chain(then_silence);
+    let at = path("a/b");
+    tokio::select! {
+        stored = store.put_stream(&at, endless) => panic!("{stored:?}"),
+        waited = waiting => waited.unwrap(),
+    }
+    assert_eq!(world.staged(), 0);
+    let pieces =
+        futures::stream::iter((0..5).map(|i| Ok::<_, io::Error>(Bytes::from(vec![i; 300_000]))));
+    store.put_stream(&path("a/b"), pieces).await.unwrap();
+    assert_eq!(store.head(&path("a/b")).await.unwrap().size, 1_500_000);
+}
+
+#[tokio::test]
+async fn objects_and_folders_do_not_share_a_path() {
+    let world = World::new();
+    let store = world.blob();
+    store.put(&path("a/b"), Bytes::new()).await.unwrap();
+    for taken in ["a", "a/b/c", "a/b/c/d", ".staging", ".staging/x"] {
+        let error = store.put(&path(taken), Bytes::new()).await.unwrap_err();
+        assert!(matches!(error, Error::Conflict(_)), "{taken}: {error}");
+    }
+    for absent in ["a", "a/b/c", "a/c", ".staging", ".staging/x"] {
+        assert!(matches!(store.head(&path(absent)).await, Err(Error::NotFound(_))), "{absent}");
+    }
+    assert_eq!(world.staged(), 0);
+}
+
+#[tokio::test]
+async fn links_lead_nowhere() {
+    let world = World::new();
+    let store = world.blob();
+    let outside = tempfile::tempdir().unwrap();
+    std::fs::write(outside.path().join("secret"), "s").unwrap();
+    let root = world.on_disk();
+    symlink(outside.path(), root.join("dir")).unwrap();
+    symlink(outside.path().join("secret"), root.join("file")).unwrap();
+    for through in ["dir/secret", "file"] {
+        let error = store.open(&path(through)).await.map(|_| ()).unwrap_err();
+        assert!(matches!(error, Error::Link(_)), "{through}: {error}");
+    }
+    let error = store.put(&path("dir/new"), Bytes::new()).await.unwrap_err();
+    assert!(matches!(error, Error::Link(_)), "{error}");
+    assert!(!outside.path().join("new").exists());
+    // A link at an object's own place is replaced, not written through.
+    store.put(&path("file"), Bytes::from_static(b"mine")).await.unwrap();
+    assert_eq!(std::fs::read_to_string(outside.path().join("secret")).unwrap(), "s");
+    assert_eq!(all(&store, None, 10).await, ["file"]);
+    // A pipe is no object, and opening one does not wait for a writer.
+    let status = std::process::Command::new("mkfifo").arg(root.join("pipe")).status().unwrap();
+    assert!(status.success());
+    assert!(matches!(store.head(&path("pipe")).await, Err(Error::NotFound(_))));
+    // Deleting a folder removes its links, not what they point to.
+    store.delete(&path("dir")).await.unwrap();
+    assert!(outside.path().join("secret").exists());
+}
+
+#[tokio::test]
+async fn listings_are_ordered_and_go_on_where_they_ended() {
+    let world = World::new();
+    let store = world.blob();
+    let mut stored = BTreeSet::new();
+    for name in ["a/b", "a-b", "a.b/c", "a/b c/ü", "a0", "b", "a/z/y/x", "z/#3", "run#1", "a/b\n"]
+    {
+        store.put(&path(name), Bytes::from(name)).await.unwrap();
+        stored.insert(name.to_owned());
+    }
+    // What is there but is no object of the store.
+    std::fs::write(world.on_disk().join("back\\slash"), "").unwrap();
+    std::fs::create_dir_all(world.on_disk().join("empty/er")).unwrap();
+    let expected: Vec<String> = stored.iter().cloned().collect();
+    for limit in [1, 2, 3, 100] {
+        assert_eq!(all(&store, None, limit).await, expected, "pages of {limit}");
+    }
+    for (below, expected) in [
+        ("a", vec!["a/b", "a/b\n", "a/b c/ü", "a/z/y/x"]),
+        ("a/z", vec!["a/z/y/x"]),
+        ("a0", vec!["a0"]),
+        ("a0/x", vec![]),
+        ("nothing/here", vec![]),
+        ("empty", vec![]),
+    ] {
+        let mut expected: Vec<String> = expected.into_iter().map(String::from).collect();
+        expected.sort();
+        assert_eq!(all(&store, Some(&path(below)), 2).await, expected, "{below}");
+    }
+    let page = store.list(None, Some("a/b c"), 2).await.unwrap();
+    let found: Vec<&str> = page.objects.iter().map(|object| object.path.as_str()).collect();
+    assert_eq!(found, ["a/b c/ü", "a/z/y/x"]);
+    assert_eq!(page.objects[0].meta.size, "a/b c/ü".len() as u64);
+    assert_eq!(page.objects[0].meta, store.head(&path("a/b c/ü")).await.unwrap());
+    store.delete(&path("a")).await.unwrap();
+    store.delete(&path("a0")).await.unwrap();
+    store.delete(&path("never/was")).await.unwrap();
+    assert_eq!(all(&store, None, 100).await, ["a-b", "a.b/c", "b", "run#1", "z/#3"]);
+    assert_eq!(world.staged(), 0);
+}
+
+#[tokio::test]
+async fn a_new_daemon_clears_what_the_last_one_staged() {
+    let world = World::new();
+    let staging = world.on_disk().join(STAGING);
+    std::fs::write(staging.join("put-3"), "half").unwrap();
+    std::fs::create_dir_all(staging.join("put-4/deep")).unwrap();
+    std::fs::write(staging.join("agent-1"), "not the daemon's").unwrap();
+    let again = Datastores::open_folders(world.folder.path()).unwrap();
+    again.get(BLOB_STORE).unwrap().put(&path("a"), Bytes::new()).await.unwrap();
+    let left: Vec<_> =
+        std::fs::read_dir(&staging).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(left, ["agent-1"]);
+    assert!(matches!(again.get("nostore"), Err(Error::UnknownDatastore(_))));
+    assert!(matches!(again.get("../x"), Err(Error::UnknownDatastore(_))));
+    assert_eq!(again.iter().count(), 3);
+}
+
+#[tokio::test]
+async fn many_writers_of_one_path_leave_one_whole_object() {
+    let world = World::new();
+    let store = world.blob();
+    let writes = (0..16_u8).map(|i| {
+        let store = store.clone();
+        tokio::spawn(async move {
+            let bytes = Bytes::from(vec![i; 100_000]);
+            store.put(&path("new/folder/object"), bytes).await.unwrap();
+            store.delete(&path(&format!("new/other-{i}"))).await.unwrap();
+        })
+    });
+    for write in writes {
+        write.await.unwrap();
+    }
+    let bytes = store.get(&path("new/folder/object"), 100_000).await.unwrap();
+    assert_eq!(bytes.len(), 100_000);
+    assert!(bytes.iter().all(|&byte| byte == bytes[0]));
+}
+
+fn object(data: &[u8]) -> (atelier_core::content::Digest, Bytes) {
+    let object = encode_chunk(data).unwrap();
+    (object.digest, object.bytes.into())
+}
+
+fn parent(children: &[atelier_core::content::Digest]) -> (atelier_core::content::Digest, Bytes) {
+    let entries = children.iter().enumerate().map(|(i, &digest)| Entry {
+        name: EntryName::new(format!("{i:05}").as_bytes()).unwrap(),
+        kind: EntryKind::File { executable: false, size: 1, content: FileContent::Chunk(digest) },
+    });
+    let object = Directory::new(entries.collect()).unwrap().encode().unwrap().objects.remove(0);
+    (object.digest, object.bytes.into())
+}
+
+#[tokio::test]
+async fn content_is_stored_once_and_children_first() {
+    let world = World::new();
+    let content = ContentStore::new(&world.stores).unwrap();
+    let (a, b) = (object(b"a"), object(b"b"));
+    let both = parent(&[a.0, b.0]);
+    let wanted = vec![both.0, a.0, b.0];
+    assert_eq!(content.missing(wanted.clone()).await.unwrap(), wanted);
+
+    // A parent whose child is nowhere.
+    let early = content.upload().add(vec![a.clone(), both.clone()]).await.unwrap_err();
+    assert!(early.to_string().contains(&b.0.to_string()), "{early}");
+    // What does not hash to its digest, and what is no object.
+    let forged = content.upload().add(vec![(a.0, b.1.clone())]).await.unwrap_err();
+    assert!(matches!(forged, Error::Content { .. }), "{forged}");
+    let junk = Bytes::from_static(b"\x03junk");
+    let junk = (atelier_core::content::Digest::of(&junk), junk);
+    assert!(content.upload().add(vec![junk]).await.is_err());
+    assert_eq!(content.missing(wanted.clone()).await.unwrap(), wanted);
+    assert_eq!(world.staged(), 0);
+
+    let upload = content.upload().add(vec![a.clone(), b.clone(), a.clone()]).await.unwrap();
+    let upload = upload.add(vec![both.clone()]).await.unwrap();
+    assert_eq!(content.missing(wanted.clone()).await.unwrap(), wanted, "not promised yet");
+    assert_eq!(upload.finish().await.unwrap(), 3);
+    assert_eq!(content.missing(wanted.clone()).await.unwrap(), []);
+    let again = content.upload().add(vec![a.clone(), both.clone()]).await.unwrap();
+    assert_eq!(again.finish().await.unwrap(), 0);
+
+    // Another daemon finds it on disk.
+    let fresh = ContentStore::new(&Datastores::open_folders(world.folder.path()).unwrap()).unwrap();
+    assert_eq!(fresh.missing(wanted.clone()).await.unwrap(), []);
+    let read = fresh.read(wanted.clone(), usize::MAX).await.unwrap();
+    assert_eq!(read, [both.clone(), a.clone(), b.clone()]);
+    assert_eq!(fresh.read(wanted, 1).await.unwrap(), [both]);
+    let digest = a.0.to_string();
+    assert!(world.on_disk().join(format!("azureml/content/{}/{digest}", &digest[..2])).is_file());
+}
+
+#[tokio::test]
+async fn many_small_objects_are_stored_in_one_go() {
+    let world = World::new();
+    let content = ContentStore::new(&world.stores).unwrap();
+    let mut objects: Vec<_> = (0..3_000_u32).map(|i| object(&i.to_le_bytes())).collect();
+    let digests: Vec<_> = objects.iter().map(|object| object.0).collect();
+    for part in digests.chunks(1000) {
+        objects.push(parent(part));
+    }
+    let begin = std::time::Instant::now();
+    let mut upload = content.upload();
+    for part in objects.chunks(2000) {
+        upload = upload.add(part.to_vec()).await.unwrap();
+    }
+    assert_eq!(upload.finish().await.unwrap(), 3_003);
+    eprintln!("3,003 objects durable after {:?}", begin.elapsed());
+    assert_eq!(content.missing(digests).await.unwrap(), []);
+    assert_eq!(world.staged(), 0);
+}
+
+#[tokio::test]
+async fn damaged_content_is_found_and_can_be_stored_again() {
+    let world = World::new();
+    let content = ContentStore::new(&world.stores).unwrap();
+    let (digest, bytes) = object(b"precious");
+    let upload = content.upload().add(vec![(digest, bytes.clone())]).await.unwrap();
+    upload.finish().await.unwrap();
+    let name = digest.to_string();
+    let file = world.on_disk().join(format!("azureml/content/{}/{name}", &name[..2]));
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o644)).unwrap();
+    std::fs::write(&file, b"\x01precioux").unwrap();
+    let error = content.read(vec![digest], 1).await.unwrap_err();
+    assert!(error.to_string().contains("damaged"), "{error}");
+    assert_eq!(content.missing(vec![digest]).await.unwrap(), [digest]);
+    let upload = content.upload().add(vec![(digest, bytes.clone())]).await.unwrap();
+    upload.finish().await.unwrap();
+    assert_eq!(content.read(vec![digest], 1).await.unwrap(), [(digest, bytes)]);
+}
+
+proptest! {
+    /// Whatever text is taken as a path stays below the folder it is joined to.
+    #[test]
+    fn any_path_stays_inside(text in "[a./%2eE\\\\\u{0}-]{0,12}|.{0,20}") {
+        if let Ok(path) = ObjectPath::new(&text) {
+            let joined = Path::new("/root").join(path.as_str());
+            let normal = |part| matches!(part, std::path::Component::Normal(_));
+            prop_assert!(joined.components().skip(2).all(normal));
+            prop_assert_eq!(joined.components().count(), 2 + path.segments().count());
+        }
+    }
+}

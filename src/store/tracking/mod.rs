@@ -1,0 +1,338 @@
+//! Experiments, runs and what is logged to them, as rows.
+//!
+//! Writes are values ([`TrackWrite`]) that the store's writer applies, so that a job and its run
+//! change in one transaction. Reads are functions over a connection. Both say what they refuse
+//! with [`atelier_core::track::Error`], inside the store's own error.
+//!
+//! A point is its own key: the same batch sent twice adds nothing (invariant I7). MLflow's clients
+//! retry whatever was not answered, and its wire carries no sequence number of its own.
+//!
+//! Points of runs at work are *hot* rows. When a run has ended they are written as a Parquet file
+//! to the artifact store, a pointer to it is committed, and only then are the rows of that
+//! *generation* removed in small transactions. A point may therefore lie in both places, never in
+//! neither; readers unite the two.
+
+mod read;
+mod seal;
+mod search;
+mod write;
+
+#[cfg(test)]
+mod tests;
+
+use atelier_core::access::Caller;
+use atelier_core::id::{ExperimentName, JobName, Principal};
+use atelier_core::time::Timestamp;
+use atelier_core::track::{
+    ArtifactPath, DatasetInput, Error as Refusal, ExperimentId, Metric, Param, RunId, RunInfo,
+    RunStatus, Tag,
+};
+
+pub use read::{
+    Entry, SealedPointer, artifact, entries, experiment, experiment_by_name, hot_history, run,
+    run_info, sealed,
+};
+pub use seal::{HotPage, hot_page, to_purge, to_seal};
+pub use search::{ExperimentQuery, Page, RunQuery, search_experiments, search_runs};
+
+/// The tables. Owner of the experiment `Default` is no one who could log in.
+pub const MIGRATION: &str = "
+CREATE TABLE experiments (
+    id      INTEGER PRIMARY KEY,
+    name    TEXT NOT NULL UNIQUE,
+    owner   TEXT NOT NULL,
+    deleted INTEGER NOT NULL DEFAULT 0,
+    created INTEGER NOT NULL,             -- ms since the epoch, as all times here
+    updated INTEGER NOT NULL
+) STRICT;
+INSERT INTO experiments (id, name, owner, created, updated)
+    VALUES (0, 'Default', 'atelier', unixepoch() * 1000, unixepoch() * 1000);
+CREATE TABLE experiment_tags (
+    experiment INTEGER NOT NULL,
+    key        TEXT NOT NULL,
+    value      TEXT NOT NULL,
+    PRIMARY KEY (experiment, key)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE runs (
+    seq        INTEGER PRIMARY KEY,
+    id         TEXT NOT NULL UNIQUE,      -- the job's name, or 32 hexadecimal digits
+    experiment INTEGER NOT NULL,
+    name       TEXT,
+    owner      TEXT NOT NULL,
+    job        TEXT,                      -- the job it is the run of, or was made in
+    status     TEXT NOT NULL,
+    started    INTEGER NOT NULL,
+    ended      INTEGER,
+    deleted    INTEGER NOT NULL DEFAULT 0,
+    hot        INTEGER NOT NULL DEFAULT 0, -- points since the last sealing began
+    generation INTEGER NOT NULL DEFAULT 0  -- how often sealing has begun
+) STRICT;
+CREATE INDEX runs_experiment ON runs (experiment, started DESC, id);
+CREATE INDEX runs_children ON runs (job) WHERE job IS NOT NULL AND job <> id;
+CREATE INDEX runs_to_seal ON runs (seq)
+    WHERE hot >= 32 AND status IN ('FINISHED', 'FAILED', 'KILLED');
+CREATE TABLE params (
+    run   INTEGER NOT NULL,
+    key   TEXT NOT NULL,
+    value TEXT NOT NULL,
+    PRIMARY KEY (run, key)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE run_tags (
+    run   INTEGER NOT NULL,
+    key   TEXT NOT NULL,
+    value TEXT NOT NULL,
+    PRIMARY KEY (run, key)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE metrics (
+    run        INTEGER NOT NULL,
+    key        TEXT NOT NULL,
+    step       INTEGER NOT NULL,
+    timestamp  INTEGER NOT NULL,
+    value      REAL NOT NULL,             -- finite; 0 for NaN
+    is_nan     INTEGER NOT NULL,
+    generation INTEGER NOT NULL,          -- the run's, when the row was written
+    PRIMARY KEY (run, key, step, timestamp, value, is_nan)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE latest_metrics (
+    run       INTEGER NOT NULL,
+    key       TEXT NOT NULL,
+    step      INTEGER NOT NULL,
+    timestamp INTEGER NOT NULL,
+    value     REAL NOT NULL,
+    is_nan    INTEGER NOT NULL,
+    PRIMARY KEY (run, key)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE sealed_metrics (
+    run        INTEGER PRIMARY KEY,
+    object     TEXT NOT NULL,             -- key in workspaceartifactstore
+    points     INTEGER NOT NULL,
+    bytes      INTEGER NOT NULL,
+    generation INTEGER NOT NULL,          -- rows up to this one are in the object
+    purged     INTEGER NOT NULL DEFAULT 0, -- 1 once those rows are gone
+    at         INTEGER NOT NULL
+) STRICT;
+CREATE INDEX sealed_to_purge ON sealed_metrics (run) WHERE purged = 0;
+CREATE TABLE artifacts (
+    run   INTEGER NOT NULL,
+    path  TEXT NOT NULL,
+    bytes INTEGER NOT NULL,
+    at    INTEGER NOT NULL,
+    PRIMARY KEY (run, path)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE run_inputs (
+    run         INTEGER NOT NULL,
+    name        TEXT NOT NULL,
+    digest      TEXT NOT NULL,
+    source_type TEXT NOT NULL,
+    source      TEXT NOT NULL,
+    schema      TEXT,
+    profile     TEXT,
+    tags        TEXT NOT NULL,            -- JSON: [[key, value], …]
+    PRIMARY KEY (run, name, digest)
+) STRICT, WITHOUT ROWID;
+";
+
+/// Fewer points than this are not worth a file of their own (its fixed part is as large as some
+/// thirty rows): they stay rows. The index `runs_to_seal` knows the number too.
+pub const SEAL_AT_LEAST: i64 = 32;
+
+/// A change to what is tracked.
+#[derive(Clone, Debug)]
+pub enum TrackWrite {
+    /// Makes an experiment.
+    CreateExperiment {
+        /// Who.
+        by: Caller,
+        /// Its name.
+        name: ExperimentName,
+        /// Its first tags, checked.
+        tags: Vec<Tag>,
+        /// When.
+        at: Timestamp,
+    },
+    /// Changes an experiment.
+    ChangeExperiment {
+        /// Who: its owner or an admin.
+        by: Caller,
+        /// Which.
+        id: ExperimentId,
+        /// How.
+        change: ExperimentChange,
+        /// When.
+        at: Timestamp,
+    },
+    /// Makes a run that is not a job's.
+    CreateRun {
+        /// Who; an attempt only in its own experiment.
+        by: Caller,
+        /// The run.
+        run: NewRun,
+    },
+    /// Changes a run.
+    ChangeRun {
+        /// Who: its owner, an admin, or an attempt of its job.
+        by: Caller,
+        /// Which.
+        id: RunId,
+        /// How, checked against [`atelier_core::track::limits`].
+        change: RunChange,
+    },
+    /// Makes a job's run, and its experiment if there is none. To be applied in the transaction
+    /// that makes the job.
+    CreateJobRun(JobRun),
+    /// Makes a job's run follow the job. Runs made within the job that are still at work end with
+    /// it. To be applied in the transaction that changes the job.
+    FollowJob {
+        /// The job.
+        job: JobName,
+        /// Where the job is.
+        status: RunStatus,
+        /// Since when.
+        at: Timestamp,
+    },
+    /// Forgets a job's run and the runs made within it, rows only.
+    ForgetJob(JobName),
+    /// Adds the monitor's points to a job's run. The caller has checked the attempt's epoch.
+    Samples {
+        /// The job.
+        job: JobName,
+        /// The points.
+        points: Vec<Metric>,
+    },
+    /// Opens a new generation of hot rows, so that the present ones can be sealed.
+    BeginSeal(RunId),
+    /// The rows up to `generation` lie in `object`, durably.
+    Sealed {
+        /// The run.
+        run: RunId,
+        /// Key in the artifact store.
+        object: String,
+        /// Points in it.
+        points: u64,
+        /// Its size.
+        bytes: u64,
+        /// See above.
+        generation: i64,
+        /// When.
+        at: Timestamp,
+    },
+    /// Removes some of the rows that are sealed.
+    Purge(RunId),
+}
+
+/// How an experiment changes.
+#[derive(Clone, Debug)]
+pub enum ExperimentChange {
+    /// A new name.
+    Rename(ExperimentName),
+    /// Into the bin, with its runs.
+    Delete,
+    /// Out of the bin, with its runs.
+    Restore,
+    /// Sets a tag, checked.
+    SetTag(Tag),
+    /// Removes a tag.
+    DeleteTag(String),
+}
+
+/// A run that is not a job's.
+#[derive(Clone, Debug)]
+pub struct NewRun {
+    /// Its id.
+    pub id: RunId,
+    /// Its experiment.
+    pub experiment: ExperimentId,
+    /// Its name.
+    pub name: String,
+    /// When it started, as the client says.
+    pub started: Timestamp,
+    /// Its first tags, checked.
+    pub tags: Vec<Tag>,
+}
+
+/// A job's run.
+#[derive(Clone, Debug)]
+pub struct JobRun {
+    /// The job; also the run's id.
+    pub job: JobName,
+    /// Its experiment; made if there is none.
+    pub experiment: ExperimentName,
+    /// Its name for people.
+    pub display_name: String,
+    /// Who submitted the job.
+    pub owner: Principal,
+    /// Where the job is.
+    pub status: RunStatus,
+    /// When it was submitted.
+    pub at: Timestamp,
+    /// The job's tags.
+    pub tags: Vec<Tag>,
+}
+
+/// How a run changes.
+#[derive(Clone, Debug)]
+pub enum RunChange {
+    /// What MLflow's `runs/update` sets. A job's run keeps its status and end: they follow the
+    /// job, whatever a client says.
+    Update {
+        /// New status.
+        status: Option<RunStatus>,
+        /// When it ended.
+        ended: Option<Timestamp>,
+        /// New name.
+        name: Option<String>,
+    },
+    /// Into the bin.
+    Delete,
+    /// Out of the bin.
+    Restore,
+    /// Points, parameters and tags: all or none.
+    Log {
+        /// Points.
+        metrics: Vec<Metric>,
+        /// Parameters.
+        params: Vec<Param>,
+        /// Tags.
+        tags: Vec<Tag>,
+    },
+    /// Removes a tag.
+    DeleteTag(String),
+    /// Datasets that the run read.
+    Inputs(Vec<DatasetInput>),
+    /// A file that now lies in the artifact store.
+    Artifact {
+        /// Its path in the run.
+        path: ArtifactPath,
+        /// Its size.
+        bytes: u64,
+        /// When.
+        at: Timestamp,
+    },
+    /// Forgets a file, or all files below a folder; empty means all.
+    DeleteArtifacts(Option<ArtifactPath>),
+}
+
+/// What a change answers.
+#[derive(Clone, PartialEq, Debug)]
+pub enum TrackReply {
+    /// It is done.
+    Done,
+    /// The experiment made.
+    Experiment(ExperimentId),
+    /// The run after the change.
+    Run(Box<RunInfo>),
+    /// A run that has ended has points to seal.
+    ToSeal,
+    /// Rows up to this generation can be sealed.
+    Generation(i64),
+    /// How many rows were removed; 0 when none are left.
+    Purged(usize),
+    /// The paths that were forgotten; their objects can go.
+    Paths(Vec<String>),
+}
+
+impl From<Refusal> for super::Error {
+    fn from(refusal: Refusal) -> Self {
+        Self::Track(refusal)
+    }
+}

@@ -1,0 +1,328 @@
+//! Looking up experiments, runs, points and artifacts.
+
+use std::collections::HashMap;
+
+use atelier_core::id::{ExperimentName, JobName};
+use atelier_core::time::Timestamp;
+use atelier_core::track::{
+    ArtifactPath, Dataset, DatasetInput, Error as Refusal, Experiment, ExperimentId,
+    LifecycleStage, Param, RUN_NAME_TAG, Run, RunId, RunInfo, RunStatus, StoredMetric, Tag,
+};
+use rusqlite::types::Type;
+use rusqlite::{Connection, OptionalExtension as _, Row, params};
+
+use super::super::Error;
+
+fn sql(source: rusqlite::Error) -> Error {
+    Error::sqlite("read the tracking tables", source)
+}
+
+fn invalid<E>(column: usize, error: E) -> rusqlite::Error
+where
+    E: std::error::Error + Send + Sync + 'static,
+{
+    rusqlite::Error::FromSqlConversionFailure(column, Type::Text, Box::new(error))
+}
+
+pub(super) fn run_id(row: &Row<'_>, column: usize) -> rusqlite::Result<RunId> {
+    RunId::new(row.get_ref(column)?.as_str()?).map_err(|error| invalid(column, error))
+}
+
+fn stage(deleted: bool) -> LifecycleStage {
+    if deleted { LifecycleStage::Deleted } else { LifecycleStage::Active }
+}
+
+/// A run with what only the tables know.
+#[derive(Clone, Debug)]
+pub(super) struct RunRow {
+    pub(super) seq: i64,
+    pub(super) generation: i64,
+    pub(super) info: RunInfo,
+}
+
+pub(super) const RUN_COLUMNS: &str = "r.seq, r.generation, r.id, r.experiment, r.name, r.owner, r.job, r.status, r.started, \
+     r.ended, r.deleted";
+
+pub(super) fn run_row(row: &Row<'_>) -> rusqlite::Result<RunRow> {
+    let job = row.get_ref(6)?.as_str_or_null()?.map(JobName::new).transpose();
+    let status = row.get_ref(7)?.as_str()?;
+    Ok(RunRow {
+        seq: row.get(0)?,
+        generation: row.get(1)?,
+        info: RunInfo {
+            id: run_id(row, 2)?,
+            experiment: ExperimentId(row.get(3)?),
+            name: row.get(4)?,
+            owner: row.get_ref(5)?.as_str()?.parse().map_err(|error| invalid(5, error))?,
+            job: job.map_err(|error| invalid(6, error))?,
+            status: RunStatus::parse(status)
+                .ok_or_else(|| invalid(7, Refusal::Invalid(format!("status '{status}'"))))?,
+            started: Timestamp::from_millis(row.get(8)?),
+            ended: row.get::<_, Option<i64>>(9)?.map(Timestamp::from_millis),
+            stage: stage(row.get(10)?),
+        },
+    })
+}
+
+pub(super) fn find_row(conn: &Connection, id: &RunId) -> Result<Option<RunRow>, Error> {
+    conn.prepare_cached(&format!("SELECT {RUN_COLUMNS} FROM runs r WHERE r.id = ?1"))
+        .and_then(|mut s| s.query_row([id.as_str()], run_row).optional())
+        .map_err(sql)
+}
+
+pub(super) fn row(conn: &Connection, id: &RunId) -> Result<RunRow, Error> {
+    find_row(conn, id)?.ok_or_else(|| Refusal::NoRun(id.to_string()).into())
+}
+
+/// What a run is.
+///
+/// # Errors
+/// [`Refusal::NoRun`] if there is none.
+pub fn run_info(conn: &Connection, id: &RunId) -> Result<RunInfo, Error> {
+    Ok(row(conn, id)?.info)
+}
+
+/// A run with what was logged to it.
+///
+/// # Errors
+/// [`Refusal::NoRun`] if there is none.
+pub fn run(conn: &Connection, id: &RunId) -> Result<Run, Error> {
+    let mut runs = fill(conn, vec![row(conn, id)?])?;
+    runs.pop().ok_or_else(|| Refusal::NoRun(id.to_string()).into())
+}
+
+pub(super) fn point(row: &Row<'_>) -> rusqlite::Result<StoredMetric> {
+    Ok(StoredMetric {
+        key: row.get(0)?,
+        step: row.get(1)?,
+        timestamp: row.get(2)?,
+        value: row.get(3)?,
+        is_nan: row.get(4)?,
+    })
+}
+
+/// Adds to runs what was logged to them; their order stays.
+pub(super) fn fill(conn: &Connection, rows: Vec<RunRow>) -> Result<Vec<Run>, Error> {
+    let seqs: Vec<i64> = rows.iter().map(|row| row.seq).collect();
+    let list = serde_json::to_string(&seqs)
+        .map_err(|source| Error::Damaged { what: "run numbers".to_owned(), source })?;
+    let place: HashMap<i64, usize> = seqs.iter().enumerate().map(|(i, seq)| (*seq, i)).collect();
+    let mut runs: Vec<Run> = rows
+        .into_iter()
+        .map(|row| Run {
+            tags: Vec::from_iter(
+                row.info.name.clone().map(|value| Tag { key: RUN_NAME_TAG.to_owned(), value }),
+            ),
+            info: row.info,
+            params: Vec::new(),
+            metrics: Vec::new(),
+            inputs: Vec::new(),
+        })
+        .collect();
+    let mut each = |columns: &str,
+                    table: &str,
+                    add: &mut dyn FnMut(&mut Run, &Row<'_>) -> rusqlite::Result<()>|
+     -> Result<(), Error> {
+        let query = format!(
+            "SELECT {columns}, run FROM {table}
+             WHERE run IN (SELECT value FROM json_each(?1)) ORDER BY run, 1"
+        );
+        let mut statement = conn.prepare_cached(&query).map_err(sql)?;
+        let mut found = statement.query([&list]).map_err(sql)?;
+        while let Some(row) = found.next().map_err(sql)? {
+            let seq: i64 = row.get("run").map_err(sql)?;
+            if let Some(run) = place.get(&seq).and_then(|i| runs.get_mut(*i)) {
+                add(run, row).map_err(sql)?;
+            }
+        }
+        Ok(())
+    };
+    each("key, value", "params", &mut |run, row| {
+        run.params.push(Param { key: row.get(0)?, value: row.get(1)? });
+        Ok(())
+    })?;
+    each("key, value", "run_tags", &mut |run, row| {
+        run.tags.push(Tag { key: row.get(0)?, value: row.get(1)? });
+        Ok(())
+    })?;
+    each("key, step, timestamp, value, is_nan", "latest_metrics", &mut |run, row| {
+        run.metrics.push(point(row)?);
+        Ok(())
+    })?;
+    each(
+        "name, digest, source_type, source, schema, profile, tags",
+        "run_inputs",
+        &mut |run, row| {
+            let tags: Vec<(String, String)> = serde_json::from_str(row.get_ref(6)?.as_str()?)
+                .map_err(|error| invalid(6, error))?;
+            run.inputs.push(DatasetInput {
+                dataset: Dataset {
+                    name: row.get(0)?,
+                    digest: row.get(1)?,
+                    source_type: row.get(2)?,
+                    source: row.get(3)?,
+                    schema: row.get(4)?,
+                    profile: row.get(5)?,
+                },
+                tags: tags.into_iter().map(|(key, value)| Tag { key, value }).collect(),
+            });
+            Ok(())
+        },
+    )?;
+    Ok(runs)
+}
+
+pub(super) const EXPERIMENT_COLUMNS: &str =
+    "e.id, e.name, e.owner, e.deleted, e.created, e.updated";
+
+pub(super) fn experiment_row(row: &Row<'_>) -> rusqlite::Result<Experiment> {
+    Ok(Experiment {
+        id: ExperimentId(row.get(0)?),
+        name: ExperimentName::new(row.get_ref(1)?.as_str()?).map_err(|error| invalid(1, error))?,
+        owner: row.get_ref(2)?.as_str()?.parse().map_err(|error| invalid(2, error))?,
+        stage: stage(row.get(3)?),
+        created: Timestamp::from_millis(row.get(4)?),
+        updated: Timestamp::from_millis(row.get(5)?),
+        tags: Vec::new(),
+    })
+}
+
+pub(super) fn add_tags(conn: &Connection, experiment: &mut Experiment) -> Result<(), Error> {
+    experiment.tags = conn
+        .prepare_cached("SELECT key, value FROM experiment_tags WHERE experiment = ?1 ORDER BY key")
+        .and_then(|mut s| {
+            s.query_map([experiment.id.0], |row| Ok(Tag { key: row.get(0)?, value: row.get(1)? }))?
+                .collect()
+        })
+        .map_err(sql)?;
+    Ok(())
+}
+
+fn one_experiment(
+    conn: &Connection,
+    condition: &str,
+    value: &dyn rusqlite::ToSql,
+) -> Result<Option<Experiment>, Error> {
+    let query = format!("SELECT {EXPERIMENT_COLUMNS} FROM experiments e WHERE {condition} = ?1");
+    let found = conn
+        .prepare_cached(&query)
+        .and_then(|mut s| s.query_row([value], experiment_row).optional())
+        .map_err(sql)?;
+    let Some(mut experiment) = found else { return Ok(None) };
+    add_tags(conn, &mut experiment)?;
+    Ok(Some(experiment))
+}
+
+/// An experiment, active or deleted.
+pub fn experiment(conn: &Connection, id: ExperimentId) -> Result<Option<Experiment>, Error> {
+    one_experiment(conn, "e.id", &id.0)
+}
+
+/// An experiment by its name, active or deleted.
+pub fn experiment_by_name(conn: &Connection, name: &str) -> Result<Option<Experiment>, Error> {
+    one_experiment(conn, "e.name", &name)
+}
+
+/// A metric's hot points, in the order of its history.
+pub fn hot_history(conn: &Connection, run: &RunId, key: &str) -> Result<Vec<StoredMetric>, Error> {
+    let row = row(conn, run)?;
+    conn.prepare_cached(
+        "SELECT key, step, timestamp, value, is_nan FROM metrics WHERE run = ?1 AND key = ?2
+         ORDER BY timestamp, step, value, is_nan",
+    )
+    .and_then(|mut s| s.query_map(params![row.seq, key], point)?.collect())
+    .map_err(sql)
+}
+
+/// Where a run's sealed points lie.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SealedPointer {
+    /// Key in the artifact store.
+    pub object: String,
+    /// How many there are.
+    pub points: u64,
+    /// The object's size.
+    pub bytes: u64,
+}
+
+/// Where a run's sealed points lie, if it has been sealed.
+pub fn sealed(conn: &Connection, run: &RunId) -> Result<Option<SealedPointer>, Error> {
+    let row = row(conn, run)?;
+    conn.prepare_cached("SELECT object, points, bytes FROM sealed_metrics WHERE run = ?1")
+        .and_then(|mut s| {
+            s.query_row([row.seq], |row| {
+                Ok(SealedPointer { object: row.get(0)?, points: row.get(1)?, bytes: row.get(2)? })
+            })
+            .optional()
+        })
+        .map_err(sql)
+}
+
+/// Size of an artifact logged through MLflow.
+pub fn artifact(conn: &Connection, run: &RunId, path: &ArtifactPath) -> Result<Option<u64>, Error> {
+    let row = row(conn, run)?;
+    conn.prepare_cached("SELECT bytes FROM artifacts WHERE run = ?1 AND path = ?2")
+        .and_then(|mut s| s.query_row(params![row.seq, path.as_str()], |row| row.get(0)).optional())
+        .map_err(sql)
+}
+
+/// Something in a folder of artifacts.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Entry {
+    /// Its name in the folder.
+    pub name: String,
+    /// A file's size; nothing for a folder.
+    pub bytes: Option<u64>,
+}
+
+/// Entries of a folder shown at most.
+const ENTRIES: usize = 10_000;
+
+/// For a folder (or everything): the path itself, and the range of paths below it.
+pub(super) fn folder_range(folder: Option<&ArtifactPath>) -> (String, String, String) {
+    match folder {
+        None => (String::new(), String::new(), "\u{10ffff}".to_owned()),
+        // '0' is the character after '/'.
+        Some(folder) => (folder.to_string(), format!("{folder}/"), format!("{folder}0")),
+    }
+}
+
+/// What lies directly in a folder of a run's artifacts, as far as it was logged through MLflow.
+/// Each subfolder costs one step, however much lies in it.
+pub fn entries(
+    conn: &Connection,
+    run: &RunId,
+    folder: Option<&ArtifactPath>,
+) -> Result<Vec<Entry>, Error> {
+    let row = row(conn, run)?;
+    let (_, prefix, end) = folder_range(folder);
+    let mut next = conn
+        .prepare_cached(
+            "SELECT path, bytes FROM artifacts WHERE run = ?1 AND path >= ?2 AND path < ?3
+             ORDER BY path LIMIT 1",
+        )
+        .map_err(sql)?;
+    let mut entries = Vec::new();
+    let mut from = prefix.clone();
+    while entries.len() < ENTRIES {
+        let found: Option<(String, u64)> = next
+            .query_row(params![row.seq, from, end], |row| Ok((row.get(0)?, row.get(1)?)))
+            .optional()
+            .map_err(sql)?;
+        let Some((path, bytes)) = found else { break };
+        let below = path.get(prefix.len()..).unwrap_or_default();
+        match below.split_once('/') {
+            Some((name, _)) => {
+                from = format!("{prefix}{name}0");
+                entries.push(Entry { name: name.to_owned(), bytes: None });
+            }
+            None => {
+                entries.push(Entry { name: below.to_owned(), bytes: Some(bytes) });
+                // The first text after this one.
+                from = format!("{path}\0");
+            }
+        }
+    }
+    entries.sort();
+    Ok(entries)
+}

@@ -1,0 +1,80 @@
+//! What sealing asks of the rows.
+
+use atelier_core::track::{RunId, StoredMetric};
+use rusqlite::{Connection, params};
+
+use super::super::Error;
+use super::read;
+
+fn sql(source: rusqlite::Error) -> Error {
+    Error::sqlite("read metrics to seal", source)
+}
+
+fn runs(conn: &Connection, query: &str, limit: usize) -> Result<Vec<RunId>, Error> {
+    conn.prepare_cached(query)
+        .and_then(|mut s| s.query_map([limit], |row| read::run_id(row, 0))?.collect())
+        .map_err(sql)
+}
+
+/// Runs that have ended with enough points to seal, oldest first.
+pub fn to_seal(conn: &Connection, limit: usize) -> Result<Vec<RunId>, Error> {
+    runs(
+        conn,
+        "SELECT id FROM runs INDEXED BY runs_to_seal
+         WHERE hot >= 32 AND status IN ('FINISHED', 'FAILED', 'KILLED') ORDER BY seq LIMIT ?1",
+        limit,
+    )
+}
+
+/// Runs whose sealed rows are not all removed yet.
+pub fn to_purge(conn: &Connection, limit: usize) -> Result<Vec<RunId>, Error> {
+    runs(
+        conn,
+        "SELECT r.id FROM sealed_metrics s JOIN runs r ON r.seq = s.run
+         WHERE s.purged = 0 ORDER BY s.run LIMIT ?1",
+        limit,
+    )
+}
+
+/// Some of a run's hot points, in the order of storage.
+pub type HotPage = Vec<StoredMetric>;
+
+/// Hot points up to `generation` that come after `after`, at most `limit`. Rows of a generation
+/// that sealing has begun on never change, so pages read one after another fit together.
+pub fn hot_page(
+    conn: &Connection,
+    run: &RunId,
+    generation: i64,
+    after: Option<&StoredMetric>,
+    limit: usize,
+) -> Result<HotPage, Error> {
+    let row = read::row(conn, run)?;
+    let first = StoredMetric {
+        key: String::new(),
+        step: i64::MIN,
+        timestamp: i64::MIN,
+        value: f64::MIN,
+        is_nan: false,
+    };
+    let after = after.unwrap_or(&first);
+    conn.prepare_cached(
+        "SELECT key, step, timestamp, value, is_nan FROM metrics
+         WHERE run = ?1 AND generation <= ?2
+           AND (key, step, timestamp, value, is_nan) > (?3, ?4, ?5, ?6, ?7)
+         ORDER BY key, step, timestamp, value, is_nan LIMIT ?8",
+    )
+    .and_then(|mut s| {
+        let values = params![
+            row.seq,
+            generation,
+            after.key,
+            after.step,
+            after.timestamp,
+            after.value,
+            after.is_nan,
+            limit
+        ];
+        s.query_map(values, read::point)?.collect()
+    })
+    .map_err(sql)
+}

@@ -1,0 +1,610 @@
+//! Applying a [`TrackWrite`].
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+
+use atelier_core::access::{Caller, Permission, Role};
+use atelier_core::id::JobName;
+use atelier_core::time::Timestamp;
+use atelier_core::track::{
+    ArtifactPath, DatasetInput, Error as Refusal, ExperimentId, LifecycleStage, Metric, Param,
+    RUN_NAME_TAG, RunId, RunStatus, StoredMetric, Tag,
+};
+use rusqlite::{Connection, OptionalExtension as _, ToSql, params};
+
+use super::super::Error;
+use super::read::{self, RunRow};
+use super::{ExperimentChange, JobRun, NewRun, RunChange, SEAL_AT_LEAST, TrackReply, TrackWrite};
+
+fn sql(source: rusqlite::Error) -> Error {
+    Error::sqlite("write to the tracking tables", source)
+}
+
+fn execute(conn: &Connection, statement: &str, values: &[&dyn ToSql]) -> Result<usize, Error> {
+    conn.prepare_cached(statement).and_then(|mut s| s.execute(values)).map_err(sql)
+}
+
+/// Whether the caller may write to runs and experiments at all.
+fn writer(by: &Caller) -> Result<(), Refusal> {
+    if by.may(Permission::WriteRun) {
+        Ok(())
+    } else {
+        Err(Refusal::NotAllowed(format!("{} ({}) may not write to runs", by.principal, by.role)))
+    }
+}
+
+/// Whether the caller may change this run.
+fn may_change(by: &Caller, row: &RunRow) -> Result<(), Refusal> {
+    writer(by)?;
+    let info = &row.info;
+    let belongs = info.job.as_ref().map_or(info.id.as_str(), JobName::as_str);
+    if by.owns(&info.owner, belongs) {
+        return Ok(());
+    }
+    Err(Refusal::NotAllowed(match &by.role {
+        Role::Attempt(scope) => format!(
+            "A job's token writes only to its own run '{}', not to run '{}'",
+            scope.job, info.id
+        ),
+        _ => format!(
+            "{} may not change run '{}' of {}: only its owner or an admin may",
+            by.principal, info.id, info.owner
+        ),
+    }))
+}
+
+impl TrackWrite {
+    /// Makes the change. To be called within a transaction that is undone on an error.
+    ///
+    /// # Errors
+    /// [`Error::Track`] if a rule of tracking refuses it, otherwise what SQLite says.
+    pub fn apply(&self, conn: &Connection) -> Result<TrackReply, Error> {
+        match self {
+            Self::CreateExperiment { by, name, tags, at } => {
+                writer(by)?;
+                if matches!(by.role, Role::Attempt(_)) {
+                    return Err(Refusal::NotAllowed(format!(
+                        "A job's token cannot make experiments. A job's run is in the experiment \
+                         that the job names: leave out set_experiment('{}'), or set \
+                         experiment_name in the job",
+                        name.as_str()
+                    ))
+                    .into());
+                }
+                create_experiment(conn, name.as_str(), by.principal.as_str(), tags, *at)
+            }
+            Self::ChangeExperiment { by, id, change, at } => {
+                change_experiment(conn, by, *id, change, *at)
+            }
+            Self::CreateRun { by, run } => create_run(conn, by, run),
+            Self::ChangeRun { by, id, change } => {
+                let row = read::row(conn, id)?;
+                may_change(by, &row)?;
+                change_run(conn, &row, change)
+            }
+            Self::CreateJobRun(run) => create_job_run(conn, run),
+            Self::FollowJob { job, status, at } => follow_job(conn, job, *status, *at),
+            Self::ForgetJob(job) => forget_job(conn, job),
+            Self::Samples { job, points } => {
+                // A run that is gone (deleted while its job still ran) takes no points.
+                let Some(row) = read::find_row(conn, &RunId::from(job))? else {
+                    return Ok(TrackReply::Done);
+                };
+                log_metrics(conn, &row, points)
+            }
+            Self::BeginSeal(run) => {
+                let row = read::row(conn, run)?;
+                execute(
+                    conn,
+                    "UPDATE runs SET generation = generation + 1, hot = 0 WHERE seq = ?1",
+                    &[&row.seq],
+                )?;
+                Ok(TrackReply::Generation(row.generation))
+            }
+            Self::Sealed { run, object, points, bytes, generation, at } => {
+                let row = read::row(conn, run)?;
+                execute(
+                    conn,
+                    "INSERT INTO sealed_metrics (run, object, points, bytes, generation, at)
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+                     ON CONFLICT (run) DO UPDATE SET object = excluded.object,
+                         points = excluded.points, bytes = excluded.bytes,
+                         generation = excluded.generation, purged = 0, at = excluded.at
+                     WHERE excluded.generation >= sealed_metrics.generation",
+                    &[&row.seq, object, points, bytes, generation, &at.as_millis()],
+                )?;
+                Ok(TrackReply::Done)
+            }
+            Self::Purge(run) => purge(conn, run),
+        }
+    }
+}
+
+fn create_experiment(
+    conn: &Connection,
+    name: &str,
+    owner: &str,
+    tags: &[Tag],
+    at: Timestamp,
+) -> Result<TrackReply, Error> {
+    let made = execute(
+        conn,
+        "INSERT INTO experiments (name, owner, created, updated) VALUES (?1, ?2, ?3, ?3)
+         ON CONFLICT (name) DO NOTHING",
+        &[&name, &owner, &at.as_millis()],
+    )?;
+    if made == 0 {
+        return Err(Refusal::ExperimentExists(name.to_owned()).into());
+    }
+    let id = conn.last_insert_rowid();
+    for tag in tags {
+        set_experiment_tag(conn, id, tag)?;
+    }
+    Ok(TrackReply::Experiment(ExperimentId(id)))
+}
+
+fn set_experiment_tag(conn: &Connection, experiment: i64, tag: &Tag) -> Result<usize, Error> {
+    execute(
+        conn,
+        "INSERT OR REPLACE INTO experiment_tags (experiment, key, value) VALUES (?1, ?2, ?3)",
+        &[&experiment, &tag.key, &tag.value],
+    )
+}
+
+fn change_experiment(
+    conn: &Connection,
+    by: &Caller,
+    id: ExperimentId,
+    change: &ExperimentChange,
+    at: Timestamp,
+) -> Result<TrackReply, Error> {
+    writer(by)?;
+    let experiment =
+        read::experiment(conn, id)?.ok_or_else(|| Refusal::NoExperiment(id.to_string()))?;
+    let owns = match by.role {
+        Role::Admin => true,
+        Role::DataScientist => by.principal == experiment.owner,
+        _ => false,
+    };
+    if !owns {
+        return Err(Refusal::NotAllowed(format!(
+            "{} may not change experiment '{}' of {}: only its owner or an admin may",
+            by.principal,
+            experiment.name.as_str(),
+            experiment.owner
+        ))
+        .into());
+    }
+    let deleted = experiment.stage == LifecycleStage::Deleted;
+    let active = || {
+        if deleted { Err(Refusal::ExperimentDeleted(id.to_string())) } else { Ok(()) }
+    };
+    match change {
+        ExperimentChange::Rename(name) => {
+            if deleted {
+                return Err(Refusal::RenameDeleted.into());
+            }
+            let renamed = execute(
+                conn,
+                "UPDATE OR IGNORE experiments SET name = ?2, updated = ?3 WHERE id = ?1",
+                &[&id.0, &name.as_str(), &at.as_millis()],
+            )?;
+            if renamed == 0 {
+                return Err(Refusal::ExperimentExists(name.as_str().to_owned()).into());
+            }
+        }
+        ExperimentChange::Delete | ExperimentChange::Restore => {
+            let delete = matches!(change, ExperimentChange::Delete);
+            if delete == deleted {
+                return Err(Refusal::NoExperiment(id.to_string()).into());
+            }
+            let others: bool = conn
+                .prepare_cached(
+                    "SELECT EXISTS (SELECT 1 FROM runs WHERE experiment = ?1 AND owner <> ?2)",
+                )
+                .and_then(|mut s| {
+                    s.query_row(params![id.0, by.principal.as_str()], |row| row.get(0))
+                })
+                .map_err(sql)?;
+            if others && by.role != Role::Admin {
+                return Err(Refusal::NotAllowed(format!(
+                    "Experiment '{}' holds runs of others: only an admin may delete or restore it",
+                    experiment.name.as_str()
+                ))
+                .into());
+            }
+            execute(
+                conn,
+                "UPDATE experiments SET deleted = ?2, updated = ?3 WHERE id = ?1",
+                &[&id.0, &delete, &at.as_millis()],
+            )?;
+            execute(conn, "UPDATE runs SET deleted = ?2 WHERE experiment = ?1", &[&id.0, &delete])?;
+        }
+        ExperimentChange::SetTag(tag) => {
+            active()?;
+            set_experiment_tag(conn, id.0, tag)?;
+        }
+        ExperimentChange::DeleteTag(key) => {
+            active()?;
+            let gone = execute(
+                conn,
+                "DELETE FROM experiment_tags WHERE experiment = ?1 AND key = ?2",
+                &[&id.0, key],
+            )?;
+            if gone == 0 {
+                let owner = format!("experiment with id {id}");
+                return Err(Refusal::NoTag { key: key.clone(), owner }.into());
+            }
+        }
+    }
+    Ok(TrackReply::Done)
+}
+
+fn create_run(conn: &Connection, by: &Caller, run: &NewRun) -> Result<TrackReply, Error> {
+    writer(by)?;
+    let experiment = read::experiment(conn, run.experiment)?
+        .ok_or_else(|| Refusal::NoExperiment(run.experiment.to_string()))?;
+    if experiment.stage == LifecycleStage::Deleted {
+        return Err(Refusal::ExperimentDeleted(run.experiment.to_string()).into());
+    }
+    // A run made within a job belongs to the job and to whoever submitted it.
+    let (owner, job) = match &by.role {
+        Role::Attempt(scope) => {
+            let own = read::row(conn, &RunId::from(&scope.job))?;
+            if own.info.experiment != run.experiment {
+                return Err(Refusal::NotAllowed(format!(
+                    "A job's token makes runs only in its own experiment {}, not in {}",
+                    own.info.experiment, run.experiment
+                ))
+                .into());
+            }
+            (own.info.owner, Some(scope.job.clone()))
+        }
+        _ => (by.principal.clone(), None),
+    };
+    execute(
+        conn,
+        "INSERT INTO runs (id, experiment, name, owner, job, status, started)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+        &[
+            &run.id.as_str(),
+            &run.experiment.0,
+            &run.name,
+            &owner.as_str(),
+            &job.as_ref().map(JobName::as_str),
+            &RunStatus::Running.as_str(),
+            &run.started.as_millis(),
+        ],
+    )?;
+    let row = read::row(conn, &run.id)?;
+    set_tags(conn, row.seq, &run.tags)?;
+    Ok(TrackReply::Run(Box::new(read::row(conn, &run.id)?.info)))
+}
+
+fn create_job_run(conn: &Connection, run: &JobRun) -> Result<TrackReply, Error> {
+    let found: Option<(i64, bool)> = conn
+        .prepare_cached("SELECT id, deleted FROM experiments WHERE name = ?1")
+        .and_then(|mut s| {
+            s.query_row([run.experiment.as_str()], |row| Ok((row.get(0)?, row.get(1)?))).optional()
+        })
+        .map_err(sql)?;
+    let experiment = match found {
+        // A job whose experiment was deleted after it was admitted still runs: refusing here would
+        // undo everything else in the transaction.
+        Some((id, _)) => ExperimentId(id),
+        None => {
+            let (name, owner) = (run.experiment.as_str(), run.owner.as_str());
+            match create_experiment(conn, name, owner, &[], run.at)? {
+                TrackReply::Experiment(id) => id,
+                _ => ExperimentId::DEFAULT,
+            }
+        }
+    };
+    execute(
+        conn,
+        "INSERT INTO runs (id, experiment, name, owner, job, status, started)
+         VALUES (?1, ?2, ?3, ?4, ?1, ?5, ?6) ON CONFLICT (id) DO NOTHING",
+        &[
+            &run.job.as_str(),
+            &experiment.0,
+            &run.display_name,
+            &run.owner.as_str(),
+            &run.status.as_str(),
+            &run.at.as_millis(),
+        ],
+    )?;
+    set_tags(conn, conn.last_insert_rowid(), &run.tags)?;
+    Ok(TrackReply::Experiment(experiment))
+}
+
+fn follow_job(
+    conn: &Connection,
+    job: &JobName,
+    status: RunStatus,
+    at: Timestamp,
+) -> Result<TrackReply, Error> {
+    let ended = status.is_terminal().then(|| at.as_millis());
+    execute(
+        conn,
+        "UPDATE runs SET status = ?2, ended = ?3 WHERE id = ?1",
+        &[&job.as_str(), &status.as_str(), &ended],
+    )?;
+    if status.is_terminal() {
+        execute(
+            conn,
+            "UPDATE runs SET status = ?2, ended = ?3
+             WHERE job = ?1 AND job IS NOT NULL AND job <> id
+               AND status IN ('RUNNING', 'SCHEDULED')",
+            &[&job.as_str(), &status.as_str(), &ended],
+        )?;
+    }
+    Ok(TrackReply::Done)
+}
+
+fn forget_job(conn: &Connection, job: &JobName) -> Result<TrackReply, Error> {
+    let seqs: Vec<i64> = conn
+        .prepare_cached(
+            "SELECT seq FROM runs WHERE id = ?1
+             UNION SELECT seq FROM runs WHERE job = ?1 AND job IS NOT NULL AND job <> id",
+        )
+        .and_then(|mut s| s.query_map([job.as_str()], |row| row.get(0))?.collect())
+        .map_err(sql)?;
+    for seq in seqs {
+        for statement in [
+            "DELETE FROM params WHERE run = ?1",
+            "DELETE FROM run_tags WHERE run = ?1",
+            "DELETE FROM metrics WHERE run = ?1",
+            "DELETE FROM latest_metrics WHERE run = ?1",
+            "DELETE FROM sealed_metrics WHERE run = ?1",
+            "DELETE FROM artifacts WHERE run = ?1",
+            "DELETE FROM run_inputs WHERE run = ?1",
+            "DELETE FROM runs WHERE seq = ?1",
+        ] {
+            execute(conn, statement, &[&seq])?;
+        }
+    }
+    Ok(TrackReply::Done)
+}
+
+fn change_run(conn: &Connection, row: &RunRow, change: &RunChange) -> Result<TrackReply, Error> {
+    let deleted = row.info.stage == LifecycleStage::Deleted;
+    if deleted && !matches!(change, RunChange::Delete | RunChange::Restore) {
+        return Err(Refusal::RunDeleted(row.info.id.to_string()).into());
+    }
+    match change {
+        RunChange::Update { status, ended, name } => {
+            let (mut status, mut ended) = (*status, ended.map(Timestamp::as_millis));
+            if row.info.is_of_job() {
+                (status, ended) = (None, None);
+            }
+            execute(
+                conn,
+                "UPDATE runs SET status = coalesce(?2, status), ended = coalesce(?3, ended),
+                     name = coalesce(?4, name) WHERE seq = ?1",
+                &[&row.seq, &status.map(RunStatus::as_str), &ended, name],
+            )?;
+            Ok(TrackReply::Run(Box::new(read::row(conn, &row.info.id)?.info)))
+        }
+        RunChange::Delete | RunChange::Restore => {
+            let delete = matches!(change, RunChange::Delete);
+            execute(conn, "UPDATE runs SET deleted = ?2 WHERE seq = ?1", &[&row.seq, &delete])?;
+            Ok(TrackReply::Done)
+        }
+        RunChange::Log { metrics, params, tags } => {
+            log_params(conn, row, params)?;
+            let reply = log_metrics(conn, row, metrics)?;
+            set_tags(conn, row.seq, tags)?;
+            Ok(reply)
+        }
+        RunChange::DeleteTag(key) => {
+            let gone = if key == RUN_NAME_TAG {
+                execute(
+                    conn,
+                    "UPDATE runs SET name = NULL WHERE seq = ?1 AND name IS NOT NULL",
+                    &[&row.seq],
+                )?
+            } else {
+                execute(conn, "DELETE FROM run_tags WHERE run = ?1 AND key = ?2", &[&row.seq, key])?
+            };
+            if gone == 0 {
+                let owner = format!("run with id {}", row.info.id);
+                return Err(Refusal::NoTag { key: key.clone(), owner }.into());
+            }
+            Ok(TrackReply::Done)
+        }
+        RunChange::Inputs(inputs) => {
+            for input in inputs {
+                add_input(conn, row.seq, input)?;
+            }
+            Ok(TrackReply::Done)
+        }
+        RunChange::Artifact { path, bytes, at } => {
+            add_artifact(conn, row, path, *bytes, *at)?;
+            Ok(TrackReply::Done)
+        }
+        RunChange::DeleteArtifacts(path) => {
+            let (from, below, end) = read::folder_range(path.as_ref());
+            let paths = conn
+                .prepare_cached(
+                    "DELETE FROM artifacts
+                     WHERE run = ?1 AND (path = ?2 OR (path >= ?3 AND path < ?4))
+                     RETURNING path",
+                )
+                .and_then(|mut s| {
+                    s.query_map(params![row.seq, from, below, end], |row| row.get(0))?.collect()
+                })
+                .map_err(sql)?;
+            Ok(TrackReply::Paths(paths))
+        }
+    }
+}
+
+fn set_tags(conn: &Connection, run: i64, tags: &[Tag]) -> Result<(), Error> {
+    for tag in tags {
+        if tag.key == RUN_NAME_TAG {
+            execute(conn, "UPDATE runs SET name = ?2 WHERE seq = ?1", &[&run, &tag.value])?;
+        } else {
+            execute(
+                conn,
+                "INSERT OR REPLACE INTO run_tags (run, key, value) VALUES (?1, ?2, ?3)",
+                &[&run, &tag.key, &tag.value],
+            )?;
+        }
+    }
+    Ok(())
+}
+
+fn log_params(conn: &Connection, row: &RunRow, params: &[Param]) -> Result<(), Error> {
+    for param in params {
+        let made = execute(
+            conn,
+            "INSERT INTO params (run, key, value) VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING",
+            &[&row.seq, &param.key, &param.value],
+        )?;
+        if made == 1 {
+            continue;
+        }
+        let old: String = conn
+            .prepare_cached("SELECT value FROM params WHERE run = ?1 AND key = ?2")
+            .and_then(|mut s| s.query_row(params![row.seq, param.key], |row| row.get(0)))
+            .map_err(sql)?;
+        if old != param.value {
+            return Err(Refusal::ParamChanged {
+                run: row.info.id.to_string(),
+                key: param.key.clone(),
+                old,
+                new: param.value.clone(),
+            }
+            .into());
+        }
+    }
+    Ok(())
+}
+
+fn log_metrics(conn: &Connection, row: &RunRow, points: &[Metric]) -> Result<TrackReply, Error> {
+    if points.is_empty() {
+        return Ok(TrackReply::Done);
+    }
+    let mut insert = conn
+        .prepare_cached(
+            "INSERT OR IGNORE INTO metrics (run, key, step, timestamp, value, is_nan, generation)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+        )
+        .map_err(sql)?;
+    let mut added = 0;
+    let mut latest: HashMap<String, StoredMetric> = HashMap::new();
+    for point in points {
+        let point = StoredMetric::from(point.clone());
+        added += insert
+            .execute(params![
+                row.seq,
+                point.key,
+                point.step,
+                point.timestamp,
+                point.value,
+                point.is_nan,
+                row.generation
+            ])
+            .map_err(sql)?;
+        match latest.entry(point.key.clone()) {
+            Entry::Occupied(mut held) if point.later(held.get()).is_gt() => {
+                held.insert(point);
+            }
+            Entry::Occupied(_) => {}
+            Entry::Vacant(free) => {
+                free.insert(point);
+            }
+        }
+    }
+    let mut upsert = conn
+        .prepare_cached(
+            "INSERT INTO latest_metrics (run, key, step, timestamp, value, is_nan)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+             ON CONFLICT (run, key) DO UPDATE SET step = excluded.step,
+                 timestamp = excluded.timestamp, value = excluded.value, is_nan = excluded.is_nan
+             WHERE (excluded.step, excluded.timestamp, excluded.value, excluded.is_nan)
+                 > (step, timestamp, value, is_nan)",
+        )
+        .map_err(sql)?;
+    for point in latest.values() {
+        upsert
+            .execute(params![
+                row.seq,
+                point.key,
+                point.step,
+                point.timestamp,
+                point.value,
+                point.is_nan
+            ])
+            .map_err(sql)?;
+    }
+    if added == 0 {
+        return Ok(TrackReply::Done);
+    }
+    let hot: i64 = conn
+        .prepare_cached("UPDATE runs SET hot = hot + ?2 WHERE seq = ?1 RETURNING hot")
+        .and_then(|mut s| s.query_row(params![row.seq, added], |row| row.get(0)))
+        .map_err(sql)?;
+    let seal = hot >= SEAL_AT_LEAST && row.info.status.is_terminal();
+    Ok(if seal { TrackReply::ToSeal } else { TrackReply::Done })
+}
+
+fn add_input(conn: &Connection, run: i64, input: &DatasetInput) -> Result<(), Error> {
+    let pairs: Vec<(&str, &str)> =
+        input.tags.iter().map(|tag| (tag.key.as_str(), tag.value.as_str())).collect();
+    let tags = serde_json::to_string(&pairs)
+        .map_err(|source| Error::Damaged { what: "dataset tags".to_owned(), source })?;
+    let dataset = &input.dataset;
+    // The first of two with one name and digest stays, as in MLflow.
+    execute(
+        conn,
+        "INSERT OR IGNORE INTO run_inputs
+             (run, name, digest, source_type, source, schema, profile, tags)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+        &[
+            &run,
+            &dataset.name,
+            &dataset.digest,
+            &dataset.source_type,
+            &dataset.source,
+            &dataset.schema,
+            &dataset.profile,
+            &tags,
+        ],
+    )?;
+    Ok(())
+}
+
+fn add_artifact(
+    conn: &Connection,
+    row: &RunRow,
+    path: &ArtifactPath,
+    bytes: u64,
+    at: Timestamp,
+) -> Result<(), Error> {
+    execute(
+        conn,
+        "INSERT OR REPLACE INTO artifacts (run, path, bytes, at) VALUES (?1, ?2, ?3, ?4)",
+        &[&row.seq, &path.as_str(), &bytes, &at.as_millis()],
+    )?;
+    Ok(())
+}
+
+/// Rows removed at once: as many as the writer can remove without others noticing.
+const PURGE: i64 = 5000;
+
+fn purge(conn: &Connection, run: &RunId) -> Result<TrackReply, Error> {
+    let Some(row) = read::find_row(conn, run)? else { return Ok(TrackReply::Purged(0)) };
+    let gone = execute(
+        conn,
+        "DELETE FROM metrics WHERE (run, key, step, timestamp, value, is_nan) IN (
+             SELECT m.run, m.key, m.step, m.timestamp, m.value, m.is_nan
+             FROM metrics m JOIN sealed_metrics s ON s.run = m.run
+             WHERE m.run = ?1 AND m.generation <= s.generation LIMIT ?2)",
+        &[&row.seq, &PURGE],
+    )?;
+    if gone == 0 {
+        execute(conn, "UPDATE sealed_metrics SET purged = 1 WHERE run = ?1", &[&row.seq])?;
+    }
+    Ok(TrackReply::Purged(gone))
+}
