@@ -165,3 +165,6 @@ async fn next_response(
         read.into_iter().map(|(digest, data)| Object { digest: wire(&digest), data }).collect();
     Ok(Some(GetResponse { objects }))
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

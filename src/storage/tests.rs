@@ -114,9 +114,8 @@ async fn a_stream_that_breaks_off_stores_nothing() {
         waited = waiting => waited.unwrap(),
     }
     assert_eq!(world.staged(), 0);
-    let pieces = futures::stream::iter(
-        (0..5).map(|i| Ok::<_, io::Error>(Bytes::from(vec![i; 300_000]))),
-    );
+    let pieces =
+        futures::stream::iter((0..5).map(|i| Ok::<_, io::Error>(Bytes::from(vec![i; 300_000]))));
     store.put_stream(&path("a/b"), pieces).await.unwrap();
     assert_eq!(store.head(&path("a/b")).await.unwrap().size, 1_500_000);
 }

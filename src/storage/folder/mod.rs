@@ -214,7 +214,7 @@ impl Folder {
                         gathered.push(piece);
                     }
                     Some(Err(error)) => {
-                        blocking(move || Ok(drop(staged))).await?;
+                        drop(staged);
                         return Err(Error::Interrupted(error.into()));
                     }
                     None => break,
