@@ -85,6 +85,8 @@ struct Inner {
     artifacts: Datastore,
     clock: Clock,
     wake: Notify,
+    /// Held while runs are sealed: two at once would seal the same rows.
+    sealing: tokio::sync::Mutex<()>,
     files: parquet::Files,
 }
 
@@ -92,7 +94,8 @@ impl Tracking {
     /// The service over a store and the datastore `workspaceartifactstore`.
     pub fn new(store: Arc<SqliteStore>, artifacts: Datastore, clock: Clock) -> Self {
         let files = parquet::Files::default();
-        Self { inner: Arc::new(Inner { store, artifacts, clock, wake: Notify::new(), files }) }
+        let (wake, sealing) = (Notify::new(), tokio::sync::Mutex::new(()));
+        Self { inner: Arc::new(Inner { store, artifacts, clock, wake, sealing, files }) }
     }
 
     /// The time.

@@ -58,6 +58,7 @@ impl Tracking {
     /// # Errors
     /// The first failure; the others were tried.
     pub async fn seal_due(&self) -> Result<usize, Error> {
+        let _alone = self.inner.sealing.lock().await;
         let mut sealed = 0;
         let mut failed = None;
         loop {

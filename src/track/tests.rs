@@ -225,6 +225,18 @@ async fn a_full_or_damaged_store_keeps_the_rows() {
     assert!(matches!(damaged, Err(Error::Sealed { .. })), "{damaged:?}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn two_sealers_at_once_lose_nothing() {
+    let world = World::new().await;
+    world.end().await;
+    for round in 0..5 {
+        world.log(&points(&format!("m{round}"), 0..6000)).await;
+        let (one, two) = tokio::join!(world.tracking.seal_due(), world.tracking.seal_due());
+        assert_eq!(one.expect("one") + two.expect("two"), 1);
+        assert_eq!((world.hot().await, world.sealed().await), (0, Some(6000 * (round + 1))));
+    }
+}
+
 #[tokio::test]
 async fn the_sealer_wakes_by_itself() {
     let world = World::new().await;

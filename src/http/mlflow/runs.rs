@@ -135,24 +135,28 @@ fn param_of(fields: &Fields) -> Result<Param, Failure> {
 }
 
 pub(super) async fn log_metric(call: Call) -> Answer {
+    call.run_id()?;
     let metric = metric_of(&call.fields)?;
     limits::metric(&metric, "")?;
     log(&call, vec![metric], vec![], vec![]).await
 }
 
 pub(super) async fn log_param(call: Call) -> Answer {
+    call.run_id()?;
     let mut param = param_of(&call.fields)?;
     limits::param(&mut param, "")?;
     log(&call, vec![], vec![param], vec![]).await
 }
 
 pub(super) async fn set_tag(call: Call) -> Answer {
+    call.run_id()?;
     let mut tag = tag_of(&call.fields)?;
     limits::tag(&mut tag, "")?;
     log(&call, vec![], vec![], vec![tag]).await
 }
 
 pub(super) async fn log_batch(call: Call) -> Answer {
+    call.run_id()?;
     let each = |name: &str| call.fields.objects(name);
     let metrics: Vec<_> = each("metrics")?.iter().map(metric_of).collect::<Result<_, _>>()?;
     let mut params: Vec<_> = each("params")?.iter().map(param_of).collect::<Result<_, _>>()?;
@@ -162,6 +166,7 @@ pub(super) async fn log_batch(call: Call) -> Answer {
 }
 
 pub(super) async fn delete_tag(call: Call) -> Answer {
+    call.run_id()?;
     let key = call.fields.required_text("key")?.to_owned();
     change(&call, RunChange::DeleteTag(key)).await?;
     Ok(Json(json!({})))
@@ -184,6 +189,7 @@ fn dataset_of(fields: &Fields) -> Result<DatasetInput, Failure> {
 }
 
 pub(super) async fn log_inputs(call: Call) -> Answer {
+    call.run_id()?;
     let datasets = call.fields.objects("datasets")?;
     let inputs: Vec<_> = datasets.iter().map(dataset_of).collect::<Result<_, _>>()?;
     limits::datasets(&inputs)?;

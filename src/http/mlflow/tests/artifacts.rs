@@ -140,7 +140,7 @@ async fn what_a_job_left_is_seen_once_committed_and_never_changes() {
     };
     let get = async |name: &str| world.send("ada", "GET", &format!("{root}/{name}"), "").await;
     assert_eq!(put("job:job_a", "plots/loss.png").await.0, StatusCode::OK);
-    assert_eq!(put("job:job_b", "x").await.0, StatusCode::NOT_FOUND);
+    assert_eq!(put("job:job_b", "x").await.0, StatusCode::FORBIDDEN);
     for name in ["system_logs/manifest_1.json", "metrics/metrics.parquet"] {
         let (status, answer) = put("job:job_a", name).await;
         assert_eq!(status, StatusCode::FORBIDDEN);
@@ -189,8 +189,6 @@ async fn what_a_job_left_is_seen_once_committed_and_never_changes() {
     }
     // Deleting everything deletes what was logged.
     let (status, _) = world.send("ada", "DELETE", &root, "").await;
-    assert!(status.is_client_error(), "the root is not a path of the proxy");
-    let (status, _) = world.send("ada", "DELETE", &format!("{root}/plots"), "").await;
     assert_eq!(status, StatusCode::OK);
     assert_eq!(get("plots/loss.png").await.0, StatusCode::NOT_FOUND);
     assert_eq!(get("outputs/model.pkl").await.0, StatusCode::OK);
