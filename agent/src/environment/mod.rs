@@ -20,7 +20,8 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use atelier_core::environment::{Base, Choice, Installed, PythonRequest, Recipe, choose};
-use atelier_core::spec::InlineEnvironment;
+use atelier_core::spec::{self, InlineEnvironment};
+use atelier_proto::agent::v1 as pb;
 use tokio::sync::Mutex;
 
 pub use crate::data::Fault;
@@ -123,6 +124,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether it is the job's own making, so that another try would fail in the same way.
+    pub fn is_users(&self) -> bool {
+        self.fault() == Fault::User
+    }
+
     /// Whose it is.
     pub fn fault(&self) -> Fault {
         match self {
@@ -196,6 +202,37 @@ pub enum Wanted {
     },
 }
 
+impl Wanted {
+    /// What an assignment asks for: what its job wrote out, or what the daemon resolved.
+    ///
+    /// # Errors
+    /// A named environment that came unresolved, or one that cannot be read: the daemon's fault.
+    pub fn of(
+        environment: &spec::Environment,
+        assignment: &pb::Assignment,
+    ) -> Result<Self, Error> {
+        let environment = match (environment, &assignment.environment) {
+            (spec::Environment::Host, _) => return Ok(Self::Host),
+            (spec::Environment::Inline(inline), None) => inline.clone(),
+            (spec::Environment::Named(asset), resolved) => {
+                let resolved =
+                    resolved.clone().ok_or_else(|| Error::Unresolved(asset.name.clone()))?;
+                InlineEnvironment::try_from(resolved)
+                    .map_err(|error| Error::Unresolved(format!("{}: {error}", asset.name)))?
+            }
+            (spec::Environment::Inline(_), Some(resolved)) => {
+                InlineEnvironment::try_from(resolved.clone())
+                    .map_err(|error| Error::Unresolved(error.to_string()))?
+            }
+        };
+        let images = match assignment.image_policy() {
+            pb::ImagePolicy::HostPython => ImagePolicy::HostPython,
+            pb::ImagePolicy::Refuse | pb::ImagePolicy::Unspecified => ImagePolicy::Refuse,
+        };
+        Ok(Self::Inline { environment, images })
+    }
+}
+
 /// What becomes of an image where no container can be run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ImagePolicy {
@@ -206,7 +243,7 @@ pub enum ImagePolicy {
 }
 
 /// An environment, ready.
-#[derive(Clone, PartialEq, Debug)]
+#[derive(Clone, PartialEq, Debug, Default)]
 pub struct Realised {
     /// Folders before everything else on the job's `PATH`.
     pub path: Vec<PathBuf>,
@@ -259,9 +296,10 @@ impl Machine {
 }
 
 /// The environments of one node. Cheap to clone.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Environments(Arc<Inner>);
 
+#[derive(Debug)]
 struct Inner {
     home: Home,
     places: Places,
