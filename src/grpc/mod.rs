@@ -2,7 +2,7 @@
 
 mod agent;
 mod compute;
-mod content;
+pub(crate) mod content;
 mod identity;
 mod job;
 mod status;

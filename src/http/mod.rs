@@ -1,6 +1,6 @@
 //! The daemon's port: gRPC and HTTP side by side, every request past the door.
 
-mod data;
+pub(crate) mod data;
 mod server;
 
 use std::sync::Arc;
