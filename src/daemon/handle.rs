@@ -27,7 +27,9 @@ pub enum Error {
     #[error(transparent)]
     Refused(#[from] Refusal),
     /// The key was used for another job.
-    #[error("the idempotency key was used before, for job '{job}' with another specification; use a new key for a new job")]
+    #[error(
+        "the idempotency key was used before, for job '{job}' with another specification; use a new key for a new job"
+    )]
     KeyReused {
         /// The first job.
         job: JobName,
@@ -120,12 +122,7 @@ impl Handle {
     }
 
     /// Hides a finished job from lists, or shows it again.
-    pub async fn archive(
-        &self,
-        job: JobName,
-        archived: bool,
-        by: Principal,
-    ) -> Result<Job, Error> {
+    pub async fn archive(&self, job: JobName, archived: bool, by: Principal) -> Result<Job, Error> {
         self.ask(|reply| Command::Archive { job, archived, by, reply }).await
     }
 

@@ -15,9 +15,9 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::time::MissedTickBehavior;
 
 use super::Clock;
-use super::runs;
 use super::effects::{Effects, ToNode};
 use super::handle::{Command, Error, Handle, Join, NodeView, Reply, SubmitRequest};
+use super::runs;
 use crate::store::{self, Batch, Recovered, Store, Submitted};
 
 /// At most so many commands in one transaction.
@@ -311,10 +311,9 @@ impl Reactor {
         });
         let first = match in_round {
             Some(first) => Some(first),
-            None => self
-                .store
-                .idempotent(principal, &key.key)
-                .map_err(|e| Error::Store(Arc::new(e)))?,
+            None => {
+                self.store.idempotent(principal, &key.key).map_err(|e| Error::Store(Arc::new(e)))?
+            }
         };
         match first {
             None => Ok(None),
@@ -364,8 +363,12 @@ impl Reactor {
 
 impl Round {
     /// Answers once the round is on disk; at once if there is nothing to wait for.
-    fn answer<T, U, F>(&mut self, reply: Reply<U>, result: Result<T, Error>, then: impl FnOnce(T) -> F)
-    where
+    fn answer<T, U, F>(
+        &mut self,
+        reply: Reply<U>,
+        result: Result<T, Error>,
+        then: impl FnOnce(T) -> F,
+    ) where
         U: Send + 'static,
         F: FnOnce(&BTreeMap<JobName, Job>) -> Result<U, Error> + Send + 'static,
     {

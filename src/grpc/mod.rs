@@ -8,6 +8,8 @@ mod job;
 mod status;
 mod workspace;
 
+pub(crate) use status::told;
+
 use atelier_core::access::Caller;
 use atelier_proto::{DESCRIPTORS, agent as a, compute as c, identity as i};
 use atelier_proto::{job as j, workspace as w};

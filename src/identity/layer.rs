@@ -29,10 +29,7 @@ pub async fn guard(State(door): State<Arc<Door>>, mut request: Request, next: Ne
     }
 }
 
-fn admit(
-    door: &Door,
-    request: &Request,
-) -> Result<Option<atelier_core::access::Caller>, Denied> {
+fn admit(door: &Door, request: &Request) -> Result<Option<atelier_core::access::Caller>, Denied> {
     check_origin(request)?;
     let need = need_of(request.uri().path());
     if need == Some(Need::Public) {
@@ -105,9 +102,7 @@ fn refuse(denied: &Denied, grpc: bool) -> Response {
     let body = serde_json::json!({ "error_code": word, "message": denied.to_string() });
     let mut response = (status, axum::Json(body)).into_response();
     if status == StatusCode::UNAUTHORIZED {
-        response
-            .headers_mut()
-            .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     }
     response
 }

@@ -151,12 +151,7 @@ impl Store for SqliteStore {
         self.read(|conn| jobs::idempotent(conn, principal, key))
     }
 
-    fn events(
-        &self,
-        job: Option<&JobName>,
-        after: u64,
-        limit: usize,
-    ) -> Result<Vec<Event>, Error> {
+    fn events(&self, job: Option<&JobName>, after: u64, limit: usize) -> Result<Vec<Event>, Error> {
         self.read(|conn| jobs::events(conn, job, after, limit))
     }
 }

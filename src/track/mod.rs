@@ -178,10 +178,7 @@ impl Tracking {
         let name = key.clone();
         let (mut points, sealed) = self
             .read(move |conn| {
-                Ok((
-                    tracking::hot_history(conn, &run, &name)?,
-                    tracking::sealed(conn, &run)?,
-                ))
+                Ok((tracking::hot_history(conn, &run, &name)?, tracking::sealed(conn, &run)?))
             })
             .await?;
         if let Some(pointer) = sealed {

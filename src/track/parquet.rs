@@ -62,7 +62,8 @@ pub(super) struct Writer<W: Write + Send> {
 impl<W: Write + Send> Writer<W> {
     pub(super) fn new(out: W, run: &RunId) -> Parquet<Self> {
         let column = |name: &str| ColumnPath::from(name);
-        let sorted = |column_idx| SortingColumn { column_idx, descending: false, nulls_first: false };
+        let sorted =
+            |column_idx| SortingColumn { column_idx, descending: false, nulls_first: false };
         let fact = |key: &str, value: &str| KeyValue::new(key.to_owned(), value.to_owned());
         let mut properties = WriterProperties::builder()
             .set_created_by(concat!("atelier ", env!("CARGO_PKG_VERSION")).to_owned())
@@ -221,8 +222,7 @@ impl File {
 
     /// The points of one row group. Nothing if the file has been replaced since it was opened.
     pub(super) async fn group(&self, index: usize) -> Result<Option<Vec<StoredMetric>>, Error> {
-        let damaged =
-            |source| Error::Sealed { object: self.path.to_string(), source };
+        let damaged = |source| Error::Sealed { object: self.path.to_string(), source };
         let range = group_range(self.metadata.row_group(index));
         let mut pieces = vec![self.tail.clone()];
         if range.start < self.tail.0 {

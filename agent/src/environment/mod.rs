@@ -207,10 +207,7 @@ impl Wanted {
     ///
     /// # Errors
     /// A named environment that came unresolved, or one that cannot be read: the daemon's fault.
-    pub fn of(
-        environment: &spec::Environment,
-        assignment: &pb::Assignment,
-    ) -> Result<Self, Error> {
+    pub fn of(environment: &spec::Environment, assignment: &pb::Assignment) -> Result<Self, Error> {
         let environment = match (environment, &assignment.environment) {
             (spec::Environment::Host, _) => return Ok(Self::Host),
             (spec::Environment::Inline(inline), None) => inline.clone(),

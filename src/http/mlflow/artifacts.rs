@@ -199,8 +199,7 @@ async fn find(
         .tracking
         .read(move |conn| {
             let logged = tracking::artifact(conn, &run, &asked)?.is_some();
-            let sealed =
-                asked.as_str() == SEALED_OBJECT && tracking::sealed(conn, &run)?.is_some();
+            let sealed = asked.as_str() == SEALED_OBJECT && tracking::sealed(conn, &run)?.is_some();
             Ok(logged || sealed)
         })
         .await?;
@@ -230,10 +229,7 @@ pub(super) async fn download(
     let mut response = Body::from_stream(opened.stream(0..size)).into_response();
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_LENGTH, HeaderValue::from(size));
-    headers.insert(
-        header::CONTENT_TYPE,
-        HeaderValue::from_static("application/octet-stream"),
-    );
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
     // Whatever a job has written is never a page of this site.
     headers.insert(header::CONTENT_DISPOSITION, HeaderValue::from_static("attachment"));
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));

@@ -42,7 +42,9 @@ pub(super) fn reader(caller: &Caller) -> Result<Reader, Refusal> {
     match &caller.role {
         Role::Attempt(scope) => Ok(Reader::Of(RunId::from(&scope.job))),
         _ if caller.may(Permission::Read) => Ok(Reader::All),
-        role => Err(Refusal::NotAllowed(format!("{} ({role}) may not read runs", caller.principal))),
+        role => {
+            Err(Refusal::NotAllowed(format!("{} ({role}) may not read runs", caller.principal)))
+        }
     }
 }
 
@@ -327,10 +329,9 @@ impl Fields {
             .iter()
             .enumerate()
             .map(|(i, value)| match value {
-                Value::Object(values) => Ok(Self {
-                    values: values.clone(),
-                    path: format!("{}{name}[{i}].", self.path),
-                }),
+                Value::Object(values) => {
+                    Ok(Self { values: values.clone(), path: format!("{}{name}[{i}].", self.path) })
+                }
                 other => Err(self.wrong_type(name, other)),
             })
             .collect()

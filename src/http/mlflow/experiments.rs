@@ -1,9 +1,7 @@
 //! `mlflow/experiments/…`
 
 use atelier_core::track::search::{experiment_filter, experiment_order};
-use atelier_core::track::{
-    Error as Refusal, PageToken, Tag, ViewType, fingerprint, limits,
-};
+use atelier_core::track::{Error as Refusal, PageToken, Tag, ViewType, fingerprint, limits};
 use axum::Json;
 use serde_json::{Value, json};
 

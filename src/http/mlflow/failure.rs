@@ -90,9 +90,7 @@ impl From<storage::Error> for Failure {
         use storage::Error as E;
         let message = error.to_string();
         match &error {
-            E::NotFound(_) => {
-                Self::new(StatusCode::NOT_FOUND, "RESOURCE_DOES_NOT_EXIST", message)
-            }
+            E::NotFound(_) => Self::new(StatusCode::NOT_FOUND, "RESOURCE_DOES_NOT_EXIST", message),
             E::Path(_) | E::Conflict(_) | E::Link(_) => {
                 Self::new(StatusCode::BAD_REQUEST, "INVALID_PARAMETER_VALUE", message)
             }

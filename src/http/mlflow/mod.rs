@@ -114,7 +114,8 @@ fn routes() -> Vec<(String, MethodRouter<State>)> {
         ("mpu/{*path}", post(artifacts::no_multipart)),
         ("presigned/{*path}", get(artifacts::no_presigned)),
     ];
-    let below = |area: &'static str| move |(path, methods)| (format!("/2.0/{area}/{path}"), methods);
+    let below =
+        |area: &'static str| move |(path, methods)| (format!("/2.0/{area}/{path}"), methods);
     mlflow
         .into_iter()
         .map(below("mlflow"))

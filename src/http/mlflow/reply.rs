@@ -1,8 +1,6 @@
 //! Things as MLflow's JSON. Empty lists and values that are not there are left out, as MLflow does.
 
-use atelier_core::track::{
-    DatasetInput, Experiment, Param, Run, RunInfo, StoredMetric, Tag,
-};
+use atelier_core::track::{DatasetInput, Experiment, Param, Run, RunInfo, StoredMetric, Tag};
 use serde_json::{Map, Value, json};
 
 fn put(object: &mut Map<String, Value>, name: &str, value: impl Into<Value>) {

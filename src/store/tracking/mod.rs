@@ -29,12 +29,12 @@ use atelier_core::track::{
 };
 
 pub use read::{
-    Entry, SealedPointer, artifact, entries, experiment, experiment_by_name, hot_history, run,
-    run_info, sealed,
+    Entry, SealedPointer, artifact, artifacts, entries, experiment, experiment_by_name,
+    experiments, hot_history, latest, run, run_info, sealed,
 };
 pub use seal::{HotPage, hot_page, to_purge, to_seal};
-pub use write::writable;
 pub use search::{ExperimentQuery, Page, RunQuery, search_experiments, search_runs};
+pub use write::writable;
 
 /// The tables. Owner of the experiment `Default` is no one who could log in.
 pub const MIGRATION: &str = "

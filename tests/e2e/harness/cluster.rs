@@ -244,9 +244,7 @@ impl Cluster {
     /// Where the daemon listens.
     pub(crate) fn server(&self) -> String {
         let file = self.data().join("endpoint");
-        until("the daemon tells its address", || fs::read_to_string(&file).ok())
-            .trim()
-            .to_owned()
+        until("the daemon tells its address", || fs::read_to_string(&file).ok()).trim().to_owned()
     }
 
     /// The admin's token.

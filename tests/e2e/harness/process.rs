@@ -121,9 +121,7 @@ pub(crate) fn processes_with(mark: &str) -> Vec<Pid> {
             let name = entry.file_name();
             name.as_bytes().iter().all(u8::is_ascii_digit) && name.as_bytes() != own.as_bytes()
         })
-        .filter(|entry| {
-            holds(entry.path().join("environ")) || holds(entry.path().join("cmdline"))
-        })
+        .filter(|entry| holds(entry.path().join("environ")) || holds(entry.path().join("cmdline")))
         .filter_map(|entry| Pid::from_raw(entry.file_name().to_str()?.parse().ok()?))
         .collect()
 }

@@ -19,8 +19,7 @@ impl Rpc {
     /// Connects.
     pub(crate) fn connect(server: &str, token: &str) -> Result<Self, Error> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let target =
-            Target { server: server.to_owned(), token: Token::new(token), local: false };
+        let target = Target { server: server.to_owned(), token: Token::new(token), local: false };
         let client = runtime.block_on(Client::connect(target))?;
         Ok(Self { runtime, client })
     }
@@ -40,7 +39,8 @@ impl Rpc {
             ListJobsRequest { page_size: 1000, include_archived: true, ..Default::default() };
         let mut jobs = Vec::new();
         loop {
-            let page = self.wait(self.client.call(self.client.jobs().list_jobs(request.clone())))?;
+            let page =
+                self.wait(self.client.call(self.client.jobs().list_jobs(request.clone())))?;
             jobs.extend(page.jobs);
             request.page_token = page.next_page_token;
             if request.page_token.is_empty() {
@@ -50,8 +50,7 @@ impl Rpc {
     }
 
     pub(crate) fn events(&self, job: &str) -> Result<Vec<Event>, Error> {
-        let request =
-            ListEventsRequest { job: job.to_owned(), after_seq: 0, limit: 10_000 };
+        let request = ListEventsRequest { job: job.to_owned(), after_seq: 0, limit: 10_000 };
         Ok(self.wait(self.client.call(self.client.jobs().list_events(request)))?.events)
     }
 

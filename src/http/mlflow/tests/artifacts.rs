@@ -119,10 +119,8 @@ async fn no_encoding_leads_out_of_a_run() {
     let (status, _) = world.send("ada", "PUT", &elsewhere, "x").await;
     assert_eq!(status, StatusCode::NOT_FOUND);
     // A body that ends in an error leaves nothing.
-    let broken = futures::stream::iter([
-        Ok(Bytes::from_static(b"half")),
-        Err(std::io::Error::other("cut")),
-    ]);
+    let broken =
+        futures::stream::iter([Ok(Bytes::from_static(b"half")), Err(std::io::Error::other("cut"))]);
     let address = format!("{PROXY}/0/{id}/artifacts/half");
     let (status, _) = world.send("ada", "PUT", &address, Body::from_stream(broken)).await;
     assert_eq!(status, StatusCode::BAD_REQUEST);

@@ -41,9 +41,7 @@ async fn a_run_as_json() {
             "inputs": {}, "outputs": {},
         })
     );
-    let point = |value: Value, step: Value| {
-        json!({ "run_id": id, "run_uuid": id, "key": "m", "value": value, "timestamp": "77", "step": step })
-    };
+    let point = |value: Value, step: Value| json!({ "run_id": id, "run_uuid": id, "key": "m", "value": value, "timestamp": "77", "step": step });
     world.call("ada", "runs/log-metric", point(json!(0.1), json!(1))).await;
     world.call("ada", "runs/log-metric", point(json!("NaN"), json!("2"))).await;
     world.call("ada", "runs/log-metric", point(json!("-Infinity"), json!(-3.0))).await;
@@ -79,9 +77,15 @@ async fn bodies_that_are_not_what_they_should_be() {
         (&*format!(r#"{{"run_id":"{id}","key":"m","value":true,"timestamp":1}}"#), "'bool'"),
         (&*format!(r#"{{"run_id":"{id}","key":"m","value":1,"timestamp":1.5}}"#), "'timestamp'"),
         (&*format!(r#"{{"run_id":"{id}","key":5,"value":1,"timestamp":1}}"#), "'key'"),
-        (&*format!(r#"{{"run_id":"{id}","key":"m","timestamp":1}}"#), "Missing value for required parameter 'value'"),
+        (
+            &*format!(r#"{{"run_id":"{id}","key":"m","timestamp":1}}"#),
+            "Missing value for required parameter 'value'",
+        ),
         (&*format!(r#"{{"run_id":"{id}","key":"","value":1,"timestamp":1}}"#), "'key'"),
-        (&*format!(r#"{{"run_id":"{id}","key":"m","value":1,"timestamp":-1}}"#), "nonnegative long"),
+        (
+            &*format!(r#"{{"run_id":"{id}","key":"m","value":1,"timestamp":-1}}"#),
+            "nonnegative long",
+        ),
         ("", "Missing value for required parameter 'run_id'"),
         ("null", "'run_id'"),
         (&*format!("{}1{}", "[".repeat(9999), "]".repeat(9999)), "recursion"),
@@ -120,7 +124,11 @@ async fn limits_are_mlflows() {
             "for parameter 'metrics[0].name' supplied: Names may be treated as files",
         ),
         (
-            batch(no.clone(), json!([{ "key": "p", "value": "1" }, { "key": "p", "value": "1" }]), no.clone()),
+            batch(
+                no.clone(),
+                json!([{ "key": "p", "value": "1" }, { "key": "p", "value": "1" }]),
+                no.clone(),
+            ),
             "Duplicate parameter keys",
         ),
         (
@@ -161,7 +169,11 @@ async fn what_is_not_there() {
         ("runs/get?run_id=nope", Value::Null, (404, MISSING, "Run with id=nope not found")),
         ("runs/get?run_id=a/../b", Value::Null, (404, MISSING, "not found")),
         ("runs/get", Value::Null, (400, INVALID, "'run_id'")),
-        ("experiments/get?experiment_id=77", Value::Null, (404, MISSING, "No Experiment with id=77")),
+        (
+            "experiments/get?experiment_id=77",
+            Value::Null,
+            (404, MISSING, "No Experiment with id=77"),
+        ),
         ("experiments/get?experiment_id=x", Value::Null, (400, INVALID, "valid integer")),
         (
             "experiments/get-by-name?experiment_name=no%20such",
@@ -169,7 +181,7 @@ async fn what_is_not_there() {
             (404, MISSING, "Could not find experiment with name 'no such'"),
         ),
         ("registered-models/create", json!({}), (404, "ENDPOINT_NOT_FOUND", "No API found")),
-        ("runs/outputs", json!({}), (404, "ENDPOINT_NOT_FOUND", "registered" )),
+        ("runs/outputs", json!({}), (404, "ENDPOINT_NOT_FOUND", "registered")),
     ]
     .into_iter()
     .take(7)
@@ -256,7 +268,9 @@ async fn who_may_do_what() {
 async fn pages_of_searches() {
     let world = World::new();
     for i in 0..5 {
-        world.call("ada", "runs/create", json!({ "start_time": i, "run_name": format!("r{i}") })).await;
+        world
+            .call("ada", "runs/create", json!({ "start_time": i, "run_name": format!("r{i}") }))
+            .await;
         world.call("ada", "experiments/create", json!({ "name": format!("e{i}") })).await;
     }
     let mut names = Vec::new();

@@ -68,9 +68,10 @@ fn caller(token: &str) -> Caller {
 }
 
 async fn door(mut request: Request, next: Next) -> Response {
-    let token = request.headers().get(header::AUTHORIZATION).and_then(|value| {
-        value.to_str().ok()?.strip_prefix("Bearer ").map(caller)
-    });
+    let token = request
+        .headers()
+        .get(header::AUTHORIZATION)
+        .and_then(|value| value.to_str().ok()?.strip_prefix("Bearer ").map(caller));
     if let Some(caller) = token {
         request.extensions_mut().insert(caller);
     }
