@@ -32,7 +32,7 @@ pub use supervisor::supervise_if_asked;
 use crate::attempt::Node;
 use crate::monitor::{Monitor, NodeSampler};
 use crate::session::{Registry, Session};
-use crate::supervisor::Lease;
+use crate::supervisor::{Launcher, Lease};
 
 /// Why an agent cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -80,6 +80,11 @@ pub enum Error {
 /// If the data folder cannot be used or is in use, or if the daemon refuses the node's first
 /// session. A daemon that is away is waited for.
 pub async fn run(args: AgentArgs, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
+    // Attempts stay on this thread: what they do is wait, for processes, files and the daemon.
+    tokio::task::LocalSet::new().run_until(serve(args, shutdown)).await
+}
+
+async fn serve(args: AgentArgs, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
     let root = data_folder(&args)?;
     let attempts = root.join("attempts");
     make_private(&root)?;
@@ -111,6 +116,7 @@ pub async fn run(args: AgentArgs, shutdown: impl Future<Output = ()>) -> Result<
         inherited: attempt::inherited(std::env::vars_os().filter_map(|(name, value)| {
             Some((name.into_string().ok()?, value.into_string().ok()?))
         })),
+        launcher: Launcher::new(),
         lease,
         lease_path,
         log_limit: args.log_limit,

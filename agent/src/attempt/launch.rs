@@ -1,6 +1,8 @@
 //! From a prepared attempt to a supervisor that runs it.
 
+use std::fs;
 use std::io;
+use std::path::Path;
 
 use atelier_proto::agent::v1::{Cause, Problem};
 
@@ -11,7 +13,7 @@ use crate::record;
 use crate::supervisor::{LAUNCH, Launch, STARTED, Started};
 
 /// Starts the supervisor.
-pub(super) fn launch(attempt: &Attempt, prepared: Prepared) -> Result<Process, Problem> {
+pub(super) async fn launch(attempt: &Attempt, prepared: Prepared) -> Result<Process, Problem> {
     let assignment = &attempt.assignment;
     let log_limit =
         [attempt.node.log_limit, Some(assignment.log_limit_bytes).filter(|&limit| limit > 0)];
@@ -28,13 +30,38 @@ pub(super) fn launch(attempt: &Attempt, prepared: Prepared) -> Result<Process, P
         lease: Some(attempt.node.lease_path.clone()),
     };
     let folder = attempt.folder.path();
-    record::write(folder, LAUNCH, &launch)
-        .and_then(|()| Process::start(folder))
+    let started = async {
+        record::write(folder, LAUNCH, &launch)?;
+        release(folder)?;
+        Process::of(attempt.node.launcher.launch(folder).await?)
+    };
+    started
+        .await
         .map_err(|error| problem::of(Cause::Platform, "cannot start the job's supervisor", &error))
 }
 
-/// The supervisor that has the attempt, if there is one and it lives.
-pub(super) fn attach(attempt: &Attempt) -> io::Result<Option<Process>> {
-    let started: Option<Started> = record::read(attempt.folder.path(), STARTED)?;
-    started.map_or(Ok(None), |started| Process::attach(&started))
+/// Keeps supervisors off an attempt that is prepared anew. False if one has it already.
+///
+/// An agent that was killed may have asked for a supervisor that has not come that far yet; it must
+/// not start the command while its working directory is made again.
+pub(super) fn hold(folder: &Path) -> io::Result<bool> {
+    if !folder.join(LAUNCH).exists() {
+        // None was ever asked for.
+        return Ok(true);
+    }
+    match record::claim(folder, STARTED, &Started::void()) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            let holder: Option<Started> = record::read(folder, STARTED)?;
+            Ok(holder.is_none_or(|holder| holder.is_void()))
+        }
+        other => other.map(|()| true),
+    }
+}
+
+/// Lets supervisors take the attempt again.
+fn release(folder: &Path) -> io::Result<()> {
+    match record::read::<Started>(folder, STARTED)? {
+        Some(holder) if holder.is_void() => fs::remove_file(folder.join(STARTED)),
+        _ => Ok(()),
+    }
 }

@@ -14,15 +14,14 @@ use atelier_core::spec::CommandJob;
 use atelier_proto::agent::v1 as pb;
 use tokio::sync::{mpsc, watch};
 
+use crate::data::DataPlane;
 use crate::environment::Environments;
 use crate::monitor;
-use crate::supervisor::Lease;
-use plane::DataPlane;
+use crate::supervisor::{Launcher, Lease};
 
 mod finalize;
 mod folder;
 mod launch;
-pub(crate) mod plane;
 mod prepare;
 mod problem;
 mod process;
@@ -45,6 +44,7 @@ pub(crate) struct Node {
     pub(crate) boot_id: String,
     /// See [`inherited`].
     pub(crate) inherited: BTreeMap<String, String>,
+    pub(crate) launcher: Launcher,
     pub(crate) lease: Lease,
     pub(crate) lease_path: PathBuf,
     /// Bytes of log that this node keeps at most, whatever the assignment allows.

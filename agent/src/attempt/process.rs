@@ -3,38 +3,25 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::process::CommandExt as _;
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::io::unix::AsyncFd;
 
 use crate::pollable::readable;
 use crate::proc;
-use crate::supervisor::{Started, VERB};
+use crate::supervisor::{Launched, Started};
 
 /// A supervisor that lived when this was made.
 #[derive(Debug)]
 pub(crate) struct Process {
     pidfd: AsyncFd<OwnedFd>,
     pid: i32,
-    /// Ours to wait for, if this agent started it.
-    child: Option<Child>,
 }
 
 impl Process {
-    /// Starts a supervisor on an attempt's folder.
-    pub(crate) fn start(folder: &Path) -> io::Result<Self> {
-        // The program that runs now, even if its file was replaced by a newer one meanwhile.
-        let mut command = Command::new("/proc/self/exe");
-        command.arg0("atelier").arg(VERB).arg(folder).current_dir("/").env_clear();
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        let child = command.spawn()?;
-        let pid = i32::try_from(child.id()).unwrap_or(0);
-        // Not waited for yet, so the number is still its own.
-        let pidfd = open(pid)?;
-        Ok(Self { pidfd: readable(pidfd)?, pid, child: Some(child) })
+    /// A supervisor just started.
+    pub(crate) fn of(launched: Launched) -> io::Result<Self> {
+        Ok(Self { pidfd: readable(launched.pidfd)?, pid: launched.pid })
     }
 
     /// Takes hold of a supervisor that another agent started; `None` if it is gone.
@@ -49,7 +36,7 @@ impl Process {
             return Ok(None);
         }
         let pidfd = readable(pidfd)?;
-        Ok(Some(Self { pidfd, pid: started.pid, child: None }))
+        Ok(Some(Self { pidfd, pid: started.pid }))
     }
 
     pub(crate) fn pid(&self) -> i32 {
@@ -61,11 +48,10 @@ impl Process {
         let _ = pidfd_send_signal(self.pidfd.get_ref(), signal);
     }
 
-    /// Waits for the end. The exit code is known only for a process that this agent started.
-    pub(crate) async fn ended(&mut self) -> Option<i32> {
+    /// Waits for the end.
+    pub(crate) async fn ended(&self) {
         // A pidfd turns readable once, for good. An error of the reactor means that it shuts down.
         let _ = self.pidfd.readable().await;
-        self.child.as_mut()?.try_wait().ok()??.code()
     }
 }
 

@@ -58,7 +58,9 @@ pub(crate) fn decide(facts: Facts) -> Decision {
     if let Some(exited) = facts.exited {
         return Decision::Finalize(exited);
     }
-    let Some(started) = facts.started else { return Decision::Prepare };
+    let Some(started) = facts.started.filter(|started| !started.is_void()) else {
+        return Decision::Prepare;
+    };
     if started.boot_id != facts.boot_id {
         return Decision::Lost(Loss::Reboot);
     }

@@ -12,7 +12,7 @@ use super::reattach::{Decision, Loss, decide, look};
 use super::{Attempt, News, Order, launch, prepare, problem, variables};
 use crate::clock;
 use crate::monitor::Whole;
-use crate::supervisor::{EXIT_CLAIMED, kill_marked};
+use crate::supervisor::kill_marked;
 
 /// Why an attempt's task stops before its end.
 struct Discarded;
@@ -40,6 +40,9 @@ async fn drive(attempt: &Attempt, from: Decision) -> Result<Ended, Discarded> {
     let mut next = from;
     loop {
         next = match next {
+            Decision::Prepare if matches!(launch::hold(attempt.folder.path()), Ok(false)) => {
+                look_again(attempt)
+            }
             Decision::Prepare => match begin(attempt).await? {
                 Ok(process) => return watch(attempt, process, clock::now_ms()).await,
                 Err(problem) => return end(attempt, End::NotStarted(problem)).await,
@@ -81,7 +84,10 @@ async fn begin(attempt: &Attempt) -> Result<Result<Process, Problem>, Discarded>
             prepare::prepare(attempt, &services).await
         } => prepared,
     };
-    Ok(prepared.and_then(|prepared| launch::launch(attempt, prepared)))
+    Ok(match prepared {
+        Ok(prepared) => launch::launch(attempt, prepared).await,
+        Err(problem) => Err(problem),
+    })
 }
 
 /// The problem of an attempt that was asked to end.
@@ -111,40 +117,36 @@ async fn watch(
     let mut orders = attempt.orders.clone();
     orders.mark_changed();
     let mut discard = false;
-    loop {
-        let code = tokio::select! {
+    let found = loop {
+        tokio::select! {
             biased;
-            code = process.ended() => code,
-            order = next_order(&mut orders) => {
-                match order {
-                    Order::Run => {}
-                    Order::Cancel(reason) => {
-                        // Without this note a new agent could not tell a cancel from a shutdown.
-                        if let Err(error) = attempt.folder.write_cancel(&reason) {
-                            tracing::warn!(epoch = attempt.key.epoch, %error, "cannot note a cancel");
-                        }
-                        process.signal(Signal::TERM);
+            () = process.ended() => match look_again(attempt) {
+                // It was a second one: the first has the attempt, and is only now seen.
+                Decision::Attach(started) => match Process::attach(&started) {
+                    Ok(Some(other)) => {
+                        process = other;
+                        orders.mark_changed();
                     }
-                    Order::Discard => {
-                        discard = true;
-                        process.signal(Signal::QUIT);
+                    Ok(None) | Err(_) => break look_again(attempt),
+                },
+                found => break found,
+            },
+            order = next_order(&mut orders) => match order {
+                Order::Run => {}
+                Order::Cancel(reason) => {
+                    // Without this note a new agent could not tell a cancel from a shutdown.
+                    if let Err(error) = attempt.folder.write_cancel(&reason) {
+                        tracing::warn!(epoch = attempt.key.epoch, %error, "cannot note a cancel");
                     }
+                    process.signal(Signal::TERM);
                 }
-                continue;
-            }
-        };
-        if code == Some(i32::from(EXIT_CLAIMED)) {
-            // Started by an agent before us, and only now seen.
-            if let Ok(Some(other)) = launch::attach(attempt) {
-                process = other;
-                orders = attempt.orders.clone();
-                orders.mark_changed();
-                continue;
-            }
+                Order::Discard => {
+                    discard = true;
+                    process.signal(Signal::QUIT);
+                }
+            },
         }
-        break;
-    }
-    let found = look_again(attempt);
+    };
     if let Decision::Finalize(exited) = &found {
         let whole = Whole {
             cpu_seconds: exited.cpu_seconds,

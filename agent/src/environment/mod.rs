@@ -20,8 +20,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use atelier_core::environment::{Base, Choice, Installed, PythonRequest, Recipe, choose};
-use atelier_core::spec::{self, InlineEnvironment};
-use atelier_proto::agent::v1 as pb;
+use atelier_core::spec::InlineEnvironment;
 use tokio::sync::Mutex;
 
 pub use crate::data::Fault;
@@ -115,9 +114,6 @@ pub enum Error {
         /// What the system said.
         reason: String,
     },
-    /// The environment was not resolved before it came here.
-    #[error("the environment '{0}' was not resolved to what it is made of")]
-    Unresolved(String),
     /// The agent is stopping.
     #[error("the build of the environment was stopped")]
     Stopped,
@@ -142,7 +138,6 @@ impl Error {
             | Self::Index { .. }
             | Self::Tool { .. }
             | Self::Io { .. }
-            | Self::Unresolved(_)
             | Self::Stopped => Fault::Platform,
         }
     }
@@ -200,34 +195,6 @@ pub enum Wanted {
         /// What to do with an image.
         images: ImagePolicy,
     },
-}
-
-impl Wanted {
-    /// What an assignment asks for: what its job wrote out, or what the daemon resolved.
-    ///
-    /// # Errors
-    /// A named environment that came unresolved, or one that cannot be read: the daemon's fault.
-    pub fn of(environment: &spec::Environment, assignment: &pb::Assignment) -> Result<Self, Error> {
-        let environment = match (environment, &assignment.environment) {
-            (spec::Environment::Host, _) => return Ok(Self::Host),
-            (spec::Environment::Inline(inline), None) => inline.clone(),
-            (spec::Environment::Named(asset), resolved) => {
-                let resolved =
-                    resolved.clone().ok_or_else(|| Error::Unresolved(asset.name.clone()))?;
-                InlineEnvironment::try_from(resolved)
-                    .map_err(|error| Error::Unresolved(format!("{}: {error}", asset.name)))?
-            }
-            (spec::Environment::Inline(_), Some(resolved)) => {
-                InlineEnvironment::try_from(resolved.clone())
-                    .map_err(|error| Error::Unresolved(error.to_string()))?
-            }
-        };
-        let images = match assignment.image_policy() {
-            pb::ImagePolicy::HostPython => ImagePolicy::HostPython,
-            pb::ImagePolicy::Refuse | pb::ImagePolicy::Unspecified => ImagePolicy::Refuse,
-        };
-        Ok(Self::Inline { environment, images })
-    }
 }
 
 /// What becomes of an image where no container can be run.

@@ -138,7 +138,7 @@ impl Registry {
         for entry in self.attempts.values_mut() {
             if let Some((attempt, decision)) = entry.waiting.take() {
                 debug_assert!(Arc::ptr_eq(&attempt.node, node));
-                entry.task = Some(tokio::spawn(run(attempt, decision)));
+                entry.task = Some(tokio::task::spawn_local(run(attempt, decision)));
             }
         }
     }
@@ -238,7 +238,7 @@ impl Registry {
                 self.enter(key, folder, phase, orders, attempt, Decision::Prepare);
                 let entry = self.attempts.get_mut(&epoch)?;
                 let (attempt, decision) = entry.waiting.take()?;
-                entry.task = Some(tokio::spawn(async move {
+                entry.task = Some(tokio::task::spawn_local(async move {
                     // Never two of one job at once.
                     for task in before {
                         let _ = task.await;

@@ -62,6 +62,19 @@ pub(crate) struct Started {
     pub(crate) started_at_ms: i64,
 }
 
+impl Started {
+    /// Takes an attempt so that no supervisor can: one that an agent asked for before it was
+    /// killed may still be on its way.
+    pub(crate) fn void() -> Self {
+        Self { version: VERSION, pid: 0, start_time: 0, boot_id: String::new(), started_at_ms: 0 }
+    }
+
+    /// Whether no supervisor has the attempt.
+    pub(crate) fn is_void(&self) -> bool {
+        self.pid == 0
+    }
+}
+
 /// How an attempt's processes ended.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub(crate) struct Exited {

@@ -22,6 +22,7 @@ use std::process::ExitCode;
 use crate::{proc, record};
 
 mod journal;
+mod launcher;
 mod lease;
 mod output;
 mod run;
@@ -32,14 +33,15 @@ mod tree;
 pub(crate) use journal::{
     EXITED, EndedBy, Exited, LAUNCH, Launch, LogError, Outcome, STARTED, Started,
 };
+pub(crate) use launcher::{Launched, Launcher};
 pub(crate) use lease::Lease;
 pub(crate) use tree::kill_marked;
 
 /// The first argument that makes a process a supervisor.
-pub(crate) const VERB: &str = "supervise";
+const VERB: &str = "supervise";
 
 /// What a supervisor exits with if another one has this attempt already.
-pub(crate) const EXIT_CLAIMED: u8 = 75;
+const EXIT_CLAIMED: u8 = 75;
 
 /// Why a supervisor could not do its work.
 #[derive(Debug, thiserror::Error)]
@@ -61,12 +63,20 @@ pub fn supervise_if_asked(mut arguments: impl Iterator<Item = OsString>) -> Opti
     if arguments.nth(1)? != VERB {
         return None;
     }
-    let folder = PathBuf::from(arguments.next()?);
-    Some(match supervise(&folder) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(Error::Claimed { .. }) => ExitCode::from(EXIT_CLAIMED),
-        Err(_) => ExitCode::FAILURE,
-    })
+    let folder = arguments.next()?;
+    if folder == launcher::SERVE {
+        return Some(launcher::serve());
+    }
+    Some(ExitCode::from(supervise_to_code(Path::new(&folder))))
+}
+
+/// Nobody reads a supervisor's error: an agent sees that it is gone and what it left on disk.
+fn supervise_to_code(folder: &Path) -> u8 {
+    match supervise(folder) {
+        Ok(()) => 0,
+        Err(Error::Claimed { .. }) => EXIT_CLAIMED,
+        Err(_) => 1,
+    }
 }
 
 fn supervise(folder: &Path) -> Result<(), Error> {

@@ -39,21 +39,34 @@ struct Came {
 }
 
 impl Signals {
-    /// Blocks the signals a supervisor knows and those it must not die of.
-    pub(super) fn take() -> io::Result<Self> {
-        // SAFETY: Plain system calls on sets of our own.
+    const READ: [libc::c_int; 3] = [libc::SIGCHLD, libc::SIGTERM, libc::SIGQUIT];
+    const IGNORED: [libc::c_int; 4] = [libc::SIGINT, libc::SIGHUP, libc::SIGUSR1, libc::SIGUSR2];
+
+    /// Blocks the signals a supervisor reads and those it must not die of.
+    pub(super) fn block() -> io::Result<()> {
+        // SAFETY: Plain system calls on a set of our own.
         unsafe {
             let mut blocked = MaybeUninit::<libc::sigset_t>::zeroed().assume_init();
             libc::sigemptyset(&raw mut blocked);
-            for signal in [libc::SIGCHLD, libc::SIGTERM, libc::SIGQUIT] {
+            for signal in Self::READ.into_iter().chain(Self::IGNORED) {
                 libc::sigaddset(&raw mut blocked, signal);
             }
-            let read = blocked;
-            for signal in [libc::SIGINT, libc::SIGHUP, libc::SIGUSR1, libc::SIGUSR2] {
-                libc::sigaddset(&raw mut blocked, signal);
+            match libc::sigprocmask(libc::SIG_BLOCK, &raw const blocked, std::ptr::null_mut()) {
+                0 => Ok(()),
+                _ => Err(io::Error::last_os_error()),
             }
-            if libc::sigprocmask(libc::SIG_BLOCK, &raw const blocked, std::ptr::null_mut()) != 0 {
-                return Err(io::Error::last_os_error());
+        }
+    }
+
+    /// Blocks the signals and makes them readable.
+    pub(super) fn take() -> io::Result<Self> {
+        Self::block()?;
+        // SAFETY: Plain system calls on a set of our own.
+        unsafe {
+            let mut read = MaybeUninit::<libc::sigset_t>::zeroed().assume_init();
+            libc::sigemptyset(&raw mut read);
+            for signal in Self::READ {
+                libc::sigaddset(&raw mut read, signal);
             }
             let file = libc::signalfd(-1, &raw const read, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK);
             if file < 0 {

@@ -1,7 +1,7 @@
 //! The daemon's side of `AgentService`, driven by a test, and the agent's process.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -425,7 +425,7 @@ impl Drop for Agent {
             let started = std::fs::read(entry.path().join("started.json")).unwrap_or_default();
             let started: serde_json::Value = serde_json::from_slice(&started).unwrap_or_default();
             if let Some(pid) = started["pid"].as_i64()
-                && is_supervisor_of(pid, &entry.path())
+                && is_supervisor(pid, &started["start_time"])
             {
                 unsafe { libc::kill(i32::try_from(pid).unwrap(), libc::SIGQUIT) };
             }
@@ -433,9 +433,10 @@ impl Drop for Agent {
     }
 }
 
-fn is_supervisor_of(pid: i64, folder: &Path) -> bool {
-    let arguments = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    String::from_utf8_lossy(&arguments).contains(&*folder.to_string_lossy())
+fn is_supervisor(pid: i64, start_time: &serde_json::Value) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
+    fields.skip(19).next().is_some_and(|field| field == start_time.to_string())
 }
 
 pub(crate) async fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
