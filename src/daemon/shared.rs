@@ -52,7 +52,7 @@ pub enum Error {
 const MANIFEST: u64 = 256 << 20;
 
 /// Committed manifests, from the artifact store.
-pub(super) struct Committed {
+pub(crate) struct Committed {
     pub store: Arc<dyn Store>,
     pub datastores: Datastores,
 }
