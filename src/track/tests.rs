@@ -2,13 +2,14 @@ use std::sync::Arc;
 
 use atelier_core::access::{Caller, Role};
 use atelier_core::id::Principal;
+use atelier_core::layout::ARTIFACT_STORE;
 use atelier_core::time::Timestamp;
 use atelier_core::track::{ExperimentId, Metric, RunId, RunStatus, StoredMetric};
 use proptest::prelude::*;
 
 use super::seal::object;
 use super::{Error, Tracking};
-use crate::storage::{ARTIFACT_STORE, Datastores, ObjectPath};
+use crate::storage::{Datastores, ObjectPath};
 use crate::store::SqliteStore;
 use crate::store::tracking::{self, NewRun, RunChange, TrackReply, TrackWrite};
 

@@ -5,13 +5,14 @@ use std::sync::Arc;
 use atelier_core::content::Digest;
 use atelier_core::content::manifest::{Manifest, ManifestEntry, VERSION};
 use atelier_core::id::{AttemptNumber, DatastoreName, Epoch, JobName};
+use atelier_core::layout::BLOB_STORE;
 use axum::body::Body;
 use bytes::Bytes;
 use http::StatusCode;
 use serde_json::{Value, json};
 
 use super::World;
-use crate::storage::{BLOB_STORE, ObjectPath};
+use crate::storage::ObjectPath;
 
 const PROXY: &str = "/api/2.0/mlflow-artifacts/artifacts";
 

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use atelier_core::access::{AttemptScope, Caller, Role};
 use atelier_core::content::manifest::Manifest;
 use atelier_core::id::{AttemptNumber, Epoch, ExperimentName, JobName, NodeName, Principal};
+use atelier_core::layout::ARTIFACT_STORE;
 use atelier_core::time::Timestamp;
 use atelier_core::track::RunStatus;
 use axum::Router;
@@ -21,7 +22,7 @@ use serde_json::Value;
 use tower::ServiceExt as _;
 
 use super::{Manifests, State, router};
-use crate::storage::{ARTIFACT_STORE, Datastores};
+use crate::storage::Datastores;
 use crate::store::SqliteStore;
 use crate::store::tracking::{JobRun, TrackWrite};
 use crate::track::Tracking;
