@@ -164,6 +164,7 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
     folder.withdraw();
     let store: Arc<SqliteStore> =
         Arc::new(SqliteStore::open(&folder.at("atelier.db"), folder.existed())?);
+    let database = store.clone();
     folder.settle()?;
     let datastores = Datastores::open_folders(&folder.at("storage"))?;
     let content = ContentStore::new(&datastores)?;
@@ -245,8 +246,16 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
     folder.announce(&url)?;
     tracing::info!(%url, folder = %data_dir.display(), "listening");
     let sealer = tokio::spawn(async move { tracking.run_sealer().await });
-    let ended =
-        tokio::spawn(run(listener, routes, stopping, reactor, handle.clone(), folder, sealer));
+    let ended = tokio::spawn(run(
+        listener,
+        routes,
+        stopping,
+        reactor,
+        handle.clone(),
+        folder,
+        sealer,
+        database,
+    ));
     Ok(Daemon { address, handle, stop, ended })
 }
 
@@ -258,6 +267,7 @@ async fn run(
     handle: Handle,
     folder: Arc<Folder>,
     sealer: tokio::task::JoinHandle<()>,
+    store: Arc<SqliteStore>,
 ) -> Result<(), Error> {
     let server = http::serve(listener, routes, stopping.clone());
     let mut reactor = reactor;
@@ -275,6 +285,11 @@ async fn run(
         handle.stop().await;
     }
     folder.withdraw();
+    if result.is_ok()
+        && let Err(error) = store.checkpoint()
+    {
+        tracing::warn!(%error, "the database keeps its log");
+    }
     result
 }
 
