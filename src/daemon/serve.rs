@@ -252,11 +252,16 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
         stopping,
         reactor,
         handle.clone(),
-        folder,
-        sealer,
-        database,
+        Ending { folder, sealer, store: database },
     ));
     Ok(Daemon { address, handle, stop, ended })
+}
+
+/// What a stopping daemon still has to see to.
+struct Ending {
+    folder: Arc<Folder>,
+    sealer: tokio::task::JoinHandle<()>,
+    store: Arc<SqliteStore>,
 }
 
 async fn run(
@@ -265,9 +270,7 @@ async fn run(
     mut stopping: watch::Receiver<bool>,
     reactor: tokio::task::JoinHandle<Result<(), Arc<store::Error>>>,
     handle: Handle,
-    folder: Arc<Folder>,
-    sealer: tokio::task::JoinHandle<()>,
-    store: Arc<SqliteStore>,
+    ending: Ending,
 ) -> Result<(), Error> {
     let server = http::serve(listener, routes, stopping.clone());
     let mut reactor = reactor;
@@ -280,6 +283,7 @@ async fn run(
         },
         _ = stopping.wait_for(|stop| *stop) => Ok(()),
     };
+    let Ending { folder, sealer, store } = ending;
     sealer.abort();
     if !reactor.is_finished() {
         handle.stop().await;

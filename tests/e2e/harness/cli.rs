@@ -3,7 +3,6 @@
 use std::ffi::OsStr;
 use std::io::{Read, Write as _};
 use std::os::unix::process::ExitStatusExt as _;
-use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
