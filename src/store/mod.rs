@@ -9,9 +9,6 @@ mod sqlite;
 pub mod tracking;
 mod writer;
 
-#[cfg(test)]
-mod tests;
-
 use std::collections::BTreeMap;
 
 use atelier_core::content::Digest;

@@ -7,9 +7,6 @@
 mod nodes;
 mod reports;
 
-#[cfg(test)]
-mod tests;
-
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
