@@ -11,6 +11,7 @@ pub mod identity;
 pub mod storage;
 pub mod store;
 pub mod telemetry;
+pub mod track;
 
 /// Version and commit of this build, for example `0.1.0 (1a2b3c4d5)`.
 pub const VERSION: &str = env!("ATELIER_VERSION");

@@ -80,6 +80,11 @@ pub enum Error {
 /// If the data folder cannot be used or is in use, or if the daemon refuses the node's first
 /// session. A daemon that is away is waited for.
 pub async fn run(args: AgentArgs, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
+    // Attempts stay on this thread: what they do is wait, for processes, files and the daemon.
+    tokio::task::LocalSet::new().run_until(serve(args, shutdown)).await
+}
+
+async fn serve(args: AgentArgs, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
     let root = data_folder(&args)?;
     let attempts = root.join("attempts");
     make_private(&root)?;

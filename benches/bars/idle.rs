@@ -26,8 +26,7 @@ fn ticks(pid: u32) -> u64 {
 pub(crate) fn idle() {
     const SECONDS: u64 = 30;
     let cluster = Cluster::start(Some(4));
-    let pids =
-        [("daemon", cluster.daemon.id()), ("agent", cluster.agent.as_ref().unwrap().id())];
+    let pids = [("daemon", cluster.daemon.id()), ("agent", cluster.agent.as_ref().unwrap().id())];
     std::thread::sleep(Duration::from_secs(3));
     let before = pids.map(|(_, pid)| ticks(pid));
     std::thread::sleep(Duration::from_secs(SECONDS));
@@ -73,8 +72,7 @@ async fn finish(jobs: &crate::cluster::Jobs, count: usize, prefix: &str) {
                 for index in 0..each {
                     let request = true_job(format!("{prefix}-{worker}-{index}"));
                     let job = jobs.create_job(request).await.unwrap().into_inner().job.unwrap();
-                    let request =
-                        pb::CancelJobRequest { name: job.name, reason: String::new() };
+                    let request = pb::CancelJobRequest { name: job.name, reason: String::new() };
                     jobs.cancel_job(request).await.unwrap();
                 }
             })

@@ -76,8 +76,7 @@ pub(crate) fn jobs() {
 async fn last_event(jobs: &mut crate::cluster::Jobs) -> u64 {
     let mut last = 0;
     loop {
-        let request =
-            pb::ListEventsRequest { job: String::new(), after_seq: last, limit: 10_000 };
+        let request = pb::ListEventsRequest { job: String::new(), after_seq: last, limit: 10_000 };
         let page = jobs.list_events(request).await.unwrap().into_inner().events;
         match page.last() {
             Some(event) => last = event.seq,

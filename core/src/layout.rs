@@ -44,10 +44,9 @@ pub fn datastore_uri(datastore: &str, path: &str) -> String {
 /// Takes `azureml://datastores/D/paths/P` apart; the long form with a subscription too.
 pub fn parse_datastore_uri(uri: &str) -> Option<(DatastoreName, String)> {
     let rest = uri.strip_prefix("azureml://")?;
-    let (_, rest) =
-        rest.split_once("datastores/").filter(|(before, _)| {
-            before.is_empty() || before.starts_with("subscriptions/") && before.ends_with('/')
-        })?;
+    let (_, rest) = rest.split_once("datastores/").filter(|(before, _)| {
+        before.is_empty() || before.starts_with("subscriptions/") && before.ends_with('/')
+    })?;
     let (datastore, path) = rest.split_once("/paths/")?;
     Some((DatastoreName::new(datastore).ok()?, path.to_owned()))
 }

@@ -113,6 +113,7 @@ impl From<client::Error> for Error {
             ),
             E::Connect { local: false, .. } => Self::new(Kind::Unreachable, cause)
                 .help("check the address, and that `atelier serve` runs there"),
+            E::Http(_) => Self::new(Kind::Failed, cause),
             E::Timeout { .. } => Self::new(Kind::Unreachable, cause)
                 .help("check the daemon's log; the call may still have taken effect"),
             E::Rpc(status) => Self::from(&*status),

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use atelier_agent::AgentArgs;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 use crate::client::{Client, Home, Wanted};
@@ -117,6 +118,12 @@ Examples:
   atelier serve
   atelier serve --data-dir /srv/atelier --workspace team --listen 127.0.0.1:7420")]
     Serve(ServeArgs),
+    /// Run a node's agent: it joins this machine to a workspace and runs jobs on it
+    #[command(after_help = "\
+Examples:
+  atelier agent --server http://127.0.0.1:7420 --token-file node.token --node gpu-1
+  atelier agent --server-file endpoint --token-file node.token --cpus 8 --memory 32GiB")]
+    Agent(AgentArgs),
     Schema(schema::Arguments),
     Completions(completions::Arguments),
 }
@@ -195,6 +202,7 @@ fn dispatch(command: Command, context: &Context) -> Result<ExitCode, Error> {
         Command::Run(arguments) => block_on(run::run(arguments, context)),
         Command::Local(command) => done(block_on(local::run(command, context))),
         Command::Serve(arguments) => done(serve::run(arguments)),
+        Command::Agent(arguments) => Ok(atelier_agent::main(arguments)),
         Command::Schema(arguments) => done(schema::run(&arguments, context)),
         Command::Job(command) => block_on(job::run(command, context)),
         Command::Compute(command) => done(block_on(compute::run(command, context))),

@@ -43,39 +43,64 @@ fn every_command_has_an_example() {
     check(&Cli::command(), "");
 }
 
+/// The words of a line as a shell splits them, without what it does itself.
+fn words(line: &str) -> Vec<String> {
+    // A comment stands apart by several blanks.
+    let line = line.split("   ").next().unwrap_or_default();
+    let line = line.split(" > ").next().unwrap_or_default();
+    let (mut words, mut word, mut quote) = (Vec::new(), String::new(), None);
+    for c in line.chars() {
+        match (quote, c) {
+            (Some(open), c) if c == open => quote = None,
+            (None, '"' | '\'') => quote = Some(c),
+            (None, ' ') => words.push(std::mem::take(&mut word)),
+            (_, c) => word.push(c),
+        }
+    }
+    words.push(word);
+    words.retain(|word| !word.is_empty());
+    words
+}
+
+/// Tries every line of a text that is a command; gives how many there were.
+fn try_examples(text: &str) -> usize {
+    let lines = text.lines().filter_map(|line| line.trim().strip_prefix("atelier "));
+    lines
+        .map(|line| {
+            let words = words(line);
+            let words: Vec<&str> = words.iter().map(String::as_str).collect();
+            assert!(parses(&words), "{line}");
+        })
+        .count()
+}
+
 /// Examples in the help are command lines too, and must not rot.
 #[test]
 fn examples_in_the_help_parse() {
-    fn check(command: &clap::Command, tried: &mut u32) {
+    fn check(command: &clap::Command) -> usize {
         let after = command.get_after_help().map(ToString::to_string).unwrap_or_default();
-        for line in after.lines().filter_map(|line| line.trim().strip_prefix("atelier ")) {
-            // A comment stands apart by several blanks; a redirection is the shell's.
-            let line = line.split("   ").next().unwrap_or_default();
-            let line = line.split(" > ").next().unwrap_or_default();
-            let words = split(line);
-            let words: Vec<&str> = words.iter().map(String::as_str).collect();
-            assert!(parses(&words), "{line}");
-            *tried += 1;
-        }
-        command.get_subcommands().for_each(|subcommand| check(subcommand, tried));
+        try_examples(&after) + command.get_subcommands().map(check).sum::<usize>()
     }
-    fn split(line: &str) -> Vec<String> {
-        let (mut words, mut word, mut quote) = (Vec::new(), String::new(), None);
-        for c in line.chars() {
-            match (quote, c) {
-                (Some(open), c) if c == open => quote = None,
-                (None, '"' | '\'') => quote = Some(c),
-                (None, ' ') => words.push(std::mem::take(&mut word)),
-                (_, c) => word.push(c),
-            }
-        }
-        words.push(word);
-        words.retain(|word| !word.is_empty());
-        words
-    }
-    let mut tried = 0;
-    check(&Cli::command(), &mut tried);
+    let tried = check(&Cli::command());
     assert!(tried > 30, "{tried}");
+}
+
+#[test]
+fn the_manual_has_every_command_and_its_examples_parse() {
+    const MANUAL: &str = include_str!("../../docs/cli.md");
+    assert!(try_examples(MANUAL) > 30);
+    let root = Cli::command();
+    for noun in root.get_subcommands().filter(|noun| noun.get_name() != "help") {
+        let noun_line = format!("atelier {}", noun.get_name());
+        assert!(MANUAL.contains(&noun_line), "{noun_line}");
+        for verb in noun.get_subcommands().filter(|verb| verb.get_name() != "help") {
+            let line = format!("{noun_line} {}", verb.get_name());
+            assert!(MANUAL.contains(&line), "{line}");
+        }
+    }
+    for status in atelier_proto::job::v1::JobStatus::ALL {
+        assert!(MANUAL.contains(&format!("`{}`", status.word())), "{}", status.word());
+    }
 }
 
 #[test]

@@ -77,6 +77,9 @@ pub enum Error {
         /// The innermost reason.
         cause: String,
     },
+    /// No HTTP client can be made.
+    #[error("cannot make an HTTP client: {0}")]
+    Http(String),
     /// The daemon did not answer in time.
     #[error("the daemon at {server} did not answer within {seconds} s")]
     Timeout {
@@ -193,6 +196,23 @@ impl Client {
     /// The content store.
     pub fn content(&self) -> ContentServiceClient<Authorized> {
         ContentServiceClient::new(self.authorized()).max_decoding_message_size(MAX_ANSWER)
+    }
+
+    /// For the data gateway, which speaks plain HTTP at the same address.
+    ///
+    /// # Errors
+    /// If the system gives no sockets.
+    pub fn http(&self) -> Result<reqwest::Client, Error> {
+        reqwest::Client::builder()
+            // The daemon is on this machine or at a tunnel's end, and never sends elsewhere.
+            .no_proxy()
+            .redirect(reqwest::redirect::Policy::none())
+            // Reading the system's certificates takes longer than most transfers.
+            .tls_certs_only(std::iter::empty())
+            .connect_timeout(CONNECT)
+            .read_timeout(CALL)
+            .build()
+            .map_err(|error| Error::Http(innermost(&error)))
     }
 
     /// Waits for the answer to a call, for a minute at most.

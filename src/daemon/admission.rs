@@ -9,7 +9,8 @@ use atelier_core::expr::{self, Template};
 use atelier_core::id::{DatastoreName, JobName};
 use atelier_core::layout;
 use atelier_core::spec::{
-    AssetRef, Code, CommandJob, DataUri, Distribution, Environment, InlineEnvironment, Input, OutputMode,
+    AssetRef, Code, CommandJob, DataUri, Distribution, Environment, InlineEnvironment, Input,
+    OutputMode,
 };
 
 use crate::storage::{ContentStore, Datastores};
@@ -157,9 +158,7 @@ impl Admission {
                 "environment.build",
                 "building images is not supported yet; name an image or a conda_file",
             )),
-            Environment::Inline(inline)
-                if self.require_containers && inline.image.is_some() =>
-            {
+            Environment::Inline(inline) if self.require_containers && inline.image.is_some() => {
                 Err(not_yet(
                     "environment.image",
                     "containers are not supported yet, and this workspace refuses to do without \
@@ -178,7 +177,9 @@ impl Admission {
                 Ok(DataUri::Datastore { datastore, path })
             }
             DataUri::Http(url) => Ok(DataUri::Http(url)),
-            DataUri::JobOutput { job, output, path } => self.job_output(field, &job, &output, &path),
+            DataUri::JobOutput { job, output, path } => {
+                self.job_output(field, &job, &output, &path)
+            }
             DataUri::RunArtifact { run, path } => {
                 let job = JobName::new(&run).map_err(|e| invalid(field, e.to_string()))?;
                 self.job_output(field, &job, "artifacts", &path)
@@ -243,10 +244,7 @@ impl Admission {
             return Ok(());
         }
         let known: Vec<String> = self.datastores.iter().map(|d| d.name().to_string()).collect();
-        Err(missing(
-            field,
-            format!("there is no datastore '{name}' (known: {})", known.join(", ")),
-        ))
+        Err(missing(field, format!("there is no datastore '{name}' (known: {})", known.join(", "))))
     }
 
     fn check_output_path(&self, field: &str, uri: &str) -> Result<(), Error> {

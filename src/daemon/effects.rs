@@ -4,14 +4,12 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use atelier_core::id::{DatastoreName, ExperimentName, JobName, NodeName, PortName, Principal};
+use atelier_core::id::{DatastoreName, ExperimentName, NodeName, PortName, Principal};
 use atelier_core::job::{AttemptKey, Job};
 use atelier_core::layout;
 use atelier_core::live::Effect;
 use atelier_core::resource::GpuIndex;
-use atelier_core::spec::{
-    CommandJob, DataUri, Environment, InlineEnvironment, Input, OutputMode,
-};
+use atelier_core::spec::{CommandJob, DataUri, Environment, InlineEnvironment, Input, OutputMode};
 use tokio::sync::mpsc;
 
 use crate::identity::Door;
@@ -121,8 +119,8 @@ pub(super) struct Effects {
     pub grace: u64,
     pub resolve: Resolve,
     pub experiment_id: ExperimentIds,
-    /// Jobs that are over, for whoever seals their metrics.
-    pub over: mpsc::UnboundedSender<JobName>,
+    /// Called when jobs are over: their metrics can be sealed.
+    pub over: Box<dyn Fn() + Send + Sync>,
 }
 
 impl Effects {
@@ -156,10 +154,7 @@ impl Effects {
             Effect::Acknowledge { node, key } => tell(&node, ToNode::Acknowledge(key)),
             Effect::Discard { node, key } => tell(&node, ToNode::Discard(key)),
             Effect::AttemptOver { key } => self.door.dismiss_attempt(&key),
-            Effect::JobOver { job } => {
-                // The sealer ends only with the daemon.
-                let _ = self.over.send(job);
-            }
+            Effect::JobOver { .. } => (self.over)(),
         }
     }
 

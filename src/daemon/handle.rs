@@ -27,7 +27,9 @@ pub enum Error {
     #[error(transparent)]
     Refused(#[from] Refusal),
     /// The key was used for another job.
-    #[error("the idempotency key was used before, for job '{job}' with another specification; use a new key for a new job")]
+    #[error(
+        "the idempotency key was used before, for job '{job}' with another specification; use a new key for a new job"
+    )]
     KeyReused {
         /// The first job.
         job: JobName,
@@ -61,6 +63,9 @@ pub struct SubmitRequest {
     pub key: Option<IdempotencyKey>,
 }
 
+/// Reads live state.
+pub(super) type Look = Box<dyn FnOnce(&Live, &HashMap<NodeName, NodeView>) + Send>;
+
 pub(super) type Reply<T> = oneshot::Sender<Result<T, Error>>;
 
 pub(super) enum Command {
@@ -73,7 +78,7 @@ pub(super) enum Command {
     NodeLeft { node: NodeName, session: u64 },
     Heartbeat { node: NodeName, session: u64, at: i64, usage: BTreeMap<String, f64> },
     Tell { node: NodeName, message: ToNode, heard: oneshot::Sender<bool> },
-    Look(Box<dyn FnOnce(&Live, &HashMap<NodeName, NodeView>) + Send>),
+    Look(Look),
     Stop(oneshot::Sender<()>),
 }
 
@@ -120,12 +125,7 @@ impl Handle {
     }
 
     /// Hides a finished job from lists, or shows it again.
-    pub async fn archive(
-        &self,
-        job: JobName,
-        archived: bool,
-        by: Principal,
-    ) -> Result<Job, Error> {
+    pub async fn archive(&self, job: JobName, archived: bool, by: Principal) -> Result<Job, Error> {
         self.ask(|reply| Command::Archive { job, archived, by, reply }).await
     }
 

@@ -189,8 +189,11 @@ impl LogHub {
         place: &mut Place,
         out: &mpsc::Sender<Result<LogPiece, Error>>,
     ) -> Result<(), Option<Error>> {
-        let key =
-            format!("{}/{}", layout::artifact_root(job.name.as_str()), layout::log_path(place.attempt));
+        let key = format!(
+            "{}/{}",
+            layout::artifact_root(job.name.as_str()),
+            layout::log_path(place.attempt)
+        );
         let read = async {
             let path = ObjectPath::new(&key).map_err(storage::Error::from)?;
             self.datastores.get(layout::ARTIFACT_STORE)?.open(&path).await

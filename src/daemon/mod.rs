@@ -19,5 +19,6 @@ pub use folder::{Error as FolderError, Folder};
 pub use handle::{Error as HandleError, Handle, NodeView, SubmitRequest};
 pub use logs::{Error as LogError, LogHub, LogPiece};
 pub use removal::{Error as RemovalError, Removal};
-pub use serve::{Daemon, Error, Shared, serve, start};
 pub(crate) use serve::PROBE;
+pub use serve::{Daemon, Error, Shared, serve, start};
+pub use shared::{Artifact, Error as SharedError};

@@ -15,9 +15,9 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::time::MissedTickBehavior;
 
 use super::Clock;
-use super::runs;
 use super::effects::{Effects, ToNode};
 use super::handle::{Command, Error, Handle, Join, NodeView, Reply, SubmitRequest};
+use super::runs;
 use crate::store::{self, Batch, Recovered, Store, Submitted};
 
 /// At most so many commands in one transaction.
@@ -48,6 +48,9 @@ pub(super) struct Reactor {
     events: broadcast::Sender<Arc<Event>>,
 }
 
+/// The reactor's task: ends with an error when the store can no longer be trusted.
+pub(super) type Running = tokio::task::JoinHandle<Result<(), Arc<store::Error>>>;
+
 struct Session {
     id: u64,
     instance: String,
@@ -74,8 +77,7 @@ impl Reactor {
         store: Arc<dyn Store>,
         effects: Effects,
         clock: Clock,
-    ) -> Result<(Handle, tokio::task::JoinHandle<Result<(), Arc<store::Error>>>), store::Error>
-    {
+    ) -> Result<(Handle, Running), store::Error> {
         let (commands, queue) = mpsc::channel(QUEUE);
         let (events, _) = broadcast::channel(EVENTS);
         let handle = Handle::new(commands, events.clone());
@@ -311,10 +313,9 @@ impl Reactor {
         });
         let first = match in_round {
             Some(first) => Some(first),
-            None => self
-                .store
-                .idempotent(principal, &key.key)
-                .map_err(|e| Error::Store(Arc::new(e)))?,
+            None => {
+                self.store.idempotent(principal, &key.key).map_err(|e| Error::Store(Arc::new(e)))?
+            }
         };
         match first {
             None => Ok(None),
@@ -364,8 +365,12 @@ impl Reactor {
 
 impl Round {
     /// Answers once the round is on disk; at once if there is nothing to wait for.
-    fn answer<T, U, F>(&mut self, reply: Reply<U>, result: Result<T, Error>, then: impl FnOnce(T) -> F)
-    where
+    fn answer<T, U, F>(
+        &mut self,
+        reply: Reply<U>,
+        result: Result<T, Error>,
+        then: impl FnOnce(T) -> F,
+    ) where
         U: Send + 'static,
         F: FnOnce(&BTreeMap<JobName, Job>) -> Result<U, Error> + Send + 'static,
     {

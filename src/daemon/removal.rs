@@ -1,7 +1,6 @@
 //! Deleting a finished job: its bytes first, then its records, so that a crash in between leaves
 //! a job that can be deleted again, never bytes that nobody knows of.
 
-
 use atelier_core::id::JobName;
 use atelier_core::job::Job;
 use atelier_core::layout;
@@ -34,7 +33,8 @@ impl Removal {
         if job.ended().is_none() {
             return Err(handle::Error::StillLive(job.name.clone()).into());
         }
-        self.remove_below(layout::ARTIFACT_STORE, &layout::artifact_root(job.name.as_str())).await?;
+        self.remove_below(layout::ARTIFACT_STORE, &layout::artifact_root(job.name.as_str()))
+            .await?;
         self.remove_below(layout::BLOB_STORE, &default_outputs(&job.name)).await?;
         self.handle.forget(job.name.clone()).await?;
         Ok(())

@@ -10,17 +10,19 @@ use atelier_core::environment::CuratedTable;
 use atelier_core::id::{ComputeName, DatastoreName, ExperimentName, NodeName, Principal};
 use atelier_core::layout;
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 
 use super::admission::{Admission, named};
 use super::effects::{Effects, ExperimentIds};
 use super::folder::{self, Folder};
 use super::reactor::{Reactor, Settings};
+use super::shared::Committed;
 use super::{Clock, Handle, LogHub, Removal};
 use crate::config::{HomeError, ServeArgs, home};
 use crate::identity::{self, Door};
 use crate::storage::{self, ContentStore, Datastores};
-use crate::store::{self, SqliteStore, Store, tracking};
+use crate::store::{self, SqliteStore, Store};
+use crate::track::Tracking;
 use crate::{grpc, http};
 
 /// Why the daemon did not start, or stopped.
@@ -112,6 +114,8 @@ pub struct Shared {
     pub(crate) admission: Admission,
     pub(crate) logs: LogHub,
     pub(crate) removal: Removal,
+    pub(crate) tracking: Tracking,
+    pub(crate) committed: Arc<Committed>,
     pub(crate) clock: Clock,
     pub(crate) folder: Arc<Folder>,
     pub(crate) args: Arc<ServeArgs>,
@@ -160,6 +164,7 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
     folder.withdraw();
     let store: Arc<SqliteStore> =
         Arc::new(SqliteStore::open(&folder.at("atelier.db"), folder.existed())?);
+    let database = store.clone();
     folder.settle()?;
     let datastores = Datastores::open_folders(&folder.at("storage"))?;
     let content = ContentStore::new(&datastores)?;
@@ -174,7 +179,8 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
         .iter()
         .filter_map(|d| Some((d.name().clone(), d.folder()?.to_owned())))
         .collect();
-    let (over, sealing) = mpsc::unbounded_channel();
+    let artifacts = datastores.get(layout::ARTIFACT_STORE)?.clone();
+    let tracking = Tracking::new(store.clone(), artifacts, Arc::new(move || clock.wall()));
     let effects = Effects {
         door: door.clone(),
         roots,
@@ -187,7 +193,10 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
             Box::new(move |name| named(&curated, name))
         },
         experiment_id: experiment_ids(store.clone()),
-        over,
+        over: {
+            let tracking = tracking.clone();
+            Box::new(move || tracking.wake())
+        },
     };
     let settings = Settings {
         computes: args.compute.clone(),
@@ -203,9 +212,8 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
     let listener = TcpListener::bind(args.listen)
         .await
         .map_err(|source| Error::Listen { address: args.listen, source })?;
-    let address = listener
-        .local_addr()
-        .map_err(|source| Error::Listen { address: args.listen, source })?;
+    let address =
+        listener.local_addr().map_err(|source| Error::Listen { address: args.listen, source })?;
     let url: Arc<str> = format!("http://{address}").into();
     let probe = probe(&folder)?;
     let (stop, stopping) = watch::channel(false);
@@ -220,6 +228,8 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
         },
         logs: LogHub::new(store.clone(), datastores.clone(), handle.clone()),
         removal: Removal { datastores: datastores.clone(), handle: handle.clone() },
+        tracking: tracking.clone(),
+        committed: Arc::new(Committed { store: store.clone(), datastores: datastores.clone() }),
         handle: handle.clone(),
         store,
         datastores,
@@ -235,9 +245,23 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
     let routes = http::router(shared.clone(), grpc::routes(&shared).await);
     folder.announce(&url)?;
     tracing::info!(%url, folder = %data_dir.display(), "listening");
-    let _ = sealing;
-    let ended = tokio::spawn(run(listener, routes, stopping, reactor, handle.clone(), folder));
+    let sealer = tokio::spawn(async move { tracking.run_sealer().await });
+    let ended = tokio::spawn(run(
+        listener,
+        routes,
+        stopping,
+        reactor,
+        handle.clone(),
+        Ending { folder, sealer, store: database },
+    ));
     Ok(Daemon { address, handle, stop, ended })
+}
+
+/// What a stopping daemon still has to see to.
+struct Ending {
+    folder: Arc<Folder>,
+    sealer: tokio::task::JoinHandle<()>,
+    store: Arc<SqliteStore>,
 }
 
 async fn run(
@@ -246,7 +270,7 @@ async fn run(
     mut stopping: watch::Receiver<bool>,
     reactor: tokio::task::JoinHandle<Result<(), Arc<store::Error>>>,
     handle: Handle,
-    folder: Arc<Folder>,
+    ending: Ending,
 ) -> Result<(), Error> {
     let server = http::serve(listener, routes, stopping.clone());
     let mut reactor = reactor;
@@ -259,10 +283,17 @@ async fn run(
         },
         _ = stopping.wait_for(|stop| *stop) => Ok(()),
     };
+    let Ending { folder, sealer, store } = ending;
+    sealer.abort();
     if !reactor.is_finished() {
         handle.stop().await;
     }
     folder.withdraw();
+    if result.is_ok()
+        && let Err(error) = store.checkpoint()
+    {
+        tracing::warn!(%error, "the database keeps its log");
+    }
     result
 }
 
@@ -274,7 +305,7 @@ fn experiment_ids(store: Arc<SqliteStore>) -> ExperimentIds {
         if let Some(id) = known.get(name) {
             return id.clone();
         }
-        match store.read(|conn| tracking::experiment_by_name(conn, name.as_str())) {
+        match store.read(|conn| store::tracking::experiment_by_name(conn, name.as_str())) {
             Ok(Some(experiment)) => {
                 let id = experiment.id.to_string();
                 known.insert(name.clone(), id.clone());
@@ -292,8 +323,7 @@ fn experiment_ids(store: Arc<SqliteStore>) -> ExperimentIds {
 
 fn curated_table(path: Option<&PathBuf>) -> Result<CuratedTable, Error> {
     let Some(path) = path else { return Ok(CuratedTable::default()) };
-    let fail =
-        |problem: String| Error::Curated { path: path.display().to_string(), problem };
+    let fail = |problem: String| Error::Curated { path: path.display().to_string(), problem };
     let bytes = std::fs::read(path).map_err(|e| fail(e.to_string()))?;
     let table: CuratedTable = serde_json::from_slice(&bytes).map_err(|e| fail(e.to_string()))?;
     table.check().map_err(|e| fail(e.to_string()))?;

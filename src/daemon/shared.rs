@@ -1,17 +1,25 @@
 //! What services ask of more than one part of the daemon.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
+use atelier_core::access::AttemptScope;
+use atelier_core::content::Digest;
 use atelier_core::content::manifest::Manifest;
 use atelier_core::id::{DatastoreName, JobName, NodeName};
-use atelier_core::job::Job;
+use atelier_core::job::{AttemptKey, Job, ManifestRef};
 use atelier_core::layout;
+use atelier_core::time::Timestamp;
+use atelier_core::track::{ArtifactPath, RunId};
 use atelier_proto::agent::v1::RunSample;
 use atelier_proto::workspace::v1::Experiment;
+use futures::future::BoxFuture;
 
 use super::Shared;
-use crate::storage::{self, ObjectPath};
-use crate::store;
+use crate::http::mlflow::Manifests;
+use crate::storage::{self, Datastores, ObjectPath};
+use crate::store::{Store, tracking};
+use crate::track::{self, Sample};
 
 /// Something that a job wrote.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -26,50 +34,156 @@ pub struct Artifact {
     pub key: String,
 }
 
+/// Why something that spans storage and records could not be told.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Storage failed.
+    #[error(transparent)]
+    Storage(#[from] storage::Error),
+    /// Tracking failed.
+    #[error(transparent)]
+    Tracking(#[from] track::Error),
+    /// A name of the daemon's own.
+    #[error(transparent)]
+    Name(#[from] atelier_core::id::InvalidName),
+}
+
 /// A manifest of more bytes than this is damaged.
 const MANIFEST: u64 = 256 << 20;
 
-impl Shared {
-    /// What the job's committed manifest lists; nothing before it is over.
-    pub async fn artifacts(&self, job: &Job) -> Result<Vec<Artifact>, storage::Error> {
-        let Some(manifest) = job.ended().and_then(|ended| ended.manifest.as_ref()) else {
-            return Ok(Vec::new());
-        };
+/// Committed manifests, from the artifact store.
+pub(crate) struct Committed {
+    pub store: Arc<dyn Store>,
+    pub datastores: Datastores,
+}
+
+impl Committed {
+    async fn read(&self, reference: &ManifestRef) -> Result<Manifest, storage::Error> {
         let store = self.datastores.get(layout::ARTIFACT_STORE)?;
-        let bytes = store.get(&ObjectPath::new(&manifest.key)?, MANIFEST).await?;
-        let damaged = || storage::Error::NotFound(manifest.key.clone());
-        if atelier_core::content::Digest::of(&bytes) != manifest.digest {
-            return Err(damaged());
+        let bytes = store.get(&ObjectPath::new(&reference.key)?, MANIFEST).await?;
+        let damaged = |why: String| storage::Error::Content {
+            digest: reference.digest.to_string(),
+            why: format!("the manifest {} {why}", reference.key),
+        };
+        if Digest::of(&bytes) != reference.digest {
+            return Err(damaged("is not the one that was committed".to_owned()));
         }
-        let manifest = Manifest::from_json(&bytes).map_err(|_| damaged())?;
-        Ok(manifest
-            .entries
+        Manifest::from_json(&bytes).map_err(|e| damaged(e.to_string()))
+    }
+}
+
+impl Manifests for Committed {
+    fn committed<'a>(
+        &'a self,
+        job: &'a JobName,
+    ) -> BoxFuture<'a, Result<Option<Arc<Manifest>>, String>> {
+        Box::pin(async move {
+            let job = self.store.job(job).map_err(|e| e.to_string())?;
+            let reference =
+                job.as_ref().and_then(|job| job.ended()).and_then(|ended| ended.manifest.as_ref());
+            match reference {
+                None => Ok(None),
+                Some(reference) => {
+                    let manifest = self.read(reference).await.map_err(|e| e.to_string())?;
+                    Ok(Some(Arc::new(manifest)))
+                }
+            }
+        })
+    }
+}
+
+impl Shared {
+    /// What the job logged through MLflow and, once it is over, what its manifest lists.
+    pub async fn artifacts(&self, job: &Job) -> Result<Vec<Artifact>, Error> {
+        let datastore = DatastoreName::new(layout::ARTIFACT_STORE)?;
+        let root = layout::artifact_root(job.name.as_str());
+        let run = RunId::from(&job.name);
+        let logged = self.tracking.read(move |conn| tracking::artifacts(conn, &run)).await?;
+        let mut artifacts: BTreeMap<String, Artifact> = logged
             .into_iter()
-            .map(|entry| Artifact {
-                path: entry.path,
-                bytes: entry.bytes,
-                datastore: entry.datastore,
-                key: entry.key,
+            .map(|(path, bytes): (ArtifactPath, u64)| {
+                let path = path.to_string();
+                let key = format!("{root}/{path}");
+                let datastore = datastore.clone();
+                (path.clone(), Artifact { path, bytes, datastore, key })
+            })
+            .collect();
+        let committed = job.ended().and_then(|ended| ended.manifest.as_ref());
+        if let Some(reference) = committed {
+            let manifest = self.committed.read(reference).await?;
+            artifacts.extend(manifest.entries.into_iter().map(|entry| {
+                let artifact = Artifact {
+                    path: entry.path.clone(),
+                    bytes: entry.bytes,
+                    datastore: entry.datastore,
+                    key: entry.key,
+                };
+                (entry.path, artifact)
+            }));
+        }
+        Ok(artifacts.into_values().collect())
+    }
+
+    /// Last value of each metric of a job's run.
+    pub async fn last_metrics(&self, job: &JobName) -> Result<BTreeMap<String, f64>, Error> {
+        let run = RunId::from(job);
+        let points = self.tracking.read(move |conn| tracking::latest(conn, &run)).await?;
+        Ok(points
+            .into_iter()
+            .map(|point| (point.key, if point.is_nan { f64::NAN } else { point.value }))
+            .collect())
+    }
+
+    /// Every experiment with its number of runs.
+    pub async fn experiments(&self) -> Result<Vec<Experiment>, Error> {
+        let counted = self.tracking.read(tracking::experiments).await?;
+        Ok(counted
+            .into_iter()
+            .map(|(experiment, runs)| Experiment {
+                id: experiment.id.to_string(),
+                name: experiment.name.to_string(),
+                created_at_ms: experiment.created.as_millis(),
+                last_update_ms: experiment.updated.as_millis(),
+                runs,
+                lifecycle_stage: experiment.stage.as_str().to_owned(),
             })
             .collect())
     }
 
-    /// Last value of each metric of a job's run.
-    pub fn last_metrics(&self, _job: &JobName) -> Result<BTreeMap<String, f64>, store::Error> {
-        Ok(BTreeMap::new())
-    }
-
-    /// Every experiment.
-    pub async fn experiments(&self) -> Result<Vec<Experiment>, store::Error> {
-        Ok(Vec::new())
-    }
-
-    /// Keeps a node's samples as metrics of its attempts' runs.
+    /// Keeps a node's samples as metrics of its attempts' runs. Those of attempts that are no
+    /// longer the node's are left out: the run belongs to another attempt now.
     pub async fn record_samples(
         &self,
-        _node: &NodeName,
-        _samples: Vec<RunSample>,
+        node: &NodeName,
+        samples: Vec<RunSample>,
     ) -> Result<(), tonic::Status> {
+        use crate::grpc::told;
+        let mut by_attempt: BTreeMap<AttemptKey, Vec<Sample>> = BTreeMap::new();
+        for sample in samples {
+            let key =
+                sample.key.ok_or_else(|| tonic::Status::invalid_argument("key: is required"))?;
+            let key = AttemptKey::try_from(key).map_err(told)?;
+            by_attempt.entry(key).or_default().push(Sample {
+                at: Timestamp::from_millis(sample.at_ms),
+                step: i64::try_from(sample.step).unwrap_or(i64::MAX),
+                values: sample.metrics.into_iter().collect(),
+            });
+        }
+        for (key, samples) in by_attempt {
+            let job = self.store.job(&key.job).map_err(told)?;
+            // The last samples may arrive just after the end.
+            let present = job.is_some_and(|job| match job.active() {
+                Some(active) => active.epoch == key.epoch && &active.node == node,
+                None => job.ended().is_some_and(|ended| {
+                    ended.node.as_ref() == Some(node) && job.tries.made == key.attempt
+                }),
+            });
+            if !present {
+                continue;
+            }
+            let scope = AttemptScope { job: key.job, attempt: key.attempt, epoch: key.epoch };
+            self.tracking.record_samples(&scope, samples).await.map_err(told)?;
+        }
         Ok(())
     }
 }

@@ -22,7 +22,7 @@ use crate::identity::{Denied, Door};
 
 /// Between daemon and node agent.
 #[derive(Clone)]
-pub struct Service {
+pub(super) struct Service {
     shared: Shared,
     sessions: Arc<AtomicU64>,
 }
@@ -39,7 +39,8 @@ impl Service {
         let caller = caller(request)?;
         Door::node_of(&caller).cloned().ok_or_else(|| {
             let role = caller.role.to_string();
-            told(Denied::NotAllowed { principal: caller.principal, role })
+            let principal = caller.principal;
+            told(Denied::NotAllowed { principal, role, action: "act as a node" })
         })
     }
 
@@ -57,8 +58,7 @@ impl Service {
                 hello.node, hello.node
             )));
         }
-        let record =
-            convert::node_record(node, &hello, self.shared.clock.wall()).map_err(told)?;
+        let record = convert::node_record(node, &hello, self.shared.clock.wall()).map_err(told)?;
         let computes = self
             .shared
             .handle
@@ -78,10 +78,7 @@ impl Service {
             .collect::<Result<Vec<_>, _>>()
             .map_err(told)?;
         let handle = &self.shared.handle;
-        handle
-            .node_joined(record, reports, session, hello.instance_id, outbox)
-            .await
-            .map_err(told)
+        handle.node_joined(record, reports, session, hello.instance_id, outbox).await.map_err(told)
     }
 
     fn welcome(&self) -> pb::DaemonMessage {
@@ -144,9 +141,8 @@ impl pb::agent_service_server::AgentService for Service {
         while let Some(piece) = pieces.message().await? {
             last = Some(piece.request_id);
             let logs = &self.shared.logs;
-            let wanted = logs
-                .pushed(&node, piece.request_id, piece.offset, piece.data, piece.end)
-                .await;
+            let wanted =
+                logs.pushed(&node, piece.request_id, piece.offset, piece.data, piece.end).await;
             if !wanted {
                 return Ok(Response::new(pb::PushLogResponse {}));
             }
@@ -274,9 +270,7 @@ fn assign(assignment: daemon::Assignment) -> pb::Assignment {
     let outputs = assignment
         .outputs
         .into_iter()
-        .map(|(name, grant)| {
-            (name.to_string(), pb::OutputGrant { store: Some(store_path(grant)) })
-        })
+        .map(|(name, grant)| (name.to_string(), pb::OutputGrant { store: Some(store_path(grant)) }))
         .collect();
     pb::Assignment {
         key: Some((&assignment.key).into()),

@@ -13,7 +13,7 @@ use super::status::told;
 use crate::daemon::{NodeView, Shared};
 
 /// Computes and their nodes.
-pub struct Service(pub(super) Shared);
+pub(super) struct Service(pub(super) Shared);
 
 #[tonic::async_trait]
 impl pb::compute_service_server::ComputeService for Service {
@@ -149,11 +149,7 @@ fn describe(live: &Live, name: &ComputeName) -> pb::Compute {
     }
 }
 
-fn describe_node(
-    live: &Live,
-    node: &LiveNode,
-    views: &HashMap<NodeName, NodeView>,
-) -> pb::Node {
+fn describe_node(live: &Live, node: &LiveNode, views: &HashMap<NodeName, NodeView>) -> pb::Node {
     let record = &node.record;
     let ledger = live.sched().pool(&record.compute).and_then(|pool| pool.node(&record.name));
     let view = views.get(&record.name).cloned().unwrap_or_default();

@@ -27,18 +27,18 @@ const GET_OBJECTS: usize = 512;
 
 /// The service over a store.
 #[derive(Clone, Debug)]
-pub struct Content {
+pub(crate) struct Content {
     store: ContentStore,
 }
 
 impl Content {
     /// The service over this store.
-    pub fn new(store: ContentStore) -> Self {
+    pub(crate) fn new(store: ContentStore) -> Self {
         Self { store }
     }
 
     /// As a tonic service, with the limit on messages that it needs.
-    pub fn into_service(self) -> ContentServiceServer<Self> {
+    pub(crate) fn into_service(self) -> ContentServiceServer<Self> {
         ContentServiceServer::new(self).max_decoding_message_size(MAX_PUT_BYTES + 512 * 1024)
     }
 }

@@ -10,7 +10,7 @@ use super::status::told;
 use crate::daemon::Shared;
 
 /// Who may come in.
-pub struct Service(pub(super) Shared);
+pub(super) struct Service(pub(super) Shared);
 
 #[tonic::async_trait]
 impl pb::token_service_server::TokenService for Service {

@@ -22,7 +22,7 @@ use crate::identity::Denied;
 use crate::store::{Archived, IdempotencyKey, JobQuery};
 
 /// Jobs: submit, look, follow, cancel, put away.
-pub struct Service(pub(super) Shared);
+pub(super) struct Service(pub(super) Shared);
 
 /// Pages of the job list.
 const PAGE: u32 = 50;
@@ -34,20 +34,25 @@ const MAX_KEY: usize = 128;
 
 impl Service {
     fn find(&self, name: &str) -> Result<Job, Status> {
-        let missing = || Status::not_found(format!("there is no job '{name}'; see 'atelier job list'"));
+        let missing =
+            || Status::not_found(format!("there is no job '{name}'; see 'atelier job list'"));
         // What is no valid name is no job's name.
         let name = JobName::new(name).map_err(|_| missing())?;
         self.0.store.job(&name).map_err(told)?.ok_or_else(missing)
     }
 
     /// The caller may change this job: an admin, or the one who submitted it.
-    fn own<T>(&self, request: &Request<T>, job: &Job) -> Result<atelier_core::id::Principal, Status> {
+    fn own<T>(
+        &self,
+        request: &Request<T>,
+        job: &Job,
+    ) -> Result<atelier_core::id::Principal, Status> {
         let caller = caller(request)?;
         if caller.owns(&job.created_by, job.name.as_str()) {
             return Ok(caller.principal);
         }
-        let role = caller.role.to_string();
-        Err(told(Denied::NotAllowed { principal: caller.principal, role }))
+        let (job, owner) = (job.name.to_string(), job.created_by.clone());
+        Err(told(Denied::NotOwner { principal: caller.principal, job, owner }))
     }
 
     async fn details(&self, job: &Job) -> Result<JobDetails, Status> {
@@ -114,7 +119,7 @@ impl pb::job_service_server::JobService for Service {
     ) -> Result<Response<pb::Job>, Status> {
         let job = self.find(&request.get_ref().name)?;
         let mut message = self.message(&job).await?;
-        message.metrics = self.0.last_metrics(&job.name).map_err(told)?;
+        message.metrics = self.0.last_metrics(&job.name).await.map_err(told)?;
         Ok(Response::new(message))
     }
 

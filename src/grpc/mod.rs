@@ -2,11 +2,13 @@
 
 mod agent;
 mod compute;
-mod content;
+pub(crate) mod content;
 mod identity;
 mod job;
 mod status;
 mod workspace;
+
+pub(crate) use status::told;
 
 use atelier_core::access::Caller;
 use atelier_proto::{DESCRIPTORS, agent as a, compute as c, identity as i};

@@ -3,7 +3,7 @@
 use atelier_core::live::Refusal;
 use tonic::{Code, Status};
 
-use crate::{daemon, identity, storage, store};
+use crate::{daemon, identity, storage, store, track};
 
 fn code_of_store(error: &store::Error) -> Code {
     match error {
@@ -22,6 +22,15 @@ fn code_of_storage(error: &storage::Error) -> Code {
         storage::Error::Path(_) => Code::InvalidArgument,
         storage::Error::Full => Code::ResourceExhausted,
         _ => Code::Internal,
+    }
+}
+
+fn code_of_tracking(error: &track::Error) -> Code {
+    match error {
+        track::Error::Store(error) => code_of_store(error),
+        track::Error::Storage(error) => code_of_storage(error),
+        track::Error::Sealed { .. } => Code::Internal,
+        track::Error::Stopping => Code::Unavailable,
     }
 }
 
@@ -55,7 +64,7 @@ macro_rules! status {
 }
 
 /// An error on its way to the caller. `?` turns every error of the daemon into one.
-pub(super) struct Told(Status);
+pub(crate) struct Told(Status);
 
 impl From<Told> for Status {
     fn from(told: Told) -> Self {
@@ -64,7 +73,7 @@ impl From<Told> for Status {
 }
 
 /// Turns an error into its status.
-pub(super) fn told(error: impl Into<Told>) -> Status {
+pub(crate) fn told(error: impl Into<Told>) -> Status {
     error.into().0
 }
 
@@ -88,6 +97,12 @@ status!(daemon::LogError, error => match &error {
     daemon::LogError::Storage(error) => code_of_storage(error),
     daemon::LogError::Reactor(error) => code_of_handle(error),
 });
+status!(track::Error, error => code_of_tracking(&error));
+status!(daemon::SharedError, error => match &error {
+    daemon::SharedError::Storage(error) => code_of_storage(error),
+    daemon::SharedError::Tracking(error) => code_of_tracking(error),
+    daemon::SharedError::Name(_) => Code::Internal,
+});
 status!(identity::Error, error => match &error {
     identity::Error::Store(error) => code_of_store(error),
     identity::Error::File { .. } | identity::Error::Random => Code::Internal,
@@ -96,7 +111,9 @@ status!(identity::Denied, error => match &error {
     identity::Denied::NoToken | identity::Denied::WrongToken | identity::Denied::AttemptOver => {
         Code::Unauthenticated
     }
-    identity::Denied::NotAllowed { .. } | identity::Denied::Foreign(_) => Code::PermissionDenied,
+    identity::Denied::NotAllowed { .. }
+    | identity::Denied::NotOwner { .. }
+    | identity::Denied::Foreign(_) => Code::PermissionDenied,
     identity::Denied::UnknownRoute => Code::Unimplemented,
 });
 status!(atelier_proto::convert::Error, error => Code::InvalidArgument);

@@ -10,7 +10,7 @@ use crate::daemon::Shared;
 use crate::storage::Datastore;
 
 /// The workspace, its datastores and experiments.
-pub struct Service(pub(super) Shared);
+pub(super) struct Service(pub(super) Shared);
 
 #[tonic::async_trait]
 impl pb::workspace_service_server::WorkspaceService for Service {

@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use atelier_core::access::{Caller, Permission, Role};
 use atelier_core::id::DatastoreName;
+use atelier_core::layout::BLOB_STORE;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Query, Request, State as Shared};
@@ -30,7 +31,7 @@ use crate::storage::{self, Datastore, Datastores, Meta, ObjectPath};
 const PAGE: usize = 1000;
 
 /// Decides which objects a caller may read or write.
-pub trait Authorize: Send + Sync + 'static {
+pub(crate) trait Authorize: Send + Sync + 'static {
     /// Whether `caller` may write (or else read) the object at `path`, or list the folder `path`
     /// (the whole datastore if it is empty). Every object of a folder that may be listed may be
     /// read.
@@ -48,11 +49,11 @@ pub trait Authorize: Send + Sync + 'static {
 
 /// What the gateway needs. Cheap to clone.
 #[derive(Clone)]
-pub struct State {
+pub(crate) struct State {
     /// What it serves.
-    pub datastores: Datastores,
+    pub(crate) datastores: Datastores,
     /// Who decides.
-    pub door: Arc<dyn Authorize>,
+    pub(crate) door: Arc<dyn Authorize>,
 }
 
 impl fmt::Debug for State {
@@ -62,7 +63,7 @@ impl fmt::Debug for State {
 }
 
 /// The gateway's routes. Requests carry their [`Caller`] as an extension; the door put it there.
-pub fn router(state: State) -> Router {
+pub(crate) fn router(state: State) -> Router {
     Router::new().route("/data/v1/{*object}", any(gateway)).with_state(state)
 }
 
@@ -307,7 +308,7 @@ async fn write(
     body: Body,
 ) -> Result<Response, Refusal> {
     authorize(state, caller, datastore, path.as_str(), true)?;
-    if datastore.name().as_str() == storage::BLOB_STORE && path.is_within(storage::CONTENT_PREFIX) {
+    if datastore.name().as_str() == BLOB_STORE && path.is_within(storage::CONTENT_PREFIX) {
         let message = "content objects are stored by digest (ContentService.Put), not by path";
         return Err(Refusal::new(StatusCode::FORBIDDEN, "Forbidden", message));
     }

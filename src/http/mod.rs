@@ -1,6 +1,7 @@
 //! The daemon's port: gRPC and HTTP side by side, every request past the door.
 
-mod data;
+pub(crate) mod data;
+pub mod mlflow;
 mod server;
 
 use std::sync::Arc;
@@ -28,10 +29,16 @@ pub fn router(shared: Shared, grpc: Router) -> Router {
     let own = Router::new()
         .route("/healthz", get(|| async { "ok" }))
         .route("/readyz", get(ready))
-        .with_state(Arc::new(shared));
+        .with_state(Arc::new(shared.clone()));
+    let runs = mlflow::router(mlflow::State {
+        tracking: shared.tracking.clone(),
+        datastores: datastores.clone(),
+        manifests: shared.committed.clone(),
+    });
     let objects = data::router(data::State { datastores, door: door.clone() });
     grpc.merge(own)
         .merge(objects)
+        .merge(runs)
         .layer(DefaultBodyLimit::max(BODY))
         .layer(middleware::from_fn_with_state(door, guard))
 }

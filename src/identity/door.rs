@@ -50,12 +50,26 @@ pub enum Denied {
     #[error("the attempt that this token belonged to is over")]
     AttemptOver,
     /// A known caller without the permission.
-    #[error("{principal} has the role {role}, which may not do this; ask an admin")]
+    #[error("{principal} has the role {role}, which may not {action}; ask an admin")]
     NotAllowed {
         /// Who.
         principal: Principal,
         /// As what.
         role: String,
+        /// What was tried, as a verb.
+        action: &'static str,
+    },
+    /// A known caller who may change only what is its own.
+    #[error(
+        "{principal} may not change job '{job}': it is {owner}'s; only its owner or an admin may"
+    )]
+    NotOwner {
+        /// Who.
+        principal: Principal,
+        /// Which.
+        job: String,
+        /// Whose.
+        owner: Principal,
     },
     /// A web page of somebody else's.
     #[error("requests from {0} are refused: only this machine's own addresses are allowed")]
@@ -94,13 +108,11 @@ impl Door {
     /// Opens the door of a workspace whose secret lies in `secret_file`, making it if it is new.
     pub fn open(store: Arc<dyn Store>, secret_file: &Path) -> Result<Self, Error> {
         let secret = match fs::read(secret_file) {
-            Ok(bytes) => {
-                <[u8; 32]>::try_from(bytes).map_err(|_| Error::File {
-                    operation: "use the workspace's secret",
-                    path: secret_file.display().to_string(),
-                    source: std::io::Error::other("it must hold 32 bytes; restore it"),
-                })?
-            }
+            Ok(bytes) => <[u8; 32]>::try_from(bytes).map_err(|_| Error::File {
+                operation: "use the workspace's secret",
+                path: secret_file.display().to_string(),
+                source: std::io::Error::other("it must hold 32 bytes; restore it"),
+            })?,
             Err(missing) if missing.kind() == std::io::ErrorKind::NotFound => {
                 let mut secret = [0; 32];
                 getrandom::fill(&mut secret).map_err(|_| Error::Random)?;
@@ -170,8 +182,7 @@ impl Door {
             .write()
             .unwrap_or_else(|poisoned| poisoned.into_inner())
             .insert(key.job.clone(), live);
-        let scope =
-            AttemptScope { job: key.job.clone(), attempt: key.attempt, epoch: key.epoch };
+        let scope = AttemptScope { job: key.job.clone(), attempt: key.attempt, epoch: key.epoch };
         let body = serde_json::to_vec(&scope).unwrap_or_default();
         let mac = blake3::keyed_hash(&self.secret, &body);
         let (body, mac) = (URL_SAFE_NO_PAD.encode(body), URL_SAFE_NO_PAD.encode(mac.as_bytes()));
@@ -210,10 +221,7 @@ impl Door {
         let hash = Digest::of(token.as_bytes());
         let caller = Caller { principal: principal.clone(), role: role.clone() };
         self.store.put_token(TokenRecord { hash, principal, role, created_at: now }).await?;
-        self.holders
-            .write()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
-            .insert(hash, caller);
+        self.holders.write().unwrap_or_else(|poisoned| poisoned.into_inner()).insert(hash, caller);
         Ok(())
     }
 
@@ -263,6 +271,7 @@ impl Door {
         Err(Denied::NotAllowed {
             principal: caller.principal.clone(),
             role: caller.role.to_string(),
+            action: if write { "write this object" } else { "read this object" },
         })
     }
 

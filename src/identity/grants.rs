@@ -4,7 +4,6 @@ use atelier_core::id::{DatastoreName, JobName};
 use atelier_core::layout;
 use atelier_core::spec::{CommandJob, DataUri, Input, OutputMode};
 
-
 /// Prefixes, each of one datastore.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Grants {
@@ -39,7 +38,9 @@ pub fn grants_of(job: &JobName, spec: &CommandJob) -> Grants {
         if output.mode == OutputMode::Direct {
             continue;
         }
-        if let Some((datastore, path)) = output.path.as_deref().and_then(layout::parse_datastore_uri) {
+        if let Some((datastore, path)) =
+            output.path.as_deref().and_then(layout::parse_datastore_uri)
+        {
             grants.write.push((datastore, trim(&path)));
         }
     }

@@ -5,9 +5,6 @@ mod grants;
 mod layer;
 mod routes;
 
-#[cfg(test)]
-mod tests;
-
 pub use door::{Denied, Door, Error};
 pub use grants::{Grants, grants_of};
 pub use layer::guard;

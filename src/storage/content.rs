@@ -5,10 +5,11 @@ use std::mem;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use atelier_core::content::{self, Digest, MAX_OBJECT};
+use atelier_core::layout::BLOB_STORE;
 use bytes::Bytes;
 
 use super::folder::{Folder, Staged, blocking};
-use super::{BLOB_STORE, Backend, Datastores, Error, ObjectPath};
+use super::{Backend, Datastores, Error, ObjectPath};
 
 /// Where content objects lie in their datastore.
 pub const PREFIX: &str = "azureml/content";

@@ -18,6 +18,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use atelier_core::id::DatastoreName;
+use atelier_core::layout;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt as _, TryStreamExt as _};
@@ -25,13 +26,6 @@ use futures::{Stream, StreamExt as _, TryStreamExt as _};
 pub use content::{ContentStore, PREFIX as CONTENT_PREFIX, Upload};
 pub use folder::{Folder, STAGING};
 pub use path::{InvalidObjectPath, ObjectPath};
-
-/// Where inputs, named outputs and code lie unless a job says otherwise.
-pub const BLOB_STORE: &str = "workspaceblobstore";
-/// Where shared files of the workspace's users lie.
-pub const FILE_STORE: &str = "workspacefilestore";
-/// Where logs, `./outputs` and `./logs` of runs lie.
-pub const ARTIFACT_STORE: &str = "workspaceartifactstore";
 
 /// What may go wrong with an object.
 #[derive(Debug, thiserror::Error)]
@@ -251,14 +245,14 @@ pub struct Datastores {
 }
 
 impl Datastores {
-    /// Opens the three datastores that every workspace has, as folders below `storage`; folders that
+    /// Opens the datastores that every workspace has, as folders below `storage`; folders that
     /// do not exist are made. Only one daemon may have them open.
     ///
     /// # Errors
     /// Those of the operating system.
     pub fn open_folders(storage: &Path) -> Result<Self, Error> {
         let mut by_name = BTreeMap::new();
-        for name in [BLOB_STORE, FILE_STORE, ARTIFACT_STORE] {
+        for name in layout::DEFAULT_STORES {
             let name =
                 DatastoreName::new(name).map_err(|_| Error::UnknownDatastore(name.to_owned()))?;
             let folder = Folder::new(&storage.join(name.as_str()))?;

@@ -2,6 +2,7 @@ use std::collections::BTreeSet;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 
 use atelier_core::content::{Directory, Entry, EntryKind, EntryName, FileContent, encode_chunk};
+use atelier_core::layout::BLOB_STORE;
 use proptest::prelude::*;
 
 use super::*;

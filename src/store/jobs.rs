@@ -154,9 +154,8 @@ pub(super) fn write(conn: &Connection, batch: &Batch) -> Result<(), Error> {
         run.apply(conn)?;
     }
     if let Some(counters) = batch.counters {
-        let mut set = conn
-            .prepare_cached("UPDATE counters SET value = ?2 WHERE name = ?1")
-            .map_err(sql)?;
+        let mut set =
+            conn.prepare_cached("UPDATE counters SET value = ?2 WHERE name = ?1").map_err(sql)?;
         for (name, value) in
             [("epoch", counters.epoch.0), ("seq", counters.seq.0), ("event", counters.event.0)]
         {
@@ -216,9 +215,7 @@ pub(super) fn list(conn: &Connection, query: &JobQuery) -> Result<Vec<Job>, Erro
     }
     if !query.statuses.is_empty() {
         let first = values.len() + 1;
-        values.extend(
-            query.statuses.iter().map(|s| Box::new(s.as_str()) as Box<dyn ToSql>),
-        );
+        values.extend(query.statuses.iter().map(|s| Box::new(s.as_str()) as Box<dyn ToSql>));
         let marks: Vec<String> = (first..=values.len()).map(|i| format!("?{i}")).collect();
         sql.push_str(&format!(" AND status IN ({})", marks.join(", ")));
     }

@@ -9,9 +9,6 @@ mod sqlite;
 pub mod tracking;
 mod writer;
 
-#[cfg(test)]
-mod tests;
-
 use std::collections::BTreeMap;
 
 use atelier_core::content::Digest;
@@ -22,8 +19,8 @@ use atelier_core::node::NodeRecord;
 use atelier_core::time::Timestamp;
 use futures::future::BoxFuture;
 
-pub use jobs::is_live;
 use self::tracking::TrackWrite;
+pub use jobs::is_live;
 pub use schema::LATEST as SCHEMA_VERSION;
 pub use sqlite::SqliteStore;
 

@@ -18,10 +18,10 @@ use atelier_proto::agent::v1::{
 use bytes::Bytes;
 use futures::future::join_all;
 
-use super::plane as data;
 use super::problem::{self, problem};
 use super::{Attempt, Services};
 use crate::clock;
+use crate::data;
 use crate::data::Fault;
 use crate::record;
 use crate::supervisor::{EndedBy, Exited, LogError, Outcome, STARTED, Started};

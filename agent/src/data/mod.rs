@@ -1,12 +1,199 @@
 //! Moves a job's code, inputs and outputs between storage and this node.
+//!
+//! A node that shares the daemon's file system links files; any other goes through the daemon's
+//! gateway with the attempt's own token. **Invariant:** nothing is written outside the folder that
+//! was named for it, and an object in a datastore is there whole or not at all.
 
-/// Whose a failure is.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Fault {
-    /// What the job asks for cannot be had.
-    User,
-    /// The node's disk is full.
-    DiskFull,
-    /// The node, the network or the daemon; another attempt may succeed.
-    Platform,
+mod cache;
+mod code;
+mod content;
+mod error;
+mod files;
+mod gateway;
+mod input;
+mod mltable;
+mod path;
+mod store;
+mod upload;
+mod web;
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use atelier_core::content::Digest;
+use atelier_core::content::manifest::ManifestEntry;
+use atelier_core::spec::Input;
+use atelier_proto::agent::v1 as pb;
+use bytes::Bytes;
+use tonic::transport::Channel;
+
+pub use error::{Error, Fault};
+
+use cache::Cache;
+use content::Source;
+use error::blocking;
+use gateway::Gateway;
+use store::Store;
+
+/// What a data plane works with.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Base URL of the daemon's HTTP side.
+    pub http_url: String,
+    /// To the daemon, for the content service.
+    pub channel: Channel,
+    /// The node's own token, for the content service.
+    pub token: String,
+    /// Whether this node reads and writes the daemon's local datastores as folders.
+    pub shared: bool,
+    /// Where fetched content is kept. All data planes of a process with the same folder share it.
+    pub cache_dir: PathBuf,
+    /// Bytes kept there at most; `None`: a fifth of the file system, at most 50 GiB.
+    pub cache_bytes: Option<u64>,
 }
+
+/// Moves data for the attempts of a node. Cheap to clone; a new one is made when the daemon's
+/// address changes.
+#[derive(Clone, Debug)]
+pub struct DataPlane(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    gateway: Gateway,
+    web: reqwest::Client,
+    source: Source,
+    cache: Arc<Cache>,
+    shared: bool,
+    flights: Flights,
+    stores: Mutex<HashMap<PathBuf, Arc<Store>>>,
+}
+
+/// Lets one fetch of a thing go on at a time; who comes second finds it in the cache.
+#[derive(Debug, Default)]
+struct Flights(Mutex<HashMap<Digest, Weak<tokio::sync::Mutex<()>>>>);
+
+impl Flights {
+    fn of(&self, thing: Digest) -> Arc<tokio::sync::Mutex<()>> {
+        let mut flights = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(flight) = flights.get(&thing).and_then(Weak::upgrade) {
+            return flight;
+        }
+        flights.retain(|_, flight| flight.strong_count() > 0);
+        let flight = Arc::default();
+        flights.insert(thing, Arc::downgrade(&flight));
+        flight
+    }
+}
+
+impl DataPlane {
+    /// Makes a data plane; the cache's folder is made if it does not exist.
+    ///
+    /// # Errors
+    /// The folder cannot be made, the token is no ASCII text, or TLS cannot be set up.
+    pub fn new(options: Options) -> Result<Self, Error> {
+        let client = || {
+            gateway::client().map_err(|error| Error::Gateway {
+                operation: "prepare to reach",
+                path: options.http_url.clone(),
+                problem: error.to_string(),
+                transient: false,
+            })
+        };
+        let cache = Cache::open(&options.cache_dir, options.cache_bytes)?;
+        Ok(Self(Arc::new(Inner {
+            gateway: Gateway::new(client()?, &options.http_url),
+            web: client()?,
+            source: Source::new(options.channel, &options.token, Arc::clone(&cache))?,
+            cache,
+            shared: options.shared,
+            flights: Flights::default(),
+            stores: Mutex::default(),
+        })))
+    }
+
+    /// The code snapshot, as fresh writable files, into an existing folder.
+    ///
+    /// # Errors
+    /// The content service cannot be reached, the snapshot does not fit together, or the node's
+    /// file system fails.
+    pub async fn code(&self, snapshot: Digest, into: &Path) -> Result<(), Error> {
+        let flight = self.0.flights.of(snapshot);
+        let _turn = flight.lock().await;
+        code::materialise(&self.0.source, snapshot, into).await
+    }
+
+    /// Makes one input available below `into`, the attempt's folder of inputs; returns the text
+    /// that replaces `${{inputs.NAME}}`: a path, or a URI in mode `direct`.
+    ///
+    /// # Errors
+    /// The data is not there or not what it is declared to be (the user's fault), or it cannot be
+    /// moved.
+    pub async fn input(
+        &self,
+        name: &str,
+        input: &Input,
+        grant: Option<&pb::InputGrant>,
+        token: &str,
+        into: &Path,
+    ) -> Result<String, Error> {
+        input::provide(&self.0, name, input, grant, token, into).await
+    }
+
+    /// Stores a file at `to`, or a folder's files below it; returns a manifest entry for each,
+    /// whose paths begin with `artifact_prefix`. Durable when it returns.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] for files that are not stored (the others are), or what failed.
+    pub async fn upload(
+        &self,
+        from: &Path,
+        to: &pb::StorePath,
+        artifact_prefix: &str,
+        token: &str,
+    ) -> Result<Vec<ManifestEntry>, Error> {
+        upload::upload(&self.0, from, to, artifact_prefix, token).await
+    }
+
+    /// Stores one object. Durable when it returns.
+    ///
+    /// # Errors
+    /// It cannot be stored.
+    pub async fn put(&self, to: &pb::StorePath, bytes: Bytes, token: &str) -> Result<(), Error> {
+        let key = path::checked(&to.path)?.to_owned();
+        match self.0.store(to).await? {
+            Some(store) => {
+                blocking(move || store.publish(vec![(store.stage_bytes(&bytes)?, key)])).await
+            }
+            None => self.0.gateway.put_bytes(&to.datastore, &key, bytes, token).await,
+        }
+    }
+}
+
+impl Inner {
+    /// The datastore's folder, if this node shares it.
+    async fn store(&self, path: &pb::StorePath) -> Result<Option<Arc<Store>>, Error> {
+        if !self.shared || path.shared_root.is_empty() {
+            return Ok(None);
+        }
+        let root = PathBuf::from(&path.shared_root);
+        let known = |root: &PathBuf| {
+            self.stores.lock().unwrap_or_else(PoisonError::into_inner).get(root).cloned()
+        };
+        if let Some(store) = known(&root) {
+            return Ok(Some(store));
+        }
+        let at = root.clone();
+        let store = blocking(move || {
+            let store = Store::open(&at)?;
+            store.clean();
+            Ok(Arc::new(store))
+        })
+        .await?;
+        let mut stores = self.stores.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(Some(Arc::clone(stores.entry(root).or_insert(store))))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -173,7 +173,7 @@ fn publish(from: &Path, built: &Built) -> Result<(), Error> {
 }
 
 /// Scripts name the folder they were made in; uv's do not, pip's and the activation scripts do.
-fn rewrite_scripts(from: &Path, to: &Path) -> std::io::Result<()> {
+pub(super) fn rewrite_scripts(from: &Path, to: &Path) -> std::io::Result<()> {
     let (Some(old), Some(new)) = (from.to_str(), to.to_str()) else { return Ok(()) };
     for entry in fs::read_dir(from.join("bin"))? {
         let path = entry?.path();
@@ -190,10 +190,4 @@ fn rewrite_scripts(from: &Path, to: &Path) -> std::io::Result<()> {
         }
     }
     Ok(())
-}
-
-#[cfg(test)]
-pub(super) fn move_for_test(from: &Path, to: &Path) {
-    rewrite_scripts(from, to).unwrap();
-    fs::rename(from, to).unwrap();
 }

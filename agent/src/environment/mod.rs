@@ -114,15 +114,17 @@ pub enum Error {
         /// What the system said.
         reason: String,
     },
-    /// The environment was not resolved before it came here.
-    #[error("the environment '{0}' was not resolved to what it is made of")]
-    Unresolved(String),
     /// The agent is stopping.
     #[error("the build of the environment was stopped")]
     Stopped,
 }
 
 impl Error {
+    /// Whether it is the job's own making, so that another try would fail in the same way.
+    pub fn is_users(&self) -> bool {
+        self.fault() == Fault::User
+    }
+
     /// Whose it is.
     pub fn fault(&self) -> Fault {
         match self {
@@ -136,7 +138,6 @@ impl Error {
             | Self::Index { .. }
             | Self::Tool { .. }
             | Self::Io { .. }
-            | Self::Unresolved(_)
             | Self::Stopped => Fault::Platform,
         }
     }
@@ -206,7 +207,7 @@ pub enum ImagePolicy {
 }
 
 /// An environment, ready.
-#[derive(Clone, PartialEq, Debug)]
+#[derive(Clone, PartialEq, Debug, Default)]
 pub struct Realised {
     /// Folders before everything else on the job's `PATH`.
     pub path: Vec<PathBuf>,
@@ -259,9 +260,10 @@ impl Machine {
 }
 
 /// The environments of one node. Cheap to clone.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Environments(Arc<Inner>);
 
+#[derive(Debug)]
 struct Inner {
     home: Home,
     places: Places,

@@ -40,7 +40,7 @@ pub(super) struct Places {
 }
 
 /// What is known of the machine's Pythons, by the path of the candidate.
-#[derive(Default)]
+#[derive(Default, Debug)]
 pub(super) struct Known {
     answers: HashMap<PathBuf, (SystemTime, Option<Installed>)>,
     /// In the order they were found, one entry for each executable.

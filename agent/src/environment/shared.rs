@@ -11,14 +11,14 @@ use super::build::Built;
 use super::{BuildLog, Error};
 
 /// What a build has come to.
-#[derive(Default)]
+#[derive(Default, Debug)]
 struct State {
     lines: Vec<Arc<str>>,
     outcome: Option<Result<Arc<Built>, Error>>,
 }
 
 /// Where a build writes its progress; everyone who waits for it reads it from the start.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(super) struct Reporter(watch::Sender<State>);
 
 impl Reporter {
@@ -42,6 +42,7 @@ impl Reporter {
     }
 }
 
+#[derive(Debug)]
 struct Running {
     state: watch::Receiver<State>,
     task: JoinHandle<()>,
@@ -51,7 +52,7 @@ struct Running {
 }
 
 /// The builds going on in this process, by key.
-#[derive(Default)]
+#[derive(Default, Debug)]
 pub(super) struct Builds {
     running: Mutex<(HashMap<String, Running>, u64)>,
 }

@@ -23,6 +23,16 @@ pub(crate) type Client = AgentServiceClient<Caller>;
 /// For messages to people.
 pub(crate) type Address = String;
 
+/// An open connection and what it was made with.
+pub(super) struct Connection {
+    pub(super) client: Client,
+    pub(super) address: Address,
+    /// For the content service.
+    pub(super) channel: Channel,
+    /// The node's own.
+    pub(super) token: String,
+}
+
 /// Puts the node's token into each call.
 #[derive(Clone)]
 pub(crate) struct Token {
@@ -46,7 +56,7 @@ impl Interceptor for Token {
 }
 
 /// Connects, with the address and the token as they are now.
-pub(super) async fn connect(args: &AgentArgs) -> Result<(Client, Address), Error> {
+pub(super) async fn connect(args: &AgentArgs) -> Result<Connection, Error> {
     let address = address(args)?;
     let token = token(args)?;
     let mut header: MetadataValue<Ascii> =
@@ -62,8 +72,8 @@ pub(super) async fn connect(args: &AgentArgs) -> Result<(Client, Address), Error
         .connect()
         .await
         .map_err(|source| Error::Unreachable { address: address.clone(), source })?;
-    let client = AgentServiceClient::with_interceptor(channel, Token { header });
-    Ok((client, address))
+    let client = AgentServiceClient::with_interceptor(channel.clone(), Token { header });
+    Ok(Connection { client, address, channel, token })
 }
 
 fn address(args: &AgentArgs) -> Result<Address, Error> {

@@ -16,8 +16,8 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::Streaming;
 
 use crate::args::AgentArgs;
-use crate::attempt::plane::{self as data, DataPlane};
 use crate::attempt::{News, Node, Services};
+use crate::data::{self, DataPlane};
 use crate::facts::Facts;
 use crate::monitor::NodeSampler;
 use crate::{clock, logs};
@@ -25,6 +25,7 @@ use crate::{clock, logs};
 mod connection;
 mod registry;
 
+use connection::Connection;
 pub(crate) use connection::{Caller, Client};
 pub(crate) use registry::Registry;
 
@@ -138,7 +139,8 @@ impl Session {
 
     /// One session, from the connection to its loss.
     async fn open(&mut self, welcomed: &mut bool) -> Result<(), Error> {
-        let (client, address) = connection::connect(&self.args).await?;
+        let connection = connection::connect(&self.args).await?;
+        let (client, address) = (connection.client.clone(), connection.address.clone());
         let (up, messages) = mpsc::unbounded_channel();
         // What happened until now goes into the Hello, what happens from now on after it.
         while let Ok(news) = self.news.try_recv() {
@@ -163,7 +165,7 @@ impl Session {
         *welcomed = true;
         let lease = LeaseKeeper::new(&self.node, &welcome);
         lease.renewed_by_what_was_sent_at(hello_at);
-        self.welcome(&welcome, client.clone())?;
+        self.welcome(&welcome, connection)?;
         self.connected.send_replace(true);
         self.registry.resume(&self.node);
         self.talk(stream, up, client, &welcome, lease).await
@@ -186,7 +188,7 @@ impl Session {
     }
 
     /// Makes what the attempts need of this daemon.
-    fn welcome(&mut self, welcome: &pb::Welcome, client: Client) -> Result<(), Error> {
+    fn welcome(&mut self, welcome: &pb::Welcome, connection: Connection) -> Result<(), Error> {
         let probe = &welcome.shared_probe_path;
         let shared = !self.args.no_shared_store
             && !probe.is_empty()
@@ -194,10 +196,13 @@ impl Session {
         self.facts.other.insert("shared_store".to_owned(), shared.to_string());
         let data = DataPlane::new(data::Options {
             http_url: welcome.http_url.clone(),
+            channel: connection.channel,
+            token: connection.token,
             shared,
             cache_dir: self.cache.clone(),
+            cache_bytes: None,
         })?;
-        self.client.send_replace(Some(client));
+        self.client.send_replace(Some(connection.client));
         self.services.send_replace(Some(Arc::new(Services {
             data,
             http_url: welcome.http_url.clone(),

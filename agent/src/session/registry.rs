@@ -89,7 +89,7 @@ impl Registry {
         let Some(key) = assignment.key.clone() else { return Ok(()) };
         match attempt(node, folder.clone(), &key, assignment) {
             Ok((attempt, orders)) => self.enter(key, folder, phase, orders, attempt, decision),
-            Err(report) => self.keep_ended(folder, report),
+            Err(report) => self.keep_ended(folder, *report),
         }
         Ok(())
     }
@@ -138,7 +138,7 @@ impl Registry {
         for entry in self.attempts.values_mut() {
             if let Some((attempt, decision)) = entry.waiting.take() {
                 debug_assert!(Arc::ptr_eq(&attempt.node, node));
-                entry.task = Some(tokio::spawn(run(attempt, decision)));
+                entry.task = Some(tokio::task::spawn_local(run(attempt, decision)));
             }
         }
     }
@@ -157,8 +157,8 @@ impl Registry {
                     entry.ended_at = Some(Instant::now());
                     entry.task = None;
                 }
-                entry.latest = report.clone();
-                Some(report)
+                entry.latest = report.as_ref().clone();
+                Some(*report)
             }
             News::Gone(epoch) => {
                 self.attempts.remove(&epoch);
@@ -238,7 +238,7 @@ impl Registry {
                 self.enter(key, folder, phase, orders, attempt, Decision::Prepare);
                 let entry = self.attempts.get_mut(&epoch)?;
                 let (attempt, decision) = entry.waiting.take()?;
-                entry.task = Some(tokio::spawn(async move {
+                entry.task = Some(tokio::task::spawn_local(async move {
                     // Never two of one job at once.
                     for task in before {
                         let _ = task.await;
@@ -248,8 +248,8 @@ impl Registry {
                 None
             }
             Err(report) => {
-                self.keep_ended(folder, report.clone());
-                Some(report)
+                self.keep_ended(folder, report.as_ref().clone());
+                Some(*report)
             }
         }
     }
@@ -317,12 +317,12 @@ fn attempt(
     folder: Folder,
     key: &pb::AttemptKey,
     assignment: pb::Assignment,
-) -> Result<(Attempt, watch::Sender<Order>), pb::AttemptReport> {
+) -> Result<(Attempt, watch::Sender<Order>), Box<pb::AttemptReport>> {
     let unreadable = |error: &dyn std::fmt::Display| {
         let message = format!(
             "the node cannot read the job ({error}); run the daemon's version of the agent"
         );
-        failed(key, make_problem(pb::Cause::Platform, message))
+        Box::new(failed(key, make_problem(pb::Cause::Platform, message)))
     };
     let wire = assignment.spec.clone().ok_or_else(|| unreadable(&"it is missing"))?;
     let spec = CommandJob::try_from(wire).map_err(|error| unreadable(&error))?;

@@ -66,13 +66,7 @@ impl Started {
     /// Takes an attempt so that no supervisor can: one that an agent asked for before it was
     /// killed may still be on its way.
     pub(crate) fn void() -> Self {
-        Self {
-            version: VERSION,
-            pid: 0,
-            start_time: 0,
-            boot_id: String::new(),
-            started_at_ms: 0,
-        }
+        Self { version: VERSION, pid: 0, start_time: 0, boot_id: String::new(), started_at_ms: 0 }
     }
 
     /// Whether no supervisor has the attempt.

@@ -19,7 +19,9 @@ pub use event::{Event, EventKind};
 pub use status::JobStatus;
 
 use crate::content::Digest;
-use crate::id::{AttemptNumber, ComputeName, Epoch, JobName, NodeName, PortName, Principal, SubmitSeq};
+use crate::id::{
+    AttemptNumber, ComputeName, Epoch, JobName, NodeName, PortName, Principal, SubmitSeq,
+};
 use crate::resource::Reservation;
 use crate::spec::CommandJob;
 use crate::time::Timestamp;

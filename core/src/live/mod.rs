@@ -7,9 +7,6 @@
 mod nodes;
 mod reports;
 
-#[cfg(test)]
-mod tests;
-
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -135,7 +132,9 @@ pub enum Refusal {
     #[error("cannot create job '{0}': the name is taken; choose another or leave it out")]
     NameTaken(JobName),
     /// There is no such compute.
-    #[error("cannot create the job: there is no compute '{name}' (known: {known}); see 'atelier compute list'")]
+    #[error(
+        "cannot create the job: there is no compute '{name}' (known: {known}); see 'atelier compute list'"
+    )]
     UnknownCompute {
         /// What was asked for.
         name: ComputeName,
@@ -143,7 +142,9 @@ pub enum Refusal {
         known: String,
     },
     /// No node of the compute could ever hold it.
-    #[error("cannot create the job: it asks for {demand}, but the largest node of compute '{compute}' has {largest}; ask for less")]
+    #[error(
+        "cannot create the job: it asks for {demand}, but the largest node of compute '{compute}' has {largest}; ask for less"
+    )]
     NeverFits {
         /// What was asked for.
         demand: String,
@@ -219,8 +220,7 @@ impl Live {
         for record in nodes {
             self.sched.put_node(&record.compute, record.name.clone(), record.capacity.clone());
             let link = Link::Silent { since: mono };
-            let node =
-                LiveNode { record, link, attempts: BTreeMap::new(), unreachable: false };
+            let node = LiveNode { record, link, attempts: BTreeMap::new(), unreachable: false };
             self.nodes.insert(node.record.name.clone(), node);
         }
         for job in jobs {
@@ -483,7 +483,14 @@ impl Live {
     }
 
     /// Records something about a job that is over (archived, restored).
-    pub fn note(&mut self, job: &Job, by: Principal, kind: EventKind, now: Now, out: &mut Decisions) {
+    pub fn note(
+        &mut self,
+        job: &Job,
+        by: Principal,
+        kind: EventKind,
+        now: Now,
+        out: &mut Decisions,
+    ) {
         self.record(job, AttemptNumber(0), by, kind, now, out);
     }
 }

@@ -143,7 +143,13 @@ impl Live {
     }
 
     /// A silent or forgetful node's attempt is given up: the node has ended it by itself.
-    pub(super) fn attempt_lost(&mut self, job: Job, failure: Failure, now: Now, out: &mut Decisions) {
+    pub(super) fn attempt_lost(
+        &mut self,
+        job: Job,
+        failure: Failure,
+        now: Now,
+        out: &mut Decisions,
+    ) {
         let Some(active) = job.active().cloned() else { return };
         if job.spec.on_node_loss == OnNodeLoss::Keep && active.cancel.is_none() {
             return;

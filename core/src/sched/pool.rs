@@ -185,12 +185,8 @@ impl Pool {
     ) -> Option<WaitReason> {
         // A copy that shares its structure: reservations of this plan are seen by the next job.
         let mut trial = self.clone();
-        let woken: Vec<_> = trial
-            .delayed
-            .keys()
-            .take_while(|(until, _)| *until <= now)
-            .copied()
-            .collect();
+        let woken: Vec<_> =
+            trial.delayed.keys().take_while(|(until, _)| *until <= now).copied().collect();
         for key in woken {
             if let Some(waiting) = trial.delayed.remove(&key) {
                 trial.queue.insert(key.1, waiting);

@@ -87,8 +87,7 @@ fn end(key: &AttemptKey, ended: pb::Ended) -> Result<AttemptEnd, Error> {
     Ok(AttemptEnd {
         exit: ended.exit.and_then(exit),
         problem: ended.problem.map(failure),
-        started_at: (ended.started_at_ms > 0)
-            .then(|| Timestamp::from_millis(ended.started_at_ms)),
+        started_at: (ended.started_at_ms > 0).then(|| Timestamp::from_millis(ended.started_at_ms)),
         manifest,
         outputs,
         log_bytes: ended.log_bytes,

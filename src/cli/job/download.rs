@@ -1,7 +1,6 @@
 //! `atelier job download`
 
 use std::path::{Component, Path, PathBuf};
-use std::time::Duration;
 
 use atelier_proto::job::v1::{Artifact, ListArtifactsRequest};
 use clap::Args;
@@ -17,8 +16,6 @@ use crate::client::Client;
 
 /// Files fetched at once.
 const PARALLEL: usize = 8;
-/// How long a transfer may stand still.
-const STALL: Duration = Duration::from_secs(60);
 /// Tries for one file when the connection breaks.
 const TRIES: u32 = 3;
 /// What stands as it is in a path of a URL.
@@ -98,14 +95,7 @@ async fn fetch_all(
     folder: &Path,
     progress: &dyn Fn(u64),
 ) -> Result<(), Error> {
-    let http = reqwest::Client::builder()
-        .no_proxy()
-        .connect_timeout(Duration::from_secs(5))
-        .read_timeout(STALL)
-        .build()
-        .map_err(|error| {
-            Error::new(Kind::Failed, format!("cannot make an HTTP client: {error}"))
-        })?;
+    let http = client.http()?;
     fs::create_dir_all(folder).await.map_err(|error| Error::file("create", folder, &error))?;
     let root =
         fs::canonicalize(folder).await.map_err(|error| Error::file("find", folder, &error))?;

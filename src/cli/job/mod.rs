@@ -15,6 +15,7 @@ mod download;
 mod events;
 pub(super) mod follow;
 mod list;
+mod materials;
 pub(super) mod read;
 pub(super) mod submit;
 mod summary;

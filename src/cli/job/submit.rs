@@ -7,6 +7,7 @@ use atelier_proto::job::v1::{CreateJobRequest, Job, JobSpec};
 use prost::Message as _;
 use tokio::time::{Instant, sleep};
 
+use super::materials;
 use crate::cli::{Context, Error, Kind};
 use crate::client::Client;
 
@@ -15,15 +16,17 @@ const MAX_REQUEST: usize = (4 << 20) - 1024;
 /// How long a lost daemon is waited for. The key makes trying again safe.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Creates the job. When this returns, the daemon has it on disk.
+/// Sends what the job needs from here, and creates it. When this returns, the daemon has it on
+/// disk.
 ///
 /// The same random key goes with every try, so that a daemon which took the job and died before it
 /// could say so gives the same job again.
 pub(in crate::cli) async fn create(
     context: &Context,
     client: &Client,
-    job: CommandJob,
+    mut job: CommandJob,
 ) -> Result<Job, Error> {
+    materials::send(context, client, &mut job).await?;
     let request =
         CreateJobRequest { spec: Some(JobSpec::from(&job)), idempotency_key: random_key()? };
     let bytes = request.encoded_len();

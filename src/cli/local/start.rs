@@ -139,31 +139,25 @@ async fn daemon(
 }
 
 async fn agent(client: &Client, home: &Home, files: &Files, output: &Output) -> Result<(), Error> {
-    let server = &client.target().server;
-    let before = Record::read(&files.record(Part::Agent)).filter(Record::is_alive);
     let mut began = None;
-    match before {
-        // It is on its way, or the daemon has yet to hear of it after its own start.
-        Some(record) if record.server == *server => {}
-        other => {
-            output.waiting("Starting the local node");
-            if let Some(record) = other {
-                super::stopped(Part::Agent, &record)?;
-            }
-            let arguments = [
-                "agent",
-                "--server",
-                server,
-                "--token-file",
-                &text(&home.agent_token())?,
-                "--name",
-                NODE,
-                "--data-dir",
-                &text(&home.agent())?,
-            ]
-            .map(str::to_owned);
-            began = Some(started(Part::Agent, files, &arguments, &home.agent(), server)?);
-        }
+    // One that is alive has yet to reach the daemon, which may have started just now.
+    if !Record::read(&files.record(Part::Agent)).is_some_and(|record| record.is_alive()) {
+        output.waiting("Starting the local node");
+        let arguments = [
+            "agent",
+            // Read again at each connection: the daemon may come back at another address.
+            "--server-file",
+            &text(&home.endpoint())?,
+            "--token-file",
+            &text(&home.agent_token())?,
+            "--node",
+            NODE,
+            "--data-dir",
+            &text(&home.agent())?,
+        ]
+        .map(str::to_owned);
+        let server = &client.target().server;
+        began = Some(started(Part::Agent, files, &arguments, &home.agent(), server)?);
     }
     let is_ready = async || node_is_ready(client).await.then_some(());
     ready(Part::Agent, files, began.as_mut(), is_ready).await

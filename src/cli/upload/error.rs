@@ -62,9 +62,6 @@ pub enum Error {
     /// The folder cannot be expressed as objects.
     #[error("the folder cannot be sent: {0}")]
     Content(#[from] content::Error),
-    /// The token is no token.
-    #[error("the token has characters that no token has: check the token file")]
-    Token,
     /// The workspace refused a call or could not be reached.
     #[error("the workspace did not take the code: {}", .0.message())]
     Workspace(#[source] Box<tonic::Status>),

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use atelier_core::content::EntryName;
+use atelier_core::layout::BLOB_STORE;
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _, TryStreamExt as _};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
@@ -23,7 +24,7 @@ use super::cache::StatCache;
 use super::plan::Plan;
 use super::scan::{self, Found, FoundFile, Scan, Stat};
 use super::{Error, Progress, Report, blocking, hash};
-use crate::storage::{BLOB_STORE, ObjectPath};
+use crate::storage::ObjectPath;
 
 /// Files that travel at once.
 const AT_ONCE: usize = 4;

@@ -19,10 +19,8 @@ use std::sync::Arc;
 
 use atelier_core::content::Digest;
 use atelier_proto::content::v1::content_service_client::ContentServiceClient;
-use tonic::metadata::{Ascii, MetadataValue};
-use tonic::service::Interceptor;
-use tonic::service::interceptor::InterceptedService;
-use tonic::transport::Channel;
+
+use crate::client::Authorized;
 
 pub use error::Error;
 pub use inputs::{Gateway, LocalInput};
@@ -69,50 +67,17 @@ pub struct Uploaded {
 }
 
 /// Sends snapshots of code folders. Cheap to clone.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Uploader {
-    client: ContentServiceClient<InterceptedService<Channel, Bearer>>,
+    client: ContentServiceClient<Authorized>,
     home: PathBuf,
 }
 
-/// Adds a token to each call.
-#[derive(Clone)]
-pub(crate) struct Bearer(MetadataValue<Ascii>);
-
-impl std::fmt::Debug for Bearer {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Bearer(…)")
-    }
-}
-
-impl Bearer {
-    fn new(token: &str) -> Result<Self, Error> {
-        let mut value: MetadataValue<Ascii> =
-            format!("Bearer {token}").parse().map_err(|_| Error::Token)?;
-        value.set_sensitive(true);
-        Ok(Self(value))
-    }
-}
-
-impl Interceptor for Bearer {
-    fn call(
-        &mut self,
-        mut request: tonic::Request<()>,
-    ) -> Result<tonic::Request<()>, tonic::Status> {
-        request.metadata_mut().insert("authorization", self.0.clone());
-        Ok(request)
-    }
-}
-
 impl Uploader {
-    /// Sends over `channel` with the caller's token; `home` is Atelier's home folder, where the stat
-    /// cache lies.
-    ///
-    /// # Errors
-    /// [`Error::Token`] if the token has characters that a header cannot carry.
-    pub fn new(channel: Channel, token: &str, home: &Path) -> Result<Self, Error> {
-        let client = ContentServiceClient::with_interceptor(channel, Bearer::new(token)?);
-        Ok(Self { client, home: home.to_owned() })
+    /// Sends with this stub of the service; `home` is Atelier's home folder, where the stat cache
+    /// lies.
+    pub fn new(client: ContentServiceClient<Authorized>, home: &Path) -> Self {
+        Self { client, home: home.to_owned() }
     }
 
     /// Makes the workspace have the code folder at `folder`.

@@ -12,11 +12,10 @@ use atelier_proto::content::v1::{FindMissingRequest, Object, PutRequest};
 use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::service::interceptor::InterceptedService;
-use tonic::transport::Channel;
 
 use super::plan::{Plan, Planned, Source};
-use super::{Bearer, Error, Progress, Report, blocking};
+use super::{Error, Progress, Report, blocking};
+use crate::client::Authorized;
 
 /// The most digests of one question; the service's limit.
 const ASK: usize = 20_000;
@@ -27,7 +26,7 @@ const MESSAGE: usize = 3 * 1024 * 1024;
 /// Objects in one message, at most.
 const MESSAGE_OBJECTS: usize = 2048;
 
-type Client = ContentServiceClient<InterceptedService<Channel, Bearer>>;
+type Client = ContentServiceClient<Authorized>;
 
 /// What was sent.
 #[derive(Clone, Copy, Default, Debug)]

@@ -11,6 +11,7 @@ use atelier_core::access::Role;
 use atelier_core::content::{EntryKind, FileContent, Object, decode};
 
 use super::*;
+use crate::client::{Client, Target, Token};
 use crate::grpc::content::tests::Service;
 use crate::storage::ContentStore;
 
@@ -87,6 +88,15 @@ async fn bytes(store: &ContentStore, digest: Digest) -> Vec<u8> {
     }
 }
 
+async fn connect(server: String) -> ContentServiceClient<Authorized> {
+    let target = Target { server, token: Token::new("t0ken"), local: false };
+    Client::connect(target).await.unwrap().content()
+}
+
+async fn stub(service: &Service) -> ContentServiceClient<Authorized> {
+    connect(format!("http://{}", service.address)).await
+}
+
 struct World {
     service: Service,
     home: tempfile::TempDir,
@@ -103,7 +113,7 @@ impl World {
         let service = Service::with(Some(role)).await;
         let home = tempfile::tempdir().unwrap();
         let code = tempfile::tempdir().unwrap();
-        let uploader = Uploader::new(service.channel().await, "t0ken", home.path()).unwrap();
+        let uploader = Uploader::new(stub(&service).await, home.path());
         Self { service, home, code, uploader }
     }
 
@@ -229,7 +239,7 @@ async fn an_unchanged_folder_is_not_read_and_costs_one_question() {
     let other = Service::new().await;
     world.settle();
     world.upload().await;
-    let uploader = Uploader::new(other.channel().await, "t0ken", world.home.path()).unwrap();
+    let uploader = Uploader::new(stub(&other).await, world.home.path());
     let fourth = uploader.code(world.code.path(), silent()).await.unwrap();
     assert_eq!((fourth.root, fourth.files_read), (third.root, 0));
     assert_eq!(
@@ -429,10 +439,6 @@ async fn folders_that_cannot_be_sent_are_named() {
         assert!(refused.contains(expected), "{refused}");
         assert!(refused.contains(&path.display().to_string()), "{refused}");
     }
-    assert!(matches!(
-        Uploader::new(world.service.channel().await, "two\nlines", world.home.path()),
-        Err(Error::Token)
-    ));
     let status = std::process::Command::new("mkfifo").arg(world.code.path().join("pipe")).status();
     assert!(status.unwrap().success());
     let uploaded = world.upload().await;
@@ -454,7 +460,7 @@ async fn the_home_folder_is_not_sent_along() {
     let home = world.code.path().join(".atelier");
     fs::create_dir_all(home.join("local/storage")).unwrap();
     fs::write(home.join("local/admin.token"), "secret").unwrap();
-    let uploader = Uploader::new(world.service.channel().await, "t0ken", &home).unwrap();
+    let uploader = Uploader::new(stub(&world.service).await, &home);
     let uploaded = uploader.code(world.code.path(), silent()).await.unwrap();
     let again = uploader.code(world.code.path(), silent()).await.unwrap();
     assert_eq!(uploaded.root, again.root);
@@ -534,8 +540,12 @@ async fn what_the_workspace_says_reaches_the_user() {
     world.write("a.txt", "x");
     let refused = world.refusal().await;
     assert!(refused.contains("may not upload"), "{refused}");
-    let gone = Channel::from_static("http://127.0.0.1:1").connect_lazy();
-    let uploader = Uploader::new(gone, "t0ken", world.home.path()).unwrap();
+    // The daemon goes away after the connection was made.
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let server = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move { drop(listener.accept().await) });
+    let gone = connect(server).await;
+    let uploader = Uploader::new(gone, world.home.path());
     let refused = uploader.code(world.code.path(), silent()).await.unwrap_err();
     assert!(matches!(refused, Error::Workspace(_)), "{refused}");
 }

@@ -29,11 +29,12 @@ use atelier_core::track::{
 };
 
 pub use read::{
-    Entry, SealedPointer, artifact, entries, experiment, experiment_by_name, hot_history, run,
-    run_info, sealed,
+    Entry, SealedPointer, artifact, artifacts, entries, experiment, experiment_by_name,
+    experiments, hot_history, latest, run, run_info, sealed,
 };
 pub use seal::{HotPage, hot_page, to_purge, to_seal};
 pub use search::{ExperimentQuery, Page, RunQuery, search_experiments, search_runs};
+pub use write::writable;
 
 /// The tables. Owner of the experiment `Default` is no one who could log in.
 pub const MIGRATION: &str = "
@@ -64,7 +65,7 @@ CREATE TABLE runs (
     started    INTEGER NOT NULL,
     ended      INTEGER,
     deleted    INTEGER NOT NULL DEFAULT 0,
-    hot        INTEGER NOT NULL DEFAULT 0, -- points since the last sealing began
+    hot        INTEGER NOT NULL DEFAULT 0, -- points that are not sealed
     generation INTEGER NOT NULL DEFAULT 0  -- how often sealing has begun
 ) STRICT;
 CREATE INDEX runs_experiment ON runs (experiment, started DESC, id);
@@ -178,7 +179,8 @@ pub enum TrackWrite {
         change: RunChange,
     },
     /// Makes a job's run, and its experiment if there is none. To be applied in the transaction
-    /// that makes the job.
+    /// that makes the job, and therefore never refused: if the job's name is another run's id
+    /// already, the job has no run (whoever admits jobs looks with [`run_info`] first).
     CreateJobRun(JobRun),
     /// Makes a job's run follow the job. Runs made within the job that are still at work end with
     /// it. To be applied in the transaction that changes the job.
@@ -209,6 +211,8 @@ pub enum TrackWrite {
         object: String,
         /// Points in it.
         points: u64,
+        /// How many of them were rows until now.
+        hot: u64,
         /// Its size.
         bytes: u64,
         /// See above.

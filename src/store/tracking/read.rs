@@ -243,19 +243,28 @@ pub struct SealedPointer {
     pub points: u64,
     /// The object's size.
     pub bytes: u64,
+    /// Rows up to this generation are in it.
+    pub generation: i64,
 }
 
 /// Where a run's sealed points lie, if it has been sealed.
 pub fn sealed(conn: &Connection, run: &RunId) -> Result<Option<SealedPointer>, Error> {
     let row = row(conn, run)?;
-    conn.prepare_cached("SELECT object, points, bytes FROM sealed_metrics WHERE run = ?1")
-        .and_then(|mut s| {
-            s.query_row([row.seq], |row| {
-                Ok(SealedPointer { object: row.get(0)?, points: row.get(1)?, bytes: row.get(2)? })
+    conn.prepare_cached(
+        "SELECT object, points, bytes, generation FROM sealed_metrics WHERE run = ?1",
+    )
+    .and_then(|mut s| {
+        s.query_row([row.seq], |row| {
+            Ok(SealedPointer {
+                object: row.get(0)?,
+                points: row.get(1)?,
+                bytes: row.get(2)?,
+                generation: row.get(3)?,
             })
-            .optional()
         })
-        .map_err(sql)
+        .optional()
+    })
+    .map_err(sql)
 }
 
 /// Size of an artifact logged through MLflow.
@@ -325,4 +334,41 @@ pub fn entries(
     }
     entries.sort();
     Ok(entries)
+}
+
+/// Every artifact of a run that was logged through MLflow, with its size, by path.
+pub fn artifacts(conn: &Connection, run: &RunId) -> Result<Vec<(ArtifactPath, u64)>, Error> {
+    let Some(row) = find_row(conn, run)? else { return Ok(Vec::new()) };
+    let paths: Vec<(String, u64)> = conn
+        .prepare_cached("SELECT path, bytes FROM artifacts WHERE run = ?1 ORDER BY path")
+        .and_then(|mut s| s.query_map([row.seq], |row| Ok((row.get(0)?, row.get(1)?)))?.collect())
+        .map_err(sql)?;
+    // A path was checked when it was written.
+    Ok(paths
+        .into_iter()
+        .filter_map(|(path, bytes)| Some((ArtifactPath::new(&path).ok()?, bytes)))
+        .collect())
+}
+
+/// The latest point of each of a run's metrics; none if there is no such run.
+pub fn latest(conn: &Connection, run: &RunId) -> Result<Vec<StoredMetric>, Error> {
+    let Some(row) = find_row(conn, run)? else { return Ok(Vec::new()) };
+    conn.prepare_cached(
+        "SELECT key, step, timestamp, value, is_nan FROM latest_metrics WHERE run = ?1 ORDER BY key",
+    )
+    .and_then(|mut s| s.query_map([row.seq], point)?.collect())
+    .map_err(sql)
+}
+
+/// Every experiment in use, with its number of runs, the latest made first.
+pub fn experiments(conn: &Connection) -> Result<Vec<(Experiment, u64)>, Error> {
+    conn.prepare_cached(&format!(
+        "SELECT {EXPERIMENT_COLUMNS},
+                (SELECT count(*) FROM runs r WHERE r.experiment = e.id) AS runs
+         FROM experiments e WHERE e.deleted = 0 ORDER BY e.id DESC"
+    ))
+    .and_then(|mut s| {
+        s.query_map([], |row| Ok((experiment_row(row)?, row.get("runs")?)))?.collect()
+    })
+    .map_err(sql)
 }

@@ -1,5 +1,7 @@
 //! What sealing asks of the rows.
 
+use std::ops::Range;
+
 use atelier_core::track::{RunId, StoredMetric};
 use rusqlite::{Connection, params};
 
@@ -39,12 +41,13 @@ pub fn to_purge(conn: &Connection, limit: usize) -> Result<Vec<RunId>, Error> {
 /// Some of a run's hot points, in the order of storage.
 pub type HotPage = Vec<StoredMetric>;
 
-/// Hot points up to `generation` that come after `after`, at most `limit`. Rows of a generation
-/// that sealing has begun on never change, so pages read one after another fit together.
+/// Hot points of the generations after `generations.start` up to and with `generations.end` that
+/// come after `after`, at most `limit`. Rows of a generation that sealing has begun on never
+/// change, so pages read one after another fit together.
 pub fn hot_page(
     conn: &Connection,
     run: &RunId,
-    generation: i64,
+    generations: &Range<i64>,
     after: Option<&StoredMetric>,
     limit: usize,
 ) -> Result<HotPage, Error> {
@@ -59,20 +62,21 @@ pub fn hot_page(
     let after = after.unwrap_or(&first);
     conn.prepare_cached(
         "SELECT key, step, timestamp, value, is_nan FROM metrics
-         WHERE run = ?1 AND generation <= ?2
+         WHERE run = ?1 AND generation > ?9 AND generation <= ?2
            AND (key, step, timestamp, value, is_nan) > (?3, ?4, ?5, ?6, ?7)
          ORDER BY key, step, timestamp, value, is_nan LIMIT ?8",
     )
     .and_then(|mut s| {
         let values = params![
             row.seq,
-            generation,
+            generations.end,
             after.key,
             after.step,
             after.timestamp,
             after.value,
             after.is_nan,
-            limit
+            limit,
+            generations.start
         ];
         s.query_map(values, read::point)?.collect()
     })

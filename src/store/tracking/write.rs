@@ -8,7 +8,7 @@ use atelier_core::id::JobName;
 use atelier_core::time::Timestamp;
 use atelier_core::track::{
     ArtifactPath, DatasetInput, Error as Refusal, ExperimentId, LifecycleStage, Metric, Param,
-    RUN_NAME_TAG, RunId, RunStatus, StoredMetric, Tag,
+    RUN_NAME_TAG, RunId, RunInfo, RunStatus, StoredMetric, Tag,
 };
 use rusqlite::{Connection, OptionalExtension as _, ToSql, params};
 
@@ -37,8 +37,12 @@ fn writer(by: &Caller) -> Result<(), Refusal> {
 fn may_change(by: &Caller, row: &RunRow) -> Result<(), Refusal> {
     writer(by)?;
     let info = &row.info;
-    let belongs = info.job.as_ref().map_or(info.id.as_str(), JobName::as_str);
-    if by.owns(&info.owner, belongs) {
+    let own = match &by.role {
+        // By the job, not by the id: a run that happens to be called like the job is not its own.
+        Role::Attempt(scope) => info.job.as_ref() == Some(&scope.job),
+        _ => by.owns(&info.owner, info.id.as_str()),
+    };
+    if own {
         return Ok(());
     }
     Err(Refusal::NotAllowed(match &by.role {
@@ -51,6 +55,19 @@ fn may_change(by: &Caller, row: &RunRow) -> Result<(), Refusal> {
             by.principal, info.id, info.owner
         ),
     }))
+}
+
+/// The run, if the caller may write to it now.
+///
+/// # Errors
+/// [`Error::Track`] if there is none, it is deleted, or is not the caller's to change.
+pub fn writable(conn: &Connection, by: &Caller, id: &RunId) -> Result<RunInfo, Error> {
+    let row = read::row(conn, id)?;
+    may_change(by, &row)?;
+    if row.info.stage == LifecycleStage::Deleted {
+        return Err(Refusal::RunDeleted(id.to_string()).into());
+    }
+    Ok(row.info)
 }
 
 impl TrackWrite {
@@ -96,12 +113,12 @@ impl TrackWrite {
                 let row = read::row(conn, run)?;
                 execute(
                     conn,
-                    "UPDATE runs SET generation = generation + 1, hot = 0 WHERE seq = ?1",
+                    "UPDATE runs SET generation = generation + 1 WHERE seq = ?1",
                     &[&row.seq],
                 )?;
                 Ok(TrackReply::Generation(row.generation))
             }
-            Self::Sealed { run, object, points, bytes, generation, at } => {
+            Self::Sealed { run, object, points, hot, bytes, generation, at } => {
                 let row = read::row(conn, run)?;
                 execute(
                     conn,
@@ -112,6 +129,11 @@ impl TrackWrite {
                          generation = excluded.generation, purged = 0, at = excluded.at
                      WHERE excluded.generation >= sealed_metrics.generation",
                     &[&row.seq, object, points, bytes, generation, &at.as_millis()],
+                )?;
+                execute(
+                    conn,
+                    "UPDATE runs SET hot = max(0, hot - ?2) WHERE seq = ?1",
+                    &[&row.seq, hot],
                 )?;
                 Ok(TrackReply::Done)
             }
@@ -300,7 +322,7 @@ fn create_job_run(conn: &Connection, run: &JobRun) -> Result<TrackReply, Error> 
             }
         }
     };
-    execute(
+    let made = execute(
         conn,
         "INSERT INTO runs (id, experiment, name, owner, job, status, started)
          VALUES (?1, ?2, ?3, ?4, ?1, ?5, ?6) ON CONFLICT (id) DO NOTHING",
@@ -313,7 +335,9 @@ fn create_job_run(conn: &Connection, run: &JobRun) -> Result<TrackReply, Error> 
             &run.at.as_millis(),
         ],
     )?;
-    set_tags(conn, conn.last_insert_rowid(), &run.tags)?;
+    if made == 1 {
+        set_tags(conn, conn.last_insert_rowid(), &run.tags)?;
+    }
     Ok(TrackReply::Experiment(experiment))
 }
 
@@ -326,7 +350,7 @@ fn follow_job(
     let ended = status.is_terminal().then(|| at.as_millis());
     execute(
         conn,
-        "UPDATE runs SET status = ?2, ended = ?3 WHERE id = ?1",
+        "UPDATE runs SET status = ?2, ended = ?3 WHERE id = ?1 AND job = ?1",
         &[&job.as_str(), &status.as_str(), &ended],
     )?;
     if status.is_terminal() {
@@ -344,7 +368,7 @@ fn follow_job(
 fn forget_job(conn: &Connection, job: &JobName) -> Result<TrackReply, Error> {
     let seqs: Vec<i64> = conn
         .prepare_cached(
-            "SELECT seq FROM runs WHERE id = ?1
+            "SELECT seq FROM runs WHERE id = ?1 AND job = ?1
              UNION SELECT seq FROM runs WHERE job = ?1 AND job IS NOT NULL AND job <> id",
         )
         .and_then(|mut s| s.query_map([job.as_str()], |row| row.get(0))?.collect())

@@ -5,7 +5,8 @@ use atelier_core::id::{DatastoreName, Principal};
 
 use super::*;
 use crate::http::data::{Authorize, State, router};
-use crate::storage::{BLOB_STORE, Datastores, ObjectPath};
+use crate::storage::{Datastores, ObjectPath};
+use atelier_core::layout::BLOB_STORE;
 
 struct Open;
 

@@ -1,0 +1,292 @@
+//! What this node keeps of what it fetched: content objects and files of datastores, bounded in
+//! size, the least recently used going first.
+//!
+//! **Invariant:** a file under its name in the cache is whole; it was written under another name
+//! and renamed. Content objects are checked against their digest when they are read, so that even
+//! a crash of the machine cannot make the cache lie.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use atelier_core::content::Digest;
+
+use super::Error;
+
+/// Kinds of files in the cache; the name of the folder each lies in.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(super) enum Kind {
+    /// Content objects, by digest.
+    Objects,
+    /// Files of datastores and the web, by a digest of where they are from and their etag.
+    Files,
+}
+
+impl Kind {
+    fn folder(self) -> &'static str {
+        match self {
+            Self::Objects => "objects",
+            Self::Files => "files",
+        }
+    }
+}
+
+type Key = (Kind, Digest);
+
+#[derive(Debug)]
+struct Entry {
+    size: u64,
+    /// Grows with every use.
+    used: u64,
+    pins: u32,
+}
+
+#[derive(Debug, Default)]
+struct Index {
+    loaded: bool,
+    entries: HashMap<Key, Entry>,
+    total: u64,
+    clock: u64,
+}
+
+/// The cache of one folder. All users of a folder in this process share one.
+#[derive(Debug)]
+pub(super) struct Cache {
+    folder: PathBuf,
+    /// Bytes kept at most, except what is in use.
+    limit: u64,
+    index: Mutex<Index>,
+    next: AtomicU64,
+}
+
+/// Keeps a cached file from being removed while it is in use.
+#[derive(Debug)]
+pub(super) struct Pin {
+    cache: Arc<Cache>,
+    key: Key,
+}
+
+impl Drop for Pin {
+    fn drop(&mut self) {
+        if let Some(entry) = self.cache.lock().entries.get_mut(&self.key) {
+            entry.pins = entry.pins.saturating_sub(1);
+        }
+    }
+}
+
+/// A file being written for the cache; removed unless it is kept.
+#[derive(Debug)]
+pub(super) struct Draft {
+    pub(super) path: PathBuf,
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+impl Cache {
+    /// The cache in `folder`, which is made if it does not exist. While another one of the same
+    /// folder is in use in this process, that one is given and `limit` is as it was.
+    pub(super) fn open(folder: &Path, limit: Option<u64>) -> Result<Arc<Self>, Error> {
+        static OPEN: OnceLock<Mutex<HashMap<PathBuf, Weak<Cache>>>> = OnceLock::new();
+        for sub in ["objects", "files", "tmp"] {
+            let path = folder.join(sub);
+            fs::create_dir_all(&path).map_err(|error| Error::io("create", &path, error))?;
+        }
+        let path = fs::canonicalize(folder).map_err(|error| Error::io("open", folder, error))?;
+        let mut open =
+            OPEN.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(cache) = open.get(&path).and_then(Weak::upgrade) {
+            return Ok(cache);
+        }
+        // What was being written when an earlier agent ended.
+        for entry in fs::read_dir(path.join("tmp")).into_iter().flatten().flatten() {
+            let _ = fs::remove_file(entry.path());
+        }
+        let limit = limit.unwrap_or_else(|| default_limit(&path));
+        let cache = Arc::new(Self {
+            folder: path.clone(),
+            limit,
+            index: Mutex::default(),
+            next: AtomicU64::new(0),
+        });
+        open.insert(path, Arc::downgrade(&cache));
+        Ok(cache)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Index> {
+        self.index.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn place(&self, (kind, digest): Key) -> PathBuf {
+        let name = digest.to_string();
+        self.folder.join(kind.folder()).join(&name[..2]).join(name)
+    }
+
+    /// The folder's path.
+    pub(super) fn limit(&self) -> u64 {
+        self.limit
+    }
+
+    /// The cached file, if there is one; it stays while the pin is held. Waits for the disk.
+    pub(super) fn get(self: &Arc<Self>, kind: Kind, digest: Digest) -> Option<(PathBuf, Pin)> {
+        let key = (kind, digest);
+        let path = self.place(key);
+        let mut index = self.lock();
+        self.load(&mut index);
+        if let Some(entry) = index.entries.get(&key) {
+            // Someone may have cleaned up by hand.
+            if fs::symlink_metadata(&path)
+                .is_ok_and(|meta| meta.is_file() && meta.len() == entry.size)
+            {
+                return Some((path, self.pin(&mut index, key)));
+            }
+            let size = entry.size;
+            index.entries.remove(&key);
+            index.total = index.total.saturating_sub(size);
+        }
+        None
+    }
+
+    fn pin(self: &Arc<Self>, index: &mut Index, key: Key) -> Pin {
+        index.clock += 1;
+        let clock = index.clock;
+        if let Some(entry) = index.entries.get_mut(&key) {
+            entry.used = clock;
+            entry.pins += 1;
+        }
+        Pin { cache: Arc::clone(self), key }
+    }
+
+    /// A place to write a file at before it is kept.
+    pub(super) fn draft(&self) -> Draft {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let name = format!("{}-{number}", std::process::id());
+        Draft { path: self.folder.join("tmp").join(name) }
+    }
+
+    /// Keeps a written draft under its name, read-only. Makes room first. Waits for the disk.
+    pub(super) fn keep(
+        self: &Arc<Self>,
+        draft: Draft,
+        kind: Kind,
+        digest: Digest,
+    ) -> Result<(PathBuf, Pin), Error> {
+        let key = (kind, digest);
+        let path = self.place(key);
+        let failed = |error| Error::io("keep in the cache", &path, error);
+        fs::set_permissions(&draft.path, fs::Permissions::from_mode(0o444)).map_err(failed)?;
+        let size = fs::metadata(&draft.path).map_err(failed)?.len();
+        match fs::rename(&draft.path, &path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                if let Some(parent) = path.parent() {
+                    fs::create_dir_all(parent).map_err(failed)?;
+                }
+                fs::rename(&draft.path, &path).map_err(failed)?;
+            }
+            other => other.map_err(failed)?,
+        }
+        let mut index = self.lock();
+        self.load(&mut index);
+        let pins = index.entries.get(&key).map_or(0, |entry| entry.pins);
+        if let Some(old) = index.entries.insert(key, Entry { size, used: 0, pins }) {
+            index.total = index.total.saturating_sub(old.size);
+        }
+        index.total += size;
+        let pin = self.pin(&mut index, key);
+        self.shrink(&mut index);
+        Ok((path, pin))
+    }
+
+    /// Removes a file that turned out not to be what its name says.
+    pub(super) fn discard(&self, kind: Kind, digest: Digest) {
+        let key = (kind, digest);
+        let mut index = self.lock();
+        if let Some(entry) = index.entries.remove(&key) {
+            index.total = index.total.saturating_sub(entry.size);
+        }
+        let _ = fs::remove_file(self.place(key));
+    }
+
+    /// Learns what is there, in the order of last change.
+    fn load(&self, index: &mut Index) {
+        if index.loaded {
+            return;
+        }
+        index.loaded = true;
+        let mut found: Vec<(SystemTime, Key, u64)> = Vec::new();
+        for kind in [Kind::Objects, Kind::Files] {
+            let parts =
+                fs::read_dir(self.folder.join(kind.folder())).into_iter().flatten().flatten();
+            for entry in
+                parts.flat_map(|part| fs::read_dir(part.path()).into_iter().flatten()).flatten()
+            {
+                let digest = entry.file_name().to_str().and_then(|name| name.parse().ok());
+                let (Some(digest), Ok(meta)) = (digest, entry.metadata()) else { continue };
+                let changed = meta.modified().unwrap_or(UNIX_EPOCH);
+                found.push((changed, (kind, digest), meta.len()));
+            }
+        }
+        found.sort_by_key(|(changed, ..)| *changed);
+        for (_, key, size) in found {
+            index.clock += 1;
+            let used = index.clock;
+            index.entries.insert(key, Entry { size, used, pins: 0 });
+            index.total += size;
+        }
+    }
+
+    /// Removes what was not used for longest until nine tenths of the limit remain.
+    fn shrink(&self, index: &mut Index) {
+        if index.total <= self.limit {
+            return;
+        }
+        let goal = self.limit / 10 * 9;
+        let mut order: Vec<(u64, Key)> = index
+            .entries
+            .iter()
+            .filter(|(_, entry)| entry.pins == 0)
+            .map(|(key, entry)| (entry.used, *key))
+            .collect();
+        order.sort_unstable_by_key(|(used, _)| *used);
+        for (_, key) in order {
+            if index.total <= goal {
+                return;
+            }
+            let path = self.place(key);
+            // A second link is an input of a job: removing this one would free nothing.
+            if fs::symlink_metadata(&path).is_ok_and(|meta| meta.nlink() > 1) {
+                continue;
+            }
+            let gone = match fs::remove_file(&path) {
+                Ok(()) => true,
+                Err(error) => error.kind() == io::ErrorKind::NotFound,
+            };
+            if gone && let Some(entry) = index.entries.remove(&key) {
+                index.total = index.total.saturating_sub(entry.size);
+            }
+        }
+    }
+}
+
+/// A fifth of the file system, at most 50 GiB.
+fn default_limit(folder: &Path) -> u64 {
+    const MOST: u64 = 50 << 30;
+    rustix::fs::statvfs(folder)
+        .map_or(MOST, |stat| (stat.f_blocks.saturating_mul(stat.f_frsize) / 5).min(MOST))
+}
+
+/// Writes a draft at once.
+pub(super) fn write_draft(draft: &Draft, bytes: &[u8]) -> Result<(), Error> {
+    use io::Write as _;
+    File::create(&draft.path)
+        .and_then(|mut file| file.write_all(bytes))
+        .map_err(|error| Error::io("write", &draft.path, error))
+}

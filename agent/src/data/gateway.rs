@@ -1,0 +1,348 @@
+//! The daemon's data gateway, and reading from the web.
+
+use std::path::Path;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::StreamExt as _;
+use reqwest::header::{
+    ACCEPT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, ETAG, IF_MATCH, IF_RANGE, RANGE,
+};
+use reqwest::{Body, Client, RequestBuilder, Response, StatusCode};
+use serde::Deserialize;
+use tokio::io::AsyncWriteExt as _;
+
+use super::store::Found;
+use super::{Error, path};
+
+/// Tries of one request.
+const TRIES: u32 = 5;
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+
+/// What reqwest is asked to do everywhere.
+pub(super) fn client() -> Result<Client, reqwest::Error> {
+    Client::builder()
+        .connect_timeout(Duration::from_secs(20))
+        // Between two pieces, not for the whole: a large file may take hours.
+        .read_timeout(Duration::from_secs(120))
+        .user_agent(concat!("atelier-agent/", env!("CARGO_PKG_VERSION")))
+        .build()
+}
+
+/// A failed request, before it is known whose it is.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// Answered with another status than success.
+    Status(StatusCode, String),
+    /// Not answered, or not to the end.
+    Broken(String),
+    /// This node's file system.
+    Local(Error),
+}
+
+impl Failure {
+    /// Whether another try may succeed.
+    pub(super) fn is_transient(&self) -> bool {
+        match self {
+            Self::Status(status, _) => {
+                status.is_server_error()
+                    || matches!(
+                        *status,
+                        StatusCode::REQUEST_TIMEOUT
+                            | StatusCode::TOO_MANY_REQUESTS
+                            | StatusCode::PRECONDITION_FAILED
+                    )
+            }
+            Self::Broken(_) => true,
+            Self::Local(_) => false,
+        }
+    }
+
+    pub(super) fn text(&self) -> String {
+        match self {
+            Self::Status(status, message) if message.is_empty() => status.to_string(),
+            Self::Status(status, message) => format!("{message} ({status})"),
+            Self::Broken(what) => what.clone(),
+            Self::Local(error) => error.to_string(),
+        }
+    }
+}
+
+impl From<reqwest::Error> for Failure {
+    fn from(error: reqwest::Error) -> Self {
+        Self::Broken(chain(&error.without_url()))
+    }
+}
+
+/// An error with its causes, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.ends_with(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}
+
+/// Does something until it works, cannot work, or was tried often enough.
+pub(super) async fn patiently<T>(
+    mut act: impl AsyncFnMut() -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    let mut pause = FIRST_PAUSE;
+    let mut tries = 1;
+    loop {
+        match act().await {
+            Err(failure) if failure.is_transient() && tries < TRIES => {
+                tracing::debug!(tries, failure = failure.text(), "request failed, trying again");
+            }
+            other => return other,
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
+        tries += 1;
+    }
+}
+
+async fn accepted(response: Response) -> Result<Response, Failure> {
+    #[derive(Deserialize)]
+    struct Answer {
+        error: Inner,
+    }
+    #[derive(Deserialize)]
+    struct Inner {
+        message: String,
+    }
+    let status = response.status();
+    if status.is_success() || status == StatusCode::NOT_MODIFIED {
+        return Ok(response);
+    }
+    // Only a gateway's own words are repeated; another server's page says nothing.
+    let text = response.text().await.unwrap_or_default();
+    let message = serde_json::from_str::<Answer>(&text).map(|answer| answer.error.message);
+    Err(Failure::Status(status, message.unwrap_or_default()))
+}
+
+/// What came of a download.
+#[derive(Debug)]
+pub(super) struct Downloaded {
+    pub(super) etag: Option<String>,
+    /// `false`: the server said that nothing has changed, and sent nothing.
+    pub(super) sent: bool,
+}
+
+/// Streams what `request` asks for into a new file at `to`. A break in the middle is resumed where
+/// the server can, else begun anew; `expected` bytes must come in the end.
+pub(super) async fn download(
+    to: &Path,
+    expected: Option<u64>,
+    request: impl Fn() -> RequestBuilder,
+) -> Result<Downloaded, Failure> {
+    let failed = |error| Failure::Local(Error::io("write", to, error));
+    let mut file = tokio::fs::File::create_new(to).await.map_err(failed)?;
+    let mut done: u64 = 0;
+    let mut tag: Option<String> = None;
+    patiently(async || {
+        let mut builder = request().header(ACCEPT_ENCODING, "identity");
+        if let (1.., Some(tag)) = (done, &tag) {
+            builder = builder.header(RANGE, format!("bytes={done}-")).header(IF_RANGE, tag);
+        }
+        let resuming = done > 0 && tag.is_some();
+        let response = match accepted(builder.send().await?).await {
+            Ok(response) => response,
+            Err(failure) => {
+                // It changed, or the range is gone: from the start, next time.
+                if resuming {
+                    done = 0;
+                    tag = None;
+                }
+                return Err(failure);
+            }
+        };
+        if response.status() == StatusCode::NOT_MODIFIED {
+            return Ok(Downloaded { etag: None, sent: false });
+        }
+        let from = if response.status() == StatusCode::PARTIAL_CONTENT { done } else { 0 };
+        if let Some(range) = response.headers().get(CONTENT_RANGE).and_then(|r| r.to_str().ok())
+            && !range.starts_with(&format!("bytes {from}-"))
+        {
+            return Err(Failure::Broken(format!("the server sent another part: '{range}'")));
+        }
+        if from != done || from == 0 {
+            use tokio::io::AsyncSeekExt as _;
+            file.set_len(from).await.map_err(failed)?;
+            file.seek(std::io::SeekFrom::Start(from)).await.map_err(failed)?;
+            done = from;
+        }
+        let header = |name| response.headers().get(name).and_then(|v| v.to_str().ok());
+        // A weak tag does not promise equal bytes.
+        tag = header(ETAG).filter(|tag| !tag.starts_with("W/")).map(str::to_owned);
+        let announced = header(CONTENT_LENGTH).and_then(|length| length.parse::<u64>().ok());
+        let end = announced.map(|length| from + length);
+        let mut pieces = response.bytes_stream();
+        while let Some(piece) = pieces.next().await {
+            let piece = piece?;
+            file.write_all(&piece).await.map_err(failed)?;
+            done += piece.len() as u64;
+        }
+        file.flush().await.map_err(failed)?;
+        if let Some(end) = expected.or(end)
+            && done != end
+        {
+            let problem = format!("{done} bytes came instead of {end}");
+            if done > end {
+                done = 0;
+                tag = None;
+            }
+            return Err(Failure::Broken(problem));
+        }
+        Ok(Downloaded { etag: tag.clone(), sent: true })
+    })
+    .await
+}
+
+/// The gateway. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(super) struct Gateway {
+    client: Client,
+    base: String,
+}
+
+#[derive(Deserialize)]
+struct Page {
+    objects: Vec<Listed>,
+    next: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Listed {
+    path: String,
+    size: u64,
+    etag: String,
+}
+
+impl Gateway {
+    pub(super) fn new(client: Client, http_url: &str) -> Self {
+        Self { client, base: format!("{}/data/v1", http_url.trim_end_matches('/')) }
+    }
+
+    fn url(&self, datastore: &str, key: &str) -> String {
+        format!("{}/{}/{}", self.base, path::in_url(datastore), path::in_url(key))
+    }
+
+    fn error(operation: &'static str, datastore: &str, key: &str, failure: Failure) -> Error {
+        match failure {
+            Failure::Local(error) => error,
+            failure => Error::Gateway {
+                operation,
+                path: format!("{datastore}/{key}"),
+                problem: failure.text(),
+                transient: failure.is_transient(),
+            },
+        }
+    }
+
+    /// The object at `key`, or all objects below it.
+    pub(super) async fn list(
+        &self,
+        datastore: &str,
+        key: &str,
+        token: &str,
+    ) -> Result<Vec<Found>, Error> {
+        path::check(key)?;
+        let mut found = Vec::new();
+        let mut after: Option<String> = None;
+        loop {
+            let mut url =
+                format!("{}/{}?prefix={}", self.base, path::in_url(datastore), path::in_url(key));
+            if let Some(after) = &after {
+                url.push_str("&after=");
+                url.push_str(&path::in_url(after));
+            }
+            let page: Page = patiently(async || {
+                let request = self.client.get(&url).bearer_auth(token);
+                let bytes = accepted(request.send().await?).await?.bytes().await?;
+                serde_json::from_slice(&bytes)
+                    .map_err(|error| Failure::Broken(format!("the listing is no JSON: {error}")))
+            })
+            .await
+            .map_err(|failure| Self::error("list", datastore, key, failure))?;
+            for object in page.objects {
+                path::check(&object.path)?;
+                let below = match object.path.strip_prefix(key) {
+                    Some("") => String::new(),
+                    Some(rest) if rest.starts_with('/') => rest[1..].to_owned(),
+                    // Outside of what was asked for.
+                    _ => continue,
+                };
+                found.push(Found { below, size: object.size, etag: object.etag });
+            }
+            match page.next {
+                // A page that does not move on would never end.
+                Some(next) if after.as_ref().is_none_or(|after| *after < next) => {
+                    after = Some(next)
+                }
+                _ => return Ok(found),
+            }
+        }
+    }
+
+    /// Reads an object of a listing into a new file.
+    pub(super) async fn get(
+        &self,
+        datastore: &str,
+        key: &str,
+        found: &Found,
+        token: &str,
+        to: &Path,
+    ) -> Result<(), Error> {
+        let url = self.url(datastore, key);
+        let request = || {
+            let request = self.client.get(&url).bearer_auth(token);
+            if found.etag.is_empty() { request } else { request.header(IF_MATCH, &found.etag) }
+        };
+        download(to, Some(found.size), request)
+            .await
+            .map(|_| ())
+            .map_err(|failure| Self::error("read", datastore, key, failure))
+    }
+
+    /// Stores an object; `body` makes its bytes anew for each try.
+    pub(super) async fn put<T>(
+        &self,
+        datastore: &str,
+        key: &str,
+        length: u64,
+        token: &str,
+        mut body: impl AsyncFnMut() -> Result<(Body, T), Error>,
+    ) -> Result<T, Error> {
+        path::check(key)?;
+        let url = self.url(datastore, key);
+        patiently(async || {
+            let (body, told) = body().await.map_err(Failure::Local)?;
+            let request =
+                self.client.put(&url).bearer_auth(token).header(CONTENT_LENGTH, length).body(body);
+            accepted(request.send().await?).await?;
+            Ok(told)
+        })
+        .await
+        .map_err(|failure| Self::error("store", datastore, key, failure))
+    }
+
+    /// Stores bytes.
+    pub(super) async fn put_bytes(
+        &self,
+        datastore: &str,
+        key: &str,
+        bytes: Bytes,
+        token: &str,
+    ) -> Result<(), Error> {
+        let length = bytes.len() as u64;
+        self.put(datastore, key, length, token, async || Ok((Body::from(bytes.clone()), ()))).await
+    }
+}

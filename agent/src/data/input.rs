@@ -1,0 +1,249 @@
+//! A job's inputs.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use atelier_core::content::Digest;
+use atelier_core::spec::{DataKind, Input, InputMode};
+use atelier_proto::agent::v1 as pb;
+use futures::{StreamExt as _, TryStreamExt as _};
+
+use super::cache::{Kind, Pin};
+use super::error::blocking;
+use super::files::{self, Stop, StopOnDrop};
+use super::store::{Found, Store};
+use super::{Error, Inner, mltable, path, web};
+
+/// Objects read at once through the gateway.
+const READERS: usize = 8;
+/// Threads that link or copy in a shared folder.
+const THREADS: usize = 4;
+
+/// What an input must be, by its declared type.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Shape {
+    File,
+    Folder,
+    Either,
+}
+
+fn shape(kind: DataKind) -> (Shape, &'static str) {
+    match kind {
+        DataKind::UriFile => (Shape::File, "uri_file"),
+        DataKind::UriFolder => (Shape::Folder, "uri_folder"),
+        DataKind::MlTable => (Shape::Folder, "mltable"),
+        DataKind::MlflowModel => (Shape::Folder, "mlflow_model"),
+        DataKind::CustomModel => (Shape::Either, "custom_model"),
+        DataKind::TritonModel => (Shape::Folder, "triton_model"),
+    }
+}
+
+/// See [`super::DataPlane::input`].
+pub(super) async fn provide(
+    inner: &Inner,
+    name: &str,
+    input: &Input,
+    grant: Option<&pb::InputGrant>,
+    token: &str,
+    into: &Path,
+) -> Result<String, Error> {
+    let (kind, mode) = match input {
+        Input::Literal { value } => return Ok(value.clone()),
+        Input::Unset => return Ok(String::new()),
+        Input::Data { kind, mode, .. } => (*kind, *mode),
+    };
+    path::check(name)?;
+    let evaluated = matches!(mode, InputMode::EvalMount | InputMode::EvalDownload);
+    if evaluated && kind != DataKind::MlTable {
+        let problem = "only inputs of type mltable can be evaluated: use ro_mount or download";
+        return Err(Error::Unsupported { name: name.to_owned(), problem: problem.to_owned() });
+    }
+    let own_copy = matches!(mode, InputMode::Download | InputMode::EvalDownload);
+    let folder = into.join(name);
+    let source = grant.and_then(|grant| grant.source.as_ref());
+    let at = match source {
+        None => return Err(Error::NoGrant(format!("input '{name}'"))),
+        Some(pb::input_grant::Source::Url(url)) if mode == InputMode::Direct => {
+            return Ok(url.clone());
+        }
+        Some(pb::input_grant::Source::Url(url)) => {
+            let (shape, kind) = shape(kind);
+            if shape == Shape::Folder {
+                return Err(Error::File { name: name.into(), kind, uri: web::shown(url) });
+            }
+            empty_folder(&folder).await?;
+            let file = web::fetch(inner, name, url, &folder, own_copy).await?;
+            return Ok(file.to_string_lossy().into_owned());
+        }
+        Some(pb::input_grant::Source::Store(at)) => at,
+    };
+    let uri = format!("azureml://datastores/{}/paths/{}", at.datastore, at.path);
+    if mode == InputMode::Direct {
+        return Ok(uri);
+    }
+    let key = path::checked(&at.path)?.to_owned();
+    let place = Place { inner, at, key: &key, token, store: inner.store(at).await? };
+    let mut found = place.list().await?;
+    let is_file = matches!(found.as_slice(), [only] if only.below.is_empty());
+    match (shape(kind), is_file) {
+        _ if found.is_empty() => return Err(Error::Missing { name: name.into(), uri }),
+        ((Shape::File, kind), false) => {
+            return Err(Error::Folder { name: name.into(), kind, uri });
+        }
+        ((Shape::Folder, kind), true) => return Err(Error::File { name: name.into(), kind, uri }),
+        _ => {}
+    }
+    if evaluated {
+        let table = place.text(name, &found, mltable::FILE).await?;
+        found = mltable::select(name, &table, found)?;
+    }
+    empty_folder(&folder).await?;
+    place.give(&folder, found, own_copy).await?;
+    // A file keeps its name: programs look at its ending.
+    let result = if is_file { folder.join(path::file_name(&key)) } else { folder };
+    Ok(result.to_string_lossy().into_owned())
+}
+
+/// Makes the folder, empty. An earlier try may have left something.
+async fn empty_folder(folder: &Path) -> Result<(), Error> {
+    let folder = folder.to_owned();
+    blocking(move || {
+        files::remove_any(&folder)?;
+        fs::create_dir_all(&folder).map_err(|error| Error::io("create the folder", &folder, error))
+    })
+    .await
+}
+
+/// Where an input lies.
+struct Place<'a> {
+    inner: &'a Inner,
+    at: &'a pb::StorePath,
+    key: &'a str,
+    token: &'a str,
+    store: Option<Arc<Store>>,
+}
+
+impl Place<'_> {
+    async fn list(&self) -> Result<Vec<Found>, Error> {
+        match &self.store {
+            Some(store) => {
+                let (store, key) = (Arc::clone(store), self.key.to_owned());
+                blocking(move || store.list(&key)).await
+            }
+            None => self.inner.gateway.list(&self.at.datastore, self.key, self.token).await,
+        }
+    }
+
+    /// A small text file of the input.
+    async fn text(&self, name: &str, found: &[Found], file: &str) -> Result<String, Error> {
+        const MOST: u64 = 1 << 20;
+        let unsupported = |problem: String| Error::Unsupported { name: name.to_owned(), problem };
+        let Some(object) = found.iter().find(|object| object.below == file) else {
+            return Err(unsupported(format!("there is no file '{file}' in the folder")));
+        };
+        if object.size > MOST {
+            return Err(unsupported(format!("its file '{file}' is larger than 1 MiB")));
+        }
+        let (path, _pin) = match &self.store {
+            Some(store) => (store.place(&path::join(self.key, file)), None),
+            None => {
+                let (path, pin) = self.cached(object).await?;
+                (path, Some(pin))
+            }
+        };
+        let bytes = fs::read(&path).map_err(|error| Error::io("read", &path, error))?;
+        String::from_utf8(bytes).map_err(|_| unsupported(format!("its file '{file}' is no UTF-8")))
+    }
+
+    /// Puts the objects into an empty folder.
+    async fn give(&self, folder: &Path, found: Vec<Found>, own_copy: bool) -> Result<(), Error> {
+        let target = |object: &Found| match object.below.as_str() {
+            "" => folder.join(path::file_name(self.key)),
+            below => folder.join(below),
+        };
+        let folders: BTreeSet<PathBuf> =
+            found.iter().filter_map(|object| Some(target(object).parent()?.to_owned())).collect();
+        blocking(move || {
+            folders.iter().try_for_each(|folder| {
+                fs::create_dir_all(folder)
+                    .map_err(|error| Error::io("create the folder", folder, error))
+            })
+        })
+        .await?;
+        let Some(store) = &self.store else {
+            return futures::stream::iter(found)
+                .map(|object| {
+                    let to = target(&object);
+                    async move { self.give_one(&object, &to, own_copy).await }
+                })
+                .buffer_unordered(READERS)
+                .try_collect()
+                .await;
+        };
+        let work: Vec<(PathBuf, PathBuf)> = found
+            .iter()
+            .map(|object| (store.place(&path::join(self.key, &object.below)), target(object)))
+            .collect();
+        let stop = Stop::default();
+        let _stop = StopOnDrop(stop.clone());
+        let share = work.len().div_ceil(THREADS).max(1);
+        let threads = work.chunks(share).map(|chunk| {
+            let (chunk, stop) = (chunk.to_vec(), stop.clone());
+            blocking(move || {
+                chunk.iter().try_for_each(|(from, to)| {
+                    stop.check()?;
+                    if own_copy {
+                        files::copy(from, to, &stop)
+                    } else {
+                        files::link_read_only(from, to)
+                    }
+                })
+            })
+        });
+        futures::future::try_join_all(threads).await.map(|_| ())
+    }
+
+    async fn give_one(&self, object: &Found, to: &Path, own_copy: bool) -> Result<(), Error> {
+        // What would fill much of the cache goes straight to its place.
+        let share = if own_copy { 8 } else { 2 };
+        if object.size > self.inner.cache.limit() / share {
+            let key = path::join(self.key, &object.below);
+            let gateway = &self.inner.gateway;
+            return gateway.get(&self.at.datastore, &key, object, self.token, to).await;
+        }
+        let (from, pin) = self.cached(object).await?;
+        let to = to.to_owned();
+        let stop = Stop::default();
+        let _stop = StopOnDrop(stop.clone());
+        blocking(move || {
+            let _pin = pin;
+            if own_copy {
+                files::copy(&from, &to, &stop)
+            } else {
+                files::link_read_only(&from, &to)
+            }
+        })
+        .await
+    }
+
+    /// The object in the node's cache, read from the gateway if it is not there yet. That it is
+    /// listed for this attempt is its right to read it.
+    async fn cached(&self, object: &Found) -> Result<(PathBuf, Pin), Error> {
+        let key = path::join(self.key, &object.below);
+        let Found { size, etag, .. } = object;
+        let store = &self.at.datastore;
+        let id = Digest::of(format!("datastore\n{store}\n{key}\n{etag}\n{size}").as_bytes());
+        let flight = self.inner.flights.of(id);
+        let _turn = flight.lock().await;
+        let cache = Arc::clone(&self.inner.cache);
+        if let Some(hit) = blocking(move || Ok(cache.get(Kind::Files, id))).await? {
+            return Ok(hit);
+        }
+        let draft = self.inner.cache.draft();
+        self.inner.gateway.get(store, &key, object, self.token, &draft.path).await?;
+        let cache = Arc::clone(&self.inner.cache);
+        blocking(move || cache.keep(draft, Kind::Files, id)).await
+    }
+}

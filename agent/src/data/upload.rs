@@ -1,0 +1,413 @@
+//! What a job leaves, on its way into a datastore.
+
+use std::collections::HashSet;
+use std::fs::{self, File, Metadata};
+use std::io::{self, Read as _};
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use atelier_core::content::Digest;
+use atelier_core::content::manifest::ManifestEntry;
+use atelier_core::id::DatastoreName;
+use atelier_proto::agent::v1 as pb;
+use futures::StreamExt as _;
+use reqwest::Body;
+use tokio_util::io::ReaderStream;
+
+use super::error::blocking;
+use super::files::{self, Stop, StopOnDrop};
+use super::store::{Staged, Store};
+use super::{Error, Inner, path};
+
+/// Objects sent at once through the gateway.
+const SENDERS: usize = 8;
+/// Threads that read files of a shared folder.
+const THREADS: usize = 4;
+/// The deepest folder below the one that is stored.
+const MAX_DEPTH: usize = 256;
+const READ: usize = 256 * 1024;
+
+/// A file to store.
+struct Local {
+    /// Where it is, links resolved.
+    path: PathBuf,
+    /// Below the folder, as the job named it; empty for a single file.
+    below: String,
+}
+
+/// Why one file is not stored.
+enum Failed {
+    /// The file itself, in words that begin with its name.
+    File(String),
+    /// Everything.
+    All(Error),
+}
+
+impl From<Error> for Failed {
+    fn from(error: Error) -> Self {
+        Self::All(error)
+    }
+}
+
+/// See [`super::DataPlane::upload`].
+pub(super) async fn upload(
+    inner: &Inner,
+    from: &Path,
+    to: &pb::StorePath,
+    prefix: &str,
+    token: &str,
+) -> Result<Vec<ManifestEntry>, Error> {
+    let key = path::checked(&to.path)?.to_owned();
+    let prefix = path::checked(prefix)?.to_owned();
+    let datastore = DatastoreName::new(&to.datastore).map_err(|_| Error::Path {
+        path: to.datastore.chars().take(80).collect(),
+        rule: "it is no name of a datastore",
+    })?;
+    let (root, base) = (from.to_owned(), key.clone());
+    let Walk { found, mut refused, .. } = blocking(move || Walk::of(&root, &base)).await?;
+    let place = Place { datastore, key, prefix };
+    let results = match inner.store(to).await? {
+        Some(store) => link_all(store, &place, found).await?,
+        None => {
+            futures::stream::iter(found)
+                .map(|local| send(inner, &place, local, token))
+                .buffer_unordered(SENDERS)
+                .collect()
+                .await
+        }
+    };
+    let mut stored = Vec::with_capacity(results.len());
+    for result in results {
+        match result {
+            Ok(entry) => stored.push(entry),
+            Err(Failed::File(reason)) => refused.push(reason),
+            Err(Failed::All(error)) => return Err(error),
+        }
+    }
+    stored.sort_by(|one, other| one.path.cmp(&other.path));
+    if refused.is_empty() {
+        return Ok(stored);
+    }
+    refused.sort();
+    Err(Error::Refused { refused, stored })
+}
+
+/// Where files go.
+struct Place {
+    datastore: DatastoreName,
+    key: String,
+    prefix: String,
+}
+
+impl Place {
+    fn entry(&self, below: &str, bytes: u64, digest: Digest) -> ManifestEntry {
+        ManifestEntry {
+            datastore: self.datastore.clone(),
+            key: path::join(&self.key, below),
+            path: path::join(&self.prefix, below),
+            bytes,
+            digest,
+        }
+    }
+}
+
+/// The files below a folder, and what cannot be stored.
+struct Walk {
+    root: PathBuf,
+    /// The path in the datastore that the folder stands for.
+    key: String,
+    found: Vec<Local>,
+    refused: Vec<String>,
+    names: HashSet<String>,
+}
+
+impl Walk {
+    fn of(from: &Path, key: &str) -> Result<Self, Error> {
+        let failed = |error| Error::io("read", from, error);
+        let mut walk = Self {
+            root: fs::canonicalize(from).unwrap_or_else(|_| from.to_owned()),
+            key: key.to_owned(),
+            found: Vec::new(),
+            refused: Vec::new(),
+            names: HashSet::new(),
+        };
+        let shown = from.file_name().unwrap_or(from.as_os_str()).to_string_lossy().into_owned();
+        match fs::symlink_metadata(from) {
+            Ok(meta) if meta.is_file() => {
+                walk.found.push(Local { path: from.to_owned(), below: String::new() });
+            }
+            Ok(meta) if meta.is_dir() => {
+                let mut above = vec![(meta.dev(), meta.ino())];
+                walk.folder(from, "", &mut above)?;
+            }
+            Ok(meta) if meta.is_symlink() => walk.refused.push(format!(
+                "'{shown}' is a symbolic link where a file or folder was to be written: copy the \
+                 data instead"
+            )),
+            Ok(meta) => walk.refused.push(format!("'{shown}' is {}", special(&meta))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                walk.refused.push(format!("'{shown}' was not written"));
+            }
+            Err(error) => return Err(failed(error)),
+        }
+        Ok(walk)
+    }
+
+    fn folder(
+        &mut self,
+        folder: &Path,
+        below: &str,
+        above: &mut Vec<(u64, u64)>,
+    ) -> Result<(), Error> {
+        if above.len() > MAX_DEPTH {
+            self.refused.push(format!("'{below}' lies more than {MAX_DEPTH} folders deep"));
+            return Ok(());
+        }
+        let entries = match fs::read_dir(folder) {
+            Ok(entries) => entries,
+            Err(error) if is_files_own(&error) => {
+                self.refused.push(format!("'{below}' cannot be read: {error}"));
+                return Ok(());
+            }
+            Err(error) => return Err(Error::io("read", folder, error)),
+        };
+        for entry in entries {
+            let entry = entry.map_err(|error| Error::io("read", folder, error))?;
+            let name = path::segment(entry.file_name().as_bytes());
+            let below = if below.is_empty() { name } else { format!("{below}/{name}") };
+            let path = entry.path();
+            match fs::symlink_metadata(&path) {
+                Ok(meta) if meta.is_symlink() => self.link(&path, &below, above)?,
+                Ok(meta) => self.entry(path, &meta, below, above)?,
+                Err(error) => self.refused.push(format!("'{below}' cannot be read: {error}")),
+            }
+        }
+        Ok(())
+    }
+
+    /// A file or folder that is no link.
+    fn entry(
+        &mut self,
+        path: PathBuf,
+        meta: &Metadata,
+        below: String,
+        above: &mut Vec<(u64, u64)>,
+    ) -> Result<(), Error> {
+        if meta.is_dir() {
+            let id = (meta.dev(), meta.ino());
+            if above.contains(&id) {
+                self.refused.push(format!("'{below}' is a link to a folder that it lies in"));
+                return Ok(());
+            }
+            above.push(id);
+            self.folder(&path, &below, above)?;
+            above.pop();
+        } else if !meta.is_file() {
+            self.refused.push(format!("'{below}' is {}", special(meta)));
+        } else if let Err(error) = super::path::check(&super::path::join(&self.key, &below)) {
+            self.refused.push(error.to_string());
+        } else if self.names.insert(below.clone()) {
+            self.found.push(Local { path, below });
+        } else {
+            self.refused.push(format!("'{below}' stands for two files once names are encoded"));
+        }
+        Ok(())
+    }
+
+    fn link(&mut self, path: &Path, below: &str, above: &mut Vec<(u64, u64)>) -> Result<(), Error> {
+        let target = fs::read_link(path).unwrap_or_default();
+        let target = target.display();
+        match fs::canonicalize(path) {
+            Ok(real) if real.starts_with(&self.root) => {
+                let meta = fs::metadata(&real).map_err(|error| Error::io("read", &real, error))?;
+                self.entry(real, &meta, below.to_owned(), above)?;
+            }
+            Ok(_) => self.refused.push(format!(
+                "'{below}' is a symbolic link that leaves the folder ('{target}'): copy the file \
+                 instead"
+            )),
+            Err(error) => self.refused.push(format!(
+                "'{below}' is a symbolic link to '{target}', which cannot be read: {error}"
+            )),
+        }
+        Ok(())
+    }
+}
+
+fn special(meta: &Metadata) -> &'static str {
+    use std::os::unix::fs::FileTypeExt as _;
+    let kind = meta.file_type();
+    if kind.is_fifo() {
+        "a named pipe, not a file"
+    } else if kind.is_socket() {
+        "a socket, not a file"
+    } else {
+        "a device, not a file"
+    }
+}
+
+/// Whether it is the file's own doing, not the file system's.
+fn is_files_own(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::NotFound)
+}
+
+/// What changes when a file is written to.
+fn version(meta: &Metadata) -> (u64, i64, i64) {
+    (meta.len(), meta.mtime(), meta.mtime_nsec())
+}
+
+fn changed(local: &Local) -> Failed {
+    Failed::File(format!("'{}' changed while it was stored", local.shown()))
+}
+
+impl Local {
+    fn shown(&self) -> String {
+        if self.below.is_empty() {
+            super::path::segment(self.path.file_name().unwrap_or_default().as_bytes())
+        } else {
+            self.below.clone()
+        }
+    }
+
+    fn open(&self) -> Result<(File, Metadata), Failed> {
+        let file = match files::open_regular(&self.path) {
+            Ok(Some(file)) => file,
+            Ok(None) => return Err(changed(self)),
+            Err(error) if is_files_own(&error) => {
+                let shown = self.shown();
+                return Err(Failed::File(format!("'{shown}' cannot be read: {error}")));
+            }
+            Err(error) => return Err(Error::io("read", &self.path, error).into()),
+        };
+        let meta = file.metadata().map_err(|error| Error::io("read", &self.path, error))?;
+        Ok((file, meta))
+    }
+}
+
+/// Sends one file through the gateway.
+async fn send(
+    inner: &Inner,
+    place: &Place,
+    local: Local,
+    token: &str,
+) -> Result<ManifestEntry, Failed> {
+    let local = Arc::new(local);
+    let opening = Arc::clone(&local);
+    let first = blocking(move || Ok(opening.open().map(|(_, meta)| version(&meta)))).await??;
+    let length = first.0;
+    let key = path::join(&place.key, &local.below);
+    // What a failed try says of the file itself goes past the gateway's error.
+    let mut of_file = None;
+    let sent = inner
+        .gateway
+        .put(place.datastore.as_str(), &key, length, token, async || {
+            let opening = Arc::clone(&local);
+            let file = match blocking(move || Ok(opening.open())).await? {
+                Ok((file, meta)) if version(&meta) == first => file,
+                Ok(_) => {
+                    of_file = Some(changed(&local));
+                    return Err(Error::Stopped);
+                }
+                Err(Failed::All(error)) => return Err(error),
+                Err(failed) => {
+                    of_file = Some(failed);
+                    return Err(Error::Stopped);
+                }
+            };
+            let after = file.try_clone().map_err(|error| Error::io("read", &local.path, error))?;
+            let hasher = Arc::new(Mutex::new(blake3::Hasher::new()));
+            let hashing = Arc::clone(&hasher);
+            use tokio::io::AsyncReadExt as _;
+            let reader = tokio::fs::File::from_std(file).take(length);
+            let pieces = ReaderStream::with_capacity(reader, READ).map(move |piece| {
+                if let Ok(piece) = &piece {
+                    hashing.lock().unwrap_or_else(PoisonError::into_inner).update(piece);
+                }
+                piece
+            });
+            Ok((Body::wrap_stream(pieces), (hasher, after)))
+        })
+        .await;
+    let (hasher, after) = match (sent, of_file) {
+        (_, Some(failed)) => return Err(failed),
+        (Err(error), None) => {
+            // A file that became shorter breaks its own upload.
+            let now = fs::metadata(&local.path);
+            return Err(match now {
+                Ok(meta) if version(&meta) == first => error.into(),
+                _ => changed(&local),
+            });
+        }
+        (Ok(sent), None) => sent,
+    };
+    let meta = after.metadata().map_err(|error| Error::io("read", &local.path, error))?;
+    let hasher = hasher.lock().unwrap_or_else(PoisonError::into_inner);
+    if version(&meta) != first || hasher.count() != length {
+        return Err(changed(&local));
+    }
+    let digest = Digest::from_bytes(*hasher.finalize().as_bytes());
+    Ok(place.entry(&local.below, length, digest))
+}
+
+/// Stores files in a folder shared with the daemon: staged side by side, published together.
+async fn link_all(
+    store: Arc<Store>,
+    place: &Place,
+    found: Vec<Local>,
+) -> Result<Vec<Result<ManifestEntry, Failed>>, Error> {
+    let stop = Stop::default();
+    let _stop = StopOnDrop(stop.clone());
+    let share = found.len().div_ceil(THREADS).max(1);
+    let mut rest = found.into_iter();
+    let mut threads = Vec::new();
+    loop {
+        let chunk: Vec<Local> = rest.by_ref().take(share).collect();
+        if chunk.is_empty() {
+            break;
+        }
+        let (store, stop) = (Arc::clone(&store), stop.clone());
+        threads.push(blocking(move || {
+            let stage = |local: Local| match stage(&store, &local, &stop) {
+                Err(Failed::All(error)) => Err(error),
+                other => Ok((local, other)),
+            };
+            chunk.into_iter().map(stage).collect::<Result<Vec<_>, Error>>()
+        }));
+    }
+    let mut results = Vec::new();
+    let mut staged = Vec::new();
+    for (local, result) in futures::future::try_join_all(threads).await?.into_iter().flatten() {
+        results.push(result.map(|(file, bytes, digest)| {
+            let entry = place.entry(&local.below, bytes, digest);
+            staged.push((file, entry.key.clone()));
+            entry
+        }));
+    }
+    blocking(move || store.publish(staged)).await?;
+    Ok(results)
+}
+
+fn stage(store: &Store, local: &Local, stop: &Stop) -> Result<(Staged, u64, Digest), Failed> {
+    let (mut file, meta) = local.open()?;
+    let mut hasher = blake3::Hasher::new();
+    let mut buffer = vec![0; READ.min(meta.len() as usize + 1)];
+    loop {
+        stop.check()?;
+        match file.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(read) => {
+                hasher.update(&buffer[..read]);
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(Error::io("read", &local.path, error).into()),
+        }
+    }
+    let staged = store.stage_file(&file, stop)?;
+    let after = file.metadata().map_err(|error| Error::io("read", &local.path, error))?;
+    if version(&after) != version(&meta) || hasher.count() != meta.len() {
+        return Err(changed(local));
+    }
+    Ok((staged, meta.len(), Digest::from_bytes(*hasher.finalize().as_bytes())))
+}

@@ -1,0 +1,171 @@
+//! Inputs from the web.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use atelier_core::content::Digest;
+use percent_encoding::percent_decode_str;
+use reqwest::header::IF_NONE_MATCH;
+use reqwest::{StatusCode, Url};
+
+use super::cache::Kind;
+use super::error::blocking;
+use super::files::{self, Stop, StopOnDrop};
+use super::gateway::{Failure, download};
+use super::{Error, Inner};
+
+/// A URL for people: without user, password and query, which may hold keys.
+pub(super) fn shown(url: &str) -> String {
+    match Url::parse(url) {
+        Ok(mut url) => {
+            // Fails only for URLs that have no host, which have no password either.
+            let _ = url.set_username("");
+            let _ = url.set_password(None);
+            url.set_query(None);
+            url.set_fragment(None);
+            url.to_string()
+        }
+        Err(_) => "the URL".to_owned(),
+    }
+}
+
+/// The name that a file from this URL gets.
+fn name_of(url: &Url) -> String {
+    let last = url.path_segments().and_then(|mut segments| segments.next_back()).unwrap_or("");
+    let decoded = percent_decode_str(last).decode_utf8_lossy();
+    let name: String = decoded
+        .chars()
+        .map(|c| if c.is_control() || matches!(c, '/' | '\\') { '_' } else { c })
+        .collect();
+    let mut end = name.len().min(200);
+    while !name.is_char_boundary(end) {
+        end -= 1;
+    }
+    match &name[..end] {
+        "" | "." | ".." => "data".to_owned(),
+        good => good.to_owned(),
+    }
+}
+
+/// Reads a URL into a file of `folder`. What the server gives a strong tag to is kept in the cache
+/// and asked for again only if the tag has changed.
+pub(super) async fn fetch(
+    inner: &Inner,
+    name: &str,
+    url: &str,
+    folder: &Path,
+    own_copy: bool,
+) -> Result<PathBuf, Error> {
+    let failed = |problem: String, transient: bool| Error::Url {
+        name: name.to_owned(),
+        url: shown(url),
+        problem,
+        transient,
+    };
+    let parsed = Url::parse(url).map_err(|error| failed(error.to_string(), false))?;
+    if !matches!(parsed.scheme(), "http" | "https") {
+        return Err(failed(format!("'{}' is not http or https", parsed.scheme()), false));
+    }
+    let target = folder.join(name_of(&parsed));
+    let flight = inner.flights.of(Digest::of(format!("web\n{url}").as_bytes()));
+    let _turn = flight.lock().await;
+
+    let id = |tag: &str| Digest::of(format!("web\n{url}\n{tag}").as_bytes());
+    // The tag of last time lies in the cache under the URL itself.
+    let tag_id = id("");
+    let cache = Arc::clone(&inner.cache);
+    let known = blocking(move || {
+        let Some((path, _pin)) = cache.get(Kind::Files, tag_id) else { return Ok(None) };
+        Ok(fs::read_to_string(path).ok())
+    })
+    .await?;
+    let kept = match known {
+        Some(tag) => {
+            let (cache, id) = (Arc::clone(&inner.cache), id(&tag));
+            blocking(move || Ok(cache.get(Kind::Files, id))).await?.map(|hit| (tag, hit))
+        }
+        None => None,
+    };
+
+    let draft = inner.cache.draft();
+    let downloaded = download(&draft.path, None, || {
+        let request = inner.web.get(parsed.clone());
+        match &kept {
+            Some((tag, _)) => request.header(IF_NONE_MATCH, tag),
+            None => request,
+        }
+    })
+    .await
+    .map_err(|failure| match failure {
+        Failure::Local(error) => error,
+        Failure::Status(status, _) => failed(problem_of(status), failure.is_transient()),
+        other => failed(other.text(), true),
+    })?;
+
+    let stop = Stop::default();
+    let _stop = StopOnDrop(stop.clone());
+    let (cache, to) = (Arc::clone(&inner.cache), target.clone());
+    let fresh_id = downloaded.etag.as_deref().map(id);
+    blocking(move || {
+        let give = |from: &Path| {
+            if own_copy { files::copy(from, &to, &stop) } else { files::link_read_only(from, &to) }
+        };
+        match (downloaded, kept, fresh_id) {
+            (answer, Some((_, (path, _pin))), _) if !answer.sent => give(&path),
+            (answer, _, Some(id)) => {
+                let (path, _pin) = cache.keep(draft, Kind::Files, id)?;
+                let tag = cache.draft();
+                super::cache::write_draft(&tag, answer.etag.unwrap_or_default().as_bytes())?;
+                cache.keep(tag, Kind::Files, tag_id)?;
+                give(&path)
+            }
+            // Nothing says when it changes: it is this job's alone.
+            _ => fs::copy(&draft.path, &to)
+                .map(|_| ())
+                .map_err(|error| Error::io("write", &to, error)),
+        }
+    })
+    .await?;
+    Ok(target)
+}
+
+fn problem_of(status: StatusCode) -> String {
+    let remedy = match status {
+        StatusCode::NOT_FOUND | StatusCode::GONE => "correct the URL",
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+            "the server wants credentials: upload the data, or use a URL that includes access"
+        }
+        _ if status.is_client_error() => "the server refuses the request",
+        _ => "the server fails; try again later",
+    };
+    format!("{status}: {remedy}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_come_from_the_last_segment_and_stay_in_the_folder() {
+        for (url, expected) in [
+            ("https://example.com/a/iris.csv?sig=1#x", "iris.csv"),
+            ("https://example.com/a%20b.csv", "a b.csv"),
+            ("https://example.com/", "data"),
+            ("https://example.com", "data"),
+            ("https://example.com/a/%2e%2e%2fetc%2fpasswd", ".._etc_passwd"),
+            ("https://example.com/x/%2F..", "_.."),
+        ] {
+            assert_eq!(name_of(&Url::parse(url).unwrap()), expected, "{url}");
+        }
+    }
+
+    #[test]
+    fn keys_in_a_url_are_not_repeated() {
+        assert_eq!(
+            shown("https://me:secret@example.com/a.csv?sig=abc#f"),
+            "https://example.com/a.csv"
+        );
+        assert_eq!(shown("nonsense sig=abc"), "the URL");
+    }
+}

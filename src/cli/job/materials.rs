@@ -1,0 +1,143 @@
+//! What a job needs from this machine: code folders and local inputs go to the workspace, and the
+//! job names them there.
+
+use std::path::Path;
+
+use atelier_core::id::DatastoreName;
+use atelier_core::spec::{Code, CommandJob, DataUri, Environment, Input};
+use indicatif::ProgressBar;
+
+use super::summary::size;
+use crate::cli::upload::{self, Gateway, Progress, Report, Uploader, git};
+use crate::cli::{Context, Error, Kind};
+use crate::client::Client;
+
+/// Sends everything that lies here and replaces it in the job. Costs nothing when nothing does.
+pub(super) async fn send(
+    context: &Context,
+    client: &Client,
+    job: &mut CommandJob,
+) -> Result<(), Error> {
+    let build = match &mut job.environment {
+        Environment::Inline(inline) => inline.build.as_mut().map(|build| &mut build.path),
+        Environment::Host | Environment::Named(_) => None,
+    };
+    for (code, is_the_jobs) in
+        [(job.code.as_mut(), true), (build, false)].into_iter().filter_map(|(c, j)| Some((c?, j)))
+    {
+        let Code::Local(folder) = &*code else { continue };
+        let folder = Path::new(folder);
+        if is_the_jobs {
+            for (key, value) in git::properties(folder).await {
+                job.properties.entry(key).or_insert(value);
+            }
+        }
+        *code = Code::Snapshot(snapshot(context, client, folder).await?);
+    }
+    let mut gateway = None;
+    for input in job.inputs.values_mut() {
+        let Input::Data { uri, .. } = input else { continue };
+        let DataUri::Local(path) = &*uri else { continue };
+        let gateway = match &mut gateway {
+            Some(gateway) => gateway,
+            none => none.insert(open_gateway(context, client)?),
+        };
+        *uri = stored(context, gateway, Path::new(path)).await?;
+    }
+    Ok(())
+}
+
+async fn snapshot(
+    context: &Context,
+    client: &Client,
+    folder: &Path,
+) -> Result<atelier_core::content::Digest, Error> {
+    let uploader = Uploader::new(client.content(), home(context)?);
+    let (report, bar) = progress(context, "code");
+    let uploaded = uploader.code(folder, report).await;
+    bar.finish_and_clear();
+    let uploaded = uploaded?;
+    for warning in &uploaded.warnings {
+        context.output.warn(warning);
+    }
+    told(context, "code", uploaded.files, uploaded.bytes_sent);
+    Ok(uploaded.root)
+}
+
+async fn stored(context: &Context, gateway: &Gateway, path: &Path) -> Result<DataUri, Error> {
+    let (report, bar) = progress(context, "input");
+    let sent = gateway.local_input(path, report).await;
+    bar.finish_and_clear();
+    let sent = sent?;
+    for warning in &sent.warnings {
+        context.output.warn(warning);
+    }
+    told(context, &path.display().to_string(), sent.files, sent.bytes_sent);
+    datastore_uri(&sent.uri)
+}
+
+/// `azureml://datastores/D/paths/P`, as uploads are named.
+fn datastore_uri(uri: &str) -> Result<DataUri, Error> {
+    let parts = uri
+        .strip_prefix("azureml://datastores/")
+        .and_then(|rest| rest.split_once("/paths/"))
+        .and_then(|(name, path)| Some((DatastoreName::new(name).ok()?, path.to_owned())));
+    let (datastore, path) = parts
+        .ok_or_else(|| Error::new(Kind::Failed, format!("an upload has the odd name '{uri}'")))?;
+    Ok(DataUri::Datastore { datastore, path })
+}
+
+fn open_gateway(context: &Context, client: &Client) -> Result<Gateway, Error> {
+    let target = client.target();
+    let http = client.http()?;
+    Ok(Gateway::new(http, &target.server, target.token.secret(), home(context)?))
+}
+
+/// The home folder, where the record of what was sent already lies.
+fn home(context: &Context) -> Result<&Path, Error> {
+    let home = context.wanted.home.as_ref().ok_or(crate::client::Error::NoHome)?;
+    Ok(home.path())
+}
+
+/// Worth a line only if something travelled.
+fn told(context: &Context, what: &str, files: u64, bytes: u64) {
+    if bytes > 0 {
+        let plural = if files == 1 { "" } else { "s" };
+        context.output.note(&format!("Sent {what}: {files} file{plural}, {} new.", size(bytes)));
+    }
+}
+
+fn progress(context: &Context, what: &str) -> (Report, ProgressBar) {
+    let bar = context.output.bar(0, what);
+    let shown = bar.clone();
+    let (reading, sending) = (format!("Reading {what}"), format!("Sending {what}"));
+    let report = move |progress| {
+        let (text, done, total) = match progress {
+            Progress::Reading { done, total } => (&reading, done, total),
+            Progress::Sending { done, total } => (&sending, done, total),
+        };
+        if shown.is_hidden() {
+            return;
+        }
+        if shown.message() != *text {
+            shown.set_message(text.clone());
+        }
+        shown.set_length(total);
+        shown.set_position(done);
+    };
+    (std::sync::Arc::new(report), bar)
+}
+
+impl From<upload::Error> for Error {
+    fn from(error: upload::Error) -> Self {
+        use upload::Error as E;
+        match &error {
+            E::Workspace(status) => Self::from(&**status),
+            E::Missing(_) => Self::new(Kind::NotFound, error.to_string()),
+            E::Gateway { .. } => Self::new(Kind::Unreachable, error.to_string())
+                .help("check the daemon's log, then try again: what was sent is not sent twice"),
+            E::Internal(_) => Self::new(Kind::Failed, error.to_string()),
+            _ => Self::new(Kind::Refused, error.to_string()),
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! Errors as MLflow's clients read them.
+
+use atelier_core::track::{Code, Error as Refusal, limits};
+use axum::response::{IntoResponse, Response};
+use http::{Method, StatusCode};
+use serde_json::json;
+
+use crate::storage;
+use crate::store;
+use crate::track;
+
+/// An answer that is an error.
+#[derive(Debug)]
+pub(super) struct Failure {
+    status: StatusCode,
+    code: &'static str,
+    message: String,
+}
+
+impl Failure {
+    pub(super) fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
+        Self { status, code, message: message.into() }
+    }
+
+    pub(super) fn unauthenticated() -> Self {
+        let message = "The request carries no valid token. Set MLFLOW_TRACKING_TOKEN.";
+        Self::new(StatusCode::UNAUTHORIZED, "UNAUTHENTICATED", message)
+    }
+
+    pub(super) fn not_served(path: &str) -> Self {
+        let message = format!(
+            "No API found for '{}'. Atelier serves MLflow's experiments, runs, metrics and \
+             artifacts.",
+            limits::excerpt(path)
+        );
+        Self::new(StatusCode::NOT_FOUND, "ENDPOINT_NOT_FOUND", message)
+    }
+
+    pub(super) fn wrong_method(method: &Method, path: &str) -> Self {
+        let message = format!("'{}' does not take {method}.", limits::excerpt(path));
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, "BAD_REQUEST", message)
+    }
+
+    pub(super) fn unavailable(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "TEMPORARILY_UNAVAILABLE", message)
+    }
+
+    fn internal(error: &(dyn std::error::Error + 'static)) -> Self {
+        tracing::error!(error, "an MLflow call failed");
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "INTERNAL_ERROR", error.to_string())
+    }
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        let body = json!({ "error_code": self.code, "message": self.message });
+        (self.status, axum::Json(body)).into_response()
+    }
+}
+
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Self {
+        let status = match refusal.code() {
+            Code::ResourceDoesNotExist => StatusCode::NOT_FOUND,
+            Code::PermissionDenied => StatusCode::FORBIDDEN,
+            // MLflow answers INVALID_STATE with 500, which its clients then repeat in vain.
+            Code::InvalidParameterValue | Code::ResourceAlreadyExists | Code::InvalidState => {
+                StatusCode::BAD_REQUEST
+            }
+        };
+        Self::new(status, refusal.code().as_str(), refusal.to_string())
+    }
+}
+
+impl From<store::Error> for Failure {
+    fn from(error: store::Error) -> Self {
+        match error {
+            store::Error::Track(refusal) => refusal.into(),
+            // Clients repeat these for a while: perhaps someone frees space meanwhile.
+            store::Error::Full { .. } | store::Error::Closed => {
+                Self::unavailable(error.to_string())
+            }
+            error => Self::internal(&error),
+        }
+    }
+}
+
+impl From<storage::Error> for Failure {
+    fn from(error: storage::Error) -> Self {
+        use storage::Error as E;
+        let message = error.to_string();
+        match &error {
+            E::NotFound(_) => Self::new(StatusCode::NOT_FOUND, "RESOURCE_DOES_NOT_EXIST", message),
+            E::Path(_) | E::Conflict(_) | E::Link(_) => {
+                Self::new(StatusCode::BAD_REQUEST, "INVALID_PARAMETER_VALUE", message)
+            }
+            E::Interrupted(_) => Self::new(StatusCode::BAD_REQUEST, "BAD_REQUEST", message),
+            E::Full => Self::unavailable(message),
+            _ => Self::internal(&error),
+        }
+    }
+}
+
+impl From<track::Error> for Failure {
+    fn from(error: track::Error) -> Self {
+        match error {
+            track::Error::Store(error) => error.into(),
+            track::Error::Storage(error) => error.into(),
+            track::Error::Stopping => Self::unavailable(error.to_string()),
+            error @ track::Error::Sealed { .. } => Self::internal(&error),
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! MLflow's REST API 2.0, as far as MLflow's own client needs it to track runs and to log and load
+//! artifacts. `docs/mlflow.md` lists what is served.
+//!
+//! The dialect is MLflow's: snake_case, 64-bit integers as numbers, enums by name, NaN as the text
+//! `"NaN"`, unknown fields ignored, errors as `{"error_code", "message"}`.
+
+mod artifacts;
+mod call;
+mod experiments;
+mod failure;
+mod reply;
+mod runs;
+
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::sync::Arc;
+
+use atelier_core::content::manifest::Manifest;
+use atelier_core::id::JobName;
+use axum::Router;
+use axum::routing::{MethodRouter, any, get, post};
+use futures::future::BoxFuture;
+use serde_json::json;
+
+use crate::storage::Datastores;
+use crate::track::Tracking;
+use call::Call;
+use failure::Failure;
+
+/// MLflow's version whose client and server this was checked against; told to clients that ask.
+pub const MLFLOW_VERSION: &str = "3.17.2";
+
+/// Looks up what a job has left behind.
+pub trait Manifests: Send + Sync + 'static {
+    /// The job's committed manifest; nothing before it is committed.
+    ///
+    /// # Errors
+    /// Why it cannot be read.
+    fn committed<'a>(
+        &'a self,
+        job: &'a JobName,
+    ) -> BoxFuture<'a, Result<Option<Arc<Manifest>>, String>>;
+}
+
+/// What the routes need. Cheap to clone.
+#[derive(Clone)]
+pub struct State {
+    /// Runs and metrics.
+    pub tracking: Tracking,
+    /// Where artifacts lie.
+    pub datastores: Datastores,
+    /// What jobs have left behind.
+    pub manifests: Arc<dyn Manifests>,
+}
+
+impl fmt::Debug for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("State").field("datastores", &self.datastores).finish_non_exhaustive()
+    }
+}
+
+/// The routes. Requests carry their [`atelier_core::access::Caller`] as an extension; the door put
+/// it there.
+pub fn router(state: State) -> Router {
+    let mut router = Router::new()
+        .route("/health", get(async || "OK"))
+        .route("/version", get(async || MLFLOW_VERSION));
+    for root in ["/api", "/ajax-api"] {
+        for (path, methods) in routes() {
+            router = router.route(&format!("{root}{path}"), methods);
+        }
+        router = router
+            .route(&format!("{root}/3.0/mlflow/server-info"), get(server_info))
+            .route(&format!("{root}/{{*path}}"), any(not_served));
+    }
+    router.method_not_allowed_fallback(wrong_method).with_state(state)
+}
+
+fn routes() -> Vec<(String, MethodRouter<State>)> {
+    let mlflow = [
+        ("experiments/create", post(experiments::create)),
+        ("experiments/get", get(experiments::get)),
+        ("experiments/get-by-name", get(experiments::get_by_name)),
+        ("experiments/search", get(experiments::search).post(experiments::search)),
+        ("experiments/update", post(experiments::update)),
+        ("experiments/delete", post(experiments::delete)),
+        ("experiments/restore", post(experiments::restore)),
+        ("experiments/set-experiment-tag", post(experiments::set_tag)),
+        ("experiments/delete-experiment-tag", post(experiments::delete_tag)),
+        ("runs/create", post(runs::create)),
+        ("runs/get", get(runs::get)),
+        ("runs/update", post(runs::update)),
+        ("runs/search", post(runs::search)),
+        ("runs/delete", post(runs::delete)),
+        ("runs/restore", post(runs::restore)),
+        ("runs/log-metric", post(runs::log_metric)),
+        ("runs/log-parameter", post(runs::log_param)),
+        ("runs/log-batch", post(runs::log_batch)),
+        ("runs/log-inputs", post(runs::log_inputs)),
+        ("runs/set-tag", post(runs::set_tag)),
+        ("runs/delete-tag", post(runs::delete_tag)),
+        ("metrics/get-history", get(runs::history)),
+        ("artifacts/list", get(artifacts::list_of_run)),
+        ("logged-models/search", post(no_models)),
+    ];
+    let proxy = [
+        ("artifacts", get(artifacts::list)),
+        (
+            "artifacts/{*path}",
+            get(artifacts::download).put(artifacts::upload).delete(artifacts::delete),
+        ),
+        ("mpu/{*path}", post(artifacts::no_multipart)),
+        ("presigned/{*path}", get(artifacts::no_presigned)),
+    ];
+    let below =
+        |area: &'static str| move |(path, methods)| (format!("/2.0/{area}/{path}"), methods);
+    mlflow
+        .into_iter()
+        .map(below("mlflow"))
+        .chain(proxy.into_iter().map(below("mlflow-artifacts")))
+        .collect()
+}
+
+type Answer = Result<axum::Json<serde_json::Value>, Failure>;
+
+async fn server_info() -> axum::Json<serde_json::Value> {
+    axum::Json(json!({
+        "store_type": "SqlStore",
+        "workspaces_enabled": false,
+        "trace_archival_enabled": false,
+        "multipart_uploads_enabled": false,
+        "multipart_downloads_enabled": false,
+    }))
+}
+
+/// The client asks for a run's logged models before it downloads artifacts. There are none.
+async fn no_models(call: Call) -> Answer {
+    call.reader()?;
+    Ok(axum::Json(json!({})))
+}
+
+async fn not_served(request: axum::extract::Request) -> Failure {
+    Failure::not_served(request.uri().path())
+}
+
+async fn wrong_method(request: axum::extract::Request) -> Failure {
+    Failure::wrong_method(request.method(), request.uri().path())
+}

@@ -1,0 +1,102 @@
+//! Things as MLflow's JSON. Empty lists and values that are not there are left out, as MLflow does.
+
+use atelier_core::track::{DatasetInput, Experiment, Param, Run, RunInfo, StoredMetric, Tag};
+use serde_json::{Map, Value, json};
+
+fn put(object: &mut Map<String, Value>, name: &str, value: impl Into<Value>) {
+    object.insert(name.to_owned(), value.into());
+}
+
+fn put_list(object: &mut Map<String, Value>, name: &str, list: Vec<Value>) {
+    if !list.is_empty() {
+        put(object, name, list);
+    }
+}
+
+fn pair(key: &str, value: &str) -> Value {
+    json!({ "key": key, "value": value })
+}
+
+pub(super) fn tag(tag: &Tag) -> Value {
+    pair(&tag.key, &tag.value)
+}
+
+pub(super) fn metric(point: &StoredMetric) -> Value {
+    let value = if point.is_nan { json!("NaN") } else { json!(point.value) };
+    json!({
+        "key": point.key,
+        "value": value,
+        "timestamp": point.timestamp,
+        "step": point.step,
+    })
+}
+
+pub(super) fn experiment(experiment: &Experiment) -> Value {
+    let mut object = Map::new();
+    put(&mut object, "experiment_id", experiment.id.to_string());
+    put(&mut object, "name", experiment.name.as_str());
+    put(&mut object, "artifact_location", format!("mlflow-artifacts:/{}", experiment.id));
+    put(&mut object, "lifecycle_stage", experiment.stage.as_str());
+    put(&mut object, "last_update_time", experiment.updated.as_millis());
+    put(&mut object, "creation_time", experiment.created.as_millis());
+    put_list(&mut object, "tags", experiment.tags.iter().map(tag).collect());
+    object.into()
+}
+
+pub(super) fn run_info(info: &RunInfo) -> Value {
+    let mut object = Map::new();
+    put(&mut object, "run_uuid", info.id.as_str());
+    put(&mut object, "experiment_id", info.experiment.to_string());
+    if let Some(name) = &info.name {
+        put(&mut object, "run_name", name.as_str());
+    }
+    put(&mut object, "user_id", info.owner.as_str());
+    put(&mut object, "status", info.status.as_str());
+    put(&mut object, "start_time", info.started.as_millis());
+    if let Some(ended) = info.ended {
+        put(&mut object, "end_time", ended.as_millis());
+    }
+    put(&mut object, "artifact_uri", info.artifact_uri());
+    put(&mut object, "lifecycle_stage", info.stage.as_str());
+    put(&mut object, "run_id", info.id.as_str());
+    object.into()
+}
+
+fn dataset_input(input: &DatasetInput) -> Value {
+    let dataset = &input.dataset;
+    let mut object = Map::new();
+    put(&mut object, "name", dataset.name.as_str());
+    put(&mut object, "digest", dataset.digest.as_str());
+    put(&mut object, "source_type", dataset.source_type.as_str());
+    put(&mut object, "source", dataset.source.as_str());
+    for (name, text) in [("schema", &dataset.schema), ("profile", &dataset.profile)] {
+        if let Some(text) = text {
+            put(&mut object, name, text.as_str());
+        }
+    }
+    let mut whole = Map::new();
+    put_list(&mut whole, "tags", input.tags.iter().map(tag).collect());
+    put(&mut whole, "dataset", object);
+    whole.into()
+}
+
+pub(super) fn run(run: &Run) -> Value {
+    let mut data = Map::new();
+    put_list(&mut data, "metrics", run.metrics.iter().map(metric).collect());
+    let param = |param: &Param| pair(&param.key, &param.value);
+    put_list(&mut data, "params", run.params.iter().map(param).collect());
+    put_list(&mut data, "tags", run.tags.iter().map(tag).collect());
+    let mut inputs = Map::new();
+    put_list(&mut inputs, "dataset_inputs", run.inputs.iter().map(dataset_input).collect());
+    json!({ "info": run_info(&run.info), "data": data, "inputs": inputs, "outputs": {} })
+}
+
+/// A list with the token of the next page, if there is one.
+pub(super) fn page(name: &str, list: Vec<Value>, next: Option<impl ToString>) -> Value {
+    let mut object = Map::new();
+    put_list(&mut object, name, list);
+    if let Some(next) = next {
+        put(&mut object, "next_page_token", next.to_string());
+    }
+    object.into()
+}

@@ -1,0 +1,248 @@
+//! `mlflow/runs/…` and `mlflow/metrics/…`
+
+use atelier_core::id::JobName;
+use atelier_core::time::Timestamp;
+use atelier_core::track::search::{run_filter, run_order};
+use atelier_core::track::{
+    Dataset, DatasetInput, Error as Refusal, ExperimentId, Metric, PageToken, Param, RUN_NAME_TAG,
+    RunId, RunStatus, ViewType, fingerprint, limits,
+};
+use axum::Json;
+use serde_json::json;
+
+use super::call::{Call, Fields};
+use super::experiments::tag_of;
+use super::failure::Failure;
+use super::{Answer, reply};
+use crate::store::tracking::{self, NewRun, RunChange, RunQuery, TrackReply, TrackWrite};
+
+/// Points of a history in one answer when the client sets no bound; then there is a page token.
+const HISTORY: usize = 250_000;
+
+pub(super) async fn create(call: Call) -> Answer {
+    let fields = &call.fields;
+    let experiment = ExperimentId::parse(fields.text("experiment_id")?.unwrap_or_default())?;
+    let mut tags = fields.objects("tags")?.iter().map(tag_of).collect::<Result<Vec<_>, _>>()?;
+    for (i, tag) in tags.iter_mut().enumerate() {
+        limits::tag(tag, &format!("tags[{i}]"))?;
+    }
+    let named = fields.text("run_name")?.filter(|name| !name.is_empty());
+    let tagged = tags.iter().find(|tag| tag.key == RUN_NAME_TAG).map(|tag| tag.value.as_str());
+    let name = match (named, tagged) {
+        (Some(name), Some(tag)) if name != tag => {
+            return Err(Refusal::Invalid(format!(
+                "Both 'run_name' argument and 'mlflow.runName' tag are specified, but with \
+                 different values (run_name='{}', mlflow.runName='{}').",
+                limits::excerpt(name),
+                limits::excerpt(tag)
+            ))
+            .into());
+        }
+        (Some(name), _) | (None, Some(name)) => name.to_owned(),
+        (None, None) => JobName::generate(random()?).to_string(),
+    };
+    let mut name = atelier_core::track::Tag { key: RUN_NAME_TAG.to_owned(), value: name };
+    limits::tag(&mut name, "run_name")?;
+    tags.retain(|tag| tag.key != RUN_NAME_TAG);
+    let started = fields.integer("start_time")?.map(Timestamp::from_millis);
+    let id = RunId::generate((u128::from(random()?) << 64) | u128::from(random()?));
+    let run = NewRun {
+        id: id.clone(),
+        experiment,
+        name: name.value,
+        started: started.unwrap_or_else(|| call.state.tracking.now()),
+        tags,
+    };
+    call.write(TrackWrite::CreateRun { by: call.caller.clone(), run }).await?;
+    let run = call.read(move |conn| tracking::run(conn, &id)).await?;
+    Ok(Json(json!({ "run": reply::run(&run) })))
+}
+
+fn random() -> Result<u64, Failure> {
+    getrandom::u64()
+        .map_err(|error| Failure::unavailable(format!("no random bits for a new id: {error}")))
+}
+
+pub(super) async fn get(call: Call) -> Answer {
+    let (id, reader) = (call.run_id()?, call.reader()?);
+    let run = call
+        .read(move |conn| {
+            let run = tracking::run(conn, &id)?;
+            reader.check(conn, run.info.experiment)?;
+            Ok(run)
+        })
+        .await?;
+    Ok(Json(json!({ "run": reply::run(&run) })))
+}
+
+async fn change(call: &Call, change: RunChange) -> Result<TrackReply, Failure> {
+    let (by, id) = (call.caller.clone(), call.run_id()?);
+    call.write(TrackWrite::ChangeRun { by, id, change }).await
+}
+
+async fn log(
+    call: &Call,
+    metrics: Vec<Metric>,
+    params: Vec<Param>,
+    tags: Vec<atelier_core::track::Tag>,
+) -> Answer {
+    change(call, RunChange::Log { metrics, params, tags }).await?;
+    Ok(Json(json!({})))
+}
+
+pub(super) async fn update(call: Call) -> Answer {
+    let fields = &call.fields;
+    let status = fields.one_of("status", |word| {
+        RunStatus::parse(word).or_else(|| match word.parse::<usize>() {
+            Ok(number) => RunStatus::ALL.get(number.checked_sub(1)?).copied(),
+            Err(_) => None,
+        })
+    })?;
+    let ended = fields.integer("end_time")?.map(Timestamp::from_millis);
+    let name = fields.text("run_name")?.filter(|name| !name.is_empty()).map(str::to_owned);
+    let reply = change(&call, RunChange::Update { status, ended, name }).await?;
+    if status.is_some_and(RunStatus::is_terminal) {
+        call.state.tracking.wake();
+    }
+    Ok(Json(match reply {
+        TrackReply::Run(info) => json!({ "run_info": reply::run_info(&info) }),
+        _ => json!({}),
+    }))
+}
+
+pub(super) async fn delete(call: Call) -> Answer {
+    change(&call, RunChange::Delete).await?;
+    Ok(Json(json!({})))
+}
+
+pub(super) async fn restore(call: Call) -> Answer {
+    change(&call, RunChange::Restore).await?;
+    Ok(Json(json!({})))
+}
+
+fn metric_of(fields: &Fields) -> Result<Metric, Failure> {
+    Ok(Metric {
+        key: fields.required_text("key")?.to_owned(),
+        value: fields.double("value")?.ok_or_else(|| fields.missing("value"))?,
+        timestamp: fields.integer("timestamp")?.ok_or_else(|| fields.missing("timestamp"))?,
+        step: fields.integer("step")?.unwrap_or(0),
+    })
+}
+
+fn param_of(fields: &Fields) -> Result<Param, Failure> {
+    let tag = tag_of(fields)?;
+    Ok(Param { key: tag.key, value: tag.value })
+}
+
+pub(super) async fn log_metric(call: Call) -> Answer {
+    call.run_id()?;
+    let metric = metric_of(&call.fields)?;
+    limits::metric(&metric, "")?;
+    log(&call, vec![metric], vec![], vec![]).await
+}
+
+pub(super) async fn log_param(call: Call) -> Answer {
+    call.run_id()?;
+    let mut param = param_of(&call.fields)?;
+    limits::param(&mut param, "")?;
+    log(&call, vec![], vec![param], vec![]).await
+}
+
+pub(super) async fn set_tag(call: Call) -> Answer {
+    call.run_id()?;
+    let mut tag = tag_of(&call.fields)?;
+    limits::tag(&mut tag, "")?;
+    log(&call, vec![], vec![], vec![tag]).await
+}
+
+pub(super) async fn log_batch(call: Call) -> Answer {
+    call.run_id()?;
+    let each = |name: &str| call.fields.objects(name);
+    let metrics: Vec<_> = each("metrics")?.iter().map(metric_of).collect::<Result<_, _>>()?;
+    let mut params: Vec<_> = each("params")?.iter().map(param_of).collect::<Result<_, _>>()?;
+    let mut tags: Vec<_> = each("tags")?.iter().map(tag_of).collect::<Result<_, _>>()?;
+    limits::batch(&metrics, &mut params, &mut tags)?;
+    log(&call, metrics, params, tags).await
+}
+
+pub(super) async fn delete_tag(call: Call) -> Answer {
+    call.run_id()?;
+    let key = call.fields.required_text("key")?.to_owned();
+    change(&call, RunChange::DeleteTag(key)).await?;
+    Ok(Json(json!({})))
+}
+
+fn dataset_of(fields: &Fields) -> Result<DatasetInput, Failure> {
+    let dataset = fields.object("dataset")?;
+    let text = |name: &str| Ok::<_, Failure>(dataset.text(name)?.map(str::to_owned));
+    Ok(DatasetInput {
+        dataset: Dataset {
+            name: dataset.required_text("name")?.to_owned(),
+            digest: dataset.required_text("digest")?.to_owned(),
+            source_type: text("source_type")?.unwrap_or_default(),
+            source: text("source")?.unwrap_or_default(),
+            schema: text("schema")?,
+            profile: text("profile")?,
+        },
+        tags: fields.objects("tags")?.iter().map(tag_of).collect::<Result<_, _>>()?,
+    })
+}
+
+pub(super) async fn log_inputs(call: Call) -> Answer {
+    call.run_id()?;
+    let datasets = call.fields.objects("datasets")?;
+    let inputs: Vec<_> = datasets.iter().map(dataset_of).collect::<Result<_, _>>()?;
+    limits::datasets(&inputs)?;
+    change(&call, RunChange::Inputs(inputs)).await?;
+    Ok(Json(json!({})))
+}
+
+pub(super) async fn search(call: Call) -> Answer {
+    let fields = &call.fields;
+    let reader = call.reader()?;
+    let ids = fields.texts("experiment_ids")?;
+    let experiments: Vec<_> =
+        ids.iter().map(|id| ExperimentId::parse(id)).collect::<Result<_, _>>()?;
+    let filter = fields.text("filter")?.unwrap_or_default();
+    let order = fields.texts("order_by")?;
+    let view = fields.one_of("run_view_type", ViewType::parse)?.unwrap_or_default();
+    let (ids, view_name) = (ids.join(","), format!("{view:?}"));
+    let mut parts = vec!["runs", filter, &view_name, &ids];
+    parts.extend(order.iter().map(String::as_str));
+    let search = fingerprint(&parts);
+    let query = RunQuery {
+        experiments,
+        filter: run_filter(filter)?,
+        order: run_order(&order)?,
+        view,
+        limit: fields.page_size(limits::SEARCH_PAGE_DEFAULT, limits::SEARCH_PAGE)?,
+        after: fields.page_token()?.map(|token| PageToken::parse(token, search)).transpose()?,
+        fingerprint: search,
+    };
+    let page = call
+        .read(move |conn| {
+            for experiment in &query.experiments {
+                reader.check(conn, *experiment)?;
+            }
+            tracking::search_runs(conn, &query)
+        })
+        .await?;
+    let list = page.items.iter().map(reply::run).collect();
+    Ok(Json(reply::page("runs", list, page.next)))
+}
+
+pub(super) async fn history(call: Call) -> Answer {
+    let (id, reader) = (call.run_id()?, call.reader()?);
+    let key = call.fields.required_text("metric_key")?;
+    let limit = call.fields.page_size(HISTORY, HISTORY)?;
+    let run = id.clone();
+    call.read(move |conn| {
+        let info = tracking::run_info(conn, &run)?;
+        reader.check(conn, info.experiment)
+    })
+    .await?;
+    let token = call.fields.page_token()?;
+    let history = call.state.tracking.history(&id, key, limit, token).await?;
+    let list = history.points.iter().map(reply::metric).collect();
+    Ok(Json(reply::page("metrics", list, history.next)))
+}

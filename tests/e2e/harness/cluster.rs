@@ -1,0 +1,422 @@
+//! A workspace of its own for one test: home, daemon, agents, all below one temporary folder.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use atelier_proto::job::v1::{Job, JobStatus};
+use rustix::process::{Signal, kill_process};
+use tempfile::TempDir;
+
+use super::cli::Cli;
+use super::process::{Process, processes_with};
+use super::rpc::Rpc;
+use super::wait::{PATIENCE, until};
+
+/// The program under test.
+pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_atelier");
+
+/// How daemon and agents are started.
+#[derive(Clone, Default)]
+pub(crate) struct Settings {
+    /// Added to `atelier serve`.
+    pub(crate) serve: Vec<String>,
+    /// For the daemon's environment.
+    pub(crate) variables: Vec<(String, String)>,
+    /// The daemon's data folder, instead of the home's.
+    pub(crate) data: Option<PathBuf>,
+}
+
+/// How one agent is started.
+#[derive(Clone)]
+pub(crate) struct Agent {
+    pub(crate) name: String,
+    pub(crate) cpus: String,
+    pub(crate) memory: String,
+    /// The daemon's address, instead of the file it announces itself in.
+    pub(crate) server: Option<String>,
+    /// The agent's data folder, instead of one below the cluster's folder.
+    pub(crate) data: Option<PathBuf>,
+    /// Further arguments.
+    pub(crate) more: Vec<String>,
+}
+
+impl Agent {
+    /// Two CPUs and a gibibyte, whatever the machine has.
+    pub(crate) fn new(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            cpus: "2".to_owned(),
+            memory: "1GiB".to_owned(),
+            server: None,
+            data: None,
+            more: Vec::new(),
+        }
+    }
+
+    pub(crate) fn cpus(mut self, cpus: u32) -> Self {
+        self.cpus = cpus.to_string();
+        self
+    }
+
+    pub(crate) fn with(mut self, argument: &str) -> Self {
+        self.more.push(argument.to_owned());
+        self
+    }
+}
+
+/// One workspace. Dropping it ends everything that it started, jobs too.
+pub(crate) struct Cluster {
+    folder: TempDir,
+    pub(crate) settings: RefCell<Settings>,
+    daemon: RefCell<Option<Process>>,
+    agents: RefCell<BTreeMap<String, Process>>,
+}
+
+impl Cluster {
+    /// Folders only; nothing runs.
+    pub(crate) fn empty() -> Self {
+        Self::with(Settings::default())
+    }
+
+    pub(crate) fn with(settings: Settings) -> Self {
+        let folder = tempfile::Builder::new().prefix("atelier-e2e-").tempdir().unwrap();
+        for name in ["home", "user", "logs", "files"] {
+            fs::create_dir(folder.path().join(name)).unwrap();
+        }
+        Self {
+            folder,
+            settings: RefCell::new(settings),
+            daemon: RefCell::default(),
+            agents: RefCell::default(),
+        }
+    }
+
+    /// A daemon and one node, `local`, ready.
+    pub(crate) fn start() -> Self {
+        let cluster = Self::empty();
+        cluster.start_daemon();
+        cluster.start_agent(&Agent::new("local"));
+        cluster
+    }
+
+    /// A daemon with these further arguments and one node, `local`, ready.
+    pub(crate) fn start_with(serve: &[&str]) -> Self {
+        let serve = serve.iter().map(|&argument| argument.to_owned()).collect();
+        let cluster = Self::with(Settings { serve, ..Settings::default() });
+        cluster.start_daemon();
+        cluster.start_agent(&Agent::new("local"));
+        cluster
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// `ATELIER_HOME`.
+    pub(crate) fn home(&self) -> PathBuf {
+        self.path().join("home")
+    }
+
+    /// A folder for the test's own files, the current one of every command.
+    pub(crate) fn files(&self) -> PathBuf {
+        self.path().join("files")
+    }
+
+    /// The daemon's data folder: the local workspace's, so that a bare `atelier job …` finds it.
+    pub(crate) fn data(&self) -> PathBuf {
+        self.settings.borrow().data.clone().unwrap_or_else(|| self.home().join("local"))
+    }
+
+    pub(crate) fn agent_data(&self, name: &str) -> PathBuf {
+        self.path().join("agents").join(name)
+    }
+
+    /// Writes a file of the test's own, with the folders it needs.
+    pub(crate) fn write(&self, path: &str, text: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.files().join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, text).unwrap();
+        path
+    }
+
+    /// The program in an environment of its own: nothing of the developer's reaches it.
+    pub(crate) fn command(&self) -> Command {
+        let mut command = Command::new(PROGRAM);
+        self.clean(&mut command);
+        command
+    }
+
+    /// Gives a command the cluster's environment and nothing else.
+    pub(crate) fn clean(&self, command: &mut Command) {
+        command.env_clear().current_dir(self.files());
+        for name in ["PATH", "LD_LIBRARY_PATH", "UV_CACHE_DIR", "SSL_CERT_FILE", "PIP_CERT"] {
+            if let Some(value) = std::env::var_os(name) {
+                command.env(name, value);
+            }
+        }
+        command
+            .env("HOME", self.path().join("user"))
+            .env("ATELIER_HOME", self.home())
+            .env("LANG", "C.UTF-8")
+            .env("NO_COLOR", "1");
+    }
+
+    /// A command line of `atelier`.
+    pub(crate) fn atelier<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Cli {
+        Cli::new(self.command(), arguments)
+    }
+
+    /// The same with an explicit daemon and token, for a data folder elsewhere.
+    pub(crate) fn atelier_at<S: AsRef<OsStr>>(
+        &self,
+        server: &str,
+        arguments: impl IntoIterator<Item = S>,
+    ) -> Cli {
+        self.atelier(arguments).env("ATELIER_SERVER", server).env("ATELIER_TOKEN", self.token())
+    }
+
+    // --- the daemon
+
+    /// Starts the daemon and waits until it is ready.
+    #[track_caller]
+    pub(crate) fn start_daemon(&self) {
+        self.launch_daemon();
+        self.daemon_is_ready();
+    }
+
+    /// Starts the daemon and does not wait.
+    pub(crate) fn launch_daemon(&self) {
+        let settings = self.settings.borrow();
+        let mut command = self.command();
+        command
+            .args(["serve", "--listen", "127.0.0.1:0", "--data-dir"])
+            .arg(self.data())
+            .args(&settings.serve)
+            .env("ATELIER_LOG", "info")
+            .envs(settings.variables.iter().map(|(key, value)| (key, value)));
+        let log = self.path().join("logs/daemon.log");
+        *self.daemon.borrow_mut() = Some(Process::spawn("the daemon", command, &log));
+    }
+
+    /// Waits until the daemon that was launched answers.
+    #[track_caller]
+    pub(crate) fn daemon_is_ready(&self) {
+        until("the daemon is ready", || {
+            if let Some(status) = self.daemon(|daemon| daemon.ended()) {
+                let printed = self.daemon(|daemon| daemon.tail(30));
+                panic!("the daemon ended with {status} instead of starting\n{printed}");
+            }
+            let endpoint = fs::read_to_string(self.data().join("endpoint")).ok()?;
+            answers(endpoint.trim(), "/readyz").then_some(())
+        });
+    }
+
+    /// Does something with the daemon's process.
+    #[track_caller]
+    pub(crate) fn daemon<T>(&self, act: impl FnOnce(&mut Process) -> T) -> T {
+        act(self.daemon.borrow_mut().as_mut().expect("a daemon was started"))
+    }
+
+    /// kill -9 and start again.
+    #[track_caller]
+    pub(crate) fn restart_daemon_hard(&self) {
+        self.daemon(Process::kill);
+        self.start_daemon();
+    }
+
+    /// Where the daemon listens.
+    pub(crate) fn server(&self) -> String {
+        let file = self.data().join("endpoint");
+        until("the daemon tells its address", || fs::read_to_string(&file).ok()).trim().to_owned()
+    }
+
+    /// The admin's token.
+    pub(crate) fn token(&self) -> String {
+        fs::read_to_string(self.data().join("admin.token")).unwrap().trim().to_owned()
+    }
+
+    /// A direct connection as admin.
+    #[track_caller]
+    pub(crate) fn rpc(&self) -> Rpc {
+        Rpc::connect(&self.server(), &self.token()).unwrap()
+    }
+
+    /// A token for somebody.
+    #[track_caller]
+    pub(crate) fn token_for(&self, user: &str, role: &str) -> String {
+        let server = self.server();
+        let arguments = ["token", "create", "--user", user, "--role", role];
+        self.atelier_at(&server, arguments.into_iter().chain(["--query", "token", "-o", "tsv"]))
+            .ok()
+            .word()
+    }
+
+    // --- nodes
+
+    /// Starts an agent and waits until its node is ready.
+    #[track_caller]
+    pub(crate) fn start_agent(&self, agent: &Agent) {
+        self.launch_agent(agent);
+        self.node_is_ready(&agent.name);
+    }
+
+    /// Starts an agent and does not wait.
+    pub(crate) fn launch_agent(&self, agent: &Agent) {
+        let token = if agent.name == "local" {
+            self.data().join("agent.token")
+        } else {
+            let file = self.path().join(format!("{}.token", agent.name));
+            if !file.exists() {
+                fs::write(&file, self.token_for(&agent.name, "node")).unwrap();
+            }
+            file
+        };
+        let mut command = self.command();
+        command.arg("agent").args(["--node", &agent.name, "--compute", "local"]);
+        command.args(["--cpus", &agent.cpus, "--memory", &agent.memory]);
+        command.arg("--token-file").arg(token);
+        let data = agent.data.clone().unwrap_or_else(|| self.agent_data(&agent.name));
+        command.arg("--data-dir").arg(data);
+        match &agent.server {
+            Some(server) => command.args(["--server", server]),
+            None => command.arg("--server-file").arg(self.data().join("endpoint")),
+        };
+        command.args(&agent.more).env("ATELIER_LOG", "info");
+        let log = self.path().join(format!("logs/agent-{}.log", agent.name));
+        let process = Process::spawn(&format!("agent {}", agent.name), command, &log);
+        self.agents.borrow_mut().insert(agent.name.clone(), process);
+    }
+
+    /// Waits until the daemon may place jobs on the node.
+    #[track_caller]
+    pub(crate) fn node_is_ready(&self, node: &str) {
+        use atelier_proto::compute::v1::{ListNodesRequest, NodeState};
+        let rpc = self.rpc();
+        until(&format!("node {node} is ready"), || {
+            if let Some(status) = self.agent(node, |agent| agent.ended()) {
+                let printed = self.agent(node, |agent| agent.tail(30));
+                panic!("agent {node} ended with {status} instead of joining\n{printed}");
+            }
+            let request = ListNodesRequest::default();
+            let nodes =
+                rpc.wait(rpc.client.call(rpc.client.computes().list_nodes(request))).ok()?.nodes;
+            nodes
+                .iter()
+                .any(|found| {
+                    found.name == node
+                        && matches!(found.state(), NodeState::Idle | NodeState::Running)
+                })
+                .then_some(())
+        });
+    }
+
+    /// Does something with an agent's process.
+    #[track_caller]
+    pub(crate) fn agent<T>(&self, node: &str, act: impl FnOnce(&mut Process) -> T) -> T {
+        act(self.agents.borrow_mut().get_mut(node).expect("the agent was started"))
+    }
+
+    // --- jobs
+
+    /// Submits a job from YAML; its name.
+    #[track_caller]
+    pub(crate) fn create(&self, yaml: &str) -> String {
+        self.atelier(["job", "create", "-f", "-", "--query", "name", "-o", "tsv"])
+            .stdin(yaml)
+            .ok()
+            .word()
+    }
+
+    /// Submits a job that runs a shell command; its name.
+    #[track_caller]
+    pub(crate) fn shell(&self, command: &str) -> String {
+        self.create(&job_yaml(command))
+    }
+
+    /// Waits until the job is over, however.
+    #[track_caller]
+    pub(crate) fn ended(&self, name: &str) -> Job {
+        use JobStatus::{Canceled, Completed, Failed};
+        self.rpc().reaches(name, &[Completed, Failed, Canceled], PATIENCE)
+    }
+
+    /// Waits until the job is completed; any other end fails the test.
+    #[track_caller]
+    pub(crate) fn completed(&self, name: &str) -> Job {
+        self.rpc().reaches(name, &[JobStatus::Completed], PATIENCE)
+    }
+
+    /// Waits until the job runs.
+    #[track_caller]
+    pub(crate) fn running(&self, name: &str) -> Job {
+        self.rpc().reaches(name, &[JobStatus::Running], PATIENCE)
+    }
+
+    /// The whole log of a job, as bytes.
+    #[track_caller]
+    pub(crate) fn log(&self, name: &str) -> Vec<u8> {
+        self.atelier(["job", "stream", name, "-q"]).run().bytes
+    }
+}
+
+/// A job that runs a shell command on the node's own Python.
+pub(crate) fn job_yaml(command: &str) -> String {
+    let block: String = command.lines().map(|line| format!("  {line}\n")).collect();
+    format!("command: |\n{block}")
+}
+
+/// Whether a GET of a path answers with 200.
+pub(crate) fn answers(server: &str, path: &str) -> bool {
+    let ask = || -> std::io::Result<bool> {
+        let address = server.trim_start_matches("http://");
+        let mut stream = TcpStream::connect(address)?;
+        stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
+        let mut head = [0; 12];
+        stream.read_exact(&mut head)?;
+        Ok(&head == b"HTTP/1.1 200")
+    };
+    ask().unwrap_or(false)
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let logs = fs::read_dir(self.path().join("logs")).into_iter().flatten();
+            for log in logs.filter_map(Result::ok) {
+                let text = fs::read(log.path()).unwrap_or_default();
+                let text = String::from_utf8_lossy(&text);
+                let lines: Vec<&str> = text.lines().collect();
+                let from = lines.len().saturating_sub(60);
+                eprintln!("--- {} (last lines)", log.file_name().to_string_lossy());
+                eprintln!("{}", lines[from..].join("\n"));
+            }
+            if std::env::var_os("ATELIER_KEEP").is_some() {
+                self.folder.disable_cleanup(true);
+                eprintln!("--- kept: {}", self.path().display());
+            }
+        }
+        self.agents.borrow_mut().clear();
+        *self.daemon.borrow_mut() = None;
+        // Supervisors and jobs outlive their agents on purpose. What has this cluster's folder in
+        // its environment is of its making.
+        let mark = self.path().display().to_string();
+        for _ in 0..200 {
+            let left = processes_with(&mark);
+            if left.is_empty() {
+                return;
+            }
+            for pid in left {
+                let _ = kill_process(pid, Signal::KILL);
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! Processes of the cluster: started with their output in a file, killed, stopped and woken.
+
+use std::fs::{self, OpenOptions};
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::wait::{PATIENCE, until_within};
+
+/// A child whose output goes to a log file. Dropping it kills it.
+pub(crate) struct Process {
+    name: String,
+    child: Child,
+    log: PathBuf,
+    reaped: Option<ExitStatus>,
+}
+
+impl Process {
+    /// Starts `command`; what it prints is appended to `log`.
+    pub(crate) fn spawn(name: &str, mut command: Command, log: &Path) -> Self {
+        fs::create_dir_all(log.parent().unwrap()).unwrap();
+        let file = OpenOptions::new().create(true).append(true).open(log).unwrap();
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(file.try_clone().unwrap())
+            .stderr(file)
+            .spawn()
+            .unwrap_or_else(|error| panic!("cannot start {name}: {error}"));
+        Self { name: name.to_owned(), child, log: log.to_owned(), reaped: None }
+    }
+
+    pub(crate) fn pid(&self) -> Pid {
+        Pid::from_child(&self.child)
+    }
+
+    /// Its end, if it has come.
+    pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
+        if self.reaped.is_none() {
+            self.reaped = self.child.try_wait().unwrap();
+        }
+        self.reaped
+    }
+
+    /// Waits for its end.
+    #[track_caller]
+    pub(crate) fn wait(&mut self) -> ExitStatus {
+        self.wait_within(PATIENCE)
+    }
+
+    #[track_caller]
+    pub(crate) fn wait_within(&mut self, patience: Duration) -> ExitStatus {
+        let what = format!("{} ends", self.name);
+        until_within(patience, &what, || self.ended())
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        if self.reaped.is_none() {
+            kill_process(self.pid(), signal).unwrap();
+        }
+    }
+
+    /// kill -9, and gone when this returns.
+    pub(crate) fn kill(&mut self) {
+        if self.ended().is_none() {
+            self.signal(Signal::KILL);
+            self.reaped = Some(self.child.wait().unwrap());
+        }
+    }
+
+    /// SIGTERM; it must end well.
+    #[track_caller]
+    pub(crate) fn stop(&mut self) {
+        self.signal(Signal::TERM);
+        let status = self.wait();
+        assert!(
+            status.success() || status.signal() == Some(9),
+            "{} ended with {status} when asked to stop\n{}",
+            self.name,
+            self.tail(30)
+        );
+    }
+
+    /// All it has printed.
+    pub(crate) fn printed(&self) -> String {
+        String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
+    }
+
+    /// The last lines it printed.
+    pub(crate) fn tail(&self, lines: usize) -> String {
+        let text = self.printed();
+        let all: Vec<&str> = text.lines().collect();
+        all[all.len().saturating_sub(lines)..].join("\n")
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if self.ended().is_none() {
+            // Also a stopped process dies of it.
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+}
+
+/// Every living process whose environment or command line holds `mark`.
+pub(crate) fn processes_with(mark: &str) -> Vec<Pid> {
+    let mark = mark.as_bytes();
+    let holds = |file: PathBuf| {
+        fs::read(file).is_ok_and(|bytes| bytes.windows(mark.len()).any(|part| part == mark))
+    };
+    let own = std::process::id().to_string();
+    fs::read_dir("/proc")
+        .unwrap()
+        .filter_map(Result::ok)
+        .filter(|entry| {
+            let name = entry.file_name();
+            name.as_bytes().iter().all(u8::is_ascii_digit) && name.as_bytes() != own.as_bytes()
+        })
+        .filter(|entry| holds(entry.path().join("environ")) || holds(entry.path().join("cmdline")))
+        .filter_map(|entry| Pid::from_raw(entry.file_name().to_str()?.parse().ok()?))
+        .collect()
+}

@@ -1,0 +1,19 @@
+//! End-to-end tests: real processes of the built program in a temporary folder, as a user, an
+//! operator and a misfortune meet them.
+//!
+//! `tests/run` builds with `--features failpoints`, which some of the tests in `recovery` need. The
+//! long ones have names that begin with `soak_` and run only under `tests/run --soak`.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stderr,
+    reason = "a test that cannot go on says why and fails"
+)]
+
+mod harness;
+
+mod access;
+mod bad_input;
+mod jobs;
+mod recovery;
