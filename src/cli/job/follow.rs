@@ -225,11 +225,7 @@ impl Follower<'_> {
     fn happened(&mut self, event: &pb::Event) {
         self.seq = self.seq.max(event.seq);
         self.status = event.status();
-        let word = event.status().word();
-        let text = match event.message.is_empty() {
-            true => word.to_owned(),
-            false => format!("{word}: {}", event.message),
-        };
+        let text = told(event.status().word(), &event.message);
         if !self.output.draws() {
             // The end has its own lines.
             if text != self.shown && !self.status.is_final() {
@@ -242,6 +238,16 @@ impl Follower<'_> {
         }
         self.shown = text;
     }
+}
+
+/// The status and what is said of it; a message that begins with the status stands alone.
+fn told(word: &str, message: &str) -> String {
+    if message.is_empty() {
+        return word.to_owned();
+    }
+    let same = message.get(..word.len()).is_some_and(|start| start.eq_ignore_ascii_case(word));
+    let rest = if same { message[word.len()..].trim_start_matches([':', ' ']) } else { message };
+    if rest.is_empty() { word.to_owned() } else { format!("{word}: {rest}") }
 }
 
 async fn get_again(client: &Client, name: &str) -> Result<pb::Job, Broken> {
