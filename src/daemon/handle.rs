@@ -63,6 +63,9 @@ pub struct SubmitRequest {
     pub key: Option<IdempotencyKey>,
 }
 
+/// Reads live state.
+pub(super) type Look = Box<dyn FnOnce(&Live, &HashMap<NodeName, NodeView>) + Send>;
+
 pub(super) type Reply<T> = oneshot::Sender<Result<T, Error>>;
 
 pub(super) enum Command {
@@ -75,7 +78,7 @@ pub(super) enum Command {
     NodeLeft { node: NodeName, session: u64 },
     Heartbeat { node: NodeName, session: u64, at: i64, usage: BTreeMap<String, f64> },
     Tell { node: NodeName, message: ToNode, heard: oneshot::Sender<bool> },
-    Look(Box<dyn FnOnce(&Live, &HashMap<NodeName, NodeView>) + Send>),
+    Look(Look),
     Stop(oneshot::Sender<()>),
 }
 

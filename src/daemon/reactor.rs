@@ -48,6 +48,9 @@ pub(super) struct Reactor {
     events: broadcast::Sender<Arc<Event>>,
 }
 
+/// The reactor's task: ends with an error when the store can no longer be trusted.
+pub(super) type Running = tokio::task::JoinHandle<Result<(), Arc<store::Error>>>;
+
 struct Session {
     id: u64,
     instance: String,
@@ -74,8 +77,7 @@ impl Reactor {
         store: Arc<dyn Store>,
         effects: Effects,
         clock: Clock,
-    ) -> Result<(Handle, tokio::task::JoinHandle<Result<(), Arc<store::Error>>>), store::Error>
-    {
+    ) -> Result<(Handle, Running), store::Error> {
         let (commands, queue) = mpsc::channel(QUEUE);
         let (events, _) = broadcast::channel(EVENTS);
         let handle = Handle::new(commands, events.clone());

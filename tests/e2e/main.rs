@@ -14,3 +14,6 @@
 mod harness;
 
 mod access;
+mod bad_input;
+mod jobs;
+mod recovery;

@@ -71,7 +71,7 @@ pub(crate) struct Services {
 #[derive(Debug)]
 pub(crate) enum News {
     /// Where an attempt stands now.
-    Report(pb::AttemptReport),
+    Report(Box<pb::AttemptReport>),
     /// A discarded attempt is dead and its folder is gone.
     Gone(u64),
 }
@@ -103,7 +103,7 @@ impl Attempt {
     fn report(&self, phase: pb::attempt_report::Phase) {
         let report = pb::AttemptReport { key: Some(self.key.clone()), phase: Some(phase) };
         // The session outlives all attempts; if it is gone, so is this process.
-        let _ = self.node.news.send(News::Report(report));
+        let _ = self.node.news.send(News::Report(Box::new(report)));
     }
 
     /// The newest services; waits for the first.

@@ -274,14 +274,6 @@ impl Cache {
             }
         }
     }
-
-    /// Bytes kept now.
-    #[cfg(test)]
-    pub(super) fn total(&self) -> u64 {
-        let mut index = self.lock();
-        self.load(&mut index);
-        index.total
-    }
 }
 
 /// A fifth of the file system, at most 50 GiB.

@@ -360,11 +360,11 @@ async fn images_and_build_contexts_without_a_container_runtime() {
     let prefix = python(&realised, "import sys; print(sys.prefix != sys.base_prefix)");
     assert_eq!(prefix, "True");
 
-    let mut environment = InlineEnvironment::default();
-    environment.build = Some(atelier_core::spec::BuildContext {
+    let build = Some(atelier_core::spec::BuildContext {
         path: atelier_core::spec::Code::Local("ctx".into()),
         dockerfile_path: "Dockerfile".into(),
     });
+    let environment = InlineEnvironment { build, ..InlineEnvironment::default() };
     let wanted = Wanted::Inline { environment, images: ImagePolicy::HostPython };
     let error = environments.realise(&wanted, &log).await.unwrap_err();
     assert!(matches!(error, Error::BuildContext { .. }), "{error}");
@@ -388,7 +388,7 @@ async fn host_python_is_found_under_the_name_that_jobs_use() {
     bench.machine.path = programs.clone().into();
     let log = Log::default();
     let realise = async || bench.environments().realise(&Wanted::Host, &log).await.unwrap();
-    assert_eq!(realise().await.path, [PathBuf::new(); 0]);
+    assert!(realise().await.path.is_empty());
 
     let python3 = find_program(&Machine::from_environment().path, "python3").unwrap();
     std::os::unix::fs::symlink(python3, programs.join("python3")).unwrap();
@@ -397,7 +397,7 @@ async fn host_python_is_found_under_the_name_that_jobs_use() {
         assert_eq!(python(&realised, "print(40 + 2)"), "42");
     }
     fs::copy("/bin/true", programs.join("python")).unwrap();
-    assert_eq!(realise().await.path, [PathBuf::new(); 0]);
+    assert!(realise().await.path.is_empty());
 }
 
 #[tokio::test]

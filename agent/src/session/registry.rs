@@ -89,7 +89,7 @@ impl Registry {
         let Some(key) = assignment.key.clone() else { return Ok(()) };
         match attempt(node, folder.clone(), &key, assignment) {
             Ok((attempt, orders)) => self.enter(key, folder, phase, orders, attempt, decision),
-            Err(report) => self.keep_ended(folder, report),
+            Err(report) => self.keep_ended(folder, *report),
         }
         Ok(())
     }
@@ -157,8 +157,8 @@ impl Registry {
                     entry.ended_at = Some(Instant::now());
                     entry.task = None;
                 }
-                entry.latest = report.clone();
-                Some(report)
+                entry.latest = report.as_ref().clone();
+                Some(*report)
             }
             News::Gone(epoch) => {
                 self.attempts.remove(&epoch);
@@ -248,8 +248,8 @@ impl Registry {
                 None
             }
             Err(report) => {
-                self.keep_ended(folder, report.clone());
-                Some(report)
+                self.keep_ended(folder, report.as_ref().clone());
+                Some(*report)
             }
         }
     }
@@ -317,12 +317,12 @@ fn attempt(
     folder: Folder,
     key: &pb::AttemptKey,
     assignment: pb::Assignment,
-) -> Result<(Attempt, watch::Sender<Order>), pb::AttemptReport> {
+) -> Result<(Attempt, watch::Sender<Order>), Box<pb::AttemptReport>> {
     let unreadable = |error: &dyn std::fmt::Display| {
         let message = format!(
             "the node cannot read the job ({error}); run the daemon's version of the agent"
         );
-        failed(key, make_problem(pb::Cause::Platform, message))
+        Box::new(failed(key, make_problem(pb::Cause::Platform, message)))
     };
     let wire = assignment.spec.clone().ok_or_else(|| unreadable(&"it is missing"))?;
     let spec = CommandJob::try_from(wire).map_err(|error| unreadable(&error))?;

@@ -26,10 +26,10 @@ pub(in crate::cli) fn job(job: &pb::Job) -> Value {
     put("name", job.name.clone().into());
     put("status", job.status().word().into());
     put("type", "command".into());
-    let command = match job.spec.as_ref().and_then(|spec| spec.kind.as_ref()) {
-        Some(pb::job_spec::Kind::Command(command)) => Some(command),
-        None => None,
-    };
+    let command = job.spec.as_ref().and_then(|spec| spec.kind.as_ref()).map(|kind| {
+        let pb::job_spec::Kind::Command(command) = kind;
+        command
+    });
     if let Some(command) = command {
         put("display_name", command.display_name.as_deref().unwrap_or(&job.name).into());
         put("description", command.description.clone().into());

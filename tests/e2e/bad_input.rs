@@ -1,0 +1,101 @@
+//! Each bad input gets one clear error naming place and remedy, and nothing acknowledged is lost.
+
+use crate::harness::{Cluster, job_yaml};
+
+/// The exit code for what the user can mend.
+const REFUSED: i32 = 1;
+
+#[test]
+fn bad_yaml_is_refused_with_its_place() {
+    let cluster = Cluster::start();
+    let before = cluster.shell("true");
+    cluster.completed(&before);
+    let bomb = format!(
+        "a: &a [x, x, x, x, x, x, x, x, x, x]\n{}command: ls\n",
+        (1..12)
+            .map(|n| {
+                let (this, last) = ((b'a' + n) as char, (b'a' + n - 1) as char);
+                let list = vec![format!("*{last}"); 10].join(", ");
+                format!("{this}: &{this} [{list}]\n")
+            })
+            .collect::<String>()
+    );
+    let cases: &[(&str, &[u8], &[&str])] = &[
+        ("broken", b"command: [", &["broken.yml:"]),
+        ("tabs", b"command: ls\ninputs:\n\tx: 1\n", &["tab", ":3:"]),
+        ("utf16", b"\xff\xfec\0o\0m\0", &["utf-16", "utf-8"]),
+        ("twice", b"command: a\ncommand: b\n", &["command", "2"]),
+        ("bomb", bomb.as_bytes(), &["bomb.yml"]),
+        ("unknown", b"comand: x\n", &["comand", "command"]),
+        ("type", b"command: ls\nresources: {gpus: yes}\n", &["gpus", "2:"]),
+        ("unset", b"command: echo ${{inputs.x}}\ninputs: {y: 1}\n", &["inputs.x", "y"]),
+        ("empty", b"", &["empty"]),
+        ("sweep", b"type: sweep\ntrial: {}\n", &["sweep"]),
+        ("gpus", b"command: ls\nresources: {gpus: 3}\n", &["3 gpu", "largest node"]),
+        ("dots", b"command: ls\noutputs: {o: {path: 'azureml://datastores/workspaceblobstore/paths/a/../b'}}\n", &["'o'", "'..'"]),
+        ("code", b"command: ls\ncode: nowhere\n", &["nowhere"]),
+        ("input", b"command: ls\ninputs: {f: {type: uri_file, path: nothing.txt}}\n", &["nothing.txt"]),
+        ("store", b"command: ls\ninputs: {f: {type: uri_file, path: 'azureml://datastores/nostore/paths/x'}}\n", &["nostore"]),
+        ("jobref", b"command: ls\ninputs: {f: {type: uri_folder, path: 'azureml://jobs/nojob/outputs/o/paths/'}}\n", &["nojob"]),
+        ("env", b"command: ls\nenvironment: azureml:no-such-environment@latest\n", &["no-such-environment"]),
+        ("compute", b"command: ls\ncompute: azureml:elsewhere\n", &["elsewhere", "local"]),
+    ];
+    for (name, text, parts) in cases {
+        let file = cluster.write(&format!("{name}.yml"), text);
+        let out = cluster
+            .atelier(["job".as_ref(), "create".as_ref(), "-f".as_ref(), file.as_os_str()])
+            .run();
+        assert!(out.status.code().is_some_and(|code| code != 0), "{name}: {out:?}");
+        out.says(parts).never_says(&["panicked"]);
+    }
+    assert_eq!(cluster.rpc().jobs().unwrap().len(), 1);
+}
+
+#[test]
+fn a_link_out_of_the_code_folder_is_refused_by_name() {
+    let cluster = Cluster::start();
+    cluster.write("code/main.sh", "true");
+    std::os::unix::fs::symlink("/etc/passwd", cluster.files().join("code/sneaky")).unwrap();
+    let job = cluster.write("job.yml", "command: sh main.sh\ncode: code\n");
+    cluster
+        .atelier(["job".as_ref(), "create".as_ref(), "-f".as_ref(), job.as_os_str()])
+        .fails(REFUSED)
+        .says(&["sneaky"]);
+}
+
+#[test]
+fn a_daemon_that_is_not_there_is_named_with_the_remedy() {
+    let cluster = Cluster::empty();
+    cluster.atelier(["job", "list"]).fails(4).says(&["no local workspace", "atelier"]);
+    cluster
+        .atelier(["job", "list", "--server", "http://127.0.0.1:1"])
+        .env("ATELIER_TOKEN", "x")
+        .fails(4)
+        .says(&["127.0.0.1:1"]);
+}
+
+#[test]
+fn a_message_that_is_too_long_is_refused() {
+    let cluster = Cluster::start();
+    let tags: String = (0..5000).map(|n| format!("  t{n}: {}\n", "x".repeat(1000))).collect();
+    let yaml = format!("command: ls\ntags:\n{tags}");
+    let out = cluster.atelier(["job", "create", "-f", "-"]).stdin(yaml).run();
+    assert!(out.status.code().is_some_and(|code| code != 0), "{out:?}");
+    let name = cluster.create(&job_yaml("true"));
+    cluster.completed(&name);
+}
+
+#[test]
+fn a_package_that_does_not_exist_fails_the_job_with_its_name() {
+    let cluster = Cluster::start();
+    let name = cluster.create(
+        "command: python -c 1\nenvironment:\n  conda_file:\n    dependencies:\n      - pip:\n        \
+         - no-such-package-of-atelier==99\n",
+    );
+    let job = cluster.ended(&name);
+    let error = job.error.unwrap();
+    assert_eq!(error.code, "EnvironmentFailed", "{error:?}");
+    assert!(error.message.contains("no-such-package-of-atelier"), "{error:?}");
+    let next = cluster.shell("true");
+    cluster.completed(&next);
+}

@@ -1,0 +1,282 @@
+//! A job from its YAML to its log, outputs and exit code, as a user sees them.
+
+use std::fs;
+use std::time::Duration;
+
+use atelier_proto::job::v1::JobStatus;
+use rustix::process::Signal;
+
+use crate::harness::{Agent, Cluster, until};
+
+#[test]
+fn a_job_reads_its_inputs_and_leaves_its_outputs() {
+    let cluster = Cluster::start();
+    cluster.write("code/say.sh", "echo \"said $1\"\n");
+    cluster.write("names.txt", "Ada\nGrace\n");
+    cluster.write("folder/a.txt", "A");
+    cluster.write("folder/deep/b.txt", "B");
+    let job = cluster.write(
+        "job.yml",
+        r#"
+$schema: https://azuremlschemas.azureedge.net/latest/commandJob.schema.json
+code: code
+command: >-
+  sh say.sh ${{inputs.word}} && wc -l < ${{inputs.names}} &&
+  cat ${{inputs.folder}}/a.txt ${{inputs.folder}}/deep/b.txt &&
+  echo kept > outputs/kept.txt && echo named > ${{outputs.model}}/m.txt
+  $[[ && echo ${{inputs.left_out}} ]]
+inputs:
+  word: 1e-3
+  names: {type: uri_file, path: names.txt}
+  folder: {type: uri_folder, path: folder, mode: download}
+  left_out: {type: string, optional: true}
+outputs:
+  model: {type: uri_folder}
+tags: {kind: test}
+"#,
+    );
+    let run = cluster
+        .atelier(
+            ["job", "create", "--stream", "-f"]
+                .map(str::to_owned)
+                .into_iter()
+                .chain([job.display().to_string()]),
+        )
+        .ok();
+    assert!(run.stdout().contains("said 1e-3\n2\nAB"), "{run:?}");
+    let name = cluster.rpc().jobs().unwrap()[0].name.clone();
+    let artifacts = cluster.rpc().artifacts(&name);
+    assert!(artifacts.contains(&"outputs/kept.txt".to_owned()), "{artifacts:?}");
+    assert!(artifacts.contains(&"named-outputs/model/m.txt".to_owned()), "{artifacts:?}");
+    assert!(artifacts.contains(&"user_logs/std_log.txt".to_owned()), "{artifacts:?}");
+    cluster.atelier(["job", "download", &name, "--all", "--download-path", "got"]).ok();
+    let found: Vec<_> = walk(&cluster.files().join("got"));
+    let has = |end: &str, text: &str| {
+        found.iter().any(|path| {
+            path.ends_with(end) && fs::read_to_string(path).is_ok_and(|found| found == text)
+        })
+    };
+    assert!(has("outputs/kept.txt", "kept\n") && has("model/m.txt", "named\n"), "{found:?}");
+    let show = cluster.atelier(["job", "show", &name, "-o", "json"]).ok().json();
+    assert_eq!(show["status"], "Completed");
+    assert_eq!(show["inputs"]["word"], "1e-3");
+    assert_eq!(show["tags"]["kind"], "test");
+    // The output of one job is the input of the next.
+    let next = cluster.create(&format!(
+        "command: cat ${{{{inputs.m}}}}/m.txt\ninputs:\n  m:\n    type: uri_folder\n    \
+         path: azureml://jobs/{name}/outputs/model/paths/\n"
+    ));
+    cluster.completed(&next);
+    assert_eq!(cluster.log(&next), b"named\n");
+}
+
+fn walk(folder: &std::path::Path) -> Vec<std::path::PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.is_dir() { found.extend(walk(&path)) } else { found.push(path) }
+    }
+    found
+}
+
+#[test]
+fn exit_codes_are_the_jobs_own() {
+    let cluster = Cluster::start();
+    let stream = |command: &str| {
+        cluster
+            .atelier(["job", "create", "--stream", "-f", "-"])
+            .stdin(format!("command: {command}"))
+    };
+    stream("exit 7").fails(7).says(&["failed", "exit code 7"]);
+    stream("kill -9 $$").fails(137);
+    stream("no-such-program-here").fails(127).says(&["no-such-program-here"]);
+    let failed = cluster.rpc().jobs().unwrap();
+    assert_eq!(failed.len(), 3);
+    assert!(failed.iter().all(|job| job.status() == JobStatus::Failed));
+    assert_eq!(failed[0].error.as_ref().unwrap().code, "CommandNotFound");
+}
+
+#[test]
+fn partial_outputs_of_a_failed_job_are_kept_and_marked() {
+    let cluster = Cluster::start();
+    let name = cluster.create(
+        "command: echo half > ${{outputs.model}}/half.txt; exit 1\noutputs: {model: {type: uri_folder}}\n",
+    );
+    let job = cluster.ended(&name);
+    assert_eq!(job.status(), JobStatus::Failed);
+    assert!(job.outputs[0].partial && job.outputs[0].files == 1, "{:?}", job.outputs);
+}
+
+#[test]
+fn nothing_is_visible_before_the_manifest() {
+    let cluster = Cluster::start();
+    let name = cluster.shell("echo early > outputs/early.txt; sleep 600");
+    cluster.running(&name);
+    assert!(cluster.rpc().artifacts(&name).is_empty());
+    cluster.atelier(["job", "cancel", &name]).ok();
+    assert_eq!(cluster.ended(&name).status(), JobStatus::Canceled);
+    assert!(cluster.rpc().artifacts(&name).contains(&"outputs/early.txt".to_owned()));
+}
+
+#[test]
+fn a_failed_attempt_is_tried_again_and_a_late_one_is_cancelled() {
+    let cluster = Cluster::start();
+    let marks = cluster.write("marks", "");
+    let name = cluster.create(&format!(
+        "command: echo x >> {0}; test $(wc -l < {0}) -ge 2\nretry: {{max_attempts: 3, backoff: 1}}\n",
+        marks.display()
+    ));
+    let job = cluster.completed(&name);
+    assert_eq!(job.attempt, 2);
+    let late = cluster.create("command: sleep 600\nlimits: {timeout: 1}\n");
+    let job = cluster.ended(&late);
+    assert_eq!(job.status(), JobStatus::Canceled);
+    assert!(job.error.unwrap().message.contains("timeout"));
+}
+
+#[test]
+fn a_cancelled_job_leaves_no_process_behind() {
+    let cluster = Cluster::start();
+    let mark = cluster.files().join("still-here");
+    let name = cluster.shell(&format!(
+        "trap '' TERM\nsetsid sh -c 'exec sleep 600' &\n(setsid sh -c 'echo $$ > {} ; exec sleep 601' &)\nsleep 602",
+        mark.display()
+    ));
+    cluster.running(&name);
+    let pid = until("the stray process started", || {
+        fs::read_to_string(&mark).ok().filter(|text| text.ends_with('\n'))
+    });
+    cluster.atelier(["job", "cancel", &name]).ok();
+    assert_eq!(cluster.ended(&name).status(), JobStatus::Canceled);
+    assert!(!std::path::Path::new(&format!("/proc/{}", pid.trim())).exists());
+}
+
+#[test]
+fn jobs_wait_their_turn_and_say_why() {
+    let cluster = Cluster::empty();
+    cluster.start_daemon();
+    let early = cluster.shell("true");
+    let waiting = cluster.rpc().job(&early).unwrap();
+    assert_eq!(waiting.status(), JobStatus::Queued);
+    assert!(waiting.wait_reason.contains("no node"), "{}", waiting.wait_reason);
+    cluster.start_agent(&Agent::new("local").cpus(1));
+    cluster.completed(&early);
+    let first = cluster.shell("sleep 600");
+    cluster.running(&first);
+    let second = cluster.shell("true");
+    let third = cluster.shell("true");
+    let reason = cluster.rpc().job(&second).unwrap().wait_reason;
+    assert!(reason.contains("CPU"), "{reason}");
+    let reason = cluster.rpc().job(&third).unwrap().wait_reason;
+    assert!(reason.contains(&second), "{reason}");
+    cluster.atelier(["job", "cancel", &first]).ok();
+    cluster.completed(&second);
+    cluster.completed(&third);
+}
+
+#[test]
+fn the_log_is_live_and_whole_for_every_watcher() {
+    let cluster = Cluster::start();
+    let go = cluster.files().join("go");
+    let name = cluster.shell(&format!(
+        "echo first\nwhile [ ! -e {} ]; do sleep 0.05; done\nseq 1 20000",
+        go.display()
+    ));
+    let watchers: Vec<_> =
+        (0..3).map(|_| cluster.atelier(["job", "stream", &name, "-q"]).spawn()).collect();
+    for watcher in &watchers {
+        watcher.prints("first\n");
+    }
+    fs::write(&go, "").unwrap();
+    let whole: String = std::iter::once("first\n".to_owned())
+        .chain((1..=20000).map(|n| format!("{n}\n")))
+        .collect();
+    for watcher in watchers {
+        assert_eq!(watcher.wait().ok().stdout(), whole);
+    }
+    assert_eq!(cluster.log(&name), whole.as_bytes());
+}
+
+#[test]
+fn a_flood_of_output_is_bounded_and_marked() {
+    let cluster = Cluster::start_with(&["--log-limit", "1000000"]);
+    let name = cluster.shell("head -c 300000000 /dev/zero | tr '\\0' x; echo");
+    cluster.completed(&name);
+    let log = cluster.log(&name);
+    assert!(log.len() < 1_001_000, "{} bytes", log.len());
+    let end = String::from_utf8_lossy(&log[log.len() - 300..]).into_owned();
+    assert!(end.contains("299") || end.contains("dropped"), "{end}");
+}
+
+#[test]
+fn interrupting_the_client_leaves_the_job_alone() {
+    let cluster = Cluster::start();
+    let go = cluster.files().join("go");
+    let client = cluster
+        .atelier(["job", "create", "--stream", "-f", "-"])
+        .stdin(format!("command: echo up; while [ ! -e {} ]; do sleep 0.05; done", go.display()))
+        .spawn();
+    client.prints("up\n");
+    client.signal(Signal::INT);
+    let left = client.wait_within(Duration::from_secs(10));
+    let name = cluster.rpc().jobs().unwrap()[0].name.clone();
+    assert!(left.stderr.contains(&format!("job stream {name}")), "{left:?}");
+    assert_eq!(cluster.rpc().job(&name).unwrap().status(), JobStatus::Running);
+    fs::write(&go, "").unwrap();
+    cluster.completed(&name);
+}
+
+#[test]
+fn finished_jobs_are_archived_restored_and_deleted() {
+    let cluster = Cluster::start();
+    let name = cluster.shell("echo gone");
+    cluster.completed(&name);
+    cluster.atelier(["job", "archive", &name]).ok();
+    let list = || cluster.atelier(["job", "list", "--query", "[].name", "-o", "tsv"]).ok().word();
+    assert_eq!(list(), "");
+    cluster.atelier(["job", "restore", &name]).ok();
+    assert_eq!(list(), name);
+    cluster.atelier(["job", "delete", &name, "--yes"]).ok();
+    assert_eq!(list(), "");
+    cluster.atelier(["job", "show", &name]).fails(3).says(&[&name]);
+    let root = format!("workspaceartifactstore/ExperimentRun/dcid.{name}");
+    assert!(!cluster.data().join("storage").join(root).exists());
+}
+
+#[test]
+fn run_starts_a_local_workspace_and_uses_it_again() {
+    let cluster = Cluster::empty();
+    let first = cluster.atelier(["run", "--", "echo", "hello there"]).ok();
+    assert_eq!(first.word(), "hello there");
+    let second = cluster.atelier(["run", "--", "sh", "-c", "exit 3"]).fails(3);
+    assert!(second.stderr.contains("Failed"), "{second:?}");
+    let status = cluster.atelier(["local", "status", "-o", "json"]).ok().json();
+    assert_eq!(status["running"], true);
+    cluster.atelier(["local", "stop"]).ok();
+    let status = cluster.atelier(["local", "status", "-o", "json"]).run().json();
+    assert_eq!(status["running"], false);
+}
+
+#[test]
+fn a_node_that_shares_nothing_moves_data_through_the_gateway() {
+    let cluster = Cluster::empty();
+    cluster.start_daemon();
+    cluster.start_agent(&Agent::new("local").with("--no-shared-store"));
+    cluster.write("in.txt", "through the gate\n");
+    let job = cluster.write(
+        "job.yml",
+        "command: cat ${{inputs.in}} | tee outputs/out.txt\ninputs: {in: {type: uri_file, path: in.txt}}\n",
+    );
+    let run = cluster
+        .atelier([
+            "job".as_ref(),
+            "create".as_ref(),
+            "--stream".as_ref(),
+            "-f".as_ref(),
+            job.as_os_str(),
+        ])
+        .ok();
+    assert_eq!(run.stdout(), "through the gate\n");
+    let name = cluster.rpc().jobs().unwrap()[0].name.clone();
+    assert!(cluster.rpc().artifacts(&name).contains(&"outputs/out.txt".to_owned()));
+}

@@ -1,0 +1,249 @@
+//! Misfortunes: what is killed, frozen, cut or damaged, and what must hold all the same. The
+//! numbers are those of `docs/reliability.md`.
+
+use std::collections::BTreeSet;
+use std::fs;
+
+use atelier_proto::job::v1::JobStatus;
+use rustix::process::Signal;
+
+use crate::harness::{Agent, Cluster, Process, until};
+
+/// A job that writes a durable line when it starts and when it ends.
+fn recorded(cluster: &Cluster, seconds: &str) -> String {
+    let ledger = cluster.files().join("ledger");
+    format!(
+        "command: |\n  echo \"start $AZUREML_RUN_ID\" >> {0}; sync {0}\n  sleep {seconds}\n  \
+         echo \"end $AZUREML_RUN_ID\" >> {0}; sync {0}\n",
+        ledger.display()
+    )
+}
+
+/// I1: no job was ever started while it ran, and each of these started and ended once.
+fn never_twice(cluster: &Cluster, names: &BTreeSet<String>) {
+    let ledger = fs::read_to_string(cluster.files().join("ledger")).unwrap();
+    for name in names {
+        let lines: Vec<&str> =
+            ledger.lines().filter(|line| line.split(' ').nth(1) == Some(name)).collect();
+        assert_eq!(lines, [format!("start {name}"), format!("end {name}")], "{ledger}");
+    }
+}
+
+/// 1: the daemon dies just before or just after a submission is on disk. What was acknowledged is
+/// there; what was not is there whole or not at all.
+#[cfg(feature = "failpoints")]
+#[test]
+fn f01_a_submission_is_whole_or_not_at_all() {
+    for (point, kept) in [("before-commit", false), ("after-commit", true)] {
+        let cluster = Cluster::empty();
+        // Two commits are the daemon's own tokens, the third is the first submission.
+        cluster.settings.borrow_mut().variables =
+            vec![("ATELIER_FAILPOINT".to_owned(), format!("{point}:4"))];
+        cluster.start_daemon();
+        let first = cluster.shell("true");
+        let second = cluster
+            .atelier(["job", "create", "-f", "-", "--name", "second"])
+            .stdin("command: ls\n")
+            .spawn();
+        until("the daemon dies", || cluster.daemon(|daemon| daemon.ended()));
+        drop(second);
+        cluster.settings.borrow_mut().variables.clear();
+        cluster.start_daemon();
+        let rpc = cluster.rpc();
+        assert_eq!(rpc.job(&first).unwrap().status(), JobStatus::Queued);
+        assert_eq!(rpc.job("second").is_ok(), kept, "{point}");
+        let events = rpc.events(&first).unwrap();
+        assert_eq!(events[0].kind, "Submitted");
+    }
+}
+
+/// 3: the daemon is killed again and again under load; 4: jobs do not notice.
+fn kills(rounds: usize) {
+    let cluster = Cluster::empty();
+    cluster.start_daemon();
+    cluster.start_agent(&Agent::new("local").cpus(4));
+    let mut names = BTreeSet::new();
+    for round in 0..rounds {
+        let yaml = recorded(&cluster, if round % 3 == 0 { "0.5" } else { "0.05" });
+        for _ in 0..3 {
+            names.insert(cluster.create(&yaml));
+        }
+        // A different moment of the jobs' lives in each round.
+        std::thread::sleep(std::time::Duration::from_millis((round as u64 * 37) % 200));
+        cluster.restart_daemon_hard();
+    }
+    for name in &names {
+        let job = cluster.completed(name);
+        assert_eq!(job.attempt, 1, "{job:?}");
+        let events = cluster.rpc().events(name).unwrap();
+        let finals = events.iter().filter(|event| event.status().is_final()).count();
+        assert_eq!(finals, 1, "{events:?}");
+    }
+    never_twice(&cluster, &names);
+}
+
+#[test]
+fn f03_killing_the_daemon_loses_nothing() {
+    kills(12);
+}
+
+#[test]
+fn soak_f03_killing_the_daemon_two_hundred_times_loses_nothing() {
+    kills(200);
+}
+
+/// 6: a second daemon on the same folder is refused, and the first does not notice.
+#[test]
+fn f06_a_second_daemon_is_refused() {
+    let cluster = Cluster::start();
+    let data = cluster.data();
+    cluster
+        .atelier([
+            "serve".as_ref(),
+            "--listen".as_ref(),
+            "127.0.0.1:0".as_ref(),
+            "--data-dir".as_ref(),
+            data.as_os_str(),
+        ])
+        .fails(1)
+        .says(&["another atelier daemon", "--data-dir"]);
+    let name = cluster.shell("true");
+    cluster.completed(&name);
+}
+
+/// 7: a daemon that was frozen wakes; what its node did meanwhile is taken up once.
+#[test]
+fn f07_a_frozen_daemon_wakes() {
+    let cluster = Cluster::start();
+    let name = cluster.create(&recorded(&cluster, "0.5"));
+    cluster.running(&name);
+    cluster.daemon(|daemon| daemon.signal(Signal::STOP));
+    let ledger = cluster.files().join("ledger");
+    until("the job ended", || {
+        fs::read_to_string(&ledger).ok().filter(|text| text.contains("end ")).map(|_| ())
+    });
+    cluster.daemon(|daemon| daemon.signal(Signal::CONT));
+    cluster.completed(&name);
+    never_twice(&cluster, &BTreeSet::from([name]));
+}
+
+/// 8: the agent is killed in the middle of a job; the job and its log do not notice.
+#[test]
+fn f08_killing_the_agent_loses_nothing() {
+    let cluster = Cluster::start();
+    let go = cluster.files().join("go");
+    let name = cluster.shell(&format!(
+        "seq 1 1000\nwhile [ ! -e {} ]; do sleep 0.05; done\nseq 1001 2000; echo kept > outputs/k",
+        go.display()
+    ));
+    let watcher = cluster.atelier(["job", "stream", &name, "-q"]).spawn();
+    watcher.prints("\n1000\n");
+    cluster.agent("local", Process::kill);
+    cluster.launch_agent(&Agent::new("local"));
+    cluster.node_is_ready("local");
+    cluster.restart_daemon_hard();
+    fs::write(&go, "").unwrap();
+    let job = cluster.completed(&name);
+    assert_eq!(job.attempt, 1);
+    let whole: String = (1..=2000).map(|n| format!("{n}\n")).collect();
+    assert_eq!(watcher.wait().ok().stdout(), whole);
+    assert_eq!(cluster.log(&name), whole.as_bytes());
+    assert!(cluster.rpc().artifacts(&name).contains(&"outputs/k".to_owned()));
+}
+
+/// 17: the client does not hear the answer and asks again: one job.
+#[test]
+fn f17_a_repeated_submission_finds_the_first() {
+    use atelier_proto::job::v1 as pb;
+    let cluster = Cluster::start();
+    let rpc = cluster.rpc();
+    let request = |command: &str| pb::CreateJobRequest {
+        idempotency_key: "the-same".to_owned(),
+        spec: Some(pb::JobSpec {
+            kind: Some(pb::job_spec::Kind::Command(pb::CommandJob {
+                command: command.to_owned(),
+                experiment_name: "retry".to_owned(),
+                environment: Some(pb::Environment {
+                    source: Some(pb::environment::Source::Host(pb::HostEnvironment {})),
+                }),
+                ..pb::CommandJob::default()
+            })),
+        }),
+    };
+    let create =
+        |command: &str| rpc.wait(rpc.client.call(rpc.client.jobs().create_job(request(command))));
+    let first = create("true").unwrap().job.unwrap().name;
+    assert_eq!(create("true").unwrap().job.unwrap().name, first);
+    cluster.restart_daemon_hard();
+    let rpc = cluster.rpc();
+    let again = rpc.wait(rpc.client.call(rpc.client.jobs().create_job(request("true"))));
+    assert_eq!(again.unwrap().job.unwrap().name, first);
+    let other = rpc.wait(rpc.client.call(rpc.client.jobs().create_job(request("false"))));
+    assert!(other.unwrap_err().to_string().contains(&first));
+    assert_eq!(rpc.jobs().unwrap().len(), 1);
+}
+
+/// 21: a cancellation that meets the end: one final state, whichever came first.
+#[test]
+fn f21_a_cancellation_may_race_the_end() {
+    let cluster = Cluster::start();
+    for round in 0..15 {
+        let name = cluster.shell("sleep 0.03");
+        std::thread::sleep(std::time::Duration::from_millis(round * 4));
+        cluster.atelier(["job", "cancel", &name]).ok();
+        let job = cluster.ended(&name);
+        assert!(matches!(job.status(), JobStatus::Completed | JobStatus::Canceled), "{job:?}");
+        let events = cluster.rpc().events(&name).unwrap();
+        assert_eq!(events.iter().filter(|event| event.status().is_final()).count(), 1);
+    }
+}
+
+/// 22: killed in the middle of a migration: the next start finds the old shape or the new one.
+#[cfg(feature = "failpoints")]
+#[test]
+fn f22_a_migration_is_whole_or_not_at_all() {
+    for step in ["migrate:1", "migrate:2"] {
+        let cluster = Cluster::empty();
+        cluster.settings.borrow_mut().variables =
+            vec![("ATELIER_FAILPOINT".to_owned(), step.to_owned())];
+        cluster.launch_daemon();
+        until("the daemon died", || cluster.daemon(|daemon| daemon.ended()));
+        cluster.settings.borrow_mut().variables.clear();
+        cluster.start_daemon();
+        cluster.shell("true");
+    }
+}
+
+/// 27: a damaged page is noticed, nothing is served from it, and a copy of the folder restores.
+#[test]
+fn f27_a_damaged_database_is_refused_and_a_copy_restores() {
+    let cluster = Cluster::start();
+    for _ in 0..30 {
+        cluster.shell("true");
+    }
+    let name = cluster.shell("echo kept");
+    cluster.completed(&name);
+    cluster.daemon(Process::stop);
+    let database = cluster.data().join("atelier.db");
+    let whole = fs::read(&database).unwrap();
+    let mut damaged = whole.clone();
+    for page in 2..damaged.len() / 4096 {
+        let at = page * 4096;
+        damaged[at..at + 64].fill(0xAA);
+    }
+    fs::write(&database, &damaged).unwrap();
+    cluster.launch_daemon();
+    until("the daemon refuses to start", || cluster.daemon(|daemon| daemon.ended()));
+    let said = cluster.daemon(|daemon| daemon.tail(30));
+    assert!(said.contains("damaged") && said.contains("backup"), "{said}");
+    fs::write(&database, &whole).unwrap();
+    cluster.start_daemon();
+    assert_eq!(cluster.rpc().job(&name).unwrap().status(), JobStatus::Completed);
+    // A database that has gone is no new beginning.
+    cluster.daemon(Process::stop);
+    fs::remove_file(&database).unwrap();
+    cluster.launch_daemon();
+    until("the daemon refuses to start", || cluster.daemon(|daemon| daemon.ended()));
+    let said = cluster.daemon(|daemon| daemon.tail(30));
+    assert!(said.contains("missing"), "{said}");
+}
