@@ -23,6 +23,8 @@ pub(super) struct World {
     pub(super) artifacts: Vec<pb::Artifact>,
     /// Each call of `StreamLog` takes the first.
     pub(super) logs: VecDeque<Vec<Result<pb::LogChunk, Status>>>,
+    /// Answers to the next calls of `GetJob`, before what is known.
+    pub(super) answers: VecDeque<pb::Job>,
     /// Answers to the next calls of `CreateJob`, before jobs are made.
     pub(super) failures: VecDeque<Status>,
     pub(super) created: Vec<pb::CreateJobRequest>,
@@ -123,6 +125,9 @@ impl JobService for Daemon {
         &self,
         request: Request<pb::GetJobRequest>,
     ) -> Result<Response<pb::Job>, Status> {
+        if let Some(answer) = self.world(|world| world.answers.pop_front()) {
+            return Ok(Response::new(answer));
+        }
         self.find(&request.get_ref().name).map(Response::new)
     }
 

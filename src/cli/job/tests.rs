@@ -331,6 +331,9 @@ async fn a_stream_that_is_refused_is_not_tried_again() {
 async fn events_are_listed_and_followed() {
     let daemon = Daemon::default();
     daemon.world(|world| {
+        world.jobs.push(completed("j"));
+        // The first stream ends while the job still runs, as when a daemon shuts down.
+        world.answers.push_back(job("j", JobStatus::Running));
         world.events =
             vec![event(1, JobStatus::Queued, "submitted by ana"), event(2, JobStatus::Running, "")];
     });
@@ -343,6 +346,7 @@ async fn events_are_listed_and_followed() {
     atelier_job(&["events", "j", "--follow", "--after", "1"], &context).await.unwrap();
     let line: Value = serde_json::from_str(captured.data().trim_end()).unwrap();
     assert_eq!((&line["seq"], &line["status"]), (&2.into(), &"Running".into()));
+    assert!(daemon.world(|world| world.answers.is_empty()), "the job's end was not asked for");
 }
 
 #[tokio::test]
