@@ -126,7 +126,7 @@ impl From<&Status> for Error {
         let cause = if status.message().is_empty() {
             format!("the daemon answered {:?} without saying why", status.code())
         } else {
-            status.message().to_owned()
+            client::reason(status)
         };
         if client::broken(status) {
             return Self::new(Kind::Unreachable, format!("lost the daemon: {cause}"))

@@ -13,7 +13,7 @@ use tonic::{Request, Response, Status};
 
 use super::output::tests::{Captured, captured};
 use super::{Context, Format};
-use crate::client::Wanted;
+use crate::client::{Client, Home, Wanted};
 
 /// What the daemon knows, and what it was asked.
 #[derive(Default)]
@@ -23,6 +23,8 @@ pub(super) struct World {
     pub(super) artifacts: Vec<pb::Artifact>,
     /// Each call of `StreamLog` takes the first.
     pub(super) logs: VecDeque<Vec<Result<pb::LogChunk, Status>>>,
+    /// Answers to the next calls of `GetJob`, before what is known.
+    pub(super) answers: VecDeque<pb::Job>,
     /// Answers to the next calls of `CreateJob`, before jobs are made.
     pub(super) failures: VecDeque<Status>,
     pub(super) created: Vec<pb::CreateJobRequest>,
@@ -123,6 +125,9 @@ impl JobService for Daemon {
         &self,
         request: Request<pb::GetJobRequest>,
     ) -> Result<Response<pb::Job>, Status> {
+        if let Some(answer) = self.world(|world| world.answers.pop_front()) {
+            return Ok(Response::new(answer));
+        }
         self.find(&request.get_ref().name).map(Response::new)
     }
 
@@ -221,5 +226,39 @@ impl JobService for Daemon {
             .filter(|artifact| artifact.path.starts_with(&request.prefix))
             .collect();
         Ok(Response::new(pb::ListArtifactsResponse { artifacts }))
+    }
+}
+
+/// The real daemon, in this process and a folder of its own.
+pub(super) struct RealDaemon {
+    folder: tempfile::TempDir,
+    daemon: crate::daemon::Daemon,
+}
+
+impl RealDaemon {
+    pub(super) async fn start() -> Self {
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            serve: crate::config::ServeArgs,
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let home = Home::new(folder.path());
+        let data = home.data();
+        let line = ["serve", "--data-dir", data.to_str().unwrap(), "--listen", "127.0.0.1:0"];
+        let arguments = <Line as clap::Parser>::parse_from(line).serve;
+        let daemon = crate::daemon::start(arguments).await.unwrap();
+        Self { folder, daemon }
+    }
+
+    /// As commands find it: as the local workspace.
+    pub(super) fn wanted(&self) -> Wanted {
+        Wanted { home: Some(Home::new(self.folder.path())), ..Wanted::default() }
+    }
+
+    pub(super) async fn client(&self) -> Client {
+        let target = self.wanted().resolve().unwrap();
+        assert_eq!(target.server, format!("http://{}", self.daemon.address));
+        Client::connect(target).await.unwrap()
     }
 }

@@ -89,7 +89,7 @@ pub enum Error {
         seconds: u64,
     },
     /// The daemon answered with an error, or the connection broke.
-    #[error("{}", .0.message())]
+    #[error("{}", reason(.0))]
     Rpc(Box<Status>),
 }
 
@@ -227,6 +227,11 @@ impl Client {
             }
         }
     }
+}
+
+/// Why a call broke: what the system said of the connection, else the daemon's own words.
+pub fn reason(status: &Status) -> String {
+    status.source().map_or_else(|| status.message().to_owned(), innermost)
 }
 
 /// The last link of an error's chain: what the system said.

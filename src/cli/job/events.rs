@@ -1,11 +1,13 @@
 //! `atelier job events`
 
-use atelier_proto::job::v1::{ListEventsRequest, WatchEventsRequest};
+use atelier_proto::job::v1::{GetJobRequest, ListEventsRequest, WatchEventsRequest};
 use clap::Args;
 
+use super::patience::{Broken, Patience};
 use super::view;
 use crate::cli::output::moment;
 use crate::cli::{Column, Context, Error, Name};
+use crate::client::Client;
 
 /// Events asked for at a time.
 const PAGE: u32 = 1000;
@@ -30,12 +32,7 @@ pub(super) async fn run(arguments: &Arguments, context: &Context) -> Result<(), 
     let client = context.client().await?;
     let job = arguments.name.get().to_owned();
     if arguments.follow {
-        let request = WatchEventsRequest { job, after_seq: arguments.after };
-        let mut events = client.call(client.jobs().watch_events(request)).await?;
-        while let Some(event) = events.message().await? {
-            context.output.item(&view::event(&event), COLUMNS)?;
-        }
-        return Ok(());
+        return follow(context, client, &job, arguments.after).await;
     }
     let mut events = Vec::new();
     let mut after_seq = arguments.after;
@@ -49,6 +46,47 @@ pub(super) async fn run(arguments: &Arguments, context: &Context) -> Result<(), 
             return context.output.list(events, COLUMNS);
         }
     }
+}
+
+/// Prints events as they come, across restarts of the daemon, until the job has ended.
+async fn follow(
+    context: &Context,
+    mut client: Client,
+    job: &str,
+    mut seen: u64,
+) -> Result<(), Error> {
+    let mut patience = Patience::new();
+    loop {
+        match until_it_breaks(context, &client, job, &mut seen, &mut patience).await {
+            Ok(true) => return Ok(()),
+            Ok(false) => {
+                let broken = Broken::Lost("the daemon closed the stream".to_owned());
+                patience.again(context, &mut client, job, broken).await?;
+            }
+            Err(broken) => patience.again(context, &mut client, job, broken).await?,
+        }
+    }
+}
+
+/// Whether the job has ended when its events do.
+async fn until_it_breaks(
+    context: &Context,
+    client: &Client,
+    job: &str,
+    seen: &mut u64,
+    patience: &mut Patience,
+) -> Result<bool, Broken> {
+    let request = WatchEventsRequest { job: job.to_owned(), after_seq: *seen };
+    let mut events = client.call(client.jobs().watch_events(request)).await?;
+    while let Some(event) = events.message().await? {
+        patience.heard();
+        context.output.settle();
+        *seen = event.seq;
+        context.output.item(&view::event(&event), COLUMNS)?;
+    }
+    let request = GetJobRequest { name: job.to_owned() };
+    let job = client.call(client.jobs().get_job(request)).await?;
+    Ok(job.status().is_final())
 }
 
 const COLUMNS: &[Column] = &[

@@ -6,16 +6,13 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use atelier_proto::job::v1::{self as pb, JobStatus, StreamLogRequest, WatchEventsRequest};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+use tokio::time::{MissedTickBehavior, interval};
 
+use super::patience::{Broken, Patience};
 use super::summary;
 use crate::cli::{Context, Error, Kind, Output};
-use crate::client::{Client, Error as ClientError};
+use crate::client::Client;
 
-/// How long a lost daemon is waited for.
-const PATIENCE: Duration = Duration::from_secs(5 * 60);
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// How often the reason of a waiting job is asked for, while somebody watches the terminal.
 const WAIT_REASON: Duration = Duration::from_secs(2);
 
@@ -27,7 +24,7 @@ pub(in crate::cli) async fn to_the_end(
     name: &str,
 ) -> Result<ExitCode, Error> {
     let output = &context.output;
-    let ended = interruptible(follow(context, output, client, name)).await;
+    let ended = interruptible(follow(context, client, name)).await;
     output.settle();
     match ended {
         Some(job) => {
@@ -64,93 +61,28 @@ struct Follower<'a> {
     seq: u64,
     status: JobStatus,
     shown: String,
-    /// When the daemon was last heard of.
-    heard: Instant,
+    patience: Patience,
 }
 
-async fn follow(
-    context: &Context,
-    output: &Output,
-    mut client: Client,
-    name: &str,
-) -> Result<pb::Job, Error> {
+async fn follow(context: &Context, mut client: Client, name: &str) -> Result<pb::Job, Error> {
     let mut follower = Follower {
-        output,
+        output: &context.output,
         name,
         attempt: 0,
         offset: 0,
         seq: 0,
         status: JobStatus::Unspecified,
         shown: String::new(),
-        heard: Instant::now(),
+        patience: Patience::new(),
     };
-    let mut pause = FIRST_PAUSE;
-    let mut told = false;
     loop {
-        let before = follower.heard;
-        let cause = match follower.until_it_breaks(&client).await {
+        let broken = match follower.until_it_breaks(&client).await {
             Ok(Some(job)) => return Ok(job),
             // The streams ended before the job did: the daemon is shutting down.
-            Ok(None) => "the daemon closed the stream".to_owned(),
-            Err(Broken::Lost(error)) => error.to_string(),
-            Err(Broken::Fatal(error)) => return Err(error),
+            Ok(None) => Broken::Lost("the daemon closed the stream".to_owned()),
+            Err(broken) => broken,
         };
-        if follower.heard > before {
-            pause = FIRST_PAUSE;
-            told = false;
-        }
-        tracing::debug!(cause, attempt = follower.attempt, offset = follower.offset, "lost");
-        if follower.heard.elapsed() > PATIENCE {
-            return Err(Error::new(
-                Kind::Unreachable,
-                format!("lost the daemon for {} minutes: {cause}", PATIENCE.as_secs() / 60),
-            )
-            .help(format!("the job may still run; follow it with `atelier job stream {name}`")));
-        }
-        // A restart within a second is not worth a word.
-        if !told && follower.heard.elapsed() > Duration::from_secs(1) {
-            told = true;
-            output.note(&format!("Lost the daemon ({cause}); trying again."));
-        }
-        output.waiting("Lost the daemon; trying again");
-        sleep(pause).await;
-        pause = (pause * 2).min(LONGEST_PAUSE);
-        // A local daemon may come back at another address.
-        match context.wanted.resolve() {
-            Ok(target) => match Client::connect(target).await {
-                Ok(connected) => client = connected,
-                Err(error) if error.is_transient() => {}
-                Err(error) => return Err(error.into()),
-            },
-            Err(ClientError::NoLocalDaemon) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-}
-
-/// Why following stopped short.
-enum Broken {
-    /// The connection or the daemon went away; try again.
-    Lost(ClientError),
-    /// Trying again would not help.
-    Fatal(Error),
-}
-
-impl From<ClientError> for Broken {
-    fn from(error: ClientError) -> Self {
-        if error.is_transient() { Self::Lost(error) } else { Self::Fatal(error.into()) }
-    }
-}
-
-impl From<tonic::Status> for Broken {
-    fn from(status: tonic::Status) -> Self {
-        ClientError::from(status).into()
-    }
-}
-
-impl From<Error> for Broken {
-    fn from(error: Error) -> Self {
-        Self::Fatal(error)
+        follower.patience.again(context, &mut client, name, broken).await?;
     }
 }
 
@@ -168,7 +100,6 @@ impl Follower<'_> {
             .watch_events(WatchEventsRequest { job: self.name.to_owned(), after_seq: self.seq });
         let (log, events) = tokio::join!(client.call(log), client.call(events));
         let (mut log, mut events) = (log?, events?);
-        self.heard = Instant::now();
         let (mut log_open, mut events_open) = (true, true);
         let mut reason = interval(WAIT_REASON);
         reason.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -191,7 +122,7 @@ impl Follower<'_> {
                     }
                 }
             }
-            self.heard = Instant::now();
+            self.patience.heard();
         }
         let job = get_again(client, self.name).await?;
         Ok(job.status().is_final().then_some(job))
@@ -225,11 +156,7 @@ impl Follower<'_> {
     fn happened(&mut self, event: &pb::Event) {
         self.seq = self.seq.max(event.seq);
         self.status = event.status();
-        let word = event.status().word();
-        let text = match event.message.is_empty() {
-            true => word.to_owned(),
-            false => format!("{word}: {}", event.message),
-        };
+        let text = told(event.status().word(), &event.message);
         if !self.output.draws() {
             // The end has its own lines.
             if text != self.shown && !self.status.is_final() {
@@ -242,6 +169,16 @@ impl Follower<'_> {
         }
         self.shown = text;
     }
+}
+
+/// The status and what is said of it; a message that begins with the status stands alone.
+fn told(word: &str, message: &str) -> String {
+    if message.is_empty() {
+        return word.to_owned();
+    }
+    let same = message.get(..word.len()).is_some_and(|start| start.eq_ignore_ascii_case(word));
+    let rest = if same { message[word.len()..].trim_start_matches([':', ' ']) } else { message };
+    if rest.is_empty() { word.to_owned() } else { format!("{word}: {rest}") }
 }
 
 async fn get_again(client: &Client, name: &str) -> Result<pb::Job, Broken> {

@@ -16,6 +16,7 @@ mod events;
 pub(super) mod follow;
 mod list;
 mod materials;
+mod patience;
 pub(super) mod read;
 pub(super) mod submit;
 mod summary;

@@ -9,7 +9,7 @@ use serde_json::Value;
 use tonic::{Code, Status};
 
 use super::summary::{exit_code, length, size, text};
-use crate::cli::testing::{Daemon, job};
+use crate::cli::testing::{Daemon, RealDaemon, job};
 use crate::cli::{Cli, Command, Context, Error, Format, Kind};
 use crate::client::Wanted;
 
@@ -143,6 +143,43 @@ async fn a_job_too_large_for_a_message_is_told_before_it_is_sent() {
     assert_eq!(daemon.world(|world| world.created.len()), 0);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn code_and_inputs_travel_once_and_the_job_names_them_in_the_workspace() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    fs::create_dir(at("src")).unwrap();
+    fs::write(at("src/a.py"), "print(1)").unwrap();
+    fs::write(at("data.csv"), "1,2,3").unwrap();
+    fs::write(
+        at("job.yml"),
+        "command: python a.py ${{inputs.d}}\ncode: src\n\
+         inputs:\n  d:\n    type: uri_file\n    path: data.csv\n",
+    )
+    .unwrap();
+    let daemon = RealDaemon::start().await;
+    let file = at("job.yml");
+    let create = async || {
+        let (output, captured) = crate::cli::output::tests::captured(Some(Format::Json), None);
+        let context = Context { output, wanted: daemon.wanted() };
+        atelier_job(&["create", "-f", file.to_str().unwrap()], &context).await.unwrap();
+        let view: Value = serde_json::from_str(&captured.data()).unwrap();
+        (view, captured.notes())
+    };
+    let (first, notes) = create().await;
+    assert!(first["code"].as_str().unwrap().starts_with("azureml:code:"), "{first}");
+    let path = first["inputs"]["d"]["path"].as_str().unwrap();
+    assert!(
+        path.starts_with("azureml://datastores/workspaceblobstore/paths/LocalUpload/")
+            && path.ends_with("/data.csv"),
+        "{path}"
+    );
+    assert!(notes.contains("Sent code: 1 file, "), "{notes}");
+    let (second, notes) = create().await;
+    assert_eq!((&second["code"], &second["inputs"]), (&first["code"], &first["inputs"]));
+    assert!(!notes.contains("Sent"), "{notes}");
+    assert_ne!(second["name"], first["name"]);
+}
+
 #[tokio::test]
 async fn list_turns_pages_until_it_has_enough() {
     let daemon = Daemon::default();
@@ -230,8 +267,9 @@ async fn stream_prints_the_log_and_ends_as_the_job_did() {
         world.jobs.push(job);
         world.events = vec![
             event(1, JobStatus::Queued, "waits for 1 CPU"),
-            event(2, JobStatus::Running, "on local"),
-            event(3, JobStatus::Completed, ""),
+            event(2, JobStatus::Preparing, "preparing: code, inputs"),
+            event(3, JobStatus::Running, "on local"),
+            event(4, JobStatus::Completed, ""),
         ];
         world.logs.push_back(vec![chunk(1, 0, "hello\n"), chunk(1, 6, "world\n")]);
     });
@@ -241,7 +279,7 @@ async fn stream_prints_the_log_and_ends_as_the_job_did() {
     assert_eq!(captured.data(), "hello\nworld\n");
     assert_eq!(
         captured.notes(),
-        "Queued: waits for 1 CPU\nRunning: on local\nj: Completed after 12.3 s\n  \
+        "Queued: waits for 1 CPU\nPreparing: code, inputs\nRunning: on local\nj: Completed after 12.3 s\n  \
          metrics  accuracy = 0.971235\n  next     atelier job download j --all\n           \
          atelier job show j\n"
     );
@@ -293,6 +331,9 @@ async fn a_stream_that_is_refused_is_not_tried_again() {
 async fn events_are_listed_and_followed() {
     let daemon = Daemon::default();
     daemon.world(|world| {
+        world.jobs.push(completed("j"));
+        // The first stream ends while the job still runs, as when a daemon shuts down.
+        world.answers.push_back(job("j", JobStatus::Running));
         world.events =
             vec![event(1, JobStatus::Queued, "submitted by ana"), event(2, JobStatus::Running, "")];
     });
@@ -305,6 +346,7 @@ async fn events_are_listed_and_followed() {
     atelier_job(&["events", "j", "--follow", "--after", "1"], &context).await.unwrap();
     let line: Value = serde_json::from_str(captured.data().trim_end()).unwrap();
     assert_eq!((&line["seq"], &line["status"]), (&2.into(), &"Running".into()));
+    assert!(daemon.world(|world| world.answers.is_empty()), "the job's end was not asked for");
 }
 
 #[tokio::test]

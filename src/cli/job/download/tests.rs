@@ -1,8 +1,17 @@
-//! Where artifacts go.
+//! Where artifacts go, and how they get there from a real gateway.
 
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::place;
+use atelier_proto::job::v1::Artifact;
+
+use super::{fetch_all, place};
+use crate::cli::Kind;
+use crate::cli::testing::RealDaemon;
+use crate::client::Client;
+
+const STORE: &str = "workspaceartifactstore";
 
 #[test]
 fn artifacts_and_named_outputs_lie_as_azure_puts_them() {
@@ -14,9 +23,89 @@ fn artifacts_and_named_outputs_lie_as_azure_puts_them() {
 
 #[test]
 fn nothing_leads_out_of_the_folder() {
-    for path in
-        ["", "..", "../x", "a/../../x", "named-outputs/../../x", "/etc/passwd", "a\0b", "a\\..\\b"]
-    {
+    let paths =
+        ["", "..", "../x", "a/../../x", "named-outputs/../../x", "/etc/passwd", "a\0b", "a\\..\\b"];
+    for path in paths {
         assert_eq!(place(path), None, "{path:?}");
     }
+}
+
+/// Stores an object, and tells of it as a job's artifact at `path`.
+async fn stored(client: &Client, path: &str, content: &str) -> Artifact {
+    let key = format!("ExperimentRun/dcid.j/{path}");
+    let escaped = percent_encoding::utf8_percent_encode(&key, super::PATH);
+    let url = format!("{}/data/v1/{STORE}/{escaped}", client.target().server);
+    let token = client.target().token.secret();
+    let put = client.http().unwrap().put(url).bearer_auth(token).body(content.to_owned());
+    assert!(put.send().await.unwrap().status().is_success());
+    artifact(path, content.len())
+}
+
+fn artifact(path: &str, bytes: usize) -> Artifact {
+    Artifact {
+        path: path.to_owned(),
+        bytes: bytes as u64,
+        datastore: STORE.to_owned(),
+        key: format!("ExperimentRun/dcid.j/{path}"),
+    }
+}
+
+fn files_below(folder: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() { files.extend(files_below(&path)) } else { files.push(path) }
+    }
+    files
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_arrive_whole_under_their_names() {
+    let daemon = RealDaemon::start().await;
+    let client = daemon.client().await;
+    let names = ["outputs/a.txt", "outputs/ä b%20?#.txt", "named-outputs/m/deep/er/x", "empty"];
+    let mut artifacts = Vec::new();
+    for name in names {
+        let content = if name == "empty" { String::new() } else { name.repeat(100_000) };
+        artifacts.push(stored(&client, name, &content).await);
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let to = folder.path().join("new/folder");
+    let seen = AtomicU64::new(0);
+    let progress = |bytes| _ = seen.fetch_add(bytes, Ordering::Relaxed);
+    // Twice: what lies there is replaced.
+    for _ in 0..2 {
+        fetch_all(&client, &artifacts, &to, &progress).await.unwrap();
+    }
+    for artifact in &artifacts {
+        let content = fs::read_to_string(to.join(place(&artifact.path).unwrap())).unwrap();
+        assert_eq!(content.len() as u64, artifact.bytes);
+        assert!(content.is_empty() || content.starts_with(&artifact.path));
+    }
+    assert_eq!(files_below(&to).len(), names.len(), "no half-done file stays");
+    assert_eq!(seen.into_inner(), 2 * artifacts.iter().map(|a| a.bytes).sum::<u64>());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_link_in_the_folder_does_not_lead_the_write_away() {
+    let daemon = RealDaemon::start().await;
+    let client = daemon.client().await;
+    let artifacts = [stored(&client, "outputs/a.txt", "x").await];
+    let (folder, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    std::os::unix::fs::symlink(outside.path(), folder.path().join("artifacts")).unwrap();
+    let error = fetch_all(&client, &artifacts, folder.path(), &|_| {}).await.unwrap_err();
+    assert!(error.cause.contains("lies outside of the download folder"), "{error:?}");
+    assert!(files_below(outside.path()).is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_there_is_told_by_name() {
+    let daemon = RealDaemon::start().await;
+    let client = daemon.client().await;
+    let folder = tempfile::tempdir().unwrap();
+    let artifacts = [artifact("outputs/gone", 1)];
+    let error = fetch_all(&client, &artifacts, folder.path(), &|_| {}).await.unwrap_err();
+    assert_eq!(error.kind, Kind::NotFound, "{error:?}");
+    assert!(error.cause.starts_with("downloading 'outputs/gone': "), "{error:?}");
+    assert!(files_below(folder.path()).is_empty());
 }
