@@ -76,6 +76,22 @@ pub enum Permission {
     ReadContent,
 }
 
+impl Permission {
+    /// What it allows, as a verb.
+    pub const fn action(self) -> &'static str {
+        match self {
+            Self::Read => "read jobs and runs",
+            Self::Submit => "submit jobs or upload what they need",
+            Self::ChangeJob => "cancel, archive or delete jobs",
+            Self::WriteRun => "write to runs",
+            Self::Data => "read or write objects",
+            Self::ManageTokens => "make tokens",
+            Self::ActAsNode => "act as a node",
+            Self::ReadContent => "read code snapshots",
+        }
+    }
+}
+
 impl Caller {
     /// Whether the role has the permission at all. Scope (own job, own run, own prefix) is checked
     /// where the thing is known.

@@ -164,6 +164,7 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
     folder.withdraw();
     let store: Arc<SqliteStore> =
         Arc::new(SqliteStore::open(&folder.at("atelier.db"), folder.existed())?);
+    let database = store.clone();
     folder.settle()?;
     let datastores = Datastores::open_folders(&folder.at("storage"))?;
     let content = ContentStore::new(&datastores)?;
@@ -245,9 +246,22 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
     folder.announce(&url)?;
     tracing::info!(%url, folder = %data_dir.display(), "listening");
     let sealer = tokio::spawn(async move { tracking.run_sealer().await });
-    let ended =
-        tokio::spawn(run(listener, routes, stopping, reactor, handle.clone(), folder, sealer));
+    let ended = tokio::spawn(run(
+        listener,
+        routes,
+        stopping,
+        reactor,
+        handle.clone(),
+        Ending { folder, sealer, store: database },
+    ));
     Ok(Daemon { address, handle, stop, ended })
+}
+
+/// What a stopping daemon still has to see to.
+struct Ending {
+    folder: Arc<Folder>,
+    sealer: tokio::task::JoinHandle<()>,
+    store: Arc<SqliteStore>,
 }
 
 async fn run(
@@ -256,8 +270,7 @@ async fn run(
     mut stopping: watch::Receiver<bool>,
     reactor: tokio::task::JoinHandle<Result<(), Arc<store::Error>>>,
     handle: Handle,
-    folder: Arc<Folder>,
-    sealer: tokio::task::JoinHandle<()>,
+    ending: Ending,
 ) -> Result<(), Error> {
     let server = http::serve(listener, routes, stopping.clone());
     let mut reactor = reactor;
@@ -270,11 +283,17 @@ async fn run(
         },
         _ = stopping.wait_for(|stop| *stop) => Ok(()),
     };
+    let Ending { folder, sealer, store } = ending;
     sealer.abort();
     if !reactor.is_finished() {
         handle.stop().await;
     }
     folder.withdraw();
+    if result.is_ok()
+        && let Err(error) = store.checkpoint()
+    {
+        tracing::warn!(%error, "the database keeps its log");
+    }
     result
 }
 

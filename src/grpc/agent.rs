@@ -39,7 +39,8 @@ impl Service {
         let caller = caller(request)?;
         Door::node_of(&caller).cloned().ok_or_else(|| {
             let role = caller.role.to_string();
-            told(Denied::NotAllowed { principal: caller.principal, role })
+            let principal = caller.principal;
+            told(Denied::NotAllowed { principal, role, action: "act as a node" })
         })
     }
 

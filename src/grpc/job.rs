@@ -51,8 +51,8 @@ impl Service {
         if caller.owns(&job.created_by, job.name.as_str()) {
             return Ok(caller.principal);
         }
-        let role = caller.role.to_string();
-        Err(told(Denied::NotAllowed { principal: caller.principal, role }))
+        let (job, owner) = (job.name.to_string(), job.created_by.clone());
+        Err(told(Denied::NotOwner { principal: caller.principal, job, owner }))
     }
 
     async fn details(&self, job: &Job) -> Result<JobDetails, Status> {

@@ -111,7 +111,9 @@ status!(identity::Denied, error => match &error {
     identity::Denied::NoToken | identity::Denied::WrongToken | identity::Denied::AttemptOver => {
         Code::Unauthenticated
     }
-    identity::Denied::NotAllowed { .. } | identity::Denied::Foreign(_) => Code::PermissionDenied,
+    identity::Denied::NotAllowed { .. }
+    | identity::Denied::NotOwner { .. }
+    | identity::Denied::Foreign(_) => Code::PermissionDenied,
     identity::Denied::UnknownRoute => Code::Unimplemented,
 });
 status!(atelier_proto::convert::Error, error => Code::InvalidArgument);

@@ -50,12 +50,26 @@ pub enum Denied {
     #[error("the attempt that this token belonged to is over")]
     AttemptOver,
     /// A known caller without the permission.
-    #[error("{principal} has the role {role}, which may not do this; ask an admin")]
+    #[error("{principal} has the role {role}, which may not {action}; ask an admin")]
     NotAllowed {
         /// Who.
         principal: Principal,
         /// As what.
         role: String,
+        /// What was tried, as a verb.
+        action: &'static str,
+    },
+    /// A known caller who may change only what is its own.
+    #[error(
+        "{principal} may not change job '{job}': it is {owner}'s; only its owner or an admin may"
+    )]
+    NotOwner {
+        /// Who.
+        principal: Principal,
+        /// Which.
+        job: String,
+        /// Whose.
+        owner: Principal,
     },
     /// A web page of somebody else's.
     #[error("requests from {0} are refused: only this machine's own addresses are allowed")]
@@ -257,6 +271,7 @@ impl Door {
         Err(Denied::NotAllowed {
             principal: caller.principal.clone(),
             role: caller.role.to_string(),
+            action: if write { "write this object" } else { "read this object" },
         })
     }
 

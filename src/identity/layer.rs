@@ -38,16 +38,20 @@ fn admit(door: &Door, request: &Request) -> Result<Option<atelier_core::access::
     let authorization =
         request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
     let caller = door.authenticate(authorization)?;
-    let allowed = match need {
+    let (allowed, action) = match need {
         None => return Err(Denied::UnknownRoute),
-        Some(Need::Public) => true,
-        Some(Need::One(permission)) => caller.may(permission),
-        Some(Need::Tracking) => caller.may(Permission::Read) || caller.may(Permission::WriteRun),
+        Some(Need::Public) => (true, ""),
+        Some(Need::One(permission)) => (caller.may(permission), permission.action()),
+        Some(Need::Tracking) => {
+            let allowed = caller.may(Permission::Read) || caller.may(Permission::WriteRun);
+            (allowed, "read or write runs")
+        }
     };
     if allowed {
         return Ok(Some(caller));
     }
-    Err(Denied::NotAllowed { principal: caller.principal, role: caller.role.to_string() })
+    let role = caller.role.to_string();
+    Err(Denied::NotAllowed { principal: caller.principal, role, action })
 }
 
 /// A page of another site, or another name that points here (DNS rebinding), must not reach the
@@ -88,7 +92,7 @@ fn refuse(denied: &Denied, grpc: bool) -> Response {
         Denied::NoToken | Denied::WrongToken | Denied::AttemptOver => {
             (tonic::Code::Unauthenticated, StatusCode::UNAUTHORIZED, "UNAUTHENTICATED")
         }
-        Denied::NotAllowed { .. } | Denied::Foreign(_) => {
+        Denied::NotAllowed { .. } | Denied::NotOwner { .. } | Denied::Foreign(_) => {
             (tonic::Code::PermissionDenied, StatusCode::FORBIDDEN, "PERMISSION_DENIED")
         }
         Denied::UnknownRoute => {

@@ -68,6 +68,17 @@ impl SqliteStore {
         self.writer.write(change).await
     }
 
+    /// Moves everything committed into the database file itself, as a stopping daemon should: a
+    /// copy of the one file is then a whole backup. Nothing is lost if it fails.
+    pub fn checkpoint(&self) -> Result<(), Error> {
+        let move_all = || -> rusqlite::Result<()> {
+            let conn = Connection::open(&self.path)?;
+            conn.busy_timeout(Duration::from_secs(2))?;
+            conn.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
+        };
+        move_all().map_err(|e| Error::sqlite("move the log into the database", e))
+    }
+
     /// Asks a question of everything committed so far. Short questions only: it blocks.
     pub fn read<T>(&self, ask: impl FnOnce(&Connection) -> Result<T, Error>) -> Result<T, Error> {
         let idle = self.readers.lock().ok().and_then(|mut idle| idle.pop());

@@ -96,6 +96,6 @@ fn the_daemon_listens_on_loopback_only() {
     let cluster = Cluster::empty();
     cluster
         .atelier(["serve", "--listen", "0.0.0.0:0", "--data-dir", "elsewhere"])
-        .fails(6)
+        .fails(2)
         .says(&["0.0.0.0", "loopback", "SSH tunnel"]);
 }

@@ -11,7 +11,7 @@ fn bad_yaml_is_refused_with_its_place() {
     let before = cluster.shell("true");
     cluster.completed(&before);
     let bomb = format!(
-        "a: &a [x, x, x, x, x, x, x, x, x, x]\n{}command: true\n",
+        "a: &a [x, x, x, x, x, x, x, x, x, x]\n{}command: ls\n",
         (1..12)
             .map(|n| {
                 let (this, last) = ((b'a' + n) as char, (b'a' + n - 1) as char);
@@ -22,23 +22,23 @@ fn bad_yaml_is_refused_with_its_place() {
     );
     let cases: &[(&str, &[u8], &[&str])] = &[
         ("broken", b"command: [", &["broken.yml:"]),
-        ("tabs", b"command: true\ninputs:\n\tx: 1\n", &["tab", ":3:"]),
+        ("tabs", b"command: ls\ninputs:\n\tx: 1\n", &["tab", ":3:"]),
         ("utf16", b"\xff\xfec\0o\0m\0", &["utf-16", "utf-8"]),
         ("twice", b"command: a\ncommand: b\n", &["command", "2"]),
         ("bomb", bomb.as_bytes(), &["bomb.yml"]),
         ("unknown", b"comand: x\n", &["comand", "command"]),
-        ("type", b"command: true\nresources: {gpus: yes}\n", &["gpus", "2:"]),
+        ("type", b"command: ls\nresources: {gpus: yes}\n", &["gpus", "2:"]),
         ("unset", b"command: echo ${{inputs.x}}\ninputs: {y: 1}\n", &["inputs.x", "y"]),
         ("empty", b"", &["empty"]),
         ("sweep", b"type: sweep\ntrial: {}\n", &["sweep"]),
-        ("gpus", b"command: true\nresources: {gpus: 3}\n", &["3 gpu", "largest node"]),
-        ("dots", b"command: true\noutputs: {o: {path: 'azureml://datastores/workspaceblobstore/paths/a/../b'}}\n", &["outputs.o", ".."]),
-        ("code", b"command: true\ncode: nowhere\n", &["nowhere"]),
-        ("input", b"command: true\ninputs: {f: {type: uri_file, path: nothing.txt}}\n", &["nothing.txt"]),
-        ("store", b"command: true\ninputs: {f: {type: uri_file, path: 'azureml://datastores/nostore/paths/x'}}\n", &["nostore"]),
-        ("jobref", b"command: true\ninputs: {f: {type: uri_folder, path: 'azureml://jobs/nojob/outputs/o/paths/'}}\n", &["nojob"]),
-        ("env", b"command: true\nenvironment: azureml:no-such-environment@latest\n", &["no-such-environment"]),
-        ("compute", b"command: true\ncompute: azureml:elsewhere\n", &["elsewhere", "local"]),
+        ("gpus", b"command: ls\nresources: {gpus: 3}\n", &["3 gpu", "largest node"]),
+        ("dots", b"command: ls\noutputs: {o: {path: 'azureml://datastores/workspaceblobstore/paths/a/../b'}}\n", &["'o'", "'..'"]),
+        ("code", b"command: ls\ncode: nowhere\n", &["nowhere"]),
+        ("input", b"command: ls\ninputs: {f: {type: uri_file, path: nothing.txt}}\n", &["nothing.txt"]),
+        ("store", b"command: ls\ninputs: {f: {type: uri_file, path: 'azureml://datastores/nostore/paths/x'}}\n", &["nostore"]),
+        ("jobref", b"command: ls\ninputs: {f: {type: uri_folder, path: 'azureml://jobs/nojob/outputs/o/paths/'}}\n", &["nojob"]),
+        ("env", b"command: ls\nenvironment: azureml:no-such-environment@latest\n", &["no-such-environment"]),
+        ("compute", b"command: ls\ncompute: azureml:elsewhere\n", &["elsewhere", "local"]),
     ];
     for (name, text, parts) in cases {
         let file = cluster.write(&format!("{name}.yml"), text);
@@ -78,7 +78,7 @@ fn a_daemon_that_is_not_there_is_named_with_the_remedy() {
 fn a_message_that_is_too_long_is_refused() {
     let cluster = Cluster::start();
     let tags: String = (0..5000).map(|n| format!("  t{n}: {}\n", "x".repeat(1000))).collect();
-    let yaml = format!("command: true\ntags:\n{tags}");
+    let yaml = format!("command: ls\ntags:\n{tags}");
     let out = cluster.atelier(["job", "create", "-f", "-"]).stdin(yaml).run();
     assert!(out.status.code().is_some_and(|code| code != 0), "{out:?}");
     let name = cluster.create(&job_yaml("true"));

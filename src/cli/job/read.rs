@@ -84,6 +84,10 @@ pub(in crate::cli) fn command(
 
 /// The current folder is the code, unless that would send far more than anybody meant.
 fn own_code(here: &Path, output: &Output) -> Option<PathBuf> {
+    // An empty folder is no code, and no mistake either: the command may need none.
+    if std::fs::read_dir(here).is_ok_and(|mut entries| entries.next().is_none()) {
+        return None;
+    }
     let home = env::home_dir();
     if here.parent().is_none() || Some(here) == home.as_deref() {
         output.warn(&format!(

@@ -3,7 +3,6 @@
 use std::ffi::OsStr;
 use std::io::{Read, Write as _};
 use std::os::unix::process::ExitStatusExt as _;
-use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -33,11 +32,6 @@ impl Cli {
             command.arg(argument);
         }
         Self { command, shown, stdin: Vec::new() }
-    }
-
-    pub(crate) fn dir(mut self, folder: &Path) -> Self {
-        self.command.current_dir(folder);
-        self
     }
 
     pub(crate) fn env(mut self, key: &str, value: impl AsRef<OsStr>) -> Self {
@@ -166,10 +160,6 @@ impl Running {
 
     pub(crate) fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
-    }
-
-    pub(crate) fn has_ended(&mut self) -> bool {
-        self.child.try_wait().unwrap().is_some()
     }
 
     /// Waits for its end.

@@ -69,16 +69,6 @@ impl Agent {
         self.more.push(argument.to_owned());
         self
     }
-
-    pub(crate) fn server(mut self, url: &str) -> Self {
-        self.server = Some(url.to_owned());
-        self
-    }
-
-    pub(crate) fn data(mut self, folder: &Path) -> Self {
-        self.data = Some(folder.to_owned());
-        self
-    }
 }
 
 /// One workspace. Dropping it ends everything that it started, jobs too.
@@ -166,7 +156,7 @@ impl Cluster {
     /// Gives a command the cluster's environment and nothing else.
     pub(crate) fn clean(&self, command: &mut Command) {
         command.env_clear().current_dir(self.files());
-        for name in ["PATH", "LD_LIBRARY_PATH", "UV_CACHE_DIR"] {
+        for name in ["PATH", "LD_LIBRARY_PATH", "UV_CACHE_DIR", "SSL_CERT_FILE", "PIP_CERT"] {
             if let Some(value) = std::env::var_os(name) {
                 command.env(name, value);
             }
