@@ -384,10 +384,6 @@ impl Agent {
         assert!(process.wait().unwrap().success());
     }
 
-    pub(crate) fn pid(&self) -> u32 {
-        self.process.as_ref().unwrap().id()
-    }
-
     pub(crate) fn data(&self) -> PathBuf {
         self.folder.path().join("data")
     }
@@ -435,8 +431,8 @@ impl Drop for Agent {
 
 fn is_supervisor(pid: i64, start_time: &serde_json::Value) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
-    fields.skip(19).next().is_some_and(|field| field == start_time.to_string())
+    let mut fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
+    fields.nth(19).and_then(|field| field.parse::<u64>().ok()) == start_time.as_u64()
 }
 
 pub(crate) async fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {

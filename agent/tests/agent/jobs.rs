@@ -224,7 +224,7 @@ async fn a_stale_assignment_is_ignored_and_a_newer_one_ends_the_older() {
 async fn a_discarded_attempt_is_killed_and_forgotten() {
     let mut daemon = Daemon::start().await;
     let agent = Agent::start(&daemon);
-    let mut session = daemon.session().await;
+    let session = daemon.session().await;
     session.send(Down::Assign(assignment(
         1,
         "trap '' TERM; echo $$ >up; while :; do sleep 0.01; done",

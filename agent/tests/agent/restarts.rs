@@ -19,7 +19,7 @@ fn ended_in(hello: &pb::Hello, epoch: u64) -> Option<pb::Ended> {
 async fn a_job_outlives_its_agent_and_is_neither_lost_nor_doubled() {
     let mut daemon = Daemon::start().await;
     let mut agent = Agent::start(&daemon);
-    let mut session = daemon.session().await;
+    let session = daemon.session().await;
     let command =
         "echo run >>runs; echo $$ >up; while [ ! -e go ]; do sleep 0.01; done; echo over; exit 4";
     session.send(Down::Assign(assignment(1, command)));
@@ -40,7 +40,7 @@ async fn a_job_outlives_its_agent_and_is_neither_lost_nor_doubled() {
 async fn what_ends_while_the_agent_is_away_is_reported() {
     let mut daemon = Daemon::start().await;
     let mut agent = Agent::start(&daemon);
-    let mut session = daemon.session().await;
+    let session = daemon.session().await;
     session.send(Down::Assign(assignment(
         1,
         "echo up >up; while [ ! -e go ]; do sleep 0.01; done; exit 5",
@@ -59,7 +59,7 @@ async fn what_ends_while_the_agent_is_away_is_reported() {
 async fn a_cancelled_job_can_still_be_cancelled_by_the_next_agent() {
     let mut daemon = Daemon::start().await;
     let mut agent = Agent::start(&daemon);
-    let mut session = daemon.session().await;
+    let session = daemon.session().await;
     session.send(Down::Assign(assignment(1, "echo up >up; sleep 1000")));
     agent.wait_for_file(1, "up").await;
     agent.kill();
@@ -103,7 +103,7 @@ async fn an_end_is_told_again_until_it_is_acknowledged() {
 async fn a_job_goes_on_while_the_daemon_moves() {
     let mut daemon = Daemon::start().await;
     let agent = Agent::start(&daemon);
-    let mut session = daemon.session().await;
+    let session = daemon.session().await;
     session
         .send(Down::Assign(assignment(1, "echo $$ >up; while [ ! -e go ]; do sleep 0.01; done")));
     let pid = agent.wait_for_file(1, "up").await;
@@ -141,7 +141,7 @@ async fn killed_at_any_moment_the_agent_runs_each_job_once() {
     let mut agent = Agent::start(&daemon);
     let journal = tempfile::tempdir().unwrap();
     for epoch in 1..=25_u64 {
-        let mut session = daemon.session().await;
+        let session = daemon.session().await;
         let file = journal.path().join(epoch.to_string());
         let command = format!("echo begin >>{0}; sleep 0.01; echo end >>{0}", file.display());
         session.send(Down::Assign(assignment(epoch, &command)));
