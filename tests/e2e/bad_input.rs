@@ -64,6 +64,19 @@ fn a_link_out_of_the_code_folder_is_refused_by_name() {
 }
 
 #[test]
+fn a_link_out_of_the_outputs_is_refused_by_name_and_the_rest_is_kept() {
+    let cluster = Cluster::start();
+    let name = cluster.shell("echo kept > outputs/kept.txt; ln -s /etc/passwd outputs/sneaky");
+    let job = cluster.ended(&name);
+    let error = job.error.unwrap();
+    assert_eq!(error.code, "OutputFailed", "{error:?}");
+    assert!(error.message.contains("'sneaky'") && error.message.contains("leaves"), "{error:?}");
+    let artifacts = cluster.rpc().artifacts(&name);
+    assert!(artifacts.contains(&"outputs/kept.txt".to_owned()), "{artifacts:?}");
+    assert!(!artifacts.iter().any(|path| path.contains("sneaky")), "{artifacts:?}");
+}
+
+#[test]
 fn a_daemon_that_is_not_there_is_named_with_the_remedy() {
     let cluster = Cluster::empty();
     cluster.atelier(["job", "list"]).fails(4).says(&["no local workspace", "atelier"]);

@@ -237,7 +237,9 @@ async fn store(attempt: &Attempt, parts: Vec<Part>, ended: &mut Ended) {
     let mut entries = Vec::new();
     for (part, result) in parts.iter().zip(join_all(uploads).await) {
         match result {
-            Ok(stored) => {
+            Ok((stored, refused)) => {
+                // Whatever else is wrong, what a long run left behind is kept.
+                ended.problem = ended.problem.take().or(refused);
                 if let Some(name) = &part.output {
                     let bytes = stored.iter().map(|entry| entry.bytes).sum();
                     let files = stored.len() as u64;
@@ -296,14 +298,25 @@ async fn commit(
     Ok(Manifest { path: artifacts.manifest_path, digest, files, bytes })
 }
 
-async fn upload(attempt: &Attempt, part: &Part) -> Result<Vec<ManifestEntry>, Problem> {
+/// What was stored of a part, and the problem with files that cannot be.
+async fn upload(
+    attempt: &Attempt,
+    part: &Part,
+) -> Result<(Vec<ManifestEntry>, Option<Problem>), Problem> {
     let what = match &part.output {
         Some(name) => format!("cannot store output '{name}'"),
         None => format!("cannot store {}", part.prefix),
     };
-    let token = &attempt.assignment.token;
+    let (token, said) = (&attempt.assignment.token, what.as_str());
     let upload = |services: Arc<Services>| async move {
-        services.data.upload(&part.from, &part.to, &part.prefix, token).await
+        match services.data.upload(&part.from, &part.to, &part.prefix, token).await {
+            Ok(stored) => Ok((stored, None)),
+            Err(mut error) if error.fault() == Fault::User => {
+                let problem = problem::of(Cause::Output, said, &error);
+                Ok((error.take_stored(), Some(problem)))
+            }
+            Err(error) => Err(error),
+        }
     };
     patiently(attempt, &what, upload).await
 }

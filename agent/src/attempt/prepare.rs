@@ -16,7 +16,7 @@ use super::problem::{self, problem};
 use super::{Attempt, Services, variables};
 use crate::clock;
 use crate::data::Fault;
-use crate::environment::{BuildLog, ImagePolicy, Realised, Wanted};
+use crate::environment::{self, BuildLog, ImagePolicy, Realised, Wanted};
 
 /// Everything that the command needs, ready.
 #[derive(Debug)]
@@ -119,10 +119,13 @@ async fn one_input(
 
 async fn environment(attempt: &Attempt) -> Result<Realised, Problem> {
     let log = PrepareLog::new(attempt.folder.log());
-    let realised = attempt.node.environments.realise(&wanted(attempt)?, &log).await;
-    realised.map_err(|error| {
+    let failed = |error: environment::Error| {
         fault(error.fault(), Cause::Environment, "cannot make the environment", &error)
-    })
+    };
+    let wanted = wanted(attempt)?;
+    let realised = attempt.node.environments.realise(&wanted, &log).await.map_err(failed)?;
+    // What the command installs is the attempt's own.
+    realised.layered(attempt.folder.path().join("environment")).await.map_err(failed)
 }
 
 fn wanted(attempt: &Attempt) -> Result<Wanted, Problem> {

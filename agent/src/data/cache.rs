@@ -130,7 +130,7 @@ impl Cache {
         self.folder.join(kind.folder()).join(&name[..2]).join(name)
     }
 
-    /// The folder's path.
+    /// Bytes kept at most.
     pub(super) fn limit(&self) -> u64 {
         self.limit
     }
@@ -273,6 +273,16 @@ impl Cache {
                 index.total = index.total.saturating_sub(entry.size);
             }
         }
+    }
+}
+
+#[cfg(test)]
+impl Cache {
+    /// Bytes kept now.
+    pub(super) fn total(&self) -> u64 {
+        let mut index = self.lock();
+        self.load(&mut index);
+        index.total
     }
 }
 

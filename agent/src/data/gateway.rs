@@ -10,7 +10,7 @@ use reqwest::header::{
 };
 use reqwest::{Body, Client, RequestBuilder, Response, StatusCode};
 use serde::Deserialize;
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncSeekExt as _, AsyncWriteExt as _};
 
 use super::store::Found;
 use super::{Error, path};
@@ -90,22 +90,31 @@ fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// Does something until it works, cannot work, or was tried often enough.
-pub(super) async fn patiently<T>(
-    mut act: impl AsyncFnMut() -> Result<T, Failure>,
-) -> Result<T, Failure> {
-    let mut pause = FIRST_PAUSE;
-    let mut tries = 1;
-    loop {
-        match act().await {
-            Err(failure) if failure.is_transient() && tries < TRIES => {
-                tracing::debug!(tries, failure = failure.text(), "request failed, trying again");
-            }
-            other => return other,
+/// How often something was tried, and how long to wait before the next time.
+#[derive(Debug)]
+struct Patience {
+    tries: u32,
+    pause: Duration,
+}
+
+impl Patience {
+    fn new() -> Self {
+        Self { tries: 1, pause: FIRST_PAUSE }
+    }
+
+    /// Waits before the next try.
+    ///
+    /// # Errors
+    /// The failure itself, if another try would not help or there were enough.
+    async fn after(&mut self, failure: Failure) -> Result<(), Failure> {
+        if !failure.is_transient() || self.tries >= TRIES {
+            return Err(failure);
         }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(LONGEST_PAUSE);
-        tries += 1;
+        tracing::debug!(self.tries, failure = failure.text(), "request failed, trying again");
+        tokio::time::sleep(self.pause).await;
+        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+        self.tries += 1;
+        Ok(())
     }
 }
 
@@ -143,67 +152,93 @@ pub(super) async fn download(
     expected: Option<u64>,
     request: impl Fn() -> RequestBuilder,
 ) -> Result<Downloaded, Failure> {
-    let failed = |error| Failure::Local(Error::io("write", to, error));
-    let mut file = tokio::fs::File::create_new(to).await.map_err(failed)?;
-    let mut done: u64 = 0;
-    let mut tag: Option<String> = None;
-    patiently(async || {
-        let mut builder = request().header(ACCEPT_ENCODING, "identity");
-        if let (1.., Some(tag)) = (done, &tag) {
-            builder = builder.header(RANGE, format!("bytes={done}-")).header(IF_RANGE, tag);
+    let file = tokio::fs::File::create_new(to)
+        .await
+        .map_err(|error| Failure::Local(Error::io("write", to, error)))?;
+    let mut transfer = Transfer { to, file, done: 0, tag: None };
+    let mut patience = Patience::new();
+    loop {
+        match transfer.go_on(request(), expected).await {
+            Ok(downloaded) => return Ok(downloaded),
+            Err(failure) => patience.after(failure).await?,
         }
-        let resuming = done > 0 && tag.is_some();
-        let response = match accepted(builder.send().await?).await {
+    }
+}
+
+/// A download that may take several requests.
+struct Transfer<'a> {
+    to: &'a Path,
+    file: tokio::fs::File,
+    /// Bytes that are there.
+    done: u64,
+    /// Of the content that they are from, if the server can continue it.
+    tag: Option<String>,
+}
+
+impl Transfer<'_> {
+    async fn go_on(
+        &mut self,
+        mut request: RequestBuilder,
+        expected: Option<u64>,
+    ) -> Result<Downloaded, Failure> {
+        let to = self.to;
+        let failed = |error| Failure::Local(Error::io("write", to, error));
+        request = request.header(ACCEPT_ENCODING, "identity");
+        if let (1.., Some(tag)) = (self.done, &self.tag) {
+            let range = format!("bytes={}-", self.done);
+            request = request.header(RANGE, range).header(IF_RANGE, tag);
+        }
+        let response = match accepted(request.send().await?).await {
             Ok(response) => response,
             Err(failure) => {
                 // It changed, or the range is gone: from the start, next time.
-                if resuming {
-                    done = 0;
-                    tag = None;
-                }
+                (self.done, self.tag) = (0, None);
                 return Err(failure);
             }
         };
         if response.status() == StatusCode::NOT_MODIFIED {
             return Ok(Downloaded { etag: None, sent: false });
         }
-        let from = if response.status() == StatusCode::PARTIAL_CONTENT { done } else { 0 };
-        if let Some(range) = response.headers().get(CONTENT_RANGE).and_then(|r| r.to_str().ok())
-            && !range.starts_with(&format!("bytes {from}-"))
-        {
-            return Err(Failure::Broken(format!("the server sent another part: '{range}'")));
-        }
-        if from != done || from == 0 {
-            use tokio::io::AsyncSeekExt as _;
-            file.set_len(from).await.map_err(failed)?;
-            file.seek(std::io::SeekFrom::Start(from)).await.map_err(failed)?;
-            done = from;
-        }
         let header = |name| response.headers().get(name).and_then(|v| v.to_str().ok());
+        if response.status() == StatusCode::PARTIAL_CONTENT {
+            let range = header(CONTENT_RANGE).unwrap_or_default();
+            if !range.starts_with(&format!("bytes {}-", self.done)) {
+                return Err(Failure::Broken(format!("the server sent another part: '{range}'")));
+            }
+        } else {
+            self.file.set_len(0).await.map_err(failed)?;
+            self.file.rewind().await.map_err(failed)?;
+            self.done = 0;
+        }
         // A weak tag does not promise equal bytes.
-        tag = header(ETAG).filter(|tag| !tag.starts_with("W/")).map(str::to_owned);
+        self.tag = header(ETAG).filter(|tag| !tag.starts_with("W/")).map(str::to_owned);
         let announced = header(CONTENT_LENGTH).and_then(|length| length.parse::<u64>().ok());
-        let end = announced.map(|length| from + length);
+        let end = expected.or(announced.map(|length| self.done + length));
         let mut pieces = response.bytes_stream();
         while let Some(piece) = pieces.next().await {
-            let piece = piece?;
-            file.write_all(&piece).await.map_err(failed)?;
-            done += piece.len() as u64;
+            let piece = match piece {
+                Ok(piece) => piece,
+                Err(error) => {
+                    // What came so far counts only once it is in the file.
+                    self.file.flush().await.map_err(failed)?;
+                    return Err(error.into());
+                }
+            };
+            self.file.write_all(&piece).await.map_err(failed)?;
+            self.done += piece.len() as u64;
         }
-        file.flush().await.map_err(failed)?;
-        if let Some(end) = expected.or(end)
-            && done != end
+        self.file.flush().await.map_err(failed)?;
+        if let Some(end) = end
+            && self.done != end
         {
-            let problem = format!("{done} bytes came instead of {end}");
-            if done > end {
-                done = 0;
-                tag = None;
+            let problem = format!("{} bytes came instead of {end}", self.done);
+            if self.done > end {
+                (self.done, self.tag) = (0, None);
             }
             return Err(Failure::Broken(problem));
         }
-        Ok(Downloaded { etag: tag.clone(), sent: true })
-    })
-    .await
+        Ok(Downloaded { etag: self.tag.take(), sent: true })
+    }
 }
 
 /// The gateway. Cheap to clone.
@@ -264,14 +299,10 @@ impl Gateway {
                 url.push_str("&after=");
                 url.push_str(&path::in_url(after));
             }
-            let page: Page = patiently(async || {
-                let request = self.client.get(&url).bearer_auth(token);
-                let bytes = accepted(request.send().await?).await?.bytes().await?;
-                serde_json::from_slice(&bytes)
-                    .map_err(|error| Failure::Broken(format!("the listing is no JSON: {error}")))
-            })
-            .await
-            .map_err(|failure| Self::error("list", datastore, key, failure))?;
+            let page = self
+                .page(&url, token)
+                .await
+                .map_err(|failure| Self::error("list", datastore, key, failure))?;
             for object in page.objects {
                 path::check(&object.path)?;
                 let below = match object.path.strip_prefix(key) {
@@ -288,6 +319,22 @@ impl Gateway {
                     after = Some(next)
                 }
                 _ => return Ok(found),
+            }
+        }
+    }
+
+    async fn page(&self, url: &str, token: &str) -> Result<Page, Failure> {
+        let mut patience = Patience::new();
+        loop {
+            let answer = self.client.get(url).bearer_auth(token).send();
+            let page = async {
+                let bytes = accepted(answer.await?).await?.bytes().await?;
+                serde_json::from_slice(&bytes)
+                    .map_err(|error| Failure::Broken(format!("the listing is no JSON: {error}")))
+            };
+            match page.await {
+                Ok(page) => return Ok(page),
+                Err(failure) => patience.after(failure).await?,
             }
         }
     }
@@ -319,19 +366,24 @@ impl Gateway {
         key: &str,
         length: u64,
         token: &str,
-        mut body: impl AsyncFnMut() -> Result<(Body, T), Error>,
+        mut body: impl FnMut() -> Result<(Body, T), Error>,
     ) -> Result<T, Error> {
         path::check(key)?;
         let url = self.url(datastore, key);
-        patiently(async || {
-            let (body, told) = body().await.map_err(Failure::Local)?;
-            let request =
-                self.client.put(&url).bearer_auth(token).header(CONTENT_LENGTH, length).body(body);
-            accepted(request.send().await?).await?;
-            Ok(told)
-        })
-        .await
-        .map_err(|failure| Self::error("store", datastore, key, failure))
+        let mut patience = Patience::new();
+        loop {
+            let (body, told) = body()?;
+            let request = self.client.put(&url).bearer_auth(token);
+            let sent = request.header(CONTENT_LENGTH, length).body(body).send();
+            let stored = async { accepted(sent.await?).await };
+            match stored.await {
+                Ok(_) => return Ok(told),
+                Err(failure) => patience
+                    .after(failure)
+                    .await
+                    .map_err(|failure| Self::error("store", datastore, key, failure))?,
+            }
+        }
     }
 
     /// Stores bytes.
@@ -343,6 +395,6 @@ impl Gateway {
         token: &str,
     ) -> Result<(), Error> {
         let length = bytes.len() as u64;
-        self.put(datastore, key, length, token, async || Ok((Body::from(bytes.clone()), ()))).await
+        self.put(datastore, key, length, token, || Ok((Body::from(bytes.clone()), ()))).await
     }
 }

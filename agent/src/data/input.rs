@@ -8,7 +8,7 @@ use std::sync::Arc;
 use atelier_core::content::Digest;
 use atelier_core::spec::{DataKind, Input, InputMode};
 use atelier_proto::agent::v1 as pb;
-use futures::{StreamExt as _, TryStreamExt as _};
+use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _};
 
 use super::cache::{Kind, Pin};
 use super::error::blocking;
@@ -176,7 +176,7 @@ impl Place<'_> {
             return futures::stream::iter(found)
                 .map(|object| {
                     let to = target(&object);
-                    async move { self.give_one(&object, &to, own_copy).await }
+                    async move { self.give_one(&object, &to, own_copy).await }.boxed()
                 })
                 .buffer_unordered(READERS)
                 .try_collect()

@@ -12,7 +12,7 @@ use atelier_core::content::Digest;
 use atelier_core::content::manifest::ManifestEntry;
 use atelier_core::id::DatastoreName;
 use atelier_proto::agent::v1 as pb;
-use futures::StreamExt as _;
+use futures::{FutureExt as _, StreamExt as _};
 use reqwest::Body;
 use tokio_util::io::ReaderStream;
 
@@ -72,7 +72,7 @@ pub(super) async fn upload(
         Some(store) => link_all(store, &place, found).await?,
         None => {
             futures::stream::iter(found)
-                .map(|local| send(inner, &place, local, token))
+                .map(|local| send(inner, &place, local, token).boxed())
                 .buffer_unordered(SENDERS)
                 .collect()
                 .await
@@ -293,26 +293,19 @@ async fn send(
     local: Local,
     token: &str,
 ) -> Result<ManifestEntry, Failed> {
-    let local = Arc::new(local);
-    let opening = Arc::clone(&local);
-    let first = blocking(move || Ok(opening.open().map(|(_, meta)| version(&meta)))).await??;
+    let first = version(&local.open()?.1);
     let length = first.0;
     let key = path::join(&place.key, &local.below);
     // What a failed try says of the file itself goes past the gateway's error.
     let mut of_file = None;
     let sent = inner
         .gateway
-        .put(place.datastore.as_str(), &key, length, token, async || {
-            let opening = Arc::clone(&local);
-            let file = match blocking(move || Ok(opening.open())).await? {
+        .put(place.datastore.as_str(), &key, length, token, || {
+            let file = match local.open() {
                 Ok((file, meta)) if version(&meta) == first => file,
-                Ok(_) => {
-                    of_file = Some(changed(&local));
-                    return Err(Error::Stopped);
-                }
                 Err(Failed::All(error)) => return Err(error),
-                Err(failed) => {
-                    of_file = Some(failed);
+                other => {
+                    of_file = Some(other.err().unwrap_or_else(|| changed(&local)));
                     return Err(Error::Stopped);
                 }
             };

@@ -18,7 +18,7 @@ pub(super) fn realise(home: &Home) -> Result<Realised, Error> {
         },
     };
     let description = "the node's own programs".to_owned();
-    Ok(Realised { path, variables: BTreeMap::new(), description })
+    Ok(Realised { path, variables: BTreeMap::new(), description, shared: None })
 }
 
 fn shim(home: &Home, python3: &PathBuf) -> Result<PathBuf, Error> {

@@ -7,6 +7,7 @@
 mod build;
 mod exec;
 mod host;
+mod layer;
 mod lock;
 mod progress;
 mod pythons;
@@ -215,6 +216,8 @@ pub struct Realised {
     pub variables: BTreeMap<String, String>,
     /// For the log: `Python 3.11.7, 45 packages`.
     pub description: String,
+    /// The environment's folder, which other jobs use too; see [`Realised::layered`].
+    shared: Option<PathBuf>,
 }
 
 /// Where a build's progress goes: the job's log.
@@ -514,7 +517,12 @@ fn realised(built: &Built, environment: &InlineEnvironment, recipe: &Recipe) -> 
     } else {
         format!("Python {}, {count} packages", built.python)
     };
-    Realised { path: vec![built.folder.join("bin")], variables, description }
+    Realised {
+        path: vec![built.folder.join("bin")],
+        variables,
+        description,
+        shared: Some(built.folder.clone()),
+    }
 }
 
 #[cfg(test)]

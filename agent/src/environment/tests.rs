@@ -438,3 +438,61 @@ async fn a_node_without_uv_gets_it_and_one_that_cannot_uses_pip() {
     let error = environments.realise(&conda(json!(["six"])), &log).await.unwrap_err();
     assert!(error.to_string().contains("ATELIER_UV"), "{error}");
 }
+
+/// Runs a command as a job would, with the environment's programs first.
+fn shell(realised: &Realised, command: &str) -> String {
+    let mut path = realised.path.clone();
+    path.extend(std::env::split_paths(&Machine::from_environment().path));
+    let output = Command::new("/bin/sh")
+        .args(["-c", command])
+        .envs(&realised.variables)
+        .env("PATH", std::env::join_paths(path).unwrap())
+        .output()
+        .unwrap();
+    let text = |bytes| String::from_utf8_lossy(bytes).trim().to_owned();
+    assert!(output.status.success(), "{command}: {}", text(&output.stderr));
+    text(&output.stdout)
+}
+
+#[tokio::test]
+async fn what_a_job_installs_is_its_own() {
+    let bench = Bench::new("");
+    // A package with a program, so that the program too is seen to run in the layer.
+    let wanted = conda(json!([{ "pip": ["six==1.16.0", "packaging", "chardet"] }]));
+    let environments = bench.environments();
+    let shared = environments.realise(&wanted, &Log::default()).await.unwrap();
+    let layer = bench.folder.path().join("attempt 1").join("environment");
+    let started = Instant::now();
+    let own = shared.clone().layered(layer.clone()).await.unwrap();
+    let elapsed = started.elapsed();
+    assert!(elapsed < Duration::from_millis(250), "a layer took {elapsed:?}");
+    let version = "python -c 'import six; print(six.__version__)'";
+    assert_eq!(shell(&own, version), "1.16.0");
+    assert_eq!(shell(&own, "python -c 'import sys; print(sys.prefix)'"), layer.to_str().unwrap());
+    let script = shared.path[0].join("chardetect");
+    let before = fs::read(&script).unwrap();
+    // pip sees what is shared, and puts what is new into the layer.
+    let pip = "pip install --quiet --disable-pip-version-check";
+    shell(&own, &format!("{pip} six==1.16.0 && {pip} six==1.17.0 iniconfig"));
+    assert_eq!(shell(&own, version), "1.17.0");
+    let probe = "python -c 'import iniconfig, packaging, chardet; print(chardet.__file__)'";
+    assert!(shell(&own, probe).starts_with(bench.root().to_str().unwrap()));
+    assert!(shell(&own, "chardetect --version").contains("chardet"));
+    assert!(shell(&own, "command -v chardetect").starts_with(layer.to_str().unwrap()));
+    shell(&own, &format!("{pip} --force-reinstall --no-deps chardet"));
+    assert_eq!(fs::read(&script).unwrap(), before);
+
+    // The next job, and the shared environment itself, see none of it.
+    let again = environments.realise(&wanted, &Log::default()).await.unwrap();
+    let other = bench.folder.path().join("attempt 2");
+    let next = again.clone().layered(other.clone()).await.unwrap();
+    for realised in [&again, &next] {
+        assert_eq!(shell(realised, version), "1.16.0");
+        assert_eq!(shell(realised, "python -c 'import iniconfig' 2>/dev/null || echo no"), "no");
+        assert!(shell(realised, "chardetect --version").contains("chardet"));
+    }
+    // Made anew over what an earlier try left; the node's own programs need none.
+    next.layered(other).await.unwrap();
+    let host = environments.realise(&Wanted::Host, &Log::default()).await.unwrap();
+    assert_eq!(host.clone().layered("/no/such/folder".into()).await.unwrap(), host);
+}
