@@ -66,7 +66,7 @@ fn f23_a_full_disk_acknowledges_nothing_and_heals() {
         .says(&["disk", "full"]);
     until("the job ended on its node", || {
         let attempts = fs::read_dir(cluster.agent_data("local").join("attempts")).ok()?;
-        attempts.flatten().any(|entry| entry.path().join("ended.pb").exists()).then_some(())
+        attempts.flatten().any(|entry| entry.path().join("exited.json").exists()).then_some(())
     });
 
     disk.drain();
