@@ -17,3 +17,4 @@ mod access;
 mod bad_input;
 mod jobs;
 mod recovery;
+mod storage;

@@ -29,8 +29,6 @@ pub(crate) struct Settings {
     pub(crate) serve: Vec<String>,
     /// For the daemon's environment.
     pub(crate) variables: Vec<(String, String)>,
-    /// The daemon's data folder, instead of the home's.
-    pub(crate) data: Option<PathBuf>,
 }
 
 /// How one agent is started.
@@ -69,6 +67,16 @@ impl Agent {
         self.more.push(argument.to_owned());
         self
     }
+
+    pub(crate) fn server(mut self, url: &str) -> Self {
+        self.server = Some(url.to_owned());
+        self
+    }
+
+    pub(crate) fn data(mut self, folder: &Path) -> Self {
+        self.data = Some(folder.to_owned());
+        self
+    }
 }
 
 /// One workspace. Dropping it ends everything that it started, jobs too.
@@ -96,6 +104,14 @@ impl Cluster {
             daemon: RefCell::default(),
             agents: RefCell::default(),
         }
+    }
+
+    /// Folders only; the daemon's data will lie below `folder`, on another disk.
+    pub(crate) fn empty_on(folder: &Path) -> Self {
+        let cluster = Self::empty();
+        fs::create_dir(folder.join("data")).unwrap();
+        std::os::unix::fs::symlink(folder.join("data"), cluster.data()).unwrap();
+        cluster
     }
 
     /// A daemon and one node, `local`, ready.
@@ -131,7 +147,7 @@ impl Cluster {
 
     /// The daemon's data folder: the local workspace's, so that a bare `atelier job …` finds it.
     pub(crate) fn data(&self) -> PathBuf {
-        self.settings.borrow().data.clone().unwrap_or_else(|| self.home().join("local"))
+        self.home().join("local")
     }
 
     pub(crate) fn agent_data(&self, name: &str) -> PathBuf {

@@ -2,10 +2,15 @@
 
 mod cli;
 mod cluster;
+mod faults;
+mod history;
 mod process;
 mod rpc;
 mod wait;
 
 pub(crate) use cluster::{Agent, Cluster, job_yaml};
+pub(crate) use faults::{Disk, FaultyIo, allowed};
+pub(crate) use history::{History, check_database};
 pub(crate) use process::Process;
-pub(crate) use wait::until;
+pub(crate) use rpc::{Rpc, create_request};
+pub(crate) use wait::{until, until_within};

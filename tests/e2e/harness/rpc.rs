@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use atelier::client::{Client, Error, Target, Token};
 use atelier_proto::job::v1::{
-    Event, GetJobRequest, Job, JobStatus, ListArtifactsRequest, ListEventsRequest, ListJobsRequest,
+    CommandJob, CreateJobRequest, Environment, Event, GetJobRequest, HostEnvironment, Job, JobSpec,
+    JobStatus, ListArtifactsRequest, ListEventsRequest, ListJobsRequest, environment, job_spec,
 };
 use tokio::runtime::Runtime;
 
@@ -26,6 +27,13 @@ impl Rpc {
 
     pub(crate) fn wait<T>(&self, work: impl Future<Output = T>) -> T {
         self.runtime.block_on(work)
+    }
+
+    /// Submits a shell command under a name. Tries once.
+    pub(crate) fn create(&self, name: &str, command: &str) -> Result<Job, Error> {
+        let request = create_request(name, command, "");
+        let answer = self.wait(self.client.call(self.client.jobs().create_job(request)))?;
+        Ok(answer.job.unwrap_or_default())
     }
 
     pub(crate) fn job(&self, name: &str) -> Result<Job, Error> {
@@ -87,5 +95,21 @@ impl Rpc {
             }
             std::thread::sleep(Duration::from_millis(10));
         }
+    }
+}
+
+/// A submission of a shell command.
+pub(crate) fn create_request(name: &str, command: &str, key: &str) -> CreateJobRequest {
+    let host = environment::Source::Host(HostEnvironment {});
+    let job = CommandJob {
+        name: name.to_owned(),
+        command: command.to_owned(),
+        experiment_name: "tests".to_owned(),
+        environment: Some(Environment { source: Some(host) }),
+        ..CommandJob::default()
+    };
+    CreateJobRequest {
+        spec: Some(JobSpec { kind: Some(job_spec::Kind::Command(job)) }),
+        idempotency_key: key.to_owned(),
     }
 }
