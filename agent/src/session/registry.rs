@@ -219,7 +219,7 @@ impl Registry {
             }
         }
         let folder = Folder::new(&node.attempts, key.epoch);
-        if let Err(error) = folder.create(&assignment) {
+        if let Err(error) = folder.create(&assignment, &node.spares) {
             let full =
                 matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
             let cause = if full { pb::Cause::DiskFull } else { pb::Cause::Platform };
@@ -267,9 +267,9 @@ impl Registry {
     }
 
     /// The daemon has the end of this attempt: forgets it.
-    pub(crate) fn acknowledge(&mut self, key: &pb::AttemptKey) {
+    pub(crate) fn acknowledge(&mut self, node: &Arc<Node>, key: &pb::AttemptKey) {
         match self.attempts.get(&key.epoch) {
-            Some(entry) if entry.ended_at.is_some() => self.forget(key.epoch),
+            Some(entry) if entry.ended_at.is_some() => self.forget(node, key.epoch),
             // Nothing was reported that could be acknowledged.
             Some(_) => {
                 tracing::warn!(epoch = key.epoch, "an acknowledgement of what has not ended")
@@ -279,9 +279,9 @@ impl Registry {
     }
 
     /// The daemon has given this attempt up.
-    pub(crate) fn discard(&mut self, key: &pb::AttemptKey) {
+    pub(crate) fn discard(&mut self, node: &Arc<Node>, key: &pb::AttemptKey) {
         match self.attempts.get(&key.epoch) {
-            Some(entry) if entry.ended_at.is_some() => self.forget(key.epoch),
+            Some(entry) if entry.ended_at.is_some() => self.forget(node, key.epoch),
             Some(entry) => {
                 entry.orders.send_replace(Order::Discard);
             }
@@ -289,10 +289,11 @@ impl Registry {
         }
     }
 
-    fn forget(&mut self, epoch: u64) {
+    fn forget(&mut self, node: &Arc<Node>, epoch: u64) {
         let Some(entry) = self.attempts.remove(&epoch) else { return };
+        let node = node.clone();
         tokio::task::spawn_blocking(move || {
-            if let Err(error) = entry.folder.remove() {
+            if let Err(error) = node.spares.put(&entry.folder) {
                 tracing::warn!(epoch, %error, "cannot remove an attempt's folder");
             }
         });

@@ -259,12 +259,28 @@ impl Pool {
             if *head_seq == seq {
                 return Some(because);
             }
-            let ahead = self.queue.range(..seq).count();
+            let ahead = self.ahead_of(seq);
             let because = Box::new(because);
             return Some(WaitReason::Behind { head: head.job.clone(), ahead, because });
         }
         let (until, _) = self.delayed.keys().find(|(_, delayed)| *delayed == seq)?;
         Some(WaitReason::BackOff { until: *until })
+    }
+
+    /// How many in the queue are ahead of `seq`, which is one of them. Counted from whichever end
+    /// is nearer: a job is mostly asked about when it has just come, or is about to start.
+    fn ahead_of(&self, seq: SubmitSeq) -> usize {
+        let mut before = self.queue.range(..seq);
+        let mut after = self.queue.range(seq..);
+        for count in 0.. {
+            if before.next().is_none() {
+                return count;
+            }
+            if after.next().is_none() {
+                return self.queue.len() - count;
+            }
+        }
+        0
     }
 
     pub(super) fn next_wake(&self) -> Option<Timestamp> {
