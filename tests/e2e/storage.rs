@@ -59,11 +59,7 @@ fn f23_a_full_disk_acknowledges_nothing_and_heals() {
     assert_eq!(cluster.rpc().job(&before).unwrap().status(), JobStatus::Completed);
     assert_eq!(cluster.log(&before), b"kept\n");
     assert_eq!(cluster.rpc().jobs().unwrap().len(), 2 + acknowledged.len());
-    cluster
-        .atelier(["job", "create", "-f", "-"])
-        .stdin(bulky())
-        .run()
-        .says(&["disk", "full"]);
+    cluster.atelier(["job", "create", "-f", "-"]).stdin(bulky()).run().says(&["disk", "full"]);
     until("the job ended on its node", || {
         let attempts = fs::read_dir(cluster.agent_data("local").join("attempts")).ok()?;
         attempts.flatten().any(|entry| entry.path().join("exited.json").exists()).then_some(())
@@ -79,6 +75,37 @@ fn f23_a_full_disk_acknowledges_nothing_and_heals() {
     assert_eq!(cluster.rpc().jobs().unwrap().len(), 3 + acknowledged.len());
     history.once_each([&after]);
     check_database(&cluster);
+}
+
+/// 24: the node's disk is full. A job that fills it fails with its own exit code; one that the node
+/// cannot take says why and fails in the end; the agent lives, and room heals it all (I18).
+#[test]
+fn f24_a_full_disk_of_a_node_fails_its_jobs_with_the_reason_and_heals() {
+    if !allowed("disk") {
+        return;
+    }
+    let disk = Disk::create("24M");
+    let cluster = Cluster::empty();
+    cluster.start_daemon();
+    let agent = Agent::new("local").data(&disk.path().join("agent")).with("--no-shared-store");
+    cluster.start_agent(&agent);
+    let greedy = cluster.shell("head -c 200M /dev/zero > big; echo head: $?; exit 3");
+    let job = cluster.ended(&greedy);
+    assert_eq!(job.status(), JobStatus::Failed);
+    let log = String::from_utf8_lossy(&cluster.log(&greedy)).into_owned();
+    assert!(log.contains("head: 1"), "{log}");
+
+    disk.fill();
+    let name = cluster.shell("echo never");
+    let job = cluster.ended(&name);
+    assert_eq!(job.status(), JobStatus::Failed);
+    cluster.atelier(["job", "show", &name]).ok().says(&["disk", "full"]);
+    assert_eq!(cluster.agent("local", Process::ended), None, "the agent must live");
+
+    disk.drain();
+    let after = cluster.shell("echo after");
+    cluster.completed(&after);
+    assert_eq!(cluster.log(&after), b"after\n");
 }
 
 /// 25: fsync fails. What was to be acknowledged is not; the daemon ends rather than guess what is on

@@ -11,7 +11,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::id::{
-    AttemptNumber, ComputeName, Epoch, EventSeq, JobName, NodeName, Principal, SubmitSeq,
+    AttemptNumber, ComputeName, Epoch, EventSeq, ExperimentName, JobName, NodeName, Principal,
+    SubmitSeq,
 };
 use crate::job::{
     Active, AttemptKey, Cancel, Ended, Event, EventKind, Failure, Job, Outcome, Phase, Queued,
@@ -131,6 +132,16 @@ pub enum Refusal {
     /// The name is taken.
     #[error("cannot create job '{0}': the name is taken; choose another or leave it out")]
     NameTaken(JobName),
+    /// The name is the id of a run that is no job's.
+    #[error(
+        "cannot create job '{0}': an MLflow run has this name as its id; choose another or leave it out"
+    )]
+    NameOfRun(JobName),
+    /// Its run would go into a deleted experiment.
+    #[error(
+        "cannot create the job: experiment '{0}' is deleted; restore it, or name another in experiment_name"
+    )]
+    ExperimentDeleted(ExperimentName),
     /// There is no such compute.
     #[error(
         "cannot create the job: there is no compute '{name}' (known: {known}); see 'atelier compute list'"
