@@ -7,6 +7,9 @@
 mod nodes;
 mod reports;
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
