@@ -18,14 +18,15 @@ impl Live {
         out: &mut Decisions,
     ) {
         let name = record.name.clone();
-        if let Some(known) = self.nodes.get(&name)
-            && known.record.compute != record.compute
-        {
-            // Its jobs stay with the old cluster's ledger until they end there.
-            let (compute, node) = (known.record.compute.clone(), name.clone());
-            self.sched.set_ready(&compute, &node, false);
-        }
+        let moved = self.nodes.get(&name).filter(|known| known.record.compute != record.compute);
         self.sched.put_node(&record.compute, name.clone(), record.capacity.clone());
+        if let Some(known) = moved {
+            // Its jobs come along: they hold the same machine.
+            self.sched.remove_node(&known.record.compute, &name);
+            for active in known.attempts.keys().filter_map(|job| self.jobs.get(job)?.active()) {
+                self.sched.take(&record.compute, &name, &active.reservation);
+            }
+        }
         let node = self.nodes.entry(name.clone()).or_insert_with(|| LiveNode {
             record: record.clone(),
             link: Link::Ready,

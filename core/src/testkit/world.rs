@@ -447,6 +447,8 @@ impl World {
     /// I18 if something is left after the time that all of it takes one after the other.
     pub fn finish(&mut self) -> Checked {
         self.heal();
+        // What was asked for is heard first.
+        self.advance(0)?;
         // Attempts of a job's own fault and of the platform's, with the pauses between them.
         let longest: u64 = self
             .store

@@ -11,7 +11,7 @@ fn cases(few: u32) -> Config {
     let config = Config::default();
     // Without the variable, proptest makes 256.
     let cases = if config.cases == 256 { few } else { config.cases };
-    Config { cases, ..config }
+    Config { cases, max_shrink_iters: 20_000, ..config }
 }
 
 /// A last word: the command exited with `code`.
