@@ -96,7 +96,15 @@ impl Daemon {
         *heard_at = clock;
         let node = node.clone();
         match message {
-            Up::Heartbeat(number) => return Some(Down::HeartbeatAck(number)),
+            // An answer renews the lease, so it is given only where the node is known to be there:
+            // a session that another has replaced, or whose join was rolled back, must come again.
+            Up::Heartbeat(number) => {
+                if self.sessions.get(&node) == Some(&session) {
+                    return Some(Down::HeartbeatAck(number));
+                }
+                self.listening.remove(&session);
+                return Some(Down::Close);
+            }
             Up::Report(report) => self.inbox.push(Command::Report { session, node, report }),
             Up::Close => {
                 self.listening.remove(&session);

@@ -260,7 +260,10 @@ impl Node {
                 }
                 Down::Order(Effect::Stop { key, .. }) => self.stop(&key, now),
                 Down::Order(Effect::Acknowledge { key, .. } | Effect::Discard { key, .. }) => {
-                    self.forget(key.epoch);
+                    // A made-up key may carry the epoch of another job.
+                    if self.known.get(&key.epoch).is_some_and(|known| known.key == key) {
+                        self.forget(key.epoch);
+                    }
                 }
                 Down::Order(Effect::AttemptOver { .. } | Effect::JobOver { .. }) => {}
             }
