@@ -315,7 +315,12 @@ impl World {
             if self.clock < node.cut_up {
                 continue;
             }
-            for (session, message) in node.up.drain(..) {
+            while let Some((session, message)) = node.up.pop_front() {
+                // A connection opens only where both ways are open.
+                if matches!(message, Up::Hello { .. }) && self.clock < node.cut_down {
+                    node.up.push_front((session, message));
+                    break;
+                }
                 let answer = match &mut self.daemon {
                     Some(daemon) => daemon.hear(name, session, message, self.clock),
                     None => Some(Down::Close),
@@ -455,7 +460,8 @@ impl World {
             .unfinished()
             .map(|job| {
                 let tries = u64::from(job.spec.retry.max_attempts) + 3;
-                let pauses = (job.spec.retry.backoff << job.spec.retry.max_attempts) + 4;
+                let doublings = job.spec.retry.max_attempts.min(10);
+                let pauses = (job.spec.retry.backoff << doublings) + 4;
                 let one = self.scripts.get(&job.name).map_or(0, Script::total_ms);
                 tries * (one + 20 * self.lease.heartbeat_ms) + pauses * 1_000
             })

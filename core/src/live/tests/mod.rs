@@ -1,6 +1,8 @@
 //! The daemon's promises, in a simulated cluster.
 
+mod faults;
 mod properties;
+mod replays;
 
 use proptest::test_runner::Config;
 
@@ -11,7 +13,8 @@ fn cases(few: u32) -> Config {
     let config = Config::default();
     // Without the variable, proptest makes 256.
     let cases = if config.cases == 256 { few } else { config.cases };
-    Config { cases, max_shrink_iters: 20_000, ..config }
+    // What failed is printed in full; nothing is left in the sources.
+    Config { cases, max_shrink_iters: 20_000, failure_persistence: None, ..config }
 }
 
 /// A last word: the command exited with `code`.
