@@ -7,6 +7,9 @@
 mod nodes;
 mod reports;
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -245,8 +248,9 @@ impl Live {
                     self.sched.enqueue(&job.compute, job.seq, waiting);
                 }
                 State::Active(active) => {
-                    self.sched.take(&job.compute, &active.node, &active.reservation);
                     if let Some(node) = self.nodes.get_mut(&active.node) {
+                        let compute = &node.record.compute;
+                        self.sched.take(compute, &active.node, &active.reservation);
                         node.attempts.insert(job.name.clone(), None);
                         node.unreachable |= active.unreachable;
                     }
@@ -392,6 +396,8 @@ impl Live {
 
     /// Starts what can start now. Call it after every batch of facts.
     pub fn schedule(&mut self, now: Now, out: &mut Decisions) {
+        // Or their reasons would still speak of the back-off when they wait for room.
+        self.sched.wake(now.wall);
         loop {
             let plan = sched::plan(&self.sched, now.wall, ROUND);
             let mut placed = 0;

@@ -70,6 +70,12 @@ impl Pool {
         self.dirty = true;
     }
 
+    pub(super) fn remove_node(&mut self, node: &NodeName) {
+        self.unindex(node);
+        self.nodes.remove(node);
+        self.dirty = true;
+    }
+
     pub(super) fn set_ready(&mut self, node: &NodeName, ready: bool) {
         self.unindex(node);
         if let Some(slot) = self.nodes.get_mut(node) {
@@ -104,6 +110,17 @@ impl Pool {
             }
         }
         self.dirty = true;
+    }
+
+    pub(super) fn wake(&mut self, now: Timestamp) {
+        let due: Vec<_> =
+            self.delayed.keys().take_while(|(until, _)| *until <= now).copied().collect();
+        for key in due {
+            if let Some(waiting) = self.delayed.remove(&key) {
+                self.queue.insert(key.1, waiting);
+                self.dirty = true;
+            }
+        }
     }
 
     pub(super) fn dequeue(&mut self, seq: SubmitSeq) {
@@ -185,13 +202,7 @@ impl Pool {
     ) -> Option<WaitReason> {
         // A copy that shares its structure: reservations of this plan are seen by the next job.
         let mut trial = self.clone();
-        let woken: Vec<_> =
-            trial.delayed.keys().take_while(|(until, _)| *until <= now).copied().collect();
-        for key in woken {
-            if let Some(waiting) = trial.delayed.remove(&key) {
-                trial.queue.insert(key.1, waiting);
-            }
-        }
+        trial.wake(now);
         let mut made = 0;
         while let Some((seq, waiting)) = trial.queue.get_min() {
             if made == budget {
