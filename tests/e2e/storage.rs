@@ -59,11 +59,7 @@ fn f23_a_full_disk_acknowledges_nothing_and_heals() {
     assert_eq!(cluster.rpc().job(&before).unwrap().status(), JobStatus::Completed);
     assert_eq!(cluster.log(&before), b"kept\n");
     assert_eq!(cluster.rpc().jobs().unwrap().len(), 2 + acknowledged.len());
-    cluster
-        .atelier(["job", "create", "-f", "-"])
-        .stdin(bulky())
-        .run()
-        .says(&["disk", "full"]);
+    cluster.atelier(["job", "create", "-f", "-"]).stdin(bulky()).run().says(&["disk", "full"]);
     until("the job ended on its node", || {
         let attempts = fs::read_dir(cluster.agent_data("local").join("attempts")).ok()?;
         attempts.flatten().any(|entry| entry.path().join("exited.json").exists()).then_some(())
