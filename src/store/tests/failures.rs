@@ -6,7 +6,7 @@ use super::*;
 use crate::store::{Error, Store as _};
 
 /// From now on the database may grow by this many pages and no more, as on a full disk.
-async fn room_for(store: &SqliteStore, pages: i64) {
+pub(crate) async fn room_for(store: &SqliteStore, pages: i64) {
     let limit = move |conn: &Connection| {
         let set = || -> rusqlite::Result<()> {
             let now: i64 = conn.pragma_query_value(None, "page_count", |row| row.get(0))?;

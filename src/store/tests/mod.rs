@@ -2,7 +2,7 @@
 //! that what goes in comes out.
 
 mod batches;
-mod failures;
+pub(crate) mod failures;
 mod open;
 mod pages;
 mod records;
