@@ -57,7 +57,11 @@ pub(crate) fn claim(folder: &Path, name: &str, record: &impl Serialize) -> io::R
 
 fn write_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut options = File::options();
-    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    let mut file = options.write(true).create(true).truncate(false).mode(0o600).open(path)?;
+    // Emptied only if need be: ext4 writes a file that was truncated to disk when it is closed.
+    if file.metadata()?.len() > 0 {
+        file.set_len(0)?;
+    }
     file.write_all(bytes).inspect_err(|_| {
         let _ = fs::remove_file(path);
     })

@@ -147,6 +147,7 @@ impl Effects {
         };
         match effect {
             Effect::Assign { node, key, spec, gpus, created_by } => {
+                crate::failpoint::hit("before-assign");
                 let assignment = self.assignment(key, spec, gpus, created_by);
                 tell(&node, ToNode::Assign(Box::new(assignment)));
             }

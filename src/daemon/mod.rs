@@ -11,6 +11,8 @@ mod removal;
 mod runs;
 mod serve;
 mod shared;
+#[cfg(test)]
+pub(crate) mod tests;
 
 pub use admission::{Admission, Error as AdmissionError};
 pub use clock::Clock;

@@ -3,6 +3,9 @@
 //! It takes whatever has gathered, lets core decide, writes the whole batch in one transaction,
 //! and only then answers and acts. Nothing is acknowledged before it is on disk.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +20,7 @@ use tokio::time::MissedTickBehavior;
 
 use super::Clock;
 use super::effects::{Effects, ToNode};
-use super::handle::{Command, Error, Handle, Join, NodeView, Reply, SubmitRequest};
+use super::handle::{Command, Error, Handle, Join, Look, NodeView, Reply, SubmitRequest};
 use super::runs;
 use crate::store::{self, Batch, Recovered, Store, Submitted};
 
@@ -67,6 +70,7 @@ struct Round {
     submitted: Vec<Submitted>,
     deleted: Vec<JobName>,
     answers: Vec<Answer>,
+    looks: Vec<Look>,
     stop: Option<oneshot::Sender<()>>,
 }
 
@@ -130,7 +134,7 @@ impl Reactor {
         }
         self.live.tick(now, &mut round.decisions);
         self.live.schedule(now, &mut round.decisions);
-        let Round { mut decisions, submitted, deleted, answers, stop } = round;
+        let Round { mut decisions, submitted, deleted, answers, looks, stop } = round;
         let runs = runs::follow(&submitted, &decisions, &deleted);
         let batch = Batch {
             runs,
@@ -148,11 +152,14 @@ impl Reactor {
         let changed = batch.changed.clone();
         let events: Vec<Arc<Event>> = batch.events.iter().cloned().map(Arc::new).collect();
         if !idle && let Err(error) = self.store.commit(batch).await {
-            return self.not_written(error, answers);
+            self.not_written(error, answers)?;
+            self.show(looks);
+            return Ok(false);
         }
         for answer in answers {
             answer(Ok(&changed));
         }
+        self.show(looks);
         for event in events {
             // Nobody may be watching.
             let _ = self.events.send(event);
@@ -174,7 +181,7 @@ impl Reactor {
         &mut self,
         error: store::Error,
         answers: Vec<Answer>,
-    ) -> Result<bool, Arc<store::Error>> {
+    ) -> Result<(), Arc<store::Error>> {
         tracing::error!(%error, "a batch of decisions could not be written");
         let error = Arc::new(error);
         for answer in answers {
@@ -187,7 +194,7 @@ impl Reactor {
         self.live = recovered(&self.settings, recovered_state, self.clock.now());
         self.effects.resume(self.live.jobs());
         self.sessions.clear();
-        Ok(false)
+        Ok(())
     }
 
     fn take(&mut self, command: Command, now: Now, round: &mut Round) {
@@ -250,8 +257,15 @@ impl Reactor {
                 // The asker may have gone away.
                 let _ = heard.send(sent);
             }
-            Command::Look(look) => look(&self.live, &self.views),
+            // What is not on disk is not shown.
+            Command::Look(look) => round.looks.push(look),
             Command::Stop(reply) => round.stop = Some(reply),
+        }
+    }
+
+    fn show(&self, looks: Vec<Look>) {
+        for look in looks {
+            look(&self.live, &self.views);
         }
     }
 
@@ -361,6 +375,17 @@ impl Round {
         })
     }
 
+    /// Refuses once the round is on disk: the reason may lie in what the round decided.
+    fn refuse<U: Send + 'static>(&mut self, reply: Reply<U>, error: Error) {
+        self.answers.push(Box::new(move |written| {
+            // The asker may have gone away.
+            let _ = reply.send(Err(match written {
+                Ok(_) => error,
+                Err(failed) => Error::Store(failed),
+            }));
+        }));
+    }
+
     /// Answers once the round is on disk; at once if there is nothing to wait for.
     fn answer<T, U, F>(
         &mut self,
@@ -382,9 +407,7 @@ impl Round {
                     });
                 }));
             }
-            Err(error) => {
-                let _ = reply.send(Err(error));
-            }
+            Err(error) => self.refuse(reply, error),
         }
     }
 }

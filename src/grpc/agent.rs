@@ -119,8 +119,11 @@ impl pb::agent_service_server::AgentService for Service {
         };
         let session = self.sessions.fetch_add(1, Ordering::Relaxed) + 1;
         let (outbox, orders) = mpsc::unbounded_channel();
-        self.join(&node, hello, session, outbox.clone()).await?;
-        tokio::spawn(listen(self.shared.clone(), node, session, messages, outbox));
+        // Only the reactor keeps the session's way out open: when it gives the session up, the
+        // node's stream ends and the node comes again.
+        let acknowledge = outbox.downgrade();
+        self.join(&node, hello, session, outbox).await?;
+        tokio::spawn(listen(self.shared.clone(), node, session, messages, acknowledge));
         let welcome = stream::iter([Ok(self.welcome())]);
         let orders = UnboundedReceiverStream::new(orders).map(|order| Ok(to_wire(order)));
         let mut stopping = self.shared.stopping.clone();
@@ -169,17 +172,12 @@ async fn listen(
     node: NodeName,
     session: u64,
     mut messages: Streaming<pb::AgentMessage>,
-    outbox: daemon::Outbox,
+    outbox: mpsc::WeakUnboundedSender<ToNode>,
 ) {
     use pb::agent_message::Message;
     let silence = Duration::from_millis(shared.args.lease_policy().unreachable_ms);
     loop {
-        let message = tokio::select! {
-            message = tokio::time::timeout(silence, messages.message()) => message,
-            // The daemon has given this session up.
-            () = outbox.closed() => break,
-        };
-        let message = match message {
+        let message = match tokio::time::timeout(silence, messages.message()).await {
             Ok(Ok(Some(message))) => message.message,
             Ok(Ok(None)) => break,
             Ok(Err(status)) => {
@@ -191,9 +189,10 @@ async fn listen(
                 break;
             }
         };
+        let Some(outbox) = outbox.upgrade() else { break };
         let result = match message {
             Some(Message::Heartbeat(heartbeat)) => {
-                // A closed outbox ends the loop above.
+                // A node that has hung up ends the loop above.
                 let _ = outbox.send(ToNode::HeartbeatAck(heartbeat.number));
                 let at = shared.clock.wall().as_millis();
                 shared.handle.heartbeat(node.clone(), session, at, heartbeat.usage).await

@@ -8,11 +8,12 @@ use crate::{daemon, identity, storage, store, track};
 fn code_of_store(error: &store::Error) -> Code {
     match error {
         store::Error::Full { .. } => Code::ResourceExhausted,
-        store::Error::Closed => Code::Unavailable,
+        store::Error::Locked { .. } | store::Error::Closed => Code::Unavailable,
         store::Error::Track(_) => Code::InvalidArgument,
-        store::Error::Open { .. } | store::Error::Damaged { .. } | store::Error::Sqlite { .. } => {
-            Code::Internal
-        }
+        store::Error::Open { .. }
+        | store::Error::Damaged { .. }
+        | store::Error::Corrupt { .. }
+        | store::Error::Sqlite { .. } => Code::Internal,
     }
 }
 

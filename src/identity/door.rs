@@ -4,6 +4,9 @@
 //! the attempt's key and a secret of the workspace, so that it needs no storage; it opens only
 //! while that very attempt is alive.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::HashMap;
 use std::fs;
 use std::io::Write as _;
@@ -35,6 +38,13 @@ struct LiveAttempt {
     attempt: AttemptNumber,
     epoch: Epoch,
     grants: Arc<Grants>,
+}
+
+impl LiveAttempt {
+    /// Whether it is the very attempt that a token is bound to.
+    fn is(&self, scope: &AttemptScope) -> bool {
+        self.attempt == scope.attempt && self.epoch == scope.epoch
+    }
 }
 
 /// Why somebody stays outside.
@@ -136,7 +146,6 @@ impl Door {
     /// Names the caller by an `authorization` header.
     pub fn authenticate(&self, authorization: Option<&str>) -> Result<Caller, Denied> {
         let header = authorization.ok_or(Denied::NoToken)?;
-        // MLflow's client can also send the token as a password.
         let token = match header.split_once(' ') {
             Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => token.trim(),
             _ => return Err(Denied::WrongToken),
@@ -160,10 +169,7 @@ impl Door {
         }
         let scope: AttemptScope = serde_json::from_slice(&body).map_err(|_| wrong())?;
         let attempts = self.attempts.read().unwrap_or_else(|poisoned| poisoned.into_inner());
-        let alive = attempts
-            .get(&scope.job)
-            .is_some_and(|live| live.attempt == scope.attempt && live.epoch == scope.epoch);
-        if !alive {
+        if !attempts.get(&scope.job).is_some_and(|live| live.is(&scope)) {
             return Err(Denied::AttemptOver);
         }
         let principal = Principal::new(&format!("attempt:{}/{}", scope.job, scope.attempt))
@@ -262,7 +268,7 @@ impl Door {
                 let attempts = self.attempts.read().unwrap_or_else(|p| p.into_inner());
                 attempts
                     .get(&scope.job)
-                    .is_some_and(|live| live.grants.allow(datastore, path, write))
+                    .is_some_and(|live| live.is(scope) && live.grants.allow(datastore, path, write))
             }
         };
         if allowed {

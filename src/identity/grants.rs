@@ -1,5 +1,8 @@
 //! What an attempt may read and write of the datastores: its inputs, its outputs, its artifacts.
 
+#[cfg(test)]
+pub(in crate::identity) mod tests;
+
 use atelier_core::id::{DatastoreName, JobName};
 use atelier_core::layout;
 use atelier_core::spec::{CommandJob, DataUri, Input, OutputMode};

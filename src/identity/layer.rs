@@ -1,5 +1,8 @@
 //! The door as a layer around every route, gRPC and HTTP alike.
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 
 use atelier_core::access::Permission;
@@ -57,28 +60,36 @@ fn admit(door: &Door, request: &Request) -> Result<Option<atelier_core::access::
 /// A page of another site, or another name that points here (DNS rebinding), must not reach the
 /// daemon through a user's browser.
 fn check_origin(request: &Request) -> Result<(), Denied> {
-    let host = request
-        .uri()
-        .authority()
-        .map(|authority| authority.as_str())
-        .or_else(|| request.headers().get(header::HOST).and_then(|value| value.to_str().ok()))
-        .unwrap_or_default();
-    if !is_loopback(host) {
-        return Err(Denied::Foreign(host.chars().take(100).collect()));
+    let cut = |name: &str| Denied::Foreign(name.chars().take(100).collect());
+    let headers = request.headers();
+    let written = headers.get_all(header::HOST).iter().map(|host| host.to_str().unwrap_or("?"));
+    // Each name that the request gives must be this machine's, whichever a proxy would have read.
+    let authority = request.uri().authority().map(|authority| authority.as_str());
+    let hosts: Vec<&str> = authority.into_iter().chain(written).collect();
+    let Some(host) = hosts.first() else { return Err(cut("an unnamed host")) };
+    if let Some(foreign) = hosts.iter().find(|host| !is_loopback(host)) {
+        return Err(cut(foreign));
     }
-    let Some(origin) = request.headers().get(header::ORIGIN) else { return Ok(()) };
-    let origin = origin.to_str().unwrap_or("an unreadable origin");
-    let own = origin.split_once("://").is_some_and(|(_, rest)| rest == host && is_loopback(rest));
-    if own { Ok(()) } else { Err(Denied::Foreign(origin.chars().take(100).collect())) }
+    for origin in headers.get_all(header::ORIGIN) {
+        let origin = origin.to_str().unwrap_or("an unreadable origin");
+        if !origin.split_once("://").is_some_and(|(_, rest)| rest == *host) {
+            return Err(cut(origin));
+        }
+    }
+    Ok(())
 }
 
+/// Whether `HOST` or `HOST:PORT` names this machine and nothing else.
 fn is_loopback(authority: &str) -> bool {
-    let host = match authority.strip_prefix('[') {
-        Some(rest) => return rest.split(']').next() == Some("::1"),
-        None => authority.rsplit_once(':').map_or(authority, |(host, _)| host),
+    let (host, port) = match authority.strip_prefix("[::1]") {
+        Some(port) => ("::1", port),
+        None => authority.split_at(authority.find(':').unwrap_or(authority.len())),
     };
-    host.eq_ignore_ascii_case("localhost")
-        || host.parse::<std::net::Ipv4Addr>().is_ok_and(|address| address.is_loopback())
+    let port = port.is_empty() || port.strip_prefix(':').is_some_and(|p| p.parse::<u16>().is_ok());
+    let host = host == "::1"
+        || host.eq_ignore_ascii_case("localhost")
+        || host.parse::<std::net::Ipv4Addr>().is_ok_and(|address| address.is_loopback());
+    host && port
 }
 
 fn is_grpc(headers: &HeaderMap) -> bool {

@@ -1,5 +1,8 @@
 //! What every route needs. A route that is not named here does not exist for anybody.
 
+#[cfg(test)]
+mod tests;
+
 use atelier_core::access::Permission;
 
 /// What a route needs of its caller.

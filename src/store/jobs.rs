@@ -204,7 +204,7 @@ pub(super) fn job(conn: &Connection, name: &JobName) -> Result<Option<Job>, Erro
 
 pub(super) fn list(conn: &Connection, query: &JobQuery) -> Result<Vec<Job>, Error> {
     let mut sql = format!("SELECT {JOB_COLUMNS} FROM jobs WHERE seq < ?1");
-    let before = query.before.unwrap_or(i64::MAX as u64);
+    let before = query.before.unwrap_or(u64::MAX).min(i64::MAX as u64);
     let mut values: Vec<Box<dyn ToSql>> = vec![Box::new(before)];
     match query.archived {
         Archived::Without => sql.push_str(" AND archived = 0"),

@@ -9,6 +9,9 @@ mod sqlite;
 pub mod tracking;
 mod writer;
 
+#[cfg(test)]
+pub(crate) mod tests;
+
 use std::collections::BTreeMap;
 
 use atelier_core::content::Digest;
@@ -35,6 +38,14 @@ pub enum Error {
         /// What was tried.
         operation: &'static str,
     },
+    /// Another program holds the database: nothing was written and nothing acknowledged.
+    #[error(
+        "cannot {operation}: another program holds the workspace's database locked; close it (a backup, a sqlite3 shell) and try again"
+    )]
+    Locked {
+        /// What was tried.
+        operation: &'static str,
+    },
     /// The database could not be opened or is not what it should be.
     #[error("cannot open the workspace's database {path}: {problem}")]
     Open {
@@ -51,6 +62,17 @@ pub enum Error {
         /// Why.
         #[source]
         source: serde_json::Error,
+    },
+    /// A page or a row is not what was written.
+    #[error(
+        "cannot {operation}: the workspace's database is damaged ({source}); stop the daemon and restore it from a backup"
+    )]
+    Corrupt {
+        /// What was tried.
+        operation: &'static str,
+        /// What SQLite said.
+        #[source]
+        source: rusqlite::Error,
     },
     /// SQLite said no.
     #[error("cannot {operation} in the workspace's database: {source}")]
@@ -71,8 +93,14 @@ pub enum Error {
 
 impl Error {
     pub(crate) fn sqlite(operation: &'static str, source: rusqlite::Error) -> Self {
-        match source.sqlite_error_code() {
-            Some(rusqlite::ErrorCode::DiskFull) => Self::Full { operation },
+        use rusqlite::{Error as E, ErrorCode as C};
+        match (&source, source.sqlite_error_code()) {
+            (_, Some(C::DiskFull)) => Self::Full { operation },
+            (_, Some(C::DatabaseBusy | C::DatabaseLocked)) => Self::Locked { operation },
+            (_, Some(C::DatabaseCorrupt | C::NotADatabase))
+            | (E::FromSqlConversionFailure(..) | E::InvalidColumnType(..), _) => {
+                Self::Corrupt { operation, source }
+            }
             _ => Self::Sqlite { operation, source },
         }
     }
@@ -81,16 +109,11 @@ impl Error {
     /// start again from what is there.
     pub fn is_fatal(&self) -> bool {
         match self {
-            Self::Full { .. } | Self::Open { .. } | Self::Track(_) => false,
-            Self::Damaged { .. } | Self::Closed => true,
-            Self::Sqlite { source, .. } => matches!(
-                source.sqlite_error_code(),
-                Some(
-                    rusqlite::ErrorCode::SystemIoFailure
-                        | rusqlite::ErrorCode::DatabaseCorrupt
-                        | rusqlite::ErrorCode::NotADatabase
-                )
-            ),
+            Self::Full { .. } | Self::Locked { .. } | Self::Open { .. } | Self::Track(_) => false,
+            Self::Damaged { .. } | Self::Corrupt { .. } | Self::Closed => true,
+            Self::Sqlite { source, .. } => {
+                source.sqlite_error_code() == Some(rusqlite::ErrorCode::SystemIoFailure)
+            }
         }
     }
 }

@@ -83,18 +83,32 @@ DROP TABLE events_by_name;
 CREATE INDEX events_job ON events (job, seq);
 ";
 
-/// Brings a database to [`LATEST`]. Each step is one transaction, version number included, so a
-/// crash leaves either the old shape or the new one.
-pub(super) fn migrate(conn: &mut Connection) -> Result<(), Problem> {
+/// Says whose the database is and of which version, and changes nothing: 0 is a new one.
+pub(super) fn version(conn: &Connection) -> Result<usize, Problem> {
     let application: i32 = conn.pragma_query_value(None, "application_id", |row| row.get(0))?;
     let version: usize = conn.pragma_query_value(None, "user_version", |row| row.get(0))?;
-    if application != 0 && application != APPLICATION_ID {
+    let tables: usize =
+        conn.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+    // Most programs leave the application id at zero; so does a new file.
+    let new = application == 0 && version == 0 && tables == 0;
+    if application != APPLICATION_ID && !new {
         return Err(Problem::NotOurs);
     }
     if version > LATEST {
         return Err(Problem::Newer(version));
     }
-    for (index, sql) in MIGRATIONS.iter().enumerate().skip(version) {
+    Ok(version)
+}
+
+/// Brings a database to [`LATEST`]. Each step is one transaction, version number included, so a
+/// crash leaves either the old shape or the new one.
+pub(super) fn migrate(conn: &mut Connection) -> Result<(), Problem> {
+    let version = version(conn)?;
+    upgrade(conn, version, LATEST)
+}
+
+fn upgrade(conn: &mut Connection, from: usize, to: usize) -> Result<(), Problem> {
+    for (index, sql) in MIGRATIONS.iter().enumerate().take(to).skip(from) {
         let step = conn.transaction_with_behavior(rusqlite::TransactionBehavior::Exclusive)?;
         step.execute_batch(sql)?;
         crate::failpoint::hit("migrate");
@@ -103,6 +117,12 @@ pub(super) fn migrate(conn: &mut Connection) -> Result<(), Problem> {
         step.commit()?;
     }
     Ok(())
+}
+
+/// Makes what an earlier build made: a database of `version`.
+#[cfg(test)]
+pub(super) fn migrate_to(conn: &mut Connection, version: usize) -> Result<(), Problem> {
+    upgrade(conn, 0, version)
 }
 
 /// Why a database cannot be used.

@@ -22,6 +22,8 @@ pub struct SqliteStore {
 
 /// Readers kept open between questions.
 const IDLE_READERS: usize = 4;
+/// How long another program may hold the database before we give up.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 impl SqliteStore {
     /// Opens the database `path`, making or migrating it.
@@ -39,6 +41,19 @@ impl SqliteStore {
             ));
         }
         let mut conn = Connection::open(path).map_err(|e| fail(e.to_string()))?;
+        let unfit = |problem| match problem {
+            schema::Problem::Sqlite(error) => fail(damage(&error)),
+            other => fail(other.to_string()),
+        };
+        conn.busy_timeout(PATIENCE).map_err(|e| fail(e.to_string()))?;
+        // Before anything is changed: it may be somebody else's.
+        if schema::version(&conn).map_err(unfit)? == 0 && must_exist {
+            return Err(fail(
+                "it is empty, although this folder has held a workspace; restore it from a \
+                 backup, or remove the whole folder to start anew"
+                    .to_owned(),
+            ));
+        }
         prepare(&conn).map_err(|e| fail(damage(&e)))?;
         let check: String = conn
             .pragma_query_value(None, "quick_check", |row| row.get(0))
@@ -46,10 +61,7 @@ impl SqliteStore {
         if check != "ok" {
             return Err(fail(format!("it is damaged ({check}); restore it from a backup")));
         }
-        schema::migrate(&mut conn).map_err(|problem| match problem {
-            schema::Problem::Sqlite(error) => fail(damage(&error)),
-            other => fail(other.to_string()),
-        })?;
+        schema::migrate(&mut conn).map_err(unfit)?;
         // The file's own name must survive a power cut too.
         if let Some(folder) = path.parent() {
             fs::File::open(folder).and_then(|f| f.sync_all()).map_err(|e| fail(e.to_string()))?;
@@ -98,7 +110,7 @@ impl SqliteStore {
         let open = || -> rusqlite::Result<Connection> {
             let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
             let conn = Connection::open_with_flags(&self.path, flags)?;
-            conn.busy_timeout(Duration::from_secs(5))?;
+            conn.busy_timeout(PATIENCE)?;
             conn.set_prepared_statement_cache_capacity(64);
             conn.pragma_update(None, "cache_size", -2048)?;
             Ok(conn)
@@ -108,7 +120,6 @@ impl SqliteStore {
 }
 
 fn prepare(conn: &Connection) -> rusqlite::Result<()> {
-    conn.busy_timeout(Duration::from_secs(5))?;
     conn.set_prepared_statement_cache_capacity(128);
     conn.pragma_update(None, "journal_mode", "WAL")?;
     // FULL: a commit that has returned survives a power cut. NORMAL would not in WAL mode.
@@ -126,6 +137,10 @@ fn damage(error: &rusqlite::Error) -> String {
     match error.sqlite_error_code() {
         Some(rusqlite::ErrorCode::DatabaseCorrupt | rusqlite::ErrorCode::NotADatabase) => {
             format!("it is damaged ({error}); restore it from a backup")
+        }
+        Some(rusqlite::ErrorCode::DatabaseBusy | rusqlite::ErrorCode::DatabaseLocked) => {
+            "another program holds it locked; close it (a backup, a sqlite3 shell) and start again"
+                .to_owned()
         }
         _ => error.to_string(),
     }

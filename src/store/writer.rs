@@ -119,7 +119,7 @@ fn commit(conn: &Connection, group: Vec<Box<dyn Work>>) -> Result<(), Error> {
         }
         let result = apply(conn, work.as_mut(), alone);
         if let Err(error) = &result
-            && (error.is_fatal() || matches!(error, Error::Full { .. }))
+            && (error.is_fatal() || conn.is_autocommit() || matches!(error, Error::Full { .. }))
         {
             broken = Some(rebuild(error));
         }
@@ -153,7 +153,8 @@ fn apply(conn: &Connection, work: &mut dyn Work, alone: bool) -> Result<(), Erro
     if alone {
         // Nothing else is in the transaction; an error still must leave it empty.
         let result = work.apply(conn);
-        if result.is_err() {
+        // After some errors, a full disk's too, SQLite has rolled back by itself.
+        if result.is_err() && !conn.is_autocommit() {
             let undone = conn.execute_batch("ROLLBACK; BEGIN IMMEDIATE");
             undone.map_err(|e| Error::sqlite("roll back", e))?;
         }
@@ -181,6 +182,7 @@ fn apply(conn: &Connection, work: &mut dyn Work, alone: bool) -> Result<(), Erro
 fn rebuild(error: &Error) -> Error {
     match error {
         Error::Full { operation } => Error::Full { operation },
+        Error::Locked { operation } => Error::Locked { operation },
         _ => Error::Closed,
     }
 }

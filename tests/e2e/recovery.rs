@@ -8,6 +8,8 @@ use atelier_proto::job::v1::JobStatus;
 use rustix::process::Signal;
 
 use crate::harness::{Agent, Cluster, Process, until};
+#[cfg(feature = "failpoints")]
+use crate::harness::{History, check_database};
 
 /// A job that writes a durable line when it starts and when it ends.
 fn recorded(cluster: &Cluster, seconds: &str) -> String {
@@ -55,6 +57,52 @@ fn f01_a_submission_is_whole_or_not_at_all() {
         let events = rpc.events(&first).unwrap();
         assert_eq!(events[0].kind, "Submitted");
     }
+}
+
+/// 2: placements are on disk and the daemon dies before it has told the node of the first, of some,
+/// or of the last. The next daemon knows them and the node is told once.
+#[cfg(feature = "failpoints")]
+#[test]
+fn f02_a_placement_that_was_not_dispatched_happens_once() {
+    for dies_at in 1..=3 {
+        let cluster = Cluster::empty();
+        let history = History::of(&cluster);
+        cluster.start_daemon();
+        let names: Vec<String> = (0..4).map(|_| cluster.create(&history.job(0.2))).collect();
+        cluster.daemon(Process::kill);
+        cluster.settings.borrow_mut().variables =
+            vec![("ATELIER_FAILPOINT".to_owned(), format!("before-assign:{dies_at}"))];
+        cluster.start_daemon();
+        // Room for three: all of them are placed in the batch that the node joins in.
+        cluster.launch_agent(&Agent::new("local").cpus(3));
+        until("the daemon dies", || cluster.daemon(Process::ended));
+        check_database(&cluster);
+        assert_eq!(held(&cluster), 3, "the placements are on disk");
+        assert!(names.iter().all(|name| !history.has("start", name)), "nothing was dispatched");
+
+        cluster.settings.borrow_mut().variables.clear();
+        cluster.start_daemon();
+        cluster.node_is_ready("local");
+        for name in &names {
+            assert_eq!(cluster.completed(name).attempt, 1);
+            let events = cluster.rpc().events(name).unwrap();
+            let count = |kind: &str| events.iter().filter(|event| event.kind == kind).count();
+            assert_eq!((count("Assigned"), count("Completed")), (1, 1), "{events:?}");
+        }
+        history.once_each(&names);
+        check_database(&cluster);
+        assert_eq!(held(&cluster), 0);
+    }
+}
+
+/// I9: CPUs that attempts hold, as the database has them; never more than the node's three.
+#[cfg(feature = "failpoints")]
+fn held(cluster: &Cluster) -> i64 {
+    let database = rusqlite::Connection::open(cluster.data().join("atelier.db")).unwrap();
+    let sum = "SELECT coalesce(sum(json_extract(state, '$.active.reservation.cpu')), 0) FROM jobs";
+    let milli: i64 = database.query_row(sum, [], |row| row.get(0)).unwrap();
+    assert!(milli <= 3000, "{milli}");
+    milli / 1000
 }
 
 /// 3: the daemon is killed again and again under load; 4: jobs do not notice.

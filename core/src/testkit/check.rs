@@ -62,7 +62,10 @@ fn queues(live: &Live) -> Checked {
         };
         ensure(seen.insert(name), "sanity", || format!("{name} waits twice"))?;
         ensure(&job.compute == compute && job.seq == seq, "sanity", || {
-            format!("{name} waits in {compute} at {seq}, and belongs to {} at {}", job.compute, job.seq)
+            format!(
+                "{name} waits in {compute} at {seq}, and belongs to {} at {}",
+                job.compute, job.seq
+            )
         })?;
         let State::Queued(_) = job.state else {
             return Err(insane(format!("{name} waits and is {}", job.status())));
@@ -113,7 +116,10 @@ fn nodes(live: &Live) -> Checked {
             let connected = node.link == Link::Ready;
             let right = if home { ready == Some(connected) } else { ready.is_none() };
             ensure(right, "I8", || {
-                format!("node {name} of {} in pool {}: {ready:?}", node.record.compute, compute.name)
+                format!(
+                    "node {name} of {} in pool {}: {ready:?}",
+                    node.record.compute, compute.name
+                )
             })?;
         }
     }
@@ -187,7 +193,8 @@ pub(super) fn nothing_idles(live: &Live) -> Checked {
         });
         let Some(first) = first else { continue };
         let demand = &first.spec.resources.demand;
-        let room = pool.nodes().find(|(_, ledger, ready)| *ready && ledger.shortage(demand).is_none());
+        let room =
+            pool.nodes().find(|(_, ledger, ready)| *ready && ledger.shortage(demand).is_none());
         ensure(room.is_none(), "I18", || {
             format!("{} is first in line and waits, and {:?} has room", first.name, room)
         })?;

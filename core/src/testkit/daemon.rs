@@ -236,9 +236,7 @@ impl Daemon {
     pub(super) fn judge_written(&self, store: &Store) -> Checked {
         let alive: Vec<_> = self.live.jobs().collect();
         let written: Vec<_> = store.unfinished().collect();
-        ensure(alive == written, "I2", || {
-            format!("alive are {alive:?}, and written {written:?}")
-        })?;
+        ensure(alive == written, "I2", || format!("alive are {alive:?}, and written {written:?}"))?;
         let nodes: Vec<_> = self.live.nodes().map(|node| &node.record).collect();
         let written: Vec<_> = store.nodes.values().collect();
         ensure(nodes == written, "I2", || format!("nodes are {nodes:?}, and written {written:?}"))

@@ -300,7 +300,8 @@ impl Node {
         let until = now + scripts.get(&key.job).map_or(0, |script| script.prepare_ms);
         let latest = Progress::Preparing { step: "received".to_owned() };
         let stage = Stage::Preparing { until };
-        self.known.insert(key.epoch, Known { key: key.clone(), gpus, stage, latest: latest.clone() });
+        self.known
+            .insert(key.epoch, Known { key: key.clone(), gpus, stage, latest: latest.clone() });
         self.tell(Report { key, progress: latest });
     }
 
@@ -341,7 +342,8 @@ impl Node {
             loop {
                 let next = match &mut known.stage {
                     Stage::Preparing { until } if now >= *until => {
-                        let finish = script.map_or(Finish::Exit(0), |s| s.finish(known.key.attempt));
+                        let finish =
+                            script.map_or(Finish::Exit(0), |s| s.finish(known.key.attempt));
                         let process = Process {
                             key: known.key.clone(),
                             gpus: known.gpus.clone(),
@@ -368,7 +370,10 @@ impl Node {
                     }
                     Stage::Ended { told_at } if now >= *told_at + REPEAT_MS => {
                         *told_at = now;
-                        news.push(Report { key: known.key.clone(), progress: known.latest.clone() });
+                        news.push(Report {
+                            key: known.key.clone(),
+                            progress: known.latest.clone(),
+                        });
                         break;
                     }
                     _ => break,

@@ -77,7 +77,7 @@ impl From<store::Error> for Failure {
         match error {
             store::Error::Track(refusal) => refusal.into(),
             // Clients repeat these for a while: perhaps someone frees space meanwhile.
-            store::Error::Full { .. } | store::Error::Closed => {
+            store::Error::Full { .. } | store::Error::Locked { .. } | store::Error::Closed => {
                 Self::unavailable(error.to_string())
             }
             error => Self::internal(&error),

@@ -123,6 +123,12 @@ fn routes() -> Vec<(String, MethodRouter<State>)> {
         .collect()
 }
 
+/// Every path that is served, as a pattern.
+#[cfg(test)]
+pub(crate) fn paths() -> Vec<String> {
+    routes().into_iter().map(|(path, _)| path).collect()
+}
+
 type Answer = Result<axum::Json<serde_json::Value>, Failure>;
 
 async fn server_info() -> axum::Json<serde_json::Value> {

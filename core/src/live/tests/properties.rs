@@ -170,9 +170,12 @@ fn apply(world: &mut World, op: Op) -> Checked {
         Op::Reorder { node: number } => world.reorder(&node(number)),
         Op::Forge { node: from, job: number, shift, progress } => {
             let name = job(number);
-            let Some((key, at)) = world.store.jobs.get(&name).and_then(|job| {
-                Some((job.attempt_key()?, job.active()?.node.clone()))
-            }) else {
+            let Some((key, at)) = world
+                .store
+                .jobs
+                .get(&name)
+                .and_then(|job| Some((job.attempt_key()?, job.active()?.node.clone())))
+            else {
                 return Ok(());
             };
             if shift == 0 && at == node(from) {

@@ -89,8 +89,7 @@ fn life(key: &AttemptKey, code: i32) -> Vec<Report> {
 /// and for the second, in which order the reports come and how often; no report is left out.
 fn two_attempts(order: &[Vec<usize>; 2]) -> (Bare, usize) {
     let mut bare = Bare::new();
-    let jobs: Vec<JobName> =
-        (0..3).map(|n| bare.submit(&format!("job{n}"), retried(2))).collect();
+    let jobs: Vec<JobName> = (0..3).map(|n| bare.submit(&format!("job{n}"), retried(2))).collect();
     let mut said: Vec<(NodeName, Report)> = Vec::new();
     let mut acknowledged = 0;
     for (code, order) in [1, 0].into_iter().zip(order) {
@@ -177,7 +176,9 @@ fn what_is_stale_or_not_the_nodes_own_changes_nothing() {
                 // The node is told to forget what is none of its business.
                 let last = matches!(report.progress, Progress::Ended(_));
                 let told = match &effects[..] {
-                    [Effect::Acknowledge { node, key }] => last && *node == from && *key == report.key,
+                    [Effect::Acknowledge { node, key }] => {
+                        last && *node == from && *key == report.key
+                    }
                     [Effect::Discard { node, key }] => !last && *node == from && *key == report.key,
                     _ => false,
                 };

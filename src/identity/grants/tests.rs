@@ -1,0 +1,101 @@
+use atelier_core::id::PortName;
+use atelier_core::spec::{DataKind, InputMode, Output};
+
+use super::*;
+use crate::store::tests::{name, spec};
+
+pub(in crate::identity) fn port(text: &str) -> PortName {
+    PortName::new(text).unwrap()
+}
+
+pub(in crate::identity) fn store(text: &str) -> DatastoreName {
+    DatastoreName::new(text).unwrap()
+}
+
+fn input(path: &str) -> Input {
+    let uri = DataUri::Datastore { datastore: store("workspaceblobstore"), path: path.to_owned() };
+    Input::Data { kind: DataKind::UriFolder, mode: InputMode::Download, uri }
+}
+
+fn output(mode: OutputMode, path: &str) -> Output {
+    let path = Some(layout::datastore_uri("workspaceblobstore", path));
+    Output { kind: DataKind::UriFolder, mode, path, asset_name: None, asset_version: None }
+}
+
+/// A job with an input and an output at `data/in` and `azureml/mine/out`, and a direct output.
+pub(in crate::identity) fn job() -> CommandJob {
+    let url = Input::Data {
+        kind: DataKind::UriFile,
+        mode: InputMode::Download,
+        uri: DataUri::Http("https://example.org/azureml/x".to_owned()),
+    };
+    CommandJob {
+        inputs: [
+            (port("folder"), input("data/in/")),
+            (port("number"), Input::Literal { value: "azureml".to_owned() }),
+            (port("url"), url),
+        ]
+        .into(),
+        outputs: [
+            (port("out"), output(OutputMode::Upload, "azureml/mine/out/")),
+            (port("direct"), output(OutputMode::Direct, "direct/place")),
+        ]
+        .into(),
+        ..spec("true")
+    }
+}
+
+#[test]
+fn an_attempt_reaches_its_inputs_outputs_and_artifacts_alone() {
+    let grants = grants_of(&name("mine"), &job());
+    let (blobs, artifacts) = ("workspaceblobstore", "workspaceartifactstore");
+    let own = "ExperimentRun/dcid.mine";
+    // Datastore, path, whether it may be read, whether written.
+    for (datastore, path, read, write) in [
+        (blobs, "data/in", true, false),
+        (blobs, "data/in/part/1.csv", true, false),
+        (blobs, "azureml/mine/out", true, true),
+        (blobs, "azureml/mine/out/model/weights", true, true),
+        (artifacts, own, true, true),
+        (artifacts, "ExperimentRun/dcid.mine/outputs/m", true, true),
+        // Beside, above and elsewhere.
+        (blobs, "data/input", false, false),
+        (blobs, "data/in2/x", false, false),
+        (blobs, "data", false, false),
+        (blobs, "dat", false, false),
+        (blobs, "", false, false),
+        (blobs, "DATA/IN/x", false, false),
+        (blobs, "/data/in/x", false, false),
+        (blobs, "data%2fin/x", false, false),
+        (blobs, "azureml/mine/out2", false, false),
+        (blobs, "azureml/mine", false, false),
+        (blobs, "azureml/other/out/x", false, false),
+        (blobs, "azureml/content/ab/abcd", false, false),
+        (blobs, "direct/place/x", false, false),
+        (blobs, own, false, false),
+        (artifacts, "data/in/x", false, false),
+        (artifacts, "ExperimentRun", false, false),
+        (artifacts, "ExperimentRun/dcid.mine2/x", false, false),
+        (artifacts, "ExperimentRun/dcid.other/x", false, false),
+        (artifacts, "ExperimentRun/dcid.mine%2f../x", false, false),
+        ("workspacefilestore", "data/in/x", false, false),
+    ] {
+        assert_eq!(grants.allow(&store(datastore), path, false), read, "read {datastore} {path}");
+        assert_eq!(grants.allow(&store(datastore), path, true), write, "write {datastore} {path}");
+    }
+}
+
+#[test]
+fn nothing_is_granted_that_the_job_does_not_name() {
+    let grants = grants_of(&name("mine"), &spec("true"));
+    let only_artifacts = Grants {
+        read: vec![],
+        write: vec![(store("workspaceartifactstore"), "ExperimentRun/dcid.mine".to_owned())],
+    };
+    assert_eq!(grants, only_artifacts);
+    // A whole datastore as an input is what the submitter asked for: to be read, not written.
+    let all = CommandJob { inputs: [(port("all"), input("/"))].into(), ..spec("true") };
+    let grants = grants_of(&name("mine"), &all);
+    assert!(grants.allow(&store("workspaceblobstore"), "any/thing", false));
+    assert!(!grants.allow(&store("workspaceblobstore"), "any/thing", true));
+}

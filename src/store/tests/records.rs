@@ -1,0 +1,427 @@
+use atelier_core::access::{AttemptScope, Role};
+use atelier_core::id::{Epoch, PortName};
+use atelier_core::job::{
+    Active, Cancel, Cause, Ended, Exit, Failure, ManifestRef, Outcome, OutputCommit, Phase,
+};
+use atelier_core::resource::{Demand, GpuDevice, Reservation};
+use atelier_core::spec::{
+    AssetRef, AssetVersion, Code, DataKind, DataUri, Distribution, Identity, Input, InputMode,
+    JobResources, Limits, OnNodeLoss, Output, OutputMode, Retry,
+};
+use proptest::collection::{btree_map, vec};
+use proptest::option;
+use proptest::prelude::*;
+use rusqlite::Connection;
+
+use super::*;
+use crate::store::{TokenRecord, jobs, schema};
+
+/// A job that is over, with everything that such a job may carry.
+pub(super) fn over(seq: u64) -> Job {
+    let mut job = waiting(seq);
+    job.tries = Tries { made: AttemptNumber(2), failed: 1, lost: 0 };
+    job.state = State::Ended(Ended {
+        at: Timestamp::from_millis(9),
+        outcome: Outcome::Completed,
+        started_at: Some(Timestamp::from_millis(3)),
+        exit: Some(Exit::Code(0)),
+        node: Some(NodeName::new("n1").unwrap()),
+        manifest: Some(ManifestRef {
+            key: "ExperimentRun/dcid.x/system_logs/manifest_2.json".to_owned(),
+            digest: Digest::of(b"m"),
+            files: 2,
+            bytes: 20,
+        }),
+        outputs: vec![],
+        log_bytes: 11,
+    });
+    job
+}
+
+pub(super) fn token() -> TokenRecord {
+    TokenRecord {
+        hash: Digest::of(b"secret"),
+        principal: who("ben"),
+        role: Role::DataScientist,
+        created_at: Timestamp::from_millis(77),
+    }
+}
+
+fn database() -> Connection {
+    let mut conn = Connection::open_in_memory().unwrap();
+    schema::migrate(&mut conn).unwrap();
+    conn
+}
+
+/// Text of people's: any characters that YAML can hold.
+fn text() -> impl Strategy<Value = String> {
+    prop_oneof!["[ -~]{0,20}", "\\PC{0,12}", Just("'; DROP TABLE jobs; --\n\t\"\\".to_owned())]
+}
+
+fn stamp() -> impl Strategy<Value = Timestamp> {
+    any::<i64>().prop_map(Timestamp::from_millis)
+}
+
+fn nodes() -> impl Strategy<Value = NodeName> {
+    "[a-z0-9][a-z0-9.-]{0,10}".prop_map(|text| NodeName::new(&text).unwrap())
+}
+
+fn people() -> impl Strategy<Value = Principal> {
+    "[a-z0-9][a-z0-9@:/+.-]{0,10}".prop_map(|text| who(&text))
+}
+
+fn port() -> impl Strategy<Value = PortName> {
+    "[a-z_][a-z0-9_]{0,6}".prop_map(|text| PortName::new(&text).unwrap())
+}
+
+/// What SQLite's integers hold, which is far more than there will ever be.
+fn count() -> impl Strategy<Value = u64> {
+    prop_oneof![0..100_u64, Just(i64::MAX as u64)]
+}
+
+fn exit() -> impl Strategy<Value = Exit> {
+    prop_oneof![any::<i32>().prop_map(Exit::Code), any::<i32>().prop_map(Exit::Signal)]
+}
+
+fn failure() -> impl Strategy<Value = Failure> {
+    let cause = prop::sample::select(vec![
+        Cause::UserError,
+        Cause::CommandNotFound,
+        Cause::EnvironmentFailed,
+        Cause::InputFailed,
+        Cause::CodeFailed,
+        Cause::OutputFailed,
+        Cause::Timeout,
+        Cause::Canceled,
+        Cause::DiskFull,
+        Cause::NodeLost,
+        Cause::LeaseExpired,
+        Cause::AgentError,
+    ]);
+    (cause, text()).prop_map(|(cause, message)| Failure { cause, message })
+}
+
+fn cancel() -> impl Strategy<Value = Cancel> {
+    (people(), text(), stamp()).prop_map(|(by, reason, at)| Cancel { by, reason, at })
+}
+
+fn phase() -> impl Strategy<Value = Phase> {
+    prop_oneof![
+        Just(Phase::Starting),
+        text().prop_map(|step| Phase::Preparing { step }),
+        Just(Phase::Running),
+        option::of(exit()).prop_map(|exit| Phase::Finalizing { exit }),
+    ]
+}
+
+fn active() -> impl Strategy<Value = State> {
+    let held = (any::<u64>(), any::<u64>(), vec(any::<u16>(), 0..4))
+        .prop_map(|(cpu, memory, gpus)| Reservation { cpu, memory, gpus });
+    let ids = (1..9_u32, any::<u64>(), nodes());
+    (ids, held, stamp(), phase(), option::of(stamp()), option::of(cancel()), any::<bool>())
+        .prop_map(
+            |(
+                (attempt, epoch, node),
+                reservation,
+                assigned_at,
+                phase,
+                started_at,
+                cancel,
+                away,
+            )| {
+                State::Active(Active {
+                    attempt: AttemptNumber(attempt),
+                    epoch: Epoch(epoch),
+                    node,
+                    reservation,
+                    assigned_at,
+                    phase,
+                    started_at,
+                    cancel,
+                    unreachable: away,
+                })
+            },
+        )
+}
+
+fn ended() -> impl Strategy<Value = State> {
+    let outcome = prop_oneof![
+        Just(Outcome::Completed),
+        failure().prop_map(Outcome::Failed),
+        cancel().prop_map(Outcome::Canceled),
+    ];
+    let manifest = (text(), any::<[u8; 32]>(), any::<u64>(), any::<u64>()).prop_map(
+        |(key, digest, files, bytes)| {
+            let digest = Digest::from_bytes(digest);
+            ManifestRef { key, digest, files, bytes }
+        },
+    );
+    let output = (port(), text(), any::<u64>(), any::<u64>(), any::<bool>()).prop_map(
+        |(name, uri, files, bytes, partial)| OutputCommit { name, uri, files, bytes, partial },
+    );
+    let times = (stamp(), option::of(stamp()));
+    let rest = (option::of(manifest), vec(output, 0..3), any::<u64>());
+    (times, outcome, option::of(exit()), option::of(nodes()), rest).prop_map(
+        |((at, started_at), outcome, exit, node, (manifest, outputs, log_bytes))| {
+            State::Ended(Ended {
+                at,
+                outcome,
+                started_at,
+                exit,
+                node,
+                manifest,
+                outputs,
+                log_bytes,
+            })
+        },
+    )
+}
+
+fn state() -> impl Strategy<Value = State> {
+    let queued = (stamp(), option::of(stamp()))
+        .prop_map(|(since, not_before)| State::Queued(Queued { since, not_before }));
+    prop_oneof![queued, active(), ended()]
+}
+
+fn uri() -> impl Strategy<Value = DataUri> {
+    use atelier_core::id::DatastoreName;
+    let asset = (option::of(text()), text(), text()).prop_map(|(registry, name, version)| {
+        DataUri::Asset(AssetRef { registry, name, version: AssetVersion::Label(version) })
+    });
+    prop_oneof![
+        text().prop_map(DataUri::Http),
+        text().prop_map(|path| DataUri::Datastore {
+            datastore: DatastoreName::new("workspaceblobstore").unwrap(),
+            path,
+        }),
+        (text(), text()).prop_map(|(output, path)| DataUri::JobOutput {
+            job: name("other"),
+            output,
+            path,
+        }),
+        asset,
+    ]
+}
+
+fn input() -> impl Strategy<Value = Input> {
+    prop_oneof![
+        text().prop_map(|value| Input::Literal { value }),
+        uri().prop_map(|uri| Input::Data {
+            kind: DataKind::MlTable,
+            mode: InputMode::EvalMount,
+            uri,
+        }),
+        Just(Input::Unset),
+    ]
+}
+
+fn specification() -> impl Strategy<Value = CommandJob> {
+    let people = (option::of(text()), option::of(text()), btree_map(text(), text(), 0..3));
+    let code = any::<[u8; 32]>().prop_map(|bytes| Code::Snapshot(Digest::from_bytes(bytes)));
+    let output = option::of(text()).prop_map(|path| Output {
+        kind: DataKind::UriFolder,
+        mode: OutputMode::Upload,
+        path,
+        asset_name: None,
+        asset_version: None,
+    });
+    let ports = (btree_map(port(), input(), 0..3), btree_map(port(), output, 0..3));
+    let resources = (any::<u64>(), any::<u64>(), any::<u32>(), option::of(any::<u64>())).prop_map(
+        |(cpu, memory, gpus, shm_size)| JobResources {
+            demand: Demand { cpu, memory, gpus },
+            shm_size,
+            properties: [("k".to_owned(), serde_json::json!({"deep": [1, 2.5, null]}))].into(),
+            ..JobResources::default()
+        },
+    );
+    let distribution = prop_oneof![
+        any::<u32>().prop_map(|n| Distribution::PyTorch { process_count_per_instance: n }),
+        Just(Distribution::Ray { settings: [("port".to_owned(), serde_json::json!(6379))].into() }),
+    ];
+    let environment = prop_oneof![
+        Just(Environment::Host),
+        text().prop_map(|name| Environment::Named(AssetRef {
+            registry: None,
+            name,
+            version: AssetVersion::Default,
+        })),
+    ];
+    let ends = (option::of(any::<u64>()), 1..9_u32, any::<u64>(), any::<bool>());
+    (people, option::of(code), ports, resources, option::of(distribution), environment, ends)
+        .prop_map(
+            |(
+                (display_name, description, tags),
+                code,
+                ports,
+                resources,
+                distribution,
+                env,
+                ends,
+            )| {
+                let (timeout, max_attempts, backoff, keep) = ends;
+                CommandJob {
+                    display_name,
+                    description,
+                    properties: tags.clone(),
+                    environment_variables: tags.clone(),
+                    tags,
+                    code,
+                    inputs: ports.0,
+                    outputs: ports.1,
+                    resources,
+                    distribution,
+                    environment: env,
+                    limits: Limits { timeout },
+                    identity: Some(Identity::AmlToken),
+                    retry: Retry { max_attempts, backoff, memory_percent: Some(200) },
+                    on_node_loss: if keep { OnNodeLoss::Keep } else { OnNodeLoss::Requeue },
+                    ..spec("python train.py")
+                }
+            },
+        )
+}
+
+fn any_job() -> impl Strategy<Value = Job> {
+    let tries = (any::<u32>(), any::<u32>(), any::<u32>()).prop_map(|(made, failed, lost)| Tries {
+        made: AttemptNumber(made),
+        failed,
+        lost,
+    });
+    let who = (people(), stamp(), any::<bool>());
+    (1..=i64::MAX as u64, specification(), state(), tries, who).prop_map(
+        |(seq, spec, state, tries, (created_by, created_at, archived))| Job {
+            spec: Arc::new(spec),
+            state,
+            tries,
+            created_by,
+            created_at,
+            archived,
+            ..waiting(seq)
+        },
+    )
+}
+
+fn kind() -> impl Strategy<Value = EventKind> {
+    prop_oneof![
+        Just(EventKind::Submitted),
+        text().prop_map(|reason| EventKind::Queued { reason }),
+        (nodes(), vec(any::<u16>(), 0..3))
+            .prop_map(|(node, gpus)| EventKind::Assigned { node, gpus }),
+        text().prop_map(|step| EventKind::Preparing { step }),
+        Just(EventKind::Running),
+        option::of(exit()).prop_map(|exit| EventKind::Finalizing { exit }),
+        Just(EventKind::Completed),
+        failure().prop_map(|failure| EventKind::Failed { failure }),
+        text().prop_map(|reason| EventKind::CancelRequested { reason }),
+        text().prop_map(|reason| EventKind::Canceled { reason }),
+        text().prop_map(|reason| EventKind::Requeued { reason }),
+        nodes().prop_map(|node| EventKind::NodeUnreachable { node }),
+        nodes().prop_map(|node| EventKind::NodeReturned { node }),
+        Just(EventKind::Archived),
+        Just(EventKind::Restored),
+    ]
+}
+
+fn any_event() -> impl Strategy<Value = Event> {
+    let status = prop::sample::select(JobStatus::ALL.to_vec());
+    (1..=i64::MAX as u64, stamp(), any::<u32>(), people(), status, kind()).prop_map(
+        |(seq, at, attempt, principal, status, kind)| Event {
+            seq: EventSeq(seq),
+            job: name("job1"),
+            at,
+            attempt: AttemptNumber(attempt),
+            principal,
+            status,
+            kind,
+        },
+    )
+}
+
+fn any_node() -> impl Strategy<Value = NodeRecord> {
+    let gpu = (text(), text(), any::<u64>()).prop_map(|(uuid, model, memory)| GpuDevice {
+        uuid,
+        model,
+        memory,
+    });
+    let capacity = (any::<u64>(), any::<u64>(), btree_map(any::<u16>(), gpu, 0..3))
+        .prop_map(|(cpu, memory, gpus)| Capacity { cpu, memory, gpus });
+    (nodes(), capacity, text(), btree_map(text(), text(), 0..3), stamp()).prop_map(
+        |(name, capacity, version, facts, joined_at)| NodeRecord {
+            name,
+            capacity,
+            version,
+            facts,
+            joined_at,
+            ..node("n1")
+        },
+    )
+}
+
+fn any_role() -> impl Strategy<Value = Role> {
+    prop_oneof![
+        Just(Role::Admin),
+        Just(Role::DataScientist),
+        Just(Role::Reader),
+        nodes().prop_map(Role::Node),
+        (any::<u32>(), any::<u64>()).prop_map(|(attempt, epoch)| Role::Attempt(AttemptScope {
+            job: name("job1"),
+            attempt: AttemptNumber(attempt),
+            epoch: Epoch(epoch),
+        })),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// First as a new row, then as another state of the same one.
+    #[test]
+    fn a_job_comes_out_as_it_went_in(
+        first in any_job(), state in state(), archived in any::<bool>(), number in count()
+    ) {
+        let conn = database();
+        let counters = Counters { epoch: Epoch(number), seq: first.seq, event: EventSeq(number) };
+        let batch = Batch { counters: Some(counters), ..accepted([(first.clone(), None)]) };
+        jobs::write(&conn, &batch).unwrap();
+        prop_assert_eq!(jobs::job(&conn, &first.name).unwrap(), Some(first.clone()));
+        let tries = Tries { failed: 7, ..first.tries };
+        let then = Job { state, archived, tries, ..first };
+        let changed = [(then.name.clone(), then.clone())].into();
+        jobs::write(&conn, &Batch { changed, ..Batch::default() }).unwrap();
+        let recovered = jobs::recover(&conn).unwrap();
+        let live = (then.ended().is_none()).then(|| then.clone());
+        prop_assert_eq!(recovered.jobs, Vec::from_iter(live));
+        let found = recovered.counters;
+        prop_assert_eq!((found.epoch, found.seq, found.event), (counters.epoch, counters.seq, counters.event));
+        prop_assert_eq!(jobs::job(&conn, &then.name).unwrap(), Some(then));
+    }
+
+    #[test]
+    fn an_event_comes_out_as_it_went_in(event in any_event()) {
+        let conn = database();
+        let mut batch = accepted([(Job { name: event.job.clone(), ..waiting(1) }, None)]);
+        batch.events = vec![event.clone()];
+        jobs::write(&conn, &batch).unwrap();
+        prop_assert_eq!(jobs::events(&conn, Some(&event.job), 0, 9).unwrap(), vec![event]);
+    }
+
+    #[test]
+    fn a_node_comes_out_as_it_went_in(first in any_node(), then in any_node()) {
+        let conn = database();
+        let then = NodeRecord { name: first.name.clone(), ..then };
+        for record in [first, then] {
+            jobs::write(&conn, &Batch { nodes: vec![record.clone()], ..Batch::default() }).unwrap();
+            prop_assert_eq!(jobs::recover(&conn).unwrap().nodes, vec![record]);
+        }
+    }
+
+    #[test]
+    fn a_token_comes_out_as_it_went_in(
+        role in any_role(), hash in any::<[u8; 32]>(), principal in people(), created_at in stamp()
+    ) {
+        let conn = database();
+        let record = TokenRecord { hash: Digest::from_bytes(hash), principal, role, created_at };
+        jobs::put_token(&conn, &record).unwrap();
+        prop_assert_eq!(jobs::tokens(&conn).unwrap(), vec![record]);
+    }
+}
