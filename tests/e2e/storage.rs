@@ -89,17 +89,21 @@ fn f24_a_full_disk_of_a_node_fails_its_jobs_with_the_reason_and_heals() {
     cluster.start_daemon();
     let agent = Agent::new("local").data(&disk.path().join("agent")).with("--no-shared-store");
     cluster.start_agent(&agent);
-    let greedy = cluster.shell("head -c 200M /dev/zero > big; echo head: $?; exit 3");
+    let greedy =
+        cluster.shell("said=$(head -c 200M /dev/zero 2>&1 >big); rm big; echo $said; exit 3");
     let job = cluster.ended(&greedy);
     assert_eq!(job.status(), JobStatus::Failed);
     let log = String::from_utf8_lossy(&cluster.log(&greedy)).into_owned();
-    assert!(log.contains("head: 1"), "{log}");
+    assert!(log.contains("No space left"), "{log}");
+    assert_eq!(job.error.unwrap().code, "UserError");
 
     disk.fill();
     let name = cluster.shell("echo never");
     let job = cluster.ended(&name);
     assert_eq!(job.status(), JobStatus::Failed);
-    cluster.atelier(["job", "show", &name]).ok().says(&["disk", "full"]);
+    let error = job.error.unwrap();
+    assert_eq!(error.code, "DiskFull");
+    assert!(error.message.contains("disk is full"), "{error:?}");
     assert_eq!(cluster.agent("local", Process::ended), None, "the agent must live");
 
     disk.drain();

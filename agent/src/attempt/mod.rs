@@ -31,7 +31,7 @@ mod spares;
 mod variables;
 
 pub(crate) use folder::Folder;
-pub(crate) use problem::problem as make_problem;
+pub(crate) use problem::{of as problem_of, problem as make_problem};
 pub(crate) use reattach::{Decision, decide, look};
 pub(crate) use run::run;
 pub(crate) use spares::Spares;

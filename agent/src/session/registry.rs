@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::attempt::{
-    Attempt, Decision, Folder, News, Node, Order, decide, look, make_problem, run,
+    Attempt, Decision, Folder, News, Node, Order, decide, look, make_problem, problem_of, run,
 };
 use crate::clock;
 
@@ -220,11 +220,8 @@ impl Registry {
         }
         let folder = Folder::new(&node.attempts, key.epoch);
         if let Err(error) = folder.create(&assignment, &node.spares) {
-            let full =
-                matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
-            let cause = if full { pb::Cause::DiskFull } else { pb::Cause::Platform };
-            let message = format!("the node cannot take the job: {error}");
-            let report = failed(&key, make_problem(cause, message));
+            let what = "the node cannot take the job";
+            let report = failed(&key, problem_of(pb::Cause::Platform, what, &error));
             self.keep_ended(folder, report.clone());
             return Some(report);
         }

@@ -65,7 +65,7 @@ async fn a_batch_is_whole_or_not_at_all() {
     let untouched = |store: &SqliteStore| {
         assert!(nothing(&store.recover().unwrap()));
         assert_eq!(store.job(&name("job1")).unwrap(), None);
-        assert_eq!(first_of(&*store, "ana", "k"), None);
+        assert_eq!(first_of(store, "ana", "k"), None);
         assert!(store.events(None, 0, 10).unwrap().is_empty());
     };
     store.commit(doomed()).await.unwrap_err();
