@@ -22,10 +22,12 @@ use super::Clock;
 use super::effects::{Effects, ToNode};
 use super::handle::{Command, Error, Handle, Join, Look, NodeView, Reply, SubmitRequest};
 use super::runs;
-use crate::store::{self, Batch, Recovered, Store, Submitted};
+use crate::store::{self, Batch, Recovered, Store, Submitted, Taken};
 
 /// At most so many commands in one transaction.
 const BATCH: usize = 512;
+/// So many are taken in any case.
+const SMALL: usize = 16;
 /// At most so many commands waiting; beyond it callers wait for room.
 const QUEUE: usize = 8192;
 /// How many live events a watcher may lag behind before it reads the store.
@@ -107,9 +109,13 @@ impl Reactor {
         let mut commands = Vec::with_capacity(BATCH);
         loop {
             let timers = self.live.has_timers();
+            // Half of what waits: while it is written, those answered before it come back. Taking
+            // all would leave the disk idle while they do (measured: a third more submissions a
+            // second with 64 in flight).
+            let half = (queue.len() / 2).clamp(SMALL, BATCH);
             tokio::select! {
                 biased;
-                count = queue.recv_many(&mut commands, BATCH) => {
+                count = queue.recv_many(&mut commands, half) => {
                     if count == 0 {
                         return Ok(());
                     }
@@ -302,15 +308,16 @@ impl Reactor {
             });
             return;
         }
-        let result = if known.is_job {
-            Err(Refusal::NameTaken(name.clone()))
-        } else if known.is_run {
-            Err(Refusal::NameOfRun(name.clone()))
-        } else if known.experiment_deleted {
-            Err(Refusal::ExperimentDeleted(spec.experiment_name.clone()))
-        } else {
-            let submission = Submission { name: name.clone(), spec, principal };
-            self.live.submit(submission, now, &mut round.decisions)
+        let result = match known.taken {
+            Some(Taken::ByJob) => Err(Refusal::NameTaken(name.clone())),
+            Some(Taken::ByRun) => Err(Refusal::NameOfRun(name.clone())),
+            None if known.experiment_deleted => {
+                Err(Refusal::ExperimentDeleted(spec.experiment_name.clone()))
+            }
+            None => {
+                let submission = Submission { name: name.clone(), spec, principal };
+                self.live.submit(submission, now, &mut round.decisions)
+            }
         };
         if result.is_ok() {
             round.submitted.push(Submitted { job: name.clone(), key });

@@ -13,7 +13,7 @@ use rusqlite::{Connection, OptionalExtension as _, Row, ToSql, params};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{Archived, Batch, Error, JobQuery, Known, Lookup, Recovered, TokenRecord};
+use super::{Archived, Batch, Error, JobQuery, Known, Lookup, Recovered, Taken, TokenRecord};
 
 /// Whether a job still holds or wants something.
 pub fn is_live(job: &Job) -> bool {
@@ -254,7 +254,8 @@ pub(super) fn recover(conn: &Connection) -> Result<Recovered, Error> {
 }
 
 pub(super) fn look_up(conn: &Connection, submission: &Lookup<'_>) -> Result<Known, Error> {
-    // One statement: every one takes and gives back a lock on the database.
+    // One statement: every one takes and gives back a lock on the database. Every job has a run of
+    // its name, so the runs are all that need be asked.
     let ask = |row: &Row<'_>| -> rusqlite::Result<Known> {
         let first = match row.get_ref(0)? {
             ValueRef::Null => None,
@@ -263,19 +264,18 @@ pub(super) fn look_up(conn: &Connection, submission: &Lookup<'_>) -> Result<Know
                 Some((parsed(row, 0)?, Digest::from_bytes(bytes)))
             }
         };
-        Ok(Known {
-            first,
-            is_job: row.get(2)?,
-            is_run: row.get(3)?,
-            experiment_deleted: row.get(4)?,
-        })
+        let taken = match row.get::<_, Option<bool>>(2)? {
+            None => None,
+            Some(true) => Some(Taken::ByJob),
+            Some(false) => Some(Taken::ByRun),
+        };
+        Ok(Known { first, taken, experiment_deleted: row.get(3)? })
     };
     conn.prepare_cached(
         // No LEFT JOIN: with one, SQLite compiles the statement anew for every set of values.
         "SELECT (SELECT job FROM idempotency WHERE principal = ?1 AND key = ?2),
              (SELECT fingerprint FROM idempotency WHERE principal = ?1 AND key = ?2),
-             EXISTS (SELECT 1 FROM jobs WHERE name = ?3),
-             EXISTS (SELECT 1 FROM runs WHERE id = ?3),
+             (SELECT coalesce(job = id, 0) FROM runs WHERE id = ?3),
              EXISTS (SELECT 1 FROM experiments WHERE name = ?4 AND deleted)",
     )
     .and_then(|mut s| {

@@ -173,12 +173,19 @@ pub struct Lookup<'a> {
 pub struct Known {
     /// The job that the key made, and of which specification.
     pub first: Option<(JobName, Digest)>,
-    /// A job of that name exists.
-    pub is_job: bool,
-    /// A run has that name as its id. A job's own run has it too.
-    pub is_run: bool,
+    /// Who has the name.
+    pub taken: Option<Taken>,
     /// The experiment is deleted.
     pub experiment_deleted: bool,
+}
+
+/// Who has a name already.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Taken {
+    /// A job.
+    ByJob,
+    /// A run that is no job's, as its id.
+    ByRun,
 }
 
 /// Which jobs to list, newest first.
