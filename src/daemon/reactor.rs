@@ -3,6 +3,9 @@
 //! It takes whatever has gathered, lets core decide, writes the whole batch in one transaction,
 //! and only then answers and acts. Nothing is acknowledged before it is on disk.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
