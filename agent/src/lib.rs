@@ -29,7 +29,7 @@ mod supervisor;
 pub use args::AgentArgs;
 pub use supervisor::supervise_if_asked;
 
-use crate::attempt::Node;
+use crate::attempt::{Node, Spares};
 use crate::monitor::{Monitor, NodeSampler};
 use crate::session::{Registry, Session};
 use crate::supervisor::{Launcher, Lease};
@@ -109,8 +109,15 @@ async fn serve(args: AgentArgs, shutdown: impl Future<Output = ()>) -> Result<()
     let (connected, connected_seen) = watch::channel(false);
     let (news_sender, news) = mpsc::unbounded_channel();
     let (monitor, monitor_handle) = Monitor::new(gpus, args.monitor_interval, clients);
+    let spares = root.join("spares");
+    let spares = Spares::new(spares.clone()).map_err(|source| Error::Folder {
+        path: spares,
+        what: "make it",
+        source,
+    })?;
     let node = Arc::new(Node {
         attempts: attempts.clone(),
+        spares,
         shell: attempt::find_shell(),
         boot_id: proc::boot_id().map_err(|source| Error::System { what: "the boot id", source })?,
         inherited: attempt::inherited(std::env::vars_os().filter_map(|(name, value)| {

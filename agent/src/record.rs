@@ -21,27 +21,35 @@ pub(crate) fn write(folder: &Path, name: &str, record: &impl Serialize) -> io::R
 
 /// The same for bytes of any kind.
 pub(crate) fn write_bytes(folder: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
-    let temporary = folder.join(format!(".{name}"));
+    let temporary = folder.join(temporary(name));
     write_file(&temporary, bytes)?;
     fs::rename(temporary, folder.join(name))
+}
+
+/// The name under which a record is written before it is whole. Such a file may be there before:
+/// it is used.
+pub(crate) fn temporary(name: &str) -> String {
+    format!(".{name}")
 }
 
 /// Writes a record unless there is one already: of several writers exactly one succeeds, the
 /// others get [`io::ErrorKind::AlreadyExists`].
 pub(crate) fn claim(folder: &Path, name: &str, record: &impl Serialize) -> io::Result<()> {
-    let temporary = folder.join(format!(".{name}.{}", std::process::id()));
+    let own = folder.join(format!(".{name}.{}", std::process::id()));
     let to = folder.join(name);
-    write_file(&temporary, &serde_json::to_vec(record)?)?;
-    match renameat_with(CWD, &temporary, CWD, &to, RenameFlags::NOREPLACE) {
+    // An empty file that waits to be used. Only one of several writers gets it.
+    let _ = fs::rename(folder.join(temporary(name)), &own);
+    write_file(&own, &serde_json::to_vec(record)?)?;
+    match renameat_with(CWD, &own, CWD, &to, RenameFlags::NOREPLACE) {
         Ok(()) => Ok(()),
         // The file system cannot do it in one step (NFS).
         Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
-            let linked = fs::hard_link(&temporary, &to);
-            let _ = fs::remove_file(&temporary);
+            let linked = fs::hard_link(&own, &to);
+            let _ = fs::remove_file(&own);
             linked
         }
         Err(errno) => {
-            let _ = fs::remove_file(&temporary);
+            let _ = fs::remove_file(&own);
             Err(errno.into())
         }
     }
@@ -49,7 +57,11 @@ pub(crate) fn claim(folder: &Path, name: &str, record: &impl Serialize) -> io::R
 
 fn write_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut options = File::options();
-    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    let mut file = options.write(true).create(true).truncate(false).mode(0o600).open(path)?;
+    // Emptied only if need be: ext4 writes a file that was truncated to disk when it is closed.
+    if file.metadata()?.len() > 0 {
+        file.set_len(0)?;
+    }
     file.write_all(bytes).inspect_err(|_| {
         let _ = fs::remove_file(path);
     })

@@ -20,5 +20,7 @@ pub mod resource;
 pub mod sched;
 pub mod spec;
 pub mod suggest;
+#[cfg(any(test, feature = "testkit"))]
+pub mod testkit;
 pub mod time;
 pub mod track;

@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use atelier_core::content::Digest;
 use atelier_core::id::{ComputeName, JobName, NodeName, Principal};
 use atelier_core::job::{Event, EventKind, Job};
 use atelier_core::live::{Counters, Decisions, Live, Refusal, Submission};
@@ -274,31 +275,39 @@ impl Reactor {
 
     fn submit(&mut self, request: SubmitRequest, reply: Reply<Job>, now: Now, round: &mut Round) {
         let SubmitRequest { name, spec, principal, key } = request;
-        if let Some(key) = &key {
-            match self.first_of(&principal, key, round) {
-                Ok(None) => {}
-                Ok(Some(first)) => {
-                    let result = self.known(&first, round);
-                    round.answer(reply, result, |before| {
-                        move |changed| Ok(changed.get(&first).cloned().unwrap_or(before))
-                    });
-                    return;
-                }
-                Err(error) => {
-                    round.refuse(reply, error);
-                    return;
-                }
-            }
-        }
-        let taken = match self.store.job(&name) {
-            Ok(found) => found.is_some(),
+        let lookup = store::Lookup {
+            principal: &principal,
+            key: key.as_ref().map(|key| key.key.as_str()),
+            name: &name,
+            experiment: &spec.experiment_name,
+        };
+        let known = match self.store.look_up(&lookup) {
+            Ok(known) => known,
             Err(error) => {
                 let _ = reply.send(Err(Error::Store(Arc::new(error))));
                 return;
             }
         };
-        let result = if taken {
+        if let Some(key) = &key
+            && let Some((first, fingerprint)) =
+                known.first.or_else(|| round.first_of(&principal, key))
+        {
+            let result = if fingerprint == key.fingerprint {
+                self.known(&first, round)
+            } else {
+                Err(Error::KeyReused { job: first.clone() })
+            };
+            round.answer(reply, result, |before| {
+                move |changed| Ok(changed.get(&first).cloned().unwrap_or(before))
+            });
+            return;
+        }
+        let result = if known.is_job {
             Err(Refusal::NameTaken(name.clone()))
+        } else if known.is_run {
+            Err(Refusal::NameOfRun(name.clone()))
+        } else if known.experiment_deleted {
+            Err(Refusal::ExperimentDeleted(spec.experiment_name.clone()))
         } else {
             let submission = Submission { name: name.clone(), spec, principal };
             self.live.submit(submission, now, &mut round.decisions)
@@ -311,31 +320,6 @@ impl Reactor {
                 changed.get(&name).cloned().ok_or_else(|| Error::NoSuchJob(name.to_string()))
             }
         });
-    }
-
-    /// The job that this key made before, if any.
-    fn first_of(
-        &self,
-        principal: &Principal,
-        key: &store::IdempotencyKey,
-        round: &Round,
-    ) -> Result<Option<JobName>, Error> {
-        let in_round = round.submitted.iter().find_map(|submitted| {
-            let first = submitted.key.as_ref().filter(|first| first.key == key.key)?;
-            let job = round.decisions.changed.get(&submitted.job)?;
-            (&job.created_by == principal).then(|| (submitted.job.clone(), first.fingerprint))
-        });
-        let first = match in_round {
-            Some(first) => Some(first),
-            None => {
-                self.store.idempotent(principal, &key.key).map_err(|e| Error::Store(Arc::new(e)))?
-            }
-        };
-        match first {
-            None => Ok(None),
-            Some((job, fingerprint)) if fingerprint == key.fingerprint => Ok(Some(job)),
-            Some((job, _)) => Err(Error::KeyReused { job }),
-        }
     }
 
     fn known(&self, name: &JobName, round: &Round) -> Result<Job, Error> {
@@ -378,6 +362,19 @@ impl Reactor {
 }
 
 impl Round {
+    /// The job that this key makes in this very round, if any, and of which specification.
+    fn first_of(
+        &self,
+        principal: &Principal,
+        key: &store::IdempotencyKey,
+    ) -> Option<(JobName, Digest)> {
+        self.submitted.iter().find_map(|submitted| {
+            let first = submitted.key.as_ref().filter(|first| first.key == key.key)?;
+            let job = self.decisions.changed.get(&submitted.job)?;
+            (&job.created_by == principal).then(|| (submitted.job.clone(), first.fingerprint))
+        })
+    }
+
     /// Refuses once the round is on disk: the reason may lie in what the round decided.
     fn refuse<U: Send + 'static>(&mut self, reply: Reply<U>, error: Error) {
         self.answers.push(Box::new(move |written| {

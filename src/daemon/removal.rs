@@ -4,15 +4,19 @@
 use atelier_core::id::JobName;
 use atelier_core::job::Job;
 use atelier_core::layout;
+use atelier_core::track::RunInfo;
 
 use super::handle::{self, Handle};
 use crate::storage::{self, Datastores, ObjectPath};
+use crate::store::tracking;
+use crate::track::{self, Tracking};
 
 /// Removes finished jobs.
 #[derive(Clone)]
 pub struct Removal {
     pub(super) datastores: Datastores,
     pub(super) handle: Handle,
+    pub(super) tracking: Tracking,
 }
 
 /// Why a job was not deleted.
@@ -24,6 +28,9 @@ pub enum Error {
     /// Storage failed.
     #[error(transparent)]
     Storage(#[from] storage::Error),
+    /// The job's runs could not be told.
+    #[error(transparent)]
+    Tracking(#[from] track::Error),
 }
 
 impl Removal {
@@ -33,8 +40,13 @@ impl Removal {
         if job.ended().is_none() {
             return Err(handle::Error::StillLive(job.name.clone()).into());
         }
-        self.remove_below(layout::ARTIFACT_STORE, &layout::artifact_root(job.name.as_str()))
-            .await?;
+        // The job's own run and those made within the job.
+        let name = job.name.clone();
+        let mut runs = self.tracking.read(move |conn| tracking::runs_within(conn, &name)).await?;
+        runs.push((&job.name).into());
+        for run in runs {
+            self.remove_below(layout::ARTIFACT_STORE, &RunInfo::artifact_root(&run)).await?;
+        }
         self.remove_below(layout::BLOB_STORE, &default_outputs(&job.name)).await?;
         self.handle.forget(job.name.clone()).await?;
         Ok(())

@@ -1,7 +1,7 @@
 //! What services ask of more than one part of the daemon.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use atelier_core::access::AttemptScope;
 use atelier_core::content::Digest;
@@ -51,14 +51,47 @@ pub enum Error {
 /// A manifest of more bytes than this is damaged.
 const MANIFEST: u64 = 256 << 20;
 
-/// Committed manifests, from the artifact store.
+/// Manifests kept in memory, and how many entries they have in all at most: an entry takes some
+/// 200 bytes.
+const KEPT: usize = 16;
+const KEPT_ENTRIES: usize = 100_000;
+
+/// Committed manifests, from the artifact store. The newest read are kept: whoever fetches one
+/// artifact of a job mostly wants the next, and a manifest never changes.
 pub(crate) struct Committed {
-    pub store: Arc<dyn Store>,
-    pub datastores: Datastores,
+    store: Arc<dyn Store>,
+    datastores: Datastores,
+    kept: Mutex<VecDeque<(Digest, Arc<Manifest>)>>,
 }
 
 impl Committed {
-    async fn read(&self, reference: &ManifestRef) -> Result<Manifest, storage::Error> {
+    pub(super) fn new(store: Arc<dyn Store>, datastores: Datastores) -> Self {
+        Self { store, datastores, kept: Mutex::default() }
+    }
+
+    fn kept(&self) -> MutexGuard<'_, VecDeque<(Digest, Arc<Manifest>)>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn read(&self, reference: &ManifestRef) -> Result<Arc<Manifest>, storage::Error> {
+        let found = self.kept().iter().find(|(digest, _)| *digest == reference.digest).cloned();
+        if let Some((_, manifest)) = found {
+            return Ok(manifest);
+        }
+        let manifest = Arc::new(self.fetch(reference).await?);
+        let mut kept = self.kept();
+        kept.push_front((reference.digest, manifest.clone()));
+        let mut entries = 0;
+        let fits = kept.iter().take(KEPT).take_while(|(_, manifest)| {
+            entries += manifest.entries.len();
+            entries <= KEPT_ENTRIES
+        });
+        let fits = fits.count();
+        kept.truncate(fits);
+        Ok(manifest)
+    }
+
+    async fn fetch(&self, reference: &ManifestRef) -> Result<Manifest, storage::Error> {
         let store = self.datastores.get(layout::ARTIFACT_STORE)?;
         let bytes = store.get(&ObjectPath::new(&reference.key)?, MANIFEST).await?;
         let damaged = |why: String| storage::Error::Content {
@@ -85,7 +118,7 @@ impl Manifests for Committed {
                 None => Ok(None),
                 Some(reference) => {
                     let manifest = self.read(reference).await.map_err(|e| e.to_string())?;
-                    Ok(Some(Arc::new(manifest)))
+                    Ok(Some(manifest))
                 }
             }
         })
@@ -111,14 +144,14 @@ impl Shared {
         let committed = job.ended().and_then(|ended| ended.manifest.as_ref());
         if let Some(reference) = committed {
             let manifest = self.committed.read(reference).await?;
-            artifacts.extend(manifest.entries.into_iter().map(|entry| {
+            artifacts.extend(manifest.entries.iter().map(|entry| {
                 let artifact = Artifact {
                     path: entry.path.clone(),
                     bytes: entry.bytes,
-                    datastore: entry.datastore,
-                    key: entry.key,
+                    datastore: entry.datastore.clone(),
+                    key: entry.key.clone(),
                 };
-                (entry.path, artifact)
+                (entry.path.clone(), artifact)
             }));
         }
         Ok(artifacts.into_values().collect())

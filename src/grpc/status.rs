@@ -38,11 +38,15 @@ fn code_of_tracking(error: &track::Error) -> Code {
 fn code_of_handle(error: &daemon::HandleError) -> Code {
     use daemon::HandleError as E;
     match error {
-        E::Refused(Refusal::NameTaken(_)) | E::KeyReused { .. } => Code::AlreadyExists,
+        E::Refused(Refusal::NameTaken(_) | Refusal::NameOfRun(_)) | E::KeyReused { .. } => {
+            Code::AlreadyExists
+        }
         E::Refused(Refusal::UnknownCompute { .. } | Refusal::NoSuchJob(_)) | E::NoSuchJob(_) => {
             Code::NotFound
         }
-        E::Refused(Refusal::NeverFits { .. }) | E::StillLive(_) => Code::FailedPrecondition,
+        E::Refused(Refusal::NeverFits { .. } | Refusal::ExperimentDeleted(_)) | E::StillLive(_) => {
+            Code::FailedPrecondition
+        }
         E::Refused(Refusal::NotYet(_)) => Code::Unimplemented,
         E::NodeTaken(_) => Code::AlreadyExists,
         E::Store(error) => code_of_store(error),
@@ -84,6 +88,7 @@ status!(daemon::HandleError, error => code_of_handle(&error));
 status!(daemon::RemovalError, error => match &error {
     daemon::RemovalError::Reactor(error) => code_of_handle(error),
     daemon::RemovalError::Storage(error) => code_of_storage(error),
+    daemon::RemovalError::Tracking(error) => code_of_tracking(error),
 });
 status!(daemon::AdmissionError, error => match &error {
     daemon::AdmissionError::Invalid { .. } => Code::InvalidArgument,

@@ -72,7 +72,7 @@ fn check_origin(request: &Request) -> Result<(), Denied> {
     }
     for origin in headers.get_all(header::ORIGIN) {
         let origin = origin.to_str().unwrap_or("an unreadable origin");
-        if !origin.split_once("://").is_some_and(|(_, rest)| rest == *host) {
+        if origin.split_once("://").is_none_or(|(_, rest)| rest != *host) {
             return Err(cut(origin));
         }
     }

@@ -4,16 +4,16 @@ use std::sync::Arc;
 
 use atelier_core::access::Role;
 use atelier_core::content::Digest;
-use atelier_core::id::{AttemptNumber, Epoch, EventSeq, JobName, Principal, SubmitSeq};
+use atelier_core::id::{AttemptNumber, Epoch, EventSeq, JobName, SubmitSeq};
 use atelier_core::job::{Event, Job, State};
 use atelier_core::live::Counters;
 use atelier_core::time::Timestamp;
-use rusqlite::types::Type;
+use rusqlite::types::{Type, ValueRef};
 use rusqlite::{Connection, OptionalExtension as _, Row, ToSql, params};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{Archived, Batch, Error, JobQuery, Recovered, TokenRecord};
+use super::{Archived, Batch, Error, JobQuery, Known, Lookup, Recovered, TokenRecord};
 
 /// Whether a job still holds or wants something.
 pub fn is_live(job: &Job) -> bool {
@@ -113,19 +113,21 @@ pub(super) fn write(conn: &Connection, batch: &Batch) -> Result<(), Error> {
         let mut append = conn
             .prepare_cached(
                 "INSERT INTO events (seq, job, at, attempt, principal, status, kind)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+                 VALUES (?1, coalesce(?2, (SELECT seq FROM jobs WHERE name = ?8)),
+                         ?3, ?4, ?5, ?6, ?7)",
             )
             .map_err(sql)?;
         for event in &batch.events {
             append
                 .execute(params![
                     event.seq.0,
-                    event.job.as_str(),
+                    batch.changed.get(&event.job).map(|job| job.seq.0),
                     event.at.as_millis(),
                     event.attempt.0,
                     event.principal.as_str(),
                     event.status.as_str(),
                     json(&event.kind, "event")?,
+                    event.job.as_str(),
                 ])
                 .map_err(sql)?;
         }
@@ -142,7 +144,7 @@ pub(super) fn write(conn: &Connection, batch: &Batch) -> Result<(), Error> {
     for name in &batch.deleted {
         for statement in [
             "DELETE FROM idempotency WHERE job = ?1",
-            "DELETE FROM events WHERE job = ?1",
+            "DELETE FROM events WHERE job = (SELECT seq FROM jobs WHERE name = ?1 AND live = 0)",
             "DELETE FROM jobs WHERE name = ?1 AND live = 0",
         ] {
             conn.prepare_cached(statement)
@@ -251,22 +253,36 @@ pub(super) fn recover(conn: &Connection) -> Result<Recovered, Error> {
     Ok(Recovered { jobs, nodes, counters })
 }
 
-pub(super) fn idempotent(
-    conn: &Connection,
-    principal: &Principal,
-    key: &str,
-) -> Result<Option<(JobName, Digest)>, Error> {
+pub(super) fn look_up(conn: &Connection, submission: &Lookup<'_>) -> Result<Known, Error> {
+    // One statement: every one takes and gives back a lock on the database.
+    let ask = |row: &Row<'_>| -> rusqlite::Result<Known> {
+        let first = match row.get_ref(0)? {
+            ValueRef::Null => None,
+            _ => {
+                let bytes: [u8; 32] = row.get(1)?;
+                Some((parsed(row, 0)?, Digest::from_bytes(bytes)))
+            }
+        };
+        Ok(Known {
+            first,
+            is_job: row.get(2)?,
+            is_run: row.get(3)?,
+            experiment_deleted: row.get(4)?,
+        })
+    };
     conn.prepare_cached(
-        "SELECT job, fingerprint FROM idempotency WHERE principal = ?1 AND key = ?2",
+        // No LEFT JOIN: with one, SQLite compiles the statement anew for every set of values.
+        "SELECT (SELECT job FROM idempotency WHERE principal = ?1 AND key = ?2),
+             (SELECT fingerprint FROM idempotency WHERE principal = ?1 AND key = ?2),
+             EXISTS (SELECT 1 FROM jobs WHERE name = ?3),
+             EXISTS (SELECT 1 FROM runs WHERE id = ?3),
+             EXISTS (SELECT 1 FROM experiments WHERE name = ?4 AND deleted)",
     )
     .and_then(|mut s| {
-        s.query_row([principal.as_str(), key], |row| {
-            let bytes: [u8; 32] = row.get(1)?;
-            Ok((parsed(row, 0)?, Digest::from_bytes(bytes)))
-        })
-        .optional()
+        let Lookup { principal, key, name, experiment } = submission;
+        s.query_row(params![principal.as_str(), key, name.as_str(), experiment.as_str()], ask)
     })
-    .map_err(|e| Error::sqlite("look up an idempotency key", e))
+    .map_err(|e| Error::sqlite("look a submission up", e))
 }
 
 pub(super) fn events(
@@ -275,19 +291,21 @@ pub(super) fn events(
     after: u64,
     limit: usize,
 ) -> Result<Vec<Event>, Error> {
-    const COLUMNS: &str = "seq, job, at, attempt, principal, status, kind";
+    const COLUMNS: &str = "e.seq, j.name, e.at, e.attempt, e.principal, e.status, e.kind";
     let after = after.min(i64::MAX as u64);
     let read = || -> rusqlite::Result<Vec<Event>> {
         match job {
             Some(job) => conn
                 .prepare_cached(&format!(
-                    "SELECT {COLUMNS} FROM events WHERE job = ?1 AND seq > ?2 ORDER BY seq LIMIT ?3"
+                    "SELECT {COLUMNS} FROM jobs j JOIN events e ON e.job = j.seq
+                     WHERE j.name = ?1 AND e.seq > ?2 ORDER BY e.seq LIMIT ?3"
                 ))?
                 .query_map(params![job.as_str(), after, limit], event_of)?
                 .collect(),
             None => conn
                 .prepare_cached(&format!(
-                    "SELECT {COLUMNS} FROM events WHERE seq > ?1 ORDER BY seq LIMIT ?2"
+                    "SELECT {COLUMNS} FROM events e JOIN jobs j ON j.seq = e.job
+                     WHERE e.seq > ?1 ORDER BY e.seq LIMIT ?2"
                 ))?
                 .query_map(params![after, limit], event_of)?
                 .collect(),

@@ -155,6 +155,32 @@ pub struct IdempotencyKey {
     pub fingerprint: Digest,
 }
 
+/// A submission, as far as what is known may speak against it.
+#[derive(Clone, Copy, Debug)]
+pub struct Lookup<'a> {
+    /// Who asks.
+    pub principal: &'a Principal,
+    /// The idempotency key.
+    pub key: Option<&'a str>,
+    /// The job's name.
+    pub name: &'a JobName,
+    /// Where its run goes.
+    pub experiment: &'a ExperimentName,
+}
+
+/// What is known of a submission.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Known {
+    /// The job that the key made, and of which specification.
+    pub first: Option<(JobName, Digest)>,
+    /// A job of that name exists.
+    pub is_job: bool,
+    /// A run has that name as its id. A job's own run has it too.
+    pub is_run: bool,
+    /// The experiment is deleted.
+    pub experiment_deleted: bool,
+}
+
 /// Which jobs to list, newest first.
 #[derive(Clone, Default, Debug)]
 pub struct JobQuery {
@@ -220,12 +246,8 @@ pub trait Store: Send + Sync + 'static {
     fn job(&self, name: &JobName) -> Result<Option<Job>, Error>;
     /// Jobs, newest first.
     fn jobs(&self, query: &JobQuery) -> Result<Vec<Job>, Error>;
-    /// The job that a key made, and what it was made from.
-    fn idempotent(
-        &self,
-        principal: &Principal,
-        key: &str,
-    ) -> Result<Option<(JobName, Digest)>, Error>;
+    /// What is known that a submission must be compared with.
+    fn look_up(&self, submission: &Lookup<'_>) -> Result<Known, Error>;
     /// Events after `after`, oldest first, of one job or all.
     fn events(&self, job: Option<&JobName>, after: u64, limit: usize) -> Result<Vec<Event>, Error>;
 }

@@ -6,7 +6,7 @@ use rusqlite::Connection;
 const APPLICATION_ID: i32 = 0x6174_656c;
 
 /// Migrations in order; the n-th makes version n. Never change one that has been released.
-const MIGRATIONS: &[&str] = &[JOBS, super::tracking::MIGRATION];
+const MIGRATIONS: &[&str] = &[JOBS, super::tracking::MIGRATION, EVENTS_BY_NUMBER];
 
 /// The version this build writes.
 pub const LATEST: usize = MIGRATIONS.len();
@@ -60,6 +60,27 @@ CREATE TABLE counters (
     value INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 INSERT INTO counters VALUES ('epoch', 0), ('seq', 0), ('event', 0);
+";
+
+/// Events know their job by its number: numbers grow, so the index grows at its end. By name, each
+/// event wrote a page of the index of its own.
+const EVENTS_BY_NUMBER: &str = "
+ALTER TABLE events RENAME TO events_by_name;
+DROP INDEX events_job;
+CREATE TABLE events (
+    seq       INTEGER PRIMARY KEY,
+    job       INTEGER NOT NULL REFERENCES jobs (seq),
+    at        INTEGER NOT NULL,
+    attempt   INTEGER NOT NULL,
+    principal TEXT NOT NULL,
+    status    TEXT NOT NULL,
+    kind      TEXT NOT NULL              -- JSON, tagged by its name
+) STRICT;
+INSERT INTO events
+    SELECT e.seq, j.seq, e.at, e.attempt, e.principal, e.status, e.kind
+    FROM events_by_name e JOIN jobs j ON j.name = e.job;
+DROP TABLE events_by_name;
+CREATE INDEX events_job ON events (job, seq);
 ";
 
 /// Says whose the database is and of which version, and changes nothing: 0 is a new one.

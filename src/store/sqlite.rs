@@ -5,14 +5,13 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use atelier_core::content::Digest;
-use atelier_core::id::{JobName, Principal};
+use atelier_core::id::JobName;
 use atelier_core::job::{Event, Job};
 use futures::future::BoxFuture;
 use rusqlite::{Connection, OpenFlags};
 
 use super::writer::Writer;
-use super::{Batch, Error, JobQuery, Recovered, Store, TokenRecord, jobs, schema};
+use super::{Batch, Error, JobQuery, Known, Lookup, Recovered, Store, TokenRecord, jobs, schema};
 
 /// SQLite on a local disk.
 pub struct SqliteStore {
@@ -127,6 +126,9 @@ fn prepare(conn: &Connection) -> rusqlite::Result<()> {
     conn.pragma_update(None, "synchronous", "FULL")?;
     conn.pragma_update(None, "foreign_keys", true)?;
     conn.pragma_update(None, "cache_size", -8192)?;
+    // In pages. A page that is written again before its time is moved only once; measured with
+    // 64 submissions in flight, the usual 1000 spent a fifth of the writer on moving them.
+    conn.pragma_update(None, "wal_autocheckpoint", 8000)?;
     conn.pragma_update(None, "temp_store", "MEMORY")?;
     Ok(())
 }
@@ -169,12 +171,8 @@ impl Store for SqliteStore {
         self.read(|conn| jobs::list(conn, query))
     }
 
-    fn idempotent(
-        &self,
-        principal: &Principal,
-        key: &str,
-    ) -> Result<Option<(JobName, Digest)>, Error> {
-        self.read(|conn| jobs::idempotent(conn, principal, key))
+    fn look_up(&self, submission: &Lookup<'_>) -> Result<Known, Error> {
+        self.read(|conn| jobs::look_up(conn, submission))
     }
 
     fn events(&self, job: Option<&JobName>, after: u64, limit: usize) -> Result<Vec<Event>, Error> {

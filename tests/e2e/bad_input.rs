@@ -1,6 +1,6 @@
 //! Each bad input gets one clear error naming place and remedy, and nothing acknowledged is lost.
 
-use crate::harness::{Cluster, job_yaml};
+use crate::harness::{Cluster, http, job_yaml};
 
 /// The exit code for what the user can mend.
 const REFUSED: i32 = 1;
@@ -111,4 +111,34 @@ fn a_package_that_does_not_exist_fails_the_job_with_its_name() {
     assert!(error.message.contains("no-such-package-of-atelier"), "{error:?}");
     let next = cluster.shell("true");
     cluster.completed(&next);
+}
+
+/// A job's run has the job's name as its id and lies in the job's experiment.
+#[test]
+fn a_name_of_a_run_and_a_deleted_experiment_are_refused() {
+    let cluster = Cluster::start();
+    let (server, token) = (cluster.server(), cluster.token());
+    let mlflow = |what: &str, body: &str| -> serde_json::Value {
+        let path = format!("POST /api/2.0/mlflow/{what}");
+        let (status, answer) = http(&server, &path, &token, body).unwrap();
+        assert_eq!(status, 200, "{what}: {answer}");
+        serde_json::from_str(&answer).unwrap()
+    };
+    let run = mlflow("runs/create", r#"{"experiment_id": "0", "start_time": 1}"#);
+    let run = run["run"]["info"]["run_id"].as_str().unwrap().to_owned();
+    let create = |arguments: &[&str]| {
+        let arguments = ["job", "create", "-f", "-"].iter().chain(arguments).copied();
+        cluster.atelier(arguments).stdin(job_yaml("true"))
+    };
+    create(&["--name", &run]).fails(REFUSED).says(&[&run, "MLflow run", "another"]);
+
+    let gone = mlflow("experiments/create", r#"{"name": "gone"}"#);
+    let id = format!(r#"{{"experiment_id": {}}}"#, gone["experiment_id"]);
+    mlflow("experiments/delete", &id);
+    create(&["--set", "experiment_name=gone"]).fails(REFUSED).says(&["gone", "deleted", "restore"]);
+    mlflow("experiments/restore", &id);
+    create(&["--set", "experiment_name=gone"]).ok();
+    let jobs = cluster.rpc().jobs().unwrap();
+    assert_eq!(jobs.len(), 1);
+    cluster.completed(&jobs[0].name);
 }

@@ -77,6 +77,41 @@ fn f23_a_full_disk_acknowledges_nothing_and_heals() {
     check_database(&cluster);
 }
 
+/// 24: the node's disk is full. A job that fills it fails with its own exit code; one that the node
+/// cannot take says why and fails in the end; the agent lives, and room heals it all (I18).
+#[test]
+fn f24_a_full_disk_of_a_node_fails_its_jobs_with_the_reason_and_heals() {
+    if !allowed("disk") {
+        return;
+    }
+    let disk = Disk::create("24M");
+    let cluster = Cluster::empty();
+    cluster.start_daemon();
+    let agent = Agent::new("local").data(&disk.path().join("agent")).with("--no-shared-store");
+    cluster.start_agent(&agent);
+    let greedy =
+        cluster.shell("said=$(head -c 200M /dev/zero 2>&1 >big); rm big; echo $said; exit 3");
+    let job = cluster.ended(&greedy);
+    assert_eq!(job.status(), JobStatus::Failed);
+    let log = String::from_utf8_lossy(&cluster.log(&greedy)).into_owned();
+    assert!(log.contains("No space left"), "{log}");
+    assert_eq!(job.error.unwrap().code, "UserError");
+
+    disk.fill();
+    let name = cluster.shell("echo never");
+    let job = cluster.ended(&name);
+    assert_eq!(job.status(), JobStatus::Failed);
+    let error = job.error.unwrap();
+    assert_eq!(error.code, "DiskFull");
+    assert!(error.message.contains("disk is full"), "{error:?}");
+    assert_eq!(cluster.agent("local", Process::ended), None, "the agent must live");
+
+    disk.drain();
+    let after = cluster.shell("echo after");
+    cluster.completed(&after);
+    assert_eq!(cluster.log(&after), b"after\n");
+}
+
 /// 25: fsync fails. What was to be acknowledged is not; the daemon ends rather than guess what is on
 /// disk (I14), and the next one has all that was acknowledged. The client asks again by itself and
 /// makes one job.

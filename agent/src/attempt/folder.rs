@@ -8,13 +8,20 @@ use std::path::{Path, PathBuf};
 
 use atelier_proto::agent::v1 as pb;
 use prost::Message as _;
+use rustix::fs::{CWD, RenameFlags};
+use rustix::io::Errno;
 
+use super::Spares;
+use super::spares;
 use crate::record;
 
-const ASSIGNMENT: &str = "assignment.pb";
+pub(super) const ASSIGNMENT: &str = "assignment.pb";
 const ENDED: &str = "ended.pb";
 const CANCEL: &str = "cancel.json";
-const LOG: &str = "std_log.txt";
+pub(super) const LOG: &str = "std_log.txt";
+pub(super) const WORK: &str = "work";
+/// Folders of the working directory that a job finds when it starts.
+pub(super) const ARTIFACTS: [&str; 2] = ["outputs", "logs"];
 
 /// `attempts/<epoch>/`.
 #[derive(Clone, Debug)]
@@ -34,7 +41,7 @@ impl Folder {
 
     /// The command's working directory: the code's root.
     pub(crate) fn work(&self) -> PathBuf {
-        self.path.join("work")
+        self.path.join(WORK)
     }
 
     /// Where inputs are made available, each under its name.
@@ -53,11 +60,13 @@ impl Folder {
     }
 
     /// Makes the folder and writes the assignment, whole or not at all.
-    pub(crate) fn create(&self, assignment: &pb::Assignment) -> io::Result<()> {
-        let mut builder = fs::DirBuilder::new();
-        match builder.mode(0o700).create(&self.path) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-            _ => {}
+    pub(crate) fn create(&self, assignment: &pb::Assignment, spares: &Spares) -> io::Result<()> {
+        if !spares.take(&self.path) {
+            let mut builder = fs::DirBuilder::new();
+            match builder.mode(0o700).create(&self.path) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+                _ => {}
+            }
         }
         record::write_bytes(&self.path, ASSIGNMENT, &assignment.encode_to_vec())
     }
@@ -69,9 +78,19 @@ impl Folder {
     }
 
     /// Makes the command's surroundings anew: an earlier preparation that was cut short leaves no
-    /// trace in them. The log stays, somebody may have read it.
-    pub(crate) fn make_work(&self) -> io::Result<()> {
+    /// trace in them. The log stays, somebody may have read it. `bare`: no code comes into it.
+    pub(crate) fn make_work(&self, bare: bool) -> io::Result<()> {
         let work = self.work();
+        let spare = self.path.join(spares::WORK);
+        if !bare {
+            remove_tree(&spare)?;
+        }
+        match rustix::fs::renameat_with(CWD, &spare, CWD, &work, RenameFlags::NOREPLACE) {
+            Ok(()) => return Ok(()),
+            // Where the file system cannot do it in one step, a spare is of no use.
+            Err(Errno::INVAL | Errno::NOSYS) => remove_tree(&spare)?,
+            Err(_) => {}
+        }
         match fs::create_dir(&work) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 for old in [&work, &self.inputs(), &self.path.join("outputs")] {
@@ -85,7 +104,7 @@ impl Folder {
 
     /// `./outputs` and `./logs`, which Azure's jobs find when they start.
     pub(crate) fn make_artifact_folders(&self) -> io::Result<()> {
-        for name in ["outputs", "logs"] {
+        for name in ARTIFACTS {
             match fs::create_dir(self.work().join(name)) {
                 // Part of the code, perhaps as a link or a file; then it is what it is.
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
@@ -133,7 +152,7 @@ impl Folder {
 }
 
 /// Removes a tree, folders that somebody made read-only included. Links are not followed.
-fn remove_tree(path: &Path) -> io::Result<()> {
+pub(super) fn remove_tree(path: &Path) -> io::Result<()> {
     match fs::remove_dir_all(path) {
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
             open_up(path)?;

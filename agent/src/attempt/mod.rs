@@ -27,18 +27,21 @@ mod problem;
 mod process;
 mod reattach;
 mod run;
+mod spares;
 mod variables;
 
 pub(crate) use folder::Folder;
-pub(crate) use problem::problem as make_problem;
+pub(crate) use problem::{of as problem_of, problem as make_problem};
 pub(crate) use reattach::{Decision, decide, look};
 pub(crate) use run::run;
+pub(crate) use spares::Spares;
 pub(crate) use variables::inherited;
 
 /// What all attempts on a node share.
 pub(crate) struct Node {
     /// `attempts/`
     pub(crate) attempts: PathBuf,
+    pub(crate) spares: Spares,
     /// The shell that runs commands.
     pub(crate) shell: PathBuf,
     pub(crate) boot_id: String,

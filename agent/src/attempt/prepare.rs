@@ -27,7 +27,7 @@ pub(super) struct Prepared {
 
 /// Makes all ready. May be cut short at any point and begun anew.
 pub(super) async fn prepare(attempt: &Attempt, services: &Services) -> Result<Prepared, Problem> {
-    attempt.folder.make_work().map_err(|error| {
+    attempt.folder.make_work(attempt.spec.code.is_none()).map_err(|error| {
         problem::of(Cause::Platform, "cannot make the working directory", &error)
     })?;
     // Nothing to fetch or build is nothing to tell or wait for.

@@ -267,8 +267,8 @@ impl Session {
                 }
             }
             Down::Cancel(cancel) => self.registry.cancel(cancel),
-            Down::Acknowledge(key) => self.registry.acknowledge(&key),
-            Down::Discard(key) => self.registry.discard(&key),
+            Down::Acknowledge(key) => self.registry.acknowledge(&self.node, &key),
+            Down::Discard(key) => self.registry.discard(&self.node, &key),
             Down::Welcome(_) | Down::FollowLog(_) | Down::HeartbeatAck(_) => {}
         }
     }

@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::attempt::{
-    Attempt, Decision, Folder, News, Node, Order, decide, look, make_problem, run,
+    Attempt, Decision, Folder, News, Node, Order, decide, look, make_problem, problem_of, run,
 };
 use crate::clock;
 
@@ -219,12 +219,9 @@ impl Registry {
             }
         }
         let folder = Folder::new(&node.attempts, key.epoch);
-        if let Err(error) = folder.create(&assignment) {
-            let full =
-                matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
-            let cause = if full { pb::Cause::DiskFull } else { pb::Cause::Platform };
-            let message = format!("the node cannot take the job: {error}");
-            let report = failed(&key, make_problem(cause, message));
+        if let Err(error) = folder.create(&assignment, &node.spares) {
+            let what = "the node cannot take the job";
+            let report = failed(&key, problem_of(pb::Cause::Platform, what, &error));
             self.keep_ended(folder, report.clone());
             return Some(report);
         }
@@ -267,9 +264,9 @@ impl Registry {
     }
 
     /// The daemon has the end of this attempt: forgets it.
-    pub(crate) fn acknowledge(&mut self, key: &pb::AttemptKey) {
+    pub(crate) fn acknowledge(&mut self, node: &Arc<Node>, key: &pb::AttemptKey) {
         match self.attempts.get(&key.epoch) {
-            Some(entry) if entry.ended_at.is_some() => self.forget(key.epoch),
+            Some(entry) if entry.ended_at.is_some() => self.forget(node, key.epoch),
             // Nothing was reported that could be acknowledged.
             Some(_) => {
                 tracing::warn!(epoch = key.epoch, "an acknowledgement of what has not ended")
@@ -279,9 +276,9 @@ impl Registry {
     }
 
     /// The daemon has given this attempt up.
-    pub(crate) fn discard(&mut self, key: &pb::AttemptKey) {
+    pub(crate) fn discard(&mut self, node: &Arc<Node>, key: &pb::AttemptKey) {
         match self.attempts.get(&key.epoch) {
-            Some(entry) if entry.ended_at.is_some() => self.forget(key.epoch),
+            Some(entry) if entry.ended_at.is_some() => self.forget(node, key.epoch),
             Some(entry) => {
                 entry.orders.send_replace(Order::Discard);
             }
@@ -289,10 +286,11 @@ impl Registry {
         }
     }
 
-    fn forget(&mut self, epoch: u64) {
+    fn forget(&mut self, node: &Arc<Node>, epoch: u64) {
         let Some(entry) = self.attempts.remove(&epoch) else { return };
+        let node = node.clone();
         tokio::task::spawn_blocking(move || {
-            if let Err(error) = entry.folder.remove() {
+            if let Err(error) = node.spares.put(&entry.folder) {
                 tracing::warn!(epoch, %error, "cannot remove an attempt's folder");
             }
         });

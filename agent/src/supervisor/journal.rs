@@ -143,7 +143,7 @@ pub(crate) enum LogError {
 
 impl Exited {
     /// The record of a command that was never started.
-    pub(super) fn without_start(started_at_ms: i64, now_ms: i64, outcome: Outcome) -> Self {
+    pub(crate) fn without_start(started_at_ms: i64, now_ms: i64, outcome: Outcome) -> Self {
         Self {
             version: VERSION,
             outcome,

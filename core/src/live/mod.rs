@@ -7,11 +7,15 @@
 mod nodes;
 mod reports;
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::id::{
-    AttemptNumber, ComputeName, Epoch, EventSeq, JobName, NodeName, Principal, SubmitSeq,
+    AttemptNumber, ComputeName, Epoch, EventSeq, ExperimentName, JobName, NodeName, Principal,
+    SubmitSeq,
 };
 use crate::job::{
     Active, AttemptKey, Cancel, Ended, Event, EventKind, Failure, Job, Outcome, Phase, Queued,
@@ -131,6 +135,16 @@ pub enum Refusal {
     /// The name is taken.
     #[error("cannot create job '{0}': the name is taken; choose another or leave it out")]
     NameTaken(JobName),
+    /// The name is the id of a run that is no job's.
+    #[error(
+        "cannot create job '{0}': an MLflow run has this name as its id; choose another or leave it out"
+    )]
+    NameOfRun(JobName),
+    /// Its run would go into a deleted experiment.
+    #[error(
+        "cannot create the job: experiment '{0}' is deleted; restore it, or name another in experiment_name"
+    )]
+    ExperimentDeleted(ExperimentName),
     /// There is no such compute.
     #[error(
         "cannot create the job: there is no compute '{name}' (known: {known}); see 'atelier compute list'"
@@ -234,8 +248,9 @@ impl Live {
                     self.sched.enqueue(&job.compute, job.seq, waiting);
                 }
                 State::Active(active) => {
-                    self.sched.take(&job.compute, &active.node, &active.reservation);
                     if let Some(node) = self.nodes.get_mut(&active.node) {
+                        let compute = &node.record.compute;
+                        self.sched.take(compute, &active.node, &active.reservation);
                         node.attempts.insert(job.name.clone(), None);
                         node.unreachable |= active.unreachable;
                     }
@@ -381,6 +396,8 @@ impl Live {
 
     /// Starts what can start now. Call it after every batch of facts.
     pub fn schedule(&mut self, now: Now, out: &mut Decisions) {
+        // Or their reasons would still speak of the back-off when they wait for room.
+        self.sched.wake(now.wall);
         loop {
             let plan = sched::plan(&self.sched, now.wall, ROUND);
             let mut placed = 0;

@@ -1,9 +1,9 @@
 //! Nodes come, fall silent and come back.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Decisions, Effect, Live, LiveNode, assign, lost};
-use crate::id::{JobName, NodeName};
+use crate::id::{Epoch, JobName, NodeName};
 use crate::job::{EventKind, Job, Phase, Report, State};
 use crate::node::{Link, Mono, NodeRecord, Now};
 
@@ -18,14 +18,15 @@ impl Live {
         out: &mut Decisions,
     ) {
         let name = record.name.clone();
-        if let Some(known) = self.nodes.get(&name)
-            && known.record.compute != record.compute
-        {
-            // Its jobs stay with the old cluster's ledger until they end there.
-            let (compute, node) = (known.record.compute.clone(), name.clone());
-            self.sched.set_ready(&compute, &node, false);
-        }
+        let moved = self.nodes.get(&name).filter(|known| known.record.compute != record.compute);
         self.sched.put_node(&record.compute, name.clone(), record.capacity.clone());
+        if let Some(known) = moved {
+            // Its jobs come along: they hold the same machine.
+            self.sched.remove_node(&known.record.compute, &name);
+            for active in known.attempts.keys().filter_map(|job| self.jobs.get(job)?.active()) {
+                self.sched.take(&record.compute, &name, &active.reservation);
+            }
+        }
         let node = self.nodes.entry(name.clone()).or_insert_with(|| LiveNode {
             record: record.clone(),
             link: Link::Ready,
@@ -41,12 +42,13 @@ impl Live {
                 self.set_unreachable(job, false, now, out);
             }
         }
-        let told: BTreeMap<JobName, _> =
+        // All of them: a node may know an older attempt of the same job too.
+        let told: BTreeSet<(JobName, Epoch)> =
             reports.iter().map(|r| (r.key.job.clone(), r.key.epoch)).collect();
         for job_name in mine {
             let Some(job) = self.jobs.get(&job_name) else { continue };
             let Some(active) = job.active() else { continue };
-            if told.get(&job_name) == Some(&active.epoch) {
+            if told.contains(&(job_name.clone(), active.epoch)) {
                 if let (Some(cancel), Some(key)) = (&active.cancel, job.attempt_key()) {
                     let reason = cancel.reason.clone();
                     out.effects.push(Effect::Stop { node: name.clone(), key, reason });
@@ -62,7 +64,8 @@ impl Live {
             } else if let Some(node) = self.nodes.get_mut(&name) {
                 // The node has lost its memory of a started attempt, which may yet run. Its
                 // supervisor ends it when the lease runs out; until then nothing else may start.
-                node.attempts.insert(job_name, Some(now.mono));
+                // Coming again without it does not begin a new lease.
+                node.attempts.entry(job_name).or_default().get_or_insert(now.mono);
             }
         }
         for report in reports {

@@ -89,8 +89,9 @@ impl Live {
         now: Now,
         out: &mut Decisions,
     ) {
-        self.sched.release(&job.compute, &active.node, &active.reservation);
         if let Some(node) = self.nodes.get_mut(&active.node) {
+            // The node's compute, not the job's: the node may have moved since.
+            self.sched.release(&node.record.compute, &active.node, &active.reservation);
             node.attempts.remove(&job.name);
         }
         let verdict = verdict(&job, &active, &end, now);

@@ -52,6 +52,11 @@ impl Sched {
         self.pool_mut(compute).put_node(node, capacity);
     }
 
+    /// Takes a node away, with what is reserved on it.
+    pub fn remove_node(&mut self, compute: &ComputeName, node: &NodeName) {
+        self.pool_mut(compute).remove_node(node);
+    }
+
     /// Whether the node may get jobs.
     pub fn set_ready(&mut self, compute: &ComputeName, node: &NodeName, ready: bool) {
         self.pool_mut(compute).set_ready(node, ready);
@@ -60,6 +65,19 @@ impl Sched {
     /// Puts a job in the queue, at the place of its submission.
     pub fn enqueue(&mut self, compute: &ComputeName, seq: SubmitSeq, waiting: Waiting) {
         self.pool_mut(compute).enqueue(seq, waiting);
+    }
+
+    /// Puts those whose back-off is over back in line, at the place of their submission.
+    pub fn wake(&mut self, now: Timestamp) {
+        let due: Vec<ComputeName> = self
+            .pools
+            .iter()
+            .filter(|(_, pool)| pool.next_wake().is_some_and(|until| until <= now))
+            .map(|(compute, _)| compute.clone())
+            .collect();
+        for compute in due {
+            self.pool_mut(&compute).wake(now);
+        }
     }
 
     /// Takes a job out of the queue. Nothing happens if it is not there.

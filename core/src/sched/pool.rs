@@ -70,6 +70,12 @@ impl Pool {
         self.dirty = true;
     }
 
+    pub(super) fn remove_node(&mut self, node: &NodeName) {
+        self.unindex(node);
+        self.nodes.remove(node);
+        self.dirty = true;
+    }
+
     pub(super) fn set_ready(&mut self, node: &NodeName, ready: bool) {
         self.unindex(node);
         if let Some(slot) = self.nodes.get_mut(node) {
@@ -104,6 +110,17 @@ impl Pool {
             }
         }
         self.dirty = true;
+    }
+
+    pub(super) fn wake(&mut self, now: Timestamp) {
+        let due: Vec<_> =
+            self.delayed.keys().take_while(|(until, _)| *until <= now).copied().collect();
+        for key in due {
+            if let Some(waiting) = self.delayed.remove(&key) {
+                self.queue.insert(key.1, waiting);
+                self.dirty = true;
+            }
+        }
     }
 
     pub(super) fn dequeue(&mut self, seq: SubmitSeq) {
@@ -185,13 +202,7 @@ impl Pool {
     ) -> Option<WaitReason> {
         // A copy that shares its structure: reservations of this plan are seen by the next job.
         let mut trial = self.clone();
-        let woken: Vec<_> =
-            trial.delayed.keys().take_while(|(until, _)| *until <= now).copied().collect();
-        for key in woken {
-            if let Some(waiting) = trial.delayed.remove(&key) {
-                trial.queue.insert(key.1, waiting);
-            }
-        }
+        trial.wake(now);
         let mut made = 0;
         while let Some((seq, waiting)) = trial.queue.get_min() {
             if made == budget {
@@ -259,12 +270,28 @@ impl Pool {
             if *head_seq == seq {
                 return Some(because);
             }
-            let ahead = self.queue.range(..seq).count();
+            let ahead = self.ahead_of(seq);
             let because = Box::new(because);
             return Some(WaitReason::Behind { head: head.job.clone(), ahead, because });
         }
         let (until, _) = self.delayed.keys().find(|(_, delayed)| *delayed == seq)?;
         Some(WaitReason::BackOff { until: *until })
+    }
+
+    /// How many in the queue are ahead of `seq`, which is one of them. Counted from whichever end
+    /// is nearer: a job is mostly asked about when it has just come, or is about to start.
+    fn ahead_of(&self, seq: SubmitSeq) -> usize {
+        let mut before = self.queue.range(..seq);
+        let mut after = self.queue.range(seq..);
+        for count in 0.. {
+            if before.next().is_none() {
+                return count;
+            }
+            if after.next().is_none() {
+                return self.queue.len() - count;
+            }
+        }
+        0
     }
 
     pub(super) fn next_wake(&self) -> Option<Timestamp> {

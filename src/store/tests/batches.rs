@@ -65,7 +65,7 @@ async fn a_batch_is_whole_or_not_at_all() {
     let untouched = |store: &SqliteStore| {
         assert!(nothing(&store.recover().unwrap()));
         assert_eq!(store.job(&name("job1")).unwrap(), None);
-        assert_eq!(store.idempotent(&who("ana"), "k").unwrap(), None);
+        assert_eq!(first_of(store, "ana", "k"), None);
         assert!(store.events(None, 0, 10).unwrap().is_empty());
     };
     store.commit(doomed()).await.unwrap_err();
@@ -144,10 +144,10 @@ async fn a_key_belongs_to_its_principal_and_is_written_once() {
     let folder = Folder::new();
     let store = folder.open();
     store.commit(accepted([(waiting(1), Some(key("k", "x")))])).await.unwrap();
-    let found = store.idempotent(&who("ana"), "k").unwrap();
+    let found = first_of(&*store, "ana", "k");
     assert_eq!(found, Some((name("job1"), Digest::of(b"x"))));
-    assert_eq!(store.idempotent(&who("ben"), "k").unwrap(), None);
-    assert_eq!(store.idempotent(&who("ana"), "K").unwrap(), None);
+    assert_eq!(first_of(&*store, "ben", "k"), None);
+    assert_eq!(first_of(&*store, "ana", "K"), None);
     // Even a reactor that forgot to ask cannot use it twice.
     for content in ["x", "y"] {
         store.commit(accepted([(waiting(2), Some(key("k", content)))])).await.unwrap_err();
@@ -158,8 +158,8 @@ async fn a_key_belongs_to_its_principal_and_is_written_once() {
     store.commit(accepted([(other, Some(key("k", "y")))])).await.unwrap();
     drop(store);
     let store = folder.open();
-    assert_eq!(store.idempotent(&who("ben"), "k").unwrap().unwrap().0, name("job2"));
-    assert_eq!(store.idempotent(&who("ana"), "k").unwrap().unwrap().0, name("job1"));
+    assert_eq!(first_of(&*store, "ben", "k").unwrap().0, name("job2"));
+    assert_eq!(first_of(&*store, "ana", "k").unwrap().0, name("job1"));
 }
 
 #[tokio::test]
@@ -172,6 +172,6 @@ async fn a_forgotten_job_leaves_nothing_and_a_live_one_stays() {
     store.commit(Batch { deleted, ..Batch::default() }).await.unwrap();
     assert_eq!(store.job(&name("job1")).unwrap(), None);
     assert!(store.events(Some(&name("job1")), 0, 10).unwrap().is_empty());
-    assert_eq!(store.idempotent(&who("ana"), "k").unwrap(), None);
+    assert_eq!(first_of(&*store, "ana", "k"), None);
     assert_eq!(store.job(&name("job2")).unwrap(), Some(waiting(2)));
 }

@@ -41,7 +41,7 @@ async fn a_full_disk_takes_nothing_and_heals() {
         assert_eq!(store.recover().unwrap().jobs, [waiting(1)]);
         assert_eq!(store.recover().unwrap().counters.seq.0, 1);
         assert_eq!(store.events(None, 0, 10).unwrap().len(), 1);
-        assert_eq!(store.idempotent(&who("ana"), "lost").unwrap(), None);
+        assert_eq!(first_of(&*store, "ana", "lost"), None);
     }
     room_for(&store, 1_000).await;
     store.commit(accepted([(waiting(2), None), (bulky(3), None)])).await.unwrap();

@@ -21,7 +21,7 @@ use atelier_core::resource::Capacity;
 use atelier_core::spec::{CommandJob, Environment};
 use atelier_core::time::Timestamp;
 
-use super::{Batch, IdempotencyKey, SqliteStore, Submitted};
+use super::{Batch, IdempotencyKey, Lookup, SqliteStore, Store, Submitted};
 
 /// A database in a folder of its own.
 pub(crate) struct Folder {
@@ -51,6 +51,15 @@ pub(crate) fn name(text: &str) -> JobName {
 
 pub(crate) fn who(text: &str) -> Principal {
     Principal::new(text).unwrap()
+}
+
+/// The job that a key made, and of which specification.
+pub(crate) fn first_of(store: &dyn Store, principal: &str, key: &str) -> Option<(JobName, Digest)> {
+    let (principal, experiment) = (who(principal), ExperimentName::new("none").unwrap());
+    let nobody = name("nobody");
+    let lookup =
+        Lookup { principal: &principal, key: Some(key), name: &nobody, experiment: &experiment };
+    store.look_up(&lookup).unwrap().first
 }
 
 pub(crate) fn spec(command: &str) -> CommandJob {

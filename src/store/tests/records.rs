@@ -399,7 +399,9 @@ proptest! {
     #[test]
     fn an_event_comes_out_as_it_went_in(event in any_event()) {
         let conn = database();
-        jobs::write(&conn, &Batch { events: vec![event.clone()], ..Batch::default() }).unwrap();
+        let mut batch = accepted([(Job { name: event.job.clone(), ..waiting(1) }, None)]);
+        batch.events = vec![event.clone()];
+        jobs::write(&conn, &batch).unwrap();
         prop_assert_eq!(jobs::events(&conn, Some(&event.job), 0, 9).unwrap(), vec![event]);
     }
 

@@ -30,7 +30,7 @@ use atelier_core::track::{
 
 pub use read::{
     Entry, SealedPointer, artifact, artifacts, entries, experiment, experiment_by_name,
-    experiments, hot_history, latest, run, run_info, sealed,
+    experiments, hot_history, latest, run, run_info, runs_within, sealed,
 };
 pub use seal::{HotPage, hot_page, to_purge, to_seal};
 pub use search::{ExperimentQuery, Page, RunQuery, search_experiments, search_runs};

@@ -82,6 +82,16 @@ pub fn run_info(conn: &Connection, id: &RunId) -> Result<RunInfo, Error> {
     Ok(row(conn, id)?.info)
 }
 
+/// Runs that were made within a job, without the job's own.
+///
+/// # Errors
+/// What SQLite says.
+pub fn runs_within(conn: &Connection, job: &JobName) -> Result<Vec<RunId>, Error> {
+    conn.prepare_cached("SELECT id FROM runs WHERE job = ?1 AND job IS NOT NULL AND job <> id")
+        .and_then(|mut s| s.query_map([job.as_str()], |row| run_id(row, 0))?.collect())
+        .map_err(sql)
+}
+
 /// A run with what was logged to it.
 ///
 /// # Errors

@@ -68,11 +68,6 @@ impl Agent {
         self
     }
 
-    pub(crate) fn server(mut self, url: &str) -> Self {
-        self.server = Some(url.to_owned());
-        self
-    }
-
     pub(crate) fn data(mut self, folder: &Path) -> Self {
         self.data = Some(folder.to_owned());
         self
@@ -390,16 +385,31 @@ pub(crate) fn job_yaml(command: &str) -> String {
 
 /// Whether a GET of a path answers with 200.
 pub(crate) fn answers(server: &str, path: &str) -> bool {
-    let ask = || -> std::io::Result<bool> {
-        let address = server.trim_start_matches("http://");
-        let mut stream = TcpStream::connect(address)?;
-        stream.set_read_timeout(Some(Duration::from_secs(2)))?;
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
-        let mut head = [0; 12];
-        stream.read_exact(&mut head)?;
-        Ok(&head == b"HTTP/1.1 200")
-    };
-    ask().unwrap_or(false)
+    http(server, &format!("GET {path}"), "", "").is_ok_and(|(status, _)| status == 200)
+}
+
+/// One request (`GET /path`) by HTTP: the status and the body. An empty token is none.
+pub(crate) fn http(
+    server: &str,
+    what: &str,
+    token: &str,
+    body: &str,
+) -> std::io::Result<(u16, String)> {
+    let address = server.trim_start_matches("http://");
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    let who = if token.is_empty() { "" } else { &format!("Authorization: Bearer {token}\r\n") };
+    let length = body.len();
+    write!(
+        stream,
+        "{what} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n{who}\
+         Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
+    )?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+    let status = head.split(' ').nth(1).and_then(|word| word.parse().ok()).unwrap_or(0);
+    Ok((status, body.to_owned()))
 }
 
 impl Drop for Cluster {

@@ -102,14 +102,14 @@ pub(crate) fn check_database(cluster: &Cluster) {
     none(
         "more than one final event (I4)",
         &format!(
-            "SELECT job FROM events WHERE json_extract(kind, '$.kind') IN {finals}
-             GROUP BY job HAVING count(*) > 1"
+            "SELECT j.name FROM events e JOIN jobs j ON j.seq = e.job
+             WHERE json_extract(kind, '$.kind') IN {finals} GROUP BY j.name HAVING count(*) > 1"
         ),
     );
     none(
         "ended without a final event",
         &format!(
-            "SELECT name FROM jobs WHERE live = 0 AND name NOT IN
+            "SELECT name FROM jobs WHERE live = 0 AND seq NOT IN
              (SELECT job FROM events WHERE json_extract(kind, '$.kind') IN {finals})"
         ),
     );
@@ -119,7 +119,7 @@ pub(crate) fn check_database(cluster: &Cluster) {
     );
     none(
         "a job without its submission",
-        "SELECT name FROM jobs WHERE name NOT IN (SELECT job FROM events)",
+        "SELECT name FROM jobs WHERE seq NOT IN (SELECT job FROM events)",
     );
     none(
         "a key without its job",

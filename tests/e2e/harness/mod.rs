@@ -8,9 +8,9 @@ mod process;
 mod rpc;
 mod wait;
 
-pub(crate) use cluster::{Agent, Cluster, job_yaml};
+pub(crate) use cluster::{Agent, Cluster, http, job_yaml};
 pub(crate) use faults::{Disk, FaultyIo, allowed};
 pub(crate) use history::{History, check_database};
 pub(crate) use process::Process;
-pub(crate) use rpc::{Rpc, create_request};
-pub(crate) use wait::{until, until_within};
+pub(crate) use rpc::Rpc;
+pub(crate) use wait::until;

@@ -1,0 +1,429 @@
+//! Single faults, told as stories. Their numbers are those of `docs/reliability.md`.
+
+use std::sync::Arc;
+
+use crate::id::{JobName, NodeName};
+use crate::job::{Cause, JobStatus, Outcome};
+use crate::live::Effect;
+use crate::resource::{Capacity, Demand};
+use crate::sched::WaitReason;
+use crate::spec::{OnNodeLoss, Retry};
+use crate::testkit::{
+    CommitFault, Finish, LEASE, Outage, Script, World, capacity, command_job, compute_name, demand,
+    job_name, node_name, node_record, retried,
+};
+
+/// When a silent node's attempts are given up.
+const GIVEN_UP: u64 = LEASE.lease_ms + LEASE.margin_ms;
+/// From the beginning of a silence until another node has the job: the silence is noticed, the lease
+/// and its margin pass, and so does the pause after a lost attempt.
+const ELSEWHERE: u64 = LEASE.unreachable_ms + GIVEN_UP + 1_000 + 150;
+const LONG: u64 = 10_000;
+
+fn node(name: &str) -> NodeName {
+    node_name(name)
+}
+
+/// Two nodes of one compute, both connected.
+fn world() -> World {
+    world_of(&[("a", capacity(2, 1_000, 0)), ("b", capacity(2, 1_000, 0))])
+}
+
+fn world_of(nodes: &[(&str, Capacity)]) -> World {
+    let nodes: Vec<_> =
+        nodes.iter().map(|(name, has)| node_record(name, "local", has.clone())).collect();
+    let mut world = World::new(LEASE, &["local", "other"], &nodes);
+    world.advance(300).unwrap();
+    world
+}
+
+fn submit(world: &mut World, name: &str, script: Script) -> JobName {
+    let name = job_name(name);
+    world.submit(&name, retried(1), script);
+    name
+}
+
+/// A job that runs on node a now, as the daemon knows.
+fn running(world: &mut World, run_ms: u64) -> JobName {
+    let job = submit(world, "job", Script::succeeds(run_ms));
+    world.advance(150).unwrap();
+    assert_eq!(world.store.status(&job), Some(JobStatus::Running));
+    assert_eq!(world.processes(&job)[0].0, node("a"));
+    job
+}
+
+fn status(world: &World, job: &JobName) -> JobStatus {
+    world.store.status(job).unwrap()
+}
+
+fn count(world: &World, job: &JobName, kind: &str) -> usize {
+    world.store.story(job).iter().filter(|name| **name == kind).count()
+}
+
+/// Which nodes the job was ever given to, in order, repetitions included.
+fn given_to(world: &World, job: &JobName) -> Vec<String> {
+    let assigned = world.effects.iter().filter_map(|effect| match effect {
+        Effect::Assign { node, key, .. } if &key.job == job => Some(node.to_string()),
+        _ => None,
+    });
+    assigned.collect()
+}
+
+#[test]
+fn a_job_runs_and_its_story_is_whole() {
+    let mut world = world();
+    let job = submit(&mut world, "job", Script { finalize_ms: 60, ..Script::succeeds(100) });
+    world.finish().unwrap();
+    let story = ["Submitted", "Assigned", "Preparing", "Running", "Finalizing", "Completed"];
+    assert_eq!(world.store.story(&job), story);
+    assert!(world.acknowledged().eq([&job]));
+    assert_eq!(world.starts(&job), 1);
+}
+
+#[test]
+fn f01_a_batch_is_written_whole_or_not_at_all() {
+    for (fault, known, told) in [
+        (CommitFault::Refused, false, false),
+        (CommitFault::CrashBefore(100), false, false),
+        (CommitFault::Unsure, true, false),
+        (CommitFault::CrashAfter(100), true, false),
+    ] {
+        let mut world = world();
+        world.fail_next_commit(fault);
+        let job = submit(&mut world, "job", Script::succeeds(10));
+        world.advance(50).unwrap();
+        assert_eq!(world.store.jobs.contains_key(&job), known, "{fault:?}");
+        assert_eq!(world.acknowledged().count() > 0, told, "{fault:?}");
+        world.finish().unwrap();
+        assert_eq!(world.starts(&job), usize::from(known), "{fault:?}");
+    }
+}
+
+#[test]
+fn f02_a_placement_that_was_written_and_not_sent_is_sent_later() {
+    for fault in [CommitFault::CrashAfter(100), CommitFault::Unsure] {
+        let mut world = world();
+        world.fail_next_commit(fault);
+        let job = submit(&mut world, "job", Script::succeeds(10));
+        world.advance(0).unwrap();
+        assert_eq!(status(&world, &job), JobStatus::Starting);
+        assert_eq!(given_to(&world, &job), [""; 0], "{fault:?}");
+        world.advance(500).unwrap();
+        assert_eq!(given_to(&world, &job), ["a"], "{fault:?}");
+        assert_eq!(status(&world, &job), JobStatus::Completed);
+        world.finish().unwrap();
+        assert_eq!((world.starts(&job), count(&world, &job, "Requeued")), (1, 0));
+    }
+}
+
+#[test]
+fn f04_a_daemon_away_for_less_than_the_lease_costs_nothing() {
+    let mut world = world();
+    let job = running(&mut world, 400);
+    world.kill_daemon(LEASE.lease_ms - 200);
+    world.advance(LEASE.lease_ms + 200).unwrap();
+    assert_eq!(status(&world, &job), JobStatus::Completed);
+    assert_eq!((world.starts(&job), count(&world, &job, "Requeued")), (1, 0));
+    world.finish().unwrap();
+}
+
+#[test]
+fn f05_a_daemon_away_past_the_lease_finds_the_jobs_ended_and_runs_them_again() {
+    let mut world = world();
+    let job = running(&mut world, 2_000);
+    world.kill_daemon(GIVEN_UP + 500);
+    world.advance(GIVEN_UP).unwrap();
+    assert!(world.processes(&job).is_empty(), "the node kept it without a lease");
+    world.finish().unwrap();
+    assert_eq!(status(&world, &job), JobStatus::Completed);
+    assert_eq!((world.starts(&job), count(&world, &job, "Requeued")), (2, 1));
+}
+
+#[test]
+fn f08_an_agent_that_dies_keeps_its_job() {
+    let mut world = world();
+    let job = running(&mut world, 700);
+    world.strike(&node("a"), Outage::AgentDies, 400);
+    world.finish().unwrap();
+    assert_eq!(status(&world, &job), JobStatus::Completed);
+    assert_eq!((world.starts(&job), count(&world, &job, "Requeued")), (1, 0));
+}
+
+#[test]
+fn f10_a_node_that_has_forgotten_a_job_holds_it_until_its_lease_is_over() {
+    let mut world = world();
+    let job = running(&mut world, LONG);
+    let forgotten_at = world.clock();
+    world.strike(&node("a"), Outage::Forgets, 100);
+    while count(&world, &job, "Requeued") == 0 {
+        world.advance(50).unwrap();
+    }
+    assert!(world.clock() - forgotten_at >= GIVEN_UP, "given up while it could still run");
+    assert!(world.processes(&job).is_empty());
+    world.finish().unwrap();
+    assert_eq!(world.starts(&job), 2);
+}
+
+#[test]
+fn a_forgetful_node_that_comes_and_goes_does_not_put_the_end_of_the_lease_off() {
+    let mut world = world();
+    let job = running(&mut world, LONG);
+    world.strike(&node("a"), Outage::Forgets, 50);
+    world.advance(200).unwrap();
+    for _ in 0..4 {
+        world.strike(&node("a"), Outage::AgentDies, 50);
+        world.advance(GIVEN_UP / 4).unwrap();
+    }
+    assert_eq!(count(&world, &job, "Requeued"), 1);
+    world.finish().unwrap();
+}
+
+#[test]
+fn f11_a_node_without_power_costs_one_attempt() {
+    for away in [100, LONG] {
+        let mut world = world();
+        let job = running(&mut world, 500);
+        world.strike(&node("a"), Outage::PowerLoss, away);
+        world.finish().unwrap();
+        assert_eq!(status(&world, &job), JobStatus::Completed);
+        assert_eq!((world.starts(&job), count(&world, &job, "Requeued")), (2, 1));
+    }
+}
+
+#[test]
+fn f12_a_short_partition_costs_nothing() {
+    let mut world = world();
+    let job = running(&mut world, 1_500);
+    world.strike(&node("a"), Outage::Cut, LEASE.lease_ms - 300);
+    world.advance(LEASE.lease_ms).unwrap();
+    let story = world.store.story(&job).join(" ");
+    assert!(story.contains("Running NodeUnreachable NodeReturned"), "{story}");
+    assert_eq!(status(&world, &job), JobStatus::Running);
+    world.finish().unwrap();
+    assert_eq!((world.starts(&job), count(&world, &job, "Requeued")), (1, 0));
+}
+
+#[test]
+fn f13_a_long_partition_ends_the_attempt_before_the_next_begins() {
+    let mut world = world();
+    let job = running(&mut world, LONG);
+    world.strike(&node("a"), Outage::Cut, LONG);
+    world.advance(ELSEWHERE).unwrap();
+    assert_eq!(given_to(&world, &job), ["a", "b"]);
+    assert_eq!(world.processes(&job)[0].0, node("b"));
+    world.finish().unwrap();
+    assert_eq!((world.starts(&job), count(&world, &job, "Requeued")), (2, 1));
+}
+
+#[test]
+fn f14_a_one_way_partition_is_a_partition() {
+    for outage in [Outage::CannotSpeak, Outage::CannotHear] {
+        let mut world = world();
+        let job = running(&mut world, LONG);
+        world.strike(&node("a"), outage, LONG);
+        world.advance(ELSEWHERE).unwrap();
+        assert_eq!(given_to(&world, &job), ["a", "b"], "{outage:?}");
+        world.finish().unwrap();
+        assert_eq!((world.starts(&job), count(&world, &job, "Requeued")), (2, 1), "{outage:?}");
+    }
+}
+
+/// The assignment waits in the frozen agent's socket and is read when the lease is long over.
+#[test]
+fn an_assignment_that_is_read_too_late_starts_nothing() {
+    let mut world = world();
+    world.strike(&node("a"), Outage::Frozen, ELSEWHERE);
+    let job = submit(&mut world, "job", Script::succeeds(LONG));
+    world.advance(ELSEWHERE + 500).unwrap();
+    assert_eq!(given_to(&world, &job), ["a", "b"]);
+    assert_eq!(world.processes(&job)[0].0, node("b"));
+    world.finish().unwrap();
+    assert_eq!(world.starts(&job), 1);
+}
+
+#[test]
+fn f19_leases_that_run_out_together_while_the_daemon_is_frozen_start_nothing_twice() {
+    let mut world = world();
+    let jobs: Vec<JobName> =
+        (0..4).map(|n| submit(&mut world, &format!("job{n}"), Script::succeeds(1_500))).collect();
+    world.advance(150).unwrap();
+    // Neither node can reach it, and it believes both to be silent only from its return on.
+    world.kill_daemon(2 * GIVEN_UP);
+    world.advance(2 * GIVEN_UP + 100).unwrap();
+    world.finish().unwrap();
+    for job in &jobs {
+        assert_eq!(status(&world, job), JobStatus::Completed);
+        assert_eq!(world.starts(job), 2);
+    }
+}
+
+#[test]
+fn f20_a_wall_clock_that_jumps_ends_no_lease() {
+    for skew in [-3_600_000, 3_600_000] {
+        let mut world = world();
+        let job = running(&mut world, 1_000);
+        world.strike(&node("a"), Outage::Cut, 400);
+        world.advance(200).unwrap();
+        world.set_wall_clock(skew);
+        world.advance(1_000).unwrap();
+        assert_eq!(status(&world, &job), JobStatus::Completed);
+        assert_eq!((world.starts(&job), count(&world, &job, "Requeued")), (1, 0));
+    }
+}
+
+#[test]
+fn f21_a_cancellation_may_come_at_any_instant() {
+    for at in (0..700).step_by(10) {
+        let mut world = world();
+        let script = Script { prepare_ms: 100, run_ms: 200, finalize_ms: 100, finishes: vec![] };
+        let job = submit(&mut world, "job", script);
+        world.advance(at).unwrap();
+        world.cancel(&job);
+        world.finish().unwrap();
+        let end = status(&world, &job);
+        assert!(matches!(end, JobStatus::Completed | JobStatus::Canceled), "{at}: {end}");
+        // After the first batch it is there to be cancelled, and before the last to be completed.
+        let expected = if at < 100 { JobStatus::Canceled } else { end };
+        assert_eq!(end, expected, "{at}");
+    }
+}
+
+#[test]
+fn a_cancellation_reaches_a_node_that_was_away() {
+    let mut world = world();
+    let job = running(&mut world, LONG);
+    world.strike(&node("a"), Outage::Cut, LEASE.lease_ms - 400);
+    world.advance(400).unwrap();
+    world.cancel(&job);
+    world.advance(LEASE.lease_ms).unwrap();
+    assert_eq!(status(&world, &job), JobStatus::Canceled);
+    assert_eq!(count(&world, &job, "Requeued"), 0);
+}
+
+#[test]
+fn f33_a_job_that_always_fails_stops() {
+    let mut world = world();
+    let name = job_name("job");
+    world.submit(&name, retried(3), Script::succeeds(10).with(&[Finish::Exit(1)]));
+    world.finish().unwrap();
+    assert_eq!(status(&world, &name), JobStatus::Failed);
+    assert_eq!(world.starts(&name), 3);
+}
+
+#[test]
+fn f34_a_job_that_takes_nodes_down_stops() {
+    let mut world = world();
+    let name = job_name("job");
+    let script = Script::succeeds(10).with(&[Finish::Problem(Cause::AgentError)]);
+    world.submit(&name, retried(100), script);
+    world.finish().unwrap();
+    assert_eq!(world.starts(&name), 3);
+    let Outcome::Failed(failure) = &world.store.jobs[&name].ended().unwrap().outcome else {
+        panic!("it failed")
+    };
+    assert_eq!(failure.cause, Cause::AgentError);
+    assert!(failure.message.contains("which is the limit"), "{}", failure.message);
+}
+
+/// The user's tries are not used up by what the platform does.
+#[test]
+fn a_lost_node_leaves_the_users_tries_alone() {
+    let mut world = world();
+    let name = job_name("job");
+    let finishes = [Finish::Problem(Cause::NodeLost), Finish::Exit(1), Finish::Exit(0)];
+    world.submit(&name, retried(2), Script::succeeds(10).with(&finishes));
+    world.finish().unwrap();
+    assert_eq!(status(&world, &name), JobStatus::Completed);
+    assert_eq!(world.starts(&name), 3);
+}
+
+#[test]
+fn a_job_that_shall_be_kept_waits_for_its_node_and_may_be_cancelled() {
+    let mut world = world();
+    let mut spec = command_job(Demand::DEFAULT);
+    spec.on_node_loss = OnNodeLoss::Keep;
+    let job = job_name("job");
+    world.submit(&job, Arc::new(spec), Script::succeeds(LONG));
+    world.advance(150).unwrap();
+    world.strike(&node("a"), Outage::Cut, 3 * GIVEN_UP);
+    world.advance(2 * GIVEN_UP).unwrap();
+    assert_eq!(status(&world, &job), JobStatus::NotResponding);
+    assert_eq!(count(&world, &job, "Requeued"), 0);
+    world.cancel(&job);
+    world.advance(50).unwrap();
+    assert_eq!(status(&world, &job), JobStatus::Canceled);
+    world.finish().unwrap();
+    assert_eq!(world.starts(&job), 1);
+}
+
+/// What a node holds stays held when it comes back in another compute, and when it goes home.
+#[test]
+fn a_node_that_moves_brings_its_jobs_along() {
+    let mut world = world_of(&[("a", capacity(2, 1_000, 0))]);
+    let first = job_name("first");
+    world.submit(&first, Arc::new(command_job(demand(2, 0, 0))), Script::succeeds(1_000));
+    world.advance(150).unwrap();
+    world.change_node(&node("a"), None, Some(compute_name("other")));
+    world.advance(150).unwrap();
+    let mut spec = command_job(demand(1, 0, 0));
+    spec.compute = Some(compute_name("other"));
+    let second = job_name("second");
+    world.submit(&second, Arc::new(spec), Script::succeeds(10));
+    world.advance(100).unwrap();
+    assert_eq!(status(&world, &first), JobStatus::Running);
+    assert_eq!(status(&world, &second), JobStatus::Queued, "the node is full");
+    world.kill_daemon(100);
+    world.advance(300).unwrap();
+    assert_eq!(status(&world, &second), JobStatus::Queued, "the node is full");
+    world.advance(1_000).unwrap();
+    assert_eq!(status(&world, &first), JobStatus::Completed);
+    assert_eq!(status(&world, &second), JobStatus::Completed);
+    world.finish().unwrap();
+}
+
+#[test]
+fn a_node_that_came_back_smaller_gets_nothing_until_it_has_room() {
+    let mut world = world_of(&[("a", capacity(4, 1_000, 2))]);
+    let (first, second) = (job_name("first"), job_name("second"));
+    world.submit(&first, Arc::new(command_job(demand(2, 0, 2))), Script::succeeds(1_000));
+    world.advance(150).unwrap();
+    world.change_node(&node("a"), Some(capacity(2, 1_000, 1)), None);
+    world.advance(150).unwrap();
+    world.submit(&second, Arc::new(command_job(demand(1, 0, 1))), Script::succeeds(10));
+    world.advance(150).unwrap();
+    assert_eq!(status(&world, &first), JobStatus::Running);
+    assert_eq!(status(&world, &second), JobStatus::Queued);
+    world.advance(1_000).unwrap();
+    assert_eq!(status(&world, &second), JobStatus::Completed);
+    world.finish().unwrap();
+}
+
+/// A job whose back-off is over and that finds no room says so, and not that it backs off.
+#[test]
+fn after_a_back_off_the_reason_is_the_room_that_lacks() {
+    let mut world = world_of(&[("a", capacity(2, 1_000, 0))]);
+    let failing = job_name("failing");
+    let mut spec = command_job(demand(2, 0, 0));
+    spec.retry = Retry { max_attempts: 2, backoff: 1, memory_percent: None };
+    let script = Script::succeeds(10).with(&[Finish::Exit(1), Finish::Exit(0)]);
+    world.submit(&failing, Arc::new(spec), script);
+    world.advance(200).unwrap();
+    let reason = |world: &World, name: &JobName| {
+        let live = world.live().unwrap();
+        live.wait_reason(live.job(name).unwrap()).unwrap()
+    };
+    assert!(matches!(reason(&world, &failing), WaitReason::BackOff { .. }));
+    let long = submit(&mut world, "long", Script::succeeds(3_000));
+    world.advance(1_500).unwrap();
+    let behind = submit(&mut world, "behind", Script::succeeds(10));
+    world.advance(50).unwrap();
+    assert_eq!(status(&world, &long), JobStatus::Running);
+    let shortage = reason(&world, &failing);
+    assert!(matches!(shortage, WaitReason::Shortage { free_cpu: 1000, .. }), "{shortage}");
+    let next = reason(&world, &behind);
+    assert!(
+        matches!(&next, WaitReason::Behind { head, ahead: 1, .. } if head == &failing),
+        "{next}"
+    );
+    world.finish().unwrap();
+}

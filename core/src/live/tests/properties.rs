@@ -1,0 +1,230 @@
+//! Whatever happens in whatever order, the promises hold.
+
+use std::sync::Arc;
+
+use proptest::prelude::*;
+
+use crate::id::{AttemptNumber, Epoch, JobName, NodeName};
+use crate::job::{AttemptKey, Cause, Progress, Report};
+use crate::resource::{Capacity, Demand};
+use crate::spec::{OnNodeLoss, Retry};
+use crate::testkit::{
+    Checked, CommitFault, Finish, LEASE, Outage, Script, World, capacity, command_job,
+    compute_name, demand, job_name, node_name, node_record,
+};
+use crate::time::Timestamp;
+
+const NODES: [&str; 3] = ["a", "b", "c"];
+const COMPUTES: [&str; 2] = ["cpu", "gpu"];
+/// Names are few, so that some are asked for twice.
+const JOBS: usize = 24;
+
+#[derive(Clone, Debug)]
+enum Op {
+    Submit { job: usize, demand: Demand, compute: usize, retry: Retry, keep: bool, script: Script },
+    Cancel { job: usize },
+    Advance { ms: u64 },
+    FailCommit(CommitFault),
+    KillDaemon { ms: u64 },
+    Strike { node: usize, outage: Outage, ms: u64 },
+    Resize { node: usize, capacity: Capacity },
+    Move { node: usize, compute: usize },
+    Replay { node: usize, which: usize },
+    Reorder { node: usize },
+    Forge { node: usize, job: usize, shift: i8, progress: Progress },
+    WallClock { skew_ms: i64 },
+}
+
+fn finish() -> impl Strategy<Value = Finish> {
+    prop_oneof![
+        4 => Just(Finish::Exit(0)),
+        2 => Just(Finish::Exit(1)),
+        1 => Just(Finish::Problem(Cause::DiskFull)),
+        1 => Just(Finish::Problem(Cause::Timeout)),
+        1 => Just(Finish::Problem(Cause::OutputFailed)),
+    ]
+}
+
+fn script() -> impl Strategy<Value = Script> {
+    let finishes = proptest::collection::vec(finish(), 1..4);
+    let prepare = prop_oneof![Just(0_u64), Just(30), Just(400)];
+    let run = prop_oneof![Just(0_u64), Just(40), Just(500), Just(1_700)];
+    let finalize = prop_oneof![Just(0_u64), Just(70)];
+    (prepare, run, finalize, finishes).prop_map(|(prepare_ms, run_ms, finalize_ms, finishes)| {
+        Script { prepare_ms, run_ms, finalize_ms, finishes }
+    })
+}
+
+fn submit() -> impl Strategy<Value = Op> {
+    let demand = (1_u64..4, prop_oneof![Just(0_u64), Just(300), Just(700)], 0_u32..3)
+        .prop_map(|(cpus, memory, gpus)| demand(cpus, memory, gpus));
+    let retry = (1_u32..4, prop_oneof![Just(0_u64), Just(1)])
+        .prop_map(|(max_attempts, backoff)| Retry { max_attempts, backoff, memory_percent: None });
+    let keep = proptest::bool::weighted(0.2);
+    (0..JOBS, demand, 0..COMPUTES.len(), retry, keep, script()).prop_map(
+        |(job, demand, compute, retry, keep, script)| {
+            // Only the second compute has devices.
+            let demand = if compute == 0 { Demand { gpus: 0, ..demand } } else { demand };
+            Op::Submit { job, demand, compute, retry, keep, script }
+        },
+    )
+}
+
+fn outage() -> impl Strategy<Value = Outage> {
+    prop_oneof![
+        Just(Outage::CannotSpeak),
+        Just(Outage::CannotHear),
+        Just(Outage::Cut),
+        Just(Outage::Frozen),
+        Just(Outage::AgentDies),
+        Just(Outage::PowerLoss),
+        Just(Outage::Forgets),
+    ]
+}
+
+/// Around the instants that matter: a heartbeat, the silence limit, the lease, lease and margin.
+fn pause() -> impl Strategy<Value = u64> {
+    prop_oneof![Just(0_u64), Just(20), Just(120), Just(350), Just(1_000), Just(1_150), Just(1_600)]
+}
+
+fn commit_fault() -> impl Strategy<Value = CommitFault> {
+    prop_oneof![
+        Just(CommitFault::Refused),
+        Just(CommitFault::Unsure),
+        pause().prop_map(CommitFault::CrashBefore),
+        pause().prop_map(CommitFault::CrashAfter),
+    ]
+}
+
+fn forged() -> impl Strategy<Value = Progress> {
+    prop_oneof![
+        Just(Progress::Preparing { step: "forged".to_owned() }),
+        Just(Progress::Running { since: Timestamp::from_millis(1) }),
+        Just(Progress::Finalizing { exit: None }),
+        Just(Progress::Ended(Box::new(super::ended(0)))),
+    ]
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let node = 0..NODES.len();
+    let size = prop_oneof![Just(capacity(2, 400, 1)), Just(capacity(6, 1_000, 3))];
+    prop_oneof![
+        12 => submit(),
+        3 => (0..JOBS).prop_map(|job| Op::Cancel { job }),
+        12 => prop_oneof![Just(0_u64), Just(10), Just(50), Just(200), Just(700), Just(1_300)]
+            .prop_map(|ms| Op::Advance { ms }),
+        2 => commit_fault().prop_map(Op::FailCommit),
+        1 => pause().prop_map(|ms| Op::KillDaemon { ms }),
+        5 => (node.clone(), outage(), pause())
+            .prop_map(|(node, outage, ms)| Op::Strike { node, outage, ms }),
+        1 => (node.clone(), size).prop_map(|(node, capacity)| Op::Resize { node, capacity }),
+        1 => (node.clone(), 0..COMPUTES.len())
+            .prop_map(|(node, compute)| Op::Move { node, compute }),
+        2 => (node.clone(), 0..50_usize).prop_map(|(node, which)| Op::Replay { node, which }),
+        1 => node.clone().prop_map(|node| Op::Reorder { node }),
+        2 => (node, 0..JOBS, -2..3_i8, forged())
+            .prop_map(|(node, job, shift, progress)| Op::Forge { node, job, shift, progress }),
+        1 => prop_oneof![Just(-4_000_i64), Just(0), Just(4_000)]
+            .prop_map(|skew_ms| Op::WallClock { skew_ms }),
+    ]
+}
+
+fn job(number: usize) -> JobName {
+    job_name(&format!("job{number}"))
+}
+
+fn node(number: usize) -> NodeName {
+    node_name(NODES[number])
+}
+
+fn world() -> World {
+    let nodes = [
+        node_record("a", "cpu", capacity(4, 1_000, 0)),
+        node_record("b", "gpu", capacity(4, 1_000, 2)),
+        node_record("c", "gpu", capacity(8, 800, 4)),
+    ];
+    World::new(LEASE, &COMPUTES, &nodes)
+}
+
+fn apply(world: &mut World, op: Op) -> Checked {
+    match op {
+        Op::Submit { job: number, demand, compute, retry, keep, script } => {
+            let mut spec = command_job(demand);
+            spec.compute = Some(compute_name(COMPUTES[compute]));
+            spec.retry = retry;
+            spec.on_node_loss = if keep { OnNodeLoss::Keep } else { OnNodeLoss::Requeue };
+            world.submit(&job(number), Arc::new(spec), script);
+        }
+        Op::Cancel { job: number } => world.cancel(&job(number)),
+        Op::Advance { ms } => return world.advance(ms),
+        Op::FailCommit(fault) => world.fail_next_commit(fault),
+        Op::KillDaemon { ms } => world.kill_daemon(ms),
+        Op::Strike { node: number, outage, ms } => world.strike(&node(number), outage, ms),
+        Op::Resize { node: number, capacity } => {
+            world.change_node(&node(number), Some(capacity), None);
+        }
+        Op::Move { node: number, compute } => {
+            world.change_node(&node(number), None, Some(compute_name(COMPUTES[compute])));
+        }
+        Op::Replay { node: number, which } => world.replay(&node(number), which),
+        Op::Reorder { node: number } => world.reorder(&node(number)),
+        Op::Forge { node: from, job: number, shift, progress } => {
+            let name = job(number);
+            let Some((key, at)) = world
+                .store
+                .jobs
+                .get(&name)
+                .and_then(|job| Some((job.attempt_key()?, job.active()?.node.clone())))
+            else {
+                return Ok(());
+            };
+            if shift == 0 && at == node(from) {
+                // This node may say so.
+                return Ok(());
+            }
+            let epoch = Epoch(key.epoch.0.saturating_add_signed(shift.into()));
+            let attempt = AttemptNumber(key.attempt.0.saturating_add_signed(shift.into()));
+            let report = Report { key: AttemptKey { job: name, attempt, epoch }, progress };
+            world.forge(&node(from), report);
+        }
+        Op::WallClock { skew_ms } => world.set_wall_clock(skew_ms),
+    }
+    Ok(())
+}
+
+/// The world afterwards, and whether every promise held.
+fn run(ops: &[Op]) -> (World, Checked) {
+    let mut world = world();
+    let all = |world: &mut World| -> Checked {
+        world.advance(300)?;
+        ops.iter().try_for_each(|op| apply(world, op.clone()))?;
+        world.finish()
+    };
+    let held = all(&mut world);
+    (world, held)
+}
+
+proptest! {
+    #![proptest_config(super::cases(60))]
+
+    /// I1, I2, I3, I4, I8, I9, I13, I16 after every batch; I18 at the end.
+    #[test]
+    fn promises_hold_whatever_happens(ops in proptest::collection::vec(op(), 1..80)) {
+        if let (_, Err(violation)) = run(&ops) {
+            prop_assert!(false, "{}", violation);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(super::cases(8))]
+
+    /// The same events give the same decisions.
+    #[test]
+    fn decisions_are_determined(ops in proptest::collection::vec(op(), 1..80)) {
+        let ((one, _), (two, _)) = (run(&ops), run(&ops));
+        prop_assert_eq!(&one.store.events, &two.store.events);
+        prop_assert_eq!(&one.effects, &two.effects);
+        prop_assert_eq!(&one.store.jobs, &two.store.jobs);
+    }
+}

@@ -1,0 +1,209 @@
+//! What must hold of a [`Live`] between any two batches.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{Checked, Violation, ensure};
+use crate::id::{JobName, NodeName};
+use crate::job::{Active, State};
+use crate::live::Live;
+use crate::node::Link;
+use crate::resource::{Demand, Ledger};
+use crate::sched::WaitReason;
+
+/// Jobs, nodes and the scheduler's view of them agree: every job is in exactly one place, what is
+/// reserved is the sum of what active jobs hold, a node that is not ready gets nothing.
+///
+/// # Errors
+/// The first disagreement, in words.
+pub fn sanity_check(live: &Live) -> Checked {
+    jobs(live)?;
+    queues(live)?;
+    nodes(live)?;
+    ledgers(live)
+}
+
+fn insane(seen: impl Into<String>) -> Violation {
+    Violation::new("sanity", seen)
+}
+
+fn jobs(live: &Live) -> Checked {
+    let counters = live.counters();
+    let mut epochs = BTreeSet::new();
+    for job in live.jobs() {
+        ensure(job.seq <= counters.seq, "sanity", || format!("{} is of the future", job.name))?;
+        match &job.state {
+            State::Queued(_) => {}
+            State::Active(active) => {
+                ensure(active.epoch <= counters.epoch, "sanity", || {
+                    format!("{} has epoch {} of the future", job.name, active.epoch)
+                })?;
+                ensure(epochs.insert(active.epoch), "I3", || {
+                    format!("two attempts have epoch {}", active.epoch)
+                })?;
+                ensure(active.attempt == job.tries.made, "sanity", || {
+                    format!("{} runs attempt {} of {:?}", job.name, active.attempt, job.tries)
+                })?;
+                let there = live.nodes().any(|node| node.attempts.contains_key(&job.name));
+                ensure(there, "sanity", || format!("{} is on no node", job.name))?;
+            }
+            State::Ended(_) => return Err(insane(format!("{} has ended and lives", job.name))),
+        }
+    }
+    Ok(())
+}
+
+/// The queues hold the queued jobs, each once, and can say why each waits.
+fn queues(live: &Live) -> Checked {
+    let mut seen: BTreeSet<&JobName> = BTreeSet::new();
+    let mut classes: BTreeMap<_, BTreeMap<Demand, usize>> = BTreeMap::new();
+    for (compute, seq, name) in live.sched().waiting() {
+        let Some(job) = live.job(name) else {
+            return Err(insane(format!("{name} waits and does not exist")));
+        };
+        ensure(seen.insert(name), "sanity", || format!("{name} waits twice"))?;
+        ensure(&job.compute == compute && job.seq == seq, "sanity", || {
+            format!(
+                "{name} waits in {compute} at {seq}, and belongs to {} at {}",
+                job.compute, job.seq
+            )
+        })?;
+        let State::Queued(_) = job.state else {
+            return Err(insane(format!("{name} waits and is {}", job.status())));
+        };
+        *classes.entry(compute).or_default().entry(job.spec.resources.demand).or_default() += 1;
+    }
+    for job in live.jobs().filter(|job| matches!(job.state, State::Queued(_))) {
+        ensure(seen.contains(&job.name), "sanity", || format!("{} is in no queue", job.name))?;
+        let reason = live.wait_reason(job);
+        ensure(reason.is_some(), "sanity", || format!("{} waits for nothing", job.name))?;
+        // The constraint that binds a job is about that job.
+        if let Some(WaitReason::Shortage { demand, .. }) = reason {
+            ensure(demand == job.spec.resources.demand, "sanity", || {
+                format!("{} is said to wait for {demand}", job.name)
+            })?;
+        }
+    }
+    for compute in live.computes() {
+        let Some(pool) = live.sched().pool(&compute.name) else { continue };
+        let counted = classes.remove(&compute.name).unwrap_or_default();
+        let kept: BTreeMap<Demand, usize> =
+            pool.classes().iter().map(|(demand, count)| (*demand, *count)).collect();
+        ensure(kept == counted, "sanity", || {
+            format!("{}: classes {kept:?}, in the queue {counted:?}", compute.name)
+        })?;
+    }
+    Ok(())
+}
+
+fn actives(live: &Live) -> impl Iterator<Item = (&JobName, &Active)> {
+    live.jobs().filter_map(|job| Some((&job.name, job.active()?)))
+}
+
+/// A node's attempts are the active jobs that are there, and it is ready if it is connected.
+fn nodes(live: &Live) -> Checked {
+    for node in live.nodes() {
+        let name = &node.record.name;
+        let listed: BTreeSet<&JobName> = node.attempts.keys().collect();
+        let there: BTreeSet<&JobName> =
+            actives(live).filter(|(_, active)| &active.node == name).map(|(job, _)| job).collect();
+        ensure(listed == there, "sanity", || {
+            format!("node {name} lists {listed:?}, and {there:?} are there")
+        })?;
+        for compute in live.computes() {
+            let slot = live.sched().pool(&compute.name).and_then(|pool| pool.node(name));
+            let home = compute.name == node.record.compute;
+            let ready = slot.map(|(_, ready)| ready);
+            let connected = node.link == Link::Ready;
+            let right = if home { ready == Some(connected) } else { ready.is_none() };
+            ensure(right, "I8", || {
+                format!(
+                    "node {name} of {} in pool {}: {ready:?}",
+                    node.record.compute, compute.name
+                )
+            })?;
+        }
+    }
+    Ok(())
+}
+
+/// I9: what the scheduler holds reserved on a node is the sum of what active jobs hold there, and
+/// no device is held twice.
+fn ledgers(live: &Live) -> Checked {
+    for node in live.nodes() {
+        let name = &node.record.name;
+        let Some((kept, _)) =
+            live.sched().pool(&node.record.compute).and_then(|pool| pool.node(name))
+        else {
+            return Err(insane(format!("node {name} is in no pool")));
+        };
+        let summed = reserved(live, name, Ledger::new(node.record.capacity.clone()))?;
+        ensure(kept == &summed, "I9", || {
+            format!("node {name}: the scheduler has {kept:?}, its jobs hold {summed:?}")
+        })?;
+    }
+    Ok(())
+}
+
+fn reserved(live: &Live, node: &NodeName, mut ledger: Ledger) -> Checked<Ledger> {
+    let mut devices = BTreeSet::new();
+    for (job, active) in actives(live).filter(|(_, active)| &active.node == node) {
+        for gpu in &active.reservation.gpus {
+            ensure(devices.insert(*gpu), "I9", || {
+                format!("GPU {gpu} of node {node} is held twice, by {job} too")
+            })?;
+        }
+        ledger.take(&active.reservation);
+    }
+    Ok(ledger)
+}
+
+/// I9 at the moment of a placement: with it, what is held on the node, work being ended included,
+/// is within what the node has. A node that came back smaller may be over in what this one does not
+/// ask for.
+pub(super) fn within_capacity(live: &Live, job: &JobName, node: &NodeName) -> Checked {
+    let Some(record) = live.nodes().find(|n| &n.record.name == node).map(|n| &n.record) else {
+        return Err(Violation::new("I8", format!("a job was placed on {node}, which is unknown")));
+    };
+    let Some(new) = live.job(job).and_then(|job| job.active()).map(|active| &active.reservation)
+    else {
+        return Err(insane(format!("{job} was placed and holds nothing")));
+    };
+    let has = &record.capacity;
+    let (mut cpu, mut memory) = (0, 0);
+    for (_, active) in actives(live).filter(|(_, active)| &active.node == node) {
+        cpu += active.reservation.cpu;
+        memory += active.reservation.memory;
+    }
+    let fits = (new.cpu == 0 || cpu <= has.cpu)
+        && (new.memory == 0 || memory <= has.memory)
+        && new.gpus.iter().all(|gpu| has.gpus.contains_key(gpu));
+    ensure(fits, "I9", || {
+        format!("node {node}, with {job} and its {new:?}: {cpu} and {memory} are held of {has:?}")
+    })
+}
+
+/// Once a round of placements is done, the first in line waits only if no ready node has room.
+pub(super) fn nothing_idles(live: &Live) -> Checked {
+    for compute in live.computes() {
+        let Some(pool) = live.sched().pool(&compute.name) else { continue };
+        let first = live.sched().waiting().find_map(|(at, seq, name)| {
+            let backing_off =
+                matches!(live.sched().reason(at, seq), Some(WaitReason::BackOff { .. }));
+            (at == &compute.name && !backing_off).then(|| live.job(name)).flatten()
+        });
+        let Some(first) = first else { continue };
+        let demand = &first.spec.resources.demand;
+        let room =
+            pool.nodes().find(|(_, ledger, ready)| *ready && ledger.shortage(demand).is_none());
+        ensure(room.is_none(), "I18", || {
+            format!("{} is first in line and waits, and {:?} has room", first.name, room)
+        })?;
+        let reason = live.wait_reason(first);
+        ensure(
+            !matches!(reason, None | Some(WaitReason::Undecided | WaitReason::Behind { .. })),
+            "sanity",
+            || format!("{} is first in line, and told {reason:?}", first.name),
+        )?;
+    }
+    Ok(())
+}

@@ -1,0 +1,257 @@
+//! The daemon's side of the world: a [`Live`], the sessions it knows, and what waits for the next
+//! batch. It works as the reactor does: decide, write, and only then answer and act.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::node::{Down, Up};
+use super::{Checked, Store, check, ensure, principal};
+use crate::id::{ComputeName, JobName, NodeName};
+use crate::job::Report;
+use crate::live::{Decisions, Effect, Live, Submission};
+use crate::node::{LeasePolicy, Mono, NodeRecord, Now};
+use crate::spec::CommandJob;
+use crate::time::Timestamp;
+
+pub(super) struct Daemon {
+    pub live: Live,
+    booted_at: u64,
+    /// Sessions whose messages it takes, with their nodes and when they last spoke.
+    listening: BTreeMap<u64, (NodeName, u64)>,
+    /// The session of each node that has joined.
+    pub sessions: BTreeMap<NodeName, u64>,
+    pub inbox: Vec<Command>,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum Command {
+    Submit { name: JobName, spec: Arc<CommandJob> },
+    Cancel(JobName),
+    Join { session: u64, record: NodeRecord, reports: Vec<Report> },
+    Report { session: u64, node: NodeName, report: Report },
+    Left { session: u64, node: NodeName },
+}
+
+/// A batch that was decided, to be written.
+#[derive(Default)]
+pub(super) struct Batch {
+    pub decisions: Decisions,
+    /// Submissions that will be acknowledged.
+    pub submitted: Vec<JobName>,
+    /// Nodes that will be welcomed.
+    pub joined: Vec<(NodeName, u64)>,
+}
+
+impl Batch {
+    pub(super) fn is_idle(&self) -> bool {
+        self.decisions.changed.is_empty()
+            && self.decisions.events.is_empty()
+            && self.decisions.nodes.is_empty()
+    }
+}
+
+impl Daemon {
+    /// Starts on what the store holds.
+    pub(super) fn recover(
+        store: &Store,
+        computes: &[ComputeName],
+        lease: LeasePolicy,
+        booted_at: u64,
+        clock: u64,
+    ) -> Checked<Self> {
+        let (nodes, jobs, counters) = store.recover();
+        let mut live = Live::new(
+            computes.iter().cloned(),
+            computes[0].clone(),
+            principal("daemon"),
+            lease,
+            counters,
+        );
+        live.recover(nodes, jobs, Mono(clock - booted_at));
+        check::sanity_check(&live)?;
+        let (listening, sessions, inbox) = <_>::default();
+        Ok(Self { live, booted_at, listening, sessions, inbox })
+    }
+
+    pub(super) fn now(&self, clock: u64, wall: Timestamp) -> Now {
+        Now { wall, mono: Mono(clock - self.booted_at) }
+    }
+
+    /// Takes a message from a node; gives what is answered at once.
+    pub(super) fn hear(
+        &mut self,
+        node: &NodeName,
+        session: u64,
+        message: Up,
+        clock: u64,
+    ) -> Option<Down> {
+        if let Up::Hello { record, reports } = message {
+            self.listening.insert(session, (node.clone(), clock));
+            self.inbox.push(Command::Join { session, record, reports });
+            return None;
+        }
+        let Some((_, heard_at)) = self.listening.get_mut(&session) else {
+            return Some(Down::Close);
+        };
+        *heard_at = clock;
+        let node = node.clone();
+        match message {
+            // An answer renews the lease, so it is given only where the node is known to be there:
+            // a session that another has replaced, or whose join was rolled back, must come again.
+            Up::Heartbeat(number) => {
+                if self.sessions.get(&node) == Some(&session) {
+                    return Some(Down::HeartbeatAck(number));
+                }
+                self.listening.remove(&session);
+                return Some(Down::Close);
+            }
+            Up::Report(report) => self.inbox.push(Command::Report { session, node, report }),
+            Up::Close => {
+                self.listening.remove(&session);
+                self.inbox.push(Command::Left { session, node });
+            }
+            Up::Hello { .. } => {}
+        }
+        None
+    }
+
+    /// Gives up sessions that were silent for too long; names them, to be closed.
+    pub(super) fn hang_up(&mut self, lease: LeasePolicy, clock: u64) -> Vec<(NodeName, u64)> {
+        let silent: Vec<(NodeName, u64)> = self
+            .listening
+            .iter()
+            .filter(|(_, (_, heard_at))| clock - heard_at >= lease.unreachable_ms)
+            .map(|(session, (node, _))| (node.clone(), *session))
+            .collect();
+        for (node, session) in &silent {
+            self.listening.remove(session);
+            self.inbox.push(Command::Left { session: *session, node: node.clone() });
+        }
+        silent
+    }
+
+    /// One batch of decisions, judged before it is written.
+    pub(super) fn decide(&mut self, now: Now, store: &Store) -> Checked<Batch> {
+        let mut batch = Batch::default();
+        for command in std::mem::take(&mut self.inbox) {
+            self.take(command, now, store, &mut batch)?;
+        }
+        self.live.tick(now, &mut batch.decisions);
+        self.live.schedule(now, &mut batch.decisions);
+        self.judge_placements(store, &batch.decisions)?;
+        check::sanity_check(&self.live)?;
+        check::nothing_idles(&self.live)?;
+        Ok(batch)
+    }
+
+    fn take(&mut self, command: Command, now: Now, store: &Store, batch: &mut Batch) -> Checked {
+        let out = &mut batch.decisions;
+        match command {
+            Command::Submit { name, spec } => {
+                if store.jobs.contains_key(&name) {
+                    return Ok(());
+                }
+                let submission =
+                    Submission { name: name.clone(), spec, principal: principal("ada") };
+                if self.live.submit(submission, now, out).is_ok() {
+                    batch.submitted.push(name);
+                }
+            }
+            Command::Cancel(name) => {
+                // It may be over, or never have been.
+                let _ = self.live.cancel(&name, principal("ada"), "enough", now, out);
+            }
+            Command::Join { session, record, reports } => {
+                let node = record.name.clone();
+                self.sessions.insert(node.clone(), session);
+                self.live.node_joined(record, reports, now, out);
+                batch.joined.push((node, session));
+            }
+            Command::Report { session, node, report } => {
+                if self.sessions.get(&node) == Some(&session) {
+                    self.report(&node, report, now, out)?;
+                }
+            }
+            Command::Left { session, node } => {
+                if self.sessions.get(&node) == Some(&session) {
+                    self.sessions.remove(&node);
+                    self.live.node_left(&node, now);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// I3: a report that is not of the attempt at hand, or not from its node, changes nothing; and
+    /// one that comes twice changes nothing the second time.
+    fn report(
+        &mut self,
+        node: &NodeName,
+        report: Report,
+        now: Now,
+        out: &mut Decisions,
+    ) -> Checked {
+        let job = &report.key.job;
+        let before = self.live.job(job).cloned();
+        let counters = self.live.counters();
+        let current = before.as_ref().is_some_and(|job| {
+            job.attempt_key().as_ref() == Some(&report.key)
+                && job.active().is_some_and(|active| &active.node == node)
+        });
+        self.live.report(node, report.clone(), now, out);
+        if !current {
+            let same = before.as_ref() == self.live.job(job)
+                && counters.event == self.live.counters().event;
+            return ensure(same, "I3", || format!("{node} said {report:?} of what is not its own"));
+        }
+        let once = self.live.job(job).cloned();
+        let counters = self.live.counters();
+        let mut again = Decisions::default();
+        self.live.report(node, report.clone(), now, &mut again);
+        let same = once.as_ref() == self.live.job(job)
+            && counters.event == self.live.counters().event
+            && again.changed.is_empty();
+        ensure(same, "I3", || format!("{report:?} changed something the second time"))
+    }
+
+    /// I8 and I9 for every new placement of a batch.
+    fn judge_placements(&self, store: &Store, decisions: &Decisions) -> Checked {
+        let mut newest = store.counters.epoch;
+        for effect in &decisions.effects {
+            let Effect::Assign { node, key, .. } = effect else { continue };
+            if key.epoch <= store.counters.epoch {
+                continue;
+            }
+            ensure(key.epoch > newest, "I3", || format!("{key:?} came after epoch {newest}"))?;
+            newest = key.epoch;
+            ensure(self.sessions.contains_key(node), "I8", || {
+                format!("{key:?} was placed on {node}, which is not connected")
+            })?;
+            check::within_capacity(&self.live, &key.job, node)?;
+        }
+        Ok(())
+    }
+
+    /// What lives is what is written, no more and no less.
+    pub(super) fn judge_written(&self, store: &Store) -> Checked {
+        let alive: Vec<_> = self.live.jobs().collect();
+        let written: Vec<_> = store.unfinished().collect();
+        ensure(alive == written, "I2", || format!("alive are {alive:?}, and written {written:?}"))?;
+        let nodes: Vec<_> = self.live.nodes().map(|node| &node.record).collect();
+        let written: Vec<_> = store.nodes.values().collect();
+        ensure(nodes == written, "I2", || format!("nodes are {nodes:?}, and written {written:?}"))
+    }
+
+    /// Nothing of the last batch is on disk: go back to what is, and let the nodes come again.
+    pub(super) fn roll_back(
+        &mut self,
+        store: &Store,
+        computes: &[ComputeName],
+        lease: LeasePolicy,
+        clock: u64,
+    ) -> Checked<Vec<(NodeName, u64)>> {
+        let listening = std::mem::take(&mut self.listening);
+        *self = Self::recover(store, computes, lease, self.booted_at, clock)?;
+        Ok(listening.into_iter().map(|(session, (node, _))| (node, session)).collect())
+    }
+}
