@@ -112,7 +112,7 @@ impl Admission {
                 }
             };
             if output.mode != OutputMode::Direct {
-                self.check_output_path(&field, &path)?;
+                self.check_output_path(name, &field, &path)?;
             }
             output.path = Some(path);
             job.outputs.insert(port, output);
@@ -247,7 +247,7 @@ impl Admission {
         Err(missing(field, format!("there is no datastore '{name}' (known: {})", known.join(", "))))
     }
 
-    fn check_output_path(&self, field: &str, uri: &str) -> Result<(), Error> {
+    fn check_output_path(&self, job: &JobName, field: &str, uri: &str) -> Result<(), Error> {
         let Some((datastore, path)) = layout::parse_datastore_uri(uri) else {
             return Err(invalid(
                 format!("{field}.path"),
@@ -267,12 +267,20 @@ impl Admission {
         crate::storage::ObjectPath::new(trimmed)
             .map(drop)
             .map_err(|e| invalid(format!("{field}.path"), e.to_string()))?;
-        // Content, uploads and other runs' results must stay what they are.
-        let reserved = ["azureml/content", "LocalUpload", "ExperimentRun"];
-        if reserved.iter().any(|r| trimmed == *r || trimmed.starts_with(&format!("{r}/"))) {
+        // Content, uploads and other jobs' results must stay what they are.
+        let mut segments = trimmed.split('/');
+        let kept = match segments.next() {
+            Some("LocalUpload" | "ExperimentRun") => true,
+            Some("azureml") => segments.next() != Some(job.as_str()),
+            _ => false,
+        };
+        if kept {
             return Err(invalid(
                 format!("{field}.path"),
-                format!("'{trimmed}' is kept for the workspace itself; choose another folder"),
+                format!(
+                    "'{trimmed}' is kept for the workspace and for other jobs; choose another \
+                     folder, or azureml/{job}/…"
+                ),
             ));
         }
         Ok(())

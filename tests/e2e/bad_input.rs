@@ -33,6 +33,7 @@ fn bad_yaml_is_refused_with_its_place() {
         ("sweep", b"type: sweep\ntrial: {}\n", &["sweep"]),
         ("gpus", b"command: ls\nresources: {gpus: 3}\n", &["3 gpu", "largest node"]),
         ("dots", b"command: ls\noutputs: {o: {path: 'azureml://datastores/workspaceblobstore/paths/a/../b'}}\n", &["'o'", "'..'"]),
+        ("others", b"command: ls\noutputs: {o: {path: 'azureml://datastores/workspaceblobstore/paths/azureml/another_job/o'}}\n", &["outputs.o.path", "other jobs", "choose"]),
         ("code", b"command: ls\ncode: nowhere\n", &["nowhere"]),
         ("input", b"command: ls\ninputs: {f: {type: uri_file, path: nothing.txt}}\n", &["nothing.txt"]),
         ("store", b"command: ls\ninputs: {f: {type: uri_file, path: 'azureml://datastores/nostore/paths/x'}}\n", &["nostore"]),

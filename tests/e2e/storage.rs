@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use atelier_proto::job::v1::JobStatus;
 
 use crate::harness::{
-    Agent, Cluster, Disk, FaultyIo, History, Process, allowed, check_database, until,
+    Agent, Cluster, Disk, FaultyIo, History, Process, check_database, needs, until,
 };
 
 /// A job whose record takes some KiB of the database.
@@ -23,9 +23,7 @@ fn bulky() -> String {
 /// a job that ends meanwhile is not forgotten, and room heals it all (I18).
 #[test]
 fn f23_a_full_disk_acknowledges_nothing_and_heals() {
-    if !allowed("disk") {
-        return;
-    }
+    needs("disk");
     let disk = Disk::create("24M");
     let cluster = Cluster::empty_on(disk.path());
     let history = History::of(&cluster);
@@ -81,9 +79,7 @@ fn f23_a_full_disk_acknowledges_nothing_and_heals() {
 /// cannot take says why and fails in the end; the agent lives, and room heals it all (I18).
 #[test]
 fn f24_a_full_disk_of_a_node_fails_its_jobs_with_the_reason_and_heals() {
-    if !allowed("disk") {
-        return;
-    }
+    needs("disk");
     let disk = Disk::create("24M");
     let cluster = Cluster::empty();
     cluster.start_daemon();
@@ -117,9 +113,7 @@ fn f24_a_full_disk_of_a_node_fails_its_jobs_with_the_reason_and_heals() {
 /// makes one job.
 #[test]
 fn f25_a_failed_sync_ends_the_daemon_and_acknowledges_nothing() {
-    if !allowed("preload") {
-        return;
-    }
+    needs("preload");
     let cluster = Cluster::empty();
     fs::create_dir(cluster.data()).unwrap();
     let faulty = FaultyIo::below(&cluster.data(), &cluster.path().join("faults"));
@@ -207,25 +201,21 @@ fn power_losses(rounds: usize) {
 
 #[test]
 fn f26_power_loss_loses_nothing_acknowledged() {
-    if allowed("disk-power-loss") {
-        power_losses(3);
-    }
+    needs("disk-power-loss");
+    power_losses(3);
 }
 
 #[test]
 fn soak_f26_thirty_power_losses_lose_nothing_acknowledged() {
-    if allowed("disk-power-loss") {
-        power_losses(30);
-    }
+    needs("disk-power-loss");
+    power_losses(30);
 }
 
 /// 28: every sync of the daemon takes longer than a heartbeat. Heartbeats go on: no node is lost and
 /// no job ended, and work is done, only later.
 #[test]
 fn f28_a_slow_disk_loses_no_node() {
-    if !allowed("preload") {
-        return;
-    }
+    needs("preload");
     let cluster = Cluster::empty();
     fs::create_dir(cluster.data()).unwrap();
     let faulty = FaultyIo::below(&cluster.data(), &cluster.path().join("faults"));
@@ -258,9 +248,7 @@ fn f28_a_slow_disk_loses_no_node() {
 /// 28, by the kernel: the disk takes a few writes a second.
 #[test]
 fn f28_a_disk_of_few_writes_a_second_loses_no_node() {
-    if !allowed("disk-slow") {
-        return;
-    }
+    needs("disk-slow");
     let disk = Disk::create("24M");
     let cluster = Cluster::empty_on(disk.path());
     cluster.settings.borrow_mut().serve = vec!["--lease".to_owned(), "4".to_owned()];

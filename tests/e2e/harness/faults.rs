@@ -16,19 +16,20 @@ fn script(arguments: &[&str]) -> Result<String, String> {
     }
 }
 
-/// Whether this machine allows a kind of fault. A test that needs another one says so and passes:
-/// `tests/run` prints what was available.
-pub(crate) fn allowed(fault: &str) -> bool {
+/// Fails where a machine does not allow a kind of fault: `tests/run` leaves the tests that need it
+/// out, and says so.
+#[track_caller]
+pub(crate) fn needs(fault: &str) {
     static KINDS: OnceLock<String> = OnceLock::new();
     let kinds = KINDS.get_or_init(|| match std::env::var("ATELIER_FAULTS") {
         Ok(kinds) => kinds,
         Err(_) => script(&["check"]).unwrap_or_default(),
     });
-    let allowed = kinds.split_whitespace().any(|kind| kind == fault);
-    if !allowed {
-        eprintln!("left out: this machine does not allow the fault '{fault}'");
-    }
-    allowed
+    assert!(
+        kinds.split_whitespace().any(|kind| kind == fault),
+        "this machine does not allow the fault '{fault}' (tests/scripts/faults check); leave this \
+         test out with --skip"
+    );
 }
 
 /// A small file system of its own. Dropping it unmounts it.

@@ -9,7 +9,7 @@ mod rpc;
 mod wait;
 
 pub(crate) use cluster::{Agent, Cluster, http, job_yaml};
-pub(crate) use faults::{Disk, FaultyIo, allowed};
+pub(crate) use faults::{Disk, FaultyIo, needs};
 pub(crate) use history::{History, check_database};
 pub(crate) use process::Process;
 pub(crate) use rpc::Rpc;
