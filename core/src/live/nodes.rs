@@ -61,6 +61,12 @@ impl Live {
                 let (attempt, epoch) = (active.attempt, active.epoch);
                 let gpus = active.reservation.gpus.clone();
                 out.effects.push(assign(job, name.clone(), attempt, epoch, gpus));
+                // The node ends an attempt that it has not started yet without starting it, and
+                // only the node can say that nothing of it runs.
+                if let (Some(cancel), Some(key)) = (&active.cancel, job.attempt_key()) {
+                    let reason = cancel.reason.clone();
+                    out.effects.push(Effect::Stop { node: name.clone(), key, reason });
+                }
             } else if let Some(node) = self.nodes.get_mut(&name) {
                 // The node has lost its memory of a started attempt, which may yet run. Its
                 // supervisor ends it when the lease runs out; until then nothing else may start.

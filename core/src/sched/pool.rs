@@ -48,8 +48,8 @@ pub struct Pool {
     queue: OrdMap<SubmitSeq, Waiting>,
     /// Jobs held back by a back-off, by when it ends. They are in no queue.
     delayed: OrdMap<(Timestamp, SubmitSeq), Waiting>,
-    /// How many wait in each class of equal demand.
-    classes: OrdMap<Demand, usize>,
+    /// Those in the queue, by class of equal demand: what holds for one holds for its class.
+    classes: OrdMap<Demand, OrdSet<SubmitSeq>>,
     /// Why the head waits, as the last plan found.
     blocked: Option<WaitReason>,
     /// Something has changed since the last plan.
@@ -100,16 +100,18 @@ impl Pool {
     }
 
     pub(super) fn enqueue(&mut self, seq: SubmitSeq, waiting: Waiting) {
-        *self.classes.entry(waiting.demand).or_default() += 1;
         match waiting.not_before {
             Some(until) => {
                 self.delayed.insert((until, seq), waiting);
             }
-            None => {
-                self.queue.insert(seq, waiting);
-            }
+            None => self.line_up(seq, waiting),
         }
         self.dirty = true;
+    }
+
+    fn line_up(&mut self, seq: SubmitSeq, waiting: Waiting) {
+        self.classes.entry(waiting.demand).or_default().insert(seq);
+        self.queue.insert(seq, waiting);
     }
 
     pub(super) fn wake(&mut self, now: Timestamp) {
@@ -117,33 +119,44 @@ impl Pool {
             self.delayed.keys().take_while(|(until, _)| *until <= now).copied().collect();
         for key in due {
             if let Some(waiting) = self.delayed.remove(&key) {
-                self.queue.insert(key.1, waiting);
+                self.line_up(key.1, waiting);
                 self.dirty = true;
             }
         }
     }
 
     pub(super) fn dequeue(&mut self, seq: SubmitSeq) {
-        let waiting = match self.queue.remove(&seq) {
-            Some(waiting) => Some(waiting),
-            None => {
-                let key = self.delayed.keys().find(|(_, delayed)| *delayed == seq).copied();
-                key.and_then(|key| self.delayed.remove(&key))
+        if let Some(waiting) = self.queue.remove(&seq) {
+            if let Some(class) = self.classes.get_mut(&waiting.demand) {
+                class.remove(&seq);
+                if class.is_empty() {
+                    self.classes.remove(&waiting.demand);
+                }
             }
-        };
-        if let Some(waiting) = waiting {
-            self.leave_class(&waiting.demand);
+            self.dirty = true;
+        } else if let Some(key) =
+            self.delayed.keys().find(|(_, delayed)| *delayed == seq).copied()
+        {
+            self.delayed.remove(&key);
             self.dirty = true;
         }
     }
 
-    fn leave_class(&mut self, demand: &Demand) {
-        if let Some(count) = self.classes.get_mut(demand) {
-            *count -= 1;
-            if *count == 0 {
-                self.classes.remove(demand);
-            }
-        }
+    /// Whether a node that gets jobs could hold it when empty.
+    fn could_start(&self, demand: &Demand) -> bool {
+        self.nodes.values().any(|slot| slot.ready && slot.ledger.capacity().could_hold(demand))
+    }
+
+    /// The first in line: the oldest of those that a node which gets jobs could ever hold. The
+    /// others wait for a larger node, and hold nobody back.
+    fn head(&self) -> Option<(SubmitSeq, &Waiting)> {
+        let first = self
+            .classes
+            .iter()
+            .filter(|(demand, _)| self.could_start(demand))
+            .filter_map(|(_, class)| class.get_min())
+            .min()?;
+        self.queue.get(first).map(|waiting| (*first, waiting))
     }
 
     pub(super) fn take(&mut self, node: &NodeName, reservation: &Reservation) {
@@ -204,7 +217,7 @@ impl Pool {
         let mut trial = self.clone();
         trial.wake(now);
         let mut made = 0;
-        while let Some((seq, waiting)) = trial.queue.get_min() {
+        while let Some((seq, waiting)) = trial.head() {
             if made == budget {
                 return Some(WaitReason::NextRound);
             }
@@ -213,7 +226,7 @@ impl Pool {
             };
             let placement = Placement {
                 compute: compute.clone(),
-                seq: *seq,
+                seq,
                 job: waiting.job.clone(),
                 node,
                 demand: waiting.demand,
@@ -238,10 +251,25 @@ impl Pool {
             .map(|(_, node)| node.clone())
     }
 
-    fn shortage(&self, demand: &Demand) -> WaitReason {
+    /// Why a job waits that no node which gets jobs could hold.
+    fn too_large(&self, demand: &Demand) -> WaitReason {
         if self.nodes.is_empty() {
             return WaitReason::NoNodes;
         }
+        let silent = self
+            .nodes
+            .iter()
+            .filter(|(_, slot)| !slot.ready)
+            .find(|(_, slot)| slot.ledger.capacity().could_hold(demand))
+            .map(|(node, _)| node.clone());
+        let ready = self.nodes.values().any(|slot| slot.ready);
+        match (silent, ready) {
+            (Some(_), false) => WaitReason::NodesSilent,
+            (node, _) => WaitReason::TooLarge { demand: *demand, node },
+        }
+    }
+
+    fn shortage(&self, demand: &Demand) -> WaitReason {
         let closest = self
             .nodes
             .iter()
@@ -264,10 +292,13 @@ impl Pool {
     }
 
     pub(super) fn reason(&self, seq: SubmitSeq) -> Option<WaitReason> {
-        if self.queue.contains_key(&seq) {
-            let (head_seq, head) = self.queue.get_min()?;
+        if let Some(waiting) = self.queue.get(&seq) {
+            if !self.could_start(&waiting.demand) {
+                return Some(self.too_large(&waiting.demand));
+            }
+            let (head_seq, head) = self.head()?;
             let because = self.blocked.clone().unwrap_or(WaitReason::Undecided);
-            if *head_seq == seq {
+            if head_seq == seq {
                 return Some(because);
             }
             let ahead = self.ahead_of(seq);
@@ -325,9 +356,9 @@ impl Pool {
         self.queue.len() + self.delayed.len()
     }
 
-    /// How many jobs wait in each class of equal demand.
-    pub fn classes(&self) -> &OrdMap<Demand, usize> {
-        &self.classes
+    /// How many jobs are in line in each class of equal demand.
+    pub fn classes(&self) -> impl Iterator<Item = (&Demand, usize)> {
+        self.classes.iter().map(|(demand, class)| (demand, class.len()))
     }
 
     /// A node's ledger and whether it may get jobs.

@@ -30,6 +30,13 @@ pub enum WaitReason {
         /// Free there: whole devices.
         free_gpus: u32,
     },
+    /// No node that gets jobs is as large as the job asks for. It holds nobody back.
+    TooLarge {
+        /// What it asks for.
+        demand: Demand,
+        /// A node that is large enough, but does not answer.
+        node: Option<NodeName>,
+    },
     /// Another job is before it, and that one waits.
     Behind {
         /// The first in line.
@@ -64,6 +71,16 @@ impl fmt::Display for WaitReason {
                  ({} CPU, {} memory, {free_gpus} GPU free); it starts when a running job there ends",
                 Cpus(*free_cpu),
                 Memory(*free_memory),
+            ),
+            Self::TooLarge { demand, node: Some(node) } => write!(
+                f,
+                "asks for {demand}, and the only node as large, {node}, does not answer; it starts \
+                 when {node} is back"
+            ),
+            Self::TooLarge { demand, node: None } => write!(
+                f,
+                "asks for {demand}, and no node of the compute is that large any more; it starts \
+                 when one joins, or cancel it and ask for less"
             ),
             Self::Behind { head, ahead, because } => {
                 let jobs = if *ahead == 1 { "job is" } else { "jobs are" };

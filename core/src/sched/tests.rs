@@ -72,6 +72,29 @@ fn first_in_first_out_and_the_head_holds_back_the_rest() {
 }
 
 #[test]
+fn a_job_that_no_node_can_hold_any_more_holds_nobody_back() {
+    let mut sched = sched(&[("a", capacity(4, 1000, 0)), ("big", capacity(16, 1000, 0))]);
+    sched.set_ready(&compute(), &node("big"), false);
+    wait(&mut sched, 1, demand(8, 0, 0));
+    wait(&mut sched, 2, demand(4, 0, 0));
+    wait(&mut sched, 3, demand(1, 0, 0));
+    assert_eq!(step(&mut sched), ["2@a"]);
+    let reason = |sched: &Sched, seq| sched.reason(&compute(), SubmitSeq(seq)).unwrap();
+    let first = reason(&sched, 1);
+    assert!(
+        matches!(&first, WaitReason::TooLarge { node: Some(silent), .. } if silent == &node("big")),
+        "{first}"
+    );
+    let third = reason(&sched, 3);
+    assert!(matches!(third, WaitReason::Shortage { lacking: Shortage::Cpu, .. }), "{third}");
+    sched.put_node(&compute(), node("big"), capacity(6, 1000, 0));
+    assert!(matches!(reason(&sched, 1), WaitReason::TooLarge { node: None, .. }));
+    sched.put_node(&compute(), node("big"), capacity(8, 1000, 0));
+    sched.set_ready(&compute(), &node("big"), true);
+    assert_eq!(step(&mut sched), ["1@big"], "the oldest is first again");
+}
+
+#[test]
 fn a_job_goes_where_it_leaves_the_least_over() {
     let mut sched = sched(&[("big", capacity(8, 1000, 0)), ("small", capacity(2, 1000, 0))]);
     wait(&mut sched, 1, demand(2, 0, 0));

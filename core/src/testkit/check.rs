@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Checked, Violation, ensure};
 use crate::id::{JobName, NodeName};
-use crate::job::{Active, State};
+use crate::job::{Active, Job, State};
 use crate::live::Live;
 use crate::node::Link;
 use crate::resource::{Demand, Ledger};
@@ -70,7 +70,10 @@ fn queues(live: &Live) -> Checked {
         let State::Queued(_) = job.state else {
             return Err(insane(format!("{name} waits and is {}", job.status())));
         };
-        *classes.entry(compute).or_default().entry(job.spec.resources.demand).or_default() += 1;
+        let held_back = matches!(live.wait_reason(job), Some(WaitReason::BackOff { .. }));
+        if !held_back {
+            *classes.entry(compute).or_default().entry(job.spec.resources.demand).or_default() += 1;
+        }
     }
     for job in live.jobs().filter(|job| matches!(job.state, State::Queued(_))) {
         ensure(seen.contains(&job.name), "sanity", || format!("{} is in no queue", job.name))?;
@@ -87,7 +90,7 @@ fn queues(live: &Live) -> Checked {
         let Some(pool) = live.sched().pool(&compute.name) else { continue };
         let counted = classes.remove(&compute.name).unwrap_or_default();
         let kept: BTreeMap<Demand, usize> =
-            pool.classes().iter().map(|(demand, count)| (*demand, *count)).collect();
+            pool.classes().map(|(demand, count)| (*demand, count)).collect();
         ensure(kept == counted, "sanity", || {
             format!("{}: classes {kept:?}, in the queue {counted:?}", compute.name)
         })?;
@@ -186,12 +189,29 @@ pub(super) fn within_capacity(live: &Live, job: &JobName, node: &NodeName) -> Ch
 pub(super) fn nothing_idles(live: &Live) -> Checked {
     for compute in live.computes() {
         let Some(pool) = live.sched().pool(&compute.name) else { continue };
-        let first = live.sched().waiting().find_map(|(at, seq, name)| {
-            let backing_off =
-                matches!(live.sched().reason(at, seq), Some(WaitReason::BackOff { .. }));
-            (at == &compute.name && !backing_off).then(|| live.job(name)).flatten()
-        });
-        let Some(first) = first else { continue };
+        let could_start = |job: &Job| {
+            let demand = &job.spec.resources.demand;
+            pool.nodes().any(|(_, ledger, ready)| ready && ledger.capacity().could_hold(demand))
+        };
+        let mut in_line = Vec::new();
+        for (at, seq, name) in live.sched().waiting() {
+            let reason = live.sched().reason(at, seq);
+            if at != &compute.name || matches!(reason, Some(WaitReason::BackOff { .. })) {
+                continue;
+            }
+            let Some(job) = live.job(name) else { continue };
+            let set_aside = matches!(
+                reason,
+                Some(WaitReason::TooLarge { .. } | WaitReason::NodesSilent | WaitReason::NoNodes)
+            );
+            ensure(set_aside != could_start(job), "sanity", || {
+                format!("{name} is told {reason:?}, which is not so")
+            })?;
+            if !set_aside {
+                in_line.push(job);
+            }
+        }
+        let Some(first) = in_line.first() else { continue };
         let demand = &first.spec.resources.demand;
         let room =
             pool.nodes().find(|(_, ledger, ready)| *ready && ledger.shortage(demand).is_none());

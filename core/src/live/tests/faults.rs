@@ -300,6 +300,19 @@ fn a_cancellation_reaches_a_node_that_was_away() {
     assert_eq!(count(&world, &job, "Requeued"), 0);
 }
 
+/// The node never heard of the attempt, and hears of it and of its cancellation together.
+#[test]
+fn a_cancellation_stops_a_job_whose_assignment_was_lost() {
+    let mut world = world();
+    world.strike(&node("a"), Outage::Cut, 400);
+    let job = submit(&mut world, "job", Script::succeeds(LONG));
+    world.advance(200).unwrap();
+    world.cancel(&job);
+    world.advance(LEASE.lease_ms).unwrap();
+    assert_eq!(status(&world, &job), JobStatus::Canceled);
+    assert_eq!(count(&world, &job, "Running"), 0);
+}
+
 #[test]
 fn f33_a_job_that_always_fails_stops() {
     let mut world = world();
