@@ -1,6 +1,7 @@
 //! Where things lie in datastores. The paths are Azure ML's, so that tools which know them work.
 
-use crate::id::{AttemptNumber, DatastoreName, JobName, PortName};
+use crate::content::Digest;
+use crate::id::{AttemptNumber, DatastoreName, JobName, PortName, Principal};
 
 /// Holds outputs, local inputs and content objects.
 pub const BLOB_STORE: &str = "workspaceblobstore";
@@ -11,9 +12,42 @@ pub const ARTIFACT_STORE: &str = "workspaceartifactstore";
 /// The datastores that exist from the start.
 pub const DEFAULT_STORES: [&str; 3] = [BLOB_STORE, FILE_STORE, ARTIFACT_STORE];
 
+/// Named outputs lie below it, one folder for each job.
+pub const OUTPUTS: &str = "azureml";
+/// Content objects lie in this folder below [`OUTPUTS`], so that no job may have its name.
+pub const CONTENT: &str = "content";
+/// What people upload lies below it.
+pub const UPLOADS: &str = "LocalUpload";
+/// Runs' artifacts lie below it.
+pub const RUNS: &str = "ExperimentRun";
+/// The longest job name whose folders' names storage allows (255 bytes with `dcid.` before it).
+pub const MAX_JOB_NAME: usize = 250;
+
+/// Where named outputs of a job go that say nothing themselves.
+pub fn outputs_root(job: &JobName) -> String {
+    format!("{OUTPUTS}/{job}")
+}
+
+/// The one folder that a person uploads to. Its name holds no character that a path could not.
+pub fn uploads_root(principal: &Principal) -> String {
+    let digest = Digest::of(principal.as_str().as_bytes()).to_string();
+    format!("{UPLOADS}/{}", &digest[..16])
+}
+
+/// Why a job may not have this name, although it is one.
+pub fn unfit_job_name(name: &JobName) -> Option<String> {
+    if name.as_str() == CONTENT {
+        return Some(format!("'{CONTENT}' is kept for the workspace; choose another name"));
+    }
+    let length = name.as_str().len();
+    (length > MAX_JOB_NAME).then(|| {
+        format!("has {length} characters, and storage allows {MAX_JOB_NAME}; choose a shorter one")
+    })
+}
+
 /// Prefix of a run's artifacts within [`ARTIFACT_STORE`].
 pub fn artifact_root(job: &str) -> String {
-    format!("ExperimentRun/dcid.{job}")
+    format!("{RUNS}/dcid.{job}")
 }
 
 /// Where an attempt's standard output goes, below the artifact root. The first attempt's lies
@@ -33,7 +67,7 @@ pub fn manifest_path(attempt: AttemptNumber) -> String {
 
 /// Where a named output goes that says nothing itself.
 pub fn output_uri(datastore: &str, job: &JobName, output: &PortName) -> String {
-    datastore_uri(datastore, &format!("azureml/{job}/{output}/"))
+    datastore_uri(datastore, &format!("{}/{output}/", outputs_root(job)))
 }
 
 /// `azureml://datastores/D/paths/P`

@@ -76,6 +76,9 @@ fn not_yet(field: impl Into<String>, problem: impl Into<String>) -> Error {
 impl Admission {
     /// Checks and resolves. `name` is the job's name, because output paths may hold it.
     pub async fn admit(&self, name: &JobName, mut job: CommandJob) -> Result<CommandJob, Error> {
+        if let Some(problem) = layout::unfit_job_name(name) {
+            return Err(invalid("name", problem));
+        }
         job.name = Some(name.clone());
         if let Err(problems) = atelier_core::spec::validate_submitted(&job) {
             return Err(invalid("job", problems.to_string()));
@@ -174,6 +177,11 @@ impl Admission {
         match uri {
             DataUri::Datastore { datastore, path } => {
                 self.datastore(field, &datastore)?;
+                let below = path.trim_end_matches('/');
+                if !below.is_empty() {
+                    crate::storage::ObjectPath::new(below)
+                        .map_err(|e| invalid(format!("{field}.path"), e.to_string()))?;
+                }
                 Ok(DataUri::Datastore { datastore, path })
             }
             DataUri::Http(url) => Ok(DataUri::Http(url)),
@@ -270,8 +278,8 @@ impl Admission {
         // Content, uploads and other jobs' results must stay what they are.
         let mut segments = trimmed.split('/');
         let kept = match segments.next() {
-            Some("LocalUpload" | "ExperimentRun") => true,
-            Some("azureml") => segments.next() != Some(job.as_str()),
+            Some(layout::UPLOADS | layout::RUNS) => true,
+            Some(layout::OUTPUTS) => segments.next() != Some(job.as_str()),
             _ => false,
         };
         if kept {
@@ -279,7 +287,8 @@ impl Admission {
                 format!("{field}.path"),
                 format!(
                     "'{trimmed}' is kept for the workspace and for other jobs; choose another \
-                     folder, or azureml/{job}/…"
+                     folder, or {}/…",
+                    layout::outputs_root(job)
                 ),
             ));
         }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use atelier_core::id::{DatastoreName, ExperimentName, NodeName, PortName, Principal};
+use atelier_core::id::{DatastoreName, JobName, NodeName, PortName, Principal};
 use atelier_core::job::{AttemptKey, Job};
 use atelier_core::layout;
 use atelier_core::live::Effect;
@@ -106,8 +106,8 @@ pub struct Grant {
 /// Turns a named environment into what it is made of.
 pub(super) type Resolve = Box<dyn Fn(&str) -> Option<InlineEnvironment> + Send + Sync>;
 
-/// Turns an experiment's name into its id.
-pub(super) type ExperimentIds = Box<dyn Fn(&ExperimentName) -> String + Send + Sync>;
+/// The id of the experiment that a job's run is in.
+pub(super) type ExperimentIds = Box<dyn Fn(&JobName) -> String + Send + Sync>;
 
 /// Performs effects. Owns nothing that decisions depend on.
 pub(super) struct Effects {
@@ -197,7 +197,7 @@ impl Effects {
             log_limit: self.log_limit,
             grace: self.grace,
             created_by,
-            experiment_id: (self.experiment_id)(&spec.experiment_name),
+            experiment_id: (self.experiment_id)(&key.job),
             token,
             gpus,
             spec,

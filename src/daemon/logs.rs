@@ -106,8 +106,9 @@ impl LogHub {
     }
 
     /// A node hung up: this watcher asks again.
-    pub fn push_ended(&self, request: u64) {
-        self.requests.open.lock().unwrap_or_else(|p| p.into_inner()).remove(&request);
+    pub fn push_ended(&self, node: &NodeName, request: u64) {
+        let mut open = self.requests.open.lock().unwrap_or_else(|p| p.into_inner());
+        open.retain(|id, watch| *id != request || &watch.node != node);
     }
 
     /// A node's session ended: its watchers ask again.

@@ -1,7 +1,6 @@
 //! Deleting a finished job: its bytes first, then its records, so that a crash in between leaves
 //! a job that can be deleted again, never bytes that nobody knows of.
 
-use atelier_core::id::JobName;
 use atelier_core::job::Job;
 use atelier_core::layout;
 use atelier_core::track::RunInfo;
@@ -47,7 +46,7 @@ impl Removal {
         for run in runs {
             self.remove_below(layout::ARTIFACT_STORE, &RunInfo::artifact_root(&run)).await?;
         }
-        self.remove_below(layout::BLOB_STORE, &default_outputs(&job.name)).await?;
+        self.remove_below(layout::BLOB_STORE, &layout::outputs_root(&job.name)).await?;
         self.handle.forget(job.name.clone()).await?;
         Ok(())
     }
@@ -55,8 +54,4 @@ impl Removal {
     async fn remove_below(&self, datastore: &str, folder: &str) -> Result<(), storage::Error> {
         self.datastores.get(datastore)?.delete(&ObjectPath::new(folder)?).await
     }
-}
-
-fn default_outputs(job: &JobName) -> String {
-    format!("azureml/{job}")
 }

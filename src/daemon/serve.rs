@@ -1,14 +1,15 @@
 //! Puts the daemon together and runs it until it is asked to stop.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use atelier_core::access::Role;
 use atelier_core::environment::CuratedTable;
-use atelier_core::id::{ComputeName, DatastoreName, ExperimentName, NodeName, Principal};
+use atelier_core::id::{ComputeName, DatastoreName, NodeName, Principal};
 use atelier_core::layout;
+use atelier_core::track::RunId;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
@@ -301,24 +302,13 @@ async fn run(
     result
 }
 
-/// Looks an experiment up once; its id never changes.
+/// Asks each time: an experiment may be renamed, and another take its name.
 fn experiment_ids(store: Arc<SqliteStore>) -> ExperimentIds {
-    let known: Mutex<HashMap<ExperimentName, String>> = Mutex::default();
-    Box::new(move |name| {
-        let mut known = known.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if let Some(id) = known.get(name) {
-            return id.clone();
-        }
-        match store.read(|conn| store::tracking::experiment_by_name(conn, name.as_str())) {
-            Ok(Some(experiment)) => {
-                let id = experiment.id.to_string();
-                known.insert(name.clone(), id.clone());
-                id
-            }
-            // The run itself still says which experiment it belongs to.
-            Ok(None) => String::new(),
+    Box::new(move |job| {
+        match store.read(|conn| store::tracking::run_info(conn, &RunId::from(job))) {
+            Ok(run) => run.experiment.to_string(),
             Err(error) => {
-                tracing::warn!(%error, "an experiment could not be looked up");
+                tracing::warn!(%job, %error, "a run's experiment could not be looked up");
                 String::new()
             }
         }

@@ -32,6 +32,8 @@ pub struct Artifact {
     pub datastore: DatastoreName,
     /// And under which key.
     pub key: String,
+    /// Of its bytes, once it is committed.
+    pub digest: Option<Digest>,
 }
 
 /// Why something that spans storage and records could not be told.
@@ -138,7 +140,7 @@ impl Shared {
                 let path = path.to_string();
                 let key = format!("{root}/{path}");
                 let datastore = datastore.clone();
-                (path.clone(), Artifact { path, bytes, datastore, key })
+                (path.clone(), Artifact { path, bytes, datastore, key, digest: None })
             })
             .collect();
         let committed = job.ended().and_then(|ended| ended.manifest.as_ref());
@@ -150,6 +152,7 @@ impl Shared {
                     bytes: entry.bytes,
                     datastore: entry.datastore.clone(),
                     key: entry.key.clone(),
+                    digest: Some(entry.digest),
                 };
                 (entry.path.clone(), artifact)
             }));

@@ -151,7 +151,7 @@ impl pb::agent_service_server::AgentService for Service {
             }
         }
         if let Some(request) = last {
-            self.shared.logs.push_ended(request);
+            self.shared.logs.push_ended(&node, request);
         }
         Ok(Response::new(pb::PushLogResponse {}))
     }

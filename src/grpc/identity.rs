@@ -40,6 +40,11 @@ impl pb::token_service_server::TokenService for Service {
                 "user: names that begin with 'node:' or 'attempt:' are kept for nodes and attempts",
             ));
         }
+        if ["atelier", "daemon"].contains(&principal.as_str()) {
+            return Err(Status::invalid_argument(format!(
+                "user: '{principal}' is what the daemon calls itself; choose another name"
+            )));
+        }
         let principal = Principal::new(&principal).map_err(told)?;
         tracing::info!(%principal, %role, %by, "token made");
         let now = self.0.clock.wall();

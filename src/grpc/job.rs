@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use atelier_core::content::Digest;
-use atelier_core::id::{AttemptNumber, ExperimentName, JobName};
+use atelier_core::id::{AttemptNumber, ExperimentName, JobName, Principal};
 use atelier_core::job::{Event, Job, State};
 use atelier_core::spec::CommandJob;
 use atelier_proto::convert::{self, JobDetails};
@@ -19,7 +19,7 @@ use super::caller;
 use super::status::told;
 use crate::daemon::{Shared, SubmitRequest};
 use crate::identity::Denied;
-use crate::store::{Archived, IdempotencyKey, JobQuery};
+use crate::store::{Archived, IdempotencyKey, JobQuery, Lookup};
 
 /// Jobs: submit, look, follow, cancel, put away.
 pub(super) struct Service(pub(super) Shared);
@@ -70,6 +70,25 @@ impl Service {
     async fn message(&self, job: &Job) -> Result<pb::Job, Status> {
         Ok(convert::job(job, self.details(job).await?))
     }
+
+    /// The job that the same request made before.
+    fn accepted(
+        &self,
+        principal: &Principal,
+        name: &JobName,
+        experiment: &ExperimentName,
+        key: &Option<IdempotencyKey>,
+    ) -> Result<Option<pb::Job>, Status> {
+        let Some(IdempotencyKey { key, fingerprint }) = key else { return Ok(None) };
+        let lookup = Lookup { principal, key: Some(key.as_str()), name, experiment };
+        match self.0.store.look_up(&lookup).map_err(told)?.first {
+            Some((first, of)) if of == *fingerprint => {
+                let job = self.find(first.as_str())?;
+                Ok(Some(convert::job(&job, JobDetails::default())))
+            }
+            Some(_) | None => Ok(None),
+        }
+    }
 }
 
 #[tonic::async_trait]
@@ -105,7 +124,15 @@ impl pb::job_service_server::JobService for Service {
                 JobName::generate(u64::from_ne_bytes(random))
             }
         };
-        let spec = Arc::new(self.0.admission.admit(&name, spec).await.map_err(told)?);
+        let experiment = spec.experiment_name.clone();
+        let spec = match self.0.admission.admit(&name, spec).await {
+            Ok(spec) => Arc::new(spec),
+            // What it refers to may have gone since it was accepted.
+            Err(problem) => match self.accepted(&caller.principal, &name, &experiment, &key)? {
+                Some(job) => return Ok(Response::new(pb::CreateJobResponse { job: Some(job) })),
+                None => return Err(told(problem)),
+            },
+        };
         let submission = SubmitRequest { name, spec, principal: caller.principal, key };
         let job = self.0.handle.submit(submission).await.map_err(told)?;
         tracing::Span::current().record("job", job.name.as_str());
@@ -147,7 +174,16 @@ impl pb::job_service_server::JobService for Service {
             "" => None,
             name => Some(ExperimentName::new(name).map_err(told)?),
         };
-        let statuses = request.statuses().filter_map(pb::JobStatus::to_core).collect();
+        let mut statuses = Vec::new();
+        for &number in &request.statuses {
+            let status = pb::JobStatus::try_from(number).ok().and_then(pb::JobStatus::to_core);
+            let status = status.ok_or_else(|| {
+                Status::invalid_argument(format!("statuses: {number} is no job status"))
+            })?;
+            if !statuses.contains(&status) {
+                statuses.push(status);
+            }
+        }
         let archived = match (request.archived_only, request.include_archived) {
             (true, _) => Archived::Only,
             (false, true) => Archived::With,
@@ -298,6 +334,7 @@ impl pb::job_service_server::JobService for Service {
                 bytes: artifact.bytes,
                 datastore: artifact.datastore.to_string(),
                 key: artifact.key,
+                digest: artifact.digest.map(|digest| digest.to_string()).unwrap_or_default(),
             })
             .collect();
         Ok(Response::new(pb::ListArtifactsResponse { artifacts }))

@@ -6,6 +6,8 @@ pub(crate) mod content;
 mod identity;
 mod job;
 mod status;
+#[cfg(test)]
+mod tests;
 mod workspace;
 
 pub(crate) use status::told;

@@ -62,10 +62,22 @@ macro_rules! status {
                 if code == Code::Internal {
                     tracing::error!(error = %$error, "a request failed");
                 }
-                Self(Status::new(code, $error.to_string()))
+                Self(Status::new(code, excerpt($error.to_string())))
             }
         }
     };
+}
+
+/// A status travels in a header, and clients refuse headers beyond 16 KiB. Its bytes may triple on
+/// the way (they are percent-encoded).
+const MAX_MESSAGE: usize = 4 << 10;
+
+fn excerpt(mut message: String) -> String {
+    if message.len() > MAX_MESSAGE {
+        message.truncate(message.floor_char_boundary(MAX_MESSAGE));
+        message.push('…');
+    }
+    message
 }
 
 /// An error on its way to the caller. `?` turns every error of the daemon into one.

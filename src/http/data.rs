@@ -16,10 +16,11 @@ use atelier_core::access::{Caller, Permission, Role};
 use atelier_core::id::DatastoreName;
 use atelier_core::layout::BLOB_STORE;
 use axum::Router;
-use axum::body::Body;
+use axum::body::{Body, Bytes};
 use axum::extract::{Query, Request, State as Shared};
 use axum::response::{IntoResponse, Response};
 use axum::routing::any;
+use futures::{Stream, StreamExt as _, TryStreamExt as _};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use percent_encoding::percent_decode_str;
@@ -45,6 +46,13 @@ pub(crate) trait Authorize: Send + Sync + 'static {
         path: &str,
         write: bool,
     ) -> Result<(), String>;
+
+    /// Whether the caller's token still opens the door: an attempt's dies with the attempt, while
+    /// a request of it may be under way.
+    ///
+    /// # Errors
+    /// Why not, for the caller to read.
+    fn still_open(&self, caller: &Caller) -> Result<(), String>;
 }
 
 /// What the gateway needs. Cheap to clone.
@@ -315,10 +323,35 @@ async fn write(
     if headers.contains_key(header::CONTENT_RANGE) {
         return Err(Refusal::invalid("an object is stored whole: send no Content-Range"));
     }
-    let meta = datastore.put_stream(path, body.into_data_stream()).await?;
+    // Again once all of it is there: an attempt that is over must change nothing.
+    let still = || authorize(state, caller, datastore, path.as_str(), true);
+    let bytes = checked(body, async move { still().map_err(|refusal| refusal.message) });
+    let meta = match datastore.put_stream(path, bytes).await {
+        Err(error @ storage::Error::Interrupted(_)) => {
+            authorize(state, caller, datastore, path.as_str(), true)?;
+            return Err(error.into());
+        }
+        stored => stored?,
+    };
     let mut response = StatusCode::CREATED.into_response();
     response.headers_mut().insert(header::ETAG, text(meta.etag));
     Ok(response)
+}
+
+/// The bytes of a body, and after the last an error if `check` finds one: what stores them whole or
+/// not at all then stores nothing.
+pub(crate) fn checked<E>(
+    body: Body,
+    check: impl Future<Output = Result<(), E>> + Send,
+) -> impl Stream<Item = Result<Bytes, Box<dyn std::error::Error + Send + Sync>>> + Send
+where
+    E: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let checked = async move {
+        check.await.map_err(Into::into)?;
+        Ok(Bytes::new())
+    };
+    body.into_data_stream().map_err(Into::into).chain(futures::stream::once(checked))
 }
 
 /// Tags and ranges are made of visible characters; were they not, the header would say nothing.

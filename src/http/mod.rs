@@ -34,6 +34,7 @@ pub fn router(shared: Shared, grpc: Router) -> Router {
         tracking: shared.tracking.clone(),
         datastores: datastores.clone(),
         manifests: shared.committed.clone(),
+        door: door.clone(),
     });
     let objects = data::router(data::State { datastores, door: door.clone() });
     grpc.merge(own)
@@ -52,6 +53,10 @@ impl data::Authorize for Door {
         write: bool,
     ) -> Result<(), String> {
         Door::authorize_data(self, caller, datastore, path, write).map_err(|e| e.to_string())
+    }
+
+    fn still_open(&self, caller: &Caller) -> Result<(), String> {
+        Door::still_open(self, caller).map_err(|e| e.to_string())
     }
 }
 

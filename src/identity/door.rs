@@ -18,6 +18,7 @@ use atelier_core::access::{AttemptScope, Caller, Role};
 use atelier_core::content::Digest;
 use atelier_core::id::{AttemptNumber, DatastoreName, Epoch, JobName, NodeName, Principal};
 use atelier_core::job::AttemptKey;
+use atelier_core::layout;
 use atelier_core::spec::CommandJob;
 use atelier_core::time::Timestamp;
 use base64::Engine as _;
@@ -262,7 +263,11 @@ impl Door {
             Role::Admin => true,
             Role::Reader => !write,
             // What people upload are inputs; results are written by attempts alone.
-            Role::DataScientist => !write || path.starts_with("LocalUpload/"),
+            Role::DataScientist => {
+                // Each in a folder of their own: what others have submitted must stay as it was.
+                let own = layout::uploads_root(&caller.principal);
+                !write || path.strip_prefix(&own).is_some_and(|below| below.starts_with('/'))
+            }
             Role::Node(_) => false,
             Role::Attempt(scope) => {
                 let attempts = self.attempts.read().unwrap_or_else(|p| p.into_inner());
@@ -279,6 +284,19 @@ impl Door {
             role: caller.role.to_string(),
             action: if write { "write this object" } else { "read this object" },
         })
+    }
+
+    /// Whether a token that was let in would be let in now.
+    ///
+    /// # Errors
+    /// [`Denied::AttemptOver`].
+    pub fn still_open(&self, caller: &Caller) -> Result<(), Denied> {
+        let Role::Attempt(scope) = &caller.role else { return Ok(()) };
+        let attempts = self.attempts.read().unwrap_or_else(|poisoned| poisoned.into_inner());
+        match attempts.get(&scope.job) {
+            Some(live) if live.is(scope) => Ok(()),
+            Some(_) | None => Err(Denied::AttemptOver),
+        }
     }
 
     /// The node that a token belongs to.

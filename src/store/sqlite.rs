@@ -1,6 +1,8 @@
 //! The embedded store: SQLite in WAL mode, `synchronous=FULL`, one writer, several readers.
 
 use std::fs;
+use std::io;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::sync::Mutex;
 use std::time::Duration;
@@ -40,6 +42,7 @@ impl SqliteStore {
                     .to_owned(),
             ));
         }
+        keep_private(path).map_err(|e| fail(e.to_string()))?;
         let mut conn = Connection::open(path).map_err(|e| fail(e.to_string()))?;
         let unfit = |problem| match problem {
             schema::Problem::Sqlite(error) => fail(damage(&error)),
@@ -117,6 +120,17 @@ impl SqliteStore {
         };
         open().map_err(|e| Error::sqlite("open for reading", e))
     }
+}
+
+/// Jobs' environment variables are in it. SQLite gives the files beside it the mode of this one.
+fn keep_private(path: &Path) -> io::Result<()> {
+    let file =
+        fs::OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(path)?;
+    let mode = file.metadata()?.permissions().mode();
+    if mode & 0o077 != 0 {
+        file.set_permissions(fs::Permissions::from_mode(mode & 0o700))?;
+    }
+    Ok(())
 }
 
 fn prepare(conn: &Connection) -> rusqlite::Result<()> {

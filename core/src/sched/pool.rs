@@ -134,8 +134,7 @@ impl Pool {
                 }
             }
             self.dirty = true;
-        } else if let Some(key) =
-            self.delayed.keys().find(|(_, delayed)| *delayed == seq).copied()
+        } else if let Some(key) = self.delayed.keys().find(|(_, delayed)| *delayed == seq).copied()
         {
             self.delayed.remove(&key);
             self.dirty = true;

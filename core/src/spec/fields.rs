@@ -509,7 +509,7 @@ static RETRY: Object = Object {
         field(
             "memory",
             Quantity("a factor such as 2x or 1.5x"),
-            Extends,
+            Later("every try asks for the same memory"),
             "",
             "Multiplies the memory asked for after the job was killed for want of memory, where the \
              node can tell.",

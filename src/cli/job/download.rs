@@ -196,12 +196,21 @@ async fn fetch_once(
     let file = fs::File::create(part).await.map_err(|error| Error::file("write", part, &error))?;
     let mut file = tokio::io::BufWriter::with_capacity(1 << 20, file);
     let mut body = response.bytes_stream();
+    let mut hasher = blake3::Hasher::new();
     while let Some(bytes) = body.next().await {
         let bytes = bytes.map_err(lost)?;
+        hasher.update(&bytes);
         file.write_all(&bytes).await.map_err(|error| Error::file("write", part, &error))?;
         progress(bytes.len() as u64);
     }
-    file.flush().await.map_err(|error| Error::file("write", part, &error))
+    file.flush().await.map_err(|error| Error::file("write", part, &error))?;
+    if !artifact.digest.is_empty() && hasher.finalize().to_hex().as_str() != artifact.digest {
+        let what = format!("'{}' is no longer what the job has written", artifact.path);
+        let help = "its object was overwritten since, perhaps by a job with the same output path; \
+                    see its versions in your backups, or run the job again";
+        return Err(Error::new(Kind::Failed, what).help(help));
+    }
+    Ok(())
 }
 
 /// The gateway's error, as the user sees it.

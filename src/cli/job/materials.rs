@@ -3,8 +3,9 @@
 
 use std::path::Path;
 
-use atelier_core::id::DatastoreName;
+use atelier_core::id::{DatastoreName, Principal};
 use atelier_core::spec::{Code, CommandJob, DataUri, Environment, Input};
+use atelier_proto::workspace::v1::GetWorkspaceRequest;
 use indicatif::ProgressBar;
 
 use super::summary::size;
@@ -40,7 +41,7 @@ pub(super) async fn send(
         let DataUri::Local(path) = &*uri else { continue };
         let gateway = match &mut gateway {
             Some(gateway) => gateway,
-            none => none.insert(open_gateway(context, client)?),
+            none => none.insert(open_gateway(context, client).await?),
         };
         *uri = stored(context, gateway, Path::new(path)).await?;
     }
@@ -87,10 +88,14 @@ fn datastore_uri(uri: &str) -> Result<DataUri, Error> {
     Ok(DataUri::Datastore { datastore, path })
 }
 
-fn open_gateway(context: &Context, client: &Client) -> Result<Gateway, Error> {
+async fn open_gateway(context: &Context, client: &Client) -> Result<Gateway, Error> {
     let target = client.target();
     let http = client.http()?;
-    Ok(Gateway::new(http, &target.server, target.token.secret(), home(context)?))
+    let workspace = client.call(client.workspace().get_workspace(GetWorkspaceRequest {})).await?;
+    let principal = Principal::new(&workspace.principal).map_err(|problem| {
+        Error::new(Kind::Failed, format!("the daemon says that you are nobody: {problem}"))
+    })?;
+    Ok(Gateway::new(http, &target.server, target.token.secret(), principal, home(context)?))
 }
 
 /// The home folder, where the record of what was sent already lies.

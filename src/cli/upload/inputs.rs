@@ -1,6 +1,6 @@
 //! Local inputs: files and folders of this machine, stored as objects below
-//! `LocalUpload/<hash>/` of the blob store. The hash is that of their content, so unchanged inputs
-//! are sent once.
+//! the caller's own folder of uploads in the blob store ([`layout::uploads_root`]), under the hash
+//! of their content: unchanged inputs are sent once.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -14,7 +14,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use atelier_core::content::EntryName;
-use atelier_core::layout::BLOB_STORE;
+use atelier_core::id::Principal;
+use atelier_core::layout::{self, BLOB_STORE};
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _, TryStreamExt as _};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
@@ -40,6 +41,7 @@ pub struct Gateway {
     client: reqwest::Client,
     server: String,
     token: String,
+    principal: Principal,
     home: PathBuf,
 }
 
@@ -92,11 +94,17 @@ struct Reason {
 }
 
 impl Gateway {
-    /// The gateway of the daemon at `server` (`http://HOST:PORT`), with the caller's token; `home` is
-    /// Atelier's home folder, where the stat cache lies.
-    pub fn new(client: reqwest::Client, server: &str, token: &str, home: &Path) -> Self {
+    /// The gateway of the daemon at `server` (`http://HOST:PORT`), with the token of `principal`;
+    /// `home` is Atelier's home folder, where the stat cache lies.
+    pub fn new(
+        client: reqwest::Client,
+        server: &str,
+        token: &str,
+        principal: Principal,
+        home: &Path,
+    ) -> Self {
         let server = server.trim_end_matches('/').to_owned();
-        Self { client, server, token: token.to_owned(), home: home.to_owned() }
+        Self { client, server, token: token.to_owned(), principal, home: home.to_owned() }
     }
 
     /// Makes the workspace have the file or folder at `path`. Ignore files apply as they do to code.
@@ -112,7 +120,8 @@ impl Gateway {
 
     async fn attempt(&self, path: &Path, report: &Report) -> Result<LocalInput, Error> {
         let (path, home, reading) = (path.to_owned(), self.home.clone(), report.clone());
-        let prepared = blocking(move || Prepared::new(&path, &home, &reading)).await?;
+        let uploads = layout::uploads_root(&self.principal);
+        let prepared = blocking(move || Prepared::new(&path, &uploads, &home, &reading)).await?;
         let stored = self.stored(&prepared.below).await?;
         let missing: Vec<(FoundFile, ObjectPath)> = prepared
             .files
@@ -254,7 +263,7 @@ fn explain(error: &reqwest::Error) -> String {
 
 /// An input, scanned and hashed.
 struct Prepared {
-    /// `LocalUpload/<hash>`.
+    /// The folder of this content.
     below: ObjectPath,
     uri_path: String,
     files: Vec<(FoundFile, ObjectPath)>,
@@ -264,7 +273,7 @@ struct Prepared {
 }
 
 impl Prepared {
-    fn new(path: &Path, home: &Path, report: &Report) -> Result<Self, Error> {
+    fn new(path: &Path, uploads: &str, home: &Path, report: &Report) -> Result<Self, Error> {
         let real = fs::canonicalize(path).map_err(|source| match source.kind() {
             io::ErrorKind::NotFound => Error::Missing(path.to_owned()),
             _ => Error::Io { operation: "open", path: path.to_owned(), source },
@@ -288,7 +297,7 @@ impl Prepared {
         }
         let named = |why: String| Error::Name { path: path.to_owned(), why };
         let digest = plan.root.to_string();
-        let below = ObjectPath::new(&format!("LocalUpload/{}", &digest[..32]))
+        let below = ObjectPath::new(&format!("{uploads}/{}", &digest[..32]))
             .map_err(|error| named(error.to_string()))?;
         // The root folder of the machine has no name of its own.
         let name = real.file_name().unwrap_or(OsStr::new("root"));

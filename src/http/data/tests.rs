@@ -1,4 +1,5 @@
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use atelier_core::access::AttemptScope;
 use atelier_core::id::{AttemptNumber, Epoch, JobName, Principal};
@@ -31,6 +32,30 @@ impl Authorize for OwnPrefix {
             _ => Ok(()),
         }
     }
+
+    fn still_open(&self, _: &Caller) -> Result<(), String> {
+        Ok(())
+    }
+}
+
+/// Lets nobody in once it is shut.
+#[derive(Default)]
+struct Shut(AtomicBool);
+
+impl Authorize for Shut {
+    fn authorize_data(
+        &self,
+        caller: &Caller,
+        _: &DatastoreName,
+        _: &str,
+        _: bool,
+    ) -> Result<(), String> {
+        self.still_open(caller)
+    }
+
+    fn still_open(&self, _: &Caller) -> Result<(), String> {
+        if self.0.load(Ordering::SeqCst) { Err("it is over".to_owned()) } else { Ok(()) }
+    }
 }
 
 struct Gateway {
@@ -42,9 +67,13 @@ struct Gateway {
 
 impl Gateway {
     async fn with(caller: Option<Role>) -> Self {
+        Self::behind(Arc::new(OwnPrefix), caller).await
+    }
+
+    async fn behind(door: Arc<dyn Authorize>, caller: Option<Role>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let stores = Datastores::open_folders(folder.path()).unwrap();
-        let mut app = router(State { datastores: stores.clone(), door: Arc::new(OwnPrefix) });
+        let mut app = router(State { datastores: stores.clone(), door });
         if let Some(role) = caller {
             app =
                 app.layer(Extension(Caller { principal: Principal::new("tester").unwrap(), role }));
@@ -352,4 +381,22 @@ async fn callers_reach_what_is_theirs() {
         let status = attempt.get(other, &[]).await.status().as_u16();
         assert!(matches!(status, 400 | 403), "{other}: {status}");
     }
+}
+
+#[tokio::test]
+async fn an_upload_that_outlasts_its_attempt_stores_nothing() {
+    let door = Arc::new(Shut::default());
+    let gateway = Gateway::behind(door.clone(), Some(Role::DataScientist)).await;
+    let at = "workspaceblobstore/azureml/j/o/x";
+    assert_eq!(gateway.put(at, "kept").await.status(), 201);
+    let slow = futures::stream::iter(["for", "ged"]).map(move |piece| {
+        // The gateway has let it in by the time it asks for the bytes.
+        door.0.store(true, Ordering::SeqCst);
+        Ok::<_, std::io::Error>(Bytes::from(piece))
+    });
+    let refused = gateway.put(at, reqwest::Body::wrap_stream(slow)).await;
+    assert_eq!(error_of(refused).await, (403, "Forbidden".to_owned()));
+    let store = gateway.stores.get("workspaceblobstore").unwrap();
+    let object = ObjectPath::new("azureml/j/o/x").unwrap();
+    assert_eq!(store.get(&object, 100).await.unwrap(), "kept");
 }

@@ -23,6 +23,7 @@ use serde_json::{Value, json};
 use super::call::{Call, reader};
 use super::failure::Failure;
 use super::{Answer, State};
+use crate::http::data::checked;
 use crate::storage::{self, Datastore, ObjectPath};
 use crate::store::tracking::{self, RunChange, TrackReply, TrackWrite};
 use crate::track::SEALED_OBJECT;
@@ -260,15 +261,31 @@ pub(super) async fn upload(Shared(state): Shared<State>, request: Request) -> An
     let caller = caller_of(&request)?;
     let address = Address::of_request(&request)?;
     let info = writable(&state, &caller, &address).await?;
-    let path = address.path.ok_or_else(|| {
+    let path = address.path.clone().ok_or_else(|| {
         Refusal::Invalid("Invalid path: the name of the artifact is missing".to_owned())
     })?;
     changeable(&state, &info, &path).await?;
     let place = object(&info.id, &path)?;
-    let body = request.into_body().into_data_stream();
-    let meta = state.tracking.artifacts().put_stream(&place, body).await?;
-    let change = RunChange::Artifact { path, bytes: meta.size, at: state.tracking.now() };
-    state.tracking.write(TrackWrite::ChangeRun { by: caller, id: info.id, change }).await?;
+    // Again once all of it is there: an attempt that is over, and a run whose outputs are
+    // committed by then, must not change.
+    let still = async || {
+        state.door.still_open(&caller).map_err(Refusal::NotAllowed)?;
+        writable(&state, &caller, &address).await?;
+        changeable(&state, &info, &path).await
+    };
+    let last = async { still().await.map_err(|_| "the run may no longer be written to") };
+    let bytes = checked(request.into_body(), last);
+    let meta = match state.tracking.artifacts().put_stream(&place, bytes).await {
+        Err(error @ storage::Error::Interrupted(_)) => {
+            still().await?;
+            return Err(error.into());
+        }
+        stored => stored?,
+    };
+    let change =
+        RunChange::Artifact { path: path.clone(), bytes: meta.size, at: state.tracking.now() };
+    let (by, id) = (caller.clone(), info.id.clone());
+    state.tracking.write(TrackWrite::ChangeRun { by, id, change }).await?;
     Ok(Json(json!({})))
 }
 

@@ -24,6 +24,7 @@ use axum::routing::{MethodRouter, any, get, post};
 use futures::future::BoxFuture;
 use serde_json::json;
 
+use crate::http::data::Authorize;
 use crate::storage::Datastores;
 use crate::track::Tracking;
 use call::Call;
@@ -53,6 +54,8 @@ pub struct State {
     pub datastores: Datastores,
     /// What jobs have left behind.
     pub manifests: Arc<dyn Manifests>,
+    /// Knows whose attempt is over.
+    pub(crate) door: Arc<dyn Authorize>,
 }
 
 impl fmt::Debug for State {

@@ -5,7 +5,7 @@ use atelier_core::time::Timestamp;
 use atelier_core::track::search::{run_filter, run_order};
 use atelier_core::track::{
     Dataset, DatasetInput, Error as Refusal, ExperimentId, Metric, PageToken, Param, RUN_NAME_TAG,
-    RunId, RunStatus, ViewType, fingerprint, limits,
+    RunId, RunStatus, Tag, ViewType, fingerprint, limits,
 };
 use axum::Json;
 use serde_json::json;
@@ -18,6 +18,13 @@ use crate::store::tracking::{self, NewRun, RunChange, RunQuery, TrackReply, Trac
 
 /// Points of a history in one answer when the client sets no bound; then there is a page token.
 const HISTORY: usize = 250_000;
+
+/// A run's name is a tag, too, and as long as a tag may be.
+fn run_name(name: &str) -> Result<String, Refusal> {
+    let mut tag = Tag { key: RUN_NAME_TAG.to_owned(), value: name.to_owned() };
+    limits::tag(&mut tag, "run_name")?;
+    Ok(tag.value)
+}
 
 pub(super) async fn create(call: Call) -> Answer {
     let fields = &call.fields;
@@ -41,15 +48,14 @@ pub(super) async fn create(call: Call) -> Answer {
         (Some(name), _) | (None, Some(name)) => name.to_owned(),
         (None, None) => JobName::generate(random()?).to_string(),
     };
-    let mut name = atelier_core::track::Tag { key: RUN_NAME_TAG.to_owned(), value: name };
-    limits::tag(&mut name, "run_name")?;
+    let name = run_name(&name)?;
     tags.retain(|tag| tag.key != RUN_NAME_TAG);
     let started = fields.integer("start_time")?.map(Timestamp::from_millis);
     let id = RunId::generate((u128::from(random()?) << 64) | u128::from(random()?));
     let run = NewRun {
         id: id.clone(),
         experiment,
-        name: name.value,
+        name,
         started: started.unwrap_or_else(|| call.state.tracking.now()),
         tags,
     };
@@ -99,7 +105,8 @@ pub(super) async fn update(call: Call) -> Answer {
         })
     })?;
     let ended = fields.integer("end_time")?.map(Timestamp::from_millis);
-    let name = fields.text("run_name")?.filter(|name| !name.is_empty()).map(str::to_owned);
+    let name =
+        fields.text("run_name")?.filter(|name| !name.is_empty()).map(run_name).transpose()?;
     let reply = change(&call, RunChange::Update { status, ended, name }).await?;
     if status.is_some_and(RunStatus::is_terminal) {
         call.state.tracking.wake();

@@ -192,8 +192,12 @@ async fn each_role_reaches_the_objects_that_are_its_own() {
     };
     let (blobs, artifacts) = ("workspaceblobstore", "workspaceartifactstore");
     // For admin, data scientist, reader, node and attempt: r may read, w may write too.
+    let (own, others) = (["w", "w", "r", "-", "-"], ["w", "r", "r", "-", "-"]);
     for (store, path, expected) in [
-        (blobs, "LocalUpload/abc/x.csv", ["w", "w", "r", "-", "-"]),
+        (blobs, &*format!("{}/abc/x.csv", layout::uploads_root(&who("somebody"))), own),
+        (blobs, &*format!("{}/abc/x.csv", layout::uploads_root(&who("other"))), others),
+        (blobs, &*format!("{}x/y", layout::uploads_root(&who("somebody"))), others),
+        (blobs, "LocalUpload/abc/x.csv", others),
         (blobs, "LocalUploads/abc", ["w", "r", "r", "-", "-"]),
         (blobs, "data/in/x", ["w", "r", "r", "-", "r"]),
         (blobs, "azureml/mine/out/x", ["w", "r", "r", "-", "w"]),

@@ -1,4 +1,5 @@
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
 use rusqlite::Connection;
@@ -226,4 +227,22 @@ fn opening_again_changes_nothing() {
     let before = bytes(&folder);
     drop(folder.open());
     assert!(bytes(&folder) == before);
+}
+
+#[test]
+fn nobody_else_can_read_the_database() {
+    let folder = Folder::new();
+    fs::set_permissions(folder.at(), fs::Permissions::from_mode(0o755)).unwrap();
+    let modes = || {
+        let files = fs::read_dir(folder.at()).unwrap().map(|entry| entry.unwrap());
+        let databases = files.filter(|f| f.file_name().to_string_lossy().starts_with("atelier.db"));
+        databases.map(|f| f.metadata().unwrap().permissions().mode() & 0o777).collect::<Vec<_>>()
+    };
+    let store = folder.open();
+    let found = modes();
+    assert!(found.len() > 1 && found.iter().all(|mode| *mode == 0o600), "{found:o?}");
+    drop(store);
+    fs::set_permissions(&folder.path, fs::Permissions::from_mode(0o644)).unwrap();
+    let _store = folder.open();
+    assert!(modes().iter().all(|mode| *mode == 0o600), "an older one is closed");
 }

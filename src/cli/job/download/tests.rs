@@ -47,6 +47,7 @@ fn artifact(path: &str, bytes: usize) -> Artifact {
         bytes: bytes as u64,
         datastore: STORE.to_owned(),
         key: format!("ExperimentRun/dcid.j/{path}"),
+        digest: String::new(),
     }
 }
 
@@ -107,5 +108,21 @@ async fn what_is_not_there_is_told_by_name() {
     let error = fetch_all(&client, &artifacts, folder.path(), &|_| {}).await.unwrap_err();
     assert_eq!(error.kind, Kind::NotFound, "{error:?}");
     assert!(error.cause.starts_with("downloading 'outputs/gone': "), "{error:?}");
+    assert!(files_below(folder.path()).is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_overwritten_since_is_not_taken_for_the_jobs() {
+    let daemon = RealDaemon::start().await;
+    let client = daemon.client().await;
+    let folder = tempfile::tempdir().unwrap();
+    let mut artifact = stored(&client, "outputs/a.txt", "mine").await;
+    artifact.digest = blake3::hash(b"mine").to_hex().to_string();
+    let artifacts = [artifact];
+    fetch_all(&client, &artifacts, folder.path(), &|_| {}).await.unwrap();
+    fs::remove_file(folder.path().join("artifacts/outputs/a.txt")).unwrap();
+    stored(&client, "outputs/a.txt", "evil").await;
+    let error = fetch_all(&client, &artifacts, folder.path(), &|_| {}).await.unwrap_err();
+    assert!(error.cause.contains("no longer what the job has written"), "{error:?}");
     assert!(files_below(folder.path()).is_empty());
 }

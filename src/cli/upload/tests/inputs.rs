@@ -20,6 +20,10 @@ impl Authorize for Open {
     ) -> Result<(), String> {
         Ok(())
     }
+
+    fn still_open(&self, _: &Caller) -> Result<(), String> {
+        Ok(())
+    }
 }
 
 struct Inputs {
@@ -40,7 +44,8 @@ impl Inputs {
         let address: SocketAddr = listener.local_addr().unwrap();
         tokio::spawn(async move { axum::serve(listener, app).await });
         let server = format!("http://{address}/");
-        let gateway = Gateway::new(reqwest::Client::new(), &server, "t0ken", home.path());
+        let (http, tester) = (reqwest::Client::new(), Principal::new("tester").unwrap());
+        let gateway = Gateway::new(http, &server, "t0ken", tester, home.path());
         Self { stores, gateway, files: tempfile::tempdir().unwrap(), _folders: [folder, home] }
     }
 

@@ -1,6 +1,7 @@
 //! The artifact proxy: paths in every encoding, and what a job has left behind.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use atelier_core::content::Digest;
 use atelier_core::content::manifest::{Manifest, ManifestEntry, VERSION};
@@ -8,6 +9,7 @@ use atelier_core::id::{AttemptNumber, DatastoreName, Epoch, JobName};
 use atelier_core::layout::BLOB_STORE;
 use axum::body::Body;
 use bytes::Bytes;
+use futures::{StreamExt as _, stream};
 use http::StatusCode;
 use serde_json::{Value, json};
 
@@ -191,6 +193,55 @@ async fn what_a_job_left_is_seen_once_committed_and_never_changes() {
     assert_eq!(status, StatusCode::OK);
     assert_eq!(get("plots/loss.png").await.0, StatusCode::NOT_FOUND);
     assert_eq!(get("outputs/model.pkl").await.0, StatusCode::OK);
+}
+
+/// A body whose last byte comes when `meanwhile` has happened.
+fn slow(meanwhile: impl FnOnce() + Send + 'static) -> Body {
+    let last = async move {
+        meanwhile();
+        Ok::<_, std::io::Error>(Bytes::from_static(b"ged"))
+    };
+    let first = stream::once(async { Ok(Bytes::from_static(b"for")) });
+    Body::from_stream(first.chain(stream::once(last)))
+}
+
+#[tokio::test]
+async fn an_upload_that_outlasts_its_attempt_or_the_manifest_stores_nothing() {
+    let world = World::new();
+    world.job("job_a", "exp").await;
+    let address = format!("{PROXY}/1/job_a/artifacts/outputs/x");
+    let get = async || world.send("ada", "GET", &address, "").await;
+    assert_eq!(world.send("job:job_a", "PUT", &address, "kept").await.0, StatusCode::OK);
+
+    let over = world.over.clone();
+    let body = slow(move || over.0.store(true, Ordering::SeqCst));
+    let (status, answer) = world.send("job:job_a", "PUT", &address, body).await;
+    assert_eq!(status, StatusCode::FORBIDDEN, "{}", String::from_utf8_lossy(&answer));
+    assert_eq!(get().await, (StatusCode::OK, b"kept".to_vec()));
+
+    let manifests = world.manifests.clone();
+    let body = slow(move || {
+        let job = JobName::new("job_a").expect("job");
+        let entry = ManifestEntry {
+            datastore: DatastoreName::new("workspaceartifactstore").expect("name"),
+            key: "ExperimentRun/dcid.job_a/outputs/x".to_owned(),
+            path: "outputs/x".to_owned(),
+            bytes: 4,
+            digest: Digest::of(b"kept"),
+        };
+        let manifest = Manifest {
+            version: VERSION,
+            job: job.clone(),
+            attempt: AttemptNumber(1),
+            epoch: Epoch(1),
+            partial: false,
+            entries: vec![entry],
+        };
+        manifests.0.lock().expect("lock").insert(job, Arc::new(manifest));
+    });
+    let (status, answer) = world.send("ada", "PUT", &address, body).await;
+    assert_eq!(status, StatusCode::FORBIDDEN, "{}", String::from_utf8_lossy(&answer));
+    assert_eq!(get().await, (StatusCode::OK, b"kept".to_vec()));
 }
 
 #[tokio::test]

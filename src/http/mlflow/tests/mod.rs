@@ -3,11 +3,14 @@ mod client;
 mod dialect;
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use atelier_core::access::{AttemptScope, Caller, Role};
 use atelier_core::content::manifest::Manifest;
-use atelier_core::id::{AttemptNumber, Epoch, ExperimentName, JobName, NodeName, Principal};
+use atelier_core::id::{
+    AttemptNumber, DatastoreName, Epoch, ExperimentName, JobName, NodeName, Principal,
+};
 use atelier_core::layout::ARTIFACT_STORE;
 use atelier_core::time::Timestamp;
 use atelier_core::track::RunStatus;
@@ -22,6 +25,7 @@ use serde_json::Value;
 use tower::ServiceExt as _;
 
 use super::{Manifests, State, router};
+use crate::http::data::Authorize;
 use crate::storage::Datastores;
 use crate::store::SqliteStore;
 use crate::store::tracking::{JobRun, TrackWrite};
@@ -33,7 +37,31 @@ struct World {
     tracking: Tracking,
     datastores: Datastores,
     manifests: Arc<Known>,
+    over: Arc<Over>,
     _folder: tempfile::TempDir,
+}
+
+/// Attempts that a test ends.
+#[derive(Default)]
+struct Over(AtomicBool);
+
+impl Authorize for Over {
+    fn authorize_data(
+        &self,
+        _: &Caller,
+        _: &DatastoreName,
+        _: &str,
+        _: bool,
+    ) -> Result<(), String> {
+        Err("not asked by these routes".to_owned())
+    }
+
+    fn still_open(&self, caller: &Caller) -> Result<(), String> {
+        match caller.role {
+            Role::Attempt(_) if self.0.load(Ordering::SeqCst) => Err("it is over".to_owned()),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// Manifests that a test commits.
@@ -91,13 +119,15 @@ impl World {
         });
         let tracking = Tracking::new(Arc::new(store), artifacts, clock);
         let manifests = Arc::new(Known::default());
+        let over = Arc::new(Over::default());
         let state = State {
             tracking: tracking.clone(),
             datastores: datastores.clone(),
             manifests: manifests.clone(),
+            door: over.clone(),
         };
         let routes = router(state).layer(from_fn(door));
-        Self { routes, tracking, datastores, manifests, _folder: folder }
+        Self { routes, tracking, datastores, manifests, over, _folder: folder }
     }
 
     async fn job(&self, job: &str, experiment: &str) {

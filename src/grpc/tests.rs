@@ -1,0 +1,98 @@
+//! What the services refuse, asked of a real daemon.
+
+use atelier_proto::identity::v1 as identity;
+use atelier_proto::job::v1 as pb;
+use tonic::Code;
+
+use crate::daemon::tests::{Workspace, submission};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names_that_storage_needs_itself_or_cannot_hold_are_refused() {
+    let workspace = Workspace::start().await;
+    let create =
+        async |name: &str| workspace.admin.jobs().create_job(submission(name)).await.map(drop);
+    let refused = create("content").await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument);
+    assert!(refused.message().contains("kept for the workspace"), "{refused}");
+    let refused = create(&"n".repeat(251)).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument);
+    assert!(refused.message().contains("has 251 characters"), "{refused}");
+    create(&"n".repeat(250)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unknown_status_is_refused_and_a_repeated_one_counts_once() {
+    let workspace = Workspace::start().await;
+    workspace.admin.jobs().create_job(submission("waits")).await.unwrap();
+    let list = async |statuses| {
+        let request = pb::ListJobsRequest { statuses, ..pb::ListJobsRequest::default() };
+        workspace.admin.jobs().list_jobs(request).await.map(|page| page.into_inner().jobs.len())
+    };
+    let refused = list(vec![999]).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument);
+    assert_eq!(refused.message(), "statuses: 999 is no job status");
+    let (queued, completed) = (pb::JobStatus::Queued.into(), pb::JobStatus::Completed.into());
+    assert_eq!(list(vec![completed; 40_000]).await.unwrap(), 0);
+    assert_eq!(list(vec![completed, queued]).await.unwrap(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_of_something_huge_can_be_read() {
+    let workspace = Workspace::start().await;
+    let mut huge = submission("huge");
+    let Some(pb::job_spec::Kind::Command(job)) = huge.spec.as_mut().and_then(|s| s.kind.as_mut())
+    else {
+        panic!("a command")
+    };
+    job.tags.insert("ü".repeat(100_000), "x".to_owned());
+    let refused = workspace.admin.jobs().create_job(huge).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument, "{}", refused.message().len());
+    assert!(refused.message().len() < 5_000 && refused.message().ends_with('…'));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_acknowledged_submission_is_found_again_when_what_it_refers_to_has_gone() {
+    let workspace = Workspace::start().await;
+    let mut node = workspace.node(vec![]).await;
+    let jobs = || workspace.admin.jobs();
+    jobs().create_job(submission("first")).await.unwrap();
+    node.is_given().await;
+    node.says_ended("first").await;
+    let mut second = submission("second");
+    second.idempotency_key = "key".to_owned();
+    if let Some(pb::job_spec::Kind::Command(job)) =
+        second.spec.as_mut().and_then(|s| s.kind.as_mut())
+    {
+        let artifact = pb::data_uri::RunArtifact { run: "first".to_owned(), path: "x".to_owned() };
+        let uri = pb::DataUri { form: Some(pb::data_uri::Form::RunArtifact(artifact)) };
+        let data = pb::input::Data {
+            kind: pb::DataKind::UriFile.into(),
+            mode: pb::InputMode::Download.into(),
+            uri: Some(uri),
+        };
+        let value = Some(pb::input::Value::Data(data));
+        job.inputs.insert("x".to_owned(), pb::Input { value });
+    }
+    // Its end is on disk once it can be referred to.
+    let until = tokio::time::Instant::now() + std::time::Duration::from_secs(20);
+    while let Err(refused) = jobs().create_job(second.clone()).await {
+        assert!(tokio::time::Instant::now() < until, "{refused}");
+        tokio::task::yield_now().await;
+    }
+    jobs().delete_job(pb::DeleteJobRequest { name: "first".to_owned() }).await.unwrap();
+    let again = jobs().create_job(second.clone()).await.unwrap().into_inner();
+    assert_eq!(again.job.unwrap().name, "second");
+    second.idempotency_key = "other".to_owned();
+    assert_eq!(jobs().create_job(second).await.unwrap_err().code(), Code::NotFound);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_is_called_what_the_daemon_calls_itself() {
+    let workspace = Workspace::start().await;
+    for user in ["daemon", "atelier", "node:n1", "attempt:j/1"] {
+        let role = identity::Role::DataScientist.into();
+        let request = identity::CreateTokenRequest { user: user.to_owned(), role };
+        let refused = workspace.admin.tokens().create_token(request).await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument, "{user}");
+    }
+}
