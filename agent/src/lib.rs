@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
+use tracing::Instrument as _;
 
 mod args;
 mod attempt;
@@ -141,6 +142,7 @@ async fn serve(args: AgentArgs, shutdown: impl Future<Output = ()>) -> Result<()
         what: "read the attempts",
         source,
     })?;
+    let node_name = name.clone();
     let session = Session {
         name,
         instance_id: instance_id(),
@@ -157,7 +159,8 @@ async fn serve(args: AgentArgs, shutdown: impl Future<Output = ()>) -> Result<()
     };
     // Ends with the session: it holds the last handle.
     let monitor = tokio::spawn(monitor.run());
-    let ended = session.run(shutdown).await;
+    let span = tracing::info_span!("node", node = %node_name);
+    let ended = session.run(shutdown).instrument(span).await;
     monitor.abort();
     ended.map_err(|error| Error::Session(session::chain(&error)))
 }

@@ -14,6 +14,7 @@ use futures::{Stream, StreamExt as _};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
+use tracing::Instrument as _;
 
 use super::caller;
 use super::status::told;
@@ -101,7 +102,7 @@ impl Service {
 impl pb::agent_service_server::AgentService for Service {
     type SessionStream = Pin<Box<dyn Stream<Item = Result<pb::DaemonMessage, Status>> + Send>>;
 
-    #[tracing::instrument(skip_all, name = "Session", fields(node))]
+    #[tracing::instrument(skip_all, name = "node", fields(node))]
     async fn session(
         &self,
         request: Request<Streaming<pb::AgentMessage>>,
@@ -123,7 +124,8 @@ impl pb::agent_service_server::AgentService for Service {
         // node's stream ends and the node comes again.
         let acknowledge = outbox.downgrade();
         self.join(&node, hello, session, outbox).await?;
-        tokio::spawn(listen(self.shared.clone(), node, session, messages, acknowledge));
+        let listening = listen(self.shared.clone(), node, session, messages, acknowledge);
+        tokio::spawn(listening.in_current_span());
         let welcome = stream::iter([Ok(self.welcome())]);
         let orders = UnboundedReceiverStream::new(orders).map(|order| Ok(to_wire(order)));
         let mut stopping = self.shared.stopping.clone();

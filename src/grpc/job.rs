@@ -93,7 +93,7 @@ impl Service {
 
 #[tonic::async_trait]
 impl pb::job_service_server::JobService for Service {
-    #[tracing::instrument(skip_all, name = "CreateJob", fields(job, principal))]
+    #[tracing::instrument(skip_all, name = "job", fields(job))]
     async fn create_job(
         &self,
         request: Request<pb::CreateJobRequest>,

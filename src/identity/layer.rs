@@ -11,6 +11,7 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
+use tracing::Instrument as _;
 
 use super::{Denied, Door, Need, need_of};
 
@@ -19,11 +20,18 @@ pub async fn guard(State(door): State<Arc<Door>>, mut request: Request, next: Ne
     let grpc = is_grpc(request.headers());
     match admit(&door, &request) {
         Ok(caller) => {
+            // For a stream of gRPC it ends with the answer's headers.
+            let span = tracing::info_span!(
+                "rpc",
+                method = %request.method(),
+                path = request.uri().path(),
+                principal = tracing::field::Empty,
+            );
             if let Some(caller) = caller {
-                tracing::Span::current().record("principal", caller.principal.as_str());
+                span.record("principal", caller.principal.as_str());
                 request.extensions_mut().insert(caller);
             }
-            next.run(request).await
+            next.run(request).instrument(span).await
         }
         Err(denied) => {
             tracing::info!(path = request.uri().path(), %denied, "refused at the door");

@@ -18,6 +18,11 @@ use crate::supervisor::kill_marked;
 struct Discarded;
 
 /// Takes the attempt from where it stands to its end, and tells the session.
+#[tracing::instrument(
+    skip_all,
+    name = "attempt",
+    fields(job = attempt.key.job, attempt = attempt.key.attempt, epoch = attempt.key.epoch)
+)]
 pub(crate) async fn run(attempt: Attempt, from: Decision) {
     match drive(&attempt, from).await {
         Ok(ended) => {
