@@ -165,7 +165,7 @@ fn f07_a_frozen_daemon_wakes() {
     let cluster = Cluster::start();
     let name = cluster.create(&recorded(&cluster, "0.5"));
     cluster.running(&name);
-    cluster.daemon(|daemon| daemon.signal(Signal::STOP));
+    cluster.daemon(|daemon| daemon.freeze());
     let ledger = cluster.files().join("ledger");
     until("the job ended", || {
         fs::read_to_string(&ledger).ok().filter(|text| text.contains("end ")).map(|_| ())

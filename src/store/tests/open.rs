@@ -89,7 +89,7 @@ fn what_is_no_database_is_refused() {
 async fn a_damaged_page_is_refused() {
     let folder = Folder::new();
     let store = folder.open();
-    store.commit(accepted((1..=100).map(|seq| (waiting(seq), None)))).await.unwrap();
+    store.commit(accepted((1..=100).map(|seq| (waiting(seq), None))).into()).await.unwrap();
     store.checkpoint().unwrap();
     drop(store);
     let whole = bytes(&folder);
@@ -130,7 +130,7 @@ async fn what_was_acknowledged_is_in_the_files_at_once() {
     let folder = Folder::new();
     let store = folder.open();
     for seq in 1..=5 {
-        store.commit(accepted([(waiting(seq), None)])).await.unwrap();
+        store.commit(accepted([(waiting(seq), None)]).into()).await.unwrap();
         // As a crash would leave them: nobody has closed anything.
         let crashed = Folder::new();
         for file in ["atelier.db", "atelier.db-wal"] {
@@ -240,7 +240,7 @@ fn nobody_else_can_read_the_database() {
     };
     let store = folder.open();
     let found = modes();
-    assert!(found.len() > 1 && found.iter().all(|mode| *mode == 0o600), "{found:o?}");
+    assert!(found.len() > 1 && found.iter().all(|mode| *mode == 0o600), "{found:?}");
     drop(store);
     fs::set_permissions(&folder.path, fs::Permissions::from_mode(0o644)).unwrap();
     let _store = folder.open();

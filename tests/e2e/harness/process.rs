@@ -63,6 +63,24 @@ impl Process {
         }
     }
 
+    /// SIGSTOP, and nothing of it runs any more when this returns: every thread is stopped, or in a
+    /// call of the kernel that it will not come back from before it is woken.
+    #[track_caller]
+    pub(crate) fn freeze(&self) {
+        self.signal(Signal::STOP);
+        let threads = format!("/proc/{}/task", self.pid().as_raw_pid());
+        let still = |state: &str| matches!(state, "T" | "D");
+        let state = |thread: fs::DirEntry| {
+            // The state is the first word after the name, which ends with the last parenthesis.
+            let stat = fs::read_to_string(thread.path().join("stat")).ok()?;
+            Some(stat.rsplit_once(')')?.1.split_whitespace().next()?.to_owned())
+        };
+        until_within(PATIENCE, &format!("{} is frozen", self.name), || {
+            let mut states = fs::read_dir(&threads).unwrap().filter_map(|t| state(t.ok()?));
+            states.all(|s| still(&s)).then_some(())
+        });
+    }
+
     /// kill -9, and gone when this returns.
     pub(crate) fn kill(&mut self) {
         if self.ended().is_none() {
