@@ -2,19 +2,26 @@
 //!
 //! It takes whatever has gathered, lets core decide, writes the whole batch in one transaction,
 //! and only then answers and acts. Nothing is acknowledged before it is on disk.
+//!
+//! While one round is made durable the next is decided, on the state that the first leaves. If the
+//! first cannot be written, the store refuses the second, both are answered with the failure, and
+//! the state is what the disk has. Questions that the disk or the state as a whole answers wait
+//! until nothing is under way.
 
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use atelier_core::content::Digest;
 use atelier_core::id::{ComputeName, JobName, NodeName, Principal};
 use atelier_core::job::{Event, EventKind, Job};
-use atelier_core::live::{Counters, Decisions, Live, Refusal, Submission};
+use atelier_core::live::{Counters, Decisions, Effect, Live, Refusal, Submission};
 use atelier_core::node::{LeasePolicy, Now};
+use futures::FutureExt as _;
+use futures::future::{BoxFuture, ready};
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::time::MissedTickBehavior;
 
@@ -22,12 +29,14 @@ use super::Clock;
 use super::effects::{Effects, ToNode};
 use super::handle::{Command, Error, Handle, Join, Look, NodeView, Reply, SubmitRequest};
 use super::runs;
-use crate::store::{self, Batch, Recovered, Store, Submitted, Taken};
+use crate::store::{self, Batch, Known, Recovered, Store, Submitted, Taken};
 
 /// At most so many commands in one transaction.
 const BATCH: usize = 512;
 /// So many are taken in any case.
 const SMALL: usize = 16;
+/// So many rounds may be on their way to the disk: one that is written, one that waits for it.
+const ROUNDS: usize = 2;
 /// At most so many commands waiting; beyond it callers wait for room.
 const QUEUE: usize = 8192;
 /// How many live events a watcher may lag behind before it reads the store.
@@ -52,6 +61,18 @@ pub(super) struct Reactor {
     sessions: HashMap<NodeName, Session>,
     views: HashMap<NodeName, NodeView>,
     events: broadcast::Sender<Arc<Event>>,
+    /// Rounds on their way to the disk, the oldest first.
+    under_way: VecDeque<UnderWay>,
+}
+
+/// A round that is decided, and answered and acted upon once it is on disk.
+struct UnderWay {
+    written: BoxFuture<'static, Result<(), store::Error>>,
+    batch: Arc<Batch>,
+    answers: Vec<Answer>,
+    looks: Vec<Look>,
+    effects: Vec<Effect>,
+    stop: Option<oneshot::Sender<()>>,
 }
 
 /// The reactor's task: ends with an error when the store can no longer be trusted.
@@ -61,6 +82,17 @@ struct Session {
     id: u64,
     instance: String,
     outbox: mpsc::UnboundedSender<ToNode>,
+}
+
+/// What the store knows of the submissions of a round.
+type Looked = Result<std::vec::IntoIter<Known>, Arc<store::Error>>;
+
+/// Whether the oldest round is on disk, once that is known; never if there is none.
+async fn next(under_way: &mut VecDeque<UnderWay>) -> Result<(), store::Error> {
+    match under_way.front_mut() {
+        Some(oldest) => (&mut oldest.written).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// An answer that waits for the disk.
@@ -99,6 +131,7 @@ impl Reactor {
             sessions: HashMap::new(),
             views: HashMap::new(),
             events,
+            under_way: VecDeque::new(),
         };
         Ok((handle, tokio::spawn(reactor.run(queue))))
     }
@@ -108,104 +141,195 @@ impl Reactor {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut commands = Vec::with_capacity(BATCH);
         loop {
-            let timers = self.live.has_timers();
+            let open = self.takes_more();
+            let timers = open && self.live.has_timers();
             // Half of what waits: while it is written, those answered before it come back. Taking
             // all would leave the disk idle while they do (measured: a third more submissions a
             // second with 64 in flight).
             let half = (queue.len() / 2).clamp(SMALL, BATCH);
             tokio::select! {
                 biased;
-                count = queue.recv_many(&mut commands, half) => {
-                    if count == 0 {
+                written = next(&mut self.under_way) => {
+                    if self.settle(written).await? {
                         return Ok(());
+                    }
+                    continue;
+                }
+                count = queue.recv_many(&mut commands, half), if open => {
+                    if count == 0 {
+                        return self.settle_all().await.map(drop);
                     }
                 }
                 _ = ticks.tick(), if timers => {}
             }
-            if self.round(commands.drain(..)).await? {
+            if commands.iter().any(|command| self.must_wait(command)) && self.settle_all().await? {
                 return Ok(());
             }
+            self.round(&mut commands);
         }
     }
 
-    /// One batch: decide, write, answer, act. Returns whether to stop.
-    async fn round(
-        &mut self,
-        commands: impl Iterator<Item = Command>,
-    ) -> Result<bool, Arc<store::Error>> {
+    /// Whether another round may be decided. Not beside one that shows the state as it is on disk.
+    fn takes_more(&self) -> bool {
+        let shows = |round: &UnderWay| !round.looks.is_empty() || round.stop.is_some();
+        self.under_way.len() < ROUNDS && !self.under_way.iter().any(shows)
+    }
+
+    /// Whether a command depends on what is on disk in a way that what is under way may change.
+    fn must_wait(&self, command: &Command) -> bool {
+        if self.under_way.is_empty() {
+            return false;
+        }
+        match command {
+            Command::Submit { request, .. } => self.under_way.iter().any(|round| {
+                let collides = |submitted: &Submitted| {
+                    submitted.job == request.name
+                        || match (&submitted.key, &request.key) {
+                            (Some(theirs), Some(own)) => theirs.key == own.key,
+                            _ => false,
+                        }
+                };
+                !round.batch.deleted.is_empty() || round.batch.submitted.iter().any(collides)
+            }),
+            Command::Cancel { job, .. } => self.live.job(job).is_none(),
+            Command::Archive { .. }
+            | Command::Forget { .. }
+            | Command::NodeJoined { .. }
+            | Command::NodeLeft { .. } => true,
+            Command::NodeReport { .. }
+            | Command::Heartbeat { .. }
+            | Command::Tell { .. }
+            | Command::Look(_)
+            | Command::Stop(_) => false,
+        }
+    }
+
+    /// Decides one round and hands it to the store.
+    fn round(&mut self, commands: &mut Vec<Command>) {
         let now = self.clock.now();
         let mut round = Round::default();
-        for command in commands {
-            self.take(command, now, &mut round);
+        let mut known = self.look_up(commands);
+        for command in commands.drain(..) {
+            self.take(command, now, &mut known, &mut round);
         }
         self.live.tick(now, &mut round.decisions);
         self.live.schedule(now, &mut round.decisions);
-        let Round { mut decisions, submitted, deleted, answers, looks, stop } = round;
+        let Round { decisions, submitted, deleted, answers, looks, stop } = round;
         let runs = runs::follow(&submitted, &decisions, &deleted);
-        let batch = Batch {
-            runs,
-            submitted,
-            changed: std::mem::take(&mut decisions.changed),
-            events: std::mem::take(&mut decisions.events),
-            nodes: std::mem::take(&mut decisions.nodes),
-            deleted,
-            counters: Some(self.live.counters()),
-        };
+        let Decisions { events, changed, nodes, effects, submitted: _ } = decisions;
+        let counters = Some(self.live.counters());
+        let batch = Batch { runs, submitted, changed, events, nodes, deleted, counters };
         let idle = batch.changed.is_empty()
             && batch.events.is_empty()
             && batch.nodes.is_empty()
             && batch.deleted.is_empty();
-        let changed = batch.changed.clone();
-        let events: Vec<Arc<Event>> = batch.events.iter().cloned().map(Arc::new).collect();
-        if !idle && let Err(error) = self.store.commit(batch).await {
-            self.not_written(error, answers)?;
-            self.show(looks);
+        let batch = Arc::new(batch);
+        let written = if idle { ready(Ok(())).boxed() } else { self.store.commit(batch.clone()) };
+        self.under_way.push_back(UnderWay { written, batch, answers, looks, effects, stop });
+    }
+
+    /// What the store knows of each submission, in order.
+    fn look_up(&self, commands: &[Command]) -> Looked {
+        let submissions: Vec<store::Lookup<'_>> = commands
+            .iter()
+            .filter_map(|command| match command {
+                Command::Submit { request, .. } => Some(store::Lookup {
+                    principal: &request.principal,
+                    key: request.key.as_ref().map(|key| key.key.as_str()),
+                    name: &request.name,
+                    experiment: &request.spec.experiment_name,
+                }),
+                _ => None,
+            })
+            .collect();
+        if submissions.is_empty() {
+            return Ok(Vec::new().into_iter());
+        }
+        self.store.look_up(&submissions).map(Vec::into_iter).map_err(Arc::new)
+    }
+
+    /// Lets everything under way reach the disk. Returns whether to stop.
+    async fn settle_all(&mut self) -> Result<bool, Arc<store::Error>> {
+        let mut stop = false;
+        while !self.under_way.is_empty() {
+            let written = next(&mut self.under_way).await;
+            stop |= self.settle(written).await?;
+        }
+        Ok(stop)
+    }
+
+    /// The oldest round is on disk, or is not: answer and act. Returns whether to stop.
+    async fn settle(
+        &mut self,
+        written: Result<(), store::Error>,
+    ) -> Result<bool, Arc<store::Error>> {
+        if let Err(error) = written {
+            self.not_written(error).await?;
             return Ok(false);
         }
+        let Some(round) = self.under_way.pop_front() else { return Ok(false) };
+        let UnderWay { batch, answers, looks, effects, stop, .. } = round;
         for answer in answers {
-            answer(Ok(&changed));
+            answer(Ok(&batch.changed));
         }
         self.show(looks);
+        let events = Arc::try_unwrap(batch).map_or_else(|kept| kept.events.clone(), |b| b.events);
         for event in events {
             // Nobody may be watching.
-            let _ = self.events.send(event);
+            let _ = self.events.send(Arc::new(event));
         }
-        for effect in decisions.effects {
+        for effect in effects {
             let sessions = &self.sessions;
             self.effects.perform(effect, |node| sessions.get(node).map(|s| &s.outbox));
         }
-        if let Some(stop) = stop {
-            let _ = stop.send(());
-            return Ok(true);
-        }
-        Ok(false)
+        let Some(stop) = stop else { return Ok(false) };
+        let _ = stop.send(());
+        Ok(true)
     }
 
-    /// Nothing of this round is on disk: say so, and go back to what is. Nodes are asked to come
-    /// again and tell what they have.
-    fn not_written(
-        &mut self,
-        error: store::Error,
-        answers: Vec<Answer>,
-    ) -> Result<(), Arc<store::Error>> {
+    /// Nothing of what is under way is on disk: say so, and go back to what is. Nodes are asked to
+    /// come again and tell what they have.
+    async fn not_written(&mut self, error: store::Error) -> Result<(), Arc<store::Error>> {
         tracing::error!(%error, "a batch of decisions could not be written");
         let error = Arc::new(error);
-        for answer in answers {
-            answer(Err(error.clone()));
+        let mut looks = Vec::new();
+        let mut fatal = error.is_fatal();
+        let failed = std::mem::take(&mut self.under_way);
+        for (index, round) in failed.into_iter().enumerate() {
+            // The later ones are refused by the store; none is left behind there.
+            if index > 0
+                && let Err(error) = round.written.await
+            {
+                fatal |= error.is_fatal();
+            }
+            for answer in round.answers {
+                answer(Err(error.clone()));
+            }
+            looks.extend(round.looks);
         }
-        if error.is_fatal() {
+        if fatal {
             return Err(error);
         }
         let recovered_state = self.store.recover().map_err(Arc::new)?;
         self.live = recovered(&self.settings, recovered_state, self.clock.now());
         self.effects.resume(self.live.jobs());
         self.sessions.clear();
+        self.show(looks);
         Ok(())
     }
 
-    fn take(&mut self, command: Command, now: Now, round: &mut Round) {
+    fn take(&mut self, command: Command, now: Now, known: &mut Looked, round: &mut Round) {
         match command {
-            Command::Submit { request, reply } => self.submit(*request, reply, now, round),
+            Command::Submit { request, reply } => {
+                let known = match known {
+                    Ok(known) => Ok(known.next().unwrap_or_default()),
+                    Err(error) => Err(error.clone()),
+                };
+                match known {
+                    Ok(known) => self.submit(*request, known, reply, now, round),
+                    Err(error) => round.refuse(reply, Error::Store(error)),
+                }
+            }
             Command::Cancel { job, by, reason, reply } => {
                 let result = self.live.cancel(&job, by, &reason, now, &mut round.decisions);
                 let result = match result {
@@ -279,21 +403,15 @@ impl Reactor {
         self.sessions.get(node).is_some_and(|session| session.id == id)
     }
 
-    fn submit(&mut self, request: SubmitRequest, reply: Reply<Job>, now: Now, round: &mut Round) {
+    fn submit(
+        &mut self,
+        request: SubmitRequest,
+        known: Known,
+        reply: Reply<Job>,
+        now: Now,
+        round: &mut Round,
+    ) {
         let SubmitRequest { name, spec, principal, key } = request;
-        let lookup = store::Lookup {
-            principal: &principal,
-            key: key.as_ref().map(|key| key.key.as_str()),
-            name: &name,
-            experiment: &spec.experiment_name,
-        };
-        let known = match self.store.look_up(&lookup) {
-            Ok(known) => known,
-            Err(error) => {
-                let _ = reply.send(Err(Error::Store(Arc::new(error))));
-                return;
-            }
-        };
         if let Some(key) = &key
             && let Some((first, fingerprint)) =
                 known.first.or_else(|| round.first_of(&principal, key))
@@ -333,7 +451,11 @@ impl Reactor {
         if let Some(job) = round.decisions.changed.get(name).or_else(|| self.live.job(name)) {
             return Ok(job.clone());
         }
-        self.must_exist(name)
+        // Over, perhaps in a round that is not on disk yet.
+        match self.under_way.iter().rev().find_map(|round| round.batch.changed.get(name)) {
+            Some(job) => Ok(job.clone()),
+            None => self.must_exist(name),
+        }
     }
 
     fn must_exist(&self, name: &JobName) -> Result<Job, Error> {

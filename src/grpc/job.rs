@@ -81,7 +81,8 @@ impl Service {
     ) -> Result<Option<pb::Job>, Status> {
         let Some(IdempotencyKey { key, fingerprint }) = key else { return Ok(None) };
         let lookup = Lookup { principal, key: Some(key.as_str()), name, experiment };
-        match self.0.store.look_up(&lookup).map_err(told)?.first {
+        let known = self.0.store.look_up(&[lookup]).map_err(told)?;
+        match known.into_iter().find_map(|known| known.first) {
             Some((first, of)) if of == *fingerprint => {
                 let job = self.find(first.as_str())?;
                 Ok(Some(convert::job(&job, JobDetails::default())))

@@ -8,7 +8,9 @@ use crate::{daemon, identity, storage, store, track};
 fn code_of_store(error: &store::Error) -> Code {
     match error {
         store::Error::Full { .. } => Code::ResourceExhausted,
-        store::Error::Locked { .. } | store::Error::Closed => Code::Unavailable,
+        store::Error::Locked { .. } | store::Error::Superseded | store::Error::Closed => {
+            Code::Unavailable
+        }
         store::Error::Track(_) => Code::InvalidArgument,
         store::Error::Open { .. }
         | store::Error::Damaged { .. }

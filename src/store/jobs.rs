@@ -253,7 +253,16 @@ pub(super) fn recover(conn: &Connection) -> Result<Recovered, Error> {
     Ok(Recovered { jobs, nodes, counters })
 }
 
-pub(super) fn look_up(conn: &Connection, submission: &Lookup<'_>) -> Result<Known, Error> {
+pub(super) fn look_up(conn: &Connection, submissions: &[Lookup<'_>]) -> Result<Vec<Known>, Error> {
+    let sql = |e| Error::sqlite("look submissions up", e);
+    // One transaction for all: a reader forgets its pages whenever it begins and there was a write.
+    let all = conn.unchecked_transaction().map_err(sql)?;
+    let known = submissions.iter().map(|submission| look_one_up(&all, submission)).collect();
+    all.commit().map_err(sql)?;
+    known
+}
+
+fn look_one_up(conn: &Connection, submission: &Lookup<'_>) -> Result<Known, Error> {
     // One statement: every one takes and gives back a lock on the database. Every job has a run of
     // its name, so the runs are all that need be asked.
     let ask = |row: &Row<'_>| -> rusqlite::Result<Known> {

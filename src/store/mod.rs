@@ -13,6 +13,7 @@ mod writer;
 pub(crate) mod tests;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use atelier_core::content::Digest;
 use atelier_core::id::{ExperimentName, JobName, Principal};
@@ -86,6 +87,9 @@ pub enum Error {
     /// A rule of tracking refuses it; nothing of it was written.
     #[error(transparent)]
     Track(atelier_core::track::Error),
+    /// An earlier batch failed, and this one builds upon it.
+    #[error("what it builds upon could not be written; try again")]
+    Superseded,
     /// The writer has stopped, because an earlier failure left it unsure of what is on disk.
     #[error("the workspace's database is closed after an earlier failure; restart the daemon")]
     Closed,
@@ -109,7 +113,11 @@ impl Error {
     /// start again from what is there.
     pub fn is_fatal(&self) -> bool {
         match self {
-            Self::Full { .. } | Self::Locked { .. } | Self::Open { .. } | Self::Track(_) => false,
+            Self::Full { .. }
+            | Self::Locked { .. }
+            | Self::Open { .. }
+            | Self::Track(_)
+            | Self::Superseded => false,
             Self::Damaged { .. } | Self::Corrupt { .. } | Self::Closed => true,
             Self::Sqlite { source, .. } => {
                 source.sqlite_error_code() == Some(rusqlite::ErrorCode::SystemIoFailure)
@@ -241,20 +249,24 @@ pub struct Recovered {
 
 /// The workspace's records. Writes are durable when they return; reads see every such write.
 pub trait Store: Send + Sync + 'static {
-    /// Writes a batch whole or not at all. Concurrent calls share one transaction and one fsync.
-    fn commit(&self, batch: Batch) -> BoxFuture<'_, Result<(), Error>>;
+    /// Writes a batch whole or not at all, in the order of the calls, from the call on. Batches
+    /// that wait share one transaction and one fsync.
+    ///
+    /// Once one has failed, those after it are refused ([`Error::Superseded`]) until
+    /// [`Store::recover`]: they were decided on what is not there.
+    fn commit(&self, batch: Arc<Batch>) -> BoxFuture<'static, Result<(), Error>>;
     /// Remembers a token.
     fn put_token(&self, token: TokenRecord) -> BoxFuture<'_, Result<(), Error>>;
     /// Every token.
     fn tokens(&self) -> Result<Vec<TokenRecord>, Error>;
-    /// What is alive.
+    /// What is alive. Batches are taken again from here on.
     fn recover(&self) -> Result<Recovered, Error>;
     /// One job.
     fn job(&self, name: &JobName) -> Result<Option<Job>, Error>;
     /// Jobs, newest first.
     fn jobs(&self, query: &JobQuery) -> Result<Vec<Job>, Error>;
-    /// What is known that a submission must be compared with.
-    fn look_up(&self, submission: &Lookup<'_>) -> Result<Known, Error>;
+    /// What is known that submissions must be compared with, in their order.
+    fn look_up(&self, submissions: &[Lookup<'_>]) -> Result<Vec<Known>, Error>;
     /// Events after `after`, oldest first, of one job or all.
     fn events(&self, job: Option<&JobName>, after: u64, limit: usize) -> Result<Vec<Event>, Error>;
 }

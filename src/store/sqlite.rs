@@ -4,20 +4,24 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use atelier_core::id::JobName;
 use atelier_core::job::{Event, Job};
 use futures::future::BoxFuture;
 use rusqlite::{Connection, OpenFlags};
+use tokio::sync::oneshot;
 
-use super::writer::Writer;
+use super::writer::{Work, Writer};
 use super::{Batch, Error, JobQuery, Known, Lookup, Recovered, Store, TokenRecord, jobs, schema};
 
 /// SQLite on a local disk.
 pub struct SqliteStore {
     writer: Writer,
+    /// Set by a batch that failed; those after it are refused.
+    failed: Arc<AtomicBool>,
     readers: Mutex<Vec<Connection>>,
     path: std::path::PathBuf,
 }
@@ -70,7 +74,12 @@ impl SqliteStore {
             fs::File::open(folder).and_then(|f| f.sync_all()).map_err(|e| fail(e.to_string()))?;
         }
         let writer = Writer::start(conn).map_err(|e| fail(e.to_string()))?;
-        Ok(Self { writer, readers: Mutex::new(Vec::new()), path: path.to_owned() })
+        Ok(Self {
+            writer,
+            failed: Arc::default(),
+            readers: Mutex::new(Vec::new()),
+            path: path.to_owned(),
+        })
     }
 
     /// Applies `change` in the next transaction and returns once it is durable.
@@ -122,6 +131,36 @@ impl SqliteStore {
     }
 }
 
+/// A batch of decisions on its way to the disk.
+struct BatchWrite {
+    batch: Arc<Batch>,
+    failed: Arc<AtomicBool>,
+    reply: oneshot::Sender<Result<(), Error>>,
+}
+
+impl Work for BatchWrite {
+    fn apply(&mut self, conn: &Connection) -> Result<(), Error> {
+        if self.failed.load(Ordering::Acquire) {
+            return Err(Error::Superseded);
+        }
+        let written = jobs::write(conn, &self.batch);
+        // At once: the next may be in this very transaction.
+        self.failed.store(written.is_err(), Ordering::Release);
+        written
+    }
+
+    fn done(self: Box<Self>, failed: Option<Error>) {
+        let Self { batch, failed: fence, reply } = *self;
+        if failed.is_some() {
+            fence.store(true, Ordering::Release);
+        }
+        // Before it is answered, so that the asker has it for itself again.
+        drop(batch);
+        // An asker that has gone away is no longer interested.
+        let _ = reply.send(failed.map_or(Ok(()), Err));
+    }
+}
+
 /// Jobs' environment variables are in it. SQLite gives the files beside it the mode of this one.
 fn keep_private(path: &Path) -> io::Result<()> {
     let file =
@@ -161,8 +200,10 @@ fn damage(error: &rusqlite::Error) -> String {
 }
 
 impl Store for SqliteStore {
-    fn commit(&self, batch: Batch) -> BoxFuture<'_, Result<(), Error>> {
-        Box::pin(self.writer.write(move |conn| jobs::write(conn, &batch)))
+    fn commit(&self, batch: Arc<Batch>) -> BoxFuture<'static, Result<(), Error>> {
+        let (reply, written) = oneshot::channel();
+        self.writer.push(Box::new(BatchWrite { batch, failed: self.failed.clone(), reply }));
+        Box::pin(async { written.await.unwrap_or(Err(Error::Closed)) })
     }
 
     fn put_token(&self, token: TokenRecord) -> BoxFuture<'_, Result<(), Error>> {
@@ -174,6 +215,7 @@ impl Store for SqliteStore {
     }
 
     fn recover(&self) -> Result<Recovered, Error> {
+        self.failed.store(false, Ordering::Release);
         self.read(jobs::recover)
     }
 
@@ -185,8 +227,8 @@ impl Store for SqliteStore {
         self.read(|conn| jobs::list(conn, query))
     }
 
-    fn look_up(&self, submission: &Lookup<'_>) -> Result<Known, Error> {
-        self.read(|conn| jobs::look_up(conn, submission))
+    fn look_up(&self, submissions: &[Lookup<'_>]) -> Result<Vec<Known>, Error> {
+        self.read(|conn| jobs::look_up(conn, submissions))
     }
 
     fn events(&self, job: Option<&JobName>, after: u64, limit: usize) -> Result<Vec<Event>, Error> {

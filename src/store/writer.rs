@@ -1,11 +1,11 @@
 //! The one thread that writes. It takes whatever has gathered while the last transaction was being
 //! made durable and commits it as the next: one fsync for all of them.
 
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::thread;
 
 use rusqlite::Connection;
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::Error;
 
@@ -21,18 +21,27 @@ pub(super) trait Work: Send {
 #[derive(Clone)]
 pub(super) struct Writer {
     queue: mpsc::SyncSender<Box<dyn Work>>,
+    /// Room for changes that wait.
+    room: Arc<Semaphore>,
 }
 
 /// At most so many in one transaction, so that the first of them does not wait for long.
 const GROUP: usize = 256;
-/// At most so many waiting; beyond it callers wait for room.
+/// At most so many changes waiting; beyond it callers wait for room.
 const QUEUE: usize = 4096;
 
 impl Writer {
     pub(super) fn start(conn: Connection) -> std::io::Result<Self> {
-        let (queue, work) = mpsc::sync_channel(QUEUE);
+        // Half for changes, half for what is pushed.
+        let (queue, work) = mpsc::sync_channel(2 * QUEUE);
         thread::Builder::new().name("store-writer".to_owned()).spawn(move || run(&conn, &work))?;
-        Ok(Self { queue })
+        Ok(Self { queue, room: Arc::new(Semaphore::new(QUEUE)) })
+    }
+
+    /// Queues work, in the order of the calls. The caller keeps few of them waiting: when thousands
+    /// do, this blocks. Work that is not taken, because the thread has ended, is dropped.
+    pub(super) fn push(&self, work: Box<dyn Work>) {
+        let _ = self.queue.send(work);
     }
 
     /// Applies `change` in the next transaction and returns once it is durable.
@@ -42,18 +51,8 @@ impl Writer {
         F: FnOnce(&Connection) -> Result<T, Error> + Send + 'static,
     {
         let (reply, answer) = oneshot::channel();
-        let work = Change { change: Some(change), result: None, reply };
-        match self.queue.try_send(Box::new(work)) {
-            Ok(()) => {}
-            Err(mpsc::TrySendError::Disconnected(_)) => return Err(Error::Closed),
-            Err(mpsc::TrySendError::Full(work)) => {
-                let queue = self.queue.clone();
-                let sent = tokio::task::spawn_blocking(move || queue.send(work)).await;
-                if !matches!(sent, Ok(Ok(()))) {
-                    return Err(Error::Closed);
-                }
-            }
-        }
+        let room = self.room.clone().acquire_owned().await.map_err(|_| Error::Closed)?;
+        self.push(Box::new(Change { change: Some(change), result: None, reply, _room: room }));
         answer.await.unwrap_or(Err(Error::Closed))
     }
 }
@@ -62,6 +61,7 @@ struct Change<T, F> {
     change: Option<F>,
     result: Option<T>,
     reply: oneshot::Sender<Result<T, Error>>,
+    _room: OwnedSemaphorePermit,
 }
 
 impl<T, F> Work for Change<T, F>

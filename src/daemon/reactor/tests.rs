@@ -1,7 +1,7 @@
 //! The reactor over a real store: what is answered, shown and done is what is on disk.
 
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use atelier_core::id::{DatastoreName, Epoch};
 use atelier_core::job::{AttemptEnd, AttemptKey, Exit, JobStatus, Progress, Report};
@@ -25,13 +25,20 @@ struct Counted {
     inner: Arc<SqliteStore>,
     commits: AtomicUsize,
     fail: Mutex<Option<store::Error>>,
+    failed: AtomicBool,
 }
 
 impl Store for Counted {
-    fn commit(&self, batch: Batch) -> BoxFuture<'_, Result<(), store::Error>> {
+    fn commit(&self, batch: Arc<Batch>) -> BoxFuture<'static, Result<(), store::Error>> {
         self.commits.fetch_add(1, Ordering::SeqCst);
+        if self.failed.load(Ordering::SeqCst) {
+            return Box::pin(async { Err(store::Error::Superseded) });
+        }
         match self.fail.lock().unwrap().take() {
-            Some(error) => Box::pin(async move { Err(error) }),
+            Some(error) => {
+                self.failed.store(true, Ordering::SeqCst);
+                Box::pin(async move { Err(error) })
+            }
             None => self.inner.commit(batch),
         }
     }
@@ -45,6 +52,7 @@ impl Store for Counted {
     }
 
     fn recover(&self) -> Result<Recovered, store::Error> {
+        self.failed.store(false, Ordering::SeqCst);
         self.inner.recover()
     }
 
@@ -56,8 +64,11 @@ impl Store for Counted {
         self.inner.jobs(query)
     }
 
-    fn look_up(&self, submission: &store::Lookup<'_>) -> Result<store::Known, store::Error> {
-        self.inner.look_up(submission)
+    fn look_up(
+        &self,
+        submissions: &[store::Lookup<'_>],
+    ) -> Result<Vec<store::Known>, store::Error> {
+        self.inner.look_up(submissions)
     }
 
     fn events(
@@ -88,8 +99,12 @@ impl World {
 
     fn on(folder: Folder) -> Self {
         let inner = folder.open();
-        let store =
-            Arc::new(Counted { inner, commits: AtomicUsize::new(0), fail: Mutex::default() });
+        let store = Arc::new(Counted {
+            inner,
+            commits: AtomicUsize::new(0),
+            fail: Mutex::default(),
+            failed: AtomicBool::new(false),
+        });
         let door = Arc::new(Door::open(store.clone(), &folder.at().join("token.key")).unwrap());
         let effects = Effects {
             door: door.clone(),

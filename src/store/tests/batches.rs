@@ -68,7 +68,7 @@ async fn a_batch_is_whole_or_not_at_all() {
         assert_eq!(first_of(store, "ana", "k"), None);
         assert!(store.events(None, 0, 10).unwrap().is_empty());
     };
-    store.commit(doomed()).await.unwrap_err();
+    store.commit(doomed().into()).await.unwrap_err();
     untouched(&store);
 
     // The same among others of one transaction: they are written, it is not.
@@ -77,22 +77,28 @@ async fn a_batch_is_whole_or_not_at_all() {
     let token = store.write(|conn| {
         conn.execute("CREATE TABLE other (x)", []).map_err(|e| Error::sqlite("test", e))
     });
-    let mut all =
-        Box::pin(futures::future::join3(store.commit(doomed()), token, store.commit(nodes)));
+    let joined = store.commit(nodes.into());
+    let failed = store.commit(doomed().into());
+    // Decided on what the one before it says.
+    let late = store.commit(accepted([(waiting(3), None)]).into());
+    let mut all = Box::pin(futures::future::join4(joined, failed, late, token));
     assert!((&mut all).now_or_never().is_none());
     release.send(()).unwrap();
-    let (failed, table, joined) = all.await;
+    let (joined, failed, late, table) = all.await;
     holding.await.unwrap();
-    assert!(!failed.unwrap_err().is_fatal());
-    table.unwrap();
     joined.unwrap();
+    assert!(!failed.unwrap_err().is_fatal());
+    assert!(matches!(late, Err(Error::Superseded)), "{late:?}");
+    table.unwrap();
+    let refused = store.commit(accepted([(waiting(4), None)]).into()).await;
+    assert!(matches!(refused, Err(Error::Superseded)), "until what is there is read: {refused:?}");
     let recovered = store.recover().unwrap();
     assert_eq!(recovered.nodes, [node("n2")]);
     assert!(recovered.jobs.is_empty() && recovered.counters.seq.0 == 0);
     assert!(store.events(None, 0, 10).unwrap().is_empty());
 
     // The store goes on, and the good part alone is taken.
-    store.commit(accepted([(waiting(1), Some(key("k", "x")))])).await.unwrap();
+    store.commit(accepted([(waiting(1), Some(key("k", "x")))]).into()).await.unwrap();
     assert_eq!(store.job(&name("job1")).unwrap(), Some(waiting(1)));
 }
 
@@ -102,25 +108,27 @@ async fn batches_that_gather_share_a_transaction_and_each_is_answered() {
     let store = folder.open();
     let before = transactions(&folder);
     let (release, holding) = hold(&store);
-    // One in ten has another's name.
+    // One has another's name.
     let batches: Vec<Batch> = (1..=200)
         .map(|seq| {
             let mut job = waiting(seq);
-            if seq % 10 == 0 {
+            if seq == 150 {
                 job.name = name("job1");
             }
             accepted([(job, None)])
         })
         .collect();
-    let mut all = Box::pin(join_all(batches.into_iter().map(|batch| store.commit(batch))));
+    let mut all = Box::pin(join_all(batches.into_iter().map(|batch| store.commit(batch.into()))));
     assert!((&mut all).now_or_never().is_none());
     release.send(()).unwrap();
     let answers = all.await;
     holding.await.unwrap();
     for (seq, answer) in (1..=200).zip(&answers) {
-        assert_eq!(answer.is_ok(), seq % 10 != 0, "{seq}: {answer:?}");
+        assert_eq!(answer.is_ok(), seq < 150, "{seq}: {answer:?}");
+        let superseded = matches!(answer, Err(Error::Superseded));
+        assert_eq!(superseded, seq > 150, "{seq}: {answer:?}");
     }
-    assert_eq!(store.recover().unwrap().jobs.len(), 180);
+    assert_eq!(store.recover().unwrap().jobs.len(), 149);
     let shared = transactions(&folder) - before;
     assert!(shared <= 2, "200 batches took {shared} transactions");
 }
@@ -143,19 +151,20 @@ async fn more_than_the_queue_holds_waits_and_is_answered() {
 async fn a_key_belongs_to_its_principal_and_is_written_once() {
     let folder = Folder::new();
     let store = folder.open();
-    store.commit(accepted([(waiting(1), Some(key("k", "x")))])).await.unwrap();
+    store.commit(accepted([(waiting(1), Some(key("k", "x")))]).into()).await.unwrap();
     let found = first_of(&*store, "ana", "k");
     assert_eq!(found, Some((name("job1"), Digest::of(b"x"))));
     assert_eq!(first_of(&*store, "ben", "k"), None);
     assert_eq!(first_of(&*store, "ana", "K"), None);
     // Even a reactor that forgot to ask cannot use it twice.
     for content in ["x", "y"] {
-        store.commit(accepted([(waiting(2), Some(key("k", content)))])).await.unwrap_err();
+        store.commit(accepted([(waiting(2), Some(key("k", content)))]).into()).await.unwrap_err();
         assert_eq!(store.job(&name("job2")).unwrap(), None);
+        store.recover().unwrap();
     }
     let mut other = waiting(2);
     other.created_by = who("ben");
-    store.commit(accepted([(other, Some(key("k", "y")))])).await.unwrap();
+    store.commit(accepted([(other, Some(key("k", "y")))]).into()).await.unwrap();
     drop(store);
     let store = folder.open();
     assert_eq!(first_of(&*store, "ben", "k").unwrap().0, name("job2"));
@@ -167,9 +176,9 @@ async fn a_forgotten_job_leaves_nothing_and_a_live_one_stays() {
     let folder = Folder::new();
     let store = folder.open();
     let over = records::over(1);
-    store.commit(accepted([(over, Some(key("k", "x"))), (waiting(2), None)])).await.unwrap();
+    store.commit(accepted([(over, Some(key("k", "x"))), (waiting(2), None)]).into()).await.unwrap();
     let deleted = vec![name("job1"), name("job2")];
-    store.commit(Batch { deleted, ..Batch::default() }).await.unwrap();
+    store.commit(Batch { deleted, ..Batch::default() }.into()).await.unwrap();
     assert_eq!(store.job(&name("job1")).unwrap(), None);
     assert!(store.events(Some(&name("job1")), 0, 10).unwrap().is_empty());
     assert_eq!(first_of(&*store, "ana", "k"), None);

@@ -59,7 +59,7 @@ pub(crate) fn first_of(store: &dyn Store, principal: &str, key: &str) -> Option<
     let nobody = name("nobody");
     let lookup =
         Lookup { principal: &principal, key: Some(key), name: &nobody, experiment: &experiment };
-    store.look_up(&lookup).unwrap().first
+    store.look_up(&[lookup]).unwrap().remove(0).first
 }
 
 pub(crate) fn spec(command: &str) -> CommandJob {

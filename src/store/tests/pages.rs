@@ -13,7 +13,7 @@ async fn filled(folder: &Folder) -> Arc<SqliteStore> {
         }
         (job, None)
     });
-    store.commit(accepted(jobs)).await.unwrap();
+    store.commit(accepted(jobs).into()).await.unwrap();
     store
 }
 
@@ -75,7 +75,7 @@ async fn events_come_oldest_first_in_pages_of_one_job_or_all() {
     let jobs = [waiting(1), waiting(2)];
     let mut batch = accepted(jobs.clone().map(|job| (job, None)));
     batch.events = (1..=40).map(|seq| event(seq, &jobs[(seq % 2) as usize].name)).collect();
-    store.commit(batch).await.unwrap();
+    store.commit(batch.into()).await.unwrap();
     for (job, step) in [(None, 1), (Some(&jobs[0].name), 2)] {
         let (mut seen, mut after) = (Vec::new(), 0);
         for _ in 0..100 {
