@@ -11,6 +11,7 @@ use atelier_proto::agent::v1::{FollowLog, PushLogRequest};
 use bytes::Bytes;
 use rustix::fs::inotify;
 use tokio::io::unix::AsyncFd;
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -128,22 +129,35 @@ fn read_chunk(file: &File, offset: u64) -> io::Result<Bytes> {
 
 /// Tells when a file has grown.
 struct Growth {
-    events: AsyncFd<OwnedFd>,
+    /// There until it is dropped.
+    events: Option<AsyncFd<OwnedFd>>,
 }
 
 impl Growth {
     fn watch(path: &Path) -> io::Result<Self> {
         let events = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
         inotify::add_watch(&events, path, inotify::WatchFlags::MODIFY)?;
-        Ok(Self { events: readable(events)? })
+        Ok(Self { events: Some(readable(events)?) })
     }
 
     async fn wait(&self) -> io::Result<()> {
-        let mut ready = self.events.readable().await?;
+        let Some(events) = &self.events else { return Ok(()) };
+        let mut ready = events.readable().await?;
         let mut buffer = [0; 1024];
         // What happened does not matter, only that something did.
-        while rustix::io::read(self.events.get_ref(), &mut buffer).is_ok_and(|bytes| bytes > 0) {}
+        while rustix::io::read(events.get_ref(), &mut buffer).is_ok_and(|bytes| bytes > 0) {}
         ready.clear_ready();
         Ok(())
+    }
+}
+
+impl Drop for Growth {
+    fn drop(&mut self) {
+        // The kernel closes an inotify descriptor only once nobody can be looking at its watches any
+        // more, which takes it 5 to 25 ms: too long for a thread that serves every job of the node.
+        if let (Some(events), Ok(runtime)) = (self.events.take(), Handle::try_current()) {
+            let events = events.into_inner();
+            runtime.spawn_blocking(move || drop(events));
+        }
     }
 }

@@ -247,11 +247,11 @@ impl LogHub {
                     if self.still_there(job, place)? {
                         continue;
                     }
-                    // What was pushed before is still on its way; the rest is stored.
-                    match tokio::time::timeout(LAST_WORDS, pushed.recv()).await {
-                        Ok(piece) => piece,
-                        Err(_) => return Ok(true),
+                    // All of it is stored by now; what has arrived need not be read again.
+                    while let Ok(Pushed::Bytes(offset, data)) = pushed.try_recv() {
+                        place.take(offset, data, out).await?;
                     }
+                    return Ok(true);
                 }
             };
             match piece {
@@ -262,9 +262,6 @@ impl LogHub {
         }
     }
 }
-
-/// How long a watcher waits for a finished attempt's node before it reads the stored log.
-const LAST_WORDS: std::time::Duration = std::time::Duration::from_millis(20);
 
 /// How soon a watcher asks again for the log of a node that is away.
 const ASK_AGAIN: std::time::Duration = std::time::Duration::from_millis(500);
