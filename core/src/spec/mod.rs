@@ -6,7 +6,6 @@
 //! checked by [`validate`], which the daemon runs again.
 
 mod command;
-mod command_line;
 mod diagnostic;
 mod environment;
 mod fields;
@@ -20,6 +19,7 @@ mod reference;
 mod resources;
 mod schema;
 mod shape;
+mod shell;
 mod validate;
 mod yaml;
 
@@ -28,10 +28,10 @@ mod yaml;
 mod tests;
 
 pub use command::*;
-pub use command_line::{CommandLine, quote};
 pub use diagnostic::{Diagnostic, Diagnostics, Place};
 pub use job::{Parsed, parse_job};
 pub use origin::{FileKind, Files, Origin};
 pub use overrides::Override;
 pub use schema::schema;
+pub use shell::quote;
 pub use validate::{validate, validate_submitted};

@@ -1,9 +1,9 @@
 //! `resources:` read.
 
 use super::command::JobResources;
-use super::command_line::split;
 use super::job::{Reader, count, given, text};
 use super::quantity;
+use super::shell::split;
 use super::yaml::Node;
 use crate::resource::Demand;
 

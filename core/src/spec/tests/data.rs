@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::id::{ComputeName, DatastoreName, JobName};
+use crate::spec::shell;
 
 /// The data that `path` names.
 #[track_caller]
@@ -420,46 +421,12 @@ fn faults_in_overrides_name_the_override() {
 }
 
 #[test]
-fn a_job_from_a_command_line() {
-    let line = CommandLine {
-        arguments: ["python", "train.py", "--name", "it's", "a b", "", "$HOME", "x=1", "--y=2"]
-            .map(str::to_owned)
-            .to_vec(),
-        folder: "/w/proj".to_owned(),
-        experiment: "proj".to_owned(),
-        cpus: Some("2".to_owned()),
-        memory: Some("4GiB".to_owned()),
-        gpus: Some(1),
-        name: None,
-    };
-    let job = CommandJob::from_command_line(&line).unwrap();
-    assert_eq!(job.command, r"python train.py --name 'it'\''s' 'a b' '' '$HOME' 'x=1' --y=2");
-    assert_eq!(job.code, Some(Code::Local("/w/proj".to_owned())));
-    assert_eq!(
-        (job.resources.demand.cpu, job.resources.demand.memory, job.resources.demand.gpus),
-        (2000, 4096, 1)
-    );
-    let fault = |change: fn(&mut CommandLine)| {
-        let mut line = line.clone();
-        change(&mut line);
-        CommandJob::from_command_line(&line).unwrap_err().to_string()
-    };
-    assert_eq!(
-        fault(|line| line.arguments.clear()),
-        "there is no command to run\n  help: write it after '--': atelier run -- python x.py"
-    );
-    assert_eq!(
-        fault(|line| line.memory = Some("4".to_owned())),
-        "--memory: has no unit: write for example 4GiB or 512MiB, found '4'"
-    );
-    assert_eq!(
-        fault(|line| line.cpus = Some("-1".to_owned())),
-        "--cpus: must be more than 0, found -1"
-    );
-    assert_eq!(
-        fault(|line| line.gpus = Some(5000)),
-        "resources.gpus: 'resources.gpus' is out of range: found 5000\n  help: from 0 to 1024"
-    );
+fn arguments_become_words_of_a_shell() {
+    let arguments =
+        ["python", "train.py", "--name", "it's", "a b", "", "$HOME", "x=1", "--y=2", "a/b=3"];
+    let line = arguments.map(shell::quote).join(" ");
+    assert_eq!(line, r"python train.py --name 'it'\''s' 'a b' '' '$HOME' 'x=1' --y=2 a/b=3");
+    assert_eq!(shell::split(&line).unwrap(), arguments);
 }
 
 #[test]

@@ -4,8 +4,8 @@ use proptest::prelude::*;
 
 use super::documents::TRAIN;
 use super::*;
-use crate::spec::command_line::split;
 use crate::spec::quantity;
+use crate::spec::shell::split;
 
 /// Pieces that documents are made of, to hit the reader's seams more often than chance would.
 const PIECES: &[&str] = &[
