@@ -70,6 +70,8 @@ pub enum Permission {
     Data,
     /// Make and revoke tokens.
     ManageTokens,
+    /// Drain and resume nodes.
+    ManageCompute,
     /// Open a node session and push what belongs to it.
     ActAsNode,
     /// Fetch content objects (code) by digest.
@@ -86,6 +88,7 @@ impl Permission {
             Self::WriteRun => "write to runs",
             Self::Data => "read or write objects",
             Self::ManageTokens => "make tokens",
+            Self::ManageCompute => "drain or resume nodes",
             Self::ActAsNode => "act as a node",
             Self::ReadContent => "read code snapshots",
         }

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::{ComputeName, NodeName};
+use crate::id::{ComputeName, NodeName, Principal};
 use crate::resource::Capacity;
 use crate::time::Timestamp;
 
-/// What a node said of itself when it joined. Kept in the store, so that a restarted daemon knows
-/// its nodes before they come back.
+/// What is known of a node: what it said of itself when it joined, and what an admin said of it.
+/// Kept in the store, so that a restarted daemon knows its nodes before they come back.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct NodeRecord {
     /// Unique in the workspace.
@@ -29,6 +29,25 @@ pub struct NodeRecord {
     pub facts: BTreeMap<String, String>,
     /// When it last joined.
     pub joined_at: Timestamp,
+    /// Set while an admin keeps jobs away from it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain: Option<Drain>,
+}
+
+/// An admin's word that a node gets no more jobs. It holds until it is taken back, whatever
+/// restarts meanwhile.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Drain {
+    /// Who said so.
+    pub by: Principal,
+    /// Why, in their words.
+    pub reason: String,
+    /// Since when.
+    pub since: Timestamp,
+    /// When the jobs that still run there are asked to stop and go back in the queue; `None`: they
+    /// run to their end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline: Option<Timestamp>,
 }
 
 /// A monotonic instant: milliseconds since the daemon started. Leases count these, because wall

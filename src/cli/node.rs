@@ -1,8 +1,10 @@
 //! `atelier node`
 
 use atelier_core::resource::Memory;
-use atelier_proto::compute::v1::{self as pb, GetNodeRequest, ListNodesRequest, NodeState};
-use clap::Subcommand;
+use atelier_proto::compute::v1::{
+    self as pb, DrainNodeRequest, GetNodeRequest, ListNodesRequest, NodeState, ResumeNodeRequest,
+};
+use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::compute::{resources, share};
@@ -22,6 +24,49 @@ pub(super) enum Command {
     /// Show one node: what it has, what it can, what runs there
     #[command(after_help = "Example:\n  atelier node show local --query facts")]
     Show(Name),
+    /// Keep new jobs away from a node, until it is resumed
+    ///
+    /// Jobs that run there run to their end, unless --deadline or --requeue says otherwise.
+    #[command(after_help = "\
+Examples:
+  atelier node drain gpu-3 --reason 'the fan is loud'
+  atelier node drain gpu-3 --reason 'new driver' --deadline 30m
+  atelier node drain gpu-3 --reason 'new driver, now' --requeue --update")]
+    Drain(Drain),
+    /// Let a drained node have jobs again
+    #[command(after_help = "Example:\n  atelier node resume gpu-3")]
+    Resume(Name),
+}
+
+#[derive(Args)]
+pub(super) struct Drain {
+    #[command(flatten)]
+    name: Name,
+    /// Why, for those who ask later
+    #[arg(long, value_name = "TEXT")]
+    reason: String,
+    /// Jobs that still run after so long go back in the queue, for example 30m or 2h
+    #[arg(long, value_name = "TIME", value_parser = seconds, conflicts_with = "requeue")]
+    deadline: Option<u64>,
+    /// Jobs that run there go back in the queue now
+    #[arg(long)]
+    requeue: bool,
+    /// Jobs that run there run to their end (the default)
+    #[arg(long, conflicts_with_all = ["requeue", "deadline"])]
+    wait: bool,
+    /// Change what was said of a node that is drained already
+    #[arg(long)]
+    update: bool,
+}
+
+/// `90`, `30m`, `2h 15m`: in whole seconds.
+fn seconds(text: &str) -> Result<u64, String> {
+    if let Ok(seconds) = text.parse() {
+        return Ok(seconds);
+    }
+    let wrong = || "write for example 90s, 30m or 2h".to_owned();
+    let time: jiff::SignedDuration = text.parse().map_err(|_| wrong())?;
+    u64::try_from(time.as_secs()).map_err(|_| wrong())
 }
 
 pub(super) async fn run(command: Command, context: &Context) -> Result<(), Error> {
@@ -36,6 +81,24 @@ pub(super) async fn run(command: Command, context: &Context) -> Result<(), Error
         Command::Show(name) => {
             let request = GetNodeRequest { name: name.get().to_owned() };
             context.output.show(&view(&client.call(computes.get_node(request)).await?))
+        }
+        Command::Drain(drain) => {
+            let request = DrainNodeRequest {
+                name: drain.name.get().to_owned(),
+                reason: drain.reason,
+                deadline_s: if drain.requeue { Some(0) } else { drain.deadline },
+                update: drain.update,
+            };
+            let node = client.call(computes.drain_node(request)).await?;
+            context.output.show(&view(&node))?;
+            let resume =
+                format!("Let it have jobs again with `atelier node resume {}`.", node.name);
+            context.output.note(&resume);
+            Ok(())
+        }
+        Command::Resume(name) => {
+            let request = ResumeNodeRequest { name: name.get().to_owned() };
+            context.output.show(&view(&client.call(computes.resume_node(request)).await?))
         }
     }
 }
@@ -66,11 +129,20 @@ fn view(node: &pb::Node) -> Value {
             })
         })
         .collect();
+    let drain = node.drain.as_ref().map(|drain| {
+        json!({
+            "by": drain.by,
+            "reason": drain.reason,
+            "since": time(drain.since_ms),
+            "deadline": drain.deadline_ms.map(time),
+        })
+    });
     json!({
         "name": node.name,
         "compute": node.compute,
         "state": state(node.state()),
         "reason": node.reason,
+        "drain": drain,
         "capacity": resources(node.capacity.as_ref()),
         "free": resources(node.free.as_ref()),
         "gpus": gpus,

@@ -75,11 +75,27 @@ pub(super) enum Command {
     Forget { job: JobName, reply: Reply<()> },
     NodeJoined { join: Box<Join>, reply: Reply<()> },
     NodeReport { node: NodeName, session: u64, report: Box<Report> },
+    Drain { request: Box<DrainRequest>, reply: Reply<()> },
+    Resume { node: NodeName, reply: Reply<()> },
     NodeLeft { node: NodeName, session: u64 },
     Heartbeat { node: NodeName, session: u64, at: i64, usage: BTreeMap<String, f64> },
     Tell { node: NodeName, message: ToNode, heard: oneshot::Sender<bool> },
     Look(Look),
     Stop(oneshot::Sender<()>),
+}
+
+/// An admin's word that a node gets no more jobs.
+pub struct DrainRequest {
+    /// Which.
+    pub node: NodeName,
+    /// Who says so.
+    pub by: Principal,
+    /// Why.
+    pub reason: String,
+    /// After how many seconds the jobs there go back in the queue; `None`: they run to their end.
+    pub deadline_s: Option<u32>,
+    /// Change what was said of a node that is drained already.
+    pub update: bool,
 }
 
 pub(super) struct Join {
@@ -145,6 +161,17 @@ impl Handle {
     ) -> Result<(), Error> {
         let join = Box::new(Join { record, reports, session, instance, outbox });
         self.ask(|reply| Command::NodeJoined { join, reply }).await
+    }
+
+    /// Keeps jobs away from a node. When this returns, that is on disk.
+    pub async fn drain(&self, request: DrainRequest) -> Result<(), Error> {
+        let request = Box::new(request);
+        self.ask(|reply| Command::Drain { request, reply }).await
+    }
+
+    /// Lets a drained node have jobs again.
+    pub async fn resume(&self, node: NodeName) -> Result<(), Error> {
+        self.ask(|reply| Command::Resume { node, reply }).await
     }
 
     async fn send(&self, command: Command) -> Result<(), Error> {

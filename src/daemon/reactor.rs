@@ -19,7 +19,7 @@ use atelier_core::content::Digest;
 use atelier_core::id::{ComputeName, JobName, NodeName, Principal};
 use atelier_core::job::{Event, EventKind, Job};
 use atelier_core::live::{Counters, Decisions, Effect, Live, Refusal, Submission};
-use atelier_core::node::{LeasePolicy, Now};
+use atelier_core::node::{Drain, LeasePolicy, Now};
 use futures::FutureExt as _;
 use futures::future::{BoxFuture, ready};
 use tokio::sync::{broadcast, mpsc, oneshot};
@@ -27,7 +27,9 @@ use tokio::time::MissedTickBehavior;
 
 use super::Clock;
 use super::effects::{Effects, ToNode};
-use super::handle::{Command, Error, Handle, Join, Look, NodeView, Reply, SubmitRequest};
+use super::handle::{
+    Command, DrainRequest, Error, Handle, Join, Look, NodeView, Reply, SubmitRequest,
+};
 use super::runs;
 use crate::store::{self, Batch, Known, Recovered, Store, Submitted, Taken};
 
@@ -197,6 +199,8 @@ impl Reactor {
             | Command::NodeJoined { .. }
             | Command::NodeLeft { .. } => true,
             Command::NodeReport { .. }
+            | Command::Drain { .. }
+            | Command::Resume { .. }
             | Command::Heartbeat { .. }
             | Command::Tell { .. }
             | Command::Look(_)
@@ -364,6 +368,18 @@ impl Reactor {
             Command::NodeJoined { join, reply } => {
                 let result = self.join(*join, now, round);
                 round.answer(reply, result, |()| |_| Ok(()));
+            }
+            Command::Drain { request, reply } => {
+                let DrainRequest { node, by, reason, deadline_s, update } = *request;
+                let since = now.wall;
+                let deadline = deadline_s.map(|s| since.plus_millis(i64::from(s) * 1000));
+                let drain = Drain { by, reason, since, deadline };
+                let result = self.live.drain(&node, drain, update, now, &mut round.decisions);
+                round.answer(reply, result.map_err(Error::from), |()| |_| Ok(()));
+            }
+            Command::Resume { node, reply } => {
+                let result = self.live.resume(&node, &mut round.decisions);
+                round.answer(reply, result.map_err(Error::from), |()| |_| Ok(()));
             }
             Command::NodeReport { node, session, report } => {
                 if self.session(&node, session) {

@@ -4,13 +4,15 @@ use std::collections::HashMap;
 
 use atelier_core::id::{ComputeName, NodeName};
 use atelier_core::live::{Live, LiveNode};
-use atelier_core::node::Link;
+use atelier_core::node::{Drain, Link};
 use atelier_core::resource::Ledger;
+use atelier_core::time::Timestamp;
 use atelier_proto::compute::v1 as pb;
 use tonic::{Request, Response, Status};
 
+use super::caller;
 use super::status::told;
-use crate::daemon::{NodeView, Shared};
+use crate::daemon::{DrainRequest, NodeView, Shared};
 
 /// Computes and their nodes.
 pub(super) struct Service(pub(super) Shared);
@@ -72,9 +74,59 @@ impl pb::compute_service_server::ComputeService for Service {
         &self,
         request: Request<pb::GetNodeRequest>,
     ) -> Result<Response<pb::Node>, Status> {
+        self.node(request.into_inner().name).await
+    }
+
+    async fn drain_node(
+        &self,
+        request: Request<pb::DrainNodeRequest>,
+    ) -> Result<Response<pb::Node>, Status> {
+        let by = caller(&request)?.principal.clone();
+        let pb::DrainNodeRequest { name, reason, deadline_s, update } = request.into_inner();
+        let reason = reason.trim();
+        if reason.is_empty() {
+            let what =
+                "cannot drain the node: there is no reason; say why, for those who ask later";
+            return Err(Status::invalid_argument(what));
+        }
+        if reason.chars().count() > MAX_REASON {
+            let what =
+                format!("cannot drain the node: the reason has over {MAX_REASON} characters");
+            return Err(Status::invalid_argument(what));
+        }
+        let deadline_s = deadline_s.map(u32::try_from).transpose().map_err(|_| {
+            let what = "cannot drain the node: the deadline is over 136 years away; leave it out to \
+                        let jobs run to their end";
+            Status::invalid_argument(what)
+        })?;
+        let node = NodeName::new(&name).map_err(|_| no_node(&name))?;
+        let reason = reason.to_owned();
+        let drain = DrainRequest { node, by, reason, deadline_s, update };
+        self.0.handle.drain(drain).await.map_err(told)?;
+        self.node(name).await
+    }
+
+    async fn resume_node(
+        &self,
+        request: Request<pb::ResumeNodeRequest>,
+    ) -> Result<Response<pb::Node>, Status> {
         let name = request.into_inner().name;
-        let missing =
-            Status::not_found(format!("there is no node '{name}'; see 'atelier node list'"));
+        let node = NodeName::new(&name).map_err(|_| no_node(&name))?;
+        self.0.handle.resume(node).await.map_err(told)?;
+        self.node(name).await
+    }
+}
+
+/// Characters of a reason.
+const MAX_REASON: usize = 500;
+
+fn no_node(name: &str) -> Status {
+    Status::not_found(format!("there is no node '{name}'; see 'atelier node list'"))
+}
+
+impl Service {
+    async fn node(&self, name: String) -> Result<Response<pb::Node>, Status> {
+        let missing = no_node(&name);
         let found = self
             .0
             .handle
@@ -149,11 +201,24 @@ fn describe(live: &Live, name: &ComputeName) -> pb::Compute {
     }
 }
 
+/// Who keeps jobs away from the node, why, and what becomes of those that run there.
+fn drained(node: &LiveNode) -> String {
+    let Some(Drain { by, reason, deadline, .. }) = &node.record.drain else { return String::new() };
+    let left = match (node.attempts.len(), deadline) {
+        (0, _) => "nothing runs there".to_owned(),
+        (jobs, None) => format!("{jobs} running to the end"),
+        (jobs, Some(deadline)) => format!("{jobs} running, back in the queue from {deadline}"),
+    };
+    format!("drained by {by}: {reason} ({left})")
+}
+
 fn describe_node(live: &Live, node: &LiveNode, views: &HashMap<NodeName, NodeView>) -> pb::Node {
     let record = &node.record;
     let ledger = live.sched().pool(&record.compute).and_then(|pool| pool.node(&record.name));
     let view = views.get(&record.name).cloned().unwrap_or_default();
+    let drain = record.drain.as_ref();
     let (state, reason) = match node.link {
+        Link::Ready if drain.is_some() => (pb::NodeState::Leaving, drained(node)),
         Link::Ready if node.attempts.is_empty() => (pb::NodeState::Idle, String::new()),
         Link::Ready => (pb::NodeState::Running, String::new()),
         Link::Silent { .. } => {
@@ -189,5 +254,11 @@ fn describe_node(live: &Live, node: &LiveNode, views: &HashMap<NodeName, NodeVie
         os: record.os.clone(),
         facts: record.facts.clone(),
         usage: view.usage,
+        drain: drain.map(|drain| pb::Drain {
+            by: drain.by.to_string(),
+            reason: drain.reason.clone(),
+            since_ms: drain.since.as_millis(),
+            deadline_ms: drain.deadline.map(Timestamp::as_millis),
+        }),
     }
 }

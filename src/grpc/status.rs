@@ -43,12 +43,17 @@ fn code_of_handle(error: &daemon::HandleError) -> Code {
         E::Refused(Refusal::NameTaken(_) | Refusal::NameOfRun(_)) | E::KeyReused { .. } => {
             Code::AlreadyExists
         }
-        E::Refused(Refusal::UnknownCompute { .. } | Refusal::NoSuchJob(_)) | E::NoSuchJob(_) => {
-            Code::NotFound
-        }
-        E::Refused(Refusal::NeverFits { .. } | Refusal::ExperimentDeleted(_)) | E::StillLive(_) => {
-            Code::FailedPrecondition
-        }
+        E::Refused(
+            Refusal::UnknownCompute { .. } | Refusal::NoSuchJob(_) | Refusal::NoSuchNode(_),
+        )
+        | E::NoSuchJob(_) => Code::NotFound,
+        E::Refused(
+            Refusal::NeverFits { .. }
+            | Refusal::ExperimentDeleted(_)
+            | Refusal::AlreadyDrained { .. }
+            | Refusal::NotDrained(_),
+        )
+        | E::StillLive(_) => Code::FailedPrecondition,
         E::Refused(Refusal::NotYet(_)) => Code::Unimplemented,
         E::NodeTaken(_) => Code::AlreadyExists,
         E::Store(error) => code_of_store(error),

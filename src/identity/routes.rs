@@ -53,6 +53,7 @@ fn rpc(service: &str, method: &str) -> Option<Need> {
             "atelier.compute.v1.ComputeService",
             "ListComputes" | "GetCompute" | "ListNodes" | "GetNode",
         ) => P::Read,
+        ("atelier.compute.v1.ComputeService", "DrainNode" | "ResumeNode") => P::ManageCompute,
         (
             "atelier.workspace.v1.WorkspaceService",
             "GetWorkspace" | "ListDatastores" | "GetDatastore" | "ListExperiments",

@@ -15,6 +15,7 @@ mod harness;
 
 mod access;
 mod bad_input;
+mod drain;
 mod jobs;
 mod recovery;
 mod storage;

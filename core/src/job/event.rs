@@ -69,6 +69,11 @@ pub enum EventKind {
         /// Why, in their words.
         reason: String,
     },
+    /// The attempt was asked to stop, so that the job goes back in the queue.
+    Evicting {
+        /// Why.
+        reason: String,
+    },
     /// Over, on somebody's word or because a limit was reached.
     Canceled {
         /// Why.
@@ -108,6 +113,7 @@ impl EventKind {
             Self::Completed => "Completed",
             Self::Failed { .. } => "Failed",
             Self::CancelRequested { .. } => "CancelRequested",
+            Self::Evicting { .. } => "Evicting",
             Self::Canceled { .. } => "Canceled",
             Self::Requeued { .. } => "Requeued",
             Self::NodeUnreachable { .. } => "NodeUnreachable",
@@ -140,6 +146,7 @@ impl EventKind {
             Self::Failed { failure } => failure.message.clone(),
             Self::CancelRequested { reason } if reason.is_empty() => "asked to stop".to_owned(),
             Self::CancelRequested { reason } => format!("asked to stop: {reason}"),
+            Self::Evicting { reason } => format!("asked to make way: {reason}"),
             Self::Canceled { reason } if reason.is_empty() => "canceled".to_owned(),
             Self::Canceled { reason } => format!("canceled: {reason}"),
             Self::Requeued { reason } => format!("back in the queue: {reason}"),

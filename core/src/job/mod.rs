@@ -59,6 +59,12 @@ pub struct Tries {
     /// Ended by the platform's failure or a lost node: these never use the user's tries, but are
     /// capped at [`Tries::MAX_LOST`].
     pub lost: u32,
+    /// Asked to make way for something else (a node that is drained): these count for nothing.
+    #[serde(default)]
+    pub evicted: u32,
+    /// Milliseconds from placement to end of the attempts that were lost or evicted.
+    #[serde(default)]
+    pub lost_ms: u64,
 }
 
 impl Tries {
@@ -109,6 +115,9 @@ pub struct Active {
     /// Set once somebody asked it to stop.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cancel: Option<Cancel>,
+    /// Set once the attempt was asked to make way. The job goes back in the queue.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub evict: Option<Evict>,
     /// The node has been silent for too long. It may come back.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub unreachable: bool,
@@ -179,6 +188,17 @@ pub struct Cancel {
     /// Why, in their words.
     pub reason: String,
     /// When.
+    pub at: Timestamp,
+}
+
+/// An attempt has to make way, through no fault of its job.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Evict {
+    /// On whose word.
+    pub by: Principal,
+    /// Why.
+    pub reason: String,
+    /// When it was asked.
     pub at: Timestamp,
 }
 

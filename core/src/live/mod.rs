@@ -4,6 +4,7 @@
 //! Every function takes the moment as an argument and appends to [`Decisions`]. The reactor owns
 //! one `Live`, writes the decisions in one transaction, and only then performs the effects.
 
+mod drain;
 mod nodes;
 mod reports;
 
@@ -170,6 +171,25 @@ pub enum Refusal {
     /// What later work will run.
     #[error("cannot create the job: {0}")]
     NotYet(String),
+    /// There is no such node.
+    #[error("there is no node '{0}'; see 'atelier node list'")]
+    NoSuchNode(NodeName),
+    /// It is drained already.
+    #[error(
+        "node '{node}' is drained already, by {by}: {reason}; add --update to change that, or take \
+         it back with 'atelier node resume {node}'"
+    )]
+    AlreadyDrained {
+        /// Which.
+        node: NodeName,
+        /// Who drained it.
+        by: Principal,
+        /// Why.
+        reason: String,
+    },
+    /// It is not drained.
+    #[error("node '{0}' is not drained; there is nothing to resume")]
+    NotDrained(NodeName),
     /// There is no such live job.
     #[error("there is no live job '{0}'")]
     NoSuchJob(JobName),
@@ -233,6 +253,8 @@ impl Live {
     pub fn recover(&mut self, nodes: Vec<NodeRecord>, jobs: Vec<Job>, mono: Mono) {
         for record in nodes {
             self.sched.put_node(&record.compute, record.name.clone(), record.capacity.clone());
+            let drained = record.drain.is_some();
+            self.sched.set_drained(&record.compute, &record.name, drained);
             let link = Link::Silent { since: mono };
             let node = LiveNode { record, link, attempts: BTreeMap::new(), unreachable: false };
             self.nodes.insert(node.record.name.clone(), node);
@@ -439,6 +461,7 @@ impl Live {
             phase: Phase::Starting,
             started_at: None,
             cancel: None,
+            evict: None,
             unreachable: false,
         });
         if let Some(node) = self.nodes.get_mut(&placement.node) {

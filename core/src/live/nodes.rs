@@ -12,14 +12,17 @@ impl Live {
     /// the node get jobs (a heartbeat that arrives first must not make it ready).
     pub fn node_joined(
         &mut self,
-        record: NodeRecord,
+        mut record: NodeRecord,
         reports: Vec<Report>,
         now: Now,
         out: &mut Decisions,
     ) {
         let name = record.name.clone();
+        // A node says nothing about what an admin said.
+        record.drain = self.nodes.get(&name).and_then(|known| known.record.drain.clone());
         let moved = self.nodes.get(&name).filter(|known| known.record.compute != record.compute);
         self.sched.put_node(&record.compute, name.clone(), record.capacity.clone());
+        self.sched.set_drained(&record.compute, &name, record.drain.is_some());
         if let Some(known) = moved {
             // Its jobs come along: they hold the same machine.
             self.sched.remove_node(&known.record.compute, &name);
@@ -49,10 +52,7 @@ impl Live {
             let Some(job) = self.jobs.get(&job_name) else { continue };
             let Some(active) = job.active() else { continue };
             if told.contains(&(job_name.clone(), active.epoch)) {
-                if let (Some(cancel), Some(key)) = (&active.cancel, job.attempt_key()) {
-                    let reason = cancel.reason.clone();
-                    out.effects.push(Effect::Stop { node: name.clone(), key, reason });
-                }
+                out.effects.extend(stop_again(&name, job));
                 continue;
             }
             if active.phase == Phase::Starting {
@@ -63,10 +63,7 @@ impl Live {
                 out.effects.push(assign(job, name.clone(), attempt, epoch, gpus));
                 // The node ends an attempt that it has not started yet without starting it, and
                 // only the node can say that nothing of it runs.
-                if let (Some(cancel), Some(key)) = (&active.cancel, job.attempt_key()) {
-                    let reason = cancel.reason.clone();
-                    out.effects.push(Effect::Stop { node: name.clone(), key, reason });
-                }
+                out.effects.extend(stop_again(&name, job));
             } else if let Some(node) = self.nodes.get_mut(&name) {
                 // The node has lost its memory of a started attempt, which may yet run. Its
                 // supervisor ends it when the lease runs out; until then nothing else may start.
@@ -94,6 +91,7 @@ impl Live {
     /// Lets time pass: silent nodes become unreachable, and what they held is given up when the
     /// lease and its margin are over.
     pub fn tick(&mut self, now: Now, out: &mut Decisions) {
+        self.evict_due(now, out);
         let lease = self.lease;
         let mut unreachable = Vec::new();
         let mut gone = Vec::new();
@@ -135,7 +133,9 @@ impl Live {
         self.sched.next_wake().is_some()
             || self.nodes.values().any(|node| {
                 !node.attempts.is_empty()
-                    && (node.link != Link::Ready || node.attempts.values().any(Option::is_some))
+                    && (node.link != Link::Ready
+                        || node.attempts.values().any(Option::is_some)
+                        || node.record.drain.as_ref().is_some_and(|d| d.deadline.is_some()))
             })
     }
 
@@ -156,4 +156,12 @@ impl Live {
         self.record(&job, attempt, self.daemon.clone(), kind, now, out);
         self.put(job, out);
     }
+}
+
+/// What a node must hear once more of an attempt that was asked to stop.
+fn stop_again(node: &NodeName, job: &Job) -> Option<Effect> {
+    let active = job.active()?;
+    let canceled = active.cancel.as_ref().map(|cancel| &cancel.reason);
+    let reason = canceled.or(active.evict.as_ref().map(|evict| &evict.reason))?.clone();
+    Some(Effect::Stop { node: node.clone(), key: job.attempt_key()?, reason })
 }

@@ -185,6 +185,14 @@ fn verdict(job: &Job, active: &Active, end: &AttemptEnd, now: Now) -> Verdict {
     if let Some(cancel) = &active.cancel {
         return Verdict::Over(Outcome::Canceled(cancel.clone()));
     }
+    if let Some(evict) = &active.evict
+        && failure.cause != Cause::Timeout
+    {
+        let mut tries = lost_time(job.tries, active, now);
+        tries.evicted += 1;
+        let reason = format!("{}; attempt {} follows", evict.reason, active.attempt.next());
+        return Verdict::Again { tries, delay_ms: 0, reason };
+    }
     if matches!(failure.cause, Cause::Timeout | Cause::Canceled) {
         let by = node_principal(&active.node, &job.created_by);
         let cancel = Cancel { by, reason: failure.message, at: now.wall };
@@ -192,6 +200,7 @@ fn verdict(job: &Job, active: &Active, end: &AttemptEnd, now: Now) -> Verdict {
     }
     let mut tries = job.tries;
     if failure.cause.is_platforms() {
+        tries = lost_time(tries, active, now);
         tries.lost += 1;
         if tries.lost >= Tries::MAX_LOST {
             let message = format!(
@@ -220,6 +229,13 @@ fn verdict(job: &Job, active: &Active, end: &AttemptEnd, now: Now) -> Verdict {
         delay_ms / 1000
     );
     Verdict::Again { tries, delay_ms, reason }
+}
+
+/// With the time that went into an attempt which is no fault of the job.
+fn lost_time(tries: Tries, active: &Active, now: Now) -> Tries {
+    let spent = now.wall.as_millis() - active.assigned_at.as_millis();
+    let spent = u64::try_from(spent).unwrap_or_default();
+    Tries { lost_ms: tries.lost_ms.saturating_add(spent), ..tries }
 }
 
 /// A back-off never grows beyond a day.

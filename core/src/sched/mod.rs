@@ -62,6 +62,11 @@ impl Sched {
         self.pool_mut(compute).set_ready(node, ready);
     }
 
+    /// Whether an admin keeps jobs away from the node.
+    pub fn set_drained(&mut self, compute: &ComputeName, node: &NodeName, drained: bool) {
+        self.pool_mut(compute).set_drained(node, drained);
+    }
+
     /// Puts a job in the queue, at the place of its submission.
     pub fn enqueue(&mut self, compute: &ComputeName, seq: SubmitSeq, waiting: Waiting) {
         self.pool_mut(compute).enqueue(seq, waiting);

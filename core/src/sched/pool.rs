@@ -36,7 +36,17 @@ pub struct Placement {
 #[derive(Clone, Debug)]
 struct Slot {
     ledger: Ledger,
+    /// The daemon hears from it.
     ready: bool,
+    /// An admin keeps jobs away from it.
+    drained: bool,
+}
+
+impl Slot {
+    /// Whether it gets jobs.
+    fn is_open(&self) -> bool {
+        self.ready && !self.drained
+    }
 }
 
 /// A compute's nodes, indexed by what is free, and its queue, by order of submission.
@@ -62,7 +72,8 @@ impl Pool {
         match self.nodes.get_mut(&node) {
             Some(slot) => slot.ledger.set_capacity(capacity),
             None => {
-                let slot = Slot { ledger: Ledger::new(capacity), ready: false };
+                let ledger = Ledger::new(capacity);
+                let slot = Slot { ledger, ready: false, drained: false };
                 self.nodes.insert(node.clone(), slot);
             }
         }
@@ -85,9 +96,18 @@ impl Pool {
         self.dirty = true;
     }
 
+    pub(super) fn set_drained(&mut self, node: &NodeName, drained: bool) {
+        self.unindex(node);
+        if let Some(slot) = self.nodes.get_mut(node) {
+            slot.drained = drained;
+        }
+        self.index(node);
+        self.dirty = true;
+    }
+
     fn index(&mut self, node: &NodeName) {
         if let Some(slot) = self.nodes.get(node)
-            && slot.ready
+            && slot.is_open()
         {
             self.by_free.insert((slot.ledger.free_cpu(), node.clone()));
         }
@@ -143,7 +163,7 @@ impl Pool {
 
     /// Whether a node that gets jobs could hold it when empty.
     fn could_start(&self, demand: &Demand) -> bool {
-        self.nodes.values().any(|slot| slot.ready && slot.ledger.capacity().could_hold(demand))
+        self.nodes.values().any(|slot| slot.is_open() && slot.ledger.capacity().could_hold(demand))
     }
 
     /// The first in line: the oldest of those that a node which gets jobs could ever hold. The
@@ -178,7 +198,7 @@ impl Pool {
     pub(super) fn commit(&mut self, placement: &Placement) -> Option<Reservation> {
         let waits = self.queue.contains_key(&placement.seq)
             || self.delayed.keys().any(|(_, seq)| *seq == placement.seq);
-        if !waits || !self.nodes.get(&placement.node).is_some_and(|slot| slot.ready) {
+        if !waits || !self.nodes.get(&placement.node).is_some_and(Slot::is_open) {
             return None;
         }
         self.unindex(&placement.node);
@@ -255,15 +275,17 @@ impl Pool {
         if self.nodes.is_empty() {
             return WaitReason::NoNodes;
         }
-        let silent = self
-            .nodes
-            .iter()
-            .filter(|(_, slot)| !slot.ready)
-            .find(|(_, slot)| slot.ledger.capacity().could_hold(demand))
-            .map(|(node, _)| node.clone());
-        let ready = self.nodes.values().any(|slot| slot.ready);
-        match (silent, ready) {
-            (Some(_), false) => WaitReason::NodesSilent,
+        let closed = |drained: bool| {
+            self.nodes
+                .iter()
+                .filter(|(_, slot)| !slot.is_open() && slot.drained == drained)
+                .find(|(_, slot)| slot.ledger.capacity().could_hold(demand))
+                .map(|(node, _)| node.clone())
+        };
+        let some_open = self.nodes.values().any(Slot::is_open);
+        match (closed(false), closed(true)) {
+            (Some(_), _) if !some_open => WaitReason::NodesSilent,
+            (None, Some(node)) => WaitReason::Drained { demand: *demand, node },
             (node, _) => WaitReason::TooLarge { demand: *demand, node },
         }
     }
@@ -272,7 +294,7 @@ impl Pool {
         let closest = self
             .nodes
             .iter()
-            .filter(|(_, slot)| slot.ready)
+            .filter(|(_, slot)| slot.is_open())
             .filter_map(|(node, slot)| {
                 slot.ledger.shortage(demand).map(|lacking| (lacking, node, &slot.ledger))
             })
@@ -360,14 +382,14 @@ impl Pool {
         self.classes.iter().map(|(demand, class)| (demand, class.len()))
     }
 
-    /// A node's ledger and whether it may get jobs.
+    /// A node's ledger and whether it gets jobs.
     pub fn node(&self, node: &NodeName) -> Option<(&Ledger, bool)> {
-        self.nodes.get(node).map(|slot| (&slot.ledger, slot.ready))
+        self.nodes.get(node).map(|slot| (&slot.ledger, slot.is_open()))
     }
 
-    /// Every node with its ledger and whether it may get jobs.
+    /// Every node with its ledger and whether it gets jobs.
     pub fn nodes(&self) -> impl Iterator<Item = (&NodeName, &Ledger, bool)> {
-        self.nodes.iter().map(|(node, slot)| (node, &slot.ledger, slot.ready))
+        self.nodes.iter().map(|(node, slot)| (node, &slot.ledger, slot.is_open()))
     }
 }
 

@@ -37,6 +37,13 @@ pub enum WaitReason {
         /// A node that is large enough, but does not answer.
         node: Option<NodeName>,
     },
+    /// The only nodes as large as the job asks for are drained. It holds nobody back.
+    Drained {
+        /// What it asks for.
+        demand: Demand,
+        /// One of them.
+        node: NodeName,
+    },
     /// Another job is before it, and that one waits.
     Behind {
         /// The first in line.
@@ -81,6 +88,11 @@ impl fmt::Display for WaitReason {
                 f,
                 "asks for {demand}, and no node of the compute is that large any more; it starts \
                  when one joins, or cancel it and ask for less"
+            ),
+            Self::Drained { demand, node } => write!(
+                f,
+                "asks for {demand}, and {node}, which has that, is drained; it starts when the node \
+                 is resumed (atelier node resume {node}) or another as large joins"
             ),
             Self::Behind { head, ahead, because } => {
                 let jobs = if *ahead == 1 { "job is" } else { "jobs are" };

@@ -116,8 +116,8 @@ fn nodes(live: &Live) -> Checked {
             let slot = live.sched().pool(&compute.name).and_then(|pool| pool.node(name));
             let home = compute.name == node.record.compute;
             let ready = slot.map(|(_, ready)| ready);
-            let connected = node.link == Link::Ready;
-            let right = if home { ready == Some(connected) } else { ready.is_none() };
+            let open = node.link == Link::Ready && node.record.drain.is_none();
+            let right = if home { ready == Some(open) } else { ready.is_none() };
             ensure(right, "I8", || {
                 format!(
                     "node {name} of {} in pool {}: {ready:?}",
@@ -202,7 +202,12 @@ pub(super) fn nothing_idles(live: &Live) -> Checked {
             let Some(job) = live.job(name) else { continue };
             let set_aside = matches!(
                 reason,
-                Some(WaitReason::TooLarge { .. } | WaitReason::NodesSilent | WaitReason::NoNodes)
+                Some(
+                    WaitReason::TooLarge { .. }
+                        | WaitReason::Drained { .. }
+                        | WaitReason::NodesSilent
+                        | WaitReason::NoNodes
+                )
             );
             ensure(set_aside != could_start(job), "sanity", || {
                 format!("{name} is told {reason:?}, which is not so")

@@ -9,7 +9,7 @@ use super::{Checked, Store, check, ensure, principal};
 use crate::id::{ComputeName, JobName, NodeName};
 use crate::job::Report;
 use crate::live::{Decisions, Effect, Live, Submission};
-use crate::node::{LeasePolicy, Mono, NodeRecord, Now};
+use crate::node::{Drain, LeasePolicy, Mono, NodeRecord, Now};
 use crate::spec::CommandJob;
 use crate::time::Timestamp;
 
@@ -27,6 +27,8 @@ pub(super) struct Daemon {
 pub(super) enum Command {
     Submit { name: JobName, spec: Arc<CommandJob> },
     Cancel(JobName),
+    Drain { node: NodeName, deadline: Option<Timestamp> },
+    Resume(NodeName),
     Join { session: u64, record: NodeRecord, reports: Vec<Report> },
     Report { session: u64, node: NodeName, report: Report },
     Left { session: u64, node: NodeName },
@@ -87,7 +89,7 @@ impl Daemon {
     ) -> Option<Down> {
         if let Up::Hello { record, reports } = message {
             self.listening.insert(session, (node.clone(), clock));
-            self.inbox.push(Command::Join { session, record, reports });
+            self.inbox.push(Command::Join { session, record: *record, reports });
             return None;
         }
         let Some((_, heard_at)) = self.listening.get_mut(&session) else {
@@ -161,6 +163,16 @@ impl Daemon {
                 // It may be over, or never have been.
                 let _ = self.live.cancel(&name, principal("ada"), "enough", now, out);
             }
+            Command::Drain { node, deadline } => {
+                let by = principal("root");
+                let drain = Drain { by, reason: "repair".to_owned(), since: now.wall, deadline };
+                // Unknown until it has joined.
+                let _ = self.live.drain(&node, drain, true, now, out);
+            }
+            Command::Resume(node) => {
+                // It may not be drained.
+                let _ = self.live.resume(&node, out);
+            }
             Command::Join { session, record, reports } => {
                 let node = record.name.clone();
                 self.sessions.insert(node.clone(), session);
@@ -227,6 +239,9 @@ impl Daemon {
             ensure(self.sessions.contains_key(node), "I8", || {
                 format!("{key:?} was placed on {node}, which is not connected")
             })?;
+            let drained =
+                self.live.nodes().any(|n| &n.record.name == node && n.record.drain.is_some());
+            ensure(!drained, "I8", || format!("{key:?} was placed on {node}, which is drained"))?;
             check::within_capacity(&self.live, &key.job, node)?;
         }
         Ok(())

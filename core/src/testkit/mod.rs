@@ -106,6 +106,7 @@ pub fn node_record(name: &str, compute: &str, capacity: Capacity) -> NodeRecord 
         os: "Linux".to_owned(),
         facts: BTreeMap::new(),
         joined_at: Timestamp::default(),
+        drain: None,
     }
 }
 

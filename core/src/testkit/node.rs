@@ -70,7 +70,7 @@ const RETRY_MS: u64 = 30;
 /// Node to daemon.
 #[derive(Clone, Debug)]
 pub(super) enum Up {
-    Hello { record: NodeRecord, reports: Vec<Report> },
+    Hello { record: Box<NodeRecord>, reports: Vec<Report> },
     Heartbeat(u64),
     Report(Report),
     Close,
@@ -400,7 +400,10 @@ impl Node {
             if now >= self.retry_at {
                 *sessions += 1;
                 let reports = self.inventory();
-                self.up.push_back((*sessions, Up::Hello { record: self.record.clone(), reports }));
+                self.up.push_back((
+                    *sessions,
+                    Up::Hello { record: self.record.clone().into(), reports },
+                ));
                 self.session = Some(Session {
                     id: *sessions,
                     welcomed: false,

@@ -76,6 +76,10 @@ impl Store {
         let from = last.map(|last| last.status);
         let legal = match from {
             None => event.kind == EventKind::Submitted && event.status == JobStatus::Queued,
+            // Being asked to make way changes nothing yet.
+            Some(from) if matches!(event.kind, EventKind::Evicting { .. }) => {
+                from == event.status && !from.is_final() && from != JobStatus::Queued
+            }
             Some(from) => event.kind != EventKind::Submitted && may_follow(from, event.status),
         };
         let promise = if from.is_some_and(JobStatus::is_final) { "I4" } else { "sanity" };
@@ -130,15 +134,14 @@ fn reread<T: serde::Serialize + serde::de::DeserializeOwned>(value: &T) -> T {
 /// I16: a job's own failures stay within `retry.max_attempts`, the platform's within
 /// [`Tries::MAX_LOST`], and every attempt but the one at hand is one of them.
 fn within_tries(job: &Job) -> Checked {
-    let Tries { made, failed, lost } = job.tries;
+    let Tries { made, failed, lost, evicted, lost_ms: _ } = job.tries;
+    let over_before = failed + lost + evicted;
     let most = job.spec.retry.max_attempts;
     let over = match job.state {
-        State::Queued(_) => failed >= most || lost >= Tries::MAX_LOST || made.0 != failed + lost,
-        State::Active(_) => {
-            failed >= most || lost >= Tries::MAX_LOST || made.0 != failed + lost + 1
-        }
+        State::Queued(_) => failed >= most || lost >= Tries::MAX_LOST || made.0 != over_before,
+        State::Active(_) => failed >= most || lost >= Tries::MAX_LOST || made.0 != over_before + 1,
         // The last attempt's failure ends the job and is not entered.
-        State::Ended(_) => failed >= most || lost >= Tries::MAX_LOST || made.0 > failed + lost + 1,
+        State::Ended(_) => failed >= most || lost >= Tries::MAX_LOST || made.0 > over_before + 1,
     };
     ensure(!over, "I16", || {
         format!("{} of at most {most} tries has {:?}: {:?}", job.name, job.tries, job.state)

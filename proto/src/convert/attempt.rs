@@ -154,5 +154,6 @@ pub fn node_record(
             .map(|(key, value)| (cut(key.clone(), 100), cut(value.clone(), 500)))
             .collect(),
         joined_at: now,
+        drain: None,
     })
 }

@@ -129,6 +129,7 @@ pub(crate) fn node(text: &str) -> NodeRecord {
         os: "linux".to_owned(),
         facts: [].into(),
         joined_at: Timestamp::from_millis(2),
+        drain: None,
     }
 }
 

@@ -1,8 +1,9 @@
 use atelier_core::access::{AttemptScope, Role};
 use atelier_core::id::{Epoch, PortName};
 use atelier_core::job::{
-    Active, Cancel, Cause, Ended, Exit, Failure, ManifestRef, Outcome, OutputCommit, Phase,
+    Active, Cancel, Cause, Ended, Evict, Exit, Failure, ManifestRef, Outcome, OutputCommit, Phase,
 };
+use atelier_core::node::Drain;
 use atelier_core::resource::{Demand, GpuDevice, Reservation};
 use atelier_core::spec::{
     AssetRef, AssetVersion, Code, DataKind, DataUri, Distribution, Identity, Input, InputMode,
@@ -19,7 +20,7 @@ use crate::store::{TokenRecord, jobs, schema};
 /// A job that is over, with everything that such a job may carry.
 pub(super) fn over(seq: u64) -> Job {
     let mut job = waiting(seq);
-    job.tries = Tries { made: AttemptNumber(2), failed: 1, lost: 0 };
+    job.tries = Tries { made: AttemptNumber(2), failed: 1, ..Tries::default() };
     job.state = State::Ended(Ended {
         at: Timestamp::from_millis(9),
         outcome: Outcome::Completed,
@@ -105,6 +106,10 @@ fn cancel() -> impl Strategy<Value = Cancel> {
     (people(), text(), stamp()).prop_map(|(by, reason, at)| Cancel { by, reason, at })
 }
 
+fn evict() -> impl Strategy<Value = Evict> {
+    (people(), text(), stamp()).prop_map(|(by, reason, at)| Evict { by, reason, at })
+}
+
 fn phase() -> impl Strategy<Value = Phase> {
     prop_oneof![
         Just(Phase::Starting),
@@ -118,30 +123,31 @@ fn active() -> impl Strategy<Value = State> {
     let held = (any::<u64>(), any::<u64>(), vec(any::<u16>(), 0..4))
         .prop_map(|(cpu, memory, gpus)| Reservation { cpu, memory, gpus });
     let ids = (1..9_u32, any::<u64>(), nodes());
-    (ids, held, stamp(), phase(), option::of(stamp()), option::of(cancel()), any::<bool>())
-        .prop_map(
-            |(
-                (attempt, epoch, node),
+    let stops = (option::of(cancel()), option::of(evict()));
+    (ids, held, stamp(), phase(), option::of(stamp()), stops, any::<bool>()).prop_map(
+        |(
+            (attempt, epoch, node),
+            reservation,
+            assigned_at,
+            phase,
+            started_at,
+            (cancel, evict),
+            away,
+        )| {
+            State::Active(Active {
+                attempt: AttemptNumber(attempt),
+                epoch: Epoch(epoch),
+                node,
                 reservation,
                 assigned_at,
                 phase,
                 started_at,
                 cancel,
-                away,
-            )| {
-                State::Active(Active {
-                    attempt: AttemptNumber(attempt),
-                    epoch: Epoch(epoch),
-                    node,
-                    reservation,
-                    assigned_at,
-                    phase,
-                    started_at,
-                    cancel,
-                    unreachable: away,
-                })
-            },
-        )
+                evict,
+                unreachable: away,
+            })
+        },
+    )
 }
 
 fn ended() -> impl Strategy<Value = State> {
@@ -282,10 +288,13 @@ fn specification() -> impl Strategy<Value = CommandJob> {
 }
 
 fn any_job() -> impl Strategy<Value = Job> {
-    let tries = (any::<u32>(), any::<u32>(), any::<u32>()).prop_map(|(made, failed, lost)| Tries {
+    let counts = (any::<u32>(), any::<u32>(), any::<u32>(), any::<u32>(), any::<u64>());
+    let tries = counts.prop_map(|(made, failed, lost, evicted, lost_ms)| Tries {
         made: AttemptNumber(made),
         failed,
         lost,
+        evicted,
+        lost_ms,
     });
     let who = (people(), stamp(), any::<bool>());
     (1..=i64::MAX as u64, specification(), state(), tries, who).prop_map(
@@ -345,8 +354,12 @@ fn any_node() -> impl Strategy<Value = NodeRecord> {
     });
     let capacity = (any::<u64>(), any::<u64>(), btree_map(any::<u16>(), gpu, 0..3))
         .prop_map(|(cpu, memory, gpus)| Capacity { cpu, memory, gpus });
-    (nodes(), capacity, text(), btree_map(text(), text(), 0..3), stamp()).prop_map(
-        |(name, capacity, version, facts, joined_at)| NodeRecord {
+    let drain = (people(), text(), stamp(), option::of(stamp()))
+        .prop_map(|(by, reason, since, deadline)| Drain { by, reason, since, deadline });
+    let said = (text(), btree_map(text(), text(), 0..3), option::of(drain));
+    (nodes(), capacity, said, stamp()).prop_map(
+        |(name, capacity, (version, facts, drain), joined_at)| NodeRecord {
+            drain,
             name,
             capacity,
             version,

@@ -13,4 +13,4 @@ pub(crate) use faults::{Disk, FaultyIo, needs};
 pub(crate) use history::{History, check_database};
 pub(crate) use process::Process;
 pub(crate) use rpc::Rpc;
-pub(crate) use wait::until;
+pub(crate) use wait::{PATIENCE, until};

@@ -27,6 +27,8 @@ enum Op {
     FailCommit(CommitFault),
     KillDaemon { ms: u64 },
     Strike { node: usize, outage: Outage, ms: u64 },
+    Drain { node: usize, deadline_ms: Option<i64> },
+    Resume { node: usize },
     Resize { node: usize, capacity: Capacity },
     Move { node: usize, compute: usize },
     Replay { node: usize, which: usize },
@@ -117,6 +119,9 @@ fn op() -> impl Strategy<Value = Op> {
         1 => pause().prop_map(|ms| Op::KillDaemon { ms }),
         5 => (node.clone(), outage(), pause())
             .prop_map(|(node, outage, ms)| Op::Strike { node, outage, ms }),
+        2 => (node.clone(), proptest::option::of(prop_oneof![Just(0_i64), Just(500)]))
+            .prop_map(|(node, deadline_ms)| Op::Drain { node, deadline_ms }),
+        2 => node.clone().prop_map(|node| Op::Resume { node }),
         1 => (node.clone(), size).prop_map(|(node, capacity)| Op::Resize { node, capacity }),
         1 => (node.clone(), 0..COMPUTES.len())
             .prop_map(|(node, compute)| Op::Move { node, compute }),
@@ -160,6 +165,8 @@ fn apply(world: &mut World, op: Op) -> Checked {
         Op::FailCommit(fault) => world.fail_next_commit(fault),
         Op::KillDaemon { ms } => world.kill_daemon(ms),
         Op::Strike { node: number, outage, ms } => world.strike(&node(number), outage, ms),
+        Op::Drain { node: number, deadline_ms } => world.drain(&node(number), deadline_ms),
+        Op::Resume { node: number } => world.resume(&node(number)),
         Op::Resize { node: number, capacity } => {
             world.change_node(&node(number), Some(capacity), None);
         }

@@ -1,0 +1,96 @@
+//! Drained nodes: no new jobs, and at a deadline those that run are asked to make way.
+
+use super::{Decisions, Effect, Live, Refusal};
+use crate::id::{JobName, NodeName, Principal};
+use crate::job::{EventKind, Evict, Phase, State};
+use crate::node::{Drain, Now};
+
+impl Live {
+    /// Keeps jobs away from a node from now on. With a deadline, those that still run there then go
+    /// back in the queue; a deadline that is past means at once.
+    ///
+    /// # Errors
+    /// The node is not known, or drained already and this is no `update`. Nothing has changed then.
+    pub fn drain(
+        &mut self,
+        name: &NodeName,
+        drain: Drain,
+        update: bool,
+        now: Now,
+        out: &mut Decisions,
+    ) -> Result<(), Refusal> {
+        let Some(node) = self.nodes.get_mut(name) else {
+            return Err(Refusal::NoSuchNode(name.clone()));
+        };
+        if let Some(Drain { by, reason, .. }) = &node.record.drain
+            && !update
+        {
+            let (by, reason) = (by.clone(), reason.clone());
+            return Err(Refusal::AlreadyDrained { node: name.clone(), by, reason });
+        }
+        node.record.drain = Some(drain);
+        out.nodes.push(node.record.clone());
+        let compute = node.record.compute.clone();
+        self.sched.set_drained(&compute, name, true);
+        self.evict_due(now, out);
+        Ok(())
+    }
+
+    /// Lets a drained node have jobs again. Those that were asked to make way still do.
+    ///
+    /// # Errors
+    /// The node is not known, or not drained.
+    pub fn resume(&mut self, name: &NodeName, out: &mut Decisions) -> Result<(), Refusal> {
+        let Some(node) = self.nodes.get_mut(name) else {
+            return Err(Refusal::NoSuchNode(name.clone()));
+        };
+        if node.record.drain.take().is_none() {
+            return Err(Refusal::NotDrained(name.clone()));
+        }
+        out.nodes.push(node.record.clone());
+        let compute = node.record.compute.clone();
+        self.sched.set_drained(&compute, name, false);
+        Ok(())
+    }
+
+    /// Asks the jobs of nodes whose deadline has come to make way.
+    pub(super) fn evict_due(&mut self, now: Now, out: &mut Decisions) {
+        let mut due: Vec<(JobName, Principal, String)> = Vec::new();
+        for (name, node) in &self.nodes {
+            let Some(drain) = &node.record.drain else { continue };
+            if drain.deadline.is_some_and(|deadline| deadline <= now.wall) {
+                let reason = format!("node {name} is drained: {}", drain.reason);
+                let jobs = node.attempts.keys().cloned();
+                due.extend(jobs.map(|job| (job, drain.by.clone(), reason.clone())));
+            }
+        }
+        for (job, by, reason) in due {
+            self.evict(&job, by, reason, now, out);
+        }
+    }
+
+    /// Asks an attempt to stop, so that its job goes back in the queue. One that was asked already,
+    /// or whose command has ended, is left alone.
+    pub(super) fn evict(
+        &mut self,
+        name: &JobName,
+        by: Principal,
+        reason: String,
+        now: Now,
+        out: &mut Decisions,
+    ) {
+        let Some(mut job) = self.jobs.get(name).cloned() else { return };
+        let Some(key) = job.attempt_key() else { return };
+        let State::Active(active) = &mut job.state else { return };
+        let ends = matches!(active.phase, Phase::Finalizing { .. });
+        if ends || active.cancel.is_some() || active.evict.is_some() {
+            return;
+        }
+        active.evict = Some(Evict { by: by.clone(), reason: reason.clone(), at: now.wall });
+        let (node, attempt) = (active.node.clone(), active.attempt);
+        let kind = EventKind::Evicting { reason: reason.clone() };
+        self.record(&job, attempt, by, kind, now, out);
+        out.effects.push(Effect::Stop { node, key, reason });
+        self.put(job, out);
+    }
+}
