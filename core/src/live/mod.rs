@@ -24,7 +24,7 @@ use crate::job::{
 };
 use crate::node::{LeasePolicy, Link, Mono, NodeRecord, Now};
 use crate::resource::{Capacity, Cpus, GpuIndex, Memory};
-use crate::sched::{self, Budget, Placement, Sched, WaitReason, Waiting};
+use crate::sched::{self, Budget, Placement, Rank, Sched, WaitReason, Waiting};
 use crate::spec::CommandJob;
 
 /// The live state of a workspace.
@@ -267,7 +267,7 @@ impl Live {
                         demand: job.spec.resources.demand,
                         not_before: queued.not_before,
                     };
-                    self.sched.enqueue(&job.compute, job.seq, waiting);
+                    self.sched.enqueue(&job.compute, rank(&job), waiting);
                 }
                 State::Active(active) => {
                     if let Some(node) = self.nodes.get_mut(&active.node) {
@@ -325,7 +325,7 @@ impl Live {
     /// Why a live job waits; `None` if it does not.
     pub fn wait_reason(&self, job: &Job) -> Option<WaitReason> {
         match job.state {
-            State::Queued(_) => self.sched.reason(&job.compute, job.seq),
+            State::Queued(_) => self.sched.reason(&job.compute, rank(job)),
             State::Active(_) | State::Ended(_) => None,
         }
     }
@@ -375,7 +375,8 @@ impl Live {
         self.record(&job, AttemptNumber(0), principal, EventKind::Submitted, now, out);
         out.submitted.push(name.clone());
         out.changed.insert(name.clone(), job.clone());
-        self.sched.enqueue(&compute, seq, Waiting { job: name.clone(), demand, not_before: None });
+        let waiting = Waiting { job: name.clone(), demand, not_before: None };
+        self.sched.enqueue(&compute, rank(&job), waiting);
         self.jobs.insert(name, job);
         Ok(())
     }
@@ -484,7 +485,7 @@ impl Live {
         out: &mut Decisions,
     ) {
         let Some(mut job) = self.jobs.remove(name) else { return };
-        self.sched.dequeue(&job.compute, job.seq);
+        self.sched.dequeue(&job.compute, rank(&job));
         let kind = end_event(&outcome);
         job.state = State::Ended(Ended {
             at: now.wall,
@@ -533,6 +534,11 @@ impl Live {
     ) {
         self.record(job, AttemptNumber(0), by, kind, now, out);
     }
+}
+
+/// A job's place in its queue.
+pub(crate) fn rank(job: &Job) -> Rank {
+    Rank::new(job.spec.queue.priority, job.created_at, job.seq)
 }
 
 fn assign(

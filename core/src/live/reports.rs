@@ -1,6 +1,6 @@
 //! What nodes say of attempts, and what follows.
 
-use super::{Decisions, Effect, Live, end_event};
+use super::{Decisions, Effect, Live, end_event, rank};
 use crate::id::{NodeName, Principal};
 use crate::job::{
     Active, AttemptEnd, Cancel, Cause, Ended, EventKind, Exit, Failure, Job, Outcome, OutputCommit,
@@ -137,7 +137,7 @@ impl Live {
                     demand: job.spec.resources.demand,
                     not_before,
                 };
-                self.sched.enqueue(&job.compute, job.seq, waiting);
+                self.sched.enqueue(&job.compute, rank(&job), waiting);
                 self.put(job, out);
             }
         }

@@ -1,10 +1,11 @@
 //! Who runs where, and why the others wait.
 //!
 //! [`Sched`] is a value: events update it, a clone shares its structure, and [`plan`] reads it.
-//! The same value gives the same plan, on any machine. Today's policy is first in, first out for
-//! each compute; a job that does not fit holds back those behind it.
+//! The same value gives the same plan, on any machine. Each compute has a queue, ordered
+//! by [`Rank`]: priority, then submission. A job that does not fit holds back those behind it.
 
 mod pool;
+mod rank;
 mod reason;
 
 #[cfg(test)]
@@ -13,9 +14,10 @@ mod tests;
 use imbl::OrdMap;
 
 pub use pool::{Placement, Pool, Waiting};
+pub use rank::Rank;
 pub use reason::WaitReason;
 
-use crate::id::{ComputeName, JobName, NodeName, SubmitSeq};
+use crate::id::{ComputeName, JobName, NodeName};
 use crate::resource::{Capacity, Demand, Reservation};
 use crate::time::Timestamp;
 
@@ -67,12 +69,12 @@ impl Sched {
         self.pool_mut(compute).set_drained(node, drained);
     }
 
-    /// Puts a job in the queue, at the place of its submission.
-    pub fn enqueue(&mut self, compute: &ComputeName, seq: SubmitSeq, waiting: Waiting) {
-        self.pool_mut(compute).enqueue(seq, waiting);
+    /// Puts a job in the queue, at its place.
+    pub fn enqueue(&mut self, compute: &ComputeName, rank: Rank, waiting: Waiting) {
+        self.pool_mut(compute).enqueue(rank, waiting);
     }
 
-    /// Puts those whose back-off is over back in line, at the place of their submission.
+    /// Puts those whose back-off is over back in line, at their places.
     pub fn wake(&mut self, now: Timestamp) {
         let due: Vec<ComputeName> = self
             .pools
@@ -86,8 +88,8 @@ impl Sched {
     }
 
     /// Takes a job out of the queue. Nothing happens if it is not there.
-    pub fn dequeue(&mut self, compute: &ComputeName, seq: SubmitSeq) {
-        self.pool_mut(compute).dequeue(seq);
+    pub fn dequeue(&mut self, compute: &ComputeName, rank: Rank) {
+        self.pool_mut(compute).dequeue(rank);
     }
 
     /// Enters a reservation made before a restart.
@@ -114,8 +116,8 @@ impl Sched {
     }
 
     /// Why a waiting job waits; `None` if it is not in the queue.
-    pub fn reason(&self, compute: &ComputeName, seq: SubmitSeq) -> Option<WaitReason> {
-        self.pools.get(compute)?.reason(seq)
+    pub fn reason(&self, compute: &ComputeName, rank: Rank) -> Option<WaitReason> {
+        self.pools.get(compute)?.reason(rank)
     }
 
     /// The earliest instant at which a job held back by its back-off may start.
@@ -124,9 +126,9 @@ impl Sched {
     }
 
     /// Every job in a queue with its compute, in order.
-    pub fn waiting(&self) -> impl Iterator<Item = (&ComputeName, SubmitSeq, &JobName)> {
+    pub fn waiting(&self) -> impl Iterator<Item = (&ComputeName, Rank, &JobName)> {
         self.pools.iter().flat_map(|(compute, pool)| {
-            pool.waiting().map(move |(seq, waiting)| (compute, seq, &waiting.job))
+            pool.waiting().map(move |(rank, waiting)| (compute, rank, &waiting.job))
         })
     }
 

@@ -2,8 +2,8 @@
 
 use imbl::{OrdMap, OrdSet};
 
-use super::WaitReason;
-use crate::id::{ComputeName, JobName, NodeName, SubmitSeq};
+use super::{Rank, WaitReason};
+use crate::id::{ComputeName, JobName, NodeName};
 use crate::resource::{Capacity, Demand, Ledger, Reservation, Shortage};
 use crate::time::Timestamp;
 
@@ -24,7 +24,7 @@ pub struct Placement {
     /// The compute.
     pub compute: ComputeName,
     /// The job's place in the queue.
-    pub seq: SubmitSeq,
+    pub rank: Rank,
     /// The job.
     pub job: JobName,
     /// Where it goes.
@@ -49,17 +49,17 @@ impl Slot {
     }
 }
 
-/// A compute's nodes, indexed by what is free, and its queue, by order of submission.
+/// A compute's nodes, indexed by what is free, and its queue, by rank.
 #[derive(Clone, Debug, Default)]
 pub struct Pool {
     nodes: OrdMap<NodeName, Slot>,
     /// Ready nodes by free CPU: the first that fits leaves the least over.
     by_free: OrdSet<(u64, NodeName)>,
-    queue: OrdMap<SubmitSeq, Waiting>,
+    queue: OrdMap<Rank, Waiting>,
     /// Jobs held back by a back-off, by when it ends. They are in no queue.
-    delayed: OrdMap<(Timestamp, SubmitSeq), Waiting>,
+    delayed: OrdMap<(Timestamp, Rank), Waiting>,
     /// Those in the queue, by class of equal demand: what holds for one holds for its class.
-    classes: OrdMap<Demand, OrdSet<SubmitSeq>>,
+    classes: OrdMap<Demand, OrdSet<Rank>>,
     /// Why the head waits, as the last plan found.
     blocked: Option<WaitReason>,
     /// Something has changed since the last plan.
@@ -119,19 +119,19 @@ impl Pool {
         }
     }
 
-    pub(super) fn enqueue(&mut self, seq: SubmitSeq, waiting: Waiting) {
+    pub(super) fn enqueue(&mut self, rank: Rank, waiting: Waiting) {
         match waiting.not_before {
             Some(until) => {
-                self.delayed.insert((until, seq), waiting);
+                self.delayed.insert((until, rank), waiting);
             }
-            None => self.line_up(seq, waiting),
+            None => self.line_up(rank, waiting),
         }
         self.dirty = true;
     }
 
-    fn line_up(&mut self, seq: SubmitSeq, waiting: Waiting) {
-        self.classes.entry(waiting.demand).or_default().insert(seq);
-        self.queue.insert(seq, waiting);
+    fn line_up(&mut self, rank: Rank, waiting: Waiting) {
+        self.classes.entry(waiting.demand).or_default().insert(rank);
+        self.queue.insert(rank, waiting);
     }
 
     pub(super) fn wake(&mut self, now: Timestamp) {
@@ -145,16 +145,16 @@ impl Pool {
         }
     }
 
-    pub(super) fn dequeue(&mut self, seq: SubmitSeq) {
-        if let Some(waiting) = self.queue.remove(&seq) {
+    pub(super) fn dequeue(&mut self, rank: Rank) {
+        if let Some(waiting) = self.queue.remove(&rank) {
             if let Some(class) = self.classes.get_mut(&waiting.demand) {
-                class.remove(&seq);
+                class.remove(&rank);
                 if class.is_empty() {
                     self.classes.remove(&waiting.demand);
                 }
             }
             self.dirty = true;
-        } else if let Some(key) = self.delayed.keys().find(|(_, delayed)| *delayed == seq).copied()
+        } else if let Some(key) = self.delayed.keys().find(|(_, delayed)| *delayed == rank).copied()
         {
             self.delayed.remove(&key);
             self.dirty = true;
@@ -168,7 +168,7 @@ impl Pool {
 
     /// The first in line: the oldest of those that a node which gets jobs could ever hold. The
     /// others wait for a larger node, and hold nobody back.
-    fn head(&self) -> Option<(SubmitSeq, &Waiting)> {
+    fn head(&self) -> Option<(Rank, &Waiting)> {
         let first = self
             .classes
             .iter()
@@ -196,8 +196,8 @@ impl Pool {
     }
 
     pub(super) fn commit(&mut self, placement: &Placement) -> Option<Reservation> {
-        let waits = self.queue.contains_key(&placement.seq)
-            || self.delayed.keys().any(|(_, seq)| *seq == placement.seq);
+        let waits = self.queue.contains_key(&placement.rank)
+            || self.delayed.keys().any(|(_, rank)| *rank == placement.rank);
         if !waits || !self.nodes.get(&placement.node).is_some_and(Slot::is_open) {
             return None;
         }
@@ -208,7 +208,7 @@ impl Pool {
             .and_then(|slot| slot.ledger.reserve(&placement.demand).ok());
         self.index(&placement.node);
         if reservation.is_some() {
-            self.dequeue(placement.seq);
+            self.dequeue(placement.rank);
         }
         reservation
     }
@@ -236,7 +236,7 @@ impl Pool {
         let mut trial = self.clone();
         trial.wake(now);
         let mut made = 0;
-        while let Some((seq, waiting)) = trial.head() {
+        while let Some((rank, waiting)) = trial.head() {
             if made == budget {
                 return Some(WaitReason::NextRound);
             }
@@ -245,7 +245,7 @@ impl Pool {
             };
             let placement = Placement {
                 compute: compute.clone(),
-                seq,
+                rank,
                 job: waiting.job.clone(),
                 node,
                 demand: waiting.demand,
@@ -312,29 +312,29 @@ impl Pool {
         }
     }
 
-    pub(super) fn reason(&self, seq: SubmitSeq) -> Option<WaitReason> {
-        if let Some(waiting) = self.queue.get(&seq) {
+    pub(super) fn reason(&self, rank: Rank) -> Option<WaitReason> {
+        if let Some(waiting) = self.queue.get(&rank) {
             if !self.could_start(&waiting.demand) {
                 return Some(self.too_large(&waiting.demand));
             }
-            let (head_seq, head) = self.head()?;
+            let (first, head) = self.head()?;
             let because = self.blocked.clone().unwrap_or(WaitReason::Undecided);
-            if head_seq == seq {
+            if first == rank {
                 return Some(because);
             }
-            let ahead = self.ahead_of(seq);
+            let ahead = self.ahead_of(rank);
             let because = Box::new(because);
             return Some(WaitReason::Behind { head: head.job.clone(), ahead, because });
         }
-        let (until, _) = self.delayed.keys().find(|(_, delayed)| *delayed == seq)?;
+        let (until, _) = self.delayed.keys().find(|(_, delayed)| *delayed == rank)?;
         Some(WaitReason::BackOff { until: *until })
     }
 
-    /// How many in the queue are ahead of `seq`, which is one of them. Counted from whichever end
+    /// How many in the queue are ahead of `rank`, which is one of them. Counted from whichever end
     /// is nearer: a job is mostly asked about when it has just come, or is about to start.
-    fn ahead_of(&self, seq: SubmitSeq) -> usize {
-        let mut before = self.queue.range(..seq);
-        let mut after = self.queue.range(seq..);
+    fn ahead_of(&self, rank: Rank) -> usize {
+        let mut before = self.queue.range(..rank);
+        let mut after = self.queue.range(rank..);
         for count in 0.. {
             if before.next().is_none() {
                 return count;
@@ -367,9 +367,9 @@ impl Pool {
     }
 
     /// Jobs that wait, those in a back-off last.
-    pub fn waiting(&self) -> impl Iterator<Item = (SubmitSeq, &Waiting)> {
-        let delayed = self.delayed.iter().map(|((_, seq), waiting)| (*seq, waiting));
-        self.queue.iter().map(|(seq, waiting)| (*seq, waiting)).chain(delayed)
+    pub fn waiting(&self) -> impl Iterator<Item = (Rank, &Waiting)> {
+        let delayed = self.delayed.iter().map(|((_, rank), waiting)| (*rank, waiting));
+        self.queue.iter().map(|(rank, waiting)| (*rank, waiting)).chain(delayed)
     }
 
     /// How many jobs wait.

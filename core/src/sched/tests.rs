@@ -1,7 +1,9 @@
 use std::collections::BTreeMap;
 
 use super::*;
+use crate::id::SubmitSeq;
 use crate::resource::{GpuDevice, Shortage};
+use crate::spec::Priority;
 
 fn compute() -> ComputeName {
     ComputeName::new("local").unwrap()
@@ -30,9 +32,14 @@ fn sched(nodes: &[(&str, Capacity)]) -> Sched {
     sched
 }
 
+/// Of equal jobs, in order of submission.
+fn rank(seq: u64) -> Rank {
+    Rank::new(Priority::Medium, NOW, SubmitSeq(seq))
+}
+
 fn wait(sched: &mut Sched, seq: u64, demand: Demand) {
     let job = JobName::new(&format!("job{seq}")).unwrap();
-    sched.enqueue(&compute(), SubmitSeq(seq), Waiting { job, demand, not_before: None });
+    sched.enqueue(&compute(), rank(seq), Waiting { job, demand, not_before: None });
 }
 
 const WIDE: Budget = Budget { placements: usize::MAX };
@@ -46,7 +53,7 @@ fn step(sched: &mut Sched) -> Vec<String> {
         .iter()
         .map(|p| {
             sched.commit(p).expect("a fresh plan commits");
-            format!("{}@{}", p.seq, p.node)
+            format!("{}@{}", p.rank.seq(), p.node)
         })
         .collect();
     sched.explain_with(&plan);
@@ -60,15 +67,37 @@ fn first_in_first_out_and_the_head_holds_back_the_rest() {
     wait(&mut sched, 2, demand(2, 0, 0));
     wait(&mut sched, 3, demand(1, 0, 0));
     assert_eq!(step(&mut sched), ["1@a"]);
-    let reason = sched.reason(&compute(), SubmitSeq(2)).unwrap();
+    let reason = sched.reason(&compute(), rank(2)).unwrap();
     assert!(matches!(reason, WaitReason::Shortage { lacking: Shortage::Cpu, free_cpu: 1000, .. }));
-    let reason = sched.reason(&compute(), SubmitSeq(3)).unwrap();
+    let reason = sched.reason(&compute(), rank(3)).unwrap();
     assert!(
         matches!(&reason, WaitReason::Behind { head, ahead: 1, .. } if head.as_str() == "job2"),
         "{reason}"
     );
     sched.release(&compute(), &node("a"), &Reservation { cpu: 3000, memory: 0, gpus: vec![] });
     assert_eq!(step(&mut sched), ["2@a", "3@a"]);
+}
+
+#[test]
+fn priority_goes_first_and_a_day_of_waiting_makes_up_for_a_level() {
+    const HOUR: i64 = 3_600_000;
+    let names = |jobs: &[(u64, Priority, i64)]| -> Vec<String> {
+        let mut sched = sched(&[("a", capacity(1, 1000, 0))]);
+        for &(seq, priority, hours_ago) in jobs {
+            let job = JobName::new(&format!("job{seq}")).unwrap();
+            let rank = Rank::new(priority, NOW.plus_millis(-hours_ago * HOUR), SubmitSeq(seq));
+            let waiting = Waiting { job, demand: demand(1, 0, 0), not_before: None };
+            sched.enqueue(&compute(), rank, waiting);
+        }
+        sched.waiting().map(|(_, _, job)| job.to_string()).collect()
+    };
+    use Priority::{High, Low, Medium};
+    assert_eq!(
+        names(&[(1, Low, 2), (2, Medium, 1), (3, High, 0), (4, High, 0)]),
+        ["job3", "job4", "job2", "job1"]
+    );
+    assert_eq!(names(&[(1, Medium, 25), (2, High, 0)]), ["job1", "job2"], "it has waited");
+    assert_eq!(names(&[(1, Low, 49), (2, Medium, 23), (3, High, 0)]), ["job1", "job3", "job2"]);
 }
 
 #[test]
@@ -79,7 +108,7 @@ fn a_job_that_no_node_can_hold_any_more_holds_nobody_back() {
     wait(&mut sched, 2, demand(4, 0, 0));
     wait(&mut sched, 3, demand(1, 0, 0));
     assert_eq!(step(&mut sched), ["2@a"]);
-    let reason = |sched: &Sched, seq| sched.reason(&compute(), SubmitSeq(seq)).unwrap();
+    let reason = |sched: &Sched, seq| sched.reason(&compute(), rank(seq)).unwrap();
     let first = reason(&sched, 1);
     assert!(
         matches!(&first, WaitReason::TooLarge { node: Some(silent), .. } if silent == &node("big")),
@@ -112,7 +141,7 @@ fn gpus_are_exact_devices_and_come_back() {
     wait(&mut sched, 2, demand(1, 0, 2));
     assert!(step(&mut sched).is_empty());
     assert!(matches!(
-        sched.reason(&compute(), SubmitSeq(2)),
+        sched.reason(&compute(), rank(2)),
         Some(WaitReason::Shortage { lacking: Shortage::Gpus, free_gpus: 1, .. })
     ));
     sched.release(&compute(), &node("a"), &held);
@@ -125,7 +154,7 @@ fn silent_nodes_get_nothing_and_say_so() {
     sched.set_ready(&compute(), &node("a"), false);
     wait(&mut sched, 1, demand(1, 0, 0));
     assert!(step(&mut sched).is_empty());
-    assert_eq!(sched.reason(&compute(), SubmitSeq(1)), Some(WaitReason::NodesSilent));
+    assert_eq!(sched.reason(&compute(), rank(1)), Some(WaitReason::NodesSilent));
     sched.set_ready(&compute(), &node("a"), true);
     assert_eq!(step(&mut sched), ["1@a"]);
 }
@@ -138,7 +167,7 @@ fn a_plan_that_is_out_of_date_does_not_commit() {
     sched.set_ready(&compute(), &node("a"), false);
     assert!(sched.commit(&stale.placements[0]).is_none());
     sched.set_ready(&compute(), &node("a"), true);
-    sched.dequeue(&compute(), SubmitSeq(1));
+    sched.dequeue(&compute(), rank(1));
     assert!(sched.commit(&stale.placements[0]).is_none());
 }
 
@@ -148,11 +177,11 @@ fn back_off_holds_a_job_but_not_those_behind_it() {
     let until = NOW.plus_millis(500);
     let job = JobName::new("job1").unwrap();
     let waiting = Waiting { job, demand: demand(1, 0, 0), not_before: Some(until) };
-    sched.enqueue(&compute(), SubmitSeq(1), waiting);
+    sched.enqueue(&compute(), rank(1), waiting);
     wait(&mut sched, 2, demand(1, 0, 0));
     assert_eq!(sched.next_wake(), Some(until));
     assert_eq!(step(&mut sched), ["2@a"]);
-    assert_eq!(sched.reason(&compute(), SubmitSeq(1)), Some(WaitReason::BackOff { until }));
+    assert_eq!(sched.reason(&compute(), rank(1)), Some(WaitReason::BackOff { until }));
     sched.release(&compute(), &node("a"), &Reservation { cpu: 1000, memory: 0, gpus: vec![] });
     let later = plan(&sched, until, WIDE);
     assert_eq!(later.placements.len(), 1);
@@ -217,15 +246,15 @@ mod properties {
                         ready[i] = r;
                         sched.set_ready(&compute(), &node(names[i]), r);
                     }
-                    Op::Cancel(seq) => sched.dequeue(&compute(), SubmitSeq(seq)),
+                    Op::Cancel(seq) => sched.dequeue(&compute(), rank(seq)),
                 }
                 let plan = plan(&sched, NOW, WIDE);
                 let mut last = None;
                 for placement in &plan.placements {
                     let index = names.iter().position(|n| *n == placement.node.as_str()).unwrap();
                     prop_assert!(ready[index]);
-                    prop_assert!(last < Some(placement.seq));
-                    last = Some(placement.seq);
+                    prop_assert!(last < Some(placement.rank));
+                    last = Some(placement.rank);
                     let held = sched.commit(placement);
                     prop_assert!(held.is_some());
                     running.push((placement.node.clone(), held.unwrap()));

@@ -118,13 +118,7 @@ pub(super) static JOB: Object = Object {
             "How several processes are launched.",
         ),
         field("limits", Shape::Object(&LIMITS), Runs, "", "Bounds on the run."),
-        field(
-            "queue_settings",
-            Shape::Object(&QUEUE),
-            Recorded,
-            "",
-            "The job's rank in the queue.",
-        ),
+        field("queue_settings", Shape::Object(&QUEUE), Runs, "", "The job's rank in the queue."),
         field(
             "services",
             Map(&OneOf(&[Shape::Object(&SERVICE), Null])),
@@ -468,7 +462,13 @@ static QUEUE: Object = Object {
     what: "queue settings",
     fields: &[
         field("job_tier", Word(&TIERS), Recorded, "", "Azure's tier."),
-        field("priority", Word(&PRIORITIES), Recorded, "medium", "The rank among the waiting."),
+        field(
+            "priority",
+            Word(&PRIORITIES),
+            Runs,
+            "medium",
+            "The rank among the waiting. A level is worth a day of waiting.",
+        ),
     ],
 };
 

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{Checked, Violation, ensure};
 use crate::id::{JobName, NodeName};
 use crate::job::{Active, Job, State};
-use crate::live::Live;
+use crate::live::{Live, rank};
 use crate::node::Link;
 use crate::resource::{Demand, Ledger};
 use crate::sched::WaitReason;
@@ -56,15 +56,16 @@ fn jobs(live: &Live) -> Checked {
 fn queues(live: &Live) -> Checked {
     let mut seen: BTreeSet<&JobName> = BTreeSet::new();
     let mut classes: BTreeMap<_, BTreeMap<Demand, usize>> = BTreeMap::new();
-    for (compute, seq, name) in live.sched().waiting() {
+    for (compute, place, name) in live.sched().waiting() {
         let Some(job) = live.job(name) else {
             return Err(insane(format!("{name} waits and does not exist")));
         };
         ensure(seen.insert(name), "sanity", || format!("{name} waits twice"))?;
-        ensure(&job.compute == compute && job.seq == seq, "sanity", || {
+        ensure(&job.compute == compute && rank(job) == place, "sanity", || {
             format!(
-                "{name} waits in {compute} at {seq}, and belongs to {} at {}",
-                job.compute, job.seq
+                "{name} waits in {compute} at {place:?}, and belongs to {} at {:?}",
+                job.compute,
+                rank(job)
             )
         })?;
         let State::Queued(_) = job.state else {
@@ -194,8 +195,8 @@ pub(super) fn nothing_idles(live: &Live) -> Checked {
             pool.nodes().any(|(_, ledger, ready)| ready && ledger.capacity().could_hold(demand))
         };
         let mut in_line = Vec::new();
-        for (at, seq, name) in live.sched().waiting() {
-            let reason = live.sched().reason(at, seq);
+        for (at, place, name) in live.sched().waiting() {
+            let reason = live.sched().reason(at, place);
             if at != &compute.name || matches!(reason, Some(WaitReason::BackOff { .. })) {
                 continue;
             }

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use crate::id::{AttemptNumber, Epoch, JobName, NodeName};
 use crate::job::{AttemptKey, Cause, Progress, Report};
 use crate::resource::{Capacity, Demand};
-use crate::spec::{OnNodeLoss, Retry};
+use crate::spec::{OnNodeLoss, Priority, Retry};
 use crate::testkit::{
     Checked, CommitFault, Finish, LEASE, Outage, Script, World, capacity, command_job,
     compute_name, demand, job_name, node_name, node_record,
@@ -157,6 +157,7 @@ fn apply(world: &mut World, op: Op) -> Checked {
             let mut spec = command_job(demand);
             spec.compute = Some(compute_name(COMPUTES[compute]));
             spec.retry = retry;
+            spec.queue.priority = [Priority::Low, Priority::Medium, Priority::High][number % 3];
             spec.on_node_loss = if keep { OnNodeLoss::Keep } else { OnNodeLoss::Requeue };
             world.submit(&job(number), Arc::new(spec), script);
         }
