@@ -19,6 +19,7 @@ mod job;
 mod local;
 mod node;
 mod output;
+mod queue;
 mod run;
 mod schema;
 mod serve;
@@ -91,10 +92,11 @@ enum Command {
     /// Submit, look at, follow and cancel jobs
     #[command(subcommand)]
     Job(job::Command),
+    Queue(queue::Arguments),
     /// Look at computes
     #[command(subcommand)]
     Compute(compute::Command),
-    /// Look at nodes
+    /// Look at nodes, drain and resume them
     #[command(subcommand)]
     Node(node::Command),
     /// Look at the workspace
@@ -205,6 +207,7 @@ fn dispatch(command: Command, context: &Context) -> Result<ExitCode, Error> {
         Command::Agent(arguments) => Ok(atelier_agent::main(arguments)),
         Command::Schema(arguments) => done(schema::run(&arguments, context)),
         Command::Job(command) => block_on(job::run(command, context)),
+        Command::Queue(arguments) => done(block_on(queue::run(arguments, context))),
         Command::Compute(command) => done(block_on(compute::run(command, context))),
         Command::Node(command) => done(block_on(node::run(command, context))),
         Command::Workspace(command) => done(block_on(workspace::run(command, context))),

@@ -149,6 +149,22 @@ impl JobService for Daemon {
         })
     }
 
+    async fn explain_job(
+        &self,
+        request: Request<pb::ExplainJobRequest>,
+    ) -> Result<Response<pb::Explanation>, Status> {
+        let job = self.find(&request.get_ref().name)?;
+        let (name, status, reason) = (job.name, job.status, job.wait_reason);
+        Ok(Response::new(pb::Explanation { name, status, reason, ..Default::default() }))
+    }
+
+    async fn list_queue(
+        &self,
+        _: Request<pb::ListQueueRequest>,
+    ) -> Result<Response<pb::ListQueueResponse>, Status> {
+        Err(Status::unimplemented("asked end to end only"))
+    }
+
     async fn cancel_job(
         &self,
         request: Request<pb::CancelJobRequest>,

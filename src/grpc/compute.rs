@@ -10,8 +10,8 @@ use atelier_core::time::Timestamp;
 use atelier_proto::compute::v1 as pb;
 use tonic::{Request, Response, Status};
 
-use super::caller;
 use super::status::told;
+use super::{caller, count};
 use crate::daemon::{DrainRequest, NodeView, Shared};
 
 /// Computes and their nodes.
@@ -138,10 +138,6 @@ impl Service {
             .map_err(told)?;
         found.map(Response::new).ok_or(missing)
     }
-}
-
-fn count(n: usize) -> u32 {
-    u32::try_from(n).unwrap_or(u32::MAX)
 }
 
 fn free(ledger: &Ledger) -> pb::Resources {

@@ -15,8 +15,8 @@ use tokio::sync::{broadcast, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::caller;
 use super::status::told;
+use super::{blocking, caller, queue};
 use crate::daemon::{Shared, SubmitRequest};
 use crate::identity::Denied;
 use crate::store::{Archived, IdempotencyKey, JobQuery, Lookup};
@@ -221,6 +221,21 @@ impl pb::job_service_server::JobService for Service {
         Ok(Response::new(pb::ListJobsResponse { jobs, next_page_token }))
     }
 
+    async fn explain_job(
+        &self,
+        request: Request<pb::ExplainJobRequest>,
+    ) -> Result<Response<pb::Explanation>, Status> {
+        let job = self.find(&request.get_ref().name)?;
+        queue::explain_job(&self.0, &job).await.map(Response::new)
+    }
+
+    async fn list_queue(
+        &self,
+        request: Request<pb::ListQueueRequest>,
+    ) -> Result<Response<pb::ListQueueResponse>, Status> {
+        queue::list(&self.0, request.into_inner()).await.map(Response::new)
+    }
+
     async fn cancel_job(
         &self,
         request: Request<pb::CancelJobRequest>,
@@ -417,13 +432,4 @@ async fn watch(
 fn is_last(event: &Event) -> bool {
     use atelier_core::job::EventKind as K;
     matches!(event.kind, K::Completed | K::Failed { .. } | K::Canceled { .. })
-}
-
-/// Asks the store off the threads that serve others.
-async fn blocking<T: Send + 'static>(
-    ask: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, Status> {
-    tokio::task::spawn_blocking(ask)
-        .await
-        .map_err(|_| Status::internal("the request was interrupted; try again"))
 }

@@ -5,6 +5,7 @@ mod compute;
 pub(crate) mod content;
 mod identity;
 mod job;
+mod queue;
 mod status;
 #[cfg(test)]
 mod tests;
@@ -65,4 +66,17 @@ fn caller<T>(request: &Request<T>) -> Result<Caller, Status> {
         .get::<Caller>()
         .cloned()
         .ok_or_else(|| Status::unauthenticated("the caller is not known"))
+}
+
+/// Work that takes its time, off the threads that serve others.
+async fn blocking<T: Send + 'static>(
+    ask: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Status> {
+    tokio::task::spawn_blocking(ask)
+        .await
+        .map_err(|_| Status::internal("the request was interrupted; try again"))
+}
+
+fn count(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
 }

@@ -45,7 +45,8 @@ fn rpc(service: &str, method: &str) -> Option<Need> {
         ("atelier.job.v1.JobService", "CancelJob" | "ArchiveJob" | "DeleteJob") => P::ChangeJob,
         (
             "atelier.job.v1.JobService",
-            "GetJob" | "ListJobs" | "ListEvents" | "WatchEvents" | "StreamLog" | "ListArtifacts",
+            "GetJob" | "ListJobs" | "ExplainJob" | "ListQueue" | "ListEvents" | "WatchEvents"
+            | "StreamLog" | "ListArtifacts",
         ) => P::Read,
         ("atelier.content.v1.ContentService", "FindMissing" | "Put") => P::Submit,
         ("atelier.content.v1.ContentService", "Get") => P::ReadContent,

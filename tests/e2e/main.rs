@@ -17,5 +17,6 @@ mod access;
 mod bad_input;
 mod drain;
 mod jobs;
+mod queue;
 mod recovery;
 mod storage;

@@ -537,7 +537,7 @@ impl Live {
 }
 
 /// A job's place in its queue.
-pub(crate) fn rank(job: &Job) -> Rank {
+pub fn rank(job: &Job) -> Rank {
     Rank::new(job.spec.queue.priority, job.created_at, job.seq)
 }
 

@@ -4,6 +4,7 @@
 //! The same value gives the same plan, on any machine. Each compute has a queue, ordered
 //! by [`Rank`]: priority, then submission. A job that does not fit holds back those behind it.
 
+mod explain;
 mod pool;
 mod rank;
 mod reason;
@@ -13,6 +14,7 @@ mod tests;
 
 use imbl::OrdMap;
 
+pub use explain::{Asked, Change, Explanation, explain};
 pub use pool::{Placement, Pool, Waiting};
 pub use rank::Rank;
 pub use reason::WaitReason;

@@ -196,6 +196,67 @@ fn what_could_never_fit_names_the_largest_node() {
     assert_eq!(largest.gpus.len(), 2);
 }
 
+/// A job that waits in [`compute`], explained.
+fn explained(sched: &Sched, seq: u64, demand: Demand, priority: Priority) -> Explanation {
+    let asked = Asked {
+        job: JobName::new(&format!("job{seq}")).unwrap(),
+        compute: compute(),
+        demand,
+        priority,
+        created_at: NOW,
+        rank: Rank::new(priority, NOW, SubmitSeq(seq)),
+    };
+    explain(sched, &asked, NOW).unwrap()
+}
+
+#[test]
+fn what_would_start_a_job_now_is_found_and_true() {
+    let mut sched = sched(&[
+        ("a", capacity(4, 1000, 0)),
+        ("b", capacity(4, 3000, 2)),
+        ("c", capacity(1, 50, 0)),
+    ]);
+    let other = ComputeName::new("other").unwrap();
+    sched.put_node(&other, node("z"), capacity(16, 9000, 0));
+    wait(&mut sched, 1, demand(3, 800, 0));
+    wait(&mut sched, 2, demand(2, 2500, 1));
+    step(&mut sched);
+    // a has 1 CPU and 200 MiB left, b 2 CPUs, 500 MiB and a GPU, c 1 CPU and 50 MiB.
+    wait(&mut sched, 3, demand(2, 900, 0));
+    step(&mut sched);
+    let told = explained(&sched, 3, demand(2, 900, 0), Priority::Medium);
+    assert!(matches!(told.reason, WaitReason::Shortage { .. }));
+    let less = Change::Demand { from: demand(2, 900, 0), to: demand(2, 500, 0) };
+    assert_eq!(told.changes, std::slice::from_ref(&less), "other has no node that answers");
+    assert_eq!(less.to_string(), "ask for 500 MiB memory instead of 900 MiB");
+    assert_eq!(less.settings(), ["resources.memory=500MiB"]);
+
+    sched.set_ready(&other, &node("z"), true);
+    let told = explained(&sched, 3, demand(2, 900, 0), Priority::Medium);
+    assert_eq!(told.changes, [less, Change::Compute(other.clone())]);
+
+    // Behind another, less would not help; a higher level would.
+    wait(&mut sched, 4, demand(1, 100, 0));
+    step(&mut sched);
+    let told = explained(&sched, 4, demand(1, 100, 0), Priority::Medium);
+    assert!(matches!(told.reason, WaitReason::Behind { .. }) && told.ahead == 1, "{told:?}");
+    assert_eq!(told.changes, [Change::Compute(other), Change::Priority(Priority::High)]);
+
+    // Several things at once.
+    let large = demand(4, 900, 2);
+    sched.dequeue(&compute(), rank(3));
+    sched.dequeue(&compute(), rank(4));
+    wait(&mut sched, 5, large);
+    step(&mut sched);
+    let told = explained(&sched, 5, large, Priority::Medium);
+    let less = Change::Demand { from: large, to: demand(2, 500, 1) };
+    assert_eq!(told.changes, std::slice::from_ref(&less));
+    assert_eq!(
+        less.to_string(),
+        "ask for 2 CPU instead of 4 and 500 MiB memory instead of 900 MiB and 1 GPU instead of 2"
+    );
+}
+
 mod properties {
     use proptest::prelude::*;
 

@@ -373,6 +373,17 @@ pub enum Priority {
     High,
 }
 
+impl Priority {
+    /// As the YAML says it.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Low => "low",
+            Self::Medium => "medium",
+            Self::High => "high",
+        }
+    }
+}
+
 /// An interactive service asked for with the job.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Service {

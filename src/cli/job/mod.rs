@@ -3,9 +3,11 @@
 use std::process::ExitCode;
 
 use atelier_proto::job::v1::{
-    self as pb, ArchiveJobRequest, CancelJobRequest, DeleteJobRequest, GetJobRequest,
+    self as pb, ArchiveJobRequest, CancelJobRequest, DeleteJobRequest, ExplainJobRequest,
+    GetJobRequest,
 };
 use clap::{Args, Subcommand};
+use serde_json::json;
 
 use super::{Context, Error, Kind, Name};
 use crate::client::Client;
@@ -39,6 +41,14 @@ Examples:
   atelier job show calm_apple_x1
   atelier job show calm_apple_x1 --query status -o tsv")]
     Show(Name),
+    /// Say why a job waits, and what would start it now
+    ///
+    /// Each change that is named was tried: the scheduler itself would start the job with it.
+    #[command(after_help = "\
+Examples:
+  atelier job explain calm_apple_x1
+  atelier job explain calm_apple_x1 --query 'changes[].settings[]' -o tsv")]
+    Explain(Name),
     /// Print a job's log as it comes; ends with the job, and with its exit code
     #[command(after_help = "\
 Examples:
@@ -87,6 +97,7 @@ pub(super) async fn run(command: Command, context: &Context) -> Result<ExitCode,
             let client = context.client().await?;
             context.output.show(&view::job(&get(&client, name.get()).await?))?;
         }
+        Command::Explain(name) => explain(context, name.get()).await?,
         Command::Stream(name) => {
             let client = context.client().await?;
             return follow::to_the_end(context, client, name.get()).await;
@@ -110,6 +121,21 @@ pub(super) async fn run(command: Command, context: &Context) -> Result<ExitCode,
 pub(super) async fn get(client: &Client, name: &str) -> Result<pb::Job, Error> {
     let request = GetJobRequest { name: name.to_owned() };
     Ok(client.call(client.jobs().get_job(request)).await?)
+}
+
+async fn explain(context: &Context, name: &str) -> Result<(), Error> {
+    let client = context.client().await?;
+    let request = ExplainJobRequest { name: name.to_owned() };
+    let told = client.call(client.jobs().explain_job(request)).await?;
+    let change = |change: &pb::Change| json!({ "change": change.text, "set": change.settings });
+    context.output.show(&json!({
+        "name": told.name,
+        "status": told.status().word(),
+        "compute": told.compute,
+        "reason": told.reason,
+        "ahead": told.ahead,
+        "changes": told.changes.iter().map(change).collect::<Vec<_>>(),
+    }))
 }
 
 async fn archive(context: &Context, name: &str, archived: bool) -> Result<(), Error> {

@@ -35,6 +35,7 @@ pub(crate) struct Settings {
 #[derive(Clone)]
 pub(crate) struct Agent {
     pub(crate) name: String,
+    pub(crate) compute: String,
     pub(crate) cpus: String,
     pub(crate) memory: String,
     /// The daemon's address, instead of the file it announces itself in.
@@ -50,12 +51,18 @@ impl Agent {
     pub(crate) fn new(name: &str) -> Self {
         Self {
             name: name.to_owned(),
+            compute: "local".to_owned(),
             cpus: "2".to_owned(),
             memory: "1GiB".to_owned(),
             server: None,
             data: None,
             more: Vec::new(),
         }
+    }
+
+    pub(crate) fn compute(mut self, compute: &str) -> Self {
+        self.compute = compute.to_owned();
+        self
     }
 
     pub(crate) fn cpus(mut self, cpus: u32) -> Self {
@@ -290,7 +297,7 @@ impl Cluster {
             file
         };
         let mut command = self.command();
-        command.arg("agent").args(["--node", &agent.name, "--compute", "local"]);
+        command.arg("agent").args(["--node", &agent.name, "--compute", &agent.compute]);
         command.args(["--cpus", &agent.cpus, "--memory", &agent.memory]);
         command.arg("--token-file").arg(token);
         let data = agent.data.clone().unwrap_or_else(|| self.agent_data(&agent.name));

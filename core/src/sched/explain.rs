@@ -1,0 +1,189 @@
+//! What would start a waiting job now. Every suggestion has been tried: the scheduler itself decided
+//! on a copy of its value in which the suggestion was followed.
+
+use std::fmt;
+
+use super::{Budget, Rank, Sched, WaitReason, Waiting, plan};
+use crate::id::{ComputeName, JobName};
+use crate::resource::{Cpus, Demand, Ledger, Memory};
+use crate::spec::Priority;
+use crate::time::Timestamp;
+
+/// A waiting job, as the queue and its owner know it.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    /// Which.
+    pub job: JobName,
+    /// Where it waits.
+    pub compute: ComputeName,
+    /// What it asks of one node.
+    pub demand: Demand,
+    /// Its level.
+    pub priority: Priority,
+    /// When it was submitted.
+    pub created_at: Timestamp,
+    /// Its place.
+    pub rank: Rank,
+}
+
+/// Why a job waits, and what would end the wait now.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Explanation {
+    /// The binding constraint.
+    pub reason: WaitReason,
+    /// How many are before it in the queue of its compute.
+    pub ahead: usize,
+    /// What would start it now, the smallest change first. Empty: nothing that was tried would.
+    pub changes: Vec<Change>,
+}
+
+/// One thing to change about a job so that it starts now.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Change {
+    /// Ask for this instead.
+    Demand {
+        /// What it asks for.
+        from: Demand,
+        /// What there is.
+        to: Demand,
+    },
+    /// Send it elsewhere.
+    Compute(ComputeName),
+    /// Give it a higher level.
+    Priority(Priority),
+}
+
+impl Change {
+    /// The change as `--set` takes it, for each key.
+    pub fn settings(&self) -> Vec<String> {
+        match self {
+            Self::Demand { from, to } => {
+                let mut settings = Vec::new();
+                if from.cpu != to.cpu {
+                    settings.push(format!("resources.cpus={}", Cpus(to.cpu)));
+                }
+                if from.memory != to.memory {
+                    settings.push(format!("resources.memory={}MiB", to.memory));
+                }
+                if from.gpus != to.gpus {
+                    settings.push(format!("resources.gpus={}", to.gpus));
+                }
+                settings
+            }
+            Self::Compute(compute) => vec![format!("compute={compute}")],
+            Self::Priority(priority) => {
+                vec![format!("queue_settings.priority={}", priority.word())]
+            }
+        }
+    }
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Demand { from, to } => {
+                let mut parts = Vec::new();
+                if from.cpu != to.cpu {
+                    parts.push(format!("{} CPU instead of {}", Cpus(to.cpu), Cpus(from.cpu)));
+                }
+                if from.memory != to.memory {
+                    let (to, from) = (Memory(to.memory), Memory(from.memory));
+                    parts.push(format!("{to} memory instead of {from}"));
+                }
+                if from.gpus != to.gpus {
+                    parts.push(format!("{} GPU instead of {}", to.gpus, from.gpus));
+                }
+                write!(f, "ask for {}", parts.join(" and "))
+            }
+            Self::Compute(compute) => write!(f, "send it to compute '{compute}'"),
+            Self::Priority(priority) => write!(f, "give it priority {}", priority.word()),
+        }
+    }
+}
+
+/// Explains a waiting job; `None` if it does not wait. Takes a shared copy, so it may run while the
+/// scheduler goes on.
+pub fn explain(sched: &Sched, asked: &Asked, now: Timestamp) -> Option<Explanation> {
+    let pool = sched.pool(&asked.compute)?;
+    let reason = pool.reason(asked.rank)?;
+    let ahead = match &reason {
+        WaitReason::Behind { ahead, .. } => *ahead,
+        _ => 0,
+    };
+    let mut without = sched.clone();
+    without.dequeue(&asked.compute, asked.rank);
+    let changes = candidates(sched, asked)
+        .into_iter()
+        .filter(|change| starts(&without, asked, change, now))
+        .fold(Vec::new(), |mut kept: Vec<Change>, change| {
+            // The smallest change of each kind is enough.
+            let kind = std::mem::discriminant(&change);
+            if matches!(change, Change::Compute(_))
+                || kept.iter().all(|other| std::mem::discriminant(other) != kind)
+            {
+                kept.push(change);
+            }
+            kept
+        });
+    Some(Explanation { reason, ahead, changes })
+}
+
+/// What may help, the smallest change of each kind first.
+fn candidates(sched: &Sched, asked: &Asked) -> Vec<Change> {
+    let mut changes = Vec::new();
+    if let Some(pool) = sched.pool(&asked.compute) {
+        let open = pool.nodes().filter(|(_, _, open)| *open);
+        let mut smaller: Vec<(u64, Demand)> =
+            open.filter_map(|(_, ledger, _)| shrink(&asked.demand, ledger)).collect();
+        smaller.sort_unstable();
+        smaller.dedup();
+        // Beyond the first few they only ask for less and less.
+        changes.extend(
+            smaller.into_iter().take(8).map(|(_, to)| Change::Demand { from: asked.demand, to }),
+        );
+    }
+    let others = sched.pools.keys().filter(|compute| **compute != asked.compute);
+    changes.extend(others.cloned().map(Change::Compute));
+    let levels = [Priority::Medium, Priority::High];
+    changes
+        .extend(levels.into_iter().filter(|level| *level > asked.priority).map(Change::Priority));
+    changes
+}
+
+/// The demand cut to what is free on a node, with how much that cuts, in thousandths summed over
+/// what is cut. `None` if nothing has to be cut, or nothing would be left.
+fn shrink(demand: &Demand, ledger: &Ledger) -> Option<(u64, Demand)> {
+    let free_gpus = u32::try_from(ledger.free_gpus().count()).unwrap_or(u32::MAX);
+    let to = Demand {
+        cpu: demand.cpu.min(ledger.free_cpu()),
+        memory: demand.memory.min(ledger.free_memory()),
+        gpus: demand.gpus.min(free_gpus),
+    };
+    let nothing_left =
+        to.cpu == 0 || (demand.memory > 0 && to.memory == 0) || (demand.gpus > 0 && to.gpus == 0);
+    if nothing_left || to == *demand {
+        return None;
+    }
+    let cut = |from: u64, to: u64| ((from - to) * 1000).checked_div(from).unwrap_or_default();
+    let gpus = cut(demand.gpus.into(), to.gpus.into());
+    Some((cut(demand.cpu, to.cpu) + cut(demand.memory, to.memory) + gpus, to))
+}
+
+/// Whether the scheduler would start the job now if the change were made.
+fn starts(without: &Sched, asked: &Asked, change: &Change, now: Timestamp) -> bool {
+    let mut trial = without.clone();
+    let (mut compute, mut demand, mut rank) = (asked.compute.clone(), asked.demand, asked.rank);
+    match change {
+        Change::Demand { to, .. } => demand = *to,
+        Change::Compute(other) => compute = other.clone(),
+        Change::Priority(level) => rank = Rank::new(*level, asked.created_at, rank.seq()),
+    }
+    let waiting = Waiting { job: asked.job.clone(), demand, not_before: None };
+    trial.enqueue(&compute, rank, waiting);
+    let budget = Budget { placements: TRIAL };
+    plan(&trial, now, budget).placements.iter().any(|placed| placed.job == asked.job)
+}
+
+/// What a trial places at most. Before it the scheduler had nothing more to place, so that little
+/// follows from one change.
+const TRIAL: usize = 64;

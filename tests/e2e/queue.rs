@@ -1,0 +1,102 @@
+//! The queue: its order, its reasons, and what would end a wait.
+
+use serde_json::json;
+
+use crate::harness::{Agent, Cluster, History};
+
+fn yaml(command: &str, priority: &str, cpus: u32) -> String {
+    format!(
+        "command: {command:?}\nqueue_settings: {{priority: {priority}}}\nresources: {{cpus: {cpus}}}\n"
+    )
+}
+
+#[test]
+fn the_queue_says_who_is_next_and_why_and_priority_decides() {
+    let cluster = Cluster::empty();
+    cluster.start_daemon();
+    cluster.start_agent(&Agent::new("local").cpus(2));
+    let history = History::of(&cluster);
+    let running = cluster.create(&yaml(&history.command(3.0), "medium", 2));
+    cluster.running(&running);
+    let low = cluster.create(&yaml(&history.command(0.0), "low", 2));
+    let medium = cluster.create(&yaml(&history.command(0.0), "medium", 1));
+    let high = cluster.create(&yaml(&history.command(0.0), "high", 2));
+
+    let queue = cluster.atelier(["queue", "-o", "json"]).ok().json();
+    let names: Vec<&str> =
+        queue.as_array().unwrap().iter().map(|j| j["name"].as_str().unwrap()).collect();
+    assert_eq!(names, [&high, &medium, &low], "{queue}");
+    assert_eq!(queue[0]["place"], 1);
+    assert_eq!(queue[0]["priority"], "high");
+    assert_eq!(queue[0]["demand"], "2 CPU");
+    assert!(queue[0]["reason"].as_str().unwrap().contains("too little CPU free"), "{queue}");
+    let behind = queue[2]["reason"].as_str().unwrap();
+    assert!(behind.contains("2 jobs are before it") && behind.contains(&high), "{queue}");
+    let page = cluster.atelier(["queue", "--limit", "1", "--query", "[].name", "-o", "json"]).ok();
+    assert_eq!(page.json(), json!([high]));
+    page.says(&["1 of 3"]);
+    cluster.atelier(["queue", "--compute", "none"]).fails(3).says(&["compute list"]);
+    cluster.atelier(["queue", "--limit", "5000"]).fails(1).says(&["at most 1000"]);
+
+    let told = cluster.atelier(["job", "explain", &medium, "-o", "json"]).ok().json();
+    assert_eq!((&told["status"], &told["ahead"]), (&json!("Queued"), &json!(1)), "{told}");
+    assert_eq!(told["changes"], json!([]), "everything is taken: nothing would start it now");
+
+    for job in [&high, &medium, &low] {
+        cluster.completed(job);
+    }
+    assert_eq!(cluster.atelier(["queue", "-o", "json"]).ok().json(), json!([]));
+    let started = |job: &String| cluster.rpc().job(job).unwrap().started_at_ms;
+    assert!(started(&high) <= started(&medium) && started(&medium) <= started(&low));
+    let told = cluster.atelier(["job", "explain", &high, "-o", "json"]).ok().json();
+    assert!(told["reason"].as_str().unwrap().contains("it ended at"), "{told}");
+    cluster.atelier(["job", "explain", "none"]).fails(3).says(&["job list"]);
+}
+
+/// What is suggested is true: a job changed as told starts at once.
+#[test]
+fn a_suggested_change_starts_the_job() {
+    let cluster = Cluster::empty();
+    cluster.settings.borrow_mut().serve =
+        ["--compute", "local", "--compute", "big"].map(str::to_owned).to_vec();
+    cluster.start_daemon();
+    cluster.start_agent(&Agent::new("local").cpus(4));
+    cluster.start_agent(&Agent::new("large").cpus(8).compute("big"));
+    let history = History::of(&cluster);
+    let running = cluster.create(&yaml(&history.command(600.0), "medium", 3));
+    cluster.running(&running);
+    let first = cluster.create(&yaml(&history.command(0.0), "medium", 2));
+    let second = cluster.create(&yaml(&history.command(0.0), "medium", 1));
+
+    let explain = |job: &str| cluster.atelier(["job", "explain", job, "-o", "json"]).ok().json();
+    let told = explain(&first);
+    assert_eq!(
+        told["changes"],
+        json!([
+            {"change": "ask for 1 CPU instead of 2", "set": ["resources.cpus=1"]},
+            {"change": "send it to compute 'big'", "set": ["compute=big"]},
+        ]),
+        "{told}"
+    );
+    let told = explain(&second);
+    assert_eq!(
+        told["changes"],
+        json!([
+            {"change": "send it to compute 'big'", "set": ["compute=big"]},
+            {"change": "give it priority high", "set": ["queue_settings.priority=high"]},
+        ]),
+        "{told}"
+    );
+    for (number, setting) in ["compute=big", "queue_settings.priority=high"].iter().enumerate() {
+        let name = format!("changed-{number}");
+        cluster
+            .atelier(["job", "create", "-f", "-", "--name", &name, "--set", setting])
+            .stdin(yaml(&history.command(0.0), "medium", 1))
+            .ok();
+        cluster.completed(&name);
+    }
+    let waits = cluster.rpc().job(&second).unwrap();
+    assert!(!waits.wait_reason.is_empty(), "{waits:?}");
+    cluster.atelier(["job", "cancel", &running]).ok();
+    cluster.completed(&second);
+}
