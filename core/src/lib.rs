@@ -18,6 +18,7 @@ pub mod live;
 pub mod node;
 pub mod resource;
 pub mod sched;
+pub mod simulate;
 pub mod spec;
 pub mod suggest;
 #[cfg(any(test, feature = "testkit"))]

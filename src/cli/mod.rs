@@ -23,6 +23,7 @@ mod queue;
 mod run;
 mod schema;
 mod serve;
+mod simulate;
 mod token;
 pub mod upload;
 mod workspace;
@@ -126,6 +127,9 @@ Examples:
   atelier agent --server http://127.0.0.1:7420 --token-file node.token --node gpu-1
   atelier agent --server-file endpoint --token-file node.token --cpus 8 --memory 32GiB")]
     Agent(AgentArgs),
+    /// Run the scheduler on a trace, in no time at all
+    #[command(subcommand)]
+    Simulate(simulate::Command),
     Schema(schema::Arguments),
     Completions(completions::Arguments),
 }
@@ -205,6 +209,7 @@ fn dispatch(command: Command, context: &Context) -> Result<ExitCode, Error> {
         Command::Local(command) => done(block_on(local::run(command, context))),
         Command::Serve(arguments) => done(serve::run(arguments)),
         Command::Agent(arguments) => Ok(atelier_agent::main(arguments)),
+        Command::Simulate(command) => done(simulate::run(command, context)),
         Command::Schema(arguments) => done(schema::run(&arguments, context)),
         Command::Job(command) => block_on(job::run(command, context)),
         Command::Queue(arguments) => done(block_on(queue::run(arguments, context))),

@@ -1,0 +1,8 @@
+//! What-if: the scheduler's own decisions on a trace, in no time at all.
+
+mod placement;
+
+#[cfg(test)]
+mod tests;
+
+pub use placement::{Saturation, TraceNode, TraceTask, saturate};
