@@ -65,9 +65,10 @@ pub fn manifest_path(attempt: AttemptNumber) -> String {
     format!("system_logs/manifest_{attempt}.json")
 }
 
-/// Where a named output goes that says nothing itself.
-pub fn output_uri(datastore: &str, job: &JobName, output: &PortName) -> String {
-    datastore_uri(datastore, &format!("{}/{output}/", outputs_root(job)))
+/// Where a named output goes that says nothing itself: a folder, or one object.
+pub fn output_uri(datastore: &str, job: &JobName, output: &PortName, is_folder: bool) -> String {
+    let end = if is_folder { "/" } else { "" };
+    datastore_uri(datastore, &format!("{}/{output}{end}", outputs_root(job)))
 }
 
 /// `azureml://datastores/D/paths/P`

@@ -62,8 +62,9 @@ impl Wanted {
         };
         let token = match (&self.token_file, &self.token, &self.home) {
             (Some(file), _, _) => read_token(file)?,
+            // The local workspace has a token of its own; the one in the environment is for others.
+            (None, _, Some(home)) if local => read_token(&home.admin_token())?,
             (None, Some(token), _) => Token::new(token),
-            (None, None, Some(home)) if local => read_token(&home.admin_token())?,
             _ => return Err(Error::NoToken { server }),
         };
         if token.0.is_empty() || token.0.contains(|c: char| !c.is_ascii_graphic()) {
@@ -75,12 +76,23 @@ impl Wanted {
     fn local_server(&self) -> Result<String, Error> {
         let home = self.home.as_ref().ok_or(Error::NoHome)?;
         let file = home.endpoint();
+        // A daemon that was killed leaves its address behind, and somebody else may listen there now:
+        // the token is not for them.
+        if !is_locked(&home.data().join("lock")) {
+            return Err(Error::NoLocalDaemon);
+        }
         match fs::read_to_string(&file) {
             Ok(text) => checked(text.trim()),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(Error::NoLocalDaemon),
             Err(source) => Err(Error::Read { path: file, source }),
         }
     }
+}
+
+/// Whether a daemon holds the lock of its data folder. It is not held any more when this returns.
+fn is_locked(file: &Path) -> bool {
+    let Ok(lock) = fs::File::open(file) else { return false };
+    matches!(lock.try_lock_shared(), Err(fs::TryLockError::WouldBlock))
 }
 
 fn read_token(file: &Path) -> Result<Token, Error> {

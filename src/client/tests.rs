@@ -31,6 +31,10 @@ fn the_local_workspace_is_the_default() {
     assert!(matches!(wanted.resolve(), Err(Error::NoLocalDaemon)));
     fs::create_dir_all(home.data()).unwrap();
     fs::write(home.endpoint(), "http://127.0.0.1:4242\n").unwrap();
+    // An address that a daemon left behind when it was killed: who listens there now?
+    let lock = fs::File::create(home.data().join("lock")).unwrap();
+    assert!(matches!(wanted.resolve(), Err(Error::NoLocalDaemon)));
+    lock.lock().unwrap();
     assert!(matches!(wanted.resolve(), Err(Error::Read { .. })));
     fs::write(home.admin_token(), "secret\n").unwrap();
     let target = wanted.resolve().unwrap();
@@ -40,6 +44,9 @@ fn the_local_workspace_is_the_default() {
     );
     assert!(target.local);
     assert_eq!(format!("{:?}", target.token), "Token(…)");
+    // The token in the environment is for other servers.
+    let foreign = Wanted { token: Some("foreign".to_owned()), ..wanted.clone() };
+    assert_eq!(foreign.resolve().unwrap().token.secret(), "secret");
     // The local admin's token is never sent to another server.
     let other = Wanted { server: Some("h:1".to_owned()), ..wanted };
     assert!(matches!(other.resolve(), Err(Error::NoToken { .. })));

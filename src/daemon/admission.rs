@@ -9,8 +9,8 @@ use atelier_core::expr::{self, Template};
 use atelier_core::id::{DatastoreName, JobName};
 use atelier_core::layout;
 use atelier_core::spec::{
-    AssetRef, Code, CommandJob, DataUri, Distribution, Environment, InlineEnvironment, Input,
-    OutputMode,
+    AssetRef, Code, CommandJob, DataKind, DataUri, Distribution, Environment, InlineEnvironment,
+    Input, OutputMode,
 };
 
 use crate::storage::{ContentStore, Datastores};
@@ -101,7 +101,10 @@ impl Admission {
         for (port, mut output) in outputs {
             let field = format!("outputs.{port}");
             let path = match &output.path {
-                None => layout::output_uri(layout::BLOB_STORE, name, &port),
+                None => {
+                    let is_folder = output.kind != DataKind::UriFile;
+                    layout::output_uri(layout::BLOB_STORE, name, &port, is_folder)
+                }
                 Some(path) => {
                     let scope = expr::Values {
                         name: Some(name.to_string()),

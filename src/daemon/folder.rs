@@ -69,6 +69,17 @@ fn fail(operation: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> 
     move |source| Error::File { operation, path, source }
 }
 
+/// Locks it, unless another daemon has. A client that looks whether one has holds it for an instant.
+fn claimed(lock: &File) -> bool {
+    const LOOKS: u32 = 50;
+    (0..LOOKS).any(|look| {
+        if look > 0 {
+            std::thread::sleep(std::time::Duration::from_millis(2));
+        }
+        flock(lock, FlockOperation::NonBlockingLockExclusive).is_ok()
+    })
+}
+
 impl Folder {
     /// Makes the folder if there is none, locks it, and reads or writes the workspace's marker.
     pub fn open(path: &Path, name: &WorkspaceName, now: Timestamp) -> Result<Self, Error> {
@@ -86,7 +97,7 @@ impl Folder {
             .mode(0o600)
             .open(&lock_path)
             .map_err(fail("open", &lock_path))?;
-        if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+        if !claimed(&lock) {
             return Err(Error::InUse(path.display().to_string()));
         }
         let marker = path.join("workspace.json");

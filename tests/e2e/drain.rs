@@ -104,7 +104,7 @@ fn only_an_admin_drains_and_what_makes_no_sense_is_refused() {
     for role in ["data-scientist", "reader"] {
         let token = cluster.token_for("ana", role);
         cluster
-            .atelier(["node", "drain", "a", "--reason", "mine"])
+            .atelier_at(&cluster.server(), ["node", "drain", "a", "--reason", "mine"])
             .env("ATELIER_TOKEN", token)
             .fails(5)
             .says(&["may not", "drain"]);

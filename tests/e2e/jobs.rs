@@ -70,6 +70,93 @@ tags: {kind: test}
     assert_eq!(cluster.log(&next), b"named\n");
 }
 
+/// An output that is one file is one object, found by its name, and no other's that begins with it.
+#[test]
+fn a_file_output_is_downloaded_by_its_name() {
+    let cluster = Cluster::start();
+    let name = cluster.create(
+        "command: echo one > ${{outputs.m}} && echo two > ${{outputs.model}}/two.txt\n\
+         outputs: {m: {type: uri_file}, model: {type: uri_folder}}\n",
+    );
+    cluster.completed(&name);
+    let show = cluster.atelier(["job", "show", &name, "-o", "json"]).ok().json();
+    let stored = format!("azureml://datastores/workspaceblobstore/paths/azureml/{name}/m");
+    assert_eq!(show["outputs"]["m"]["path"], stored, "{show}");
+    for (output, file, text) in [("m", "m", "one\n"), ("model", "model/two.txt", "two\n")] {
+        let to = cluster.files().join(format!("got-{output}"));
+        let path = to.display().to_string();
+        cluster.atelier(["job", "download", &name, "--output-name", output, "-p", &path]).ok();
+        assert_eq!(walk(&to), [to.join("named-outputs").join(file)]);
+        assert_eq!(fs::read_to_string(to.join("named-outputs").join(file)).unwrap(), text);
+    }
+}
+
+/// Whoever follows through a pipe whose reader goes away is not told that all went well.
+#[test]
+fn a_reader_that_goes_away_is_no_success() {
+    let cluster = Cluster::start();
+    let line = format!(
+        "{} job create -f - --stream | head -n 1; echo ${{PIPESTATUS[0]}}",
+        crate::harness::PROGRAM
+    );
+    let mut command = std::process::Command::new("bash");
+    cluster.clean(&mut command);
+    let mut child = command
+        .args(["-c", &line])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let yaml = "command: seq 200000; exit 3\n";
+    std::io::Write::write_all(&mut child.stdin.take().unwrap(), yaml.as_bytes()).unwrap();
+    let ended = child.wait_with_output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&ended.stdout), "1\n141\n");
+    let said = String::from_utf8_lossy(&ended.stderr);
+    assert!(said.contains("Job ") && said.contains("atelier job stream"), "{said}");
+}
+
+/// Nobody reads what is printed, and Ctrl-C is heard all the same.
+#[test]
+fn ctrl_c_detaches_although_the_log_is_not_read() {
+    let cluster = Cluster::start();
+    let name = cluster.shell("seq 2000000; sleep 600");
+    cluster.running(&name);
+    let mut command = cluster.command();
+    command.args(["job", "stream", &name]);
+    let (unread, log) = std::io::pipe().unwrap();
+    let mut child = command.stdout(log).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    drop(command);
+    // The pipe is full: what comes next blocks.
+    let full = until("the pipe is full", || {
+        let waiting = rustix::io::ioctl_fionread(&unread).unwrap();
+        (waiting >= 65_536).then_some(waiting)
+    });
+    assert!(full >= 65_536);
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, Signal::INT).unwrap();
+    let status = until("it detaches", || child.try_wait().unwrap());
+    assert_eq!(status.code(), Some(130));
+    let mut said = String::new();
+    std::io::Read::read_to_string(&mut child.stderr.take().unwrap(), &mut said).unwrap();
+    assert!(said.contains("detached") && said.contains("atelier job cancel"), "{said}");
+    cluster.atelier(["job", "cancel", &name]).ok();
+}
+
+/// What the gateway refuses is told as that.
+#[test]
+fn a_role_that_may_not_upload_is_told_so() {
+    let cluster = Cluster::start();
+    cluster.write("names.txt", "Ada\n");
+    let token = cluster.token_for("rea", "reader");
+    cluster
+        .atelier_at(&cluster.server(), ["job", "create", "-f", "-"])
+        .env("ATELIER_TOKEN", token)
+        .stdin("command: ls\ninputs: {n: {type: uri_file, path: names.txt}}\n")
+        .fails(5)
+        .says(&["may"]);
+}
+
 fn walk(folder: &std::path::Path) -> Vec<std::path::PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {

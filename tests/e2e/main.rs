@@ -17,6 +17,7 @@ mod access;
 mod bad_input;
 mod drain;
 mod jobs;
+mod local;
 mod queue;
 mod recovery;
 mod storage;

@@ -37,6 +37,7 @@ pub(super) async fn run(arguments: Arguments, context: &Context) -> Result<ExitC
     let client = context.client().await?;
     let job = submit::create(context, &client, job).await?;
     if arguments.stream {
+        context.output.note(&format!("Job {}", job.name));
         return follow::to_the_end(context, client, &job.name).await;
     }
     context.output.show(&view::job(&job))?;

@@ -47,10 +47,15 @@ pub(super) async fn run(arguments: &Arguments, context: &Context) -> Result<(), 
     let client = context.client().await?;
     let prefix = match arguments.output_name.as_deref() {
         Some("artifacts" | "default") | None => String::new(),
-        Some(output) => format!("named-outputs/{output}/"),
+        Some(output) => format!("named-outputs/{output}"),
     };
-    let request = ListArtifactsRequest { job: name.to_owned(), prefix };
+    let request = ListArtifactsRequest { job: name.to_owned(), prefix: prefix.clone() };
     let mut artifacts = client.call(client.jobs().list_artifacts(request)).await?.artifacts;
+    // An output is a folder or one file; another's name may begin with its.
+    artifacts.retain(|artifact| {
+        let rest = artifact.path.strip_prefix(&prefix);
+        prefix.is_empty() || rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    });
     let of_the_run = !arguments.all
         && matches!(arguments.output_name.as_deref(), None | Some("artifacts" | "default"));
     if of_the_run {

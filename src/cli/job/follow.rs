@@ -13,6 +13,8 @@ use super::summary;
 use crate::cli::{Context, Error, Kind, Output};
 use crate::client::Client;
 
+/// As a shell reports a program that ended because nobody read what it wrote: 128 and SIGPIPE.
+const BROKEN_PIPE: u8 = 141;
 /// How often the reason of a waiting job is asked for, while somebody watches the terminal.
 const WAIT_REASON: Duration = Duration::from_secs(2);
 
@@ -27,6 +29,14 @@ pub(in crate::cli) async fn to_the_end(
     let ended = interruptible(follow(context, client, name)).await;
     output.settle();
     match ended {
+        // It says nothing of the job, whose end nobody has seen: no success, and no failure of ours.
+        Some(Err(error)) if error.kind == Kind::Quiet => {
+            output.note(&format!(
+                "The reader of the log went away; {name} goes on. Follow it again with `atelier job \
+                 stream {name}`."
+            ));
+            Ok(ExitCode::from(BROKEN_PIPE))
+        }
         Some(job) => {
             let job = job?;
             output.note(&summary::text(&job));
@@ -112,7 +122,7 @@ impl Follower<'_> {
                     None => events_open = false,
                 },
                 chunk = log.message(), if log_open => match chunk? {
-                    Some(chunk) => self.logged(&chunk)?,
+                    Some(chunk) => self.logged(&chunk).await?,
                     None => log_open = false,
                 },
                 _ = reason.tick(), if self.waits() => {
@@ -133,7 +143,7 @@ impl Follower<'_> {
     }
 
     /// Writes what is new of a chunk. A daemon that came back may send again what was seen.
-    fn logged(&mut self, chunk: &pb::LogChunk) -> Result<(), Error> {
+    async fn logged(&mut self, chunk: &pb::LogChunk) -> Result<(), Error> {
         if chunk.attempt < self.attempt {
             return Ok(());
         }
@@ -146,8 +156,13 @@ impl Follower<'_> {
         let end = chunk.offset.saturating_add(chunk.data.len() as u64);
         let seen = self.offset.saturating_sub(chunk.offset);
         if end > self.offset {
-            let new = usize::try_from(seen).ok().and_then(|seen| chunk.data.get(seen..));
-            self.output.bytes(new.unwrap_or_default())?;
+            let seen = usize::try_from(seen).unwrap_or(usize::MAX).min(chunk.data.len());
+            let (output, new) = (self.output.clone(), chunk.data.slice(seen..));
+            // Whoever reads may take their time, and Ctrl-C must be heard meanwhile.
+            let written = tokio::task::spawn_blocking(move || output.bytes(&new)).await;
+            written.map_err(|error| {
+                Error::new(Kind::Failed, format!("cannot write the log: {error}"))
+            })??;
             self.offset = end;
         }
         Ok(())

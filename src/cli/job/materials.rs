@@ -139,8 +139,19 @@ impl From<upload::Error> for Error {
         match &error {
             E::Workspace(status) => Self::from(&**status),
             E::Missing(_) => Self::new(Kind::NotFound, error.to_string()),
-            E::Gateway { .. } => Self::new(Kind::Unreachable, error.to_string())
-                .help("check the daemon's log, then try again: what was sent is not sent twice"),
+            E::Gateway { status: Some(401 | 403), .. } => {
+                Self::new(Kind::NotAllowed, error.to_string())
+            }
+            E::Gateway { status: Some(400..=499 | 507), .. } => {
+                Self::new(Kind::Refused, error.to_string())
+            }
+            E::Gateway { status: None | Some(502..=504), .. } => {
+                Self::new(Kind::Unreachable, error.to_string())
+                    .help("check the daemon's log, then try again: what was sent is not sent twice")
+            }
+            E::Gateway { .. } => {
+                Self::new(Kind::Failed, error.to_string()).help("see the daemon's log")
+            }
             E::Internal(_) => Self::new(Kind::Failed, error.to_string()),
             _ => Self::new(Kind::Refused, error.to_string()),
         }

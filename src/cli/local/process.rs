@@ -141,11 +141,14 @@ pub(super) fn spawn(
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log);
-    // SAFETY: between fork and exec only setsid runs, which is async-signal-safe and allocates
-    // nothing.
+    // SAFETY: between fork and exec only setsid and close_range run, which are async-signal-safe and
+    // allocate nothing.
     unsafe {
         command.pre_exec(|| {
             rustix::process::setsid()?;
+            // What whoever called had open is not the workspace's: a lock would be held, and a pipe
+            // never end, for as long as it runs. Kernels before 5.11 do without.
+            libc::close_range(3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC as libc::c_int);
             Ok(())
         });
     }

@@ -15,6 +15,8 @@ use crate::client::{Client, Home, Wanted};
 
 /// How long daemon and node may each take to be ready.
 const READY: Duration = Duration::from_secs(20);
+/// How long a daemon that runs may take to answer.
+const ANSWER: Duration = Duration::from_secs(3);
 /// How long another command that starts or stops the workspace is waited for.
 const LOCK: Duration = Duration::from_secs(60);
 /// How often a condition is looked at while waiting for it.
@@ -30,6 +32,7 @@ pub(in crate::cli) async fn running(context: &Context) -> Result<Client, Error> 
     if let Some((client, workspace)) = alive(&context.wanted).await
         && node_is_ready(&client).await
     {
+        keep_address(&client, &Files::new(home))?;
         compare_versions(&workspace, &context.output);
         return Ok(client);
     }
@@ -89,12 +92,16 @@ pub(super) async fn lock(files: &Files, output: &Output) -> Result<File, Error> 
     }
 }
 
-/// A client, if the local daemon answers.
+/// A client, if the local daemon answers. One that is frozen does not.
 pub(super) async fn alive(wanted: &Wanted) -> Option<(Client, Workspace)> {
     let local = Wanted { server: None, token_file: None, token: None, home: wanted.home.clone() };
-    let client = Client::connect(local.resolve().ok()?).await.ok()?;
-    let workspace = workspace::get(&client).await.ok()?;
-    Some((client, workspace))
+    let target = local.resolve().ok()?;
+    let answered = async {
+        let client = Client::connect(target).await.ok()?;
+        let workspace = workspace::get(&client).await.ok()?;
+        Some((client, workspace))
+    };
+    timeout(ANSWER, answered).await.ok()?
 }
 
 async fn daemon(
@@ -103,8 +110,9 @@ async fn daemon(
     files: &Files,
     output: &Output,
 ) -> Result<(Client, Workspace), Error> {
-    if let Some(found) = alive(&context.wanted).await {
-        return Ok(found);
+    if let Some((client, workspace)) = alive(&context.wanted).await {
+        keep_address(&client, files)?;
+        return Ok((client, workspace));
     }
     let file = files.record(Part::Serve);
     let before = Record::read(&file);
@@ -125,17 +133,29 @@ async fn daemon(
             .unwrap_or_else(|| "127.0.0.1:0".to_owned());
         let arguments =
             ["serve", "--data-dir", &text(&home.data())?, "--listen", &listen].map(str::to_owned);
-        began = Some(started(Part::Serve, files, &arguments, &home.data(), "")?);
+        // Until it tells; what it had stays known if this command is interrupted.
+        let server =
+            if listen.ends_with(":0") { String::new() } else { format!("http://{listen}") };
+        began = Some(started(Part::Serve, files, &arguments, &home.data(), &server)?);
     }
     let is_ready = async || alive(&context.wanted).await;
     let (client, workspace) = ready(Part::Serve, files, began.as_mut(), is_ready).await?;
-    if let Some(began) = began {
-        let server = client.target().server.clone();
-        Record { server, ..began.record }
-            .write(&file)
-            .map_err(|error| Error::file("write", &file, &error))?;
-    }
+    keep_address(&client, files)?;
     Ok((client, workspace))
+}
+
+/// Notes where the daemon listens, so that it comes back there. Whoever started it may have been
+/// interrupted before it could.
+fn keep_address(client: &Client, files: &Files) -> Result<(), Error> {
+    let file = files.record(Part::Serve);
+    let server = &client.target().server;
+    match Record::read(&file) {
+        Some(record) if record.is_alive() && &record.server != server => {
+            let record = Record { server: server.clone(), ..record };
+            record.write(&file).map_err(|error| Error::file("write", &file, &error))
+        }
+        _ => Ok(()),
+    }
 }
 
 async fn agent(client: &Client, home: &Home, files: &Files, output: &Output) -> Result<(), Error> {
@@ -222,7 +242,9 @@ async fn node_is_ready(client: &Client) -> bool {
     let mut computes = client.computes();
     let nodes = client.call(computes.list_nodes(ListNodesRequest::default())).await;
     nodes.is_ok_and(|nodes| {
-        let ready = |state| matches!(state, NodeState::Idle | NodeState::Running);
+        // A drained one is there, too; what waits for it is told so.
+        let ready =
+            |state| matches!(state, NodeState::Idle | NodeState::Running | NodeState::Leaving);
         nodes.nodes.iter().any(|node| node.name == NODE && ready(node.state()))
     })
 }

@@ -4,6 +4,8 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
 use super::process::{Record, Started, spawn, tail};
 
 fn shell(folder: &Path, script: &str) -> Started {
@@ -63,6 +65,21 @@ fn a_started_process_has_its_own_session_and_no_other_daemon() {
     // Its session's number is its own number.
     let expected = format!("server=\n{pid} {pid}\nerror");
     assert_eq!(tail(&folder.path().join("log"), 10, started.log_from), expected);
+}
+
+/// A lock that the caller holds would be held, and a pipe never end, for as long as it runs.
+#[test]
+fn a_started_process_has_nothing_that_its_caller_has_open() {
+    let folder = tempfile::tempdir().unwrap();
+    // Unlike those of the standard library it is not closed on exec.
+    let (read, write) = rustix::pipe::pipe().unwrap();
+    let _started = shell(folder.path(), "echo up; sleep 600");
+    await_line(folder.path(), "up");
+    drop(write);
+    let mut polled = [PollFd::new(&read, PollFlags::IN)];
+    let patience = Timespec { tv_sec: 20, tv_nsec: 0 };
+    assert_eq!(poll(&mut polled, Some(&patience)), Ok(1), "the process holds the pipe");
+    assert!(polled[0].revents().contains(PollFlags::HUP));
 }
 
 #[test]

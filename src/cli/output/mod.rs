@@ -213,8 +213,9 @@ impl Output {
 
     /// Runs `write` while nothing else is drawn on the terminal.
     fn undisturbed<T>(&self, write: impl FnOnce() -> T) -> T {
-        let spinner = self.spinner.lock().unwrap_or_else(PoisonError::into_inner);
-        match spinner.as_ref() {
+        // Not while the lock is held: whoever reads may be slow, and an error must be told even so.
+        let spinner = self.spinner.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        match spinner {
             Some(spinner) => spinner.suspend(write),
             None => write(),
         }

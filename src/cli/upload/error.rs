@@ -70,6 +70,8 @@ pub enum Error {
     Gateway {
         /// The file.
         path: PathBuf,
+        /// The HTTP status of its answer, if there was one.
+        status: Option<u16>,
         /// Its answer, or why there was none.
         why: String,
     },

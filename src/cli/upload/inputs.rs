@@ -169,7 +169,7 @@ impl Gateway {
             let place = Path::new(below.as_str());
             let answer = self.request(reqwest::Method::GET, &query).send().await;
             let answer = accepted(answer, place).await?;
-            let failed = |why: String| Error::Gateway { path: place.to_owned(), why };
+            let failed = |why: String| Error::Gateway { path: place.to_owned(), status: None, why };
             let bytes = answer.bytes().await.map_err(|error| failed(explain(&error)))?;
             let page: Page =
                 serde_json::from_slice(&bytes).map_err(|error| failed(error.to_string()))?;
@@ -240,8 +240,8 @@ async fn accepted(
     answer: reqwest::Result<reqwest::Response>,
     path: &Path,
 ) -> Result<reqwest::Response, Error> {
-    let failed = |why: String| Error::Gateway { path: path.to_owned(), why };
-    let answer = answer.map_err(|error| failed(explain(&error)))?;
+    let failed = |status, why| Error::Gateway { path: path.to_owned(), status, why };
+    let answer = answer.map_err(|error| failed(None, explain(&error)))?;
     let status = answer.status();
     if status.is_success() {
         return Ok(answer);
@@ -249,7 +249,7 @@ async fn accepted(
     let said = answer.bytes().await.unwrap_or_default();
     let why = serde_json::from_slice::<Refusal>(&said)
         .map_or_else(|_| format!("it answered {status}"), |refusal| refusal.error.message);
-    Err(failed(why))
+    Err(failed(Some(status.as_u16()), why))
 }
 
 /// The innermost cause: the outer ones repeat the URL.

@@ -8,7 +8,7 @@ mod process;
 mod rpc;
 mod wait;
 
-pub(crate) use cluster::{Agent, Cluster, http, job_yaml};
+pub(crate) use cluster::{Agent, Cluster, PROGRAM, http, job_yaml};
 pub(crate) use faults::{Disk, FaultyIo, needs};
 pub(crate) use history::{History, check_database};
 pub(crate) use process::Process;
