@@ -31,7 +31,7 @@ pub use path::{InvalidObjectPath, ObjectPath};
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// No datastore has that name.
-    #[error("there is no datastore '{0}'")]
+    #[error("there is no datastore '{0}'; see 'atelier datastore list'")]
     UnknownDatastore(String),
     /// The path is none.
     #[error(transparent)]

@@ -1,13 +1,13 @@
 //! Misfortunes: what is killed, frozen, cut or damaged, and what must hold all the same. The
 //! numbers are those of `docs/reliability.md`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
-use atelier_proto::job::v1::JobStatus;
+use atelier_proto::job::v1::{self as pb, JobStatus};
 use rustix::process::Signal;
 
-use crate::harness::{Agent, Cluster, Process, until};
+use crate::harness::{Agent, Cluster, Process, http, until};
 #[cfg(feature = "failpoints")]
 use crate::harness::{History, check_database};
 
@@ -166,6 +166,11 @@ fn f07_a_frozen_daemon_wakes() {
     let name = cluster.create(&recorded(&cluster, "0.5"));
     cluster.running(&name);
     cluster.daemon(|daemon| daemon.freeze());
+    // It still is the one: another is refused, however long it sleeps (I12).
+    let data = cluster.data();
+    let serve = ["serve", "--listen", "127.0.0.1:0", "--data-dir"].map(std::ffi::OsStr::new);
+    let second = serve.into_iter().chain([data.as_os_str()]);
+    cluster.atelier(second).fails(1).says(&["another atelier daemon"]);
     let ledger = cluster.files().join("ledger");
     until("the job ended", || {
         fs::read_to_string(&ledger).ok().filter(|text| text.contains("end ")).map(|_| ())
@@ -202,7 +207,6 @@ fn f08_killing_the_agent_loses_nothing() {
 /// 17: the client does not hear the answer and asks again: one job.
 #[test]
 fn f17_a_repeated_submission_finds_the_first() {
-    use atelier_proto::job::v1 as pb;
     let cluster = Cluster::start();
     let rpc = cluster.rpc();
     let request = |command: &str| pb::CreateJobRequest {
@@ -231,26 +235,78 @@ fn f17_a_repeated_submission_finds_the_first() {
     assert_eq!(rpc.jobs().unwrap().len(), 1);
 }
 
-/// 21: a cancellation that meets the end: one final state, whichever came first.
+/// 17: the same for metrics: what is sent again, also to another daemon, is there once, and in order.
+#[test]
+fn f17_metrics_that_are_sent_again_are_there_once() {
+    let cluster = Cluster::start();
+    let token = cluster.token();
+    let mlflow = |what: &str, body: &str| -> serde_json::Value {
+        let path = format!("POST /api/2.0/mlflow/{what}");
+        let (status, answer) = http(&cluster.server(), &path, &token, body).unwrap();
+        assert_eq!(status, 200, "{what}: {answer}");
+        serde_json::from_str(&answer).unwrap()
+    };
+    let run = mlflow("runs/create", r#"{"experiment_id": "0", "start_time": 1}"#);
+    let run = run["run"]["info"]["run_id"].as_str().unwrap().to_owned();
+    let batch = |from: u32| {
+        let metrics: Vec<String> = (from..from + 50)
+            .map(|step| {
+                format!(
+                    r#"{{"key": "loss", "value": {step}.5, "timestamp": {step}, "step": {step}}}"#
+                )
+            })
+            .collect();
+        format!(r#"{{"run_id": "{run}", "metrics": [{}]}}"#, metrics.join(","))
+    };
+    for round in 0..4 {
+        mlflow("runs/log-batch", &batch(round * 50));
+        // The answer was lost, with the daemon or without.
+        if round % 2 == 0 {
+            cluster.restart_daemon_hard();
+        }
+        mlflow("runs/log-batch", &batch(round * 50));
+    }
+    let path = format!("GET /api/2.0/mlflow/metrics/get-history?run_id={run}&metric_key=loss");
+    let (status, answer) = http(&cluster.server(), &path, &token, "").unwrap();
+    assert_eq!(status, 200, "{answer}");
+    let history: serde_json::Value = serde_json::from_str(&answer).unwrap();
+    let steps: Vec<u64> = history["metrics"].as_array().unwrap().iter().map(step_of).collect();
+    assert_eq!(steps, (0..200).collect::<Vec<u64>>());
+}
+
+/// MLflow's own clients send whole numbers as numbers or as text.
+fn step_of(metric: &serde_json::Value) -> u64 {
+    let step = &metric["step"];
+    step.as_u64().or_else(|| step.as_str()?.parse().ok()).unwrap()
+}
+
+/// 21: a cancellation that meets the end: one final state, whichever came first. The instants are
+/// spread from before the job runs to after it must have ended, so that both do.
 #[test]
 fn f21_a_cancellation_may_race_the_end() {
     let cluster = Cluster::start();
-    for round in 0..15 {
+    let rpc = cluster.rpc();
+    let mut seen = BTreeMap::new();
+    for round in 0..40 {
         let name = cluster.shell("sleep 0.03");
-        std::thread::sleep(std::time::Duration::from_millis(round * 4));
-        cluster.atelier(["job", "cancel", &name]).ok();
+        // The instant is what is tried out; nothing waits for it.
+        std::thread::sleep(std::time::Duration::from_millis(round * 3));
+        let request = pb::CancelJobRequest { name: name.clone(), reason: "enough".to_owned() };
+        rpc.wait(rpc.client.call(rpc.client.jobs().cancel_job(request))).unwrap();
         let job = cluster.ended(&name);
-        assert!(matches!(job.status(), JobStatus::Completed | JobStatus::Canceled), "{job:?}");
-        let events = cluster.rpc().events(&name).unwrap();
+        let events = rpc.events(&name).unwrap();
         assert_eq!(events.iter().filter(|event| event.status().is_final()).count(), 1);
+        *seen.entry(job.status().word()).or_insert(0) += 1;
     }
+    let words: Vec<&str> = seen.keys().copied().collect();
+    assert_eq!(words, ["Canceled", "Completed"], "{seen:?}");
 }
 
 /// 22: killed in the middle of a migration: the next start finds the old shape or the new one.
 #[cfg(feature = "failpoints")]
 #[test]
 fn f22_a_migration_is_whole_or_not_at_all() {
-    for step in ["migrate:1", "migrate:2"] {
+    for step in ["migrate:1", "migrate:2", "migrate:3"] {
         let cluster = Cluster::empty();
         cluster.settings.borrow_mut().variables =
             vec![("ATELIER_FAILPOINT".to_owned(), step.to_owned())];
