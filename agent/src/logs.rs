@@ -62,6 +62,14 @@ pub(crate) async fn push(
     }
 }
 
+/// Answers a request that cannot be met now: the daemon asks again.
+pub(crate) async fn refuse(mut client: AgentServiceClient<Caller>, request: u64) {
+    let nothing = PushLogRequest { request_id: request, ..PushLogRequest::default() };
+    if let Err(error) = client.push_log(tokio_stream::once(nothing)).await {
+        tracing::debug!(request, %error, "a log could not be refused");
+    }
+}
+
 async fn read(
     path: &Path,
     request: &FollowLog,

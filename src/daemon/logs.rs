@@ -143,8 +143,9 @@ impl LogHub {
         follow: bool,
         out: &mpsc::Sender<Result<LogPiece, Error>>,
     ) -> Result<(), Option<Error>> {
-        let mut events = self.handle.events();
         loop {
+            // Before looking, lest something happens in between.
+            let mut events = self.handle.events();
             let job = self
                 .store
                 .job(name)
@@ -163,6 +164,8 @@ impl LogHub {
                     if !follow {
                         return Ok(());
                     }
+                    // What happened meanwhile is known: it must not make us ask again.
+                    events = self.handle.events();
                     if !told {
                         // The node is away; it may come back without a word about this job.
                         let _ = tokio::time::timeout(ASK_AGAIN, changed(&mut events, name)).await;

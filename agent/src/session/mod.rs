@@ -277,13 +277,15 @@ impl Session {
         let Some((path, complete)) = request.key.as_ref().and_then(|key| self.registry.log(key))
         else {
             tracing::debug!(request = request.request_id, "asked for a log that is not here");
+            followers.spawn(logs::refuse(client.clone(), request.request_id));
             return;
         };
+        let client = client.clone();
         if followers.len() >= FOLLOWERS {
-            tracing::warn!(limit = FOLLOWERS, "too many logs are followed, one is refused");
+            tracing::warn!(limit = FOLLOWERS, "too many logs are followed, one has to ask again");
+            followers.spawn(logs::refuse(client, request.request_id));
             return;
         }
-        let client = client.clone();
         followers.spawn(async move {
             let id = request.request_id;
             if let Err(error) = logs::push(client, path, request, complete).await {

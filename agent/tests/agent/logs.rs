@@ -126,3 +126,15 @@ async fn a_flood_is_bounded_and_every_kept_byte_arrives() {
         &text[text.len() - 300..]
     );
 }
+
+/// Whoever asks for what is not here is told so, and asks again: without an answer it would wait for
+/// the attempt's end.
+#[tokio::test]
+async fn a_log_that_is_not_here_is_refused_at_once() {
+    let mut daemon = Daemon::start().await;
+    let _agent = Agent::start(&daemon);
+    let session = daemon.session().await;
+    let mut chunks = daemon.follow(&session, request(7, 0, true));
+    let refusal = within(chunks.recv()).await.unwrap();
+    assert_eq!((refusal.request_id, refusal.data.len(), refusal.end), (7, 0, false));
+}
