@@ -2,6 +2,7 @@
 
 use imbl::{OrdMap, OrdSet};
 
+use super::pack::{Ask, Free, Packing};
 use super::{Rank, WaitReason};
 use crate::id::{ComputeName, JobName, NodeName};
 use crate::resource::{Capacity, Demand, Ledger, Reservation, Shortage};
@@ -47,6 +48,10 @@ impl Slot {
     fn is_open(&self) -> bool {
         self.ready && !self.drained
     }
+
+    fn has_gpus(&self) -> bool {
+        !self.ledger.capacity().gpus.is_empty()
+    }
 }
 
 /// A compute's nodes, indexed by what is free, and its queue, by rank.
@@ -55,6 +60,10 @@ pub struct Pool {
     nodes: OrdMap<NodeName, Slot>,
     /// Ready nodes by free CPU: the first that fits leaves the least over.
     by_free: OrdSet<(u64, NodeName)>,
+    /// The same nodes by all that is free, where some have GPUs.
+    packing: Packing<NodeName>,
+    /// How many nodes have GPUs.
+    with_gpus: usize,
     queue: OrdMap<Rank, Waiting>,
     /// Jobs held back by a back-off, by when it ends. They are in no queue.
     delayed: OrdMap<(Timestamp, Rank), Waiting>,
@@ -110,12 +119,18 @@ impl Pool {
             && slot.is_open()
         {
             self.by_free.insert((slot.ledger.free_cpu(), node.clone()));
+            self.packing.add(node.clone(), Free::of(&slot.ledger));
+            self.with_gpus += usize::from(slot.has_gpus());
         }
     }
 
     fn unindex(&mut self, node: &NodeName) {
         if let Some(slot) = self.nodes.get(node) {
-            self.by_free.remove(&(slot.ledger.free_cpu(), node.clone()));
+            let indexed = self.by_free.remove(&(slot.ledger.free_cpu(), node.clone()));
+            if indexed.is_some() {
+                self.packing.remove(node, &Free::of(&slot.ledger));
+                self.with_gpus -= usize::from(slot.has_gpus());
+            }
         }
     }
 
@@ -130,6 +145,7 @@ impl Pool {
     }
 
     fn line_up(&mut self, rank: Rank, waiting: Waiting) {
+        self.packing.learn(&Ask::from(&waiting.demand));
         self.classes.entry(waiting.demand).or_default().insert(rank);
         self.queue.insert(rank, waiting);
     }
@@ -259,8 +275,12 @@ impl Pool {
         None
     }
 
-    /// Best fit: of the ready nodes that have room, the one with the least CPU free.
+    /// Of the nodes that get jobs and have room: where there are GPUs the one on which the job
+    /// strands the least of them ([`super::pack`]), else the one with the least CPU free.
     fn best_node(&self, demand: &Demand) -> Option<NodeName> {
+        if self.with_gpus > 0 {
+            return self.packing.node_for(&Ask::from(demand)).cloned();
+        }
         let from = (demand.cpu, NodeName::lowest());
         self.by_free
             .range(from..)

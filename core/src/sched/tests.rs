@@ -132,6 +132,37 @@ fn a_job_goes_where_it_leaves_the_least_over() {
 }
 
 #[test]
+fn jobs_without_gpus_leave_the_cpu_beside_gpus_alone() {
+    let mut sched = sched(&[("a", capacity(8, 1000, 2)), ("b", capacity(16, 1000, 0))]);
+    wait(&mut sched, 1, demand(8, 0, 0));
+    wait(&mut sched, 2, demand(8, 0, 0));
+    wait(&mut sched, 3, demand(4, 0, 1));
+    assert_eq!(step(&mut sched), ["1@b", "2@b", "3@a"]);
+    sched.set_drained(&compute(), &node("a"), true);
+    wait(&mut sched, 4, demand(1, 0, 0));
+    assert!(step(&mut sched).is_empty(), "b is full, and a drained");
+}
+
+/// The packing that `simulate placement` measures is the one that places jobs: what comes takes 8
+/// CPUs and a device, so a job of 12 CPUs goes where 8 are left for the second device.
+#[test]
+fn gpus_are_packed_for_the_jobs_to_come() {
+    let mut sched = sched(&[("a", capacity(16, 1000, 2)), ("b", capacity(20, 1000, 2))]);
+    for seq in 1..100 {
+        wait(&mut sched, seq, demand(8, 0, 1));
+    }
+    for seq in 1..100 {
+        sched.dequeue(&compute(), rank(seq));
+    }
+    wait(&mut sched, 100, demand(12, 0, 1));
+    assert_eq!(step(&mut sched), ["100@b"]);
+    let copy = sched.clone();
+    wait(&mut sched, 101, demand(8, 0, 1));
+    assert_eq!(step(&mut sched), ["101@b"]);
+    assert_eq!(step(&mut copy.clone()), [""; 0], "a clone is a value of its own");
+}
+
+#[test]
 fn gpus_are_exact_devices_and_come_back() {
     let mut sched = sched(&[("a", capacity(8, 1000, 2))]);
     wait(&mut sched, 1, demand(1, 0, 1));

@@ -59,7 +59,7 @@ pub fn saturate(nodes: &[TraceNode], tasks: &[TraceTask], inflate: u64, seed: u6
     let mut models: Vec<&str> = Vec::new();
     let mut packing = Packing::default();
     let mut capacity = 0;
-    for (number, node) in (0..).zip(nodes) {
+    for (number, node) in (0_u32..).zip(nodes) {
         let model = models.iter().position(|known| *known == node.model).unwrap_or_else(|| {
             models.push(&node.model);
             models.len() - 1

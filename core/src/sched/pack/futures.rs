@@ -1,7 +1,9 @@
 //! What usually comes, learnt from what came.
 
-use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use imbl::OrdMap;
 
 use super::{Ask, Free};
 
@@ -19,14 +21,15 @@ const REMEMBERED: usize = 1 << 20;
 /// How often each kind of GPU job came, and sequences drawn from that.
 #[derive(Clone, Debug, Default)]
 pub struct Futures {
-    came: BTreeMap<Ask, u64>,
+    came: OrdMap<Ask, u64>,
     count: u64,
     /// The sequences are drawn anew when so many have come.
     next: u64,
     /// One after the other.
-    drawn: Vec<Ask>,
-    /// Found before with these sequences. Forgetting it changes no decision.
-    found: RefCell<HashMap<Free, u64>>,
+    drawn: Arc<Vec<Ask>>,
+    /// Found before with these sequences, by this value or a clone of it. Forgetting it changes no
+    /// decision.
+    found: Arc<Mutex<HashMap<Free, u64>>>,
 }
 
 impl Futures {
@@ -56,13 +59,17 @@ impl Futures {
             })
             .collect();
         let mut random = SplitMix(self.count);
-        self.drawn.clear();
-        for _ in 0..SEQUENCES * LENGTH {
+        let one = |_| {
             let at = random.below(up_to);
             let index = shares.partition_point(|(up_to, _)| *up_to <= at);
-            self.drawn.extend(shares.get(index).map(|(_, ask)| *ask));
-        }
-        self.found.borrow_mut().clear();
+            shares.get(index).map(|(_, ask)| *ask)
+        };
+        self.drawn = Arc::new((0..SEQUENCES * LENGTH).filter_map(one).collect());
+        self.found = Arc::default();
+    }
+
+    fn found(&self) -> MutexGuard<'_, HashMap<Free, u64>> {
+        self.found.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The GPU, in thousandths, that stays free on a node when it takes what fits of each sequence;
@@ -71,7 +78,7 @@ impl Futures {
         if self.drawn.is_empty() || free.milli_gpus() == 0 {
             return 0;
         }
-        if let Some(known) = self.found.borrow().get(free) {
+        if let Some(known) = self.found().get(free) {
             return *known;
         }
         let mut node = free.clone();
@@ -85,7 +92,7 @@ impl Futures {
             }
             stranded += node.milli_gpus();
         }
-        let mut found = self.found.borrow_mut();
+        let mut found = self.found();
         if found.len() >= REMEMBERED {
             found.clear();
         }

@@ -20,12 +20,14 @@ mod futures;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 pub use futures::Futures;
 pub(crate) use futures::SplitMix;
 
-use crate::resource::{MiB, MilliCpu, MilliGpu, WHOLE_GPU};
+use imbl::{OrdMap, OrdSet};
+
+use crate::resource::{Demand, Ledger, MiB, MilliCpu, MilliGpu, WHOLE_GPU};
 
 /// The GPU models of a cluster by number, as a set of at most 64.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -76,7 +78,21 @@ impl Ask {
     }
 }
 
-/// What is free on a node. Nodes with the same are alike.
+impl From<&Demand> for Ask {
+    /// Whole devices of any model.
+    fn from(demand: &Demand) -> Self {
+        Self {
+            cpu: demand.cpu,
+            memory: demand.memory,
+            gpus: demand.gpus,
+            share: WHOLE_GPU,
+            models: Models::ANY,
+        }
+    }
+}
+
+/// What is free on a node. Nodes with the same are alike. Ordered by CPU first, on which
+/// [`Packing::choose`] counts.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct Free {
     /// CPU in thousandths of a core.
@@ -94,6 +110,15 @@ impl Free {
     pub fn new(cpu: MilliCpu, memory: MiB, mut gpus: Vec<MilliGpu>, model: u8) -> Self {
         gpus.sort_unstable();
         Self { cpu, memory, gpus, model }
+    }
+
+    /// What is free in a node's books. Its model is of no account there yet.
+    pub fn of(ledger: &Ledger) -> Self {
+        let whole = ledger.free_gpus().count();
+        let taken = ledger.capacity().gpus.len() - whole;
+        let mut gpus = vec![0; taken];
+        gpus.resize(taken + whole, WHOLE_GPU);
+        Self::new(ledger.free_cpu(), ledger.free_memory(), gpus, 0)
     }
 
     /// Thousandths of devices that are free in all.
@@ -136,18 +161,35 @@ impl Free {
 /// where most jobs take several devices).
 pub const SHORTLIST: usize = 16;
 
-/// The nodes of a cluster by what is free on them, and what usually comes.
-#[derive(Clone, Debug, Default)]
-pub struct Packing {
-    /// Nodes in equal state, by their numbers.
-    alike: BTreeMap<Free, BTreeSet<u32>>,
+/// The nodes of a cluster by what is free on them, and what usually comes. A clone shares its
+/// structure.
+#[derive(Clone, Debug)]
+pub struct Packing<N: Ord + Clone> {
+    /// Nodes in equal state.
+    alike: OrdMap<Free, OrdSet<N>>,
     futures: Futures,
 }
 
-impl Packing {
-    /// Adds a node.
-    pub fn add(&mut self, node: u32, free: Free) {
+impl<N: Ord + Clone> Default for Packing<N> {
+    fn default() -> Self {
+        Self { alike: OrdMap::new(), futures: Futures::default() }
+    }
+}
+
+impl<N: Ord + Clone> Packing<N> {
+    /// Adds a node in this state.
+    pub fn add(&mut self, node: N, free: Free) {
         self.alike.entry(free).or_default().insert(node);
+    }
+
+    /// Takes a node away that was added in this state.
+    pub fn remove(&mut self, node: &N, free: &Free) {
+        if let Some(nodes) = self.alike.get_mut(free) {
+            nodes.remove(node);
+            if nodes.is_empty() {
+                self.alike.remove(free);
+            }
+        }
     }
 
     /// Takes note of a job that came, whether it was placed or not.
@@ -157,9 +199,11 @@ impl Packing {
 
     /// The state of a node on which the job strands the least, and the state after it; `None` if no
     /// node has room.
-    pub fn choose(&self, ask: &Ask) -> Option<(Free, Free)> {
+    pub fn choose(&self, ask: &Ask) -> Option<(&Free, Free)> {
         let mut tightest: BTreeSet<((u64, MilliCpu, MiB), &Free)> = BTreeSet::new();
-        for free in self.alike.keys().filter(|free| free.fits(ask)) {
+        // States are ordered by CPU first: those with too little need not be looked at.
+        let enough = Free { cpu: ask.cpu, memory: 0, gpus: Vec::new(), model: 0 };
+        for (free, _) in self.alike.range(enough..).filter(|(free, _)| free.fits(ask)) {
             // What is left of GPUs, CPU and memory. The GPUs that the job takes are the same
             // everywhere.
             let left = (free.milli_gpus(), free.cpu - ask.cpu, free.memory - ask.memory);
@@ -180,18 +224,22 @@ impl Packing {
         });
         // The first of equals is the tightest.
         let (_, before, after) = judged.min_by_key(|(more, _, _)| *more)?;
-        Some((before.clone(), after))
+        Some((before, after))
     }
 
-    /// Places a job: on the lowest-numbered node of the state that [`Packing::choose`] finds.
-    pub fn place(&mut self, ask: &Ask) -> Option<u32> {
+    /// The first of the nodes on which the job strands the least.
+    pub fn node_for(&self, ask: &Ask) -> Option<&N> {
+        let (free, _) = self.choose(ask)?;
+        self.alike.get(free)?.get_min()
+    }
+
+    /// Places a job on the node that [`Packing::node_for`] names.
+    pub fn place(&mut self, ask: &Ask) -> Option<N> {
         let (before, after) = self.choose(ask)?;
-        let nodes = self.alike.get_mut(&before)?;
-        let node = nodes.pop_first()?;
-        if nodes.is_empty() {
-            self.alike.remove(&before);
-        }
-        self.add(node, after);
+        let before = before.clone();
+        let node = self.alike.get(&before)?.get_min()?.clone();
+        self.remove(&node, &before);
+        self.add(node.clone(), after);
         Some(node)
     }
 

@@ -14,7 +14,7 @@ fn free(cpu: u64, gpus: &[u16]) -> Free {
     Free::new(cpu * 1000, 1_000, gpus.to_vec(), 0)
 }
 
-fn packing(nodes: &[Free]) -> Packing {
+fn packing(nodes: &[Free]) -> Packing<u32> {
     let mut packing = Packing::default();
     for (number, node) in (0..).zip(nodes) {
         packing.add(number, node.clone());
@@ -113,7 +113,7 @@ proptest! {
             .collect();
         let mut one = packing(&nodes);
         let mut two = packing(&nodes.iter().rev().cloned().collect::<Vec<_>>());
-        let sum = |packing: &Packing| -> (u64, u64, u64) {
+        let sum = |packing: &Packing<u32>| -> (u64, u64, u64) {
             packing.alike().fold((0, 0, 0), |(cpu, memory, gpus), (free, count)| {
                 let count = count as u64;
                 let gpus = gpus + free.milli_gpus() * count;
