@@ -197,12 +197,13 @@ impl Reactor {
             Command::Archive { .. }
             | Command::Forget { .. }
             | Command::NodeJoined { .. }
-            | Command::NodeLeft { .. } => true,
+            | Command::NodeLeft { .. }
+            // What is told is about what the asker has seen on disk, and must not come before it.
+            | Command::Tell { .. } => true,
             Command::NodeReport { .. }
             | Command::Drain { .. }
             | Command::Resume { .. }
             | Command::Heartbeat { .. }
-            | Command::Tell { .. }
             | Command::Look(_)
             | Command::Stop(_) => false,
         }
