@@ -141,6 +141,16 @@ impl pb::job_service_server::JobService for Service {
         Ok(Response::new(pb::CreateJobResponse { job }))
     }
 
+    async fn plan_job(
+        &self,
+        request: Request<pb::CreateJobRequest>,
+    ) -> Result<Response<pb::JobPlan>, Status> {
+        let spec = request.into_inner().spec;
+        let spec = spec.ok_or_else(|| Status::invalid_argument("spec: is required"))?;
+        let spec = CommandJob::try_from(spec).map_err(told)?;
+        queue::plan_job(&self.0, spec).await.map(Response::new)
+    }
+
     async fn get_job(
         &self,
         request: Request<pb::GetJobRequest>,

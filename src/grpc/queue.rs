@@ -2,14 +2,15 @@
 
 use atelier_core::id::{ComputeName, JobName};
 use atelier_core::job::{Job, State};
-use atelier_core::live::{Live, rank};
-use atelier_core::sched::{Asked, Change, Sched, WaitReason, explain};
+use atelier_core::live::{Live, Refusal, rank};
+use atelier_core::sched::{Asked, Change, Foreseen, Sched, WaitReason, explain, foresee};
+use atelier_core::spec::CommandJob;
 use atelier_proto::job::v1 as pb;
 use tonic::Status;
 
 use super::status::told;
 use super::{blocking, count};
-use crate::daemon::Shared;
+use crate::daemon::{HandleError, Shared};
 
 /// Jobs of each compute in one answer.
 const LIMIT: u32 = 100;
@@ -47,6 +48,35 @@ pub(super) async fn explain_job(shared: &Shared, job: &Job) -> Result<pb::Explan
         reason,
         ahead,
         changes: changes.iter().map(change).collect(),
+    })
+}
+
+/// What would become of a job if it were created now.
+pub(super) async fn plan_job(shared: &Shared, spec: CommandJob) -> Result<pb::JobPlan, Status> {
+    let now = shared.clock.now();
+    // The name is of no account: nothing is submitted.
+    let name = spec.name.clone().unwrap_or_else(|| JobName::generate(0));
+    let (asked, sched) = shared
+        .handle
+        .look(move |live, _| {
+            let asked = live.as_asked(name, &spec, now)?;
+            Ok((asked, live.sched().clone()))
+        })
+        .await
+        .map_err(told)?
+        .map_err(|refusal: Refusal| told(HandleError::from(refusal)))?;
+    let compute = asked.compute.to_string();
+    Ok(match blocking(move || foresee(&sched, &asked, now.wall)).await? {
+        Foreseen::Starts { node } => {
+            pb::JobPlan { compute, node: node.to_string(), ..pb::JobPlan::default() }
+        }
+        Foreseen::Waits(told) => pb::JobPlan {
+            compute,
+            node: String::new(),
+            reason: told.reason.to_string(),
+            ahead: count(told.ahead),
+            changes: told.changes.iter().map(change).collect(),
+        },
     })
 }
 

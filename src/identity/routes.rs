@@ -41,7 +41,7 @@ pub fn need_of(path: &str) -> Option<Need> {
 fn rpc(service: &str, method: &str) -> Option<Need> {
     use Permission as P;
     let permission = match (service, method) {
-        ("atelier.job.v1.JobService", "CreateJob") => P::Submit,
+        ("atelier.job.v1.JobService", "CreateJob" | "PlanJob") => P::Submit,
         ("atelier.job.v1.JobService", "CancelJob" | "ArchiveJob" | "DeleteJob") => P::ChangeJob,
         (
             "atelier.job.v1.JobService",

@@ -87,6 +87,24 @@ fn a_suggested_change_starts_the_job() {
         ]),
         "{told}"
     );
+    // What would become of another, without its being created.
+    let dry = |settings: &[&str]| {
+        let words = ["job", "create", "-f", "-", "--dry-run", "-o", "json"];
+        let sets = settings.iter().flat_map(|setting| ["--set", setting]);
+        let yaml = "command: cat ${{inputs.f}}\ncode: .\ninputs: {f: {type: uri_file, path: n}}\n";
+        cluster.write("n", "here");
+        cluster.atelier(words.into_iter().chain(sets)).stdin(yaml)
+    };
+    let told = dry(&["compute=big", "resources.cpus=8"]).ok().json();
+    assert_eq!((&told["starts_now"], &told["node"]), (&json!(true), &json!("large")), "{told}");
+    let told = dry(&["resources.cpus=2"]).ok().json();
+    assert_eq!((&told["starts_now"], &told["ahead"]), (&json!(false), &json!(2)), "{told}");
+    assert!(told["reason"].as_str().unwrap().contains(&first), "{told}");
+    assert_eq!(told["changes"][0]["set"], json!(["compute=big"]), "{told}");
+    dry(&["resources.cpus=9"]).fails(1).says(&["largest node", "ask for less"]);
+    dry(&["compute=none"]).fails(3).says(&["none", "compute list"]);
+    assert_eq!(cluster.rpc().jobs().unwrap().len(), 3, "nothing was created");
+
     for (number, setting) in ["compute=big", "queue_settings.priority=high"].iter().enumerate() {
         let name = format!("changed-{number}");
         cluster

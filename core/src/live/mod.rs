@@ -24,7 +24,7 @@ use crate::job::{
 };
 use crate::node::{LeasePolicy, Link, Mono, NodeRecord, Now};
 use crate::resource::{Capacity, Cpus, GpuIndex, Memory};
-use crate::sched::{self, Budget, Placement, Rank, Sched, WaitReason, Waiting};
+use crate::sched::{self, Asked, Budget, Placement, Rank, Sched, WaitReason, Waiting};
 use crate::spec::CommandJob;
 
 /// The live state of a workspace.
@@ -330,18 +330,8 @@ impl Live {
         }
     }
 
-    /// Accepts a job into the queue, or says why not. The caller knows that no finished job has
-    /// the name.
-    pub fn submit(
-        &mut self,
-        submission: Submission,
-        now: Now,
-        out: &mut Decisions,
-    ) -> Result<(), Refusal> {
-        let Submission { name, spec, principal } = submission;
-        if self.jobs.contains_key(&name) || out.changed.contains_key(&name) {
-            return Err(Refusal::NameTaken(name));
-        }
+    /// Where a job would go, or why it would be refused.
+    fn compute_for(&self, spec: &CommandJob) -> Result<ComputeName, Refusal> {
         let compute = spec.compute.clone().unwrap_or_else(|| self.default_compute.clone());
         if !self.computes.contains_key(&compute) {
             let known: Vec<&str> = self.computes.keys().map(ComputeName::as_str).collect();
@@ -359,6 +349,40 @@ impl Live {
             let largest = describe(&largest);
             return Err(Refusal::NeverFits { demand: demand.to_string(), compute, largest });
         }
+        Ok(compute)
+    }
+
+    /// A job as it would stand in the queue if it were submitted now.
+    ///
+    /// # Errors
+    /// It would be refused.
+    pub fn as_asked(&self, name: JobName, spec: &CommandJob, now: Now) -> Result<Asked, Refusal> {
+        let compute = self.compute_for(spec)?;
+        let priority = spec.queue.priority;
+        Ok(Asked {
+            job: name,
+            compute,
+            demand: spec.resources.demand,
+            priority,
+            created_at: now.wall,
+            rank: Rank::new(priority, now.wall, self.next_seq),
+        })
+    }
+
+    /// Accepts a job into the queue, or says why not. The caller knows that no finished job has
+    /// the name.
+    pub fn submit(
+        &mut self,
+        submission: Submission,
+        now: Now,
+        out: &mut Decisions,
+    ) -> Result<(), Refusal> {
+        let Submission { name, spec, principal } = submission;
+        if self.jobs.contains_key(&name) || out.changed.contains_key(&name) {
+            return Err(Refusal::NameTaken(name));
+        }
+        let compute = self.compute_for(&spec)?;
+        let demand = spec.resources.demand;
         let seq = self.next_seq;
         self.next_seq = seq.next();
         let job = Job {

@@ -4,7 +4,7 @@
 use std::fmt;
 
 use super::{Budget, Rank, Sched, WaitReason, Waiting, plan};
-use crate::id::{ComputeName, JobName};
+use crate::id::{ComputeName, JobName, NodeName};
 use crate::resource::{Cpus, Demand, Ledger, Memory};
 use crate::spec::Priority;
 use crate::time::Timestamp;
@@ -126,6 +126,32 @@ pub fn explain(sched: &Sched, asked: &Asked, now: Timestamp) -> Option<Explanati
             kept
         });
     Some(Explanation { reason, ahead, changes })
+}
+
+/// What would become of a job if it were submitted now.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Foreseen {
+    /// It would start.
+    Starts {
+        /// There.
+        node: NodeName,
+    },
+    /// It would wait.
+    Waits(Explanation),
+}
+
+/// Submits a job to a copy and sees what the scheduler does. It must not be in the queue.
+pub fn foresee(sched: &Sched, asked: &Asked, now: Timestamp) -> Foreseen {
+    let mut trial = sched.clone();
+    let (job, demand) = (asked.job.clone(), asked.demand);
+    trial.enqueue(&asked.compute, asked.rank, Waiting { job, demand, not_before: None });
+    let plan = plan(&trial, now, Budget { placements: TRIAL });
+    if let Some(placed) = plan.placements.iter().find(|placed| placed.job == asked.job) {
+        return Foreseen::Starts { node: placed.node.clone() };
+    }
+    trial.explain_with(&plan);
+    let undecided = || Explanation { reason: WaitReason::Undecided, ahead: 0, changes: Vec::new() };
+    Foreseen::Waits(explain(&trial, asked, now).unwrap_or_else(undecided))
 }
 
 /// What may help, the smallest change of each kind first.

@@ -15,7 +15,7 @@ mod tests;
 
 use imbl::OrdMap;
 
-pub use explain::{Asked, Change, Explanation, explain};
+pub use explain::{Asked, Change, Explanation, Foreseen, explain, foresee};
 pub use pool::{Placement, Pool, Waiting};
 pub use rank::Rank;
 pub use reason::WaitReason;

@@ -273,6 +273,24 @@ fn what_would_start_a_job_now_is_found_and_true() {
     assert!(matches!(told.reason, WaitReason::Behind { .. }) && told.ahead == 1, "{told:?}");
     assert_eq!(told.changes, [Change::Compute(other), Change::Priority(Priority::High)]);
 
+    // A job that is not submitted yet.
+    let foreseen = |demand: Demand| {
+        let asked = Asked {
+            job: JobName::new("new").unwrap(),
+            compute: compute(),
+            demand,
+            priority: Priority::High,
+            created_at: NOW,
+            rank: Rank::new(Priority::High, NOW, SubmitSeq(9)),
+        };
+        foresee(&sched, &asked, NOW)
+    };
+    assert_eq!(foreseen(demand(1, 40, 0)), Foreseen::Starts { node: node("c") });
+    let Foreseen::Waits(told) = foreseen(demand(2, 900, 0)) else { panic!("there is no room") };
+    assert!(matches!(told.reason, WaitReason::Shortage { .. }), "{told:?}");
+    assert_eq!(told.changes[0].settings(), ["resources.memory=500MiB"]);
+    assert_eq!(sched.pool(&compute()).unwrap().queued(), 2, "nothing was submitted");
+
     // Several things at once.
     let large = demand(4, 900, 2);
     sched.dequeue(&compute(), rank(3));

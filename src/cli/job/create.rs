@@ -3,16 +3,20 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use atelier_core::spec::Override;
+use atelier_core::spec::{Code, CommandJob, DataUri, Input, Override};
+use atelier_proto::job::v1::{CreateJobRequest, JobSpec};
 use clap::Args;
+use serde_json::{Value, json};
 
 use super::{follow, read, submit, view};
 use crate::cli::{Context, Error};
+use crate::client::Client;
 
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
   atelier job create -f job.yml
+  atelier job create -f job.yml --dry-run
   atelier job create -f job.yml --set resources.cpus=4 --set inputs.epochs=20 --stream
   name=$(atelier job create -f job.yml --query name -o tsv)")]
 pub(in crate::cli) struct Arguments {
@@ -28,6 +32,9 @@ pub(in crate::cli) struct Arguments {
     /// Follow its log to the end, and end with its exit code
     #[arg(short, long)]
     stream: bool,
+    /// Say where it would start, or why it would wait and what would help; create nothing
+    #[arg(long, conflicts_with = "stream")]
+    dry_run: bool,
 }
 
 pub(super) async fn run(arguments: Arguments, context: &Context) -> Result<ExitCode, Error> {
@@ -35,6 +42,9 @@ pub(super) async fn run(arguments: Arguments, context: &Context) -> Result<ExitC
     changes.extend(arguments.name.map(|name| Override::text("--name", &["name"], &name)));
     let job = read::file(&arguments.file, &changes, &context.output)?;
     let client = context.client().await?;
+    if arguments.dry_run {
+        return context.output.show(&plan(&client, job).await?).map(|()| ExitCode::SUCCESS);
+    }
     let job = submit::create(context, &client, job).await?;
     if arguments.stream {
         context.output.note(&format!("Job {}", job.name));
@@ -43,4 +53,22 @@ pub(super) async fn run(arguments: Arguments, context: &Context) -> Result<ExitC
     context.output.show(&view::job(&job))?;
     context.output.note(&format!("Follow it with `atelier job stream {}`.", job.name));
     Ok(ExitCode::SUCCESS)
+}
+
+/// What the scheduler would do. What lies on this machine has no part in that, and is not sent.
+async fn plan(client: &Client, mut job: CommandJob) -> Result<Value, Error> {
+    job.code = job.code.filter(|code| !matches!(code, Code::Local(_)));
+    job.inputs.retain(|_, input| !matches!(input, Input::Data { uri: DataUri::Local(_), .. }));
+    let request =
+        CreateJobRequest { spec: Some(JobSpec::from(&job)), idempotency_key: String::new() };
+    let plan = client.call(client.jobs().plan_job(request)).await?;
+    let node = (!plan.node.is_empty()).then_some(plan.node);
+    Ok(json!({
+        "compute": plan.compute,
+        "starts_now": node.is_some(),
+        "node": node,
+        "reason": plan.reason,
+        "ahead": plan.ahead,
+        "changes": plan.changes.iter().map(view::change).collect::<Vec<_>>(),
+    }))
 }

@@ -127,14 +127,13 @@ async fn explain(context: &Context, name: &str) -> Result<(), Error> {
     let client = context.client().await?;
     let request = ExplainJobRequest { name: name.to_owned() };
     let told = client.call(client.jobs().explain_job(request)).await?;
-    let change = |change: &pb::Change| json!({ "change": change.text, "set": change.settings });
     context.output.show(&json!({
         "name": told.name,
         "status": told.status().word(),
         "compute": told.compute,
         "reason": told.reason,
         "ahead": told.ahead,
-        "changes": told.changes.iter().map(change).collect::<Vec<_>>(),
+        "changes": told.changes.iter().map(view::change).collect::<Vec<_>>(),
     }))
 }
 

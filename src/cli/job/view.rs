@@ -356,3 +356,8 @@ const fn on_node_loss(choice: pb::OnNodeLoss) -> &'static str {
         pb::OnNodeLoss::Keep => "keep",
     }
 }
+
+/// A change that would start a job now.
+pub(super) fn change(change: &pb::Change) -> Value {
+    json!({ "change": change.text, "set": change.settings })
+}

@@ -43,6 +43,7 @@ const METHODS: &[(&str, &str)] = &[
     ("atelier.job.v1.JobService/ListEvents", "ASR"),
     ("atelier.job.v1.JobService/ListJobs", "ASR"),
     ("atelier.job.v1.JobService/ListQueue", "ASR"),
+    ("atelier.job.v1.JobService/PlanJob", "AS"),
     ("atelier.job.v1.JobService/StreamLog", "ASR"),
     ("atelier.job.v1.JobService/WatchEvents", "ASR"),
     ("atelier.workspace.v1.WorkspaceService/GetDatastore", "ASR"),
