@@ -202,8 +202,11 @@ fn drained(node: &LiveNode) -> String {
     let Some(Drain { by, reason, deadline, .. }) = &node.record.drain else { return String::new() };
     let left = match (node.attempts.len(), deadline) {
         (0, _) => "nothing runs there".to_owned(),
-        (jobs, None) => format!("{jobs} running to the end"),
-        (jobs, Some(deadline)) => format!("{jobs} running, back in the queue from {deadline}"),
+        (1, None) => "1 job runs to its end".to_owned(),
+        (jobs, None) => format!("{jobs} jobs run to their end"),
+        (jobs, Some(deadline)) => {
+            format!("jobs there: {jobs}; they go back in the queue at {deadline}")
+        }
     };
     format!("drained by {by}: {reason} ({left})")
 }

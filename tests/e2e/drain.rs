@@ -33,7 +33,7 @@ fn a_drained_node_keeps_its_jobs_and_gets_no_other() {
     assert_eq!(shown["state"], "leaving");
     assert_eq!(shown["drain"]["by"], "admin");
     assert_eq!(shown["drain"]["reason"], "the fan is loud");
-    assert!(shown["reason"].as_str().unwrap().contains("1 running to the end"), "{shown}");
+    assert!(shown["reason"].as_str().unwrap().contains("1 job runs to its end"), "{shown}");
 
     let others: Vec<String> = (0..6).map(|_| cluster.create(&history.job(0.05))).collect();
     for other in &others {
