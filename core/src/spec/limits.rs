@@ -3,6 +3,9 @@
 
 /// Bytes of a YAML file, and of every file that it names.
 pub const MAX_DOCUMENT: usize = 1 << 20;
+/// Lists and mappings within each other, in a document and in every value of a job that is kept as
+/// it is. What is stored is read back with a bound of 128, and wraps the value in a few more.
+pub const MAX_DEPTH: usize = 64;
 /// Bytes of a command, before its expressions are put in. Linux passes at most 128 KiB in one
 /// argument; the other half is left for the values.
 pub const MAX_COMMAND: usize = 64 << 10;

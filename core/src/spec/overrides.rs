@@ -1,6 +1,7 @@
 //! `--set key.path=value`: changes to a document before it is checked.
 
 use super::diagnostic::{Diagnostic, Diagnostics, Mark, Report, Source};
+use super::limits::MAX_DEPTH;
 use super::yaml::{self, Entry, Key, Node, Value};
 
 /// One change to a document.
@@ -20,7 +21,7 @@ impl Override {
     /// quoted text in YAML's flow form.
     ///
     /// # Errors
-    /// If there is no `=`, or a part of the path is empty.
+    /// If there is no `=`, a part of the path is empty, or there are more than [`MAX_DEPTH`].
     pub fn parse(text: &str) -> Result<Self, Diagnostics> {
         let shown = format!("--set {text}");
         let wrong = |message: &str| {
@@ -43,6 +44,9 @@ impl Override {
             };
             if part.is_empty() {
                 return Err(wrong("a part of the key is empty"));
+            }
+            if path.len() == MAX_DEPTH {
+                return Err(wrong(&format!("the key has more than {MAX_DEPTH} parts")));
             }
             path.push(part.to_owned());
             match after.chars().next() {

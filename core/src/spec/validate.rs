@@ -2,14 +2,17 @@
 
 use std::ops::Range;
 
+use serde_json::Value as Json;
+
 use super::command::{
-    Code, CommandJob, DataKind, DataUri, Distribution, Environment, Input, InputMode, Output,
+    Code, CommandJob, DataKind, DataUri, Distribution, Environment, InlineEnvironment, Input,
+    InputMode, Output,
 };
 use super::diagnostic::{Diagnostic, Diagnostics};
 use super::limits::{
-    MAX_ATTEMPTS, MAX_BACKOFF, MAX_COMMAND, MAX_DESCRIPTION, MAX_DOCUMENT, MAX_ENTRIES, MAX_GPUS,
-    MAX_INSTANCES, MAX_MEMORY, MAX_MEMORY_PERCENT, MAX_MILLI_CPUS, MAX_PROCESSES, MAX_SECONDS,
-    MAX_TAG_KEY, MAX_TAG_VALUE, MAX_VALUE,
+    MAX_ATTEMPTS, MAX_BACKOFF, MAX_COMMAND, MAX_DEPTH, MAX_DESCRIPTION, MAX_DOCUMENT, MAX_ENTRIES,
+    MAX_GPUS, MAX_INSTANCES, MAX_MEMORY, MAX_MEMORY_PERCENT, MAX_MILLI_CPUS, MAX_PROCESSES,
+    MAX_SECONDS, MAX_TAG_KEY, MAX_TAG_VALUE, MAX_VALUE,
 };
 use super::reference;
 use crate::expr::{Reference, Template, Values};
@@ -125,6 +128,19 @@ impl Check {
         }
     }
 
+    /// Refuses JSON that the store could write and not read back.
+    fn depth(&mut self, value: &Json) {
+        if is_deeper(value, MAX_DEPTH) {
+            let field = self.path.join(".");
+            self.fault(
+                format!(
+                    "'{field}' holds more than {MAX_DEPTH} lists and mappings within each other"
+                ),
+                "write it flatter, or put it into a file that is an input",
+            );
+        }
+    }
+
     /// Parses a template and checks its references.
     fn template(&mut self, text: &str, scope: &Values) -> Option<Template> {
         let (template, errors) = match Template::parse(text) {
@@ -145,6 +161,17 @@ impl Check {
         }
         template.filter(|_| good)
     }
+}
+
+/// Whether more than `most` lists and mappings lie within each other.
+fn is_deeper(value: &Json, most: usize) -> bool {
+    let mut inner: Box<dyn Iterator<Item = &Json>> = match value {
+        Json::Array(items) => Box::new(items.iter()),
+        Json::Object(fields) => Box::new(fields.values()),
+        _ => return false,
+    };
+    // Goes no deeper than `most` itself, whatever it is given.
+    most.checked_sub(1).is_none_or(|most| inner.any(|value| is_deeper(value, most)))
 }
 
 /// Every fault of a job.
@@ -194,10 +221,19 @@ pub(super) fn findings(job: &CommandJob) -> Vec<Finding> {
         output_faults(&mut check, name.as_str(), output);
     }
     numbers(&mut check, job);
-    if let Environment::Inline(inline) = &job.environment {
-        let size = inline.conda.as_ref().map_or(0, |conda| conda.to_string().len());
+    for (key, value) in &job.resources.properties {
+        check.at(&["resources", "properties", key]).depth(value);
+    }
+    if let Some(Distribution::Ray { settings }) = &job.distribution {
+        for (key, value) in settings {
+            check.at(&["distribution", key]).depth(value);
+        }
+    }
+    if let Environment::Inline(InlineEnvironment { conda: Some(conda), .. }) = &job.environment {
+        check.at(&["environment", "conda_file"]).depth(conda);
+        let size = conda.to_string().len();
         if size > MAX_DOCUMENT {
-            check.at(&["environment", "conda_file"]).fault(
+            check.fault(
                 format!("the conda file has {size} bytes; at most {MAX_DOCUMENT} are allowed"),
                 "name fewer packages",
             );

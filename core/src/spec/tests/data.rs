@@ -477,3 +477,48 @@ fn the_daemon_refuses_what_no_reader_would_make() {
         assert!(message.contains(expected), "expected {expected}, found {message}");
     }
 }
+
+/// `depth` lists within each other.
+fn nested(depth: usize) -> serde_json::Value {
+    (1..depth).fold(serde_json::json!([]), |inner, _| serde_json::json!([inner]))
+}
+
+#[test]
+fn free_values_are_only_as_deep_as_the_store_reads_back() {
+    use crate::spec::limits::MAX_DEPTH;
+    fn with(field: &str, value: serde_json::Value) -> CommandJob {
+        let mut job = job("command: x\n");
+        match field {
+            "environment.conda_file" => {
+                let conda = Some(serde_json::json!({"dependencies": [], "x": value}));
+                job.environment =
+                    Environment::Inline(InlineEnvironment { conda, ..Default::default() });
+            }
+            "distribution.x" => {
+                job.distribution =
+                    Some(Distribution::Ray { settings: [("x".to_owned(), value)].into() });
+            }
+            _ => drop(job.resources.properties.insert("x".to_owned(), value)),
+        }
+        job
+    }
+    for field in ["environment.conda_file", "distribution.x", "resources.properties.x"] {
+        // The conda document itself is one of them.
+        let most = MAX_DEPTH - usize::from(field == "environment.conda_file");
+        let good = with(field, nested(most));
+        validate_submitted(&good).unwrap();
+        let json = serde_json::to_string(&good).unwrap();
+        assert_eq!(serde_json::from_str::<CommandJob>(&json).unwrap(), good);
+        let errors = validate_submitted(&with(field, nested(most + 1))).unwrap_err();
+        assert_eq!(
+            errors.to_string(),
+            format!(
+                "{field}: '{field}' holds more than 64 lists and mappings within each other\n  \
+                 help: write it flatter, or put it into a file that is an input"
+            )
+        );
+    }
+    let key = "resources.properties".to_owned() + &".a".repeat(70);
+    let error = Override::parse(&format!("{key}=1")).unwrap_err();
+    assert!(error.to_string().contains("the key has more than 64 parts"), "{error}");
+}

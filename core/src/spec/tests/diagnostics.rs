@@ -665,3 +665,22 @@ fn documents_that_grow_are_refused() {
         assert!(parse(&nested).is_err());
     }
 }
+
+#[test]
+fn aliases_build_nothing_deeper_than_may_be_written() {
+    let chain = |length: usize| {
+        let links: String =
+            (1..length).map(|i| format!("    a{i}: &a{i} [*a{}]\n", i - 1)).collect();
+        format!(
+            "command: x\nresources:\n  properties:\n    a0: &a0 [x]\n{links}    last: *a{}\n",
+            length - 1
+        )
+    };
+    // The root, 'resources' and 'properties' stand around the chain.
+    assert_eq!(job(&chain(61)).resources.properties["last"].to_string().len(), 61 * 2 + 3);
+    check(
+        &chain(62),
+        "65:16: more than 64 lists and mappings within each other | a job needs no more than a \
+         handful",
+    );
+}

@@ -8,13 +8,12 @@ use serde_saphyr::granit_parser::{
 
 use super::{Entry, Key, Node, Value, scalar, shorten};
 use crate::spec::diagnostic::Mark;
+use crate::spec::limits::MAX_DEPTH;
 
 /// Values in one document after aliases are put in place.
 const MAX_NODES: usize = 50_000;
 /// Bytes of text in one document after aliases are put in place.
 const MAX_TEXT: usize = 4 << 20;
-/// Lists and mappings within each other.
-const MAX_DEPTH: usize = 64;
 
 /// Why a text is no YAML document.
 #[derive(Clone, PartialEq, Debug)]
@@ -66,12 +65,20 @@ enum Pending {
 struct Size {
     nodes: usize,
     text: usize,
+    /// Lists and mappings within each other, the outermost included; 0 for a scalar.
+    depth: usize,
 }
 
 impl Size {
-    fn add(&mut self, other: Self) {
-        self.nodes = self.nodes.saturating_add(other.nodes);
-        self.text = self.text.saturating_add(other.text);
+    fn scalar(text: &str) -> Self {
+        Self { nodes: 1, text: text.len(), depth: 0 }
+    }
+
+    /// Counts in what stands within this.
+    fn add(&mut self, inner: Self) {
+        self.nodes = self.nodes.saturating_add(inner.nodes);
+        self.text = self.text.saturating_add(inner.text);
+        self.depth = self.depth.max(inner.depth.saturating_add(1));
     }
 }
 
@@ -134,13 +141,14 @@ impl Composer {
         match event {
             Event::Scalar(text, style, anchor, tag) => {
                 let node = read_scalar(&text, style, tag.as_deref(), mark)?;
-                self.charge(Size { nodes: 1, text: text.len() }, mark)?;
+                let size = Size::scalar(&text);
+                self.charge(size, mark)?;
                 if self.wants_key() {
                     self.take_key(&text, style, &node, mark)?;
-                    self.remember(anchor, &node, Size { nodes: 1, text: text.len() });
+                    self.remember(anchor, &node, size);
                     return Ok(());
                 }
-                self.place(node, Size { nodes: 1, text: text.len() }, anchor)
+                self.place(node, size, anchor)
             }
             Event::SequenceStart(_, anchor, tag) => {
                 check_collection_tag(tag.as_deref(), "seq", mark)?;
@@ -162,6 +170,7 @@ impl Composer {
                     ));
                 };
                 self.charge(size, mark)?;
+                self.check_depth(size.depth, mark)?;
                 if self.wants_key() {
                     let text = node.as_text().map(str::to_owned);
                     let Some(text) = text else { return Err(no_key(&node, mark)) };
@@ -189,6 +198,18 @@ impl Composer {
         Ok(())
     }
 
+    /// Refuses a value of that depth here. Aliases build values deeper than anything written.
+    fn check_depth(&self, depth: usize, mark: Mark) -> Result<(), Failure> {
+        if self.frames.len().saturating_add(depth) <= MAX_DEPTH {
+            return Ok(());
+        }
+        Err(Failure::mark(
+            mark,
+            format!("more than {MAX_DEPTH} lists and mappings within each other"),
+            "a job needs no more than a handful",
+        ))
+    }
+
     fn open(&mut self, kind: Collection, anchor: usize, mark: Mark) -> Result<(), Failure> {
         if self.wants_key() {
             let value = match kind {
@@ -197,14 +218,8 @@ impl Composer {
             };
             return Err(no_key(&Node { value, mark, spelled: None }, mark));
         }
-        if self.frames.len() >= MAX_DEPTH {
-            return Err(Failure::mark(
-                mark,
-                format!("more than {MAX_DEPTH} lists and mappings within each other"),
-                "a job needs no more than a handful",
-            ));
-        }
-        let size = Size { nodes: 1, text: 0 };
+        self.check_depth(1, mark)?;
+        let size = Size { nodes: 1, text: 0, depth: 1 };
         self.charge(size, mark)?;
         self.frames.push(Frame { mark, anchor, size, kind });
         Ok(())
@@ -269,7 +284,7 @@ impl Composer {
         else {
             return Ok(());
         };
-        size.add(Size { nodes: 1, text: text.len() });
+        size.add(Size::scalar(text));
         if style == ScalarStyle::Plain && text == "<<" {
             *key = Some(Pending::Merge(mark));
             return Ok(());
