@@ -13,7 +13,7 @@
 //!
 //! An optional part is dropped whole when an input in it is unset. There is no escape, as in Azure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::ops::Range;
 
@@ -119,9 +119,42 @@ pub trait Scope {
     /// What `reference` stands for.
     fn lookup(&self, reference: &Reference) -> Lookup;
 
-    /// The names that could stand where `reference` names something, for error messages: all
-    /// inputs for an input, and so on. Empty if nothing of that kind exists here.
-    fn known(&self, reference: &Reference) -> Vec<String>;
+    /// The names that could stand where `reference` names something, for error messages: inputs
+    /// for an input, and so on. Empty if nothing of that kind exists here.
+    fn known(&self, reference: &Reference) -> Known;
+}
+
+/// Names listed in one message; a job may have a thousand.
+const MAX_KNOWN: usize = 10;
+/// Characters of a name shown in a message.
+const MAX_NAME: usize = 80;
+
+/// The names that exist where something was named, as far as a message tells them.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Known {
+    /// The one that may have been meant.
+    pub near: Option<String>,
+    /// The first few.
+    pub names: Vec<String>,
+    /// How many there are besides.
+    pub more: usize,
+}
+
+impl Known {
+    /// What a message tells of `all` where `wanted` was named.
+    pub fn of<'a>(wanted: &str, all: impl ExactSizeIterator<Item = &'a String> + Clone) -> Self {
+        let near = suggest::closest(wanted, all.clone().map(String::as_str)).map(str::to_owned);
+        let more = all.len().saturating_sub(MAX_KNOWN);
+        Self { near, names: all.take(MAX_KNOWN).cloned().collect(), more }
+    }
+}
+
+/// `a, b and 3 more`
+impl fmt::Display for Known {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.names.join(", "))?;
+        if self.more > 0 { write!(f, " and {} more", self.more) } else { Ok(()) }
+    }
 }
 
 /// A scope of values held in maps.
@@ -156,11 +189,11 @@ impl Scope for Values {
         value.map_or(Lookup::Unknown, |value| Lookup::Value(value.clone()))
     }
 
-    fn known(&self, reference: &Reference) -> Vec<String> {
+    fn known(&self, reference: &Reference) -> Known {
         match reference {
-            Reference::Input(_) => self.inputs.keys().cloned().collect(),
-            Reference::Output(_) => self.outputs.keys().cloned().collect(),
-            _ => Vec::new(),
+            Reference::Input(name) => Known::of(name, self.inputs.keys()),
+            Reference::Output(name) => Known::of(name, self.outputs.keys()),
+            _ => Known::default(),
         }
     }
 }
@@ -207,28 +240,33 @@ pub enum ErrorKind {
         /// What was named.
         reference: Reference,
         /// The names that exist.
-        known: Vec<String>,
+        known: Known,
     },
     /// An unset input outside `$[[ ]]`.
     #[error(
-        "input '{name}' has no value: give it one, or put what needs it into '$[[ … ]]', which is \
-         dropped while the input is unset (known inputs: {})", known.join(", ")
+        "input '{}' has no value: give it one, or put what needs it into '$[[ … ]]', which is \
+         dropped while the input is unset (known inputs: {known})", cut(.name)
     )]
     Unset {
         /// The input.
         name: String,
-        /// All inputs.
-        known: Vec<String>,
+        /// The inputs that exist.
+        known: Known,
     },
 }
 
-fn unknown(reference: &Reference, known: &[String]) -> String {
-    let (kind, name) = (reference.kind(), reference.name());
+fn cut(text: &str) -> String {
+    text.chars().take(MAX_NAME).collect()
+}
+
+fn unknown(reference: &Reference, known: &Known) -> String {
+    let (kind, name) = (reference.kind(), cut(reference.name()));
     match reference {
         Reference::SearchSpace(_) | Reference::Parent(_) => {
             let place =
                 if matches!(reference, Reference::Parent(_)) { "pipeline" } else { "sweep" };
-            return format!("'${{{{{reference}}}}}' has a meaning only inside a {place} job");
+            let shown = cut(&reference.to_string());
+            return format!("'${{{{{shown}}}}}' has a meaning only inside a {place} job");
         }
         Reference::Name | Reference::OutputName | Reference::DefaultDatastore => {
             return format!("'${{{{{reference}}}}}' has a meaning only in an output's path");
@@ -236,13 +274,13 @@ fn unknown(reference: &Reference, known: &[String]) -> String {
         Reference::Input(_) | Reference::Output(_) => {}
     }
     let mut message = format!("there is no {kind} '{name}'");
-    if known.is_empty() {
+    if known.names.is_empty() {
         message.push_str(&format!(": declare it under '{kind}s'"));
     } else {
-        if let Some(near) = suggest::closest(name, known.iter().map(String::as_str)) {
+        if let Some(near) = &known.near {
             message.push_str(&format!(": did you mean '{near}'?"));
         }
-        message.push_str(&format!(" (known {kind}s: {})", known.join(", ")));
+        message.push_str(&format!(" (known {kind}s: {known})"));
     }
     message
 }
@@ -288,12 +326,7 @@ impl Template {
                 Part::Text(text) => out.push_str(text),
                 Part::Expression(expression) => match value(expression, scope)? {
                     Some(value) => out.push_str(&value),
-                    None => {
-                        let known = scope.known(&expression.reference);
-                        let name = expression.reference.name().to_owned();
-                        let kind = ErrorKind::Unset { name, known };
-                        return Err(Error { span: expression.span.clone(), kind });
-                    }
+                    None => return Err(unset(expression, scope)),
                 },
                 Part::Optional(parts) => {
                     if let Some(text) = optional(parts, scope)? {
@@ -305,9 +338,12 @@ impl Template {
         Ok(out)
     }
 
-    /// Checks without rendering what [`Template::render`] would find wrong; reports every fault.
-    pub fn check(&self, scope: &impl Scope) -> Vec<Error> {
-        let mut errors = Vec::new();
+    /// Checks without rendering what [`Template::render`] would find wrong: the first `most`
+    /// faults, and how many there are besides. A reference counts once, however often it stands
+    /// there.
+    pub fn check(&self, scope: &impl Scope, most: usize) -> (Vec<Error>, usize) {
+        let (mut errors, mut more) = (Vec::new(), 0);
+        let mut seen = HashSet::new();
         for part in &self.parts {
             let (parts, is_optional) = match part {
                 Part::Optional(parts) => (parts.as_slice(), true),
@@ -315,19 +351,23 @@ impl Template {
             };
             for part in parts {
                 let Part::Expression(expression) = part else { continue };
-                let span = expression.span.clone();
-                match value(expression, scope) {
-                    Err(error) => errors.push(error),
-                    Ok(None) if !is_optional => {
-                        let name = expression.reference.name().to_owned();
-                        let known = scope.known(&expression.reference);
-                        errors.push(Error { span, kind: ErrorKind::Unset { name, known } });
-                    }
-                    Ok(_) => {}
+                let fault = match scope.lookup(&expression.reference) {
+                    Lookup::Unknown => no_such,
+                    Lookup::Unset if !is_optional => unset,
+                    Lookup::Unset | Lookup::Value(_) => continue,
+                };
+                if !seen.insert(&expression.reference) {
+                    continue;
+                }
+                // What is only counted costs no message.
+                if errors.len() < most {
+                    errors.push(fault(expression, scope));
+                } else {
+                    more += 1;
                 }
             }
         }
-        errors
+        (errors, more)
     }
 }
 
@@ -336,12 +376,20 @@ fn value(expression: &Expression, scope: &impl Scope) -> Result<Option<String>, 
     match scope.lookup(&expression.reference) {
         Lookup::Value(value) => Ok(Some(value)),
         Lookup::Unset => Ok(None),
-        Lookup::Unknown => {
-            let known = scope.known(&expression.reference);
-            let kind = ErrorKind::Unknown { reference: expression.reference.clone(), known };
-            Err(Error { span: expression.span.clone(), kind })
-        }
+        Lookup::Unknown => Err(no_such(expression, scope)),
     }
+}
+
+fn no_such(expression: &Expression, scope: &impl Scope) -> Error {
+    let known = scope.known(&expression.reference);
+    let kind = ErrorKind::Unknown { reference: expression.reference.clone(), known };
+    Error { span: expression.span.clone(), kind }
+}
+
+fn unset(expression: &Expression, scope: &impl Scope) -> Error {
+    let known = scope.known(&expression.reference);
+    let kind = ErrorKind::Unset { name: expression.reference.name().to_owned(), known };
+    Error { span: expression.span.clone(), kind }
 }
 
 /// The text of an optional part; `None` if it is dropped. An unknown reference is an error even in

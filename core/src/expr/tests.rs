@@ -118,8 +118,34 @@ fn output_paths_have_their_own_values() {
 #[test]
 fn check_reports_every_fault() {
     let template = Template::parse("${{inputs.a}} $[[${{inputs.seed}}]] ${{outputs.b}}").unwrap();
-    assert_eq!(template.check(&values()).len(), 2);
+    assert_eq!(template.check(&values(), 9).0.len(), 2);
     assert_eq!(template.references().count(), 3);
+}
+
+#[test]
+fn check_reports_a_reference_once_and_counts_the_rest() {
+    let text = "${{inputs.a}} ${{inputs.a.path}} ${{outputs.a}} ${{inputs.b}} ${{inputs.c}}";
+    let (errors, more) = Template::parse(text).unwrap().check(&values(), 2);
+    let found: Vec<&str> = errors.iter().map(|error| &text[error.span.clone()]).collect();
+    assert_eq!((found.as_slice(), more), (["${{inputs.a}}", "${{outputs.a}}"].as_slice(), 2));
+    // In an optional part an unset input is none, outside it is.
+    let seeds = Template::parse("$[[${{inputs.seed}}]] ${{inputs.seed}}").unwrap();
+    assert_eq!(seeds.check(&values(), 9).0.len(), 1);
+}
+
+#[test]
+fn a_message_lists_few_names_however_many_there_are() {
+    let inputs = (0..1000).map(|i| (format!("input_{i:03}"), None)).collect();
+    let scope = Values { inputs, ..Values::default() };
+    let message = |text: &str| Template::parse(text).unwrap().render(&scope).unwrap_err();
+    assert_eq!(
+        message("${{inputs.input_9999}}").to_string(),
+        "there is no input 'input_9999': did you mean 'input_999'? (known inputs: input_000, \
+         input_001, input_002, input_003, input_004, input_005, input_006, input_007, input_008, \
+         input_009 and 990 more)"
+    );
+    let long = message(&format!("${{{{inputs.{}}}}}", "x".repeat(60_000))).to_string();
+    assert!(long.len() < 400, "{long}");
 }
 
 mod properties {

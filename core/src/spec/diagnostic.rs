@@ -3,7 +3,7 @@
 use std::fmt;
 
 /// How many diagnostics are kept; a file with more faults is not read any better with more lines.
-const MAX_REPORTED: usize = 20;
+pub(super) const MAX_REPORTED: usize = 20;
 /// Characters of a source line shown.
 const MAX_LINE: usize = 120;
 
@@ -79,9 +79,10 @@ impl fmt::Display for Diagnostic {
 pub struct Diagnostics(Vec<Diagnostic>);
 
 impl Diagnostics {
-    /// The first [`MAX_REPORTED`] of `all`, or `None` if there is nothing.
-    pub(super) fn of(mut all: Vec<Diagnostic>) -> Option<Self> {
-        let more = all.len().saturating_sub(MAX_REPORTED);
+    /// The first [`MAX_REPORTED`] of `all`, or `None` if there is nothing; `more` were found
+    /// besides.
+    pub(super) fn of(mut all: Vec<Diagnostic>, more: usize) -> Option<Self> {
+        let more = more.saturating_add(all.len().saturating_sub(MAX_REPORTED));
         all.truncate(MAX_REPORTED);
         if more > 0 {
             all.push(Diagnostic::new(format!("and {more} more")));
@@ -145,6 +146,8 @@ pub(super) struct Source {
 pub(super) struct Report {
     sources: Vec<Source>,
     errors: Vec<Diagnostic>,
+    /// Errors that were only counted.
+    more: usize,
     warnings: Vec<Diagnostic>,
 }
 
@@ -186,6 +189,11 @@ impl Report {
         self.errors.push(diagnostic);
     }
 
+    /// Counts errors that are not worth a message any more.
+    pub(super) fn more_errors(&mut self, more: usize) {
+        self.more = self.more.saturating_add(more);
+    }
+
     /// How many errors there are so far.
     pub(super) fn count(&self) -> usize {
         self.errors.len()
@@ -201,7 +209,7 @@ impl Report {
             // Stable, so that faults of equal place keep the order they were found in.
             list.sort_by_key(|d| d.place.as_ref().and_then(|p| p.position));
         }
-        match Diagnostics::of(self.errors) {
+        match Diagnostics::of(self.errors, self.more) {
             Some(errors) => Err(errors),
             None => Ok(self.warnings),
         }

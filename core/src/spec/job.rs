@@ -57,7 +57,9 @@ pub fn parse_job(
     let Some(job) = job.filter(|_| !report.has_errors()) else {
         return Err(failed(report));
     };
-    for finding in findings(&job) {
+    let found = findings(&job);
+    report.more_errors(found.more);
+    for finding in found.first {
         locate(&root, finding, &mut report);
     }
     report.finish().map(|warnings| Parsed { job, warnings })

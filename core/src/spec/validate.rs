@@ -8,7 +8,7 @@ use super::command::{
     Code, CommandJob, DataKind, DataUri, Distribution, Environment, InlineEnvironment, Input,
     InputMode, Output,
 };
-use super::diagnostic::{Diagnostic, Diagnostics};
+use super::diagnostic::{Diagnostic, Diagnostics, MAX_REPORTED};
 use super::limits::{
     MAX_ATTEMPTS, MAX_BACKOFF, MAX_COMMAND, MAX_DEPTH, MAX_DESCRIPTION, MAX_DOCUMENT, MAX_ENTRIES,
     MAX_GPUS, MAX_INSTANCES, MAX_MEMORY, MAX_MEMORY_PERCENT, MAX_MILLI_CPUS, MAX_PROCESSES,
@@ -27,10 +27,37 @@ pub(super) struct Finding {
     pub(super) help: Option<String>,
 }
 
+/// The faults of a job. A request can hold many thousands, so only as many are kept as are shown.
+#[derive(Default)]
+pub(super) struct Findings {
+    /// The first [`MAX_REPORTED`].
+    pub(super) first: Vec<Finding>,
+    /// How many there are besides.
+    pub(super) more: usize,
+}
+
+impl Findings {
+    fn room(&self) -> usize {
+        MAX_REPORTED.saturating_sub(self.first.len())
+    }
+
+    fn push(&mut self, finding: Finding) {
+        if self.room() > 0 {
+            self.first.push(finding);
+        } else {
+            self.more += 1;
+        }
+    }
+
+    fn count(&self) -> usize {
+        self.first.len() + self.more
+    }
+}
+
 /// Checks a job: expressions, ranges, sizes, and which modes go with which data.
 ///
 /// # Errors
-/// Every fault, each with its field.
+/// The faults, each with its field: the first twenty, and how many more there are.
 pub fn validate(job: &CommandJob) -> Result<(), Diagnostics> {
     report(findings(job))
 }
@@ -39,7 +66,7 @@ pub fn validate(job: &CommandJob) -> Result<(), Diagnostics> {
 /// on the submitter's machine any more.
 ///
 /// # Errors
-/// Every fault, each with its field.
+/// The faults, each with its field: the first twenty, and how many more there are.
 pub fn validate_submitted(job: &CommandJob) -> Result<(), Diagnostics> {
     let mut check = Check { found: findings(job), path: Vec::new() };
     let local = "it lies on the submitter's machine, where the daemon cannot read it";
@@ -62,15 +89,16 @@ pub fn validate_submitted(job: &CommandJob) -> Result<(), Diagnostics> {
     report(check.found)
 }
 
-fn report(found: Vec<Finding>) -> Result<(), Diagnostics> {
+fn report(found: Findings) -> Result<(), Diagnostics> {
     let all = found
+        .first
         .into_iter()
         .map(|finding| Diagnostic {
             help: finding.help,
             ..Diagnostic::at_field(&finding.path.join("."), finding.message)
         })
         .collect();
-    Diagnostics::of(all).map_or(Ok(()), Err)
+    Diagnostics::of(all, found.more).map_or(Ok(()), Err)
 }
 
 fn cut(text: &str) -> String {
@@ -79,7 +107,7 @@ fn cut(text: &str) -> String {
 
 /// Collects faults of one field after the other.
 struct Check {
-    found: Vec<Finding>,
+    found: Findings,
     path: Vec<String>,
 }
 
@@ -143,14 +171,15 @@ impl Check {
 
     /// Parses a template and checks its references.
     fn template(&mut self, text: &str, scope: &Values) -> Option<Template> {
-        let (template, errors) = match Template::parse(text) {
+        let (template, (errors, more)) = match Template::parse(text) {
             Ok(template) => {
-                let errors = template.check(scope);
-                (Some(template), errors)
+                let faults = template.check(scope, self.found.room());
+                (Some(template), faults)
             }
-            Err(error) => (None, vec![error]),
+            Err(error) => (None, (vec![error], 0)),
         };
-        let good = errors.is_empty();
+        let good = errors.is_empty() && more == 0;
+        self.found.more += more;
         for error in errors {
             self.found.push(Finding {
                 path: self.path.clone(),
@@ -174,9 +203,9 @@ fn is_deeper(value: &Json, most: usize) -> bool {
     most.checked_sub(1).is_none_or(|most| inner.any(|value| is_deeper(value, most)))
 }
 
-/// Every fault of a job.
-pub(super) fn findings(job: &CommandJob) -> Vec<Finding> {
-    let mut check = Check { found: Vec::new(), path: Vec::new() };
+/// The faults of a job.
+pub(super) fn findings(job: &CommandJob) -> Findings {
+    let mut check = Check { found: Findings::default(), path: Vec::new() };
     texts(&mut check, job);
     let scope = Values {
         inputs: job
@@ -190,13 +219,13 @@ pub(super) fn findings(job: &CommandJob) -> Vec<Finding> {
         outputs: job.outputs.keys().map(|k| (k.as_str().to_owned(), String::new())).collect(),
         ..Values::default()
     };
-    let before = check.found.len();
+    let before = check.found.count();
     check.at(&["command"]).size(
         &job.command,
         MAX_COMMAND,
         "put the command into a script in the code folder",
     );
-    if check.found.len() == before {
+    if check.found.count() == before {
         if job.command.trim().is_empty() {
             check.fault("'command' is empty", "write what the job runs");
         }
@@ -305,9 +334,9 @@ fn output_faults(check: &mut Check, name: &str, output: &Output) {
                         ${{output_name}} and ${{default_datastore}}";
     let Some(path) = &output.path else { return };
     check.at(&["outputs", name, "path"]);
-    let before = check.found.len();
+    let before = check.found.count();
     check.size(path, MAX_VALUE, "write a shorter path");
-    if check.found.len() > before {
+    if check.found.count() > before {
         return;
     }
     let scope = Values {

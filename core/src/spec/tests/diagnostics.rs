@@ -231,7 +231,7 @@ fn expressions() {
     );
     check(
         "command: |\n  echo a\n  python --a ${{inputs.a}} --b ${{inputs.b}} --c ${{inputs.b}}\ninputs: {a: 1}\n",
-        "3:32: in 'command': there is no input 'b' (known inputs: a)\n3:50: in 'command': there is no input 'b' (known inputs: a)",
+        "3:32: in 'command': there is no input 'b' (known inputs: a)",
     );
     check(
         "command: x ${{inputs.c}}\ninputs: {c: {type: string, optional: true}}\n",
@@ -683,4 +683,23 @@ fn aliases_build_nothing_deeper_than_may_be_written() {
         "65:16: more than 64 lists and mappings within each other | a job needs no more than a \
          handful",
     );
+}
+
+#[test]
+fn many_bad_references_make_few_and_short_messages() {
+    let inputs: String = (0..1000).map(|i| format!("  {}{i}: 1\n", "n".repeat(250))).collect();
+    let references: String = (0..2000).map(|i| format!(" ${{{{inputs.q{i}}}}}")).collect();
+    let yaml = format!("command: x{references}\ninputs:\n{inputs}");
+    let size = |errors: &Diagnostics| errors.iter().map(|e| e.to_string().len()).sum::<usize>();
+    let Err(errors) = parse(&yaml) else { panic!("accepted") };
+    assert_eq!((errors.iter().count(), size(&errors) < 64 << 10), (21, true));
+    assert!(errors.to_string().ends_with("and 1980 more"));
+
+    let mut job = job(&format!("command: x\ninputs:\n{inputs}"));
+    job.command = references.clone();
+    // Those of other fields count as well.
+    job.environment_variables = [("A".to_owned(), references.clone())].into();
+    let errors = validate_submitted(&job).unwrap_err();
+    assert_eq!((errors.iter().count(), size(&errors) < 64 << 10), (21, true));
+    assert!(errors.to_string().ends_with("and 3980 more"));
 }
