@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-/// How many diagnostics are kept; a file with more faults is not read any better with more lines.
+/// How many errors or warnings are kept; a file with more faults is not read any better with more
+/// lines.
 pub(super) const MAX_REPORTED: usize = 20;
 /// Characters of a source line shown.
 const MAX_LINE: usize = 120;
@@ -145,10 +146,17 @@ pub(super) struct Source {
 #[derive(Default)]
 pub(super) struct Report {
     sources: Vec<Source>,
-    errors: Vec<Diagnostic>,
+    errors: Vec<Reported>,
     /// Errors that were only counted.
     more: usize,
-    warnings: Vec<Diagnostic>,
+    warnings: Vec<Reported>,
+}
+
+/// A diagnostic whose line is looked up once it is known to be shown: there may be as many as the
+/// text has lines.
+struct Reported {
+    diagnostic: Diagnostic,
+    mark: Option<Mark>,
 }
 
 impl Report {
@@ -170,7 +178,7 @@ impl Report {
         message: impl Into<String>,
     ) -> &mut Diagnostic {
         let diagnostic = self.diagnostic(mark, path, message.into());
-        push(&mut self.errors, diagnostic)
+        push(&mut self.errors, Reported { diagnostic, mark: Some(mark) })
     }
 
     /// Reports a warning; the result takes a help text.
@@ -181,12 +189,12 @@ impl Report {
         message: impl Into<String>,
     ) -> &mut Diagnostic {
         let diagnostic = self.diagnostic(mark, path, message.into());
-        push(&mut self.warnings, diagnostic)
+        push(&mut self.warnings, Reported { diagnostic, mark: Some(mark) })
     }
 
     /// Reports an error that has its place already.
     pub(super) fn error_elsewhere(&mut self, diagnostic: Diagnostic) {
-        self.errors.push(diagnostic);
+        self.errors.push(Reported { diagnostic, mark: None });
     }
 
     /// Counts errors that are not worth a message any more.
@@ -204,14 +212,11 @@ impl Report {
     }
 
     /// Errors if there are any, else the warnings, in the order of the text.
-    pub(super) fn finish(mut self) -> Result<Vec<Diagnostic>, Diagnostics> {
-        for list in [&mut self.errors, &mut self.warnings] {
-            // Stable, so that faults of equal place keep the order they were found in.
-            list.sort_by_key(|d| d.place.as_ref().and_then(|p| p.position));
-        }
-        match Diagnostics::of(self.errors, self.more) {
+    pub(super) fn finish(self) -> Result<Vec<Diagnostic>, Diagnostics> {
+        let Self { sources, errors, more, warnings } = self;
+        match shown(errors, more, &sources) {
             Some(errors) => Err(errors),
-            None => Ok(self.warnings),
+            None => Ok(shown(warnings, 0, &sources).map(|warnings| warnings.0).unwrap_or_default()),
         }
     }
 
@@ -226,7 +231,7 @@ impl Report {
                 message,
                 place: Some(place(source, Some((mark.line, mark.column)))),
                 help: None,
-                snippet: snippet(&source.text, mark),
+                snippet: None,
             },
             Some(source) => {
                 Diagnostic { place: Some(place(source, None)), ..Diagnostic::new(message) }
@@ -236,10 +241,26 @@ impl Report {
     }
 }
 
-fn push(list: &mut Vec<Diagnostic>, diagnostic: Diagnostic) -> &mut Diagnostic {
-    list.push(diagnostic);
+fn push(list: &mut Vec<Reported>, reported: Reported) -> &mut Diagnostic {
+    list.push(reported);
     let last = list.len() - 1;
-    &mut list[last]
+    &mut list[last].diagnostic
+}
+
+/// The first of `list` in the order of the text, each with its line; `more` were found besides.
+fn shown(mut list: Vec<Reported>, more: usize, sources: &[Source]) -> Option<Diagnostics> {
+    // Stable, so that faults of equal place keep the order they were found in.
+    list.sort_by_key(|reported| reported.diagnostic.place.as_ref().and_then(|p| p.position));
+    let more = more.saturating_add(list.len().saturating_sub(MAX_REPORTED));
+    list.truncate(MAX_REPORTED);
+    let with_line = |Reported { diagnostic, mark }: Reported| {
+        let snippet = mark.and_then(|mark| {
+            let source = sources.get(usize::from(mark.source)).filter(|source| source.is_file)?;
+            snippet(&source.text, mark)
+        });
+        Diagnostic { snippet, ..diagnostic }
+    };
+    Diagnostics::of(list.into_iter().map(with_line).collect(), more)
 }
 
 impl Diagnostic {

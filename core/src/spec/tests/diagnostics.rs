@@ -703,3 +703,22 @@ fn many_bad_references_make_few_and_short_messages() {
     assert_eq!((errors.iter().count(), size(&errors) < 64 << 10), (21, true));
     assert!(errors.to_string().ends_with("and 3980 more"));
 }
+
+/// A line looked up for each of them took a minute.
+#[test]
+fn lines_are_shown_of_the_first_of_many_faults() {
+    let tags: String = (0..24_000).map(|i| format!("  t{i}: [] # and a remark\n")).collect();
+    let yaml = format!("command: x\ntags:\n{tags}");
+    let Err(errors) = parse(&yaml) else { panic!("accepted") };
+    assert!(errors.to_string().ends_with("and 23980 more"));
+    assert!(errors.iter().take(20).all(|error| error.snippet.is_some()));
+}
+
+#[test]
+fn many_warnings_are_cut_to_twenty() {
+    let tags: String = (0..200).map(|i| format!("  t{i}: yes\n")).collect();
+    let Parsed { warnings, .. } = parse(&format!("command: x\ntags:\n{tags}")).unwrap();
+    assert_eq!(warnings.len(), 21);
+    assert!(warnings[0].snippet.as_deref().unwrap().contains("3 |   t0: yes"));
+    assert_eq!(warnings[20].message, "and 180 more");
+}
