@@ -722,3 +722,18 @@ fn many_warnings_are_cut_to_twenty() {
     assert!(warnings[0].snippet.as_deref().unwrap().contains("3 |   t0: yes"));
     assert_eq!(warnings[20].message, "and 180 more");
 }
+
+#[test]
+fn anchors_within_each_other_copy_no_more_than_a_document_may_hold() {
+    // Each level keeps a copy of all that is below it.
+    let nested = |values: usize| {
+        let (open, close): (String, String) =
+            ((0..60).map(|i| format!("&a{i} [")).collect(), "]".repeat(60));
+        let values = "x, ".repeat(values);
+        format!("command: x\nresources: {{properties: {{a: {open}{values}{close}}}}}\n")
+    };
+    job(&nested(700));
+    let message = parse(&nested(40_000)).map(drop).unwrap_err().to_string();
+    assert!(message.starts_with("job.yml:2:"), "{message}");
+    assert!(message.contains("the document is too large here: more than 50000"), "{message}");
+}

@@ -10,9 +10,9 @@ use super::{Entry, Key, Node, Value, scalar, shorten};
 use crate::spec::diagnostic::Mark;
 use crate::spec::limits::MAX_DEPTH;
 
-/// Values in one document after aliases are put in place.
+/// Values in one document after aliases are put in place, those kept for aliases included.
 const MAX_NODES: usize = 50_000;
-/// Bytes of text in one document after aliases are put in place.
+/// Bytes of text in one document, counted alike.
 const MAX_TEXT: usize = 4 << 20;
 
 /// Why a text is no YAML document.
@@ -145,8 +145,7 @@ impl Composer {
                 self.charge(size, mark)?;
                 if self.wants_key() {
                     self.take_key(&text, style, &node, mark)?;
-                    self.remember(anchor, &node, size);
-                    return Ok(());
+                    return self.remember(anchor, &node, size);
                 }
                 self.place(node, size, anchor)
             }
@@ -192,7 +191,7 @@ impl Composer {
                      text, its aliases put in place",
                     MAX_TEXT >> 20
                 ),
-                "aliases (*name) copy what they name; use fewer of them",
+                "anchors (&name) and aliases (*name) each copy what they name; use fewer of them",
             ));
         }
         Ok(())
@@ -243,15 +242,18 @@ impl Composer {
         self.place(node, frame.size, frame.anchor)
     }
 
-    fn remember(&mut self, anchor: usize, node: &Node, size: Size) {
+    /// Keeps a copy for aliases; anchors within each other keep as many copies of what is innermost.
+    fn remember(&mut self, anchor: usize, node: &Node, size: Size) -> Result<(), Failure> {
         if anchor != 0 {
+            self.charge(size, node.mark)?;
             self.anchors.insert(anchor, (node.clone(), size));
         }
+        Ok(())
     }
 
     /// Puts a finished node into the collection it stands in.
     fn place(&mut self, node: Node, size: Size, anchor: usize) -> Result<(), Failure> {
-        self.remember(anchor, &node, size);
+        self.remember(anchor, &node, size)?;
         let Some(frame) = self.frames.last_mut() else {
             self.root = Some(node);
             return Ok(());
