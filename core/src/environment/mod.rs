@@ -11,6 +11,8 @@ mod pip;
 pub mod python;
 mod recipe;
 
+pub(crate) use pip::needs_file;
+
 pub use curated::{CuratedTable, curated};
 pub use python::{Choice, Installed, PythonRequest, PythonVersion, choose};
 pub use recipe::{Base, Error, Program, Recipe};

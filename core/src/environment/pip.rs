@@ -49,20 +49,42 @@ const IGNORED: [&str; 14] = [
 pub(super) fn line(text: &str) -> Result<Line, String> {
     // As pip: a comment begins at a '#' after a blank.
     let text = text.split(" #").next().unwrap_or(text).trim();
+    if let Some(problem) = needs_file(text) {
+        return Err(problem.to_owned());
+    }
     if text.starts_with('-') {
         return option(text);
     }
-    if is_local(text) {
-        return Err("a local path does not exist on the node: put the package into the code \
-                    folder and install it in the command, or give a URL"
-            .into());
-    }
-    if let Some((_, url)) = text.split_once('@')
-        && url.trim_start().starts_with("file:")
-    {
-        return Err("a 'file:' URL does not exist on the node: give an https or git URL".into());
-    }
     Ok(Line::Requirement(text.split_whitespace().collect::<Vec<_>>().join(" ")))
+}
+
+/// Why a line cannot be used away from the submitter's files, if it takes anything from there.
+pub(crate) fn needs_file(text: &str) -> Option<&'static str> {
+    let (name, value) = option_parts(text);
+    match name {
+        "-r" | "--requirement" | "-c" | "--constraint" => {
+            Some("another file cannot be read on the node: write its lines into the 'pip:' list")
+        }
+        "-e" | "--editable" if !value.contains("://") => Some(
+            "an editable local package does not exist on the node: put it into the code folder \
+             and install it in the command",
+        ),
+        _ if text.starts_with('-') => None,
+        _ if is_local(text) => Some(
+            "a local path does not exist on the node: put the package into the code folder and \
+             install it in the command, or give a URL",
+        ),
+        _ => text
+            .split_once('@')
+            .filter(|(_, url)| url.trim_start().starts_with("file:"))
+            .map(|_| "a 'file:' URL does not exist on the node: give an https or git URL"),
+    }
+}
+
+/// An option's name and its value.
+fn option_parts(text: &str) -> (&str, &str) {
+    let (name, rest) = text.split_at(text.find([' ', '=']).unwrap_or(text.len()));
+    (name, rest.trim_start_matches(['=', ' ']).trim())
 }
 
 fn is_local(text: &str) -> bool {
@@ -73,9 +95,7 @@ fn is_local(text: &str) -> bool {
 }
 
 fn option(text: &str) -> Result<Line, String> {
-    let split = text.find([' ', '=']).unwrap_or(text.len());
-    let (name, rest) = text.split_at(split);
-    let value = rest.trim_start_matches(['=', ' ']).trim();
+    let (name, value) = option_parts(text);
     if let Some((_, long)) =
         KEPT.iter().find(|(short, long)| *long == name || (!short.is_empty() && *short == name))
     {
@@ -88,14 +108,7 @@ fn option(text: &str) -> Result<Line, String> {
         "--pre" => Ok(Line::Prerelease),
         "--no-index" => Ok(Line::Option("--no-index".into())),
         "--trusted-host" if !value.is_empty() => Ok(Line::InsecureHost(value.to_owned())),
-        "-e" | "--editable" if value.contains("://") => Ok(Line::Requirement(value.to_owned())),
-        "-e" | "--editable" => Err("an editable local package does not exist on the node: put it \
-                                    into the code folder and install it in the command"
-            .into()),
-        "-r" | "--requirement" | "-c" | "--constraint" => {
-            Err("another file cannot be read on the node: write its lines into the 'pip:' list"
-                .into())
-        }
+        "-e" | "--editable" => Ok(Line::Requirement(value.to_owned())),
         _ if IGNORED.contains(&name) => Ok(Line::Ignored(text.to_owned())),
         _ => Err(format!("'{name}' is not supported here: write packages and index options only")),
     }

@@ -19,13 +19,23 @@ pub enum Error {
     Conda(#[from] conda::Error),
     /// Packages that are not to be had.
     #[error(
-        "the conda packages cannot all come from the Python Package Index, which this node \
-         installs from: {}", .0.join("; ")
+        "the conda packages cannot all come from the Python Package Index, which environments \
+         are built from: {}", several(.0)
     )]
     Packages(Vec<String>),
     /// Lines of the `pip:` list that make no sense on a node.
-    #[error("conda_file: pip: {}", .0.join("; "))]
+    #[error("conda_file: pip: {}", several(.0))]
     Pip(Vec<String>),
+}
+
+/// A document may be wrong in thousands of lines; the first few are enough to mend it.
+fn several(faults: &[String]) -> String {
+    const SHOWN: usize = 10;
+    let shown = faults[..faults.len().min(SHOWN)].join("; ");
+    match faults.len().saturating_sub(SHOWN) {
+        0 => shown,
+        more => format!("{shown}; and {more} more"),
+    }
 }
 
 /// A program that a conda package would have brought and that the node must have.

@@ -1,6 +1,6 @@
 //! `environment:` read, with the files it names.
 
-use serde_json::Value as Json;
+use serde_json::{Value as Json, json};
 
 use super::command::{BuildContext, Code, Environment, InlineEnvironment};
 use super::diagnostic::Mark;
@@ -10,6 +10,7 @@ use super::origin::{FileKind, parent, resolve, shown};
 use super::reference;
 use super::shape::{self, Shape, join};
 use super::yaml::{Node, Value};
+use crate::environment::{Recipe, needs_file};
 
 pub(super) fn read(reader: &mut Reader<'_>, node: &Node) -> Environment {
     let folder = reader.origin.folder.clone();
@@ -135,7 +136,11 @@ fn inline(reader: &mut Reader<'_>, node: &Node, path: &str, folder: &str) -> Inl
     InlineEnvironment {
         name: text(node, "name"),
         image,
-        conda: conda_node.and_then(|node| conda(reader, node, path, folder)),
+        conda: conda_node.and_then(|node| {
+            // What an image's own conda makes of the document is not known here.
+            let is_built_here = image_node.is_none() && build_node.is_none();
+            conda(reader, node, path, folder, is_built_here)
+        }),
         build: build_node.and_then(|node| build(reader, node, path, folder)),
     }
 }
@@ -176,7 +181,13 @@ fn build(reader: &mut Reader<'_>, node: &Node, path: &str, folder: &str) -> Opti
 }
 
 /// A conda document, inline or in a file, with the parts checked that environments are made from.
-fn conda(reader: &mut Reader<'_>, node: &Node, path: &str, folder: &str) -> Option<Json> {
+fn conda(
+    reader: &mut Reader<'_>,
+    node: &Node,
+    path: &str,
+    folder: &str,
+    is_built_here: bool,
+) -> Option<Json> {
     let path = join(path, "conda_file");
     let included;
     let (document, path) = match node.as_text() {
@@ -209,6 +220,9 @@ fn conda(reader: &mut Reader<'_>, node: &Node, path: &str, folder: &str) -> Opti
     let before = reader.report.count();
     for item in items {
         match &item.value {
+            Value::Text(text) if is_built_here => {
+                dependency(reader, json!(text), item.mark, &at);
+            }
             Value::Text(_) => {}
             Value::Map(entries) => {
                 for entry in entries {
@@ -218,10 +232,17 @@ fn conda(reader: &mut Reader<'_>, node: &Node, path: &str, folder: &str) -> Opti
                             .report
                             .error(entry.key.mark, &at, message)
                             .help("a version is written as '- name=1.2'");
+                        continue;
+                    }
+                    if !matches!(entry.value.value, Value::List(_) | Value::Null) {
+                        wrong(reader, &entry.value, &join(&at, "pip"), "a list of packages");
                     }
                     for package in entry.value.items() {
                         match package.as_text() {
-                            Some(text) => requirement(reader, text, package.mark, &at),
+                            Some(text) if is_built_here => {
+                                dependency(reader, json!({ "pip": [text] }), package.mark, &at);
+                            }
+                            Some(text) => without_files(reader, text, package.mark, &at),
                             None => wrong(reader, package, &at, "a package"),
                         }
                     }
@@ -241,19 +262,17 @@ fn conda(reader: &mut Reader<'_>, node: &Node, path: &str, folder: &str) -> Opti
     (reader.report.count() == before).then(|| document.to_json())
 }
 
+/// Refuses at its own line, and in the same words, what a node would refuse.
+fn dependency(reader: &mut Reader<'_>, dependency: Json, mark: Mark, at: &str) {
+    if let Err(error) = Recipe::from_conda(&json!({ "dependencies": [dependency] })) {
+        reader.report.error(mark, at, error.to_string());
+    }
+}
+
 /// Refuses what a pip entry takes from files, which do not travel with the job.
-fn requirement(reader: &mut Reader<'_>, text: &str, mark: Mark, at: &str) {
-    let first = text.split_whitespace().next().unwrap_or_default();
-    let names_file = ["-r", "--requirement", "-c", "--constraint", "-e", "--editable"]
-        .iter()
-        .any(|option| first == *option || first.starts_with(&format!("{option}=")))
-        || (first.starts_with("-r") && !first.starts_with("--") && first.len() > 2)
-        || text.starts_with(['.', '/'])
-        || text.starts_with("file:");
-    if names_file {
-        reader
-            .report
-            .error(mark, at, format!("'{at}': '{text}' takes from a file, which stays behind"))
-            .help("write the packages out here; code of your own belongs into 'code'");
+fn without_files(reader: &mut Reader<'_>, text: &str, mark: Mark, at: &str) {
+    if let Some(problem) = needs_file(text.trim()) {
+        let short = super::yaml::shorten(text);
+        reader.report.error(mark, at, format!("'{at}': pip: '{short}': {problem}"));
     }
 }

@@ -15,6 +15,7 @@ use super::limits::{
     MAX_SECONDS, MAX_TAG_KEY, MAX_TAG_VALUE, MAX_VALUE,
 };
 use super::reference;
+use crate::environment::Recipe;
 use crate::expr::{Reference, Template, Values};
 use crate::id::DatastoreName;
 
@@ -258,7 +259,9 @@ pub(super) fn findings(job: &CommandJob) -> Findings {
             check.at(&["distribution", key]).depth(value);
         }
     }
-    if let Environment::Inline(InlineEnvironment { conda: Some(conda), .. }) = &job.environment {
+    if let Environment::Inline(inline @ InlineEnvironment { conda: Some(conda), .. }) =
+        &job.environment
+    {
         check.at(&["environment", "conda_file"]).depth(conda);
         let size = conda.to_string().len();
         if size > MAX_DOCUMENT {
@@ -266,6 +269,17 @@ pub(super) fn findings(job: &CommandJob) -> Findings {
                 format!("the conda file has {size} bytes; at most {MAX_DOCUMENT} are allowed"),
                 "name fewer packages",
             );
+        }
+        if inline.image.is_none()
+            && inline.build.is_none()
+            && let Err(error) = Recipe::from_conda(conda)
+        {
+            check.found.push(Finding {
+                path: check.path.clone(),
+                span: None,
+                message: error.to_string(),
+                help: None,
+            });
         }
     }
     check.found

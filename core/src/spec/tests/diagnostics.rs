@@ -407,7 +407,7 @@ fn environments() {
     );
     check(
         "command: x\nenvironment: {conda_file: ./requirements.yml}\n",
-        "requirements.yml:3:7: 'dependencies': '-r req.txt' takes from a file, which stays behind | write the packages out here; code of your own belongs into 'code'",
+        "requirements.yml:3:7: conda_file: pip: '-r req.txt': another file cannot be read on the node: write its lines into the 'pip:' list",
     );
     check(
         "command: x\nenvironment: {conda_file: {dependencies: [python=3.10, 3.11, pip: [numpy, 1.0]]}}\n",
@@ -736,4 +736,71 @@ fn anchors_within_each_other_copy_no_more_than_a_document_may_hold() {
     let message = parse(&nested(40_000)).map(drop).unwrap_err().to_string();
     assert!(message.starts_with("job.yml:2:"), "{message}");
     assert!(message.contains("the document is too large here: more than 50000"), "{message}");
+}
+
+#[test]
+fn what_a_node_could_not_build_is_refused_in_its_words() {
+    let conda = |rest: &str, dependency: &str| {
+        format!(
+            "command: x\nenvironment:\n{rest}  conda_file:\n    dependencies:\n    - python\n    \
+             - {dependency}\n"
+        )
+    };
+    for (dependency, expected) in [
+        (
+            "pip: numpy",
+            "6:12: 'environment.conda_file.dependencies.pip': expected a list of packages, found \
+             the text 'numpy'",
+        ),
+        (
+            "numpy>=1.2|1.3",
+            "6:7: conda_file: dependency 'numpy>=1.2|1.3': alternatives and patterns cannot be \
+             given to pip: write one range, for example '>=1.2,<1.4'",
+        ),
+        (
+            "cudf",
+            "6:7: the conda packages cannot all come from the Python Package Index, which \
+             environments are built from: 'cudf': RAPIDS wheels lie on NVIDIA's own index: put \
+             '--extra-index-url' with that index and the '-cu12' package into the 'pip:' list",
+        ),
+        (
+            "pip: [six, -e ./mine]",
+            "6:18: conda_file: pip: '-e ./mine': an editable local package does not exist on the \
+             node: put it into the code folder and install it in the command",
+        ),
+    ] {
+        check(&conda("", dependency), expected);
+    }
+    job(&conda("", "pip: ['-e git+https://example.com/x.git#egg=x']"));
+    // An image brings its own conda.
+    job(&conda("  image: a\n", "cudf"));
+    check(
+        &conda("  image: a\n", "pip: [-r requirements.txt]"),
+        "7:13: 'environment.conda_file.dependencies': pip: '-r requirements.txt': another file \
+         cannot be read on the node: write its lines into the 'pip:' list",
+    );
+
+    let mut job = job(&conda("", "numpy"));
+    let mut submitted = |dependency: serde_json::Value, image: Option<&str>| {
+        job.environment = Environment::Inline(InlineEnvironment {
+            conda: Some(serde_json::json!({ "dependencies": [dependency] })),
+            image: image.map(str::to_owned),
+            ..InlineEnvironment::default()
+        });
+        validate_submitted(&job).map_or_else(|errors| errors.to_string(), |()| String::new())
+    };
+    assert_eq!(
+        submitted(serde_json::json!({"pip": "numpy"}), None),
+        "environment.conda_file: conda_file: 'pip:' must hold a list of packages"
+    );
+    assert!(submitted("cudf".into(), None).contains("RAPIDS"));
+    assert_eq!(submitted("cudf".into(), Some("a")), "");
+    let many: Vec<String> = (0..20_000).map(|i| format!("r-{i}")).collect();
+    let mut long = job.clone();
+    long.environment = Environment::Inline(InlineEnvironment {
+        conda: Some(serde_json::json!({ "dependencies": many })),
+        ..InlineEnvironment::default()
+    });
+    let message = validate_submitted(&long).unwrap_err().to_string();
+    assert!(message.len() < 4000 && message.ends_with("and 19990 more"), "{message}");
 }
