@@ -43,6 +43,13 @@ fn after_workspace(id: &str) -> Option<Vec<&str>> {
         .then(|| rest.to_vec())
 }
 
+/// The name that ends a resource id of that kind, within a workspace or beside one.
+fn last_name<'a>(id: &'a str, kind: &str) -> Option<&'a str> {
+    let mut parts = id.trim_matches('/').rsplit('/');
+    let name = parts.next()?;
+    parts.next()?.eq_ignore_ascii_case(kind).then_some(name)
+}
+
 /// Whether `text` is a resource id of Azure's, with or without the `azureml:` before it.
 fn resource_id(text: &str) -> Option<&str> {
     let id = text
@@ -67,8 +74,12 @@ fn asset_name(name: &str) -> Result<String, Wrong> {
 fn version(parts: &[&str], shown: &str) -> Result<AssetVersion, Wrong> {
     match parts {
         [] => Ok(AssetVersion::Default),
-        ["versions", version] => Ok(AssetVersion::Exact(asset_name(version)?)),
-        ["labels", label] => Ok(AssetVersion::Label(asset_name(label)?)),
+        [kind, version] if kind.eq_ignore_ascii_case("versions") => {
+            Ok(AssetVersion::Exact(asset_name(version)?))
+        }
+        [kind, label] if kind.eq_ignore_ascii_case("labels") => {
+            Ok(AssetVersion::Label(asset_name(label)?))
+        }
         _ => wrong(
             format!("'{shown}' does not end in a version"),
             "end it in /versions/VERSION or /labels/latest",
@@ -119,12 +130,9 @@ pub(super) fn asset(text: &str, kinds: &[&str]) -> Result<Read<AssetRef>, Wrong>
 /// `compute:`; `None` means the workspace's default.
 pub(super) fn compute(text: &str) -> Result<Read<Option<ComputeName>>, Wrong> {
     let (name, remark) = match resource_id(text) {
-        Some(id) => match after_workspace(id).as_deref() {
-            Some(["computes", name]) => (*name, Some(OTHER_WORKSPACE)),
-            Some(["virtualclusters" | "virtualClusters", ..]) => {
-                return wrong("virtual clusters are Azure's alone", "name a compute");
-            }
-            _ => return wrong(format!("'{text}' names no compute"), "write azureml:NAME"),
+        Some(id) => match last_name(id, "computes").or_else(|| last_name(id, "virtualclusters")) {
+            Some(name) => (name, Some(OTHER_WORKSPACE)),
+            None => return wrong(format!("'{text}' names no compute"), "write azureml:NAME"),
         },
         None => (text.strip_prefix("azureml:").unwrap_or(text), None),
     };
@@ -195,7 +203,8 @@ pub(super) fn data(text: &str) -> Result<Read<DataUri>, Wrong> {
     if let Some(rest) = text.strip_prefix("azureml://jobs/") {
         return job_output(text, rest).map(Read::plain);
     }
-    if text.starts_with("azureml:") {
+    // Without a workspace in it, `/subscriptions/…` is a path like any other.
+    if text.starts_with("azureml:") || resource_id(text).and_then(after_workspace).is_some() {
         return Ok(asset(text, &["data", "models"])?.map(DataUri::Asset));
     }
     if let Some(rest) = text.strip_prefix("runs:/") {

@@ -57,6 +57,11 @@ fn every_form_of_data_reference() {
             &format!("azureml:/{ID}/data/iris/versions/3"),
             DataUri::Asset(asset(None, "iris", exact("3"))),
         ),
+        (&format!("/{ID}/data/iris/versions/3"), DataUri::Asset(asset(None, "iris", exact("3")))),
+        (
+            &format!("/{}/DATA/iris/Versions/3", ID.to_uppercase()),
+            DataUri::Asset(asset(None, "iris", exact("3"))),
+        ),
         (
             &format!("azureml://{ID}/models/m/versions/3"),
             DataUri::Asset(asset(None, "m", exact("3"))),
@@ -123,6 +128,13 @@ fn environments_and_computes_by_reference() {
         ("serverless", None),
         (&format!("/{ID}/computes/gpu-cluster"), Some("gpu-cluster")),
         (&format!("azureml:/{ID}/computes/gpu-cluster"), Some("gpu-cluster")),
+        (&format!("/{}/Computes/gpu-cluster", ID.to_uppercase()), Some("gpu-cluster")),
+        (
+            "/subscriptions/s/resourceGroups/r/providers/Microsoft.MachineLearningServices/\
+             virtualclusters/shared",
+            Some("shared"),
+        ),
+        (&format!("azureml:/{ID}/virtualClusters/shared"), Some("shared")),
     ] {
         let compute = job(&format!("command: x\ncompute: {written}")).compute;
         assert_eq!(compute.as_ref().map(ComputeName::as_str), expected, "for {written}");
