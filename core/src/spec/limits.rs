@@ -11,7 +11,7 @@ pub const MAX_DEPTH: usize = 64;
 pub const MAX_COMMAND: usize = 64 << 10;
 /// Bytes of a description.
 pub const MAX_DESCRIPTION: usize = 64 << 10;
-/// Bytes of a tag's or property's key.
+/// Bytes of a tag's or property's key, and of an environment variable's name.
 pub const MAX_TAG_KEY: usize = 250;
 /// Bytes of a tag's or property's value.
 pub const MAX_TAG_VALUE: usize = 8000;

@@ -34,4 +34,4 @@ pub use origin::{FileKind, Files, Origin};
 pub use overrides::Override;
 pub use schema::schema;
 pub use shell::quote;
-pub use validate::{validate, validate_submitted};
+pub use validate::{is_variable_name, validate, validate_submitted};

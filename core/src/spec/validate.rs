@@ -90,6 +90,14 @@ pub fn validate_submitted(job: &CommandJob) -> Result<(), Diagnostics> {
     report(check.found)
 }
 
+/// Whether a job may set an environment variable of this name: ASCII letters, digits and `_`, not
+/// starting with a digit, at most [`MAX_TAG_KEY`] of them. Shells drop all others.
+pub fn is_variable_name(name: &str) -> bool {
+    name.len() <= MAX_TAG_KEY
+        && name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+}
+
 fn report(found: Findings) -> Result<(), Diagnostics> {
     let all = found
         .first
@@ -234,10 +242,12 @@ pub(super) fn findings(job: &CommandJob) -> Findings {
     }
     for (name, value) in &job.environment_variables {
         check.at(&["environment_variables", name]);
-        if name.is_empty() || name.len() > MAX_TAG_KEY || name.contains(['=', '\0']) {
+        if !is_variable_name(name) {
             check.fault(
                 format!("'{}' is not an environment variable's name", cut(name)),
-                "use letters, digits and '_'",
+                format!(
+                    "use letters, digits and '_', not starting with a digit, at most {MAX_TAG_KEY}"
+                ),
             );
         }
         check.size(value, MAX_VALUE, "put it into a file that is an input");

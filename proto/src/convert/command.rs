@@ -149,10 +149,7 @@ fn texts(values: BTreeMap<String, String>, field: &str) -> Result<BTreeMap<Strin
 
 fn variables(values: BTreeMap<String, String>) -> Result<BTreeMap<String, String>, Error> {
     for name in values.keys() {
-        let good = !name.is_empty()
-            && !name.starts_with(|c: char| c.is_ascii_digit())
-            && !name.contains(['=', '\0']);
-        if !good {
+        if !spec::is_variable_name(name) {
             let field = format!("environment_variables.{name}");
             return Err(Error::new(field, Problem::VariableName));
         }

@@ -80,7 +80,8 @@ pub enum Problem {
     /// A name that no process environment can hold.
     #[error(
         "is not a valid environment variable name; use letters, digits and '_', not starting \
-         with a digit"
+         with a digit, at most {}",
+        atelier_core::spec::limits::MAX_TAG_KEY
     )]
     VariableName,
 }

@@ -371,12 +371,13 @@ fn errors_name_the_field() {
         })
         .starts_with("command.services.s.port: is 70000, and at most 65535")
     );
-    assert!(
-        refused(|job| {
-            job.environment_variables.insert("A=B".to_owned(), String::new());
-        })
-        .starts_with("command.environment_variables.A=B: is not a valid environment variable")
-    );
+    for name in ["A=B", "A-B", "1A"] {
+        let found = refused(|job| {
+            job.environment_variables.insert(name.to_owned(), String::new());
+        });
+        let expected = format!("command.environment_variables.{name}: is not a valid environment");
+        assert!(found.starts_with(&expected), "{found}");
+    }
     assert!(
         refused(|job| {
             let inline =

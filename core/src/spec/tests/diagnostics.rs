@@ -804,3 +804,19 @@ fn what_a_node_could_not_build_is_refused_in_its_words() {
     let message = validate_submitted(&long).unwrap_err().to_string();
     assert!(message.len() < 4000 && message.ends_with("and 19990 more"), "{message}");
 }
+
+#[test]
+fn names_of_environment_variables() {
+    for good in ["A", "_a1", "PYTHONPATH", &"A".repeat(250)] {
+        assert!(is_variable_name(good), "{good}");
+    }
+    for bad in ["", "1A", "A-B", "a.b", "A B", "A=B", "A\0", "É", &"A".repeat(251)] {
+        assert!(!is_variable_name(bad), "{bad:?}");
+    }
+    check(
+        "command: x\nenvironment_variables:\n  A: a\n  MY-VAR: b\n  1B: c\n",
+        "4:11: 'MY-VAR' is not an environment variable's name | use letters, digits and '_', not \
+         starting with a digit, at most 250\n5:7: '1B' is not an environment variable's name | \
+         use letters, digits and '_', not starting with a digit, at most 250",
+    );
+}
