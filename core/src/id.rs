@@ -161,7 +161,7 @@ impl ExperimentName {
     /// Checks the rule and makes the name.
     pub fn new(value: &str) -> Result<Self, InvalidName> {
         let good = !value.trim().is_empty()
-            && value.len() <= 500
+            && value.chars().count() <= 500
             && !value.chars().any(|c| c.is_control());
         if good {
             Ok(Self(value.into()))

@@ -58,7 +58,7 @@ pub struct CommandJob {
     /// Bounds on the run.
     #[serde(default)]
     pub limits: Limits,
-    /// Recorded; priorities are honoured by a later scheduler.
+    /// The priority decides the job's place among the waiting; the job tier is recorded.
     #[serde(default)]
     pub queue: QueueSettings,
     /// Interactive services asked for, by name.

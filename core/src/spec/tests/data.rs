@@ -534,3 +534,10 @@ fn free_values_are_only_as_deep_as_the_store_reads_back() {
     let error = Override::parse(&format!("{key}=1")).unwrap_err();
     assert!(error.to_string().contains("the key has more than 64 parts"), "{error}");
 }
+
+#[test]
+fn an_experiments_name_has_500_characters_of_any_kind() {
+    let yaml = |length: usize| format!("command: x\nexperiment_name: {}\n", "é".repeat(length));
+    assert_eq!(job(&yaml(500)).experiment_name.as_str().len(), 1000);
+    assert!(parse(&yaml(501)).is_err());
+}
