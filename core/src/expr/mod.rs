@@ -294,11 +294,6 @@ impl Template {
         parse::template(text).map(|parts| Self { parts })
     }
 
-    /// Whether there is no expression in it.
-    pub fn is_plain(&self) -> bool {
-        self.parts.iter().all(|part| matches!(part, Part::Text(_)))
-    }
-
     /// All its expressions, in order, those in optional parts included.
     pub fn references(&self) -> impl Iterator<Item = &Expression> {
         fn of(part: &Part) -> &[Part] {
