@@ -6,21 +6,28 @@
 /// three characters, and at least one edit allowed; case and the choice between `-` and `_` do not
 /// count. Words over 64 bytes are never suggested, so that the cost stays small.
 pub fn closest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    nearest(word, known).into_iter().next()
+}
+
+/// Every word of `known` that [`closest`] would call near, the nearest first, equally near ones in
+/// the order given.
+pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Vec<&'a str> {
     if word.is_empty() || word.len() > 64 {
-        return None;
+        return Vec::new();
     }
     let plain = |text: &str| text.to_lowercase().replace('-', "_");
     let wanted = plain(word);
     let budget = (wanted.chars().count() / 3).max(1);
-    known
+    let mut near: Vec<_> = known
         .into_iter()
         .filter(|candidate| candidate.len() <= 64)
         .map(|candidate| (strsim::osa_distance(&wanted, &plain(candidate)), candidate))
         .filter(|(distance, candidate)| {
             *distance <= budget && *distance < candidate.chars().count()
         })
-        .min_by_key(|(distance, _)| *distance)
-        .map(|(_, candidate)| candidate)
+        .collect();
+    near.sort_by_key(|(distance, _)| *distance);
+    near.into_iter().map(|(_, candidate)| candidate).collect()
 }
 
 #[cfg(test)]

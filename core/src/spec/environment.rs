@@ -73,7 +73,8 @@ fn include(
             let referrer = reader.report.source(node.mark.source).filter(|source| source.is_file);
             let referrer = referrer.map_or(&reader.origin.name, |source| &source.name);
             let name = shown(referrer, written);
-            document(&content, &name, &mut reader.report).map(|root| (path, root))
+            document(&content, &name, "image: python:3.12", &mut reader.report)
+                .map(|root| (path, root))
         }
         Err(reason) => {
             reader

@@ -7,7 +7,7 @@ use Shape::{
 };
 use Support::{Dropped, Extends, Ignored, Later, Recorded, Refused, Runs, Unused};
 
-const fn field(
+pub(super) const fn field(
     key: &'static str,
     shape: Shape,
     support: Support,
@@ -18,7 +18,8 @@ const fn field(
 }
 
 const COUNT: Shape = Whole(1, limits::MAX_PROCESSES as i64);
-const SCHEMA: Field = field("$schema", Text, Unused, "", "The schema's address, for editors.");
+pub(super) const SCHEMA: Field =
+    field("$schema", Text, Unused, "", "The schema's address, for editors.");
 
 pub(super) const JOB_TYPES: [&str; 1] = ["command"];
 pub(super) const DATA_TYPES: [&str; 6] =

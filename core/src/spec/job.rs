@@ -39,7 +39,8 @@ pub fn parse_job(
     files: &dyn Files,
 ) -> Result<Parsed, Diagnostics> {
     let mut report = Report::default();
-    let Some(mut root) = document(text, &origin.name, &mut report) else {
+    let Some(mut root) = document(text, &origin.name, "command: python train.py", &mut report)
+    else {
         return Err(failed(report));
     };
     for change in changes {
@@ -66,12 +67,17 @@ pub fn parse_job(
 }
 
 /// The errors of a report that has some.
-fn failed(report: Report) -> Diagnostics {
+pub(super) fn failed(report: Report) -> Diagnostics {
     report.finish().err().unwrap_or_else(|| Diagnostic::new("the document cannot be read").into())
 }
 
-/// The tree of a document that has to be a mapping.
-pub(super) fn document(text: &[u8], name: &str, report: &mut Report) -> Option<Node> {
+/// The tree of a document that has to be a mapping; `example` is a line of one.
+pub(super) fn document(
+    text: &[u8],
+    name: &str,
+    example: &str,
+    report: &mut Report,
+) -> Option<Node> {
     if text.len() > MAX_DOCUMENT {
         report.error_elsewhere(
             Diagnostic::new(format!(
@@ -100,7 +106,7 @@ pub(super) fn document(text: &[u8], name: &str, report: &mut Report) -> Option<N
     }
     report
         .error(root.mark, "", format!("expected a mapping, found {}", root.describe()))
-        .help("write 'key: value' lines, for example 'command: python train.py'");
+        .help(format!("write 'key: value' lines, for example '{example}'"));
     None
 }
 
@@ -158,7 +164,7 @@ fn is_command_job(root: &Node, report: &mut Report) -> bool {
 }
 
 /// Reports a fault of the job at its place in the document.
-fn locate(root: &Node, finding: Finding, report: &mut Report) {
+pub(super) fn locate(root: &Node, finding: Finding, report: &mut Report) {
     let mut node = root;
     let mut mark = root.mark;
     for part in &finding.path {
@@ -324,7 +330,7 @@ impl Reader<'_> {
     }
 
     /// A mapping of literals, each as Python prints it.
-    fn pairs(&mut self, root: &Node, key: &str) -> BTreeMap<String, String> {
+    pub(super) fn pairs(&mut self, root: &Node, key: &str) -> BTreeMap<String, String> {
         let entries = given(root, key).map(Node::entries).unwrap_or_default();
         let mut pairs = BTreeMap::new();
         for entry in entries {

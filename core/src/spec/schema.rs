@@ -1,7 +1,8 @@
-//! The JSON Schema of a job file, for editors.
+//! The JSON Schemas of job and compute files, for editors.
 
 use serde_json::{Map, Value, json};
 
+use super::compute::AMLCOMPUTE;
 use super::fields::JOB;
 use super::shape::{Object, Shape, Support};
 
@@ -11,12 +12,23 @@ use super::shape::{Object, Shape, Support};
 /// Editors read YAML 1.2; where the reader is more lenient (the case of words, digits in quotes),
 /// the schema keeps to the usual form.
 pub fn schema() -> Value {
-    let mut root = object(&JOB, &[]);
-    root["required"] = json!(["command"]);
+    document(&JOB, "command", "command job", "A command job")
+}
+
+/// The JSON Schema of a compute cluster's YAML, made like [`schema`].
+pub fn compute_schema() -> Value {
+    document(&AMLCOMPUTE, "name", "compute cluster", "A compute cluster")
+}
+
+fn document(of: &Object, required: &str, title: &str, what: &str) -> Value {
+    let mut root = object(of, &[]);
+    root["required"] = json!([required]);
     let mut schema = json!({
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "Atelier command job",
-        "description": "A command job as Azure Machine Learning (CLI v2) has it, with Atelier's own keys.",
+        "title": format!("Atelier {title}"),
+        "description": format!(
+            "{what} as Azure Machine Learning (CLI v2) has it, with Atelier's own keys."
+        ),
     });
     if let (Some(schema), Value::Object(root)) = (schema.as_object_mut(), root) {
         schema.extend(root);

@@ -1,5 +1,6 @@
 //! What holds for a job however it came: from a file, from the command line, or over the wire.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use serde_json::Value as Json;
@@ -98,7 +99,7 @@ pub fn is_variable_name(name: &str) -> bool {
         && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
 }
 
-fn report(found: Findings) -> Result<(), Diagnostics> {
+pub(super) fn report(found: Findings) -> Result<(), Diagnostics> {
     let all = found
         .first
         .into_iter()
@@ -115,18 +116,19 @@ fn cut(text: &str) -> String {
 }
 
 /// Collects faults of one field after the other.
-struct Check {
-    found: Findings,
+#[derive(Default)]
+pub(super) struct Check {
+    pub(super) found: Findings,
     path: Vec<String>,
 }
 
 impl Check {
-    fn at(&mut self, path: &[&str]) -> &mut Self {
+    pub(super) fn at(&mut self, path: &[&str]) -> &mut Self {
         self.path = path.iter().map(|part| (*part).to_owned()).collect();
         self
     }
 
-    fn fault(&mut self, message: impl Into<String>, help: impl Into<String>) {
+    pub(super) fn fault(&mut self, message: impl Into<String>, help: impl Into<String>) {
         self.found.push(Finding {
             path: self.path.clone(),
             span: None,
@@ -135,7 +137,7 @@ impl Check {
         });
     }
 
-    fn range(&mut self, value: u64, least: u64, most: u64) {
+    pub(super) fn range(&mut self, value: u64, least: u64, most: u64) {
         if !(least..=most).contains(&value) {
             let field = self.path.join(".");
             self.fault(
@@ -145,7 +147,7 @@ impl Check {
         }
     }
 
-    fn size(&mut self, text: &str, most: usize, help: &str) {
+    pub(super) fn size(&mut self, text: &str, most: usize, help: &str) {
         if text.len() > most {
             let field = self.path.join(".");
             let message = format!("'{field}' has {} bytes; at most {most} are allowed", text.len());
@@ -175,6 +177,20 @@ impl Check {
                 ),
                 "write it flatter, or put it into a file that is an input",
             );
+        }
+    }
+
+    pub(super) fn pairs(&mut self, key: &str, pairs: &BTreeMap<String, String>, help: &str) {
+        self.entries(key, pairs.len());
+        for (name, value) in pairs {
+            self.at(&[key, name]);
+            if name.is_empty() || name.len() > MAX_TAG_KEY || name.chars().any(char::is_control) {
+                self.fault(
+                    format!("'{}' is not a key of '{key}'", cut(name)),
+                    format!("use 1 to {MAX_TAG_KEY} bytes without control characters"),
+                );
+            }
+            self.size(value, MAX_TAG_VALUE, help);
         }
     }
 
@@ -214,7 +230,7 @@ fn is_deeper(value: &Json, most: usize) -> bool {
 
 /// The faults of a job.
 pub(super) fn findings(job: &CommandJob) -> Findings {
-    let mut check = Check { found: Findings::default(), path: Vec::new() };
+    let mut check = Check::default();
     texts(&mut check, job);
     let scope = Values {
         inputs: job
@@ -303,19 +319,8 @@ fn texts(check: &mut Check, job: &CommandJob) {
     if let Some(text) = &job.description {
         check.at(&["description"]).size(text, MAX_DESCRIPTION, long);
     }
-    for (key, pairs) in [("tags", &job.tags), ("properties", &job.properties)] {
-        check.entries(key, pairs.len());
-        for (name, value) in pairs {
-            check.at(&[key, name]);
-            if name.is_empty() || name.len() > MAX_TAG_KEY || name.chars().any(char::is_control) {
-                check.fault(
-                    format!("'{}' is not a key of '{key}'", cut(name)),
-                    format!("use 1 to {MAX_TAG_KEY} bytes without control characters"),
-                );
-            }
-            check.size(value, MAX_TAG_VALUE, long);
-        }
-    }
+    check.pairs("tags", &job.tags, long);
+    check.pairs("properties", &job.properties, long);
     check.entries("inputs", job.inputs.len());
     check.entries("outputs", job.outputs.len());
     check.entries("environment_variables", job.environment_variables.len());

@@ -19,7 +19,7 @@ fn texts_that_are_no_job() {
     check("---\n", "1:1: the file is empty | write 'key: value' lines into it");
     check(
         "command: a\n---\ncommand: b\n",
-        "2:1: a second YAML document starts here, on line 2 | a job file holds one document: remove the '---' or split the file",
+        "2:1: a second YAML document starts here, on line 2 | a file holds one document: remove the '---' or split the file",
     );
     check(
         "- a\n- b\n",
@@ -427,7 +427,7 @@ fn environments() {
     );
     check(
         "command: x\nenvironment: ./env/list.yml\n",
-        "env/list.yml:1:1: expected a mapping, found a list | write 'key: value' lines, for example 'command: python train.py'",
+        "env/list.yml:1:1: expected a mapping, found a list | write 'key: value' lines, for example 'image: python:3.12'",
     );
     check(
         "command: x\nenvironment: ./env/empty.yml\n",

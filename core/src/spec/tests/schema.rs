@@ -6,11 +6,15 @@ use serde_json::Value as Json;
 
 use super::*;
 use crate::spec::fields::JOB;
-use crate::spec::shape::{Field, Shape, Support};
+use crate::spec::shape::{Field, Object, Shape, Support};
 use crate::spec::yaml::{Node, Value, compose};
 
-/// Every key of the table by its path; `*` stands for a free key, `[]` for an item.
 fn table() -> BTreeMap<String, Vec<&'static Field>> {
+    table_of(&JOB)
+}
+
+/// Every key of a table by its path; `*` stands for a free key, `[]` for an item.
+pub(super) fn table_of(root: &'static Object) -> BTreeMap<String, Vec<&'static Field>> {
     fn walk(shape: &'static Shape, path: &str, out: &mut BTreeMap<String, Vec<&'static Field>>) {
         match shape {
             Shape::Object(object) => fields(object.fields, path, out),
@@ -31,7 +35,7 @@ fn table() -> BTreeMap<String, Vec<&'static Field>> {
         }
     }
     let mut out = BTreeMap::new();
-    fields(JOB.fields, "", &mut out);
+    fields(root.fields, "", &mut out);
     out
 }
 
@@ -59,11 +63,16 @@ fn is_refused(fields: &[&Field]) -> bool {
 
 #[test]
 fn the_schema_has_the_keys_of_the_table() {
+    compare(&schema(), &JOB);
+}
+
+#[track_caller]
+pub(super) fn compare(schema: &Json, root: &'static Object) {
     let mut found = Vec::new();
-    schema_keys(&schema(), "", &mut found);
+    schema_keys(schema, "", &mut found);
     found.sort();
     found.dedup();
-    let expected: Vec<String> = table()
+    let expected: Vec<String> = table_of(root)
         .into_iter()
         .filter(|(_, fields)| !is_refused(fields))
         .map(|(path, _)| path)
@@ -248,8 +257,8 @@ fn every_key_of_the_table_is_read_and_does_what_the_table_says() {
     }
 }
 
-/// The table of `docs/yaml.md`.
-fn documentation() -> String {
+/// The table of a page of `docs/`.
+fn documentation(root: &'static Object) -> String {
     let mut out = "| Key | Support | Default | Meaning |\n|---|---|---|---|\n".to_owned();
     let mut rows: Vec<(String, &'static Field)> = Vec::new();
     fn walk(shape: &'static Shape, path: &str, rows: &mut Vec<(String, &'static Field)>) {
@@ -277,8 +286,10 @@ fn documentation() -> String {
             _ => {}
         }
     }
-    static WHOLE: Shape = Shape::Object(&JOB);
-    walk(&WHOLE, "", &mut rows);
+    for field in root.fields {
+        rows.push((field.key.to_owned(), field));
+        walk(&field.shape, field.key, &mut rows);
+    }
     for (path, field) in rows {
         let support = match field.support {
             Support::Runs => "runs".to_owned(),
@@ -305,22 +316,28 @@ fn documentation() -> String {
     out
 }
 
-#[allow(clippy::disallowed_methods, reason = "the test compares with a file of docs/")]
 #[test]
 fn the_documentation_shows_the_table() {
-    const START: &str = "<!-- table: made from core/src/spec/fields.rs -->\n";
+    compare_page("yaml.md", "fields.rs", &JOB);
+}
+
+/// Compares the table of `docs/PAGE` with the one of `core/src/spec/SOURCE`.
+#[allow(clippy::disallowed_methods, reason = "the test compares with a file of docs/")]
+#[track_caller]
+pub(super) fn compare_page(page: &str, source: &str, root: &'static Object) {
     const END: &str = "<!-- end of table -->";
-    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/yaml.md");
-    let text = std::fs::read_to_string(file).unwrap();
-    let (before, rest) = text.split_once(START).unwrap();
+    let start = format!("<!-- table: made from core/src/spec/{source} -->\n");
+    let file = format!("{}/../docs/{page}", env!("CARGO_MANIFEST_DIR"));
+    let text = std::fs::read_to_string(&file).unwrap();
+    let (before, rest) = text.split_once(&start).unwrap();
     let (shown, after) = rest.split_once(END).unwrap();
-    let expected = documentation();
+    let expected = documentation(root);
     if std::env::var_os("UPDATE_DOCS").is_some() {
-        std::fs::write(file, format!("{before}{START}{expected}{END}{after}")).unwrap();
+        std::fs::write(file, format!("{before}{start}{expected}{END}{after}")).unwrap();
         return;
     }
     assert!(
         shown == expected,
-        "docs/yaml.md is out of date: run this test with UPDATE_DOCS=1\n{expected}"
+        "docs/{page} is out of date: run this test with UPDATE_DOCS=1\n{expected}"
     );
 }

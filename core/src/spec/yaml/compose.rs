@@ -104,7 +104,7 @@ pub(in crate::spec) fn compose(text: &str, source: u16) -> Result<Node, Failure>
                 return Err(Failure::mark(
                     mark,
                     format!("a second YAML document starts here, on line {}", mark.line),
-                    "a job file holds one document: remove the '---' or split the file",
+                    "a file holds one document: remove the '---' or split the file",
                 ));
             }
         }
