@@ -1,5 +1,7 @@
 //! Compute clusters and sizes files.
 
+use proptest::prelude::*;
+
 use super::schema::{compare, compare_page, table_of};
 use super::*;
 use crate::compute::{
@@ -583,4 +585,54 @@ fn the_schema_and_the_documentation_have_the_keys_of_the_table() {
         .find(|(_, fields)| fields.iter().any(|f| f.doc.is_empty()));
     assert!(undocumented.is_none());
     compare_page("compute-yaml.md", "compute/fields.rs", &AMLCOMPUTE);
+}
+
+const VALUES: &[&str] = &[
+    "x",
+    "''",
+    "-1",
+    "0",
+    "3",
+    "1.5",
+    ".nan",
+    "1e999",
+    "99999999999999999999",
+    "yes",
+    "2024-01-01",
+    "[a, 'b c']",
+    "[null]",
+    "{a: b}",
+    "{type: command, create: a, delete: '\"', list: []}",
+    "{type: joined}",
+    "{cpus: 1, memory: 1Gi}",
+    "shared",
+    "standard_f2s_v2",
+    "é",
+];
+
+proptest! {
+    /// Every key with every value is read or refused without a panic, and what is read holds on
+    /// the wire, too.
+    #[test]
+    fn any_values_of_any_keys(
+        pairs in prop::collection::btree_map(
+            0..AMLCOMPUTE.fields.len(),
+            prop::sample::select(VALUES),
+            0..6,
+        )
+    ) {
+        let mut yaml = String::new();
+        for (at, value) in pairs {
+            yaml.push_str(&format!("{}: {value}\n", AMLCOMPUTE.fields[at].key));
+        }
+        match read(&yaml, &[]) {
+            Ok(parsed) => {
+                prop_assert!(parsed.cluster.check().is_ok(), "{yaml}");
+                let json = serde_json::to_string(&parsed.cluster).unwrap();
+                prop_assert_eq!(serde_json::from_str::<Cluster>(&json).unwrap(), parsed.cluster);
+            }
+            Err(errors) => prop_assert!(!errors.to_string().is_empty()),
+        }
+        let _ = parse_sizes(format!("sizes:\n  a: {{{}}}", yaml.replace('\n', ", ")).as_bytes(), &origin(), &disk());
+    }
 }
