@@ -5,7 +5,7 @@ use imbl::{OrdMap, OrdSet};
 use super::pack::{Ask, Free, Packing};
 use super::{Rank, WaitReason};
 use crate::id::{ComputeName, JobName, NodeName};
-use crate::resource::{Capacity, Demand, Ledger, Reservation, Shortage};
+use crate::resource::{Capacity, Demand, Ledger, MiB, MilliCpu, Reservation, Shortage};
 use crate::time::Timestamp;
 
 /// A job in the queue.
@@ -54,6 +54,33 @@ impl Slot {
     }
 }
 
+/// The jobs in line that ask for the same.
+#[derive(Clone, Debug, Default)]
+struct Class {
+    ranks: OrdSet<Rank>,
+    /// A node that gets jobs could hold one of them when empty.
+    startable: bool,
+}
+
+/// As much of a capacity as decides what an empty node can hold.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+struct Size {
+    cpu: MilliCpu,
+    memory: MiB,
+    gpus: u32,
+}
+
+impl Size {
+    fn of(capacity: &Capacity) -> Self {
+        let gpus = u32::try_from(capacity.gpus.len()).unwrap_or(u32::MAX);
+        Self { cpu: capacity.cpu, memory: capacity.memory, gpus }
+    }
+
+    fn could_hold(&self, demand: &Demand) -> bool {
+        demand.cpu <= self.cpu && demand.memory <= self.memory && demand.gpus <= self.gpus
+    }
+}
+
 /// A compute's nodes, indexed by what is free, and its queue, by rank.
 #[derive(Clone, Debug, Default)]
 pub struct Pool {
@@ -67,8 +94,14 @@ pub struct Pool {
     queue: OrdMap<Rank, Waiting>,
     /// Jobs held back by a back-off, by when it ends. They are in no queue.
     delayed: OrdMap<(Timestamp, Rank), Waiting>,
+    /// When the back-off of each of them ends.
+    until: OrdMap<Rank, Timestamp>,
     /// Those in the queue, by class of equal demand: what holds for one holds for its class.
-    classes: OrdMap<Demand, OrdSet<Rank>>,
+    classes: OrdMap<Demand, Class>,
+    /// The first of each class that could start on some open node.
+    heads: OrdMap<Rank, Demand>,
+    /// How many open nodes there are of each size.
+    sizes: OrdMap<Size, usize>,
     /// Why the head waits, as the last plan found.
     blocked: Option<WaitReason>,
     /// Something has changed since the last plan.
@@ -77,41 +110,77 @@ pub struct Pool {
 
 impl Pool {
     pub(super) fn put_node(&mut self, node: NodeName, capacity: Capacity) {
-        self.unindex(&node);
-        match self.nodes.get_mut(&node) {
-            Some(slot) => slot.ledger.set_capacity(capacity),
-            None => {
-                let ledger = Ledger::new(capacity);
-                let slot = Slot { ledger, ready: false, drained: false };
-                self.nodes.insert(node.clone(), slot);
-            }
+        if self.nodes.contains_key(&node) {
+            self.change(&node, |slot| slot.ledger.set_capacity(capacity));
+        } else {
+            let ledger = Ledger::new(capacity);
+            self.nodes.insert(node, Slot { ledger, ready: false, drained: false });
         }
-        self.index(&node);
         self.dirty = true;
     }
 
     pub(super) fn remove_node(&mut self, node: &NodeName) {
-        self.unindex(node);
+        self.change(node, |slot| slot.ready = false);
         self.nodes.remove(node);
-        self.dirty = true;
     }
 
     pub(super) fn set_ready(&mut self, node: &NodeName, ready: bool) {
-        self.unindex(node);
-        if let Some(slot) = self.nodes.get_mut(node) {
-            slot.ready = ready;
-        }
-        self.index(node);
-        self.dirty = true;
+        self.change(node, |slot| slot.ready = ready);
     }
 
     pub(super) fn set_drained(&mut self, node: &NodeName, drained: bool) {
-        self.unindex(node);
-        if let Some(slot) = self.nodes.get_mut(node) {
-            slot.drained = drained;
-        }
-        self.index(node);
+        self.change(node, |slot| slot.drained = drained);
+    }
+
+    /// Changes what kind of node it is or whether it gets jobs, and with it which jobs could start.
+    fn change(&mut self, node: &NodeName, change: impl FnOnce(&mut Slot)) {
         self.dirty = true;
+        self.unindex(node);
+        let Some(slot) = self.nodes.get_mut(node) else { return };
+        let before = slot.is_open().then(|| Size::of(slot.ledger.capacity()));
+        change(slot);
+        let after = slot.is_open().then(|| Size::of(slot.ledger.capacity()));
+        self.index(node);
+        if before == after {
+            return;
+        }
+        if let Some(size) = after {
+            let count = self.sizes.entry(size).or_default();
+            *count += 1;
+            if *count == 1 {
+                self.judge(|demand, startable| !startable && size.could_hold(demand));
+            }
+        }
+        if let Some(size) = before
+            && let Some(count) = self.sizes.get_mut(&size)
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.sizes.remove(&size);
+                self.judge(|demand, startable| startable && size.could_hold(demand));
+            }
+        }
+    }
+
+    /// Looks anew at the classes for which the sizes that are open now may make a difference.
+    fn judge(&mut self, may_differ: impl Fn(&Demand, bool) -> bool) {
+        let changed: Vec<Demand> = self
+            .classes
+            .iter()
+            .filter(|(demand, class)| may_differ(demand, class.startable))
+            .filter(|(demand, class)| self.could_start(demand) != class.startable)
+            .map(|(demand, _)| *demand)
+            .collect();
+        for demand in changed {
+            let Some(class) = self.classes.get_mut(&demand) else { continue };
+            class.startable = !class.startable;
+            let Some(first) = class.ranks.get_min() else { continue };
+            if class.startable {
+                self.heads.insert(*first, demand);
+            } else {
+                self.heads.remove(first);
+            }
+        }
     }
 
     fn index(&mut self, node: &NodeName) {
@@ -137,6 +206,7 @@ impl Pool {
     pub(super) fn enqueue(&mut self, rank: Rank, waiting: Waiting) {
         match waiting.not_before {
             Some(until) => {
+                self.until.insert(rank, until);
                 self.delayed.insert((until, rank), waiting);
             }
             None => self.line_up(rank, waiting),
@@ -145,15 +215,30 @@ impl Pool {
     }
 
     fn line_up(&mut self, rank: Rank, waiting: Waiting) {
-        self.packing.learn(&Ask::from(&waiting.demand));
-        self.classes.entry(waiting.demand).or_default().insert(rank);
+        let demand = waiting.demand;
+        self.packing.learn(&Ask::from(&demand));
         self.queue.insert(rank, waiting);
+        let startable = match self.classes.get(&demand) {
+            Some(class) => class.startable,
+            None => self.could_start(&demand),
+        };
+        let class = self.classes.entry(demand).or_default();
+        class.startable = startable;
+        let first = class.ranks.get_min().copied();
+        class.ranks.insert(rank);
+        if startable && first.is_none_or(|first| rank < first) {
+            if let Some(first) = first {
+                self.heads.remove(&first);
+            }
+            self.heads.insert(rank, demand);
+        }
     }
 
     pub(super) fn wake(&mut self, now: Timestamp) {
         let due: Vec<_> =
             self.delayed.keys().take_while(|(until, _)| *until <= now).copied().collect();
         for key in due {
+            self.until.remove(&key.1);
             if let Some(waiting) = self.delayed.remove(&key) {
                 self.line_up(key.1, waiting);
                 self.dirty = true;
@@ -163,34 +248,35 @@ impl Pool {
 
     pub(super) fn dequeue(&mut self, rank: Rank) {
         if let Some(waiting) = self.queue.remove(&rank) {
+            self.heads.remove(&rank);
             if let Some(class) = self.classes.get_mut(&waiting.demand) {
-                class.remove(&rank);
-                if class.is_empty() {
-                    self.classes.remove(&waiting.demand);
+                class.ranks.remove(&rank);
+                match class.ranks.get_min() {
+                    Some(first) if class.startable => {
+                        self.heads.insert(*first, waiting.demand);
+                    }
+                    Some(_) => {}
+                    None => {
+                        self.classes.remove(&waiting.demand);
+                    }
                 }
             }
             self.dirty = true;
-        } else if let Some(key) = self.delayed.keys().find(|(_, delayed)| *delayed == rank).copied()
-        {
-            self.delayed.remove(&key);
+        } else if let Some(until) = self.until.remove(&rank) {
+            self.delayed.remove(&(until, rank));
             self.dirty = true;
         }
     }
 
     /// Whether a node that gets jobs could hold it when empty.
     fn could_start(&self, demand: &Demand) -> bool {
-        self.nodes.values().any(|slot| slot.is_open() && slot.ledger.capacity().could_hold(demand))
+        self.sizes.keys().any(|size| size.could_hold(demand))
     }
 
     /// The first in line: the oldest of those that a node which gets jobs could ever hold. The
     /// others wait for a larger node, and hold nobody back.
     fn head(&self) -> Option<(Rank, &Waiting)> {
-        let first = self
-            .classes
-            .iter()
-            .filter(|(demand, _)| self.could_start(demand))
-            .filter_map(|(_, class)| class.get_min())
-            .min()?;
+        let first = self.heads.keys().next()?;
         self.queue.get(first).map(|waiting| (*first, waiting))
     }
 
@@ -212,8 +298,8 @@ impl Pool {
     }
 
     pub(super) fn commit(&mut self, placement: &Placement) -> Option<Reservation> {
-        let waits = self.queue.contains_key(&placement.rank)
-            || self.delayed.keys().any(|(_, rank)| *rank == placement.rank);
+        let waits =
+            self.queue.contains_key(&placement.rank) || self.until.contains_key(&placement.rank);
         if !waits || !self.nodes.get(&placement.node).is_some_and(Slot::is_open) {
             return None;
         }
@@ -346,8 +432,7 @@ impl Pool {
             let because = Box::new(because);
             return Some(WaitReason::Behind { head: head.job.clone(), ahead, because });
         }
-        let (until, _) = self.delayed.keys().find(|(_, delayed)| *delayed == rank)?;
-        Some(WaitReason::BackOff { until: *until })
+        self.until.get(&rank).map(|until| WaitReason::BackOff { until: *until })
     }
 
     /// How many in the queue are ahead of `rank`, which is one of them. Counted from whichever end
@@ -399,7 +484,7 @@ impl Pool {
 
     /// How many jobs are in line in each class of equal demand.
     pub fn classes(&self) -> impl Iterator<Item = (&Demand, usize)> {
-        self.classes.iter().map(|(demand, class)| (demand, class.len()))
+        self.classes.iter().map(|(demand, class)| (demand, class.ranks.len()))
     }
 
     /// A node's ledger and whether it gets jobs.
