@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use atelier_core::spec::OnNodeLoss;
 use atelier_proto::agent::v1::{Cause, Problem};
 
 use super::prepare::Prepared;
@@ -27,7 +28,11 @@ pub(super) async fn launch(attempt: &Attempt, prepared: Prepared) -> Result<Proc
         log_limit: log_limit.into_iter().flatten().min(),
         grace_ms: assignment.grace_s.saturating_mul(1000),
         timeout_ms: attempt.spec.limits.timeout.map(|seconds| seconds.saturating_mul(1000)),
-        lease: Some(attempt.node.lease_path.clone()),
+        // A job that is kept goes on however long the daemon is away.
+        lease: match attempt.spec.on_node_loss {
+            OnNodeLoss::Requeue => Some(attempt.node.lease_path.clone()),
+            OnNodeLoss::Keep => None,
+        },
     };
     let folder = attempt.folder.path();
     let started = async {

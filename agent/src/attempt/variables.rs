@@ -9,6 +9,9 @@ use atelier_core::spec::CommandJob;
 /// Marks every process of an attempt, so that they are found if their supervisor was killed.
 pub(crate) const MARK: &str = "ATELIER_ATTEMPT_FOLDER";
 
+/// Seconds since the epoch: the end of the year 2199.
+const TOKEN_EXPIRY: &str = "7258118399";
+
 /// What the command's environment is made of.
 pub(crate) struct Facts<'a> {
     pub(crate) spec: &'a CommandJob,
@@ -139,6 +142,9 @@ fn run_variables(facts: &Facts<'_>, set: &mut impl FnMut(&str, &str)) {
     set("AZUREML_DISCOVERY_SERVICE_ENDPOINT", facts.http_url);
     set("AZUREML_RUN_HISTORY_SERVICE_ENDPOINT", facts.http_url);
     set("AZUREML_RUN_TOKEN", facts.token);
+    // The token dies with its attempt and needs no renewal; Azure's clients want a date and a salt.
+    set("AZUREML_RUN_TOKEN_EXPIRY", TOKEN_EXPIRY);
+    set("AZUREML_RUN_TOKEN_RAND", &format!("{}-{}", facts.job, facts.attempt));
     set("AZUREML_NODE_COUNT", &facts.spec.resources.instance_count.to_string());
     set("AZUREML_CR_NODE_RANK", "0");
     set("AZUREML_CR_EXECUTION_WORKING_DIR_PATH", &work);

@@ -71,6 +71,8 @@ async fn the_job_finds_its_surroundings_and_no_secret_but_its_own() {
     for line in [
         "AZUREML_RUN_ID=job-5",
         "AZUREML_RUN_TOKEN=attempt-token-5",
+        "AZUREML_RUN_TOKEN_EXPIRY=7258118399",
+        "AZUREML_RUN_TOKEN_RAND=job-5-1",
         "AZUREML_ARM_WORKSPACE_NAME=test-workspace",
         "AZUREML_ARM_PROJECT_NAME=experiment of the test",
         &format!("MLFLOW_TRACKING_URI={}", daemon.url),
@@ -284,6 +286,27 @@ async fn without_the_daemons_answers_the_lease_runs_out_and_jobs_end() {
         _ => session.ended(&key(1)).await,
     };
     assert_eq!(cause(&ended), Some(pb::Cause::LeaseExpired));
+}
+
+#[tokio::test]
+async fn a_job_that_is_kept_outlives_the_lease() {
+    use atelier_proto::job::v1::OnNodeLoss;
+    let mut daemon = Daemon::start_with(|welcome| welcome.lease_ms = 1000).await;
+    let agent = Agent::start(&daemon);
+    let mut session = daemon.session().await;
+    let mut kept = assignment(1, "echo $$ >up; while [ ! -e go ]; do sleep 0.05; done");
+    kept.spec.as_mut().unwrap().on_node_loss = OnNodeLoss::Keep.into();
+    session.send(Down::Assign(kept));
+    session.send(Down::Assign(assignment(2, "echo $$ >up; sleep 1000")));
+    let kept = agent.wait_for_file(1, "up").await;
+    let other = agent.wait_for_file(2, "up").await;
+    drop(daemon);
+    wait_for("the other job's end", || (!alive(&other)).then_some(())).await;
+    wait_for("its record", || agent.record(2, "exited.json")).await;
+    assert!(alive(&kept) && agent.record(1, "exited.json").is_none());
+    std::fs::write(agent.attempt(1).join("work/go"), "").unwrap();
+    let exited = wait_for("the record", || agent.record(1, "exited.json")).await;
+    assert_eq!(exited["outcome"]["code"], 0, "{exited}");
 }
 
 #[tokio::test]

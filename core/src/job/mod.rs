@@ -92,6 +92,9 @@ pub struct Queued {
     /// Not to be started before this, after a failed attempt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_before: Option<Timestamp>,
+    /// What the attempt before left behind: all there is if no other follows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub left: Option<Box<Left>>,
 }
 
 /// An attempt in progress.
@@ -209,22 +212,30 @@ pub struct Ended {
     pub at: Timestamp,
     /// How.
     pub outcome: Outcome,
-    /// When the last attempt's command started, by its node's clock.
+    /// What its last attempt left behind.
+    #[serde(flatten)]
+    pub left: Left,
+}
+
+/// What an attempt left behind. All of it is empty if there was none.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Left {
+    /// When its command started, by its node's clock.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started_at: Option<Timestamp>,
-    /// How the process of the last attempt ended, if it ever started.
+    /// How its process ended, if it ever started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit: Option<Exit>,
-    /// Where the last attempt ran.
+    /// Where it ran.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node: Option<NodeName>,
-    /// What it wrote. Visible from now on, and unchanging.
+    /// What it wrote. Visible once the job is over, and unchanging.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub manifest: Option<ManifestRef>,
     /// Named outputs, by name.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub outputs: Vec<OutputCommit>,
-    /// Bytes of the last attempt's log.
+    /// Bytes of its log.
     #[serde(default)]
     pub log_bytes: u64,
 }

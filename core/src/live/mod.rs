@@ -19,8 +19,8 @@ use crate::id::{
     SubmitSeq,
 };
 use crate::job::{
-    Active, AttemptKey, Cancel, Ended, Event, EventKind, Failure, Job, Outcome, Phase, Queued,
-    State, Tries,
+    Active, AttemptKey, Cancel, Ended, Event, EventKind, Failure, Job, Left, Outcome, Phase,
+    Queued, State, Tries,
 };
 use crate::node::{LeasePolicy, Link, Mono, NodeRecord, Now};
 use crate::resource::{Capacity, Cpus, GpuIndex, Memory};
@@ -393,7 +393,7 @@ impl Live {
             created_by: principal.clone(),
             created_at: now.wall,
             tries: Tries::default(),
-            state: State::Queued(Queued { since: now.wall, not_before: None }),
+            state: State::Queued(Queued { since: now.wall, not_before: None, left: None }),
             archived: false,
         };
         self.record(&job, AttemptNumber(0), principal, EventKind::Submitted, now, out);
@@ -511,16 +511,11 @@ impl Live {
         let Some(mut job) = self.jobs.remove(name) else { return };
         self.sched.dequeue(&job.compute, rank(&job));
         let kind = end_event(&outcome);
-        job.state = State::Ended(Ended {
-            at: now.wall,
-            outcome,
-            started_at: None,
-            exit: None,
-            node: None,
-            manifest: None,
-            outputs: Vec::new(),
-            log_bytes: 0,
-        });
+        let left = match &mut job.state {
+            State::Queued(queued) => queued.left.take().map(|left| *left).unwrap_or_default(),
+            State::Active(_) | State::Ended(_) => Left::default(),
+        };
+        job.state = State::Ended(Ended { at: now.wall, outcome, left });
         self.record(&job, AttemptNumber(0), by, kind, now, out);
         out.effects.push(Effect::JobOver { job: name.clone() });
         out.changed.insert(name.clone(), job);

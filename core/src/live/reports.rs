@@ -1,14 +1,15 @@
 //! What nodes say of attempts, and what follows.
 
 use super::{Decisions, Effect, Live, end_event, rank};
-use crate::id::{NodeName, Principal};
+use crate::id::{NodeName, PortName, Principal};
 use crate::job::{
-    Active, AttemptEnd, Cancel, Cause, Ended, EventKind, Exit, Failure, Job, Outcome, OutputCommit,
-    Phase, Progress, Queued, Report, State, Tries,
+    Active, AttemptEnd, Cancel, Cause, Ended, EventKind, Exit, Failure, Job, Left, Outcome,
+    OutputCommit, Phase, Progress, Queued, Report, State, Tries,
 };
 use crate::node::Now;
 use crate::sched::Waiting;
 use crate::spec::OnNodeLoss;
+use crate::time::Timestamp;
 
 impl Live {
     /// Takes a node's word on an attempt. Stale and repeated ones change nothing: a report counts
@@ -99,28 +100,9 @@ impl Live {
         match verdict {
             Verdict::Over(outcome) => {
                 let partial = outcome != Outcome::Completed;
-                let outputs = end
-                    .outputs
-                    .iter()
-                    .map(|(name, files, bytes)| OutputCommit {
-                        name: name.clone(),
-                        uri: output_uri(&job, name),
-                        files: *files,
-                        bytes: *bytes,
-                        partial,
-                    })
-                    .collect();
                 let kind = end_event(&outcome);
-                job.state = State::Ended(Ended {
-                    at: now.wall,
-                    outcome,
-                    started_at: end.started_at.or(active.started_at),
-                    exit: end.exit,
-                    node: Some(active.node),
-                    manifest: end.manifest,
-                    outputs,
-                    log_bytes: end.log_bytes,
-                });
+                let left = left(&job, active.node, active.started_at, end, partial);
+                job.state = State::Ended(Ended { at: now.wall, outcome, left });
                 self.record(&job, active.attempt, by, kind, now, out);
                 out.effects.push(Effect::JobOver { job: job.name.clone() });
                 self.jobs.remove(&job.name);
@@ -129,7 +111,8 @@ impl Live {
             Verdict::Again { tries, delay_ms, reason } => {
                 job.tries = tries;
                 let not_before = (delay_ms > 0).then(|| now.wall.plus_millis(delay_ms));
-                job.state = State::Queued(Queued { since: now.wall, not_before });
+                let left = Box::new(left(&job, active.node, active.started_at, end, true));
+                job.state = State::Queued(Queued { since: now.wall, not_before, left: Some(left) });
                 let kind = EventKind::Requeued { reason };
                 self.record(&job, active.attempt, by, kind, now, out);
                 let waiting = Waiting {
@@ -167,6 +150,28 @@ impl Live {
             log_bytes: 0,
         };
         self.attempt_ended(job, active, end, now, out);
+    }
+}
+
+/// What an attempt leaves behind.
+fn left(
+    job: &Job,
+    node: NodeName,
+    started_at: Option<Timestamp>,
+    end: AttemptEnd,
+    partial: bool,
+) -> Left {
+    let commit = |(name, files, bytes): (PortName, u64, u64)| {
+        let uri = output_uri(job, &name);
+        OutputCommit { name, uri, files, bytes, partial }
+    };
+    Left {
+        started_at: end.started_at.or(started_at),
+        exit: end.exit,
+        node: Some(node),
+        manifest: end.manifest,
+        outputs: end.outputs.into_iter().map(commit).collect(),
+        log_bytes: end.log_bytes,
     }
 }
 
@@ -219,8 +224,9 @@ fn verdict(job: &Job, active: &Active, end: &AttemptEnd, now: Now) -> Verdict {
     if tries.failed >= retry.max_attempts {
         return Verdict::Over(Outcome::Failed(failure));
     }
+    let cap_ms = i64::try_from(retry.backoff.saturating_mul(1000)).unwrap_or(i64::MAX).max(DAY_MS);
     let doubled = retry.backoff.saturating_mul(1 << (tries.failed - 1).min(20));
-    let delay_ms = i64::try_from(doubled.saturating_mul(1000)).unwrap_or(i64::MAX).min(DAY_MS);
+    let delay_ms = i64::try_from(doubled.saturating_mul(1000)).unwrap_or(i64::MAX).min(cap_ms);
     let reason = format!(
         "{}; attempt {} of {} follows in {} s",
         failure.message,
@@ -238,7 +244,7 @@ fn lost_time(tries: Tries, active: &Active, now: Now) -> Tries {
     Tries { lost_ms: tries.lost_ms.saturating_add(spent), ..tries }
 }
 
-/// A back-off never grows beyond a day.
+/// A back-off does not grow beyond a day. One that is longer from the start stays as it is.
 const DAY_MS: i64 = 86_400_000;
 
 fn failure_of(exit: Option<Exit>) -> Failure {

@@ -8,6 +8,7 @@ use crate::job::{AttemptEnd, AttemptKey, Cause, Exit, Failure, Progress, Report}
 use crate::live::Effect;
 use crate::node::{LeasePolicy, NodeRecord};
 use crate::resource::GpuIndex;
+use crate::spec::OnNodeLoss;
 use crate::time::Timestamp;
 
 /// How a job's command behaves.
@@ -113,6 +114,8 @@ pub(super) struct Session {
 struct Known {
     key: AttemptKey,
     gpus: Vec<GpuIndex>,
+    /// Its process gets no lease: it goes on however long the daemon is away.
+    kept: bool,
     stage: Stage,
     /// What it says of it.
     latest: Progress,
@@ -134,6 +137,7 @@ pub(super) struct Process {
     ends_at: u64,
     finish: Finish,
     stopped: bool,
+    kept: bool,
     /// Its agent has forgotten it: its lease ends then and is never renewed.
     orphaned: Option<u64>,
     /// Its lease has run out: dead by then at the latest.
@@ -213,7 +217,7 @@ impl Node {
         let mut over = Vec::new();
         for (epoch, process) in &mut self.processes {
             let lease = process.orphaned.unwrap_or(lease_until);
-            if now >= lease && process.killed_by.is_none() {
+            if now >= lease && !process.kept && process.killed_by.is_none() {
                 process.killed_by = Some(lease + KILL_MS);
             }
             if now >= process.ends_at {
@@ -255,8 +259,9 @@ impl Node {
                     }
                 }
                 Down::Close => self.hang_up(now),
-                Down::Order(Effect::Assign { key, gpus, .. }) => {
-                    self.assign(key, gpus, now, scripts);
+                Down::Order(Effect::Assign { key, gpus, spec, .. }) => {
+                    let kept = spec.on_node_loss == OnNodeLoss::Keep;
+                    self.assign(key, gpus, kept, now, scripts);
                 }
                 Down::Order(Effect::Stop { key, .. }) => self.stop(&key, now),
                 Down::Order(Effect::Acknowledge { key, .. } | Effect::Discard { key, .. }) => {
@@ -274,6 +279,7 @@ impl Node {
         &mut self,
         key: AttemptKey,
         gpus: Vec<GpuIndex>,
+        kept: bool,
         now: u64,
         scripts: &BTreeMap<JobName, Script>,
     ) {
@@ -300,8 +306,8 @@ impl Node {
         let until = now + scripts.get(&key.job).map_or(0, |script| script.prepare_ms);
         let latest = Progress::Preparing { step: "received".to_owned() };
         let stage = Stage::Preparing { until };
-        self.known
-            .insert(key.epoch, Known { key: key.clone(), gpus, stage, latest: latest.clone() });
+        let known = Known { key: key.clone(), gpus, kept, stage, latest: latest.clone() };
+        self.known.insert(key.epoch, known);
         self.tell(Report { key, progress: latest });
     }
 
@@ -351,6 +357,7 @@ impl Node {
                             ends_at: now + script.map_or(0, |s| s.run_ms),
                             finish,
                             stopped: false,
+                            kept: known.kept,
                             orphaned: None,
                             killed_by: None,
                         };

@@ -78,11 +78,11 @@ pub fn job(job: &job::Job, details: JobDetails) -> pb::Job {
             message.started_at_ms = active.started_at.map_or(0, |at| at.as_millis());
         }
         State::Ended(ended) => {
-            message.node = ended.node.as_ref().map(ToString::to_string).unwrap_or_default();
-            message.started_at_ms = ended.started_at.map_or(0, |at| at.as_millis());
+            message.node = ended.left.node.as_ref().map(ToString::to_string).unwrap_or_default();
+            message.started_at_ms = ended.left.started_at.map_or(0, |at| at.as_millis());
             message.ended_at_ms = ended.at.as_millis();
-            message.exit_code = ended.exit.map(job::Exit::shell_code);
-            message.outputs = ended.outputs.iter().map(output).collect();
+            message.exit_code = ended.left.exit.map(job::Exit::shell_code);
+            message.outputs = ended.left.outputs.iter().map(output).collect();
             message.error = match &ended.outcome {
                 Outcome::Completed => None,
                 Outcome::Failed(failure) => Some(pb::JobError {

@@ -98,7 +98,11 @@ pub(crate) fn waiting(seq: u64) -> Job {
         created_by: who("ana"),
         created_at: Timestamp::from_millis(1_700_000_000_000),
         tries: Tries::default(),
-        state: State::Queued(Queued { since: Timestamp::from_millis(1), not_before: None }),
+        state: State::Queued(Queued {
+            since: Timestamp::from_millis(1),
+            not_before: None,
+            left: None,
+        }),
         archived: false,
     }
 }

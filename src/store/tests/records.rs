@@ -1,7 +1,8 @@
 use atelier_core::access::{AttemptScope, Role};
 use atelier_core::id::{Epoch, PortName};
 use atelier_core::job::{
-    Active, Cancel, Cause, Ended, Evict, Exit, Failure, ManifestRef, Outcome, OutputCommit, Phase,
+    Active, Cancel, Cause, Ended, Evict, Exit, Failure, Left, ManifestRef, Outcome, OutputCommit,
+    Phase,
 };
 use atelier_core::node::Drain;
 use atelier_core::resource::{Demand, GpuDevice, Reservation};
@@ -24,17 +25,19 @@ pub(super) fn over(seq: u64) -> Job {
     job.state = State::Ended(Ended {
         at: Timestamp::from_millis(9),
         outcome: Outcome::Completed,
-        started_at: Some(Timestamp::from_millis(3)),
-        exit: Some(Exit::Code(0)),
-        node: Some(NodeName::new("n1").unwrap()),
-        manifest: Some(ManifestRef {
-            key: "ExperimentRun/dcid.x/system_logs/manifest_2.json".to_owned(),
-            digest: Digest::of(b"m"),
-            files: 2,
-            bytes: 20,
-        }),
-        outputs: vec![],
-        log_bytes: 11,
+        left: Left {
+            started_at: Some(Timestamp::from_millis(3)),
+            exit: Some(Exit::Code(0)),
+            node: Some(NodeName::new("n1").unwrap()),
+            manifest: Some(ManifestRef {
+                key: "ExperimentRun/dcid.x/system_logs/manifest_2.json".to_owned(),
+                digest: Digest::of(b"m"),
+                files: 2,
+                bytes: 20,
+            }),
+            outputs: vec![],
+            log_bytes: 11,
+        },
     });
     job
 }
@@ -169,23 +172,19 @@ fn ended() -> impl Strategy<Value = State> {
     let rest = (option::of(manifest), vec(output, 0..3), any::<u64>());
     (times, outcome, option::of(exit()), option::of(nodes()), rest).prop_map(
         |((at, started_at), outcome, exit, node, (manifest, outputs, log_bytes))| {
-            State::Ended(Ended {
-                at,
-                outcome,
-                started_at,
-                exit,
-                node,
-                manifest,
-                outputs,
-                log_bytes,
-            })
+            let left = Left { started_at, exit, node, manifest, outputs, log_bytes };
+            State::Ended(Ended { at, outcome, left })
         },
     )
 }
 
 fn state() -> impl Strategy<Value = State> {
-    let queued = (stamp(), option::of(stamp()))
-        .prop_map(|(since, not_before)| State::Queued(Queued { since, not_before }));
+    let left = ended().prop_map(|state| match state {
+        State::Ended(ended) => Some(Box::new(ended.left)),
+        State::Queued(_) | State::Active(_) => None,
+    });
+    let queued = (stamp(), option::of(stamp()), prop_oneof![Just(None), left])
+        .prop_map(|(since, not_before, left)| State::Queued(Queued { since, not_before, left }));
     prop_oneof![queued, active(), ended()]
 }
 

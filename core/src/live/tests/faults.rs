@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::id::{JobName, NodeName};
-use crate::job::{Cause, JobStatus, Outcome};
+use crate::job::{Cause, Exit, JobStatus, Outcome, State};
 use crate::live::Effect;
 use crate::resource::{Capacity, Demand};
 use crate::sched::WaitReason;
@@ -367,6 +367,54 @@ fn a_job_that_shall_be_kept_waits_for_its_node_and_may_be_cancelled() {
     assert_eq!(status(&world, &job), JobStatus::Canceled);
     world.finish().unwrap();
     assert_eq!(world.starts(&job), 1);
+}
+
+#[test]
+fn a_job_that_is_kept_runs_on_through_a_silence_longer_than_the_lease() {
+    let mut world = world();
+    let mut spec = command_job(Demand::DEFAULT);
+    spec.on_node_loss = OnNodeLoss::Keep;
+    let job = job_name("job");
+    world.submit(&job, Arc::new(spec), Script::succeeds(LONG));
+    world.advance(150).unwrap();
+    world.strike(&node("a"), Outage::Cut, 2 * GIVEN_UP);
+    world.advance(2 * GIVEN_UP + LONG).unwrap();
+    world.finish().unwrap();
+    assert_eq!(status(&world, &job), JobStatus::Completed);
+    assert_eq!((world.starts(&job), count(&world, &job, "Requeued")), (1, 0));
+}
+
+#[test]
+fn a_job_cancelled_between_two_attempts_shows_what_the_first_left() {
+    let mut world = world();
+    let mut spec = command_job(Demand::DEFAULT);
+    spec.retry = Retry { max_attempts: 2, backoff: 3_600, memory_percent: None };
+    let job = job_name("job");
+    let script = Script { finishes: vec![Finish::Exit(7)], ..Script::succeeds(50) };
+    world.submit(&job, Arc::new(spec), script);
+    world.advance(300).unwrap();
+    assert_eq!((status(&world, &job), count(&world, &job, "Requeued")), (JobStatus::Queued, 1));
+    world.cancel(&job);
+    world.advance(50).unwrap();
+    let ended = world.store.jobs[&job].ended().unwrap().clone();
+    assert!(matches!(ended.outcome, Outcome::Canceled(_)));
+    assert_eq!(ended.left.exit, Some(Exit::Code(7)));
+    assert_eq!((ended.left.node, ended.left.log_bytes), (Some(node("a")), 1));
+}
+
+#[test]
+fn a_back_off_longer_than_a_day_stays_as_long() {
+    const HOUR: u64 = 3_600;
+    let mut world = world();
+    let mut spec = command_job(Demand::DEFAULT);
+    spec.retry = Retry { max_attempts: 2, backoff: 72 * HOUR, memory_percent: None };
+    let job = job_name("job");
+    let script = Script { finishes: vec![Finish::Exit(7)], ..Script::succeeds(50) };
+    world.submit(&job, Arc::new(spec), script);
+    world.advance(300).unwrap();
+    let State::Queued(queued) = world.store.jobs[&job].state.clone() else { panic!("it waits") };
+    let wait = queued.not_before.unwrap().as_millis() - queued.since.as_millis();
+    assert_eq!(wait, 72 * 3_600_000);
 }
 
 /// What a node holds stays held when it comes back in another compute, and when it goes home.
