@@ -28,6 +28,12 @@ pub fn outputs_root(job: &JobName) -> String {
     format!("{OUTPUTS}/{job}")
 }
 
+/// The job below whose [`outputs_root`] a path lies.
+pub fn job_of_output(path: &str) -> Option<JobName> {
+    let (job, _) = path.strip_prefix(OUTPUTS)?.strip_prefix('/')?.split_once('/')?;
+    JobName::new(job).ok()
+}
+
 /// The one folder that a person uploads to. Its name holds no character that a path could not.
 pub fn uploads_root(principal: &Principal) -> String {
     let digest = Digest::of(principal.as_str().as_bytes()).to_string();

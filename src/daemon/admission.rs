@@ -13,6 +13,7 @@ use atelier_core::spec::{
     Input, OutputMode,
 };
 
+use super::shared::Committed;
 use crate::storage::{ContentStore, Datastores};
 use crate::store::{self, Store};
 
@@ -22,6 +23,7 @@ pub struct Admission {
     pub(super) store: Arc<dyn Store>,
     pub(super) datastores: Datastores,
     pub(super) content: ContentStore,
+    pub(super) committed: Arc<Committed>,
     pub(super) curated: Arc<CuratedTable>,
     pub(super) require_containers: bool,
 }
@@ -90,7 +92,7 @@ impl Admission {
         for (port, input) in inputs {
             let input = match input {
                 Input::Data { kind, mode, uri } => {
-                    let uri = self.resolve(&format!("inputs.{port}"), uri)?;
+                    let uri = self.resolve(&format!("inputs.{port}"), uri).await?;
                     Input::Data { kind, mode, uri }
                 }
                 other => other,
@@ -176,7 +178,7 @@ impl Admission {
     }
 
     /// Follows a reference to where the data lies.
-    fn resolve(&self, field: &str, uri: DataUri) -> Result<DataUri, Error> {
+    async fn resolve(&self, field: &str, uri: DataUri) -> Result<DataUri, Error> {
         match uri {
             DataUri::Datastore { datastore, path } => {
                 self.datastore(field, &datastore)?;
@@ -185,15 +187,21 @@ impl Admission {
                     crate::storage::ObjectPath::new(below)
                         .map_err(|e| invalid(format!("{field}.path"), e.to_string()))?;
                 }
+                if datastore.as_str() == layout::BLOB_STORE
+                    && let Some(job) = layout::job_of_output(below)
+                    && let Some(job) = self.store.job(&job)?
+                {
+                    self.committed.tidy(&job).await?;
+                }
                 Ok(DataUri::Datastore { datastore, path })
             }
             DataUri::Http(url) => Ok(DataUri::Http(url)),
             DataUri::JobOutput { job, output, path } => {
-                self.job_output(field, &job, &output, &path)
+                self.job_output(field, &job, &output, &path).await
             }
             DataUri::RunArtifact { run, path } => {
                 let job = JobName::new(&run).map_err(|e| invalid(field, e.to_string()))?;
-                self.job_output(field, &job, "artifacts", &path)
+                self.job_output(field, &job, "artifacts", &path).await
             }
             DataUri::Local(path) => Err(invalid(
                 field,
@@ -213,7 +221,7 @@ impl Admission {
         }
     }
 
-    fn job_output(
+    async fn job_output(
         &self,
         field: &str,
         job: &JobName,
@@ -244,6 +252,7 @@ impl Admission {
             let problem = format!("job '{job}' is not over, so its outputs are not there yet");
             return Err(missing(field, problem));
         }
+        self.committed.tidy(&known).await?;
         let root = root.trim_end_matches('/');
         let path = path.trim_matches('/');
         let path = if path.is_empty() { root.to_owned() } else { format!("{root}/{path}") };

@@ -219,8 +219,10 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
     let probe = probe(&folder)?;
     let (stop, stopping) = watch::channel(false);
     let folder = Arc::new(folder);
+    let committed = Arc::new(Committed::new(store.clone(), datastores.clone()));
     let shared = Shared {
         admission: Admission {
+            committed: committed.clone(),
             store: store.clone(),
             datastores: datastores.clone(),
             content: content.clone(),
@@ -234,7 +236,7 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
             tracking: tracking.clone(),
         },
         tracking: tracking.clone(),
-        committed: Arc::new(Committed::new(store.clone(), datastores.clone())),
+        committed,
         handle: handle.clone(),
         store,
         datastores,

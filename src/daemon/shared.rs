@@ -1,13 +1,13 @@
 //! What services ask of more than one part of the daemon.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use atelier_core::access::AttemptScope;
 use atelier_core::content::Digest;
 use atelier_core::content::manifest::Manifest;
 use atelier_core::id::{DatastoreName, JobName, NodeName};
-use atelier_core::job::{AttemptKey, Job, ManifestRef};
+use atelier_core::job::{AttemptKey, Job, ManifestRef, Outcome};
 use atelier_core::layout;
 use atelier_core::time::Timestamp;
 use atelier_core::track::{ArtifactPath, RunId};
@@ -93,6 +93,38 @@ impl Committed {
         Ok(manifest)
     }
 
+    /// Removes what earlier attempts left at the default place of a completed job's outputs and the
+    /// last one did not write: who reads the outputs reads what was committed, and nothing else.
+    pub(super) async fn tidy(&self, job: &Job) -> Result<(), storage::Error> {
+        let Some(ended) = job.ended().filter(|_| job.tries.made.0 > 1) else { return Ok(()) };
+        let (Outcome::Completed, Some(reference)) = (&ended.outcome, &ended.left.manifest) else {
+            return Ok(());
+        };
+        let manifest = self.read(reference).await?;
+        let blobs = self.datastores.get(layout::BLOB_STORE)?;
+        let kept: HashSet<&str> = manifest
+            .entries
+            .iter()
+            .filter(|entry| &entry.datastore == blobs.name())
+            .map(|entry| entry.key.as_str())
+            .collect();
+        let root = ObjectPath::new(&layout::outputs_root(&job.name))?;
+        let mut after: Option<ObjectPath> = None;
+        loop {
+            let page =
+                blobs.list(Some(&root), after.as_ref().map(ObjectPath::as_str), 1000).await?;
+            for listed in &page.objects {
+                if !kept.contains(listed.path.as_str()) {
+                    blobs.delete(&listed.path).await?;
+                }
+            }
+            match page.next {
+                Some(next) => after = Some(next),
+                None => return Ok(()),
+            }
+        }
+    }
+
     async fn fetch(&self, reference: &ManifestRef) -> Result<Manifest, storage::Error> {
         let store = self.datastores.get(layout::ARTIFACT_STORE)?;
         let bytes = store.get(&ObjectPath::new(&reference.key)?, MANIFEST).await?;
@@ -114,8 +146,10 @@ impl Manifests for Committed {
     ) -> BoxFuture<'a, Result<Option<Arc<Manifest>>, String>> {
         Box::pin(async move {
             let job = self.store.job(job).map_err(|e| e.to_string())?;
-            let reference =
-                job.as_ref().and_then(|job| job.ended()).and_then(|ended| ended.manifest.as_ref());
+            let reference = job
+                .as_ref()
+                .and_then(|job| job.ended())
+                .and_then(|ended| ended.left.manifest.as_ref());
             match reference {
                 None => Ok(None),
                 Some(reference) => {
@@ -143,7 +177,7 @@ impl Shared {
                 (path.clone(), Artifact { path, bytes, datastore, key, digest: None })
             })
             .collect();
-        let committed = job.ended().and_then(|ended| ended.manifest.as_ref());
+        let committed = job.ended().and_then(|ended| ended.left.manifest.as_ref());
         if let Some(reference) = committed {
             let manifest = self.committed.read(reference).await?;
             artifacts.extend(manifest.entries.iter().map(|entry| {
@@ -211,7 +245,7 @@ impl Shared {
             let present = job.is_some_and(|job| match job.active() {
                 Some(active) => active.epoch == key.epoch && &active.node == node,
                 None => job.ended().is_some_and(|ended| {
-                    ended.node.as_ref() == Some(node) && job.tries.made == key.attempt
+                    ended.left.node.as_ref() == Some(node) && job.tries.made == key.attempt
                 }),
             });
             if !present {

@@ -222,6 +222,29 @@ fn a_failed_attempt_is_tried_again_and_a_late_one_is_cancelled() {
 }
 
 #[test]
+fn what_a_failed_attempt_wrote_is_in_no_output_of_a_completed_job() {
+    let cluster = Cluster::start();
+    let marks = cluster.write("marks", "");
+    let name = cluster.create(&format!(
+        "command: |\n  echo x >> {0}\n  n=$(wc -l < {0})\n  echo $n > ${{{{outputs.model}}}}/$n\n  \
+         test $n -ge 2\noutputs:\n  model:\nretry: {{max_attempts: 2}}\n",
+        marks.display()
+    ));
+    let job = cluster.completed(&name);
+    assert_eq!(job.attempt, 2);
+    let lists = |path: &str| {
+        let reader = cluster.create(&format!(
+            "command: ls ${{{{inputs.model}}}}\ninputs:\n  model:\n    type: uri_folder\n    path: {path}\n",
+        ));
+        cluster.completed(&reader);
+        String::from_utf8(cluster.log(&reader)).unwrap()
+    };
+    assert_eq!(lists(&format!("azureml://jobs/{name}/outputs/model")), "2\n");
+    let place = format!("azureml://datastores/workspaceblobstore/paths/azureml/{name}/model");
+    assert_eq!(lists(&place), "2\n");
+}
+
+#[test]
 fn a_cancelled_job_leaves_no_process_behind() {
     let cluster = Cluster::start();
     let mark = cluster.files().join("still-here");
