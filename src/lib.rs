@@ -8,6 +8,8 @@ mod failpoint;
 pub mod grpc;
 pub mod http;
 pub mod identity;
+mod process;
+mod provider;
 pub mod storage;
 pub mod store;
 pub mod telemetry;

@@ -70,7 +70,7 @@ pub enum Permission {
     Data,
     /// Make and revoke tokens.
     ManageTokens,
-    /// Drain and resume nodes.
+    /// Make, change, drain and delete computes and their nodes.
     ManageCompute,
     /// Open a node session and push what belongs to it.
     ActAsNode,
@@ -88,7 +88,7 @@ impl Permission {
             Self::WriteRun => "write to runs",
             Self::Data => "read or write objects",
             Self::ManageTokens => "make tokens",
-            Self::ManageCompute => "drain or resume nodes",
+            Self::ManageCompute => "manage computes and nodes",
             Self::ActAsNode => "act as a node",
             Self::ReadContent => "read code snapshots",
         }

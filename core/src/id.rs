@@ -206,6 +206,18 @@ impl NodeName {
     }
 }
 
+impl NodeName {
+    /// Stands for a node that is not there yet. Sorts after every valid name, and by its number.
+    pub(crate) fn to_come(number: u32) -> Self {
+        Self(format!("\u{10ffff}{number:010}").into())
+    }
+
+    /// The name of a cluster's node.
+    pub(crate) fn numbered(compute: &ComputeName, number: u64) -> Self {
+        Self(format!("{compute}-{number}").into())
+    }
+}
+
 impl JobName {
     /// A name as Azure makes them: `adjective_noun_suffix`, from 64 random bits.
     ///

@@ -18,6 +18,7 @@ pub mod layout;
 pub mod live;
 pub mod node;
 pub mod resource;
+pub mod scale;
 pub mod sched;
 pub mod simulate;
 pub mod spec;

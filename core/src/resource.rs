@@ -211,6 +211,18 @@ impl Ledger {
         Ok(reservation)
     }
 
+    /// Reserves all there is for a job that asks for `demand`, or says what is lacking.
+    pub fn reserve_whole(&mut self, demand: &Demand) -> Result<Reservation, Shortage> {
+        if let Some(shortage) = self.shortage(demand) {
+            return Err(shortage);
+        }
+        let Capacity { cpu, memory, gpus } = &self.capacity;
+        let gpus = gpus.keys().copied().collect();
+        let reservation = Reservation { cpu: *cpu, memory: *memory, gpus };
+        self.take(&reservation);
+        Ok(reservation)
+    }
+
     /// Enters a reservation that exists already, as when state is rebuilt after a restart.
     pub fn take(&mut self, reservation: &Reservation) {
         self.cpu += reservation.cpu;

@@ -7,10 +7,11 @@ use atelier_proto::compute::v1::{
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::compute::{resources, share};
+use super::compute::{drained, resources, share};
 use super::job::time;
 use super::output::moment;
 use super::{Column, Context, Error, Name};
+use crate::client::Client;
 
 #[derive(Subcommand)]
 pub(super) enum Command {
@@ -60,7 +61,7 @@ pub(super) struct Drain {
 }
 
 /// `90`, `30m`, `2h 15m`: in whole seconds.
-fn seconds(text: &str) -> Result<u64, String> {
+pub(super) fn seconds(text: &str) -> Result<u64, String> {
     if let Ok(seconds) = text.parse() {
         return Ok(seconds);
     }
@@ -73,11 +74,7 @@ pub(super) async fn run(command: Command, context: &Context) -> Result<(), Error
     let client = context.client().await?;
     let mut computes = client.computes();
     match command {
-        Command::List { compute } => {
-            let request = ListNodesRequest { compute: compute.unwrap_or_default() };
-            let answer = client.call(computes.list_nodes(request)).await?;
-            context.output.list(answer.nodes.iter().map(view).collect(), COLUMNS)
-        }
+        Command::List { compute } => list(&client, context, &compute.unwrap_or_default()).await,
         Command::Show(name) => {
             let request = GetNodeRequest { name: name.get().to_owned() };
             context.output.show(&view(&client.call(computes.get_node(request)).await?))
@@ -103,6 +100,13 @@ pub(super) async fn run(command: Command, context: &Context) -> Result<(), Error
     }
 }
 
+/// Lists the nodes of one compute, or all if it is empty.
+pub(super) async fn list(client: &Client, context: &Context, compute: &str) -> Result<(), Error> {
+    let request = ListNodesRequest { compute: compute.to_owned() };
+    let answer = client.call(client.computes().list_nodes(request)).await?;
+    context.output.list(answer.nodes.iter().map(view).collect(), COLUMNS)
+}
+
 /// Azure's word for a node's state.
 pub(super) const fn state(state: NodeState) -> &'static str {
     match state {
@@ -112,6 +116,7 @@ pub(super) const fn state(state: NodeState) -> &'static str {
         NodeState::Preparing => "preparing",
         NodeState::Unusable => "unusable",
         NodeState::Leaving => "leaving",
+        NodeState::Preempted => "preempted",
     }
 }
 
@@ -129,20 +134,12 @@ fn view(node: &pb::Node) -> Value {
             })
         })
         .collect();
-    let drain = node.drain.as_ref().map(|drain| {
-        json!({
-            "by": drain.by,
-            "reason": drain.reason,
-            "since": time(drain.since_ms),
-            "deadline": drain.deadline_ms.map(time),
-        })
-    });
     json!({
         "name": node.name,
         "compute": node.compute,
         "state": state(node.state()),
         "reason": node.reason,
-        "drain": drain,
+        "drain": drained(node.drain.as_ref()),
         "capacity": resources(node.capacity.as_ref()),
         "free": resources(node.free.as_ref()),
         "gpus": gpus,

@@ -24,7 +24,9 @@ fn kind(error: &daemon::Error) -> Kind {
     use daemon::Error as E;
     match error {
         E::Home(_) | E::NotLoopback(_) => Kind::Usage,
-        E::Folder(_) | E::Listen { .. } | E::Curated { .. } | E::Name(_) => Kind::Refused,
+        E::Folder(_) | E::Listen { .. } | E::Curated { .. } | E::Sizes { .. } | E::Name(_) => {
+            Kind::Refused
+        }
         E::Store(_) | E::StoreFailed(_) | E::Storage(_) | E::Identity(_) | E::Server(_) => {
             Kind::Failed
         }

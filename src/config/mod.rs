@@ -1,7 +1,9 @@
 //! Configuration: as written on the command line, then validated.
 
+mod files;
 mod home;
 mod serve;
 
+pub(crate) use files::{Here, bounded};
 pub use home::{Error as HomeError, home};
 pub use serve::ServeArgs;

@@ -30,6 +30,9 @@ pub struct ServeArgs {
     /// A JSON table of curated environments, added to the built-in one
     #[arg(long, value_name = "FILE")]
     pub curated_environments: Option<PathBuf>,
+    /// A YAML table of node sizes for clusters, added to Azure's
+    #[arg(long, value_name = "FILE")]
+    pub sizes: Option<PathBuf>,
     /// Bytes of standard output kept of each attempt; beyond it the log ends with a marker
     #[arg(long, default_value_t = 256 << 20, value_name = "BYTES")]
     pub log_limit: u64,

@@ -13,6 +13,7 @@ use atelier_core::spec::{CommandJob, DataUri, Environment, InlineEnvironment, In
 use tokio::sync::mpsc;
 
 use crate::identity::Door;
+use crate::provider::Providers;
 
 /// A node's way to hear from the daemon.
 pub type Outbox = mpsc::UnboundedSender<ToNode>;
@@ -121,6 +122,8 @@ pub(super) struct Effects {
     pub experiment_id: ExperimentIds,
     /// Called when jobs are over: their metrics can be sealed.
     pub over: Box<dyn Fn() + Send + Sync>,
+    /// Asked for clusters' nodes.
+    pub providers: Providers,
 }
 
 impl Effects {
@@ -156,6 +159,8 @@ impl Effects {
             Effect::Discard { node, key } => tell(&node, ToNode::Discard(key)),
             Effect::AttemptOver { key } => self.door.dismiss_attempt(&key),
             Effect::JobOver { .. } => (self.over)(),
+            Effect::AddNode { cluster, node } => self.providers.add(*cluster, node),
+            Effect::RemoveNode { cluster, node } => self.providers.remove(*cluster, node),
         }
     }
 

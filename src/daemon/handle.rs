@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use atelier_core::compute::Cluster;
 use atelier_core::id::{ComputeName, JobName, NodeName, Principal};
 use atelier_core::job::{Event, Job, Report};
-use atelier_core::live::{Live, Refusal};
+use atelier_core::live::{ClusterChange, Live, Refusal, TakenAway};
 use atelier_core::node::NodeRecord;
 use atelier_core::spec::CommandJob;
 use tokio::sync::{broadcast, mpsc, oneshot};
@@ -77,6 +78,8 @@ pub(super) enum Command {
     NodeReport { node: NodeName, session: u64, report: Box<Report> },
     Drain { request: Box<DrainRequest>, reply: Reply<()> },
     Resume { node: NodeName, reply: Reply<()> },
+    Compute { change: Box<ComputeChange>, reply: Reply<()> },
+    Provided(Provided),
     NodeLeft { node: NodeName, session: u64 },
     Heartbeat { node: NodeName, session: u64, at: i64, usage: BTreeMap<String, f64> },
     Tell { node: NodeName, message: ToNode, heard: oneshot::Sender<bool> },
@@ -96,6 +99,63 @@ pub struct DrainRequest {
     pub deadline_s: Option<u32>,
     /// Change what was said of a node that is drained already.
     pub update: bool,
+}
+
+/// What an admin does to a compute.
+pub enum ComputeChange {
+    /// Makes a cluster, or changes one by its file.
+    Put {
+        /// The cluster, checked.
+        cluster: Cluster,
+        /// Who asks.
+        by: Principal,
+    },
+    /// Changes a cluster's bounds.
+    Change {
+        /// Which.
+        name: ComputeName,
+        /// What.
+        change: ClusterChange,
+    },
+    /// Deletes a cluster.
+    Delete(ComputeName),
+    /// Keeps jobs away from a compute.
+    Drain {
+        /// Which.
+        name: ComputeName,
+        /// Who says so.
+        by: Principal,
+        /// Why.
+        reason: String,
+        /// After how many seconds the jobs there go back in the queue; `None`: they run to their
+        /// end.
+        deadline_s: Option<u32>,
+        /// Change what was said of a compute that is drained already.
+        update: bool,
+    },
+    /// Lets a drained compute have jobs again.
+    Resume(ComputeName),
+}
+
+/// What a provider says.
+#[derive(Debug)]
+pub enum Provided {
+    /// A node was added, or could not be.
+    Added {
+        /// Which.
+        node: NodeName,
+        /// Why not, in words.
+        result: Result<(), String>,
+    },
+    /// A node was taken away, or could not be.
+    Removed {
+        /// Which.
+        node: NodeName,
+        /// Why not, in words.
+        result: Result<(), String>,
+    },
+    /// A node's machine was taken from under it.
+    TakenAway(TakenAway),
 }
 
 pub(super) struct Join {
@@ -172,6 +232,17 @@ impl Handle {
     /// Lets a drained node have jobs again.
     pub async fn resume(&self, node: NodeName) -> Result<(), Error> {
         self.ask(|reply| Command::Resume { node, reply }).await
+    }
+
+    /// Makes, changes or deletes a compute. When this returns, that is on disk.
+    pub async fn compute(&self, change: ComputeChange) -> Result<(), Error> {
+        let change = Box::new(change);
+        self.ask(|reply| Command::Compute { change, reply }).await
+    }
+
+    /// A provider's word on a node.
+    pub async fn provided(&self, word: Provided) -> Result<(), Error> {
+        self.send(Command::Provided(word)).await
     }
 
     async fn send(&self, command: Command) -> Result<(), Error> {

@@ -18,7 +18,9 @@ pub use admission::{Admission, Error as AdmissionError};
 pub use clock::Clock;
 pub use effects::{Assignment, Grant, InputSource, Outbox, ToNode};
 pub use folder::{Error as FolderError, Folder};
-pub use handle::{DrainRequest, Error as HandleError, Handle, NodeView, SubmitRequest};
+pub use handle::{
+    ComputeChange, DrainRequest, Error as HandleError, Handle, NodeView, Provided, SubmitRequest,
+};
 pub use logs::{Error as LogError, LogHub, LogPiece};
 pub use removal::{Error as RemovalError, Removal};
 pub(crate) use serve::PROBE;

@@ -28,7 +28,8 @@ use tokio::time::MissedTickBehavior;
 use super::Clock;
 use super::effects::{Effects, ToNode};
 use super::handle::{
-    Command, DrainRequest, Error, Handle, Join, Look, NodeView, Reply, SubmitRequest,
+    Command, ComputeChange, DrainRequest, Error, Handle, Join, Look, NodeView, Provided, Reply,
+    SubmitRequest,
 };
 use super::runs;
 use crate::store::{self, Batch, Known, Recovered, Store, Submitted, Taken};
@@ -203,6 +204,8 @@ impl Reactor {
             Command::NodeReport { .. }
             | Command::Drain { .. }
             | Command::Resume { .. }
+            | Command::Compute { .. }
+            | Command::Provided(_)
             | Command::Heartbeat { .. }
             | Command::Look(_)
             | Command::Stop(_) => false,
@@ -221,13 +224,38 @@ impl Reactor {
         self.live.schedule(now, &mut round.decisions);
         let Round { decisions, submitted, deleted, answers, looks, stop } = round;
         let runs = runs::follow(&submitted, &decisions, &deleted);
-        let Decisions { events, changed, nodes, effects, submitted: _ } = decisions;
-        let counters = Some(self.live.counters());
-        let batch = Batch { runs, submitted, changed, events, nodes, deleted, counters };
-        let idle = batch.changed.is_empty()
-            && batch.events.is_empty()
-            && batch.nodes.is_empty()
-            && batch.deleted.is_empty();
+        for node in &decisions.nodes_gone {
+            // Its agent, if there still is one, is told when it comes again.
+            self.sessions.remove(node);
+            self.views.remove(node);
+        }
+        let Decisions {
+            events,
+            changed,
+            nodes,
+            nodes_gone,
+            computes,
+            computes_gone,
+            instances,
+            instances_gone,
+            effects,
+            submitted: _,
+        } = decisions;
+        let batch = Batch {
+            runs,
+            submitted,
+            changed,
+            events,
+            nodes,
+            nodes_gone,
+            computes,
+            computes_gone,
+            instances,
+            instances_gone,
+            deleted,
+            counters: Some(self.live.counters()),
+        };
+        let idle = batch.is_empty();
         let batch = Arc::new(batch);
         let written = if idle { ready(Ok(())).boxed() } else { self.store.commit(batch.clone()) };
         self.under_way.push_back(UnderWay { written, batch, answers, looks, effects, stop });
@@ -382,6 +410,22 @@ impl Reactor {
                 let result = self.live.resume(&node, &mut round.decisions);
                 round.answer(reply, result.map_err(Error::from), |()| |_| Ok(()));
             }
+            Command::Compute { change, reply } => {
+                let result = self.compute(*change, now, &mut round.decisions);
+                round.answer(reply, result.map_err(Error::from), |()| |_| Ok(()));
+            }
+            Command::Provided(word) => {
+                let out = &mut round.decisions;
+                match word {
+                    Provided::Added { node, result } => {
+                        self.live.node_made(&node, result, now, out);
+                    }
+                    Provided::Removed { node, result } => {
+                        self.live.node_gone(&node, result, now, out);
+                    }
+                    Provided::TakenAway(taken) => self.live.node_taken_away(taken, now, out),
+                }
+            }
             Command::NodeReport { node, session, report } => {
                 if self.session(&node, session) {
                     self.live.report(&node, *report, now, &mut round.decisions);
@@ -407,6 +451,26 @@ impl Reactor {
             // What is not on disk is not shown.
             Command::Look(look) => round.looks.push(look),
             Command::Stop(reply) => round.stop = Some(reply),
+        }
+    }
+
+    fn compute(
+        &mut self,
+        change: ComputeChange,
+        now: Now,
+        out: &mut Decisions,
+    ) -> Result<(), Refusal> {
+        match change {
+            ComputeChange::Put { cluster, by } => self.live.put_cluster(cluster, by, now, out),
+            ComputeChange::Change { name, change } => self.live.change_cluster(&name, change, out),
+            ComputeChange::Delete(name) => self.live.delete_cluster(&name, now, out),
+            ComputeChange::Drain { name, by, reason, deadline_s, update } => {
+                let since = now.wall;
+                let deadline = deadline_s.map(|s| since.plus_millis(i64::from(s) * 1000));
+                let drain = Drain { by, reason, since, deadline };
+                self.live.drain_compute(&name, drain, update, now, out)
+            }
+            ComputeChange::Resume(name) => self.live.resume_compute(&name, out),
         }
     }
 
@@ -499,6 +563,7 @@ impl Reactor {
         {
             return Err(Error::NodeTaken(node));
         }
+        self.live.may_join(&record)?;
         tracing::info!(%node, compute = %record.compute, attempts = reports.len(), "node joined");
         self.sessions.insert(node.clone(), Session { id: session, instance, outbox });
         self.views.entry(node).or_default().last_seen = now.wall.as_millis();
@@ -559,7 +624,7 @@ impl Round {
 }
 
 fn recovered(settings: &Settings, recovered: Recovered, now: Now) -> Live {
-    let Recovered { jobs, nodes, counters } = recovered;
+    let Recovered { jobs, nodes, computes, instances, counters } = recovered;
     let live_jobs = jobs.len();
     let mut live = Live::new(
         settings.computes.iter().cloned(),
@@ -568,6 +633,7 @@ fn recovered(settings: &Settings, recovered: Recovered, now: Now) -> Live {
         settings.lease,
         Counters { ..counters },
     );
+    live.recover_computes(computes, instances);
     live.recover(nodes, jobs, now.mono);
     tracing::info!(jobs = live_jobs, "live state recovered");
     live

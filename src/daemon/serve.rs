@@ -6,9 +6,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use atelier_core::access::Role;
+use atelier_core::compute::SizeTable;
 use atelier_core::environment::CuratedTable;
 use atelier_core::id::{ComputeName, DatastoreName, NodeName, Principal};
 use atelier_core::layout;
+use atelier_core::spec::{Origin, parse_sizes};
 use atelier_core::track::RunId;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -19,8 +21,9 @@ use super::folder::{self, Folder};
 use super::reactor::{Reactor, Settings};
 use super::shared::Committed;
 use super::{Clock, Handle, LogHub, Removal};
-use crate::config::{HomeError, ServeArgs, home};
+use crate::config::{Here, HomeError, ServeArgs, home};
 use crate::identity::{self, Door};
+use crate::provider::{Providers, Site};
 use crate::storage::{self, ContentStore, Datastores};
 use crate::store::{self, SqliteStore, Store};
 use crate::track::Tracking;
@@ -65,6 +68,14 @@ pub enum Error {
     /// The curated table.
     #[error("cannot use the table of curated environments {path}: {problem}")]
     Curated {
+        /// The file.
+        path: String,
+        /// Why not.
+        problem: String,
+    },
+    /// The table of sizes.
+    #[error("cannot use the table of sizes {path}: {problem}")]
+    Sizes {
         /// The file.
         path: String,
         /// Why not.
@@ -117,6 +128,7 @@ pub struct Shared {
     pub(crate) removal: Removal,
     pub(crate) tracking: Tracking,
     pub(crate) committed: Arc<Committed>,
+    pub(crate) sizes: Arc<SizeTable>,
     pub(crate) clock: Clock,
     pub(crate) folder: Arc<Folder>,
     pub(crate) args: Arc<ServeArgs>,
@@ -170,6 +182,7 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
     let datastores = Datastores::open_folders(&folder.at("storage"))?;
     let content = ContentStore::new(&datastores)?;
     let curated = Arc::new(curated_table(args.curated_environments.as_ref())?);
+    let sizes = Arc::new(size_table(args.sizes.as_ref())?);
     let door = Arc::new(Door::open(store.clone(), &folder.at("token.key"))?);
     let now = clock.wall();
     door.token_file(&folder.at("admin.token"), Principal::new("admin")?, Role::Admin, now).await?;
@@ -182,7 +195,13 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
         .collect();
     let artifacts = datastores.get(layout::ARTIFACT_STORE)?.clone();
     let tracking = Tracking::new(store.clone(), artifacts, Arc::new(move || clock.wall()));
+    let providers = Providers::new(Site {
+        folder: std::path::absolute(&data_dir).unwrap_or_else(|_| data_dir.clone()),
+        door: door.clone(),
+        clock,
+    });
     let effects = Effects {
+        providers: providers.clone(),
         door: door.clone(),
         roots,
         artifact_store: DatastoreName::new(layout::ARTIFACT_STORE)?,
@@ -242,6 +261,7 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
         datastores,
         content,
         door,
+        sizes,
         clock,
         folder: folder.clone(),
         args: Arc::new(args),
@@ -251,6 +271,7 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
     };
     let routes = http::router(shared.clone(), grpc::routes(&shared).await);
     folder.announce(&url)?;
+    providers.start(handle.clone()).await;
     tracing::info!(%url, folder = %data_dir.display(), "listening");
     let sealer = tokio::spawn(async move { tracking.run_sealer().await });
     let ended = tokio::spawn(run(
@@ -324,6 +345,16 @@ fn curated_table(path: Option<&PathBuf>) -> Result<CuratedTable, Error> {
     let table: CuratedTable = serde_json::from_slice(&bytes).map_err(|e| fail(e.to_string()))?;
     table.check().map_err(|e| fail(e.to_string()))?;
     Ok(table)
+}
+
+fn size_table(path: Option<&PathBuf>) -> Result<SizeTable, Error> {
+    let Some(path) = path else { return Ok(SizeTable::builtin()) };
+    let fail = |problem: String| Error::Sizes { path: path.display().to_string(), problem };
+    let text = std::fs::read(path).map_err(|e| fail(e.to_string()))?;
+    let name = path.display().to_string();
+    let origin = Origin { name, folder: String::new(), experiment: String::new() };
+    let rows = parse_sizes(&text, &origin, &Here).map_err(|faults| fail(faults.to_string()))?;
+    Ok(SizeTable::builtin().with(rows))
 }
 
 /// Writes a file that only a machine sharing the storage folder can read.

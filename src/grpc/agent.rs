@@ -60,18 +60,6 @@ impl Service {
             )));
         }
         let record = convert::node_record(node, &hello, self.shared.clock.wall()).map_err(told)?;
-        let computes = self
-            .shared
-            .handle
-            .look(|live, _| live.computes().map(|c| c.name.clone()).collect::<Vec<_>>())
-            .await
-            .map_err(told)?;
-        if !computes.contains(&record.compute) {
-            return Err(Status::not_found(format!(
-                "there is no compute '{}' for the node to join; start the daemon with --compute {}",
-                record.compute, record.compute
-            )));
-        }
         let reports = hello
             .attempts
             .into_iter()

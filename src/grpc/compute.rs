@@ -1,9 +1,10 @@
 //! `atelier.compute.v1.ComputeService`.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
+use atelier_core::compute::{Cluster, Instance, InstanceState, NodeShape, Placement};
 use atelier_core::id::{ComputeName, NodeName};
-use atelier_core::live::{Live, LiveNode};
+use atelier_core::live::{ClusterChange, Live, LiveNode};
 use atelier_core::node::{Drain, Link};
 use atelier_core::resource::Ledger;
 use atelier_core::time::Timestamp;
@@ -12,7 +13,7 @@ use tonic::{Request, Response, Status};
 
 use super::status::told;
 use super::{caller, count};
-use crate::daemon::{DrainRequest, NodeView, Shared};
+use crate::daemon::{ComputeChange, DrainRequest, NodeView, Shared};
 
 /// Computes and their nodes.
 pub(super) struct Service(pub(super) Shared);
@@ -36,19 +37,7 @@ impl pb::compute_service_server::ComputeService for Service {
         &self,
         request: Request<pb::GetComputeRequest>,
     ) -> Result<Response<pb::Compute>, Status> {
-        let name = request.into_inner().name;
-        let missing =
-            Status::not_found(format!("there is no compute '{name}'; see 'atelier compute list'"));
-        let found = self
-            .0
-            .handle
-            .look(move |live, _| {
-                let compute = live.computes().find(|compute| compute.name.as_str() == name)?;
-                Some(describe(live, &compute.name))
-            })
-            .await
-            .map_err(told)?;
-        found.map(Response::new).ok_or(missing)
+        self.compute(request.into_inner().name).await
     }
 
     async fn list_nodes(
@@ -60,10 +49,14 @@ impl pb::compute_service_server::ComputeService for Service {
             .0
             .handle
             .look(move |live, views| {
-                live.nodes()
-                    .filter(|n| compute.is_empty() || n.record.compute.as_str() == compute)
-                    .map(|node| describe_node(live, node, views))
-                    .collect()
+                let here = |name: &ComputeName| compute.is_empty() || name.as_str() == compute;
+                let joined = live.nodes().filter(|node| here(&node.record.compute));
+                let others = live.instances().filter(|instance| here(&instance.compute));
+                let mut nodes: Vec<pb::Node> =
+                    joined.map(|node| describe_node(live, node, views)).collect();
+                nodes.extend(others.filter_map(|instance| describe_instance(live, instance)));
+                nodes.sort_by(|a, b| (&a.compute, &a.name).cmp(&(&b.compute, &b.name)));
+                nodes
             })
             .await
             .map_err(told)?;
@@ -83,27 +76,88 @@ impl pb::compute_service_server::ComputeService for Service {
     ) -> Result<Response<pb::Node>, Status> {
         let by = caller(&request)?.principal.clone();
         let pb::DrainNodeRequest { name, reason, deadline_s, update } = request.into_inner();
-        let reason = reason.trim();
-        if reason.is_empty() {
-            let what =
-                "cannot drain the node: there is no reason; say why, for those who ask later";
-            return Err(Status::invalid_argument(what));
-        }
-        if reason.chars().count() > MAX_REASON {
-            let what =
-                format!("cannot drain the node: the reason has over {MAX_REASON} characters");
-            return Err(Status::invalid_argument(what));
-        }
-        let deadline_s = deadline_s.map(u32::try_from).transpose().map_err(|_| {
-            let what = "cannot drain the node: the deadline is over 136 years away; leave it out to \
-                        let jobs run to their end";
-            Status::invalid_argument(what)
-        })?;
+        let (reason, deadline_s) = checked_drain("node", &reason, deadline_s)?;
         let node = NodeName::new(&name).map_err(|_| no_node(&name))?;
-        let reason = reason.to_owned();
         let drain = DrainRequest { node, by, reason, deadline_s, update };
         self.0.handle.drain(drain).await.map_err(told)?;
         self.node(name).await
+    }
+
+    async fn put_compute(
+        &self,
+        request: Request<pb::PutComputeRequest>,
+    ) -> Result<Response<pb::Compute>, Status> {
+        let by = caller(&request)?.principal.clone();
+        let cluster = request.into_inner().cluster.ok_or_else(|| {
+            Status::invalid_argument("cluster: is required; the atelier command sends one")
+        })?;
+        let cluster = Cluster::try_from(cluster).map_err(|e| told(e.under("cluster")))?;
+        cluster.check().map_err(|faults| Status::invalid_argument(faults.to_string()))?;
+        let name = cluster.name.to_string();
+        self.0.handle.compute(ComputeChange::Put { cluster, by }).await.map_err(told)?;
+        self.compute(name).await
+    }
+
+    async fn update_compute(
+        &self,
+        request: Request<pb::UpdateComputeRequest>,
+    ) -> Result<Response<pb::Compute>, Status> {
+        let request = request.into_inner();
+        let name = ComputeName::new(&request.name).map_err(|_| no_compute(&request.name))?;
+        let change = ClusterChange {
+            min_instances: request.min_instances,
+            max_instances: request.max_instances,
+            idle_time_before_scale_down: request.idle_time_before_scale_down_s,
+            description: request.description,
+            tags: None,
+        };
+        self.0.handle.compute(ComputeChange::Change { name, change }).await.map_err(told)?;
+        self.compute(request.name).await
+    }
+
+    async fn delete_compute(
+        &self,
+        request: Request<pb::DeleteComputeRequest>,
+    ) -> Result<Response<pb::DeleteComputeResponse>, Status> {
+        let name = request.into_inner().name;
+        let name = ComputeName::new(&name).map_err(|_| no_compute(&name))?;
+        self.0.handle.compute(ComputeChange::Delete(name)).await.map_err(told)?;
+        Ok(Response::new(pb::DeleteComputeResponse {}))
+    }
+
+    async fn drain_compute(
+        &self,
+        request: Request<pb::DrainComputeRequest>,
+    ) -> Result<Response<pb::Compute>, Status> {
+        let by = caller(&request)?.principal.clone();
+        let pb::DrainComputeRequest { name, reason, deadline_s, update } = request.into_inner();
+        let (reason, deadline_s) = checked_drain("compute", &reason, deadline_s)?;
+        let compute = ComputeName::new(&name).map_err(|_| no_compute(&name))?;
+        let change = ComputeChange::Drain { name: compute, by, reason, deadline_s, update };
+        self.0.handle.compute(change).await.map_err(told)?;
+        self.compute(name).await
+    }
+
+    async fn resume_compute(
+        &self,
+        request: Request<pb::ResumeComputeRequest>,
+    ) -> Result<Response<pb::Compute>, Status> {
+        let name = request.into_inner().name;
+        let compute = ComputeName::new(&name).map_err(|_| no_compute(&name))?;
+        self.0.handle.compute(ComputeChange::Resume(compute)).await.map_err(told)?;
+        self.compute(name).await
+    }
+
+    async fn list_sizes(
+        &self,
+        _request: Request<pb::ListSizesRequest>,
+    ) -> Result<Response<pb::ListSizesResponse>, Status> {
+        let size = |(name, node): (&str, &NodeShape)| pb::Size {
+            name: name.to_owned(),
+            node: Some(node.into()),
+        };
+        let sizes = self.0.sizes.iter().map(size).collect();
+        Ok(Response::new(pb::ListSizesResponse { sizes }))
     }
 
     async fn resume_node(
@@ -120,19 +174,64 @@ impl pb::compute_service_server::ComputeService for Service {
 /// Characters of a reason.
 const MAX_REASON: usize = 500;
 
+/// A reason that says something, and a deadline that can be told.
+fn checked_drain(
+    what: &str,
+    reason: &str,
+    deadline_s: Option<u64>,
+) -> Result<(String, Option<u32>), Status> {
+    let reason = reason.trim();
+    let wrong =
+        |why: &str| Err(Status::invalid_argument(format!("cannot drain the {what}: {why}")));
+    if reason.is_empty() {
+        return wrong("there is no reason; say why, for those who ask later");
+    }
+    if reason.chars().count() > MAX_REASON {
+        return wrong(&format!("the reason has over {MAX_REASON} characters"));
+    }
+    match deadline_s.map(u32::try_from).transpose() {
+        Ok(deadline_s) => Ok((reason.to_owned(), deadline_s)),
+        Err(_) => {
+            wrong("the deadline is over 136 years away; leave it out to let jobs run to their end")
+        }
+    }
+}
+
+fn no_compute(name: &str) -> Status {
+    Status::not_found(format!("there is no compute '{name}'; see 'atelier compute list'"))
+}
+
 fn no_node(name: &str) -> Status {
     Status::not_found(format!("there is no node '{name}'; see 'atelier node list'"))
 }
 
 impl Service {
+    async fn compute(&self, name: String) -> Result<Response<pb::Compute>, Status> {
+        let missing = no_compute(&name);
+        let found = self
+            .0
+            .handle
+            .look(move |live, _| {
+                let compute = live.computes().find(|compute| compute.name.as_str() == name)?;
+                Some(describe(live, &compute.name))
+            })
+            .await
+            .map_err(told)?;
+        found.map(Response::new).ok_or(missing)
+    }
+
     async fn node(&self, name: String) -> Result<Response<pb::Node>, Status> {
         let missing = no_node(&name);
         let found = self
             .0
             .handle
             .look(move |live, views| {
-                let node = live.nodes().find(|node| node.record.name.as_str() == name)?;
-                Some(describe_node(live, node, views))
+                let joined = live.nodes().find(|node| node.record.name.as_str() == name);
+                if let Some(node) = joined {
+                    return Some(describe_node(live, node, views));
+                }
+                let instance = live.instances().find(|known| known.node.as_str() == name)?;
+                describe_instance(live, instance)
             })
             .await
             .map_err(told)?;
@@ -183,10 +282,24 @@ fn describe(live: &Live, name: &ComputeName) -> pb::Compute {
         .filter(|node| &node.record.compute == name)
         .map(|node| node.attempts.len())
         .sum();
+    let mut node_states: BTreeMap<String, u32> = BTreeMap::new();
+    let joined = live.nodes().filter(|node| &node.record.compute == name);
+    let states = joined.map(|node| state_of(live, node).0).chain(
+        live.instances()
+            .filter(|instance| &instance.compute == name)
+            .filter_map(|instance| Some(state_of_instance(live, instance)?.0)),
+    );
+    for state in states {
+        *node_states.entry(word(state).to_owned()).or_default() += 1;
+    }
+    let resizes = node_states.keys().any(|state| matches!(&**state, "preparing" | "leaving"));
+    let record = live.compute(name);
+    let cluster = record.and_then(|record| record.cluster.as_ref());
+    let shared = cluster.is_none_or(|cluster| cluster.placement == Placement::Shared);
     pb::Compute {
         name: name.to_string(),
         r#type: "amlcompute".to_owned(),
-        placement: "shared".to_owned(),
+        placement: if shared { "shared" } else { "exclusive" }.to_owned(),
         nodes,
         ready_nodes,
         capacity: Some(capacity),
@@ -194,6 +307,118 @@ fn describe(live: &Live, name: &ComputeName) -> pb::Compute {
         running_jobs: count(running),
         queued_jobs: count(queued),
         is_default: live.default_compute() == name,
+        cluster: cluster.map(pb::Cluster::from),
+        node_states,
+        allocation_state: match record {
+            Some(record) if record.deleted => "Deleting",
+            Some(record) if record.is_scaled() && resizes => "Resizing",
+            _ => "Steady",
+        }
+        .to_owned(),
+        drain: record.and_then(|record| record.drain.as_ref()).map(drain_to_wire),
+        trouble: record.and_then(|record| record.trouble.as_ref()).map(|trouble| pb::Trouble {
+            failures: trouble.failures,
+            message: trouble.message.clone(),
+            at_ms: trouble.at.as_millis(),
+            until_ms: trouble.until.as_millis(),
+        }),
+        created_by: cluster
+            .and(record)
+            .map(|record| record.created_by.to_string())
+            .unwrap_or_default(),
+        created_at_ms: cluster.and(record).map_or(0, |record| record.created_at.as_millis()),
+    }
+}
+
+fn drain_to_wire(drain: &Drain) -> pb::Drain {
+    pb::Drain {
+        by: drain.by.to_string(),
+        reason: drain.reason.clone(),
+        since_ms: drain.since.as_millis(),
+        deadline_ms: drain.deadline.map(Timestamp::as_millis),
+    }
+}
+
+/// Azure's word for a node's state.
+const fn word(state: pb::NodeState) -> &'static str {
+    match state {
+        pb::NodeState::Unspecified => "unknown",
+        pb::NodeState::Idle => "idle",
+        pb::NodeState::Running => "running",
+        pb::NodeState::Preparing => "preparing",
+        pb::NodeState::Unusable => "unusable",
+        pb::NodeState::Leaving => "leaving",
+        pb::NodeState::Preempted => "preempted",
+    }
+}
+
+/// The state of a cluster's node whose agent has not joined, and why; `None` if it has.
+fn state_of_instance(live: &Live, instance: &Instance) -> Option<(pb::NodeState, String)> {
+    if live.node(&instance.node).is_some() {
+        return None;
+    }
+    Some(match &instance.state {
+        InstanceState::Creating { since } => {
+            (pb::NodeState::Preparing, format!("it was asked for at {since}"))
+        }
+        InstanceState::Joining { since } => (
+            pb::NodeState::Preparing,
+            format!("it is there since {since}; its agent has yet to join"),
+        ),
+        InstanceState::Up => (pb::NodeState::Unusable, "its agent is not known".to_owned()),
+        InstanceState::Retiring { reason } => (pb::NodeState::Leaving, reason.clone()),
+        InstanceState::Leaving { .. } => leaving(&instance.state),
+    })
+}
+
+/// What a node that is being taken away is shown as.
+fn leaving(state: &InstanceState) -> (pb::NodeState, String) {
+    match state {
+        InstanceState::Leaving { reason, trouble: Some(trouble), .. } => (
+            pb::NodeState::Unusable,
+            format!(
+                "{reason}; it could not be removed: {}; the next try is at {}",
+                trouble.message, trouble.until
+            ),
+        ),
+        InstanceState::Leaving { reason, preempted: true, .. } => {
+            (pb::NodeState::Preempted, reason.clone())
+        }
+        InstanceState::Leaving { reason, .. } | InstanceState::Retiring { reason } => {
+            (pb::NodeState::Leaving, reason.clone())
+        }
+        InstanceState::Creating { .. } | InstanceState::Joining { .. } | InstanceState::Up => {
+            (pb::NodeState::Preparing, String::new())
+        }
+    }
+}
+
+/// A node that has not joined yet, as far as it is known.
+fn describe_instance(live: &Live, instance: &Instance) -> Option<pb::Node> {
+    let (state, reason) = state_of_instance(live, instance)?;
+    Some(pb::Node {
+        name: instance.node.to_string(),
+        compute: instance.compute.to_string(),
+        state: state.into(),
+        reason,
+        ..pb::Node::default()
+    })
+}
+
+/// A node's state, and why.
+fn state_of(live: &Live, node: &LiveNode) -> (pb::NodeState, String) {
+    let instance = live.instance(&node.record.name);
+    if let Some(instance) = instance.filter(|known| !known.state.takes_jobs()) {
+        return leaving(&instance.state);
+    }
+    match node.link {
+        Link::Ready if node.record.drain.is_some() => (pb::NodeState::Leaving, drained(node)),
+        Link::Ready if node.attempts.is_empty() => (pb::NodeState::Idle, String::new()),
+        Link::Ready => (pb::NodeState::Running, String::new()),
+        Link::Silent { .. } => {
+            let reason = "its agent is not connected; see its log, or start it again";
+            (pb::NodeState::Unusable, reason.to_owned())
+        }
     }
 }
 
@@ -216,15 +441,7 @@ fn describe_node(live: &Live, node: &LiveNode, views: &HashMap<NodeName, NodeVie
     let ledger = live.sched().pool(&record.compute).and_then(|pool| pool.node(&record.name));
     let view = views.get(&record.name).cloned().unwrap_or_default();
     let drain = record.drain.as_ref();
-    let (state, reason) = match node.link {
-        Link::Ready if drain.is_some() => (pb::NodeState::Leaving, drained(node)),
-        Link::Ready if node.attempts.is_empty() => (pb::NodeState::Idle, String::new()),
-        Link::Ready => (pb::NodeState::Running, String::new()),
-        Link::Silent { .. } => {
-            let reason = "its agent is not connected; see its log, or start it again";
-            (pb::NodeState::Unusable, reason.to_owned())
-        }
-    };
+    let (state, reason) = state_of(live, node);
     let free_gpus: Vec<u16> =
         ledger.map(|(ledger, _)| ledger.free_gpus().collect()).unwrap_or_default();
     pb::Node {
@@ -253,11 +470,6 @@ fn describe_node(live: &Live, node: &LiveNode, views: &HashMap<NodeName, NodeVie
         os: record.os.clone(),
         facts: record.facts.clone(),
         usage: view.usage,
-        drain: drain.map(|drain| pb::Drain {
-            by: drain.by.to_string(),
-            reason: drain.reason.clone(),
-            since_ms: drain.since.as_millis(),
-            deadline_ms: drain.deadline.map(Timestamp::as_millis),
-        }),
+        drain: drain.map(drain_to_wire),
     }
 }

@@ -44,16 +44,27 @@ fn code_of_handle(error: &daemon::HandleError) -> Code {
             Code::AlreadyExists
         }
         E::Refused(
-            Refusal::UnknownCompute { .. } | Refusal::NoSuchJob(_) | Refusal::NoSuchNode(_),
+            Refusal::UnknownCompute { .. }
+            | Refusal::NoSuchCompute(_)
+            | Refusal::NoSuchJob(_)
+            | Refusal::NoSuchNode(_),
         )
         | E::NoSuchJob(_) => Code::NotFound,
         E::Refused(
             Refusal::NeverFits { .. }
             | Refusal::ExperimentDeleted(_)
             | Refusal::AlreadyDrained { .. }
-            | Refusal::NotDrained(_),
+            | Refusal::NotDrained(_)
+            | Refusal::NotACluster(_)
+            | Refusal::ComputeDeleted(_)
+            | Refusal::FixedField { .. }
+            | Refusal::ComputeBusy { .. }
+            | Refusal::ComputeDrained { .. }
+            | Refusal::ComputeNotDrained(_)
+            | Refusal::NotOfCluster { .. },
         )
         | E::StillLive(_) => Code::FailedPrecondition,
+        E::Refused(Refusal::BadCluster(_)) => Code::InvalidArgument,
         E::Refused(Refusal::NotYet(_)) => Code::Unimplemented,
         E::NodeTaken(_) => Code::AlreadyExists,
         E::Store(error) => code_of_store(error),

@@ -52,9 +52,13 @@ fn rpc(service: &str, method: &str) -> Option<Need> {
         ("atelier.content.v1.ContentService", "Get") => P::ReadContent,
         (
             "atelier.compute.v1.ComputeService",
-            "ListComputes" | "GetCompute" | "ListNodes" | "GetNode",
+            "ListComputes" | "GetCompute" | "ListNodes" | "GetNode" | "ListSizes",
         ) => P::Read,
-        ("atelier.compute.v1.ComputeService", "DrainNode" | "ResumeNode") => P::ManageCompute,
+        (
+            "atelier.compute.v1.ComputeService",
+            "DrainNode" | "ResumeNode" | "PutCompute" | "UpdateCompute" | "DeleteCompute"
+            | "DrainCompute" | "ResumeCompute",
+        ) => P::ManageCompute,
         (
             "atelier.workspace.v1.WorkspaceService",
             "GetWorkspace" | "ListDatastores" | "GetDatastore" | "ListExperiments",

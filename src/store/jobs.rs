@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use atelier_core::access::Role;
 use atelier_core::content::Digest;
-use atelier_core::id::{AttemptNumber, Epoch, EventSeq, JobName, SubmitSeq};
+use atelier_core::id::{AttemptNumber, ComputeName, Epoch, EventSeq, JobName, NodeName, SubmitSeq};
 use atelier_core::job::{Event, Job, State};
 use atelier_core::live::Counters;
 use atelier_core::time::Timestamp;
@@ -133,13 +133,23 @@ pub(super) fn write(conn: &Connection, batch: &Batch) -> Result<(), Error> {
         }
     }
     for node in &batch.nodes {
-        conn.prepare_cached("INSERT OR REPLACE INTO nodes (name, record) VALUES (?1, ?2)")
-            .and_then(|mut s| {
-                let record = serde_json::to_string(node)
-                    .map_err(|e| rusqlite::Error::ToSqlConversionFailure(Box::new(e)))?;
-                s.execute(params![node.name.as_str(), record])
-            })
-            .map_err(sql)?;
+        put(conn, "INSERT OR REPLACE INTO nodes VALUES (?1, ?2)", node.name.as_str(), node)?;
+    }
+    for (name, record) in &batch.computes {
+        put(conn, "INSERT OR REPLACE INTO computes VALUES (?1, ?2)", name.as_str(), record)?;
+    }
+    for (node, instance) in &batch.instances {
+        put(conn, "INSERT OR REPLACE INTO instances VALUES (?1, ?2)", node.as_str(), instance)?;
+    }
+    let nodes = batch.nodes_gone.iter().map(NodeName::as_str);
+    let computes = batch.computes_gone.iter().map(ComputeName::as_str);
+    let instances = batch.instances_gone.iter().map(NodeName::as_str);
+    let gone = nodes
+        .map(|name| ("DELETE FROM nodes WHERE name = ?1", name))
+        .chain(computes.map(|name| ("DELETE FROM computes WHERE name = ?1", name)))
+        .chain(instances.map(|name| ("DELETE FROM instances WHERE node = ?1", name)));
+    for (statement, name) in gone {
+        conn.prepare_cached(statement).and_then(|mut s| s.execute([name])).map_err(sql)?;
     }
     for name in &batch.deleted {
         for statement in [
@@ -237,10 +247,9 @@ pub(super) fn recover(conn: &Connection) -> Result<Recovered, Error> {
         .prepare(&format!("SELECT {JOB_COLUMNS} FROM jobs WHERE live = 1 ORDER BY seq"))
         .and_then(|mut s| s.query_map([], job_of)?.collect())
         .map_err(sql)?;
-    let nodes = conn
-        .prepare("SELECT record FROM nodes ORDER BY name")
-        .and_then(|mut s| s.query_map([], |row| column(row, 0))?.collect())
-        .map_err(sql)?;
+    let nodes = records(conn, "SELECT record FROM nodes ORDER BY name")?;
+    let computes = records(conn, "SELECT record FROM computes ORDER BY name")?;
+    let instances = records(conn, "SELECT record FROM instances ORDER BY node")?;
     let counter = |name: &str| -> Result<u64, Error> {
         conn.query_row("SELECT value FROM counters WHERE name = ?1", [name], |row| row.get(0))
             .map_err(sql)
@@ -250,7 +259,31 @@ pub(super) fn recover(conn: &Connection) -> Result<Recovered, Error> {
         seq: SubmitSeq(counter("seq")?),
         event: EventSeq(counter("event")?),
     };
-    Ok(Recovered { jobs, nodes, counters })
+    Ok(Recovered { jobs, nodes, computes, instances, counters })
+}
+
+/// Rows that are one JSON column each.
+fn records<T: DeserializeOwned>(conn: &Connection, statement: &str) -> Result<Vec<T>, Error> {
+    conn.prepare(statement)
+        .and_then(|mut s| s.query_map([], |row| column(row, 0))?.collect())
+        .map_err(|e| Error::sqlite("read what is alive", e))
+}
+
+/// Writes a row of a name and its JSON.
+fn put(
+    conn: &Connection,
+    statement: &str,
+    name: &str,
+    record: &impl Serialize,
+) -> Result<(), Error> {
+    conn.prepare_cached(statement)
+        .and_then(|mut s| {
+            let record = serde_json::to_string(record)
+                .map_err(|e| rusqlite::Error::ToSqlConversionFailure(Box::new(e)))?;
+            s.execute(params![name, record])
+        })
+        .map(drop)
+        .map_err(|e| Error::sqlite("write decisions", e))
 }
 
 pub(super) fn look_up(conn: &Connection, submissions: &[Lookup<'_>]) -> Result<Vec<Known>, Error> {

@@ -15,8 +15,9 @@ pub(crate) mod tests;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use atelier_core::compute::{ComputeRecord, Instance};
 use atelier_core::content::Digest;
-use atelier_core::id::{ExperimentName, JobName, Principal};
+use atelier_core::id::{ComputeName, ExperimentName, JobName, NodeName, Principal};
 use atelier_core::job::{Event, Job, JobStatus};
 use atelier_core::live::Counters;
 use atelier_core::node::NodeRecord;
@@ -137,12 +138,37 @@ pub struct Batch {
     pub events: Vec<Event>,
     /// Nodes to remember.
     pub nodes: Vec<NodeRecord>,
+    /// Nodes to forget.
+    pub nodes_gone: Vec<NodeName>,
+    /// Computes to remember.
+    pub computes: BTreeMap<ComputeName, ComputeRecord>,
+    /// Computes to forget.
+    pub computes_gone: Vec<ComputeName>,
+    /// Clusters' own nodes to remember.
+    pub instances: BTreeMap<NodeName, Instance>,
+    /// Clusters' own nodes to forget.
+    pub instances_gone: Vec<NodeName>,
     /// Jobs to forget.
     pub deleted: Vec<JobName>,
     /// Runs that follow their jobs.
     pub runs: Vec<TrackWrite>,
     /// Where the counters stand afterwards.
     pub counters: Option<Counters>,
+}
+
+impl Batch {
+    /// Whether there is nothing to write but, perhaps, where the counters stand.
+    pub fn is_empty(&self) -> bool {
+        self.changed.is_empty()
+            && self.events.is_empty()
+            && self.nodes.is_empty()
+            && self.nodes_gone.is_empty()
+            && self.computes.is_empty()
+            && self.computes_gone.is_empty()
+            && self.instances.is_empty()
+            && self.instances_gone.is_empty()
+            && self.deleted.is_empty()
+    }
 }
 
 /// A job's first row.
@@ -243,6 +269,10 @@ pub struct Recovered {
     pub jobs: Vec<Job>,
     /// Every node known.
     pub nodes: Vec<NodeRecord>,
+    /// Computes that were made or changed.
+    pub computes: Vec<ComputeRecord>,
+    /// Nodes that clusters have asked for.
+    pub instances: Vec<Instance>,
     /// Where the counters stand.
     pub counters: Counters,
 }

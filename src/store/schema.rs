@@ -6,7 +6,7 @@ use rusqlite::Connection;
 const APPLICATION_ID: i32 = 0x6174_656c;
 
 /// Migrations in order; the n-th makes version n. Never change one that has been released.
-const MIGRATIONS: &[&str] = &[JOBS, super::tracking::MIGRATION, EVENTS_BY_NUMBER];
+const MIGRATIONS: &[&str] = &[JOBS, super::tracking::MIGRATION, EVENTS_BY_NUMBER, COMPUTES];
 
 /// The version this build writes.
 pub const LATEST: usize = MIGRATIONS.len();
@@ -81,6 +81,18 @@ INSERT INTO events
     FROM events_by_name e JOIN jobs j ON j.name = e.job;
 DROP TABLE events_by_name;
 CREATE INDEX events_job ON events (job, seq);
+";
+
+/// Clusters and the nodes that they have asked for.
+const COMPUTES: &str = "
+CREATE TABLE computes (
+    name   TEXT PRIMARY KEY,
+    record TEXT NOT NULL                 -- JSON
+) STRICT, WITHOUT ROWID;
+CREATE TABLE instances (
+    node   TEXT PRIMARY KEY,
+    record TEXT NOT NULL                 -- JSON
+) STRICT, WITHOUT ROWID;
 ";
 
 /// Says whose the database is and of which version, and changes nothing: 0 is a new one.

@@ -15,6 +15,7 @@ mod harness;
 
 mod access;
 mod bad_input;
+mod clusters;
 mod drain;
 mod events;
 mod jobs;

@@ -293,7 +293,7 @@ async fn a_job_that_is_kept_outlives_the_lease() {
     use atelier_proto::job::v1::OnNodeLoss;
     let mut daemon = Daemon::start_with(|welcome| welcome.lease_ms = 1000).await;
     let agent = Agent::start(&daemon);
-    let mut session = daemon.session().await;
+    let session = daemon.session().await;
     let mut kept = assignment(1, "echo $$ >up; while [ ! -e go ]; do sleep 0.05; done");
     kept.spec.as_mut().unwrap().on_node_loss = OnNodeLoss::Keep.into();
     session.send(Down::Assign(kept));

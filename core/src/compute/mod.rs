@@ -9,11 +9,13 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::id::ComputeName;
-use crate::resource::{Cpus, Memory, MiB, MilliCpu};
+use crate::resource::{Capacity, Cpus, GpuDevice, Memory, MiB, MilliCpu};
 use crate::spec::{Diagnostics, validate_cluster};
 
+mod record;
 mod size;
 
+pub use record::{ComputeRecord, Instance, InstanceState, Trouble};
 pub use size::SizeTable;
 
 /// Nodes of one cluster.
@@ -183,6 +185,20 @@ pub struct NodeShape {
     /// Memory of each GPU in MiB; zero if it is not known.
     #[serde(default)]
     pub gpu_memory: MiB,
+}
+
+impl NodeShape {
+    /// What a node of this size is expected to offer; its devices have no name yet.
+    pub fn capacity(&self) -> Capacity {
+        let device = GpuDevice {
+            uuid: String::new(),
+            model: self.gpu_model.clone().unwrap_or_default(),
+            memory: self.gpu_memory,
+        };
+        let devices = u16::try_from(self.gpus).unwrap_or(u16::MAX);
+        let gpus = (0..devices).map(|index| (index, device.clone())).collect();
+        Capacity { cpu: self.cpu, memory: self.memory, gpus }
+    }
 }
 
 /// `6 CPU, 112 GiB memory, 736 GiB disk, 1 × NVIDIA V100 (16 GiB)`.

@@ -11,7 +11,7 @@ const G: u64 = 1 << 10;
 const MAX_SHOWN: usize = 3;
 
 /// VM sizes by name: those of Azure that are used most, and an admin's own.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct SizeTable {
     /// By name in lower case, since Azure's names differ in case from page to page.
     rows: BTreeMap<String, (String, NodeShape)>,

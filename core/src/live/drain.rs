@@ -30,8 +30,7 @@ impl Live {
         }
         node.record.drain = Some(drain);
         out.nodes.push(node.record.clone());
-        let compute = node.record.compute.clone();
-        self.sched.set_drained(&compute, name, true);
+        self.close(name);
         self.evict_due(now, out);
         Ok(())
     }
@@ -48,8 +47,7 @@ impl Live {
             return Err(Refusal::NotDrained(name.clone()));
         }
         out.nodes.push(node.record.clone());
-        let compute = node.record.compute.clone();
-        self.sched.set_drained(&compute, name, false);
+        self.close(name);
         Ok(())
     }
 
@@ -57,11 +55,19 @@ impl Live {
     pub(super) fn evict_due(&mut self, now: Now, out: &mut Decisions) {
         let mut due: Vec<(JobName, Principal, String)> = Vec::new();
         for (name, node) in &self.nodes {
-            let Some(drain) = &node.record.drain else { continue };
-            if drain.deadline.is_some_and(|deadline| deadline <= now.wall) {
-                let reason = format!("node {name} is drained: {}", drain.reason);
-                let jobs = node.attempts.keys().cloned();
-                due.extend(jobs.map(|job| (job, drain.by.clone(), reason.clone())));
+            let compute = &node.record.compute;
+            let whole = self.computes.get(compute).and_then(|known| known.drain.as_ref());
+            let drains = [
+                (node.record.drain.as_ref(), format!("node {name}")),
+                (whole, format!("compute {compute}")),
+            ];
+            for (drain, what) in drains {
+                let Some(drain) = drain else { continue };
+                if drain.deadline.is_some_and(|deadline| deadline <= now.wall) {
+                    let reason = format!("{what} is drained: {}", drain.reason);
+                    let jobs = node.attempts.keys().cloned();
+                    due.extend(jobs.map(|job| (job, drain.by.clone(), reason.clone())));
+                }
             }
         }
         for (job, by, reason) in due {

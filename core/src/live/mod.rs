@@ -4,6 +4,7 @@
 //! Every function takes the moment as an argument and appends to [`Decisions`]. The reactor owns
 //! one `Live`, writes the decisions in one transaction, and only then performs the effects.
 
+mod clusters;
 mod drain;
 mod nodes;
 mod reports;
@@ -11,9 +12,12 @@ mod reports;
 #[cfg(test)]
 mod tests;
 
+pub use clusters::{ClusterChange, TakenAway};
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::compute::{Cluster, ComputeRecord, Instance};
 use crate::id::{
     AttemptNumber, ComputeName, Epoch, EventSeq, ExperimentName, JobName, NodeName, Principal,
     SubmitSeq,
@@ -26,13 +30,20 @@ use crate::node::{LeasePolicy, Link, Mono, NodeRecord, Now};
 use crate::resource::{Capacity, Cpus, GpuIndex, Memory};
 use crate::sched::{self, Asked, Budget, Placement, Rank, Sched, WaitReason, Waiting};
 use crate::spec::CommandJob;
+use crate::time::Timestamp;
 
 /// The live state of a workspace.
 #[derive(Clone, Debug)]
 pub struct Live {
     jobs: BTreeMap<JobName, Job>,
     nodes: BTreeMap<NodeName, LiveNode>,
-    computes: BTreeMap<ComputeName, Compute>,
+    computes: BTreeMap<ComputeName, ComputeRecord>,
+    /// Nodes that clusters' providers were asked for.
+    instances: BTreeMap<NodeName, Instance>,
+    /// What providers were asked since the daemon started: to add a node, or to take it away.
+    asked: BTreeMap<NodeName, bool>,
+    /// When clusters look at their queues again.
+    scale_at: Mono,
     sched: Sched,
     lease: LeasePolicy,
     next_epoch: Epoch,
@@ -40,13 +51,6 @@ pub struct Live {
     next_event: EventSeq,
     daemon: Principal,
     default_compute: ComputeName,
-}
-
-/// A cluster of nodes.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Compute {
-    /// Unique in the workspace.
-    pub name: ComputeName,
 }
 
 /// A node and what runs on it.
@@ -61,6 +65,8 @@ pub struct LiveNode {
     pub attempts: BTreeMap<JobName, Option<Mono>>,
     /// Jobs there are already shown as not responding.
     pub unreachable: bool,
+    /// Since when a cluster has seen it without work.
+    pub idle_since: Option<Timestamp>,
 }
 
 /// What was decided: to be written together, then done.
@@ -75,6 +81,16 @@ pub struct Decisions {
     pub changed: BTreeMap<JobName, Job>,
     /// Nodes whose record changed.
     pub nodes: Vec<NodeRecord>,
+    /// Nodes that are no more.
+    pub nodes_gone: Vec<NodeName>,
+    /// Computes that were made or changed.
+    pub computes: BTreeMap<ComputeName, ComputeRecord>,
+    /// Computes that are no more.
+    pub computes_gone: Vec<ComputeName>,
+    /// Clusters' own nodes, as far as they were asked for.
+    pub instances: BTreeMap<NodeName, Instance>,
+    /// Clusters' own nodes that are no more.
+    pub instances_gone: Vec<NodeName>,
     /// To be done once all of it is on disk.
     pub effects: Vec<Effect>,
 }
@@ -117,6 +133,20 @@ pub enum Effect {
         node: NodeName,
         /// Which.
         key: AttemptKey,
+    },
+    /// Ask a cluster's provider for a node.
+    AddNode {
+        /// Whose.
+        cluster: Box<Cluster>,
+        /// Which.
+        node: NodeName,
+    },
+    /// Ask a cluster's provider to take a node away.
+    RemoveNode {
+        /// Whose.
+        cluster: Box<Cluster>,
+        /// Which.
+        node: NodeName,
     },
     /// An attempt is over: its token is dead.
     AttemptOver {
@@ -190,6 +220,76 @@ pub enum Refusal {
     /// It is not drained.
     #[error("node '{0}' is not drained; there is nothing to resume")]
     NotDrained(NodeName),
+    /// There is no such compute.
+    #[error("there is no compute '{0}'; see 'atelier compute list'")]
+    NoSuchCompute(ComputeName),
+    /// It is none that an admin made.
+    #[error(
+        "compute '{0}' is no cluster: machines join it by themselves, and the daemon was started \
+         with it (--compute)"
+    )]
+    NotACluster(ComputeName),
+    /// It goes with the last of its nodes.
+    #[error(
+        "compute '{0}' is being deleted; wait until 'atelier compute list' shows it no more, or use \
+         another name"
+    )]
+    ComputeDeleted(ComputeName),
+    /// What is fixed when a cluster is made.
+    #[error(
+        "cannot change {field} of compute '{compute}': it is fixed when the compute is made; delete \
+         it and make it anew, or make another"
+    )]
+    FixedField {
+        /// Whose.
+        compute: ComputeName,
+        /// Which, by its key.
+        field: &'static str,
+    },
+    /// The change would break a rule.
+    #[error("cannot change the compute: {0}")]
+    BadCluster(String),
+    /// Jobs are on it.
+    #[error(
+        "cannot delete compute '{compute}': {count} of its jobs are not over ({}); cancel them or \
+         wait, and keep others away with 'atelier compute drain {compute}'",
+        names(.shown, *.count)
+    )]
+    ComputeBusy {
+        /// Which.
+        compute: ComputeName,
+        /// How many jobs.
+        count: usize,
+        /// The first of them.
+        shown: Vec<JobName>,
+    },
+    /// It is drained already.
+    #[error(
+        "compute '{compute}' is drained already, by {by}: {reason}; add --update to change that, or \
+         take it back with 'atelier compute resume {compute}'"
+    )]
+    ComputeDrained {
+        /// Which.
+        compute: ComputeName,
+        /// Who drained it.
+        by: Principal,
+        /// Why.
+        reason: String,
+    },
+    /// It is not drained.
+    #[error("compute '{0}' is not drained; there is nothing to resume")]
+    ComputeNotDrained(ComputeName),
+    /// A cluster knows its nodes.
+    #[error(
+        "node '{node}' is none of those that cluster '{compute}' has asked for; for machines that \
+         join by themselves make a cluster with 'provider: joined'"
+    )]
+    NotOfCluster {
+        /// Which.
+        node: NodeName,
+        /// Which cluster.
+        compute: ComputeName,
+    },
     /// There is no such live job.
     #[error("there is no live job '{0}'")]
     NoSuchJob(JobName),
@@ -229,35 +329,60 @@ impl Live {
         lease: LeasePolicy,
         counters: Counters,
     ) -> Self {
-        let mut sched = Sched::default();
-        let mut known = BTreeMap::new();
-        for name in computes.into_iter().chain([default_compute.clone()]) {
-            sched.add_compute(name.clone());
-            known.insert(name.clone(), Compute { name });
-        }
-        Self {
+        let computes: Vec<ComputeName> =
+            computes.into_iter().chain([default_compute.clone()]).collect();
+        let mut live = Self {
             jobs: BTreeMap::new(),
             nodes: BTreeMap::new(),
-            computes: known,
-            sched,
+            computes: BTreeMap::new(),
+            instances: BTreeMap::new(),
+            asked: BTreeMap::new(),
+            scale_at: Mono::default(),
+            sched: Sched::default(),
             lease,
             next_epoch: counters.epoch.next(),
             next_seq: counters.seq.next(),
             next_event: counters.event.next(),
             daemon,
             default_compute,
+        };
+        for name in computes {
+            let record = ComputeRecord {
+                name,
+                cluster: None,
+                created_by: live.daemon.clone(),
+                created_at: Timestamp::from_millis(0),
+                next_node: 1,
+                drain: None,
+                deleted: false,
+                trouble: None,
+            };
+            live.know_compute(record);
         }
+        live
+    }
+
+    /// Puts back the computes that the store held, before [`Live::recover`]. One that the daemon
+    /// was started with stays one that machines join by themselves.
+    pub fn recover_computes(&mut self, computes: Vec<ComputeRecord>, instances: Vec<Instance>) {
+        for record in computes {
+            if record.cluster.is_some() || self.computes.contains_key(&record.name) {
+                self.know_compute(record);
+            }
+        }
+        self.instances.extend(instances.into_iter().map(|known| (known.node.clone(), known)));
     }
 
     /// Puts back what the store held when the daemon stopped. Nodes first, then jobs.
     pub fn recover(&mut self, nodes: Vec<NodeRecord>, jobs: Vec<Job>, mono: Mono) {
         for record in nodes {
             self.sched.put_node(&record.compute, record.name.clone(), record.capacity.clone());
-            let drained = record.drain.is_some();
-            self.sched.set_drained(&record.compute, &record.name, drained);
+            let name = record.name.clone();
             let link = Link::Silent { since: mono };
-            let node = LiveNode { record, link, attempts: BTreeMap::new(), unreachable: false };
-            self.nodes.insert(node.record.name.clone(), node);
+            let attempts = BTreeMap::new();
+            let node = LiveNode { record, link, attempts, unreachable: false, idle_since: None };
+            self.nodes.insert(name.clone(), node);
+            self.close(&name);
         }
         for job in jobs {
             match &job.state {
@@ -307,9 +432,29 @@ impl Live {
         self.nodes.values()
     }
 
+    /// A node.
+    pub fn node(&self, name: &NodeName) -> Option<&LiveNode> {
+        self.nodes.get(name)
+    }
+
+    /// A node that a cluster's provider was asked for.
+    pub fn instance(&self, node: &NodeName) -> Option<&Instance> {
+        self.instances.get(node)
+    }
+
     /// Every compute, by name.
-    pub fn computes(&self) -> impl Iterator<Item = &Compute> {
+    pub fn computes(&self) -> impl Iterator<Item = &ComputeRecord> {
         self.computes.values()
+    }
+
+    /// A compute.
+    pub fn compute(&self, name: &ComputeName) -> Option<&ComputeRecord> {
+        self.computes.get(name)
+    }
+
+    /// Every node that a cluster's provider was asked for, by name.
+    pub fn instances(&self) -> impl Iterator<Item = &Instance> {
+        self.instances.values()
     }
 
     /// Where jobs go that name no compute.
@@ -336,6 +481,9 @@ impl Live {
         if !self.computes.contains_key(&compute) {
             let known: Vec<&str> = self.computes.keys().map(ComputeName::as_str).collect();
             return Err(Refusal::UnknownCompute { name: compute, known: known.join(", ") });
+        }
+        if self.computes.get(&compute).is_some_and(|known| known.deleted) {
+            return Err(Refusal::ComputeDeleted(compute));
         }
         if spec.resources.instance_count > 1 {
             return Err(Refusal::NotYet(format!(
@@ -445,6 +593,8 @@ impl Live {
     pub fn schedule(&mut self, now: Now, out: &mut Decisions) {
         // Or their reasons would still speak of the back-off when they wait for room.
         self.sched.wake(now.wall);
+        // First, so that nothing is placed on a node that is to go.
+        self.scale(now, out);
         loop {
             let plan = sched::plan(&self.sched, now.wall, ROUND);
             let mut placed = 0;
@@ -491,6 +641,7 @@ impl Live {
         });
         if let Some(node) = self.nodes.get_mut(&placement.node) {
             node.attempts.insert(job.name.clone(), None);
+            node.idle_since = None;
         }
         let kind = EventKind::Assigned { node: placement.node.clone(), gpus: gpus.clone() };
         self.record(&job, attempt, self.daemon.clone(), kind, now, out);
@@ -582,6 +733,12 @@ fn end_event(outcome: &Outcome) -> EventKind {
         Outcome::Failed(failure) => EventKind::Failed { failure: failure.clone() },
         Outcome::Canceled(cancel) => EventKind::Canceled { reason: cancel.reason.clone() },
     }
+}
+
+fn names(jobs: &[JobName], count: usize) -> String {
+    let names: Vec<&str> = jobs.iter().map(JobName::as_str).collect();
+    let more = if count > names.len() { ", …" } else { "" };
+    names.join(", ") + more
 }
 
 fn describe(capacity: &Capacity) -> String {

@@ -22,7 +22,6 @@ impl Live {
         record.drain = self.nodes.get(&name).and_then(|known| known.record.drain.clone());
         let moved = self.nodes.get(&name).filter(|known| known.record.compute != record.compute);
         self.sched.put_node(&record.compute, name.clone(), record.capacity.clone());
-        self.sched.set_drained(&record.compute, &name, record.drain.is_some());
         if let Some(known) = moved {
             // Its jobs come along: they hold the same machine.
             self.sched.remove_node(&known.record.compute, &name);
@@ -35,6 +34,7 @@ impl Live {
             link: Link::Ready,
             attempts: BTreeMap::new(),
             unreachable: false,
+            idle_since: None,
         });
         node.record = record.clone();
         node.link = Link::Ready;
@@ -74,7 +74,10 @@ impl Live {
         for report in reports {
             self.report(&name, report, now, out);
         }
+        self.instance_joined(&record, now, out);
+        self.close(&name);
         self.sched.set_ready(&record.compute, &name, true);
+        out.nodes_gone.retain(|gone| gone != &name);
         out.nodes.push(record);
     }
 
@@ -131,12 +134,20 @@ impl Live {
     /// node is silent or a job is held back.
     pub fn has_timers(&self) -> bool {
         self.sched.next_wake().is_some()
+            || self.scales()
             || self.nodes.values().any(|node| {
                 !node.attempts.is_empty()
                     && (node.link != Link::Ready
                         || node.attempts.values().any(Option::is_some)
-                        || node.record.drain.as_ref().is_some_and(|d| d.deadline.is_some()))
+                        || self.has_deadline(node))
             })
+    }
+
+    /// Whether jobs there will have to make way at some moment.
+    fn has_deadline(&self, node: &LiveNode) -> bool {
+        let whole = self.computes.get(&node.record.compute);
+        let drains = [node.record.drain.as_ref(), whole.and_then(|known| known.drain.as_ref())];
+        drains.into_iter().flatten().any(|drain| drain.deadline.is_some())
     }
 
     fn set_unreachable(&mut self, job: &JobName, unreachable: bool, now: Now, out: &mut Decisions) {

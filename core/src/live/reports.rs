@@ -134,10 +134,22 @@ impl Live {
         now: Now,
         out: &mut Decisions,
     ) {
-        let Some(active) = job.active().cloned() else { return };
-        if job.spec.on_node_loss == OnNodeLoss::Keep && active.cancel.is_none() {
+        let kept = job.active().is_some_and(|active| active.cancel.is_none());
+        if job.spec.on_node_loss == OnNodeLoss::Keep && kept {
             return;
         }
+        self.attempt_gone(job, failure, now, out);
+    }
+
+    /// An attempt whose machine is gone is over, whatever its job wants.
+    pub(super) fn attempt_gone(
+        &mut self,
+        job: Job,
+        failure: Failure,
+        now: Now,
+        out: &mut Decisions,
+    ) {
+        let Some(active) = job.active().cloned() else { return };
         if let Some(key) = job.attempt_key() {
             out.effects.push(Effect::AttemptOver { key });
         }

@@ -16,7 +16,7 @@ mod tests;
 use imbl::OrdMap;
 
 pub use explain::{Asked, Change, Explanation, Foreseen, explain, foresee};
-pub use pool::{Placement, Pool, Waiting};
+pub use pool::{Closed, Placement, Pool, Supply, Waiting};
 pub use rank::Rank;
 pub use reason::WaitReason;
 
@@ -70,6 +70,37 @@ impl Sched {
     /// Whether an admin keeps jobs away from the node.
     pub fn set_drained(&mut self, compute: &ComputeName, node: &NodeName, drained: bool) {
         self.pool_mut(compute).set_drained(node, drained);
+    }
+
+    /// Forgets a compute without nodes and jobs.
+    pub fn remove_compute(&mut self, compute: &ComputeName) {
+        self.pools.remove(compute);
+    }
+
+    /// How jobs are placed on a compute, and what a node offers that may yet be added to it.
+    pub fn set_kind(&mut self, compute: &ComputeName, exclusive: bool, template: Option<Capacity>) {
+        self.pool_mut(compute).set_kind(exclusive, template);
+    }
+
+    /// What those who wait may hope for from whoever adds nodes.
+    pub fn set_supply(&mut self, compute: &ComputeName, supply: Supply) {
+        self.pool_mut(compute).set_supply(supply);
+    }
+
+    /// Whether an admin keeps jobs away from the whole compute.
+    pub fn set_closed(&mut self, compute: &ComputeName, closed: Option<Closed>) {
+        self.pool_mut(compute).set_closed(closed);
+    }
+
+    /// How many nodes the queue needs beside those that are there, at most `most`; zero if nobody
+    /// adds nodes.
+    pub fn nodes_wanted(&self, compute: &ComputeName, now: Timestamp, most: u32) -> u32 {
+        self.pools.get(compute).map_or(0, |pool| pool.nodes_wanted(now, most))
+    }
+
+    /// Whether a job is in line that a node could hold, be it there or yet to come.
+    pub fn has_work(&self, compute: &ComputeName) -> bool {
+        self.pools.get(compute).is_some_and(Pool::has_work)
     }
 
     /// Puts a job in the queue, at its place.

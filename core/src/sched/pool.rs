@@ -1,10 +1,12 @@
 //! One compute: its nodes and its queue.
 
+use std::collections::BTreeSet;
+
 use imbl::{OrdMap, OrdSet};
 
 use super::pack::{Ask, Free, Packing};
 use super::{Rank, WaitReason};
-use crate::id::{ComputeName, JobName, NodeName};
+use crate::id::{ComputeName, JobName, NodeName, Principal};
 use crate::resource::{Capacity, Demand, Ledger, MiB, MilliCpu, Reservation, Shortage};
 use crate::time::Timestamp;
 
@@ -81,6 +83,44 @@ impl Size {
     }
 }
 
+/// What those who wait may hope for from whoever adds nodes.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub enum Supply {
+    /// Nobody adds nodes.
+    #[default]
+    None,
+    /// More nodes may be added.
+    Room,
+    /// Nodes are on their way.
+    Coming {
+        /// How many.
+        nodes: u32,
+        /// The first of them was asked for then.
+        since: Timestamp,
+    },
+    /// No node can be had.
+    Failing {
+        /// Why, in words.
+        why: String,
+        /// When it is tried again.
+        until: Timestamp,
+    },
+    /// There are as many nodes as there may be.
+    Full {
+        /// That many.
+        most: u32,
+    },
+}
+
+/// On whose word a compute gets no jobs.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Closed {
+    /// Who said so.
+    pub by: Principal,
+    /// Why, in their words.
+    pub reason: String,
+}
+
 /// A compute's nodes, indexed by what is free, and its queue, by rank.
 #[derive(Clone, Debug, Default)]
 pub struct Pool {
@@ -102,6 +142,14 @@ pub struct Pool {
     heads: OrdMap<Rank, Demand>,
     /// How many open nodes there are of each size.
     sizes: OrdMap<Size, usize>,
+    /// A job takes a whole node.
+    exclusive: bool,
+    /// What a node that may yet be added offers; `None` if nobody adds nodes.
+    template: Option<Capacity>,
+    /// Whether nodes are on their way.
+    supply: Supply,
+    /// An admin keeps jobs away from the whole compute.
+    closed: Option<Closed>,
     /// Why the head waits, as the last plan found.
     blocked: Option<WaitReason>,
     /// Something has changed since the last plan.
@@ -181,6 +229,23 @@ impl Pool {
                 self.heads.remove(first);
             }
         }
+    }
+
+    /// How jobs are placed here and what nodes may come. Jobs that run are left alone.
+    pub(super) fn set_kind(&mut self, exclusive: bool, template: Option<Capacity>) {
+        if (self.exclusive, &self.template) != (exclusive, &template) {
+            (self.exclusive, self.template) = (exclusive, template);
+            self.dirty = true;
+        }
+    }
+
+    pub(super) fn set_supply(&mut self, supply: Supply) {
+        self.supply = supply;
+    }
+
+    pub(super) fn set_closed(&mut self, closed: Option<Closed>) {
+        self.dirty |= self.closed.is_some() != closed.is_some();
+        self.closed = closed;
     }
 
     fn index(&mut self, node: &NodeName) {
@@ -300,14 +365,22 @@ impl Pool {
     pub(super) fn commit(&mut self, placement: &Placement) -> Option<Reservation> {
         let waits =
             self.queue.contains_key(&placement.rank) || self.until.contains_key(&placement.rank);
-        if !waits || !self.nodes.get(&placement.node).is_some_and(Slot::is_open) {
+        if !waits
+            || self.closed.is_some()
+            || !self.nodes.get(&placement.node).is_some_and(Slot::is_open)
+        {
             return None;
         }
         self.unindex(&placement.node);
-        let reservation = self
-            .nodes
-            .get_mut(&placement.node)
-            .and_then(|slot| slot.ledger.reserve(&placement.demand).ok());
+        let exclusive = self.exclusive;
+        let reservation = self.nodes.get_mut(&placement.node).and_then(|slot| {
+            let ledger = &mut slot.ledger;
+            match exclusive {
+                true if ledger.is_idle() => ledger.reserve_whole(&placement.demand).ok(),
+                true => None,
+                false => ledger.reserve(&placement.demand).ok(),
+            }
+        });
         self.index(&placement.node);
         if reservation.is_some() {
             self.dequeue(placement.rank);
@@ -334,6 +407,9 @@ impl Pool {
         budget: usize,
         placements: &mut Vec<Placement>,
     ) -> Option<WaitReason> {
+        if self.closed.is_some() {
+            return None;
+        }
         // A copy that shares its structure: reservations of this plan are seen by the next job.
         let mut trial = self.clone();
         trial.wake(now);
@@ -364,14 +440,17 @@ impl Pool {
     /// Of the nodes that get jobs and have room: where there are GPUs the one on which the job
     /// strands the least of them ([`super::pack`]), else the one with the least CPU free.
     fn best_node(&self, demand: &Demand) -> Option<NodeName> {
-        if self.with_gpus > 0 {
+        if self.with_gpus > 0 && !self.exclusive {
             return self.packing.node_for(&Ask::from(demand)).cloned();
         }
         let from = (demand.cpu, NodeName::lowest());
         self.by_free
             .range(from..)
             .find(|(_, node)| {
-                self.nodes.get(node).is_some_and(|slot| slot.ledger.shortage(demand).is_none())
+                self.nodes.get(node).is_some_and(|slot| {
+                    slot.ledger.shortage(demand).is_none()
+                        && (!self.exclusive || slot.ledger.is_idle())
+                })
             })
             .map(|(_, node)| node.clone())
     }
@@ -397,6 +476,11 @@ impl Pool {
     }
 
     fn shortage(&self, demand: &Demand) -> WaitReason {
+        if self.exclusive {
+            let open = self.nodes.values().filter(|slot| slot.is_open());
+            let large = open.filter(|slot| slot.ledger.capacity().could_hold(demand));
+            return WaitReason::Occupied { nodes: large.count() };
+        }
         let closest = self
             .nodes
             .iter()
@@ -420,11 +504,17 @@ impl Pool {
 
     pub(super) fn reason(&self, rank: Rank) -> Option<WaitReason> {
         if let Some(waiting) = self.queue.get(&rank) {
+            if let Some(Closed { by, reason }) = &self.closed {
+                let (by, reason) = (by.clone(), reason.clone());
+                return Some(WaitReason::ComputeDrained { by, reason });
+            }
             if !self.could_start(&waiting.demand) {
-                return Some(self.too_large(&waiting.demand));
+                let reason = self.too_large(&waiting.demand);
+                return Some(self.supplied(&waiting.demand, reason));
             }
             let (first, head) = self.head()?;
             let because = self.blocked.clone().unwrap_or(WaitReason::Undecided);
+            let because = self.supplied(&head.demand, because);
             if first == rank {
                 return Some(because);
             }
@@ -433,6 +523,62 @@ impl Pool {
             return Some(WaitReason::Behind { head: head.job.clone(), ahead, because });
         }
         self.until.get(&rank).map(|until| WaitReason::BackOff { until: *until })
+    }
+
+    /// The reason in view of the nodes that may come.
+    fn supplied(&self, demand: &Demand, reason: WaitReason) -> WaitReason {
+        let helps = self.template.as_ref().is_some_and(|node| node.could_hold(demand));
+        if !helps || matches!(reason, WaitReason::NextRound | WaitReason::Undecided) {
+            return reason;
+        }
+        match &self.supply {
+            Supply::None => reason,
+            Supply::Room => WaitReason::Growing,
+            Supply::Coming { nodes, since } => {
+                WaitReason::NodesComing { nodes: *nodes, since: *since }
+            }
+            Supply::Failing { why, until } => {
+                WaitReason::NoNodeToBeHad { why: why.clone(), until: *until }
+            }
+            Supply::Full { most } => WaitReason::Full { most: *most, because: Box::new(reason) },
+        }
+    }
+
+    /// How many nodes like the template the queue needs beside those that are there, at most
+    /// `most`: as many as the scheduler itself would use if there were so many.
+    pub(super) fn nodes_wanted(&self, now: Timestamp, most: u32) -> u32 {
+        let Some(template) = self.template.as_ref().filter(|_| self.closed.is_none()) else {
+            return 0;
+        };
+        // The compute's name is of no account in a trial.
+        let Ok(compute) = ComputeName::new("trial") else { return 0 };
+        let mut trial = self.clone();
+        trial.wake(now);
+        // What is there is used first, also where a node to come would fit more tightly.
+        let mut placements = Vec::new();
+        self.plan(&compute, now, TRIAL, &mut placements);
+        for placement in placements.drain(..) {
+            trial.commit(&placement);
+        }
+        for number in 0..most {
+            let node = NodeName::to_come(number);
+            trial.put_node(node.clone(), template.clone());
+            trial.set_ready(&node, true);
+        }
+        trial.plan(&compute, now, TRIAL, &mut placements);
+        let first = NodeName::to_come(0);
+        let used: BTreeSet<&NodeName> =
+            placements.iter().map(|placed| &placed.node).filter(|node| **node >= first).collect();
+        u32::try_from(used.len()).unwrap_or(most)
+    }
+
+    /// Whether a job is in line that a node which gets jobs, or one that may come, could hold.
+    pub(super) fn has_work(&self) -> bool {
+        !self.heads.is_empty()
+            || self
+                .template
+                .as_ref()
+                .is_some_and(|node| self.classes.keys().any(|demand| node.could_hold(demand)))
     }
 
     /// How many in the queue are ahead of `rank`, which is one of them. Counted from whichever end
@@ -456,13 +602,12 @@ impl Pool {
     }
 
     pub(super) fn never_fits(&self, demand: &Demand) -> Option<Capacity> {
-        let fits = self.nodes.values().any(|slot| slot.ledger.capacity().could_hold(demand));
-        if fits || self.nodes.is_empty() {
+        let capacities =
+            || self.nodes.values().map(|slot| slot.ledger.capacity()).chain(&self.template);
+        if capacities().any(|capacity| capacity.could_hold(demand)) {
             return None;
         }
-        self.nodes
-            .values()
-            .map(|slot| slot.ledger.capacity())
+        capacities()
             .max_by_key(|capacity| match lacking(capacity, demand) {
                 Some(Shortage::Gpus) | None => (capacity.gpus.len() as u64, capacity.cpu),
                 Some(Shortage::Memory) => (capacity.memory, capacity.cpu),
@@ -497,6 +642,10 @@ impl Pool {
         self.nodes.iter().map(|(node, slot)| (node, &slot.ledger, slot.is_open()))
     }
 }
+
+/// Placements at most when it is tried how many nodes a queue needs: a queue that needs more is
+/// looked at again when those nodes are there.
+const TRIAL: usize = 4_096;
 
 fn lacking(capacity: &Capacity, demand: &Demand) -> Option<Shortage> {
     Ledger::new(capacity.clone()).shortage(demand)

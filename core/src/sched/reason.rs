@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::id::{JobName, NodeName};
+use crate::id::{JobName, NodeName, Principal};
 use crate::resource::{Cpus, Demand, Memory, Shortage};
 use crate::time::Timestamp;
 
@@ -53,6 +53,41 @@ pub enum WaitReason {
         /// Why the first waits.
         because: Box<WaitReason>,
     },
+    /// A job takes a whole node here, and every node that could hold it is taken.
+    Occupied {
+        /// So many.
+        nodes: usize,
+    },
+    /// An admin keeps jobs away from the whole compute.
+    ComputeDrained {
+        /// Who.
+        by: Principal,
+        /// Why.
+        reason: String,
+    },
+    /// A node is about to be added for it.
+    Growing,
+    /// Nodes are on their way.
+    NodesComing {
+        /// How many.
+        nodes: u32,
+        /// The first of them was asked for then.
+        since: Timestamp,
+    },
+    /// No node can be had at the moment.
+    NoNodeToBeHad {
+        /// Why.
+        why: String,
+        /// When it is tried again.
+        until: Timestamp,
+    },
+    /// The cluster has as many nodes as it may have.
+    Full {
+        /// That many.
+        most: u32,
+        /// Why none of them takes it.
+        because: Box<WaitReason>,
+    },
     /// It may not start before then, after a failed attempt.
     BackOff {
         /// When.
@@ -97,6 +132,31 @@ impl fmt::Display for WaitReason {
             Self::Behind { head, ahead, because } => {
                 let jobs = if *ahead == 1 { "job is" } else { "jobs are" };
                 write!(f, "{ahead} {jobs} before it; the first, {head}, {because}")
+            }
+            Self::Occupied { nodes } => {
+                let nodes = match nodes {
+                    1 => "the only node that could hold it is".to_owned(),
+                    nodes => format!("all {nodes} nodes that could hold it are"),
+                };
+                write!(f, "{nodes} taken (a job takes a whole node); it starts when one is free")
+            }
+            Self::ComputeDrained { by, reason } => write!(
+                f,
+                "the compute is drained, by {by}: {reason}; it starts once the compute is resumed"
+            ),
+            Self::Growing => f.write_str("a node is about to be added for it"),
+            Self::NodesComing { nodes, since } => {
+                let nodes = match nodes {
+                    1 => "a node is".to_owned(),
+                    nodes => format!("{nodes} nodes are"),
+                };
+                write!(f, "{nodes} being prepared, since {since}; it starts when one has joined")
+            }
+            Self::NoNodeToBeHad { why, until } => {
+                write!(f, "no node can be had: {why}; the next try is at {until}")
+            }
+            Self::Full { most, because } => {
+                write!(f, "the cluster has its maximum of {most} nodes; {because}")
             }
             Self::BackOff { until } => {
                 write!(f, "the last attempt failed; the next may start at {until}")

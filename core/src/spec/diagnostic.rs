@@ -21,6 +21,9 @@ pub struct Diagnostic {
     pub snippet: Option<String>,
 }
 
+/// Fields of which no line is shown: a password may stand in it.
+const SECRET: [&str; 1] = ["ssh_settings"];
+
 /// Where in what the user wrote.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Place {
@@ -254,7 +257,11 @@ fn shown(mut list: Vec<Reported>, more: usize, sources: &[Source]) -> Option<Dia
     let more = more.saturating_add(list.len().saturating_sub(MAX_REPORTED));
     list.truncate(MAX_REPORTED);
     let with_line = |Reported { diagnostic, mark }: Reported| {
-        let snippet = mark.and_then(|mark| {
+        let secret = diagnostic
+            .place
+            .as_ref()
+            .is_some_and(|place| SECRET.iter().any(|field| place.path.starts_with(field)));
+        let snippet = mark.filter(|_| !secret).and_then(|mark| {
             let source = sources.get(usize::from(mark.source)).filter(|source| source.is_file)?;
             snippet(&source.text, mark)
         });

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Checked, Violation, ensure};
+use crate::compute::Placement;
 use crate::id::{JobName, NodeName};
 use crate::job::{Active, Job, State};
 use crate::live::{Live, rank};
@@ -117,7 +118,9 @@ fn nodes(live: &Live) -> Checked {
             let slot = live.sched().pool(&compute.name).and_then(|pool| pool.node(name));
             let home = compute.name == node.record.compute;
             let ready = slot.map(|(_, ready)| ready);
-            let open = node.link == Link::Ready && node.record.drain.is_none();
+            let leaves =
+                live.instances().any(|known| &known.node == name && !known.state.takes_jobs());
+            let open = node.link == Link::Ready && node.record.drain.is_none() && !leaves;
             let right = if home { ready == Some(open) } else { ready.is_none() };
             ensure(right, "I8", || {
                 format!(
@@ -190,6 +193,11 @@ pub(super) fn within_capacity(live: &Live, job: &JobName, node: &NodeName) -> Ch
 pub(super) fn nothing_idles(live: &Live) -> Checked {
     for compute in live.computes() {
         let Some(pool) = live.sched().pool(&compute.name) else { continue };
+        if compute.drain.is_some() {
+            continue;
+        }
+        let exclusive =
+            compute.cluster.as_ref().is_some_and(|c| c.placement == Placement::Exclusive);
         let could_start = |job: &Job| {
             let demand = &job.spec.resources.demand;
             pool.nodes().any(|(_, ledger, ready)| ready && ledger.capacity().could_hold(demand))
@@ -201,15 +209,17 @@ pub(super) fn nothing_idles(live: &Live) -> Checked {
                 continue;
             }
             let Some(job) = live.job(name) else { continue };
-            let set_aside = matches!(
-                reason,
-                Some(
-                    WaitReason::TooLarge { .. }
-                        | WaitReason::Drained { .. }
-                        | WaitReason::NodesSilent
-                        | WaitReason::NoNodes
-                )
-            );
+            let supplied = compute.is_scaled() && !could_start(job);
+            let set_aside = supplied
+                || matches!(
+                    reason,
+                    Some(
+                        WaitReason::TooLarge { .. }
+                            | WaitReason::Drained { .. }
+                            | WaitReason::NodesSilent
+                            | WaitReason::NoNodes
+                    )
+                );
             ensure(set_aside != could_start(job), "sanity", || {
                 format!("{name} is told {reason:?}, which is not so")
             })?;
@@ -219,8 +229,10 @@ pub(super) fn nothing_idles(live: &Live) -> Checked {
         }
         let Some(first) = in_line.first() else { continue };
         let demand = &first.spec.resources.demand;
-        let room =
-            pool.nodes().find(|(_, ledger, ready)| *ready && ledger.shortage(demand).is_none());
+        let room = pool.nodes().find(|(_, ledger, ready)| {
+            let fits = ledger.shortage(demand).is_none() && (!exclusive || ledger.is_idle());
+            *ready && fits
+        });
         ensure(room.is_none(), "I18", || {
             format!("{} is first in line and waits, and {:?} has room", first.name, room)
         })?;

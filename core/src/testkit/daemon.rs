@@ -6,9 +6,10 @@ use std::sync::Arc;
 
 use super::node::{Down, Up};
 use super::{Checked, Store, check, ensure, principal};
+use crate::compute::Cluster;
 use crate::id::{ComputeName, JobName, NodeName};
 use crate::job::Report;
-use crate::live::{Decisions, Effect, Live, Submission};
+use crate::live::{Decisions, Effect, Live, Submission, TakenAway};
 use crate::node::{Drain, LeasePolicy, Mono, NodeRecord, Now};
 use crate::spec::CommandJob;
 use crate::time::Timestamp;
@@ -32,6 +33,13 @@ pub(super) enum Command {
     Join { session: u64, record: NodeRecord, reports: Vec<Report> },
     Report { session: u64, node: NodeName, report: Report },
     Left { session: u64, node: NodeName },
+    PutCluster(Box<Cluster>),
+    DeleteCluster(ComputeName),
+    DrainCompute { compute: ComputeName, deadline: Option<Timestamp> },
+    ResumeCompute(ComputeName),
+    Made { node: NodeName, made: Result<(), String> },
+    Gone { node: NodeName, gone: Result<(), String> },
+    TakenAway(TakenAway),
 }
 
 /// A batch that was decided, to be written.
@@ -42,6 +50,8 @@ pub(super) struct Batch {
     pub submitted: Vec<JobName>,
     /// Nodes that will be welcomed.
     pub joined: Vec<(NodeName, u64)>,
+    /// Nodes that may not join.
+    pub refused: Vec<(NodeName, u64)>,
 }
 
 impl Batch {
@@ -49,6 +59,11 @@ impl Batch {
         self.decisions.changed.is_empty()
             && self.decisions.events.is_empty()
             && self.decisions.nodes.is_empty()
+            && self.decisions.nodes_gone.is_empty()
+            && self.decisions.computes.is_empty()
+            && self.decisions.computes_gone.is_empty()
+            && self.decisions.instances.is_empty()
+            && self.decisions.instances_gone.is_empty()
     }
 }
 
@@ -69,6 +84,8 @@ impl Daemon {
             lease,
             counters,
         );
+        let (known, instances) = store.recover_computes();
+        live.recover_computes(known, instances);
         live.recover(nodes, jobs, Mono(clock - booted_at));
         check::sanity_check(&live)?;
         let (listening, sessions, inbox) = <_>::default();
@@ -175,6 +192,11 @@ impl Daemon {
             }
             Command::Join { session, record, reports } => {
                 let node = record.name.clone();
+                if self.live.may_join(&record).is_err() {
+                    self.listening.remove(&session);
+                    batch.refused.push((node, session));
+                    return Ok(());
+                }
                 self.sessions.insert(node.clone(), session);
                 self.live.node_joined(record, reports, now, out);
                 batch.joined.push((node, session));
@@ -190,6 +212,31 @@ impl Daemon {
                     self.live.node_left(&node, now);
                 }
             }
+            Command::PutCluster(cluster) => {
+                // One of that name may be on its way out.
+                let _ = self.live.put_cluster(*cluster, principal("root"), now, out);
+            }
+            Command::DeleteCluster(name) => {
+                // Jobs may be on it.
+                let _ = self.live.delete_cluster(&name, now, out);
+            }
+            Command::DrainCompute { compute, deadline } => {
+                let by = principal("root");
+                let drain = Drain { by, reason: "repair".to_owned(), since: now.wall, deadline };
+                let _ = self.live.drain_compute(&compute, drain, true, now, out);
+            }
+            Command::ResumeCompute(compute) => {
+                // It may not be drained.
+                let _ = self.live.resume_compute(&compute, out);
+            }
+            Command::Made { node, made } => self.live.node_made(&node, made, now, out),
+            Command::Gone { node, gone } => {
+                self.live.node_gone(&node, gone, now, out);
+                if out.nodes_gone.contains(&node) {
+                    self.sessions.remove(&node);
+                }
+            }
+            Command::TakenAway(taken) => self.live.node_taken_away(taken, now, out),
         }
         Ok(())
     }
@@ -242,6 +289,12 @@ impl Daemon {
             let drained =
                 self.live.nodes().any(|n| &n.record.name == node && n.record.drain.is_some());
             ensure(!drained, "I8", || format!("{key:?} was placed on {node}, which is drained"))?;
+            let leaves =
+                self.live.instances().any(|known| &known.node == node && !known.state.takes_jobs());
+            ensure(!leaves, "I8", || format!("{key:?} was placed on {node}, which leaves"))?;
+            let compute = self.live.job(&key.job).and_then(|job| self.live.compute(&job.compute));
+            let closed = compute.is_some_and(|known| known.drain.is_some());
+            ensure(!closed, "I8", || format!("{key:?} was placed on a drained compute"))?;
             check::within_capacity(&self.live, &key.job, node)?;
         }
         Ok(())
@@ -254,7 +307,17 @@ impl Daemon {
         ensure(alive == written, "I2", || format!("alive are {alive:?}, and written {written:?}"))?;
         let nodes: Vec<_> = self.live.nodes().map(|node| &node.record).collect();
         let written: Vec<_> = store.nodes.values().collect();
-        ensure(nodes == written, "I2", || format!("nodes are {nodes:?}, and written {written:?}"))
+        ensure(nodes == written, "I2", || format!("nodes are {nodes:?}, and written {written:?}"))?;
+        let instances: Vec<_> = self.live.instances().collect();
+        let written: Vec<_> = store.instances.values().collect();
+        ensure(instances == written, "I2", || {
+            format!("clusters' nodes are {instances:?}, and written {written:?}")
+        })?;
+        for record in store.computes.values() {
+            let known = self.live.compute(&record.name);
+            ensure(known == Some(record), "I2", || format!("{known:?}, and written {record:?}"))?;
+        }
+        Ok(())
     }
 
     /// Nothing of the last batch is on disk: go back to what is, and let the nodes come again.

@@ -11,6 +11,7 @@
 mod check;
 mod daemon;
 mod node;
+mod provider;
 mod store;
 mod world;
 

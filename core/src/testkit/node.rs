@@ -270,7 +270,12 @@ impl Node {
                         self.forget(key.epoch);
                     }
                 }
-                Down::Order(Effect::AttemptOver { .. } | Effect::JobOver { .. }) => {}
+                Down::Order(
+                    Effect::AttemptOver { .. }
+                    | Effect::JobOver { .. }
+                    | Effect::AddNode { .. }
+                    | Effect::RemoveNode { .. },
+                ) => {}
             }
         }
     }

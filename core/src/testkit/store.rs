@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::{Checked, ensure};
-use crate::id::{AttemptNumber, JobName, NodeName};
+use crate::compute::{ComputeRecord, Instance};
+use crate::id::{AttemptNumber, ComputeName, JobName, NodeName};
 use crate::job::{Event, EventKind, Job, JobStatus, State, Tries};
 use crate::live::{Counters, Decisions};
 use crate::node::NodeRecord;
@@ -15,6 +16,10 @@ pub struct Store {
     pub jobs: BTreeMap<JobName, Job>,
     /// Every node ever written.
     pub nodes: BTreeMap<NodeName, NodeRecord>,
+    /// Every compute that was made or changed, and is not deleted.
+    pub computes: BTreeMap<ComputeName, ComputeRecord>,
+    /// Every node that a cluster asked for and has not given up.
+    pub instances: BTreeMap<NodeName, Instance>,
     /// The log.
     pub events: Vec<Event>,
     /// As last written.
@@ -65,6 +70,21 @@ impl Store {
         for record in &decisions.nodes {
             self.nodes.insert(record.name.clone(), record.clone());
         }
+        for node in &decisions.nodes_gone {
+            self.nodes.remove(node);
+        }
+        for (name, record) in &decisions.computes {
+            self.computes.insert(name.clone(), record.clone());
+        }
+        for name in &decisions.computes_gone {
+            self.computes.remove(name);
+        }
+        for (node, instance) in &decisions.instances {
+            self.instances.insert(node.clone(), instance.clone());
+        }
+        for node in &decisions.instances_gone {
+            self.instances.remove(node);
+        }
         Ok(())
     }
 
@@ -108,6 +128,14 @@ impl Store {
             self.jobs.values().filter(|job| job.ended().is_none()).map(reread).collect();
         jobs.sort_by_key(|job| job.seq);
         (self.nodes.values().map(reread).collect(), jobs, self.counters)
+    }
+
+    /// The computes and the clusters' nodes that a new daemon starts from.
+    pub fn recover_computes(&self) -> (Vec<ComputeRecord>, Vec<Instance>) {
+        (
+            self.computes.values().map(reread).collect(),
+            self.instances.values().map(reread).collect(),
+        )
     }
 
     /// Every job that has not ended.

@@ -5,10 +5,12 @@ use std::sync::Arc;
 
 use super::daemon::{Batch, Command, Daemon};
 use super::node::{Agent, Down, Node, Up};
+use super::provider::{Done, Provider};
 use super::{Checked, Script, Store, ensure};
+use crate::compute::Cluster;
 use crate::id::{ComputeName, Epoch, JobName, NodeName};
 use crate::job::{Job, Phase, Report};
-use crate::live::{Effect, Live};
+use crate::live::{Effect, Live, TakenAway};
 use crate::node::{LeasePolicy, NodeRecord};
 use crate::resource::Capacity;
 use crate::spec::{CommandJob, OnNodeLoss};
@@ -67,12 +69,16 @@ pub struct World {
     acknowledged: BTreeSet<JobName>,
     fault: Option<CommitFault>,
     sessions: u64,
+    provider: Provider,
     /// Every attempt whose process ever ran.
     started: BTreeMap<JobName, BTreeSet<Epoch>>,
     /// Every effect that was performed, in order.
     pub effects: Vec<Effect>,
 }
 
+/// A provider that has failed is asked again after ten minutes at most; twice, as nodes leave before
+/// others come.
+const SUPPLY_MS: u64 = 1_300_000;
 const WALL: i64 = 1_700_000_000_000;
 
 impl World {
@@ -95,6 +101,7 @@ impl World {
             acknowledged: BTreeSet::new(),
             fault: None,
             sessions: 0,
+            provider: Provider::default(),
             started: BTreeMap::new(),
             effects: Vec::new(),
         }
@@ -295,8 +302,112 @@ impl World {
             node.step(self.clock, wall, self.lease, &self.scripts, &mut self.sessions);
             self.judge_processes(name)?;
         }
+        self.provide()?;
         self.carry();
         self.round()
+    }
+
+    /// The provider does what it was asked, when its time has come.
+    fn provide(&mut self) -> Checked {
+        for done in self.provider.due(self.clock) {
+            match done {
+                Done::Added { node, record } => {
+                    if let Some(record) = record
+                        && !self.nodes.contains_key(&node)
+                    {
+                        self.nodes.insert(node.clone(), Node::new(*record));
+                    }
+                    self.tell(Command::Made { node, made: Ok(()) });
+                }
+                Done::Removed { node } => {
+                    self.judge_removal(&node)?;
+                    self.nodes.remove(&node);
+                    self.tell(Command::Gone { node, gone: Ok(()) });
+                }
+                Done::Failed { node, adds: true } => {
+                    self.tell(Command::Made { node, made: Err("none to be had".to_owned()) });
+                }
+                Done::Failed { node, adds: false } => {
+                    self.tell(Command::Gone { node, gone: Err("no answer".to_owned()) });
+                }
+            }
+        }
+        let mut machines: BTreeMap<&ComputeName, u32> = BTreeMap::new();
+        for (name, node) in &self.nodes {
+            if !self.records.contains_key(name) {
+                *machines.entry(&node.record.compute).or_default() += 1;
+            }
+        }
+        for (compute, machines) in machines {
+            let most = self.provider.most(compute);
+            ensure(machines <= most, "scale", || {
+                format!("{compute} has {machines} machines, and {most} are allowed")
+            })?;
+        }
+        Ok(())
+    }
+
+    /// No node is taken away while a job of the daemon's runs there.
+    fn judge_removal(&self, name: &NodeName) -> Checked {
+        let Some(node) = self.nodes.get(name) else { return Ok(()) };
+        for (epoch, process) in &node.processes {
+            let active = self.store.jobs.get(&process.key.job).and_then(Job::active);
+            let works = active.is_some_and(|active| &active.epoch == epoch);
+            ensure(!works, "scale", || format!("{name} was removed with {:?}", process.key))?;
+        }
+        Ok(())
+    }
+
+    /// A daemon that is down hears nothing.
+    fn tell(&mut self, command: Command) {
+        if let Some(daemon) = &mut self.daemon {
+            daemon.inbox.push(command);
+        }
+    }
+
+    /// Makes a cluster, or changes it.
+    pub fn put_cluster(&mut self, cluster: Cluster) {
+        self.provider.allow(&cluster);
+        self.tell(Command::PutCluster(Box::new(cluster)));
+    }
+
+    /// Deletes a cluster.
+    pub fn delete_cluster(&mut self, name: &ComputeName) {
+        self.tell(Command::DeleteCluster(name.clone()));
+    }
+
+    /// Drains a compute; with a time, its jobs go back in the queue that much later.
+    pub fn drain_compute(&mut self, compute: &ComputeName, deadline_ms: Option<i64>) {
+        let deadline = deadline_ms.map(|ms| self.wall().plus_millis(ms));
+        self.tell(Command::DrainCompute { compute: compute.clone(), deadline });
+    }
+
+    /// Lets a drained compute have jobs again.
+    pub fn resume_compute(&mut self, compute: &ComputeName) {
+        self.tell(Command::ResumeCompute(compute.clone()));
+    }
+
+    /// The provider fails at everything for so many milliseconds.
+    pub fn fail_provider(&mut self, for_ms: u64) {
+        self.provider.fails_until = self.clock + for_ms;
+    }
+
+    /// The machines of a cluster that truly are there.
+    pub fn machines(&self, compute: &ComputeName) -> Vec<NodeName> {
+        let theirs = self.nodes.iter().filter(|(name, node)| {
+            &node.record.compute == compute && !self.records.contains_key(*name)
+        });
+        theirs.map(|(name, _)| name.clone()).collect()
+    }
+
+    /// A machine of a cluster is taken from under its node, and the daemon is told.
+    pub fn preempt(&mut self, node: &NodeName) {
+        if self.records.contains_key(node) || self.nodes.remove(node).is_none() {
+            return;
+        }
+        let reason = "preempted".to_owned();
+        let taken = TakenAway { node: node.clone(), reason, preempted: true };
+        self.tell(Command::TakenAway(taken));
     }
 
     /// I1: one process per job, whatever the daemon believes; and no device in two hands.
@@ -407,6 +518,7 @@ impl World {
             })?;
             self.acknowledged.insert(name);
         }
+        self.close(batch.refused);
         for (name, session) in batch.joined {
             if let Some(node) = self.nodes.get_mut(&name) {
                 node.down.push_back((session, Down::Welcome));
@@ -419,6 +531,14 @@ impl World {
                 | Effect::Stop { node, .. }
                 | Effect::Acknowledge { node, .. }
                 | Effect::Discard { node, .. } => Some(node),
+                Effect::AddNode { cluster, node } => {
+                    self.provider.add(cluster, node, self.clock);
+                    None
+                }
+                Effect::RemoveNode { node, .. } => {
+                    self.provider.remove(node, self.clock);
+                    None
+                }
                 Effect::AttemptOver { .. } | Effect::JobOver { .. } => None,
             };
             if let Some(name) = target
@@ -443,6 +563,7 @@ impl World {
     /// Ends every fault: everything is reachable, up, and as it was built.
     pub fn heal(&mut self) {
         self.fault = None;
+        self.provider.fails_until = 0;
         self.wall_skew = 0;
         self.daemon_returns_at = self.clock;
         for (name, node) in &mut self.nodes {
@@ -469,8 +590,11 @@ impl World {
         self.heal();
         // What was asked for is heard first.
         self.advance(0)?;
-        for name in self.records.keys().cloned().collect::<Vec<_>>() {
+        for name in self.nodes.keys().cloned().collect::<Vec<_>>() {
             self.resume(&name);
+        }
+        for compute in self.store.computes.keys().cloned().collect::<Vec<_>>() {
+            self.resume_compute(&compute);
         }
         self.advance(0)?;
         // Attempts of a job's own fault and of the platform's, with the pauses between them.
@@ -487,7 +611,8 @@ impl World {
             .sum();
         let lease = self.lease.lease_ms + self.lease.margin_ms + self.lease.unreachable_ms;
         // Back-offs count the wall clock.
-        let limit = self.clock + longest + 3 * lease + 2 * self.widest_skew;
+        let supply = if self.store.computes.is_empty() { 0 } else { SUPPLY_MS };
+        let limit = self.clock + longest + 3 * lease + 2 * self.widest_skew + supply;
         while self.store.unfinished().next().is_some() && self.clock < limit {
             self.advance(self.lease.heartbeat_ms * 10)?;
         }

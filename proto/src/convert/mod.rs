@@ -11,6 +11,7 @@ use atelier_core::id::InvalidName;
 
 mod attempt;
 mod command;
+mod compute;
 mod data;
 mod environment;
 mod job;

@@ -2,37 +2,14 @@
 
 use std::env;
 use std::fs::File;
-use std::io::{self, Read as _};
+use std::io;
 use std::path::{Path, PathBuf};
 
-use atelier_core::spec::limits::MAX_DOCUMENT;
-use atelier_core::spec::{
-    CommandJob, Diagnostics, FileKind, Files, Origin, Override, parse_job, quote,
-};
+use atelier_core::spec::{CommandJob, Diagnostics, Origin, Override, parse_job, quote};
 use serde_json::json;
 
 use crate::cli::{Error, Kind, Output};
-
-/// The submitter's files, as the specification reads them.
-struct Here;
-
-impl Files for Here {
-    fn read(&self, path: &str) -> Result<Vec<u8>, String> {
-        File::open(path).and_then(bounded).map_err(|error| error.to_string())
-    }
-
-    fn kind(&self, path: &str) -> Option<FileKind> {
-        let found = std::fs::metadata(path).ok()?;
-        Some(if found.is_dir() { FileKind::Folder } else { FileKind::File })
-    }
-}
-
-/// At most one byte more than a document may have, which tells that it is too long.
-fn bounded(source: impl io::Read) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    source.take(MAX_DOCUMENT as u64 + 1).read_to_end(&mut bytes)?;
-    Ok(bytes)
-}
+use crate::config::{Here, bounded};
 
 /// One `--set KEY=VALUE`.
 pub(in crate::cli) fn change(text: &str) -> Result<Override, String> {
@@ -45,6 +22,22 @@ pub(in crate::cli) fn file(
     changes: &[Override],
     output: &Output,
 ) -> Result<CommandJob, Error> {
+    let Document { text, name, folder, here } = document(path, "job")?;
+    parse(&text, name, &folder, &here, changes, output)
+}
+
+/// A file as it was read.
+pub(in crate::cli) struct Document {
+    pub(in crate::cli) text: Vec<u8>,
+    /// As the user knows it.
+    pub(in crate::cli) name: String,
+    /// The folder that relative paths in it start from.
+    pub(in crate::cli) folder: PathBuf,
+    here: PathBuf,
+}
+
+/// Reads a file of this kind, `-` being standard input.
+pub(in crate::cli) fn document(path: &Path, kind: &str) -> Result<Document, Error> {
     let here = current_folder()?;
     let (text, name, folder) = if path == Path::new("-") {
         let text = bounded(io::stdin().lock()).map_err(|error| {
@@ -55,15 +48,17 @@ pub(in crate::cli) fn file(
         let text = File::open(path).and_then(bounded).map_err(|error| {
             let error = Error::file("read", path, &error);
             match path.is_dir() {
-                true => error.help("name the job file in it, for example job.yml"),
-                false => error.help("check the path; job files end with .yml as a rule"),
+                true => error.help(format!("name the {kind} file in it, for example {kind}.yml")),
+                false => {
+                    error.help(format!("check the path; {kind} files end with .yml as a rule"))
+                }
             }
         })?;
         let absolute = here.join(path);
         let folder = absolute.parent().unwrap_or(&here).to_owned();
         (text, path.display().to_string(), folder)
     };
-    parse(&text, name, &folder, &here, changes, output)
+    Ok(Document { text, name, folder, here })
 }
 
 /// A command as a document, so that the same rules and changes apply to it as to a file.
@@ -114,7 +109,7 @@ fn current_folder() -> Result<PathBuf, Error> {
     })
 }
 
-fn utf8(path: &Path) -> Result<&str, Error> {
+pub(in crate::cli) fn utf8(path: &Path) -> Result<&str, Error> {
     path.to_str().ok_or_else(|| {
         Error::new(Kind::Refused, format!("the path {} is not UTF-8", path.display()))
             .help("job files can only name paths that are; rename the folder")
@@ -143,6 +138,6 @@ fn parse(
 }
 
 /// What is wrong with a job, each fault with its place and remedy.
-fn faults(faults: Diagnostics) -> Error {
+pub(in crate::cli) fn faults(faults: Diagnostics) -> Error {
     Error::new(Kind::Refused, faults.to_string())
 }

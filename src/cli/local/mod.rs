@@ -8,13 +8,14 @@ use serde_json::{Value, json};
 
 use super::{Context, Error, Kind};
 use crate::client::{Client, Home};
+use crate::process::{self, Record};
 
-mod process;
+mod files;
 mod start;
 #[cfg(test)]
 mod tests;
 
-use process::{Files, Part, Record};
+use files::{Files, Part};
 pub(super) use start::running;
 
 /// How long a process may take to end by itself.
@@ -121,6 +122,11 @@ async fn stop(context: &Context, force: bool) -> Result<(), Error> {
             stopped(part, &record)?;
         }
     }
+    // Those of clusters last: the daemon would start them again.
+    for record in cluster_agents(home(context)?) {
+        any = true;
+        stopped(Part::Agent, &record)?;
+    }
     match (any, start::alive(&context.wanted).await) {
         (_, Some((client, _))) => Err(Error::new(
             Kind::Refused,
@@ -136,6 +142,15 @@ async fn stop(context: &Context, force: bool) -> Result<(), Error> {
             Ok(())
         }
     }
+}
+
+/// The agents that the daemon has started for clusters' nodes.
+fn cluster_agents(home: &Home) -> Vec<Record> {
+    let nodes = std::fs::read_dir(home.data().join("nodes")).into_iter().flatten();
+    nodes
+        .filter_map(|node| Record::read(&node.ok()?.path().join("agent.json")))
+        .filter(Record::is_alive)
+        .collect()
 }
 
 fn stopped(part: Part, record: &Record) -> Result<(), Error> {

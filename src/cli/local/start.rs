@@ -9,9 +9,10 @@ use atelier_proto::compute::v1::{ListNodesRequest, NodeState};
 use atelier_proto::workspace::v1::Workspace;
 use tokio::time::{Instant, interval, timeout};
 
-use super::process::{Files, Part, Record, Started, spawn, tail};
+use super::files::{Files, Part};
 use crate::cli::{Context, Error, Kind, Output, workspace};
 use crate::client::{Client, Home, Wanted};
+use crate::process::{Record, Started, spawn, tail};
 
 /// How long daemon and node may each take to be ready.
 const READY: Duration = Duration::from_secs(20);

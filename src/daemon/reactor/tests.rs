@@ -13,6 +13,7 @@ use futures::future::{BoxFuture, join_all};
 
 use super::*;
 use crate::identity::{Denied, Door};
+use crate::provider::{Providers, Site};
 use crate::store::tests::failures::room_for;
 use crate::store::tests::{Folder, first_of, name, node, spec, who};
 use crate::store::{IdempotencyKey, JobQuery, SqliteStore, TokenRecord};
@@ -106,7 +107,10 @@ impl World {
             failed: AtomicBool::new(false),
         });
         let door = Arc::new(Door::open(store.clone(), &folder.at().join("token.key")).unwrap());
+        let site =
+            Site { folder: folder.at().to_owned(), door: door.clone(), clock: Clock::default() };
         let effects = Effects {
+            providers: Providers::new(site),
             door: door.clone(),
             roots: BTreeMap::new(),
             artifact_store: DatastoreName::new(layout::ARTIFACT_STORE).unwrap(),

@@ -35,6 +35,7 @@ impl Workspace {
             compute: vec!["local".parse().unwrap()],
             require_containers: false,
             curated_environments: None,
+            sizes: None,
             log_limit: 1 << 20,
             grace: 1,
             lease: 600,

@@ -1,4 +1,8 @@
 use atelier_core::access::{AttemptScope, Role};
+use atelier_core::compute::{
+    Cluster, CommandProvider, ComputeRecord, Instance, InstanceState, NodeShape, Placement,
+    Provider, Tier, Trouble,
+};
 use atelier_core::id::{Epoch, PortName};
 use atelier_core::job::{
     Active, Cancel, Cause, Ended, Evict, Exit, Failure, Left, ManifestRef, Outcome, OutputCommit,
@@ -369,6 +373,87 @@ fn any_node() -> impl Strategy<Value = NodeRecord> {
     )
 }
 
+fn any_trouble() -> impl Strategy<Value = Trouble> {
+    (any::<u32>(), text(), stamp(), stamp()).prop_map(|(failures, message, at, until)| Trouble {
+        failures,
+        message,
+        at,
+        until,
+    })
+}
+
+fn any_cluster() -> impl Strategy<Value = Cluster> {
+    let shape = (any::<u64>(), any::<u64>(), any::<u32>(), option::of(text())).prop_map(
+        |(cpu, memory, gpus, gpu_model)| NodeShape {
+            cpu,
+            memory,
+            disk: memory,
+            gpus,
+            gpu_model,
+            gpu_memory: cpu,
+        },
+    );
+    let words = || vec(text(), 0..3);
+    let command = (words(), words(), option::of(words()), any::<u64>(), any::<u32>()).prop_map(
+        |(create, delete, list, timeout, retries)| {
+            Provider::Command(CommandProvider { create, delete, list, timeout, retries })
+        },
+    );
+    let provider = prop_oneof![Just(Provider::Local), Just(Provider::Joined), command];
+    let numbers = (any::<u32>(), any::<u32>(), any::<u64>());
+    let kinds = (any::<bool>(), any::<bool>(), option::of(text()));
+    (text(), shape, provider, numbers, kinds).prop_map(
+        |(size, node, provider, (min, max, idle), (low, shared, location))| Cluster {
+            min_instances: min,
+            max_instances: max,
+            idle_time_before_scale_down: idle,
+            tier: if low { Tier::LowPriority } else { Tier::Dedicated },
+            placement: if shared { Placement::Shared } else { Placement::Exclusive },
+            provider,
+            description: location.clone(),
+            location,
+            tags: [("k".to_owned(), "v".to_owned())].into(),
+            ..Cluster::new(ComputeName::new("burst").unwrap(), &size, node)
+        },
+    )
+}
+
+fn any_compute() -> impl Strategy<Value = ComputeRecord> {
+    let drain = (people(), text(), stamp(), option::of(stamp()))
+        .prop_map(|(by, reason, since, deadline)| Drain { by, reason, since, deadline });
+    let more = (any::<u64>(), any::<bool>(), people(), stamp());
+    (option::of(any_cluster()), option::of(drain), option::of(any_trouble()), more).prop_map(
+        |(cluster, drain, trouble, (next_node, deleted, created_by, created_at))| ComputeRecord {
+            name: ComputeName::new("burst").unwrap(),
+            cluster,
+            created_by,
+            created_at,
+            next_node,
+            drain,
+            deleted,
+            trouble,
+        },
+    )
+}
+
+fn any_instance() -> impl Strategy<Value = Instance> {
+    let leaving = (text(), option::of(any_trouble()), any::<bool>()).prop_map(
+        |(reason, trouble, preempted)| InstanceState::Leaving { reason, trouble, preempted },
+    );
+    let state = prop_oneof![
+        stamp().prop_map(|since| InstanceState::Creating { since }),
+        stamp().prop_map(|since| InstanceState::Joining { since }),
+        Just(InstanceState::Up),
+        text().prop_map(|reason| InstanceState::Retiring { reason }),
+        leaving,
+    ];
+    (nodes(), state).prop_map(|(node, state)| Instance {
+        node,
+        compute: ComputeName::new("burst").unwrap(),
+        state,
+    })
+}
+
 fn any_role() -> impl Strategy<Value = Role> {
     prop_oneof![
         Just(Role::Admin),
@@ -425,6 +510,26 @@ proptest! {
             jobs::write(&conn, &Batch { nodes: vec![record.clone()], ..Batch::default() }).unwrap();
             prop_assert_eq!(jobs::recover(&conn).unwrap().nodes, vec![record]);
         }
+    }
+
+    #[test]
+    fn a_compute_comes_out_as_it_went_in(record in any_compute(), instance in any_instance()) {
+        let conn = database();
+        let mut batch = Batch::default();
+        batch.computes.insert(record.name.clone(), record.clone());
+        batch.instances.insert(instance.node.clone(), instance.clone());
+        jobs::write(&conn, &batch).unwrap();
+        let recovered = jobs::recover(&conn).unwrap();
+        prop_assert_eq!(recovered.computes, vec![record.clone()]);
+        prop_assert_eq!(recovered.instances, vec![instance.clone()]);
+        let gone = Batch {
+            computes_gone: vec![record.name],
+            instances_gone: vec![instance.node],
+            ..Batch::default()
+        };
+        jobs::write(&conn, &gone).unwrap();
+        let recovered = jobs::recover(&conn).unwrap();
+        prop_assert!(recovered.computes.is_empty() && recovered.instances.is_empty());
     }
 
     #[test]

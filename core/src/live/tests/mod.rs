@@ -1,5 +1,6 @@
 //! The daemon's promises, in a simulated cluster.
 
+mod clusters;
 mod drain;
 mod faults;
 mod properties;

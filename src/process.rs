@@ -1,9 +1,9 @@
-//! The local workspace's processes: started apart from the terminal, found again, stopped.
+//! Processes of this program's own: started apart from whoever starts them, found again, stopped.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::os::unix::process::CommandExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -14,59 +14,40 @@ use serde::{Deserialize, Serialize};
 /// A log larger than this is put aside when its process starts anew.
 const LARGEST_LOG: u64 = 16 << 20;
 
-/// Which of the two.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
-pub(in crate::cli) enum Part {
-    /// The daemon
-    Serve,
-    /// The node's agent
-    Agent,
-}
-
-impl Part {
-    /// As its files are called.
-    pub(super) const fn word(self) -> &'static str {
-        match self {
-            Self::Serve => "serve",
-            Self::Agent => "agent",
-        }
-    }
-}
-
 /// A process that was started, as its record on disk tells.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub(super) struct Record {
+pub(crate) struct Record {
     /// Its number.
-    pub(super) pid: i32,
+    pub(crate) pid: i32,
     /// When it began, in clock ticks since the machine started. Numbers are used again; a number
     /// with its beginning is not.
-    pub(super) began: u64,
+    pub(crate) began: u64,
     /// The version that was started.
-    pub(super) version: String,
+    pub(crate) version: String,
     /// The daemon's address: where it listens, or whom the agent serves.
-    pub(super) server: String,
+    pub(crate) server: String,
 }
 
 impl Record {
     /// The record in a file, if there is one that can be read.
-    pub(super) fn read(file: &Path) -> Option<Self> {
+    pub(crate) fn read(file: &Path) -> Option<Self> {
         serde_json::from_slice(&fs::read(file).ok()?).ok()
     }
 
     /// Puts the record into the file, whole or not at all.
-    pub(super) fn write(&self, file: &Path) -> io::Result<()> {
+    pub(crate) fn write(&self, file: &Path) -> io::Result<()> {
         let part = file.with_extension("part");
         fs::write(&part, serde_json::to_vec_pretty(self)?)?;
         fs::rename(part, file)
     }
 
     /// Whether that very process is alive.
-    pub(super) fn is_alive(&self) -> bool {
+    pub(crate) fn is_alive(&self) -> bool {
         beginning(self.pid) == Some(self.began)
     }
 
     /// Terminates it, waits up to `grace`, kills it. Nothing if it is gone already.
-    pub(super) fn stop(&self, grace: Duration) -> io::Result<()> {
+    pub(crate) fn stop(&self, grace: Duration) -> io::Result<()> {
         let gone = |error: rustix::io::Errno| match error {
             rustix::io::Errno::SRCH => Ok(()),
             error => Err(error.into()),
@@ -110,16 +91,16 @@ fn beginning(pid: i32) -> Option<u64> {
 }
 
 /// A process that was started just now.
-pub(super) struct Started {
-    pub(super) child: Child,
-    pub(super) record: Record,
+pub(crate) struct Started {
+    pub(crate) child: Child,
+    pub(crate) record: Record,
     /// Where in the log its own lines begin.
-    pub(super) log_from: u64,
+    pub(crate) log_from: u64,
 }
 
 /// Starts this program with other arguments in a session of its own, so that neither Ctrl-C nor
 /// the terminal's end reaches it. What it prints goes to `log`.
-pub(super) fn spawn(
+pub(crate) fn spawn(
     program: &Path,
     arguments: &[String],
     folder: &Path,
@@ -162,7 +143,7 @@ pub(super) fn spawn(
 }
 
 /// The last lines of a log from byte `from` on; empty if there is none.
-pub(super) fn tail(log: &Path, lines: usize, from: u64) -> String {
+pub(crate) fn tail(log: &Path, lines: usize, from: u64) -> String {
     const WINDOW: u64 = 256 << 10;
     let read = || -> io::Result<Vec<u8>> {
         let mut file = File::open(log)?;
@@ -175,39 +156,4 @@ pub(super) fn tail(log: &Path, lines: usize, from: u64) -> String {
     let text = String::from_utf8_lossy(&read().unwrap_or_default()).into_owned();
     let all: Vec<&str> = text.lines().collect();
     all[all.len().saturating_sub(lines)..].join("\n")
-}
-
-/// Where the local workspace's own files lie.
-pub(super) struct Files {
-    folder: PathBuf,
-    logs: PathBuf,
-}
-
-impl Files {
-    pub(super) fn new(home: &crate::client::Home) -> Self {
-        Self { folder: home.path().join("run"), logs: home.logs() }
-    }
-
-    pub(super) fn folder(&self) -> &Path {
-        &self.folder
-    }
-
-    /// The record of one of the processes.
-    pub(super) fn record(&self, part: Part) -> PathBuf {
-        self.folder.join(part.word()).with_extension("json")
-    }
-
-    /// What it printed.
-    pub(super) fn log(&self, part: Part) -> PathBuf {
-        self.logs.join(part.word()).with_extension("log")
-    }
-
-    pub(super) fn logs(&self) -> &Path {
-        &self.logs
-    }
-
-    /// Held by whoever starts or stops the processes.
-    pub(super) fn lock(&self) -> PathBuf {
-        self.folder.join("lock")
-    }
 }

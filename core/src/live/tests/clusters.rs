@@ -1,0 +1,324 @@
+//! Clusters grow, shrink and lose nodes; jobs do not notice.
+
+use std::sync::Arc;
+
+use proptest::prelude::*;
+
+use crate::compute::{Cluster, InstanceState, NodeShape, Placement};
+use crate::id::{ComputeName, JobName, NodeName};
+use crate::job::{Cause, JobStatus};
+use crate::resource::Demand;
+use crate::sched::WaitReason;
+use crate::testkit::{
+    Checked, CommitFault, Finish, LEASE, Outage, Script, World, command_job, compute_name, demand,
+    job_name,
+};
+
+/// Seconds after which an idle node goes.
+const IDLE_S: u64 = 2;
+
+fn elastic() -> ComputeName {
+    compute_name("elastic")
+}
+
+fn cluster(min: u32, max: u32, placement: Placement) -> Cluster {
+    let node =
+        NodeShape { cpu: 4_000, memory: 1_000, disk: 0, gpus: 0, gpu_model: None, gpu_memory: 0 };
+    Cluster {
+        min_instances: min,
+        max_instances: max,
+        idle_time_before_scale_down: IDLE_S,
+        placement,
+        ..Cluster::new(elastic(), "test", node)
+    }
+}
+
+fn world(min: u32, max: u32, placement: Placement) -> World {
+    let mut world = World::new(LEASE, &["local"], &[]);
+    world.advance(10).unwrap();
+    world.put_cluster(cluster(min, max, placement));
+    world.advance(10).unwrap();
+    world
+}
+
+fn submit(world: &mut World, name: &str, asks: Demand, run_ms: u64) -> JobName {
+    let mut spec = command_job(asks);
+    spec.compute = Some(elastic());
+    let name = job_name(name);
+    world.submit(&name, Arc::new(spec), Script::succeeds(run_ms));
+    name
+}
+
+fn reason(world: &World, job: &JobName) -> Option<WaitReason> {
+    let live = world.live().unwrap();
+    live.wait_reason(live.job(job).unwrap())
+}
+
+fn status(world: &World, job: &JobName) -> JobStatus {
+    world.store.status(job).unwrap()
+}
+
+fn up(world: &World) -> usize {
+    world.store.instances.values().filter(|known| known.state == InstanceState::Up).count()
+}
+
+#[test]
+fn from_nothing_to_four_and_back_to_nothing() {
+    let mut world = world(0, 4, Placement::Exclusive);
+    world.advance(100).unwrap();
+    assert!(world.machines(&elastic()).is_empty() && world.store.instances.is_empty());
+    let jobs: Vec<JobName> =
+        (0..6).map(|n| submit(&mut world, &format!("job{n}"), Demand::DEFAULT, 1_000)).collect();
+    world.advance(0).unwrap();
+    assert!(
+        matches!(reason(&world, &jobs[0]), Some(WaitReason::NodesComing { nodes: 4, .. })),
+        "{:?}",
+        reason(&world, &jobs[0])
+    );
+    world.advance(600).unwrap();
+    assert_eq!(up(&world), 4);
+    let running = jobs.iter().filter(|job| status(&world, job) == JobStatus::Running);
+    assert_eq!(running.count(), 4, "a job takes a whole node");
+    let last = reason(&world, &jobs[4]).unwrap();
+    assert!(matches!(last, WaitReason::Full { most: 4, .. }), "{last}");
+    world.finish().unwrap();
+    assert!(jobs.iter().all(|job| world.starts(job) == 1));
+    world.advance(IDLE_S * 1_000 + 1_000).unwrap();
+    assert_eq!(world.machines(&elastic()), [] as [NodeName; 0]);
+    assert!(world.store.instances.is_empty() && world.store.nodes.is_empty());
+}
+
+#[test]
+fn jobs_that_share_get_no_more_nodes_than_they_fill() {
+    let mut world = world(0, 4, Placement::Shared);
+    for n in 0..6 {
+        submit(&mut world, &format!("job{n}"), demand(1, 0, 0), 5_000);
+    }
+    world.advance(600).unwrap();
+    assert_eq!(up(&world), 2, "six of one CPU on nodes of four");
+}
+
+#[test]
+fn the_minimum_stays_and_a_node_with_work_does_too() {
+    let mut world = world(1, 4, Placement::Exclusive);
+    world.advance(300).unwrap();
+    assert_eq!(up(&world), 1, "before there is any work");
+    let long = submit(&mut world, "long", Demand::DEFAULT, 60_000);
+    submit(&mut world, "short", Demand::DEFAULT, 100);
+    world.advance(10_000).unwrap();
+    assert_eq!(up(&world), 1);
+    assert_eq!(status(&world, &long), JobStatus::Running);
+    world.put_cluster(cluster(0, 4, Placement::Exclusive));
+    world.advance(20_000).unwrap();
+    assert_eq!((up(&world), status(&world, &long)), (1, JobStatus::Running));
+    world.finish().unwrap();
+    world.advance(IDLE_S * 1_000 + 1_000).unwrap();
+    assert_eq!(up(&world), 0);
+}
+
+#[test]
+fn a_provider_that_fails_is_asked_again_later_and_those_who_wait_know() {
+    let mut world = world(0, 2, Placement::Exclusive);
+    world.fail_provider(20_000);
+    let job = submit(&mut world, "job", Demand::DEFAULT, 100);
+    world.advance(2_000).unwrap();
+    let why = reason(&world, &job).unwrap();
+    assert!(
+        matches!(&why, WaitReason::NoNodeToBeHad { why, .. } if why == "none to be had"),
+        "{why}"
+    );
+    let asked = world.store.computes[&elastic()].next_node;
+    world.advance(3_000).unwrap();
+    assert_eq!(world.store.computes[&elastic()].next_node, asked, "it is left in peace");
+    world.advance(60_000).unwrap();
+    assert_eq!(status(&world, &job), JobStatus::Completed);
+    assert_eq!(world.store.computes[&elastic()].trouble, None);
+}
+
+#[test]
+fn a_preempted_nodes_job_goes_on_elsewhere_and_its_time_is_counted() {
+    let mut world = world(0, 2, Placement::Exclusive);
+    let job = submit(&mut world, "job", Demand::DEFAULT, 3_000);
+    world.advance(1_000).unwrap();
+    let machine = world.machines(&elastic()).remove(0);
+    world.preempt(&machine);
+    world.advance(100).unwrap();
+    assert_eq!(status(&world, &job), JobStatus::Queued);
+    let tries = world.store.jobs[&job].tries;
+    assert_eq!((tries.lost, tries.failed), (1, 0));
+    assert!(tries.lost_ms > 500, "{tries:?}");
+    world.finish().unwrap();
+    assert_eq!((status(&world, &job), world.starts(&job)), (JobStatus::Completed, 2));
+}
+
+#[test]
+fn a_deleted_cluster_goes_with_its_last_node_and_not_while_jobs_are_on_it() {
+    let mut world = world(1, 2, Placement::Exclusive);
+    let job = submit(&mut world, "job", Demand::DEFAULT, 1_000);
+    world.advance(500).unwrap();
+    world.delete_cluster(&elastic());
+    world.advance(100).unwrap();
+    assert!(!world.store.computes[&elastic()].deleted, "a job is on it");
+    world.finish().unwrap();
+    world.delete_cluster(&elastic());
+    world.advance(0).unwrap();
+    assert!(world.store.computes[&elastic()].deleted);
+    let late = submit(&mut world, "late", Demand::DEFAULT, 1);
+    world.advance(1_000).unwrap();
+    assert_eq!(world.store.status(&late), None, "refused");
+    assert!(world.store.computes.is_empty() && world.store.instances.is_empty());
+    assert!(world.store.nodes.is_empty() && world.machines(&elastic()).is_empty());
+    assert_eq!(world.starts(&job), 1);
+}
+
+#[test]
+fn a_drained_compute_starts_nothing_and_gives_its_jobs_back_at_the_deadline() {
+    let mut world = world(0, 2, Placement::Exclusive);
+    let first = submit(&mut world, "first", Demand::DEFAULT, 5_000);
+    world.advance(600).unwrap();
+    world.drain_compute(&elastic(), Some(1_000));
+    let second = submit(&mut world, "second", Demand::DEFAULT, 10);
+    world.advance(600).unwrap();
+    assert_eq!(status(&world, &first), JobStatus::Running);
+    let why = reason(&world, &second).unwrap();
+    assert!(matches!(why, WaitReason::ComputeDrained { .. }), "{why}");
+    world.advance(2_000).unwrap();
+    assert_eq!(status(&world, &first), JobStatus::Queued);
+    assert_eq!(world.store.jobs[&first].tries.evicted, 1);
+    world.finish().unwrap();
+    assert_eq!(status(&world, &second), JobStatus::Completed);
+}
+
+#[test]
+fn a_node_that_falls_silent_for_good_is_replaced() {
+    let mut world = world(0, 1, Placement::Exclusive);
+    let job = submit(&mut world, "job", Demand::DEFAULT, 2_000);
+    world.advance(600).unwrap();
+    let machine = world.machines(&elastic()).remove(0);
+    world.strike(&machine, Outage::Cut, 10_000_000);
+    world.advance(60_000).unwrap();
+    assert_eq!((status(&world, &job), world.starts(&job)), (JobStatus::Completed, 2));
+    assert!(!world.machines(&elastic()).contains(&machine));
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    Put { min: u32, max: u32, shared: bool },
+    Delete,
+    Drain { deadline_ms: Option<i64> },
+    Resume,
+    Submit { job: usize, cpus: u64, script: Script },
+    Cancel { job: usize },
+    Advance { ms: u64 },
+    FailProvider { ms: u64 },
+    Preempt { which: usize },
+    Strike { which: usize, outage: Outage, ms: u64 },
+    FailCommit(CommitFault),
+    KillDaemon { ms: u64 },
+}
+
+fn script() -> impl Strategy<Value = Script> {
+    let finish = prop_oneof![
+        4 => Just(Finish::Exit(0)),
+        1 => Just(Finish::Exit(1)),
+        1 => Just(Finish::Problem(Cause::AgentError)),
+    ];
+    (prop_oneof![Just(50_u64), Just(700), Just(3_000)], finish)
+        .prop_map(|(run_ms, finish)| Script { finishes: vec![finish], ..Script::succeeds(run_ms) })
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let pause = || prop_oneof![Just(0_u64), Just(120), Just(700), Just(1_500), Just(4_000)];
+    let outage = prop_oneof![
+        Just(Outage::CannotSpeak),
+        Just(Outage::CannotHear),
+        Just(Outage::Cut),
+        Just(Outage::Frozen),
+        Just(Outage::AgentDies),
+        Just(Outage::PowerLoss),
+    ];
+    let fault = prop_oneof![
+        Just(CommitFault::Refused),
+        Just(CommitFault::Unsure),
+        pause().prop_map(CommitFault::CrashBefore),
+        pause().prop_map(CommitFault::CrashAfter),
+    ];
+    prop_oneof![
+        2 => (0_u32..3, 1_u32..4, any::<bool>())
+            .prop_map(|(min, max, shared)| Op::Put { min: min.min(max), max, shared }),
+        1 => Just(Op::Delete),
+        1 => proptest::option::of(prop_oneof![Just(0_i64), Just(500)])
+            .prop_map(|deadline_ms| Op::Drain { deadline_ms }),
+        2 => Just(Op::Resume),
+        10 => (0..12_usize, 1_u64..5, script())
+            .prop_map(|(job, cpus, script)| Op::Submit { job, cpus, script }),
+        2 => (0..12_usize).prop_map(|job| Op::Cancel { job }),
+        12 => pause().prop_map(|ms| Op::Advance { ms }),
+        1 => pause().prop_map(|ms| Op::FailProvider { ms }),
+        2 => (0..3_usize).prop_map(|which| Op::Preempt { which }),
+        4 => (0..3_usize, outage, pause())
+            .prop_map(|(which, outage, ms)| Op::Strike { which, outage, ms }),
+        2 => fault.prop_map(Op::FailCommit),
+        1 => pause().prop_map(|ms| Op::KillDaemon { ms }),
+    ]
+}
+
+fn apply(world: &mut World, op: Op) -> Checked {
+    let job = |number: usize| job_name(&format!("job{number}"));
+    let machine = |world: &World, which: usize| world.machines(&elastic()).into_iter().nth(which);
+    match op {
+        Op::Put { min, max, shared } => {
+            let placement = if shared { Placement::Shared } else { Placement::Exclusive };
+            world.put_cluster(cluster(min, max, placement));
+        }
+        Op::Delete => world.delete_cluster(&elastic()),
+        Op::Drain { deadline_ms } => world.drain_compute(&elastic(), deadline_ms),
+        Op::Resume => world.resume_compute(&elastic()),
+        Op::Submit { job: number, cpus, script } => {
+            let mut spec = command_job(demand(cpus, 0, 0));
+            spec.compute = Some(elastic());
+            world.submit(&job(number), Arc::new(spec), script);
+        }
+        Op::Cancel { job: number } => world.cancel(&job(number)),
+        Op::Advance { ms } => return world.advance(ms),
+        Op::FailProvider { ms } => world.fail_provider(ms),
+        Op::Preempt { which } => {
+            if let Some(machine) = machine(world, which) {
+                world.preempt(&machine);
+            }
+        }
+        Op::Strike { which, outage, ms } => {
+            if let Some(machine) = machine(world, which) {
+                world.strike(&machine, outage, ms);
+            }
+        }
+        Op::FailCommit(fault) => world.fail_next_commit(fault),
+        Op::KillDaemon { ms } => world.kill_daemon(ms),
+    }
+    Ok(())
+}
+
+proptest! {
+    /// Whatever happens: no node with work is taken away, there are never more machines than may
+    /// be, what is acknowledged is kept, every job ends, and idle machines go.
+    #[test]
+    fn clusters_keep_their_promises(ops in prop::collection::vec(op(), 1..50)) {
+        let mut world = World::new(LEASE, &["local"], &[]);
+        let told = |broken: crate::testkit::Violation| TestCaseError::fail(broken.to_string());
+        world.advance(10).map_err(told)?;
+        world.put_cluster(cluster(0, 3, Placement::Exclusive));
+        for op in ops {
+            apply(&mut world, op).map_err(told)?;
+        }
+        world.finish().map_err(told)?;
+        let min = world.store.computes.get(&elastic()).filter(|known| !known.deleted)
+            .and_then(|known| known.cluster.as_ref()).map_or(0, |c| c.min_instances as usize);
+        // A provider that failed is asked again within ten minutes.
+        let mut patience = 70;
+        while world.machines(&elastic()).len() != min && patience > 0 {
+            world.advance(10_000).map_err(told)?;
+            patience -= 1;
+        }
+        prop_assert_eq!(world.machines(&elastic()).len(), min);
+    }
+}

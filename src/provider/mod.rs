@@ -1,0 +1,199 @@
+//! Who adds and removes clusters' nodes.
+//!
+//! The reactor decides which nodes there shall be and asks a provider for each, by name. A provider
+//! is asked at least once: again after a restart, and again after a failure. A second order for the
+//! same node is taken for the first; an order to remove one ends an order to add it.
+
+mod command;
+mod local;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use atelier_core::access::Role;
+use atelier_core::compute::{Cluster, InstanceState, Provider};
+use atelier_core::id::{NodeName, Principal};
+use tokio::sync::{OnceCell, Semaphore};
+use tokio::task::JoinHandle;
+
+use crate::daemon::{Clock, Handle, Provided};
+use crate::identity::Door;
+
+/// Orders carried out at the same time.
+const AT_ONCE: usize = 16;
+
+/// Why a provider could not do what it was asked, in words for the admin.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Failed(pub(crate) String);
+
+impl Failed {
+    pub(crate) fn of(what: impl std::fmt::Display, error: impl std::fmt::Display) -> Self {
+        Self(format!("{what}: {error}"))
+    }
+}
+
+/// Carries orders out and tells the reactor. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Providers {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    site: Site,
+    local: local::Local,
+    handle: OnceCell<Handle>,
+    orders: Mutex<HashMap<NodeName, Order>>,
+    room: Semaphore,
+}
+
+/// What a provider needs of the daemon.
+pub(crate) struct Site {
+    /// The daemon's folder.
+    pub(crate) folder: PathBuf,
+    /// Makes the nodes' tokens.
+    pub(crate) door: Arc<Door>,
+    /// For the tokens' dates.
+    pub(crate) clock: Clock,
+}
+
+impl Site {
+    /// The folder of a node, below that of the daemon; it holds the node's token.
+    pub(crate) fn node_folder(&self, node: &NodeName) -> PathBuf {
+        self.folder.join("nodes").join(node.as_str())
+    }
+
+    /// Makes sure that the node's folder and token are there; the token's file.
+    pub(crate) async fn token(&self, node: &NodeName) -> Result<PathBuf, Failed> {
+        use std::os::unix::fs::DirBuilderExt as _;
+        let folder = self.node_folder(node);
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&folder)
+            .map_err(|error| Failed::of(format!("cannot create {}", folder.display()), error))?;
+        let file = folder.join("token");
+        let what = || format!("cannot make the token of node {node}");
+        let principal =
+            Principal::new(&format!("node:{node}")).map_err(|e| Failed::of(what(), e))?;
+        let role = Role::Node(node.clone());
+        self.door
+            .token_file(&file, principal, role, self.clock.wall())
+            .await
+            .map_err(|error| Failed::of(what(), error))?;
+        Ok(file)
+    }
+
+    /// Removes the node's folder with all that is in it.
+    pub(crate) async fn clear(&self, node: &NodeName) -> Result<(), Failed> {
+        let folder = self.node_folder(node);
+        match tokio::fs::remove_dir_all(&folder).await {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(Failed::of(format!("cannot remove {}", folder.display()), error))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// An order that is being carried out.
+struct Order {
+    adds: bool,
+    task: JoinHandle<()>,
+}
+
+impl Providers {
+    pub(crate) fn new(site: Site) -> Self {
+        let shared = Shared {
+            site,
+            local: local::Local::default(),
+            handle: OnceCell::new(),
+            orders: Mutex::default(),
+            room: Semaphore::new(AT_ONCE),
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// Begins to tell the reactor, and takes up what was there when the daemon stopped.
+    pub(crate) async fn start(&self, handle: Handle) {
+        let known = handle
+            .look(|live, _| {
+                let cluster = |instance: &atelier_core::compute::Instance| {
+                    live.compute(&instance.compute)?.cluster.clone()
+                };
+                let there = |state: &InstanceState| {
+                    !matches!(state, InstanceState::Creating { .. } | InstanceState::Leaving { .. })
+                };
+                live.instances()
+                    .filter(|instance| there(&instance.state))
+                    .filter_map(|instance| Some((instance.node.clone(), cluster(instance)?)))
+                    .collect::<Vec<_>>()
+            })
+            .await
+            .unwrap_or_default();
+        for (node, cluster) in known {
+            if cluster.provider == Provider::Local {
+                self.shared.local.adopt(&self.shared.site, node, &cluster);
+            }
+        }
+        // Set once: the daemon starts its providers once.
+        let _ = self.shared.handle.set(handle);
+        let shared = Arc::downgrade(&self.shared);
+        tokio::spawn(local::watch(shared.clone()));
+        tokio::spawn(command::watch(shared));
+    }
+
+    pub(crate) fn add(&self, cluster: Cluster, node: NodeName) {
+        self.order(cluster, node, true);
+    }
+
+    pub(crate) fn remove(&self, cluster: Cluster, node: NodeName) {
+        self.order(cluster, node, false);
+    }
+
+    fn order(&self, cluster: Cluster, node: NodeName, adds: bool) {
+        let mut orders = self.shared.orders.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = orders.remove(&node).filter(|order| !order.task.is_finished());
+        if let Some(order) = before {
+            // Removing comes after adding and never before.
+            if order.adds == adds || adds {
+                orders.insert(node, order);
+                return;
+            }
+            order.task.abort();
+        }
+        let shared = self.shared.clone();
+        let task = tokio::spawn(carry_out(shared, cluster, node.clone(), adds));
+        orders.insert(node, Order { adds, task });
+    }
+}
+
+async fn carry_out(shared: Arc<Shared>, cluster: Cluster, node: NodeName, adds: bool) {
+    let Ok(_room) = shared.room.acquire().await else { return };
+    let site = &shared.site;
+    let what = if adds { "add" } else { "remove" };
+    tracing::info!(%node, cluster = %cluster.name, what, "a node is asked for");
+    let done = match (&cluster.provider, adds) {
+        (Provider::Local, true) => shared.local.add(site, &node, &cluster).await,
+        (Provider::Local, false) => shared.local.remove(site, &node).await,
+        (Provider::Command(program), true) => command::add(site, program, &node, &cluster).await,
+        (Provider::Command(program), false) => {
+            command::remove(site, program, &node, &cluster).await
+        }
+        // Nobody asks for them.
+        (Provider::Joined, _) => Ok(()),
+    };
+    if let Err(error) = &done {
+        tracing::warn!(%node, cluster = %cluster.name, what, %error, "a provider failed");
+    }
+    let result = done.map_err(|error| error.to_string());
+    let word =
+        if adds { Provided::Added { node, result } } else { Provided::Removed { node, result } };
+    if let Some(handle) = shared.handle.get() {
+        // The daemon may be stopping.
+        let _ = handle.provided(word).await;
+    }
+}
