@@ -25,6 +25,7 @@ mod schema;
 mod serve;
 mod simulate;
 mod token;
+mod top;
 pub mod upload;
 mod workspace;
 
@@ -94,7 +95,8 @@ enum Command {
     #[command(subcommand)]
     Job(job::Command),
     Queue(queue::Arguments),
-    /// Look at computes
+    Top(top::Arguments),
+    /// Make clusters, look at computes and their nodes, drain them
     #[command(subcommand)]
     Compute(compute::Command),
     /// Look at nodes, drain and resume them
@@ -213,6 +215,7 @@ fn dispatch(command: Command, context: &Context) -> Result<ExitCode, Error> {
         Command::Schema(arguments) => done(schema::run(&arguments, context)),
         Command::Job(command) => block_on(job::run(command, context)),
         Command::Queue(arguments) => done(block_on(queue::run(arguments, context))),
+        Command::Top(arguments) => done(block_on(top::run(arguments, context))),
         Command::Compute(command) => done(block_on(compute::run(command, context))),
         Command::Node(command) => done(block_on(node::run(command, context))),
         Command::Workspace(command) => done(block_on(workspace::run(command, context))),

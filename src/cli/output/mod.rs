@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::error::{Error, Kind};
 
 mod query;
-mod table;
+pub(crate) mod table;
 #[cfg(test)]
 pub(super) mod tests;
 
@@ -81,6 +81,16 @@ impl Output {
     /// Whether standard error is a terminal that may be drawn on.
     pub(crate) fn draws(&self) -> bool {
         self.notes_is_terminal && !self.quiet
+    }
+
+    /// Whether data goes to a terminal, as a table and whole.
+    pub(crate) fn is_drawn(&self) -> bool {
+        self.data_is_terminal && self.is_plain()
+    }
+
+    /// Whether neither another format nor a part of the data was asked for.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.query.is_none() && matches!(self.format, None | Some(Format::Table))
     }
 
     /// Several things of a kind. A table unless another format was asked for, JSON for a query.

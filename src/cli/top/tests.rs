@@ -1,0 +1,48 @@
+use super::*;
+
+#[test]
+fn the_picture_has_what_runs_and_what_waits() {
+    let seen = json!({
+        "nodes": [{
+            "name": "gpu-1", "compute": "gpu", "state": "running", "jobs": ["a", "b", "c"],
+            "usage": { "cpu_utilization": 41.3, "memory_used_mib": 1536.0, "memory_total_mib": 4096.0 },
+            "capacity": { "cpus": 8, "memory": "4 GiB", "gpus": 2 },
+            "free": { "cpus": 2, "memory": "1 GiB", "gpus": 0 },
+        }, { "name": "gpu-2", "compute": "gpu", "state": "preparing", "usage": {}, "jobs": [] }],
+        "running": [{ "name": "a", "status": "Running", "node": "gpu-1", "created_by": "ada",
+            "started_at_ms": 1_000_000 }],
+        "waiting": [{ "name": "d", "compute": "gpu", "reason": "all taken" }],
+        "waiting_in_all": 7,
+    });
+    let picture = picture(&seen, Timestamp::from_millis(1_130_500));
+    for part in [
+        "1970-01-01 00:18:50  nodes: 2  running: 1  waiting: 7",
+        "████░░░░░░  41 %",
+        "1.5 of 4.0 GiB",
+        "2 of 8",
+        "a and 2",
+        "preparing",
+        "2 min 10 s",
+        "all taken",
+    ] {
+        assert!(picture.contains(part), "{part} is not in\n{picture}");
+    }
+}
+
+#[test]
+fn times_and_bars_are_as_long_as_they_should_be() {
+    assert_eq!(lasting(-5), "0 s");
+    assert_eq!(lasting(3_599_999), "59 min 59 s");
+    assert_eq!(lasting(11_100_000), "3 h 05 min");
+    for percent in [-1.0, 0.0, 4.9, 50.0, 99.9, 100.0, 1e9, f64::NAN] {
+        assert_eq!(bar(percent).chars().filter(|c| matches!(c, '█' | '░')).count(), BAR);
+    }
+}
+
+#[test]
+fn an_interval_is_a_number_of_seconds() {
+    assert_eq!(seconds("0.5"), Ok(Duration::from_millis(500)));
+    for wrong in ["", "x", "0", "-1", "nan", "inf", "1e9"] {
+        assert!(seconds(wrong).is_err(), "{wrong}");
+    }
+}
