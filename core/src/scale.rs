@@ -48,7 +48,7 @@ pub fn scale(view: &View, now: Timestamp) -> Scaling {
     let (min, max) = (view.min as usize, view.max as usize);
     let mut idle: Vec<(Timestamp, &NodeName)> =
         view.up.iter().filter_map(|(node, since)| Some(((*since)?, node))).collect();
-    // The longest idle first; of equals the newest, whose name is the last.
+    // The longest idle first; the name decides among equals.
     idle.sort_by(|a, b| a.0.cmp(&b.0).then_with(|| b.1.cmp(a.1)));
     if kept > max {
         // The maximum was lowered: first what is not there yet, then what has no work, then the rest.

@@ -280,7 +280,7 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
         stopping,
         reactor,
         handle.clone(),
-        Ending { folder, sealer, store: database },
+        Ending { folder, sealer, providers, store: database },
     ));
     Ok(Daemon { address, handle, stop, ended })
 }
@@ -289,6 +289,7 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
 struct Ending {
     folder: Arc<Folder>,
     sealer: tokio::task::JoinHandle<()>,
+    providers: Providers,
     store: Arc<SqliteStore>,
 }
 
@@ -311,8 +312,9 @@ async fn run(
         },
         _ = stopping.wait_for(|stop| *stop) => Ok(()),
     };
-    let Ending { folder, sealer, store } = ending;
+    let Ending { folder, sealer, providers, store } = ending;
     sealer.abort();
+    providers.stop().await;
     if !reactor.is_finished() {
         handle.stop().await;
     }

@@ -366,8 +366,7 @@ fn state_of_instance(live: &Live, instance: &Instance) -> Option<(pb::NodeState,
             format!("it is there since {since}; its agent has yet to join"),
         ),
         InstanceState::Up => (pb::NodeState::Unusable, "its agent is not known".to_owned()),
-        InstanceState::Retiring { reason } => (pb::NodeState::Leaving, reason.clone()),
-        InstanceState::Leaving { .. } => leaving(&instance.state),
+        InstanceState::Retiring { .. } | InstanceState::Leaving { .. } => leaving(&instance.state),
     })
 }
 
@@ -381,10 +380,11 @@ fn leaving(state: &InstanceState) -> (pb::NodeState, String) {
                 trouble.message, trouble.until
             ),
         ),
-        InstanceState::Leaving { reason, preempted: true, .. } => {
+        InstanceState::Leaving { reason, preempted: true, .. }
+        | InstanceState::Retiring { reason, preempted: true } => {
             (pb::NodeState::Preempted, reason.clone())
         }
-        InstanceState::Leaving { reason, .. } | InstanceState::Retiring { reason } => {
+        InstanceState::Leaving { reason, .. } | InstanceState::Retiring { reason, .. } => {
             (pb::NodeState::Leaving, reason.clone())
         }
         InstanceState::Creating { .. } | InstanceState::Joining { .. } | InstanceState::Up => {

@@ -56,6 +56,7 @@ fn code_of_handle(error: &daemon::HandleError) -> Code {
             | Refusal::AlreadyDrained { .. }
             | Refusal::NotDrained(_)
             | Refusal::NotACluster(_)
+            | Refusal::DefaultCompute(_)
             | Refusal::ComputeDeleted(_)
             | Refusal::FixedField { .. }
             | Refusal::ComputeBusy { .. }

@@ -232,6 +232,20 @@ impl Door {
         Ok(())
     }
 
+    /// Makes every token of a node worthless.
+    pub async fn revoke_node(&self, node: &NodeName) -> Result<(), Error> {
+        let theirs: Vec<Digest> = {
+            let holders = self.holders.read().unwrap_or_else(|poisoned| poisoned.into_inner());
+            let of_node =
+                |caller: &Caller| matches!(&caller.role, Role::Node(name) if name == node);
+            holders.iter().filter(|(_, caller)| of_node(caller)).map(|(hash, _)| *hash).collect()
+        };
+        self.store.forget_tokens(theirs.clone()).await?;
+        let mut holders = self.holders.write().unwrap_or_else(|poisoned| poisoned.into_inner());
+        holders.retain(|hash, _| !theirs.contains(hash));
+        Ok(())
+    }
+
     /// Makes sure that `file` holds a valid token, readable by its owner alone.
     pub async fn token_file(
         &self,

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::path::{Component, Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
-use std::sync::Weak;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use atelier_core::compute::{Cluster, CommandProvider, InstanceState, Provider, Tier};
@@ -18,15 +18,18 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use serde::Deserialize;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::process::Command;
+use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
 use super::{Failed, Shared, Site};
-use crate::daemon::Provided;
+use crate::daemon::{Handle, Provided};
 
 /// How long a program that was asked to end may take to.
 const GRACE: Duration = Duration::from_secs(5);
 /// Bytes kept of what a program prints.
-const PRINTED: u64 = 1 << 20;
+const PRINTED: usize = 1 << 20;
+/// How long the rest of what a program printed is waited for once it has ended.
+const REST: Duration = Duration::from_secs(1);
 /// Characters of what it said that are shown.
 const SHOWN: usize = 400;
 /// The first pause between two tries; it doubles.
@@ -54,28 +57,28 @@ impl Action {
 }
 
 pub(super) async fn add(
-    site: &Site,
+    shared: &Shared,
     program: &CommandProvider,
     node: &NodeName,
     cluster: &Cluster,
 ) -> Result<(), Failed> {
-    site.token(node).await?;
-    tries(site, program, &program.create, Action::Create, Some(node), cluster).await.map(drop)
+    shared.site.token(node).await?;
+    tries(shared, program, &program.create, Action::Create, Some(node), cluster).await.map(drop)
 }
 
 pub(super) async fn remove(
-    site: &Site,
+    shared: &Shared,
     program: &CommandProvider,
     node: &NodeName,
     cluster: &Cluster,
 ) -> Result<(), Failed> {
-    tries(site, program, &program.delete, Action::Delete, Some(node), cluster).await?;
-    site.clear(node).await
+    tries(shared, program, &program.delete, Action::Delete, Some(node), cluster).await?;
+    shared.site.clear(node).await
 }
 
 /// Runs a program until it succeeds, at most once and as often again as its cluster says.
 async fn tries(
-    site: &Site,
+    shared: &Shared,
     program: &CommandProvider,
     words: &[String],
     action: Action,
@@ -86,7 +89,11 @@ async fn tries(
     let mut pause = PAUSE;
     let mut number = 1;
     loop {
-        match run(site, words, action, node, cluster, number, limit).await {
+        let room = shared.room(&cluster.name, matches!(action, Action::Create)).await;
+        let ran = run(&shared.site, words, action, node, cluster, number, limit).await;
+        // Not held while it waits for the next try.
+        drop(room);
+        match ran {
             Err(error) if number <= program.retries => {
                 tracing::info!(cluster = %cluster.name, number, %error, "a provider's program failed; it is run again");
                 sleep(pause).await;
@@ -113,7 +120,8 @@ async fn run(
     };
     let path = beneath(&folder, program)?;
     let shape = &cluster.node;
-    let server = std::fs::read_to_string(site.folder.join("endpoint")).unwrap_or_default();
+    let server = std::fs::read_to_string(site.folder.join("endpoint"))
+        .map_err(|error| Failed::of("cannot tell where the daemon listens", error))?;
     let mut command = Command::new(&path);
     command
         .args(arguments)
@@ -147,16 +155,21 @@ async fn run(
             .env("ATELIER_TOKEN_FILE", site.node_folder(node).join("token"));
     }
     let what = || format!("'{}'", path.display());
+    // SAFETY: between fork and exec only prctl runs, which is async-signal-safe.
+    unsafe {
+        command.pre_exec(|| {
+            // A daemon that is killed leaves no program behind that would run beside the next one.
+            let set = libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+            if set == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+        });
+    }
     let mut child = command.spawn().map_err(|error| Failed::of(what(), error))?;
     let group = child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
     // Killed with all that it started, also if this future is dropped.
     let mut group = Group(group);
-    let (out, err) = (child.stdout.take(), child.stderr.take());
-    let whole = async {
-        let (out, err, status) = tokio::join!(printed(out), printed(err), child.wait());
-        (out, err, status)
-    };
-    let Ok((out, err, status)) = timeout(limit, whole).await else {
+    let out = Printed::of(child.stdout.take());
+    let err = Printed::of(child.stderr.take());
+    let Ok(status) = timeout(limit, child.wait()).await else {
         group.end(Signal::TERM);
         if timeout(GRACE, child.wait()).await.is_err() {
             group.end(Signal::KILL);
@@ -165,6 +178,7 @@ async fn run(
         let seconds = limit.as_secs();
         return Err(Failed(format!("{} did not end within {seconds} s and was stopped", what())));
     };
+    let (out, err) = tokio::join!(out.text(), err.text());
     let status: ExitStatus = status.map_err(|error| Failed::of(what(), error))?;
     if status.success() {
         group.0 = None;
@@ -213,13 +227,41 @@ impl Drop for Group {
 }
 
 /// What a program prints, as far as it is kept; the rest is read and dropped.
-async fn printed(from: Option<impl AsyncRead + Unpin>) -> String {
-    let Some(mut from) = from else { return String::new() };
-    let mut kept = Vec::new();
-    // What cannot be read is as good as not printed.
-    let _ = (&mut from).take(PRINTED).read_to_end(&mut kept).await;
-    let _ = tokio::io::copy(&mut from, &mut tokio::io::sink()).await;
-    String::from_utf8_lossy(&kept).into_owned()
+struct Printed {
+    kept: Arc<Mutex<Vec<u8>>>,
+    reads: JoinHandle<()>,
+}
+
+impl Printed {
+    fn of(from: Option<impl AsyncRead + Unpin + Send + 'static>) -> Self {
+        let kept: Arc<Mutex<Vec<u8>>> = Arc::default();
+        let into = kept.clone();
+        let reads = tokio::spawn(async move {
+            let Some(mut from) = from else { return };
+            let mut piece = [0; 8192];
+            // What cannot be read is as good as not printed.
+            while let Ok(count @ 1..) = from.read(&mut piece).await {
+                let mut kept = into.lock().unwrap_or_else(PoisonError::into_inner);
+                let room = PRINTED.saturating_sub(kept.len());
+                kept.extend_from_slice(&piece[..count.min(room)]);
+            }
+        });
+        Self { kept, reads }
+    }
+
+    /// All of it, once the program has ended. What it left running may hold its output open for
+    /// ever, so the rest is waited for only a moment.
+    async fn text(mut self) -> String {
+        let _ = timeout(REST, &mut self.reads).await;
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        String::from_utf8_lossy(&kept).into_owned()
+    }
+}
+
+impl Drop for Printed {
+    fn drop(&mut self) {
+        self.reads.abort();
+    }
 }
 
 /// A line of what a `list` program prints, if it is JSON.
@@ -264,12 +306,15 @@ fn listed(text: &str) -> Result<HashMap<NodeName, State>, Failed> {
 
 /// Asks from time to time which nodes there are, of clusters that can be asked.
 pub(super) async fn watch(shared: Weak<Shared>) {
-    let mut look = tokio::time::interval(LIST);
+    // When the daemon starts, no node has come back yet.
+    let mut look = tokio::time::interval_at(tokio::time::Instant::now() + LIST, LIST);
     look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         look.tick().await;
         let Some(shared) = shared.upgrade() else { return };
-        compare(&shared).await;
+        let handle = shared.handle.borrow().clone();
+        let Some(handle) = handle else { continue };
+        compare(&shared, &handle).await;
     }
 }
 
@@ -281,8 +326,7 @@ struct Known {
     joins: bool,
 }
 
-async fn compare(shared: &Shared) {
-    let Some(handle) = shared.handle.get() else { return };
+async fn compare(shared: &Shared, handle: &Handle) {
     let clusters = handle
         .look(|live, _| {
             let asked = |cluster: &Cluster| match &cluster.provider {
@@ -311,33 +355,44 @@ async fn compare(shared: &Shared) {
         })
         .await
         .unwrap_or_default();
-    for (known, cluster) in clusters {
-        let Provider::Command(program) = &cluster.provider else { continue };
-        let Some(words) = program.list.as_ref().filter(|_| !known.is_empty()) else { continue };
-        let limit = Duration::from_secs(program.timeout.max(1));
-        let ran = run(&shared.site, words, Action::List, None, &cluster, 1, limit).await;
-        let there = match ran.and_then(|text| listed(&text)) {
-            Ok(there) => there,
-            Err(error) => {
-                // Nothing follows from what could not be read.
-                tracing::warn!(cluster = %cluster.name, %error, "the nodes there are could not be listed");
-                continue;
+    // Each by itself: a program that hangs keeps no other cluster from being looked at.
+    let looks =
+        clusters.into_iter().map(|(known, cluster)| compare_one(shared, handle, known, cluster));
+    futures::future::join_all(looks).await;
+}
+
+async fn compare_one(shared: &Shared, handle: &Handle, known: Vec<Known>, cluster: Cluster) {
+    let Provider::Command(program) = &cluster.provider else { return };
+    let Some(words) = program.list.as_ref().filter(|_| !known.is_empty()) else { return };
+    let limit = Duration::from_secs(program.timeout.max(1));
+    let ran = run(&shared.site, words, Action::List, None, &cluster, 1, limit).await;
+    let there = match ran.and_then(|text| listed(&text)) {
+        Ok(there) => there,
+        Err(error) => {
+            // Nothing follows from what could not be read.
+            tracing::warn!(cluster = %cluster.name, %error, "the nodes there are could not be listed");
+            return;
+        }
+    };
+    let strangers: Vec<&NodeName> =
+        there.keys().filter(|name| known.iter().all(|node| &node.node != *name)).collect();
+    if !strangers.is_empty() {
+        tracing::warn!(cluster = %cluster.name, ?strangers, "the list has nodes that the cluster does not know");
+    }
+    for node in known.iter().filter(|node| !node.leaves) {
+        // Whether it answers is looked at once more when it is decided what follows.
+        let taken = match there.get(&node.node) {
+            Some(State::Preempted) => Some(("its machine is preempted".to_owned(), true)),
+            // One that answers is there, and one that is being made may not be listed yet.
+            None if !node.is_ready && !node.joins => {
+                Some(("its machine is gone".to_owned(), cluster.tier == Tier::LowPriority))
             }
+            _ => None,
         };
-        for node in known.iter().filter(|node| !node.leaves) {
-            let taken = match there.get(&node.node) {
-                Some(State::Preempted) => Some(("its machine was preempted".to_owned(), true)),
-                // One that answers is there, and one that is being made may not be listed yet.
-                None if !node.is_ready && !node.joins => {
-                    Some(("its machine is gone".to_owned(), cluster.tier == Tier::LowPriority))
-                }
-                _ => None,
-            };
-            if let Some((reason, preempted)) = taken {
-                let node = node.node.clone();
-                let taken = TakenAway { node, reason, preempted };
-                let _ = handle.provided(Provided::TakenAway(taken)).await;
-            }
+        if let Some((reason, preempted)) = taken {
+            let node = node.node.clone();
+            let taken = TakenAway { node, reason, preempted };
+            let _ = handle.provided(Provided::TakenAway(taken)).await;
         }
     }
 }

@@ -93,8 +93,14 @@ impl Agent {
         let program = std::env::current_exe().map_err(failed)?;
         let agent = self.folder.join("agent");
         fs::create_dir_all(&agent).map_err(failed)?;
-        let begun = spawn(&program, &self.arguments, &agent, &self.log(), "").map_err(failed)?;
-        begun.record.write(&self.record()).map_err(failed)?;
+        let mut begun =
+            spawn(&program, &self.arguments, &agent, &self.log(), "").map_err(failed)?;
+        if let Err(error) = begun.record.write(&self.record()) {
+            // Nobody would find it again.
+            let _ = begun.child.kill();
+            let _ = begun.child.wait();
+            return Err(failed(error));
+        }
         self.child = Some(begun.child);
         self.started = Instant::now();
         Ok(())

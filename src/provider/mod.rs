@@ -11,18 +11,18 @@ mod tests;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use atelier_core::access::Role;
 use atelier_core::compute::{Cluster, InstanceState, Provider};
-use atelier_core::id::{NodeName, Principal};
-use tokio::sync::{OnceCell, Semaphore};
+use atelier_core::id::{ComputeName, NodeName, Principal};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinHandle;
 
 use crate::daemon::{Clock, Handle, Provided};
 use crate::identity::Door;
 
-/// Orders carried out at the same time.
+/// Orders of one kind carried out at the same time for one cluster.
 const AT_ONCE: usize = 16;
 
 /// Why a provider could not do what it was asked, in words for the admin.
@@ -45,9 +45,34 @@ pub(crate) struct Providers {
 struct Shared {
     site: Site,
     local: local::Local,
-    handle: OnceCell<Handle>,
-    orders: Mutex<HashMap<NodeName, Order>>,
-    room: Semaphore,
+    /// Set once the daemon can be reached: no order is carried out before.
+    handle: watch::Sender<Option<Handle>>,
+    orders: Mutex<Orders>,
+    room: Mutex<HashMap<(ComputeName, bool), Arc<Semaphore>>>,
+}
+
+#[derive(Default)]
+struct Orders {
+    by_node: HashMap<NodeName, Order>,
+    watches: Vec<JoinHandle<()>>,
+    stopped: bool,
+}
+
+impl Shared {
+    fn orders(&self) -> MutexGuard<'_, Orders> {
+        self.orders.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Leave to run something: so many at the same time for each cluster, and apart for adding and
+    /// removing, so that one that hangs holds up nobody else.
+    async fn room(&self, cluster: &ComputeName, adds: bool) -> Option<OwnedSemaphorePermit> {
+        let room = {
+            let mut rooms = self.room.lock().unwrap_or_else(PoisonError::into_inner);
+            let room = rooms.entry((cluster.clone(), adds));
+            room.or_insert_with(|| Arc::new(Semaphore::new(AT_ONCE))).clone()
+        };
+        room.acquire_owned().await.ok()
+    }
 }
 
 /// What a provider needs of the daemon.
@@ -87,8 +112,10 @@ impl Site {
         Ok(file)
     }
 
-    /// Removes the node's folder with all that is in it.
+    /// Makes the node's token worthless and removes its folder with all that is in it.
     pub(crate) async fn clear(&self, node: &NodeName) -> Result<(), Failed> {
+        let revoked = self.door.revoke_node(node).await;
+        revoked.map_err(|e| Failed::of(format!("cannot revoke the token of node {node}"), e))?;
         let folder = self.node_folder(node);
         match tokio::fs::remove_dir_all(&folder).await {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -110,9 +137,9 @@ impl Providers {
         let shared = Shared {
             site,
             local: local::Local::default(),
-            handle: OnceCell::new(),
+            handle: watch::Sender::new(None),
             orders: Mutex::default(),
-            room: Semaphore::new(AT_ONCE),
+            room: Mutex::default(),
         };
         Self { shared: Arc::new(shared) }
     }
@@ -139,11 +166,30 @@ impl Providers {
                 self.shared.local.adopt(&self.shared.site, node, &cluster);
             }
         }
-        // Set once: the daemon starts its providers once.
-        let _ = self.shared.handle.set(handle);
+        self.shared.handle.send_replace(Some(handle));
         let shared = Arc::downgrade(&self.shared);
-        tokio::spawn(local::watch(shared.clone()));
-        tokio::spawn(command::watch(shared));
+        let mut orders = self.shared.orders();
+        orders.watches.push(tokio::spawn(local::watch(shared.clone())));
+        orders.watches.push(tokio::spawn(command::watch(shared)));
+    }
+
+    /// Ends what is being carried out, with the programs that run for it. It is asked for again when
+    /// the daemon is back.
+    pub(crate) async fn stop(&self) {
+        let (by_node, watches) = {
+            let mut orders = self.shared.orders();
+            orders.stopped = true;
+            (std::mem::take(&mut orders.by_node), std::mem::take(&mut orders.watches))
+        };
+        let tasks: Vec<JoinHandle<()>> =
+            by_node.into_values().map(|order| order.task).chain(watches).collect();
+        for task in &tasks {
+            task.abort();
+        }
+        for task in tasks {
+            // Aborted, or done.
+            let _ = task.await;
+        }
     }
 
     pub(crate) fn add(&self, cluster: Cluster, node: NodeName) {
@@ -155,33 +201,50 @@ impl Providers {
     }
 
     fn order(&self, cluster: Cluster, node: NodeName, adds: bool) {
-        let mut orders = self.shared.orders.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = orders.remove(&node).filter(|order| !order.task.is_finished());
-        if let Some(order) = before {
-            // Removing comes after adding and never before.
-            if order.adds == adds || adds {
-                orders.insert(node, order);
-                return;
-            }
-            order.task.abort();
+        let mut orders = self.shared.orders();
+        if orders.stopped {
+            return;
+        }
+        orders.by_node.retain(|_, order| !order.task.is_finished());
+        let before = orders.by_node.remove(&node);
+        if let Some(order) = before.as_ref().filter(|order| order.adds == adds || adds) {
+            // A second order is taken for the first, and adding never follows removing.
+            tracing::debug!(%node, adds, busy_adding = order.adds, "an order is under way already");
+            orders.by_node.extend(before.map(|order| (node, order)));
+            return;
         }
         let shared = self.shared.clone();
-        let task = tokio::spawn(carry_out(shared, cluster, node.clone(), adds));
-        orders.insert(node, Order { adds, task });
+        let task = tokio::spawn(carry_out(shared, cluster, node.clone(), adds, before));
+        orders.by_node.insert(node, Order { adds, task });
     }
 }
 
-async fn carry_out(shared: Arc<Shared>, cluster: Cluster, node: NodeName, adds: bool) {
-    let Ok(_room) = shared.room.acquire().await else { return };
+async fn carry_out(
+    shared: Arc<Shared>,
+    cluster: Cluster,
+    node: NodeName,
+    adds: bool,
+    before: Option<Order>,
+) {
+    let mut handle = shared.handle.subscribe();
+    let handle = match handle.wait_for(Option::is_some).await {
+        Ok(handle) => handle.clone(),
+        Err(_) => return,
+    };
+    if let Some(order) = before {
+        order.task.abort();
+        // Whatever it had begun must have ended, or it would go on behind this one's back.
+        let _ = order.task.await;
+    }
     let site = &shared.site;
     let what = if adds { "add" } else { "remove" };
     tracing::info!(%node, cluster = %cluster.name, what, "a node is asked for");
     let done = match (&cluster.provider, adds) {
         (Provider::Local, true) => shared.local.add(site, &node, &cluster).await,
         (Provider::Local, false) => shared.local.remove(site, &node).await,
-        (Provider::Command(program), true) => command::add(site, program, &node, &cluster).await,
+        (Provider::Command(program), true) => command::add(&shared, program, &node, &cluster).await,
         (Provider::Command(program), false) => {
-            command::remove(site, program, &node, &cluster).await
+            command::remove(&shared, program, &node, &cluster).await
         }
         // Nobody asks for them.
         (Provider::Joined, _) => Ok(()),
@@ -192,7 +255,7 @@ async fn carry_out(shared: Arc<Shared>, cluster: Cluster, node: NodeName, adds: 
     let result = done.map_err(|error| error.to_string());
     let word =
         if adds { Provided::Added { node, result } } else { Provided::Removed { node, result } };
-    if let Some(handle) = shared.handle.get() {
+    if let Some(handle) = handle {
         // The daemon may be stopping.
         let _ = handle.provided(word).await;
     }

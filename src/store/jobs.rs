@@ -356,6 +356,15 @@ pub(super) fn events(
     read().map_err(|e| Error::sqlite("read events", e))
 }
 
+pub(super) fn forget_tokens(conn: &Connection, hashes: &[Digest]) -> Result<(), Error> {
+    let sql = |e| Error::sqlite("forget tokens", e);
+    let mut forget = conn.prepare_cached("DELETE FROM tokens WHERE hash = ?1").map_err(sql)?;
+    for hash in hashes {
+        forget.execute([hash.as_bytes()]).map_err(sql)?;
+    }
+    Ok(())
+}
+
 pub(super) fn put_token(conn: &Connection, token: &TokenRecord) -> Result<(), Error> {
     let role = json(&token.role, "role")?;
     conn.prepare_cached(

@@ -287,6 +287,8 @@ pub trait Store: Send + Sync + 'static {
     fn commit(&self, batch: Arc<Batch>) -> BoxFuture<'static, Result<(), Error>>;
     /// Remembers a token.
     fn put_token(&self, token: TokenRecord) -> BoxFuture<'_, Result<(), Error>>;
+    /// Forgets tokens, by their hashes.
+    fn forget_tokens(&self, hashes: Vec<Digest>) -> BoxFuture<'_, Result<(), Error>>;
     /// Every token.
     fn tokens(&self) -> Result<Vec<TokenRecord>, Error>;
     /// What is alive. Batches are taken again from here on.

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use atelier_core::content::Digest;
 use atelier_core::id::JobName;
 use atelier_core::job::{Event, Job};
 use futures::future::BoxFuture;
@@ -208,6 +209,10 @@ impl Store for SqliteStore {
 
     fn put_token(&self, token: TokenRecord) -> BoxFuture<'_, Result<(), Error>> {
         Box::pin(self.writer.write(move |conn| jobs::put_token(conn, &token)))
+    }
+
+    fn forget_tokens(&self, hashes: Vec<Digest>) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(self.writer.write(move |conn| jobs::forget_tokens(conn, &hashes)))
     }
 
     fn tokens(&self) -> Result<Vec<TokenRecord>, Error> {

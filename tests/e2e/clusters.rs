@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use atelier_proto::job::v1::JobStatus;
 use serde_json::Value;
 
-use crate::harness::{Cluster, PROGRAM, until};
+use crate::harness::{Cluster, PROGRAM, processes_with, until};
 
 /// Small nodes on the daemon's machine.
 fn small(name: &str, more: &str) -> String {
@@ -263,4 +263,91 @@ fn a_cluster_that_cannot_be_is_refused_with_the_reason() {
         .says(&["manage computes"]);
     let sizes = cluster.atelier(["compute", "list-sizes"]).ok().stdout().to_owned();
     assert!(sizes.contains("STANDARD_NC6s_v3") && sizes.contains("V100"), "{sizes}");
+}
+
+/// Found in review: a program ends when it ends, not when what it left running closes its output.
+#[test]
+fn what_a_program_leaves_running_is_left_alone() {
+    let cluster = Cluster::empty();
+    cluster.start_daemon();
+    let pid = cluster.files().join("pid");
+    // In the program's own group, with its output open.
+    provider(&cluster, "add", &agent_line(&format!("& echo $! > {}", pid.display())));
+    provider(&cluster, "remove", &format!("kill $(cat {}) || true", pid.display()));
+    create(&cluster, &small("loose", &commands(", timeout: 2s, retries: 0")));
+    let job = cluster.create("compute: loose\ncommand: sleep 4\n");
+    let job = cluster.completed(&job);
+    assert_eq!((job.attempt, &*job.node), (1, "loose-1"), "its agent outlived the time-out");
+}
+
+/// Found in review: what was ordered while the daemon was down, or came up, is done once it is up.
+#[test]
+fn an_order_of_a_killed_daemon_is_carried_out_by_the_next() {
+    let cluster = Cluster::empty();
+    cluster.start_daemon();
+    let notes = cluster.files().join("notes");
+    let slow = format!("echo try $ATELIER_SERVER >> {}; sleep 600", notes.display());
+    provider(&cluster, "add", &slow);
+    provider(&cluster, "remove", "exit 0");
+    create(&cluster, &small("late", &commands(", retries: 0")));
+    let job = cluster.create("compute: late\ncommand: echo\n");
+    let lines = || fs::read_to_string(&notes).unwrap_or_default();
+    until("the program runs", || (lines().lines().count() == 1).then_some(()));
+    provider(&cluster, "add", "echo 'out of stock' >&2; exit 1");
+    cluster.restart_daemon_hard();
+    until("the failure is told", || {
+        cluster.rpc().job(&job).unwrap().wait_reason.contains("out of stock").then_some(())
+    });
+    assert!(lines().contains("try http://127.0.0.1:"), "{}", lines());
+    let program = cluster.data().join("providers/add");
+    until("the program of the killed daemon is gone", || {
+        let left = processes_with(program.to_str().unwrap());
+        left.is_empty().then_some(())
+    });
+}
+
+/// Found in review: a node's token died with neither its node nor its cluster.
+#[test]
+fn a_nodes_token_is_worthless_once_the_node_is_gone() {
+    let cluster = Cluster::empty();
+    cluster.start_daemon();
+    create(&cluster, &small("brief", "min_instances: 1\n").replacen("min_instances: 0\n", "", 1));
+    let file = cluster.data().join("nodes/brief-1/token");
+    let token = until("the node has a token", || fs::read_to_string(&file).ok());
+    until("the node is up", || {
+        (states(&cluster, "brief") == serde_json::json!({"idle": 1})).then_some(())
+    });
+    cluster.atelier(["compute", "delete", "brief"]).ok();
+    until("the cluster is gone", || {
+        let listed = cluster.atelier(["compute", "list", "-o", "json"]).ok().json();
+        (listed.as_array().unwrap().len() == 1).then_some(())
+    });
+    let stolen = cluster.write("stolen", token);
+    let server = cluster.server();
+    let data = cluster.files().join("thief");
+    let arguments = [
+        "agent",
+        "--server",
+        &server,
+        "--token-file",
+        stolen.to_str().unwrap(),
+        "--node",
+        "brief-1",
+        "--compute",
+        "local",
+        "--data-dir",
+        data.to_str().unwrap(),
+    ];
+    let thief = cluster.atelier(arguments).run();
+    assert!(!thief.status.success(), "{thief:?}");
+    assert!(cluster.rpc().jobs().unwrap().is_empty());
+}
+
+/// A line of a program that starts the node's agent.
+fn agent_line(end: &str) -> String {
+    format!(
+        "{PROGRAM} agent --server $ATELIER_SERVER --token-file $ATELIER_TOKEN_FILE \\\n  \
+         --node $ATELIER_NODE --compute $ATELIER_CLUSTER --cpus $ATELIER_CPUS \\\n  \
+         --memory ${{ATELIER_MEMORY_MIB}}MiB --data-dir $HOME/$ATELIER_NODE {end}"
+    )
 }

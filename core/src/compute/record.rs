@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::{Cluster, Provider};
 use crate::id::{ComputeName, NodeName, Principal};
 use crate::node::Drain;
+use crate::resource::{Capacity, MiB};
 use crate::time::Timestamp;
 
 /// A compute as the workspace knows it.
@@ -20,8 +21,8 @@ pub struct ComputeRecord {
     pub created_by: Principal,
     /// When.
     pub created_at: Timestamp,
-    /// The number of the next node. Numbers are never used again, so that what is said of a node
-    /// is never said of another.
+    /// The number of the next node. While the compute is there no number is used again, so that
+    /// what is said of a node is never said of another.
     #[serde(default)]
     pub next_node: u64,
     /// Set while an admin keeps jobs away from it.
@@ -30,12 +31,24 @@ pub struct ComputeRecord {
     /// It was deleted, and goes with the last of its nodes.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub deleted: bool,
+    /// The least memory in MiB that one of its nodes has joined with, where that is less than its
+    /// size says: machines keep some for themselves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub least_memory: Option<MiB>,
     /// Why no node could be had, the last time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trouble: Option<Trouble>,
 }
 
 impl ComputeRecord {
+    /// What a node that may yet be added is expected to offer; `None` if the daemon adds none.
+    pub fn expected(&self) -> Option<Capacity> {
+        let cluster = self.cluster.as_ref().filter(|_| self.is_scaled() && !self.deleted)?;
+        let mut capacity = cluster.node.capacity();
+        capacity.memory = capacity.memory.min(self.least_memory.unwrap_or(capacity.memory));
+        Some(capacity)
+    }
+
     /// Whether the daemon adds and removes its nodes.
     pub fn is_scaled(&self) -> bool {
         self.cluster.as_ref().is_some_and(|cluster| cluster.provider != Provider::Joined)
@@ -98,6 +111,9 @@ pub enum InstanceState {
     Retiring {
         /// Why.
         reason: String,
+        /// Its machine is about to be taken from under it.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        preempted: bool,
     },
     /// The provider was asked to take it away.
     Leaving {

@@ -10,7 +10,7 @@ use crate::compute::{
 use crate::id::{ComputeName, JobName, NodeName, Principal};
 use crate::job::State;
 use crate::node::{Drain, Link, NodeRecord, Now};
-use crate::resource::Capacity;
+use crate::resource::{Capacity, Cpus, Memory};
 use crate::scale::{Scaling, View, scale};
 use crate::sched::{Closed, Supply};
 use crate::time::Timestamp;
@@ -73,6 +73,7 @@ impl Live {
                 next_node: 1,
                 drain: None,
                 deleted: false,
+                least_memory: None,
                 trouble: None,
             },
             Some(known) if known.deleted => return Err(Refusal::ComputeDeleted(name)),
@@ -127,6 +128,9 @@ impl Live {
         out: &mut Decisions,
     ) -> Result<(), Refusal> {
         let mut record = self.cluster(name)?.clone();
+        if name == &self.default_compute {
+            return Err(Refusal::DefaultCompute(name.clone()));
+        }
         let here = |job: &&crate::job::Job| match &job.state {
             State::Active(active) => {
                 let node = self.nodes.get(&active.node);
@@ -262,8 +266,11 @@ impl Live {
             return;
         }
         let why = reason.clone();
-        self.lose_jobs(node, &why, now, out);
-        self.forget_node(node, out);
+        // A machine that joined another compute by itself may have the name.
+        if self.nodes.get(node).is_some_and(|known| known.record.compute == instance.compute) {
+            self.lose_jobs(node, &why, now, out);
+            self.forget_node(node, out);
+        }
         self.instances.remove(node);
         self.asked.remove(node);
         out.instances.remove(node);
@@ -272,21 +279,46 @@ impl Live {
         self.scale_at = now.mono;
     }
 
-    /// A machine was taken from under its node: its jobs go back in the queue at once.
+    /// A machine was, or is about to be, taken from under its node. If the node still answers, its
+    /// jobs are asked to make way, for they do run; else they go back in the queue at once. A node
+    /// that was merely not found is believed to be there until it has been silent for a while.
     pub fn node_taken_away(&mut self, taken: TakenAway, now: Now, out: &mut Decisions) {
-        let Some(instance) = self.instances.get(&taken.node).cloned() else { return };
+        let TakenAway { node, reason, preempted } = taken;
+        let Some(instance) = self.instances.get(&node).cloned() else { return };
         if matches!(instance.state, InstanceState::Leaving { .. } | InstanceState::Creating { .. })
         {
             return;
         }
-        self.lose_jobs(&taken.node, &taken.reason, now, out);
-        let state = InstanceState::Leaving {
-            reason: taken.reason,
-            trouble: None,
-            preempted: taken.preempted,
+        let silent_for = match self.nodes.get(&node).map(|known| known.link) {
+            Some(Link::Ready) => None,
+            Some(Link::Silent { since }) => Some(now.mono.millis_since(since)),
+            // It never joined.
+            None => Some(u64::MAX),
         };
-        self.put_instance(Instance { state, ..instance }, out);
-        self.close(&taken.node);
+        match silent_for {
+            None if preempted => {
+                let state = InstanceState::Retiring { reason: reason.clone(), preempted };
+                if instance.state != state {
+                    self.put_instance(Instance { state, ..instance }, out);
+                    self.close(&node);
+                }
+                let jobs = self.nodes.get(&node).map(|known| known.attempts.keys().cloned());
+                let jobs: Vec<JobName> = jobs.into_iter().flatten().collect();
+                for job in jobs {
+                    let reason = format!("node {node}: {reason}");
+                    self.evict(&job, self.daemon.clone(), reason, now, out);
+                }
+            }
+            None => {}
+            Some(silent) if preempted || silent >= self.lease.unreachable_ms => {
+                self.lose_jobs(&node, &reason, now, out);
+                let state = InstanceState::Leaving { reason, trouble: None, preempted };
+                self.put_instance(Instance { state, ..instance }, out);
+                self.close(&node);
+                self.scale_at = now.mono;
+            }
+            Some(_) => {}
+        }
     }
 
     /// A node of a cluster's own has joined.
@@ -297,33 +329,32 @@ impl Live {
         }
         let compute = instance.compute.clone();
         let shape = self.computes.get(&compute).and_then(|known| known.cluster.as_ref());
-        if let Some(shape) = shape.map(|cluster| cluster.node.capacity())
-            && let Some(lacks) = lacks(&record.capacity, &shape)
-        {
+        let Some(shape) = shape.map(|cluster| cluster.node.capacity()) else { return };
+        if let Some(lacks) = lacks(&record.capacity, &shape) {
             self.trouble(&compute, format!("node {} has {lacks}", record.name), now, out);
             let reason = format!("it has {lacks}");
             return self.leave(&record.name, &reason, now, out);
         }
         self.put_instance(Instance { state: InstanceState::Up, ..instance }, out);
-        if let Some(known) = self.computes.get(&compute)
-            && known.trouble.is_some()
-        {
-            let record = ComputeRecord { trouble: None, ..known.clone() };
+        let Some(known) = self.computes.get(&compute) else { return };
+        let before = known.least_memory.unwrap_or(shape.memory);
+        let less = Some(record.capacity.memory).filter(|memory| *memory < before);
+        if known.trouble.is_some() || less.is_some() {
+            let least_memory = less.or(known.least_memory);
+            let record = ComputeRecord { trouble: None, least_memory, ..known.clone() };
             self.put_compute(record, out);
         }
     }
 
-    /// Whether the node gets no jobs, be it on an admin's word or because it is on its way out.
-    pub(super) fn is_closed(&self, node: &NodeName) -> bool {
-        let drained = self.nodes.get(node).is_some_and(|node| node.record.drain.is_some());
-        drained || self.instances.get(node).is_some_and(|instance| !instance.state.takes_jobs())
-    }
-
+    /// Lets the scheduler know whether the node gets jobs, be it kept from them on an admin's word
+    /// or because it is on its way out.
     pub(super) fn close(&mut self, node: &NodeName) {
-        if let Some(known) = self.nodes.get(node) {
-            let (compute, closed) = (known.record.compute.clone(), self.is_closed(node));
-            self.sched.set_drained(&compute, node, closed);
-        }
+        let Some(known) = self.nodes.get(node) else { return };
+        let (compute, drained) = (known.record.compute.clone(), known.record.drain.is_some());
+        let leaves = |instance: &Instance| !instance.state.takes_jobs();
+        let leaving = self.instances.get(node).is_some_and(leaves);
+        self.sched.set_drained(&compute, node, drained);
+        self.sched.set_leaving(&compute, node, leaving);
     }
 
     /// Asks for nodes and gives them up, as the queues need.
@@ -357,6 +388,7 @@ impl Live {
         let patience = if local { JOIN_LOCAL_MS } else { JOIN_MS };
         let given_up = self.lease.lease_ms + self.lease.margin_ms;
         let mut gone: Vec<(NodeName, String, bool)> = Vec::new();
+        let mut taken: Vec<(NodeName, String)> = Vec::new();
         for instance in self.instances_of(compute) {
             let node = self.nodes.get(&instance.node);
             match &instance.state {
@@ -379,12 +411,23 @@ impl Live {
                         gone.push((instance.node.clone(), why, false));
                     }
                 }
-                InstanceState::Retiring { reason }
+                InstanceState::Retiring { reason, preempted: true }
+                    if node.is_none_or(|node| node.attempts.is_empty()) =>
+                {
+                    taken.push((instance.node.clone(), reason.clone()));
+                }
+                InstanceState::Retiring { reason, .. }
                     if node.is_none_or(|node| node.attempts.is_empty()) =>
                 {
                     gone.push((instance.node.clone(), reason.clone(), false));
                 }
                 _ => {}
+            }
+        }
+        for (node, reason) in taken {
+            if let Some(instance) = self.instances.get(&node).cloned() {
+                let state = InstanceState::Leaving { reason, trouble: None, preempted: true };
+                self.put_instance(Instance { state, ..instance }, out);
             }
         }
         for (node, why, is_trouble) in gone {
@@ -398,13 +441,29 @@ impl Live {
     fn scale_cluster(&mut self, name: &ComputeName, now: Now, out: &mut Decisions) {
         let Some(view) = self.view(name, now) else { return };
         let Scaling { add, remove, retire } = scale(&view, now.wall);
+        let due = view.not_before.is_some_and(|until| until <= now.wall);
+        let enough = view.up.len() + view.coming.len() >= view.min as usize;
+        if due
+            && enough
+            && !view.has_work
+            && let Some(known) = self.computes.get(name)
+        {
+            // Nobody wants a node any more, so that none can be had is no trouble.
+            self.put_compute(ComputeRecord { trouble: None, ..known.clone() }, out);
+        }
         if add > 0
             && let Some(known) = self.computes.get(name)
         {
             let mut record = known.clone();
             for _ in 0..add {
-                let node = NodeName::numbered(name, record.next_node);
-                record.next_node += 1;
+                let node = loop {
+                    let node = NodeName::numbered(name, record.next_node);
+                    record.next_node += 1;
+                    // A machine that joined by itself may have the name.
+                    if !self.nodes.contains_key(&node) && !self.instances.contains_key(&node) {
+                        break node;
+                    }
+                };
                 let state = InstanceState::Creating { since: now.wall };
                 self.put_instance(Instance { node, compute: name.clone(), state }, out);
             }
@@ -416,7 +475,7 @@ impl Live {
         for node in retire {
             if let Some(instance) = self.instances.get(&node).cloned() {
                 let reason = "the cluster's maximum was lowered".to_owned();
-                let state = InstanceState::Retiring { reason };
+                let state = InstanceState::Retiring { reason, preempted: false };
                 self.put_instance(Instance { state, ..instance }, out);
                 self.close(&node);
             }
@@ -445,15 +504,23 @@ impl Live {
         if known.drain.is_some() {
             return None;
         }
+        let mut coming: Vec<(Timestamp, NodeName)> = Vec::new();
+        let mut reconnecting: u32 = 0;
         for instance in self.instances.values().filter(|instance| &instance.compute == name) {
             match &instance.state {
-                InstanceState::Creating { .. } | InstanceState::Joining { .. } => {
-                    view.coming.push(instance.node.clone());
+                InstanceState::Creating { since } | InstanceState::Joining { since } => {
+                    coming.push((*since, instance.node.clone()));
                 }
                 InstanceState::Up => {
                     let since = self.nodes.get_mut(&instance.node).and_then(|node| {
                         let idle = node.attempts.is_empty();
                         node.idle_since = idle.then(|| node.idle_since.unwrap_or(now.wall));
+                        if let Link::Silent { since } = node.link
+                            && idle
+                            && now.mono.millis_since(since) < self.lease.unreachable_ms
+                        {
+                            reconnecting += 1;
+                        }
                         node.idle_since
                     });
                     view.up.push((instance.node.clone(), since));
@@ -461,12 +528,16 @@ impl Live {
                 InstanceState::Retiring { .. } | InstanceState::Leaving { .. } => view.leaving += 1,
             }
         }
+        coming.sort();
+        view.coming = coming.into_iter().map(|(_, node)| node).collect();
         let coming = u32::try_from(view.coming.len()).unwrap_or(u32::MAX);
         let kept = view.up.len() + view.coming.len() + view.leaving as usize;
         let room = max.saturating_sub(u32::try_from(kept).unwrap_or(u32::MAX));
-        if view.has_work && room > 0 {
+        let held = view.not_before.is_some_and(|until| until > now.wall);
+        if view.has_work && room > 0 && !held {
             let wanted = self.sched.nodes_wanted(name, now.wall, coming.saturating_add(room));
-            view.wanted = wanted.saturating_sub(coming);
+            // A node that has just fallen silent, as all do when the daemon starts, is soon back.
+            view.wanted = wanted.saturating_sub(coming).saturating_sub(reconnecting);
         }
         Some(view)
     }
@@ -501,27 +572,24 @@ impl Live {
     /// a second order for the same node for the first.
     fn ask_providers(&mut self, now: Now, out: &mut Decisions) {
         for instance in self.instances.values() {
-            let Some(cluster) =
-                self.computes.get(&instance.compute).and_then(|known| known.cluster.as_ref())
-            else {
-                continue;
-            };
-            let node = instance.node.clone();
-            let effect = match &instance.state {
-                InstanceState::Creating { .. } => {
-                    Effect::AddNode { cluster: Box::new(cluster.clone()), node }
-                }
+            let adds = match &instance.state {
+                InstanceState::Creating { .. } => true,
                 InstanceState::Leaving { trouble, .. }
                     if trouble.as_ref().is_none_or(|trouble| trouble.until <= now.wall) =>
                 {
-                    Effect::RemoveNode { cluster: Box::new(cluster.clone()), node }
+                    false
                 }
                 _ => continue,
             };
-            let adds = matches!(effect, Effect::AddNode { .. });
+            let cluster = self.computes.get(&instance.compute).and_then(|c| c.cluster.as_ref());
+            let Some(cluster) = cluster else { continue };
             if self.asked.get(&instance.node) != Some(&adds) {
                 self.asked.insert(instance.node.clone(), adds);
-                out.effects.push(effect);
+                let (cluster, node) = (Box::new(cluster.clone()), instance.node.clone());
+                out.effects.push(match adds {
+                    true => Effect::AddNode { cluster, node },
+                    false => Effect::RemoveNode { cluster, node },
+                });
             }
         }
     }
@@ -630,11 +698,7 @@ impl Live {
         self.sched.add_compute(name.clone());
         let exclusive =
             record.cluster.as_ref().is_some_and(|c| c.placement == Placement::Exclusive);
-        let template = record
-            .cluster
-            .as_ref()
-            .filter(|_| record.is_scaled() && !record.deleted)
-            .map(|cluster| cluster.node.capacity());
+        let template = record.expected();
         self.sched.set_kind(name, exclusive, template);
         let closed = record
             .drain
@@ -667,10 +731,15 @@ fn fixed_difference(before: &Cluster, after: &Cluster) -> Option<&'static str> {
     }
 }
 
-/// What a node that joined has too little of.
+/// What a node that joined has too little of. Machines keep some of their memory for themselves.
 fn lacks(has: &Capacity, shape: &Capacity) -> Option<String> {
     if has.gpus.len() < shape.gpus.len() {
         Some(format!("{} GPU, and its size says {}", has.gpus.len(), shape.gpus.len()))
+    } else if has.cpu < shape.cpu {
+        Some(format!("{} CPU, and its size says {}", Cpus(has.cpu), Cpus(shape.cpu)))
+    } else if has.memory < shape.memory / 10 * 9 {
+        let (has, says) = (Memory(has.memory), Memory(shape.memory));
+        Some(format!("{has} memory, and its size says {says}"))
     } else {
         None
     }

@@ -229,6 +229,12 @@ pub enum Refusal {
          with it (--compute)"
     )]
     NotACluster(ComputeName),
+    /// Jobs go there that name no compute.
+    #[error(
+        "compute '{0}' is where jobs go that name none; restart the daemon with another as its first \
+         --compute, then delete it"
+    )]
+    DefaultCompute(ComputeName),
     /// It goes with the last of its nodes.
     #[error(
         "compute '{0}' is being deleted; wait until 'atelier compute list' shows it no more, or use \
@@ -355,6 +361,7 @@ impl Live {
                 next_node: 1,
                 drain: None,
                 deleted: false,
+                least_memory: None,
                 trouble: None,
             };
             live.know_compute(record);
@@ -362,8 +369,8 @@ impl Live {
         live
     }
 
-    /// Puts back the computes that the store held, before [`Live::recover`]. One that the daemon
-    /// was started with stays one that machines join by themselves.
+    /// Puts back the computes that the store held, before [`Live::recover`]. A cluster stays one,
+    /// also where the daemon was started with a compute of its name.
     pub fn recover_computes(&mut self, computes: Vec<ComputeRecord>, instances: Vec<Instance>) {
         for record in computes {
             if record.cluster.is_some() || self.computes.contains_key(&record.name) {

@@ -103,6 +103,11 @@ impl Sched {
         self.pools.get(compute).is_some_and(Pool::has_work)
     }
 
+    /// Whether the node is on its way out.
+    pub fn set_leaving(&mut self, compute: &ComputeName, node: &NodeName, leaving: bool) {
+        self.pool_mut(compute).set_leaving(node, leaving);
+    }
+
     /// Puts a job in the queue, at its place.
     pub fn enqueue(&mut self, compute: &ComputeName, rank: Rank, waiting: Waiting) {
         self.pool_mut(compute).enqueue(rank, waiting);

@@ -43,12 +43,14 @@ struct Slot {
     ready: bool,
     /// An admin keeps jobs away from it.
     drained: bool,
+    /// It is on its way out.
+    leaving: bool,
 }
 
 impl Slot {
     /// Whether it gets jobs.
     fn is_open(&self) -> bool {
-        self.ready && !self.drained
+        self.ready && !self.drained && !self.leaving
     }
 
     fn has_gpus(&self) -> bool {
@@ -162,7 +164,7 @@ impl Pool {
             self.change(&node, |slot| slot.ledger.set_capacity(capacity));
         } else {
             let ledger = Ledger::new(capacity);
-            self.nodes.insert(node, Slot { ledger, ready: false, drained: false });
+            self.nodes.insert(node, Slot { ledger, ready: false, drained: false, leaving: false });
         }
         self.dirty = true;
     }
@@ -178,6 +180,10 @@ impl Pool {
 
     pub(super) fn set_drained(&mut self, node: &NodeName, drained: bool) {
         self.change(node, |slot| slot.drained = drained);
+    }
+
+    pub(super) fn set_leaving(&mut self, node: &NodeName, leaving: bool) {
+        self.change(node, |slot| slot.leaving = leaving);
     }
 
     /// Changes what kind of node it is or whether it gets jobs, and with it which jobs could start.
@@ -463,11 +469,14 @@ impl Pool {
         let closed = |drained: bool| {
             self.nodes
                 .iter()
-                .filter(|(_, slot)| !slot.is_open() && slot.drained == drained)
+                .filter(|(_, slot)| !slot.is_open() && !slot.leaving && slot.drained == drained)
                 .find(|(_, slot)| slot.ledger.capacity().could_hold(demand))
                 .map(|(node, _)| node.clone())
         };
         let some_open = self.nodes.values().any(Slot::is_open);
+        if self.nodes.values().all(|slot| slot.leaving) {
+            return WaitReason::NoNodes;
+        }
         match (closed(false), closed(true)) {
             (Some(_), _) if !some_open => WaitReason::NodesSilent,
             (None, Some(node)) => WaitReason::Drained { demand: *demand, node },

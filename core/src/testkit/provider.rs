@@ -29,6 +29,8 @@ pub(super) struct Provider {
     orders: BTreeMap<(NodeName, bool), Order>,
     /// Machines at most, as admins ever allowed.
     most: BTreeMap<ComputeName, u32>,
+    /// What machines have, where that is not what their size says.
+    pub(super) memory: Option<u64>,
     /// It fails until then.
     pub(super) fails_until: u64,
 }
@@ -44,7 +46,9 @@ impl Provider {
     }
 
     pub(super) fn add(&mut self, cluster: &Cluster, node: &NodeName, now: u64) {
-        let record = node_record(node.as_str(), cluster.name.as_str(), cluster.node.capacity());
+        let mut capacity = cluster.node.capacity();
+        capacity.memory = self.memory.unwrap_or(capacity.memory);
+        let record = node_record(node.as_str(), cluster.name.as_str(), capacity);
         let order = (now + TAKES_MS, Some(Box::new(record)));
         self.orders.entry((node.clone(), true)).or_insert(order);
     }

@@ -70,6 +70,8 @@ pub struct World {
     fault: Option<CommitFault>,
     sessions: u64,
     provider: Provider,
+    /// Machines that were taken away, with when the daemon is told next.
+    preempted: BTreeMap<NodeName, u64>,
     /// Every attempt whose process ever ran.
     started: BTreeMap<JobName, BTreeSet<Epoch>>,
     /// Every effect that was performed, in order.
@@ -79,6 +81,8 @@ pub struct World {
 /// A provider that has failed is asked again after ten minutes at most; twice, as nodes leave before
 /// others come.
 const SUPPLY_MS: u64 = 1_300_000;
+/// A provider that is asked which machines there are says so this often.
+const TELL_MS: u64 = 300;
 const WALL: i64 = 1_700_000_000_000;
 
 impl World {
@@ -102,6 +106,7 @@ impl World {
             fault: None,
             sessions: 0,
             provider: Provider::default(),
+            preempted: BTreeMap::new(),
             started: BTreeMap::new(),
             effects: Vec::new(),
         }
@@ -309,6 +314,20 @@ impl World {
 
     /// The provider does what it was asked, when its time has come.
     fn provide(&mut self) -> Checked {
+        let clock = self.clock;
+        let due: Vec<NodeName> = self
+            .preempted
+            .iter_mut()
+            .filter(|(_, at)| **at <= clock)
+            .map(|(node, at)| {
+                *at = clock + TELL_MS;
+                node.clone()
+            })
+            .collect();
+        for node in due {
+            let reason = "preempted".to_owned();
+            self.tell(Command::TakenAway(TakenAway { node, reason, preempted: true }));
+        }
         for done in self.provider.due(self.clock) {
             match done {
                 Done::Added { node, record } => {
@@ -400,14 +419,22 @@ impl World {
         theirs.map(|(name, _)| name.clone()).collect()
     }
 
+    /// A machine of a cluster will be taken away, and still works when the daemon is told.
+    pub fn warn_of_preemption(&mut self, node: &NodeName) {
+        self.preempted.insert(node.clone(), self.clock);
+    }
+
+    /// Machines that are added from now on have so much memory, in MiB, whatever their size says.
+    pub fn shrink_machines(&mut self, memory: u64) {
+        self.provider.memory = Some(memory);
+    }
+
     /// A machine of a cluster is taken from under its node, and the daemon is told.
     pub fn preempt(&mut self, node: &NodeName) {
         if self.records.contains_key(node) || self.nodes.remove(node).is_none() {
             return;
         }
-        let reason = "preempted".to_owned();
-        let taken = TakenAway { node: node.clone(), reason, preempted: true };
-        self.tell(Command::TakenAway(taken));
+        self.preempted.insert(node.clone(), self.clock);
     }
 
     /// I1: one process per job, whatever the daemon believes; and no device in two hands.

@@ -3,6 +3,7 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use atelier_core::content::Digest;
 use atelier_core::id::{DatastoreName, Epoch};
 use atelier_core::job::{AttemptEnd, AttemptKey, Exit, JobStatus, Progress, Report};
 use atelier_core::layout;
@@ -42,6 +43,10 @@ impl Store for Counted {
             }
             None => self.inner.commit(batch),
         }
+    }
+
+    fn forget_tokens(&self, hashes: Vec<Digest>) -> BoxFuture<'_, Result<(), store::Error>> {
+        self.inner.forget_tokens(hashes)
     }
 
     fn put_token(&self, token: TokenRecord) -> BoxFuture<'_, Result<(), store::Error>> {

@@ -431,6 +431,7 @@ fn any_compute() -> impl Strategy<Value = ComputeRecord> {
             next_node,
             drain,
             deleted,
+            least_memory: Some(next_node).filter(|_| deleted),
             trouble,
         },
     )
@@ -444,7 +445,8 @@ fn any_instance() -> impl Strategy<Value = Instance> {
         stamp().prop_map(|since| InstanceState::Creating { since }),
         stamp().prop_map(|since| InstanceState::Joining { since }),
         Just(InstanceState::Up),
-        text().prop_map(|reason| InstanceState::Retiring { reason }),
+        (text(), any::<bool>())
+            .prop_map(|(reason, preempted)| InstanceState::Retiring { reason, preempted }),
         leaving,
     ];
     (nodes(), state).prop_map(|(node, state)| Instance {

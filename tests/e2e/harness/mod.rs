@@ -11,6 +11,6 @@ mod wait;
 pub(crate) use cluster::{Agent, Cluster, PROGRAM, http, job_yaml};
 pub(crate) use faults::{Disk, FaultyIo, needs};
 pub(crate) use history::{History, check_database};
-pub(crate) use process::Process;
+pub(crate) use process::{Process, processes_with};
 pub(crate) use rpc::Rpc;
 pub(crate) use wait::{PATIENCE, until};

@@ -7,11 +7,12 @@ use proptest::prelude::*;
 use crate::compute::{Cluster, InstanceState, NodeShape, Placement};
 use crate::id::{ComputeName, JobName, NodeName};
 use crate::job::{Cause, JobStatus};
+use crate::live::Effect;
 use crate::resource::Demand;
 use crate::sched::WaitReason;
 use crate::testkit::{
-    Checked, CommitFault, Finish, LEASE, Outage, Script, World, command_job, compute_name, demand,
-    job_name,
+    Checked, CommitFault, Finish, LEASE, Outage, Script, World, capacity, command_job,
+    compute_name, demand, job_name, node_record,
 };
 
 /// Seconds after which an idle node goes.
@@ -56,6 +57,14 @@ fn reason(world: &World, job: &JobName) -> Option<WaitReason> {
 
 fn status(world: &World, job: &JobName) -> JobStatus {
     world.store.status(job).unwrap()
+}
+
+fn given_nodes(world: &World, job: &JobName) -> Vec<String> {
+    let assigned = world.effects.iter().filter_map(|effect| match effect {
+        Effect::Assign { node, key, .. } if &key.job == job => Some(node.to_string()),
+        _ => None,
+    });
+    assigned.collect()
 }
 
 fn up(world: &World) -> usize {
@@ -142,10 +151,10 @@ fn a_preempted_nodes_job_goes_on_elsewhere_and_its_time_is_counted() {
     world.advance(1_000).unwrap();
     let machine = world.machines(&elastic()).remove(0);
     world.preempt(&machine);
-    world.advance(100).unwrap();
-    assert_eq!(status(&world, &job), JobStatus::Queued);
+    // As soon as the node is seen to be silent, long before its lease is over.
+    world.advance(LEASE.unreachable_ms + 600).unwrap();
     let tries = world.store.jobs[&job].tries;
-    assert_eq!((tries.lost, tries.failed), (1, 0));
+    assert_eq!((tries.evicted, tries.lost, tries.failed), (1, 0, 0));
     assert!(tries.lost_ms > 500, "{tries:?}");
     world.finish().unwrap();
     assert_eq!((status(&world, &job), world.starts(&job)), (JobStatus::Completed, 2));
@@ -199,6 +208,71 @@ fn a_node_that_falls_silent_for_good_is_replaced() {
     world.advance(60_000).unwrap();
     assert_eq!((status(&world, &job), world.starts(&job)), (JobStatus::Completed, 2));
     assert!(!world.machines(&elastic()).contains(&machine));
+}
+
+#[test]
+fn a_node_that_answers_while_it_is_preempted_stops_its_job_before_another_starts() {
+    let mut world = world(0, 2, Placement::Exclusive);
+    let job = submit(&mut world, "job", Demand::DEFAULT, 3_000);
+    world.advance(1_000).unwrap();
+    let machine = world.machines(&elastic()).remove(0);
+    // I1 is judged on the way.
+    world.warn_of_preemption(&machine);
+    world.advance(2_000).unwrap();
+    assert_eq!(world.store.jobs[&job].tries.evicted, 1);
+    assert!(!world.machines(&elastic()).contains(&machine));
+    world.finish().unwrap();
+    assert_eq!((status(&world, &job), world.starts(&job)), (JobStatus::Completed, 2));
+}
+
+#[test]
+fn a_machine_that_joined_by_itself_keeps_its_name_and_its_job() {
+    let record = node_record("elastic-1", "local", capacity(4, 1_000, 0));
+    let mut world = World::new(LEASE, &["local"], &[record]);
+    world.advance(300).unwrap();
+    let own = job_name("own");
+    world.submit(&own, Arc::new(command_job(Demand::DEFAULT)), Script::succeeds(90_000));
+    world.put_cluster(cluster(0, 1, Placement::Exclusive));
+    world.advance(200).unwrap();
+    let job = submit(&mut world, "job", Demand::DEFAULT, 100);
+    world.advance(2_000).unwrap();
+    assert_eq!(status(&world, &job), JobStatus::Completed);
+    assert_eq!(given_nodes(&world, &job), ["elastic-2"]);
+    world.finish().unwrap();
+    assert_eq!((status(&world, &own), world.starts(&own)), (JobStatus::Completed, 1));
+}
+
+#[test]
+fn machines_a_little_smaller_than_their_size_are_asked_for_once() {
+    let mut world = world(0, 3, Placement::Exclusive);
+    world.shrink_machines(950);
+    let fits = submit(&mut world, "fits", demand(1, 900, 0), 100);
+    let never = submit(&mut world, "never", demand(1, 1_000, 0), 100);
+    world.advance(60_000).unwrap();
+    assert_eq!(status(&world, &fits), JobStatus::Completed);
+    let why = reason(&world, &never).unwrap();
+    assert!(!matches!(why, WaitReason::NodesComing { .. } | WaitReason::Growing), "{why}");
+    assert!(world.store.computes[&elastic()].next_node <= 4, "none is asked for in vain");
+    assert!(world.machines(&elastic()).is_empty(), "and none stays for what it cannot hold");
+    // Far less is not what was asked for.
+    world.shrink_machines(500);
+    let small = submit(&mut world, "small", demand(1, 100, 0), 100);
+    world.advance(3_000).unwrap();
+    let why = reason(&world, &small).unwrap().to_string();
+    assert!(why.contains("500 MiB memory, and its size says 1000 MiB"), "{why}");
+}
+
+#[test]
+fn idle_nodes_that_come_back_with_the_daemon_are_used_before_others_are_asked_for() {
+    let mut world = world(2, 4, Placement::Exclusive);
+    world.advance(600).unwrap();
+    assert_eq!(up(&world), 2);
+    world.kill_daemon(0);
+    world.advance(0).unwrap();
+    let job = submit(&mut world, "job", Demand::DEFAULT, 100);
+    world.advance(3_000).unwrap();
+    assert_eq!(status(&world, &job), JobStatus::Completed);
+    assert_eq!(world.store.computes[&elastic()].next_node, 3);
 }
 
 #[derive(Clone, Debug)]
