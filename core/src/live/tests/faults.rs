@@ -9,8 +9,8 @@ use crate::resource::{Capacity, Demand};
 use crate::sched::WaitReason;
 use crate::spec::{OnNodeLoss, Retry};
 use crate::testkit::{
-    CommitFault, Finish, LEASE, Outage, Script, World, capacity, command_job, compute_name, demand,
-    job_name, node_name, node_record, retried,
+    Checked, CommitFault, Finish, LEASE, Outage, Script, World, capacity, command_job,
+    compute_name, demand, job_name, node_name, node_record, retried,
 };
 
 /// When a silent node's attempts are given up.
@@ -487,4 +487,66 @@ fn after_a_back_off_the_reason_is_the_room_that_lacks() {
         "{next}"
     );
     world.finish().unwrap();
+}
+
+/// A network of this size, and races in it that no story tells. The same seed is the same story.
+fn storm(seed: u64, nodes: usize, jobs: usize) -> Checked<World> {
+    let mut state = seed;
+    // splitmix64 (Steele, Lea, Flood 2014).
+    let mut below = move |most: usize| {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((mixed ^ (mixed >> 31)) % most as u64) as usize
+    };
+    let name = |number: usize| format!("n{number:03}");
+    let records: Vec<_> = (0..nodes)
+        .map(|number| node_record(&name(number), "local", capacity(4, 1_000, 0)))
+        .collect();
+    let mut world = World::new(LEASE, &["local"], &records);
+    world.advance(300)?;
+    let mut submitted = 0;
+    while submitted < jobs {
+        for _ in 0..1 + below(20) {
+            let job = job_name(&format!("job{submitted}"));
+            let mut spec = command_job(demand(1 + below(4) as u64, 0, 0));
+            spec.retry = Retry { max_attempts: 1, backoff: 0, memory_percent: None };
+            world.submit(&job, Arc::new(spec), Script::succeeds(20 + below(400) as u64));
+            submitted += 1;
+        }
+        let some = node(&name(below(nodes)));
+        let pause = 50 * below(30) as u64;
+        match below(10) {
+            0 | 1 => world.drain(&some, None),
+            2 => world.drain(&some, Some(below(300) as i64)),
+            3 | 4 => world.resume(&some),
+            5 => world.strike(&some, Outage::Cut, pause),
+            6 => world.strike(&some, Outage::CannotHear, pause),
+            7 => world.strike(&some, Outage::AgentDies, pause),
+            8 => world.replay(&some, below(50)),
+            _ => world.reorder(&some),
+        }
+        world.advance([0, 0, 10, 50][below(4)])?;
+    }
+    world.finish()?;
+    Ok(world)
+}
+
+#[test]
+fn f40_drains_and_failures_race_a_thousand_submissions_on_two_hundred_nodes() {
+    for seed in [1, 2] {
+        let world =
+            storm(seed, 200, 1_000).unwrap_or_else(|broken| panic!("seed {seed}: {broken}"));
+        assert_eq!(world.acknowledged().count(), world.store.jobs.len(), "seed {seed}");
+        let ended = world.store.jobs.values().filter(|job| job.ended().is_some()).count();
+        assert!(ended >= 1_000, "seed {seed}: {ended} have ended");
+    }
+}
+
+/// The same numbers give the same log of events, to the last field.
+#[test]
+fn the_same_events_give_the_same_decisions() {
+    let log = |seed| storm(seed, 20, 100).unwrap().store.events;
+    assert_eq!(log(7), log(7));
+    assert_ne!(log(7), log(8));
 }
