@@ -10,6 +10,7 @@ mod cluster;
 mod figures;
 mod idle;
 mod latency;
+mod placements;
 mod throughput;
 
 use std::fs;
@@ -25,6 +26,9 @@ fn main() {
     }
     if asked("submissions") {
         throughput::submissions();
+    }
+    if asked("placements") {
+        placements::placements();
     }
     if asked("jobs") {
         throughput::jobs();
