@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use atelier_core::id::{ComputeName, NodeName};
+use atelier_core::node::{LABEL_FORM, is_label};
 use clap::Args;
 
 #[cfg(test)]
@@ -45,6 +46,13 @@ pub struct AgentArgs {
     /// GPUs offered to jobs, the first N [default: all]
     #[arg(long, value_name = "N")]
     pub gpus: Option<u32>,
+    /// Scratch disk offered to jobs, for example 100GiB
+    /// [default: all of the file system of the data folder]
+    #[arg(long, value_name = "SIZE", value_parser = mebibytes)]
+    pub disk: Option<u64>,
+    /// A label by which jobs may choose this node; may be given several times
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
+    pub labels: Vec<(String, String)>,
     /// Move all data through the daemon, even on a machine that shares its storage folder
     #[arg(long)]
     pub no_shared_store: bool,
@@ -89,6 +97,13 @@ fn mebibytes(text: &str) -> Result<u64, String> {
     match bytes(text)? / (1024 * 1024) {
         0 => Err(format!("'{text}' is less than 1 MiB")),
         mebibytes => Ok(mebibytes),
+    }
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if is_label(key, value) => Ok((key.to_owned(), value.to_owned())),
+        _ => Err(format!("write it as KEY=VALUE: {LABEL_FORM}")),
     }
 }
 

@@ -18,12 +18,20 @@ pub(crate) struct Facts {
     pub(crate) cpu_milli: u64,
     pub(crate) memory_mib: u64,
     pub(crate) gpus: Vec<Gpu>,
+    /// `None` if it cannot be told.
+    pub(crate) disk_mib: Option<u64>,
+    pub(crate) labels: BTreeMap<String, String>,
     /// Anything else that explains what this node can do.
     pub(crate) other: BTreeMap<String, String>,
 }
 
 /// Gathers the facts: what was asked for, or else what the machine has.
-pub(crate) fn gather(args: &AgentArgs, gpus: &dyn Gpus, sampler: &mut NodeSampler) -> Facts {
+pub(crate) fn gather(
+    args: &AgentArgs,
+    root: &Path,
+    gpus: &dyn Gpus,
+    sampler: &mut NodeSampler,
+) -> Facts {
     let mut inventory = gpus.inventory();
     inventory.truncate(args.gpus.map_or(usize::MAX, |count| count as usize));
     let cpus = thread::available_parallelism().map_or(1, usize::from) as u64;
@@ -41,8 +49,16 @@ pub(crate) fn gather(args: &AgentArgs, gpus: &dyn Gpus, sampler: &mut NodeSample
         cpu_milli: args.cpus.unwrap_or(cpus * 1000),
         memory_mib: args.memory.unwrap_or_else(|| sampler.memory_mib()),
         gpus: inventory,
+        disk_mib: args.disk.or_else(|| disk_mib(root)),
+        labels: args.labels.iter().cloned().collect(),
         other,
     }
+}
+
+/// The size of the file system that a folder is on.
+fn disk_mib(folder: &Path) -> Option<u64> {
+    let space = rustix::fs::statvfs(folder).ok()?;
+    Some(space.f_blocks.saturating_mul(space.f_frsize) >> 20)
 }
 
 /// This machine's name.

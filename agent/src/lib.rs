@@ -104,7 +104,7 @@ async fn serve(args: AgentArgs, shutdown: impl Future<Output = ()>) -> Result<()
 
     let gpus: Arc<dyn monitor::gpu::Gpus> = Arc::from(monitor::gpu::find());
     let mut sampler = NodeSampler::new(root.clone());
-    let facts = facts::gather(&args, gpus.as_ref(), &mut sampler);
+    let facts = facts::gather(&args, &root, gpus.as_ref(), &mut sampler);
     let (client, clients) = watch::channel(None);
     let (services, services_seen) = watch::channel(None);
     let (connected, connected_seen) = watch::channel(false);

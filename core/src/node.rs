@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::id::{ComputeName, NodeName, Principal};
 use crate::resource::Capacity;
+use crate::spec::limits::MAX_LABEL;
 use crate::time::Timestamp;
 
 /// What is known of a node: what it said of itself when it joined, and what an admin said of it.
@@ -33,6 +34,20 @@ pub struct NodeRecord {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drain: Option<Drain>,
 }
+
+/// Whether a node may have this label: a key of letters, digits, `-`, `_`, `.` and `/`, and a value
+/// without control characters, each of at most [`MAX_LABEL`] bytes.
+pub fn is_label(key: &str, value: &str) -> bool {
+    let in_key = |c: char| c.is_alphanumeric() || matches!(c, '-' | '_' | '.' | '/');
+    !key.is_empty()
+        && key.len().max(value.len()) <= MAX_LABEL
+        && key.chars().all(in_key)
+        && !value.chars().any(char::is_control)
+}
+
+/// What a label looks like, in words.
+pub const LABEL_FORM: &str =
+    "a label is a key of letters, digits, -, _, . and / with a value, each of at most 100 bytes";
 
 /// An admin's word that a node gets no more jobs. It holds until it is taken back, whatever
 /// restarts meanwhile.

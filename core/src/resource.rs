@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -18,19 +19,77 @@ pub type GpuIndex = u16;
 pub const WHOLE_GPU: MilliGpu = 1000;
 
 /// What one member of a job asks of one node.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 pub struct Demand {
     /// CPU in thousandths of a core.
     pub cpu: MilliCpu,
     /// Memory in MiB. Zero means that the job did not say; it then takes what is there.
     pub memory: MiB,
-    /// Whole GPU devices.
+    /// GPU devices.
     pub gpus: u32,
+    /// Thousandths of the one device, which other jobs may share. Zero: devices are taken whole.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub gpu_share: MilliGpu,
+    /// Devices of any of these models ([`GpuDevice::is_model`]); `None`: of any model. Never empty.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu_models: Option<Arc<[String]>>,
+    /// What each device has at least, in MiB.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub gpu_memory: MiB,
+    /// Scratch disk in MiB.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub disk: MiB,
+    /// Labels that the node has, with these values; `None`: it need have none. Never empty.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_labels: Option<Arc<BTreeMap<String, String>>>,
+}
+
+fn is_zero<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 impl Demand {
     /// What a job that asks for nothing takes: one CPU.
-    pub const DEFAULT: Self = Self { cpu: 1000, memory: 0, gpus: 0 };
+    pub const DEFAULT: Self = Self {
+        cpu: 1000,
+        memory: 0,
+        gpus: 0,
+        gpu_share: 0,
+        gpu_models: None,
+        gpu_memory: 0,
+        disk: 0,
+        node_labels: None,
+    };
+
+    /// What it takes of each device, in thousandths.
+    pub fn of_each_gpu(&self) -> MilliGpu {
+        if self.gpu_share == 0 { WHOLE_GPU } else { self.gpu_share }
+    }
+
+    /// Thousandths of devices in all.
+    pub fn milli_gpus(&self) -> u64 {
+        u64::from(self.gpus) * u64::from(self.of_each_gpu())
+    }
+
+    /// Whether the device is one that it asks for.
+    pub fn suits(&self, device: &GpuDevice) -> bool {
+        device.memory >= self.gpu_memory
+            && self
+                .gpu_models
+                .as_ref()
+                .is_none_or(|models| models.iter().any(|model| device.is_model(model)))
+    }
+
+    /// Whether a node with these labels is one that it asks for.
+    pub fn is_at_home(&self, labels: &BTreeMap<String, String>) -> bool {
+        let asked = self.node_labels.iter().flat_map(|asked| asked.iter());
+        asked.into_iter().all(|(key, value)| labels.get(key) == Some(value))
+    }
+
+    /// Whether it asks for what nodes have or have not, beside how much of it is free.
+    pub fn is_choosy(&self) -> bool {
+        self.gpu_models.is_some() || self.gpu_memory > 0 || self.node_labels.is_some()
+    }
 }
 
 impl fmt::Display for Demand {
@@ -40,7 +99,20 @@ impl fmt::Display for Demand {
             write!(f, ", {} memory", Memory(self.memory))?;
         }
         if self.gpus > 0 {
-            write!(f, ", {} GPU", self.gpus)?;
+            write!(f, ", {}", Gpus(self.milli_gpus()))?;
+            match &self.gpu_models {
+                Some(models) => write!(f, " × {}", models.join(" or "))?,
+                None => f.write_str(" GPU")?,
+            }
+            if self.gpu_memory > 0 {
+                write!(f, " of at least {}", Memory(self.gpu_memory))?;
+            }
+        }
+        if self.disk > 0 {
+            write!(f, ", {} disk", Memory(self.disk))?;
+        }
+        for (key, value) in self.node_labels.iter().flat_map(|labels| labels.iter()) {
+            write!(f, ", a node with label {key}={value}")?;
         }
         Ok(())
     }
@@ -62,6 +134,16 @@ impl fmt::Display for Cpus {
     }
 }
 
+/// Prints thousandths of GPU devices as a decimal: `2`, `0.5`.
+#[derive(Clone, Copy)]
+pub struct Gpus(pub u64);
+
+impl fmt::Display for Gpus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Cpus(self.0).fmt(f)
+    }
+}
+
 /// Prints MiB in the largest exact binary unit: `512 MiB`, `4 GiB`.
 #[derive(Clone, Copy)]
 pub struct Memory(pub MiB);
@@ -77,7 +159,7 @@ impl fmt::Display for Memory {
 }
 
 /// What a node offers to jobs in all.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Default, Serialize, Deserialize)]
 pub struct Capacity {
     /// CPU in thousandths of a core.
     pub cpu: MilliCpu,
@@ -85,10 +167,16 @@ pub struct Capacity {
     pub memory: MiB,
     /// GPU devices, by index.
     pub gpus: BTreeMap<GpuIndex, GpuDevice>,
+    /// Scratch disk in MiB. `None` if the node does not say; it then holds any demand.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<MiB>,
+    /// What jobs may choose the node by.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
 }
 
 /// One GPU as the node found it.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Default, Serialize, Deserialize)]
 pub struct GpuDevice {
     /// The driver's stable name of the device (`GPU-…`).
     pub uuid: String,
@@ -98,34 +186,97 @@ pub struct GpuDevice {
     pub memory: MiB,
 }
 
+impl GpuDevice {
+    /// Whether the model's name contains `wanted`; case and punctuation do not count.
+    pub fn is_model(&self, wanted: &str) -> bool {
+        plain(&self.model).contains(&plain(wanted))
+    }
+}
+
+/// The letters and digits of a model's name, in lower case.
+pub(crate) fn plain(model: &str) -> String {
+    model.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect()
+}
+
 impl Capacity {
     /// Whether an empty node of this capacity could hold `demand`.
     pub fn could_hold(&self, demand: &Demand) -> bool {
+        let wanted = demand.gpus as usize;
         demand.cpu <= self.cpu
             && demand.memory <= self.memory
-            && demand.gpus as usize <= self.gpus.len()
+            && self.disk.is_none_or(|disk| demand.disk <= disk)
+            && demand.is_at_home(&self.labels)
+            && wanted <= self.gpus.len()
+            && self.gpus.values().filter(|device| demand.suits(device)).take(wanted).count()
+                == wanted
+    }
+}
+
+impl fmt::Display for Capacity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} CPU, {} memory, ", Cpus(self.cpu), Memory(self.memory))?;
+        let mut kinds: BTreeMap<(&str, MiB), usize> = BTreeMap::new();
+        for device in self.gpus.values().filter(|device| !device.model.is_empty()) {
+            *kinds.entry((&device.model, device.memory)).or_default() += 1;
+        }
+        let unknown = self.gpus.len() - kinds.values().sum::<usize>();
+        let mut parts: Vec<String> = kinds
+            .into_iter()
+            .map(|((model, memory), count)| match memory {
+                0 => format!("{count} × {model}"),
+                memory => format!("{count} × {model} ({})", Memory(memory)),
+            })
+            .collect();
+        if unknown > 0 || parts.is_empty() {
+            parts.push(format!("{unknown} GPU"));
+        }
+        f.write_str(&parts.join(" and "))?;
+        if let Some(disk) = self.disk {
+            write!(f, ", {} disk", Memory(disk))?;
+        }
+        for (key, value) in &self.labels {
+            write!(f, ", label {key}={value}")?;
+        }
+        Ok(())
     }
 }
 
 /// What an attempt holds on its node; given back exactly when it ends.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Reservation {
     /// CPU in thousandths of a core.
     pub cpu: MilliCpu,
     /// Memory in MiB.
     pub memory: MiB,
-    /// Whole devices held.
+    /// Devices held.
     pub gpus: Vec<GpuIndex>,
+    /// Thousandths held of each of them. Zero: they are held whole.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub gpu_share: MilliGpu,
+    /// Scratch disk in MiB.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub disk: MiB,
+}
+
+impl Reservation {
+    /// Thousandths held of each device.
+    pub fn of_each_gpu(&self) -> MilliGpu {
+        if self.gpu_share == 0 { WHOLE_GPU } else { self.gpu_share }
+    }
 }
 
 /// The resource of which too little is free.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Shortage {
+    /// The node has not the labels.
+    Labels,
     /// Too few GPU devices.
     Gpus,
     /// Too little memory.
     Memory,
+    /// Too little scratch disk.
+    Disk,
     /// Too little CPU.
     Cpu,
 }
@@ -133,8 +284,10 @@ pub enum Shortage {
 impl fmt::Display for Shortage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::Labels => "labels",
             Self::Gpus => "GPUs",
             Self::Memory => "memory",
+            Self::Disk => "disk",
             Self::Cpu => "CPU",
         })
     }
@@ -146,6 +299,8 @@ pub struct Ledger {
     capacity: Capacity,
     cpu: MilliCpu,
     memory: MiB,
+    disk: MiB,
+    /// Thousandths reserved of each device; without those of which nothing is.
     gpus: BTreeMap<GpuIndex, MilliGpu>,
 }
 
@@ -176,23 +331,75 @@ impl Ledger {
         self.capacity.memory.saturating_sub(self.memory)
     }
 
+    /// Free scratch disk in MiB; `None` if the node does not say what it has.
+    pub fn free_disk(&self) -> Option<MiB> {
+        self.capacity.disk.map(|disk| disk.saturating_sub(self.disk))
+    }
+
+    /// Each device with the thousandths of it that are free, lowest index first.
+    pub fn free_shares(&self) -> impl Iterator<Item = (GpuIndex, MilliGpu)> + '_ {
+        self.capacity.gpus.keys().map(|index| {
+            let taken = self.gpus.get(index).copied().unwrap_or_default();
+            (*index, WHOLE_GPU.saturating_sub(taken))
+        })
+    }
+
     /// Devices of which nothing is reserved, lowest index first.
     pub fn free_gpus(&self) -> impl Iterator<Item = GpuIndex> + '_ {
-        self.capacity.gpus.keys().copied().filter(|index| !self.gpus.contains_key(index))
+        self.free_shares().filter(|(_, free)| *free == WHOLE_GPU).map(|(index, _)| index)
+    }
+
+    /// Devices that suit `demand`, each with the thousandths of it that are free.
+    fn suited<'a>(&'a self, demand: &'a Demand) -> impl Iterator<Item = (GpuIndex, MilliGpu)> + 'a {
+        self.free_shares()
+            .filter(|(index, _)| self.capacity.gpus.get(index).is_some_and(|d| demand.suits(d)))
+    }
+
+    /// What is free of devices that suit `demand`, in thousandths: where it takes them whole those
+    /// of which nothing is reserved, else the most that one device has.
+    pub fn free_for(&self, demand: &Demand) -> u64 {
+        if demand.gpu_share > 0 {
+            self.suited(demand).map(|(_, free)| free.into()).max().unwrap_or_default()
+        } else {
+            let whole = self.suited(demand).filter(|(_, free)| *free == WHOLE_GPU);
+            whole.count() as u64 * u64::from(WHOLE_GPU)
+        }
+    }
+
+    /// The devices that `demand` would get: of those that suit the fullest with room, then the
+    /// lowest index. Fewer than it asks for if there are no more.
+    fn devices(&self, demand: &Demand) -> Vec<GpuIndex> {
+        if demand.gpus == 0 {
+            return Vec::new();
+        }
+        let each = demand.of_each_gpu();
+        let room = self.suited(demand).filter(|(_, free)| *free >= each);
+        let mut room: Vec<(MilliGpu, GpuIndex)> = room.map(|(index, free)| (free, index)).collect();
+        room.sort_unstable();
+        room.into_iter().take(demand.gpus as usize).map(|(_, index)| index).collect()
     }
 
     /// Whether nothing is reserved.
     pub fn is_idle(&self) -> bool {
-        self.cpu == 0 && self.memory == 0 && self.gpus.is_empty()
+        self.cpu == 0 && self.memory == 0 && self.disk == 0 && self.gpus.is_empty()
     }
 
     /// The scarcest thing that `demand` lacks here now, or `None` if it fits.
     pub fn shortage(&self, demand: &Demand) -> Option<Shortage> {
         let wanted = demand.gpus as usize;
-        if wanted > 0 && self.free_gpus().take(wanted).count() < wanted {
+        let each = demand.of_each_gpu();
+        let has_gpus = || {
+            let room = self.suited(demand).filter(|(_, free)| *free >= each);
+            room.take(wanted).count() == wanted
+        };
+        if !demand.is_at_home(&self.capacity.labels) {
+            Some(Shortage::Labels)
+        } else if wanted > 0 && !has_gpus() {
             Some(Shortage::Gpus)
         } else if demand.memory > self.free_memory() {
             Some(Shortage::Memory)
+        } else if self.free_disk().is_some_and(|free| demand.disk > free) {
+            Some(Shortage::Disk)
         } else if demand.cpu > self.free_cpu() {
             Some(Shortage::Cpu)
         } else {
@@ -200,13 +407,19 @@ impl Ledger {
         }
     }
 
-    /// Reserves `demand`, the lowest free devices first, or says what is lacking.
+    /// Reserves `demand`, or says what is lacking. A share goes to the fullest device with room for
+    /// it; whole devices are taken lowest index first.
     pub fn reserve(&mut self, demand: &Demand) -> Result<Reservation, Shortage> {
         if let Some(shortage) = self.shortage(demand) {
             return Err(shortage);
         }
-        let gpus = self.free_gpus().take(demand.gpus as usize).collect();
-        let reservation = Reservation { cpu: demand.cpu, memory: demand.memory, gpus };
+        let reservation = Reservation {
+            cpu: demand.cpu,
+            memory: demand.memory,
+            gpus: self.devices(demand),
+            gpu_share: demand.gpu_share,
+            disk: demand.disk,
+        };
         self.take(&reservation);
         Ok(reservation)
     }
@@ -216,9 +429,14 @@ impl Ledger {
         if let Some(shortage) = self.shortage(demand) {
             return Err(shortage);
         }
-        let Capacity { cpu, memory, gpus } = &self.capacity;
-        let gpus = gpus.keys().copied().collect();
-        let reservation = Reservation { cpu: *cpu, memory: *memory, gpus };
+        let Capacity { cpu, memory, gpus, disk, .. } = &self.capacity;
+        let reservation = Reservation {
+            cpu: *cpu,
+            memory: *memory,
+            gpus: gpus.keys().copied().collect(),
+            gpu_share: 0,
+            disk: disk.unwrap_or(demand.disk),
+        };
         self.take(&reservation);
         Ok(reservation)
     }
@@ -227,8 +445,10 @@ impl Ledger {
     pub fn take(&mut self, reservation: &Reservation) {
         self.cpu += reservation.cpu;
         self.memory += reservation.memory;
+        self.disk += reservation.disk;
         for &index in &reservation.gpus {
-            self.gpus.insert(index, WHOLE_GPU);
+            let taken = self.gpus.entry(index).or_default();
+            *taken = taken.saturating_add(reservation.of_each_gpu());
         }
     }
 
@@ -237,8 +457,17 @@ impl Ledger {
         debug_assert!(self.cpu >= reservation.cpu && self.memory >= reservation.memory);
         self.cpu = self.cpu.saturating_sub(reservation.cpu);
         self.memory = self.memory.saturating_sub(reservation.memory);
+        self.disk = self.disk.saturating_sub(reservation.disk);
         for index in &reservation.gpus {
-            self.gpus.remove(index);
+            if let Some(taken) = self.gpus.get_mut(index) {
+                *taken = taken.saturating_sub(reservation.of_each_gpu());
+                if *taken == 0 {
+                    self.gpus.remove(index);
+                }
+            }
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -289,6 +289,7 @@ pub(super) fn resources(resources: Option<&pb::Resources>) -> Value {
             "cpus": cpus(resources.cpu_milli),
             "memory": Memory(resources.memory_mib).to_string(),
             "gpus": resources.gpus,
+            "disk": resources.disk_mib.map(|mib| Memory(mib).to_string()),
         })
     })
 }

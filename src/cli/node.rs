@@ -131,6 +131,7 @@ fn view(node: &pb::Node) -> Value {
                 "memory": Memory(gpu.memory_mib).to_string(),
                 "uuid": gpu.uuid,
                 "free": gpu.free,
+                "free_share": f64::from(gpu.free_milli) / 1000.0,
             })
         })
         .collect();
@@ -149,6 +150,7 @@ fn view(node: &pb::Node) -> Value {
         "hostname": node.hostname,
         "os": node.os,
         "facts": node.facts,
+        "labels": node.labels,
         "usage": node.usage,
     })
 }

@@ -6,7 +6,7 @@ use atelier_core::compute::{Cluster, Instance, InstanceState, NodeShape, Placeme
 use atelier_core::id::{ComputeName, NodeName};
 use atelier_core::live::{ClusterChange, Live, LiveNode};
 use atelier_core::node::{Drain, Link};
-use atelier_core::resource::Ledger;
+use atelier_core::resource::{GpuIndex, Ledger, MilliGpu, WHOLE_GPU};
 use atelier_core::time::Timestamp;
 use atelier_proto::compute::v1 as pb;
 use tonic::{Request, Response, Status};
@@ -244,6 +244,7 @@ fn free(ledger: &Ledger) -> pb::Resources {
         cpu_milli: ledger.free_cpu(),
         memory_mib: ledger.free_memory(),
         gpus: count(ledger.free_gpus().count()),
+        disk_mib: ledger.free_disk(),
     }
 }
 
@@ -253,6 +254,7 @@ fn whole(ledger: &Ledger) -> pb::Resources {
         cpu_milli: capacity.cpu,
         memory_mib: capacity.memory,
         gpus: count(capacity.gpus.len()),
+        disk_mib: capacity.disk,
     }
 }
 
@@ -260,6 +262,11 @@ fn add(sum: &mut pb::Resources, part: &pb::Resources) {
     sum.cpu_milli += part.cpu_milli;
     sum.memory_mib += part.memory_mib;
     sum.gpus += part.gpus;
+    // Known only as far as nodes say.
+    sum.disk_mib = match (sum.disk_mib, part.disk_mib) {
+        (Some(sum), Some(part)) => Some(sum.saturating_add(part)),
+        (sum, part) => sum.or(part),
+    };
 }
 
 fn describe(live: &Live, name: &ComputeName) -> pb::Compute {
@@ -442,8 +449,9 @@ fn describe_node(live: &Live, node: &LiveNode, views: &HashMap<NodeName, NodeVie
     let view = views.get(&record.name).cloned().unwrap_or_default();
     let drain = record.drain.as_ref();
     let (state, reason) = state_of(live, node);
-    let free_gpus: Vec<u16> =
-        ledger.map(|(ledger, _)| ledger.free_gpus().collect()).unwrap_or_default();
+    let free_gpus: BTreeMap<GpuIndex, MilliGpu> =
+        ledger.map(|(ledger, _)| ledger.free_shares().collect()).unwrap_or_default();
+    let free_of = |index| free_gpus.get(&index).copied().unwrap_or_default();
     pb::Node {
         name: record.name.to_string(),
         compute: record.compute.to_string(),
@@ -460,7 +468,8 @@ fn describe_node(live: &Live, node: &LiveNode, views: &HashMap<NodeName, NodeVie
                 uuid: gpu.uuid.clone(),
                 model: gpu.model.clone(),
                 memory_mib: gpu.memory,
-                free: free_gpus.contains(&index),
+                free: free_of(index) == WHOLE_GPU,
+                free_milli: free_of(index).into(),
             })
             .collect(),
         jobs: node.attempts.keys().map(ToString::to_string).collect(),
@@ -471,5 +480,6 @@ fn describe_node(live: &Live, node: &LiveNode, views: &HashMap<NodeName, NodeVie
         facts: record.facts.clone(),
         usage: view.usage,
         drain: drain.map(drain_to_wire),
+        labels: record.capacity.labels.clone(),
     }
 }

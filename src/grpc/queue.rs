@@ -31,7 +31,7 @@ pub(super) async fn explain_job(shared: &Shared, job: &Job) -> Result<pb::Explan
     let asked = Asked {
         job: job.name.clone(),
         compute: job.compute.clone(),
-        demand: job.spec.resources.demand,
+        demand: job.spec.resources.demand.clone(),
         priority: job.spec.queue.priority,
         created_at: job.created_at,
         rank: rank(&job),

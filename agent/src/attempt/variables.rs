@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use atelier_core::resource::Gpus;
 use atelier_core::spec::CommandJob;
 
 /// Marks every process of an attempt, so that they are found if their supervisor was killed.
@@ -113,6 +114,10 @@ pub(crate) fn variables(facts: &Facts<'_>) -> BTreeMap<String, String> {
     }
     let gpus = facts.gpus.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
     set("CUDA_VISIBLE_DEVICES", &gpus);
+    let share = facts.spec.resources.demand.gpu_share;
+    if share > 0 {
+        set("ATELIER_GPU_SHARE", &Gpus(share.into()).to_string());
+    }
     // Indices count as NVML does, not fastest device first.
     set("CUDA_DEVICE_ORDER", "PCI_BUS_ID");
     set("NVIDIA_VISIBLE_DEVICES", if gpus.is_empty() { "void" } else { &gpus });

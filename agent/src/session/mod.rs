@@ -184,6 +184,8 @@ impl Session {
             facts: self.facts.other.clone(),
             attempts: self.registry.reports(),
             instance_id: self.instance_id.clone(),
+            disk_mib: self.facts.disk_mib,
+            labels: self.facts.labels.clone(),
         }
     }
 

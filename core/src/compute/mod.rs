@@ -197,7 +197,8 @@ impl NodeShape {
         };
         let devices = u16::try_from(self.gpus).unwrap_or(u16::MAX);
         let gpus = (0..devices).map(|index| (index, device.clone())).collect();
-        Capacity { cpu: self.cpu, memory: self.memory, gpus }
+        let disk = (self.disk > 0).then_some(self.disk);
+        Capacity { cpu: self.cpu, memory: self.memory, gpus, disk, ..Capacity::default() }
     }
 }
 

@@ -27,7 +27,7 @@ use crate::job::{
     Queued, State, Tries,
 };
 use crate::node::{LeasePolicy, Link, Mono, NodeRecord, Now};
-use crate::resource::{Capacity, Cpus, GpuIndex, Memory};
+use crate::resource::GpuIndex;
 use crate::sched::{self, Asked, Budget, Placement, Rank, Sched, WaitReason, Waiting};
 use crate::spec::CommandJob;
 use crate::time::Timestamp;
@@ -396,7 +396,7 @@ impl Live {
                 State::Queued(queued) => {
                     let waiting = Waiting {
                         job: job.name.clone(),
-                        demand: job.spec.resources.demand,
+                        demand: job.spec.resources.demand.clone(),
                         not_before: queued.not_before,
                     };
                     self.sched.enqueue(&job.compute, rank(&job), waiting);
@@ -499,9 +499,9 @@ impl Live {
                 spec.resources.instance_count
             )));
         }
-        let demand = spec.resources.demand;
+        let demand = spec.resources.demand.clone();
         if let Some(largest) = self.sched.never_fits(&compute, &demand) {
-            let largest = describe(&largest);
+            let largest = largest.to_string();
             return Err(Refusal::NeverFits { demand: demand.to_string(), compute, largest });
         }
         Ok(compute)
@@ -517,7 +517,7 @@ impl Live {
         Ok(Asked {
             job: name,
             compute,
-            demand: spec.resources.demand,
+            demand: spec.resources.demand.clone(),
             priority,
             created_at: now.wall,
             rank: Rank::new(priority, now.wall, self.next_seq),
@@ -537,7 +537,7 @@ impl Live {
             return Err(Refusal::NameTaken(name));
         }
         let compute = self.compute_for(&spec)?;
-        let demand = spec.resources.demand;
+        let demand = spec.resources.demand.clone();
         let seq = self.next_seq;
         self.next_seq = seq.next();
         let job = Job {
@@ -746,11 +746,6 @@ fn names(jobs: &[JobName], count: usize) -> String {
     let names: Vec<&str> = jobs.iter().map(JobName::as_str).collect();
     let more = if count > names.len() { ", …" } else { "" };
     names.join(", ") + more
-}
-
-fn describe(capacity: &Capacity) -> String {
-    let gpus = capacity.gpus.len();
-    format!("{} CPU, {} memory, {gpus} GPU", Cpus(capacity.cpu), Memory(capacity.memory))
 }
 
 fn lost(node: &NodeName, message: String) -> Failure {

@@ -117,7 +117,7 @@ impl Live {
                 self.record(&job, active.attempt, by, kind, now, out);
                 let waiting = Waiting {
                     job: job.name.clone(),
-                    demand: job.spec.resources.demand,
+                    demand: job.spec.resources.demand.clone(),
                     not_before,
                 };
                 self.sched.enqueue(&job.compute, rank(&job), waiting);

@@ -5,7 +5,7 @@ use std::fmt;
 
 use super::{Budget, Rank, Sched, WaitReason, Waiting, plan};
 use crate::id::{ComputeName, JobName, NodeName};
-use crate::resource::{Cpus, Demand, Ledger, Memory};
+use crate::resource::{Cpus, Demand, Gpus, Ledger, Memory, MilliGpu, WHOLE_GPU};
 use crate::spec::Priority;
 use crate::time::Timestamp;
 
@@ -65,8 +65,11 @@ impl Change {
                 if from.memory != to.memory {
                     settings.push(format!("resources.memory={}MiB", to.memory));
                 }
-                if from.gpus != to.gpus {
-                    settings.push(format!("resources.gpus={}", to.gpus));
+                if from.milli_gpus() != to.milli_gpus() {
+                    settings.push(format!("resources.gpus={}", Gpus(to.milli_gpus())));
+                }
+                if from.disk != to.disk {
+                    settings.push(format!("resources.disk={}MiB", to.disk));
                 }
                 settings
             }
@@ -90,8 +93,13 @@ impl fmt::Display for Change {
                     let (to, from) = (Memory(to.memory), Memory(from.memory));
                     parts.push(format!("{to} memory instead of {from}"));
                 }
-                if from.gpus != to.gpus {
-                    parts.push(format!("{} GPU instead of {}", to.gpus, from.gpus));
+                if from.milli_gpus() != to.milli_gpus() {
+                    let (to, from) = (Gpus(to.milli_gpus()), Gpus(from.milli_gpus()));
+                    parts.push(format!("{to} GPU instead of {from}"));
+                }
+                if from.disk != to.disk {
+                    let (to, from) = (Memory(to.disk), Memory(from.disk));
+                    parts.push(format!("{to} disk instead of {from}"));
                 }
                 write!(f, "ask for {}", parts.join(" and "))
             }
@@ -143,7 +151,7 @@ pub enum Foreseen {
 /// Submits a job to a copy and sees what the scheduler does. It must not be in the queue.
 pub fn foresee(sched: &Sched, asked: &Asked, now: Timestamp) -> Foreseen {
     let mut trial = sched.clone();
-    let (job, demand) = (asked.job.clone(), asked.demand);
+    let (job, demand) = (asked.job.clone(), asked.demand.clone());
     trial.enqueue(&asked.compute, asked.rank, Waiting { job, demand, not_before: None });
     let plan = plan(&trial, now, Budget { placements: TRIAL });
     if let Some(placed) = plan.placements.iter().find(|placed| placed.job == asked.job) {
@@ -164,9 +172,8 @@ fn candidates(sched: &Sched, asked: &Asked) -> Vec<Change> {
         smaller.sort_unstable();
         smaller.dedup();
         // Beyond the first few they only ask for less and less.
-        changes.extend(
-            smaller.into_iter().take(8).map(|(_, to)| Change::Demand { from: asked.demand, to }),
-        );
+        let few = smaller.into_iter().take(8);
+        changes.extend(few.map(|(_, to)| Change::Demand { from: asked.demand.clone(), to }));
     }
     let others = sched.pools.keys().filter(|compute| **compute != asked.compute);
     changes.extend(others.cloned().map(Change::Compute));
@@ -179,28 +186,44 @@ fn candidates(sched: &Sched, asked: &Asked) -> Vec<Change> {
 /// The demand cut to what is free on a node, with how much that cuts, in thousandths summed over
 /// what is cut. `None` if nothing has to be cut, or nothing would be left.
 fn shrink(demand: &Demand, ledger: &Ledger) -> Option<(u64, Demand)> {
-    let free_gpus = u32::try_from(ledger.free_gpus().count()).unwrap_or(u32::MAX);
-    let to = Demand {
-        cpu: demand.cpu.min(ledger.free_cpu()),
-        memory: demand.memory.min(ledger.free_memory()),
-        gpus: demand.gpus.min(free_gpus),
-    };
-    let nothing_left =
-        to.cpu == 0 || (demand.memory > 0 && to.memory == 0) || (demand.gpus > 0 && to.gpus == 0);
+    if !demand.is_at_home(&ledger.capacity().labels) {
+        return None;
+    }
+    let free = ledger.free_for(demand);
+    let mut to = demand.clone();
+    to.cpu = demand.cpu.min(ledger.free_cpu());
+    to.memory = demand.memory.min(ledger.free_memory());
+    to.disk = demand.disk.min(ledger.free_disk().unwrap_or(demand.disk));
+    if demand.gpu_share > 0 {
+        to.gpu_share = demand.gpu_share.min(MilliGpu::try_from(free).unwrap_or(MilliGpu::MAX));
+        // A share of nothing would be a whole device.
+        to.gpus = if to.gpu_share > 0 { demand.gpus } else { 0 };
+    } else {
+        let free = free / u64::from(WHOLE_GPU);
+        to.gpus = demand.gpus.min(u32::try_from(free).unwrap_or(u32::MAX));
+    }
+    let nothing_left = to.cpu == 0
+        || (demand.memory > 0 && to.memory == 0)
+        || (demand.disk > 0 && to.disk == 0)
+        || (demand.gpus > 0 && to.gpus == 0);
     if nothing_left || to == *demand {
         return None;
     }
     let cut = |from: u64, to: u64| ((from - to) * 1000).checked_div(from).unwrap_or_default();
-    let gpus = cut(demand.gpus.into(), to.gpus.into());
-    Some((cut(demand.cpu, to.cpu) + cut(demand.memory, to.memory) + gpus, to))
+    let cuts = cut(demand.cpu, to.cpu)
+        + cut(demand.memory, to.memory)
+        + cut(demand.milli_gpus(), to.milli_gpus())
+        + cut(demand.disk, to.disk);
+    Some((cuts, to))
 }
 
 /// Whether the scheduler would start the job now if the change were made.
 fn starts(without: &Sched, asked: &Asked, change: &Change, now: Timestamp) -> bool {
     let mut trial = without.clone();
-    let (mut compute, mut demand, mut rank) = (asked.compute.clone(), asked.demand, asked.rank);
+    let (mut compute, mut demand, mut rank) =
+        (asked.compute.clone(), asked.demand.clone(), asked.rank);
     match change {
-        Change::Demand { to, .. } => demand = *to,
+        Change::Demand { to, .. } => demand = to.clone(),
         Change::Compute(other) => compute = other.clone(),
         Change::Priority(level) => rank = Rank::new(*level, asked.created_at, rank.seq()),
     }

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use imbl::{OrdMap, OrdSet};
+use imbl::{OrdMap, OrdSet, Vector};
 
-use super::pack::{Ask, Free, Packing};
+use super::pack::{Ask, Free, Models, Packing};
 use super::{Rank, WaitReason};
 use crate::id::{ComputeName, JobName, NodeName, Principal};
-use crate::resource::{Capacity, Demand, Ledger, MiB, MilliCpu, Reservation, Shortage};
+use crate::resource::{Capacity, Demand, GpuDevice, Ledger, MiB, Reservation, Shortage};
 use crate::time::Timestamp;
 
 /// A job in the queue.
@@ -45,6 +45,8 @@ struct Slot {
     drained: bool,
     /// It is on its way out.
     leaving: bool,
+    /// The number of what its devices are.
+    model: u8,
 }
 
 impl Slot {
@@ -66,24 +68,41 @@ struct Class {
     startable: bool,
 }
 
-/// As much of a capacity as decides what an empty node can hold.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-struct Size {
-    cpu: MilliCpu,
-    memory: MiB,
-    gpus: u32,
-}
+/// As much of a capacity as decides what an empty node can hold: its devices are in order of what
+/// they are, and have no names.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+struct Size(Capacity);
 
 impl Size {
     fn of(capacity: &Capacity) -> Self {
-        let gpus = u32::try_from(capacity.gpus.len()).unwrap_or(u32::MAX);
-        Self { cpu: capacity.cpu, memory: capacity.memory, gpus }
+        let gpus = devices(capacity)
+            .into_iter()
+            .zip(0..)
+            .map(|((model, memory), index)| {
+                (index, GpuDevice { uuid: String::new(), model, memory })
+            })
+            .collect();
+        let Capacity { cpu, memory, disk, labels, .. } = capacity;
+        Self(Capacity { cpu: *cpu, memory: *memory, gpus, disk: *disk, labels: labels.clone() })
     }
 
     fn could_hold(&self, demand: &Demand) -> bool {
-        demand.cpu <= self.cpu && demand.memory <= self.memory && demand.gpus <= self.gpus
+        self.0.could_hold(demand)
     }
 }
+
+/// The model and memory of each device of a node, in order.
+type Devices = Vec<(String, MiB)>;
+
+fn devices(capacity: &Capacity) -> Devices {
+    let mut all: Devices =
+        capacity.gpus.values().map(|device| (device.model.clone(), device.memory)).collect();
+    all.sort_unstable();
+    all
+}
+
+/// The number that nodes with devices of one kind too many have in common.
+const OTHER: u8 = Models::MAX - 1;
 
 /// What those who wait may hope for from whoever adds nodes.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -131,6 +150,10 @@ pub struct Pool {
     by_free: OrdSet<(u64, NodeName)>,
     /// The same nodes by all that is free, where some have GPUs.
     packing: Packing<NodeName>,
+    /// What the devices of a node may be: each has the number of its place, to pack by.
+    models: Vector<Devices>,
+    /// Keys of labels that nodes have or had.
+    label_keys: OrdSet<String>,
     /// How many nodes have GPUs.
     with_gpus: usize,
     queue: OrdMap<Rank, Waiting>,
@@ -160,13 +183,48 @@ pub struct Pool {
 
 impl Pool {
     pub(super) fn put_node(&mut self, node: NodeName, capacity: Capacity) {
+        let model = self.model(&capacity);
+        for key in capacity.labels.keys() {
+            self.label_keys.insert(key.clone());
+        }
         if self.nodes.contains_key(&node) {
-            self.change(&node, |slot| slot.ledger.set_capacity(capacity));
+            self.change(&node, |slot| {
+                slot.ledger.set_capacity(capacity);
+                slot.model = model;
+            });
         } else {
             let ledger = Ledger::new(capacity);
-            self.nodes.insert(node, Slot { ledger, ready: false, drained: false, leaving: false });
+            let (ready, drained, leaving) = (false, false, false);
+            self.nodes.insert(node, Slot { ledger, ready, drained, leaving, model });
         }
         self.dirty = true;
+    }
+
+    /// The number of what the devices are.
+    fn model(&mut self, capacity: &Capacity) -> u8 {
+        let devices = devices(capacity);
+        let known = self.models.iter().position(|known| *known == devices);
+        let number = known.unwrap_or(self.models.len());
+        if number >= OTHER.into() {
+            return OTHER;
+        }
+        if known.is_none() {
+            self.models.push_back(devices);
+        }
+        u8::try_from(number).unwrap_or(OTHER)
+    }
+
+    /// What it asks of a node, by what the nodes' devices are: those left out have none that suits.
+    fn ask(&self, demand: &Demand) -> Ask {
+        if demand.gpus == 0 || (demand.gpu_models.is_none() && demand.gpu_memory == 0) {
+            return Ask::of(demand, Models::ANY);
+        }
+        let suits = |(model, memory): &(String, MiB)| {
+            demand.suits(&GpuDevice { uuid: String::new(), model: model.clone(), memory: *memory })
+        };
+        let numbers = (0..).zip(&self.models);
+        let some = numbers.filter(|(_, devices)| devices.iter().any(suits)).map(|(n, _)| n);
+        Ask::of(demand, Models::of(some.chain([OTHER])))
     }
 
     pub(super) fn remove_node(&mut self, node: &NodeName) {
@@ -199,7 +257,7 @@ impl Pool {
             return;
         }
         if let Some(size) = after {
-            let count = self.sizes.entry(size).or_default();
+            let count = self.sizes.entry(size.clone()).or_default();
             *count += 1;
             if *count == 1 {
                 self.judge(|demand, startable| !startable && size.could_hold(demand));
@@ -223,7 +281,7 @@ impl Pool {
             .iter()
             .filter(|(demand, class)| may_differ(demand, class.startable))
             .filter(|(demand, class)| self.could_start(demand) != class.startable)
-            .map(|(demand, _)| *demand)
+            .map(|(demand, _)| demand.clone())
             .collect();
         for demand in changed {
             let Some(class) = self.classes.get_mut(&demand) else { continue };
@@ -259,7 +317,7 @@ impl Pool {
             && slot.is_open()
         {
             self.by_free.insert((slot.ledger.free_cpu(), node.clone()));
-            self.packing.add(node.clone(), Free::of(&slot.ledger));
+            self.packing.add(node.clone(), Free::of(&slot.ledger, slot.model));
             self.with_gpus += usize::from(slot.has_gpus());
         }
     }
@@ -268,7 +326,7 @@ impl Pool {
         if let Some(slot) = self.nodes.get(node) {
             let indexed = self.by_free.remove(&(slot.ledger.free_cpu(), node.clone()));
             if indexed.is_some() {
-                self.packing.remove(node, &Free::of(&slot.ledger));
+                self.packing.remove(node, &Free::of(&slot.ledger, slot.model));
                 self.with_gpus -= usize::from(slot.has_gpus());
             }
         }
@@ -286,14 +344,15 @@ impl Pool {
     }
 
     fn line_up(&mut self, rank: Rank, waiting: Waiting) {
-        let demand = waiting.demand;
-        self.packing.learn(&Ask::from(&demand));
+        let demand = waiting.demand.clone();
+        let ask = self.ask(&demand);
+        self.packing.learn(&ask);
         self.queue.insert(rank, waiting);
         let startable = match self.classes.get(&demand) {
             Some(class) => class.startable,
             None => self.could_start(&demand),
         };
-        let class = self.classes.entry(demand).or_default();
+        let class = self.classes.entry(demand.clone()).or_default();
         class.startable = startable;
         let first = class.ranks.get_min().copied();
         class.ranks.insert(rank);
@@ -432,7 +491,7 @@ impl Pool {
                 rank,
                 job: waiting.job.clone(),
                 node,
-                demand: waiting.demand,
+                demand: waiting.demand.clone(),
             };
             if trial.commit(&placement).is_none() {
                 return Some(trial.shortage(&placement.demand));
@@ -447,7 +506,14 @@ impl Pool {
     /// strands the least of them ([`super::pack`]), else the one with the least CPU free.
     fn best_node(&self, demand: &Demand) -> Option<NodeName> {
         if self.with_gpus > 0 && !self.exclusive {
-            return self.packing.node_for(&Ask::from(demand)).cloned();
+            let ask = self.ask(demand);
+            if !demand.is_choosy() && demand.disk == 0 {
+                return self.packing.node_for(&ask).cloned();
+            }
+            let has_room = |node: &NodeName| {
+                self.nodes.get(node).is_some_and(|slot| slot.ledger.shortage(demand).is_none())
+            };
+            return self.packing.suited_node_for(&ask, has_room).cloned();
         }
         let from = (demand.cpu, NodeName::lowest());
         self.by_free
@@ -479,8 +545,8 @@ impl Pool {
         }
         match (closed(false), closed(true)) {
             (Some(_), _) if !some_open => WaitReason::NodesSilent,
-            (None, Some(node)) => WaitReason::Drained { demand: *demand, node },
-            (node, _) => WaitReason::TooLarge { demand: *demand, node },
+            (None, Some(node)) => WaitReason::Drained { demand: demand.clone(), node },
+            (node, _) => WaitReason::TooLarge { demand: demand.clone(), node },
         }
     }
 
@@ -493,7 +559,7 @@ impl Pool {
         let closest = self
             .nodes
             .iter()
-            .filter(|(_, slot)| slot.is_open())
+            .filter(|(_, slot)| slot.is_open() && slot.ledger.capacity().could_hold(demand))
             .filter_map(|(node, slot)| {
                 slot.ledger.shortage(demand).map(|lacking| (lacking, node, &slot.ledger))
             })
@@ -501,12 +567,13 @@ impl Pool {
         match closest {
             None => WaitReason::NodesSilent,
             Some((lacking, node, ledger)) => WaitReason::Shortage {
-                demand: *demand,
+                demand: demand.clone(),
                 lacking,
                 node: node.clone(),
                 free_cpu: ledger.free_cpu(),
                 free_memory: ledger.free_memory(),
-                free_gpus: u32::try_from(ledger.free_gpus().count()).unwrap_or(u32::MAX),
+                free_disk: ledger.free_disk(),
+                free_gpus: ledger.free_for(demand),
             },
         }
     }
@@ -613,13 +680,22 @@ impl Pool {
     pub(super) fn never_fits(&self, demand: &Demand) -> Option<Capacity> {
         let capacities =
             || self.nodes.values().map(|slot| slot.ledger.capacity()).chain(&self.template);
-        if capacities().any(|capacity| capacity.could_hold(demand)) {
+        // A label that some node has had may come back, so that one waits for it.
+        let mut asked = demand.clone();
+        asked.node_labels = demand
+            .node_labels
+            .as_ref()
+            .filter(|labels| labels.keys().any(|key| !self.label_keys.contains(key)))
+            .cloned();
+        if capacities().any(|capacity| capacity.could_hold(&asked)) {
             return None;
         }
         capacities()
-            .max_by_key(|capacity| match lacking(capacity, demand) {
-                Some(Shortage::Gpus) | None => (capacity.gpus.len() as u64, capacity.cpu),
+            .max_by_key(|capacity| match lacking(capacity, &asked) {
+                Some(Shortage::Gpus) => (gpus_for(capacity, &asked), capacity.cpu),
+                Some(Shortage::Labels) | None => (capacity.gpus.len() as u64, capacity.cpu),
                 Some(Shortage::Memory) => (capacity.memory, capacity.cpu),
+                Some(Shortage::Disk) => (capacity.disk.unwrap_or_default(), capacity.cpu),
                 Some(Shortage::Cpu) => (capacity.cpu, capacity.memory),
             })
             .cloned()
@@ -658,4 +734,9 @@ const TRIAL: usize = 4_096;
 
 fn lacking(capacity: &Capacity, demand: &Demand) -> Option<Shortage> {
     Ledger::new(capacity.clone()).shortage(demand)
+}
+
+/// How many devices it has that suit.
+fn gpus_for(capacity: &Capacity, demand: &Demand) -> u64 {
+    capacity.gpus.values().filter(|device| demand.suits(device)).count() as u64
 }

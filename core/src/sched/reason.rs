@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::id::{JobName, NodeName, Principal};
-use crate::resource::{Cpus, Demand, Memory, Shortage};
+use crate::resource::{Cpus, Demand, Gpus, Memory, Shortage};
 use crate::time::Timestamp;
 
 /// The binding constraint of a waiting job.
@@ -27,8 +27,11 @@ pub enum WaitReason {
         free_cpu: u64,
         /// Free there: MiB.
         free_memory: u64,
-        /// Free there: whole devices.
-        free_gpus: u32,
+        /// Free there: MiB of scratch disk; `None` if the node does not say.
+        free_disk: Option<u64>,
+        /// Free there, in thousandths, of devices that suit: whole ones, or for a share of one the
+        /// most that one has.
+        free_gpus: u64,
     },
     /// No node that gets jobs is as large as the job asks for. It holds nobody back.
     TooLarge {
@@ -107,17 +110,35 @@ impl fmt::Display for WaitReason {
             Self::NodesSilent => f.write_str(
                 "no node of the compute answers; it starts when one is back (atelier node list)",
             ),
-            Self::Shortage { demand, lacking, node, free_cpu, free_memory, free_gpus } => write!(
-                f,
-                "asks for {demand}; the closest node, {node}, has too little {lacking} free \
-                 ({} CPU, {} memory, {free_gpus} GPU free); it starts when a running job there ends",
-                Cpus(*free_cpu),
-                Memory(*free_memory),
-            ),
+            Self::Shortage {
+                demand,
+                lacking,
+                node,
+                free_cpu,
+                free_memory,
+                free_disk,
+                free_gpus,
+            } => {
+                let (cpu, memory, gpus) = (Cpus(*free_cpu), Memory(*free_memory), Gpus(*free_gpus));
+                write!(
+                    f,
+                    "asks for {demand}; the closest node, {node}, has too little {lacking} free \
+                     ({cpu} CPU, {memory} memory, {gpus} GPU"
+                )?;
+                if let Some(disk) = free_disk.filter(|_| demand.disk > 0) {
+                    write!(f, ", {} disk", Memory(disk))?;
+                }
+                f.write_str(" free); it starts when a running job there ends")
+            }
             Self::TooLarge { demand, node: Some(node) } => write!(
                 f,
                 "asks for {demand}, and the only node as large, {node}, does not answer; it starts \
                  when {node} is back"
+            ),
+            Self::TooLarge { demand, node: None } if demand.is_choosy() => write!(
+                f,
+                "asks for {demand}, and no node of the compute that gets jobs has that; it starts \
+                 when one joins, or cancel it and ask for less"
             ),
             Self::TooLarge { demand, node: None } => write!(
                 f,

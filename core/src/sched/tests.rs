@@ -15,11 +15,11 @@ fn node(name: &str) -> NodeName {
 
 fn capacity(cpus: u64, memory: u64, gpus: u16) -> Capacity {
     let gpus: BTreeMap<_, _> = (0..gpus).map(|i| (i, GpuDevice::default())).collect();
-    Capacity { cpu: cpus * 1000, memory, gpus }
+    Capacity { cpu: cpus * 1000, memory, gpus, ..Capacity::default() }
 }
 
 fn demand(cpus: u64, memory: u64, gpus: u32) -> Demand {
-    Demand { cpu: cpus * 1000, memory, gpus }
+    Demand { cpu: cpus * 1000, memory, gpus, ..Demand::DEFAULT }
 }
 
 fn sched(nodes: &[(&str, Capacity)]) -> Sched {
@@ -74,7 +74,7 @@ fn first_in_first_out_and_the_head_holds_back_the_rest() {
         matches!(&reason, WaitReason::Behind { head, ahead: 1, .. } if head.as_str() == "job2"),
         "{reason}"
     );
-    sched.release(&compute(), &node("a"), &Reservation { cpu: 3000, memory: 0, gpus: vec![] });
+    sched.release(&compute(), &node("a"), &Reservation { cpu: 3000, ..Reservation::default() });
     assert_eq!(step(&mut sched), ["2@a", "3@a"]);
 }
 
@@ -173,7 +173,7 @@ fn gpus_are_exact_devices_and_come_back() {
     assert!(step(&mut sched).is_empty());
     assert!(matches!(
         sched.reason(&compute(), rank(2)),
-        Some(WaitReason::Shortage { lacking: Shortage::Gpus, free_gpus: 1, .. })
+        Some(WaitReason::Shortage { lacking: Shortage::Gpus, free_gpus: 1000, .. })
     ));
     sched.release(&compute(), &node("a"), &held);
     assert_eq!(step(&mut sched), ["2@a"]);
@@ -213,7 +213,7 @@ fn back_off_holds_a_job_but_not_those_behind_it() {
     assert_eq!(sched.next_wake(), Some(until));
     assert_eq!(step(&mut sched), ["2@a"]);
     assert_eq!(sched.reason(&compute(), rank(1)), Some(WaitReason::BackOff { until }));
-    sched.release(&compute(), &node("a"), &Reservation { cpu: 1000, memory: 0, gpus: vec![] });
+    sched.release(&compute(), &node("a"), &Reservation { cpu: 1000, ..Reservation::default() });
     let later = plan(&sched, until, WIDE);
     assert_eq!(later.placements.len(), 1);
     assert!(sched.commit(&later.placements[0]).is_some());
@@ -295,15 +295,106 @@ fn what_would_start_a_job_now_is_found_and_true() {
     let large = demand(4, 900, 2);
     sched.dequeue(&compute(), rank(3));
     sched.dequeue(&compute(), rank(4));
-    wait(&mut sched, 5, large);
+    wait(&mut sched, 5, large.clone());
     step(&mut sched);
-    let told = explained(&sched, 5, large, Priority::Medium);
+    let told = explained(&sched, 5, large.clone(), Priority::Medium);
     let less = Change::Demand { from: large, to: demand(2, 500, 1) };
     assert_eq!(told.changes, std::slice::from_ref(&less));
     assert_eq!(
         less.to_string(),
         "ask for 2 CPU instead of 4 and 500 MiB memory instead of 900 MiB and 1 GPU instead of 2"
     );
+}
+
+/// A node with these devices.
+fn with_models(models: &[&str]) -> Capacity {
+    let mut node = capacity(16, 1000, 0);
+    let device = |model: &&str| GpuDevice { model: (*model).to_owned(), ..GpuDevice::default() };
+    node.gpus = (0..).zip(models.iter().map(device)).collect();
+    node
+}
+
+fn of_model(gpus: u32, model: &str) -> Demand {
+    Demand { gpu_models: Some([model.to_owned()].into()), ..demand(1, 0, gpus) }
+}
+
+#[test]
+fn jobs_share_a_device_and_whole_ones_stay_whole() {
+    let mut sched = sched(&[("a", capacity(16, 1000, 2))]);
+    let half = Demand { gpu_share: 500, ..demand(1, 0, 1) };
+    for seq in 1..=3 {
+        wait(&mut sched, seq, half.clone());
+    }
+    wait(&mut sched, 4, demand(1, 0, 1));
+    assert_eq!(step(&mut sched), ["1@a", "2@a", "3@a"]);
+    let told = sched.reason(&compute(), rank(4)).unwrap().to_string();
+    assert!(told.contains("1 GPU; the closest node, a, has too little GPUs free"), "{told}");
+    sched.dequeue(&compute(), rank(4));
+    wait(&mut sched, 5, Demand { gpu_share: 600, ..demand(1, 0, 1) });
+    assert!(step(&mut sched).is_empty());
+    let told = sched.reason(&compute(), rank(5)).unwrap().to_string();
+    assert!(told.contains("asks for 1 CPU, 0.6 GPU") && told.contains("0.5 GPU free"), "{told}");
+    let less = Demand { gpu_share: 600, ..demand(1, 0, 1) };
+    let told = explained(&sched, 5, less, Priority::Medium);
+    assert_eq!(told.changes[0].settings(), ["resources.gpus=0.5"]);
+}
+
+#[test]
+fn only_nodes_with_the_devices_get_the_job() {
+    let nodes = [("a", with_models(&["T4", "T4"])), ("b", with_models(&["NVIDIA A100", "T4"]))];
+    let mut sched = sched(&nodes);
+    wait(&mut sched, 1, of_model(1, "a100"));
+    wait(&mut sched, 2, of_model(2, "T4"));
+    wait(&mut sched, 3, of_model(1, "A100"));
+    assert_eq!(step(&mut sched), ["1@b", "2@a"]);
+    let told = sched.reason(&compute(), rank(3)).unwrap().to_string();
+    assert!(
+        told.contains("1 × A100; the closest node, b,") && told.contains("0 GPU free"),
+        "{told}"
+    );
+    let never = sched.never_fits(&compute(), &of_model(2, "A100")).unwrap();
+    assert_eq!(never, nodes[1].1, "the node that comes closest");
+    assert!(sched.never_fits(&compute(), &of_model(1, "H100")).is_some());
+    // It could start nowhere once its node is gone, and holds nobody back.
+    sched.set_ready(&compute(), &node("b"), false);
+    wait(&mut sched, 4, demand(1, 0, 0));
+    assert_eq!(step(&mut sched), ["4@a"]);
+    sched.remove_node(&compute(), &node("b"));
+    let told = sched.reason(&compute(), rank(3)).unwrap().to_string();
+    assert!(
+        told.contains("1 × A100, and no node of the compute that gets jobs has that"),
+        "{told}"
+    );
+}
+
+#[test]
+fn labels_and_disk_choose_the_node() {
+    let labelled = |zone: &str, disk, gpus| Capacity {
+        disk,
+        labels: [("zone".to_owned(), zone.to_owned())].into(),
+        ..capacity(4, 1000, gpus)
+    };
+    let zone = |key: &str, zone: &str| Demand {
+        node_labels: Some(std::sync::Arc::new([(key.to_owned(), zone.to_owned())].into())),
+        ..demand(1, 0, 0)
+    };
+    // With devices the packing chooses, without them the least CPU free.
+    for gpus in [0, 1] {
+        let mut sched =
+            sched(&[("a", labelled("a", Some(50), gpus)), ("b", labelled("b", Some(500), gpus))]);
+        wait(&mut sched, 1, zone("zone", "b"));
+        wait(&mut sched, 2, Demand { disk: 400, ..demand(1, 0, 0) });
+        wait(&mut sched, 3, zone("zone", "c"));
+        wait(&mut sched, 4, Demand { disk: 101, ..demand(1, 0, 0) });
+        assert_eq!(step(&mut sched), ["1@b", "2@b"]);
+        let told = sched.reason(&compute(), rank(3)).unwrap().to_string();
+        assert!(told.contains("a node with label zone=c, and no node"), "{told}");
+        let told = sched.reason(&compute(), rank(4)).unwrap().to_string();
+        assert!(told.contains("too little disk free") && told.contains("100 MiB disk"), "{told}");
+        // A value that may yet come is waited for, a key that no node has had is refused.
+        assert!(sched.never_fits(&compute(), &zone("zone", "c")).is_none());
+        assert!(sched.never_fits(&compute(), &zone("rack", "1")).is_some());
+    }
 }
 
 mod properties {

@@ -331,7 +331,44 @@ pub(super) static RESOURCES: Object = Object {
             "what is there",
             "Memory of each member. k, m, g, t, with or without B or iB, count by 1024.",
         ),
-        field("gpus", Whole(0, limits::MAX_GPUS as i64), Extends, "0", "GPUs of each member."),
+        field(
+            "gpus",
+            Quantity("a whole number from 0 to 1024, or a share of one such as 0.5"),
+            Extends,
+            "0",
+            "GPUs of each member. Less than 1: that share of one GPU, to a thousandth, which other \
+             jobs may share.",
+        ),
+        field(
+            "gpu_model",
+            OneOf(&[Text, List(&Text)]),
+            Extends,
+            "any",
+            "Only GPUs whose model has this in its name, such as A100; case and punctuation do not \
+             count. A list: any of them.",
+        ),
+        field(
+            "gpu_memory",
+            Quantity("an amount with its unit such as 40GiB"),
+            Extends,
+            "any",
+            "Only GPUs with at least so much memory, as in memory.",
+        ),
+        field(
+            "disk",
+            Quantity("an amount with its unit such as 100GiB"),
+            Extends,
+            "what is there",
+            "Scratch disk of each member, as in memory. A node that does not say what it has holds \
+             any.",
+        ),
+        field(
+            "node_labels",
+            Map(&Literal),
+            Extends,
+            "",
+            "Only nodes that have all these labels, with these values (atelier agent --label).",
+        ),
         field(
             "instance_count",
             Whole(1, limits::MAX_INSTANCES as i64),

@@ -27,6 +27,12 @@ pub const MAX_MILLI_CPUS: u64 = 100_000 * 1000;
 pub const MAX_MEMORY: u64 = 1 << 30;
 /// GPUs of one member.
 pub const MAX_GPUS: u32 = 1024;
+/// GPU models that a job may name.
+pub const MAX_MODELS: usize = 32;
+/// Bytes of a GPU model's name, and of a node label's key or value.
+pub const MAX_LABEL: usize = 100;
+/// Labels of a node, and of those that a job asks for.
+pub const MAX_LABELS: usize = 64;
 /// Processes on one node, or workers in all.
 pub const MAX_PROCESSES: u32 = 100_000;
 /// Ten years, in seconds.

@@ -1,8 +1,9 @@
 //! Amounts as people write them, read exactly: no floating point, rounded up where a unit is
 //! coarser than what was written, so that nobody gets less than asked for.
 
-use super::limits::{MAX_BACKOFF, MAX_MEMORY, MAX_MEMORY_PERCENT, MAX_MILLI_CPUS};
-use crate::resource::{MiB, MilliCpu};
+use super::limits::{MAX_BACKOFF, MAX_GPUS, MAX_MEMORY, MAX_MEMORY_PERCENT, MAX_MILLI_CPUS};
+use super::yaml::shorten;
+use crate::resource::{MiB, MilliCpu, MilliGpu, WHOLE_GPU};
 
 /// Why an amount cannot be read, in words that follow `'resources.cpus': `.
 pub(super) type Wrong = String;
@@ -74,6 +75,31 @@ pub(super) fn cpus(text: &str) -> Result<MilliCpu, Wrong> {
     }
 }
 
+/// GPUs: how many, or thousandths of one: `2`, `0.5`.
+pub(super) fn gpus(text: &str) -> Result<(u32, MilliGpu), Wrong> {
+    let expected = format!("a whole number from 0 to {MAX_GPUS}, or a share of one such as 0.5");
+    if let Some(wrong) = sign_or_nan(text, &expected) {
+        return Err(wrong);
+    }
+    let text = text.trim();
+    let out_of_range = || format!("is out of range: expected {expected}, found {}", shorten(text));
+    if text.len() > 18 && text.bytes().all(|b| b.is_ascii_digit()) {
+        return Err(out_of_range());
+    }
+    let wrong = || format!("expected {expected}, found '{}'", shorten(text));
+    let milli = Decimal::parse(text).ok_or_else(wrong)?.times(WHOLE_GPU.into(), 1);
+    let (whole, part) = (milli / u128::from(WHOLE_GPU), milli % u128::from(WHOLE_GPU));
+    match (u32::try_from(whole), part) {
+        (Ok(count), 0) if count <= MAX_GPUS => Ok((count, 0)),
+        (Ok(0), part) => Ok((1, part as MilliGpu)),
+        (Ok(count), _) if count < MAX_GPUS => Err(format!(
+            "cannot be {text}: a share is of one GPU; write {} for whole ones, or less than 1",
+            count + 1
+        )),
+        _ => Err(out_of_range()),
+    }
+}
+
 /// Bytes: a number with a unit that counts by 1024, as container runtimes read them.
 pub(super) fn bytes(text: &str, example: &str) -> Result<u128, Wrong> {
     if let Some(wrong) = sign_or_nan(text, "more than 0") {
@@ -104,6 +130,16 @@ pub(super) fn bytes(text: &str, example: &str) -> Result<u128, Wrong> {
 /// Memory in MiB: `4GiB`, `512MiB`, `4g`.
 pub(super) fn memory(text: &str) -> Result<MiB, Wrong> {
     bytes(text, "4GiB or 512MiB").map(|bytes| bytes.div_ceil(1 << 20) as MiB)
+}
+
+/// A GPU's memory in MiB: `40GiB`.
+pub(super) fn gpu_memory(text: &str) -> Result<MiB, Wrong> {
+    bytes(text, "40GiB").map(|bytes| bytes.div_ceil(1 << 20) as MiB)
+}
+
+/// Disk in MiB: `100GiB`.
+pub(super) fn disk(text: &str) -> Result<MiB, Wrong> {
+    bytes(text, "100GiB").map(|bytes| bytes.div_ceil(1 << 20) as MiB)
 }
 
 /// Shared memory in bytes: `2g`, or bytes without a unit, as container runtimes read it.

@@ -12,13 +12,15 @@ use super::command::{
 use super::diagnostic::{Diagnostic, Diagnostics, MAX_REPORTED};
 use super::limits::{
     MAX_ATTEMPTS, MAX_BACKOFF, MAX_COMMAND, MAX_DEPTH, MAX_DESCRIPTION, MAX_DOCUMENT, MAX_ENTRIES,
-    MAX_GPUS, MAX_INSTANCES, MAX_MEMORY, MAX_MEMORY_PERCENT, MAX_MILLI_CPUS, MAX_PROCESSES,
-    MAX_SECONDS, MAX_TAG_KEY, MAX_TAG_VALUE, MAX_VALUE,
+    MAX_GPUS, MAX_INSTANCES, MAX_LABEL, MAX_LABELS, MAX_MEMORY, MAX_MEMORY_PERCENT, MAX_MILLI_CPUS,
+    MAX_MODELS, MAX_PROCESSES, MAX_SECONDS, MAX_TAG_KEY, MAX_TAG_VALUE, MAX_VALUE,
 };
 use super::reference;
 use crate::environment::Recipe;
 use crate::expr::{Reference, Template, Values};
 use crate::id::DatastoreName;
+use crate::node::{LABEL_FORM, is_label};
+use crate::resource::{Demand, plain};
 
 /// A fault of a job, and which field it is in.
 pub(super) struct Finding {
@@ -277,6 +279,7 @@ pub(super) fn findings(job: &CommandJob) -> Findings {
         output_faults(&mut check, name.as_str(), output);
     }
     numbers(&mut check, job);
+    choices(&mut check, job);
     for (key, value) in &job.resources.properties {
         check.at(&["resources", "properties", key]).depth(value);
     }
@@ -401,6 +404,44 @@ fn output_faults(check: &mut Check, name: &str, output: &Output) {
     }
 }
 
+/// Which devices and nodes will do.
+fn choices(check: &mut Check, job: &CommandJob) {
+    let Demand { gpus, gpu_models, gpu_memory, node_labels, .. } = &job.resources.demand;
+    let given = [("gpu_model", gpu_models.is_some()), ("gpu_memory", *gpu_memory > 0)];
+    for (key, _) in given.into_iter().filter(|(_, given)| *given && *gpus == 0) {
+        check.at(&["resources", key]).fault(
+            format!("'resources.{key}' is given, and no GPU is asked for"),
+            &format!("write how many: 'gpus: 1', or remove '{key}'"),
+        );
+    }
+    let models = gpu_models.iter().flat_map(|models| models.iter());
+    if models.clone().count() > MAX_MODELS {
+        check.at(&["resources", "gpu_model"]).fault(
+            format!("'resources.gpu_model' names more than {MAX_MODELS} models"),
+            "name fewer",
+        );
+    }
+    for model in models.filter(|model| plain(model).is_empty() || model.len() > MAX_LABEL) {
+        check.at(&["resources", "gpu_model"]).fault(
+            format!("'{}' in 'resources.gpu_model' is not the name of a GPU model", cut(model)),
+            "write what its name contains, such as A100 (atelier node show tells the names)",
+        );
+    }
+    let labels = node_labels.iter().flat_map(|labels| labels.iter());
+    if labels.clone().count() > MAX_LABELS {
+        check.at(&["resources", "node_labels"]).fault(
+            format!("'resources.node_labels' has more than {MAX_LABELS} labels"),
+            "name fewer",
+        );
+    }
+    for (key, value) in labels.filter(|(key, value)| !is_label(key, value)) {
+        check.at(&["resources", "node_labels", key]).fault(
+            format!("'{}: {}' in 'resources.node_labels' is not a label", cut(key), cut(value)),
+            LABEL_FORM,
+        );
+    }
+}
+
 fn numbers(check: &mut Check, job: &CommandJob) {
     let resources = &job.resources;
     let mut range = |path: &[&str], value: u64, least: u64, most: u64| {
@@ -418,6 +459,13 @@ fn numbers(check: &mut Check, job: &CommandJob) {
     }
     range(&["resources", "memory"], resources.demand.memory, 0, MAX_MEMORY);
     range(&["resources", "gpus"], resources.demand.gpus.into(), 0, MAX_GPUS.into());
+    if resources.demand.gpu_share > 0 {
+        // Only a client of its own sends a share of several, or of more than one is.
+        range(&["resources", "gpus"], resources.demand.gpus.into(), 1, 1);
+        range(&["resources", "gpus"], resources.demand.gpu_share.into(), 1, 999);
+    }
+    range(&["resources", "gpu_memory"], resources.demand.gpu_memory, 0, MAX_MEMORY);
+    range(&["resources", "disk"], resources.demand.disk, 0, MAX_MEMORY);
     if let Some(size) = resources.shm_size {
         range(&["resources", "shm_size"], size, 1, MAX_MEMORY << 20);
     }

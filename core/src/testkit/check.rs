@@ -8,7 +8,7 @@ use crate::id::{JobName, NodeName};
 use crate::job::{Active, Job, State};
 use crate::live::{Live, rank};
 use crate::node::Link;
-use crate::resource::{Demand, Ledger};
+use crate::resource::{Demand, GpuIndex, Ledger, WHOLE_GPU};
 use crate::sched::WaitReason;
 
 /// Jobs, nodes and the scheduler's view of them agree: every job is in exactly one place, what is
@@ -74,7 +74,8 @@ fn queues(live: &Live) -> Checked {
         };
         let held_back = matches!(live.wait_reason(job), Some(WaitReason::BackOff { .. }));
         if !held_back {
-            *classes.entry(compute).or_default().entry(job.spec.resources.demand).or_default() += 1;
+            let demand = job.spec.resources.demand.clone();
+            *classes.entry(compute).or_default().entry(demand).or_default() += 1;
         }
     }
     for job in live.jobs().filter(|job| matches!(job.state, State::Queued(_))) {
@@ -92,7 +93,7 @@ fn queues(live: &Live) -> Checked {
         let Some(pool) = live.sched().pool(&compute.name) else { continue };
         let counted = classes.remove(&compute.name).unwrap_or_default();
         let kept: BTreeMap<Demand, usize> =
-            pool.classes().map(|(demand, count)| (*demand, count)).collect();
+            pool.classes().map(|(demand, count)| (demand.clone(), count)).collect();
         ensure(kept == counted, "sanity", || {
             format!("{}: classes {kept:?}, in the queue {counted:?}", compute.name)
         })?;
@@ -134,7 +135,7 @@ fn nodes(live: &Live) -> Checked {
 }
 
 /// I9: what the scheduler holds reserved on a node is the sum of what active jobs hold there, and
-/// no device is held twice.
+/// no more than the whole of a device is held.
 fn ledgers(live: &Live) -> Checked {
     for node in live.nodes() {
         let name = &node.record.name;
@@ -152,11 +153,13 @@ fn ledgers(live: &Live) -> Checked {
 }
 
 fn reserved(live: &Live, node: &NodeName, mut ledger: Ledger) -> Checked<Ledger> {
-    let mut devices = BTreeSet::new();
+    let mut devices: BTreeMap<GpuIndex, u32> = BTreeMap::new();
     for (job, active) in actives(live).filter(|(_, active)| &active.node == node) {
         for gpu in &active.reservation.gpus {
-            ensure(devices.insert(*gpu), "I9", || {
-                format!("GPU {gpu} of node {node} is held twice, by {job} too")
+            let held = devices.entry(*gpu).or_default();
+            *held += u32::from(active.reservation.of_each_gpu());
+            ensure(*held <= WHOLE_GPU.into(), "I9", || {
+                format!("{held} thousandths of GPU {gpu} of node {node} are held, by {job} too")
             })?;
         }
         ledger.take(&active.reservation);
@@ -176,14 +179,25 @@ pub(super) fn within_capacity(live: &Live, job: &JobName, node: &NodeName) -> Ch
         return Err(insane(format!("{job} was placed and holds nothing")));
     };
     let has = &record.capacity;
-    let (mut cpu, mut memory) = (0, 0);
+    let (mut cpu, mut memory, mut disk) = (0, 0, 0);
     for (_, active) in actives(live).filter(|(_, active)| &active.node == node) {
         cpu += active.reservation.cpu;
         memory += active.reservation.memory;
+        disk += active.reservation.disk;
     }
     let fits = (new.cpu == 0 || cpu <= has.cpu)
         && (new.memory == 0 || memory <= has.memory)
+        && (new.disk == 0 || has.disk.is_none_or(|has| disk <= has))
         && new.gpus.iter().all(|gpu| has.gpus.contains_key(gpu));
+    let demand = live.job(job).map(|job| &job.spec.resources.demand);
+    let suits = demand.is_some_and(|demand| {
+        demand.is_at_home(&has.labels)
+            && (new.gpus.iter().filter_map(|gpu| has.gpus.get(gpu)))
+                .filter(|device| demand.suits(device))
+                .count()
+                >= demand.gpus as usize
+    });
+    ensure(suits, "I9", || format!("{job} got {new:?} of {node}, which is not what it asks for"))?;
     ensure(fits, "I9", || {
         format!("node {node}, with {job} and its {new:?}: {cpu} and {memory} are held of {has:?}")
     })

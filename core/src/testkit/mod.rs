@@ -88,12 +88,12 @@ pub fn principal(name: &str) -> Principal {
 /// Whole CPUs, MiB and GPU devices 0, 1, ….
 pub fn capacity(cpus: u64, memory: u64, gpus: u16) -> Capacity {
     let gpus: BTreeMap<_, _> = (0..gpus).map(|index| (index, GpuDevice::default())).collect();
-    Capacity { cpu: cpus * 1000, memory, gpus }
+    Capacity { cpu: cpus * 1000, memory, gpus, ..Capacity::default() }
 }
 
 /// Whole CPUs, MiB and GPU devices.
 pub fn demand(cpus: u64, memory: u64, gpus: u32) -> Demand {
-    Demand { cpu: cpus * 1000, memory, gpus }
+    Demand { cpu: cpus * 1000, memory, gpus, ..Demand::DEFAULT }
 }
 
 /// A node as it introduces itself.

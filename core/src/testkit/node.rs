@@ -7,7 +7,7 @@ use crate::id::{AttemptNumber, Epoch, JobName};
 use crate::job::{AttemptEnd, AttemptKey, Cause, Exit, Failure, Progress, Report};
 use crate::live::Effect;
 use crate::node::{LeasePolicy, NodeRecord};
-use crate::resource::GpuIndex;
+use crate::resource::{GpuIndex, MilliGpu};
 use crate::spec::OnNodeLoss;
 use crate::time::Timestamp;
 
@@ -114,6 +114,8 @@ pub(super) struct Session {
 struct Known {
     key: AttemptKey,
     gpus: Vec<GpuIndex>,
+    /// Thousandths of each of them.
+    share: MilliGpu,
     /// Its process gets no lease: it goes on however long the daemon is away.
     kept: bool,
     stage: Stage,
@@ -133,6 +135,8 @@ enum Stage {
 pub(super) struct Process {
     pub key: AttemptKey,
     pub gpus: Vec<GpuIndex>,
+    /// Thousandths of each of them.
+    pub share: MilliGpu,
     started_at: Timestamp,
     ends_at: u64,
     finish: Finish,
@@ -261,7 +265,8 @@ impl Node {
                 Down::Close => self.hang_up(now),
                 Down::Order(Effect::Assign { key, gpus, spec, .. }) => {
                     let kept = spec.on_node_loss == OnNodeLoss::Keep;
-                    self.assign(key, gpus, kept, now, scripts);
+                    let share = spec.resources.demand.of_each_gpu();
+                    self.assign(key, (gpus, share), kept, now, scripts);
                 }
                 Down::Order(Effect::Stop { key, .. }) => self.stop(&key, now),
                 Down::Order(Effect::Acknowledge { key, .. } | Effect::Discard { key, .. }) => {
@@ -283,7 +288,7 @@ impl Node {
     fn assign(
         &mut self,
         key: AttemptKey,
-        gpus: Vec<GpuIndex>,
+        (gpus, share): (Vec<GpuIndex>, MilliGpu),
         kept: bool,
         now: u64,
         scripts: &BTreeMap<JobName, Script>,
@@ -311,7 +316,7 @@ impl Node {
         let until = now + scripts.get(&key.job).map_or(0, |script| script.prepare_ms);
         let latest = Progress::Preparing { step: "received".to_owned() };
         let stage = Stage::Preparing { until };
-        let known = Known { key: key.clone(), gpus, kept, stage, latest: latest.clone() };
+        let known = Known { key: key.clone(), gpus, share, kept, stage, latest: latest.clone() };
         self.known.insert(key.epoch, known);
         self.tell(Report { key, progress: latest });
     }
@@ -358,6 +363,7 @@ impl Node {
                         let process = Process {
                             key: known.key.clone(),
                             gpus: known.gpus.clone(),
+                            share: known.share,
                             started_at: wall,
                             ends_at: now + script.map_or(0, |s| s.run_ms),
                             finish,

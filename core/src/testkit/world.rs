@@ -12,7 +12,7 @@ use crate::id::{ComputeName, Epoch, JobName, NodeName};
 use crate::job::{Job, Phase, Report};
 use crate::live::{Effect, Live, TakenAway};
 use crate::node::{LeasePolicy, NodeRecord};
-use crate::resource::Capacity;
+use crate::resource::{Capacity, GpuIndex, WHOLE_GPU};
 use crate::spec::{CommandJob, OnNodeLoss};
 use crate::time::Timestamp;
 
@@ -441,15 +441,17 @@ impl World {
     fn judge_processes(&mut self, stepped: &NodeName) -> Checked {
         let mut alive: BTreeMap<&JobName, &NodeName> = BTreeMap::new();
         for (name, node) in &self.nodes {
-            let mut devices = BTreeSet::new();
+            let mut devices: BTreeMap<GpuIndex, u32> = BTreeMap::new();
             for process in node.processes.values() {
                 let other = alive.insert(&process.key.job, name);
                 ensure(other.is_none(), "I1", || {
                     format!("{:?} runs on {name} and, twice, on {other:?}", process.key)
                 })?;
                 for gpu in &process.gpus {
-                    ensure(devices.insert(*gpu), "I9", || {
-                        format!("GPU {gpu} of {name} is used twice, by {:?} too", process.key)
+                    let used = devices.entry(*gpu).or_default();
+                    *used += u32::from(process.share);
+                    ensure(*used <= WHOLE_GPU.into(), "I9", || {
+                        format!("{used} of GPU {gpu} of {name} are used, by {:?} too", process.key)
                     })?;
                 }
             }

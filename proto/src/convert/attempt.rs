@@ -8,8 +8,9 @@ use atelier_core::job::{
     AttemptEnd, AttemptKey, Cause, Exit, Failure, ManifestRef, Progress, Report,
 };
 use atelier_core::layout;
-use atelier_core::node::NodeRecord;
+use atelier_core::node::{NodeRecord, is_label};
 use atelier_core::resource::{Capacity, GpuDevice};
+use atelier_core::spec::limits::MAX_LABELS;
 use atelier_core::time::Timestamp;
 
 use super::{Error, Problem};
@@ -143,7 +144,20 @@ pub fn node_record(
     Ok(NodeRecord {
         name: node.clone(),
         compute: ComputeName::new(&hello.compute).map_err(at("compute"))?,
-        capacity: Capacity { cpu: hello.cpu_milli, memory: hello.memory_mib, gpus },
+        capacity: Capacity {
+            cpu: hello.cpu_milli,
+            memory: hello.memory_mib,
+            gpus,
+            disk: hello.disk_mib,
+            // A newer agent may know labels of another form; nobody could ask for them.
+            labels: hello
+                .labels
+                .iter()
+                .filter(|(key, value)| is_label(key, value))
+                .take(MAX_LABELS)
+                .map(|(key, value)| (key.clone(), value.clone()))
+                .collect(),
+        },
         version: cut(hello.version.clone(), 100),
         hostname: cut(hello.hostname.clone(), 255),
         os: cut(hello.os.clone(), 255),

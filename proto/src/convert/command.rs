@@ -1,9 +1,10 @@
 //! The command job.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use atelier_core::id::{ComputeName, ExperimentName, JobName, PortName};
-use atelier_core::resource::Demand;
+use atelier_core::resource::{Demand, MilliGpu, WHOLE_GPU};
 use atelier_core::spec::{self, limits};
 
 use super::data::number;
@@ -168,6 +169,17 @@ impl From<&spec::JobResources> for pb::Resources {
             shm_size_bytes: resources.shm_size,
             docker_args: resources.docker_args.clone(),
             properties_json: to_json_map(&resources.properties),
+            gpu_share_milli: resources.demand.gpu_share.into(),
+            gpu_models: resources
+                .demand
+                .gpu_models
+                .iter()
+                .flat_map(|m| m.iter())
+                .cloned()
+                .collect(),
+            gpu_memory_mib: resources.demand.gpu_memory,
+            disk_mib: resources.demand.disk,
+            node_labels: resources.demand.node_labels.as_deref().cloned().unwrap_or_default(),
         }
     }
 }
@@ -175,19 +187,51 @@ impl From<&spec::JobResources> for pb::Resources {
 /// Zero instances or CPU means that the sender did not say: Azure's one instance, and one CPU.
 fn resources(wire: pb::Resources) -> Result<spec::JobResources, Error> {
     let cpu = if wire.cpu_milli == 0 { Demand::DEFAULT.cpu } else { wire.cpu_milli };
+    let gpus = within_u32(wire.gpus, 0, limits::MAX_GPUS).of("gpus")?;
     Ok(spec::JobResources {
         instance_count: within_u32(wire.instance_count.max(1), 1, limits::MAX_INSTANCES)
             .of("instance_count")?,
         demand: Demand {
             cpu: within(cpu, 1, limits::MAX_MILLI_CPUS).of("cpu_milli")?,
             memory: within(wire.memory_mib, 0, limits::MAX_MEMORY).of("memory_mib")?,
-            gpus: within_u32(wire.gpus, 0, limits::MAX_GPUS).of("gpus")?,
+            gpus,
+            gpu_share: share(wire.gpu_share_milli, gpus)?,
+            gpu_models: models(wire.gpu_models)?,
+            gpu_memory: within(wire.gpu_memory_mib, 0, limits::MAX_MEMORY).of("gpu_memory_mib")?,
+            disk: within(wire.disk_mib, 0, limits::MAX_MEMORY).of("disk_mib")?,
+            node_labels: labels(wire.node_labels)?,
         },
         instance_type: wire.instance_type,
         shm_size: wire.shm_size_bytes,
         docker_args: wire.docker_args,
         properties: json_map(wire.properties_json, "properties_json")?,
     })
+}
+
+/// A share is of exactly one device.
+fn share(milli: u32, gpus: u32) -> Result<MilliGpu, Error> {
+    let share = within_u32(milli, 0, u32::from(WHOLE_GPU) - 1).of("gpu_share_milli")?;
+    if share > 0 {
+        within_u32(gpus, 1, 1).of("gpus")?;
+    }
+    Ok(MilliGpu::try_from(share).unwrap_or_default())
+}
+
+fn models(models: Vec<String>) -> Result<Option<Arc<[String]>>, Error> {
+    within(models.len() as u64, 0, limits::MAX_MODELS as u64).of("gpu_models")?;
+    let models: Arc<[String]> = models
+        .into_iter()
+        .map(|model| text(model, limits::MAX_LABEL).of("gpu_models"))
+        .collect::<Result<_, _>>()?;
+    Ok((!models.is_empty()).then_some(models))
+}
+
+fn labels(
+    labels: BTreeMap<String, String>,
+) -> Result<Option<Arc<BTreeMap<String, String>>>, Error> {
+    within(labels.len() as u64, 0, limits::MAX_LABELS as u64).of("node_labels")?;
+    let labels = texts(labels, "node_labels")?;
+    Ok((!labels.is_empty()).then(|| Arc::new(labels)))
 }
 
 impl From<&spec::Distribution> for pb::Distribution {

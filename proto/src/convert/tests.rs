@@ -1,6 +1,7 @@
 //! Round trips of arbitrary jobs, defaults, and errors that name their field.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use atelier_core::content::Digest;
 use atelier_core::id::{ComputeName, DatastoreName, ExperimentName, JobName, PortName};
@@ -145,22 +146,42 @@ fn resources() -> impl Strategy<Value = spec::JobResources> {
     let properties = proptest::collection::btree_map(word(), json(), 0..2);
     (
         1..50u32,
-        (1..1_000_000u64, 0..1_000_000u64, 0..16u32),
+        demand(),
         option::of(word()),
         option::of(any::<u64>()),
         proptest::collection::vec(free_text(), 0..2),
         properties,
     )
-        .prop_map(|(members, (cpu, memory, gpus), instance_type, shm, args, properties)| {
+        .prop_map(|(members, demand, instance_type, shm, args, properties)| {
             spec::JobResources {
                 instance_count: members,
-                demand: Demand { cpu, memory, gpus },
+                demand,
                 instance_type,
                 shm_size: shm,
                 docker_args: args,
                 properties,
             }
         })
+}
+
+fn demand() -> impl Strategy<Value = Demand> {
+    let gpus =
+        prop_oneof![(0..16u32).prop_map(|gpus| (gpus, 0)), (1..1000u16).prop_map(|s| (1, s))];
+    let models = option::of(proptest::collection::vec(word(), 1..3));
+    let labels = option::of(proptest::collection::btree_map(word(), free_text(), 1..3));
+    let amounts = (1..1_000_000u64, 0..1_000_000u64, 0..1_000_000u64, 0..1_000_000u64);
+    (amounts, gpus, models, labels).prop_map(
+        |((cpu, memory, gpu_memory, disk), (gpus, gpu_share), models, labels)| Demand {
+            cpu,
+            memory,
+            gpus,
+            gpu_share,
+            gpu_models: models.map(Into::into),
+            gpu_memory,
+            disk,
+            node_labels: labels.map(Arc::new),
+        },
+    )
 }
 
 fn distribution() -> impl Strategy<Value = spec::Distribution> {
@@ -364,6 +385,27 @@ fn errors_name_the_field() {
         })
         .starts_with("command.resources.gpus: is 100000, and at most 1024")
     );
+    for (resources, expected) in [
+        (
+            pb::Resources { gpus: 1, gpu_share_milli: 1000, ..Default::default() },
+            "gpu_share_milli: is 1000, and at most 999",
+        ),
+        (
+            pb::Resources { gpus: 2, gpu_share_milli: 500, ..Default::default() },
+            "gpus: is 2, and at most 1",
+        ),
+        (
+            pb::Resources { disk_mib: u64::MAX, ..Default::default() },
+            "disk_mib: is 18446744073709551615, and at most",
+        ),
+        (
+            pb::Resources { gpu_models: vec!["x".repeat(101)], ..Default::default() },
+            "gpu_models: is 101 bytes long",
+        ),
+    ] {
+        let told = refused(|job| job.resources = Some(resources.clone()));
+        assert!(told.starts_with(&format!("command.resources.{expected}")), "{told}");
+    }
     assert!(
         refused(|job| {
             job.services

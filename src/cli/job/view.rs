@@ -267,8 +267,26 @@ fn resources(resources: &pb::Resources) -> Value {
             0 => Value::Null,
             mib => Memory(mib).to_string().replace(' ', "").into(),
         },
-        "gpus": resources.gpus,
+        "gpus": match resources.gpu_share_milli {
+            0 => resources.gpus.into(),
+            share => json!(f64::from(share) / 1000.0),
+        },
     });
+    let amount = |mib: u64| Value::from(Memory(mib).to_string().replace(' ', ""));
+    match resources.gpu_models.as_slice() {
+        [] => {}
+        [model] => view["gpu_model"] = model.clone().into(),
+        models => view["gpu_model"] = json!(models),
+    }
+    if resources.gpu_memory_mib > 0 {
+        view["gpu_memory"] = amount(resources.gpu_memory_mib);
+    }
+    if resources.disk_mib > 0 {
+        view["disk"] = amount(resources.disk_mib);
+    }
+    if !resources.node_labels.is_empty() {
+        view["node_labels"] = json!(resources.node_labels);
+    }
     if let Some(instance) = &resources.instance_type {
         view["instance_type"] = instance.clone().into();
     }

@@ -127,7 +127,7 @@ pub(crate) fn node(text: &str) -> NodeRecord {
     NodeRecord {
         name: NodeName::new(text).unwrap(),
         compute: ComputeName::new("local").unwrap(),
-        capacity: Capacity { cpu: 4000, memory: 1024, gpus: [].into() },
+        capacity: Capacity { cpu: 4000, memory: 1024, ..Capacity::default() },
         version: "1".to_owned(),
         hostname: "h".to_owned(),
         os: "linux".to_owned(),

@@ -127,8 +127,11 @@ fn phase() -> impl Strategy<Value = Phase> {
 }
 
 fn active() -> impl Strategy<Value = State> {
-    let held = (any::<u64>(), any::<u64>(), vec(any::<u16>(), 0..4))
-        .prop_map(|(cpu, memory, gpus)| Reservation { cpu, memory, gpus });
+    let held =
+        (any::<u64>(), any::<u64>(), vec(any::<u16>(), 0..4)).prop_map(|(cpu, memory, gpus)| {
+            let (gpu_share, disk) = ((cpu % 1000) as u16, memory);
+            Reservation { cpu, memory, gpus, gpu_share, disk }
+        });
     let ids = (1..9_u32, any::<u64>(), nodes());
     let stops = (option::of(cancel()), option::of(evict()));
     (ids, held, stamp(), phase(), option::of(stamp()), stops, any::<bool>()).prop_map(
@@ -237,7 +240,17 @@ fn specification() -> impl Strategy<Value = CommandJob> {
     let ports = (btree_map(port(), input(), 0..3), btree_map(port(), output, 0..3));
     let resources = (any::<u64>(), any::<u64>(), any::<u32>(), option::of(any::<u64>())).prop_map(
         |(cpu, memory, gpus, shm_size)| JobResources {
-            demand: Demand { cpu, memory, gpus },
+            demand: Demand {
+                cpu,
+                memory,
+                gpus,
+                gpu_share: (cpu % 1000) as u16,
+                gpu_models: (gpus % 2 == 0).then(|| ["A100".to_owned(), "T4".to_owned()].into()),
+                gpu_memory: memory,
+                disk: cpu,
+                node_labels: (gpus % 3 == 0)
+                    .then(|| Arc::new([("zone".to_owned(), "b".to_owned())].into())),
+            },
             shm_size,
             properties: [("k".to_owned(), serde_json::json!({"deep": [1, 2.5, null]}))].into(),
             ..JobResources::default()
@@ -355,8 +368,11 @@ fn any_node() -> impl Strategy<Value = NodeRecord> {
         model,
         memory,
     });
-    let capacity = (any::<u64>(), any::<u64>(), btree_map(any::<u16>(), gpu, 0..3))
-        .prop_map(|(cpu, memory, gpus)| Capacity { cpu, memory, gpus });
+    let labels = (option::of(any::<u64>()), btree_map(text(), text(), 0..3));
+    let capacity =
+        (any::<u64>(), any::<u64>(), btree_map(any::<u16>(), gpu, 0..3), labels).prop_map(
+            |(cpu, memory, gpus, (disk, labels))| Capacity { cpu, memory, gpus, disk, labels },
+        );
     let drain = (people(), text(), stamp(), option::of(stamp()))
         .prop_map(|(by, reason, since, deadline)| Drain { by, reason, since, deadline });
     let said = (text(), btree_map(text(), text(), 0..3), option::of(drain));

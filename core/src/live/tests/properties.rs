@@ -1,5 +1,6 @@
 //! Whatever happens in whatever order, the promises hold.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use proptest::prelude::*;
@@ -10,7 +11,7 @@ use crate::resource::{Capacity, Demand};
 use crate::spec::{OnNodeLoss, Priority, Retry};
 use crate::testkit::{
     Checked, CommitFault, Finish, LEASE, Outage, Script, World, capacity, command_job,
-    compute_name, demand, job_name, node_name, node_record,
+    compute_name, job_name, node_name, node_record,
 };
 use crate::time::Timestamp;
 
@@ -18,6 +19,7 @@ const NODES: [&str; 3] = ["a", "b", "c"];
 const COMPUTES: [&str; 2] = ["cpu", "gpu"];
 /// Names are few, so that some are asked for twice.
 const JOBS: usize = 24;
+const LARGE: &str = "NVIDIA A100-SXM4-80GB";
 
 #[derive(Clone, Debug)]
 enum Op {
@@ -58,15 +60,37 @@ fn script() -> impl Strategy<Value = Script> {
 }
 
 fn submit() -> impl Strategy<Value = Op> {
-    let demand = (1_u64..4, prop_oneof![Just(0_u64), Just(300), Just(700)], 0_u32..3)
-        .prop_map(|(cpus, memory, gpus)| demand(cpus, memory, gpus));
+    let gpus = prop_oneof![
+        3 => (0_u32..3).prop_map(|gpus| (gpus, 0)),
+        2 => prop_oneof![Just(1), Just(250), Just(333), Just(500), Just(999)]
+            .prop_map(|share| (1, share)),
+    ];
+    let labels: Arc<BTreeMap<_, _>> = Arc::new([("zone".to_owned(), "c".to_owned())].into());
+    let choice = prop_oneof![
+        4 => Just(Demand::DEFAULT),
+        1 => Just(Demand { gpu_models: Some([LARGE.to_owned()].into()), ..Demand::DEFAULT }),
+        1 => Just(Demand { gpu_memory: 50, ..Demand::DEFAULT }),
+        1 => Just(Demand { disk: 400, ..Demand::DEFAULT }),
+        1 => Just(Demand { node_labels: Some(labels), ..Demand::DEFAULT }),
+    ];
+    let demand = (1_u64..4, prop_oneof![Just(0_u64), Just(300), Just(700)], gpus, choice).prop_map(
+        |(cpus, memory, (gpus, gpu_share), choice)| Demand {
+            cpu: cpus * 1000,
+            memory,
+            gpus,
+            gpu_share,
+            ..choice
+        },
+    );
     let retry = (1_u32..4, prop_oneof![Just(0_u64), Just(1)])
         .prop_map(|(max_attempts, backoff)| Retry { max_attempts, backoff, memory_percent: None });
     let keep = proptest::bool::weighted(0.2);
     (0..JOBS, demand, 0..COMPUTES.len(), retry, keep, script()).prop_map(
         |(job, demand, compute, retry, keep, script)| {
-            // Only the second compute has devices.
-            let demand = if compute == 0 { Demand { gpus: 0, ..demand } } else { demand };
+            // Only the second compute has devices and labels.
+            let Demand { cpu, memory, disk, .. } = demand;
+            let plain = Demand { cpu, memory, disk, ..Demand::DEFAULT };
+            let demand = if compute == 0 { plain } else { demand };
             Op::Submit { job, demand, compute, retry, keep, script }
         },
     )
@@ -143,10 +167,18 @@ fn node(number: usize) -> NodeName {
 }
 
 fn world() -> World {
+    let mut last = capacity(8, 800, 4);
+    last.disk = Some(1_000);
+    last.labels = [("zone".to_owned(), "c".to_owned())].into();
+    for (index, device) in &mut last.gpus {
+        // One of them is small.
+        device.memory = if *index == 0 { 40 } else { 80 };
+        device.model = if *index == 0 { "NVIDIA T4" } else { LARGE }.to_owned();
+    }
     let nodes = [
         node_record("a", "cpu", capacity(4, 1_000, 0)),
         node_record("b", "gpu", capacity(4, 1_000, 2)),
-        node_record("c", "gpu", capacity(8, 800, 4)),
+        node_record("c", "gpu", last),
     ];
     World::new(LEASE, &COMPUTES, &nodes)
 }

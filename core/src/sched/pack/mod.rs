@@ -72,22 +72,15 @@ impl Ask {
         u64::from(self.gpus) * u64::from(each)
     }
 
+    /// What `demand` asks of a node with devices of one of `models`.
+    pub fn of(demand: &Demand, models: Models) -> Self {
+        let Demand { cpu, memory, gpus, .. } = *demand;
+        Self { cpu, memory, gpus, share: demand.of_each_gpu(), models }
+    }
+
     /// What each device must have free.
     fn each(&self) -> MilliGpu {
         if self.gpus > 1 { WHOLE_GPU } else { self.share }
-    }
-}
-
-impl From<&Demand> for Ask {
-    /// Whole devices of any model.
-    fn from(demand: &Demand) -> Self {
-        Self {
-            cpu: demand.cpu,
-            memory: demand.memory,
-            gpus: demand.gpus,
-            share: WHOLE_GPU,
-            models: Models::ANY,
-        }
     }
 }
 
@@ -112,13 +105,10 @@ impl Free {
         Self { cpu, memory, gpus, model }
     }
 
-    /// What is free in a node's books. Its model is of no account there yet.
-    pub fn of(ledger: &Ledger) -> Self {
-        let whole = ledger.free_gpus().count();
-        let taken = ledger.capacity().gpus.len() - whole;
-        let mut gpus = vec![0; taken];
-        gpus.resize(taken + whole, WHOLE_GPU);
-        Self::new(ledger.free_cpu(), ledger.free_memory(), gpus, 0)
+    /// What is free in the books of a node with devices of this model.
+    pub fn of(ledger: &Ledger, model: u8) -> Self {
+        let gpus = ledger.free_shares().map(|(_, free)| free).collect();
+        Self::new(ledger.free_cpu(), ledger.free_memory(), gpus, model)
     }
 
     /// Thousandths of devices that are free in all.
@@ -200,10 +190,16 @@ impl<N: Ord + Clone> Packing<N> {
     /// The state of a node on which the job strands the least, and the state after it; `None` if no
     /// node has room.
     pub fn choose(&self, ask: &Ask) -> Option<(&Free, Free)> {
+        self.choose_where(ask, |_| true)
+    }
+
+    /// The same of nodes in a state that `may` have the job.
+    fn choose_where(&self, ask: &Ask, may: impl Fn(&OrdSet<N>) -> bool) -> Option<(&Free, Free)> {
         let mut tightest: BTreeSet<((u64, MilliCpu, MiB), &Free)> = BTreeSet::new();
         // States are ordered by CPU first: those with too little need not be looked at.
         let enough = Free { cpu: ask.cpu, memory: 0, gpus: Vec::new(), model: 0 };
-        for (free, _) in self.alike.range(enough..).filter(|(free, _)| free.fits(ask)) {
+        let roomy = self.alike.range(enough..).filter(|(free, _)| free.fits(ask));
+        for (free, _) in roomy.filter(|(_, nodes)| may(nodes)) {
             // What is left of GPUs, CPU and memory. The GPUs that the job takes are the same
             // everywhere.
             let left = (free.milli_gpus(), free.cpu - ask.cpu, free.memory - ask.memory);
@@ -231,6 +227,12 @@ impl<N: Ord + Clone> Packing<N> {
     pub fn node_for(&self, ask: &Ask) -> Option<&N> {
         let (free, _) = self.choose(ask)?;
         self.alike.get(free)?.get_min()
+    }
+
+    /// The first of the nodes that `suit` on which the job strands the least.
+    pub fn suited_node_for(&self, ask: &Ask, suit: impl Fn(&N) -> bool) -> Option<&N> {
+        let (free, _) = self.choose_where(ask, |nodes| nodes.iter().any(&suit))?;
+        self.alike.get(free)?.iter().find(|node| suit(node))
     }
 
     /// Places a job on the node that [`Packing::node_for`] names.

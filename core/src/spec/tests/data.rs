@@ -1,5 +1,7 @@
 //! References, inputs, outputs, environments and overrides.
 
+use std::sync::Arc;
+
 use super::*;
 use crate::id::{ComputeName, DatastoreName, JobName};
 use crate::spec::shell;
@@ -292,6 +294,27 @@ fn amounts() {
     for (written, count) in [("0", 0), ("8", 8), ("'2'", 2), ("2.0", 2), ("0x10", 16)] {
         assert_eq!(demand(&format!("gpus: {written}")).gpus, count, "for {written}");
     }
+    for (written, count, share) in
+        [("0.5", 1, 500), ("'.25'", 1, 250), ("0.0001", 1, 1), ("0.9999", 1, 0), ("1", 1, 0)]
+    {
+        let asked = demand(&format!("gpus: {written}"));
+        assert_eq!((asked.gpus, asked.gpu_share), (count, share), "for {written}");
+    }
+    let asked = demand(
+        "gpus: 2, gpu_model: [A100, H100], gpu_memory: 40Gi, disk: 100Gi, node_labels: {zone: b, rack: 7}",
+    );
+    assert_eq!(
+        asked.gpu_models.as_deref(),
+        Some(["A100".to_owned(), "H100".to_owned()].as_slice())
+    );
+    assert_eq!((asked.gpu_memory, asked.disk), (40 << 10, 100 << 10));
+    let labels = asked.node_labels.expect("there are labels");
+    assert_eq!(
+        labels.iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>(),
+        ["rack=7", "zone=b"]
+    );
+    let one = demand("gpus: 0.5, gpu_model: T4, node_labels: {}").gpu_models;
+    assert_eq!(one.as_deref(), Some(["T4".to_owned()].as_slice()));
     let resources = |yaml: &str| job(&format!("command: x\nresources: {{{yaml}}}")).resources;
     assert_eq!(resources("shm_size: 2g").shm_size, Some(2 << 30));
     assert_eq!(resources("shm_size: 1024").shm_size, Some(1024));
@@ -378,8 +401,18 @@ fn faults_in_overrides_name_the_override() {
     for (set, expected) in [
         (
             "resources.gpus=-1",
-            "--set resources.gpus=-1: 'resources.gpus' is out of range: expected a whole number \
-             from 0 to 1024, found -1",
+            "--set resources.gpus=-1: 'resources.gpus' must be a whole number from 0 to 1024, or a \
+             share of one such as 0.5, found -1",
+        ),
+        (
+            "resources.gpus=1.5",
+            "--set resources.gpus=1.5: 'resources.gpus' cannot be 1.5: a share is of one GPU; \
+             write 2 for whole ones, or less than 1",
+        ),
+        (
+            "resources.gpu_model=A100",
+            "--set resources.gpu_model=A100: 'resources.gpu_model' is given, and no GPU is asked \
+             for | write how many: 'gpus: 1', or remove 'gpu_model'",
         ),
         (
             "resources.cpu=1",
@@ -388,7 +421,7 @@ fn faults_in_overrides_name_the_override() {
         (
             "resources={gpus: two}",
             "--set resources={gpus: two}: 'resources.gpus': expected a whole number from 0 to \
-             1024, found the text 'two'",
+             1024, or a share of one such as 0.5, found 'two'",
         ),
         (
             "command.x=1",
@@ -459,6 +492,19 @@ fn the_daemon_refuses_what_no_reader_would_make() {
         (|job| job.resources.demand.cpu = u64::MAX, "out of range"),
         (|job| job.resources.demand.memory = u64::MAX, "out of range"),
         (|job| job.resources.demand.gpus = u32::MAX, "out of range"),
+        (|job| job.resources.demand.gpu_share = 500, "out of range"),
+        (|job| (job.resources.demand.gpus, job.resources.demand.gpu_share) = (2, 500), "range"),
+        (|job| (job.resources.demand.gpus, job.resources.demand.gpu_share) = (1, 1000), "range"),
+        (|job| job.resources.demand.gpu_memory = u64::MAX, "out of range"),
+        (|job| job.resources.demand.disk = u64::MAX, "out of range"),
+        (|job| job.resources.demand.gpu_memory = 1, "no GPU is asked for"),
+        (
+            |job| {
+                job.resources.demand.node_labels =
+                    Some(Arc::new([(" ".to_owned(), "x".to_owned())].into()))
+            },
+            "is not a label",
+        ),
         (|job| job.limits.timeout = Some(0), "out of range"),
         (|job| job.retry.max_attempts = 0, "out of range"),
         (|job| job.retry.memory_percent = Some(50), "out of range"),

@@ -107,27 +107,59 @@ fn amounts() {
     );
     check(
         "command: x\nresources: {gpus: -1}\n",
-        "2:19: 'resources.gpus' is out of range: expected a whole number from 0 to 1024, found -1",
+        "2:19: 'resources.gpus' must be a whole number from 0 to 1024, or a share of one such as 0.5, found -1",
     );
     check(
         "command: x\nresources: {gpus: .nan}\n",
-        "2:19: 'resources.gpus': expected a whole number from 0 to 1024, found '.nan', which is no number",
+        "2:19: 'resources.gpus' must be a number, found nan",
     );
     check(
         "command: x\nresources: {gpus: 9223372036854775808}\n",
-        "2:19: 'resources.gpus' is out of range: expected a whole number from 0 to 1024, found 9223372036854775808",
+        "2:19: 'resources.gpus' is out of range: expected a whole number from 0 to 1024, or a share of one such as 0.5, found 9223372036854775808",
     );
     check(
         "command: x\nresources: {gpus: 1.5}\n",
-        "2:19: 'resources.gpus': expected a whole number from 0 to 1024, found the number 1.5",
+        "2:19: 'resources.gpus' cannot be 1.5: a share is of one GPU; write 2 for whole ones, or less than 1",
+    );
+    check(
+        "command: x\nresources: {gpus: 1, gpu_model: '-'}\n",
+        "2:33: '-' in 'resources.gpu_model' is not the name of a GPU model | write what its name contains, such as A100 (atelier node show tells the names)",
+    );
+    check(
+        "command: x\nresources: {gpu_memory: 40Gi}\n",
+        "2:25: 'resources.gpu_memory' is given, and no GPU is asked for | write how many: 'gpus: 1', or remove 'gpu_memory'",
+    );
+    check(
+        "command: x\nresources: {gpus: 1, gpu_memory: -1Gi}\n",
+        "2:34: 'resources.gpu_memory' must be more than 0, found -1Gi",
+    );
+    check(
+        "command: x\nresources: {disk: 100}\n",
+        "2:19: 'resources.disk' has no unit: write for example 100GiB, found '100'",
+    );
+    check(
+        "command: x\nresources: {disk: .nan}\n",
+        "2:19: 'resources.disk' must be a number, found nan",
+    );
+    check(
+        "command: x\nresources: {disk: 9999999TiB}\n",
+        "2:19: 'resources.disk' is out of range: at most 1024 TiB, found 9999999TiB",
+    );
+    check(
+        "command: x\nresources: {node_labels: {a b: c}}\n",
+        "2:32: 'a b: c' in 'resources.node_labels' is not a label | a label is a key of letters, digits, -, _, . and / with a value, each of at most 100 bytes",
+    );
+    check(
+        "command: x\nresources: {node_labels: zone}\n",
+        "2:26: 'resources.node_labels': expected a mapping, found the text 'zone'",
     );
     check(
         "command: x\nresources: {gpus: two}\n",
-        "2:19: 'resources.gpus': expected a whole number from 0 to 1024, found the text 'two'",
+        "2:19: 'resources.gpus': expected a whole number from 0 to 1024, or a share of one such as 0.5, found 'two'",
     );
     check(
         "command: x\nresources: {gpus: true}\n",
-        "2:19: 'resources.gpus': expected a whole number from 0 to 1024, found the boolean True (from 'true')",
+        "2:19: 'resources.gpus': expected an amount, found the boolean True (from 'true')",
     );
     check(
         "command: x\nresources: {cpus: 0}\n",
@@ -538,23 +570,23 @@ fn the_rest() {
         "2:11: '2024-02-30' is a date that does not exist | quote it if it is meant as text",
     );
     check(
-        "a: 1\nb: 2\ncommand: 3\nresources: {gpus: -1, cpu: 1}\n",
-        "1:1: unknown field 'a' in a command job | known fields: $schema, type, name, display_name, description, experiment_name, tags, properties, command, code, environment, compute, inputs, outputs, environment_variables, resources, distribution, limits, queue_settings, services, identity, retry, on_node_loss, parent_job_name\n2:1: unknown field 'b' in a command job | known fields: $schema, type, name, display_name, description, experiment_name, tags, properties, command, code, environment, compute, inputs, outputs, environment_variables, resources, distribution, limits, queue_settings, services, identity, retry, on_node_loss, parent_job_name\n3:10: 'command': expected text, found the whole number 3 | quote it if it is meant as text: '3'\n4:19: 'resources.gpus' is out of range: expected a whole number from 0 to 1024, found -1\n4:23: unknown field 'cpu' in resources | did you mean 'cpus'?",
+        "a: 1\nb: 2\ncommand: 3\nresources: {instance_count: -1, cpu: 1}\n",
+        "1:1: unknown field 'a' in a command job | known fields: $schema, type, name, display_name, description, experiment_name, tags, properties, command, code, environment, compute, inputs, outputs, environment_variables, resources, distribution, limits, queue_settings, services, identity, retry, on_node_loss, parent_job_name\n2:1: unknown field 'b' in a command job | known fields: $schema, type, name, display_name, description, experiment_name, tags, properties, command, code, environment, compute, inputs, outputs, environment_variables, resources, distribution, limits, queue_settings, services, identity, retry, on_node_loss, parent_job_name\n3:10: 'command': expected text, found the whole number 3 | quote it if it is meant as text: '3'\n4:29: 'resources.instance_count' is out of range: expected a whole number from 1 to 10000, found -1\n4:33: unknown field 'cpu' in resources | did you mean 'cpus'?",
     );
 }
 
 #[test]
 fn a_message_shows_the_line() {
     assert_eq!(
-        errors("type: command\ncomand: python train.py\nresources: {gpus: -1}\n"),
+        errors("type: command\ncomand: python train.py\nresources: {instance_count: -1}\n"),
         "\
 job.yml:2:1: unknown field 'comand' in a command job
   2 | comand: python train.py
     | ^^^^^^
   help: did you mean 'command'?
-job.yml:3:19: 'resources.gpus' is out of range: expected a whole number from 0 to 1024, found -1
-  3 | resources: {gpus: -1}
-    |                   ^^"
+job.yml:3:29: 'resources.instance_count' is out of range: expected a whole number from 1 to 10000, found -1
+  3 | resources: {instance_count: -1}
+    |                             ^^"
     );
 }
 

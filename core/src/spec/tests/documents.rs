@@ -101,7 +101,7 @@ fn a_whole_job() {
     assert_eq!(job.description.as_deref(), Some("Trains a classifier.\n"));
     assert_eq!(job.tags["rows"], "150");
     assert_eq!(job.environment_variables["OMP_NUM_THREADS"], "2");
-    assert_eq!(job.resources.demand, Demand { cpu: 1500, memory: 2048, gpus: 0 });
+    assert_eq!(job.resources.demand, Demand { cpu: 1500, memory: 2048, ..Demand::DEFAULT });
     assert_eq!(job.limits.timeout, Some(3600));
     assert_eq!(job.retry, Retry { max_attempts: 3, backoff: 60, memory_percent: Some(200) });
     assert_eq!(job.on_node_loss, OnNodeLoss::Keep);

@@ -87,8 +87,10 @@ fn the_schema_says_what_it_is() {
     assert_eq!(schema["required"], serde_json::json!(["command"]));
     assert_eq!(schema["additionalProperties"], false);
     let gpus = &schema["properties"]["resources"]["properties"]["gpus"];
-    assert_eq!(gpus["type"], "integer");
-    assert_eq!((&gpus["minimum"], &gpus["maximum"]), (&0.into(), &1024.into()));
+    assert_eq!(gpus["type"], serde_json::json!(["string", "number"]));
+    let count = &schema["properties"]["resources"]["properties"]["instance_count"];
+    assert_eq!(count["type"], "integer");
+    assert_eq!((&count["minimum"], &count["maximum"]), (&1.into(), &10_000.into()));
     let undocumented =
         table().into_iter().find(|(_, fields)| fields.iter().any(|f| f.doc.is_empty()));
     assert!(undocumented.is_none());
@@ -137,6 +139,10 @@ resources:
   cpus: 2
   memory: 1GiB
   gpus: 1
+  gpu_model: A100
+  gpu_memory: 40GiB
+  disk: 100GiB
+  node_labels: {zone: b}
   instance_count: 2
   instance_type: t
   shm_size: 1g
