@@ -20,6 +20,16 @@ fn sizes_are_read_as_people_write_them() {
 }
 
 #[test]
+fn labels_are_keys_with_values() {
+    let read = |text| label(text).map(|(key, value)| format!("{key} is {value}"));
+    assert_eq!(read("zone=b=c").as_deref(), Ok("zone is b=c"));
+    assert_eq!(read("site/rack=").as_deref(), Ok("site/rack is "));
+    for text in ["zone", "=b", "a b=c", "a=b\n", &format!("k={}", "v".repeat(101))] {
+        assert!(label(text).is_err(), "{text}");
+    }
+}
+
+#[test]
 fn cpus_are_exact_thousandths() {
     assert_eq!(cpus("0.1"), Ok(100));
     assert_eq!(cpus("2"), Ok(2000));

@@ -23,11 +23,15 @@ fn message(ended: &pb::Ended) -> &str {
 #[tokio::test]
 async fn hello_tells_what_the_node_is() {
     let mut daemon = Daemon::start().await;
-    let _agent = Agent::start_with(&daemon, &["--cpus", "2.5", "--memory", "3GiB", "--gpus", "0"]);
+    let offered = ["--cpus", "2.5", "--memory", "3GiB", "--gpus", "0", "--disk", "5GiB"];
+    let labels = ["--label", "zone=b", "--label", "rack=7"];
+    let _agent = Agent::start_with(&daemon, &[&offered[..], &labels[..]].concat());
     let session = daemon.session().await;
     let hello = &session.hello;
     assert_eq!((hello.node.as_str(), hello.compute.as_str()), ("node-1", "local"));
     assert_eq!((hello.cpu_milli, hello.memory_mib), (2500, 3072));
+    assert_eq!(hello.disk_mib, Some(5120));
+    assert_eq!((hello.labels["zone"].as_str(), hello.labels["rack"].as_str()), ("b", "7"));
     assert!(hello.gpus.is_empty() && hello.attempts.is_empty());
     assert!(!hello.hostname.is_empty() && !hello.instance_id.is_empty());
     for fact in ["container_runtime", "cgroup", "kernel", "python"] {
@@ -65,6 +69,8 @@ async fn the_job_finds_its_surroundings_and_no_secret_but_its_own() {
     let spec = given.spec.as_mut().unwrap();
     spec.environment_variables.insert("OWN".to_owned(), "of the job".to_owned());
     spec.environment_variables.insert("CUDA_VISIBLE_DEVICES".to_owned(), "0,1,2".to_owned());
+    let resources = spec.resources.get_or_insert_default();
+    (resources.gpus, resources.gpu_share_milli) = (1, 250);
     session.send(Down::Assign(given));
     session.ended(&key(5)).await;
     let variables = agent.wait_for_file(5, "vars").await;
@@ -81,6 +87,7 @@ async fn the_job_finds_its_surroundings_and_no_secret_but_its_own() {
         "MLFLOW_EXPERIMENT_ID=7",
         "CUDA_VISIBLE_DEVICES=",
         "NVIDIA_VISIBLE_DEVICES=void",
+        "ATELIER_GPU_SHARE=0.25",
         "OWN=of the job",
     ] {
         assert!(variables.lines().any(|found| found == line), "{line} is not in\n{variables}");

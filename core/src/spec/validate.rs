@@ -411,7 +411,7 @@ fn choices(check: &mut Check, job: &CommandJob) {
     for (key, _) in given.into_iter().filter(|(_, given)| *given && *gpus == 0) {
         check.at(&["resources", key]).fault(
             format!("'resources.{key}' is given, and no GPU is asked for"),
-            &format!("write how many: 'gpus: 1', or remove '{key}'"),
+            format!("write how many: 'gpus: 1', or remove '{key}'"),
         );
     }
     let models = gpu_models.iter().flat_map(|models| models.iter());

@@ -30,7 +30,7 @@ pub(super) enum Command {
     Cancel(JobName),
     Drain { node: NodeName, deadline: Option<Timestamp> },
     Resume(NodeName),
-    Join { session: u64, record: NodeRecord, reports: Vec<Report> },
+    Join { session: u64, record: Box<NodeRecord>, reports: Vec<Report> },
     Report { session: u64, node: NodeName, report: Report },
     Left { session: u64, node: NodeName },
     PutCluster(Box<Cluster>),
@@ -106,7 +106,7 @@ impl Daemon {
     ) -> Option<Down> {
         if let Up::Hello { record, reports } = message {
             self.listening.insert(session, (node.clone(), clock));
-            self.inbox.push(Command::Join { session, record: *record, reports });
+            self.inbox.push(Command::Join { session, record, reports });
             return None;
         }
         let Some((_, heard_at)) = self.listening.get_mut(&session) else {
@@ -198,7 +198,7 @@ impl Daemon {
                     return Ok(());
                 }
                 self.sessions.insert(node.clone(), session);
-                self.live.node_joined(record, reports, now, out);
+                self.live.node_joined(*record, reports, now, out);
                 batch.joined.push((node, session));
             }
             Command::Report { session, node, report } => {
