@@ -187,9 +187,17 @@ pub struct GpuDevice {
 }
 
 impl GpuDevice {
-    /// Whether the model's name contains `wanted`; case and punctuation do not count.
+    /// Whether the model's name contains `wanted`; case and punctuation do not count. A number
+    /// stands for itself: `A100` is no `RTX A1000`.
     pub fn is_model(&self, wanted: &str) -> bool {
-        plain(&self.model).contains(&plain(wanted))
+        let (model, wanted) = (plain(&self.model), plain(wanted));
+        let digit = |c: Option<char>| c.is_some_and(|c| c.is_ascii_digit());
+        model.match_indices(&wanted).any(|(at, found)| {
+            let (before, after) = (&model[..at], &model[at + found.len()..]);
+            let cut = |left: Option<char>, right: Option<char>| digit(left) && digit(right);
+            !cut(before.chars().last(), found.chars().next())
+                && !cut(found.chars().last(), after.chars().next())
+        })
     }
 }
 

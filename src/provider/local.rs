@@ -58,7 +58,8 @@ impl Agent {
             ["--memory", &format!("{}MiB", shape.memory)],
             ["--gpus", &shape.gpus.to_string()],
         ];
-        let arguments = arguments.as_flattened().iter().map(|&part| part.to_owned());
+        let disk = (shape.disk > 0).then(|| format!("--disk={}MiB", shape.disk));
+        let arguments = arguments.as_flattened().iter().map(|&part| part.to_owned()).chain(disk);
         Self {
             arguments: std::iter::once("agent".to_owned()).chain(arguments).collect(),
             folder,

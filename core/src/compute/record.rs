@@ -35,6 +35,9 @@ pub struct ComputeRecord {
     /// size says: machines keep some for themselves.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub least_memory: Option<MiB>,
+    /// The same of scratch disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub least_disk: Option<MiB>,
     /// Why no node could be had, the last time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trouble: Option<Trouble>,
@@ -46,6 +49,10 @@ impl ComputeRecord {
         let cluster = self.cluster.as_ref().filter(|_| self.is_scaled() && !self.deleted)?;
         let mut capacity = cluster.node.capacity();
         capacity.memory = capacity.memory.min(self.least_memory.unwrap_or(capacity.memory));
+        capacity.disk = match (capacity.disk, self.least_disk) {
+            (Some(says), Some(seen)) => Some(says.min(seen)),
+            (says, seen) => says.or(seen),
+        };
         Some(capacity)
     }
 

@@ -74,6 +74,7 @@ impl Live {
                 drain: None,
                 deleted: false,
                 least_memory: None,
+                least_disk: None,
                 trouble: None,
             },
             Some(known) if known.deleted => return Err(Refusal::ComputeDeleted(name)),
@@ -339,9 +340,14 @@ impl Live {
         let Some(known) = self.computes.get(&compute) else { return };
         let before = known.least_memory.unwrap_or(shape.memory);
         let less = Some(record.capacity.memory).filter(|memory| *memory < before);
-        if known.trouble.is_some() || less.is_some() {
+        let disk = record.capacity.disk.filter(|has| {
+            let least = known.least_disk.or(shape.disk);
+            least.is_none_or(|least| *has < least)
+        });
+        if known.trouble.is_some() || less.is_some() || disk.is_some() {
             let least_memory = less.or(known.least_memory);
-            let record = ComputeRecord { trouble: None, least_memory, ..known.clone() };
+            let least_disk = disk.or(known.least_disk);
+            let record = ComputeRecord { trouble: None, least_memory, least_disk, ..known.clone() };
             self.put_compute(record, out);
         }
     }

@@ -362,6 +362,7 @@ impl Live {
                 drain: None,
                 deleted: false,
                 least_memory: None,
+                least_disk: None,
                 trouble: None,
             };
             live.know_compute(record);

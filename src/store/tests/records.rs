@@ -448,6 +448,7 @@ fn any_compute() -> impl Strategy<Value = ComputeRecord> {
             drain,
             deleted,
             least_memory: Some(next_node).filter(|_| deleted),
+            least_disk: Some(next_node).filter(|_| !deleted),
             trouble,
         },
     )
