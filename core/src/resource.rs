@@ -188,15 +188,28 @@ pub struct GpuDevice {
 
 impl GpuDevice {
     /// Whether the model's name contains `wanted`; case and punctuation do not count. A number
-    /// stands for itself: `A100` is no `RTX A1000`.
+    /// stands for itself: `A100` is no `RTX A1000`, and is an `A100-80GB`.
     pub fn is_model(&self, wanted: &str) -> bool {
-        let (model, wanted) = (plain(&self.model), plain(wanted));
-        let digit = |c: Option<char>| c.is_some_and(|c| c.is_ascii_digit());
-        model.match_indices(&wanted).any(|(at, found)| {
-            let (before, after) = (&model[..at], &model[at + found.len()..]);
-            let cut = |left: Option<char>, right: Option<char>| digit(left) && digit(right);
-            !cut(before.chars().last(), found.chars().next())
-                && !cut(found.chars().last(), after.chars().next())
+        let wanted: Vec<char> = plain(wanted).chars().collect();
+        // Each letter or digit, and whether the one before it stands right beside it.
+        let mut beside = false;
+        let mut model: Vec<(char, bool)> = Vec::new();
+        for c in self.model.chars() {
+            if c.is_alphanumeric() {
+                model.extend(c.to_lowercase().map(|c| (c, beside)));
+            }
+            beside = c.is_alphanumeric();
+        }
+        // Whether a number goes on from one place to the next.
+        let goes_on = |at: usize| {
+            let digit = |at: usize| model.get(at).is_some_and(|(c, _)| c.is_ascii_digit());
+            at > 0 && digit(at - 1) && digit(at) && model[at].1
+        };
+        (0..=model.len().saturating_sub(wanted.len())).any(|at| {
+            let end = at + wanted.len();
+            let found =
+                model.get(at..end).is_some_and(|part| part.iter().map(|(c, _)| c).eq(&wanted));
+            found && !goes_on(at) && !goes_on(end)
         })
     }
 }

@@ -11,6 +11,45 @@ fn yaml(command: &str, priority: &str, cpus: u32) -> String {
 }
 
 #[test]
+fn a_job_goes_where_its_labels_and_its_disk_are() {
+    let cluster = Cluster::empty();
+    cluster.start_daemon();
+    cluster.start_agent(&Agent::new("near").with("--label=zone=a").with("--disk=10GiB"));
+    cluster.start_agent(&Agent::new("far").with("--label=zone=b").with("--disk=40GiB"));
+    let on = |resources: &str| {
+        cluster.create(&format!("command: echo\nresources: {{cpus: 1, {resources}}}\n"))
+    };
+    for (resources, node) in [
+        ("node_labels: {zone: b}", "far"),
+        ("node_labels: {zone: a}", "near"),
+        ("disk: 20GiB", "far"),
+        ("disk: 40GiB, node_labels: {zone: b}", "far"),
+    ] {
+        let job = on(resources);
+        assert_eq!(cluster.completed(&job).node, node, "{resources}");
+    }
+    let shown = cluster.atelier(["node", "show", "far", "-o", "json"]).ok().json();
+    assert_eq!(shown["labels"]["zone"], "b");
+    let refused = |resources: &str, says: &[&str]| {
+        cluster
+            .atelier(["job", "create", "-f", "-"])
+            .stdin(format!("command: echo\nresources: {{{resources}}}\n"))
+            .fails(1)
+            .says(says);
+    };
+    refused("node_labels: {rack: 7}", &["label rack=7"]);
+    refused("disk: 50GiB", &["50 GiB disk", "40 GiB disk"]);
+    refused("gpus: 0.5", &["0.5 GPU"]);
+    refused("gpus: 1.5", &["gpus"]);
+    refused("gpus: -1", &["gpus"]);
+    refused("gpus: .nan", &["gpus"]);
+    // A label that a node has had is waited for.
+    let waits = on("node_labels: {zone: c}");
+    let reason = cluster.rpc().job(&waits).unwrap().wait_reason;
+    assert!(reason.contains("zone=c"), "{reason}");
+}
+
+#[test]
 fn the_queue_says_who_is_next_and_why_and_priority_decides() {
     let cluster = Cluster::empty();
     cluster.start_daemon();

@@ -189,3 +189,22 @@ proptest! {
         prop_assert!(node.is_idle());
     }
 }
+
+#[test]
+fn a_models_number_stands_for_itself() {
+    let is = |model: &str, wanted: &str| device(model, 0).is_model(wanted);
+    for (model, wanted) in [
+        ("NVIDIA A100-SXM4-80GB", "A100"),
+        ("NVIDIA A100-SXM4-80GB", "nvidia a100"),
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("Tesla V100-PCIE-16GB", "v100"),
+        ("NVIDIA RTX A1000", "RTX A1000"),
+    ] {
+        assert!(is(model, wanted), "{model} is {wanted}");
+    }
+    for (model, wanted) in
+        [("NVIDIA RTX A1000", "A100"), ("NVIDIA A100", "A10"), ("NVIDIA L40S", "L4"), ("", "A100")]
+    {
+        assert!(!is(model, wanted), "{model} is no {wanted}");
+    }
+}
