@@ -13,7 +13,7 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::job::{read, time};
-use super::node::{self, seconds};
+use super::node;
 use super::{Column, Context, Error, Name};
 use crate::client::Client;
 use crate::config::Here;
@@ -62,7 +62,7 @@ Examples:
 Examples:
   atelier compute drain gpu-cluster --reason 'the room is too warm'
   atelier compute drain gpu-cluster --reason 'power cut at noon' --deadline 30m")]
-    Drain(Drain),
+    Drain(node::Drain),
     /// Let a drained compute have jobs again
     #[command(after_help = "Example:\n  atelier compute resume gpu-cluster")]
     Resume(Name),
@@ -129,24 +129,6 @@ pub(super) struct Scale {
     name: Name,
 }
 
-#[derive(Args)]
-pub(super) struct Drain {
-    #[command(flatten)]
-    name: Name,
-    /// Why, for those who ask later
-    #[arg(long, value_name = "TEXT")]
-    reason: String,
-    /// Jobs that still run after so long go back in the queue, for example 30m or 2h
-    #[arg(long, value_name = "TIME", value_parser = seconds, conflicts_with = "requeue")]
-    deadline: Option<u64>,
-    /// Jobs that run there go back in the queue now
-    #[arg(long)]
-    requeue: bool,
-    /// Change what was said of a compute that is drained already
-    #[arg(long)]
-    update: bool,
-}
-
 pub(super) async fn run(command: Command, context: &Context) -> Result<(), Error> {
     let client = context.client().await?;
     let mut computes = client.computes();
@@ -206,8 +188,8 @@ pub(super) async fn run(command: Command, context: &Context) -> Result<(), Error
         Command::Drain(drain) => {
             let request = DrainComputeRequest {
                 name: drain.name.get().to_owned(),
+                deadline_s: drain.deadline_s(),
                 reason: drain.reason,
-                deadline_s: if drain.requeue { Some(0) } else { drain.deadline },
                 update: drain.update,
             };
             let compute = client.call(computes.drain_compute(request)).await?;

@@ -42,10 +42,10 @@ Examples:
 #[derive(Args)]
 pub(super) struct Drain {
     #[command(flatten)]
-    name: Name,
+    pub(super) name: Name,
     /// Why, for those who ask later
     #[arg(long, value_name = "TEXT")]
-    reason: String,
+    pub(super) reason: String,
     /// Jobs that still run after so long go back in the queue, for example 30m or 2h
     #[arg(long, value_name = "TIME", value_parser = seconds, conflicts_with = "requeue")]
     deadline: Option<u64>,
@@ -55,13 +55,20 @@ pub(super) struct Drain {
     /// Jobs that run there run to their end (the default)
     #[arg(long, conflicts_with_all = ["requeue", "deadline"])]
     wait: bool,
-    /// Change what was said of a node that is drained already
+    /// Change what was said of one that is drained already
     #[arg(long)]
-    update: bool,
+    pub(super) update: bool,
+}
+
+impl Drain {
+    /// Seconds until the jobs there go back in the queue; `None`: they run to their end.
+    pub(super) fn deadline_s(&self) -> Option<u64> {
+        if self.requeue { Some(0) } else { self.deadline }
+    }
 }
 
 /// `90`, `30m`, `2h 15m`: in whole seconds.
-pub(super) fn seconds(text: &str) -> Result<u64, String> {
+fn seconds(text: &str) -> Result<u64, String> {
     if let Ok(seconds) = text.parse() {
         return Ok(seconds);
     }
@@ -82,8 +89,8 @@ pub(super) async fn run(command: Command, context: &Context) -> Result<(), Error
         Command::Drain(drain) => {
             let request = DrainNodeRequest {
                 name: drain.name.get().to_owned(),
+                deadline_s: drain.deadline_s(),
                 reason: drain.reason,
-                deadline_s: if drain.requeue { Some(0) } else { drain.deadline },
                 update: drain.update,
             };
             let node = client.call(computes.drain_node(request)).await?;

@@ -8,8 +8,8 @@ use crate::compute::{
     Cluster, ComputeRecord, Instance, InstanceState, Placement, Provider, Trouble,
 };
 use crate::id::{ComputeName, JobName, NodeName, Principal};
-use crate::job::State;
-use crate::node::{Drain, Link, NodeRecord, Now};
+use crate::job::{Job, State};
+use crate::node::{Drain, Link, Mono, NodeRecord, Now};
 use crate::resource::{Capacity, Cpus, Memory};
 use crate::scale::{Scaling, View, scale};
 use crate::sched::{Closed, Supply};
@@ -132,7 +132,7 @@ impl Live {
         if name == &self.default_compute {
             return Err(Refusal::DefaultCompute(name.clone()));
         }
-        let here = |job: &&crate::job::Job| match &job.state {
+        let here = |job: &&Job| match &job.state {
             State::Active(active) => {
                 let node = self.nodes.get(&active.node);
                 &job.compute == name || node.is_some_and(|node| &node.record.compute == name)
@@ -368,7 +368,7 @@ impl Live {
         if now.mono < self.scale_at {
             return;
         }
-        self.scale_at = crate::node::Mono(now.mono.0 + LOOK_MS);
+        self.scale_at = Mono(now.mono.0 + LOOK_MS);
         let scaled: Vec<ComputeName> = self
             .computes
             .values()
@@ -692,7 +692,7 @@ impl Live {
 
     pub(super) fn put_compute(&mut self, record: ComputeRecord, out: &mut Decisions) {
         self.know_compute(record.clone());
-        self.scale_at = crate::node::Mono::default();
+        self.scale_at = Mono::default();
         // One of that name may have gone in this very batch.
         out.computes_gone.retain(|gone| gone != &record.name);
         out.computes.insert(record.name.clone(), record);

@@ -374,7 +374,7 @@ pub(super) static RESOURCES: Object = Object {
             Whole(1, limits::MAX_INSTANCES as i64),
             Runs,
             "1",
-            "How many members the job has, each on a node.",
+            "How many members the job has, each on a node. More than one is refused for now.",
         ),
         field(
             "instance_type",

@@ -42,9 +42,10 @@ pub(in crate::spec) static AMLCOMPUTE: Object = Object {
         field(
             "tier",
             Word(&TIERS),
-            Recorded,
+            Runs,
             "dedicated",
-            "Azure's VM priority: whether nodes may be taken away.",
+            "Azure's VM priority: whether nodes may be taken away. Provider programs are told, and a \
+             machine of a low_priority cluster that is gone counts as preempted.",
         ),
         field(
             "min_instances",
