@@ -329,9 +329,10 @@ proptest! {
         }
     }
 
+    // Names that mean something of their own, as `mpi` does, have no x before them.
     #[test]
     fn the_order_of_packages_does_not_change_the_key(
-        mut names in proptest::collection::vec("[a-z]{3,8}(=[0-9]\\.[0-9])?", 1..8),
+        mut names in proptest::collection::vec("x[a-z]{3,8}(=[0-9]\\.[0-9])?", 1..8),
         seed in any::<u64>(),
     ) {
         let one = recipe(json!({ "dependencies": names }));
