@@ -17,13 +17,15 @@ use std::collections::VecDeque;
 use std::fs;
 use std::time::Instant;
 
-use atelier_core::id::{ComputeName, JobName, NodeName, SubmitSeq};
-use atelier_core::resource::{Capacity, Demand, Reservation};
-use atelier_core::sched::{Budget, Rank, Sched, Waiting, plan};
+use atelier_core::id::{ComputeName, JobName, NodeName, Principal, SubmitSeq};
+use atelier_core::resource::{Capacity, Demand};
+use atelier_core::sched::{Budget, Rank, Request, Sched, Waiting, plan};
 use atelier_core::spec::Priority;
 use atelier_core::time::Timestamp;
 
 const NODES: u64 = 10_000;
+/// Who submits.
+const USERS: u64 = 100;
 /// What the reactor decides in one go.
 const ROUND: Budget = Budget { placements: 512 };
 /// Submissions timed for each length of the queue.
@@ -66,7 +68,7 @@ struct World {
     demands: u64,
     seq: u64,
     /// What runs, the oldest first.
-    running: VecDeque<(NodeName, Reservation)>,
+    running: VecDeque<(NodeName, JobName)>,
 }
 
 impl World {
@@ -94,7 +96,10 @@ impl World {
             Demand { cpu: 1_000 * (1 + kind % 16), memory: 1_024 + kind, ..Demand::DEFAULT };
         let rank = Rank::new(Priority::Medium, Timestamp::from_millis(0), SubmitSeq(self.seq));
         let job = JobName::new(&format!("job{}", self.seq)).unwrap();
-        self.sched.enqueue(&self.compute, rank, Waiting { job, demand, not_before: None });
+        let user = Principal::new(&format!("user{}", self.random.next(USERS))).unwrap();
+        let request = Request::one(demand);
+        let waiting = Waiting { job, user, request, most_ms: None, not_before: None };
+        self.sched.enqueue(&self.compute, rank, waiting);
         rank
     }
 
@@ -102,8 +107,8 @@ impl World {
     fn round(&mut self) -> usize {
         let decided = plan(&self.sched, Timestamp::from_millis(1), ROUND);
         for placement in &decided.placements {
-            let reservation = self.sched.commit(placement).unwrap();
-            self.running.push_back((placement.node.clone(), reservation));
+            self.sched.commit(placement, Timestamp::from_millis(1)).unwrap();
+            self.running.push_back((placement.nodes[0].clone(), placement.job.clone()));
         }
         self.sched.explain_with(&decided);
         decided.placements.len()
@@ -111,8 +116,8 @@ impl World {
 
     fn end_some(&mut self, count: usize) {
         for _ in 0..count {
-            let Some((node, reservation)) = self.running.pop_front() else { return };
-            self.sched.release(&self.compute, &node, &reservation);
+            let Some((node, job)) = self.running.pop_front() else { return };
+            self.sched.release(&self.compute, &node, &job);
         }
     }
 }

@@ -145,10 +145,11 @@ impl pb::job_service_server::JobService for Service {
         &self,
         request: Request<pb::CreateJobRequest>,
     ) -> Result<Response<pb::JobPlan>, Status> {
+        let user = caller(&request)?.principal;
         let spec = request.into_inner().spec;
         let spec = spec.ok_or_else(|| Status::invalid_argument("spec: is required"))?;
         let spec = CommandJob::try_from(spec).map_err(told)?;
-        queue::plan_job(&self.0, spec).await.map(Response::new)
+        queue::plan_job(&self.0, spec, user).await.map(Response::new)
     }
 
     async fn get_job(

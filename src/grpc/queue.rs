@@ -1,9 +1,9 @@
 //! What waits, why, and what would end the wait.
 
-use atelier_core::id::{ComputeName, JobName};
+use atelier_core::id::{ComputeName, JobName, Principal};
 use atelier_core::job::{Job, State};
-use atelier_core::live::{Live, Refusal, rank};
-use atelier_core::sched::{Asked, Change, Foreseen, Sched, WaitReason, explain, foresee};
+use atelier_core::live::{Live, Refusal, asked, rank};
+use atelier_core::sched::{Change, Foreseen, Sched, WaitReason, explain, foresee};
 use atelier_core::spec::CommandJob;
 use atelier_proto::job::v1 as pb;
 use tonic::Status;
@@ -28,14 +28,7 @@ pub(super) async fn explain_job(shared: &Shared, job: &Job) -> Result<pb::Explan
         .map_err(told)?;
     // It may have ended meanwhile.
     let job = live.unwrap_or_else(|| job.clone());
-    let asked = Asked {
-        job: job.name.clone(),
-        compute: job.compute.clone(),
-        demand: job.spec.resources.demand.clone(),
-        priority: job.spec.queue.priority,
-        created_at: job.created_at,
-        rank: rank(&job),
-    };
+    let asked = asked(&job);
     let explanation = blocking(move || explain(&sched, &asked, now)).await?;
     let (reason, ahead, changes) = match explanation {
         Some(told) => (told.reason.to_string(), count(told.ahead), told.changes),
@@ -52,14 +45,18 @@ pub(super) async fn explain_job(shared: &Shared, job: &Job) -> Result<pb::Explan
 }
 
 /// What would become of a job if it were created now.
-pub(super) async fn plan_job(shared: &Shared, spec: CommandJob) -> Result<pb::JobPlan, Status> {
+pub(super) async fn plan_job(
+    shared: &Shared,
+    spec: CommandJob,
+    user: Principal,
+) -> Result<pb::JobPlan, Status> {
     let now = shared.clock.now();
     // The name is of no account: nothing is submitted.
     let name = spec.name.clone().unwrap_or_else(|| JobName::generate(0));
     let (asked, sched) = shared
         .handle
         .look(move |live, _| {
-            let asked = live.as_asked(name, &spec, now)?;
+            let asked = live.as_asked(name, &spec, &user, now)?;
             Ok((asked, live.sched().clone()))
         })
         .await
@@ -67,8 +64,9 @@ pub(super) async fn plan_job(shared: &Shared, spec: CommandJob) -> Result<pb::Jo
         .map_err(|refusal: Refusal| told(HandleError::from(refusal)))?;
     let compute = asked.compute.to_string();
     Ok(match blocking(move || foresee(&sched, &asked, now.wall)).await? {
-        Foreseen::Starts { node } => {
-            pb::JobPlan { compute, node: node.to_string(), ..pb::JobPlan::default() }
+        Foreseen::Starts { nodes } => {
+            let node = nodes.first().map(ToString::to_string).unwrap_or_default();
+            pb::JobPlan { compute, node, ..pb::JobPlan::default() }
         }
         Foreseen::Waits(told) => pb::JobPlan {
             compute,

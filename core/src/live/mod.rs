@@ -28,7 +28,9 @@ use crate::job::{
 };
 use crate::node::{LeasePolicy, Link, Mono, NodeRecord, Now};
 use crate::resource::GpuIndex;
-use crate::sched::{self, Asked, Budget, Placement, Rank, Sched, WaitReason, Waiting};
+use crate::sched::{
+    self, Asked, Budget, Hold, Placement, Rank, Request, Sched, WaitReason, Waiting,
+};
 use crate::spec::CommandJob;
 use crate::time::Timestamp;
 
@@ -395,17 +397,18 @@ impl Live {
         for job in jobs {
             match &job.state {
                 State::Queued(queued) => {
-                    let waiting = Waiting {
-                        job: job.name.clone(),
-                        demand: job.spec.resources.demand.clone(),
-                        not_before: queued.not_before,
-                    };
+                    let waiting = waiting(&job, queued.not_before);
                     self.sched.enqueue(&job.compute, rank(&job), waiting);
                 }
                 State::Active(active) => {
                     if let Some(node) = self.nodes.get_mut(&active.node) {
                         let compute = &node.record.compute;
-                        self.sched.take(compute, &active.node, &active.reservation);
+                        self.sched.hold(
+                            compute,
+                            &active.node,
+                            job.name.clone(),
+                            hold(&job, active),
+                        );
                         node.attempts.insert(job.name.clone(), None);
                         node.unreachable |= active.unreachable;
                     }
@@ -512,17 +515,24 @@ impl Live {
     ///
     /// # Errors
     /// It would be refused.
-    pub fn as_asked(&self, name: JobName, spec: &CommandJob, now: Now) -> Result<Asked, Refusal> {
+    pub fn as_asked(
+        &self,
+        name: JobName,
+        spec: &CommandJob,
+        user: &Principal,
+        now: Now,
+    ) -> Result<Asked, Refusal> {
         let compute = self.compute_for(spec)?;
         let priority = spec.queue.priority;
-        Ok(Asked {
+        let waiting = Waiting {
             job: name,
-            compute,
-            demand: spec.resources.demand.clone(),
-            priority,
-            created_at: now.wall,
-            rank: Rank::new(priority, now.wall, self.next_seq),
-        })
+            user: user.clone(),
+            request: Request::from(&spec.resources),
+            most_ms: most_ms(spec),
+            not_before: None,
+        };
+        let rank = Rank::new(priority, now.wall, self.next_seq);
+        Ok(Asked { waiting, compute, priority, created_at: now.wall, rank })
     }
 
     /// Accepts a job into the queue, or says why not. The caller knows that no finished job has
@@ -538,7 +548,6 @@ impl Live {
             return Err(Refusal::NameTaken(name));
         }
         let compute = self.compute_for(&spec)?;
-        let demand = spec.resources.demand.clone();
         let seq = self.next_seq;
         self.next_seq = seq.next();
         let job = Job {
@@ -555,8 +564,7 @@ impl Live {
         self.record(&job, AttemptNumber(0), principal, EventKind::Submitted, now, out);
         out.submitted.push(name.clone());
         out.changed.insert(name.clone(), job.clone());
-        let waiting = Waiting { job: name.clone(), demand, not_before: None };
-        self.sched.enqueue(&compute, rank(&job), waiting);
+        self.sched.enqueue(&compute, rank(&job), waiting(&job, None));
         self.jobs.insert(name, job);
         Ok(())
     }
@@ -628,7 +636,9 @@ impl Live {
 
     fn place(&mut self, placement: &Placement, now: Now, out: &mut Decisions) -> bool {
         let Some(job) = self.jobs.get(&placement.job) else { return false };
-        let Some(reservation) = self.sched.commit(placement) else { return false };
+        let Some(node) = placement.nodes.first().cloned() else { return false };
+        let Some(held) = self.sched.commit(placement, now.wall) else { return false };
+        let reservation = held.into_iter().next().unwrap_or_default();
         let mut job = job.clone();
         let attempt = job.tries.made.next();
         let epoch = self.next_epoch;
@@ -638,7 +648,7 @@ impl Live {
         job.state = State::Active(Active {
             attempt,
             epoch,
-            node: placement.node.clone(),
+            node: node.clone(),
             reservation,
             assigned_at: now.wall,
             phase: Phase::Starting,
@@ -647,13 +657,13 @@ impl Live {
             evict: None,
             unreachable: false,
         });
-        if let Some(node) = self.nodes.get_mut(&placement.node) {
-            node.attempts.insert(job.name.clone(), None);
-            node.idle_since = None;
+        if let Some(live) = self.nodes.get_mut(&node) {
+            live.attempts.insert(job.name.clone(), None);
+            live.idle_since = None;
         }
-        let kind = EventKind::Assigned { node: placement.node.clone(), gpus: gpus.clone() };
+        let kind = EventKind::Assigned { node: node.clone(), gpus: gpus.clone() };
         self.record(&job, attempt, self.daemon.clone(), kind, now, out);
-        out.effects.push(assign(&job, placement.node.clone(), attempt, epoch, gpus));
+        out.effects.push(assign(&job, node, attempt, epoch, gpus));
         self.put(job, out);
         true
     }
@@ -714,10 +724,52 @@ impl Live {
     }
 }
 
+/// A job as its queue and its owner know it.
+pub fn asked(job: &Job) -> Asked {
+    Asked {
+        waiting: waiting(job, None),
+        compute: job.compute.clone(),
+        priority: job.spec.queue.priority,
+        created_at: job.created_at,
+        rank: rank(job),
+    }
+}
+
 /// A job's place in its queue.
 pub fn rank(job: &Job) -> Rank {
     Rank::new(job.spec.queue.priority, job.created_at, job.seq)
 }
+
+/// A job as it waits.
+fn waiting(job: &Job, not_before: Option<Timestamp>) -> Waiting {
+    Waiting {
+        job: job.name.clone(),
+        user: job.created_by.clone(),
+        request: Request::from(&job.spec.resources),
+        most_ms: most_ms(&job.spec),
+        not_before,
+    }
+}
+
+/// What an attempt holds of its node.
+fn hold(job: &Job, active: &Active) -> Hold {
+    let most = most_ms(&job.spec).and_then(|most| i64::try_from(most).ok());
+    Hold {
+        user: job.created_by.clone(),
+        rank: rank(job),
+        reservation: active.reservation.clone(),
+        until: most.map(|most| active.assigned_at.plus_millis(most)),
+        yields_at: None,
+    }
+}
+
+/// How long an attempt holds its node at most: its time limit, and what is before and after it.
+fn most_ms(spec: &CommandJob) -> Option<u64> {
+    spec.limits.timeout.map(|seconds| seconds.saturating_mul(1_000).saturating_add(AROUND_MS))
+}
+
+/// Making ready and storing, in milliseconds; a job that takes longer is late.
+const AROUND_MS: u64 = 120_000;
 
 fn assign(
     job: &Job,

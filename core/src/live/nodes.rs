@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Decisions, Effect, Live, LiveNode, assign, lost};
+use super::{Decisions, Effect, Live, LiveNode, assign, hold, lost};
 use crate::id::{Epoch, JobName, NodeName};
 use crate::job::{EventKind, Job, Phase, Report, State};
 use crate::node::{Link, Mono, NodeRecord, Now};
@@ -25,8 +25,9 @@ impl Live {
         if let Some(known) = moved {
             // Its jobs come along: they hold the same machine.
             self.sched.remove_node(&known.record.compute, &name);
-            for active in known.attempts.keys().filter_map(|job| self.jobs.get(job)?.active()) {
-                self.sched.take(&record.compute, &name, &active.reservation);
+            for job in known.attempts.keys().filter_map(|job| self.jobs.get(job)) {
+                let Some(active) = job.active() else { continue };
+                self.sched.hold(&record.compute, &name, job.name.clone(), hold(job, active));
             }
         }
         let node = self.nodes.entry(name.clone()).or_insert_with(|| LiveNode {

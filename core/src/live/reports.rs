@@ -1,13 +1,12 @@
 //! What nodes say of attempts, and what follows.
 
-use super::{Decisions, Effect, Live, end_event, rank};
+use super::{Decisions, Effect, Live, end_event, rank, waiting};
 use crate::id::{NodeName, PortName, Principal};
 use crate::job::{
     Active, AttemptEnd, Cancel, Cause, Ended, EventKind, Exit, Failure, Job, Left, Outcome,
     OutputCommit, Phase, Progress, Queued, Report, State, Tries,
 };
 use crate::node::Now;
-use crate::sched::Waiting;
 use crate::spec::OnNodeLoss;
 use crate::time::Timestamp;
 
@@ -92,7 +91,7 @@ impl Live {
     ) {
         if let Some(node) = self.nodes.get_mut(&active.node) {
             // The node's compute, not the job's: the node may have moved since.
-            self.sched.release(&node.record.compute, &active.node, &active.reservation);
+            self.sched.release(&node.record.compute, &active.node, &job.name);
             node.attempts.remove(&job.name);
         }
         let verdict = verdict(&job, &active, &end, now);
@@ -115,12 +114,7 @@ impl Live {
                 job.state = State::Queued(Queued { since: now.wall, not_before, left: Some(left) });
                 let kind = EventKind::Requeued { reason };
                 self.record(&job, active.attempt, by, kind, now, out);
-                let waiting = Waiting {
-                    job: job.name.clone(),
-                    demand: job.spec.resources.demand.clone(),
-                    not_before,
-                };
-                self.sched.enqueue(&job.compute, rank(&job), waiting);
+                self.sched.enqueue(&job.compute, rank(&job), waiting(&job, not_before));
                 self.put(job, out);
             }
         }

@@ -4,7 +4,7 @@
 use std::fmt;
 
 use super::{Budget, Rank, Sched, WaitReason, Waiting, plan};
-use crate::id::{ComputeName, JobName, NodeName};
+use crate::id::{ComputeName, NodeName};
 use crate::resource::{Cpus, Demand, Gpus, Ledger, Memory, MilliGpu, WHOLE_GPU};
 use crate::spec::Priority;
 use crate::time::Timestamp;
@@ -12,12 +12,10 @@ use crate::time::Timestamp;
 /// A waiting job, as the queue and its owner know it.
 #[derive(Clone, Debug)]
 pub struct Asked {
-    /// Which.
-    pub job: JobName,
+    /// What it asks for.
+    pub waiting: Waiting,
     /// Where it waits.
     pub compute: ComputeName,
-    /// What it asks of one node.
-    pub demand: Demand,
     /// Its level.
     pub priority: Priority,
     /// When it was submitted.
@@ -142,7 +140,7 @@ pub enum Foreseen {
     /// It would start.
     Starts {
         /// There.
-        node: NodeName,
+        nodes: Vec<NodeName>,
     },
     /// It would wait.
     Waits(Explanation),
@@ -151,11 +149,10 @@ pub enum Foreseen {
 /// Submits a job to a copy and sees what the scheduler does. It must not be in the queue.
 pub fn foresee(sched: &Sched, asked: &Asked, now: Timestamp) -> Foreseen {
     let mut trial = sched.clone();
-    let (job, demand) = (asked.job.clone(), asked.demand.clone());
-    trial.enqueue(&asked.compute, asked.rank, Waiting { job, demand, not_before: None });
+    trial.enqueue(&asked.compute, asked.rank, asked.waiting.clone());
     let plan = plan(&trial, now, Budget { placements: TRIAL });
-    if let Some(placed) = plan.placements.iter().find(|placed| placed.job == asked.job) {
-        return Foreseen::Starts { node: placed.node.clone() };
+    if let Some(placed) = plan.placements.iter().find(|placed| placed.job == asked.waiting.job) {
+        return Foreseen::Starts { nodes: placed.nodes.clone() };
     }
     trial.explain_with(&plan);
     let undecided = || Explanation { reason: WaitReason::Undecided, ahead: 0, changes: Vec::new() };
@@ -167,13 +164,16 @@ fn candidates(sched: &Sched, asked: &Asked) -> Vec<Change> {
     let mut changes = Vec::new();
     if let Some(pool) = sched.pool(&asked.compute) {
         let open = pool.nodes().filter(|(_, _, open)| *open);
-        let mut smaller: Vec<(u64, Demand)> =
-            open.filter_map(|(_, ledger, _)| shrink(&asked.demand, ledger)).collect();
+        let mut smaller: Vec<(u64, Demand)> = open
+            .filter_map(|(_, ledger, _)| shrink(&asked.waiting.request.demand, ledger))
+            .collect();
         smaller.sort_unstable();
         smaller.dedup();
         // Beyond the first few they only ask for less and less.
         let few = smaller.into_iter().take(8);
-        changes.extend(few.map(|(_, to)| Change::Demand { from: asked.demand.clone(), to }));
+        changes.extend(
+            few.map(|(_, to)| Change::Demand { from: asked.waiting.request.demand.clone(), to }),
+        );
     }
     let others = sched.pools.keys().filter(|compute| **compute != asked.compute);
     changes.extend(others.cloned().map(Change::Compute));
@@ -220,17 +220,17 @@ fn shrink(demand: &Demand, ledger: &Ledger) -> Option<(u64, Demand)> {
 /// Whether the scheduler would start the job now if the change were made.
 fn starts(without: &Sched, asked: &Asked, change: &Change, now: Timestamp) -> bool {
     let mut trial = without.clone();
-    let (mut compute, mut demand, mut rank) =
-        (asked.compute.clone(), asked.demand.clone(), asked.rank);
+    let (mut compute, mut waiting, mut rank) =
+        (asked.compute.clone(), asked.waiting.clone(), asked.rank);
     match change {
-        Change::Demand { to, .. } => demand = to.clone(),
+        Change::Demand { to, .. } => waiting.request.demand = to.clone(),
         Change::Compute(other) => compute = other.clone(),
         Change::Priority(level) => rank = Rank::new(*level, asked.created_at, rank.seq()),
     }
-    let waiting = Waiting { job: asked.job.clone(), demand, not_before: None };
+    waiting.not_before = None;
     trial.enqueue(&compute, rank, waiting);
     let budget = Budget { placements: TRIAL };
-    plan(&trial, now, budget).placements.iter().any(|placed| placed.job == asked.job)
+    plan(&trial, now, budget).placements.iter().any(|placed| placed.job == asked.waiting.job)
 }
 
 /// What a trial places at most. Before it the scheduler had nothing more to place, so that little

@@ -9,6 +9,7 @@ pub mod pack;
 mod pool;
 mod rank;
 mod reason;
+mod request;
 
 #[cfg(test)]
 mod tests;
@@ -16,9 +17,10 @@ mod tests;
 use imbl::OrdMap;
 
 pub use explain::{Asked, Change, Explanation, Foreseen, explain, foresee};
-pub use pool::{Closed, Placement, Pool, Supply, Waiting};
+pub use pool::{Closed, Pool, Supply};
 pub use rank::Rank;
 pub use reason::WaitReason;
+pub use request::{Hold, Placement, Request, Waiting};
 
 use crate::id::{ComputeName, JobName, NodeName};
 use crate::resource::{Capacity, Demand, Reservation};
@@ -131,20 +133,21 @@ impl Sched {
         self.pool_mut(compute).dequeue(rank);
     }
 
-    /// Enters a reservation made before a restart.
-    pub fn take(&mut self, compute: &ComputeName, node: &NodeName, reservation: &Reservation) {
-        self.pool_mut(compute).take(node, reservation);
+    /// Enters what a job holds of a node, as found after a restart.
+    pub fn hold(&mut self, compute: &ComputeName, node: &NodeName, job: JobName, hold: Hold) {
+        self.pool_mut(compute).hold(node, job, hold);
     }
 
-    /// Gives a reservation back.
-    pub fn release(&mut self, compute: &ComputeName, node: &NodeName, reservation: &Reservation) {
-        self.pool_mut(compute).release(node, reservation);
+    /// Gives back what a job holds of a node.
+    pub fn release(&mut self, compute: &ComputeName, node: &NodeName, job: &JobName) {
+        self.pool_mut(compute).release(node, job);
     }
 
-    /// Commits a placement: checks once more that the node is ready and has room, reserves, and
-    /// takes the job from the queue. `None` if something has changed since it was planned.
-    pub fn commit(&mut self, placement: &Placement) -> Option<Reservation> {
-        self.pool_mut(&placement.compute).commit(placement)
+    /// Commits a placement: checks once more that the nodes are ready and have room, reserves on all
+    /// of them, and takes the job from the queue. What it holds, in the order of its nodes; `None`
+    /// if something has changed since it was planned, and then nothing is held.
+    pub fn commit(&mut self, placement: &Placement, now: Timestamp) -> Option<Vec<Reservation>> {
+        self.pool_mut(&placement.compute).commit(placement, now)
     }
 
     /// Keeps what a plan found out about those that wait.

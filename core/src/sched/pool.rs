@@ -5,40 +5,16 @@ use std::collections::BTreeSet;
 use imbl::{OrdMap, OrdSet, Vector};
 
 use super::pack::{Ask, Free, Models, Packing};
-use super::{Rank, WaitReason};
+use super::{Hold, Placement, Rank, Request, WaitReason, Waiting};
 use crate::id::{ComputeName, JobName, NodeName, Principal};
 use crate::resource::{Capacity, Demand, GpuDevice, Ledger, MiB, Reservation, Shortage};
 use crate::time::Timestamp;
 
-/// A job in the queue.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Waiting {
-    /// Which.
-    pub job: JobName,
-    /// What it asks of one node.
-    pub demand: Demand,
-    /// Not before this, after a failed attempt.
-    pub not_before: Option<Timestamp>,
-}
-
-/// A job and the node it goes to.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Placement {
-    /// The compute.
-    pub compute: ComputeName,
-    /// The job's place in the queue.
-    pub rank: Rank,
-    /// The job.
-    pub job: JobName,
-    /// Where it goes.
-    pub node: NodeName,
-    /// What it takes there.
-    pub demand: Demand,
-}
-
 #[derive(Clone, Debug)]
 struct Slot {
     ledger: Ledger,
+    /// What of it is held, by job.
+    holds: OrdMap<JobName, Hold>,
     /// The daemon hears from it.
     ready: bool,
     /// An admin keeps jobs away from it.
@@ -162,9 +138,9 @@ pub struct Pool {
     /// When the back-off of each of them ends.
     until: OrdMap<Rank, Timestamp>,
     /// Those in the queue, by class of equal demand: what holds for one holds for its class.
-    classes: OrdMap<Demand, Class>,
+    classes: OrdMap<Request, Class>,
     /// The first of each class that could start on some open node.
-    heads: OrdMap<Rank, Demand>,
+    heads: OrdMap<Rank, Request>,
     /// How many open nodes there are of each size.
     sizes: OrdMap<Size, usize>,
     /// A job takes a whole node.
@@ -193,9 +169,9 @@ impl Pool {
                 slot.model = model;
             });
         } else {
-            let ledger = Ledger::new(capacity);
+            let (ledger, holds) = (Ledger::new(capacity), OrdMap::new());
             let (ready, drained, leaving) = (false, false, false);
-            self.nodes.insert(node, Slot { ledger, ready, drained, leaving, model });
+            self.nodes.insert(node, Slot { ledger, holds, ready, drained, leaving, model });
         }
         self.dirty = true;
     }
@@ -259,36 +235,42 @@ impl Pool {
         if let Some(size) = after {
             let count = self.sizes.entry(size.clone()).or_default();
             *count += 1;
-            if *count == 1 {
-                self.judge(|demand, startable| !startable && size.could_hold(demand));
-            }
+            let first = *count == 1;
+            self.judge(|request, startable| {
+                let differs = first || request.members > 1;
+                differs && !startable && size.could_hold(&request.demand)
+            });
         }
         if let Some(size) = before
             && let Some(count) = self.sizes.get_mut(&size)
         {
             *count -= 1;
-            if *count == 0 {
+            let last = *count == 0;
+            if last {
                 self.sizes.remove(&size);
-                self.judge(|demand, startable| startable && size.could_hold(demand));
             }
+            self.judge(|request, startable| {
+                let differs = last || request.members > 1;
+                differs && startable && size.could_hold(&request.demand)
+            });
         }
     }
 
     /// Looks anew at the classes for which the sizes that are open now may make a difference.
-    fn judge(&mut self, may_differ: impl Fn(&Demand, bool) -> bool) {
-        let changed: Vec<Demand> = self
+    fn judge(&mut self, may_differ: impl Fn(&Request, bool) -> bool) {
+        let changed: Vec<Request> = self
             .classes
             .iter()
-            .filter(|(demand, class)| may_differ(demand, class.startable))
-            .filter(|(demand, class)| self.could_start(demand) != class.startable)
-            .map(|(demand, _)| demand.clone())
+            .filter(|(request, class)| may_differ(request, class.startable))
+            .filter(|(request, class)| self.could_start(request) != class.startable)
+            .map(|(request, _)| request.clone())
             .collect();
-        for demand in changed {
-            let Some(class) = self.classes.get_mut(&demand) else { continue };
+        for request in changed {
+            let Some(class) = self.classes.get_mut(&request) else { continue };
             class.startable = !class.startable;
             let Some(first) = class.ranks.get_min() else { continue };
             if class.startable {
-                self.heads.insert(*first, demand);
+                self.heads.insert(*first, request);
             } else {
                 self.heads.remove(first);
             }
@@ -344,15 +326,15 @@ impl Pool {
     }
 
     fn line_up(&mut self, rank: Rank, waiting: Waiting) {
-        let demand = waiting.demand.clone();
-        let ask = self.ask(&demand);
+        let request = waiting.request.clone();
+        let ask = self.ask(&request.demand);
         self.packing.learn(&ask);
         self.queue.insert(rank, waiting);
-        let startable = match self.classes.get(&demand) {
+        let startable = match self.classes.get(&request) {
             Some(class) => class.startable,
-            None => self.could_start(&demand),
+            None => self.could_start(&request),
         };
-        let class = self.classes.entry(demand.clone()).or_default();
+        let class = self.classes.entry(request.clone()).or_default();
         class.startable = startable;
         let first = class.ranks.get_min().copied();
         class.ranks.insert(rank);
@@ -360,7 +342,7 @@ impl Pool {
             if let Some(first) = first {
                 self.heads.remove(&first);
             }
-            self.heads.insert(rank, demand);
+            self.heads.insert(rank, request);
         }
     }
 
@@ -379,15 +361,15 @@ impl Pool {
     pub(super) fn dequeue(&mut self, rank: Rank) {
         if let Some(waiting) = self.queue.remove(&rank) {
             self.heads.remove(&rank);
-            if let Some(class) = self.classes.get_mut(&waiting.demand) {
+            if let Some(class) = self.classes.get_mut(&waiting.request) {
                 class.ranks.remove(&rank);
                 match class.ranks.get_min() {
                     Some(first) if class.startable => {
-                        self.heads.insert(*first, waiting.demand);
+                        self.heads.insert(*first, waiting.request);
                     }
                     Some(_) => {}
                     None => {
-                        self.classes.remove(&waiting.demand);
+                        self.classes.remove(&waiting.request);
                     }
                 }
             }
@@ -398,9 +380,17 @@ impl Pool {
         }
     }
 
-    /// Whether a node that gets jobs could hold it when empty.
-    fn could_start(&self, demand: &Demand) -> bool {
-        self.sizes.keys().any(|size| size.could_hold(demand))
+    /// Whether the nodes that get jobs could hold it when empty.
+    fn could_start(&self, request: &Request) -> bool {
+        let fitting = self.sizes.iter().filter(|(size, _)| size.could_hold(&request.demand));
+        let mut missing = request.members as usize;
+        for (_, count) in fitting {
+            missing = missing.saturating_sub(*count);
+            if missing == 0 {
+                return true;
+            }
+        }
+        false
     }
 
     /// The first in line: the oldest of those that a node which gets jobs could ever hold. The
@@ -410,47 +400,84 @@ impl Pool {
         self.queue.get(first).map(|waiting| (*first, waiting))
     }
 
-    pub(super) fn take(&mut self, node: &NodeName, reservation: &Reservation) {
+    /// Enters what a job holds of a node.
+    pub(super) fn hold(&mut self, node: &NodeName, job: JobName, hold: Hold) {
         self.unindex(node);
         if let Some(slot) = self.nodes.get_mut(node) {
-            slot.ledger.take(reservation);
+            slot.ledger.take(&hold.reservation);
+            slot.holds.insert(job, hold);
         }
         self.index(node);
     }
 
-    pub(super) fn release(&mut self, node: &NodeName, reservation: &Reservation) {
+    /// Gives back what a job holds of a node.
+    pub(super) fn release(&mut self, node: &NodeName, job: &JobName) {
         self.unindex(node);
-        if let Some(slot) = self.nodes.get_mut(node) {
-            slot.ledger.release(reservation);
+        if let Some(slot) = self.nodes.get_mut(node)
+            && let Some(hold) = slot.holds.remove(job)
+        {
+            slot.ledger.release(&hold.reservation);
         }
         self.index(node);
         self.dirty = true;
     }
 
-    pub(super) fn commit(&mut self, placement: &Placement) -> Option<Reservation> {
-        let waits =
-            self.queue.contains_key(&placement.rank) || self.until.contains_key(&placement.rank);
-        if !waits
-            || self.closed.is_some()
-            || !self.nodes.get(&placement.node).is_some_and(Slot::is_open)
-        {
+    pub(super) fn commit(
+        &mut self,
+        placement: &Placement,
+        now: Timestamp,
+    ) -> Option<Vec<Reservation>> {
+        let waiting = self.waiting_at(placement.rank)?.clone();
+        if self.closed.is_some() || !placement.nodes.iter().all(|node| self.is_open(node)) {
             return None;
         }
-        self.unindex(&placement.node);
-        let exclusive = self.exclusive;
-        let reservation = self.nodes.get_mut(&placement.node).and_then(|slot| {
-            let ledger = &mut slot.ledger;
-            match exclusive {
-                true if ledger.is_idle() => ledger.reserve_whole(&placement.demand).ok(),
-                true => None,
-                false => ledger.reserve(&placement.demand).ok(),
-            }
-        });
-        self.index(&placement.node);
-        if reservation.is_some() {
-            self.dequeue(placement.rank);
+        let until =
+            waiting.most_ms.map(|most| now.plus_millis(i64::try_from(most).unwrap_or(i64::MAX)));
+        let mut held: Vec<Reservation> = Vec::new();
+        for node in &placement.nodes {
+            let Some(reservation) = self.reservation(node, &placement.request.demand) else {
+                break;
+            };
+            let hold = Hold {
+                user: waiting.user.clone(),
+                rank: placement.rank,
+                reservation: reservation.clone(),
+                until,
+                yields_at: placement.yields_at,
+            };
+            self.hold(node, placement.job.clone(), hold);
+            held.push(reservation);
         }
-        reservation
+        if held.len() < placement.nodes.len() {
+            // All or nothing.
+            for node in placement.nodes.iter().take(held.len()) {
+                self.release(node, &placement.job);
+            }
+            return None;
+        }
+        self.dequeue(placement.rank);
+        Some(held)
+    }
+
+    fn waiting_at(&self, rank: Rank) -> Option<&Waiting> {
+        self.queue.get(&rank).or_else(|| {
+            let until = self.until.get(&rank)?;
+            self.delayed.get(&(*until, rank))
+        })
+    }
+
+    fn is_open(&self, node: &NodeName) -> bool {
+        self.nodes.get(node).is_some_and(Slot::is_open)
+    }
+
+    /// What a member would get of a node now.
+    fn reservation(&self, node: &NodeName, demand: &Demand) -> Option<Reservation> {
+        let mut ledger = self.nodes.get(node)?.ledger.clone();
+        match self.exclusive {
+            true if ledger.is_idle() => ledger.reserve_whole(demand).ok(),
+            true => None,
+            false => ledger.reserve(demand).ok(),
+        }
     }
 
     /// Whether a plan would find nothing new.
@@ -483,23 +510,40 @@ impl Pool {
             if made == budget {
                 return Some(WaitReason::NextRound);
             }
-            let Some(node) = trial.best_node(&waiting.demand) else {
-                return Some(trial.shortage(&waiting.demand));
+            let Some(nodes) = trial.best_nodes(&waiting.request) else {
+                return Some(trial.shortage(&waiting.request.demand));
             };
             let placement = Placement {
                 compute: compute.clone(),
                 rank,
                 job: waiting.job.clone(),
-                node,
-                demand: waiting.demand.clone(),
+                nodes,
+                request: waiting.request.clone(),
+                yields_at: None,
             };
-            if trial.commit(&placement).is_none() {
-                return Some(trial.shortage(&placement.demand));
+            if trial.commit(&placement, now).is_none() {
+                return Some(trial.shortage(&placement.request.demand));
             }
             placements.push(placement);
             made += 1;
         }
         None
+    }
+
+    /// Where its members go, if there is room for all of them.
+    fn best_nodes(&self, request: &Request) -> Option<Vec<NodeName>> {
+        let first = self.best_node(&request.demand)?;
+        let mut nodes = vec![first];
+        if request.members > 1 {
+            let mut trial = self.clone();
+            while nodes.len() < request.members as usize {
+                if let Some(taken) = nodes.last() {
+                    trial.unindex(taken);
+                }
+                nodes.push(trial.best_node(&request.demand)?);
+            }
+        }
+        Some(nodes)
     }
 
     /// Of the nodes that get jobs and have room: where there are GPUs the one on which the job
@@ -584,13 +628,13 @@ impl Pool {
                 let (by, reason) = (by.clone(), reason.clone());
                 return Some(WaitReason::ComputeDrained { by, reason });
             }
-            if !self.could_start(&waiting.demand) {
-                let reason = self.too_large(&waiting.demand);
-                return Some(self.supplied(&waiting.demand, reason));
+            if !self.could_start(&waiting.request) {
+                let reason = self.too_large(&waiting.request.demand);
+                return Some(self.supplied(&waiting.request.demand, reason));
             }
             let (first, head) = self.head()?;
             let because = self.blocked.clone().unwrap_or(WaitReason::Undecided);
-            let because = self.supplied(&head.demand, because);
+            let because = self.supplied(&head.request.demand, because);
             if first == rank {
                 return Some(because);
             }
@@ -634,7 +678,7 @@ impl Pool {
         let mut placements = Vec::new();
         self.plan(&compute, now, TRIAL, &mut placements);
         for placement in placements.drain(..) {
-            trial.commit(&placement);
+            trial.commit(&placement, now);
         }
         for number in 0..most {
             let node = NodeName::to_come(number);
@@ -643,8 +687,11 @@ impl Pool {
         }
         trial.plan(&compute, now, TRIAL, &mut placements);
         let first = NodeName::to_come(0);
-        let used: BTreeSet<&NodeName> =
-            placements.iter().map(|placed| &placed.node).filter(|node| **node >= first).collect();
+        let used: BTreeSet<&NodeName> = placements
+            .iter()
+            .flat_map(|placed| &placed.nodes)
+            .filter(|node| **node >= first)
+            .collect();
         u32::try_from(used.len()).unwrap_or(most)
     }
 
@@ -654,7 +701,7 @@ impl Pool {
             || self
                 .template
                 .as_ref()
-                .is_some_and(|node| self.classes.keys().any(|demand| node.could_hold(demand)))
+                .is_some_and(|node| self.classes.keys().any(|asked| node.could_hold(&asked.demand)))
     }
 
     /// How many in the queue are ahead of `rank`, which is one of them. Counted from whichever end
@@ -713,13 +760,18 @@ impl Pool {
     }
 
     /// How many jobs are in line in each class of equal demand.
-    pub fn classes(&self) -> impl Iterator<Item = (&Demand, usize)> {
-        self.classes.iter().map(|(demand, class)| (demand, class.ranks.len()))
+    pub fn classes(&self) -> impl Iterator<Item = (&Request, usize)> {
+        self.classes.iter().map(|(request, class)| (request, class.ranks.len()))
     }
 
     /// A node's ledger and whether it gets jobs.
     pub fn node(&self, node: &NodeName) -> Option<(&Ledger, bool)> {
         self.nodes.get(node).map(|slot| (&slot.ledger, slot.is_open()))
+    }
+
+    /// What is held of a node, by job.
+    pub fn holds(&self, node: &NodeName) -> impl Iterator<Item = (&JobName, &Hold)> {
+        self.nodes.get(node).into_iter().flat_map(|slot| &slot.holds)
     }
 
     /// Every node with its ledger and whether it gets jobs.

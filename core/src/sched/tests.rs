@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::id::SubmitSeq;
+use crate::id::{Principal, SubmitSeq};
 use crate::resource::{GpuDevice, Shortage};
 use crate::spec::Priority;
 
@@ -39,7 +39,16 @@ fn rank(seq: u64) -> Rank {
 
 fn wait(sched: &mut Sched, seq: u64, demand: Demand) {
     let job = JobName::new(&format!("job{seq}")).unwrap();
-    sched.enqueue(&compute(), rank(seq), Waiting { job, demand, not_before: None });
+    sched.enqueue(&compute(), rank(seq), waiting(job, demand));
+}
+
+fn waiting(job: JobName, demand: Demand) -> Waiting {
+    let user = Principal::new("ada").unwrap();
+    Waiting { job, user, request: Request::one(demand), most_ms: None, not_before: None }
+}
+
+fn name(job: &str) -> JobName {
+    JobName::new(job).unwrap()
 }
 
 const WIDE: Budget = Budget { placements: usize::MAX };
@@ -52,8 +61,8 @@ fn step(sched: &mut Sched) -> Vec<String> {
         .placements
         .iter()
         .map(|p| {
-            sched.commit(p).expect("a fresh plan commits");
-            format!("{}@{}", p.rank.seq(), p.node)
+            sched.commit(p, NOW).expect("a fresh plan commits");
+            format!("{}@{}", p.rank.seq(), p.nodes[0])
         })
         .collect();
     sched.explain_with(&plan);
@@ -74,7 +83,7 @@ fn first_in_first_out_and_the_head_holds_back_the_rest() {
         matches!(&reason, WaitReason::Behind { head, ahead: 1, .. } if head.as_str() == "job2"),
         "{reason}"
     );
-    sched.release(&compute(), &node("a"), &Reservation { cpu: 3000, ..Reservation::default() });
+    sched.release(&compute(), &node("a"), &name("job1"));
     assert_eq!(step(&mut sched), ["2@a", "3@a"]);
 }
 
@@ -86,8 +95,7 @@ fn priority_goes_first_and_a_day_of_waiting_makes_up_for_a_level() {
         for &(seq, priority, hours_ago) in jobs {
             let job = JobName::new(&format!("job{seq}")).unwrap();
             let rank = Rank::new(priority, NOW.plus_millis(-hours_ago * HOUR), SubmitSeq(seq));
-            let waiting = Waiting { job, demand: demand(1, 0, 0), not_before: None };
-            sched.enqueue(&compute(), rank, waiting);
+            sched.enqueue(&compute(), rank, waiting(job, demand(1, 0, 0)));
         }
         sched.waiting().map(|(_, _, job)| job.to_string()).collect()
     };
@@ -167,15 +175,15 @@ fn gpus_are_exact_devices_and_come_back() {
     let mut sched = sched(&[("a", capacity(8, 1000, 2))]);
     wait(&mut sched, 1, demand(1, 0, 1));
     let first = plan(&sched, NOW, WIDE);
-    let held = sched.commit(&first.placements[0]).unwrap();
-    assert_eq!(held.gpus, [0]);
+    let held = sched.commit(&first.placements[0], NOW).unwrap();
+    assert_eq!(held[0].gpus, [0]);
     wait(&mut sched, 2, demand(1, 0, 2));
     assert!(step(&mut sched).is_empty());
     assert!(matches!(
         sched.reason(&compute(), rank(2)),
         Some(WaitReason::Shortage { lacking: Shortage::Gpus, free_gpus: 1000, .. })
     ));
-    sched.release(&compute(), &node("a"), &held);
+    sched.release(&compute(), &node("a"), &name("job1"));
     assert_eq!(step(&mut sched), ["2@a"]);
 }
 
@@ -196,27 +204,26 @@ fn a_plan_that_is_out_of_date_does_not_commit() {
     wait(&mut sched, 1, demand(1, 0, 0));
     let stale = plan(&sched, NOW, WIDE);
     sched.set_ready(&compute(), &node("a"), false);
-    assert!(sched.commit(&stale.placements[0]).is_none());
+    assert!(sched.commit(&stale.placements[0], NOW).is_none());
     sched.set_ready(&compute(), &node("a"), true);
     sched.dequeue(&compute(), rank(1));
-    assert!(sched.commit(&stale.placements[0]).is_none());
+    assert!(sched.commit(&stale.placements[0], NOW).is_none());
 }
 
 #[test]
 fn back_off_holds_a_job_but_not_those_behind_it() {
     let mut sched = sched(&[("a", capacity(1, 1000, 0))]);
     let until = NOW.plus_millis(500);
-    let job = JobName::new("job1").unwrap();
-    let waiting = Waiting { job, demand: demand(1, 0, 0), not_before: Some(until) };
+    let waiting = Waiting { not_before: Some(until), ..waiting(name("job1"), demand(1, 0, 0)) };
     sched.enqueue(&compute(), rank(1), waiting);
     wait(&mut sched, 2, demand(1, 0, 0));
     assert_eq!(sched.next_wake(), Some(until));
     assert_eq!(step(&mut sched), ["2@a"]);
     assert_eq!(sched.reason(&compute(), rank(1)), Some(WaitReason::BackOff { until }));
-    sched.release(&compute(), &node("a"), &Reservation { cpu: 1000, ..Reservation::default() });
+    sched.release(&compute(), &node("a"), &name("job2"));
     let later = plan(&sched, until, WIDE);
     assert_eq!(later.placements.len(), 1);
-    assert!(sched.commit(&later.placements[0]).is_some());
+    assert!(sched.commit(&later.placements[0], NOW).is_some());
 }
 
 #[test]
@@ -230,9 +237,8 @@ fn what_could_never_fit_names_the_largest_node() {
 /// A job that waits in [`compute`], explained.
 fn explained(sched: &Sched, seq: u64, demand: Demand, priority: Priority) -> Explanation {
     let asked = Asked {
-        job: JobName::new(&format!("job{seq}")).unwrap(),
+        waiting: waiting(name(&format!("job{seq}")), demand),
         compute: compute(),
-        demand,
         priority,
         created_at: NOW,
         rank: Rank::new(priority, NOW, SubmitSeq(seq)),
@@ -276,16 +282,15 @@ fn what_would_start_a_job_now_is_found_and_true() {
     // A job that is not submitted yet.
     let foreseen = |demand: Demand| {
         let asked = Asked {
-            job: JobName::new("new").unwrap(),
+            waiting: waiting(name("new"), demand),
             compute: compute(),
-            demand,
             priority: Priority::High,
             created_at: NOW,
             rank: Rank::new(Priority::High, NOW, SubmitSeq(9)),
         };
         foresee(&sched, &asked, NOW)
     };
-    assert_eq!(foreseen(demand(1, 40, 0)), Foreseen::Starts { node: node("c") });
+    assert_eq!(foreseen(demand(1, 40, 0)), Foreseen::Starts { nodes: vec![node("c")] });
     let Foreseen::Waits(told) = foreseen(demand(2, 900, 0)) else { panic!("there is no room") };
     assert!(matches!(told.reason, WaitReason::Shortage { .. }), "{told:?}");
     assert_eq!(told.changes[0].settings(), ["resources.memory=500MiB"]);
@@ -430,7 +435,7 @@ mod properties {
                 ("c", capacity(8, 800, 1)),
             ]);
             let mut ready = [true; 3];
-            let mut running: Vec<(NodeName, Reservation)> = Vec::new();
+            let mut running: Vec<(NodeName, JobName, Reservation)> = Vec::new();
             let mut seq = 0;
             for op in ops {
                 match op {
@@ -439,8 +444,8 @@ mod properties {
                         wait(&mut sched, seq, demand);
                     }
                     Op::Finish(i) if !running.is_empty() => {
-                        let (node, held) = running.swap_remove(i % running.len());
-                        sched.release(&compute(), &node, &held);
+                        let (node, job, _) = running.swap_remove(i % running.len());
+                        sched.release(&compute(), &node, &job);
                     }
                     Op::Finish(_) => {}
                     Op::Ready(i, r) => {
@@ -452,21 +457,22 @@ mod properties {
                 let plan = plan(&sched, NOW, WIDE);
                 let mut last = None;
                 for placement in &plan.placements {
-                    let index = names.iter().position(|n| *n == placement.node.as_str()).unwrap();
+                    let index = names.iter().position(|n| *n == placement.nodes[0].as_str()).unwrap();
                     prop_assert!(ready[index]);
                     prop_assert!(last < Some(placement.rank));
                     last = Some(placement.rank);
-                    let held = sched.commit(placement);
+                    let held = sched.commit(placement, NOW);
                     prop_assert!(held.is_some());
-                    running.push((placement.node.clone(), held.unwrap()));
+                    let held = held.unwrap().remove(0);
+                    running.push((placement.nodes[0].clone(), placement.job.clone(), held));
                 }
                 sched.explain_with(&plan);
                 let pool = sched.pool(&compute()).unwrap();
                 for (name, ledger, _) in pool.nodes() {
-                    let held: Vec<_> = running.iter().filter(|(n, _)| n == name).collect();
-                    let cpu: u64 = held.iter().map(|(_, r)| r.cpu).sum();
-                    let memory: u64 = held.iter().map(|(_, r)| r.memory).sum();
-                    let mut gpus: Vec<_> = held.iter().flat_map(|(_, r)| r.gpus.clone()).collect();
+                    let held: Vec<_> = running.iter().filter(|(n, _, _)| n == name).collect();
+                    let cpu: u64 = held.iter().map(|(_, _, r)| r.cpu).sum();
+                    let memory: u64 = held.iter().map(|(_, _, r)| r.memory).sum();
+                    let mut gpus: Vec<_> = held.iter().flat_map(|(_, _, r)| r.gpus.clone()).collect();
                     prop_assert!(cpu <= ledger.capacity().cpu);
                     prop_assert!(memory <= ledger.capacity().memory);
                     let count = gpus.len();

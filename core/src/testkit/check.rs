@@ -8,8 +8,8 @@ use crate::id::{JobName, NodeName};
 use crate::job::{Active, Job, State};
 use crate::live::{Live, rank};
 use crate::node::Link;
-use crate::resource::{Demand, GpuIndex, Ledger, WHOLE_GPU};
-use crate::sched::WaitReason;
+use crate::resource::{GpuIndex, Ledger, WHOLE_GPU};
+use crate::sched::{Request, WaitReason};
 
 /// Jobs, nodes and the scheduler's view of them agree: every job is in exactly one place, what is
 /// reserved is the sum of what active jobs hold, a node that is not ready gets nothing.
@@ -56,7 +56,7 @@ fn jobs(live: &Live) -> Checked {
 /// The queues hold the queued jobs, each once, and can say why each waits.
 fn queues(live: &Live) -> Checked {
     let mut seen: BTreeSet<&JobName> = BTreeSet::new();
-    let mut classes: BTreeMap<_, BTreeMap<Demand, usize>> = BTreeMap::new();
+    let mut classes: BTreeMap<_, BTreeMap<Request, usize>> = BTreeMap::new();
     for (compute, place, name) in live.sched().waiting() {
         let Some(job) = live.job(name) else {
             return Err(insane(format!("{name} waits and does not exist")));
@@ -74,8 +74,8 @@ fn queues(live: &Live) -> Checked {
         };
         let held_back = matches!(live.wait_reason(job), Some(WaitReason::BackOff { .. }));
         if !held_back {
-            let demand = job.spec.resources.demand.clone();
-            *classes.entry(compute).or_default().entry(demand).or_default() += 1;
+            let request = Request::from(&job.spec.resources);
+            *classes.entry(compute).or_default().entry(request).or_default() += 1;
         }
     }
     for job in live.jobs().filter(|job| matches!(job.state, State::Queued(_))) {
@@ -92,8 +92,8 @@ fn queues(live: &Live) -> Checked {
     for compute in live.computes() {
         let Some(pool) = live.sched().pool(&compute.name) else { continue };
         let counted = classes.remove(&compute.name).unwrap_or_default();
-        let kept: BTreeMap<Demand, usize> =
-            pool.classes().map(|(demand, count)| (demand.clone(), count)).collect();
+        let kept: BTreeMap<Request, usize> =
+            pool.classes().map(|(request, count)| (request.clone(), count)).collect();
         ensure(kept == counted, "sanity", || {
             format!("{}: classes {kept:?}, in the queue {counted:?}", compute.name)
         })?;

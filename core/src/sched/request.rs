@@ -1,0 +1,90 @@
+//! What is asked of a compute, and what is held of its nodes.
+
+use std::fmt;
+
+use crate::id::{ComputeName, JobName, NodeName, Principal};
+use crate::resource::{Demand, Reservation};
+use crate::spec::JobResources;
+use crate::time::Timestamp;
+
+use super::Rank;
+
+/// What a job asks for: so many nodes at once, and so much of each.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Request {
+    /// How many nodes; each holds one member of the job. At least one.
+    pub members: u32,
+    /// What each member takes of its node.
+    pub demand: Demand,
+}
+
+impl Request {
+    /// One node.
+    pub fn one(demand: Demand) -> Self {
+        Self { members: 1, demand }
+    }
+}
+
+impl From<&JobResources> for Request {
+    fn from(resources: &JobResources) -> Self {
+        Self { members: resources.instance_count.max(1), demand: resources.demand.clone() }
+    }
+}
+
+impl fmt::Display for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.members > 1 {
+            write!(f, "{} nodes with {} each", self.members, self.demand)
+        } else {
+            self.demand.fmt(f)
+        }
+    }
+}
+
+/// A job in the queue.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Waiting {
+    /// Which.
+    pub job: JobName,
+    /// Whose.
+    pub user: Principal,
+    /// What it asks for.
+    pub request: Request,
+    /// Milliseconds that it holds its nodes at most, as far as anybody can say; `None`: nobody can.
+    pub most_ms: Option<u64>,
+    /// Not before this, after a failed attempt.
+    pub not_before: Option<Timestamp>,
+}
+
+/// A job and the nodes it goes to.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Placement {
+    /// The compute.
+    pub compute: ComputeName,
+    /// The job's place in the queue.
+    pub rank: Rank,
+    /// The job.
+    pub job: JobName,
+    /// Where its members go, the first member's node first. No node comes twice.
+    pub nodes: Vec<NodeName>,
+    /// What it takes there.
+    pub request: Request,
+    /// It goes ahead of another to whom the nodes are promised from then on, and makes way if it is
+    /// still there.
+    pub yields_at: Option<Timestamp>,
+}
+
+/// What a job holds of a node.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Hold {
+    /// Whose it is.
+    pub user: Principal,
+    /// The place in the queue that it had.
+    pub rank: Rank,
+    /// What it holds.
+    pub reservation: Reservation,
+    /// When it ends at the latest, as far as anybody can say.
+    pub until: Option<Timestamp>,
+    /// When it makes way for the one to whom the node is promised.
+    pub yields_at: Option<Timestamp>,
+}
