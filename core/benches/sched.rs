@@ -20,7 +20,7 @@ use std::time::Instant;
 use atelier_core::id::{ComputeName, JobName, NodeName, Principal, SubmitSeq};
 use atelier_core::resource::{Capacity, Demand};
 use atelier_core::sched::{Budget, Rank, Request, Sched, Waiting, plan};
-use atelier_core::spec::Priority;
+use atelier_core::spec::{Priority, Tier};
 use atelier_core::time::Timestamp;
 
 const NODES: u64 = 10_000;
@@ -94,7 +94,12 @@ impl World {
         let kind = self.random.next(self.demands);
         let demand =
             Demand { cpu: 1_000 * (1 + kind % 16), memory: 1_024 + kind, ..Demand::DEFAULT };
-        let rank = Rank::new(Priority::Medium, Timestamp::from_millis(0), SubmitSeq(self.seq));
+        let rank = Rank::new(
+            Tier::Standard,
+            Priority::Medium,
+            Timestamp::from_millis(0),
+            SubmitSeq(self.seq),
+        );
         let job = JobName::new(&format!("job{}", self.seq)).unwrap();
         let user = Principal::new(&format!("user{}", self.random.next(USERS))).unwrap();
         let request = Request::one(demand);
@@ -106,18 +111,18 @@ impl World {
     /// One round as the reactor makes it; how many were placed.
     fn round(&mut self) -> usize {
         let decided = plan(&self.sched, Timestamp::from_millis(1), ROUND);
-        for placement in &decided.placements {
+        for placement in decided.placements() {
             self.sched.commit(placement, Timestamp::from_millis(1)).unwrap();
             self.running.push_back((placement.nodes[0].clone(), placement.job.clone()));
         }
         self.sched.explain_with(&decided);
-        decided.placements.len()
+        decided.placements().count()
     }
 
     fn end_some(&mut self, count: usize) {
         for _ in 0..count {
             let Some((node, job)) = self.running.pop_front() else { return };
-            self.sched.release(&self.compute, &node, &job);
+            self.sched.release(&self.compute, &node, &job, Timestamp::from_millis(1));
         }
     }
 }

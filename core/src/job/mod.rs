@@ -124,6 +124,9 @@ pub struct Active {
     /// The node has been silent for too long. It may come back.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub unreachable: bool,
+    /// When it makes way for another ahead of which it was let, if it is still there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub yields_at: Option<Timestamp>,
 }
 
 /// How far an attempt is. Ordered: an attempt never goes back.

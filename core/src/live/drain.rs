@@ -94,6 +94,7 @@ impl Live {
         }
         active.evict = Some(Evict { by: by.clone(), reason: reason.clone(), at: now.wall });
         let (node, attempt) = (active.node.clone(), active.attempt);
+        self.going(&node, name);
         let kind = EventKind::Evicting { reason: reason.clone() };
         self.record(&job, attempt, by, kind, now, out);
         out.effects.push(Effect::Stop { node, key, reason });

@@ -531,7 +531,7 @@ impl Live {
             most_ms: most_ms(spec),
             not_before: None,
         };
-        let rank = Rank::new(priority, now.wall, self.next_seq);
+        let rank = Rank::new(spec.queue.tier(), priority, now.wall, self.next_seq);
         Ok(Asked { waiting, compute, priority, created_at: now.wall, rank })
     }
 
@@ -594,6 +594,7 @@ impl Live {
                 if let State::Active(active) = &mut job.state {
                     active.cancel = Some(cancel);
                 }
+                self.going(&node, name);
                 let kind = EventKind::CancelRequested { reason: reason.to_owned() };
                 self.record(&job, attempt, by, kind, now, out);
                 let reason = reason.to_owned();
@@ -614,12 +615,15 @@ impl Live {
         loop {
             let plan = sched::plan(&self.sched, now.wall, ROUND);
             let mut placed = 0;
-            for placement in &plan.placements {
+            for placement in plan.placements() {
                 placed += usize::from(self.place(placement, now, out));
             }
             self.sched.explain_with(&plan);
-            let more = plan.blocked.iter().any(|(_, r)| matches!(r, Some(WaitReason::NextRound)));
-            if !more || placed == 0 {
+            for eviction in plan.evictions() {
+                let (by, reason) = (self.daemon.clone(), eviction.to_string());
+                self.evict(&eviction.job, by, reason, now, out);
+            }
+            if !plan.goes_on() || placed == 0 {
                 break;
             }
         }
@@ -656,6 +660,7 @@ impl Live {
             cancel: None,
             evict: None,
             unreachable: false,
+            yields_at: placement.yields_at,
         });
         if let Some(live) = self.nodes.get_mut(&node) {
             live.attempts.insert(job.name.clone(), None);
@@ -666,6 +671,14 @@ impl Live {
         out.effects.push(assign(&job, node, attempt, epoch, gpus));
         self.put(job, out);
         true
+    }
+
+    /// Lets the scheduler know that what a job holds of a node is about to be free.
+    pub(super) fn going(&mut self, node: &NodeName, job: &JobName) {
+        if let Some(known) = self.nodes.get(node) {
+            // The node's compute, not the job's: the node may have moved since.
+            self.sched.set_going(&known.record.compute, node, job);
+        }
     }
 
     /// Ends a job that holds nothing.
@@ -737,7 +750,7 @@ pub fn asked(job: &Job) -> Asked {
 
 /// A job's place in its queue.
 pub fn rank(job: &Job) -> Rank {
-    Rank::new(job.spec.queue.priority, job.created_at, job.seq)
+    Rank::new(job.spec.queue.tier(), job.spec.queue.priority, job.created_at, job.seq)
 }
 
 /// A job as it waits.
@@ -758,8 +771,10 @@ fn hold(job: &Job, active: &Active) -> Hold {
         user: job.created_by.clone(),
         rank: rank(job),
         reservation: active.reservation.clone(),
+        since: active.assigned_at,
         until: most.map(|most| active.assigned_at.plus_millis(most)),
-        yields_at: None,
+        yields_at: active.yields_at,
+        going: active.cancel.is_some() || active.evict.is_some(),
     }
 }
 

@@ -91,7 +91,7 @@ impl Live {
     ) {
         if let Some(node) = self.nodes.get_mut(&active.node) {
             // The node's compute, not the job's: the node may have moved since.
-            self.sched.release(&node.record.compute, &active.node, &job.name);
+            self.sched.release(&node.record.compute, &active.node, &job.name, now.wall);
             node.attempts.remove(&job.name);
         }
         let verdict = verdict(&job, &active, &end, now);

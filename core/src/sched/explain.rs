@@ -151,7 +151,7 @@ pub fn foresee(sched: &Sched, asked: &Asked, now: Timestamp) -> Foreseen {
     let mut trial = sched.clone();
     trial.enqueue(&asked.compute, asked.rank, asked.waiting.clone());
     let plan = plan(&trial, now, Budget { placements: TRIAL });
-    if let Some(placed) = plan.placements.iter().find(|placed| placed.job == asked.waiting.job) {
+    if let Some(placed) = plan.placements().find(|placed| placed.job == asked.waiting.job) {
         return Foreseen::Starts { nodes: placed.nodes.clone() };
     }
     trial.explain_with(&plan);
@@ -225,12 +225,14 @@ fn starts(without: &Sched, asked: &Asked, change: &Change, now: Timestamp) -> bo
     match change {
         Change::Demand { to, .. } => waiting.request.demand = to.clone(),
         Change::Compute(other) => compute = other.clone(),
-        Change::Priority(level) => rank = Rank::new(*level, asked.created_at, rank.seq()),
+        Change::Priority(level) => {
+            rank = Rank::new(rank.tier(), *level, asked.created_at, rank.seq())
+        }
     }
     waiting.not_before = None;
     trial.enqueue(&compute, rank, waiting);
     let budget = Budget { placements: TRIAL };
-    plan(&trial, now, budget).placements.iter().any(|placed| placed.job == asked.waiting.job)
+    plan(&trial, now, budget).placements().any(|placed| placed.job == asked.waiting.job)
 }
 
 /// What a trial places at most. Before it the scheduler had nothing more to place, so that little

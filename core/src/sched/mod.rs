@@ -1,12 +1,14 @@
 //! Who runs where, and why the others wait.
 //!
 //! [`Sched`] is a value: events update it, a clone shares its structure, and [`plan`] reads it.
-//! The same value gives the same plan, on any machine. Each compute has a queue, ordered
-//! by [`Rank`]: priority, then submission. A job that does not fit holds back those behind it.
+//! The same value gives the same plan, on any machine. Each compute has a line of jobs for each user,
+//! ordered by [`Rank`]: tier, priority, submission. The lines are merged by fair share. The first in
+//! line that does not fit is promised nodes, and those behind it start only if that does not delay it.
 
 mod explain;
 pub mod pack;
 mod pool;
+mod quota;
 mod rank;
 mod reason;
 mod request;
@@ -17,12 +19,13 @@ mod tests;
 use imbl::OrdMap;
 
 pub use explain::{Asked, Change, Explanation, Foreseen, explain, foresee};
-pub use pool::{Closed, Pool, Supply};
+pub use pool::{Closed, Outcome, Pool, Supply};
+pub use quota::{Limits, Quotas};
 pub use rank::Rank;
-pub use reason::WaitReason;
-pub use request::{Hold, Placement, Request, Waiting};
+pub use reason::{COUNTED, WaitReason};
+pub use request::{Eviction, Hold, Placement, Promise, Request, Waiting, Yields};
 
-use crate::id::{ComputeName, JobName, NodeName};
+use crate::id::{ComputeName, JobName, NodeName, Principal};
 use crate::resource::{Capacity, Demand, Reservation};
 use crate::time::Timestamp;
 
@@ -120,7 +123,7 @@ impl Sched {
         let due: Vec<ComputeName> = self
             .pools
             .iter()
-            .filter(|(_, pool)| pool.next_wake().is_some_and(|until| until <= now))
+            .filter(|(_, pool)| pool.is_due(now))
             .map(|(compute, _)| compute.clone())
             .collect();
         for compute in due {
@@ -139,8 +142,37 @@ impl Sched {
     }
 
     /// Gives back what a job holds of a node.
-    pub fn release(&mut self, compute: &ComputeName, node: &NodeName, job: &JobName) {
-        self.pool_mut(compute).release(node, job);
+    pub fn release(
+        &mut self,
+        compute: &ComputeName,
+        node: &NodeName,
+        job: &JobName,
+        now: Timestamp,
+    ) {
+        self.pool_mut(compute).release(node, job, now);
+    }
+
+    /// A job was asked to stop: what it holds of the node is about to be free.
+    pub fn set_going(&mut self, compute: &ComputeName, node: &NodeName, job: &JobName) {
+        self.pool_mut(compute).set_going(node, job);
+    }
+
+    /// Who may hold how much of a compute.
+    pub fn set_quotas(&mut self, compute: &ComputeName, quotas: Quotas) {
+        self.pool_mut(compute).set_quotas(quotas);
+    }
+
+    /// Enters what a user held of a compute in the past, which counts for fair share. The compute's
+    /// nodes are known by then.
+    pub fn used(
+        &mut self,
+        compute: &ComputeName,
+        user: &Principal,
+        request: &Request,
+        from: Timestamp,
+        to: Timestamp,
+    ) {
+        self.pool_mut(compute).used(user, request, from, to);
     }
 
     /// Commits a placement: checks once more that the nodes are ready and have room, reserves on all
@@ -152,8 +184,8 @@ impl Sched {
 
     /// Keeps what a plan found out about those that wait.
     pub fn explain_with(&mut self, plan: &Plan) {
-        for (compute, reason) in &plan.blocked {
-            self.pool_mut(compute).set_blocked(reason.clone());
+        for (compute, outcome) in &plan.outcomes {
+            self.pool_mut(compute).learn_outcome(outcome);
         }
     }
 
@@ -181,25 +213,41 @@ impl Sched {
     }
 }
 
-/// What to do next: placements in order, and per compute why its head waits.
+/// What to do next, for every compute that was looked at.
 #[derive(Clone, Default, Debug)]
 pub struct Plan {
+    /// What starts and why the first in line of each does not.
+    pub outcomes: Vec<(ComputeName, Outcome)>,
+}
+
+impl Plan {
     /// To be committed in this order.
-    pub placements: Vec<Placement>,
-    /// For every compute looked at: what holds its head back, or `None`.
-    pub blocked: Vec<(ComputeName, Option<WaitReason>)>,
+    pub fn placements(&self) -> impl Iterator<Item = &Placement> {
+        self.outcomes.iter().flat_map(|(_, outcome)| &outcome.placements)
+    }
+
+    /// Who makes way for whom.
+    pub fn evictions(&self) -> impl Iterator<Item = &Eviction> {
+        self.outcomes.iter().flat_map(|(_, outcome)| &outcome.evictions)
+    }
+
+    /// Whether more could be placed than the budget allowed.
+    pub fn goes_on(&self) -> bool {
+        self.outcomes.iter().any(|(_, o)| matches!(o.blocked, Some(WaitReason::NextRound)))
+    }
 }
 
 /// Decides what starts now. Pure: reads `sched`, changes nothing.
 pub fn plan(sched: &Sched, now: Timestamp, budget: Budget) -> Plan {
     let mut plan = Plan::default();
+    let mut left = budget.placements;
     for (compute, pool) in &sched.pools {
         if pool.is_settled(now) {
             continue;
         }
-        let left = budget.placements.saturating_sub(plan.placements.len());
-        let blocked = pool.plan(compute, now, left, &mut plan.placements);
-        plan.blocked.push((compute.clone(), blocked));
+        let outcome = pool.plan(compute, now, left);
+        left = left.saturating_sub(outcome.placements.len());
+        plan.outcomes.push((compute.clone(), outcome));
     }
     plan
 }

@@ -2,9 +2,13 @@
 
 use std::fmt;
 
+use super::{Limits, Request};
 use crate::id::{JobName, NodeName, Principal};
 use crate::resource::{Cpus, Demand, Gpus, Memory, Shortage};
 use crate::time::Timestamp;
+
+/// Jobs before another are counted up to here.
+pub const COUNTED: usize = 10_000;
 
 /// The binding constraint of a waiting job.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -51,10 +55,38 @@ pub enum WaitReason {
     Behind {
         /// The first in line.
         head: JobName,
-        /// How many are before this one.
+        /// How many are before this one; not counted beyond [`COUNTED`].
         ahead: usize,
         /// Why the first waits.
         because: Box<WaitReason>,
+    },
+    /// The first in line needs several nodes at once, and too few of them have room.
+    Gang {
+        /// What it asks for.
+        request: Request,
+        /// So many have room.
+        ready: usize,
+    },
+    /// It needs more nodes at once than get jobs and are as large. It holds nobody back.
+    TooFew {
+        /// What it asks for.
+        request: Request,
+        /// So many are.
+        nodes: usize,
+    },
+    /// Its user's jobs hold as much of the compute as they may. It holds nobody back.
+    Quota {
+        /// Whose quota.
+        user: Principal,
+        /// The quota.
+        limits: Box<Limits>,
+        /// What the user's jobs hold, of what is limited.
+        held: Box<Limits>,
+    },
+    /// Others make way for it.
+    MakingRoom {
+        /// Which.
+        jobs: Vec<JobName>,
     },
     /// A job takes a whole node here, and every node that could hold it is taken.
     Occupied {
@@ -152,8 +184,40 @@ impl fmt::Display for WaitReason {
             ),
             Self::Behind { head, ahead, because } => {
                 let jobs = if *ahead == 1 { "job is" } else { "jobs are" };
-                write!(f, "{ahead} {jobs} before it; the first, {head}, {because}")
+                let more = if *ahead == COUNTED { "more than " } else { "" };
+                write!(f, "{more}{ahead} {jobs} before it; the first, {head}, {because}")
             }
+            Self::Gang { request, ready } => {
+                let have = if *ready == 1 { "has" } else { "have" };
+                write!(
+                    f,
+                    "asks for {request}, all at once, and {ready} {have} room; it starts when {} \
+                     more have",
+                    (request.members as usize).saturating_sub(*ready)
+                )
+            }
+            Self::TooFew { request, nodes } => {
+                let are = if *nodes == 1 { "is" } else { "are" };
+                write!(
+                    f,
+                    "asks for {request}, all at once, and only {nodes} of the nodes that get jobs \
+                     {are} as large; it starts when more join, or cancel it and set \
+                     resources.instance_count to {nodes}"
+                )
+            }
+            Self::Quota { user, limits, held } => write!(
+                f,
+                "{user}'s jobs may hold {limits} of the compute at once, and hold {held}; it starts \
+                 when enough of them have ended, or ask an admin for a larger quota"
+            ),
+            Self::MakingRoom { jobs } => match jobs.as_slice() {
+                [job] => write!(f, "job {job} makes way for it"),
+                jobs => {
+                    let names: Vec<&str> = jobs.iter().take(3).map(JobName::as_str).collect();
+                    let more = if jobs.len() > 3 { ", …" } else { "" };
+                    write!(f, "{} jobs make way for it ({}{more})", jobs.len(), names.join(", "))
+                }
+            },
             Self::Occupied { nodes } => {
                 let nodes = match nodes {
                     1 => "the only node that could hold it is".to_owned(),

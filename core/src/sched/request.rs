@@ -4,7 +4,7 @@ use std::fmt;
 
 use crate::id::{ComputeName, JobName, NodeName, Principal};
 use crate::resource::{Demand, Reservation};
-use crate::spec::JobResources;
+use crate::spec::{JobResources, Tier};
 use crate::time::Timestamp;
 
 use super::Rank;
@@ -83,8 +83,58 @@ pub struct Hold {
     pub rank: Rank,
     /// What it holds.
     pub reservation: Reservation,
+    /// Since when.
+    pub since: Timestamp,
     /// When it ends at the latest, as far as anybody can say.
     pub until: Option<Timestamp>,
     /// When it makes way for the one to whom the node is promised.
     pub yields_at: Option<Timestamp>,
+    /// It was asked to stop.
+    pub going: bool,
+}
+
+/// Nodes that are kept for the first in line.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Promise {
+    /// Its place in the queue.
+    pub rank: Rank,
+    /// The nodes. Others get them only if they are away in time.
+    pub nodes: Vec<NodeName>,
+    /// When it starts at the latest; `None` if nobody can say.
+    pub at: Option<Timestamp>,
+}
+
+/// A job that is to make way.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Eviction {
+    /// Which.
+    pub job: JobName,
+    /// For whom.
+    pub for_job: JobName,
+    /// Why.
+    pub why: Yields,
+}
+
+/// Why a job makes way for another.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Yields {
+    /// The other is of this tier, which is higher.
+    Tier(Tier),
+    /// It was let ahead of the other because it said that it would be over by now.
+    Late,
+}
+
+impl fmt::Display for Eviction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.why {
+            Yields::Tier(tier) => {
+                write!(f, "job {} of tier {} needs its node", self.for_job, tier.word())
+            }
+            Yields::Late => write!(
+                f,
+                "it was let ahead of job {}, and has taken longer than its limits.timeout said",
+                self.for_job
+            ),
+        }
+    }
 }

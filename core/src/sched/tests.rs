@@ -1,9 +1,11 @@
+mod policy;
+
 use std::collections::BTreeMap;
 
 use super::*;
 use crate::id::{Principal, SubmitSeq};
 use crate::resource::{GpuDevice, Shortage};
-use crate::spec::Priority;
+use crate::spec::{Priority, Tier};
 
 fn compute() -> ComputeName {
     ComputeName::new("local").unwrap()
@@ -34,7 +36,7 @@ fn sched(nodes: &[(&str, Capacity)]) -> Sched {
 
 /// Of equal jobs, in order of submission.
 fn rank(seq: u64) -> Rank {
-    Rank::new(Priority::Medium, NOW, SubmitSeq(seq))
+    Rank::new(Tier::Standard, Priority::Medium, NOW, SubmitSeq(seq))
 }
 
 fn wait(sched: &mut Sched, seq: u64, demand: Demand) {
@@ -58,8 +60,7 @@ const NOW: Timestamp = Timestamp::from_millis(1_000_000);
 fn step(sched: &mut Sched) -> Vec<String> {
     let plan = plan(sched, NOW, WIDE);
     let made = plan
-        .placements
-        .iter()
+        .placements()
         .map(|p| {
             sched.commit(p, NOW).expect("a fresh plan commits");
             format!("{}@{}", p.rank.seq(), p.nodes[0])
@@ -83,7 +84,7 @@ fn first_in_first_out_and_the_head_holds_back_the_rest() {
         matches!(&reason, WaitReason::Behind { head, ahead: 1, .. } if head.as_str() == "job2"),
         "{reason}"
     );
-    sched.release(&compute(), &node("a"), &name("job1"));
+    sched.release(&compute(), &node("a"), &name("job1"), NOW);
     assert_eq!(step(&mut sched), ["2@a", "3@a"]);
 }
 
@@ -94,7 +95,12 @@ fn priority_goes_first_and_a_day_of_waiting_makes_up_for_a_level() {
         let mut sched = sched(&[("a", capacity(1, 1000, 0))]);
         for &(seq, priority, hours_ago) in jobs {
             let job = JobName::new(&format!("job{seq}")).unwrap();
-            let rank = Rank::new(priority, NOW.plus_millis(-hours_ago * HOUR), SubmitSeq(seq));
+            let rank = Rank::new(
+                Tier::Standard,
+                priority,
+                NOW.plus_millis(-hours_ago * HOUR),
+                SubmitSeq(seq),
+            );
             sched.enqueue(&compute(), rank, waiting(job, demand(1, 0, 0)));
         }
         sched.waiting().map(|(_, _, job)| job.to_string()).collect()
@@ -175,7 +181,7 @@ fn gpus_are_exact_devices_and_come_back() {
     let mut sched = sched(&[("a", capacity(8, 1000, 2))]);
     wait(&mut sched, 1, demand(1, 0, 1));
     let first = plan(&sched, NOW, WIDE);
-    let held = sched.commit(&first.placements[0], NOW).unwrap();
+    let held = sched.commit(&first.outcomes[0].1.placements[0], NOW).unwrap();
     assert_eq!(held[0].gpus, [0]);
     wait(&mut sched, 2, demand(1, 0, 2));
     assert!(step(&mut sched).is_empty());
@@ -183,7 +189,7 @@ fn gpus_are_exact_devices_and_come_back() {
         sched.reason(&compute(), rank(2)),
         Some(WaitReason::Shortage { lacking: Shortage::Gpus, free_gpus: 1000, .. })
     ));
-    sched.release(&compute(), &node("a"), &name("job1"));
+    sched.release(&compute(), &node("a"), &name("job1"), NOW);
     assert_eq!(step(&mut sched), ["2@a"]);
 }
 
@@ -204,10 +210,10 @@ fn a_plan_that_is_out_of_date_does_not_commit() {
     wait(&mut sched, 1, demand(1, 0, 0));
     let stale = plan(&sched, NOW, WIDE);
     sched.set_ready(&compute(), &node("a"), false);
-    assert!(sched.commit(&stale.placements[0], NOW).is_none());
+    assert!(sched.commit(&stale.outcomes[0].1.placements[0], NOW).is_none());
     sched.set_ready(&compute(), &node("a"), true);
     sched.dequeue(&compute(), rank(1));
-    assert!(sched.commit(&stale.placements[0], NOW).is_none());
+    assert!(sched.commit(&stale.outcomes[0].1.placements[0], NOW).is_none());
 }
 
 #[test]
@@ -220,10 +226,10 @@ fn back_off_holds_a_job_but_not_those_behind_it() {
     assert_eq!(sched.next_wake(), Some(until));
     assert_eq!(step(&mut sched), ["2@a"]);
     assert_eq!(sched.reason(&compute(), rank(1)), Some(WaitReason::BackOff { until }));
-    sched.release(&compute(), &node("a"), &name("job2"));
+    sched.release(&compute(), &node("a"), &name("job2"), NOW);
     let later = plan(&sched, until, WIDE);
-    assert_eq!(later.placements.len(), 1);
-    assert!(sched.commit(&later.placements[0], NOW).is_some());
+    assert_eq!(later.placements().count(), 1);
+    assert!(sched.commit(&later.outcomes[0].1.placements[0], NOW).is_some());
 }
 
 #[test]
@@ -241,7 +247,7 @@ fn explained(sched: &Sched, seq: u64, demand: Demand, priority: Priority) -> Exp
         compute: compute(),
         priority,
         created_at: NOW,
-        rank: Rank::new(priority, NOW, SubmitSeq(seq)),
+        rank: Rank::new(Tier::Standard, priority, NOW, SubmitSeq(seq)),
     };
     explain(sched, &asked, NOW).unwrap()
 }
@@ -272,13 +278,6 @@ fn what_would_start_a_job_now_is_found_and_true() {
     let told = explained(&sched, 3, demand(2, 900, 0), Priority::Medium);
     assert_eq!(told.changes, [less, Change::Compute(other.clone())]);
 
-    // Behind another, less would not help; a higher level would.
-    wait(&mut sched, 4, demand(1, 100, 0));
-    step(&mut sched);
-    let told = explained(&sched, 4, demand(1, 100, 0), Priority::Medium);
-    assert!(matches!(told.reason, WaitReason::Behind { .. }) && told.ahead == 1, "{told:?}");
-    assert_eq!(told.changes, [Change::Compute(other), Change::Priority(Priority::High)]);
-
     // A job that is not submitted yet.
     let foreseen = |demand: Demand| {
         let asked = Asked {
@@ -286,7 +285,7 @@ fn what_would_start_a_job_now_is_found_and_true() {
             compute: compute(),
             priority: Priority::High,
             created_at: NOW,
-            rank: Rank::new(Priority::High, NOW, SubmitSeq(9)),
+            rank: Rank::new(Tier::Standard, Priority::High, NOW, SubmitSeq(9)),
         };
         foresee(&sched, &asked, NOW)
     };
@@ -294,15 +293,27 @@ fn what_would_start_a_job_now_is_found_and_true() {
     let Foreseen::Waits(told) = foreseen(demand(2, 900, 0)) else { panic!("there is no room") };
     assert!(matches!(told.reason, WaitReason::Shortage { .. }), "{told:?}");
     assert_eq!(told.changes[0].settings(), ["resources.memory=500MiB"]);
-    assert_eq!(sched.pool(&compute()).unwrap().queued(), 2, "nothing was submitted");
+    assert_eq!(sched.pool(&compute()).unwrap().queued(), 1, "nothing was submitted");
+
+    // Held back by what is promised to another; a higher level would help.
+    wait(&mut sched, 5, demand(2, 500, 0));
+    assert_eq!(step(&mut sched), ["5@b"], "nodes of the first in line are a's");
+    wait(&mut sched, 4, demand(1, 100, 0));
+    step(&mut sched);
+    let told = explained(&sched, 4, demand(1, 100, 0), Priority::Medium);
+    assert!(matches!(told.reason, WaitReason::Behind { .. }) && told.ahead == 1, "{told:?}");
+    let less = Change::Demand { from: demand(1, 100, 0), to: demand(1, 50, 0) };
+    let changes = [less, Change::Compute(other), Change::Priority(Priority::High)];
+    assert_eq!(told.changes, changes, "with less it has room on c, and delays nobody");
 
     // Several things at once.
     let large = demand(4, 900, 2);
     sched.dequeue(&compute(), rank(3));
     sched.dequeue(&compute(), rank(4));
-    wait(&mut sched, 5, large.clone());
+    sched.release(&compute(), &node("b"), &name("job5"), NOW);
+    wait(&mut sched, 6, large.clone());
     step(&mut sched);
-    let told = explained(&sched, 5, large.clone(), Priority::Medium);
+    let told = explained(&sched, 6, large.clone(), Priority::Medium);
     let less = Change::Demand { from: large, to: demand(2, 500, 1) };
     assert_eq!(told.changes, std::slice::from_ref(&less));
     assert_eq!(
@@ -445,7 +456,7 @@ mod properties {
                     }
                     Op::Finish(i) if !running.is_empty() => {
                         let (node, job, _) = running.swap_remove(i % running.len());
-                        sched.release(&compute(), &node, &job);
+                        sched.release(&compute(), &node, &job, NOW);
                     }
                     Op::Finish(_) => {}
                     Op::Ready(i, r) => {
@@ -456,7 +467,7 @@ mod properties {
                 }
                 let plan = plan(&sched, NOW, WIDE);
                 let mut last = None;
-                for placement in &plan.placements {
+                for placement in plan.placements() {
                     let index = names.iter().position(|n| *n == placement.nodes[0].as_str()).unwrap();
                     prop_assert!(ready[index]);
                     prop_assert!(last < Some(placement.rank));

@@ -360,6 +360,44 @@ pub struct QueueSettings {
     pub priority: Priority,
 }
 
+impl QueueSettings {
+    /// The tier that it names; [`Tier::Standard`] if it names none.
+    pub fn tier(&self) -> Tier {
+        let named = self.job_tier.as_deref().unwrap_or_default();
+        Tier::ALL.into_iter().find(|tier| tier.word() == named).unwrap_or_default()
+    }
+}
+
+/// Which jobs make way for which: one of a higher tier goes before all of a lower, and takes their
+/// nodes if it must.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub enum Tier {
+    /// Takes what is left, and makes way for every other.
+    Spot,
+    /// Makes way for the usual.
+    Basic,
+    /// The usual.
+    #[default]
+    Standard,
+    /// Never makes way.
+    Premium,
+}
+
+impl Tier {
+    /// The lowest first.
+    pub const ALL: [Self; 4] = [Self::Spot, Self::Basic, Self::Standard, Self::Premium];
+
+    /// As the YAML says it.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Spot => "spot",
+            Self::Basic => "basic",
+            Self::Standard => "standard",
+            Self::Premium => "premium",
+        }
+    }
+}
+
 /// A job's rank among the waiting.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -499,7 +499,13 @@ static LIMITS: Object = Object {
 static QUEUE: Object = Object {
     what: "queue settings",
     fields: &[
-        field("job_tier", Word(&TIERS), Recorded, "", "Azure's tier."),
+        field(
+            "job_tier",
+            Word(&TIERS),
+            Runs,
+            "standard",
+            "A higher tier goes before a lower, and takes its nodes if it must.",
+        ),
         field(
             "priority",
             Word(&PRIORITIES),

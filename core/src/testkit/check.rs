@@ -92,8 +92,10 @@ fn queues(live: &Live) -> Checked {
     for compute in live.computes() {
         let Some(pool) = live.sched().pool(&compute.name) else { continue };
         let counted = classes.remove(&compute.name).unwrap_or_default();
-        let kept: BTreeMap<Request, usize> =
-            pool.classes().map(|(request, count)| (request.clone(), count)).collect();
+        let mut kept: BTreeMap<Request, usize> = BTreeMap::new();
+        for (request, count) in pool.classes() {
+            *kept.entry(request.clone()).or_default() += count;
+        }
         ensure(kept == counted, "sanity", || {
             format!("{}: classes {kept:?}, in the queue {counted:?}", compute.name)
         })?;

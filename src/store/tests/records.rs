@@ -134,30 +134,33 @@ fn active() -> impl Strategy<Value = State> {
         });
     let ids = (1..9_u32, any::<u64>(), nodes());
     let stops = (option::of(cancel()), option::of(evict()));
-    (ids, held, stamp(), phase(), option::of(stamp()), stops, any::<bool>()).prop_map(
-        |(
-            (attempt, epoch, node),
-            reservation,
-            assigned_at,
-            phase,
-            started_at,
-            (cancel, evict),
-            away,
-        )| {
-            State::Active(Active {
-                attempt: AttemptNumber(attempt),
-                epoch: Epoch(epoch),
-                node,
+    (ids, held, stamp(), phase(), option::of(stamp()), stops, any::<bool>(), option::of(stamp()))
+        .prop_map(
+            |(
+                (attempt, epoch, node),
                 reservation,
                 assigned_at,
                 phase,
                 started_at,
-                cancel,
-                evict,
-                unreachable: away,
-            })
-        },
-    )
+                (cancel, evict),
+                away,
+                yields_at,
+            )| {
+                State::Active(Active {
+                    attempt: AttemptNumber(attempt),
+                    epoch: Epoch(epoch),
+                    node,
+                    reservation,
+                    assigned_at,
+                    phase,
+                    started_at,
+                    cancel,
+                    evict,
+                    unreachable: away,
+                    yields_at,
+                })
+            },
+        )
 }
 
 fn ended() -> impl Strategy<Value = State> {

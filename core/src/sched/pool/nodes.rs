@@ -1,0 +1,311 @@
+//! A pool's nodes, by what is free on them.
+
+use imbl::OrdMap;
+
+use super::share::Amount;
+use super::{Pool, Waiting};
+use crate::id::{JobName, NodeName, Principal};
+use crate::resource::{Capacity, Demand, GpuDevice, Ledger, MiB, Reservation};
+use crate::sched::pack::{Ask, Free, Models};
+use crate::sched::{Hold, Request};
+
+#[derive(Clone, Debug)]
+pub(super) struct Slot {
+    pub(super) ledger: Ledger,
+    /// What of it is held, by job.
+    pub(super) holds: OrdMap<JobName, Hold>,
+    /// The daemon hears from it.
+    pub(super) ready: bool,
+    /// An admin keeps jobs away from it.
+    pub(super) drained: bool,
+    /// It is on its way out.
+    pub(super) leaving: bool,
+    /// The number of what its devices are.
+    model: u8,
+}
+
+impl Slot {
+    /// Whether it gets jobs.
+    pub(super) fn is_open(&self) -> bool {
+        self.ready && !self.drained && !self.leaving
+    }
+
+    fn has_gpus(&self) -> bool {
+        !self.ledger.capacity().gpus.is_empty()
+    }
+}
+
+/// As much of a capacity as decides what an empty node can hold: its devices are in order of what
+/// they are, and have no names.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) struct Size(Capacity);
+
+impl Size {
+    pub(super) fn capacity(&self) -> &Capacity {
+        &self.0
+    }
+
+    fn of(capacity: &Capacity) -> Self {
+        let gpus = devices(capacity)
+            .into_iter()
+            .zip(0..)
+            .map(|((model, memory), index)| {
+                (index, GpuDevice { uuid: String::new(), model, memory })
+            })
+            .collect();
+        let Capacity { cpu, memory, disk, labels, .. } = capacity;
+        Self(Capacity { cpu: *cpu, memory: *memory, gpus, disk: *disk, labels: labels.clone() })
+    }
+
+    pub(super) fn could_hold(&self, demand: &Demand) -> bool {
+        self.0.could_hold(demand)
+    }
+}
+
+/// The model and memory of each device of a node, in order.
+pub(super) type Devices = Vec<(String, MiB)>;
+
+fn devices(capacity: &Capacity) -> Devices {
+    let mut all: Devices =
+        capacity.gpus.values().map(|device| (device.model.clone(), device.memory)).collect();
+    all.sort_unstable();
+    all
+}
+
+/// The number that nodes with devices of one kind too many have in common.
+const OTHER: u8 = Models::MAX - 1;
+
+impl Pool {
+    pub(in crate::sched) fn put_node(&mut self, node: NodeName, capacity: Capacity) {
+        let model = self.model(&capacity);
+        for key in capacity.labels.keys() {
+            self.label_keys.insert(key.clone());
+        }
+        if !self.packs && !capacity.gpus.is_empty() {
+            self.packs = true;
+            for (node, slot) in self.nodes.iter().filter(|(_, slot)| slot.is_open()) {
+                self.packing.add(node.clone(), Free::of(&slot.ledger, slot.model));
+            }
+        }
+        let offered = Amount::offered(&capacity);
+        if let Some(known) = self.nodes.get(&node) {
+            self.total.subtract(Amount::offered(known.ledger.capacity()));
+            self.change(&node, |slot| {
+                slot.ledger.set_capacity(capacity);
+                slot.model = model;
+            });
+        } else {
+            let (ledger, holds) = (Ledger::new(capacity), OrdMap::new());
+            let (ready, drained, leaving) = (false, false, false);
+            self.nodes.insert(node, Slot { ledger, holds, ready, drained, leaving, model });
+        }
+        self.total.add(offered);
+        self.dirty = true;
+    }
+
+    /// The number of what the devices are.
+    fn model(&mut self, capacity: &Capacity) -> u8 {
+        let devices = devices(capacity);
+        let known = self.models.iter().position(|known| *known == devices);
+        let number = known.unwrap_or(self.models.len());
+        if number >= OTHER.into() {
+            return OTHER;
+        }
+        if known.is_none() {
+            self.models.push_back(devices);
+        }
+        u8::try_from(number).unwrap_or(OTHER)
+    }
+
+    /// What it asks of a node, by what the nodes' devices are: those left out have none that suits.
+    fn ask(&self, demand: &Demand) -> Ask {
+        if demand.gpus == 0 || (demand.gpu_models.is_none() && demand.gpu_memory == 0) {
+            return Ask::of(demand, Models::ANY);
+        }
+        let suits = |(model, memory): &(String, MiB)| {
+            demand.suits(&GpuDevice { uuid: String::new(), model: model.clone(), memory: *memory })
+        };
+        let numbers = (0..).zip(&self.models);
+        let some = numbers.filter(|(_, devices)| devices.iter().any(suits)).map(|(n, _)| n);
+        Ask::of(demand, Models::of(some.chain([OTHER])))
+    }
+
+    pub(in crate::sched) fn remove_node(&mut self, node: &NodeName) {
+        self.change(node, |slot| slot.ready = false);
+        let Some(slot) = self.nodes.remove(node) else { return };
+        self.total.subtract(Amount::offered(slot.ledger.capacity()));
+        for (job, hold) in &slot.holds {
+            self.forget_hold(job, hold, None);
+        }
+    }
+
+    pub(in crate::sched) fn set_ready(&mut self, node: &NodeName, ready: bool) {
+        self.change(node, |slot| slot.ready = ready);
+    }
+
+    pub(in crate::sched) fn set_drained(&mut self, node: &NodeName, drained: bool) {
+        self.change(node, |slot| slot.drained = drained);
+    }
+
+    pub(in crate::sched) fn set_leaving(&mut self, node: &NodeName, leaving: bool) {
+        self.change(node, |slot| slot.leaving = leaving);
+    }
+
+    /// Changes what kind of node it is or whether it gets jobs, and with it which jobs could start.
+    fn change(&mut self, node: &NodeName, change: impl FnOnce(&mut Slot)) {
+        self.dirty = true;
+        self.freed = true;
+        self.unindex(node);
+        let Some(slot) = self.nodes.get_mut(node) else { return };
+        let before = slot.is_open().then(|| Size::of(slot.ledger.capacity()));
+        change(slot);
+        let after = slot.is_open().then(|| Size::of(slot.ledger.capacity()));
+        self.index(node);
+        if before == after {
+            return;
+        }
+        if let Some(size) = after {
+            let count = self.sizes.entry(size.clone()).or_default();
+            *count += 1;
+            let first = *count == 1;
+            self.judge(|request, startable| {
+                let differs = first || request.members > 1;
+                differs && !startable && size.could_hold(&request.demand)
+            });
+        }
+        if let Some(size) = before
+            && let Some(count) = self.sizes.get_mut(&size)
+        {
+            *count -= 1;
+            let last = *count == 0;
+            if last {
+                self.sizes.remove(&size);
+            }
+            self.judge(|request, startable| {
+                let differs = last || request.members > 1;
+                differs && startable && size.could_hold(&request.demand)
+            });
+        }
+    }
+
+    /// Looks anew at the classes for which the sizes that are open now may make a difference.
+    fn judge(&mut self, may_differ: impl Fn(&Request, bool) -> bool) {
+        let sizes = self.sizes.clone();
+        let mut changed = Vec::new();
+        let users: Vec<Principal> = self.users.keys().cloned().collect();
+        for user in users {
+            let Some(known) = self.users.get_mut(&user) else { continue };
+            if known.line.judge(&may_differ, |request| hold_all(&sizes, request)) {
+                changed.push(user);
+            }
+        }
+        for user in changed {
+            self.refresh(&user);
+        }
+    }
+
+    pub(super) fn index(&mut self, node: &NodeName) {
+        if let Some(slot) = self.nodes.get(node)
+            && slot.is_open()
+            && !self.set_aside.contains(node)
+        {
+            self.by_free.insert((slot.ledger.free_cpu(), node.clone()));
+            if self.packs {
+                self.packing.add(node.clone(), Free::of(&slot.ledger, slot.model));
+            }
+            self.with_gpus += usize::from(slot.has_gpus());
+        }
+    }
+
+    pub(super) fn unindex(&mut self, node: &NodeName) {
+        if let Some(slot) = self.nodes.get(node) {
+            let indexed = self.by_free.remove(&(slot.ledger.free_cpu(), node.clone()));
+            if indexed.is_some() {
+                if self.packs {
+                    self.packing.remove(node, &Free::of(&slot.ledger, slot.model));
+                }
+                self.with_gpus -= usize::from(slot.has_gpus());
+            }
+        }
+    }
+
+    /// Whether the nodes that get jobs could hold it when empty.
+    pub(super) fn could_start(&self, request: &Request) -> bool {
+        hold_all(&self.sizes, request)
+    }
+
+    pub(super) fn is_open(&self, node: &NodeName) -> bool {
+        self.nodes.get(node).is_some_and(Slot::is_open)
+    }
+
+    /// What a member would get of a node now.
+    pub(super) fn reservation(&self, node: &NodeName, demand: &Demand) -> Option<Reservation> {
+        let mut ledger = self.nodes.get(node)?.ledger.clone();
+        match self.exclusive {
+            true if ledger.is_idle() => ledger.reserve_whole(demand).ok(),
+            true => None,
+            false => ledger.reserve(demand).ok(),
+        }
+    }
+
+    /// Whether one more member has room in the books of a node.
+    pub(super) fn has_room(&self, ledger: &Ledger, demand: &Demand) -> bool {
+        ledger.shortage(demand).is_none() && (!self.exclusive || ledger.is_idle())
+    }
+
+    /// Where its members go, if there is room for all of them.
+    pub(super) fn best_nodes(&self, request: &Request) -> Option<Vec<NodeName>> {
+        let first = self.best_node(&request.demand)?;
+        let mut nodes = vec![first];
+        if request.members > 1 {
+            let mut trial = self.clone();
+            while nodes.len() < request.members as usize {
+                if let Some(taken) = nodes.last() {
+                    trial.unindex(taken);
+                }
+                nodes.push(trial.best_node(&request.demand)?);
+            }
+        }
+        Some(nodes)
+    }
+
+    /// Of the nodes that get jobs and have room: where there are GPUs the one on which the job
+    /// strands the least of them ([`crate::sched::pack`]), else the one with the least CPU free.
+    fn best_node(&self, demand: &Demand) -> Option<NodeName> {
+        if self.with_gpus > 0 && !self.exclusive {
+            let ask = self.ask(demand);
+            if !demand.is_choosy() && demand.disk == 0 {
+                return self.packing.node_for(&ask).cloned();
+            }
+            let has_room = |node: &NodeName| {
+                self.nodes.get(node).is_some_and(|slot| slot.ledger.shortage(demand).is_none())
+            };
+            return self.packing.suited_node_for(&ask, has_room).cloned();
+        }
+        let from = (demand.cpu, NodeName::lowest());
+        self.by_free
+            .range(from..)
+            .find(|(_, node)| {
+                self.nodes.get(node).is_some_and(|slot| self.has_room(&slot.ledger, demand))
+            })
+            .map(|(_, node)| node.clone())
+    }
+
+    /// Lets the packing know what comes.
+    pub(super) fn learn(&mut self, waiting: &Waiting) {
+        let ask = self.ask(&waiting.request.demand);
+        self.packing.learn(&ask);
+    }
+}
+
+/// Whether nodes of these sizes, so many of each, could hold it when empty.
+fn hold_all(sizes: &OrdMap<Size, usize>, request: &Request) -> bool {
+    let mut missing = request.members as usize;
+    for (_, count) in sizes.iter().filter(|(size, _)| size.could_hold(&request.demand)) {
+        missing = missing.saturating_sub(*count);
+        if missing == 0 {
+            return true;
+        }
+    }
+    false
+}

@@ -1,0 +1,189 @@
+//! Why jobs wait, and what could never start.
+
+use super::nodes::Slot;
+use super::{Closed, Pool, Supply};
+use crate::resource::{Capacity, Demand, Ledger, Shortage};
+use crate::sched::{COUNTED, Limits, Rank, Request, WaitReason};
+
+impl Pool {
+    /// Why a job waits that no node which gets jobs could hold.
+    fn too_large(&self, request: &Request) -> WaitReason {
+        let demand = &request.demand;
+        if self.nodes.is_empty() {
+            return WaitReason::NoNodes;
+        }
+        let closed = |drained: bool| {
+            self.nodes
+                .iter()
+                .filter(|(_, slot)| !slot.is_open() && !slot.leaving && slot.drained == drained)
+                .find(|(_, slot)| slot.ledger.capacity().could_hold(demand))
+                .map(|(node, _)| node.clone())
+        };
+        let fitting = self.sizes.iter().filter(|(size, _)| size.could_hold(demand));
+        let nodes = fitting.map(|(_, count)| *count).sum();
+        if request.members > 1 && nodes > 0 {
+            return WaitReason::TooFew { request: request.clone(), nodes };
+        }
+        let some_open = self.nodes.values().any(Slot::is_open);
+        if self.nodes.values().all(|slot| slot.leaving) {
+            return WaitReason::NoNodes;
+        }
+        match (closed(false), closed(true)) {
+            (Some(_), _) if !some_open => WaitReason::NodesSilent,
+            (None, Some(node)) => WaitReason::Drained { demand: demand.clone(), node },
+            (node, _) => WaitReason::TooLarge { demand: demand.clone(), node },
+        }
+    }
+
+    /// Why the first in line waits for room.
+    pub(super) fn shortage(&self, request: &Request) -> WaitReason {
+        let demand = &request.demand;
+        if request.members > 1 {
+            let open = self.nodes.values().filter(|slot| slot.is_open());
+            let ready = open.filter(|slot| self.has_room(&slot.ledger, demand)).count();
+            return WaitReason::Gang { request: request.clone(), ready };
+        }
+        if self.exclusive {
+            let open = self.nodes.values().filter(|slot| slot.is_open());
+            let large = open.filter(|slot| slot.ledger.capacity().could_hold(demand));
+            return WaitReason::Occupied { nodes: large.count() };
+        }
+        let closest = self
+            .nodes
+            .iter()
+            .filter(|(_, slot)| slot.is_open() && slot.ledger.capacity().could_hold(demand))
+            .filter_map(|(node, slot)| {
+                slot.ledger.shortage(demand).map(|lacking| (lacking, node, &slot.ledger))
+            })
+            .max_by_key(|(lacking, _, ledger)| (*lacking, ledger.free_cpu(), ledger.free_memory()));
+        match closest {
+            None => WaitReason::NodesSilent,
+            Some((lacking, node, ledger)) => WaitReason::Shortage {
+                demand: demand.clone(),
+                lacking,
+                node: node.clone(),
+                free_cpu: ledger.free_cpu(),
+                free_memory: ledger.free_memory(),
+                free_disk: ledger.free_disk(),
+                free_gpus: ledger.free_for(demand),
+            },
+        }
+    }
+
+    pub(in crate::sched) fn reason(&self, rank: Rank) -> Option<WaitReason> {
+        if let Some(waiting) = self.queue.get(&rank) {
+            if let Some(Closed { by, reason }) = &self.closed {
+                let (by, reason) = (by.clone(), reason.clone());
+                return Some(WaitReason::ComputeDrained { by, reason });
+            }
+            if !self.could_start(&waiting.request) {
+                let reason = self.too_large(&waiting.request);
+                return Some(self.supplied(&waiting.request.demand, reason));
+            }
+            let known = self.users.get(&waiting.user)?;
+            if !self.is_within_quota(&waiting.user, known, &waiting.request) {
+                let limits = self.quotas.of(&waiting.user).clone();
+                let held = Limits {
+                    cpu: limits.cpu.map(|_| known.held.cpu),
+                    memory: limits.memory.map(|_| known.held.memory),
+                    milli_gpus: limits.milli_gpus.map(|_| known.held.milli_gpus),
+                    nodes: limits.nodes.map(|_| known.nodes()),
+                    jobs: limits.jobs.map(|_| u32::try_from(known.jobs.len()).unwrap_or(u32::MAX)),
+                };
+                let user = waiting.user.clone();
+                return Some(WaitReason::Quota {
+                    user,
+                    limits: Box::new(limits),
+                    held: Box::new(held),
+                });
+            }
+            let Some((first, head)) = self.head() else { return Some(WaitReason::Undecided) };
+            let because = self.blocked.clone().unwrap_or(WaitReason::Undecided);
+            let because = self.supplied(&head.request.demand, because);
+            if first == rank {
+                return Some(because);
+            }
+            let ahead = self.ahead_of(rank, known.set_back);
+            let because = Box::new(because);
+            return Some(WaitReason::Behind { head: head.job.clone(), ahead, because });
+        }
+        self.until.get(&rank).map(|until| WaitReason::BackOff { until: *until })
+    }
+
+    /// The reason in view of the nodes that may come.
+    fn supplied(&self, demand: &Demand, reason: WaitReason) -> WaitReason {
+        let helps = self.template.as_ref().is_some_and(|node| node.could_hold(demand));
+        if !helps || matches!(reason, WaitReason::NextRound | WaitReason::Undecided) {
+            return reason;
+        }
+        match &self.supply {
+            Supply::None => reason,
+            Supply::Room => WaitReason::Growing,
+            Supply::Coming { nodes, since } => {
+                WaitReason::NodesComing { nodes: *nodes, since: *since }
+            }
+            Supply::Failing { why, until } => {
+                WaitReason::NoNodeToBeHad { why: why.clone(), until: *until }
+            }
+            Supply::Full { most } => WaitReason::Full { most: *most, because: Box::new(reason) },
+        }
+    }
+
+    /// How many in line are ahead of `rank`, which is one of them and set back by so much; at most
+    /// [`COUNTED`]. Counted from whichever end is nearer: a job is mostly asked about when it has
+    /// just come, or is about to start.
+    fn ahead_of(&self, rank: Rank, set_back: i64) -> usize {
+        let place = rank.later_by(set_back);
+        let mut before = self
+            .users
+            .values()
+            .flat_map(|user| user.line.ranks().range(..place.later_by(-user.set_back)));
+        let mut after = self
+            .users
+            .values()
+            .flat_map(|user| user.line.ranks().range(place.later_by(-user.set_back)..));
+        for count in 0..COUNTED {
+            if before.next().is_none() {
+                return count;
+            }
+            if after.next().is_none() {
+                return self.queue.len() - count;
+            }
+        }
+        COUNTED
+    }
+
+    /// The largest node that there is or may come, if none could ever hold it.
+    pub(in crate::sched) fn never_fits(&self, demand: &Demand) -> Option<Capacity> {
+        let capacities =
+            || self.nodes.values().map(|slot| slot.ledger.capacity()).chain(&self.template);
+        // A label that some node has had may come back, so that one waits for it.
+        let mut asked = demand.clone();
+        asked.node_labels = demand
+            .node_labels
+            .as_ref()
+            .filter(|labels| labels.keys().any(|key| !self.label_keys.contains(key)))
+            .cloned();
+        if capacities().any(|capacity| capacity.could_hold(&asked)) {
+            return None;
+        }
+        capacities()
+            .max_by_key(|capacity| match lacking(capacity, &asked) {
+                Some(Shortage::Gpus) => (gpus_for(capacity, &asked), capacity.cpu),
+                Some(Shortage::Labels) | None => (capacity.gpus.len() as u64, capacity.cpu),
+                Some(Shortage::Memory) => (capacity.memory, capacity.cpu),
+                Some(Shortage::Disk) => (capacity.disk.unwrap_or_default(), capacity.cpu),
+                Some(Shortage::Cpu) => (capacity.cpu, capacity.memory),
+            })
+            .cloned()
+    }
+}
+
+fn lacking(capacity: &Capacity, demand: &Demand) -> Option<Shortage> {
+    Ledger::new(capacity.clone()).shortage(demand)
+}
+
+/// How many devices it has that suit.
+fn gpus_for(capacity: &Capacity, demand: &Demand) -> u64 {
+    capacity.gpus.values().filter(|device| demand.suits(device)).count() as u64
+}

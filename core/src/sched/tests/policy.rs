@@ -1,0 +1,343 @@
+//! Fair share, quotas, gangs, backfilling and preemption.
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// A job in line, as a test says it.
+struct Job {
+    seq: u64,
+    user: &'static str,
+    tier: Tier,
+    request: Request,
+    /// Seconds that it takes at most.
+    most: Option<u64>,
+}
+
+fn job(seq: u64, cpus: u64) -> Job {
+    let request = Request::one(demand(cpus, 0, 0));
+    Job { seq, user: "ada", tier: Tier::Standard, request, most: None }
+}
+
+fn at(seconds: i64) -> Timestamp {
+    NOW.plus_millis(seconds * 1000)
+}
+
+fn place(job: &Job) -> Rank {
+    Rank::new(job.tier, Priority::Medium, NOW, SubmitSeq(job.seq))
+}
+
+fn submit(sched: &mut Sched, job: &Job) {
+    let waiting = Waiting {
+        job: name(&format!("job{}", job.seq)),
+        user: Principal::new(job.user).unwrap(),
+        request: job.request.clone(),
+        most_ms: job.most.map(|seconds| seconds * 1000),
+        not_before: None,
+    };
+    sched.enqueue(&compute(), place(job), waiting);
+}
+
+fn end(sched: &mut Sched, node_name: &str, seq: u64, now: Timestamp) {
+    sched.release(&compute(), &node(node_name), &name(&format!("job{seq}")), now);
+}
+
+/// Plans and commits at a moment; what starts as `seq@node`, and who makes way as `-job`.
+fn step_at(sched: &mut Sched, now: Timestamp) -> Vec<String> {
+    sched.wake(now);
+    let plan = plan(sched, now, WIDE);
+    let mut said = Vec::new();
+    for placement in plan.placements() {
+        sched.commit(placement, now).expect("a fresh plan commits");
+        let nodes: Vec<&str> = placement.nodes.iter().map(NodeName::as_str).collect();
+        said.push(format!("{}@{}", placement.rank.seq(), nodes.join("+")));
+    }
+    for eviction in plan.evictions() {
+        said.push(format!("-{}", eviction.job));
+        let nodes: Vec<NodeName> =
+            sched.pool(&compute()).unwrap().nodes().map(|(node, ..)| node.clone()).collect();
+        nodes.iter().for_each(|node| sched.set_going(&compute(), node, &eviction.job));
+    }
+    sched.explain_with(&plan);
+    said
+}
+
+fn why(sched: &Sched, job: &Job) -> WaitReason {
+    sched.reason(&compute(), place(job)).unwrap()
+}
+
+fn promised(sched: &Sched) -> Promise {
+    sched.pool(&compute()).unwrap().promise().unwrap().clone()
+}
+
+#[test]
+fn who_holds_less_goes_first() {
+    let mut sched = sched(&[("a", capacity(4, 1000, 0))]);
+    for seq in 1..=4 {
+        submit(&mut sched, &job(seq, 1));
+    }
+    for seq in 5..=8 {
+        submit(&mut sched, &Job { user: "bob", ..job(seq, 1) });
+    }
+    assert_eq!(step_at(&mut sched, NOW), ["1@a", "5@a", "2@a", "6@a"]);
+    let order: Vec<_> = sched.waiting().map(|(_, rank, _)| rank.seq().0).collect();
+    assert_eq!(order, [3, 4, 7, 8], "both hold half");
+    end(&mut sched, "a", 5, at(60));
+    end(&mut sched, "a", 6, at(60));
+    assert_eq!(step_at(&mut sched, at(60)), ["7@a", "8@a"]);
+    // Hours later: ada has had half of it all the time, and cleo comes.
+    submit(&mut sched, &Job { user: "cleo", ..job(9, 1) });
+    assert!(step_at(&mut sched, at(7200)).is_empty());
+    end(&mut sched, "a", 1, at(7200));
+    end(&mut sched, "a", 2, at(7200));
+    let order = step_at(&mut sched, at(7200));
+    assert_eq!(
+        order,
+        ["9@a", "3@a"],
+        "ada holds nothing now, and has held half of it for two hours"
+    );
+}
+
+#[test]
+fn what_was_used_before_a_restart_counts() {
+    let mut sched = sched(&[("a", capacity(1, 1000, 0))]);
+    let ada = Principal::new("ada").unwrap();
+    sched.used(&compute(), &ada, &Request::one(demand(1, 0, 0)), at(-7200), at(-3600));
+    submit(&mut sched, &job(1, 1));
+    submit(&mut sched, &Job { user: "bob", ..job(2, 1) });
+    assert_eq!(step_at(&mut sched, NOW), ["2@a"]);
+}
+
+#[test]
+fn a_quota_holds_back_its_user_and_nobody_else() {
+    let mut sched = sched(&[("a", capacity(8, 1000, 2))]);
+    let ada = Principal::new("ada").unwrap();
+    let limits = Limits { cpu: Some(2000), jobs: Some(5), ..Limits::default() };
+    let quotas = Quotas { users: [(ada, limits)].into(), ..Quotas::default() };
+    sched.set_quotas(&compute(), quotas);
+    for seq in 1..=3 {
+        submit(&mut sched, &job(seq, 1));
+    }
+    submit(&mut sched, &Job { user: "bob", ..job(4, 6) });
+    assert_eq!(step_at(&mut sched, NOW), ["1@a", "4@a", "2@a"]);
+    let reason = why(&sched, &job(3, 1));
+    assert_eq!(
+        reason.to_string(),
+        "ada's jobs may hold 2 CPU, 5 jobs of the compute at once, and hold 2 CPU, 2 jobs; it \
+         starts when enough of them have ended, or ask an admin for a larger quota"
+    );
+    end(&mut sched, "a", 4, at(1));
+    assert!(step_at(&mut sched, at(1)).is_empty());
+    end(&mut sched, "a", 1, at(2));
+    assert_eq!(step_at(&mut sched, at(2)), ["3@a"]);
+    submit(&mut sched, &job(5, 1));
+    assert!(step_at(&mut sched, at(3)).is_empty());
+    sched.set_quotas(&compute(), Quotas::default());
+    assert_eq!(step_at(&mut sched, at(3)), ["5@a"]);
+}
+
+#[test]
+fn a_gang_gets_all_its_nodes_or_none() {
+    let mut sched = sched(&[
+        ("a", capacity(4, 1000, 0)),
+        ("b", capacity(4, 1000, 0)),
+        ("c", capacity(2, 1000, 0)),
+    ]);
+    submit(&mut sched, &job(1, 3));
+    assert_eq!(step_at(&mut sched, NOW), ["1@a"]);
+    let gang = Job { request: Request { members: 2, demand: demand(3, 0, 0) }, ..job(2, 3) };
+    submit(&mut sched, &gang);
+    assert!(step_at(&mut sched, NOW).is_empty());
+    assert_eq!(
+        why(&sched, &gang).to_string(),
+        "asks for 2 nodes with 3 CPU each, all at once, and 1 has room; it starts when 1 more have"
+    );
+    assert_eq!(promised(&sched).nodes, [node("b"), node("a")]);
+    submit(&mut sched, &job(3, 2));
+    submit(&mut sched, &job(4, 1));
+    assert_eq!(step_at(&mut sched, NOW), ["3@c"], "the last CPU of a is kept too");
+    end(&mut sched, "a", 1, at(1));
+    assert_eq!(step_at(&mut sched, at(1)), ["2@a+b", "4@a"]);
+
+    let three = Job { request: Request { members: 3, demand: demand(3, 0, 0) }, ..job(5, 3) };
+    submit(&mut sched, &three);
+    assert!(step_at(&mut sched, at(2)).is_empty());
+    let reason = why(&sched, &three);
+    assert!(matches!(reason, WaitReason::TooFew { nodes: 2, .. }), "{reason}");
+}
+
+/// Small jobs come all the time, and one of them ends each second: without a promise the two nodes
+/// would never be free at once.
+#[test]
+fn a_gang_is_not_starved_by_small_jobs() {
+    let mut sched = sched(&[("a", capacity(2, 1000, 0)), ("b", capacity(2, 1000, 0))]);
+    let mut running: Vec<(String, u64)> = Vec::new();
+    let mut seq = 0;
+    for second in 0..20 {
+        while seq < 4 * (second + 1) {
+            seq += 1;
+            let gang = Request { members: 2, demand: demand(2, 0, 0) };
+            let request = if seq == 5 { gang } else { Request::one(demand(1, 0, 0)) };
+            submit(&mut sched, &Job { request, ..job(seq, 1) });
+        }
+        let now = at(i64::try_from(second).unwrap());
+        for placed in step_at(&mut sched, now) {
+            let (seq, node) = placed.split_once('@').unwrap();
+            if seq == "5" {
+                assert!(second <= 5, "it waited for {second} s");
+                return;
+            }
+            running.push((node.to_owned(), seq.parse().unwrap()));
+        }
+        if !running.is_empty() {
+            let (node, seq) = running.remove(0);
+            end(&mut sched, &node, seq, now);
+        }
+    }
+    panic!("the gang never started");
+}
+
+#[test]
+fn who_does_not_delay_the_first_in_line_starts_before_it() {
+    let mut sched = sched(&[("a", capacity(4, 1000, 0))]);
+    let running = Job { most: Some(600), ..job(1, 2) };
+    submit(&mut sched, &running);
+    assert_eq!(step_at(&mut sched, NOW), ["1@a"]);
+    let first = job(2, 4);
+    submit(&mut sched, &first);
+    let never = job(3, 1);
+    let long = Job { most: Some(601), ..job(4, 1) };
+    let short = Job { most: Some(540), ..job(5, 1) };
+    for job in [&never, &long, &short] {
+        submit(&mut sched, job);
+    }
+    assert_eq!(step_at(&mut sched, at(60)), ["5@a"]);
+    let promise = promised(&sched);
+    assert_eq!((promise.at, promise.nodes), (Some(at(600)), vec![node("a")]));
+    assert!(matches!(why(&sched, &never), WaitReason::Behind { ahead: 1, .. }));
+    // It takes longer than it said, and the first would otherwise start.
+    end(&mut sched, "a", 1, at(590));
+    assert!(step_at(&mut sched, at(590)).is_empty());
+    assert_eq!(sched.next_wake(), Some(at(600)));
+    assert_eq!(step_at(&mut sched, at(600)), ["-job5"]);
+    let reason = why(&sched, &first).to_string();
+    assert_eq!(reason, "job job5 makes way for it");
+    assert!(step_at(&mut sched, at(601)).is_empty(), "it was asked once");
+    end(&mut sched, "a", 5, at(602));
+    assert_eq!(step_at(&mut sched, at(602)), ["2@a"]);
+}
+
+#[test]
+fn a_small_job_starts_beside_the_first_in_line_if_there_is_room_for_both() {
+    let mut sched = sched(&[("a", capacity(8, 1000, 0))]);
+    submit(&mut sched, &Job { most: Some(600), ..job(1, 6) });
+    assert_eq!(step_at(&mut sched, NOW), ["1@a"]);
+    submit(&mut sched, &job(2, 7));
+    submit(&mut sched, &job(3, 1));
+    submit(&mut sched, &job(4, 1));
+    assert_eq!(step_at(&mut sched, NOW), ["3@a"], "7 and 1 have room on 8, a second 1 has not");
+}
+
+#[test]
+fn a_higher_tier_takes_the_nodes_of_the_lowest_and_youngest() {
+    let mut sched = sched(&[("a", capacity(4, 1000, 0)), ("b", capacity(4, 1000, 0))]);
+    submit(&mut sched, &Job { tier: Tier::Basic, ..job(1, 4) });
+    assert_eq!(step_at(&mut sched, NOW), ["1@a"]);
+    submit(&mut sched, &Job { tier: Tier::Spot, ..job(2, 1) });
+    submit(&mut sched, &Job { tier: Tier::Spot, ..job(3, 1) });
+    assert_eq!(step_at(&mut sched, at(1)), ["2@b", "3@b"]);
+    submit(&mut sched, &Job { tier: Tier::Spot, ..job(4, 2) });
+    assert_eq!(step_at(&mut sched, at(100)), ["4@b"]);
+    let usual = job(5, 2);
+    submit(&mut sched, &usual);
+    assert_eq!(step_at(&mut sched, at(200)), ["-job4"]);
+    assert_eq!(why(&sched, &usual).to_string(), "job job4 makes way for it");
+    // Neither does another take what is freed for it, nor does one of its tier make way.
+    submit(&mut sched, &Job { user: "bob", tier: Tier::Spot, ..job(6, 1) });
+    submit(&mut sched, &job(7, 1));
+    assert!(step_at(&mut sched, at(201)).is_empty());
+    end(&mut sched, "b", 4, at(202));
+    assert_eq!(step_at(&mut sched, at(202)), ["5@b", "-job3"], "and the next is first in line");
+    end(&mut sched, "b", 3, at(203));
+    assert_eq!(step_at(&mut sched, at(203)), ["7@b"]);
+    // All of a tier as high: it waits.
+    submit(&mut sched, &Job { tier: Tier::Basic, ..job(8, 4) });
+    assert!(step_at(&mut sched, at(204)).is_empty());
+    let premium = Job { tier: Tier::Premium, ..job(9, 4) };
+    submit(&mut sched, &premium);
+    assert_eq!(step_at(&mut sched, at(205)), ["-job1"], "one of basic rather than two of standard");
+}
+
+/// A job as a property test draws it: CPUs, members, how long it says it takes, and how much of that
+/// it does take, in percent.
+type Drawn = (u64, u32, Option<u64>, u64);
+
+fn drawn() -> impl Strategy<Value = Drawn> {
+    (
+        1_u64..5,
+        prop_oneof![4 => Just(1_u32), 1 => 2_u32..4],
+        prop::option::weighted(0.8, 1_u64..50),
+        10_u64..=100,
+    )
+}
+
+proptest! {
+    /// Who is first in line starts no later than it was promised when it got there, whatever is
+    /// started meanwhile; and all of them start in the end.
+    #[test]
+    fn what_is_promised_is_kept(jobs in prop::collection::vec((drawn(), 0_i64..5), 1..40)) {
+        let mut sched = sched(&[
+            ("a", capacity(4, 1000, 0)),
+            ("b", capacity(4, 1000, 0)),
+            ("c", capacity(6, 1000, 0)),
+        ]);
+        let mut running: Vec<(Timestamp, u64, Vec<NodeName>)> = Vec::new();
+        let mut promises: BTreeMap<SubmitSeq, Timestamp> = BTreeMap::new();
+        let (mut now, mut next, mut started) = (NOW, 0, 0);
+        let mut arrival = NOW;
+        let mut steps = 0;
+        while started < jobs.len() {
+            steps += 1;
+            prop_assert!(steps < 10_000, "{} of {} started", started, jobs.len());
+            while next < jobs.len() && arrival <= now {
+                let (cpus, members, most, _) = jobs[next].0;
+                let request = Request { members, demand: demand(cpus, 0, 0) };
+                submit(&mut sched, &Job { request, most, ..job(next as u64 + 1, cpus) });
+                next += 1;
+                arrival = jobs.get(next).map_or(arrival, |(_, gap)| arrival.plus_millis(gap * 1000));
+            }
+            sched.wake(now);
+            let decided = plan(&sched, now, WIDE);
+            prop_assert!(decided.evictions().next().is_none(), "all of them keep to what they said");
+            for placed in decided.placements() {
+                let held = sched.commit(placed, now).unwrap();
+                prop_assert_eq!(held.len(), placed.request.members as usize);
+                let seq = placed.rank.seq();
+                if let Some(at) = promises.get(&seq) {
+                    prop_assert!(now <= *at, "{} started at {:?}, promised {:?}", seq, now, at);
+                }
+                let (_, _, most, percent) = jobs[seq.0 as usize - 1].0;
+                let takes = most.map_or(30_000, |most| most * 10 * percent);
+                let ends = now.plus_millis(i64::try_from(takes).unwrap());
+                running.push((ends, seq.0, placed.nodes.clone()));
+                started += 1;
+            }
+            sched.explain_with(&decided);
+            let pool = sched.pool(&compute()).unwrap();
+            if let Some(Promise { rank, at: Some(at), .. }) = pool.promise() {
+                promises.entry(rank.seq()).or_insert(*at);
+            }
+            running.sort();
+            let wake = sched.next_wake().filter(|at| *at > now);
+            let arrives = (next < jobs.len()).then_some(arrival);
+            let ends = running.first().map(|(ends, ..)| *ends);
+            let Some(then) = [wake, arrives, ends].into_iter().flatten().min() else { break };
+            now = then.max(now);
+            while running.first().is_some_and(|(ends, ..)| *ends <= now) {
+                let (_, seq, nodes) = running.remove(0);
+                nodes.iter().for_each(|node| end(&mut sched, node.as_str(), seq, now));
+            }
+        }
+        prop_assert_eq!(started, jobs.len());
+    }
+}
