@@ -98,6 +98,9 @@ pub struct Hold {
 pub struct Promise {
     /// Its place in the queue.
     pub rank: Rank,
+    /// Its place among all users' jobs when it got to the front. It stays there, whatever its user is
+    /// given meanwhile, until another comes before this place.
+    pub place: Rank,
     /// The nodes. Others get them only if they are away in time.
     pub nodes: Vec<NodeName>,
     /// When it starts at the latest; `None` if nobody can say.

@@ -8,10 +8,10 @@ use super::node::{Down, Up};
 use super::{Checked, Store, check, ensure, principal};
 use crate::compute::Cluster;
 use crate::id::{ComputeName, JobName, NodeName};
-use crate::job::Report;
+use crate::job::{EventKind, Report};
 use crate::live::{Decisions, Effect, Live, Submission, TakenAway};
 use crate::node::{Drain, LeasePolicy, Mono, NodeRecord, Now};
-use crate::spec::CommandJob;
+use crate::spec::{CommandJob, Tier};
 use crate::time::Timestamp;
 
 pub(super) struct Daemon {
@@ -158,6 +158,7 @@ impl Daemon {
         self.live.tick(now, &mut batch.decisions);
         self.live.schedule(now, &mut batch.decisions);
         self.judge_placements(store, &batch.decisions)?;
+        self.judge_evictions(&batch.decisions)?;
         check::sanity_check(&self.live)?;
         check::nothing_idles(&self.live)?;
         Ok(batch)
@@ -170,8 +171,11 @@ impl Daemon {
                 if store.jobs.contains_key(&name) {
                     return Ok(());
                 }
+                // So that there are several users, and the same for a name each time.
+                let users = ["ada", "bob", "cleo"];
+                let user = users[name.as_str().bytes().map(usize::from).sum::<usize>() % 3];
                 let submission =
-                    Submission { name: name.clone(), spec, principal: principal("ada") };
+                    Submission { name: name.clone(), spec, principal: principal(user) };
                 if self.live.submit(submission, now, out).is_ok() {
                     batch.submitted.push(name);
                 }
@@ -271,6 +275,20 @@ impl Daemon {
             && counters.event == self.live.counters().event
             && again.changed.is_empty();
         ensure(same, "I3", || format!("{report:?} changed something the second time"))
+    }
+
+    /// Only a job of a higher tier, or one whom it was let ahead of, makes another go.
+    fn judge_evictions(&self, decisions: &Decisions) -> Checked {
+        for event in &decisions.events {
+            let EventKind::Evicting { reason } = &event.kind else { continue };
+            let Some((_, rest)) = reason.split_once(" of tier ") else { continue };
+            let Some(job) = self.live.job(&event.job) else { continue };
+            let taker = Tier::ALL.into_iter().find(|tier| rest.starts_with(tier.word()));
+            ensure(taker > Some(job.spec.queue.tier()), "I18", || {
+                format!("{} of tier {} goes: {reason}", job.name, job.spec.queue.tier().word())
+            })?;
+        }
+        Ok(())
     }
 
     /// I8 and I9 for every new placement of a batch.

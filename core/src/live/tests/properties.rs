@@ -190,6 +190,9 @@ fn apply(world: &mut World, op: Op) -> Checked {
             spec.compute = Some(compute_name(COMPUTES[compute]));
             spec.retry = retry;
             spec.queue.priority = [Priority::Low, Priority::Medium, Priority::High][number % 3];
+            let tiers = [None, None, None, Some("spot"), Some("premium")];
+            spec.queue.job_tier = tiers[number % 5].map(str::to_owned);
+            spec.limits.timeout = (number % 4 == 0).then_some(600);
             spec.on_node_loss = if keep { OnNodeLoss::Keep } else { OnNodeLoss::Requeue };
             world.submit(&job(number), Arc::new(spec), script);
         }

@@ -319,9 +319,34 @@ impl Pool {
     /// The first in line: of the jobs that the nodes which get jobs could hold, and their user's
     /// quota allows, the one with the first place. The others hold nobody back.
     fn head(&self) -> Option<(Rank, &Waiting)> {
-        let (_, user) = self.order.get_min()?;
+        let (place, user) = self.order.get_min()?;
         let first = self.users.get(user)?.first?;
+        let stays = |kept: &&Promise| {
+            // A user's own jobs keep their order, whatever the user holds.
+            let mine = self.queue.get(&kept.rank).is_some_and(|waiting| &waiting.user == user);
+            if mine { kept.rank <= first } else { kept.place <= *place }
+        };
+        let first = self.promised().filter(stays).map_or(first, |kept| kept.rank);
         self.queue.get(&first).map(|waiting| (first, waiting))
+    }
+
+    /// The promise, if the one to whom it was made could still start.
+    fn promised(&self) -> Option<&Promise> {
+        let promise = self.promise.as_ref()?;
+        let waiting = self.queue.get(&promise.rank)?;
+        let user = self.users.get(&waiting.user)?;
+        let startable = user.line.is_startable(&Kind::of(waiting)) == Some(true);
+        let within = self.is_within_quota(&waiting.user, user, &waiting.request);
+        (startable && within).then_some(promise)
+    }
+
+    /// A job's place among all users' jobs: what it was promised, or where its user stands now.
+    fn place_of(&self, rank: Rank) -> Option<Rank> {
+        if let Some(promise) = self.promised().filter(|promise| promise.rank == rank) {
+            return Some(promise.place);
+        }
+        let waiting = self.queue.get(&rank)?;
+        Some(rank.later_by(self.users.get(&waiting.user)?.set_back))
     }
 
     /// Enters what a job holds of a node.
@@ -515,9 +540,11 @@ impl Pool {
             lines.get_mut(at)?.1.next()
         });
         let delayed = self.delayed.iter().map(|((_, rank), waiting)| (*rank, waiting));
-        merged
-            .filter_map(|rank| self.queue.get(&rank).map(|waiting| (rank, waiting)))
-            .chain(delayed)
+        let promised = self.promised().map(|promise| promise.rank);
+        let kept = self.head().filter(|(rank, _)| Some(*rank) == promised);
+        let others = merged.filter(move |rank| Some(*rank) != kept.map(|(rank, _)| rank));
+        let others = others.filter_map(|rank| self.queue.get(&rank).map(|waiting| (rank, waiting)));
+        kept.into_iter().chain(others).chain(delayed)
     }
 
     /// How many jobs wait.

@@ -38,6 +38,7 @@ impl Pool {
         request: &Request,
         now: Timestamp,
     ) -> Option<Promise> {
+        let place = self.place_of(rank)?;
         let members = request.members as usize;
         let mut found: Vec<(Room, &NodeName)> = self
             .candidates(&request.demand, members)
@@ -53,7 +54,7 @@ impl Pool {
             (Room::After(_), _) => None,
         };
         let nodes = found.into_iter().map(|(_, node)| node.clone()).collect();
-        Some(Promise { rank, nodes, at })
+        Some(Promise { rank, place, nodes, at })
     }
 
     fn candidates<'a>(
@@ -139,7 +140,7 @@ impl Pool {
         };
         let evictions = victims.iter().map(|job| eviction(job, Yields::Tier(tier))).collect();
         let at = Some(now.plus_millis(STOPS_MS));
-        (Promise { rank: promise.rank, nodes, at }, evictions)
+        (Promise { nodes, at, ..promise }, evictions)
     }
 
     /// The nodes on which the least has to make way, and who that is.
