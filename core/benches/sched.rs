@@ -19,7 +19,7 @@ use std::time::Instant;
 
 use atelier_core::id::{ComputeName, JobName, NodeName, Principal, SubmitSeq};
 use atelier_core::resource::{Capacity, Demand};
-use atelier_core::sched::{Budget, Rank, Request, Sched, Waiting, plan};
+use atelier_core::sched::{Budget, Rank, Request, Sched, Waiting};
 use atelier_core::spec::{Priority, Tier};
 use atelier_core::time::Timestamp;
 
@@ -41,7 +41,9 @@ fn main() {
         "{:>9} {:>9} {:>11} {:>11} {:>12} {:>10} {:>9}",
         "queued", "demands", "p50 us", "p99 us", "placed/s", "us per job", "MiB"
     );
-    for queued in [1_000, 10_000, 100_000, 1_000_000] {
+    for queued in std::env::var("Q")
+        .map_or(vec![1_000, 10_000, 100_000, 1_000_000], |q| vec![q.parse().unwrap()])
+    {
         for demands in [100, 10_000] {
             measure(queued, demands);
         }
@@ -110,12 +112,10 @@ impl World {
 
     /// One round as the reactor makes it; how many were placed.
     fn round(&mut self) -> usize {
-        let decided = plan(&self.sched, Timestamp::from_millis(1), ROUND);
+        let decided = self.sched.decide(Timestamp::from_millis(1), ROUND);
         for placement in decided.placements() {
-            self.sched.commit(placement, Timestamp::from_millis(1)).unwrap();
             self.running.push_back((placement.nodes[0].clone(), placement.job.clone()));
         }
-        self.sched.explain_with(&decided);
         decided.placements().count()
     }
 

@@ -28,9 +28,7 @@ use crate::job::{
 };
 use crate::node::{LeasePolicy, Link, Mono, NodeRecord, Now};
 use crate::resource::GpuIndex;
-use crate::sched::{
-    self, Asked, Budget, Hold, Placement, Rank, Request, Sched, WaitReason, Waiting,
-};
+use crate::sched::{Asked, Budget, Hold, Placement, Rank, Request, Sched, WaitReason, Waiting};
 use crate::spec::CommandJob;
 use crate::time::Timestamp;
 
@@ -613,12 +611,12 @@ impl Live {
         // First, so that nothing is placed on a node that is to go.
         self.scale(now, out);
         loop {
-            let plan = sched::plan(&self.sched, now.wall, ROUND);
+            let plan = self.sched.decide(now.wall, ROUND);
             let mut placed = 0;
             for placement in plan.placements() {
-                placed += usize::from(self.place(placement, now, out));
+                self.place(placement, now, out);
+                placed += 1;
             }
-            self.sched.explain_with(&plan);
             for eviction in plan.evictions() {
                 let (by, reason) = (self.daemon.clone(), eviction.to_string());
                 self.evict(&eviction.job, by, reason, now, out);
@@ -638,11 +636,11 @@ impl Live {
         }
     }
 
-    fn place(&mut self, placement: &Placement, now: Now, out: &mut Decisions) -> bool {
-        let Some(job) = self.jobs.get(&placement.job) else { return false };
-        let Some(node) = placement.nodes.first().cloned() else { return false };
-        let Some(held) = self.sched.commit(placement, now.wall) else { return false };
-        let reservation = held.into_iter().next().unwrap_or_default();
+    /// A job was placed: its next attempt begins.
+    fn place(&mut self, placement: &Placement, now: Now, out: &mut Decisions) {
+        let Some(job) = self.jobs.get(&placement.job) else { return };
+        let Some(node) = placement.nodes.first().cloned() else { return };
+        let reservation = placement.held.first().cloned().unwrap_or_default();
         let mut job = job.clone();
         let attempt = job.tries.made.next();
         let epoch = self.next_epoch;
@@ -670,7 +668,6 @@ impl Live {
         self.record(&job, attempt, self.daemon.clone(), kind, now, out);
         out.effects.push(assign(&job, node, attempt, epoch, gpus));
         self.put(job, out);
-        true
     }
 
     /// Lets the scheduler know that what a job holds of a node is about to be free.

@@ -182,6 +182,24 @@ impl Sched {
         self.pool_mut(&placement.compute).commit(placement, now)
     }
 
+    /// Decides what starts now and commits it, `budget` placements at most; keeps what it finds out
+    /// about those that wait.
+    pub fn decide(&mut self, now: Timestamp, budget: Budget) -> Plan {
+        let due: Vec<ComputeName> = self
+            .pools
+            .iter()
+            .filter(|(_, pool)| !pool.is_settled(now))
+            .map(|(compute, _)| compute.clone())
+            .collect();
+        let (mut plan, mut left) = (Plan::default(), budget.placements);
+        for compute in due {
+            let outcome = self.pool_mut(&compute).decide(&compute, now, left);
+            left = left.saturating_sub(outcome.placements.len());
+            plan.outcomes.push((compute, outcome));
+        }
+        plan
+    }
+
     /// Keeps what a plan found out about those that wait.
     pub fn explain_with(&mut self, plan: &Plan) {
         for (compute, outcome) in &plan.outcomes {
@@ -237,7 +255,7 @@ impl Plan {
     }
 }
 
-/// Decides what starts now. Pure: reads `sched`, changes nothing.
+/// Decides what [`Sched::decide`] would decide, and changes nothing.
 pub fn plan(sched: &Sched, now: Timestamp, budget: Budget) -> Plan {
     let mut plan = Plan::default();
     let mut left = budget.placements;

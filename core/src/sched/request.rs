@@ -69,6 +69,8 @@ pub struct Placement {
     pub nodes: Vec<NodeName>,
     /// What it takes there.
     pub request: Request,
+    /// What it holds of each of the nodes, in their order.
+    pub held: Vec<Reservation>,
     /// It goes ahead of another to whom the nodes are promised from then on, and makes way if it is
     /// still there.
     pub yields_at: Option<Timestamp>,

@@ -502,7 +502,10 @@ impl Pool {
             self.due = OrdSet::new();
         }
         self.blocked = outcome.blocked.clone();
-        self.promise = outcome.promise.clone();
+        // In the next round it is found anew, if it is still needed.
+        if !goes_on {
+            self.promise = outcome.promise.clone();
+        }
     }
 
     /// Whether a job is in line that a node which gets jobs, or one that may come, could hold.

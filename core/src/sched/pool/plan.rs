@@ -7,6 +7,8 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap};
 
+use imbl::OrdSet;
+
 use super::line::{Kind, Line};
 use super::{Pool, WaitReason, Waiting};
 use crate::id::{ComputeName, NodeName, Principal};
@@ -36,35 +38,53 @@ const TRIED: usize = 32;
 const TRIAL: usize = 4_096;
 
 impl Pool {
-    /// Decides what starts now, `budget` placements at most.
+    /// Decides what starts now, `budget` placements at most, and commits it.
+    pub(in crate::sched) fn decide(
+        &mut self,
+        compute: &ComputeName,
+        now: Timestamp,
+        budget: usize,
+    ) -> Outcome {
+        let mut outcome = Outcome::default();
+        self.wake(now);
+        if self.closed.is_none() {
+            self.start_some(compute, now, budget, &mut outcome);
+        }
+        self.learn_outcome(&outcome);
+        outcome
+    }
+
+    /// What [`Pool::decide`] would decide. The copy shares its structure.
     pub(in crate::sched) fn plan(
         &self,
         compute: &ComputeName,
         now: Timestamp,
         budget: usize,
     ) -> Outcome {
-        let mut outcome = Outcome::default();
-        if self.closed.is_some() {
-            return outcome;
-        }
-        // A copy that shares its structure: reservations of this plan are seen by the next job.
-        let mut trial = self.clone();
-        trial.wake(now);
-        while let Some((rank, waiting)) = trial.head() {
+        self.clone().decide(compute, now, budget)
+    }
+
+    fn start_some(
+        &mut self,
+        compute: &ComputeName,
+        now: Timestamp,
+        budget: usize,
+        outcome: &mut Outcome,
+    ) {
+        while let Some((rank, waiting)) = self.head() {
             if outcome.placements.len() == budget {
                 outcome.blocked = Some(WaitReason::NextRound);
-                return outcome;
+                return;
             }
             let waiting = waiting.clone();
-            let started = trial.best_nodes(&waiting.request).is_some_and(|nodes| {
-                trial.start(compute, rank, &waiting, nodes, None, now, &mut outcome)
+            let started = self.best_nodes(&waiting.request).is_some_and(|nodes| {
+                self.start(compute, rank, &waiting, nodes, None, now, outcome)
             });
             if !started {
-                trial.pass_by(compute, rank, &waiting, now, budget, &mut outcome);
-                return outcome;
+                self.pass_by(compute, rank, &waiting, now, budget, outcome);
+                return;
             }
         }
-        outcome
     }
 
     #[allow(clippy::too_many_arguments, reason = "a placement's parts, and where it goes")]
@@ -80,12 +100,12 @@ impl Pool {
     ) -> bool {
         let (compute, job, request) =
             (compute.clone(), waiting.job.clone(), waiting.request.clone());
-        let placement = Placement { compute, rank, job, nodes, request, yields_at };
-        let started = self.commit(&placement, now).is_some();
-        if started {
-            outcome.placements.push(placement);
-        }
-        started
+        let held = Vec::new();
+        let mut placement = Placement { compute, rank, job, nodes, request, held, yields_at };
+        let Some(held) = self.commit(&placement, now) else { return false };
+        placement.held = held;
+        outcome.placements.push(placement);
+        true
     }
 
     /// The first in line waits: promises it nodes, asks others to make way for it if that is due,
@@ -99,14 +119,15 @@ impl Pool {
         budget: usize,
         outcome: &mut Outcome,
     ) {
-        outcome.blocked = Some(self.shortage(&waiting.request));
-        let known = self
-            .promise
-            .clone()
-            .filter(|promise| promise.rank == head && !self.freed && self.due.is_empty());
+        let unchanged = !self.freed && self.due.is_empty();
+        let known = self.promise.clone().filter(|promise| promise.rank == head && unchanged);
         let promise = match known {
-            Some(promise) => promise,
+            Some(promise) => {
+                outcome.blocked = self.blocked.clone();
+                promise
+            }
             None => {
+                outcome.blocked = Some(self.shortage(&waiting.request));
                 let Some(promise) = self.promise_to(head, &waiting.request, now) else { return };
                 let (promise, evictions) = self.make_room(promise, waiting, now);
                 outcome.evictions = evictions;
@@ -121,6 +142,22 @@ impl Pool {
             self.unindex(node);
             self.set_aside.insert(node.clone());
         }
+        self.start_behind(compute, (head, waiting), &promise, now, budget, outcome);
+        self.set_aside = OrdSet::new();
+        promise.nodes.iter().for_each(|node| self.index(node));
+    }
+
+    /// Starts those behind the first in line that do not delay it. The nodes promised to it are set
+    /// aside.
+    fn start_behind(
+        &mut self,
+        compute: &ComputeName,
+        (head, waiting): (Rank, &Waiting),
+        promise: &Promise,
+        now: Timestamp,
+        budget: usize,
+        outcome: &mut Outcome,
+    ) {
         let mut behind = Behind::new(self, head);
         let (mut looked_at, mut tried) = (0, 0);
         let mut too_much: Vec<Request> = Vec::new();
@@ -144,7 +181,7 @@ impl Pool {
                         tried += 1;
                         too_much.push(request.clone());
                     }
-                    self.lend(&promise, &waiting.request.demand, &candidate, now)
+                    self.lend(promise, &waiting.request.demand, &candidate, now)
                 }
             };
             let Some((nodes, yields_at)) = found else { continue };
@@ -198,17 +235,14 @@ impl Pool {
         // The compute's name is of no account in a trial.
         let Ok(compute) = ComputeName::new("trial") else { return 0 };
         let mut trial = self.clone();
-        trial.wake(now);
         // What is there is used first, also where a node to come would fit more tightly.
-        for placement in self.plan(&compute, now, TRIAL).placements {
-            trial.commit(&placement, now);
-        }
+        trial.decide(&compute, now, TRIAL);
         for number in 0..most {
             let node = NodeName::to_come(number);
             trial.put_node(node.clone(), template.clone());
             trial.set_ready(&node, true);
         }
-        let placements = trial.plan(&compute, now, TRIAL).placements;
+        let placements = trial.decide(&compute, now, TRIAL).placements;
         let first = NodeName::to_come(0);
         let used: BTreeSet<&NodeName> = placements
             .iter()
