@@ -1,4 +1,4 @@
-//! The scheduler's own speed: 10,000 nodes, and queues of a thousand to a million jobs.
+//! The scheduler's own speed: 10,000 nodes, and queues of a thousand to a million jobs of a hundred users.
 //!
 //! `cargo bench -p atelier-core --bench sched` prints, for each length of the queue: what it takes to
 //! decide on one more submission (placed, or its binding constraint named), how many placements it
@@ -41,9 +41,7 @@ fn main() {
         "{:>9} {:>9} {:>11} {:>11} {:>12} {:>10} {:>9}",
         "queued", "demands", "p50 us", "p99 us", "placed/s", "us per job", "MiB"
     );
-    for queued in std::env::var("Q")
-        .map_or(vec![1_000, 10_000, 100_000, 1_000_000], |q| vec![q.parse().unwrap()])
-    {
+    for queued in [1_000, 10_000, 100_000, 1_000_000] {
         for demands in [100, 10_000] {
             measure(queued, demands);
         }

@@ -23,4 +23,5 @@ mod local;
 mod nouns;
 mod queue;
 mod recovery;
+mod sharing;
 mod storage;
