@@ -23,6 +23,9 @@ pub struct NodeRecord {
     pub version: String,
     /// The machine's own name.
     pub hostname: String,
+    /// Where other nodes reach it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
     /// Operating system and kernel.
     pub os: String,
     /// What the machine can and cannot do.

@@ -44,6 +44,9 @@ pub enum EventKind {
         /// Which devices it got.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         gpus: Vec<GpuIndex>,
+        /// Where its further members are, by rank.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        others: Vec<NodeName>,
     },
     /// Environment, code and inputs are being made ready.
     Preparing {
@@ -56,6 +59,15 @@ pub enum EventKind {
     Finalizing {
         /// How it ended.
         exit: Option<Exit>,
+    },
+    /// A member of several is over, while others are not.
+    MemberEnded {
+        /// Its rank.
+        rank: u32,
+        /// Where it was.
+        node: NodeName,
+        /// What went wrong, if anything did.
+        problem: Option<String>,
     },
     /// Over, as asked.
     Completed,
@@ -110,6 +122,7 @@ impl EventKind {
             Self::Preparing { .. } => "Preparing",
             Self::Running => "Running",
             Self::Finalizing { .. } => "Finalizing",
+            Self::MemberEnded { .. } => "MemberEnded",
             Self::Completed => "Completed",
             Self::Failed { .. } => "Failed",
             Self::CancelRequested { .. } => "CancelRequested",
@@ -128,8 +141,14 @@ impl EventKind {
         match self {
             Self::Submitted => "accepted".to_owned(),
             Self::Queued { reason } => format!("waits: {reason}"),
-            Self::Assigned { node, gpus } if gpus.is_empty() => format!("placed on node {node}"),
-            Self::Assigned { node, gpus } => {
+            Self::Assigned { node, others, .. } if !others.is_empty() => {
+                let others: Vec<&str> = others.iter().map(NodeName::as_str).collect();
+                format!("placed on nodes {node}, {}", others.join(", "))
+            }
+            Self::Assigned { node, gpus, .. } if gpus.is_empty() => {
+                format!("placed on node {node}")
+            }
+            Self::Assigned { node, gpus, .. } => {
                 let list: Vec<String> = gpus.iter().map(ToString::to_string).collect();
                 format!("placed on node {node} with GPU {}", list.join(","))
             }
@@ -142,6 +161,12 @@ impl EventKind {
                 format!("the command was killed by signal {signal}; collecting outputs")
             }
             Self::Finalizing { exit: None } => "the command never started".to_owned(),
+            Self::MemberEnded { rank, node, problem: None } => {
+                format!("member {rank} on node {node} is done")
+            }
+            Self::MemberEnded { rank, node, problem: Some(problem) } => {
+                format!("member {rank} on node {node}: {problem}")
+            }
             Self::Completed => "completed".to_owned(),
             Self::Failed { failure } => failure.message.clone(),
             Self::CancelRequested { reason } if reason.is_empty() => "asked to stop".to_owned(),

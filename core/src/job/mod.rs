@@ -5,9 +5,13 @@
 //!   ^                     |
 //!   +---(retry, or the node was lost)
 //! ```
+//! An attempt has a member on each of its nodes; most have one. It is over when all of them are, and the
+//! first that fails ends the others.
+//!
 //! A cancelled job that waits ends at once; one that is active is asked to stop and ends when its
 //! node says so.
 
+mod active;
 mod event;
 mod status;
 
@@ -15,6 +19,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+pub use active::{Active, Failed, Member};
 pub use event::{Event, EventKind};
 pub use status::JobStatus;
 
@@ -22,7 +27,6 @@ use crate::content::Digest;
 use crate::id::{
     AttemptNumber, ComputeName, Epoch, JobName, NodeName, PortName, Principal, SubmitSeq,
 };
-use crate::resource::Reservation;
 use crate::spec::CommandJob;
 use crate::time::Timestamp;
 
@@ -78,7 +82,7 @@ impl Tries {
 pub enum State {
     /// Waits for resources.
     Queued(Queued),
-    /// An attempt holds resources on a node.
+    /// An attempt holds resources on its nodes.
     Active(Active),
     /// Over. Nothing changes any more except `archived`.
     Ended(Ended),
@@ -95,38 +99,6 @@ pub struct Queued {
     /// What the attempt before left behind: all there is if no other follows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub left: Option<Box<Left>>,
-}
-
-/// An attempt in progress.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
-pub struct Active {
-    /// Which try.
-    pub attempt: AttemptNumber,
-    /// Its fencing number.
-    pub epoch: Epoch,
-    /// Where.
-    pub node: NodeName,
-    /// What it holds there.
-    pub reservation: Reservation,
-    /// When it was placed.
-    pub assigned_at: Timestamp,
-    /// How far it is.
-    pub phase: Phase,
-    /// When the command started, by the node's clock.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub started_at: Option<Timestamp>,
-    /// Set once somebody asked it to stop.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cancel: Option<Cancel>,
-    /// Set once the attempt was asked to make way. The job goes back in the queue.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub evict: Option<Evict>,
-    /// The node has been silent for too long. It may come back.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub unreachable: bool,
-    /// When it makes way for another ahead of which it was let, if it is still there.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub yields_at: Option<Timestamp>,
 }
 
 /// How far an attempt is. Ordered: an attempt never goes back.
@@ -238,6 +210,41 @@ pub struct Left {
     /// Named outputs, by name.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub outputs: Vec<OutputCommit>,
+    /// Bytes of its log.
+    #[serde(default)]
+    pub log_bytes: u64,
+    /// The same of the attempt's other members, from rank 1 on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub others: Vec<MemberLeft>,
+}
+
+impl Left {
+    /// Manifests of all members, by rank.
+    pub fn manifests(&self) -> impl Iterator<Item = &ManifestRef> {
+        let others = self.others.iter().filter_map(|member| member.manifest.as_ref());
+        self.manifest.iter().chain(others)
+    }
+
+    /// Where its members ran, by rank.
+    pub fn nodes(&self) -> impl Iterator<Item = &NodeName> {
+        self.node.iter().chain(self.others.iter().map(|member| &member.node))
+    }
+}
+
+/// What a member of an attempt left behind, beside named outputs, which are the attempt's.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct MemberLeft {
+    /// Where it ran.
+    pub node: NodeName,
+    /// When its command started, by its node's clock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<Timestamp>,
+    /// How its process ended, if it ever started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit: Option<Exit>,
+    /// What it wrote.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub manifest: Option<ManifestRef>,
     /// Bytes of its log.
     #[serde(default)]
     pub log_bytes: u64,
@@ -372,7 +379,7 @@ pub enum Progress {
 }
 
 /// A node's last word on an attempt.
-#[derive(Clone, PartialEq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct AttemptEnd {
     /// How the process ended, if it ever started.
     pub exit: Option<Exit>,
@@ -388,14 +395,33 @@ pub struct AttemptEnd {
     pub log_bytes: u64,
 }
 
+impl AttemptEnd {
+    /// A member whose node is gone.
+    pub fn lost(failure: Failure, started_at: Option<Timestamp>) -> Self {
+        Self {
+            exit: None,
+            problem: Some(failure),
+            started_at,
+            manifest: None,
+            outputs: Vec::new(),
+            log_bytes: 0,
+        }
+    }
+
+    /// Whether all went as asked.
+    pub fn is_success(&self) -> bool {
+        self.problem.is_none() && self.exit.is_some_and(Exit::is_success)
+    }
+}
+
 impl Job {
     /// Azure's word for where it stands.
     pub fn status(&self) -> JobStatus {
         match &self.state {
             State::Queued(_) => JobStatus::Queued,
             State::Active(active) if active.cancel.is_some() => JobStatus::CancelRequested,
-            State::Active(active) if active.unreachable => JobStatus::NotResponding,
-            State::Active(active) => match active.phase {
+            State::Active(active) if active.is_unreachable() => JobStatus::NotResponding,
+            State::Active(active) => match active.phase() {
                 Phase::Starting => JobStatus::Starting,
                 Phase::Preparing { .. } => JobStatus::Preparing,
                 Phase::Running => JobStatus::Running,

@@ -134,8 +134,10 @@ impl Live {
         }
         let here = |job: &&Job| match &job.state {
             State::Active(active) => {
-                let node = self.nodes.get(&active.node);
-                &job.compute == name || node.is_some_and(|node| &node.record.compute == name)
+                let there = |node: &NodeName| {
+                    self.nodes.get(node).is_some_and(|node| &node.record.compute == name)
+                };
+                &job.compute == name || active.working().any(|(_, member)| there(&member.node))
             }
             State::Queued(_) | State::Ended(_) => &job.compute == name,
         };
@@ -661,9 +663,7 @@ impl Live {
         let Some(known) = self.nodes.get(node) else { return };
         let jobs: Vec<JobName> = known.attempts.keys().cloned().collect();
         for job in jobs {
-            if let Some(job) = self.jobs.get(&job).cloned() {
-                self.attempt_gone(job, lost(node, why.to_owned()), now, out);
-            }
+            self.member_gone(&job, node, lost(node, why.to_owned()), now, out);
         }
     }
 

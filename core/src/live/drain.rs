@@ -1,6 +1,6 @@
 //! Drained nodes: no new jobs, and at a deadline those that run are asked to make way.
 
-use super::{Decisions, Effect, Live, Refusal};
+use super::{Decisions, Live, Refusal};
 use crate::id::{JobName, NodeName, Principal};
 use crate::job::{EventKind, Evict, Phase, State};
 use crate::node::{Drain, Now};
@@ -88,16 +88,15 @@ impl Live {
         let Some(mut job) = self.jobs.get(name).cloned() else { return };
         let Some(key) = job.attempt_key() else { return };
         let State::Active(active) = &mut job.state else { return };
-        let ends = matches!(active.phase, Phase::Finalizing { .. });
+        let ends = matches!(active.phase(), Phase::Finalizing { .. });
         if ends || active.cancel.is_some() || active.evict.is_some() {
             return;
         }
         active.evict = Some(Evict { by: by.clone(), reason: reason.clone(), at: now.wall });
-        let (node, attempt) = (active.node.clone(), active.attempt);
-        self.going(&node, name);
+        let active = active.clone();
         let kind = EventKind::Evicting { reason: reason.clone() };
-        self.record(&job, attempt, by, kind, now, out);
-        out.effects.push(Effect::Stop { node, key, reason });
+        self.record(&job, active.attempt, by, kind, now, out);
+        self.stop(&active, &key, &reason, out);
         self.put(job, out);
     }
 }

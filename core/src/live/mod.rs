@@ -23,11 +23,11 @@ use crate::id::{
     SubmitSeq,
 };
 use crate::job::{
-    Active, AttemptKey, Cancel, Ended, Event, EventKind, Failure, Job, Left, Outcome, Phase,
+    Active, AttemptKey, Cancel, Ended, Event, EventKind, Failure, Job, Left, Member, Outcome,
     Queued, State, Tries,
 };
 use crate::node::{LeasePolicy, Link, Mono, NodeRecord, Now};
-use crate::resource::GpuIndex;
+use crate::resource::{Demand, GpuIndex};
 use crate::sched::{Asked, Budget, Hold, Placement, Rank, Request, Sched, WaitReason, Waiting};
 use crate::spec::CommandJob;
 use crate::time::Timestamp;
@@ -110,6 +110,10 @@ pub enum Effect {
         gpus: Vec<GpuIndex>,
         /// Who submitted the job.
         created_by: Principal,
+        /// The member's rank.
+        rank: u32,
+        /// Where the members' nodes are reached, by rank.
+        addresses: Vec<String>,
     },
     /// Ask a node to stop an attempt.
     Stop {
@@ -198,9 +202,19 @@ pub enum Refusal {
         /// The most that a node has.
         largest: String,
     },
-    /// What later work will run.
-    #[error("cannot create the job: {0}")]
-    NotYet(String),
+    /// The compute can never have as many nodes.
+    #[error(
+        "cannot create the job: it asks for {request}, all at once, and compute '{compute}' can have \
+         {most} such nodes at most; set resources.instance_count to {most} or less"
+    )]
+    GangTooLarge {
+        /// What was asked for.
+        request: String,
+        /// Where.
+        compute: ComputeName,
+        /// So many are possible.
+        most: u32,
+    },
     /// There is no such node.
     #[error("there is no node '{0}'; see 'atelier node list'")]
     NoSuchNode(NodeName),
@@ -399,16 +413,12 @@ impl Live {
                     self.sched.enqueue(&job.compute, rank(&job), waiting);
                 }
                 State::Active(active) => {
-                    if let Some(node) = self.nodes.get_mut(&active.node) {
-                        let compute = &node.record.compute;
-                        self.sched.hold(
-                            compute,
-                            &active.node,
-                            job.name.clone(),
-                            hold(&job, active),
-                        );
+                    for (_, member) in active.working() {
+                        let Some(node) = self.nodes.get_mut(&member.node) else { continue };
+                        let (compute, held) = (&node.record.compute, hold(&job, active, member));
+                        self.sched.hold(compute, &member.node, job.name.clone(), held);
                         node.attempts.insert(job.name.clone(), None);
-                        node.unreachable |= active.unreachable;
+                        node.unreachable |= member.unreachable;
                     }
                 }
                 State::Ended(_) => continue,
@@ -494,19 +504,30 @@ impl Live {
         if self.computes.get(&compute).is_some_and(|known| known.deleted) {
             return Err(Refusal::ComputeDeleted(compute));
         }
-        if spec.resources.instance_count > 1 {
-            return Err(Refusal::NotYet(format!(
-                "resources.instance_count is {}, and jobs on several nodes are not supported yet; \
-                 set it to 1",
-                spec.resources.instance_count
-            )));
-        }
         let demand = spec.resources.demand.clone();
         if let Some(largest) = self.sched.never_fits(&compute, &demand) {
             let largest = largest.to_string();
             return Err(Refusal::NeverFits { demand: demand.to_string(), compute, largest });
         }
+        let request = Request::from(&spec.resources);
+        if let Some(most) = self.most_nodes(&compute, &demand)
+            && most < request.members
+        {
+            return Err(Refusal::GangTooLarge { request: request.to_string(), compute, most });
+        }
         Ok(compute)
+    }
+
+    /// How many nodes that could hold `demand` a compute can have at most: as many as its cluster
+    /// may grow to, or those that have joined by themselves. `None` if none is known yet.
+    fn most_nodes(&self, compute: &ComputeName, demand: &Demand) -> Option<u32> {
+        let cluster = self.computes.get(compute).and_then(|known| known.cluster.as_ref());
+        if let Some(cluster) = cluster {
+            return Some(cluster.max_instances);
+        }
+        let nodes = self.sched.pool(compute)?.nodes();
+        let could = nodes.filter(|(_, ledger, _)| ledger.capacity().could_hold(demand)).count();
+        u32::try_from(could).ok().filter(|could| *could > 0)
     }
 
     /// A job as it would stand in the queue if it were submitted now.
@@ -587,16 +608,15 @@ impl Live {
             }
             State::Active(active) if active.cancel.is_none() => {
                 let mut job = job.clone();
-                let (attempt, node) = (active.attempt, active.node.clone());
-                let key = AttemptKey { job: name.clone(), attempt, epoch: active.epoch };
+                let active = active.clone();
+                let key =
+                    AttemptKey { job: name.clone(), attempt: active.attempt, epoch: active.epoch };
                 if let State::Active(active) = &mut job.state {
                     active.cancel = Some(cancel);
                 }
-                self.going(&node, name);
                 let kind = EventKind::CancelRequested { reason: reason.to_owned() };
-                self.record(&job, attempt, by, kind, now, out);
-                let reason = reason.to_owned();
-                out.effects.push(Effect::Stop { node, key, reason });
+                self.record(&job, active.attempt, by, kind, now, out);
+                self.stop(&active, &key, reason, out);
                 self.put(job, out);
             }
             State::Active(_) | State::Ended(_) => {}
@@ -639,43 +659,81 @@ impl Live {
     /// A job was placed: its next attempt begins.
     fn place(&mut self, placement: &Placement, now: Now, out: &mut Decisions) {
         let Some(job) = self.jobs.get(&placement.job) else { return };
-        let Some(node) = placement.nodes.first().cloned() else { return };
-        let reservation = placement.held.first().cloned().unwrap_or_default();
+        let placed = placement.nodes.iter().cloned().zip(placement.held.iter().cloned());
+        let mut members = placed.map(|(node, held)| Member::placed(node, held));
+        let Some(first) = members.next() else { return };
+        let others: Vec<Member> = members.collect();
         let mut job = job.clone();
         let attempt = job.tries.made.next();
         let epoch = self.next_epoch;
         self.next_epoch = epoch.next();
         job.tries.made = attempt;
-        let gpus = reservation.gpus.clone();
+        let kind = EventKind::Assigned {
+            node: first.node.clone(),
+            gpus: first.reservation.gpus.clone(),
+            others: others.iter().map(|member| member.node.clone()).collect(),
+        };
+        for node in &placement.nodes {
+            if let Some(live) = self.nodes.get_mut(node) {
+                live.attempts.insert(job.name.clone(), None);
+                live.idle_since = None;
+            }
+        }
         job.state = State::Active(Active {
             attempt,
             epoch,
-            node: node.clone(),
-            reservation,
+            first,
+            others,
             assigned_at: now.wall,
-            phase: Phase::Starting,
-            started_at: None,
             cancel: None,
             evict: None,
-            unreachable: false,
+            failed: None,
             yields_at: placement.yields_at,
         });
-        if let Some(live) = self.nodes.get_mut(&node) {
-            live.attempts.insert(job.name.clone(), None);
-            live.idle_since = None;
-        }
-        let kind = EventKind::Assigned { node: node.clone(), gpus: gpus.clone() };
         self.record(&job, attempt, self.daemon.clone(), kind, now, out);
-        out.effects.push(assign(&job, node, attempt, epoch, gpus));
+        for rank in (0..).take(placement.nodes.len()) {
+            out.effects.extend(self.assign(&job, rank));
+        }
         self.put(job, out);
     }
 
-    /// Lets the scheduler know that what a job holds of a node is about to be free.
-    pub(super) fn going(&mut self, node: &NodeName, job: &JobName) {
-        if let Some(known) = self.nodes.get(node) {
-            // The node's compute, not the job's: the node may have moved since.
-            self.sched.set_going(&known.record.compute, node, job);
+    /// Asks the members of an attempt that are not over to stop. What they hold is about to be free.
+    pub(super) fn stop(
+        &mut self,
+        active: &Active,
+        key: &AttemptKey,
+        reason: &str,
+        out: &mut Decisions,
+    ) {
+        for (_, member) in active.working() {
+            let node = member.node.clone();
+            if let Some(known) = self.nodes.get(&node) {
+                // The node's compute, not the job's: the node may have moved since.
+                self.sched.set_going(&known.record.compute, &node, &key.job);
+            }
+            let (key, reason) = (key.clone(), reason.to_owned());
+            out.effects.push(Effect::Stop { node, key, reason });
         }
+    }
+
+    /// What a node must do for the member of this rank.
+    pub(super) fn assign(&self, job: &Job, rank: u32) -> Option<Effect> {
+        let active = job.active()?;
+        let member = active.members().nth(rank as usize)?;
+        let address = |member: &Member| {
+            let known = self.nodes.get(&member.node).map(|node| &node.record);
+            let address = known.and_then(|record| record.address.clone());
+            address.or_else(|| known.map(|record| record.hostname.clone())).unwrap_or_default()
+        };
+        Some(Effect::Assign {
+            node: member.node.clone(),
+            key: job.attempt_key()?,
+            spec: job.spec.clone(),
+            gpus: member.reservation.gpus.clone(),
+            created_by: job.created_by.clone(),
+            rank,
+            addresses: active.members().map(address).collect(),
+        })
     }
 
     /// Ends a job that holds nothing.
@@ -761,17 +819,17 @@ fn waiting(job: &Job, not_before: Option<Timestamp>) -> Waiting {
     }
 }
 
-/// What an attempt holds of its node.
-fn hold(job: &Job, active: &Active) -> Hold {
+/// What a member of an attempt holds of its node.
+fn hold(job: &Job, active: &Active, member: &Member) -> Hold {
     let most = most_ms(&job.spec).and_then(|most| i64::try_from(most).ok());
     Hold {
         user: job.created_by.clone(),
         rank: rank(job),
-        reservation: active.reservation.clone(),
+        reservation: member.reservation.clone(),
         since: active.assigned_at,
         until: most.map(|most| active.assigned_at.plus_millis(most)),
         yields_at: active.yields_at,
-        going: active.cancel.is_some() || active.evict.is_some(),
+        going: active.stop_reason().is_some(),
     }
 }
 
@@ -782,22 +840,6 @@ fn most_ms(spec: &CommandJob) -> Option<u64> {
 
 /// Making ready and storing, in milliseconds; a job that takes longer is late.
 const AROUND_MS: u64 = 120_000;
-
-fn assign(
-    job: &Job,
-    node: NodeName,
-    attempt: AttemptNumber,
-    epoch: Epoch,
-    gpus: Vec<GpuIndex>,
-) -> Effect {
-    Effect::Assign {
-        node,
-        key: AttemptKey { job: job.name.clone(), attempt, epoch },
-        spec: job.spec.clone(),
-        gpus,
-        created_by: job.created_by.clone(),
-    }
-}
 
 fn end_event(outcome: &Outcome) -> EventKind {
     match outcome {

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Decisions, Effect, Live, LiveNode, assign, hold, lost};
+use super::{Decisions, Effect, Live, LiveNode, hold, lost};
 use crate::id::{Epoch, JobName, NodeName};
 use crate::job::{EventKind, Job, Phase, Report, State};
 use crate::node::{Link, Mono, NodeRecord, Now};
@@ -27,7 +27,9 @@ impl Live {
             self.sched.remove_node(&known.record.compute, &name);
             for job in known.attempts.keys().filter_map(|job| self.jobs.get(job)) {
                 let Some(active) = job.active() else { continue };
-                self.sched.hold(&record.compute, &name, job.name.clone(), hold(job, active));
+                let Some((_, member)) = active.on(&name) else { continue };
+                let held = hold(job, active, member);
+                self.sched.hold(&record.compute, &name, job.name.clone(), held);
             }
         }
         let node = self.nodes.entry(name.clone()).or_insert_with(|| LiveNode {
@@ -43,7 +45,7 @@ impl Live {
         let mine: Vec<JobName> = node.attempts.keys().cloned().collect();
         if was_unreachable {
             for job in &mine {
-                self.set_unreachable(job, false, now, out);
+                self.set_unreachable(job, &name, false, now, out);
             }
         }
         // All of them: a node may know an older attempt of the same job too.
@@ -52,16 +54,15 @@ impl Live {
         for job_name in mine {
             let Some(job) = self.jobs.get(&job_name) else { continue };
             let Some(active) = job.active() else { continue };
+            let Some((rank, member)) = active.on(&name) else { continue };
             if told.contains(&(job_name.clone(), active.epoch)) {
                 out.effects.extend(stop_again(&name, job));
                 continue;
             }
-            if active.phase == Phase::Starting {
+            if member.phase == Phase::Starting {
                 // The assignment may have been lost on its way: the node takes a second one of
                 // the same epoch for the first.
-                let (attempt, epoch) = (active.attempt, active.epoch);
-                let gpus = active.reservation.gpus.clone();
-                out.effects.push(assign(job, name.clone(), attempt, epoch, gpus));
+                out.effects.extend(self.assign(job, rank));
                 // The node ends an attempt that it has not started yet without starting it, and
                 // only the node can say that nothing of it runs.
                 out.effects.extend(stop_again(&name, job));
@@ -109,7 +110,7 @@ impl Live {
                 && now.mono.millis_since(since) >= lease.unreachable_ms
             {
                 node.unreachable = true;
-                unreachable.extend(node.attempts.keys().cloned());
+                unreachable.extend(node.attempts.keys().map(|job| (name.clone(), job.clone())));
             }
             for (job, missing) in &node.attempts {
                 let counted_from: Option<Mono> = missing.or(silent_since);
@@ -120,14 +121,13 @@ impl Live {
                 }
             }
         }
-        for job in unreachable {
-            self.set_unreachable(&job, true, now, out);
+        for (node, job) in unreachable {
+            self.set_unreachable(&job, &node, true, now, out);
         }
         for (node, job) in gone {
-            let Some(job) = self.jobs.get(&job).cloned() else { continue };
             let seconds = (lease.lease_ms + lease.margin_ms) / 1000;
             let failure = lost(&node, format!("no word of the attempt for {seconds} s"));
-            self.attempt_lost(job, failure, now, out);
+            self.member_lost(&job, &node, failure, now, out);
         }
     }
 
@@ -151,15 +151,24 @@ impl Live {
         drains.into_iter().flatten().any(|drain| drain.deadline.is_some())
     }
 
-    fn set_unreachable(&mut self, job: &JobName, unreachable: bool, now: Now, out: &mut Decisions) {
+    fn set_unreachable(
+        &mut self,
+        job: &JobName,
+        node: &NodeName,
+        unreachable: bool,
+        now: Now,
+        out: &mut Decisions,
+    ) {
         let Some(job) = self.jobs.get(job) else { return };
         let mut job: Job = job.clone();
         let State::Active(active) = &mut job.state else { return };
-        if active.unreachable == unreachable {
+        let attempt = active.attempt;
+        let Some(member) = active.on_mut(node) else { return };
+        if member.unreachable == unreachable {
             return;
         }
-        active.unreachable = unreachable;
-        let (attempt, node): (_, NodeName) = (active.attempt, active.node.clone());
+        member.unreachable = unreachable;
+        let node = node.clone();
         let kind = if unreachable {
             EventKind::NodeUnreachable { node }
         } else {
@@ -172,8 +181,6 @@ impl Live {
 
 /// What a node must hear once more of an attempt that was asked to stop.
 fn stop_again(node: &NodeName, job: &Job) -> Option<Effect> {
-    let active = job.active()?;
-    let canceled = active.cancel.as_ref().map(|cancel| &cancel.reason);
-    let reason = canceled.or(active.evict.as_ref().map(|evict| &evict.reason))?.clone();
+    let reason = job.active()?.stop_reason()?.to_owned();
     Some(Effect::Stop { node: node.clone(), key: job.attempt_key()?, reason })
 }

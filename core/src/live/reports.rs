@@ -1,14 +1,13 @@
 //! What nodes say of attempts, and what follows.
 
 use super::{Decisions, Effect, Live, end_event, rank, waiting};
-use crate::id::{NodeName, PortName, Principal};
+use crate::id::{JobName, NodeName, Principal};
 use crate::job::{
-    Active, AttemptEnd, Cancel, Cause, Ended, EventKind, Exit, Failure, Job, Left, Outcome,
-    OutputCommit, Phase, Progress, Queued, Report, State, Tries,
+    Active, AttemptEnd, Cancel, Cause, Ended, EventKind, Exit, Failed, Failure, Job, Outcome,
+    Phase, Progress, Queued, Report, State, Tries,
 };
 use crate::node::Now;
 use crate::spec::OnNodeLoss;
-use crate::time::Timestamp;
 
 impl Live {
     /// Takes a node's word on an attempt. Stale and repeated ones change nothing: a report counts
@@ -19,7 +18,7 @@ impl Live {
             job.active().is_some_and(|active| {
                 active.epoch == report.key.epoch
                     && active.attempt == report.key.attempt
-                    && &active.node == node
+                    && active.on(node).is_some()
             })
         });
         let Some(job) = current else {
@@ -33,74 +32,132 @@ impl Live {
             return;
         };
         let mut job = job.clone();
-        let State::Active(active) = &mut job.state else { return };
-        let attempt = active.attempt;
         if let Some(live) = self.nodes.get_mut(node)
             && let Some(missing) = live.attempts.get_mut(&job.name)
         {
             *missing = None;
         }
+        if let Progress::Ended(end) = report.progress {
+            out.effects.push(Effect::Acknowledge { node: node.clone(), key: report.key });
+            self.member_ended(job, node, *end, now, out);
+            return;
+        }
+        let State::Active(active) = &mut job.state else { return };
+        let (attempt, before) = (active.attempt, active.phase().rank());
+        let Some(member) = active.on_mut(node) else { return };
         let kind = match report.progress {
-            Progress::Ended(end) => {
-                let key = report.key;
-                out.effects.push(Effect::Acknowledge { node: node.clone(), key: key.clone() });
-                out.effects.push(Effect::AttemptOver { key });
-                let active = active.clone();
-                self.attempt_ended(job, active, *end, now, out);
-                return;
-            }
+            Progress::Ended(_) => return,
             Progress::Preparing { step } => {
                 let phase = Phase::Preparing { step: step.clone() };
-                let same = active.phase == phase;
-                if active.phase.rank() > phase.rank() || same {
+                let same = member.phase == phase;
+                if member.phase.rank() > phase.rank() || same {
                     return;
                 }
-                active.phase = phase;
+                member.phase = phase;
                 EventKind::Preparing { step }
             }
             Progress::Running { since } => {
-                if active.phase.rank() >= Phase::Running.rank() {
+                if member.phase.rank() >= Phase::Running.rank() {
                     return;
                 }
-                active.phase = Phase::Running;
-                active.started_at = Some(since);
+                member.phase = Phase::Running;
+                member.started_at = Some(since);
                 EventKind::Running
             }
             Progress::Finalizing { exit } => {
                 let phase = Phase::Finalizing { exit };
-                if active.phase.rank() >= phase.rank() {
+                if member.phase.rank() >= phase.rank() {
                     return;
                 }
-                active.phase = phase;
+                member.phase = phase;
                 EventKind::Finalizing { exit }
             }
         };
-        let by = node_principal(node, &self.daemon);
-        self.record(&job, attempt, by, kind, now, out);
+        let after = active.phase();
+        // Of several members the one that is least far is told of.
+        let kind = match after {
+            _ if !active.is_gang() => Some(kind),
+            after if after.rank() == before => None,
+            Phase::Starting => None,
+            Phase::Preparing { step } => Some(EventKind::Preparing { step }),
+            Phase::Running => Some(EventKind::Running),
+            Phase::Finalizing { exit } => Some(EventKind::Finalizing { exit }),
+        };
+        if let Some(kind) = kind {
+            let by = node_principal(node, &self.daemon);
+            self.record(&job, attempt, by, kind, now, out);
+        }
         self.put(job, out);
     }
 
-    /// An attempt is over: give back what it held, then end the job or try again.
-    pub(super) fn attempt_ended(
+    /// A member of an attempt is over: give back what it held. The first that fails takes the others
+    /// with it, and with the last the attempt is over.
+    fn member_ended(
         &mut self,
         mut job: Job,
-        active: Active,
+        node: &NodeName,
         end: AttemptEnd,
         now: Now,
         out: &mut Decisions,
     ) {
-        if let Some(node) = self.nodes.get_mut(&active.node) {
+        let Some(key) = job.attempt_key() else { return };
+        let State::Active(active) = &mut job.state else { return };
+        let Some(rank) = active.on(node).map(|(rank, _)| rank) else { return };
+        if let Some(live) = self.nodes.get_mut(node) {
             // The node's compute, not the job's: the node may have moved since.
-            self.sched.release(&node.record.compute, &active.node, &job.name, now.wall);
-            node.attempts.remove(&job.name);
+            self.sched.release(&live.record.compute, node, &job.name, now.wall);
+            live.attempts.remove(&job.name);
         }
-        let verdict = verdict(&job, &active, &end, now);
-        let by = node_principal(&active.node, &self.daemon);
+        let problem = (!end.is_success()).then(|| of_end(&end));
+        if let Some(member) = active.on_mut(node) {
+            member.unreachable = false;
+            member.end = Some(Box::new(end));
+        }
+        let over = active.working().next().is_none();
+        let first = problem.is_some() && active.stop_reason().is_none();
+        if let Some(failure) = problem.as_ref().filter(|_| first && active.is_gang()) {
+            let reason = format!("member {rank} on node {node} failed: {}", failure.message);
+            active.failed = Some(Failed { rank, reason });
+        }
+        let active = active.clone();
+        if over {
+            out.effects.push(Effect::AttemptOver { key });
+            self.attempt_ended(job, &active, node, now, out);
+            return;
+        }
+        let kind = EventKind::MemberEnded {
+            rank,
+            node: node.clone(),
+            problem: problem.map(|failure| {
+                let more = if first { "; the others are asked to stop" } else { "" };
+                failure.message + more
+            }),
+        };
+        let by = node_principal(node, &self.daemon);
+        self.record(&job, active.attempt, by, kind, now, out);
+        if let Some(failed) = active.failed.as_ref().filter(|_| first) {
+            self.stop(&active, &key, &failed.reason, out);
+        }
+        self.put(job, out);
+    }
+
+    /// All members of an attempt are over, that on `node` last: end the job or try again.
+    fn attempt_ended(
+        &mut self,
+        mut job: Job,
+        active: &Active,
+        node: &NodeName,
+        now: Now,
+        out: &mut Decisions,
+    ) {
+        let Some(end) = active.end() else { return };
+        let verdict = verdict(&job, active, end, now);
+        let by = node_principal(node, &self.daemon);
         match verdict {
             Verdict::Over(outcome) => {
                 let partial = outcome != Outcome::Completed;
                 let kind = end_event(&outcome);
-                let left = left(&job, active.node, active.started_at, end, partial);
+                let left = active.left(&job.spec, partial);
                 job.state = State::Ended(Ended { at: now.wall, outcome, left });
                 self.record(&job, active.attempt, by, kind, now, out);
                 out.effects.push(Effect::JobOver { job: job.name.clone() });
@@ -110,8 +167,8 @@ impl Live {
             Verdict::Again { tries, delay_ms, reason } => {
                 job.tries = tries;
                 let not_before = (delay_ms > 0).then(|| now.wall.plus_millis(delay_ms));
-                let left = Box::new(left(&job, active.node, active.started_at, end, true));
-                job.state = State::Queued(Queued { since: now.wall, not_before, left: Some(left) });
+                let left = Some(Box::new(active.left(&job.spec, true)));
+                job.state = State::Queued(Queued { since: now.wall, not_before, left });
                 let kind = EventKind::Requeued { reason };
                 self.record(&job, active.attempt, by, kind, now, out);
                 self.sched.enqueue(&job.compute, rank(&job), waiting(&job, not_before));
@@ -120,64 +177,35 @@ impl Live {
         }
     }
 
-    /// A silent or forgetful node's attempt is given up: the node has ended it by itself.
-    pub(super) fn attempt_lost(
+    /// A member of a silent or forgetful node is given up: the node has ended it by itself.
+    pub(super) fn member_lost(
         &mut self,
-        job: Job,
+        job: &JobName,
+        node: &NodeName,
         failure: Failure,
         now: Now,
         out: &mut Decisions,
     ) {
-        let kept = job.active().is_some_and(|active| active.cancel.is_none());
-        if job.spec.on_node_loss == OnNodeLoss::Keep && kept {
+        let Some(known) = self.jobs.get(job) else { return };
+        let kept = known.active().is_some_and(|active| active.cancel.is_none());
+        if known.spec.on_node_loss == OnNodeLoss::Keep && kept {
             return;
         }
-        self.attempt_gone(job, failure, now, out);
+        self.member_gone(job, node, failure, now, out);
     }
 
-    /// An attempt whose machine is gone is over, whatever its job wants.
-    pub(super) fn attempt_gone(
+    /// A member whose machine is gone is over, whatever its job wants.
+    pub(super) fn member_gone(
         &mut self,
-        job: Job,
+        job: &JobName,
+        node: &NodeName,
         failure: Failure,
         now: Now,
         out: &mut Decisions,
     ) {
-        let Some(active) = job.active().cloned() else { return };
-        if let Some(key) = job.attempt_key() {
-            out.effects.push(Effect::AttemptOver { key });
-        }
-        let end = AttemptEnd {
-            exit: None,
-            problem: Some(failure),
-            started_at: active.started_at,
-            manifest: None,
-            outputs: Vec::new(),
-            log_bytes: 0,
-        };
-        self.attempt_ended(job, active, end, now, out);
-    }
-}
-
-/// What an attempt leaves behind.
-fn left(
-    job: &Job,
-    node: NodeName,
-    started_at: Option<Timestamp>,
-    end: AttemptEnd,
-    partial: bool,
-) -> Left {
-    let commit = |(name, files, bytes): (PortName, u64, u64)| {
-        let uri = output_uri(job, &name);
-        OutputCommit { name, uri, files, bytes, partial }
-    };
-    Left {
-        started_at: end.started_at.or(started_at),
-        exit: end.exit,
-        node: Some(node),
-        manifest: end.manifest,
-        outputs: end.outputs.into_iter().map(commit).collect(),
-        log_bytes: end.log_bytes,
+        let Some(job) = self.jobs.get(job).cloned() else { return };
+        let started_at = job.active().and_then(|active| active.on(node)?.1.started_at);
+        self.member_ended(job, node, AttemptEnd::lost(failure, started_at), now, out);
     }
 }
 
@@ -188,11 +216,13 @@ enum Verdict {
 
 /// What the end of an attempt means for its job.
 fn verdict(job: &Job, active: &Active, end: &AttemptEnd, now: Now) -> Verdict {
-    let success = end.problem.is_none() && end.exit.is_some_and(Exit::is_success);
-    if success {
+    if end.is_success() {
         return Verdict::Over(Outcome::Completed);
     }
-    let failure = end.problem.clone().unwrap_or_else(|| failure_of(end.exit));
+    let mut failure = of_end(end);
+    if let Some(failed) = &active.failed {
+        failure.message.clone_from(&failed.reason);
+    }
     if let Some(cancel) = &active.cancel {
         return Verdict::Over(Outcome::Canceled(cancel.clone()));
     }
@@ -205,7 +235,7 @@ fn verdict(job: &Job, active: &Active, end: &AttemptEnd, now: Now) -> Verdict {
         return Verdict::Again { tries, delay_ms: 0, reason };
     }
     if matches!(failure.cause, Cause::Timeout | Cause::Canceled) {
-        let by = node_principal(&active.node, &job.created_by);
+        let by = node_principal(&active.first.node, &job.created_by);
         let cancel = Cancel { by, reason: failure.message, at: now.wall };
         return Verdict::Over(Outcome::Canceled(cancel));
     }
@@ -253,8 +283,12 @@ fn lost_time(tries: Tries, active: &Active, now: Now) -> Tries {
 /// A back-off does not grow beyond a day. One that is longer from the start stays as it is.
 const DAY_MS: i64 = 86_400_000;
 
-fn failure_of(exit: Option<Exit>) -> Failure {
-    let message = match exit {
+/// What went wrong, where something did.
+fn of_end(end: &AttemptEnd) -> Failure {
+    if let Some(problem) = &end.problem {
+        return problem.clone();
+    }
+    let message = match end.exit {
         Some(Exit::Code(code)) => format!("the command ended with exit code {code}"),
         Some(Exit::Signal(signal)) => format!("the command was killed by signal {signal}"),
         None => "the command never started".to_owned(),
@@ -264,8 +298,4 @@ fn failure_of(exit: Option<Exit>) -> Failure {
 
 fn node_principal(node: &NodeName, otherwise: &Principal) -> Principal {
     Principal::new(&format!("node:{node}")).unwrap_or_else(|_| otherwise.clone())
-}
-
-fn output_uri(job: &Job, name: &crate::id::PortName) -> String {
-    job.spec.outputs.get(name).and_then(|output| output.path.clone()).unwrap_or_default()
 }

@@ -44,8 +44,22 @@ fn jobs(live: &Live) -> Checked {
                 ensure(active.attempt == job.tries.made, "sanity", || {
                     format!("{} runs attempt {} of {:?}", job.name, active.attempt, job.tries)
                 })?;
-                let there = live.nodes().any(|node| node.attempts.contains_key(&job.name));
-                ensure(there, "sanity", || format!("{} is on no node", job.name))?;
+                let members = active.members().count();
+                ensure(members == job.spec.resources.instance_count as usize, "sanity", || {
+                    format!("{} has {members} members", job.name)
+                })?;
+                let nodes: BTreeSet<_> = active.members().map(|member| &member.node).collect();
+                ensure(nodes.len() == members, "I9", || {
+                    format!("{} has two members on a node: {nodes:?}", job.name)
+                })?;
+                ensure(active.working().next().is_some(), "sanity", || {
+                    format!("{} is over and lives", job.name)
+                })?;
+                for (_, member) in active.working() {
+                    let node = live.node(&member.node);
+                    let there = node.is_some_and(|node| node.attempts.contains_key(&job.name));
+                    ensure(there, "sanity", || format!("{} is not on {}", job.name, member.node))?;
+                }
             }
             State::Ended(_) => return Err(insane(format!("{} has ended and lives", job.name))),
         }
@@ -112,8 +126,10 @@ fn nodes(live: &Live) -> Checked {
     for node in live.nodes() {
         let name = &node.record.name;
         let listed: BTreeSet<&JobName> = node.attempts.keys().collect();
-        let there: BTreeSet<&JobName> =
-            actives(live).filter(|(_, active)| &active.node == name).map(|(job, _)| job).collect();
+        let there: BTreeSet<&JobName> = actives(live)
+            .filter(|(_, active)| active.on(name).is_some())
+            .map(|(job, _)| job)
+            .collect();
         ensure(listed == there, "sanity", || {
             format!("node {name} lists {listed:?}, and {there:?} are there")
         })?;
@@ -156,15 +172,16 @@ fn ledgers(live: &Live) -> Checked {
 
 fn reserved(live: &Live, node: &NodeName, mut ledger: Ledger) -> Checked<Ledger> {
     let mut devices: BTreeMap<GpuIndex, u32> = BTreeMap::new();
-    for (job, active) in actives(live).filter(|(_, active)| &active.node == node) {
-        for gpu in &active.reservation.gpus {
+    for (job, active) in actives(live) {
+        let Some((_, member)) = active.on(node) else { continue };
+        for gpu in &member.reservation.gpus {
             let held = devices.entry(*gpu).or_default();
-            *held += u32::from(active.reservation.of_each_gpu());
+            *held += u32::from(member.reservation.of_each_gpu());
             ensure(*held <= WHOLE_GPU.into(), "I9", || {
                 format!("{held} thousandths of GPU {gpu} of node {node} are held, by {job} too")
             })?;
         }
-        ledger.take(&active.reservation);
+        ledger.take(&member.reservation);
     }
     Ok(ledger)
 }
@@ -176,16 +193,16 @@ pub(super) fn within_capacity(live: &Live, job: &JobName, node: &NodeName) -> Ch
     let Some(record) = live.nodes().find(|n| &n.record.name == node).map(|n| &n.record) else {
         return Err(Violation::new("I8", format!("a job was placed on {node}, which is unknown")));
     };
-    let Some(new) = live.job(job).and_then(|job| job.active()).map(|active| &active.reservation)
-    else {
+    let active = live.job(job).and_then(|job| job.active());
+    let Some(new) = active.and_then(|active| active.on(node)).map(|(_, m)| &m.reservation) else {
         return Err(insane(format!("{job} was placed and holds nothing")));
     };
     let has = &record.capacity;
     let (mut cpu, mut memory, mut disk) = (0, 0, 0);
-    for (_, active) in actives(live).filter(|(_, active)| &active.node == node) {
-        cpu += active.reservation.cpu;
-        memory += active.reservation.memory;
-        disk += active.reservation.disk;
+    for (_, member) in actives(live).filter_map(|(_, active)| active.on(node)) {
+        cpu += member.reservation.cpu;
+        memory += member.reservation.memory;
+        disk += member.reservation.disk;
     }
     let fits = (new.cpu == 0 || cpu <= has.cpu)
         && (new.memory == 0 || memory <= has.memory)
@@ -215,8 +232,9 @@ pub(super) fn nothing_idles(live: &Live) -> Checked {
         let exclusive =
             compute.cluster.as_ref().is_some_and(|c| c.placement == Placement::Exclusive);
         let could_start = |job: &Job| {
-            let demand = &job.spec.resources.demand;
-            pool.nodes().any(|(_, ledger, ready)| ready && ledger.capacity().could_hold(demand))
+            let Request { members, demand } = Request::from(&job.spec.resources);
+            let large = pool.nodes().filter(|(_, ledger, _)| ledger.capacity().could_hold(&demand));
+            large.filter(|(.., ready)| *ready).count() >= members as usize
         };
         let mut in_line = Vec::new();
         for (at, place, name) in live.sched().waiting() {
@@ -234,8 +252,12 @@ pub(super) fn nothing_idles(live: &Live) -> Checked {
                             | WaitReason::Drained { .. }
                             | WaitReason::NodesSilent
                             | WaitReason::NoNodes
+                            | WaitReason::TooFew { .. }
                     )
                 );
+            if matches!(reason, Some(WaitReason::Quota { .. })) {
+                continue;
+            }
             ensure(set_aside != could_start(job), "sanity", || {
                 format!("{name} is told {reason:?}, which is not so")
             })?;
@@ -244,11 +266,13 @@ pub(super) fn nothing_idles(live: &Live) -> Checked {
             }
         }
         let Some(first) = in_line.first() else { continue };
-        let demand = &first.spec.resources.demand;
-        let room = pool.nodes().find(|(_, ledger, ready)| {
+        let Request { members, demand } = Request::from(&first.spec.resources);
+        let demand = &demand;
+        let mut room = pool.nodes().filter(|(_, ledger, ready)| {
             let fits = ledger.shortage(demand).is_none() && (!exclusive || ledger.is_idle());
             *ready && fits
         });
+        let room = room.nth(members as usize - 1);
         ensure(room.is_none(), "I18", || {
             format!("{} is first in line and waits, and {:?} has room", first.name, room)
         })?;

@@ -1,14 +1,14 @@
 //! The daemon's side of the world: a [`Live`], the sessions it knows, and what waits for the next
 //! batch. It works as the reactor does: decide, write, and only then answer and act.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::node::{Down, Up};
 use super::{Checked, Store, check, ensure, principal};
 use crate::compute::Cluster;
 use crate::id::{ComputeName, JobName, NodeName};
-use crate::job::{EventKind, Report};
+use crate::job::{AttemptKey, EventKind, Report};
 use crate::live::{Decisions, Effect, Live, Submission, TakenAway};
 use crate::node::{Drain, LeasePolicy, Mono, NodeRecord, Now};
 use crate::spec::{CommandJob, Tier};
@@ -259,7 +259,7 @@ impl Daemon {
         let counters = self.live.counters();
         let current = before.as_ref().is_some_and(|job| {
             job.attempt_key().as_ref() == Some(&report.key)
-                && job.active().is_some_and(|active| &active.node == node)
+                && job.active().is_some_and(|active| active.on(node).is_some())
         });
         self.live.report(node, report.clone(), now, out);
         if !current {
@@ -294,12 +294,23 @@ impl Daemon {
     /// I8 and I9 for every new placement of a batch.
     fn judge_placements(&self, store: &Store, decisions: &Decisions) -> Checked {
         let mut newest = store.counters.epoch;
+        let mut members: Option<(&AttemptKey, BTreeSet<&NodeName>)> = None;
         for effect in &decisions.effects {
             let Effect::Assign { node, key, .. } = effect else { continue };
             if key.epoch <= store.counters.epoch {
                 continue;
             }
-            ensure(key.epoch > newest, "I3", || format!("{key:?} came after epoch {newest}"))?;
+            match &mut members {
+                Some((known, nodes)) if *known == key => {
+                    ensure(nodes.insert(node), "I9", || format!("{key:?} is on {node} twice"))?;
+                }
+                _ => {
+                    ensure(key.epoch > newest, "I3", || {
+                        format!("{key:?} came after epoch {newest}")
+                    })?;
+                    members = Some((key, [node].into()));
+                }
+            }
             newest = key.epoch;
             ensure(self.sessions.contains_key(node), "I8", || {
                 format!("{key:?} was placed on {node}, which is not connected")

@@ -104,6 +104,7 @@ pub fn node_record(name: &str, compute: &str, capacity: Capacity) -> NodeRecord 
         capacity,
         version: "0.1.0".to_owned(),
         hostname: name.to_owned(),
+        address: None,
         os: "Linux".to_owned(),
         facts: BTreeMap::new(),
         joined_at: Timestamp::default(),

@@ -100,6 +100,17 @@ impl Store {
             Some(from) if matches!(event.kind, EventKind::Evicting { .. }) => {
                 from == event.status && !from.is_final() && from != JobStatus::Queued
             }
+            // Nor need what happens to one member of several.
+            Some(from)
+                if matches!(
+                    event.kind,
+                    EventKind::MemberEnded { .. }
+                        | EventKind::NodeUnreachable { .. }
+                        | EventKind::NodeReturned { .. }
+                ) && from == event.status =>
+            {
+                !from.is_final() && from != JobStatus::Queued
+            }
             Some(from) => event.kind != EventKind::Submitted && may_follow(from, event.status),
         };
         let promise = if from.is_some_and(JobStatus::is_final) { "I4" } else { "sanity" };

@@ -13,6 +13,7 @@ use crate::job::{Job, Phase, Report};
 use crate::live::{Effect, Live, TakenAway};
 use crate::node::{LeasePolicy, NodeRecord};
 use crate::resource::{Capacity, GpuIndex, WHOLE_GPU};
+use crate::sched::WaitReason;
 use crate::spec::{CommandJob, OnNodeLoss};
 use crate::time::Timestamp;
 
@@ -220,7 +221,8 @@ impl World {
                 // tell a lost assignment from a lost memory.
                 node.wipe(now, until, |key| {
                     jobs.get(&key.job).and_then(Job::active).is_some_and(|active| {
-                        active.epoch == key.epoch && active.phase == Phase::Starting
+                        let member = active.on(name).map(|(_, member)| &member.phase);
+                        active.epoch == key.epoch && member == Some(&Phase::Starting)
                     })
                 });
             }
@@ -371,7 +373,8 @@ impl World {
         let Some(node) = self.nodes.get(name) else { return Ok(()) };
         for (epoch, process) in &node.processes {
             let active = self.store.jobs.get(&process.key.job).and_then(Job::active);
-            let works = active.is_some_and(|active| &active.epoch == epoch);
+            let works =
+                active.is_some_and(|active| &active.epoch == epoch && active.on(name).is_some());
             ensure(!works, "scale", || format!("{name} was removed with {:?}", process.key))?;
         }
         Ok(())
@@ -437,14 +440,16 @@ impl World {
         self.preempted.insert(node.clone(), self.clock);
     }
 
-    /// I1: one process per job, whatever the daemon believes; and no device in two hands.
+    /// I1: the processes of a job are of one attempt, whatever the daemon believes, and each is on a
+    /// node of its own; and no device in two hands.
     fn judge_processes(&mut self, stepped: &NodeName) -> Checked {
-        let mut alive: BTreeMap<&JobName, &NodeName> = BTreeMap::new();
+        let mut alive: BTreeMap<&JobName, (&NodeName, Epoch)> = BTreeMap::new();
         for (name, node) in &self.nodes {
             let mut devices: BTreeMap<GpuIndex, u32> = BTreeMap::new();
             for process in node.processes.values() {
-                let other = alive.insert(&process.key.job, name);
-                ensure(other.is_none(), "I1", || {
+                let other = alive.insert(&process.key.job, (name, process.key.epoch));
+                let peer = |(node, epoch)| node != name && epoch == process.key.epoch;
+                ensure(other.is_none_or(peer), "I1", || {
                     format!("{:?} runs on {name} and, twice, on {other:?}", process.key)
                 })?;
                 for gpu in &process.gpus {
@@ -645,12 +650,15 @@ impl World {
         while self.store.unfinished().next().is_some() && self.clock < limit {
             self.advance(self.lease.heartbeat_ms * 10)?;
         }
-        let stuck: Vec<JobName> = self
-            .store
-            .unfinished()
-            .filter(|job| job.spec.on_node_loss == OnNodeLoss::Keep && job.active().is_some())
-            .map(|job| job.name.clone())
-            .collect();
+        // A job that shall wait for its node waits, and so does one for which there were nodes enough
+        // when it came and are not now.
+        let waits = |job: &&Job| {
+            let reason = self.live().and_then(|live| live.wait_reason(job));
+            (job.spec.on_node_loss == OnNodeLoss::Keep && job.active().is_some())
+                || matches!(reason, Some(WaitReason::TooFew { .. }))
+        };
+        let stuck: Vec<JobName> =
+            self.store.unfinished().filter(waits).map(|job| job.name.clone()).collect();
         let limit = self.clock + 2 * lease + longest;
         for name in &stuck {
             self.cancel(name);

@@ -191,6 +191,7 @@ fn apply(world: &mut World, op: Op) -> Checked {
             spec.retry = retry;
             spec.queue.priority = [Priority::Low, Priority::Medium, Priority::High][number % 3];
             let tiers = [None, None, None, Some("spot"), Some("premium")];
+            spec.resources.instance_count = [1, 1, 1, 2, 1, 1, 3][number % 7];
             spec.queue.job_tier = tiers[number % 5].map(str::to_owned);
             spec.limits.timeout = (number % 4 == 0).then_some(600);
             spec.on_node_loss = if keep { OnNodeLoss::Keep } else { OnNodeLoss::Requeue };
@@ -217,7 +218,7 @@ fn apply(world: &mut World, op: Op) -> Checked {
                 .store
                 .jobs
                 .get(&name)
-                .and_then(|job| Some((job.attempt_key()?, job.active()?.node.clone())))
+                .and_then(|job| Some((job.attempt_key()?, job.active()?.first.node.clone())))
             else {
                 return Ok(());
             };

@@ -66,7 +66,7 @@ impl Bare {
 
     fn at(&self, job: &JobName) -> (NodeName, AttemptKey) {
         let job = self.live.job(job).unwrap();
-        (job.active().unwrap().node.clone(), job.attempt_key().unwrap())
+        (job.active().unwrap().first.node.clone(), job.attempt_key().unwrap())
     }
 }
 
