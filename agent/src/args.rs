@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use atelier_core::id::{ComputeName, NodeName};
-use atelier_core::node::{LABEL_FORM, is_label};
+use atelier_core::node::{LABEL_FORM, is_address, is_label};
 use clap::Args;
 
 #[cfg(test)]
@@ -53,6 +53,10 @@ pub struct AgentArgs {
     /// A label by which jobs may choose this node; may be given several times
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
     pub labels: Vec<(String, String)>,
+    /// Where other nodes reach this one, for jobs on several nodes: a name or an address
+    /// [default: the address from which the agent reaches the daemon]
+    #[arg(long, value_name = "HOST", value_parser = host)]
+    pub address: Option<String>,
     /// Move all data through the daemon, even on a machine that shares its storage folder
     #[arg(long)]
     pub no_shared_store: bool,
@@ -98,6 +102,13 @@ fn mebibytes(text: &str) -> Result<u64, String> {
         0 => Err(format!("'{text}' is less than 1 MiB")),
         mebibytes => Ok(mebibytes),
     }
+}
+
+fn host(text: &str) -> Result<String, String> {
+    if is_address(text) {
+        return Ok(text.to_owned());
+    }
+    Err("write a host's name or address, without a port: letters, digits, -, _, . and :".to_owned())
 }
 
 fn label(text: &str) -> Result<(String, String), String> {

@@ -20,7 +20,7 @@ use std::time::Instant;
 use atelier_core::id::{ComputeName, JobName, NodeName, Principal, SubmitSeq};
 use atelier_core::resource::{Capacity, Demand};
 use atelier_core::sched::{Budget, Rank, Request, Sched, Waiting};
-use atelier_core::spec::{Priority, Tier};
+use atelier_core::spec::{JobTier, Priority};
 use atelier_core::time::Timestamp;
 
 const NODES: u64 = 10_000;
@@ -95,7 +95,7 @@ impl World {
         let demand =
             Demand { cpu: 1_000 * (1 + kind % 16), memory: 1_024 + kind, ..Demand::DEFAULT };
         let rank = Rank::new(
-            Tier::Standard,
+            JobTier::Standard,
             Priority::Medium,
             Timestamp::from_millis(0),
             SubmitSeq(self.seq),

@@ -48,6 +48,13 @@ pub fn is_label(key: &str, value: &str) -> bool {
         && !value.chars().any(char::is_control)
 }
 
+/// Whether this may be where other nodes reach a node: a name or an address of at most 255 bytes, as
+/// host names are written, without a port.
+pub fn is_address(address: &str) -> bool {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_' | ':' | '%');
+    !address.is_empty() && address.len() <= 255 && address.chars().all(allowed)
+}
+
 /// What a label looks like, in words.
 pub const LABEL_FORM: &str =
     "a label is a key of letters, digits, -, _, . and / with a value, each of at most 100 bytes";

@@ -155,6 +155,7 @@ fn view(node: &pb::Node) -> Value {
         "last_seen": time(node.last_seen_ms),
         "agent_version": node.agent_version,
         "hostname": node.hostname,
+        "address": node.address,
         "os": node.os,
         "facts": node.facts,
         "labels": node.labels,

@@ -82,6 +82,17 @@ pub struct Assignment {
     pub created_by: Principal,
     /// Of the run's experiment, as MLflow's clients know it.
     pub experiment_id: String,
+    /// Who else runs it.
+    pub member: Membership,
+}
+
+/// A member of an attempt among the others.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Membership {
+    /// Its number.
+    pub rank: u32,
+    /// Where all members' nodes are reached, by rank.
+    pub addresses: Vec<String>,
 }
 
 /// Where an input comes from.
@@ -149,9 +160,10 @@ impl Effects {
             }
         };
         match effect {
-            Effect::Assign { node, key, spec, gpus, created_by } => {
+            Effect::Assign { node, key, spec, gpus, created_by, rank, addresses } => {
                 crate::failpoint::hit("before-assign");
-                let assignment = self.assignment(key, spec, gpus, created_by);
+                let member = Membership { rank, addresses };
+                let assignment = self.assignment(key, spec, gpus, created_by, member);
                 tell(&node, ToNode::Assign(Box::new(assignment)));
             }
             Effect::Stop { node, key, reason } => tell(&node, ToNode::Stop { key, reason }),
@@ -170,6 +182,7 @@ impl Effects {
         spec: Arc<CommandJob>,
         gpus: Vec<GpuIndex>,
         created_by: Principal,
+        member: Membership,
     ) -> Assignment {
         let token = self.door.admit_attempt(&key, &spec);
         let inputs = spec
@@ -195,8 +208,9 @@ impl Effects {
             outputs,
             artifacts: self
                 .grant(self.artifact_store.clone(), layout::artifact_root(key.job.as_str())),
-            log_path: layout::log_path(key.attempt),
-            manifest_path: layout::manifest_path(key.attempt),
+            log_path: layout::log_path(key.attempt, member.rank),
+            manifest_path: layout::manifest_path(key.attempt, member.rank),
+            member,
             environment,
             require_containers: self.require_containers,
             log_limit: self.log_limit,

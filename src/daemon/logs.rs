@@ -196,7 +196,7 @@ impl LogHub {
         let key = format!(
             "{}/{}",
             layout::artifact_root(job.name.as_str()),
-            layout::log_path(place.attempt)
+            layout::log_path(place.attempt, 0)
         );
         let read = async {
             let path = ObjectPath::new(&key).map_err(storage::Error::from)?;
@@ -329,8 +329,9 @@ enum Whereabouts {
 
 fn whereabouts(job: &Job, attempt: AttemptNumber) -> Whereabouts {
     match &job.state {
-        State::Active(active) if active.attempt == attempt => {
-            Whereabouts::OnNode(active.node.clone())
+        // The first member's log is the job's.
+        State::Active(active) if active.attempt == attempt && active.first.end.is_none() => {
+            Whereabouts::OnNode(active.first.node.clone())
         }
         State::Ended(_) if attempt >= job.tries.made => Whereabouts::Stored { last: true },
         _ if attempt <= job.tries.made => Whereabouts::Stored { last: false },

@@ -7,7 +7,7 @@ use atelier_core::access::AttemptScope;
 use atelier_core::content::Digest;
 use atelier_core::content::manifest::Manifest;
 use atelier_core::id::{DatastoreName, JobName, NodeName};
-use atelier_core::job::{AttemptKey, Job, ManifestRef, Outcome};
+use atelier_core::job::{AttemptKey, Job, Left, ManifestRef, Outcome};
 use atelier_core::layout;
 use atelier_core::time::Timestamp;
 use atelier_core::track::{ArtifactPath, RunId};
@@ -97,10 +97,10 @@ impl Committed {
     /// last one did not write: who reads the outputs reads what was committed, and nothing else.
     pub(super) async fn tidy(&self, job: &Job) -> Result<(), storage::Error> {
         let Some(ended) = job.ended().filter(|_| job.tries.made.0 > 1) else { return Ok(()) };
-        let (Outcome::Completed, Some(reference)) = (&ended.outcome, &ended.left.manifest) else {
+        if ended.outcome != Outcome::Completed {
             return Ok(());
-        };
-        let manifest = self.read(reference).await?;
+        }
+        let Some(manifest) = self.of(&ended.left).await? else { return Ok(()) };
         let blobs = self.datastores.get(layout::BLOB_STORE)?;
         let kept: HashSet<&str> = manifest
             .entries
@@ -125,6 +125,28 @@ impl Committed {
         }
     }
 
+    /// What an attempt left in all: what each of its members committed. Of a path that several of
+    /// them wrote the first member's entry counts.
+    async fn of(&self, left: &Left) -> Result<Option<Arc<Manifest>>, storage::Error> {
+        let mut all: Option<Arc<Manifest>> = None;
+        for reference in left.manifests() {
+            let next = self.read(reference).await?;
+            all = Some(match all {
+                None => next,
+                Some(all) => {
+                    let mut merged = Arc::unwrap_or_clone(all);
+                    let known: HashSet<String> =
+                        merged.entries.iter().map(|entry| entry.path.clone()).collect();
+                    let new = next.entries.iter().filter(|entry| !known.contains(&entry.path));
+                    merged.entries.extend(new.cloned());
+                    merged.entries.sort_by(|one, other| one.path.cmp(&other.path));
+                    Arc::new(merged)
+                }
+            });
+        }
+        Ok(all)
+    }
+
     async fn fetch(&self, reference: &ManifestRef) -> Result<Manifest, storage::Error> {
         let store = self.datastores.get(layout::ARTIFACT_STORE)?;
         let bytes = store.get(&ObjectPath::new(&reference.key)?, MANIFEST).await?;
@@ -146,16 +168,9 @@ impl Manifests for Committed {
     ) -> BoxFuture<'a, Result<Option<Arc<Manifest>>, String>> {
         Box::pin(async move {
             let job = self.store.job(job).map_err(|e| e.to_string())?;
-            let reference = job
-                .as_ref()
-                .and_then(|job| job.ended())
-                .and_then(|ended| ended.left.manifest.as_ref());
-            match reference {
+            match job.as_ref().and_then(|job| job.ended()) {
                 None => Ok(None),
-                Some(reference) => {
-                    let manifest = self.read(reference).await.map_err(|e| e.to_string())?;
-                    Ok(Some(manifest))
-                }
+                Some(ended) => self.of(&ended.left).await.map_err(|e| e.to_string()),
             }
         })
     }
@@ -177,9 +192,11 @@ impl Shared {
                 (path.clone(), Artifact { path, bytes, datastore, key, digest: None })
             })
             .collect();
-        let committed = job.ended().and_then(|ended| ended.left.manifest.as_ref());
-        if let Some(reference) = committed {
-            let manifest = self.committed.read(reference).await?;
+        let committed = match job.ended() {
+            Some(ended) => self.committed.of(&ended.left).await?,
+            None => None,
+        };
+        if let Some(manifest) = committed {
             artifacts.extend(manifest.entries.iter().map(|entry| {
                 let artifact = Artifact {
                     path: entry.path.clone(),
@@ -242,18 +259,34 @@ impl Shared {
         for (key, samples) in by_attempt {
             let job = self.store.job(&key.job).map_err(told)?;
             // The last samples may arrive just after the end.
-            let present = job.is_some_and(|job| match job.active() {
-                Some(active) => active.epoch == key.epoch && &active.node == node,
-                None => job.ended().is_some_and(|ended| {
-                    ended.left.node.as_ref() == Some(node) && job.tries.made == key.attempt
-                }),
+            let rank = job.and_then(|job| match job.active() {
+                Some(active) if active.epoch == key.epoch => {
+                    active.members().position(|member| &member.node == node)
+                }
+                Some(_) => None,
+                None => {
+                    let ended = job.ended().filter(|_| job.tries.made == key.attempt)?;
+                    ended.left.nodes().position(|known| known == node)
+                }
             });
-            if !present {
-                continue;
-            }
+            let Some(rank) = rank else { continue };
+            let samples = if rank == 0 { samples } else { of_member(rank, samples) };
             let scope = AttemptScope { job: key.job, attempt: key.attempt, epoch: key.epoch };
             self.tracking.record_samples(&scope, samples).await.map_err(told)?;
         }
         Ok(())
     }
+}
+
+/// A member's samples under names of their own, as MLflow names those of a node: the first member's
+/// are `system/cpu…`, the next one's `system/node_1/cpu…`.
+fn of_member(rank: usize, samples: Vec<Sample>) -> Vec<Sample> {
+    let renamed = |(key, value): (String, f64)| match key.strip_prefix("system/") {
+        Some(rest) => (format!("system/node_{rank}/{rest}"), value),
+        None => (key, value),
+    };
+    samples
+        .into_iter()
+        .map(|sample| Sample { values: sample.values.into_iter().map(renamed).collect(), ..sample })
+        .collect()
 }

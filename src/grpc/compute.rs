@@ -481,5 +481,6 @@ fn describe_node(live: &Live, node: &LiveNode, views: &HashMap<NodeName, NodeVie
         usage: view.usage,
         drain: drain.map(drain_to_wire),
         labels: record.capacity.labels.clone(),
+        address: record.address.clone().unwrap_or_default(),
     }
 }

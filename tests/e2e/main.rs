@@ -18,6 +18,7 @@ mod bad_input;
 mod clusters;
 mod drain;
 mod events;
+mod gangs;
 mod jobs;
 mod local;
 mod nouns;

@@ -22,6 +22,7 @@ use crate::supervisor::{Launcher, Lease};
 mod finalize;
 mod folder;
 mod launch;
+mod members;
 mod prepare;
 mod problem;
 mod process;

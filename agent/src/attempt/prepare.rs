@@ -12,6 +12,7 @@ use atelier_proto::agent::v1::attempt_report::Phase;
 use atelier_proto::agent::v1::{self as pb, Cause, Preparing, Problem};
 use futures::future::{try_join_all, try_join3};
 
+use super::members::Members;
 use super::problem::{self, problem};
 use super::{Attempt, Services, variables};
 use crate::clock;
@@ -205,6 +206,11 @@ fn render(
         spec: &attempt.spec,
         job: &attempt.key.job,
         attempt: attempt.key.attempt,
+        members: Members {
+            rank: attempt.assignment.rank,
+            addresses: &attempt.assignment.member_addresses,
+            epoch: attempt.key.epoch,
+        },
         experiment_id: &attempt.assignment.experiment_id,
         workspace: &services.workspace,
         workspace_id: &services.workspace_id,

@@ -7,6 +7,8 @@ use std::path::Path;
 use atelier_core::resource::Gpus;
 use atelier_core::spec::CommandJob;
 
+use super::members::Members;
+
 /// Marks every process of an attempt, so that they are found if their supervisor was killed.
 pub(crate) const MARK: &str = "ATELIER_ATTEMPT_FOLDER";
 
@@ -18,6 +20,7 @@ pub(crate) struct Facts<'a> {
     pub(crate) spec: &'a CommandJob,
     pub(crate) job: &'a str,
     pub(crate) attempt: u32,
+    pub(crate) members: Members<'a>,
     pub(crate) experiment_id: &'a str,
     pub(crate) workspace: &'a str,
     pub(crate) workspace_id: &'a str,
@@ -133,7 +136,8 @@ fn run_variables(facts: &Facts<'_>, set: &mut impl FnMut(&str, &str)) {
          Microsoft.MachineLearningServices/workspaces/{}",
         facts.workspace
     );
-    let local = "127.0.0.1";
+    let members = &facts.members;
+    let master = members.address(0);
     set("AZUREML_RUN_ID", facts.job);
     set("AZUREML_ARM_SUBSCRIPTION", "atelier");
     set("AZUREML_ARM_RESOURCEGROUP", "atelier");
@@ -150,15 +154,15 @@ fn run_variables(facts: &Facts<'_>, set: &mut impl FnMut(&str, &str)) {
     // The token dies with its attempt and needs no renewal; Azure's clients want a date and a salt.
     set("AZUREML_RUN_TOKEN_EXPIRY", TOKEN_EXPIRY);
     set("AZUREML_RUN_TOKEN_RAND", &format!("{}-{}", facts.job, facts.attempt));
-    set("AZUREML_NODE_COUNT", &facts.spec.resources.instance_count.to_string());
-    set("AZUREML_CR_NODE_RANK", "0");
+    set("AZUREML_NODE_COUNT", &members.count().to_string());
+    set("AZUREML_CR_NODE_RANK", &members.rank.to_string());
     set("AZUREML_CR_EXECUTION_WORKING_DIR_PATH", &work);
     set("AZUREML_CR_COMPUTE_CONTEXT", "{\"cluster_name\":\"local\"}");
     set("AZUREML_CR_HT_CAP_user_logs_PATH", &facts.folder.to_string_lossy());
-    set("AZ_BATCHAI_JOB_MASTER_NODE_IP", local);
+    set("AZ_BATCHAI_JOB_MASTER_NODE_IP", master);
     set("AZ_BATCHAI_GPU_COUNT", &facts.gpus.len().to_string());
-    set("AZ_BATCH_HOST_LIST", local);
-    set("AZ_BATCH_MASTER_NODE", &format!("{local}:6105"));
+    set("AZ_BATCH_HOST_LIST", &members.all().join(","));
+    set("AZ_BATCH_MASTER_NODE", &format!("{master}:{}", members.master_port()));
     set("MLFLOW_TRACKING_URI", facts.http_url);
     set("MLFLOW_TRACKING_TOKEN", facts.token);
     set("MLFLOW_RUN_ID", facts.job);
@@ -170,26 +174,27 @@ fn run_variables(facts: &Facts<'_>, set: &mut impl FnMut(&str, &str)) {
     set("PYTHONUNBUFFERED", "1");
 }
 
-/// What launchers set, for the one process of a job on one node.
+/// What launchers set, for the one process that each member is.
 fn distribution_variables(facts: &Facts<'_>, set: &mut impl FnMut(&str, &str)) {
     use atelier_core::spec::Distribution;
+    let members = &facts.members;
+    let (rank, size) = (members.rank.to_string(), members.count().to_string());
     match &facts.spec.distribution {
         Some(Distribution::PyTorch { .. }) => {
-            set("MASTER_ADDR", "127.0.0.1");
-            set("MASTER_PORT", "6105");
-            for (name, value) in
-                [("WORLD_SIZE", "1"), ("NODE_RANK", "0"), ("RANK", "0"), ("LOCAL_RANK", "0")]
-            {
-                set(name, value);
-            }
+            set("MASTER_ADDR", members.address(0));
+            set("MASTER_PORT", &members.master_port().to_string());
+            set("WORLD_SIZE", &size);
+            set("NODE_RANK", &rank);
+            set("RANK", &rank);
+            set("LOCAL_RANK", "0");
         }
-        Some(Distribution::TensorFlow { .. }) => set(
-            "TF_CONFIG",
-            r#"{"cluster":{"worker":["127.0.0.1:2222"]},"task":{"type":"worker","index":0},"environment":"cloud"}"#,
-        ),
+        Some(Distribution::TensorFlow { parameter_server_count, .. }) => {
+            let servers = *parameter_server_count as usize;
+            set("TF_CONFIG", &members.tf_config(servers).to_string());
+        }
         Some(Distribution::Mpi { .. }) => {
             for (name, value) in
-                [("RANK", "0"), ("SIZE", "1"), ("LOCAL_RANK", "0"), ("LOCAL_SIZE", "1")]
+                [("RANK", rank.as_str()), ("SIZE", &size), ("LOCAL_RANK", "0"), ("LOCAL_SIZE", "1")]
             {
                 set(&format!("OMPI_COMM_WORLD_{name}"), value);
             }

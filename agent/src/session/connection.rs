@@ -1,6 +1,7 @@
 //! The connection under a session.
 
 use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use atelier_proto::agent::v1::agent_service_client::AgentServiceClient;
@@ -84,6 +85,22 @@ fn address(args: &AgentArgs) -> Result<Address, Error> {
         (None, None) => String::new(),
     };
     Ok(text.trim().to_owned())
+}
+
+/// The address of this machine from which it reaches the daemon. Nothing is sent: a UDP socket is
+/// bound to the route that a packet would take.
+pub(super) async fn own_address(daemon: &str) -> Option<IpAddr> {
+    let uri: tonic::codegen::http::Uri = daemon.parse().ok()?;
+    let host = uri.host()?.trim_matches(['[', ']']).to_owned();
+    let port = uri.port_u16().unwrap_or(80);
+    let target = tokio::net::lookup_host((host.as_str(), port)).await.ok()?.next()?;
+    let any: IpAddr = match target {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let socket = tokio::net::UdpSocket::bind((any, 0)).await.ok()?;
+    socket.connect(target).await.ok()?;
+    Some(socket.local_addr().ok()?.ip())
 }
 
 /// The node's token; read from its file again each time, so that it can be replaced.

@@ -146,6 +146,12 @@ impl Session {
         while let Ok(news) = self.news.try_recv() {
             self.registry.note(news);
         }
+        self.facts.address = match &self.args.address {
+            Some(address) => address.clone(),
+            None => connection::own_address(&address)
+                .await
+                .map_or_else(|| self.facts.hostname.clone(), |own| own.to_string()),
+        };
         let hello_at = clock::boottime_ms();
         let _ = up.send(message(Up::Hello(self.hello())));
         let opening = async {
@@ -186,6 +192,7 @@ impl Session {
             instance_id: self.instance_id.clone(),
             disk_mib: self.facts.disk_mib,
             labels: self.facts.labels.clone(),
+            address: self.facts.address.clone(),
         }
     }
 

@@ -1,7 +1,7 @@
 //! A job's place in the queue.
 
 use crate::id::SubmitSeq;
-use crate::spec::{Priority, Tier};
+use crate::spec::{JobTier, Priority};
 use crate::time::Timestamp;
 
 /// A place in a queue; the lowest is first.
@@ -13,7 +13,7 @@ use crate::time::Timestamp;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Rank {
     /// Highest first.
-    tier: std::cmp::Reverse<Tier>,
+    tier: std::cmp::Reverse<JobTier>,
     /// Milliseconds since the epoch: the submission, less what the priority is worth.
     counted_from: i64,
     seq: SubmitSeq,
@@ -24,7 +24,7 @@ pub(super) const LEVEL_MS: i64 = 24 * 60 * 60 * 1000;
 
 impl Rank {
     /// The place of a job of this tier and level that was submitted at `created_at`.
-    pub fn new(tier: Tier, priority: Priority, created_at: Timestamp, seq: SubmitSeq) -> Self {
+    pub fn new(tier: JobTier, priority: Priority, created_at: Timestamp, seq: SubmitSeq) -> Self {
         let worth = match priority {
             Priority::Low => -LEVEL_MS,
             Priority::Medium => 0,
@@ -40,7 +40,7 @@ impl Rank {
     }
 
     /// The job's tier.
-    pub fn tier(self) -> Tier {
+    pub fn tier(self) -> JobTier {
         self.tier.0
     }
 

@@ -4,7 +4,7 @@ use std::fmt;
 
 use crate::id::{ComputeName, JobName, NodeName, Principal};
 use crate::resource::{Demand, Reservation};
-use crate::spec::{JobResources, Tier};
+use crate::spec::{JobResources, JobTier};
 use crate::time::Timestamp;
 
 use super::Rank;
@@ -124,7 +124,7 @@ pub struct Eviction {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Yields {
     /// The other is of this tier, which is higher.
-    Tier(Tier),
+    Tier(JobTier),
     /// It was let ahead of the other because it said that it would be over by now.
     Late,
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::*;
 use crate::id::{Principal, SubmitSeq};
 use crate::resource::{GpuDevice, Shortage};
-use crate::spec::{Priority, Tier};
+use crate::spec::{JobTier, Priority};
 
 fn compute() -> ComputeName {
     ComputeName::new("local").unwrap()
@@ -36,7 +36,7 @@ fn sched(nodes: &[(&str, Capacity)]) -> Sched {
 
 /// Of equal jobs, in order of submission.
 fn rank(seq: u64) -> Rank {
-    Rank::new(Tier::Standard, Priority::Medium, NOW, SubmitSeq(seq))
+    Rank::new(JobTier::Standard, Priority::Medium, NOW, SubmitSeq(seq))
 }
 
 fn wait(sched: &mut Sched, seq: u64, demand: Demand) {
@@ -96,7 +96,7 @@ fn priority_goes_first_and_a_day_of_waiting_makes_up_for_a_level() {
         for &(seq, priority, hours_ago) in jobs {
             let job = JobName::new(&format!("job{seq}")).unwrap();
             let rank = Rank::new(
-                Tier::Standard,
+                JobTier::Standard,
                 priority,
                 NOW.plus_millis(-hours_ago * HOUR),
                 SubmitSeq(seq),
@@ -247,7 +247,7 @@ fn explained(sched: &Sched, seq: u64, demand: Demand, priority: Priority) -> Exp
         compute: compute(),
         priority,
         created_at: NOW,
-        rank: Rank::new(Tier::Standard, priority, NOW, SubmitSeq(seq)),
+        rank: Rank::new(JobTier::Standard, priority, NOW, SubmitSeq(seq)),
     };
     explain(sched, &asked, NOW).unwrap()
 }
@@ -285,7 +285,7 @@ fn what_would_start_a_job_now_is_found_and_true() {
             compute: compute(),
             priority: Priority::High,
             created_at: NOW,
-            rank: Rank::new(Tier::Standard, Priority::High, NOW, SubmitSeq(9)),
+            rank: Rank::new(JobTier::Standard, Priority::High, NOW, SubmitSeq(9)),
         };
         foresee(&sched, &asked, NOW)
     };

@@ -361,17 +361,17 @@ pub struct QueueSettings {
 }
 
 impl QueueSettings {
-    /// The tier that it names; [`Tier::Standard`] if it names none.
-    pub fn tier(&self) -> Tier {
+    /// The tier that it names; [`JobTier::Standard`] if it names none.
+    pub fn tier(&self) -> JobTier {
         let named = self.job_tier.as_deref().unwrap_or_default();
-        Tier::ALL.into_iter().find(|tier| tier.word() == named).unwrap_or_default()
+        JobTier::ALL.into_iter().find(|tier| tier.word() == named).unwrap_or_default()
     }
 }
 
 /// Which jobs make way for which: one of a higher tier goes before all of a lower, and takes their
 /// nodes if it must.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
-pub enum Tier {
+pub enum JobTier {
     /// Takes what is left, and makes way for every other.
     Spot,
     /// Makes way for the usual.
@@ -383,7 +383,7 @@ pub enum Tier {
     Premium,
 }
 
-impl Tier {
+impl JobTier {
     /// The lowest first.
     pub const ALL: [Self; 4] = [Self::Spot, Self::Basic, Self::Standard, Self::Premium];
 

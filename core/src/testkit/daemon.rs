@@ -11,7 +11,7 @@ use crate::id::{ComputeName, JobName, NodeName};
 use crate::job::{AttemptKey, EventKind, Report};
 use crate::live::{Decisions, Effect, Live, Submission, TakenAway};
 use crate::node::{Drain, LeasePolicy, Mono, NodeRecord, Now};
-use crate::spec::{CommandJob, Tier};
+use crate::spec::{CommandJob, JobTier};
 use crate::time::Timestamp;
 
 pub(super) struct Daemon {
@@ -283,7 +283,7 @@ impl Daemon {
             let EventKind::Evicting { reason } = &event.kind else { continue };
             let Some((_, rest)) = reason.split_once(" of tier ") else { continue };
             let Some(job) = self.live.job(&event.job) else { continue };
-            let taker = Tier::ALL.into_iter().find(|tier| rest.starts_with(tier.word()));
+            let taker = JobTier::ALL.into_iter().find(|tier| rest.starts_with(tier.word()));
             ensure(taker > Some(job.spec.queue.tier()), "I18", || {
                 format!("{} of tier {} goes: {reason}", job.name, job.spec.queue.tier().word())
             })?;

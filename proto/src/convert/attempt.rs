@@ -8,7 +8,7 @@ use atelier_core::job::{
     AttemptEnd, AttemptKey, Cause, Exit, Failure, ManifestRef, Progress, Report,
 };
 use atelier_core::layout;
-use atelier_core::node::{NodeRecord, is_label};
+use atelier_core::node::{NodeRecord, is_address, is_label};
 use atelier_core::resource::{Capacity, GpuDevice};
 use atelier_core::spec::limits::MAX_LABELS;
 use atelier_core::time::Timestamp;
@@ -141,8 +141,17 @@ pub fn node_record(
         };
         gpus.insert(index, device);
     }
+    let address = Some(&hello.address).filter(|address| !address.is_empty());
+    if let Some(address) = address.filter(|address| !is_address(address)) {
+        let value = cut(address.clone(), 80);
+        return Err(Error {
+            field: "address".to_owned(),
+            problem: Problem::NotAnAddress { value },
+        });
+    }
     Ok(NodeRecord {
         name: node.clone(),
+        address: address.cloned(),
         compute: ComputeName::new(&hello.compute).map_err(at("compute"))?,
         capacity: Capacity {
             cpu: hello.cpu_milli,

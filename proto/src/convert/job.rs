@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use atelier_core::id::NodeName;
 use atelier_core::job::{self, Cause, Outcome, State};
+use atelier_core::time::Timestamp;
 
 use crate::job::v1 as pb;
 
@@ -72,10 +74,12 @@ pub fn job(job: &job::Job, details: JobDetails) -> pb::Job {
     match &job.state {
         State::Queued(_) => {}
         State::Active(active) => {
-            message.node = active.node.to_string();
-            message.gpu_indices =
-                active.reservation.gpus.iter().map(|&index| u32::from(index)).collect();
-            message.started_at_ms = active.started_at.map_or(0, |at| at.as_millis());
+            message.node = active.first.node.to_string();
+            message.gpu_indices = indices(&active.first);
+            message.started_at_ms = active.started_at().map_or(0, |at| at.as_millis());
+            if active.is_gang() {
+                message.members = active.members().map(member).collect();
+            }
         }
         State::Ended(ended) => {
             message.node = ended.left.node.as_ref().map(ToString::to_string).unwrap_or_default();
@@ -83,6 +87,7 @@ pub fn job(job: &job::Job, details: JobDetails) -> pb::Job {
             message.ended_at_ms = ended.at.as_millis();
             message.exit_code = ended.left.exit.map(job::Exit::shell_code);
             message.outputs = ended.left.outputs.iter().map(output).collect();
+            message.members = members_left(&ended.left);
             message.error = match &ended.outcome {
                 Outcome::Completed => None,
                 Outcome::Failed(failure) => Some(pb::JobError {
@@ -98,6 +103,37 @@ pub fn job(job: &job::Job, details: JobDetails) -> pb::Job {
         }
     }
     message
+}
+
+fn indices(member: &job::Member) -> Vec<u32> {
+    member.reservation.gpus.iter().map(|&index| u32::from(index)).collect()
+}
+
+fn member(member: &job::Member) -> pb::Member {
+    let end = member.end.as_deref();
+    pb::Member {
+        node: member.node.to_string(),
+        gpu_indices: indices(member),
+        started_at_ms: member.started_at.map_or(0, |at| at.as_millis()),
+        exit_code: end.and_then(|end| end.exit).map(job::Exit::shell_code),
+        ended: end.is_some(),
+    }
+}
+
+fn members_left(left: &job::Left) -> Vec<pb::Member> {
+    let one =
+        |node: &NodeName, started_at: Option<Timestamp>, exit: Option<job::Exit>| pb::Member {
+            node: node.to_string(),
+            gpu_indices: Vec::new(),
+            started_at_ms: started_at.map_or(0, |at| at.as_millis()),
+            exit_code: exit.map(job::Exit::shell_code),
+            ended: true,
+        };
+    let Some(node) = left.node.as_ref().filter(|_| !left.others.is_empty()) else {
+        return Vec::new();
+    };
+    let others = left.others.iter().map(|other| one(&other.node, other.started_at, other.exit));
+    std::iter::once(one(node, left.started_at, left.exit)).chain(others).collect()
 }
 
 fn output(output: &job::OutputCommit) -> pb::OutputCommit {

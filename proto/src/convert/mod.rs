@@ -72,6 +72,12 @@ pub enum Problem {
         /// The largest allowed.
         max: usize,
     },
+    /// Not a host's name or address.
+    #[error("is '{value}', which is no host name or address")]
+    NotAnAddress {
+        /// What was sent.
+        value: String,
+    },
     /// Not JSON where JSON is due.
     #[error("is not valid JSON: {0}")]
     Json(String),

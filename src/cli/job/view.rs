@@ -38,6 +38,22 @@ pub(in crate::cli) fn job(job: &pb::Job) -> Value {
     put("compute", azureml(&job.compute));
     put("attempt", job.attempt.into());
     put("node", Some(&job.node).filter(|node| !node.is_empty()).cloned().into());
+    if !job.members.is_empty() {
+        let members: Vec<Value> = (0..)
+            .zip(&job.members)
+            .map(|(rank, member): (u32, _)| {
+                json!({
+                    "rank": rank,
+                    "node": member.node,
+                    "gpu_indices": member.gpu_indices,
+                    "start_time": time(member.started_at_ms),
+                    "ended": member.ended,
+                    "exit_code": member.exit_code,
+                })
+            })
+            .collect();
+        put("members", members.into());
+    }
     if !job.gpu_indices.is_empty() {
         put("gpu_indices", job.gpu_indices.clone().into());
     }

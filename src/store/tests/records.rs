@@ -5,8 +5,8 @@ use atelier_core::compute::{
 };
 use atelier_core::id::{Epoch, PortName};
 use atelier_core::job::{
-    Active, Cancel, Cause, Ended, Evict, Exit, Failure, Left, ManifestRef, Outcome, OutputCommit,
-    Phase,
+    Active, AttemptEnd, Cancel, Cause, Ended, Evict, Exit, Failed, Failure, Left, ManifestRef,
+    Member, MemberLeft, Outcome, OutputCommit, Phase,
 };
 use atelier_core::node::Drain;
 use atelier_core::resource::{Demand, GpuDevice, Reservation};
@@ -41,6 +41,7 @@ pub(super) fn over(seq: u64) -> Job {
             }),
             outputs: vec![],
             log_bytes: 11,
+            others: vec![],
         },
     });
     job
@@ -126,66 +127,90 @@ fn phase() -> impl Strategy<Value = Phase> {
     ]
 }
 
-fn active() -> impl Strategy<Value = State> {
+fn member() -> BoxedStrategy<Member> {
     let held =
         (any::<u64>(), any::<u64>(), vec(any::<u16>(), 0..4)).prop_map(|(cpu, memory, gpus)| {
             let (gpu_share, disk) = ((cpu % 1000) as u16, memory);
             Reservation { cpu, memory, gpus, gpu_share, disk }
         });
-    let ids = (1..9_u32, any::<u64>(), nodes());
-    let stops = (option::of(cancel()), option::of(evict()));
-    (ids, held, stamp(), phase(), option::of(stamp()), stops, any::<bool>(), option::of(stamp()))
+    let end =
+        (option::of(exit()), option::of(failure()), option::of(stamp()), option::of(manifest()))
+            .prop_map(|(exit, problem, started_at, manifest)| {
+                let outputs = vec![(PortName::new("out").unwrap(), 1, 2)];
+                Box::new(AttemptEnd { exit, problem, started_at, manifest, outputs, log_bytes: 3 })
+            });
+    let state = (phase(), option::of(stamp()), any::<bool>(), option::of(end));
+    (nodes(), held, state)
+        .prop_map(|(node, reservation, (phase, started_at, unreachable, end))| Member {
+            node,
+            reservation,
+            phase,
+            started_at,
+            unreachable,
+            end,
+        })
+        .boxed()
+}
+
+fn active() -> BoxedStrategy<State> {
+    let ids = (1..9_u32, any::<u64>());
+    let failed = (any::<u32>(), text()).prop_map(|(rank, reason)| Failed { rank, reason });
+    let stops = (option::of(cancel()), option::of(evict()), option::of(failed));
+    (ids, member(), vec(member(), 0..3), stamp(), stops, option::of(stamp()))
         .prop_map(
-            |(
-                (attempt, epoch, node),
-                reservation,
-                assigned_at,
-                phase,
-                started_at,
-                (cancel, evict),
-                away,
-                yields_at,
-            )| {
+            |((attempt, epoch), first, others, assigned_at, (cancel, evict, failed), yields_at)| {
                 State::Active(Active {
                     attempt: AttemptNumber(attempt),
                     epoch: Epoch(epoch),
-                    node,
-                    reservation,
+                    first,
+                    others,
                     assigned_at,
-                    phase,
-                    started_at,
                     cancel,
                     evict,
-                    unreachable: away,
+                    failed,
                     yields_at,
                 })
             },
         )
+        .boxed()
 }
 
-fn ended() -> impl Strategy<Value = State> {
+fn manifest() -> impl Strategy<Value = ManifestRef> {
+    (text(), any::<[u8; 32]>(), any::<u64>(), any::<u64>()).prop_map(
+        |(key, digest, files, bytes)| {
+            let digest = Digest::from_bytes(digest);
+            ManifestRef { key, digest, files, bytes }
+        },
+    )
+}
+
+fn ended() -> BoxedStrategy<State> {
     let outcome = prop_oneof![
         Just(Outcome::Completed),
         failure().prop_map(Outcome::Failed),
         cancel().prop_map(Outcome::Canceled),
     ];
-    let manifest = (text(), any::<[u8; 32]>(), any::<u64>(), any::<u64>()).prop_map(
-        |(key, digest, files, bytes)| {
-            let digest = Digest::from_bytes(digest);
-            ManifestRef { key, digest, files, bytes }
-        },
-    );
     let output = (port(), text(), any::<u64>(), any::<u64>(), any::<bool>()).prop_map(
         |(name, uri, files, bytes, partial)| OutputCommit { name, uri, files, bytes, partial },
     );
     let times = (stamp(), option::of(stamp()));
-    let rest = (option::of(manifest), vec(output, 0..3), any::<u64>());
-    (times, outcome, option::of(exit()), option::of(nodes()), rest).prop_map(
-        |((at, started_at), outcome, exit, node, (manifest, outputs, log_bytes))| {
-            let left = Left { started_at, exit, node, manifest, outputs, log_bytes };
-            State::Ended(Ended { at, outcome, left })
-        },
-    )
+    let other = (nodes(), option::of(stamp()), option::of(exit()), option::of(manifest()))
+        .prop_map(|(node, started_at, exit, manifest)| MemberLeft {
+            node,
+            started_at,
+            exit,
+            manifest,
+            log_bytes: 7,
+        });
+    let rest = (option::of(manifest()), vec(output, 0..3), any::<u64>(), vec(other, 0..3));
+    (times, outcome, option::of(exit()), option::of(nodes()), rest)
+        .prop_map(
+            |((at, started_at), outcome, exit, node, (manifest, outputs, log_bytes, others))| {
+                let left = Left { started_at, exit, node, manifest, outputs, log_bytes, others };
+                State::Ended(Ended { at, outcome, left })
+            },
+        )
+        .boxed()
 }
 
 fn state() -> impl Strategy<Value = State> {
@@ -333,8 +358,10 @@ fn kind() -> impl Strategy<Value = EventKind> {
     prop_oneof![
         Just(EventKind::Submitted),
         text().prop_map(|reason| EventKind::Queued { reason }),
-        (nodes(), vec(any::<u16>(), 0..3))
-            .prop_map(|(node, gpus)| EventKind::Assigned { node, gpus }),
+        (nodes(), vec(any::<u16>(), 0..3), vec(nodes(), 0..3))
+            .prop_map(|(node, gpus, others)| EventKind::Assigned { node, gpus, others }),
+        (any::<u32>(), nodes(), option::of(text()))
+            .prop_map(|(rank, node, problem)| EventKind::MemberEnded { rank, node, problem }),
         text().prop_map(|step| EventKind::Preparing { step }),
         Just(EventKind::Running),
         option::of(exit()).prop_map(|exit| EventKind::Finalizing { exit }),

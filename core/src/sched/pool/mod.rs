@@ -16,7 +16,7 @@ use super::pack::Packing;
 use super::{Hold, Placement, Promise, Quotas, Rank, Request, WaitReason, Waiting};
 use crate::id::{JobName, NodeName, Principal};
 use crate::resource::{Capacity, Ledger, Reservation};
-use crate::spec::Tier;
+use crate::spec::JobTier;
 use crate::time::Timestamp;
 
 pub use self::plan::Outcome;
@@ -116,7 +116,7 @@ pub struct Pool {
     /// How many open nodes there are of each size.
     sizes: OrdMap<Size, usize>,
     /// How many holds there are of each tier.
-    tiers: OrdMap<Tier, usize>,
+    tiers: OrdMap<JobTier, usize>,
     /// Jobs that make way at a moment if they are still there, each with a node of theirs.
     lent: OrdSet<(Timestamp, JobName, NodeName)>,
     /// Those whose moment has come, and whom no plan has looked at since.

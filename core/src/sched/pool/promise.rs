@@ -8,7 +8,7 @@ use super::{Pool, WaitReason, Waiting};
 use crate::id::{JobName, NodeName};
 use crate::resource::{Demand, Ledger};
 use crate::sched::{Eviction, Hold, Promise, Rank, Request, Yields};
-use crate::spec::Tier;
+use crate::spec::JobTier;
 use crate::time::Timestamp;
 
 /// So many nodes are looked at, those with the most CPU free first. A promise need not be the
@@ -28,7 +28,7 @@ enum Room {
 }
 
 /// What it costs to make room on a node now; the least is best.
-type Cost = (Option<Tier>, usize, i64);
+type Cost = (Option<JobTier>, usize, i64);
 
 impl Pool {
     /// Nodes for the first in line: those that have room for a member first.
@@ -172,7 +172,7 @@ impl Pool {
     fn cost_of_room<'a>(
         &self,
         slot: &'a Slot,
-        tier: Tier,
+        tier: JobTier,
         demand: &Demand,
         now: Timestamp,
     ) -> Option<(Cost, Vec<&'a JobName>)> {

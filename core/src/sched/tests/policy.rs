@@ -8,7 +8,7 @@ use super::*;
 struct Job {
     seq: u64,
     user: &'static str,
-    tier: Tier,
+    tier: JobTier,
     request: Request,
     /// Seconds that it takes at most.
     most: Option<u64>,
@@ -16,7 +16,7 @@ struct Job {
 
 fn job(seq: u64, cpus: u64) -> Job {
     let request = Request::one(demand(cpus, 0, 0));
-    Job { seq, user: "ada", tier: Tier::Standard, request, most: None }
+    Job { seq, user: "ada", tier: JobTier::Standard, request, most: None }
 }
 
 fn at(seconds: i64) -> Timestamp {
@@ -241,19 +241,19 @@ fn a_small_job_starts_beside_the_first_in_line_if_there_is_room_for_both() {
 #[test]
 fn a_higher_tier_takes_the_nodes_of_the_lowest_and_youngest() {
     let mut sched = sched(&[("a", capacity(4, 1000, 0)), ("b", capacity(4, 1000, 0))]);
-    submit(&mut sched, &Job { tier: Tier::Basic, ..job(1, 4) });
+    submit(&mut sched, &Job { tier: JobTier::Basic, ..job(1, 4) });
     assert_eq!(step_at(&mut sched, NOW), ["1@a"]);
-    submit(&mut sched, &Job { tier: Tier::Spot, ..job(2, 1) });
-    submit(&mut sched, &Job { tier: Tier::Spot, ..job(3, 1) });
+    submit(&mut sched, &Job { tier: JobTier::Spot, ..job(2, 1) });
+    submit(&mut sched, &Job { tier: JobTier::Spot, ..job(3, 1) });
     assert_eq!(step_at(&mut sched, at(1)), ["2@b", "3@b"]);
-    submit(&mut sched, &Job { tier: Tier::Spot, ..job(4, 2) });
+    submit(&mut sched, &Job { tier: JobTier::Spot, ..job(4, 2) });
     assert_eq!(step_at(&mut sched, at(100)), ["4@b"]);
     let usual = job(5, 2);
     submit(&mut sched, &usual);
     assert_eq!(step_at(&mut sched, at(200)), ["-job4"]);
     assert_eq!(why(&sched, &usual).to_string(), "job job4 makes way for it");
     // Neither does another take what is freed for it, nor does one of its tier make way.
-    submit(&mut sched, &Job { user: "bob", tier: Tier::Spot, ..job(6, 1) });
+    submit(&mut sched, &Job { user: "bob", tier: JobTier::Spot, ..job(6, 1) });
     submit(&mut sched, &job(7, 1));
     assert!(step_at(&mut sched, at(201)).is_empty());
     end(&mut sched, "b", 4, at(202));
@@ -261,9 +261,9 @@ fn a_higher_tier_takes_the_nodes_of_the_lowest_and_youngest() {
     end(&mut sched, "b", 3, at(203));
     assert_eq!(step_at(&mut sched, at(203)), ["7@b"]);
     // All of a tier as high: it waits.
-    submit(&mut sched, &Job { tier: Tier::Basic, ..job(8, 4) });
+    submit(&mut sched, &Job { tier: JobTier::Basic, ..job(8, 4) });
     assert!(step_at(&mut sched, at(204)).is_empty());
-    let premium = Job { tier: Tier::Premium, ..job(9, 4) };
+    let premium = Job { tier: JobTier::Premium, ..job(9, 4) };
     submit(&mut sched, &premium);
     assert_eq!(step_at(&mut sched, at(205)), ["-job1"], "one of basic rather than two of standard");
 }
