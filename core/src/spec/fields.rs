@@ -114,7 +114,7 @@ pub(super) static JOB: Object = Object {
         field(
             "distribution",
             Tagged("a distribution", &DISTRIBUTIONS),
-            Later("one process is started; the command has to start the others"),
+            Later("one process is started on each node; the command has to start more"),
             "one process",
             "How several processes are launched.",
         ),
@@ -374,7 +374,7 @@ pub(super) static RESOURCES: Object = Object {
             Whole(1, limits::MAX_INSTANCES as i64),
             Runs,
             "1",
-            "How many members the job has, each on a node. More than one is refused for now.",
+            "How many members the job has, each on a node of its own; they start at once or not at all.",
         ),
         field(
             "instance_type",
