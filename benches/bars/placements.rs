@@ -17,6 +17,11 @@ use crate::figures::rate;
 
 const NODES: usize = 200;
 const JOBS: usize = 20_000;
+/// Who submits them.
+const USERS: usize = 20;
+/// One job of so many is on several nodes.
+const GANG_EVERY: usize = 50;
+const MEMBERS: u32 = 4;
 /// Submissions in flight while the queue is filled.
 const IN_FLIGHT: usize = 512;
 
@@ -30,7 +35,7 @@ struct Line {
 /// from the first node to the last assignment, each of which is on disk.
 pub(crate) fn placements() {
     let rounds = (0..3).map(|_| runtime().block_on(round())).collect();
-    rate("durable placements, 200 simulated agents, priorities", rounds);
+    rate("durable placements, 200 simulated agents, fair share, priorities, gangs", rounds);
 }
 
 async fn round() -> f64 {
@@ -39,15 +44,19 @@ async fn round() -> f64 {
     let line = ["serve", "--listen", "127.0.0.1:0", "--data-dir", data.to_str().unwrap()];
     let running = daemon::start(Line::parse_from(line).serve).await.unwrap();
     let handle = running.handle.clone();
-    let ada = Principal::new("ada").unwrap();
+    let users: Vec<Principal> =
+        (0..USERS).map(|number| Principal::new(&format!("user{number}")).unwrap()).collect();
     stream::iter(0..JOBS)
         .for_each_concurrent(IN_FLIGHT, |number| {
             let mut spec = command_job(demand(1 + number as u64 % 4, 0, 0));
+            if number % GANG_EVERY == 0 {
+                spec.resources.instance_count = MEMBERS;
+            }
             spec.queue.priority = [Priority::Low, Priority::Medium, Priority::High][number % 3];
             let request = SubmitRequest {
                 name: JobName::new(&format!("job{number}")).unwrap(),
                 spec: Arc::new(spec),
-                principal: ada.clone(),
+                principal: users[number % USERS].clone(),
                 key: None,
             };
             let handle = handle.clone();
@@ -74,7 +83,8 @@ async fn round() -> f64 {
     for joined in futures::future::join_all(joins).await {
         joined.unwrap();
     }
-    for _ in 0..JOBS {
+    let gangs = JOBS.div_ceil(GANG_EVERY);
+    for _ in 0..JOBS + gangs * (MEMBERS as usize - 1) {
         assignments.recv().await.unwrap();
     }
     let seconds = begun.elapsed().as_secs_f64();
