@@ -56,19 +56,21 @@ pub fn artifact_root(job: &str) -> String {
     format!("{RUNS}/dcid.{job}")
 }
 
-/// Where an attempt's standard output goes, below the artifact root. The first attempt's lies
-/// where Azure's tools look for it.
-pub fn log_path(attempt: AttemptNumber) -> String {
+/// Where the standard output of an attempt's member goes, below the artifact root. That of the first
+/// attempt's first member lies where Azure's tools look for it.
+pub fn log_path(attempt: AttemptNumber, rank: u32) -> String {
+    let member = if rank == 0 { String::new() } else { format!("_process_{rank}") };
     if attempt.0 <= 1 {
-        "user_logs/std_log.txt".to_owned()
+        format!("user_logs/std_log{member}.txt")
     } else {
-        format!("user_logs/std_log_attempt_{attempt}.txt")
+        format!("user_logs/std_log{member}_attempt_{attempt}.txt")
     }
 }
 
-/// Where an attempt's manifest goes, below the artifact root.
-pub fn manifest_path(attempt: AttemptNumber) -> String {
-    format!("system_logs/manifest_{attempt}.json")
+/// Where the manifest of an attempt's member goes, below the artifact root.
+pub fn manifest_path(attempt: AttemptNumber, rank: u32) -> String {
+    let member = if rank == 0 { String::new() } else { format!("_{rank}") };
+    format!("system_logs/manifest_{attempt}{member}.json")
 }
 
 /// Where a named output goes that says nothing itself: a folder, or one object.

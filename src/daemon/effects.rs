@@ -58,6 +58,10 @@ pub struct Assignment {
     pub spec: Arc<CommandJob>,
     /// On which devices.
     pub gpus: Vec<GpuIndex>,
+    /// The rank of the node's member.
+    pub rank: u32,
+    /// Where the members' nodes are reached, by rank.
+    pub addresses: Vec<String>,
     /// The attempt's own token.
     pub token: String,
     /// Each data input.
@@ -82,6 +86,13 @@ pub struct Assignment {
     pub created_by: Principal,
     /// Of the run's experiment, as MLflow's clients know it.
     pub experiment_id: String,
+}
+
+/// The member of an attempt that a node is given.
+struct Member {
+    rank: u32,
+    addresses: Vec<String>,
+    gpus: Vec<GpuIndex>,
 }
 
 /// Where an input comes from.
@@ -149,9 +160,10 @@ impl Effects {
             }
         };
         match effect {
-            Effect::Assign { node, key, spec, gpus, created_by } => {
+            Effect::Assign { node, key, spec, gpus, created_by, rank, addresses } => {
                 crate::failpoint::hit("before-assign");
-                let assignment = self.assignment(key, spec, gpus, created_by);
+                let member = Member { rank, addresses, gpus };
+                let assignment = self.assignment(key, spec, member, created_by);
                 tell(&node, ToNode::Assign(Box::new(assignment)));
             }
             Effect::Stop { node, key, reason } => tell(&node, ToNode::Stop { key, reason }),
@@ -168,9 +180,10 @@ impl Effects {
         &self,
         key: AttemptKey,
         spec: Arc<CommandJob>,
-        gpus: Vec<GpuIndex>,
+        member: Member,
         created_by: Principal,
     ) -> Assignment {
+        let Member { rank, addresses, gpus } = member;
         let token = self.door.admit_attempt(&key, &spec);
         let inputs = spec
             .inputs
@@ -195,8 +208,8 @@ impl Effects {
             outputs,
             artifacts: self
                 .grant(self.artifact_store.clone(), layout::artifact_root(key.job.as_str())),
-            log_path: layout::log_path(key.attempt),
-            manifest_path: layout::manifest_path(key.attempt),
+            log_path: layout::log_path(key.attempt, rank),
+            manifest_path: layout::manifest_path(key.attempt, rank),
             environment,
             require_containers: self.require_containers,
             log_limit: self.log_limit,
@@ -204,6 +217,8 @@ impl Effects {
             created_by,
             experiment_id: (self.experiment_id)(&key.job),
             token,
+            rank,
+            addresses,
             gpus,
             spec,
             key,

@@ -7,7 +7,7 @@ use atelier_core::access::AttemptScope;
 use atelier_core::content::Digest;
 use atelier_core::content::manifest::Manifest;
 use atelier_core::id::{DatastoreName, JobName, NodeName};
-use atelier_core::job::{AttemptKey, Job, ManifestRef, Outcome};
+use atelier_core::job::{AttemptKey, Job, Left, ManifestRef, Outcome};
 use atelier_core::layout;
 use atelier_core::time::Timestamp;
 use atelier_core::track::{ArtifactPath, RunId};
@@ -93,14 +93,37 @@ impl Committed {
         Ok(manifest)
     }
 
+    /// What all members of an attempt wrote, as one. Of two that wrote the same path the lower rank's is
+    /// told. `None` if none of them wrote anything.
+    async fn read_all(&self, left: &Left) -> Result<Option<Arc<Manifest>>, storage::Error> {
+        let mut manifests = Vec::new();
+        for reference in left.manifests() {
+            manifests.push(self.read(reference).await?);
+        }
+        if manifests.len() < 2 {
+            return Ok(manifests.pop());
+        }
+        let mut entries = BTreeMap::new();
+        for entry in manifests.iter().flat_map(|manifest| &manifest.entries) {
+            entries.entry(entry.path.as_str()).or_insert(entry);
+        }
+        let entries = entries.into_values().cloned().collect();
+        let partial = manifests.iter().any(|manifest| manifest.partial);
+        Ok(manifests.first().map(|first| {
+            let Manifest { version, job, attempt, epoch, .. } = first.as_ref();
+            let (version, job, attempt, epoch) = (*version, job.clone(), *attempt, *epoch);
+            Arc::new(Manifest { version, job, attempt, epoch, partial, entries })
+        }))
+    }
+
     /// Removes what earlier attempts left at the default place of a completed job's outputs and the
     /// last one did not write: who reads the outputs reads what was committed, and nothing else.
     pub(super) async fn tidy(&self, job: &Job) -> Result<(), storage::Error> {
         let Some(ended) = job.ended().filter(|_| job.tries.made.0 > 1) else { return Ok(()) };
-        let (Outcome::Completed, Some(reference)) = (&ended.outcome, &ended.left.manifest) else {
+        if ended.outcome != Outcome::Completed {
             return Ok(());
-        };
-        let manifest = self.read(reference).await?;
+        }
+        let Some(manifest) = self.read_all(&ended.left).await? else { return Ok(()) };
         let blobs = self.datastores.get(layout::BLOB_STORE)?;
         let kept: HashSet<&str> = manifest
             .entries
@@ -146,16 +169,9 @@ impl Manifests for Committed {
     ) -> BoxFuture<'a, Result<Option<Arc<Manifest>>, String>> {
         Box::pin(async move {
             let job = self.store.job(job).map_err(|e| e.to_string())?;
-            let reference = job
-                .as_ref()
-                .and_then(|job| job.ended())
-                .and_then(|ended| ended.left.manifest.as_ref());
-            match reference {
+            match job.as_ref().and_then(Job::ended) {
                 None => Ok(None),
-                Some(reference) => {
-                    let manifest = self.read(reference).await.map_err(|e| e.to_string())?;
-                    Ok(Some(manifest))
-                }
+                Some(ended) => self.read_all(&ended.left).await.map_err(|e| e.to_string()),
             }
         })
     }
@@ -177,9 +193,9 @@ impl Shared {
                 (path.clone(), Artifact { path, bytes, datastore, key, digest: None })
             })
             .collect();
-        let committed = job.ended().and_then(|ended| ended.left.manifest.as_ref());
-        if let Some(reference) = committed {
-            let manifest = self.committed.read(reference).await?;
+        if let Some(ended) = job.ended()
+            && let Some(manifest) = self.committed.read_all(&ended.left).await?
+        {
             artifacts.extend(manifest.entries.iter().map(|entry| {
                 let artifact = Artifact {
                     path: entry.path.clone(),
@@ -242,18 +258,35 @@ impl Shared {
         for (key, samples) in by_attempt {
             let job = self.store.job(&key.job).map_err(told)?;
             // The last samples may arrive just after the end.
-            let present = job.is_some_and(|job| match job.active() {
-                Some(active) => active.epoch == key.epoch && &active.node == node,
-                None => job.ended().is_some_and(|ended| {
-                    ended.left.node.as_ref() == Some(node) && job.tries.made == key.attempt
-                }),
+            let rank = job.as_ref().and_then(|job| match job.active() {
+                // One that is over while others are not may have samples under way.
+                Some(active) => {
+                    let mut members = active.members().filter(|_| active.epoch == key.epoch);
+                    members.position(|member| &member.node == node)
+                }
+                None => {
+                    let ended = job.ended().filter(|_| job.tries.made == key.attempt)?;
+                    ended.left.nodes().position(|there| there == node)
+                }
             });
-            if !present {
-                continue;
-            }
+            let Some(rank) = rank else { continue };
+            let samples = samples.into_iter().map(|sample| of_member(rank, sample)).collect();
             let scope = AttemptScope { job: key.job, attempt: key.attempt, epoch: key.epoch };
             self.tracking.record_samples(&scope, samples).await.map_err(told)?;
         }
         Ok(())
     }
+}
+
+/// A sample under names of its member's own, as MLflow has them for several nodes: the first member's are
+/// `system/cpu…`, the next one's `system/node_1/cpu…`.
+fn of_member(rank: usize, sample: Sample) -> Sample {
+    if rank == 0 {
+        return sample;
+    }
+    let renamed = |(key, value): (String, f64)| match key.strip_prefix("system/") {
+        Some(rest) => (format!("system/node_{rank}/{rest}"), value),
+        None => (key, value),
+    };
+    Sample { values: sample.values.into_iter().map(renamed).collect(), ..sample }
 }

@@ -1,7 +1,7 @@
 //! What waits, why, and what would end the wait.
 
 use atelier_core::id::{ComputeName, JobName, Principal};
-use atelier_core::job::{Job, State};
+use atelier_core::job::{Active, Job, State};
 use atelier_core::live::{Live, Refusal, asked, rank};
 use atelier_core::sched::{Change, Foreseen, Sched, WaitReason, explain, foresee};
 use atelier_core::spec::CommandJob;
@@ -82,13 +82,20 @@ fn change(change: &Change) -> pb::Change {
     pb::Change { text: change.to_string(), settings: change.settings() }
 }
 
+/// Where an attempt is, in words.
+fn nodes(active: &Active) -> String {
+    let names: Vec<&str> = active.members().map(|member| member.node.as_str()).collect();
+    let what = if active.is_gang() { "nodes" } else { "node" };
+    format!("{what} {}", names.join(", "))
+}
+
 /// How a job that does not wait stands.
 fn stands(job: &Job) -> String {
     match &job.state {
         State::Queued(_) => "about to be placed".to_owned(),
         State::Active(active) => match &active.evict {
-            Some(evict) => format!("makes way on node {}: {}", active.node, evict.reason),
-            None => format!("does not wait: it is on node {}", active.node),
+            Some(evict) => format!("makes way on {}: {}", nodes(active), evict.reason),
+            None => format!("does not wait: it is on {}", nodes(active)),
         },
         State::Ended(ended) => format!("does not wait: it ended at {}", ended.at),
     }

@@ -52,6 +52,7 @@ fn code_of_handle(error: &daemon::HandleError) -> Code {
         | E::NoSuchJob(_) => Code::NotFound,
         E::Refused(
             Refusal::NeverFits { .. }
+            | Refusal::GangTooLarge { .. }
             | Refusal::ExperimentDeleted(_)
             | Refusal::AlreadyDrained { .. }
             | Refusal::NotDrained(_)
@@ -66,7 +67,6 @@ fn code_of_handle(error: &daemon::HandleError) -> Code {
         )
         | E::StillLive(_) => Code::FailedPrecondition,
         E::Refused(Refusal::BadCluster(_)) => Code::InvalidArgument,
-        E::Refused(Refusal::NotYet(_)) => Code::Unimplemented,
         E::NodeTaken(_) => Code::AlreadyExists,
         E::Store(error) => code_of_store(error),
         E::Stopping => Code::Unavailable,

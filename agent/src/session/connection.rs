@@ -1,6 +1,7 @@
 //! The connection under a session.
 
 use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use atelier_proto::agent::v1::agent_service_client::AgentServiceClient;
@@ -84,6 +85,26 @@ fn address(args: &AgentArgs) -> Result<Address, Error> {
         (None, None) => String::new(),
     };
     Ok(text.trim().to_owned())
+}
+
+/// This machine's address on the way to the daemon: where the daemon is, other nodes are. `None` if it
+/// cannot be told.
+pub(super) async fn own_address(server: &str) -> Option<String> {
+    let uri: tonic::transport::Uri = server.parse().ok()?;
+    let host = uri.host()?.trim_start_matches('[').trim_end_matches(']');
+    let look = async {
+        let daemon =
+            tokio::net::lookup_host((host, uri.port_u16().unwrap_or(80))).await.ok()?.next()?;
+        let any: IpAddr = match daemon {
+            SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        let socket = tokio::net::UdpSocket::bind((any, 0)).await.ok()?;
+        // This asks the routing table, and sends nothing.
+        socket.connect(daemon).await.ok()?;
+        Some(socket.local_addr().ok()?.ip().to_string())
+    };
+    tokio::time::timeout(CONNECT, look).await.ok().flatten()
 }
 
 /// The node's token; read from its file again each time, so that it can be replaced.

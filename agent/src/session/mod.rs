@@ -146,6 +146,11 @@ impl Session {
         while let Ok(news) = self.news.try_recv() {
             self.registry.note(news);
         }
+        if self.args.address.is_none()
+            && let Some(own) = connection::own_address(&address).await
+        {
+            self.facts.address = own;
+        }
         let hello_at = clock::boottime_ms();
         let _ = up.send(message(Up::Hello(self.hello())));
         let opening = async {
@@ -186,6 +191,7 @@ impl Session {
             instance_id: self.instance_id.clone(),
             disk_mib: self.facts.disk_mib,
             labels: self.facts.labels.clone(),
+            address: self.facts.address.clone(),
         }
     }
 

@@ -72,10 +72,14 @@ pub fn job(job: &job::Job, details: JobDetails) -> pb::Job {
     match &job.state {
         State::Queued(_) => {}
         State::Active(active) => {
-            message.node = active.node.to_string();
+            let first = &active.first;
+            message.node = first.node.to_string();
             message.gpu_indices =
-                active.reservation.gpus.iter().map(|&index| u32::from(index)).collect();
-            message.started_at_ms = active.started_at.map_or(0, |at| at.as_millis());
+                first.reservation.gpus.iter().map(|&index| u32::from(index)).collect();
+            message.started_at_ms = active.started_at().map_or(0, |at| at.as_millis());
+            if active.is_gang() {
+                message.members = (0..).zip(active.members()).map(member).collect();
+            }
         }
         State::Ended(ended) => {
             message.node = ended.left.node.as_ref().map(ToString::to_string).unwrap_or_default();
@@ -83,6 +87,7 @@ pub fn job(job: &job::Job, details: JobDetails) -> pb::Job {
             message.ended_at_ms = ended.at.as_millis();
             message.exit_code = ended.left.exit.map(job::Exit::shell_code);
             message.outputs = ended.left.outputs.iter().map(output).collect();
+            message.members = members_left(job, &ended.left);
             message.error = match &ended.outcome {
                 Outcome::Completed => None,
                 Outcome::Failed(failure) => Some(pb::JobError {
@@ -98,6 +103,61 @@ pub fn job(job: &job::Job, details: JobDetails) -> pb::Job {
         }
     }
     message
+}
+
+/// A member of an attempt in progress.
+fn member((rank, member): (u32, &job::Member)) -> pb::Member {
+    let status = match (&member.end, &member.phase) {
+        (Some(end), _) if end.is_success() => job::JobStatus::Completed,
+        (Some(end), _) => of_failure(end.problem.as_ref().map(|problem| problem.cause)),
+        (None, _) if member.unreachable => job::JobStatus::NotResponding,
+        (None, job::Phase::Starting) => job::JobStatus::Starting,
+        (None, job::Phase::Preparing { .. }) => job::JobStatus::Preparing,
+        (None, job::Phase::Running) => job::JobStatus::Running,
+        (None, job::Phase::Finalizing { .. }) => job::JobStatus::Finalizing,
+    };
+    let exit = member.end.as_ref().and_then(|end| end.exit);
+    pb::Member {
+        rank,
+        node: member.node.to_string(),
+        status: pb::JobStatus::from(status).into(),
+        exit_code: exit.map(job::Exit::shell_code),
+        started_at_ms: member.started_at.map_or(0, |at| at.as_millis()),
+    }
+}
+
+/// The members of an attempt that is over; none of a job on one node.
+fn members_left(job: &job::Job, left: &job::Left) -> Vec<pb::Member> {
+    let Some(node) = left.node.as_ref().filter(|_| !left.others.is_empty()) else {
+        return Vec::new();
+    };
+    let others = left.others.iter().map(|other| (&other.node, other.exit, other.started_at));
+    let all = std::iter::once((node, left.exit, left.started_at)).chain(others);
+    (0..)
+        .zip(all)
+        .map(|(rank, (node, exit, started_at))| {
+            let status = match exit {
+                Some(exit) if exit.is_success() => job::JobStatus::Completed,
+                Some(_) => job::JobStatus::Failed,
+                // Why it never came to its end is the job's to tell.
+                None => job.status(),
+            };
+            pb::Member {
+                rank,
+                node: node.to_string(),
+                status: pb::JobStatus::from(status).into(),
+                exit_code: exit.map(job::Exit::shell_code),
+                started_at_ms: started_at.map_or(0, |at| at.as_millis()),
+            }
+        })
+        .collect()
+}
+
+fn of_failure(cause: Option<Cause>) -> job::JobStatus {
+    match cause {
+        Some(Cause::Canceled | Cause::Timeout) => job::JobStatus::Canceled,
+        _ => job::JobStatus::Failed,
+    }
 }
 
 fn output(output: &job::OutputCommit) -> pb::OutputCommit {

@@ -38,6 +38,9 @@ pub(in crate::cli) fn job(job: &pb::Job) -> Value {
     put("compute", azureml(&job.compute));
     put("attempt", job.attempt.into());
     put("node", Some(&job.node).filter(|node| !node.is_empty()).cloned().into());
+    if !job.members.is_empty() {
+        put("members", job.members.iter().map(member).collect());
+    }
     if !job.gpu_indices.is_empty() {
         put("gpu_indices", job.gpu_indices.clone().into());
     }
@@ -80,6 +83,17 @@ pub(in crate::cli) fn job(job: &pb::Job) -> Value {
     put("metrics", json!(job.metrics));
     put("archived", job.archived.into());
     Value::Object(view)
+}
+
+/// A member of a job on several nodes.
+fn member(member: &pb::Member) -> Value {
+    json!({
+        "rank": member.rank,
+        "node": member.node,
+        "status": member.status().word(),
+        "exit_code": member.exit_code,
+        "start_time": time(member.started_at_ms),
+    })
 }
 
 /// How long it ran, in milliseconds; of a job that never ran, how long it lived.

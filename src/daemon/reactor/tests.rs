@@ -229,7 +229,7 @@ impl World {
             (counters.epoch, counters.seq, counters.event),
             (kept.epoch, kept.seq, kept.event)
         );
-        let held: u64 = jobs.iter().filter_map(Job::active).map(|a| a.reservation.cpu).sum();
+        let held: u64 = jobs.iter().filter_map(Job::active).map(|a| a.first.reservation.cpu).sum();
         for node in live.nodes() {
             let pool = live.sched().pool(&node.record.compute).unwrap();
             let (ledger, _) = pool.node(&node.record.name).unwrap();

@@ -5,8 +5,8 @@ use atelier_core::compute::{
 };
 use atelier_core::id::{Epoch, PortName};
 use atelier_core::job::{
-    Active, Cancel, Cause, Ended, Evict, Exit, Failure, Left, ManifestRef, Outcome, OutputCommit,
-    Phase,
+    Active, AttemptEnd, Cancel, Cause, Ended, Evict, Exit, Failed, Failure, Left, ManifestRef,
+    Member, MemberLeft, Outcome, OutputCommit, Phase,
 };
 use atelier_core::node::Drain;
 use atelier_core::resource::{Demand, GpuDevice, Reservation};
@@ -41,6 +41,7 @@ pub(super) fn over(seq: u64) -> Job {
             }),
             outputs: vec![],
             log_bytes: 11,
+            others: vec![],
         },
     });
     job
@@ -132,35 +133,51 @@ fn active() -> impl Strategy<Value = State> {
             let (gpu_share, disk) = ((cpu % 1000) as u16, memory);
             Reservation { cpu, memory, gpus, gpu_share, disk }
         });
-    let ids = (1..9_u32, any::<u64>(), nodes());
-    let stops = (option::of(cancel()), option::of(evict()));
-    (ids, held, stamp(), phase(), option::of(stamp()), stops, any::<bool>(), option::of(stamp()))
-        .prop_map(
-            |(
-                (attempt, epoch, node),
-                reservation,
+    let end = (option::of(exit()), option::of(failure()), option::of(manifest()), any::<u64>());
+    let end = end.prop_map(|(exit, problem, manifest, log_bytes)| {
+        let (started_at, outputs) = (None, Vec::new());
+        Box::new(AttemptEnd { exit, problem, started_at, manifest, outputs, log_bytes })
+    });
+    let times = (option::of(stamp()), any::<bool>());
+    let member = (nodes(), held, phase(), times, option::of(end)).prop_map(
+        |(node, reservation, phase, (started_at, unreachable), end)| Member {
+            node,
+            reservation,
+            phase,
+            started_at,
+            unreachable,
+            end,
+        },
+    );
+    let ids = (1..9_u32, any::<u64>());
+    let failed = (any::<u32>(), text()).prop_map(|(rank, reason)| Failed { rank, reason });
+    let stops = (option::of(cancel()), option::of(evict()), option::of(failed));
+    let members = vec(member, 1..4);
+    (ids, members, stamp(), stops, option::of(stamp())).prop_map(
+        |((attempt, epoch), mut members, assigned_at, (cancel, evict, failed), yields_at)| {
+            let others = members.split_off(1);
+            State::Active(Active {
+                attempt: AttemptNumber(attempt),
+                epoch: Epoch(epoch),
+                first: members.remove(0),
+                others,
                 assigned_at,
-                phase,
-                started_at,
-                (cancel, evict),
-                away,
+                cancel,
+                evict,
+                failed,
                 yields_at,
-            )| {
-                State::Active(Active {
-                    attempt: AttemptNumber(attempt),
-                    epoch: Epoch(epoch),
-                    node,
-                    reservation,
-                    assigned_at,
-                    phase,
-                    started_at,
-                    cancel,
-                    evict,
-                    unreachable: away,
-                    yields_at,
-                })
-            },
-        )
+            })
+        },
+    )
+}
+
+fn manifest() -> impl Strategy<Value = ManifestRef> {
+    (text(), any::<[u8; 32]>(), any::<u64>(), any::<u64>()).prop_map(
+        |(key, digest, files, bytes)| {
+            let digest = Digest::from_bytes(digest);
+            ManifestRef { key, digest, files, bytes }
+        },
+    )
 }
 
 fn ended() -> impl Strategy<Value = State> {
@@ -169,20 +186,20 @@ fn ended() -> impl Strategy<Value = State> {
         failure().prop_map(Outcome::Failed),
         cancel().prop_map(Outcome::Canceled),
     ];
-    let manifest = (text(), any::<[u8; 32]>(), any::<u64>(), any::<u64>()).prop_map(
-        |(key, digest, files, bytes)| {
-            let digest = Digest::from_bytes(digest);
-            ManifestRef { key, digest, files, bytes }
+    let other = (nodes(), option::of(exit()), option::of(manifest()), any::<u64>()).prop_map(
+        |(node, exit, manifest, log_bytes)| {
+            let started_at = None;
+            MemberLeft { node, started_at, exit, manifest, log_bytes }
         },
     );
     let output = (port(), text(), any::<u64>(), any::<u64>(), any::<bool>()).prop_map(
         |(name, uri, files, bytes, partial)| OutputCommit { name, uri, files, bytes, partial },
     );
     let times = (stamp(), option::of(stamp()));
-    let rest = (option::of(manifest), vec(output, 0..3), any::<u64>());
+    let rest = (option::of(manifest()), vec(output, 0..3), any::<u64>(), vec(other, 0..3));
     (times, outcome, option::of(exit()), option::of(nodes()), rest).prop_map(
-        |((at, started_at), outcome, exit, node, (manifest, outputs, log_bytes))| {
-            let left = Left { started_at, exit, node, manifest, outputs, log_bytes };
+        |((at, started_at), outcome, exit, node, (manifest, outputs, log_bytes, others))| {
+            let left = Left { started_at, exit, node, manifest, outputs, log_bytes, others };
             State::Ended(Ended { at, outcome, left })
         },
     )
@@ -333,8 +350,10 @@ fn kind() -> impl Strategy<Value = EventKind> {
     prop_oneof![
         Just(EventKind::Submitted),
         text().prop_map(|reason| EventKind::Queued { reason }),
-        (nodes(), vec(any::<u16>(), 0..3))
-            .prop_map(|(node, gpus)| EventKind::Assigned { node, gpus }),
+        (nodes(), vec(any::<u16>(), 0..3), vec(nodes(), 0..3))
+            .prop_map(|(node, gpus, others)| EventKind::Assigned { node, gpus, others }),
+        (any::<u32>(), nodes(), option::of(text()))
+            .prop_map(|(rank, node, problem)| EventKind::MemberEnded { rank, node, problem }),
         text().prop_map(|step| EventKind::Preparing { step }),
         Just(EventKind::Running),
         option::of(exit()).prop_map(|exit| EventKind::Finalizing { exit }),
