@@ -37,6 +37,10 @@ pub struct AgentArgs {
     /// [default: agent below the Atelier home folder]
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
+    /// Where the other members of a job on several nodes reach this one: an IP address or a host name
+    /// [default: the address from which this machine reaches the daemon]
+    #[arg(long, value_name = "ADDRESS", value_parser = address)]
+    pub address: Option<String>,
     /// CPUs offered to jobs, for example 4 or 0.5 [default: all]
     #[arg(long, value_name = "N", value_parser = cpus)]
     pub cpus: Option<u64>,
@@ -115,6 +119,19 @@ fn label(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if is_label(key, value) => Ok((key.to_owned(), value.to_owned())),
         _ => Err(format!("write it as KEY=VALUE: {LABEL_FORM}")),
+    }
+}
+
+/// What stands in lists that are separated by commas, before a port.
+fn address(text: &str) -> Result<String, String> {
+    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | ':' | '%');
+    if !text.is_empty() && text.len() <= 255 && text.chars().all(fits) {
+        Ok(text.to_owned())
+    } else {
+        Err(format!(
+            "'{text}' is no address: write an IP address or a host name without a port, for example \
+             10.0.0.7"
+        ))
     }
 }
 

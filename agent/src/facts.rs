@@ -14,6 +14,8 @@ use crate::monitor::gpu::Gpus;
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Facts {
     pub(crate) hostname: String,
+    /// Where other nodes reach this one.
+    pub(crate) address: String,
     pub(crate) os: String,
     pub(crate) cpu_milli: u64,
     pub(crate) memory_mib: u64,
@@ -47,6 +49,7 @@ pub(crate) fn gather(
     set("architecture", env::consts::ARCH.to_owned());
     Facts {
         hostname: hostname(),
+        address: args.address.clone().unwrap_or_else(hostname),
         os: os(),
         cpu_milli: args.cpus.unwrap_or(cpus * 1000),
         memory_mib: args.memory.unwrap_or_else(|| sampler.memory_mib()),

@@ -56,15 +56,18 @@ pub fn artifact_root(job: &str) -> String {
     format!("{RUNS}/dcid.{job}")
 }
 
-/// Where the standard output of a member of an attempt goes, below the artifact root. That of the first
+/// Where the standard output of an attempt's member goes, below the artifact root. That of the first
 /// attempt's first member lies where Azure's tools look for it.
 pub fn log_path(attempt: AttemptNumber, rank: u32) -> String {
-    let process = if rank == 0 { String::new() } else { format!("_process_{rank}") };
-    let attempt = if attempt.0 <= 1 { String::new() } else { format!("_attempt_{attempt}") };
-    format!("user_logs/std_log{process}{attempt}.txt")
+    let member = if rank == 0 { String::new() } else { format!("_process_{rank}") };
+    if attempt.0 <= 1 {
+        format!("user_logs/std_log{member}.txt")
+    } else {
+        format!("user_logs/std_log{member}_attempt_{attempt}.txt")
+    }
 }
 
-/// Where the manifest of a member of an attempt goes, below the artifact root.
+/// Where the manifest of an attempt's member goes, below the artifact root.
 pub fn manifest_path(attempt: AttemptNumber, rank: u32) -> String {
     let member = if rank == 0 { String::new() } else { format!("_{rank}") };
     format!("system_logs/manifest_{attempt}{member}.json")

@@ -102,5 +102,5 @@ pub(super) async fn run(mut arguments: Arguments, context: &Context) -> Result<E
     };
     let job = submit::create(context, &client, job).await?;
     context.output.note(&format!("Job {}", job.name));
-    follow::to_the_end(context, client, &job.name).await
+    follow::to_the_end(context, client, &job.name, 0).await
 }

@@ -58,6 +58,10 @@ pub struct Assignment {
     pub spec: Arc<CommandJob>,
     /// On which devices.
     pub gpus: Vec<GpuIndex>,
+    /// The rank of the node's member.
+    pub rank: u32,
+    /// Where the members' nodes are reached, by rank.
+    pub addresses: Vec<String>,
     /// The attempt's own token.
     pub token: String,
     /// Each data input.
@@ -93,6 +97,13 @@ pub struct Membership {
     pub rank: u32,
     /// Where all members' nodes are reached, by rank.
     pub addresses: Vec<String>,
+}
+
+/// The member of an attempt that a node is given.
+struct Member {
+    rank: u32,
+    addresses: Vec<String>,
+    gpus: Vec<GpuIndex>,
 }
 
 /// Where an input comes from.
@@ -162,8 +173,8 @@ impl Effects {
         match effect {
             Effect::Assign { node, key, spec, gpus, created_by, rank, addresses } => {
                 crate::failpoint::hit("before-assign");
-                let member = Membership { rank, addresses };
-                let assignment = self.assignment(key, spec, gpus, created_by, member);
+                let member = Member { rank, addresses, gpus };
+                let assignment = self.assignment(key, spec, member, created_by);
                 tell(&node, ToNode::Assign(Box::new(assignment)));
             }
             Effect::Stop { node, key, reason } => tell(&node, ToNode::Stop { key, reason }),
@@ -180,10 +191,11 @@ impl Effects {
         &self,
         key: AttemptKey,
         spec: Arc<CommandJob>,
-        gpus: Vec<GpuIndex>,
+        member: Member,
         created_by: Principal,
         member: Membership,
     ) -> Assignment {
+        let Member { rank, addresses, gpus } = member;
         let token = self.door.admit_attempt(&key, &spec);
         let inputs = spec
             .inputs
@@ -208,9 +220,8 @@ impl Effects {
             outputs,
             artifacts: self
                 .grant(self.artifact_store.clone(), layout::artifact_root(key.job.as_str())),
-            log_path: layout::log_path(key.attempt, member.rank),
-            manifest_path: layout::manifest_path(key.attempt, member.rank),
-            member,
+            log_path: layout::log_path(key.attempt, rank),
+            manifest_path: layout::manifest_path(key.attempt, rank),
             environment,
             require_containers: self.require_containers,
             log_limit: self.log_limit,
@@ -218,6 +229,8 @@ impl Effects {
             created_by,
             experiment_id: (self.experiment_id)(&key.job),
             token,
+            rank,
+            addresses,
             gpus,
             spec,
             key,

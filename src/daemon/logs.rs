@@ -57,6 +57,17 @@ pub struct LogPiece {
     pub data: Bytes,
 }
 
+/// From where on a log is wanted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LogStart {
+    /// Whose: the member's rank.
+    pub rank: u32,
+    /// In which attempt.
+    pub attempt: AttemptNumber,
+    /// The first byte within it.
+    pub offset: u64,
+}
+
 /// Why a log cannot be told.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -117,16 +128,16 @@ impl LogHub {
         open.retain(|_, watch| &watch.node != node);
     }
 
-    /// Sends the log from (`attempt`, `offset`) on. With `follow`, until the job is over.
+    /// Sends a member's log from a place on. With `follow`, until the job is over.
     pub async fn stream(
         self,
         name: JobName,
-        attempt: AttemptNumber,
-        offset: u64,
+        from: LogStart,
         follow: bool,
         out: mpsc::Sender<Result<LogPiece, Error>>,
     ) {
-        let mut place = Place { attempt: AttemptNumber(attempt.0.max(1)), offset };
+        let LogStart { rank, attempt, offset } = from;
+        let mut place = Place { rank, attempt: AttemptNumber(attempt.0.max(1)), offset };
         if let Err(error) = self.run(&name, &mut place, follow, &out).await
             && let Some(error) = error
         {
@@ -151,13 +162,13 @@ impl LogHub {
                 .job(name)
                 .map_err(|e| Some(e.into()))?
                 .ok_or_else(|| Some(Error::NoSuchJob(name.clone())))?;
-            match whereabouts(&job, place.attempt) {
+            match whereabouts(&job, place) {
                 Whereabouts::Stored { last } => {
                     self.stored(&job, place, out).await?;
                     if last {
                         return Ok(());
                     }
-                    *place = Place { attempt: place.attempt.next(), offset: 0 };
+                    *place = Place { attempt: place.attempt.next(), offset: 0, ..*place };
                 }
                 Whereabouts::OnNode(node) => {
                     let told = self.live(&job, node, place, follow, out).await?;
@@ -173,6 +184,13 @@ impl LogHub {
                         changed(&mut events, name).await;
                     }
                 }
+                Whereabouts::StoredSoFar => {
+                    self.stored(&job, place, out).await?;
+                    if !follow {
+                        return Ok(());
+                    }
+                    changed(&mut events, name).await;
+                }
                 Whereabouts::Nowhere if follow => changed(&mut events, name).await,
                 Whereabouts::Nowhere => return Ok(()),
             }
@@ -182,9 +200,7 @@ impl LogHub {
     /// Whether the attempt has not moved on since `job` was read.
     fn still_there(&self, job: &Job, place: &Place) -> Result<bool, Option<Error>> {
         let fresh = self.store.job(&job.name).map_err(|e| Some(e.into()))?;
-        Ok(fresh.is_some_and(|fresh| {
-            matches!(whereabouts(&fresh, place.attempt), Whereabouts::OnNode(_))
-        }))
+        Ok(fresh.is_some_and(|fresh| matches!(whereabouts(&fresh, place), Whereabouts::OnNode(_))))
     }
 
     async fn stored(
@@ -196,7 +212,7 @@ impl LogHub {
         let key = format!(
             "{}/{}",
             layout::artifact_root(job.name.as_str()),
-            layout::log_path(place.attempt, 0)
+            layout::log_path(place.attempt, place.rank)
         );
         let read = async {
             let path = ObjectPath::new(&key).map_err(storage::Error::from)?;
@@ -281,7 +297,9 @@ impl Drop for Guard<'_> {
 }
 
 /// The next byte that a watcher wants.
+#[derive(Clone, Copy)]
 struct Place {
+    rank: u32,
     attempt: AttemptNumber,
     offset: u64,
 }
@@ -322,16 +340,21 @@ enum Whereabouts {
     Stored {
         last: bool,
     },
+    /// In storage, although the attempt goes on: its other members do.
+    StoredSoFar,
     OnNode(NodeName),
     /// There is no such attempt yet.
     Nowhere,
 }
 
-fn whereabouts(job: &Job, attempt: AttemptNumber) -> Whereabouts {
+fn whereabouts(job: &Job, place: &Place) -> Whereabouts {
+    let attempt = place.attempt;
     match &job.state {
-        // The first member's log is the job's.
-        State::Active(active) if active.attempt == attempt && active.first.end.is_none() => {
-            Whereabouts::OnNode(active.first.node.clone())
+        State::Active(active) if active.attempt == attempt => {
+            match active.members().nth(place.rank as usize) {
+                Some(member) if member.end.is_none() => Whereabouts::OnNode(member.node.clone()),
+                Some(_) | None => Whereabouts::StoredSoFar,
+            }
         }
         State::Ended(_) if attempt >= job.tries.made => Whereabouts::Stored { last: true },
         _ if attempt <= job.tries.made => Whereabouts::Stored { last: false },

@@ -21,7 +21,7 @@ pub use folder::{Error as FolderError, Folder};
 pub use handle::{
     ComputeChange, DrainRequest, Error as HandleError, Handle, NodeView, Provided, SubmitRequest,
 };
-pub use logs::{Error as LogError, LogHub, LogPiece};
+pub use logs::{Error as LogError, LogHub, LogPiece, LogStart};
 pub use removal::{Error as RemovalError, Removal};
 pub(crate) use serve::PROBE;
 pub use serve::{Daemon, Error, Shared, serve, start};

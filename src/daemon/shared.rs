@@ -93,6 +93,29 @@ impl Committed {
         Ok(manifest)
     }
 
+    /// What all members of an attempt wrote, as one. Of two that wrote the same path the lower rank's is
+    /// told. `None` if none of them wrote anything.
+    async fn read_all(&self, left: &Left) -> Result<Option<Arc<Manifest>>, storage::Error> {
+        let mut manifests = Vec::new();
+        for reference in left.manifests() {
+            manifests.push(self.read(reference).await?);
+        }
+        if manifests.len() < 2 {
+            return Ok(manifests.pop());
+        }
+        let mut entries = BTreeMap::new();
+        for entry in manifests.iter().flat_map(|manifest| &manifest.entries) {
+            entries.entry(entry.path.as_str()).or_insert(entry);
+        }
+        let entries = entries.into_values().cloned().collect();
+        let partial = manifests.iter().any(|manifest| manifest.partial);
+        Ok(manifests.first().map(|first| {
+            let Manifest { version, job, attempt, epoch, .. } = first.as_ref();
+            let (version, job, attempt, epoch) = (*version, job.clone(), *attempt, *epoch);
+            Arc::new(Manifest { version, job, attempt, epoch, partial, entries })
+        }))
+    }
+
     /// Removes what earlier attempts left at the default place of a completed job's outputs and the
     /// last one did not write: who reads the outputs reads what was committed, and nothing else.
     pub(super) async fn tidy(&self, job: &Job) -> Result<(), storage::Error> {
@@ -100,7 +123,7 @@ impl Committed {
         if ended.outcome != Outcome::Completed {
             return Ok(());
         }
-        let Some(manifest) = self.of(&ended.left).await? else { return Ok(()) };
+        let Some(manifest) = self.read_all(&ended.left).await? else { return Ok(()) };
         let blobs = self.datastores.get(layout::BLOB_STORE)?;
         let kept: HashSet<&str> = manifest
             .entries
@@ -168,9 +191,9 @@ impl Manifests for Committed {
     ) -> BoxFuture<'a, Result<Option<Arc<Manifest>>, String>> {
         Box::pin(async move {
             let job = self.store.job(job).map_err(|e| e.to_string())?;
-            match job.as_ref().and_then(|job| job.ended()) {
+            match job.as_ref().and_then(Job::ended) {
                 None => Ok(None),
-                Some(ended) => self.of(&ended.left).await.map_err(|e| e.to_string()),
+                Some(ended) => self.read_all(&ended.left).await.map_err(|e| e.to_string()),
             }
         })
     }
@@ -192,11 +215,9 @@ impl Shared {
                 (path.clone(), Artifact { path, bytes, datastore, key, digest: None })
             })
             .collect();
-        let committed = match job.ended() {
-            Some(ended) => self.committed.of(&ended.left).await?,
-            None => None,
-        };
-        if let Some(manifest) = committed {
+        if let Some(ended) = job.ended()
+            && let Some(manifest) = self.committed.read_all(&ended.left).await?
+        {
             artifacts.extend(manifest.entries.iter().map(|entry| {
                 let artifact = Artifact {
                     path: entry.path.clone(),
@@ -259,18 +280,19 @@ impl Shared {
         for (key, samples) in by_attempt {
             let job = self.store.job(&key.job).map_err(told)?;
             // The last samples may arrive just after the end.
-            let rank = job.and_then(|job| match job.active() {
-                Some(active) if active.epoch == key.epoch => {
-                    active.members().position(|member| &member.node == node)
+            let rank = job.as_ref().and_then(|job| match job.active() {
+                // One that is over while others are not may have samples under way.
+                Some(active) => {
+                    let mut members = active.members().filter(|_| active.epoch == key.epoch);
+                    members.position(|member| &member.node == node)
                 }
-                Some(_) => None,
                 None => {
                     let ended = job.ended().filter(|_| job.tries.made == key.attempt)?;
-                    ended.left.nodes().position(|known| known == node)
+                    ended.left.nodes().position(|there| there == node)
                 }
             });
             let Some(rank) = rank else { continue };
-            let samples = if rank == 0 { samples } else { of_member(rank, samples) };
+            let samples = samples.into_iter().map(|sample| of_member(rank, sample)).collect();
             let scope = AttemptScope { job: key.job, attempt: key.attempt, epoch: key.epoch };
             self.tracking.record_samples(&scope, samples).await.map_err(told)?;
         }
@@ -278,15 +300,15 @@ impl Shared {
     }
 }
 
-/// A member's samples under names of their own, as MLflow names those of a node: the first member's
-/// are `system/cpu…`, the next one's `system/node_1/cpu…`.
-fn of_member(rank: usize, samples: Vec<Sample>) -> Vec<Sample> {
+/// A sample under names of its member's own, as MLflow has them for several nodes: the first member's are
+/// `system/cpu…`, the next one's `system/node_1/cpu…`.
+fn of_member(rank: usize, sample: Sample) -> Sample {
+    if rank == 0 {
+        return sample;
+    }
     let renamed = |(key, value): (String, f64)| match key.strip_prefix("system/") {
         Some(rest) => (format!("system/node_{rank}/{rest}"), value),
         None => (key, value),
     };
-    samples
-        .into_iter()
-        .map(|sample| Sample { values: sample.values.into_iter().map(renamed).collect(), ..sample })
-        .collect()
+    Sample { values: sample.values.into_iter().map(renamed).collect(), ..sample }
 }

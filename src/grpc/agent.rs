@@ -279,7 +279,7 @@ fn assign(assignment: daemon::Assignment) -> pb::Assignment {
         log_limit_bytes: assignment.log_limit,
         grace_s: assignment.grace,
         created_by: assignment.created_by.to_string(),
-        rank: assignment.member.rank,
-        member_addresses: assignment.member.addresses,
+        rank: assignment.rank,
+        addresses: assignment.addresses,
     }
 }

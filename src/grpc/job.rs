@@ -17,7 +17,7 @@ use tonic::{Request, Response, Status};
 
 use super::status::told;
 use super::{blocking, caller, queue};
-use crate::daemon::{Shared, SubmitRequest};
+use crate::daemon::{LogStart, Shared, SubmitRequest};
 use crate::identity::Denied;
 use crate::store::{Archived, IdempotencyKey, JobQuery, Lookup};
 
@@ -328,11 +328,20 @@ impl pb::job_service_server::JobService for Service {
         let job = self.find(&request.job)?;
         let (out, pieces) = mpsc::channel(16);
         let logs = self.0.logs.clone();
+        let (rank, count) = (request.rank, job.spec.resources.instance_count);
+        if rank >= count {
+            return Err(Status::invalid_argument(format!(
+                "cannot stream the log of member {rank} of job '{}': it has {count}, from 0 to {}",
+                job.name,
+                count.saturating_sub(1)
+            )));
+        }
         let attempt = AttemptNumber(request.attempt);
+        let from = LogStart { rank, attempt, offset: request.offset };
         let mut stopping = self.0.stopping.clone();
         tokio::spawn(async move {
             tokio::select! {
-                () = logs.stream(job.name, attempt, request.offset, request.follow, out.clone()) => {}
+                () = logs.stream(job.name, from, request.follow, out.clone()) => {}
                 _ = stopping.wait_for(|stop| *stop) => {}
             }
         });

@@ -82,10 +82,11 @@ fn change(change: &Change) -> pb::Change {
     pb::Change { text: change.to_string(), settings: change.settings() }
 }
 
+/// Where an attempt is, in words.
 fn nodes(active: &Active) -> String {
     let names: Vec<&str> = active.members().map(|member| member.node.as_str()).collect();
-    let node = if active.is_gang() { "nodes" } else { "node" };
-    format!("{node} {}", names.join(", "))
+    let what = if active.is_gang() { "nodes" } else { "node" };
+    format!("{what} {}", names.join(", "))
 }
 
 /// How a job that does not wait stands.

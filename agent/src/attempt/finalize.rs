@@ -205,10 +205,17 @@ fn parts(attempt: &Attempt, ran: bool, log_bytes: u64) -> Vec<Part> {
     if !ran {
         return parts;
     }
+    // Members may write files of the same name: each has a place of its own, and the first one's is
+    // where it is for a job on one node.
+    let apart = match attempt.assignment.rank {
+        0 => String::new(),
+        rank => format!("members/{rank}/"),
+    };
     for name in ["outputs", "logs"] {
         let from = attempt.folder.work().join(name);
         if has_entries(&from) {
-            parts.push(Part { from, to: below(name), prefix: name.to_owned(), output: None });
+            let to = below(&format!("{apart}{name}"));
+            parts.push(Part { from, to, prefix: name.to_owned(), output: None });
         }
     }
     for (name, output) in &attempt.spec.outputs {

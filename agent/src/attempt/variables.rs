@@ -20,7 +20,11 @@ pub(crate) struct Facts<'a> {
     pub(crate) spec: &'a CommandJob,
     pub(crate) job: &'a str,
     pub(crate) attempt: u32,
-    pub(crate) members: Members<'a>,
+    pub(crate) epoch: u64,
+    /// The rank of this node's member.
+    pub(crate) rank: u32,
+    /// Where the members' nodes are reached, by rank.
+    pub(crate) addresses: &'a [String],
     pub(crate) experiment_id: &'a str,
     pub(crate) workspace: &'a str,
     pub(crate) workspace_id: &'a str,
@@ -136,8 +140,6 @@ fn run_variables(facts: &Facts<'_>, set: &mut impl FnMut(&str, &str)) {
          Microsoft.MachineLearningServices/workspaces/{}",
         facts.workspace
     );
-    let members = &facts.members;
-    let master = members.address(0);
     set("AZUREML_RUN_ID", facts.job);
     set("AZUREML_ARM_SUBSCRIPTION", "atelier");
     set("AZUREML_ARM_RESOURCEGROUP", "atelier");
@@ -154,15 +156,16 @@ fn run_variables(facts: &Facts<'_>, set: &mut impl FnMut(&str, &str)) {
     // The token dies with its attempt and needs no renewal; Azure's clients want a date and a salt.
     set("AZUREML_RUN_TOKEN_EXPIRY", TOKEN_EXPIRY);
     set("AZUREML_RUN_TOKEN_RAND", &format!("{}-{}", facts.job, facts.attempt));
+    let members = Members::of(facts);
     set("AZUREML_NODE_COUNT", &members.count().to_string());
     set("AZUREML_CR_NODE_RANK", &members.rank.to_string());
     set("AZUREML_CR_EXECUTION_WORKING_DIR_PATH", &work);
     set("AZUREML_CR_COMPUTE_CONTEXT", "{\"cluster_name\":\"local\"}");
     set("AZUREML_CR_HT_CAP_user_logs_PATH", &facts.folder.to_string_lossy());
-    set("AZ_BATCHAI_JOB_MASTER_NODE_IP", master);
+    set("AZ_BATCHAI_JOB_MASTER_NODE_IP", members.first());
     set("AZ_BATCHAI_GPU_COUNT", &facts.gpus.len().to_string());
-    set("AZ_BATCH_HOST_LIST", &members.all().join(","));
-    set("AZ_BATCH_MASTER_NODE", &format!("{master}:{}", members.master_port()));
+    set("AZ_BATCH_HOST_LIST", &members.addresses.join(","));
+    set("AZ_BATCH_MASTER_NODE", &endpoint(members.first(), members.master_port()));
     set("MLFLOW_TRACKING_URI", facts.http_url);
     set("MLFLOW_TRACKING_TOKEN", facts.token);
     set("MLFLOW_RUN_ID", facts.job);
@@ -174,31 +177,110 @@ fn run_variables(facts: &Facts<'_>, set: &mut impl FnMut(&str, &str)) {
     set("PYTHONUNBUFFERED", "1");
 }
 
-/// What launchers set, for the one process that each member is.
+/// What launchers set. Each member runs one process; a command that starts several gives them ranks of
+/// their own.
 fn distribution_variables(facts: &Facts<'_>, set: &mut impl FnMut(&str, &str)) {
     use atelier_core::spec::Distribution;
-    let members = &facts.members;
-    let (rank, size) = (members.rank.to_string(), members.count().to_string());
+    let members = Members::of(facts);
+    let (rank, count) = (members.rank.to_string(), members.count().to_string());
     match &facts.spec.distribution {
         Some(Distribution::PyTorch { .. }) => {
-            set("MASTER_ADDR", members.address(0));
+            set("MASTER_ADDR", members.first());
             set("MASTER_PORT", &members.master_port().to_string());
-            set("WORLD_SIZE", &size);
+            set("WORLD_SIZE", &count);
             set("NODE_RANK", &rank);
             set("RANK", &rank);
             set("LOCAL_RANK", "0");
         }
         Some(Distribution::TensorFlow { parameter_server_count, .. }) => {
-            let servers = *parameter_server_count as usize;
-            set("TF_CONFIG", &members.tf_config(servers).to_string());
+            set("TF_CONFIG", &members.tf_config(*parameter_server_count));
         }
         Some(Distribution::Mpi { .. }) => {
-            for (name, value) in
-                [("RANK", rank.as_str()), ("SIZE", &size), ("LOCAL_RANK", "0"), ("LOCAL_SIZE", "1")]
-            {
-                set(&format!("OMPI_COMM_WORLD_{name}"), value);
-            }
+            set("OMPI_COMM_WORLD_RANK", &rank);
+            set("OMPI_COMM_WORLD_SIZE", &count);
+            set("OMPI_COMM_WORLD_LOCAL_RANK", "0");
+            set("OMPI_COMM_WORLD_LOCAL_SIZE", "1");
         }
         Some(Distribution::Ray { .. }) | None => {}
     }
 }
+
+/// The members of an attempt, as their programs find each other.
+struct Members<'a> {
+    addresses: Vec<&'a str>,
+    rank: usize,
+    epoch: u64,
+}
+
+impl<'a> Members<'a> {
+    fn of(facts: &Facts<'a>) -> Self {
+        let addresses: Vec<&str> = match facts.addresses {
+            // Whoever is alone needs no network.
+            [] | [_] => vec!["127.0.0.1"],
+            several => several.iter().map(String::as_str).collect(),
+        };
+        Self { addresses, rank: facts.rank as usize, epoch: facts.epoch }
+    }
+
+    fn count(&self) -> usize {
+        self.addresses.len()
+    }
+
+    fn first(&self) -> &'a str {
+        self.addresses.first().copied().unwrap_or("127.0.0.1")
+    }
+
+    /// Where the member of rank 0 listens: Azure's port, or of several nodes one of the attempt's own,
+    /// because several such jobs may share machines.
+    fn master_port(&self) -> u16 {
+        if self.count() > 1 { self.port(0) } else { 6105 }
+    }
+
+    /// A port for the `nth` of an attempt's members at one address, below those that systems hand out by
+    /// themselves. Attempts that follow each other do not get each other's.
+    fn port(&self, nth: usize) -> u16 {
+        const LOWEST: u16 = 20_000;
+        const PORTS: u64 = 12_000;
+        /// Far enough that many attempts may start before one gets a port of another's further member.
+        const STRIDE: u64 = 1_009;
+        let offset = (self.epoch % PORTS + nth as u64 * STRIDE) % PORTS;
+        LOWEST + u16::try_from(offset).unwrap_or_default()
+    }
+
+    /// Where each member's server listens. Those that share an address have ports of their own.
+    fn servers(&self) -> Vec<String> {
+        if self.count() < 2 {
+            return vec![endpoint(self.first(), 2222)];
+        }
+        let nth = |rank: usize, address: &str| {
+            self.addresses.iter().take(rank).filter(|before| **before == address).count()
+        };
+        let all = self.addresses.iter().enumerate();
+        all.map(|(rank, address)| endpoint(address, self.port(nth(rank, address)))).collect()
+    }
+
+    /// The last members are parameter servers, as many as asked for; at least one is a worker.
+    fn tf_config(&self, parameter_servers: u32) -> String {
+        let servers = self.servers();
+        let workers = servers.len().saturating_sub(parameter_servers as usize).max(1);
+        let (workers, parameter_servers) = servers.split_at(workers.min(servers.len()));
+        let (kind, index) = match self.rank.checked_sub(workers.len()) {
+            None => ("worker", self.rank),
+            Some(index) => ("ps", index),
+        };
+        let mut cluster = serde_json::json!({ "worker": workers });
+        if !parameter_servers.is_empty() {
+            cluster["ps"] = serde_json::json!(parameter_servers);
+        }
+        let task = serde_json::json!({ "type": kind, "index": index });
+        serde_json::json!({ "cluster": cluster, "task": task, "environment": "cloud" }).to_string()
+    }
+}
+
+/// An address and a port, as one text.
+fn endpoint(address: &str, port: u16) -> String {
+    if address.contains(':') { format!("[{address}]:{port}") } else { format!("{address}:{port}") }
+}
+
+#[cfg(test)]
+mod tests;

@@ -87,20 +87,24 @@ fn address(args: &AgentArgs) -> Result<Address, Error> {
     Ok(text.trim().to_owned())
 }
 
-/// The address of this machine from which it reaches the daemon. Nothing is sent: a UDP socket is
-/// bound to the route that a packet would take.
-pub(super) async fn own_address(daemon: &str) -> Option<IpAddr> {
-    let uri: tonic::codegen::http::Uri = daemon.parse().ok()?;
-    let host = uri.host()?.trim_matches(['[', ']']).to_owned();
-    let port = uri.port_u16().unwrap_or(80);
-    let target = tokio::net::lookup_host((host.as_str(), port)).await.ok()?.next()?;
-    let any: IpAddr = match target {
-        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+/// This machine's address on the way to the daemon: where the daemon is, other nodes are. `None` if it
+/// cannot be told.
+pub(super) async fn own_address(server: &str) -> Option<String> {
+    let uri: tonic::transport::Uri = server.parse().ok()?;
+    let host = uri.host()?.trim_start_matches('[').trim_end_matches(']');
+    let look = async {
+        let daemon =
+            tokio::net::lookup_host((host, uri.port_u16().unwrap_or(80))).await.ok()?.next()?;
+        let any: IpAddr = match daemon {
+            SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        let socket = tokio::net::UdpSocket::bind((any, 0)).await.ok()?;
+        // This asks the routing table, and sends nothing.
+        socket.connect(daemon).await.ok()?;
+        Some(socket.local_addr().ok()?.ip().to_string())
     };
-    let socket = tokio::net::UdpSocket::bind((any, 0)).await.ok()?;
-    socket.connect(target).await.ok()?;
-    Some(socket.local_addr().ok()?.ip())
+    tokio::time::timeout(CONNECT, look).await.ok().flatten()
 }
 
 /// The node's token; read from its file again each time, so that it can be replaced.

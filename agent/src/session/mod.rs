@@ -146,12 +146,11 @@ impl Session {
         while let Ok(news) = self.news.try_recv() {
             self.registry.note(news);
         }
-        self.facts.address = match &self.args.address {
-            Some(address) => address.clone(),
-            None => connection::own_address(&address)
-                .await
-                .map_or_else(|| self.facts.hostname.clone(), |own| own.to_string()),
-        };
+        if self.args.address.is_none()
+            && let Some(own) = connection::own_address(&address).await
+        {
+            self.facts.address = own;
+        }
         let hello_at = clock::boottime_ms();
         let _ = up.send(message(Up::Hello(self.hello())));
         let opening = async {

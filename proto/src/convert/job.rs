@@ -74,11 +74,13 @@ pub fn job(job: &job::Job, details: JobDetails) -> pb::Job {
     match &job.state {
         State::Queued(_) => {}
         State::Active(active) => {
-            message.node = active.first.node.to_string();
-            message.gpu_indices = indices(&active.first);
+            let first = &active.first;
+            message.node = first.node.to_string();
+            message.gpu_indices =
+                first.reservation.gpus.iter().map(|&index| u32::from(index)).collect();
             message.started_at_ms = active.started_at().map_or(0, |at| at.as_millis());
             if active.is_gang() {
-                message.members = active.members().map(member).collect();
+                message.members = (0..).zip(active.members()).map(member).collect();
             }
         }
         State::Ended(ended) => {
@@ -87,7 +89,7 @@ pub fn job(job: &job::Job, details: JobDetails) -> pb::Job {
             message.ended_at_ms = ended.at.as_millis();
             message.exit_code = ended.left.exit.map(job::Exit::shell_code);
             message.outputs = ended.left.outputs.iter().map(output).collect();
-            message.members = members_left(&ended.left);
+            message.members = members_left(job, &ended.left);
             message.error = match &ended.outcome {
                 Outcome::Completed => None,
                 Outcome::Failed(failure) => Some(pb::JobError {
@@ -105,35 +107,59 @@ pub fn job(job: &job::Job, details: JobDetails) -> pb::Job {
     message
 }
 
-fn indices(member: &job::Member) -> Vec<u32> {
-    member.reservation.gpus.iter().map(|&index| u32::from(index)).collect()
-}
-
-fn member(member: &job::Member) -> pb::Member {
-    let end = member.end.as_deref();
+/// A member of an attempt in progress.
+fn member((rank, member): (u32, &job::Member)) -> pb::Member {
+    let status = match (&member.end, &member.phase) {
+        (Some(end), _) if end.is_success() => job::JobStatus::Completed,
+        (Some(end), _) => of_failure(end.problem.as_ref().map(|problem| problem.cause)),
+        (None, _) if member.unreachable => job::JobStatus::NotResponding,
+        (None, job::Phase::Starting) => job::JobStatus::Starting,
+        (None, job::Phase::Preparing { .. }) => job::JobStatus::Preparing,
+        (None, job::Phase::Running) => job::JobStatus::Running,
+        (None, job::Phase::Finalizing { .. }) => job::JobStatus::Finalizing,
+    };
+    let exit = member.end.as_ref().and_then(|end| end.exit);
     pb::Member {
+        rank,
         node: member.node.to_string(),
-        gpu_indices: indices(member),
+        status: pb::JobStatus::from(status).into(),
+        exit_code: exit.map(job::Exit::shell_code),
         started_at_ms: member.started_at.map_or(0, |at| at.as_millis()),
-        exit_code: end.and_then(|end| end.exit).map(job::Exit::shell_code),
-        ended: end.is_some(),
     }
 }
 
-fn members_left(left: &job::Left) -> Vec<pb::Member> {
-    let one =
-        |node: &NodeName, started_at: Option<Timestamp>, exit: Option<job::Exit>| pb::Member {
-            node: node.to_string(),
-            gpu_indices: Vec::new(),
-            started_at_ms: started_at.map_or(0, |at| at.as_millis()),
-            exit_code: exit.map(job::Exit::shell_code),
-            ended: true,
-        };
+/// The members of an attempt that is over; none of a job on one node.
+fn members_left(job: &job::Job, left: &job::Left) -> Vec<pb::Member> {
     let Some(node) = left.node.as_ref().filter(|_| !left.others.is_empty()) else {
         return Vec::new();
     };
-    let others = left.others.iter().map(|other| one(&other.node, other.started_at, other.exit));
-    std::iter::once(one(node, left.started_at, left.exit)).chain(others).collect()
+    let others = left.others.iter().map(|other| (&other.node, other.exit, other.started_at));
+    let all = std::iter::once((node, left.exit, left.started_at)).chain(others);
+    (0..)
+        .zip(all)
+        .map(|(rank, (node, exit, started_at))| {
+            let status = match exit {
+                Some(exit) if exit.is_success() => job::JobStatus::Completed,
+                Some(_) => job::JobStatus::Failed,
+                // Why it never came to its end is the job's to tell.
+                None => job.status(),
+            };
+            pb::Member {
+                rank,
+                node: node.to_string(),
+                status: pb::JobStatus::from(status).into(),
+                exit_code: exit.map(job::Exit::shell_code),
+                started_at_ms: started_at.map_or(0, |at| at.as_millis()),
+            }
+        })
+        .collect()
+}
+
+fn of_failure(cause: Option<Cause>) -> job::JobStatus {
+    match cause {
+        Some(Cause::Canceled | Cause::Timeout) => job::JobStatus::Canceled,
+        _ => job::JobStatus::Failed,
+    }
 }
 
 fn output(output: &job::OutputCommit) -> pb::OutputCommit {

@@ -48,7 +48,7 @@ pub(super) async fn run(arguments: Arguments, context: &Context) -> Result<ExitC
     let job = submit::create(context, &client, job).await?;
     if arguments.stream {
         context.output.note(&format!("Job {}", job.name));
-        return follow::to_the_end(context, client, &job.name).await;
+        return follow::to_the_end(context, client, &job.name, 0).await;
     }
     context.output.show(&view::job(&job))?;
     context.output.note(&format!("Follow it with `atelier job stream {}`.", job.name));

@@ -18,15 +18,16 @@ const BROKEN_PIPE: u8 = 141;
 /// How often the reason of a waiting job is asked for, while somebody watches the terminal.
 const WAIT_REASON: Duration = Duration::from_secs(2);
 
-/// Follows the job, prints how it ended, and gives its exit code. Ctrl-C detaches: the job goes
+/// Follows the job and the log of one of its members, prints how it ended, and gives its exit code. Ctrl-C detaches: the job goes
 /// on.
 pub(in crate::cli) async fn to_the_end(
     context: &Context,
     client: Client,
     name: &str,
+    member: u32,
 ) -> Result<ExitCode, Error> {
     let output = &context.output;
-    let ended = interruptible(follow(context, client, name)).await;
+    let ended = interruptible(follow(context, client, name, member)).await;
     output.settle();
     match ended {
         // It says nothing of the job, whose end nobody has seen: no success, and no failure of ours.
@@ -64,6 +65,8 @@ async fn interruptible<T>(work: impl Future<Output = T>) -> Option<T> {
 struct Follower<'a> {
     output: &'a Output,
     name: &'a str,
+    /// Whose log: the rank.
+    member: u32,
     /// The attempt and the next byte of its log.
     attempt: u32,
     offset: u64,
@@ -74,10 +77,16 @@ struct Follower<'a> {
     patience: Patience,
 }
 
-async fn follow(context: &Context, mut client: Client, name: &str) -> Result<pb::Job, Error> {
+async fn follow(
+    context: &Context,
+    mut client: Client,
+    name: &str,
+    member: u32,
+) -> Result<pb::Job, Error> {
     let mut follower = Follower {
         output: &context.output,
         name,
+        member,
         attempt: 0,
         offset: 0,
         seq: 0,
@@ -105,6 +114,7 @@ impl Follower<'_> {
             attempt: self.attempt,
             offset: self.offset,
             follow: true,
+            rank: self.member,
         });
         let events = event_calls
             .watch_events(WatchEventsRequest { job: self.name.to_owned(), after_seq: self.seq });

@@ -87,7 +87,16 @@ const COLUMNS: &[Column] = &[
         title: "DURATION",
         cell: |j| Some(super::summary::length((j["duration"].as_f64()? * 1000.0) as i64)),
     },
-    Column { title: "NODE", cell: |j| Some(j["node"].as_str()?.to_owned()) },
+    Column {
+        title: "NODE",
+        cell: |j| {
+            let node = j["node"].as_str()?;
+            Some(match j["members"].as_array().map_or(0, Vec::len) {
+                0 | 1 => node.to_owned(),
+                members => format!("{node} +{}", members - 1),
+            })
+        },
+    },
     Column {
         title: "REASON",
         cell: |j| {

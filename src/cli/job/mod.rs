@@ -54,7 +54,13 @@ Examples:
 Examples:
   atelier job stream calm_apple_x1
   atelier job stream calm_apple_x1 -q > log.txt")]
-    Stream(Name),
+    Stream {
+        #[command(flatten)]
+        name: Name,
+        /// Of a job on several nodes, the log of this member, from 0
+        #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+        member: u32,
+    },
     /// Ask a job to stop: terminate, a time of grace, kill
     #[command(after_help = "Example:\n  atelier job cancel calm_apple_x1 --reason 'wrong data'")]
     Cancel {
@@ -98,9 +104,9 @@ pub(super) async fn run(command: Command, context: &Context) -> Result<ExitCode,
             context.output.show(&view::job(&get(&client, name.get()).await?))?;
         }
         Command::Explain(name) => explain(context, name.get()).await?,
-        Command::Stream(name) => {
+        Command::Stream { name, member } => {
             let client = context.client().await?;
-            return follow::to_the_end(context, client, name.get()).await;
+            return follow::to_the_end(context, client, name.get(), member).await;
         }
         Command::Cancel { name, reason } => {
             let client = context.client().await?;

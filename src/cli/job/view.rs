@@ -39,20 +39,7 @@ pub(in crate::cli) fn job(job: &pb::Job) -> Value {
     put("attempt", job.attempt.into());
     put("node", Some(&job.node).filter(|node| !node.is_empty()).cloned().into());
     if !job.members.is_empty() {
-        let members: Vec<Value> = (0..)
-            .zip(&job.members)
-            .map(|(rank, member): (u32, _)| {
-                json!({
-                    "rank": rank,
-                    "node": member.node,
-                    "gpu_indices": member.gpu_indices,
-                    "start_time": time(member.started_at_ms),
-                    "ended": member.ended,
-                    "exit_code": member.exit_code,
-                })
-            })
-            .collect();
-        put("members", members.into());
+        put("members", job.members.iter().map(member).collect());
     }
     if !job.gpu_indices.is_empty() {
         put("gpu_indices", job.gpu_indices.clone().into());
@@ -96,6 +83,17 @@ pub(in crate::cli) fn job(job: &pb::Job) -> Value {
     put("metrics", json!(job.metrics));
     put("archived", job.archived.into());
     Value::Object(view)
+}
+
+/// A member of a job on several nodes.
+fn member(member: &pb::Member) -> Value {
+    json!({
+        "rank": member.rank,
+        "node": member.node,
+        "status": member.status().word(),
+        "exit_code": member.exit_code,
+        "start_time": time(member.started_at_ms),
+    })
 }
 
 /// How long it ran, in milliseconds; of a job that never ran, how long it lived.

@@ -130,7 +130,7 @@ pub(crate) fn node(text: &str) -> NodeRecord {
         capacity: Capacity { cpu: 4000, memory: 1024, ..Capacity::default() },
         version: "1".to_owned(),
         hostname: "h".to_owned(),
-        address: None,
+        address: Some("10.0.0.7".to_owned()),
         os: "linux".to_owned(),
         facts: [].into(),
         joined_at: Timestamp::from_millis(2),

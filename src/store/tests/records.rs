@@ -133,46 +133,51 @@ fn member() -> BoxedStrategy<Member> {
             let (gpu_share, disk) = ((cpu % 1000) as u16, memory);
             Reservation { cpu, memory, gpus, gpu_share, disk }
         });
-    let end =
-        (option::of(exit()), option::of(failure()), option::of(stamp()), option::of(manifest()))
-            .prop_map(|(exit, problem, started_at, manifest)| {
-                let outputs = vec![(PortName::new("out").unwrap(), 1, 2)];
-                Box::new(AttemptEnd { exit, problem, started_at, manifest, outputs, log_bytes: 3 })
-            });
-    let state = (phase(), option::of(stamp()), any::<bool>(), option::of(end));
-    (nodes(), held, state)
-        .prop_map(|(node, reservation, (phase, started_at, unreachable, end))| Member {
+    let end = (option::of(exit()), option::of(failure()), option::of(manifest()), any::<u64>());
+    let end = end.prop_map(|(exit, problem, manifest, log_bytes)| {
+        let (started_at, outputs) = (None, Vec::new());
+        Box::new(AttemptEnd { exit, problem, started_at, manifest, outputs, log_bytes })
+    });
+    let times = (option::of(stamp()), any::<bool>());
+    let member = (nodes(), held, phase(), times, option::of(end)).prop_map(
+        |(node, reservation, phase, (started_at, unreachable), end)| Member {
             node,
             reservation,
             phase,
             started_at,
             unreachable,
             end,
-        })
-        .boxed()
-}
-
-fn active() -> BoxedStrategy<State> {
+        },
+    );
     let ids = (1..9_u32, any::<u64>());
     let failed = (any::<u32>(), text()).prop_map(|(rank, reason)| Failed { rank, reason });
     let stops = (option::of(cancel()), option::of(evict()), option::of(failed));
-    (ids, member(), vec(member(), 0..3), stamp(), stops, option::of(stamp()))
-        .prop_map(
-            |((attempt, epoch), first, others, assigned_at, (cancel, evict, failed), yields_at)| {
-                State::Active(Active {
-                    attempt: AttemptNumber(attempt),
-                    epoch: Epoch(epoch),
-                    first,
-                    others,
-                    assigned_at,
-                    cancel,
-                    evict,
-                    failed,
-                    yields_at,
-                })
-            },
-        )
-        .boxed()
+    let members = vec(member, 1..4);
+    (ids, members, stamp(), stops, option::of(stamp())).prop_map(
+        |((attempt, epoch), mut members, assigned_at, (cancel, evict, failed), yields_at)| {
+            let others = members.split_off(1);
+            State::Active(Active {
+                attempt: AttemptNumber(attempt),
+                epoch: Epoch(epoch),
+                first: members.remove(0),
+                others,
+                assigned_at,
+                cancel,
+                evict,
+                failed,
+                yields_at,
+            })
+        },
+    )
+}
+
+fn manifest() -> impl Strategy<Value = ManifestRef> {
+    (text(), any::<[u8; 32]>(), any::<u64>(), any::<u64>()).prop_map(
+        |(key, digest, files, bytes)| {
+            let digest = Digest::from_bytes(digest);
+            ManifestRef { key, digest, files, bytes }
+        },
+    )
 }
 
 fn manifest() -> impl Strategy<Value = ManifestRef> {
@@ -190,27 +195,23 @@ fn ended() -> BoxedStrategy<State> {
         failure().prop_map(Outcome::Failed),
         cancel().prop_map(Outcome::Canceled),
     ];
+    let other = (nodes(), option::of(exit()), option::of(manifest()), any::<u64>()).prop_map(
+        |(node, exit, manifest, log_bytes)| {
+            let started_at = None;
+            MemberLeft { node, started_at, exit, manifest, log_bytes }
+        },
+    );
     let output = (port(), text(), any::<u64>(), any::<u64>(), any::<bool>()).prop_map(
         |(name, uri, files, bytes, partial)| OutputCommit { name, uri, files, bytes, partial },
     );
     let times = (stamp(), option::of(stamp()));
-    let other = (nodes(), option::of(stamp()), option::of(exit()), option::of(manifest()))
-        .prop_map(|(node, started_at, exit, manifest)| MemberLeft {
-            node,
-            started_at,
-            exit,
-            manifest,
-            log_bytes: 7,
-        });
     let rest = (option::of(manifest()), vec(output, 0..3), any::<u64>(), vec(other, 0..3));
-    (times, outcome, option::of(exit()), option::of(nodes()), rest)
-        .prop_map(
-            |((at, started_at), outcome, exit, node, (manifest, outputs, log_bytes, others))| {
-                let left = Left { started_at, exit, node, manifest, outputs, log_bytes, others };
-                State::Ended(Ended { at, outcome, left })
-            },
-        )
-        .boxed()
+    (times, outcome, option::of(exit()), option::of(nodes()), rest).prop_map(
+        |((at, started_at), outcome, exit, node, (manifest, outputs, log_bytes, others))| {
+            let left = Left { started_at, exit, node, manifest, outputs, log_bytes, others };
+            State::Ended(Ended { at, outcome, left })
+        },
+    )
 }
 
 fn state() -> impl Strategy<Value = State> {

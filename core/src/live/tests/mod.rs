@@ -3,6 +3,7 @@
 mod clusters;
 mod drain;
 mod faults;
+mod gangs;
 mod properties;
 mod replays;
 

@@ -1,0 +1,160 @@
+//! What the members of an attempt are told of each other.
+
+use atelier_core::spec::Distribution;
+use serde_json::Value;
+
+use super::*;
+
+fn job(distribution: Option<Distribution>) -> CommandJob {
+    use atelier_proto::job::v1 as pb;
+    let host = pb::environment::Source::Host(pb::HostEnvironment {});
+    let wire = pb::CommandJob {
+        experiment_name: "e".to_owned(),
+        command: "true".to_owned(),
+        environment: Some(pb::Environment { source: Some(host) }),
+        ..pb::CommandJob::default()
+    };
+    CommandJob { distribution, ..wire.try_into().unwrap() }
+}
+
+/// The variables of the member of this rank.
+fn member(
+    spec: &CommandJob,
+    addresses: &[&str],
+    rank: u32,
+    epoch: u64,
+) -> BTreeMap<String, String> {
+    let (none, unset, texts) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+    let addresses: Vec<String> = addresses.iter().map(|&address| address.to_owned()).collect();
+    variables(&Facts {
+        spec,
+        job: "j",
+        attempt: 1,
+        epoch,
+        rank,
+        addresses: &addresses,
+        experiment_id: "1",
+        workspace: "w",
+        workspace_id: "i",
+        http_url: "http://127.0.0.1:1",
+        token: "t",
+        gpus: &[],
+        folder: Path::new("/attempt"),
+        work: Path::new("/attempt/work"),
+        inputs: &unset,
+        outputs: &texts,
+        inherited: &none,
+        path: &[],
+        environment: &none,
+        own: &none,
+    })
+}
+
+const PYTORCH: Distribution = Distribution::PyTorch { process_count_per_instance: 1 };
+
+#[test]
+fn members_are_told_of_each_other_as_azure_does() {
+    let spec = job(Some(PYTORCH));
+    let all = member(&spec, &["10.0.0.1", "10.0.0.2", "10.0.0.3"], 2, 5);
+    for (name, value) in [
+        ("AZUREML_NODE_COUNT", "3"),
+        ("AZUREML_CR_NODE_RANK", "2"),
+        ("AZ_BATCHAI_JOB_MASTER_NODE_IP", "10.0.0.1"),
+        ("AZ_BATCH_HOST_LIST", "10.0.0.1,10.0.0.2,10.0.0.3"),
+        ("AZ_BATCH_MASTER_NODE", "10.0.0.1:20005"),
+        ("MASTER_ADDR", "10.0.0.1"),
+        ("MASTER_PORT", "20005"),
+        ("WORLD_SIZE", "3"),
+        ("NODE_RANK", "2"),
+        ("RANK", "2"),
+        ("LOCAL_RANK", "0"),
+    ] {
+        assert_eq!(all.get(name).map(String::as_str), Some(value), "{name}");
+    }
+}
+
+#[test]
+fn who_is_alone_has_azures_port_on_this_machine() {
+    let spec = job(Some(PYTORCH));
+    for addresses in [&[][..], &["10.0.0.1"]] {
+        let all = member(&spec, addresses, 0, 77);
+        for (name, value) in [
+            ("AZUREML_NODE_COUNT", "1"),
+            ("AZUREML_CR_NODE_RANK", "0"),
+            ("AZ_BATCH_HOST_LIST", "127.0.0.1"),
+            ("AZ_BATCH_MASTER_NODE", "127.0.0.1:6105"),
+            ("MASTER_ADDR", "127.0.0.1"),
+            ("MASTER_PORT", "6105"),
+            ("WORLD_SIZE", "1"),
+            ("RANK", "0"),
+        ] {
+            assert_eq!(all[name], value, "{name}");
+        }
+    }
+}
+
+#[test]
+fn ports_are_below_those_that_systems_hand_out_and_of_each_attempt() {
+    let spec = job(Some(PYTORCH));
+    let port = |epoch| {
+        let all = member(&spec, &["a", "b"], 1, epoch);
+        assert_eq!(all["MASTER_PORT"], member(&spec, &["a", "b"], 0, epoch)["MASTER_PORT"]);
+        all["MASTER_PORT"].parse::<u16>().unwrap()
+    };
+    for epoch in [0, 1, 11_999, 12_000, 1_000_000, u64::MAX] {
+        assert!((20_000..32_000).contains(&port(epoch)), "{epoch}");
+        assert_ne!(port(epoch), port(epoch.wrapping_sub(1)), "{epoch}");
+    }
+}
+
+/// Everybody's `TF_CONFIG`.
+fn tensorflow(addresses: &[&str], parameter_server_count: u32) -> Vec<Value> {
+    let worker_count = addresses.len() as u32;
+    let spec = job(Some(Distribution::TensorFlow { worker_count, parameter_server_count }));
+    let config = |rank| member(&spec, addresses, rank, 7)["TF_CONFIG"].clone();
+    (0..worker_count).map(|rank| serde_json::from_str(&config(rank)).unwrap()).collect()
+}
+
+#[test]
+fn tensorflow_is_told_workers_and_parameter_servers() {
+    let all = tensorflow(&["a", "b", "c"], 1);
+    for config in &all {
+        assert_eq!(config["environment"], "cloud");
+        assert_eq!(config["cluster"]["worker"], serde_json::json!(["a:20007", "b:20007"]));
+        assert_eq!(config["cluster"]["ps"], serde_json::json!(["c:20007"]));
+    }
+    let tasks: Vec<String> = all.iter().map(|config| config["task"].to_string()).collect();
+    assert_eq!(
+        tasks,
+        [
+            r#"{"index":0,"type":"worker"}"#,
+            r#"{"index":1,"type":"worker"}"#,
+            r#"{"index":0,"type":"ps"}"#,
+        ]
+    );
+    assert_eq!(
+        tensorflow(&["a"], 0)[0]["cluster"],
+        serde_json::json!({"worker": ["127.0.0.1:2222"]})
+    );
+    // Somebody has to work.
+    assert_eq!(tensorflow(&["a", "b"], 9)[0]["cluster"]["worker"], serde_json::json!(["a:20007"]));
+}
+
+#[test]
+fn servers_at_one_address_have_ports_of_their_own() {
+    let all = tensorflow(&["::1", "::1", "b"], 0);
+    let servers = all[0]["cluster"]["worker"].as_array().unwrap();
+    assert_eq!(servers[0], "[::1]:20007");
+    assert_eq!(servers[1], "[::1]:21016");
+    assert_eq!(servers[2], "b:20007");
+}
+
+#[test]
+fn mpi_is_told_rank_and_size() {
+    let spec = job(Some(Distribution::Mpi { process_count_per_instance: 1 }));
+    let all = member(&spec, &["a", "b"], 1, 7);
+    for (name, value) in [("RANK", "1"), ("SIZE", "2"), ("LOCAL_RANK", "0"), ("LOCAL_SIZE", "1")] {
+        assert_eq!(all[&format!("OMPI_COMM_WORLD_{name}")], value, "{name}");
+    }
+    assert!(!all.contains_key("MASTER_ADDR"));
+}
