@@ -57,10 +57,6 @@ pub struct AgentArgs {
     /// A label by which jobs may choose this node; may be given several times
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
     pub labels: Vec<(String, String)>,
-    /// Where other nodes reach this one, for jobs on several nodes: a name or an address
-    /// [default: the address from which the agent reaches the daemon]
-    #[arg(long, value_name = "HOST", value_parser = host)]
-    pub address: Option<String>,
     /// Move all data through the daemon, even on a machine that shares its storage folder
     #[arg(long)]
     pub no_shared_store: bool,
@@ -108,13 +104,6 @@ fn mebibytes(text: &str) -> Result<u64, String> {
     }
 }
 
-fn host(text: &str) -> Result<String, String> {
-    if is_address(text) {
-        return Ok(text.to_owned());
-    }
-    Err("write a host's name or address, without a port: letters, digits, -, _, . and :".to_owned())
-}
-
 fn label(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if is_label(key, value) => Ok((key.to_owned(), value.to_owned())),
@@ -124,8 +113,7 @@ fn label(text: &str) -> Result<(String, String), String> {
 
 /// What stands in lists that are separated by commas, before a port.
 fn address(text: &str) -> Result<String, String> {
-    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | ':' | '%');
-    if !text.is_empty() && text.len() <= 255 && text.chars().all(fits) {
+    if is_address(text) {
         Ok(text.to_owned())
     } else {
         Err(format!(

@@ -23,8 +23,6 @@ pub(crate) struct Facts {
     /// `None` if it cannot be told.
     pub(crate) disk_mib: Option<u64>,
     pub(crate) labels: BTreeMap<String, String>,
-    /// Where other nodes reach this one; found anew with every session.
-    pub(crate) address: String,
     /// Anything else that explains what this node can do.
     pub(crate) other: BTreeMap<String, String>,
 }
@@ -56,7 +54,6 @@ pub(crate) fn gather(
         gpus: inventory,
         disk_mib: args.disk.or_else(|| disk_mib(root)),
         labels: args.labels.iter().cloned().collect(),
-        address: String::new(),
         other,
     }
 }

@@ -86,17 +86,6 @@ pub struct Assignment {
     pub created_by: Principal,
     /// Of the run's experiment, as MLflow's clients know it.
     pub experiment_id: String,
-    /// Who else runs it.
-    pub member: Membership,
-}
-
-/// A member of an attempt among the others.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Membership {
-    /// Its number.
-    pub rank: u32,
-    /// Where all members' nodes are reached, by rank.
-    pub addresses: Vec<String>,
 }
 
 /// The member of an attempt that a node is given.
@@ -193,7 +182,6 @@ impl Effects {
         spec: Arc<CommandJob>,
         member: Member,
         created_by: Principal,
-        member: Membership,
     ) -> Assignment {
         let Member { rank, addresses, gpus } = member;
         let token = self.door.admit_attempt(&key, &spec);

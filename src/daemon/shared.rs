@@ -148,28 +148,6 @@ impl Committed {
         }
     }
 
-    /// What an attempt left in all: what each of its members committed. Of a path that several of
-    /// them wrote the first member's entry counts.
-    async fn of(&self, left: &Left) -> Result<Option<Arc<Manifest>>, storage::Error> {
-        let mut all: Option<Arc<Manifest>> = None;
-        for reference in left.manifests() {
-            let next = self.read(reference).await?;
-            all = Some(match all {
-                None => next,
-                Some(all) => {
-                    let mut merged = Arc::unwrap_or_clone(all);
-                    let known: HashSet<String> =
-                        merged.entries.iter().map(|entry| entry.path.clone()).collect();
-                    let new = next.entries.iter().filter(|entry| !known.contains(&entry.path));
-                    merged.entries.extend(new.cloned());
-                    merged.entries.sort_by(|one, other| one.path.cmp(&other.path));
-                    Arc::new(merged)
-                }
-            });
-        }
-        Ok(all)
-    }
-
     async fn fetch(&self, reference: &ManifestRef) -> Result<Manifest, storage::Error> {
         let store = self.datastores.get(layout::ARTIFACT_STORE)?;
         let bytes = store.get(&ObjectPath::new(&reference.key)?, MANIFEST).await?;

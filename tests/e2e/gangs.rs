@@ -1,155 +1,233 @@
-//! Jobs of several nodes.
-
-use std::fs;
+//! Jobs on several nodes, with real processes that meet each other.
 
 use atelier_proto::job::v1::JobStatus;
 
 use crate::harness::{Agent, Cluster, History, PATIENCE, until};
 
-fn four_nodes() -> Cluster {
+/// So many nodes of one CPU each.
+fn cluster(nodes: usize) -> Cluster {
     let cluster = Cluster::empty();
     cluster.start_daemon();
-    for name in ["a", "b", "c", "d"] {
-        cluster.start_agent(&Agent::new(name).cpus(1));
+    for number in 0..nodes {
+        cluster.start_agent(&Agent::new(&format!("n{number}")).cpus(1));
     }
     cluster
 }
 
-fn gang(command: &str, members: u32, more: &str) -> String {
-    format!("command: {command:?}\nresources: {{cpus: 1, instance_count: {members}}}\n{more}\n")
-}
-
-/// Checks what it is told of the others, meets them, and leaves a file of its own.
+/// Checks what a member is told, meets the others at the address that all are given, and leaves a file
+/// of its own and one that every member writes.
 const MEET: &str = r#"
-import os, socket, sys, time
-e = os.environ
-rank, size = int(e["RANK"]), int(e["WORLD_SIZE"])
-assert e["NODE_RANK"] == e["AZUREML_CR_NODE_RANK"] == str(rank) and e["LOCAL_RANK"] == "0"
-assert size == int(e["AZUREML_NODE_COUNT"]) == len(e["AZ_BATCH_HOST_LIST"].split(",")) == 4
-master, port = e["MASTER_ADDR"], int(e["MASTER_PORT"])
-assert e["AZ_BATCH_MASTER_NODE"] == f"{master}:{port}", e["AZ_BATCH_MASTER_NODE"]
-assert e["AZ_BATCHAI_JOB_MASTER_NODE_IP"] == master
+import os, pathlib, socket, time
+var = os.environ
+rank, size = int(var["RANK"]), int(var["WORLD_SIZE"])
+assert size == int(var["AZUREML_NODE_COUNT"]) == 4, size
+assert var["NODE_RANK"] == var["AZUREML_CR_NODE_RANK"] == str(rank)
+assert var["LOCAL_RANK"] == "0"
+hosts = var["AZ_BATCH_HOST_LIST"].split(",")
+assert len(hosts) == size, hosts
+master = (var["MASTER_ADDR"], int(var["MASTER_PORT"]))
+assert var["MASTER_ADDR"] == var["AZ_BATCHAI_JOB_MASTER_NODE_IP"] == hosts[0]
+assert var["AZ_BATCH_MASTER_NODE"] == "%s:%d" % master
+assert 20000 <= master[1] < 32000, master
+bound = time.monotonic() + 60
 if rank == 0:
-    with socket.create_server((master, port)) as server:
-        server.settimeout(60)
-        met = {0}
-        while len(met) < size:
-            peer, _ = server.accept()
-            met.add(int(peer.makefile().readline()))
-            peer.close()
-    assert met == set(range(size)), met
-    print("met", *sorted(met))
+    server = socket.create_server(master)
+    server.settimeout(60)
+    seen = {0}
+    while len(seen) < size:
+        peer, _ = server.accept()
+        with peer:
+            seen.add(int(peer.makefile().readline()))
+    assert seen == set(range(size)), seen
+    print("met", sorted(seen))
 else:
-    end = time.monotonic() + 60
     while True:
         try:
-            peer = socket.create_connection((master, port), 5)
+            with socket.create_connection(master, timeout=5) as peer:
+                peer.sendall(b"%d\n" % rank)
             break
         except OSError:
-            if time.monotonic() > end:
-                raise
+            assert time.monotonic() < bound, "rank 0 never listened"
             time.sleep(0.05)
-    peer.sendall(f"{rank}\n".encode())
-    print("said", rank)
-with open(os.path.join(sys.argv[1], f"{rank}.txt"), "w") as out:
-    out.write(str(rank))
+out = pathlib.Path("outputs")
+(out / ("rank%d.txt" % rank)).write_text(str(rank))
+(out / "same.txt").write_text("of %d" % rank)
+pathlib.Path(var["AZURE_ML_OUTPUT_parts"], "part%d.txt" % rank).write_text("x" * (rank + 1))
+print("member", rank, "done")
 "#;
 
+/// A job on several nodes.
+fn gang(members: u32, command: &str, more: &str) -> String {
+    let block: String = command.lines().map(|line| format!("  {line}\n")).collect();
+    format!("command: |\n{block}resources: {{instance_count: {members}}}\n{more}\n")
+}
+
 #[test]
-fn four_members_on_four_nodes_meet_and_leave_what_they_wrote() {
-    let cluster = four_nodes();
+fn members_meet_and_what_each_leaves_is_kept() {
+    let cluster = cluster(4);
     cluster.write("code/meet.py", MEET);
     let yaml = gang(
-        "python3 meet.py ${{outputs.ranks}}",
         4,
-        "code: code\ndistribution: {type: pytorch, process_count_per_instance: 1}\n\
-         outputs: {ranks: {type: uri_folder}}\nlimits: {timeout: 120}",
+        "python3 meet.py",
+        "distribution: {type: pytorch}\ncode: code\noutputs: {parts: {type: uri_folder}}",
     );
-    let file = cluster.write("gang.yml", &yaml);
-    let file = file.display().to_string();
-    let job =
-        cluster.atelier(["job", "create", "-f", &file, "--query", "name", "-o", "tsv"]).ok().word();
-    let ended = cluster.completed(&job);
-    assert_eq!(String::from_utf8(cluster.log(&job)).unwrap(), "met 0 1 2 3\n");
-    let mut nodes: Vec<&str> = ended.members.iter().map(|member| member.node.as_str()).collect();
-    nodes.sort_unstable();
-    assert_eq!(nodes, ["a", "b", "c", "d"]);
-    assert!(ended.members.iter().all(|member| member.exit_code == Some(0)), "{ended:?}");
-    assert_eq!(ended.outputs[0].files, 4, "{:?}", ended.outputs);
+    cluster.write("job.yml", yaml);
+    let made = cluster.atelier(["job", "create", "-f", "job.yml", "--query", "name", "-o", "tsv"]);
+    let job = made.ok().word();
+    cluster.completed(&job);
 
-    let artifacts = cluster.rpc().artifacts(&job);
-    for rank in 0..4 {
-        let output = format!("named-outputs/ranks/{rank}.txt");
-        assert!(artifacts.contains(&output), "{artifacts:?}");
-        let log = match rank {
-            0 => "user_logs/std_log.txt".to_owned(),
-            rank => format!("user_logs/std_log_process_{rank}.txt"),
-        };
-        assert!(artifacts.contains(&log), "{artifacts:?}");
-    }
-    cluster.atelier(["job", "download", &job, "--all", "--download-path", "got"]).ok();
-    let got = cluster.files().join("got");
-    let read = |path: &str| {
-        let found = std::process::Command::new("find").arg(&got).args(["-name", path]).output();
-        let found = String::from_utf8(found.unwrap().stdout).unwrap();
-        fs::read_to_string(found.trim()).unwrap()
-    };
-    assert_eq!(read("2.txt"), "2");
-    assert_eq!(read("std_log_process_3.txt"), "said 3\n");
     let shown = cluster.atelier(["job", "show", &job, "-o", "json"]).ok().json();
-    assert_eq!(shown["members"][3]["rank"], 3, "{shown}");
+    let members = shown["members"].as_array().unwrap();
+    let mut nodes: Vec<&str> = members.iter().filter_map(|m| m["node"].as_str()).collect();
+    nodes.sort_unstable();
+    assert_eq!(nodes, ["n0", "n1", "n2", "n3"]);
+    for (rank, member) in members.iter().enumerate() {
+        assert_eq!(member["rank"], rank);
+        assert_eq!(member["exit_code"], 0);
+    }
+    let parts = &shown["outputs"]["parts"];
+    assert_eq!((parts["files"].as_u64(), parts["bytes"].as_u64()), (Some(4), Some(10)), "{parts}");
+    let listed = cluster.atelier(["job", "list"]).ok().stdout();
+    assert!(listed.contains(" +3"), "{listed}");
+
+    // Each member's log is its own.
+    for rank in 0..4 {
+        let number = rank.to_string();
+        let log = cluster.atelier(["job", "stream", &job, "-q", "--member", &number]).ok().stdout();
+        let mine = format!("member {rank} done\n");
+        let expected = if rank == 0 { format!("met [0, 1, 2, 3]\n{mine}") } else { mine };
+        assert_eq!(log, expected);
+    }
+    assert_eq!(String::from_utf8_lossy(&cluster.log(&job)), "met [0, 1, 2, 3]\nmember 0 done\n");
+    cluster
+        .atelier(["job", "stream", &job, "-q", "--member", "4"])
+        .fails(1)
+        .says(&["member 4", "it has 4, from 0 to 3"]);
+
+    let to = cluster.files().join("got");
+    let to = to.to_str().unwrap();
+    cluster.atelier(["job", "download", &job, "--all", "--download-path", to]).ok();
+    let found = |name: &str| {
+        let mut folders = vec![std::path::PathBuf::from(to)];
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(folder).unwrap().map(Result::unwrap) {
+                if entry.path().is_dir() {
+                    folders.push(entry.path());
+                } else if entry.file_name() == name {
+                    return std::fs::read_to_string(entry.path()).unwrap();
+                }
+            }
+        }
+        panic!("{name} was not downloaded")
+    };
+    for rank in 0..4 {
+        assert_eq!(found(&format!("rank{rank}.txt")), rank.to_string());
+        assert_eq!(found(&format!("part{rank}.txt")).len(), rank + 1);
+        let log = if rank == 0 { String::new() } else { format!("_process_{rank}") };
+        assert!(found(&format!("std_log{log}.txt")).contains(&format!("member {rank} done")));
+    }
+    // All wrote it; the first member's counts, and is whole.
+    assert_eq!(found("same.txt"), "of 0");
 }
 
 #[test]
-fn the_first_member_that_fails_ends_the_others_and_is_named() {
-    let cluster = four_nodes();
-    let flag = cluster.files().join("stopped");
+fn a_member_that_fails_ends_the_others() {
+    let cluster = cluster(3);
+    let started = cluster.files().join("started");
+    let started = started.display();
+    // The last one fails once all have started; the others would go on for ever.
     let command = format!(
-        "me=$AZUREML_CR_NODE_RANK; if [ $me = 2 ]; then \
-         until [ -e {0}.0 ] && [ -e {0}.1 ]; do sleep 0.05; done; exit 3; fi; \
-         trap 'echo $me >> {0}; exit 0' TERM; touch {0}.$me; sleep 600 & wait",
-        flag.display()
+        "mkdir -p {started}; touch {started}/$AZUREML_CR_NODE_RANK; \
+         while [ $AZUREML_CR_NODE_RANK != 2 ] || [ $(ls {started} | wc -l) != 3 ]; do sleep 0.05; \
+         done; exit 3"
     );
-    let job = cluster.create(&gang(&command, 3, ""));
+    let job = cluster.create(&gang(3, &command, ""));
     let ended = cluster.rpc().reaches(&job, &[JobStatus::Failed], PATIENCE);
-    let error = ended.error.unwrap();
     let node = &ended.members[2].node;
-    let named = format!("member 2 on node {node} failed: the command ended with exit code 3");
-    assert_eq!((error.code.as_str(), error.message), ("UserError", named));
+    let error = ended.error.clone().unwrap_or_default();
+    assert_eq!(
+        error.message,
+        format!("member 2 on node {node} failed: the command ended with exit code 3")
+    );
     assert_eq!(ended.members[2].exit_code, Some(3));
-    let mut stopped: Vec<String> =
-        fs::read_to_string(&flag).unwrap().lines().map(str::to_owned).collect();
-    stopped.sort();
-    assert_eq!(stopped, ["0", "1"], "they were asked to stop");
-    // Everything is free again.
-    let next = cluster.create(&gang("echo", 4, ""));
-    cluster.completed(&next);
+    let events = cluster.rpc().events(&job).unwrap();
+    let said = events.iter().find(|event| event.kind == "MemberEnded").unwrap();
+    assert!(said.message.contains("the others are asked to stop"), "{events:?}");
+    // Their nodes are free again.
+    cluster.completed(&cluster.create(&gang(3, "true", "")));
 }
 
 #[test]
-fn a_gang_waits_for_all_of_its_nodes_and_one_that_is_too_large_is_refused() {
-    let cluster = four_nodes();
-    let history = History::of(&cluster);
-    let long = cluster.create(&history.job(2.0));
-    cluster.running(&long);
-    let job = cluster.create(&gang(&history.command(0.0), 4, ""));
-    let told = cluster.atelier(["job", "explain", &job, "-o", "json"]).ok().json();
-    let reason = told["reason"].as_str().unwrap();
-    assert!(reason.contains("4 nodes with 1 CPU each, all at once, and 3 have room"), "{told}");
-    assert!(!history.has("start", &job), "part of it runs");
-    cluster.completed(&long);
-    let ended = cluster.completed(&job);
-    assert_eq!(ended.members.len(), 4);
-
-    cluster.atelier(["job", "create", "-f", "-"]).stdin(gang("echo", 5, "")).fails(1).says(&[
-        "5 nodes with 1 CPU each",
-        "compute 'local' can have 4 such nodes at most",
-        "resources.instance_count to 4",
+fn a_gang_waits_for_all_of_its_nodes_and_too_large_a_one_is_refused() {
+    let cluster = cluster(4);
+    cluster.atelier(["job", "create", "-f", "-"]).stdin(gang(5, "true", "")).fails(1).says(&[
+        "5 nodes",
+        "'local'",
+        "4 such nodes at most",
+        "resources.instance_count",
     ]);
-    cluster.atelier(["job", "create", "-f", "-"]).stdin(gang("echo", 0, "")).fails(1);
 
-    // Cancelled, all of it stops.
-    let endless = cluster.create(&gang("sleep 600", 4, ""));
+    let go = cluster.files().join("go");
+    let one = cluster.shell(&format!("while [ ! -e {} ]; do sleep 0.05; done", go.display()));
+    let busy = cluster.running(&one).node;
+    let marks = cluster.files().join("marks");
+    std::fs::create_dir(&marks).unwrap();
+    let all =
+        cluster.create(&gang(4, &format!("touch {}/$AZUREML_CR_NODE_RANK", marks.display()), ""));
+    // A later and smaller job runs on what is free, which shows that rounds of placement went by.
+    let small = cluster.create("command: 'true'\nlimits: {timeout: 1}\n");
+    until("the small job is decided on", || {
+        let job = cluster.rpc().job(&small).ok()?;
+        (job.status().is_final() || !job.wait_reason.is_empty()).then_some(())
+    });
+    let waits = cluster.rpc().job(&all).unwrap();
+    assert_eq!((waits.status(), waits.attempt), (JobStatus::Queued, 0), "{waits:?}");
+    assert!(!waits.wait_reason.is_empty());
+    assert_eq!(std::fs::read_dir(&marks).unwrap().count(), 0, "a part of it was started");
+    std::fs::write(&go, "").unwrap();
+    let ended = cluster.completed(&all);
+    assert!(ended.members.iter().any(|member| member.node == busy));
+    assert_eq!(std::fs::read_dir(&marks).unwrap().count(), 4);
+}
+
+#[test]
+fn a_node_that_dies_takes_its_gang_with_it_and_the_next_attempt_goes_elsewhere() {
+    let cluster = Cluster::empty();
+    cluster.settings.borrow_mut().serve = vec!["--lease".to_owned(), "4".to_owned()];
+    cluster.start_daemon();
+    for number in 0..3 {
+        cluster.start_agent(&Agent::new(&format!("n{number}")).cpus(1));
+    }
+    let flag = cluster.files().join("second");
+    let job = cluster.create(&gang(
+        2,
+        &format!("while [ ! -e {} ]; do sleep 0.05; done", flag.display()),
+        "",
+    ));
+    let first = cluster.running(&job);
+    let lost = first.members[1].node.clone();
+    cluster.agent(&lost, |agent| agent.kill());
+    let again = until("the job is on other nodes", || {
+        let job = cluster.rpc().job(&job).ok()?;
+        (job.attempt == 2 && job.status() == JobStatus::Running).then_some(job)
+    });
+    assert!(again.members.iter().all(|member| member.node != lost), "{again:?}");
+    std::fs::write(&flag, "").unwrap();
+    cluster.completed(&job);
+}
+
+/// The daemon is killed while a gang runs; it goes on, and its end is known.
+#[test]
+fn a_gang_outlives_the_daemon_and_may_be_cancelled_whole() {
+    let cluster = cluster(3);
+    let history = History::of(&cluster);
+    let job = cluster.create(&gang(3, &history.command(2.0), ""));
+    cluster.running(&job);
+    cluster.restart_daemon_hard();
+    let ended = cluster.completed(&job);
+    assert_eq!((ended.attempt, ended.members.len()), (1, 3));
+
+    let endless = cluster.create(&gang(3, "sleep 600", ""));
     cluster.running(&endless);
     cluster.atelier(["job", "cancel", &endless]).ok();
     cluster.rpc().reaches(&endless, &[JobStatus::Canceled], PATIENCE);
@@ -157,17 +235,4 @@ fn a_gang_waits_for_all_of_its_nodes_and_one_that_is_too_large_is_refused() {
         let nodes = cluster.atelier(["node", "list", "-o", "json"]).ok().json();
         nodes.as_array()?.iter().all(|node| node["state"] == "idle").then_some(())
     });
-}
-
-/// The daemon is killed while a gang runs; it goes on, and its end is known.
-#[test]
-fn a_gang_outlives_the_daemon() {
-    let cluster = four_nodes();
-    let history = History::of(&cluster);
-    let job = cluster.create(&gang(&history.command(2.0), 3, ""));
-    cluster.running(&job);
-    cluster.restart_daemon_hard();
-    let ended = cluster.completed(&job);
-    assert_eq!(ended.attempt, 1);
-    assert_eq!(ended.members.len(), 3);
 }

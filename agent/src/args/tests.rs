@@ -32,10 +32,10 @@ fn labels_are_keys_with_values() {
 #[test]
 fn an_address_is_a_host_without_a_port_in_brackets_or_a_scheme() {
     for text in ["10.0.0.7", "gpu-07.lab.example", "fe80::1%eth0"] {
-        assert_eq!(host(text).as_deref(), Ok(text));
+        assert_eq!(address(text).as_deref(), Ok(text));
     }
     for text in ["", "a b", "http://a", "a\n", "[::1]:80", &"a".repeat(256)] {
-        assert!(host(text).is_err(), "{text}");
+        assert!(address(text).is_err(), "{text}");
     }
 }
 

@@ -22,7 +22,6 @@ use crate::supervisor::{Launcher, Lease};
 mod finalize;
 mod folder;
 mod launch;
-mod members;
 mod prepare;
 mod problem;
 mod process;

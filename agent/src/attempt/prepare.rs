@@ -12,7 +12,6 @@ use atelier_proto::agent::v1::attempt_report::Phase;
 use atelier_proto::agent::v1::{self as pb, Cause, Preparing, Problem};
 use futures::future::{try_join_all, try_join3};
 
-use super::members::Members;
 use super::problem::{self, problem};
 use super::{Attempt, Services, variables};
 use crate::clock;

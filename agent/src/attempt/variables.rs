@@ -7,8 +7,6 @@ use std::path::Path;
 use atelier_core::resource::Gpus;
 use atelier_core::spec::CommandJob;
 
-use super::members::Members;
-
 /// Marks every process of an attempt, so that they are found if their supervisor was killed.
 pub(crate) const MARK: &str = "ATELIER_ATTEMPT_FOLDER";
 

@@ -169,7 +169,6 @@ pub fn node_record(
         },
         version: cut(hello.version.clone(), 100),
         hostname: cut(hello.hostname.clone(), 255),
-        address: Some(cut(hello.address.clone(), 255)).filter(|address| !address.is_empty()),
         os: cut(hello.os.clone(), 255),
         facts: hello
             .facts

@@ -2,9 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use atelier_core::id::NodeName;
 use atelier_core::job::{self, Cause, Outcome, State};
-use atelier_core::time::Timestamp;
 
 use crate::job::v1 as pb;
 

@@ -127,7 +127,7 @@ fn phase() -> impl Strategy<Value = Phase> {
     ]
 }
 
-fn member() -> BoxedStrategy<Member> {
+fn active() -> impl Strategy<Value = State> {
     let held =
         (any::<u64>(), any::<u64>(), vec(any::<u16>(), 0..4)).prop_map(|(cpu, memory, gpus)| {
             let (gpu_share, disk) = ((cpu % 1000) as u16, memory);
@@ -180,16 +180,7 @@ fn manifest() -> impl Strategy<Value = ManifestRef> {
     )
 }
 
-fn manifest() -> impl Strategy<Value = ManifestRef> {
-    (text(), any::<[u8; 32]>(), any::<u64>(), any::<u64>()).prop_map(
-        |(key, digest, files, bytes)| {
-            let digest = Digest::from_bytes(digest);
-            ManifestRef { key, digest, files, bytes }
-        },
-    )
-}
-
-fn ended() -> BoxedStrategy<State> {
+fn ended() -> impl Strategy<Value = State> {
     let outcome = prop_oneof![
         Just(Outcome::Completed),
         failure().prop_map(Outcome::Failed),

@@ -123,15 +123,10 @@ fn tensorflow_is_told_workers_and_parameter_servers() {
         assert_eq!(config["cluster"]["worker"], serde_json::json!(["a:20007", "b:20007"]));
         assert_eq!(config["cluster"]["ps"], serde_json::json!(["c:20007"]));
     }
-    let tasks: Vec<String> = all.iter().map(|config| config["task"].to_string()).collect();
-    assert_eq!(
-        tasks,
-        [
-            r#"{"index":0,"type":"worker"}"#,
-            r#"{"index":1,"type":"worker"}"#,
-            r#"{"index":0,"type":"ps"}"#,
-        ]
-    );
+    let tasks: Vec<&Value> = all.iter().map(|config| &config["task"]).collect();
+    let expected = [("worker", 0), ("worker", 1), ("ps", 0)]
+        .map(|(kind, index)| serde_json::json!({ "type": kind, "index": index }));
+    assert_eq!(tasks, expected.iter().collect::<Vec<_>>());
     assert_eq!(
         tensorflow(&["a"], 0)[0]["cluster"],
         serde_json::json!({"worker": ["127.0.0.1:2222"]})
