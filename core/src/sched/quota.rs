@@ -8,19 +8,50 @@ use serde::{Deserialize, Serialize};
 use crate::id::Principal;
 use crate::resource::{Cpus, Gpus, Memory, MiB, MilliCpu};
 
+use super::Request;
+
 /// What one user's jobs may hold of a compute at once. What is `None` is not limited.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Limits {
     /// CPU in thousandths of a core.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu: Option<MilliCpu>,
     /// Memory in MiB.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<MiB>,
     /// GPU devices in thousandths.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub milli_gpus: Option<u64>,
     /// Nodes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nodes: Option<u32>,
     /// Jobs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub jobs: Option<u32>,
+}
+
+impl Limits {
+    /// Whether nothing is limited.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// The first limit that `request` alone exceeds, in words: `8 GPU, and the quota is 4 GPU`.
+    pub fn never_allows(&self, request: &Request) -> Option<String> {
+        let members = u64::from(request.members);
+        let (demand, nodes) = (&request.demand, |count: u64| format!("{count} nodes"));
+        // One job is within any limit of jobs, which is never zero.
+        let checks: [(u64, Option<u64>, &dyn Fn(u64) -> String); 4] = [
+            (demand.milli_gpus(), self.milli_gpus, &|gpus| format!("{} GPU", Gpus(gpus))),
+            (demand.cpu, self.cpu, &|cpu| format!("{} CPU", Cpus(cpu))),
+            (demand.memory, self.memory, &|memory| format!("{} memory", Memory(memory))),
+            (1, self.nodes.map(u64::from), &nodes),
+        ];
+        checks.into_iter().find_map(|(each, most, words)| {
+            let (asked, most) = (each.saturating_mul(members), most?);
+            (asked > most).then(|| format!("{}, and the quota is {}", words(asked), words(most)))
+        })
+    }
 }
 
 impl fmt::Display for Limits {
@@ -41,8 +72,10 @@ impl fmt::Display for Limits {
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Quotas {
     /// Of everybody who has none of their own.
+    #[serde(default)]
     pub each: Limits,
     /// Of these users, in place of the former.
+    #[serde(default)]
     pub users: BTreeMap<Principal, Limits>,
 }
 
