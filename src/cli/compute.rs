@@ -1,5 +1,7 @@
 //! `atelier compute`
 
+mod quota;
+
 use std::path::PathBuf;
 
 use atelier_core::compute::SizeTable;
@@ -66,6 +68,9 @@ Examples:
     /// Let a drained compute have jobs again
     #[command(after_help = "Example:\n  atelier compute resume gpu-cluster")]
     Resume(Name),
+    /// Say what each user's jobs may hold of a compute at once
+    #[command(subcommand)]
+    Quota(quota::Command),
 }
 
 #[derive(Args)]
@@ -204,6 +209,7 @@ pub(super) async fn run(command: Command, context: &Context) -> Result<(), Error
             let request = ResumeComputeRequest { name: name.get().to_owned() };
             show(&client.call(computes.resume_compute(request)).await?)
         }
+        Command::Quota(command) => quota::run(command, &client, context).await,
     }
 }
 
@@ -347,6 +353,7 @@ fn view(compute: &pb::Compute) -> Value {
             })
         }),
     );
+    put("quotas", json!(quota::views(compute)));
     put("nodes", json!(compute.nodes));
     put("ready_nodes", json!(compute.ready_nodes));
     put("node_states", json!(compute.node_states));

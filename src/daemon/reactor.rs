@@ -471,6 +471,9 @@ impl Reactor {
                 self.live.drain_compute(&name, drain, update, now, out)
             }
             ComputeChange::Resume(name) => self.live.resume_compute(&name, out),
+            ComputeChange::Quota { name, user, limits } => {
+                self.live.set_quota(&name, user, limits, out)
+            }
         }
     }
 

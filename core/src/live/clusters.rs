@@ -12,7 +12,7 @@ use crate::job::{Job, State};
 use crate::node::{Drain, Link, Mono, NodeRecord, Now};
 use crate::resource::{Capacity, Cpus, Memory};
 use crate::scale::{Scaling, View, scale};
-use crate::sched::{Closed, Supply};
+use crate::sched::{Closed, Quotas, Supply};
 use crate::time::Timestamp;
 
 /// A cluster looks at its queue at most this often, in milliseconds.
@@ -75,6 +75,7 @@ impl Live {
                 deleted: false,
                 least_memory: None,
                 least_disk: None,
+                quotas: Quotas::default(),
                 trouble: None,
             },
             Some(known) if known.deleted => return Err(Refusal::ComputeDeleted(name)),
@@ -711,6 +712,7 @@ impl Live {
             .as_ref()
             .map(|drain| Closed { by: drain.by.clone(), reason: drain.reason.clone() });
         self.sched.set_closed(name, closed);
+        self.sched.set_quotas(name, record.quotas.clone());
         self.computes.insert(name.clone(), record);
     }
 

@@ -225,6 +225,10 @@ pub(super) fn nothing_idles(live: &Live) -> Checked {
                 continue;
             }
             let Some(job) = live.job(name) else { continue };
+            // Somebody of whom enough is given already holds nobody back.
+            if matches!(reason, Some(WaitReason::Quota { .. })) {
+                continue;
+            }
             let supplied = compute.is_scaled() && !could_start(job);
             let set_aside = supplied
                 || matches!(

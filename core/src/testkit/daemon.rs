@@ -7,10 +7,11 @@ use std::sync::Arc;
 use super::node::{Down, Up};
 use super::{Checked, Store, check, ensure, principal};
 use crate::compute::Cluster;
-use crate::id::{ComputeName, JobName, NodeName};
+use crate::id::{ComputeName, JobName, NodeName, Principal};
 use crate::job::{EventKind, Report};
 use crate::live::{Decisions, Effect, Live, Submission, TakenAway};
 use crate::node::{Drain, LeasePolicy, Mono, NodeRecord, Now};
+use crate::sched::Limits;
 use crate::spec::{CommandJob, Tier};
 use crate::time::Timestamp;
 
@@ -37,6 +38,7 @@ pub(super) enum Command {
     DeleteCluster(ComputeName),
     DrainCompute { compute: ComputeName, deadline: Option<Timestamp> },
     ResumeCompute(ComputeName),
+    SetQuota { compute: ComputeName, user: Option<Principal>, limits: Option<Limits> },
     Made { node: NodeName, made: Result<(), String> },
     Gone { node: NodeName, gone: Result<(), String> },
     TakenAway(TakenAway),
@@ -232,6 +234,10 @@ impl Daemon {
             Command::ResumeCompute(compute) => {
                 // It may not be drained.
                 let _ = self.live.resume_compute(&compute, out);
+            }
+            Command::SetQuota { compute, user, limits } => {
+                // The compute may be gone, or there may be nothing to take back.
+                let _ = self.live.set_quota(&compute, user, limits, out);
             }
             Command::Made { node, made } => self.live.node_made(&node, made, now, out),
             Command::Gone { node, gone } => {

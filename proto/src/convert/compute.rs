@@ -2,6 +2,7 @@
 
 use atelier_core::compute as core;
 use atelier_core::id::ComputeName;
+use atelier_core::sched::{Limits, Quotas};
 use atelier_core::spec::limits::{MAX_ENTRIES, MAX_VALUE};
 
 use super::{Error, OfField as _, UnderField as _, text, within};
@@ -32,6 +33,41 @@ impl TryFrom<pb::NodeShape> for core::NodeShape {
             gpu_model: Some(model).filter(|model| !model.is_empty()),
             gpu_memory: shape.gpu_memory_mib,
         })
+    }
+}
+
+impl From<&Limits> for pb::Limits {
+    fn from(limits: &Limits) -> Self {
+        Self {
+            cpu_milli: limits.cpu,
+            memory_mib: limits.memory,
+            milli_gpus: limits.milli_gpus,
+            nodes: limits.nodes,
+            jobs: limits.jobs,
+        }
+    }
+}
+
+/// What they may be is [`Live::set_quota`](atelier_core::live::Live::set_quota)'s to say.
+impl From<pb::Limits> for Limits {
+    fn from(limits: pb::Limits) -> Self {
+        Self {
+            cpu: limits.cpu_milli,
+            memory: limits.memory_mib,
+            milli_gpus: limits.milli_gpus,
+            nodes: limits.nodes,
+            jobs: limits.jobs,
+        }
+    }
+}
+
+impl pb::Quota {
+    /// All quotas of a compute: that of everybody first, then by user.
+    pub fn all(quotas: &Quotas) -> Vec<Self> {
+        let one = |user: String, limits: &Limits| Self { user, limits: Some(limits.into()) };
+        let each = (!quotas.each.is_empty()).then(|| one(String::new(), &quotas.each));
+        let users = quotas.users.iter().map(|(user, limits)| one(user.to_string(), limits));
+        each.into_iter().chain(users).collect()
     }
 }
 

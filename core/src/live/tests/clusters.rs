@@ -9,10 +9,10 @@ use crate::id::{ComputeName, JobName, NodeName};
 use crate::job::{Cause, JobStatus};
 use crate::live::Effect;
 use crate::resource::Demand;
-use crate::sched::WaitReason;
+use crate::sched::{Limits, WaitReason};
 use crate::testkit::{
     Checked, CommitFault, Finish, LEASE, Outage, Script, World, capacity, command_job,
-    compute_name, demand, job_name, node_record,
+    compute_name, demand, job_name, node_record, principal,
 };
 
 /// Seconds after which an idle node goes.
@@ -281,6 +281,7 @@ enum Op {
     Delete,
     Drain { deadline_ms: Option<i64> },
     Resume,
+    Quota { user: Option<usize>, jobs: Option<u32>, cpus: Option<u64> },
     Submit { job: usize, cpus: u64, script: Script },
     Cancel { job: usize },
     Advance { ms: u64 },
@@ -324,6 +325,12 @@ fn op() -> impl Strategy<Value = Op> {
         1 => proptest::option::of(prop_oneof![Just(0_i64), Just(500)])
             .prop_map(|deadline_ms| Op::Drain { deadline_ms }),
         2 => Just(Op::Resume),
+        2 => (
+            proptest::option::of(0..3_usize),
+            proptest::option::of(1..3_u32),
+            proptest::option::of(1_u64..6),
+        )
+            .prop_map(|(user, jobs, cpus)| Op::Quota { user, jobs, cpus }),
         10 => (0..12_usize, 1_u64..5, script())
             .prop_map(|(job, cpus, script)| Op::Submit { job, cpus, script }),
         2 => (0..12_usize).prop_map(|job| Op::Cancel { job }),
@@ -348,6 +355,13 @@ fn apply(world: &mut World, op: Op) -> Checked {
         Op::Delete => world.delete_cluster(&elastic()),
         Op::Drain { deadline_ms } => world.drain_compute(&elastic(), deadline_ms),
         Op::Resume => world.resume_compute(&elastic()),
+        Op::Quota { user, jobs, cpus } => {
+            let user = user.map(|user| principal(["ada", "bob", "cleo"][user]));
+            let cpu = cpus.map(|cpus| cpus * 1000);
+            let limits = Limits { jobs, cpu, ..Limits::default() };
+            let limits = Some(limits).filter(|limits| !limits.is_empty());
+            world.set_quota(&elastic(), user, limits);
+        }
         Op::Submit { job: number, cpus, script } => {
             let mut spec = command_job(demand(cpus, 0, 0));
             spec.compute = Some(elastic());

@@ -4,6 +4,7 @@ mod clusters;
 mod drain;
 mod faults;
 mod properties;
+mod quotas;
 mod replays;
 
 use proptest::test_runner::Config;
