@@ -2,6 +2,7 @@
 
 mod quota;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use atelier_core::compute::SizeTable;
@@ -322,6 +323,7 @@ fn view(compute: &pb::Compute) -> Value {
         put("description", json!(optional(&cluster.description)));
         put("tags", json!(cluster.tags));
         put("location", json!(optional(&cluster.location)));
+        put("node_labels", json!(cluster.node_labels.iter().collect::<BTreeMap<_, _>>()));
         put("size", json!(cluster.size));
         put("node", cluster.node.as_ref().map_or(Value::Null, shape));
         put(

@@ -52,6 +52,7 @@ impl ComputeRecord {
     pub fn expected(&self) -> Option<Capacity> {
         let cluster = self.cluster.as_ref().filter(|_| self.is_scaled() && !self.deleted)?;
         let mut capacity = cluster.node.capacity();
+        capacity.labels.clone_from(&cluster.node_labels);
         capacity.memory = capacity.memory.min(self.least_memory.unwrap_or(capacity.memory));
         capacity.disk = match (capacity.disk, self.least_disk) {
             (Some(says), Some(seen)) => Some(says.min(seen)),

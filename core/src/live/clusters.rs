@@ -331,7 +331,8 @@ impl Live {
         }
         let compute = instance.compute.clone();
         let shape = self.computes.get(&compute).and_then(|known| known.cluster.as_ref());
-        let Some(shape) = shape.map(|cluster| cluster.node.capacity()) else { return };
+        let Some(cluster) = shape else { return };
+        let shape = Capacity { labels: cluster.node_labels.clone(), ..cluster.node.capacity() };
         if let Some(lacks) = lacks(&record.capacity, &shape) {
             self.trouble(&compute, format!("node {} has {lacks}", record.name), now, out);
             let reason = format!("it has {lacks}");
@@ -732,6 +733,8 @@ fn fixed_difference(before: &Cluster, after: &Cluster) -> Option<&'static str> {
         Some("tier")
     } else if before.placement != after.placement {
         Some("placement")
+    } else if before.node_labels != after.node_labels {
+        Some("node_labels")
     } else if kind(&before.provider) != kind(&after.provider) {
         Some("provider")
     } else {
@@ -749,6 +752,8 @@ fn lacks(has: &Capacity, shape: &Capacity) -> Option<String> {
         let (has, says) = (Memory(has.memory), Memory(shape.memory));
         Some(format!("{has} memory, and its size says {says}"))
     } else {
-        None
+        // A job that asks for it would make the cluster grow for nothing.
+        let missing = shape.labels.iter().find(|(key, value)| has.labels.get(*key) != Some(*value));
+        missing.map(|(key, value)| format!("no label {key}={value}, and its cluster says so"))
     }
 }

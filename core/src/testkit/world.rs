@@ -440,6 +440,11 @@ impl World {
         self.provider.memory = Some(memory);
     }
 
+    /// Machines that are added from now on have none of their cluster's labels.
+    pub fn forget_labels(&mut self) {
+        self.provider.forgets_labels = true;
+    }
+
     /// A machine of a cluster is taken from under its node, and the daemon is told.
     pub fn preempt(&mut self, node: &NodeName) {
         if self.records.contains_key(node) || self.nodes.remove(node).is_none() {

@@ -94,6 +94,7 @@ impl From<&core::Cluster> for pb::Cluster {
             }
             .into(),
             location: cluster.location.clone().unwrap_or_default(),
+            node_labels: cluster.node_labels.clone().into_iter().collect(),
             provider: Some(match &cluster.provider {
                 core::Provider::Local => Provider::Local(pb::LocalProvider {}),
                 core::Provider::Joined => Provider::Joined(pb::JoinedProvider {}),
@@ -128,6 +129,7 @@ impl TryFrom<pb::Cluster> for core::Cluster {
             words.collect::<Result<Vec<String>, Error>>()
         };
         within(cluster.tags.len() as u64, 0, MAX_ENTRIES as u64).of("tags")?;
+        within(cluster.node_labels.len() as u64, 0, MAX_ENTRIES as u64).of("node_labels")?;
         Ok(Self {
             description: optional(cluster.description, "description")?,
             tags: cluster.tags.into_iter().collect(),
@@ -157,6 +159,7 @@ impl TryFrom<pb::Cluster> for core::Cluster {
                 }
             },
             location: optional(cluster.location, "location")?,
+            node_labels: cluster.node_labels.into_iter().collect(),
             ..Self::new(name, &size, node)
         })
     }

@@ -433,6 +433,7 @@ fn any_cluster() -> impl Strategy<Value = Cluster> {
             description: location.clone(),
             location,
             tags: [("k".to_owned(), "v".to_owned())].into(),
+            node_labels: [("zone".to_owned(), size.clone())].into(),
             ..Cluster::new(ComputeName::new("burst").unwrap(), &size, node)
         },
     )

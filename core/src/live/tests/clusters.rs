@@ -1,5 +1,6 @@
 //! Clusters grow, shrink and lose nodes; jobs do not notice.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use proptest::prelude::*;
@@ -7,14 +8,17 @@ use proptest::prelude::*;
 use crate::compute::{Cluster, InstanceState, NodeShape, Placement};
 use crate::id::{ComputeName, JobName, NodeName};
 use crate::job::{Cause, JobStatus};
-use crate::live::Effect;
+use crate::live::{Decisions, Effect, Refusal};
+use crate::node::{Mono, Now};
 use crate::resource::Demand;
 use crate::sched::{Limits, WaitReason};
 use crate::testkit::{
     Checked, CommitFault, Finish, LEASE, Outage, Script, World, capacity, command_job,
     compute_name, demand, job_name, node_record, principal,
 };
+use crate::time::Timestamp;
 
+const NOW: Now = Now { wall: Timestamp::from_millis(1_700_000_001_000), mono: Mono(4_000) };
 /// Seconds after which an idle node goes.
 const IDLE_S: u64 = 2;
 
@@ -105,6 +109,59 @@ fn jobs_that_share_get_no_more_nodes_than_they_fill() {
     }
     world.advance(600).unwrap();
     assert_eq!(up(&world), 2, "six of one CPU on nodes of four");
+}
+
+fn labels(of: &[(&str, &str)]) -> BTreeMap<String, String> {
+    of.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+}
+
+#[test]
+fn a_cluster_with_labels_grows_for_a_job_that_asks_for_them() {
+    let mut world = World::new(LEASE, &["local"], &[]);
+    world.advance(10).unwrap();
+    let zoned =
+        Cluster { node_labels: labels(&[("zone", "b")]), ..cluster(0, 4, Placement::Exclusive) };
+    world.put_cluster(zoned.clone());
+    world.advance(10).unwrap();
+    let asks = |key: &str, value: &str| {
+        let node_labels = Some(Arc::new(labels(&[(key, value)])));
+        Demand { node_labels, ..Demand::DEFAULT }
+    };
+    let job = submit(&mut world, "zoned", asks("zone", "b"), 100);
+    world.advance(3_000).unwrap();
+    assert_eq!(status(&world, &job), JobStatus::Completed);
+    // For another zone a node may yet join, but none of the cluster's own will have it.
+    let other = submit(&mut world, "other", asks("zone", "c"), 100);
+    world.advance(4_000).unwrap();
+    assert_eq!((status(&world, &other), world.machines(&elastic()).len()), (JobStatus::Queued, 0));
+    // A label of which nobody has ever heard is a mistake.
+    let mut live = world.live().unwrap().clone();
+    let asked = {
+        let mut spec = command_job(asks("rack", "7"));
+        spec.compute = Some(elastic());
+        live.as_asked(job_name("third"), &spec, &principal("ada"), NOW)
+    };
+    assert!(matches!(asked, Err(Refusal::NeverFits { .. })), "{asked:?}");
+    let other = Cluster { node_labels: labels(&[("zone", "c")]), ..zoned };
+    let changed = live.put_cluster(other, principal("root"), NOW, &mut Decisions::default());
+    assert_eq!(changed, Err(Refusal::FixedField { compute: elastic(), field: "node_labels" }));
+}
+
+#[test]
+fn a_node_without_its_clusters_labels_is_sent_away() {
+    let mut world = World::new(LEASE, &["local"], &[]);
+    world.advance(10).unwrap();
+    world.put_cluster(Cluster {
+        node_labels: labels(&[("zone", "b")]),
+        ..cluster(0, 4, Placement::Exclusive)
+    });
+    world.forget_labels();
+    world.advance(10).unwrap();
+    let job = submit(&mut world, "job", Demand::DEFAULT, 100);
+    world.advance(2_000).unwrap();
+    assert_eq!(status(&world, &job), JobStatus::Queued);
+    let trouble = world.store.computes[&elastic()].trouble.clone().unwrap();
+    assert!(trouble.message.contains("no label zone=b"), "{}", trouble.message);
 }
 
 #[test]
