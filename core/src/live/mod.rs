@@ -9,11 +9,13 @@ mod drain;
 mod nodes;
 mod quotas;
 mod reports;
+mod usage;
 
 #[cfg(test)]
 mod tests;
 
 pub use clusters::{ClusterChange, TakenAway};
+pub use usage::PastUse;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -6,6 +6,7 @@ mod faults;
 mod properties;
 mod quotas;
 mod replays;
+mod usage;
 
 use proptest::test_runner::Config;
 
