@@ -39,18 +39,16 @@ impl Limits {
     /// The first limit that `request` alone exceeds, in words: `8 GPU, and the quota is 4 GPU`.
     pub fn never_allows(&self, request: &Request) -> Option<String> {
         let members = u64::from(request.members);
-        let (demand, nodes) = (&request.demand, |count: u64| format!("{count} nodes"));
-        // One job is within any limit of jobs, which is never zero.
-        let checks: [(u64, Option<u64>, &dyn Fn(u64) -> String); 4] = [
-            (demand.milli_gpus(), self.milli_gpus, &|gpus| format!("{} GPU", Gpus(gpus))),
-            (demand.cpu, self.cpu, &|cpu| format!("{} CPU", Cpus(cpu))),
-            (demand.memory, self.memory, &|memory| format!("{} memory", Memory(memory))),
-            (1, self.nodes.map(u64::from), &nodes),
-        ];
-        checks.into_iter().find_map(|(each, most, words)| {
+        let demand = &request.demand;
+        let over = |each: u64, most: Option<u64>, words: fn(u64) -> String| {
             let (asked, most) = (each.saturating_mul(members), most?);
             (asked > most).then(|| format!("{}, and the quota is {}", words(asked), words(most)))
-        })
+        };
+        // One job is within any limit of jobs, which is never zero.
+        over(demand.milli_gpus(), self.milli_gpus, |gpus| format!("{} GPU", Gpus(gpus)))
+            .or_else(|| over(demand.cpu, self.cpu, |cpu| format!("{} CPU", Cpus(cpu))))
+            .or_else(|| over(demand.memory, self.memory, |mib| format!("{} memory", Memory(mib))))
+            .or_else(|| over(1, self.nodes.map(u64::from), |nodes| format!("{nodes} nodes")))
     }
 }
 
