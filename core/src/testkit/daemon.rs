@@ -320,6 +320,7 @@ impl Daemon {
             let closed = compute.is_some_and(|known| known.drain.is_some());
             ensure(!closed, "I8", || format!("{key:?} was placed on a drained compute"))?;
             check::within_capacity(&self.live, &key.job, node)?;
+            check::within_quota(&self.live, &key.job, node)?;
         }
         Ok(())
     }
