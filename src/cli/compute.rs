@@ -1,5 +1,8 @@
 //! `atelier compute`
 
+mod quota;
+
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use atelier_core::compute::SizeTable;
@@ -66,6 +69,9 @@ Examples:
     /// Let a drained compute have jobs again
     #[command(after_help = "Example:\n  atelier compute resume gpu-cluster")]
     Resume(Name),
+    /// Say what each user's jobs may hold of a compute at once
+    #[command(subcommand)]
+    Quota(quota::Command),
 }
 
 #[derive(Args)]
@@ -204,6 +210,7 @@ pub(super) async fn run(command: Command, context: &Context) -> Result<(), Error
             let request = ResumeComputeRequest { name: name.get().to_owned() };
             show(&client.call(computes.resume_compute(request)).await?)
         }
+        Command::Quota(command) => quota::run(command, &client, context).await,
     }
 }
 
@@ -316,6 +323,7 @@ fn view(compute: &pb::Compute) -> Value {
         put("description", json!(optional(&cluster.description)));
         put("tags", json!(cluster.tags));
         put("location", json!(optional(&cluster.location)));
+        put("node_labels", json!(cluster.node_labels.iter().collect::<BTreeMap<_, _>>()));
         put("size", json!(cluster.size));
         put("node", cluster.node.as_ref().map_or(Value::Null, shape));
         put(
@@ -347,6 +355,7 @@ fn view(compute: &pb::Compute) -> Value {
             })
         }),
     );
+    put("quotas", json!(quota::views(compute)));
     put("nodes", json!(compute.nodes));
     put("ready_nodes", json!(compute.ready_nodes));
     put("node_states", json!(compute.node_states));

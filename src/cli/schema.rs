@@ -1,18 +1,34 @@
 //! `atelier schema`
 
 use atelier_core::spec;
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use super::{Context, Error};
 
-/// Print the JSON Schema of job files, for editors
+/// Print the JSON Schema of job or compute files, for editors
 #[derive(Args)]
 #[command(after_help = "\
-Example, for editors with the YAML language server:
+Examples, for editors with the YAML language server:
   atelier schema -o json > atelier.schema.json
+  atelier schema compute -o json > compute.schema.json
   # yaml-language-server: $schema=atelier.schema.json     as the first line of job.yml")]
-pub(super) struct Arguments {}
+pub(super) struct Arguments {
+    /// Of which files
+    #[arg(value_name = "KIND", default_value = "job")]
+    of: Of,
+}
 
-pub(super) fn run(_: &Arguments, context: &Context) -> Result<(), Error> {
-    context.output.show(&spec::schema())
+#[derive(Clone, Copy, ValueEnum)]
+enum Of {
+    /// Command jobs
+    Job,
+    /// Compute clusters
+    Compute,
+}
+
+pub(super) fn run(arguments: &Arguments, context: &Context) -> Result<(), Error> {
+    context.output.show(&match arguments.of {
+        Of::Job => spec::schema(),
+        Of::Compute => spec::compute_schema(),
+    })
 }

@@ -8,6 +8,7 @@ use atelier_core::id::{ComputeName, JobName, NodeName, Principal};
 use atelier_core::job::{Event, Job, Report};
 use atelier_core::live::{ClusterChange, Live, Refusal, TakenAway};
 use atelier_core::node::NodeRecord;
+use atelier_core::sched::Limits;
 use atelier_core::spec::CommandJob;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
@@ -135,6 +136,15 @@ pub enum ComputeChange {
     },
     /// Lets a drained compute have jobs again.
     Resume(ComputeName),
+    /// Says what a user's jobs may hold of a compute.
+    Quota {
+        /// Of which compute.
+        name: ComputeName,
+        /// Whose; `None`: of everybody who has none of their own.
+        user: Option<Principal>,
+        /// How much; `None` takes back what was said.
+        limits: Option<Limits>,
+    },
 }
 
 /// What a provider says.

@@ -123,7 +123,7 @@ impl Reactor {
         let (commands, queue) = mpsc::channel(QUEUE);
         let (events, _) = broadcast::channel(EVENTS);
         let handle = Handle::new(commands, events.clone());
-        let live = recovered(&settings, store.recover()?, clock.now());
+        let live = recovered(&settings, &*store, clock.now())?;
         effects.resume(live.jobs());
         let reactor = Self {
             settings,
@@ -343,8 +343,7 @@ impl Reactor {
         if fatal {
             return Err(error);
         }
-        let recovered_state = self.store.recover().map_err(Arc::new)?;
-        self.live = recovered(&self.settings, recovered_state, self.clock.now());
+        self.live = recovered(&self.settings, &*self.store, self.clock.now()).map_err(Arc::new)?;
         self.effects.resume(self.live.jobs());
         self.sessions.clear();
         self.show(looks);
@@ -471,6 +470,9 @@ impl Reactor {
                 self.live.drain_compute(&name, drain, update, now, out)
             }
             ComputeChange::Resume(name) => self.live.resume_compute(&name, out),
+            ComputeChange::Quota { name, user, limits } => {
+                self.live.set_quota(&name, user, limits, out)
+            }
         }
     }
 
@@ -623,8 +625,11 @@ impl Round {
     }
 }
 
-fn recovered(settings: &Settings, recovered: Recovered, now: Now) -> Live {
-    let Recovered { jobs, nodes, computes, instances, counters } = recovered;
+/// Usage that is older weighs less than a hundredth: it is halved every day.
+const USAGE_MS: i64 = 7 * 86_400_000;
+
+fn recovered(settings: &Settings, store: &dyn Store, now: Now) -> Result<Live, store::Error> {
+    let Recovered { jobs, nodes, computes, instances, counters } = store.recover()?;
     let live_jobs = jobs.len();
     let mut live = Live::new(
         settings.computes.iter().cloned(),
@@ -634,7 +639,13 @@ fn recovered(settings: &Settings, recovered: Recovered, now: Now) -> Live {
         Counters { ..counters },
     );
     live.recover_computes(computes, instances);
-    live.recover(nodes, jobs, now.mono);
+    live.recover(nodes, Vec::new(), now.mono);
+    match store.usage_since(now.wall.plus_millis(-USAGE_MS)) {
+        Ok(used) => live.recover_usage(used),
+        // It is about who goes first, which is no reason not to start.
+        Err(error) => tracing::warn!(%error, "fair share begins anew"),
+    }
+    live.recover(Vec::new(), jobs, now.mono);
     tracing::info!(jobs = live_jobs, "live state recovered");
-    live
+    Ok(live)
 }

@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, HashMap};
 
 use atelier_core::compute::{Cluster, Instance, InstanceState, NodeShape, Placement};
-use atelier_core::id::{ComputeName, NodeName};
+use atelier_core::id::{ComputeName, NodeName, Principal};
 use atelier_core::live::{ClusterChange, Live, LiveNode};
 use atelier_core::node::{Drain, Link};
 use atelier_core::resource::{GpuIndex, Ledger, MilliGpu, WHOLE_GPU};
+use atelier_core::sched::Limits;
 use atelier_core::time::Timestamp;
 use atelier_proto::compute::v1 as pb;
 use tonic::{Request, Response, Status};
@@ -148,6 +149,23 @@ impl pb::compute_service_server::ComputeService for Service {
         self.compute(name).await
     }
 
+    async fn set_quota(
+        &self,
+        request: Request<pb::SetQuotaRequest>,
+    ) -> Result<Response<pb::Compute>, Status> {
+        let pb::SetQuotaRequest { name, user, limits } = request.into_inner();
+        let limits = Some(limits.unwrap_or_default().into());
+        self.quota(name, &user, limits).await
+    }
+
+    async fn delete_quota(
+        &self,
+        request: Request<pb::DeleteQuotaRequest>,
+    ) -> Result<Response<pb::Compute>, Status> {
+        let pb::DeleteQuotaRequest { name, user } = request.into_inner();
+        self.quota(name, &user, None).await
+    }
+
     async fn list_sizes(
         &self,
         _request: Request<pb::ListSizesRequest>,
@@ -206,6 +224,24 @@ fn no_node(name: &str) -> Status {
 }
 
 impl Service {
+    async fn quota(
+        &self,
+        name: String,
+        user: &str,
+        limits: Option<Limits>,
+    ) -> Result<Response<pb::Compute>, Status> {
+        let compute = ComputeName::new(&name).map_err(|_| no_compute(&name))?;
+        let user =
+            (!user.is_empty()).then(|| Principal::new(user)).transpose().map_err(|error| {
+                Status::invalid_argument(format!(
+                    "cannot change a quota of compute '{name}': user: {error}"
+                ))
+            })?;
+        let change = ComputeChange::Quota { name: compute, user, limits };
+        self.0.handle.compute(change).await.map_err(told)?;
+        self.compute(name).await
+    }
+
     async fn compute(&self, name: String) -> Result<Response<pb::Compute>, Status> {
         let missing = no_compute(&name);
         let found = self
@@ -334,6 +370,7 @@ fn describe(live: &Live, name: &ComputeName) -> pb::Compute {
             .map(|record| record.created_by.to_string())
             .unwrap_or_default(),
         created_at_ms: cluster.and(record).map_or(0, |record| record.created_at.as_millis()),
+        quotas: record.map(|record| pb::Quota::all(&record.quotas)).unwrap_or_default(),
     }
 }
 

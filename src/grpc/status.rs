@@ -63,10 +63,12 @@ fn code_of_handle(error: &daemon::HandleError) -> Code {
             | Refusal::ComputeBusy { .. }
             | Refusal::ComputeDrained { .. }
             | Refusal::ComputeNotDrained(_)
-            | Refusal::NotOfCluster { .. },
+            | Refusal::NotOfCluster { .. }
+            | Refusal::OverQuota { .. }
+            | Refusal::NoSuchQuota { .. },
         )
         | E::StillLive(_) => Code::FailedPrecondition,
-        E::Refused(Refusal::BadCluster(_)) => Code::InvalidArgument,
+        E::Refused(Refusal::BadCluster(_) | Refusal::BadQuota { .. }) => Code::InvalidArgument,
         E::NodeTaken(_) => Code::AlreadyExists,
         E::Store(error) => code_of_store(error),
         E::Stopping => Code::Unavailable,

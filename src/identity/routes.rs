@@ -57,7 +57,7 @@ fn rpc(service: &str, method: &str) -> Option<Need> {
         (
             "atelier.compute.v1.ComputeService",
             "DrainNode" | "ResumeNode" | "PutCompute" | "UpdateCompute" | "DeleteCompute"
-            | "DrainCompute" | "ResumeCompute",
+            | "DrainCompute" | "ResumeCompute" | "SetQuota" | "DeleteQuota",
         ) => P::ManageCompute,
         (
             "atelier.workspace.v1.WorkspaceService",

@@ -135,6 +135,7 @@ async fn run(
         .env("ATELIER_MEMORY_MIB", shape.memory.to_string())
         .env("ATELIER_DISK_MIB", shape.disk.to_string())
         .env("ATELIER_GPUS", shape.gpus.to_string())
+        .env("ATELIER_NODE_LABELS", serde_json::json!(cluster.node_labels).to_string())
         .env("ATELIER_GPU_MODEL", shape.gpu_model.as_deref().unwrap_or_default())
         .env(
             "ATELIER_TIER",

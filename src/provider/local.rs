@@ -59,7 +59,10 @@ impl Agent {
             ["--gpus", &shape.gpus.to_string()],
         ];
         let disk = (shape.disk > 0).then(|| format!("--disk={}MiB", shape.disk));
-        let arguments = arguments.as_flattened().iter().map(|&part| part.to_owned()).chain(disk);
+        let labels =
+            cluster.node_labels.iter().map(|(key, value)| format!("--label={key}={value}"));
+        let arguments = arguments.as_flattened().iter().map(|&part| part.to_owned());
+        let arguments = arguments.chain(disk).chain(labels);
         Self {
             arguments: std::iter::once("agent".to_owned()).chain(arguments).collect(),
             folder,

@@ -25,14 +25,14 @@ fn json(value: &impl Serialize, what: &str) -> Result<String, Error> {
 }
 
 /// Reads a JSON column; a damaged one is an error of the row, never a panic.
-fn column<T: DeserializeOwned>(row: &Row<'_>, index: usize) -> rusqlite::Result<T> {
+pub(super) fn column<T: DeserializeOwned>(row: &Row<'_>, index: usize) -> rusqlite::Result<T> {
     let text = row.get_ref(index)?.as_str()?;
     serde_json::from_str(text)
         .map_err(|e| rusqlite::Error::FromSqlConversionFailure(index, Type::Text, Box::new(e)))
 }
 
 /// Reads a column whose type checks itself (names and statuses).
-fn parsed<T>(row: &Row<'_>, index: usize) -> rusqlite::Result<T>
+pub(super) fn parsed<T>(row: &Row<'_>, index: usize) -> rusqlite::Result<T>
 where
     T: std::str::FromStr,
     T::Err: std::error::Error + Send + Sync + 'static,

@@ -7,6 +7,7 @@ mod jobs;
 mod schema;
 mod sqlite;
 pub mod tracking;
+mod usage;
 mod writer;
 
 #[cfg(test)]
@@ -19,7 +20,7 @@ use atelier_core::compute::{ComputeRecord, Instance};
 use atelier_core::content::Digest;
 use atelier_core::id::{ComputeName, ExperimentName, JobName, NodeName, Principal};
 use atelier_core::job::{Event, Job, JobStatus};
-use atelier_core::live::Counters;
+use atelier_core::live::{Counters, PastUse};
 use atelier_core::node::NodeRecord;
 use atelier_core::time::Timestamp;
 use futures::future::BoxFuture;
@@ -293,6 +294,8 @@ pub trait Store: Send + Sync + 'static {
     fn tokens(&self) -> Result<Vec<TokenRecord>, Error>;
     /// What is alive. Batches are taken again from here on.
     fn recover(&self) -> Result<Recovered, Error>;
+    /// What jobs held that ended after `from`: the newest 50,000, the one that ended last first.
+    fn usage_since(&self, from: Timestamp) -> Result<Vec<PastUse>, Error>;
     /// One job.
     fn job(&self, name: &JobName) -> Result<Option<Job>, Error>;
     /// Jobs, newest first.

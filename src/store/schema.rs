@@ -6,7 +6,8 @@ use rusqlite::Connection;
 const APPLICATION_ID: i32 = 0x6174_656c;
 
 /// Migrations in order; the n-th makes version n. Never change one that has been released.
-const MIGRATIONS: &[&str] = &[JOBS, super::tracking::MIGRATION, EVENTS_BY_NUMBER, COMPUTES];
+const MIGRATIONS: &[&str] =
+    &[JOBS, super::tracking::MIGRATION, EVENTS_BY_NUMBER, COMPUTES, JOBS_BY_END];
 
 /// The version this build writes.
 pub const LATEST: usize = MIGRATIONS.len();
@@ -93,6 +94,11 @@ CREATE TABLE instances (
     node   TEXT PRIMARY KEY,
     record TEXT NOT NULL                 -- JSON
 ) STRICT, WITHOUT ROWID;
+";
+
+/// Finished jobs by when they ended, for what users have used lately.
+const JOBS_BY_END: &str = "
+CREATE INDEX jobs_ended ON jobs (json_extract(state, '$.ended.at')) WHERE live = 0;
 ";
 
 /// Says whose the database is and of which version, and changes nothing: 0 is a new one.

@@ -11,12 +11,16 @@ use std::time::Duration;
 use atelier_core::content::Digest;
 use atelier_core::id::JobName;
 use atelier_core::job::{Event, Job};
+use atelier_core::live::PastUse;
+use atelier_core::time::Timestamp;
 use futures::future::BoxFuture;
 use rusqlite::{Connection, OpenFlags};
 use tokio::sync::oneshot;
 
 use super::writer::{Work, Writer};
-use super::{Batch, Error, JobQuery, Known, Lookup, Recovered, Store, TokenRecord, jobs, schema};
+use super::{
+    Batch, Error, JobQuery, Known, Lookup, Recovered, Store, TokenRecord, jobs, schema, usage,
+};
 
 /// SQLite on a local disk.
 pub struct SqliteStore {
@@ -222,6 +226,10 @@ impl Store for SqliteStore {
     fn recover(&self) -> Result<Recovered, Error> {
         self.failed.store(false, Ordering::Release);
         self.read(jobs::recover)
+    }
+
+    fn usage_since(&self, from: Timestamp) -> Result<Vec<PastUse>, Error> {
+        self.read(|conn| usage::since(conn, from, usage::MOST))
     }
 
     fn job(&self, name: &JobName) -> Result<Option<Job>, Error> {

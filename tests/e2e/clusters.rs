@@ -73,6 +73,31 @@ fn a_cluster_grows_from_nothing_to_four_and_goes_back_to_nothing() {
     cluster.atelier(["compute", "show", "burst"]).fails(3).says(&["there is no compute 'burst'"]);
 }
 
+/// Jobs choose nodes by labels; the nodes that a cluster adds have those of its file.
+#[test]
+fn a_cluster_with_labels_grows_for_a_job_that_asks_for_them() {
+    let cluster = Cluster::empty();
+    cluster.start_daemon();
+    let made = create(&cluster, &small("zoned", "node_labels: {zone: b, team/gpu: 7}\n"));
+    assert_eq!(made["node_labels"], serde_json::json!({"zone": "b", "team/gpu": "7"}));
+    let asks = |labels: &str| {
+        format!("compute: zoned\ncommand: echo\nresources: {{node_labels: {{{labels}}}}}\n")
+    };
+    let job = cluster.completed(&cluster.create(&asks("zone: b, team/gpu: '7'")));
+    assert_eq!(job.node, "zoned-1");
+    cluster
+        .atelier(["job", "create", "-f", "-"])
+        .stdin(asks("rack: c"))
+        .fails(1)
+        .says(&["rack", "zoned"]);
+    let refused = |yaml: &str, says: &[&str]| {
+        cluster.atelier(["compute", "create", "-f", "-"]).stdin(yaml).fails(1).says(says);
+    };
+    refused(&small("zoned", "node_labels: {zone: c}\n"), &["cannot change node_labels"]);
+    refused(&small("odd", "node_labels: {a b: c}\n"), &["'a b: c'", "is not a label"]);
+    refused("name: mine\nprovider: joined\nnode_labels: {a: b}\n", &["joined cluster", "--label"]);
+}
+
 #[test]
 fn a_clusters_jobs_do_not_notice_that_the_daemon_is_killed() {
     let cluster = Cluster::empty();
@@ -131,11 +156,12 @@ fn an_admins_own_programs_add_and_remove_nodes() {
         &cluster,
         "add",
         &format!(
-            "echo $ATELIER_ACTION $1 $ATELIER_NODE $ATELIER_TRY $ATELIER_CPUS >> {notes}\n\
+            "echo $ATELIER_ACTION $1 $ATELIER_NODE $ATELIER_TRY $ATELIER_CPUS \
+               $ATELIER_NODE_LABELS >> {notes}\n\
              [ $ATELIER_TRY -gt 1 ] || {{ echo 'no machine is free' >&2; exit 1; }}\n\
              setsid {PROGRAM} agent --server $ATELIER_SERVER --token-file $ATELIER_TOKEN_FILE \\\n\
                --node $ATELIER_NODE --compute $ATELIER_CLUSTER --cpus $ATELIER_CPUS \\\n\
-               --memory ${{ATELIER_MEMORY_MIB}}MiB --data-dir {notes}.$ATELIER_NODE \\\n\
+               --memory ${{ATELIER_MEMORY_MIB}}MiB --label zone=b --data-dir {notes}.$ATELIER_NODE \\\n\
                > /dev/null 2>&1 < /dev/null &\n\
              echo $! > {notes}.pid"
         ),
@@ -145,7 +171,7 @@ fn an_admins_own_programs_add_and_remove_nodes() {
         "remove",
         &format!("echo $ATELIER_ACTION $ATELIER_NODE >> {notes}; kill $(cat {notes}.pid) || true"),
     );
-    create(&cluster, &small("cloud", &commands("")));
+    create(&cluster, &small("cloud", &(commands("") + "node_labels: {zone: b}\n")));
     let job = cluster.create("compute: cloud\ncommand: echo there\n");
     let job = cluster.completed(&job);
     assert_eq!(job.node, "cloud-1");
@@ -153,7 +179,12 @@ fn an_admins_own_programs_add_and_remove_nodes() {
         (states(&cluster, "cloud") == serde_json::json!({})).then_some(())
     });
     let said = fs::read_to_string(cluster.files().join("notes")).unwrap();
-    assert_eq!(said, "create --fast cloud-1 1 1\ncreate --fast cloud-1 2 1\ndelete cloud-1\n");
+    assert_eq!(
+        said,
+        "create --fast cloud-1 1 1 {\"zone\":\"b\"}\n\
+         create --fast cloud-1 2 1 {\"zone\":\"b\"}\n\
+         delete cloud-1\n"
+    );
 }
 
 #[test]

@@ -23,6 +23,7 @@ mod jobs;
 mod local;
 mod nouns;
 mod queue;
+mod quotas;
 mod recovery;
 mod sharing;
 mod storage;

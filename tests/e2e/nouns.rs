@@ -69,3 +69,17 @@ fn what_there_is_is_listed_and_shown() {
     let nouns = experiments.as_array().unwrap().iter().find(|e| e["name"] == "nouns").unwrap();
     assert_eq!((&nouns["runs"], &nouns["lifecycle_stage"]), (&json!(1), &json!("active")));
 }
+
+/// Editors are told what each kind of file may say.
+#[test]
+fn schemas_of_job_and_compute_files() {
+    let cluster = Cluster::empty();
+    let schema =
+        |more: &[&str]| cluster.atelier(["schema", "-o", "json"].iter().chain(more)).ok().json();
+    let (job, compute) = (schema(&[]), schema(&["compute"]));
+    assert_eq!(job, schema(&["job"]));
+    assert_eq!(job["required"], json!(["command"]));
+    assert_eq!(compute["required"], json!(["name"]));
+    assert!(compute["properties"]["node_labels"].is_object(), "{compute}");
+    cluster.atelier(["schema", "node"]).fails(2).says(&["job", "compute"]);
+}

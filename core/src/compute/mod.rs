@@ -58,6 +58,10 @@ pub struct Cluster {
     /// Azure's region; recorded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub location: Option<String>,
+    /// Labels that each node has which the cluster adds; jobs may choose nodes by them. Empty where
+    /// machines join by themselves: their agents say their own.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub node_labels: BTreeMap<String, String>,
 }
 
 impl Cluster {
@@ -89,6 +93,7 @@ impl Cluster {
             placement: Placement::default(),
             provider: Provider::default(),
             location: None,
+            node_labels: BTreeMap::new(),
         }
     }
 

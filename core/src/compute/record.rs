@@ -6,6 +6,7 @@ use super::{Cluster, Provider};
 use crate::id::{ComputeName, NodeName, Principal};
 use crate::node::Drain;
 use crate::resource::{Capacity, MiB};
+use crate::sched::Quotas;
 use crate::time::Timestamp;
 
 /// A compute as the workspace knows it.
@@ -38,6 +39,9 @@ pub struct ComputeRecord {
     /// The same of scratch disk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub least_disk: Option<MiB>,
+    /// Who may hold how much of it.
+    #[serde(default, skip_serializing_if = "Quotas::is_empty")]
+    pub quotas: Quotas,
     /// Why no node could be had, the last time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trouble: Option<Trouble>,
@@ -48,6 +52,7 @@ impl ComputeRecord {
     pub fn expected(&self) -> Option<Capacity> {
         let cluster = self.cluster.as_ref().filter(|_| self.is_scaled() && !self.deleted)?;
         let mut capacity = cluster.node.capacity();
+        capacity.labels.clone_from(&cluster.node_labels);
         capacity.memory = capacity.memory.min(self.least_memory.unwrap_or(capacity.memory));
         capacity.disk = match (capacity.disk, self.least_disk) {
             (Some(says), Some(seen)) => Some(says.min(seen)),

@@ -12,7 +12,7 @@ use crate::job::{Job, State};
 use crate::node::{Drain, Link, Mono, NodeRecord, Now};
 use crate::resource::{Capacity, Cpus, Memory};
 use crate::scale::{Scaling, View, scale};
-use crate::sched::{Closed, Supply};
+use crate::sched::{Closed, Quotas, Supply};
 use crate::time::Timestamp;
 
 /// A cluster looks at its queue at most this often, in milliseconds.
@@ -75,6 +75,7 @@ impl Live {
                 deleted: false,
                 least_memory: None,
                 least_disk: None,
+                quotas: Quotas::default(),
                 trouble: None,
             },
             Some(known) if known.deleted => return Err(Refusal::ComputeDeleted(name)),
@@ -332,7 +333,8 @@ impl Live {
         }
         let compute = instance.compute.clone();
         let shape = self.computes.get(&compute).and_then(|known| known.cluster.as_ref());
-        let Some(shape) = shape.map(|cluster| cluster.node.capacity()) else { return };
+        let Some(cluster) = shape else { return };
+        let shape = Capacity { labels: cluster.node_labels.clone(), ..cluster.node.capacity() };
         if let Some(lacks) = lacks(&record.capacity, &shape) {
             self.trouble(&compute, format!("node {} has {lacks}", record.name), now, out);
             let reason = format!("it has {lacks}");
@@ -711,6 +713,7 @@ impl Live {
             .as_ref()
             .map(|drain| Closed { by: drain.by.clone(), reason: drain.reason.clone() });
         self.sched.set_closed(name, closed);
+        self.sched.set_quotas(name, record.quotas.clone());
         self.computes.insert(name.clone(), record);
     }
 
@@ -730,6 +733,8 @@ fn fixed_difference(before: &Cluster, after: &Cluster) -> Option<&'static str> {
         Some("tier")
     } else if before.placement != after.placement {
         Some("placement")
+    } else if before.node_labels != after.node_labels {
+        Some("node_labels")
     } else if kind(&before.provider) != kind(&after.provider) {
         Some("provider")
     } else {
@@ -747,6 +752,8 @@ fn lacks(has: &Capacity, shape: &Capacity) -> Option<String> {
         let (has, says) = (Memory(has.memory), Memory(shape.memory));
         Some(format!("{has} memory, and its size says {says}"))
     } else {
-        None
+        // A job that asks for it would make the cluster grow for nothing.
+        let missing = shape.labels.iter().find(|(key, value)| has.labels.get(*key) != Some(*value));
+        missing.map(|(key, value)| format!("no label {key}={value}, and its cluster says so"))
     }
 }

@@ -7,12 +7,15 @@
 mod clusters;
 mod drain;
 mod nodes;
+mod quotas;
 mod reports;
+mod usage;
 
 #[cfg(test)]
 mod tests;
 
 pub use clusters::{ClusterChange, TakenAway};
+pub use usage::PastUse;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -28,7 +31,9 @@ use crate::job::{
 };
 use crate::node::{LeasePolicy, Link, Mono, NodeRecord, Now};
 use crate::resource::{Demand, GpuIndex};
-use crate::sched::{Asked, Budget, Hold, Placement, Rank, Request, Sched, WaitReason, Waiting};
+use crate::sched::{
+    Asked, Budget, Hold, Placement, Quotas, Rank, Request, Sched, WaitReason, Waiting,
+};
 use crate::spec::CommandJob;
 use crate::time::Timestamp;
 
@@ -215,6 +220,38 @@ pub enum Refusal {
         /// So many are possible.
         most: u32,
     },
+    /// It alone is more than its user may hold of the compute.
+    #[error(
+        "cannot create the job: on compute '{compute}' it would hold {excess}, for user '{user}'; ask \
+         for less, or an admin for a larger quota ('atelier compute quota set {compute}')"
+    )]
+    OverQuota {
+        /// Where.
+        compute: ComputeName,
+        /// Whose quota.
+        user: Principal,
+        /// What it would hold and what is allowed, in words.
+        excess: String,
+    },
+    /// The quota allows nothing, or says nothing.
+    #[error("cannot set a quota on compute '{compute}': {why}")]
+    BadQuota {
+        /// Of which compute.
+        compute: ComputeName,
+        /// What is wrong and what to do.
+        why: String,
+    },
+    /// There is no quota to take away.
+    #[error(
+        "compute '{compute}' has no quota {}; see 'atelier compute quota list {compute}'",
+        of_whom(.user.as_ref())
+    )]
+    NoSuchQuota {
+        /// Of which compute.
+        compute: ComputeName,
+        /// Of whom; `None`: of everybody who has none of their own.
+        user: Option<Principal>,
+    },
     /// There is no such node.
     #[error("there is no node '{0}'; see 'atelier node list'")]
     NoSuchNode(NodeName),
@@ -377,6 +414,7 @@ impl Live {
                 deleted: false,
                 least_memory: None,
                 least_disk: None,
+                quotas: Quotas::default(),
                 trouble: None,
             };
             live.know_compute(record);
@@ -495,7 +533,7 @@ impl Live {
     }
 
     /// Where a job would go, or why it would be refused.
-    fn compute_for(&self, spec: &CommandJob) -> Result<ComputeName, Refusal> {
+    fn compute_for(&self, spec: &CommandJob, user: &Principal) -> Result<ComputeName, Refusal> {
         let compute = spec.compute.clone().unwrap_or_else(|| self.default_compute.clone());
         if !self.computes.contains_key(&compute) {
             let known: Vec<&str> = self.computes.keys().map(ComputeName::as_str).collect();
@@ -515,6 +553,7 @@ impl Live {
         {
             return Err(Refusal::GangTooLarge { request: request.to_string(), compute, most });
         }
+        self.within_quota(&compute, user, &request)?;
         Ok(compute)
     }
 
@@ -541,7 +580,7 @@ impl Live {
         user: &Principal,
         now: Now,
     ) -> Result<Asked, Refusal> {
-        let compute = self.compute_for(spec)?;
+        let compute = self.compute_for(spec, user)?;
         let priority = spec.queue.priority;
         let waiting = Waiting {
             job: name,
@@ -566,7 +605,7 @@ impl Live {
         if self.jobs.contains_key(&name) || out.changed.contains_key(&name) {
             return Err(Refusal::NameTaken(name));
         }
-        let compute = self.compute_for(&spec)?;
+        let compute = self.compute_for(&spec, &principal)?;
         let seq = self.next_seq;
         self.next_seq = seq.next();
         let job = Job {
@@ -853,6 +892,13 @@ fn names(jobs: &[JobName], count: usize) -> String {
     let names: Vec<&str> = jobs.iter().map(JobName::as_str).collect();
     let more = if count > names.len() { ", …" } else { "" };
     names.join(", ") + more
+}
+
+fn of_whom(user: Option<&Principal>) -> String {
+    match user {
+        Some(user) => format!("of user '{user}'"),
+        None => "of everybody".to_owned(),
+    }
 }
 
 fn lost(node: &NodeName, message: String) -> Failure {

@@ -8,19 +8,48 @@ use serde::{Deserialize, Serialize};
 use crate::id::Principal;
 use crate::resource::{Cpus, Gpus, Memory, MiB, MilliCpu};
 
+use super::Request;
+
 /// What one user's jobs may hold of a compute at once. What is `None` is not limited.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Limits {
     /// CPU in thousandths of a core.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu: Option<MilliCpu>,
     /// Memory in MiB.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<MiB>,
     /// GPU devices in thousandths.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub milli_gpus: Option<u64>,
     /// Nodes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nodes: Option<u32>,
     /// Jobs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub jobs: Option<u32>,
+}
+
+impl Limits {
+    /// Whether nothing is limited.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// The first limit that `request` alone exceeds, in words: `8 GPU, and the quota is 4 GPU`.
+    pub fn never_allows(&self, request: &Request) -> Option<String> {
+        let members = u64::from(request.members);
+        let demand = &request.demand;
+        let over = |each: u64, most: Option<u64>, words: fn(u64) -> String| {
+            let (asked, most) = (each.saturating_mul(members), most?);
+            (asked > most).then(|| format!("{}, and the quota is {}", words(asked), words(most)))
+        };
+        // One job is within any limit of jobs, which is never zero.
+        over(demand.milli_gpus(), self.milli_gpus, |gpus| format!("{} GPU", Gpus(gpus)))
+            .or_else(|| over(demand.cpu, self.cpu, |cpu| format!("{} CPU", Cpus(cpu))))
+            .or_else(|| over(demand.memory, self.memory, |mib| format!("{} memory", Memory(mib))))
+            .or_else(|| over(1, self.nodes.map(u64::from), |nodes| format!("{nodes} nodes")))
+    }
 }
 
 impl fmt::Display for Limits {
@@ -41,8 +70,10 @@ impl fmt::Display for Limits {
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Quotas {
     /// Of everybody who has none of their own.
+    #[serde(default)]
     pub each: Limits,
     /// Of these users, in place of the former.
+    #[serde(default)]
     pub users: BTreeMap<Principal, Limits>,
 }
 

@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use super::diagnostic::{Diagnostic, Diagnostics, Mark, Report};
 use super::job::{Reader, chosen, count, document, failed, given, locate, text};
 use super::limits::{
-    MAX_ATTEMPTS, MAX_BACKOFF, MAX_DESCRIPTION, MAX_ENTRIES, MAX_GPUS, MAX_MEMORY, MAX_MILLI_CPUS,
-    MAX_SECONDS, MAX_TAG_VALUE, MAX_VALUE,
+    MAX_ATTEMPTS, MAX_BACKOFF, MAX_DESCRIPTION, MAX_ENTRIES, MAX_GPUS, MAX_LABELS, MAX_MEMORY,
+    MAX_MILLI_CPUS, MAX_SECONDS, MAX_TAG_VALUE, MAX_VALUE,
 };
 use super::origin::{Files, Origin};
 use super::overrides::{self, Override};
@@ -20,6 +20,7 @@ use crate::compute::{
     Cluster, CommandProvider, MAX_CLUSTER, NodeShape, Placement, Provider, SizeTable, Tier,
 };
 use crate::id::ComputeName;
+use crate::node::{LABEL_FORM, is_label};
 use crate::suggest;
 
 mod fields;
@@ -161,6 +162,7 @@ impl Reader<'_> {
             self.warn_of_scaling(root);
         }
         let tags = self.pairs(root, "tags");
+        let node_labels = self.pairs(root, "node_labels");
         let (size, node) = size?;
         let usual = Cluster::new(name?, &size, node);
         let idle = given(root, "idle_time_before_scale_down")
@@ -183,6 +185,7 @@ impl Reader<'_> {
             },
             provider: provider?,
             location: text(root, "location"),
+            node_labels,
             ..usual
         })
     }
@@ -383,6 +386,7 @@ fn findings(cluster: &Cluster) -> Findings {
         let message = format!("'{}' is not a size's name", yaml::shorten(&cluster.size));
         check.at(&["size"]).fault(message, SIZE_RULE);
     }
+    label_faults(&mut check, cluster);
     node_faults(&mut check, &cluster.node);
     let (least, most) = (cluster.min_instances, cluster.max_instances);
     check.at(&["min_instances"]).range(least.into(), 0, MAX_CLUSTER.into());
@@ -408,6 +412,29 @@ fn findings(cluster: &Cluster) -> Findings {
         check.at(&["provider", "retries"]).range(provider.retries.into(), 0, MAX_ATTEMPTS.into());
     }
     check.found
+}
+
+fn label_faults(check: &mut Check, cluster: &Cluster) {
+    let labels = &cluster.node_labels;
+    check.at(&["node_labels"]);
+    if cluster.provider == Provider::Joined && !labels.is_empty() {
+        check.fault(
+            "'node_labels' cannot be said of a joined cluster: its machines say their own",
+            "remove it, and start the agents with '--label KEY=VALUE'",
+        );
+    }
+    if labels.len() > MAX_LABELS {
+        check.fault(
+            format!("'node_labels' has {} labels; at most {MAX_LABELS} are allowed", labels.len()),
+            "write fewer",
+        );
+    }
+    for (key, value) in labels.iter().filter(|(key, value)| !is_label(key, value)) {
+        let (shown, value) = (yaml::shorten(key), yaml::shorten(value));
+        check
+            .at(&["node_labels", key])
+            .fault(format!("'{shown}: {value}' in 'node_labels' is not a label"), LABEL_FORM);
+    }
 }
 
 fn node_faults(check: &mut Check, node: &NodeShape) {

@@ -6,6 +6,7 @@
 //! checked by [`validate`], which the daemon runs again. [`parse_compute`] reads a cluster's YAML in
 //! the same steps.
 
+pub mod amount;
 mod command;
 mod compute;
 mod diagnostic;

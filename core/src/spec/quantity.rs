@@ -3,6 +3,7 @@
 
 use super::limits::{MAX_BACKOFF, MAX_GPUS, MAX_MEMORY, MAX_MEMORY_PERCENT, MAX_MILLI_CPUS};
 use super::yaml::shorten;
+use crate::compute::MAX_CLUSTER;
 use crate::resource::{MiB, MilliCpu, MilliGpu, WHOLE_GPU};
 
 /// Why an amount cannot be read, in words that follow `'resources.cpus': `.
@@ -187,4 +188,20 @@ pub(super) fn percent(text: &str) -> Result<u32, Wrong> {
         ));
     }
     Ok(percent as u32)
+}
+
+/// GPUs in thousandths, so many in all: `4`, `0.5`, `1.5`.
+pub(super) fn milli_gpus(text: &str) -> Result<u64, Wrong> {
+    if let Some(wrong) = sign_or_nan(text, "more than 0") {
+        return Err(wrong);
+    }
+    let most = u128::from(MAX_GPUS) * u128::from(MAX_CLUSTER);
+    let wrong = || format!("expected a number of GPUs such as 4 or 0.5, found '{}'", shorten(text));
+    match Decimal::parse(text.trim()).ok_or_else(wrong)?.times(WHOLE_GPU.into(), 1) {
+        0 => Err(format!("must be more than 0, found {text}")),
+        milli if milli > most * u128::from(WHOLE_GPU) => {
+            Err(format!("is out of range: at most {most} GPUs, found {text}"))
+        }
+        milli => Ok(milli as u64),
+    }
 }

@@ -222,6 +222,42 @@ pub(super) fn within_capacity(live: &Live, job: &JobName, node: &NodeName) -> Ch
     })
 }
 
+/// I9 of a user: at a placement, what the user's jobs hold on the compute's nodes with it is within the
+/// quota as it stands then. One that was lowered later leaves alone what runs.
+pub(super) fn within_quota(live: &Live, job: &JobName, node: &NodeName) -> Checked {
+    let Some(user) = live.job(job).map(|job| &job.created_by) else { return Ok(()) };
+    let compute = live.node(node).and_then(|node| live.compute(&node.record.compute));
+    let Some(compute) = compute else { return Ok(()) };
+    let limits = compute.quotas.of(user);
+    let here =
+        |name: &NodeName| live.node(name).is_some_and(|node| node.record.compute == compute.name);
+    let (mut cpu, mut memory, mut milli_gpus, mut nodes, mut jobs) = (0, 0, 0, 0, 0);
+    let theirs = live.jobs().filter(|job| &job.created_by == user).filter_map(Job::active);
+    for active in theirs {
+        let members = active.working().filter(|(_, member)| here(&member.node));
+        let before = nodes;
+        for (_, member) in members {
+            let held = &member.reservation;
+            cpu += held.cpu;
+            memory += held.memory;
+            milli_gpus += held.gpus.len() as u64 * u64::from(held.of_each_gpu());
+            nodes += 1;
+        }
+        jobs += u32::from(nodes > before);
+    }
+    let within = limits.cpu.is_none_or(|most| cpu <= most)
+        && limits.memory.is_none_or(|most| memory <= most)
+        && limits.milli_gpus.is_none_or(|most| milli_gpus <= most)
+        && limits.nodes.is_none_or(|most| nodes <= most)
+        && limits.jobs.is_none_or(|most| jobs <= most);
+    ensure(within, "I9", || {
+        format!(
+            "{job} was placed, and {user} holds {cpu} CPU, {memory} MiB, {milli_gpus} GPU and {jobs} \
+             jobs of {limits:?}"
+        )
+    })
+}
+
 /// Once a round of placements is done, the first in line waits only if no ready node has room.
 pub(super) fn nothing_idles(live: &Live) -> Checked {
     for compute in live.computes() {
@@ -243,6 +279,10 @@ pub(super) fn nothing_idles(live: &Live) -> Checked {
                 continue;
             }
             let Some(job) = live.job(name) else { continue };
+            // Somebody of whom enough is given already holds nobody back.
+            if matches!(reason, Some(WaitReason::Quota { .. })) {
+                continue;
+            }
             let supplied = compute.is_scaled() && !could_start(job);
             let set_aside = supplied
                 || matches!(

@@ -7,10 +7,11 @@ use std::sync::Arc;
 use super::node::{Down, Up};
 use super::{Checked, Store, check, ensure, principal};
 use crate::compute::Cluster;
-use crate::id::{ComputeName, JobName, NodeName};
+use crate::id::{ComputeName, JobName, NodeName, Principal};
 use crate::job::{AttemptKey, EventKind, Report};
 use crate::live::{Decisions, Effect, Live, Submission, TakenAway};
 use crate::node::{Drain, LeasePolicy, Mono, NodeRecord, Now};
+use crate::sched::Limits;
 use crate::spec::{CommandJob, JobTier};
 use crate::time::Timestamp;
 
@@ -37,6 +38,7 @@ pub(super) enum Command {
     DeleteCluster(ComputeName),
     DrainCompute { compute: ComputeName, deadline: Option<Timestamp> },
     ResumeCompute(ComputeName),
+    SetQuota { compute: ComputeName, user: Option<Principal>, limits: Option<Limits> },
     Made { node: NodeName, made: Result<(), String> },
     Gone { node: NodeName, gone: Result<(), String> },
     TakenAway(TakenAway),
@@ -233,6 +235,10 @@ impl Daemon {
                 // It may not be drained.
                 let _ = self.live.resume_compute(&compute, out);
             }
+            Command::SetQuota { compute, user, limits } => {
+                // The compute may be gone, or there may be nothing to take back.
+                let _ = self.live.set_quota(&compute, user, limits, out);
+            }
             Command::Made { node, made } => self.live.node_made(&node, made, now, out),
             Command::Gone { node, gone } => {
                 self.live.node_gone(&node, gone, now, out);
@@ -325,6 +331,7 @@ impl Daemon {
             let closed = compute.is_some_and(|known| known.drain.is_some());
             ensure(!closed, "I8", || format!("{key:?} was placed on a drained compute"))?;
             check::within_capacity(&self.live, &key.job, node)?;
+            check::within_quota(&self.live, &key.job, node)?;
         }
         Ok(())
     }

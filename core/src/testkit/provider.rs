@@ -31,6 +31,8 @@ pub(super) struct Provider {
     most: BTreeMap<ComputeName, u32>,
     /// What machines have, where that is not what their size says.
     pub(super) memory: Option<u64>,
+    /// Machines have none of the labels that they should have.
+    pub(super) forgets_labels: bool,
     /// It fails until then.
     pub(super) fails_until: u64,
 }
@@ -48,6 +50,9 @@ impl Provider {
     pub(super) fn add(&mut self, cluster: &Cluster, node: &NodeName, now: u64) {
         let mut capacity = cluster.node.capacity();
         capacity.memory = self.memory.unwrap_or(capacity.memory);
+        if !self.forgets_labels {
+            capacity.labels.clone_from(&cluster.node_labels);
+        }
         let record = node_record(node.as_str(), cluster.name.as_str(), capacity);
         let order = (now + TAKES_MS, Some(Box::new(record)));
         self.orders.entry((node.clone(), true)).or_insert(order);

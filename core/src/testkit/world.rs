@@ -8,12 +8,12 @@ use super::node::{Agent, Down, Node, Up};
 use super::provider::{Done, Provider};
 use super::{Checked, Script, Store, ensure};
 use crate::compute::Cluster;
-use crate::id::{ComputeName, Epoch, JobName, NodeName};
+use crate::id::{ComputeName, Epoch, JobName, NodeName, Principal};
 use crate::job::{Job, Phase, Report};
 use crate::live::{Effect, Live, TakenAway};
 use crate::node::{LeasePolicy, NodeRecord};
 use crate::resource::{Capacity, GpuIndex, WHOLE_GPU};
-use crate::sched::WaitReason;
+use crate::sched::{Limits, WaitReason};
 use crate::spec::{CommandJob, OnNodeLoss};
 use crate::time::Timestamp;
 
@@ -409,6 +409,16 @@ impl World {
         self.tell(Command::ResumeCompute(compute.clone()));
     }
 
+    /// Says what a user's jobs may hold of a compute, or takes that back; without a user, everybody's.
+    pub fn set_quota(
+        &mut self,
+        compute: &ComputeName,
+        user: Option<Principal>,
+        limits: Option<Limits>,
+    ) {
+        self.tell(Command::SetQuota { compute: compute.clone(), user, limits });
+    }
+
     /// The provider fails at everything for so many milliseconds.
     pub fn fail_provider(&mut self, for_ms: u64) {
         self.provider.fails_until = self.clock + for_ms;
@@ -430,6 +440,11 @@ impl World {
     /// Machines that are added from now on have so much memory, in MiB, whatever their size says.
     pub fn shrink_machines(&mut self, memory: u64) {
         self.provider.memory = Some(memory);
+    }
+
+    /// Machines that are added from now on have none of their cluster's labels.
+    pub fn forget_labels(&mut self) {
+        self.provider.forgets_labels = true;
     }
 
     /// A machine of a cluster is taken from under its node, and the daemon is told.
@@ -627,8 +642,13 @@ impl World {
         for name in self.nodes.keys().cloned().collect::<Vec<_>>() {
             self.resume(&name);
         }
-        for compute in self.store.computes.keys().cloned().collect::<Vec<_>>() {
+        for (compute, record) in self.store.computes.clone() {
             self.resume_compute(&compute);
+            // One that was lowered may never again allow a job that was accepted before.
+            self.set_quota(&compute, None, None);
+            for user in record.quotas.users.into_keys() {
+                self.set_quota(&compute, Some(user), None);
+            }
         }
         self.advance(0)?;
         // Attempts of a job's own fault and of the platform's, with the pauses between them.

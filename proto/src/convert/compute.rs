@@ -2,6 +2,7 @@
 
 use atelier_core::compute as core;
 use atelier_core::id::ComputeName;
+use atelier_core::sched::{Limits, Quotas};
 use atelier_core::spec::limits::{MAX_ENTRIES, MAX_VALUE};
 
 use super::{Error, OfField as _, UnderField as _, text, within};
@@ -35,6 +36,41 @@ impl TryFrom<pb::NodeShape> for core::NodeShape {
     }
 }
 
+impl From<&Limits> for pb::Limits {
+    fn from(limits: &Limits) -> Self {
+        Self {
+            cpu_milli: limits.cpu,
+            memory_mib: limits.memory,
+            milli_gpus: limits.milli_gpus,
+            nodes: limits.nodes,
+            jobs: limits.jobs,
+        }
+    }
+}
+
+/// What they may be is [`Live::set_quota`](atelier_core::live::Live::set_quota)'s to say.
+impl From<pb::Limits> for Limits {
+    fn from(limits: pb::Limits) -> Self {
+        Self {
+            cpu: limits.cpu_milli,
+            memory: limits.memory_mib,
+            milli_gpus: limits.milli_gpus,
+            nodes: limits.nodes,
+            jobs: limits.jobs,
+        }
+    }
+}
+
+impl pb::Quota {
+    /// All quotas of a compute: that of everybody first, then by user.
+    pub fn all(quotas: &Quotas) -> Vec<Self> {
+        let one = |user: String, limits: &Limits| Self { user, limits: Some(limits.into()) };
+        let each = (!quotas.each.is_empty()).then(|| one(String::new(), &quotas.each));
+        let users = quotas.users.iter().map(|(user, limits)| one(user.to_string(), limits));
+        each.into_iter().chain(users).collect()
+    }
+}
+
 impl From<&core::Cluster> for pb::Cluster {
     fn from(cluster: &core::Cluster) -> Self {
         use pb::cluster::Provider;
@@ -58,6 +94,7 @@ impl From<&core::Cluster> for pb::Cluster {
             }
             .into(),
             location: cluster.location.clone().unwrap_or_default(),
+            node_labels: cluster.node_labels.clone().into_iter().collect(),
             provider: Some(match &cluster.provider {
                 core::Provider::Local => Provider::Local(pb::LocalProvider {}),
                 core::Provider::Joined => Provider::Joined(pb::JoinedProvider {}),
@@ -92,6 +129,7 @@ impl TryFrom<pb::Cluster> for core::Cluster {
             words.collect::<Result<Vec<String>, Error>>()
         };
         within(cluster.tags.len() as u64, 0, MAX_ENTRIES as u64).of("tags")?;
+        within(cluster.node_labels.len() as u64, 0, MAX_ENTRIES as u64).of("node_labels")?;
         Ok(Self {
             description: optional(cluster.description, "description")?,
             tags: cluster.tags.into_iter().collect(),
@@ -121,6 +159,7 @@ impl TryFrom<pb::Cluster> for core::Cluster {
                 }
             },
             location: optional(cluster.location, "location")?,
+            node_labels: cluster.node_labels.into_iter().collect(),
             ..Self::new(name, &size, node)
         })
     }

@@ -7,8 +7,10 @@ use atelier_core::content::Digest;
 use atelier_core::id::{DatastoreName, Epoch};
 use atelier_core::job::{AttemptEnd, AttemptKey, Exit, JobStatus, Progress, Report};
 use atelier_core::layout;
+use atelier_core::live::PastUse;
 use atelier_core::node::Link;
 use atelier_core::spec::CommandJob;
+use atelier_core::time::Timestamp;
 use futures::FutureExt as _;
 use futures::future::{BoxFuture, join_all};
 
@@ -60,6 +62,10 @@ impl Store for Counted {
     fn recover(&self) -> Result<Recovered, store::Error> {
         self.failed.store(false, Ordering::SeqCst);
         self.inner.recover()
+    }
+
+    fn usage_since(&self, from: Timestamp) -> Result<Vec<PastUse>, store::Error> {
+        self.inner.usage_since(from)
     }
 
     fn job(&self, name: &JobName) -> Result<Option<Job>, store::Error> {

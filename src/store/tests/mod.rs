@@ -6,6 +6,7 @@ pub(crate) mod failures;
 mod open;
 mod pages;
 mod records;
+mod usage;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

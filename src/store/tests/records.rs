@@ -10,6 +10,7 @@ use atelier_core::job::{
 };
 use atelier_core::node::Drain;
 use atelier_core::resource::{Demand, GpuDevice, Reservation};
+use atelier_core::sched::{self, Quotas};
 use atelier_core::spec::{
     AssetRef, AssetVersion, Code, DataKind, DataUri, Distribution, Identity, Input, InputMode,
     JobResources, Limits, OnNodeLoss, Output, OutputMode, Retry,
@@ -451,6 +452,7 @@ fn any_cluster() -> impl Strategy<Value = Cluster> {
             description: location.clone(),
             location,
             tags: [("k".to_owned(), "v".to_owned())].into(),
+            node_labels: [("zone".to_owned(), size.clone())].into(),
             ..Cluster::new(ComputeName::new("burst").unwrap(), &size, node)
         },
     )
@@ -464,13 +466,20 @@ fn any_compute() -> impl Strategy<Value = ComputeRecord> {
         |(cluster, drain, trouble, (next_node, deleted, created_by, created_at))| ComputeRecord {
             name: ComputeName::new("burst").unwrap(),
             cluster,
-            created_by,
+            created_by: created_by.clone(),
             created_at,
             next_node,
             drain,
             deleted,
             least_memory: Some(next_node).filter(|_| deleted),
             least_disk: Some(next_node).filter(|_| !deleted),
+            quotas: Quotas {
+                each: sched::Limits {
+                    cpu: Some(next_node).filter(|_| deleted),
+                    ..Default::default()
+                },
+                users: [(created_by, sched::Limits { jobs: Some(3), ..Default::default() })].into(),
+            },
             trouble,
         },
     )

@@ -1,5 +1,6 @@
 //! Clusters grow, shrink and lose nodes; jobs do not notice.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use proptest::prelude::*;
@@ -7,14 +8,17 @@ use proptest::prelude::*;
 use crate::compute::{Cluster, InstanceState, NodeShape, Placement};
 use crate::id::{ComputeName, JobName, NodeName};
 use crate::job::{Cause, JobStatus};
-use crate::live::Effect;
+use crate::live::{Decisions, Effect, Refusal};
+use crate::node::{Mono, Now};
 use crate::resource::Demand;
-use crate::sched::WaitReason;
+use crate::sched::{Limits, WaitReason};
 use crate::testkit::{
     Checked, CommitFault, Finish, LEASE, Outage, Script, World, capacity, command_job,
-    compute_name, demand, job_name, node_record,
+    compute_name, demand, job_name, node_record, principal,
 };
+use crate::time::Timestamp;
 
+const NOW: Now = Now { wall: Timestamp::from_millis(1_700_000_001_000), mono: Mono(4_000) };
 /// Seconds after which an idle node goes.
 const IDLE_S: u64 = 2;
 
@@ -105,6 +109,59 @@ fn jobs_that_share_get_no_more_nodes_than_they_fill() {
     }
     world.advance(600).unwrap();
     assert_eq!(up(&world), 2, "six of one CPU on nodes of four");
+}
+
+fn labels(of: &[(&str, &str)]) -> BTreeMap<String, String> {
+    of.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+}
+
+#[test]
+fn a_cluster_with_labels_grows_for_a_job_that_asks_for_them() {
+    let mut world = World::new(LEASE, &["local"], &[]);
+    world.advance(10).unwrap();
+    let zoned =
+        Cluster { node_labels: labels(&[("zone", "b")]), ..cluster(0, 4, Placement::Exclusive) };
+    world.put_cluster(zoned.clone());
+    world.advance(10).unwrap();
+    let asks = |key: &str, value: &str| {
+        let node_labels = Some(Arc::new(labels(&[(key, value)])));
+        Demand { node_labels, ..Demand::DEFAULT }
+    };
+    let job = submit(&mut world, "zoned", asks("zone", "b"), 100);
+    world.advance(3_000).unwrap();
+    assert_eq!(status(&world, &job), JobStatus::Completed);
+    // For another zone a node may yet join, but none of the cluster's own will have it.
+    let other = submit(&mut world, "other", asks("zone", "c"), 100);
+    world.advance(4_000).unwrap();
+    assert_eq!((status(&world, &other), world.machines(&elastic()).len()), (JobStatus::Queued, 0));
+    // A label of which nobody has ever heard is a mistake.
+    let mut live = world.live().unwrap().clone();
+    let asked = {
+        let mut spec = command_job(asks("rack", "7"));
+        spec.compute = Some(elastic());
+        live.as_asked(job_name("third"), &spec, &principal("ada"), NOW)
+    };
+    assert!(matches!(asked, Err(Refusal::NeverFits { .. })), "{asked:?}");
+    let other = Cluster { node_labels: labels(&[("zone", "c")]), ..zoned };
+    let changed = live.put_cluster(other, principal("root"), NOW, &mut Decisions::default());
+    assert_eq!(changed, Err(Refusal::FixedField { compute: elastic(), field: "node_labels" }));
+}
+
+#[test]
+fn a_node_without_its_clusters_labels_is_sent_away() {
+    let mut world = World::new(LEASE, &["local"], &[]);
+    world.advance(10).unwrap();
+    world.put_cluster(Cluster {
+        node_labels: labels(&[("zone", "b")]),
+        ..cluster(0, 4, Placement::Exclusive)
+    });
+    world.forget_labels();
+    world.advance(10).unwrap();
+    let job = submit(&mut world, "job", Demand::DEFAULT, 100);
+    world.advance(2_000).unwrap();
+    assert_eq!(status(&world, &job), JobStatus::Queued);
+    let trouble = world.store.computes[&elastic()].trouble.clone().unwrap();
+    assert!(trouble.message.contains("no label zone=b"), "{}", trouble.message);
 }
 
 #[test]
@@ -281,6 +338,7 @@ enum Op {
     Delete,
     Drain { deadline_ms: Option<i64> },
     Resume,
+    Quota { user: Option<usize>, jobs: Option<u32>, cpus: Option<u64> },
     Submit { job: usize, cpus: u64, script: Script },
     Cancel { job: usize },
     Advance { ms: u64 },
@@ -324,6 +382,12 @@ fn op() -> impl Strategy<Value = Op> {
         1 => proptest::option::of(prop_oneof![Just(0_i64), Just(500)])
             .prop_map(|deadline_ms| Op::Drain { deadline_ms }),
         2 => Just(Op::Resume),
+        2 => (
+            proptest::option::of(0..3_usize),
+            proptest::option::of(1..3_u32),
+            proptest::option::of(1_u64..6),
+        )
+            .prop_map(|(user, jobs, cpus)| Op::Quota { user, jobs, cpus }),
         10 => (0..12_usize, 1_u64..5, script())
             .prop_map(|(job, cpus, script)| Op::Submit { job, cpus, script }),
         2 => (0..12_usize).prop_map(|job| Op::Cancel { job }),
@@ -348,6 +412,13 @@ fn apply(world: &mut World, op: Op) -> Checked {
         Op::Delete => world.delete_cluster(&elastic()),
         Op::Drain { deadline_ms } => world.drain_compute(&elastic(), deadline_ms),
         Op::Resume => world.resume_compute(&elastic()),
+        Op::Quota { user, jobs, cpus } => {
+            let user = user.map(|user| principal(["ada", "bob", "cleo"][user]));
+            let cpu = cpus.map(|cpus| cpus * 1000);
+            let limits = Limits { jobs, cpu, ..Limits::default() };
+            let limits = Some(limits).filter(|limits| !limits.is_empty());
+            world.set_quota(&elastic(), user, limits);
+        }
         Op::Submit { job: number, cpus, script } => {
             let mut spec = command_job(demand(cpus, 0, 0));
             spec.compute = Some(elastic());

@@ -5,7 +5,9 @@ mod drain;
 mod faults;
 mod gangs;
 mod properties;
+mod quotas;
 mod replays;
+mod usage;
 
 use proptest::test_runner::Config;
 

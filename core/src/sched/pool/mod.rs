@@ -511,10 +511,13 @@ impl Pool {
     /// Whether a job is in line that a node which gets jobs, or one that may come, could hold.
     pub(super) fn has_work(&self) -> bool {
         !self.order.is_empty()
-            || self
-                .template
-                .as_ref()
-                .is_some_and(|node| self.classes().any(|(asked, _)| node.could_hold(&asked.demand)))
+            || self.template.as_ref().is_some_and(|node| {
+                self.users.iter().any(|(user, known)| {
+                    known.line.classes().any(|(asked, _)| {
+                        node.could_hold(&asked.demand) && self.is_within_quota(user, known, asked)
+                    })
+                })
+            })
     }
 
     /// The earliest moment at which time alone brings something.

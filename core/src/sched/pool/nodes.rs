@@ -186,6 +186,11 @@ impl Pool {
                 differs && startable && size.could_hold(&request.demand)
             });
         }
+        if self.exclusive && !self.quotas.is_empty() {
+            // What a job would hold is as much as the largest of these nodes.
+            let users: Vec<Principal> = self.users.keys().cloned().collect();
+            users.iter().for_each(|user| self.refresh(user));
+        }
     }
 
     /// Looks anew at the classes for which the sizes that are open now may make a difference.

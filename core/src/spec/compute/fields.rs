@@ -4,7 +4,9 @@ use super::super::fields::{SCHEMA, field};
 use super::super::limits;
 use super::super::shape::{Field, Object, Shape, Support};
 use crate::compute::MAX_CLUSTER;
-use Shape::{Any, Bool, List, LiteralOrNull, Map, OneOf, Quantity, Tagged, Text, Whole, Word};
+use Shape::{
+    Any, Bool, List, Literal, LiteralOrNull, Map, OneOf, Quantity, Tagged, Text, Whole, Word,
+};
 use Support::{Dropped, Extends, Ignored, Recorded, Refused, Runs, Unused};
 
 pub(super) const COMPUTE_TYPES: [&str; 1] = ["amlcompute"];
@@ -111,6 +113,15 @@ pub(in crate::spec) static AMLCOMPUTE: Object = Object {
             "local",
             "Who adds and removes nodes: local (the daemon, on its own machine), joined (nobody: \
              machines join by themselves), or your own commands.",
+        ),
+        field(
+            "node_labels",
+            Map(&Literal),
+            Extends,
+            "",
+            "Labels of each node that the cluster adds, for jobs that ask for them \
+             (resources.node_labels). Not for a joined cluster, whose agents say their own. Fixed \
+             when the cluster is made.",
         ),
         field(
             "resources",

@@ -221,6 +221,27 @@ fn providers() {
 }
 
 #[test]
+fn labels_of_the_nodes_that_a_cluster_adds() {
+    let cluster = quiet("name: c\nnode_labels: {zone: b, team/gpu: 7}\n");
+    let labels = [("team/gpu", "7"), ("zone", "b")];
+    assert_eq!(cluster.node_labels, labels.map(|(k, v)| (k.to_owned(), v.to_owned())).into());
+    check(
+        "name: c\nnode_labels: {a b: x}\n",
+        &format!("2:20: 'a b: x' in 'node_labels' is not a label | {}", crate::node::LABEL_FORM),
+    );
+    check(
+        "name: c\nprovider: joined\nnode_labels: {zone: b}\n",
+        "3:14: 'node_labels' cannot be said of a joined cluster: its machines say their own | \
+         remove it, and start the agents with '--label KEY=VALUE'",
+    );
+    let many: Vec<String> = (0..65).map(|at| format!("k{at}: x")).collect();
+    check(
+        &format!("name: c\nnode_labels: {{{}}}\n", many.join(", ")),
+        "2:14: 'node_labels' has 65 labels; at most 64 are allowed | write fewer",
+    );
+}
+
+#[test]
 fn wrong_providers() {
     let refused =
         |yaml: &str, expected: &str| check(&format!("name: c\nprovider: {yaml}\n"), expected);
