@@ -107,7 +107,7 @@ pub enum ComputeChange {
     /// Makes a cluster, or changes one by its file.
     Put {
         /// The cluster, checked.
-        cluster: Cluster,
+        cluster: Box<Cluster>,
         /// Who asks.
         by: Principal,
     },

@@ -460,7 +460,7 @@ impl Reactor {
         out: &mut Decisions,
     ) -> Result<(), Refusal> {
         match change {
-            ComputeChange::Put { cluster, by } => self.live.put_cluster(cluster, by, now, out),
+            ComputeChange::Put { cluster, by } => self.live.put_cluster(*cluster, by, now, out),
             ComputeChange::Change { name, change } => self.live.change_cluster(&name, change, out),
             ComputeChange::Delete(name) => self.live.delete_cluster(&name, now, out),
             ComputeChange::Drain { name, by, reason, deadline_s, update } => {

@@ -95,7 +95,11 @@ impl pb::compute_service_server::ComputeService for Service {
         let cluster = Cluster::try_from(cluster).map_err(|e| told(e.under("cluster")))?;
         cluster.check().map_err(|faults| Status::invalid_argument(faults.to_string()))?;
         let name = cluster.name.to_string();
-        self.0.handle.compute(ComputeChange::Put { cluster, by }).await.map_err(told)?;
+        self.0
+            .handle
+            .compute(ComputeChange::Put { cluster: Box::new(cluster), by })
+            .await
+            .map_err(told)?;
         self.compute(name).await
     }
 
