@@ -154,12 +154,13 @@ pub struct Forward<L, A: Iterator> {
 /// Placements of one plan, as the daemon makes them.
 const ROUND: Budget = Budget { placements: 512 };
 
-/// What a placement costs, in steps.
+/// What a placement costs, in steps; and one more for so many nodes, as its index is larger.
 const PLACEMENT: u64 = 4;
+const NODES_A_PLACEMENT_STEP: u64 = 1_000;
 /// What a plan costs beside its placements, in steps, for each node that it may look at.
 const NODES_A_STEP: u64 = 16;
 /// Jobs that hold nodes at the outset and are entered, for one step.
-const STANDING_A_STEP: u64 = 16;
+const STANDING_A_STEP: u64 = 4;
 
 impl<L: Lengths, A: Iterator<Item = Arrival>> Forward<L, A> {
     /// A way forward from `now`. Arrivals come in order of time; those before `now` come at once.
@@ -290,7 +291,7 @@ impl<L: Lengths, A: Iterator<Item = Arrival>> Forward<L, A> {
                 self.runs(placement);
                 moment.started.push(Started { placement: placement.clone(), held });
             }
-            self.work += placed * PLACEMENT;
+            self.work += placed * (PLACEMENT + self.nodes / NODES_A_PLACEMENT_STEP);
             self.sched.explain_with(&plan);
             let more = plan.blocked.iter().any(|(_, r)| matches!(r, Some(WaitReason::NextRound)));
             if !more || placed == 0 {

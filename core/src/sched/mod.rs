@@ -5,6 +5,7 @@
 //! by [`Rank`]: priority, then submission. A job that does not fit holds back those behind it.
 
 mod explain;
+pub mod forecast;
 pub mod forward;
 pub mod pack;
 mod pool;

@@ -296,6 +296,21 @@ fn what_would_start_a_job_now_is_found_and_true() {
     assert_eq!(told.changes[0].settings(), ["resources.memory=500MiB"]);
     assert_eq!(sched.pool(&compute()).unwrap().queued(), 2, "nothing was submitted");
 
+    // A job of several nodes: as many as there is room for.
+    let mut wide = Asked {
+        waiting: waiting(name("wide"), demand(1, 40, 0)),
+        compute: compute(),
+        priority: Priority::High,
+        created_at: NOW,
+        rank: Rank::new(Priority::High, NOW, SubmitSeq(9)),
+    };
+    wide.waiting.request.members = 7;
+    let Foreseen::Waits(told) = foresee(&sched, &wide, NOW) else { panic!("there is no room") };
+    let fewer = Change::Members { from: 7, to: 3 };
+    assert!(told.changes.contains(&fewer), "{told:?}");
+    assert_eq!(fewer.to_string(), "run on 3 nodes instead of 7");
+    assert_eq!(fewer.settings(), ["resources.instance_count=3"]);
+
     // Several things at once.
     let large = demand(4, 900, 2);
     sched.dequeue(&compute(), rank(3));
