@@ -161,14 +161,20 @@ fn index(rank: Rank) -> usize {
 /// and now and then again.
 const STEPS_A_JOB: u64 = 1_000_000;
 
-/// Plays the jobs on the nodes, from the first arrival on. Deterministic.
+/// Plays the jobs on the nodes, from the first arrival on; where it is `exclusive`, each takes whole
+/// nodes. Deterministic.
 ///
 /// # Errors
 /// A name made here breaks the rule for names, which would be a mistake of this function.
-pub fn play(nodes: &[Capacity], jobs: &[PlayedJob]) -> Result<Played, InvalidName> {
+pub fn play(
+    nodes: &[Capacity],
+    exclusive: bool,
+    jobs: &[PlayedJob],
+) -> Result<Played, InvalidName> {
     let compute = ComputeName::new("simulated")?;
     let mut sched = Sched::default();
     sched.add_compute(compute.clone());
+    sched.set_kind(&compute, exclusive, None);
     let mut played = Played { fates: vec![Fate::default(); jobs.len()], ..Played::default() };
     for (number, capacity) in nodes.iter().enumerate() {
         let node = NodeName::new(&format!("node-{number:07}"))?;

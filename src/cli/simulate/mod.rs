@@ -2,6 +2,7 @@
 
 mod placement;
 mod queue;
+mod replay;
 mod trace;
 
 #[cfg(test)]
@@ -44,11 +45,24 @@ Examples:
   atelier simulate queue --nodes nodes.csv --tasks tasks.csv --add-nodes 2 --query wait_seconds
   atelier simulate queue --nodes nodes.csv --tasks tasks.csv --add-nodes 4xA10 -o table")]
     Queue(queue::Arguments),
+    /// Play the workspace's own jobs again: how long they waited, and would wait with more nodes
+    ///
+    /// Jobs come when they were submitted, hold as much and as long as they did, and the scheduler
+    /// decides where and when each starts, on the nodes that the compute has now. Those submitted up to
+    /// as long again before --since are played too, so that the nodes are not empty at the outset, and
+    /// do not count. One that still runs takes as long as it has so far.
+    #[command(after_help = "\
+Examples:
+  atelier simulate replay
+  atelier simulate replay --since 7d --add-nodes 2 -o table
+  atelier simulate replay --compute gpu --add-nodes 1xA100 --query wait_seconds")]
+    Replay(replay::Arguments),
 }
 
-pub(super) fn run(command: Command, context: &Context) -> Result<(), Error> {
+pub(super) async fn run(command: Command, context: &Context) -> Result<(), Error> {
     match command {
         Command::Placement(arguments) => placement::run(&arguments, context),
         Command::Queue(arguments) => queue::run(&arguments, context),
+        Command::Replay(arguments) => replay::run(&arguments, context).await,
     }
 }

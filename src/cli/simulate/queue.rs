@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use atelier_core::resource::Capacity;
-use atelier_core::simulate::{Played, PlayedJob, Spread, TraceNode, play};
+use atelier_core::simulate::{Played, PlayedJob, Spread, play};
 use clap::Args;
 use serde_json::{Value, json};
 
@@ -67,13 +67,18 @@ pub(super) fn more(text: &str) -> Result<More, String> {
 }
 
 /// The nodes to be added: copies of the most common one, of equals the one that comes first.
-pub(super) fn added(nodes: &[TraceNode], more: &[More]) -> Result<Vec<TraceNode>, Error> {
+pub(super) fn added(nodes: &[Capacity], more: &[More]) -> Result<Vec<Capacity>, Error> {
+    let models = |node: &Capacity| -> Vec<String> {
+        node.gpus.values().map(|device| device.model.clone()).collect()
+    };
     let mut added = Vec::new();
     for More { count, model } in more {
-        let suits = |node: &&TraceNode| {
-            model.as_ref().is_none_or(|model| node.model.eq_ignore_ascii_case(model))
+        let suits = |node: &&Capacity| {
+            model.as_ref().is_none_or(|wanted| {
+                models(node).iter().any(|model| model.eq_ignore_ascii_case(wanted))
+            })
         };
-        let mut kinds: Vec<(&TraceNode, usize)> = Vec::new();
+        let mut kinds: Vec<(&Capacity, usize)> = Vec::new();
         for node in nodes.iter().filter(suits) {
             match kinds.iter_mut().find(|(kind, _)| *kind == node) {
                 Some((_, times)) => *times += 1,
@@ -83,15 +88,15 @@ pub(super) fn added(nodes: &[TraceNode], more: &[More]) -> Result<Vec<TraceNode>
         let most = kinds.iter().map(|(_, times)| *times).max();
         let like = kinds.iter().find(|(_, times)| Some(*times) == most).map(|(kind, _)| *kind);
         let Some(like) = like else {
-            let mut models: Vec<&str> = nodes.iter().map(|node| node.model.as_str()).collect();
-            models.sort_unstable();
-            models.dedup();
+            let mut there: Vec<String> = nodes.iter().flat_map(models).collect();
+            there.sort_unstable();
+            there.dedup();
             let what = match model {
                 Some(model) => format!("cannot add nodes: none has the model '{model}'"),
                 None => "cannot add nodes: there is none to take as a pattern".to_owned(),
             };
             return Err(Error::new(Kind::Refused, what)
-                .help(format!("models among the nodes: {}", models.join(", "))));
+                .help(format!("models among the nodes: {}", there.join(", "))));
         };
         added.extend(std::iter::repeat_n(like.clone(), *count));
     }
@@ -99,15 +104,15 @@ pub(super) fn added(nodes: &[TraceNode], more: &[More]) -> Result<Vec<TraceNode>
 }
 
 pub(super) fn run(arguments: &Arguments, context: &Context) -> Result<(), Error> {
-    let mut nodes = trace::nodes(&arguments.nodes)?;
+    let mut nodes: Vec<Capacity> =
+        trace::nodes(&arguments.nodes)?.iter().map(Capacity::from).collect();
     let mut timed = trace::timed(&arguments.tasks)?;
     hasten(&mut timed.jobs, arguments.speedup);
     let more = added(&nodes, &arguments.add_nodes)?;
     let added = more.len();
     nodes.extend(more);
     let began = Instant::now();
-    let capacities: Vec<Capacity> = nodes.iter().map(Capacity::from).collect();
-    let played = play(&capacities, &timed.jobs)
+    let played = play(&nodes, false, &timed.jobs)
         .map_err(|error| Error::new(Kind::Failed, format!("cannot simulate: {error}")))?;
     let took = began.elapsed().as_secs_f64();
     let skipped: u64 = timed.skipped.values().sum();
