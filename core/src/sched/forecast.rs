@@ -181,9 +181,9 @@ impl fmt::Display for Forecast {
             Self::NothingKnown => {
                 f.write_str("no forecast: nothing is known of how long jobs run here")
             }
-            Self::NoRoom => {
-                f.write_str("no forecast: the jobs that are here make no room for it when they end")
-            }
+            Self::NoRoom => f.write_str(
+                "no forecast: it would not start even if all jobs that are here had ended",
+            ),
         }
     }
 }
@@ -206,7 +206,7 @@ const RUNS: u32 = 32;
 /// With fewer runs nothing is said of the tenth that takes longest.
 const LEAST_RUNS: u32 = 8;
 /// Steps in all: about a second. Core knows no clock, and so it is the same on any machine.
-const STEPS: u64 = 1_000_000;
+const STEPS: u64 = 600_000;
 
 /// When `asked` may be expected to start. It may be in the queue already or not. Takes a shared copy,
 /// so it may run while the scheduler goes on; it takes about a second at most.

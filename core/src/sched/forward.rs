@@ -245,7 +245,11 @@ impl<L: Lengths, A: Iterator<Item = Arrival>> Forward<L, A> {
         let next = [end, arrival, woken].into_iter().flatten().min()?;
         let after = next.millis_since(self.now);
         let over = after % self.grain;
-        Some(self.now.plus_millis(if over == 0 { after } else { after - over + self.grain }))
+        Some(self.now.plus_millis(if over == 0 {
+            after
+        } else {
+            (after - over).saturating_add(self.grain)
+        }))
     }
 
     /// Gives back what those hold that are over or make way by now.

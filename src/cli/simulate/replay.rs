@@ -38,14 +38,11 @@ pub(in crate::cli) struct Arguments {
 /// `24h`, `90m`, `7d`: in whole seconds.
 fn since(text: &str) -> Result<u64, String> {
     let days = text.strip_suffix('d').and_then(|days| days.parse::<u64>().ok());
-    let seconds = match days.and_then(|days| days.checked_mul(24 * 60 * 60)) {
-        Some(seconds) => seconds,
-        None => seconds(text)?,
+    let told = match days {
+        Some(days) => days.checked_mul(24 * 60 * 60),
+        None => seconds(text).ok(),
     };
-    match seconds {
-        0 => Err("write for example 90m, 24h or 7d".to_owned()),
-        seconds => Ok(seconds),
-    }
+    told.filter(|told| *told > 0).ok_or_else(|| "write for example 90m, 24h or 7d".to_owned())
 }
 
 /// Jobs of one page of the daemon's list.
