@@ -205,8 +205,8 @@ impl fmt::Display for Second {
 const RUNS: u32 = 32;
 /// With fewer runs nothing is said of the tenth that takes longest.
 const LEAST_RUNS: u32 = 8;
-/// Steps in all: about a second. Core knows no clock, and so it is the same on any machine.
-const STEPS: u64 = 600_000;
+/// Steps in all: less than a second on an idle machine. Core knows no clock, and so it is the same on any machine.
+const STEPS: u64 = 400_000;
 
 /// When `asked` may be expected to start. It may be in the queue already or not. Takes a shared copy,
 /// so it may run while the scheduler goes on; it takes about a second at most.
