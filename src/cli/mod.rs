@@ -211,7 +211,7 @@ fn dispatch(command: Command, context: &Context) -> Result<ExitCode, Error> {
         Command::Local(command) => done(block_on(local::run(command, context))),
         Command::Serve(arguments) => done(serve::run(arguments)),
         Command::Agent(arguments) => Ok(atelier_agent::main(arguments)),
-        Command::Simulate(command) => done(simulate::run(command, context)),
+        Command::Simulate(command) => done(block_on(simulate::run(command, context))),
         Command::Schema(arguments) => done(schema::run(&arguments, context)),
         Command::Job(command) => block_on(job::run(command, context)),
         Command::Queue(arguments) => done(block_on(queue::run(arguments, context))),

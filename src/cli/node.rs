@@ -68,7 +68,7 @@ impl Drain {
 }
 
 /// `90`, `30m`, `2h 15m`: in whole seconds.
-fn seconds(text: &str) -> Result<u64, String> {
+pub(super) fn seconds(text: &str) -> Result<u64, String> {
     if let Ok(seconds) = text.parse() {
         return Ok(seconds);
     }

@@ -3,6 +3,7 @@
 mod agent;
 mod compute;
 pub(crate) mod content;
+mod forecast;
 mod identity;
 mod job;
 mod queue;

@@ -8,6 +8,7 @@ use atelier_core::spec::CommandJob;
 use atelier_proto::job::v1 as pb;
 use tonic::Status;
 
+use super::forecast;
 use super::status::told;
 use super::{blocking, count};
 use crate::daemon::{HandleError, Shared};
@@ -29,7 +30,13 @@ pub(super) async fn explain_job(shared: &Shared, job: &Job) -> Result<pb::Explan
     // It may have ended meanwhile.
     let job = live.unwrap_or_else(|| job.clone());
     let asked = asked(&job);
-    let explanation = blocking(move || explain(&sched, &asked, now)).await?;
+    let copy = (sched.clone(), asked.clone());
+    let explanation = blocking(move || explain(&copy.0, &copy.1, now)).await?;
+    let forecast = match &explanation {
+        Some(_) => Some(forecast::of(shared, sched, asked, now).await?),
+        None => None,
+    };
+    let (expected_start_p50_ms, expected_start_p90_ms) = forecast::times(forecast.as_ref());
     let (reason, ahead, changes) = match explanation {
         Some(told) => (told.reason.to_string(), count(told.ahead), told.changes),
         None => (stands(&job), 0, Vec::new()),
@@ -41,6 +48,9 @@ pub(super) async fn explain_job(shared: &Shared, job: &Job) -> Result<pb::Explan
         reason,
         ahead,
         changes: changes.iter().map(change).collect(),
+        forecast: forecast.map(|forecast| forecast.to_string()).unwrap_or_default(),
+        expected_start_p50_ms,
+        expected_start_p90_ms,
     })
 }
 
@@ -63,18 +73,26 @@ pub(super) async fn plan_job(
         .map_err(told)?
         .map_err(|refusal: Refusal| told(HandleError::from(refusal)))?;
     let compute = asked.compute.to_string();
-    Ok(match blocking(move || foresee(&sched, &asked, now.wall)).await? {
+    let copy = (sched.clone(), asked.clone());
+    Ok(match blocking(move || foresee(&copy.0, &copy.1, now.wall)).await? {
         Foreseen::Starts { nodes } => {
             let node = nodes.first().map(ToString::to_string).unwrap_or_default();
             pb::JobPlan { compute, node, ..pb::JobPlan::default() }
         }
-        Foreseen::Waits(told) => pb::JobPlan {
-            compute,
-            node: String::new(),
-            reason: told.reason.to_string(),
-            ahead: count(told.ahead),
-            changes: told.changes.iter().map(change).collect(),
-        },
+        Foreseen::Waits(told) => {
+            let forecast = forecast::of(shared, sched, asked, now.wall).await?;
+            let (expected_start_p50_ms, expected_start_p90_ms) = forecast::times(Some(&forecast));
+            pb::JobPlan {
+                compute,
+                node: String::new(),
+                reason: told.reason.to_string(),
+                ahead: count(told.ahead),
+                changes: told.changes.iter().map(change).collect(),
+                forecast: forecast.to_string(),
+                expected_start_p50_ms,
+                expected_start_p90_ms,
+            }
+        }
     })
 }
 

@@ -5,15 +5,15 @@ use std::sync::Arc;
 use atelier_core::access::Role;
 use atelier_core::content::Digest;
 use atelier_core::id::{AttemptNumber, ComputeName, Epoch, EventSeq, JobName, NodeName, SubmitSeq};
-use atelier_core::job::{Event, Job, State};
+use atelier_core::job::{Event, Job, JobStatus, State};
 use atelier_core::live::Counters;
 use atelier_core::time::Timestamp;
 use rusqlite::types::{Type, ValueRef};
 use rusqlite::{Connection, OptionalExtension as _, Row, ToSql, params};
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
-use super::{Archived, Batch, Error, JobQuery, Known, Lookup, Recovered, Taken, TokenRecord};
+use super::{Archived, Batch, Error, JobQuery, Known, Lookup, Past, Recovered, Taken, TokenRecord};
 
 /// Whether a job still holds or wants something.
 pub fn is_live(job: &Job) -> bool {
@@ -239,6 +239,38 @@ pub(super) fn list(conn: &Connection, query: &JobQuery) -> Result<Vec<Job>, Erro
             s.query_map(values, job_of)?.collect()
         })
         .map_err(|e| Error::sqlite("list jobs", e))
+}
+
+pub(super) fn past(
+    conn: &Connection,
+    compute: &ComputeName,
+    limit: usize,
+) -> Result<Vec<Past>, Error> {
+    /// What of a specification is of use here.
+    #[derive(Deserialize)]
+    struct Ran {
+        command: String,
+    }
+    // A job is Starting from its placement on.
+    let sql = "SELECT spec, state,
+                   (SELECT max(at) FROM events e WHERE e.job = j.seq AND e.status = ?3)
+               FROM jobs j WHERE live = 0 AND compute = ?1 ORDER BY seq DESC LIMIT ?2";
+    let one = |row: &Row<'_>| -> rusqlite::Result<Option<Past>> {
+        let State::Ended(ended) = column(row, 1)? else { return Ok(None) };
+        let placed = row.get::<_, Option<i64>>(2)?.map(Timestamp::from_millis);
+        let since =
+            ended.left.started_at.map(|started| placed.map_or(started, |at| at.min(started)));
+        let Some(since) = since else { return Ok(None) };
+        let Ran { command } = column(row, 0)?;
+        Ok(Some(Past { command, ms: ended.at.millis_since(since).unsigned_abs() }))
+    };
+    conn.prepare_cached(sql)
+        .and_then(|mut s| {
+            let values = params![compute.as_str(), limit, JobStatus::Starting.as_str()];
+            let rows = s.query_map(values, one)?.filter_map(Result::transpose);
+            rows.collect()
+        })
+        .map_err(|e| Error::sqlite("read how long jobs took", e))
 }
 
 pub(super) fn recover(conn: &Connection) -> Result<Recovered, Error> {

@@ -250,6 +250,15 @@ pub enum Archived {
     Only,
 }
 
+/// How long a job took.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Past {
+    /// What it ran.
+    pub command: String,
+    /// Milliseconds from its placement, the last one if there were several, to its end.
+    pub ms: u64,
+}
+
 /// A token's holder, as stored: the token itself is not.
 #[derive(Clone, PartialEq, Debug)]
 pub struct TokenRecord {
@@ -302,6 +311,9 @@ pub trait Store: Send + Sync + 'static {
     fn jobs(&self, query: &JobQuery) -> Result<Vec<Job>, Error>;
     /// What is known that submissions must be compared with, in their order.
     fn look_up(&self, submissions: &[Lookup<'_>]) -> Result<Vec<Known>, Error>;
+    /// The last `limit` jobs of a compute that are over, as far as their commands started; the newest
+    /// submission first.
+    fn past(&self, compute: &ComputeName, limit: usize) -> Result<Vec<Past>, Error>;
     /// Events after `after`, oldest first, of one job or all.
     fn events(&self, job: Option<&JobName>, after: u64, limit: usize) -> Result<Vec<Event>, Error>;
 }

@@ -96,9 +96,11 @@ CREATE TABLE instances (
 ) STRICT, WITHOUT ROWID;
 ";
 
-/// Finished jobs by when they ended, for what users have used lately.
+/// Finished jobs by when they ended, for what users have used lately; and by compute, the newest last:
+/// how long jobs take there is asked often.
 const JOBS_BY_END: &str = "
 CREATE INDEX jobs_ended ON jobs (json_extract(state, '$.ended.at')) WHERE live = 0;
+CREATE INDEX jobs_over ON jobs (compute, seq) WHERE live = 0;
 ";
 
 /// Says whose the database is and of which version, and changes nothing: 0 is a new one.

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use atelier_core::content::Digest;
-use atelier_core::id::JobName;
+use atelier_core::id::{ComputeName, JobName};
 use atelier_core::job::{Event, Job};
 use atelier_core::live::PastUse;
 use atelier_core::time::Timestamp;
@@ -19,7 +19,7 @@ use tokio::sync::oneshot;
 
 use super::writer::{Work, Writer};
 use super::{
-    Batch, Error, JobQuery, Known, Lookup, Recovered, Store, TokenRecord, jobs, schema, usage,
+    Batch, Error, JobQuery, Known, Lookup, Past, Recovered, Store, TokenRecord, jobs, schema, usage,
 };
 
 /// SQLite on a local disk.
@@ -242,6 +242,10 @@ impl Store for SqliteStore {
 
     fn look_up(&self, submissions: &[Lookup<'_>]) -> Result<Vec<Known>, Error> {
         self.read(|conn| jobs::look_up(conn, submissions))
+    }
+
+    fn past(&self, compute: &ComputeName, limit: usize) -> Result<Vec<Past>, Error> {
+        self.read(|conn| jobs::past(conn, compute, limit))
     }
 
     fn events(&self, job: Option<&JobName>, after: u64, limit: usize) -> Result<Vec<Event>, Error> {

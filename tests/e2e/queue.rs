@@ -157,3 +157,82 @@ fn a_suggested_change_starts_the_job() {
     cluster.atelier(["job", "cancel", &running]).ok();
     cluster.completed(&second);
 }
+
+/// The forecast says nothing where nothing is known, and is right where all jobs take equally long;
+/// also after a restart.
+#[test]
+fn a_forecast_comes_from_past_jobs() {
+    let cluster = Cluster::empty();
+    cluster.start_daemon();
+    cluster.start_agent(&Agent::new("local").cpus(2));
+    let history = History::of(&cluster);
+    let explain = |job: &str| cluster.atelier(["job", "explain", job, "-o", "json"]).ok().json();
+    let first = cluster.create(&yaml("sleep 3", "medium", 2));
+    let second = cluster.create(&yaml("sleep 3", "medium", 2));
+    let told = explain(&second);
+    let nothing = "no forecast: nothing is known of how long jobs run here";
+    assert_eq!(told["forecast"], nothing, "{told}");
+    assert_eq!(told["expected_start"], json!({"p50": null, "p90": null}), "{told}");
+    cluster.completed(&first);
+    let ended = cluster.completed(&second);
+    cluster.restart_daemon_hard();
+    cluster.daemon_is_ready();
+    cluster.node_is_ready("local");
+
+    let running = cluster.create(&yaml(&history.command(600.0), "medium", 2));
+    cluster.running(&running);
+    let waits = cluster.create(&yaml("sleep 3", "medium", 2));
+    let last = cluster.create(&yaml("sleep 3", "medium", 2));
+    let (told, after) = (explain(&waits), explain(&last));
+    let text = told["forecast"].as_str().unwrap();
+    assert!(text.contains("from 32 runs of the scheduler over 2 past jobs"), "{told}");
+    let time = |told: &serde_json::Value, percentile: &str| {
+        let text = told["expected_start"][percentile].as_str().unwrap();
+        text.parse::<jiff::Timestamp>().unwrap().as_millisecond()
+    };
+    assert!(time(&told, "p50") > ended.ended_at_ms, "{told}");
+    assert!(time(&told, "p90") < ended.ended_at_ms + 600_000, "{told}");
+    let took = time(&after, "p50") - time(&told, "p50");
+    assert!((2_500..60_000).contains(&took), "{told} {after}");
+    let dry = cluster
+        .atelier(["job", "create", "-f", "-", "--dry-run", "-o", "json"])
+        .stdin(yaml("sleep 3", "medium", 2))
+        .ok()
+        .json();
+    assert!(dry["forecast"].as_str().unwrap().contains("past jobs"), "{dry}");
+    assert!(time(&dry, "p50") >= time(&after, "p50"), "{dry} {after}");
+    let told = explain(&running);
+    assert_eq!(told["forecast"], "", "it does not wait: {told}");
+    cluster.atelier(["job", "cancel", &running]).ok();
+}
+
+/// A replay of what was comes near it, and two nodes more would have spared the waits.
+#[test]
+fn a_replay_tells_what_was_beside_what_would_be() {
+    let cluster = Cluster::empty();
+    cluster.start_daemon();
+    cluster.start_agent(&Agent::new("local").cpus(2));
+    cluster.atelier(["simulate", "replay"]).fails(1).says(&["cannot replay", "--since"]);
+    let jobs: Vec<String> = (0..3).map(|_| cluster.create(&yaml("sleep 2", "medium", 2))).collect();
+    jobs.iter().for_each(|job| drop(cluster.completed(job)));
+    let replay = |more: &[&str]| {
+        let words = ["simulate", "replay", "--since", "1h", "-o", "json"];
+        cluster.atelier(words.iter().chain(more)).ok().json()
+    };
+    let told = replay(&[]);
+    assert_eq!((&told["jobs"], &told["nodes"]), (&json!(3), &json!(1)), "{told}");
+    let of = |told: &serde_json::Value, which: &str, what: &str| {
+        told["wait_seconds"][which][what].as_f64().unwrap()
+    };
+    assert!(of(&told, "was", "p99") >= 3.0, "two were before it: {told}");
+    let apart = of(&told, "was", "mean") - of(&told, "would_be", "mean");
+    assert!(apart.abs() < 2.0, "{told}");
+    assert!(told["compared"].as_str().unwrap().contains("on the nodes that are there now"));
+    let more = replay(&["--add-nodes", "2"]);
+    assert_eq!((&more["nodes"], &more["nodes_added"]), (&json!(3), &json!(2)), "{more}");
+    assert_eq!(of(&more, "would_be", "p99"), 0.0, "{more}");
+    assert_eq!(of(&more, "was", "p99"), of(&told, "was", "p99"));
+    cluster.atelier(["simulate", "replay", "--compute", "none"]).fails(1).says(&["no job"]);
+    cluster.atelier(["simulate", "replay", "--add-nodes", "1xA10"]).fails(1).says(&["A10"]);
+    cluster.atelier(["simulate", "replay", "--since", "soon"]).fails(2).says(&["24h"]);
+}

@@ -873,7 +873,7 @@ fn hold(job: &Job, active: &Active, member: &Member) -> Hold {
 }
 
 /// How long an attempt holds its node at most: its time limit, and what is before and after it.
-fn most_ms(spec: &CommandJob) -> Option<u64> {
+pub fn most_ms(spec: &CommandJob) -> Option<u64> {
     spec.limits.timeout.map(|seconds| seconds.saturating_mul(1_000).saturating_add(AROUND_MS))
 }
 

@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use super::{Budget, Rank, Sched, WaitReason, Waiting, plan};
+use super::{Budget, Pool, Rank, Request, Sched, WaitReason, Waiting, plan};
 use crate::id::{ComputeName, NodeName};
 use crate::resource::{Cpus, Demand, Gpus, Ledger, Memory, MilliGpu, WHOLE_GPU};
 use crate::spec::Priority;
@@ -45,6 +45,13 @@ pub enum Change {
         /// What there is.
         to: Demand,
     },
+    /// Run on fewer nodes.
+    Members {
+        /// So many it asks for.
+        from: u32,
+        /// So many there are.
+        to: u32,
+    },
     /// Send it elsewhere.
     Compute(ComputeName),
     /// Give it a higher level.
@@ -71,6 +78,7 @@ impl Change {
                 }
                 settings
             }
+            Self::Members { to, .. } => vec![format!("resources.instance_count={to}")],
             Self::Compute(compute) => vec![format!("compute={compute}")],
             Self::Priority(priority) => {
                 vec![format!("queue_settings.priority={}", priority.word())]
@@ -101,6 +109,8 @@ impl fmt::Display for Change {
                 }
                 write!(f, "ask for {}", parts.join(" and "))
             }
+            Self::Members { from, to: 1 } => write!(f, "run on 1 node instead of {from}"),
+            Self::Members { from, to } => write!(f, "run on {to} nodes instead of {from}"),
             Self::Compute(compute) => write!(f, "send it to compute '{compute}'"),
             Self::Priority(priority) => write!(f, "give it priority {}", priority.word()),
         }
@@ -169,6 +179,8 @@ fn candidates(sched: &Sched, asked: &Asked) -> Vec<Change> {
             .collect();
         smaller.sort_unstable();
         smaller.dedup();
+        let from = asked.waiting.request.members;
+        changes.extend(fewer(pool, asked).map(|to| Change::Members { from, to }));
         // Beyond the first few they only ask for less and less.
         let few = smaller.into_iter().take(8);
         changes.extend(
@@ -181,6 +193,23 @@ fn candidates(sched: &Sched, asked: &Asked) -> Vec<Change> {
     changes
         .extend(levels.into_iter().filter(|level| *level > asked.priority).map(Change::Priority));
     changes
+}
+
+/// How many members would find room now, the most first: of all nodes with room, and of those
+/// without jobs, which count where a job takes a whole node.
+fn fewer(pool: &Pool, asked: &Asked) -> impl Iterator<Item = u32> + use<> {
+    let Request { members, demand } = &asked.waiting.request;
+    let (mut roomy, mut idle) = (0, 0);
+    if *members > 1 {
+        for (_, ledger, _) in pool.nodes().filter(|(_, _, open)| *open) {
+            if ledger.shortage(demand).is_none() {
+                roomy += 1;
+                idle += u32::from(ledger.is_idle());
+            }
+        }
+    }
+    let most = *members;
+    [roomy, idle].into_iter().filter(move |count| (1..most).contains(count))
 }
 
 /// The demand cut to what is free on a node, with how much that cuts, in thousandths summed over
@@ -224,6 +253,7 @@ fn starts(without: &Sched, asked: &Asked, change: &Change, now: Timestamp) -> bo
         (asked.compute.clone(), asked.waiting.clone(), asked.rank);
     match change {
         Change::Demand { to, .. } => waiting.request.demand = to.clone(),
+        Change::Members { to, .. } => waiting.request.members = *to,
         Change::Compute(other) => compute = other.clone(),
         Change::Priority(level) => {
             rank = Rank::new(rank.tier(), *level, asked.created_at, rank.seq())

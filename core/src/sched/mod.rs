@@ -6,6 +6,8 @@
 //! line that does not fit is promised nodes, and those behind it start only if that does not delay it.
 
 mod explain;
+pub mod forecast;
+pub mod forward;
 pub mod pack;
 mod pool;
 mod quota;

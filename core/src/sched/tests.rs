@@ -306,6 +306,21 @@ fn what_would_start_a_job_now_is_found_and_true() {
     let changes = [less, Change::Compute(other), Change::Priority(Priority::High)];
     assert_eq!(told.changes, changes, "with less it has room on c, and delays nobody");
 
+    // A job of several nodes: as many as there is room for.
+    let mut wide = Asked {
+        waiting: waiting(name("wide"), demand(1, 40, 0)),
+        compute: compute(),
+        priority: Priority::High,
+        created_at: NOW,
+        rank: Rank::new(JobTier::Standard, Priority::High, NOW, SubmitSeq(9)),
+    };
+    wide.waiting.request.members = 7;
+    let Foreseen::Waits(told) = foresee(&sched, &wide, NOW) else { panic!("there is no room") };
+    let fewer = Change::Members { from: 7, to: 2 };
+    assert!(told.changes.contains(&fewer), "{told:?}");
+    assert_eq!(fewer.to_string(), "run on 2 nodes instead of 7");
+    assert_eq!(fewer.settings(), ["resources.instance_count=2"]);
+
     // Several things at once.
     let large = demand(4, 900, 2);
     sched.dequeue(&compute(), rank(3));

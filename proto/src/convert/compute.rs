@@ -2,6 +2,7 @@
 
 use atelier_core::compute as core;
 use atelier_core::id::ComputeName;
+use atelier_core::resource::{Capacity, GpuDevice};
 use atelier_core::sched::{Limits, Quotas};
 use atelier_core::spec::limits::{MAX_ENTRIES, MAX_VALUE};
 
@@ -162,5 +163,23 @@ impl TryFrom<pb::Cluster> for core::Cluster {
             node_labels: cluster.node_labels.into_iter().collect(),
             ..Self::new(name, &size, node)
         })
+    }
+}
+
+/// What a node offers in all. Of its devices only what they are: which they are is of no account.
+impl From<&pb::Node> for Capacity {
+    fn from(node: &pb::Node) -> Self {
+        let resources = node.capacity.unwrap_or_default();
+        let gpus = (0..).zip(&node.gpus).map(|(index, gpu)| {
+            let (model, memory) = (gpu.model.clone(), gpu.memory_mib);
+            (index, GpuDevice { uuid: String::new(), model, memory })
+        });
+        Self {
+            cpu: resources.cpu_milli,
+            memory: resources.memory_mib,
+            gpus: gpus.collect(),
+            disk: resources.disk_mib,
+            labels: node.labels.clone().into_iter().collect(),
+        }
     }
 }

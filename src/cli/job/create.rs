@@ -69,6 +69,8 @@ async fn plan(client: &Client, mut job: CommandJob) -> Result<Value, Error> {
         "node": node,
         "reason": plan.reason,
         "ahead": plan.ahead,
+        "expected_start": view::expected(plan.expected_start_p50_ms, plan.expected_start_p90_ms),
+        "forecast": plan.forecast,
         "changes": plan.changes.iter().map(view::change).collect::<Vec<_>>(),
     }))
 }

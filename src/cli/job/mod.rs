@@ -41,12 +41,15 @@ Examples:
   atelier job show calm_apple_x1
   atelier job show calm_apple_x1 --query status -o tsv")]
     Show(Name),
-    /// Say why a job waits, and what would start it now
+    /// Say why a job waits, when it may start, and what would start it now
     ///
-    /// Each change that is named was tried: the scheduler itself would start the job with it.
+    /// Each change that is named was tried: the scheduler itself would start the job with it. The
+    /// forecast is the scheduler's too: it is rolled forward many times, with lengths of the jobs drawn
+    /// from those that ran on the compute before. Jobs and nodes yet to come are not in it.
     #[command(after_help = "\
 Examples:
   atelier job explain calm_apple_x1
+  atelier job explain calm_apple_x1 --query expected_start.p90 -o tsv
   atelier job explain calm_apple_x1 --query 'changes[].settings[]' -o tsv")]
     Explain(Name),
     /// Print a job's log as it comes; ends with the job, and with its exit code
@@ -139,6 +142,8 @@ async fn explain(context: &Context, name: &str) -> Result<(), Error> {
         "compute": told.compute,
         "reason": told.reason,
         "ahead": told.ahead,
+        "expected_start": view::expected(told.expected_start_p50_ms, told.expected_start_p90_ms),
+        "forecast": told.forecast,
         "changes": told.changes.iter().map(view::change).collect::<Vec<_>>(),
     }))
 }

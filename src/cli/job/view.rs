@@ -390,6 +390,11 @@ const fn on_node_loss(choice: pb::OnNodeLoss) -> &'static str {
 }
 
 /// A change that would start a job now.
+/// When a job is expected to start.
+pub(super) fn expected(p50_ms: i64, p90_ms: i64) -> Value {
+    json!({"p50": time(p50_ms), "p90": time(p90_ms)})
+}
+
 pub(super) fn change(change: &pb::Change) -> Value {
     json!({ "change": change.text, "set": change.settings })
 }

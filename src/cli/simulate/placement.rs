@@ -35,14 +35,19 @@ const MAX_SEEDS: u64 = 10_000;
 
 /// `1.3` as 1300.
 pub(super) fn thousandths(text: &str) -> Result<u64, String> {
-    let wrong = || "write a number above 0 and up to 100 with at most three decimals".to_owned();
+    thousandths_up_to(100, text)
+}
+
+/// A number above 0 and up to `most`, in thousandths.
+pub(super) fn thousandths_up_to(most: u64, text: &str) -> Result<u64, String> {
+    let wrong = || format!("write a number above 0 and up to {most} with at most three decimals");
     let (whole, part) = text.split_once('.').unwrap_or((text, ""));
     let digits = |text: &str| text.bytes().all(|b| b.is_ascii_digit());
     if whole.is_empty() || !digits(whole) || !digits(part) || part.len() > 3 {
         return Err(wrong());
     }
     let value: u64 = format!("{whole}{part:0<3}").parse().map_err(|_| wrong())?;
-    if value == 0 || value > 100_000 { Err(wrong()) } else { Ok(value) }
+    if value == 0 || value > most * 1000 { Err(wrong()) } else { Ok(value) }
 }
 
 /// `42`, `42..51` (both included), `1,5,9`.

@@ -4,7 +4,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use atelier_core::content::Digest;
-use atelier_core::id::{DatastoreName, Epoch};
+use atelier_core::id::{ComputeName, DatastoreName, Epoch};
 use atelier_core::job::{AttemptEnd, AttemptKey, Exit, JobStatus, Progress, Report};
 use atelier_core::layout;
 use atelier_core::live::PastUse;
@@ -81,6 +81,10 @@ impl Store for Counted {
         submissions: &[store::Lookup<'_>],
     ) -> Result<Vec<store::Known>, store::Error> {
         self.inner.look_up(submissions)
+    }
+
+    fn past(&self, compute: &ComputeName, limit: usize) -> Result<Vec<store::Past>, store::Error> {
+        self.inner.past(compute, limit)
     }
 
     fn events(

@@ -91,3 +91,33 @@ async fn events_come_oldest_first_in_pages_of_one_job_or_all() {
     }
     assert!(store.events(Some(&name("job3")), 0, 7).unwrap().is_empty());
 }
+
+#[tokio::test]
+async fn how_long_jobs_took_is_told_of_the_last_of_a_compute() {
+    let folder = Folder::new();
+    let store = folder.open();
+    let jobs = (1..=9).map(|seq| {
+        let mut job = if seq % 2 == 0 { records::over(seq) } else { waiting(seq) };
+        if seq == 8 {
+            job.compute = ComputeName::new("other").unwrap();
+        }
+        (job, None)
+    });
+    let mut batch = accepted(jobs);
+    // 6 was placed before its command started, and before that on a node that was lost.
+    for (seq, at) in [(21, 1), (22, 2)] {
+        let at = Timestamp::from_millis(at);
+        batch.events.push(Event { at, status: JobStatus::Starting, ..event(seq, &name("job6")) });
+    }
+    batch.counters = Some(Counters { event: EventSeq(22), ..batch.counters.unwrap() });
+    store.commit(batch.into()).await.unwrap();
+    let past = |compute: &str, limit| -> Vec<u64> {
+        let past = store.past(&ComputeName::new(compute).unwrap(), limit).unwrap();
+        assert!(past.iter().all(|past| past.command == "true"));
+        past.iter().map(|past| past.ms).collect()
+    };
+    assert_eq!(past("local", 9), [7, 6, 6]);
+    assert_eq!(past("local", 1), [7]);
+    assert_eq!(past("other", 9), [6]);
+    assert_eq!(past("none", 9), [0; 0]);
+}
