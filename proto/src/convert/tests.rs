@@ -448,3 +448,62 @@ fn status_words_are_azures() {
     let error = "Done".parse::<pb::JobStatus>().unwrap_err().to_string();
     assert!(error.starts_with("'Done' is not a job status; use one of NotStarted, Queued,"));
 }
+
+/// A job on two nodes whose second member is over.
+fn on_two_nodes() -> atelier_core::job::Job {
+    use atelier_core::id::{NodeName, Principal, SubmitSeq};
+    use atelier_core::job::{Active, AttemptEnd, Exit, Job, Member, Phase, State, Tries};
+    use atelier_core::time::Timestamp;
+
+    let member = |name: &str| Member::placed(NodeName::new(name).unwrap(), Default::default());
+    let end = AttemptEnd {
+        exit: Some(Exit::Code(3)),
+        problem: None,
+        started_at: None,
+        manifest: None,
+        outputs: Vec::new(),
+        log_bytes: 0,
+    };
+    let active = Active {
+        attempt: atelier_core::id::AttemptNumber(1),
+        epoch: atelier_core::id::Epoch(1),
+        first: Member { phase: Phase::Running, ..member("a") },
+        others: vec![Member { end: Some(Box::new(end)), ..member("b") }],
+        assigned_at: Timestamp::from_millis(1),
+        cancel: None,
+        evict: None,
+        failed: None,
+        yields_at: None,
+    };
+    Job {
+        name: JobName::new("j").unwrap(),
+        seq: SubmitSeq(1),
+        spec: Arc::new(least().try_into().unwrap()),
+        compute: ComputeName::new("local").unwrap(),
+        created_by: Principal::new("ana").unwrap(),
+        created_at: Timestamp::from_millis(1),
+        tries: Tries::default(),
+        state: State::Active(active),
+        archived: false,
+    }
+}
+
+#[test]
+fn a_job_on_several_nodes_shows_its_members() {
+    use atelier_core::job::State;
+    let mut job = on_two_nodes();
+    let shown = super::job(&job, super::JobDetails::default());
+    let members: Vec<_> = shown
+        .members
+        .iter()
+        .map(|member| (member.rank, member.node.as_str(), member.status(), member.exit_code))
+        .collect();
+    let expected =
+        [(0, "a", pb::JobStatus::Running, None), (1, "b", pb::JobStatus::Failed, Some(3))];
+    assert_eq!(members, expected);
+    assert_eq!(shown.node, "a");
+    if let State::Active(active) = &mut job.state {
+        active.others.clear();
+    }
+    assert!(super::job(&job, super::JobDetails::default()).members.is_empty());
+}
