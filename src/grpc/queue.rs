@@ -77,7 +77,8 @@ pub(super) async fn plan_job(
     Ok(match blocking(move || foresee(&copy.0, &copy.1, now.wall)).await? {
         Foreseen::Starts { nodes } => {
             let node = nodes.first().map(ToString::to_string).unwrap_or_default();
-            pb::JobPlan { compute, node, ..pb::JobPlan::default() }
+            let nodes = nodes.iter().map(ToString::to_string).collect();
+            pb::JobPlan { compute, node, nodes, ..pb::JobPlan::default() }
         }
         Foreseen::Waits(told) => {
             let forecast = forecast::of(shared, sched, asked, now.wall).await?;
@@ -85,6 +86,13 @@ pub(super) async fn plan_job(
             pb::JobPlan {
                 compute,
                 node: String::new(),
+                nodes: Vec::new(),
+                preempts: match &told.reason {
+                    WaitReason::MakingRoom { jobs } => {
+                        jobs.iter().map(ToString::to_string).collect()
+                    }
+                    _ => Vec::new(),
+                },
                 reason: told.reason.to_string(),
                 ahead: count(told.ahead),
                 changes: told.changes.iter().map(change).collect(),

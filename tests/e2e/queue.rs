@@ -136,6 +136,8 @@ fn a_suggested_change_starts_the_job() {
     };
     let told = dry(&["compute=big", "resources.cpus=8"]).ok().json();
     assert_eq!((&told["starts_now"], &told["node"]), (&json!(true), &json!("large")), "{told}");
+    assert_eq!((&told["nodes"], &told["preempts"]), (&json!(["large"]), &json!([])), "{told}");
+    assert_eq!(told["downloads"]["f"]["type"], "uri_file", "{told}");
     let told = dry(&["resources.cpus=2"]).ok().json();
     assert_eq!((&told["starts_now"], &told["ahead"]), (&json!(false), &json!(2)), "{told}");
     assert!(told["reason"].as_str().unwrap().contains(&first), "{told}");

@@ -40,7 +40,11 @@ fn a_preempted_job_goes_on_from_its_checkpoint() {
     let history = History::of(&cluster);
     let peer = cluster.create(&job("echo", 4, "queue_settings: {job_tier: spot}"));
     assert_eq!(cluster.rpc().job(&low).unwrap().attempt, 1);
-    let usual = cluster.create(&job(&history.command(0.5), 4, ""));
+    let usual = job(&history.command(0.5), 4, "");
+    let words = ["job", "create", "-f", "-", "--dry-run", "-o", "json"];
+    let told = cluster.atelier(words).stdin(usual.clone()).ok().json();
+    assert_eq!(told["preempts"], serde_json::json!([low]), "{told}");
+    let usual = cluster.create(&usual);
     let ended = cluster.completed(&usual);
     assert_eq!(ended.attempt, 1);
     std::fs::write(&go, "").unwrap();

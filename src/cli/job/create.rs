@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use atelier_core::spec::{Code, CommandJob, DataUri, Input, Override};
-use atelier_proto::job::v1::{CreateJobRequest, JobSpec};
+use atelier_proto::job::v1::{self as pb, CreateJobRequest, JobSpec};
 use clap::Args;
 use serde_json::{Value, json};
 
@@ -57,6 +57,13 @@ pub(super) async fn run(arguments: Arguments, context: &Context) -> Result<ExitC
 
 /// What the scheduler would do. What lies on this machine has no part in that, and is not sent.
 async fn plan(client: &Client, mut job: CommandJob) -> Result<Value, Error> {
+    let inputs = serde_json::Value::Object(
+        pb::CommandJob::from(&job)
+            .inputs
+            .iter()
+            .filter_map(|(name, input)| Some((name.clone(), view::fetched(input)?)))
+            .collect(),
+    );
     job.code = job.code.filter(|code| !matches!(code, Code::Local(_)));
     job.inputs.retain(|_, input| !matches!(input, Input::Data { uri: DataUri::Local(_), .. }));
     let request =
@@ -67,6 +74,9 @@ async fn plan(client: &Client, mut job: CommandJob) -> Result<Value, Error> {
         "compute": plan.compute,
         "starts_now": node.is_some(),
         "node": node,
+        "nodes": plan.nodes,
+        "preempts": plan.preempts,
+        "downloads": inputs,
         "reason": plan.reason,
         "ahead": plan.ahead,
         "expected_start": view::expected(plan.expected_start_p50_ms, plan.expected_start_p90_ms),

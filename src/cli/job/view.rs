@@ -213,6 +213,13 @@ const fn kind(kind: pb::DataKind) -> &'static str {
 }
 
 /// Literals stand as they are, as in the job's file.
+/// A data input that a node fetches or mounts; `None` for literals and for what the job is given the
+/// address of.
+pub(super) fn fetched(given: &pb::Input) -> Option<Value> {
+    let Some(pb::input::Value::Data(data)) = &given.value else { return None };
+    (data.mode() != pb::InputMode::Direct).then(|| input(given))
+}
+
 fn input(input: &pb::Input) -> Value {
     use pb::input::Value as V;
     match &input.value {
