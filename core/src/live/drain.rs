@@ -89,7 +89,7 @@ impl Live {
         let Some(key) = job.attempt_key() else { return };
         let State::Active(active) = &mut job.state else { return };
         let ends = matches!(active.phase(), Phase::Finalizing { .. });
-        if ends || active.cancel.is_some() || active.evict.is_some() {
+        if ends || active.stop_reason().is_some() {
             return;
         }
         active.evict = Some(Evict { by: by.clone(), reason: reason.clone(), at: now.wall });

@@ -9,7 +9,7 @@ use crate::job::{
     Active, AttemptKey, Cause, Ended, Failure, Job, JobStatus, Outcome, Progress, Report, State,
 };
 use crate::live::{Counters, Decisions, Effect, Live, Refusal, Submission};
-use crate::node::{Mono, Now};
+use crate::node::{Drain, Mono, Now};
 use crate::resource::Demand;
 use crate::spec::{CommandJob, Retry};
 use crate::testkit::{
@@ -232,6 +232,22 @@ fn the_first_member_that_fails_ends_the_others_and_is_named() {
     let end = crate::job::AttemptEnd { problem: Some(canceled), ..ended(143) };
     case.says(&nodes[1], &key, Progress::Ended(Box::new(end)));
     assert_eq!(case.failure(&job), &Failure { cause: Cause::UserError, message: said });
+}
+
+/// A node that is drained while the others stop makes no other failure of it: the job has had its try.
+#[test]
+fn a_gang_that_has_failed_is_not_asked_to_make_way() {
+    let mut case = Case::new(2);
+    let job = case.submit(gang(2)).unwrap();
+    let (nodes, key) = (case.nodes(&job), case.key(&job));
+    case.exits(&nodes[1], &key, 3);
+    let now = case.now();
+    let (by, reason) = (principal("root"), "repair".to_owned());
+    let drain = Drain { by, reason, since: now.wall, deadline: Some(now.wall) };
+    case.live.drain(&nodes[0], drain, false, now, &mut case.out).unwrap();
+    case.exits(&nodes[0], &key, 143);
+    assert_eq!(case.failure(&job).cause, Cause::UserError);
+    assert_eq!(case.job(&job).tries.evicted, 0);
 }
 
 #[test]

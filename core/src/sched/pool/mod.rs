@@ -119,7 +119,7 @@ pub struct Pool {
     tiers: OrdMap<JobTier, usize>,
     /// Jobs that make way at a moment if they are still there, each with a node of theirs.
     lent: OrdSet<(Timestamp, JobName, NodeName)>,
-    /// Those whose moment has come, and whom no plan has looked at since.
+    /// Those whose moment has come, and who were not asked to make way yet.
     due: OrdSet<(JobName, NodeName)>,
     /// A job takes a whole node.
     exclusive: bool,
@@ -287,17 +287,24 @@ impl Pool {
 
     /// Whether a user may hold this too.
     fn is_within_quota(&self, user: &Principal, known: &User, request: &Request) -> bool {
+        self.are_within_quota(user, known, &[request])
+    }
+
+    /// Whether a user may hold all of these too.
+    fn are_within_quota(&self, user: &Principal, known: &User, requests: &[&Request]) -> bool {
         if self.quotas.is_empty() {
             return true;
         }
         let limits = self.quotas.of(user);
-        let cost = self.cost(request);
+        let mut cost = Amount::default();
+        requests.iter().for_each(|request| cost.add(self.cost(request)));
+        let nodes: u32 = requests.iter().map(|request| request.members).sum();
         let within = |limit: Option<u64>, held: u64| limit.is_none_or(|most| held <= most);
         within(limits.cpu, known.held.cpu + cost.cpu)
             && within(limits.memory, known.held.memory + cost.memory)
             && within(limits.milli_gpus, known.held.milli_gpus + cost.milli_gpus)
-            && limits.nodes.is_none_or(|most| known.nodes() + request.members <= most)
-            && limits.jobs.is_none_or(|most| known.jobs.len() < most as usize)
+            && limits.nodes.is_none_or(|most| known.nodes() + nodes <= most)
+            && limits.jobs.is_none_or(|most| known.jobs.len() + requests.len() <= most as usize)
     }
 
     /// What would be held for a request; where jobs take whole nodes, the most that it could be.
@@ -499,7 +506,6 @@ impl Pool {
         if !goes_on {
             self.freed = false;
             self.newcomers = OrdSet::new();
-            self.due = OrdSet::new();
         }
         self.blocked = outcome.blocked.clone();
         // In the next round it is found anew, if it is still needed.

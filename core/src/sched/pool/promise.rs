@@ -41,7 +41,7 @@ impl Pool {
         let place = self.place_of(rank)?;
         let members = request.members as usize;
         let mut found: Vec<(Room, &NodeName)> = self
-            .candidates(&request.demand, members)
+            .candidates(&request.demand, members, |_| true)
             .filter_map(|(node, slot)| Some((self.room(slot, &request.demand, now)?, node)))
             .collect();
         if found.len() < members {
@@ -61,12 +61,13 @@ impl Pool {
         &'a self,
         demand: &'a Demand,
         members: usize,
+        may: impl Fn(&Slot) -> bool + 'a,
     ) -> impl Iterator<Item = (&'a NodeName, &'a Slot)> {
         self.by_free
             .iter()
             .rev()
             .filter_map(|(_, node)| self.nodes.get(node).map(|slot| (node, slot)))
-            .filter(|(_, slot)| slot.ledger.capacity().could_hold(demand))
+            .filter(move |(_, slot)| slot.ledger.capacity().could_hold(demand) && may(slot))
             .take(LOOKED_AT.max(members.saturating_mul(4)))
     }
 
@@ -123,10 +124,11 @@ impl Pool {
             let (job, for_job) = (job.clone(), for_job.clone());
             Eviction { job, for_job, why }
         };
+        // While nobody can say when there is room beside them, their going would help nobody.
         let late: Vec<Eviction> = self
             .due
             .iter()
-            .filter(|(_, node)| promise.nodes.contains(node))
+            .filter(|(_, node)| promise.at.is_some() && promise.nodes.contains(node))
             .map(|(job, _)| eviction(job, Yields::Late))
             .collect();
         let soon = promise.at.is_some_and(|at| at <= now.plus_millis(PATIENCE_MS));
@@ -152,7 +154,10 @@ impl Pool {
     ) -> Option<(Vec<NodeName>, BTreeSet<JobName>)> {
         let members = request.members as usize;
         let mut found: Vec<(Cost, &NodeName, Vec<&JobName>)> = self
-            .candidates(&request.demand, members)
+            .candidates(&request.demand, members, |slot| {
+                let lower = |hold: &Hold| hold.rank.tier() < rank.tier() || hold.going;
+                slot.holds.values().any(lower) || self.has_room(&slot.ledger, &request.demand)
+            })
             .filter_map(|(node, slot)| {
                 let (cost, victims) = self.cost_of_room(slot, rank.tier(), &request.demand, now)?;
                 Some((cost, node, victims))
@@ -225,7 +230,10 @@ impl Pool {
 /// When what is held is free.
 fn ends(hold: &Hold, now: Timestamp) -> Room {
     match hold.until {
-        _ if hold.going => Room::At(now.plus_millis(STOPS_MS)),
+        // It makes way when it is asked, if it was not.
+        _ if hold.going || hold.yields_at.is_some_and(|at| at <= now) => {
+            Room::At(now.plus_millis(STOPS_MS))
+        }
         // It has taken longer than anybody thought.
         Some(until) if until > now => Room::At(until),
         Some(_) | None => Room::After(1),

@@ -227,6 +227,47 @@ fn who_does_not_delay_the_first_in_line_starts_before_it() {
     assert_eq!(step_at(&mut sched, at(602)), ["2@a"]);
 }
 
+/// The promise stays on the node that it was made for, although another would be free later without
+/// anybody's going; and while more than the late job is in the way, the late job may stay.
+#[test]
+fn a_late_job_makes_way_also_where_another_node_would_do_later() {
+    let mut sched = sched(&[("a", capacity(4, 1000, 0)), ("b", capacity(4, 1000, 0))]);
+    submit(&mut sched, &Job { most: Some(600), ..job(1, 3) });
+    submit(&mut sched, &Job { most: Some(2000), ..job(2, 4) });
+    assert_eq!(step_at(&mut sched, NOW), ["1@a", "2@b"]);
+    submit(&mut sched, &job(3, 4));
+    submit(&mut sched, &Job { most: Some(500), ..job(4, 1) });
+    assert_eq!(step_at(&mut sched, NOW), ["4@a"]);
+    assert_eq!(promised(&sched).at, Some(at(600)));
+    // The one that was to end by then has not, and nobody knows when it does.
+    assert!(step_at(&mut sched, at(600)).is_empty());
+    assert_eq!(promised(&sched).nodes, [node("b")]);
+    end(&mut sched, "a", 1, at(700));
+    assert_eq!(step_at(&mut sched, at(700)), ["-job4"]);
+    assert_eq!(promised(&sched).nodes, [node("a")]);
+    end(&mut sched, "a", 4, at(701));
+    assert_eq!(step_at(&mut sched, at(701)), ["3@a"]);
+}
+
+#[test]
+fn the_rest_of_a_quota_is_for_the_first_in_line() {
+    let mut sched = sched(&[("a", capacity(4, 1000, 0)), ("b", capacity(2, 1000, 0))]);
+    let limits = Limits { cpu: Some(4000), ..Limits::default() };
+    let ada = Principal::new("ada").unwrap();
+    sched.set_quotas(&compute(), Quotas { users: [(ada, limits)].into(), ..Quotas::default() });
+    submit(&mut sched, &Job { user: "bob", ..job(1, 2) });
+    submit(&mut sched, &Job { user: "bob", ..job(2, 2) });
+    assert_eq!(step_at(&mut sched, NOW), ["1@b", "2@a"]);
+    submit(&mut sched, &job(3, 4));
+    assert!(step_at(&mut sched, NOW).is_empty());
+    end(&mut sched, "b", 1, at(1));
+    submit(&mut sched, &job(4, 1));
+    submit(&mut sched, &Job { user: "cleo", ..job(5, 1) });
+    assert_eq!(step_at(&mut sched, at(1)), ["5@b"], "with 4 running, 3 could not start");
+    end(&mut sched, "a", 2, at(2));
+    assert_eq!(step_at(&mut sched, at(2)), ["3@a"]);
+}
+
 #[test]
 fn a_small_job_starts_beside_the_first_in_line_if_there_is_room_for_both() {
     let mut sched = sched(&[("a", capacity(8, 1000, 0))]);
