@@ -506,7 +506,7 @@ impl Live {
             min,
             max,
             idle_ms: idle_s.saturating_mul(1000),
-            has_work: self.sched.has_work(name),
+            has_work: self.sched.has_work(name, max),
             not_before,
             ..View::default()
         };
@@ -609,8 +609,10 @@ impl Live {
         !self.instances.is_empty()
             || self.computes.values().any(|compute| {
                 compute.is_scaled()
-                    && (self.sched.has_work(&compute.name)
-                        || compute.cluster.as_ref().is_some_and(|c| c.min_instances > 0))
+                    && compute.cluster.as_ref().is_some_and(|cluster| {
+                        cluster.min_instances > 0
+                            || self.sched.has_work(&compute.name, cluster.max_instances)
+                    })
             })
     }
 

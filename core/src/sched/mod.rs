@@ -105,9 +105,10 @@ impl Sched {
         self.pools.get(compute).map_or(0, |pool| pool.nodes_wanted(now, most))
     }
 
-    /// Whether a job is in line that a node could hold, be it there or yet to come.
-    pub fn has_work(&self, compute: &ComputeName) -> bool {
-        self.pools.get(compute).is_some_and(Pool::has_work)
+    /// Whether a job is in line that the nodes could hold, be they there or yet to come, of which there
+    /// are `most` in all.
+    pub fn has_work(&self, compute: &ComputeName, most: u32) -> bool {
+        self.pools.get(compute).is_some_and(|pool| pool.has_work(most))
     }
 
     /// Whether the node is on its way out.

@@ -111,6 +111,38 @@ fn jobs_that_share_get_no_more_nodes_than_they_fill() {
     assert_eq!(up(&world), 2, "six of one CPU on nodes of four");
 }
 
+/// A gang gets all of its nodes asked for at once. One that has become too large for its cluster keeps no
+/// nodes that it could never use.
+#[test]
+fn a_cluster_grows_by_whole_gangs() {
+    let gang = |world: &mut World, name: &str| {
+        let mut spec = command_job(Demand::DEFAULT);
+        spec.compute = Some(elastic());
+        spec.resources.instance_count = 3;
+        let name = job_name(name);
+        world.submit(&name, Arc::new(spec), Script::succeeds(500));
+        name
+    };
+    let mut world = world(0, 4, Placement::Exclusive);
+    world.advance(100).unwrap();
+    let first = gang(&mut world, "first");
+    world.advance(0).unwrap();
+    let coming = reason(&world, &first);
+    assert!(matches!(coming, Some(WaitReason::NodesComing { nodes: 3, .. })), "{coming:?}");
+    world.advance(600).unwrap();
+    assert_eq!(given_nodes(&world, &first).len(), 3);
+    let second = gang(&mut world, "second");
+    world.advance(0).unwrap();
+    world.put_cluster(cluster(0, 2, Placement::Exclusive));
+    world.advance(IDLE_S * 1_000 + 3_000).unwrap();
+    assert_eq!(status(&world, &first), JobStatus::Completed);
+    assert_eq!(status(&world, &second), JobStatus::Queued);
+    assert_eq!(world.machines(&elastic()), [] as [NodeName; 0], "nothing can use them");
+    world.put_cluster(cluster(0, 3, Placement::Exclusive));
+    world.finish().unwrap();
+    assert_eq!(world.starts(&second), 1);
+}
+
 fn labels(of: &[(&str, &str)]) -> BTreeMap<String, String> {
     of.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
 }

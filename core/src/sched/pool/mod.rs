@@ -514,13 +514,16 @@ impl Pool {
         }
     }
 
-    /// Whether a job is in line that a node which gets jobs, or one that may come, could hold.
-    pub(super) fn has_work(&self) -> bool {
+    /// Whether a job is in line that the nodes which get jobs, or the `most` that there may be, could
+    /// hold.
+    pub(super) fn has_work(&self, most: u32) -> bool {
         !self.order.is_empty()
             || self.template.as_ref().is_some_and(|node| {
                 self.users.iter().any(|(user, known)| {
                     known.line.classes().any(|(asked, _)| {
-                        node.could_hold(&asked.demand) && self.is_within_quota(user, known, asked)
+                        asked.members <= most
+                            && node.could_hold(&asked.demand)
+                            && self.is_within_quota(user, known, asked)
                     })
                 })
             })
