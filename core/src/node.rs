@@ -55,6 +55,12 @@ pub fn is_address(address: &str) -> bool {
     !address.is_empty() && address.len() <= 255 && address.chars().all(allowed)
 }
 
+/// Whether an address leads back to the machine that uses it.
+pub fn is_loopback(address: &str) -> bool {
+    let ip: Option<std::net::IpAddr> = address.parse().ok();
+    address == "localhost" || ip.is_some_and(|ip| ip.is_loopback())
+}
+
 /// What a label looks like, in words.
 pub const LABEL_FORM: &str =
     "a label is a key of letters, digits, -, _, . and / with a value, each of at most 100 bytes";

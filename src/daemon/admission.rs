@@ -313,7 +313,8 @@ pub(super) fn named(table: &CuratedTable, name: &str) -> Option<InlineEnvironmen
     table.get(name).or_else(|| curated(name))
 }
 
-fn check_launch(job: &CommandJob) -> Result<(), Error> {
+/// Whether the processes that it asks for can be started.
+pub(crate) fn check_launch(job: &CommandJob) -> Result<(), Error> {
     let processes = match &job.distribution {
         None | Some(Distribution::TensorFlow { .. } | Distribution::Ray { .. }) => 1,
         Some(
@@ -333,6 +334,19 @@ fn check_launch(job: &CommandJob) -> Result<(), Error> {
         }
         Some(Distribution::Mpi { .. }) => {
             Err(not_yet("distribution", "mpi is not supported yet; leave it out"))
+        }
+        Some(Distribution::TensorFlow { parameter_server_count, .. })
+            if *parameter_server_count >= job.resources.instance_count
+                && *parameter_server_count > 0 =>
+        {
+            Err(invalid(
+                "distribution.parameter_server_count",
+                format!(
+                    "is {parameter_server_count}, and of resources.instance_count {} members at least \
+                     one has to be a worker; set it lower",
+                    job.resources.instance_count
+                ),
+            ))
         }
         _ => Ok(()),
     }

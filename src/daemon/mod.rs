@@ -14,6 +14,7 @@ mod shared;
 #[cfg(test)]
 pub(crate) mod tests;
 
+pub(crate) use admission::check_launch;
 pub use admission::{Admission, Error as AdmissionError};
 pub use clock::Clock;
 pub use effects::{Assignment, Grant, InputSource, Outbox, ToNode};

@@ -135,12 +135,15 @@ impl Active {
         if self.working().next().is_some() {
             return None;
         }
+        self.members().nth(self.decisive() as usize)?.end.as_deref()
+    }
+
+    /// The rank of the member whose end is the attempt's.
+    fn decisive(&self) -> u32 {
+        let failed = |member: &Member| member.end.as_ref().is_some_and(|e| !e.is_success());
         let first = self.failed.as_ref().map(|failed| failed.rank);
-        let rank = first.or_else(|| {
-            let failed = |member: &Member| member.end.as_ref().is_some_and(|e| !e.is_success());
-            (0..).zip(self.members()).find(|(_, member)| failed(member)).map(|(rank, _)| rank)
-        });
-        self.members().nth(rank.unwrap_or_default() as usize)?.end.as_deref()
+        let any = || (0..).zip(self.members()).find(|(_, member)| failed(member));
+        first.or_else(|| any().map(|(rank, _)| rank)).unwrap_or_default()
     }
 
     /// What it leaves behind, once all of its members are over.
@@ -178,6 +181,7 @@ impl Active {
             })
             .collect();
         let node = Some(self.first.node.clone());
-        Left { started_at, exit, node, manifest, outputs, log_bytes, others }
+        let decisive = self.decisive();
+        Left { started_at, exit, node, manifest, outputs, log_bytes, others, decisive }
     }
 }

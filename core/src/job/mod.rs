@@ -216,9 +216,24 @@ pub struct Left {
     /// The same of the attempt's other members, from rank 1 on.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub others: Vec<MemberLeft>,
+    /// The rank of the member whose end is the attempt's: of one that failed the first that did.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub decisive: u32,
+}
+
+fn is_zero(rank: &u32) -> bool {
+    *rank == 0
 }
 
 impl Left {
+    /// How the process ended whose end is the attempt's.
+    pub fn decisive_exit(&self) -> Option<Exit> {
+        match self.decisive.checked_sub(1) {
+            None => self.exit,
+            Some(other) => self.others.get(other as usize)?.exit,
+        }
+    }
+
     /// Manifests of all members, by rank.
     pub fn manifests(&self) -> impl Iterator<Item = &ManifestRef> {
         let others = self.others.iter().filter_map(|member| member.manifest.as_ref());

@@ -17,7 +17,7 @@ mod tests;
 pub use clusters::{ClusterChange, TakenAway};
 pub use usage::PastUse;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::compute::{Cluster, ComputeRecord, Instance};
@@ -29,7 +29,7 @@ use crate::job::{
     Active, AttemptKey, Cancel, Ended, Event, EventKind, Failure, Job, Left, Member, Outcome,
     Queued, State, Tries,
 };
-use crate::node::{LeasePolicy, Link, Mono, NodeRecord, Now};
+use crate::node::{LeasePolicy, Link, Mono, NodeRecord, Now, is_loopback};
 use crate::resource::{Demand, GpuIndex};
 use crate::sched::{
     Asked, Budget, Hold, Placement, Quotas, Rank, Request, Sched, WaitReason, Waiting,
@@ -759,9 +759,13 @@ impl Live {
     pub(super) fn assign(&self, job: &Job, rank: u32) -> Option<Effect> {
         let active = job.active()?;
         let member = active.members().nth(rank as usize)?;
+        let hosts = active.members().filter_map(|member| self.nodes.get(&member.node));
+        let hosts: BTreeSet<&str> = hosts.map(|node| node.record.hostname.as_str()).collect();
         let address = |member: &Member| {
             let known = self.nodes.get(&member.node).map(|node| &node.record);
             let address = known.and_then(|record| record.address.clone());
+            // A node that reaches the daemon through a tunnel takes itself to be on its machine.
+            let address = address.filter(|address| hosts.len() < 2 || !is_loopback(address));
             address.or_else(|| known.map(|record| record.hostname.clone())).unwrap_or_default()
         };
         Some(Effect::Assign {

@@ -85,7 +85,7 @@ pub fn job(job: &job::Job, details: JobDetails) -> pb::Job {
             message.node = ended.left.node.as_ref().map(ToString::to_string).unwrap_or_default();
             message.started_at_ms = ended.left.started_at.map_or(0, |at| at.as_millis());
             message.ended_at_ms = ended.at.as_millis();
-            message.exit_code = ended.left.exit.map(job::Exit::shell_code);
+            message.exit_code = ended.left.decisive_exit().map(job::Exit::shell_code);
             message.outputs = ended.left.outputs.iter().map(output).collect();
             message.members = members_left(job, &ended.left);
             message.error = match &ended.outcome {

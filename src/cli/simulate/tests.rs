@@ -116,6 +116,7 @@ fn tasks_with_times_are_played_and_others_left_out_and_counted() {
     assert!(cause.contains("no column cpu_milli, deletion_time, scheduled_time"), "{cause}");
     assert!(help.contains("it needs cpu_milli") && !help.contains("placement"), "{help}");
     for (cell, column) in [
+        ("1.18446744073709551615", "creation_time"),
         ("-1", "creation_time"),
         ("NaN", "deletion_time"),
         ("1e9", "deletion_time"),

@@ -113,13 +113,12 @@ impl Row<'_> {
         let help = format!("write seconds, from 0 to {MAX_SECONDS}, with at most three decimals");
         let (whole, part) = text.split_once('.').unwrap_or((text, "0"));
         let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
-        let ms = match (whole.parse::<u64>(), format!("{part:0<3}").parse::<u64>()) {
-            (Ok(whole), Ok(part)) if whole <= MAX_SECONDS => whole * 1000 + part,
-            _ => return Err(self.wrong(column, &help)),
-        };
-        match digits(whole) && digits(part) && part.len() <= 3 {
-            true => Ok(Some(ms)),
-            false => Err(self.wrong(column, &help)),
+        if !digits(whole) || !digits(part) || part.len() > 3 {
+            return Err(self.wrong(column, &help));
+        }
+        match (whole.parse::<u64>(), format!("{part:0<3}").parse::<u64>()) {
+            (Ok(whole), Ok(part)) if whole <= MAX_SECONDS => Ok(Some(whole * 1000 + part)),
+            _ => Err(self.wrong(column, &help)),
         }
     }
 

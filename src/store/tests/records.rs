@@ -43,6 +43,7 @@ pub(super) fn over(seq: u64) -> Job {
             outputs: vec![],
             log_bytes: 11,
             others: vec![],
+            decisive: 0,
         },
     });
     job
@@ -200,7 +201,8 @@ fn ended() -> impl Strategy<Value = State> {
     let rest = (option::of(manifest()), vec(output, 0..3), any::<u64>(), vec(other, 0..3));
     (times, outcome, option::of(exit()), option::of(nodes()), rest).prop_map(
         |((at, started_at), outcome, exit, node, (manifest, outputs, log_bytes, others))| {
-            let left = Left { started_at, exit, node, manifest, outputs, log_bytes, others };
+            let left =
+                Left { started_at, exit, node, manifest, outputs, log_bytes, others, decisive: 1 };
             State::Ended(Ended { at, outcome, left })
         },
     )

@@ -232,6 +232,34 @@ fn the_first_member_that_fails_ends_the_others_and_is_named() {
     let end = crate::job::AttemptEnd { problem: Some(canceled), ..ended(143) };
     case.says(&nodes[1], &key, Progress::Ended(Box::new(end)));
     assert_eq!(case.failure(&job), &Failure { cause: Cause::UserError, message: said });
+    let code = case.over(&job).left.decisive_exit();
+    assert_eq!(code, Some(crate::job::Exit::Code(3)), "of the one that failed, not of rank 0");
+}
+
+/// Nodes that reach the daemon through tunnels take themselves to be on its machine.
+#[test]
+fn members_on_several_machines_are_not_told_of_loopback() {
+    let mut case = Case::new(0);
+    let addresses = |case: &mut Case, hosts: [&str; 2]| {
+        for (number, host) in hosts.iter().enumerate() {
+            let mut record = node_record(&format!("n{number}"), "local", capacity(1, 1_000, 0));
+            record.address = Some("127.0.0.1".to_owned());
+            record.hostname = (*host).to_owned();
+            let now = case.now();
+            case.live.node_joined(record, Vec::new(), now, &mut case.out);
+        }
+        let job = case.submit(gang(2)).unwrap();
+        let effects = std::mem::take(&mut case.out.effects);
+        let told = effects.into_iter().find_map(|effect| match effect {
+            Effect::Assign { addresses, .. } => Some(addresses),
+            _ => None,
+        });
+        let (nodes, key) = (case.nodes(&job), case.key(&job));
+        nodes.iter().for_each(|node| case.exits(node, &key, 0));
+        told.unwrap()
+    };
+    assert_eq!(addresses(&mut case, ["one", "two"]), ["one", "two"]);
+    assert_eq!(addresses(&mut case, ["one", "one"]), ["127.0.0.1", "127.0.0.1"]);
 }
 
 /// A node that is drained while the others stop makes no other failure of it: the job has had its try.
