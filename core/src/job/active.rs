@@ -138,6 +138,14 @@ impl Active {
         self.members().nth(self.decisive() as usize)?.end.as_deref()
     }
 
+    /// Since when a member is on its way out, if it is. What is not known is taken to be long ago.
+    pub fn going_since(&self, member: &Member) -> Option<Timestamp> {
+        let stops = matches!(member.phase, Phase::Finalizing { .. }) || self.failed.is_some();
+        let canceled = self.cancel.as_ref().map(|cancel| cancel.at);
+        let evicted = self.evict.as_ref().map(|evict| evict.at);
+        canceled.or(evicted).or(stops.then_some(self.assigned_at))
+    }
+
     /// The rank of the member whose end is the attempt's.
     fn decisive(&self) -> u32 {
         let failed = |member: &Member| member.end.as_ref().is_some_and(|e| !e.is_success());

@@ -502,20 +502,14 @@ impl Live {
         let (min, max) = (cluster.min_instances, cluster.max_instances);
         let idle_s = i64::try_from(cluster.idle_time_before_scale_down).unwrap_or(i64::MAX);
         let not_before = known.trouble.as_ref().map(|trouble| trouble.until);
-        let mut view = View {
-            min,
-            max,
-            idle_ms: idle_s.saturating_mul(1000),
-            has_work: self.sched.has_work(name, max),
-            not_before,
-            ..View::default()
-        };
+        let mut view =
+            View { min, max, idle_ms: idle_s.saturating_mul(1000), not_before, ..View::default() };
         // An admin who drains a compute wants its nodes left as they are.
         if known.drain.is_some() {
             return None;
         }
         let mut coming: Vec<(Timestamp, NodeName)> = Vec::new();
-        let mut reconnecting: u32 = 0;
+        let (mut reconnecting, mut unusable): (u32, u32) = (0, 0);
         for instance in self.instances.values().filter(|instance| &instance.compute == name) {
             match &instance.state {
                 InstanceState::Creating { since } | InstanceState::Joining { since } => {
@@ -523,6 +517,7 @@ impl Live {
                 }
                 InstanceState::Up => {
                     let since = self.nodes.get_mut(&instance.node).and_then(|node| {
+                        unusable += u32::from(node.record.drain.is_some());
                         let idle = node.attempts.is_empty();
                         node.idle_since = idle.then(|| node.idle_since.unwrap_or(now.wall));
                         if let Link::Silent { since } = node.link
@@ -535,9 +530,15 @@ impl Live {
                     });
                     view.up.push((instance.node.clone(), since));
                 }
+                InstanceState::Leaving { trouble: Some(_), .. } => {
+                    view.leaving += 1;
+                    unusable += 1;
+                }
                 InstanceState::Retiring { .. } | InstanceState::Leaving { .. } => view.leaving += 1,
             }
         }
+        // Nodes that get no jobs count to the maximum all the same.
+        view.has_work = self.sched.has_work(name, max.saturating_sub(unusable));
         coming.sort();
         view.coming = coming.into_iter().map(|(_, node)| node).collect();
         let coming = u32::try_from(view.coming.len()).unwrap_or(u32::MAX);
@@ -556,7 +557,7 @@ impl Live {
     fn tell_supply(&mut self, name: &ComputeName, now: Timestamp) {
         let Some(known) = self.computes.get(name) else { return };
         let Some(cluster) = &known.cluster else { return };
-        let (mut there, mut coming, mut first) = (0, 0, None);
+        let (mut there, mut coming, mut first) = (0_u32, 0, None);
         for instance in self.instances_of(name) {
             there += 1;
             if let Some(since) = instance.state.is_coming() {
@@ -573,7 +574,7 @@ impl Live {
             (None, Some(trouble)) => {
                 Supply::Failing { why: trouble.message.clone(), until: trouble.until }
             }
-            (None, None) => Supply::Room,
+            (None, None) => Supply::Room { nodes: cluster.max_instances - there },
         };
         self.sched.set_supply(name, supply);
     }

@@ -96,7 +96,7 @@ impl Live {
         let active = active.clone();
         let kind = EventKind::Evicting { reason: reason.clone() };
         self.record(&job, active.attempt, by, kind, now, out);
-        self.stop(&active, &key, &reason, out);
+        self.stop(&active, &key, &reason, now, out);
         self.put(job, out);
     }
 }

@@ -655,7 +655,7 @@ impl Live {
                 }
                 let kind = EventKind::CancelRequested { reason: reason.to_owned() };
                 self.record(&job, active.attempt, by, kind, now, out);
-                self.stop(&active, &key, reason, out);
+                self.stop(&active, &key, reason, now, out);
                 self.put(job, out);
             }
             State::Active(_) | State::Ended(_) => {}
@@ -742,13 +742,14 @@ impl Live {
         active: &Active,
         key: &AttemptKey,
         reason: &str,
+        now: Now,
         out: &mut Decisions,
     ) {
         for (_, member) in active.working() {
             let node = member.node.clone();
             if let Some(known) = self.nodes.get(&node) {
                 // The node's compute, not the job's: the node may have moved since.
-                self.sched.set_going(&known.record.compute, &node, &key.job);
+                self.sched.set_going(&known.record.compute, &node, &key.job, now.wall);
             }
             let (key, reason) = (key.clone(), reason.to_owned());
             out.effects.push(Effect::Stop { node, key, reason });
@@ -872,7 +873,7 @@ fn hold(job: &Job, active: &Active, member: &Member) -> Hold {
         since: active.assigned_at,
         until: most.map(|most| active.assigned_at.plus_millis(most)),
         yields_at: active.yields_at,
-        going: active.stop_reason().is_some(),
+        going: active.going_since(member),
     }
 }
 

@@ -70,6 +70,9 @@ impl Live {
                     return;
                 }
                 member.phase = phase;
+                if let Some(live) = self.nodes.get(node) {
+                    self.sched.set_going(&live.record.compute, node, &job.name, now.wall);
+                }
                 EventKind::Finalizing { exit }
             }
         };
@@ -136,7 +139,7 @@ impl Live {
         let by = node_principal(node, &self.daemon);
         self.record(&job, active.attempt, by, kind, now, out);
         if let Some(failed) = active.failed.as_ref().filter(|_| first) {
-            self.stop(&active, &key, &failed.reason, out);
+            self.stop(&active, &key, &failed.reason, now, out);
         }
         self.put(job, out);
     }
@@ -187,8 +190,18 @@ impl Live {
         out: &mut Decisions,
     ) {
         let Some(known) = self.jobs.get(job) else { return };
-        let kept = known.active().is_some_and(|active| active.cancel.is_none());
-        if known.spec.on_node_loss == OnNodeLoss::Keep && kept {
+        // Nothing that follows may start while it may yet run. Where nothing follows it need not be
+        // waited for: it was cancelled, or another member's failure has used up the job's tries.
+        let nothing_follows = known.active().is_some_and(|active| {
+            let failed = active
+                .failed
+                .as_ref()
+                .and_then(|failed| active.members().nth(failed.rank as usize)?.end.as_deref());
+            active.cancel.is_some()
+                || failed
+                    .is_some_and(|end| matches!(verdict(known, active, end, now), Verdict::Over(_)))
+        });
+        if known.spec.on_node_loss == OnNodeLoss::Keep && !nothing_follows {
             return;
         }
         self.member_gone(job, node, failure, now, out);

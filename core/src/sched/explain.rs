@@ -164,7 +164,7 @@ pub fn foresee(sched: &Sched, asked: &Asked, now: Timestamp) -> Foreseen {
     if let Some(placed) = plan.placements().find(|placed| placed.job == asked.waiting.job) {
         return Foreseen::Starts { nodes: placed.nodes.clone() };
     }
-    trial.explain_with(&plan);
+    trial.explain_with(&plan, now);
     let undecided = || Explanation { reason: WaitReason::Undecided, ahead: 0, changes: Vec::new() };
     Foreseen::Waits(explain(&trial, asked, now).unwrap_or_else(undecided))
 }

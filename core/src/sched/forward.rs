@@ -314,7 +314,6 @@ impl<L: Lengths, A: Iterator<Item = Arrival>> Forward<L, A> {
     /// Notes one that has just started.
     fn runs(&mut self, placement: &Placement) {
         let length = self.lengths.whole(placement.rank);
-        let Some((at, makes_way)) = self.over_at(length, placement.yields_at) else { return };
         let Ok(number) = u32::try_from(self.running.len()) else { return };
         let pool = self.sched.pool(&self.compute);
         let hold = placement.nodes.first().zip(pool).and_then(|(node, pool)| {
@@ -333,7 +332,8 @@ impl<L: Lengths, A: Iterator<Item = Arrival>> Forward<L, A> {
         let (rank, nodes, yields_at) =
             (placement.rank, placement.nodes.clone(), placement.yields_at);
         self.running.push(Some(Arc::new(Runs { rank, waiting, nodes, yields_at })));
-        self.ends.push(Reverse((at, makes_way, number)));
+        let over = self.over_at(length, placement.yields_at);
+        self.ends.extend(over.map(|(at, makes_way)| Reverse((at, makes_way, number))));
     }
 }
 

@@ -155,9 +155,16 @@ impl Sched {
         self.pool_mut(compute).release(node, job, now);
     }
 
-    /// A job was asked to stop: what it holds of the node is about to be free.
-    pub fn set_going(&mut self, compute: &ComputeName, node: &NodeName, job: &JobName) {
-        self.pool_mut(compute).set_going(node, job);
+    /// A job is on its way out, asked to stop or storing what it leaves: what it holds of the node is
+    /// about to be free.
+    pub fn set_going(
+        &mut self,
+        compute: &ComputeName,
+        node: &NodeName,
+        job: &JobName,
+        now: Timestamp,
+    ) {
+        self.pool_mut(compute).set_going(node, job, now);
     }
 
     /// Who may hold how much of a compute.
@@ -204,9 +211,9 @@ impl Sched {
     }
 
     /// Keeps what a plan found out about those that wait.
-    pub fn explain_with(&mut self, plan: &Plan) {
+    pub fn explain_with(&mut self, plan: &Plan, now: Timestamp) {
         for (compute, outcome) in &plan.outcomes {
-            self.pool_mut(compute).learn_outcome(outcome);
+            self.pool_mut(compute).learn_outcome(outcome, now);
         }
     }
 

@@ -91,8 +91,8 @@ pub struct Hold {
     pub until: Option<Timestamp>,
     /// When it makes way for the one to whom the node is promised.
     pub yields_at: Option<Timestamp>,
-    /// It was asked to stop.
-    pub going: bool,
+    /// Since when it is on its way out: asked to stop, or storing what it leaves.
+    pub going: Option<Timestamp>,
 }
 
 /// Nodes that are kept for the first in line.
@@ -125,7 +125,7 @@ pub struct Eviction {
 pub enum Yields {
     /// The other is of this tier, which is higher.
     Tier(JobTier),
-    /// It was let ahead of the other because it said that it would be over by now.
+    /// It was let ahead of others because it said that it would be over by now.
     Late,
 }
 
@@ -137,7 +137,8 @@ impl fmt::Display for Eviction {
             }
             Yields::Late => write!(
                 f,
-                "it was let ahead of job {}, and has taken longer than its limits.timeout said",
+                "it was let ahead of others and has taken longer than its limits.timeout said, and job {} \
+                 needs its node",
                 self.for_job
             ),
         }

@@ -66,7 +66,7 @@ fn step(sched: &mut Sched) -> Vec<String> {
             format!("{}@{}", p.rank.seq(), p.nodes[0])
         })
         .collect();
-    sched.explain_with(&plan);
+    sched.explain_with(&plan, NOW);
     made
 }
 
@@ -492,7 +492,7 @@ mod properties {
                     let held = held.unwrap().remove(0);
                     running.push((placement.nodes[0].clone(), placement.job.clone(), held));
                 }
-                sched.explain_with(&plan);
+                sched.explain_with(&plan, NOW);
                 let pool = sched.pool(&compute()).unwrap();
                 for (name, ledger, _) in pool.nodes() {
                     let held: Vec<_> = running.iter().filter(|(n, _, _)| n == name).collect();

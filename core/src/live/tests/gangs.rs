@@ -236,6 +236,27 @@ fn the_first_member_that_fails_ends_the_others_and_is_named() {
     assert_eq!(code, Some(crate::job::Exit::Code(3)), "of the one that failed, not of rank 0");
 }
 
+/// A job that waits for its nodes does not wait for one whose return would change nothing.
+#[test]
+fn a_gang_that_has_failed_for_good_does_not_wait_for_a_lost_node() {
+    for (max_attempts, over) in [(1, true), (2, false)] {
+        let mut case = Case::new(2);
+        let retry = Retry { max_attempts, backoff: 0, memory_percent: None };
+        let on_node_loss = crate::spec::OnNodeLoss::Keep;
+        let job = case.submit(CommandJob { retry, on_node_loss, ..gang(2) }).unwrap();
+        let (nodes, key) = (case.nodes(&job), case.key(&job));
+        nodes.iter().for_each(|node| case.runs(node, &key));
+        let now = case.now();
+        case.live.node_left(&nodes[0], now);
+        case.exits(&nodes[1], &key, 3);
+        case.at += i64::try_from(LEASE.lease_ms + LEASE.margin_ms).unwrap() + 1_000;
+        let now = case.now();
+        case.live.tick(now, &mut case.out);
+        // Where a try is left the lost member may yet run, and nothing may start beside it.
+        assert_eq!(case.job(&job).ended().is_some(), over, "{max_attempts}");
+    }
+}
+
 /// Nodes that reach the daemon through tunnels take themselves to be on its machine.
 #[test]
 fn members_on_several_machines_are_not_told_of_loopback() {

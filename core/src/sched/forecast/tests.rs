@@ -32,7 +32,7 @@ fn world(waiting: u64) -> (Sched, Vec<Asked>) {
         since: NOW,
         until: None,
         yields_at: None,
-        going: false,
+        going: None,
     };
     sched.hold(&compute(), &node, JobName::new("job0").unwrap(), hold);
     let asked: Vec<Asked> = (1..=waiting)

@@ -112,7 +112,7 @@ fn what_runs_at_the_outset_ends_and_a_back_off_is_over_in_time() {
     sched.enqueue(&compute(), rank(0), waiting(0, 1, 4));
     let plan = super::super::plan(&sched, T0, Budget { placements: 9 });
     sched.commit(&plan.outcomes[0].1.placements[0], T0).unwrap();
-    sched.explain_with(&plan);
+    sched.explain_with(&plan, T0);
     let not_before = Some(T0.plus_millis(70));
     sched.enqueue(&compute(), rank(1), Waiting { not_before, ..waiting(1, 1, 4) });
     sched.enqueue(&compute(), rank(2), waiting(2, 1, 4));
@@ -140,7 +140,7 @@ fn one_that_is_still_there_when_it_is_to_yield_makes_way_and_waits_again() {
         since: T0,
         until: None,
         yields_at: Some(T0.plus_millis(30)),
-        going: false,
+        going: None,
     };
     sched.hold(&compute(), &node(0), JobName::new("job1").unwrap(), hold);
     sched.enqueue(&compute(), rank(0), waiting(0, 1, 4));

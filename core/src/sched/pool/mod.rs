@@ -28,7 +28,10 @@ pub enum Supply {
     #[default]
     None,
     /// More nodes may be added.
-    Room,
+    Room {
+        /// So many.
+        nodes: u32,
+    },
     /// Nodes are on their way.
     Coming {
         /// How many.
@@ -117,10 +120,10 @@ pub struct Pool {
     sizes: OrdMap<Size, usize>,
     /// How many holds there are of each tier.
     tiers: OrdMap<JobTier, usize>,
-    /// Jobs that make way at a moment if they are still there, each with a node of theirs.
-    lent: OrdSet<(Timestamp, JobName, NodeName)>,
-    /// Those whose moment has come, and who were not asked to make way yet.
-    due: OrdSet<(JobName, NodeName)>,
+    /// How many of those in line ask for several nodes.
+    gangs: usize,
+    /// When a promise is to be kept, and is looked at again if it was not.
+    kept_by: Option<Timestamp>,
     /// A job takes a whole node.
     exclusive: bool,
     /// What a node that may yet be added offers; `None` if nobody adds nodes.
@@ -189,13 +192,14 @@ impl Pool {
         let (user, kind) = (waiting.user.clone(), Kind::of(&waiting));
         self.queue.insert(rank, waiting);
         self.newcomers.insert(rank);
+        self.gangs += usize::from(kind.request.members > 1);
         let known = self.users.get(&user).and_then(|user| user.line.is_startable(&kind));
         let startable = known.unwrap_or_else(|| self.could_start(&kind.request));
         self.users.entry(user.clone()).or_default().line.insert(rank, kind, startable);
         self.refresh(&user);
     }
 
-    /// Lets time pass: back-offs end, usage is counted and forgotten, lent nodes fall due.
+    /// Lets time pass: back-offs end, usage is counted and forgotten, promises fall due.
     pub(super) fn wake(&mut self, now: Timestamp) {
         let due: Vec<_> =
             self.delayed.keys().take_while(|(until, _)| *until <= now).copied().collect();
@@ -206,10 +210,10 @@ impl Pool {
                 self.dirty = true;
             }
         }
-        while let Some(first) = self.lent.get_min().filter(|(until, ..)| *until <= now).cloned() {
-            self.lent.remove(&first);
-            self.due.insert((first.1, first.2));
+        if self.kept_by.is_some_and(|at| at <= now) {
+            self.kept_by = None;
             self.dirty = true;
+            self.freed = true;
         }
         let minute = now.as_millis().div_euclid(60_000);
         if minute > self.minute {
@@ -243,6 +247,7 @@ impl Pool {
     pub(super) fn dequeue(&mut self, rank: Rank) {
         if let Some(waiting) = self.queue.remove(&rank) {
             self.newcomers.remove(&rank);
+            self.gangs -= usize::from(waiting.request.members > 1);
             if let Some(user) = self.users.get_mut(&waiting.user) {
                 user.line.remove(rank, &Kind::of(&waiting));
             }
@@ -370,9 +375,6 @@ impl Pool {
         slot.holds.insert(job.clone(), hold.clone());
         self.index(node);
         *self.tiers.entry(hold.rank.tier()).or_default() += 1;
-        if let Some(until) = hold.yields_at {
-            self.lent.insert((until, job.clone(), node.clone()));
-        }
         let (total, held) = (self.total, Amount::held(&hold.reservation));
         let user = self.users.entry(hold.user.clone()).or_default();
         user.usage.count_since(
@@ -396,10 +398,6 @@ impl Pool {
         self.dirty = true;
         self.freed = true;
         if let Some(hold) = hold {
-            if let Some(until) = hold.yields_at {
-                self.lent.remove(&(until, job.clone(), node.clone()));
-            }
-            self.due.remove(&(job.clone(), node.clone()));
             self.forget_hold(job, &hold, Some(now));
         }
     }
@@ -425,15 +423,11 @@ impl Pool {
         self.refresh(&hold.user);
     }
 
-    /// A job was asked to stop: what it holds is about to be free.
-    pub(super) fn set_going(&mut self, node: &NodeName, job: &JobName) {
+    /// A job is on its way out: what it holds is about to be free. Said again, it changes nothing.
+    pub(super) fn set_going(&mut self, node: &NodeName, job: &JobName, now: Timestamp) {
         let Some(slot) = self.nodes.get_mut(node) else { return };
         let Some(hold) = slot.holds.get_mut(job) else { return };
-        hold.going = true;
-        if let Some(until) = hold.yields_at {
-            self.lent.remove(&(until, job.clone(), node.clone()));
-        }
-        self.due.remove(&(job.clone(), node.clone()));
+        hold.going.get_or_insert(now);
     }
 
     /// Enters what a user held of the compute in the past.
@@ -477,7 +471,7 @@ impl Pool {
                 since: now,
                 until: most.map(|most| now.plus_millis(most)),
                 yields_at: placement.yields_at,
-                going: false,
+                going: None,
             };
             self.enter_hold(node, placement.job.clone(), hold);
         }
@@ -500,18 +494,17 @@ impl Pool {
     }
 
     /// Keeps what a plan found.
-    pub(super) fn learn_outcome(&mut self, outcome: &Outcome) {
-        let goes_on = matches!(outcome.blocked, Some(WaitReason::NextRound));
-        self.dirty = goes_on;
-        if !goes_on {
-            self.freed = false;
-            self.newcomers = OrdSet::new();
+    pub(super) fn learn_outcome(&mut self, outcome: &Outcome, now: Timestamp) {
+        self.dirty = matches!(outcome.blocked, Some(WaitReason::NextRound));
+        if self.dirty {
+            // The next round finds the rest anew.
+            return;
         }
+        self.freed = false;
+        self.newcomers = OrdSet::new();
         self.blocked = outcome.blocked.clone();
-        // In the next round it is found anew, if it is still needed.
-        if !goes_on {
-            self.promise = outcome.promise.clone();
-        }
+        self.promise = outcome.promise.clone();
+        self.kept_by = self.promise.as_ref().and_then(|promise| promise.at).filter(|at| *at > now);
     }
 
     /// Whether a job is in line that the nodes which get jobs, or the `most` that there may be, could
@@ -532,8 +525,7 @@ impl Pool {
     /// The earliest moment at which time alone brings something.
     pub(super) fn next_wake(&self) -> Option<Timestamp> {
         let back = self.delayed.keys().next().map(|(until, _)| *until);
-        let lent = self.lent.get_min().map(|(until, ..)| *until);
-        back.into_iter().chain(lent).min()
+        back.into_iter().chain(self.kept_by).min()
     }
 
     /// Jobs that wait, in order, those in a back-off last.

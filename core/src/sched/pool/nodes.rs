@@ -168,10 +168,13 @@ impl Pool {
             let count = self.sizes.entry(size.clone()).or_default();
             *count += 1;
             let first = *count == 1;
-            self.judge(|request, startable| {
-                let differs = first || request.members > 1;
-                differs && !startable && size.could_hold(&request.demand)
-            });
+            // A further node of a size makes a difference only to who needs several.
+            if first || self.gangs > 0 {
+                self.judge(|request, startable| {
+                    let differs = first || request.members > 1;
+                    differs && !startable && size.could_hold(&request.demand)
+                });
+            }
         }
         if let Some(size) = before
             && let Some(count) = self.sizes.get_mut(&size)
@@ -181,10 +184,12 @@ impl Pool {
             if last {
                 self.sizes.remove(&size);
             }
-            self.judge(|request, startable| {
-                let differs = last || request.members > 1;
-                differs && startable && size.could_hold(&request.demand)
-            });
+            if last || self.gangs > 0 {
+                self.judge(|request, startable| {
+                    let differs = last || request.members > 1;
+                    differs && startable && size.could_hold(&request.demand)
+                });
+            }
         }
         if self.exclusive && !self.quotas.is_empty() {
             // What a job would hold is as much as the largest of these nodes.

@@ -50,7 +50,7 @@ impl Pool {
         if self.closed.is_none() {
             self.start_some(compute, now, budget, &mut outcome);
         }
-        self.learn_outcome(&outcome);
+        self.learn_outcome(&outcome, now);
         outcome
     }
 
@@ -78,6 +78,9 @@ impl Pool {
             }
             let waiting = waiting.clone();
             let started = self.best_nodes(&waiting.request).is_some_and(|nodes| {
+                // Whoever was promised one of them gets another promise.
+                let promised = self.promise.as_ref().filter(|promise| promise.rank != rank);
+                self.freed |= promised.is_some_and(|p| nodes.iter().any(|n| p.nodes.contains(n)));
                 self.start(compute, rank, &waiting, nodes, None, now, outcome)
             });
             if !started {
@@ -119,8 +122,9 @@ impl Pool {
         budget: usize,
         outcome: &mut Outcome,
     ) {
-        let unchanged = !self.freed && self.due.is_empty();
-        let known = self.promise.clone().filter(|promise| promise.rank == head && unchanged);
+        // What was kept for another is there for all.
+        self.freed |= self.promise.as_ref().is_some_and(|promise| promise.rank != head);
+        let known = self.promise.clone().filter(|promise| promise.rank == head && !self.freed);
         let promise = match known {
             Some(promise) => {
                 outcome.blocked = self.blocked.clone();
@@ -220,7 +224,7 @@ impl Pool {
                 None
             } else if in_time {
                 Some((node.clone(), Some(at)))
-            } else if self.fits_both(slot, promised, demand, at, now) {
+            } else if self.fits_both(slot, promise, (promised, demand), now) {
                 Some((node.clone(), None))
             } else {
                 None

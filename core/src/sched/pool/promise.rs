@@ -42,7 +42,9 @@ impl Pool {
         let members = request.members as usize;
         let mut found: Vec<(Room, &NodeName)> = self
             .candidates(&request.demand, members, |_| true)
-            .filter_map(|(node, slot)| Some((self.room(slot, &request.demand, now)?, node)))
+            .filter_map(|(node, slot)| {
+                Some((self.room(slot, &request.demand, rank.tier(), now)?, node))
+            })
             .collect();
         if found.len() < members {
             return None;
@@ -72,13 +74,13 @@ impl Pool {
     }
 
     /// When there is room on a node, if nothing else comes to it.
-    fn room(&self, slot: &Slot, demand: &Demand, now: Timestamp) -> Option<Room> {
+    fn room(&self, slot: &Slot, demand: &Demand, tier: JobTier, now: Timestamp) -> Option<Room> {
         if self.has_room(&slot.ledger, demand) {
             return Some(Room::At(now));
         }
         let mut ledger = slot.ledger.clone();
         let mut holds: Vec<(Room, &Hold)> =
-            slot.holds.values().map(|h| (ends(h, now), h)).collect();
+            slot.holds.values().map(|h| (ends(h, tier, now), h)).collect();
         holds.sort_by_key(|(ends, hold)| (*ends, hold.since, hold.rank));
         let mut unknown = 0;
         for (ends, hold) in holds {
@@ -96,14 +98,14 @@ impl Pool {
     pub(super) fn fits_both(
         &self,
         slot: &Slot,
-        promised: &Demand,
-        more: &Demand,
-        at: Timestamp,
+        promise: &Promise,
+        (promised, more): (&Demand, &Demand),
         now: Timestamp,
     ) -> bool {
+        let Some(at) = promise.at else { return false };
         let mut ledger = slot.ledger.clone();
         for hold in slot.holds.values() {
-            if matches!(ends(hold, now), Room::At(end) if end <= at) {
+            if matches!(ends(hold, promise.rank.tier(), now), Room::At(end) if end <= at) {
                 ledger.release(&hold.reservation);
             }
         }
@@ -125,12 +127,18 @@ impl Pool {
             Eviction { job, for_job, why }
         };
         // While nobody can say when there is room beside them, their going would help nobody.
-        let late: Vec<Eviction> = self
-            .due
-            .iter()
-            .filter(|(_, node)| promise.at.is_some() && promise.nodes.contains(node))
-            .map(|(job, _)| eviction(job, Yields::Late))
+        let late = |hold: &Hold| {
+            promise.at.is_some()
+                && hold.going.is_none()
+                && hold.yields_at.is_some_and(|at| at <= now)
+                && hold.rank.tier() <= promise.rank.tier()
+        };
+        let slots = promise.nodes.iter().filter_map(|node| self.nodes.get(node));
+        let late: BTreeSet<&JobName> = slots
+            .flat_map(|slot| slot.holds.iter().filter(|(_, hold)| late(hold)))
+            .map(|(job, _)| job)
             .collect();
+        let late: Vec<Eviction> = late.into_iter().map(|job| eviction(job, Yields::Late)).collect();
         let soon = promise.at.is_some_and(|at| at <= now.plus_millis(PATIENCE_MS));
         let tier = promise.rank.tier();
         let lower = self.tiers.iter().any(|(other, count)| *other < tier && *count > 0);
@@ -155,7 +163,7 @@ impl Pool {
         let members = request.members as usize;
         let mut found: Vec<(Cost, &NodeName, Vec<&JobName>)> = self
             .candidates(&request.demand, members, |slot| {
-                let lower = |hold: &Hold| hold.rank.tier() < rank.tier() || hold.going;
+                let lower = |hold: &Hold| hold.rank.tier() < rank.tier();
                 slot.holds.values().any(lower) || self.has_room(&slot.ledger, &request.demand)
             })
             .filter_map(|(node, slot)| {
@@ -182,11 +190,14 @@ impl Pool {
         now: Timestamp,
     ) -> Option<(Cost, Vec<&'a JobName>)> {
         let mut ledger = slot.ledger.clone();
-        for hold in slot.holds.values().filter(|hold| hold.going) {
+        // Those that do not go although they were asked are left out: another has to.
+        let goes = |since: Timestamp| since.plus_millis(STOPS_MS) > now;
+        for hold in slot.holds.values().filter(|hold| hold.going.is_some_and(goes)) {
             ledger.release(&hold.reservation);
         }
+        let asked = |hold: &Hold| hold.going.is_none() && hold.rank.tier() < tier;
         let mut lower: Vec<(&JobName, &Hold)> =
-            slot.holds.iter().filter(|(_, hold)| hold.rank.tier() < tier && !hold.going).collect();
+            slot.holds.iter().filter(|(_, hold)| asked(hold)).collect();
         lower.sort_by_key(|(_, hold)| (hold.rank.tier(), Reverse((hold.since, hold.rank))));
         let mut victims = Vec::new();
         let mut left = lower.into_iter();
@@ -220,22 +231,22 @@ impl Pool {
     ) -> Option<WaitReason> {
         let mut jobs: BTreeSet<JobName> = evictions.iter().map(|e| e.job.clone()).collect();
         for slot in promise.nodes.iter().filter_map(|node| self.nodes.get(node)) {
-            let going = slot.holds.iter().filter(|(_, hold)| hold.going);
+            let going = slot.holds.iter().filter(|(_, hold)| hold.going.is_some());
             jobs.extend(going.map(|(job, _)| job.clone()));
         }
         (!jobs.is_empty()).then(|| WaitReason::MakingRoom { jobs: jobs.into_iter().collect() })
     }
 }
 
-/// When what is held is free.
-fn ends(hold: &Hold, now: Timestamp) -> Room {
-    match hold.until {
-        // It makes way when it is asked, if it was not.
-        _ if hold.going || hold.yields_at.is_some_and(|at| at <= now) => {
-            Room::At(now.plus_millis(STOPS_MS))
-        }
-        // It has taken longer than anybody thought.
-        Some(until) if until > now => Room::At(until),
-        Some(_) | None => Room::After(1),
+/// When what is held is free, as far as a job of this tier can say.
+fn ends(hold: &Hold, tier: JobTier, now: Timestamp) -> Room {
+    let stops = |since: Timestamp| since.plus_millis(STOPS_MS);
+    match (hold.going, hold.until, hold.yields_at) {
+        (Some(since), ..) if stops(since) > now => Room::At(stops(since)),
+        (None, Some(until), _) if until > now => Room::At(until),
+        // It is asked to make way at its moment.
+        (None, _, Some(at)) if hold.rank.tier() <= tier => Room::At(stops(at.max(now))),
+        // It takes longer than anybody thought.
+        _ => Room::After(1),
     }
 }

@@ -35,12 +35,17 @@ impl Pool {
         }
     }
 
+    /// How many of the nodes that get jobs have room for a member.
+    fn with_room(&self, demand: &Demand) -> usize {
+        let open = self.nodes.values().filter(|slot| slot.is_open());
+        open.filter(|slot| self.has_room(&slot.ledger, demand)).count()
+    }
+
     /// Why the first in line waits for room.
     pub(super) fn shortage(&self, request: &Request) -> WaitReason {
         let demand = &request.demand;
         if request.members > 1 {
-            let open = self.nodes.values().filter(|slot| slot.is_open());
-            let ready = open.filter(|slot| self.has_room(&slot.ledger, demand)).count();
+            let ready = self.with_room(demand);
             return WaitReason::Gang { request: request.clone(), ready };
         }
         if self.exclusive {
@@ -78,7 +83,7 @@ impl Pool {
             }
             if !self.could_start(&waiting.request) {
                 let reason = self.too_large(&waiting.request);
-                return Some(self.supplied(&waiting.request.demand, reason));
+                return Some(self.supplied(&waiting.request, reason));
             }
             let known = self.users.get(&waiting.user)?;
             if !self.is_within_quota(&waiting.user, known, &waiting.request) {
@@ -99,11 +104,12 @@ impl Pool {
             }
             let Some((first, head)) = self.head() else { return Some(WaitReason::Undecided) };
             let because = self.blocked.clone().unwrap_or(WaitReason::Undecided);
-            let because = self.supplied(&head.request.demand, because);
+            let because = self.supplied(&head.request, because);
             if first == rank {
                 return Some(because);
             }
-            let ahead = self.ahead_of(rank, known.set_back);
+            // The first in line may have been promised its place before its user was set back.
+            let ahead = self.ahead_of(rank, known.set_back).max(1);
             let because = Box::new(because);
             return Some(WaitReason::Behind { head: head.job.clone(), ahead, because });
         }
@@ -111,14 +117,21 @@ impl Pool {
     }
 
     /// The reason in view of the nodes that may come.
-    fn supplied(&self, demand: &Demand, reason: WaitReason) -> WaitReason {
+    fn supplied(&self, request: &Request, reason: WaitReason) -> WaitReason {
+        use WaitReason::{MakingRoom, NextRound, Undecided};
+        let demand = &request.demand;
         let helps = self.template.as_ref().is_some_and(|node| node.could_hold(demand));
-        if !helps || matches!(reason, WaitReason::NextRound | WaitReason::Undecided) {
+        if !helps || matches!(reason, NextRound | Undecided | MakingRoom { .. }) {
             return reason;
         }
         match &self.supply {
             Supply::None => reason,
-            Supply::Room => WaitReason::Growing,
+            Supply::Room { nodes } if request.members <= *nodes => WaitReason::Growing,
+            Supply::Room { nodes } => {
+                let ready = self.with_room(demand);
+                let enough = request.members as usize <= *nodes as usize + ready;
+                if enough { WaitReason::Growing } else { reason }
+            }
             Supply::Coming { nodes, since } => {
                 WaitReason::NodesComing { nodes: *nodes, since: *since }
             }

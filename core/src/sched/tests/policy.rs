@@ -56,9 +56,9 @@ fn step_at(sched: &mut Sched, now: Timestamp) -> Vec<String> {
         said.push(format!("-{}", eviction.job));
         let nodes: Vec<NodeName> =
             sched.pool(&compute()).unwrap().nodes().map(|(node, ..)| node.clone()).collect();
-        nodes.iter().for_each(|node| sched.set_going(&compute(), node, &eviction.job));
+        nodes.iter().for_each(|node| sched.set_going(&compute(), node, &eviction.job, now));
     }
-    sched.explain_with(&plan);
+    sched.explain_with(&plan, now);
     said
 }
 
@@ -309,6 +309,90 @@ fn a_higher_tier_takes_the_nodes_of_the_lowest_and_youngest() {
     assert_eq!(step_at(&mut sched, at(205)), ["-job1"], "one of basic rather than two of standard");
 }
 
+/// A promise whose moment passes unkept is looked at again by itself, and then others make way.
+#[test]
+fn who_was_to_start_soon_and_did_not_makes_others_go() {
+    let mut sched = sched(&[("a", capacity(4, 1000, 0))]);
+    submit(&mut sched, &Job { tier: JobTier::Spot, most: Some(600), ..job(1, 4) });
+    assert_eq!(step_at(&mut sched, NOW), ["1@a"]);
+    let usual = job(2, 4);
+    submit(&mut sched, &usual);
+    assert!(step_at(&mut sched, at(580)).is_empty(), "it ends in 20 s");
+    assert_eq!(sched.next_wake(), Some(at(600)));
+    assert_eq!(step_at(&mut sched, at(600)), ["-job1"]);
+}
+
+/// One that was asked and does not go is not waited for while another could.
+#[test]
+fn who_does_not_go_when_asked_is_not_the_only_one_asked() {
+    let mut sched = sched(&[("a", capacity(2, 1000, 0)), ("b", capacity(2, 1000, 0))]);
+    submit(&mut sched, &Job { tier: JobTier::Spot, ..job(1, 2) });
+    submit(&mut sched, &Job { tier: JobTier::Spot, ..job(2, 2) });
+    assert_eq!(step_at(&mut sched, NOW), ["1@a", "2@b"]);
+    // It stores what it leaves, and that takes an hour.
+    sched.set_going(&compute(), &node("b"), &name("job2"), NOW);
+    let usual = job(3, 2);
+    submit(&mut sched, &usual);
+    assert!(step_at(&mut sched, at(1)).is_empty());
+    assert_eq!(why(&sched, &usual).to_string(), "job job2 makes way for it");
+    let wake = sched.next_wake().unwrap();
+    assert_eq!(step_at(&mut sched, wake), ["-job1"]);
+}
+
+#[test]
+fn a_round_that_is_cut_short_leaves_no_reason_of_its_own() {
+    let mut sched = sched(&[("a", capacity(4, 1000, 0)), ("b", capacity(40, 1000, 0))]);
+    submit(&mut sched, &job(1, 40));
+    assert_eq!(step_at(&mut sched, NOW), ["1@b"]);
+    let large = job(2, 40);
+    submit(&mut sched, &large);
+    assert!(step_at(&mut sched, NOW).is_empty());
+    for seq in 3..6 {
+        submit(&mut sched, &job(seq, 1));
+    }
+    let rounds: Vec<usize> =
+        (0..3).map(|_| sched.decide(NOW, Budget { placements: 2 }).placements().count()).collect();
+    assert_eq!(rounds, [2, 1, 0]);
+    assert!(matches!(why(&sched, &large), WaitReason::Shortage { .. }), "{}", why(&sched, &large));
+}
+
+/// A higher tier takes a node that was promised; whoever had the promise gets another.
+#[test]
+fn a_promise_is_made_anew_when_its_node_is_taken() {
+    let mut sched = sched(&[("a", capacity(4, 1000, 0)), ("b", capacity(4, 1000, 0))]);
+    submit(&mut sched, &Job { most: Some(100), ..job(1, 2) });
+    submit(&mut sched, &Job { most: Some(200), ..job(2, 4) });
+    assert_eq!(step_at(&mut sched, NOW), ["1@a", "2@b"]);
+    submit(&mut sched, &job(3, 4));
+    assert!(step_at(&mut sched, NOW).is_empty());
+    assert_eq!(promised(&sched).nodes, [node("a")]);
+    submit(&mut sched, &Job { tier: JobTier::Premium, most: Some(900), ..job(4, 2) });
+    assert_eq!(step_at(&mut sched, at(1)), ["4@a"]);
+    let promise = promised(&sched);
+    assert_eq!((promise.nodes, promise.at), (vec![node("b")], Some(at(200))));
+}
+
+/// What was kept for one who is no longer first is offered to all who wait, the oldest first.
+#[test]
+fn nodes_that_are_no_longer_kept_go_to_those_who_have_waited() {
+    let mut sched = sched(&[("a", capacity(2, 1000, 0)), ("b", capacity(2, 1000, 1))]);
+    submit(&mut sched, &Job { request: Request::one(demand(2, 0, 1)), ..job(1, 2) });
+    assert_eq!(step_at(&mut sched, NOW), ["1@b"]);
+    let gang = Request { members: 2, demand: demand(2, 0, 0) };
+    submit(&mut sched, &Job { request: gang, ..job(2, 2) });
+    submit(&mut sched, &job(3, 1));
+    assert!(step_at(&mut sched, NOW).is_empty(), "both nodes are kept for the gang");
+    let first = Job {
+        tier: JobTier::Premium,
+        user: "bob",
+        request: Request { members: 1, demand: demand(1, 0, 1) },
+        ..job(4, 1)
+    };
+    submit(&mut sched, &first);
+    let made = step_at(&mut sched, NOW);
+    assert!(made.contains(&"3@a".to_owned()), "{made:?}");
+}
+
 /// A job as a property test draws it: CPUs, members, how long it says it takes, and how much of that
 /// it does take, in percent.
 type Drawn = (u64, u32, Option<u64>, u64);
@@ -363,7 +447,7 @@ proptest! {
                 running.push((ends, seq.0, placed.nodes.clone()));
                 started += 1;
             }
-            sched.explain_with(&decided);
+            sched.explain_with(&decided, now);
             let pool = sched.pool(&compute()).unwrap();
             if let Some(Promise { rank, at: Some(at), .. }) = pool.promise() {
                 promises.entry(rank.seq()).or_insert(*at);
