@@ -5,9 +5,11 @@
 //! one `Live`, writes the decisions in one transaction, and only then performs the effects.
 
 mod clusters;
+mod decisions;
 mod drain;
 mod nodes;
 mod quotas;
+mod refusal;
 mod reports;
 mod usage;
 
@@ -15,22 +17,23 @@ mod usage;
 mod tests;
 
 pub use clusters::{ClusterChange, TakenAway};
+pub use decisions::{Decisions, Effect};
+pub use refusal::Refusal;
 pub use usage::PastUse;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use crate::compute::{Cluster, ComputeRecord, Instance};
+use crate::compute::{ComputeRecord, Instance};
 use crate::id::{
-    AttemptNumber, ComputeName, Epoch, EventSeq, ExperimentName, JobName, NodeName, Principal,
-    SubmitSeq,
+    AttemptNumber, ComputeName, Epoch, EventSeq, JobName, NodeName, Principal, SubmitSeq,
 };
 use crate::job::{
     Active, AttemptKey, Cancel, Ended, Event, EventKind, Failure, Job, Left, Member, Outcome,
     Queued, State, Tries,
 };
 use crate::node::{LeasePolicy, Link, Mono, NodeRecord, Now, is_loopback};
-use crate::resource::{Demand, GpuIndex};
+use crate::resource::Demand;
 use crate::sched::{
     Asked, Budget, Hold, Placement, Quotas, Rank, Request, Sched, WaitReason, Waiting,
 };
@@ -72,284 +75,6 @@ pub struct LiveNode {
     pub unreachable: bool,
     /// Since when a cluster has seen it without work.
     pub idle_since: Option<Timestamp>,
-}
-
-/// What was decided: to be written together, then done.
-#[derive(Default, Debug)]
-pub struct Decisions {
-    /// Appended to the log, in order.
-    pub events: Vec<Event>,
-    /// Jobs accepted now.
-    pub submitted: Vec<JobName>,
-    /// Jobs whose state changed, accepted ones included. Finished ones carry their last state
-    /// here, because they are no longer alive.
-    pub changed: BTreeMap<JobName, Job>,
-    /// Nodes whose record changed.
-    pub nodes: Vec<NodeRecord>,
-    /// Nodes that are no more.
-    pub nodes_gone: Vec<NodeName>,
-    /// Computes that were made or changed.
-    pub computes: BTreeMap<ComputeName, ComputeRecord>,
-    /// Computes that are no more.
-    pub computes_gone: Vec<ComputeName>,
-    /// Clusters' own nodes, as far as they were asked for.
-    pub instances: BTreeMap<NodeName, Instance>,
-    /// Clusters' own nodes that are no more.
-    pub instances_gone: Vec<NodeName>,
-    /// To be done once all of it is on disk.
-    pub effects: Vec<Effect>,
-}
-
-/// Something to do outside, after the decision is on disk.
-#[derive(Clone, PartialEq, Debug)]
-pub enum Effect {
-    /// Give an attempt to its node.
-    Assign {
-        /// Where.
-        node: NodeName,
-        /// Which.
-        key: AttemptKey,
-        /// What.
-        spec: Arc<CommandJob>,
-        /// Its devices.
-        gpus: Vec<GpuIndex>,
-        /// Who submitted the job.
-        created_by: Principal,
-        /// The member's rank.
-        rank: u32,
-        /// Where the members' nodes are reached, by rank.
-        addresses: Vec<String>,
-    },
-    /// Ask a node to stop an attempt.
-    Stop {
-        /// Where.
-        node: NodeName,
-        /// Which.
-        key: AttemptKey,
-        /// Why.
-        reason: String,
-    },
-    /// Tell a node that an attempt's end is on disk.
-    Acknowledge {
-        /// Where.
-        node: NodeName,
-        /// Which.
-        key: AttemptKey,
-    },
-    /// Tell a node to kill and forget an attempt.
-    Discard {
-        /// Where.
-        node: NodeName,
-        /// Which.
-        key: AttemptKey,
-    },
-    /// Ask a cluster's provider for a node.
-    AddNode {
-        /// Whose.
-        cluster: Box<Cluster>,
-        /// Which.
-        node: NodeName,
-    },
-    /// Ask a cluster's provider to take a node away.
-    RemoveNode {
-        /// Whose.
-        cluster: Box<Cluster>,
-        /// Which.
-        node: NodeName,
-    },
-    /// An attempt is over: its token is dead.
-    AttemptOver {
-        /// Which.
-        key: AttemptKey,
-    },
-    /// A job is over: its metrics can be sealed.
-    JobOver {
-        /// Which.
-        job: JobName,
-    },
-}
-
-/// A request that cannot be met.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
-    /// The name is taken.
-    #[error("cannot create job '{0}': the name is taken; choose another or leave it out")]
-    NameTaken(JobName),
-    /// The name is the id of a run that is no job's.
-    #[error(
-        "cannot create job '{0}': an MLflow run has this name as its id; choose another or leave it out"
-    )]
-    NameOfRun(JobName),
-    /// Its run would go into a deleted experiment.
-    #[error(
-        "cannot create the job: experiment '{0}' is deleted; restore it, or name another in experiment_name"
-    )]
-    ExperimentDeleted(ExperimentName),
-    /// There is no such compute.
-    #[error(
-        "cannot create the job: there is no compute '{name}' (known: {known}); see 'atelier compute list'"
-    )]
-    UnknownCompute {
-        /// What was asked for.
-        name: ComputeName,
-        /// What there is.
-        known: String,
-    },
-    /// No node of the compute could ever hold it.
-    #[error(
-        "cannot create the job: it asks for {demand}, but the largest node of compute '{compute}' has {largest}; ask for less"
-    )]
-    NeverFits {
-        /// What was asked for.
-        demand: String,
-        /// Where.
-        compute: ComputeName,
-        /// The most that a node has.
-        largest: String,
-    },
-    /// The compute can never have as many nodes.
-    #[error(
-        "cannot create the job: it asks for {request}, all at once, and compute '{compute}' can have \
-         {most} such nodes at most; set resources.instance_count to {most} or less"
-    )]
-    GangTooLarge {
-        /// What was asked for.
-        request: String,
-        /// Where.
-        compute: ComputeName,
-        /// So many are possible.
-        most: u32,
-    },
-    /// It alone is more than its user may hold of the compute.
-    #[error(
-        "cannot create the job: on compute '{compute}' it would hold {excess}, for user '{user}'; ask \
-         for less, or an admin for a larger quota ('atelier compute quota set {compute}')"
-    )]
-    OverQuota {
-        /// Where.
-        compute: ComputeName,
-        /// Whose quota.
-        user: Principal,
-        /// What it would hold and what is allowed, in words.
-        excess: String,
-    },
-    /// The quota allows nothing, or says nothing.
-    #[error("cannot set a quota on compute '{compute}': {why}")]
-    BadQuota {
-        /// Of which compute.
-        compute: ComputeName,
-        /// What is wrong and what to do.
-        why: String,
-    },
-    /// There is no quota to take away.
-    #[error(
-        "compute '{compute}' has no quota {}; see 'atelier compute quota list {compute}'",
-        of_whom(.user.as_ref())
-    )]
-    NoSuchQuota {
-        /// Of which compute.
-        compute: ComputeName,
-        /// Of whom; `None`: of everybody who has none of their own.
-        user: Option<Principal>,
-    },
-    /// There is no such node.
-    #[error("there is no node '{0}'; see 'atelier node list'")]
-    NoSuchNode(NodeName),
-    /// It is drained already.
-    #[error(
-        "node '{node}' is drained already, by {by}: {reason}; add --update to change that, or take \
-         it back with 'atelier node resume {node}'"
-    )]
-    AlreadyDrained {
-        /// Which.
-        node: NodeName,
-        /// Who drained it.
-        by: Principal,
-        /// Why.
-        reason: String,
-    },
-    /// It is not drained.
-    #[error("node '{0}' is not drained; there is nothing to resume")]
-    NotDrained(NodeName),
-    /// There is no such compute.
-    #[error("there is no compute '{0}'; see 'atelier compute list'")]
-    NoSuchCompute(ComputeName),
-    /// It is none that an admin made.
-    #[error(
-        "compute '{0}' is no cluster: machines join it by themselves, and the daemon was started \
-         with it (--compute)"
-    )]
-    NotACluster(ComputeName),
-    /// Jobs go there that name no compute.
-    #[error(
-        "compute '{0}' is where jobs go that name none; restart the daemon with another as its first \
-         --compute, then delete it"
-    )]
-    DefaultCompute(ComputeName),
-    /// It goes with the last of its nodes.
-    #[error(
-        "compute '{0}' is being deleted; wait until 'atelier compute list' shows it no more, or use \
-         another name"
-    )]
-    ComputeDeleted(ComputeName),
-    /// What is fixed when a cluster is made.
-    #[error(
-        "cannot change {field} of compute '{compute}': it is fixed when the compute is made; delete \
-         it and make it anew, or make another"
-    )]
-    FixedField {
-        /// Whose.
-        compute: ComputeName,
-        /// Which, by its key.
-        field: &'static str,
-    },
-    /// The change would break a rule.
-    #[error("cannot change the compute: {0}")]
-    BadCluster(String),
-    /// Jobs are on it.
-    #[error(
-        "cannot delete compute '{compute}': {count} of its jobs are not over ({}); cancel them or \
-         wait, and keep others away with 'atelier compute drain {compute}'",
-        names(.shown, *.count)
-    )]
-    ComputeBusy {
-        /// Which.
-        compute: ComputeName,
-        /// How many jobs.
-        count: usize,
-        /// The first of them.
-        shown: Vec<JobName>,
-    },
-    /// It is drained already.
-    #[error(
-        "compute '{compute}' is drained already, by {by}: {reason}; add --update to change that, or \
-         take it back with 'atelier compute resume {compute}'"
-    )]
-    ComputeDrained {
-        /// Which.
-        compute: ComputeName,
-        /// Who drained it.
-        by: Principal,
-        /// Why.
-        reason: String,
-    },
-    /// It is not drained.
-    #[error("compute '{0}' is not drained; there is nothing to resume")]
-    ComputeNotDrained(ComputeName),
-    /// A cluster knows its nodes.
-    #[error(
-        "node '{node}' is none of those that cluster '{compute}' has asked for; for machines that \
-         join by themselves make a cluster with 'provider: joined'"
-    )]
-    NotOfCluster {
-        /// Which.
-        node: NodeName,
-        /// Which cluster.
-        compute: ComputeName,
-    },
-    /// There is no such live job.
-    #[error("there is no live job '{0}'")]
-    NoSuchJob(JobName),
 }
 
 /// A validated submission.
@@ -890,19 +615,6 @@ fn end_event(outcome: &Outcome) -> EventKind {
         Outcome::Completed => EventKind::Completed,
         Outcome::Failed(failure) => EventKind::Failed { failure: failure.clone() },
         Outcome::Canceled(cancel) => EventKind::Canceled { reason: cancel.reason.clone() },
-    }
-}
-
-fn names(jobs: &[JobName], count: usize) -> String {
-    let names: Vec<&str> = jobs.iter().map(JobName::as_str).collect();
-    let more = if count > names.len() { ", …" } else { "" };
-    names.join(", ") + more
-}
-
-fn of_whom(user: Option<&Principal>) -> String {
-    match user {
-        Some(user) => format!("of user '{user}'"),
-        None => "of everybody".to_owned(),
     }
 }
 

@@ -1,0 +1,199 @@
+//! Why a request cannot be met, in words that say what to do instead.
+
+use crate::id::{ComputeName, ExperimentName, JobName, NodeName, Principal};
+
+/// A request that cannot be met.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// The name is taken.
+    #[error("cannot create job '{0}': the name is taken; choose another or leave it out")]
+    NameTaken(JobName),
+    /// The name is the id of a run that is no job's.
+    #[error(
+        "cannot create job '{0}': an MLflow run has this name as its id; choose another or leave it out"
+    )]
+    NameOfRun(JobName),
+    /// Its run would go into a deleted experiment.
+    #[error(
+        "cannot create the job: experiment '{0}' is deleted; restore it, or name another in experiment_name"
+    )]
+    ExperimentDeleted(ExperimentName),
+    /// There is no such compute.
+    #[error(
+        "cannot create the job: there is no compute '{name}' (known: {known}); see 'atelier compute list'"
+    )]
+    UnknownCompute {
+        /// What was asked for.
+        name: ComputeName,
+        /// What there is.
+        known: String,
+    },
+    /// No node of the compute could ever hold it.
+    #[error(
+        "cannot create the job: it asks for {demand}, but the largest node of compute '{compute}' has {largest}; ask for less"
+    )]
+    NeverFits {
+        /// What was asked for.
+        demand: String,
+        /// Where.
+        compute: ComputeName,
+        /// The most that a node has.
+        largest: String,
+    },
+    /// The compute can never have as many nodes.
+    #[error(
+        "cannot create the job: it asks for {request}, all at once, and compute '{compute}' can have \
+         {most} such nodes at most; set resources.instance_count to {most} or less"
+    )]
+    GangTooLarge {
+        /// What was asked for.
+        request: String,
+        /// Where.
+        compute: ComputeName,
+        /// So many are possible.
+        most: u32,
+    },
+    /// It alone is more than its user may hold of the compute.
+    #[error(
+        "cannot create the job: on compute '{compute}' it would hold {excess}, for user '{user}'; ask \
+         for less, or an admin for a larger quota ('atelier compute quota set {compute}')"
+    )]
+    OverQuota {
+        /// Where.
+        compute: ComputeName,
+        /// Whose quota.
+        user: Principal,
+        /// What it would hold and what is allowed, in words.
+        excess: String,
+    },
+    /// The quota allows nothing, or says nothing.
+    #[error("cannot set a quota on compute '{compute}': {why}")]
+    BadQuota {
+        /// Of which compute.
+        compute: ComputeName,
+        /// What is wrong and what to do.
+        why: String,
+    },
+    /// There is no quota to take away.
+    #[error(
+        "compute '{compute}' has no quota {}; see 'atelier compute quota list {compute}'",
+        of_whom(.user.as_ref())
+    )]
+    NoSuchQuota {
+        /// Of which compute.
+        compute: ComputeName,
+        /// Of whom; `None`: of everybody who has none of their own.
+        user: Option<Principal>,
+    },
+    /// There is no such node.
+    #[error("there is no node '{0}'; see 'atelier node list'")]
+    NoSuchNode(NodeName),
+    /// It is drained already.
+    #[error(
+        "node '{node}' is drained already, by {by}: {reason}; add --update to change that, or take \
+         it back with 'atelier node resume {node}'"
+    )]
+    AlreadyDrained {
+        /// Which.
+        node: NodeName,
+        /// Who drained it.
+        by: Principal,
+        /// Why.
+        reason: String,
+    },
+    /// It is not drained.
+    #[error("node '{0}' is not drained; there is nothing to resume")]
+    NotDrained(NodeName),
+    /// There is no such compute.
+    #[error("there is no compute '{0}'; see 'atelier compute list'")]
+    NoSuchCompute(ComputeName),
+    /// It is none that an admin made.
+    #[error(
+        "compute '{0}' is no cluster: machines join it by themselves, and the daemon was started \
+         with it (--compute)"
+    )]
+    NotACluster(ComputeName),
+    /// Jobs go there that name no compute.
+    #[error(
+        "compute '{0}' is where jobs go that name none; restart the daemon with another as its first \
+         --compute, then delete it"
+    )]
+    DefaultCompute(ComputeName),
+    /// It goes with the last of its nodes.
+    #[error(
+        "compute '{0}' is being deleted; wait until 'atelier compute list' shows it no more, or use \
+         another name"
+    )]
+    ComputeDeleted(ComputeName),
+    /// What is fixed when a cluster is made.
+    #[error(
+        "cannot change {field} of compute '{compute}': it is fixed when the compute is made; delete \
+         it and make it anew, or make another"
+    )]
+    FixedField {
+        /// Whose.
+        compute: ComputeName,
+        /// Which, by its key.
+        field: &'static str,
+    },
+    /// The change would break a rule.
+    #[error("cannot change the compute: {0}")]
+    BadCluster(String),
+    /// Jobs are on it.
+    #[error(
+        "cannot delete compute '{compute}': {count} of its jobs are not over ({}); cancel them or \
+         wait, and keep others away with 'atelier compute drain {compute}'",
+        names(.shown, *.count)
+    )]
+    ComputeBusy {
+        /// Which.
+        compute: ComputeName,
+        /// How many jobs.
+        count: usize,
+        /// The first of them.
+        shown: Vec<JobName>,
+    },
+    /// It is drained already.
+    #[error(
+        "compute '{compute}' is drained already, by {by}: {reason}; add --update to change that, or \
+         take it back with 'atelier compute resume {compute}'"
+    )]
+    ComputeDrained {
+        /// Which.
+        compute: ComputeName,
+        /// Who drained it.
+        by: Principal,
+        /// Why.
+        reason: String,
+    },
+    /// It is not drained.
+    #[error("compute '{0}' is not drained; there is nothing to resume")]
+    ComputeNotDrained(ComputeName),
+    /// A cluster knows its nodes.
+    #[error(
+        "node '{node}' is none of those that cluster '{compute}' has asked for; for machines that \
+         join by themselves make a cluster with 'provider: joined'"
+    )]
+    NotOfCluster {
+        /// Which.
+        node: NodeName,
+        /// Which cluster.
+        compute: ComputeName,
+    },
+    /// There is no such live job.
+    #[error("there is no live job '{0}'")]
+    NoSuchJob(JobName),
+}
+
+fn names(jobs: &[JobName], count: usize) -> String {
+    let names: Vec<&str> = jobs.iter().map(JobName::as_str).collect();
+    let more = if count > names.len() { ", …" } else { "" };
+    names.join(", ") + more
+}
+
+fn of_whom(user: Option<&Principal>) -> String {
+    match user {
+        Some(user) => format!("of user '{user}'"),
+        None => "of everybody".to_owned(),
+    }
+}
