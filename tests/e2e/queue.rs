@@ -236,7 +236,7 @@ fn a_replay_tells_what_was_beside_what_would_be() {
     assert_eq!((&more["nodes"], &more["nodes_added"]), (&json!(3), &json!(2)), "{more}");
     assert_eq!(of(&more, "would_be", "p99"), 0.0, "{more}");
     assert_eq!(of(&more, "was", "p99"), of(&told, "was", "p99"));
-    cluster.atelier(["simulate", "replay", "--compute", "none"]).fails(1).says(&["no job"]);
+    cluster.atelier(["simulate", "replay", "--compute", "none"]).fails(3).says(&["'none'"]);
     cluster.atelier(["simulate", "replay", "--add-nodes", "1xA10"]).fails(1).says(&["A10"]);
     cluster.atelier(["simulate", "replay", "--since", "soon"]).fails(2).says(&["24h"]);
 }

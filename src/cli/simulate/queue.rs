@@ -95,8 +95,13 @@ pub(super) fn added(nodes: &[Capacity], more: &[More]) -> Result<Vec<Capacity>, 
                 Some(model) => format!("cannot add nodes: none has the model '{model}'"),
                 None => "cannot add nodes: there is none to take as a pattern".to_owned(),
             };
-            return Err(Error::new(Kind::Refused, what)
-                .help(format!("models among the nodes: {}", there.join(", "))));
+            let error = Error::new(Kind::Refused, what);
+            return Err(match there.as_slice() {
+                [] => {
+                    error.help("give the number alone, and at least one node to take as a pattern")
+                }
+                there => error.help(format!("models among the nodes: {}", there.join(", "))),
+            });
         };
         added.extend(std::iter::repeat_n(like.clone(), *count));
     }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+use atelier_core::compute::Cluster;
 use atelier_core::id::Principal;
 use atelier_core::live::most_ms;
 use atelier_core::resource::Capacity;
@@ -10,7 +11,7 @@ use atelier_core::sched::Request;
 use atelier_core::simulate::{Played, PlayedJob, Spread, play};
 use atelier_core::spec::CommandJob;
 use atelier_core::time::Timestamp;
-use atelier_proto::compute::v1::{GetComputeRequest, ListNodesRequest};
+use atelier_proto::compute::v1::{GetComputeRequest, ListNodesRequest, Node, NodeState};
 use atelier_proto::job::v1 as pb;
 use clap::Args;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
@@ -42,9 +43,12 @@ fn since(text: &str) -> Result<u64, String> {
         Some(days) => days.checked_mul(24 * 60 * 60),
         None => seconds(text).ok(),
     };
-    told.filter(|told| *told > 0).ok_or_else(|| "write for example 90m, 24h or 7d".to_owned())
+    told.filter(|told| (1..=MOST_SECONDS).contains(told))
+        .ok_or_else(|| "write for example 90m, 24h or 7d".to_owned())
 }
 
+/// No workspace is a hundred years old.
+const MOST_SECONDS: u64 = 100 * 366 * 24 * 60 * 60;
 /// Jobs of one page of the daemon's list.
 const PAGE: u32 = 1000;
 /// Jobs looked at, at most.
@@ -68,6 +72,12 @@ pub(super) async fn run(arguments: &Arguments, context: &Context) -> Result<(), 
     let now = i64::try_from(now).unwrap_or(i64::MAX);
     let span = i64::try_from(arguments.since).unwrap_or(i64::MAX).saturating_mul(1000);
     let from = now.saturating_sub(span);
+    if let Some(name) = &arguments.compute {
+        // Or it would seem to have had no jobs.
+        client
+            .call(client.computes().get_compute(GetComputeRequest { name: name.clone() }))
+            .await?;
+    }
     // What came before is played too, so that the nodes are not empty at the outset.
     let all = jobs_since(&client, from.saturating_sub(span)).await?;
     let compute = compute_of(&all, from, arguments.compute.as_deref())?;
@@ -95,8 +105,9 @@ pub(super) async fn run(arguments: &Arguments, context: &Context) -> Result<(), 
         return Err(Error::new(Kind::Refused, format!("cannot replay: {what}"))
             .help("look further back, for example --since 7d; 'atelier job list' shows jobs"));
     }
-    let (mut nodes, exclusive) = nodes_of(&client, &compute).await?;
-    let more = added(&nodes, &arguments.add_nodes)?;
+    let Cast { mut nodes, not_usable, exclusive, pattern } = nodes_of(&client, &compute).await?;
+    let like: &[Capacity] = if nodes.is_empty() { &pattern } else { &nodes };
+    let more = added(like, &arguments.add_nodes)?;
     let more_count = more.len();
     nodes.extend(more);
     let began = Instant::now();
@@ -109,6 +120,7 @@ pub(super) async fn run(arguments: &Arguments, context: &Context) -> Result<(), 
         "since": Timestamp::from_millis(from).to_string(),
         "nodes": nodes.len(),
         "nodes_added": more_count,
+        "nodes_not_usable": not_usable,
         "jobs": told.counted().count(),
         "jobs_from_before": went.len() - told.counted().count(),
         "jobs_skipped": skipped,
@@ -207,13 +219,33 @@ fn as_it_went(job: &pb::Job, placed: i64, ended: Option<i64>, now: i64) -> Resul
     })
 }
 
-/// The compute's nodes as they are now, and whether a job takes a whole one.
-async fn nodes_of(client: &Client, compute: &str) -> Result<(Vec<Capacity>, bool), Error> {
+/// What the jobs are played on.
+struct Cast {
+    /// The nodes that get jobs.
+    nodes: Vec<Capacity>,
+    /// How many there are beside them: drained, silent, on their way.
+    not_usable: usize,
+    /// A job takes a whole node.
+    exclusive: bool,
+    /// A node that the cluster would add.
+    pattern: Vec<Capacity>,
+}
+
+/// The compute's nodes as they are now.
+async fn nodes_of(client: &Client, compute: &str) -> Result<Cast, Error> {
     let request = GetComputeRequest { name: compute.to_owned() };
     let known = client.call(client.computes().get_compute(request)).await?;
     let request = ListNodesRequest { compute: compute.to_owned() };
     let nodes = client.call(client.computes().list_nodes(request)).await?.nodes;
-    Ok((nodes.iter().map(Capacity::from).collect(), known.placement == "exclusive"))
+    let usable = |node: &&Node| matches!(node.state(), NodeState::Idle | NodeState::Running);
+    let usable: Vec<Capacity> = nodes.iter().filter(usable).map(Capacity::from).collect();
+    let cluster = known.cluster.and_then(|cluster| Cluster::try_from(cluster).ok());
+    Ok(Cast {
+        not_usable: nodes.len() - usable.len(),
+        nodes: usable,
+        exclusive: known.placement == "exclusive",
+        pattern: cluster.map(|cluster| cluster.node.capacity()).into_iter().collect(),
+    })
 }
 
 fn percents(played: &Played) -> Value {
