@@ -114,9 +114,9 @@ pub(super) static JOB: Object = Object {
         field(
             "distribution",
             Tagged("a distribution", &DISTRIBUTIONS),
-            Later("one process is started on each node; the command has to start more"),
+            Runs,
             "one process",
-            "How several processes are launched.",
+            "How the members of a job of several nodes are told of each other: by which variables.",
         ),
         field("limits", Shape::Object(&LIMITS), Runs, "", "Bounds on the run."),
         field("queue_settings", Shape::Object(&QUEUE), Runs, "", "The job's rank in the queue."),
@@ -415,9 +415,15 @@ pub(super) static RESOURCES: Object = Object {
     ],
 };
 
-const PROCESSES: Field =
-    field("process_count_per_instance", COUNT, Recorded, "1", "Processes on each node.");
-const TYPE: Field = field("type", Text, Recorded, "required", "Which kind.");
+const PROCESSES: Field = field(
+    "process_count_per_instance",
+    COUNT,
+    Runs,
+    "1",
+    "Processes on each node; more than one is refused for now.",
+);
+const TYPE: Field =
+    field("type", Text, Runs, "required", "Which kind; `mpi` and `ray` are refused for now.");
 
 static DISTRIBUTIONS: [(&str, &Object); 4] = [
     ("pytorch", &Object { what: "a pytorch distribution", fields: &[TYPE, PROCESSES] }),
@@ -431,9 +437,9 @@ static DISTRIBUTIONS: [(&str, &Object); 4] = [
                 field(
                     "parameter_server_count",
                     Whole(0, limits::MAX_PROCESSES as i64),
-                    Recorded,
+                    Runs,
                     "0",
-                    "Parameter servers in all.",
+                    "So many of the members, the last ones, are parameter servers.",
                 ),
             ],
         },

@@ -352,8 +352,6 @@ creation_context: {created_at: 2024-01-01}
          where they are\n\
          4:67: 'resources.max_instance_count' is ignored: the number of members is fixed: \
          instance_count\n\
-         5:1: 'distribution' is recorded only: one process is started on each node; the command has \
-         to start more\n\
          6:13: 'inputs.a' is a literal, so the job gets this very text | to get the data, write it \
          as a mapping with 'path:'"
     );
