@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use atelier_core::access::AttemptScope;
 use atelier_core::content::Digest;
-use atelier_core::content::manifest::Manifest;
+use atelier_core::content::manifest::{Manifest, ManifestEntry};
 use atelier_core::id::{DatastoreName, JobName, NodeName};
 use atelier_core::job::{AttemptKey, Job, Left, ManifestRef, Outcome};
 use atelier_core::layout;
@@ -13,6 +13,7 @@ use atelier_core::time::Timestamp;
 use atelier_core::track::{ArtifactPath, RunId};
 use atelier_proto::agent::v1::RunSample;
 use atelier_proto::workspace::v1::Experiment;
+use futures::StreamExt as _;
 use futures::future::BoxFuture;
 
 use super::Shared;
@@ -76,13 +77,22 @@ impl Committed {
     }
 
     async fn read(&self, reference: &ManifestRef) -> Result<Arc<Manifest>, storage::Error> {
-        let found = self.kept().iter().find(|(digest, _)| *digest == reference.digest).cloned();
-        if let Some((_, manifest)) = found {
+        if let Some(manifest) = self.known(&reference.digest) {
             return Ok(manifest);
         }
         let manifest = Arc::new(self.fetch(reference).await?);
+        self.keep(reference.digest, &manifest);
+        Ok(manifest)
+    }
+
+    fn known(&self, digest: &Digest) -> Option<Arc<Manifest>> {
+        let kept = self.kept();
+        kept.iter().find(|(known, _)| known == digest).map(|(_, manifest)| manifest.clone())
+    }
+
+    fn keep(&self, digest: Digest, manifest: &Arc<Manifest>) {
         let mut kept = self.kept();
-        kept.push_front((reference.digest, manifest.clone()));
+        kept.push_front((digest, manifest.clone()));
         let mut entries = 0;
         let fits = kept.iter().take(KEPT).take_while(|(_, manifest)| {
             entries += manifest.entries.len();
@@ -90,30 +100,68 @@ impl Committed {
         });
         let fits = fits.count();
         kept.truncate(fits);
-        Ok(manifest)
     }
 
     /// What all members of an attempt wrote, as one. Of two that wrote the same path the lower rank's is
-    /// told. `None` if none of them wrote anything.
+    /// told; if they wrote to the same object, that whose bytes lie there. `None` if none of them wrote
+    /// anything.
     async fn read_all(&self, left: &Left) -> Result<Option<Arc<Manifest>>, storage::Error> {
-        let mut manifests = Vec::new();
-        for reference in left.manifests() {
-            manifests.push(self.read(reference).await?);
+        let references: Vec<&ManifestRef> = left.manifests().collect();
+        let first = match references.as_slice() {
+            [] => return Ok(None),
+            [one] => return self.read(one).await.map(Some),
+            [first, ..] => first,
+        };
+        let digests: Vec<u8> =
+            references.iter().flat_map(|reference| *reference.digest.as_bytes()).collect();
+        let all = Digest::of(&digests);
+        if let Some(manifest) = self.known(&all) {
+            return Ok(Some(manifest));
         }
-        if manifests.len() < 2 {
-            return Ok(manifests.pop());
+        let mut merged = self.fetch(first).await?;
+        let mut entries: BTreeMap<String, ManifestEntry> =
+            merged.entries.drain(..).map(|entry| (entry.path.clone(), entry)).collect();
+        let mut disputed: Vec<ManifestEntry> = Vec::new();
+        for reference in references.iter().skip(1) {
+            let next = self.fetch(reference).await?;
+            merged.partial |= next.partial;
+            for entry in next.entries {
+                match entries.get(&entry.path) {
+                    None => {
+                        entries.insert(entry.path.clone(), entry);
+                    }
+                    Some(known) if known.key == entry.key && known.digest != entry.digest => {
+                        disputed.push(entry);
+                    }
+                    Some(_) => {}
+                }
+            }
         }
-        let mut entries = BTreeMap::new();
-        for entry in manifests.iter().flat_map(|manifest| &manifest.entries) {
-            entries.entry(entry.path.as_str()).or_insert(entry);
+        for entry in disputed {
+            if self.lies_there(&entry).await? {
+                entries.insert(entry.path.clone(), entry);
+            }
         }
-        let entries = entries.into_values().cloned().collect();
-        let partial = manifests.iter().any(|manifest| manifest.partial);
-        Ok(manifests.first().map(|first| {
-            let Manifest { version, job, attempt, epoch, .. } = first.as_ref();
-            let (version, job, attempt, epoch) = (*version, job.clone(), *attempt, *epoch);
-            Arc::new(Manifest { version, job, attempt, epoch, partial, entries })
-        }))
+        merged.entries = entries.into_values().collect();
+        let merged = Arc::new(merged);
+        self.keep(all, &merged);
+        Ok(Some(merged))
+    }
+
+    /// Whether the object has the bytes that an entry says.
+    async fn lies_there(&self, entry: &ManifestEntry) -> Result<bool, storage::Error> {
+        let store = self.datastores.get(entry.datastore.as_str())?;
+        let opened = store.open(&ObjectPath::new(&entry.key)?).await?;
+        if opened.meta.size != entry.bytes {
+            return Ok(false);
+        }
+        let mut hasher = blake3::Hasher::new();
+        let size = opened.meta.size;
+        let mut bytes = opened.stream(0..size);
+        while let Some(piece) = bytes.next().await {
+            hasher.update(&piece?);
+        }
+        Ok(entry.digest.as_bytes() == hasher.finalize().as_bytes())
     }
 
     /// Removes what earlier attempts left at the default place of a completed job's outputs and the

@@ -236,3 +236,20 @@ fn a_gang_outlives_the_daemon_and_may_be_cancelled_whole() {
         nodes.as_array()?.iter().all(|node| node["state"] == "idle").then_some(())
     });
 }
+
+/// Two members that write the same file of a named output leave one of the two, and it is whole.
+#[test]
+fn of_one_path_of_a_named_output_the_file_that_lies_there_is_told() {
+    let cluster = cluster(2);
+    let command =
+        "head -c $((1000 * (AZUREML_CR_NODE_RANK + 1))) /dev/zero > ${{outputs.out}}/same";
+    let job = cluster.create(&gang(2, command, "outputs: {out: {type: uri_folder}}"));
+    cluster.completed(&job);
+    cluster.atelier(["job", "download", &job, "--all", "--download-path", "got"]).ok();
+    let found = std::process::Command::new("find")
+        .arg(cluster.files().join("got"))
+        .args(["-name", "same", "-size", "-3"])
+        .output()
+        .unwrap();
+    assert_eq!(String::from_utf8(found.stdout).unwrap().lines().count(), 1);
+}

@@ -138,6 +138,9 @@ fn members_left(job: &job::Job, left: &job::Left) -> Vec<pb::Member> {
         .map(|(rank, (node, exit, started_at))| {
             let status = match exit {
                 Some(exit) if exit.is_success() => job::JobStatus::Completed,
+                // It was asked to stop, because of another or with the whole job.
+                Some(_) if rank != left.decisive => job::JobStatus::Canceled,
+                Some(_) if job.status() == job::JobStatus::Canceled => job::JobStatus::Canceled,
                 Some(_) => job::JobStatus::Failed,
                 // Why it never came to its end is the job's to tell.
                 None => job.status(),

@@ -212,7 +212,6 @@ const fn kind(kind: pb::DataKind) -> &'static str {
     }
 }
 
-/// Literals stand as they are, as in the job's file.
 /// A data input that a node fetches or mounts; `None` for literals and for what the job is given the
 /// address of.
 pub(super) fn fetched(given: &pb::Input) -> Option<Value> {
@@ -220,6 +219,7 @@ pub(super) fn fetched(given: &pb::Input) -> Option<Value> {
     (data.mode() != pb::InputMode::Direct).then(|| input(given))
 }
 
+/// Literals stand as they are, as in the job's file.
 fn input(input: &pb::Input) -> Value {
     use pb::input::Value as V;
     match &input.value {
