@@ -8,6 +8,7 @@ use atelier_core::sched::{Asked, Sched};
 use atelier_core::spec::CommandJob;
 use atelier_core::time::Timestamp;
 use std::sync::Arc;
+use tokio::sync::Semaphore;
 use tonic::Status;
 
 use super::blocking;
@@ -21,6 +22,9 @@ const PAST: usize = 500;
 const JOBS: usize = 50_000;
 /// Jobs that the reactor is asked about at once, so that nobody else waits for it.
 const AT_ONCE: usize = 1_024;
+
+/// A forecast takes up to about a second of a core.
+static TURN: Semaphore = Semaphore::const_new(1);
 
 /// The forecast for a job that waits, or would; decided on a copy of the scheduler's value, with what
 /// the store knows of past jobs.
@@ -47,6 +51,8 @@ pub(super) async fn of(
         });
         known.extend(some.await.map_err(told)?);
     }
+    // One after the other, so that the rest of the daemon keeps a core.
+    let _turn = TURN.acquire().await.map_err(|_| Status::unavailable("the daemon is stopping"))?;
     blocking(move || {
         let past = past.iter().map(|past| (Kind::of(&past.command), past.ms));
         let mut durations = Durations::of(past);

@@ -47,7 +47,8 @@ fn code_of_handle(error: &daemon::HandleError) -> Code {
             Refusal::UnknownCompute { .. }
             | Refusal::NoSuchCompute(_)
             | Refusal::NoSuchJob(_)
-            | Refusal::NoSuchNode(_),
+            | Refusal::NoSuchNode(_)
+            | Refusal::NoSuchQuota { .. },
         )
         | E::NoSuchJob(_) => Code::NotFound,
         E::Refused(
@@ -64,8 +65,7 @@ fn code_of_handle(error: &daemon::HandleError) -> Code {
             | Refusal::ComputeDrained { .. }
             | Refusal::ComputeNotDrained(_)
             | Refusal::NotOfCluster { .. }
-            | Refusal::OverQuota { .. }
-            | Refusal::NoSuchQuota { .. },
+            | Refusal::OverQuota { .. },
         )
         | E::StillLive(_) => Code::FailedPrecondition,
         E::Refused(Refusal::BadCluster(_) | Refusal::BadQuota { .. }) => Code::InvalidArgument,

@@ -103,8 +103,8 @@ fn a_quota_that_makes_no_sense_is_refused_with_the_reason() {
     fails(1, &["set", "local", "--user", "a b\tc", "--jobs", "1"], &["user"]);
     fails(3, &["set", "none", "--jobs", "1"], &["there is no compute 'none'"]);
     fails(3, &["list", "none"], &["there is no compute 'none'"]);
-    fails(1, &["delete", "local"], &["has no quota of everybody"]);
-    fails(1, &["delete", "local", "--user", "ana"], &["has no quota of user 'ana'"]);
+    fails(3, &["delete", "local"], &["has no quota of everybody"]);
+    fails(3, &["delete", "local", "--user", "ana"], &["has no quota of user 'ana'"]);
     assert_eq!(listed(&cluster), json!([]));
     // Only admins say what others may hold; everybody may know.
     let scientist = cluster.token_for("ana", "data-scientist");

@@ -48,7 +48,7 @@ impl Limits {
         over(demand.milli_gpus(), self.milli_gpus, |gpus| format!("{} GPU", Gpus(gpus)))
             .or_else(|| over(demand.cpu, self.cpu, |cpu| format!("{} CPU", Cpus(cpu))))
             .or_else(|| over(demand.memory, self.memory, |mib| format!("{} memory", Memory(mib))))
-            .or_else(|| over(1, self.nodes.map(u64::from), |nodes| format!("{nodes} nodes")))
+            .or_else(|| over(1, self.nodes.map(u64::from), |nodes| counted(nodes, "node")))
     }
 }
 
@@ -58,8 +58,8 @@ impl fmt::Display for Limits {
             self.milli_gpus.map(|gpus| format!("{} GPU", Gpus(gpus))),
             self.cpu.map(|cpu| format!("{} CPU", Cpus(cpu))),
             self.memory.map(|memory| format!("{} memory", Memory(memory))),
-            self.nodes.map(|nodes| format!("{nodes} nodes")),
-            self.jobs.map(|jobs| format!("{jobs} jobs")),
+            self.nodes.map(|nodes| counted(nodes, "node")),
+            self.jobs.map(|jobs| counted(jobs, "job")),
         ];
         let parts: Vec<String> = parts.into_iter().flatten().collect();
         f.write_str(&parts.join(", "))
@@ -86,5 +86,13 @@ impl Quotas {
     /// Whether nobody is limited.
     pub fn is_empty(&self) -> bool {
         self.users.is_empty() && self.each == Limits::default()
+    }
+}
+
+/// `1 node`, `2 nodes`.
+fn counted(count: impl Into<u64>, what: &str) -> String {
+    match count.into() {
+        1 => format!("1 {what}"),
+        count => format!("{count} {what}s"),
     }
 }
