@@ -130,6 +130,53 @@ fn members_meet_and_what_each_leaves_is_kept() {
     assert_eq!(found("same.txt"), "of 0");
 }
 
+/// Trains a line in parallel: each member sees its own quarter of the points, and all agree on every
+/// step over gloo.
+const TRAIN: &str = r#"
+import torch, torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+dist.init_process_group("gloo", init_method="env://")
+rank, size = dist.get_rank(), dist.get_world_size()
+total = torch.tensor([float(rank + 1)])
+dist.all_reduce(total)
+assert total.item() == size * (size + 1) / 2, total
+torch.manual_seed(0)
+x = torch.linspace(-1, 1, 64).unsqueeze(1)[rank::size]
+y = 3 * x + 0.5
+model = DistributedDataParallel(torch.nn.Linear(1, 1))
+step = torch.optim.SGD(model.parameters(), lr=0.5)
+for _ in range(60):
+    step.zero_grad()
+    ((model(x) - y) ** 2).mean().backward()
+    step.step()
+found = torch.cat([p.detach().flatten() for p in model.parameters()])
+others = [torch.zeros_like(found) for _ in range(size)]
+dist.all_gather(others, found)
+assert all(torch.equal(found, other) for other in others), others
+print("agreed on %.2f x + %.2f" % tuple(found.tolist()))
+dist.destroy_process_group()
+"#;
+
+#[test]
+fn torch_members_train_together_over_gloo() {
+    let Ok(python) = std::env::var("ATELIER_TEST_TORCH") else {
+        panic!("ATELIER_TEST_TORCH is to name a Python with PyTorch; leave this out with --skip torch_")
+    };
+    let cluster = cluster(4);
+    cluster.write("code/train.py", TRAIN);
+    let more = "distribution: {type: pytorch, process_count_per_instance: 1}\ncode: code";
+    cluster.write("job.yml", gang(4, &format!("{python} train.py"), more));
+    let made = cluster.atelier(["job", "create", "-f", "job.yml", "--query", "name", "-o", "tsv"]);
+    let job = made.ok().word();
+    cluster.completed(&job);
+    for rank in 0..4 {
+        let number = rank.to_string();
+        let log = cluster.atelier(["job", "stream", &job, "-q", "--member", &number]).ok().stdout();
+        assert!(log.contains("agreed on 3.00 x + 0.50\n"), "{log}");
+    }
+}
+
 #[test]
 fn a_member_that_fails_ends_the_others() {
     let cluster = cluster(3);
