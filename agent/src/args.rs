@@ -63,6 +63,9 @@ pub struct AgentArgs {
     /// Keep at most this much of a job's standard output [default: what the daemon says]
     #[arg(long, value_name = "SIZE", value_parser = bytes)]
     pub log_limit: Option<u64>,
+    /// Processes and threads that one job may have [default: 4096, and 512 more for each CPU]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(16..))]
+    pub process_limit: Option<u64>,
     /// Seconds between two samples of a job's CPU, memory, disk and GPU
     #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
     pub monitor_interval: Duration,

@@ -7,6 +7,7 @@ use std::{env, fs, thread};
 use atelier_proto::agent::v1::Gpu;
 
 use crate::args::AgentArgs;
+use crate::cgroup::Cgroups;
 use crate::monitor::NodeSampler;
 use crate::monitor::gpu::Gpus;
 
@@ -33,6 +34,7 @@ pub(crate) fn gather(
     root: &Path,
     gpus: &dyn Gpus,
     sampler: &mut NodeSampler,
+    cgroups: &Cgroups,
 ) -> Facts {
     let mut inventory = gpus.inventory();
     inventory.truncate(args.gpus.map_or(usize::MAX, |count| count as usize));
@@ -42,6 +44,10 @@ pub(crate) fn gather(
     let mut set = |name: &str, value: String| other.insert(name.to_owned(), value);
     set("container_runtime", container_runtime(&folders).to_owned());
     set("cgroup", cgroup_version().to_owned());
+    set("limited", cgroups.limits());
+    if let Some(missing) = cgroups.missing() {
+        set("not_limited", missing);
+    }
     set("kernel", rustix::system::uname().release().to_string_lossy().into_owned());
     set("python", pythons(&folders).join(" "));
     set("architecture", env::consts::ARCH.to_owned());

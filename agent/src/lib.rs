@@ -15,6 +15,7 @@ use tracing::Instrument as _;
 
 mod args;
 mod attempt;
+mod cgroup;
 mod clock;
 pub mod data;
 pub mod environment;
@@ -31,6 +32,7 @@ pub use args::AgentArgs;
 pub use supervisor::supervise_if_asked;
 
 use crate::attempt::{Node, Spares};
+use crate::cgroup::{Cgroups, NodeLimits};
 use crate::monitor::{Monitor, NodeSampler};
 use crate::session::{Registry, Session};
 use crate::supervisor::{Launcher, Lease};
@@ -104,7 +106,8 @@ async fn serve(args: AgentArgs, shutdown: impl Future<Output = ()>) -> Result<()
 
     let gpus: Arc<dyn monitor::gpu::Gpus> = Arc::from(monitor::gpu::find());
     let mut sampler = NodeSampler::new(root.clone());
-    let facts = facts::gather(&args, &root, gpus.as_ref(), &mut sampler);
+    let cgroups = find_cgroups(&args, &name, &root, &mut sampler);
+    let facts = facts::gather(&args, &root, gpus.as_ref(), &mut sampler, &cgroups);
     let (client, clients) = watch::channel(None);
     let (services, services_seen) = watch::channel(None);
     let (connected, connected_seen) = watch::channel(false);
@@ -125,9 +128,11 @@ async fn serve(args: AgentArgs, shutdown: impl Future<Output = ()>) -> Result<()
             Some((name.into_string().ok()?, value.into_string().ok()?))
         })),
         launcher: Launcher::new(),
+        cgroups,
         lease,
         lease_path,
         log_limit: args.log_limit,
+        process_limit: args.process_limit,
         news: news_sender,
         services: services_seen,
         connected: connected_seen,
@@ -142,6 +147,8 @@ async fn serve(args: AgentArgs, shutdown: impl Future<Output = ()>) -> Result<()
         what: "read the attempts",
         source,
     })?;
+    // What an agent before this one left running, if its folder was taken away meanwhile.
+    node.cgroups.sweep(|epoch| registry.knows(epoch));
     let node_name = name.clone();
     let session = Session {
         name,
@@ -163,6 +170,14 @@ async fn serve(args: AgentArgs, shutdown: impl Future<Output = ()>) -> Result<()
     let ended = session.run(shutdown).instrument(span).await;
     monitor.abort();
     ended.map_err(|error| Error::Session(session::chain(&error)))
+}
+
+/// The place of this agent's attempts among the machine's control groups.
+fn find_cgroups(args: &AgentArgs, node: &str, root: &Path, sampler: &mut NodeSampler) -> Cgroups {
+    const MIB: u64 = 1 << 20;
+    let total = sampler.memory_mib().saturating_mul(MIB);
+    let offered = args.memory.map_or(total, |memory| memory.saturating_mul(MIB));
+    Cgroups::find(&cgroup::parent_name(node, root), NodeLimits::of(offered, total))
 }
 
 /// The whole of an agent's process: a small runtime, logging to standard error, and [`run`] until

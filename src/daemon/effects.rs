@@ -8,7 +8,7 @@ use atelier_core::id::{DatastoreName, JobName, NodeName, PortName, Principal};
 use atelier_core::job::{AttemptKey, Job};
 use atelier_core::layout;
 use atelier_core::live::Effect;
-use atelier_core::resource::GpuIndex;
+use atelier_core::resource::Reservation;
 use atelier_core::spec::{CommandJob, DataUri, Environment, InlineEnvironment, Input, OutputMode};
 use tokio::sync::mpsc;
 
@@ -56,8 +56,8 @@ pub struct Assignment {
     pub key: AttemptKey,
     /// What to run.
     pub spec: Arc<CommandJob>,
-    /// On which devices.
-    pub gpus: Vec<GpuIndex>,
+    /// With what of the node.
+    pub reservation: Reservation,
     /// The rank of the node's member.
     pub rank: u32,
     /// Where the members' nodes are reached, by rank.
@@ -92,7 +92,7 @@ pub struct Assignment {
 struct Member {
     rank: u32,
     addresses: Vec<String>,
-    gpus: Vec<GpuIndex>,
+    reservation: Reservation,
 }
 
 /// Where an input comes from.
@@ -160,9 +160,9 @@ impl Effects {
             }
         };
         match effect {
-            Effect::Assign { node, key, spec, gpus, created_by, rank, addresses } => {
+            Effect::Assign { node, key, spec, reservation, created_by, rank, addresses } => {
                 crate::failpoint::hit("before-assign");
-                let member = Member { rank, addresses, gpus };
+                let member = Member { rank, addresses, reservation };
                 let assignment = self.assignment(key, spec, member, created_by);
                 tell(&node, ToNode::Assign(Box::new(assignment)));
             }
@@ -183,7 +183,7 @@ impl Effects {
         member: Member,
         created_by: Principal,
     ) -> Assignment {
-        let Member { rank, addresses, gpus } = member;
+        let Member { rank, addresses, reservation } = member;
         let token = self.door.admit_attempt(&key, &spec);
         let inputs = spec
             .inputs
@@ -219,7 +219,7 @@ impl Effects {
             token,
             rank,
             addresses,
-            gpus,
+            reservation,
             spec,
             key,
         }

@@ -196,7 +196,7 @@ fn places(sched: &Sched, jobs: &[Job]) -> Vec<pb::QueuedJob> {
             created_by: job.created_by.to_string(),
             queued_at_ms: since.as_millis(),
             reason: reason.map(|reason| reason.to_string()).unwrap_or_default(),
-            demand: job.spec.resources.demand.to_string(),
+            demand: job.demand().to_string(),
         });
     }
     rows

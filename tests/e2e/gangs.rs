@@ -161,7 +161,9 @@ dist.destroy_process_group()
 #[test]
 fn torch_members_train_together_over_gloo() {
     let Ok(python) = std::env::var("ATELIER_TEST_TORCH") else {
-        panic!("ATELIER_TEST_TORCH is to name a Python with PyTorch; leave this out with --skip torch_")
+        panic!(
+            "ATELIER_TEST_TORCH is to name a Python with PyTorch; leave this out with --skip torch_"
+        )
     };
     let cluster = cluster(4);
     cluster.write("code/train.py", TRAIN);

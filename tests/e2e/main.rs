@@ -16,6 +16,7 @@ mod harness;
 mod access;
 mod bad_input;
 mod clusters;
+mod containment;
 mod drain;
 mod events;
 mod gangs;

@@ -143,6 +143,12 @@ fn problem_of(attempt: &Attempt, exited: &Exited) -> Option<Problem> {
         }
         None => {}
     }
+    // A job that ended well did without those that were killed.
+    if let Some(memory) = &exited.out_of_memory
+        && exited.outcome != Outcome::Code(0)
+    {
+        return Some(problem::out_of_memory(memory));
+    }
     match (&exited.outcome, exited.log_error) {
         (Outcome::NotStarted { what, errno: libc::E2BIG }, _) => Some(problem(
             Cause::CommandNotFound,

@@ -16,6 +16,12 @@ use crate::supervisor::{LAUNCH, Launch, STARTED, Started};
 /// Starts the supervisor.
 pub(super) async fn launch(attempt: &Attempt, prepared: Prepared) -> Result<Process, Problem> {
     let assignment = &attempt.assignment;
+    let mut limits = attempt.node.cgroups.limits_of(assignment.cpu_milli, assignment.memory_mib);
+    limits.processes =
+        attempt.node.process_limit.map_or(limits.processes, |most| most.min(limits.processes));
+    let cgroup = attempt.node.cgroups.create(attempt.key.epoch, &limits).map_err(|error| {
+        problem::of(Cause::Platform, "cannot make the job's control groups", &error)
+    })?;
     let log_limit =
         [attempt.node.log_limit, Some(assignment.log_limit_bytes).filter(|&limit| limit > 0)];
     let launch = Launch {
@@ -33,6 +39,7 @@ pub(super) async fn launch(attempt: &Attempt, prepared: Prepared) -> Result<Proc
             OnNodeLoss::Requeue => Some(attempt.node.lease_path.clone()),
             OnNodeLoss::Keep => None,
         },
+        cgroup,
     };
     let folder = attempt.folder.path();
     let started = async {

@@ -14,6 +14,7 @@ use atelier_core::spec::CommandJob;
 use atelier_proto::agent::v1 as pb;
 use tokio::sync::{mpsc, watch};
 
+use crate::cgroup::Cgroups;
 use crate::data::DataPlane;
 use crate::environment::Environments;
 use crate::monitor;
@@ -48,10 +49,13 @@ pub(crate) struct Node {
     /// See [`inherited`].
     pub(crate) inherited: BTreeMap<String, String>,
     pub(crate) launcher: Launcher,
+    pub(crate) cgroups: Cgroups,
     pub(crate) lease: Lease,
     pub(crate) lease_path: PathBuf,
     /// Bytes of log that this node keeps at most, whatever the assignment allows.
     pub(crate) log_limit: Option<u64>,
+    /// Processes and threads of one job at most, whatever its size.
+    pub(crate) process_limit: Option<u64>,
     pub(crate) news: mpsc::UnboundedSender<News>,
     /// What the daemon offers, from its newest Welcome; `None` before the first.
     pub(crate) services: watch::Receiver<Option<Arc<Services>>>,

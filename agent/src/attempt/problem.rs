@@ -4,7 +4,10 @@ use std::error::Error;
 use std::fmt::Write as _;
 use std::io;
 
+use atelier_core::resource::Memory;
 use atelier_proto::agent::v1::{Cause, Problem};
+
+use crate::supervisor::OutOfMemory;
 
 /// Makes a problem.
 pub(crate) fn problem(cause: Cause, message: impl Into<String>) -> Problem {
@@ -37,6 +40,26 @@ pub(crate) fn disk_full(message: &str) -> Problem {
             "the node's disk is full: {message}; free space on the node, or have the job write less"
         ),
     )
+}
+
+/// The kernel killed the job for want of memory.
+pub(crate) fn out_of_memory(found: &OutOfMemory) -> Problem {
+    let shown = |bytes: u64| Memory(bytes.div_ceil(1 << 20)).to_string();
+    let peak = found
+        .peak_bytes
+        .map_or_else(String::new, |bytes| format!(" at a peak of {}", shown(bytes)));
+    let message = match found.limit_bytes {
+        Some(limit) => format!(
+            "the job ran out of memory{peak}; its limit was {}: ask for more with resources.memory, or have \
+             it use less",
+            shown(limit)
+        ),
+        None => format!(
+            "the node ran out of the memory that it has for jobs, and this one was killed{peak}: say with \
+             resources.memory what the job needs, so that it gets a node that has it"
+        ),
+    };
+    problem(Cause::OutOfMemory, message)
 }
 
 /// Whether an error, or what it comes from, says that no space is left.

@@ -1,5 +1,6 @@
 //! The task of one attempt.
 
+use std::path::Path;
 use std::time::Duration;
 
 use atelier_proto::agent::v1::attempt_report::Phase;
@@ -12,7 +13,8 @@ use super::reattach::{Decision, Loss, decide, look};
 use super::{Attempt, News, Order, launch, prepare, problem, variables};
 use crate::clock;
 use crate::monitor::Whole;
-use crate::supervisor::kill_marked;
+use crate::record;
+use crate::supervisor::{LAUNCH, Launch, kill_marked};
 
 /// Why an attempt's task stops before its end.
 struct Discarded;
@@ -207,13 +209,27 @@ async fn sweep(attempt: &Attempt) {
     const ROUNDS: u32 = 200;
     for _ in 0..ROUNDS {
         let folder = attempt.folder.path().to_owned();
-        let left = tokio::task::spawn_blocking(move || kill_marked(variables::MARK, &folder)).await;
-        if left.unwrap_or(0) == 0 {
+        let none_left = tokio::task::spawn_blocking(move || kill_left(&folder)).await;
+        if none_left.unwrap_or(true) {
             return;
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     tracing::error!(epoch = attempt.key.epoch, "processes of an attempt do not die");
+}
+
+/// Kills what is found of an attempt whose supervisor is gone: what is in its groups, and, where there
+/// are none, what has its mark. Whether nothing was found.
+fn kill_left(folder: &Path) -> bool {
+    let launch: Option<Launch> = record::read(folder, LAUNCH).ok().flatten();
+    let in_groups = launch.and_then(|launch| launch.cgroup).is_some_and(|cgroup| {
+        let found = cgroup.kill();
+        if !found {
+            let _ = cgroup.remove();
+        }
+        found
+    });
+    kill_marked(variables::MARK, folder) == 0 && !in_groups
 }
 
 async fn end(attempt: &Attempt, end: End) -> Result<Ended, Discarded> {

@@ -143,6 +143,11 @@ impl Registry {
         }
     }
 
+    /// Whether an attempt of this epoch is known.
+    pub(crate) fn knows(&self, epoch: u64) -> bool {
+        self.attempts.contains_key(&epoch)
+    }
+
     /// What a Hello tells.
     pub(crate) fn reports(&self) -> Vec<pb::AttemptReport> {
         self.attempts.values().map(|entry| entry.latest.clone()).collect()

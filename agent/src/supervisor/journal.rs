@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::cgroup::Cgroup;
 use crate::record;
 
 /// What to run: written by the agent. Holds the attempt's token, so only the owner may read it.
@@ -45,6 +46,9 @@ pub(crate) struct Launch {
     /// The file that says until when the node may run jobs (see [`super::Lease`]).
     #[serde(default)]
     pub(crate) lease: Option<PathBuf>,
+    /// The groups that the command runs in; `None` where the node has none.
+    #[serde(default)]
+    pub(crate) cgroup: Option<Cgroup>,
 }
 
 impl Launch {
@@ -98,6 +102,20 @@ pub(crate) struct Exited {
     /// Processes that did not die although killed.
     #[serde(default)]
     pub(crate) survivors: u32,
+    /// Set if the kernel killed processes of the job for want of memory.
+    #[serde(default)]
+    pub(crate) out_of_memory: Option<OutOfMemory>,
+}
+
+/// What the kernel counted when memory ran out.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct OutOfMemory {
+    /// The most that was used at once; `None` if the kernel does not say.
+    pub(crate) peak_bytes: Option<u64>,
+    /// What the job might use; `None`: as much as the node has for jobs.
+    pub(crate) limit_bytes: Option<u64>,
+    /// Processes that were killed for it.
+    pub(crate) kills: u64,
 }
 
 /// How the main process ended.
@@ -156,6 +174,7 @@ impl Exited {
             log_dropped: 0,
             log_error: None,
             survivors: 0,
+            out_of_memory: None,
         }
     }
 }

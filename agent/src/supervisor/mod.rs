@@ -31,7 +31,7 @@ mod spawn;
 mod tree;
 
 pub(crate) use journal::{
-    EXITED, EndedBy, Exited, LAUNCH, Launch, LogError, Outcome, STARTED, Started,
+    EXITED, EndedBy, Exited, LAUNCH, Launch, LogError, OutOfMemory, Outcome, STARTED, Started,
 };
 pub(crate) use launcher::{Launched, Launcher};
 pub(crate) use lease::Lease;
@@ -111,6 +111,10 @@ fn supervise(folder: &Path) -> Result<(), Error> {
         let now = crate::clock::now_ms();
         Exited::without_start(started.started_at_ms, now, failure)
     });
+    if let Some(cgroup) = &launch.cgroup {
+        // What lives in it yet keeps it; the agent looks again.
+        let _ = cgroup.remove();
+    }
     journal::write_exited(folder, &exited).map_err(|source| Error::Write {
         folder: folder.into(),
         what: EXITED,

@@ -13,9 +13,10 @@ use rustix::time::{
     timerfd_settime,
 };
 
-use super::journal::{self, EndedBy, Exited, Launch, Outcome, Started};
+use super::journal::{self, EndedBy, Exited, Launch, OutOfMemory, Outcome, Started};
 use super::output::{Found, Output};
 use super::{Lease, spawn, tree};
+use crate::cgroup::Cgroup;
 use crate::clock;
 
 /// Between two rounds of killing what is left.
@@ -24,6 +25,10 @@ const KILL_AGAIN_MS: u64 = 20;
 const GIVE_UP_MS: u64 = 30_000;
 /// The daemon counts on jobs being dead soon after the lease; longer grace periods are cut to this.
 const LEASE_GRACE_MS: u64 = 10_000;
+/// The kernel says that memory ran out before it counts whom it killed for that: how often, and how
+/// long apart, to look.
+const MEMORY_LOOKS: u32 = 25;
+const MEMORY_LOOK_MS: u64 = 20;
 
 /// SIGCHLD, SIGTERM and SIGQUIT, to be read instead of handled.
 pub(super) struct Signals {
@@ -108,6 +113,11 @@ enum Phase {
 
 struct Supervisor<'a> {
     launch: &'a Launch,
+    /// Can be read when memory ran out ([`Cgroup::memory_alarm`](crate::cgroup::Cgroup::memory_alarm)).
+    memory_alarm: Option<OwnedFd>,
+    /// Looks left at whether the job was killed for it, and when the next is due.
+    memory_looks: u32,
+    memory_look_at: u64,
     lease: Option<Lease>,
     lease_until: u64,
     timeout_at: u64,
@@ -148,6 +158,7 @@ pub(super) fn run(
     let log = folder.join(&launch.log);
     let (mut output, writer) =
         Output::open(&log, launch.log_limit).map_err(|error| failed("opening the log", &error))?;
+    let memory_alarm = launch.cgroup.as_ref().and_then(Cgroup::memory_alarm);
     let main = spawn::spawn(launch, &writer)?;
     drop(writer);
 
@@ -155,6 +166,9 @@ pub(super) fn run(
         launch.timeout_ms.map_or(u64::MAX, |timeout| clock::boottime_ms().saturating_add(timeout));
     let mut supervisor = Supervisor {
         launch,
+        memory_alarm,
+        memory_looks: 0,
+        memory_look_at: u64::MAX,
         lease,
         lease_until,
         timeout_at,
@@ -181,19 +195,23 @@ impl Supervisor<'_> {
                 arm(timer, wake_at);
                 armed = Some(wake_at);
             }
-            let (signalled, readable) = {
+            let (signalled, alarmed, readable) = {
+                // Without an alarm the signals stand in its place.
+                let alarm = self.memory_alarm.as_ref().unwrap_or(&signals.file);
                 let mut files = [
                     PollFd::from_borrowed_fd(signals.file.as_fd(), PollFlags::IN),
                     PollFd::from_borrowed_fd(timer.as_fd(), PollFlags::IN),
+                    PollFd::from_borrowed_fd(alarm.as_fd(), PollFlags::IN),
                     PollFd::from_borrowed_fd(output.pipe(), PollFlags::IN),
                 ];
-                let watched = if open { &mut files[..] } else { &mut files[..2] };
+                let watched = if open { &mut files[..] } else { &mut files[..3] };
                 match poll(watched, None) {
                     Ok(_) | Err(Errno::INTR) => {}
                     // Out of memory in the kernel: as if everything had something to say.
                     Err(_) => {}
                 }
-                (!files[0].revents().is_empty(), open && !files[2].revents().is_empty())
+                let has_said = |file: usize| !files[file].revents().is_empty();
+                (has_said(0), has_said(2), open && has_said(3))
             };
             if readable && output.pump() == Found::End {
                 open = false;
@@ -202,6 +220,11 @@ impl Supervisor<'_> {
             if came.child {
                 self.reap();
             }
+            if alarmed && let Some(alarm) = &self.memory_alarm {
+                let _ = rustix::io::read(alarm, &mut [0_u8; 8]);
+                self.memory_looks = MEMORY_LOOKS;
+                self.memory_look_at = 0;
+            }
             self.step(&came, clock::boottime_ms());
         }
     }
@@ -209,10 +232,24 @@ impl Supervisor<'_> {
     /// The next instant at which something is due.
     fn wake_at(&self) -> u64 {
         match self.phase {
-            Phase::Running => self.timeout_at.min(self.lease_until),
-            Phase::Stopping { kill_at } => kill_at,
+            Phase::Running => self.timeout_at.min(self.lease_until).min(self.memory_look_at),
+            Phase::Stopping { kill_at } => kill_at.min(self.memory_look_at),
             Phase::Killing { again_at, .. } => again_at,
         }
+    }
+
+    /// Whether the kernel has killed a process of the job for want of memory, as far as it is time to
+    /// look.
+    fn is_out_of_memory(&mut self, now: u64) -> bool {
+        if now < self.memory_look_at {
+            return false;
+        }
+        self.memory_looks = self.memory_looks.saturating_sub(1);
+        self.memory_look_at = match self.memory_looks {
+            0 => u64::MAX,
+            _ => now + MEMORY_LOOK_MS,
+        };
+        self.launch.cgroup.as_ref().is_some_and(|cgroup| cgroup.memory().kills > 0)
     }
 
     fn step(&mut self, came: &Came, now: u64) {
@@ -221,6 +258,10 @@ impl Supervisor<'_> {
         }
         if came.quit && !matches!(self.phase, Phase::Killing { .. }) {
             self.ended_by = self.ended_by.or(Some(EndedBy::Kill));
+            return self.kill(now, now + GIVE_UP_MS);
+        }
+        // What is left of a job that lost a process would wait for it, or go on without.
+        if !matches!(self.phase, Phase::Killing { .. }) && self.is_out_of_memory(now) {
             return self.kill(now, now + GIVE_UP_MS);
         }
         match self.phase {
@@ -256,6 +297,9 @@ impl Supervisor<'_> {
     }
 
     fn kill(&mut self, now: u64, give_up_at: u64) {
+        if let Some(cgroup) = &self.launch.cgroup {
+            cgroup.kill();
+        }
         let left = tree::kill();
         self.reap();
         if !self.childless && now >= give_up_at {
@@ -302,7 +346,16 @@ impl Supervisor<'_> {
             log_dropped: output.dropped,
             log_error: output.error,
             survivors: u32::try_from(self.survivors).unwrap_or(u32::MAX),
+            out_of_memory: self.out_of_memory(),
         }
+    }
+}
+
+impl Supervisor<'_> {
+    fn out_of_memory(&self) -> Option<OutOfMemory> {
+        let memory = self.launch.cgroup.as_ref()?.memory();
+        let (peak_bytes, limit_bytes) = (memory.peak_bytes, memory.limit_bytes);
+        (memory.kills > 0).then_some(OutOfMemory { peak_bytes, limit_bytes, kills: memory.kills })
     }
 }
 

@@ -9,6 +9,7 @@ use std::ptr;
 use rustix::fs::{Mode, OFlags, open};
 
 use super::journal::{Launch, Outcome};
+use crate::cgroup::Cgroup;
 
 /// Enough for a handful of system calls.
 const STACK: usize = 64 * 1024;
@@ -21,11 +22,22 @@ struct Plan {
     directory: *const c_char,
     input: c_int,
     output: c_int,
+    /// Of the control groups to enter, [`Cgroup::doors`](crate::cgroup::Cgroup::doors).
+    doors: *const c_int,
+    doors_count: usize,
     parent: libc::pid_t,
     /// Where the child leaves the reason if it cannot become the command.
     errno: c_int,
-    /// Whether entering the folder was what failed.
-    in_directory: bool,
+    at: Step,
+}
+
+/// What the child was doing when it failed.
+#[derive(Clone, Copy)]
+#[repr(u8)]
+enum Step {
+    Running,
+    EnteringFolder,
+    EnteringGroup,
 }
 
 /// Starts the command in its own process group, its output going to `output`, and gives its pid.
@@ -34,6 +46,12 @@ struct Plan {
 /// still meanwhile (CLONE_VM and CLONE_VFORK): that copies nothing and costs the same however large
 /// the parent is. It is killed if this process dies.
 pub(super) fn spawn(launch: &Launch, output: &OwnedFd) -> Result<libc::pid_t, Outcome> {
+    let doors = launch.cgroup.as_ref().map(Cgroup::doors).transpose().map_err(|error| {
+        let errno = error.raw_os_error().unwrap_or(libc::EIO);
+        Outcome::NotStarted { what: "opening the job's control groups".to_owned(), errno }
+    })?;
+    let doors = doors.unwrap_or_default();
+    let door_numbers: Vec<c_int> = doors.iter().map(|door| door.as_raw_fd()).collect();
     let failed = |what: &str, errno: c_int| Outcome::NotStarted { what: what.to_owned(), errno };
     let text = |bytes: &[u8]| {
         CString::new(bytes)
@@ -59,9 +77,11 @@ pub(super) fn spawn(launch: &Launch, output: &OwnedFd) -> Result<libc::pid_t, Ou
         directory: directory.as_ptr(),
         input: input.as_raw_fd(),
         output: output.as_raw_fd(),
+        doors: door_numbers.as_ptr(),
+        doors_count: door_numbers.len(),
         parent: rustix::process::getpid().as_raw_nonzero().get(),
         errno: 0,
-        in_directory: false,
+        at: Step::Running,
     };
     let mut stack = vec![0_u8; STACK];
     let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
@@ -83,14 +103,15 @@ pub(super) fn spawn(launch: &Launch, output: &OwnedFd) -> Result<libc::pid_t, Ou
         return Ok(pid);
     }
     // SAFETY: As above.
-    let in_directory = unsafe { ptr::read_volatile(&raw const plan.in_directory) };
+    let at = unsafe { ptr::read_volatile(&raw const plan.at) };
     // SAFETY: It is our child and has ended.
     unsafe { libc::waitpid(pid, ptr::null_mut(), 0) };
-    if in_directory {
-        Err(failed(&format!("entering the folder {}", launch.directory.display()), errno))
-    } else {
-        Err(failed(&format!("running {}", launch.program.display()), errno))
-    }
+    let what = match at {
+        Step::Running => format!("running {}", launch.program.display()),
+        Step::EnteringFolder => format!("entering the folder {}", launch.directory.display()),
+        Step::EnteringGroup => "entering the job's control groups".to_owned(),
+    };
+    Err(failed(&what, errno))
 }
 
 fn pointers(texts: &[CString]) -> Vec<*const c_char> {
@@ -117,10 +138,20 @@ extern "C" fn child(plan: *mut c_void) -> c_int {
         let mut none: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&raw mut none);
         libc::sigprocmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut());
-        if libc::chdir((*plan).directory) == 0 {
-            libc::execve((*plan).program, (*plan).arguments, (*plan).environment);
-        } else {
-            (*plan).in_directory = true;
+        let mut entered = true;
+        for door in 0..(*plan).doors_count {
+            entered &= libc::write(*(*plan).doors.add(door), c"0".as_ptr().cast(), 1) == 1;
+            if !entered {
+                (*plan).at = Step::EnteringGroup;
+                break;
+            }
+        }
+        if entered {
+            if libc::chdir((*plan).directory) == 0 {
+                libc::execve((*plan).program, (*plan).arguments, (*plan).environment);
+            } else {
+                (*plan).at = Step::EnteringFolder;
+            }
         }
         (*plan).errno = *libc::__errno_location();
         libc::_exit(127)

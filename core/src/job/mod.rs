@@ -27,6 +27,7 @@ use crate::content::Digest;
 use crate::id::{
     AttemptNumber, ComputeName, Epoch, JobName, NodeName, PortName, Principal, SubmitSeq,
 };
+use crate::resource::{Demand, MiB};
 use crate::spec::CommandJob;
 use crate::time::Timestamp;
 
@@ -53,6 +54,16 @@ pub struct Job {
     pub archived: bool,
 }
 
+impl Job {
+    /// What its next attempt asks of each node: what was specified, or more memory if an attempt before
+    /// ran out of it.
+    pub fn demand(&self) -> Demand {
+        let mut demand = self.spec.resources.demand.clone();
+        demand.memory = self.tries.memory.unwrap_or(demand.memory);
+        demand
+    }
+}
+
 /// Tries so far, by whose fault they ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Tries {
@@ -69,6 +80,10 @@ pub struct Tries {
     /// Milliseconds from placement to end of the attempts that were lost or evicted.
     #[serde(default)]
     pub lost_ms: u64,
+    /// What attempts ask for now in place of `resources.memory`, in MiB: one has run out of memory, and
+    /// `retry.memory` says to give more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<MiB>,
 }
 
 impl Tries {
@@ -307,6 +322,8 @@ pub enum Cause {
     Canceled,
     /// The node's disk is full.
     DiskFull,
+    /// The kernel killed the job because it used more memory than it was given.
+    OutOfMemory,
     /// The node was lost.
     NodeLost,
     /// The node could not hold its lease and stopped the job itself.

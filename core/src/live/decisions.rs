@@ -7,7 +7,7 @@ use crate::compute::{Cluster, ComputeRecord, Instance};
 use crate::id::{ComputeName, JobName, NodeName, Principal};
 use crate::job::{AttemptKey, Event, Job};
 use crate::node::NodeRecord;
-use crate::resource::GpuIndex;
+use crate::resource::Reservation;
 use crate::spec::CommandJob;
 
 /// What was decided: to be written together, then done.
@@ -47,8 +47,8 @@ pub enum Effect {
         key: AttemptKey,
         /// What.
         spec: Arc<CommandJob>,
-        /// Its devices.
-        gpus: Vec<GpuIndex>,
+        /// What it holds of the node.
+        reservation: Reservation,
         /// Who submitted the job.
         created_by: Principal,
         /// The member's rank.

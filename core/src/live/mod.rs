@@ -498,7 +498,7 @@ impl Live {
             node: member.node.clone(),
             key: job.attempt_key()?,
             spec: job.spec.clone(),
-            gpus: member.reservation.gpus.clone(),
+            reservation: member.reservation.clone(),
             created_by: job.created_by.clone(),
             rank,
             addresses: active.members().map(address).collect(),
@@ -582,7 +582,7 @@ fn waiting(job: &Job, not_before: Option<Timestamp>) -> Waiting {
     Waiting {
         job: job.name.clone(),
         user: job.created_by.clone(),
-        request: Request::from(&job.spec.resources),
+        request: Request::from(job),
         most_ms: most_ms(&job.spec),
         not_before,
     }

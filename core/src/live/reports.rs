@@ -7,7 +7,9 @@ use crate::job::{
     Phase, Progress, Queued, Report, State, Tries,
 };
 use crate::node::Now;
+use crate::resource::{Demand, Memory};
 use crate::spec::OnNodeLoss;
+use crate::spec::limits::MAX_MEMORY;
 
 impl Live {
     /// Takes a node's word on an attempt. Stale and repeated ones change nothing: a report counts
@@ -154,7 +156,11 @@ impl Live {
         out: &mut Decisions,
     ) {
         let Some(end) = active.end() else { return };
-        let verdict = verdict(&job, active, end, now);
+        let mut verdict = verdict(&job, active, end, now);
+        let failure = failure_of(active, end);
+        if failure.cause == Cause::OutOfMemory {
+            self.give_memory(&job, failure, &mut verdict);
+        }
         let by = node_principal(node, &self.daemon);
         match verdict {
             Verdict::Over(outcome) => {
@@ -178,6 +184,40 @@ impl Live {
                 self.put(job, out);
             }
         }
+    }
+
+    /// After an attempt that ran out of memory: the next one asks for as much more as its user wants, or
+    /// for what the largest node has. Where no node has more, there is no next one.
+    fn give_memory(&self, job: &Job, mut failure: Failure, verdict: &mut Verdict) {
+        let Verdict::Again { tries, reason, .. } = verdict else { return };
+        let had = job.demand();
+        let Some(percent) = job.spec.retry.memory_percent.filter(|percent| *percent > 100) else {
+            return;
+        };
+        if had.memory == 0 {
+            return;
+        }
+        let grown = had.memory.saturating_mul(percent.into()).div_ceil(100).min(MAX_MEMORY);
+        let wanted = Demand { memory: grown, ..had.clone() };
+        let most = match self.sched.never_fits(&job.compute, &wanted) {
+            None => grown,
+            Some(largest) => grown.min(largest.memory),
+        };
+        let fits = |memory| {
+            let demand = Demand { memory, ..had.clone() };
+            self.sched.never_fits(&job.compute, &demand).is_none()
+        };
+        if most > had.memory && fits(most) {
+            tries.memory = Some(most);
+            reason.push_str(&format!(" with {} memory", Memory(most)));
+            return;
+        }
+        let had = Memory(had.memory);
+        failure.message = format!(
+            "{}; no node of compute '{}' has more memory for it than the {had} that it had",
+            failure.message, job.compute
+        );
+        *verdict = Verdict::Over(Outcome::Failed(failure));
     }
 
     /// A member of a silent or forgetful node is given up: the node has ended it by itself.
@@ -232,10 +272,7 @@ fn verdict(job: &Job, active: &Active, end: &AttemptEnd, now: Now) -> Verdict {
     if end.is_success() {
         return Verdict::Over(Outcome::Completed);
     }
-    let mut failure = of_end(end);
-    if let Some(failed) = &active.failed {
-        failure.message.clone_from(&failed.reason);
-    }
+    let failure = failure_of(active, end);
     if let Some(cancel) = &active.cancel {
         return Verdict::Over(Outcome::Canceled(cancel.clone()));
     }
@@ -295,6 +332,15 @@ fn lost_time(tries: Tries, active: &Active, now: Now) -> Tries {
 
 /// A back-off does not grow beyond a day. One that is longer from the start stays as it is.
 const DAY_MS: i64 = 86_400_000;
+
+/// What went wrong with an attempt whose end this is: of several members, which one.
+fn failure_of(active: &Active, end: &AttemptEnd) -> Failure {
+    let mut failure = of_end(end);
+    if let Some(failed) = &active.failed {
+        failure.message.clone_from(&failed.reason);
+    }
+    failure
+}
 
 /// What went wrong, where something did.
 fn of_end(end: &AttemptEnd) -> Failure {

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use crate::id::{ComputeName, JobName, NodeName, Principal};
+use crate::job::Job;
 use crate::resource::{Demand, Reservation};
 use crate::spec::{JobResources, JobTier};
 use crate::time::Timestamp;
@@ -28,6 +29,12 @@ impl Request {
 impl From<&JobResources> for Request {
     fn from(resources: &JobResources) -> Self {
         Self { members: resources.instance_count.max(1), demand: resources.demand.clone() }
+    }
+}
+
+impl From<&Job> for Request {
+    fn from(job: &Job) -> Self {
+        Self { demand: job.demand(), ..Self::from(&job.spec.resources) }
     }
 }
 

@@ -463,7 +463,7 @@ pub struct Retry {
     /// Seconds before the second attempt; doubles with each further one.
     pub backoff: u64,
     /// Multiplies the memory asked for after the kernel killed the job for memory, in percent:
-    /// `2x` is 200. Recorded; honoured by nodes that can tell such a death.
+    /// `2x` is 200.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_percent: Option<u32>,
 }

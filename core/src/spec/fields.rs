@@ -559,10 +559,10 @@ static RETRY: Object = Object {
         field(
             "memory",
             Quantity("a factor such as 2x or 1.5x"),
-            Later("every try asks for the same memory"),
+            Extends,
             "",
-            "Multiplies the memory asked for after the job was killed for want of memory, where the \
-             node can tell.",
+            "Multiplies resources.memory for the next attempt after one was killed for want of memory, \
+             at most up to what the largest node has. Needs resources.memory, and a node that can tell.",
         ),
     ],
 };

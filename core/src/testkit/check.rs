@@ -88,7 +88,7 @@ fn queues(live: &Live) -> Checked {
         };
         let held_back = matches!(live.wait_reason(job), Some(WaitReason::BackOff { .. }));
         if !held_back {
-            let request = Request::from(&job.spec.resources);
+            let request = Request::from(job);
             *classes.entry(compute).or_default().entry(request).or_default() += 1;
         }
     }
@@ -98,7 +98,7 @@ fn queues(live: &Live) -> Checked {
         ensure(reason.is_some(), "sanity", || format!("{} waits for nothing", job.name))?;
         // The constraint that binds a job is about that job.
         if let Some(WaitReason::Shortage { demand, .. }) = reason {
-            ensure(demand == job.spec.resources.demand, "sanity", || {
+            ensure(demand == job.demand(), "sanity", || {
                 format!("{} is said to wait for {demand}", job.name)
             })?;
         }
@@ -268,7 +268,7 @@ pub(super) fn nothing_idles(live: &Live) -> Checked {
         let exclusive =
             compute.cluster.as_ref().is_some_and(|c| c.placement == Placement::Exclusive);
         let could_start = |job: &Job| {
-            let Request { members, demand } = Request::from(&job.spec.resources);
+            let Request { members, demand } = Request::from(job);
             let large = pool.nodes().filter(|(_, ledger, _)| ledger.capacity().could_hold(&demand));
             large.filter(|(.., ready)| *ready).count() >= members as usize
         };
@@ -306,7 +306,7 @@ pub(super) fn nothing_idles(live: &Live) -> Checked {
             }
         }
         let Some(first) = in_line.first() else { continue };
-        let Request { members, demand } = Request::from(&first.spec.resources);
+        let Request { members, demand } = Request::from(*first);
         let demand = &demand;
         let mut room = pool.nodes().filter(|(_, ledger, ready)| {
             let fits = ledger.shortage(demand).is_none() && (!exclusive || ledger.is_idle());

@@ -263,10 +263,10 @@ impl Node {
                     }
                 }
                 Down::Close => self.hang_up(now),
-                Down::Order(Effect::Assign { key, gpus, spec, .. }) => {
+                Down::Order(Effect::Assign { key, reservation, spec, .. }) => {
                     let kept = spec.on_node_loss == OnNodeLoss::Keep;
-                    let share = spec.resources.demand.of_each_gpu();
-                    self.assign(key, (gpus, share), kept, now, scripts);
+                    let share = reservation.of_each_gpu();
+                    self.assign(key, (reservation.gpus, share), kept, now, scripts);
                 }
                 Down::Order(Effect::Stop { key, .. }) => self.stop(&key, now),
                 Down::Order(Effect::Acknowledge { key, .. } | Effect::Discard { key, .. }) => {

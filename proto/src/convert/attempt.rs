@@ -106,6 +106,7 @@ fn failure(problem: pb::Problem) -> Failure {
         pb::Cause::Canceled => Cause::Canceled,
         pb::Cause::DiskFull => Cause::DiskFull,
         pb::Cause::LeaseExpired => Cause::LeaseExpired,
+        pb::Cause::OutOfMemory => Cause::OutOfMemory,
         // A cause that this version does not know is not held against the user.
         pb::Cause::Platform | pb::Cause::Unspecified => Cause::AgentError,
     };

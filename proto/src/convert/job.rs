@@ -66,6 +66,7 @@ pub fn job(job: &job::Job, details: JobDetails) -> pb::Job {
         archived: job.archived,
         compute: job.compute.to_string(),
         submit_seq: job.seq.0,
+        memory_mib: job.tries.memory.unwrap_or_default(),
         metrics: details.metrics,
         ..pb::Job::default()
     };
@@ -184,6 +185,7 @@ fn code(cause: Cause) -> &'static str {
         Cause::Timeout => "Timeout",
         Cause::Canceled => "Canceled",
         Cause::DiskFull => "DiskFull",
+        Cause::OutOfMemory => "OutOfMemory",
         Cause::NodeLost => "NodeLost",
         Cause::LeaseExpired => "LeaseExpired",
         Cause::AgentError => "AgentError",

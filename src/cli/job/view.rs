@@ -37,6 +37,9 @@ pub(in crate::cli) fn job(job: &pb::Job) -> Value {
     }
     put("compute", azureml(&job.compute));
     put("attempt", job.attempt.into());
+    if job.memory_mib > 0 {
+        put("attempt_memory", Memory(job.memory_mib).to_string().into());
+    }
     put("node", Some(&job.node).filter(|node| !node.is_empty()).cloned().into());
     if !job.members.is_empty() {
         put("members", job.members.iter().map(member).collect());

@@ -105,6 +105,7 @@ fn failure() -> impl Strategy<Value = Failure> {
         Cause::Timeout,
         Cause::Canceled,
         Cause::DiskFull,
+        Cause::OutOfMemory,
         Cause::NodeLost,
         Cause::LeaseExpired,
         Cause::AgentError,
@@ -334,6 +335,7 @@ fn any_job() -> impl Strategy<Value = Job> {
         lost,
         evicted,
         lost_ms,
+        memory: (lost_ms > 7).then_some(lost_ms / 2),
     });
     let who = (people(), stamp(), any::<bool>());
     (1..=i64::MAX as u64, specification(), state(), tries, who).prop_map(

@@ -550,3 +550,47 @@ fn the_same_events_give_the_same_decisions() {
     assert_eq!(log(7), log(7));
     assert_ne!(log(7), log(8));
 }
+
+/// Two nodes, the larger of 1,000 MiB, and a job of 300 that runs out of memory each time.
+fn out_of_memory(max_attempts: u32, memory_percent: Option<u32>) -> (World, JobName) {
+    let mut world = world_of(&[("a", capacity(2, 500, 0)), ("b", capacity(2, 1_000, 0))]);
+    let job = job_name("greedy");
+    let mut spec = command_job(demand(1, 300, 0));
+    spec.retry = Retry { max_attempts, backoff: 0, memory_percent };
+    let finishes = vec![Finish::Problem(Cause::OutOfMemory)];
+    world.submit(&job, Arc::new(spec), Script { finishes, ..Script::succeeds(10) });
+    world.finish().unwrap();
+    (world, job)
+}
+
+fn memory_held(world: &World, job: &JobName) -> Vec<u64> {
+    let held = world.effects.iter().filter_map(|effect| match effect {
+        Effect::Assign { key, reservation, .. } if &key.job == job => Some(reservation.memory),
+        _ => None,
+    });
+    held.collect()
+}
+
+#[test]
+fn f37_a_job_that_ran_out_of_memory_gets_more_up_to_the_largest_node() {
+    let (world, job) = out_of_memory(5, Some(200));
+    // Doubled, then what the largest node has; there is no fourth, because nobody has more.
+    assert_eq!(memory_held(&world, &job), [300, 600, 1_000]);
+    let ended = world.store.jobs[&job].ended().unwrap();
+    let Outcome::Failed(failure) = &ended.outcome else { panic!("{ended:?}") };
+    assert_eq!(failure.cause, Cause::OutOfMemory);
+    let said = &failure.message;
+    assert!(
+        said.contains("no node of compute 'local' has more memory") && said.contains("1000 MiB"),
+        "{said}"
+    );
+}
+
+#[test]
+fn f37_without_a_factor_each_try_has_the_same_memory() {
+    let (world, job) = out_of_memory(3, None);
+    assert_eq!(memory_held(&world, &job), [300, 300, 300]);
+    assert_eq!(status(&world, &job), JobStatus::Failed);
+    let (world, job) = out_of_memory(1, Some(200));
+    assert_eq!(memory_held(&world, &job), [300]);
+}

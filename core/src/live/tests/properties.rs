@@ -46,6 +46,7 @@ fn finish() -> impl Strategy<Value = Finish> {
         1 => Just(Finish::Problem(Cause::DiskFull)),
         1 => Just(Finish::Problem(Cause::Timeout)),
         1 => Just(Finish::Problem(Cause::OutputFailed)),
+        1 => Just(Finish::Problem(Cause::OutOfMemory)),
     ]
 }
 
@@ -82,8 +83,10 @@ fn submit() -> impl Strategy<Value = Op> {
             ..choice
         },
     );
-    let retry = (1_u32..4, prop_oneof![Just(0_u64), Just(1)])
-        .prop_map(|(max_attempts, backoff)| Retry { max_attempts, backoff, memory_percent: None });
+    let more = prop_oneof![Just(None), Just(Some(150)), Just(Some(1_000))];
+    let retry = (1_u32..4, prop_oneof![Just(0_u64), Just(1)], more).prop_map(
+        |(max_attempts, backoff, memory_percent)| Retry { max_attempts, backoff, memory_percent },
+    );
     let keep = proptest::bool::weighted(0.2);
     (0..JOBS, demand, 0..COMPUTES.len(), retry, keep, script()).prop_map(
         |(job, demand, compute, retry, keep, script)| {

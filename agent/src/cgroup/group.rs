@@ -1,0 +1,180 @@
+//! The control groups of one attempt. Written into the launch record: the supervisor enters them, and
+//! whoever comes after it ends and removes them.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+/// The groups of one attempt, one in each hierarchy that this node uses.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Cgroup {
+    pub(super) groups: Vec<Group>,
+}
+
+/// A group in one hierarchy.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(super) struct Group {
+    pub(super) folder: PathBuf,
+    pub(super) version: Version,
+    /// What is limited or counted here.
+    pub(super) controllers: Vec<String>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Version {
+    V1,
+    V2,
+}
+
+/// What the kernel counted of an attempt's memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct MemoryUse {
+    /// The most that was used at once, what was cached of files included.
+    pub(crate) peak_bytes: Option<u64>,
+    /// What it might use; `None`: as much as its node has for jobs.
+    pub(crate) limit_bytes: Option<u64>,
+    /// Processes that the kernel killed for want of memory.
+    pub(crate) kills: u64,
+}
+
+/// Above this a limit is what the kernel shows for none: v1 rounds the largest number down to pages.
+const NO_LIMIT: u64 = 1 << 62;
+
+impl Group {
+    fn has(&self, controller: &str) -> bool {
+        self.controllers.iter().any(|name| name == controller)
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
+    /// A number alone in its file; `None` if it is no number (`max`) or there is no such file.
+    fn number(&self, name: &str) -> Option<u64> {
+        fs::read_to_string(self.file(name)).ok()?.trim().parse().ok()
+    }
+
+    /// The number behind a word of a file of such pairs.
+    fn counted(&self, name: &str, word: &str) -> Option<u64> {
+        let text = fs::read_to_string(self.file(name)).ok()?;
+        text.lines().find_map(|line| line.strip_prefix(word)?.trim().parse().ok())
+    }
+
+    fn processes(&self) -> Vec<i32> {
+        let text = fs::read_to_string(self.file("cgroup.procs")).unwrap_or_default();
+        text.lines().filter_map(|line| line.trim().parse().ok()).collect()
+    }
+}
+
+impl Cgroup {
+    /// A file for each group: whoever writes `0` to it is in the group from then on.
+    pub(crate) fn doors(&self) -> io::Result<Vec<OwnedFd>> {
+        let open = |group: &Group| {
+            // Version 1 moves a lone thread without the lock that it takes for processes.
+            let name = match group.version {
+                Version::V1 => "tasks",
+                Version::V2 => "cgroup.procs",
+            };
+            let file = File::options().write(true).open(group.file(name))?;
+            Ok(OwnedFd::from(file))
+        };
+        self.groups.iter().map(open).collect()
+    }
+
+    /// Keeps what is in the groups from growing and kills it. Whether anything was there.
+    pub(crate) fn kill(&self) -> bool {
+        for group in &self.groups {
+            // Or a process that forks as fast as we look would outrun us.
+            if group.has("pids") {
+                let _ = fs::write(group.file("pids.max"), "0");
+            }
+        }
+        let mut found = false;
+        for group in &self.groups {
+            let processes = group.processes();
+            found |= !processes.is_empty();
+            // All at once, whatever forks meanwhile (Linux 5.14).
+            if group.version == Version::V2 && fs::write(group.file("cgroup.kill"), "1").is_ok() {
+                continue;
+            }
+            for pid in processes {
+                kill_in(pid, group);
+            }
+        }
+        found
+    }
+
+    /// What the kernel counted; nothing where memory is not controlled.
+    pub(crate) fn memory(&self) -> MemoryUse {
+        let Some(group) = self.groups.iter().find(|group| group.has("memory")) else {
+            return MemoryUse::default();
+        };
+        let (peak, limit, kills) = match group.version {
+            Version::V2 => (
+                // Linux 5.19.
+                group.number("memory.peak"),
+                group.number("memory.max"),
+                group.counted("memory.events", "oom_kill "),
+            ),
+            Version::V1 => (
+                group.number("memory.max_usage_in_bytes"),
+                group.number("memory.limit_in_bytes").filter(|limit| *limit < NO_LIMIT),
+                group.counted("memory.oom_control", "oom_kill "),
+            ),
+        };
+        MemoryUse { peak_bytes: peak, limit_bytes: limit, kills: kills.unwrap_or(0) }
+    }
+
+    /// A file that can be read when memory ran out somewhere at or above the group. Only version 1 needs
+    /// it: there the kernel kills one process of the job, and the rest would go on without it.
+    pub(crate) fn memory_alarm(&self) -> Option<OwnedFd> {
+        let group =
+            self.groups.iter().find(|group| group.has("memory") && group.version == Version::V1)?;
+        let flags = rustix::event::EventfdFlags::CLOEXEC | rustix::event::EventfdFlags::NONBLOCK;
+        let alarm = rustix::event::eventfd(0, flags).ok()?;
+        let control = File::open(group.file("memory.oom_control")).ok()?;
+        let order = format!("{} {}", alarm.as_raw_fd(), control.as_raw_fd());
+        fs::write(group.file("cgroup.event_control"), order).ok()?;
+        Some(alarm)
+    }
+
+    /// Removes the groups. They must be empty; what is not is left for the next try.
+    pub(crate) fn remove(&self) -> io::Result<()> {
+        let removed = self.groups.iter().map(|group| remove(&group.folder));
+        removed.fold(Ok(()), Result::and)
+    }
+}
+
+/// Removes a group and those that somebody made in it.
+pub(super) fn remove(folder: &Path) -> io::Result<()> {
+    match fs::remove_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
+            for entry in fs::read_dir(folder)? {
+                let entry = entry?;
+                if entry.file_type()?.is_dir() {
+                    remove(&entry.path())?;
+                }
+            }
+            match fs::remove_dir(folder) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+                other => other,
+            }
+        }
+        other => other,
+    }
+}
+
+/// Kills a process if it is in the group now: the number that was read may be another's by now.
+fn kill_in(pid: i32, group: &Group) {
+    use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+    let Some(named) = Pid::from_raw(pid) else { return };
+    let Ok(process) = pidfd_open(named, PidfdFlags::empty()) else { return };
+    if group.processes().contains(&pid) {
+        let _ = pidfd_send_signal(&process, Signal::KILL);
+    }
+}

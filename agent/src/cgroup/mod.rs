@@ -1,0 +1,409 @@
+//! Control groups: what keeps each attempt within what it was given, and finds all that it started.
+//!
+//! ```text
+//! <where the agent is>/atelier-<node>-<folder>/     all jobs of this agent: what the node has for jobs
+//!                                             <epoch>/   one attempt: its memory, processes, share of CPU
+//! ```
+//! Version 2 is used as far as its controllers are there and this process may hand them on; version 1
+//! where that is what a machine has (cgroups(7)). On a machine with both, each controller is where the
+//! system has put it, and an empty version 2 still ends a whole attempt in one step. What cannot be had
+//! is told among the node's facts, and jobs run without it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+mod group;
+mod mounts;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use group::Cgroup;
+use group::{Group, Version};
+use mounts::{Hierarchy, Kind};
+
+/// The controllers that attempts need.
+const WANTED: [&str; 3] = ["cpu", "memory", "pids"];
+/// The group of the agent itself where version 2 lets no processes stay in a group with groups below it.
+/// The unit of `atelier service install` names it too.
+const AGENT: &str = "agent";
+
+/// What the agent has for jobs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct NodeLimits {
+    /// Bytes of memory for all jobs together.
+    pub(crate) memory: u64,
+    /// Processes and threads of all jobs together.
+    pub(crate) processes: u64,
+}
+
+/// What one attempt may use.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Limits {
+    /// Thousandths of a CPU: its share when CPU is short. Idle CPU is anybody's.
+    pub(crate) cpu_milli: u64,
+    /// Bytes; `None`: all that the node has for jobs.
+    pub(crate) memory: Option<u64>,
+    /// Processes and threads.
+    pub(crate) processes: u64,
+}
+
+impl NodeLimits {
+    /// Of `memory` bytes that are offered to jobs, on a machine with `total`, what leaves the machine its
+    /// own reserve: a thirty-second, at least 128 MiB and at most 2 GiB.
+    pub(crate) fn of(offered: u64, total: u64) -> Self {
+        const MIB: u64 = 1 << 20;
+        let reserve = (total / 32).clamp(128 * MIB, 2048 * MIB);
+        let memory = offered.min(total.saturating_sub(reserve)).max(64 * MIB);
+        let highest = |name: &str| {
+            let text = fs::read_to_string(Path::new("/proc/sys/kernel").join(name)).ok()?;
+            text.trim().parse::<u64>().ok()
+        };
+        let most = highest("pid_max").into_iter().chain(highest("threads-max")).min();
+        Self { memory, processes: most.unwrap_or(32_768) / 4 * 3 }
+    }
+}
+
+impl Limits {
+    /// For a job with this much CPU: enough processes for what trains on it, and no more than half of
+    /// what all jobs may have.
+    pub(crate) fn of(cpu_milli: u64, memory_mib: u64, node: &NodeLimits) -> Self {
+        let processes = 4096 + cpu_milli.div_ceil(1000) * 512;
+        Self {
+            cpu_milli,
+            memory: (memory_mib > 0).then(|| memory_mib.saturating_mul(1 << 20).min(node.memory)),
+            processes: processes.min(node.processes / 2),
+        }
+    }
+}
+
+/// This node's place in the hierarchies.
+#[derive(Debug)]
+pub(crate) struct Cgroups {
+    parents: Vec<Parent>,
+    node: NodeLimits,
+    /// What cannot be had, and why.
+    missing: BTreeMap<&'static str, String>,
+}
+
+/// The group of all attempts in one hierarchy.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Parent {
+    folder: PathBuf,
+    version: Version,
+    controllers: Vec<String>,
+}
+
+impl Cgroups {
+    /// Finds or makes the place for the attempts of the agent with this name.
+    pub(crate) fn find(name: &str, node: NodeLimits) -> Self {
+        let text = |name: &str| fs::read_to_string(Path::new("/proc/self").join(name));
+        let found = mounts::hierarchies(
+            &text("mountinfo").unwrap_or_default(),
+            &text("cgroup").unwrap_or_default(),
+        );
+        Self::within(&found, name, node)
+    }
+
+    fn within(hierarchies: &[Hierarchy], name: &str, node: NodeLimits) -> Self {
+        let mut found = Self { parents: Vec::new(), node, missing: BTreeMap::new() };
+        let mut left: BTreeSet<&'static str> = WANTED.into();
+        for hierarchy in hierarchies {
+            let Kind::V1(controllers) = &hierarchy.kind else { continue };
+            let ours: Vec<&str> =
+                left.iter().copied().filter(|name| controllers.iter().any(|c| c == name)).collect();
+            if ours.is_empty() {
+                continue;
+            }
+            let parent = Parent {
+                folder: hierarchy.own.join(name),
+                version: Version::V1,
+                controllers: ours.iter().map(|&name| name.to_owned()).collect(),
+            };
+            found.add(parent, &mut left);
+        }
+        if let Some(unified) = hierarchies.iter().find(|hierarchy| hierarchy.kind == Kind::V2) {
+            match unified_parent(unified, name, &left) {
+                Ok(parent) => found.add(parent, &mut left),
+                Err(why) => {
+                    found.missing.extend(left.iter().map(|&controller| (controller, why.clone())));
+                }
+            }
+        }
+        for controller in left {
+            let why = || "the machine's cgroups have no such controller here".to_owned();
+            found.missing.entry(controller).or_insert_with(why);
+        }
+        found
+    }
+
+    fn add(&mut self, parent: Parent, left: &mut BTreeSet<&'static str>) {
+        if let Err(error) = parent.make(&self.node) {
+            let folder = parent.folder.display();
+            for &controller in left.iter().filter(|name| parent.has(name)) {
+                self.missing.insert(controller, format!("cannot make the group {folder}: {error}"));
+            }
+            return;
+        }
+        left.retain(|name| !parent.has(name));
+        parent.sweep_neighbours();
+        self.parents.push(parent);
+    }
+
+    /// What is limited, for the node's facts.
+    pub(crate) fn limits(&self) -> String {
+        let controllers: BTreeSet<&str> = self
+            .parents
+            .iter()
+            .flat_map(|parent| &parent.controllers)
+            .map(String::as_str)
+            .collect();
+        match controllers.is_empty() {
+            true => "none".to_owned(),
+            false => Vec::from_iter(controllers).join(" "),
+        }
+    }
+
+    /// What cannot be limited and why, for the node's facts.
+    pub(crate) fn missing(&self) -> Option<String> {
+        let mut by_reason: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for (controller, why) in &self.missing {
+            by_reason.entry(why).or_default().push(controller);
+        }
+        let parts: Vec<String> =
+            by_reason.iter().map(|(why, names)| format!("{}: {why}", names.join(", "))).collect();
+        (!parts.is_empty()).then(|| parts.join("; "))
+    }
+
+    /// What a job of this size may use here.
+    pub(crate) fn limits_of(&self, cpu_milli: u64, memory_mib: u64) -> Limits {
+        Limits::of(cpu_milli, memory_mib, &self.node)
+    }
+
+    /// Makes the groups of an attempt; those of an earlier try at starting it are made anew.
+    pub(crate) fn create(&self, epoch: u64, limits: &Limits) -> io::Result<Option<Cgroup>> {
+        let mut made = Cgroup::default();
+        for parent in &self.parents {
+            let group = parent.group(epoch);
+            let first = make_folder(&group.folder).or_else(|error| match error.kind() {
+                // Another agent's tidying took the parent while it was empty.
+                io::ErrorKind::NotFound => {
+                    parent.make(&self.node).and_then(|()| make_folder(&group.folder))
+                }
+                _ => Err(error),
+            });
+            let limited = first.and_then(|()| limit(&group, limits));
+            made.groups.push(group);
+            if let Err(error) = limited {
+                let _ = made.remove();
+                return Err(error);
+            }
+        }
+        Ok((!made.groups.is_empty()).then_some(made))
+    }
+
+    /// Kills and removes the groups of attempts that this agent does not know: an agent before it was
+    /// killed, and somebody took its folder away.
+    pub(crate) fn sweep(&self, known: impl Fn(u64) -> bool) {
+        for parent in &self.parents {
+            let Ok(entries) = fs::read_dir(&parent.folder) else { continue };
+            for name in entries.filter_map(|entry| Some(entry.ok()?.file_name())) {
+                let Some(epoch) = name.to_str().and_then(|name| name.parse().ok()) else {
+                    continue;
+                };
+                if known(epoch) {
+                    continue;
+                }
+                let stray = Cgroup { groups: vec![parent.group(epoch)] };
+                if stray.kill() {
+                    tracing::warn!(
+                        epoch,
+                        "killed what was left of an attempt that is not known here"
+                    );
+                }
+                let _ = stray.remove();
+            }
+        }
+    }
+}
+
+impl Parent {
+    fn has(&self, controller: &str) -> bool {
+        self.controllers.iter().any(|name| name == controller)
+    }
+
+    fn group(&self, epoch: u64) -> Group {
+        Group {
+            folder: self.folder.join(epoch.to_string()),
+            version: self.version,
+            controllers: self.controllers.clone(),
+        }
+    }
+
+    fn make(&self, node: &NodeLimits) -> io::Result<()> {
+        make_folder(&self.folder)?;
+        if self.version == Version::V2 && !self.controllers.is_empty() {
+            enable(&self.folder, self.controllers.iter().map(String::as_str))?;
+        }
+        let all = Limits { cpu_milli: 1000, memory: Some(node.memory), processes: node.processes };
+        let own = Group {
+            folder: self.folder.clone(),
+            version: self.version,
+            controllers: self.controllers.clone(),
+        };
+        limit(&own, &all)
+    }
+
+    /// Removes what killed agents have left beside ours, as far as it is empty.
+    fn sweep_neighbours(&self) {
+        let Some(above) = self.folder.parent() else { return };
+        let Ok(entries) = fs::read_dir(above) else { return };
+        for entry in entries.filter_map(Result::ok) {
+            let ours = entry.file_name().to_str().is_some_and(|name| name.starts_with(PREFIX));
+            if ours && entry.path() != self.folder {
+                let _ = fs::remove_dir(entry.path());
+            }
+        }
+    }
+}
+
+/// How the names of parents begin.
+const PREFIX: &str = "atelier-";
+
+/// The name of the parent of an agent's attempts: of the node, and of the folder, which no two agents of a
+/// machine share.
+pub(crate) fn parent_name(node: &str, folder: &Path) -> String {
+    let digest = blake3::hash(folder.as_os_str().as_encoded_bytes()).to_hex();
+    format!("{PREFIX}{node}-{}", &digest[..8])
+}
+
+fn make_folder(folder: &Path) -> io::Result<()> {
+    match fs::create_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        other => other,
+    }
+}
+
+/// Hands controllers on to the groups below a group of version 2.
+fn enable<'a>(folder: &Path, controllers: impl Iterator<Item = &'a str>) -> io::Result<()> {
+    let order: Vec<String> = controllers.map(|name| format!("+{name}")).collect();
+    fs::write(folder.join("cgroup.subtree_control"), order.join(" "))
+}
+
+/// Finds where in version 2 attempts may have their groups, with as many of the controllers as there are.
+fn unified_parent(
+    unified: &Hierarchy,
+    name: &str,
+    left: &BTreeSet<&'static str>,
+) -> Result<Parent, String> {
+    // A service manager has put the agent into a group of its own below the one that it may use.
+    let base = match unified.own.parent() {
+        Some(above) if unified.own.ends_with(AGENT) && above.starts_with(&unified.root) => above,
+        _ => &unified.own,
+    };
+    let here = offered(base, left);
+    match hand_on(base, &here) {
+        Ok(()) => {
+            return Ok(Parent { folder: base.join(name), version: Version::V2, controllers: here });
+        }
+        // The first process of a service sits where only groups may be.
+        Err(error) if error.raw_os_error() == Some(libc::EBUSY) && is_alone(base) => {
+            let own = base.join(AGENT);
+            let moved = make_folder(&own)
+                .and_then(|()| fs::write(own.join("cgroup.procs"), "0"))
+                .and_then(|()| hand_on(base, &here));
+            if moved.is_ok() {
+                let folder = base.join(name);
+                return Ok(Parent { folder, version: Version::V2, controllers: here });
+            }
+        }
+        Err(_) => {}
+    }
+    // An agent that root started from a shell: the top of the tree takes groups beside processes.
+    let here = offered(&unified.root, left);
+    hand_on(&unified.root, &here).map_err(|error| {
+        format!(
+            "this agent may not hand on the cgroup {} ({error}); run it as a service with \
+             Delegate=yes",
+            base.display()
+        )
+    })?;
+    Ok(Parent { folder: unified.root.join(name), version: Version::V2, controllers: here })
+}
+
+/// Of the controllers that are wanted, those that a group has.
+fn offered(folder: &Path, wanted: &BTreeSet<&'static str>) -> Vec<String> {
+    let text = fs::read_to_string(folder.join("cgroup.controllers")).unwrap_or_default();
+    text.split_ascii_whitespace().filter(|name| wanted.contains(name)).map(str::to_owned).collect()
+}
+
+/// Enables what is not enabled below a group, and sees whether groups can be made there.
+fn hand_on(folder: &Path, controllers: &[String]) -> io::Result<()> {
+    let text = fs::read_to_string(folder.join("cgroup.subtree_control"))?;
+    let enabled: BTreeSet<&str> = text.split_ascii_whitespace().collect();
+    let missing = controllers.iter().map(String::as_str).filter(|name| !enabled.contains(name));
+    let missing: Vec<&str> = missing.collect();
+    if !missing.is_empty() {
+        enable(folder, missing.into_iter())?;
+    }
+    let access = rustix::fs::Access::WRITE_OK;
+    Ok(rustix::fs::access(folder, access)?)
+}
+
+/// Whether this process is the only one in a group.
+fn is_alone(folder: &Path) -> bool {
+    let text = fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
+    text.split_ascii_whitespace().all(|pid| pid == std::process::id().to_string())
+}
+
+/// Writes the limits of a group.
+fn limit(group: &Group, limits: &Limits) -> io::Result<()> {
+    let write = |name: &str, value: String| fs::write(group.folder.join(name), value);
+    // Files that this kernel may lack: swap accounting is an option, killing a group whole is new.
+    let write_if_there = |name: &str, value: String| match write(name, value) {
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied
+            ) =>
+        {
+            Ok(())
+        }
+        other => other,
+    };
+    for controller in &group.controllers {
+        match (controller.as_str(), group.version) {
+            ("memory", Version::V2) => {
+                // Memory that is over shows as a killed job, not as a node that swaps.
+                write_if_there("memory.swap.max", "0".to_owned())?;
+                write_if_there("memory.oom.group", "1".to_owned())?;
+                let limit = limits.memory.map_or("max".to_owned(), |bytes| bytes.to_string());
+                write("memory.max", limit)?;
+            }
+            ("memory", Version::V1) => {
+                if let Some(bytes) = limits.memory {
+                    // Neither may pass the other on its way, up or down.
+                    let both = [
+                        write("memory.limit_in_bytes", bytes.to_string()),
+                        write_if_there("memory.memsw.limit_in_bytes", bytes.to_string()),
+                    ];
+                    if both.iter().any(Result::is_err) {
+                        write_if_there("memory.memsw.limit_in_bytes", bytes.to_string())?;
+                        write("memory.limit_in_bytes", bytes.to_string())?;
+                    }
+                }
+            }
+            ("pids", _) => write("pids.max", limits.processes.to_string())?,
+            ("cpu", Version::V2) => {
+                write("cpu.weight", (limits.cpu_milli / 10).clamp(1, 10_000).to_string())?;
+            }
+            ("cpu", Version::V1) => {
+                let shares = (limits.cpu_milli * 1024 / 1000).clamp(2, 262_144);
+                write("cpu.shares", shares.to_string())?;
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}

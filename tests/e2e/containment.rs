@@ -1,0 +1,178 @@
+//! Jobs that take more than they were given, or will not go, on nodes that can hold them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use atelier_proto::job::v1::{Job, JobStatus};
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::harness::{Agent, Cluster, needs, until};
+
+/// A job of one CPU and so much memory.
+fn yaml(command: &str, memory: &str) -> String {
+    let block: String = command.lines().map(|line| format!("  {line}\n")).collect();
+    format!("command: |\n{block}resources: {{cpus: 1, memory: {memory}}}\n")
+}
+
+fn message(job: &Job) -> String {
+    job.error.as_ref().map(|error| error.message.clone()).unwrap_or_default()
+}
+
+/// The number that a job wrote into a file.
+fn pid_in(file: &Path) -> Pid {
+    let text = until("the process started", || {
+        fs::read_to_string(file).ok().filter(|text| text.ends_with('\n'))
+    });
+    Pid::from_raw(text.trim().parse().unwrap()).unwrap()
+}
+
+fn lives(pid: Pid) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with('Z'))
+}
+
+/// Groups that were made for attempts of this cluster's agent, by what is in its launch record.
+fn groups_of(cluster: &Cluster, node: &str) -> Vec<PathBuf> {
+    let attempts = fs::read_dir(cluster.agent_data(node).join("attempts")).unwrap();
+    let launch = attempts
+        .filter_map(|attempt| fs::read(attempt.ok()?.path().join("launch.json")).ok())
+        .filter_map(|text| serde_json::from_slice::<serde_json::Value>(&text).ok());
+    let groups = launch.flat_map(|launch| launch["cgroup"]["groups"].as_array().cloned());
+    groups.flatten().map(|group| PathBuf::from(group["folder"].as_str().unwrap())).collect()
+}
+
+#[test]
+fn f37_a_job_that_takes_too_much_memory_is_killed_and_told() {
+    needs("cgroup");
+    let cluster = Cluster::start();
+    let neighbour =
+        cluster.create(&yaml("for i in 1 2 3 4 5 6; do sleep 0.5; echo $i; done", "100MiB"));
+    cluster.running(&neighbour);
+    // The shell would go on without the program that was killed.
+    let command =
+        "echo begins\npython3 -c 'print(len(b\"x\" * (400 << 20)))'\nsleep 5\necho went on";
+    let greedy = cluster.create(&yaml(command, "64MiB"));
+    let ended = cluster.ended(&greedy);
+    assert_eq!(ended.status(), JobStatus::Failed);
+    let said = message(&ended);
+    assert!(said.contains("ran out of memory") && said.contains("limit was 64 MiB"), "{said}");
+    let shown = cluster.atelier(["job", "show", &greedy, "-o", "json"]).ok().json();
+    assert_eq!(shown["error"]["code"], "OutOfMemory", "{shown}");
+    let log = String::from_utf8(cluster.log(&greedy)).unwrap();
+    assert!(log.starts_with("begins\n") && !log.contains("went on"), "{log}");
+    cluster.completed(&neighbour);
+    assert_eq!(cluster.log(&neighbour), b"1\n2\n3\n4\n5\n6\n");
+}
+
+#[test]
+fn f37_the_next_try_has_more_memory_where_its_user_wants() {
+    needs("cgroup");
+    let cluster = Cluster::start();
+    // 150 MiB do not fit into 100, and do into 200.
+    let command = "python3 -c 'print(len(b\"x\" * (150 << 20)))'";
+    let retry = "retry: {max_attempts: 2, backoff: 0, memory: 2x}\n";
+    let job = cluster.create(&(yaml(command, "100MiB") + retry));
+    cluster.completed(&job);
+    let shown = cluster.atelier(["job", "show", &job, "-o", "json"]).ok().json();
+    assert_eq!(
+        (&shown["attempt"], &shown["attempt_memory"]),
+        (&2.into(), &"200 MiB".into()),
+        "{shown}"
+    );
+    let events = cluster.rpc().events(&job).unwrap();
+    let told = events.iter().any(|event| {
+        event.message.contains("ran out of memory") && event.message.contains("with 200 MiB memory")
+    });
+    assert!(told, "{events:?}");
+}
+
+#[test]
+fn f37_jobs_that_do_not_say_what_they_need_leave_the_node_its_own() {
+    needs("cgroup");
+    let cluster = Cluster::start();
+    // The node offers a gibibyte to all of them together.
+    let command = "python3 -c 'print(len(b\"x\" * (3 << 30)))'";
+    let ended = cluster.ended(&cluster.shell(command));
+    assert_eq!(ended.status(), JobStatus::Failed);
+    let said = message(&ended);
+    assert!(said.contains("the memory that it has for jobs"), "{said}");
+    cluster.completed(&cluster.shell("true"));
+}
+
+#[test]
+fn f36_a_fork_bomb_harms_only_itself() {
+    needs("cgroup");
+    let cluster = Cluster::empty();
+    cluster.start_daemon();
+    cluster.start_agent(&Agent::new("local").with("--process-limit=120"));
+    let bomb = cluster.create(&yaml("bomb() { bomb | bomb & }\nbomb\nsleep 600", "300MiB"));
+    cluster.running(&bomb);
+    let watcher = cluster.atelier(["job", "stream", &bomb, "-q"]).spawn();
+    watcher.prints("Resource temporarily unavailable");
+    let groups = groups_of(&cluster, "local");
+    let counts: Vec<usize> = groups
+        .iter()
+        .map(|group| fs::read_to_string(group.join("cgroup.procs")).unwrap().lines().count())
+        .collect();
+    assert!(!counts.is_empty() && counts.iter().all(|&count| count <= 120), "{counts:?}");
+    // The neighbour starts, forks and ends beside it.
+    let neighbour =
+        cluster.create(&yaml("for i in $(seq 50); do /bin/true; done; echo done", "50MiB"));
+    cluster.completed(&neighbour);
+    assert_eq!(cluster.log(&neighbour), b"done\n");
+    cluster.atelier(["job", "cancel", &bomb]).ok();
+    assert_eq!(cluster.ended(&bomb).status(), JobStatus::Canceled);
+    assert!(groups.iter().all(|group| !group.exists()), "{groups:?}");
+}
+
+/// Leaves a process behind that has a session of its own, ignores what asks it to end, and does not
+/// know by its environment whose it is.
+const STRAY: &str = r#"
+import os, signal, sys
+if os.fork():
+    sys.exit(0)
+os.setsid()
+if os.fork():
+    os._exit(0)
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+os.execve("/bin/sh", ["sh", "-c", "trap '' TERM; echo $$ > " + sys.argv[1] + "; while :; do sleep 1; done"], {})
+"#;
+
+#[test]
+fn f38_a_process_that_hides_is_dead_when_its_job_is() {
+    needs("cgroup");
+    let cluster = Cluster::start();
+    let (script, found) = (cluster.write("stray.py", STRAY), cluster.files().join("stray"));
+    let wait = format!("while [ ! -s {0} ]; do sleep 0.05; done", found.display());
+    let command = format!("python3 {} {}\n{wait}", script.display(), found.display());
+    let job = cluster.shell(&command);
+    cluster.completed(&job);
+    assert!(!lives(pid_in(&found)));
+}
+
+#[test]
+fn f38_a_process_that_hides_is_dead_when_its_supervisor_was_killed() {
+    needs("cgroup");
+    let cluster = Cluster::start();
+    let (script, found) = (cluster.write("stray.py", STRAY), cluster.files().join("stray"));
+    let supervisor = cluster.files().join("supervisor");
+    let command = format!(
+        "echo $PPID > {}\npython3 {} {}\nsleep 600",
+        supervisor.display(),
+        script.display(),
+        found.display()
+    );
+    let job = cluster.shell(&command);
+    let stray = pid_in(&found);
+    let groups = groups_of(&cluster, "local");
+    kill_process(pid_in(&supervisor), Signal::KILL).unwrap();
+    until("what was hidden is found and killed", || (!lives(stray)).then_some(()));
+    until("its groups are gone", || groups.iter().all(|group| !group.exists()).then_some(()));
+    // The platform's failure: it is tried again, and the second try starts anew.
+    until("the second try started", || {
+        cluster.rpc().job(&job).ok().filter(|job| job.attempt == 2).map(drop)
+    });
+    cluster.atelier(["job", "cancel", &job]).ok();
+    cluster.ended(&job);
+}
