@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use atelier_core::content::Digest;
 use atelier_core::id::{AttemptNumber, ExperimentName, JobName, Principal};
-use atelier_core::job::{Event, Job, State};
+use atelier_core::job::{Advice, Event, Job, State, advise};
 use atelier_core::spec::CommandJob;
 use atelier_proto::convert::{self, JobDetails};
 use atelier_proto::job::v1 as pb;
@@ -64,11 +64,20 @@ impl Service {
             }
             State::Active(_) | State::Ended(_) => String::new(),
         };
-        Ok(JobDetails { wait_reason, metrics: Default::default() })
+        Ok(JobDetails { wait_reason, ..JobDetails::default() })
     }
 
     async fn message(&self, job: &Job) -> Result<pb::Job, Status> {
         Ok(convert::job(job, self.details(job).await?))
+    }
+
+    /// What the last runs on its compute that had the same command say of its memory.
+    async fn advice(&self, job: &Job) -> Result<Option<Advice>, Status> {
+        const LAST: usize = 500;
+        let (store, compute) = (self.0.store.clone(), job.compute.clone());
+        let past = blocking(move || store.past(&compute, LAST)).await?.map_err(told)?;
+        let same = past.iter().filter(|past| past.command == job.spec.command);
+        Ok(advise(job.demand().memory, same.filter_map(|past| past.peak_memory)))
     }
 
     /// The job that the same request made before.
@@ -158,9 +167,12 @@ impl pb::job_service_server::JobService for Service {
         request: Request<pb::GetJobRequest>,
     ) -> Result<Response<pb::Job>, Status> {
         let job = self.find(&request.get_ref().name)?;
-        let mut message = self.message(&job).await?;
-        message.metrics = self.0.last_metrics(&job.name).await.map_err(told)?;
-        Ok(Response::new(message))
+        let mut details = self.details(&job).await?;
+        details.metrics = self.0.last_metrics(&job.name).await.map_err(told)?;
+        if request.get_ref().advise {
+            details.memory_advice = self.advice(&job).await?;
+        }
+        Ok(Response::new(convert::job(&job, details)))
     }
 
     async fn list_jobs(

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use atelier_core::access::Role;
 use atelier_core::content::Digest;
 use atelier_core::id::{AttemptNumber, ComputeName, Epoch, EventSeq, JobName, NodeName, SubmitSeq};
-use atelier_core::job::{Event, Job, JobStatus, State};
+use atelier_core::job::{Event, Job, JobStatus, Outcome, State};
 use atelier_core::live::Counters;
 use atelier_core::time::Timestamp;
 use rusqlite::types::{Type, ValueRef};
@@ -262,7 +262,12 @@ pub(super) fn past(
             ended.left.started_at.map(|started| placed.map_or(started, |at| at.min(started)));
         let Some(since) = since else { return Ok(None) };
         let Ran { command } = column(row, 0)?;
-        Ok(Some(Past { command, ms: ended.at.millis_since(since).unsigned_abs() }))
+        let completed = matches!(ended.outcome, Outcome::Completed);
+        Ok(Some(Past {
+            command,
+            ms: ended.at.millis_since(since).unsigned_abs(),
+            peak_memory: ended.left.usage.filter(|_| completed).map(|usage| usage.peak_memory),
+        }))
     };
     conn.prepare_cached(sql)
         .and_then(|mut s| {

@@ -22,6 +22,7 @@ use atelier_core::id::{ComputeName, ExperimentName, JobName, NodeName, Principal
 use atelier_core::job::{Event, Job, JobStatus};
 use atelier_core::live::{Counters, PastUse};
 use atelier_core::node::NodeRecord;
+use atelier_core::resource::MiB;
 use atelier_core::time::Timestamp;
 use futures::future::BoxFuture;
 
@@ -257,6 +258,9 @@ pub struct Past {
     pub command: String,
     /// Milliseconds from its placement, the last one if there were several, to its end.
     pub ms: u64,
+    /// The most memory that its last attempt used at once on one node, in MiB, if it was completed and
+    /// somebody measured.
+    pub peak_memory: Option<MiB>,
 }
 
 /// A token's holder, as stored: the token itself is not.

@@ -176,3 +176,31 @@ fn f38_a_process_that_hides_is_dead_when_its_supervisor_was_killed() {
     cluster.atelier(["job", "cancel", &job]).ok();
     cluster.ended(&job);
 }
+
+#[test]
+fn what_a_job_used_is_known_and_says_what_to_ask_for() {
+    needs("cgroup");
+    let cluster = Cluster::empty();
+    cluster.start_daemon();
+    cluster.start_agent(&Agent::new("local").with("--monitor-interval=0.5"));
+    // Two processes of 60 MiB each: the largest alone would tell half of it.
+    let hold = "python3 -c 'import time; b = b\"x\" * (60 << 20); time.sleep(2.5)'";
+    let job = cluster.create(&yaml(&format!("{hold} &\n{hold}\nwait"), "900MiB"));
+    cluster.completed(&job);
+    let shown = cluster.atelier(["job", "show", &job, "--usage", "-o", "json"]).ok().json();
+    let peak = shown["usage"]["peak_memory"].as_str().unwrap();
+    let peak: f64 = peak.strip_suffix(" MiB").unwrap().parse().unwrap();
+    assert!((120.0..250.0).contains(&peak), "{shown}");
+    assert!(shown["usage"]["wall_seconds"].as_f64().unwrap() >= 2.5, "{shown}");
+    assert!(shown["usage"]["cpu_seconds"].as_f64().unwrap() > 0.0, "{shown}");
+    let advice = shown["memory_advice"].as_str().unwrap();
+    assert!(advice.contains("one completed run") && advice.contains("would do"), "{advice}");
+    let samples = shown["last_samples"].as_object().unwrap();
+    let memory = samples["system/system_memory_usage_megabytes"].as_f64().unwrap();
+    assert!(memory > 60.0, "{shown}");
+    // Another command has another history.
+    let other = cluster.create(&yaml("true", "900MiB"));
+    cluster.completed(&other);
+    let shown = cluster.atelier(["job", "show", &other, "-o", "json"]).ok().json();
+    assert!(shown["usage"].is_object(), "{shown}");
+}

@@ -114,17 +114,19 @@ async fn watch(
     started_at_ms: i64,
 ) -> Result<Ended, Discarded> {
     attempt.report(Phase::Running(Running { at_ms: started_at_ms }));
+    let launch: Option<Launch> = record::read(attempt.folder.path(), LAUNCH).ok().flatten();
     let sampling = attempt.node.monitor.watch(
         &attempt.key,
         process.pid(),
         &attempt.assignment.gpu_indices,
+        launch.and_then(|launch| launch.cgroup),
         started_at_ms,
     );
     // The order may have come before the process did.
     let mut orders = attempt.orders.clone();
     orders.mark_changed();
     let mut discard = false;
-    let found = loop {
+    let mut found = loop {
         tokio::select! {
             biased;
             () = process.ended() => match look_again(attempt) {
@@ -154,7 +156,10 @@ async fn watch(
             },
         }
     };
-    if let Decision::Finalize(exited) = &found {
+    if let Decision::Finalize(exited) = &mut found {
+        // The kernel keeps that of the largest process, the looks that of all together.
+        let seen = sampling.peak_memory_bytes() / 1024;
+        exited.peak_memory_kib = exited.peak_memory_kib.max(seen);
         let whole = Whole {
             cpu_seconds: exited.cpu_seconds,
             peak_memory_bytes: exited.peak_memory_kib * 1024,

@@ -45,21 +45,21 @@ pub(crate) struct MemoryUse {
 const NO_LIMIT: u64 = 1 << 62;
 
 impl Group {
-    fn has(&self, controller: &str) -> bool {
+    pub(super) fn has(&self, controller: &str) -> bool {
         self.controllers.iter().any(|name| name == controller)
     }
 
-    fn file(&self, name: &str) -> PathBuf {
+    pub(super) fn file(&self, name: &str) -> PathBuf {
         self.folder.join(name)
     }
 
     /// A number alone in its file; `None` if it is no number (`max`) or there is no such file.
-    fn number(&self, name: &str) -> Option<u64> {
+    pub(super) fn number(&self, name: &str) -> Option<u64> {
         fs::read_to_string(self.file(name)).ok()?.trim().parse().ok()
     }
 
     /// The number behind a word of a file of such pairs.
-    fn counted(&self, name: &str, word: &str) -> Option<u64> {
+    pub(super) fn counted(&self, name: &str, word: &str) -> Option<u64> {
         let text = fs::read_to_string(self.file(name)).ok()?;
         text.lines().find_map(|line| line.strip_prefix(word)?.trim().parse().ok())
     }
@@ -106,6 +106,11 @@ impl Cgroup {
             }
         }
         found
+    }
+
+    /// The processes in the groups now.
+    pub(crate) fn processes(&self) -> Vec<i32> {
+        self.groups.first().map(Group::processes).unwrap_or_default()
     }
 
     /// What the kernel counted; nothing where memory is not controlled.

@@ -18,13 +18,18 @@ mod group;
 mod mounts;
 #[cfg(test)]
 mod tests;
+mod usage;
 
 pub(crate) use group::Cgroup;
 use group::{Group, Version};
 use mounts::{Hierarchy, Kind};
+pub(crate) use usage::Waited;
 
 /// The controllers that attempts need.
 const WANTED: [&str; 3] = ["cpu", "memory", "pids"];
+/// Counts what is read and written; without it processes are asked one by one. Version 1 counts it too
+/// early to be of use: before what was cached is written.
+const COUNTING: &str = "io";
 /// The group of the agent itself where version 2 lets no processes stay in a group with groups below it.
 /// The unit of `atelier service install` names it too.
 const AGENT: &str = "agent";
@@ -153,15 +158,11 @@ impl Cgroups {
 
     /// What is limited, for the node's facts.
     pub(crate) fn limits(&self) -> String {
-        let controllers: BTreeSet<&str> = self
-            .parents
-            .iter()
-            .flat_map(|parent| &parent.controllers)
-            .map(String::as_str)
-            .collect();
-        match controllers.is_empty() {
+        let all = self.parents.iter().flat_map(|parent| &parent.controllers).map(String::as_str);
+        let limiting: BTreeSet<&str> = all.filter(|name| *name != COUNTING).collect();
+        match limiting.is_empty() {
             true => "none".to_owned(),
-            false => Vec::from_iter(controllers).join(" "),
+            false => Vec::from_iter(limiting).join(" "),
         }
     }
 
@@ -335,7 +336,8 @@ fn unified_parent(
 /// Of the controllers that are wanted, those that a group has.
 fn offered(folder: &Path, wanted: &BTreeSet<&'static str>) -> Vec<String> {
     let text = fs::read_to_string(folder.join("cgroup.controllers")).unwrap_or_default();
-    text.split_ascii_whitespace().filter(|name| wanted.contains(name)).map(str::to_owned).collect()
+    let of_use = |name: &&str| *name == COUNTING || wanted.contains(name);
+    text.split_ascii_whitespace().filter(of_use).map(str::to_owned).collect()
 }
 
 /// Enables what is not enabled below a group, and sees whether groups can be made there.

@@ -4,7 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::mounts::{Hierarchy, Kind, hierarchies};
-use super::{Cgroups, Limits, NodeLimits, Version, parent_name, unified_parent};
+use super::usage::Usage;
+use super::{Cgroups, Limits, NodeLimits, Version, Waited, parent_name, unified_parent};
 
 const GIB: u64 = 1 << 30;
 const NODE: NodeLimits = NodeLimits { memory: 8 * GIB, processes: 24_000 };
@@ -67,11 +68,10 @@ fn a_service_with_a_subgroup_makes_its_groups_beside_it() {
     let own = v2(unit.join("agent"), "cpu io memory pids", "", "17");
     let unified = Hierarchy { kind: Kind::V2, root: root.path().into(), own };
     let found = Cgroups::within(&[unified], "atelier-n-1", NODE);
-    assert_eq!(found.limits(), "cpu memory pids");
-    assert_eq!(found.missing(), None);
-    assert_eq!(read(&unit, "cgroup.subtree_control"), "+cpu +memory +pids");
+    assert_eq!((found.limits().as_str(), found.missing()), ("cpu memory pids", None));
+    assert_eq!(read(&unit, "cgroup.subtree_control"), "+cpu +io +memory +pids");
     let parent = unit.join("atelier-n-1");
-    assert_eq!(read(&parent, "cgroup.subtree_control"), "+cpu +memory +pids");
+    assert_eq!(read(&parent, "cgroup.subtree_control"), "+cpu +io +memory +pids");
     assert_eq!(read(&parent, "memory.max"), (8 * GIB).to_string());
     assert_eq!(read(&parent, "pids.max"), "24000");
 
@@ -93,6 +93,25 @@ fn a_service_with_a_subgroup_makes_its_groups_beside_it() {
     assert_eq!(memory.limit_bytes, Some(512 << 20));
     fs::write(own.join("memory.max"), "max\n").unwrap();
     assert_eq!(cgroup.memory().limit_bytes, None);
+    let counts = [
+        ("cpu.stat", "usage_usec 1500000\nuser_usec 1000000\n"),
+        ("memory.stat", "anon 1000\nfile 500\nkernel 7\nshmem 200\nfile_mapped 3\n"),
+        ("io.stat", "8:0 rbytes=10 wbytes=20 rios=1\n8:16 rbytes=1 wbytes=2 rios=1\n"),
+        ("cpu.pressure", "some avg10=0.00 avg60=0.00 avg300=0.00 total=5\nfull avg10=0 total=1\n"),
+        ("memory.pressure", "some avg10=0.00 avg60=0.00 avg300=0.00 total=6\n"),
+        ("io.pressure", "some avg10=0.00 avg60=0.00 avg300=0.00 total=7\n"),
+    ];
+    for (name, text) in counts {
+        fs::write(own.join(name), text).unwrap();
+    }
+    let seen = Usage {
+        cpu_us: Some(1_500_000),
+        resident_bytes: Some(1_200),
+        cached_bytes: Some(300),
+        disk_bytes: Some((11, 22)),
+        waited: Some(Waited { cpu_us: 5, memory_us: 6, io_us: 7 }),
+    };
+    assert_eq!(cgroup.usage(), seen);
     // Nothing is in it; there is nothing to kill, and nothing can be started any more.
     fs::write(own.join("cgroup.procs"), "").unwrap();
     assert!(!cgroup.kill());

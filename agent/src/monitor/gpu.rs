@@ -13,6 +13,25 @@ pub(crate) struct GpuSample {
     pub(crate) power_watts: Option<f64>,
 }
 
+impl GpuSample {
+    /// Adds another look at the same device; of memory the most counts.
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.utilization += other.utilization;
+        self.memory_used_mib = self.memory_used_mib.max(other.memory_used_mib);
+        self.memory_total_mib = other.memory_total_mib;
+        self.power_watts = match (self.power_watts, other.power_watts) {
+            (Some(sum), Some(watts)) => Some(sum + watts),
+            _ => None,
+        };
+    }
+
+    /// Makes means of sums over so many looks.
+    pub(crate) fn divide(&mut self, looks: f64) {
+        self.utilization /= looks;
+        self.power_watts = self.power_watts.map(|sum| sum / looks);
+    }
+}
+
 /// Where GPUs are found and looked at.
 pub(crate) trait Gpus: Send + Sync {
     /// All devices, by index.

@@ -9,6 +9,7 @@ use atelier_proto::agent::v1 as pb;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
+use crate::cgroup::Cgroup;
 use crate::session::Client;
 use crate::{clock, proc};
 
@@ -18,6 +19,8 @@ mod tree;
 
 pub(crate) use node::NodeSampler;
 
+/// Between two looks at a job. What is sent sums up the looks since the last time.
+const LOOK: Duration = Duration::from_secs(1);
 /// Samples kept while the daemon is away: the oldest go first.
 const KEPT: usize = 10_000;
 /// In one call.
@@ -34,7 +37,7 @@ pub(crate) struct Handle {
 }
 
 enum Command {
-    Watch(Watched),
+    Watch(Box<Watched>),
     /// Makes a last sample of what the job used in all and says when it has arrived.
     Finish(u64, Whole, oneshot::Sender<()>),
     Forget(u64),
@@ -44,7 +47,17 @@ struct Watched {
     key: pb::AttemptKey,
     supervisor: i32,
     gpus: Vec<u32>,
+    /// The groups that the job runs in.
+    cgroup: Option<Cgroup>,
+    /// When samples were last made of it.
     before: tree::Totals,
+    /// The last look.
+    latest: tree::Totals,
+    /// The most memory since samples were last made, and in all.
+    recent_peak: u64,
+    peak: watch::Sender<u64>,
+    gpu_looks: Vec<gpu::GpuSample>,
+    looks: u32,
     /// When the job started, wall clock.
     started_at_ms: i64,
     /// The next sample's number, at least.
@@ -62,6 +75,7 @@ pub(crate) struct Whole {
 pub(crate) struct Sampling {
     handle: Handle,
     epoch: u64,
+    peak: watch::Receiver<u64>,
     since: Instant,
     finished: bool,
 }
@@ -73,23 +87,37 @@ impl Handle {
         key: &pb::AttemptKey,
         supervisor: i32,
         gpus: &[u32],
+        cgroup: Option<Cgroup>,
         started_at_ms: i64,
     ) -> Sampling {
-        let now = clock::boottime_ms();
+        let now = tree::Totals { at_ms: clock::boottime_ms(), ..tree::Totals::default() };
+        let (peak, peak_seen) = watch::channel(0);
         let watched = Watched {
             key: key.clone(),
             supervisor,
             gpus: gpus.to_vec(),
-            before: tree::Totals { at_ms: now, ..tree::Totals::default() },
+            cgroup,
+            before: now,
+            latest: now,
+            recent_peak: 0,
+            peak,
+            gpu_looks: Vec::new(),
+            looks: 0,
             started_at_ms,
             step: 0,
         };
-        let _ = self.commands.send(Command::Watch(watched));
-        Sampling { handle: self.clone(), epoch: key.epoch, since: Instant::now(), finished: false }
+        let _ = self.commands.send(Command::Watch(Box::new(watched)));
+        let (handle, epoch, since) = (self.clone(), key.epoch, Instant::now());
+        Sampling { handle, epoch, peak: peak_seen, since, finished: false }
     }
 }
 
 impl Sampling {
+    /// The most memory, in bytes, that a look has found so far.
+    pub(crate) fn peak_memory_bytes(&self) -> u64 {
+        *self.peak.borrow()
+    }
+
     /// Stops watching; waits a little for what was measured to arrive, because a run that has
     /// ended takes no more metrics.
     pub(crate) async fn finish(mut self, whole: Whole) {
@@ -111,7 +139,56 @@ impl Drop for Sampling {
     }
 }
 
+/// The totals of jobs, each from its groups or else from the process table, which is read once.
+fn look_at(jobs: &[(u64, i32, Option<Cgroup>)]) -> Vec<(u64, tree::Totals)> {
+    let now = clock::boottime_ms();
+    let mut all = None;
+    jobs.iter()
+        .map(|(epoch, supervisor, cgroup)| {
+            let totals = cgroup.as_ref().and_then(|cgroup| tree::totals_of(cgroup, now));
+            let totals = totals.unwrap_or_else(|| {
+                tree::totals(all.get_or_insert_with(proc::all), *supervisor, now)
+            });
+            (*epoch, totals)
+        })
+        .collect()
+}
+
 impl Watched {
+    fn looked(&mut self, totals: tree::Totals, gpus: Vec<gpu::GpuSample>) {
+        self.latest = totals;
+        self.recent_peak = self.recent_peak.max(totals.resident_bytes);
+        self.peak.send_if_modified(|peak| {
+            let more = totals.resident_bytes > *peak;
+            *peak = totals.resident_bytes.max(*peak);
+            more
+        });
+        self.looks += 1;
+        if self.gpu_looks.len() == gpus.len() {
+            for (sum, gpu) in self.gpu_looks.iter_mut().zip(gpus) {
+                sum.add(&gpu);
+            }
+        } else {
+            self.gpu_looks = gpus;
+        }
+    }
+
+    /// What the looks since the last sample have seen: rates over that time, and the most memory.
+    fn sample(&mut self, interval: Duration) -> Option<pb::RunSample> {
+        // The job is just starting, or gone.
+        if self.looks == 0 || self.recent_peak == 0 {
+            return None;
+        }
+        let looks = f64::from(std::mem::take(&mut self.looks));
+        let mut gpus = std::mem::take(&mut self.gpu_looks);
+        gpus.iter_mut().for_each(|sum| sum.divide(looks));
+        let resident_bytes = std::mem::take(&mut self.recent_peak);
+        let now = tree::Totals { resident_bytes, ..self.latest };
+        let metrics = tree::metrics(&self.before, &now, &gpus);
+        self.before = now;
+        Some(self.numbered(metrics, interval))
+    }
+
     /// A sample with its number: that of the interval it falls into, so that a new agent goes on
     /// where the old one stopped.
     fn numbered(&mut self, metrics: BTreeMap<String, f64>, interval: Duration) -> pb::RunSample {
@@ -163,7 +240,7 @@ impl Monitor {
 
     /// Runs until all handles are gone.
     pub(crate) async fn run(mut self) {
-        let mut next = Instant::now() + self.interval;
+        let (mut next, mut look_next) = (Instant::now() + self.interval, Instant::now());
         loop {
             let idle = self.watched.is_empty();
             tokio::select! {
@@ -172,8 +249,9 @@ impl Monitor {
                     Some(Command::Watch(watched)) => {
                         if idle {
                             next = Instant::now() + self.interval;
+                            look_next = Instant::now() + self.interval.min(LOOK);
                         }
-                        self.watched.insert(watched.key.epoch, watched);
+                        self.watched.insert(watched.key.epoch, *watched);
                     }
                     Some(Command::Forget(epoch)) => {
                         self.watched.remove(&epoch);
@@ -186,31 +264,40 @@ impl Monitor {
                         let _ = done.send(());
                     }
                 },
-                () = tokio::time::sleep_until(next), if !idle => {
-                    self.sample().await;
-                    self.send().await;
-                    next = Instant::now() + self.interval;
+                () = tokio::time::sleep_until(look_next), if !idle => {
+                    self.look().await;
+                    look_next = Instant::now() + self.interval.min(LOOK);
+                    if look_next > next {
+                        self.sample();
+                        self.send().await;
+                        next = Instant::now() + self.interval;
+                    }
                 }
             }
         }
     }
 
     /// Looks at all jobs.
-    async fn sample(&mut self) {
-        // Thousands of small files on a busy machine: not on this thread.
-        let Ok(all) = tokio::task::spawn_blocking(proc::all).await else { return };
-        let now = clock::boottime_ms();
-        let mut samples = Vec::with_capacity(self.watched.len());
-        for watched in self.watched.values_mut() {
-            let totals = tree::totals(&all, watched.supervisor, now);
-            if totals.resident_bytes == 0 {
-                continue;
-            }
+    async fn look(&mut self) {
+        let jobs: Vec<(u64, i32, Option<Cgroup>)> = self
+            .watched
+            .iter()
+            .map(|(epoch, watched)| (*epoch, watched.supervisor, watched.cgroup.clone()))
+            .collect();
+        // Many small files on a busy machine: not on this thread.
+        let Ok(seen) = tokio::task::spawn_blocking(move || look_at(&jobs)).await else { return };
+        for (epoch, totals) in seen {
+            let Some(watched) = self.watched.get_mut(&epoch) else { continue };
             let gpus = tree::gpus(self.gpus.as_ref(), &watched.gpus);
-            let metrics = tree::metrics(&watched.before, &totals, &gpus);
-            watched.before = totals;
-            samples.push(watched.numbered(metrics, self.interval));
+            watched.looked(totals, gpus);
         }
+    }
+
+    /// Makes samples of what the looks have seen.
+    fn sample(&mut self) {
+        let interval = self.interval;
+        let samples: Vec<_> =
+            self.watched.values_mut().filter_map(|watched| watched.sample(interval)).collect();
         for sample in samples {
             self.keep(sample);
         }

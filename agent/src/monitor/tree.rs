@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::gpu::{GpuSample, Gpus};
+use crate::cgroup::{Cgroup, Waited};
 use crate::proc::{self, Stat};
 
 /// Totals over the process tree at one instant.
@@ -12,8 +13,31 @@ pub(crate) struct Totals {
     /// Never falls: of a process that ended, its parent keeps the count.
     pub(crate) cpu_seconds: f64,
     pub(crate) resident_bytes: u64,
+    /// Of files, as far as it is told.
+    pub(crate) cached_bytes: Option<u64>,
     pub(crate) read_bytes: u64,
     pub(crate) written_bytes: u64,
+    /// For how long processes waited, as far as it is told.
+    pub(crate) waited: Option<Waited>,
+}
+
+/// What the kernel counted for the job's groups, and asks the processes for what it did not; `None` if the
+/// groups do not tell enough, and the tree is to be walked.
+pub(crate) fn totals_of(cgroup: &Cgroup, at_ms: u64) -> Option<Totals> {
+    let usage = cgroup.usage();
+    let (read_bytes, written_bytes) = usage.disk_bytes.unwrap_or_else(|| {
+        let all = cgroup.processes().into_iter().filter_map(proc::disk_bytes);
+        all.fold((0, 0), |(read, written), (r, w)| (read + r, written + w))
+    });
+    Some(Totals {
+        at_ms,
+        cpu_seconds: usage.cpu_us? as f64 / 1e6,
+        resident_bytes: usage.resident_bytes?,
+        cached_bytes: usage.cached_bytes,
+        read_bytes,
+        written_bytes,
+        waited: usage.waited,
+    })
 }
 
 /// Adds up the tree below and with `supervisor`.
@@ -51,6 +75,16 @@ pub(crate) fn metrics(before: &Totals, now: &Totals, gpus: &[GpuSample]) -> BTre
         set("cpu_utilization_percentage", 100.0 * used / seconds);
     }
     set("system_memory_usage_megabytes", now.resident_bytes as f64 / MB);
+    if let Some(cached) = now.cached_bytes {
+        set("system_memory_cache_megabytes", cached as f64 / MB);
+    }
+    if let (Some(waited), true) = (now.waited, seconds > 0.0) {
+        let before = before.waited.unwrap_or_default();
+        let percent = |now: u64, before: u64| now.saturating_sub(before) as f64 / 1e4 / seconds;
+        set("cpu_pressure_percentage", percent(waited.cpu_us, before.cpu_us));
+        set("memory_pressure_percentage", percent(waited.memory_us, before.memory_us));
+        set("io_pressure_percentage", percent(waited.io_us, before.io_us));
+    }
     set("disk_read_megabytes", now.read_bytes.saturating_sub(before.read_bytes) as f64 / MB);
     set("disk_write_megabytes", now.written_bytes.saturating_sub(before.written_bytes) as f64 / MB);
     for (index, gpu) in gpus.iter().enumerate() {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{AttemptEnd, Cancel, Evict, Exit, Left, MemberLeft, OutputCommit, Phase};
+use super::{AttemptEnd, Cancel, Evict, Exit, Left, MemberLeft, OutputCommit, Phase, Usage};
 use crate::id::{AttemptNumber, Epoch, NodeName, PortName};
 use crate::resource::Reservation;
 use crate::spec::CommandJob;
@@ -190,6 +190,8 @@ impl Active {
             .collect();
         let node = Some(self.first.node.clone());
         let decisive = self.decisive();
-        Left { started_at, exit, node, manifest, outputs, log_bytes, others, decisive }
+        let ends = self.members().filter_map(|member| member.end.as_ref());
+        let usage = ends.filter_map(|end| end.usage).reduce(Usage::with);
+        Left { started_at, exit, node, manifest, outputs, log_bytes, others, decisive, usage }
     }
 }

@@ -14,6 +14,7 @@
 mod active;
 mod event;
 mod status;
+mod usage;
 
 use std::sync::Arc;
 
@@ -22,6 +23,7 @@ use serde::{Deserialize, Serialize};
 pub use active::{Active, Failed, Member};
 pub use event::{Event, EventKind};
 pub use status::JobStatus;
+pub use usage::{Advice, Usage, advise};
 
 use crate::content::Digest;
 use crate::id::{
@@ -234,6 +236,9 @@ pub struct Left {
     /// The rank of the member whose end is the attempt's: of one that failed the first that did.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub decisive: u32,
+    /// What it used, all members together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usage: Option<Usage>,
 }
 
 fn is_zero(rank: &u32) -> bool {
@@ -425,6 +430,8 @@ pub struct AttemptEnd {
     pub outputs: Vec<(PortName, u64, u64)>,
     /// Bytes of log.
     pub log_bytes: u64,
+    /// What its processes used in all; `None` if they never started, or nobody lived to tell.
+    pub usage: Option<Usage>,
 }
 
 impl AttemptEnd {
@@ -437,6 +444,7 @@ impl AttemptEnd {
             manifest: None,
             outputs: Vec::new(),
             log_bytes: 0,
+            usage: None,
         }
     }
 

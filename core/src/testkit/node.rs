@@ -504,6 +504,7 @@ fn end_of(exited: Exited) -> AttemptEnd {
             manifest: None,
             outputs: Vec::new(),
             log_bytes: 1,
+            usage: None,
         },
         Exited::ByLease => failed_end(Cause::LeaseExpired, "the lease ran out"),
         Exited::WithTheMachine => failed_end(Cause::AgentError, "the machine stopped"),
@@ -518,6 +519,7 @@ fn failed_end(cause: Cause, message: &str) -> AttemptEnd {
         manifest: None,
         outputs: Vec::new(),
         log_bytes: 0,
+        usage: None,
     }
 }
 

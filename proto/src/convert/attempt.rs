@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use atelier_core::content::Digest;
 use atelier_core::id::{AttemptNumber, ComputeName, Epoch, JobName, NodeName, PortName};
 use atelier_core::job::{
-    AttemptEnd, AttemptKey, Cause, Exit, Failure, ManifestRef, Progress, Report,
+    AttemptEnd, AttemptKey, Cause, Exit, Failure, ManifestRef, Progress, Report, Usage,
 };
 use atelier_core::layout;
 use atelier_core::node::{NodeRecord, is_address, is_label};
@@ -92,6 +92,18 @@ fn end(key: &AttemptKey, ended: pb::Ended) -> Result<AttemptEnd, Error> {
         manifest,
         outputs,
         log_bytes: ended.log_bytes,
+        usage: usage(&ended.usage),
+    })
+}
+
+/// What a node measured, of which an older one sends less.
+fn usage(told: &BTreeMap<String, f64>) -> Option<Usage> {
+    // What is no number of this kind is none: zero.
+    let of = |name: &str, factor: f64| told.get(name).map_or(0, |value| (value * factor) as u64);
+    told.contains_key("cpu_seconds").then(|| Usage {
+        cpu_ms: of("cpu_seconds", 1e3),
+        peak_memory: of("peak_memory_mib", 1.0),
+        wall_ms: of("wall_seconds", 1e3),
     })
 }
 

@@ -51,6 +51,8 @@ pub struct JobDetails {
     pub wait_reason: String,
     /// Last value of each metric of its run.
     pub metrics: BTreeMap<String, f64>,
+    /// What past runs of its command say of its memory.
+    pub memory_advice: Option<job::Advice>,
 }
 
 /// A job as clients see it.
@@ -68,6 +70,11 @@ pub fn job(job: &job::Job, details: JobDetails) -> pb::Job {
         submit_seq: job.seq.0,
         memory_mib: job.tries.memory.unwrap_or_default(),
         metrics: details.metrics,
+        memory_advice: details.memory_advice.map(|advice| pb::MemoryAdvice {
+            runs: u32::try_from(advice.runs).unwrap_or(u32::MAX),
+            peak_memory_mib: advice.peak_memory,
+            memory_mib: advice.memory,
+        }),
         ..pb::Job::default()
     };
     match &job.state {
@@ -89,6 +96,11 @@ pub fn job(job: &job::Job, details: JobDetails) -> pb::Job {
             message.exit_code = ended.left.decisive_exit().map(job::Exit::shell_code);
             message.outputs = ended.left.outputs.iter().map(output).collect();
             message.members = members_left(job, &ended.left);
+            message.usage = ended.left.usage.map(|usage| pb::Usage {
+                cpu_ms: usage.cpu_ms,
+                peak_memory_mib: usage.peak_memory,
+                wall_ms: usage.wall_ms,
+            });
             message.error = match &ended.outcome {
                 Outcome::Completed => None,
                 Outcome::Failed(failure) => Some(pb::JobError {

@@ -463,6 +463,7 @@ fn on_two_nodes() -> atelier_core::job::Job {
         manifest: None,
         outputs: Vec::new(),
         log_bytes: 0,
+        usage: None,
     };
     let active = Active {
         attempt: atelier_core::id::AttemptNumber(1),

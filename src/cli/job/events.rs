@@ -84,7 +84,7 @@ async fn until_it_breaks(
         *seen = event.seq;
         context.output.item(&view::event(&event), COLUMNS)?;
     }
-    let request = GetJobRequest { name: job.to_owned() };
+    let request = GetJobRequest { name: job.to_owned(), advise: false };
     let job = client.call(client.jobs().get_job(request)).await?;
     Ok(job.status().is_final())
 }

@@ -207,6 +207,6 @@ fn told(word: &str, message: &str) -> String {
 }
 
 async fn get_again(client: &Client, name: &str) -> Result<pb::Job, Broken> {
-    let request = pb::GetJobRequest { name: name.to_owned() };
+    let request = pb::GetJobRequest { name: name.to_owned(), advise: false };
     Ok(client.call(client.jobs().get_job(request)).await?)
 }

@@ -3,14 +3,12 @@
 use std::process::ExitCode;
 
 use atelier_proto::job::v1::{
-    self as pb, ArchiveJobRequest, CancelJobRequest, DeleteJobRequest, ExplainJobRequest,
-    GetJobRequest,
+    ArchiveJobRequest, CancelJobRequest, DeleteJobRequest, ExplainJobRequest, GetJobRequest,
 };
 use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::{Context, Error, Kind, Name};
-use crate::client::Client;
 
 mod create;
 mod download;
@@ -35,12 +33,19 @@ pub(super) enum Command {
     /// List jobs, newest first
     #[command(visible_alias = "ls")]
     List(list::Arguments),
-    /// Show one job: status, error, times, outputs, and all that was asked for
+    /// Show one job: status, error, times, outputs, what it used, and all that was asked for
     #[command(after_help = "\
 Examples:
   atelier job show calm_apple_x1
+  atelier job show calm_apple_x1 --usage
   atelier job show calm_apple_x1 --query status -o tsv")]
-    Show(Name),
+    Show {
+        #[command(flatten)]
+        name: Name,
+        /// Only what was asked for, what it uses or used, and what past runs of the command say of it
+        #[arg(long)]
+        usage: bool,
+    },
     /// Say why a job waits, when it may start, and what would start it now
     ///
     /// Each change that is named was tried: the scheduler itself would start the job with it. The
@@ -102,9 +107,11 @@ pub(super) async fn run(command: Command, context: &Context) -> Result<ExitCode,
     match command {
         Command::Create(arguments) => return create::run(arguments, context).await,
         Command::List(arguments) => list::run(arguments, context).await?,
-        Command::Show(name) => {
+        Command::Show { name, usage } => {
             let client = context.client().await?;
-            context.output.show(&view::job(&get(&client, name.get()).await?))?;
+            let request = GetJobRequest { name: name.get().to_owned(), advise: true };
+            let job = client.call(client.jobs().get_job(request)).await?;
+            context.output.show(&if usage { view::usage(&job) } else { view::job(&job) })?;
         }
         Command::Explain(name) => explain(context, name.get()).await?,
         Command::Stream { name, member } => {
@@ -124,12 +131,6 @@ pub(super) async fn run(command: Command, context: &Context) -> Result<ExitCode,
         Command::Delete(arguments) => delete(context, &arguments).await?,
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// The job as the daemon knows it now.
-pub(super) async fn get(client: &Client, name: &str) -> Result<pb::Job, Error> {
-    let request = GetJobRequest { name: name.to_owned() };
-    Ok(client.call(client.jobs().get_job(request)).await?)
 }
 
 async fn explain(context: &Context, name: &str) -> Result<(), Error> {

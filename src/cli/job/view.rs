@@ -84,8 +84,52 @@ pub(in crate::cli) fn job(job: &pb::Job) -> Value {
         put("properties", json!(command.properties));
     }
     put("metrics", json!(job.metrics));
+    put("usage", job.usage.as_ref().map_or(Value::Null, used));
+    put("memory_advice", job.memory_advice.as_ref().map_or(Value::Null, advice));
     put("archived", job.archived.into());
     Value::Object(view)
+}
+
+/// What a job uses or used, beside what was asked for.
+pub(in crate::cli) fn usage(job: &pb::Job) -> Value {
+    let command = job.spec.as_ref().and_then(|spec| spec.kind.as_ref()).map(|kind| {
+        let pb::job_spec::Kind::Command(command) = kind;
+        command
+    });
+    let resources = command.and_then(|command| command.resources.as_ref()).map(resources);
+    let system = job.metrics.iter().filter(|(name, _)| name.starts_with("system/"));
+    json!({
+        "name": job.name,
+        "status": job.status().word(),
+        "resources": resources,
+        "usage": job.usage.as_ref().map(used),
+        "memory_advice": job.memory_advice.as_ref().map(advice),
+        "last_samples": system.collect::<BTreeMap<_, _>>(),
+    })
+}
+
+/// What an attempt used.
+fn used(usage: &pb::Usage) -> Value {
+    let seconds = |millis: u64| millis as f64 / 1000.0;
+    json!({
+        "cpu_seconds": seconds(usage.cpu_ms),
+        "wall_seconds": seconds(usage.wall_ms),
+        "peak_memory": Memory(usage.peak_memory_mib).to_string(),
+    })
+}
+
+/// What to ask for, in words.
+fn advice(advice: &pb::MemoryAdvice) -> Value {
+    let runs = match advice.runs {
+        1 => "one completed run".to_owned(),
+        runs => format!("{runs} completed runs"),
+    };
+    let (peak, memory) = (Memory(advice.peak_memory_mib), Memory(advice.memory_mib));
+    format!(
+        "{runs} of this command used {peak} at most; resources.memory={}MiB ({memory}) would do",
+        advice.memory_mib
+    )
+    .into()
 }
 
 /// A member of a job on several nodes.

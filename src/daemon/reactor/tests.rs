@@ -268,6 +268,7 @@ fn ended(code: i32) -> Progress {
         manifest: None,
         outputs: vec![],
         log_bytes: 0,
+        usage: None,
     }))
 }
 

@@ -18,7 +18,7 @@ async fn a_session_ends_when_a_batch_could_not_be_written() {
     other.execute_batch("ROLLBACK").unwrap();
     assert_eq!(node.hears().await, None, "the session goes on without its daemon");
 
-    let get = |name: &str| job_pb::GetJobRequest { name: name.to_owned() };
+    let get = |name: &str| job_pb::GetJobRequest { name: name.to_owned(), advise: false };
     let gone = jobs().get_job(get("meanwhile")).await.unwrap_err();
     assert_eq!(gone.code(), tonic::Code::NotFound);
     // The same assignment again, and then what comes after.

@@ -6,7 +6,7 @@ use atelier_core::compute::{
 use atelier_core::id::{Epoch, PortName};
 use atelier_core::job::{
     Active, AttemptEnd, Cancel, Cause, Ended, Evict, Exit, Failed, Failure, Left, ManifestRef,
-    Member, MemberLeft, Outcome, OutputCommit, Phase,
+    Member, MemberLeft, Outcome, OutputCommit, Phase, Usage,
 };
 use atelier_core::node::Drain;
 use atelier_core::resource::{Demand, GpuDevice, Reservation};
@@ -43,6 +43,7 @@ pub(super) fn over(seq: u64) -> Job {
             outputs: vec![],
             log_bytes: 11,
             others: vec![],
+            usage: used(6),
             decisive: 0,
         },
     });
@@ -130,6 +131,12 @@ fn phase() -> impl Strategy<Value = Phase> {
     ]
 }
 
+/// Some usage or none, of any number.
+fn used(number: u64) -> Option<Usage> {
+    let usage = Usage { cpu_ms: number, peak_memory: number / 3, wall_ms: number / 5 };
+    number.is_multiple_of(2).then_some(usage)
+}
+
 fn active() -> impl Strategy<Value = State> {
     let held =
         (any::<u64>(), any::<u64>(), vec(any::<u16>(), 0..4)).prop_map(|(cpu, memory, gpus)| {
@@ -139,7 +146,8 @@ fn active() -> impl Strategy<Value = State> {
     let end = (option::of(exit()), option::of(failure()), option::of(manifest()), any::<u64>());
     let end = end.prop_map(|(exit, problem, manifest, log_bytes)| {
         let (started_at, outputs) = (None, Vec::new());
-        Box::new(AttemptEnd { exit, problem, started_at, manifest, outputs, log_bytes })
+        let usage = used(log_bytes);
+        Box::new(AttemptEnd { exit, problem, started_at, manifest, outputs, log_bytes, usage })
     });
     let times = (option::of(stamp()), any::<bool>());
     let member = (nodes(), held, phase(), times, option::of(end)).prop_map(
@@ -202,8 +210,20 @@ fn ended() -> impl Strategy<Value = State> {
     let rest = (option::of(manifest()), vec(output, 0..3), any::<u64>(), vec(other, 0..3));
     (times, outcome, option::of(exit()), option::of(nodes()), rest).prop_map(
         |((at, started_at), outcome, exit, node, (manifest, outputs, log_bytes, others))| {
-            let left =
-                Left { started_at, exit, node, manifest, outputs, log_bytes, others, decisive: 1 };
+            let usage = used(log_bytes);
+            let (decisive, left) = (1, Left::default());
+            let left = Left {
+                started_at,
+                exit,
+                node,
+                manifest,
+                outputs,
+                log_bytes,
+                others,
+                usage,
+                ..left
+            };
+            let left = Left { decisive, ..left };
             State::Ended(Ended { at, outcome, left })
         },
     )

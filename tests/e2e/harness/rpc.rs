@@ -37,7 +37,7 @@ impl Rpc {
     }
 
     pub(crate) fn job(&self, name: &str) -> Result<Job, Error> {
-        let request = GetJobRequest { name: name.to_owned() };
+        let request = GetJobRequest { name: name.to_owned(), advise: false };
         self.wait(self.client.call(self.client.jobs().get_job(request)))
     }
 

@@ -31,5 +31,6 @@ fn ended(code: i32) -> AttemptEnd {
         manifest: None,
         outputs: Vec::new(),
         log_bytes: 0,
+        usage: None,
     }
 }
