@@ -66,6 +66,10 @@ pub struct AgentArgs {
     /// Processes and threads that one job may have [default: 4096, and 512 more for each CPU]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(16..))]
     pub process_limit: Option<u64>,
+    /// Seconds that killed processes of a job may take to die; with one that takes longer the node gets no
+    /// more jobs until an admin resumes it
+    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
+    pub kill_patience: Duration,
     /// Seconds between two samples of a job's CPU, memory, disk and GPU
     #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
     pub monitor_interval: Duration,

@@ -133,6 +133,7 @@ async fn serve(args: AgentArgs, shutdown: impl Future<Output = ()>) -> Result<()
         lease_path,
         log_limit: args.log_limit,
         process_limit: args.process_limit,
+        kill_patience_ms: u64::try_from(args.kill_patience.as_millis()).unwrap_or(u64::MAX),
         news: news_sender,
         services: services_seen,
         connected: connected_seen,

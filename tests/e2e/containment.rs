@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use atelier_proto::job::v1::{Job, JobStatus};
 use rustix::process::{Pid, Signal, kill_process};
@@ -203,4 +204,53 @@ fn what_a_job_used_is_known_and_says_what_to_ask_for() {
     cluster.completed(&other);
     let shown = cluster.atelier(["job", "show", &other, "-o", "json"]).ok().json();
     assert!(shown["usage"].is_object(), "{shown}");
+}
+
+/// Leaves a process behind that the kernel lets nobody kill: version 1's freezer holds it.
+const FROZEN: &str = r#"
+set -e
+group=/sys/fs/cgroup/freezer/$1
+mkdir "$group"
+sleep 600 &
+echo $! > "$group/tasks"
+echo FROZEN > "$group/freezer.state"
+until grep -q FROZEN "$group/freezer.state"; do sleep 0.05; done
+"#;
+
+/// Lets what is frozen go, whatever becomes of the test.
+struct Thaw(PathBuf);
+
+impl Drop for Thaw {
+    fn drop(&mut self) {
+        let _ = fs::write(self.0.join("freezer.state"), "THAWED");
+        // What was frozen dies now; the group is empty a moment later.
+        for _ in 0..200 {
+            if fs::remove_dir(&self.0).is_ok() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+#[test]
+fn f39_a_node_with_a_process_that_does_not_die_gets_no_more_jobs() {
+    needs("freezer");
+    let cluster = Cluster::empty();
+    cluster.start_daemon();
+    cluster.start_agent(&Agent::new("local").with("--kill-patience=1"));
+    let name = format!("atelier-test-{}", std::process::id());
+    let _thaw = Thaw(PathBuf::from("/sys/fs/cgroup/freezer").join(&name));
+    let script = cluster.write("frozen.sh", FROZEN);
+    let job = cluster.shell(&format!("bash {} {name}", script.display()));
+    // Its own end counts.
+    cluster.completed(&job);
+    let node = cluster.atelier(["node", "show", "local", "-o", "json"]).ok().json();
+    let reason = node["drain"]["reason"].as_str().unwrap_or_default();
+    assert!(reason.contains(&format!("a process of job {job} did not die")), "{node}");
+    let next = cluster.shell("true");
+    let waits = cluster.rpc().job(&next).unwrap().wait_reason;
+    assert!(waits.contains("drained"), "{waits}");
+    cluster.atelier(["node", "resume", "local"]).ok();
+    cluster.completed(&next);
 }

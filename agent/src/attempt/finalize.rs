@@ -99,6 +99,7 @@ fn of_exit(attempt: &Attempt, exited: &Exited, ended: &mut Ended) {
     ended.exited_at_ms = exited.exited_at_ms;
     ended.log_bytes = exited.log_bytes;
     ended.log_truncated = exited.log_dropped > 0;
+    ended.survivors = exited.survivors;
     ended.usage.insert("cpu_seconds".to_owned(), exited.cpu_seconds);
     ended.usage.insert("peak_memory_mib".to_owned(), exited.peak_memory_kib as f64 / 1024.0);
     let millis = exited.exited_at_ms.saturating_sub(exited.started_at_ms).max(0);
@@ -113,13 +114,6 @@ fn of_exit(attempt: &Attempt, exited: &Exited, ended: &mut Ended) {
 
 /// What went wrong besides the exit itself.
 fn problem_of(attempt: &Attempt, exited: &Exited) -> Option<Problem> {
-    if exited.survivors > 0 {
-        let message = format!(
-            "{} processes of the job did not die when killed; look at the node before it runs more",
-            exited.survivors
-        );
-        return Some(problem(Cause::Platform, message));
-    }
     match exited.ended_by {
         Some(EndedBy::Timeout) => {
             let limit = attempt.spec.limits.timeout.unwrap_or(0);

@@ -39,6 +39,7 @@ pub(super) async fn launch(attempt: &Attempt, prepared: Prepared) -> Result<Proc
             OnNodeLoss::Requeue => Some(attempt.node.lease_path.clone()),
             OnNodeLoss::Keep => None,
         },
+        give_up_ms: attempt.node.kill_patience_ms,
         cgroup,
     };
     let folder = attempt.folder.path();

@@ -56,6 +56,8 @@ pub(crate) struct Node {
     pub(crate) log_limit: Option<u64>,
     /// Processes and threads of one job at most, whatever its size.
     pub(crate) process_limit: Option<u64>,
+    /// How long killed processes may take to die.
+    pub(crate) kill_patience_ms: u64,
     pub(crate) news: mpsc::UnboundedSender<News>,
     /// What the daemon offers, from its newest Welcome; `None` before the first.
     pub(crate) services: watch::Receiver<Option<Arc<Services>>>,

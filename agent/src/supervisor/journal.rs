@@ -46,12 +46,20 @@ pub(crate) struct Launch {
     /// The file that says until when the node may run jobs (see [`super::Lease`]).
     #[serde(default)]
     pub(crate) lease: Option<PathBuf>,
+    /// How long what was killed may take to die before it is given up and reported.
+    #[serde(default = "give_up_ms")]
+    pub(crate) give_up_ms: u64,
     /// The groups that the command runs in; `None` where the node has none.
     #[serde(default)]
     pub(crate) cgroup: Option<Cgroup>,
 }
 
+fn give_up_ms() -> u64 {
+    Launch::GIVE_UP_MS
+}
+
 impl Launch {
+    pub(crate) const GIVE_UP_MS: u64 = 30_000;
     pub(crate) const VERSION: u32 = VERSION;
 }
 

@@ -21,8 +21,6 @@ use crate::clock;
 
 /// Between two rounds of killing what is left.
 const KILL_AGAIN_MS: u64 = 20;
-/// After which processes that do not die are given up and reported.
-const GIVE_UP_MS: u64 = 30_000;
 /// The daemon counts on jobs being dead soon after the lease; longer grace periods are cut to this.
 const LEASE_GRACE_MS: u64 = 10_000;
 /// The kernel says that memory ran out before it counts whom it killed for that: how often, and how
@@ -258,15 +256,15 @@ impl Supervisor<'_> {
         }
         if came.quit && !matches!(self.phase, Phase::Killing { .. }) {
             self.ended_by = self.ended_by.or(Some(EndedBy::Kill));
-            return self.kill(now, now + GIVE_UP_MS);
+            return self.kill(now, now + self.launch.give_up_ms);
         }
         // What is left of a job that lost a process would wait for it, or go on without.
         if !matches!(self.phase, Phase::Killing { .. }) && self.is_out_of_memory(now) {
-            return self.kill(now, now + GIVE_UP_MS);
+            return self.kill(now, now + self.launch.give_up_ms);
         }
         match self.phase {
             // The command's own end counts, also if a signal came at the same time.
-            Phase::Running if self.status.is_some() => self.kill(now, now + GIVE_UP_MS),
+            Phase::Running if self.status.is_some() => self.kill(now, now + self.launch.give_up_ms),
             Phase::Running if came.terminate => self.stop(EndedBy::Terminate, now),
             Phase::Running if now >= self.timeout_at => self.stop(EndedBy::Timeout, now),
             Phase::Running if now >= self.lease_until => {
@@ -277,7 +275,9 @@ impl Supervisor<'_> {
                     self.stop(EndedBy::Lease, now);
                 }
             }
-            Phase::Stopping { kill_at } if now >= kill_at => self.kill(now, now + GIVE_UP_MS),
+            Phase::Stopping { kill_at } if now >= kill_at => {
+                self.kill(now, now + self.launch.give_up_ms)
+            }
             Phase::Killing { again_at, give_up_at } if now >= again_at => {
                 self.kill(now, give_up_at)
             }

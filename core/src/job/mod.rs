@@ -432,6 +432,9 @@ pub struct AttemptEnd {
     pub log_bytes: u64,
     /// What its processes used in all; `None` if they never started, or nobody lived to tell.
     pub usage: Option<Usage>,
+    /// Processes that did not die although killed: its node is not fit for more.
+    #[serde(default)]
+    pub survivors: u32,
 }
 
 impl AttemptEnd {
@@ -445,6 +448,7 @@ impl AttemptEnd {
             outputs: Vec::new(),
             log_bytes: 0,
             usage: None,
+            survivors: 0,
         }
     }
 

@@ -51,6 +51,32 @@ impl Live {
         Ok(())
     }
 
+    /// A node on which processes of a job do not die gets no more jobs until somebody has looked at it: what
+    /// those hold is not known to be free.
+    pub(super) fn quarantine(
+        &mut self,
+        name: &NodeName,
+        job: &JobName,
+        survivors: u32,
+        now: Now,
+        out: &mut Decisions,
+    ) {
+        let Some(node) = self.nodes.get_mut(name) else { return };
+        if node.record.drain.is_some() {
+            return;
+        }
+        let processes = match survivors {
+            1 => "a process".to_owned(),
+            many => format!("{many} processes"),
+        };
+        let reason =
+            format!("{processes} of job {job} did not die when killed; look at the machine");
+        let by = self.daemon.clone();
+        node.record.drain = Some(Drain { by, reason, since: now.wall, deadline: None });
+        out.nodes.push(node.record.clone());
+        self.close(name);
+    }
+
     /// Asks the jobs of nodes whose deadline has come to make way.
     pub(super) fn evict_due(&mut self, now: Now, out: &mut Decisions) {
         let mut due: Vec<(JobName, Principal, String)> = Vec::new();

@@ -114,6 +114,10 @@ impl Live {
             live.attempts.remove(&job.name);
         }
         let problem = (!end.is_success()).then(|| of_end(&end));
+        if end.survivors > 0 {
+            self.quarantine(node, &job.name, end.survivors, now, out);
+        }
+        let State::Active(active) = &mut job.state else { return };
         if let Some(member) = active.on_mut(node) {
             member.unreachable = false;
             member.end = Some(Box::new(end));

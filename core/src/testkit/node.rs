@@ -505,6 +505,7 @@ fn end_of(exited: Exited) -> AttemptEnd {
             outputs: Vec::new(),
             log_bytes: 1,
             usage: None,
+            survivors: 0,
         },
         Exited::ByLease => failed_end(Cause::LeaseExpired, "the lease ran out"),
         Exited::WithTheMachine => failed_end(Cause::AgentError, "the machine stopped"),
@@ -520,6 +521,7 @@ fn failed_end(cause: Cause, message: &str) -> AttemptEnd {
         outputs: Vec::new(),
         log_bytes: 0,
         usage: None,
+        survivors: 0,
     }
 }
 

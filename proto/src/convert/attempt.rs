@@ -93,6 +93,7 @@ fn end(key: &AttemptKey, ended: pb::Ended) -> Result<AttemptEnd, Error> {
         outputs,
         log_bytes: ended.log_bytes,
         usage: usage(&ended.usage),
+        survivors: ended.survivors,
     })
 }
 

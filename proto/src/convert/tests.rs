@@ -464,6 +464,7 @@ fn on_two_nodes() -> atelier_core::job::Job {
         outputs: Vec::new(),
         log_bytes: 0,
         usage: None,
+        survivors: 0,
     };
     let active = Active {
         attempt: atelier_core::id::AttemptNumber(1),

@@ -269,6 +269,7 @@ fn ended(code: i32) -> Progress {
         outputs: vec![],
         log_bytes: 0,
         usage: None,
+        survivors: 0,
     }))
 }
 

@@ -131,6 +131,10 @@ fn phase() -> impl Strategy<Value = Phase> {
     ]
 }
 
+fn lost() -> Failure {
+    Failure { cause: Cause::NodeLost, message: String::new() }
+}
+
 /// Some usage or none, of any number.
 fn used(number: u64) -> Option<Usage> {
     let usage = Usage { cpu_ms: number, peak_memory: number / 3, wall_ms: number / 5 };
@@ -147,7 +151,8 @@ fn active() -> impl Strategy<Value = State> {
     let end = end.prop_map(|(exit, problem, manifest, log_bytes)| {
         let (started_at, outputs) = (None, Vec::new());
         let usage = used(log_bytes);
-        Box::new(AttemptEnd { exit, problem, started_at, manifest, outputs, log_bytes, usage })
+        let rest = AttemptEnd { survivors: 3, ..AttemptEnd::lost(lost(), started_at) };
+        Box::new(AttemptEnd { exit, problem, manifest, outputs, log_bytes, usage, ..rest })
     });
     let times = (option::of(stamp()), any::<bool>());
     let member = (nodes(), held, phase(), times, option::of(end)).prop_map(

@@ -1,7 +1,7 @@
 //! Drained nodes.
 
 use crate::id::JobName;
-use crate::job::JobStatus;
+use crate::job::{AttemptEnd, JobStatus, Progress, Report};
 use crate::live::{Decisions, Live, Refusal};
 use crate::node::{Drain, Mono, Now};
 use crate::sched::WaitReason;
@@ -155,4 +155,23 @@ fn what_makes_no_sense_is_refused_and_changes_nothing() {
     assert!(out.nodes.is_empty());
     live.drain(&a, drain("two fans"), true, now, &mut out).unwrap();
     assert_eq!(out.nodes[0].drain.as_ref().unwrap().reason, "two fans");
+}
+
+#[test]
+fn f39_a_node_where_processes_do_not_die_gets_no_more_jobs() {
+    let (mut world, node) = (world(), node_name("a"));
+    let job = job_name("job");
+    world.submit(&job, retried(1), Script::succeeds(10_000));
+    world.advance(150).unwrap();
+    let mut live = world.live().unwrap().clone();
+    let key = live.job(&job).unwrap().attempt_key().unwrap();
+    let end = AttemptEnd { survivors: 2, ..super::ended(0) };
+    let mut out = Decisions::default();
+    let now = Now { wall: Timestamp::from_millis(9), mono: Mono(9) };
+    live.report(&node, Report { key, progress: Progress::Ended(Box::new(end)) }, now, &mut out);
+    // The job's own end stands.
+    assert_eq!(out.changed[&job].status(), JobStatus::Completed);
+    let drained = out.nodes.iter().find(|record| record.name == node).unwrap();
+    let reason = &drained.drain.as_ref().unwrap().reason;
+    assert!(reason.contains("2 processes of job job did not die"), "{reason}");
 }

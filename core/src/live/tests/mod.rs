@@ -32,5 +32,6 @@ fn ended(code: i32) -> AttemptEnd {
         outputs: Vec::new(),
         log_bytes: 0,
         usage: None,
+        survivors: 0,
     }
 }
