@@ -7,9 +7,9 @@ use crate::job::{
     Phase, Progress, Queued, Report, State, Tries,
 };
 use crate::node::Now;
-use crate::resource::{Demand, Memory};
+use crate::resource::Memory;
+use crate::sched::Request;
 use crate::spec::OnNodeLoss;
-use crate::spec::limits::MAX_MEMORY;
 
 impl Live {
     /// Takes a node's word on an attempt. Stale and repeated ones change nothing: a report counts
@@ -194,29 +194,23 @@ impl Live {
     /// for what the largest node has. Where no node has more, there is no next one.
     fn give_memory(&self, job: &Job, mut failure: Failure, verdict: &mut Verdict) {
         let Verdict::Again { tries, reason, .. } = verdict else { return };
-        let had = job.demand();
+        let had = Request::from(job);
+        let memory = had.demand.memory;
         let Some(percent) = job.spec.retry.memory_percent.filter(|percent| *percent > 100) else {
             return;
         };
-        if had.memory == 0 {
+        if memory == 0 {
             return;
         }
-        let grown = had.memory.saturating_mul(percent.into()).div_ceil(100).min(MAX_MEMORY);
-        let wanted = Demand { memory: grown, ..had.clone() };
-        let most = match self.sched.never_fits(&job.compute, &wanted) {
-            None => grown,
-            Some(largest) => grown.min(largest.memory),
-        };
-        let fits = |memory| {
-            let demand = Demand { memory, ..had.clone() };
-            self.sched.never_fits(&job.compute, &demand).is_none()
-        };
-        if most > had.memory && fits(most) {
-            tries.memory = Some(most);
-            reason.push_str(&format!(" with {} memory", Memory(most)));
+        // Without nodes that could hold it now, nobody knows what those that come will have.
+        let Some(most) = self.sched.most_memory(&job.compute, &had) else { return };
+        let grown = memory.saturating_mul(percent.into()).div_ceil(100).min(most);
+        if grown > memory {
+            tries.memory = Some(grown);
+            reason.push_str(&format!(" with {} memory", Memory(grown)));
             return;
         }
-        let had = Memory(had.memory);
+        let had = Memory(memory);
         failure.message = format!(
             "{}; no node of compute '{}' has more memory for it than the {had} that it had",
             failure.message, job.compute

@@ -28,7 +28,7 @@ pub use reason::{COUNTED, WaitReason};
 pub use request::{Eviction, Hold, Placement, Promise, Request, Waiting, Yields};
 
 use crate::id::{ComputeName, JobName, NodeName, Principal};
-use crate::resource::{Capacity, Demand, Reservation};
+use crate::resource::{Capacity, Demand, MiB, Reservation};
 use crate::time::Timestamp;
 
 /// Everything a placement depends on, indexed.
@@ -238,6 +238,12 @@ impl Sched {
     /// is known yet.
     pub fn never_fits(&self, compute: &ComputeName, demand: &Demand) -> Option<Capacity> {
         self.pools.get(compute)?.never_fits(demand)
+    }
+
+    /// The most memory, in MiB, that each member of a job could have on the nodes that could hold it
+    /// otherwise; `None` if there are too few of them.
+    pub fn most_memory(&self, compute: &ComputeName, request: &Request) -> Option<MiB> {
+        self.pools.get(compute)?.most_memory(request)
     }
 }
 

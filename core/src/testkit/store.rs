@@ -232,9 +232,11 @@ fn may_follow(from: JobStatus, to: JobStatus) -> bool {
             matches!(to, S::Finalizing | S::CancelRequested | S::NotResponding | S::Queued)
         }
         S::Finalizing => matches!(to, S::CancelRequested | S::NotResponding | S::Queued),
+        // Of several members others may go on while one is silent.
         S::NotResponding => matches!(
             to,
-            S::Starting
+            S::NotResponding
+                | S::Starting
                 | S::Preparing
                 | S::Running
                 | S::Finalizing

@@ -594,3 +594,18 @@ fn f37_without_a_factor_each_try_has_the_same_memory() {
     let (world, job) = out_of_memory(1, Some(200));
     assert_eq!(memory_held(&world, &job), [300]);
 }
+
+#[test]
+fn f37_more_memory_is_no_more_than_what_nodes_of_the_jobs_choice_have() {
+    // Two members, and only one node of 1,000 MiB: each gets 500 at most.
+    let mut world = world_of(&[("a", capacity(2, 500, 0)), ("b", capacity(2, 1_000, 0))]);
+    let job = job_name("gang");
+    let mut spec = command_job(demand(1, 300, 0));
+    spec.resources.instance_count = 2;
+    spec.retry = Retry { max_attempts: 4, backoff: 0, memory_percent: Some(300) };
+    let finishes = vec![Finish::Problem(Cause::OutOfMemory)];
+    world.submit(&job, Arc::new(spec), Script { finishes, ..Script::succeeds(10) });
+    world.finish().unwrap();
+    assert_eq!(memory_held(&world, &job), [300, 300, 500, 500]);
+    assert_eq!(status(&world, &job), JobStatus::Failed);
+}

@@ -2,7 +2,7 @@
 
 use super::nodes::Slot;
 use super::{Closed, Pool, Supply};
-use crate::resource::{Capacity, Demand, Ledger, Shortage};
+use crate::resource::{Capacity, Demand, Ledger, MiB, Shortage};
 use crate::sched::{COUNTED, Limits, Rank, Request, WaitReason};
 
 impl Pool {
@@ -164,6 +164,18 @@ impl Pool {
             }
         }
         COUNTED
+    }
+
+    /// The most memory that each member could have on nodes that could hold it otherwise.
+    pub(in crate::sched) fn most_memory(&self, request: &Request) -> Option<MiB> {
+        let Request { members, demand } = request;
+        let holds = |capacity: &&Capacity| capacity.could_hold(demand);
+        let nodes = self.nodes.values().map(|slot| slot.ledger.capacity()).filter(holds);
+        let mut memories: Vec<MiB> = nodes.map(|capacity| capacity.memory).collect();
+        memories.sort_unstable_by(|one, other| other.cmp(one));
+        let there = memories.get((*members as usize).saturating_sub(1)).copied();
+        let to_come = self.template.iter().filter(holds).map(|capacity| capacity.memory);
+        there.into_iter().chain(to_come).max()
     }
 
     /// The largest node that there is or may come, if none could ever hold it.
