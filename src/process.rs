@@ -2,8 +2,9 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, SeekFrom};
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::CommandExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -98,6 +99,17 @@ pub(crate) struct Started {
     pub(crate) log_from: u64,
 }
 
+/// This program, to be started once more. Where its file was replaced by a newer one meanwhile, the
+/// one that runs: a path without a file would start nothing, and the newer one may not know the
+/// arguments.
+pub(crate) fn own_program() -> io::Result<PathBuf> {
+    let program = std::env::current_exe()?;
+    let runs = fs::metadata("/proc/self/exe")?;
+    let is_same = |found: &fs::Metadata| (found.dev(), found.ino()) == (runs.dev(), runs.ino());
+    let is_there = fs::metadata(&program).is_ok_and(|found| is_same(&found));
+    Ok(if is_there { program } else { PathBuf::from("/proc/self/exe") })
+}
+
 /// Starts this program with other arguments in a session of its own, so that neither Ctrl-C nor
 /// the terminal's end reaches it. What it prints goes to `log`.
 pub(crate) fn spawn(
@@ -122,6 +134,10 @@ pub(crate) fn spawn(
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log);
+    for variable in atelier_agent::NOTIFY_VARIABLES {
+        // It would speak for the service from which it was started.
+        command.env_remove(variable);
+    }
     // SAFETY: between fork and exec only setsid and close_range run, which are async-signal-safe and
     // allocate nothing.
     unsafe {

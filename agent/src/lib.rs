@@ -22,6 +22,7 @@ pub mod environment;
 mod facts;
 mod logs;
 mod monitor;
+mod notify;
 mod pollable;
 mod proc;
 mod record;
@@ -29,6 +30,7 @@ mod session;
 mod supervisor;
 
 pub use args::AgentArgs;
+pub use notify::{Notifier, VARIABLES as NOTIFY_VARIABLES};
 pub use supervisor::supervise_if_asked;
 
 use crate::attempt::{Node, Spares};
@@ -82,12 +84,20 @@ pub enum Error {
 /// # Errors
 /// If the data folder cannot be used or is in use, or if the daemon refuses the node's first
 /// session. A daemon that is away is waited for.
-pub async fn run(args: AgentArgs, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
+pub async fn run(
+    args: AgentArgs,
+    notifier: Notifier,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), Error> {
     // Attempts stay on this thread: what they do is wait, for processes, files and the daemon.
-    tokio::task::LocalSet::new().run_until(serve(args, shutdown)).await
+    tokio::task::LocalSet::new().run_until(serve(args, notifier, shutdown)).await
 }
 
-async fn serve(args: AgentArgs, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
+async fn serve(
+    args: AgentArgs,
+    notifier: Notifier,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), Error> {
     let root = data_folder(&args)?;
     let attempts = root.join("attempts");
     make_private(&root)?;
@@ -151,6 +161,7 @@ async fn serve(args: AgentArgs, shutdown: impl Future<Output = ()>) -> Result<()
     // What an agent before this one left running, if its folder was taken away meanwhile.
     node.cgroups.sweep(|epoch| registry.knows(epoch));
     let node_name = name.clone();
+    let notifier = Arc::new(notifier);
     let session = Session {
         name,
         instance_id: instance_id(),
@@ -164,11 +175,16 @@ async fn serve(args: AgentArgs, shutdown: impl Future<Output = ()>) -> Result<()
         connected,
         cache: root.join("cache"),
         args,
+        notifier: notifier.clone(),
     };
     // Ends with the session: it holds the last handle.
     let monitor = tokio::spawn(monitor.run());
     let span = tracing::info_span!("node", node = %node_name);
     let ended = session.run(shutdown).instrument(span).await;
+    match &ended {
+        Ok(()) => notifier.stopping(),
+        Err(error) => notifier.status(&session::chain(error)),
+    }
     monitor.abort();
     ended.map_err(|error| Error::Session(session::chain(&error)))
 }
@@ -185,6 +201,8 @@ fn find_cgroups(args: &AgentArgs, node: &str, root: &Path, sampler: &mut NodeSam
 /// SIGTERM or SIGINT.
 pub fn main(args: AgentArgs) -> ExitCode {
     use tracing_subscriber::EnvFilter;
+    // SAFETY: Only this thread runs; the runtime starts below.
+    let notifier = unsafe { Notifier::take() };
     let filter = EnvFilter::try_from_env("ATELIER_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let colours = io::IsTerminal::is_terminal(&io::stderr());
     tracing_subscriber::fmt()
@@ -201,7 +219,7 @@ pub fn main(args: AgentArgs) -> ExitCode {
     let ended = runtime
         .map_err(|source| Error::System { what: "the runtime's timers", source })
         .and_then(|runtime| {
-            let ended = runtime.block_on(async { run(args, terminated()?).await });
+            let ended = runtime.block_on(async { run(args, notifier, terminated()?).await });
             // Uploads and builds that are cut short begin anew under the next agent.
             runtime.shutdown_background();
             ended

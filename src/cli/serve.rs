@@ -7,13 +7,15 @@ use crate::{daemon, telemetry};
 /// Runs the daemon until a termination signal.
 pub(super) fn run(arguments: ServeArgs) -> Result<(), Error> {
     telemetry::start(arguments.log_format);
+    // SAFETY: Only this thread runs; the runtime starts below.
+    let notifier = unsafe { atelier_agent::Notifier::take() };
     let failed = |message: String| Error::new(Kind::Failed, message);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("daemon")
         .build()
         .map_err(|error| failed(format!("cannot start the daemon's runtime: {error}")))?;
-    let result = runtime.block_on(daemon::serve(arguments));
+    let result = runtime.block_on(daemon::serve(arguments, notifier));
     // Streams that clients hold open do not keep a stopped daemon alive.
     runtime.shutdown_background();
     result.map_err(|error| Error::new(kind(&error), error.to_string()))

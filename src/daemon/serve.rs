@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
+use atelier_agent::Notifier;
 use atelier_core::access::Role;
 use atelier_core::compute::SizeTable;
 use atelier_core::environment::CuratedTable;
@@ -139,15 +141,35 @@ pub struct Shared {
 }
 
 /// Runs the daemon until a termination signal.
-pub async fn serve(args: ServeArgs) -> Result<(), Error> {
+pub async fn serve(args: ServeArgs, notifier: Notifier) -> Result<(), Error> {
     let daemon = start(args).await?;
+    let notifier = Arc::new(notifier);
+    notifier.ready(&format!("listening on http://{}", daemon.address));
+    if let Some(period) = notifier.watchdog() {
+        tokio::spawn(tell_progress(daemon.handle.clone(), notifier.clone(), period));
+    }
     let stop = daemon.stop.clone();
     tokio::spawn(async move {
         terminated().await;
         tracing::info!("asked to stop");
+        notifier.stopping();
         let _ = stop.send(true);
     });
     daemon.ended().await
+}
+
+/// A look at live state is answered by the reactor, after what came before it is on disk. A daemon
+/// whose reactor or disk stands still tells no progress, however lively its other threads are.
+async fn tell_progress(handle: Handle, notifier: Arc<Notifier>, period: Duration) {
+    let mut tick = tokio::time::interval(period);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        if handle.look(|_, _| ()).await.is_err() {
+            return;
+        }
+        notifier.progress();
+    }
 }
 
 async fn terminated() {

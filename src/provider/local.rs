@@ -15,7 +15,7 @@ use atelier_core::id::NodeName;
 use atelier_core::resource::Cpus;
 
 use super::{Failed, Shared, Site};
-use crate::process::{Record, spawn, tail};
+use crate::process::{Record, own_program, spawn, tail};
 
 /// How long an agent may take to end by itself.
 const GRACE: Duration = Duration::from_secs(10);
@@ -94,7 +94,7 @@ impl Agent {
     fn start(&mut self) -> Result<(), Failed> {
         let what = "cannot start an agent on the daemon's machine";
         let failed = |error: std::io::Error| Failed::of(what, error);
-        let program = std::env::current_exe().map_err(failed)?;
+        let program = own_program().map_err(failed)?;
         let agent = self.folder.join("agent");
         fs::create_dir_all(&agent).map_err(failed)?;
         let mut begun =

@@ -20,6 +20,7 @@ use crate::attempt::{News, Node, Services};
 use crate::data::{self, DataPlane};
 use crate::facts::Facts;
 use crate::monitor::NodeSampler;
+use crate::notify::Notifier;
 use crate::{clock, logs};
 
 mod connection;
@@ -95,6 +96,7 @@ pub(crate) struct Session {
     pub(crate) client: watch::Sender<Option<Client>>,
     pub(crate) connected: watch::Sender<bool>,
     pub(crate) cache: std::path::PathBuf,
+    pub(crate) notifier: Arc<Notifier>,
 }
 
 impl Session {
@@ -122,6 +124,10 @@ impl Session {
             }
             let pause = backoff.next();
             tracing::warn!(error = %chain(&error), ?pause, "no session with the daemon, trying again");
+            // Ready all the same: to wait for a daemon is an agent's work, and what ran before runs
+            // on. Only one that may never join, which returned above, has failed to start.
+            self.notifier.ready(&format!("no session with the daemon: {}", chain(&error)));
+            self.notifier.progress();
             let resume = tokio::time::sleep(pause);
             tokio::pin!(resume);
             loop {
@@ -168,6 +174,7 @@ impl Session {
         };
         tracing::info!(%address, node = self.name, workspace = welcome.workspace, "joined the workspace");
         *welcomed = true;
+        self.notifier.ready(&format!("joined the workspace {} at {address}", welcome.workspace));
         let lease = LeaseKeeper::new(&self.node, &welcome);
         lease.renewed_by_what_was_sent_at(hello_at);
         self.welcome(&welcome, connection)?;
@@ -235,6 +242,8 @@ impl Session {
         let mut number = 0;
         let mut followers = JoinSet::new();
         loop {
+            // The beat turns this loop at the latest.
+            self.notifier.progress();
             tokio::select! {
                 received = stream.message() => {
                     let received = received.map_err(Error::Lost)?.ok_or(Error::Closed)?;
