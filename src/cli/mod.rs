@@ -23,6 +23,7 @@ mod queue;
 mod run;
 mod schema;
 mod serve;
+mod service;
 mod simulate;
 mod token;
 mod top;
@@ -129,6 +130,9 @@ Examples:
   atelier agent --server http://127.0.0.1:7420 --token-file node.token --node gpu-1
   atelier agent --server-file endpoint --token-file node.token --cpus 8 --memory 32GiB")]
     Agent(AgentArgs),
+    /// Daemon and agent as services of systemd: install, look, upgrade, remove
+    #[command(subcommand)]
+    Service(service::Command),
     /// Run the scheduler on a trace, in no time at all
     #[command(subcommand)]
     Simulate(simulate::Command),
@@ -211,6 +215,7 @@ fn dispatch(command: Command, context: &Context) -> Result<ExitCode, Error> {
         Command::Local(command) => done(block_on(local::run(command, context))),
         Command::Serve(arguments) => done(serve::run(arguments)),
         Command::Agent(arguments) => Ok(atelier_agent::main(arguments)),
+        Command::Service(command) => done(service::run(command, context)),
         Command::Simulate(command) => done(block_on(simulate::run(command, context))),
         Command::Schema(arguments) => done(schema::run(&arguments, context)),
         Command::Job(command) => block_on(job::run(command, context)),

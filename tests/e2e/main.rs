@@ -26,5 +26,6 @@ mod nouns;
 mod queue;
 mod quotas;
 mod recovery;
+mod service;
 mod sharing;
 mod storage;
