@@ -31,6 +31,10 @@ impl Notifier {
     ///
     /// # Safety
     /// No other thread runs yet: one could read the environment meanwhile.
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "no other thread: what it warns of is its contract"
+    )]
     pub unsafe fn take() -> Self {
         let (address, watchdog, pid) =
             (env::var_os("NOTIFY_SOCKET"), variable("WATCHDOG_USEC"), variable("WATCHDOG_PID"));

@@ -6,11 +6,11 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::Pid;
 
-use crate::harness::{Agent, Cluster, PATIENCE, PROGRAM, Process, processes_with, until};
+use crate::harness::{Cluster, FaultyIo, PATIENCE, PROGRAM, Process, needs, processes_with, until};
 
 /// The manager's end of `NOTIFY_SOCKET`.
 struct Manager {
@@ -64,6 +64,7 @@ const SECOND: Duration = Duration::from_secs(1);
 fn daemon(cluster: &Cluster, manager: &Manager, watchdog: Duration) -> Process {
     let mut command = manager.hear(cluster.command(), watchdog);
     command.args(["serve", "--listen", "127.0.0.1:0", "--data-dir"]).arg(cluster.data());
+    command.envs(cluster.settings.borrow().variables.iter().map(|(key, value)| (key, value)));
     Process::spawn("the daemon", command, &cluster.path().join("logs/daemon.log"))
 }
 
@@ -96,15 +97,33 @@ fn a_daemon_tells_its_service_manager_when_it_listens_moves_on_and_stops() {
     assert_eq!(manager.word(), "STOPPING=1\nSTATUS=stopping");
 }
 
+/// A disk that does not answer is no progress, however many threads go round.
 #[test]
-fn a_daemon_that_stands_still_gives_no_sign() {
+fn f28_a_service_whose_disk_stands_still_gives_no_sign() {
+    needs("preload");
     let cluster = Cluster::empty();
+    fs::create_dir(cluster.data()).unwrap();
+    let faulty = FaultyIo::below(&cluster.data(), &cluster.path().join("faults"));
+    cluster.settings.borrow_mut().variables = faulty.variables.clone();
     let manager = Manager::new(&cluster);
-    // A daemon without a watchdog is not asked for signs: the next word is its last.
-    let mut daemon = daemon(&cluster, &manager, Duration::ZERO);
+    let mut daemon = daemon(&cluster, &manager, SECOND);
     assert!(manager.next().starts_with("READY=1\n"));
+    assert_eq!(manager.next(), "WATCHDOG=1");
+
+    faulty.set("sync delay 4000\n");
+    let submission =
+        cluster.atelier(["job", "create", "-f", "-"]).stdin("command: echo done\n").spawn();
+    // Signs come three times a second until the submission is on its way to the disk.
+    until("the signs stop for two seconds", || {
+        let begun = Instant::now();
+        assert_eq!(manager.next(), "WATCHDOG=1");
+        (begun.elapsed() >= 2 * SECOND).then_some(())
+    });
+    faulty.set("");
+    submission.wait().ok();
+    assert_eq!(manager.next(), "WATCHDOG=1");
     daemon.stop();
-    assert_eq!(manager.next(), "STOPPING=1\nSTATUS=stopping");
+    assert_eq!(manager.word(), "STOPPING=1\nSTATUS=stopping");
 }
 
 #[test]
@@ -119,10 +138,9 @@ fn an_agent_is_ready_without_its_daemon_and_no_job_can_speak_for_it() {
     assert!(word.starts_with("READY=1\nSTATUS=no session with the daemon: cannot reach"), "{word}");
 
     // The daemon comes back where it was.
-    let mut settings = cluster.settings.borrow().clone();
-    settings.serve = vec!["--listen".to_owned(), server.replace("http://", "")];
     let mut command = cluster.command();
-    command.args(["serve", "--data-dir"]).arg(cluster.data()).args(&settings.serve);
+    command.args(["serve", "--listen", &server.replace("http://", ""), "--data-dir"]);
+    command.arg(cluster.data());
     let mut daemon = Process::spawn("the daemon", command, &cluster.path().join("logs/again.log"));
     let joined = format!("STATUS=joined the workspace local at {server}");
     until("the agent has joined", || (manager.word() == joined).then_some(()));

@@ -28,7 +28,7 @@ use unit::{MARK, Service, Unit};
 pub(super) enum Command {
     /// Write the systemd unit of the daemon or of a node's agent, and enable it
     #[command(subcommand)]
-    Install(Install),
+    Install(Box<Install>),
     /// Stop a service and remove its unit; data, jobs and results stay
     #[command(after_help = "\
 Examples:
@@ -114,15 +114,15 @@ pub(super) struct Uninstall {
 
 pub(super) fn run(command: Command, context: &Context) -> Result<(), Error> {
     match command {
-        Command::Install(Install::Serve(arguments)) => {
-            let data_dir = arguments.given.arguments.data_dir.clone();
-            install(Service::Serve, &arguments.unit, arguments.given.words, data_dir, context)
-        }
-        Command::Install(Install::Agent(arguments)) => {
-            check_agent(&arguments.given.arguments, arguments.unit.root.is_none())?;
-            let data_dir = arguments.given.arguments.data_dir.clone();
-            install(Service::Agent, &arguments.unit, arguments.given.words, data_dir, context)
-        }
+        Command::Install(install) => match *install {
+            Install::Serve(Arguments { unit, given }) => {
+                self::install(Service::Serve, &unit, given.words, given.arguments.data_dir, context)
+            }
+            Install::Agent(Arguments { unit, given }) => {
+                check_agent(&given.arguments, unit.root.is_none())?;
+                self::install(Service::Agent, &unit, given.words, given.arguments.data_dir, context)
+            }
+        },
         Command::Uninstall(arguments) => uninstall(&arguments, context),
         Command::Status { user } => status(Manager { user }, context),
         Command::Upgrade(arguments) => upgrade::run(&arguments, context),

@@ -27,7 +27,7 @@ impl Manager {
             command.arg("--user");
         }
         command.args(arguments);
-        let shown = format!("{}{}", self.name(), arguments.join(" "));
+        let shown = self.name().to_owned() + &arguments.join(" ");
         let output = command.output().map_err(|error| {
             let error = match error.kind() {
                 io::ErrorKind::NotFound => "there is no such program".to_owned(),
@@ -39,8 +39,8 @@ impl Manager {
             return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
         }
         let said = String::from_utf8_lossy(&output.stderr);
-        let said = said.trim();
-        let cause = if said.is_empty() { output.status.to_string() } else { said.to_owned() };
+        let said = said.lines().map(str::trim).collect::<Vec<_>>().join(" ");
+        let cause = if said.is_empty() { output.status.to_string() } else { said.clone() };
         let error = Error::new(Kind::Refused, format!("`{shown}` failed: {cause}"));
         let absent = ["not been booted with systemd", "Failed to connect", "Failed to get D-Bus"];
         let is_absent = absent.iter().any(|part| said.contains(part));

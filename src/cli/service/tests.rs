@@ -156,7 +156,7 @@ fn given(line: &[&str]) -> Vec<String> {
     else {
         panic!("another command")
     };
-    let words = match install {
+    let words = match *install {
         Install::Serve(arguments) => arguments.given.words,
         Install::Agent(arguments) => arguments.given.words,
     };
