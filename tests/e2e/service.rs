@@ -87,11 +87,7 @@ fn a_daemon_tells_its_service_manager_when_it_listens_moves_on_and_stops() {
         assert_eq!(manager.next(), "WATCHDOG=1");
     }
     // An agent that the daemon starts must not speak for it.
-    let yaml = "name: c\ntype: amlcompute\nmin_instances: 1\nmax_instances: 1\n\
-                resources: {cpus: 1, memory: 256MiB}\n";
-    cluster.atelier(["compute", "create", "-f", "-"]).stdin(yaml).ok();
-    let nodes = || cluster.atelier(["node", "list", "--compute", "c", "-o", "json"]).ok().json();
-    until("the cluster's node is there", || (nodes()[0]["state"] == "idle").then_some(()));
+    node_of_a_cluster(&cluster);
     assert_eq!(manager.known_to(), [daemon.pid()]);
     daemon.stop();
     assert_eq!(manager.word(), "STOPPING=1\nSTATUS=stopping");
@@ -250,6 +246,33 @@ fn a_service_of_a_user_is_installed_shown_and_removed() {
     atelier(&with_token).fails(1).says(&["another program wrote it", "--force"]);
     atelier(&["service", "uninstall", "agent", "--user"]).fails(1).says(&["another program"]);
     assert_eq!(fs::read_to_string(&unit).unwrap(), "[Service]\n");
+}
+
+#[test]
+fn a_service_whose_program_was_replaced_still_starts_agents() {
+    let cluster = Cluster::empty();
+    let program = cluster.files().join("atelier");
+    fs::copy(PROGRAM, &program).unwrap();
+    let mut command = Command::new(&program);
+    cluster.clean(&mut command);
+    command.args(["serve", "--listen", "127.0.0.1:0", "--data-dir"]).arg(cluster.data());
+    let log = cluster.path().join("logs/daemon.log");
+    let mut daemon = Process::spawn("the daemon", command, &log);
+    cluster.server();
+    // A newer one that does not know what this one says.
+    let newer = self::program(&cluster, "newer", "atelier 9.0.0");
+    fs::rename(newer, program).unwrap();
+    node_of_a_cluster(&cluster);
+    daemon.stop();
+}
+
+/// Makes a cluster of one node on the daemon's machine, and waits for it.
+fn node_of_a_cluster(cluster: &Cluster) {
+    let yaml = "name: c\ntype: amlcompute\nmin_instances: 1\nmax_instances: 1\n\
+                resources: {cpus: 1, memory: 256MiB}\n";
+    cluster.atelier(["compute", "create", "-f", "-"]).stdin(yaml).ok();
+    let nodes = || cluster.atelier(["node", "list", "--compute", "c", "-o", "json"]).ok().json();
+    until("the cluster's node is there", || (nodes()[0]["state"] == "idle").then_some(()));
 }
 
 /// A script that tells a version, as a program would.
