@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{self, Write as _};
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use atelier_agent::AgentArgs;
@@ -119,7 +119,7 @@ pub(super) fn run(command: Command, context: &Context) -> Result<(), Error> {
                 self::install(Service::Serve, &unit, given.words, given.arguments.data_dir, context)
             }
             Install::Agent(Arguments { unit, given }) => {
-                check_agent(&given.arguments, unit.root.is_none())?;
+                check_agent(&given.arguments, &unit)?;
                 self::install(Service::Agent, &unit, given.words, given.arguments.data_dir, context)
             }
         },
@@ -130,7 +130,7 @@ pub(super) fn run(command: Command, context: &Context) -> Result<(), Error> {
 }
 
 /// No secret may get into a unit, which everybody can read; one in a file must be private there.
-fn check_agent(arguments: &AgentArgs, is_here: bool) -> Result<(), Error> {
+fn check_agent(arguments: &AgentArgs, unit: &UnitArguments) -> Result<(), Error> {
     let refused = |cause: String| Error::new(Kind::Refused, cause);
     if arguments.server.as_ref().is_some_and(|server| server.contains('@')) {
         return Err(refused("cannot write a unit: --server holds a user or a password".to_owned())
@@ -147,18 +147,23 @@ fn check_agent(arguments: &AgentArgs, is_here: bool) -> Result<(), Error> {
                  read what stands in a unit",
         ));
     };
-    if !is_here {
+    // Below another root it is another machine's file.
+    if unit.root.is_some() {
         return Ok(());
     }
     let found = fs::metadata(file).map_err(|error| Error::file("read the token", file, &error))?;
-    let mode = found.permissions().mode() & 0o777;
+    let (path, mode) = (file.display(), found.permissions().mode() & 0o777);
     if !found.is_file() || mode & 0o077 != 0 {
-        let path = file.display();
         return Err(refused(format!(
             "cannot use {path} as the agent's token: others may read it (mode {mode:03o}, the limit \
              is 600)"
         ))
         .help(format!("make it private with `chmod 600 {path}`")));
+    }
+    let user = &unit.run_as;
+    if found.uid() == 0 && !unit.user && user != "root" {
+        let cause = format!("cannot use {path} as the agent's token: it is root's, not {user}'s");
+        return Err(refused(cause).help(format!("give it away with `chown {user} {path}`")));
     }
     Ok(())
 }
@@ -315,7 +320,10 @@ fn uninstall(arguments: &Uninstall, context: &Context) -> Result<(), Error> {
     }
     context.output.note(match service {
         Service::Serve => {
-            "Removed. The data folder stays, and so do the agents of clusters' nodes."
+            {
+            "Removed. The data folder stays; agents of clusters' nodes go on until their cluster is \
+             deleted or they are ended."
+        }
         }
         Service::Agent => {
             "Removed. Jobs that run there go on until their lease ends, and the data folder stays."

@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use clap::Parser as _;
 use proptest::prelude::*;
 
 use super::unit::{Service, Unit};
-use super::{Command, Install, escape, upgrade};
+use super::{Command, Install, check_agent, escape, upgrade};
 use crate::cli::{Cli, Command as Noun, Kind};
 
 /// The words of `ExecStart=` as systemd.service(5) and systemd.syntax(7) read them.
@@ -150,13 +151,38 @@ fn the_slim_program_has_no_verb() {
     assert!(unit.render().unwrap().contains("ExecStart=/usr/bin/atelier-agent \\\n    --cpus=2\n"));
 }
 
-fn given(line: &[&str]) -> Vec<String> {
+fn install(line: &[&str]) -> Install {
     let line = ["atelier", "service", "install"].iter().chain(line);
-    let Noun::Service(Command::Install(install)) = Cli::try_parse_from(line).unwrap().command
-    else {
-        panic!("another command")
+    match Cli::try_parse_from(line).unwrap().command {
+        Noun::Service(Command::Install(install)) => *install,
+        _ => panic!("another command"),
+    }
+}
+
+/// A unit is for everybody to read.
+#[test]
+fn secrets_keep_out_of_units() {
+    let folder = tempfile::tempdir().unwrap();
+    let token = folder.path().join("token");
+    std::fs::write(&token, "secret").unwrap();
+    let private = |mode| std::fs::set_permissions(&token, std::fs::Permissions::from_mode(mode));
+    let path = token.to_str().unwrap();
+    let checked = |server: &str, run_as: &str| {
+        let line = ["agent", "--server", server, "--token-file", path, "--run-as", run_as];
+        let Install::Agent(arguments) = install(&line) else { panic!("another service") };
+        check_agent(&arguments.given.arguments, &arguments.unit).map_err(|error| error.cause)
     };
-    let words = match *install {
+    private(0o640).unwrap();
+    assert!(checked("http://h:1", "root").unwrap_err().contains("(mode 640, the limit is 600)"));
+    private(0o400).unwrap();
+    assert_eq!(checked("http://h:1", "root"), Ok(()));
+    assert!(checked("http://ada:secret@h:1", "root").unwrap_err().contains("a password"));
+    let is_roots = rustix::process::geteuid().is_root();
+    assert_eq!(checked("http://h:1", "ada").is_err(), is_roots);
+}
+
+fn given(line: &[&str]) -> Vec<String> {
+    let words = match install(line) {
         Install::Serve(arguments) => arguments.given.words,
         Install::Agent(arguments) => arguments.given.words,
     };
