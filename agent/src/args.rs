@@ -7,6 +7,8 @@ use atelier_core::id::{ComputeName, NodeName};
 use atelier_core::node::{LABEL_FORM, is_address, is_label};
 use clap::Args;
 
+use crate::isolation::Isolation;
+
 #[cfg(test)]
 mod tests;
 
@@ -66,6 +68,19 @@ pub struct AgentArgs {
     /// Processes and threads that one job may have [default: 4096, and 512 more for each CPU]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(16..))]
     pub process_limit: Option<u64>,
+    /// Whether jobs see a node on which they can change their own folders only, and neither this agent's
+    /// folder nor the daemon's
+    #[arg(
+        long,
+        value_enum,
+        value_name = "WHEN",
+        default_value = "auto",
+        env = "ATELIER_ISOLATION"
+    )]
+    pub isolation: Isolation,
+    /// A folder of this machine that isolated jobs may change too; may be given several times
+    #[arg(long = "writable", value_name = "DIR", env = "ATELIER_WRITABLE", value_delimiter = ':')]
+    pub writable: Vec<PathBuf>,
     /// Seconds that killed processes of a job may take to die; with one that takes longer the node gets no
     /// more jobs until an admin resumes it
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds)]

@@ -20,6 +20,7 @@ mod clock;
 pub mod data;
 pub mod environment;
 mod facts;
+mod isolation;
 mod logs;
 mod monitor;
 mod notify;
@@ -30,6 +31,7 @@ mod session;
 mod supervisor;
 
 pub use args::AgentArgs;
+pub use isolation::Isolation;
 pub use notify::{Notifier, VARIABLES as NOTIFY_VARIABLES};
 pub use supervisor::supervise_if_asked;
 
@@ -65,6 +67,11 @@ pub enum Error {
     /// The machine's name is no name for a node.
     #[error("this machine's name is no node name: give one with --node")]
     NodeName(#[from] atelier_core::id::InvalidName),
+    /// Jobs are to be isolated, and cannot be.
+    #[error(
+        "this machine cannot isolate jobs ({0}): see to that, or start the agent with --isolation auto"
+    )]
+    NotIsolated(String),
     /// The operating system lacks something.
     #[error("cannot read {what}")]
     System {
@@ -117,7 +124,11 @@ async fn serve(
     let gpus: Arc<dyn monitor::gpu::Gpus> = Arc::from(monitor::gpu::find());
     let mut sampler = NodeSampler::new(root.clone());
     let cgroups = find_cgroups(&args, &name, &root, &mut sampler);
-    let facts = facts::gather(&args, &root, gpus.as_ref(), &mut sampler, &cgroups);
+    let not_isolated = not_isolated(args.isolation, &root)?;
+    let mut facts = facts::gather(&args, &root, gpus.as_ref(), &mut sampler, &cgroups);
+    let isolation = if not_isolated.is_none() { "private" } else { "none" };
+    facts.other.insert("isolation".to_owned(), isolation.to_owned());
+    facts.other.extend(not_isolated.clone().map(|why| ("not_isolated".to_owned(), why)));
     let (client, clients) = watch::channel(None);
     let (services, services_seen) = watch::channel(None);
     let (connected, connected_seen) = watch::channel(false);
@@ -130,7 +141,10 @@ async fn serve(
         source,
     })?;
     let node = Arc::new(Node {
+        root: root.clone(),
         attempts: attempts.clone(),
+        isolated: not_isolated.is_none(),
+        writable: args.writable.clone(),
         spares,
         shell: attempt::find_shell(),
         boot_id: proc::boot_id().map_err(|source| Error::System { what: "the boot id", source })?,
@@ -195,6 +209,21 @@ fn find_cgroups(args: &AgentArgs, node: &str, root: &Path, sampler: &mut NodeSam
     let total = sampler.memory_mib().saturating_mul(MIB);
     let offered = args.memory.map_or(total, |memory| memory.saturating_mul(MIB));
     Cgroups::find(&cgroup::parent_name(node, root), NodeLimits::of(offered, total))
+}
+
+/// Why jobs are not isolated, if they are not.
+fn not_isolated(wanted: Isolation, root: &Path) -> Result<Option<String>, Error> {
+    if wanted == Isolation::None {
+        return Ok(Some("the agent runs with --isolation none".to_owned()));
+    }
+    match isolation::probe(supervisor::VERB, root) {
+        Ok(()) => Ok(None),
+        Err(why) if wanted == Isolation::Required => Err(Error::NotIsolated(why)),
+        Err(why) => {
+            tracing::warn!(%why, "jobs are not isolated from this machine");
+            Ok(Some(why))
+        }
+    }
 }
 
 /// The whole of an agent's process: a small runtime, logging to standard error, and [`run`] until

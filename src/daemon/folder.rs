@@ -142,6 +142,11 @@ impl Folder {
         &self.workspace
     }
 
+    /// The folder itself: absolute, without links.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// A file or folder within.
     pub fn at(&self, name: &str) -> PathBuf {
         self.path.join(name)

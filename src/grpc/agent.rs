@@ -82,6 +82,7 @@ impl Service {
             http_url: self.shared.url.to_string(),
             workspace: workspace.name.to_string(),
             workspace_id: workspace.id.clone(),
+            home: self.shared.folder.path().display().to_string(),
         }))
     }
 }

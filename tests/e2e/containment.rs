@@ -238,7 +238,7 @@ fn f39_a_node_with_a_process_that_does_not_die_gets_no_more_jobs() {
     needs("freezer");
     let cluster = Cluster::empty();
     cluster.start_daemon();
-    cluster.start_agent(&Agent::new("local").with("--kill-patience=1"));
+    cluster.start_agent(&Agent::new("local").with("--kill-patience=1").with("--isolation=none"));
     let name = format!("atelier-test-{}", std::process::id());
     let _thaw = Thaw(PathBuf::from("/sys/fs/cgroup/freezer").join(&name));
     let script = cluster.write("frozen.sh", FROZEN);

@@ -20,6 +20,7 @@ mod containment;
 mod drain;
 mod events;
 mod gangs;
+mod isolation;
 mod jobs;
 mod local;
 mod nouns;

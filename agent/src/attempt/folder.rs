@@ -20,6 +20,8 @@ const ENDED: &str = "ended.pb";
 const CANCEL: &str = "cancel.json";
 pub(super) const LOG: &str = "std_log.txt";
 pub(super) const WORK: &str = "work";
+/// What an isolated command sees as `/tmp`.
+pub(super) const TEMPORARY: &str = "tmp";
 /// Folders of the working directory that a job finds when it starts.
 pub(super) const ARTIFACTS: [&str; 2] = ["outputs", "logs"];
 
@@ -44,14 +46,28 @@ impl Folder {
         self.path.join(WORK)
     }
 
+    /// The command's `/tmp`, made if it is not there: empty, because no command ran here before.
+    pub(crate) fn make_temporary(&self) -> io::Result<PathBuf> {
+        let temporary = self.path.join(TEMPORARY);
+        match fs::create_dir(&temporary) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+            _ => Ok(temporary),
+        }
+    }
+
     /// Where inputs are made available, each under its name.
     pub(crate) fn inputs(&self) -> PathBuf {
         self.path.join("inputs")
     }
 
+    /// Where the job writes its named outputs.
+    pub(crate) fn outputs(&self) -> PathBuf {
+        self.path.join("outputs")
+    }
+
     /// Where the job writes a named output.
     pub(crate) fn output(&self, name: &str) -> PathBuf {
-        self.path.join("outputs").join(name)
+        self.outputs().join(name)
     }
 
     /// Standard output and error.

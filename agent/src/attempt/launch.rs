@@ -1,5 +1,6 @@
 //! From a prepared attempt to a supervisor that runs it.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -10,6 +11,7 @@ use atelier_proto::agent::v1::{Cause, Problem};
 use super::prepare::Prepared;
 use super::process::Process;
 use super::{Attempt, problem};
+use crate::isolation::View;
 use crate::record;
 use crate::supervisor::{LAUNCH, Launch, STARTED, Started};
 
@@ -22,13 +24,20 @@ pub(super) async fn launch(attempt: &Attempt, prepared: Prepared) -> Result<Proc
     let cgroup = attempt.node.cgroups.create(attempt.key.epoch, &limits).map_err(|error| {
         problem::of(Cause::Platform, "cannot make the job's control groups", &error)
     })?;
+    let mut environment = prepared.variables;
+    let view = match attempt.node.isolated {
+        true => Some(view(attempt, &mut environment).map_err(|error| {
+            problem::of(Cause::Platform, "cannot make the job's folder for temporary files", &error)
+        })?),
+        false => None,
+    };
     let log_limit =
         [attempt.node.log_limit, Some(assignment.log_limit_bytes).filter(|&limit| limit > 0)];
     let launch = Launch {
         version: Launch::VERSION,
         program: attempt.node.shell.clone(),
         arguments: vec!["-c".to_owned(), prepared.command],
-        environment: prepared.variables,
+        environment,
         directory: attempt.folder.work(),
         log: attempt.folder.log(),
         log_limit: log_limit.into_iter().flatten().min(),
@@ -41,6 +50,7 @@ pub(super) async fn launch(attempt: &Attempt, prepared: Prepared) -> Result<Proc
         },
         give_up_ms: attempt.node.kill_patience_ms,
         cgroup,
+        view,
     };
     let folder = attempt.folder.path();
     let started = async {
@@ -51,6 +61,37 @@ pub(super) async fn launch(attempt: &Attempt, prepared: Prepared) -> Result<Proc
     started
         .await
         .map_err(|error| problem::of(Cause::Platform, "cannot start the job's supervisor", &error))
+}
+
+/// What the command sees of the node, and what it must be told of it.
+fn view(attempt: &Attempt, environment: &mut BTreeMap<String, String>) -> io::Result<View> {
+    let (node, folder) = (&attempt.node, &attempt.folder);
+    let own = &attempt.spec.environment_variables;
+    let mut set = |name: &str, value: String| {
+        if !own.contains_key(name) {
+            environment.insert(name.to_owned(), value);
+        }
+    };
+    // Packages that the agent's user has installed for itself are still found; what programs keep in a
+    // home folder goes with the attempt.
+    if let Some(home) = node.inherited.get("HOME") {
+        set("PYTHONUSERBASE", format!("{home}/.local"));
+    }
+    for name in ["HOME", "TMPDIR"] {
+        set(name, "/tmp".to_owned());
+    }
+    if !own.contains_key("XDG_CACHE_HOME") {
+        environment.remove("XDG_CACHE_HOME");
+    }
+    let daemon = node.services.borrow().as_ref().and_then(|services| services.home.clone());
+    let mut writable = vec![folder.work(), folder.inputs(), folder.outputs()];
+    writable.extend(node.writable.iter().cloned());
+    Ok(View {
+        hidden: [Some(node.root.clone()), daemon].into_iter().flatten().collect(),
+        readable: vec![node.environments.folder().to_owned()],
+        writable,
+        temporary: folder.make_temporary()?,
+    })
 }
 
 /// Keeps supervisors off an attempt that is prepared anew. False if one has it already.

@@ -40,6 +40,8 @@ pub(crate) use variables::inherited;
 
 /// What all attempts on a node share.
 pub(crate) struct Node {
+    /// The agent's folder, with all that is below.
+    pub(crate) root: PathBuf,
     /// `attempts/`
     pub(crate) attempts: PathBuf,
     pub(crate) spares: Spares,
@@ -56,6 +58,10 @@ pub(crate) struct Node {
     pub(crate) log_limit: Option<u64>,
     /// Processes and threads of one job at most, whatever its size.
     pub(crate) process_limit: Option<u64>,
+    /// Whether commands see the node as [`crate::isolation`] says.
+    pub(crate) isolated: bool,
+    /// What isolated commands may write besides their own folders.
+    pub(crate) writable: Vec<PathBuf>,
     /// How long killed processes may take to die.
     pub(crate) kill_patience_ms: u64,
     pub(crate) news: mpsc::UnboundedSender<News>,
@@ -74,6 +80,8 @@ pub(crate) struct Services {
     pub(crate) http_url: String,
     pub(crate) workspace: String,
     pub(crate) workspace_id: String,
+    /// The daemon's folder, if it is on this machine.
+    pub(crate) home: Option<PathBuf>,
 }
 
 /// What attempts tell the session.

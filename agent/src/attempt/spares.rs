@@ -99,6 +99,10 @@ impl Spares {
             let Some(name) = name.to_str() else { return Ok(false) };
             if name == folder::WORK {
                 has_work = true;
+            } else if name == folder::TEMPORARY {
+                if !self.like.folder(&entry)? || fs::read_dir(entry)?.next().is_some() {
+                    return Ok(false);
+                }
             } else if let Some(record) = record_of(name) {
                 if !self.like.record(&fs::symlink_metadata(&entry)?) {
                     return Ok(false);

@@ -132,7 +132,11 @@ impl Cgroups {
             match unified_parent(unified, name, &left) {
                 Ok(parent) => found.add(parent, &mut left),
                 Err(why) => {
-                    found.missing.extend(left.iter().map(|&controller| (controller, why.clone())));
+                    // Of the others there are none, whoever asks.
+                    for controller in offered(&unified.root, &left) {
+                        let known = WANTED.into_iter().find(|name| *name == controller);
+                        found.missing.extend(known.map(|known| (known, why.clone())));
+                    }
                 }
             }
         }

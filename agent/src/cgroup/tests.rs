@@ -124,6 +124,7 @@ fn a_group_that_hands_nothing_on_is_told_with_the_remedy() {
     // No such file as cgroup.subtree_control: nothing can be handed on.
     let own = root.path().join("user.slice/shell");
     fs::create_dir_all(&own).unwrap();
+    fs::write(root.path().join("cgroup.controllers"), "cpu memory pids").unwrap();
     let unified = Hierarchy { kind: Kind::V2, root: root.path().into(), own };
     let found = Cgroups::within(&[unified], "atelier-n-1", NODE);
     assert_eq!(found.limits(), "none");

@@ -310,6 +310,11 @@ impl Environments {
         }))
     }
 
+    /// Where the environments lie.
+    pub fn folder(&self) -> &Path {
+        &self.0.home.root
+    }
+
     /// Makes an environment ready, building it if no one has.
     ///
     /// When the returned future is dropped, a build that no one else waits for is stopped.

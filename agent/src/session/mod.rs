@@ -205,9 +205,9 @@ impl Session {
     /// Makes what the attempts need of this daemon.
     fn welcome(&mut self, welcome: &pb::Welcome, connection: Connection) -> Result<(), Error> {
         let probe = &welcome.shared_probe_path;
-        let shared = !self.args.no_shared_store
-            && !probe.is_empty()
+        let is_here = !probe.is_empty()
             && std::fs::read(probe).is_ok_and(|read| read == welcome.shared_probe_value.as_bytes());
+        let shared = is_here && !self.args.no_shared_store;
         self.facts.other.insert("shared_store".to_owned(), shared.to_string());
         let data = DataPlane::new(data::Options {
             http_url: welcome.http_url.clone(),
@@ -223,6 +223,9 @@ impl Session {
             http_url: welcome.http_url.clone(),
             workspace: welcome.workspace.clone(),
             workspace_id: welcome.workspace_id.clone(),
+            // On another machine there is no such folder, or it is not the daemon's.
+            home: Some(std::path::PathBuf::from(&welcome.home))
+                .filter(|home| is_here && home.is_absolute()),
         })));
         Ok(())
     }

@@ -13,6 +13,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::Cgroup;
+use crate::isolation::View;
 use crate::record;
 
 /// What to run: written by the agent. Holds the attempt's token, so only the owner may read it.
@@ -52,6 +53,9 @@ pub(crate) struct Launch {
     /// The groups that the command runs in; `None` where the node has none.
     #[serde(default)]
     pub(crate) cgroup: Option<Cgroup>,
+    /// What the command sees of the node; `None`: all of it.
+    #[serde(default)]
+    pub(crate) view: Option<View>,
 }
 
 fn give_up_ms() -> u64 {

@@ -19,7 +19,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use crate::{proc, record};
+use crate::{isolation, proc, record};
 
 mod journal;
 mod launcher;
@@ -38,7 +38,7 @@ pub(crate) use lease::Lease;
 pub(crate) use tree::kill_marked;
 
 /// The first argument that makes a process a supervisor.
-const VERB: &str = "supervise";
+pub(crate) const VERB: &str = "supervise";
 
 /// What a supervisor exits with if another one has this attempt already.
 const EXIT_CLAIMED: u8 = 75;
@@ -66,6 +66,10 @@ pub fn supervise_if_asked(mut arguments: impl Iterator<Item = OsString>) -> Opti
     let folder = arguments.next()?;
     if folder == launcher::SERVE {
         return Some(launcher::serve());
+    }
+    if folder == isolation::PROBE {
+        let root = arguments.next()?;
+        return Some(isolation::probe_to_code(Path::new(&root)));
     }
     Some(ExitCode::from(supervise_to_code(Path::new(&folder))))
 }

@@ -10,6 +10,7 @@ use rustix::fs::{Mode, OFlags, open};
 
 use super::journal::{Launch, Outcome};
 use crate::cgroup::Cgroup;
+use crate::isolation::{Entry, View};
 
 /// Enough for a handful of system calls.
 const STACK: usize = 64 * 1024;
@@ -25,6 +26,8 @@ struct Plan {
     /// Of the control groups to enter, [`Cgroup::doors`](crate::cgroup::Cgroup::doors).
     doors: *const c_int,
     doors_count: usize,
+    /// The way into the command's view of the node; null: it sees all.
+    entry: *mut Entry,
     parent: libc::pid_t,
     /// Where the child leaves the reason if it cannot become the command.
     errno: c_int,
@@ -33,11 +36,12 @@ struct Plan {
 
 /// What the child was doing when it failed.
 #[derive(Clone, Copy)]
-#[repr(u8)]
 enum Step {
     Running,
     EnteringFolder,
     EnteringGroup,
+    /// The number of the action that failed.
+    Isolating(usize),
 }
 
 /// Starts the command in its own process group, its output going to `output`, and gives its pid.
@@ -70,6 +74,10 @@ pub(super) fn spawn(launch: &Launch, output: &OwnedFd) -> Result<libc::pid_t, Ou
     let input = open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
         .map_err(|errno| failed("opening /dev/null", errno.raw_os_error()))?;
     let (argument_list, environment_list) = (pointers(&arguments), pointers(&environment));
+    let mut entry = launch.view.as_ref().map(View::entry).transpose().map_err(|error| {
+        failed("looking at what the job may see", error.raw_os_error().unwrap_or(libc::EIO))
+    })?;
+    let isolating = entry.as_ref().map_or(0, Entry::clone_flags);
     let mut plan = Plan {
         program: program.as_ptr(),
         arguments: argument_list.as_ptr(),
@@ -79,12 +87,13 @@ pub(super) fn spawn(launch: &Launch, output: &OwnedFd) -> Result<libc::pid_t, Ou
         output: output.as_raw_fd(),
         doors: door_numbers.as_ptr(),
         doors_count: door_numbers.len(),
+        entry: entry.as_mut().map_or(ptr::null_mut(), ptr::from_mut),
         parent: rustix::process::getpid().as_raw_nonzero().get(),
         errno: 0,
         at: Step::Running,
     };
     let mut stack = vec![0_u8; STACK];
-    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
+    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD | isolating;
     // SAFETY: The stack is ours, grows down from its 16-byte aligned end and outlives the call:
     // CLONE_VFORK keeps us here until the child has left it by execve or _exit. `plan` and all it
     // points to live as long.
@@ -110,6 +119,9 @@ pub(super) fn spawn(launch: &Launch, output: &OwnedFd) -> Result<libc::pid_t, Ou
         Step::Running => format!("running {}", launch.program.display()),
         Step::EnteringFolder => format!("entering the folder {}", launch.directory.display()),
         Step::EnteringGroup => "entering the job's control groups".to_owned(),
+        Step::Isolating(number) => {
+            entry.as_ref().map_or_else(String::new, |entry| entry.describe(number))
+        }
     };
     Err(failed(&what, errno))
 }
@@ -146,6 +158,14 @@ extern "C" fn child(plan: *mut c_void) -> c_int {
                 break;
             }
         }
+        if entered && let Some(entry) = (*plan).entry.as_mut() {
+            if let Err(number) = entry.enter() {
+                (*plan).at = Step::Isolating(number);
+                entered = false;
+            }
+            // What changes privileges may have cleared it.
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+        }
         if entered {
             if libc::chdir((*plan).directory) == 0 {
                 libc::execve((*plan).program, (*plan).arguments, (*plan).environment);
@@ -153,7 +173,8 @@ extern "C" fn child(plan: *mut c_void) -> c_int {
                 (*plan).at = Step::EnteringFolder;
             }
         }
-        (*plan).errno = *libc::__errno_location();
+        let errno = *libc::__errno_location();
+        (*plan).errno = if errno == 0 { libc::EIO } else { errno };
         libc::_exit(127)
     }
 }

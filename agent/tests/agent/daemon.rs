@@ -363,6 +363,8 @@ impl Agent {
             .args(&self.arguments)
             .env_remove("ATELIER_SERVER")
             .env("SECRET_OF_THE_AGENT", "hush")
+            // Where jobs leave what the tests look at.
+            .env("ATELIER_WRITABLE", self.shared())
             .env("ATELIER_LOG", "error")
             .stdin(Stdio::null());
         command
@@ -386,6 +388,13 @@ impl Agent {
         let mut process = self.process.take().unwrap();
         assert_eq!(unsafe { libc::kill(i32::try_from(process.id()).unwrap(), libc::SIGTERM) }, 0);
         assert!(process.wait().unwrap().success());
+    }
+
+    /// A folder that jobs may write.
+    pub(crate) fn shared(&self) -> PathBuf {
+        let shared = self.folder.path().join("shared");
+        std::fs::create_dir_all(&shared).unwrap();
+        shared
     }
 
     pub(crate) fn data(&self) -> PathBuf {

@@ -338,7 +338,7 @@ async fn jobs_and_the_node_are_measured() {
     let cpu = |sample: &pb::RunSample| sample.metrics["system/cpu_utilization_percentage"];
     assert!(samples.iter().map(cpu).fold(0.0, f64::max) > 5.0, "{samples:?}");
     assert!(samples.iter().map(cpu).all(|cpu| cpu < 400.0), "{samples:?}");
-    assert!(samples[0].metrics["system/system_memory_usage_megabytes"] > 0.5, "{samples:?}");
+    assert!(samples[0].metrics["system/system_memory_usage_megabytes"] > 0.1, "{samples:?}");
 }
 
 #[tokio::test]

@@ -139,10 +139,10 @@ async fn a_daemon_that_falls_silent_is_left_and_found_again() {
 async fn killed_at_any_moment_the_agent_runs_each_job_once() {
     let mut daemon = Daemon::start().await;
     let mut agent = Agent::start(&daemon);
-    let journal = tempfile::tempdir().unwrap();
+    let journal = agent.shared();
     for epoch in 1..=25_u64 {
         let session = daemon.session().await;
-        let file = journal.path().join(epoch.to_string());
+        let file = journal.join(epoch.to_string());
         let command = format!("echo begin >>{0}; sleep 0.01; echo end >>{0}", file.display());
         session.send(Down::Assign(assignment(epoch, &command)));
         tokio::time::sleep(std::time::Duration::from_micros(epoch * 1500)).await;

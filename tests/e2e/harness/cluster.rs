@@ -182,6 +182,8 @@ impl Cluster {
         command
             .env("HOME", self.path().join("user"))
             .env("ATELIER_HOME", self.home())
+            // Where jobs leave what the tests look at.
+            .env("ATELIER_WRITABLE", self.files())
             .env("LANG", "C.UTF-8")
             .env("NO_COLOR", "1");
     }

@@ -1,0 +1,72 @@
+//! What a job's command sees of its node: a mount namespace in which only its own folders can be written,
+//! and neither the agent's folder nor the daemon's is there (mount_namespaces(7), user_namespaces(7)).
+//!
+//! ```text
+//! /                      as it is, read only
+//! /tmp, /var/tmp         the attempt's own, gone with it
+//! /dev/shm               in memory, counted as the job's
+//! <hidden folders>       empty, but for what of them belongs to the attempt
+//! <attempt>/work, …      as they are, at their own paths
+//! ```
+//! It also has System V queues and shared memory of its own, no capabilities, and cannot get any by
+//! running a program that would give it some. An agent that is not root gets there by a user namespace, in
+//! which the job keeps its user.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+mod enter;
+mod probe;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use enter::Entry;
+pub(crate) use probe::{PROBE, probe, probe_to_code};
+
+/// What the command of one attempt sees. Part of the launch record.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct View {
+    /// Folders that are empty for it.
+    pub(crate) hidden: Vec<PathBuf>,
+    /// Files and folders that it sees and cannot change, also below hidden ones.
+    pub(crate) readable: Vec<PathBuf>,
+    /// Folders that it may write, also below hidden ones.
+    pub(crate) writable: Vec<PathBuf>,
+    /// The folder that it sees as `/tmp` and `/var/tmp`.
+    pub(crate) temporary: PathBuf,
+}
+
+/// Whether jobs are isolated.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, clap::ValueEnum)]
+pub enum Isolation {
+    /// Where the machine can.
+    #[default]
+    Auto,
+    /// Never: jobs see and may change what the agent's user may.
+    None,
+    /// Always: an agent on a machine that cannot does not start.
+    Required,
+}
+
+impl View {
+    /// Makes ready what the child will do. Mounts follow no links, so paths are made plain; what is not
+    /// there is left out.
+    pub(crate) fn entry(&self) -> io::Result<Entry> {
+        let plain = |paths: &[PathBuf]| -> Vec<PathBuf> {
+            paths.iter().filter_map(|path| path.canonicalize().ok()).collect()
+        };
+        Entry::new(&Self {
+            hidden: enter::outermost(&plain(&self.hidden)),
+            readable: plain(&self.readable),
+            writable: plain(&self.writable),
+            temporary: self.temporary.canonicalize()?,
+        })
+    }
+}
+
+/// Whether something at `path` is out of sight under `hidden`.
+fn is_below(path: &Path, hidden: &[PathBuf]) -> bool {
+    hidden.iter().any(|folder| path.starts_with(folder))
+}

@@ -1,0 +1,95 @@
+//! What a job can see and change of its node.
+
+use std::fs;
+
+use crate::harness::{Agent, Cluster, needs};
+
+/// Tells what it finds, as `name=yes` or `name=no`.
+const LOOK: &str = r#"
+say() { if eval "$2" >/dev/null 2>&1; then echo "$1=yes"; else echo "$1=no"; fi; }
+say writes_work 'echo x > here'
+say writes_outputs 'echo x > outputs/kept.txt'
+say writes_named_output 'echo x > "$AZURE_ML_OUTPUT_model/kept.txt"'
+say writes_tmp 'echo x > /tmp/mine && echo x > /var/tmp/mine'
+say writes_home 'mkdir -p ~/.cache/x && echo x > ~/.cache/x/y'
+say writes_memory 'echo x > /dev/shm/mine'
+say writes_allowed "echo x > $ALLOWED/mine"
+say writes_etc 'echo x > /etc/atelier-was-here'
+say writes_usr 'echo x > /usr/atelier-was-here'
+say writes_kernel 'cat /proc/sys/vm/swappiness > /proc/sys/vm/swappiness'
+say writes_groups 'mkdir /sys/fs/cgroup/atelier-was-here || mkdir /sys/fs/cgroup/memory/atelier-was-here'
+say sees_tmp_of_others "test -e $OUTSIDE"
+say sees_admin_token "cat $HOME_OF_DAEMON/admin.token"
+say sees_daemons_database "test -e $HOME_OF_DAEMON/atelier.db"
+say sees_records "cat $FOLDER_OF_AGENT/attempts/*/launch.json"
+say sees_lease "test -e $FOLDER_OF_AGENT/lease"
+say can_mount 'mount -t tmpfs none /mnt'
+say can_uncover "umount $FOLDER_OF_AGENT"
+say has_python 'python3 -c "import json, multiprocessing as m; m.Lock()"'
+grep -E '^(CapEff|CapBnd|NoNewPrivs)' /proc/self/status | tr -d '\t'
+"#;
+
+fn yaml(cluster: &Cluster, outside: &std::path::Path) -> String {
+    let block: String = LOOK.lines().map(|line| format!("  {line}\n")).collect();
+    format!(
+        "command: |\n{block}outputs: {{model: {{type: uri_folder}}}}\nenvironment_variables:\n  \
+         ALLOWED: {}\n  OUTSIDE: {}\n  HOME_OF_DAEMON: {}\n  FOLDER_OF_AGENT: {}\n",
+        cluster.files().display(),
+        outside.display(),
+        cluster.data().display(),
+        cluster.agent_data("local").display()
+    )
+}
+
+/// What can be done on a node that isolates nobody.
+fn found(cluster: &Cluster, outside: &std::path::Path) -> Vec<String> {
+    let job = cluster.create(&yaml(cluster, outside));
+    cluster.completed(&job);
+    let log = String::from_utf8(cluster.log(&job)).unwrap();
+    let artifacts = cluster.rpc().artifacts(&job);
+    assert!(artifacts.iter().any(|path| path == "outputs/kept.txt"), "{artifacts:?}");
+    log.lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn a_job_changes_its_own_folders_and_sees_no_secret_of_its_node() {
+    needs("isolation");
+    let cluster = Cluster::start();
+    let outside = tempfile::NamedTempFile::new().unwrap();
+    let found = found(&cluster, outside.path());
+    let yes: Vec<&str> = found.iter().filter_map(|line| line.strip_suffix("=yes")).collect();
+    let wanted = [
+        "writes_work",
+        "writes_outputs",
+        "writes_named_output",
+        "writes_tmp",
+        "writes_home",
+        "writes_memory",
+        "writes_allowed",
+        "has_python",
+    ];
+    assert_eq!(yes, wanted, "{found:#?}");
+    let none = "0".repeat(16);
+    for line in [format!("CapEff:{none}"), format!("CapBnd:{none}"), "NoNewPrivs:1".to_owned()] {
+        assert!(found.contains(&line), "{found:#?}");
+    }
+    assert!(fs::exists(cluster.files().join("mine")).unwrap());
+    let node = cluster.atelier(["node", "show", "local", "-o", "json"]).ok().json();
+    assert_eq!(node["facts"]["isolation"], "private", "{node}");
+}
+
+#[test]
+fn without_isolation_a_job_sees_its_node_and_the_node_says_so() {
+    let cluster = Cluster::empty();
+    cluster.start_daemon();
+    cluster.start_agent(&Agent::new("local").with("--isolation=none"));
+    let outside = tempfile::NamedTempFile::new().unwrap();
+    let found = found(&cluster, outside.path());
+    // The test can tell the difference.
+    for line in ["sees_tmp_of_others=yes", "sees_admin_token=yes", "sees_records=yes"] {
+        assert!(found.iter().any(|found| found == line), "{found:#?}");
+    }
+    let node = cluster.atelier(["node", "show", "local", "-o", "json"]).ok().json();
+    assert_eq!(node["facts"]["isolation"], "none", "{node}");
+    assert!(node["facts"]["not_isolated"].as_str().unwrap().contains("--isolation none"), "{node}");
+}
