@@ -6,6 +6,7 @@
 
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
 
+mod busy;
 mod cluster;
 mod figures;
 mod idle;
@@ -35,6 +36,12 @@ fn main() {
     }
     if asked("idle") {
         idle::idle();
+    }
+    if asked("busy") {
+        busy::busy();
+    }
+    if asked("attempt") {
+        busy::attempt();
     }
     if asked("history") {
         idle::history();
