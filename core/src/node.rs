@@ -38,6 +38,22 @@ pub struct NodeRecord {
     pub drain: Option<Drain>,
 }
 
+impl NodeRecord {
+    /// Why the node does not keep jobs apart as well as can be, if it does not. An agent that says nothing
+    /// of it cannot.
+    pub fn not_contained(&self) -> Option<String> {
+        let told = |name: &str, otherwise: &str| match self.facts.get(name) {
+            Some(why) => Some(why.clone()),
+            None if self.facts.contains_key(otherwise) => None,
+            None => Some("its agent does not say".to_owned()),
+        };
+        let limits = told("not_limited", "limited").map(|why| format!("no limits of {why}"));
+        let views = told("not_isolated", "isolation").map(|why| format!("no isolation: {why}"));
+        let both: Vec<String> = limits.into_iter().chain(views).collect();
+        (!both.is_empty()).then(|| both.join("; "))
+    }
+}
+
 /// Whether a node may have this label: a key of letters, digits, `-`, `_`, `.` and `/`, and a value
 /// without control characters, each of at most [`MAX_LABEL`] bytes.
 pub fn is_label(key: &str, value: &str) -> bool {

@@ -324,6 +324,8 @@ fn view(compute: &pb::Compute) -> Value {
         put("tags", json!(cluster.tags));
         put("location", json!(optional(&cluster.location)));
         put("node_labels", json!(cluster.node_labels.iter().collect::<BTreeMap<_, _>>()));
+        let strict = cluster.strict_containment;
+        put("containment", json!(if strict { "strict" } else { "best_effort" }));
         put("size", json!(cluster.size));
         put("node", cluster.node.as_ref().map_or(Value::Null, shape));
         put(

@@ -65,6 +65,7 @@ fn code_of_handle(error: &daemon::HandleError) -> Code {
             | Refusal::ComputeDrained { .. }
             | Refusal::ComputeNotDrained(_)
             | Refusal::NotOfCluster { .. }
+            | Refusal::NotContained { .. }
             | Refusal::OverQuota { .. },
         )
         | E::StillLive(_) => Code::FailedPrecondition,

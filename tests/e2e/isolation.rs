@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::harness::{Agent, Cluster, needs};
+use crate::harness::{Agent, Cluster, needs, until};
 
 /// Tells what it finds, as `name=yes` or `name=no`.
 const LOOK: &str = r#"
@@ -92,4 +92,25 @@ fn without_isolation_a_job_sees_its_node_and_the_node_says_so() {
     let node = cluster.atelier(["node", "show", "local", "-o", "json"]).ok().json();
     assert_eq!(node["facts"]["isolation"], "none", "{node}");
     assert!(node["facts"]["not_isolated"].as_str().unwrap().contains("--isolation none"), "{node}");
+}
+
+#[test]
+fn a_strict_cluster_refuses_a_node_that_isolates_nobody() {
+    let cluster = Cluster::empty();
+    cluster.start_daemon();
+    cluster.write(
+        "strict.yml",
+        "name: strict\ntype: amlcompute\nprovider: joined\nplacement: shared\ncontainment: strict\n",
+    );
+    let made = cluster.atelier(["compute", "create", "-f", "strict.yml", "-o", "json"]).ok().json();
+    assert_eq!(made["containment"], "strict", "{made}");
+    let agent = Agent::new("open").compute("strict").with("--isolation=none");
+    cluster.launch_agent(&agent);
+    // It tries again, in case the machine or the cluster changes.
+    until("the agent is told why it may not join", || {
+        let said = cluster.agent("open", |process| process.printed());
+        (said.contains("containment is strict") && said.contains("--isolation none")).then_some(())
+    });
+    let nodes = cluster.atelier(["node", "list", "-o", "json"]).ok().json();
+    assert_eq!(nodes, serde_json::json!([]), "{nodes}");
 }

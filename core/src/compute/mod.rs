@@ -52,6 +52,9 @@ pub struct Cluster {
     /// How jobs share a node.
     #[serde(default)]
     pub placement: Placement,
+    /// Whether every node must hold jobs to their limits and isolate them.
+    #[serde(default)]
+    pub containment: Containment,
     /// Who adds and removes nodes.
     #[serde(default)]
     pub provider: Provider,
@@ -91,6 +94,7 @@ impl Cluster {
             idle_time_before_scale_down: Self::default_idle_time(),
             tier: Tier::default(),
             placement: Placement::default(),
+            containment: Containment::default(),
             provider: Provider::default(),
             location: None,
             node_labels: BTreeMap::new(),
@@ -127,6 +131,17 @@ pub enum Placement {
     Exclusive,
     /// As many as fit by what they ask for.
     Shared,
+}
+
+/// What of a cluster's nodes keeps jobs apart.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Containment {
+    /// Whatever each node's machine allows.
+    #[default]
+    BestEffort,
+    /// Limits of memory, processes and CPU, and isolation; a node that cannot has no place here.
+    Strict,
 }
 
 /// Who adds and removes a cluster's nodes. This project's extension.

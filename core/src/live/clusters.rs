@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use super::{Decisions, Effect, Live, Refusal, lost};
 use crate::compute::{
-    Cluster, ComputeRecord, Instance, InstanceState, Placement, Provider, Trouble,
+    Cluster, ComputeRecord, Containment, Instance, InstanceState, Placement, Provider, Trouble,
 };
 use crate::id::{ComputeName, JobName, NodeName, Principal};
 use crate::job::{Job, State};
@@ -208,13 +208,21 @@ impl Live {
     /// Whether a node may join: one of a cluster that makes its own nodes must be one of them.
     ///
     /// # Errors
-    /// There is no such compute, or the node is none of the cluster's.
+    /// There is no such compute, the node is none of the cluster's, or it does not keep jobs apart and the
+    /// cluster is strict.
     pub fn may_join(&self, record: &NodeRecord) -> Result<(), Refusal> {
         let Some(compute) = self.computes.get(&record.compute) else {
             return Err(Refusal::NoSuchCompute(record.compute.clone()));
         };
         let known = self.instances.get(&record.name);
         let theirs = known.is_some_and(|instance| instance.compute == record.compute);
+        let strict = compute.cluster.as_ref().is_some_and(|c| c.containment == Containment::Strict);
+        // One that has jobs is heard first, or they would be lost; one of the cluster's own is given back.
+        let has_jobs = self.nodes.get(&record.name).is_some_and(|node| !node.attempts.is_empty());
+        if let Some(lacks) = record.not_contained().filter(|_| strict && !theirs && !has_jobs) {
+            let (node, compute) = (record.name.clone(), record.compute.clone());
+            return Err(Refusal::NotContained { node, compute, lacks });
+        }
         if theirs || (known.is_none() && !compute.is_scaled()) {
             return Ok(());
         }
@@ -335,7 +343,11 @@ impl Live {
         let shape = self.computes.get(&compute).and_then(|known| known.cluster.as_ref());
         let Some(cluster) = shape else { return };
         let shape = Capacity { labels: cluster.node_labels.clone(), ..cluster.node.capacity() };
-        if let Some(lacks) = lacks(&record.capacity, &shape) {
+        let contained = match cluster.containment {
+            Containment::Strict => record.not_contained(),
+            Containment::BestEffort => None,
+        };
+        if let Some(lacks) = lacks(&record.capacity, &shape).or(contained) {
             self.trouble(&compute, format!("node {} has {lacks}", record.name), now, out);
             let reason = format!("it has {lacks}");
             return self.leave(&record.name, &reason, now, out);
@@ -736,6 +748,8 @@ fn fixed_difference(before: &Cluster, after: &Cluster) -> Option<&'static str> {
         Some("tier")
     } else if before.placement != after.placement {
         Some("placement")
+    } else if before.containment != after.containment {
+        Some("containment")
     } else if before.node_labels != after.node_labels {
         Some("node_labels")
     } else if kind(&before.provider) != kind(&after.provider) {

@@ -180,6 +180,19 @@ pub enum Refusal {
         /// Which cluster.
         compute: ComputeName,
     },
+    /// It does not keep jobs apart, and its cluster wants that.
+    #[error(
+        "node '{node}' may not join compute '{compute}', whose containment is strict: it has {lacks}; see to \
+         that on the machine, or make the cluster with 'containment: best_effort'"
+    )]
+    NotContained {
+        /// Which.
+        node: NodeName,
+        /// Which cluster.
+        compute: ComputeName,
+        /// What it has not, and why.
+        lacks: String,
+    },
     /// There is no such live job.
     #[error("there is no live job '{0}'")]
     NoSuchJob(JobName),

@@ -17,7 +17,8 @@ use super::shell::split;
 use super::validate::{Check, Findings, report};
 use super::yaml::{self, Node};
 use crate::compute::{
-    Cluster, CommandProvider, MAX_CLUSTER, NodeShape, Placement, Provider, SizeTable, Tier,
+    Cluster, CommandProvider, Containment, MAX_CLUSTER, NodeShape, Placement, Provider, SizeTable,
+    Tier,
 };
 use crate::id::ComputeName;
 use crate::node::{LABEL_FORM, is_label};
@@ -26,7 +27,7 @@ use crate::suggest;
 mod fields;
 
 pub(super) use fields::AMLCOMPUTE;
-use fields::{COMPUTE_TYPES, OTHER_COMPUTES, PLACEMENTS, PROVIDERS, SIZES, TIERS};
+use fields::{COMPUTE_TYPES, CONTAINMENTS, OTHER_COMPUTES, PLACEMENTS, PROVIDERS, SIZES, TIERS};
 
 /// Bytes of a size's name.
 const MAX_SIZE_NAME: usize = 128;
@@ -182,6 +183,10 @@ impl Reader<'_> {
             placement: match chosen(root, "placement", &PLACEMENTS) {
                 Some("shared") => Placement::Shared,
                 _ => Placement::Exclusive,
+            },
+            containment: match chosen(root, "containment", &CONTAINMENTS) {
+                Some("strict") => Containment::Strict,
+                _ => Containment::BestEffort,
             },
             provider: provider?,
             location: text(root, "location"),

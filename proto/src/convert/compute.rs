@@ -94,6 +94,7 @@ impl From<&core::Cluster> for pb::Cluster {
                 core::Placement::Shared => pb::Placement::Shared,
             }
             .into(),
+            strict_containment: cluster.containment == core::Containment::Strict,
             location: cluster.location.clone().unwrap_or_default(),
             node_labels: cluster.node_labels.clone().into_iter().collect(),
             provider: Some(match &cluster.provider {
@@ -144,6 +145,10 @@ impl TryFrom<pb::Cluster> for core::Cluster {
             placement: match placement {
                 pb::Placement::Unspecified | pb::Placement::Exclusive => core::Placement::Exclusive,
                 pb::Placement::Shared => core::Placement::Shared,
+            },
+            containment: match cluster.strict_containment {
+                true => core::Containment::Strict,
+                false => core::Containment::BestEffort,
             },
             provider: match cluster.provider {
                 None | Some(Provider::Local(_)) => core::Provider::Local,

@@ -1,7 +1,7 @@
 use atelier_core::access::{AttemptScope, Role};
 use atelier_core::compute::{
-    Cluster, CommandProvider, ComputeRecord, Instance, InstanceState, NodeShape, Placement,
-    Provider, Tier, Trouble,
+    Cluster, CommandProvider, ComputeRecord, Containment, Instance, InstanceState, NodeShape,
+    Placement, Provider, Tier, Trouble,
 };
 use atelier_core::id::{Epoch, PortName};
 use atelier_core::job::{
@@ -477,6 +477,7 @@ fn any_cluster() -> impl Strategy<Value = Cluster> {
             idle_time_before_scale_down: idle,
             tier: if low { Tier::LowPriority } else { Tier::Dedicated },
             placement: if shared { Placement::Shared } else { Placement::Exclusive },
+            containment: if low { Containment::Strict } else { Containment::BestEffort },
             provider,
             description: location.clone(),
             location,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 
-use crate::compute::{Cluster, InstanceState, NodeShape, Placement};
+use crate::compute::{Cluster, Containment, InstanceState, NodeShape, Placement, Provider};
 use crate::id::{ComputeName, JobName, NodeName};
 use crate::job::{Cause, JobStatus};
 use crate::live::{Decisions, Effect, Refusal};
@@ -498,4 +498,33 @@ proptest! {
         }
         prop_assert_eq!(world.machines(&elastic()).len(), min);
     }
+}
+
+#[test]
+fn a_strict_cluster_takes_no_node_that_does_not_keep_jobs_apart() {
+    let mut world = World::new(LEASE, &["local"], &[]);
+    world.advance(10).unwrap();
+    let strict = Cluster {
+        containment: Containment::Strict,
+        provider: Provider::Joined,
+        ..cluster(0, 4, Placement::Shared)
+    };
+    world.put_cluster(strict);
+    world.advance(10).unwrap();
+    let live = world.live().unwrap();
+    let mut record = node_record("n", "elastic", capacity(4, 1_000, 0));
+    let refused = |record: &_| live.may_join(record).unwrap_err().to_string();
+    // An agent of an older version.
+    assert!(refused(&record).contains("does not say"), "{}", refused(&record));
+    for (name, value) in [("limited", "cpu memory pids"), ("isolation", "none")] {
+        record.facts.insert(name.to_owned(), value.to_owned());
+    }
+    record.facts.insert("not_isolated".to_owned(), "no user namespaces".to_owned());
+    let said = refused(&record);
+    assert!(said.contains("no isolation: no user namespaces") && said.contains("strict"), "{said}");
+    assert!(!said.contains("no limits"), "{said}");
+    record.facts.remove("not_isolated");
+    live.may_join(&record).unwrap();
+    // Elsewhere nobody minds.
+    live.may_join(&node_record("n", "local", capacity(4, 1_000, 0))).unwrap();
 }

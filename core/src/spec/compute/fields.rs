@@ -12,6 +12,7 @@ use Support::{Dropped, Extends, Ignored, Recorded, Refused, Runs, Unused};
 pub(super) const COMPUTE_TYPES: [&str; 1] = ["amlcompute"];
 pub(super) const TIERS: [&str; 2] = ["dedicated", "low_priority"];
 pub(super) const PLACEMENTS: [&str; 2] = ["exclusive", "shared"];
+pub(super) const CONTAINMENTS: [&str; 2] = ["best_effort", "strict"];
 pub(super) const PROVIDERS: [&str; 3] = ["local", "joined", "command"];
 const IDENTITIES: [&str; 2] = ["system_assigned", "user_assigned"];
 
@@ -105,6 +106,14 @@ pub(in crate::spec) static AMLCOMPUTE: Object = Object {
             Extends,
             "exclusive",
             "One job a node, as in Azure, or as many as fit by what they ask for.",
+        ),
+        field(
+            "containment",
+            Word(&CONTAINMENTS),
+            Extends,
+            "best_effort",
+            "What keeps jobs apart: whatever each node's machine allows, or strict: only nodes that hold \
+             jobs to their memory, processes and CPU and isolate them.",
         ),
         field(
             "provider",

@@ -657,3 +657,11 @@ proptest! {
         let _ = parse_sizes(format!("sizes:\n  a: {{{}}}", yaml.replace('\n', ", ")).as_bytes(), &origin(), &disk());
     }
 }
+
+#[test]
+fn containment_is_strict_or_as_good_as_can_be() {
+    use crate::compute::Containment;
+    assert_eq!(quiet("name: c\n").containment, Containment::BestEffort);
+    assert_eq!(quiet("name: c\ncontainment: best_effort\n").containment, Containment::BestEffort);
+    assert_eq!(quiet("name: c\ncontainment: strict\n").containment, Containment::Strict);
+}
