@@ -60,6 +60,11 @@ impl Folder {
         self.path.join("inputs")
     }
 
+    /// The job's own layer of its environment, into which it may install more.
+    pub(crate) fn environment(&self) -> PathBuf {
+        self.path.join("environment")
+    }
+
     /// Where the job writes its named outputs.
     pub(crate) fn outputs(&self) -> PathBuf {
         self.path.join("outputs")
@@ -109,7 +114,7 @@ impl Folder {
         }
         match fs::create_dir(&work) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                for old in [&work, &self.inputs(), &self.path.join("outputs")] {
+                for old in [&work, &self.inputs(), &self.outputs()] {
                     remove_tree(old)?;
                 }
                 fs::create_dir(&work)

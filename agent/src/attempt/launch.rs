@@ -84,7 +84,7 @@ fn view(attempt: &Attempt, environment: &mut BTreeMap<String, String>) -> io::Re
         environment.remove("XDG_CACHE_HOME");
     }
     let daemon = node.services.borrow().as_ref().and_then(|services| services.home.clone());
-    let mut writable = vec![folder.work(), folder.inputs(), folder.outputs()];
+    let mut writable = vec![folder.work(), folder.inputs(), folder.outputs(), folder.environment()];
     writable.extend(node.writable.iter().cloned());
     Ok(View {
         hidden: [Some(node.root.clone()), daemon].into_iter().flatten().collect(),

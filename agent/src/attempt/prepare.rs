@@ -125,7 +125,7 @@ async fn environment(attempt: &Attempt) -> Result<Realised, Problem> {
     let wanted = wanted(attempt)?;
     let realised = attempt.node.environments.realise(&wanted, &log).await.map_err(failed)?;
     // What the command installs is the attempt's own.
-    realised.layered(attempt.folder.path().join("environment")).await.map_err(failed)
+    realised.layered(attempt.folder.environment()).await.map_err(failed)
 }
 
 fn wanted(attempt: &Attempt) -> Result<Wanted, Problem> {
