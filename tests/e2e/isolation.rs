@@ -95,6 +95,28 @@ fn without_isolation_a_job_sees_its_node_and_the_node_says_so() {
 }
 
 #[test]
+fn inputs_that_lie_on_another_file_system_are_reached() {
+    let cluster = Cluster::empty();
+    cluster.start_daemon();
+    // In memory: what is linked there from the daemon's store is a symbolic link.
+    let data = tempfile::tempdir_in("/dev/shm").unwrap();
+    cluster.start_agent(&Agent::new("local").data(data.path()));
+    cluster.write("given/deep/a.txt", "A\n");
+    cluster.write("one.txt", "B\n");
+    let yaml = "command: cat ${{inputs.folder}}/deep/a.txt ${{inputs.file}} && \
+                ls -d $(dirname $(dirname ${{inputs.file}}))/../../../lease\n\
+                inputs:\n  folder: {type: uri_folder, path: given}\n  \
+                file: {type: uri_file, path: one.txt}\n";
+    cluster.write("job.yml", yaml);
+    let made = cluster.atelier(["job", "create", "-f", "job.yml", "--query", "name", "-o", "tsv"]);
+    let job = made.ok().word();
+    let ended = cluster.ended(&job);
+    let log = String::from_utf8(cluster.log(&job)).unwrap();
+    // The last word is about the agent's own file, which is not there for a job.
+    assert!(log.starts_with("A\nB\n") && log.contains("No such file"), "{log} {ended:?}");
+}
+
+#[test]
 fn a_strict_cluster_refuses_a_node_that_isolates_nobody() {
     let cluster = Cluster::empty();
     cluster.start_daemon();

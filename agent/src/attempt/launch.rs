@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
 
 use atelier_core::spec::OnNodeLoss;
+use atelier_proto::agent::v1::input_grant::Source;
 use atelier_proto::agent::v1::{Cause, Problem};
 
 use super::prepare::Prepared;
@@ -86,11 +88,26 @@ fn view(attempt: &Attempt, environment: &mut BTreeMap<String, String>) -> io::Re
     let daemon = node.services.borrow().as_ref().and_then(|services| services.home.clone());
     let mut writable = vec![folder.work(), folder.inputs(), folder.outputs(), folder.environment()];
     writable.extend(node.writable.iter().cloned());
+    let mut readable = vec![node.environments.folder().to_owned()];
+    readable.extend(linked_inputs(attempt));
     Ok(View {
         hidden: [Some(node.root.clone()), daemon].into_iter().flatten().collect(),
-        readable: vec![node.environments.folder().to_owned()],
+        readable,
         writable,
         temporary: folder.make_temporary()?,
+    })
+}
+
+/// Inputs that are symbolic links into the daemon's store, because that is on another file system than the
+/// attempt: of the store, what the job was granted.
+fn linked_inputs(attempt: &Attempt) -> impl Iterator<Item = PathBuf> {
+    let device = |path: &Path| fs::metadata(path).ok().map(|found| found.dev());
+    let here = device(attempt.folder.path());
+    attempt.assignment.inputs.values().filter_map(move |grant| {
+        let Some(Source::Store(at)) = &grant.source else { return None };
+        let root = Path::new(&at.shared_root);
+        let is_linked = root.is_absolute() && device(root) != here;
+        is_linked.then(|| root.join(at.path.trim_start_matches('/')))
     })
 }
 

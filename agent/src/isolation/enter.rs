@@ -84,11 +84,15 @@ impl Making {
         let View { hidden, readable, writable, temporary } = view;
         let places = [Path::new("/tmp"), Path::new("/var/tmp")];
         let places = places.into_iter().filter_map(|place| place.canonicalize().ok());
-        let places: Vec<PathBuf> = places.filter(|place| !is_below(place, hidden)).collect();
+        let mut places: Vec<PathBuf> = places.filter(|place| !is_below(place, hidden)).collect();
         let mut temporaries = Vec::new();
-        for place in &places {
+        for place in places.clone() {
             temporaries.push((self.take(temporary)?, place));
         }
+        let memory = Path::new("/dev/shm").canonicalize().ok();
+        let memory =
+            memory.filter(|memory| !is_below(memory, &places) && !is_below(memory, hidden));
+        places.extend(memory.clone());
         let (own, outer): (Vec<PathBuf>, Vec<PathBuf>) =
             writable.iter().cloned().partition(|path| is_below(path, hidden));
         let (own, outer) = (outermost(&own), outermost(&outer));
@@ -111,19 +115,18 @@ impl Making {
         for (tree, place) in &temporaries {
             self.put(*tree, place)?;
         }
+        if let Some(memory) = &memory {
+            self.actions.push(Action::Cover { path: text(memory)?, options: c"mode=1777".into() });
+        }
         for (_, path) in &back {
             self.make_room(path, &places)?;
         }
         self.read_only(Path::new("/"), true, true)?;
-        for (_, place) in &temporaries {
+        for place in &places {
             self.read_only(place, false, false)?;
         }
         for (tree, path) in back {
             self.put(tree, path)?;
-        }
-        let memory = Path::new("/dev/shm");
-        if memory.is_dir() {
-            self.actions.push(Action::Cover { path: text(memory)?, options: c"mode=1777".into() });
         }
         let covers: Vec<PathBuf> = hidden
             .iter()
