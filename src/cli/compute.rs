@@ -51,7 +51,13 @@ Examples:
     Scale(Scale),
     /// Delete a cluster; its nodes leave. Refused while jobs are on it
     #[command(after_help = "Example:\n  atelier compute delete cpu-cluster")]
-    Delete(Name),
+    Delete {
+        #[command(flatten)]
+        name: Name,
+        /// As users of `az ml` write it: nothing is asked either way
+        #[arg(long, short)]
+        yes: bool,
+    },
     /// List the nodes of one compute
     #[command(after_help = "Example:\n  atelier compute list-nodes cpu-cluster")]
     ListNodes(Name),
@@ -172,7 +178,7 @@ pub(super) async fn run(command: Command, context: &Context) -> Result<(), Error
             };
             show(&client.call(computes.update_compute(request)).await?)
         }
-        Command::Delete(name) => {
+        Command::Delete { name, yes: _ } => {
             let request = DeleteComputeRequest { name: name.get().to_owned() };
             client.call(computes.delete_compute(request)).await?;
             context.output.note(&format!(

@@ -53,6 +53,7 @@ fn code_of_handle(error: &daemon::HandleError) -> Code {
         | E::NoSuchJob(_) => Code::NotFound,
         E::Refused(
             Refusal::NeverFits { .. }
+            | Refusal::NoSuchLabels { .. }
             | Refusal::GangTooLarge { .. }
             | Refusal::ExperimentDeleted(_)
             | Refusal::AlreadyDrained { .. }

@@ -37,7 +37,7 @@ fn a_job_goes_where_its_labels_and_its_disk_are() {
             .fails(1)
             .says(says);
     };
-    refused("node_labels: {rack: 7}", &["label rack=7"]);
+    refused("node_labels: {rack: 7}", &["labels rack=7"]);
     refused("disk: 50GiB", &["50 GiB disk", "40 GiB disk"]);
     refused("gpus: 0.5", &["0.5 GPU"]);
     refused("gpus: 1.5", &["gpus"]);

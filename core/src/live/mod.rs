@@ -269,6 +269,14 @@ impl Live {
         }
         let demand = spec.resources.demand.clone();
         if let Some(largest) = self.sched.never_fits(&compute, &demand) {
+            let anywhere = Demand { node_labels: None, ..demand.clone() };
+            if let Some(labels) = demand.node_labels.as_ref()
+                && self.sched.never_fits(&compute, &anywhere).is_none()
+            {
+                let words = labels.iter().map(|(key, value)| format!("{key}={value}"));
+                let labels = words.collect::<Vec<_>>().join(", ");
+                return Err(Refusal::NoSuchLabels { labels, compute });
+            }
             let largest = largest.to_string();
             return Err(Refusal::NeverFits { demand: demand.to_string(), compute, largest });
         }

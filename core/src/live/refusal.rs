@@ -180,6 +180,17 @@ pub enum Refusal {
         /// Which cluster.
         compute: ComputeName,
     },
+    /// No node that could hold it has the labels that it asks for.
+    #[error(
+        "cannot create the job: no node of compute '{compute}' that could hold it has the labels \
+         {labels}; look at 'atelier node show', or give a node's agent '--label KEY=VALUE'"
+    )]
+    NoSuchLabels {
+        /// What it asks for.
+        labels: String,
+        /// Where.
+        compute: ComputeName,
+    },
     /// It does not keep jobs apart, and its cluster wants that.
     #[error(
         "node '{node}' may not join compute '{compute}', whose containment is strict: it has {lacks}; see to \

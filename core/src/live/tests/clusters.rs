@@ -173,7 +173,7 @@ fn a_cluster_with_labels_grows_for_a_job_that_asks_for_them() {
         spec.compute = Some(elastic());
         live.as_asked(job_name("third"), &spec, &principal("ada"), NOW)
     };
-    assert!(matches!(asked, Err(Refusal::NeverFits { .. })), "{asked:?}");
+    assert!(matches!(asked, Err(Refusal::NoSuchLabels { .. })), "{asked:?}");
     let other = Cluster { node_labels: labels(&[("zone", "c")]), ..zoned };
     let changed = live.put_cluster(other, principal("root"), NOW, &mut Decisions::default());
     assert_eq!(changed, Err(Refusal::FixedField { compute: elastic(), field: "node_labels" }));
