@@ -37,6 +37,7 @@ pub use supervisor::supervise_if_asked;
 
 use crate::attempt::{Node, Spares};
 use crate::cgroup::{Cgroups, NodeLimits};
+use crate::isolation::Means;
 use crate::monitor::{Monitor, NodeSampler};
 use crate::session::{Registry, Session};
 use crate::supervisor::{Launcher, Lease};
@@ -124,11 +125,15 @@ async fn serve(
     let gpus: Arc<dyn monitor::gpu::Gpus> = Arc::from(monitor::gpu::find());
     let mut sampler = NodeSampler::new(root.clone());
     let cgroups = find_cgroups(&args, &name, &root, &mut sampler);
-    let not_isolated = not_isolated(args.isolation, &root)?;
+    let (isolated, not_isolated) = isolate(args.isolation, &root)?;
     let mut facts = facts::gather(&args, &root, gpus.as_ref(), &mut sampler, &cgroups);
-    let isolation = if not_isolated.is_none() { "private" } else { "none" };
+    let isolation = match isolated {
+        Some(Means::UserNamespace) => "private",
+        Some(Means::Root) => "private, but for each other's processes",
+        None => "none",
+    };
     facts.other.insert("isolation".to_owned(), isolation.to_owned());
-    facts.other.extend(not_isolated.clone().map(|why| ("not_isolated".to_owned(), why)));
+    facts.other.extend(not_isolated.map(|why| ("not_isolated".to_owned(), why)));
     let (client, clients) = watch::channel(None);
     let (services, services_seen) = watch::channel(None);
     let (connected, connected_seen) = watch::channel(false);
@@ -143,7 +148,7 @@ async fn serve(
     let node = Arc::new(Node {
         root: root.clone(),
         attempts: attempts.clone(),
-        isolated: not_isolated.is_none(),
+        isolated,
         writable: args.writable.clone(),
         spares,
         shell: attempt::find_shell(),
@@ -211,17 +216,17 @@ fn find_cgroups(args: &AgentArgs, node: &str, root: &Path, sampler: &mut NodeSam
     Cgroups::find(&cgroup::parent_name(node, root), NodeLimits::of(offered, total))
 }
 
-/// Why jobs are not isolated, if they are not.
-fn not_isolated(wanted: Isolation, root: &Path) -> Result<Option<String>, Error> {
+/// By what jobs are isolated, or why they are not.
+fn isolate(wanted: Isolation, root: &Path) -> Result<(Option<Means>, Option<String>), Error> {
     if wanted == Isolation::None {
-        return Ok(Some("the agent runs with --isolation none".to_owned()));
+        return Ok((None, Some("the agent runs with --isolation none".to_owned())));
     }
     match isolation::probe(supervisor::VERB, root) {
-        Ok(()) => Ok(None),
+        Ok(means) => Ok((Some(means), None)),
         Err(why) if wanted == Isolation::Required => Err(Error::NotIsolated(why)),
         Err(why) => {
             tracing::warn!(%why, "jobs are not isolated from this machine");
-            Ok(Some(why))
+            Ok((None, Some(why)))
         }
     }
 }

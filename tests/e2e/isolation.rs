@@ -95,6 +95,30 @@ fn without_isolation_a_job_sees_its_node_and_the_node_says_so() {
 }
 
 #[test]
+fn a_job_cannot_look_into_another_ones_processes() {
+    needs("isolation");
+    let cluster = Cluster::start();
+    let told = cluster.files().join("pid");
+    let victim = cluster.shell(&format!("echo $$ > {}; exec sleep 600", told.display()));
+    cluster.running(&victim);
+    let pid = until("the job has told its number", || {
+        fs::read_to_string(&told).ok().filter(|text| text.ends_with('\n'))
+    });
+    let pid = pid.trim();
+    assert!(
+        fs::read_to_string(format!("/proc/{pid}/environ"))
+            .unwrap()
+            .contains("MLFLOW_TRACKING_TOKEN")
+    );
+    let look = format!("cat /proc/{pid}/environ || ls /proc/{pid}/root/ || echo closed");
+    let spy = cluster.shell(&look);
+    cluster.completed(&spy);
+    let log = String::from_utf8(cluster.log(&spy)).unwrap();
+    assert!(log.ends_with("closed\n") && !log.contains("TOKEN"), "{log}");
+    cluster.atelier(["job", "cancel", &victim]).ok();
+}
+
+#[test]
 fn inputs_that_lie_on_another_file_system_are_reached() {
     let cluster = Cluster::empty();
     cluster.start_daemon();

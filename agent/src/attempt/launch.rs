@@ -13,7 +13,7 @@ use atelier_proto::agent::v1::{Cause, Problem};
 use super::prepare::Prepared;
 use super::process::Process;
 use super::{Attempt, problem};
-use crate::isolation::View;
+use crate::isolation::{Means, View};
 use crate::record;
 use crate::supervisor::{LAUNCH, Launch, STARTED, Started};
 
@@ -28,10 +28,10 @@ pub(super) async fn launch(attempt: &Attempt, prepared: Prepared) -> Result<Proc
     })?;
     let mut environment = prepared.variables;
     let view = match attempt.node.isolated {
-        true => Some(view(attempt, &mut environment).map_err(|error| {
+        Some(means) => Some(view(attempt, means, &mut environment).map_err(|error| {
             problem::of(Cause::Platform, "cannot make the job's folder for temporary files", &error)
         })?),
-        false => None,
+        None => None,
     };
     let log_limit =
         [attempt.node.log_limit, Some(assignment.log_limit_bytes).filter(|&limit| limit > 0)];
@@ -66,7 +66,11 @@ pub(super) async fn launch(attempt: &Attempt, prepared: Prepared) -> Result<Proc
 }
 
 /// What the command sees of the node, and what it must be told of it.
-fn view(attempt: &Attempt, environment: &mut BTreeMap<String, String>) -> io::Result<View> {
+fn view(
+    attempt: &Attempt,
+    means: Means,
+    environment: &mut BTreeMap<String, String>,
+) -> io::Result<View> {
     let (node, folder) = (&attempt.node, &attempt.folder);
     let own = &attempt.spec.environment_variables;
     let mut set = |name: &str, value: String| {
@@ -95,6 +99,7 @@ fn view(attempt: &Attempt, environment: &mut BTreeMap<String, String>) -> io::Re
         readable,
         writable,
         temporary: folder.make_temporary()?,
+        means,
     })
 }
 

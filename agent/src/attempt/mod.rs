@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, watch};
 use crate::cgroup::Cgroups;
 use crate::data::DataPlane;
 use crate::environment::Environments;
+use crate::isolation::Means;
 use crate::monitor;
 use crate::supervisor::{Launcher, Lease};
 
@@ -58,8 +59,8 @@ pub(crate) struct Node {
     pub(crate) log_limit: Option<u64>,
     /// Processes and threads of one job at most, whatever its size.
     pub(crate) process_limit: Option<u64>,
-    /// Whether commands see the node as [`crate::isolation`] says.
-    pub(crate) isolated: bool,
+    /// By what commands see the node as [`crate::isolation`] says; `None`: they see all of it.
+    pub(crate) isolated: Option<Means>,
     /// What isolated commands may write besides their own folders.
     pub(crate) writable: Vec<PathBuf>,
     /// How long killed processes may take to die.

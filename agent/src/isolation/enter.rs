@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::ptr;
 
-use super::{View, is_below};
+use super::{Means, View, is_below};
 
 /// All that is to be done, in order.
 #[derive(Debug)]
@@ -81,7 +81,7 @@ impl Making {
     /// read only, what others may write comes back, the hidden folders are covered, also where they lie in
     /// what just came back, and what is shown of them is put into the covers.
     fn all(&mut self, view: &View) -> io::Result<()> {
-        let View { hidden, readable, writable, temporary } = view;
+        let View { hidden, readable, writable, temporary, means: _ } = view;
         let places = [Path::new("/tmp"), Path::new("/var/tmp")];
         let places = places.into_iter().filter_map(|place| place.canonicalize().ok());
         let mut places: Vec<PathBuf> = places.filter(|place| !is_below(place, hidden)).collect();
@@ -196,7 +196,7 @@ impl Entry {
     /// The way into a view of which all paths are plain.
     pub(super) fn new(view: &View) -> io::Result<Self> {
         let (user, group) = (rustix::process::geteuid(), rustix::process::getegid());
-        let user_namespace = !user.is_root();
+        let user_namespace = view.means == Means::UserNamespace;
         let mut actions = Vec::new();
         if user_namespace {
             let map = |id: u32| format!("{id} {id} 1");

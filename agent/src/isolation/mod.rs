@@ -9,8 +9,8 @@
 //! <attempt>/work, …      as they are, at their own paths
 //! ```
 //! It also has System V queues and shared memory of its own, no capabilities, and cannot get any by
-//! running a program that would give it some. An agent that is not root gets there by a user namespace, in
-//! which the job keeps its user.
+//! running a program that would give it some. It gets there by a user namespace, in which it keeps its user;
+//! where root may have none, by the agent's being root.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -36,6 +36,21 @@ pub(crate) struct View {
     pub(crate) writable: Vec<PathBuf>,
     /// The folder that it sees as `/tmp` and `/var/tmp`.
     pub(crate) temporary: PathBuf,
+    /// By what it gets there.
+    #[serde(default)]
+    pub(crate) means: Means,
+}
+
+/// By what a view is made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Means {
+    /// A user namespace of the attempt's own, in which it keeps its user. What `/proc` tells of others'
+    /// processes, their memory and variables, is closed to it.
+    #[default]
+    UserNamespace,
+    /// The agent's being root. Jobs can look into each other's processes.
+    Root,
 }
 
 /// Whether jobs are isolated.
@@ -62,6 +77,7 @@ impl View {
             readable: plain(&self.readable),
             writable: plain(&self.writable),
             temporary: self.temporary.canonicalize()?,
+            means: self.means,
         })
     }
 }

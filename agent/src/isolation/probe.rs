@@ -1,22 +1,35 @@
 //! Whether this machine lets jobs be isolated, seen by doing it.
 
+use std::ffi::OsStr;
 use std::io;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 
-use super::View;
+use super::{Means, View};
 
 /// The second argument of a supervisor that is none: it enters a view and ends.
 pub(crate) const PROBE: &str = "--isolate";
 
-/// Enters a view below the agent's folder, in a process of its own; the reason if it cannot be done.
-pub(crate) fn probe(verb: &str, root: &Path) -> Result<(), String> {
+/// Finds by what jobs can be isolated, or why they cannot.
+pub(crate) fn probe(verb: &str, root: &Path) -> Result<Means, String> {
+    match try_it(verb, root, Means::UserNamespace) {
+        Ok(()) => Ok(Means::UserNamespace),
+        Err(_) if rustix::process::geteuid().is_root() => {
+            try_it(verb, root, Means::Root).map(|()| Means::Root)
+        }
+        Err(why) => Err(why),
+    }
+}
+
+/// Enters a view below the agent's folder, in a process of its own.
+fn try_it(verb: &str, root: &Path, means: Means) -> Result<(), String> {
     let folder = root.join("probe");
     let cannot = |error: io::Error| format!("cannot try it: {error}");
     std::fs::create_dir_all(&folder).map_err(cannot)?;
     // The program that runs now, even if its file was replaced meanwhile.
     let mut command = Command::new("/proc/self/exe");
-    command.args([verb, PROBE]).arg(root).stdin(Stdio::null()).stderr(Stdio::null());
+    let means = if means == Means::Root { "root" } else { "user" };
+    command.args([verb, PROBE, means]).arg(root).stdin(Stdio::null()).stderr(Stdio::null());
     let output = command.env_clear().output().map_err(cannot)?;
     let said = String::from_utf8_lossy(&output.stdout).trim().to_owned();
     match output.status.success() {
@@ -27,12 +40,13 @@ pub(crate) fn probe(verb: &str, root: &Path) -> Result<(), String> {
 }
 
 /// The probe's own life: hides the agent's folder but for one in it, and says what failed.
-pub(crate) fn probe_to_code(root: &Path) -> ExitCode {
+pub(crate) fn probe_to_code(means: &OsStr, root: &Path) -> ExitCode {
     let own = root.join("probe");
     let view = View {
         hidden: vec![root.to_owned()],
         writable: vec![own.clone()],
         temporary: own.clone(),
+        means: if means == "root" { Means::Root } else { Means::UserNamespace },
         ..View::default()
     };
     let tried = view.entry().map_err(|error| error.to_string()).and_then(|mut entry| {

@@ -68,8 +68,8 @@ pub fn supervise_if_asked(mut arguments: impl Iterator<Item = OsString>) -> Opti
         return Some(launcher::serve());
     }
     if folder == isolation::PROBE {
-        let root = arguments.next()?;
-        return Some(isolation::probe_to_code(Path::new(&root)));
+        let (means, root) = (arguments.next()?, arguments.next()?);
+        return Some(isolation::probe_to_code(&means, Path::new(&root)));
     }
     Some(ExitCode::from(supervise_to_code(Path::new(&folder))))
 }
