@@ -39,9 +39,9 @@ pub(crate) fn busy() {
     let before = ticks(agent);
     std::thread::sleep(Duration::from_secs(SECONDS));
     let cpu = (ticks(agent) - before) as f64 / SECONDS as f64;
-    println!("agent with {JOBS} jobs: {:.1} MiB PSS, {cpu:.2} % of a core", pss(agent));
-    let all = supervisors();
-    let sum: f64 = all.iter().map(|pid| pss(*pid)).sum();
+    println!("agent with {JOBS} jobs: {:.1} MiB PSS, {cpu:.2} % of a core", pss(agent).unwrap());
+    let all: Vec<f64> = supervisors().into_iter().filter_map(pss).collect();
+    let sum: f64 = all.iter().sum();
     println!("supervisor: {:.2} MiB PSS each ({} of them)", sum / all.len() as f64, all.len());
 }
 

@@ -8,11 +8,11 @@ use atelier_proto::job::v1 as pb;
 use crate::cluster::{Cluster, runtime, true_job};
 use crate::figures::millis;
 
-/// Proportional memory of a process in MiB.
-pub(crate) fn pss(pid: u32) -> f64 {
-    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
-    let line = text.lines().find_map(|line| line.strip_prefix("Pss:")).unwrap();
-    line.trim().trim_end_matches(" kB").trim().parse::<f64>().unwrap() / 1024.0
+/// Proportional memory of a process in MiB; `None` if it has just ended.
+pub(crate) fn pss(pid: u32) -> Option<f64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("Pss:"))?;
+    Some(line.trim().trim_end_matches(" kB").trim().parse::<f64>().ok()? / 1024.0)
 }
 
 /// CPU time of a process so far, in clock ticks.
@@ -32,7 +32,7 @@ pub(crate) fn idle() {
     std::thread::sleep(Duration::from_secs(SECONDS));
     for ((name, pid), before) in pids.into_iter().zip(before) {
         let cpu = (ticks(pid) - before) as f64 / SECONDS as f64;
-        println!("idle {name}: {:.1} MiB PSS, {cpu:.2} % of a core", pss(pid));
+        println!("idle {name}: {:.1} MiB PSS, {cpu:.2} % of a core", pss(pid).unwrap());
     }
 }
 
@@ -45,9 +45,9 @@ pub(crate) fn history() {
     runtime().block_on(async {
         let jobs = cluster.jobs().await;
         finish(&jobs, 2_000, "warm").await;
-        let before = pss(daemon);
+        let before = pss(daemon).unwrap();
         finish(&jobs, JOBS, "many").await;
-        let after = pss(daemon);
+        let after = pss(daemon).unwrap();
         println!(
             "daemon after {JOBS} finished jobs: {after:.1} MiB PSS, {:+.1} MiB against before",
             after - before
