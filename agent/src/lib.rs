@@ -8,6 +8,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
@@ -160,6 +161,7 @@ async fn serve(
         cgroups,
         lease,
         lease_path,
+        leases_lost: AtomicU64::new(0),
         log_limit: args.log_limit,
         process_limit: args.process_limit,
         kill_patience_ms: u64::try_from(args.kill_patience.as_millis()).unwrap_or(u64::MAX),

@@ -1,9 +1,11 @@
 //! What `/proc` says of processes (proc_pid_stat(5)).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
 
 #[cfg(test)]
 mod tests;
@@ -92,7 +94,14 @@ fn parse_io(text: &str) -> Option<(u64, u64)> {
 
 /// Whether a process was started with `NAME=value` in its environment.
 pub(crate) fn has_variable(pid: i32, name: &str, value: &Path) -> bool {
-    let Ok(environment) = fs::read(format!("/proc/{pid}/environ")) else { return false };
-    let wanted = [name.as_bytes(), b"=", value.as_os_str().as_encoded_bytes()].concat();
-    environment.split(|&byte| byte == 0).any(|variable| variable == wanted)
+    path_variable(pid, name).is_some_and(|found| found == value)
+}
+
+/// The path that a variable held when a process was started.
+pub(crate) fn path_variable(pid: i32, name: &str) -> Option<PathBuf> {
+    let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;
+    environment.split(|&byte| byte == 0).find_map(|variable| {
+        let value = variable.strip_prefix(name.as_bytes())?.strip_prefix(b"=")?;
+        Some(PathBuf::from(OsStr::from_bytes(value)))
+    })
 }

@@ -6,6 +6,11 @@ use std::path::PathBuf;
 use atelier_core::id::{ComputeName, WorkspaceName};
 use atelier_core::node::LeasePolicy;
 
+/// A node gives a job that outlives its lease no more time than this to end, whatever `--grace` says.
+const LEASE_GRACE_S: u64 = 10;
+/// After that it kills it, which is quick and takes a moment.
+const KILLING_MS: u64 = 1_000;
+
 /// Runs the daemon: the workspace's scheduler, store and gateway.
 #[derive(clap::Args, Clone, Debug)]
 pub struct ServeArgs {
@@ -49,15 +54,17 @@ pub struct ServeArgs {
 }
 
 impl ServeArgs {
-    /// The lease that these arguments mean. Short leases shorten everything that depends on them.
+    /// The lease that these arguments mean. Short leases shorten everything that depends on them, but
+    /// not the time that a job may take to end: until that is over too, none may follow it.
     pub fn lease_policy(&self) -> LeasePolicy {
         let lease_ms = self.lease.max(1) * 1000;
         let usual = LeasePolicy::default();
+        let ending_ms = self.grace.min(LEASE_GRACE_S) * 1000 + KILLING_MS;
         LeasePolicy {
             heartbeat_ms: usual.heartbeat_ms.min(lease_ms / 4),
             unreachable_ms: usual.unreachable_ms.min(lease_ms / 2),
             lease_ms,
-            margin_ms: usual.margin_ms.min(lease_ms / 2),
+            margin_ms: usual.margin_ms.min(lease_ms / 2).max(ending_ms),
         }
     }
 }

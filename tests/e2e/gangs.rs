@@ -242,7 +242,8 @@ fn a_gang_waits_for_all_of_its_nodes_and_too_large_a_one_is_refused() {
 #[test]
 fn a_node_that_dies_takes_its_gang_with_it_and_the_next_attempt_goes_elsewhere() {
     let cluster = Cluster::empty();
-    cluster.settings.borrow_mut().serve = vec!["--lease".to_owned(), "4".to_owned()];
+    cluster.settings.borrow_mut().serve =
+        ["--lease", "4", "--grace", "1"].map(str::to_owned).into();
     cluster.start_daemon();
     for number in 0..3 {
         cluster.start_agent(&Agent::new(&format!("n{number}")).cpus(1));

@@ -6,7 +6,7 @@ use std::time::Duration;
 use atelier_proto::job::v1::JobStatus;
 use rustix::process::Signal;
 
-use crate::harness::{Agent, Cluster, until};
+use crate::harness::{Agent, Cluster, memory, until};
 
 #[test]
 fn a_job_reads_its_inputs_and_leaves_its_outputs() {
@@ -312,12 +312,12 @@ fn flood(bytes: u64) {
     const KEPT: usize = 1_000_000;
     let cluster = Cluster::start_with(&["--log-limit", &KEPT.to_string()]);
     let pids = [cluster.daemon(|d| d.pid()), cluster.agent("local", |a| a.pid())];
-    let before = pids.map(resident);
+    let before = pids.map(memory);
     let name = cluster.shell(&format!("head -c {bytes} /dev/zero | tr '\\0' x; echo"));
     let mut most = [0, 0];
     let watcher = cluster.atelier(["job", "stream", &name, "-q"]).spawn();
     let job = until("it has ended", || {
-        most = [0, 1].map(|part: usize| most[part].max(resident(pids[part])));
+        most = [0, 1].map(|part: usize| most[part].max(memory(pids[part])));
         let job = cluster.rpc().job(&name).unwrap();
         job.status().is_final().then_some(job)
     });
@@ -332,17 +332,6 @@ fn flood(bytes: u64) {
     let dropped = bytes + 1 - KEPT as u64;
     assert!(end.contains(&dropped.to_string()) && end.contains("dropped"), "{dropped}: {end}");
     assert_eq!(watcher.wait().ok().stdout().len(), log.len());
-}
-
-/// Bytes of memory that a process has to itself.
-fn resident(pid: rustix::process::Pid) -> u64 {
-    let path = format!("/proc/{}/smaps_rollup", pid.as_raw_pid());
-    let text = fs::read_to_string(path).unwrap();
-    let kib: u64 = text
-        .lines()
-        .find_map(|line| line.strip_prefix("Pss:")?.split_whitespace().next()?.parse().ok())
-        .unwrap();
-    kib << 10
 }
 
 #[test]

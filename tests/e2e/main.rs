@@ -23,6 +23,7 @@ mod gangs;
 mod isolation;
 mod jobs;
 mod local;
+mod nodes;
 mod nouns;
 mod queue;
 mod quotas;

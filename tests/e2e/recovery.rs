@@ -180,30 +180,6 @@ fn f07_a_frozen_daemon_wakes() {
     never_twice(&cluster, &BTreeSet::from([name]));
 }
 
-/// 8: the agent is killed in the middle of a job; the job and its log do not notice.
-#[test]
-fn f08_killing_the_agent_loses_nothing() {
-    let cluster = Cluster::start();
-    let go = cluster.files().join("go");
-    let name = cluster.shell(&format!(
-        "seq 1 1000\nwhile [ ! -e {} ]; do sleep 0.05; done\nseq 1001 2000; echo kept > outputs/k",
-        go.display()
-    ));
-    let watcher = cluster.atelier(["job", "stream", &name, "-q"]).spawn();
-    watcher.prints("\n1000\n");
-    cluster.agent("local", Process::kill);
-    cluster.launch_agent(&Agent::new("local"));
-    cluster.node_is_ready("local");
-    cluster.restart_daemon_hard();
-    fs::write(&go, "").unwrap();
-    let job = cluster.completed(&name);
-    assert_eq!(job.attempt, 1);
-    let whole: String = (1..=2000).map(|n| format!("{n}\n")).collect();
-    assert_eq!(watcher.wait().ok().stdout(), whole);
-    assert_eq!(cluster.log(&name), whole.as_bytes());
-    assert!(cluster.rpc().artifacts(&name).contains(&"outputs/k".to_owned()));
-}
-
 /// 17: the client does not hear the answer and asks again: one job.
 #[test]
 fn f17_a_repeated_submission_finds_the_first() {

@@ -17,9 +17,15 @@ use crate::isolation::{Means, View};
 use crate::record;
 use crate::supervisor::{LAUNCH, Launch, STARTED, Started};
 
-/// Starts the supervisor.
+/// Starts the supervisor, unless the lease has run out since the node took the attempt.
 pub(super) async fn launch(attempt: &Attempt, prepared: Prepared) -> Result<Process, Problem> {
     let assignment = &attempt.assignment;
+    let leased = attempt.spec.on_node_loss == OnNodeLoss::Requeue;
+    if leased && attempt.has_outlived_its_lease() {
+        let message = "the node could not reach the daemon for as long as its lease and did not \
+                       start the job";
+        return Err(problem::problem(Cause::LeaseExpired, message));
+    }
     let mut limits = attempt.node.cgroups.limits_of(assignment.cpu_milli, assignment.memory_mib);
     limits.processes =
         attempt.node.process_limit.map_or(limits.processes, |most| most.min(limits.processes));
@@ -46,10 +52,7 @@ pub(super) async fn launch(attempt: &Attempt, prepared: Prepared) -> Result<Proc
         grace_ms: assignment.grace_s.saturating_mul(1000),
         timeout_ms: attempt.spec.limits.timeout.map(|seconds| seconds.saturating_mul(1000)),
         // A job that is kept goes on however long the daemon is away.
-        lease: match attempt.spec.on_node_loss {
-            OnNodeLoss::Requeue => Some(attempt.node.lease_path.clone()),
-            OnNodeLoss::Keep => None,
-        },
+        lease: leased.then(|| attempt.node.lease_path.clone()),
         give_up_ms: attempt.node.kill_patience_ms,
         cgroup,
         view,

@@ -9,12 +9,14 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use atelier_core::spec::CommandJob;
 use atelier_proto::agent::v1 as pb;
 use tokio::sync::{mpsc, watch};
 
 use crate::cgroup::Cgroups;
+use crate::clock;
 use crate::data::DataPlane;
 use crate::environment::Environments;
 use crate::isolation::Means;
@@ -34,7 +36,7 @@ mod variables;
 
 pub(crate) use folder::Folder;
 pub(crate) use problem::{of as problem_of, problem as make_problem};
-pub(crate) use reattach::{Decision, decide, look};
+pub(crate) use reattach::{Decision, Loss, decide, end_forgotten, look};
 pub(crate) use run::run;
 pub(crate) use spares::Spares;
 pub(crate) use variables::inherited;
@@ -55,6 +57,8 @@ pub(crate) struct Node {
     pub(crate) cgroups: Cgroups,
     pub(crate) lease: Lease,
     pub(crate) lease_path: PathBuf,
+    /// How often the lease has run out.
+    pub(crate) leases_lost: AtomicU64,
     /// Bytes of log that this node keeps at most, whatever the assignment allows.
     pub(crate) log_limit: Option<u64>,
     /// Processes and threads of one job at most, whatever its size.
@@ -113,11 +117,21 @@ pub(crate) struct Attempt {
     pub(crate) assignment: pb::Assignment,
     pub(crate) spec: CommandJob,
     pub(crate) orders: watch::Receiver<Order>,
+    /// [`Node::leases_lost`] when the node took it.
+    pub(crate) under_lease: u64,
     /// Turns true when the log has its last byte.
     pub(crate) log_complete: watch::Sender<bool>,
 }
 
 impl Attempt {
+    /// Whether the lease has run out since the node took this attempt. Then the daemon may have given
+    /// it up and started another, and will say so only after it has renewed the lease.
+    fn has_outlived_its_lease(&self) -> bool {
+        let until = self.node.lease.until().unwrap_or(0);
+        clock::boottime_ms() >= until
+            || self.node.leases_lost.load(Ordering::Relaxed) != self.under_lease
+    }
+
     fn report(&self, phase: pb::attempt_report::Phase) {
         let report = pb::AttemptReport { key: Some(self.key.clone()), phase: Some(phase) };
         // The session outlives all attempts; if it is gone, so is this process.

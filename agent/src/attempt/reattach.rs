@@ -1,13 +1,17 @@
 //! What to do with an attempt that a new agent finds on its disk.
 
+use std::collections::BTreeSet;
 use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use atelier_proto::agent::v1 as pb;
 
 use super::Folder;
+use super::variables::MARK;
 use crate::proc;
 use crate::record;
-use crate::supervisor::{EXITED, Exited, STARTED, Started};
+use crate::supervisor::{EXITED, Exited, STARTED, Started, kill_marked};
 
 /// What was found. The process is looked at before the record of its end is read: a supervisor
 /// writes that record and then ends, so "gone and no record" is certain.
@@ -86,6 +90,23 @@ pub(crate) fn look(folder: &Folder, boot_id: &str) -> io::Result<Facts> {
         boot_id: boot_id.to_owned(),
         exited: record::read(folder.path(), EXITED)?,
     })
+}
+
+/// Kills what runs of attempts below `attempts` that are not `known`. Their folders are gone, and with
+/// them whatever could be told or kept of them: the data folder was deleted while they ran.
+pub(crate) fn end_forgotten(attempts: &Path, known: impl Fn(&Path) -> bool) {
+    const ROUNDS: u32 = 50;
+    let of_attempt = |stat: proc::Stat| proc::path_variable(stat.pid, MARK);
+    let ours = |folder: &PathBuf| folder.parent() == Some(attempts) && !known(folder);
+    let forgotten: BTreeSet<PathBuf> =
+        proc::all().into_iter().filter_map(of_attempt).filter(ours).collect();
+    for folder in forgotten {
+        tracing::warn!(folder = %folder.display(), "its records are gone, ending what runs of an attempt");
+        let mut rounds = 0..ROUNDS;
+        while kill_marked(MARK, &folder) > 0 && rounds.next().is_some() {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
 }
 
 impl Decision {

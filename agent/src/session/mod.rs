@@ -4,6 +4,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use atelier_proto::agent::v1 as pb;
@@ -345,6 +346,10 @@ impl LeaseKeeper {
     }
 
     fn renewed_by_what_was_sent_at(&self, sent_at: u64) {
+        let now = clock::boottime_ms();
+        if self.node.lease.until().is_ok_and(|until| until <= now) {
+            self.node.leases_lost.fetch_add(1, Ordering::Relaxed);
+        }
         let until = match self.lease_ms {
             0 => crate::supervisor::Lease::NEVER,
             lease_ms => sent_at.saturating_add(lease_ms),

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use atelier_core::spec::CommandJob;
@@ -15,9 +16,14 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::attempt::{
-    Attempt, Decision, Folder, News, Node, Order, decide, look, make_problem, problem_of, run,
+    Attempt, Decision, Folder, Loss, News, Node, Order, decide, end_forgotten, look, make_problem,
+    problem_of, run,
 };
 use crate::clock;
+use crate::record;
+
+/// Beside `attempts/`: the boot in which their records were written. On the disk before any of them is.
+const BOOT: &str = "boot.json";
 
 /// The attempts, by epoch, which no two share.
 #[derive(Default)]
@@ -44,6 +50,10 @@ impl Registry {
     /// Takes stock of what earlier agents left on disk.
     pub(crate) fn load(node: &Arc<Node>) -> io::Result<Self> {
         let mut registry = Self::default();
+        let root = node.attempts.parent().unwrap_or(&node.attempts);
+        let boot: Option<String> = record::read(root, BOOT)?;
+        let same_boot = boot.as_ref() == Some(&node.boot_id);
+        let rebooted = boot.is_some() && !same_boot;
         for found in fs::read_dir(&node.attempts)? {
             let name = found?.file_name();
             let Some(epoch) = name.to_str().and_then(|name| name.parse::<u64>().ok()) else {
@@ -54,10 +64,17 @@ impl Registry {
                 .assignment()
                 .filter(|assignment| assignment.key.as_ref().is_some_and(|key| key.epoch == epoch));
             match assignment {
-                Some(assignment) => registry.found(node, folder, assignment)?,
+                Some(assignment) => registry.found(node, folder, assignment, rebooted)?,
                 // Killed while it was written: nothing was ever said or done about it.
                 None => folder.remove()?,
             }
+        }
+        end_forgotten(&node.attempts, |folder| {
+            registry.attempts.values().any(|entry| entry.folder.path() == folder)
+        });
+        // On a full disk the older one stays, which errs on the safe side.
+        if !same_boot && let Err(error) = note_boot(root, &node.boot_id) {
+            tracing::warn!(%error, "cannot note which boot this is");
         }
         Ok(registry)
     }
@@ -67,8 +84,14 @@ impl Registry {
         node: &Arc<Node>,
         folder: Folder,
         assignment: pb::Assignment,
+        rebooted: bool,
     ) -> io::Result<()> {
-        let decision = decide(look(&folder, &node.boot_id)?);
+        let decision = match decide(look(&folder, &node.boot_id)?) {
+            // It may well have run: that it did had not reached the disk. Running it again as the same
+            // attempt would give a job that takes the machine down no end of tries.
+            Decision::Prepare if rebooted => Decision::Lost(Loss::Reboot),
+            decision => decision,
+        };
         tracing::info!(folder = %folder.path().display(), decision = decision.name(), "found an attempt");
         if let Decision::Report(report) = decision {
             self.keep_ended(folder, report);
@@ -308,6 +331,12 @@ impl Registry {
     }
 }
 
+fn note_boot(root: &Path, boot_id: &str) -> io::Result<()> {
+    record::write(root, BOOT, &boot_id)?;
+    fs::File::open(root.join(BOOT))?.sync_all()?;
+    fs::File::open(root)?.sync_all()
+}
+
 fn failed(key: &pb::AttemptKey, problem: pb::Problem) -> pb::AttemptReport {
     let ended =
         pb::Ended { at_ms: clock::now_ms(), problem: Some(problem), ..pb::Ended::default() };
@@ -337,6 +366,7 @@ fn attempt(
         assignment,
         spec,
         orders: orders.subscribe(),
+        under_lease: node.leases_lost.load(Ordering::Relaxed),
         log_complete: watch::Sender::new(false),
     };
     Ok((attempt, orders))

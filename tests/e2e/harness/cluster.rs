@@ -42,6 +42,8 @@ pub(crate) struct Agent {
     pub(crate) server: Option<String>,
     /// The agent's data folder, instead of one below the cluster's folder.
     pub(crate) data: Option<PathBuf>,
+    /// The program, instead of the one under test where it was built.
+    pub(crate) program: Option<PathBuf>,
     /// Further arguments.
     pub(crate) more: Vec<String>,
 }
@@ -56,6 +58,7 @@ impl Agent {
             memory: "1GiB".to_owned(),
             server: None,
             data: None,
+            program: None,
             more: Vec::new(),
         }
     }
@@ -77,6 +80,16 @@ impl Agent {
 
     pub(crate) fn data(mut self, folder: &Path) -> Self {
         self.data = Some(folder.to_owned());
+        self
+    }
+
+    pub(crate) fn server(mut self, url: &str) -> Self {
+        self.server = Some(url.to_owned());
+        self
+    }
+
+    pub(crate) fn program(mut self, path: &Path) -> Self {
+        self.program = Some(path.to_owned());
         self
     }
 }
@@ -298,7 +311,9 @@ impl Cluster {
             }
             file
         };
-        let mut command = self.command();
+        let program = agent.program.as_deref().unwrap_or(Path::new(PROGRAM));
+        let mut command = Command::new(program);
+        self.clean(&mut command);
         command.arg("agent").args(["--node", &agent.name, "--compute", &agent.compute]);
         command.args(["--cpus", &agent.cpus, "--memory", &agent.memory]);
         command.arg("--token-file").arg(token);

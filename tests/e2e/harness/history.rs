@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OpenFlags};
 
@@ -24,11 +24,20 @@ impl History {
 
     /// Its command.
     pub(crate) fn command(&self, seconds: f64) -> String {
-        let file = self.0.display();
         let ticks = (seconds / 0.05).ceil();
+        self.ticking(&format!("[ $n -lt {ticks} ]"))
+    }
+
+    /// The command of a job that goes on until `file` is there.
+    pub(crate) fn command_until(&self, file: &Path) -> String {
+        self.ticking(&format!("[ ! -e {} ]", file.display()))
+    }
+
+    fn ticking(&self, condition: &str) -> String {
+        let file = self.0.display();
         format!(
             "me=\"$AZUREML_RUN_ID $$\"\necho \"start $me\" >> {file}; sync {file}\nn=0\n\
-             while [ $n -lt {ticks} ]; do n=$((n+1)); sleep 0.05; echo \"tick $me\" >> {file}; done\n\
+             while {condition}; do n=$((n+1)); sleep 0.05; echo \"tick $me\" >> {file}; done\n\
              echo \"end $me\" >> {file}; sync {file}\n"
         )
     }
@@ -47,6 +56,11 @@ impl History {
     /// Whether this job has written such a line.
     pub(crate) fn has(&self, what: &str, job: &str) -> bool {
         self.lines().iter().any(|(word, name, _)| word == what && name == job)
+    }
+
+    /// How often this job was started.
+    pub(crate) fn starts(&self, job: &str) -> usize {
+        self.lines().iter().filter(|(word, name, _)| word == "start" && name == job).count()
     }
 
     /// I1: whatever one process of a job writes, no other process of that job has written in

@@ -5,12 +5,14 @@ mod cluster;
 mod faults;
 mod history;
 mod process;
+mod proxy;
 mod rpc;
 mod wait;
 
 pub(crate) use cluster::{Agent, Cluster, PROGRAM, http, job_yaml};
 pub(crate) use faults::{Disk, FaultyIo, needs};
 pub(crate) use history::{History, check_database};
-pub(crate) use process::{Process, processes_with};
+pub(crate) use process::{Process, memory, processes_with};
+pub(crate) use proxy::{BOTH, Proxy, Way};
 pub(crate) use rpc::Rpc;
 pub(crate) use wait::{PATIENCE, until};

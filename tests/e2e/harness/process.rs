@@ -143,3 +143,14 @@ pub(crate) fn processes_with(mark: &str) -> Vec<Pid> {
         .filter_map(|entry| Pid::from_raw(entry.file_name().to_str()?.parse().ok()?))
         .collect()
 }
+
+/// Bytes of memory that a process has to itself.
+pub(crate) fn memory(pid: Pid) -> u64 {
+    let path = format!("/proc/{}/smaps_rollup", pid.as_raw_pid());
+    let text = fs::read_to_string(path).unwrap();
+    let kib: u64 = text
+        .lines()
+        .find_map(|line| line.strip_prefix("Pss:")?.split_whitespace().next()?.parse().ok())
+        .unwrap();
+    kib << 10
+}
