@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
-use super::{attempt_processes, count, joined, state};
+use super::{attempt_processes, count, joined, only_attempt, state};
 use crate::harness::{
     Agent, BOTH, Cluster, History, Process, Proxy, Way, check_database, job_yaml, until,
 };
@@ -18,6 +18,8 @@ struct Scene {
     proxy: Proxy,
     history: History,
     job: String,
+    /// The folder of its first attempt.
+    first: PathBuf,
     may_end: PathBuf,
 }
 
@@ -26,8 +28,8 @@ impl Scene {
         Self::with_job(serve, "")
     }
 
-    /// `first`: what the job does before anything else.
-    fn with_job(serve: &[&str], first: &str) -> Self {
+    /// `begins`: what the job does before anything else.
+    fn with_job(serve: &[&str], begins: &str) -> Self {
         let cluster = Cluster::empty();
         cluster.settings.borrow_mut().serve = serve.iter().map(|&word| word.to_owned()).collect();
         cluster.start_daemon();
@@ -35,12 +37,13 @@ impl Scene {
         cluster.start_agent(&Agent::new("a").server(&proxy.url()));
         let history = History::of(&cluster);
         let may_end = cluster.files().join("may-end");
-        let command = format!("{first}\n{}", history.command_until(&may_end));
+        let command = format!("{begins}\n{}", history.command_until(&may_end));
         let job = cluster.create(&job_yaml(&command));
         until("the job runs", || history.has("tick", &job).then_some(()));
         cluster.running(&job);
+        let first = only_attempt(&cluster, "a");
         cluster.start_agent(&Agent::new("b"));
-        Self { cluster, proxy, history, job, may_end }
+        Self { cluster, proxy, history, job, first, may_end }
     }
 
     fn a_is_heard(&self, heard: bool) {
@@ -52,11 +55,10 @@ impl Scene {
     /// The job is started a second time, and nothing of the first is left at that moment (I1).
     #[track_caller]
     fn moves(&self) {
-        let first = self.cluster.agent_data("a").join("attempts/1");
         until("the job is started elsewhere", || {
             (self.history.starts(&self.job) == 2).then_some(())
         });
-        assert_eq!(attempt_processes(&first), [], "two at once");
+        assert_eq!(attempt_processes(&self.first), [], "two at once");
     }
 
     /// The job may end now, and has run `starts` times, as many as its attempts.
@@ -79,11 +81,11 @@ fn f12_a_short_partition_costs_nothing() {
     let scene = Scene::set(&["--lease", "10"]);
     scene.proxy.hold(&BOTH);
     scene.a_is_heard(false);
-    scene.proxy.heal();
-    scene.a_is_heard(true);
     let before = joined(&scene.cluster, "a");
-    scene.proxy.reset();
+    scene.proxy.heal();
     until("the agent is there again", || (joined(&scene.cluster, "a") > before).then_some(()));
+    scene.proxy.reset();
+    until("and once more", || (joined(&scene.cluster, "a") > before + 1).then_some(()));
     scene.a_is_heard(true);
     scene.ends_after(1);
 }
@@ -167,8 +169,7 @@ fn f14_a_node_that_is_not_heard_has_lost_its_job() {
 fn f14_a_node_that_does_not_hear_ends_its_job() {
     let scene = Scene::set(&["--lease", "4", "--grace", "1"]);
     scene.proxy.hold(&[Way::Down]);
-    let first = scene.cluster.agent_data("a").join("attempts/1");
-    until("the node ends the job", || attempt_processes(&first).is_empty().then_some(()));
+    until("the node ends the job", || attempt_processes(&scene.first).is_empty().then_some(()));
     scene.proxy.heal();
     scene.moves();
     scene.a_is_heard(true);
