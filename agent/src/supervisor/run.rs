@@ -157,6 +157,10 @@ pub(super) fn run(
     let (mut output, writer) =
         Output::open(&log, launch.log_limit).map_err(|error| failed("opening the log", &error))?;
     let memory_alarm = launch.cgroup.as_ref().and_then(Cgroup::memory_alarm);
+    if clock::boottime_ms() >= lease_until {
+        let expired = io::Error::from_raw_os_error(libc::ETIME);
+        return Err(failed("starting under a lease that has run out", &expired));
+    }
     let main = spawn::spawn(launch, &writer)?;
     drop(writer);
 
@@ -231,7 +235,9 @@ impl Supervisor<'_> {
     fn wake_at(&self) -> u64 {
         match self.phase {
             Phase::Running => self.timeout_at.min(self.lease_until).min(self.memory_look_at),
-            Phase::Stopping { kill_at } => kill_at.min(self.memory_look_at),
+            Phase::Stopping { kill_at } => {
+                kill_at.min(self.lease_grace_until()).min(self.memory_look_at)
+            }
             Phase::Killing { again_at, .. } => again_at,
         }
     }
@@ -268,11 +274,15 @@ impl Supervisor<'_> {
             Phase::Running if came.terminate => self.stop(EndedBy::Terminate, now),
             Phase::Running if now >= self.timeout_at => self.stop(EndedBy::Timeout, now),
             Phase::Running if now >= self.lease_until => {
-                if let Some(Ok(until)) = self.lease.as_ref().map(Lease::until) {
-                    self.lease_until = self.lease_until.max(until);
-                }
+                self.look_at_lease();
                 if now >= self.lease_until {
                     self.stop(EndedBy::Lease, now);
+                }
+            }
+            Phase::Stopping { .. } if now >= self.lease_grace_until() => {
+                self.look_at_lease();
+                if now >= self.lease_grace_until() {
+                    self.kill(now, now + self.launch.give_up_ms);
                 }
             }
             Phase::Stopping { kill_at } if now >= kill_at => {
@@ -283,6 +293,18 @@ impl Supervisor<'_> {
             }
             Phase::Running | Phase::Stopping { .. } | Phase::Killing { .. } => {}
         }
+    }
+
+    fn look_at_lease(&mut self) {
+        if let Some(Ok(until)) = self.lease.as_ref().map(Lease::until) {
+            self.lease_until = self.lease_until.max(until);
+        }
+    }
+
+    /// Whatever ends it, and however much time it has for that: a job that outlives its lease by more
+    /// than this could meet the one that the daemon starts next.
+    fn lease_grace_until(&self) -> u64 {
+        self.lease_until.saturating_add(self.launch.grace_ms.min(LEASE_GRACE_MS))
     }
 
     fn stop(&mut self, by: EndedBy, now: u64) {

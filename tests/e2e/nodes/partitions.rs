@@ -198,3 +198,14 @@ fn f16_a_slow_network_loses_no_node() {
     assert_eq!(count(&scene.cluster, &scene.job, "NodeUnreachable"), 0);
     assert_eq!(joined(&scene.cluster, "a"), before, "the session broke");
 }
+
+/// 13: the job makes way, has long to do so, and the node is cut off: the lease ends it all the same.
+#[test]
+fn f13_a_job_that_is_asked_to_end_ends_with_the_lease_too() {
+    let scene = Scene::with_job(&["--lease", "3", "--grace", "40"], "trap '' TERM");
+    scene.cluster.atelier(["node", "drain", "a", "--reason", "x", "--deadline", "0s"]).ok();
+    // The supervisor has been told: SIGTERM is no longer pending and `cancel.json` is there.
+    until("it is asked to end", || scene.first.join("cancel.json").exists().then_some(()));
+    scene.cluster.agent("a", Process::kill);
+    scene.moves();
+}
