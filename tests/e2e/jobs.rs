@@ -197,8 +197,8 @@ fn partial_outputs_of_a_failed_job_are_kept_and_marked() {
 #[test]
 fn nothing_is_visible_before_the_manifest() {
     let cluster = Cluster::start();
-    let name = cluster.shell("echo early > outputs/early.txt; sleep 600");
-    cluster.running(&name);
+    let name = cluster.shell("echo early > outputs/early.txt; echo written; sleep 600");
+    cluster.atelier(["job", "stream", &name, "-q"]).spawn().prints("written\n");
     assert!(cluster.rpc().artifacts(&name).is_empty());
     cluster.atelier(["job", "cancel", &name]).ok();
     assert_eq!(cluster.ended(&name).status(), JobStatus::Canceled);
