@@ -38,7 +38,7 @@ pub use supervisor::supervise_if_asked;
 
 use crate::attempt::{Node, Spares};
 use crate::cgroup::{Cgroups, NodeLimits};
-use crate::isolation::Means;
+use crate::isolation::Abilities;
 use crate::monitor::{Monitor, NodeSampler};
 use crate::session::{Registry, Session};
 use crate::supervisor::{Launcher, Lease};
@@ -128,11 +128,7 @@ async fn serve(
     let cgroups = find_cgroups(&args, &name, &root, &mut sampler);
     let (isolated, not_isolated) = isolate(args.isolation, &root)?;
     let mut facts = facts::gather(&args, &root, gpus.as_ref(), &mut sampler, &cgroups);
-    let isolation = match isolated {
-        Some(Means::UserNamespace) => "private",
-        Some(Means::Root) => "private, but for each other's processes",
-        None => "none",
-    };
+    let isolation = if isolated.is_some() { "private" } else { "none" };
     facts.other.insert("isolation".to_owned(), isolation.to_owned());
     facts.other.extend(not_isolated.map(|why| ("not_isolated".to_owned(), why)));
     let (client, clients) = watch::channel(None);
@@ -150,6 +146,7 @@ async fn serve(
         root: root.clone(),
         attempts: attempts.clone(),
         isolated,
+        token_file: args.token_file.clone(),
         writable: args.writable.clone(),
         spares,
         shell: attempt::find_shell(),
@@ -219,12 +216,21 @@ fn find_cgroups(args: &AgentArgs, node: &str, root: &Path, sampler: &mut NodeSam
 }
 
 /// By what jobs are isolated, or why they are not.
-fn isolate(wanted: Isolation, root: &Path) -> Result<(Option<Means>, Option<String>), Error> {
+fn isolate(
+    wanted: Isolation,
+    root: &Path,
+) -> Result<(Option<Abilities>, Option<String>), Error> {
     if wanted == Isolation::None {
         return Ok((None, Some("the agent runs with --isolation none".to_owned())));
     }
     match isolation::probe(supervisor::VERB, root) {
-        Ok(means) => Ok((Some(means), None)),
+        Ok(abilities) => {
+            let lacks = abilities.lacks();
+            if let Some(lacks) = &lacks {
+                tracing::warn!(%lacks, "jobs are not isolated as well as can be");
+            }
+            Ok((Some(abilities), lacks))
+        }
         Err(why) if wanted == Isolation::Required => Err(Error::NotIsolated(why)),
         Err(why) => {
             tracing::warn!(%why, "jobs are not isolated from this machine");

@@ -46,7 +46,8 @@ pub(crate) fn parse_stat(text: &str) -> Option<Stat> {
 
 /// The stat of a process, or `None` if there is no such process.
 pub(crate) fn stat(pid: i32) -> Option<Stat> {
-    parse_stat(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+    // A program's name need not be text, and is cut where it gets too long.
+    parse_stat(&String::from_utf8_lossy(&fs::read(format!("/proc/{pid}/stat")).ok()?))
 }
 
 /// Names this boot of the machine.

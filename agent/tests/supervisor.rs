@@ -62,6 +62,13 @@ impl Attempt {
             .unwrap()
     }
 
+    /// Starts it and waits for the job to write this file.
+    fn start_and_wait(self, name: &str) -> (Self, Child) {
+        let supervisor = self.start();
+        self.wait_for_file(name);
+        (self, supervisor)
+    }
+
     fn end(&self, supervisor: &mut Child) -> Ended {
         wait_for("the supervisor's end", || supervisor.try_wait().unwrap());
         self.ended()
@@ -343,4 +350,175 @@ fn a_program_that_is_not_there_is_an_outcome() {
 fn a_long_command_is_refused_by_the_system_and_recorded() {
     let ended = Attempt::new(&"x".repeat(200_000)).run();
     assert_eq!(ended.exited["outcome"]["not_started"]["errno"], libc::E2BIG);
+}
+
+/// The same under a supervisor that isolates the job.
+fn isolated(command: &str) -> Attempt {
+    let attempt = Attempt::new(command);
+    let (work, temporary) = (attempt.path("work"), attempt.path("tmp"));
+    fs::create_dir(&temporary).unwrap();
+    attempt.with(
+        "view",
+        json!({
+            "hidden": [], "readable": [], "writable": [work], "temporary": temporary,
+            "means": "user_namespace", "own_processes": true, "filtered": true,
+        }),
+    )
+}
+
+/// The processes of the machine that were started with this variable.
+fn of_job(variable: &str) -> Vec<String> {
+    let is_of_job = |pid: &String| {
+        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        environment.split(|byte| *byte == 0).any(|found| found == variable.as_bytes())
+    };
+    let entries = fs::read_dir("/proc").unwrap().filter_map(|entry| entry.unwrap().file_name().into_string().ok());
+    entries.filter(is_of_job).collect()
+}
+
+#[test]
+fn isolated_a_job_sees_its_own_processes_only() {
+    let ended = isolated("echo $$ $PPID; ls /proc | grep -cE '^[0-9]+$'; kill -TERM 1; echo on").run();
+    assert_eq!(ended.exited["outcome"], json!({"code": 0}), "{}", ended.exited);
+    let log = String::from_utf8(ended.log).unwrap();
+    // Its leader, the shell, and the pipe's two programs.
+    assert_eq!(log, "2 1\n4\non\n");
+}
+
+#[test]
+fn isolated_exit_codes_and_signals_are_told() {
+    assert_eq!(isolated("exit 7").run().exited["outcome"], json!({"code": 7}));
+    let ended = isolated("kill -SEGV $$").run();
+    assert_eq!(ended.exited["outcome"], json!({"signal": libc::SIGSEGV}));
+    let ended = isolated("i=0; while [ $i -lt 30000 ]; do i=$((i+1)); done").run();
+    assert!(ended.exited["cpu_seconds"].as_f64().unwrap() > 0.01, "{}", ended.exited);
+}
+
+#[test]
+fn isolated_processes_left_behind_die_with_the_command() {
+    let attempt = isolated(
+        "setsid sh -c '(trap \"\" TERM HUP; echo up >hidden; sleep 1000) &' &
+         while [ ! -e hidden ]; do sleep 0.01; done; exit 3",
+    );
+    let mark = format!("TEST_OF={}", attempt.path("").display());
+    let mut attempt = attempt;
+    attempt.launch["environment"]["TEST_OF"] = attempt.path("").to_str().unwrap().into();
+    let ended = attempt.run();
+    assert_eq!(ended.exited["outcome"], json!({"code": 3}), "{}", ended.exited);
+    assert_eq!(of_job(&mark), Vec::<String>::new());
+}
+
+#[test]
+fn isolated_a_terminate_reaches_every_process_and_gives_them_time() {
+    let attempt = isolated(
+        "sh -c 'trap \"sleep 0.2; echo child saved >saved; exit 0\" TERM; echo up >child; while :; do sleep 0.01; done' &
+         (setsid sh -c 'trap \"sleep 0.2; echo other saved >other; exit 0\" TERM; echo up >session; while :; do sleep 0.01; done' &)
+         echo up >main; wait",
+    );
+    let mut supervisor = attempt.start();
+    for file in ["child", "session", "main"] {
+        attempt.wait_for_file(file);
+    }
+    signal(&supervisor, libc::SIGTERM);
+    let ended = attempt.end(&mut supervisor);
+    assert_eq!(ended.exited["ended_by"], "terminate");
+    assert_eq!(ended.exited["outcome"], json!({"signal": libc::SIGTERM}));
+    assert_eq!(attempt.wait_for_file("saved"), "child saved");
+    assert_eq!(attempt.wait_for_file("other"), "other saved");
+}
+
+#[test]
+fn isolated_a_job_that_ignores_the_terminate_is_killed() {
+    let attempt = isolated("trap '' TERM; echo $$ >up; while :; do sleep 0.01; done");
+    let (attempt, mut supervisor) = attempt.with("grace_ms", 300).start_and_wait("up");
+    signal(&supervisor, libc::SIGTERM);
+    let ended = attempt.end(&mut supervisor);
+    assert_eq!(ended.exited["ended_by"], "terminate");
+    assert_eq!(ended.exited["outcome"], json!({"signal": libc::SIGKILL}));
+}
+
+#[test]
+fn isolated_all_die_with_a_killed_supervisor() {
+    let mut attempt = isolated("setsid sh -c 'sleep 1000' & echo $$ >up; sleep 1000");
+    let mark = format!("TEST_OF={}", attempt.path("").display());
+    attempt.launch["environment"]["TEST_OF"] = attempt.path("").to_str().unwrap().into();
+    let (_attempt, mut supervisor) = attempt.start_and_wait("up");
+    assert!(of_job(&mark).len() >= 2);
+    supervisor.kill().unwrap();
+    supervisor.wait().unwrap();
+    wait_for("the job's end", || of_job(&mark).is_empty().then_some(()));
+}
+
+#[test]
+fn isolated_nothing_of_the_supervisor_is_open_to_the_job() {
+    let attempt = isolated(
+        "ls -l /proc/1/fd 2>&1; cat /proc/1/environ 2>&1 | wc -c; ls -l /proc/self/fd | grep -c -- '->'
+         ls /dev | tr '\\n' ' '; test -b /dev/loop0 || echo no disks; echo x >/dev/null && echo null",
+    );
+    let lease = attempt.path("lease");
+    set_lease(&lease, boottime_ms() + 60_000);
+    let attempt = attempt.with("lease", lease.to_str().unwrap());
+    let log = String::from_utf8(attempt.run().log).unwrap();
+    assert!(log.contains("Permission denied") && !log.contains("lease"), "{log}");
+    // Input, output, error, and what `ls` has open.
+    assert!(log.contains("\n4\n"), "{log}");
+    assert!(log.contains("no disks\nnull\n"), "{log}");
+}
+
+#[test]
+fn isolated_some_system_calls_fail() {
+    let program = r#"
+import ctypes, errno, os
+libc = ctypes.CDLL(None, use_errno=True)
+def call(*args):
+    return "ok" if libc.syscall(*args) >= 0 else errno.errorcode[ctypes.get_errno()]
+NUMBERS = {"x86_64": (272, 321, 425, 435), "aarch64": (97, 280, 425, 435)}[os.uname().machine]
+unshare, bpf, io_uring_setup, clone3 = NUMBERS
+print(call(unshare, 0x10000000), call(unshare, 0x400), call(bpf, 0, 0, 0), call(io_uring_setup, 1, 0), call(clone3, 0, 0))
+import subprocess, threading, multiprocessing
+threading.Thread(target=print, args=("thread",)).start()
+print(subprocess.run(["echo", "child"], capture_output=True).stdout)
+"#;
+    let attempt = isolated("python3 probe.py");
+    fs::write(attempt.path("work/probe.py"), program).unwrap();
+    let log = String::from_utf8(attempt.run().log).unwrap();
+    let first = log.lines().next().unwrap_or_default();
+    assert_eq!(first, "EPERM ok EPERM EPERM ENOSYS", "{log}");
+    assert!(log.contains("thread\n") && log.contains("child"), "{log}");
+}
+
+/// Three processes of one command.
+fn three(command: &str) -> Attempt {
+    let attempt = Attempt::new(command);
+    let process = |number: usize| {
+        let log = attempt.path(&format!("log_{number}.txt"));
+        json!({"environment": {"LOCAL_RANK": number.to_string()}, "log": log})
+    };
+    let processes: Vec<Value> = (0..3).map(process).collect();
+    fs::write(attempt.path("std_log.txt"), "").unwrap();
+    attempt.with("processes", processes)
+}
+
+#[test]
+fn several_processes_have_a_log_each_and_the_last_ones_end_counts() {
+    let attempt = three("echo I am $LOCAL_RANK; sleep 0.0$LOCAL_RANK");
+    let ended = attempt.run();
+    assert_eq!(ended.exited["outcome"], json!({"code": 0}), "{}", ended.exited);
+    for number in 0..3 {
+        let log = fs::read_to_string(attempt.path(&format!("log_{number}.txt"))).unwrap();
+        assert_eq!(log, format!("I am {number}\n"));
+    }
+}
+
+#[test]
+fn of_several_processes_the_first_failure_is_told_and_the_others_have_time_to_save() {
+    let attempt = three(
+        "trap 'echo saved >saved$LOCAL_RANK; exit 9' TERM; echo up >up$LOCAL_RANK
+         if [ $LOCAL_RANK = 1 ]; then while [ ! -e up0 -o ! -e up2 ]; do sleep 0.01; done; exit 5; fi
+         while :; do sleep 0.01; done",
+    );
+    let ended = attempt.run();
+    assert_eq!(ended.exited["outcome"], json!({"code": 5}), "{}", ended.exited);
+    assert_eq!((&ended.exited["process"], &ended.exited["ended_by"]), (&json!(1), &Value::Null));
+    assert!(attempt.path("work/saved0").exists() && attempt.path("work/saved2").exists());
 }

@@ -6,14 +6,14 @@ use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use atelier_core::spec::OnNodeLoss;
+use atelier_core::spec::{Input, InputMode, OnNodeLoss};
 use atelier_proto::agent::v1::input_grant::Source;
 use atelier_proto::agent::v1::{Cause, Problem};
 
 use super::prepare::Prepared;
 use super::process::Process;
 use super::{Attempt, problem};
-use crate::isolation::{Means, View};
+use crate::isolation::{Abilities, View};
 use crate::record;
 use crate::supervisor::{LAUNCH, Launch, STARTED, Started};
 
@@ -33,9 +33,18 @@ pub(super) async fn launch(attempt: &Attempt, prepared: Prepared) -> Result<Proc
         problem::of(Cause::Platform, "cannot make the job's control groups", &error)
     })?;
     let mut environment = prepared.variables;
+    let groups = cgroup.clone();
+    // An attempt that is not started leaves no groups.
+    let undo = |problem: Problem| {
+        if let Some(groups) = &groups {
+            let _ = groups.remove();
+        }
+        problem
+    };
     let view = match attempt.node.isolated {
-        Some(means) => Some(view(attempt, means, &mut environment).map_err(|error| {
-            problem::of(Cause::Platform, "cannot make the job's folder for temporary files", &error)
+        Some(abilities) => Some(view(attempt, abilities, &mut environment).map_err(|error| {
+            let what = "cannot make the job's folder for temporary files";
+            undo(problem::of(Cause::Platform, what, &error))
         })?),
         None => None,
     };
@@ -56,6 +65,7 @@ pub(super) async fn launch(attempt: &Attempt, prepared: Prepared) -> Result<Proc
         give_up_ms: attempt.node.kill_patience_ms,
         cgroup,
         view,
+        processes: Vec::new(),
     };
     let folder = attempt.folder.path();
     let started = async {
@@ -63,15 +73,15 @@ pub(super) async fn launch(attempt: &Attempt, prepared: Prepared) -> Result<Proc
         release(folder)?;
         Process::of(attempt.node.launcher.launch(folder).await?)
     };
-    started
-        .await
-        .map_err(|error| problem::of(Cause::Platform, "cannot start the job's supervisor", &error))
+    started.await.map_err(|error| {
+        undo(problem::of(Cause::Platform, "cannot start the job's supervisor", &error))
+    })
 }
 
 /// What the command sees of the node, and what it must be told of it.
 fn view(
     attempt: &Attempt,
-    means: Means,
+    abilities: Abilities,
     environment: &mut BTreeMap<String, String>,
 ) -> io::Result<View> {
     let (node, folder) = (&attempt.node, &attempt.folder);
@@ -93,16 +103,41 @@ fn view(
         environment.remove("XDG_CACHE_HOME");
     }
     let daemon = node.services.borrow().as_ref().and_then(|services| services.home.clone());
-    let mut writable = vec![folder.work(), folder.inputs(), folder.outputs(), folder.environment()];
+    let mut writable = vec![folder.work(), folder.outputs(), folder.environment()];
+    writable.extend(own_inputs(attempt));
     writable.extend(node.writable.iter().cloned());
-    let mut readable = vec![node.environments.folder().to_owned()];
+    // An input is mostly another name of a file that others have too, and whoever owns a file may write it,
+    // whatever its mode says.
+    let mut readable = vec![node.environments.folder().to_owned(), folder.inputs()];
     readable.extend(linked_inputs(attempt));
+    readable.extend(RESOLVER.map(PathBuf::from));
+    let sockets = SOCKETS.map(PathBuf::from);
     Ok(View {
-        hidden: [Some(node.root.clone()), daemon].into_iter().flatten().collect(),
+        hidden: [node.root.clone()].into_iter().chain(daemon).chain(sockets).collect(),
+        masked: node.token_file.iter().cloned().collect(),
         readable,
         writable,
         temporary: folder.make_temporary()?,
-        means,
+        means: abilities.means,
+        own_processes: abilities.own_processes,
+        filtered: abilities.filtered,
+    })
+}
+
+/// Where services listen: connecting changes no file, and some of them would start programs for the job that
+/// are not the job's.
+const SOCKETS: [&str; 2] = ["/run", "/var/run"];
+/// What of it finding the addresses of hosts needs.
+const RESOLVER: [&str; 4] =
+    ["/run/systemd/resolve", "/run/resolvconf", "/run/NetworkManager", "/run/nscd"];
+
+/// Inputs that the job has a copy of for itself.
+fn own_inputs(attempt: &Attempt) -> impl Iterator<Item = PathBuf> {
+    let is_own = |mode| matches!(mode, InputMode::Download | InputMode::EvalDownload);
+    let inputs = attempt.spec.inputs.iter();
+    inputs.filter_map(move |(name, input)| match input {
+        Input::Data { mode, .. } if is_own(*mode) => Some(attempt.folder.inputs().join(name.as_str())),
+        _ => None,
     })
 }
 

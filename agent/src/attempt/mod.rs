@@ -19,7 +19,7 @@ use crate::cgroup::Cgroups;
 use crate::clock;
 use crate::data::DataPlane;
 use crate::environment::Environments;
-use crate::isolation::Means;
+use crate::isolation::Abilities;
 use crate::monitor;
 use crate::supervisor::{Launcher, Lease};
 
@@ -63,8 +63,10 @@ pub(crate) struct Node {
     pub(crate) log_limit: Option<u64>,
     /// Processes and threads of one job at most, whatever its size.
     pub(crate) process_limit: Option<u64>,
-    /// By what commands see the node as [`crate::isolation`] says; `None`: they see all of it.
-    pub(crate) isolated: Option<Means>,
+    /// How far commands see the node as [`crate::isolation`] says; `None`: they see all of it.
+    pub(crate) isolated: Option<Abilities>,
+    /// Holds the node's own token, if a file does.
+    pub(crate) token_file: Option<PathBuf>,
     /// What isolated commands may write besides their own folders.
     pub(crate) writable: Vec<PathBuf>,
     /// How long killed processes may take to die.

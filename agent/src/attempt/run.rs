@@ -52,6 +52,10 @@ async fn drive(attempt: &Attempt, from: Decision) -> Result<Ended, Discarded> {
             }
             Decision::Prepare => match begin(attempt).await? {
                 Ok(process) => return watch(attempt, process, clock::now_ms()).await,
+                // It may have been started all the same, only not told; then it is found.
+                Err(_) if matches!(launch::hold(attempt.folder.path()), Ok(false)) => {
+                    look_again(attempt)
+                }
                 Err(problem) => return end(attempt, End::NotStarted(problem)).await,
             },
             Decision::Attach(started) => match Process::attach(&started) {
@@ -148,10 +152,12 @@ async fn watch(
                         tracing::warn!(epoch = attempt.key.epoch, %error, "cannot note a cancel");
                     }
                     process.signal(Signal::TERM);
+                    process.signal(Signal::CONT);
                 }
                 Order::Discard => {
                     discard = true;
                     process.signal(Signal::QUIT);
+                    process.signal(Signal::CONT);
                 }
             },
         }

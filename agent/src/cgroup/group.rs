@@ -4,6 +4,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -64,9 +65,20 @@ impl Group {
         text.lines().find_map(|line| line.strip_prefix(word)?.trim().parse().ok())
     }
 
+    /// What is in the group and in those that somebody made in it.
     fn processes(&self) -> Vec<i32> {
-        let text = fs::read_to_string(self.file("cgroup.procs")).unwrap_or_default();
-        text.lines().filter_map(|line| line.trim().parse().ok()).collect()
+        let (mut found, mut folders) = (Vec::new(), vec![self.folder.clone()]);
+        while let Some(folder) = folders.pop() {
+            let text = fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
+            found.extend(text.lines().filter_map(|line| line.trim().parse::<i32>().ok()));
+            // Its links count those within; most have none.
+            let has_groups = fs::metadata(&folder).is_ok_and(|folder| folder.nlink() > 2);
+            let within = has_groups.then(|| fs::read_dir(&folder).ok()).flatten();
+            let within = within.into_iter().flatten().filter_map(Result::ok);
+            let groups = within.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+            folders.extend(groups.map(|entry| entry.path()));
+        }
+        found
     }
 }
 

@@ -33,6 +33,9 @@ const COUNTING: &str = "io";
 /// The group of the agent itself where version 2 lets no processes stay in a group with groups below it.
 /// The unit of `atelier service install` names it too.
 const AGENT: &str = "agent";
+/// The groups that a service manager makes for a unit's own processes below the one that the unit may use
+/// (`DelegateSubgroup=`).
+const SUBGROUPS: [&str; 2] = [AGENT, "daemon"];
 
 /// What the agent has for jobs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -103,11 +106,12 @@ struct Parent {
 impl Cgroups {
     /// Finds or makes the place for the attempts of the agent with this name.
     pub(crate) fn find(name: &str, node: NodeLimits) -> Self {
-        let text = |name: &str| fs::read_to_string(Path::new("/proc/self").join(name));
-        let found = mounts::hierarchies(
-            &text("mountinfo").unwrap_or_default(),
-            &text("cgroup").unwrap_or_default(),
-        );
+        // The name of a mount that is no text must not hide the others.
+        let text = |name: &str| {
+            let bytes = fs::read(Path::new("/proc/self").join(name)).unwrap_or_default();
+            String::from_utf8_lossy(&bytes).into_owned()
+        };
+        let found = mounts::hierarchies(&text("mountinfo"), &text("cgroup"));
         Self::within(&found, name, node)
     }
 
@@ -257,7 +261,13 @@ impl Parent {
             version: self.version,
             controllers: self.controllers.clone(),
         };
-        limit(&own, &all)
+        limit(&own, &all)?;
+        // Of the groups around a process that must die for want of memory the outermost that is to die whole
+        // does: this one would take every job along.
+        match fs::write(own.folder.join(OOM_GROUP), "0") {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
     }
 
     /// Removes what killed agents have left beside ours, as far as it is empty.
@@ -272,6 +282,9 @@ impl Parent {
         }
     }
 }
+
+/// Whether a group of version 2 dies as a whole when one of its processes is killed for want of memory.
+const OOM_GROUP: &str = "memory.oom.group";
 
 /// How the names of parents begin.
 const PREFIX: &str = "atelier-";
@@ -304,7 +317,12 @@ fn unified_parent(
 ) -> Result<Parent, String> {
     // A service manager has put the agent into a group of its own below the one that it may use.
     let base = match unified.own.parent() {
-        Some(above) if unified.own.ends_with(AGENT) && above.starts_with(&unified.root) => above,
+        Some(above)
+            if SUBGROUPS.iter().any(|name| unified.own.ends_with(name))
+                && above.starts_with(&unified.root) =>
+        {
+            above
+        }
         _ => &unified.own,
     };
     let here = offered(base, left);
@@ -383,7 +401,7 @@ fn limit(group: &Group, limits: &Limits) -> io::Result<()> {
             ("memory", Version::V2) => {
                 // Memory that is over shows as a killed job, not as a node that swaps.
                 write_if_there("memory.swap.max", "0".to_owned())?;
-                write_if_there("memory.oom.group", "1".to_owned())?;
+                write_if_there(OOM_GROUP, "1".to_owned())?;
                 let limit = limits.memory.map_or("max".to_owned(), |bytes| bytes.to_string());
                 write("memory.max", limit)?;
             }

@@ -96,10 +96,10 @@ fn program(shared: &Path, folder: &Path, from: &Path, to: &Path) -> io::Result<(
         fs::write(to, text.replace(&*shared.to_string_lossy(), &folder.to_string_lossy()))?;
         return fs::set_permissions(to, meta.permissions());
     }
-    // Scripts are copied, so that nothing written over one reaches the shared one; large programs
-    // are linked where they can be.
-    if meta.len() > LARGE && fs::hard_link(from, to).is_ok() {
-        return Ok(());
+    // Scripts are copied, so that nothing written over one reaches the shared one. A second name of a large
+    // program's file would let the job write the file.
+    if meta.len() > LARGE {
+        return std::os::unix::fs::symlink(from, to);
     }
     fs::copy(from, to).map(|_| ())
 }

@@ -1,25 +1,25 @@
 //! The way into a view: a list of system calls, made ready by the supervisor and done by the child that
-//! becomes the command, which shares its memory and must not allocate.
+//! leads the job's processes.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_long, c_uint, c_ulong};
 use std::io;
-use std::os::unix::ffi::OsStrExt as _;
-use std::path::{Path, PathBuf};
 use std::ptr;
 
-use super::{Means, View, is_below};
+use super::filter::Filter;
+use super::plan::Plan;
+use super::{Means, View};
 
 /// All that is to be done, in order.
 #[derive(Debug)]
 pub(crate) struct Entry {
-    user_namespace: bool,
+    flags: c_int,
     actions: Vec<Action>,
     /// Mounts that were taken from where they are now and have no place yet.
     trees: Vec<c_int>,
 }
 
 #[derive(Debug)]
-enum Action {
+pub(super) enum Action {
     /// Writes a file of `/proc/self`.
     Write { path: CString, text: CString },
     /// Mount events stay in the namespace.
@@ -32,12 +32,20 @@ enum Action {
     Cover { path: CString, options: CString },
     /// Makes a folder; one that is there is fine.
     MakeFolder { path: CString },
-    /// Makes an empty file, on which another can be put.
+    /// Makes an empty file, on which another can be put; one that is there is fine.
     MakeFile { path: CString },
+    /// Makes a symbolic link.
+    MakeLink { path: CString, to: &'static CStr },
+    /// Mounts terminals of the namespace's own.
+    ShowTerminals { path: CString },
     /// A mount, with all below it or alone, can be read only from now on, or written again.
     ReadOnly { path: CString, recursive: bool, read_only: bool },
+    /// Mounts what `/proc` says of the process namespace that this process is in.
+    ShowProcesses,
     /// No capabilities, and no way to get any.
     GiveUpPrivileges,
+    /// From now on some system calls fail.
+    Filter(Filter),
 }
 
 // From linux/mount.h; not in all versions of libc for all targets.
@@ -66,138 +74,12 @@ const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
 /// More than there are.
 const CAPABILITIES: c_ulong = 64;
 
-fn text(path: &Path) -> io::Result<CString> {
-    CString::new(path.as_os_str().as_bytes()).map_err(|_| io::ErrorKind::InvalidInput.into())
-}
-
-/// An entry that is being made.
-struct Making {
-    actions: Vec<Action>,
-    trees: usize,
-}
-
-impl Making {
-    /// Everything that is to stay is taken first. Then the temporary folders are put in place, all becomes
-    /// read only, what others may write comes back, the hidden folders are covered, also where they lie in
-    /// what just came back, and what is shown of them is put into the covers.
-    fn all(&mut self, view: &View) -> io::Result<()> {
-        let View { hidden, readable, writable, temporary, means: _ } = view;
-        let places = [Path::new("/tmp"), Path::new("/var/tmp")];
-        let places = places.into_iter().filter_map(|place| place.canonicalize().ok());
-        let mut places: Vec<PathBuf> = places.filter(|place| !is_below(place, hidden)).collect();
-        let mut temporaries = Vec::new();
-        for place in places.clone() {
-            temporaries.push((self.take(temporary)?, place));
-        }
-        let memory = Path::new("/dev/shm").canonicalize().ok();
-        let memory =
-            memory.filter(|memory| !is_below(memory, &places) && !is_below(memory, hidden));
-        places.extend(memory.clone());
-        let (own, outer): (Vec<PathBuf>, Vec<PathBuf>) =
-            writable.iter().cloned().partition(|path| is_below(path, hidden));
-        let (own, outer) = (outermost(&own), outermost(&outer));
-        let in_outer = |path: &Path| is_below(path, &outer);
-        // What lies in a folder for temporary files is out of sight with it.
-        let is_covered =
-            |path: &Path| is_below(path, hidden) || (is_below(path, &places) && !in_outer(path));
-        let mut shown = Vec::new();
-        for path in readable.iter().filter(|path| is_covered(path)) {
-            shown.push((self.take(path)?, path, false));
-        }
-        for path in &own {
-            shown.push((self.take(path)?, path, true));
-        }
-        let mut back = Vec::new();
-        for path in &outer {
-            back.push((self.take(path)?, path));
-        }
-
-        for (tree, place) in &temporaries {
-            self.put(*tree, place)?;
-        }
-        if let Some(memory) = &memory {
-            self.actions.push(Action::Cover { path: text(memory)?, options: c"mode=1777".into() });
-        }
-        for (_, path) in &back {
-            self.make_room(path, &places)?;
-        }
-        self.read_only(Path::new("/"), true, true)?;
-        for place in &places {
-            self.read_only(place, false, false)?;
-        }
-        for (tree, path) in back {
-            self.put(tree, path)?;
-        }
-        let covers: Vec<PathBuf> = hidden
-            .iter()
-            .filter(|folder| !is_below(folder, &places) || in_outer(folder))
-            .cloned()
-            .collect();
-        for folder in &covers {
-            let options = c"size=1m,mode=755".into();
-            self.actions.push(Action::Cover { path: text(folder)?, options });
-        }
-        let bases = [covers.as_slice(), places.as_slice()].concat();
-        for (tree, path, is_writable) in shown {
-            self.make_room(path, &bases)?;
-            self.put(tree, path)?;
-            if !is_writable {
-                self.read_only(path, true, true)?;
-            }
-        }
-        for folder in &covers {
-            self.read_only(folder, false, true)?;
-        }
-        Ok(())
-    }
-
-    fn take(&mut self, path: &Path) -> io::Result<usize> {
-        self.actions.push(Action::Take { path: text(path)?, tree: self.trees });
-        self.trees += 1;
-        Ok(self.trees - 1)
-    }
-
-    fn put(&mut self, tree: usize, path: &Path) -> io::Result<()> {
-        self.actions.push(Action::Put { tree, path: text(path)? });
-        Ok(())
-    }
-
-    fn read_only(&mut self, path: &Path, recursive: bool, read_only: bool) -> io::Result<()> {
-        self.actions.push(Action::ReadOnly { path: text(path)?, recursive, read_only });
-        Ok(())
-    }
-
-    /// Makes what is mounted at `path` a place in the first of the new file systems that covers it.
-    fn make_room(&mut self, path: &Path, bases: &[PathBuf]) -> io::Result<()> {
-        let Some(base) = bases.iter().find(|base| path.starts_with(base)) else { return Ok(()) };
-        let above = path.ancestors().skip(1).take_while(|above| *above != base.as_path());
-        let mut above: Vec<&Path> = above.collect();
-        above.reverse();
-        for folder in above {
-            self.actions.push(Action::MakeFolder { path: text(folder)? });
-        }
-        self.actions.push(match path.is_dir() {
-            true => Action::MakeFolder { path: text(path)? },
-            false => Action::MakeFile { path: text(path)? },
-        });
-        Ok(())
-    }
-}
-
-/// Of paths that lie in each other the outermost.
-pub(super) fn outermost(paths: &[PathBuf]) -> Vec<PathBuf> {
-    let mut kept = paths.to_vec();
-    kept.sort();
-    kept.dedup_by(|next, kept| next.starts_with(&*kept));
-    kept
-}
-
 impl Entry {
     /// The way into a view of which all paths are plain.
     pub(super) fn new(view: &View) -> io::Result<Self> {
         let (user, group) = (rustix::process::geteuid(), rustix::process::getegid());
         let user_namespace = view.means == Means::UserNamespace;
-        let mut actions = Vec::new();
+        let mut plan = Plan::default();
         if user_namespace {
             let map = |id: u32| format!("{id} {id} 1");
             for (path, written) in [
@@ -205,20 +87,35 @@ impl Entry {
                 (c"/proc/self/uid_map", map(user.as_raw())),
                 (c"/proc/self/gid_map", map(group.as_raw())),
             ] {
-                actions.push(Action::Write { path: path.into(), text: CString::new(written)? });
+                plan.push(Action::Write { path: path.into(), text: CString::new(written)? });
             }
         }
-        actions.push(Action::KeepApart);
-        let mut making = Making { actions, trees: 0 };
-        making.all(view)?;
-        making.actions.push(Action::GiveUpPrivileges);
-        Ok(Self { user_namespace, actions: making.actions, trees: vec![-1; making.trees] })
+        plan.push(Action::KeepApart);
+        plan.all(view)?;
+        if view.own_processes {
+            plan.push(Action::ShowProcesses);
+        }
+        plan.push(Action::GiveUpPrivileges);
+        if view.filtered {
+            plan.push(Action::Filter(Filter::new()?));
+        }
+        let flag = |is_set: bool, flag: c_int| if is_set { flag } else { 0 };
+        let flags = libc::CLONE_NEWNS
+            | libc::CLONE_NEWIPC
+            | flag(user_namespace, libc::CLONE_NEWUSER)
+            | flag(view.own_processes, libc::CLONE_NEWPID);
+        let (actions, trees) = plan.done();
+        Ok(Self { flags, actions, trees: vec![-1; trees] })
     }
 
     /// What to clone the child with.
     pub(crate) fn clone_flags(&self) -> c_int {
-        let user = if self.user_namespace { libc::CLONE_NEWUSER } else { 0 };
-        user | libc::CLONE_NEWNS | libc::CLONE_NEWIPC
+        self.flags
+    }
+
+    /// Whether the child is the first process of those that the job sees, all of which die with it.
+    pub(crate) fn owns_processes(&self) -> bool {
+        self.flags & libc::CLONE_NEWPID != 0
     }
 
     /// Does it all, in the child; false if something failed, whose number [`Self::describe`] takes.
@@ -253,13 +150,22 @@ impl Entry {
             Some(Action::Cover { path, .. }) => {
                 format!("isolating the job: covering {}", shown(path))
             }
-            Some(Action::MakeFolder { path } | Action::MakeFile { path }) => {
+            Some(
+                Action::MakeFolder { path }
+                | Action::MakeFile { path }
+                | Action::MakeLink { path, .. },
+            ) => {
                 format!("isolating the job: making {}", shown(path))
+            }
+            Some(Action::ShowTerminals { path }) => {
+                format!("isolating the job: mounting {}", shown(path))
             }
             Some(Action::ReadOnly { path, .. }) => {
                 format!("isolating the job: what may be written at {}", shown(path))
             }
+            Some(Action::ShowProcesses) => "isolating the job: mounting /proc".to_owned(),
             Some(Action::GiveUpPrivileges) => "isolating the job: giving up privileges".to_owned(),
+            Some(Action::Filter(_)) => "isolating the job: filtering system calls".to_owned(),
         }
     }
 }
@@ -299,14 +205,18 @@ unsafe fn act(action: &Action, trees: &mut [c_int]) -> bool {
             Action::Put { tree, path } => {
                 let Some(number) = trees.get(*tree) else { return false };
                 let nowhere: *const c_char = c"".as_ptr();
-                libc::syscall(
+                let put = libc::syscall(
                     libc::SYS_move_mount,
                     *number,
                     nowhere,
                     libc::AT_FDCWD,
                     path.as_ptr(),
                     MOVE_MOUNT_F_EMPTY_PATH,
-                ) == 0
+                ) == 0;
+                let errno = *libc::__errno_location();
+                libc::close(*number);
+                *libc::__errno_location() = errno;
+                put
             }
             Action::Cover { path, options } => {
                 let (kind, flags) = (c"tmpfs".as_ptr(), libc::MS_NOSUID | libc::MS_NODEV);
@@ -316,12 +226,15 @@ unsafe fn act(action: &Action, trees: &mut [c_int]) -> bool {
                 libc::mkdir(path.as_ptr(), 0o755) == 0 || *libc::__errno_location() == libc::EEXIST
             }
             Action::MakeFile { path } => {
-                let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_CLOEXEC;
-                let file = libc::open(path.as_ptr(), flags, 0o644);
-                if file >= 0 {
-                    libc::close(file);
-                }
-                file >= 0
+                // Unlike open, it tells a file that is there from a file system that is read only.
+                libc::mknod(path.as_ptr(), libc::S_IFREG | 0o644, 0) == 0
+                    || *libc::__errno_location() == libc::EEXIST
+            }
+            Action::MakeLink { path, to } => libc::symlink(to.as_ptr(), path.as_ptr()) == 0,
+            Action::ShowTerminals { path } => {
+                let (kind, flags) = (c"devpts".as_ptr(), libc::MS_NOSUID | libc::MS_NOEXEC);
+                let options = c"newinstance,ptmxmode=0666,mode=620".as_ptr();
+                libc::mount(kind, path.as_ptr(), kind, flags, options.cast()) == 0
             }
             Action::ReadOnly { path, recursive, read_only } => {
                 let (set, clear) = match read_only {
@@ -340,7 +253,14 @@ unsafe fn act(action: &Action, trees: &mut [c_int]) -> bool {
                 );
                 set == 0
             }
+            Action::ShowProcesses => {
+                let flags =
+                    libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC | libc::MS_RDONLY;
+                let kind = c"proc".as_ptr();
+                libc::mount(kind, c"/proc".as_ptr(), kind, flags, ptr::null()) == 0
+            }
             Action::GiveUpPrivileges => give_up_privileges(),
+            Action::Filter(filter) => filter.set(),
         }
     }
 }

@@ -4,13 +4,16 @@
 //! ```text
 //! /                      as it is, read only
 //! /tmp, /var/tmp         the attempt's own, gone with it
+//! /dev                   what every program needs, and accelerators; no disks
 //! /dev/shm               in memory, counted as the job's
+//! <masked files>         empty
 //! <hidden folders>       empty, but for what of them belongs to the attempt
 //! <attempt>/work, …      as they are, at their own paths
 //! ```
-//! It also has System V queues and shared memory of its own, no capabilities, and cannot get any by
-//! running a program that would give it some. It gets there by a user namespace, in which it keeps its user;
-//! where root may have none, by the agent's being root.
+//! It also has System V queues and shared memory of its own, sees no processes but its own
+//! (pid_namespaces(7)), has no capabilities, cannot get any by running a program that would give it some, and
+//! may not make the system calls of [`filter`]. It gets there by a user namespace, in which it keeps its
+//! user; where root may have none, by the agent's being root.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -18,6 +21,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 mod enter;
+mod filter;
+mod plan;
 mod probe;
 #[cfg(test)]
 mod tests;
@@ -30,7 +35,11 @@ pub(crate) use probe::{PROBE, probe, probe_to_code};
 pub(crate) struct View {
     /// Folders that are empty for it.
     pub(crate) hidden: Vec<PathBuf>,
-    /// Files and folders that it sees and cannot change, also below hidden ones.
+    /// Files that are empty for it.
+    #[serde(default)]
+    pub(crate) masked: Vec<PathBuf>,
+    /// Files and folders that it sees and cannot change, also below hidden ones, but for what of them may be
+    /// written.
     pub(crate) readable: Vec<PathBuf>,
     /// Folders that it may write, also below hidden ones.
     pub(crate) writable: Vec<PathBuf>,
@@ -39,6 +48,37 @@ pub(crate) struct View {
     /// By what it gets there.
     #[serde(default)]
     pub(crate) means: Means,
+    /// Which processes it sees: its own, or, where the machine lets it have no `/proc` of its own, all.
+    #[serde(default)]
+    pub(crate) own_processes: bool,
+    /// Whether its system calls are filtered.
+    #[serde(default)]
+    pub(crate) filtered: bool,
+}
+
+/// How far jobs can be isolated on this machine.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Abilities {
+    pub(crate) means: Means,
+    /// See [`View::own_processes`].
+    pub(crate) own_processes: bool,
+    /// See [`View::filtered`].
+    pub(crate) filtered: bool,
+}
+
+impl Abilities {
+    /// What is missing of all that could be had, in words.
+    pub(crate) fn lacks(self) -> Option<String> {
+        let others = match self.means {
+            Means::UserNamespace => "jobs see and can signal other processes of their user",
+            Means::Root => "jobs see, can signal and can look into all processes",
+        };
+        let lacking =
+            [(!self.own_processes, others), (!self.filtered, "system calls are not filtered")];
+        let lacking: Vec<&str> =
+            lacking.into_iter().filter_map(|(lacks, what)| lacks.then_some(what)).collect();
+        (!lacking.is_empty()).then(|| lacking.join("; "))
+    }
 }
 
 /// By what a view is made.
@@ -49,7 +89,7 @@ pub(crate) enum Means {
     /// processes, their memory and variables, is closed to it.
     #[default]
     UserNamespace,
-    /// The agent's being root. Jobs can look into each other's processes.
+    /// The agent's being root.
     Root,
 }
 
@@ -73,11 +113,12 @@ impl View {
             paths.iter().filter_map(|path| path.canonicalize().ok()).collect()
         };
         Entry::new(&Self {
-            hidden: enter::outermost(&plain(&self.hidden)),
+            hidden: plan::outermost(&plain(&self.hidden)),
+            masked: plain(&self.masked),
             readable: plain(&self.readable),
             writable: plain(&self.writable),
             temporary: self.temporary.canonicalize()?,
-            means: self.means,
+            ..self.clone()
         })
     }
 }

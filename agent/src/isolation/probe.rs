@@ -5,31 +5,39 @@ use std::io;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 
-use super::{Means, View};
+use super::{Abilities, Entry, Means, View};
 
 /// The second argument of a supervisor that is none: it enters a view and ends.
 pub(crate) const PROBE: &str = "--isolate";
 
-/// Finds by what jobs can be isolated, or why they cannot.
-pub(crate) fn probe(verb: &str, root: &Path) -> Result<Means, String> {
-    match try_it(verb, root, Means::UserNamespace) {
-        Ok(()) => Ok(Means::UserNamespace),
-        Err(_) if rustix::process::geteuid().is_root() => {
-            try_it(verb, root, Means::Root).map(|()| Means::Root)
-        }
-        Err(why) => Err(why),
+/// Finds how far jobs can be isolated, or why they cannot.
+pub(crate) fn probe(verb: &str, root: &Path) -> Result<Abilities, String> {
+    let mut means = vec![Means::UserNamespace];
+    if rustix::process::geteuid().is_root() {
+        means.push(Means::Root);
     }
+    let mut first = None;
+    for means in means {
+        for (own_processes, filtered) in [(true, true), (false, true), (true, false), (false, false)]
+        {
+            let abilities = Abilities { means, own_processes, filtered };
+            match try_it(verb, root, abilities) {
+                Ok(()) => return Ok(abilities),
+                Err(why) => first = first.or(Some(why)),
+            }
+        }
+    }
+    Err(first.unwrap_or_default())
 }
 
 /// Enters a view below the agent's folder, in a process of its own.
-fn try_it(verb: &str, root: &Path, means: Means) -> Result<(), String> {
+fn try_it(verb: &str, root: &Path, abilities: Abilities) -> Result<(), String> {
     let folder = root.join("probe");
     let cannot = |error: io::Error| format!("cannot try it: {error}");
     std::fs::create_dir_all(&folder).map_err(cannot)?;
     // The program that runs now, even if its file was replaced meanwhile.
     let mut command = Command::new("/proc/self/exe");
-    let means = if means == Means::Root { "root" } else { "user" };
-    command.args([verb, PROBE, means]).arg(root).stdin(Stdio::null()).stderr(Stdio::null());
+    command.args([verb, PROBE, &words(abilities)]).arg(root).stdin(Stdio::null()).stderr(Stdio::null());
     let output = command.env_clear().output().map_err(cannot)?;
     let said = String::from_utf8_lossy(&output.stdout).trim().to_owned();
     match output.status.success() {
@@ -39,37 +47,84 @@ fn try_it(verb: &str, root: &Path, means: Means) -> Result<(), String> {
     }
 }
 
+const ROOT: char = 'r';
+const OWN_PROCESSES: char = 'p';
+const FILTERED: char = 'f';
+
+/// Abilities as an argument.
+fn words(abilities: Abilities) -> String {
+    let letters = [
+        (abilities.means == Means::Root, ROOT),
+        (abilities.own_processes, OWN_PROCESSES),
+        (abilities.filtered, FILTERED),
+    ];
+    letters.into_iter().filter_map(|(is_so, letter)| is_so.then_some(letter)).collect()
+}
+
 /// The probe's own life: hides the agent's folder but for one in it, and says what failed.
-pub(crate) fn probe_to_code(means: &OsStr, root: &Path) -> ExitCode {
+pub(crate) fn probe_to_code(abilities: &OsStr, root: &Path) -> ExitCode {
+    let abilities = abilities.to_string_lossy();
     let own = root.join("probe");
     let view = View {
         hidden: vec![root.to_owned()],
         writable: vec![own.clone()],
         temporary: own.clone(),
-        means: if means == "root" { Means::Root } else { Means::UserNamespace },
+        means: if abilities.contains(ROOT) { Means::Root } else { Means::UserNamespace },
+        own_processes: abilities.contains(OWN_PROCESSES),
+        filtered: abilities.contains(FILTERED),
         ..View::default()
     };
-    let tried = view.entry().map_err(|error| error.to_string()).and_then(|mut entry| {
-        // SAFETY: This process has one thread, and does nothing else after.
-        let done = unsafe { libc::unshare(entry.clone_flags()) == 0 };
-        if !done {
-            let error = io::Error::last_os_error();
-            return Err(format!("the kernel gives no namespaces of their own: {error}"));
+    let tried = view.entry().map_err(|error| error.to_string()).and_then(|entry| {
+        let no_namespaces =
+            |error: io::Error| format!("the kernel gives no namespaces of their own: {error}");
+        match crate::supervisor::fork(entry.clone_flags()).map_err(no_namespaces)? {
+            0 => enter_and_end(entry, &own),
+            child => match wait_for(child) {
+                0 => Ok(()),
+                // The child has said why.
+                _ => Err(String::new()),
+            },
         }
-        // SAFETY: It has just got namespaces of its own.
-        unsafe { entry.enter() }.map_err(|number| {
-            let error = io::Error::last_os_error();
-            format!("{}: {error}", entry.describe(number))
-        })?;
-        std::fs::write(own.join("written"), "")
-            .map_err(|error| format!("the job's own folder cannot be written: {error}"))
     });
     match tried {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => {
-            // The agent reads it.
-            let _ = io::Write::write_all(&mut io::stdout(), why.as_bytes());
+            say(&why);
             ExitCode::FAILURE
         }
+    }
+}
+
+/// The life of the probe's child.
+fn enter_and_end(mut entry: Entry, own: &Path) -> ! {
+    // SAFETY: This process was forked with the entry's flags and has one thread.
+    let entered = unsafe { entry.enter() }.map_err(|number| {
+        let error = io::Error::last_os_error();
+        format!("{}: {error}", entry.describe(number))
+    });
+    let tried = entered.and_then(|()| {
+        std::fs::write(own.join("written"), "")
+            .map_err(|error| format!("the job's own folder cannot be written: {error}"))
+    });
+    if let Err(why) = &tried {
+        say(why);
+    }
+    // SAFETY: A plain system call.
+    unsafe { libc::_exit(i32::from(tried.is_err())) }
+}
+
+/// The agent reads it.
+fn say(why: &str) {
+    let _ = io::Write::write_all(&mut io::stdout(), why.as_bytes());
+    let _ = io::Write::flush(&mut io::stdout());
+}
+
+/// The wait status of a child.
+fn wait_for(child: i32) -> i32 {
+    let mut status = 0;
+    // SAFETY: `status` is ours.
+    match unsafe { libc::waitpid(child, &raw mut status, 0) } {
+        -1 => -1,
+        _ => status,
     }
 }

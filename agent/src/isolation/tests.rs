@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::View;
-use super::enter::outermost;
+use super::plan::outermost;
 
 #[test]
 fn of_folders_in_each_other_the_outermost_counts() {

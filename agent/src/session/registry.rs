@@ -66,7 +66,11 @@ impl Registry {
             match assignment {
                 Some(assignment) => registry.found(node, folder, assignment, rebooted)?,
                 // Killed while it was written: nothing was ever said or done about it.
-                None => folder.remove()?,
+                None => {
+                    if let Err(error) = folder.remove() {
+                        tracing::warn!(epoch, %error, "cannot remove what is left of an attempt");
+                    }
+                }
             }
         }
         end_forgotten(&node.attempts, |folder| {

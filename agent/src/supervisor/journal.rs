@@ -56,6 +56,17 @@ pub(crate) struct Launch {
     /// What the command sees of the node; `None`: all of it.
     #[serde(default)]
     pub(crate) view: Option<View>,
+    /// The command's processes, if it is run several times at once.
+    #[serde(default)]
+    pub(crate) processes: Vec<LaunchProcess>,
+}
+
+/// One of several processes that run the same command.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub(crate) struct LaunchProcess {
+    /// What it has besides, or instead of, the others' environment.
+    pub(crate) environment: BTreeMap<String, String>,
+    pub(crate) log: PathBuf,
 }
 
 fn give_up_ms() -> u64 {
@@ -65,6 +76,14 @@ fn give_up_ms() -> u64 {
 impl Launch {
     pub(crate) const GIVE_UP_MS: u64 = 30_000;
     pub(crate) const VERSION: u32 = VERSION;
+
+    /// The logs, one per process.
+    pub(super) fn logs(&self) -> Vec<&Path> {
+        match self.processes.as_slice() {
+            [] => vec![&self.log],
+            several => several.iter().map(|process| process.log.as_path()).collect(),
+        }
+    }
 }
 
 /// Names the supervisor's process for all time.
@@ -96,6 +115,9 @@ impl Started {
 pub(crate) struct Exited {
     pub(crate) version: u32,
     pub(crate) outcome: Outcome,
+    /// Which of several processes the outcome is of: the first that failed, or the last.
+    #[serde(default)]
+    pub(crate) process: Option<u32>,
     /// Set if something else than the command itself brought the end about.
     pub(crate) ended_by: Option<EndedBy>,
     pub(crate) started_at_ms: i64,
@@ -104,9 +126,9 @@ pub(crate) struct Exited {
     pub(crate) cpu_seconds: f64,
     /// Of the largest process.
     pub(crate) peak_memory_kib: u64,
-    /// The log's length.
+    /// The log's length; of several the first one's.
     pub(crate) log_bytes: u64,
-    /// Bytes that came and were not kept.
+    /// Bytes that came and were not kept, of all logs.
     pub(crate) log_dropped: u64,
     /// Why, if the log could not be written although it was below its bound.
     #[serde(default)]
@@ -177,6 +199,7 @@ impl Exited {
         Self {
             version: VERSION,
             outcome,
+            process: None,
             ended_by: None,
             started_at_ms,
             exited_at_ms: now_ms,
@@ -193,7 +216,7 @@ impl Exited {
 
 /// Writes the last word, on a full disk too: the launch record has done its work and gives its
 /// blocks, then the log gives its end.
-pub(super) fn write_exited(folder: &Path, exited: &Exited) -> io::Result<()> {
+pub(super) fn write_exited(folder: &Path, mut exited: Exited) -> io::Result<()> {
     const LOG_GIVES: u64 = 64 * 1024;
     const TRIES: u32 = 600;
     let full = |result: &io::Result<()>| {
@@ -201,18 +224,18 @@ pub(super) fn write_exited(folder: &Path, exited: &Exited) -> io::Result<()> {
             matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
         })
     };
-    let mut result = record::write(folder, EXITED, exited);
+    let mut result = record::write(folder, EXITED, &exited);
     if full(&result) {
         let _ = fs::remove_file(folder.join(LAUNCH));
-        result = record::write(folder, EXITED, exited);
+        result = record::write(folder, EXITED, &exited);
     }
     if full(&result) {
         let log = folder.join("std_log.txt");
         if let Ok(file) = fs::File::options().write(true).open(log) {
             let kept = exited.log_bytes.saturating_sub(LOG_GIVES);
             let _ = file.set_len(kept);
-            let dropped = exited.log_dropped + (exited.log_bytes - kept);
-            let exited = Exited { log_bytes: kept, log_dropped: dropped, ..exited.clone() };
+            exited.log_dropped += exited.log_bytes - kept;
+            exited.log_bytes = kept;
             result = record::write(folder, EXITED, &exited);
         }
     }
@@ -221,7 +244,7 @@ pub(super) fn write_exited(folder: &Path, exited: &Exited) -> io::Result<()> {
             break;
         }
         thread::sleep(Duration::from_secs(1));
-        result = record::write(folder, EXITED, exited);
+        result = record::write(folder, EXITED, &exited);
     }
     result
 }

@@ -23,17 +23,18 @@ use crate::{isolation, proc, record};
 
 mod journal;
 mod launcher;
+mod leader;
 mod lease;
 mod output;
 mod run;
 mod spawn;
-
 mod tree;
 
 pub(crate) use journal::{
-    EXITED, EndedBy, Exited, LAUNCH, Launch, LogError, OutOfMemory, Outcome, STARTED, Started,
+    EXITED, EndedBy, Exited, LAUNCH, Launch, LaunchProcess, LogError, OutOfMemory, Outcome, STARTED, Started,
 };
 pub(crate) use launcher::{Launched, Launcher};
+pub(crate) use leader::fork;
 pub(crate) use lease::Lease;
 pub(crate) use tree::kill_marked;
 
@@ -119,7 +120,7 @@ fn supervise(folder: &Path) -> Result<(), Error> {
         // What lives in it yet keeps it; the agent looks again.
         let _ = cgroup.remove();
     }
-    journal::write_exited(folder, &exited).map_err(|source| Error::Write {
+    journal::write_exited(folder, exited).map_err(|source| Error::Write {
         folder: folder.into(),
         what: EXITED,
         source,

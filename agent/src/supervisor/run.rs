@@ -7,15 +7,15 @@ use std::path::Path;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
-use rustix::process::Pid;
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
     timerfd_settime,
 };
 
 use super::journal::{self, EndedBy, Exited, Launch, OutOfMemory, Outcome, Started};
+use super::leader::{Leader, Word};
 use super::output::{Found, Output};
-use super::{Lease, spawn, tree};
+use super::{Lease, tree};
 use crate::cgroup::Cgroup;
 use crate::clock;
 
@@ -109,6 +109,16 @@ enum Phase {
     Killing { again_at: u64, give_up_at: u64 },
 }
 
+/// How the job's commands ended: the first one that failed, or the last one.
+#[derive(Clone, Copy)]
+struct Verdict {
+    process: usize,
+    /// As waitpid(2) gives it.
+    status: libc::c_int,
+    /// Wall clock.
+    at_ms: i64,
+}
+
 struct Supervisor<'a> {
     launch: &'a Launch,
     /// Can be read when memory ran out ([`Cgroup::memory_alarm`](crate::cgroup::Cgroup::memory_alarm)).
@@ -119,11 +129,10 @@ struct Supervisor<'a> {
     lease: Option<Lease>,
     lease_until: u64,
     timeout_at: u64,
-    main: libc::pid_t,
-    /// The main process's wait status, once it has ended.
-    status: Option<libc::c_int>,
-    /// When it ended, wall clock.
-    exited_at_ms: i64,
+    leader: Leader,
+    /// Which of the commands have ended.
+    ended: Vec<bool>,
+    verdict: Option<Verdict>,
     phase: Phase,
     ended_by: Option<EndedBy>,
     /// No child is left.
@@ -153,16 +162,19 @@ pub(super) fn run(
     let timer =
         timerfd_create(TimerfdClockId::Boottime, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)
             .map_err(|errno| failed("making a timer", &errno.into()))?;
-    let log = folder.join(&launch.log);
-    let (mut output, writer) =
-        Output::open(&log, launch.log_limit).map_err(|error| failed("opening the log", &error))?;
+    let (mut outputs, mut writers) = (Vec::new(), Vec::new());
+    for log in launch.logs() {
+        let (output, writer) = Output::open(&folder.join(log), launch.log_limit)
+            .map_err(|error| failed("opening the log", &error))?;
+        outputs.push(output);
+        writers.push(writer);
+    }
     let memory_alarm = launch.cgroup.as_ref().and_then(Cgroup::memory_alarm);
     if clock::boottime_ms() >= lease_until {
         let expired = io::Error::from_raw_os_error(libc::ETIME);
         return Err(failed("starting under a lease that has run out", &expired));
     }
-    let main = spawn::spawn(launch, &writer)?;
-    drop(writer);
+    let leader = Leader::start(launch, writers).inspect_err(|_| kill_all(launch))?;
 
     let timeout_at =
         launch.timeout_ms.map_or(u64::MAX, |timeout| clock::boottime_ms().saturating_add(timeout));
@@ -174,60 +186,95 @@ pub(super) fn run(
         lease,
         lease_until,
         timeout_at,
-        main,
-        status: None,
-        exited_at_ms: 0,
+        ended: vec![false; leader.commands.len()],
+        leader,
+        verdict: None,
         phase: Phase::Running,
         ended_by: None,
         childless: false,
         survivors: 0,
     };
-    supervisor.attend(&signals, &timer, &mut output);
-    output.finish();
-    Ok(supervisor.exited(started, &output))
+    supervisor.attend(&signals, &timer, &mut outputs);
+    outputs.iter_mut().for_each(Output::finish);
+    Ok(supervisor.exited(started, &outputs))
+}
+
+/// Kills what has started of several commands of which one could not, as far as that can be waited for.
+fn kill_all(launch: &Launch) {
+    let until = clock::boottime_ms().saturating_add(launch.give_up_ms);
+    while !matches!(tree::reap(), Err(Errno::CHILD)) && clock::boottime_ms() < until {
+        if let Some(cgroup) = &launch.cgroup {
+            cgroup.kill();
+        }
+        tree::kill();
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
 }
 
 impl Supervisor<'_> {
     /// The loop: returns when nothing of the job is left, or what is left cannot be killed.
-    fn attend(&mut self, signals: &Signals, timer: &OwnedFd, output: &mut Output) {
-        let (mut open, mut armed) = (true, None);
+    fn attend(&mut self, signals: &Signals, timer: &OwnedFd, outputs: &mut [Output]) {
+        let (mut open, mut armed) = (vec![true; outputs.len()], None);
+        let mut speaks = true;
         while !self.childless && self.survivors == 0 {
             let wake_at = self.wake_at();
             if armed != Some(wake_at) {
                 arm(timer, wake_at);
                 armed = Some(wake_at);
             }
-            let (signalled, alarmed, readable) = {
-                // Without an alarm the signals stand in its place.
-                let alarm = self.memory_alarm.as_ref().unwrap_or(&signals.file);
-                let mut files = [
-                    PollFd::from_borrowed_fd(signals.file.as_fd(), PollFlags::IN),
-                    PollFd::from_borrowed_fd(timer.as_fd(), PollFlags::IN),
-                    PollFd::from_borrowed_fd(alarm.as_fd(), PollFlags::IN),
-                    PollFd::from_borrowed_fd(output.pipe(), PollFlags::IN),
-                ];
-                let watched = if open { &mut files[..] } else { &mut files[..3] };
-                match poll(watched, None) {
-                    Ok(_) | Err(Errno::INTR) => {}
-                    // Out of memory in the kernel: as if everything had something to say.
-                    Err(_) => {}
+            // Without an alarm, and when the leader has said all, the signals stand in their place.
+            let alarm = self.memory_alarm.as_ref().unwrap_or(&signals.file).as_fd();
+            let words = if speaks { self.leader.words() } else { signals.file.as_fd() };
+            let fixed = [signals.file.as_fd(), timer.as_fd(), alarm, words];
+            let pipes = outputs.iter().zip(&open).filter(|(_, open)| **open);
+            let pipes = pipes.map(|(output, _)| output.pipe());
+            let mut files: Vec<PollFd<'_>> = fixed
+                .into_iter()
+                .chain(pipes)
+                .map(|file| PollFd::from_borrowed_fd(file, PollFlags::IN))
+                .collect();
+            // An error is the kernel's want of memory: as if nothing had been said.
+            let _ = poll(&mut files, None);
+            let said: Vec<bool> = files.iter().map(|file| !file.revents().is_empty()).collect();
+            let mut readable = said[fixed.len()..].iter();
+            for (output, open) in outputs.iter_mut().zip(&mut open) {
+                if *open && readable.next() == Some(&true) && output.pump() == Found::End {
+                    *open = false;
                 }
-                let has_said = |file: usize| !files[file].revents().is_empty();
-                (has_said(0), has_said(2), open && has_said(3))
-            };
-            if readable && output.pump() == Found::End {
-                open = false;
             }
-            let came = if signalled { signals.read() } else { Came::default() };
+            let came = if said[0] { signals.read() } else { Came::default() };
+            if said[3] && speaks {
+                speaks = self.listen();
+            }
             if came.child {
                 self.reap();
             }
-            if alarmed && let Some(alarm) = &self.memory_alarm {
+            if said[2] && let Some(alarm) = &self.memory_alarm {
                 let _ = rustix::io::read(alarm, &mut [0_u8; 8]);
                 self.memory_looks = MEMORY_LOOKS;
                 self.memory_look_at = 0;
             }
             self.step(&came, clock::boottime_ms());
+        }
+    }
+
+    /// Takes what the leader has said; whether it may say more.
+    fn listen(&mut self) -> bool {
+        loop {
+            let (process, status) = match self.leader.next_word() {
+                Ok(Word::Ended { process, status }) => (process, status),
+                Ok(_) => continue,
+                // Of a leader that was killed nothing more comes.
+                Err(error) => return error.kind() == io::ErrorKind::WouldBlock,
+            };
+            let process = process as usize;
+            if let Some(ended) = self.ended.get_mut(process) {
+                *ended = true;
+            }
+            let is_last = self.ended.iter().all(|ended| *ended);
+            if self.verdict.is_none() && (status != 0 || is_last) {
+                self.verdict = Some(Verdict { process, status, at_ms: clock::now_ms() });
+            }
         }
     }
 
@@ -270,13 +317,17 @@ impl Supervisor<'_> {
         }
         match self.phase {
             // The command's own end counts, also if a signal came at the same time.
-            Phase::Running if self.status.is_some() => self.kill(now, now + self.launch.give_up_ms),
-            Phase::Running if came.terminate => self.stop(EndedBy::Terminate, now),
-            Phase::Running if now >= self.timeout_at => self.stop(EndedBy::Timeout, now),
+            Phase::Running if self.ended.iter().all(|ended| *ended) => {
+                self.finish(now, now + self.launch.give_up_ms)
+            }
+            // Of several commands one has failed: the others may save what they have.
+            Phase::Running if self.verdict.is_some() => self.stop(None, now),
+            Phase::Running if came.terminate => self.stop(Some(EndedBy::Terminate), now),
+            Phase::Running if now >= self.timeout_at => self.stop(Some(EndedBy::Timeout), now),
             Phase::Running if now >= self.lease_until => {
                 self.look_at_lease();
                 if now >= self.lease_until {
-                    self.stop(EndedBy::Lease, now);
+                    self.stop(Some(EndedBy::Lease), now);
                 }
             }
             Phase::Stopping { .. } if now >= self.lease_grace_until() => {
@@ -307,22 +358,29 @@ impl Supervisor<'_> {
         self.lease_until.saturating_add(self.launch.grace_ms.min(LEASE_GRACE_MS))
     }
 
-    fn stop(&mut self, by: EndedBy, now: u64) {
-        self.ended_by = Some(by);
+    fn stop(&mut self, by: Option<EndedBy>, now: u64) {
+        self.ended_by = by;
         let grace = match by {
-            EndedBy::Lease => self.launch.grace_ms.min(LEASE_GRACE_MS),
+            Some(EndedBy::Lease) => self.launch.grace_ms.min(LEASE_GRACE_MS),
             _ => self.launch.grace_ms,
         };
         self.phase = Phase::Stopping { kill_at: now.saturating_add(grace) };
-        let main = if self.status.is_none() { Pid::from_raw(self.main) } else { None };
-        tree::terminate(main);
+        self.leader.terminate(&self.ended);
+    }
+
+    /// The commands have ended: what is left dies, with the leader where it owns all.
+    fn finish(&mut self, now: u64, give_up_at: u64) {
+        match self.leader.owns_all {
+            true => self.phase = Phase::Killing { again_at: now + KILL_AGAIN_MS, give_up_at },
+            false => self.kill(now, give_up_at),
+        }
     }
 
     fn kill(&mut self, now: u64, give_up_at: u64) {
         if let Some(cgroup) = &self.launch.cgroup {
             cgroup.kill();
         }
-        let left = tree::kill();
+        let left = self.leader.kill(self.childless);
         self.reap();
         if !self.childless && now >= give_up_at {
             self.survivors = left.max(1);
@@ -333,9 +391,12 @@ impl Supervisor<'_> {
     fn reap(&mut self) {
         loop {
             match tree::reap() {
-                Ok(Some((pid, status))) if pid == self.main && self.status.is_none() => {
-                    self.status = Some(status);
-                    self.exited_at_ms = clock::now_ms();
+                Ok(Some((pid, status))) if pid == self.leader.pid => {
+                    self.listen();
+                    // It was killed: so were its commands.
+                    let verdict = Verdict { process: 0, status, at_ms: clock::now_ms() };
+                    self.verdict.get_or_insert(verdict);
+                    self.ended.fill(true);
                 }
                 Ok(Some(_)) | Err(Errno::INTR) => {}
                 Ok(None) => return,
@@ -347,26 +408,27 @@ impl Supervisor<'_> {
         }
     }
 
-    fn exited(&self, started: &Started, output: &Output) -> Exited {
-        let outcome = match self.status {
+    fn exited(&self, started: &Started, outputs: &[Output]) -> Exited {
+        let outcome = match self.verdict.map(|verdict| verdict.status) {
             Some(status) if libc::WIFSIGNALED(status) => Outcome::Signal(libc::WTERMSIG(status)),
             Some(status) => Outcome::Code(libc::WEXITSTATUS(status)),
             None => Outcome::Signal(libc::SIGKILL),
         };
         let usage = children_usage();
         let seconds = |time: libc::timeval| time.tv_sec as f64 + time.tv_usec as f64 / 1e6;
-        let exited_at_ms = if self.status.is_some() { self.exited_at_ms } else { clock::now_ms() };
+        let process = self.verdict.filter(|_| self.ended.len() > 1).map(|verdict| verdict.process);
         Exited {
             version: journal::VERSION,
             outcome,
             ended_by: self.ended_by,
             started_at_ms: started.started_at_ms,
-            exited_at_ms,
+            exited_at_ms: self.verdict.map_or_else(clock::now_ms, |verdict| verdict.at_ms),
+            process: process.and_then(|process| u32::try_from(process).ok()),
             cpu_seconds: seconds(usage.ru_utime) + seconds(usage.ru_stime),
             peak_memory_kib: u64::try_from(usage.ru_maxrss).unwrap_or(0),
-            log_bytes: output.written,
-            log_dropped: output.dropped,
-            log_error: output.error,
+            log_bytes: outputs.first().map_or(0, |output| output.written),
+            log_dropped: outputs.iter().map(|output| output.dropped).sum(),
+            log_error: outputs.iter().find_map(|output| output.error),
             survivors: u32::try_from(self.survivors).unwrap_or(u32::MAX),
             out_of_memory: self.out_of_memory(),
         }

@@ -17,18 +17,13 @@ fn signal(seen: &Stat, signal: Signal) {
     }
 }
 
-/// Asks everything below this process to end. `main` leads the command's process group and has not
-/// been waited for; its group is signalled at once, whatever forks meanwhile.
-pub(super) fn terminate(main: Option<Pid>) {
+/// Asks everything below this process to end, but for its `leader`, and for what is in `groups`, which the
+/// leader asks.
+pub(super) fn terminate(leader: libc::pid_t, groups: &[libc::pid_t]) {
     let own = getpid().as_raw_nonzero().get();
-    if let Some(main) = main {
-        let _ = rustix::process::kill_process_group(main, Signal::TERM);
-        let _ = rustix::process::kill_process_group(main, Signal::CONT);
-    }
-    let main = main.map(|pid| pid.as_raw_nonzero().get());
     let all = proc::all();
     for stat in proc::descendants(&all, own) {
-        if Some(stat.group) != main {
+        if stat.pid != leader && !groups.contains(&stat.group) {
             signal(stat, Signal::TERM);
             signal(stat, Signal::CONT);
         }
@@ -40,12 +35,12 @@ pub(super) fn terminate(main: Option<Pid>) {
 pub(super) fn kill() -> usize {
     let own = getpid().as_raw_nonzero().get();
     let all = proc::all();
-    let living: Vec<_> =
-        proc::descendants(&all, own).into_iter().filter(|stat| stat.state != 'Z').collect();
-    for stat in &living {
+    let found = proc::descendants(&all, own);
+    // One whose first thread has ended is shown as dead while its others go on.
+    for stat in &found {
         signal(stat, Signal::KILL);
     }
-    living.len()
+    found.iter().filter(|stat| stat.state != 'Z').count()
 }
 
 /// Kills every process of the machine that was started with `NAME=value` in its environment; how
@@ -54,7 +49,7 @@ pub(crate) fn kill_marked(name: &str, value: &Path) -> usize {
     let own = getpid().as_raw_nonzero().get();
     let marked: Vec<_> = proc::all()
         .into_iter()
-        .filter(|stat| stat.pid != own && stat.state != 'Z')
+        .filter(|stat| stat.pid != own)
         .filter(|stat| proc::has_variable(stat.pid, name, value))
         .collect();
     for stat in &marked {

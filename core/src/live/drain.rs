@@ -62,17 +62,22 @@ impl Live {
         out: &mut Decisions,
     ) {
         let Some(node) = self.nodes.get_mut(name) else { return };
-        if node.record.drain.is_some() {
-            return;
-        }
         let processes = match survivors {
             1 => "a process".to_owned(),
             many => format!("{many} processes"),
         };
         let reason =
             format!("{processes} of job {job} did not die when killed; look at the machine");
-        let by = self.daemon.clone();
-        node.record.drain = Some(Drain { by, reason, since: now.wall, deadline: None });
+        match &mut node.record.drain {
+            // Whoever drained it resumes it once they have read this too.
+            Some(drain) if drain.reason.contains(&reason) => return,
+            Some(drain) if drain.reason.is_empty() => drain.reason = reason,
+            Some(drain) => drain.reason = format!("{}; {reason}", drain.reason),
+            none => {
+                let by = self.daemon.clone();
+                *none = Some(Drain { by, reason, since: now.wall, deadline: None });
+            }
+        }
         out.nodes.push(node.record.clone());
         self.close(name);
     }

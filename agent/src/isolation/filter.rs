@@ -1,0 +1,142 @@
+//! System calls that a job may not make: those that reach into the kernel or the machine further than a job
+//! has reason to, and that the kernel lets everybody make (seccomp(2)). The list follows that of Docker's
+//! default profile; what needs a capability is refused by the kernel anyway and mostly left out.
+
+use std::collections::BTreeMap;
+use std::ffi::{c_int, c_long, c_ulong};
+use std::io;
+
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen as Length, SeccompCmpOp as Compare,
+    SeccompCondition as Condition, SeccompFilter, SeccompRule as Rule, TargetArch,
+};
+
+/// What is asked for by number alone.
+const REFUSED: &[c_long] = &[
+    // Other namespaces, and mounts in them.
+    libc::SYS_setns,
+    libc::SYS_mount,
+    libc::SYS_umount2,
+    libc::SYS_pivot_root,
+    libc::SYS_open_tree,
+    libc::SYS_move_mount,
+    libc::SYS_fsopen,
+    libc::SYS_fsconfig,
+    libc::SYS_fsmount,
+    libc::SYS_fspick,
+    libc::SYS_mount_setattr,
+    // Keyrings are their user's, not the job's.
+    libc::SYS_add_key,
+    libc::SYS_keyctl,
+    libc::SYS_request_key,
+    // Wide doors into the kernel.
+    libc::SYS_bpf,
+    libc::SYS_perf_event_open,
+    libc::SYS_userfaultfd,
+    libc::SYS_io_uring_setup,
+    libc::SYS_io_uring_enter,
+    libc::SYS_io_uring_register,
+    libc::SYS_open_by_handle_at,
+    // The machine as a whole.
+    libc::SYS_kexec_load,
+    libc::SYS_kexec_file_load,
+    libc::SYS_init_module,
+    libc::SYS_finit_module,
+    libc::SYS_delete_module,
+    libc::SYS_reboot,
+    libc::SYS_swapon,
+    libc::SYS_swapoff,
+    libc::SYS_acct,
+    libc::SYS_quotactl,
+    libc::SYS_syslog,
+    libc::SYS_settimeofday,
+    libc::SYS_clock_settime,
+];
+
+/// Flags of clone(2) and unshare(2) that make namespaces.
+const NAMESPACES: [c_int; 7] = [
+    libc::CLONE_NEWUSER,
+    libc::CLONE_NEWNS,
+    libc::CLONE_NEWPID,
+    libc::CLONE_NEWNET,
+    libc::CLONE_NEWIPC,
+    libc::CLONE_NEWUTS,
+    libc::CLONE_NEWCGROUP,
+];
+
+/// Families of sockets that lead past the network.
+const FAMILIES: [c_int; 2] = [libc::AF_VSOCK, libc::AF_ALG];
+
+/// Puts input into a terminal, as if somebody had typed it.
+const TERMINAL_INPUT: [u64; 2] = [0x5412, 0x541c];
+
+/// The same numbers, asked for as programs of 32-bit pointers do on this architecture.
+#[cfg(target_arch = "x86_64")]
+const X32: c_long = 0x4000_0000;
+
+/// The programs that decide about a job's system calls.
+#[derive(Debug)]
+pub(crate) struct Filter {
+    programs: Vec<BpfProgram>,
+}
+
+impl Filter {
+    /// Makes the programs; an error where this architecture is not known.
+    pub(crate) fn new() -> io::Result<Self> {
+        let mut rules: BTreeMap<i64, Vec<Rule>> =
+            REFUSED.iter().map(|number| (*number, Vec::new())).collect();
+        let one = |argument: u8, compare: Compare, value: u64| {
+            let condition = Condition::new(argument, Length::Dword, compare, value);
+            condition.and_then(|condition| Rule::new(vec![condition])).map_err(io::Error::other)
+        };
+        for flag in NAMESPACES {
+            // The highest flag is the sign of a number of 32 bits.
+            let flag = u64::from(flag.cast_unsigned());
+            for number in [libc::SYS_clone, libc::SYS_unshare] {
+                let rule = one(0, Compare::MaskedEq(flag), flag)?;
+                rules.entry(number).or_default().push(rule);
+            }
+        }
+        for family in FAMILIES {
+            let rule = one(0, Compare::Eq, u64::from(family.cast_unsigned()))?;
+            rules.entry(libc::SYS_socket).or_default().push(rule);
+        }
+        for request in TERMINAL_INPUT {
+            rules.entry(libc::SYS_ioctl).or_default().push(one(1, Compare::Eq, request)?);
+        }
+        let refused = program(rules, libc::EPERM)?;
+        // Its flags lie in memory, out of a filter's sight; without it the C library uses clone.
+        let clone3 = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
+        Ok(Self { programs: vec![refused, program(clone3, libc::ENOSYS)?] })
+    }
+
+    /// Holds the calling thread, and all that it starts, to it. `errno` says why not.
+    ///
+    /// # Safety
+    /// Only system calls.
+    pub(crate) unsafe fn set(&self) -> bool {
+        const SET_MODE_FILTER: c_long = 1;
+        // Without it older kernels slow such processes down, against a danger that this is not for.
+        const SPEC_ALLOW: c_ulong = 4;
+        self.programs.iter().all(|program| {
+            let Ok(length) = u16::try_from(program.len()) else { return false };
+            // `seccompiler`'s instructions are laid out as the kernel's.
+            let filter = program.as_ptr().cast_mut().cast::<libc::sock_filter>();
+            let program = libc::sock_fprog { len: length, filter };
+            // SAFETY: The program outlives the call, which copies it.
+            unsafe {
+                libc::syscall(libc::SYS_seccomp, SET_MODE_FILTER, SPEC_ALLOW, &raw const program) == 0
+            }
+        })
+    }
+}
+
+/// A program that answers what `rules` match with an error.
+fn program(mut rules: BTreeMap<i64, Vec<Rule>>, errno: c_int) -> io::Result<BpfProgram> {
+    #[cfg(target_arch = "x86_64")]
+    rules.extend(rules.clone().into_iter().map(|(number, rules)| (number | X32, rules)));
+    let arch = TargetArch::try_from(std::env::consts::ARCH).map_err(io::Error::other)?;
+    let refuse = SeccompAction::Errno(errno.cast_unsigned());
+    let filter = SeccompFilter::new(rules, SeccompAction::Allow, refuse, arch);
+    filter.and_then(BpfProgram::try_from).map_err(io::Error::other)
+}
