@@ -216,10 +216,7 @@ fn find_cgroups(args: &AgentArgs, node: &str, root: &Path, sampler: &mut NodeSam
 }
 
 /// By what jobs are isolated, or why they are not.
-fn isolate(
-    wanted: Isolation,
-    root: &Path,
-) -> Result<(Option<Abilities>, Option<String>), Error> {
+fn isolate(wanted: Isolation, root: &Path) -> Result<(Option<Abilities>, Option<String>), Error> {
     if wanted == Isolation::None {
         return Ok((None, Some("the agent runs with --isolation none".to_owned())));
     }

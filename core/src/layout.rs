@@ -56,14 +56,14 @@ pub fn artifact_root(job: &str) -> String {
     format!("{RUNS}/dcid.{job}")
 }
 
-/// Where the standard output of an attempt's member goes, below the artifact root. That of the first
-/// attempt's first member lies where Azure's tools look for it.
+/// Where the standard output of an attempt's process goes, below the artifact root. Processes are counted
+/// over all members. That of the first attempt's first one lies where Azure's tools look for it.
 pub fn log_path(attempt: AttemptNumber, rank: u32) -> String {
-    let member = if rank == 0 { String::new() } else { format!("_process_{rank}") };
+    let process = if rank == 0 { String::new() } else { format!("_process_{rank}") };
     if attempt.0 <= 1 {
-        format!("user_logs/std_log{member}.txt")
+        format!("user_logs/std_log{process}.txt")
     } else {
-        format!("user_logs/std_log{member}_attempt_{attempt}.txt")
+        format!("user_logs/std_log{process}_attempt_{attempt}.txt")
     }
 }
 

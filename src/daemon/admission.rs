@@ -315,26 +315,14 @@ pub(super) fn named(table: &CuratedTable, name: &str) -> Option<InlineEnvironmen
 
 /// Whether the processes that it asks for can be started.
 pub(crate) fn check_launch(job: &CommandJob) -> Result<(), Error> {
-    let processes = match &job.distribution {
-        None | Some(Distribution::TensorFlow { .. } | Distribution::Ray { .. }) => 1,
-        Some(
-            Distribution::PyTorch { process_count_per_instance }
-            | Distribution::Mpi { process_count_per_instance },
-        ) => *process_count_per_instance,
-    };
-    if processes > 1 {
-        return Err(not_yet(
-            "distribution.process_count_per_instance",
-            format!("{processes} processes on a node are not supported yet; set it to 1"),
-        ));
-    }
     match &job.distribution {
         Some(Distribution::Ray { .. }) => {
             Err(not_yet("distribution", "Ray clusters are not supported yet; leave it out"))
         }
-        Some(Distribution::Mpi { .. }) => {
-            Err(not_yet("distribution", "mpi is not supported yet; leave it out"))
-        }
+        Some(Distribution::Mpi { .. }) if job.resources.instance_count > 1 => Err(not_yet(
+            "distribution",
+            "mpi on several nodes is not supported yet; set resources.instance_count to 1",
+        )),
         Some(Distribution::TensorFlow { parameter_server_count, .. })
             if *parameter_server_count >= job.resources.instance_count
                 && *parameter_server_count > 0 =>

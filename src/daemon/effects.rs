@@ -40,6 +40,8 @@ pub enum ToNode {
         request: u64,
         /// Whose log.
         key: AttemptKey,
+        /// Of which of the member's processes.
+        process: u32,
         /// From where.
         offset: u64,
         /// Until the attempt ends, or only what is there.
@@ -208,7 +210,7 @@ impl Effects {
             outputs,
             artifacts: self
                 .grant(self.artifact_store.clone(), layout::artifact_root(key.job.as_str())),
-            log_path: layout::log_path(key.attempt, rank),
+            log_path: layout::log_path(key.attempt, rank * spec.commands_per_node()),
             manifest_path: layout::manifest_path(key.attempt, rank),
             environment,
             require_containers: self.require_containers,

@@ -60,7 +60,7 @@ pub struct LogPiece {
 /// From where on a log is wanted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct LogStart {
-    /// Whose: the member's rank.
+    /// Whose: the process's rank over all members.
     pub rank: u32,
     /// In which attempt.
     pub attempt: AttemptNumber,
@@ -252,7 +252,8 @@ impl LogHub {
         self.requests.open.lock().unwrap_or_else(|p| p.into_inner()).insert(request, watch);
         let _guard = Guard { requests: &self.requests, request };
         let mut events = self.handle.events();
-        let message = ToNode::FollowLog { request, key, offset: place.offset, follow };
+        let process = place.rank % job.spec.commands_per_node();
+        let message = ToNode::FollowLog { request, key, process, offset: place.offset, follow };
         let heard = self.handle.tell(node, message).await.map_err(|e| Some(e.into()))?;
         if !heard || !self.still_there(job, place)? {
             return Ok(false);
@@ -351,7 +352,8 @@ fn whereabouts(job: &Job, place: &Place) -> Whereabouts {
     let attempt = place.attempt;
     match &job.state {
         State::Active(active) if active.attempt == attempt => {
-            match active.members().nth(place.rank as usize) {
+            let member = place.rank / job.spec.commands_per_node();
+            match active.members().nth(member as usize) {
                 Some(member) if member.end.is_none() => Whereabouts::OnNode(member.node.clone()),
                 Some(_) | None => Whereabouts::StoredSoFar,
             }

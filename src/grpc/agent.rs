@@ -222,12 +222,10 @@ fn to_wire(order: ToNode) -> pb::DaemonMessage {
         }
         ToNode::Acknowledge(key) => Message::Acknowledge((&key).into()),
         ToNode::Discard(key) => Message::Discard((&key).into()),
-        ToNode::FollowLog { request, key, offset, follow } => Message::FollowLog(pb::FollowLog {
-            request_id: request,
-            key: Some((&key).into()),
-            offset,
-            follow,
-        }),
+        ToNode::FollowLog { request, key, process, offset, follow } => {
+            let (request_id, key) = (request, Some((&key).into()));
+            Message::FollowLog(pb::FollowLog { request_id, key, offset, follow, process })
+        }
         ToNode::HeartbeatAck(number) => Message::HeartbeatAck(pb::HeartbeatAck { number }),
     })
 }

@@ -341,10 +341,11 @@ impl pb::job_service_server::JobService for Service {
         let job = self.find(&request.job)?;
         let (out, pieces) = mpsc::channel(16);
         let logs = self.0.logs.clone();
-        let (rank, count) = (request.rank, job.spec.resources.instance_count);
+        let rank = request.rank;
+        let count = job.spec.resources.instance_count.saturating_mul(job.spec.commands_per_node());
         if rank >= count {
             return Err(Status::invalid_argument(format!(
-                "cannot stream the log of member {rank} of job '{}': it has {count}, from 0 to {}",
+                "cannot stream the log of process {rank} of job '{}': it has {count}, from 0 to {}",
                 job.name,
                 count.saturating_sub(1)
             )));

@@ -1,13 +1,13 @@
 //! Jobs that take more than they were given, or will not go, on nodes that can hold them.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use atelier_proto::job::v1::{Job, JobStatus};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Signal, kill_process};
 
-use crate::harness::{Agent, Cluster, needs, until};
+use crate::harness::{Agent, Cluster, needs, processes_with, supervisor, until};
 
 /// A job of one CPU and so much memory.
 fn yaml(command: &str, memory: &str) -> String {
@@ -17,19 +17,6 @@ fn yaml(command: &str, memory: &str) -> String {
 
 fn message(job: &Job) -> String {
     job.error.as_ref().map(|error| error.message.clone()).unwrap_or_default()
-}
-
-/// The number that a job wrote into a file.
-fn pid_in(file: &Path) -> Pid {
-    let text = until("the process started", || {
-        fs::read_to_string(file).ok().filter(|text| text.ends_with('\n'))
-    });
-    Pid::from_raw(text.trim().parse().unwrap()).unwrap()
-}
-
-fn lives(pid: Pid) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with('Z'))
 }
 
 /// Groups that were made for attempts of this cluster's agent, by what is in its launch record.
@@ -106,6 +93,9 @@ fn f36_a_fork_bomb_harms_only_itself() {
     let cluster = Cluster::empty();
     cluster.start_daemon();
     cluster.start_agent(&Agent::new("local").with("--process-limit=120"));
+    // On a node without limits it would harm more than itself.
+    let node = cluster.atelier(["node", "show", "local", "-o", "json"]).ok().json();
+    assert!(node["facts"]["limited"].as_str().unwrap().contains("pids"), "{node}");
     let bomb = cluster.create(&yaml("bomb() { bomb | bomb & }\nbomb\nsleep 600", "300MiB"));
     cluster.running(&bomb);
     let watcher = cluster.atelier(["job", "stream", &bomb, "-q"]).spawn();
@@ -140,42 +130,57 @@ signal.signal(signal.SIGHUP, signal.SIG_IGN)
 os.execve("/bin/sh", ["sh", "-c", "trap '' TERM; echo $$ > " + sys.argv[1] + "; while :; do sleep 1; done"], {})
 "#;
 
+/// A cluster of one node with a job that has left such a process behind and goes on; what the process is
+/// found by, and the file upon which the job ends.
+fn with_stray(isolation: &str) -> (Cluster, String, String, PathBuf) {
+    let cluster = Cluster::empty();
+    cluster.start_daemon();
+    cluster.start_agent(&Agent::new("local").with(&format!("--isolation={isolation}")));
+    let (script, found) = (cluster.write("stray.py", STRAY), cluster.files().join("stray"));
+    let go = cluster.files().join("go");
+    let wait = format!("while [ ! -e {} ]; do sleep 0.05; done", go.display());
+    let job = cluster.shell(&format!("python3 {} {}\n{wait}", script.display(), found.display()));
+    let mark = format!("echo $$ > {}", found.display());
+    until("what hides has started", || found.exists().then_some(()));
+    assert_eq!(processes_with(&mark).len(), 1);
+    (cluster, job, mark, go)
+}
+
 #[test]
 fn f38_a_process_that_hides_is_dead_when_its_job_is() {
     needs("cgroup");
-    let cluster = Cluster::start();
-    let (script, found) = (cluster.write("stray.py", STRAY), cluster.files().join("stray"));
-    let wait = format!("while [ ! -s {0} ]; do sleep 0.05; done", found.display());
-    let command = format!("python3 {} {}\n{wait}", script.display(), found.display());
-    let job = cluster.shell(&command);
-    cluster.completed(&job);
-    assert!(!lives(pid_in(&found)));
+    for isolation in ["auto", "none"] {
+        let (cluster, job, mark, go) = with_stray(isolation);
+        fs::write(go, "").unwrap();
+        cluster.completed(&job);
+        assert_eq!(processes_with(&mark), [], "{isolation}");
+    }
 }
 
 #[test]
 fn f38_a_process_that_hides_is_dead_when_its_supervisor_was_killed() {
     needs("cgroup");
-    let cluster = Cluster::start();
-    let (script, found) = (cluster.write("stray.py", STRAY), cluster.files().join("stray"));
-    let supervisor = cluster.files().join("supervisor");
-    let command = format!(
-        "echo $PPID > {}\npython3 {} {}\nsleep 600",
-        supervisor.display(),
-        script.display(),
-        found.display()
-    );
-    let job = cluster.shell(&command);
-    let stray = pid_in(&found);
-    let groups = groups_of(&cluster, "local");
-    kill_process(pid_in(&supervisor), Signal::KILL).unwrap();
-    until("what was hidden is found and killed", || (!lives(stray)).then_some(()));
+    for isolation in ["auto", "none"] {
+        let (cluster, job, mark, _) = with_stray(isolation);
+        dies_with_its_supervisor(&cluster, &job, &mark);
+    }
+}
+
+fn dies_with_its_supervisor(cluster: &Cluster, job: &str, mark: &str) {
+    let attempts = fs::read_dir(cluster.agent_data("local").join("attempts")).unwrap();
+    let [attempt] = &attempts.map(|found| found.unwrap().path()).collect::<Vec<_>>()[..] else {
+        panic!("there is one attempt")
+    };
+    let groups = groups_of(cluster, "local");
+    kill_process(supervisor(attempt), Signal::KILL).unwrap();
+    until("what was hidden is found and killed", || processes_with(mark).is_empty().then_some(()));
     until("its groups are gone", || groups.iter().all(|group| !group.exists()).then_some(()));
     // The platform's failure: it is tried again, and the second try starts anew.
     until("the second try started", || {
-        cluster.rpc().job(&job).ok().filter(|job| job.attempt == 2).map(drop)
+        cluster.rpc().job(job).ok().filter(|job| job.attempt == 2).map(drop)
     });
-    cluster.atelier(["job", "cancel", &job]).ok();
-    cluster.ended(&job);
+    cluster.atelier(["job", "cancel", job]).ok();
+    cluster.ended(job);
 }
 
 #[test]

@@ -93,16 +93,16 @@ fn members_meet_and_what_each_leaves_is_kept() {
     // Each member's log is its own.
     for rank in 0..4 {
         let number = rank.to_string();
-        let log = cluster.atelier(["job", "stream", &job, "-q", "--member", &number]).ok().stdout();
+        let log = cluster.atelier(["job", "stream", &job, "-q", "--rank", &number]).ok().stdout();
         let mine = format!("member {rank} done\n");
         let expected = if rank == 0 { format!("met [0, 1, 2, 3]\n{mine}") } else { mine };
         assert_eq!(log, expected);
     }
     assert_eq!(String::from_utf8_lossy(&cluster.log(&job)), "met [0, 1, 2, 3]\nmember 0 done\n");
     cluster
-        .atelier(["job", "stream", &job, "-q", "--member", "4"])
+        .atelier(["job", "stream", &job, "-q", "--rank", "4"])
         .fails(1)
-        .says(&["member 4", "it has 4, from 0 to 3"]);
+        .says(&["process 4", "it has 4, from 0 to 3"]);
 
     let to = cluster.files().join("got");
     let to = to.to_str().unwrap();
@@ -174,9 +174,82 @@ fn torch_members_train_together_over_gloo() {
     cluster.completed(&job);
     for rank in 0..4 {
         let number = rank.to_string();
-        let log = cluster.atelier(["job", "stream", &job, "-q", "--member", &number]).ok().stdout();
+        let log = cluster.atelier(["job", "stream", &job, "-q", "--rank", &number]).ok().stdout();
         assert!(log.contains("agreed on 3.00 x + 0.50\n"), "{log}");
     }
+}
+
+/// What a process is told of its place.
+const PLACE: &str = "echo I am $RANK of $WORLD_SIZE, $LOCAL_RANK of $LOCAL_WORLD_SIZE on $NODE_RANK of $AZUREML_NODE_COUNT";
+
+#[test]
+fn processes_of_a_node_have_ranks_and_logs_of_their_own() {
+    let cluster = cluster(2);
+    let more = "distribution: {type: pytorch, process_count_per_instance: 3}";
+    // Each stays until its log has been read while it runs.
+    let go = cluster.files().join("go");
+    let command = format!("{PLACE}; while [ ! -e {} ]; do sleep 0.05; done", go.display());
+    let job = cluster.create(&gang(2, &command, more));
+    let line = |rank: usize| format!("I am {rank} of 6, {} of 3 on {} of 2\n", rank % 3, rank / 3);
+    for rank in [0, 4] {
+        let number = rank.to_string();
+        let stream = cluster.atelier(["job", "stream", &job, "-q", "--rank", &number]);
+        stream.spawn().prints(&line(rank));
+    }
+    cluster.write("go", "");
+    cluster.completed(&job);
+    for rank in 0..6 {
+        let number = rank.to_string();
+        let log = cluster.atelier(["job", "stream", &job, "-q", "--rank", &number]).ok().stdout();
+        assert_eq!(log, line(rank));
+    }
+    let artifacts = cluster.rpc().artifacts(&job);
+    for log in ["std_log", "std_log_process_1", "std_log_process_5"] {
+        let path = format!("user_logs/{log}.txt");
+        assert!(artifacts.contains(&path), "{artifacts:?}");
+    }
+    let one_more = ["job", "stream", &job, "-q", "--rank", "6"];
+    cluster.atelier(one_more).fails(1).says(&["process 6", "it has 6, from 0 to 5"]);
+}
+
+#[test]
+fn the_process_that_fails_is_named_and_ends_the_others() {
+    let cluster = cluster(2);
+    let more = "distribution: {type: pytorch, process_count_per_instance: 2}";
+    let started = cluster.files().join("started");
+    let started = started.display();
+    let command = format!(
+        "mkdir -p {started}; touch {started}/$RANK; echo rank $RANK; \
+         while [ $RANK != 3 ] || [ $(ls {started} | wc -l) != 4 ]; do sleep 0.05; done; exit 3"
+    );
+    let job = cluster.create(&gang(2, &command, more));
+    let ended = cluster.rpc().reaches(&job, &[JobStatus::Failed], PATIENCE);
+    let message = ended.error.clone().unwrap_or_default().message;
+    let node = &ended.members[1].node;
+    let expected = format!(
+        "member 1 on node {node} failed: the process of rank 3 ended with exit code 3; see what it wrote: \
+         atelier job stream {job} --rank 3"
+    );
+    assert_eq!(message, expected);
+}
+
+#[test]
+fn mpirun_starts_the_processes_of_a_job_for_mpi() {
+    let cluster = cluster(1);
+    let command = "echo I am $OMPI_COMM_WORLD_RANK of $OMPI_COMM_WORLD_SIZE; exit $((OMPI_COMM_WORLD_RANK * 0))";
+    let yaml = |processes: u32, nodes: u32| {
+        let more = format!("distribution: {{type: mpi, process_count_per_instance: {processes}}}");
+        gang(nodes, command, &more)
+    };
+    let job = cluster.create(&yaml(3, 1));
+    cluster.completed(&job);
+    let log = String::from_utf8(cluster.log(&job)).unwrap();
+    let mut lines: Vec<&str> = log.lines().filter(|line| line.starts_with("I am")).collect();
+    lines.sort_unstable();
+    assert_eq!(lines, ["I am 0 of 3", "I am 1 of 3", "I am 2 of 3"], "{log}");
+    cluster.write("several.yml", yaml(1, 2));
+    let refused = cluster.atelier(["job", "create", "-f", "several.yml"]);
+    refused.fails(1).says(&["mpi on several nodes", "instance_count"]);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::harness::{Agent, Cluster, needs, until};
+use crate::harness::{Agent, Cluster, needs, processes_with, until};
 
 /// Tells what it finds, as `name=yes` or `name=no`.
 const LOOK: &str = r#"
@@ -98,23 +98,22 @@ fn without_isolation_a_job_sees_its_node_and_the_node_says_so() {
 fn a_job_cannot_look_into_another_ones_processes() {
     needs("isolation");
     let cluster = Cluster::start();
-    let told = cluster.files().join("pid");
-    let victim = cluster.shell(&format!("echo $$ > {}; exec sleep 600", told.display()));
-    cluster.running(&victim);
-    let pid = until("the job has told its number", || {
-        fs::read_to_string(&told).ok().filter(|text| text.ends_with('\n'))
-    });
-    let pid = pid.trim();
-    assert!(
-        fs::read_to_string(format!("/proc/{pid}/environ"))
-            .unwrap()
-            .contains("MLFLOW_TRACKING_TOKEN")
+    // By its length it is found.
+    let mark = "sleep\x00600.04171";
+    let victim = cluster.shell("exec sleep 600.04171");
+    let pid = until("the other job runs", || processes_with(mark).first().copied());
+    let environment = fs::read_to_string(format!("/proc/{pid}/environ")).unwrap();
+    assert!(environment.contains("MLFLOW_TRACKING_TOKEN"));
+    let look = format!(
+        "cat /proc/*/environ | tr '\\0' '\\n' | grep ATELIER_JOB= | sort -u; kill -9 {pid} && echo killed; \
+         kill -9 -1; echo closed"
     );
-    let look = format!("cat /proc/{pid}/environ || ls /proc/{pid}/root/ || echo closed");
     let spy = cluster.shell(&look);
     cluster.completed(&spy);
     let log = String::from_utf8(cluster.log(&spy)).unwrap();
-    assert!(log.ends_with("closed\n") && !log.contains("TOKEN"), "{log}");
+    assert!(log.starts_with(&format!("ATELIER_JOB={spy}\n")), "{log}");
+    assert!(log.ends_with("closed\n") && !log.contains("killed"), "{log}");
+    assert_eq!(processes_with(mark), [pid]);
     cluster.atelier(["job", "cancel", &victim]).ok();
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use atelier_proto::job::v1::JobStatus;
 use rustix::process::Signal;
 
-use crate::harness::{Agent, Cluster, memory, until};
+use crate::harness::{Agent, Cluster, memory, processes_with, until};
 
 #[test]
 fn a_job_reads_its_inputs_and_leaves_its_outputs() {
@@ -249,16 +249,15 @@ fn a_cancelled_job_leaves_no_process_behind() {
     let cluster = Cluster::start();
     let mark = cluster.files().join("still-here");
     let name = cluster.shell(&format!(
-        "trap '' TERM\nsetsid sh -c 'exec sleep 600' &\n(setsid sh -c 'echo $$ > {} ; exec sleep 601' &)\nsleep 602",
+        "trap '' TERM\necho >{0}\nsetsid sh -c 'exec sleep 600' &\n\
+         (setsid sh -c 'exec tail -f {0}' &)\nsleep 602",
         mark.display()
     ));
-    cluster.running(&name);
-    let pid = until("the stray process started", || {
-        fs::read_to_string(&mark).ok().filter(|text| text.ends_with('\n'))
-    });
+    let mark = format!("-f\0{}", mark.display());
+    until("the stray process started", || (processes_with(&mark).len() == 1).then_some(()));
     cluster.atelier(["job", "cancel", &name]).ok();
     assert_eq!(cluster.ended(&name).status(), JobStatus::Canceled);
-    assert!(!std::path::Path::new(&format!("/proc/{}", pid.trim())).exists());
+    assert_eq!(processes_with(&mark), []);
 }
 
 #[test]

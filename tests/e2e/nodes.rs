@@ -10,7 +10,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::harness::{
     Agent, Cluster, History, PROGRAM, Process, check_database, job_yaml, memory, processes_with,
-    until,
+    supervisor, until,
 };
 
 mod partitions;
@@ -37,13 +37,6 @@ fn state(cluster: &Cluster, node: &str) -> Option<NodeState> {
 /// The living processes of the attempt whose folder this is, without its supervisor.
 fn attempt_processes(folder: &Path) -> Vec<Pid> {
     processes_with(&format!("ATELIER_ATTEMPT_FOLDER={}\0", folder.display()))
-}
-
-/// The supervisor that has the attempt whose folder this is.
-fn supervisor(folder: &Path) -> Pid {
-    let started = fs::read(folder.join("started.json")).unwrap();
-    let started: serde_json::Value = serde_json::from_slice(&started).unwrap();
-    Pid::from_raw(started["pid"].as_i64().unwrap().try_into().unwrap()).unwrap()
 }
 
 /// The parent of a process; `None` if that process is gone.
@@ -312,8 +305,8 @@ fn f33_a_job_that_always_fails_stops() {
 /// supervisor.
 fn killer(history: &History) -> String {
     job_yaml(&format!(
-        "{}parent() {{ cut -d ' ' -f 4 /proc/$1/stat; }}\nlauncher=$(parent $PPID)\n\
-         kill -9 $(parent $launcher) $launcher $PPID\nsleep 600",
+        "{}parent() {{ cut -d ' ' -f 4 /proc/$1/stat; }}\nsupervisor=$(parent $PPID)\n\
+         launcher=$(parent $supervisor)\nkill -9 $(parent $launcher) $launcher $supervisor\nsleep 600",
         history.command(0.05)
     ))
 }
@@ -338,7 +331,8 @@ fn f34_a_job_that_takes_nodes_down_stops() {
     cluster.start_daemon();
     let nodes = ["a", "b", "c", "d"];
     for node in nodes {
-        cluster.start_agent(&Agent::new(node));
+        // Isolated, it would not see them.
+        cluster.start_agent(&Agent::new(node).with("--isolation=none"));
     }
     let history = History::of(&cluster);
     let job = cluster.create(&killer(&history));
@@ -355,12 +349,15 @@ fn f34_a_job_that_takes_nodes_down_stops() {
 /// 34: the same on one node, whose agent is started again each time, as a service is.
 #[test]
 fn f34_a_job_that_takes_one_node_down_again_and_again_stops() {
-    let cluster = Cluster::start();
+    let cluster = Cluster::empty();
+    cluster.start_daemon();
+    let agent = || Agent::new("local").with("--isolation=none");
+    cluster.start_agent(&agent());
     let history = History::of(&cluster);
     let job = cluster.create(&killer(&history));
     until("the job has stopped", || {
         if cluster.agent("local", Process::ended).is_some() {
-            cluster.launch_agent(&Agent::new("local"));
+            cluster.launch_agent(&agent());
         }
         cluster.rpc().job(&job).unwrap().status().is_final().then_some(())
     });

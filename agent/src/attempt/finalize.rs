@@ -10,6 +10,7 @@ use std::time::Duration;
 use atelier_core::content::Digest;
 use atelier_core::content::manifest::{self, ManifestEntry};
 use atelier_core::id::{AttemptNumber, Epoch};
+use atelier_core::layout;
 use atelier_core::spec::OutputMode;
 use atelier_proto::agent::v1::attempt_report::Phase;
 use atelier_proto::agent::v1::{
@@ -160,6 +161,7 @@ fn problem_of(attempt: &Attempt, exited: &Exited) -> Option<Problem> {
             Some(problem::of(Cause::Platform, "the log could not be written", &error))
         }
         (Outcome::Code(0), None) => None,
+        (outcome, None) if exited.process.is_some() => of_process(attempt, exited, outcome),
         (outcome, None) => {
             if free_bytes(attempt.folder.path()).is_some_and(|free| free < FULL_BYTES) {
                 return Some(problem::disk_full("the command failed"));
@@ -172,6 +174,21 @@ fn problem_of(attempt: &Attempt, exited: &Exited) -> Option<Problem> {
             }
         }
     }
+}
+
+/// Of several processes one has failed.
+fn of_process(attempt: &Attempt, exited: &Exited, outcome: &Outcome) -> Option<Problem> {
+    let rank = attempt.assignment.rank * attempt.spec.commands_per_node() + exited.process?;
+    let how = match outcome {
+        Outcome::Code(code) => format!("ended with exit code {code}"),
+        Outcome::Signal(signal) => format!("was killed by signal {signal}"),
+        Outcome::NotStarted { .. } => return None,
+    };
+    let message = format!(
+        "the process of rank {rank} {how}; see what it wrote: atelier job stream {} --rank {rank}",
+        attempt.key.job
+    );
+    Some(problem(Cause::Process, message))
 }
 
 fn free_bytes(path: &Path) -> Option<u64> {
@@ -204,6 +221,15 @@ fn parts(attempt: &Attempt, ran: bool, log_bytes: u64) -> Vec<Part> {
     }
     if !ran {
         return parts;
+    }
+    let per_node = attempt.spec.commands_per_node();
+    for process in 1..per_node {
+        let from = attempt.folder.log_of(process);
+        if fs::metadata(&from).is_ok_and(|log| log.len() > 0) {
+            let rank = attempt.assignment.rank * per_node + process;
+            let path = layout::log_path(AttemptNumber(attempt.key.attempt), rank);
+            parts.push(Part { from, to: below(&path), prefix: path, output: None });
+        }
     }
     // Members may write files of the same name: each has a place of its own, and the first one's is
     // where it is for a job on one node.

@@ -75,9 +75,17 @@ impl Folder {
         self.outputs().join(name)
     }
 
-    /// Standard output and error.
+    /// Standard output and error, of the first process.
     pub(crate) fn log(&self) -> PathBuf {
         self.path.join(LOG)
+    }
+
+    /// The same of one of several processes.
+    pub(crate) fn log_of(&self, process: u32) -> PathBuf {
+        match process {
+            0 => self.log(),
+            further => self.path.join(format!("std_log_{further}.txt")),
+        }
     }
 
     /// Makes the folder and writes the assignment, whole or not at all.

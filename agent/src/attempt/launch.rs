@@ -6,16 +6,16 @@ use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use atelier_core::spec::{Input, InputMode, OnNodeLoss};
+use atelier_core::spec::{Distribution, Input, InputMode, OnNodeLoss};
 use atelier_proto::agent::v1::input_grant::Source;
 use atelier_proto::agent::v1::{Cause, Problem};
 
 use super::prepare::Prepared;
 use super::process::Process;
-use super::{Attempt, problem};
+use super::{Attempt, problem, variables};
 use crate::isolation::{Abilities, View};
 use crate::record;
-use crate::supervisor::{LAUNCH, Launch, STARTED, Started};
+use crate::supervisor::{LAUNCH, Launch, LaunchProcess, STARTED, Started};
 
 /// Starts the supervisor, unless the lease has run out since the node took the attempt.
 pub(super) async fn launch(attempt: &Attempt, prepared: Prepared) -> Result<Process, Problem> {
@@ -53,7 +53,7 @@ pub(super) async fn launch(attempt: &Attempt, prepared: Prepared) -> Result<Proc
     let launch = Launch {
         version: Launch::VERSION,
         program: attempt.node.shell.clone(),
-        arguments: vec!["-c".to_owned(), prepared.command],
+        arguments: arguments(attempt, prepared.command),
         environment,
         directory: attempt.folder.work(),
         log: attempt.folder.log(),
@@ -65,7 +65,7 @@ pub(super) async fn launch(attempt: &Attempt, prepared: Prepared) -> Result<Proc
         give_up_ms: attempt.node.kill_patience_ms,
         cgroup,
         view,
-        processes: Vec::new(),
+        processes: processes(attempt),
     };
     let folder = attempt.folder.path();
     let started = async {
@@ -76,6 +76,31 @@ pub(super) async fn launch(attempt: &Attempt, prepared: Prepared) -> Result<Proc
     started.await.map_err(|error| {
         undo(problem::of(Cause::Platform, "cannot start the job's supervisor", &error))
     })
+}
+
+/// What the shell is started with: the command, or what has `mpirun` start it.
+fn arguments(attempt: &Attempt, command: String) -> Vec<String> {
+    let option = "-c".to_owned();
+    let Some(Distribution::Mpi { process_count_per_instance: count }) = &attempt.spec.distribution
+    else {
+        return vec![option, command];
+    };
+    let start = r#"exec mpirun -n "$1" "$0" -c "$2""#.to_owned();
+    let shell = attempt.node.shell.to_string_lossy().into_owned();
+    vec![option, start, shell, count.to_string(), command]
+}
+
+/// What distinguishes the processes that run the command here; empty if it is run once.
+fn processes(attempt: &Attempt) -> Vec<LaunchProcess> {
+    let count = attempt.spec.commands_per_node();
+    if count == 1 {
+        return Vec::new();
+    }
+    let of = |process: u32| LaunchProcess {
+        environment: variables::of_process(&attempt.spec, attempt.assignment.rank, process),
+        log: attempt.folder.log_of(process),
+    };
+    (0..count).map(of).collect()
 }
 
 /// What the command sees of the node, and what it must be told of it.
@@ -136,7 +161,9 @@ fn own_inputs(attempt: &Attempt) -> impl Iterator<Item = PathBuf> {
     let is_own = |mode| matches!(mode, InputMode::Download | InputMode::EvalDownload);
     let inputs = attempt.spec.inputs.iter();
     inputs.filter_map(move |(name, input)| match input {
-        Input::Data { mode, .. } if is_own(*mode) => Some(attempt.folder.inputs().join(name.as_str())),
+        Input::Data { mode, .. } if is_own(*mode) => {
+            Some(attempt.folder.inputs().join(name.as_str()))
+        }
         _ => None,
     })
 }

@@ -175,33 +175,52 @@ fn run_variables(facts: &Facts<'_>, set: &mut impl FnMut(&str, &str)) {
     set("PYTHONUNBUFFERED", "1");
 }
 
-/// What launchers set. Each member runs one process; a command that starts several gives them ranks of
-/// their own.
+/// What tells one of several processes on a node from the others.
+pub(crate) fn of_process(spec: &CommandJob, member: u32, process: u32) -> BTreeMap<String, String> {
+    let rank = member * spec.commands_per_node() + process;
+    let set = [("RANK", rank), ("LOCAL_RANK", process)];
+    set.into_iter().map(|(name, value)| (name.to_owned(), value.to_string())).collect()
+}
+
+/// What launchers set; of several processes on a node, for the first.
 fn distribution_variables(facts: &Facts<'_>, set: &mut impl FnMut(&str, &str)) {
     use atelier_core::spec::Distribution;
     let members = Members::of(facts);
-    let (rank, count) = (members.rank.to_string(), members.count().to_string());
+    let rank = members.rank.to_string();
+    let per_node = facts.spec.commands_per_node();
     match &facts.spec.distribution {
         Some(Distribution::PyTorch { .. }) => {
             set("MASTER_ADDR", members.first());
             set("MASTER_PORT", &members.master_port().to_string());
-            set("WORLD_SIZE", &count);
+            set("WORLD_SIZE", &(members.count() * per_node as usize).to_string());
+            set("LOCAL_WORLD_SIZE", &per_node.to_string());
             set("NODE_RANK", &rank);
-            set("RANK", &rank);
-            set("LOCAL_RANK", "0");
+            for (name, value) in of_process(facts.spec, facts.rank, 0) {
+                set(&name, &value);
+            }
         }
         Some(Distribution::TensorFlow { parameter_server_count, .. }) => {
             set("TF_CONFIG", &members.tf_config(*parameter_server_count));
         }
         Some(Distribution::Mpi { .. }) => {
-            set("OMPI_COMM_WORLD_RANK", &rank);
-            set("OMPI_COMM_WORLD_SIZE", &count);
-            set("OMPI_COMM_WORLD_LOCAL_RANK", "0");
-            set("OMPI_COMM_WORLD_LOCAL_SIZE", "1");
+            for (name, value) in MPIRUN {
+                set(name, value);
+            }
         }
         Some(Distribution::Ray { .. }) | None => {}
     }
 }
+
+/// Says to Open MPI's `mpirun`, of version 4 and 5, what the scheduler has decided already: who may run it,
+/// how many processes there are, and that they share the job's processors. Others ignore it.
+const MPIRUN: [(&str, &str); 6] = [
+    ("OMPI_ALLOW_RUN_AS_ROOT", "1"),
+    ("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1"),
+    ("OMPI_MCA_rmaps_base_oversubscribe", "1"),
+    ("OMPI_MCA_hwloc_base_binding_policy", "none"),
+    ("PRTE_MCA_rmaps_default_mapping_policy", ":oversubscribe"),
+    ("PRTE_MCA_hwloc_default_binding_policy", "none"),
+];
 
 /// The members of an attempt, as their programs find each other.
 struct Members<'a> {

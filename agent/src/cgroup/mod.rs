@@ -264,10 +264,8 @@ impl Parent {
         limit(&own, &all)?;
         // Of the groups around a process that must die for want of memory the outermost that is to die whole
         // does: this one would take every job along.
-        match fs::write(own.folder.join(OOM_GROUP), "0") {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
-        }
+        let whole = own.folder.join(OOM_GROUP);
+        if whole.exists() { fs::write(whole, "0") } else { Ok(()) }
     }
 
     /// Removes what killed agents have left beside ours, as far as it is empty.

@@ -254,8 +254,7 @@ unsafe fn act(action: &Action, trees: &mut [c_int]) -> bool {
                 set == 0
             }
             Action::ShowProcesses => {
-                let flags =
-                    libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC | libc::MS_RDONLY;
+                let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC | libc::MS_RDONLY;
                 let kind = c"proc".as_ptr();
                 libc::mount(kind, c"/proc".as_ptr(), kind, flags, ptr::null()) == 0
             }

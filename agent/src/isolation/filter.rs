@@ -125,7 +125,8 @@ impl Filter {
             let program = libc::sock_fprog { len: length, filter };
             // SAFETY: The program outlives the call, which copies it.
             unsafe {
-                libc::syscall(libc::SYS_seccomp, SET_MODE_FILTER, SPEC_ALLOW, &raw const program) == 0
+                libc::syscall(libc::SYS_seccomp, SET_MODE_FILTER, SPEC_ALLOW, &raw const program)
+                    == 0
             }
         })
     }

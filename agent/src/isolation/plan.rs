@@ -199,4 +199,3 @@ pub(super) fn outermost(paths: &[PathBuf]) -> Vec<PathBuf> {
     kept.dedup_by(|next, kept| next.starts_with(&*kept));
     kept
 }
-

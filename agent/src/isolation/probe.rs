@@ -18,7 +18,8 @@ pub(crate) fn probe(verb: &str, root: &Path) -> Result<Abilities, String> {
     }
     let mut first = None;
     for means in means {
-        for (own_processes, filtered) in [(true, true), (false, true), (true, false), (false, false)]
+        for (own_processes, filtered) in
+            [(true, true), (false, true), (true, false), (false, false)]
         {
             let abilities = Abilities { means, own_processes, filtered };
             match try_it(verb, root, abilities) {
@@ -37,7 +38,11 @@ fn try_it(verb: &str, root: &Path, abilities: Abilities) -> Result<(), String> {
     std::fs::create_dir_all(&folder).map_err(cannot)?;
     // The program that runs now, even if its file was replaced meanwhile.
     let mut command = Command::new("/proc/self/exe");
-    command.args([verb, PROBE, &words(abilities)]).arg(root).stdin(Stdio::null()).stderr(Stdio::null());
+    command
+        .args([verb, PROBE, &words(abilities)])
+        .arg(root)
+        .stdin(Stdio::null())
+        .stderr(Stdio::null());
     let output = command.env_clear().output().map_err(cannot)?;
     let said = String::from_utf8_lossy(&output.stdout).trim().to_owned();
     match output.status.success() {

@@ -295,8 +295,8 @@ impl Session {
     }
 
     fn follow(&self, request: pb::FollowLog, client: &Client, followers: &mut JoinSet<()>) {
-        let Some((path, complete)) = request.key.as_ref().and_then(|key| self.registry.log(key))
-        else {
+        let log = request.key.as_ref().and_then(|key| self.registry.log(key, request.process));
+        let Some((path, complete)) = log else {
             tracing::debug!(request = request.request_id, "asked for a log that is not here");
             followers.spawn(logs::refuse(client.clone(), request.request_id));
             return;

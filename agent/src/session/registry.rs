@@ -328,10 +328,14 @@ impl Registry {
         });
     }
 
-    /// Where an attempt's log lies and whether it is complete.
-    pub(crate) fn log(&self, key: &pb::AttemptKey) -> Option<(PathBuf, watch::Receiver<bool>)> {
+    /// Where the log of an attempt's process lies and whether it is complete.
+    pub(crate) fn log(
+        &self,
+        key: &pb::AttemptKey,
+        process: u32,
+    ) -> Option<(PathBuf, watch::Receiver<bool>)> {
         let entry = self.attempts.get(&key.epoch)?;
-        Some((entry.folder.log(), entry.log_complete.clone()))
+        Some((entry.folder.log_of(process), entry.log_complete.clone()))
     }
 }
 

@@ -36,10 +36,18 @@ pub(super) struct Leader {
 /// What a leader says.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Word {
-    Started { pid: libc::pid_t },
-    NotStarted { step: Step, errno: c_int },
+    Started {
+        pid: libc::pid_t,
+    },
+    NotStarted {
+        step: Step,
+        errno: c_int,
+    },
     /// A command has ended, with this wait status.
-    Ended { process: u32, status: c_int },
+    Ended {
+        process: u32,
+        status: c_int,
+    },
 }
 
 const WORD: usize = 4 * size_of::<c_int>();
@@ -107,7 +115,8 @@ struct Making {
 impl Leader {
     /// Starts the leader and through it the commands, one per output.
     pub(super) fn start(launch: &Launch, outputs: Vec<OwnedFd>) -> Result<Self, Outcome> {
-        let failed = |what: &str, errno: c_int| Outcome::NotStarted { what: what.to_owned(), errno };
+        let failed =
+            |what: &str, errno: c_int| Outcome::NotStarted { what: what.to_owned(), errno };
         let system = |what: &'static str| {
             move |error: io::Error| failed(what, error.raw_os_error().unwrap_or(libc::EIO))
         };

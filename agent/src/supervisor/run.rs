@@ -249,7 +249,9 @@ impl Supervisor<'_> {
             if came.child {
                 self.reap();
             }
-            if said[2] && let Some(alarm) = &self.memory_alarm {
+            if said[2]
+                && let Some(alarm) = &self.memory_alarm
+            {
                 let _ = rustix::io::read(alarm, &mut [0_u8; 8]);
                 self.memory_looks = MEMORY_LOOKS;
                 self.memory_look_at = 0;

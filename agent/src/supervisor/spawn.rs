@@ -59,7 +59,8 @@ impl Command {
         }
         let own = launch.processes.get(number).map(|process| &process.environment);
         let mut variables = launch.environment.clone();
-        variables.extend(own.into_iter().flatten().map(|(name, value)| (name.clone(), value.clone())));
+        variables
+            .extend(own.into_iter().flatten().map(|(name, value)| (name.clone(), value.clone())));
         for (name, value) in variables {
             texts.push(text(format!("{name}={value}").as_bytes())?);
         }

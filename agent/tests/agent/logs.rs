@@ -9,7 +9,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use crate::daemon::*;
 
 fn request(request_id: u64, offset: u64, follow: bool) -> pb::FollowLog {
-    pb::FollowLog { request_id, key: Some(key(1)), offset, follow }
+    pb::FollowLog { request_id, key: Some(key(1)), offset, follow, process: 0 }
 }
 
 /// Collects chunks until `enough` says so; checks that they follow each other without a gap.

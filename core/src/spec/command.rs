@@ -75,6 +75,13 @@ pub struct CommandJob {
     pub on_node_loss: OnNodeLoss,
 }
 
+impl CommandJob {
+    /// How often the command is run at once on each node; at least once.
+    pub fn commands_per_node(&self) -> u32 {
+        self.distribution.as_ref().map_or(1, Distribution::commands_per_node).max(1)
+    }
+}
+
 /// Where a job's code comes from.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -339,6 +346,17 @@ pub enum Distribution {
         #[serde(flatten)]
         settings: BTreeMap<String, serde_json::Value>,
     },
+}
+
+impl Distribution {
+    /// How often the command is run at once on each node. What `mpirun` starts, and Ray, is started by one
+    /// command.
+    pub fn commands_per_node(&self) -> u32 {
+        match self {
+            Self::PyTorch { process_count_per_instance } => *process_count_per_instance,
+            Self::TensorFlow { .. } | Self::Mpi { .. } | Self::Ray { .. } => 1,
+        }
+    }
 }
 
 /// Bounds on the run.

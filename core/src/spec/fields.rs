@@ -17,7 +17,7 @@ pub(super) const fn field(
     Field { key, shape, support, default, doc }
 }
 
-const COUNT: Shape = Whole(1, limits::MAX_PROCESSES as i64);
+const COUNT: Shape = Whole(1, limits::MAX_PROCESSES_PER_NODE as i64);
 pub(super) const SCHEMA: Field =
     field("$schema", Text, Unused, "", "The schema's address, for editors.");
 
@@ -420,7 +420,7 @@ const PROCESSES: Field = field(
     COUNT,
     Runs,
     "1",
-    "Processes on each node; more than one is refused for now.",
+    "How often the command is run at once on each node; of `mpi`, how many processes `mpirun` starts.",
 );
 const TYPE: Field =
     field("type", Text, Runs, "required", "Which kind; `mpi` and `ray` are refused for now.");
@@ -433,7 +433,13 @@ static DISTRIBUTIONS: [(&str, &Object); 4] = [
             what: "a tensorflow distribution",
             fields: &[
                 TYPE,
-                field("worker_count", COUNT, Recorded, "instance_count", "Workers in all."),
+                field(
+                    "worker_count",
+                    Whole(1, limits::MAX_PROCESSES as i64),
+                    Recorded,
+                    "instance_count",
+                    "Workers in all.",
+                ),
                 field(
                     "parameter_server_count",
                     Whole(0, limits::MAX_PROCESSES as i64),

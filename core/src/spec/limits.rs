@@ -33,7 +33,9 @@ pub const MAX_MODELS: usize = 32;
 pub const MAX_LABEL: usize = 100;
 /// Labels of a node, and of those that a job asks for.
 pub const MAX_LABELS: usize = 64;
-/// Processes on one node, or workers in all.
+/// Processes of one job on one node, each with a log of its own.
+pub const MAX_PROCESSES_PER_NODE: u32 = 256;
+/// Workers in all.
 pub const MAX_PROCESSES: u32 = 100_000;
 /// Ten years, in seconds.
 pub const MAX_SECONDS: u64 = 10 * 365 * 24 * 3600;

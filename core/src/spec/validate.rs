@@ -13,7 +13,8 @@ use super::diagnostic::{Diagnostic, Diagnostics, MAX_REPORTED};
 use super::limits::{
     MAX_ATTEMPTS, MAX_BACKOFF, MAX_COMMAND, MAX_DEPTH, MAX_DESCRIPTION, MAX_DOCUMENT, MAX_ENTRIES,
     MAX_GPUS, MAX_INSTANCES, MAX_LABEL, MAX_LABELS, MAX_MEMORY, MAX_MEMORY_PERCENT, MAX_MILLI_CPUS,
-    MAX_MODELS, MAX_PROCESSES, MAX_SECONDS, MAX_TAG_KEY, MAX_TAG_VALUE, MAX_VALUE,
+    MAX_MODELS, MAX_PROCESSES, MAX_PROCESSES_PER_NODE, MAX_SECONDS, MAX_TAG_KEY, MAX_TAG_VALUE,
+    MAX_VALUE,
 };
 use super::reference;
 use crate::environment::Recipe;
@@ -483,7 +484,7 @@ fn numbers(check: &mut Check, job: &CommandJob) {
             | Distribution::Mpi { process_count_per_instance: count },
         ) => {
             let path = &["distribution", "process_count_per_instance"];
-            range(path, (*count).into(), 1, MAX_PROCESSES.into());
+            range(path, (*count).into(), 1, MAX_PROCESSES_PER_NODE.into());
         }
         Some(Distribution::TensorFlow { worker_count, parameter_server_count }) => {
             let most = MAX_PROCESSES.into();

@@ -120,6 +120,7 @@ fn failure(problem: pb::Problem) -> Failure {
         pb::Cause::DiskFull => Cause::DiskFull,
         pb::Cause::LeaseExpired => Cause::LeaseExpired,
         pb::Cause::OutOfMemory => Cause::OutOfMemory,
+        pb::Cause::Process => Cause::UserError,
         // A cause that this version does not know is not held against the user.
         pb::Cause::Platform | pb::Cause::Unspecified => Cause::AgentError,
     };

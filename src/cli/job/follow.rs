@@ -18,16 +18,16 @@ const BROKEN_PIPE: u8 = 141;
 /// How often the reason of a waiting job is asked for, while somebody watches the terminal.
 const WAIT_REASON: Duration = Duration::from_secs(2);
 
-/// Follows the job and the log of one of its members, prints how it ended, and gives its exit code. Ctrl-C detaches: the job goes
-/// on.
+/// Follows the job and the log of one of its processes, prints how it ended, and gives its exit code. Ctrl-C
+/// detaches: the job goes on.
 pub(in crate::cli) async fn to_the_end(
     context: &Context,
     client: Client,
     name: &str,
-    member: u32,
+    rank: u32,
 ) -> Result<ExitCode, Error> {
     let output = &context.output;
-    let ended = interruptible(follow(context, client, name, member)).await;
+    let ended = interruptible(follow(context, client, name, rank)).await;
     output.settle();
     match ended {
         // It says nothing of the job, whose end nobody has seen: no success, and no failure of ours.
@@ -66,7 +66,7 @@ struct Follower<'a> {
     output: &'a Output,
     name: &'a str,
     /// Whose log: the rank.
-    member: u32,
+    rank: u32,
     /// The attempt and the next byte of its log.
     attempt: u32,
     offset: u64,
@@ -81,12 +81,12 @@ async fn follow(
     context: &Context,
     mut client: Client,
     name: &str,
-    member: u32,
+    rank: u32,
 ) -> Result<pb::Job, Error> {
     let mut follower = Follower {
         output: &context.output,
         name,
-        member,
+        rank,
         attempt: 0,
         offset: 0,
         seq: 0,
@@ -114,7 +114,7 @@ impl Follower<'_> {
             attempt: self.attempt,
             offset: self.offset,
             follow: true,
-            rank: self.member,
+            rank: self.rank,
         });
         let events = event_calls
             .watch_events(WatchEventsRequest { job: self.name.to_owned(), after_seq: self.seq });

@@ -65,9 +65,15 @@ Examples:
     Stream {
         #[command(flatten)]
         name: Name,
-        /// Of a job on several nodes, the log of this member, from 0
-        #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
-        member: u32,
+        /// Of a job of several processes, the log of the one with this rank, from 0
+        #[arg(
+            long,
+            alias = "member",
+            value_name = "N",
+            default_value_t = 0,
+            hide_default_value = true
+        )]
+        rank: u32,
     },
     /// Ask a job to stop: terminate, a time of grace, kill
     #[command(after_help = "Example:\n  atelier job cancel calm_apple_x1 --reason 'wrong data'")]
@@ -114,9 +120,9 @@ pub(super) async fn run(command: Command, context: &Context) -> Result<ExitCode,
             context.output.show(&if usage { view::usage(&job) } else { view::job(&job) })?;
         }
         Command::Explain(name) => explain(context, name.get()).await?,
-        Command::Stream { name, member } => {
+        Command::Stream { name, rank } => {
             let client = context.client().await?;
-            return follow::to_the_end(context, client, name.get(), member).await;
+            return follow::to_the_end(context, client, name.get(), rank).await;
         }
         Command::Cancel { name, reason } => {
             let client = context.client().await?;

@@ -144,6 +144,13 @@ pub(crate) fn processes_with(mark: &str) -> Vec<Pid> {
         .collect()
 }
 
+/// The supervisor that has the attempt whose folder this is.
+pub(crate) fn supervisor(folder: &Path) -> Pid {
+    let started = fs::read(folder.join("started.json")).unwrap();
+    let started: serde_json::Value = serde_json::from_slice(&started).unwrap();
+    Pid::from_raw(started["pid"].as_i64().unwrap().try_into().unwrap()).unwrap()
+}
+
 /// Bytes of memory that a process has to itself.
 pub(crate) fn memory(pid: Pid) -> u64 {
     let path = format!("/proc/{}/smaps_rollup", pid.as_raw_pid());
