@@ -38,7 +38,7 @@ pub use supervisor::supervise_if_asked;
 
 use crate::attempt::{Node, Spares};
 use crate::cgroup::{Cgroups, NodeLimits};
-use crate::isolation::Abilities;
+use crate::isolation::{Abilities, Means};
 use crate::monitor::{Monitor, NodeSampler};
 use crate::session::{Registry, Session};
 use crate::supervisor::{Launcher, Lease};
@@ -128,7 +128,11 @@ async fn serve(
     let cgroups = find_cgroups(&args, &name, &root, &mut sampler);
     let (isolated, not_isolated) = isolate(args.isolation, &root)?;
     let mut facts = facts::gather(&args, &root, gpus.as_ref(), &mut sampler, &cgroups);
-    let isolation = if isolated.is_some() { "private" } else { "none" };
+    let isolation = match isolated.map(|abilities| abilities.means) {
+        Some(Means::UserNamespace | Means::Root) => "private",
+        Some(Means::Rules) => "rules on files",
+        None => "none",
+    };
     facts.other.insert("isolation".to_owned(), isolation.to_owned());
     facts.other.extend(not_isolated.map(|why| ("not_isolated".to_owned(), why)));
     let (client, clients) = watch::channel(None);

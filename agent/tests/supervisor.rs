@@ -525,3 +525,50 @@ fn of_several_processes_the_first_failure_is_told_and_the_others_have_time_to_sa
     assert_eq!((&ended.exited["process"], &ended.exited["ended_by"]), (&json!(1), &Value::Null));
     assert!(attempt.path("work/saved0").exists() && attempt.path("work/saved2").exists());
 }
+
+/// Where there are no namespaces.
+fn under_rules(command: &str) -> Attempt {
+    let mut attempt = isolated(command);
+    let hidden = attempt.path("hidden");
+    fs::create_dir(&hidden).unwrap();
+    fs::write(hidden.join("secret"), "secret\n").unwrap();
+    let view = &mut attempt.launch["view"];
+    view["means"] = "rules".into();
+    view["own_processes"] = false.into();
+    view["hidden"] = json!([hidden]);
+    attempt
+}
+
+#[test]
+fn isolated_by_rules_a_job_changes_its_own_folders_only() {
+    let attempt = under_rules(
+        "echo mine >here && cat here; cat ../hidden/secret; echo x >../beside; echo x >/tmp/atelier-rules-test
+         echo x >../tmp/own && echo own; echo x >/dev/null && echo null; kill -0 $SUPERVISOR && echo reached
+         python3 -c 'import json; print(json.dumps([1]))'",
+    );
+    let victim = Command::new("sleep").arg("600").spawn().unwrap();
+    let mut attempt = attempt;
+    attempt.launch["environment"]["SUPERVISOR"] = victim.id().to_string().into();
+    let log = String::from_utf8(attempt.run().log).unwrap();
+    signal(&victim, libc::SIGKILL);
+    assert!(
+        log.starts_with("mine\n") && log.contains("\nown\n") && log.contains("\nnull\n"),
+        "{log}"
+    );
+    assert!(log.ends_with("[1]\n") && !log.contains("secret\n"), "{log}");
+    assert!(!log.contains("reached"), "{log}");
+    assert!(!attempt.path("beside").exists() && !Path::new("/tmp/atelier-rules-test").exists());
+}
+
+#[test]
+fn isolated_by_rules_its_end_is_told_as_ever() {
+    assert_eq!(under_rules("exit 7").run().exited["outcome"], json!({"code": 7}));
+    let attempt = under_rules(
+        "trap 'echo saved >saved; exit 0' TERM; echo up >up; while :; do sleep 0.01; done",
+    );
+    let (attempt, mut supervisor) = attempt.start_and_wait("up");
+    signal(&supervisor, libc::SIGTERM);
+    let ended = attempt.end(&mut supervisor);
+    assert_eq!(ended.exited["ended_by"], "terminate");
+    assert!(attempt.path("work/saved").exists());
+}

@@ -76,17 +76,16 @@ fn f08_killing_the_agent_loses_nothing() {
     assert!(cluster.rpc().artifacts(&name).contains(&"outputs/k".to_owned()));
 }
 
-/// 8: the agent is killed again and again under load, every other time with the process that starts
-/// supervisors.
-#[test]
-fn f08_killing_the_agent_again_and_again_loses_nothing() {
+/// 8: the agent is killed again and again while jobs of different lengths run, at times with the process that
+/// starts supervisors, the daemon, or both.
+fn kills(rounds: u64) {
     let cluster = Cluster::empty();
     cluster.start_daemon();
     let agent = Agent::new("local").cpus(4);
     cluster.start_agent(&agent);
     let history = History::of(&cluster);
     let mut jobs = Vec::new();
-    for round in 0..6_u64 {
+    for round in 0..rounds {
         for (seconds, code) in [(0.05, 0), (1.0, 0), (0.1, 7)] {
             let lived = history.command(seconds);
             let name = cluster.shell(&format!("seq 1 500\n{lived}seq 501 1000\nexit {code}"));
@@ -100,8 +99,15 @@ fn f08_killing_the_agent_again_and_again_loses_nothing() {
         {
             let _ = kill_process(launcher, Signal::KILL);
         }
-        cluster.agent("local", Process::kill);
-        cluster.launch_agent(&agent);
+        if round % 4 != 2 {
+            cluster.agent("local", Process::kill);
+        }
+        if round % 4 > 1 {
+            cluster.restart_daemon_hard();
+        }
+        if round % 4 != 2 {
+            cluster.launch_agent(&agent);
+        }
     }
     let whole: String = (1..=1000).map(|n| format!("{n}\n")).collect();
     for (name, code) in &jobs {
@@ -119,6 +125,16 @@ fn f08_killing_the_agent_again_and_again_loses_nothing() {
     let mark = format!("ATELIER_ATTEMPT_FOLDER={}/", attempts.display());
     assert_eq!(processes_with(&mark), [], "processes outlived their jobs (I13)");
     check_database(&cluster);
+}
+
+#[test]
+fn f08_killing_the_agent_again_and_again_loses_nothing() {
+    kills(8);
+}
+
+#[test]
+fn soak_f08_two_hundred_kills_of_agent_and_daemon_lose_nothing() {
+    kills(200);
 }
 
 /// 9: the program is replaced while its agent and a job run. The old agent still starts jobs, and the

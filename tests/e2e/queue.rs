@@ -144,7 +144,7 @@ fn a_suggested_change_starts_the_job() {
     assert_eq!(told["changes"][0]["set"], json!(["compute=big"]), "{told}");
     dry(&["resources.cpus=9"]).fails(1).says(&["largest node", "ask for less"]);
     // What creating it would refuse, trying it refuses too.
-    dry(&["distribution.type=mpi"]).fails(1).says(&["distribution", "mpi"]);
+    dry(&["distribution.type=ray"]).fails(1).says(&["distribution", "Ray"]);
     dry(&["compute=none"]).fails(3).says(&["none", "compute list"]);
     assert_eq!(cluster.rpc().jobs().unwrap().len(), 3, "nothing was created");
 

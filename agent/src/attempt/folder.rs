@@ -1,9 +1,9 @@
 //! One attempt's folder on the node: all that is known of it, so that a new agent can go on where
 //! an old one was killed.
 
-use std::fs::{self, File, Permissions};
+use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use atelier_proto::agent::v1 as pb;
@@ -12,6 +12,7 @@ use rustix::fs::{CWD, RenameFlags};
 use rustix::io::Errno;
 
 use super::Spares;
+use super::remove::remove_tree;
 use super::spares;
 use crate::record;
 
@@ -178,27 +179,4 @@ impl Folder {
     pub(crate) fn remove(&self) -> io::Result<()> {
         remove_tree(&self.path)
     }
-}
-
-/// Removes a tree, folders that somebody made read-only included. Links are not followed.
-pub(super) fn remove_tree(path: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            open_up(path)?;
-            fs::remove_dir_all(path)
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other,
-    }
-}
-
-fn open_up(path: &Path) -> io::Result<()> {
-    fs::set_permissions(path, Permissions::from_mode(0o700))?;
-    for entry in fs::read_dir(path)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            open_up(&entry.path())?;
-        }
-    }
-    Ok(())
 }

@@ -13,7 +13,7 @@ use atelier_proto::agent::v1::{Cause, Problem};
 use super::prepare::Prepared;
 use super::process::Process;
 use super::{Attempt, problem, variables};
-use crate::isolation::{Abilities, View};
+use crate::isolation::{Abilities, Means, View};
 use crate::record;
 use crate::supervisor::{LAUNCH, Launch, LaunchProcess, STARTED, Started};
 
@@ -121,8 +121,13 @@ fn view(
     if let Some(home) = node.inherited.get("HOME") {
         set("PYTHONUSERBASE", format!("{home}/.local"));
     }
+    let temporary = folder.make_temporary()?;
+    let seen = match abilities.means {
+        Means::UserNamespace | Means::Root => "/tmp".to_owned(),
+        Means::Rules => temporary.to_string_lossy().into_owned(),
+    };
     for name in ["HOME", "TMPDIR"] {
-        set(name, "/tmp".to_owned());
+        set(name, seen.clone());
     }
     if !own.contains_key("XDG_CACHE_HOME") {
         environment.remove("XDG_CACHE_HOME");
@@ -142,7 +147,7 @@ fn view(
         masked: node.token_file.iter().cloned().collect(),
         readable,
         writable,
-        temporary: folder.make_temporary()?,
+        temporary,
         means: abilities.means,
         own_processes: abilities.own_processes,
         filtered: abilities.filtered,

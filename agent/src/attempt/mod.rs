@@ -30,6 +30,7 @@ mod prepare;
 mod problem;
 mod process;
 mod reattach;
+mod remove;
 mod run;
 mod spares;
 mod variables;

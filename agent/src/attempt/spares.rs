@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use super::folder::{self, Folder};
+use super::remove::remove_tree;
 use crate::record;
 use crate::supervisor::{EXITED, Exited, LAUNCH, STARTED};
 
@@ -51,7 +52,7 @@ struct Likeness {
 impl Spares {
     /// Keeps them below `root`, which is made anew: nothing of an earlier agent's is trusted.
     pub(crate) fn new(root: PathBuf) -> io::Result<Self> {
-        folder::remove_tree(&root)?;
+        remove_tree(&root)?;
         fs::create_dir(&root)?;
         let made = fs::symlink_metadata(&root)?;
         let like = Likeness { owner: made.uid(), folder_mode: made.mode() };

@@ -36,7 +36,7 @@ pub(super) enum Version {
 pub(crate) struct MemoryUse {
     /// The most that was used at once, what was cached of files included.
     pub(crate) peak_bytes: Option<u64>,
-    /// What it might use; `None`: as much as its node has for jobs.
+    /// The limit that it has come up against; `None`: only that of all the node's jobs, if any.
     pub(crate) limit_bytes: Option<u64>,
     /// Processes that the kernel killed for want of memory.
     pub(crate) kills: u64,
@@ -130,19 +130,22 @@ impl Cgroup {
         let Some(group) = self.groups.iter().find(|group| group.has("memory")) else {
             return MemoryUse::default();
         };
-        let (peak, limit, kills) = match group.version {
+        let (peak, limit, reached, kills) = match group.version {
             Version::V2 => (
                 // Linux 5.19.
                 group.number("memory.peak"),
                 group.number("memory.max"),
+                group.counted("memory.events", "oom "),
                 group.counted("memory.events", "oom_kill "),
             ),
             Version::V1 => (
                 group.number("memory.max_usage_in_bytes"),
                 group.number("memory.limit_in_bytes").filter(|limit| *limit < NO_LIMIT),
+                group.number("memory.failcnt"),
                 group.counted("memory.oom_control", "oom_kill "),
             ),
         };
+        let limit = limit.filter(|_| reached != Some(0));
         MemoryUse { peak_bytes: peak, limit_bytes: limit, kills: kills.unwrap_or(0) }
     }
 

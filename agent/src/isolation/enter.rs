@@ -7,12 +7,14 @@ use std::ptr;
 
 use super::filter::Filter;
 use super::plan::Plan;
+use super::rules::Rules;
 use super::{Means, View};
 
 /// All that is to be done, in order.
 #[derive(Debug)]
 pub(crate) struct Entry {
     flags: c_int,
+    rules: Option<Rules>,
     actions: Vec<Action>,
     /// Mounts that were taken from where they are now and have no place yet.
     trees: Vec<c_int>,
@@ -44,6 +46,8 @@ pub(super) enum Action {
     ShowProcesses,
     /// No capabilities, and no way to get any.
     GiveUpPrivileges,
+    /// The rules are in force from now on.
+    Restrict,
     /// From now on some system calls fail.
     Filter(Filter),
 }
@@ -90,22 +94,30 @@ impl Entry {
                 plan.push(Action::Write { path: path.into(), text: CString::new(written)? });
             }
         }
-        plan.push(Action::KeepApart);
-        plan.all(view)?;
-        if view.own_processes {
-            plan.push(Action::ShowProcesses);
-        }
+        let rules = match view.means {
+            Means::Rules => Some(Rules::new(view)?),
+            Means::UserNamespace | Means::Root => {
+                plan.push(Action::KeepApart);
+                plan.all(view)?;
+                if view.own_processes {
+                    plan.push(Action::ShowProcesses);
+                }
+                None
+            }
+        };
         plan.push(Action::GiveUpPrivileges);
+        if rules.is_some() {
+            plan.push(Action::Restrict);
+        }
         if view.filtered {
             plan.push(Action::Filter(Filter::new()?));
         }
         let flag = |is_set: bool, flag: c_int| if is_set { flag } else { 0 };
-        let flags = libc::CLONE_NEWNS
-            | libc::CLONE_NEWIPC
+        let flags = flag(rules.is_none(), libc::CLONE_NEWNS | libc::CLONE_NEWIPC)
             | flag(user_namespace, libc::CLONE_NEWUSER)
-            | flag(view.own_processes, libc::CLONE_NEWPID);
+            | flag(rules.is_none() && view.own_processes, libc::CLONE_NEWPID);
         let (actions, trees) = plan.done();
-        Ok(Self { flags, actions, trees: vec![-1; trees] })
+        Ok(Self { flags, rules, actions, trees: vec![-1; trees] })
     }
 
     /// What to clone the child with.
@@ -126,8 +138,12 @@ impl Entry {
     pub(crate) unsafe fn enter(&mut self) -> Result<(), usize> {
         let (actions, trees) = (&self.actions, &mut self.trees);
         for (number, action) in actions.iter().enumerate() {
-            // SAFETY: As the caller promises.
-            if !unsafe { act(action, trees) } {
+            let done = match action {
+                Action::Restrict => self.rules.take().map_or(Ok(()), Rules::restrict).is_ok(),
+                // SAFETY: As the caller promises.
+                other => unsafe { act(other, trees) },
+            };
+            if !done {
                 return Err(number);
             }
         }
@@ -165,6 +181,7 @@ impl Entry {
             }
             Some(Action::ShowProcesses) => "isolating the job: mounting /proc".to_owned(),
             Some(Action::GiveUpPrivileges) => "isolating the job: giving up privileges".to_owned(),
+            Some(Action::Restrict) => "isolating the job: rules on files".to_owned(),
             Some(Action::Filter(_)) => "isolating the job: filtering system calls".to_owned(),
         }
     }
@@ -259,6 +276,8 @@ unsafe fn act(action: &Action, trees: &mut [c_int]) -> bool {
                 libc::mount(kind, c"/proc".as_ptr(), kind, flags, ptr::null()) == 0
             }
             Action::GiveUpPrivileges => give_up_privileges(),
+            // Done by whoever has the rules.
+            Action::Restrict => true,
             Action::Filter(filter) => filter.set(),
         }
     }

@@ -13,7 +13,8 @@
 //! It also has System V queues and shared memory of its own, sees no processes but its own
 //! (pid_namespaces(7)), has no capabilities, cannot get any by running a program that would give it some, and
 //! may not make the system calls of [`filter`]. It gets there by a user namespace, in which it keeps its
-//! user; where root may have none, by the agent's being root.
+//! user; where root may have none, by the agent's being root. Where there are no namespaces at all, rules on
+//! files ([`rules`]) do as much of it as they can.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -24,6 +25,7 @@ mod enter;
 mod filter;
 mod plan;
 mod probe;
+mod rules;
 #[cfg(test)]
 mod tests;
 
@@ -72,6 +74,10 @@ impl Abilities {
         let others = match self.means {
             Means::UserNamespace => "jobs see and can signal other processes of their user",
             Means::Root => "jobs see, can signal and can look into all processes",
+            Means::Rules => {
+                "this machine gives jobs no namespaces: they are held to rules on files, see other processes, \
+                 share /tmp, which they cannot write, and reach the sockets of services"
+            }
         };
         let lacking =
             [(!self.own_processes, others), (!self.filtered, "system calls are not filtered")];
@@ -91,6 +97,8 @@ pub(crate) enum Means {
     UserNamespace,
     /// The agent's being root.
     Root,
+    /// No namespaces at all, but rules on what may be read, written and signalled.
+    Rules,
 }
 
 /// Whether jobs are isolated.

@@ -16,15 +16,20 @@ pub(crate) fn probe(verb: &str, root: &Path) -> Result<Abilities, String> {
     if rustix::process::geteuid().is_root() {
         means.push(Means::Root);
     }
+    means.push(Means::Rules);
     let mut first = None;
     for means in means {
-        for (own_processes, filtered) in
-            [(true, true), (false, true), (true, false), (false, false)]
-        {
-            let abilities = Abilities { means, own_processes, filtered };
-            match try_it(verb, root, abilities) {
-                Ok(()) => return Ok(abilities),
-                Err(why) => first = first.or(Some(why)),
+        for filtered in [true, false] {
+            for own_processes in [true, false] {
+                // Rules are on files, not on what is seen of processes.
+                if own_processes && means == Means::Rules {
+                    continue;
+                }
+                let abilities = Abilities { means, own_processes, filtered };
+                match try_it(verb, root, abilities) {
+                    Ok(()) => return Ok(abilities),
+                    Err(why) => first = first.or(Some(why)),
+                }
             }
         }
     }
@@ -53,6 +58,7 @@ fn try_it(verb: &str, root: &Path, abilities: Abilities) -> Result<(), String> {
 }
 
 const ROOT: char = 'r';
+const RULES: char = 'l';
 const OWN_PROCESSES: char = 'p';
 const FILTERED: char = 'f';
 
@@ -60,6 +66,7 @@ const FILTERED: char = 'f';
 fn words(abilities: Abilities) -> String {
     let letters = [
         (abilities.means == Means::Root, ROOT),
+        (abilities.means == Means::Rules, RULES),
         (abilities.own_processes, OWN_PROCESSES),
         (abilities.filtered, FILTERED),
     ];
@@ -74,7 +81,11 @@ pub(crate) fn probe_to_code(abilities: &OsStr, root: &Path) -> ExitCode {
         hidden: vec![root.to_owned()],
         writable: vec![own.clone()],
         temporary: own.clone(),
-        means: if abilities.contains(ROOT) { Means::Root } else { Means::UserNamespace },
+        means: match () {
+            () if abilities.contains(ROOT) => Means::Root,
+            () if abilities.contains(RULES) => Means::Rules,
+            () => Means::UserNamespace,
+        },
         own_processes: abilities.contains(OWN_PROCESSES),
         filtered: abilities.contains(FILTERED),
         ..View::default()

@@ -146,7 +146,7 @@ pub(crate) struct Exited {
 pub(crate) struct OutOfMemory {
     /// The most that was used at once; `None` if the kernel does not say.
     pub(crate) peak_bytes: Option<u64>,
-    /// What the job might use; `None`: as much as the node has for jobs.
+    /// The job's limit, if it has come up against it; `None`: what the node has for jobs was used up.
     pub(crate) limit_bytes: Option<u64>,
     /// Processes that were killed for it.
     pub(crate) kills: u64,

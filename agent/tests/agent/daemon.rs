@@ -416,6 +416,27 @@ impl Agent {
             .await
     }
 
+    /// The machine's number of a process that has written its own into a file: an isolated job's are counted
+    /// apart.
+    pub(crate) async fn process(&self, epoch: u64, name: &str) -> String {
+        let told = self.wait_for_file(epoch, name).await;
+        let mark = format!("ATELIER_ATTEMPT_FOLDER={}", self.attempt(epoch).display());
+        let is_it = |pid: &String| {
+            let read =
+                |file: &str| std::fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
+            let is_marked =
+                read("environ").split(|byte| *byte == 0).any(|found| found == mark.as_bytes());
+            let status = String::from_utf8_lossy(&read("status")).into_owned();
+            let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+            is_marked && numbers.and_then(|all| all.split_whitespace().last()) == Some(told.trim())
+        };
+        wait_for("the process", || {
+            let entries = std::fs::read_dir("/proc").unwrap().flatten();
+            entries.filter_map(|entry| entry.file_name().into_string().ok()).find(is_it)
+        })
+        .await
+    }
+
     pub(crate) async fn wait_until_gone(&self, epoch: u64) {
         let folder = self.attempt(epoch);
         wait_for("the folder's removal", || (!folder.exists()).then_some(())).await;

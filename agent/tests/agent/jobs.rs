@@ -146,7 +146,7 @@ async fn a_cancel_ends_the_job_and_says_why() {
     let agent = Agent::start(&daemon);
     let mut session = daemon.session().await;
     session.send(Down::Assign(assignment(1, "echo $$ >up; sleep 1000")));
-    let pid = agent.wait_for_file(1, "up").await;
+    let pid = agent.process(1, "up").await;
     session.cancel(&key(1), "no longer needed");
     session.cancel(&key(1), "said twice");
     let ended = session.ended(&key(1)).await;
@@ -217,10 +217,10 @@ async fn a_stale_assignment_is_ignored_and_a_newer_one_ends_the_older() {
         given
     };
     session.send(Down::Assign(of(7)));
-    let older = agent.wait_for_file(7, "up").await;
+    let older = agent.process(7, "up").await;
     session.send(Down::Assign(of(3)));
     session.send(Down::Assign(of(9)));
-    let newer = agent.wait_for_file(9, "up").await;
+    let newer = agent.process(9, "up").await;
     assert!(!alive(&older), "two attempts of one job live");
     assert!(alive(&newer));
     assert!(!agent.attempt(3).exists());
@@ -238,7 +238,7 @@ async fn a_discarded_attempt_is_killed_and_forgotten() {
         1,
         "trap '' TERM; echo $$ >up; while :; do sleep 0.01; done",
     )));
-    let pid = agent.wait_for_file(1, "up").await;
+    let pid = agent.process(1, "up").await;
     session.send(Down::Discard(key(1)));
     agent.wait_until_gone(1).await;
     assert!(!alive(&pid));
@@ -259,7 +259,7 @@ async fn a_killed_supervisor_is_the_platforms_fault_and_leaves_nothing_behind() 
         1,
         "setsid sh -c 'echo $$ >child; sleep 1000' & echo $$ >up; sleep 1000",
     )));
-    let (pid, child) = (agent.wait_for_file(1, "up").await, agent.wait_for_file(1, "child").await);
+    let (pid, child) = (agent.process(1, "up").await, agent.process(1, "child").await);
     let supervisor = agent.record(1, "started.json").unwrap()["pid"].as_i64().unwrap();
     assert_eq!(unsafe { libc::kill(i32::try_from(supervisor).unwrap(), libc::SIGKILL) }, 0);
     let ended = session.ended(&key(1)).await;
@@ -274,7 +274,7 @@ async fn without_the_daemons_answers_the_lease_runs_out_and_jobs_end() {
     let agent = Agent::start(&daemon);
     let mut session = daemon.session().await;
     session.send(Down::Assign(assignment(1, "echo $$ >up; sleep 1000")));
-    let pid = agent.wait_for_file(1, "up").await;
+    let pid = agent.process(1, "up").await;
     // Answered heartbeats keep it alive for longer than one lease.
     let start = std::time::Instant::now();
     while start.elapsed().as_millis() < 2500 {
@@ -305,8 +305,8 @@ async fn a_job_that_is_kept_outlives_the_lease() {
     kept.spec.as_mut().unwrap().on_node_loss = OnNodeLoss::Keep.into();
     session.send(Down::Assign(kept));
     session.send(Down::Assign(assignment(2, "echo $$ >up; sleep 1000")));
-    let kept = agent.wait_for_file(1, "up").await;
-    let other = agent.wait_for_file(2, "up").await;
+    let kept = agent.process(1, "up").await;
+    let other = agent.process(2, "up").await;
     drop(daemon);
     wait_for("the other job's end", || (!alive(&other)).then_some(())).await;
     wait_for("its record", || agent.record(2, "exited.json")).await;

@@ -23,7 +23,7 @@ async fn a_job_outlives_its_agent_and_is_neither_lost_nor_doubled() {
     let command =
         "echo run >>runs; echo $$ >up; while [ ! -e go ]; do sleep 0.01; done; echo over; exit 4";
     session.send(Down::Assign(assignment(1, command)));
-    let pid = agent.wait_for_file(1, "up").await;
+    let pid = agent.process(1, "up").await;
     agent.kill();
     assert!(alive(&pid));
     agent.restart();
@@ -106,7 +106,7 @@ async fn a_job_goes_on_while_the_daemon_moves() {
     let session = daemon.session().await;
     session
         .send(Down::Assign(assignment(1, "echo $$ >up; while [ ! -e go ]; do sleep 0.01; done")));
-    let pid = agent.wait_for_file(1, "up").await;
+    let pid = agent.process(1, "up").await;
     drop(session);
     drop(daemon);
     // Ends while there is no daemon.

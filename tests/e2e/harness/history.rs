@@ -36,7 +36,7 @@ impl History {
     fn ticking(&self, condition: &str) -> String {
         let file = self.0.display();
         format!(
-            "me=\"$AZUREML_RUN_ID $$\"\necho \"start $me\" >> {file}; sync {file}\nn=0\n\
+            "me=\"$AZUREML_RUN_ID $(cat /proc/sys/kernel/random/uuid)\"\necho \"start $me\" >> {file}; sync {file}\nn=0\n\
              while {condition}; do n=$((n+1)); sleep 0.05; echo \"tick $me\" >> {file}; done\n\
              echo \"end $me\" >> {file}; sync {file}\n"
         )

@@ -145,11 +145,23 @@ fn servers_at_one_address_have_ports_of_their_own() {
 }
 
 #[test]
-fn mpi_is_told_rank_and_size() {
-    let spec = job(Some(Distribution::Mpi { process_count_per_instance: 1 }));
-    let all = member(&spec, &["a", "b"], 1, 7);
-    for (name, value) in [("RANK", "1"), ("SIZE", "2"), ("LOCAL_RANK", "0"), ("LOCAL_SIZE", "1")] {
-        assert_eq!(all[&format!("OMPI_COMM_WORLD_{name}")], value, "{name}");
+fn mpirun_is_told_what_is_decided_already() {
+    let spec = job(Some(Distribution::Mpi { process_count_per_instance: 2 }));
+    let all = member(&spec, &["a"], 0, 7);
+    assert_eq!(all["OMPI_MCA_hwloc_base_binding_policy"], "none");
+    // Ranks are its own to give.
+    assert!(!all.contains_key("MASTER_ADDR") && !all.contains_key("OMPI_COMM_WORLD_RANK"));
+}
+
+#[test]
+fn processes_of_a_node_are_told_apart() {
+    let spec = job(Some(Distribution::PyTorch { process_count_per_instance: 4 }));
+    let all = member(&spec, &["a", "b", "c"], 1, 7);
+    let told =
+        [("WORLD_SIZE", "12"), ("LOCAL_WORLD_SIZE", "4"), ("RANK", "4"), ("LOCAL_RANK", "0")];
+    for (name, value) in told {
+        assert_eq!(all[name], value, "{name}");
     }
-    assert!(!all.contains_key("MASTER_ADDR"));
+    let last = super::of_process(&spec, 2, 3);
+    assert_eq!((last["RANK"].as_str(), last["LOCAL_RANK"].as_str()), ("11", "3"));
 }
