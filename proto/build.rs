@@ -5,11 +5,12 @@ use std::{env, error::Error, fs, path::PathBuf};
 
 use prost::Message as _;
 
-const FILES: [&str; 7] = [
+const FILES: [&str; 8] = [
     "atelier/agent/v1/agent.proto",
     "atelier/compute/v1/compute.proto",
     "atelier/content/v1/content.proto",
     "atelier/identity/v1/identity.proto",
+    "atelier/job/v1/channel.proto",
     "atelier/job/v1/job.proto",
     "atelier/job/v1/spec.proto",
     "atelier/workspace/v1/workspace.proto",

@@ -20,6 +20,7 @@ mod cgroup;
 mod clock;
 pub mod data;
 pub mod environment;
+mod exec;
 mod facts;
 mod isolation;
 mod logs;
@@ -198,6 +199,7 @@ async fn serve(
         cache: root.join("cache"),
         args,
         notifier: notifier.clone(),
+        channels: Session::channels(),
     };
     // Ends with the session: it holds the last handle.
     let monitor = tokio::spawn(monitor.run());

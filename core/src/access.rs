@@ -64,6 +64,9 @@ pub enum Permission {
     /// Cancel, archive or delete a job; a data scientist only its own (checked where the job is
     /// known).
     ChangeJob,
+    /// Run commands in jobs and reach their ports; a data scientist only in its own (checked where the job
+    /// is known).
+    EnterJob,
     /// Write to a run; an attempt only to its own (checked where the run is known).
     WriteRun,
     /// Read or write objects through the data gateway; an attempt only its own prefixes.
@@ -85,6 +88,7 @@ impl Permission {
             Self::Read => "read jobs and runs",
             Self::Submit => "submit jobs or upload what they need",
             Self::ChangeJob => "cancel, archive or delete jobs",
+            Self::EnterJob => "enter jobs",
             Self::WriteRun => "write to runs",
             Self::Data => "read or write objects",
             Self::ManageTokens => "make tokens",
@@ -104,7 +108,13 @@ impl Caller {
             Role::Admin => permission != P::ActAsNode,
             Role::DataScientist => matches!(
                 permission,
-                P::Read | P::Submit | P::ChangeJob | P::WriteRun | P::Data | P::ReadContent
+                P::Read
+                    | P::Submit
+                    | P::ChangeJob
+                    | P::EnterJob
+                    | P::WriteRun
+                    | P::Data
+                    | P::ReadContent
             ),
             Role::Reader => matches!(permission, P::Read | P::Data | P::ReadContent),
             Role::Node(_) => matches!(permission, P::ActAsNode | P::ReadContent),

@@ -47,6 +47,15 @@ pub enum ToNode {
         /// Until the attempt ends, or only what is there.
         follow: bool,
     },
+    /// Join a channel.
+    OpenChannel {
+        /// Names the answer.
+        channel: u64,
+        /// Into which attempt.
+        key: AttemptKey,
+        /// As the client wrote it, and the daemon has checked.
+        open: Box<atelier_proto::job::v1::OpenChannel>,
+    },
     /// Answers a heartbeat.
     HeartbeatAck(u64),
 }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use atelier_core::compute::Cluster;
 use atelier_core::id::{ComputeName, JobName, NodeName, Principal};
-use atelier_core::job::{Event, Job, Report};
-use atelier_core::live::{ClusterChange, Live, Refusal, TakenAway};
+use atelier_core::job::{Event, Job, JobStatus, Report};
+use atelier_core::live::{ClusterChange, Entered, Entering, Live, Refusal, TakenAway};
 use atelier_core::node::NodeRecord;
 use atelier_core::sched::Limits;
 use atelier_core::spec::CommandJob;
@@ -42,6 +42,14 @@ pub enum Error {
     /// It is not over.
     #[error("job '{0}' is not over; cancel it first (atelier job cancel {0})")]
     StillLive(JobName),
+    /// Nobody can be let into it any more.
+    #[error("cannot enter job '{job}': it is over ({status}); see 'atelier job show {job}'")]
+    JobOver {
+        /// Which.
+        job: JobName,
+        /// How it ended.
+        status: JobStatus,
+    },
     /// A second agent of the same name.
     #[error("node '{0}' has a session already, from another agent; give this agent another name")]
     NodeTaken(NodeName),
@@ -73,6 +81,7 @@ pub(super) type Reply<T> = oneshot::Sender<Result<T, Error>>;
 pub(super) enum Command {
     Submit { request: Box<SubmitRequest>, reply: Reply<Job> },
     Cancel { job: JobName, by: Principal, reason: String, reply: Reply<()> },
+    Enter { request: Box<EnterRequest>, reply: Reply<Entered> },
     Archive { job: JobName, archived: bool, by: Principal, reply: Reply<Job> },
     Forget { job: JobName, reply: Reply<()> },
     NodeJoined { join: Box<Join>, reply: Reply<()> },
@@ -86,6 +95,18 @@ pub(super) enum Command {
     Tell { node: NodeName, message: ToNode, heard: oneshot::Sender<bool> },
     Look(Look),
     Stop(oneshot::Sender<()>),
+}
+
+/// Somebody who may wants into a running job.
+pub struct EnterRequest {
+    /// Which.
+    pub job: JobName,
+    /// Which of its members.
+    pub rank: u32,
+    /// What for.
+    pub what: Entering,
+    /// Who asks.
+    pub by: Principal,
 }
 
 /// An admin's word that a node gets no more jobs.
@@ -208,6 +229,12 @@ impl Handle {
     /// Asks a job to stop.
     pub async fn cancel(&self, job: JobName, by: Principal, reason: String) -> Result<(), Error> {
         self.ask(|reply| Command::Cancel { job, by, reason, reply }).await
+    }
+
+    /// Lets somebody into a running job. When this returns, that is on disk as an event.
+    pub async fn enter(&self, request: EnterRequest) -> Result<Entered, Error> {
+        let request = Box::new(request);
+        self.ask(|reply| Command::Enter { request, reply }).await
     }
 
     /// Hides a finished job from lists, or shows it again.

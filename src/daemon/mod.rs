@@ -20,7 +20,8 @@ pub use clock::Clock;
 pub use effects::{Assignment, Grant, InputSource, Outbox, ToNode};
 pub use folder::{Error as FolderError, Folder};
 pub use handle::{
-    ComputeChange, DrainRequest, Error as HandleError, Handle, NodeView, Provided, SubmitRequest,
+    ComputeChange, DrainRequest, EnterRequest, Error as HandleError, Handle, NodeView, Provided,
+    SubmitRequest,
 };
 pub use logs::{Error as LogError, LogHub, LogPiece, LogStart};
 pub use removal::{Error as RemovalError, Removal};

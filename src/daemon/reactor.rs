@@ -28,8 +28,8 @@ use tokio::time::MissedTickBehavior;
 use super::Clock;
 use super::effects::{Effects, ToNode};
 use super::handle::{
-    Command, ComputeChange, DrainRequest, Error, Handle, Join, Look, NodeView, Provided, Reply,
-    SubmitRequest,
+    Command, ComputeChange, DrainRequest, EnterRequest, Error, Handle, Join, Look, NodeView,
+    Provided, Reply, SubmitRequest,
 };
 use super::runs;
 use crate::store::{self, Batch, Known, Recovered, Store, Submitted, Taken};
@@ -201,7 +201,8 @@ impl Reactor {
             | Command::NodeLeft { .. }
             // What is told is about what the asker has seen on disk, and must not come before it.
             | Command::Tell { .. } => true,
-            Command::NodeReport { .. }
+            Command::Enter { .. }
+            | Command::NodeReport { .. }
             | Command::Drain { .. }
             | Command::Resume { .. }
             | Command::Compute { .. }
@@ -370,6 +371,18 @@ impl Reactor {
                     other => other.map_err(Error::from),
                 };
                 round.answer(reply, result, |()| |_| Ok(()));
+            }
+            Command::Enter { request, reply } => {
+                let EnterRequest { job, rank, what, by } = *request;
+                let result = self.live.enter(&job, rank, &what, by, now, &mut round.decisions);
+                let result = match result {
+                    Err(Refusal::NoSuchJob(name)) => match self.known(&name, round) {
+                        Ok(job) => Err(Error::JobOver { status: job.status(), job: name }),
+                        Err(error) => Err(error),
+                    },
+                    other => other.map_err(Error::from),
+                };
+                round.answer(reply, result, |entered| |_| Ok(entered));
             }
             Command::Archive { job, archived, by, reply } => {
                 let result = self.finished(&job, round);

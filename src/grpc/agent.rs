@@ -17,6 +17,7 @@ use tonic::{Request, Response, Status, Streaming};
 use tracing::Instrument as _;
 
 use super::caller;
+use super::channels::{Channels, FromClient};
 use super::status::told;
 use crate::daemon::{self, Grant, InputSource, PROBE, Shared, ToNode};
 use crate::identity::{Denied, Door};
@@ -25,6 +26,7 @@ use crate::identity::{Denied, Door};
 #[derive(Clone)]
 pub(super) struct Service {
     shared: Shared,
+    channels: Channels,
     sessions: Arc<AtomicU64>,
 }
 
@@ -32,8 +34,8 @@ pub(super) struct Service {
 const HELLO: Duration = Duration::from_secs(10);
 
 impl Service {
-    pub(super) fn new(shared: Shared) -> Self {
-        Self { shared, sessions: Arc::default() }
+    pub(super) fn new(shared: Shared, channels: Channels) -> Self {
+        Self { shared, channels, sessions: Arc::default() }
     }
 
     fn node<T>(&self, request: &Request<T>) -> Result<NodeName, Status> {
@@ -155,6 +157,25 @@ impl pb::agent_service_server::AgentService for Service {
         self.shared.record_samples(&node, request.into_inner().samples).await?;
         Ok(Response::new(pb::RecordMetricsResponse {}))
     }
+
+    type JoinChannelStream = FromClient;
+
+    async fn join_channel(
+        &self,
+        request: Request<Streaming<pb::JoinChannelRequest>>,
+    ) -> Result<Response<FromClient>, Status> {
+        let node = self.node(&request)?;
+        let mut messages = request.into_inner();
+        let first = tokio::time::timeout(HELLO, messages.message())
+            .await
+            .map_err(|_| Status::deadline_exceeded("the node did not name the channel"))??;
+        let Some(pb::join_channel_request::Message::Channel(channel)) =
+            first.and_then(|first| first.message)
+        else {
+            return Err(Status::failed_precondition("the first message must name the channel"));
+        };
+        self.channels.join(&node, channel, messages).map(Response::new)
+    }
 }
 
 /// Hears what a node says until it hangs up.
@@ -226,6 +247,11 @@ fn to_wire(order: ToNode) -> pb::DaemonMessage {
             let (request_id, key) = (request, Some((&key).into()));
             Message::FollowLog(pb::FollowLog { request_id, key, offset, follow, process })
         }
+        ToNode::OpenChannel { channel, key, open } => Message::OpenChannel(pb::OpenChannel {
+            channel,
+            key: Some((&key).into()),
+            open: Some(*open),
+        }),
         ToNode::HeartbeatAck(number) => Message::HeartbeatAck(pb::HeartbeatAck { number }),
     })
 }

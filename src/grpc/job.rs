@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use atelier_core::access::Caller;
 use atelier_core::content::Digest;
 use atelier_core::id::{AttemptNumber, ExperimentName, JobName, Principal};
 use atelier_core::job::{Advice, Event, Job, State, advise};
@@ -13,8 +14,9 @@ use futures::stream::BoxStream;
 use futures::{StreamExt as _, TryStreamExt as _};
 use tokio::sync::{broadcast, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
+use super::channels::{Channels, FromNode};
 use super::status::told;
 use super::{blocking, caller, queue};
 use crate::daemon::{LogStart, Shared, SubmitRequest, check_launch};
@@ -22,7 +24,7 @@ use crate::identity::Denied;
 use crate::store::{Archived, IdempotencyKey, JobQuery, Lookup};
 
 /// Jobs: submit, look, follow, cancel, put away.
-pub(super) struct Service(pub(super) Shared);
+pub(super) struct Service(pub(super) Shared, pub(super) Channels);
 
 /// Pages of the job list.
 const PAGE: u32 = 50;
@@ -42,12 +44,11 @@ impl Service {
     }
 
     /// The caller may change this job: an admin, or the one who submitted it.
-    fn own<T>(
-        &self,
-        request: &Request<T>,
-        job: &Job,
-    ) -> Result<atelier_core::id::Principal, Status> {
-        let caller = caller(request)?;
+    fn own<T>(&self, request: &Request<T>, job: &Job) -> Result<Principal, Status> {
+        self.owned_by(caller(request)?, job)
+    }
+
+    fn owned_by(&self, caller: Caller, job: &Job) -> Result<Principal, Status> {
         if caller.owns(&job.created_by, job.name.as_str()) {
             return Ok(caller.principal);
         }
@@ -388,6 +389,20 @@ impl pb::job_service_server::JobService for Service {
             })
             .collect();
         Ok(Response::new(pb::ListArtifactsResponse { artifacts }))
+    }
+
+    type EnterJobStream = FromNode;
+
+    async fn enter_job(
+        &self,
+        request: Request<Streaming<pb::ClientFrame>>,
+    ) -> Result<Response<FromNode>, Status> {
+        let caller = caller(&request)?;
+        let mut frames = request.into_inner();
+        let open = Channels::first(&mut frames).await?;
+        let job = self.find(&open.job)?;
+        let by = self.owned_by(caller, &job)?;
+        self.1.open(by, job.name, open, frames).await.map(Response::new)
     }
 }
 

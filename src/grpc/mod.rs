@@ -1,6 +1,7 @@
 //! The services: convert, ask the handle, convert.
 
 mod agent;
+mod channels;
 mod compute;
 pub(crate) mod content;
 mod forecast;
@@ -29,8 +30,10 @@ const MESSAGE: usize = 4 << 20;
 pub async fn routes(shared: &Shared) -> axum::Router {
     let (reporter, health) = tonic_health::server::health_reporter();
     reporter.set_serving::<j::v1::job_service_server::JobServiceServer<job::Service>>().await;
-    let jobs = j::v1::job_service_server::JobServiceServer::new(job::Service(shared.clone()))
-        .max_decoding_message_size(MESSAGE);
+    let channels = channels::Channels::new(shared);
+    let jobs = job::Service(shared.clone(), channels.clone());
+    let jobs =
+        j::v1::job_service_server::JobServiceServer::new(jobs).max_decoding_message_size(MESSAGE);
     let computes =
         c::v1::compute_service_server::ComputeServiceServer::new(compute::Service(shared.clone()));
     let content = content::Content::new(shared.content.clone()).into_service();
@@ -39,9 +42,9 @@ pub async fn routes(shared: &Shared) -> axum::Router {
     );
     let tokens =
         i::v1::token_service_server::TokenServiceServer::new(identity::Service(shared.clone()));
-    let agents =
-        a::v1::agent_service_server::AgentServiceServer::new(agent::Service::new(shared.clone()))
-            .max_decoding_message_size(MESSAGE);
+    let agents = agent::Service::new(shared.clone(), channels);
+    let agents = a::v1::agent_service_server::AgentServiceServer::new(agents)
+        .max_decoding_message_size(MESSAGE);
     let mut routes = Routes::new(jobs)
         .add_service(computes)
         .add_service(content)

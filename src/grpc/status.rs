@@ -67,10 +67,14 @@ fn code_of_handle(error: &daemon::HandleError) -> Code {
             | Refusal::ComputeNotDrained(_)
             | Refusal::NotOfCluster { .. }
             | Refusal::NotContained { .. }
-            | Refusal::OverQuota { .. },
+            | Refusal::OverQuota { .. }
+            | Refusal::NotRunning { .. },
         )
-        | E::StillLive(_) => Code::FailedPrecondition,
-        E::Refused(Refusal::BadCluster(_) | Refusal::BadQuota { .. }) => Code::InvalidArgument,
+        | E::StillLive(_)
+        | E::JobOver { .. } => Code::FailedPrecondition,
+        E::Refused(
+            Refusal::BadCluster(_) | Refusal::BadQuota { .. } | Refusal::NoSuchMember { .. },
+        ) => Code::InvalidArgument,
         E::NodeTaken(_) => Code::AlreadyExists,
         E::Store(error) => code_of_store(error),
         E::Stopping => Code::Unavailable,

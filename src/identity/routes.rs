@@ -43,6 +43,7 @@ fn rpc(service: &str, method: &str) -> Option<Need> {
     let permission = match (service, method) {
         ("atelier.job.v1.JobService", "CreateJob" | "PlanJob") => P::Submit,
         ("atelier.job.v1.JobService", "CancelJob" | "ArchiveJob" | "DeleteJob") => P::ChangeJob,
+        ("atelier.job.v1.JobService", "EnterJob") => P::EnterJob,
         (
             "atelier.job.v1.JobService",
             "GetJob" | "ListJobs" | "ExplainJob" | "ListQueue" | "ListEvents" | "WatchEvents"
@@ -64,7 +65,10 @@ fn rpc(service: &str, method: &str) -> Option<Need> {
             "GetWorkspace" | "ListDatastores" | "GetDatastore" | "ListExperiments",
         ) => P::Read,
         ("atelier.identity.v1.TokenService", "CreateToken") => P::ManageTokens,
-        ("atelier.agent.v1.AgentService", "Session" | "PushLog" | "RecordMetrics") => P::ActAsNode,
+        (
+            "atelier.agent.v1.AgentService",
+            "Session" | "PushLog" | "RecordMetrics" | "JoinChannel",
+        ) => P::ActAsNode,
         ("grpc.health.v1.Health", "Check" | "Watch" | "List") => return Some(Need::Public),
         (
             "grpc.reflection.v1.ServerReflection" | "grpc.reflection.v1alpha.ServerReflection",

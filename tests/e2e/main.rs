@@ -19,6 +19,7 @@ mod clusters;
 mod containment;
 mod drain;
 mod events;
+mod exec;
 mod gangs;
 mod isolation;
 mod jobs;

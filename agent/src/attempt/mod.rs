@@ -19,6 +19,7 @@ use crate::cgroup::Cgroups;
 use crate::clock;
 use crate::data::DataPlane;
 use crate::environment::Environments;
+use crate::exec::Entrance;
 use crate::isolation::Abilities;
 use crate::monitor;
 use crate::supervisor::{Launcher, Lease};
@@ -124,6 +125,7 @@ pub(crate) struct Attempt {
     pub(crate) under_lease: u64,
     /// Turns true when the log has its last byte.
     pub(crate) log_complete: watch::Sender<bool>,
+    pub(crate) entrance: Entrance,
 }
 
 impl Attempt {

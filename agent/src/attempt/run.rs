@@ -117,6 +117,7 @@ async fn watch(
     mut process: Process,
     started_at_ms: i64,
 ) -> Result<Ended, Discarded> {
+    attempt.entrance.open();
     attempt.report(Phase::Running(Running { at_ms: started_at_ms }));
     let launch: Option<Launch> = record::read(attempt.folder.path(), LAUNCH).ok().flatten();
     let sampling = attempt.node.monitor.watch(
@@ -162,6 +163,8 @@ async fn watch(
             },
         }
     };
+    // Whoever was let in is of the attempt too: none of it may live when its end is told.
+    attempt.entrance.close().await;
     if let Decision::Finalize(exited) = &mut found {
         // The kernel keeps that of the largest process, the looks that of all together.
         let seen = sampling.peak_memory_bytes() / 1024;

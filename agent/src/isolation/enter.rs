@@ -283,9 +283,11 @@ unsafe fn act(action: &Action, trees: &mut [c_int]) -> bool {
     }
 }
 
+/// No capabilities, and no way to get any; whether it worked. `errno` says why not.
+///
 /// # Safety
-/// Only system calls.
-unsafe fn give_up_privileges() -> bool {
+/// Only system calls, which change the calling process for good.
+pub(crate) unsafe fn give_up_privileges() -> bool {
     // SAFETY: See above.
     unsafe {
         for capability in 0..CAPABILITIES {

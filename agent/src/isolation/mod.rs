@@ -29,7 +29,7 @@ mod rules;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use enter::Entry;
+pub(crate) use enter::{Entry, give_up_privileges};
 pub(crate) use probe::{PROBE, probe, probe_to_code};
 
 /// What the command of one attempt sees. Part of the launch record.

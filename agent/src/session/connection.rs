@@ -25,8 +25,8 @@ pub(crate) type Client = AgentServiceClient<Caller>;
 pub(crate) type Address = String;
 
 /// An open connection and what it was made with.
-pub(super) struct Connection {
-    pub(super) client: Client,
+pub(crate) struct Connection {
+    pub(crate) client: Client,
     pub(super) address: Address,
     /// For the content service.
     pub(super) channel: Channel,
@@ -57,7 +57,7 @@ impl Interceptor for Token {
 }
 
 /// Connects, with the address and the token as they are now.
-pub(super) async fn connect(args: &AgentArgs) -> Result<Connection, Error> {
+pub(crate) async fn connect(args: &AgentArgs) -> Result<Connection, Error> {
     let address = address(args)?;
     let token = token(args)?;
     let mut header: MetadataValue<Ascii> =

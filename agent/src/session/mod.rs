@@ -10,7 +10,7 @@ use std::time::Duration;
 use atelier_proto::agent::v1 as pb;
 use pb::agent_message::Message as Up;
 use pb::daemon_message::Message as Down;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_stream::wrappers::UnboundedReceiverStream;
@@ -19,6 +19,7 @@ use tonic::Streaming;
 use crate::args::AgentArgs;
 use crate::attempt::{News, Node, Services};
 use crate::data::{self, DataPlane};
+use crate::exec::{self, Channel};
 use crate::facts::Facts;
 use crate::monitor::NodeSampler;
 use crate::notify::Notifier;
@@ -28,7 +29,7 @@ mod connection;
 mod registry;
 
 use connection::Connection;
-pub(crate) use connection::{Caller, Client};
+pub(crate) use connection::{Caller, Client, connect};
 pub(crate) use registry::Registry;
 
 /// How long to wait for an answer to Hello.
@@ -37,6 +38,8 @@ const WELCOME: Duration = Duration::from_secs(10);
 const SILENT_BEATS: u32 = 3;
 /// Logs followed at once.
 const FOLLOWERS: usize = 256;
+/// Channels into jobs at once.
+const CHANNELS: usize = 512;
 /// An end that was reported and not acknowledged for so long is reported again.
 const REPEAT: Duration = Duration::from_secs(30);
 
@@ -98,9 +101,16 @@ pub(crate) struct Session {
     pub(crate) connected: watch::Sender<bool>,
     pub(crate) cache: std::path::PathBuf,
     pub(crate) notifier: Arc<Notifier>,
+    /// A permit for each channel into a job.
+    pub(crate) channels: Arc<Semaphore>,
 }
 
 impl Session {
+    /// Permits for as many channels as a node carries at once.
+    pub(crate) fn channels() -> Arc<Semaphore> {
+        Arc::new(Semaphore::new(CHANNELS))
+    }
+
     /// Keeps a session open until `shutdown`. Fails only if the daemon refuses this node before it
     /// ever welcomed it.
     pub(crate) async fn run(mut self, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
@@ -290,8 +300,25 @@ impl Session {
             Down::Cancel(cancel) => self.registry.cancel(cancel),
             Down::Acknowledge(key) => self.registry.acknowledge(&self.node, &key),
             Down::Discard(key) => self.registry.discard(&self.node, &key),
+            Down::OpenChannel(request) => self.open_channel(request),
             Down::Welcome(_) | Down::FollowLog(_) | Down::HeartbeatAck(_) => {}
         }
+    }
+
+    /// It outlives this session: it has a connection of its own.
+    fn open_channel(&self, request: pb::OpenChannel) {
+        let permit = self.channels.clone().try_acquire_owned();
+        let known = request.key.as_ref().and_then(|key| self.registry.entrance(key));
+        let attempt = match &permit {
+            Ok(_) => known.ok_or("the job's command has ended on its node"),
+            Err(_) => Err("too many are in jobs on its node already; try again later"),
+        };
+        let channel = Channel { request, node: self.name.clone(), attempt };
+        let args = self.args.clone();
+        tokio::task::spawn_local(async move {
+            exec::answer(args, channel).await;
+            drop(permit);
+        });
     }
 
     fn follow(&self, request: pb::FollowLog, client: &Client, followers: &mut JoinSet<()>) {

@@ -20,6 +20,7 @@ use crate::attempt::{
     problem_of, run,
 };
 use crate::clock;
+use crate::exec::Entrance;
 use crate::record;
 
 /// Beside `attempts/`: the boot in which their records were written. On the disk before any of them is.
@@ -38,6 +39,7 @@ struct Entry {
     latest: pb::AttemptReport,
     orders: watch::Sender<Order>,
     log_complete: watch::Receiver<bool>,
+    entrance: Entrance,
     task: Option<JoinHandle<()>>,
     /// Found on disk and not yet taken up: waits for the first Welcome.
     waiting: Option<(Attempt, Decision)>,
@@ -135,6 +137,7 @@ impl Registry {
             folder,
             orders,
             log_complete: attempt.log_complete.subscribe(),
+            entrance: attempt.entrance.clone(),
             task: None,
             waiting: Some((attempt, decision)),
             ended_at: None,
@@ -151,6 +154,7 @@ impl Registry {
             latest: report,
             orders: watch::Sender::default(),
             log_complete: watch::Sender::new(true).subscribe(),
+            entrance: Entrance::ended(),
             task: None,
             waiting: None,
             ended_at: Some(Instant::now()),
@@ -337,6 +341,12 @@ impl Registry {
         let entry = self.attempts.get(&key.epoch)?;
         Some((entry.folder.log_of(process), entry.log_complete.clone()))
     }
+
+    /// The way into an attempt.
+    pub(crate) fn entrance(&self, key: &pb::AttemptKey) -> Option<(Folder, Entrance)> {
+        let entry = self.attempts.get(&key.epoch)?;
+        Some((entry.folder.clone(), entry.entrance.clone()))
+    }
 }
 
 fn note_boot(root: &Path, boot_id: &str) -> io::Result<()> {
@@ -376,6 +386,7 @@ fn attempt(
         orders: orders.subscribe(),
         under_lease: node.leases_lost.load(Ordering::Relaxed),
         log_complete: watch::Sender::new(false),
+        entrance: Entrance::default(),
     };
     Ok((attempt, orders))
 }

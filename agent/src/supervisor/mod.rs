@@ -19,7 +19,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use crate::{isolation, proc, record};
+use crate::{exec, isolation, proc, record};
 
 mod journal;
 mod launcher;
@@ -37,7 +37,7 @@ pub(crate) use journal::{
 pub(crate) use launcher::{Launched, Launcher};
 pub(crate) use leader::fork;
 pub(crate) use lease::Lease;
-pub(crate) use tree::kill_marked;
+pub(crate) use tree::{kill as kill_descendants, kill_marked, reap};
 
 /// The first argument that makes a process a supervisor.
 pub(crate) const VERB: &str = "supervise";
@@ -68,6 +68,9 @@ pub fn supervise_if_asked(mut arguments: impl Iterator<Item = OsString>) -> Opti
     let folder = arguments.next()?;
     if folder == launcher::SERVE {
         return Some(launcher::serve());
+    }
+    if folder == exec::ENTER {
+        return Some(exec::enter_to_code());
     }
     if folder == isolation::PROBE {
         let (means, root) = (arguments.next()?, arguments.next()?);

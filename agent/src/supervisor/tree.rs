@@ -32,7 +32,7 @@ pub(super) fn terminate(leader: libc::pid_t, groups: &[libc::pid_t]) {
 
 /// Kills everything below this process that a scan finds; how many that were. Orphans come to this
 /// process (it is their reaper), so repeating it until nothing is left finds all.
-pub(super) fn kill() -> usize {
+pub(crate) fn kill() -> usize {
     let own = getpid().as_raw_nonzero().get();
     let all = proc::all();
     let found = proc::descendants(&all, own);
@@ -59,7 +59,7 @@ pub(crate) fn kill_marked(name: &str, value: &Path) -> usize {
 }
 
 /// Waits for one child that has ended, without blocking: its pid and wait status.
-pub(super) fn reap() -> Result<Option<(libc::pid_t, libc::c_int)>, Errno> {
+pub(crate) fn reap() -> Result<Option<(libc::pid_t, libc::c_int)>, Errno> {
     let mut status = 0;
     // SAFETY: `status` is ours.
     match unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG) } {

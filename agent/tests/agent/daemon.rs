@@ -121,6 +121,15 @@ impl AgentService for Service {
         }
         Ok(Response::new(pb::RecordMetricsResponse {}))
     }
+
+    type JoinChannelStream = tokio_stream::Empty<Result<job::ClientFrame, Status>>;
+
+    async fn join_channel(
+        &self,
+        _: Request<Streaming<pb::JoinChannelRequest>>,
+    ) -> Result<Response<Self::JoinChannelStream>, Status> {
+        Err(Status::unimplemented("asked end to end only"))
+    }
 }
 
 /// A daemon on a port of its own.

@@ -106,6 +106,20 @@ pub enum EventKind {
         /// Which.
         node: NodeName,
     },
+    /// Somebody ran a command in it.
+    Entered {
+        /// In which member.
+        rank: u32,
+        /// The command, as a shell shows it; empty: a shell.
+        command: String,
+    },
+    /// Somebody reached ports of its node.
+    Forwarded {
+        /// Of which member.
+        rank: u32,
+        /// Which.
+        ports: Vec<u16>,
+    },
     /// Hidden from lists.
     Archived,
     /// Shown in lists again.
@@ -131,6 +145,8 @@ impl EventKind {
             Self::Requeued { .. } => "Requeued",
             Self::NodeUnreachable { .. } => "NodeUnreachable",
             Self::NodeReturned { .. } => "NodeReturned",
+            Self::Entered { .. } => "Entered",
+            Self::Forwarded { .. } => "Forwarded",
             Self::Archived => "Archived",
             Self::Restored => "Restored",
         }
@@ -177,8 +193,21 @@ impl EventKind {
             Self::Requeued { reason } => format!("back in the queue: {reason}"),
             Self::NodeUnreachable { node } => format!("node {node} does not answer"),
             Self::NodeReturned { node } => format!("node {node} is back"),
+            Self::Entered { rank, command } if command.is_empty() => {
+                format!("a shell was opened in {}", member(*rank))
+            }
+            Self::Entered { rank, command } => format!("ran in {}: {command}", member(*rank)),
+            Self::Forwarded { rank, ports } => {
+                let list: Vec<String> = ports.iter().map(ToString::to_string).collect();
+                format!("reached from outside in {}: port {}", member(*rank), list.join(", "))
+            }
             Self::Archived => "archived".to_owned(),
             Self::Restored => "restored".to_owned(),
         }
     }
+}
+
+/// A member in words; most jobs have one.
+fn member(rank: u32) -> String {
+    if rank == 0 { "the job".to_owned() } else { format!("member {rank} of the job") }
 }

@@ -7,6 +7,7 @@
 mod clusters;
 mod decisions;
 mod drain;
+mod enter;
 mod nodes;
 mod quotas;
 mod refusal;
@@ -18,6 +19,7 @@ mod tests;
 
 pub use clusters::{ClusterChange, TakenAway};
 pub use decisions::{Decisions, Effect};
+pub use enter::{Entered, Entering};
 pub use refusal::Refusal;
 pub use usage::PastUse;
 

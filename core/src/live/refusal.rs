@@ -204,6 +204,27 @@ pub enum Refusal {
         /// What it has not, and why.
         lacks: String,
     },
+    /// Nobody can be let into it now.
+    #[error("cannot enter job '{job}': {why}")]
+    NotRunning {
+        /// Which.
+        job: JobName,
+        /// Where it stands, and what to wait for.
+        why: String,
+    },
+    /// It has no such member.
+    #[error(
+        "cannot enter member {rank} of job '{job}': it has {count}, from 0 to {}",
+        .count.saturating_sub(1)
+    )]
+    NoSuchMember {
+        /// Whose.
+        job: JobName,
+        /// Which.
+        rank: u32,
+        /// How many there are.
+        count: u32,
+    },
     /// There is no such live job.
     #[error("there is no live job '{0}'")]
     NoSuchJob(JobName),

@@ -100,11 +100,13 @@ impl Store {
             Some(from) if matches!(event.kind, EventKind::Evicting { .. }) => {
                 from == event.status && !from.is_final() && from != JobStatus::Queued
             }
-            // Nor need what happens to one member of several.
+            // Nor need what happens to one member of several, or that somebody is let in.
             Some(from)
                 if matches!(
                     event.kind,
                     EventKind::MemberEnded { .. }
+                        | EventKind::Entered { .. }
+                        | EventKind::Forwarded { .. }
                         | EventKind::NodeUnreachable { .. }
                         | EventKind::NodeReturned { .. }
                 ) && from == event.status =>

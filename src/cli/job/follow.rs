@@ -14,7 +14,7 @@ use crate::cli::{Context, Error, Kind, Output};
 use crate::client::Client;
 
 /// As a shell reports a program that ended because nobody read what it wrote: 128 and SIGPIPE.
-const BROKEN_PIPE: u8 = 141;
+pub(super) const BROKEN_PIPE: u8 = 141;
 /// How often the reason of a waiting job is asked for, while somebody watches the terminal.
 const WAIT_REASON: Duration = Duration::from_secs(2);
 

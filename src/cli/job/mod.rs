@@ -13,13 +13,16 @@ use super::{Context, Error, Kind, Name};
 mod create;
 mod download;
 mod events;
+mod exec;
 pub(super) mod follow;
+mod forward;
 mod list;
 mod materials;
 mod patience;
 pub(super) mod read;
 pub(super) mod submit;
 mod summary;
+mod terminal;
 #[cfg(test)]
 mod tests;
 mod view;
@@ -75,6 +78,9 @@ Examples:
         )]
         rank: u32,
     },
+    Exec(exec::Arguments),
+    Shell(exec::Shell),
+    Forward(forward::Arguments),
     /// Ask a job to stop: terminate, a time of grace, kill
     #[command(after_help = "Example:\n  atelier job cancel calm_apple_x1 --reason 'wrong data'")]
     Cancel {
@@ -124,6 +130,9 @@ pub(super) async fn run(command: Command, context: &Context) -> Result<ExitCode,
             let client = context.client().await?;
             return follow::to_the_end(context, client, name.get(), rank).await;
         }
+        Command::Exec(arguments) => return exec::exec(arguments, context).await,
+        Command::Shell(arguments) => return exec::shell(arguments, context).await,
+        Command::Forward(arguments) => return forward::run(arguments, context).await,
         Command::Cancel { name, reason } => {
             let client = context.client().await?;
             let request = CancelJobRequest { name: name.get().to_owned(), reason };

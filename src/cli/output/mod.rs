@@ -164,6 +164,18 @@ impl Output {
         })
     }
 
+    /// Bytes that belong on standard error as they are: what a command in a job wrote there.
+    pub(crate) fn error_bytes(&self, bytes: &[u8]) -> Result<(), Error> {
+        let result = self.undisturbed(|| {
+            let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
+            notes.write_all(bytes).and_then(|()| notes.flush())
+        });
+        result.map_err(|error| match error.kind() {
+            io::ErrorKind::BrokenPipe => Error::new(Kind::Quiet, "the reader went away"),
+            _ => Error::new(Kind::Failed, format!("cannot write to standard error: {error}")),
+        })
+    }
+
     /// Something good to know. Not printed with `--quiet`.
     pub(crate) fn note(&self, text: &str) {
         if !self.quiet {

@@ -20,6 +20,7 @@ use crate::daemon::tests::{Node, Workspace, submission};
 /// Each method, and who gets past the door to it: **A**dmin, data **S**cientist, **R**eader,
 /// **N**ode, at**T**empt, **.** nobody in particular (no token).
 const METHODS: &[(&str, &str)] = &[
+    ("atelier.agent.v1.AgentService/JoinChannel", "N"),
     ("atelier.agent.v1.AgentService/PushLog", "N"),
     ("atelier.agent.v1.AgentService/RecordMetrics", "N"),
     ("atelier.agent.v1.AgentService/Session", "N"),
@@ -45,6 +46,7 @@ const METHODS: &[(&str, &str)] = &[
     ("atelier.job.v1.JobService/CancelJob", "AS"),
     ("atelier.job.v1.JobService/CreateJob", "AS"),
     ("atelier.job.v1.JobService/DeleteJob", "AS"),
+    ("atelier.job.v1.JobService/EnterJob", "AS"),
     ("atelier.job.v1.JobService/ExplainJob", "ASR"),
     ("atelier.job.v1.JobService/GetJob", "ASR"),
     ("atelier.job.v1.JobService/ListArtifacts", "ASR"),

@@ -394,6 +394,9 @@ fn kind() -> impl Strategy<Value = EventKind> {
         text().prop_map(|reason| EventKind::Requeued { reason }),
         nodes().prop_map(|node| EventKind::NodeUnreachable { node }),
         nodes().prop_map(|node| EventKind::NodeReturned { node }),
+        (0_u32..4, text()).prop_map(|(rank, command)| EventKind::Entered { rank, command }),
+        (0_u32..4, vec(any::<u16>(), 0..4))
+            .prop_map(|(rank, ports)| EventKind::Forwarded { rank, ports }),
         Just(EventKind::Archived),
         Just(EventKind::Restored),
     ]

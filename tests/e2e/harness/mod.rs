@@ -9,6 +9,7 @@ mod proxy;
 mod rpc;
 mod wait;
 
+pub(crate) use cli::Outcome;
 pub(crate) use cluster::{Agent, Cluster, PROGRAM, http, job_yaml};
 pub(crate) use faults::{Disk, FaultyIo, needs};
 pub(crate) use history::{History, check_database};

@@ -1,0 +1,314 @@
+//! One channel: joined to its client through the daemon, and what goes through it.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::time::Duration;
+
+use atelier_proto::agent::v1 as agent_pb;
+use atelier_proto::job::v1 as pb;
+use bytes::Bytes;
+use pb::client_frame::Frame as FromClient;
+use pb::node_frame::Frame as ToClient;
+use pb::open_channel::What;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
+
+use super::inside::{Inside, Stream, streams};
+use super::{Entrance, Order, Stage, Word, forward, target};
+use crate::args::AgentArgs;
+use crate::attempt::Folder;
+use crate::session::{chain, connect};
+
+/// Frames on their way to the client; the rest waits where it comes from.
+const AHEAD: usize = 4;
+/// How long the command may take to start.
+const START: Duration = Duration::from_secs(20);
+/// How long output that something holds open may stay silent once the command has ended.
+const SILENCE: Duration = Duration::from_millis(300);
+/// How long a client may take to hear the last of it once the attempt is over.
+const LAST: Duration = Duration::from_secs(3);
+
+/// What is asked for, and of which attempt.
+pub(crate) struct Channel {
+    pub(crate) request: agent_pb::OpenChannel,
+    pub(crate) node: String,
+    /// Or why there is no way into it.
+    pub(crate) attempt: Result<(Folder, Entrance), &'static str>,
+}
+
+/// The way to the client.
+pub(super) struct Client {
+    frames: mpsc::Sender<agent_pb::JoinChannelRequest>,
+}
+
+/// The client has left.
+pub(super) struct Left;
+
+impl Client {
+    pub(super) async fn send(&self, frame: ToClient) -> Result<(), Left> {
+        let frame = pb::NodeFrame { frame: Some(frame) };
+        let message = agent_pb::join_channel_request::Message::Frame(frame);
+        let message = agent_pb::JoinChannelRequest { message: Some(message) };
+        self.frames.send(message).await.map_err(|_| Left)
+    }
+
+    /// Once the client has left, or the daemon.
+    pub(super) async fn left(&self) {
+        self.frames.closed().await;
+    }
+}
+
+pub(super) fn problem(problem: impl Into<String>) -> pb::End {
+    pb::End { problem: problem.into(), ..pb::End::default() }
+}
+
+/// Joins a channel and carries it to its end.
+pub(crate) async fn answer(args: AgentArgs, channel: Channel) {
+    let number = channel.request.channel;
+    if let Err(error) = joined(&args, channel).await {
+        tracing::warn!(channel = number, %error, "a channel could not be joined");
+    }
+}
+
+async fn joined(args: &AgentArgs, channel: Channel) -> Result<(), String> {
+    // Of its own: what a client does not read must not hold up the session.
+    let mut connection = connect(args).await.map_err(|error| chain(&error))?.client;
+    let (frames, stream) = mpsc::channel(AHEAD);
+    let number = agent_pb::join_channel_request::Message::Channel(channel.request.channel);
+    let first = agent_pb::JoinChannelRequest { message: Some(number) };
+    let _ = frames.send(first).await;
+    let joined = connection.join_channel(ReceiverStream::new(stream)).await;
+    let mut frames_in = joined.map_err(|status| status.message().to_owned())?.into_inner();
+    let client = Client { frames };
+    let end = match &channel.attempt {
+        Ok((folder, entrance)) if entrance.stage() == Stage::Runs => {
+            let work = carry(&channel, folder, entrance, &client, &mut frames_in);
+            entrance.inside.track_future(work).await
+        }
+        Ok((_, entrance)) if entrance.stage() == Stage::Before => {
+            Some(problem("the job's command has not started on its node yet; try again"))
+        }
+        Ok(_) => Some(problem("the job's command has ended on its node")),
+        Err(why) => Some(problem(*why)),
+    };
+    if let Some(end) = end {
+        let _ = tokio::time::timeout(LAST, client.send(ToClient::End(end))).await;
+    }
+    // To hang up first would take the last frame back, if it is still on its way.
+    drop(client.frames);
+    let hung_up = async { while let Ok(Some(_)) = frames_in.message().await {} };
+    let _ = tokio::time::timeout(LAST, hung_up).await;
+    Ok(())
+}
+
+/// `None`: the client has left.
+async fn carry(
+    channel: &Channel,
+    folder: &Folder,
+    entrance: &Entrance,
+    client: &Client,
+    frames: &mut Streaming<pb::ClientFrame>,
+) -> Option<pb::End> {
+    let (number, node) = (channel.request.channel, channel.node.clone());
+    let opened = ToClient::Opened(pb::Opened { channel: number, node });
+    let what = channel.request.open.as_ref().and_then(|open| open.what.clone());
+    match what {
+        Some(What::Exec(exec)) => {
+            let command = Command { folder, entrance, client, opened };
+            command.run(exec, frames).await.unwrap_or(None)
+        }
+        Some(What::Forward(_)) => forward::keep(entrance, client, opened, frames).await,
+        Some(What::Connect(connect)) => {
+            forward::connect(entrance, client, opened, frames, connect.port, &channel.node).await
+        }
+        None => Some(problem("this node's agent does not know what was asked for; update it")),
+    }
+}
+
+/// A command that is to run in an attempt.
+struct Command<'a> {
+    folder: &'a Folder,
+    entrance: &'a Entrance,
+    client: &'a Client,
+    opened: ToClient,
+}
+
+impl Command<'_> {
+    async fn run(
+        self,
+        exec: pb::Exec,
+        frames: &mut Streaming<pb::ClientFrame>,
+    ) -> Result<Option<pb::End>, Left> {
+        let cannot =
+            |error: &io::Error| problem(format!("cannot enter the job on its node: {error}"));
+        let folder = self.folder.path().to_owned();
+        let found = tokio::task::spawn_blocking(move || target::find(&folder)).await;
+        let main = match found {
+            Ok(Ok(Some(main))) => main,
+            Ok(Err(error)) => return Ok(Some(cannot(&error))),
+            Ok(Ok(None)) | Err(_) => return Ok(Some(problem("the job's command has just ended"))),
+        };
+        let made = streams(exec.stdin, exec.terminal);
+        let (ours, theirs) = match made {
+            Ok(made) => made,
+            Err(error) => return Ok(Some(cannot(&error))),
+        };
+        let mut variables = BTreeMap::new();
+        if exec.terminal.is_some() && !exec.term.is_empty() {
+            variables.insert("TERM".to_owned(), exec.term.clone());
+        }
+        let order = Order {
+            folder: self.folder.path().to_owned(),
+            pid: main.pid,
+            start_time: main.start_time,
+            command: exec.command,
+            terminal: exec.terminal.is_some(),
+            variables,
+        };
+        let inside = match Inside::start(&order, &theirs) {
+            Ok(inside) => inside,
+            Err(error) => return Ok(Some(cannot(&error))),
+        };
+        drop(theirs);
+        let started = tokio::select! {
+            started = tokio::time::timeout(START, inside.word()) => started,
+            () = self.entrance.over() => return Ok(Some(problem("the job's command has just ended"))),
+        };
+        match started {
+            Ok(Word::Started) => {}
+            Ok(word) => return Ok(Some(not_started(word, order.command.is_empty()))),
+            Err(_) => return Ok(Some(problem("the job did not take the command in time"))),
+        }
+        self.client.send(self.opened.clone()).await?;
+
+        let ended = tokio::sync::watch::Sender::new(false);
+        let output = pump(&ours.output, self.client, &ended, ToClient::Data);
+        let error = async {
+            match &ours.error {
+                Some(error) => pump(error, self.client, &ended, ToClient::ErrorData).await,
+                None => Ok(()),
+            }
+        };
+        let outputs = async { tokio::try_join!(output, error).map(|_| ()) };
+        let input = feed(frames, ours.input, ours.terminal.as_ref());
+        tokio::pin!(outputs, input);
+        let (mut reads, mut over) = (true, false);
+        let word = loop {
+            tokio::select! {
+                word = inside.word() => break word,
+                sent = &mut outputs, if reads => {
+                    sent?;
+                    reads = false;
+                }
+                () = &mut input => return Err(Left),
+                () = self.client.left() => return Err(Left),
+                () = self.entrance.over(), if !over => {
+                    over = true;
+                    inside.kill();
+                }
+            }
+        };
+        over |= word == Word::Signal(libc::SIGKILL) && target::is_gone(&main);
+        ended.send_replace(true);
+        if reads {
+            let last = async {
+                self.entrance.over().await;
+                tokio::time::sleep(LAST).await;
+            };
+            tokio::select! {
+                sent = &mut outputs => sent?,
+                () = self.client.left() => return Err(Left),
+                () = last => {}
+            }
+        }
+        Ok(Some(end_of(word, over)))
+    }
+}
+
+/// Sends what comes, to its end. What something else than the command holds open ends with silence.
+async fn pump(
+    stream: &Stream,
+    client: &Client,
+    ended: &tokio::sync::watch::Sender<bool>,
+    frame: impl Fn(Bytes) -> ToClient,
+) -> Result<(), Left> {
+    let mut ended = ended.subscribe();
+    loop {
+        let silent = async {
+            let _ = ended.wait_for(|ended| *ended).await;
+            tokio::time::sleep(SILENCE).await;
+        };
+        let bytes = tokio::select! {
+            biased;
+            bytes = stream.read() => bytes,
+            () = silent => return Ok(()),
+        };
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        client.send(frame(bytes)).await?;
+    }
+}
+
+/// Gives the command what the client sends; returns once the client has left.
+async fn feed(
+    frames: &mut Streaming<pb::ClientFrame>,
+    mut input: Option<Stream>,
+    terminal: Option<&super::inside::Terminal>,
+) {
+    while let Ok(Some(frame)) = frames.message().await {
+        match frame.frame {
+            Some(FromClient::Data(bytes)) => {
+                if let Some(stream) = &input
+                    && stream.write(&bytes).await.is_err()
+                {
+                    // It reads no more; what comes yet is for nobody.
+                    input = None;
+                }
+            }
+            Some(FromClient::EndOfData(_)) => {
+                if let (Some(stream), Some(_)) = (&input, terminal) {
+                    // As a terminal says it: control-D.
+                    let _ = stream.write(&[4]).await;
+                }
+                input = None;
+            }
+            Some(FromClient::Window(size)) => {
+                if let Some(terminal) = terminal {
+                    terminal.resize(size);
+                }
+            }
+            Some(FromClient::Open(_)) | None => {}
+        }
+    }
+}
+
+fn end_of(word: Word, over: bool) -> pb::End {
+    let how = match word {
+        Word::Code(code) => Some(pb::end::How::Code(code)),
+        Word::Signal(signal) => Some(pb::end::How::Signal(signal)),
+        Word::Started | Word::NotStarted { .. } => None,
+    };
+    let problem = if over { "the job has ended, and the command with it" } else { "" };
+    pb::End { how, problem: problem.to_owned(), lost: false }
+}
+
+/// As shells tell it: 127 for what there is not, 126 for what cannot be run.
+fn not_started(word: Word, shell: bool) -> pb::End {
+    let Word::NotStarted { what, errno } = word else { return end_of(word, false) };
+    let why = io::Error::from_raw_os_error(errno);
+    let (code, problem) = match errno {
+        libc::ESRCH | libc::ENODEV => (None, "the job's command has just ended".to_owned()),
+        _ if what.contains(' ') => {
+            (None, format!("cannot enter the job on its node: {what}: {why}"))
+        }
+        libc::ENOENT if shell => (Some(127), "there is no shell on the node".to_owned()),
+        libc::ENOENT => (
+            Some(127),
+            format!("there is no command '{what}' in the job; look at its PATH, or give a path"),
+        ),
+        _ => (Some(126), format!("cannot run '{what}' in the job: {why}")),
+    };
+    pb::End { how: code.map(pb::end::How::Code), problem, lost: false }
+}

@@ -1,0 +1,186 @@
+//! The agent's side of a helper and of the command's input and output.
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt as _;
+use std::process::Stdio;
+
+use atelier_proto::job::v1::WindowSize;
+use bytes::Bytes;
+use rustix::net::{
+    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
+    send, sendmsg, socketpair,
+};
+use rustix::pty::OpenptFlags;
+use rustix::termios::{Winsize, tcsetwinsize};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use super::helper::{ENTER, LONGEST_ORDER};
+use super::{Order, Word};
+use crate::pollable::readable;
+use crate::supervisor::VERB;
+
+/// Bytes read at once: one frame.
+const CHUNK: usize = 32 << 10;
+
+/// A command in a job. Dropping it ends the command.
+pub(super) struct Inside {
+    socket: AsyncFd<OwnedFd>,
+    /// Reaped by the runtime, whenever it ends.
+    _helper: tokio::process::Child,
+}
+
+/// One end of a pipe, or a terminal, read and written without blocking.
+pub(super) struct Stream(AsyncFd<OwnedFd>);
+
+/// What the command is read from and written to by.
+pub(super) struct Streams {
+    pub(super) input: Option<Stream>,
+    pub(super) output: Stream,
+    /// A terminal has none of its own.
+    pub(super) error: Option<Stream>,
+    pub(super) terminal: Option<Terminal>,
+}
+
+/// A terminal's size can be set.
+pub(super) struct Terminal(OwnedFd);
+
+/// Ours, and the command's.
+pub(super) fn streams(
+    input: bool,
+    terminal: Option<WindowSize>,
+) -> io::Result<(Streams, Vec<OwnedFd>)> {
+    if let Some(size) = terminal {
+        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+        let own = rustix::pty::openpt(flags)?;
+        rustix::pty::grantpt(&own)?;
+        rustix::pty::unlockpt(&own)?;
+        let theirs = rustix::pty::ioctl_tiocgptpeer(&own, flags)?;
+        let terminal = Terminal(own.try_clone()?);
+        terminal.resize(size);
+        let streams = Streams {
+            input: input.then(|| Stream::new(own.try_clone()?)).transpose()?,
+            output: Stream::new(own)?,
+            error: None,
+            terminal: Some(terminal),
+        };
+        return Ok((streams, vec![theirs]));
+    }
+    let (their_input, own_input) = io::pipe()?;
+    let (own_output, their_output) = io::pipe()?;
+    let (own_error, their_error) = io::pipe()?;
+    let streams = Streams {
+        // Without input the command reads the end of it.
+        input: input.then(|| Stream::new(own_input.into())).transpose()?,
+        output: Stream::new(own_output.into())?,
+        error: Some(Stream::new(own_error.into())?),
+        terminal: None,
+    };
+    Ok((streams, vec![their_input.into(), their_output.into(), their_error.into()]))
+}
+
+impl Terminal {
+    pub(super) fn resize(&self, size: WindowSize) {
+        let cells = |number: u32| u16::try_from(number).unwrap_or(u16::MAX);
+        let (ws_row, ws_col) = (cells(size.rows), cells(size.columns));
+        // A terminal that nobody has open any more needs no size.
+        let _ = tcsetwinsize(&self.0, Winsize { ws_row, ws_col, ws_xpixel: 0, ws_ypixel: 0 });
+    }
+}
+
+impl Stream {
+    fn new(file: OwnedFd) -> io::Result<Self> {
+        rustix::io::ioctl_fionbio(&file, true)?;
+        // SAFETY: The descriptor is owned by what is made, and is the same as long as that lives.
+        let file = unsafe {
+            AsyncFd::register_with_interest(file, Interest::READABLE | Interest::WRITABLE)
+        };
+        Ok(Self(file.map_err(io::Error::from)?))
+    }
+
+    /// What is there, at least a byte; nothing at the end.
+    pub(super) async fn read(&self) -> Bytes {
+        let mut buffer = vec![0; CHUNK];
+        loop {
+            let Ok(mut ready) = self.0.readable().await else { return Bytes::new() };
+            match ready.try_io(|file| Ok(rustix::io::read(file, &mut buffer)?)) {
+                Ok(Ok(bytes)) => {
+                    buffer.truncate(bytes);
+                    return buffer.into();
+                }
+                Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
+                // A terminal that nobody has open any more (EIO).
+                Ok(Err(_)) => return Bytes::new(),
+                Err(_would_block) => {}
+            }
+        }
+    }
+
+    /// Writes all of it.
+    ///
+    /// # Errors
+    /// Nobody reads it any more.
+    pub(super) async fn write(&self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            let mut ready = self.0.writable().await?;
+            match ready.try_io(|file| Ok(rustix::io::write(file, bytes)?)) {
+                Ok(Ok(written)) => bytes = bytes.get(written..).unwrap_or_default(),
+                Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
+                Ok(Err(error)) => return Err(error),
+                Err(_would_block) => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Inside {
+    /// Starts a helper with an order and the command's files.
+    pub(super) fn start(order: &Order, files: &[OwnedFd]) -> io::Result<Self> {
+        let order = serde_json::to_vec(order)?;
+        if order.len() > LONGEST_ORDER {
+            return Err(io::Error::from_raw_os_error(libc::E2BIG));
+        }
+        let flags = SocketFlags::CLOEXEC;
+        let (own, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+        // The program that runs now, even if its file was replaced by a newer one meanwhile.
+        let mut command = std::process::Command::new("/proc/self/exe");
+        command.arg0("atelier").arg(VERB).arg(ENTER).current_dir("/").env_clear();
+        command.stdin(Stdio::from(theirs)).stdout(Stdio::null()).stderr(Stdio::null());
+        let helper = tokio::process::Command::from(command).spawn()?;
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        let files: Vec<BorrowedFd<'_>> = files.iter().map(|file| file.as_fd()).collect();
+        ancillary.push(SendAncillaryMessage::ScmRights(&files));
+        // It blocks no longer than the helper takes to start.
+        sendmsg(&own, &[io::IoSlice::new(&order)], &mut ancillary, SendFlags::NOSIGNAL)?;
+        rustix::io::ioctl_fionbio(&own, true)?;
+        Ok(Self { socket: readable(own)?, _helper: helper })
+    }
+
+    /// The helper's next word.
+    pub(super) async fn word(&self) -> Word {
+        let mut buffer = vec![0; 8 << 10];
+        loop {
+            let Ok(mut ready) = self.socket.readable().await else { break };
+            match rustix::io::read(self.socket.get_ref(), &mut buffer) {
+                Err(rustix::io::Errno::AGAIN) => ready.clear_ready(),
+                Err(rustix::io::Errno::INTR) => {}
+                Ok(bytes @ 1..) => {
+                    let word = serde_json::from_slice(buffer.get(..bytes).unwrap_or_default());
+                    return word.unwrap_or(Word::Signal(libc::SIGKILL));
+                }
+                Ok(_) | Err(_) => break,
+            }
+        }
+        // It was killed, and its command with it.
+        Word::Signal(libc::SIGKILL)
+    }
+
+    /// Ends the command at once.
+    pub(super) fn kill(&self) {
+        let _ = send(self.socket.get_ref(), b"kill", SendFlags::NOSIGNAL);
+    }
+}

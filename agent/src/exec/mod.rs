@@ -1,0 +1,113 @@
+//! Being in a running attempt: a command beside the job's own, with the same view, limits and variables, and
+//! connections to ports of this node.
+//!
+//! ```text
+//! daemon --(open a channel)--> session --> channel ----> helper, outside: waits, kills, tells
+//!        <--(JoinChannel, on a connection of its own)--     '--> command, inside
+//! ```
+//! The helper is this program in a role of its own, because entering namespaces takes a process with one
+//! thread. It ends what it started when the agent hangs up, so nothing stays behind an agent that was killed.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use tokio_util::task::TaskTracker;
+
+mod channel;
+mod forward;
+mod helper;
+mod inside;
+mod target;
+
+pub(crate) use channel::{Channel, answer};
+pub(crate) use helper::{ENTER, enter_to_code};
+
+/// How long what was let in may take to be gone once the attempt's command has ended.
+const LEAVE: Duration = Duration::from_secs(10);
+
+/// What a helper is to do. The rest is in the attempt's launch record.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+struct Order {
+    /// The attempt's folder.
+    folder: PathBuf,
+    /// A process of the attempt's command, whose namespaces are entered.
+    pid: i32,
+    /// Names it beyond doubt.
+    start_time: u64,
+    /// The program and its arguments; empty: the user's shell.
+    command: Vec<String>,
+    /// The one file that comes with the order is a terminal; otherwise three are input, output and error.
+    terminal: bool,
+    /// Variables besides the job's.
+    variables: BTreeMap<String, String>,
+}
+
+/// What a helper tells.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Word {
+    /// The command runs.
+    Started,
+    /// It exited with this code.
+    Code(i32),
+    /// It was ended by this signal.
+    Signal(i32),
+    /// It could not be started.
+    NotStarted {
+        /// What failed, in words.
+        what: String,
+        /// Why, as the operating system says.
+        errno: i32,
+    },
+}
+
+/// How far an attempt is, for those who want in.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+enum Stage {
+    /// Its command does not run yet.
+    #[default]
+    Before,
+    Runs,
+    Over,
+}
+
+/// The way into one attempt, open while its command runs. Cheap to clone.
+#[derive(Clone, Default)]
+pub(crate) struct Entrance {
+    stage: watch::Sender<Stage>,
+    inside: TaskTracker,
+}
+
+impl Entrance {
+    /// Of an attempt that is over.
+    pub(crate) fn ended() -> Self {
+        Self { stage: watch::Sender::new(Stage::Over), inside: TaskTracker::new() }
+    }
+
+    /// The command runs.
+    pub(crate) fn open(&self) {
+        self.stage.send_replace(Stage::Runs);
+    }
+
+    /// The command has ended: so does whoever is inside. Waits until they have, for a time.
+    pub(crate) async fn close(&self) {
+        self.stage.send_replace(Stage::Over);
+        self.inside.close();
+        if tokio::time::timeout(LEAVE, self.inside.wait()).await.is_err() {
+            tracing::error!("what was started in a job does not end with it");
+        }
+    }
+
+    fn stage(&self) -> Stage {
+        *self.stage.borrow()
+    }
+
+    /// Once the command has ended.
+    async fn over(&self) {
+        let mut stage = self.stage.subscribe();
+        let _ = stage.wait_for(|stage| *stage == Stage::Over).await;
+    }
+}
