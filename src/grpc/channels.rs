@@ -315,3 +315,6 @@ fn shown(command: &[String]) -> String {
     let words: Vec<String> = command.iter().map(|word| quote(word)).collect();
     words.join(" ")
 }
+
+#[cfg(test)]
+mod tests;

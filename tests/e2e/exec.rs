@@ -6,7 +6,9 @@ use std::process::{Command, Stdio};
 
 use rustix::process::Signal;
 
-use crate::harness::{Agent, Cluster, Outcome, PROGRAM, job_yaml, needs, processes_with, until};
+use crate::harness::{
+    Agent, Cluster, Outcome, PROGRAM, job_yaml, memory, needs, processes_with, until,
+};
 
 /// A job that runs until it is told to end, and has said so.
 fn sleeper(cluster: &Cluster, more: &str) -> String {
@@ -368,4 +370,59 @@ fn without_isolation_a_command_is_in_the_job_too() {
     let job = sleeper(&cluster, "");
     let inside = exec(&cluster, &job, &["sh", "-c", "echo $OWN; cat note; exit 3"]).code(3);
     assert_eq!(inside.stdout(), "a word\nhere\n");
+}
+
+#[test]
+fn a_client_that_does_not_read_holds_up_nothing() {
+    let cluster = Cluster::start();
+    let job = sleeper(&cluster, "");
+    let frozen: Vec<_> = (0..3)
+        .map(|_| {
+            let inside = cluster.atelier(["job", "exec", &job, "--", "yes"]).spawn();
+            inside.prints("y\ny\n");
+            inside.signal(Signal::STOP);
+            inside
+        })
+        .collect();
+    let (daemon, agent) =
+        (cluster.daemon(|daemon| daemon.pid()), cluster.agent("local", |agent| agent.pid()));
+    let before = (memory(daemon), memory(agent));
+    // Others go on, over the same session.
+    for _ in 0..20 {
+        assert_eq!(exec(&cluster, &job, &["echo", "through"]).ok().word(), "through");
+    }
+    let grown = (memory(daemon).saturating_sub(before.0), memory(agent).saturating_sub(before.1));
+    assert!(grown.0 < 32 << 20 && grown.1 < 32 << 20, "{grown:?} bytes more");
+    cluster.atelier(["job", "cancel", &job]).ok();
+    cluster.ended(&job);
+    for inside in frozen {
+        inside.signal(Signal::CONT);
+        inside.wait().code(137);
+    }
+}
+
+#[test]
+fn each_member_of_a_job_on_several_nodes_is_entered_by_its_rank() {
+    let cluster = Cluster::empty();
+    cluster.start_daemon();
+    for node in ["n0", "n1"] {
+        cluster.start_agent(&Agent::new(node));
+    }
+    let job = cluster.create(&format!(
+        "{}resources: {{cpus: 2, instance_count: 2}}\n",
+        job_yaml("echo member $AZUREML_CR_NODE_RANK > rank; echo ready; sleep 600")
+    ));
+    for rank in ["0", "1"] {
+        let log = cluster.atelier(["job", "stream", &job, "-q", "--member", rank]).spawn();
+        log.prints("ready");
+        let run = ["job", "exec", &job, "--rank", rank, "--", "cat", "rank"];
+        assert_eq!(cluster.atelier(run).ok().word(), format!("member {rank}"));
+    }
+    let run = ["job", "exec", &job, "--rank", "2", "--", "true"];
+    cluster.atelier(run).fails(1).says(&["it has 2, from 0 to 1"]);
+    let events = cluster.rpc().events(&job).unwrap();
+    let told = |text: &str| events.iter().any(|event| event.message == text);
+    assert!(told("ran in the job: cat rank") && told("ran in member 1 of the job: cat rank"));
+    cluster.atelier(["job", "cancel", &job]).ok();
+    cluster.ended(&job);
 }

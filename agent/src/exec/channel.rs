@@ -26,6 +26,8 @@ const AHEAD: usize = 4;
 const START: Duration = Duration::from_secs(20);
 /// How long output that something holds open may stay silent once the command has ended.
 const SILENCE: Duration = Duration::from_millis(300);
+/// How much later than what was let in the job's own process may be gone.
+const GOES: Duration = Duration::from_millis(500);
 /// How long a client may take to hear the last of it once the attempt is over.
 const LAST: Duration = Duration::from_secs(3);
 
@@ -209,7 +211,8 @@ impl Command<'_> {
                 }
             }
         };
-        over |= word == Word::Signal(libc::SIGKILL) && target::is_gone(&main);
+        // Whoever kills a job kills what is in it at the same time.
+        over |= word == Word::Signal(libc::SIGKILL) && target::goes(&main, GOES).await;
         ended.send_replace(true);
         if reads {
             let last = async {

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, recvmsg, send};
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
 use super::{Order, Word};
@@ -341,7 +341,7 @@ fn pointers(texts: &[CString]) -> Vec<*const c_char> {
 }
 
 /// Where a program may be: as execvp(3) looks for it.
-fn candidates(program: &str, path: &str) -> Vec<Vec<u8>> {
+pub(super) fn candidates(program: &str, path: &str) -> Vec<Vec<u8>> {
     if program.contains('/') {
         return vec![program.as_bytes().to_vec()];
     }
@@ -392,7 +392,11 @@ fn attend(socket: BorrowedFd<'_>, main: Pid) -> Word {
 /// Kills until nothing is left; how the command ended.
 fn kill_all(main: Pid) -> Word {
     let (begun, mut word) = (Instant::now(), Word::Signal(libc::SIGKILL));
-    // What has ended by itself is not to be told as killed.
+    // In a PID namespace orphans go to the job's first process and not here. While the leader has not been
+    // waited for, nobody else's session has its number.
+    while kill_session(main) > 0 && begun.elapsed() < DEATH {
+        std::thread::sleep(Duration::from_millis(2));
+    }
     let mut left = take_ended(main, &mut word);
     while left && begun.elapsed() < DEATH {
         kill_descendants();
@@ -402,6 +406,21 @@ fn kill_all(main: Pid) -> Word {
         }
     }
     word
+}
+
+/// Kills what lives in the session of the command; how many that were.
+fn kill_session(leader: Pid) -> usize {
+    let all = proc::all().into_iter().filter(|stat| stat.state != 'Z');
+    let leader = leader.as_raw_nonzero().get();
+    let killed = all.filter(|stat| {
+        let Some(pid) = Pid::from_raw(stat.pid) else { return false };
+        let Ok(process) = pidfd_open(pid, PidfdFlags::empty()) else { return false };
+        // Asked of what is held: the number may have been another's at the look.
+        // SAFETY: It only asks. Kernel threads have session 0, which rustix cannot say.
+        let session = unsafe { libc::getsid(stat.pid) };
+        session == leader && pidfd_send_signal(&process, Signal::KILL).is_ok()
+    });
+    killed.count()
 }
 
 /// Waits for those that have ended; whether any child is left.

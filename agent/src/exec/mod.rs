@@ -21,6 +21,8 @@ mod forward;
 mod helper;
 mod inside;
 mod target;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use channel::{Channel, answer};
 pub(crate) use helper::{ENTER, enter_to_code};

@@ -2,7 +2,11 @@
 
 use std::io;
 use std::path::Path;
+use std::time::Duration;
 
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+use crate::pollable::readable;
 use crate::proc::{self, Stat};
 use crate::record;
 use crate::supervisor::{STARTED, Started};
@@ -21,12 +25,22 @@ pub(super) fn find(folder: &Path) -> io::Result<Option<Stat>> {
     Ok(found.filter(|_| proc::stat(started.pid).is_some_and(is_supervisor)))
 }
 
-fn oldest_child(all: &[Stat], parent: i32) -> Option<Stat> {
+pub(super) fn oldest_child(all: &[Stat], parent: i32) -> Option<Stat> {
     let children = all.iter().filter(|stat| stat.parent == parent && stat.state != 'Z');
     children.min_by_key(|stat| (stat.start_time, stat.pid)).cloned()
 }
 
-/// Whether it has ended.
-pub(super) fn is_gone(seen: &Stat) -> bool {
-    proc::stat(seen.pid).is_none_or(|now| now.start_time != seen.start_time || now.state == 'Z')
+/// Whether it ends within a time.
+pub(super) async fn goes(seen: &Stat, within: Duration) -> bool {
+    let is_gone = || {
+        proc::stat(seen.pid).is_none_or(|now| now.start_time != seen.start_time || now.state == 'Z')
+    };
+    let Some(pid) = Pid::from_raw(seen.pid) else { return true };
+    let Ok(process) =
+        pidfd_open(pid, PidfdFlags::empty()).map_err(io::Error::from).and_then(readable)
+    else {
+        return is_gone();
+    };
+    let _ = tokio::time::timeout(within, process.readable()).await;
+    is_gone()
 }

@@ -248,3 +248,6 @@ async fn from_job(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,6 +2,7 @@
 
 mod clusters;
 mod drain;
+mod enter;
 mod faults;
 mod gangs;
 mod properties;
