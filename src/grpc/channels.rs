@@ -156,7 +156,7 @@ impl Channels {
             )));
         }
         match tokio::time::timeout(ANSWER, answer).await {
-            Ok(Ok(frames)) => Ok(self.from_node(node, frames, place)),
+            Ok(Ok(frames)) => Ok(self.carried(node, frames, place)),
             Ok(Err(_)) | Err(_) => Err(Status::failed_precondition(format!(
                 "cannot enter the job: its node '{node}' did not answer within {} s; look at \
                  'atelier node show {node}' and the agent's log, and whether the agent is older than the \
@@ -205,7 +205,7 @@ impl Channels {
     }
 
     /// What a node sends, to its last frame; the channel is over with it.
-    fn from_node(
+    fn carried(
         &self,
         node: NodeName,
         frames: Streaming<agent_pb::JoinChannelRequest>,
