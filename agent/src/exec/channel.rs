@@ -10,14 +10,15 @@ use bytes::Bytes;
 use pb::client_frame::Frame as FromClient;
 use pb::node_frame::Frame as ToClient;
 use pb::open_channel::What;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
-use super::inside::{Inside, Stream, streams};
+use super::inside::{Inside, Stream, Streams, Terminal, streams};
 use super::{Entrance, Order, Stage, Word, forward, target};
 use crate::args::AgentArgs;
 use crate::attempt::Folder;
+use crate::proc::Stat;
 use crate::session::{chain, connect};
 
 /// Frames on their way to the client; the rest waits where it comes from.
@@ -118,7 +119,7 @@ async fn carry(
     match what {
         Some(What::Exec(exec)) => {
             let command = Command { folder, entrance, client, opened };
-            command.run(exec, frames).await.unwrap_or(None)
+            command.run(exec, frames).await
         }
         Some(What::Forward(_)) => forward::keep(entrance, client, opened, frames).await,
         Some(What::Connect(connect)) => {
@@ -137,28 +138,33 @@ struct Command<'a> {
 }
 
 impl Command<'_> {
-    async fn run(
-        self,
-        exec: pb::Exec,
-        frames: &mut Streaming<pb::ClientFrame>,
-    ) -> Result<Option<pb::End>, Left> {
+    /// `None`: the client has left.
+    async fn run(self, exec: pb::Exec, frames: &mut Streaming<pb::ClientFrame>) -> Option<pb::End> {
+        let (inside, streams, main) = match self.start(exec).await {
+            Ok(started) => started,
+            Err(end) => return Some(end),
+        };
+        match self.carry(&inside, streams, &main, frames).await {
+            Ok(end) => Some(end),
+            Err(Left) => {
+                self.leave(&inside).await;
+                None
+            }
+        }
+    }
+
+    /// Starts it in the attempt, beside its command's process.
+    async fn start(&self, exec: pb::Exec) -> Result<(Inside, Streams, Stat), pb::End> {
         let cannot =
-            |error: &io::Error| problem(format!("cannot enter the job on its node: {error}"));
+            |error: io::Error| problem(format!("cannot enter the job on its node: {error}"));
+        let gone = || problem("the job's command has just ended");
         let folder = self.folder.path().to_owned();
         let found = tokio::task::spawn_blocking(move || target::find(&folder)).await;
-        let main = match found {
-            Ok(Ok(Some(main))) => main,
-            Ok(Err(error)) => return Ok(Some(cannot(&error))),
-            Ok(Ok(None)) | Err(_) => return Ok(Some(problem("the job's command has just ended"))),
-        };
-        let made = streams(exec.stdin, exec.terminal);
-        let (ours, theirs) = match made {
-            Ok(made) => made,
-            Err(error) => return Ok(Some(cannot(&error))),
-        };
+        let main = found.map_err(|_| gone())?.map_err(cannot)?.ok_or_else(gone)?;
+        let (ours, theirs) = streams(exec.stdin, exec.terminal).map_err(cannot)?;
         let mut variables = BTreeMap::new();
         if exec.terminal.is_some() && !exec.term.is_empty() {
-            variables.insert("TERM".to_owned(), exec.term.clone());
+            variables.insert("TERM".to_owned(), exec.term);
         }
         let order = Order {
             folder: self.folder.path().to_owned(),
@@ -168,32 +174,38 @@ impl Command<'_> {
             terminal: exec.terminal.is_some(),
             variables,
         };
-        let inside = match Inside::start(&order, &theirs) {
-            Ok(inside) => inside,
-            Err(error) => return Ok(Some(cannot(&error))),
-        };
+        let inside = Inside::start(&order, &theirs).map_err(cannot)?;
         drop(theirs);
         let started = tokio::select! {
             started = tokio::time::timeout(START, inside.word()) => started,
-            () = self.entrance.over() => return Ok(Some(problem("the job's command has just ended"))),
+            () = self.entrance.over() => return Err(gone()),
         };
         match started {
-            Ok(Word::Started) => {}
-            Ok(word) => return Ok(Some(not_started(word, order.command.is_empty()))),
-            Err(_) => return Ok(Some(problem("the job did not take the command in time"))),
+            Ok(Word::Started) => Ok((inside, ours, main)),
+            Ok(word) => Err(not_started(word, order.command.is_empty())),
+            Err(_) => Err(problem("the job did not take the command in time")),
         }
-        self.client.send(self.opened.clone()).await?;
+    }
 
-        let ended = tokio::sync::watch::Sender::new(false);
-        let output = pump(&ours.output, self.client, &ended, ToClient::Data);
+    /// Carries its input and output until it has ended.
+    async fn carry(
+        &self,
+        inside: &Inside,
+        streams: Streams,
+        main: &Stat,
+        frames: &mut Streaming<pb::ClientFrame>,
+    ) -> Result<pb::End, Left> {
+        self.client.send(self.opened.clone()).await?;
+        let ended = watch::Sender::new(false);
+        let output = pump(&streams.output, self.client, &ended, ToClient::Data);
         let error = async {
-            match &ours.error {
+            match &streams.error {
                 Some(error) => pump(error, self.client, &ended, ToClient::ErrorData).await,
                 None => Ok(()),
             }
         };
         let outputs = async { tokio::try_join!(output, error).map(|_| ()) };
-        let input = feed(frames, ours.input, ours.terminal.as_ref());
+        let input = feed(frames, streams.input, streams.terminal.as_ref());
         tokio::pin!(outputs, input);
         let (mut reads, mut over) = (true, false);
         let word = loop {
@@ -212,20 +224,35 @@ impl Command<'_> {
             }
         };
         // Whoever kills a job kills what is in it at the same time.
-        over |= word == Word::Signal(libc::SIGKILL) && target::goes(&main, GOES).await;
+        over |= word == Word::Signal(libc::SIGKILL) && target::goes(main, GOES).await;
         ended.send_replace(true);
+        let last = async {
+            self.entrance.over().await;
+            tokio::time::sleep(LAST).await;
+        };
         if reads {
-            let last = async {
-                self.entrance.over().await;
-                tokio::time::sleep(LAST).await;
-            };
             tokio::select! {
                 sent = &mut outputs => sent?,
                 () = self.client.left() => return Err(Left),
                 () = last => {}
             }
         }
-        Ok(Some(end_of(word, over)))
+        Ok(end_of(word, over))
+    }
+
+    /// Waits until it has ended, as it is asked to once its client has left.
+    async fn leave(&self, inside: &Inside) {
+        inside.hang_up();
+        let mut over = false;
+        loop {
+            tokio::select! {
+                _ = inside.word() => return,
+                () = self.entrance.over(), if !over => {
+                    over = true;
+                    inside.kill();
+                }
+            }
+        }
     }
 }
 
@@ -233,7 +260,7 @@ impl Command<'_> {
 async fn pump(
     stream: &Stream,
     client: &Client,
-    ended: &tokio::sync::watch::Sender<bool>,
+    ended: &watch::Sender<bool>,
     frame: impl Fn(Bytes) -> ToClient,
 ) -> Result<(), Left> {
     let mut ended = ended.subscribe();
@@ -258,7 +285,7 @@ async fn pump(
 async fn feed(
     frames: &mut Streaming<pb::ClientFrame>,
     mut input: Option<Stream>,
-    terminal: Option<&super::inside::Terminal>,
+    terminal: Option<&Terminal>,
 ) {
     while let Ok(Some(frame)) = frames.message().await {
         match frame.frame {
@@ -291,7 +318,7 @@ fn end_of(word: Word, over: bool) -> pb::End {
     let how = match word {
         Word::Code(code) => Some(pb::end::How::Code(code)),
         Word::Signal(signal) => Some(pb::end::How::Signal(signal)),
-        Word::Started | Word::NotStarted { .. } => None,
+        Word::Started | Word::NotStarted { .. } | Word::NotRun { .. } => None,
     };
     let problem = if over { "the job has ended, and the command with it" } else { "" };
     pb::End { how, problem: problem.to_owned(), lost: false }
@@ -299,19 +326,25 @@ fn end_of(word: Word, over: bool) -> pb::End {
 
 /// As shells tell it: 127 for what there is not, 126 for what cannot be run.
 fn not_started(word: Word, shell: bool) -> pb::End {
-    let Word::NotStarted { what, errno } = word else { return end_of(word, false) };
-    let why = io::Error::from_raw_os_error(errno);
-    let (code, problem) = match errno {
-        libc::ESRCH | libc::ENODEV => (None, "the job's command has just ended".to_owned()),
-        _ if what.contains(' ') => {
-            (None, format!("cannot enter the job on its node: {what}: {why}"))
+    let why = io::Error::from_raw_os_error;
+    let (code, problem) = match word {
+        Word::NotStarted { errno: libc::ESRCH | libc::ENODEV, .. } => {
+            return problem("the job's command has just ended");
         }
-        libc::ENOENT if shell => (Some(127), "there is no shell on the node".to_owned()),
-        libc::ENOENT => (
-            Some(127),
-            format!("there is no command '{what}' in the job; look at its PATH, or give a path"),
+        Word::NotStarted { what, errno } => {
+            return problem(format!("cannot enter the job on its node: {what}: {}", why(errno)));
+        }
+        Word::NotRun { errno: libc::ENOENT, .. } if shell => {
+            (127, "there is no shell on the node".to_owned())
+        }
+        Word::NotRun { program, errno: libc::ENOENT } => (
+            127,
+            format!("there is no command '{program}' in the job; look at its PATH, or give a path"),
         ),
-        _ => (Some(126), format!("cannot run '{what}' in the job: {why}")),
+        Word::NotRun { program, errno } => {
+            (126, format!("cannot run '{program}' in the job: {}", why(errno)))
+        }
+        word => return end_of(word, false),
     };
-    pb::End { how: code.map(pb::end::How::Code), problem, lost: false }
+    pb::End { how: Some(pb::end::How::Code(code)), problem, lost: false }
 }

@@ -32,6 +32,10 @@ use crate::supervisor::{LAUNCH, Launch, kill_descendants, reap};
 
 /// Stands where an attempt's folder would, for a supervisor.
 pub(crate) const ENTER: &str = "--enter";
+/// What the agent says: the client has left.
+pub(super) const HANG_UP: &[u8] = b"hang up";
+/// What the agent says: at once.
+pub(super) const KILL: &[u8] = b"kill";
 /// The longest order: what the daemon lets through of a command, and some.
 pub(super) const LONGEST_ORDER: usize = 192 << 10;
 /// What a client that left is given to end by itself.
@@ -55,21 +59,30 @@ const NAMESPACES: [(&str, i32); 7] = [
 enum Told {
     /// The second child's number, as the helper sees it.
     Main(i32),
-    Failed {
-        what: String,
-        errno: i32,
-    },
+    Failed(Failed),
 }
 
 /// Why a command could not be started.
-struct Failed {
-    what: String,
-    errno: i32,
+#[derive(Serialize, Deserialize)]
+enum Failed {
+    /// The way to it, in words.
+    Way { what: String, errno: i32 },
+    /// The program itself.
+    Program { program: String, errno: i32 },
+}
+
+impl From<Failed> for Word {
+    fn from(failed: Failed) -> Self {
+        match failed {
+            Failed::Way { what, errno } => Self::NotStarted { what, errno },
+            Failed::Program { program, errno } => Self::NotRun { program, errno },
+        }
+    }
 }
 
 fn failed(what: impl Into<String>) -> impl FnOnce(io::Error) -> Failed {
     let what = what.into();
-    move |error| Failed { what, errno: error.raw_os_error().unwrap_or(libc::EIO) }
+    move |error| Failed::Way { what, errno: error.raw_os_error().unwrap_or(libc::EIO) }
 }
 
 /// The helper's whole life: standard input is the socket to the agent.
@@ -95,7 +108,7 @@ pub(crate) fn enter_to_code() -> ExitCode {
             tell(socket, &Word::Started);
             attend(socket, main)
         }
-        Err(Failed { what, errno }) => Word::NotStarted { what, errno },
+        Err(failed) => failed.into(),
     };
     tell(socket, &told);
     ExitCode::SUCCESS
@@ -133,7 +146,7 @@ fn start(order: &Order, files: &[OwnedFd]) -> Result<Pid, Failed> {
     let gone = "looking at the job's process, which has just ended";
     let target = target.map_err(failed(gone))?;
     if proc::stat(order.pid).is_none_or(|stat| stat.start_time != order.start_time) {
-        return Err(Failed { what: gone.to_owned(), errno: libc::ESRCH });
+        return Err(Failed::Way { what: gone.to_owned(), errno: libc::ESRCH });
     }
     let entry = Entry {
         doors: launch.cgroup.as_ref().map(Cgroup::doors).transpose(),
@@ -168,11 +181,11 @@ fn heard(reader: io::PipeReader) -> Result<Pid, Failed> {
     for line in text.lines() {
         match serde_json::from_str(line) {
             Ok(Told::Main(pid)) => main = Pid::from_raw(pid),
-            Ok(Told::Failed { what, errno }) => return Err(Failed { what, errno }),
+            Ok(Told::Failed(failed)) => return Err(failed),
             Err(_) => {}
         }
     }
-    main.ok_or(Failed {
+    main.ok_or(Failed::Way {
         what: "entering the job, which has just ended".to_owned(),
         errno: libc::ESRCH,
     })
@@ -215,7 +228,7 @@ impl Entry {
     ) -> Told {
         match self.try_to_enter(order, launch, files, writer) {
             Ok(main) => Told::Main(main),
-            Err(Failed { what, errno }) => Told::Failed { what, errno },
+            Err(failed) => Told::Failed(failed),
         }
     }
 
@@ -241,8 +254,8 @@ impl Entry {
         // SAFETY: Without a stack of its own, clone is fork; there is one thread.
         match unsafe { libc::syscall(libc::SYS_clone, flags, 0_usize, 0_usize, 0_usize, 0_usize) } {
             0 => {
-                let Failed { what, errno } = become_command(order, launch, files, writer);
-                report(writer, &Told::Failed { what, errno });
+                let failed = become_command(order, launch, files, writer);
+                report(writer, &Told::Failed(failed));
                 // SAFETY: As above.
                 unsafe { libc::_exit(127) }
             }
@@ -269,7 +282,7 @@ fn become_command(
         libc::setsid();
         for (number, standard) in (0..3).enumerate() {
             let Some(file) = files.get(if order.terminal { 0 } else { number }) else {
-                return Failed {
+                return Failed::Way {
                     what: "taking its input and output".to_owned(),
                     errno: libc::EBADF,
                 };
@@ -314,26 +327,26 @@ fn execute(order: &Order, launch: &Launch) -> Failed {
     };
     let path =
         launch.environment.get("PATH").map_or("/usr/local/bin:/usr/bin:/bin", String::as_str);
-    let mut best = Failed { what: String::new(), errno: libc::ENOENT };
+    let (mut tried, mut errno) = (String::new(), libc::ENOENT);
     for command in commands {
         let Some(program) = command.first() else { continue };
-        best.what.clone_from(program);
+        tried.clone_from(program);
         let words: Result<Vec<CString>, _> = command.iter().cloned().map(CString::new).collect();
         let (Ok(words), Ok(variables)) = (words, &variables) else {
-            return Failed { what: program.clone(), errno: libc::EINVAL };
+            return Failed::Program { program: tried, errno: libc::EINVAL };
         };
         let (words, variables) = (pointers(&words), pointers(variables));
         for candidate in candidates(program, path) {
             let Ok(candidate) = CString::new(candidate) else { continue };
             // SAFETY: All texts end and live until the call has succeeded or failed.
             unsafe { libc::execve(candidate.as_ptr(), words.as_ptr(), variables.as_ptr()) };
-            let errno = io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO);
-            if !matches!(errno, libc::ENOENT | libc::ENOTDIR) {
-                best.errno = errno;
+            let why = io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO);
+            if !matches!(why, libc::ENOENT | libc::ENOTDIR) {
+                errno = why;
             }
         }
     }
-    best
+    Failed::Program { program: tried, errno }
 }
 
 fn pointers(texts: &[CString]) -> Vec<*const c_char> {
@@ -369,16 +382,26 @@ fn attend(socket: BorrowedFd<'_>, main: Pid) -> Word {
     };
     // A look that was interrupted finds nothing to read.
     let _ = rustix::io::ioctl_fionbio(socket, true);
+    let mut until: Option<Instant> = None;
+    let hang_up = || {
+        let _ = kill_process_group(main, Signal::HUP);
+        let _ = kill_process_group(main, Signal::CONT);
+    };
     loop {
-        if ended(None, Some(socket)) {
+        let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+        if ended(left, Some(socket)) || left.is_some_and(|left| left.is_zero()) {
             break;
         }
-        match rustix::io::read(socket, &mut [0_u8; 16]) {
+        let mut said = [0; 16];
+        match rustix::io::read(socket, &mut said) {
             Err(Errno::INTR | Errno::AGAIN) => {}
-            // The client has left, or the agent.
+            Ok(bytes) if said.get(..bytes) == Some(HANG_UP) => {
+                hang_up();
+                until = until.or_else(|| Instant::now().checked_add(GRACE));
+            }
+            // The agent is gone.
             Ok(0) | Err(_) => {
-                let _ = kill_process_group(main, Signal::HUP);
-                let _ = kill_process_group(main, Signal::CONT);
+                hang_up();
                 ended(Some(GRACE), None);
                 break;
             }

@@ -17,7 +17,7 @@ use rustix::termios::{Winsize, tcsetwinsize};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use super::helper::{ENTER, LONGEST_ORDER};
+use super::helper::{ENTER, HANG_UP, KILL, LONGEST_ORDER};
 use super::{Order, Word};
 use crate::pollable::readable;
 use crate::supervisor::VERB;
@@ -179,8 +179,13 @@ impl Inside {
         Word::Signal(libc::SIGKILL)
     }
 
+    /// Asks the command to end, and ends it after a moment.
+    pub(super) fn hang_up(&self) {
+        let _ = send(self.socket.get_ref(), HANG_UP, SendFlags::NOSIGNAL);
+    }
+
     /// Ends the command at once.
     pub(super) fn kill(&self) {
-        let _ = send(self.socket.get_ref(), b"kill", SendFlags::NOSIGNAL);
+        let _ = send(self.socket.get_ref(), KILL, SendFlags::NOSIGNAL);
     }
 }

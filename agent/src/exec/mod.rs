@@ -57,13 +57,15 @@ enum Word {
     Code(i32),
     /// It was ended by this signal.
     Signal(i32),
-    /// It could not be started.
+    /// The way to it failed.
     NotStarted {
-        /// What failed, in words.
+        /// What, in words.
         what: String,
         /// Why, as the operating system says.
         errno: i32,
     },
+    /// The program could not be run.
+    NotRun { program: String, errno: i32 },
 }
 
 /// How far an attempt is, for those who want in.
