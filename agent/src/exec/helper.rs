@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Order, Word};
 use crate::cgroup::Cgroup;
-use crate::isolation::give_up_privileges;
+use crate::isolation::View;
 use crate::proc;
 use crate::record;
 use crate::supervisor::{LAUNCH, Launch, kill_descendants, reap};
@@ -254,7 +254,8 @@ impl Entry {
         // SAFETY: Without a stack of its own, clone is fork; there is one thread.
         match unsafe { libc::syscall(libc::SYS_clone, flags, 0_usize, 0_usize, 0_usize, 0_usize) } {
             0 => {
-                let failed = become_command(order, launch, files, writer);
+                let entered = !self.namespaces.is_empty();
+                let failed = become_command(order, launch, files, writer, entered);
                 report(writer, &Told::Failed(failed));
                 // SAFETY: As above.
                 unsafe { libc::_exit(127) }
@@ -271,6 +272,7 @@ fn become_command(
     launch: &Launch,
     files: &[OwnedFd],
     writer: &io::PipeWriter,
+    entered: bool,
 ) -> Failed {
     // SAFETY: System calls on what is ours, in a process with one thread.
     unsafe {
@@ -298,14 +300,19 @@ fn become_command(
         let mut none: libc::sigset_t = MaybeUninit::zeroed().assume_init();
         libc::sigemptyset(&raw mut none);
         libc::sigprocmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut());
-        if launch.view.is_some() {
-            if !give_up_privileges() {
-                return failed("giving up privileges")(io::Error::last_os_error());
-            }
-            // What changes privileges may have cleared it.
-            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-        }
     }
+    let confined = match &launch.view {
+        Some(view) => view.confine(),
+        // A container's view is its own.
+        None if entered => View::default().confine(),
+        None => Ok(()),
+    };
+    if let Err(error) = confined {
+        return failed("giving up privileges")(error);
+    }
+    // What changes privileges may have cleared it.
+    // SAFETY: A plain system call.
+    unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
     if let Err(error) = std::env::set_current_dir(&launch.directory) {
         return failed(format!("entering the folder {}", launch.directory.display()))(error);
     }

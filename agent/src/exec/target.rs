@@ -11,8 +11,9 @@ use crate::proc::{self, Stat};
 use crate::record;
 use crate::supervisor::{STARTED, Started};
 
-/// The oldest living child of the attempt's supervisor: the command's first process, or if that has ended
-/// something that it left. `None`: nothing of it lives.
+/// The command's first process, or if that has ended something that it left: the oldest that is first of the
+/// processes that it sees, as in a container; otherwise the oldest child of the supervisor's child. `None`:
+/// nothing of it lives.
 pub(super) fn find(folder: &Path) -> io::Result<Option<Stat>> {
     let Some(started) = record::read::<Started>(folder, STARTED)? else { return Ok(None) };
     let boot_id = proc::boot_id()?;
@@ -20,9 +21,27 @@ pub(super) fn find(folder: &Path) -> io::Result<Option<Stat>> {
     if started.is_void() || started.boot_id != boot_id {
         return Ok(None);
     }
-    let found = oldest_child(&proc::all(), started.pid);
+    let all = proc::all();
+    let leader = oldest_child(&all, started.pid);
+    // The leader itself is closed to whoever is not root.
+    let command = leader.as_ref().and_then(|leader| oldest_child(&all, leader.pid));
+    let apart = first_apart(&all, started.pid, leader.as_ref());
+    let found = apart.or(command).or(leader);
     // Children of whoever has its number now, if the supervisor ended before the look, are others.
     Ok(found.filter(|_| proc::stat(started.pid).is_some_and(is_supervisor)))
+}
+
+/// The oldest process below the supervisor, but its leader, whose processes are counted apart from ours.
+fn first_apart(all: &[Stat], supervisor: i32, leader: Option<&Stat>) -> Option<Stat> {
+    let space = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
+    let own = space("self")?;
+    let below = proc::descendants(all, supervisor).into_iter();
+    let is_apart = |stat: &&Stat| {
+        stat.state != 'Z'
+            && leader.is_none_or(|leader| leader.pid != stat.pid)
+            && space(&stat.pid.to_string()).is_some_and(|space| space != own)
+    };
+    below.filter(is_apart).min_by_key(|stat| (stat.start_time, stat.pid)).cloned()
 }
 
 pub(super) fn oldest_child(all: &[Stat], parent: i32) -> Option<Stat> {

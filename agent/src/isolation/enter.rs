@@ -287,7 +287,7 @@ unsafe fn act(action: &Action, trees: &mut [c_int]) -> bool {
 ///
 /// # Safety
 /// Only system calls, which change the calling process for good.
-pub(crate) unsafe fn give_up_privileges() -> bool {
+pub(super) unsafe fn give_up_privileges() -> bool {
     // SAFETY: See above.
     unsafe {
         for capability in 0..CAPABILITIES {

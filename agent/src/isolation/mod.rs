@@ -29,7 +29,7 @@ mod rules;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use enter::{Entry, give_up_privileges};
+pub(crate) use enter::Entry;
 pub(crate) use probe::{PROBE, probe, probe_to_code};
 
 /// What the command of one attempt sees. Part of the launch record.
@@ -114,13 +114,37 @@ pub enum Isolation {
 }
 
 impl View {
-    /// Makes ready what the child will do. Mounts follow no links, so paths are made plain; what is not
-    /// there is left out.
+    /// Makes ready what the child will do.
     pub(crate) fn entry(&self) -> io::Result<Entry> {
+        Entry::new(&self.plain()?)
+    }
+
+    /// Holds the calling process, which has joined the namespaces of a job with this view, to what else holds
+    /// for the job.
+    pub(crate) fn confine(&self) -> io::Result<()> {
+        let rules = match self.means {
+            Means::Rules => Some(rules::Rules::new(&self.plain()?)?),
+            Means::UserNamespace | Means::Root => None,
+        };
+        let filter = self.filtered.then(filter::Filter::new).transpose()?;
+        // SAFETY: Only system calls.
+        if !unsafe { enter::give_up_privileges() } {
+            return Err(io::Error::last_os_error());
+        }
+        rules.map_or(Ok(()), rules::Rules::restrict)?;
+        // SAFETY: As above.
+        match filter.is_none_or(|filter| unsafe { filter.set() }) {
+            true => Ok(()),
+            false => Err(io::Error::last_os_error()),
+        }
+    }
+
+    /// Mounts follow no links, so paths are made plain; what is not there is left out.
+    fn plain(&self) -> io::Result<Self> {
         let plain = |paths: &[PathBuf]| -> Vec<PathBuf> {
             paths.iter().filter_map(|path| path.canonicalize().ok()).collect()
         };
-        Entry::new(&Self {
+        Ok(Self {
             hidden: plan::outermost(&plain(&self.hidden)),
             masked: plain(&self.masked),
             readable: plain(&self.readable),
