@@ -9,6 +9,7 @@ const FILES: [&str; 8] = [
     "atelier/agent/v1/agent.proto",
     "atelier/compute/v1/compute.proto",
     "atelier/content/v1/content.proto",
+    "atelier/environment/v1/environment.proto",
     "atelier/identity/v1/identity.proto",
     "atelier/job/v1/channel.proto",
     "atelier/job/v1/job.proto",

@@ -57,7 +57,8 @@ pub struct Caller {
 /// What a route needs. Every RPC and HTTP route names exactly one.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Permission {
-    /// See jobs, events, logs, artifacts, computes, nodes, datastores, experiments and runs.
+    /// See jobs, events, logs, artifacts, computes, nodes, datastores, experiments,
+    /// environments and runs.
     Read,
     /// Submit a job, and upload the code and data it needs.
     Submit,
@@ -77,6 +78,8 @@ pub enum Permission {
     ManageCompute,
     /// Open a node session and push what belongs to it.
     ActAsNode,
+    /// Make and archive assets: environments.
+    WriteAssets,
     /// Fetch content objects (code) by digest.
     ReadContent,
 }
@@ -94,6 +97,7 @@ impl Permission {
             Self::ManageTokens => "make tokens",
             Self::ManageCompute => "manage computes and nodes",
             Self::ActAsNode => "act as a node",
+            Self::WriteAssets => "make or archive environments",
             Self::ReadContent => "read code snapshots",
         }
     }
@@ -115,6 +119,7 @@ impl Caller {
                     | P::WriteRun
                     | P::Data
                     | P::ReadContent
+                    | P::WriteAssets
             ),
             Role::Reader => matches!(permission, P::Read | P::Data | P::ReadContent),
             Role::Node(_) => matches!(permission, P::ActAsNode | P::ReadContent),

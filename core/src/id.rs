@@ -134,6 +134,18 @@ name!(
     first alphanumeric, rest dotted
 );
 name!(
+    /// The name of an asset: what a workspace keeps under a name, in versions.
+    AssetName, "asset name", max 255,
+    "use letters, digits, '-', '_' and '.', start with a letter or digit, at most 255 characters",
+    first alphanumeric, rest dotted
+);
+name!(
+    /// The version of an asset, unique among those of its name: `3`, `2024-05-01`.
+    VersionName, "version", max 255,
+    "use letters, digits, '-', '_' and '.', start with a letter or digit, at most 255 characters",
+    first alphanumeric, rest dotted
+);
+name!(
     /// The workspace's name. A daemon serves one workspace.
     WorkspaceName, "workspace name", max 64,
     "use letters, digits, '-' and '_', start with a letter or digit, at most 64 characters",

@@ -27,6 +27,14 @@ pub mod content {
         tonic::include_proto!("atelier.content.v1");
     }
 }
+/// Environments that the workspace keeps.
+pub mod environment {
+    /// Generated from `atelier/environment/v1`.
+    #[allow(missing_docs, unreachable_pub, clippy::all)]
+    pub mod v1 {
+        tonic::include_proto!("atelier.environment.v1");
+    }
+}
 /// Tokens.
 pub mod identity {
     /// Generated from `atelier/identity/v1`.

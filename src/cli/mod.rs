@@ -13,6 +13,7 @@ use crate::config::ServeArgs;
 mod completions;
 mod compute;
 mod datastore;
+mod environment;
 mod error;
 mod experiment;
 mod job;
@@ -109,6 +110,9 @@ enum Command {
     /// Look at datastores
     #[command(subcommand)]
     Datastore(datastore::Command),
+    /// Make environments and their versions, look at them, put them away
+    #[command(subcommand)]
+    Environment(environment::Command),
     /// Look at experiments
     #[command(subcommand)]
     Experiment(experiment::Command),
@@ -225,6 +229,7 @@ fn dispatch(command: Command, context: &Context) -> Result<ExitCode, Error> {
         Command::Node(command) => done(block_on(node::run(command, context))),
         Command::Workspace(command) => done(block_on(workspace::run(command, context))),
         Command::Datastore(command) => done(block_on(datastore::run(command, context))),
+        Command::Environment(command) => done(block_on(environment::run(command, context))),
         Command::Experiment(command) => done(block_on(experiment::run(command, context))),
         Command::Token(command) => done(block_on(token::run(command, context))),
         Command::Completions(arguments) => {

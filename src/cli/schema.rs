@@ -5,7 +5,7 @@ use clap::{Args, ValueEnum};
 
 use super::{Context, Error};
 
-/// Print the JSON Schema of job or compute files, for editors
+/// Print the JSON Schema of job, compute or environment files, for editors
 #[derive(Args)]
 #[command(after_help = "\
 Examples, for editors with the YAML language server:
@@ -24,11 +24,14 @@ enum Of {
     Job,
     /// Compute clusters
     Compute,
+    /// Environments
+    Environment,
 }
 
 pub(super) fn run(arguments: &Arguments, context: &Context) -> Result<(), Error> {
     context.output.show(&match arguments.of {
         Of::Job => spec::schema(),
         Of::Compute => spec::compute_schema(),
+        Of::Environment => spec::environment_schema(),
     })
 }

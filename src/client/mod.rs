@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use atelier_proto::compute::v1::compute_service_client::ComputeServiceClient;
 use atelier_proto::content::v1::content_service_client::ContentServiceClient;
+use atelier_proto::environment::v1::environment_service_client::EnvironmentServiceClient;
 use atelier_proto::identity::v1::token_service_client::TokenServiceClient;
 use atelier_proto::job::v1::job_service_client::JobServiceClient;
 use atelier_proto::workspace::v1::workspace_service_client::WorkspaceServiceClient;
@@ -186,6 +187,11 @@ impl Client {
     /// The workspace.
     pub fn workspace(&self) -> WorkspaceServiceClient<Authorized> {
         WorkspaceServiceClient::new(self.authorized()).max_decoding_message_size(MAX_ANSWER)
+    }
+
+    /// Environments.
+    pub fn environments(&self) -> EnvironmentServiceClient<Authorized> {
+        EnvironmentServiceClient::new(self.authorized()).max_decoding_message_size(MAX_ANSWER)
     }
 
     /// Tokens.

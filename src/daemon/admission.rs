@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use atelier_core::content::Digest;
-use atelier_core::environment::{CuratedTable, curated};
+use atelier_core::environment::{Refusal, Unresolved};
 use atelier_core::expr::{self, Template};
 use atelier_core::id::{DatastoreName, JobName};
 use atelier_core::layout;
@@ -13,6 +13,7 @@ use atelier_core::spec::{
     Input, OutputMode,
 };
 
+use super::environments::{self, Environments};
 use super::shared::Committed;
 use crate::storage::{ContentStore, Datastores};
 use crate::store::{self, Store};
@@ -24,7 +25,7 @@ pub struct Admission {
     pub(super) datastores: Datastores,
     pub(super) content: ContentStore,
     pub(super) committed: Arc<Committed>,
-    pub(super) curated: Arc<CuratedTable>,
+    pub(super) environments: Environments,
     pub(super) require_containers: bool,
 }
 
@@ -86,7 +87,7 @@ impl Admission {
             return Err(invalid("job", problems.to_string()));
         }
         self.check_code(&job).await?;
-        self.check_environment(&job.environment)?;
+        job.environment = self.environment(job.environment)?;
         check_launch(&job)?;
         let inputs = std::mem::take(&mut job.inputs);
         for (port, input) in inputs {
@@ -146,35 +147,37 @@ impl Admission {
         Err(missing("code", format!("the workspace has no snapshot {root}; upload it first")))
     }
 
-    fn check_environment(&self, environment: &Environment) -> Result<(), Error> {
+    /// The environment as the job has it from now on: a name means one version, whatever is made later.
+    fn environment(&self, environment: Environment) -> Result<Environment, Error> {
         match environment {
-            Environment::Host => Ok(()),
-            Environment::Named(asset) => {
-                if named(&self.curated, &asset.name).is_some() {
-                    return Ok(());
-                }
-                Err(missing(
-                    "environment",
-                    format!(
-                        "there is no environment '{}'; name a curated one (sklearn-1.5 and the \
-                         like), or write it out (image, conda_file)",
-                        asset.name,
-                    ),
-                ))
+            Environment::Host => Ok(environment),
+            Environment::Inline(inline) => {
+                self.check_made_of(&inline)?;
+                Ok(Environment::Inline(inline))
             }
-            Environment::Inline(inline) if inline.build.is_some() => Err(not_yet(
+            Environment::Named(asset) => {
+                let (pinned, inline) = self.environments.pin(&asset).map_err(unresolved)?;
+                self.check_made_of(&inline)?;
+                Ok(Environment::Named(pinned))
+            }
+        }
+    }
+
+    fn check_made_of(&self, inline: &InlineEnvironment) -> Result<(), Error> {
+        if inline.build.is_some() {
+            return Err(not_yet(
                 "environment.build",
                 "building images is not supported yet; name an image or a conda_file",
-            )),
-            Environment::Inline(inline) if self.require_containers && inline.image.is_some() => {
-                Err(not_yet(
-                    "environment.image",
-                    "containers are not supported yet, and this workspace refuses to do without \
-                     (--require-containers)",
-                ))
-            }
-            Environment::Inline(_) => Ok(()),
+            ));
         }
+        if self.require_containers && inline.image.is_some() {
+            return Err(not_yet(
+                "environment.image",
+                "containers are not supported yet, and this workspace refuses to do without \
+                 (--require-containers)",
+            ));
+        }
+        Ok(())
     }
 
     /// Follows a reference to where the data lies.
@@ -308,9 +311,16 @@ impl Admission {
     }
 }
 
-/// What a named environment is made of: the admin's table first, then the built-in one.
-pub(super) fn named(table: &CuratedTable, name: &str) -> Option<InlineEnvironment> {
-    table.get(name).or_else(|| curated(name))
+fn unresolved(error: environments::Error) -> Error {
+    use environments::Error as E;
+    match error {
+        E::Store(error) => Error::Store(error),
+        E::Storage(error) => Error::Storage(error),
+        E::Refused(Refusal::Unresolved(Unresolved::Archived { .. })) | E::Invalid(_) => {
+            invalid("environment", error.to_string())
+        }
+        E::Refused(_) | E::NoSnapshot(_) => missing("environment", error.to_string()),
+    }
 }
 
 /// Whether the processes that it asks for can be started.

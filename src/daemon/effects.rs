@@ -9,7 +9,9 @@ use atelier_core::job::{AttemptKey, Job};
 use atelier_core::layout;
 use atelier_core::live::Effect;
 use atelier_core::resource::Reservation;
-use atelier_core::spec::{CommandJob, DataUri, Environment, InlineEnvironment, Input, OutputMode};
+use atelier_core::spec::{
+    AssetRef, CommandJob, DataUri, Environment, InlineEnvironment, Input, OutputMode,
+};
 use tokio::sync::mpsc;
 
 use crate::identity::Door;
@@ -127,7 +129,7 @@ pub struct Grant {
 }
 
 /// Turns a named environment into what it is made of.
-pub(super) type Resolve = Box<dyn Fn(&str) -> Option<InlineEnvironment> + Send + Sync>;
+pub(super) type Resolve = Box<dyn Fn(&AssetRef) -> Option<InlineEnvironment> + Send + Sync>;
 
 /// The id of the experiment that a job's run is in.
 pub(super) type ExperimentIds = Box<dyn Fn(&JobName) -> String + Send + Sync>;
@@ -211,7 +213,7 @@ impl Effects {
             })
             .collect();
         let environment = match &spec.environment {
-            Environment::Named(named) => (self.resolve)(&named.name),
+            Environment::Named(named) => (self.resolve)(named),
             Environment::Host | Environment::Inline(_) => None,
         };
         Assignment {

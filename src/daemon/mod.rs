@@ -3,6 +3,7 @@
 mod admission;
 mod clock;
 mod effects;
+mod environments;
 mod folder;
 mod handle;
 mod logs;
@@ -18,6 +19,9 @@ pub(crate) use admission::check_launch;
 pub use admission::{Admission, Error as AdmissionError};
 pub use clock::Clock;
 pub use effects::{Assignment, Grant, InputSource, Outbox, ToNode};
+pub use environments::{
+    Curated, Environments, Error as EnvironmentError, Found as FoundEnvironment,
+};
 pub use folder::{Error as FolderError, Folder};
 pub use handle::{
     ComputeChange, DrainRequest, EnterRequest, Error as HandleError, Handle, NodeView, Provided,

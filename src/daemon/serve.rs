@@ -17,8 +17,9 @@ use atelier_core::track::RunId;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-use super::admission::{Admission, named};
+use super::admission::Admission;
 use super::effects::{Effects, ExperimentIds};
+use super::environments::Environments;
 use super::folder::{self, Folder};
 use super::reactor::{Reactor, Settings};
 use super::shared::Committed;
@@ -129,6 +130,7 @@ pub struct Shared {
     pub(crate) logs: LogHub,
     pub(crate) removal: Removal,
     pub(crate) tracking: Tracking,
+    pub(crate) environments: Environments,
     pub(crate) committed: Arc<Committed>,
     pub(crate) sizes: Arc<SizeTable>,
     pub(crate) clock: Clock,
@@ -204,6 +206,7 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
     let datastores = Datastores::open_folders(&folder.at("storage"))?;
     let content = ContentStore::new(&datastores)?;
     let curated = Arc::new(curated_table(args.curated_environments.as_ref())?);
+    let environments = Environments::new(store.clone(), curated, content.clone());
     let sizes = Arc::new(size_table(args.sizes.as_ref())?);
     let door = Arc::new(Door::open(store.clone(), &folder.at("token.key"))?);
     let now = clock.wall();
@@ -231,8 +234,14 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
         log_limit: args.log_limit,
         grace: args.grace,
         resolve: {
-            let curated = curated.clone();
-            Box::new(move |name| named(&curated, name))
+            let environments = environments.clone();
+            Box::new(move |asset| match environments.pin(asset) {
+                Ok((_, made_of)) => Some(made_of),
+                Err(error) => {
+                    tracing::error!(environment = asset.name, %error, "a job's environment is not there");
+                    None
+                }
+            })
         },
         experiment_id: experiment_ids(store.clone()),
         over: {
@@ -267,7 +276,7 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
             store: store.clone(),
             datastores: datastores.clone(),
             content: content.clone(),
-            curated,
+            environments: environments.clone(),
             require_containers: args.require_containers,
         },
         logs: LogHub::new(store.clone(), datastores.clone(), handle.clone()),
@@ -277,6 +286,7 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
             tracking: tracking.clone(),
         },
         tracking: tracking.clone(),
+        environments,
         committed,
         handle: handle.clone(),
         store,

@@ -4,6 +4,7 @@ mod agent;
 mod channels;
 mod compute;
 pub(crate) mod content;
+mod environment;
 mod forecast;
 mod identity;
 mod job;
@@ -16,7 +17,7 @@ mod workspace;
 pub(crate) use status::told;
 
 use atelier_core::access::Caller;
-use atelier_proto::{DESCRIPTORS, agent as a, compute as c, identity as i};
+use atelier_proto::{DESCRIPTORS, agent as a, compute as c, environment as e, identity as i};
 use atelier_proto::{job as j, workspace as w};
 use tonic::service::Routes;
 use tonic::{Request, Status};
@@ -40,6 +41,10 @@ pub async fn routes(shared: &Shared) -> axum::Router {
     let workspace = w::v1::workspace_service_server::WorkspaceServiceServer::new(
         workspace::Service(shared.clone()),
     );
+    let environments = e::v1::environment_service_server::EnvironmentServiceServer::new(
+        environment::Service(shared.clone()),
+    )
+    .max_decoding_message_size(MESSAGE);
     let tokens =
         i::v1::token_service_server::TokenServiceServer::new(identity::Service(shared.clone()));
     let agents = agent::Service::new(shared.clone(), channels);
@@ -49,6 +54,7 @@ pub async fn routes(shared: &Shared) -> axum::Router {
         .add_service(computes)
         .add_service(content)
         .add_service(workspace)
+        .add_service(environments)
         .add_service(tokens)
         .add_service(agents)
         .add_service(health);

@@ -1,5 +1,6 @@
 //! The one table from errors to gRPC statuses.
 
+use atelier_core::environment::{Refusal as EnvironmentRefusal, Unresolved};
 use atelier_core::live::Refusal;
 use tonic::{Code, Status};
 
@@ -135,6 +136,20 @@ status!(daemon::AdmissionError, error => match &error {
     daemon::AdmissionError::NotYet { .. } => Code::Unimplemented,
     daemon::AdmissionError::Store(error) => code_of_store(error),
     daemon::AdmissionError::Storage(error) => code_of_storage(error),
+});
+status!(daemon::EnvironmentError, error => match &error {
+    daemon::EnvironmentError::Refused(refusal) => match refusal {
+        EnvironmentRefusal::Fixed { .. } => Code::AlreadyExists,
+        EnvironmentRefusal::Archived(_)
+        | EnvironmentRefusal::NoNumberLeft(_)
+        | EnvironmentRefusal::WholeArchived { .. }
+        | EnvironmentRefusal::Unresolved(Unresolved::Archived { .. }) => Code::FailedPrecondition,
+        EnvironmentRefusal::Unresolved(_) => Code::NotFound,
+    },
+    daemon::EnvironmentError::Invalid(_) => Code::InvalidArgument,
+    daemon::EnvironmentError::NoSnapshot(_) => Code::NotFound,
+    daemon::EnvironmentError::Store(error) => code_of_store(error),
+    daemon::EnvironmentError::Storage(error) => code_of_storage(error),
 });
 status!(daemon::LogError, error => match &error {
     daemon::LogError::NoSuchJob(_) => Code::NotFound,

@@ -64,6 +64,13 @@ fn rpc(service: &str, method: &str) -> Option<Need> {
             "atelier.workspace.v1.WorkspaceService",
             "GetWorkspace" | "ListDatastores" | "GetDatastore" | "ListExperiments",
         ) => P::Read,
+        (
+            "atelier.environment.v1.EnvironmentService",
+            "CreateEnvironment" | "ArchiveEnvironment",
+        ) => P::WriteAssets,
+        ("atelier.environment.v1.EnvironmentService", "GetEnvironment" | "ListEnvironments") => {
+            P::Read
+        }
         ("atelier.identity.v1.TokenService", "CreateToken") => P::ManageTokens,
         (
             "atelier.agent.v1.AgentService",

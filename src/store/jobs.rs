@@ -20,7 +20,7 @@ pub fn is_live(job: &Job) -> bool {
     !matches!(job.state, State::Ended(_))
 }
 
-fn json(value: &impl Serialize, what: &str) -> Result<String, Error> {
+pub(super) fn json(value: &impl Serialize, what: &str) -> Result<String, Error> {
     serde_json::to_string(value).map_err(|source| Error::Damaged { what: what.to_owned(), source })
 }
 

@@ -1,8 +1,9 @@
-//! Where the workspace's records lie: jobs, events, nodes, tokens, runs.
+//! Where the workspace's records lie: jobs, events, nodes, tokens, runs, environments.
 //!
 //! [`Store`] is narrow on purpose: a batch of decisions goes in as one transaction, and a few
 //! questions are answered. [`SqliteStore`] is the embedded one.
 
+pub mod environments;
 mod jobs;
 mod schema;
 mod sqlite;

@@ -6,8 +6,14 @@ use rusqlite::Connection;
 const APPLICATION_ID: i32 = 0x6174_656c;
 
 /// Migrations in order; the n-th makes version n. Never change one that has been released.
-const MIGRATIONS: &[&str] =
-    &[JOBS, super::tracking::MIGRATION, EVENTS_BY_NUMBER, COMPUTES, JOBS_BY_END];
+const MIGRATIONS: &[&str] = &[
+    JOBS,
+    super::tracking::MIGRATION,
+    EVENTS_BY_NUMBER,
+    COMPUTES,
+    JOBS_BY_END,
+    super::environments::MIGRATION,
+];
 
 /// The version this build writes.
 pub const LATEST: usize = MIGRATIONS.len();

@@ -18,6 +18,7 @@ mod bad_input;
 mod clusters;
 mod containment;
 mod drain;
+mod environments;
 mod events;
 mod exec;
 mod gangs;

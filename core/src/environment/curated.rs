@@ -75,6 +75,20 @@ impl CuratedTable {
         Ok(())
     }
 
+    /// The names that are worth listing, in order: the table's own, and those of the built-in ones that
+    /// public job files use.
+    pub fn names(&self) -> Vec<&str> {
+        let mut names: Vec<&str> = self.entries.keys().map(String::as_str).chain(KNOWN).collect();
+        names.sort_unstable();
+        names.dedup();
+        names
+    }
+
+    /// What the table says of its entry of that name.
+    pub fn description(&self, name: &str) -> Option<&str> {
+        self.entries.get(name)?.description.as_deref()
+    }
+
     /// The environment of that name: the table's own entry, else the built-in one.
     pub fn get(&self, name: &str) -> Option<InlineEnvironment> {
         let mut name = name;

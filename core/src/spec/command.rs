@@ -7,7 +7,9 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::{ComputeName, DatastoreName, ExperimentName, JobName, PortName};
+use crate::id::{
+    AssetName, ComputeName, DatastoreName, ExperimentName, JobName, PortName, VersionName,
+};
 use crate::resource::Demand;
 
 /// A `command` job, checked field by field, its references parsed but not resolved.
@@ -142,6 +144,19 @@ pub struct AssetRef {
     pub name: String,
     /// Which of its versions.
     pub version: AssetVersion,
+}
+
+impl AssetRef {
+    /// This version of the workspace's own asset.
+    pub fn exact(name: &AssetName, version: &VersionName) -> Self {
+        let version = AssetVersion::Exact(version.to_string());
+        Self { registry: None, name: name.to_string(), version }
+    }
+
+    /// The latest version of the workspace's own asset.
+    pub fn latest(name: &str) -> Self {
+        Self { registry: None, name: name.to_owned(), version: AssetVersion::Default }
+    }
 }
 
 /// Which version of an asset.

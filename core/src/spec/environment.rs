@@ -88,7 +88,13 @@ fn include(
     }
 }
 
-fn inline(reader: &mut Reader<'_>, node: &Node, path: &str, folder: &str) -> InlineEnvironment {
+/// What the mapping at `path` says an environment is made of; faults are reported.
+pub(super) fn inline(
+    reader: &mut Reader<'_>,
+    node: &Node,
+    path: &str,
+    folder: &str,
+) -> InlineEnvironment {
     let image = text(node, "image");
     let image_node = given(node, "image");
     let build_node = given(node, "build");

@@ -44,7 +44,7 @@ pub(super) const SERVICES: [&str; 6] =
 pub(super) const TIERS: [&str; 4] = ["spot", "basic", "standard", "premium"];
 pub(super) const PRIORITIES: [&str; 3] = ["low", "medium", "high"];
 pub(super) const NODE_LOSS: [&str; 2] = ["requeue", "keep"];
-const OS_TYPES: [&str; 2] = ["linux", "windows"];
+pub(super) const OS_TYPES: [&str; 2] = ["linux", "windows"];
 const ALL_NODES: [&str; 1] = ["all"];
 
 /// The whole document.
@@ -177,7 +177,13 @@ pub(super) static ENVIRONMENT: Object = Object {
     what: "an environment",
     fields: &[
         SCHEMA,
-        field("name", Text, Recorded, "", "A name; the environment is not registered under it."),
+        field(
+            "name",
+            Text,
+            Recorded,
+            "",
+            "A name; the environment is not registered under it: atelier environment create does that.",
+        ),
         field("version", Literal, Unused, "", "A version."),
         field("image", Text, Runs, "the node's own system", "The container image."),
         field(
@@ -231,7 +237,7 @@ pub(super) static ENVIRONMENT: Object = Object {
     ],
 };
 
-static BUILD: Object = Object {
+pub(super) static BUILD: Object = Object {
     what: "a build context",
     fields: &[
         field("path", Text, Recorded, "required", "The folder to build in, relative to this file."),

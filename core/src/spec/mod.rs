@@ -3,10 +3,11 @@
 //! [`parse_job`] reads a document in four steps: text to a tree that knows its places ([`yaml`]),
 //! overrides on the tree ([`overrides`]), kinds and keys against the table of fields ([`shape`],
 //! [`fields`]), and values to a [`CommandJob`] ([`job`]). What holds for a job however it came is
-//! checked by [`validate`], which the daemon runs again. [`parse_compute`] reads a cluster's YAML in
-//! the same steps.
+//! checked by [`validate`], which the daemon runs again. [`parse_compute`] reads a cluster's YAML, and
+//! [`parse_environment`] an environment's, in the same steps.
 
 pub mod amount;
+mod asset;
 mod command;
 mod compute;
 mod diagnostic;
@@ -30,12 +31,15 @@ mod yaml;
 #[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests;
 
+pub use asset::{
+    ParsedEnvironment, environment_reference, parse_environment, validate_environment,
+};
 pub use command::*;
 pub use compute::{ParsedCompute, parse_compute, parse_sizes, validate_cluster};
 pub use diagnostic::{Diagnostic, Diagnostics, Place};
 pub use job::{Parsed, parse_job};
 pub use origin::{FileKind, Files, Origin};
 pub use overrides::Override;
-pub use schema::{compute_schema, schema};
+pub use schema::{compute_schema, environment_schema, schema};
 pub use shell::quote;
 pub use validate::{is_variable_name, validate, validate_submitted};

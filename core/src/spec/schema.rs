@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
+use super::asset::ENVIRONMENT_FILE;
 use super::compute::AMLCOMPUTE;
 use super::fields::JOB;
 use super::shape::{Object, Shape, Support};
@@ -18,6 +19,11 @@ pub fn schema() -> Value {
 /// The JSON Schema of a compute cluster's YAML, made like [`schema`].
 pub fn compute_schema() -> Value {
     document(&AMLCOMPUTE, "name", "compute cluster", "A compute cluster")
+}
+
+/// The JSON Schema of an environment's YAML, made like [`schema`].
+pub fn environment_schema() -> Value {
+    document(&ENVIRONMENT_FILE, "name", "environment", "An environment")
 }
 
 fn document(of: &Object, required: &str, title: &str, what: &str) -> Value {

@@ -289,30 +289,34 @@ pub(super) fn findings(job: &CommandJob) -> Findings {
             check.at(&["distribution", key]).depth(value);
         }
     }
-    if let Environment::Inline(inline @ InlineEnvironment { conda: Some(conda), .. }) =
-        &job.environment
-    {
-        check.at(&["environment", "conda_file"]).depth(conda);
-        let size = conda.to_string().len();
-        if size > MAX_DOCUMENT {
-            check.fault(
-                format!("the conda file has {size} bytes; at most {MAX_DOCUMENT} are allowed"),
-                "name fewer packages",
-            );
-        }
-        if inline.image.is_none()
-            && inline.build.is_none()
-            && let Err(error) = Recipe::from_conda(conda)
-        {
-            check.found.push(Finding {
-                path: check.path.clone(),
-                span: None,
-                message: error.to_string(),
-                help: None,
-            });
-        }
+    if let Environment::Inline(inline) = &job.environment {
+        environment_faults(&mut check, &["environment"], inline);
     }
     check.found
+}
+
+/// The faults of what an environment at `path` is made of.
+pub(super) fn environment_faults(check: &mut Check, path: &[&str], inline: &InlineEnvironment) {
+    let Some(conda) = &inline.conda else { return };
+    check.at(&[path, &["conda_file"]].concat()).depth(conda);
+    let size = conda.to_string().len();
+    if size > MAX_DOCUMENT {
+        check.fault(
+            format!("the conda file has {size} bytes; at most {MAX_DOCUMENT} are allowed"),
+            "name fewer packages",
+        );
+    }
+    if inline.image.is_none()
+        && inline.build.is_none()
+        && let Err(error) = Recipe::from_conda(conda)
+    {
+        check.found.push(Finding {
+            path: check.path.clone(),
+            span: None,
+            message: error.to_string(),
+            help: None,
+        });
+    }
 }
 
 fn texts(check: &mut Check, job: &CommandJob) {

@@ -9,6 +9,7 @@ use std::fmt::Display;
 use atelier_core::content::InvalidDigest;
 use atelier_core::id::InvalidName;
 
+mod asset;
 mod attempt;
 mod command;
 mod compute;
@@ -19,6 +20,7 @@ mod status;
 #[cfg(test)]
 mod tests;
 
+pub use asset::environment_version;
 pub use attempt::node_record;
 pub use job::{JobDetails, job};
 pub use status::UnknownStatus;

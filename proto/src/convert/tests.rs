@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use atelier_core::content::Digest;
-use atelier_core::id::{ComputeName, DatastoreName, ExperimentName, JobName, PortName};
+use atelier_core::environment::Draft;
+use atelier_core::id::{
+    AssetName, ComputeName, DatastoreName, ExperimentName, JobName, PortName, VersionName,
+};
 use atelier_core::resource::Demand;
 use atelier_core::spec::{self, CommandJob};
 use proptest::option;
@@ -60,17 +63,19 @@ fn asset() -> impl Strategy<Value = spec::AssetRef> {
     })
 }
 
-fn environment() -> impl Strategy<Value = spec::Environment> {
+fn inline() -> impl Strategy<Value = spec::InlineEnvironment> {
     let build = (code(), word())
         .prop_map(|(path, dockerfile_path)| spec::BuildContext { path, dockerfile_path });
-    let inline =
-        (option::of(word()), option::of(word()), option::of(json()), option::of(build)).prop_map(
-            |(name, image, conda, build)| spec::InlineEnvironment { name, image, conda, build },
-        );
+    (option::of(word()), option::of(word()), option::of(json()), option::of(build)).prop_map(
+        |(name, image, conda, build)| spec::InlineEnvironment { name, image, conda, build },
+    )
+}
+
+fn environment() -> impl Strategy<Value = spec::Environment> {
     prop_oneof![
         Just(spec::Environment::Host),
         asset().prop_map(spec::Environment::Named),
-        inline.prop_map(spec::Environment::Inline),
+        inline().prop_map(spec::Environment::Inline),
     ]
 }
 
@@ -447,6 +452,49 @@ fn status_words_are_azures() {
     assert_eq!("cancelled".parse(), Ok(pb::JobStatus::Canceled));
     let error = "Done".parse::<pb::JobStatus>().unwrap_err().to_string();
     assert!(error.starts_with("'Done' is not a job status; use one of NotStarted, Queued,"));
+}
+
+proptest! {
+    #[test]
+    fn environments_come_back_as_they_were(
+        (name, version) in (word(), option::of(word())),
+        description in option::of("[^\\x00]{1,20}"),
+        tags in words(),
+        made_of in inline(),
+    ) {
+        let draft = Draft {
+            name: AssetName::new(&name).unwrap(),
+            version: version.map(|text| VersionName::new(&text).unwrap()),
+            description,
+            tags,
+            environment: made_of,
+        };
+        let sent = crate::environment::v1::CreateEnvironmentRequest::from(&draft);
+        prop_assert_eq!(Draft::try_from(sent).unwrap(), draft);
+    }
+}
+
+#[test]
+fn a_draft_names_the_field_that_is_wrong() {
+    use crate::environment::v1::CreateEnvironmentRequest;
+    let good = CreateEnvironmentRequest {
+        name: "e".to_owned(),
+        content: Some(pb::InlineEnvironment::default()),
+        ..Default::default()
+    };
+    let field = |change: &dyn Fn(&mut CreateEnvironmentRequest)| {
+        let mut request = good.clone();
+        change(&mut request);
+        Draft::try_from(request).unwrap_err().field
+    };
+    assert_eq!(field(&|request| request.name = String::new()), "name");
+    assert_eq!(field(&|request| request.version = "a b".to_owned()), "version");
+    assert_eq!(field(&|request| request.content = None), "content");
+    let conda = |request: &mut CreateEnvironmentRequest| {
+        request.content =
+            Some(pb::InlineEnvironment { conda_json: Some("{".to_owned()), ..Default::default() });
+    };
+    assert_eq!(field(&conda), "content.conda_json");
 }
 
 /// A job on two nodes whose second member is over.

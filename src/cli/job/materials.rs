@@ -33,7 +33,7 @@ pub(super) async fn send(
                 job.properties.entry(key).or_insert(value);
             }
         }
-        *code = Code::Snapshot(snapshot(context, client, folder).await?);
+        *code = Code::Snapshot(snapshot(context, client, folder, "code").await?);
     }
     let mut gateway = None;
     for input in job.inputs.values_mut() {
@@ -48,20 +48,22 @@ pub(super) async fn send(
     Ok(())
 }
 
-async fn snapshot(
+/// Sends a folder; `what` is how the user knows it.
+pub(in crate::cli) async fn snapshot(
     context: &Context,
     client: &Client,
     folder: &Path,
+    what: &str,
 ) -> Result<atelier_core::content::Digest, Error> {
     let uploader = Uploader::new(client.content(), home(context)?);
-    let (report, bar) = progress(context, "code");
+    let (report, bar) = progress(context, what);
     let uploaded = uploader.code(folder, report).await;
     bar.finish_and_clear();
     let uploaded = uploaded?;
     for warning in &uploaded.warnings {
         context.output.warn(warning);
     }
-    told(context, "code", uploaded.files, uploaded.bytes_sent);
+    told(context, what, uploaded.files, uploaded.bytes_sent);
     Ok(uploaded.root)
 }
 

@@ -17,7 +17,7 @@ mod exec;
 pub(super) mod follow;
 mod forward;
 mod list;
-mod materials;
+pub(super) mod materials;
 mod patience;
 pub(super) mod read;
 pub(super) mod submit;
@@ -25,7 +25,7 @@ mod summary;
 mod terminal;
 #[cfg(test)]
 mod tests;
-mod view;
+pub(super) mod view;
 
 pub(super) use view::time;
 

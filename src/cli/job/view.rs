@@ -204,29 +204,32 @@ fn environment(environment: &pb::Environment) -> Value {
     match &environment.source {
         Some(Source::Host(_)) => "host".into(),
         Some(Source::Named(named)) => asset(named).into(),
-        Some(Source::Inline(inline)) => {
-            let mut view = Map::new();
-            if let Some(name) = &inline.name {
-                view.insert("name".to_owned(), name.clone().into());
-            }
-            if let Some(image) = &inline.image {
-                view.insert("image".to_owned(), image.clone().into());
-            }
-            if let Some(conda) = &inline.conda_json {
-                let conda = serde_json::from_str(conda).unwrap_or_else(|_| conda.clone().into());
-                view.insert("conda_file".to_owned(), conda);
-            }
-            if let Some(build) = &inline.build {
-                let build = json!({
-                    "path": build.path.as_ref().map_or(Value::Null, code),
-                    "dockerfile_path": build.dockerfile_path,
-                });
-                view.insert("build".to_owned(), build);
-            }
-            Value::Object(view)
-        }
+        Some(Source::Inline(inline)) => Value::Object(made_of(inline)),
         None => Value::Null,
     }
+}
+
+/// What an environment is made of, by the keys of its file.
+pub(in crate::cli) fn made_of(inline: &pb::InlineEnvironment) -> Map<String, Value> {
+    let mut view = Map::new();
+    if let Some(name) = &inline.name {
+        view.insert("name".to_owned(), name.clone().into());
+    }
+    if let Some(image) = &inline.image {
+        view.insert("image".to_owned(), image.clone().into());
+    }
+    if let Some(conda) = &inline.conda_json {
+        let conda = serde_json::from_str(conda).unwrap_or_else(|_| conda.clone().into());
+        view.insert("conda_file".to_owned(), conda);
+    }
+    if let Some(build) = &inline.build {
+        let build = json!({
+            "path": build.path.as_ref().map_or(Value::Null, code),
+            "dockerfile_path": build.dockerfile_path,
+        });
+        view.insert("build".to_owned(), build);
+    }
+    view
 }
 
 fn uri(uri: &pb::DataUri) -> Value {

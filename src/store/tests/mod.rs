@@ -2,6 +2,7 @@
 //! that what goes in comes out.
 
 mod batches;
+mod environments;
 pub(crate) mod failures;
 mod open;
 mod pages;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::*;
 
+mod asset;
 mod compute;
 mod data;
 mod diagnostics;
