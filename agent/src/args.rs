@@ -56,6 +56,14 @@ pub struct AgentArgs {
     /// [default: all of the file system of the data folder]
     #[arg(long, value_name = "SIZE", value_parser = mebibytes)]
     pub disk: Option<u64>,
+    /// Keep environments and their packages of at most this size, but for what is in use
+    /// [default: a fifth of the file system, at most 50GiB]
+    #[arg(long, value_name = "SIZE", value_parser = bytes)]
+    pub environment_cache: Option<u64>,
+    /// Keep fetched code and inputs of at most this size, but for what is in use
+    /// [default: a fifth of the file system, at most 50GiB]
+    #[arg(long, value_name = "SIZE", value_parser = bytes)]
+    pub data_cache: Option<u64>,
     /// A label by which jobs may choose this node; may be given several times
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
     pub labels: Vec<(String, String)>,

@@ -16,6 +16,8 @@ use tracing::Instrument as _;
 
 mod args;
 mod attempt;
+mod bound;
+mod caches;
 mod cgroup;
 mod clock;
 pub mod data;
@@ -170,9 +172,10 @@ async fn serve(
         news: news_sender,
         services: services_seen,
         connected: connected_seen,
-        environments: environment::Environments::new(
+        environments: environment::Environments::bounded(
             root.join("environments"),
             environment::Machine::from_environment(),
+            args.environment_cache,
         ),
         monitor: monitor_handle,
     });
@@ -183,6 +186,8 @@ async fn serve(
     })?;
     // What an agent before this one left running, if its folder was taken away meanwhile.
     node.cgroups.sweep(|epoch| registry.knows(epoch));
+    // The bound may be another than before.
+    node.environments.shrink();
     let node_name = name.clone();
     let notifier = Arc::new(notifier);
     let session = Session {

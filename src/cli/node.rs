@@ -1,5 +1,7 @@
 //! `atelier node`
 
+mod cache;
+
 use atelier_core::resource::Memory;
 use atelier_proto::compute::v1::{
     self as pb, DrainNodeRequest, GetNodeRequest, ListNodesRequest, NodeState, ResumeNodeRequest,
@@ -37,6 +39,9 @@ Examples:
     /// Let a drained node have jobs again
     #[command(after_help = "Example:\n  atelier node resume gpu-3")]
     Resume(Name),
+    /// See what a node keeps of what it built and fetched, and remove what is not in use
+    #[command(subcommand)]
+    Cache(cache::Command),
 }
 
 #[derive(Args)]
@@ -67,13 +72,14 @@ impl Drain {
     }
 }
 
-/// `90`, `30m`, `2h 15m`: in whole seconds.
+/// `90`, `30m`, `2h 15m`, `7d`: in whole seconds.
 pub(super) fn seconds(text: &str) -> Result<u64, String> {
     if let Ok(seconds) = text.parse() {
         return Ok(seconds);
     }
-    let wrong = || "write for example 90s, 30m or 2h".to_owned();
-    let time: jiff::SignedDuration = text.parse().map_err(|_| wrong())?;
+    let wrong = || "write for example 90s, 30m, 2h or 7d".to_owned();
+    let span: jiff::Span = text.parse().map_err(|_| wrong())?;
+    let time = span.to_duration(jiff::SpanRelativeTo::days_are_24_hours()).map_err(|_| wrong())?;
     u64::try_from(time.as_secs()).map_err(|_| wrong())
 }
 
@@ -100,6 +106,7 @@ pub(super) async fn run(command: Command, context: &Context) -> Result<(), Error
             context.output.note(&resume);
             Ok(())
         }
+        Command::Cache(command) => cache::run(command, &client, context).await,
         Command::Resume(name) => {
             let request = ResumeNodeRequest { name: name.get().to_owned() };
             context.output.show(&view(&client.call(computes.resume_node(request)).await?))

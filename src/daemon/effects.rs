@@ -12,6 +12,7 @@ use atelier_core::resource::Reservation;
 use atelier_core::spec::{
     AssetRef, CommandJob, DataUri, Environment, InlineEnvironment, Input, OutputMode,
 };
+use atelier_proto::compute::v1::PruneNodeCacheRequest;
 use tokio::sync::mpsc;
 
 use crate::identity::Door;
@@ -57,6 +58,13 @@ pub enum ToNode {
         key: AttemptKey,
         /// As the client wrote it, and the daemon has checked.
         open: Box<atelier_proto::job::v1::OpenChannel>,
+    },
+    /// Tell what is kept there.
+    AskCache {
+        /// Names the answer.
+        request: u64,
+        /// What is to be removed before.
+        prune: Option<PruneNodeCacheRequest>,
     },
     /// Answers a heartbeat.
     HeartbeatAck(u64),

@@ -1,6 +1,7 @@
 //! The daemon: one reactor that owns live state, and the effects around it.
 
 mod admission;
+mod caches;
 mod clock;
 mod effects;
 mod environments;
@@ -17,6 +18,7 @@ pub(crate) mod tests;
 
 pub(crate) use admission::check_launch;
 pub use admission::{Admission, Error as AdmissionError};
+pub use caches::{Error as CacheError, NodeCaches};
 pub use clock::Clock;
 pub use effects::{Assignment, Grant, InputSource, Outbox, ToNode};
 pub use environments::{

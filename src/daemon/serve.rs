@@ -23,7 +23,7 @@ use super::environments::Environments;
 use super::folder::{self, Folder};
 use super::reactor::{Reactor, Settings};
 use super::shared::Committed;
-use super::{Clock, Handle, LogHub, Removal};
+use super::{Clock, Handle, LogHub, NodeCaches, Removal};
 use crate::config::{Here, HomeError, ServeArgs, home};
 use crate::identity::{self, Door};
 use crate::provider::{Providers, Site};
@@ -128,6 +128,7 @@ pub struct Shared {
     pub(crate) door: Arc<Door>,
     pub(crate) admission: Admission,
     pub(crate) logs: LogHub,
+    pub(crate) caches: NodeCaches,
     pub(crate) removal: Removal,
     pub(crate) tracking: Tracking,
     pub(crate) environments: Environments,
@@ -280,6 +281,7 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
             require_containers: args.require_containers,
         },
         logs: LogHub::new(store.clone(), datastores.clone(), handle.clone()),
+        caches: NodeCaches::new(handle.clone()),
         removal: Removal {
             datastores: datastores.clone(),
             handle: handle.clone(),

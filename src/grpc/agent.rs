@@ -216,6 +216,11 @@ async fn listen(
                     Ok(())
                 }
             },
+            Some(Message::Cache(report)) => {
+                let cache = report.cache.unwrap_or_default();
+                shared.caches.told(&node, report.request_id, cache);
+                Ok(())
+            }
             // A second hello would need a second reconciliation: let it open a new session.
             Some(Message::Hello(_)) => break,
             None => Ok(()),
@@ -227,7 +232,9 @@ async fn listen(
     tracing::info!(%node, "session ended");
     shared.logs.node_gone(&node);
     // The daemon may be stopping.
-    let _ = shared.handle.node_left(node, session).await;
+    let _ = shared.handle.node_left(node.clone(), session).await;
+    // Whoever asked before the reactor hears of it has been let in by now; later ones are turned away.
+    shared.caches.node_gone(&node);
 }
 
 fn daemon_message(message: pb::daemon_message::Message) -> pb::DaemonMessage {
@@ -252,6 +259,9 @@ fn to_wire(order: ToNode) -> pb::DaemonMessage {
             key: Some((&key).into()),
             open: Some(*open),
         }),
+        ToNode::AskCache { request, prune } => {
+            Message::AskCache(pb::AskCache { request_id: request, prune })
+        }
         ToNode::HeartbeatAck(number) => Message::HeartbeatAck(pb::HeartbeatAck { number }),
     })
 }

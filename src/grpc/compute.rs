@@ -182,6 +182,21 @@ impl pb::compute_service_server::ComputeService for Service {
         Ok(Response::new(pb::ListSizesResponse { sizes }))
     }
 
+    async fn get_node_cache(
+        &self,
+        request: Request<pb::GetNodeCacheRequest>,
+    ) -> Result<Response<pb::NodeCache>, Status> {
+        self.cache(request.into_inner().name, None).await
+    }
+
+    async fn prune_node_cache(
+        &self,
+        request: Request<pb::PruneNodeCacheRequest>,
+    ) -> Result<Response<pb::NodeCache>, Status> {
+        let prune = request.into_inner();
+        self.cache(prune.name.clone(), Some(prune)).await
+    }
+
     async fn resume_node(
         &self,
         request: Request<pb::ResumeNodeRequest>,
@@ -258,6 +273,18 @@ impl Service {
             .await
             .map_err(told)?;
         found.map(Response::new).ok_or(missing)
+    }
+
+    async fn cache(
+        &self,
+        name: String,
+        prune: Option<pb::PruneNodeCacheRequest>,
+    ) -> Result<Response<pb::NodeCache>, Status> {
+        let node = NodeName::new(&name).map_err(|_| no_node(&name))?;
+        // One that never was is told apart from one that is away.
+        self.node(name).await?;
+        let cache = self.0.caches.ask(node, prune).await.map_err(told)?;
+        Ok(Response::new(cache))
     }
 
     async fn node(&self, name: String) -> Result<Response<pb::Node>, Status> {

@@ -157,6 +157,12 @@ status!(daemon::LogError, error => match &error {
     daemon::LogError::Storage(error) => code_of_storage(error),
     daemon::LogError::Reactor(error) => code_of_handle(error),
 });
+status!(daemon::CacheError, error => match &error {
+    daemon::CacheError::Away(_) => Code::FailedPrecondition,
+    daemon::CacheError::Silent { .. } => Code::DeadlineExceeded,
+    daemon::CacheError::Busy(_) => Code::ResourceExhausted,
+    daemon::CacheError::Reactor(error) => code_of_handle(error),
+});
 status!(track::Error, error => code_of_tracking(&error));
 status!(daemon::SharedError, error => match &error {
     daemon::SharedError::Storage(error) => code_of_storage(error),

@@ -53,12 +53,12 @@ fn rpc(service: &str, method: &str) -> Option<Need> {
         ("atelier.content.v1.ContentService", "Get") => P::ReadContent,
         (
             "atelier.compute.v1.ComputeService",
-            "ListComputes" | "GetCompute" | "ListNodes" | "GetNode" | "ListSizes",
+            "ListComputes" | "GetCompute" | "ListNodes" | "GetNode" | "GetNodeCache" | "ListSizes",
         ) => P::Read,
         (
             "atelier.compute.v1.ComputeService",
             "DrainNode" | "ResumeNode" | "PutCompute" | "UpdateCompute" | "DeleteCompute"
-            | "DrainCompute" | "ResumeCompute" | "SetQuota" | "DeleteQuota",
+            | "DrainCompute" | "ResumeCompute" | "SetQuota" | "DeleteQuota" | "PruneNodeCache",
         ) => P::ManageCompute,
         (
             "atelier.workspace.v1.WorkspaceService",

@@ -15,6 +15,7 @@ mod harness;
 
 mod access;
 mod bad_input;
+mod caches;
 mod clusters;
 mod containment;
 mod drain;

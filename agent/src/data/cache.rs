@@ -12,15 +12,16 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use atelier_core::content::Digest;
 
 use super::Error;
+use crate::bound;
 
 /// Kinds of files in the cache; the name of the folder each lies in.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     /// Content objects, by digest.
     Objects,
     /// Files of datastores and the web, by a digest of where they are from and their etag.
@@ -38,11 +39,13 @@ impl Kind {
 
 type Key = (Kind, Digest);
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Entry {
     size: u64,
     /// Grows with every use.
     used: u64,
+    /// When it was last used; of what an earlier agent left, when it was fetched.
+    at: SystemTime,
     pins: u32,
 }
 
@@ -110,7 +113,7 @@ impl Cache {
         for entry in fs::read_dir(path.join("tmp")).into_iter().flatten().flatten() {
             let _ = fs::remove_file(entry.path());
         }
-        let limit = limit.unwrap_or_else(|| default_limit(&path));
+        let limit = limit.unwrap_or_else(|| bound::default_limit(&path));
         let cache = Arc::new(Self {
             folder: path.clone(),
             limit,
@@ -160,6 +163,7 @@ impl Cache {
         let clock = index.clock;
         if let Some(entry) = index.entries.get_mut(&key) {
             entry.used = clock;
+            entry.at = SystemTime::now();
             entry.pins += 1;
         }
         Pin { cache: Arc::clone(self), key }
@@ -196,7 +200,9 @@ impl Cache {
         let mut index = self.lock();
         self.load(&mut index);
         let pins = index.entries.get(&key).map_or(0, |entry| entry.pins);
-        if let Some(old) = index.entries.insert(key, Entry { size, used: 0, pins }) {
+        if let Some(old) =
+            index.entries.insert(key, Entry { size, used: 0, at: SystemTime::now(), pins })
+        {
             index.total = index.total.saturating_sub(old.size);
         }
         index.total += size;
@@ -235,10 +241,10 @@ impl Cache {
             }
         }
         found.sort_by_key(|(changed, ..)| *changed);
-        for (_, key, size) in found {
+        for (at, key, size) in found {
             index.clock += 1;
             let used = index.clock;
-            index.entries.insert(key, Entry { size, used, pins: 0 });
+            index.entries.insert(key, Entry { size, used, at, pins: 0 });
             index.total += size;
         }
     }
@@ -248,31 +254,84 @@ impl Cache {
         if index.total <= self.limit {
             return;
         }
-        let goal = self.limit / 10 * 9;
-        let mut order: Vec<(u64, Key)> = index
-            .entries
-            .iter()
-            .filter(|(_, entry)| entry.pins == 0)
-            .map(|(key, entry)| (entry.used, *key))
-            .collect();
-        order.sort_unstable_by_key(|(used, _)| *used);
-        for (_, key) in order {
-            if index.total <= goal {
-                return;
-            }
-            let path = self.place(key);
-            // A second link is an input of a job: removing this one would free nothing.
-            if fs::symlink_metadata(&path).is_ok_and(|meta| meta.nlink() > 1) {
-                continue;
-            }
-            let gone = match fs::remove_file(&path) {
-                Ok(()) => true,
-                Err(error) => error.kind() == io::ErrorKind::NotFound,
+        let unused = Self::unused(index).map(|(key, entry)| (entry.used, key)).collect();
+        bound::shrink(index.total, self.limit, unused, |key| self.remove(index, key));
+    }
+
+    fn unused(index: &Index) -> impl Iterator<Item = (Key, &Entry)> {
+        index.entries.iter().filter(|(_, entry)| entry.pins == 0).map(|(key, entry)| (*key, entry))
+    }
+
+    /// Removes a file that nobody uses; how many bytes that freed.
+    fn remove(&self, index: &mut Index, key: Key) -> u64 {
+        let path = self.place(key);
+        // A second link is an input of a job: removing this one would free nothing.
+        if fs::symlink_metadata(&path).is_ok_and(|meta| meta.nlink() > 1) {
+            return 0;
+        }
+        let gone = match fs::remove_file(&path) {
+            Ok(()) => true,
+            Err(error) => error.kind() == io::ErrorKind::NotFound,
+        };
+        let entry = if gone { index.entries.remove(&key) } else { None };
+        let freed = entry.map_or(0, |entry| entry.size);
+        index.total = index.total.saturating_sub(freed);
+        freed
+    }
+
+    /// What is kept of a kind. Waits for the disk.
+    pub(super) fn held(&self, kind: Kind) -> Held {
+        let mut index = self.lock();
+        self.load(&mut index);
+        let mut held = Held::default();
+        for ((_, digest), entry) in index.entries.iter().filter(|((of, _), _)| *of == kind) {
+            held.add(entry);
+            // A link elsewhere is an input of a job.
+            let linked = || {
+                let meta = fs::symlink_metadata(self.place((kind, *digest)));
+                meta.is_ok_and(|meta| meta.nlink() > 1)
             };
-            if gone && let Some(entry) = index.entries.remove(&key) {
-                index.total = index.total.saturating_sub(entry.size);
+            held.in_use += u64::from(entry.pins > 0 || linked());
+        }
+        held
+    }
+
+    /// Removes what is not in use, and was not used for `unused_for`; tells what went.
+    pub(super) fn prune(&self, kind: Kind, unused_for: Duration) -> Held {
+        let mut index = self.lock();
+        self.load(&mut index);
+        let old: Vec<Key> = Self::unused(&index)
+            .filter(|((of, _), entry)| *of == kind && bound::unused_for(entry.at, unused_for))
+            .map(|(key, _)| key)
+            .collect();
+        let mut gone = Held::default();
+        for key in old {
+            let Some(entry) = index.entries.get(&key).cloned() else { continue };
+            self.remove(&mut index, key);
+            if !index.entries.contains_key(&key) {
+                gone.add(&entry);
             }
         }
+        gone
+    }
+}
+
+/// Files of a kind, together.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Held {
+    pub(crate) count: u64,
+    pub(crate) bytes: u64,
+    /// How many of them are in use.
+    pub(crate) in_use: u64,
+    /// When the last of them was used.
+    pub(crate) last_used: Option<SystemTime>,
+}
+
+impl Held {
+    fn add(&mut self, entry: &Entry) {
+        self.count += 1;
+        self.bytes += entry.size;
+        self.last_used = self.last_used.max(Some(entry.at));
     }
 }
 
@@ -284,13 +343,6 @@ impl Cache {
         self.load(&mut index);
         index.total
     }
-}
-
-/// A fifth of the file system, at most 50 GiB.
-fn default_limit(folder: &Path) -> u64 {
-    const MOST: u64 = 50 << 30;
-    rustix::fs::statvfs(folder)
-        .map_or(MOST, |stat| (stat.f_blocks.saturating_mul(stat.f_frsize) / 5).min(MOST))
 }
 
 /// Writes a draft at once.

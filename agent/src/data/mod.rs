@@ -20,6 +20,7 @@ mod web;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
 
 use atelier_core::content::Digest;
 use atelier_core::content::manifest::ManifestEntry;
@@ -31,6 +32,7 @@ use tonic::transport::Channel;
 pub use error::{Error, Fault};
 
 use cache::Cache;
+pub(crate) use cache::{Held, Kind};
 use content::Source;
 use error::blocking;
 use gateway::Gateway;
@@ -167,6 +169,24 @@ impl DataPlane {
             }
             None => self.0.gateway.put_bytes(&to.datastore, &key, bytes, token).await,
         }
+    }
+}
+
+impl DataPlane {
+    /// Bytes of code and inputs kept at most, but for what is in use.
+    pub(crate) fn cache_limit(&self) -> u64 {
+        self.0.cache.limit()
+    }
+
+    /// What is kept of a kind. Waits for the disk.
+    pub(crate) fn held(&self, kind: Kind) -> Held {
+        self.0.cache.held(kind)
+    }
+
+    /// Removes what is kept of a kind, is not in use and was not used for `unused_for`; tells what went.
+    /// Waits for the disk.
+    pub(crate) fn prune(&self, kind: Kind, unused_for: Duration) -> Held {
+        self.0.cache.prune(kind, unused_for)
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::Write as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -31,6 +32,9 @@ pub(super) struct Built {
     /// What was installed, `name==version`.
     pub(super) packages: Vec<String>,
     pub(super) seconds: f64,
+    /// On the disk; what earlier builds left out is measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) bytes: Option<u64>,
     /// Where it lies; not written down.
     #[serde(skip)]
     pub(super) folder: PathBuf,
@@ -38,13 +42,31 @@ pub(super) struct Built {
 
 /// The complete environment of that key, if it is there and its Python still is.
 pub(super) fn existing(root: &Path, key: &str) -> Option<Built> {
-    let folder = root.join(key);
+    let built = read(&root.join(key))?;
+    // Follows the link to the Python it was made from.
+    fs::metadata(built.folder.join("bin").join("python")).ok()?;
+    Some(built)
+}
+
+/// What the environment in this folder says of itself.
+pub(super) fn read(folder: &Path) -> Option<Built> {
     let text = fs::read(folder.join(MARKER)).ok()?;
     let mut built: Built = serde_json::from_slice(&text).ok()?;
-    // Follows the link to the Python it was made from.
-    fs::metadata(folder.join("bin").join("python")).ok()?;
-    built.folder = folder;
+    built.folder = folder.to_owned();
     (built.version == 1).then_some(built)
+}
+
+/// Bytes on the disk of the files in a folder that count.
+pub(super) fn size(folder: &Path, counts: impl Fn(&fs::Metadata) -> bool + Copy) -> u64 {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries
+        .map(|entry| match entry.metadata() {
+            Ok(meta) if meta.is_dir() => size(&entry.path(), counts),
+            // In units of 512 bytes, whatever the file system's own are.
+            Ok(meta) if counts(&meta) => meta.blocks() * 512,
+            Ok(_) | Err(_) => 0,
+        })
+        .sum()
 }
 
 /// Removes what killed builds left, except where another process is building at this moment.
@@ -60,7 +82,29 @@ pub(super) fn clean(root: &Path) {
 }
 
 /// A folder that is removed unless it was moved away.
-struct Temporary(PathBuf);
+#[derive(Debug)]
+pub(super) struct Temporary(PathBuf);
+
+impl Temporary {
+    /// A name that no other has, for what belongs to `key`.
+    fn of(root: &Path, key: &str) -> std::io::Result<Self> {
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        let building = root.join(BUILDING);
+        fs::create_dir_all(&building)?;
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        // What a name begins with up to the first dot is its key's lock.
+        let key = key.trim_start_matches('.');
+        Ok(Self(building.join(format!("{key}.{}.{number}", std::process::id()))))
+    }
+
+    /// Takes what is in the place of `key` away, in one step; it is removed in its own time.
+    pub(super) fn taking(root: &Path, key: &str) -> std::io::Result<Self> {
+        let temporary = Self::of(root, key)?;
+        fs::rename(root.join(key), &temporary.0)?;
+        Ok(temporary)
+    }
+}
+
 impl Drop for Temporary {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.0);
@@ -92,20 +136,15 @@ pub(super) async fn build(
         if count == 1 { "package" } else { "packages" },
     ));
 
-    static NUMBER: AtomicU64 = AtomicU64::new(0);
     let building = root.join(BUILDING);
-    fs::create_dir_all(&building).map_err(|error| Error::io("create", &building, &error))?;
+    let temporary =
+        Temporary::of(&root, &key).map_err(|error| Error::io("create", &building, &error))?;
     // The lock is held: whatever has this key was left by a build that was killed.
     for entry in fs::read_dir(&building).into_iter().flatten().flatten() {
         if entry.file_name().to_string_lossy().split('.').next() == Some(&key) {
             let _ = fs::remove_dir_all(entry.path());
         }
     }
-    let temporary = Temporary(building.join(format!(
-        "{key}.{}.{}",
-        std::process::id(),
-        NUMBER.fetch_add(1, Ordering::Relaxed)
-    )));
     let packages = home
         .install(&builder, &python, &recipe, &temporary.0, &reporter)
         .await
@@ -117,10 +156,12 @@ pub(super) async fn build(
         requirements: recipe.requirements.clone(),
         packages,
         seconds: started.elapsed().as_secs_f64(),
+        bytes: None,
         folder: root.join(&key),
     };
     let moved = {
-        let (built, from) = (built.clone(), temporary.0.clone());
+        let from = temporary.0.clone();
+        let built = built.clone();
         tokio::task::spawn_blocking(move || publish(&from, &built)).await
     };
     match moved {
@@ -150,9 +191,10 @@ fn publish(from: &Path, built: &Built) -> Result<(), Error> {
     let to = &built.folder;
     rewrite_scripts(from, to).map_err(|error| Error::io("finish", from, &error))?;
     let marker = from.join(MARKER);
+    let measured = Built { bytes: Some(size(from, |_| true)), ..built.clone() };
     let write = || -> std::io::Result<()> {
         let mut file = File::create(&marker)?;
-        file.write_all(&serde_json::to_vec_pretty(built)?)?;
+        file.write_all(&serde_json::to_vec_pretty(&measured)?)?;
         // Everything on the file system, once, is cheaper than thousands of files one by one.
         rustix::fs::syncfs(&file)?;
         Ok(())

@@ -17,7 +17,8 @@ const LARGE: u64 = 64 * 1024;
 
 impl Realised {
     /// The same environment with a layer in `folder`, which is made anew. The node's own programs
-    /// have no layer and stay as they are.
+    /// have no layer and stay as they are. The shared environment is in use as long as the folder around
+    /// `folder` is there.
     ///
     /// # Errors
     /// The node's file system fails.
@@ -25,7 +26,11 @@ impl Realised {
         let Some(shared) = self.shared.clone() else { return Ok(self) };
         let at = folder.clone();
         let made = tokio::task::spawn_blocking(move || {
-            make(&shared, &at).map_err(|error| Error::io("layer the environment in", &at, &error))
+            // The attempt's folder, which the job cannot remove: while it is there the shared environment
+            // is in use.
+            let attempt = at.parent().unwrap_or(&at);
+            let noted = shared.pin.note_use(attempt).and_then(|()| make(&shared.folder, &at));
+            noted.map_err(|error| Error::io("layer the environment in", &at, &error))
         });
         match made.await {
             Ok(result) => result?,

@@ -7,6 +7,7 @@
 mod build;
 mod exec;
 mod host;
+mod keep;
 mod layer;
 mod lock;
 mod progress;
@@ -26,6 +27,8 @@ use tokio::sync::Mutex;
 
 pub use crate::data::Fault;
 use build::Built;
+pub(crate) use keep::Kept;
+use keep::{Keep, Pin};
 use pythons::{Known, Places, find_program, look};
 use shared::{Builds, Reporter};
 use uv::{Builder, Home};
@@ -216,8 +219,15 @@ pub struct Realised {
     pub variables: BTreeMap<String, String>,
     /// For the log: `Python 3.11.7, 45 packages`.
     pub description: String,
-    /// The environment's folder, which other jobs use too; see [`Realised::layered`].
-    shared: Option<PathBuf>,
+    /// What other jobs use too; see [`Realised::layered`].
+    shared: Option<Shared>,
+}
+
+/// An environment that jobs share. It stays while this is held.
+#[derive(Clone, PartialEq, Debug)]
+struct Shared {
+    folder: PathBuf,
+    pin: Arc<Pin>,
 }
 
 /// Where a build's progress goes: the job's log.
@@ -276,6 +286,7 @@ struct Inner {
     /// When a Python could not be fetched, and why.
     unavailable: std::sync::Mutex<BTreeMap<String, (Instant, String)>>,
     builds: Arc<Builds>,
+    keep: Arc<Keep>,
 }
 
 impl Inner {
@@ -296,7 +307,14 @@ impl Environments {
     /// The environments kept in `root`, an absolute path; made when the first one is built. What
     /// killed builds left there is removed.
     pub fn new(root: PathBuf, machine: Machine) -> Self {
+        Self::bounded(root, machine, None)
+    }
+
+    /// The same with so many bytes kept at most, but for what is in use; `None`: a fifth of the file
+    /// system, at most 50 GiB.
+    pub fn bounded(root: PathBuf, machine: Machine, limit: Option<u64>) -> Self {
         build::clean(&root);
+        let keep = Arc::new(Keep::new(root.clone(), limit));
         let home = Home { root, path: machine.path.clone(), uv: machine.uv };
         let mut collections = machine.python_collections;
         collections.push(home.pythons());
@@ -307,6 +325,7 @@ impl Environments {
             fetching: Mutex::default(),
             unavailable: std::sync::Mutex::default(),
             builds: Arc::default(),
+            keep,
         }))
     }
 
@@ -364,12 +383,14 @@ impl Environments {
         // 128 bits are plenty, and paths in scripts have a limit.
         let key = key.to_string()[..32].to_owned();
         let inner = &self.0;
+        // Before it is looked for: from here on it is not removed.
+        let pin = Arc::new(inner.keep.pin(&key));
         let built = match build::existing(&inner.home.root, &key) {
             Some(built) => Arc::new(built),
             None => {
                 std::fs::create_dir_all(&inner.home.root)
                     .map_err(|error| Error::io("create", &inner.home.root, &error))?;
-                inner
+                let built = inner
                     .builds
                     .join(&key, log, |reporter| {
                         build::build(
@@ -380,10 +401,34 @@ impl Environments {
                             reporter,
                         )
                     })
-                    .await?
+                    .await?;
+                self.shrink();
+                built
             }
         };
-        Ok(realised(&built, environment, &recipe))
+        Ok(realised(&built, pin, environment, &recipe))
+    }
+
+    /// Keeps to the bound, in its own time.
+    pub(crate) fn shrink(&self) {
+        let inner = Arc::clone(&self.0);
+        tokio::task::spawn_blocking(move || inner.keep.shrink(&inner.builds));
+    }
+
+    /// Bytes kept at most, but for what is in use.
+    pub(crate) fn limit(&self) -> u64 {
+        self.0.keep.limit()
+    }
+
+    /// What is kept, and how many bytes of packages the installer keeps besides. Waits for the disk.
+    pub(crate) fn kept(&self) -> (Vec<Kept>, u64) {
+        (self.0.keep.list(&self.0.builds), self.0.keep.packages())
+    }
+
+    /// Removes what is not in use and was not used for `unused_for`, with `packages` also the
+    /// installer's; what went, and how many bytes of packages. Waits for the disk.
+    pub(crate) fn prune(&self, unused_for: Duration, packages: bool) -> (Vec<Kept>, u64) {
+        self.0.keep.prune(&self.0.builds, unused_for, packages)
     }
 
     fn no_containers(&self) -> String {
@@ -505,7 +550,12 @@ impl Environments {
     }
 }
 
-fn realised(built: &Built, environment: &InlineEnvironment, recipe: &Recipe) -> Realised {
+fn realised(
+    built: &Built,
+    pin: Arc<Pin>,
+    environment: &InlineEnvironment,
+    recipe: &Recipe,
+) -> Realised {
     let folder = built.folder.display().to_string();
     let name = environment.name.clone().unwrap_or_else(|| "project_environment".into());
     let mut variables = BTreeMap::from([
@@ -526,7 +576,7 @@ fn realised(built: &Built, environment: &InlineEnvironment, recipe: &Recipe) -> 
         path: vec![built.folder.join("bin")],
         variables,
         description,
-        shared: Some(built.folder.clone()),
+        shared: Some(Shared { folder: built.folder.clone(), pin }),
     }
 }
 

@@ -1,6 +1,6 @@
 //! One build, however many ask for it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -90,6 +90,17 @@ impl Builds {
                 return Err(Error::Stopped);
             }
         }
+    }
+
+    /// What is being built.
+    pub(super) fn keys(&self) -> HashSet<String> {
+        self.lock().0.keys().cloned().collect()
+    }
+
+    /// Acts while nothing is built and nothing can begin to be; `None` if something is.
+    pub(super) fn if_idle<T>(&self, act: impl FnOnce() -> T) -> Option<T> {
+        let guard = self.lock();
+        guard.0.is_empty().then(act)
     }
 
     fn attend<F>(

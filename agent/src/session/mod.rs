@@ -23,7 +23,7 @@ use crate::exec::{self, Channel};
 use crate::facts::Facts;
 use crate::monitor::NodeSampler;
 use crate::notify::Notifier;
-use crate::{clock, logs};
+use crate::{caches, clock, logs};
 
 mod connection;
 mod registry;
@@ -226,7 +226,7 @@ impl Session {
             token: connection.token,
             shared,
             cache_dir: self.cache.clone(),
-            cache_bytes: None,
+            cache_bytes: self.args.data_cache,
         })?;
         self.client.send_replace(Some(connection.client));
         self.services.send_replace(Some(Arc::new(Services {
@@ -301,6 +301,7 @@ impl Session {
             Down::Acknowledge(key) => self.registry.acknowledge(&self.node, &key),
             Down::Discard(key) => self.registry.discard(&self.node, &key),
             Down::OpenChannel(request) => self.open_channel(request),
+            Down::AskCache(ask) => self.tell_cache(ask, up),
             Down::Welcome(_) | Down::FollowLog(_) | Down::HeartbeatAck(_) => {}
         }
     }
@@ -318,6 +319,19 @@ impl Session {
         tokio::task::spawn_local(async move {
             exec::answer(args, channel).await;
             drop(permit);
+        });
+    }
+
+    /// Tells what is kept here, off this thread: it takes a look at the disk.
+    fn tell_cache(&self, ask: pb::AskCache, up: &mpsc::UnboundedSender<pb::AgentMessage>) {
+        let services = self.services.borrow().clone();
+        let (environments, up) = (self.node.environments.clone(), up.clone());
+        tokio::task::spawn_blocking(move || {
+            let data = services.as_ref().map(|services| &services.data);
+            let cache = caches::report(&environments, data, ask.prune.as_ref());
+            let report = pb::CacheReport { request_id: ask.request_id, cache: Some(cache) };
+            // The session may have ended; then nobody waits any more.
+            let _ = up.send(message(Up::Cache(report)));
         });
     }
 

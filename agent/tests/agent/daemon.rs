@@ -242,6 +242,7 @@ impl Session {
                     Up::Heartbeat(heartbeat) => return heartbeat,
                     Up::Report(report) => self.seen.push(report),
                     Up::Hello(_) => panic!("a second Hello"),
+                    Up::Cache(_) => panic!("nobody asked what is kept"),
                 }
             }
         })

@@ -37,7 +37,7 @@ pub(super) fn length(millis: i64) -> String {
 }
 
 /// Bytes for people: `999 B`, `1.5 MiB`.
-pub(super) fn size(bytes: u64) -> String {
+pub(in crate::cli) fn size(bytes: u64) -> String {
     const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
     let mut value = bytes as f64;
     let mut unit = "B";

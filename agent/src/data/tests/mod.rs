@@ -11,7 +11,7 @@ use std::path::Path;
 
 use atelier_core::content::Digest;
 
-use super::cache::{Cache, Kind, write_draft};
+use super::cache::{Cache, write_draft};
 use super::*;
 use world::World;
 
@@ -126,4 +126,33 @@ fn no_space_left_is_told_apart() {
     let error = write_draft(&draft, b"x").unwrap_err();
     std::mem::forget(draft);
     assert_eq!(error.fault(), Fault::DiskFull, "{error}");
+}
+
+#[test]
+fn the_cache_tells_what_it_holds_and_lets_go_of_what_is_not_in_use() {
+    use std::time::Duration;
+    let folder = tempfile::tempdir().unwrap();
+    let cache = Cache::open(folder.path(), Some(10_000)).unwrap();
+    let keep = |kind: Kind, number: u8| {
+        let draft = cache.draft();
+        write_draft(&draft, &[number; 100]).unwrap();
+        cache.keep(draft, kind, Digest::of(&[number])).unwrap()
+    };
+    let (_, pinned) = keep(Kind::Files, 1);
+    let (linked, _) = keep(Kind::Files, 2);
+    fs::hard_link(&linked, folder.path().join("an-input")).unwrap();
+    keep(Kind::Files, 3);
+    keep(Kind::Objects, 4);
+    let held = cache.held(Kind::Files);
+    assert_eq!((held.count, held.bytes, held.in_use), (3, 300, 2));
+    assert_eq!(cache.held(Kind::Objects).count, 1);
+    assert_eq!(cache.prune(Kind::Files, Duration::from_secs(3600)).count, 0);
+    let gone = cache.prune(Kind::Files, Duration::ZERO);
+    assert_eq!((gone.count, gone.bytes), (1, 100));
+    assert_eq!(cache.held(Kind::Files).count, 2);
+    assert_eq!(cache.total(), 300);
+    drop(pinned);
+    assert_eq!(cache.prune(Kind::Files, Duration::ZERO).count, 1);
+    assert!(linked.exists(), "an input of a job");
+    assert_eq!(cache.held(Kind::Objects).count, 1);
 }

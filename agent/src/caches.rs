@@ -1,0 +1,94 @@
+//! What this node keeps of what it built and fetched, as the daemon is told of it.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use atelier_proto::compute::v1::cache_entry::Kind as Told;
+use atelier_proto::compute::v1::{CacheEntry, NodeCache, PruneNodeCacheRequest};
+
+use crate::data::{DataPlane, Held, Kind};
+use crate::environment::{Environments, Kept};
+
+/// Environments that are told of at most; a message has a bound.
+const MOST: usize = 5000;
+/// Of the data, what is told as what.
+const DATA: [(Kind, Told); 2] = [(Kind::Objects, Told::Code), (Kind::Files, Told::Inputs)];
+
+/// Tells what is kept, with `prune` after what is not in use was removed. Waits for the disk.
+pub(crate) fn report(
+    environments: &Environments,
+    data: Option<&DataPlane>,
+    prune: Option<&PruneNodeCacheRequest>,
+) -> NodeCache {
+    let removed = prune.map(|prune| pruned(environments, data, prune)).unwrap_or_default();
+    let (kept, packages) = environments.kept();
+    let mut entries: Vec<CacheEntry> = kept.iter().take(MOST).map(environment).collect();
+    entries.extend(of_packages(packages));
+    for (kind, told) in DATA {
+        entries.extend(data.and_then(|data| of_data(data.held(kind), told)));
+    }
+    NodeCache {
+        entries,
+        environment_limit: environments.limit(),
+        data_limit: data.map_or(0, DataPlane::cache_limit),
+        removed,
+    }
+}
+
+fn pruned(
+    environments: &Environments,
+    data: Option<&DataPlane>,
+    prune: &PruneNodeCacheRequest,
+) -> Vec<CacheEntry> {
+    let unused_for = Duration::from_secs(prune.unused_for_s);
+    // Packages have no time of their last use; they are kept for what is still young.
+    let (gone, packages) = environments.prune(unused_for, prune.all && unused_for.is_zero());
+    let mut removed: Vec<CacheEntry> = gone.iter().take(MOST).map(environment).collect();
+    removed.extend(of_packages(packages));
+    if prune.all {
+        for (kind, told) in DATA {
+            removed.extend(data.and_then(|data| of_data(data.prune(kind, unused_for), told)));
+        }
+    }
+    tracing::info!(entries = removed.len(), "the cache was pruned");
+    removed
+}
+
+fn environment(kept: &Kept) -> CacheEntry {
+    CacheEntry {
+        kind: Told::Environment.into(),
+        name: kept.key.clone(),
+        description: kept.description(),
+        bytes: kept.bytes,
+        count: 1,
+        last_used_ms: millis(kept.last_used),
+        in_use: kept.in_use,
+        building: kept.building,
+    }
+}
+
+fn of_packages(bytes: u64) -> Option<CacheEntry> {
+    (bytes > 0).then(|| CacheEntry {
+        kind: Told::Packages.into(),
+        description: "packages that the installer keeps".to_owned(),
+        bytes,
+        count: 1,
+        ..CacheEntry::default()
+    })
+}
+
+fn of_data(held: Held, told: Told) -> Option<CacheEntry> {
+    (held.count > 0).then(|| CacheEntry {
+        kind: told.into(),
+        description: format!("{} files", held.count),
+        bytes: held.bytes,
+        count: held.count,
+        in_use: held.in_use,
+        last_used_ms: held.last_used.map_or(0, millis),
+        ..CacheEntry::default()
+    })
+}
+
+fn millis(time: SystemTime) -> i64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
