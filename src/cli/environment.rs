@@ -347,12 +347,12 @@ const COLUMNS: &[Column] = &[
     Column {
         title: "STATE",
         cell: |e| {
-            Some(match (e["archived"] == true, e["latest"] == true) {
+            let state = match (e["archived"] == true, e["latest"] == true) {
                 (true, _) => "archived",
                 (false, true) => "latest",
                 (false, false) => "",
-            })
-            .map(str::to_owned)
+            };
+            Some(state.to_owned())
         },
     },
     Column {

@@ -65,7 +65,7 @@ pub enum Found {
     /// A version that the workspace keeps.
     Version(Box<ListedEnvironment>),
     /// A curated environment.
-    Curated(Curated),
+    Curated(Box<Curated>),
 }
 
 /// A curated environment.
@@ -147,7 +147,7 @@ impl Environments {
             return self.version(&own.name, version);
         }
         match self.curated_of(&asset.name) {
-            Some(curated) => Ok(Found::Curated(curated)),
+            Some(curated) => Ok(Found::Curated(Box::new(curated))),
             None => Err(self.no_such(&asset.name)?),
         }
     }

@@ -114,7 +114,7 @@ impl pb::environment_service_server::EnvironmentService for Service {
 
 fn known(found: FoundEnvironment) -> Vec<Curated> {
     match found {
-        FoundEnvironment::Curated(curated) => vec![curated],
+        FoundEnvironment::Curated(curated) => vec![*curated],
         FoundEnvironment::Version(_) => Vec::new(),
     }
 }
