@@ -182,3 +182,18 @@ fn errors_of_the_client_say_what_to_do() {
         assert!(error.help.as_deref().is_some_and(|text| text.contains(help)), "{error:?}");
     }
 }
+
+#[test]
+fn times_are_written_with_units_up_to_days() {
+    use super::node::seconds;
+    for (text, expected) in
+        [("90", 90), ("30m", 1800), ("2h 15m", 8100), ("7d", 604_800), ("1w 1d", 691_200)]
+    {
+        assert_eq!(seconds(text), Ok(expected), "{text}");
+    }
+    for wrong in ["", "soon", "-1h", "1mo", "2 years", "99999999999999999999"] {
+        assert!(seconds(wrong).unwrap_err().contains("7d"), "{wrong}");
+    }
+    assert!(parses(&["node", "cache", "prune", "gpu-3", "--all", "--older-than", "7d"]));
+    assert!(complaint(&["node", "cache", "prune"]).contains("NAME"));
+}
