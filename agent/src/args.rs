@@ -52,6 +52,9 @@ pub struct AgentArgs {
     /// GPUs offered to jobs, the first N [default: all]
     #[arg(long, value_name = "N")]
     pub gpus: Option<u32>,
+    /// A recording of GPUs to use in place of this machine's, for tests: see docs/development.md
+    #[arg(long, value_name = "FILE", env = "ATELIER_GPU_RECORDING", hide = true)]
+    pub gpu_recording: Option<PathBuf>,
     /// Scratch disk offered to jobs, for example 100GiB
     /// [default: all of the file system of the data folder]
     #[arg(long, value_name = "SIZE", value_parser = mebibytes)]

@@ -4,12 +4,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::{env, fs, thread};
 
-use atelier_proto::agent::v1::Gpu;
-
 use crate::args::AgentArgs;
 use crate::cgroup::Cgroups;
 use crate::monitor::NodeSampler;
-use crate::monitor::gpu::Gpus;
 
 /// What the daemon is told of this node.
 #[derive(Clone, Debug, Default)]
@@ -20,7 +17,6 @@ pub(crate) struct Facts {
     pub(crate) os: String,
     pub(crate) cpu_milli: u64,
     pub(crate) memory_mib: u64,
-    pub(crate) gpus: Vec<Gpu>,
     /// `None` if it cannot be told.
     pub(crate) disk_mib: Option<u64>,
     pub(crate) labels: BTreeMap<String, String>,
@@ -32,12 +28,9 @@ pub(crate) struct Facts {
 pub(crate) fn gather(
     args: &AgentArgs,
     root: &Path,
-    gpus: &dyn Gpus,
     sampler: &mut NodeSampler,
     cgroups: &Cgroups,
 ) -> Facts {
-    let mut inventory = gpus.inventory();
-    inventory.truncate(args.gpus.map_or(usize::MAX, |count| count as usize));
     let cpus = thread::available_parallelism().map_or(1, usize::from) as u64;
     let folders = search_path();
     let mut other = BTreeMap::new();
@@ -57,7 +50,6 @@ pub(crate) fn gather(
         os: os(),
         cpu_milli: args.cpus.unwrap_or(cpus * 1000),
         memory_mib: args.memory.unwrap_or_else(|| sampler.memory_mib()),
-        gpus: inventory,
         disk_mib: args.disk.or_else(|| disk_mib(root)),
         labels: args.labels.iter().cloned().collect(),
         other,

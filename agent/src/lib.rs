@@ -24,6 +24,7 @@ pub mod data;
 pub mod environment;
 mod exec;
 mod facts;
+mod gpu;
 mod isolation;
 mod logs;
 mod monitor;
@@ -41,6 +42,7 @@ pub use supervisor::supervise_if_asked;
 
 use crate::attempt::{Node, Spares};
 use crate::cgroup::{Cgroups, NodeLimits};
+use crate::gpu::Devices;
 use crate::isolation::{Abilities, Means};
 use crate::monitor::{Monitor, NodeSampler};
 use crate::session::{Registry, Session};
@@ -77,6 +79,9 @@ pub enum Error {
         "this machine cannot isolate jobs ({0}): see to that, or start the agent with --isolation auto"
     )]
     NotIsolated(String),
+    /// The GPUs of a recording cannot be had.
+    #[error("no GPUs: {0}")]
+    Recording(String),
     /// The operating system lacks something.
     #[error("cannot read {what}")]
     System {
@@ -126,11 +131,15 @@ async fn serve(
         None => atelier_core::id::NodeName::new(&facts::hostname())?.to_string(),
     };
 
-    let gpus: Arc<dyn monitor::gpu::Gpus> = Arc::from(monitor::gpu::find());
+    let gpus: Arc<dyn gpu::Gpus> =
+        Arc::from(gpu::find(args.gpu_recording.as_deref()).map_err(Error::Recording)?);
+    let owners = gpu::Owners::new(attempts.clone(), cgroup::parent_name(&name, &root));
+    let most = args.gpus.map_or(usize::MAX, |count| count as usize);
+    let devices = Arc::new(Devices::new(gpus.clone(), owners, most));
     let mut sampler = NodeSampler::new(root.clone());
     let cgroups = find_cgroups(&args, &name, &root, &mut sampler);
     let (isolated, not_isolated) = isolate(args.isolation, &root)?;
-    let mut facts = facts::gather(&args, &root, gpus.as_ref(), &mut sampler, &cgroups);
+    let mut facts = facts::gather(&args, &root, &mut sampler, &cgroups);
     let isolation = match isolated.map(|abilities| abilities.means) {
         Some(Means::UserNamespace | Means::Root) => "private",
         Some(Means::Rules) => "rules on files",
@@ -178,6 +187,7 @@ async fn serve(
             args.environment_cache,
         ),
         monitor: monitor_handle,
+        devices: devices.clone(),
     });
     let registry = Registry::load(&node).map_err(|source| Error::Folder {
         path: attempts,
@@ -208,6 +218,7 @@ async fn serve(
     };
     // Ends with the session: it holds the last handle.
     let monitor = tokio::spawn(monitor.run());
+    let watching = tokio::spawn(devices.watch());
     let span = tracing::info_span!("node", node = %node_name);
     let ended = session.run(shutdown).instrument(span).await;
     match &ended {
@@ -215,6 +226,7 @@ async fn serve(
         Err(error) => notifier.status(&session::chain(error)),
     }
     monitor.abort();
+    watching.abort();
     ended.map_err(|error| Error::Session(session::chain(&error)))
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::id::{ComputeName, NodeName, Principal};
-use crate::resource::Capacity;
+use crate::resource::{Capacity, GpuDevice, GpuIndex};
 use crate::spec::limits::MAX_LABEL;
 use crate::time::Timestamp;
 
@@ -19,6 +19,9 @@ pub struct NodeRecord {
     pub compute: ComputeName,
     /// What it offers to jobs.
     pub capacity: Capacity,
+    /// Devices that it has and does not offer.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub gpus_out: BTreeMap<GpuIndex, GpuOut>,
     /// The agent's version.
     pub version: String,
     /// The machine's own name.
@@ -38,7 +41,42 @@ pub struct NodeRecord {
     pub drain: Option<Drain>,
 }
 
+/// A GPU that jobs do not get.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct GpuOut {
+    /// What it is.
+    pub device: GpuDevice,
+    /// Why, in words.
+    pub reason: String,
+}
+
+/// What of a node has changed since it joined.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct NodeChange {
+    /// The devices that it offers now, by index.
+    pub gpus: BTreeMap<GpuIndex, GpuDevice>,
+    /// Those that it does not.
+    pub gpus_out: BTreeMap<GpuIndex, GpuOut>,
+    /// What the machine can and cannot do.
+    pub facts: BTreeMap<String, String>,
+}
+
 impl NodeRecord {
+    /// What it would offer if nothing of it were broken.
+    pub fn mended(&self) -> Capacity {
+        let mut capacity = self.capacity.clone();
+        let out = self.gpus_out.iter().map(|(index, out)| (*index, out.device.clone()));
+        capacity.gpus.extend(out);
+        capacity
+    }
+
+    /// What is wrong with its GPUs, if something is: `GPU 3 is out: 2 uncorrected ECC errors`.
+    pub fn gpu_trouble(&self) -> Option<String> {
+        let each = self.gpus_out.iter();
+        let each = each.map(|(index, out)| format!("GPU {index} is out: {}", out.reason));
+        (!self.gpus_out.is_empty()).then(|| each.collect::<Vec<_>>().join("; "))
+    }
+
     /// Why the node does not keep jobs apart as well as can be, if it does not. An agent that says nothing
     /// of it cannot.
     pub fn not_contained(&self) -> Option<String> {

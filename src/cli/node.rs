@@ -146,6 +146,7 @@ fn view(node: &pb::Node) -> Value {
                 "uuid": gpu.uuid,
                 "free": gpu.free,
                 "free_share": f64::from(gpu.free_milli) / 1000.0,
+                "out": (!gpu.out.is_empty()).then_some(&gpu.out),
             })
         })
         .collect();

@@ -7,7 +7,7 @@ use atelier_core::compute::Cluster;
 use atelier_core::id::{ComputeName, JobName, NodeName, Principal};
 use atelier_core::job::{Event, Job, JobStatus, Report};
 use atelier_core::live::{ClusterChange, Entered, Entering, Live, Refusal, TakenAway};
-use atelier_core::node::NodeRecord;
+use atelier_core::node::{NodeChange, NodeRecord};
 use atelier_core::sched::Limits;
 use atelier_core::spec::CommandJob;
 use tokio::sync::{broadcast, mpsc, oneshot};
@@ -86,6 +86,7 @@ pub(super) enum Command {
     Forget { job: JobName, reply: Reply<()> },
     NodeJoined { join: Box<Join>, reply: Reply<()> },
     NodeReport { node: NodeName, session: u64, report: Box<Report> },
+    NodeChanged { node: NodeName, session: u64, change: Box<NodeChange> },
     Drain { request: Box<DrainRequest>, reply: Reply<()> },
     Resume { node: NodeName, reply: Reply<()> },
     Compute { change: Box<ComputeChange>, reply: Reply<()> },
@@ -294,6 +295,16 @@ impl Handle {
         report: Report,
     ) -> Result<(), Error> {
         self.send(Command::NodeReport { node, session, report: Box::new(report) }).await
+    }
+
+    /// A node's word on what has changed since it joined.
+    pub async fn node_changed(
+        &self,
+        node: NodeName,
+        session: u64,
+        change: NodeChange,
+    ) -> Result<(), Error> {
+        self.send(Command::NodeChanged { node, session, change: Box::new(change) }).await
     }
 
     /// A node's session has ended.

@@ -203,6 +203,7 @@ impl Reactor {
             | Command::Tell { .. } => true,
             Command::Enter { .. }
             | Command::NodeReport { .. }
+            | Command::NodeChanged { .. }
             | Command::Drain { .. }
             | Command::Resume { .. }
             | Command::Compute { .. }
@@ -441,6 +442,11 @@ impl Reactor {
             Command::NodeReport { node, session, report } => {
                 if self.session(&node, session) {
                     self.live.report(&node, *report, now, &mut round.decisions);
+                }
+            }
+            Command::NodeChanged { node, session, change } => {
+                if self.session(&node, session) {
+                    self.live.node_changed(&node, *change, &mut round.decisions);
                 }
             }
             Command::NodeLeft { node, session } => {

@@ -221,6 +221,13 @@ async fn listen(
                 shared.caches.told(&node, report.request_id, cache);
                 Ok(())
             }
+            Some(Message::Changed(changed)) => match convert::node_change(&changed) {
+                Ok(change) => shared.handle.node_changed(node.clone(), session, change).await,
+                Err(error) => {
+                    tracing::warn!(%node, %error, "a change of a node was not understood");
+                    Ok(())
+                }
+            },
             // A second hello would need a second reconciliation: let it open a new session.
             Some(Message::Hello(_)) => break,
             None => Ok(()),

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use atelier_core::compute::{Cluster, Instance, InstanceState, NodeShape, Placement};
 use atelier_core::id::{ComputeName, NodeName, Principal};
 use atelier_core::live::{ClusterChange, Live, LiveNode};
-use atelier_core::node::{Drain, Link};
+use atelier_core::node::{Drain, Link, NodeRecord};
 use atelier_core::resource::{GpuIndex, Ledger, MilliGpu, WHOLE_GPU};
 use atelier_core::sched::Limits;
 use atelier_core::time::Timestamp;
@@ -488,8 +488,13 @@ fn state_of(live: &Live, node: &LiveNode) -> (pb::NodeState, String) {
     }
     match node.link {
         Link::Ready if node.record.drain.is_some() => (pb::NodeState::Leaving, drained(node)),
-        Link::Ready if node.attempts.is_empty() => (pb::NodeState::Idle, String::new()),
-        Link::Ready => (pb::NodeState::Running, String::new()),
+        Link::Ready => {
+            let state = match node.attempts.is_empty() {
+                true => pb::NodeState::Idle,
+                false => pb::NodeState::Running,
+            };
+            (state, node.record.gpu_trouble().unwrap_or_default())
+        }
         Link::Silent { .. } => {
             let reason = "its agent is not connected; see its log, or start it again";
             (pb::NodeState::Unusable, reason.to_owned())
@@ -517,9 +522,7 @@ fn describe_node(live: &Live, node: &LiveNode, views: &HashMap<NodeName, NodeVie
     let view = views.get(&record.name).cloned().unwrap_or_default();
     let drain = record.drain.as_ref();
     let (state, reason) = state_of(live, node);
-    let free_gpus: BTreeMap<GpuIndex, MilliGpu> =
-        ledger.map(|(ledger, _)| ledger.free_shares().collect()).unwrap_or_default();
-    let free_of = |index| free_gpus.get(&index).copied().unwrap_or_default();
+    let free_gpus = ledger.map(|(ledger, _)| ledger.free_shares().collect()).unwrap_or_default();
     pb::Node {
         name: record.name.to_string(),
         compute: record.compute.to_string(),
@@ -527,19 +530,7 @@ fn describe_node(live: &Live, node: &LiveNode, views: &HashMap<NodeName, NodeVie
         reason,
         capacity: ledger.map(|(ledger, _)| whole(ledger)),
         free: ledger.map(|(ledger, _)| free(ledger)),
-        gpus: record
-            .capacity
-            .gpus
-            .iter()
-            .map(|(&index, gpu)| pb::Gpu {
-                index: index.into(),
-                uuid: gpu.uuid.clone(),
-                model: gpu.model.clone(),
-                memory_mib: gpu.memory,
-                free: free_of(index) == WHOLE_GPU,
-                free_milli: free_of(index).into(),
-            })
-            .collect(),
+        gpus: gpus(record, &free_gpus),
         jobs: node.attempts.keys().map(ToString::to_string).collect(),
         last_seen_ms: view.last_seen,
         agent_version: record.version.clone(),
@@ -551,4 +542,27 @@ fn describe_node(live: &Live, node: &LiveNode, views: &HashMap<NodeName, NodeVie
         labels: record.capacity.labels.clone(),
         address: record.address.clone().unwrap_or_default(),
     }
+}
+
+/// All devices of a node, by index: those that it offers and those that it does not.
+fn gpus(record: &NodeRecord, free: &BTreeMap<GpuIndex, MilliGpu>) -> Vec<pb::Gpu> {
+    let offered = record.capacity.gpus.iter().map(|(index, device)| (index, device, ""));
+    let out = record.gpus_out.iter().map(|(index, out)| (index, &out.device, out.reason.as_str()));
+    let mut all: Vec<pb::Gpu> = offered
+        .chain(out)
+        .map(|(index, device, out)| {
+            let free = free.get(index).copied().unwrap_or_default();
+            pb::Gpu {
+                index: (*index).into(),
+                uuid: device.uuid.clone(),
+                model: device.model.clone(),
+                memory_mib: device.memory,
+                free: free == WHOLE_GPU,
+                free_milli: free.into(),
+                out: out.to_owned(),
+            }
+        })
+        .collect();
+    all.sort_by_key(|gpu| gpu.index);
+    all
 }

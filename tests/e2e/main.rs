@@ -23,6 +23,7 @@ mod environments;
 mod events;
 mod exec;
 mod gangs;
+mod gpus;
 mod isolation;
 mod jobs;
 mod local;

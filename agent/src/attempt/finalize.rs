@@ -55,8 +55,9 @@ struct Part {
     output: Option<String>,
 }
 
-/// Stores what the attempt left and makes the report of its end.
-pub(super) async fn finalize(attempt: &Attempt, end: End) -> Ended {
+/// Stores what the attempt left and makes the report of its end. `sick`: what is wrong with one of its
+/// devices.
+pub(super) async fn finalize(attempt: &Attempt, end: End, sick: Option<Problem>) -> Ended {
     let started_at_ms = match &end {
         End::Exited(exited) => exited.started_at_ms,
         End::NotStarted(_) => 0,
@@ -68,7 +69,7 @@ pub(super) async fn finalize(attempt: &Attempt, end: End) -> Ended {
     let mut ended = Ended { started_at_ms, ..Ended::default() };
     let ran = !matches!(end, End::NotStarted(_));
     match end {
-        End::Exited(exited) => of_exit(attempt, &exited, &mut ended),
+        End::Exited(exited) => of_exit(attempt, &exited, sick, &mut ended),
         End::NotStarted(problem) | End::Lost(problem) => {
             ended.problem = Some(problem);
             ended.log_bytes = fs::metadata(attempt.folder.log()).map_or(0, |log| log.len());
@@ -96,7 +97,7 @@ pub(super) async fn finalize(attempt: &Attempt, end: End) -> Ended {
     ended
 }
 
-fn of_exit(attempt: &Attempt, exited: &Exited, ended: &mut Ended) {
+fn of_exit(attempt: &Attempt, exited: &Exited, sick: Option<Problem>, ended: &mut Ended) {
     ended.exited_at_ms = exited.exited_at_ms;
     ended.log_bytes = exited.log_bytes;
     ended.log_truncated = exited.log_dropped > 0;
@@ -110,11 +111,11 @@ fn of_exit(attempt: &Attempt, exited: &Exited, ended: &mut Ended) {
         Outcome::Signal(signal) => Some(Exit { how: Some(exit::How::Signal(*signal)) }),
         Outcome::NotStarted { .. } => None,
     };
-    ended.problem = problem_of(attempt, exited);
+    ended.problem = problem_of(attempt, exited, sick);
 }
 
 /// What went wrong besides the exit itself.
-fn problem_of(attempt: &Attempt, exited: &Exited) -> Option<Problem> {
+fn problem_of(attempt: &Attempt, exited: &Exited, sick: Option<Problem>) -> Option<Problem> {
     match exited.ended_by {
         Some(EndedBy::Timeout) => {
             let limit = attempt.spec.limits.timeout.unwrap_or(0);
@@ -130,10 +131,12 @@ fn problem_of(attempt: &Attempt, exited: &Exited) -> Option<Problem> {
             return Some(match attempt.folder.cancel() {
                 Some(reason) if reason.is_empty() => problem(Cause::Canceled, "canceled"),
                 Some(reason) => problem(Cause::Canceled, reason),
-                None => problem(
-                    Cause::Platform,
-                    "the job was told to stop from outside Atelier, as when the node shuts down",
-                ),
+                None => attempt.folder.verdict().unwrap_or_else(|| {
+                    problem(
+                        Cause::Platform,
+                        "the job was told to stop from outside Atelier, as when the node shuts down",
+                    )
+                }),
             });
         }
         None => {}
@@ -143,6 +146,10 @@ fn problem_of(attempt: &Attempt, exited: &Exited) -> Option<Problem> {
         && exited.outcome != Outcome::Code(0)
     {
         return Some(problem::out_of_memory(memory));
+    }
+    // Whether the program saw the fault cannot be told; the job is not to pay for it.
+    if sick.is_some() && exited.outcome != Outcome::Code(0) {
+        return sick;
     }
     match (&exited.outcome, exited.log_error) {
         (Outcome::NotStarted { what, errno: libc::E2BIG }, _) => Some(problem(

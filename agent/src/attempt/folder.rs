@@ -19,6 +19,7 @@ use crate::record;
 pub(super) const ASSIGNMENT: &str = "assignment.pb";
 const ENDED: &str = "ended.pb";
 const CANCEL: &str = "cancel.json";
+const VERDICT: &str = "verdict.pb";
 pub(super) const LOG: &str = "std_log.txt";
 pub(super) const WORK: &str = "work";
 /// What an isolated command sees as `/tmp`.
@@ -162,6 +163,16 @@ impl Folder {
 
     pub(crate) fn cancel(&self) -> Option<String> {
         record::read(&self.path, CANCEL).ok().flatten()
+    }
+
+    /// Notes why this node itself ends the attempt.
+    pub(crate) fn write_verdict(&self, problem: &pb::Problem) -> io::Result<()> {
+        record::write_bytes(&self.path, VERDICT, &problem.encode_to_vec())
+    }
+
+    pub(crate) fn verdict(&self) -> Option<pb::Problem> {
+        let bytes = fs::read(self.path.join(VERDICT)).ok()?;
+        pb::Problem::decode(bytes.as_slice()).ok()
     }
 
     /// Puts everything that a report could be made of on the disk.

@@ -26,6 +26,10 @@ pub(super) async fn launch(attempt: &Attempt, prepared: Prepared) -> Result<Proc
                        start the job";
         return Err(problem::problem(Cause::LeaseExpired, message));
     }
+    // The daemon may not have heard of it when it placed the job.
+    if let Some((index, reason)) = attempt.node.devices.sick_one(&assignment.gpu_indices) {
+        return Err(problem::gpu_lost(index, &reason));
+    }
     let mut limits = attempt.node.cgroups.limits_of(assignment.cpu_milli, assignment.memory_mib);
     limits.processes =
         attempt.node.process_limit.map_or(limits.processes, |most| most.min(limits.processes));

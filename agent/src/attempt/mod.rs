@@ -20,6 +20,7 @@ use crate::clock;
 use crate::data::DataPlane;
 use crate::environment::Environments;
 use crate::exec::Entrance;
+use crate::gpu::Devices;
 use crate::isolation::Abilities;
 use crate::monitor;
 use crate::supervisor::{Launcher, Lease};
@@ -41,7 +42,7 @@ pub(crate) use problem::{of as problem_of, problem as make_problem};
 pub(crate) use reattach::{Decision, Loss, decide, end_forgotten, look};
 pub(crate) use run::run;
 pub(crate) use spares::Spares;
-pub(crate) use variables::inherited;
+pub(crate) use variables::{MARK, inherited};
 
 /// What all attempts on a node share.
 pub(crate) struct Node {
@@ -80,6 +81,7 @@ pub(crate) struct Node {
     pub(crate) connected: watch::Receiver<bool>,
     pub(crate) environments: Environments,
     pub(crate) monitor: monitor::Handle,
+    pub(crate) devices: Arc<Devices>,
 }
 
 /// What an attempt needs of a daemon.

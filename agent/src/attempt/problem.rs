@@ -62,6 +62,11 @@ pub(crate) fn out_of_memory(found: &OutOfMemory) -> Problem {
     problem(Cause::OutOfMemory, message)
 }
 
+/// A GPU of the job is not fit any more.
+pub(crate) fn gpu_lost(index: u32, reason: &str) -> Problem {
+    problem(Cause::GpuLost, format!("GPU {index} of the node, which the job had, is out: {reason}"))
+}
+
 /// Whether an error, or what it comes from, says that no space is left.
 pub(crate) fn is_disk_full(error: &(dyn Error + 'static)) -> bool {
     let full = |error: &io::Error| {

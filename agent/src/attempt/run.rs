@@ -11,10 +11,9 @@ use super::finalize::{self, End};
 use super::process::Process;
 use super::reattach::{Decision, Loss, decide, look};
 use super::{Attempt, News, Order, launch, prepare, problem, variables};
-use crate::clock;
 use crate::monitor::Whole;
-use crate::record;
 use crate::supervisor::{LAUNCH, Launch, kill_marked};
+use crate::{clock, gpu, record};
 
 /// Why an attempt's task stops before its end.
 struct Discarded;
@@ -33,6 +32,7 @@ pub(crate) async fn run(attempt: Attempt, from: Decision) {
         }
         Err(Discarded) => {
             attempt.log_complete.send_replace(true);
+            settle(&attempt).await;
             let (folder, epoch) = (attempt.folder.clone(), attempt.key.epoch);
             let removed = tokio::task::spawn_blocking(move || folder.remove()).await;
             if let Ok(Err(error)) = removed {
@@ -130,7 +130,7 @@ async fn watch(
     // The order may have come before the process did.
     let mut orders = attempt.orders.clone();
     orders.mark_changed();
-    let mut discard = false;
+    let (mut discard, mut sentenced) = (false, false);
     let mut found = loop {
         tokio::select! {
             biased;
@@ -161,6 +161,14 @@ async fn watch(
                     process.signal(Signal::CONT);
                 }
             },
+            problem = verdict(attempt), if !sentenced => {
+                sentenced = true;
+                // Without this note the end would be taken for a shutdown of the node.
+                if let Err(error) = attempt.folder.write_verdict(&problem) {
+                    tracing::warn!(epoch = attempt.key.epoch, %error, "cannot note why a job is ended");
+                }
+                process.signal(Signal::TERM);
+            }
         }
     };
     // Whoever was let in is of the attempt too: none of it may live when its end is told.
@@ -196,6 +204,12 @@ async fn watch(
         Decision::Lost(loss) => lost(attempt, loss).await,
         Decision::Attach(_) | Decision::Report(_) => lost(attempt, Loss::Supervisor).await,
     }
+}
+
+/// Once this node has to end what runs: why.
+async fn verdict(attempt: &Attempt) -> Problem {
+    let (index, reason) = attempt.node.devices.lost(&attempt.assignment.gpu_indices).await;
+    problem::gpu_lost(index, &reason)
 }
 
 async fn next_order(orders: &mut tokio::sync::watch::Receiver<Order>) -> Order {
@@ -248,9 +262,18 @@ fn kill_left(folder: &Path) -> bool {
 
 async fn end(attempt: &Attempt, end: End) -> Result<Ended, Discarded> {
     attempt.log_complete.send_replace(true);
+    // With the report of the end its devices may be given to another.
+    let sick = settle(attempt).await;
     tokio::select! {
         biased;
         () = attempt.discarded() => Err(Discarded),
-        ended = finalize::finalize(attempt, end) => Ok(ended),
+        ended = finalize::finalize(attempt, end, sick) => Ok(ended),
     }
+}
+
+/// Empties the attempt's devices; gives what is wrong with one of them.
+async fn settle(attempt: &Attempt) -> Option<Problem> {
+    let indices = &attempt.assignment.gpu_indices;
+    let (index, reason) = gpu::settle(&attempt.node.devices, attempt.key.epoch, indices).await?;
+    Some(problem::gpu_lost(index, &reason))
 }

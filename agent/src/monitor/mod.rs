@@ -11,9 +11,8 @@ use tokio::time::Instant;
 
 use crate::cgroup::Cgroup;
 use crate::session::Client;
-use crate::{clock, proc};
+use crate::{clock, gpu, proc};
 
-pub(crate) mod gpu;
 mod node;
 mod tree;
 

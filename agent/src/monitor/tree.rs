@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use super::gpu::{GpuSample, Gpus};
 use crate::cgroup::{Cgroup, Waited};
+use crate::gpu::{GpuSample, Gpus};
 use crate::proc::{self, Stat};
 
 /// Totals over the process tree at one instant.

@@ -2,7 +2,7 @@
 //!
 //! Attempts live on without it. What they report meanwhile is kept and told with the next Hello.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -23,7 +23,7 @@ use crate::exec::{self, Channel};
 use crate::facts::Facts;
 use crate::monitor::NodeSampler;
 use crate::notify::Notifier;
-use crate::{caches, clock, logs};
+use crate::{caches, clock, gpu, logs};
 
 mod connection;
 mod registry;
@@ -169,6 +169,8 @@ impl Session {
             self.facts.address = own;
         }
         let hello_at = clock::boottime_ms();
+        // What changes after the Hello was made is told after it.
+        let devices = self.node.devices.subscribe();
         let _ = up.send(message(Up::Hello(self.hello())));
         let opening = async {
             let mut stream =
@@ -191,7 +193,7 @@ impl Session {
         self.welcome(&welcome, connection)?;
         self.connected.send_replace(true);
         self.registry.resume(&self.node);
-        self.talk(stream, up, client, &welcome, lease).await
+        self.talk(stream, up, client, &welcome, lease, devices).await
     }
 
     fn hello(&self) -> pb::Hello {
@@ -203,14 +205,20 @@ impl Session {
             os: self.facts.os.clone(),
             cpu_milli: self.facts.cpu_milli,
             memory_mib: self.facts.memory_mib,
-            gpus: self.facts.gpus.clone(),
-            facts: self.facts.other.clone(),
+            gpus: self.node.devices.offered(),
+            facts: self.facts(),
             attempts: self.registry.reports(),
             instance_id: self.instance_id.clone(),
             disk_mib: self.facts.disk_mib,
             labels: self.facts.labels.clone(),
             address: self.facts.address.clone(),
         }
+    }
+
+    fn facts(&self) -> BTreeMap<String, String> {
+        let mut facts = self.facts.other.clone();
+        facts.extend(self.node.devices.facts());
+        facts
     }
 
     /// Makes what the attempts need of this daemon.
@@ -249,6 +257,7 @@ impl Session {
         client: Client,
         welcome: &pb::Welcome,
         mut lease: LeaseKeeper,
+        mut devices: watch::Receiver<gpu::State>,
     ) -> Result<(), Error> {
         let interval = Duration::from_millis(welcome.heartbeat_ms.max(20));
         let mut beat = tokio::time::interval_at(Instant::now() + interval, interval);
@@ -272,6 +281,13 @@ impl Session {
                     if let Some(report) = self.registry.note(news) {
                         let _ = up.send(message(Up::Report(report)));
                     }
+                }
+                Ok(()) = devices.changed() => {
+                    let change = pb::Changed {
+                        gpus: self.node.devices.offered(),
+                        facts: self.facts(),
+                    };
+                    let _ = up.send(message(Up::Changed(change)));
                 }
                 _ = beat.tick() => {
                     if lease.unanswered() >= SILENT_BEATS {

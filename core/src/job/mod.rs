@@ -329,6 +329,10 @@ pub enum Cause {
     DiskFull,
     /// The kernel killed the job because it used more memory than it was given.
     OutOfMemory,
+    /// The job used more memory of a GPU that it shares than its share of it.
+    GpuOutOfMemory,
+    /// A GPU of the job broke.
+    GpuLost,
     /// The node was lost.
     NodeLost,
     /// The node could not hold its lease and stopped the job itself.
@@ -340,7 +344,10 @@ pub enum Cause {
 impl Cause {
     /// Whether the failure counts against the platform rather than the user's tries.
     pub fn is_platforms(self) -> bool {
-        matches!(self, Self::NodeLost | Self::LeaseExpired | Self::AgentError | Self::DiskFull)
+        matches!(
+            self,
+            Self::NodeLost | Self::LeaseExpired | Self::AgentError | Self::DiskFull | Self::GpuLost
+        )
     }
 }
 

@@ -270,7 +270,14 @@ impl Live {
             return Err(Refusal::ComputeDeleted(compute));
         }
         let demand = spec.resources.demand.clone();
-        if let Some(largest) = self.sched.never_fits(&compute, &demand) {
+        // Devices that are broken now will be mended, and jobs wait for that.
+        let mended = |node: &LiveNode| {
+            let record = &node.record;
+            let broken = record.compute == compute && !record.gpus_out.is_empty();
+            broken && record.mended().could_hold(&demand)
+        };
+        let largest = self.sched.never_fits(&compute, &demand);
+        if let Some(largest) = largest.filter(|_| !self.nodes.values().any(mended)) {
             let anywhere = Demand { node_labels: None, ..demand.clone() };
             if let Some(labels) = demand.node_labels.as_ref()
                 && self.sched.never_fits(&compute, &anywhere).is_none()

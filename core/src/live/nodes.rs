@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{Decisions, Effect, Live, LiveNode, hold, lost};
 use crate::id::{Epoch, JobName, NodeName};
 use crate::job::{EventKind, Job, Phase, Report, State};
-use crate::node::{Link, Mono, NodeRecord, Now};
+use crate::node::{Link, Mono, NodeChange, NodeRecord, Now};
 
 impl Live {
     /// A node opened a session and listed every attempt it knows. Reconciles first; only then may
@@ -80,6 +80,26 @@ impl Live {
         self.close(&name);
         self.sched.set_ready(&record.compute, &name, true);
         out.nodes_gone.retain(|gone| gone != &name);
+        out.nodes.push(record);
+    }
+
+    /// A node that has joined says what has changed: a device that broke is given to nobody from now on.
+    /// Who holds it keeps it until the node says that the attempt is over.
+    pub fn node_changed(&mut self, name: &NodeName, change: NodeChange, out: &mut Decisions) {
+        let Some(node) = self.nodes.get_mut(name) else { return };
+        let NodeChange { gpus, gpus_out, facts } = change;
+        let record = &mut node.record;
+        let same = record.capacity.gpus == gpus;
+        if same && record.gpus_out == gpus_out && record.facts == facts {
+            return;
+        }
+        record.capacity.gpus = gpus;
+        record.gpus_out = gpus_out;
+        record.facts = facts;
+        let record = record.clone();
+        if !same {
+            self.sched.put_node(&record.compute, name.clone(), record.capacity.clone());
+        }
         out.nodes.push(record);
     }
 

@@ -10,7 +10,7 @@ use crate::compute::Cluster;
 use crate::id::{ComputeName, JobName, NodeName, Principal};
 use crate::job::{AttemptKey, EventKind, Report};
 use crate::live::{Decisions, Effect, Live, Submission, TakenAway};
-use crate::node::{Drain, LeasePolicy, Mono, NodeRecord, Now};
+use crate::node::{Drain, LeasePolicy, Mono, NodeChange, NodeRecord, Now};
 use crate::sched::Limits;
 use crate::spec::{CommandJob, JobTier};
 use crate::time::Timestamp;
@@ -33,6 +33,7 @@ pub(super) enum Command {
     Resume(NodeName),
     Join { session: u64, record: Box<NodeRecord>, reports: Vec<Report> },
     Report { session: u64, node: NodeName, report: Report },
+    Changed { session: u64, node: NodeName, change: Box<NodeChange> },
     Left { session: u64, node: NodeName },
     PutCluster(Box<Cluster>),
     DeleteCluster(ComputeName),
@@ -127,6 +128,7 @@ impl Daemon {
                 return Some(Down::Close);
             }
             Up::Report(report) => self.inbox.push(Command::Report { session, node, report }),
+            Up::Changed(change) => self.inbox.push(Command::Changed { session, node, change }),
             Up::Close => {
                 self.listening.remove(&session);
                 self.inbox.push(Command::Left { session, node });
@@ -210,6 +212,11 @@ impl Daemon {
             Command::Report { session, node, report } => {
                 if self.sessions.get(&node) == Some(&session) {
                     self.report(&node, report, now, out)?;
+                }
+            }
+            Command::Changed { session, node, change } => {
+                if self.sessions.get(&node) == Some(&session) {
+                    self.live.node_changed(&node, *change, out);
                 }
             }
             Command::Left { session, node } => {

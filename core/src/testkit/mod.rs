@@ -102,6 +102,7 @@ pub fn node_record(name: &str, compute: &str, capacity: Capacity) -> NodeRecord 
         name: node_name(name),
         compute: compute_name(compute),
         capacity,
+        gpus_out: BTreeMap::new(),
         version: "0.1.0".to_owned(),
         hostname: name.to_owned(),
         address: None,

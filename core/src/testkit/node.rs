@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, VecDeque};
 use crate::id::{AttemptNumber, Epoch, JobName};
 use crate::job::{AttemptEnd, AttemptKey, Cause, Exit, Failure, Progress, Report};
 use crate::live::Effect;
-use crate::node::{LeasePolicy, NodeRecord};
+use crate::node::{GpuOut, LeasePolicy, NodeChange, NodeRecord};
 use crate::resource::{GpuIndex, MilliGpu};
 use crate::spec::OnNodeLoss;
 use crate::time::Timestamp;
@@ -74,6 +74,7 @@ pub(super) enum Up {
     Hello { record: Box<NodeRecord>, reports: Vec<Report> },
     Heartbeat(u64),
     Report(Report),
+    Changed(Box<NodeChange>),
     Close,
 }
 
@@ -410,6 +411,22 @@ impl Node {
         if let Some(session) = self.session.as_mut().filter(|session| session.welcomed) {
             session.sent.push(report.clone());
             self.up.push_back((session.id, Up::Report(report)));
+        }
+    }
+
+    /// A device breaks, or one that broke is whole again.
+    pub(super) fn break_gpu(&mut self, index: GpuIndex) {
+        let NodeRecord { capacity, gpus_out, facts, .. } = &mut self.record;
+        if let Some(device) = capacity.gpus.remove(&index) {
+            gpus_out.insert(index, GpuOut { device, reason: "it fell off the bus".to_owned() });
+        } else if let Some(out) = gpus_out.remove(&index) {
+            capacity.gpus.insert(index, out.device);
+        }
+        let (gpus, gpus_out, facts) = (capacity.gpus.clone(), gpus_out.clone(), facts.clone());
+        // An agent that is down says it when it joins.
+        if let Some(session) = self.session.as_ref().filter(|session| session.welcomed) {
+            let change = Box::new(NodeChange { gpus, gpus_out, facts });
+            self.up.push_back((session.id, Up::Changed(change)));
         }
     }
 

@@ -247,6 +247,13 @@ impl World {
         node.kill_agent(now, now);
     }
 
+    /// A device of a node breaks while its agent runs, or one that broke is whole again.
+    pub fn break_gpu(&mut self, name: &NodeName, index: GpuIndex) {
+        if let Some(node) = self.nodes.get_mut(name) {
+            node.break_gpu(index);
+        }
+    }
+
     /// Repeats a report of the node's session, behind everything that is under way.
     pub fn replay(&mut self, name: &NodeName, which: usize) {
         let Some(node) = self.nodes.get_mut(name) else { return };

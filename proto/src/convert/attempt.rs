@@ -8,8 +8,8 @@ use atelier_core::job::{
     AttemptEnd, AttemptKey, Cause, Exit, Failure, ManifestRef, Progress, Report, Usage,
 };
 use atelier_core::layout;
-use atelier_core::node::{NodeRecord, is_address, is_label};
-use atelier_core::resource::{Capacity, GpuDevice};
+use atelier_core::node::{GpuOut, NodeChange, NodeRecord, is_address, is_label};
+use atelier_core::resource::{Capacity, GpuDevice, GpuIndex};
 use atelier_core::spec::limits::MAX_LABELS;
 use atelier_core::time::Timestamp;
 
@@ -121,6 +121,8 @@ fn failure(problem: pb::Problem) -> Failure {
         pb::Cause::LeaseExpired => Cause::LeaseExpired,
         pb::Cause::OutOfMemory => Cause::OutOfMemory,
         pb::Cause::Process => Cause::UserError,
+        pb::Cause::GpuLost => Cause::GpuLost,
+        pb::Cause::GpuOutOfMemory => Cause::GpuOutOfMemory,
         // A cause that this version does not know is not held against the user.
         pb::Cause::Platform | pb::Cause::Unspecified => Cause::AgentError,
     };
@@ -137,14 +139,18 @@ fn cut(mut text: String, max: usize) -> String {
     text
 }
 
-/// What a node says of itself when it joins. `node` is the one that its token belongs to.
-pub fn node_record(
-    node: &NodeName,
-    hello: &pb::Hello,
-    now: Timestamp,
-) -> Result<NodeRecord, Error> {
-    let mut gpus = BTreeMap::new();
-    for gpu in &hello.gpus {
+/// What a node says has changed since it joined.
+pub fn node_change(changed: &pb::Changed) -> Result<NodeChange, Error> {
+    let (gpus, gpus_out) = gpus(&changed.gpus)?;
+    Ok(NodeChange { gpus, gpus_out, facts: facts(&changed.facts) })
+}
+
+/// The devices that a node offers, and those that it does not.
+type Gpus = (BTreeMap<GpuIndex, GpuDevice>, BTreeMap<GpuIndex, GpuOut>);
+
+fn gpus(told: &[pb::Gpu]) -> Result<Gpus, Error> {
+    let (mut offered, mut out) = Gpus::default();
+    for gpu in told {
         let index = u16::try_from(gpu.index).map_err(|_| Error {
             field: "gpus.index".to_owned(),
             problem: Problem::TooLarge { value: gpu.index.into(), max: u16::MAX.into() },
@@ -154,8 +160,27 @@ pub fn node_record(
             model: cut(gpu.model.clone(), 100),
             memory: gpu.memory_mib,
         };
-        gpus.insert(index, device);
+        if gpu.out.is_empty() {
+            offered.insert(index, device);
+        } else {
+            out.insert(index, GpuOut { device, reason: cut(gpu.out.clone(), 500) });
+        }
     }
+    Ok((offered, out))
+}
+
+fn facts(told: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+    let told = told.iter().take(100);
+    told.map(|(key, value)| (cut(key.clone(), 100), cut(value.clone(), 500))).collect()
+}
+
+/// What a node says of itself when it joins. `node` is the one that its token belongs to.
+pub fn node_record(
+    node: &NodeName,
+    hello: &pb::Hello,
+    now: Timestamp,
+) -> Result<NodeRecord, Error> {
+    let (gpus, gpus_out) = gpus(&hello.gpus)?;
     let address = Some(&hello.address).filter(|address| !address.is_empty());
     if let Some(address) = address.filter(|address| !is_address(address)) {
         let value = cut(address.clone(), 80);
@@ -185,12 +210,8 @@ pub fn node_record(
         version: cut(hello.version.clone(), 100),
         hostname: cut(hello.hostname.clone(), 255),
         os: cut(hello.os.clone(), 255),
-        facts: hello
-            .facts
-            .iter()
-            .take(100)
-            .map(|(key, value)| (cut(key.clone(), 100), cut(value.clone(), 500)))
-            .collect(),
+        gpus_out,
+        facts: facts(&hello.facts),
         joined_at: now,
         drain: None,
     })

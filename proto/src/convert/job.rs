@@ -198,6 +198,8 @@ fn code(cause: Cause) -> &'static str {
         Cause::Canceled => "Canceled",
         Cause::DiskFull => "DiskFull",
         Cause::OutOfMemory => "OutOfMemory",
+        Cause::GpuOutOfMemory => "GpuOutOfMemory",
+        Cause::GpuLost => "GpuLost",
         Cause::NodeLost => "NodeLost",
         Cause::LeaseExpired => "LeaseExpired",
         Cause::AgentError => "AgentError",

@@ -21,7 +21,7 @@ mod status;
 mod tests;
 
 pub use asset::environment_version;
-pub use attempt::node_record;
+pub use attempt::{node_change, node_record};
 pub use job::{JobDetails, job};
 pub use status::UnknownStatus;
 

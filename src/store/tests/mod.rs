@@ -130,6 +130,7 @@ pub(crate) fn node(text: &str) -> NodeRecord {
         name: NodeName::new(text).unwrap(),
         compute: ComputeName::new("local").unwrap(),
         capacity: Capacity { cpu: 4000, memory: 1024, ..Capacity::default() },
+        gpus_out: [].into(),
         version: "1".to_owned(),
         hostname: "h".to_owned(),
         address: Some("10.0.0.7".to_owned()),

@@ -8,7 +8,7 @@ use atelier_core::job::{
     Active, AttemptEnd, Cancel, Cause, Ended, Evict, Exit, Failed, Failure, Left, ManifestRef,
     Member, MemberLeft, Outcome, OutputCommit, Phase, Usage,
 };
-use atelier_core::node::Drain;
+use atelier_core::node::{Drain, GpuOut};
 use atelier_core::resource::{Demand, GpuDevice, Reservation};
 use atelier_core::sched::{self, Quotas};
 use atelier_core::spec::{
@@ -107,6 +107,8 @@ fn failure() -> impl Strategy<Value = Failure> {
         Cause::Canceled,
         Cause::DiskFull,
         Cause::OutOfMemory,
+        Cause::GpuOutOfMemory,
+        Cause::GpuLost,
         Cause::NodeLost,
         Cause::LeaseExpired,
         Cause::AgentError,
@@ -418,21 +420,23 @@ fn any_event() -> impl Strategy<Value = Event> {
 }
 
 fn any_node() -> impl Strategy<Value = NodeRecord> {
-    let gpu = (text(), text(), any::<u64>()).prop_map(|(uuid, model, memory)| GpuDevice {
-        uuid,
-        model,
-        memory,
-    });
+    let gpu = || {
+        let told = (text(), text(), any::<u64>());
+        told.prop_map(|(uuid, model, memory)| GpuDevice { uuid, model, memory })
+    };
+    let out = (gpu(), text()).prop_map(|(device, reason)| GpuOut { device, reason });
     let labels = (option::of(any::<u64>()), btree_map(text(), text(), 0..3));
     let capacity =
-        (any::<u64>(), any::<u64>(), btree_map(any::<u16>(), gpu, 0..3), labels).prop_map(
+        (any::<u64>(), any::<u64>(), btree_map(any::<u16>(), gpu(), 0..3), labels).prop_map(
             |(cpu, memory, gpus, (disk, labels))| Capacity { cpu, memory, gpus, disk, labels },
         );
     let drain = (people(), text(), stamp(), option::of(stamp()))
         .prop_map(|(by, reason, since, deadline)| Drain { by, reason, since, deadline });
-    let said = (text(), btree_map(text(), text(), 0..3), option::of(drain));
+    let facts = btree_map(text(), text(), 0..3);
+    let said = (text(), facts, option::of(drain), btree_map(any::<u16>(), out, 0..2));
     (nodes(), capacity, said, stamp()).prop_map(
-        |(name, capacity, (version, facts, drain), joined_at)| NodeRecord {
+        |(name, capacity, (version, facts, drain, gpus_out), joined_at)| NodeRecord {
+            gpus_out,
             drain,
             name,
             capacity,

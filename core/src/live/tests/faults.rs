@@ -70,6 +70,54 @@ fn given_to(world: &World, job: &JobName) -> Vec<String> {
 }
 
 #[test]
+fn f41_a_gpu_that_breaks_is_given_to_nobody() {
+    let mut world = world_of(&[("a", capacity(4, 1_000, 2))]);
+    let gpu_job = |world: &mut World, name: &str, gpus, script| {
+        let name = job_name(name);
+        world.submit(&name, Arc::new(command_job(demand(1, 0, gpus))), script);
+        world.advance(150).unwrap();
+        name
+    };
+    // GPU 0 goes to a job that runs on when it breaks, and is not given away when that ends.
+    let first = gpu_job(&mut world, "first", 1, Script::succeeds(600));
+    world.break_gpu(&node("a"), 0);
+    world.advance(100).unwrap();
+    let second = gpu_job(&mut world, "second", 1, Script::succeeds(LONG));
+    let third = gpu_job(&mut world, "third", 1, Script::succeeds(100));
+    world.advance(1_000).unwrap();
+    assert_eq!(status(&world, &first), JobStatus::Completed);
+    assert_eq!(status(&world, &second), JobStatus::Running);
+    let held = |job: &JobName| {
+        let live = world.live().unwrap();
+        live.job(job).unwrap().active().unwrap().first.reservation.gpus.clone()
+    };
+    assert_eq!(held(&second), [1]);
+    assert_eq!(status(&world, &third), JobStatus::Queued);
+    let record = &world.live().unwrap().node(&node("a")).unwrap().record;
+    let trouble = record.gpu_trouble().unwrap();
+    assert_eq!(trouble, "GPU 0 is out: it fell off the bus");
+    // What is on disk says it too.
+    world.kill_daemon(10);
+    world.advance(300).unwrap();
+    assert_eq!(status(&world, &third), JobStatus::Queued);
+    world.break_gpu(&node("a"), 0);
+    world.advance(300).unwrap();
+    assert_eq!(status(&world, &third), JobStatus::Completed);
+    world.finish().unwrap();
+}
+
+#[test]
+fn f41_an_attempt_whose_gpu_broke_is_the_platforms_failure() {
+    let mut world = world_of(&[("a", capacity(4, 1_000, 2))]);
+    let finishes = vec![Finish::Problem(Cause::GpuLost), Finish::Exit(0)];
+    let job = submit(&mut world, "job", Script { finishes, ..Script::succeeds(50) });
+    world.finish().unwrap();
+    assert_eq!(status(&world, &job), JobStatus::Completed);
+    let tries = world.store.jobs[&job].tries;
+    assert_eq!((tries.lost, tries.failed), (1, 0));
+}
+
+#[test]
 fn a_job_runs_and_its_story_is_whole() {
     let mut world = world();
     let job = submit(&mut world, "job", Script { finalize_ms: 60, ..Script::succeeds(100) });

@@ -33,6 +33,7 @@ enum Op {
     Resume { node: usize },
     Resize { node: usize, capacity: Capacity },
     Move { node: usize, compute: usize },
+    BreakGpu { node: usize, index: u16 },
     Replay { node: usize, which: usize },
     Reorder { node: usize },
     Forge { node: usize, job: usize, shift: i8, progress: Progress },
@@ -47,6 +48,7 @@ fn finish() -> impl Strategy<Value = Finish> {
         1 => Just(Finish::Problem(Cause::Timeout)),
         1 => Just(Finish::Problem(Cause::OutputFailed)),
         1 => Just(Finish::Problem(Cause::OutOfMemory)),
+        1 => Just(Finish::Problem(Cause::GpuLost)),
     ]
 }
 
@@ -152,6 +154,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (node.clone(), size).prop_map(|(node, capacity)| Op::Resize { node, capacity }),
         1 => (node.clone(), 0..COMPUTES.len())
             .prop_map(|(node, compute)| Op::Move { node, compute }),
+        3 => (node.clone(), 0..4_u16).prop_map(|(node, index)| Op::BreakGpu { node, index }),
         2 => (node.clone(), 0..50_usize).prop_map(|(node, which)| Op::Replay { node, which }),
         1 => node.clone().prop_map(|node| Op::Reorder { node }),
         2 => (node, 0..JOBS, -2..3_i8, forged())
@@ -213,6 +216,7 @@ fn apply(world: &mut World, op: Op) -> Checked {
         Op::Move { node: number, compute } => {
             world.change_node(&node(number), None, Some(compute_name(COMPUTES[compute])));
         }
+        Op::BreakGpu { node: number, index } => world.break_gpu(&node(number), index),
         Op::Replay { node: number, which } => world.replay(&node(number), which),
         Op::Reorder { node: number } => world.reorder(&node(number)),
         Op::Forge { node: from, job: number, shift, progress } => {

@@ -1,0 +1,205 @@
+//! What this node offers of its GPUs now.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use atelier_proto::agent::v1 as pb;
+use tokio::sync::watch;
+
+use super::{Device, Gpus, Link, Owners, Process, Sickness};
+use crate::proc;
+
+/// Between two looks at all devices.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// The node's GPUs. One that is found unfit is out until this agent ends: whoever has mended it
+/// restarts the agent.
+pub(crate) struct Devices {
+    source: Arc<dyn Gpus>,
+    inventory: Vec<Device>,
+    owners: Owners,
+    state: watch::Sender<State>,
+}
+
+/// What changes while an agent runs.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(crate) struct State {
+    /// Devices that jobs do not get, and why.
+    out: BTreeMap<u32, Sickness>,
+    /// Processes on devices that belong to no attempt, in words.
+    strangers: BTreeMap<u32, BTreeSet<String>>,
+}
+
+impl Devices {
+    /// The first `most` devices, looked at once.
+    pub(crate) fn new(source: Arc<dyn Gpus>, owners: Owners, most: usize) -> Self {
+        let mut inventory = source.inventory();
+        inventory.truncate(most);
+        let devices = Self { source, inventory, owners, state: watch::Sender::default() };
+        devices.look();
+        devices
+    }
+
+    /// What the daemon is told of them.
+    pub(crate) fn offered(&self) -> Vec<pb::Gpu> {
+        let state = self.state.borrow();
+        let told = |device: &Device| pb::Gpu {
+            index: device.index,
+            uuid: device.uuid.clone(),
+            model: device.model.clone(),
+            memory_mib: device.memory_mib,
+            out: state.out.get(&device.index).map(|why| why.reason.clone()).unwrap_or_default(),
+        };
+        self.inventory.iter().map(told).collect()
+    }
+
+    /// What else is to be known of them, as facts of the node.
+    pub(crate) fn facts(&self) -> BTreeMap<String, String> {
+        let mut facts = BTreeMap::new();
+        let mut set = |name: &str, value: String| {
+            if !value.is_empty() {
+                facts.insert(name.to_owned(), value);
+            }
+        };
+        let of_each = |text: &dyn Fn(&Device) -> Option<String>| {
+            let told = self.inventory.iter().filter_map(|device| {
+                text(device).map(|text| format!("GPU {}: {text}", device.index))
+            });
+            told.collect::<Vec<_>>().join("; ")
+        };
+        set("gpu_pci", of_each(&|device| device.pci.clone()));
+        set("gpu_numa", of_each(&|device| device.numa_node.map(|node| format!("node {node}"))));
+        let parts = |device: &Device| {
+            let parts = device.mig.iter().map(|part| format!("{} MiB", part.memory_mib));
+            (!device.mig.is_empty()).then(|| parts.collect::<Vec<_>>().join(", "))
+        };
+        set("gpu_mig", of_each(&parts));
+        set("gpu_links", links(&self.source.links()));
+        let state = self.state.borrow();
+        let others = state.strangers.iter().map(|(index, who)| {
+            format!("GPU {index}: {}", who.iter().cloned().collect::<Vec<_>>().join(", "))
+        });
+        set("gpu_strangers", others.collect::<Vec<_>>().join("; "));
+        facts
+    }
+
+    /// Told whenever what is offered, or who is on it, has changed.
+    pub(crate) fn subscribe(&self) -> watch::Receiver<State> {
+        self.state.subscribe()
+    }
+
+    /// Looks at all devices, over and over.
+    pub(crate) async fn watch(self: Arc<Self>) {
+        if self.inventory.is_empty() {
+            return;
+        }
+        loop {
+            tokio::time::sleep(LOOK).await;
+            let devices = self.clone();
+            // A driver in trouble is slow to answer.
+            if tokio::task::spawn_blocking(move || devices.look()).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Looks at all devices once.
+    pub(super) fn look(&self) {
+        for device in &self.inventory {
+            if let Some(sickness) = self.source.health(device.index).sickness() {
+                self.take_out(device.index, sickness);
+            }
+        }
+        let strangers: BTreeMap<_, _> = self
+            .inventory
+            .iter()
+            .map(|device| (device.index, self.strangers_on(device.index)))
+            .filter(|(_, strangers)| !strangers.is_empty())
+            .collect();
+        self.state.send_if_modified(|state| {
+            let differs = state.strangers != strangers;
+            state.strangers = strangers;
+            differs
+        });
+    }
+
+    fn strangers_on(&self, index: u32) -> BTreeSet<String> {
+        let processes = self.source.processes(index).unwrap_or_default();
+        let others = processes.into_iter().filter(|process| self.owners.of(process.pid).is_none());
+        others
+            // One that has just ended is of no attempt any more.
+            .filter(|process| proc::stat(process.pid).is_some_and(|stat| stat.state != 'Z'))
+            .map(|Process { pid, memory_mib }| {
+                let name = proc::name(pid).unwrap_or_else(|| "a process".to_owned());
+                let holds = memory_mib.map(|memory| format!(" with {memory} MiB"));
+                format!("{name} (pid {pid}){}", holds.unwrap_or_default())
+            })
+            .collect()
+    }
+
+    /// Keeps a device from jobs. What was first said against it stands, unless it now ends jobs.
+    pub(super) fn take_out(&self, index: u32, sickness: Sickness) {
+        self.state.send_if_modified(|state| {
+            let worse = match state.out.get(&index) {
+                None => true,
+                Some(known) => !known.ends_jobs && sickness.ends_jobs,
+            };
+            if worse {
+                tracing::error!(gpu = index, reason = sickness.reason, "a GPU is out");
+                state.out.insert(index, sickness);
+            }
+            worse
+        });
+    }
+
+    /// Why one of these is out, if one is: the index and the reason.
+    pub(crate) fn sick_one(&self, indices: &[u32]) -> Option<(u32, String)> {
+        let state = self.state.borrow();
+        indices.iter().find_map(|index| Some((*index, state.out.get(index)?.reason.clone())))
+    }
+
+    /// Once one of these is out in a way that ends what runs on it: the index and the reason.
+    pub(crate) async fn lost(&self, indices: &[u32]) -> (u32, String) {
+        let mut states = self.state.subscribe();
+        let lost = |state: &State| {
+            indices.iter().find_map(|index| {
+                let sickness = state.out.get(index).filter(|sickness| sickness.ends_jobs)?;
+                Some((*index, sickness.reason.clone()))
+            })
+        };
+        loop {
+            if let Some(found) = lost(&states.borrow_and_update()) {
+                return found;
+            }
+            if states.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    pub(super) fn source(&self) -> &dyn Gpus {
+        self.source.as_ref()
+    }
+
+    pub(super) fn is_out(&self, index: u32) -> bool {
+        self.state.borrow().out.contains_key(&index)
+    }
+
+    pub(super) fn owner(&self, pid: i32) -> Option<u64> {
+        self.owners.of(pid)
+    }
+}
+
+/// Pairs by what lies between them: `NVLink: all`, or `NVLink: 0-1, 2-3; NUMA node: 0-2, ...`.
+fn links(links: &[Link]) -> String {
+    let mut kinds: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    for Link { between: (one, other), kind } in links {
+        kinds.entry(kind).or_default().push(format!("{one}-{other}"));
+    }
+    let words = kinds.into_iter().map(|(kind, pairs)| match pairs.len() == links.len() {
+        true => format!("{kind}: all"),
+        false => format!("{kind}: {}", pairs.join(", ")),
+    });
+    words.collect::<Vec<_>>().join("; ")
+}

@@ -1,0 +1,280 @@
+//! NVIDIA's GPUs, through NVML (docs.nvidia.com, `deploy/nvml-api`).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, Weak};
+use std::thread;
+use std::time::Duration;
+
+use nvml_wrapper::bitmasks::event::EventTypes;
+use nvml_wrapper::enum_wrappers::device::{EccCounter, MemoryError, TopologyLevel};
+use nvml_wrapper::enum_wrappers::nv_link::IntDeviceType;
+use nvml_wrapper::enums::device::{SampleValue, UsedGpuMemory};
+use nvml_wrapper::enums::event::XidError;
+use nvml_wrapper::error::NvmlError;
+use nvml_wrapper::struct_wrappers::device::ProcessInfo;
+use nvml_wrapper::structs::device::FieldId;
+use nvml_wrapper::sys_exports::field_id;
+use nvml_wrapper::{Nvml, struct_wrappers};
+
+use super::{Device, GpuSample, Gpus, Health, Link, Mig, Process};
+
+const MIB: u64 = 1024 * 1024;
+/// NVLinks that a device has at most; those beyond what it has are told as not supported.
+const NVLINKS: u32 = 18;
+/// How long the thread that hears of errors waits for the next before it sees whether it is still wanted.
+const PATIENCE_MS: u32 = 1000;
+
+/// Critical errors that the driver told, by the device's index.
+type Xids = Mutex<BTreeMap<u32, BTreeSet<u64>>>;
+
+pub(super) struct Nvidia {
+    nvml: Arc<Nvml>,
+    xids: Arc<Xids>,
+    /// Up to when each device's processes were asked what they do, in NVML's microseconds.
+    asked: Mutex<BTreeMap<u32, u64>>,
+}
+
+impl Nvidia {
+    pub(super) fn init() -> Result<Self, NvmlError> {
+        let (nvml, xids) = (Arc::new(Nvml::init()?), Arc::<Xids>::default());
+        let (library, heard) = (Arc::downgrade(&nvml), xids.clone());
+        let listener = thread::Builder::new().name("xid".to_owned());
+        // Without it errors show in the counters that are looked at.
+        if let Err(error) = listener.spawn(move || listen(&library, &heard)) {
+            tracing::warn!(%error, "cannot listen to the driver's errors");
+        }
+        Ok(Self { nvml, xids, asked: Mutex::default() })
+    }
+
+    fn device(&self, index: u32) -> Result<nvml_wrapper::Device<'_>, NvmlError> {
+        self.nvml.device_by_index(index)
+    }
+
+    fn describe(&self, index: u32) -> Result<Device, NvmlError> {
+        let device = self.device(index)?;
+        let parts = device.mig_device_count().unwrap_or(0);
+        let mig = (0..parts).filter_map(|part| {
+            let part = device.mig_device_by_index(part).ok()?;
+            let memory_mib = part.memory_info().map_or(0, |memory| memory.total / MIB);
+            Some(Mig { uuid: part.uuid().ok()?, memory_mib })
+        });
+        Ok(Device {
+            index,
+            uuid: device.uuid()?,
+            model: device.name().unwrap_or_else(|_| MODEL.to_owned()),
+            memory_mib: device.memory_info().map_or(0, |memory| memory.total / MIB),
+            pci: device.pci_info().ok().map(|pci| pci.bus_id),
+            minor: device.minor_number().ok(),
+            numa_node: device.numa_node_id().ok(),
+            mig: mig.collect(),
+        })
+    }
+}
+
+/// Of a device that does not say what it is.
+const MODEL: &str = "NVIDIA GPU";
+
+/// Hears of the driver's critical errors until the library is not wanted any more.
+fn listen(nvml: &Weak<Nvml>, xids: &Xids) {
+    while let Some(nvml) = nvml.upgrade() {
+        if let Err(error) = listen_once(&nvml, xids) {
+            tracing::debug!(%error, "the driver's errors cannot be heard");
+            // A device that is lost ends the set for all: a new one is made of those that are left.
+            thread::sleep(Duration::from_millis(PATIENCE_MS.into()));
+        }
+    }
+}
+
+fn listen_once(nvml: &Arc<Nvml>, xids: &Xids) -> Result<(), NvmlError> {
+    let mut set = nvml.create_event_set()?;
+    let mut registered = false;
+    for index in 0..nvml.device_count()? {
+        let Ok(device) = nvml.device_by_index(index) else { continue };
+        let kinds = device.supported_event_types().unwrap_or(EventTypes::empty());
+        if !kinds.contains(EventTypes::CRITICAL_XID_ERROR) {
+            continue;
+        }
+        match device.register_events(EventTypes::CRITICAL_XID_ERROR, set) {
+            Ok(same) => (set, registered) = (same, true),
+            Err(error) => return Err(error.error),
+        }
+    }
+    // Whether somebody else still holds the library: this thread must not be what keeps it.
+    while registered && Arc::strong_count(nvml) > 1 {
+        match set.wait(PATIENCE_MS) {
+            Ok(event) => {
+                let Some(XidError::Value(xid)) = event.event_data else { continue };
+                let Ok(index) = event.device.index() else { continue };
+                tracing::warn!(gpu = index, xid, "the driver told of an error");
+                let mut xids = xids.lock().unwrap_or_else(|broken| broken.into_inner());
+                xids.entry(index).or_default().insert(xid);
+            }
+            Err(NvmlError::Timeout) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    match registered {
+        true => Ok(()),
+        false => Err(NvmlError::NotSupported),
+    }
+}
+
+impl Gpus for Nvidia {
+    fn inventory(&self) -> Vec<Device> {
+        let count = self.nvml.device_count().unwrap_or(0);
+        let described = |index| match self.describe(index) {
+            Ok(device) => Some(device),
+            // It is told what is wrong with it rather than left out.
+            Err(NvmlError::GpuLost) => {
+                Some(Device { index, model: MODEL.to_owned(), ..Device::default() })
+            }
+            Err(error) => {
+                tracing::warn!(gpu = index, %error, "cannot ask a GPU what it is, it is left out");
+                None
+            }
+        };
+        (0..count).filter_map(described).collect()
+    }
+
+    fn links(&self) -> Vec<Link> {
+        let count = self.nvml.device_count().unwrap_or(0);
+        let pairs = (0..count).flat_map(|one| (one + 1..count).map(move |other| (one, other)));
+        pairs
+            .filter_map(|(one, other)| {
+                let kind = kind_of_link(self.device(one).ok()?, self.device(other).ok()?)?;
+                Some(Link { between: (one, other), kind: kind.to_owned() })
+            })
+            .collect()
+    }
+
+    fn sample(&self, index: u32) -> Option<GpuSample> {
+        let device = self.device(index).ok()?;
+        let memory = device.memory_info().ok()?;
+        Some(GpuSample {
+            utilization: f64::from(device.utilization_rates().ok()?.gpu),
+            memory_used_mib: (memory.used / MIB) as f64,
+            memory_total_mib: (memory.total / MIB) as f64,
+            power_watts: device.power_usage().ok().map(|milliwatts| f64::from(milliwatts) / 1000.0),
+        })
+    }
+
+    fn health(&self, index: u32) -> Health {
+        let xids = self.xids.lock().unwrap_or_else(|broken| broken.into_inner());
+        let mut health =
+            Health { xids: xids.get(&index).cloned().unwrap_or_default(), ..Health::default() };
+        drop(xids);
+        let device = match self.device(index) {
+            Ok(device) => device,
+            Err(error) => {
+                health.lost = is_lost(&error);
+                return health;
+            }
+        };
+        let errors = |counter| device.total_ecc_errors(MemoryError::Uncorrected, counter);
+        match errors(EccCounter::Volatile) {
+            Ok(count) => health.uncorrected_volatile = count,
+            Err(error) => health.lost |= is_lost(&error),
+        }
+        // Also asked where there is no ECC that could tell.
+        health.lost |= device.memory_info().is_err_and(|error| is_lost(&error));
+        health.uncorrected_aggregate = errors(EccCounter::Aggregate).unwrap_or(0);
+        health.retired_pending = device.are_pages_pending_retired().unwrap_or(false);
+        health.remap_pending = flag(&device, field_id::NVML_FI_DEV_REMAPPED_PENDING);
+        health.remap_failed = flag(&device, field_id::NVML_FI_DEV_REMAPPED_FAILURE);
+        health
+    }
+
+    fn processes(&self, index: u32) -> Option<Vec<Process>> {
+        let device = self.device(index).ok()?;
+        let computing = device.running_compute_processes().ok()?;
+        let drawing = device.running_graphics_processes().unwrap_or_default();
+        // One that does both is told twice, with the same memory.
+        let mut found: BTreeMap<i32, Option<u64>> = BTreeMap::new();
+        for ProcessInfo { pid, used_gpu_memory, .. } in computing.into_iter().chain(drawing) {
+            let Ok(pid) = i32::try_from(pid) else { continue };
+            let memory = match used_gpu_memory {
+                UsedGpuMemory::Used(bytes) => Some(bytes / MIB),
+                UsedGpuMemory::Unavailable => None,
+            };
+            let known = found.entry(pid).or_default();
+            *known = (*known).max(memory);
+        }
+        Some(found.into_iter().map(|(pid, memory_mib)| Process { pid, memory_mib }).collect())
+    }
+
+    fn utilization(&self, index: u32) -> Option<BTreeMap<i32, f64>> {
+        let device = self.device(index).ok()?;
+        let mut asked = self.asked.lock().unwrap_or_else(|broken| broken.into_inner());
+        let since = asked.entry(index).or_default();
+        let samples = match device.process_utilization_stats(*since) {
+            Ok(samples) => samples,
+            // Nothing has run since then.
+            Err(NvmlError::NotFound) => return Some(BTreeMap::new()),
+            Err(_) => return None,
+        };
+        let mut sums: BTreeMap<i32, (f64, f64)> = BTreeMap::new();
+        for sample in samples {
+            // Buffers hold what is older, too.
+            if sample.timestamp <= *since {
+                continue;
+            }
+            let Ok(pid) = i32::try_from(sample.pid) else { continue };
+            let (sum, count) = sums.entry(pid).or_default();
+            (*sum, *count) = (*sum + f64::from(sample.sm_util), *count + 1.0);
+            *since = (*since).max(sample.timestamp);
+        }
+        Some(sums.into_iter().map(|(pid, (sum, count))| (pid, sum / count)).collect())
+    }
+}
+
+fn is_lost(error: &NvmlError) -> bool {
+    matches!(error, NvmlError::GpuLost)
+}
+
+/// A field that is set or not; not if it cannot be asked.
+fn flag(device: &nvml_wrapper::Device<'_>, field: u32) -> bool {
+    let Ok(values) = device.field_values_for(&[FieldId(field)]) else { return false };
+    let value = values.into_iter().next().and_then(Result::ok).and_then(|sample| sample.value.ok());
+    match value {
+        Some(SampleValue::U32(value)) => value > 0,
+        Some(SampleValue::U64(value)) => value > 0,
+        Some(SampleValue::I64(value)) => value > 0,
+        Some(SampleValue::F64(value)) => value > 0.0,
+        None => false,
+    }
+}
+
+fn kind_of_link(
+    one: nvml_wrapper::Device<'_>,
+    other: nvml_wrapper::Device<'_>,
+) -> Option<&'static str> {
+    let direct = other.pci_info().is_ok_and(|at| has_nvlink(&one, Some(&at)));
+    if direct || has_nvlink(&one, None) && has_nvlink(&other, None) {
+        return Some("NVLink");
+    }
+    Some(match one.topology_common_ancestor(other).ok()? {
+        TopologyLevel::Internal => "board",
+        TopologyLevel::Single => "switch",
+        TopologyLevel::Multiple => "switches",
+        TopologyLevel::HostBridge => "host bridge",
+        TopologyLevel::Node => "NUMA node",
+        TopologyLevel::System => "system",
+    })
+}
+
+/// Whether an NVLink leads from a device to that at `to`, or without one to a switch, which leads to all.
+fn has_nvlink(
+    device: &nvml_wrapper::Device<'_>,
+    to: Option<&struct_wrappers::device::PciInfo>,
+) -> bool {
+    (0..NVLINKS).any(|number| {
+        let link = device.link_wrapper_for(number);
+        let leads = || match to {
+            Some(to) => link
+                .remote_pci_info()
+                .is_ok_and(|at| (at.domain, at.bus, at.device) == (to.domain, to.bus, to.device)),
+            None => matches!(link.remote_device_type(number), Ok(IntDeviceType::Switch)),
+        };
+        link.is_active().unwrap_or(false) && leads()
+    })
+}

@@ -1,0 +1,84 @@
+//! Before an attempt's devices are given to another: nothing of it is left on them.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+use super::{Devices, Sickness};
+
+/// How long a driver may take to give back the memory of processes that have ended.
+const PATIENCE: Duration = Duration::from_secs(10);
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
+/// Memory of a device that no process holds and that is not missed: the driver keeps some for itself,
+/// up to about half of this on the largest devices.
+const DRIVERS_MIB: u64 = 1024;
+
+/// Ends what an attempt left on its devices and waits for their memory. A device that does not become
+/// free is taken out. Gives the device and why, if one of them is out.
+pub(crate) async fn settle(
+    devices: &Arc<Devices>,
+    epoch: u64,
+    indices: &[u32],
+) -> Option<(u32, String)> {
+    if indices.is_empty() {
+        return None;
+    }
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let (looked, all) = (devices.clone(), indices.to_vec());
+        let looking = tokio::task::spawn_blocking(move || look(&looked, epoch, &all));
+        let Ok(occupied) = looking.await else { return None };
+        if occupied.is_empty() {
+            break;
+        }
+        if Instant::now() >= until {
+            for (index, reason) in occupied {
+                devices.take_out(index, Sickness { reason, ends_jobs: false });
+            }
+            break;
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+    devices.sick_one(indices)
+}
+
+/// Looks at the devices once: kills what is left of the attempt there. Those that are not free, and why.
+fn look(devices: &Devices, epoch: u64, indices: &[u32]) -> Vec<(u32, String)> {
+    // What ended the job may be a fault that is only now seen.
+    devices.look();
+    let here = indices.iter().filter(|index| !devices.is_out(**index));
+    here.filter_map(|&index| Some((index, occupied(devices, epoch, index)?))).collect()
+}
+
+fn occupied(devices: &Devices, epoch: u64, index: u32) -> Option<String> {
+    let processes = devices.source().processes(index)?;
+    let left: Vec<i32> = processes
+        .iter()
+        .map(|process| process.pid)
+        .filter(|&pid| devices.owner(pid) == Some(epoch))
+        .collect();
+    for &pid in &left {
+        tracing::warn!(epoch, gpu = index, pid, "killing what an attempt left on a GPU");
+        kill(devices, epoch, pid);
+    }
+    if let Some(pid) = left.first() {
+        return Some(format!("process {pid} of a job that has ended does not let go of it"));
+    }
+    // Where one is not told, nothing follows from the sum.
+    let held = processes.iter().map(|process| process.memory_mib).sum::<Option<u64>>()?;
+    let used = devices.source().sample(index)?.memory_used_mib as u64;
+    let missing = used.saturating_sub(held);
+    (missing > DRIVERS_MIB).then(|| {
+        format!("{missing} MiB of its memory were not given back when a job ended; reset it")
+    })
+}
+
+/// Kills a process if it is still the attempt's: the number may be another's by now.
+fn kill(devices: &Devices, epoch: u64, pid: i32) {
+    let Some(named) = Pid::from_raw(pid) else { return };
+    let Ok(process) = pidfd_open(named, PidfdFlags::empty()) else { return };
+    if devices.owner(pid) == Some(epoch) {
+        let _ = pidfd_send_signal(&process, Signal::KILL);
+    }
+}

@@ -1,0 +1,204 @@
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use super::{Devices, Gpus, Health, Owners, Sickness, find, settle};
+use crate::attempt::MARK;
+use crate::proc;
+
+/// A file with a recording, in a folder of its own.
+struct Recording {
+    folder: tempfile::TempDir,
+}
+
+impl Recording {
+    fn new(gpus: &Value) -> Self {
+        let recording = Self { folder: tempfile::tempdir().unwrap() };
+        recording.write(gpus);
+        recording
+    }
+
+    fn file(&self) -> PathBuf {
+        self.folder.path().join("gpus.json")
+    }
+
+    fn write(&self, gpus: &Value) {
+        let next = self.folder.path().join("next");
+        fs::write(&next, json!({ "gpus": gpus }).to_string()).unwrap();
+        fs::rename(next, self.file()).unwrap();
+    }
+
+    fn devices(&self) -> Arc<Devices> {
+        let source: Arc<dyn Gpus> = Arc::from(find(Some(&self.file())).unwrap());
+        let owners = Owners::new(Path::new(ATTEMPTS).to_owned(), "atelier-n-0".to_owned());
+        Arc::new(Devices::new(source, owners, usize::MAX))
+    }
+}
+
+const ATTEMPTS: &str = "/nowhere/attempts";
+
+fn gpu(index: u32, more: &Value) -> Value {
+    let mut gpu = json!({
+        "index": index,
+        "uuid": format!("GPU-{index}"),
+        "model": "NVIDIA H200",
+        "memory_mib": 143_771,
+    });
+    gpu.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    gpu
+}
+
+fn sickness(health: &Value) -> Option<Sickness> {
+    serde_json::from_value::<Health>(health.clone()).unwrap().sickness()
+}
+
+/// A process that belongs to the attempt of this epoch.
+fn process_of(epoch: u64) -> Child {
+    let folder = format!("{ATTEMPTS}/{epoch}");
+    let child = Command::new("sleep").arg("1000").env(MARK, &folder).spawn().unwrap();
+    // It counts as started a little before its environment can be read.
+    let pid = child.id().try_into().unwrap();
+    while !proc::has_variable(pid, MARK, Path::new(&folder)) {
+        std::thread::yield_now();
+    }
+    child
+}
+
+/// What the daemon is told of each device.
+fn told(devices: &Devices) -> Vec<String> {
+    devices.offered().into_iter().map(|gpu| gpu.out).collect()
+}
+
+#[test]
+fn faults_of_a_device_are_told_from_those_of_programs() {
+    assert_eq!(sickness(&json!({})), None);
+    // A kernel that reads what is not its own, one that was killed, errors of long ago.
+    let users = json!({ "xids": [13, 31, 43, 45], "uncorrected_aggregate": 7 });
+    assert_eq!(sickness(&users), None);
+    let of = |health| sickness(&health).map(|found| (found.reason, found.ends_jobs)).unwrap();
+    let (reason, ends) = of(json!({ "uncorrected_volatile": 2, "uncorrected_aggregate": 5 }));
+    assert_eq!((reason.as_str(), ends), ("2 uncorrected ECC errors (5 in its life)", true));
+    let (reason, ends) = of(json!({ "xids": [31, 79] }));
+    assert_eq!((reason.as_str(), ends), ("Xid 79, it has fallen off the bus", true));
+    // A contained error has ended those whom it hit: the others run on.
+    let contained = json!({ "xids": [94], "uncorrected_volatile": 1, "remap_pending": true });
+    let (reason, ends) = of(contained);
+    assert!(
+        reason.starts_with("Xid 94, contained ECC error; 1 uncorrected ECC error;"),
+        "{reason}"
+    );
+    assert!(reason.ends_with("wait to be remapped by a reset") && !ends, "{reason}");
+    for (xid, ends_jobs) in
+        [(48, true), (63, false), (64, false), (74, false), (95, true), (119, false), (120, false)]
+    {
+        assert_eq!(of(json!({ "xids": [xid] })).1, ends_jobs, "{xid}");
+    }
+    assert!(of(json!({ "lost": true })).1);
+}
+
+#[test]
+fn a_recording_is_read_anew_at_each_look() {
+    let recording = Recording::new(&json!([gpu(0, &json!({})), gpu(1, &json!({}))]));
+    let devices = recording.devices();
+    let mut changes = devices.subscribe();
+    assert_eq!(told(&devices), ["", ""]);
+    devices.look();
+    assert!(!changes.has_changed().unwrap(), "nothing has");
+    let broken = gpu(1, &json!({ "health": { "xids": [79] } }));
+    recording.write(&json!([gpu(0, &json!({})), broken]));
+    devices.look();
+    assert!(changes.has_changed().unwrap());
+    changes.mark_unchanged();
+    assert_eq!(told(&devices), ["", "Xid 79, it has fallen off the bus"]);
+    // It stays out, whatever it says of itself now.
+    recording.write(&json!([gpu(0, &json!({})), gpu(1, &json!({}))]));
+    devices.look();
+    assert_eq!(told(&devices)[1], "Xid 79, it has fallen off the bus");
+    // What is half written changes nothing, and a device that is not there any more is lost.
+    fs::write(recording.file(), "{\"gpus\": [").unwrap();
+    devices.look();
+    assert_eq!(told(&devices)[0], "");
+    recording.write(&json!([gpu(1, &json!({}))]));
+    devices.look();
+    assert!(told(&devices)[0].contains("fallen off the bus"));
+    let error = find(Some(Path::new("/nowhere.json"))).err().unwrap();
+    assert!(error.contains("cannot read /nowhere.json"), "{error}");
+}
+
+#[test]
+fn what_lies_between_devices_is_told() {
+    let recording = Recording::new(&json!([]));
+    let gpus = [gpu(0, &json!({ "pci": "0000:19:00.0", "numa_node": 1 })), gpu(1, &json!({}))];
+    let link = json!({ "between": [0, 1], "kind": "NVLink" });
+    let text = json!({ "gpus": gpus, "links": [link] }).to_string();
+    fs::write(recording.file(), text).unwrap();
+    let facts = recording.devices().facts();
+    assert_eq!(facts["gpu_links"], "NVLink: all");
+    assert_eq!(facts["gpu_numa"], "GPU 0: node 1");
+    assert_eq!(facts["gpu_pci"], "GPU 0: 0000:19:00.0");
+}
+
+#[tokio::test]
+async fn what_an_attempt_left_on_its_devices_is_killed() {
+    let (mut left, other) = (process_of(7), process_of(8));
+    let on = |child: &Child| json!({ "pid": child.id(), "memory_mib": 4000 });
+    let both = json!({ "processes": [on(&left), on(&other)], "memory_used_mib": 8600 });
+    let recording = Recording::new(&json!([gpu(0, &both), gpu(1, &json!({}))]));
+    let devices = recording.devices();
+    // Its memory comes back once it is dead.
+    let file = recording.file();
+    let watcher = std::thread::spawn(move || {
+        left.wait().unwrap();
+        let after = json!({ "processes": [{ "pid": other.id() }], "memory_used_mib": 4500 });
+        let next = file.with_extension("next");
+        fs::write(&next, json!({ "gpus": [gpu(0, &after), gpu(1, &json!({}))] }).to_string())
+            .unwrap();
+        fs::rename(next, file).unwrap();
+        other
+    });
+    assert_eq!(settle(&devices, 7, &[0, 1]).await, None);
+    let mut other = watcher.join().unwrap();
+    assert!(other.try_wait().unwrap().is_none(), "that of another attempt lives");
+    assert_eq!(told(&devices), ["", ""]);
+    other.kill().unwrap();
+    other.wait().unwrap();
+}
+
+#[tokio::test]
+async fn a_device_whose_memory_does_not_come_back_is_out() {
+    let full = gpu(0, &json!({ "memory_used_mib": 90_000 }));
+    // What the driver keeps for itself is not missed.
+    let idle = gpu(1, &json!({ "memory_used_mib": 700 }));
+    let recording = Recording::new(&json!([full, idle]));
+    let devices = recording.devices();
+    let (index, reason) = settle(&devices, 7, &[0, 1]).await.unwrap();
+    assert_eq!(index, 0);
+    assert!(reason.contains("90000 MiB of its memory were not given back"), "{reason}");
+    assert_eq!(told(&devices), [reason.as_str(), ""]);
+}
+
+#[test]
+fn strangers_on_a_device_are_told_and_left_alone() {
+    let mut stranger = Command::new("sleep").arg("1000").spawn().unwrap();
+    let mut ours = process_of(3);
+    let processes = json!([
+        { "pid": stranger.id(), "memory_mib": 500 },
+        { "pid": ours.id(), "memory_mib": 100 },
+    ]);
+    let recording = Recording::new(&json!([gpu(0, &json!({ "processes": processes }))]));
+    let devices = recording.devices();
+    let expected = format!("GPU 0: sleep (pid {}) with 500 MiB", stranger.id());
+    assert_eq!(devices.facts()["gpu_strangers"], expected);
+    assert!(stranger.try_wait().unwrap().is_none());
+    for child in [&mut stranger, &mut ours] {
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    devices.look();
+    assert!(!devices.facts().contains_key("gpu_strangers"));
+}

@@ -1,0 +1,182 @@
+//! GPUs that break while jobs run. What the devices are and do is a recording, which the tests change.
+//! The numbers are those of `docs/reliability.md`.
+
+use std::fs;
+use std::path::PathBuf;
+
+use atelier_proto::job::v1::JobStatus;
+use serde_json::{Value, json};
+
+use crate::harness::{Agent, Cluster, until};
+
+/// The devices of one node.
+struct Gpus {
+    file: PathBuf,
+    gpus: Vec<Value>,
+}
+
+impl Gpus {
+    /// So many whole devices of 1000 MiB each.
+    fn new(cluster: &Cluster, count: usize) -> Self {
+        let gpu = |index| {
+            json!({
+                "index": index,
+                "uuid": format!("GPU-{index}"),
+                "model": "NVIDIA H200",
+                "memory_mib": 1000,
+            })
+        };
+        let file = cluster.path().join("gpus.json");
+        let gpus = Self { file, gpus: (0..count).map(gpu).collect() };
+        gpus.write();
+        gpus
+    }
+
+    /// Sets a field of a device.
+    fn set(&mut self, index: usize, field: &str, value: Value) {
+        self.gpus[index][field] = value;
+        self.write();
+    }
+
+    fn write(&self) {
+        let next = self.file.with_extension("next");
+        fs::write(&next, json!({ "gpus": self.gpus }).to_string()).unwrap();
+        fs::rename(next, &self.file).unwrap();
+    }
+
+    fn agent(&self, name: &str) -> Agent {
+        Agent::new(name).cpus(4).with("--gpu-recording").with(&self.file.display().to_string())
+    }
+}
+
+/// A job with so many GPUs, which prints `runs` and those it has.
+fn job(command: &str, gpus: u32, more: &str) -> String {
+    let command = format!("echo runs on $CUDA_VISIBLE_DEVICES; {command}");
+    format!("command: {command:?}\nresources: {{cpus: 1, gpus: {gpus}{more}}}\n")
+}
+
+/// Submits a job and waits until it has said on which devices it runs.
+fn started(cluster: &Cluster, yaml: &str) -> String {
+    let name = cluster.create(yaml);
+    cluster.atelier(["job", "stream", &name]).spawn().prints("runs on");
+    name
+}
+
+fn node(cluster: &Cluster) -> Value {
+    cluster.atelier(["node", "show", "local", "-o", "json"]).ok().json()
+}
+
+fn reason(cluster: &Cluster) -> String {
+    node(cluster)["reason"].as_str().unwrap_or_default().to_owned()
+}
+
+#[test]
+fn f41_a_job_whose_gpu_is_lost_goes_on_with_another() {
+    let cluster = Cluster::empty();
+    cluster.start_daemon();
+    let mut gpus = Gpus::new(&cluster, 2);
+    cluster.start_agent(&gpus.agent("local"));
+    let marker = cluster.files().join("first");
+    let again = format!("[ -e {0} ] || {{ touch {0}; sleep 1000; }}", marker.display());
+    let lost = started(&cluster, &job(&again, 1, ""));
+    until("it runs", || marker.exists().then_some(()));
+
+    // An error of the job's own making changes nothing.
+    gpus.set(0, "health", json!({ "xids": [13, 43] }));
+    gpus.set(1, "health", json!({ "xids": [45] }));
+    let other = started(&cluster, &job("true", 1, ""));
+    cluster.completed(&other);
+
+    gpus.set(0, "health", json!({ "xids": [13, 43, 79] }));
+    let ended = cluster.completed(&lost);
+    assert_eq!(ended.attempt, 2, "{ended:?}");
+    let log = String::from_utf8(cluster.log(&lost)).unwrap();
+    assert!(log.ends_with("runs on 1\n"), "{log}");
+    let requeued = cluster.rpc().events(&lost).unwrap().into_iter();
+    let requeued: Vec<_> =
+        requeued.filter(|e| e.kind == "Requeued").map(|event| event.message).collect();
+    assert_eq!(requeued.len(), 1);
+    assert!(
+        requeued[0].contains("GPU 0 of the node, which the job had, is out: Xid 79"),
+        "{requeued:?}"
+    );
+
+    // It is in nobody's hands now, and whoever asks is told why.
+    let told = "GPU 0 is out: Xid 79, it has fallen off the bus";
+    assert_eq!(reason(&cluster), told);
+    let shown = node(&cluster);
+    assert_eq!(shown["capacity"]["gpus"], 1, "{shown}");
+    assert_eq!(shown["gpus"][0]["out"], "Xid 79, it has fallen off the bus", "{shown}");
+    assert_eq!(shown["gpus"][1]["out"], Value::Null, "{shown}");
+    let listed = cluster.atelier(["compute", "list-nodes", "local"]).ok();
+    assert!(listed.stdout().contains(told), "{}", listed.stdout());
+
+    // Whoever has mended it restarts the agent.
+    gpus.set(0, "health", json!({}));
+    cluster.agent("local", |agent| agent.kill());
+    cluster.start_agent(&gpus.agent("local"));
+    until("the device is back", || reason(&cluster).is_empty().then_some(()));
+    let both = cluster.create(&job("true", 2, ""));
+    cluster.completed(&both);
+}
+
+#[test]
+fn f41_a_job_ends_by_itself_on_a_gpu_that_only_aches() {
+    let cluster = Cluster::empty();
+    cluster.start_daemon();
+    let mut gpus = Gpus::new(&cluster, 1);
+    cluster.start_agent(&gpus.agent("local"));
+    let go = cluster.files().join("go");
+    let waits = format!("while [ ! -e {} ]; do sleep 0.05; done", go.display());
+    let runs = started(&cluster, &job(&waits, 1, ""));
+    gpus.set(0, "health", json!({ "remap_pending": true }));
+    until("the device is out", || {
+        reason(&cluster).contains("GPU 0 is out: rows of its memory wait").then_some(())
+    });
+    // Nothing new gets it; what runs there goes on to its end.
+    let waiting = cluster.create(&job("true", 1, ""));
+    fs::write(&go, "").unwrap();
+    assert_eq!(cluster.completed(&runs).attempt, 1);
+    assert_eq!(cluster.rpc().job(&waiting).unwrap().status(), JobStatus::Queued);
+}
+
+#[test]
+fn f41_a_job_that_fails_on_a_broken_gpu_does_not_pay_for_it() {
+    let cluster = Cluster::empty();
+    cluster.start_daemon();
+    let mut gpus = Gpus::new(&cluster, 2);
+    cluster.start_agent(&gpus.agent("local"));
+    let (go, marker) = (cluster.files().join("go"), cluster.files().join("first"));
+    // The program sees the fault before the agent does, or the other way round: it is the same.
+    let fails = format!(
+        "[ -e {0} ] && exit 0; touch {0}; while [ ! -e {1} ]; do sleep 0.01; done; exit 1",
+        marker.display(),
+        go.display()
+    );
+    let name = started(&cluster, &job(&fails, 1, ""));
+    until("it runs", || marker.exists().then_some(()));
+    gpus.set(0, "health", json!({ "uncorrected_volatile": 2 }));
+    fs::write(&go, "").unwrap();
+    let ended = cluster.completed(&name);
+    assert_eq!(ended.attempt, 2);
+    assert_eq!(reason(&cluster), "GPU 0 is out: 2 uncorrected ECC errors");
+}
+
+#[test]
+fn f42_a_gpu_whose_memory_is_not_given_back_is_given_to_nobody() {
+    let cluster = Cluster::empty();
+    cluster.start_daemon();
+    let mut gpus = Gpus::new(&cluster, 2);
+    cluster.start_agent(&gpus.agent("local"));
+    let go = cluster.files().join("go");
+    let waits = format!("while [ ! -e {} ]; do sleep 0.05; done", go.display());
+    let name = started(&cluster, &job(&waits, 1, ""));
+    gpus.set(0, "memory_used_mib", json!(40_000));
+    fs::write(&go, "").unwrap();
+    cluster.completed(&name);
+    let told = reason(&cluster);
+    assert!(told.starts_with("GPU 0 is out: 40000 MiB of its memory were not"), "{told}");
+    let next = cluster.create(&job("true", 1, ""));
+    cluster.completed(&next);
+    assert_eq!(cluster.log(&next), b"runs on 1\n");
+}
