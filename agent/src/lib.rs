@@ -135,9 +135,9 @@ async fn serve(
         Arc::from(gpu::find(args.gpu_recording.as_deref()).map_err(Error::Recording)?);
     let owners = gpu::Owners::new(attempts.clone(), cgroup::parent_name(&name, &root));
     let most = args.gpus.map_or(usize::MAX, |count| count as usize);
-    let devices = Arc::new(Devices::new(gpus.clone(), owners, most));
+    let devices = Arc::new(Devices::new(gpus, owners, most));
     let mut sampler = NodeSampler::new(root.clone());
-    let cgroups = find_cgroups(&args, &name, &root, &mut sampler);
+    let cgroups = find_cgroups(&args, &name, &root, &mut sampler, devices.guarded());
     let (isolated, not_isolated) = isolate(args.isolation, &root)?;
     let mut facts = facts::gather(&args, &root, &mut sampler, &cgroups);
     let isolation = match isolated.map(|abilities| abilities.means) {
@@ -151,7 +151,7 @@ async fn serve(
     let (services, services_seen) = watch::channel(None);
     let (connected, connected_seen) = watch::channel(false);
     let (news_sender, news) = mpsc::unbounded_channel();
-    let (monitor, monitor_handle) = Monitor::new(gpus, args.monitor_interval, clients);
+    let (monitor, monitor_handle) = Monitor::new(devices.clone(), args.monitor_interval, clients);
     let spares = root.join("spares");
     let spares = Spares::new(spares.clone()).map_err(|source| Error::Folder {
         path: spares,
@@ -231,11 +231,18 @@ async fn serve(
 }
 
 /// The place of this agent's attempts among the machine's control groups.
-fn find_cgroups(args: &AgentArgs, node: &str, root: &Path, sampler: &mut NodeSampler) -> Cgroups {
+fn find_cgroups(
+    args: &AgentArgs,
+    node: &str,
+    root: &Path,
+    sampler: &mut NodeSampler,
+    guarded: bool,
+) -> Cgroups {
     const MIB: u64 = 1 << 20;
     let total = sampler.memory_mib().saturating_mul(MIB);
     let offered = args.memory.map_or(total, |memory| memory.saturating_mul(MIB));
-    Cgroups::find(&cgroup::parent_name(node, root), NodeLimits::of(offered, total))
+    let limits = NodeLimits { guarded, ..NodeLimits::of(offered, total) };
+    Cgroups::find(&cgroup::parent_name(node, root), limits)
 }
 
 /// By what jobs are isolated, or why they are not.

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use atelier_proto::job::v1::JobStatus;
 use serde_json::{Value, json};
 
-use crate::harness::{Agent, Cluster, until};
+use crate::harness::{Agent, Cluster, needs, processes_with, until};
 
 /// The devices of one node.
 struct Gpus {
@@ -179,4 +179,51 @@ fn f42_a_gpu_whose_memory_is_not_given_back_is_given_to_nobody() {
     let next = cluster.create(&job("true", 1, ""));
     cluster.completed(&next);
     assert_eq!(cluster.log(&next), b"runs on 1\n");
+}
+
+#[test]
+fn f43_a_job_that_takes_more_than_its_share_of_a_gpu_is_ended_and_told() {
+    let cluster = Cluster::empty();
+    cluster.start_daemon();
+    let mut gpus = Gpus::new(&cluster, 1);
+    cluster.start_agent(&gpus.agent("local"));
+    let half = |command: &str| job(command, 0, "").replace("gpus: 0", "gpus: 0.5");
+    let go = cluster.files().join("go");
+    let waits = format!("while [ ! -e {} ]; do sleep 0.05; done", go.display());
+    let neighbour = started(&cluster, &half(&waits));
+    let greedy = started(&cluster, &half("sleep 1000"));
+    let on = |name: &str, memory: u64| {
+        let pid = processes_with(&format!("ATELIER_JOB={name}\0"))[0];
+        json!({ "pid": pid.as_raw_pid(), "memory_mib": memory, "utilization": 25 })
+    };
+    gpus.set(0, "processes", json!([on(&neighbour, 480), on(&greedy, 510)]));
+    let ended = cluster.ended(&greedy);
+    assert_eq!(ended.status(), JobStatus::Failed);
+    let shown = cluster.atelier(["job", "show", &greedy, "-o", "json"]).ok().json();
+    assert_eq!(shown["error"]["code"], "GpuOutOfMemory", "{shown}");
+    let said = shown["error"]["message"].as_str().unwrap();
+    let expected = "used 510 MiB of the memory of GPU 0; its share of 0.5 is 500 MiB";
+    assert!(said.contains(expected) && said.contains("resources.gpus"), "{said}");
+    fs::write(&go, "").unwrap();
+    cluster.completed(&neighbour);
+}
+
+/// The device that stands for a GPU's is one that every machine has: `/dev/full`.
+#[test]
+fn a_gpu_of_another_job_cannot_be_opened() {
+    needs("devices");
+    let cluster = Cluster::empty();
+    cluster.start_daemon();
+    let mut gpus = Gpus::new(&cluster, 2);
+    gpus.set(0, "nodes", json!([[1, 7]]));
+    cluster.start_agent(&gpus.agent("local"));
+    let facts = &node(&cluster)["facts"];
+    assert!(facts["limited"].as_str().unwrap().contains("devices"), "{facts}");
+    let opens = "if (: < /dev/full) 2>/dev/null; then echo opened; else echo refused; fi";
+    let with = cluster.create(&job(opens, 1, ""));
+    cluster.completed(&with);
+    assert_eq!(cluster.log(&with), b"runs on 0\nopened\n");
+    let without = cluster.create(&job(opens, 0, ""));
+    cluster.completed(&without);
+    assert_eq!(cluster.log(&without), b"runs on\nrefused\n");
 }

@@ -33,9 +33,11 @@ pub(super) async fn launch(attempt: &Attempt, prepared: Prepared) -> Result<Proc
     let mut limits = attempt.node.cgroups.limits_of(assignment.cpu_milli, assignment.memory_mib);
     limits.processes =
         attempt.node.process_limit.map_or(limits.processes, |most| most.min(limits.processes));
-    let cgroup = attempt.node.cgroups.create(attempt.key.epoch, &limits).map_err(|error| {
-        problem::of(Cause::Platform, "cannot make the job's control groups", &error)
-    })?;
+    let denied = attempt.node.devices.denied(&assignment.gpu_indices);
+    let cgroup =
+        attempt.node.cgroups.create(attempt.key.epoch, &limits, &denied).map_err(|error| {
+            problem::of(Cause::Platform, "cannot make the job's control groups", &error)
+        })?;
     let mut environment = prepared.variables;
     let groups = cgroup.clone();
     // An attempt that is not started leaves no groups.

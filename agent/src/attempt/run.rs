@@ -11,7 +11,8 @@ use super::finalize::{self, End};
 use super::process::Process;
 use super::reattach::{Decision, Loss, decide, look};
 use super::{Attempt, News, Order, launch, prepare, problem, variables};
-use crate::monitor::Whole;
+use crate::gpu::Share;
+use crate::monitor::{Sampling, Whole};
 use crate::supervisor::{LAUNCH, Launch, kill_marked};
 use crate::{clock, gpu, record};
 
@@ -123,7 +124,7 @@ async fn watch(
     let sampling = attempt.node.monitor.watch(
         &attempt.key,
         process.pid(),
-        &attempt.assignment.gpu_indices,
+        (&attempt.assignment.gpu_indices, Share::of(attempt.spec.resources.demand.gpu_share)),
         launch.and_then(|launch| launch.cgroup),
         started_at_ms,
     );
@@ -161,13 +162,13 @@ async fn watch(
                     process.signal(Signal::CONT);
                 }
             },
-            problem = verdict(attempt), if !sentenced => {
+            (problem, signal) = verdict(attempt, &sampling), if !sentenced => {
                 sentenced = true;
                 // Without this note the end would be taken for a shutdown of the node.
                 if let Err(error) = attempt.folder.write_verdict(&problem) {
                     tracing::warn!(epoch = attempt.key.epoch, %error, "cannot note why a job is ended");
                 }
-                process.signal(Signal::TERM);
+                process.signal(signal);
             }
         }
     };
@@ -206,10 +207,15 @@ async fn watch(
     }
 }
 
-/// Once this node has to end what runs: why.
-async fn verdict(attempt: &Attempt) -> Problem {
-    let (index, reason) = attempt.node.devices.lost(&attempt.assignment.gpu_indices).await;
-    problem::gpu_lost(index, &reason)
+/// Once this node has to end what runs: why, and how the supervisor is told.
+async fn verdict(attempt: &Attempt, sampling: &Sampling) -> (Problem, Signal) {
+    tokio::select! {
+        (index, reason) = attempt.node.devices.lost(&attempt.assignment.gpu_indices) => {
+            (problem::gpu_lost(index, &reason), Signal::TERM)
+        }
+        // What it has too much others lack: at once, as the kernel does where memory is out.
+        excess = sampling.excess() => (excess.problem(), Signal::QUIT),
+    }
 }
 
 async fn next_order(orders: &mut tokio::sync::watch::Receiver<Order>) -> Order {

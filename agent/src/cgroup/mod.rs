@@ -15,6 +15,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 mod group;
+mod guard;
 mod mounts;
 #[cfg(test)]
 mod tests;
@@ -22,6 +23,7 @@ mod usage;
 
 pub(crate) use group::Cgroup;
 use group::{Group, Version};
+pub(crate) use guard::DeviceNode;
 use mounts::{Hierarchy, Kind};
 pub(crate) use usage::Waited;
 
@@ -44,6 +46,8 @@ pub(crate) struct NodeLimits {
     pub(crate) memory: u64,
     /// Processes and threads of all jobs together.
     pub(crate) processes: u64,
+    /// Whether there are devices that not every job may open.
+    pub(crate) guarded: bool,
 }
 
 /// What one attempt may use.
@@ -69,7 +73,7 @@ impl NodeLimits {
             text.trim().parse::<u64>().ok()
         };
         let most = highest("pid_max").into_iter().chain(highest("threads-max")).min();
-        Self { memory, processes: most.unwrap_or(32_768) / 4 * 3 }
+        Self { memory, processes: most.unwrap_or(32_768) / 4 * 3, guarded: false }
     }
 }
 
@@ -118,6 +122,7 @@ impl Cgroups {
     fn within(hierarchies: &[Hierarchy], name: &str, node: NodeLimits) -> Self {
         let mut found = Self { parents: Vec::new(), node, missing: BTreeMap::new() };
         let mut left: BTreeSet<&'static str> = WANTED.into();
+        left.extend(node.guarded.then_some(guard::DEVICES));
         for hierarchy in hierarchies {
             let Kind::V1(controllers) = &hierarchy.kind else { continue };
             let ours: Vec<&str> =
@@ -134,7 +139,18 @@ impl Cgroups {
         }
         if let Some(unified) = hierarchies.iter().find(|hierarchy| hierarchy.kind == Kind::V2) {
             match unified_parent(unified, name, &left) {
-                Ok(parent) => found.add(parent, &mut left),
+                Ok(mut parent) => {
+                    // No controller of version 2, but a program.
+                    match guard::can_load() {
+                        _ if !left.contains(guard::DEVICES) => {}
+                        Ok(()) => parent.controllers.push(guard::DEVICES.to_owned()),
+                        Err(error) => {
+                            let why = format!("this agent may not load BPF programs ({error})");
+                            found.missing.insert(guard::DEVICES, why);
+                        }
+                    }
+                    found.add(parent, &mut left);
+                }
                 Err(why) => {
                     // Of the others there are none, whoever asks.
                     for controller in offered(&unified.root, &left) {
@@ -190,8 +206,14 @@ impl Cgroups {
         Limits::of(cpu_milli, memory_mib, &self.node)
     }
 
-    /// Makes the groups of an attempt; those of an earlier try at starting it are made anew.
-    pub(crate) fn create(&self, epoch: u64, limits: &Limits) -> io::Result<Option<Cgroup>> {
+    /// Makes the groups of an attempt, in which nobody can open what is `denied`; those of an earlier try
+    /// at starting it are made anew.
+    pub(crate) fn create(
+        &self,
+        epoch: u64,
+        limits: &Limits,
+        denied: &[DeviceNode],
+    ) -> io::Result<Option<Cgroup>> {
         let mut made = Cgroup::default();
         for parent in &self.parents {
             let group = parent.group(epoch);
@@ -202,7 +224,9 @@ impl Cgroups {
                 }
                 _ => Err(error),
             });
-            let limited = first.and_then(|()| limit(&group, limits));
+            let limited = first
+                .and_then(|()| limit(&group, limits))
+                .and_then(|()| guard::deny(&group, denied));
             made.groups.push(group);
             if let Err(error) = limited {
                 let _ = made.remove();
@@ -253,7 +277,8 @@ impl Parent {
     fn make(&self, node: &NodeLimits) -> io::Result<()> {
         make_folder(&self.folder)?;
         if self.version == Version::V2 && !self.controllers.is_empty() {
-            enable(&self.folder, self.controllers.iter().map(String::as_str))?;
+            let real = self.controllers.iter().map(String::as_str);
+            enable(&self.folder, real.filter(|name| *name != guard::DEVICES))?;
         }
         let all = Limits { cpu_milli: 1000, memory: Some(node.memory), processes: node.processes };
         let own = Group {
@@ -304,6 +329,9 @@ fn make_folder(folder: &Path) -> io::Result<()> {
 /// Hands controllers on to the groups below a group of version 2.
 fn enable<'a>(folder: &Path, controllers: impl Iterator<Item = &'a str>) -> io::Result<()> {
     let order: Vec<String> = controllers.map(|name| format!("+{name}")).collect();
+    if order.is_empty() {
+        return Ok(());
+    }
     fs::write(folder.join("cgroup.subtree_control"), order.join(" "))
 }
 

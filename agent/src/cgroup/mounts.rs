@@ -53,7 +53,7 @@ fn mount(line: &str) -> Option<Mount> {
     let kind = match what.next()? {
         "cgroup2" => Kind::V2,
         "cgroup" => {
-            let known = ["cpu", "cpuacct", "memory", "pids"];
+            let known = ["cpu", "cpuacct", "memory", "pids", "devices"];
             let options = what.nth(1)?.split(',');
             let controllers: Vec<String> =
                 options.filter(|option| known.contains(option)).map(str::to_owned).collect();

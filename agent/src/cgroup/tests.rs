@@ -8,7 +8,7 @@ use super::usage::Usage;
 use super::{Cgroups, Limits, NodeLimits, Version, Waited, parent_name, unified_parent};
 
 const GIB: u64 = 1 << 30;
-const NODE: NodeLimits = NodeLimits { memory: 8 * GIB, processes: 24_000 };
+const NODE: NodeLimits = NodeLimits { memory: 8 * GIB, processes: 24_000, guarded: false };
 
 const HYBRID: &str = "\
 26 21 0:23 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755
@@ -76,7 +76,7 @@ fn a_service_with_a_subgroup_makes_its_groups_beside_it() {
     assert_eq!(read(&parent, "pids.max"), "24000");
 
     let limits = found.limits_of(2500, 512);
-    let cgroup = found.create(7, &limits).unwrap().unwrap();
+    let cgroup = found.create(7, &limits, &[]).unwrap().unwrap();
     let own = parent.join("7");
     assert_eq!(cgroup.groups.len(), 1);
     assert_eq!((&cgroup.groups[0].folder, cgroup.groups[0].version), (&own, Version::V2));
@@ -133,7 +133,7 @@ fn a_group_that_hands_nothing_on_is_told_with_the_remedy() {
         missing.contains("cpu, memory, pids: ") && missing.contains("Delegate=yes"),
         "{missing}"
     );
-    assert_eq!(found.create(1, &found.limits_of(1000, 0)).unwrap(), None);
+    assert_eq!(found.create(1, &found.limits_of(1000, 0), &[]).unwrap(), None);
 }
 
 #[test]
@@ -152,7 +152,7 @@ fn an_empty_version_2_beside_version_1_still_ends_attempts() {
     assert_eq!(found.limits(), "memory");
     let missing = found.missing().unwrap();
     assert!(missing.contains("cpu, pids: ") && missing.contains("no such controller"), "{missing}");
-    let cgroup = found.create(3, &found.limits_of(1000, 64)).unwrap().unwrap();
+    let cgroup = found.create(3, &found.limits_of(1000, 64), &[]).unwrap().unwrap();
     let folders: Vec<&Path> = cgroup.groups.iter().map(|group| group.folder.as_path()).collect();
     assert_eq!(folders, [memory.join("atelier-n-1/3"), own.join("atelier-n-1/3")]);
     let limit = read(&memory.join("atelier-n-1/3"), "memory.limit_in_bytes");

@@ -1,13 +1,14 @@
 //! What this node offers of its GPUs now.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use atelier_proto::agent::v1 as pb;
 use tokio::sync::watch;
 
-use super::{Device, Gpus, Link, Owners, Process, Sickness};
+use super::{Device, GpuSample, Gpus, Link, Owners, Process, Sickness};
+use crate::cgroup::DeviceNode;
 use crate::proc;
 
 /// Between two looks at all devices.
@@ -20,6 +21,8 @@ pub(crate) struct Devices {
     inventory: Vec<Device>,
     owners: Owners,
     state: watch::Sender<State>,
+    /// The newest of each device.
+    samples: Mutex<BTreeMap<u32, GpuSample>>,
 }
 
 /// What changes while an agent runs.
@@ -31,12 +34,55 @@ pub(crate) struct State {
     strangers: BTreeMap<u32, BTreeSet<String>>,
 }
 
+/// What an attempt has and does on one of its devices.
+#[derive(Clone, Copy, PartialEq, Debug, Default)]
+pub(crate) struct Use {
+    /// The device, whoever uses it.
+    pub(crate) device: GpuSample,
+    /// Memory that the attempt's processes hold; `None` if the driver does not tell.
+    pub(crate) memory_mib: Option<u64>,
+    /// Percent of time in which their kernels ran; `None` if the driver does not tell.
+    pub(crate) utilization: Option<f64>,
+}
+
+/// One look at a device and all who are on it.
+#[derive(Default)]
+pub(crate) struct Look {
+    device: GpuSample,
+    /// With the attempt that each belongs to.
+    processes: Option<Vec<(Option<u64>, Process)>>,
+    utilization: Option<BTreeMap<i32, f64>>,
+}
+
+impl Look {
+    /// The part of an attempt in it.
+    pub(crate) fn of(&self, epoch: u64) -> Use {
+        let mine = || {
+            let all = self.processes.iter().flatten();
+            all.filter(|(owner, _)| *owner == Some(epoch)).map(|(_, process)| process)
+        };
+        let told = self.processes.is_some();
+        let sum = |utilization: &BTreeMap<i32, f64>| {
+            mine().filter_map(|process| utilization.get(&process.pid)).sum()
+        };
+        Use {
+            device: self.device,
+            memory_mib: mine()
+                .map(|process| process.memory_mib)
+                .sum::<Option<u64>>()
+                .filter(|_| told),
+            utilization: self.utilization.as_ref().map(sum).filter(|_| told),
+        }
+    }
+}
+
 impl Devices {
     /// The first `most` devices, looked at once.
     pub(crate) fn new(source: Arc<dyn Gpus>, owners: Owners, most: usize) -> Self {
         let mut inventory = source.inventory();
         inventory.truncate(most);
-        let devices = Self { source, inventory, owners, state: watch::Sender::default() };
+        let (state, samples) = (watch::Sender::default(), Mutex::default());
+        let devices = Self { source, inventory, owners, state, samples };
         devices.look();
         devices
     }
@@ -84,6 +130,18 @@ impl Devices {
         facts
     }
 
+    /// Whether there are device nodes that not every job may open.
+    pub(crate) fn guarded(&self) -> bool {
+        self.inventory.iter().any(|device| !device.nodes.is_empty())
+    }
+
+    /// What an attempt that holds these devices may not open: the others.
+    pub(crate) fn denied(&self, held: &[u32]) -> Vec<DeviceNode> {
+        let others = self.inventory.iter().filter(|device| !held.contains(&device.index));
+        let nodes = others.flat_map(|device| &device.nodes);
+        nodes.map(|&(major, minor)| DeviceNode { major, minor }).collect()
+    }
+
     /// Told whenever what is offered, or who is on it, has changed.
     pub(crate) fn subscribe(&self) -> watch::Receiver<State> {
         self.state.subscribe()
@@ -111,6 +169,12 @@ impl Devices {
                 self.take_out(device.index, sickness);
             }
         }
+        let samples = self
+            .inventory
+            .iter()
+            .filter_map(|device| Some((device.index, self.source.sample(device.index)?)));
+        let samples = samples.collect();
+        *self.samples.lock().unwrap_or_else(|broken| broken.into_inner()) = samples;
         let strangers: BTreeMap<_, _> = self
             .inventory
             .iter()
@@ -176,6 +240,31 @@ impl Devices {
                 std::future::pending::<()>().await;
             }
         }
+    }
+
+    /// Looks at a device and those who are on it; takes milliseconds. What processes did is told since
+    /// the last call for this device.
+    pub(crate) fn look_at(&self, index: u32) -> Look {
+        let owned = |process: Process| (self.owners.of(process.pid), process);
+        let processes = self.source.processes(index);
+        Look {
+            device: self.source.sample(index).unwrap_or_default(),
+            processes: processes.map(|all| all.into_iter().map(owned).collect()),
+            utilization: self.source.utilization(index),
+        }
+    }
+
+    /// What the devices do now, for the node's heartbeat.
+    pub(crate) fn usage(&self) -> BTreeMap<String, f64> {
+        let samples = self.samples.lock().unwrap_or_else(|broken| broken.into_inner());
+        let mut usage = BTreeMap::new();
+        for (index, sample) in samples.iter() {
+            let mut set = |name: &str, value| usage.insert(format!("gpu_{index}_{name}"), value);
+            set("utilization", sample.utilization);
+            set("memory_used_mib", sample.memory_used_mib);
+            set("memory_total_mib", sample.memory_total_mib);
+        }
+        usage
     }
 
     pub(super) fn source(&self) -> &dyn Gpus {

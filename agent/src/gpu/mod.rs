@@ -18,13 +18,15 @@ mod nvidia;
 mod owner;
 mod recorded;
 mod settle;
+mod share;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use devices::{Devices, State};
+pub(crate) use devices::{Devices, Look, State, Use};
 use health::Sickness;
 pub(crate) use owner::Owners;
 pub(crate) use settle::settle;
+pub(crate) use share::{Excess, Share};
 
 /// What one GPU is.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize)]
@@ -37,9 +39,9 @@ pub(crate) struct Device {
     /// Its address on the PCI bus.
     #[serde(default)]
     pub(crate) pci: Option<String>,
-    /// The number of its device node, `/dev/nvidia<minor>`.
+    /// Majors and minors of the device nodes that lead to it and to no other.
     #[serde(default)]
-    pub(crate) minor: Option<u32>,
+    pub(crate) nodes: Vec<(u32, u32)>,
     #[serde(default)]
     pub(crate) numa_node: Option<u32>,
     /// Parts that it is cut into (MIG).

@@ -1,6 +1,7 @@
 //! NVIDIA's GPUs, through NVML (docs.nvidia.com, `deploy/nvml-api`).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::sync::{Arc, Mutex, Weak};
 use std::thread;
 use std::time::Duration;
@@ -64,7 +65,7 @@ impl Nvidia {
             model: device.name().unwrap_or_else(|_| MODEL.to_owned()),
             memory_mib: device.memory_info().map_or(0, |memory| memory.total / MIB),
             pci: device.pci_info().ok().map(|pci| pci.bus_id),
-            minor: device.minor_number().ok(),
+            nodes: device.minor_number().map(nodes).unwrap_or_default(),
             numa_node: device.numa_node_id().ok(),
             mig: mig.collect(),
         })
@@ -73,6 +74,35 @@ impl Nvidia {
 
 /// Of a device that does not say what it is.
 const MODEL: &str = "NVIDIA GPU";
+
+/// The device nodes of a GPU: `/dev/nvidia<minor>`, and those in `/dev/nvidia-caps` that open its parts
+/// (NVIDIA's Multi-Instance GPU user guide, "Device Nodes and Capabilities").
+fn nodes(minor: u32) -> Vec<(u32, u32)> {
+    let majors = fs::read_to_string("/proc/devices").unwrap_or_default();
+    let caps = fs::read_to_string("/proc/driver/nvidia-caps/mig-minors").unwrap_or_default();
+    nodes_of(minor, &majors, &caps)
+}
+
+/// The same from the texts: lines such as `195 nvidia`, and such as `gpu0/gi1/access 12`.
+pub(super) fn nodes_of(minor: u32, majors: &str, caps: &str) -> Vec<(u32, u32)> {
+    let major = |names: &[&str]| {
+        majors.lines().find_map(|line| {
+            let (number, name) = line.trim().split_once(' ')?;
+            names.contains(&name).then(|| number.parse().ok())?
+        })
+    };
+    // Drivers before 550 call it otherwise.
+    let own = major(&["nvidia", "nvidia-frontend"]).map(|major| (major, minor));
+    let parts = major(&["nvidia-caps"]).into_iter().flat_map(|major: u32| {
+        let minors = caps.lines().filter_map(|line| {
+            let (path, number) = line.rsplit_once(' ')?;
+            let mine = path.strip_prefix(&format!("gpu{minor}"))?.starts_with('/');
+            if mine { number.parse().ok() } else { None }
+        });
+        minors.map(move |minor| (major, minor)).collect::<Vec<_>>()
+    });
+    own.into_iter().chain(parts).collect()
+}
 
 /// Hears of the driver's critical errors until the library is not wanted any more.
 fn listen(nvml: &Weak<Nvml>, xids: &Xids) {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
+use super::nvidia::nodes_of;
 use super::{Devices, Gpus, Health, Owners, Sickness, find, settle};
 use crate::attempt::MARK;
 use crate::proc;
@@ -128,6 +129,16 @@ fn a_recording_is_read_anew_at_each_look() {
     assert!(told(&devices)[0].contains("fallen off the bus"));
     let error = find(Some(Path::new("/nowhere.json"))).err().unwrap();
     assert!(error.contains("cannot read /nowhere.json"), "{error}");
+}
+
+#[test]
+fn device_nodes_are_found_by_the_drivers_majors() {
+    let majors = "Character devices:\n  1 mem\n195 nvidia\n195 nvidiactl\n236 nvidia-caps\n";
+    let caps = "config 1\ngpu0/gi1/access 12\ngpu0/gi1/ci0/access 13\ngpu10/gi1/access 900\n";
+    assert_eq!(nodes_of(0, majors, caps), [(195, 0), (236, 12), (236, 13)]);
+    assert_eq!(nodes_of(1, majors, caps), [(195, 1)]);
+    assert_eq!(nodes_of(1, "195 nvidia-frontend\n", ""), [(195, 1)]);
+    assert_eq!(nodes_of(1, "1 mem\n", ""), []);
 }
 
 #[test]

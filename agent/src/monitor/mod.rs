@@ -1,7 +1,7 @@
 //! The monitor: one task that looks at all running jobs at a steady pace, and sleeps while there
 //! are none.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,8 +10,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use crate::cgroup::Cgroup;
+use crate::gpu::{Devices, Excess, GpuSample, Look, Share};
 use crate::session::Client;
-use crate::{clock, gpu, proc};
+use crate::{clock, proc};
 
 mod node;
 mod tree;
@@ -46,6 +47,9 @@ struct Watched {
     key: pb::AttemptKey,
     supervisor: i32,
     gpus: Vec<u32>,
+    /// Where it shares its device with others.
+    share: Option<Share>,
+    excess: watch::Sender<Option<Excess>>,
     /// The groups that the job runs in.
     cgroup: Option<Cgroup>,
     /// When samples were last made of it.
@@ -55,7 +59,7 @@ struct Watched {
     /// The most memory since samples were last made, and in all.
     recent_peak: u64,
     peak: watch::Sender<u64>,
-    gpu_looks: Vec<gpu::GpuSample>,
+    gpu_looks: Vec<GpuSample>,
     looks: u32,
     /// When the job started, wall clock.
     started_at_ms: i64,
@@ -75,6 +79,7 @@ pub(crate) struct Sampling {
     handle: Handle,
     epoch: u64,
     peak: watch::Receiver<u64>,
+    excess: watch::Receiver<Option<Excess>>,
     since: Instant,
     finished: bool,
 }
@@ -85,16 +90,19 @@ impl Handle {
         &self,
         key: &pb::AttemptKey,
         supervisor: i32,
-        gpus: &[u32],
+        (gpus, share): (&[u32], Option<Share>),
         cgroup: Option<Cgroup>,
         started_at_ms: i64,
     ) -> Sampling {
         let now = tree::Totals { at_ms: clock::boottime_ms(), ..tree::Totals::default() };
         let (peak, peak_seen) = watch::channel(0);
+        let (excess, excess_seen) = watch::channel(None);
         let watched = Watched {
             key: key.clone(),
             supervisor,
             gpus: gpus.to_vec(),
+            share,
+            excess,
             cgroup,
             before: now,
             latest: now,
@@ -107,7 +115,7 @@ impl Handle {
         };
         let _ = self.commands.send(Command::Watch(Box::new(watched)));
         let (handle, epoch, since) = (self.clone(), key.epoch, Instant::now());
-        Sampling { handle, epoch, peak: peak_seen, since, finished: false }
+        Sampling { handle, epoch, peak: peak_seen, excess: excess_seen, since, finished: false }
     }
 }
 
@@ -115,6 +123,19 @@ impl Sampling {
     /// The most memory, in bytes, that a look has found so far.
     pub(crate) fn peak_memory_bytes(&self) -> u64 {
         *self.peak.borrow()
+    }
+
+    /// Once the job has held more of a device than its share.
+    pub(crate) async fn excess(&self) -> Excess {
+        let mut seen = self.excess.clone();
+        loop {
+            if let Some(excess) = *seen.borrow_and_update() {
+                return excess;
+            }
+            if seen.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
     }
 
     /// Stops watching; waits a little for what was measured to arrive, because a run that has
@@ -138,6 +159,11 @@ impl Drop for Sampling {
     }
 }
 
+/// Looks at each of some devices once.
+fn look_at_gpus(devices: &Devices, indices: BTreeSet<u32>) -> BTreeMap<u32, Look> {
+    indices.into_iter().map(|index| (index, devices.look_at(index))).collect()
+}
+
 /// The totals of jobs, each from its groups or else from the process table, which is read once.
 fn look_at(jobs: &[(u64, i32, Option<Cgroup>)]) -> Vec<(u64, tree::Totals)> {
     let now = clock::boottime_ms();
@@ -154,7 +180,28 @@ fn look_at(jobs: &[(u64, i32, Option<Cgroup>)]) -> Vec<(u64, tree::Totals)> {
 }
 
 impl Watched {
-    fn looked(&mut self, totals: tree::Totals, gpus: Vec<gpu::GpuSample>) {
+    /// What a look found of its devices, in the order in which the job sees them: of one that it shares,
+    /// what its own processes do, as far as that is told.
+    fn gpus_looked(&mut self, looks: &BTreeMap<u32, Look>) -> Vec<GpuSample> {
+        let mut samples = Vec::new();
+        for index in &self.gpus {
+            let seen = looks.get(index).map(|look| look.of(self.key.epoch)).unwrap_or_default();
+            let mut sample = seen.device;
+            if let Some(share) = &mut self.share {
+                sample.utilization = seen.utilization.unwrap_or(sample.utilization);
+                let memory = seen.memory_mib.map(|memory| memory as f64);
+                sample.memory_used_mib = memory.unwrap_or(sample.memory_used_mib);
+                let excess = share.looked(*index, &seen);
+                if excess.is_some() {
+                    self.excess.send_replace(excess);
+                }
+            }
+            samples.push(sample);
+        }
+        samples
+    }
+
+    fn looked(&mut self, totals: tree::Totals, gpus: Vec<GpuSample>) {
         self.latest = totals;
         self.recent_peak = self.recent_peak.max(totals.resident_bytes);
         self.peak.send_if_modified(|peak| {
@@ -218,7 +265,7 @@ impl Watched {
 /// The monitor's task and the handle to it.
 pub(crate) struct Monitor {
     commands: mpsc::UnboundedReceiver<Command>,
-    gpus: Arc<dyn gpu::Gpus>,
+    devices: Arc<Devices>,
     interval: Duration,
     client: watch::Receiver<Option<Client>>,
     watched: BTreeMap<u64, Watched>,
@@ -227,13 +274,13 @@ pub(crate) struct Monitor {
 
 impl Monitor {
     pub(crate) fn new(
-        gpus: Arc<dyn gpu::Gpus>,
+        devices: Arc<Devices>,
         interval: Duration,
         client: watch::Receiver<Option<Client>>,
     ) -> (Self, Handle) {
         let (sender, commands) = mpsc::unbounded_channel();
         let (watched, unsent) = (BTreeMap::new(), VecDeque::new());
-        let monitor = Self { commands, gpus, interval, client, watched, unsent };
+        let monitor = Self { commands, devices, interval, client, watched, unsent };
         (monitor, Handle { commands: sender })
     }
 
@@ -283,11 +330,15 @@ impl Monitor {
             .iter()
             .map(|(epoch, watched)| (*epoch, watched.supervisor, watched.cgroup.clone()))
             .collect();
-        // Many small files on a busy machine: not on this thread.
-        let Ok(seen) = tokio::task::spawn_blocking(move || look_at(&jobs)).await else { return };
+        let indices = self.watched.values().flat_map(|watched| watched.gpus.clone()).collect();
+        let devices = self.devices.clone();
+        // Many small files on a busy machine, and a driver that takes its time: not on this thread.
+        let looking =
+            tokio::task::spawn_blocking(move || (look_at(&jobs), look_at_gpus(&devices, indices)));
+        let Ok((seen, looks)) = looking.await else { return };
         for (epoch, totals) in seen {
             let Some(watched) = self.watched.get_mut(&epoch) else { continue };
-            let gpus = tree::gpus(self.gpus.as_ref(), &watched.gpus);
+            let gpus = watched.gpus_looked(&looks);
             watched.looked(totals, gpus);
         }
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::cgroup::{Cgroup, Waited};
-use crate::gpu::{GpuSample, Gpus};
+use crate::gpu::GpuSample;
 use crate::proc::{self, Stat};
 
 /// Totals over the process tree at one instant.
@@ -99,9 +99,4 @@ pub(crate) fn metrics(before: &Totals, now: &Totals, gpus: &[GpuSample]) -> BTre
         }
     }
     metrics
-}
-
-/// Samples of the GPUs a job was granted, in the order in which the job sees them.
-pub(crate) fn gpus(source: &dyn Gpus, granted: &[u32]) -> Vec<GpuSample> {
-    granted.iter().map(|&index| source.sample(index).unwrap_or_default()).collect()
 }

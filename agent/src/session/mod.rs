@@ -295,7 +295,9 @@ impl Session {
                     }
                     number += 1;
                     lease.sent(number);
-                    let heartbeat = pb::Heartbeat { number, usage: self.sampler.sample() };
+                    let mut usage = self.sampler.sample();
+                    usage.extend(self.node.devices.usage());
+                    let heartbeat = pb::Heartbeat { number, usage };
                     let _ = up.send(message(Up::Heartbeat(heartbeat)));
                     for report in self.registry.unacknowledged(REPEAT) {
                         let _ = up.send(message(Up::Report(report)));
