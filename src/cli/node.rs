@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::compute::{drained, resources, share};
 use super::job::time;
 use super::output::moment;
-use super::{Column, Context, Error, Name};
+use super::{Column, Context, Error, Name, top};
 use crate::client::Client;
 
 #[derive(Subcommand)]
@@ -42,6 +42,16 @@ Examples:
     /// See what a node keeps of what it built and fetched, and remove what is not in use
     #[command(subcommand)]
     Cache(cache::Command),
+    /// Watch what nodes do: CPU, memory, each GPU, jobs
+    ///
+    /// A picture that is drawn anew every two seconds, until Ctrl-C; where it cannot be drawn, or with
+    /// --once, it is printed once.
+    #[command(after_help = "\
+Examples:
+  atelier node top
+  atelier node top --compute gpu --once
+  atelier node top -o json --query 'nodes[].gpus[]'")]
+    Top(top::nodes::Arguments),
 }
 
 #[derive(Args)]
@@ -88,6 +98,7 @@ pub(super) async fn run(command: Command, context: &Context) -> Result<(), Error
     let mut computes = client.computes();
     match command {
         Command::List { compute } => list(&client, context, &compute.unwrap_or_default()).await,
+        Command::Top(arguments) => top::nodes::run(arguments, context).await,
         Command::Show(name) => {
             let request = GetNodeRequest { name: name.get().to_owned() };
             context.output.show(&view(&client.call(computes.get_node(request)).await?))

@@ -1,14 +1,10 @@
 //! `atelier top`
 
-use std::fmt::Write as _;
-use std::time::Duration;
-
 use atelier_core::time::Timestamp;
 use atelier_proto::compute::v1::{self as compute, ListNodesRequest};
 use atelier_proto::job::v1::{self as pb, JobStatus, ListJobsRequest, ListQueueRequest};
 use clap::Args;
 use serde_json::{Value, json};
-use tokio::time::{MissedTickBehavior, interval};
 
 use super::compute::resources;
 use super::job::time;
@@ -16,8 +12,12 @@ use super::output::{printable, table};
 use super::{Column, Context, Error, node};
 use crate::client::Client;
 
+pub(super) mod nodes;
 #[cfg(test)]
 mod tests;
+mod watch;
+
+use watch::{Pace, watch};
 
 /// Watch nodes, what runs on them and what waits
 ///
@@ -30,12 +30,8 @@ Examples:
   atelier top --interval 0.5
   atelier top --once -o json --query 'nodes[].usage'")]
 pub(super) struct Arguments {
-    /// Seconds between two pictures
-    #[arg(long, value_name = "SECONDS", default_value = "2", value_parser = seconds)]
-    interval: Duration,
-    /// Print it once
-    #[arg(long)]
-    once: bool,
+    #[command(flatten)]
+    pace: Pace,
     /// Only this compute's
     #[arg(long, value_name = "COMPUTE")]
     compute: Option<String>,
@@ -47,84 +43,11 @@ const WAITING: u32 = 20;
 /// Cells of a bar.
 const BAR: usize = 10;
 
-fn seconds(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("'{text}' is not a number of seconds: write for example 2 or 0.5");
-    let number: f64 = text.parse().map_err(|_| wrong())?;
-    match (0.1..=3600.0).contains(&number) {
-        true => Ok(Duration::from_secs_f64(number)),
-        false => Err(wrong()),
-    }
-}
-
 pub(super) async fn run(arguments: Arguments, context: &Context) -> Result<(), Error> {
     let client = context.client().await?;
     let compute = arguments.compute.unwrap_or_default();
-    if arguments.once || !context.output.is_drawn() {
-        let seen = look(&client, &compute).await?;
-        return match context.output.is_plain() {
-            true => context.output.print(&picture(&seen, Timestamp::from_millis(clock()))),
-            false => context.output.show(&seen),
-        };
-    }
-    let screen = Screen::open(context);
-    let mut tick = interval(arguments.interval);
-    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let stop = tokio::signal::ctrl_c();
-    tokio::pin!(stop);
-    loop {
-        tokio::select! {
-            _ = &mut stop => return Ok(()),
-            _ = tick.tick() => {}
-        }
-        let seen = tokio::select! {
-            _ = &mut stop => return Ok(()),
-            seen = look(&client, &compute) => seen?,
-        };
-        screen.draw(&picture(&seen, Timestamp::from_millis(clock())))?;
-    }
-}
-
-fn clock() -> i64 {
-    jiff::Timestamp::now().as_millisecond()
-}
-
-/// The terminal's other screen; left when dropped, so that what was there is there again.
-struct Screen<'a> {
-    context: &'a Context,
-}
-
-impl<'a> Screen<'a> {
-    fn open(context: &'a Context) -> Self {
-        // A terminal that cannot is none of this program's business.
-        let _ = context.output.print("\x1b[?1049h\x1b[?25l");
-        Self { context }
-    }
-
-    /// Draws over what is there, so that it does not flicker; lines that do not fit are left out.
-    fn draw(&self, picture: &str) -> Result<(), Error> {
-        let rows = rows();
-        let mut drawn = String::from("\x1b[H");
-        for line in picture.lines().take(rows.saturating_sub(1)) {
-            let _ = write!(drawn, "{line}\x1b[K\r\n");
-        }
-        drawn.push_str("\x1b[J");
-        self.context.output.print(&drawn)
-    }
-}
-
-impl Drop for Screen<'_> {
-    fn drop(&mut self) {
-        let _ = self.context.output.print("\x1b[?25h\x1b[?1049l");
-    }
-}
-
-/// Lines of the terminal.
-fn rows() -> usize {
-    rustix::termios::tcgetwinsize(rustix::stdio::stdout())
-        .ok()
-        .map(|size| usize::from(size.ws_row))
-        .filter(|&rows| rows > 0)
-        .unwrap_or(24)
+    let look = async || look(&client, &compute).await;
+    watch(&arguments.pace, context, look, picture).await
 }
 
 /// What there is, as data.
@@ -187,21 +110,30 @@ fn waiting_view(job: &pb::QueuedJob) -> Value {
     json!({ "name": job.name, "compute": job.compute, "place": job.place, "reason": job.reason })
 }
 
+/// The things under a key.
+fn list(seen: &Value, key: &str) -> Vec<Value> {
+    seen[key].as_array().cloned().unwrap_or_default()
+}
+
+/// The first line: the time, and how many there are of what.
+fn heading(now: Timestamp, counts: &[(&str, usize)]) -> String {
+    let mut heading =
+        now.to_string().replace('T', " ").get(..19).map(str::to_owned).unwrap_or_default();
+    heading.extend(counts.iter().map(|(what, count)| format!("  {what}: {count}")));
+    heading + "\n"
+}
+
 /// The same as a picture.
 fn picture(seen: &Value, now: Timestamp) -> String {
-    let list = |key: &str| seen[key].as_array().cloned().unwrap_or_default();
-    let (nodes, mut running, waiting) = (list("nodes"), list("running"), list("waiting"));
+    let (nodes, mut running) = (list(seen, "nodes"), list(seen, "running"));
+    let waiting = list(seen, "waiting");
     for job in &mut running {
         let started = job["started_at_ms"].as_i64().filter(|&at| at > 0);
         job["for"] = started.map_or(Value::Null, |at| lasting(now.as_millis() - at).into());
     }
-    let in_all = seen["waiting_in_all"].as_u64().unwrap_or_default();
-    let mut picture = format!(
-        "{}  nodes: {}  running: {}  waiting: {in_all}\n",
-        now.to_string().replace('T', " ").get(..19).unwrap_or_default(),
-        nodes.len(),
-        running.len(),
-    );
+    let in_all = seen["waiting_in_all"].as_u64().unwrap_or_default() as usize;
+    let counts = [("nodes", nodes.len()), ("running", running.len()), ("waiting", in_all)];
+    let mut picture = heading(now, &counts);
     for (items, columns) in [(&nodes, NODES), (&running, JOBS), (&waiting, QUEUE)] {
         if !items.is_empty() {
             picture.push('\n');
@@ -228,21 +160,31 @@ fn bar(percent: f64) -> String {
     format!("{}{} {percent:3.0} %", "█".repeat(full), "░".repeat(BAR - full))
 }
 
+/// What is used of memory: `████░░░░░░  41 % 1.6 of 4.0 GiB`
+fn of_total(of: &Value) -> Option<String> {
+    let used = of["memory_used_mib"].as_f64()?;
+    let total = of["memory_total_mib"].as_f64().filter(|&total| total > 0.0)?;
+    // In tenths of a GiB: more says nothing.
+    let gib = |mib: f64| format!("{:.1}", mib / 1024.0);
+    Some(format!("{} {} of {} GiB", bar(100.0 * used / total), gib(used), gib(total)))
+}
+
+/// How much of the time kernels run on a node's GPUs, on average.
+fn gpus_in_use(node: &Value) -> Option<String> {
+    let told = node["usage"].as_object()?.iter();
+    let of_gpus =
+        told.filter(|(name, _)| name.starts_with("gpu_") && name.ends_with("_utilization"));
+    let each: Vec<f64> = of_gpus.filter_map(|(_, percent)| percent.as_f64()).collect();
+    (!each.is_empty()).then(|| bar(each.iter().sum::<f64>() / each.len() as f64))
+}
+
 const NODES: &[Column] = &[
     Column { title: "NODE", cell: |n| Some(printable(n["name"].as_str()?)) },
     Column { title: "COMPUTE", cell: |n| Some(n["compute"].as_str()?.to_owned()) },
     Column { title: "STATE", cell: |n| Some(n["state"].as_str()?.to_owned()) },
     Column { title: "CPU", cell: |n| Some(bar(n["usage"]["cpu_utilization"].as_f64()?)) },
-    Column {
-        title: "MEMORY",
-        cell: |n| {
-            let used = n["usage"]["memory_used_mib"].as_f64()?;
-            let total = n["usage"]["memory_total_mib"].as_f64().filter(|&total| total > 0.0)?;
-            // In tenths of a GiB: more says nothing.
-            let gib = |mib: f64| format!("{:.1}", mib / 1024.0);
-            Some(format!("{} {} of {} GiB", bar(100.0 * used / total), gib(used), gib(total)))
-        },
-    },
+    Column { title: "MEMORY", cell: |n| of_total(&n["usage"]) },
+    Column { title: "GPU", cell: gpus_in_use },
     Column { title: "FREE CPUS", cell: |n| super::compute::share(n, "cpus") },
     Column { title: "FREE GPUS", cell: |n| super::compute::share(n, "gpus") },
     Column {

@@ -227,3 +227,47 @@ fn a_gpu_of_another_job_cannot_be_opened() {
     cluster.completed(&without);
     assert_eq!(cluster.log(&without), b"runs on\nrefused\n");
 }
+
+#[test]
+fn what_a_job_did_on_its_gpu_is_told() {
+    let cluster = Cluster::empty();
+    cluster.start_daemon();
+    let mut gpus = Gpus::new(&cluster, 2);
+    gpus.set(0, "utilization", json!(50));
+    gpus.set(0, "memory_used_mib", json!(750));
+    cluster.start_agent(&gpus.agent("local").with("--monitor-interval").with("1"));
+    let go = cluster.files().join("go");
+    let waits = format!("while [ ! -e {} ]; do sleep 0.05; done", go.display());
+    let name = started(&cluster, &job(&waits, 1, ""));
+    let usage = || cluster.atelier(["job", "show", &name, "--usage", "-o", "json"]).ok().json();
+    until("the device is looked at", || {
+        let percent = &usage()["last_samples"]["system/gpu_0_memory_usage_percentage"];
+        (percent.as_f64() == Some(75.0)).then_some(())
+    });
+
+    let top = cluster.atelier(["node", "top", "-o", "json"]).ok().json();
+    let seen = &top["nodes"][0]["gpus"];
+    assert_eq!(seen[0]["utilization"], 50.0, "{top}");
+    assert_eq!(seen[0]["memory_used_mib"], 750.0, "{top}");
+    assert_eq!(
+        (&seen[0]["free_share"], &seen[1]["free_share"]),
+        (&json!(0.0), &json!(1.0)),
+        "{top}"
+    );
+    assert_eq!(top["nodes"][0]["jobs"], json!([name]), "{top}");
+    let drawn = cluster.atelier(["node", "top", "--once"]).ok();
+    assert!(drawn.stdout().contains("NVIDIA H200"), "{}", drawn.stdout());
+    assert!(drawn.stdout().contains("0.7 of 1.0 GiB"), "{}", drawn.stdout());
+
+    fs::write(&go, "").unwrap();
+    cluster.completed(&name);
+    let used = &usage()["usage"];
+    assert_eq!(used["peak_gpu_memory"], "750 MiB", "{used}");
+    let (busy, wall) =
+        (used["gpu_seconds"].as_f64().unwrap(), used["wall_seconds"].as_f64().unwrap());
+    assert!(busy > 0.0 && busy <= wall, "{used}");
+    let without = cluster.create("command: 'true'\n");
+    cluster.completed(&without);
+    let shown = cluster.atelier(["job", "show", &without, "--usage", "-o", "json"]).ok().json();
+    assert_eq!(shown["usage"]["gpu_seconds"], Value::Null, "{shown}");
+}

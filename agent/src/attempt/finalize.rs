@@ -24,6 +24,7 @@ use super::{Attempt, Services};
 use crate::clock;
 use crate::data;
 use crate::data::Fault;
+use crate::monitor::Seen;
 use crate::record;
 use crate::supervisor::{EndedBy, Exited, LogError, Outcome, STARTED, Started};
 
@@ -37,8 +38,8 @@ const TAIL_BYTES: u64 = 4096;
 /// How an attempt came to its end.
 #[derive(Debug)]
 pub(super) enum End {
-    /// Its processes ended and the supervisor said how.
-    Exited(Exited),
+    /// Its processes ended and the supervisor said how; with what this agent has seen of them.
+    Exited(Exited, Seen),
     /// The command was not started.
     NotStarted(Problem),
     /// It was running, and nobody knows how it ended.
@@ -59,7 +60,7 @@ struct Part {
 /// devices.
 pub(super) async fn finalize(attempt: &Attempt, end: End, sick: Option<Problem>) -> Ended {
     let started_at_ms = match &end {
-        End::Exited(exited) => exited.started_at_ms,
+        End::Exited(exited, _) => exited.started_at_ms,
         End::NotStarted(_) => 0,
         End::Lost(_) => record::read::<Started>(attempt.folder.path(), STARTED)
             .ok()
@@ -69,7 +70,13 @@ pub(super) async fn finalize(attempt: &Attempt, end: End, sick: Option<Problem>)
     let mut ended = Ended { started_at_ms, ..Ended::default() };
     let ran = !matches!(end, End::NotStarted(_));
     match end {
-        End::Exited(exited) => of_exit(attempt, &exited, sick, &mut ended),
+        End::Exited(exited, seen) => {
+            of_exit(attempt, &exited, sick, &mut ended);
+            if !attempt.assignment.gpu_indices.is_empty() {
+                ended.usage.insert("gpu_seconds".to_owned(), seen.gpu_seconds);
+                ended.usage.insert("peak_gpu_memory_mib".to_owned(), seen.gpu_memory_mib);
+            }
+        }
         End::NotStarted(problem) | End::Lost(problem) => {
             ended.problem = Some(problem);
             ended.log_bytes = fs::metadata(attempt.folder.log()).map_or(0, |log| log.len());

@@ -12,7 +12,7 @@ use super::process::Process;
 use super::reattach::{Decision, Loss, decide, look};
 use super::{Attempt, News, Order, launch, prepare, problem, variables};
 use crate::gpu::Share;
-use crate::monitor::{Sampling, Whole};
+use crate::monitor::{Sampling, Seen, Whole};
 use crate::supervisor::{LAUNCH, Launch, kill_marked};
 use crate::{clock, gpu, record};
 
@@ -68,7 +68,9 @@ async fn drive(attempt: &Attempt, from: Decision) -> Result<Ended, Discarded> {
                     return end(attempt, End::Lost(problem)).await;
                 }
             },
-            Decision::Finalize(exited) => return end(attempt, End::Exited(exited)).await,
+            Decision::Finalize(exited) => {
+                return end(attempt, End::Exited(exited, Seen::default())).await;
+            }
             Decision::Lost(loss) => return lost(attempt, loss).await,
             // The session keeps the report and starts no task for it.
             Decision::Report(report) => match report.phase {
@@ -174,10 +176,10 @@ async fn watch(
     };
     // Whoever was let in is of the attempt too: none of it may live when its end is told.
     attempt.entrance.close().await;
+    let seen = sampling.seen();
     if let Decision::Finalize(exited) = &mut found {
         // The kernel keeps that of the largest process, the looks that of all together.
-        let seen = sampling.peak_memory_bytes() / 1024;
-        exited.peak_memory_kib = exited.peak_memory_kib.max(seen);
+        exited.peak_memory_kib = exited.peak_memory_kib.max(seen.memory_bytes / 1024);
         let whole = Whole {
             cpu_seconds: exited.cpu_seconds,
             peak_memory_bytes: exited.peak_memory_kib * 1024,
@@ -186,7 +188,7 @@ async fn watch(
     }
     match found {
         Decision::Finalize(_) if discard => Err(Discarded),
-        Decision::Finalize(exited) => end(attempt, End::Exited(exited)).await,
+        Decision::Finalize(exited) => end(attempt, End::Exited(exited, seen)).await,
         _ if discard => {
             sweep(attempt).await;
             Err(Discarded)

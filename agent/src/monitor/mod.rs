@@ -18,6 +18,7 @@ mod node;
 mod tree;
 
 pub(crate) use node::NodeSampler;
+pub(crate) use tree::Seen;
 
 /// Between two looks at a job. What is sent sums up the looks since the last time.
 const LOOK: Duration = Duration::from_secs(1);
@@ -58,7 +59,7 @@ struct Watched {
     latest: tree::Totals,
     /// The most memory since samples were last made, and in all.
     recent_peak: u64,
-    peak: watch::Sender<u64>,
+    seen: watch::Sender<Seen>,
     gpu_looks: Vec<GpuSample>,
     looks: u32,
     /// When the job started, wall clock.
@@ -78,7 +79,7 @@ pub(crate) struct Whole {
 pub(crate) struct Sampling {
     handle: Handle,
     epoch: u64,
-    peak: watch::Receiver<u64>,
+    seen: watch::Receiver<Seen>,
     excess: watch::Receiver<Option<Excess>>,
     since: Instant,
     finished: bool,
@@ -95,7 +96,7 @@ impl Handle {
         started_at_ms: i64,
     ) -> Sampling {
         let now = tree::Totals { at_ms: clock::boottime_ms(), ..tree::Totals::default() };
-        let (peak, peak_seen) = watch::channel(0);
+        let (seen, all_seen) = watch::channel(Seen::default());
         let (excess, excess_seen) = watch::channel(None);
         let watched = Watched {
             key: key.clone(),
@@ -107,7 +108,7 @@ impl Handle {
             before: now,
             latest: now,
             recent_peak: 0,
-            peak,
+            seen,
             gpu_looks: Vec::new(),
             looks: 0,
             started_at_ms,
@@ -115,14 +116,14 @@ impl Handle {
         };
         let _ = self.commands.send(Command::Watch(Box::new(watched)));
         let (handle, epoch, since) = (self.clone(), key.epoch, Instant::now());
-        Sampling { handle, epoch, peak: peak_seen, excess: excess_seen, since, finished: false }
+        Sampling { handle, epoch, seen: all_seen, excess: excess_seen, since, finished: false }
     }
 }
 
 impl Sampling {
-    /// The most memory, in bytes, that a look has found so far.
-    pub(crate) fn peak_memory_bytes(&self) -> u64 {
-        *self.peak.borrow()
+    /// What looks have found so far.
+    pub(crate) fn seen(&self) -> Seen {
+        *self.seen.borrow()
     }
 
     /// Once the job has held more of a device than its share.
@@ -202,13 +203,10 @@ impl Watched {
     }
 
     fn looked(&mut self, totals: tree::Totals, gpus: Vec<GpuSample>) {
+        let passed_ms = totals.at_ms.saturating_sub(self.latest.at_ms);
         self.latest = totals;
         self.recent_peak = self.recent_peak.max(totals.resident_bytes);
-        self.peak.send_if_modified(|peak| {
-            let more = totals.resident_bytes > *peak;
-            *peak = totals.resident_bytes.max(*peak);
-            more
-        });
+        self.seen.send_modify(|seen| seen.add(totals.resident_bytes, &gpus, passed_ms));
         self.looks += 1;
         if self.gpu_looks.len() == gpus.len() {
             for (sum, gpu) in self.gpu_looks.iter_mut().zip(gpus) {

@@ -21,6 +21,29 @@ pub(crate) struct Totals {
     pub(crate) waited: Option<Waited>,
 }
 
+/// What looks have found of a job in all.
+#[derive(Clone, Copy, PartialEq, Debug, Default)]
+pub(crate) struct Seen {
+    /// The most memory at once.
+    pub(crate) memory_bytes: u64,
+    /// For how long kernels ran, over all its devices.
+    pub(crate) gpu_seconds: f64,
+    /// The most memory at once of one device.
+    pub(crate) gpu_memory_mib: f64,
+}
+
+impl Seen {
+    /// Adds a look, so long after the one before.
+    pub(super) fn add(&mut self, resident_bytes: u64, gpus: &[GpuSample], passed_ms: u64) {
+        self.memory_bytes = self.memory_bytes.max(resident_bytes);
+        let passed = passed_ms as f64 / 1000.0;
+        for gpu in gpus {
+            self.gpu_seconds += gpu.utilization / 100.0 * passed;
+            self.gpu_memory_mib = self.gpu_memory_mib.max(gpu.memory_used_mib);
+        }
+    }
+}
+
 /// What the kernel counted for the job's groups, and asks the processes for what it did not; `None` if the
 /// groups do not tell enough, and the tree is to be walked.
 pub(crate) fn totals_of(cgroup: &Cgroup, at_ms: u64) -> Option<Totals> {

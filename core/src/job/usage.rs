@@ -16,15 +16,23 @@ pub struct Usage {
     pub peak_memory: MiB,
     /// From start to end of the command, in milliseconds.
     pub wall_ms: u64,
+    /// How long kernels ran on its GPUs, in milliseconds of one device; of a job that has none, zero.
+    #[serde(default)]
+    pub gpu_ms: u64,
+    /// The most memory at once of one GPU.
+    #[serde(default)]
+    pub peak_gpu_memory: MiB,
 }
 
 impl Usage {
-    /// With what another member of the same attempt used: CPU adds up, of the rest the most counts.
+    /// With what another member of the same attempt used: CPU and GPU time add up, of the rest the most counts.
     pub fn with(self, other: Self) -> Self {
         Self {
             cpu_ms: self.cpu_ms.saturating_add(other.cpu_ms),
             peak_memory: self.peak_memory.max(other.peak_memory),
             wall_ms: self.wall_ms.max(other.wall_ms),
+            gpu_ms: self.gpu_ms.saturating_add(other.gpu_ms),
+            peak_gpu_memory: self.peak_gpu_memory.max(other.peak_gpu_memory),
         }
     }
 }

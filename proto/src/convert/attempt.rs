@@ -105,6 +105,8 @@ fn usage(told: &BTreeMap<String, f64>) -> Option<Usage> {
         cpu_ms: of("cpu_seconds", 1e3),
         peak_memory: of("peak_memory_mib", 1.0),
         wall_ms: of("wall_seconds", 1e3),
+        gpu_ms: of("gpu_seconds", 1e3),
+        peak_gpu_memory: of("peak_gpu_memory_mib", 1.0),
     })
 }
 

@@ -100,6 +100,8 @@ pub fn job(job: &job::Job, details: JobDetails) -> pb::Job {
                 cpu_ms: usage.cpu_ms,
                 peak_memory_mib: usage.peak_memory,
                 wall_ms: usage.wall_ms,
+                gpu_ms: usage.gpu_ms,
+                peak_gpu_memory_mib: usage.peak_gpu_memory,
             });
             message.error = match &ended.outcome {
                 Outcome::Completed => None,

@@ -108,13 +108,16 @@ pub(in crate::cli) fn usage(job: &pb::Job) -> Value {
     })
 }
 
-/// What an attempt used.
+/// What an attempt used; of GPUs nothing is said where it had none.
 fn used(usage: &pb::Usage) -> Value {
     let seconds = |millis: u64| millis as f64 / 1000.0;
+    let on_gpus = usage.gpu_ms > 0 || usage.peak_gpu_memory_mib > 0;
     json!({
         "cpu_seconds": seconds(usage.cpu_ms),
         "wall_seconds": seconds(usage.wall_ms),
         "peak_memory": Memory(usage.peak_memory_mib).to_string(),
+        "gpu_seconds": on_gpus.then(|| seconds(usage.gpu_ms)),
+        "peak_gpu_memory": on_gpus.then(|| Memory(usage.peak_gpu_memory_mib).to_string()),
     })
 }
 

@@ -1,3 +1,6 @@
+use std::time::Duration;
+
+use super::watch::seconds;
 use super::*;
 
 #[test]
@@ -45,4 +48,27 @@ fn an_interval_is_a_number_of_seconds() {
     for wrong in ["", "x", "0", "-1", "nan", "inf", "1e9"] {
         assert!(seconds(wrong).is_err(), "{wrong}");
     }
+}
+
+#[test]
+fn the_picture_of_nodes_has_each_gpu() {
+    let gpu = |index: u32, more: Value| {
+        let mut gpu = json!({ "index": index, "model": "NVIDIA H200", "free_share": 0.5 });
+        gpu.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        gpu
+    };
+    let used = json!({ "utilization": 80.0, "memory_used_mib": 512.0, "memory_total_mib": 2048.0 });
+    let seen = json!({ "nodes": [{
+        "name": "gpu-1", "compute": "gpu", "state": "running", "jobs": ["a"],
+        "usage": { "gpu_0_utilization": 80.0, "gpu_0_memory_used_mib": 512.0, "gpu_1_utilization": 0.0 },
+        "gpus": [gpu(0, used), gpu(1, json!({ "out": "Xid 79, it has fallen off the bus" }))],
+    }] });
+    let picture = nodes::picture(&seen, Timestamp::from_millis(0));
+    let rows: Vec<&str> = picture.lines().collect();
+    assert_eq!(rows[0], "1970-01-01 00:00:00  nodes: 1  GPUs: 2");
+    let row = |part: &str| rows.iter().find(|row| row.contains(part)).copied().unwrap_or(&picture);
+    assert!(row("running").contains("████░░░░░░  40 %"), "{picture}");
+    let first = row("0.5 of 2.0 GiB");
+    assert!(first.contains("████████░░  80 %") && first.contains("NVIDIA H200"), "{picture}");
+    assert!(row("Xid 79").starts_with("gpu-1"), "{picture}");
 }

@@ -139,7 +139,13 @@ fn lost() -> Failure {
 
 /// Some usage or none, of any number.
 fn used(number: u64) -> Option<Usage> {
-    let usage = Usage { cpu_ms: number, peak_memory: number / 3, wall_ms: number / 5 };
+    let usage = Usage {
+        cpu_ms: number,
+        peak_memory: number / 3,
+        wall_ms: number / 5,
+        gpu_ms: number / 7,
+        peak_gpu_memory: number / 9,
+    };
     number.is_multiple_of(2).then_some(usage)
 }
 
