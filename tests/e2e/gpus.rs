@@ -245,7 +245,10 @@ fn what_a_job_did_on_its_gpu_is_told() {
         (percent.as_f64() == Some(75.0)).then_some(())
     });
 
-    let top = cluster.atelier(["node", "top", "-o", "json"]).ok().json();
+    let top = || cluster.atelier(["node", "top", "-o", "json"]).ok().json();
+    // With the node's first heartbeat.
+    let told = |top: &Value| top["nodes"][0]["gpus"][0]["utilization"].is_number();
+    let top = until("the node tells", || Some(top()).filter(told));
     let seen = &top["nodes"][0]["gpus"];
     assert_eq!(seen[0]["utilization"], 50.0, "{top}");
     assert_eq!(seen[0]["memory_used_mib"], 750.0, "{top}");
