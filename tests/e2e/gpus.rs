@@ -274,3 +274,40 @@ fn what_a_job_did_on_its_gpu_is_told() {
     let shown = cluster.atelier(["job", "show", &without, "--usage", "-o", "json"]).ok().json();
     assert_eq!(shown["usage"]["gpu_seconds"], Value::Null, "{shown}");
 }
+
+#[test]
+fn a_job_whose_gpus_do_nothing_is_stopped_or_told() {
+    let cluster = Cluster::empty();
+    cluster.start_daemon();
+    let mut gpus = Gpus::new(&cluster, 2);
+    gpus.set(1, "utilization", json!(70));
+    cluster.start_agent(&gpus.agent("local"));
+    let go = cluster.files().join("go");
+    let waits = format!("while [ ! -e {} ]; do sleep 0.05; done", go.display());
+    let idle =
+        |action| format!("{}idle_gpu: {{action: {action}, after: 2s}}\n", job(&waits, 1, ""));
+    let stopped = started(&cluster, &idle("stop"));
+    let told = started(&cluster, &idle("notify"));
+    let ended = cluster.ended(&stopped);
+    assert_eq!(ended.status(), JobStatus::Canceled, "{ended:?}");
+    let why = ended.error.unwrap_or_default().message;
+    assert!(why.contains("GPUs did nothing for 2 s") && why.contains("idle_gpu"), "{why}");
+
+    // The other's device has been working; each time it stops there is one event.
+    let events = || {
+        let all = cluster.rpc().events(&told).unwrap().into_iter();
+        all.filter(|event| event.kind == "GpuIdle").collect::<Vec<_>>()
+    };
+    assert_eq!(events().len(), 0);
+    gpus.set(1, "utilization", json!(0));
+    until("its user is told", || (events().len() == 1).then_some(()));
+    let said = &events()[0].message;
+    assert!(said.starts_with("its GPUs on node local have done nothing since 20"), "{said}");
+    fs::write(&go, "").unwrap();
+    cluster.completed(&told);
+    assert_eq!(events().len(), 1);
+
+    let without = format!("{}idle_gpu: {{}}\n", job("true", 0, ""));
+    let create = cluster.atelier(["job", "create", "-f", "-"]);
+    create.stdin(without).fails(1).says(&["no GPU is asked for"]);
+}

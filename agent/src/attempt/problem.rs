@@ -67,6 +67,17 @@ pub(crate) fn gpu_lost(index: u32, reason: &str) -> Problem {
     problem(Cause::GpuLost, format!("GPU {index} of the node, which the job had, is out: {reason}"))
 }
 
+/// The job's GPUs have done nothing for so many seconds.
+pub(crate) fn gpu_idle(seconds: u64) -> Problem {
+    problem(
+        Cause::GpuIdle,
+        format!(
+            "the job's GPUs did nothing for {seconds} s, as long as idle_gpu.after allows; ask for none, or for \
+             a longer time"
+        ),
+    )
+}
+
 /// Whether an error, or what it comes from, says that no space is left.
 pub(crate) fn is_disk_full(error: &(dyn Error + 'static)) -> bool {
     let full = |error: &io::Error| {

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use atelier_core::spec::IdleAction;
 use atelier_proto::agent::v1::attempt_report::Phase;
 use atelier_proto::agent::v1::{Cause, Ended, Problem, Running};
 use rustix::process::Signal;
@@ -11,8 +12,8 @@ use super::finalize::{self, End};
 use super::process::Process;
 use super::reattach::{Decision, Loss, decide, look};
 use super::{Attempt, News, Order, launch, prepare, problem, variables};
-use crate::gpu::Share;
-use crate::monitor::{Sampling, Seen, Whole};
+use crate::gpu::{Idle, Share};
+use crate::monitor::{Granted, Sampling, Seen, Whole};
 use crate::supervisor::{LAUNCH, Launch, kill_marked};
 use crate::{clock, gpu, record};
 
@@ -121,19 +122,20 @@ async fn watch(
     started_at_ms: i64,
 ) -> Result<Ended, Discarded> {
     attempt.entrance.open();
-    attempt.report(Phase::Running(Running { at_ms: started_at_ms }));
+    attempt.report(Phase::Running(Running { at_ms: started_at_ms, idle_since_ms: None }));
     let launch: Option<Launch> = record::read(attempt.folder.path(), LAUNCH).ok().flatten();
     let sampling = attempt.node.monitor.watch(
         &attempt.key,
         process.pid(),
-        (&attempt.assignment.gpu_indices, Share::of(attempt.spec.resources.demand.gpu_share)),
+        granted(attempt),
         launch.and_then(|launch| launch.cgroup),
         started_at_ms,
     );
     // The order may have come before the process did.
     let mut orders = attempt.orders.clone();
     orders.mark_changed();
-    let (mut discard, mut sentenced) = (false, false);
+    let (mut discard, mut sentenced, mut idle_since) = (false, false, None);
+    let tells = attempt.spec.idle_gpu.is_some_and(|idle| idle.action == IdleAction::Notify);
     let mut found = loop {
         tokio::select! {
             biased;
@@ -172,6 +174,11 @@ async fn watch(
                 }
                 process.signal(signal);
             }
+            since = sampling.idle_other_than(idle_since), if tells => {
+                idle_since = since;
+                let running = Running { at_ms: started_at_ms, idle_since_ms: since };
+                attempt.report(Phase::Running(running));
+            }
         }
     };
     // Whoever was let in is of the attempt too: none of it may live when its end is told.
@@ -209,14 +216,26 @@ async fn watch(
     }
 }
 
+/// The attempt's devices, and what its specification says of them.
+fn granted(attempt: &Attempt) -> Granted {
+    Granted {
+        indices: attempt.assignment.gpu_indices.clone(),
+        share: Share::of(attempt.spec.resources.demand.gpu_share),
+        idle: attempt.spec.idle_gpu.map(|idle| Idle::after(idle.after)),
+    }
+}
+
 /// Once this node has to end what runs: why, and how the supervisor is told.
 async fn verdict(attempt: &Attempt, sampling: &Sampling) -> (Problem, Signal) {
+    let idle = attempt.spec.idle_gpu.unwrap_or_default();
+    let stops = attempt.spec.idle_gpu.is_some() && idle.action == IdleAction::Stop;
     tokio::select! {
         (index, reason) = attempt.node.devices.lost(&attempt.assignment.gpu_indices) => {
             (problem::gpu_lost(index, &reason), Signal::TERM)
         }
         // What it has too much others lack: at once, as the kernel does where memory is out.
         excess = sampling.excess() => (excess.problem(), Signal::QUIT),
+        _ = sampling.idle_other_than(None), if stops => (problem::gpu_idle(idle.after), Signal::TERM),
     }
 }
 

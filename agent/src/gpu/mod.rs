@@ -14,6 +14,7 @@ use serde::Deserialize;
 
 mod devices;
 mod health;
+mod idle;
 mod nvidia;
 mod owner;
 mod recorded;
@@ -24,6 +25,7 @@ mod tests;
 
 pub(crate) use devices::{Devices, Look, State, Use};
 use health::Sickness;
+pub(crate) use idle::Idle;
 pub(crate) use owner::Owners;
 pub(crate) use settle::settle;
 pub(crate) use share::{Excess, Share};

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::nvidia::nodes_of;
-use super::{Devices, Gpus, Health, Owners, Sickness, find, settle};
+use super::{Devices, GpuSample, Gpus, Health, Idle, Owners, Sickness, find, settle};
 use crate::attempt::MARK;
 use crate::proc;
 
@@ -212,4 +212,21 @@ fn strangers_on_a_device_are_told_and_left_alone() {
     }
     devices.look();
     assert!(!devices.facts().contains_key("gpu_strangers"));
+}
+
+#[test]
+fn devices_are_idle_once_all_of_them_are_for_long_enough() {
+    let device =
+        |utilization| GpuSample { utilization, memory_total_mib: 1000.0, ..GpuSample::default() };
+    let mut idle = Idle::after(10);
+    assert_eq!(idle.looked(&[device(0.0), device(0.5)], 1_000), None);
+    assert_eq!(idle.looked(&[device(0.0), device(0.0)], 10_999), None);
+    assert_eq!(idle.looked(&[device(0.0), device(0.0)], 11_000), Some(10_000));
+    // One that works is enough, and it begins anew.
+    assert_eq!(idle.looked(&[device(0.0), device(1.0)], 12_000), None);
+    assert_eq!(idle.looked(&[device(0.0), device(0.0)], 13_000), None);
+    assert_eq!(idle.looked(&[device(0.0), device(0.0)], 23_000), Some(10_000));
+    // One that does not answer may be working.
+    assert_eq!(idle.looked(&[device(0.0), GpuSample::default()], 24_000), None);
+    assert_eq!(Idle::after(0).looked(&[], 1), None);
 }

@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use crate::cgroup::Cgroup;
-use crate::gpu::{Devices, Excess, GpuSample, Look, Share};
+use crate::gpu::{Devices, Excess, GpuSample, Idle, Look, Share};
 use crate::session::Client;
 use crate::{clock, proc};
 
@@ -47,10 +47,9 @@ enum Command {
 struct Watched {
     key: pb::AttemptKey,
     supervisor: i32,
-    gpus: Vec<u32>,
-    /// Where it shares its device with others.
-    share: Option<Share>,
+    gpus: Granted,
     excess: watch::Sender<Option<Excess>>,
+    idle_since: watch::Sender<Option<i64>>,
     /// The groups that the job runs in.
     cgroup: Option<Cgroup>,
     /// When samples were last made of it.
@@ -75,12 +74,23 @@ pub(crate) struct Whole {
     pub(crate) peak_memory_bytes: u64,
 }
 
+/// The devices of a job, and what is watched of them.
+#[derive(Clone, Debug)]
+pub(crate) struct Granted {
+    pub(crate) indices: Vec<u32>,
+    /// Where it shares its device with others.
+    pub(crate) share: Option<Share>,
+    /// Where somebody wants to know.
+    pub(crate) idle: Option<Idle>,
+}
+
 /// A job that is watched, until this is finished or dropped.
 pub(crate) struct Sampling {
     handle: Handle,
     epoch: u64,
     seen: watch::Receiver<Seen>,
     excess: watch::Receiver<Option<Excess>>,
+    idle_since: watch::Receiver<Option<i64>>,
     since: Instant,
     finished: bool,
 }
@@ -91,19 +101,20 @@ impl Handle {
         &self,
         key: &pb::AttemptKey,
         supervisor: i32,
-        (gpus, share): (&[u32], Option<Share>),
+        gpus: Granted,
         cgroup: Option<Cgroup>,
         started_at_ms: i64,
     ) -> Sampling {
         let now = tree::Totals { at_ms: clock::boottime_ms(), ..tree::Totals::default() };
         let (seen, all_seen) = watch::channel(Seen::default());
         let (excess, excess_seen) = watch::channel(None);
+        let (idle_since, idle_seen) = watch::channel(None);
         let watched = Watched {
             key: key.clone(),
             supervisor,
-            gpus: gpus.to_vec(),
-            share,
+            gpus,
             excess,
+            idle_since,
             cgroup,
             before: now,
             latest: now,
@@ -116,7 +127,15 @@ impl Handle {
         };
         let _ = self.commands.send(Command::Watch(Box::new(watched)));
         let (handle, epoch, since) = (self.clone(), key.epoch, Instant::now());
-        Sampling { handle, epoch, seen: all_seen, excess: excess_seen, since, finished: false }
+        Sampling {
+            handle,
+            epoch,
+            seen: all_seen,
+            excess: excess_seen,
+            idle_since: idle_seen,
+            since,
+            finished: false,
+        }
     }
 }
 
@@ -128,15 +147,13 @@ impl Sampling {
 
     /// Once the job has held more of a device than its share.
     pub(crate) async fn excess(&self) -> Excess {
-        let mut seen = self.excess.clone();
-        loop {
-            if let Some(excess) = *seen.borrow_and_update() {
-                return excess;
-            }
-            if seen.changed().await.is_err() {
-                std::future::pending::<()>().await;
-            }
-        }
+        next(&self.excess, |excess| *excess).await
+    }
+
+    /// Once its devices have been idle for long enough: since when, wall clock; or once they are not so
+    /// any more. `known`: what was last told.
+    pub(crate) async fn idle_other_than(&self, known: Option<i64>) -> Option<i64> {
+        next(&self.idle_since, |since| (*since != known).then_some(*since)).await
     }
 
     /// Stops watching; waits a little for what was measured to arrive, because a run that has
@@ -156,6 +173,19 @@ impl Drop for Sampling {
     fn drop(&mut self) {
         if !self.finished {
             let _ = self.handle.commands.send(Command::Forget(self.epoch));
+        }
+    }
+}
+
+/// Waits for the first value of which there is something to say.
+async fn next<T, U>(values: &watch::Receiver<T>, say: impl Fn(&T) -> Option<U>) -> U {
+    let mut values = values.clone();
+    loop {
+        if let Some(said) = say(&values.borrow_and_update()) {
+            return said;
+        }
+        if values.changed().await.is_err() {
+            std::future::pending::<()>().await;
         }
     }
 }
@@ -185,10 +215,10 @@ impl Watched {
     /// what its own processes do, as far as that is told.
     fn gpus_looked(&mut self, looks: &BTreeMap<u32, Look>) -> Vec<GpuSample> {
         let mut samples = Vec::new();
-        for index in &self.gpus {
+        for index in &self.gpus.indices {
             let seen = looks.get(index).map(|look| look.of(self.key.epoch)).unwrap_or_default();
             let mut sample = seen.device;
-            if let Some(share) = &mut self.share {
+            if let Some(share) = &mut self.gpus.share {
                 sample.utilization = seen.utilization.unwrap_or(sample.utilization);
                 let memory = seen.memory_mib.map(|memory| memory as f64);
                 sample.memory_used_mib = memory.unwrap_or(sample.memory_used_mib);
@@ -203,6 +233,18 @@ impl Watched {
     }
 
     fn looked(&mut self, totals: tree::Totals, gpus: Vec<GpuSample>) {
+        if let Some(idle) = &mut self.gpus.idle {
+            let idle_ms = idle.looked(&gpus, totals.at_ms);
+            self.idle_since.send_if_modified(|since| {
+                // As it was first told: the two clocks need not agree to the millisecond.
+                let now = || clock::now_ms().saturating_sub_unsigned(idle_ms.unwrap_or(0));
+                let differs = since.is_some() != idle_ms.is_some();
+                if differs {
+                    *since = idle_ms.map(|_| now());
+                }
+                differs
+            });
+        }
         let passed_ms = totals.at_ms.saturating_sub(self.latest.at_ms);
         self.latest = totals;
         self.recent_peak = self.recent_peak.max(totals.resident_bytes);
@@ -328,7 +370,8 @@ impl Monitor {
             .iter()
             .map(|(epoch, watched)| (*epoch, watched.supervisor, watched.cgroup.clone()))
             .collect();
-        let indices = self.watched.values().flat_map(|watched| watched.gpus.clone()).collect();
+        let indices =
+            self.watched.values().flat_map(|watched| watched.gpus.indices.clone()).collect();
         let devices = self.devices.clone();
         // Many small files on a busy machine, and a driver that takes its time: not on this thread.
         let looking =

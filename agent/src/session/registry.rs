@@ -105,7 +105,7 @@ impl Registry {
         }
         let phase = match &decision {
             Decision::Attach(started) => {
-                Phase::Running(pb::Running { at_ms: started.started_at_ms })
+                Phase::Running(pb::Running { at_ms: started.started_at_ms, idle_since_ms: None })
             }
             Decision::Finalize(_) | Decision::Lost(_) => {
                 Phase::Finalizing(pb::Finalizing { at_ms: clock::now_ms(), exit: None })

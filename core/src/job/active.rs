@@ -51,6 +51,9 @@ pub struct Member {
     /// When the command started, by the node's clock.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started_at: Option<Timestamp>,
+    /// Since when its GPUs have done nothing, by the node's clock, once its user is to be told of that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_since: Option<Timestamp>,
     /// The node has been silent for too long. It may come back.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub unreachable: bool,
@@ -72,7 +75,15 @@ impl Member {
     /// One that was just placed.
     pub fn placed(node: NodeName, reservation: Reservation) -> Self {
         let phase = Phase::Starting;
-        Self { node, reservation, phase, started_at: None, unreachable: false, end: None }
+        Self {
+            node,
+            reservation,
+            phase,
+            started_at: None,
+            idle_since: None,
+            unreachable: false,
+            end: None,
+        }
     }
 }
 

@@ -55,6 +55,13 @@ pub enum EventKind {
     },
     /// The command started.
     Running,
+    /// Its GPUs on a node have done nothing for as long as `idle_gpu` says.
+    GpuIdle {
+        /// Where.
+        node: NodeName,
+        /// Since when, by the node's clock.
+        since: Timestamp,
+    },
     /// The command ended; outputs are being collected.
     Finalizing {
         /// How it ended.
@@ -135,6 +142,7 @@ impl EventKind {
             Self::Assigned { .. } => "Assigned",
             Self::Preparing { .. } => "Preparing",
             Self::Running => "Running",
+            Self::GpuIdle { .. } => "GpuIdle",
             Self::Finalizing { .. } => "Finalizing",
             Self::MemberEnded { .. } => "MemberEnded",
             Self::Completed => "Completed",
@@ -170,6 +178,9 @@ impl EventKind {
             }
             Self::Preparing { step } => format!("preparing: {step}"),
             Self::Running => "the command started".to_owned(),
+            Self::GpuIdle { node, since } => {
+                format!("its GPUs on node {node} have done nothing since {since}")
+            }
             Self::Finalizing { exit: Some(Exit::Code(code)) } => {
                 format!("the command ended with exit code {code}; collecting outputs")
             }

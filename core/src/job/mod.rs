@@ -331,6 +331,8 @@ pub enum Cause {
     OutOfMemory,
     /// The job used more memory of a GPU that it shares than its share of it.
     GpuOutOfMemory,
+    /// The job's GPUs did nothing for as long as `idle_gpu` allows.
+    GpuIdle,
     /// A GPU of the job broke.
     GpuLost,
     /// The node was lost.
@@ -412,6 +414,8 @@ pub enum Progress {
     Running {
         /// By the node's clock.
         since: Timestamp,
+        /// Since when its GPUs have done nothing, if its user is to be told of that.
+        idle_since: Option<Timestamp>,
     },
     /// The command has ended.
     Finalizing {

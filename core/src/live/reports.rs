@@ -1,5 +1,7 @@
 //! What nodes say of attempts, and what follows.
 
+use std::cmp::Ordering;
+
 use super::{Decisions, Effect, Live, end_event, rank, waiting};
 use crate::id::{JobName, NodeName, Principal};
 use crate::job::{
@@ -58,12 +60,27 @@ impl Live {
                 member.phase = phase;
                 EventKind::Preparing { step }
             }
-            Progress::Running { since } => {
-                if member.phase.rank() >= Phase::Running.rank() {
-                    return;
+            Progress::Running { since, idle_since } => {
+                let same = member.idle_since == idle_since;
+                match member.phase.rank().cmp(&Phase::Running.rank()) {
+                    Ordering::Greater => return,
+                    Ordering::Equal if same => return,
+                    // Said again because of what its GPUs do.
+                    Ordering::Equal => {
+                        member.idle_since = idle_since;
+                        if let Some(since) = idle_since {
+                            let kind = EventKind::GpuIdle { node: node.clone(), since };
+                            let by = node_principal(node, &self.daemon);
+                            self.record(&job, attempt, by, kind, now, out);
+                        }
+                        self.put(job, out);
+                        return;
+                    }
+                    Ordering::Less => {}
                 }
                 member.phase = Phase::Running;
                 member.started_at = Some(since);
+                member.idle_since = idle_since;
                 EventKind::Running
             }
             Progress::Finalizing { exit } => {
@@ -275,14 +292,14 @@ fn verdict(job: &Job, active: &Active, end: &AttemptEnd, now: Now) -> Verdict {
         return Verdict::Over(Outcome::Canceled(cancel.clone()));
     }
     if let Some(evict) = &active.evict
-        && failure.cause != Cause::Timeout
+        && !matches!(failure.cause, Cause::Timeout | Cause::GpuIdle)
     {
         let mut tries = lost_time(job.tries, active, now);
         tries.evicted += 1;
         let reason = format!("{}; attempt {} follows", evict.reason, active.attempt.next());
         return Verdict::Again { tries, delay_ms: 0, reason };
     }
-    if matches!(failure.cause, Cause::Timeout | Cause::Canceled) {
+    if matches!(failure.cause, Cause::Timeout | Cause::GpuIdle | Cause::Canceled) {
         let by = node_principal(&active.first.node, &job.created_by);
         let cancel = Cancel { by, reason: failure.message, at: now.wall };
         return Verdict::Over(Outcome::Canceled(cancel));

@@ -75,6 +75,9 @@ pub struct CommandJob {
     /// What becomes of the job when its node is lost.
     #[serde(default)]
     pub on_node_loss: OnNodeLoss,
+    /// What becomes of the job when its GPUs do nothing; `None`: nothing does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_gpu: Option<IdleGpu>,
 }
 
 impl CommandJob {
@@ -505,6 +508,32 @@ impl Default for Retry {
     fn default() -> Self {
         Self { max_attempts: 1, backoff: 10, memory_percent: None }
     }
+}
+
+/// What becomes of a job whose GPUs do nothing. This project's extension.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct IdleGpu {
+    /// What follows.
+    pub action: IdleAction,
+    /// For how many seconds all GPUs that the job has on a node must have done nothing.
+    pub after: u64,
+}
+
+impl Default for IdleGpu {
+    fn default() -> Self {
+        Self { action: IdleAction::Notify, after: 1800 }
+    }
+}
+
+/// What follows when a job's GPUs do nothing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum IdleAction {
+    /// An event of the job says so.
+    #[default]
+    Notify,
+    /// The job is stopped.
+    Stop,
 }
 
 /// What becomes of a job when its node is lost. This project's extension.

@@ -45,6 +45,7 @@ pub(super) const TIERS: [&str; 4] = ["spot", "basic", "standard", "premium"];
 pub(super) const PRIORITIES: [&str; 3] = ["low", "medium", "high"];
 pub(super) const NODE_LOSS: [&str; 2] = ["requeue", "keep"];
 pub(super) const OS_TYPES: [&str; 2] = ["linux", "windows"];
+pub(super) const IDLE_ACTIONS: [&str; 2] = ["notify", "stop"];
 const ALL_NODES: [&str; 1] = ["all"];
 
 /// The whole document.
@@ -142,6 +143,13 @@ pub(super) static JOB: Object = Object {
             "requeue",
             "What becomes of the job when its node is lost: a new attempt once the old one is \
              known to be dead, or keep waiting for the node.",
+        ),
+        field(
+            "idle_gpu",
+            Shape::Object(&IDLE_GPU),
+            Extends,
+            "",
+            "What becomes of the job when its GPUs do nothing.",
         ),
         field(
             "parent_job_name",
@@ -575,6 +583,27 @@ static RETRY: Object = Object {
             "",
             "Multiplies resources.memory for the next attempt after one was killed for want of memory, \
              at most up to what the largest node has. Needs resources.memory, and a node that can tell.",
+        ),
+    ],
+};
+
+static IDLE_GPU: Object = Object {
+    what: "idle_gpu",
+    fields: &[
+        field(
+            "action",
+            Word(&IDLE_ACTIONS),
+            Extends,
+            "notify",
+            "An event of the job says so, or the job is stopped.",
+        ),
+        field(
+            "after",
+            Quantity("a time such as 30, 30s, 5m or 1h"),
+            Extends,
+            "30m",
+            "For how long all GPUs that the job has on a node must have done nothing, in seconds without \
+             a unit.",
         ),
     ],
 };

@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 
 use super::command::{
-    Code, CommandJob, Distribution, Environment, Identity, Limits, OnNodeLoss, Priority,
-    QueueSettings, Retry, Service,
+    Code, CommandJob, Distribution, Environment, Identity, IdleAction, IdleGpu, Limits, OnNodeLoss,
+    Priority, QueueSettings, Retry, Service,
 };
 use super::diagnostic::{Diagnostic, Diagnostics, Mark, Report, Source};
-use super::fields::{JOB, NODE_LOSS, OTHER_KINDS, PRIORITIES, SERVICES, TELLING_KEYS, TIERS};
+use super::fields::{
+    IDLE_ACTIONS, JOB, NODE_LOSS, OTHER_KINDS, PRIORITIES, SERVICES, TELLING_KEYS, TIERS,
+};
 use super::limits::MAX_DOCUMENT;
 use super::origin::{FileKind, Files, Origin, resolve};
 use super::overrides::{self, Override};
@@ -281,6 +283,7 @@ impl Reader<'_> {
                 Some("keep") => OnNodeLoss::Keep,
                 _ => OnNodeLoss::Requeue,
             },
+            idle_gpu: given(root, "idle_gpu").map(|node| self.idle_gpu(node)),
             // Last, so that the faults of all other fields are found, too.
             experiment_name: experiment_name?,
             command: command?,
@@ -474,6 +477,16 @@ impl Reader<'_> {
             backoff: backoff.unwrap_or(usual.backoff),
             memory_percent: self.quantity(node, "retry", "memory", quantity::percent),
         }
+    }
+
+    fn idle_gpu(&mut self, node: &Node) -> IdleGpu {
+        let usual = IdleGpu::default();
+        let action = match chosen(node, "action", &IDLE_ACTIONS) {
+            Some("stop") => IdleAction::Stop,
+            _ => usual.action,
+        };
+        let after = self.quantity(node, "idle_gpu", "after", quantity::seconds);
+        IdleGpu { action, after: after.unwrap_or(usual.after) }
     }
 
     /// An amount, read by `read` from the text or number under `key`.

@@ -419,6 +419,12 @@ fn choices(check: &mut Check, job: &CommandJob) {
             format!("write how many: 'gpus: 1', or remove '{key}'"),
         );
     }
+    if job.idle_gpu.is_some() && *gpus == 0 {
+        check.at(&["idle_gpu"]).fault(
+            "'idle_gpu' is given, and no GPU is asked for".to_owned(),
+            "write how many: 'resources: {gpus: 1}', or remove 'idle_gpu'".to_owned(),
+        );
+    }
     let models = gpu_models.iter().flat_map(|models| models.iter());
     if models.clone().count() > MAX_MODELS {
         check.at(&["resources", "gpu_model"]).fault(
@@ -481,6 +487,9 @@ fn numbers(check: &mut Check, job: &CommandJob) {
     range(&["retry", "backoff"], job.retry.backoff, 0, MAX_BACKOFF);
     if let Some(percent) = job.retry.memory_percent {
         range(&["retry", "memory"], percent.into(), 100, MAX_MEMORY_PERCENT.into());
+    }
+    if let Some(idle) = job.idle_gpu {
+        range(&["idle_gpu", "after"], idle.after, 1, MAX_SECONDS);
     }
     match &job.distribution {
         Some(

@@ -137,6 +137,7 @@ pub fn command_job(demand: Demand) -> CommandJob {
         identity: None,
         retry: Retry::default(),
         on_node_loss: OnNodeLoss::default(),
+        idle_gpu: None,
     }
 }
 

@@ -374,7 +374,7 @@ impl Node {
                             killed_by: None,
                         };
                         self.processes.insert(*epoch, process);
-                        (Stage::Running, Progress::Running { since: wall })
+                        (Stage::Running, Progress::Running { since: wall, idle_since: None })
                     }
                     Stage::Running => {
                         let Some(exited) = self.exits.remove(epoch) else { break };

@@ -107,6 +107,7 @@ impl Store {
                     EventKind::MemberEnded { .. }
                         | EventKind::Entered { .. }
                         | EventKind::Forwarded { .. }
+                        | EventKind::GpuIdle { .. }
                         | EventKind::NodeUnreachable { .. }
                         | EventKind::NodeReturned { .. }
                 ) && from == event.status =>

@@ -48,9 +48,10 @@ impl TryFrom<pb::AttemptReport> for Report {
         let key: AttemptKey = report.key.ok_or_else(|| missing("key"))?.try_into()?;
         let progress = match report.phase.ok_or_else(|| missing("phase"))? {
             Phase::Preparing(preparing) => Progress::Preparing { step: cut(preparing.step, 500) },
-            Phase::Running(running) => {
-                Progress::Running { since: Timestamp::from_millis(running.at_ms) }
-            }
+            Phase::Running(running) => Progress::Running {
+                since: Timestamp::from_millis(running.at_ms),
+                idle_since: running.idle_since_ms.map(Timestamp::from_millis),
+            },
             Phase::Finalizing(finalizing) => {
                 Progress::Finalizing { exit: finalizing.exit.and_then(exit) }
             }
@@ -125,6 +126,7 @@ fn failure(problem: pb::Problem) -> Failure {
         pb::Cause::Process => Cause::UserError,
         pb::Cause::GpuLost => Cause::GpuLost,
         pb::Cause::GpuOutOfMemory => Cause::GpuOutOfMemory,
+        pb::Cause::GpuIdle => Cause::GpuIdle,
         // A cause that this version does not know is not held against the user.
         pb::Cause::Platform | pb::Cause::Unspecified => Cause::AgentError,
     };

@@ -63,6 +63,10 @@ impl From<&spec::CommandJob> for pb::CommandJob {
                 memory_percent: job.retry.memory_percent,
             }),
             on_node_loss: pb::OnNodeLoss::from(job.on_node_loss).into(),
+            idle_gpu: job.idle_gpu.map(|idle| pb::IdleGpu {
+                action: pb::IdleAction::from(idle.action).into(),
+                after_s: idle.after,
+            }),
         }
     }
 }
@@ -109,6 +113,7 @@ impl TryFrom<pb::CommandJob> for spec::CommandJob {
             identity: job.identity.map(identity).transpose().under("identity")?,
             retry: job.retry.map(retry).transpose().under("retry")?.unwrap_or_default(),
             on_node_loss: number::<pb::OnNodeLoss, _>(job.on_node_loss).of("on_node_loss")?,
+            idle_gpu: job.idle_gpu.map(idle_gpu).transpose().under("idle_gpu")?,
         })
     }
 }
@@ -368,6 +373,13 @@ fn identity(wire: pb::Identity) -> Result<spec::Identity, Error> {
 }
 
 /// Zero attempts means that the sender did not say: one.
+fn idle_gpu(wire: pb::IdleGpu) -> Result<spec::IdleGpu, Error> {
+    Ok(spec::IdleGpu {
+        action: number::<pb::IdleAction, _>(wire.action).of("action")?,
+        after: within(wire.after_s, 1, limits::MAX_SECONDS).of("after_s")?,
+    })
+}
+
 fn retry(wire: pb::Retry) -> Result<spec::Retry, Error> {
     let memory =
         wire.memory_percent.map(|percent| within_u32(percent, 100, limits::MAX_MEMORY_PERCENT));

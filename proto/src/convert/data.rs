@@ -93,6 +93,7 @@ choices!(
 );
 choices!(OutputMode, default RwMount, RwMount = RwMount, Upload = Upload, Direct = Direct);
 choices!(Priority, default Medium, Low = Low, Medium = Medium, High = High);
+choices!(IdleAction, default Notify, Notify = Notify, Stop = Stop);
 choices!(OnNodeLoss, default Requeue, Requeue = Requeue, Keep = Keep);
 
 /// The core value of an enum number.

@@ -201,6 +201,7 @@ fn code(cause: Cause) -> &'static str {
         Cause::DiskFull => "DiskFull",
         Cause::OutOfMemory => "OutOfMemory",
         Cause::GpuOutOfMemory => "GpuOutOfMemory",
+        Cause::GpuIdle => "GpuIdle",
         Cause::GpuLost => "GpuLost",
         Cause::NodeLost => "NodeLost",
         Cause::LeaseExpired => "LeaseExpired",

@@ -235,6 +235,7 @@ prop_compose! {
         on_node_loss in prop::sample::select(vec![
             spec::OnNodeLoss::Requeue, spec::OnNodeLoss::Keep,
         ]),
+        idle_gpu in option::of((any::<bool>(), 1..10_000u64)),
     ) -> CommandJob {
         CommandJob {
             name: name.map(|name| JobName::new(&name).unwrap()),
@@ -258,6 +259,10 @@ prop_compose! {
             identity,
             retry: spec::Retry { max_attempts, backoff, memory_percent },
             on_node_loss,
+            idle_gpu: idle_gpu.map(|(stops, after)| spec::IdleGpu {
+                action: if stops { spec::IdleAction::Stop } else { spec::IdleAction::Notify },
+                after,
+            }),
         }
     }
 }

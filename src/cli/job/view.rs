@@ -80,6 +80,7 @@ pub(in crate::cli) fn job(job: &pb::Job) -> Value {
         put("identity", command.identity.as_ref().map_or(Value::Null, identity));
         put("retry", command.retry.as_ref().map_or(Value::Null, retry));
         put("on_node_loss", on_node_loss(command.on_node_loss()).into());
+        put("idle_gpu", command.idle_gpu.as_ref().map_or(Value::Null, idle_gpu));
         put("tags", json!(command.tags));
         put("properties", json!(command.properties));
     }
@@ -440,6 +441,14 @@ fn retry(retry: &pb::Retry) -> Value {
         view["memory"] = format!("{}x", f64::from(percent) / 100.0).into();
     }
     view
+}
+
+fn idle_gpu(idle: &pb::IdleGpu) -> Value {
+    let action = match idle.action() {
+        pb::IdleAction::Unspecified | pb::IdleAction::Notify => "notify",
+        pb::IdleAction::Stop => "stop",
+    };
+    json!({ "action": action, "after": idle.after_s })
 }
 
 const fn on_node_loss(choice: pb::OnNodeLoss) -> &'static str {

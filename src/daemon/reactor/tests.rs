@@ -350,7 +350,13 @@ async fn an_end_that_could_not_be_written_is_not_acknowledged() {
     world.submit("mine").await.unwrap();
     let (key, token) = given(&mut orders).await;
     world
-        .says(&key, Progress::Running { since: atelier_core::time::Timestamp::from_millis(1) })
+        .says(
+            &key,
+            Progress::Running {
+                since: atelier_core::time::Timestamp::from_millis(1),
+                idle_since: None,
+            },
+        )
         .await;
     world.live().await;
 

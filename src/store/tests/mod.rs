@@ -87,6 +87,7 @@ pub(crate) fn spec(command: &str) -> CommandJob {
         identity: None,
         retry: Default::default(),
         on_node_loss: Default::default(),
+        idle_gpu: None,
     }
 }
 

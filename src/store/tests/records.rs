@@ -12,8 +12,8 @@ use atelier_core::node::{Drain, GpuOut};
 use atelier_core::resource::{Demand, GpuDevice, Reservation};
 use atelier_core::sched::{self, Quotas};
 use atelier_core::spec::{
-    AssetRef, AssetVersion, Code, DataKind, DataUri, Distribution, Identity, Input, InputMode,
-    JobResources, Limits, OnNodeLoss, Output, OutputMode, Retry,
+    AssetRef, AssetVersion, Code, DataKind, DataUri, Distribution, Identity, IdleGpu, Input,
+    InputMode, JobResources, Limits, OnNodeLoss, Output, OutputMode, Retry,
 };
 use proptest::collection::{btree_map, vec};
 use proptest::option;
@@ -108,6 +108,7 @@ fn failure() -> impl Strategy<Value = Failure> {
         Cause::DiskFull,
         Cause::OutOfMemory,
         Cause::GpuOutOfMemory,
+        Cause::GpuIdle,
         Cause::GpuLost,
         Cause::NodeLost,
         Cause::LeaseExpired,
@@ -162,13 +163,14 @@ fn active() -> impl Strategy<Value = State> {
         let rest = AttemptEnd { survivors: 3, ..AttemptEnd::lost(lost(), started_at) };
         Box::new(AttemptEnd { exit, problem, manifest, outputs, log_bytes, usage, ..rest })
     });
-    let times = (option::of(stamp()), any::<bool>());
+    let times = (option::of(stamp()), option::of(stamp()), any::<bool>());
     let member = (nodes(), held, phase(), times, option::of(end)).prop_map(
-        |(node, reservation, phase, (started_at, unreachable), end)| Member {
+        |(node, reservation, phase, (started_at, idle_since, unreachable), end)| Member {
             node,
             reservation,
             phase,
             started_at,
+            idle_since,
             unreachable,
             end,
         },
@@ -354,6 +356,7 @@ fn specification() -> impl Strategy<Value = CommandJob> {
                     identity: Some(Identity::AmlToken),
                     retry: Retry { max_attempts, backoff, memory_percent: Some(200) },
                     on_node_loss: if keep { OnNodeLoss::Keep } else { OnNodeLoss::Requeue },
+                    idle_gpu: keep.then(IdleGpu::default),
                     ..spec("python train.py")
                 }
             },
@@ -394,6 +397,7 @@ fn kind() -> impl Strategy<Value = EventKind> {
             .prop_map(|(rank, node, problem)| EventKind::MemberEnded { rank, node, problem }),
         text().prop_map(|step| EventKind::Preparing { step }),
         Just(EventKind::Running),
+        (nodes(), stamp()).prop_map(|(node, since)| EventKind::GpuIdle { node, since }),
         option::of(exit()).prop_map(|exit| EventKind::Finalizing { exit }),
         Just(EventKind::Completed),
         failure().prop_map(|failure| EventKind::Failed { failure }),

@@ -94,7 +94,7 @@ impl Case {
 
     fn runs(&mut self, node: &NodeName, key: &AttemptKey) {
         let since = Timestamp::from_millis(self.at);
-        self.says(node, key, Progress::Running { since });
+        self.says(node, key, Progress::Running { since, idle_since: None });
     }
 
     fn exits(&mut self, node: &NodeName, key: &AttemptKey, code: i32) {
@@ -371,7 +371,8 @@ fn a_daemon_that_comes_back_in_the_middle_knows_who_is_over() {
     // A member that had not heard of the stop hears of it when it is back.
     let number: usize = nodes[1].as_str()[1..].parse().unwrap();
     let since = Timestamp::from_millis(case.at);
-    let report = Report { key: key.clone(), progress: Progress::Running { since } };
+    let report =
+        Report { key: key.clone(), progress: Progress::Running { since, idle_since: None } };
     case.joins(number, vec![report]);
     let stopped = case.stopped();
     assert_eq!(stopped.len(), 1, "{stopped:?}");

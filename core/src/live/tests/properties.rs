@@ -130,7 +130,10 @@ fn commit_fault() -> impl Strategy<Value = CommitFault> {
 fn forged() -> impl Strategy<Value = Progress> {
     prop_oneof![
         Just(Progress::Preparing { step: "forged".to_owned() }),
-        Just(Progress::Running { since: Timestamp::from_millis(1) }),
+        (0..3_i64).prop_map(|idle| Progress::Running {
+            since: Timestamp::from_millis(1),
+            idle_since: (idle > 0).then(|| Timestamp::from_millis(idle)),
+        }),
         Just(Progress::Finalizing { exit: None }),
         Just(Progress::Ended(Box::new(super::ended(0)))),
     ]

@@ -77,7 +77,7 @@ fn life(key: &AttemptKey, code: i32) -> Vec<Report> {
     end.started_at = Some(since);
     [
         Progress::Preparing { step: "received".to_owned() },
-        Progress::Running { since },
+        Progress::Running { since, idle_since: None },
         Progress::Finalizing { exit: Some(Exit::Code(code)) },
         Progress::Ended(Box::new(end)),
     ]

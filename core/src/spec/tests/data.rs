@@ -505,6 +505,11 @@ fn the_daemon_refuses_what_no_reader_would_make() {
         ),
         (|job| job.limits.timeout = Some(0), "out of range"),
         (|job| job.retry.max_attempts = 0, "out of range"),
+        (|job| job.idle_gpu = Some(IdleGpu::default()), "no GPU is asked for"),
+        (
+            |job| job.idle_gpu = Some(IdleGpu { after: 0, ..IdleGpu::default() }),
+            "'idle_gpu.after' is out of range",
+        ),
         (|job| job.retry.memory_percent = Some(50), "out of range"),
         (|job| drop(job.tags.insert(String::new(), String::new())), "is not a key of 'tags'"),
         (

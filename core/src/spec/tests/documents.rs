@@ -108,6 +108,15 @@ fn a_whole_job() {
 }
 
 #[test]
+fn what_becomes_of_idle_gpus() {
+    let read = |idle| job(&format!("command: x\nresources: {{gpus: 0.5}}\n{idle}")).idle_gpu;
+    assert_eq!(read(""), None);
+    assert_eq!(read("idle_gpu: {}"), Some(IdleGpu { action: IdleAction::Notify, after: 1800 }));
+    let stop = IdleGpu { action: IdleAction::Stop, after: 600 };
+    assert_eq!(read("idle_gpu: {action: stop, after: 10m}"), Some(stop));
+}
+
+#[test]
 fn the_least_job() {
     let job = job("command: 'true'");
     assert_eq!(job.command, "true");
