@@ -85,6 +85,28 @@ fn life(key: &AttemptKey, code: i32) -> Vec<Report> {
     .to_vec()
 }
 
+#[test]
+fn that_gpus_are_idle_is_told_once_each_time() {
+    let mut bare = Bare::new();
+    let job = bare.submit("idle", retried(1));
+    let (node, key) = bare.at(&job);
+    let running = |idle: Option<i64>| {
+        let idle_since = idle.map(Timestamp::from_millis);
+        let progress = Progress::Running { since: Timestamp::from_millis(1), idle_since };
+        Report { key: key.clone(), progress }
+    };
+    for idle in [None, None, Some(5), Some(5), None, None, Some(9), Some(9)] {
+        bare.report(&node, &running(idle));
+    }
+    // What comes late says nothing new.
+    let progress = Progress::Finalizing { exit: Some(Exit::Code(0)) };
+    bare.report(&node, &Report { key: key.clone(), progress });
+    bare.report(&node, &running(Some(11)));
+    let story = bare.store.story(&job);
+    let told = ["Running", "GpuIdle", "GpuIdle", "Finalizing"];
+    assert!(story.ends_with(&told), "{story:?}");
+}
+
 /// Three jobs, each of which fails once and then succeeds. `order` says, for the first attempts
 /// and for the second, in which order the reports come and how often; no report is left out.
 fn two_attempts(order: &[Vec<usize>; 2]) -> (Bare, usize) {
