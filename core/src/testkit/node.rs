@@ -127,7 +127,7 @@ struct Known {
 enum Stage {
     Preparing { until: u64 },
     Running,
-    Finalizing { until: u64, end: AttemptEnd },
+    Finalizing { until: u64, end: Box<AttemptEnd> },
     Ended { told_at: u64 },
 }
 
@@ -332,7 +332,7 @@ impl Node {
             && matches!(known.stage, Stage::Preparing { .. })
         {
             let end = failed_end(Cause::Canceled, "asked to stop");
-            known.stage = Stage::Finalizing { until: now, end };
+            known.stage = Stage::Finalizing { until: now, end: Box::new(end) };
         }
     }
 
@@ -347,7 +347,7 @@ impl Node {
         for known in self.known.values_mut() {
             if matches!(known.stage, Stage::Preparing { .. }) {
                 let end = failed_end(Cause::LeaseExpired, "the lease ran out before the start");
-                known.stage = Stage::Finalizing { until: now, end };
+                known.stage = Stage::Finalizing { until: now, end: Box::new(end) };
             }
         }
     }
@@ -378,14 +378,13 @@ impl Node {
                     }
                     Stage::Running => {
                         let Some(exited) = self.exits.remove(epoch) else { break };
-                        let end = end_of(exited);
+                        let end = Box::new(end_of(exited));
                         let exit = end.exit;
                         let until = now + script.map_or(0, |s| s.finalize_ms);
                         (Stage::Finalizing { until, end }, Progress::Finalizing { exit })
                     }
                     Stage::Finalizing { until, end } if now >= *until => {
-                        let end = Box::new(end.clone());
-                        (Stage::Ended { told_at: now }, Progress::Ended(end))
+                        (Stage::Ended { told_at: now }, Progress::Ended(end.clone()))
                     }
                     Stage::Ended { told_at } if now >= *told_at + REPEAT_MS => {
                         *told_at = now;
