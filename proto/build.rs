@@ -5,7 +5,7 @@ use std::{env, error::Error, fs, path::PathBuf};
 
 use prost::Message as _;
 
-const FILES: [&str; 8] = [
+const FILES: [&str; 9] = [
     "atelier/agent/v1/agent.proto",
     "atelier/compute/v1/compute.proto",
     "atelier/content/v1/content.proto",
