@@ -6,12 +6,10 @@
 //! ```
 //! **Invariant:** one thread. What it started is dead when it ends.
 
-use std::ffi::{CString, OsStr, c_char};
 use std::fs;
 use std::io::{self, Write as _};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::process::ExitCode;
 use std::ptr;
@@ -23,6 +21,7 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlag
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
+use super::program::execute;
 use super::{Order, Word};
 use crate::cgroup::Cgroup;
 use crate::isolation::View;
@@ -64,7 +63,7 @@ enum Told {
 
 /// Why a command could not be started.
 #[derive(Serialize, Deserialize)]
-enum Failed {
+pub(super) enum Failed {
     /// The way to it, in words.
     Way { what: String, errno: i32 },
     /// The program itself.
@@ -317,60 +316,6 @@ fn become_command(
         return failed(format!("entering the folder {}", launch.directory.display()))(error);
     }
     execute(order, launch)
-}
-
-/// Becomes the first of the programs that can be run.
-fn execute(order: &Order, launch: &Launch) -> Failed {
-    let variables = launch.environment.iter().chain(&order.variables);
-    let variables: Result<Vec<CString>, _> =
-        variables.map(|(name, value)| CString::new(format!("{name}={value}"))).collect();
-    let shells = || {
-        let own = launch.environment.get("SHELL").filter(|shell| shell.starts_with('/')).cloned();
-        own.into_iter().chain(["bash".to_owned(), "sh".to_owned()]).map(|shell| vec![shell])
-    };
-    let commands = match order.command.is_empty() {
-        true => shells().collect(),
-        false => vec![order.command.clone()],
-    };
-    let path =
-        launch.environment.get("PATH").map_or("/usr/local/bin:/usr/bin:/bin", String::as_str);
-    let (mut tried, mut errno) = (String::new(), libc::ENOENT);
-    for command in commands {
-        let Some(program) = command.first() else { continue };
-        tried.clone_from(program);
-        let words: Result<Vec<CString>, _> = command.iter().cloned().map(CString::new).collect();
-        let (Ok(words), Ok(variables)) = (words, &variables) else {
-            return Failed::Program { program: tried, errno: libc::EINVAL };
-        };
-        let (words, variables) = (pointers(&words), pointers(variables));
-        for candidate in candidates(program, path) {
-            let Ok(candidate) = CString::new(candidate) else { continue };
-            // SAFETY: All texts end and live until the call has succeeded or failed.
-            unsafe { libc::execve(candidate.as_ptr(), words.as_ptr(), variables.as_ptr()) };
-            let why = io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO);
-            if !matches!(why, libc::ENOENT | libc::ENOTDIR) {
-                errno = why;
-            }
-        }
-    }
-    Failed::Program { program: tried, errno }
-}
-
-fn pointers(texts: &[CString]) -> Vec<*const c_char> {
-    texts.iter().map(|text| text.as_ptr()).chain([ptr::null()]).collect()
-}
-
-/// Where a program may be: as execvp(3) looks for it.
-pub(super) fn candidates(program: &str, path: &str) -> Vec<Vec<u8>> {
-    if program.contains('/') {
-        return vec![program.as_bytes().to_vec()];
-    }
-    let folders = path.split(':').map(|folder| if folder.is_empty() { "." } else { folder });
-    folders.map(|folder| Path::new(folder).join(program).into_os_string()).map(bytes).collect()
-}
-
-fn bytes(text: impl AsRef<OsStr>) -> Vec<u8> {
-    text.as_ref().as_bytes().to_vec()
 }
 
 /// Waits for the command's end, or brings it about when the agent says so or hangs up. Then nothing of what

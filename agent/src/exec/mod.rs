@@ -20,6 +20,7 @@ mod channel;
 mod forward;
 mod helper;
 mod inside;
+mod program;
 mod target;
 #[cfg(test)]
 mod tests;

@@ -1,6 +1,6 @@
 //! Which process is entered, and where a program is looked for.
 
-use super::helper::candidates;
+use super::program::candidates;
 use super::target::oldest_child;
 use crate::proc::Stat;
 

@@ -1,0 +1,65 @@
+//! Which program a command is, and becoming it.
+
+use std::ffi::{CString, OsStr, c_char};
+use std::io;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+use std::ptr;
+
+use super::Order;
+use super::helper::Failed;
+use crate::supervisor::Launch;
+
+/// Becomes the first of the programs that can be run.
+pub(super) fn execute(order: &Order, launch: &Launch) -> Failed {
+    let variables = launch.environment.iter().chain(&order.variables);
+    let variables: Result<Vec<CString>, _> =
+        variables.map(|(name, value)| CString::new(format!("{name}={value}"))).collect();
+    let shells = || {
+        let own = launch.environment.get("SHELL").filter(|shell| shell.starts_with('/')).cloned();
+        own.into_iter().chain(["bash".to_owned(), "sh".to_owned()]).map(|shell| vec![shell])
+    };
+    let commands = match order.command.is_empty() {
+        true => shells().collect(),
+        false => vec![order.command.clone()],
+    };
+    let path =
+        launch.environment.get("PATH").map_or("/usr/local/bin:/usr/bin:/bin", String::as_str);
+    let (mut tried, mut errno) = (String::new(), libc::ENOENT);
+    for command in commands {
+        let Some(program) = command.first() else { continue };
+        tried.clone_from(program);
+        let words: Result<Vec<CString>, _> = command.iter().cloned().map(CString::new).collect();
+        let (Ok(words), Ok(variables)) = (words, &variables) else {
+            return Failed::Program { program: tried, errno: libc::EINVAL };
+        };
+        let (words, variables) = (pointers(&words), pointers(variables));
+        for candidate in candidates(program, path) {
+            let Ok(candidate) = CString::new(candidate) else { continue };
+            // SAFETY: All texts end and live until the call has succeeded or failed.
+            unsafe { libc::execve(candidate.as_ptr(), words.as_ptr(), variables.as_ptr()) };
+            let why = io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO);
+            if !matches!(why, libc::ENOENT | libc::ENOTDIR) {
+                errno = why;
+            }
+        }
+    }
+    Failed::Program { program: tried, errno }
+}
+
+fn pointers(texts: &[CString]) -> Vec<*const c_char> {
+    texts.iter().map(|text| text.as_ptr()).chain([ptr::null()]).collect()
+}
+
+/// Where a program may be: as execvp(3) looks for it.
+pub(super) fn candidates(program: &str, path: &str) -> Vec<Vec<u8>> {
+    if program.contains('/') {
+        return vec![program.as_bytes().to_vec()];
+    }
+    let folders = path.split(':').map(|folder| if folder.is_empty() { "." } else { folder });
+    folders.map(|folder| Path::new(folder).join(program).into_os_string()).map(bytes).collect()
+}
+
+fn bytes(text: impl AsRef<OsStr>) -> Vec<u8> {
+    text.as_ref().as_bytes().to_vec()
+}
