@@ -45,7 +45,7 @@ fn enter(live: &mut Live, rank: u32, what: &Entering) -> Result<(Entered, Vec<Ev
 fn a_member_that_runs_is_entered_and_that_is_written_down() {
     let mut live = live();
     gang(&mut live, 2);
-    let running = Progress::Running { since: NOW.wall };
+    let running = Progress::Running { since: NOW.wall, idle_since: None };
     says(&mut live, "n1", running.clone());
     let command = Entering::Command("x".repeat(2_000));
     let why = enter(&mut live, 0, &command).unwrap_err();
