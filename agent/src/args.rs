@@ -59,6 +59,10 @@ pub struct AgentArgs {
     /// [default: all of the file system of the data folder]
     #[arg(long, value_name = "SIZE", value_parser = mebibytes)]
     pub disk: Option<u64>,
+    /// Keep so much of the data folder's file system free: the job that takes most of it is ended before; 0 keeps
+    /// nothing [default: a hundredth, at most 256MiB]
+    #[arg(long, value_name = "SIZE", value_parser = bytes)]
+    pub disk_reserve: Option<u64>,
     /// Keep environments and their packages of at most this size, but for what is in use
     /// [default: a fifth of the file system, at most 50GiB]
     #[arg(long, value_name = "SIZE", value_parser = bytes)]

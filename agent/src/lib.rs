@@ -21,6 +21,7 @@ mod caches;
 mod cgroup;
 mod clock;
 pub mod data;
+mod disk;
 pub mod environment;
 mod exec;
 mod facts;
@@ -42,6 +43,7 @@ pub use supervisor::supervise_if_asked;
 
 use crate::attempt::{Node, Spares};
 use crate::cgroup::{Cgroups, NodeLimits};
+use crate::disk::Reserve;
 use crate::gpu::Devices;
 use crate::isolation::{Abilities, Means};
 use crate::monitor::{Monitor, NodeSampler};
@@ -158,8 +160,11 @@ async fn serve(
         what: "make it",
         source,
     })?;
+    let reserve = Arc::new(Reserve::new(root.clone(), args.disk_reserve));
+    let attempts_folder = attempts.clone();
     let node = Arc::new(Node {
         root: root.clone(),
+        reserve: reserve.clone(),
         attempts: attempts.clone(),
         isolated,
         token_file: args.token_file.clone(),
@@ -218,6 +223,7 @@ async fn serve(
     };
     // Ends with the session: it holds the last handle.
     let monitor = tokio::spawn(monitor.run());
+    let keeper = tokio::spawn(async move { reserve.keep(&attempts_folder).await });
     let watching = tokio::spawn(devices.watch());
     let span = tracing::info_span!("node", node = %node_name);
     let ended = session.run(shutdown).instrument(span).await;
@@ -226,6 +232,7 @@ async fn serve(
         Err(error) => notifier.status(&session::chain(error)),
     }
     monitor.abort();
+    keeper.abort();
     watching.abort();
     ended.map_err(|error| Error::Session(session::chain(&error)))
 }

@@ -84,7 +84,8 @@ fn f24_a_full_disk_of_a_node_fails_its_jobs_with_the_reason_and_heals() {
     let cluster = Cluster::empty();
     cluster.start_daemon();
     let agent = Agent::new("local").data(&disk.path().join("agent")).with("--no-shared-store");
-    cluster.start_agent(&agent);
+    // Or the greedy job would be ended before the disk is full.
+    cluster.start_agent(&agent.with("--disk-reserve=0"));
     let greedy =
         cluster.shell("said=$(head -c 200M /dev/zero 2>&1 >big); rm big; echo $said; exit 3");
     let job = cluster.ended(&greedy);
@@ -106,6 +107,29 @@ fn f24_a_full_disk_of_a_node_fails_its_jobs_with_the_reason_and_heals() {
     let after = cluster.shell("echo after");
     cluster.completed(&after);
     assert_eq!(cluster.log(&after), b"after\n");
+}
+
+/// 24: a job that fills the disk is ended while the node still has the room that it keeps for itself; others go on.
+#[test]
+fn f24_a_job_that_fills_the_disk_is_ended_before_the_nodes_own_room_is_gone() {
+    needs("disk");
+    let disk = Disk::create("96M");
+    let cluster = Cluster::empty();
+    cluster.start_daemon();
+    let agent = Agent::new("local").cpus(2).data(&disk.path().join("agent"));
+    cluster.start_agent(&agent.with("--no-shared-store").with("--disk-reserve=32MiB"));
+    let go = cluster.files().join("go");
+    let neighbour =
+        format!("head -c 4M /dev/zero >some; while [ ! -e {} ]; do sleep 0.05; done", go.display());
+    let neighbour = cluster.shell(&neighbour);
+    let greedy = cluster.shell("while head -c 1M /dev/zero >>big; do sleep 0.02; done; exit 3");
+    let job = cluster.ended(&greedy);
+    assert_eq!(job.status(), JobStatus::Failed);
+    let error = job.error.unwrap();
+    assert_eq!(error.code, "DiskFull");
+    assert!(error.message.contains("that it keeps for itself"), "{error:?}");
+    fs::write(go, "").unwrap();
+    cluster.completed(&neighbour);
 }
 
 /// 25: fsync fails. What was to be acknowledged is not; the daemon ends rather than guess what is on

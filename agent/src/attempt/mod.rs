@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, watch};
 use crate::cgroup::Cgroups;
 use crate::clock;
 use crate::data::DataPlane;
+use crate::disk::Reserve;
 use crate::environment::Environments;
 use crate::exec::Entrance;
 use crate::gpu::Devices;
@@ -70,6 +71,8 @@ pub(crate) struct Node {
     pub(crate) isolated: Option<Abilities>,
     /// Holds the node's own token, if a file does.
     pub(crate) token_file: Option<PathBuf>,
+    /// The room that no job may take.
+    pub(crate) reserve: Arc<Reserve>,
     /// What isolated commands may write besides their own folders.
     pub(crate) writable: Vec<PathBuf>,
     /// How long killed processes may take to die.

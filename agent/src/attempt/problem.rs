@@ -7,6 +7,7 @@ use std::io;
 use atelier_core::resource::Memory;
 use atelier_proto::agent::v1::{Cause, Problem};
 
+use crate::disk::Sentence;
 use crate::supervisor::OutOfMemory;
 
 /// Makes a problem.
@@ -65,6 +66,28 @@ pub(crate) fn out_of_memory(found: &OutOfMemory) -> Problem {
 /// A GPU of the job is not fit any more.
 pub(crate) fn gpu_lost(index: u32, reason: &str) -> Problem {
     problem(Cause::GpuLost, format!("GPU {index} of the node, which the job had, is out: {reason}"))
+}
+
+/// The job took the room that the node keeps for itself.
+pub(crate) fn disk_reserve(found: &Sentence) -> Problem {
+    let shown = |bytes: u64| Memory(bytes.div_ceil(1 << 20)).to_string();
+    let message = if found.free.bytes < found.reserve.bytes {
+        format!(
+            "the node's disk had {} left of the {} that it keeps for itself, and this job's files took {}",
+            shown(found.free.bytes),
+            shown(found.reserve.bytes),
+            shown(found.held.bytes)
+        )
+    } else {
+        format!(
+            "the node's disk had room for {} files, of {} that it keeps for itself, and this job had made {}",
+            found.free.files, found.reserve.files, found.held.files
+        )
+    };
+    problem(
+        Cause::DiskFull,
+        format!("{message}: have the job write less, or run it on a node with more room"),
+    )
 }
 
 /// The job's GPUs have done nothing for so many seconds.

@@ -233,6 +233,9 @@ async fn verdict(attempt: &Attempt, sampling: &Sampling) -> (Problem, Signal) {
         (index, reason) = attempt.node.devices.lost(&attempt.assignment.gpu_indices) => {
             (problem::gpu_lost(index, &reason), Signal::TERM)
         }
+        sentence = attempt.node.reserve.sentenced(attempt.key.epoch) => {
+            (problem::disk_reserve(&sentence), Signal::QUIT)
+        }
         // What it has too much others lack: at once, as the kernel does where memory is out.
         excess = sampling.excess() => (excess.problem(), Signal::QUIT),
         _ = sampling.idle_other_than(None), if stops => (problem::gpu_idle(idle.after), Signal::TERM),

@@ -1,0 +1,204 @@
+//! Room that the node keeps for itself on the file system of its folder: records, logs and outputs must still
+//! be written when a job has filled the rest. The job that holds most of it is ended.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+/// Between two looks.
+const LOOK: Duration = Duration::from_secs(1);
+/// Of the file system, what is kept if nothing else is said; at most [`MOST`].
+const SHARE: u64 = 100;
+const MOST: u64 = 256 << 20;
+
+/// An amount of a file system.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Space {
+    pub(crate) bytes: u64,
+    pub(crate) files: u64,
+}
+
+/// Which attempt is ended for the room that it takes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Sentence {
+    pub(crate) epoch: u64,
+    pub(crate) held: Space,
+    pub(crate) free: Space,
+    pub(crate) reserve: Space,
+}
+
+/// The node's room, and who is ended for it.
+pub(crate) struct Reserve {
+    root: PathBuf,
+    /// Bytes that were asked for; `None`: the default.
+    wanted: Option<u64>,
+    sentence: watch::Sender<Option<Sentence>>,
+}
+
+impl Reserve {
+    /// Of the file system on which `root`, the agent's folder, is.
+    pub(crate) fn new(root: PathBuf, wanted: Option<u64>) -> Self {
+        Self { root, wanted, sentence: watch::Sender::new(None) }
+    }
+
+    /// Looks for as long as the agent runs.
+    pub(crate) async fn keep(&self, attempts: &Path) {
+        let mut ended = Vec::new();
+        let mut looks = tokio::time::interval(LOOK);
+        looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        // The room that was left when the last one was ended: it takes a while until its files are gone.
+        let mut before: Option<Space> = None;
+        loop {
+            looks.tick().await;
+            let Some((free, reserve)) = space(&self.root, self.wanted) else { continue };
+            if !is_short(free, reserve) {
+                before = None;
+                continue;
+            }
+            if before.is_some_and(|before| !is_short(free, half(before))) {
+                continue;
+            }
+            let (folder, known) = (attempts.to_owned(), ended.clone());
+            let looked = tokio::task::spawn_blocking(move || held(&folder, &known)).await;
+            match choose(&looked.unwrap_or_default(), free, reserve) {
+                Some((epoch, held)) => {
+                    before = Some(free);
+                    ended.push(epoch);
+                    let sentence = Sentence { epoch, held, free, reserve };
+                    tracing::warn!(
+                        epoch,
+                        ?sentence,
+                        "an attempt is ended for the disk that it takes"
+                    );
+                    self.sentence.send_replace(Some(sentence));
+                }
+                None if before.is_none() => {
+                    before = Some(free);
+                    let root = self.root.display();
+                    tracing::warn!(%root, ?free, ?reserve, "the disk is nearly full, and not with jobs' files");
+                }
+                None => {}
+            }
+        }
+    }
+
+    /// Once this attempt has to end.
+    pub(crate) async fn sentenced(&self, epoch: u64) -> Sentence {
+        let mut sentence = self.sentence.subscribe();
+        let is_ours = |sentence: &Option<Sentence>| sentence.is_some_and(|s| s.epoch == epoch);
+        match sentence.wait_for(is_ours).await.map(|found| *found) {
+            Ok(Some(sentence)) => sentence,
+            _ => std::future::pending().await,
+        }
+    }
+}
+
+/// What is free and what is to stay so.
+fn space(root: &Path, wanted: Option<u64>) -> Option<(Space, Space)> {
+    let found = rustix::fs::statvfs(root).ok()?;
+    let free =
+        Space { bytes: found.f_bavail.saturating_mul(found.f_frsize), files: found.f_favail };
+    let all = found.f_blocks.saturating_mul(found.f_frsize);
+    let bytes = wanted.unwrap_or_else(|| (all / SHARE).min(MOST));
+    // Some file systems do not count files.
+    let files = if bytes == 0 { 0 } else { found.f_files / SHARE };
+    Some((free, Space { bytes, files }))
+}
+
+fn is_short(free: Space, reserve: Space) -> bool {
+    free.bytes < reserve.bytes || free.files < reserve.files
+}
+
+fn half(space: Space) -> Space {
+    Space { bytes: space.bytes / 2, files: space.files / 2 }
+}
+
+/// The attempt whose end gives most of what is missing, if it gives at least half of that: ending jobs that hold
+/// little would help nobody.
+fn choose(held: &[(u64, Space)], free: Space, reserve: Space) -> Option<(u64, Space)> {
+    let missing = Space {
+        bytes: reserve.bytes.saturating_sub(free.bytes),
+        files: reserve.files.saturating_sub(free.files),
+    };
+    let helps = |held: &Space| {
+        held.bytes >= missing.bytes.div_ceil(2) && held.files >= missing.files.div_ceil(2)
+    };
+    let amount = |held: &Space| if missing.bytes > 0 { held.bytes } else { held.files };
+    let most = held.iter().filter(|(_, held)| helps(held)).max_by_key(|(_, held)| amount(held));
+    most.copied()
+}
+
+/// What each attempt holds, but those that are ended already.
+fn held(attempts: &Path, ended: &[u64]) -> Vec<(u64, Space)> {
+    let Ok(entries) = fs::read_dir(attempts) else { return Vec::new() };
+    let of = |entry: fs::DirEntry| {
+        let epoch = entry.file_name().to_str()?.parse().ok()?;
+        (!ended.contains(&epoch)).then(|| (epoch, size(&entry.path())))
+    };
+    entries.filter_map(|entry| of(entry.ok()?)).collect()
+}
+
+/// What a tree takes. Files that have other names too are mostly inputs, which others hold.
+fn size(root: &Path) -> Space {
+    let (mut found, mut folders) = (Space::default(), vec![root.to_owned()]);
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+            let Ok(meta) = entry.metadata() else { continue };
+            found.files += 1;
+            if meta.is_dir() {
+                folders.push(entry.path());
+            } else if meta.nlink() == 1 {
+                found.bytes += meta.blocks() * 512;
+            }
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    fn space(mib: u64, files: u64) -> Space {
+        Space { bytes: mib * MIB, files }
+    }
+
+    #[test]
+    fn the_attempt_whose_end_gives_most_of_what_is_missing_is_chosen() {
+        let held = [(1, space(5, 10)), (2, space(70, 3)), (3, space(40, 90_000))];
+        let enough = space(100, 1_000);
+        let chosen = |free| choose(&held, free, enough).map(|(epoch, _)| epoch);
+        assert_eq!(chosen(space(20, 5_000)), Some(2));
+        assert_eq!(chosen(space(500, 10)), Some(3));
+        // None of them is to blame.
+        assert_eq!(choose(&held, space(0, 5_000), space(1_000, 1_000)), None);
+        assert_eq!(choose(&[], space(0, 0), enough), None);
+    }
+
+    #[test]
+    fn what_is_short_is_bytes_or_files() {
+        assert!(is_short(space(1, 9), space(2, 1)) && is_short(space(9, 1), space(1, 2)));
+        assert!(!is_short(space(2, 2), space(2, 2)) && !is_short(space(0, 0), space(0, 0)));
+    }
+
+    #[test]
+    fn a_tree_is_what_its_own_files_take() {
+        let place = tempfile::tempdir().unwrap_or_else(|error| panic!("{error}"));
+        let write = |name: &str, bytes: usize| {
+            let written = fs::write(place.path().join(name), vec![1; bytes]);
+            written.unwrap_or_else(|error| panic!("{error}"));
+        };
+        write("own", 1 << 20);
+        write("shared", 1 << 20);
+        let linked = fs::hard_link(place.path().join("shared"), place.path().join("again"));
+        linked.unwrap_or_else(|error| panic!("{error}"));
+        let found = size(place.path());
+        assert_eq!(found.files, 3);
+        assert!((1 << 20..2 << 20).contains(&found.bytes), "{found:?}");
+    }
+}
