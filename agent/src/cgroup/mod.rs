@@ -141,10 +141,11 @@ impl Cgroups {
             match unified_parent(unified, name, &left) {
                 Ok(mut parent) => {
                     // No controller of version 2, but a program.
-                    match guard::can_load() {
-                        _ if !left.contains(guard::DEVICES) => {}
-                        Ok(()) => parent.controllers.push(guard::DEVICES.to_owned()),
-                        Err(error) => {
+                    let wanted = left.contains(guard::DEVICES);
+                    match wanted.then(guard::can_load) {
+                        None => {}
+                        Some(Ok(())) => parent.controllers.push(guard::DEVICES.to_owned()),
+                        Some(Err(error)) => {
                             let why = format!("this agent may not load BPF programs ({error})");
                             found.missing.insert(guard::DEVICES, why);
                         }
@@ -152,6 +153,9 @@ impl Cgroups {
                     found.add(parent, &mut left);
                 }
                 Err(why) => {
+                    if left.contains(guard::DEVICES) {
+                        found.missing.insert(guard::DEVICES, why.clone());
+                    }
                     // Of the others there are none, whoever asks.
                     for controller in offered(&unified.root, &left) {
                         let known = WANTED.into_iter().find(|name| *name == controller);

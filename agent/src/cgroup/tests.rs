@@ -126,14 +126,23 @@ fn a_group_that_hands_nothing_on_is_told_with_the_remedy() {
     fs::create_dir_all(&own).unwrap();
     fs::write(root.path().join("cgroup.controllers"), "cpu memory pids").unwrap();
     let unified = Hierarchy { kind: Kind::V2, root: root.path().into(), own };
-    let found = Cgroups::within(&[unified], "atelier-n-1", NODE);
+    let node = NodeLimits { guarded: true, ..NODE };
+    let found = Cgroups::within(&[unified], "atelier-n-1", node);
     assert_eq!(found.limits(), "none");
     let missing = found.missing().unwrap();
     assert!(
-        missing.contains("cpu, memory, pids: ") && missing.contains("Delegate=yes"),
+        missing.contains("cpu, devices, memory, pids: ") && missing.contains("Delegate=yes"),
         "{missing}"
     );
     assert_eq!(found.create(1, &found.limits_of(1000, 0), &[]).unwrap(), None);
+}
+
+#[test]
+fn devices_that_nothing_guards_are_told() {
+    let with =
+        |guarded| Cgroups::within(&[], "atelier-n-1", NodeLimits { guarded, ..NODE }).missing();
+    assert!(with(true).unwrap().contains("devices, "), "{:?}", with(true));
+    assert!(!with(false).unwrap().contains("devices"), "{:?}", with(false));
 }
 
 #[test]
