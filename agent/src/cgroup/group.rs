@@ -141,7 +141,10 @@ impl Cgroup {
             Version::V1 => (
                 group.number("memory.max_usage_in_bytes"),
                 group.number("memory.limit_in_bytes").filter(|limit| *limit < NO_LIMIT),
-                group.number("memory.failcnt"),
+                // Of the two limits, with and without swap, which are the same, one is reached first.
+                group.number("memory.failcnt").map(|alone| {
+                    alone.saturating_add(group.number("memory.memsw.failcnt").unwrap_or(0))
+                }),
                 group.counted("memory.oom_control", "oom_kill "),
             ),
         };

@@ -223,8 +223,9 @@ impl Command<'_> {
                 }
             }
         };
-        // Whoever kills a job kills what is in it at the same time.
-        over |= word == Word::Signal(libc::SIGKILL) && target::goes(main, GOES).await;
+        // Whoever ends a job ends what is in it at the same time.
+        let is_ended = matches!(word, Word::Signal(libc::SIGKILL | libc::SIGTERM));
+        over |= is_ended && target::goes(main, GOES).await;
         ended.send_replace(true);
         let last = async {
             self.entrance.over().await;
