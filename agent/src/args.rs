@@ -7,6 +7,7 @@ use atelier_core::id::{ComputeName, NodeName};
 use atelier_core::node::{LABEL_FORM, is_address, is_label};
 use clap::Args;
 
+use crate::container::Wish as Containers;
 use crate::isolation::Isolation;
 
 #[cfg(test)]
@@ -96,6 +97,15 @@ pub struct AgentArgs {
     /// A folder of this machine that isolated jobs may change too; may be given several times
     #[arg(long = "writable", value_name = "DIR", env = "ATELIER_WRITABLE", value_delimiter = ':')]
     pub writable: Vec<PathBuf>,
+    /// Which container runtime runs the jobs that name an image
+    #[arg(
+        long,
+        value_enum,
+        value_name = "RUNTIME",
+        default_value = "auto",
+        env = "ATELIER_CONTAINERS"
+    )]
+    pub containers: Containers,
     /// Seconds that killed processes of a job may take to die; with one that takes longer the node gets no
     /// more jobs until an admin resumes it
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds)]

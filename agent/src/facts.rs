@@ -35,7 +35,6 @@ pub(crate) fn gather(
     let folders = search_path();
     let mut other = BTreeMap::new();
     let mut set = |name: &str, value: String| other.insert(name.to_owned(), value);
-    set("container_runtime", container_runtime(&folders).to_owned());
     set("cgroup", cgroup_version().to_owned());
     set("limited", cgroups.limits());
     if let Some(missing) = cgroups.missing() {
@@ -75,17 +74,6 @@ fn os() -> String {
 
 fn search_path() -> Vec<PathBuf> {
     env::var_os("PATH").map(|path| env::split_paths(&path).collect()).unwrap_or_default()
-}
-
-fn container_runtime(folders: &[PathBuf]) -> &'static str {
-    let installed = |name: &str| folders.iter().any(|folder| folder.join(name).is_file());
-    if installed("podman") {
-        "podman"
-    } else if installed("docker") && Path::new("/var/run/docker.sock").exists() {
-        "docker"
-    } else {
-        "none"
-    }
 }
 
 fn cgroup_version() -> &'static str {

@@ -20,6 +20,7 @@ mod bound;
 mod caches;
 mod cgroup;
 mod clock;
+mod container;
 pub mod data;
 mod disk;
 pub mod environment;
@@ -37,12 +38,14 @@ mod session;
 mod supervisor;
 
 pub use args::AgentArgs;
+pub use container::Wish as ContainerWish;
 pub use isolation::Isolation;
 pub use notify::{Notifier, VARIABLES as NOTIFY_VARIABLES};
 pub use supervisor::supervise_if_asked;
 
 use crate::attempt::{Node, Spares};
 use crate::cgroup::{Cgroups, NodeLimits};
+use crate::container::Containers;
 use crate::disk::Reserve;
 use crate::gpu::Devices;
 use crate::isolation::{Abilities, Means};
@@ -149,6 +152,8 @@ async fn serve(
     };
     facts.other.insert("isolation".to_owned(), isolation.to_owned());
     facts.other.extend(not_isolated.map(|why| ("not_isolated".to_owned(), why)));
+    let mut machine = environment::Machine::from_environment();
+    let containers = find_containers(args.containers, &root, &mut facts, &mut machine).await;
     let (client, clients) = watch::channel(None);
     let (services, services_seen) = watch::channel(None);
     let (connected, connected_seen) = watch::channel(false);
@@ -188,9 +193,11 @@ async fn serve(
         connected: connected_seen,
         environments: environment::Environments::bounded(
             root.join("environments"),
-            environment::Machine::from_environment(),
+            machine,
             args.environment_cache,
         ),
+        containers,
+        runtime_variables: container::own_variables(std::env::vars_os()),
         monitor: monitor_handle,
         devices: devices.clone(),
     });
@@ -203,6 +210,9 @@ async fn serve(
     node.cgroups.sweep(|epoch| registry.knows(epoch));
     // The bound may be another than before.
     node.environments.shrink();
+    if let Some(containers) = &node.containers {
+        containers.sweep(|epoch| registry.knows(epoch)).await;
+    }
     let node_name = name.clone();
     let notifier = Arc::new(notifier);
     let session = Session {
@@ -269,6 +279,26 @@ fn isolate(wanted: Isolation, root: &Path) -> Result<(Option<Abilities>, Option<
         Err(why) => {
             tracing::warn!(%why, "jobs are not isolated from this machine");
             Ok((None, Some(why)))
+        }
+    }
+}
+
+/// What runs jobs in containers here, if anything does; the facts tell.
+async fn find_containers(
+    wish: ContainerWish,
+    root: &Path,
+    facts: &mut facts::Facts,
+    machine: &mut environment::Machine,
+) -> Option<Containers> {
+    let found = container::detect(wish, root).await;
+    let told = found.as_ref().map_or("none".to_owned(), container::Runtime::to_string);
+    facts.other.insert("container_runtime".to_owned(), told);
+    match found {
+        Ok(runtime) => Some(Containers::new(runtime, root)),
+        Err(why) => {
+            facts.other.insert("no_containers".to_owned(), why.clone());
+            machine.no_containers = why;
+            None
         }
     }
 }

@@ -3,7 +3,6 @@
 
 use std::sync::Arc;
 
-use atelier_core::content::Digest;
 use atelier_core::environment::{Refusal, Unresolved};
 use atelier_core::expr::{self, Template};
 use atelier_core::id::{DatastoreName, JobName};
@@ -26,7 +25,6 @@ pub struct Admission {
     pub(super) content: ContentStore,
     pub(super) committed: Arc<Committed>,
     pub(super) environments: Environments,
-    pub(super) require_containers: bool,
 }
 
 /// Why a job is not accepted.
@@ -87,7 +85,7 @@ impl Admission {
             return Err(invalid("job", problems.to_string()));
         }
         self.check_code(&job).await?;
-        job.environment = self.environment(job.environment)?;
+        job.environment = self.environment(job.environment).await?;
         check_launch(&job)?;
         let inputs = std::mem::take(&mut job.inputs);
         for (port, input) in inputs {
@@ -132,52 +130,46 @@ impl Admission {
     async fn check_code(&self, job: &CommandJob) -> Result<(), Error> {
         match &job.code {
             None => Ok(()),
-            Some(Code::Local(path)) => Err(invalid(
-                "code",
-                format!("'{path}' is on your machine; upload it first (atelier job create does)"),
-            )),
-            Some(Code::Snapshot(root)) => self.snapshot(*root).await,
+            Some(code) => self.uploaded("code", code).await,
         }
     }
 
-    async fn snapshot(&self, root: Digest) -> Result<(), Error> {
-        if self.content.missing(vec![root]).await?.is_empty() {
-            return Ok(());
+    /// Whether the workspace has a folder.
+    async fn uploaded(&self, field: &str, folder: &Code) -> Result<(), Error> {
+        match folder {
+            Code::Local(path) => Err(invalid(
+                field,
+                format!("'{path}' is on your machine; upload it first (atelier job create does)"),
+            )),
+            Code::Snapshot(root) if self.content.missing(vec![*root]).await?.is_empty() => Ok(()),
+            Code::Snapshot(root) => Err(missing(
+                field,
+                format!("the workspace has no snapshot {root}; upload it first"),
+            )),
         }
-        Err(missing("code", format!("the workspace has no snapshot {root}; upload it first")))
     }
 
     /// The environment as the job has it from now on: a name means one version, whatever is made later.
-    fn environment(&self, environment: Environment) -> Result<Environment, Error> {
+    async fn environment(&self, environment: Environment) -> Result<Environment, Error> {
         match environment {
             Environment::Host => Ok(environment),
             Environment::Inline(inline) => {
-                self.check_made_of(&inline)?;
+                self.check_made_of(&inline).await?;
                 Ok(Environment::Inline(inline))
             }
             Environment::Named(asset) => {
                 let (pinned, inline) = self.environments.pin(&asset).map_err(unresolved)?;
-                self.check_made_of(&inline)?;
+                self.check_made_of(&inline).await?;
                 Ok(Environment::Named(pinned))
             }
         }
     }
 
-    fn check_made_of(&self, inline: &InlineEnvironment) -> Result<(), Error> {
-        if inline.build.is_some() {
-            return Err(not_yet(
-                "environment.build",
-                "building images is not supported yet; name an image or a conda_file",
-            ));
+    async fn check_made_of(&self, inline: &InlineEnvironment) -> Result<(), Error> {
+        match &inline.build {
+            None => Ok(()),
+            Some(build) => self.uploaded("environment.build.path", &build.path).await,
         }
-        if self.require_containers && inline.image.is_some() {
-            return Err(not_yet(
-                "environment.image",
-                "containers are not supported yet, and this workspace refuses to do without \
-                 (--require-containers)",
-            ));
-        }
-        Ok(())
     }
 
     /// Follows a reference to where the data lies.

@@ -17,6 +17,7 @@ mod access;
 mod bad_input;
 mod caches;
 mod clusters;
+mod containers;
 mod containment;
 mod drain;
 mod environments;

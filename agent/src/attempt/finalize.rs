@@ -210,7 +210,7 @@ fn free_bytes(path: &Path) -> Option<u64> {
     Some(space.f_bavail.saturating_mul(space.f_frsize))
 }
 
-fn tail(log: &Path) -> io::Result<String> {
+pub(super) fn tail(log: &Path) -> io::Result<String> {
     let mut file = fs::File::open(log)?;
     let length = file.metadata()?.len();
     file.seek(SeekFrom::Start(length.saturating_sub(TAIL_BYTES)))?;

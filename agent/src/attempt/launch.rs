@@ -10,6 +10,7 @@ use atelier_core::spec::{Distribution, Input, InputMode, OnNodeLoss};
 use atelier_proto::agent::v1::input_grant::Source;
 use atelier_proto::agent::v1::{Cause, Problem};
 
+use super::contain::{self, Program};
 use super::prepare::Prepared;
 use super::process::Process;
 use super::{Attempt, problem, variables};
@@ -38,7 +39,6 @@ pub(super) async fn launch(attempt: &Attempt, prepared: Prepared) -> Result<Proc
         attempt.node.cgroups.create(attempt.key.epoch, &limits, &denied).map_err(|error| {
             problem::of(Cause::Platform, "cannot make the job's control groups", &error)
         })?;
-    let mut environment = prepared.variables;
     let groups = cgroup.clone();
     // An attempt that is not started leaves no groups.
     let undo = |problem: Problem| {
@@ -47,19 +47,22 @@ pub(super) async fn launch(attempt: &Attempt, prepared: Prepared) -> Result<Proc
         }
         problem
     };
-    let view = match attempt.node.isolated {
-        Some(abilities) => Some(view(attempt, abilities, &mut environment).map_err(|error| {
-            let what = "cannot make the job's folder for temporary files";
-            undo(problem::of(Cause::Platform, what, &error))
-        })?),
-        None => None,
+    let Prepared { command, variables, image } = prepared;
+    let (program, view) = match (&attempt.node.containers, image) {
+        // The runtime needs more of the node than a view gives; the container is the command's view.
+        (Some(containers), Some(image)) => {
+            let made = contain::create(attempt, containers, &image, variables, &command);
+            (made.await.map_err(undo)?, None)
+        }
+        _ => on_the_node(attempt, variables, command).map_err(undo)?,
     };
+    let Program { program, arguments, environment } = program;
     let log_limit =
         [attempt.node.log_limit, Some(assignment.log_limit_bytes).filter(|&limit| limit > 0)];
     let launch = Launch {
         version: Launch::VERSION,
-        program: attempt.node.shell.clone(),
-        arguments: arguments(attempt, prepared.command),
+        program,
+        arguments,
         environment,
         directory: attempt.folder.work(),
         log: attempt.folder.log(),
@@ -109,6 +112,20 @@ fn processes(attempt: &Attempt) -> Vec<LaunchProcess> {
     (0..count).map(of).collect()
 }
 
+/// The command itself, and what it sees of the node.
+fn on_the_node(
+    attempt: &Attempt,
+    mut environment: BTreeMap<String, String>,
+    command: String,
+) -> Result<(Program, Option<View>), Problem> {
+    let view = attempt.node.isolated.map(|abilities| view(attempt, abilities, &mut environment));
+    let view = view.transpose().map_err(|error| {
+        problem::of(Cause::Platform, "cannot make the job's folder for temporary files", &error)
+    })?;
+    let arguments = arguments(attempt, command);
+    Ok((Program { program: attempt.node.shell.clone(), arguments, environment }, view))
+}
+
 /// What the command sees of the node, and what it must be told of it.
 fn view(
     attempt: &Attempt,
@@ -147,9 +164,13 @@ fn view(
     let mut readable = vec![node.environments.folder().to_owned(), folder.inputs()];
     readable.extend(linked_inputs(attempt));
     readable.extend(RESOLVER.map(PathBuf::from));
-    let sockets = SOCKETS.map(PathBuf::from);
+    let mut hidden = vec![node.root.clone()];
+    hidden.extend(daemon);
+    hidden.extend(SOCKETS.map(PathBuf::from));
+    // In there are other jobs' files and variables.
+    hidden.extend(node.containers.iter().flat_map(|all| all.runtime().folders.iter().cloned()));
     Ok(View {
-        hidden: [node.root.clone()].into_iter().chain(daemon).chain(sockets).collect(),
+        hidden,
         masked: node.token_file.iter().cloned().collect(),
         readable,
         writable,
@@ -168,7 +189,7 @@ const RESOLVER: [&str; 4] =
     ["/run/systemd/resolve", "/run/resolvconf", "/run/NetworkManager", "/run/nscd"];
 
 /// Inputs that the job has a copy of for itself.
-fn own_inputs(attempt: &Attempt) -> impl Iterator<Item = PathBuf> {
+pub(super) fn own_inputs(attempt: &Attempt) -> impl Iterator<Item = PathBuf> {
     let is_own = |mode| matches!(mode, InputMode::Download | InputMode::EvalDownload);
     let inputs = attempt.spec.inputs.iter();
     inputs.filter_map(move |(name, input)| match input {
@@ -181,7 +202,7 @@ fn own_inputs(attempt: &Attempt) -> impl Iterator<Item = PathBuf> {
 
 /// Inputs that are symbolic links into the daemon's store, because that is on another file system than the
 /// attempt: of the store, what the job was granted.
-fn linked_inputs(attempt: &Attempt) -> impl Iterator<Item = PathBuf> {
+pub(super) fn linked_inputs(attempt: &Attempt) -> impl Iterator<Item = PathBuf> {
     let device = |path: &Path| fs::metadata(path).ok().map(|found| found.dev());
     let here = device(attempt.folder.path());
     attempt.assignment.inputs.values().filter_map(move |grant| {

@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::cgroup::Cgroups;
 use crate::clock;
+use crate::container::Containers;
 use crate::data::DataPlane;
 use crate::disk::Reserve;
 use crate::environment::Environments;
@@ -26,6 +27,7 @@ use crate::isolation::Abilities;
 use crate::monitor;
 use crate::supervisor::{Launcher, Lease};
 
+mod contain;
 mod finalize;
 mod folder;
 mod launch;
@@ -83,6 +85,10 @@ pub(crate) struct Node {
     /// Whether the session stands.
     pub(crate) connected: watch::Receiver<bool>,
     pub(crate) environments: Environments,
+    /// What runs jobs that name an image; `None`: nothing here does.
+    pub(crate) containers: Option<Containers>,
+    /// See [`crate::container::own_variables`].
+    pub(crate) runtime_variables: BTreeMap<String, String>,
     pub(crate) monitor: monitor::Handle,
     pub(crate) devices: Arc<Devices>,
 }

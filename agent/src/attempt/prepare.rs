@@ -13,8 +13,9 @@ use atelier_proto::agent::v1::{self as pb, Cause, Preparing, Problem};
 use futures::future::{try_join_all, try_join3};
 
 use super::problem::{self, problem};
-use super::{Attempt, Services, variables};
+use super::{Attempt, Services, contain, variables};
 use crate::clock;
+use crate::container::Image;
 use crate::data::Fault;
 use crate::environment::{self, BuildLog, ImagePolicy, Realised, Wanted};
 
@@ -23,6 +24,14 @@ use crate::environment::{self, BuildLog, ImagePolicy, Realised, Wanted};
 pub(super) struct Prepared {
     pub(super) command: String,
     pub(super) variables: BTreeMap<String, String>,
+    /// Runs in a container of it; `None`: on the node itself.
+    pub(super) image: Option<Image>,
+}
+
+/// What the command runs in.
+enum Surroundings {
+    Programs(Realised),
+    Image(Image),
 }
 
 /// Makes all ready. May be cut short at any point and begun anew.
@@ -36,13 +45,14 @@ pub(super) async fn prepare(attempt: &Attempt, services: &Services) -> Result<Pr
         attempt
             .report(Phase::Preparing(Preparing { at_ms: clock::now_ms(), step: steps.join(", ") }));
     }
-    let ((), inputs, realised) =
-        try_join3(code(attempt, services), inputs(attempt, services), environment(attempt)).await?;
+    let (code, inputs) = (code(attempt, services), inputs(attempt, services));
+    let ((), inputs, surroundings) =
+        try_join3(code, inputs, environment(attempt, services)).await?;
     attempt.folder.make_artifact_folders().map_err(|error| {
         problem::of(Cause::Platform, "cannot make ./outputs and ./logs", &error)
     })?;
     let outputs = outputs(attempt)?;
-    render(attempt, services, inputs, outputs, &realised)
+    render(attempt, services, inputs, outputs, surroundings)
 }
 
 fn steps(attempt: &Attempt) -> Vec<&'static str> {
@@ -117,15 +127,23 @@ async fn one_input(
     Ok((name.to_owned(), value))
 }
 
-async fn environment(attempt: &Attempt) -> Result<Realised, Problem> {
+async fn environment(attempt: &Attempt, services: &Services) -> Result<Surroundings, Problem> {
     let log = PrepareLog::new(attempt.folder.log());
     let failed = |error: environment::Error| {
         fault(error.fault(), Cause::Environment, "cannot make the environment", &error)
     };
     let wanted = wanted(attempt)?;
+    if let (Some(containers), Wanted::Inline { environment, .. }) =
+        (&attempt.node.containers, &wanted)
+        && let Some(image) =
+            contain::image(containers, environment, services, &log).await.map_err(failed)?
+    {
+        return Ok(Surroundings::Image(image));
+    }
     let realised = attempt.node.environments.realise(&wanted, &log).await.map_err(failed)?;
     // What the command installs is the attempt's own.
-    realised.layered(attempt.folder.environment()).await.map_err(failed)
+    let layered = realised.layered(attempt.folder.environment()).await.map_err(failed)?;
+    Ok(Surroundings::Programs(layered))
 }
 
 fn wanted(attempt: &Attempt) -> Result<Wanted, Problem> {
@@ -185,7 +203,7 @@ fn render(
     services: &Services,
     inputs: BTreeMap<String, Option<String>>,
     outputs: BTreeMap<String, String>,
-    realised: &Realised,
+    surroundings: Surroundings,
 ) -> Result<Prepared, Problem> {
     let scope = Values { inputs, outputs, ..Values::default() };
     let render = |what: &str, text: &str| {
@@ -199,6 +217,12 @@ fn render(
         let value = render(&format!("environment_variables.{name}"), value)?;
         own.insert(name.clone(), value);
     }
+    let (realised, inherited, image) = match surroundings {
+        Surroundings::Programs(realised) => (realised, attempt.node.inherited.clone(), None),
+        Surroundings::Image(image) => {
+            (Realised::default(), contain::inherited(&attempt.node.inherited), Some(image))
+        }
+    };
     let path: Vec<String> =
         realised.path.iter().map(|path| path.to_string_lossy().into_owned()).collect();
     let variables = variables::variables(&variables::Facts {
@@ -218,12 +242,12 @@ fn render(
         work: &attempt.folder.work(),
         inputs: &scope.inputs,
         outputs: &scope.outputs,
-        inherited: &attempt.node.inherited,
+        inherited: &inherited,
         path: &path,
         environment: &realised.variables,
         own: &own,
     });
-    Ok(Prepared { command, variables })
+    Ok(Prepared { command, variables, image })
 }
 
 /// The cause is the user's own only if the error is.

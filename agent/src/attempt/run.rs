@@ -11,7 +11,7 @@ use rustix::process::Signal;
 use super::finalize::{self, End};
 use super::process::Process;
 use super::reattach::{Decision, Loss, decide, look};
-use super::{Attempt, News, Order, launch, prepare, problem, variables};
+use super::{Attempt, News, Order, contain, launch, prepare, problem, variables};
 use crate::gpu::{Idle, Share};
 use crate::monitor::{Granted, Sampling, Seen, Whole};
 use crate::supervisor::{LAUNCH, Launch, kill_marked};
@@ -35,6 +35,7 @@ pub(crate) async fn run(attempt: Attempt, from: Decision) {
         Err(Discarded) => {
             attempt.log_complete.send_replace(true);
             settle(&attempt).await;
+            contain::remove(&attempt).await;
             let (folder, epoch) = (attempt.folder.clone(), attempt.key.epoch);
             let removed = tokio::task::spawn_blocking(move || folder.remove()).await;
             if let Ok(Err(error)) = removed {
@@ -297,7 +298,9 @@ async fn end(attempt: &Attempt, end: End) -> Result<Ended, Discarded> {
     tokio::select! {
         biased;
         () = attempt.discarded() => Err(Discarded),
-        ended = finalize::finalize(attempt, end, sick) => Ok(ended),
+        ended = async {
+            finalize::finalize(attempt, contain::settle(attempt, end).await, sick).await
+        } => Ok(ended),
     }
 }
 

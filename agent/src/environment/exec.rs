@@ -15,14 +15,14 @@ const TAIL_LINES: usize = 200;
 const LINE_BYTES: u64 = 8 * 1024;
 
 /// How a program ended.
-pub(super) struct Finished {
-    pub(super) status: ExitStatus,
+pub(crate) struct Finished {
+    pub(crate) status: ExitStatus,
     /// The last lines of its output and errors together.
-    pub(super) tail: Vec<String>,
+    pub(crate) tail: Vec<String>,
 }
 
 /// What a caller does with a running program's output.
-pub(super) trait Watch: Send {
+pub(crate) trait Watch: Send {
     /// A line of output or error output.
     fn line(&mut self, line: &str);
     /// Called about once a second.
@@ -30,7 +30,7 @@ pub(super) trait Watch: Send {
 }
 
 /// Ignores everything.
-pub(super) struct Silent;
+pub(crate) struct Silent;
 impl Watch for Silent {
     fn line(&mut self, _: &str) {}
 }
@@ -60,7 +60,7 @@ impl Drop for KillOnDrop {
 ///
 /// # Errors
 /// The program cannot be started.
-pub(super) async fn run(mut command: Command, watch: &mut dyn Watch) -> io::Result<Finished> {
+pub(crate) async fn run(mut command: Command, watch: &mut dyn Watch) -> io::Result<Finished> {
     let (reader, writer) = io::pipe()?;
     command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer).process_group(0);
     let parent = rustix::process::getpid();

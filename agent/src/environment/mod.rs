@@ -1,18 +1,19 @@
 //! What a job's command runs in: the node's own programs, or a private Python environment built
-//! from its conda document, kept by what is in it and shared by the jobs that ask for the same.
+//! from its conda document, kept by what is in it and shared by the jobs that ask for the same. Images are
+//! [`crate::container`]'s, where the node has a container runtime.
 //!
 //! **Invariant:** an environment's folder is there whole or not at all. It is built beside its
 //! place, marked complete and moved; a killed build leaves only what the next one removes.
 
 mod build;
-mod exec;
+pub(crate) mod exec;
 mod host;
 mod keep;
 mod layer;
 mod lock;
-mod progress;
+pub(crate) mod progress;
 mod pythons;
-mod shared;
+pub(crate) mod shared;
 mod uv;
 
 use std::collections::BTreeMap;
@@ -29,7 +30,8 @@ pub use crate::data::Fault;
 use build::Built;
 pub(crate) use keep::Kept;
 use keep::{Keep, Pin};
-use pythons::{Known, Places, find_program, look};
+pub(crate) use pythons::find_program;
+use pythons::{Known, Places, look};
 use shared::{Builds, Reporter};
 use uv::{Builder, Home};
 
@@ -59,11 +61,37 @@ pub enum Error {
     },
     /// A build context.
     #[error(
-        "the environment has a build context, which needs a container runtime: {reason}; give a \
-         conda_file instead"
+        "the environment has a build context, which needs a container runtime: {reason}; give an image \
+         or a conda_file instead"
     )]
     BuildContext {
         /// Why not.
+        reason: String,
+    },
+    /// There is no such image, or it may not be had.
+    #[error(
+        "the image '{image}' cannot be pulled: {reason}; check its name, and that this node may pull it"
+    )]
+    Image {
+        /// Its name.
+        image: String,
+        /// The runtime's own.
+        reason: String,
+    },
+    /// A registry that does not answer.
+    #[error("the registry of image '{image}' cannot be reached from this node: {reason}")]
+    Registry {
+        /// The image's name.
+        image: String,
+        /// The runtime's own.
+        reason: String,
+    },
+    /// A Dockerfile.
+    #[error("no image can be built of '{path}': {reason}")]
+    Dockerfile {
+        /// Within the build context.
+        path: String,
+        /// The runtime's own.
         reason: String,
     },
     /// Programs that conda packages would have brought.
@@ -135,18 +163,21 @@ impl Error {
             Self::Recipe(_)
             | Self::ImageRefused { .. }
             | Self::BuildContext { .. }
+            | Self::Image { .. }
+            | Self::Dockerfile { .. }
             | Self::Programs { .. }
             | Self::Packages { .. } => Fault::User,
             Self::DiskFull { .. } => Fault::DiskFull,
             Self::NoPython
             | Self::Index { .. }
+            | Self::Registry { .. }
             | Self::Tool { .. }
             | Self::Io { .. }
             | Self::Stopped => Fault::Platform,
         }
     }
 
-    fn io(operation: &'static str, path: &Path, error: &std::io::Error) -> Self {
+    pub(crate) fn io(operation: &'static str, path: &Path, error: &std::io::Error) -> Self {
         let path = path.display().to_string();
         if matches!(
             error.kind(),
@@ -159,25 +190,10 @@ impl Error {
 
     /// Sorts an installer's failure by what it says.
     fn of_installer(operation: &str, reason: String, packages: bool) -> Self {
-        let says = |words: &[&str]| words.iter().any(|word| reason.contains(word));
-        if says(&["No space left on device", "os error 28", "Disk quota exceeded"]) {
+        if says(&reason, &DISK_FULL) {
             return Self::DiskFull { path: reason };
         }
-        let network = [
-            "error sending request",
-            "dns error",
-            "Connection refused",
-            "connection refused",
-            "Failed to establish a new connection",
-            "Temporary failure in name resolution",
-            "operation timed out",
-            "Read timed out",
-            "Connection reset",
-            "503 Service Unavailable",
-            "502 Bad Gateway",
-            "429 Too Many Requests",
-        ];
-        if says(&network) {
+        if says(&reason, &NETWORK) {
             return Self::Index { reason };
         }
         if packages {
@@ -185,6 +201,76 @@ impl Error {
         }
         Self::Tool { operation: operation.to_owned(), reason }
     }
+
+    /// Sorts a container runtime's failure by what it says.
+    pub(crate) fn of_runtime(operation: &str, reason: String) -> Self {
+        if says(&reason, &DISK_FULL) {
+            return Self::DiskFull { path: reason };
+        }
+        Self::Tool { operation: operation.to_owned(), reason }
+    }
+
+    /// The same of a pull.
+    pub(crate) fn of_pull(image: &str, reason: String) -> Self {
+        const NOT_TO_BE_HAD: [&str; 9] = [
+            "manifest unknown",
+            "name unknown",
+            "not found",
+            "unauthorized",
+            "authentication required",
+            "denied",
+            "invalid reference",
+            "no image found in manifest list",
+            "unsupported image",
+        ];
+        if says(&reason, &DISK_FULL) {
+            return Self::DiskFull { path: reason };
+        }
+        let image = image.to_owned();
+        match says(&reason, &NOT_TO_BE_HAD) && !says(&reason, &NETWORK) {
+            true => Self::Image { image, reason },
+            false => Self::Registry { image, reason },
+        }
+    }
+
+    /// The same of a build. What its steps ask of the network is the Dockerfile's.
+    pub(crate) fn of_build(path: &str, reason: String) -> Self {
+        if says(&reason, &DISK_FULL) {
+            return Self::DiskFull { path: reason };
+        }
+        let registry = ["pinging container registry", "initializing source"];
+        if says(&reason, &registry) && says(&reason, &NETWORK) {
+            return Self::Registry { image: path.to_owned(), reason };
+        }
+        Self::Dockerfile { path: path.to_owned(), reason }
+    }
+}
+
+const DISK_FULL: [&str; 4] =
+    ["No space left on device", "no space left on device", "os error 28", "Disk quota exceeded"];
+/// What programs say of a network that fails them.
+const NETWORK: [&str; 17] = [
+    "error sending request",
+    "dns error",
+    "Connection refused",
+    "connection refused",
+    "Failed to establish a new connection",
+    "Temporary failure in name resolution",
+    "no such host",
+    "server misbehaving",
+    "operation timed out",
+    "Read timed out",
+    "i/o timeout",
+    "TLS handshake timeout",
+    "Connection reset",
+    "connection reset",
+    "503 Service Unavailable",
+    "502 Bad Gateway",
+    "429 Too Many Requests",
+];
+
+fn says(reason: &str, words: &[&str]) -> bool {
+    words.iter().any(|word| reason.contains(word))
 }
 
 /// What a job asks for.
@@ -245,6 +331,8 @@ pub struct Machine {
     pub uv: Option<PathBuf>,
     /// Folders whose subfolders are Python installations.
     pub python_collections: Vec<PathBuf>,
+    /// Why jobs are not run in containers here, where they are not.
+    pub no_containers: String,
 }
 
 impl Machine {
@@ -268,6 +356,7 @@ impl Machine {
                 .into_iter()
                 .flatten()
                 .collect(),
+            no_containers: "this node has no container runtime".to_owned(),
         }
     }
 }
@@ -285,7 +374,8 @@ struct Inner {
     fetching: Mutex<()>,
     /// When a Python could not be fetched, and why.
     unavailable: std::sync::Mutex<BTreeMap<String, (Instant, String)>>,
-    builds: Arc<Builds>,
+    no_containers: String,
+    builds: Arc<Builds<Built>>,
     keep: Arc<Keep>,
 }
 
@@ -324,6 +414,7 @@ impl Environments {
             pythons: Mutex::default(),
             fetching: Mutex::default(),
             unavailable: std::sync::Mutex::default(),
+            no_containers: machine.no_containers,
             builds: Arc::default(),
             keep,
         }))
@@ -346,11 +437,11 @@ impl Environments {
             Wanted::Inline { environment, images } => (environment, *images),
         };
         if environment.build.is_some() {
-            return Err(Error::BuildContext { reason: self.no_containers() });
+            return Err(Error::BuildContext { reason: self.0.no_containers.clone() });
         }
         if let Some(image) = &environment.image {
             if images == ImagePolicy::Refuse {
-                let reason = self.no_containers();
+                let reason = self.0.no_containers.clone();
                 return Err(Error::ImageRefused { image: image.clone(), reason });
             }
             let with = if environment.conda.is_some() {
@@ -361,7 +452,7 @@ impl Environments {
             log.line(&format!(
                 "image '{image}' is not used ({}): a private environment of this node's Python \
                  takes its place, {with}",
-                self.no_containers()
+                self.0.no_containers.clone()
             ));
         }
         let recipe = match &environment.conda {
@@ -429,15 +520,6 @@ impl Environments {
     /// installer's; what went, and how many bytes of packages. Waits for the disk.
     pub(crate) fn prune(&self, unused_for: Duration, packages: bool) -> (Vec<Kept>, u64) {
         self.0.keep.prune(&self.0.builds, unused_for, packages)
-    }
-
-    fn no_containers(&self) -> String {
-        for runtime in ["podman", "docker"] {
-            if find_program(&self.0.home.path, runtime).is_some() {
-                return format!("this node has {runtime}, but jobs are not run in containers yet");
-            }
-        }
-        "this node has no container runtime".into()
     }
 
     fn check_programs(&self, recipe: &Recipe, log: &dyn BuildLog) -> Result<(), Error> {

@@ -12,7 +12,7 @@ const WINDOW: Duration = Duration::from_secs(1);
 const SILENCE: Duration = Duration::from_secs(10);
 
 /// Follows one installer.
-pub(super) struct Progress<'a> {
+pub(crate) struct Progress<'a> {
     reporter: &'a Reporter,
     started: Instant,
     window: Instant,
@@ -21,11 +21,11 @@ pub(super) struct Progress<'a> {
     said: Instant,
     failed: bool,
     /// `name==version` of what was installed.
-    pub(super) packages: Vec<String>,
+    pub(crate) packages: Vec<String>,
 }
 
 impl<'a> Progress<'a> {
-    pub(super) fn new(reporter: &'a Reporter) -> Self {
+    pub(crate) fn new(reporter: &'a Reporter) -> Self {
         let now = Instant::now();
         Self {
             reporter,
@@ -104,7 +104,7 @@ impl Drop for Progress<'_> {
 }
 
 /// Takes user and password out of the URLs in a text.
-pub(super) fn scrub(text: &str) -> String {
+pub(crate) fn scrub(text: &str) -> String {
     let mut clean = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(at) = rest.find("://") {
@@ -128,7 +128,7 @@ pub(super) fn scrub(text: &str) -> String {
 }
 
 /// An installer's reason, from its last lines, in as few words as it gave.
-pub(super) fn reason(tail: &[String]) -> String {
+pub(crate) fn reason(tail: &[String]) -> String {
     let starts = |line: &&String| {
         let line = line.trim_start();
         ["error:", "ERROR:", "×"].iter().any(|start| line.starts_with(start))

@@ -146,7 +146,7 @@ pub(super) fn is_program(path: &Path) -> bool {
 }
 
 /// The first program of that name on a path.
-pub(super) fn find_program(path: &OsString, name: &str) -> Option<PathBuf> {
+pub(crate) fn find_program(path: &OsString, name: &str) -> Option<PathBuf> {
     std::env::split_paths(path)
         .filter(|folder| folder.is_absolute())
         .map(|folder| folder.join(name))

@@ -7,35 +7,30 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use super::build::Built;
 use super::{BuildLog, Error};
 
-/// What a build has come to.
-#[derive(Default, Debug)]
-struct State {
-    lines: Vec<Arc<str>>,
-    outcome: Option<Result<Arc<Built>, Error>>,
-}
+/// What a build has come to; `None` while it goes on.
+type Outcome<T> = Option<Result<Arc<T>, Error>>;
 
 /// Where a build writes its progress; everyone who waits for it reads it from the start.
 #[derive(Clone, Debug)]
-pub(super) struct Reporter(watch::Sender<State>);
+pub(crate) struct Reporter(watch::Sender<Vec<Arc<str>>>);
 
 impl Reporter {
-    pub(super) fn line(&self, text: impl Into<Arc<str>>) {
+    pub(crate) fn line(&self, text: impl Into<Arc<str>>) {
         let text = text.into();
-        self.0.send_modify(|state| state.lines.push(text));
+        self.0.send_modify(|lines| lines.push(text));
     }
 
     /// Writes for no build.
-    pub(super) fn detached() -> Self {
-        Self(watch::Sender::new(State::default()))
+    pub(crate) fn detached() -> Self {
+        Self(watch::Sender::default())
     }
 
     /// Moves what was written to a log.
-    pub(super) fn drain(&self, log: &dyn BuildLog) {
+    pub(crate) fn drain(&self, log: &dyn BuildLog) {
         let mut lines = Vec::new();
-        self.0.send_modify(|state| lines = std::mem::take(&mut state.lines));
+        self.0.send_modify(|written| lines = std::mem::take(written));
         for line in lines {
             log.line(&line);
         }
@@ -43,53 +38,45 @@ impl Reporter {
 }
 
 #[derive(Debug)]
-struct Running {
-    state: watch::Receiver<State>,
+struct Running<T> {
+    watched: Watched<T>,
     task: JoinHandle<()>,
     waiting: usize,
     /// Tells this build from a later one of the same key.
     number: u64,
 }
 
-/// The builds going on in this process, by key.
-#[derive(Default, Debug)]
-pub(super) struct Builds {
-    running: Mutex<(HashMap<String, Running>, u64)>,
+/// What who waits for a build sees of it.
+#[derive(Debug)]
+struct Watched<T> {
+    lines: watch::Receiver<Vec<Arc<str>>>,
+    outcome: watch::Receiver<Outcome<T>>,
 }
 
-impl Builds {
-    fn lock(&self) -> MutexGuard<'_, (HashMap<String, Running>, u64)> {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+impl<T> Clone for Watched<T> {
+    fn clone(&self) -> Self {
+        Self { lines: self.lines.clone(), outcome: self.outcome.clone() }
     }
+}
 
-    /// Joins the build of `key`, or starts it, and waits for its end. A build whose last waiter
-    /// goes away is stopped.
-    pub(super) async fn join<F>(
-        self: &Arc<Self>,
-        key: &str,
-        log: &dyn BuildLog,
-        start: impl FnOnce(Reporter) -> F,
-    ) -> Result<Arc<Built>, Error>
-    where
-        F: Future<Output = Result<Built, Error>> + Send + 'static,
-    {
-        let (mut state, _place) = self.attend(key, start);
-        let mut shown = 0;
-        loop {
-            {
-                let now = state.borrow_and_update();
-                for line in &now.lines[shown..] {
-                    log.line(line);
-                }
-                shown = now.lines.len();
-                if let Some(outcome) = &now.outcome {
-                    return outcome.clone();
-                }
-            }
-            if state.changed().await.is_err() {
-                return Err(Error::Stopped);
-            }
-        }
+/// Those going on, and how many there were.
+type Known<T> = (HashMap<String, Running<T>>, u64);
+
+/// The builds going on in this process, by key.
+#[derive(Debug)]
+pub(crate) struct Builds<T> {
+    running: Mutex<Known<T>>,
+}
+
+impl<T> Default for Builds<T> {
+    fn default() -> Self {
+        Self { running: Mutex::default() }
+    }
+}
+
+impl<T> Builds<T> {
+    fn lock(&self) -> MutexGuard<'_, Known<T>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What is being built.
@@ -103,39 +90,6 @@ impl Builds {
         guard.0.is_empty().then(act)
     }
 
-    fn attend<F>(
-        self: &Arc<Self>,
-        key: &str,
-        start: impl FnOnce(Reporter) -> F,
-    ) -> (watch::Receiver<State>, Place)
-    where
-        F: Future<Output = Result<Built, Error>> + Send + 'static,
-    {
-        let mut guard = self.lock();
-        let (running, count) = &mut *guard;
-        let mut place = Place { builds: Arc::clone(self), key: key.to_owned(), number: 0 };
-        if let Some(build) = running.get_mut(key) {
-            build.waiting += 1;
-            place.number = build.number;
-            return (build.state.clone(), place);
-        }
-        *count += 1;
-        place.number = *count;
-        let (sender, state) = watch::channel(State::default());
-        let reporter = Reporter(sender.clone());
-        let build = start(reporter);
-        let builds = Arc::clone(self);
-        let (owned_key, number) = (key.to_owned(), *count);
-        let task = tokio::spawn(async move {
-            let outcome = build.await.map(Arc::new);
-            builds.forget(&owned_key, number);
-            sender.send_modify(|state| state.outcome = Some(outcome));
-        });
-        let build = Running { state: state.clone(), task, waiting: 1, number: *count };
-        running.insert(key.to_owned(), build);
-        (state, place)
-    }
-
     fn forget(&self, key: &str, number: u64) {
         let mut guard = self.lock();
         if guard.0.get(key).is_some_and(|build| build.number == number) {
@@ -144,14 +98,86 @@ impl Builds {
     }
 }
 
+impl<T: Send + Sync + 'static> Builds<T> {
+    /// Joins the build of `key`, or starts it, and waits for its end. A build whose last waiter
+    /// goes away is stopped.
+    pub(crate) async fn join<F>(
+        self: &Arc<Self>,
+        key: &str,
+        log: &dyn BuildLog,
+        start: impl FnOnce(Reporter) -> F,
+    ) -> Result<Arc<T>, Error>
+    where
+        F: Future<Output = Result<T, Error>> + Send + 'static,
+    {
+        let (Watched { mut lines, mut outcome }, _place) = self.attend(key, start);
+        let mut shown = 0;
+        loop {
+            // Looked at before the lines, so that none is missed at the end.
+            let ended = outcome.borrow_and_update().clone();
+            {
+                let lines = lines.borrow_and_update();
+                for line in &lines[shown..] {
+                    log.line(line);
+                }
+                shown = lines.len();
+            }
+            if let Some(ended) = ended {
+                return ended;
+            }
+            let goes_on = tokio::select! {
+                changed = outcome.changed() => changed.is_ok(),
+                Ok(()) = lines.changed() => true,
+            };
+            if !goes_on {
+                return Err(Error::Stopped);
+            }
+        }
+    }
+
+    fn attend<F>(
+        self: &Arc<Self>,
+        key: &str,
+        start: impl FnOnce(Reporter) -> F,
+    ) -> (Watched<T>, Place<T>)
+    where
+        F: Future<Output = Result<T, Error>> + Send + 'static,
+    {
+        let mut guard = self.lock();
+        let (running, count) = &mut *guard;
+        let mut place = Place { builds: Arc::clone(self), key: key.to_owned(), number: 0 };
+        if let Some(build) = running.get_mut(key) {
+            build.waiting += 1;
+            place.number = build.number;
+            return (build.watched.clone(), place);
+        }
+        *count += 1;
+        place.number = *count;
+        let (written, lines) = watch::channel(Vec::new());
+        let (sender, outcome) = watch::channel(None);
+        let build = start(Reporter(written));
+        let builds = Arc::clone(self);
+        let (owned_key, number) = (key.to_owned(), *count);
+        let task = tokio::spawn(async move {
+            let ended = build.await.map(Arc::new);
+            builds.forget(&owned_key, number);
+            sender.send_replace(Some(ended));
+        });
+        let watched = Watched { lines, outcome };
+        let build = Running { watched: watched.clone(), task, waiting: 1, number: *count };
+        running.insert(key.to_owned(), build);
+        (watched, place)
+    }
+}
+
 /// A waiter's place at a build.
-struct Place {
-    builds: Arc<Builds>,
+struct Place<T> {
+    builds: Arc<Builds<T>>,
     key: String,
     number: u64,
 }
 
-impl Drop for Place {
+impl<T> Drop for Place<T> {
     fn drop(&mut self) {
         let mut guard = self.builds.lock();
         let Some(build) = guard.0.get_mut(&self.key).filter(|build| build.number == self.number)

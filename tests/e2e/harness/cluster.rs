@@ -46,6 +46,8 @@ pub(crate) struct Agent {
     pub(crate) program: Option<PathBuf>,
     /// Further arguments.
     pub(crate) more: Vec<String>,
+    /// For the agent's environment.
+    pub(crate) variables: Vec<(String, String)>,
 }
 
 impl Agent {
@@ -60,6 +62,7 @@ impl Agent {
             data: None,
             program: None,
             more: Vec::new(),
+            variables: Vec::new(),
         }
     }
 
@@ -75,6 +78,11 @@ impl Agent {
 
     pub(crate) fn with(mut self, argument: &str) -> Self {
         self.more.push(argument.to_owned());
+        self
+    }
+
+    pub(crate) fn variable(mut self, name: &str, value: &str) -> Self {
+        self.variables.push((name.to_owned(), value.to_owned()));
         self
     }
 
@@ -197,6 +205,8 @@ impl Cluster {
             .env("ATELIER_HOME", self.home())
             // Where jobs leave what the tests look at.
             .env("ATELIER_WRITABLE", self.files())
+            // Images are for those tests that have a registry.
+            .env("ATELIER_CONTAINERS", "none")
             .env("LANG", "C.UTF-8")
             .env("NO_COLOR", "1");
     }
@@ -324,6 +334,7 @@ impl Cluster {
             None => command.arg("--server-file").arg(self.data().join("endpoint")),
         };
         command.args(&agent.more).env("ATELIER_LOG", "info");
+        command.envs(agent.variables.iter().map(|(name, value)| (name, value)));
         let log = self.path().join(format!("logs/agent-{}.log", agent.name));
         let process = Process::spawn(&format!("agent {}", agent.name), command, &log);
         self.agents.borrow_mut().insert(agent.name.clone(), process);

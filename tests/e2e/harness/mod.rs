@@ -6,14 +6,16 @@ mod faults;
 mod history;
 mod process;
 mod proxy;
+mod registry;
 mod rpc;
 mod wait;
 
 pub(crate) use cli::Outcome;
-pub(crate) use cluster::{Agent, Cluster, PROGRAM, http, job_yaml};
+pub(crate) use cluster::{Agent, Cluster, PROGRAM, Settings, http, job_yaml};
 pub(crate) use faults::{Disk, FaultyIo, needs};
 pub(crate) use history::{History, check_database};
 pub(crate) use process::{Process, memory, processes_with, supervisor};
 pub(crate) use proxy::{BOTH, Proxy, Way};
+pub(crate) use registry::Registry;
 pub(crate) use rpc::Rpc;
 pub(crate) use wait::{PATIENCE, until};

@@ -1,0 +1,210 @@
+//! The container of an attempt whose job names an image.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use atelier_core::spec::{Code, InlineEnvironment};
+use atelier_proto::agent::v1::{Cause, Problem};
+
+use super::finalize::{End, tail};
+use super::launch::{linked_inputs, own_inputs};
+use super::prepare::PrepareLog;
+use super::variables::MARK;
+use super::{Attempt, Services, problem};
+use crate::container::command::{self, Bind, Limits, Plan};
+use crate::container::{Container, Containers, Image, Started, script};
+use crate::data::Fault;
+use crate::environment::Error;
+use crate::record;
+use crate::supervisor::{Exited, Outcome};
+
+/// What is kept of it in the attempt's folder.
+const RECORD: &str = "container.json";
+/// Shared memory of a job that does not say how much, as on Azure.
+const SHM_BYTES: u64 = 2 << 30;
+
+/// What the supervisor is to run, instead of the command itself.
+pub(super) struct Program {
+    pub(super) program: PathBuf,
+    pub(super) arguments: Vec<String>,
+    pub(super) environment: BTreeMap<String, String>,
+}
+
+/// Of the agent's variables those that mean something in a container, and where it has its folders.
+pub(super) fn inherited(all: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+    let mut kept: BTreeMap<String, String> = all
+        .iter()
+        .filter(|(name, _)| *name == "TZ" || name.to_ascii_lowercase().ends_with("_proxy"))
+        .map(|(name, value)| (name.clone(), value.clone()))
+        .collect();
+    for name in ["HOME", "TMPDIR"] {
+        kept.insert(name.to_owned(), "/tmp".to_owned());
+    }
+    kept
+}
+
+/// The image of an environment that has one, pulled or built; `None`: it has none.
+pub(super) async fn image(
+    containers: &Containers,
+    environment: &InlineEnvironment,
+    services: &Services,
+    log: &PrepareLog,
+) -> Result<Option<Image>, Error> {
+    if let Some(build) = &environment.build {
+        let Code::Snapshot(context) = &build.path else {
+            let reason = "its folder was never uploaded; submit the job again".to_owned();
+            return Err(Error::Dockerfile { path: build.dockerfile_path.clone(), reason });
+        };
+        let dockerfile = &build.dockerfile_path;
+        return containers.build(*context, dockerfile, &services.data, log).await.map(Some);
+    }
+    match &environment.image {
+        Some(name) => containers.pull(name, log).await.map(Some),
+        None => Ok(None),
+    }
+}
+
+/// Makes the container, so that the supervisor has only to start it.
+pub(super) async fn create(
+    attempt: &Attempt,
+    containers: &Containers,
+    image: &Image,
+    mut variables: BTreeMap<String, String>,
+    command: &str,
+) -> Result<Program, Problem> {
+    let platform = |what: &str, error: io::Error| problem::of(Cause::Platform, what, &error);
+    let failed = |error: Error| {
+        let cause = match error.fault() {
+            Fault::User => Cause::Environment,
+            Fault::DiskFull => Cause::DiskFull,
+            Fault::Platform => Cause::Platform,
+        };
+        problem::of(cause, "cannot make the job's container", &error)
+    };
+    let (node, folder) = (&attempt.node, &attempt.folder);
+    let assignment = &attempt.assignment;
+    let gpus = containers.gpus(&assignment.gpu_indices).map_err(failed)?;
+    let visible: Vec<String> =
+        containers.visible(&assignment.gpu_indices).iter().map(u32::to_string).collect();
+    variables.insert("CUDA_VISIBLE_DEVICES".to_owned(), visible.join(","));
+
+    let container = containers.container(attempt.key.epoch);
+    let (own, work) = (folder.path().join("container"), folder.work());
+    let text = script::text(container.kind, &variables, &image.path, &work, command);
+    let write = || {
+        fs::create_dir_all(&own)?;
+        // It holds the attempt's token.
+        record::write_bytes(&own, script::NAME, text.as_bytes())?;
+        record::write(folder.path(), RECORD, &container)
+    };
+    write().map_err(|error| platform("cannot write what the container runs", error))?;
+    let temporary = folder.make_temporary();
+    let temporary = temporary
+        .map_err(|error| platform("cannot make the job's folder for temporary files", error))?;
+    let script = own.join(script::NAME);
+    let (user, group) = (rustix::process::geteuid(), rustix::process::getegid());
+    let plan = Plan {
+        name: &container.name,
+        owner: containers.owner(),
+        image: &image.reference,
+        script: &script,
+        directory: &work,
+        binds: binds(attempt, image, &own),
+        temporary: &temporary,
+        mark: (MARK, folder.path()),
+        shm_bytes: attempt.spec.resources.shm_size.unwrap_or(SHM_BYTES),
+        user: (user.as_raw(), group.as_raw()),
+        limits: limits(attempt),
+        gpus,
+        ulimits: crate::container::ulimits(),
+        arguments: &[],
+    };
+    containers.create(&plan).await.map_err(failed)?;
+    let mut environment = node.runtime_variables.clone();
+    environment.insert(MARK.to_owned(), folder.path().to_string_lossy().into_owned());
+    Ok(Program {
+        arguments: command::start(container.kind, &plan),
+        program: container.program,
+        environment,
+    })
+}
+
+/// What it sees of the node: what a host's job may write, and what it may only read.
+fn binds(attempt: &Attempt, image: &Image, own: &Path) -> Vec<Bind> {
+    let folder = &attempt.folder;
+    let mut writable = vec![folder.work(), folder.outputs()];
+    writable.extend(own_inputs(attempt));
+    writable.extend(attempt.node.writable.iter().cloned());
+    let mut readable = vec![own.to_owned(), folder.inputs()];
+    readable.extend(image.layer.iter().cloned());
+    readable.extend(linked_inputs(attempt));
+    let bind = |writable| move |path: PathBuf| Bind { path, writable };
+    let all = readable.into_iter().map(bind(false)).chain(writable.into_iter().map(bind(true)));
+    all.filter(|bind| bind.path.exists()).collect()
+}
+
+fn limits(attempt: &Attempt) -> Limits {
+    let assignment = &attempt.assignment;
+    let usual = attempt.node.cgroups.limits_of(assignment.cpu_milli, assignment.memory_mib);
+    let most = attempt.node.process_limit.unwrap_or(usual.processes);
+    Limits {
+        cpu_milli: assignment.cpu_milli,
+        memory_mib: assignment.memory_mib,
+        processes: usual.processes.min(most),
+    }
+}
+
+/// Removes the container of an attempt that has come to its end, and says so if it was never started:
+/// then the runtime's exit code is not the command's.
+pub(super) async fn settle(attempt: &Attempt, end: End) -> End {
+    let Some(container) = of(attempt.folder.path()) else { return end };
+    let end = match end {
+        End::Exited(exited) => match never_started(attempt, &container, &exited).await {
+            Some(problem) => End::NotStarted(problem),
+            None => End::Exited(exited),
+        },
+        other => other,
+    };
+    container.remove().await;
+    end
+}
+
+/// Removes what is left of a discarded attempt's container.
+pub(super) async fn remove(attempt: &Attempt) {
+    if let Some(container) = of(attempt.folder.path()) {
+        container.remove().await;
+    }
+}
+
+fn of(folder: &Path) -> Option<Container> {
+    record::read(folder, RECORD).ok().flatten()
+}
+
+async fn never_started(
+    attempt: &Attempt,
+    container: &Container,
+    exited: &Exited,
+) -> Option<Problem> {
+    let Outcome::Code(code @ 125..=127) = exited.outcome else { return None };
+    if exited.ended_by.is_some() || container.started().await != Started::No {
+        return None;
+    }
+    let said = tail(&attempt.folder.log()).unwrap_or_default();
+    let said = said.lines().rev().find(|line| line.contains("Error")).unwrap_or_default();
+    let said = said.trim().trim_start_matches("Error: ");
+    Some(if code == 127 {
+        let message =
+            "the image has no /bin/sh, with which commands are started: use one that has a shell";
+        problem::problem(Cause::Environment, message)
+    } else if said.contains("xec format error") {
+        let message = "the image is for another kind of processor than this node's";
+        problem::problem(Cause::Environment, message)
+    } else if !attempt.spec.resources.docker_args.is_empty() {
+        let message = format!("the container cannot be started with the job's docker_args: {said}");
+        problem::problem(Cause::Environment, message)
+    } else {
+        problem::problem(Cause::Platform, format!("the container cannot be started: {said}"))
+    })
+}

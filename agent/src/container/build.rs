@@ -1,0 +1,133 @@
+//! Images of a folder with a Dockerfile, built once for what is in it.
+
+use std::path::{Path, PathBuf};
+
+use atelier_core::content::Digest;
+
+use super::image::{Image, Scratch, follow, inspect, is_on_this_machine};
+use super::{Containers, Kind, Runtime, reason};
+use crate::data::{DataPlane, Fault};
+use crate::environment::shared::Reporter;
+use crate::environment::{BuildLog, Error};
+
+/// Folder of what is being fetched and built.
+pub(super) const UNFINISHED: &str = ".unfinished";
+/// Of a failed build's last lines those that a log is given again, where all came too fast to be shown.
+const LAST_LINES: usize = 20;
+
+impl Containers {
+    /// The image that a build context makes.
+    ///
+    /// # Errors
+    /// The Dockerfile is missing or fails (the user's), or the image cannot be built now.
+    pub(crate) async fn build(
+        &self,
+        context: Digest,
+        dockerfile: &str,
+        data: &DataPlane,
+        log: &dyn BuildLog,
+    ) -> Result<Image, Error> {
+        let inner = &self.0;
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(context.as_bytes()).update(dockerfile.as_bytes());
+        let key = hasher.finalize().to_hex()[..32].to_owned();
+        let build = Build {
+            runtime: inner.runtime.clone(),
+            folder: inner.folder.clone(),
+            tag: format!("localhost/atelier-build:{key}"),
+            context,
+            dockerfile: dockerfile.to_owned(),
+            data: data.clone(),
+        };
+        let image = inner.images.join(&key, log, |reporter| build.run(reporter)).await?;
+        log.line(&format!("the image of the build context is {}", image.digest));
+        Ok((*image).clone())
+    }
+}
+
+struct Build {
+    runtime: Runtime,
+    folder: PathBuf,
+    /// The name that a whole image gets.
+    tag: String,
+    context: Digest,
+    dockerfile: String,
+    data: DataPlane,
+}
+
+impl Build {
+    async fn run(self, reporter: Reporter) -> Result<Image, Error> {
+        if let Some(image) = inspect(&self.runtime, &self.tag).await {
+            return Ok(image);
+        }
+        if self.runtime.kind == Kind::Apptainer {
+            let reason = "apptainer, which this node has, builds none of a Dockerfile".to_owned();
+            return Err(Error::BuildContext { reason });
+        }
+        reporter.line("building the image of the build context");
+        let scratch = Scratch::make(&self.folder)?;
+        let context = scratch.0.join("context");
+        std::fs::create_dir(&context).map_err(|error| Error::io("create", &context, &error))?;
+        self.data.code(self.context, &context).await.map_err(|error| match error.fault() {
+            Fault::DiskFull => Error::DiskFull { path: context.display().to_string() },
+            Fault::User | Fault::Platform => Error::Tool {
+                operation: "get the build context".to_owned(),
+                reason: error.to_string(),
+            },
+        })?;
+        let dockerfile = context.join(&self.dockerfile);
+        if !is_within(&context, &dockerfile) {
+            let reason = "there is no such file in the build context".to_owned();
+            return Err(Error::Dockerfile { path: self.dockerfile, reason });
+        }
+        let mut arguments = ["build", "--network=host", "--force-rm"].map(str::to_owned).to_vec();
+        if self.runtime.kind == Kind::Podman {
+            arguments.push("--format=docker".to_owned());
+            let text = std::fs::read_to_string(&dockerfile).unwrap_or_default();
+            if starts_on_this_machine(&text) {
+                arguments.push("--tls-verify=false".to_owned());
+            }
+        }
+        arguments.push(format!("--tag={}", self.tag));
+        arguments.push(format!("--file={}", dockerfile.display()));
+        arguments.push(context.display().to_string());
+        let finished = follow(&self.runtime, &arguments, &scratch, &reporter).await?;
+        if !finished.status.success() {
+            for line in &finished.tail[finished.tail.len().saturating_sub(LAST_LINES)..] {
+                reporter.line(format!("  {line}"));
+            }
+            return Err(Error::of_build(&self.dockerfile, reason(&finished.tail)));
+        }
+        inspect(&self.runtime, &self.tag).await.ok_or_else(|| Error::Tool {
+            operation: "find the image that was built".to_owned(),
+            reason: "it is not there".to_owned(),
+        })
+    }
+}
+
+/// Whether it is a file of that folder, wherever links lead.
+fn is_within(folder: &Path, file: &Path) -> bool {
+    match (folder.canonicalize(), file.canonicalize()) {
+        (Ok(folder), Ok(file)) => file.is_file() && file.starts_with(folder),
+        _ => false,
+    }
+}
+
+/// Whether all images that a Dockerfile starts from are in registries of this machine, which need no
+/// certificate.
+pub(super) fn starts_on_this_machine(dockerfile: &str) -> bool {
+    let mut any = false;
+    for line in dockerfile.lines() {
+        let mut words = line.split_whitespace();
+        if !words.next().is_some_and(|word| word.eq_ignore_ascii_case("from")) {
+            continue;
+        }
+        let image = words.find(|word| !word.starts_with("--")).unwrap_or_default();
+        // A stage of its own, or nothing, is fetched from nowhere.
+        if image.contains('/') && !is_on_this_machine(image) {
+            return false;
+        }
+        any |= is_on_this_machine(image);
+    }
+    any
+}

@@ -1,0 +1,281 @@
+//! Jobs that name an image run in a container: by podman, or else docker, or else apptainer, whichever
+//! works on this machine.
+//!
+//! ```text
+//! detect   which runtime works here, seen by using it
+//! image    pulls an image, or builds one of a Dockerfile: once, however many jobs wait for it
+//! script   what the container runs: it sets the job's variables and starts the command
+//! command  the runtime's command lines, as pure functions
+//! ```
+//! A container of podman's lives below the attempt's supervisor and in its control groups, so that limits,
+//! signals and the end of the whole tree are those of every job. It is the command's view of the node: of
+//! that it sees the attempt's own folders, at their own paths, and nothing else.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::environment::Error;
+use crate::environment::exec::{self, Finished, Silent};
+use crate::environment::shared::Builds;
+
+mod build;
+pub(crate) mod command;
+mod detect;
+mod gpu;
+mod image;
+pub(crate) mod script;
+
+pub(crate) use detect::detect;
+pub(crate) use image::Image;
+
+/// Which container runtime an agent uses.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, clap::ValueEnum)]
+pub enum Wish {
+    /// The first that works: podman, docker, apptainer.
+    #[default]
+    Auto,
+    /// None: images are not used.
+    None,
+    /// This one.
+    Podman,
+    /// This one.
+    Docker,
+    /// This one.
+    Apptainer,
+}
+
+/// A container runtime's program.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Kind {
+    /// Without a daemon: containers are below whoever starts them.
+    Podman,
+    /// Containers are below its engine.
+    Docker,
+    /// Without a daemon and without privileges; images are files.
+    Apptainer,
+}
+
+impl Kind {
+    pub(crate) const fn program(self) -> &'static str {
+        match self {
+            Self::Podman => "podman",
+            Self::Docker => "docker",
+            Self::Apptainer => "apptainer",
+        }
+    }
+}
+
+/// A runtime that works on this machine.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Runtime {
+    pub(crate) kind: Kind,
+    pub(crate) program: PathBuf,
+    pub(crate) version: String,
+    /// Whether it runs as an ordinary user.
+    pub(crate) rootless: bool,
+    /// Its folders of images and of running containers, which no other job is to see.
+    pub(crate) folders: Vec<PathBuf>,
+}
+
+/// For people: `podman 4.3.1, rootless`.
+impl std::fmt::Display for Runtime {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let rootless = if self.rootless { ", rootless" } else { "" };
+        write!(f, "{} {}{rootless}", self.kind.program(), self.version)
+    }
+}
+
+/// The containers of one node. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct Containers(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    runtime: Runtime,
+    /// Of what is being fetched or built, and of apptainer's images.
+    folder: PathBuf,
+    /// Told to every container, so that an agent knows its own.
+    owner: PathBuf,
+    images: Arc<Builds<Image>>,
+}
+
+/// The container of one attempt, as its folder keeps it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct Container {
+    pub(crate) kind: Kind,
+    pub(crate) program: PathBuf,
+    pub(crate) name: String,
+}
+
+/// What a runtime knows of a container.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Started {
+    /// Its first process ran.
+    Yes,
+    /// It never did.
+    No,
+    /// The runtime does not say.
+    Unknown,
+}
+
+impl Containers {
+    /// Those of the agent whose folder is `root`. What killed pulls and builds left is removed.
+    pub(crate) fn new(runtime: Runtime, root: &Path) -> Self {
+        let folder = root.join("images");
+        let _ = std::fs::remove_dir_all(folder.join(build::UNFINISHED));
+        Self(Arc::new(Inner { runtime, folder, owner: root.to_owned(), images: Arc::default() }))
+    }
+
+    pub(crate) fn runtime(&self) -> &Runtime {
+        &self.0.runtime
+    }
+
+    /// The agent's folder, by which it knows its containers.
+    pub(crate) fn owner(&self) -> &Path {
+        &self.0.owner
+    }
+
+    /// The name of the container of an attempt. Agents may share a machine's runtime.
+    pub(crate) fn container(&self, epoch: u64) -> Container {
+        let Inner { runtime, owner, .. } = &*self.0;
+        let hash = blake3::hash(owner.as_os_str().as_encoded_bytes()).to_hex();
+        let name = format!("atelier-{}-{epoch}", &hash[..8]);
+        Container { kind: runtime.kind, program: runtime.program.clone(), name }
+    }
+
+    /// Removes the containers of this agent's attempts that it does not know any more.
+    pub(crate) async fn sweep(&self, known: impl Fn(u64) -> bool) {
+        let Inner { runtime, owner, .. } = &*self.0;
+        let Some(arguments) = command::list(runtime.kind, owner) else { return };
+        let Ok(finished) = run(&runtime.program, &arguments).await else { return };
+        for name in finished.tail {
+            let epoch = name.rsplit('-').next().and_then(|epoch| epoch.parse().ok());
+            let Some(epoch) = epoch else { continue };
+            let container = self.container(epoch);
+            if container.name == name && !known(epoch) {
+                tracing::warn!(name, "its attempt is gone, removing a container");
+                container.remove().await;
+            }
+        }
+    }
+
+    /// Makes a container ready to be started.
+    ///
+    /// # Errors
+    /// The runtime refuses it.
+    pub(crate) async fn create(&self, plan: &command::Plan<'_>) -> Result<(), Error> {
+        let runtime = &self.0.runtime;
+        let Some(arguments) = command::create(runtime, plan) else { return Ok(()) };
+        let what = "make the container";
+        let finished =
+            run(&runtime.program, &arguments).await.map_err(|error| failed(what, &error))?;
+        if finished.status.success() {
+            return Ok(());
+        }
+        Err(Error::of_runtime(what, reason(&finished.tail)))
+    }
+}
+
+impl Container {
+    /// Whether its first process ever ran.
+    pub(crate) async fn started(&self) -> Started {
+        let Some(arguments) = command::started(self.kind, &self.name) else {
+            return Started::Unknown;
+        };
+        match run(&self.program, &arguments).await {
+            Ok(finished) if finished.status.success() => match finished.tail.last() {
+                // The zero of Go's instants.
+                Some(at) if at.starts_with("0001-01-01") => Started::No,
+                Some(_) => Started::Yes,
+                None => Started::Unknown,
+            },
+            _ => Started::Unknown,
+        }
+    }
+
+    /// Ends it, if it runs, and removes all that is left of it.
+    pub(crate) async fn remove(&self) {
+        let Some(arguments) = command::remove(self.kind, &self.name) else { return };
+        let failed = match run(&self.program, &arguments).await {
+            Ok(finished) if finished.status.success() => return,
+            // It may be gone, which is as good; docker says so with a failure.
+            Ok(finished) if finished.tail.iter().any(|line| line.contains("No such container")) => {
+                return;
+            }
+            Ok(finished) => reason(&finished.tail),
+            Err(error) => error.to_string(),
+        };
+        tracing::warn!(name = self.name, failed, "cannot remove a container");
+    }
+}
+
+/// Runs the runtime to its end, with the agent's own variables.
+async fn run(program: &Path, arguments: &[String]) -> std::io::Result<Finished> {
+    let mut command = Command::new(program);
+    command.args(arguments).current_dir("/");
+    exec::run(command, &mut Silent).await
+}
+
+fn failed(operation: &str, error: &std::io::Error) -> Error {
+    Error::Tool { operation: operation.to_owned(), reason: error.to_string() }
+}
+
+/// A runtime's own reason, from its last lines.
+fn reason(tail: &[String]) -> String {
+    let error = tail.iter().rposition(|line| {
+        let line = line.trim_start();
+        ["Error: ", "ERROR: ", "FATAL: ", "Error response from daemon: ", "docker: "]
+            .iter()
+            .any(|start| line.starts_with(start))
+    });
+    let from = error.unwrap_or(tail.len().saturating_sub(3));
+    let words = tail[from..].join(" ");
+    let words = words.trim().trim_start_matches("Error: ");
+    let mut end = words.len().min(1500);
+    while !words.is_char_boundary(end) {
+        end -= 1;
+    }
+    crate::environment::progress::scrub(&words[..end])
+}
+
+/// What a runtime needs of the agent's variables when a supervisor starts it: where its folders and its
+/// engine are.
+pub(crate) fn own_variables(
+    all: impl Iterator<Item = (OsString, OsString)>,
+) -> BTreeMap<String, String> {
+    const NAMES: [&str; 8] = [
+        "PATH",
+        "HOME",
+        "USER",
+        "LOGNAME",
+        "XDG_RUNTIME_DIR",
+        "XDG_DATA_HOME",
+        "XDG_CONFIG_HOME",
+        "DBUS_SESSION_BUS_ADDRESS",
+    ];
+    const STARTS: [&str; 5] = ["CONTAINERS_", "STORAGE_", "DOCKER_", "APPTAINER_", "REGISTRY_"];
+    all.filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .filter(|(name, _)| {
+            NAMES.contains(&name.as_str()) || STARTS.iter().any(|start| name.starts_with(start))
+        })
+        .collect()
+}
+
+/// The most open files and processes that this agent may grant: runtimes ask for more than some machines
+/// let even root have.
+pub(crate) fn ulimits() -> Vec<(&'static str, u64)> {
+    use rustix::process::{Resource, getrlimit};
+    let most = |resource| getrlimit(resource).maximum.unwrap_or(1 << 20);
+    let pids = std::fs::read_to_string("/proc/sys/kernel/pid_max").unwrap_or_default();
+    let pids = pids.trim().parse().unwrap_or(32_768);
+    vec![
+        ("nofile", most(Resource::Nofile).min(1 << 20)),
+        ("nproc", most(Resource::Nproc).min(pids)),
+    ]
+}

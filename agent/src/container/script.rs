@@ -1,0 +1,70 @@
+//! What a container runs: a script that sets the job's variables, starts its command and ends as that
+//! ends.
+//!
+//! Variables come by it, and not by the runtime's own arguments, so that their values are neither in the
+//! list of processes nor in the runtime's records. The script is the first process of the container, to
+//! which the kernel gives no signal that it does not ask for: it asks for those that end a job and leaves
+//! them to the command.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::Path;
+
+use atelier_core::spec::quote;
+
+use super::Kind;
+
+/// The file's name in its folder.
+pub(crate) const NAME: &str = "start.sh";
+
+/// The script's text.
+pub(crate) fn text(
+    kind: Kind,
+    variables: &BTreeMap<String, String>,
+    path: &[String],
+    directory: &Path,
+    command: &str,
+) -> String {
+    let mut text = String::with_capacity(4096 + command.len());
+    for (name, value) in variables {
+        // The rule for variables of jobs and names of inputs; a shell can set no others.
+        if !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+        {
+            let _ = writeln!(text, "export {name}={}", quote(value));
+        }
+    }
+    for folder in path.iter().rev() {
+        let _ = writeln!(text, "export PATH={}\"${{PATH:+:$PATH}}\"", quote(folder));
+    }
+    let (directory, command) = (quote(&directory.to_string_lossy()), quote(command));
+    let _ = writeln!(text, "cd {directory} || exit 126");
+    text.push_str(
+        "shell=/bin/sh\n\
+         for one in /bin/bash /usr/bin/bash /usr/local/bin/bash; do\n\
+         \x20 if [ -x \"$one\" ]; then shell=$one; break; fi\n\
+         done\n",
+    );
+    match kind {
+        // The supervisor signals every process itself.
+        Kind::Podman | Kind::Apptainer => {
+            text.push_str("trap : TERM INT HUP\n");
+            // This shell says nothing of how the command ended.
+            text.push_str("exec 3>&2 2>/dev/null\n");
+            let _ = writeln!(text, "\"$shell\" -c {command} 2>&3 3>&-");
+            text.push_str("exit $?\n");
+        }
+        // The engine signals this process alone.
+        Kind::Docker => {
+            text.push_str("trap 'kill -TERM -1' TERM\n");
+            text.push_str("exec 3>&2 2>/dev/null\n");
+            let _ = writeln!(text, "\"$shell\" -c {command} 2>&3 3>&- &");
+            text.push_str(
+                "child=$!\n\
+                 wait \"$child\"; code=$?\n\
+                 while kill -0 \"$child\"; do wait \"$child\"; code=$?; done\n\
+                 exit \"$code\"\n",
+            );
+        }
+    }
+    text
+}

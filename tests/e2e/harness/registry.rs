@@ -1,0 +1,134 @@
+//! A registry of container images on this machine, and a place for a node's images that is its own.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::process::Command;
+
+use tempfile::TempDir;
+
+use super::cluster::{Agent, answers};
+use super::process::Process;
+use super::wait::until;
+
+/// Programs of the images: all of busybox.
+const PROGRAMS: [&str; 20] = [
+    "awk", "cat", "chown", "echo", "env", "grep", "head", "id", "kill", "ls", "mkdir", "mount",
+    "ps", "seq", "sh", "sleep", "stat", "touch", "tr", "umount",
+];
+
+/// A running registry. Dropping it ends it, and what the node left running.
+pub(crate) struct Registry {
+    folder: TempDir,
+    address: String,
+    _process: Process,
+}
+
+impl Registry {
+    /// One with the image [`Registry::shell`].
+    pub(crate) fn start() -> Self {
+        let folder = tempfile::Builder::new().prefix("atelier-registry-").tempdir().unwrap();
+        let port = {
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            listener.local_addr().unwrap().port()
+        };
+        let (address, path) = (format!("127.0.0.1:{port}"), folder.path());
+        let configuration = format!(
+            "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: \
+             {{addr: {address}}}\n",
+            path.join("registry").display()
+        );
+        fs::write(path.join("registry.yml"), configuration).unwrap();
+        let storage = format!(
+            "[storage]\ndriver = \"overlay\"\ngraphroot = \"{}\"\nrunroot = \"{}\"\n",
+            path.join("images").display(),
+            path.join("running").display()
+        );
+        fs::write(path.join("storage.conf"), storage).unwrap();
+        let mut command = Command::new("docker-registry");
+        command.arg("serve").arg(path.join("registry.yml"));
+        let process = Process::spawn("the registry", command, &path.join("registry.log"));
+        until("the registry answers", || answers(&address, "/v2/").then_some(()));
+        let registry = Self { folder, address, _process: process };
+        registry.push_shell();
+        registry
+    }
+
+    /// The name of an image of this registry.
+    pub(crate) fn name(&self, image: &str) -> String {
+        format!("{}/{image}", self.address)
+    }
+
+    /// An image of a shell and little else.
+    pub(crate) fn shell(&self) -> String {
+        self.name("team/shell:1")
+    }
+
+    /// Where a node's runtime finds its folders.
+    pub(crate) fn variable(&self) -> (&'static str, String) {
+        ("CONTAINERS_STORAGE_CONF", self.folder.path().join("storage.conf").display().to_string())
+    }
+
+    /// An agent that runs images by podman, below this registry's folder.
+    pub(crate) fn agent(&self, name: &str) -> Agent {
+        let (variable, value) = self.variable();
+        Agent::new(name).with("--containers=podman").variable(variable, &value)
+    }
+
+    /// Runs podman as the node does; what it prints.
+    #[track_caller]
+    pub(crate) fn podman(&self, arguments: &[&str]) -> String {
+        let (variable, value) = self.variable();
+        let output = Command::new("podman").args(arguments).env(variable, value).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "podman {}: {text}\n{errors}", arguments.join(" "));
+        text
+    }
+
+    /// Makes an image of a folder and pushes it; its digest. No copy stays on the node.
+    #[track_caller]
+    pub(crate) fn push(&self, name: &str, root: &Path) -> String {
+        let archive = self.folder.path().join("image.tar");
+        let status =
+            Command::new("tar").arg("-cf").arg(&archive).arg("-C").arg(root).arg(".").status();
+        assert!(status.unwrap().success());
+        let archive = archive.display().to_string();
+        let variables = ["--change", "ENV PATH=/bin:/tools", "--change", "ENV OF_THE_IMAGE=yes"];
+        self.podman(&[&["import"], &variables[..], &[&archive, name]].concat());
+        let digest_file = self.folder.path().join("digest");
+        let digest = digest_file.display().to_string();
+        self.podman(&["push", "--tls-verify=false", "--digestfile", &digest, name]);
+        self.podman(&["rmi", "--force", name]);
+        fs::read_to_string(digest_file).unwrap().trim().to_owned()
+    }
+
+    fn push_shell(&self) {
+        let root = self.folder.path().join("shell");
+        for folder in ["bin", "etc"] {
+            fs::create_dir_all(root.join(folder)).unwrap();
+        }
+        fs::copy("/bin/busybox", root.join("bin/busybox")).unwrap();
+        for program in PROGRAMS {
+            symlink("busybox", root.join("bin").join(program)).unwrap();
+        }
+        fs::write(root.join("etc/of-the-image"), "").unwrap();
+        self.push(&self.shell(), &root);
+    }
+
+    /// The names of the node's containers, running or not.
+    pub(crate) fn containers(&self) -> String {
+        self.podman(&["ps", "--all", "--format={{.Names}}"])
+    }
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        let (variable, value) = self.variable();
+        for arguments in [["rm", "--all", "--force", "--time=0"].as_slice(), &["umount", "--all"]] {
+            let _ = Command::new("podman").args(arguments).env(variable, &value).output();
+        }
+        // Podman mounts its folder of layers on itself.
+        let _ = Command::new("umount").arg(self.folder.path().join("images/overlay")).output();
+    }
+}
