@@ -294,7 +294,12 @@ async fn find_containers(
     let told = found.as_ref().map_or("none".to_owned(), container::Runtime::to_string);
     facts.other.insert("container_runtime".to_owned(), told);
     match found {
-        Ok(runtime) => Some(Containers::new(runtime, root)),
+        Ok(runtime) => {
+            machine.no_containers =
+                "packages of a conda_file are not installed in images; install them in the image"
+                    .to_owned();
+            Some(Containers::new(runtime, root))
+        }
         Err(why) => {
             facts.other.insert("no_containers".to_owned(), why.clone());
             machine.no_containers = why;

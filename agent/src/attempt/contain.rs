@@ -5,7 +5,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use atelier_core::spec::{Code, InlineEnvironment};
+use atelier_core::spec::{Code, InlineEnvironment, docker_args};
 use atelier_proto::agent::v1::{Cause, Problem};
 
 use super::finalize::{End, tail};
@@ -45,7 +45,7 @@ pub(super) fn inherited(all: &BTreeMap<String, String>) -> BTreeMap<String, Stri
     kept
 }
 
-/// The image of an environment that has one, pulled or built; `None`: it has none.
+/// The image of an environment that is one, pulled or built; `None`: it is none.
 pub(super) async fn image(
     containers: &Containers,
     environment: &InlineEnvironment,
@@ -61,6 +61,8 @@ pub(super) async fn image(
         return containers.build(*context, dockerfile, &services.data, log).await.map(Some);
     }
     match &environment.image {
+        // Its packages are not installed in images.
+        Some(_) if environment.conda.is_some() => Ok(None),
         Some(name) => containers.pull(name, log).await.map(Some),
         None => Ok(None),
     }
@@ -74,54 +76,49 @@ pub(super) async fn create(
     mut variables: BTreeMap<String, String>,
     command: &str,
 ) -> Result<Program, Problem> {
-    let platform = |what: &str, error: io::Error| problem::of(Cause::Platform, what, &error);
-    let failed = |error: Error| {
-        let cause = match error.fault() {
-            Fault::User => Cause::Environment,
-            Fault::DiskFull => Cause::DiskFull,
-            Fault::Platform => Cause::Platform,
-        };
-        problem::of(cause, "cannot make the job's container", &error)
-    };
+    // Refused where the job was submitted, unless that was to a daemon of another version.
+    let arguments = docker_args(&attempt.spec.resources.docker_args).map_err(|refused| {
+        let message = format!("resources.docker_args: {refused}: {}", refused.help);
+        problem::problem(Cause::Environment, message)
+    })?;
     let (node, folder) = (&attempt.node, &attempt.folder);
-    let assignment = &attempt.assignment;
-    let gpus = containers.gpus(&assignment.gpu_indices).map_err(failed)?;
-    let visible: Vec<String> =
-        containers.visible(&assignment.gpu_indices).iter().map(u32::to_string).collect();
+    let indices = &attempt.assignment.gpu_indices;
+    let gpus = containers.gpus(indices).map_err(|error| failed(&error, Cause::Platform))?;
+    let visible: Vec<String> = containers.visible(indices).iter().map(u32::to_string).collect();
     variables.insert("CUDA_VISIBLE_DEVICES".to_owned(), visible.join(","));
 
     let container = containers.container(attempt.key.epoch);
-    let (own, work) = (folder.path().join("container"), folder.work());
-    let text = script::text(container.kind, &variables, &image.path, &work, command);
+    let own = folder.path().join("container");
+    let text = script::text(container.kind, &variables, &folder.work(), command);
     let write = || {
         fs::create_dir_all(&own)?;
         // It holds the attempt's token.
         record::write_bytes(&own, script::NAME, text.as_bytes())?;
-        record::write(folder.path(), RECORD, &container)
+        record::write(folder.path(), RECORD, &container)?;
+        folder.make_temporary()
     };
-    write().map_err(|error| platform("cannot write what the container runs", error))?;
-    let temporary = folder.make_temporary();
-    let temporary = temporary
-        .map_err(|error| platform("cannot make the job's folder for temporary files", error))?;
-    let script = own.join(script::NAME);
-    let (user, group) = (rustix::process::geteuid(), rustix::process::getegid());
+    let temporary = write().map_err(|error: io::Error| {
+        problem::of(Cause::Platform, "cannot write what the container needs", &error)
+    })?;
     let plan = Plan {
         name: &container.name,
         owner: containers.owner(),
         image: &image.reference,
-        script: &script,
-        directory: &work,
-        binds: binds(attempt, image, &own),
+        script: &own.join(script::NAME),
+        directory: &folder.work(),
+        binds: binds(attempt, &own),
         temporary: &temporary,
         mark: (MARK, folder.path()),
         shm_bytes: attempt.spec.resources.shm_size.unwrap_or(SHM_BYTES),
-        user: (user.as_raw(), group.as_raw()),
+        user: (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw()),
         limits: limits(attempt),
         gpus,
         ulimits: crate::container::ulimits(),
-        arguments: &[],
+        arguments: &arguments,
     };
-    containers.create(&plan).await.map_err(failed)?;
+    // What the job asks of its container may be what cannot be had.
+    let cause = if arguments.is_empty() { Cause::Platform } else { Cause::Environment };
+    containers.create(&plan).await.map_err(|error| failed(&error, cause))?;
     let mut environment = node.runtime_variables.clone();
     environment.insert(MARK.to_owned(), folder.path().to_string_lossy().into_owned());
     Ok(Program {
@@ -131,14 +128,23 @@ pub(super) async fn create(
     })
 }
 
+/// `otherwise`: what it is if it is neither the image's nor the disk's.
+fn failed(error: &Error, otherwise: Cause) -> Problem {
+    let cause = match error.fault() {
+        Fault::User => Cause::Environment,
+        Fault::DiskFull => Cause::DiskFull,
+        Fault::Platform => otherwise,
+    };
+    problem::of(cause, "cannot make the job's container", error)
+}
+
 /// What it sees of the node: what a host's job may write, and what it may only read.
-fn binds(attempt: &Attempt, image: &Image, own: &Path) -> Vec<Bind> {
+fn binds(attempt: &Attempt, own: &Path) -> Vec<Bind> {
     let folder = &attempt.folder;
     let mut writable = vec![folder.work(), folder.outputs()];
     writable.extend(own_inputs(attempt));
     writable.extend(attempt.node.writable.iter().cloned());
     let mut readable = vec![own.to_owned(), folder.inputs()];
-    readable.extend(image.layer.iter().cloned());
     readable.extend(linked_inputs(attempt));
     let bind = |writable| move |path: PathBuf| Bind { path, writable };
     let all = readable.into_iter().map(bind(false)).chain(writable.into_iter().map(bind(true)));

@@ -18,16 +18,11 @@ pub(crate) struct Image {
     pub(crate) reference: String,
     /// The digest of its manifest, or of what else tells it from all others.
     pub(crate) digest: String,
-    /// A folder of the node with more programs for it, seen at its own path.
-    pub(crate) layer: Option<PathBuf>,
-    /// Folders that come before those of the image's own `PATH`.
-    pub(crate) path: Vec<String>,
 }
 
 impl Image {
     pub(super) fn new(reference: impl Into<String>, digest: impl Into<String>) -> Self {
-        let (reference, digest) = (reference.into(), digest.into());
-        Self { reference, digest, layer: None, path: Vec::new() }
+        Self { reference: reference.into(), digest: digest.into() }
     }
 }
 

@@ -21,7 +21,6 @@ pub(crate) const NAME: &str = "start.sh";
 pub(crate) fn text(
     kind: Kind,
     variables: &BTreeMap<String, String>,
-    path: &[String],
     directory: &Path,
     command: &str,
 ) -> String {
@@ -32,9 +31,6 @@ pub(crate) fn text(
         {
             let _ = writeln!(text, "export {name}={}", quote(value));
         }
-    }
-    for folder in path.iter().rev() {
-        let _ = writeln!(text, "export PATH={}\"${{PATH:+:$PATH}}\"", quote(folder));
     }
     let (directory, command) = (quote(&directory.to_string_lossy()), quote(command));
     let _ = writeln!(text, "cd {directory} || exit 126");

@@ -331,7 +331,7 @@ pub struct Machine {
     pub uv: Option<PathBuf>,
     /// Folders whose subfolders are Python installations.
     pub python_collections: Vec<PathBuf>,
-    /// Why jobs are not run in containers here, where they are not.
+    /// Why images are not used here, where they are not.
     pub no_containers: String,
 }
 

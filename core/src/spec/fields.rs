@@ -201,7 +201,7 @@ pub(super) static ENVIRONMENT: Object = Object {
             "",
             "The conda file's path, or its content. May stand without an image.",
         ),
-        field("build", Shape::Object(&BUILD), Recorded, "", "A container build context."),
+        field("build", Shape::Object(&BUILD), Runs, "", "A container build context."),
         field("description", Text, Unused, "", "What it is for."),
         field("tags", Map(&LiteralOrNull), Unused, "", "Key-value pairs."),
         field("properties", Map(&LiteralOrNull), Unused, "", "Key-value pairs."),
@@ -248,8 +248,8 @@ pub(super) static ENVIRONMENT: Object = Object {
 pub(super) static BUILD: Object = Object {
     what: "a build context",
     fields: &[
-        field("path", Text, Recorded, "required", "The folder to build in, relative to this file."),
-        field("dockerfile_path", Text, Recorded, "Dockerfile", "The Dockerfile within it."),
+        field("path", Text, Runs, "required", "The folder to build in, relative to this file."),
+        field("dockerfile_path", Text, Runs, "Dockerfile", "The Dockerfile within it."),
     ],
 };
 
@@ -400,16 +400,16 @@ pub(super) static RESOURCES: Object = Object {
         field(
             "shm_size",
             Quantity("an amount with its unit such as 2g"),
-            Recorded,
-            "the container runtime's",
+            Runs,
+            "2g",
             "Shared memory of a container.",
         ),
         field(
             "docker_args",
             OneOf(&[Text, List(&Text)]),
-            Recorded,
+            Runs,
             "",
-            "Further arguments for the container runtime.",
+            "Further options for the container: add-host, env, hostname, label, read-only, shm-size, tmpfs, ulimit.",
         ),
         field(
             "locations",

@@ -11,6 +11,7 @@ mod asset;
 mod command;
 mod compute;
 mod diagnostic;
+mod docker_args;
 mod environment;
 mod fields;
 mod job;
@@ -37,6 +38,7 @@ pub use asset::{
 pub use command::*;
 pub use compute::{ParsedCompute, parse_compute, parse_sizes, validate_cluster};
 pub use diagnostic::{Diagnostic, Diagnostics, Place};
+pub use docker_args::{NotAllowed, docker_args};
 pub use job::{Parsed, parse_job};
 pub use origin::{FileKind, Files, Origin};
 pub use overrides::Override;

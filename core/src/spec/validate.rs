@@ -10,6 +10,7 @@ use super::command::{
     InputMode, Output,
 };
 use super::diagnostic::{Diagnostic, Diagnostics, MAX_REPORTED};
+use super::docker_args::docker_args;
 use super::limits::{
     MAX_ATTEMPTS, MAX_BACKOFF, MAX_COMMAND, MAX_DEPTH, MAX_DESCRIPTION, MAX_DOCUMENT, MAX_ENTRIES,
     MAX_GPUS, MAX_INSTANCES, MAX_LABEL, MAX_LABELS, MAX_MEMORY, MAX_MEMORY_PERCENT, MAX_MILLI_CPUS,
@@ -281,6 +282,10 @@ pub(super) fn findings(job: &CommandJob) -> Findings {
     }
     numbers(&mut check, job);
     choices(&mut check, job);
+    if let Err(refused) = docker_args(&job.resources.docker_args) {
+        let message = format!("'resources.docker_args': {refused}");
+        check.at(&["resources", "docker_args"]).fault(message, refused.help);
+    }
     for (key, value) in &job.resources.properties {
         check.at(&["resources", "properties", key]).depth(value);
     }

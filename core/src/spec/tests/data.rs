@@ -319,10 +319,10 @@ fn amounts() {
     assert_eq!(resources("shm_size: 2g").shm_size, Some(2 << 30));
     assert_eq!(resources("shm_size: 1024").shm_size, Some(1024));
     assert_eq!(
-        resources("docker_args: --ipc=host -e 'A=b c' --label \"x \\\"y\\\"\"").docker_args,
-        ["--ipc=host", "-e", "A=b c", "--label", "x \"y\""]
+        resources("docker_args: --read-only -e 'A=b c' --label \"x=\\\"y\\\"\"").docker_args,
+        ["--read-only", "-e", "A=b c", "--label", "x=\"y\""]
     );
-    assert_eq!(resources("docker_args: [--ipc=host, -v]").docker_args, ["--ipc=host", "-v"]);
+    assert_eq!(resources("docker_args: [-e, A=b]").docker_args, ["-e", "A=b"]);
 }
 
 #[test]

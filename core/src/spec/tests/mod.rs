@@ -8,6 +8,7 @@ mod asset;
 mod compute;
 mod data;
 mod diagnostics;
+mod docker_args;
 mod documents;
 mod properties;
 mod schema;

@@ -146,7 +146,7 @@ resources:
   instance_count: 2
   instance_type: t
   shm_size: 1g
-  docker_args: --x
+  docker_args: --read-only
   locations: [a]
   max_instance_count: 4
   properties: {a: b}
