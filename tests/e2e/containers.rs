@@ -1,6 +1,6 @@
 //! Jobs in containers, with images from a registry of this machine.
 
-use atelier_proto::job::v1::{Job, JobStatus};
+use atelier_proto::job::v1::{Job, JobError, JobStatus};
 
 use crate::harness::{Cluster, Registry, Settings, needs, until};
 
@@ -29,20 +29,20 @@ say can_give_away 'chown 12:12 here'
 grep -E '^(CapEff|CapBnd|NoNewPrivs)' /proc/self/status | tr -d '\t'
 "#;
 
-fn in_image(image: &str, command: &str, more: &str) -> String {
+pub(crate) fn in_image(image: &str, command: &str, more: &str) -> String {
     let block: String = command.lines().map(|line| format!("  {line}\n")).collect();
     format!("command: |\n{block}environment: {{image: {image}}}\n{more}")
 }
 
 /// A daemon and a node that runs images.
-fn start(registry: &Registry) -> Cluster {
+pub(crate) fn start(registry: &Registry) -> Cluster {
     let cluster = Cluster::empty();
     cluster.start_daemon();
     cluster.start_agent(&registry.agent("local"));
     cluster
 }
 
-fn log(cluster: &Cluster, job: &str) -> String {
+pub(crate) fn log(cluster: &Cluster, job: &str) -> String {
     String::from_utf8(cluster.log(job)).unwrap()
 }
 
@@ -96,7 +96,7 @@ fn what_a_container_writes_and_how_it_ends_is_told_as_of_any_job() {
     let bytes = "printf 'a\\000b\\n\\377 no end'; printf ' to stderr' >&2; exit 7";
     let job = cluster.create(&in_image(&registry.shell(), bytes, ""));
     let ended = cluster.ended(&job);
-    assert_eq!(code(&ended), Some(7), "{ended:?}");
+    assert_eq!(ended.exit_code, Some(7), "{ended:?}");
     let log = cluster.log(&job);
     assert!(log.ends_with(b"a\0b\n\xff no end to stderr"), "{}", String::from_utf8_lossy(&log));
     // The shell's own code, also where the runtime uses the same.
@@ -105,10 +105,10 @@ fn what_a_container_writes_and_how_it_ends_is_told_as_of_any_job() {
     {
         let job = cluster.create(&in_image(&registry.shell(), command, ""));
         let ended = cluster.ended(&job);
-        assert_eq!(code(&ended), Some(expected), "{ended:?}");
+        assert_eq!(ended.exit_code, Some(expected), "{ended:?}");
         if expected == 127 {
             assert!(
-                reason(&ended).contains("'there-is-no-such-program' was not found"),
+                error(&ended).message.contains("'there-is-no-such-program' was not found"),
                 "{ended:?}"
             );
         }
@@ -139,14 +139,93 @@ fn a_container_is_told_to_end_and_then_made_to() {
     }
 }
 
-/// The command's exit code.
-fn code(job: &Job) -> Option<i32> {
-    job.exit_code
+#[test]
+fn a_container_has_the_limits_of_its_job() {
+    needs("containers");
+    needs("cgroup");
+    let registry = Registry::start();
+    let cluster = start(&registry);
+    // The shell would go on without the program that was killed.
+    let command =
+        "echo begins; awk 'BEGIN { x = \"x\"; while (1) x = x x }'; sleep 5; echo went on";
+    let job = cluster.create(&in_image(&registry.shell(), command, "resources: {memory: 64MiB}\n"));
+    let ended = cluster.ended(&job);
+    assert_eq!(error(&ended).code, "OutOfMemory", "{ended:?}");
+    assert!(error(&ended).message.contains("limit was 64 MiB"), "{ended:?}");
+    let log = log(&cluster, &job);
+    assert!(log.contains("begins") && !log.contains("went on"), "{log}");
+    let job = cluster.create(&in_image(
+        &registry.shell(),
+        "echo in time; sleep 600",
+        "limits: {timeout: 2}\n",
+    ));
+    let ended = cluster.ended(&job);
+    assert_eq!(error(&ended).code, "Timeout", "{ended:?}");
+    until("nothing is left of the containers", || registry.containers().is_empty().then_some(()));
+}
+
+#[test]
+fn a_container_outlives_its_agent() {
+    needs("containers");
+    let registry = Registry::start();
+    let cluster = start(&registry);
+    let (folder, go) = (cluster.files(), cluster.files().join("go"));
+    let command =
+        format!("echo ready; until test -e {}; do sleep 0.1; done; echo went on", go.display());
+    let job = cluster.create(&in_image(&registry.shell(), &command, ""));
+    let stream = cluster.atelier(["job", "stream", &job]).spawn();
+    stream.prints("ready");
+    let before = registry.containers();
+    assert!(before.starts_with("atelier-"), "{before}");
+    cluster.agent("local", |agent| agent.kill());
+    cluster.start_agent(&registry.agent("local"));
+    assert_eq!(registry.containers(), before);
+    std::fs::write(folder.join("go"), "").unwrap();
+    cluster.completed(&job);
+    assert!(log(&cluster, &job).ends_with("ready\nwent on\n"));
+    until("nothing is left of the container", || registry.containers().is_empty().then_some(()));
+}
+
+#[test]
+fn a_job_chooses_what_is_harmless_about_its_container() {
+    needs("containers");
+    let registry = Registry::start();
+    let cluster = start(&registry);
+    let look =
+        "stat -f -c 'shm %b %S' /dev/shm; echo \"$TOLD\"; ulimit -n; touch /new || echo read-only";
+    let more = "resources:\n  shm_size: 8m\n  docker_args: --read-only -e 'TOLD=a b' --ulimit nofile=300:300\n";
+    let job = cluster.create(&in_image(&registry.shell(), look, more));
+    cluster.completed(&job);
+    let told = log(&cluster, &job);
+    for line in [format!("shm {} 4096", (8 << 20) / 4096).as_str(), "a b", "300", "read-only"] {
+        assert!(told.lines().any(|said| said == line), "no {line} in {told}");
+    }
+    // Without a word of it there is as much as on Azure.
+    let job = cluster.create(&in_image(&registry.shell(), look, ""));
+    cluster.completed(&job);
+    let told = log(&cluster, &job);
+    assert!(
+        told.lines().any(|said| said == format!("shm {} 4096", (2_u64 << 30) / 4096)),
+        "{told}"
+    );
+
+    for argument in ["--privileged", "-v /:/host", "--pid=host", "--device=/dev/kmsg"] {
+        let more = format!("resources: {{docker_args: '{argument}'}}\n");
+        let yaml = in_image(&registry.shell(), "echo x", &more);
+        let name = argument.split([' ', '=']).next().unwrap();
+        let refused = cluster.atelier(["job", "create", "-f", "-"]).stdin(yaml).fails(1);
+        refused.says(&["resources.docker_args", name, "not an option that a job may give"]);
+    }
+    // Harmless, but not to be had.
+    let more = "resources: {docker_args: --ulimit nofile=1:999999999}\n";
+    let job = cluster.create(&in_image(&registry.shell(), "echo x", more));
+    let ended = cluster.ended(&job);
+    assert_eq!(error(&ended).code, "EnvironmentFailed", "{ended:?}");
+    assert!(error(&ended).message.contains("docker_args"), "{ended:?}");
 }
 
 /// Why it did not end well.
-fn reason(job: &Job) -> String {
-    job.error
-        .as_ref()
-        .map_or_else(String::new, |error| format!("{}: {}", error.code, error.message))
+#[track_caller]
+pub(crate) fn error(job: &Job) -> JobError {
+    job.error.clone().unwrap_or_else(|| panic!("it has no error: {job:?}"))
 }

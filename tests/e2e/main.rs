@@ -25,6 +25,7 @@ mod events;
 mod exec;
 mod gangs;
 mod gpus;
+mod images;
 mod isolation;
 mod jobs;
 mod local;

@@ -1,6 +1,7 @@
 //! Images of a folder with a Dockerfile, built once for what is in it.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use atelier_core::content::Digest;
 
@@ -8,7 +9,7 @@ use super::image::{Image, Scratch, follow, inspect, is_on_this_machine};
 use super::{Containers, Kind, Runtime, reason};
 use crate::data::{DataPlane, Fault};
 use crate::environment::shared::Reporter;
-use crate::environment::{BuildLog, Error};
+use crate::environment::{BuildLog, Error, find_program};
 
 /// Folder of what is being fetched and built.
 pub(super) const UNFINISHED: &str = ".unfinished";
@@ -91,7 +92,7 @@ impl Build {
         arguments.push(format!("--tag={}", self.tag));
         arguments.push(format!("--file={}", dockerfile.display()));
         arguments.push(context.display().to_string());
-        let finished = follow(&self.runtime, &arguments, &scratch, &reporter).await?;
+        let finished = follow(enclosed(&self.runtime), &arguments, &scratch, &reporter).await?;
         if !finished.status.success() {
             for line in &finished.tail[finished.tail.len().saturating_sub(LAST_LINES)..] {
                 reporter.line(format!("  {line}"));
@@ -103,6 +104,25 @@ impl Build {
             reason: "it is not there".to_owned(),
         })
     }
+}
+
+/// The runtime for a build. A step of podman's outlives a build that is killed, as happens when all jobs that
+/// wait for it are canceled; not so in a process namespace of the build's own.
+fn enclosed(runtime: &Runtime) -> Command {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let (Kind::Podman, Some(unshare)) = (runtime.kind, find_program(&path, "unshare")) else {
+        return Command::new(&runtime.program);
+    };
+    let mut command = if runtime.rootless {
+        // Where it may make such a namespace.
+        let mut command = Command::new(&runtime.program);
+        command.args(["unshare", "--"]).arg(unshare);
+        command
+    } else {
+        Command::new(unshare)
+    };
+    command.args(["--pid", "--fork", "--kill-child", "--mount-proc"]).arg(&runtime.program);
+    command
 }
 
 /// Whether it is a file of that folder, wherever links lead.

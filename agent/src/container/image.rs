@@ -93,7 +93,7 @@ async fn fetch(
         arguments.push("--tls-verify=false".to_owned());
     }
     arguments.push(name.clone());
-    let finished = follow(&runtime, &arguments, &scratch, &reporter).await?;
+    let finished = follow(Command::new(&runtime.program), &arguments, &scratch, &reporter).await?;
     if finished.status.success() {
         let image = inspect(&runtime, &name).await;
         return image.ok_or_else(|| Error::Tool {
@@ -125,7 +125,7 @@ async fn fetch_file(
         arguments.push("--no-https".to_owned());
     }
     arguments.extend([file.display().to_string(), format!("docker://{name}")]);
-    let finished = follow(runtime, &arguments, scratch, reporter).await?;
+    let finished = follow(Command::new(&runtime.program), &arguments, scratch, reporter).await?;
     if !finished.status.success() {
         return Err(Error::of_pull(name, reason(&finished.tail)));
     }
@@ -146,19 +146,17 @@ async fn fetch_file(
 
 /// Runs the runtime and writes what it says to the log of whoever waits.
 pub(super) async fn follow(
-    runtime: &Runtime,
+    mut command: Command,
     arguments: &[String],
     scratch: &Scratch,
     reporter: &Reporter,
 ) -> Result<Finished, Error> {
-    let mut command = Command::new(&runtime.program);
     // What a killed runtime leaves goes with the folder.
     command.args(arguments).current_dir(&scratch.0).env("TMPDIR", &scratch.0);
-    let what = arguments.first().map(String::as_str).unwrap_or_default();
     let mut progress = Progress::new(reporter);
     exec::run(command, &mut progress)
         .await
-        .map_err(|error| failed(&format!("run {} {what}", runtime.kind.program()), &error))
+        .map_err(|error| failed("run the container runtime", &error))
 }
 
 /// The image of that name, if it is here.

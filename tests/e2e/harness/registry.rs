@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use tempfile::TempDir;
@@ -64,6 +64,11 @@ impl Registry {
         self.name("team/shell:1")
     }
 
+    /// What that image was made of.
+    pub(crate) fn shell_root(&self) -> PathBuf {
+        self.folder.path().join("shell")
+    }
+
     /// Where a node's runtime finds its folders.
     pub(crate) fn variable(&self) -> (&'static str, String) {
         ("CONTAINERS_STORAGE_CONF", self.folder.path().join("storage.conf").display().to_string())
@@ -104,7 +109,7 @@ impl Registry {
     }
 
     fn push_shell(&self) {
-        let root = self.folder.path().join("shell");
+        let root = self.shell_root();
         for folder in ["bin", "etc"] {
             fs::create_dir_all(root.join(folder)).unwrap();
         }
