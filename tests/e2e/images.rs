@@ -140,7 +140,7 @@ fn a_dockerfile_that_fails_is_the_users() {
     let from = format!("FROM {}\n", registry.shell());
     for (folder, dockerfile, expected) in [
         ("fails", format!("{from}RUN echo so it goes && exit 9\n"), "exit status 9"),
-        ("wrong", "NONSENSE\n".to_owned(), "NONSENSE"),
+        ("wrong", "NONSENSE\n".to_owned(), "FROM"),
         ("absent", format!("FROM {}\n", registry.name("team/absent:1")), "manifest unknown"),
         ("nothing", format!("{from}COPY not-there /etc\n"), "not-there"),
     ] {

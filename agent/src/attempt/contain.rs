@@ -200,7 +200,9 @@ async fn never_started(
     let said = tail(&attempt.folder.log()).unwrap_or_default();
     let said = said.lines().rev().find(|line| line.contains("Error")).unwrap_or_default();
     let said = said.trim().trim_start_matches("Error: ");
-    Some(if code == 127 {
+    let no_shell =
+        said.contains("/bin/sh") && (said.contains("not found") || said.contains("no such file"));
+    Some(if code == 127 || no_shell {
         let message =
             "the image has no /bin/sh, with which commands are started: use one that has a shell";
         problem::problem(Cause::Environment, message)
