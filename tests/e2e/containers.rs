@@ -151,7 +151,7 @@ fn a_container_has_the_limits_of_its_job() {
     let job = cluster.create(&in_image(&registry.shell(), command, "resources: {memory: 64MiB}\n"));
     let ended = cluster.ended(&job);
     assert_eq!(error(&ended).code, "OutOfMemory", "{ended:?}");
-    assert!(error(&ended).message.contains("limit was 64 MiB"), "{ended:?}");
+    assert!(error(&ended).message.contains("64 MiB"), "{ended:?}");
     let log = log(&cluster, &job);
     assert!(log.contains("begins") && !log.contains("went on"), "{log}");
     let job = cluster.create(&in_image(
@@ -184,6 +184,27 @@ fn a_container_outlives_its_agent() {
     cluster.completed(&job);
     assert!(log(&cluster, &job).ends_with("ready\nwent on\n"));
     until("nothing is left of the container", || registry.containers().is_empty().then_some(()));
+}
+
+#[test]
+fn processes_of_a_job_have_a_container_each() {
+    needs("containers");
+    let registry = Registry::start();
+    let cluster = start(&registry);
+    let more = "distribution: {type: pytorch, process_count_per_instance: 2}\n";
+    let look = "echo \"$LOCAL_RANK of $WORLD_SIZE\" > outputs/$RANK; test $RANK = 0 || exit 6";
+    let job = cluster.create(&in_image(&registry.shell(), look, more));
+    let ended = cluster.ended(&job);
+    assert_eq!(ended.exit_code, Some(6), "{ended:?}");
+    let folder = cluster.path().join("artifacts");
+    cluster
+        .atelier(["job", "download", &job, "--all", "--download-path", folder.to_str().unwrap()])
+        .ok();
+    for (rank, expected) in [("0", "0 of 2\n"), ("1", "1 of 2\n")] {
+        let found = std::fs::read_to_string(folder.join("artifacts/outputs").join(rank));
+        assert_eq!(found.unwrap(), expected);
+    }
+    until("nothing is left of the containers", || registry.containers().is_empty().then_some(()));
 }
 
 #[test]

@@ -5,13 +5,13 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use atelier_core::spec::{Code, InlineEnvironment, docker_args};
+use atelier_core::spec::{Code, Distribution, InlineEnvironment, docker_args, quote};
 use atelier_proto::agent::v1::{Cause, Problem};
 
 use super::finalize::{End, tail};
 use super::launch::{linked_inputs, own_inputs};
 use super::prepare::PrepareLog;
-use super::variables::MARK;
+use super::variables::{self, MARK};
 use super::{Attempt, Services, problem};
 use crate::container::command::{self, Bind, Limits, Plan};
 use crate::container::{Container, Containers, Image, Started, script};
@@ -81,51 +81,88 @@ pub(super) async fn create(
         let message = format!("resources.docker_args: {refused}: {}", refused.help);
         problem::problem(Cause::Environment, message)
     })?;
+    let command = launched(attempt, command);
     let (node, folder) = (&attempt.node, &attempt.folder);
     let indices = &attempt.assignment.gpu_indices;
     let gpus = containers.gpus(indices).map_err(|error| failed(&error, Cause::Platform))?;
     let visible: Vec<String> = containers.visible(indices).iter().map(u32::to_string).collect();
     variables.insert("CUDA_VISIBLE_DEVICES".to_owned(), visible.join(","));
 
-    let container = containers.container(attempt.key.epoch);
+    let container = containers.container(attempt.key.epoch, attempt.spec.commands_per_node());
     let own = folder.path().join("container");
-    let text = script::text(container.kind, &variables, &folder.work(), command);
-    let write = || {
+    let prepare = || {
         fs::create_dir_all(&own)?;
-        // It holds the attempt's token.
-        record::write_bytes(&own, script::NAME, text.as_bytes())?;
         record::write(folder.path(), RECORD, &container)?;
         folder.make_temporary()
     };
-    let temporary = write().map_err(|error: io::Error| {
+    let unwritten = |error: io::Error| {
         problem::of(Cause::Platform, "cannot write what the container needs", &error)
-    })?;
-    let plan = Plan {
-        name: &container.name,
-        owner: containers.owner(),
-        image: &image.reference,
-        script: &own.join(script::NAME),
-        directory: &folder.work(),
-        binds: binds(attempt, &own),
-        temporary: &temporary,
-        mark: (MARK, folder.path()),
-        shm_bytes: attempt.spec.resources.shm_size.unwrap_or(SHM_BYTES),
-        user: (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw()),
-        limits: limits(attempt),
-        gpus,
-        ulimits: crate::container::ulimits(),
-        arguments: &arguments,
     };
+    let temporary = prepare().map_err(unwritten)?;
     // What the job asks of its container may be what cannot be had.
     let cause = if arguments.is_empty() { Cause::Platform } else { Cause::Environment };
-    containers.create(&plan).await.map_err(|error| failed(&error, cause))?;
+    let mut starts = Vec::new();
+    for (process, name) in (0..).zip(container.names()) {
+        let process_variables =
+            variables::of_process(&attempt.spec, attempt.assignment.rank, process);
+        if attempt.spec.commands_per_node() > 1 {
+            variables.extend(process_variables);
+        }
+        let text = script::text(container.kind, &variables, &folder.work(), &command);
+        let script = format!("start-{process}.sh");
+        // It holds the attempt's token.
+        record::write_bytes(&own, &script, text.as_bytes()).map_err(unwritten)?;
+        let plan = Plan {
+            name: &name,
+            owner: containers.owner(),
+            image: &image.reference,
+            script: &own.join(script),
+            directory: &folder.work(),
+            binds: binds(attempt, &own),
+            temporary: &temporary,
+            mark: (MARK, folder.path()),
+            shm_bytes: attempt.spec.resources.shm_size.unwrap_or(SHM_BYTES),
+            user: (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw()),
+            limits: limits(attempt),
+            gpus: gpus.clone(),
+            ulimits: crate::container::ulimits(),
+            arguments: &arguments,
+        };
+        containers.create(&plan).await.map_err(|error| failed(&error, cause))?;
+        starts.push(command::start(container.kind, &plan));
+    }
     let mut environment = node.runtime_variables.clone();
     environment.insert(MARK.to_owned(), folder.path().to_string_lossy().into_owned());
-    Ok(Program {
-        arguments: command::start(container.kind, &plan),
-        program: container.program,
-        environment,
-    })
+    let (program, arguments) = started_by(attempt, &container, starts);
+    Ok(Program { program, arguments, environment })
+}
+
+/// The command, or what has the image's `mpirun` start it.
+fn launched(attempt: &Attempt, command: &str) -> String {
+    match &attempt.spec.distribution {
+        Some(Distribution::Mpi { process_count_per_instance: count }) => {
+            format!("exec mpirun -n {count} \"$0\" -c {}", quote(command))
+        }
+        _ => command.to_owned(),
+    }
+}
+
+/// What starts the containers: the runtime, or of several processes for each a shell that starts it for its own.
+fn started_by(
+    attempt: &Attempt,
+    container: &Container,
+    mut starts: Vec<Vec<String>>,
+) -> (PathBuf, Vec<String>) {
+    if let [_] = starts[..] {
+        return (container.program.clone(), starts.remove(0));
+    }
+    let program = quote(&container.program.to_string_lossy());
+    let cases = (0_u32..).zip(starts).map(|(process, words)| {
+        let words: Vec<String> = words.iter().map(|word| quote(word)).collect();
+        format!("{process}) exec {program} {} ;;\n", words.join(" "))
+    });
+    let text = format!("case $LOCAL_RANK in\n{}esac\n", cases.collect::<String>());
+    (attempt.node.shell.clone(), vec!["-c".to_owned(), text])
 }
 
 /// `otherwise`: what it is if it is neither the image's nor the disk's.

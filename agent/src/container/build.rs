@@ -126,7 +126,7 @@ fn enclosed(runtime: &Runtime) -> Command {
 }
 
 /// Whether it is a file of that folder, wherever links lead.
-fn is_within(folder: &Path, file: &Path) -> bool {
+pub(super) fn is_within(folder: &Path, file: &Path) -> bool {
     match (folder.canonicalize(), file.canonicalize()) {
         (Ok(folder), Ok(file)) => file.is_file() && file.starts_with(folder),
         _ => false,

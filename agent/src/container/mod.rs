@@ -30,6 +30,10 @@ mod gpu;
 mod image;
 pub(crate) mod script;
 
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests;
+
 pub(crate) use detect::detect;
 pub(crate) use image::Image;
 
@@ -105,12 +109,14 @@ struct Inner {
     images: Arc<Builds<Image>>,
 }
 
-/// The container of one attempt, as its folder keeps it.
+/// The containers of one attempt, as its folder keeps them: one for each process that runs the command.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub(crate) struct Container {
     pub(crate) kind: Kind,
     pub(crate) program: PathBuf,
+    /// Of the first.
     pub(crate) name: String,
+    pub(crate) processes: u32,
 }
 
 /// What a runtime knows of a container.
@@ -141,12 +147,17 @@ impl Containers {
         &self.0.owner
     }
 
-    /// The name of the container of an attempt. Agents may share a machine's runtime.
-    pub(crate) fn container(&self, epoch: u64) -> Container {
-        let Inner { runtime, owner, .. } = &*self.0;
-        let hash = blake3::hash(owner.as_os_str().as_encoded_bytes()).to_hex();
-        let name = format!("atelier-{}-{epoch}", &hash[..8]);
-        Container { kind: runtime.kind, program: runtime.program.clone(), name }
+    /// The containers of an attempt.
+    pub(crate) fn container(&self, epoch: u64, processes: u32) -> Container {
+        let Inner { runtime, .. } = &*self.0;
+        let name = format!("{}{epoch}", self.prefix());
+        Container { kind: runtime.kind, program: runtime.program.clone(), name, processes }
+    }
+
+    /// How the names of its containers begin. Agents may share a machine's runtime.
+    fn prefix(&self) -> String {
+        let hash = blake3::hash(self.0.owner.as_os_str().as_encoded_bytes()).to_hex();
+        format!("atelier-{}-", &hash[..8])
     }
 
     /// Removes the containers of this agent's attempts that it does not know any more.
@@ -154,13 +165,13 @@ impl Containers {
         let Inner { runtime, owner, .. } = &*self.0;
         let Some(arguments) = command::list(runtime.kind, owner) else { return };
         let Ok(finished) = run(&runtime.program, &arguments).await else { return };
+        let prefix = self.prefix();
         for name in finished.tail {
-            let epoch = name.rsplit('-').next().and_then(|epoch| epoch.parse().ok());
-            let Some(epoch) = epoch else { continue };
-            let container = self.container(epoch);
-            if container.name == name && !known(epoch) {
+            let rest = name.strip_prefix(&prefix).and_then(|rest| rest.split('-').next());
+            let Some(epoch) = rest.and_then(|epoch| epoch.parse().ok()) else { continue };
+            if !known(epoch) {
                 tracing::warn!(name, "its attempt is gone, removing a container");
-                container.remove().await;
+                Container { name, ..self.container(epoch, 1) }.remove().await;
             }
         }
     }
@@ -183,11 +194,29 @@ impl Containers {
 }
 
 impl Container {
-    /// Whether its first process ever ran.
+    /// Of each process.
+    pub(crate) fn names(&self) -> impl Iterator<Item = String> {
+        (0..self.processes).map(|process| match process {
+            0 => self.name.clone(),
+            further => format!("{}-{further}", self.name),
+        })
+    }
+
+    /// Whether the first process of all of them ever ran.
     pub(crate) async fn started(&self) -> Started {
-        let Some(arguments) = command::started(self.kind, &self.name) else {
-            return Started::Unknown;
-        };
+        let mut all = Started::Yes;
+        for name in self.names() {
+            match self.one_started(&name).await {
+                Started::Yes => {}
+                Started::No => return Started::No,
+                Started::Unknown => all = Started::Unknown,
+            }
+        }
+        all
+    }
+
+    async fn one_started(&self, name: &str) -> Started {
+        let Some(arguments) = command::started(self.kind, name) else { return Started::Unknown };
         match run(&self.program, &arguments).await {
             Ok(finished) if finished.status.success() => match finished.tail.last() {
                 // The zero of Go's instants.
@@ -199,9 +228,15 @@ impl Container {
         }
     }
 
-    /// Ends it, if it runs, and removes all that is left of it.
+    /// Ends them, if they run, and removes all that is left of them.
     pub(crate) async fn remove(&self) {
-        let Some(arguments) = command::remove(self.kind, &self.name) else { return };
+        for name in self.names() {
+            self.remove_one(&name).await;
+        }
+    }
+
+    async fn remove_one(&self, name: &str) {
+        let Some(arguments) = command::remove(self.kind, name) else { return };
         let failed = match run(&self.program, &arguments).await {
             Ok(finished) if finished.status.success() => return,
             // It may be gone, which is as good; docker says so with a failure.
@@ -211,7 +246,7 @@ impl Container {
             Ok(finished) => reason(&finished.tail),
             Err(error) => error.to_string(),
         };
-        tracing::warn!(name = self.name, failed, "cannot remove a container");
+        tracing::warn!(name, failed, "cannot remove a container");
     }
 }
 

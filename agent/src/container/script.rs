@@ -14,9 +14,6 @@ use atelier_core::spec::quote;
 
 use super::Kind;
 
-/// The file's name in its folder.
-pub(crate) const NAME: &str = "start.sh";
-
 /// The script's text.
 pub(crate) fn text(
     kind: Kind,
@@ -46,14 +43,14 @@ pub(crate) fn text(
             text.push_str("trap : TERM INT HUP\n");
             // This shell says nothing of how the command ended.
             text.push_str("exec 3>&2 2>/dev/null\n");
-            let _ = writeln!(text, "\"$shell\" -c {command} 2>&3 3>&-");
+            let _ = writeln!(text, "\"$shell\" -c {command} \"$shell\" 2>&3 3>&-");
             text.push_str("exit $?\n");
         }
         // The engine signals this process alone.
         Kind::Docker => {
             text.push_str("trap 'kill -TERM -1' TERM\n");
             text.push_str("exec 3>&2 2>/dev/null\n");
-            let _ = writeln!(text, "\"$shell\" -c {command} 2>&3 3>&- &");
+            let _ = writeln!(text, "\"$shell\" -c {command} \"$shell\" 2>&3 3>&- &");
             text.push_str(
                 "child=$!\n\
                  wait \"$child\"; code=$?\n\

@@ -1,0 +1,222 @@
+//! Command lines, names and scripts, without a runtime.
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::command::{self, Bind, Limits, Plan};
+use super::*;
+use crate::data::Fault;
+
+fn runtime(kind: Kind, rootless: bool) -> Runtime {
+    let program = PathBuf::from(format!("/usr/bin/{}", kind.program()));
+    Runtime { kind, program, version: "1.2".to_owned(), rootless, folders: Vec::new() }
+}
+
+fn plan<'a>(gpus: &[&str], arguments: &'a [String]) -> Plan<'a> {
+    Plan {
+        name: "atelier-1-2",
+        owner: Path::new("/data"),
+        image: "sha256:1",
+        script: Path::new("/a/container/start-0.sh"),
+        directory: Path::new("/a/work"),
+        binds: vec![
+            Bind { path: "/a/in,puts".into(), writable: false },
+            Bind { path: "/a/work".into(), writable: true },
+        ],
+        temporary: Path::new("/a/tmp"),
+        mark: ("MARK", Path::new("/a")),
+        shm_bytes: 1024,
+        user: (1000, 100),
+        limits: Limits { cpu_milli: 1500, memory_mib: 64, processes: 99 },
+        gpus: gpus.iter().map(|&gpu| gpu.to_owned()).collect(),
+        ulimits: vec![("nofile", 1024)],
+        arguments,
+    }
+}
+
+fn line(words: &[String]) -> String {
+    words.join(" ")
+}
+
+#[test]
+fn podmans_container_stays_with_its_supervisor_and_has_nothing_to_spare() {
+    let arguments = ["--read-only".to_owned()];
+    let plan = plan(&["nvidia.com/gpu=1"], &arguments);
+    let made = command::create(&runtime(Kind::Podman, false), &plan).unwrap();
+    assert_eq!(
+        line(&made),
+        "create --pull=never --replace --log-driver=passthrough --image-volume=ignore --name=atelier-1-2 \
+         --label=atelier.agent=/data --network=host --ipc=private --cap-drop=all \
+         --security-opt=no-new-privileges --pid=private --cgroups=disabled --systemd=false --user=1000:100 \
+         --shm-size=1024b --workdir=/a/work --env=MARK=/a \
+         --mount=type=bind,\"source=/a/in,puts\",\"target=/a/in,puts\",readonly \
+         --mount=type=bind,source=/a/work,target=/a/work --mount=type=bind,source=/a/tmp,target=/tmp \
+         --mount=type=bind,source=/a/tmp,target=/var/tmp --device=nvidia.com/gpu=1 --ulimit=nofile=1024:1024 \
+         --read-only --entrypoint=/bin/sh sha256:1 /a/container/start-0.sh"
+    );
+    assert_eq!(line(&command::start(Kind::Podman, &plan)), "start --attach atelier-1-2");
+    let rootless = command::create(&runtime(Kind::Podman, true), &plan).unwrap();
+    assert!(rootless.contains(&"--userns=keep-id".to_owned()), "{rootless:?}");
+}
+
+#[test]
+fn dockers_engine_is_told_the_limits() {
+    let plan = plan(&["0", "2"], &[]);
+    let made = line(&command::create(&runtime(Kind::Docker, false), &plan).unwrap());
+    for option in [
+        "--cpus=1.500",
+        "--memory=64m",
+        "--memory-swap=64m",
+        "--pids-limit=99",
+        "--gpus=\"device=0,2\"",
+        "--log-driver=none",
+        "--cap-drop=all",
+        "--security-opt=no-new-privileges",
+        "--user=1000:100",
+    ] {
+        assert!(made.split(' ').any(|word| word == option), "no {option} in {made}");
+    }
+    for unknown in ["--cgroups", "--systemd", "--userns", "--image-volume", "--replace"] {
+        assert!(!made.contains(unknown), "{made}");
+    }
+    assert_eq!(line(&command::start(Kind::Docker, &plan)), "start --attach atelier-1-2");
+    let remove = command::remove(Kind::Docker, "atelier-1-2").unwrap();
+    assert_eq!(line(&remove), "rm --force --volumes atelier-1-2");
+}
+
+#[test]
+fn apptainer_makes_and_runs_in_one() {
+    let plan = plan(&["0"], &[]);
+    assert_eq!(command::create(&runtime(Kind::Apptainer, true), &plan), None);
+    assert_eq!(
+        line(&command::start(Kind::Apptainer, &plan)),
+        "--quiet exec --containall --no-privs --no-eval --bind=/a/in,puts:/a/in,puts:ro \
+         --bind=/a/work:/a/work:rw --bind=/a/tmp:/tmp:rw --bind=/a/tmp:/var/tmp:rw --pwd=/a/work --env=MARK=/a \
+         --nv sha256:1 /bin/sh /a/container/start-0.sh"
+    );
+    assert_eq!(command::list(Kind::Apptainer, Path::new("/data")), None);
+}
+
+#[test]
+fn names_are_read_as_docker_reads_them() {
+    for (name, expected) in [
+        ("python", "docker.io/library/python"),
+        ("python:3.12", "docker.io/library/python:3.12"),
+        ("team/tool", "docker.io/team/tool"),
+        ("docker://team/tool", "docker.io/team/tool"),
+        ("ghcr.io/team/tool@sha256:1", "ghcr.io/team/tool@sha256:1"),
+        ("localhost/tool", "localhost/tool"),
+        ("registry:5000/tool", "registry:5000/tool"),
+    ] {
+        assert_eq!(image::qualified(name), expected);
+    }
+    for here in ["127.0.0.1:5000/a", "localhost:5000/a", "localhost/a", "[::1]:5000/a"] {
+        assert!(image::is_on_this_machine(here), "{here}");
+    }
+    for away in
+        ["docker.io/a", "10.0.0.7:5000/a", "localhost.example.com/a", "127.0.0.1.example.com/a"]
+    {
+        assert!(!image::is_on_this_machine(away), "{away}");
+    }
+}
+
+#[test]
+fn a_build_goes_without_certificates_only_where_all_it_starts_from_is_here() {
+    let here = |text: &str| build::starts_on_this_machine(text);
+    assert!(here(
+        "FROM 127.0.0.1:5000/a AS b\nRUN x\nfrom --platform=linux/amd64 localhost:1/c\nFROM b\n"
+    ));
+    assert!(!here("FROM 127.0.0.1:5000/a\nFROM ghcr.io/team/b\n"));
+    assert!(!here("FROM python:3.12\n"));
+    assert!(!here("FROM scratch\n"));
+}
+
+#[test]
+fn a_dockerfile_lies_in_its_context() {
+    let folder = tempfile::tempdir().unwrap();
+    let context = folder.path().join("context");
+    fs::create_dir_all(context.join("sub")).unwrap();
+    fs::write(context.join("sub/Dockerfile"), "").unwrap();
+    fs::write(folder.path().join("other"), "").unwrap();
+    std::os::unix::fs::symlink("../other", context.join("link")).unwrap();
+    std::os::unix::fs::symlink("sub/Dockerfile", context.join("inner")).unwrap();
+    for (path, expected) in [
+        ("sub/Dockerfile", true),
+        ("inner", true),
+        ("link", false),
+        ("../other", false),
+        ("sub", false),
+        ("missing", false),
+    ] {
+        assert_eq!(build::is_within(&context, &context.join(path)), expected, "{path}");
+    }
+}
+
+#[test]
+fn podman_gives_gpus_that_a_cdi_specification_describes() {
+    let folder = tempfile::tempdir().unwrap();
+    let places = [folder.path().to_owned()];
+    let error = gpu::devices(Kind::Podman, &[1], &places).unwrap_err();
+    assert_eq!(error.fault(), Fault::Platform);
+    assert!(error.to_string().contains("nvidia-ctk cdi generate"), "{error}");
+    assert!(gpu::devices(Kind::Podman, &[], &places).unwrap().is_empty());
+    fs::write(folder.path().join("nvidia.yaml"), "kind: nvidia.com/gpu\n").unwrap();
+    let devices = gpu::devices(Kind::Podman, &[1, 3], &places).unwrap();
+    assert_eq!(devices, ["nvidia.com/gpu=1", "nvidia.com/gpu=3"]);
+    assert_eq!(gpu::devices(Kind::Docker, &[1, 3], &[]).unwrap(), ["1", "3"]);
+}
+
+#[test]
+fn a_script_sets_what_a_shell_can_set_and_ends_as_its_command() {
+    let folder = tempfile::tempdir().unwrap();
+    let variables = [("TOLD", "it's \"here\" $HOME\n`x`"), ("a.b", "dropped")]
+        .map(|(name, value)| (name.to_owned(), value.to_owned()));
+    for kind in [Kind::Podman, Kind::Docker, Kind::Apptainer] {
+        let text = script::text(
+            kind,
+            &BTreeMap::from(variables.clone()),
+            folder.path(),
+            "pwd; printf '%s|' \"$TOLD\"; echo err >&2; exit 9",
+        );
+        let output = Command::new("/bin/sh").args(["-c", &text]).output().unwrap();
+        assert_eq!(output.status.code(), Some(9), "{output:?}");
+        let expected = format!("{}\nit's \"here\" $HOME\n`x`|", folder.path().display());
+        assert_eq!(String::from_utf8(output.stdout).unwrap(), expected);
+        assert_eq!(String::from_utf8(output.stderr).unwrap(), "err\n");
+    }
+}
+
+#[test]
+fn of_the_agents_variables_a_runtime_gets_what_it_needs() {
+    let all = ["PATH", "HOME", "CONTAINERS_STORAGE_CONF", "DOCKER_HOST", "ATELIER_TOKEN", "SECRET"];
+    let all = all.map(|name| (OsString::from(name), OsString::from("x")));
+    let kept: Vec<String> = own_variables(all.into_iter()).into_keys().collect();
+    assert_eq!(kept, ["CONTAINERS_STORAGE_CONF", "DOCKER_HOST", "HOME", "PATH"]);
+}
+
+#[test]
+fn failures_are_told_apart_by_what_the_runtime_says() {
+    let said =
+        |lines: &[&str]| reason(&lines.iter().map(|&line| line.to_owned()).collect::<Vec<_>>());
+    let words = said(&[
+        "Trying to pull a...",
+        "Error: initializing source docker://a: reading manifest: manifest unknown",
+    ]);
+    assert_eq!(words, "initializing source docker://a: reading manifest: manifest unknown");
+    assert!(matches!(Error::of_pull("a", words), Error::Image { .. }));
+    let refused = "pinging container registry a: dial tcp 127.0.0.1:1: connect: connection refused";
+    assert!(matches!(Error::of_pull("a", refused.to_owned()), Error::Registry { .. }));
+    let full = "writing blob: write /x: no space left on device";
+    assert!(matches!(Error::of_pull("a", full.to_owned()), Error::DiskFull { .. }));
+    assert!(matches!(Error::of_build("d", "exit status 1".to_owned()), Error::Dockerfile { .. }));
+    // A step that the network fails is the Dockerfile's, an image that it starts from is not.
+    assert!(matches!(
+        Error::of_build("d", "curl: Connection refused".to_owned()),
+        Error::Dockerfile { .. }
+    ));
+    assert!(matches!(
+        Error::of_build("d", format!("creating build container: {refused}")),
+        Error::Registry { .. }
+    ));
+}
