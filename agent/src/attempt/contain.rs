@@ -204,9 +204,9 @@ fn limits(attempt: &Attempt) -> Limits {
 pub(super) async fn settle(attempt: &Attempt, end: End) -> End {
     let Some(container) = of(attempt.folder.path()) else { return end };
     let end = match end {
-        End::Exited(exited) => match never_started(attempt, &container, &exited).await {
+        End::Exited(exited, seen) => match never_started(attempt, &container, &exited).await {
             Some(problem) => End::NotStarted(problem),
-            None => End::Exited(exited),
+            None => End::Exited(exited, seen),
         },
         other => other,
     };

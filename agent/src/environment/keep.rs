@@ -169,7 +169,7 @@ impl Keep {
     }
 
     /// Every environment, by its key. Waits for the disk.
-    pub(super) fn list(&self, builds: &Builds) -> Vec<Kept> {
+    pub(super) fn list(&self, builds: &Builds<Built>) -> Vec<Kept> {
         let mut uses = self.uses();
         let mut building = builds.keys();
         let mut all = Vec::new();
@@ -227,7 +227,7 @@ impl Keep {
     }
 
     /// Removes the installer's packages, unless something is being installed; whether they went.
-    fn remove_packages(&self, builds: &Builds) -> bool {
+    fn remove_packages(&self, builds: &Builds<Built>) -> bool {
         let moved = builds.if_idle(|| Temporary::taking(&self.root, PACKAGES));
         // Deleted outside of the builds' lock.
         moved.is_some_and(|moved| moved.is_ok())
@@ -237,7 +237,7 @@ impl Keep {
     /// installer's; what went, and how many bytes of packages. Waits for the disk.
     pub(super) fn prune(
         &self,
-        builds: &Builds,
+        builds: &Builds<Built>,
         unused_for: Duration,
         packages: bool,
     ) -> (Vec<Kept>, u64) {
@@ -251,7 +251,7 @@ impl Keep {
 
     /// Keeps to the bound. The installer's packages go first: they serve builds to come, environments
     /// serve jobs; and files that they share are freed only when both are gone. Waits for the disk.
-    pub(super) fn shrink(&self, builds: &Builds) {
+    pub(super) fn shrink(&self, builds: &Builds<Built>) {
         let _sweeping = self.sweeping.lock().unwrap_or_else(PoisonError::into_inner);
         let all = self.list(builds);
         let packages = self.packages();

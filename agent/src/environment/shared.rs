@@ -85,7 +85,7 @@ impl<T> Builds<T> {
     }
 
     /// Acts while nothing is built and nothing can begin to be; `None` if something is.
-    pub(super) fn if_idle<T>(&self, act: impl FnOnce() -> T) -> Option<T> {
+    pub(super) fn if_idle<R>(&self, act: impl FnOnce() -> R) -> Option<R> {
         let guard = self.lock();
         guard.0.is_empty().then(act)
     }

@@ -8,7 +8,7 @@ const FILE: usize = 64 << 10;
 /// A folder of environments that were not made by an installer.
 struct Bench {
     folder: tempfile::TempDir,
-    builds: Arc<Builds>,
+    builds: Arc<Builds<Built>>,
 }
 
 impl Bench {
