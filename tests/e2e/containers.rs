@@ -205,6 +205,11 @@ fn processes_of_a_job_have_a_container_each() {
         let found = std::fs::read_to_string(folder.join("artifacts/outputs").join(rank));
         assert_eq!(found.unwrap(), expected);
     }
+    // What starts several by itself has to be in the image.
+    let more = "distribution: {type: mpi, process_count_per_instance: 2}\n";
+    let ended = cluster.ended(&cluster.create(&in_image(&registry.shell(), "echo x", more)));
+    assert_eq!(error(&ended).code, "CommandNotFound", "{ended:?}");
+    assert!(error(&ended).message.contains("mpirun"), "{ended:?}");
     until("nothing is left of the containers", || registry.containers().is_empty().then_some(()));
 }
 

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
 
-use atelier_core::spec::quote;
+use atelier_core::spec::{is_variable_name, quote};
 
 use super::Kind;
 
@@ -23,9 +23,8 @@ pub(crate) fn text(
 ) -> String {
     let mut text = String::with_capacity(4096 + command.len());
     for (name, value) in variables {
-        // The rule for variables of jobs and names of inputs; a shell can set no others.
-        if !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
-        {
+        // A shell can set no others.
+        if is_variable_name(name) {
             let _ = writeln!(text, "export {name}={}", quote(value));
         }
     }
