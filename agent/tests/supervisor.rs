@@ -546,11 +546,12 @@ fn isolated_by_rules_a_job_changes_its_own_folders_only() {
          echo x >../tmp/own && echo own; echo x >/dev/null && echo null; kill -0 $SUPERVISOR && echo reached
          python3 -c 'import json; print(json.dumps([1]))'",
     );
-    let victim = Command::new("sleep").arg("600").spawn().unwrap();
+    let mut victim = Command::new("sleep").arg("600").spawn().unwrap();
     let mut attempt = attempt;
     attempt.launch["environment"]["SUPERVISOR"] = victim.id().to_string().into();
     let log = String::from_utf8(attempt.run().log).unwrap();
-    signal(&victim, libc::SIGKILL);
+    victim.kill().unwrap();
+    victim.wait().unwrap();
     assert!(
         log.starts_with("mine\n") && log.contains("\nown\n") && log.contains("\nnull\n"),
         "{log}"

@@ -58,7 +58,7 @@ impl Removal {
             let name = entry.file_name();
             if name == c"."
                 || name == c".."
-                || (depth == 0 && self.deep.iter().any(|n| &**n == name))
+                || (depth == 0 && self.deep.iter().any(|own| **own == *name))
             {
                 continue;
             }

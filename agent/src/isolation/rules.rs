@@ -77,10 +77,9 @@ fn beside(folder: &Path, hidden: &[PathBuf]) -> io::Result<Vec<PathBuf>> {
         if is_below(&path, hidden) {
             continue;
         }
-        match path.starts_with(folder) {
-            true => found.extend(beside(&path, hidden)?),
-            // A link to elsewhere is found there.
-            false => {}
+        // A link to elsewhere is found there.
+        if path.starts_with(folder) {
+            found.extend(beside(&path, hidden)?);
         }
     }
     Ok(found)

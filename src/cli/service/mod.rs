@@ -57,13 +57,13 @@ Examples:
   atelier service install serve --run-as atelier --workspace team
   atelier service install serve --root build --program /usr/bin/atelier
   atelier service install serve --user --now")]
-    Serve(Arguments<ServeArgs>),
+    Serve(Box<Arguments<ServeArgs>>),
     /// A node's agent
     #[command(after_help = "\
 Examples:
   atelier service install agent --server http://127.0.0.1:7420 --token-file /etc/atelier/token --now
   atelier service install agent --server http://gate:7420 --token-file token --user --dry-run")]
-    Agent(Arguments<AgentArgs>),
+    Agent(Box<Arguments<AgentArgs>>),
 }
 
 #[derive(Args)]
@@ -115,10 +115,12 @@ pub(super) struct Uninstall {
 pub(super) fn run(command: Command, context: &Context) -> Result<(), Error> {
     match command {
         Command::Install(install) => match *install {
-            Install::Serve(Arguments { unit, given }) => {
+            Install::Serve(arguments) => {
+                let Arguments { unit, given } = *arguments;
                 self::install(Service::Serve, &unit, given.words, given.arguments.data_dir, context)
             }
-            Install::Agent(Arguments { unit, given }) => {
+            Install::Agent(arguments) => {
+                let Arguments { unit, given } = *arguments;
                 check_agent(&given.arguments, &unit)?;
                 self::install(Service::Agent, &unit, given.words, given.arguments.data_dir, context)
             }
