@@ -62,7 +62,7 @@ pub struct AgentArgs {
     pub disk: Option<u64>,
     /// Keep so much of the data folder's file system free: the job that takes most of it is ended before; 0 keeps
     /// nothing [default: a hundredth, at most 256MiB]
-    #[arg(long, value_name = "SIZE", value_parser = bytes)]
+    #[arg(long, value_name = "SIZE", value_parser = bytes_or_none)]
     pub disk_reserve: Option<u64>,
     /// Keep environments and their packages of at most this size, but for what is in use
     /// [default: a fifth of the file system, at most 50GiB]
@@ -142,6 +142,10 @@ pub(crate) fn bytes(text: &str) -> Result<u64, String> {
     };
     let bytes = number * base.powi(power);
     if bytes.is_finite() && (1.0..9e18).contains(&bytes) { Ok(bytes as u64) } else { Err(wrong()) }
+}
+
+fn bytes_or_none(text: &str) -> Result<u64, String> {
+    if text.trim() == "0" { Ok(0) } else { bytes(text) }
 }
 
 fn mebibytes(text: &str) -> Result<u64, String> {

@@ -73,6 +73,10 @@ fn what_a_job_uses_stays_and_the_rest_goes_when_asked() {
     // The node's next agent knows what its attempts use.
     cluster.agent("local", Process::kill);
     cluster.start_agent(&agent);
+    // The daemon may have taken the killed agent's session for the new one's.
+    until("the new agent can be asked", || {
+        cluster.atelier(["node", "cache", "show", "local"]).run().status.success().then_some(())
+    });
     assert_eq!(prune(&cluster, &["--all", "--older-than", "7d"])["removed"], json!([]));
     let pruned = prune(&cluster, &[]);
     assert_eq!(uses(&pruned, "removed", "environment"), [0]);

@@ -256,3 +256,22 @@ fn a_job_chooses_what_is_harmless_about_its_container() {
 pub(crate) fn error(job: &Job) -> JobError {
     job.error.clone().unwrap_or_else(|| panic!("it has no error: {job:?}"))
 }
+
+#[test]
+fn a_command_beside_the_job_is_in_its_container() {
+    needs("containers");
+    let registry = Registry::start();
+    let cluster = start(&registry);
+    let job = cluster.create(&in_image(&registry.shell(), "echo up; sleep 600", ""));
+    cluster.atelier(["job", "stream", &job, "-q"]).spawn().prints("up\n");
+    let look = "test -e /etc/of-the-image && echo $ATELIER_JOB; pwd; \
+                grep -E '^(CapEff|NoNewPrivs|Seccomp):' /proc/self/status | tr -d '\\t'";
+    let told = cluster.atelier(["job", "exec", &job, "--", "/bin/sh", "-c", look]).ok().stdout();
+    let lines: Vec<&str> = told.lines().collect();
+    assert_eq!(lines[0], job, "{told}");
+    assert!(lines[1].ends_with("/work"), "{told}");
+    assert_eq!(&lines[2..], ["CapEff:0000000000000000", "NoNewPrivs:1", "Seccomp:2"], "{told}");
+    cluster.atelier(["job", "exec", &job, "--", "/bin/sh", "-c", "exit 7"]).run().code(7);
+    cluster.atelier(["job", "cancel", &job]).ok();
+    assert_eq!(cluster.ended(&job).status(), JobStatus::Canceled);
+}

@@ -156,14 +156,13 @@ fn what_is_not_there_is_told_with_what_is() {
     let nameless = cluster.atelier(["environment", "create", "-f", "-"]).stdin("image: x\n");
     nameless.fails(1).says(&["no 'name'", "--name"]);
 
-    // A build's folder travels as code does; jobs cannot use it yet.
+    // A build's folder travels as code does.
     cluster.write("context/Dockerfile", "FROM scratch\n");
     cluster.write("env.yml", "name: built\nbuild: {path: context}\n");
     let built =
         cluster.atelier(["environment", "create", "-f", "env.yml", "-o", "json"]).ok().json();
     assert_eq!(built["build"]["dockerfile_path"], "Dockerfile");
-    let used = cluster.atelier(["job", "create", "-f", "-"]).stdin(job("azureml:built:1"));
-    used.fails(1).says(&["not supported yet"]);
+    cluster.atelier(["job", "create", "-f", "-"]).stdin(job("azureml:built:1")).ok();
 }
 
 #[test]

@@ -30,6 +30,8 @@ pub(super) struct Program {
     pub(super) program: PathBuf,
     pub(super) arguments: Vec<String>,
     pub(super) environment: BTreeMap<String, String>,
+    /// The command's own, where it is started by something else.
+    pub(super) inside: Option<BTreeMap<String, String>>,
 }
 
 /// Of the agent's variables those that mean something in a container, and where it has its folders.
@@ -134,7 +136,7 @@ pub(super) async fn create(
     let mut environment = node.runtime_variables.clone();
     environment.insert(MARK.to_owned(), folder.path().to_string_lossy().into_owned());
     let (program, arguments) = started_by(attempt, &container, starts);
-    Ok(Program { program, arguments, environment })
+    Ok(Program { program, arguments, environment, inside: Some(variables) })
 }
 
 /// The command, or what has the image's `mpirun` start it.

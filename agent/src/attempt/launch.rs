@@ -56,7 +56,7 @@ pub(super) async fn launch(attempt: &Attempt, prepared: Prepared) -> Result<Proc
         }
         _ => on_the_node(attempt, variables, command).map_err(undo)?,
     };
-    let Program { program, arguments, environment } = program;
+    let Program { program, arguments, environment, inside } = program;
     let log_limit =
         [attempt.node.log_limit, Some(assignment.log_limit_bytes).filter(|&limit| limit > 0)];
     let launch = Launch {
@@ -64,6 +64,7 @@ pub(super) async fn launch(attempt: &Attempt, prepared: Prepared) -> Result<Proc
         program,
         arguments,
         environment,
+        inside,
         directory: attempt.folder.work(),
         log: attempt.folder.log(),
         log_limit: log_limit.into_iter().flatten().min(),
@@ -123,7 +124,8 @@ fn on_the_node(
         problem::of(Cause::Platform, "cannot make the job's folder for temporary files", &error)
     })?;
     let arguments = arguments(attempt, command);
-    Ok((Program { program: attempt.node.shell.clone(), arguments, environment }, view))
+    let program = attempt.node.shell.clone();
+    Ok((Program { program, arguments, environment, inside: None }, view))
 }
 
 /// What the command sees of the node, and what it must be told of it.

@@ -141,10 +141,8 @@ impl Cgroup {
             Version::V1 => (
                 group.number("memory.max_usage_in_bytes"),
                 group.number("memory.limit_in_bytes").filter(|limit| *limit < NO_LIMIT),
-                // Of the two limits, with and without swap, which are the same, one is reached first.
-                group.number("memory.failcnt").map(|alone| {
-                    alone.saturating_add(group.number("memory.memsw.failcnt").unwrap_or(0))
-                }),
+                // Newer kernels do not count it any more.
+                None,
                 group.counted("memory.oom_control", "oom_kill "),
             ),
         };

@@ -317,6 +317,8 @@ async fn feed(
 
 fn end_of(word: Word, over: bool) -> pb::End {
     let how = match word {
+        // However it was asked to end with its job.
+        Word::Signal(libc::SIGTERM) if over => Some(pb::end::How::Signal(libc::SIGKILL)),
         Word::Code(code) => Some(pb::end::How::Code(code)),
         Word::Signal(signal) => Some(pb::end::How::Signal(signal)),
         Word::Started | Word::NotStarted { .. } | Word::NotRun { .. } => None,

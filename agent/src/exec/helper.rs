@@ -302,8 +302,11 @@ fn become_command(
     }
     let confined = match &launch.view {
         Some(view) => view.confine(),
-        // A container's view is its own.
-        None if entered => View::default().confine(),
+        // A container's view is its own, its runtime's filter not to be had.
+        None if entered => {
+            let filtered = View { filtered: true, ..View::default() };
+            filtered.confine().or_else(|_| View::default().confine())
+        }
         None => Ok(()),
     };
     if let Err(error) = confined {

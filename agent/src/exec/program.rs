@@ -12,19 +12,19 @@ use crate::supervisor::Launch;
 
 /// Becomes the first of the programs that can be run.
 pub(super) fn execute(order: &Order, launch: &Launch) -> Failed {
-    let variables = launch.environment.iter().chain(&order.variables);
+    let own = launch.inside.as_ref().unwrap_or(&launch.environment);
+    let variables = own.iter().chain(&order.variables);
     let variables: Result<Vec<CString>, _> =
         variables.map(|(name, value)| CString::new(format!("{name}={value}"))).collect();
     let shells = || {
-        let own = launch.environment.get("SHELL").filter(|shell| shell.starts_with('/')).cloned();
-        own.into_iter().chain(["bash".to_owned(), "sh".to_owned()]).map(|shell| vec![shell])
+        let given = own.get("SHELL").filter(|shell| shell.starts_with('/')).cloned();
+        given.into_iter().chain(["bash".to_owned(), "sh".to_owned()]).map(|shell| vec![shell])
     };
     let commands = match order.command.is_empty() {
         true => shells().collect(),
         false => vec![order.command.clone()],
     };
-    let path =
-        launch.environment.get("PATH").map_or("/usr/local/bin:/usr/bin:/bin", String::as_str);
+    let path = own.get("PATH").map_or("/usr/local/bin:/usr/bin:/bin", String::as_str);
     let (mut tried, mut errno) = (String::new(), libc::ENOENT);
     for command in commands {
         let Some(program) = command.first() else { continue };

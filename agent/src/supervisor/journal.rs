@@ -34,6 +34,9 @@ pub(crate) struct Launch {
     pub(crate) arguments: Vec<String>,
     /// All of the command's environment.
     pub(crate) environment: BTreeMap<String, String>,
+    /// What a command beside it is given instead, where that of the program is not the job's own.
+    #[serde(default)]
+    pub(crate) inside: Option<BTreeMap<String, String>>,
     pub(crate) directory: PathBuf,
     /// The log; what it holds already stays and counts.
     pub(crate) log: PathBuf,

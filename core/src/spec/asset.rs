@@ -44,9 +44,9 @@ pub(super) static ENVIRONMENT_FILE: Object = Object {
         field(
             "build",
             Shape::Object(&BUILD),
-            Recorded,
+            Runs,
             "",
-            "A container build context; the folder is uploaded as code is. Jobs cannot use it yet.",
+            "A container build context; the folder is uploaded as code is, and built by the node that needs it.",
         ),
         field("os_type", Word(&OS_TYPES), Runs, "linux", "Only linux."),
         field(
