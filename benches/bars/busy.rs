@@ -70,7 +70,8 @@ pub(crate) fn attempt() {
         fs::create_dir(folder).unwrap();
     }
     let view = serde_json::json!({
-        "hidden": [hidden], "readable": [], "writable": [temporary], "temporary": temporary,
+        "hidden": [hidden, "/run"], "readable": [], "writable": [temporary], "temporary": temporary,
+        "own_processes": true, "filtered": true,
     });
     for (name, view) in [("supervised", serde_json::Value::Null), ("and isolated", view)] {
         let attempt: PathBuf = folder.path().join(name);
