@@ -8,8 +8,12 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use crate::supervisor::{EXITED, STARTED};
+
 /// Between two looks.
 const LOOK: Duration = Duration::from_secs(1);
+/// Looks after which what was done has had its time to help.
+const PATIENCE: u32 = 60;
 /// Of the file system, what is kept if nothing else is said; at most [`MOST`].
 const SHARE: u64 = 100;
 const MOST: u64 = 256 << 20;
@@ -51,8 +55,11 @@ impl Reserve {
         looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         // The room that was left when the last one was ended: it takes a while until its files are gone.
         let mut before: Option<Space> = None;
+        let mut since = 0;
         loop {
             looks.tick().await;
+            since += 1;
+            before = before.filter(|_| since < PATIENCE);
             let Some((free, reserve)) = space(&self.root, self.wanted) else { continue };
             if !is_short(free, reserve) {
                 before = None;
@@ -65,7 +72,7 @@ impl Reserve {
             let looked = tokio::task::spawn_blocking(move || held(&folder, &known)).await;
             match choose(&looked.unwrap_or_default(), free, reserve) {
                 Some((epoch, held)) => {
-                    before = Some(free);
+                    (before, since) = (Some(free), 0);
                     ended.push(epoch);
                     let sentence = Sentence { epoch, held, free, reserve };
                     tracing::warn!(
@@ -76,7 +83,7 @@ impl Reserve {
                     self.sentence.send_replace(Some(sentence));
                 }
                 None if before.is_none() => {
-                    before = Some(free);
+                    (before, since) = (Some(free), 0);
                     let root = self.root.display();
                     tracing::warn!(%root, ?free, ?reserve, "the disk is nearly full, and not with jobs' files");
                 }
@@ -116,27 +123,28 @@ fn half(space: Space) -> Space {
     Space { bytes: space.bytes / 2, files: space.files / 2 }
 }
 
-/// The attempt whose end gives most of what is missing, if it gives at least half of that: ending jobs that hold
-/// little would help nobody.
+/// The attempt that holds most of what is short, if that is at least half of the reserve: ending jobs that hold
+/// little would help nobody, and something else is to blame.
 fn choose(held: &[(u64, Space)], free: Space, reserve: Space) -> Option<(u64, Space)> {
-    let missing = Space {
-        bytes: reserve.bytes.saturating_sub(free.bytes),
-        files: reserve.files.saturating_sub(free.files),
+    let amount = |held: &Space| match free.bytes < reserve.bytes {
+        true => (held.bytes, reserve.bytes),
+        false => (held.files, reserve.files),
     };
     let helps = |held: &Space| {
-        held.bytes >= missing.bytes.div_ceil(2) && held.files >= missing.files.div_ceil(2)
+        let (held, reserve) = amount(held);
+        held >= reserve.div_ceil(2)
     };
-    let amount = |held: &Space| if missing.bytes > 0 { held.bytes } else { held.files };
-    let most = held.iter().filter(|(_, held)| helps(held)).max_by_key(|(_, held)| amount(held));
-    most.copied()
+    held.iter().filter(|(_, held)| helps(held)).max_by_key(|(_, held)| amount(held).0).copied()
 }
 
-/// What each attempt holds, but those that are ended already.
+/// What each running attempt holds, but those that are ended already.
 fn held(attempts: &Path, ended: &[u64]) -> Vec<(u64, Space)> {
     let Ok(entries) = fs::read_dir(attempts) else { return Vec::new() };
     let of = |entry: fs::DirEntry| {
         let epoch = entry.file_name().to_str()?.parse().ok()?;
-        (!ended.contains(&epoch)).then(|| (epoch, size(&entry.path())))
+        // What does not run cannot be ended.
+        let runs = entry.path().join(STARTED).exists() && !entry.path().join(EXITED).exists();
+        (runs && !ended.contains(&epoch)).then(|| (epoch, size(&entry.path())))
     };
     entries.filter_map(|entry| of(entry.ok()?)).collect()
 }

@@ -86,6 +86,12 @@ pub(crate) fn descendants(all: &[Stat], root: i32) -> Vec<&Stat> {
     found
 }
 
+/// Whether a process has given up getting more privileges than it has.
+pub(crate) fn gains_no_privileges(pid: i32) -> bool {
+    let status = fs::read(format!("/proc/{pid}/status")).unwrap_or_default();
+    String::from_utf8_lossy(&status).lines().any(|line| line == "NoNewPrivs:\t1")
+}
+
 /// Bytes that a process has read from and written to storage, waited-for children included.
 pub(crate) fn disk_bytes(pid: i32) -> Option<(u64, u64)> {
     parse_io(&fs::read_to_string(format!("/proc/{pid}/io")).ok()?)

@@ -469,6 +469,21 @@ fn isolated_nothing_of_the_supervisor_is_open_to_the_job() {
 }
 
 #[test]
+fn isolated_roots_tools_need_not_own_what_they_unpack() {
+    // An archive of somebody else's files, as published data sets are.
+    let attempt = isolated("mkdir out && tar xf a.tar -C out && cp -a out copy && cat copy/file");
+    let archive = "import io, tarfile\nt = tarfile.open('a.tar', 'w')\ni = tarfile.TarInfo('file')\n\
+                   i.size, i.uid, i.gid = 5, 2156, 2156\nt.addfile(i, io.BytesIO(b'data\\n'))\nt.close()\n";
+    let mut made = Command::new("python3");
+    made.args(["-c", archive]).current_dir(attempt.path("work"));
+    assert!(made.status().unwrap().success());
+    let ended = attempt.run();
+    let log = String::from_utf8_lossy(&ended.log).into_owned();
+    assert_eq!(ended.exited["outcome"], json!({"code": 0}), "{log}");
+    assert_eq!(log, "data\n");
+}
+
+#[test]
 fn isolated_some_system_calls_fail() {
     let program = r#"
 import ctypes, errno, os

@@ -75,7 +75,7 @@ pub(super) async fn create(
     attempt: &Attempt,
     containers: &Containers,
     image: &Image,
-    mut variables: BTreeMap<String, String>,
+    mut inside: BTreeMap<String, String>,
     command: &str,
 ) -> Result<Program, Problem> {
     // Refused where the job was submitted, unless that was to a daemon of another version.
@@ -88,7 +88,7 @@ pub(super) async fn create(
     let indices = &attempt.assignment.gpu_indices;
     let gpus = containers.gpus(indices).map_err(|error| failed(&error, Cause::Platform))?;
     let visible: Vec<String> = containers.visible(indices).iter().map(u32::to_string).collect();
-    variables.insert("CUDA_VISIBLE_DEVICES".to_owned(), visible.join(","));
+    inside.insert("CUDA_VISIBLE_DEVICES".to_owned(), visible.join(","));
 
     let container = containers.container(attempt.key.epoch, attempt.spec.commands_per_node());
     let own = folder.path().join("container");
@@ -105,10 +105,10 @@ pub(super) async fn create(
     let cause = if arguments.is_empty() { Cause::Platform } else { Cause::Environment };
     let mut starts = Vec::new();
     for (process, name) in (0..).zip(container.names()) {
-        let process_variables =
-            variables::of_process(&attempt.spec, attempt.assignment.rank, process);
+        let mut variables = inside.clone();
         if attempt.spec.commands_per_node() > 1 {
-            variables.extend(process_variables);
+            let own = variables::of_process(&attempt.spec, attempt.assignment.rank, process);
+            variables.extend(own);
         }
         let text = script::text(container.kind, &variables, &folder.work(), &command);
         let script = format!("start-{process}.sh");
@@ -136,7 +136,7 @@ pub(super) async fn create(
     let mut environment = node.runtime_variables.clone();
     environment.insert(MARK.to_owned(), folder.path().to_string_lossy().into_owned());
     let (program, arguments) = started_by(attempt, &container, starts);
-    Ok(Program { program, arguments, environment, inside: Some(variables) })
+    Ok(Program { program, arguments, environment, inside: Some(inside) })
 }
 
 /// The command, or what has the image's `mpirun` start it.
@@ -233,7 +233,8 @@ async fn never_started(
     exited: &Exited,
 ) -> Option<Problem> {
     let Outcome::Code(code @ 125..=127) = exited.outcome else { return None };
-    if exited.ended_by.is_some() || container.started().await != Started::No {
+    let process = exited.process.unwrap_or(0);
+    if exited.ended_by.is_some() || container.started(process).await != Started::No {
         return None;
     }
     let said = tail(&attempt.folder.log()).unwrap_or_default();

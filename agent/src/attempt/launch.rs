@@ -165,10 +165,13 @@ fn view(
     // whatever its mode says.
     let mut readable = vec![node.environments.folder().to_owned(), folder.inputs()];
     readable.extend(linked_inputs(attempt));
-    readable.extend(RESOLVER.map(PathBuf::from));
+    readable.extend(NEEDED.map(PathBuf::from));
     let mut hidden = vec![node.root.clone()];
     hidden.extend(daemon);
     hidden.extend(SOCKETS.map(PathBuf::from));
+    if !rustix::process::geteuid().is_root() {
+        hidden.push(SSH.into());
+    }
     // In there are other jobs' files and variables.
     hidden.extend(node.containers.iter().flat_map(|all| all.runtime().folders.iter().cloned()));
     Ok(View {
@@ -185,10 +188,17 @@ fn view(
 
 /// Where services listen: connecting changes no file, and some of them would start programs for the job that
 /// are not the job's.
-const SOCKETS: [&str; 2] = ["/run", "/var/run"];
-/// What of it finding the addresses of hosts needs.
-const RESOLVER: [&str; 4] =
-    ["/run/systemd/resolve", "/run/resolvconf", "/run/NetworkManager", "/run/nscd"];
+const SOCKETS: [&str; 5] = ["/run", "/var/run", "/var/snap/lxd", "/var/lib/lxd", "/var/lib/incus"];
+/// What of it programs need: to find the addresses of hosts, and where NixOS has its programs and drivers.
+const NEEDED: [&str; 5] = [
+    "/run/systemd/resolve",
+    "/run/nscd",
+    "/run/current-system",
+    "/run/opengl-driver",
+    "/etc/resolv.conf",
+];
+/// Files that ssh reads and that seem nobody's in a user namespace, upon which it gives up.
+const SSH: &str = "/etc/ssh/ssh_config.d";
 
 /// Inputs that the job has a copy of for itself.
 pub(super) fn own_inputs(attempt: &Attempt) -> impl Iterator<Item = PathBuf> {

@@ -17,6 +17,7 @@ const DEPTH: usize = 64;
 pub(super) fn remove_tree(path: &Path) -> io::Result<()> {
     let name = CString::new(path.as_os_str().as_bytes())?;
     let removed = match open(CWD, &name) {
+        Err(Errno::NOENT) => return Ok(()),
         Ok(folder) => {
             let mut removal = Removal { top: folder, deep: Vec::new(), named: 0 };
             removal.all().and_then(|()| unlinkat(CWD, &*name, AtFlags::REMOVEDIR))
@@ -25,10 +26,7 @@ pub(super) fn remove_tree(path: &Path) -> io::Result<()> {
         Err(Errno::NOTDIR | Errno::LOOP) => unlinkat(CWD, &*name, AtFlags::empty()),
         Err(errno) => Err(errno),
     };
-    match removed {
-        Err(Errno::NOENT) | Ok(()) => Ok(()),
-        Err(errno) => Err(errno.into()),
-    }
+    removed.map_err(io::Error::from)
 }
 
 struct Removal {
@@ -63,7 +61,7 @@ impl Removal {
                 continue;
             }
             if !matches!(entry.file_type(), FileType::Directory | FileType::Unknown) {
-                unlinkat(folder, name, AtFlags::empty())?;
+                unlink(folder, name)?;
                 continue;
             }
             match open(folder, name) {
@@ -72,7 +70,9 @@ impl Removal {
                     self.empty(within.as_fd(), depth + 1)?;
                     unlinkat(folder, name, AtFlags::REMOVEDIR)?;
                 }
-                Err(Errno::NOTDIR | Errno::LOOP) => unlinkat(folder, name, AtFlags::empty())?,
+                Err(Errno::NOTDIR | Errno::LOOP) => unlink(folder, name)?,
+                // Somebody else was faster.
+                Err(Errno::NOENT) => {}
                 Err(errno) => return Err(errno),
             }
         }
@@ -93,6 +93,14 @@ impl Removal {
                 }
             }
         }
+    }
+}
+
+/// Removes a file, unless somebody else was faster.
+fn unlink(folder: BorrowedFd<'_>, name: &CStr) -> Result<(), Errno> {
+    match unlinkat(folder, name, AtFlags::empty()) {
+        Err(Errno::NOENT) => Ok(()),
+        other => other,
     }
 }
 

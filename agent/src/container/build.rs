@@ -133,21 +133,33 @@ pub(super) fn is_within(folder: &Path, file: &Path) -> bool {
     }
 }
 
-/// Whether all images that a Dockerfile starts from are in registries of this machine, which need no
-/// certificate.
+/// Whether all images that a Dockerfile takes anything from are in registries of this machine, which need no
+/// certificate. What it leaves open, by a variable, may be anywhere.
 pub(super) fn starts_on_this_machine(dockerfile: &str) -> bool {
-    let mut any = false;
+    let (mut any, mut stages) = (false, Vec::new());
     for line in dockerfile.lines() {
         let mut words = line.split_whitespace();
-        if !words.next().is_some_and(|word| word.eq_ignore_ascii_case("from")) {
-            continue;
+        let begins_stage = words.next().is_some_and(|word| word.eq_ignore_ascii_case("from"));
+        let mut taken: Vec<&str> = line
+            .split("from=")
+            .skip(1)
+            .filter_map(|rest| rest.split([' ', '\t', ',']).next())
+            .collect();
+        if begins_stage {
+            taken.extend(words.by_ref().find(|word| !word.starts_with("--")));
+            if words.next().is_some_and(|word| word.eq_ignore_ascii_case("as")) {
+                stages.extend(words.next());
+            }
         }
-        let image = words.find(|word| !word.starts_with("--")).unwrap_or_default();
-        // A stage of its own, or nothing, is fetched from nowhere.
-        if image.contains('/') && !is_on_this_machine(image) {
-            return false;
+        for image in taken {
+            let is_stage = image == "scratch"
+                || image.chars().all(|digit| digit.is_ascii_digit())
+                || stages.contains(&image);
+            if !is_stage && !is_on_this_machine(image) {
+                return false;
+            }
+            any |= !is_stage;
         }
-        any |= is_on_this_machine(image);
     }
     any
 }

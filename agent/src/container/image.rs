@@ -52,9 +52,9 @@ impl Containers {
     /// # Errors
     /// There is no such image (the user's), or it cannot be had now.
     pub(crate) async fn pull(&self, name: &str, log: &dyn BuildLog) -> Result<Image, Error> {
-        // Nothing that a runtime could take for an option.
-        if !name.starts_with(|first: char| first.is_ascii_alphanumeric() || first == '[') {
-            let reason = "a name begins with a letter or a digit".to_owned();
+        if !is_name(name) {
+            let reason = "it is not the name of an image in a registry, as ghcr.io/team/train:3 is"
+                .to_owned();
             return Err(Error::Image { image: name.to_owned(), reason });
         }
         let name = qualified(name);
@@ -177,6 +177,21 @@ pub(super) async fn inspect(runtime: &Runtime, name: &str) -> Option<Image> {
     let digest = digests.split(' ').next().and_then(|one| one.rsplit('@').next());
     let digest = digest.filter(|digest| !digest.is_empty()).unwrap_or(id);
     Some(Image::new(id, digest))
+}
+
+/// Nothing that a runtime could take for an option, or for images that lie elsewhere than in a registry
+/// (`oci:/path`).
+pub(super) fn is_name(name: &str) -> bool {
+    let name = name.strip_prefix("docker://").unwrap_or(name);
+    let begins = name.starts_with(|first: char| first.is_ascii_alphanumeric() || first == '[');
+    let is_port = |port: &str| !port.is_empty() && port.chars().all(|digit| digit.is_ascii_digit());
+    begins
+        && match name.split_once('/') {
+            Some((registry, _)) if !registry.starts_with('[') => {
+                registry.split_once(':').is_none_or(|(_, port)| is_port(port))
+            }
+            _ => true,
+        }
 }
 
 /// A name as docker reads it: without a registry it is one of Docker Hub.

@@ -202,17 +202,12 @@ impl Container {
         })
     }
 
-    /// Whether the first process of all of them ever ran.
-    pub(crate) async fn started(&self) -> Started {
-        let mut all = Started::Yes;
-        for name in self.names() {
-            match self.one_started(&name).await {
-                Started::Yes => {}
-                Started::No => return Started::No,
-                Started::Unknown => all = Started::Unknown,
-            }
+    /// Whether the first process of one of them ever ran.
+    pub(crate) async fn started(&self, process: u32) -> Started {
+        match self.names().nth(process as usize) {
+            Some(name) => self.one_started(&name).await,
+            None => Started::Unknown,
         }
-        all
     }
 
     async fn one_started(&self, name: &str) -> Started {

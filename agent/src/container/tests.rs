@@ -109,7 +109,13 @@ fn names_are_read_as_docker_reads_them() {
         ("localhost/tool", "localhost/tool"),
         ("registry:5000/tool", "registry:5000/tool"),
     ] {
+        assert!(image::is_name(name), "{name}");
         assert_eq!(image::qualified(name), expected);
+    }
+    for no_name in
+        ["--creds=a:b/x", "docker://--creds=a:b/x", "oci:/path", "docker-archive:/a.tar", ""]
+    {
+        assert!(!image::is_name(no_name), "{no_name}");
     }
     for here in ["127.0.0.1:5000/a", "localhost:5000/a", "localhost/a", "[::1]:5000/a"] {
         assert!(image::is_on_this_machine(here), "{here}");
@@ -129,6 +135,12 @@ fn a_build_goes_without_certificates_only_where_all_it_starts_from_is_here() {
     ));
     assert!(!here("FROM 127.0.0.1:5000/a\nFROM ghcr.io/team/b\n"));
     assert!(!here("FROM python:3.12\n"));
+    assert!(!here("FROM python:3.12 AS a\nFROM localhost:5000/b\n"));
+    assert!(!here("FROM localhost:5000/b\nCOPY --from=registry.corp/x /a /a\n"));
+    assert!(!here("ARG B=registry.corp/x\nFROM localhost:5000/b\nFROM ${B}\n"));
+    assert!(here(
+        "FROM localhost:5000/b AS one\nFROM scratch\nCOPY --from=one /a /a\nCOPY --from=0 /b /b\n"
+    ));
     assert!(!here("FROM scratch\n"));
 }
 

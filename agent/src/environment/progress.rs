@@ -7,6 +7,7 @@ use super::shared::Reporter;
 
 /// Lines shown within [`WINDOW`]; the rest is counted.
 const LINES_PER_WINDOW: u32 = 8;
+const MOST_PACKAGES: usize = 10_000;
 const WINDOW: Duration = Duration::from_secs(1);
 /// Silence after which the log says that work goes on.
 const SILENCE: Duration = Duration::from_secs(10);
@@ -65,7 +66,10 @@ impl<'a> Progress<'a> {
 impl Watch for Progress<'_> {
     fn line(&mut self, line: &str) {
         if let Some(package) = line.strip_prefix(" + ") {
-            self.packages.push(scrub(package.trim()));
+            // What a build prints can look like it without end.
+            if self.packages.len() < MOST_PACKAGES {
+                self.packages.push(scrub(package.trim()));
+            }
             return;
         }
         let line = line.trim();

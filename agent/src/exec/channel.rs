@@ -157,7 +157,12 @@ impl Command<'_> {
     async fn start(&self, exec: pb::Exec) -> Result<(Inside, Streams, Stat), pb::End> {
         let cannot =
             |error: io::Error| problem(format!("cannot enter the job on its node: {error}"));
-        let gone = || problem("the job's command has just ended");
+        let gone = || {
+            problem(
+                "the job's command has just ended, or its container has not begun yet, or is of an engine that \
+                 does not let anybody in",
+            )
+        };
         let folder = self.folder.path().to_owned();
         let found = tokio::task::spawn_blocking(move || target::find(&folder)).await;
         let main = found.map_err(|_| gone())?.map_err(cannot)?.ok_or_else(gone)?;

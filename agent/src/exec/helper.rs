@@ -303,7 +303,7 @@ fn become_command(
     let confined = match &launch.view {
         Some(view) => view.confine(),
         // A container's view is its own, its runtime's filter not to be had.
-        None if entered => {
+        None if entered || launch.inside.is_some() => {
             let filtered = View { filtered: true, ..View::default() };
             filtered.confine().or_else(|_| View::default().confine())
         }

@@ -9,11 +9,14 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use crate::pollable::readable;
 use crate::proc::{self, Stat};
 use crate::record;
-use crate::supervisor::{STARTED, Started};
+use crate::supervisor::{LAUNCH, Launch, STARTED, Started};
 
 /// The command's first process, or if that has ended something that it left: the oldest that is first of the
 /// processes that it sees, as in a container; otherwise the oldest child of the supervisor's child. `None`:
 /// nothing of it lives.
+///
+/// Of a container nothing else will do: its runtime's own processes see all of the node. What has given up
+/// getting privileges has done with what came before: the runtime does that last.
 pub(super) fn find(folder: &Path) -> io::Result<Option<Stat>> {
     let Some(started) = record::read::<Started>(folder, STARTED)? else { return Ok(None) };
     let boot_id = proc::boot_id()?;
@@ -26,7 +29,11 @@ pub(super) fn find(folder: &Path) -> io::Result<Option<Stat>> {
     // The leader itself is closed to whoever is not root.
     let command = leader.as_ref().and_then(|leader| oldest_child(&all, leader.pid));
     let apart = first_apart(&all, started.pid, leader.as_ref());
-    let found = apart.or(command).or(leader);
+    let launch = record::read::<Launch>(folder, LAUNCH)?;
+    let found = match launch.is_some_and(|launch| launch.inside.is_some()) {
+        true => apart.filter(|first| proc::gains_no_privileges(first.pid)),
+        false => apart.or(command).or(leader),
+    };
     // Children of whoever has its number now, if the supervisor ended before the look, are others.
     Ok(found.filter(|_| proc::stat(started.pid).is_some_and(is_supervisor)))
 }

@@ -19,6 +19,8 @@ const LOOK: Duration = Duration::from_secs(1);
 pub(crate) struct Devices {
     source: Arc<dyn Gpus>,
     inventory: Vec<Device>,
+    /// The device nodes of those that are not offered.
+    withheld: Vec<(u32, u32)>,
     owners: Owners,
     state: watch::Sender<State>,
     /// The newest of each device.
@@ -80,9 +82,10 @@ impl Devices {
     /// The first `most` devices, looked at once.
     pub(crate) fn new(source: Arc<dyn Gpus>, owners: Owners, most: usize) -> Self {
         let mut inventory = source.inventory();
-        inventory.truncate(most);
+        let beyond = inventory.split_off(most.min(inventory.len()));
+        let withheld = beyond.into_iter().flat_map(|device| device.nodes).collect();
         let (state, samples) = (watch::Sender::default(), Mutex::default());
-        let devices = Self { source, inventory, owners, state, samples };
+        let devices = Self { source, inventory, withheld, owners, state, samples };
         devices.look();
         devices
     }
@@ -132,13 +135,13 @@ impl Devices {
 
     /// Whether there are device nodes that not every job may open.
     pub(crate) fn guarded(&self) -> bool {
-        self.inventory.iter().any(|device| !device.nodes.is_empty())
+        !self.withheld.is_empty() || self.inventory.iter().any(|device| !device.nodes.is_empty())
     }
 
-    /// What an attempt that holds these devices may not open: the others.
+    /// What an attempt that holds these devices may not open: the others, also those that are not offered.
     pub(crate) fn denied(&self, held: &[u32]) -> Vec<DeviceNode> {
         let others = self.inventory.iter().filter(|device| !held.contains(&device.index));
-        let nodes = others.flat_map(|device| &device.nodes);
+        let nodes = others.flat_map(|device| &device.nodes).chain(&self.withheld);
         nodes.map(|&(major, minor)| DeviceNode { major, minor }).collect()
     }
 

@@ -64,6 +64,13 @@ const NAMESPACES: [c_int; 7] = [
     libc::CLONE_NEWCGROUP,
 ];
 
+/// What gives a file another owner.
+#[cfg(target_arch = "x86_64")]
+const OWNERS: [c_long; 4] =
+    [libc::SYS_chown, libc::SYS_lchown, libc::SYS_fchown, libc::SYS_fchownat];
+#[cfg(not(target_arch = "x86_64"))]
+const OWNERS: [c_long; 2] = [libc::SYS_fchown, libc::SYS_fchownat];
+
 /// Families of sockets that lead past the network.
 const FAMILIES: [c_int; 2] = [libc::AF_VSOCK, libc::AF_ALG];
 
@@ -105,9 +112,18 @@ impl Filter {
             rules.entry(libc::SYS_ioctl).or_default().push(one(1, Compare::Eq, request)?);
         }
         let refused = program(rules, libc::EPERM)?;
+        let mut programs = vec![refused];
+        if rustix::process::geteuid().is_root() {
+            // Root's tools give files to others without asking whether they may (`tar x`, `cp -a`): they are
+            // told that it is done, as it would be on a file system without owners.
+            let owners: BTreeMap<i64, Vec<Rule>> =
+                OWNERS.iter().map(|number| (*number, Vec::new())).collect();
+            programs.push(program(owners, 0)?);
+        }
         // Its flags lie in memory, out of a filter's sight; without it the C library uses clone.
         let clone3 = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
-        Ok(Self { programs: vec![refused, program(clone3, libc::ENOSYS)?] })
+        programs.push(program(clone3, libc::ENOSYS)?);
+        Ok(Self { programs })
     }
 
     /// Holds the calling thread, and all that it starts, to it. `errno` says why not.

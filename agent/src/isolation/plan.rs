@@ -13,8 +13,23 @@ use super::{View, is_below};
 const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
 /// How the names of accelerators begin, and of what moves data between them. Which of them a job may use is
 /// not decided here.
-const ACCELERATORS: [&str; 8] =
-    ["nvidia", "dri", "kfd", "infiniband", "accel", "davinci", "neuron", "dxg"];
+const ACCELERATORS: [&str; 15] = [
+    "nvidia",
+    "dri",
+    "kfd",
+    "infiniband",
+    "accel",
+    "davinci",
+    "neuron",
+    "dxg",
+    "hl",
+    "vfio",
+    "hfi1",
+    "cxi",
+    "gdrdrv",
+    "knem",
+    "xpmem",
+];
 
 const DEVICE_FOLDER: &str = "/dev";
 const LINKS: [(&str, &CStr); 5] = [

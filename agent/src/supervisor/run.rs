@@ -417,6 +417,9 @@ impl Supervisor<'_> {
             None => Outcome::Signal(libc::SIGKILL),
         };
         let usage = children_usage();
+        // What died with the leader's namespace is in nobody's children's times.
+        let counted = self.launch.cgroup.as_ref().and_then(|cgroup| cgroup.usage().cpu_us);
+        let counted = counted.unwrap_or(0) as f64 / 1e6;
         let seconds = |time: libc::timeval| time.tv_sec as f64 + time.tv_usec as f64 / 1e6;
         let process = self.verdict.filter(|_| self.ended.len() > 1).map(|verdict| verdict.process);
         Exited {
@@ -426,7 +429,7 @@ impl Supervisor<'_> {
             started_at_ms: started.started_at_ms,
             exited_at_ms: self.verdict.map_or_else(clock::now_ms, |verdict| verdict.at_ms),
             process: process.and_then(|process| u32::try_from(process).ok()),
-            cpu_seconds: seconds(usage.ru_utime) + seconds(usage.ru_stime),
+            cpu_seconds: (seconds(usage.ru_utime) + seconds(usage.ru_stime)).max(counted),
             peak_memory_kib: u64::try_from(usage.ru_maxrss).unwrap_or(0),
             log_bytes: outputs.first().map_or(0, |output| output.written),
             log_dropped: outputs.iter().map(|output| output.dropped).sum(),

@@ -87,8 +87,16 @@ pub fn docker_args(arguments: &[String]) -> Result<Vec<String>, NotAllowed> {
         if takes == Takes::Pair && value.split_once('=').is_none_or(|(name, _)| name.is_empty()) {
             return refuse("needs a name and a value", format!("write '{name} NAME=VALUE'"));
         }
-        if name == "--env" && value.starts_with("ATELIER_") {
-            return refuse("sets a variable of the node's", "use another name".to_owned());
+        let is_nodes = match name {
+            // The latter decide which GPUs a container has.
+            "--env" => {
+                ["ATELIER_", "NVIDIA_"].iter().any(|start| value.trim_start().starts_with(start))
+            }
+            "--label" => value.trim_start().starts_with("atelier."),
+            _ => false,
+        };
+        if is_nodes {
+            return refuse("sets what is the node's to say", "use another name".to_owned());
         }
         options.push(format!("{name}={value}"));
     }

@@ -94,7 +94,9 @@ fn what_opens_a_container_is_refused_with_what_to_do() {
         ("-e", "'-e' has no value | write '--env=VALUE'"),
         ("--hostname=", "'--hostname=' has no value | write '--hostname=VALUE'"),
         ("--read-only=false", "'--read-only=false' takes no value | write '--read-only'"),
-        ("-e ATELIER_ATTEMPT_FOLDER=/", "'-e' sets a variable of the node's | use another name"),
+        ("-e ATELIER_ATTEMPT_FOLDER=/", "'-e' sets what is the node's to say | use another name"),
+        ("-e NVIDIA_VISIBLE_DEVICES=all", "'-e' sets what is the node's to say | use another name"),
+        ("--label atelier.agent=x", "'--label' sets what is the node's to say | use another name"),
         // A second option is no value of the first.
         (
             "--read-only --privileged",
