@@ -193,13 +193,8 @@ fn processes_left_behind_die_with_the_command() {
     }
 }
 
-#[test]
-fn a_terminate_reaches_every_process_and_gives_them_time() {
-    let attempt = Attempt::new(
-        "sh -c 'trap \"echo child saved >saved; exit 0\" TERM; echo up >child; while :; do sleep 0.01; done' &
-         setsid sh -c 'trap \"echo other saved >other; exit 0\" TERM; echo up >session; while :; do sleep 0.01; done' &
-         echo up >main; wait",
-    );
+/// The job's child and its session save what they have when it is asked to end, and it ends of that.
+fn all_have_time_to_save(attempt: &Attempt) {
     let mut supervisor = attempt.start();
     for file in ["child", "session", "main"] {
         attempt.wait_for_file(file);
@@ -210,6 +205,27 @@ fn a_terminate_reaches_every_process_and_gives_them_time() {
     assert_eq!(ended.exited["outcome"], json!({"signal": libc::SIGTERM}));
     assert_eq!(attempt.wait_for_file("saved"), "child saved");
     assert_eq!(attempt.wait_for_file("other"), "other saved");
+}
+
+#[test]
+fn a_process_whose_name_is_no_text_dies_with_the_command() {
+    let attempt = Attempt::new(
+        "name=$(printf 'a\\377b'); cp /bin/sleep \"./$name\"; \"./$name\" 1000 & echo $! >pid; exit 3",
+    );
+    let ended = attempt.run();
+    assert_eq!(ended.exited["outcome"], json!({"code": 3}));
+    assert_eq!(ended.exited["survivors"], 0);
+    assert!(!alive(&attempt.wait_for_file("pid")));
+}
+
+#[test]
+fn a_terminate_reaches_every_process_and_gives_them_time() {
+    let attempt = Attempt::new(
+        "sh -c 'trap \"echo child saved >saved; exit 0\" TERM; echo up >child; while :; do sleep 0.01; done' &
+         setsid sh -c 'trap \"echo other saved >other; exit 0\" TERM; echo up >session; while :; do sleep 0.01; done' &
+         echo up >main; wait",
+    );
+    all_have_time_to_save(&attempt);
 }
 
 #[test]
@@ -418,16 +434,7 @@ fn isolated_a_terminate_reaches_every_process_and_gives_them_time() {
          (setsid sh -c 'trap \"sleep 0.2; echo other saved >other; exit 0\" TERM; echo up >session; while :; do sleep 0.01; done' &)
          echo up >main; wait",
     );
-    let mut supervisor = attempt.start();
-    for file in ["child", "session", "main"] {
-        attempt.wait_for_file(file);
-    }
-    signal(&supervisor, libc::SIGTERM);
-    let ended = attempt.end(&mut supervisor);
-    assert_eq!(ended.exited["ended_by"], "terminate");
-    assert_eq!(ended.exited["outcome"], json!({"signal": libc::SIGTERM}));
-    assert_eq!(attempt.wait_for_file("saved"), "child saved");
-    assert_eq!(attempt.wait_for_file("other"), "other saved");
+    all_have_time_to_save(&attempt);
 }
 
 #[test]

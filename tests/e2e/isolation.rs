@@ -118,6 +118,27 @@ fn a_job_cannot_look_into_another_ones_processes() {
 }
 
 #[test]
+fn a_job_cannot_change_what_it_is_given() {
+    needs("isolation");
+    let cluster = Cluster::start();
+    // A second name of the stored file, whose owner the job is.
+    cluster.write("given.txt", "as it was\n");
+    let given = "inputs: {given: {type: uri_file, path: given.txt}}\n";
+    let spoil = "chmod u+w ${{inputs.given}}; echo spoilt > ${{inputs.given}}; echo tried";
+    cluster.write("spoil.yml", format!("command: {spoil}\n{given}"));
+    cluster.write("read.yml", format!("command: cat ${{{{inputs.given}}}}\n{given}"));
+    let run = |file: &str| {
+        let made = cluster.atelier(["job", "create", "-f", file, "--query", "name", "-o", "tsv"]);
+        let job = made.ok().word();
+        cluster.completed(&job);
+        String::from_utf8(cluster.log(&job)).unwrap()
+    };
+    let told = run("spoil.yml");
+    assert!(told.contains("Read-only file system") && told.ends_with("tried\n"), "{told}");
+    assert_eq!(run("read.yml"), "as it was\n");
+}
+
+#[test]
 fn inputs_that_lie_on_another_file_system_are_reached() {
     let cluster = Cluster::empty();
     cluster.start_daemon();

@@ -159,8 +159,8 @@ impl Command<'_> {
             |error: io::Error| problem(format!("cannot enter the job on its node: {error}"));
         let gone = || {
             problem(
-                "the job's command has just ended, or its container has not begun yet, or is of an engine that \
-                 does not let anybody in",
+                "the job's command has just ended, or its container has not begun yet: try again in a moment; \
+                 into containers of docker nobody is let in",
             )
         };
         let folder = self.folder.path().to_owned();

@@ -134,7 +134,7 @@ impl Entry {
     ///
     /// # Safety
     /// The calling process must have been cloned with [`Self::clone_flags`]: this changes its namespaces
-    /// for good. Only system calls are made.
+    /// for good, and it must have one thread.
     pub(crate) unsafe fn enter(&mut self) -> Result<(), usize> {
         let (actions, trees) = (&self.actions, &mut self.trees);
         for (number, action) in actions.iter().enumerate() {

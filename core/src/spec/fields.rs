@@ -436,8 +436,13 @@ const PROCESSES: Field = field(
     "1",
     "How often the command is run at once on each node; of `mpi`, how many processes `mpirun` starts.",
 );
-const TYPE: Field =
-    field("type", Text, Runs, "required", "Which kind; `mpi` and `ray` are refused for now.");
+const TYPE: Field = field(
+    "type",
+    Text,
+    Runs,
+    "required",
+    "Which kind; `ray` is refused for now, and `mpi` on several nodes.",
+);
 
 static DISTRIBUTIONS: [(&str, &Object); 4] = [
     ("pytorch", &Object { what: "a pytorch distribution", fields: &[TYPE, PROCESSES] }),
