@@ -50,31 +50,20 @@ impl Reserve {
 
     /// Looks for as long as the agent runs.
     pub(crate) async fn keep(&self, attempts: &Path) {
-        let mut ended = Vec::new();
         let mut looks = tokio::time::interval(LOOK);
         looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        // The room that was left when the last one was ended: it takes a while until its files are gone.
-        let mut before: Option<Space> = None;
-        let mut since = 0;
+        let mut keeper = Keeper::default();
         loop {
             looks.tick().await;
-            since += 1;
-            before = before.filter(|_| since < PATIENCE);
             let Some((free, reserve)) = space(&self.root, self.wanted) else { continue };
-            if !is_short(free, reserve) {
-                before = None;
+            if !keeper.is_in_need(free, reserve) {
                 continue;
             }
-            if before.is_some_and(|before| !is_short(free, half(before))) {
-                continue;
-            }
-            let (folder, known) = (attempts.to_owned(), ended.clone());
-            let looked = tokio::task::spawn_blocking(move || held(&folder, &known)).await;
-            match choose(&looked.unwrap_or_default(), free, reserve) {
-                Some((epoch, held)) => {
-                    (before, since) = (Some(free), 0);
-                    ended.push(epoch);
-                    let sentence = Sentence { epoch, held, free, reserve };
+            let (folder, ended) = (attempts.to_owned(), keeper.ended.clone());
+            let looked = tokio::task::spawn_blocking(move || held(&folder, &ended)).await;
+            match keeper.decide(&looked.unwrap_or_default(), free, reserve) {
+                Decision::End(sentence) => {
+                    let epoch = sentence.epoch;
                     tracing::warn!(
                         epoch,
                         ?sentence,
@@ -82,12 +71,11 @@ impl Reserve {
                     );
                     self.sentence.send_replace(Some(sentence));
                 }
-                None if before.is_none() => {
-                    (before, since) = (Some(free), 0);
+                Decision::Warn => {
                     let root = self.root.display();
                     tracing::warn!(%root, ?free, ?reserve, "the disk is nearly full, and not with jobs' files");
                 }
-                None => {}
+                Decision::Wait => {}
             }
         }
     }
@@ -99,6 +87,54 @@ impl Reserve {
         match sentence.wait_for(is_ours).await.map(|found| *found) {
             Ok(Some(sentence)) => sentence,
             _ => std::future::pending().await,
+        }
+    }
+}
+
+/// What was done, as far as it decides what to do next.
+#[derive(Default)]
+struct Keeper {
+    /// Attempts that were ended.
+    ended: Vec<u64>,
+    /// What was free when something was last done, and how many looks ago: it takes a while until an ended
+    /// attempt's files are gone.
+    last: Option<(Space, u32)>,
+}
+
+/// What a look at the attempts comes to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Decision {
+    End(Sentence),
+    /// Whoever looks after the node must know.
+    Warn,
+    Wait,
+}
+
+impl Keeper {
+    /// Whether something has to be done: at each look, with what is free now.
+    fn is_in_need(&mut self, free: Space, reserve: Space) -> bool {
+        self.last = self.last.map(|(before, looks)| (before, looks + 1));
+        self.last = self.last.filter(|(_, looks)| *looks < PATIENCE);
+        if !is_short(free, reserve) {
+            self.last = None;
+            return false;
+        }
+        self.last.is_none_or(|(before, _)| is_short(free, half(before)))
+    }
+
+    /// What to do, by what each attempt holds.
+    fn decide(&mut self, held: &[(u64, Space)], free: Space, reserve: Space) -> Decision {
+        match choose(held, free, reserve) {
+            Some((epoch, held)) => {
+                self.last = Some((free, 0));
+                self.ended.push(epoch);
+                Decision::End(Sentence { epoch, held, free, reserve })
+            }
+            None if self.last.is_none() => {
+                self.last = Some((free, 0));
+                Decision::Warn
+            }
+            None => Decision::Wait,
         }
     }
 }
@@ -174,6 +210,29 @@ mod tests {
 
     fn space(mib: u64, files: u64) -> Space {
         Space { bytes: mib * MIB, files }
+    }
+
+    #[test]
+    fn after_an_end_the_next_waits_until_its_files_are_gone_or_half_of_the_rest_is() {
+        let (reserve, held) = (space(100, 0), [(1, space(300, 1)), (2, space(200, 1))]);
+        let mut keeper = Keeper::default();
+        assert!(!keeper.is_in_need(space(100, 0), reserve));
+        assert!(keeper.is_in_need(space(80, 0), reserve));
+        let ended = keeper.decide(&held, space(80, 0), reserve);
+        assert!(matches!(ended, Decision::End(Sentence { epoch: 1, .. })), "{ended:?}");
+        assert_eq!(keeper.ended, [1]);
+        assert!(!keeper.is_in_need(space(40, 0), reserve));
+        assert!(keeper.is_in_need(space(39, 0), reserve));
+        let ended = keeper.decide(&held[1..], space(39, 0), reserve);
+        assert!(matches!(ended, Decision::End(Sentence { epoch: 2, .. })), "{ended:?}");
+        // Enough time has passed, and what is left is of nobody: that is said once.
+        for _ in 1..PATIENCE {
+            assert!(!keeper.is_in_need(space(39, 0), reserve));
+        }
+        assert!(keeper.is_in_need(space(39, 0), reserve));
+        assert_eq!(keeper.decide(&[], space(39, 0), reserve), Decision::Warn);
+        assert!(keeper.is_in_need(space(19, 0), reserve));
+        assert_eq!(keeper.decide(&[], space(19, 0), reserve), Decision::Wait);
     }
 
     #[test]

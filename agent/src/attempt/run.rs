@@ -135,7 +135,7 @@ async fn watch(
     // The order may have come before the process did.
     let mut orders = attempt.orders.clone();
     orders.mark_changed();
-    let (mut discard, mut sentenced, mut idle_since) = (false, false, None);
+    let (mut discard, mut sentence, mut idle_since) = (false, None, None);
     let tells = attempt.spec.idle_gpu.is_some_and(|idle| idle.action == IdleAction::Notify);
     let mut found = loop {
         tokio::select! {
@@ -167,12 +167,9 @@ async fn watch(
                     process.signal(Signal::CONT);
                 }
             },
-            (problem, signal) = verdict(attempt, &sampling), if !sentenced => {
-                sentenced = true;
-                // Without this note the end would be taken for a shutdown of the node.
-                if let Err(error) = attempt.folder.write_verdict(&problem) {
-                    tracing::warn!(epoch = attempt.key.epoch, %error, "cannot note why a job is ended");
-                }
+            (problem, signal) = verdict(attempt, &sampling), if sentence.is_none() => {
+                note_verdict(attempt, &problem);
+                sentence = Some(problem);
                 process.signal(signal);
             }
             since = sampling.idle_other_than(idle_since), if tells => {
@@ -182,6 +179,10 @@ async fn watch(
             }
         }
     };
+    // The disk may have been full, which may be why the job was ended.
+    if let Some(problem) = sentence.filter(|_| attempt.folder.verdict().is_none()) {
+        note_verdict(attempt, &problem);
+    }
     // Whoever was let in is of the attempt too: none of it may live when its end is told.
     attempt.entrance.close().await;
     let seen = sampling.seen();
@@ -223,6 +224,13 @@ fn granted(attempt: &Attempt) -> Granted {
         indices: attempt.assignment.gpu_indices.clone(),
         share: Share::of(attempt.spec.resources.demand.gpu_share),
         idle: attempt.spec.idle_gpu.map(|idle| Idle::after(idle.after)),
+    }
+}
+
+/// Without this note the end would be taken for a shutdown of the node.
+fn note_verdict(attempt: &Attempt, problem: &Problem) {
+    if let Err(error) = attempt.folder.write_verdict(problem) {
+        tracing::warn!(epoch = attempt.key.epoch, %error, "cannot note why a job is ended");
     }
 }
 

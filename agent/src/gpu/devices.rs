@@ -21,6 +21,8 @@ pub(crate) struct Devices {
     inventory: Vec<Device>,
     /// The device nodes of those that are not offered.
     withheld: Vec<(u32, u32)>,
+    /// Uncorrected errors that each device had when this agent started.
+    errors_before: BTreeMap<u32, u64>,
     owners: Owners,
     state: watch::Sender<State>,
     /// The newest of each device.
@@ -85,7 +87,10 @@ impl Devices {
         let beyond = inventory.split_off(most.min(inventory.len()));
         let withheld = beyond.into_iter().flat_map(|device| device.nodes).collect();
         let (state, samples) = (watch::Sender::default(), Mutex::default());
-        let devices = Self { source, inventory, withheld, owners, state, samples };
+        let errors = |index| source.health(index).uncorrected_volatile;
+        let errors_before =
+            inventory.iter().map(|device| (device.index, errors(device.index))).collect();
+        let devices = Self { source, inventory, withheld, errors_before, owners, state, samples };
         devices.look();
         devices
     }
@@ -168,7 +173,8 @@ impl Devices {
     /// Looks at all devices once.
     pub(super) fn look(&self) {
         for device in &self.inventory {
-            if let Some(sickness) = self.source.health(device.index).sickness() {
+            let before = self.errors_before.get(&device.index).copied().unwrap_or_default();
+            if let Some(sickness) = self.source.health(device.index).sickness(before) {
                 self.take_out(device.index, sickness);
             }
         }

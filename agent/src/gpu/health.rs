@@ -37,8 +37,9 @@ const XIDS: [Xid; 10] = [
 
 impl Health {
     /// Why the device is not fit for jobs; `None` if it is. Errors of its life before the driver was
-    /// loaded do not count: what they hit has been replaced.
-    pub(super) fn sickness(&self) -> Option<Sickness> {
+    /// loaded do not count: what they hit has been replaced. `before`: the uncorrected errors that it had when
+    /// this agent started. Whether those were contained is not known any more; whom they hit has ended since.
+    pub(super) fn sickness(&self, before: u64) -> Option<Sickness> {
         if self.lost {
             let reason = "it does not answer any more (it has fallen off the bus)".to_owned();
             return Some(Sickness { reason, ends_jobs: true });
@@ -58,7 +59,7 @@ impl Health {
             };
             reasons.push(format!("{count} uncorrected ECC {errors}{life}"));
             // A contained one has ended those whom it hit, and only them.
-            ends_jobs |= !self.xids.contains(&94);
+            ends_jobs |= self.uncorrected_volatile > before && !self.xids.contains(&94);
         }
         let pending = [
             (self.remap_failed, "rows of its memory could not be remapped"),

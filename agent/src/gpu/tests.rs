@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::sync::Arc;
 
+use futures::FutureExt as _;
 use serde_json::{Value, json};
 
 use super::nvidia::nodes_of;
@@ -55,7 +56,7 @@ fn gpu(index: u32, more: &Value) -> Value {
 }
 
 fn sickness(health: &Value) -> Option<Sickness> {
-    serde_json::from_value::<Health>(health.clone()).unwrap().sickness()
+    serde_json::from_value::<Health>(health.clone()).unwrap().sickness(0)
 }
 
 /// A process that belongs to the attempt of this epoch.
@@ -100,6 +101,22 @@ fn faults_of_a_device_are_told_from_those_of_programs() {
         assert_eq!(of(json!({ "xids": [xid] })).1, ends_jobs, "{xid}");
     }
     assert!(of(json!({ "lost": true })).1);
+}
+
+#[test]
+fn errors_from_before_the_agent_take_a_device_out_and_end_no_job() {
+    let aches =
+        |errors: u64| json!([gpu(0, &json!({ "health": {"uncorrected_volatile": errors} }))]);
+    let recording = Recording::new(&aches(1));
+    let devices = recording.devices();
+    let ends = |devices: &Devices| devices.lost(&[0]).now_or_never().is_some();
+    assert_eq!(told(&devices), ["1 uncorrected ECC error"]);
+    devices.look();
+    assert!(!ends(&devices));
+    // It happens again, under this agent's eyes.
+    recording.write(&aches(2));
+    devices.look();
+    assert!(ends(&devices));
 }
 
 #[test]
