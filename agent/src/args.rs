@@ -8,7 +8,7 @@ use atelier_core::node::{LABEL_FORM, is_address, is_label};
 use clap::Args;
 
 use crate::container::Wish as Containers;
-use crate::isolation::Isolation;
+use crate::isolation::{Isolation, JobUsers};
 
 #[cfg(test)]
 mod tests;
@@ -94,6 +94,16 @@ pub struct AgentArgs {
         env = "ATELIER_ISOLATION"
     )]
     pub isolation: Isolation,
+    /// Users that isolated jobs run as where this agent is root: auto, a range of user numbers that no account
+    /// has, or none, which leaves jobs root without its privileges
+    #[arg(
+        long,
+        value_name = "FIRST-LAST",
+        default_value = "auto",
+        env = "ATELIER_JOB_USERS",
+        value_parser = <JobUsers as std::str::FromStr>::from_str
+    )]
+    pub job_users: JobUsers,
     /// A folder of this machine that isolated jobs may change too; may be given several times
     #[arg(long = "writable", value_name = "DIR", env = "ATELIER_WRITABLE", value_delimiter = ':')]
     pub writable: Vec<PathBuf>,

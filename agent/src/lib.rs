@@ -39,7 +39,7 @@ mod supervisor;
 
 pub use args::AgentArgs;
 pub use container::Wish as ContainerWish;
-pub use isolation::Isolation;
+pub use isolation::{Isolation, JobUsers};
 pub use notify::{Notifier, VARIABLES as NOTIFY_VARIABLES};
 pub use supervisor::supervise_if_asked;
 
@@ -48,7 +48,7 @@ use crate::cgroup::{Cgroups, NodeLimits};
 use crate::container::Containers;
 use crate::disk::Reserve;
 use crate::gpu::Devices;
-use crate::isolation::{Abilities, Means};
+use crate::isolation::{Abilities, Means, Users};
 use crate::monitor::{Monitor, NodeSampler};
 use crate::session::{Registry, Session};
 use crate::supervisor::{Launcher, Lease};
@@ -143,7 +143,12 @@ async fn serve(
     let devices = Arc::new(Devices::new(gpus, owners, most));
     let mut sampler = NodeSampler::new(root.clone());
     let cgroups = find_cgroups(&args, &name, &root, &mut sampler, devices.guarded());
-    let (isolated, not_isolated) = isolate(args.isolation, &root)?;
+    let (isolated, not_isolated) = isolate(&args, &root)?;
+    let users = users(&args, isolated);
+    if users.is_some() {
+        // They read environments and inputs, which are made from here on.
+        rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    }
     let mut facts = facts::gather(&args, &root, &mut sampler, &cgroups);
     let isolation = match isolated.map(|abilities| abilities.means) {
         Some(Means::UserNamespace | Means::Root) => "private",
@@ -151,8 +156,11 @@ async fn serve(
         None => "none",
     };
     facts.other.insert("isolation".to_owned(), isolation.to_owned());
+    let told = users.as_ref().map_or("none".to_owned(), |users| users.range().to_string());
+    facts.other.insert("job_users".to_owned(), told);
     facts.other.extend(not_isolated.map(|why| ("not_isolated".to_owned(), why)));
     let mut machine = environment::Machine::from_environment();
+    machine.for_others = users.is_some();
     let containers = find_containers(args.containers, &root, &mut facts, &mut machine).await;
     let (client, clients) = watch::channel(None);
     let (services, services_seen) = watch::channel(None);
@@ -172,6 +180,7 @@ async fn serve(
         reserve: reserve.clone(),
         attempts: attempts.clone(),
         isolated,
+        users,
         token_file: args.token_file.clone(),
         writable: args.writable.clone(),
         spares,
@@ -263,11 +272,12 @@ fn find_cgroups(
 }
 
 /// By what jobs are isolated, or why they are not.
-fn isolate(wanted: Isolation, root: &Path) -> Result<(Option<Abilities>, Option<String>), Error> {
+fn isolate(args: &AgentArgs, root: &Path) -> Result<(Option<Abilities>, Option<String>), Error> {
+    let wanted = args.isolation;
     if wanted == Isolation::None {
         return Ok((None, Some("the agent runs with --isolation none".to_owned())));
     }
-    match isolation::probe(supervisor::VERB, root) {
+    match isolation::probe(supervisor::VERB, root, args.job_users.range()) {
         Ok(abilities) => {
             let lacks = abilities.lacks();
             if let Some(lacks) = &lacks {
@@ -281,6 +291,22 @@ fn isolate(wanted: Isolation, root: &Path) -> Result<(Option<Abilities>, Option<
             Ok((None, Some(why)))
         }
     }
+}
+
+/// Whom jobs run as, if not as this agent's user.
+fn users(args: &AgentArgs, isolated: Option<Abilities>) -> Option<Users> {
+    use std::os::unix::fs::MetadataExt as _;
+    let range = args.job_users.range().filter(|_| isolated.is_some_and(|all| all.own_users))?;
+    for folder in &args.writable {
+        if std::fs::metadata(folder).is_ok_and(|found| found.mode() & 0o002 == 0) {
+            tracing::warn!(
+                folder = %folder.display(),
+                "jobs have users of their own and cannot write this folder until everybody may \
+                 (chmod 1777), or the agent runs with --job-users none"
+            );
+        }
+    }
+    Some(Users::new(range))
 }
 
 /// What runs jobs in containers here, if anything does; the facts tell.

@@ -292,8 +292,7 @@ fn a_gang_waits_for_all_of_its_nodes_and_too_large_a_one_is_refused() {
     let go = cluster.files().join("go");
     let one = cluster.shell(&format!("while [ ! -e {} ]; do sleep 0.05; done", go.display()));
     let busy = cluster.running(&one).node;
-    let marks = cluster.files().join("marks");
-    std::fs::create_dir(&marks).unwrap();
+    let marks = cluster.shared_folder("marks");
     let all =
         cluster.create(&gang(4, &format!("touch {}/$AZUREML_CR_NODE_RANK", marks.display()), ""));
     // A later and smaller job runs on what is free, which shows that rounds of placement went by.

@@ -208,7 +208,7 @@ fn nothing_is_visible_before_the_manifest() {
 #[test]
 fn a_failed_attempt_is_tried_again_and_a_late_one_is_cancelled() {
     let cluster = Cluster::start();
-    let marks = cluster.write("marks", "");
+    let marks = cluster.shared_file("marks");
     let name = cluster.create(&format!(
         "command: echo x >> {0}; test $(wc -l < {0}) -ge 2\nretry: {{max_attempts: 3, backoff: 1}}\n",
         marks.display()
@@ -224,7 +224,7 @@ fn a_failed_attempt_is_tried_again_and_a_late_one_is_cancelled() {
 #[test]
 fn what_a_failed_attempt_wrote_is_in_no_output_of_a_completed_job() {
     let cluster = Cluster::start();
-    let marks = cluster.write("marks", "");
+    let marks = cluster.shared_file("marks");
     let name = cluster.create(&format!(
         "command: |\n  echo x >> {0}\n  n=$(wc -l < {0})\n  echo $n > ${{{{outputs.model}}}}/$n\n  \
          test $n -ge 2\noutputs:\n  model:\nretry: {{max_attempts: 2}}\n",

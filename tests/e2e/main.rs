@@ -37,3 +37,4 @@ mod recovery;
 mod service;
 mod sharing;
 mod storage;
+mod users;

@@ -13,7 +13,7 @@ use crate::harness::{History, check_database};
 
 /// A job that writes a durable line when it starts and when it ends.
 fn recorded(cluster: &Cluster, seconds: &str) -> String {
-    let ledger = cluster.files().join("ledger");
+    let ledger = cluster.shared_file("ledger");
     format!(
         "command: |\n  echo \"start $AZUREML_RUN_ID\" >> {0}; sync {0}\n  sleep {seconds}\n  \
          echo \"end $AZUREML_RUN_ID\" >> {0}; sync {0}\n",

@@ -24,6 +24,8 @@ pub(super) const LOG: &str = "std_log.txt";
 pub(super) const WORK: &str = "work";
 /// What an isolated command sees as `/tmp`.
 pub(super) const TEMPORARY: &str = "tmp";
+/// What a command with a user of its own sees as `/etc/passwd`.
+pub(super) const PASSWD: &str = "passwd";
 /// Folders of the working directory that a job finds when it starts.
 pub(super) const ARTIFACTS: [&str; 2] = ["outputs", "logs"];
 

@@ -6,15 +6,16 @@ use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use atelier_core::spec::{Distribution, Input, InputMode, OnNodeLoss};
+use atelier_core::spec::{Distribution, Environment, Input, InputMode, OnNodeLoss};
 use atelier_proto::agent::v1::input_grant::Source;
 use atelier_proto::agent::v1::{Cause, Problem};
 
 use super::contain::{self, Program};
+use super::folder::PASSWD;
 use super::prepare::Prepared;
 use super::process::Process;
 use super::{Attempt, problem, variables};
-use crate::isolation::{Abilities, Means, View};
+use crate::isolation::{self, Abilities, Means, View};
 use crate::record;
 use crate::supervisor::{LAUNCH, Launch, LaunchProcess, STARTED, Started};
 
@@ -54,7 +55,11 @@ pub(super) async fn launch(attempt: &Attempt, prepared: Prepared) -> Result<Proc
             let made = contain::create(attempt, containers, &image, variables, &command);
             (made.await.map_err(undo)?, None)
         }
-        _ => on_the_node(attempt, variables, command).map_err(undo)?,
+        _ => {
+            let made = on_the_node(attempt, variables, command).map_err(undo)?;
+            own(attempt, made.1.as_ref()).await.map_err(undo)?;
+            made
+        }
     };
     let Program { program, arguments, environment, inside } = program;
     let log_limit =
@@ -128,6 +133,30 @@ fn on_the_node(
     Ok((Program { program, arguments, environment, inside: None }, view))
 }
 
+/// Gives the command's user what the command may write of the attempt's folder.
+async fn own(attempt: &Attempt, view: Option<&View>) -> Result<(), Problem> {
+    let Some((view, user)) = view.and_then(|view| Some((view, view.user.as_ref()?))) else {
+        return Ok(());
+    };
+    let own = view.writable.iter().filter(|path| path.starts_with(attempt.folder.path()));
+    let paths: Vec<PathBuf> = own.chain([&view.temporary]).cloned().collect();
+    let spec = &attempt.spec;
+    let is_small = spec.code.is_none()
+        && matches!(spec.environment, Environment::Host)
+        && own_inputs(attempt).next().is_none();
+    let id = user.id;
+    let given = match is_small {
+        true => isolation::give(&paths, id),
+        // As many files as the code or the environment has.
+        false => tokio::task::spawn_blocking(move || isolation::give(&paths, id))
+            .await
+            .unwrap_or_else(|stopped| Err(io::Error::other(stopped))),
+    };
+    given.map_err(|error| {
+        problem::of(Cause::Platform, "cannot give the job's folders to its user", &error)
+    })
+}
+
 /// What the command sees of the node, and what it must be told of it.
 fn view(
     attempt: &Attempt,
@@ -153,6 +182,13 @@ fn view(
     };
     for name in ["HOME", "TMPDIR"] {
         set(name, seen.clone());
+    }
+    let passwd = folder.path().join(PASSWD);
+    let user = node.users.as_ref().map(|users| users.user(&attempt.key.job, passwd)).transpose()?;
+    if user.is_some() {
+        for name in ["USER", "LOGNAME"] {
+            set(name, isolation::NAME.to_owned());
+        }
     }
     if !own.contains_key("XDG_CACHE_HOME") {
         environment.remove("XDG_CACHE_HOME");
@@ -183,6 +219,7 @@ fn view(
         means: abilities.means,
         own_processes: abilities.own_processes,
         filtered: abilities.filtered,
+        user,
     })
 }
 

@@ -23,7 +23,7 @@ use crate::disk::Reserve;
 use crate::environment::Environments;
 use crate::exec::Entrance;
 use crate::gpu::Devices;
-use crate::isolation::Abilities;
+use crate::isolation::{Abilities, Users};
 use crate::monitor;
 use crate::supervisor::{Launcher, Lease};
 
@@ -71,6 +71,8 @@ pub(crate) struct Node {
     pub(crate) process_limit: Option<u64>,
     /// How far commands see the node as [`crate::isolation`] says; `None`: they see all of it.
     pub(crate) isolated: Option<Abilities>,
+    /// Whom isolated commands run as; `None`: as this agent's user.
+    pub(crate) users: Option<Users>,
     /// Holds the node's own token, if a file does.
     pub(crate) token_file: Option<PathBuf>,
     /// The room that no job may take.

@@ -19,8 +19,9 @@ use std::sync::Mutex;
 
 use super::folder::{self, Folder};
 use super::remove::remove_tree;
+use crate::isolation;
 use crate::record;
-use crate::supervisor::{EXITED, Exited, LAUNCH, STARTED};
+use crate::supervisor::{EXITED, Exited, LAUNCH, Launch, STARTED};
 
 /// What the working directory of a spare is called, until it is one.
 pub(super) const WORK: &str = ".work";
@@ -93,6 +94,8 @@ impl Spares {
         if exited.is_none_or(|exited| exited.survivors > 0) {
             return Ok(false);
         }
+        let owner = job_user(folder).unwrap_or(self.like.owner);
+        let jobs = Likeness { owner, ..self.like };
         let mut records = Vec::with_capacity(RECORDS.len());
         let mut has_work = false;
         for entry in fs::read_dir(folder)? {
@@ -101,7 +104,7 @@ impl Spares {
             if name == folder::WORK {
                 has_work = true;
             } else if name == folder::TEMPORARY {
-                if !self.like.folder(&entry)? || fs::read_dir(entry)?.next().is_some() {
+                if !jobs.folder(&entry)? || fs::read_dir(entry)?.next().is_some() {
                     return Ok(false);
                 }
             } else if let Some(record) = record_of(name) {
@@ -109,13 +112,16 @@ impl Spares {
                     return Ok(false);
                 }
                 records.push((entry, record));
-            } else if name != folder::LOG {
+            } else if name != folder::LOG && name != folder::PASSWD {
                 return Ok(false);
             }
         }
         let work = folder.join(folder::WORK);
-        if !has_work || !self.like.is_untouched(&work)? {
+        if !has_work || !jobs.is_untouched(&work)? {
             return Ok(false);
+        }
+        if owner != self.like.owner {
+            isolation::give(&[work.clone(), folder.join(folder::TEMPORARY)], self.like.owner)?;
         }
         match fs::remove_file(folder.join(folder::LOG)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -136,6 +142,12 @@ impl Spares {
 fn named(entry: io::Result<fs::DirEntry>) -> io::Result<(PathBuf, std::ffi::OsString)> {
     let entry = entry?;
     Ok((entry.path(), entry.file_name()))
+}
+
+/// The user that the attempt's command had, if it had one of its own.
+fn job_user(folder: &Path) -> Option<u32> {
+    let launch: Launch = record::read(folder, LAUNCH).ok()??;
+    Some(launch.view?.user?.id)
 }
 
 /// The record that this file holds, or would have held.

@@ -333,6 +333,8 @@ pub struct Machine {
     pub python_collections: Vec<PathBuf>,
     /// Why images are not used here, where they are not.
     pub no_containers: String,
+    /// Whether jobs run as other users than this process's: then they need a Python that others may run.
+    pub for_others: bool,
 }
 
 impl Machine {
@@ -357,6 +359,7 @@ impl Machine {
                 .flatten()
                 .collect(),
             no_containers: "this node has no container runtime".to_owned(),
+            for_others: false,
         }
     }
 }
@@ -409,7 +412,11 @@ impl Environments {
         let mut collections = machine.python_collections;
         collections.push(home.pythons());
         Self(Arc::new(Inner {
-            places: Places { path: machine.path, collections },
+            places: Places {
+                path: machine.path,
+                collections,
+                for_others_below: machine.for_others.then(|| home.root.clone()),
+            },
             home,
             pythons: Mutex::default(),
             fetching: Mutex::default(),

@@ -37,6 +37,8 @@ pub(super) struct Places {
     pub(super) path: OsString,
     /// Folders whose subfolders are Python installations (`<sub>/bin/python3`).
     pub(super) collections: Vec<PathBuf>,
+    /// Only those that every user of this machine may run count, and those in this folder; `None`: all.
+    pub(super) for_others_below: Option<PathBuf>,
 }
 
 /// What is known of the machine's Pythons, by the path of the candidate.
@@ -70,6 +72,16 @@ pub(super) async fn look(places: &Places, known: &mut Known) {
     known.installed.clear();
     for path in &candidates.all {
         let Some((_, Some(python))) = known.answers.get(path) else { continue };
+        let shown = places.for_others_below.as_ref();
+        if shown.is_some_and(|shown| {
+            !Path::new(&python.path).starts_with(shown) && !others_may_run(Path::new(&python.path))
+        }) {
+            tracing::debug!(
+                python = python.path,
+                "jobs have users of their own, who may not run it"
+            );
+            continue;
+        }
         let default = candidates.default.as_ref() == Some(path);
         let real = std::fs::canonicalize(&python.path).unwrap_or_else(|_| (&python.path).into());
         if seen.insert(real) {
@@ -143,6 +155,16 @@ pub(super) fn is_program(path: &Path) -> bool {
     use std::os::unix::fs::PermissionsExt as _;
     std::fs::metadata(path)
         .is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+}
+
+/// Whether every user may run this program, whichever way leads to it.
+fn others_may_run(path: &Path) -> bool {
+    use std::os::unix::fs::PermissionsExt as _;
+    let Ok(real) = std::fs::canonicalize(path) else { return false };
+    let may = |path: &Path| {
+        std::fs::metadata(path).is_ok_and(|found| found.permissions().mode() & 0o001 != 0)
+    };
+    path.ancestors().chain(real.ancestors()).all(may)
 }
 
 /// The first program of that name on a path.

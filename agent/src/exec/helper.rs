@@ -301,7 +301,9 @@ fn become_command(
         libc::sigprocmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut());
     }
     let confined = match &launch.view {
-        Some(view) => view.confine(),
+        Some(view) => {
+            files.iter().try_for_each(|file| view.own(file)).and_then(|()| view.confine())
+        }
         // A container's view is its own, its runtime's filter not to be had.
         None if entered || launch.inside.is_some() => {
             let filtered = View { filtered: true, ..View::default() };

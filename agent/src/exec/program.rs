@@ -35,6 +35,11 @@ pub(super) fn execute(order: &Order, launch: &Launch) -> Failed {
         };
         let (words, variables) = (pointers(&words), pointers(variables));
         for candidate in candidates(program, path) {
+            // What is in a folder that is closed to the job is not there for it, as shells see it.
+            let found = Path::new(OsStr::from_bytes(&candidate)).symlink_metadata();
+            if found.is_err() && !program.contains('/') {
+                continue;
+            }
             let Ok(candidate) = CString::new(candidate) else { continue };
             // SAFETY: All texts end and live until the call has succeeded or failed.
             unsafe { libc::execve(candidate.as_ptr(), words.as_ptr(), variables.as_ptr()) };

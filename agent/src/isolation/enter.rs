@@ -8,6 +8,7 @@ use std::ptr;
 use super::filter::Filter;
 use super::plan::Plan;
 use super::rules::Rules;
+use super::users::User;
 use super::{Means, View};
 
 /// All that is to be done, in order.
@@ -44,12 +45,14 @@ pub(super) enum Action {
     ReadOnly { path: CString, recursive: bool, read_only: bool },
     /// Mounts what `/proc` says of the process namespace that this process is in.
     ShowProcesses,
-    /// No capabilities, and no way to get any.
-    GiveUpPrivileges,
+    /// What is made from now on others may read.
+    OpenMask,
+    /// No capabilities, and no way to get any, as another user from now on where there is one.
+    GiveUpPrivileges(Option<User>),
     /// The rules are in force from now on.
     Restrict,
     /// From now on some system calls fail.
-    Filter(Filter),
+    Filter(&'static Filter),
 }
 
 // From linux/mount.h; not in all versions of libc for all targets.
@@ -84,6 +87,10 @@ impl Entry {
         let (user, group) = (rustix::process::geteuid(), rustix::process::getegid());
         let user_namespace = view.means == Means::UserNamespace;
         let mut plan = Plan::default();
+        if view.user.is_some() {
+            // The agent's may keep its own user's files from others, among which the job's user is.
+            plan.push(Action::OpenMask);
+        }
         if user_namespace {
             let map = |id: u32| format!("{id} {id} 1");
             for (path, written) in [
@@ -105,12 +112,12 @@ impl Entry {
                 None
             }
         };
-        plan.push(Action::GiveUpPrivileges);
+        plan.push(Action::GiveUpPrivileges(view.user.clone()));
         if rules.is_some() {
             plan.push(Action::Restrict);
         }
         if view.filtered {
-            plan.push(Action::Filter(Filter::new()?));
+            plan.push(Action::Filter(Filter::get(view.stays_root())?));
         }
         let flag = |is_set: bool, flag: c_int| if is_set { flag } else { 0 };
         let flags = flag(rules.is_none(), libc::CLONE_NEWNS | libc::CLONE_NEWIPC)
@@ -180,7 +187,13 @@ impl Entry {
                 format!("isolating the job: what may be written at {}", shown(path))
             }
             Some(Action::ShowProcesses) => "isolating the job: mounting /proc".to_owned(),
-            Some(Action::GiveUpPrivileges) => "isolating the job: giving up privileges".to_owned(),
+            Some(Action::OpenMask) => "isolating the job: setting its mask".to_owned(),
+            Some(Action::GiveUpPrivileges(Some(_))) => {
+                "isolating the job: becoming its user".to_owned()
+            }
+            Some(Action::GiveUpPrivileges(None)) => {
+                "isolating the job: giving up privileges".to_owned()
+            }
             Some(Action::Restrict) => "isolating the job: rules on files".to_owned(),
             Some(Action::Filter(_)) => "isolating the job: filtering system calls".to_owned(),
         }
@@ -275,7 +288,11 @@ unsafe fn act(action: &Action, trees: &mut [c_int]) -> bool {
                 let kind = c"proc".as_ptr();
                 libc::mount(kind, c"/proc".as_ptr(), kind, flags, ptr::null()) == 0
             }
-            Action::GiveUpPrivileges => give_up_privileges(),
+            Action::OpenMask => {
+                libc::umask(0o022);
+                true
+            }
+            Action::GiveUpPrivileges(user) => give_up_privileges(user.as_ref()),
             // Done by whoever has the rules.
             Action::Restrict => true,
             Action::Filter(filter) => filter.set(),
@@ -283,11 +300,12 @@ unsafe fn act(action: &Action, trees: &mut [c_int]) -> bool {
     }
 }
 
-/// No capabilities, and no way to get any; whether it worked. `errno` says why not.
+/// No capabilities, and no way to get any, and another user where there is one; whether it worked. `errno`
+/// says why not.
 ///
 /// # Safety
 /// Only system calls, which change the calling process for good.
-pub(super) unsafe fn give_up_privileges() -> bool {
+pub(super) unsafe fn give_up_privileges(user: Option<&User>) -> bool {
     // SAFETY: See above.
     unsafe {
         for capability in 0..CAPABILITIES {
@@ -295,10 +313,27 @@ pub(super) unsafe fn give_up_privileges() -> bool {
             libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0);
         }
         libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
+        if user.is_some_and(|user| !become_user(user)) {
+            return false;
+        }
         let header = CapabilityHeader { version: CAPABILITY_VERSION_3, pid: 0 };
         // Effective, permitted and inheritable, twice 32 of them.
         let none = [0_u32; 6];
         let gave = libc::syscall(libc::SYS_capset, &raw const header, none.as_ptr());
         gave == 0 && libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
+    }
+}
+
+/// Real, effective and saved, user and groups; whether it worked. `errno` says why not.
+///
+/// # Safety
+/// Only system calls, which change the calling process for good; it must have one thread, since those of the
+/// C library would change the others too.
+unsafe fn become_user(User { id, groups, .. }: &User) -> bool {
+    // SAFETY: See above. The list is as long as is said.
+    unsafe {
+        libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) == 0
+            && libc::syscall(libc::SYS_setresgid, *id, *id, *id) == 0
+            && libc::syscall(libc::SYS_setresuid, *id, *id, *id) == 0
     }
 }

@@ -13,10 +13,11 @@
 //! It also has System V queues and shared memory of its own, sees no processes but its own
 //! (pid_namespaces(7)), has no capabilities, cannot get any by running a program that would give it some, and
 //! may not make the system calls of [`filter`]. It gets there by a user namespace, in which it keeps its
-//! user; where root may have none, by the agent's being root. Where there are no namespaces at all, rules on
-//! files ([`rules`]) do as much of it as they can.
+//! user, or by the agent's being root; then it becomes a user of its own ([`users`]). Where there are no
+//! namespaces at all, rules on files ([`rules`]) do as much of it as they can.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -28,9 +29,13 @@ mod probe;
 mod rules;
 #[cfg(test)]
 mod tests;
+mod users;
 
 pub(crate) use enter::Entry;
+pub(crate) use filter::make_ready;
 pub(crate) use probe::{PROBE, probe, probe_to_code};
+pub use users::JobUsers;
+pub(crate) use users::{NAME, User, Users, give};
 
 /// What the command of one attempt sees. Part of the launch record.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -56,6 +61,9 @@ pub(crate) struct View {
     /// Whether its system calls are filtered.
     #[serde(default)]
     pub(crate) filtered: bool,
+    /// Whom it becomes; `None`: it stays the agent's user.
+    #[serde(default)]
+    pub(crate) user: Option<User>,
 }
 
 /// How far jobs can be isolated on this machine.
@@ -66,6 +74,8 @@ pub(crate) struct Abilities {
     pub(crate) own_processes: bool,
     /// See [`View::filtered`].
     pub(crate) filtered: bool,
+    /// See [`View::user`].
+    pub(crate) own_users: bool,
 }
 
 impl Abilities {
@@ -79,8 +89,12 @@ impl Abilities {
                  share /tmp, which they cannot write, and reach the sockets of services"
             }
         };
-        let lacking =
-            [(!self.own_processes, others), (!self.filtered, "system calls are not filtered")];
+        let is_root = rustix::process::geteuid().is_root() && !self.own_users;
+        let lacking = [
+            (!self.own_processes, others),
+            (!self.filtered, "system calls are not filtered"),
+            (is_root, "jobs run as root, without its privileges"),
+        ];
         let lacking: Vec<&str> =
             lacking.into_iter().filter_map(|(lacks, what)| lacks.then_some(what)).collect();
         (!lacking.is_empty()).then(|| lacking.join("; "))
@@ -95,7 +109,7 @@ pub(crate) enum Means {
     /// processes, their memory and variables, is closed to it.
     #[default]
     UserNamespace,
-    /// The agent's being root.
+    /// The agent's being root; the only one with which commands can be given users of their own.
     Root,
     /// No namespaces at all, but rules on what may be read, written and signalled.
     Rules,
@@ -119,6 +133,19 @@ impl View {
         Entry::new(&self.plain()?)
     }
 
+    /// Whether the command has root's number, and none of its privileges.
+    fn stays_root(&self) -> bool {
+        self.user.is_none() && rustix::process::geteuid().is_root()
+    }
+
+    /// Lets the command open what it was given open, by `/dev/stdout` and the like: a pipe or a terminal.
+    pub(crate) fn own(&self, file: impl AsFd) -> io::Result<()> {
+        match &self.user {
+            Some(user) => std::os::unix::fs::fchown(file, Some(user.id), None),
+            None => Ok(()),
+        }
+    }
+
     /// Holds the calling process, which has joined the namespaces of a job with this view, to what else holds
     /// for the job.
     pub(crate) fn confine(&self) -> io::Result<()> {
@@ -126,9 +153,9 @@ impl View {
             Means::Rules => Some(rules::Rules::new(&self.plain()?)?),
             Means::UserNamespace | Means::Root => None,
         };
-        let filter = self.filtered.then(filter::Filter::new).transpose()?;
+        let filter = self.filtered.then(|| filter::Filter::get(self.stays_root())).transpose()?;
         // SAFETY: Only system calls.
-        if !unsafe { enter::give_up_privileges() } {
+        if !unsafe { enter::give_up_privileges(self.user.as_ref()) } {
             return Err(io::Error::last_os_error());
         }
         rules.map_or(Ok(()), rules::Rules::restrict)?;

@@ -4,9 +4,11 @@ use std::ffi::{CStr, CString};
 use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 use super::enter::Action;
+use super::users::PASSWD;
 use super::{View, is_below};
 
 /// What a job sees of the machine's devices: those without which programs do not work.
@@ -44,6 +46,33 @@ fn text(path: &Path) -> io::Result<CString> {
     CString::new(path.as_os_str().as_bytes()).map_err(|_| io::ErrorKind::InvalidInput.into())
 }
 
+fn is_accelerator(name: &str) -> bool {
+    ACCELERATORS.iter().any(|start| name.starts_with(start))
+}
+
+/// The groups that may use accelerators of this machine which others may not, as `render` and `video` do.
+pub(super) fn accelerator_groups() -> Vec<u32> {
+    let entries = |folder: &Path| fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut groups = Vec::new();
+    for entry in entries(Path::new(DEVICE_FOLDER)) {
+        if !entry.file_name().to_str().is_some_and(is_accelerator) {
+            continue;
+        }
+        // `dri` and the like are folders.
+        for path in entries(&entry.path()).map(|inner| inner.path()).chain([entry.path()]) {
+            let Ok(found) = fs::metadata(&path) else { continue };
+            let may = |bits: u32| found.mode() & bits == bits;
+            let is_device = found.file_type().is_char_device();
+            if is_device && may(0o060) && !may(0o006) && found.gid() != 0 {
+                groups.push(found.gid());
+            }
+        }
+    }
+    groups.sort_unstable();
+    groups.dedup();
+    groups
+}
+
 /// Actions that are being collected.
 #[derive(Default)]
 pub(super) struct Plan {
@@ -65,7 +94,7 @@ impl Plan {
     /// read only, what others may write comes back, the hidden folders are covered, also where they lie in
     /// what just came back, and what is shown of them is put into the covers.
     pub(super) fn all(&mut self, view: &View) -> io::Result<()> {
-        let View { hidden, masked, readable, writable, temporary, .. } = view;
+        let View { hidden, masked, readable, writable, temporary, user, .. } = view;
         let places = [Path::new("/tmp"), Path::new("/var/tmp")];
         let places = places.into_iter().filter_map(|place| place.canonicalize().ok());
         let mut places: Vec<PathBuf> = places.filter(|place| !is_below(place, hidden)).collect();
@@ -97,7 +126,11 @@ impl Plan {
         }
         let mut masks = Vec::new();
         for path in masked.iter().filter(|path| !is_covered(path)) {
-            masks.push((self.take(Path::new("/dev/null"))?, path));
+            masks.push((self.take(Path::new("/dev/null"))?, path.as_path()));
+        }
+        let names = Path::new(PASSWD).canonicalize();
+        if let (Some(user), Ok(names)) = (user, &names) {
+            masks.push((self.take(&user.passwd)?, names));
         }
 
         self.devices()?;
@@ -155,8 +188,7 @@ impl Plan {
             let entry = entry?;
             let name = entry.file_name();
             let Some(name) = name.to_str() else { continue };
-            let is_accelerator = ACCELERATORS.iter().any(|start| name.starts_with(start));
-            if is_accelerator || DEVICES.contains(&name) {
+            if is_accelerator(name) || DEVICES.contains(&name) {
                 devices.push((self.take(&entry.path())?, entry.path()));
             }
         }

@@ -5,28 +5,32 @@ use std::io;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 
+use super::users::{PASSWD, Range, User, give};
 use super::{Abilities, Entry, Means, View};
 
 /// The second argument of a supervisor that is none: it enters a view and ends.
 pub(crate) const PROBE: &str = "--isolate";
 
-/// Finds how far jobs can be isolated, or why they cannot.
-pub(crate) fn probe(verb: &str, root: &Path) -> Result<Abilities, String> {
-    let mut means = vec![Means::UserNamespace];
-    if rustix::process::geteuid().is_root() {
-        means.push(Means::Root);
-    }
-    means.push(Means::Rules);
+/// Finds how far jobs can be isolated, or why they cannot; with users of their own where there are some to give
+/// and the agent can.
+pub(crate) fn probe(verb: &str, root: &Path, users: Option<Range>) -> Result<Abilities, String> {
+    let is_root = rustix::process::geteuid().is_root();
+    let user = users.filter(|_| is_root).map(Range::first);
+    let mut ways = Vec::new();
+    ways.extend(user.map(|_| (Means::Root, true)));
+    ways.push((Means::UserNamespace, false));
+    ways.extend(is_root.then_some((Means::Root, false)));
+    ways.push((Means::Rules, false));
     let mut first = None;
-    for means in means {
+    for (means, own_users) in ways {
         for filtered in [true, false] {
             for own_processes in [true, false] {
                 // Rules are on files, not on what is seen of processes.
                 if own_processes && means == Means::Rules {
                     continue;
                 }
-                let abilities = Abilities { means, own_processes, filtered };
-                match try_it(verb, root, abilities) {
+                let abilities = Abilities { means, own_processes, filtered, own_users };
+                match try_it(verb, root, abilities, user.filter(|_| own_users)) {
                     Ok(()) => return Ok(abilities),
                     Err(why) => first = first.or(Some(why)),
                 }
@@ -37,14 +41,20 @@ pub(crate) fn probe(verb: &str, root: &Path) -> Result<Abilities, String> {
 }
 
 /// Enters a view below the agent's folder, in a process of its own.
-fn try_it(verb: &str, root: &Path, abilities: Abilities) -> Result<(), String> {
+fn try_it(verb: &str, root: &Path, abilities: Abilities, user: Option<u32>) -> Result<(), String> {
     let folder = root.join("probe");
     let cannot = |error: io::Error| format!("cannot try it: {error}");
     std::fs::create_dir_all(&folder).map_err(cannot)?;
+    // What it holds is the last probe's user's.
+    give(
+        std::slice::from_ref(&folder),
+        user.unwrap_or_else(|| rustix::process::geteuid().as_raw()),
+    )
+    .map_err(cannot)?;
     // The program that runs now, even if its file was replaced meanwhile.
     let mut command = Command::new("/proc/self/exe");
     command
-        .args([verb, PROBE, &words(abilities)])
+        .args([verb, PROBE, &words(abilities, user)])
         .arg(root)
         .stdin(Stdio::null())
         .stderr(Stdio::null());
@@ -62,21 +72,25 @@ const RULES: char = 'l';
 const OWN_PROCESSES: char = 'p';
 const FILTERED: char = 'f';
 
-/// Abilities as an argument.
-fn words(abilities: Abilities) -> String {
+/// Abilities as an argument, and whom to become.
+fn words(abilities: Abilities, user: Option<u32>) -> String {
     let letters = [
         (abilities.means == Means::Root, ROOT),
         (abilities.means == Means::Rules, RULES),
         (abilities.own_processes, OWN_PROCESSES),
         (abilities.filtered, FILTERED),
     ];
-    letters.into_iter().filter_map(|(is_so, letter)| is_so.then_some(letter)).collect()
+    let letters = letters.into_iter().filter_map(|(is_so, letter)| is_so.then_some(letter));
+    letters
+        .chain(user.iter().flat_map(|user| user.to_string().chars().collect::<Vec<_>>()))
+        .collect()
 }
 
 /// The probe's own life: hides the agent's folder but for one in it, and says what failed.
 pub(crate) fn probe_to_code(abilities: &OsStr, root: &Path) -> ExitCode {
     let abilities = abilities.to_string_lossy();
     let own = root.join("probe");
+    let user = abilities.trim_start_matches(|letter: char| !letter.is_ascii_digit()).parse().ok();
     let view = View {
         hidden: vec![root.to_owned()],
         writable: vec![own.clone()],
@@ -88,6 +102,7 @@ pub(crate) fn probe_to_code(abilities: &OsStr, root: &Path) -> ExitCode {
         },
         own_processes: abilities.contains(OWN_PROCESSES),
         filtered: abilities.contains(FILTERED),
+        user: user.map(|id| User { id, passwd: PASSWD.into(), ..User::default() }),
         ..View::default()
     };
     let tried = view.entry().map_err(|error| error.to_string()).and_then(|entry| {

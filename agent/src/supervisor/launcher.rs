@@ -147,6 +147,7 @@ pub(super) fn serve() -> ExitCode {
         // Nobody asks how a supervisor exited: its records say more.
         libc::signal(libc::SIGCHLD, libc::SIG_IGN);
     }
+    crate::isolation::make_ready();
     let socket = rustix::stdio::stdin();
     let mut buffer = [0; PATH];
     loop {

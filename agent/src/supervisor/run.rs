@@ -166,6 +166,9 @@ pub(super) fn run(
     for log in launch.logs() {
         let (output, writer) = Output::open(&folder.join(log), launch.log_limit)
             .map_err(|error| failed("opening the log", &error))?;
+        if let Some(view) = &launch.view {
+            view.own(&writer).map_err(|error| failed("giving the job its output", &error))?;
+        }
         outputs.push(output);
         writers.push(writer);
     }

@@ -405,6 +405,9 @@ impl Agent {
     pub(crate) fn shared(&self) -> PathBuf {
         let shared = self.folder.path().join("shared");
         std::fs::create_dir_all(&shared).unwrap();
+        // Jobs may have users of their own.
+        let everybody = std::os::unix::fs::PermissionsExt::from_mode(0o1777);
+        std::fs::set_permissions(&shared, everybody).unwrap();
         shared
     }
 

@@ -177,6 +177,10 @@ async fn agent(client: &Client, home: &Home, files: &Files, output: &Output) -> 
             &text(&home.agent())?,
         ]
         .map(str::to_owned);
+        // Its jobs are its user's own programs, which lie below a home folder that is closed to others.
+        let users = std::env::var("ATELIER_JOB_USERS").unwrap_or_else(|_| "none".to_owned());
+        let arguments = arguments.into_iter().chain(["--job-users".to_owned(), users]);
+        let arguments: Vec<String> = arguments.collect();
         let server = &client.target().server;
         began = Some(started(Part::Agent, files, &arguments, &home.agent(), server)?);
     }

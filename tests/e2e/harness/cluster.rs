@@ -6,6 +6,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -121,6 +122,9 @@ impl Cluster {
         for name in ["home", "user", "logs", "files"] {
             fs::create_dir(folder.path().join(name)).unwrap();
         }
+        // Jobs may have users of their own.
+        let everybody = fs::Permissions::from_mode(0o1777);
+        fs::set_permissions(folder.path().join("files"), everybody).unwrap();
         Self {
             folder,
             settings: RefCell::new(settings),
@@ -182,6 +186,24 @@ impl Cluster {
         let path = self.files().join(path);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(&path, text).unwrap();
+        path
+    }
+
+    /// A file that jobs of any user may write, empty at first.
+    pub(crate) fn shared_file(&self, name: &str) -> PathBuf {
+        let path = self.files().join(name);
+        if !path.exists() {
+            self.write(name, "");
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).unwrap();
+        }
+        path
+    }
+
+    /// The same, a folder.
+    pub(crate) fn shared_folder(&self, name: &str) -> PathBuf {
+        let path = self.files().join(name);
+        fs::create_dir(&path).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o1777)).unwrap();
         path
     }
 

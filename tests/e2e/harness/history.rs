@@ -14,7 +14,7 @@ pub(crate) struct History(PathBuf);
 
 impl History {
     pub(crate) fn of(cluster: &Cluster) -> Self {
-        Self(cluster.files().join("history"))
+        Self(cluster.shared_file("history"))
     }
 
     /// A job that writes a line when it starts and when it ends, and keeps writing meanwhile.
