@@ -1,11 +1,19 @@
 //! What an agent costs while jobs run, and what being held to limits and isolated costs each of them.
 
 use std::fs;
-use std::path::PathBuf;
-use std::process::Command;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use atelier_proto::job::v1 as pb;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, SocketFlags,
+    SocketType, recvmsg, send, socketpair,
+};
 
 use crate::cluster::{ATELIER, Cluster, runtime, true_job};
 use crate::figures::millis;
@@ -54,25 +62,32 @@ fn supervisors() -> Vec<u32> {
     pids.filter(|pid| name(pid).starts_with("atelier:")).collect()
 }
 
-/// `true` by fork and exec, and under a supervisor that is a process anew: plain, in control groups and
-/// with a view of its own as a node's are. A supervisor that the launcher forks costs less.
+/// `true` by fork and exec, and under a supervisor that an agent's launcher forks: plain, and with a view of its
+/// own as a node's are.
 pub(crate) fn attempt() {
     const RUNS: usize = 200;
     let folder = tempfile::tempdir().unwrap();
-    let bare = Command::new("/bin/true");
-    time("`true` by fork and exec", RUNS, bare, |_| {});
-    let mut none = Command::new(ATELIER);
-    none.args(["supervise", "/no/such/attempt"]);
-    time("the program started and ended at once", RUNS, none, |_| {});
+    let bare = time("`true` by fork and exec", RUNS, || {
+        let begin = Instant::now();
+        Command::new("/bin/true").status().unwrap();
+        begin.elapsed()
+    });
     let hidden = folder.path().join("hidden");
     let temporary = folder.path().join("tmp");
     for folder in [&hidden, &temporary] {
         fs::create_dir(folder).unwrap();
     }
+    let passwd = folder.path().join("passwd");
+    fs::copy("/etc/passwd", &passwd).unwrap();
+    let is_root = rustix::process::geteuid().is_root();
+    let user = serde_json::json!({"id": 0x7000_0000, "groups": [], "passwd": passwd});
     let view = serde_json::json!({
         "hidden": [hidden, "/run"], "readable": [], "writable": [temporary], "temporary": temporary,
+        "means": if is_root { "root" } else { "user_namespace" },
         "own_processes": true, "filtered": true,
+        "user": if is_root { user } else { serde_json::Value::Null },
     });
+    let launcher = Launcher::start();
     for (name, view) in [("supervised", serde_json::Value::Null), ("and isolated", view)] {
         let attempt: PathBuf = folder.path().join(name);
         fs::create_dir(&attempt).unwrap();
@@ -81,28 +96,64 @@ pub(crate) fn attempt() {
             "directory": "/", "log": attempt.join("log"), "log_limit": null, "grace_ms": 1000,
             "view": view,
         });
-        let mut command = Command::new(ATELIER);
-        command.arg("supervise").arg(&attempt);
-        time(&format!("`true` {name}"), RUNS, command, |_| {
-            let exited = fs::read_to_string(attempt.join("exited.json"));
-            assert!(exited.is_err() || exited.unwrap().contains("{\"code\":0}"));
-            for record in ["started.json", "exited.json"] {
-                let _ = fs::remove_file(attempt.join(record));
-            }
+        let p50 = time(&format!("`true` {name}"), RUNS, || {
             fs::write(attempt.join("launch.json"), launch.to_string()).unwrap();
+            let begin = Instant::now();
+            launcher.run(&attempt);
+            let took = begin.elapsed();
+            let exited = fs::read_to_string(attempt.join("exited.json")).unwrap();
+            assert!(exited.contains("{\"code\":0}"), "{exited}");
+            for record in ["started.json", "exited.json"] {
+                fs::remove_file(attempt.join(record)).unwrap();
+            }
+            took
         });
+        println!("`true` {name}: {:.2} ms over fork and exec at p50", p50 - bare);
     }
 }
 
-fn time(name: &str, runs: usize, mut command: Command, mut before: impl FnMut(usize)) {
-    let samples = (0..runs + 20)
-        .map(|run| {
-            before(run);
-            let begin = Instant::now();
-            command.status().unwrap();
-            begin.elapsed()
-        })
-        .skip(20)
-        .collect();
-    millis(name, samples);
+/// The process by which an agent starts supervisors (`agent/src/supervisor/launcher.rs`).
+struct Launcher {
+    process: Child,
+    socket: OwnedFd,
+}
+
+impl Launcher {
+    fn start() -> Self {
+        let (own, theirs) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+                .unwrap();
+        let mut command = Command::new(ATELIER);
+        command.args(["supervise", "--launcher"]).stdin(theirs).env_clear();
+        Self { process: command.spawn().unwrap(), socket: own }
+    }
+
+    /// Has a supervisor started on the folder and waits for its end.
+    fn run(&self, folder: &Path) {
+        send(&self.socket, folder.as_os_str().as_encoded_bytes(), SendFlags::NOSIGNAL).unwrap();
+        let mut number = [0; 4];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let mut parts = [io::IoSliceMut::new(&mut number)];
+        let flags = RecvFlags::CMSG_CLOEXEC;
+        recvmsg(&self.socket, &mut parts, &mut ancillary, flags).unwrap();
+        let pidfd = ancillary.drain().find_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(mut files) => files.next(),
+            _ => None,
+        });
+        let pidfd = pidfd.expect("the launcher gives the supervisor's pidfd");
+        poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], None).unwrap();
+    }
+}
+
+impl Drop for Launcher {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// Prints percentiles of what `run` measures; gives the median in milliseconds.
+fn time(name: &str, runs: usize, mut run: impl FnMut() -> Duration) -> f64 {
+    millis(name, (0..runs + 20).map(|_| run()).skip(20).collect())
 }
