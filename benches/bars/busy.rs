@@ -1,6 +1,6 @@
 //! What an agent costs while jobs run, and what being held to limits and isolated costs each of them.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
@@ -103,8 +103,11 @@ pub(crate) fn attempt() {
             let took = begin.elapsed();
             let exited = fs::read_to_string(attempt.join("exited.json")).unwrap();
             assert!(exited.contains("{\"code\":0}"), "{exited}");
+            // An agent uses the files of an attempt that is over again for the next.
             for record in ["started.json", "exited.json"] {
-                fs::remove_file(attempt.join(record)).unwrap();
+                let file = File::options().write(true).open(attempt.join(record)).unwrap();
+                file.set_len(0).unwrap();
+                fs::rename(attempt.join(record), attempt.join(format!(".{record}"))).unwrap();
             }
             took
         });
