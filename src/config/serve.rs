@@ -21,6 +21,11 @@ pub struct ServeArgs {
     /// Address to listen on; port 0 takes any free one. Loopback only
     #[arg(long, default_value = "127.0.0.1:7420", value_name = "ADDRESS:PORT")]
     pub listen: SocketAddr,
+    /// Address on which jobs log and store, apart from the one by which the daemon is told what to do, to
+    /// which they have no way; loopback only
+    /// [default: the one that it had, at first the port after that of --listen, or any that is free]
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub jobs_listen: Option<SocketAddr>,
     /// The workspace's name, fixed when its folder is made
     #[arg(long, default_value = "local", value_name = "NAME")]
     pub workspace: WorkspaceName,

@@ -3,6 +3,7 @@
 
 use std::fs::{self, File};
 use std::io::Write as _;
+use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -157,11 +158,27 @@ impl Folder {
         write_whole(&self.at("endpoint"), url.as_bytes())
     }
 
+    /// Where jobs reached the daemon when it ran last, if it did.
+    pub fn jobs_address(&self) -> Option<SocketAddr> {
+        fs::read_to_string(self.at(JOBS)).ok()?.trim().parse().ok()
+    }
+
+    /// Keeps where jobs reach the daemon.
+    pub fn keep_jobs_address(&self, address: SocketAddr) -> Result<(), Error> {
+        if self.jobs_address() == Some(address) {
+            return Ok(());
+        }
+        write_whole(&self.at(JOBS), address.to_string().as_bytes())
+    }
+
     /// Tells clients that it listens no more.
     pub fn withdraw(&self) {
         let _ = fs::remove_file(self.at("endpoint"));
     }
 }
+
+/// Holds the address at which jobs reach the daemon.
+const JOBS: &str = "jobs.address";
 
 fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     let temporary = path.with_extension("new");

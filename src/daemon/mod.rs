@@ -7,6 +7,7 @@ mod effects;
 mod environments;
 mod folder;
 mod handle;
+mod listen;
 mod logs;
 mod reactor;
 mod removal;

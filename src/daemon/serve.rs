@@ -14,13 +14,13 @@ use atelier_core::id::{ComputeName, DatastoreName, NodeName, Principal};
 use atelier_core::layout;
 use atelier_core::spec::{Origin, parse_sizes};
 use atelier_core::track::RunId;
-use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use super::admission::Admission;
 use super::effects::{Effects, ExperimentIds};
 use super::environments::Environments;
 use super::folder::{self, Folder};
+use super::listen::Listeners;
 use super::reactor::{Reactor, Settings};
 use super::shared::Committed;
 use super::{Clock, Handle, LogHub, NodeCaches, Removal};
@@ -54,10 +54,12 @@ pub enum Error {
     #[error(transparent)]
     Identity(#[from] identity::Error),
     /// The address.
-    #[error("cannot listen on {address}: {source}; choose another with --listen")]
+    #[error("cannot listen on {address}: {source}; choose another with {option}")]
     Listen {
         /// Which.
         address: SocketAddr,
+        /// What it is chosen by.
+        option: &'static str,
         /// Why not.
         #[source]
         source: std::io::Error,
@@ -137,7 +139,10 @@ pub struct Shared {
     pub(crate) clock: Clock,
     pub(crate) folder: Arc<Folder>,
     pub(crate) args: Arc<ServeArgs>,
+    /// Where it is told what to do.
     pub(crate) url: Arc<str>,
+    /// Where jobs log and store.
+    pub(crate) jobs_url: Arc<str>,
     pub(crate) probe: Arc<str>,
     /// Turns true when the daemon is asked to stop: streams end then.
     pub(crate) stopping: watch::Receiver<bool>,
@@ -190,8 +195,9 @@ async fn terminated() {
 
 /// Starts a daemon in this process.
 pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
-    if !args.listen.ip().is_loopback() {
-        return Err(Error::NotLoopback(args.listen));
+    let wanted = [Some(args.listen), args.jobs_listen];
+    if let Some(open) = wanted.into_iter().flatten().find(|address| !address.ip().is_loopback()) {
+        return Err(Error::NotLoopback(open));
     }
     let clock = Clock::default();
     let data_dir = match &args.data_dir {
@@ -261,11 +267,9 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
     };
     let (handle, reactor) = Reactor::start(settings, store.clone(), effects, clock)?;
 
-    let listener = TcpListener::bind(args.listen)
-        .await
-        .map_err(|source| Error::Listen { address: args.listen, source })?;
-    let address =
-        listener.local_addr().map_err(|source| Error::Listen { address: args.listen, source })?;
+    let listeners = Listeners::open(args.listen, args.jobs_listen, folder.jobs_address()).await?;
+    let address = listeners.control.local_addr().map_err(Error::Server)?;
+    let jobs_address = listeners.jobs.local_addr().map_err(Error::Server)?;
     let url: Arc<str> = format!("http://{address}").into();
     let probe = probe(&folder)?;
     let (stop, stopping) = watch::channel(false);
@@ -299,16 +303,21 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
         folder: folder.clone(),
         args: Arc::new(args),
         url: url.clone(),
+        jobs_url: format!("http://{jobs_address}").into(),
         probe,
         stopping: stopping.clone(),
     };
-    let routes = http::router(shared.clone(), grpc::routes(&shared).await);
+    let routes = Routes {
+        jobs: http::jobs_router(shared.clone()),
+        control: http::router(shared.clone(), grpc::routes(&shared).await),
+    };
+    folder.keep_jobs_address(jobs_address)?;
     folder.announce(&url)?;
     providers.start(handle.clone()).await;
-    tracing::info!(%url, folder = %data_dir.display(), "listening");
+    tracing::info!(%url, jobs = %jobs_address, folder = %data_dir.display(), "listening");
     let sealer = tokio::spawn(async move { tracking.run_sealer().await });
     let ended = tokio::spawn(run(
-        listener,
+        listeners,
         routes,
         stopping,
         reactor,
@@ -326,18 +335,26 @@ struct Ending {
     store: Arc<SqliteStore>,
 }
 
+/// What is answered on each port.
+struct Routes {
+    control: axum::Router,
+    jobs: axum::Router,
+}
+
 async fn run(
-    listener: TcpListener,
-    routes: axum::Router,
+    listeners: Listeners,
+    routes: Routes,
     mut stopping: watch::Receiver<bool>,
     reactor: tokio::task::JoinHandle<Result<(), Arc<store::Error>>>,
     handle: Handle,
     ending: Ending,
 ) -> Result<(), Error> {
-    let server = http::serve(listener, routes, stopping.clone());
+    let control = http::serve(listeners.control, routes.control, stopping.clone());
+    let jobs = http::serve(listeners.jobs, routes.jobs, stopping.clone());
     let mut reactor = reactor;
     let result = tokio::select! {
-        result = server => result.map_err(Error::Server),
+        result = control => result.map_err(Error::Server),
+        result = jobs => result.map_err(Error::Server),
         failed = &mut reactor => match failed {
             Ok(Err(error)) => Err(Error::StoreFailed(error)),
             Ok(Ok(())) => Ok(()),

@@ -81,10 +81,11 @@ impl Service {
             lease_ms: lease.lease_ms,
             shared_probe_path: probe.display().to_string(),
             shared_probe_value: self.shared.probe.to_string(),
-            http_url: self.shared.url.to_string(),
+            http_url: self.shared.jobs_url.to_string(),
             workspace: workspace.name.to_string(),
             workspace_id: workspace.id.clone(),
             home: self.shared.folder.path().display().to_string(),
+            control_url: self.shared.url.to_string(),
         }))
     }
 }

@@ -1,4 +1,4 @@
-//! The daemon's port: gRPC and HTTP side by side, every request past the door.
+//! The daemon's ports: gRPC and HTTP side by side, and HTTP alone for jobs; every request past the door.
 
 pub(crate) mod data;
 pub mod mlflow;
@@ -10,14 +10,15 @@ use atelier_core::access::Caller;
 use atelier_core::id::DatastoreName;
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use axum::middleware;
+use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 
 pub use server::serve;
 
 use crate::daemon::Shared;
-use crate::identity::{Door, guard};
+use crate::identity::{Door, guard, is_grpc};
 
 /// JSON bodies may be this long; objects are streamed and know no such bound.
 const BODY: usize = 4 << 20;
@@ -25,23 +26,45 @@ const BODY: usize = 4 << 20;
 /// Every route, behind the door.
 pub fn router(shared: Shared, grpc: Router) -> Router {
     let door = shared.door.clone();
+    behind(door, grpc.merge(own(shared)))
+}
+
+/// What jobs need, behind the same door.
+pub fn jobs_router(shared: Shared) -> Router {
+    let door = shared.door.clone();
+    behind(door, own(shared).fallback(elsewhere))
+}
+
+/// What is not on the jobs' port; whoever has orders is told where to go.
+async fn elsewhere(headers: HeaderMap) -> Response {
+    if !is_grpc(&headers) {
+        return StatusCode::NOT_FOUND.into_response();
+    }
+    let told = "this is the daemon's port for jobs: use the address in the `endpoint` file of its data folder";
+    tonic::Status::unimplemented(told).into_http()
+}
+
+/// Health, data and tracking.
+fn own(shared: Shared) -> Router {
+    let door = shared.door.clone();
     let datastores = shared.datastores.clone();
-    let own = Router::new()
-        .route("/healthz", get(|| async { "ok" }))
-        .route("/readyz", get(ready))
-        .with_state(Arc::new(shared.clone()));
     let runs = mlflow::router(mlflow::State {
         tracking: shared.tracking.clone(),
         datastores: datastores.clone(),
         manifests: shared.committed.clone(),
         door: door.clone(),
     });
-    let objects = data::router(data::State { datastores, door: door.clone() });
-    grpc.merge(own)
+    let objects = data::router(data::State { datastores, door });
+    Router::new()
+        .route("/healthz", get(|| async { "ok" }))
+        .route("/readyz", get(ready))
+        .with_state(Arc::new(shared))
         .merge(objects)
         .merge(runs)
-        .layer(DefaultBodyLimit::max(BODY))
-        .layer(middleware::from_fn_with_state(door, guard))
+}
+
+fn behind(door: Arc<Door>, routes: Router) -> Router {
+    routes.layer(DefaultBodyLimit::max(BODY)).layer(middleware::from_fn_with_state(door, guard))
 }
 
 impl data::Authorize for Door {

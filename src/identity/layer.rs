@@ -100,7 +100,8 @@ fn is_loopback(authority: &str) -> bool {
     host && port
 }
 
-fn is_grpc(headers: &HeaderMap) -> bool {
+/// Whether a request is one of gRPC.
+pub fn is_grpc(headers: &HeaderMap) -> bool {
     headers
         .get(header::CONTENT_TYPE)
         .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))

@@ -32,6 +32,7 @@ impl Workspace {
         let args = ServeArgs {
             data_dir: Some(folder.path().to_owned()),
             listen: "127.0.0.1:0".parse().unwrap(),
+            jobs_listen: None,
             workspace: "test".parse().unwrap(),
             compute: vec!["local".parse().unwrap()],
             require_containers: false,
