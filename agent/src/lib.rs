@@ -33,6 +33,7 @@ mod monitor;
 mod notify;
 mod pollable;
 mod proc;
+mod reach;
 mod record;
 mod session;
 mod supervisor;
@@ -162,6 +163,8 @@ async fn serve(
     let mut machine = environment::Machine::from_environment();
     machine.for_others = users.is_some();
     let containers = find_containers(args.containers, &root, &mut facts, &mut machine).await;
+    let engines = containers.as_ref().is_some_and(|containers| !containers.are_in_groups());
+    close(&cgroups, engines, &mut facts);
     let (client, clients) = watch::channel(None);
     let (services, services_seen) = watch::channel(None);
     let (connected, connected_seen) = watch::channel(false);
@@ -235,6 +238,7 @@ async fn serve(
         services,
         client,
         connected,
+        daemon: None,
         cache: root.join("cache"),
         args,
         notifier: notifier.clone(),
@@ -269,6 +273,21 @@ fn find_cgroups(
     let offered = args.memory.map_or(total, |memory| memory.saturating_mul(MIB));
     let limits = NodeLimits { guarded, ..NodeLimits::of(offered, total) };
     Cgroups::find(&cgroup::parent_name(node, root), limits)
+}
+
+/// Why groups of the agent's hold no container of docker's.
+const IN_AN_ENGINE: &str = "containers of docker are in the groups of its engine";
+
+/// Keeps jobs from the addresses that [`reach`] names. Where the daemon is is found later.
+fn close(cgroups: &Cgroups, engines: bool, facts: &mut facts::Facts) {
+    let closed = match cgroups.hold(reach::rules(&reach::Daemon::default())) {
+        Ok(()) if engines => Err(IN_AN_ENGINE.to_owned()),
+        other => other,
+    };
+    if let Err(why) = &closed {
+        tracing::warn!(%why, "jobs reach cloud metadata and the daemon's control port");
+    }
+    reach::tell(facts, closed);
 }
 
 /// By what jobs are isolated, or why they are not.

@@ -87,8 +87,10 @@ impl NodeRecord {
         };
         let limits = told("not_limited", "limited").map(|why| format!("no limits of {why}"));
         let views = told("not_isolated", "isolation").map(|why| format!("no isolation: {why}"));
-        let both: Vec<String> = limits.into_iter().chain(views).collect();
-        (!both.is_empty()).then(|| both.join("; "))
+        let addresses =
+            told("not_closed", "closed").map(|why| format!("no addresses closed to jobs: {why}"));
+        let all: Vec<String> = limits.into_iter().chain(views).chain(addresses).collect();
+        (!all.is_empty()).then(|| all.join("; "))
     }
 }
 

@@ -14,6 +14,7 @@
 mod harness;
 
 mod access;
+mod addresses;
 mod bad_input;
 mod caches;
 mod clusters;

@@ -17,7 +17,7 @@ use super::process::Process;
 use super::{Attempt, problem, variables};
 use crate::isolation::{self, Abilities, Means, View};
 use crate::record;
-use crate::supervisor::{LAUNCH, Launch, LaunchProcess, STARTED, Started};
+use crate::supervisor::{EXITED, LAUNCH, Launch, LaunchProcess, STARTED, Started};
 
 /// Starts the supervisor, unless the lease has run out since the node took the attempt.
 pub(super) async fn launch(attempt: &Attempt, prepared: Prepared) -> Result<Process, Problem> {
@@ -81,6 +81,7 @@ pub(super) async fn launch(attempt: &Attempt, prepared: Prepared) -> Result<Proc
         cgroup,
         view,
         processes: processes(attempt),
+        apart: attempt.node.services.borrow().as_ref().is_some_and(|services| services.apart),
     };
     let folder = attempt.folder.path();
     let started = async {
@@ -278,6 +279,18 @@ pub(super) fn hold(folder: &Path) -> io::Result<bool> {
         }
         other => other.map(|()| true),
     }
+}
+
+/// Whether some attempt that runs now was told the port at which the daemon takes orders: it had one for all
+/// when the attempt started.
+pub(crate) fn some_need_control(attempts: &Path) -> bool {
+    let needs = |folder: PathBuf| {
+        let runs = folder.join(STARTED).exists() && !folder.join(EXITED).exists();
+        let launch = runs.then(|| record::read::<Launch>(&folder, LAUNCH).ok().flatten());
+        launch.flatten().is_some_and(|launch| !launch.apart)
+    };
+    let mut entries = fs::read_dir(attempts).into_iter().flatten().filter_map(Result::ok);
+    entries.any(|entry| needs(entry.path()))
 }
 
 /// Lets supervisors take the attempt again.

@@ -41,6 +41,7 @@ mod spares;
 mod variables;
 
 pub(crate) use folder::Folder;
+pub(crate) use launch::some_need_control;
 pub(crate) use problem::{of as problem_of, problem as make_problem};
 pub(crate) use reattach::{Decision, Loss, decide, end_forgotten, look};
 pub(crate) use run::run;
@@ -100,6 +101,8 @@ pub(crate) struct Node {
 pub(crate) struct Services {
     pub(crate) data: DataPlane,
     pub(crate) http_url: String,
+    /// Whether that is at a port for jobs alone.
+    pub(crate) apart: bool,
     pub(crate) workspace: String,
     pub(crate) workspace_id: String,
     /// The daemon's folder, if it is on this machine.

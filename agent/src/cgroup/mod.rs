@@ -13,17 +13,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 mod group;
 mod guard;
 mod mounts;
 #[cfg(test)]
 mod tests;
+mod unified;
 mod usage;
 
 pub(crate) use group::Cgroup;
 use group::{Group, Version};
-pub(crate) use guard::DeviceNode;
+pub(crate) use guard::{DeviceNode, Rule};
 use mounts::{Hierarchy, Kind};
 pub(crate) use usage::Waited;
 
@@ -32,12 +34,6 @@ const WANTED: [&str; 3] = ["cpu", "memory", "pids"];
 /// Counts what is read and written; without it processes are asked one by one. Version 1 counts it too
 /// early to be of use: before what was cached is written.
 const COUNTING: &str = "io";
-/// The group of the agent itself where version 2 lets no processes stay in a group with groups below it.
-/// The unit of `atelier service install` names it too.
-const AGENT: &str = "agent";
-/// The groups that a service manager makes for a unit's own processes below the one that the unit may use
-/// (`DelegateSubgroup=`).
-const SUBGROUPS: [&str; 2] = [AGENT, "daemon"];
 
 /// What the agent has for jobs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -97,6 +93,10 @@ pub(crate) struct Cgroups {
     node: NodeLimits,
     /// What cannot be had, and why.
     missing: BTreeMap<&'static str, String>,
+    /// Why there is no group of version 2, if there is none.
+    not_unified: String,
+    /// To which addresses all attempts are held.
+    rules: Mutex<Vec<Rule>>,
 }
 
 /// The group of all attempts in one hierarchy.
@@ -120,7 +120,13 @@ impl Cgroups {
     }
 
     fn within(hierarchies: &[Hierarchy], name: &str, node: NodeLimits) -> Self {
-        let mut found = Self { parents: Vec::new(), node, missing: BTreeMap::new() };
+        let mut found = Self {
+            parents: Vec::new(),
+            node,
+            missing: BTreeMap::new(),
+            not_unified: "the machine has no cgroups of version 2".to_owned(),
+            rules: Mutex::default(),
+        };
         let mut left: BTreeSet<&'static str> = WANTED.into();
         left.extend(node.guarded.then_some(guard::DEVICES));
         for hierarchy in hierarchies {
@@ -138,7 +144,7 @@ impl Cgroups {
             found.add(parent, &mut left);
         }
         if let Some(unified) = hierarchies.iter().find(|hierarchy| hierarchy.kind == Kind::V2) {
-            match unified_parent(unified, name, &left) {
+            match unified::parent(unified, name, &left) {
                 Ok(mut parent) => {
                     // No controller of version 2, but a program.
                     let wanted = left.contains(guard::DEVICES);
@@ -153,11 +159,12 @@ impl Cgroups {
                     found.add(parent, &mut left);
                 }
                 Err(why) => {
+                    found.not_unified.clone_from(&why);
                     if left.contains(guard::DEVICES) {
                         found.missing.insert(guard::DEVICES, why.clone());
                     }
                     // Of the others there are none, whoever asks.
-                    for controller in offered(&unified.root, &left) {
+                    for controller in unified::offered(&unified.root, &left) {
                         let known = WANTED.into_iter().find(|name| *name == controller);
                         found.missing.extend(known.map(|known| (known, why.clone())));
                     }
@@ -173,9 +180,12 @@ impl Cgroups {
 
     fn add(&mut self, parent: Parent, left: &mut BTreeSet<&'static str>) {
         if let Err(error) = parent.make(&self.node) {
-            let folder = parent.folder.display();
+            let why = format!("cannot make the group {}: {error}", parent.folder.display());
             for &controller in left.iter().filter(|name| parent.has(name)) {
-                self.missing.insert(controller, format!("cannot make the group {folder}: {error}"));
+                self.missing.insert(controller, why.clone());
+            }
+            if parent.version == Version::V2 {
+                self.not_unified = why;
             }
             return;
         }
@@ -210,6 +220,31 @@ impl Cgroups {
         Limits::of(cpu_milli, memory_mib, &self.node)
     }
 
+    /// Holds all attempts, also those that run, to rules on addresses instead of those before.
+    ///
+    /// # Errors
+    /// Why nothing here can.
+    pub(crate) fn hold(&self, rules: Vec<Rule>) -> Result<(), String> {
+        let mut held = self.rules.lock().unwrap_or_else(PoisonError::into_inner);
+        let unified = self.parents.iter().find(|parent| parent.version == Version::V2);
+        let parent = unified.ok_or_else(|| self.not_unified.clone())?;
+        // It may have been tidied away while it was empty.
+        let made = parent.make(&self.node).and_then(|()| guard::hold(&parent.folder, &rules));
+        made.map_err(|error| format!("this agent may not load BPF programs ({error})"))?;
+        *held = rules;
+        Ok(())
+    }
+
+    /// Makes a parent anew, with all that holds for it.
+    fn make_again(&self, parent: &Parent) -> io::Result<()> {
+        parent.make(&self.node)?;
+        let held = self.rules.lock().unwrap_or_else(PoisonError::into_inner);
+        match parent.version {
+            Version::V2 if !held.is_empty() => guard::hold(&parent.folder, &held),
+            _ => Ok(()),
+        }
+    }
+
     /// Makes the groups of an attempt, in which nobody can open what is `denied`; those of an earlier try
     /// at starting it are made anew.
     pub(crate) fn create(
@@ -224,7 +259,7 @@ impl Cgroups {
             let first = make_folder(&group.folder).or_else(|error| match error.kind() {
                 // Another agent's tidying took the parent while it was empty.
                 io::ErrorKind::NotFound => {
-                    parent.make(&self.node).and_then(|()| make_folder(&group.folder))
+                    self.make_again(parent).and_then(|()| make_folder(&group.folder))
                 }
                 _ => Err(error),
             });
@@ -282,7 +317,7 @@ impl Parent {
         make_folder(&self.folder)?;
         if self.version == Version::V2 && !self.controllers.is_empty() {
             let real = self.controllers.iter().map(String::as_str);
-            enable(&self.folder, real.filter(|name| *name != guard::DEVICES))?;
+            unified::enable(&self.folder, real.filter(|name| *name != guard::DEVICES))?;
         }
         let all = Limits { cpu_milli: 1000, memory: Some(node.memory), processes: node.processes };
         let own = Group {
@@ -328,93 +363,6 @@ fn make_folder(folder: &Path) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         other => other,
     }
-}
-
-/// Hands controllers on to the groups below a group of version 2.
-fn enable<'a>(folder: &Path, controllers: impl Iterator<Item = &'a str>) -> io::Result<()> {
-    let order: Vec<String> = controllers.map(|name| format!("+{name}")).collect();
-    if order.is_empty() {
-        return Ok(());
-    }
-    fs::write(folder.join("cgroup.subtree_control"), order.join(" "))
-}
-
-/// Finds where in version 2 attempts may have their groups, with as many of the controllers as there are.
-fn unified_parent(
-    unified: &Hierarchy,
-    name: &str,
-    left: &BTreeSet<&'static str>,
-) -> Result<Parent, String> {
-    // A service manager has put the agent into a group of its own below the one that it may use.
-    let base = match unified.own.parent() {
-        Some(above)
-            if SUBGROUPS.iter().any(|name| unified.own.ends_with(name))
-                && above.starts_with(&unified.root) =>
-        {
-            above
-        }
-        _ => &unified.own,
-    };
-    let here = offered(base, left);
-    match hand_on(base, &here) {
-        Ok(()) => {
-            return Ok(Parent { folder: base.join(name), version: Version::V2, controllers: here });
-        }
-        // The first process of a service sits where only groups may be. Root does not move: a manager that
-        // starts the service anew (systemd before 254) puts the next process into this group, which the kernel
-        // refuses as long as jobs have groups with controllers below it.
-        Err(error)
-            if error.raw_os_error() == Some(libc::EBUSY)
-                && is_alone(base)
-                && (*base == unified.root || !rustix::process::geteuid().is_root()) =>
-        {
-            let own = base.join(AGENT);
-            let moved = make_folder(&own)
-                .and_then(|()| fs::write(own.join("cgroup.procs"), "0"))
-                .and_then(|()| hand_on(base, &here));
-            if moved.is_ok() {
-                let folder = base.join(name);
-                return Ok(Parent { folder, version: Version::V2, controllers: here });
-            }
-        }
-        Err(_) => {}
-    }
-    // An agent of root's: the top of the tree takes groups beside processes.
-    let here = offered(&unified.root, left);
-    hand_on(&unified.root, &here).map_err(|error| {
-        format!(
-            "this agent may not hand on the cgroup {} ({error}); run it as a service with \
-             Delegate=yes",
-            base.display()
-        )
-    })?;
-    Ok(Parent { folder: unified.root.join(name), version: Version::V2, controllers: here })
-}
-
-/// Of the controllers that are wanted, those that a group has.
-fn offered(folder: &Path, wanted: &BTreeSet<&'static str>) -> Vec<String> {
-    let text = fs::read_to_string(folder.join("cgroup.controllers")).unwrap_or_default();
-    let of_use = |name: &&str| *name == COUNTING || wanted.contains(name);
-    text.split_ascii_whitespace().filter(of_use).map(str::to_owned).collect()
-}
-
-/// Enables what is not enabled below a group, and sees whether groups can be made there.
-fn hand_on(folder: &Path, controllers: &[String]) -> io::Result<()> {
-    let text = fs::read_to_string(folder.join("cgroup.subtree_control"))?;
-    let enabled: BTreeSet<&str> = text.split_ascii_whitespace().collect();
-    let missing = controllers.iter().map(String::as_str).filter(|name| !enabled.contains(name));
-    let missing: Vec<&str> = missing.collect();
-    if !missing.is_empty() {
-        enable(folder, missing.into_iter())?;
-    }
-    let access = rustix::fs::Access::WRITE_OK;
-    Ok(rustix::fs::access(folder, access)?)
-}
-
-/// Whether this process is the only one in a group.
-fn is_alone(folder: &Path) -> bool {
-    let text = fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
-    text.split_ascii_whitespace().all(|pid| pid == std::process::id().to_string())
 }
 
 /// Writes the limits of a group.

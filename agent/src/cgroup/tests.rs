@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::mounts::{Hierarchy, Kind, hierarchies};
 use super::usage::Usage;
-use super::{Cgroups, Limits, NodeLimits, Version, Waited, parent_name, unified_parent};
+use super::{Cgroups, Limits, NodeLimits, Version, Waited, parent_name, unified};
 
 const GIB: u64 = 1 << 30;
 const NODE: NodeLimits = NodeLimits { memory: 8 * GIB, processes: 24_000, guarded: false };
@@ -193,6 +193,6 @@ fn a_group_called_agent_at_the_top_has_nothing_beside_it() {
     let own = v2(root.path().join("agent"), "memory", "", "1");
     v2(root.path().to_owned(), "memory", "memory", "1 2");
     let unified = Hierarchy { kind: Kind::V2, root: root.path().into(), own };
-    let parent = unified_parent(&unified, "p", &["memory"].into()).unwrap();
+    let parent = unified::parent(&unified, "p", &["memory"].into()).unwrap();
     assert_eq!(parent.folder, root.path().join("p"));
 }

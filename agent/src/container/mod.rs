@@ -142,6 +142,11 @@ impl Containers {
         &self.0.runtime
     }
 
+    /// Whether their processes are in the attempt's control groups.
+    pub(crate) fn are_in_groups(&self) -> bool {
+        self.0.runtime.kind != Kind::Docker
+    }
+
     /// The agent's folder, by which it knows its containers.
     pub(crate) fn owner(&self) -> &Path {
         &self.0.owner

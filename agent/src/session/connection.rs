@@ -12,6 +12,7 @@ use tonic::transport::{Channel, Endpoint};
 
 use super::Error;
 use crate::args::AgentArgs;
+use crate::reach;
 
 const CONNECT: Duration = Duration::from_secs(5);
 /// Between probes of a connection on which nothing else moves.
@@ -90,11 +91,8 @@ fn address(args: &AgentArgs) -> Result<Address, Error> {
 /// This machine's address on the way to the daemon: where the daemon is, other nodes are. `None` if it
 /// cannot be told.
 pub(super) async fn own_address(server: &str) -> Option<String> {
-    let uri: tonic::transport::Uri = server.parse().ok()?;
-    let host = uri.host()?.trim_start_matches('[').trim_end_matches(']');
     let look = async {
-        let daemon =
-            tokio::net::lookup_host((host, uri.port_u16().unwrap_or(80))).await.ok()?.next()?;
+        let daemon = *reach::endpoints(server).await.first()?;
         let any: IpAddr = match daemon {
             SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
             SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),

@@ -17,13 +17,13 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::Streaming;
 
 use crate::args::AgentArgs;
-use crate::attempt::{News, Node, Services};
+use crate::attempt::{self, News, Node, Services};
 use crate::data::{self, DataPlane};
 use crate::exec::{self, Channel};
 use crate::facts::Facts;
 use crate::monitor::NodeSampler;
 use crate::notify::Notifier;
-use crate::{caches, clock, gpu, logs};
+use crate::{caches, clock, gpu, logs, reach};
 
 mod connection;
 mod registry;
@@ -99,6 +99,8 @@ pub(crate) struct Session {
     pub(crate) services: watch::Sender<Option<Arc<Services>>>,
     pub(crate) client: watch::Sender<Option<Client>>,
     pub(crate) connected: watch::Sender<bool>,
+    /// Where the daemon is that jobs are kept from.
+    pub(crate) daemon: Option<reach::Daemon>,
     pub(crate) cache: std::path::PathBuf,
     pub(crate) notifier: Arc<Notifier>,
     /// A permit for each channel into a job.
@@ -190,6 +192,7 @@ impl Session {
         self.notifier.ready(&format!("joined the workspace {} at {address}", welcome.workspace));
         let lease = LeaseKeeper::new(&self.node, &welcome);
         lease.renewed_by_what_was_sent_at(hello_at);
+        self.close(&welcome, &address).await;
         self.welcome(&welcome, connection)?;
         self.connected.send_replace(true);
         self.registry.resume(&self.node);
@@ -221,6 +224,30 @@ impl Session {
         facts
     }
 
+    /// Keeps jobs from the port by which this daemon takes orders.
+    async fn close(&mut self, welcome: &pb::Welcome, address: &str) {
+        let control = [address, &welcome.control_url];
+        let mut daemon = reach::Daemon::find(control, &welcome.http_url).await;
+        if attempt::some_need_control(&self.node.attempts) {
+            daemon.open();
+        }
+        if self.daemon.as_ref() == Some(&daemon) {
+            return;
+        }
+        if daemon.has_one_port() {
+            tracing::warn!("jobs reach the daemon's control port: it is where some of them log");
+        }
+        match self.node.cgroups.hold(reach::rules(&daemon)) {
+            Ok(()) => self.daemon = Some(daemon),
+            // Told when the agent started, as a rule.
+            Err(_) if self.facts.other.contains_key("not_closed") => {}
+            Err(why) => {
+                tracing::warn!(%why, "jobs reach the daemon's control port");
+                reach::tell(&mut self.facts, Err(why));
+            }
+        }
+    }
+
     /// Makes what the attempts need of this daemon.
     fn welcome(&mut self, welcome: &pb::Welcome, connection: Connection) -> Result<(), Error> {
         let probe = &welcome.shared_probe_path;
@@ -240,6 +267,7 @@ impl Session {
         self.services.send_replace(Some(Arc::new(Services {
             data,
             http_url: welcome.http_url.clone(),
+            apart: !welcome.control_url.is_empty(),
             workspace: welcome.workspace.clone(),
             workspace_id: welcome.workspace_id.clone(),
             // On another machine there is no such folder, or it is not the daemon's.

@@ -62,6 +62,9 @@ pub(crate) struct Launch {
     /// The command's processes, if it is run several times at once.
     #[serde(default)]
     pub(crate) processes: Vec<LaunchProcess>,
+    /// Whether the port of the daemon that the command was told is for jobs alone.
+    #[serde(default)]
+    pub(crate) apart: bool,
 }
 
 /// One of several processes that run the same command.

@@ -516,14 +516,22 @@ fn a_strict_cluster_takes_no_node_that_does_not_keep_jobs_apart() {
     let refused = |record: &_| live.may_join(record).unwrap_err().to_string();
     // An agent of an older version.
     assert!(refused(&record).contains("does not say"), "{}", refused(&record));
-    for (name, value) in [("limited", "cpu memory pids"), ("isolation", "none")] {
+    for (name, value) in [("limited", "cpu memory pids"), ("isolation", "none"), ("closed", "none")]
+    {
         record.facts.insert(name.to_owned(), value.to_owned());
     }
     record.facts.insert("not_isolated".to_owned(), "no user namespaces".to_owned());
     let said = refused(&record);
     assert!(said.contains("no isolation: no user namespaces") && said.contains("strict"), "{said}");
-    assert!(!said.contains("no limits"), "{said}");
+    assert!(!said.contains("no limits") && !said.contains("addresses"), "{said}");
     record.facts.remove("not_isolated");
+    record.facts.insert("not_closed".to_owned(), "no BPF".to_owned());
+    assert!(
+        refused(&record).contains("no addresses closed to jobs: no BPF"),
+        "{}",
+        refused(&record)
+    );
+    record.facts.remove("not_closed");
     live.may_join(&record).unwrap();
     // Elsewhere nobody minds.
     live.may_join(&node_record("n", "local", capacity(4, 1_000, 0))).unwrap();

@@ -113,7 +113,8 @@ pub(in crate::spec) static AMLCOMPUTE: Object = Object {
             Extends,
             "best_effort",
             "What keeps jobs apart: whatever each node's machine allows, or strict: only nodes that hold \
-             jobs to their memory, processes and CPU and isolate them.",
+             jobs to their memory, processes and CPU, isolate them, and keep them from cloud metadata and \
+             the daemon's control port.",
         ),
         field(
             "provider",

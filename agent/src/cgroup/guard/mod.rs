@@ -1,0 +1,19 @@
+//! What the kernel refuses the processes of a group: devices that were given to others, and addresses that
+//! jobs have no way to.
+//!
+//! ```text
+//! devices     GPUs of other jobs, by a controller of version 1 or a program in version 2
+//! addresses   cloud metadata and the daemon's control port, by programs in version 2
+//! bpf         the programs themselves: instructions, and how the kernel gets them
+//! ```
+
+mod addresses;
+mod bpf;
+mod devices;
+#[cfg(test)]
+mod testing;
+
+pub(crate) use addresses::Rule;
+pub(super) use addresses::hold;
+pub(crate) use devices::DeviceNode;
+pub(super) use devices::{DEVICES, can_load, deny};

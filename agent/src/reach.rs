@@ -1,0 +1,152 @@
+//! What jobs have no way to over the network: the metadata services of clouds, which give whoever asks the
+//! machine's own credentials, and the port by which the daemon is told what to do. The daemon's other port,
+//! for what jobs log and store, is their own and stays open.
+
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use crate::cgroup::Rule;
+use crate::facts::Facts;
+
+/// How long a look-up of a host's name may take.
+const LOOK_UP: Duration = Duration::from_secs(5);
+
+/// Where clouds tell a machine about itself, as their documentation has it, and how many bits count. Of
+/// `fe80::/10` it is no more than one address: other nodes of the same network are there too.
+const METADATA: [(IpAddr, u32); 11] = [
+    // Most of them: 169.254.169.254, and 169.254.170.2 and .23 (Amazon's containers), 169.254.42.42
+    // (Scaleway), 169.254.0.23 (Tencent). RFC 3927 has the network.
+    (IpAddr::V4(Ipv4Addr::new(169, 254, 0, 0)), 16),
+    // Azure's wire server, which gives extensions their secrets ("What is IP address 168.63.129.16?").
+    (IpAddr::V4(Ipv4Addr::new(168, 63, 129, 16)), 32),
+    // Alibaba ("ECS instance metadata").
+    (IpAddr::V4(Ipv4Addr::new(100, 100, 100, 200)), 32),
+    // Oracle's Cloud@Customer.
+    (IpAddr::V4(Ipv4Addr::new(192, 0, 0, 192)), 32),
+    // Amazon ("IPv6 on AWS": metadata ::254, names ::253, time ::123; Pod Identity ::23).
+    (IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0)), 32),
+    // Google ("About VM metadata").
+    (IpAddr::V6(Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254)), 128),
+    // Oracle ("Instance Metadata Service").
+    (IpAddr::V6(Ipv6Addr::new(0xfd00, 0xc1, 0, 0, 0, 0, 0xa9fe, 0xa9fe)), 128),
+    // Scaleway (cloud-init's data source of that name).
+    (IpAddr::V6(Ipv6Addr::new(0xfd00, 0x42, 0, 0, 0, 0, 0, 0x42)), 128),
+    // Akamai, Linode's ("Metadata service API").
+    (IpAddr::V6(Ipv6Addr::new(0xfd00, 0xa9fe, 0xa9fe, 0, 0, 0, 0, 1)), 128),
+    // OpenStack (Neutron's "Metadata service caching", IPv6 networks).
+    (IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0xa9fe, 0xa9fe)), 128),
+    // Cloud providers that translate: 169.254.0.0/16 by the prefix of RFC 6052.
+    (IpAddr::V6(Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, 0xa9fe, 0)), 112),
+];
+
+/// Where the daemon is, as its agent found it.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Daemon {
+    /// For orders: the command line's and the agents'.
+    pub(crate) control: Vec<SocketAddr>,
+    /// For jobs.
+    pub(crate) jobs: Vec<SocketAddr>,
+}
+
+impl Daemon {
+    /// Finds it by its URLs: those for orders, and the one for jobs.
+    pub(crate) async fn find(control: [&str; 2], jobs: &str) -> Self {
+        let [one, other] = control.map(endpoints);
+        let (one, other, jobs) = tokio::join!(one, other, endpoints(jobs));
+        Self { control: [one, other].concat(), jobs }
+    }
+
+    /// Leaves jobs a way to all of it.
+    pub(crate) fn open(&mut self) {
+        self.jobs.extend(self.control.iter().copied());
+    }
+
+    /// Whether jobs need what they should not have: the daemon is of an earlier version, or was when a job
+    /// started that still runs, with one port for both.
+    pub(crate) fn has_one_port(&self) -> bool {
+        self.control.iter().any(|address| self.jobs.contains(address))
+    }
+}
+
+/// Tells among the node's facts whether jobs are held to them, or why not.
+pub(crate) fn tell(facts: &mut Facts, closed: Result<(), String>) {
+    let told = if closed.is_ok() { "metadata and control" } else { "none" };
+    facts.other.insert("closed".to_owned(), told.to_owned());
+    facts.other.extend(closed.err().map(|why| ("not_closed".to_owned(), why)));
+}
+
+/// What jobs are held to on this machine, besides a daemon that is at these places.
+pub(crate) fn rules(daemon: &Daemon) -> Vec<Rule> {
+    let text = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    let names = [text("/etc/resolv.conf"), text("/run/systemd/resolve/resolv.conf")];
+    let names = names.iter().flat_map(|text| name_servers(text));
+    let networks = sysinfo::Networks::new_with_refreshed_list().ok();
+    let own =
+        networks.iter().flat_map(|all| all.values()).flat_map(sysinfo::NetworkData::ip_networks);
+    made_of(daemon, &names.collect::<Vec<_>>(), &own.map(|own| own.addr).collect::<Vec<_>>())
+}
+
+fn made_of(daemon: &Daemon, names: &[IpAddr], own: &[IpAddr]) -> Vec<Rule> {
+    let one = |address: IpAddr, port, open| {
+        let bits = if address.is_ipv4() { 32 } else { 128 };
+        Rule { address, bits, port: Some(port), open }
+    };
+    let mut rules: Vec<Rule> = Vec::new();
+    let mut add = |rule: Rule| {
+        if !rules.contains(&rule) {
+            rules.push(rule);
+        }
+    };
+    for at in &daemon.jobs {
+        add(one(at.ip(), at.port(), true));
+    }
+    // Clouds also tell names there, and without names a job finds nothing.
+    for &address in names {
+        add(one(address, 53, true));
+    }
+    for (address, bits) in METADATA {
+        add(Rule { address, bits, port: None, open: false });
+    }
+    for at in &daemon.control {
+        add(one(at.ip(), at.port(), false));
+        // On this machine it may be reached by any of the machine's addresses, and by none.
+        if at.ip().is_loopback() || at.ip().is_unspecified() || own.contains(&at.ip()) {
+            let port = Some(at.port());
+            add(Rule { address: Ipv4Addr::LOCALHOST.into(), bits: 8, port, open: false });
+            for address in [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::LOCALHOST.into()] {
+                add(one(address, at.port(), false));
+            }
+            add(one(Ipv6Addr::UNSPECIFIED.into(), at.port(), false));
+            for &address in own {
+                add(one(address, at.port(), false));
+            }
+        }
+    }
+    rules
+}
+
+/// Of lines such as `nameserver 169.254.169.254` (resolv.conf(5)).
+fn name_servers(text: &str) -> Vec<IpAddr> {
+    let address = |line: &str| {
+        let rest = line.trim_start().strip_prefix("nameserver")?;
+        rest.split_ascii_whitespace().next()?.parse().ok()
+    };
+    text.lines().filter_map(address).collect()
+}
+
+/// The addresses and the port of a URL; none if they cannot be told.
+pub(crate) async fn endpoints(url: &str) -> Vec<SocketAddr> {
+    let Ok(uri) = url.parse::<tonic::transport::Uri>() else { return Vec::new() };
+    let Some(host) = uri.host() else { return Vec::new() };
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let otherwise = if uri.scheme_str() == Some("https") { 443 } else { 80 };
+    let look = tokio::net::lookup_host((host, uri.port_u16().unwrap_or(otherwise)));
+    match tokio::time::timeout(LOOK_UP, look).await {
+        Ok(Ok(found)) => found.collect(),
+        _ => Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests;
