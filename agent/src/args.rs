@@ -84,6 +84,10 @@ pub struct AgentArgs {
     /// Processes and threads that one job may have [default: 4096, and 512 more for each CPU]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(16..))]
     pub process_limit: Option<u64>,
+    /// Hold each job to so many bytes a second that it reads, and as many that it writes, of the disk on which
+    /// the data folder is, for example 200MiB [default: jobs share the disk as they do CPU]
+    #[arg(long, value_name = "RATE", value_parser = bytes)]
+    pub job_io: Option<u64>,
     /// Whether jobs see a node on which they can change their own folders only, and neither this agent's
     /// folder nor the daemon's
     #[arg(

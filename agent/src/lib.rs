@@ -45,7 +45,7 @@ pub use notify::{Notifier, VARIABLES as NOTIFY_VARIABLES};
 pub use supervisor::supervise_if_asked;
 
 use crate::attempt::{Node, Spares};
-use crate::cgroup::{Cgroups, NodeLimits};
+use crate::cgroup::{Cgroups, DiskRate, NodeLimits};
 use crate::container::Containers;
 use crate::disk::Reserve;
 use crate::gpu::Devices;
@@ -85,6 +85,12 @@ pub enum Error {
         "this machine cannot isolate jobs ({0}): see to that, or start the agent with --isolation auto"
     )]
     NotIsolated(String),
+    /// Jobs are to be held to a rate on the disk, and cannot be.
+    #[error(
+        "this machine cannot hold jobs to a rate on its disk ({0}): see to that, or start the agent without \
+         --job-io"
+    )]
+    NoJobIo(String),
     /// The GPUs of a recording cannot be had.
     #[error("no GPUs: {0}")]
     Recording(String),
@@ -143,7 +149,7 @@ async fn serve(
     let most = args.gpus.map_or(usize::MAX, |count| count as usize);
     let devices = Arc::new(Devices::new(gpus, owners, most));
     let mut sampler = NodeSampler::new(root.clone());
-    let cgroups = find_cgroups(&args, &name, &root, &mut sampler, devices.guarded());
+    let cgroups = find_cgroups(&args, &name, &root, &mut sampler, devices.guarded())?;
     let (isolated, not_isolated) = isolate(&args, &root)?;
     let users = users(&args, isolated);
     if users.is_some() {
@@ -164,6 +170,9 @@ async fn serve(
     machine.for_others = users.is_some();
     let containers = find_containers(args.containers, &root, &mut facts, &mut machine).await;
     let engines = containers.as_ref().is_some_and(|containers| !containers.are_in_groups());
+    if engines && args.job_io.is_some() {
+        return Err(Error::NoJobIo(IN_AN_ENGINE.to_owned()));
+    }
     close(&cgroups, engines, &mut facts);
     let (client, clients) = watch::channel(None);
     let (services, services_seen) = watch::channel(None);
@@ -260,19 +269,23 @@ async fn serve(
     ended.map_err(|error| Error::Session(session::chain(&error)))
 }
 
-/// The place of this agent's attempts among the machine's control groups.
+/// The place of this agent's attempts among the machine's control groups, with all that is asked of them.
 fn find_cgroups(
     args: &AgentArgs,
     node: &str,
     root: &Path,
     sampler: &mut NodeSampler,
     guarded: bool,
-) -> Cgroups {
+) -> Result<Cgroups, Error> {
     const MIB: u64 = 1 << 20;
     let total = sampler.memory_mib().saturating_mul(MIB);
     let offered = args.memory.map_or(total, |memory| memory.saturating_mul(MIB));
-    let limits = NodeLimits { guarded, ..NodeLimits::of(offered, total) };
-    Cgroups::find(&cgroup::parent_name(node, root), limits)
+    let io = args.job_io.map(|bytes| DiskRate::of(root, bytes)).transpose();
+    let io = io.map_err(Error::NoJobIo)?;
+    let limits = NodeLimits { guarded, io, ..NodeLimits::of(offered, total) };
+    let cgroups = Cgroups::find(&cgroup::parent_name(node, root), limits);
+    cgroups.try_io().map_err(Error::NoJobIo)?;
+    Ok(cgroups)
 }
 
 /// Why groups of the agent's hold no container of docker's.

@@ -27,6 +27,7 @@ mod exec;
 mod gangs;
 mod gpus;
 mod images;
+mod io;
 mod isolation;
 mod jobs;
 mod local;

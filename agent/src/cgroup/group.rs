@@ -54,6 +54,15 @@ impl Group {
         self.folder.join(name)
     }
 
+    /// Writes a file that this kernel may lack: swap accounting is an option, killing a group whole is new.
+    pub(super) fn write_if_there(&self, name: &str, value: &str) -> io::Result<()> {
+        use io::ErrorKind::{NotFound, PermissionDenied};
+        match fs::write(self.file(name), value) {
+            Err(error) if matches!(error.kind(), NotFound | PermissionDenied) => Ok(()),
+            other => other,
+        }
+    }
+
     /// A number alone in its file; `None` if it is no number (`max`) or there is no such file.
     pub(super) fn number(&self, name: &str) -> Option<u64> {
         fs::read_to_string(self.file(name)).ok()?.trim().parse().ok()

@@ -17,6 +17,7 @@ use std::sync::{Mutex, PoisonError};
 
 mod group;
 mod guard;
+mod io_rate;
 mod mounts;
 #[cfg(test)]
 mod tests;
@@ -26,14 +27,15 @@ mod usage;
 pub(crate) use group::Cgroup;
 use group::{Group, Version};
 pub(crate) use guard::{DeviceNode, Rule};
+pub(crate) use io_rate::DiskRate;
 use mounts::{Hierarchy, Kind};
 pub(crate) use usage::Waited;
 
 /// The controllers that attempts need.
 const WANTED: [&str; 3] = ["cpu", "memory", "pids"];
-/// Counts what is read and written; without it processes are asked one by one. Version 1 counts it too
-/// early to be of use: before what was cached is written.
-const COUNTING: &str = "io";
+/// Shares out the disks, and counts what is read and written; without it processes are asked one by one. Version
+/// 1 calls it `blkio`, and counts too early to be of use: before what was cached is written.
+const IO: &str = "io";
 
 /// What the agent has for jobs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -44,6 +46,8 @@ pub(crate) struct NodeLimits {
     pub(crate) processes: u64,
     /// Whether there are devices that not every job may open.
     pub(crate) guarded: bool,
+    /// To what each job is held on the disk of the agent's folder; `None`: to nothing.
+    pub(crate) io: Option<DiskRate>,
 }
 
 /// What one attempt may use.
@@ -55,6 +59,9 @@ pub(crate) struct Limits {
     pub(crate) memory: Option<u64>,
     /// Processes and threads.
     pub(crate) processes: u64,
+    /// The most that is read and written of a disk; `None`: all that it gives. When a disk is short, jobs share
+    /// it as they do CPU.
+    pub(crate) io: Option<DiskRate>,
 }
 
 impl NodeLimits {
@@ -69,7 +76,7 @@ impl NodeLimits {
             text.trim().parse::<u64>().ok()
         };
         let most = highest("pid_max").into_iter().chain(highest("threads-max")).min();
-        Self { memory, processes: most.unwrap_or(32_768) / 4 * 3, guarded: false }
+        Self { memory, processes: most.unwrap_or(32_768) / 4 * 3, guarded: false, io: None }
     }
 }
 
@@ -82,6 +89,7 @@ impl Limits {
             cpu_milli,
             memory: (memory_mib > 0).then(|| memory_mib.saturating_mul(1 << 20).min(node.memory)),
             processes: processes.min(node.processes / 2),
+            io: node.io,
         }
     }
 }
@@ -129,10 +137,12 @@ impl Cgroups {
         };
         let mut left: BTreeSet<&'static str> = WANTED.into();
         left.extend(node.guarded.then_some(guard::DEVICES));
+        left.extend(node.io.map(|_| IO));
         for hierarchy in hierarchies {
             let Kind::V1(controllers) = &hierarchy.kind else { continue };
-            let ours: Vec<&str> =
+            let mut ours: Vec<&str> =
                 left.iter().copied().filter(|name| controllers.iter().any(|c| c == name)).collect();
+            ours.extend(controllers.iter().any(|name| name == mounts::BLKIO).then_some(IO));
             if ours.is_empty() {
                 continue;
             }
@@ -197,7 +207,8 @@ impl Cgroups {
     /// What is limited, for the node's facts.
     pub(crate) fn limits(&self) -> String {
         let all = self.parents.iter().flat_map(|parent| &parent.controllers).map(String::as_str);
-        let limiting: BTreeSet<&str> = all.filter(|name| *name != COUNTING).collect();
+        let is_limit = |name: &&str| *name != IO || self.node.io.is_some();
+        let limiting: BTreeSet<&str> = all.filter(is_limit).collect();
         match limiting.is_empty() {
             true => "none".to_owned(),
             false => Vec::from_iter(limiting).join(" "),
@@ -243,6 +254,20 @@ impl Cgroups {
             Version::V2 if !held.is_empty() => guard::hold(&parent.folder, &held),
             _ => Ok(()),
         }
+    }
+
+    /// Whether jobs can be held to the rate that they should be, seen by doing it; an error says why not.
+    pub(crate) fn try_io(&self) -> Result<(), String> {
+        if self.node.io.is_none() {
+            return Ok(());
+        }
+        if let Some(why) = self.missing.get(IO) {
+            return Err(why.clone());
+        }
+        // No attempt has this number.
+        let made = self.create(u64::MAX, &self.limits_of(1000, 0), &[]);
+        let removed = made.and_then(|made| made.map_or(Ok(()), |made| made.remove()));
+        removed.map_err(|error| format!("a group with such a limit cannot be made: {error}"))
     }
 
     /// Makes the groups of an attempt, in which nobody can open what is `denied`; those of an earlier try
@@ -319,7 +344,8 @@ impl Parent {
             let real = self.controllers.iter().map(String::as_str);
             unified::enable(&self.folder, real.filter(|name| *name != guard::DEVICES))?;
         }
-        let all = Limits { cpu_milli: 1000, memory: Some(node.memory), processes: node.processes };
+        let (memory, processes) = (Some(node.memory), node.processes);
+        let all = Limits { cpu_milli: 1000, memory, processes, io: None };
         let own = Group {
             folder: self.folder.clone(),
             version: self.version,
@@ -368,18 +394,7 @@ fn make_folder(folder: &Path) -> io::Result<()> {
 /// Writes the limits of a group.
 fn limit(group: &Group, limits: &Limits) -> io::Result<()> {
     let write = |name: &str, value: String| fs::write(group.folder.join(name), value);
-    // Files that this kernel may lack: swap accounting is an option, killing a group whole is new.
-    let write_if_there = |name: &str, value: String| match write(name, value) {
-        Err(error)
-            if matches!(
-                error.kind(),
-                io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied
-            ) =>
-        {
-            Ok(())
-        }
-        other => other,
-    };
+    let write_if_there = |name: &str, value: String| group.write_if_there(name, &value);
     for controller in &group.controllers {
         match (controller.as_str(), group.version) {
             ("memory", Version::V2) => {
@@ -410,6 +425,7 @@ fn limit(group: &Group, limits: &Limits) -> io::Result<()> {
                 let shares = (limits.cpu_milli * 1024 / 1000).clamp(2, 262_144);
                 write("cpu.shares", shares.to_string())?;
             }
+            (IO, _) => io_rate::limit(group, limits)?,
             _ => {}
         }
     }

@@ -2,6 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
+/// What version 1 calls the controller of disks.
+pub(super) const BLKIO: &str = "blkio";
+
 /// One mounted hierarchy, as this process sees it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Hierarchy {
@@ -53,7 +56,7 @@ fn mount(line: &str) -> Option<Mount> {
     let kind = match what.next()? {
         "cgroup2" => Kind::V2,
         "cgroup" => {
-            let known = ["cpu", "cpuacct", "memory", "pids", "devices"];
+            let known = ["cpu", "cpuacct", "memory", "pids", "devices", BLKIO];
             let options = what.nth(1)?.split(',');
             let controllers: Vec<String> =
                 options.filter(|option| known.contains(option)).map(str::to_owned).collect();

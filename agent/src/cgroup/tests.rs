@@ -8,7 +8,8 @@ use super::usage::Usage;
 use super::{Cgroups, Limits, NodeLimits, Version, Waited, parent_name, unified};
 
 const GIB: u64 = 1 << 30;
-const NODE: NodeLimits = NodeLimits { memory: 8 * GIB, processes: 24_000, guarded: false };
+const NODE: NodeLimits =
+    NodeLimits { memory: 8 * GIB, processes: 24_000, guarded: false, io: None };
 
 const HYBRID: &str = "\
 26 21 0:23 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use super::group::Version;
 use super::mounts::Hierarchy;
-use super::{COUNTING, Parent, make_folder};
+use super::{IO, Parent, make_folder};
 
 /// The group of the agent itself where version 2 lets no processes stay in a group with groups below it.
 /// The unit of `atelier service install` names it too.
@@ -77,7 +77,7 @@ pub(super) fn parent(
 /// Of the controllers that are wanted, those that a group has.
 pub(super) fn offered(folder: &Path, wanted: &BTreeSet<&'static str>) -> Vec<String> {
     let text = fs::read_to_string(folder.join("cgroup.controllers")).unwrap_or_default();
-    let of_use = |name: &&str| *name == COUNTING || wanted.contains(name);
+    let of_use = |name: &&str| *name == IO || wanted.contains(name);
     text.split_ascii_whitespace().filter(of_use).map(str::to_owned).collect()
 }
 
