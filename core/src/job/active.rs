@@ -34,6 +34,11 @@ pub struct Active {
     /// Set once a member failed while others ran: they are asked to stop.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failed: Option<Failed>,
+    /// Set once the command of a job that has a head
+    /// ([`CommandJob::has_head`](crate::spec::CommandJob::has_head)) is over: the others are asked to stop, and
+    /// how their processes end is of no account.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub dismissed: bool,
     /// When it makes way for another ahead of which it was let, if it is still there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub yields_at: Option<Timestamp>,
@@ -132,13 +137,22 @@ impl Active {
         self.members().filter_map(|member| member.started_at).min()
     }
 
-    /// What its members were asked to stop for, if they were.
+    /// What all of its members were asked to stop for, if they were.
     pub fn stop_reason(&self) -> Option<&str> {
         let canceled = self.cancel.as_ref().map(|cancel| &cancel.reason);
         let evicted = self.evict.as_ref().map(|evict| &evict.reason);
         let failed = self.failed.as_ref().map(|failed| &failed.reason);
         canceled.or(evicted).or(failed).map(String::as_str)
     }
+
+    /// What the member of this rank was asked to stop for, if it was.
+    pub fn stop_reason_of(&self, rank: u32) -> Option<&str> {
+        let dismissed = (self.dismissed && rank > 0).then_some(Self::DISMISSED);
+        self.stop_reason().or(dismissed)
+    }
+
+    /// What members are told whose head's command is over.
+    pub const DISMISSED: &str = "the command is over on the head";
 
     /// How it ended, once all of its members are over: as the first that failed did, or else as the
     /// first of them.
@@ -151,7 +165,9 @@ impl Active {
 
     /// Since when a member is on its way out, if it is. What is not known is taken to be long ago.
     pub fn going_since(&self, member: &Member) -> Option<Timestamp> {
-        let stops = matches!(member.phase, Phase::Finalizing { .. }) || self.failed.is_some();
+        let dismissed = self.dismissed && member.node != self.first.node;
+        let stops =
+            matches!(member.phase, Phase::Finalizing { .. }) || self.failed.is_some() || dismissed;
         let canceled = self.cancel.as_ref().map(|cancel| cancel.at);
         let evicted = self.evict.as_ref().map(|evict| evict.at);
         canceled.or(evicted).or(stops.then_some(self.assigned_at))
@@ -159,10 +175,20 @@ impl Active {
 
     /// The rank of the member whose end is the attempt's.
     fn decisive(&self) -> u32 {
-        let failed = |member: &Member| member.end.as_ref().is_some_and(|e| !e.is_success());
         let first = self.failed.as_ref().map(|failed| failed.rank);
-        let any = || (0..).zip(self.members()).find(|(_, member)| failed(member));
+        let failed = |(rank, member): &(u32, &Member)| {
+            member.end.as_ref().is_some_and(|end| self.fails(*rank, end))
+        };
+        let any = || (0..).zip(self.members()).find(failed);
         first.or_else(|| any().map(|(rank, _)| rank)).unwrap_or_default()
+    }
+
+    /// Whether the end of the member of this rank makes the attempt a failure.
+    pub fn fails(&self, rank: u32, end: &AttemptEnd) -> bool {
+        match self.dismissed && rank > 0 {
+            true => !end.is_dismissal(),
+            false => !end.is_success(),
+        }
     }
 
     /// What it leaves behind, once all of its members are over.

@@ -467,6 +467,13 @@ impl AttemptEnd {
     pub fn is_success(&self) -> bool {
         self.problem.is_none() && self.exit.is_some_and(Exit::is_success)
     }
+
+    /// Whether all went as asked for a member that had nothing left to do: however its processes ended, what
+    /// they wrote is stored.
+    pub fn is_dismissal(&self) -> bool {
+        let unstored = |cause: Cause| cause.is_platforms() || cause == Cause::OutputFailed;
+        self.problem.as_ref().is_none_or(|problem| !unstored(problem.cause))
+    }
 }
 
 impl Job {

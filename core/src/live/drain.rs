@@ -119,7 +119,7 @@ impl Live {
         let Some(mut job) = self.jobs.get(name).cloned() else { return };
         let Some(key) = job.attempt_key() else { return };
         let State::Active(active) = &mut job.state else { return };
-        let ends = matches!(active.phase(), Phase::Finalizing { .. });
+        let ends = active.dismissed || matches!(active.phase(), Phase::Finalizing { .. });
         if ends || active.stop_reason().is_some() {
             return;
         }

@@ -469,6 +469,7 @@ impl Live {
             cancel: None,
             evict: None,
             failed: None,
+            dismissed: false,
             yields_at: placement.yields_at,
         });
         self.record(&job, attempt, self.daemon.clone(), kind, now, out);
@@ -478,7 +479,8 @@ impl Live {
         self.put(job, out);
     }
 
-    /// Asks the members of an attempt that are not over to stop. What they hold is about to be free.
+    /// Asks the members of an attempt that are not over, and were not dismissed, to stop. What they hold is
+    /// about to be free.
     pub(super) fn stop(
         &mut self,
         active: &Active,
@@ -487,15 +489,41 @@ impl Live {
         now: Now,
         out: &mut Decisions,
     ) {
-        for (_, member) in active.working() {
-            let node = member.node.clone();
-            if let Some(known) = self.nodes.get(&node) {
-                // The node's compute, not the job's: the node may have moved since.
-                self.sched.set_going(&known.record.compute, &node, &key.job, now.wall);
-            }
-            let (key, reason) = (key.clone(), reason.to_owned());
-            out.effects.push(Effect::Stop { node, key, reason });
+        for (rank, _) in active.working().filter(|(rank, _)| *rank == 0 || !active.dismissed) {
+            self.stop_member(active, rank, key, reason, now, out);
         }
+    }
+
+    /// Asks the members but the head to stop: there is nothing left to do for them.
+    pub(super) fn dismiss(
+        &mut self,
+        active: &Active,
+        key: &AttemptKey,
+        now: Now,
+        out: &mut Decisions,
+    ) {
+        for (rank, _) in active.working().filter(|(rank, _)| *rank > 0) {
+            self.stop_member(active, rank, key, Active::DISMISSED, now, out);
+        }
+    }
+
+    fn stop_member(
+        &mut self,
+        active: &Active,
+        rank: u32,
+        key: &AttemptKey,
+        reason: &str,
+        now: Now,
+        out: &mut Decisions,
+    ) {
+        let Some(member) = active.members().nth(rank as usize) else { return };
+        let node = member.node.clone();
+        if let Some(known) = self.nodes.get(&node) {
+            // The node's compute, not the job's: the node may have moved since.
+            self.sched.set_going(&known.record.compute, &node, &key.job, now.wall);
+        }
+        let (key, reason) = (key.clone(), reason.to_owned());
+        out.effects.push(Effect::Stop { node, key, reason });
     }
 
     /// What a node must do for the member of this rank.

@@ -201,6 +201,8 @@ impl Live {
 
 /// What a node must hear once more of an attempt that was asked to stop.
 fn stop_again(node: &NodeName, job: &Job) -> Option<Effect> {
-    let reason = job.active()?.stop_reason()?.to_owned();
+    let active = job.active()?;
+    let (rank, _) = active.on(node)?;
+    let reason = active.stop_reason_of(rank)?.to_owned();
     Some(Effect::Stop { node: node.clone(), key: job.attempt_key()?, reason })
 }

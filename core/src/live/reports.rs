@@ -11,7 +11,7 @@ use crate::job::{
 use crate::node::Now;
 use crate::resource::Memory;
 use crate::sched::Request;
-use crate::spec::OnNodeLoss;
+use crate::spec::{CommandJob, OnNodeLoss};
 
 impl Live {
     /// Takes a node's word on an attempt. Stale and repeated ones change nothing: a report counts
@@ -48,6 +48,7 @@ impl Live {
         }
         let State::Active(active) = &mut job.state else { return };
         let (attempt, before) = (active.attempt, active.phase().rank());
+        let Some(rank) = active.on(node).map(|(rank, _)| rank) else { return };
         let Some(member) = active.on_mut(node) else { return };
         let kind = match report.progress {
             Progress::Ended(_) => return,
@@ -95,6 +96,11 @@ impl Live {
                 EventKind::Finalizing { exit }
             }
         };
+        let is_over = matches!(kind, EventKind::Finalizing { .. });
+        let dismissed = (is_over && dismisses(&job.spec, active, rank)).then(|| {
+            active.dismissed = true;
+            active.clone()
+        });
         let after = active.phase();
         // Of several members the one that is least far is told of.
         let kind = match after {
@@ -108,6 +114,9 @@ impl Live {
         if let Some(kind) = kind {
             let by = node_principal(node, &self.daemon);
             self.record(&job, attempt, by, kind, now, out);
+        }
+        if let Some(active) = dismissed {
+            self.dismiss(&active, &report.key, now, out);
         }
         self.put(job, out);
     }
@@ -130,11 +139,14 @@ impl Live {
             self.sched.release(&live.record.compute, node, &job.name, now.wall);
             live.attempts.remove(&job.name);
         }
-        let problem = (!end.is_success()).then(|| of_end(&end));
         if end.survivors > 0 {
             self.quarantine(node, &job.name, end.survivors, now, out);
         }
         let State::Active(active) = &mut job.state else { return };
+        let problem = active.fails(rank, &end).then(|| of_end(&end));
+        // That its command has ended may not have been told before.
+        let dismisses = problem.is_none() && dismisses(&job.spec, active, rank);
+        active.dismissed |= dismisses;
         if let Some(member) = active.on_mut(node) {
             member.unreachable = false;
             member.end = Some(Box::new(end));
@@ -161,8 +173,10 @@ impl Live {
         };
         let by = node_principal(node, &self.daemon);
         self.record(&job, active.attempt, by, kind, now, out);
-        if let Some(failed) = active.failed.as_ref().filter(|_| first) {
-            self.stop(&active, &key, &failed.reason, now, out);
+        match active.failed.as_ref().filter(|_| first) {
+            Some(failed) => self.stop(&active, &key, &failed.reason, now, out),
+            None if dismisses => self.dismiss(&active, &key, now, out),
+            None => {}
         }
         self.put(job, out);
     }
@@ -275,6 +289,12 @@ impl Live {
         let started_at = job.active().and_then(|active| active.on(node)?.1.started_at);
         self.member_ended(job, node, AttemptEnd::lost(failure, started_at), now, out);
     }
+}
+
+/// Whether the others have nothing left to do once the command of the member of this rank is over.
+fn dismisses(spec: &CommandJob, active: &Active, rank: u32) -> bool {
+    let is_head = rank == 0 && active.is_gang() && spec.has_head();
+    is_head && !active.dismissed && active.stop_reason().is_none()
 }
 
 enum Verdict {

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::distribution::Distribution;
 use crate::id::{
     AssetName, ComputeName, DatastoreName, ExperimentName, JobName, PortName, VersionName,
 };
@@ -84,6 +85,11 @@ impl CommandJob {
     /// How often the command is run at once on each node; at least once.
     pub fn commands_per_node(&self) -> u32 {
         self.distribution.as_ref().map_or(1, Distribution::commands_per_node).max(1)
+    }
+
+    /// Whether the command runs in the member of rank 0 alone: it decides how an attempt ends.
+    pub fn has_head(&self) -> bool {
+        self.distribution.as_ref().is_some_and(Distribution::has_head)
     }
 }
 
@@ -331,48 +337,6 @@ impl Default for JobResources {
             shm_size: None,
             docker_args: Vec::new(),
             properties: BTreeMap::new(),
-        }
-    }
-}
-
-/// How several processes are launched.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
-#[serde(tag = "type", rename_all = "snake_case")]
-pub enum Distribution {
-    /// `torch.distributed` by environment variables.
-    #[serde(rename = "pytorch")]
-    PyTorch {
-        /// Processes on each node.
-        process_count_per_instance: u32,
-    },
-    /// `TF_CONFIG`.
-    #[serde(rename = "tensorflow")]
-    TensorFlow {
-        /// Workers in all.
-        worker_count: u32,
-        /// Parameter servers in all.
-        parameter_server_count: u32,
-    },
-    /// `mpirun`.
-    Mpi {
-        /// Processes on each node.
-        process_count_per_instance: u32,
-    },
-    /// A Ray cluster for the job's duration.
-    Ray {
-        /// The rest of Azure's fields, as written.
-        #[serde(flatten)]
-        settings: BTreeMap<String, serde_json::Value>,
-    },
-}
-
-impl Distribution {
-    /// How often the command is run at once on each node. What `mpirun` starts, and Ray, is started by one
-    /// command.
-    pub fn commands_per_node(&self) -> u32 {
-        match self {
-            Self::PyTorch { process_count_per_instance } => *process_count_per_instance,
-            Self::TensorFlow { .. } | Self::Mpi { .. } | Self::Ray { .. } => 1,
         }
     }
 }

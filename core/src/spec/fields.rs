@@ -434,15 +434,9 @@ const PROCESSES: Field = field(
     COUNT,
     Runs,
     "1",
-    "How often the command is run at once on each node; of `mpi`, how many processes `mpirun` starts.",
+    "How often the command is run at once on each node; of `mpi`, how many processes `mpirun` starts there.",
 );
-const TYPE: Field = field(
-    "type",
-    Text,
-    Runs,
-    "required",
-    "Which kind; `ray` is refused for now, and `mpi` on several nodes.",
-);
+const TYPE: Field = field("type", Text, Runs, "required", "Which kind.");
 
 static DISTRIBUTIONS: [(&str, &Object); 4] = [
     ("pytorch", &Object { what: "a pytorch distribution", fields: &[TYPE, PROCESSES] }),
@@ -455,9 +449,9 @@ static DISTRIBUTIONS: [(&str, &Object); 4] = [
                 field(
                     "worker_count",
                     Whole(1, limits::MAX_PROCESSES as i64),
-                    Recorded,
-                    "instance_count",
-                    "Workers in all.",
+                    Runs,
+                    "the rest",
+                    "Workers in all. With the parameter servers they are as many as `instance_count`.",
                 ),
                 field(
                     "parameter_server_count",
@@ -476,23 +470,35 @@ static DISTRIBUTIONS: [(&str, &Object); 4] = [
             what: "a ray distribution",
             fields: &[
                 TYPE,
-                field("port", Whole(1, 65535), Recorded, "", "The head's port."),
-                field("address", Text, Recorded, "", "The head's address."),
-                field("include_dashboard", Bool, Recorded, "", "Whether to start the dashboard."),
-                field("dashboard_port", Whole(1, 65535), Recorded, "", "The dashboard's port."),
+                field("port", Whole(1, 65535), Runs, "the attempt's own", "The head's port."),
+                field(
+                    "address",
+                    Text,
+                    Runs,
+                    "the node's",
+                    "Where the other members reach the head: HOST or HOST:PORT.",
+                ),
+                field(
+                    "include_dashboard",
+                    Bool,
+                    Runs,
+                    "Ray's",
+                    "Whether the head starts the dashboard.",
+                ),
+                field("dashboard_port", Whole(1, 65535), Runs, "Ray's", "The dashboard's port."),
                 field(
                     "head_node_additional_args",
                     Text,
-                    Recorded,
+                    Runs,
                     "",
-                    "Further arguments of the head.",
+                    "Further arguments of `ray start` on the head.",
                 ),
                 field(
                     "worker_node_additional_args",
                     Text,
-                    Recorded,
+                    Runs,
                     "",
-                    "Further arguments of the workers.",
+                    "The same on the other members.",
                 ),
             ],
         },

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::command::{
-    Code, CommandJob, Distribution, Environment, Identity, IdleAction, IdleGpu, Limits, OnNodeLoss,
-    Priority, QueueSettings, Retry, Service,
+    Code, CommandJob, Environment, Identity, IdleAction, IdleGpu, Limits, OnNodeLoss, Priority,
+    QueueSettings, Retry, Service,
 };
 use super::diagnostic::{Diagnostic, Diagnostics, Mark, Report, Source};
 use super::fields::{
@@ -16,7 +16,7 @@ use super::overrides::{self, Override};
 use super::shape::{self, join, whole, word};
 use super::validate::{Finding, findings};
 use super::yaml::{self, Failure, Node, Value};
-use super::{environment, ports, quantity, reference, resources};
+use super::{distribution, environment, ports, quantity, reference, resources};
 use crate::id::{ExperimentName, InvalidName, JobName};
 use crate::suggest;
 
@@ -267,7 +267,7 @@ impl Reader<'_> {
             environment_variables: self.pairs(root, "environment_variables"),
             resources: resources::read(self, root),
             distribution: given(root, "distribution")
-                .map(|node| distribution(node, count_of_instances(root))),
+                .map(|node| distribution::read(node, count_of_instances(root))),
             limits: Limits {
                 timeout: given(root, "limits")
                     .and_then(|limits| given(limits, "timeout"))
@@ -520,27 +520,6 @@ impl Reader<'_> {
 
 fn count_of_instances(root: &Node) -> u32 {
     given(root, "resources").and_then(|node| count(node, "instance_count")).unwrap_or(1)
-}
-
-fn distribution(node: &Node, instances: u32) -> Distribution {
-    let processes = count(node, "process_count_per_instance").unwrap_or(1);
-    let kind = node.get("type").and_then(Node::as_text).unwrap_or_default();
-    match word(kind, &["pytorch", "tensorflow", "mpi", "ray"]) {
-        Some("tensorflow") => Distribution::TensorFlow {
-            worker_count: count(node, "worker_count").unwrap_or(instances),
-            parameter_server_count: count(node, "parameter_server_count").unwrap_or(0),
-        },
-        Some("mpi") => Distribution::Mpi { process_count_per_instance: processes },
-        Some("ray") => Distribution::Ray {
-            settings: node
-                .entries()
-                .iter()
-                .filter(|entry| entry.key.text != "type" && !entry.value.is_null())
-                .map(|entry| (entry.key.text.clone(), entry.value.to_json()))
-                .collect(),
-        },
-        _ => Distribution::PyTorch { process_count_per_instance: processes },
-    }
 }
 
 fn queue(node: &Node) -> QueueSettings {

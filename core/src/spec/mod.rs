@@ -11,6 +11,7 @@ mod asset;
 mod command;
 mod compute;
 mod diagnostic;
+mod distribution;
 mod docker_args;
 mod environment;
 mod fields;
@@ -38,6 +39,7 @@ pub use asset::{
 pub use command::*;
 pub use compute::{ParsedCompute, parse_compute, parse_sizes, validate_cluster};
 pub use diagnostic::{Diagnostic, Diagnostics, Place};
+pub use distribution::{Distribution, Ray};
 pub use docker_args::{NotAllowed, docker_args};
 pub use job::{Parsed, parse_job};
 pub use origin::{FileKind, Files, Origin};

@@ -6,18 +6,16 @@ use std::ops::Range;
 use serde_json::Value as Json;
 
 use super::command::{
-    Code, CommandJob, DataKind, DataUri, Distribution, Environment, InlineEnvironment, Input,
-    InputMode, Output,
+    Code, CommandJob, DataKind, DataUri, Environment, InlineEnvironment, Input, InputMode, Output,
 };
 use super::diagnostic::{Diagnostic, Diagnostics, MAX_REPORTED};
 use super::docker_args::docker_args;
 use super::limits::{
     MAX_ATTEMPTS, MAX_BACKOFF, MAX_COMMAND, MAX_DEPTH, MAX_DESCRIPTION, MAX_DOCUMENT, MAX_ENTRIES,
     MAX_GPUS, MAX_INSTANCES, MAX_LABEL, MAX_LABELS, MAX_MEMORY, MAX_MEMORY_PERCENT, MAX_MILLI_CPUS,
-    MAX_MODELS, MAX_PROCESSES, MAX_PROCESSES_PER_NODE, MAX_SECONDS, MAX_TAG_KEY, MAX_TAG_VALUE,
-    MAX_VALUE,
+    MAX_MODELS, MAX_SECONDS, MAX_TAG_KEY, MAX_TAG_VALUE, MAX_VALUE,
 };
-use super::reference;
+use super::{distribution, reference};
 use crate::environment::Recipe;
 use crate::expr::{Reference, Template, Values};
 use crate::id::DatastoreName;
@@ -162,6 +160,11 @@ impl Check {
         }
     }
 
+    /// How many faults were found.
+    pub(super) fn count(&self) -> usize {
+        self.found.count()
+    }
+
     fn entries(&mut self, key: &str, count: usize) {
         if count > MAX_ENTRIES {
             self.at(&[key]).fault(
@@ -248,13 +251,13 @@ pub(super) fn findings(job: &CommandJob) -> Findings {
         outputs: job.outputs.keys().map(|k| (k.as_str().to_owned(), String::new())).collect(),
         ..Values::default()
     };
-    let before = check.found.count();
+    let before = check.count();
     check.at(&["command"]).size(
         &job.command,
         MAX_COMMAND,
         "put the command into a script in the code folder",
     );
-    if check.found.count() == before {
+    if check.count() == before {
         if job.command.trim().is_empty() {
             check.fault("'command' is empty", "write what the job runs");
         }
@@ -281,6 +284,7 @@ pub(super) fn findings(job: &CommandJob) -> Findings {
         output_faults(&mut check, name.as_str(), output);
     }
     numbers(&mut check, job);
+    distribution::faults(&mut check, job);
     choices(&mut check, job);
     if let Err(refused) = docker_args(&job.resources.docker_args) {
         let message = format!("'resources.docker_args': {refused}");
@@ -288,11 +292,6 @@ pub(super) fn findings(job: &CommandJob) -> Findings {
     }
     for (key, value) in &job.resources.properties {
         check.at(&["resources", "properties", key]).depth(value);
-    }
-    if let Some(Distribution::Ray { settings }) = &job.distribution {
-        for (key, value) in settings {
-            check.at(&["distribution", key]).depth(value);
-        }
     }
     if let Environment::Inline(inline) = &job.environment {
         environment_faults(&mut check, &["environment"], inline);
@@ -376,9 +375,9 @@ fn output_faults(check: &mut Check, name: &str, output: &Output) {
                         ${{output_name}} and ${{default_datastore}}";
     let Some(path) = &output.path else { return };
     check.at(&["outputs", name, "path"]);
-    let before = check.found.count();
+    let before = check.count();
     check.size(path, MAX_VALUE, "write a shorter path");
-    if check.found.count() > before {
+    if check.count() > before {
         return;
     }
     let scope = Values {
@@ -495,21 +494,5 @@ fn numbers(check: &mut Check, job: &CommandJob) {
     }
     if let Some(idle) = job.idle_gpu {
         range(&["idle_gpu", "after"], idle.after, 1, MAX_SECONDS);
-    }
-    match &job.distribution {
-        Some(
-            Distribution::PyTorch { process_count_per_instance: count }
-            | Distribution::Mpi { process_count_per_instance: count },
-        ) => {
-            let path = &["distribution", "process_count_per_instance"];
-            range(path, (*count).into(), 1, MAX_PROCESSES_PER_NODE.into());
-        }
-        Some(Distribution::TensorFlow { worker_count, parameter_server_count }) => {
-            let most = MAX_PROCESSES.into();
-            range(&["distribution", "worker_count"], (*worker_count).into(), 1, most);
-            let path = &["distribution", "parameter_server_count"];
-            range(path, (*parameter_server_count).into(), 0, most);
-        }
-        Some(Distribution::Ray { .. }) | None => {}
     }
 }

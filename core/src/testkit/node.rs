@@ -119,6 +119,8 @@ struct Known {
     share: MilliGpu,
     /// Its process gets no lease: it goes on however long the daemon is away.
     kept: bool,
+    /// It serves the command of the head and goes on until it is told to stop.
+    serves: bool,
     stage: Stage,
     /// What it says of it.
     latest: Progress,
@@ -264,10 +266,11 @@ impl Node {
                     }
                 }
                 Down::Close => self.hang_up(now),
-                Down::Order(Effect::Assign { key, reservation, spec, .. }) => {
+                Down::Order(Effect::Assign { key, reservation, spec, rank, .. }) => {
                     let kept = spec.on_node_loss == OnNodeLoss::Keep;
+                    let serves = rank > 0 && spec.has_head();
                     let share = reservation.of_each_gpu();
-                    self.assign(key, (reservation.gpus, share), kept, now, scripts);
+                    self.assign(key, (reservation.gpus, share), (kept, serves), now, scripts);
                 }
                 Down::Order(Effect::Stop { key, .. }) => self.stop(&key, now),
                 Down::Order(Effect::Acknowledge { key, .. } | Effect::Discard { key, .. }) => {
@@ -290,7 +293,7 @@ impl Node {
         &mut self,
         key: AttemptKey,
         (gpus, share): (Vec<GpuIndex>, MilliGpu),
-        kept: bool,
+        (kept, serves): (bool, bool),
         now: u64,
         scripts: &BTreeMap<JobName, Script>,
     ) {
@@ -317,7 +320,8 @@ impl Node {
         let until = now + scripts.get(&key.job).map_or(0, |script| script.prepare_ms);
         let latest = Progress::Preparing { step: "received".to_owned() };
         let stage = Stage::Preparing { until };
-        let known = Known { key: key.clone(), gpus, share, kept, stage, latest: latest.clone() };
+        let (own, said) = (key.clone(), latest.clone());
+        let known = Known { key: own, gpus, share, kept, serves, stage, latest: said };
         self.known.insert(key.epoch, known);
         self.tell(Report { key, progress: latest });
     }
@@ -366,7 +370,10 @@ impl Node {
                             gpus: known.gpus.clone(),
                             share: known.share,
                             started_at: wall,
-                            ends_at: now + script.map_or(0, |s| s.run_ms),
+                            ends_at: match known.serves {
+                                true => u64::MAX,
+                                false => now + script.map_or(0, |s| s.run_ms),
+                            },
                             finish,
                             stopped: false,
                             kept: known.kept,

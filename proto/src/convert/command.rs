@@ -257,15 +257,21 @@ impl From<&spec::Distribution> for pb::Distribution {
             spec::Distribution::Mpi { process_count_per_instance } => {
                 Kind::Mpi(wire::Mpi { process_count_per_instance: *process_count_per_instance })
             }
-            spec::Distribution::Ray { settings } => {
-                Kind::Ray(wire::Ray { settings_json: to_json_map(settings) })
-            }
+            spec::Distribution::Ray(ray) => Kind::Ray(wire::Ray {
+                port: ray.port.map(Into::into),
+                address: ray.address.clone(),
+                include_dashboard: ray.include_dashboard,
+                dashboard_port: ray.dashboard_port.map(Into::into),
+                head_node_additional_args: ray.head_node_additional_args.clone(),
+                worker_node_additional_args: ray.worker_node_additional_args.clone(),
+            }),
         };
         Self { kind: Some(kind) }
     }
 }
 
-/// Zero processes means one on each instance; zero workers means one on each instance.
+/// Zero processes means one on each instance; zero workers means one on each instance that is no parameter
+/// server.
 fn distribution(wire: pb::Distribution, members: u32) -> Result<spec::Distribution, Error> {
     use pb::distribution::Kind;
     Ok(match wire.kind.of("kind")? {
@@ -277,7 +283,7 @@ fn distribution(wire: pb::Distribution, members: u32) -> Result<spec::Distributi
         },
         Kind::Tensorflow(kind) => spec::Distribution::TensorFlow {
             worker_count: if kind.worker_count == 0 {
-                members
+                members.saturating_sub(kind.parameter_server_count)
             } else {
                 processes(kind.worker_count, "tensorflow.worker_count")?
             },
@@ -294,10 +300,20 @@ fn distribution(wire: pb::Distribution, members: u32) -> Result<spec::Distributi
                 "mpi.process_count_per_instance",
             )?,
         },
-        Kind::Ray(kind) => {
-            spec::Distribution::Ray { settings: json_map(kind.settings_json, "ray.settings_json")? }
-        }
+        Kind::Ray(kind) => spec::Distribution::Ray(spec::Ray {
+            port: port(kind.port, "ray.port")?,
+            address: kind.address,
+            include_dashboard: kind.include_dashboard,
+            dashboard_port: port(kind.dashboard_port, "ray.dashboard_port")?,
+            head_node_additional_args: kind.head_node_additional_args,
+            worker_node_additional_args: kind.worker_node_additional_args,
+        }),
     })
+}
+
+fn port(port: Option<u32>, field: &str) -> Result<Option<u16>, Error> {
+    let port = port.map(|port| within_u32(port, 1, u16::MAX.into())).transpose().of(field)?;
+    Ok(port.and_then(|port| u16::try_from(port).ok()))
 }
 
 fn processes(count: u32, field: &str) -> Result<u32, Error> {

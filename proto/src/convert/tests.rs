@@ -196,8 +196,18 @@ fn distribution() -> impl Strategy<Value = spec::Distribution> {
             spec::Distribution::TensorFlow { worker_count, parameter_server_count }
         }),
         (1..9u32).prop_map(|n| spec::Distribution::Mpi { process_count_per_instance: n }),
-        proptest::collection::btree_map(word(), json(), 0..2)
-            .prop_map(|settings| spec::Distribution::Ray { settings }),
+        (option::of(1..=u16::MAX), option::of(word()), option::of(any::<bool>())).prop_map(
+            |(port, text, include_dashboard)| {
+                spec::Distribution::Ray(spec::Ray {
+                    port,
+                    address: text.clone(),
+                    include_dashboard,
+                    dashboard_port: port.map(|port| port / 2 + 1),
+                    head_node_additional_args: text.clone(),
+                    worker_node_additional_args: text,
+                })
+            }
+        ),
     ]
 }
 
@@ -528,6 +538,7 @@ fn on_two_nodes() -> atelier_core::job::Job {
         cancel: None,
         evict: None,
         failed: None,
+        dismissed: false,
         yields_at: None,
     };
     Job {

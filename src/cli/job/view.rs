@@ -394,8 +394,22 @@ fn distribution(distribution: &pb::Distribution) -> Value {
             "process_count_per_instance": kind.process_count_per_instance,
         }),
         Some(Kind::Ray(kind)) => {
-            let mut view = from_json(&kind.settings_json);
-            view["type"] = "ray".into();
+            let mut view = json!({ "type": "ray" });
+            let mut set = |key: &str, value: Option<Value>| {
+                if let Some(value) = value {
+                    view[key] = value;
+                }
+            };
+            set("port", kind.port.map(Into::into));
+            set("address", kind.address.clone().map(Into::into));
+            set("include_dashboard", kind.include_dashboard.map(Into::into));
+            set("dashboard_port", kind.dashboard_port.map(Into::into));
+            for (key, line) in [
+                ("head_node_additional_args", &kind.head_node_additional_args),
+                ("worker_node_additional_args", &kind.worker_node_additional_args),
+            ] {
+                set(key, line.clone().map(Into::into));
+            }
             view
         }
         None => Value::Null,

@@ -13,7 +13,7 @@ use atelier_core::resource::{Demand, GpuDevice, Reservation};
 use atelier_core::sched::{self, Quotas};
 use atelier_core::spec::{
     AssetRef, AssetVersion, Code, DataKind, DataUri, Distribution, Identity, IdleGpu, Input,
-    InputMode, JobResources, Limits, OnNodeLoss, Output, OutputMode, Retry,
+    InputMode, JobResources, Limits, OnNodeLoss, Output, OutputMode, Ray, Retry,
 };
 use proptest::collection::{btree_map, vec};
 use proptest::option;
@@ -177,10 +177,11 @@ fn active() -> impl Strategy<Value = State> {
     );
     let ids = (1..9_u32, any::<u64>());
     let failed = (any::<u32>(), text()).prop_map(|(rank, reason)| Failed { rank, reason });
-    let stops = (option::of(cancel()), option::of(evict()), option::of(failed));
+    let stops = (option::of(cancel()), option::of(evict()), option::of(failed), any::<bool>());
     let members = vec(member, 1..4);
     (ids, members, stamp(), stops, option::of(stamp())).prop_map(
-        |((attempt, epoch), mut members, assigned_at, (cancel, evict, failed), yields_at)| {
+        |((attempt, epoch), mut members, assigned_at, stops, yields_at)| {
+            let (cancel, evict, failed, dismissed) = stops;
             let others = members.split_off(1);
             State::Active(Active {
                 attempt: AttemptNumber(attempt),
@@ -191,6 +192,7 @@ fn active() -> impl Strategy<Value = State> {
                 cancel,
                 evict,
                 failed,
+                dismissed,
                 yields_at,
             })
         },
@@ -317,7 +319,9 @@ fn specification() -> impl Strategy<Value = CommandJob> {
     );
     let distribution = prop_oneof![
         any::<u32>().prop_map(|n| Distribution::PyTorch { process_count_per_instance: n }),
-        Just(Distribution::Ray { settings: [("port".to_owned(), serde_json::json!(6379))].into() }),
+        (option::of(any::<u16>()), option::of(text())).prop_map(|(port, address)| {
+            Distribution::Ray(Ray { port, address, ..Ray::default() })
+        }),
     ];
     let environment = prop_oneof![
         Just(Environment::Host),

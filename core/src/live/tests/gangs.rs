@@ -1,5 +1,7 @@
 //! Jobs on several nodes: placed at once, judged by the first member that fails.
 
+mod heads;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use crate::id::{AttemptNumber, Epoch, JobName, NodeName};
 use crate::job::{AttemptKey, Cause, Progress, Report};
 use crate::resource::{Capacity, Demand};
-use crate::spec::{OnNodeLoss, Priority, Retry};
+use crate::spec::{Distribution, OnNodeLoss, Priority, Retry};
 use crate::testkit::{
     Checked, CommitFault, Finish, LEASE, Outage, Script, World, capacity, command_job,
     compute_name, job_name, node_name, node_record,
@@ -201,6 +201,8 @@ fn apply(world: &mut World, op: Op) -> Checked {
             spec.queue.priority = [Priority::Low, Priority::Medium, Priority::High][number % 3];
             let tiers = [None, None, None, Some("spot"), Some("premium")];
             spec.resources.instance_count = [1, 1, 1, 2, 1, 1, 3][number % 7];
+            spec.distribution =
+                (number % 2 == 0).then_some(Distribution::Mpi { process_count_per_instance: 1 });
             spec.queue.job_tier = tiers[number % 5].map(str::to_owned);
             spec.limits.timeout = (number % 4 == 0).then_some(600);
             spec.on_node_loss = if keep { OnNodeLoss::Keep } else { OnNodeLoss::Requeue };

@@ -555,15 +555,11 @@ fn free_values_are_only_as_deep_as_the_store_reads_back() {
                 job.environment =
                     Environment::Inline(InlineEnvironment { conda, ..Default::default() });
             }
-            "distribution.x" => {
-                job.distribution =
-                    Some(Distribution::Ray { settings: [("x".to_owned(), value)].into() });
-            }
             _ => drop(job.resources.properties.insert("x".to_owned(), value)),
         }
         job
     }
-    for field in ["environment.conda_file", "distribution.x", "resources.properties.x"] {
+    for field in ["environment.conda_file", "resources.properties.x"] {
         // The conda document itself is one of them.
         let most = MAX_DEPTH - usize::from(field == "environment.conda_file");
         let good = with(field, nested(most));

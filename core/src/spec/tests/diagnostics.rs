@@ -516,6 +516,41 @@ fn other_kinds_of_documents() {
 }
 
 #[test]
+fn each_member_of_a_tensorflow_job_is_a_worker_or_a_parameter_server() {
+    let with = |members: u32, more: &str| {
+        format!(
+            "command: x\nresources: {{instance_count: {members}}}\ndistribution:\n  type: tensorflow\n{more}"
+        )
+    };
+    check(
+        &with(3, "  worker_count: 2\n"),
+        "5:17: 'distribution.worker_count' is 2, and 'resources.instance_count' 3: each member is one of them | write 3, or leave it out; or set 'resources.instance_count' to 2",
+    );
+    check(
+        &with(3, "  worker_count: 3\n  parameter_server_count: 1\n"),
+        "5:17: 'distribution.worker_count' is 3 with 'distribution.parameter_server_count' 1, and 'resources.instance_count' 3: each member is one of them | write 2, or leave it out; or set 'resources.instance_count' to 4",
+    );
+    check(
+        &with(3, "  parameter_server_count: 3\n"),
+        "5:27: 'distribution.parameter_server_count' is 3, and 'resources.instance_count' 3: at least one member has to be a worker | set it lower, or 'resources.instance_count' higher",
+    );
+    for (members, more, counts) in [
+        (3, "", (3, 0)),
+        (3, "  worker_count: 3\n", (3, 0)),
+        (3, "  parameter_server_count: 1\n", (2, 1)),
+        (3, "  worker_count: 2\n  parameter_server_count: 1\n", (2, 1)),
+    ] {
+        let job = super::job(&with(members, more));
+        let Some(Distribution::TensorFlow { worker_count, parameter_server_count }) =
+            job.distribution
+        else {
+            panic!("{:?}", job.distribution)
+        };
+        assert_eq!((worker_count, parameter_server_count), counts, "{more}");
+    }
+}
+
+#[test]
 fn the_rest() {
     check(
         "command: x\ndistribution: {process_count_per_instance: 2}\n",
@@ -528,6 +563,14 @@ fn the_rest() {
     check(
         "command: x\ndistribution: {type: pytorch, worker_count: 2}\n",
         "2:31: unknown field 'worker_count' in a pytorch distribution | known fields: type, process_count_per_instance",
+    );
+    check(
+        "command: x\ndistribution: {type: ray, head_node_additional_args: \"--labels 'a\"}\n",
+        "2:54: 'distribution.head_node_additional_args': a quote is not closed | close it",
+    );
+    check(
+        "command: x\ndistribution: {type: ray, address: a b}\n",
+        "2:36: 'distribution.address' is not an address | write HOST or HOST:PORT, or leave it out: the head's node is known",
     );
     check(
         "command: x\nservices: {s: {port: 1}}\n",

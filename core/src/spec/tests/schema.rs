@@ -170,6 +170,7 @@ parameters: {}
     "
 command: x
 environment: {build: {path: ./env, dockerfile_path: a/Dockerfile}}
+resources: {instance_count: 4}
 distribution: {type: tensorflow, worker_count: 3, parameter_server_count: 1}
 ",
     "
@@ -179,8 +180,14 @@ distribution: {type: ray, port: 1, address: a, include_dashboard: true, dashboar
 ];
 
 /// Keys that only check others, or whose value in the documents is their default.
-const WITHOUT_TRACE: &[&str] =
-    &[".type", ".environment.os_type", ".inputs.*.min", ".inputs.*.max", ".inputs.*.enum"];
+const WITHOUT_TRACE: &[&str] = &[
+    ".type",
+    ".environment.os_type",
+    ".inputs.*.min",
+    ".inputs.*.max",
+    ".inputs.*.enum",
+    ".distribution.worker_count",
+];
 
 /// Every key of a document: its path, and the document without it.
 fn keys(root: &Node) -> Vec<(String, Vec<String>)> {
