@@ -30,6 +30,7 @@ mod gpu;
 mod isolation;
 mod logs;
 mod monitor;
+mod mpi;
 mod notify;
 mod pollable;
 mod proc;

@@ -8,8 +8,8 @@ use atelier_core::expr::{self, Template};
 use atelier_core::id::{DatastoreName, JobName};
 use atelier_core::layout;
 use atelier_core::spec::{
-    AssetRef, Code, CommandJob, DataKind, DataUri, Distribution, Environment, InlineEnvironment,
-    Input, OutputMode,
+    AssetRef, Code, CommandJob, DataKind, DataUri, Environment, InlineEnvironment, Input,
+    OutputMode,
 };
 
 use super::environments::{self, Environments};
@@ -86,7 +86,6 @@ impl Admission {
         }
         self.check_code(&job).await?;
         job.environment = self.environment(job.environment).await?;
-        check_launch(&job)?;
         let inputs = std::mem::take(&mut job.inputs);
         for (port, input) in inputs {
             let input = match input {
@@ -312,32 +311,5 @@ fn unresolved(error: environments::Error) -> Error {
             invalid("environment", error.to_string())
         }
         E::Refused(_) | E::NoSnapshot(_) => missing("environment", error.to_string()),
-    }
-}
-
-/// Whether the processes that it asks for can be started.
-pub(crate) fn check_launch(job: &CommandJob) -> Result<(), Error> {
-    match &job.distribution {
-        Some(Distribution::Ray { .. }) => {
-            Err(not_yet("distribution", "Ray clusters are not supported yet; leave it out"))
-        }
-        Some(Distribution::Mpi { .. }) if job.resources.instance_count > 1 => Err(not_yet(
-            "distribution",
-            "mpi on several nodes is not supported yet; set resources.instance_count to 1",
-        )),
-        Some(Distribution::TensorFlow { parameter_server_count, .. })
-            if *parameter_server_count >= job.resources.instance_count
-                && *parameter_server_count > 0 =>
-        {
-            Err(invalid(
-                "distribution.parameter_server_count",
-                format!(
-                    "is {parameter_server_count}, and of resources.instance_count {} members at least \
-                     one has to be a worker; set it lower",
-                    job.resources.instance_count
-                ),
-            ))
-        }
-        _ => Ok(()),
     }
 }

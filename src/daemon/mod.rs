@@ -17,7 +17,6 @@ mod shared;
 #[cfg(test)]
 pub(crate) mod tests;
 
-pub(crate) use admission::check_launch;
 pub use admission::{Admission, Error as AdmissionError};
 pub use caches::{Error as CacheError, NodeCaches};
 pub use clock::Clock;

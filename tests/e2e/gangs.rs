@@ -5,7 +5,7 @@ use atelier_proto::job::v1::JobStatus;
 use crate::harness::{Agent, Cluster, History, PATIENCE, until};
 
 /// So many nodes of one CPU each.
-fn cluster(nodes: usize) -> Cluster {
+pub(crate) fn cluster(nodes: usize) -> Cluster {
     let cluster = Cluster::empty();
     cluster.start_daemon();
     for number in 0..nodes {
@@ -57,7 +57,7 @@ print("member", rank, "done")
 "#;
 
 /// A job on several nodes.
-fn gang(members: u32, command: &str, more: &str) -> String {
+pub(crate) fn gang(members: u32, command: &str, more: &str) -> String {
     let block: String = command.lines().map(|line| format!("  {line}\n")).collect();
     format!("command: |\n{block}resources: {{instance_count: {members}}}\n{more}\n")
 }
@@ -231,25 +231,6 @@ fn the_process_that_fails_is_named_and_ends_the_others() {
          atelier job stream {job} --rank 3"
     );
     assert_eq!(message, expected);
-}
-
-#[test]
-fn mpirun_starts_the_processes_of_a_job_for_mpi() {
-    let cluster = cluster(1);
-    let command = "echo I am $OMPI_COMM_WORLD_RANK of $OMPI_COMM_WORLD_SIZE; exit $((OMPI_COMM_WORLD_RANK * 0))";
-    let yaml = |processes: u32, nodes: u32| {
-        let more = format!("distribution: {{type: mpi, process_count_per_instance: {processes}}}");
-        gang(nodes, command, &more)
-    };
-    let job = cluster.create(&yaml(3, 1));
-    cluster.completed(&job);
-    let log = String::from_utf8(cluster.log(&job)).unwrap();
-    let mut lines: Vec<&str> = log.lines().filter(|line| line.starts_with("I am")).collect();
-    lines.sort_unstable();
-    assert_eq!(lines, ["I am 0 of 3", "I am 1 of 3", "I am 2 of 3"], "{log}");
-    cluster.write("several.yml", yaml(1, 2));
-    let refused = cluster.atelier(["job", "create", "-f", "several.yml"]);
-    refused.fails(1).says(&["mpi on several nodes", "instance_count"]);
 }
 
 #[test]

@@ -144,7 +144,12 @@ fn a_suggested_change_starts_the_job() {
     assert_eq!(told["changes"][0]["set"], json!(["compute=big"]), "{told}");
     dry(&["resources.cpus=9"]).fails(1).says(&["largest node", "ask for less"]);
     // What creating it would refuse, trying it refuses too.
-    dry(&["distribution.type=ray"]).fails(1).says(&["distribution", "Ray"]);
+    dry(&["distribution.type=tensorflow", "distribution.worker_count=2"]).fails(1).says(&[
+        "distribution.worker_count",
+        "2",
+        "resources.instance_count",
+        "1",
+    ]);
     dry(&["compute=none"]).fails(3).says(&["none", "compute list"]);
     assert_eq!(cluster.rpc().jobs().unwrap().len(), 3, "nothing was created");
 

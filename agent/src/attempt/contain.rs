@@ -5,14 +5,14 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use atelier_core::spec::{Code, Distribution, InlineEnvironment, docker_args, quote};
+use atelier_core::spec::{Code, InlineEnvironment, docker_args, quote};
 use atelier_proto::agent::v1::{Cause, Problem};
 
 use super::finalize::{End, tail};
 use super::launch::{linked_inputs, own_inputs};
 use super::prepare::PrepareLog;
 use super::variables::{self, MARK};
-use super::{Attempt, Services, problem};
+use super::{Attempt, Services, distribution, problem};
 use crate::container::command::{self, Bind, Limits, Plan};
 use crate::container::{Container, Containers, Image, Started, script};
 use crate::data::Fault;
@@ -83,7 +83,8 @@ pub(super) async fn create(
         let message = format!("resources.docker_args: {refused}: {}", refused.help);
         problem::problem(Cause::Environment, message)
     })?;
-    let command = launched(attempt, command);
+    let start = distribution::start(attempt, &quote(command));
+    let command = start.unwrap_or_else(|| command.to_owned());
     let (node, folder) = (&attempt.node, &attempt.folder);
     let indices = &attempt.assignment.gpu_indices;
     let gpus = containers.gpus(indices).map_err(|error| failed(&error, Cause::Platform))?;
@@ -139,16 +140,6 @@ pub(super) async fn create(
     Ok(Program { program, arguments, environment, inside: Some(inside) })
 }
 
-/// The command, or what has the image's `mpirun` start it.
-fn launched(attempt: &Attempt, command: &str) -> String {
-    match &attempt.spec.distribution {
-        Some(Distribution::Mpi { process_count_per_instance: count }) => {
-            format!("exec mpirun -n {count} \"$0\" -c {}", quote(command))
-        }
-        _ => command.to_owned(),
-    }
-}
-
 /// What starts the containers: the runtime, or of several processes for each a shell that starts it for its own.
 fn started_by(
     attempt: &Attempt,
@@ -185,6 +176,7 @@ fn binds(attempt: &Attempt, own: &Path) -> Vec<Bind> {
     writable.extend(attempt.node.writable.iter().cloned());
     let mut readable = vec![own.to_owned(), folder.inputs()];
     readable.extend(linked_inputs(attempt));
+    readable.extend(distribution::needed(attempt));
     let bind = |writable| move |path: PathBuf| Bind { path, writable };
     let all = readable.into_iter().map(bind(false)).chain(writable.into_iter().map(bind(true)));
     all.filter(|bind| bind.path.exists()).collect()

@@ -6,7 +6,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use atelier_core::spec::{Distribution, Environment, Input, InputMode, OnNodeLoss};
+use atelier_core::spec::{Environment, Input, InputMode, OnNodeLoss};
 use atelier_proto::agent::v1::input_grant::Source;
 use atelier_proto::agent::v1::{Cause, Problem};
 
@@ -14,7 +14,7 @@ use super::contain::{self, Program};
 use super::folder::PASSWD;
 use super::prepare::Prepared;
 use super::process::Process;
-use super::{Attempt, problem, variables};
+use super::{Attempt, distribution, problem, variables};
 use crate::isolation::{self, Abilities, Means, View};
 use crate::record;
 use crate::supervisor::{EXITED, LAUNCH, Launch, LaunchProcess, STARTED, Started};
@@ -94,16 +94,16 @@ pub(super) async fn launch(attempt: &Attempt, prepared: Prepared) -> Result<Proc
     })
 }
 
-/// What the shell is started with: the command, or what has `mpirun` start it.
+/// What the shell is started with: the command, or what starts it.
 fn arguments(attempt: &Attempt, command: String) -> Vec<String> {
     let option = "-c".to_owned();
-    let Some(Distribution::Mpi { process_count_per_instance: count }) = &attempt.spec.distribution
-    else {
-        return vec![option, command];
-    };
-    let start = r#"exec mpirun -n "$1" "$0" -c "$2""#.to_owned();
-    let shell = attempt.node.shell.to_string_lossy().into_owned();
-    vec![option, start, shell, count.to_string(), command]
+    match distribution::start(attempt, r#""$1""#) {
+        None => vec![option, command],
+        Some(start) => {
+            let shell = attempt.node.shell.to_string_lossy().into_owned();
+            vec![option, start, shell, command]
+        }
+    }
 }
 
 /// What distinguishes the processes that run the command here; empty if it is run once.
@@ -202,6 +202,7 @@ fn view(
     // whatever its mode says.
     let mut readable = vec![node.environments.folder().to_owned(), folder.inputs()];
     readable.extend(linked_inputs(attempt));
+    readable.extend(distribution::needed(attempt));
     readable.extend(NEEDED.map(PathBuf::from));
     let mut hidden = vec![node.root.clone()];
     hidden.extend(daemon);

@@ -28,6 +28,7 @@ use crate::monitor;
 use crate::supervisor::{Launcher, Lease};
 
 mod contain;
+mod distribution;
 mod finalize;
 mod folder;
 mod launch;

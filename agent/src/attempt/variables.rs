@@ -7,6 +7,8 @@ use std::path::Path;
 use atelier_core::resource::Gpus;
 use atelier_core::spec::CommandJob;
 
+use super::distribution::{Members, mpi, ray};
+
 /// Marks every process of an attempt, so that they are found if their supervisor was killed.
 pub(crate) const MARK: &str = "ATELIER_ATTEMPT_FOLDER";
 
@@ -46,6 +48,12 @@ pub(crate) struct Facts<'a> {
     pub(crate) environment: &'a BTreeMap<String, String>,
     /// The job's own variables, rendered.
     pub(crate) own: &'a BTreeMap<String, String>,
+}
+
+impl Facts<'_> {
+    fn members(&self) -> Members<'_> {
+        Members::new(self.addresses, self.rank, self.workspace_id, self.epoch)
+    }
 }
 
 /// Of the agent's variables those that a job may see: none that could hold a secret.
@@ -154,7 +162,7 @@ fn run_variables(facts: &Facts<'_>, set: &mut impl FnMut(&str, &str)) {
     // The token dies with its attempt and needs no renewal; Azure's clients want a date and a salt.
     set("AZUREML_RUN_TOKEN_EXPIRY", TOKEN_EXPIRY);
     set("AZUREML_RUN_TOKEN_RAND", &format!("{}-{}", facts.job, facts.attempt));
-    let members = Members::of(facts);
+    let members = facts.members();
     set("AZUREML_NODE_COUNT", &members.count().to_string());
     set("AZUREML_CR_NODE_RANK", &members.rank.to_string());
     set("AZUREML_CR_EXECUTION_WORKING_DIR_PATH", &work);
@@ -163,7 +171,7 @@ fn run_variables(facts: &Facts<'_>, set: &mut impl FnMut(&str, &str)) {
     set("AZ_BATCHAI_JOB_MASTER_NODE_IP", members.first());
     set("AZ_BATCHAI_GPU_COUNT", &facts.gpus.len().to_string());
     set("AZ_BATCH_HOST_LIST", &members.addresses.join(","));
-    set("AZ_BATCH_MASTER_NODE", &endpoint(members.first(), members.master_port()));
+    set("AZ_BATCH_MASTER_NODE", &members.master());
     set("MLFLOW_TRACKING_URI", facts.http_url);
     set("MLFLOW_TRACKING_TOKEN", facts.token);
     set("MLFLOW_RUN_ID", facts.job);
@@ -185,7 +193,7 @@ pub(crate) fn of_process(spec: &CommandJob, member: u32, process: u32) -> BTreeM
 /// What launchers set; of several processes on a node, for the first.
 fn distribution_variables(facts: &Facts<'_>, set: &mut impl FnMut(&str, &str)) {
     use atelier_core::spec::Distribution;
-    let members = Members::of(facts);
+    let members = facts.members();
     let rank = members.rank.to_string();
     let per_node = facts.spec.commands_per_node();
     match &facts.spec.distribution {
@@ -202,101 +210,10 @@ fn distribution_variables(facts: &Facts<'_>, set: &mut impl FnMut(&str, &str)) {
         Some(Distribution::TensorFlow { parameter_server_count, .. }) => {
             set("TF_CONFIG", &members.tf_config(*parameter_server_count));
         }
-        Some(Distribution::Mpi { .. }) => {
-            for (name, value) in MPIRUN {
-                set(name, value);
-            }
-        }
-        Some(Distribution::Ray { .. }) | None => {}
+        Some(Distribution::Mpi { .. }) => mpi::variables(&members, facts.token, set),
+        Some(Distribution::Ray(given)) => ray::variables(&members, given, facts.token, set),
+        None => {}
     }
-}
-
-/// Says to Open MPI's `mpirun`, of version 4 and 5, what the scheduler has decided already: who may run it,
-/// how many processes there are, and that they share the job's processors. Others ignore it.
-const MPIRUN: [(&str, &str); 6] = [
-    ("OMPI_ALLOW_RUN_AS_ROOT", "1"),
-    ("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1"),
-    ("OMPI_MCA_rmaps_base_oversubscribe", "1"),
-    ("OMPI_MCA_hwloc_base_binding_policy", "none"),
-    ("PRTE_MCA_rmaps_default_mapping_policy", ":oversubscribe"),
-    ("PRTE_MCA_hwloc_default_binding_policy", "none"),
-];
-
-/// The members of an attempt, as their programs find each other.
-struct Members<'a> {
-    addresses: Vec<&'a str>,
-    rank: usize,
-    epoch: u64,
-}
-
-impl<'a> Members<'a> {
-    fn of(facts: &Facts<'a>) -> Self {
-        let addresses: Vec<&str> = match facts.addresses {
-            // Whoever is alone needs no network.
-            [] | [_] => vec!["127.0.0.1"],
-            several => several.iter().map(String::as_str).collect(),
-        };
-        Self { addresses, rank: facts.rank as usize, epoch: facts.epoch }
-    }
-
-    fn count(&self) -> usize {
-        self.addresses.len()
-    }
-
-    fn first(&self) -> &'a str {
-        self.addresses.first().copied().unwrap_or("127.0.0.1")
-    }
-
-    /// Where the member of rank 0 listens: Azure's port, or of several nodes one of the attempt's own,
-    /// because several such jobs may share machines.
-    fn master_port(&self) -> u16 {
-        if self.count() > 1 { self.port(0) } else { 6105 }
-    }
-
-    /// A port for the `nth` of an attempt's members at one address, below those that systems hand out by
-    /// themselves. Attempts that follow each other do not get each other's.
-    fn port(&self, nth: usize) -> u16 {
-        const LOWEST: u16 = 20_000;
-        const PORTS: u64 = 12_000;
-        /// Far enough that many attempts may start before one gets a port of another's further member.
-        const STRIDE: u64 = 1_009;
-        let offset = (self.epoch % PORTS + nth as u64 * STRIDE) % PORTS;
-        LOWEST + u16::try_from(offset).unwrap_or_default()
-    }
-
-    /// Where each member's server listens. Those that share an address have ports of their own.
-    fn servers(&self) -> Vec<String> {
-        if self.count() < 2 {
-            return vec![endpoint(self.first(), 2222)];
-        }
-        let nth = |rank: usize, address: &str| {
-            self.addresses.iter().take(rank).filter(|before| **before == address).count()
-        };
-        let all = self.addresses.iter().enumerate();
-        all.map(|(rank, address)| endpoint(address, self.port(nth(rank, address)))).collect()
-    }
-
-    /// The last members are parameter servers, as many as asked for; at least one is a worker.
-    fn tf_config(&self, parameter_servers: u32) -> String {
-        let servers = self.servers();
-        let workers = servers.len().saturating_sub(parameter_servers as usize).max(1);
-        let (workers, parameter_servers) = servers.split_at(workers.min(servers.len()));
-        let (kind, index) = match self.rank.checked_sub(workers.len()) {
-            None => ("worker", self.rank),
-            Some(index) => ("ps", index),
-        };
-        let mut cluster = serde_json::json!({ "worker": workers });
-        if !parameter_servers.is_empty() {
-            cluster["ps"] = serde_json::json!(parameter_servers);
-        }
-        let task = serde_json::json!({ "type": kind, "index": index });
-        serde_json::json!({ "cluster": cluster, "task": task, "environment": "cloud" }).to_string()
-    }
-}
-
-/// An address and a port, as one text.
-fn endpoint(address: &str, port: u16) -> String {
-    if address.contains(':') { format!("[{address}]:{port}") } else { format!("{address}:{port}") }
 }
 
 #[cfg(test)]

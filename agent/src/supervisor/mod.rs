@@ -19,7 +19,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use crate::{exec, isolation, proc, record};
+use crate::{exec, isolation, mpi, proc, record};
 
 mod journal;
 mod launcher;
@@ -75,6 +75,9 @@ pub fn supervise_if_asked(mut arguments: impl Iterator<Item = OsString>) -> Opti
     if folder == isolation::PROBE {
         let (means, root) = (arguments.next()?, arguments.next()?);
         return Some(isolation::probe_to_code(&means, Path::new(&root)));
+    }
+    if let Some(code) = mpi::act_if_asked(&folder, &mut arguments) {
+        return Some(code);
     }
     Some(ExitCode::from(supervise_to_code(Path::new(&folder))))
 }

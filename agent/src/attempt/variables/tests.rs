@@ -61,9 +61,9 @@ fn members_are_told_of_each_other_as_azure_does() {
         ("AZUREML_CR_NODE_RANK", "2"),
         ("AZ_BATCHAI_JOB_MASTER_NODE_IP", "10.0.0.1"),
         ("AZ_BATCH_HOST_LIST", "10.0.0.1,10.0.0.2,10.0.0.3"),
-        ("AZ_BATCH_MASTER_NODE", "10.0.0.1:20005"),
+        ("AZ_BATCH_MASTER_NODE", &format!("10.0.0.1:{}", port_of(5, 0))),
         ("MASTER_ADDR", "10.0.0.1"),
-        ("MASTER_PORT", "20005"),
+        ("MASTER_PORT", &port_of(5, 0).to_string()),
         ("WORLD_SIZE", "3"),
         ("NODE_RANK", "2"),
         ("RANK", "2"),
@@ -107,6 +107,23 @@ fn ports_are_below_those_that_systems_hand_out_and_of_each_attempt() {
     }
 }
 
+/// The port of the `nth` member at an address, of an attempt of the workspace that [`member`] has.
+fn port_of(epoch: u64, nth: u64) -> u64 {
+    20_000 + (super::super::distribution::place("i", epoch) + nth * 1_009) % 12_000
+}
+
+/// Where servers at these addresses listen.
+fn servers(addresses: &[&str]) -> Value {
+    addresses.iter().map(|address| format!("{address}:{}", port_of(7, 0))).collect()
+}
+
+#[test]
+fn workspaces_that_share_a_machine_count_from_places_of_their_own() {
+    let place = super::super::distribution::place;
+    assert_ne!(place("one", 1) % 12_000, place("other", 1) % 12_000);
+    assert_eq!(place("one", 2), place("one", 1) + 1);
+}
+
 /// Everybody's `TF_CONFIG`.
 fn tensorflow(addresses: &[&str], parameter_server_count: u32) -> Vec<Value> {
     let worker_count = addresses.len() as u32;
@@ -120,8 +137,8 @@ fn tensorflow_is_told_workers_and_parameter_servers() {
     let all = tensorflow(&["a", "b", "c"], 1);
     for config in &all {
         assert_eq!(config["environment"], "cloud");
-        assert_eq!(config["cluster"]["worker"], serde_json::json!(["a:20007", "b:20007"]));
-        assert_eq!(config["cluster"]["ps"], serde_json::json!(["c:20007"]));
+        assert_eq!(config["cluster"]["worker"], servers(&["a", "b"]));
+        assert_eq!(config["cluster"]["ps"], servers(&["c"]));
     }
     let tasks: Vec<&Value> = all.iter().map(|config| &config["task"]).collect();
     let expected = [("worker", 0), ("worker", 1), ("ps", 0)]
@@ -132,16 +149,16 @@ fn tensorflow_is_told_workers_and_parameter_servers() {
         serde_json::json!({"worker": ["127.0.0.1:2222"]})
     );
     // Somebody has to work.
-    assert_eq!(tensorflow(&["a", "b"], 9)[0]["cluster"]["worker"], serde_json::json!(["a:20007"]));
+    assert_eq!(tensorflow(&["a", "b"], 9)[0]["cluster"]["worker"], servers(&["a"]));
 }
 
 #[test]
 fn servers_at_one_address_have_ports_of_their_own() {
     let all = tensorflow(&["::1", "::1", "b"], 0);
     let servers = all[0]["cluster"]["worker"].as_array().unwrap();
-    assert_eq!(servers[0], "[::1]:20007");
-    assert_eq!(servers[1], "[::1]:21016");
-    assert_eq!(servers[2], "b:20007");
+    assert_eq!(servers[0], format!("[::1]:{}", port_of(7, 0)));
+    assert_eq!(servers[1], format!("[::1]:{}", port_of(7, 1)));
+    assert_eq!(servers[2], format!("b:{}", port_of(7, 0)));
 }
 
 #[test]

@@ -1,0 +1,94 @@
+//! What starts the command in each member.
+
+use std::path::Path;
+
+use atelier_core::spec::Ray;
+
+use super::ray::Share;
+use super::*;
+
+fn addresses(all: &[&str]) -> Vec<String> {
+    all.iter().map(|&address| address.to_owned()).collect()
+}
+
+#[test]
+fn mpirun_runs_in_the_first_member_and_reaches_the_others_by_this_program() {
+    let program = Path::new("/opt/at elier");
+    let one = addresses(&["10.0.0.1"]);
+    let alone = mpi::start(&Members::new(&one, 0, "w", 7), 4, "\"$1\"", program);
+    assert_eq!(alone, r#"exec mpirun -n 4 "$0" -c "$1""#);
+    let all = addresses(&["10.0.0.1", "10.0.0.2"]);
+    let head = mpi::start(&Members::new(&all, 0, "w", 7), 4, "\"$1\"", program);
+    assert_eq!(
+        head,
+        "export OMPI_MCA_plm_rsh_agent='/opt/at elier supervise --mpi-shell'; \
+         export PRTE_MCA_plm_ssh_agent='/opt/at elier supervise --mpi-shell'; \
+         exec mpirun --leave-session-attached --map-by ppr:4:node:oversubscribe \
+         --wdir / --host localhost:4,member-1:4 -n 8 \"$0\" \
+         -c 'cd \"$AZUREML_CR_EXECUTION_WORKING_DIR_PATH\" && exec \"$0\" -c \"$1\"' \"$0\" \"$1\""
+    );
+    let other = mpi::start(&Members::new(&all, 1, "w", 7), 4, "\"$1\"", program);
+    assert_eq!(other, "exec '/opt/at elier' supervise --mpi-member 1");
+}
+
+#[test]
+fn ray_is_started_with_what_the_job_has_and_says() {
+    let share = Share { cpu_milli: 1_500, memory_mib: 1_000, gpus: 2 };
+    let given = Ray {
+        include_dashboard: Some(false),
+        dashboard_port: Some(8_888),
+        head_node_additional_args: Some("--labels 'a b'".to_owned()),
+        worker_node_additional_args: Some("--num-cpus 7".to_owned()),
+        ..Ray::default()
+    };
+    let all = addresses(&["10.0.0.1", "node-b"]);
+    let port = Members::new(&all, 0, "w", 7).port(0);
+    let head = ray::start(&Members::new(&all, 0, "w", 7), &given, &share, "\"$1\"");
+    assert_eq!(
+        head,
+        format!(
+            "ray start --head --port={port} --node-ip-address=10.0.0.1 --num-cpus=2 --num-gpus=2 \
+             --min-worker-port=0 --max-worker-port=0 --object-store-memory=314572800 \
+             --include-dashboard=false --dashboard-port=8888 --labels 'a b' || exit; exec \"$0\" -c \"$1\""
+        )
+    );
+    let other = ray::start(&Members::new(&all, 1, "w", 7), &given, &share, "\"$1\"");
+    // It has a name, of which Ray finds the address.
+    let start = format!(
+        "ray start --address=10.0.0.1:{port} --block --num-cpus=2 --num-gpus=2 \
+         --min-worker-port=0 --max-worker-port=0 --object-store-memory=314572800 --num-cpus 7\n"
+    );
+    assert!(other.contains(&start), "{other}");
+    assert!(!other.contains("$1\n") && other.ends_with("exit \"$code\""), "{other}");
+}
+
+#[test]
+fn the_head_of_a_ray_cluster_is_where_its_job_says() {
+    let of = |address: Option<&str>, port: Option<u16>, members: &[&str]| {
+        let given = Ray { address: address.map(str::to_owned), port, ..Ray::default() };
+        let all = addresses(members);
+        let mut found = std::collections::BTreeMap::new();
+        ray::variables(
+            &Members::new(&all, 1, "w", 7),
+            &given,
+            "attempt-token",
+            &mut |name, value| {
+                found.insert(name.to_owned(), value.to_owned());
+            },
+        );
+        assert!(
+            !found.values().any(|value| value.contains("attempt-token")),
+            "the attempt's own token"
+        );
+        assert_eq!(found["RAY_AUTH_TOKEN"].len(), 64);
+        found["RAY_ADDRESS"].clone()
+    };
+    let own = Members::new(&[], 0, "w", 7).port(0);
+    assert_eq!(of(None, None, &["a", "b"]), format!("a:{own}"));
+    assert_eq!(of(None, None, &["a"]), format!("127.0.0.1:{own}"));
+    assert_eq!(of(None, Some(6379), &["fd00::1", "b"]), "[fd00::1]:6379");
+    assert_eq!(of(Some("head.lan"), None, &["a", "b"]), format!("head.lan:{own}"));
+    assert_eq!(of(Some("head.lan:1"), Some(2), &["a", "b"]), "head.lan:1");
+    assert_eq!(of(Some("fd00::9"), Some(2), &["a", "b"]), "[fd00::9]:2");
+    assert_eq!(of(Some("[fd00::9]:1"), None, &["a", "b"]), "[fd00::9]:1");
+}

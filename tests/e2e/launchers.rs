@@ -1,0 +1,270 @@
+//! Jobs whose command a program of the environment starts on all nodes: `mpirun`, or Ray.
+
+use atelier_proto::job::v1::{Job, JobStatus};
+
+use crate::gangs::{cluster, gang};
+use crate::harness::{Cluster, PATIENCE, until};
+
+fn mpi(processes: u32) -> String {
+    // Where there is one machine there may be no other network.
+    format!(
+        "distribution: {{type: mpi, process_count_per_instance: {processes}}}\n\
+         environment_variables: {{OMPI_MCA_btl_tcp_if_include: lo, OMPI_MCA_oob_tcp_if_include: lo}}\n"
+    )
+}
+
+/// The lines of a log that begin with this word, sorted.
+fn lines(cluster: &Cluster, job: &str, first: &str) -> Vec<String> {
+    let log = String::from_utf8(cluster.log(job)).unwrap();
+    let mut lines: Vec<String> =
+        log.lines().filter(|line| line.starts_with(first)).map(str::to_owned).collect();
+    lines.sort_unstable();
+    assert!(!lines.is_empty(), "{log}");
+    lines
+}
+
+fn message(job: &Job) -> String {
+    job.error.clone().unwrap_or_default().message
+}
+
+/// Adds up over all processes, by Open MPI's own library.
+const SUM: &str = r#"
+import ctypes, os
+mpi = ctypes.CDLL("libmpi.so.40", mode=ctypes.RTLD_GLOBAL)
+known = lambda name: ctypes.byref(ctypes.c_char.in_dll(mpi, name))
+world, number, add = known("ompi_mpi_comm_world"), known("ompi_mpi_int"), known("ompi_mpi_op_sum")
+rank, size, total = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+mpi.MPI_Init(None, None)
+mpi.MPI_Comm_rank(world, ctypes.byref(rank))
+mpi.MPI_Comm_size(world, ctypes.byref(size))
+own = ctypes.c_int(rank.value + 1)
+mpi.MPI_Allreduce(ctypes.byref(own), ctypes.byref(total), 1, number, add, world)
+var = os.environ
+assert var["OMPI_COMM_WORLD_RANK"] == str(rank.value), var["OMPI_COMM_WORLD_RANK"]
+print("rank %d of %d, %s of %s in member %s: sum %d\n" % (
+    rank.value, size.value, var["OMPI_COMM_WORLD_LOCAL_RANK"], var["OMPI_COMM_WORLD_LOCAL_SIZE"],
+    var["AZUREML_CR_NODE_RANK"], total.value), end="")
+open("outputs/rank%d.txt" % rank.value, "w").write("x")
+mpi.MPI_Finalize()
+"#;
+
+#[test]
+fn mpirun_starts_the_processes_of_a_job_for_mpi_on_all_of_its_nodes() {
+    let cluster = cluster(3);
+    cluster.write("code/sum.py", SUM);
+    for nodes in [1, 3] {
+        cluster.write("job.yml", gang(nodes, "python3 sum.py", &(mpi(2) + "code: code")));
+        let made =
+            cluster.atelier(["job", "create", "-f", "job.yml", "--query", "name", "-o", "tsv"]);
+        let job = made.ok().word();
+        cluster.completed(&job);
+        let size = nodes * 2;
+        let expected: Vec<String> = (0..size)
+            .map(|rank| {
+                let (local, member, sum) = (rank % 2, rank / 2, size * (size + 1) / 2);
+                format!("rank {rank} of {size}, {local} of 2 in member {member}: sum {sum}")
+            })
+            .collect();
+        assert_eq!(lines(&cluster, &job, "rank"), expected);
+        // What each process wrote is kept, wherever it ran.
+        let listed = cluster.rpc().artifacts(&job);
+        for rank in 0..size {
+            let name = format!("outputs/rank{rank}.txt");
+            assert!(listed.contains(&name), "{name}: {listed:?}");
+        }
+    }
+}
+
+#[test]
+fn a_process_of_mpi_that_fails_on_another_node_ends_the_job_with_its_exit_code() {
+    let cluster = cluster(2);
+    let command = "[ $OMPI_COMM_WORLD_RANK != 1 ] || exit 5; sleep 600";
+    let job = cluster.create(&gang(2, command, &mpi(1)));
+    let ended = cluster.rpc().reaches(&job, &[JobStatus::Failed], PATIENCE);
+    assert_eq!(ended.members[0].exit_code, Some(5), "{ended:?}");
+    let node = &ended.members[0].node;
+    let expected = format!("member 0 on node {node} failed: the command ended with exit code 5");
+    assert_eq!(message(&ended), expected);
+    // The nodes are free again.
+    cluster.completed(&cluster.create(&gang(2, "true", &mpi(1))));
+}
+
+/// Members whose command never comes end with the head.
+#[test]
+fn an_mpirun_that_is_missing_is_told() {
+    let cluster = cluster(2);
+    let none = "environment_variables: {PATH: /nowhere}\n";
+    let more = format!("distribution: {{type: mpi}}\n{none}");
+    let job = cluster.create(&gang(2, "true", &more));
+    let ended = cluster.rpc().reaches(&job, &[JobStatus::Failed], PATIENCE);
+    let said = message(&ended);
+    assert!(said.contains("'mpirun' was not found") && said.contains("environment"), "{said}");
+}
+
+#[test]
+fn a_job_for_mpi_that_is_cancelled_ends_on_all_of_its_nodes() {
+    let cluster = cluster(2);
+    let started = cluster.files().join("started");
+    let started = started.display();
+    let command = format!("mkdir -p {started}; touch {started}/$OMPI_COMM_WORLD_RANK; sleep 600");
+    let job = cluster.create(&gang(2, &command, &mpi(2)));
+    until("all processes run", || {
+        let found = std::fs::read_dir(cluster.files().join("started")).ok()?.count();
+        (found == 4).then_some(())
+    });
+    cluster.atelier(["job", "cancel", &job]).ok();
+    cluster.rpc().reaches(&job, &[JobStatus::Canceled], PATIENCE);
+}
+
+/// Stands in for Ray where the platform's part is tested: the head listens and writes down who joins, the
+/// others join and stay.
+const STAND_IN: &str = r#"#!/usr/bin/env python3
+import os, socket, subprocess, sys, time
+told = dict(a[2:].split("=", 1) for a in sys.argv[2:] if a.startswith("--") and "=" in a)
+token = os.environ["RAY_AUTH_TOKEN"]
+if sys.argv[1] == "serve":
+    with socket.create_server(("", int(told["port"]))) as server:
+        while True:
+            peer, _ = server.accept()
+            line = peer.makefile().readline()
+            if line:
+                open("joined.txt", "a").write(line)
+elif "--head" in sys.argv:
+    print("head on", told["port"], "with", told["num-cpus"], flush=True)
+    subprocess.Popen([sys.executable, __file__, "serve", "--port=" + told["port"]])
+else:
+    host, port = told["address"].rsplit(":", 1)
+    peer = socket.create_connection((host, int(port)))
+    peer.sendall(("%s %s %s\n" % (os.environ["AZUREML_CR_NODE_RANK"], token, told["num-cpus"])).encode())
+    print("joined", flush=True)
+    while not os.path.exists(os.environ["STOP"]):
+        time.sleep(0.05)
+    sys.exit(int(open(os.environ["STOP"]).read()))
+"#;
+
+/// Waits for two to join, with the head's own token.
+const HEAD: &str = r#"
+import os, sys, time
+bound = time.monotonic() + 60
+joined = []
+while len(joined) < 2:
+    assert time.monotonic() < bound, joined
+    time.sleep(0.05)
+    joined = open("joined.txt").read().split("\n")[:-1] if os.path.exists("joined.txt") else []
+assert all(line.split()[1] == os.environ["RAY_AUTH_TOKEN"] for line in joined), joined
+port = os.environ["RAY_ADDRESS"].rsplit(":", 1)[1]
+print("joined by", sorted(line.split()[0] for line in joined), "at", port)
+"#;
+
+/// A job with a Ray cluster on three nodes, where the stand-in is what `ray` is.
+fn stand_in(cluster: &Cluster, command: &str) -> String {
+    use std::os::unix::fs::PermissionsExt as _;
+    cluster.write("bin/ray", STAND_IN);
+    let bin = cluster.files().join("bin");
+    let executable = std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(bin.join("ray"), executable).unwrap();
+    cluster.write("code/head.py", HEAD);
+    let more = format!(
+        "distribution: {{type: ray}}\ncode: code\n\
+         environment_variables: {{PATH: '{}:/usr/bin:/bin', STOP: '{}'}}\n",
+        bin.display(),
+        cluster.files().join("stop").display(),
+    );
+    cluster.write("job.yml", gang(3, command, &more));
+    let made = cluster.atelier(["job", "create", "-f", "job.yml", "--query", "name", "-o", "tsv"]);
+    made.ok().word()
+}
+
+#[test]
+fn a_ray_job_is_completed_when_its_command_is_over_on_the_head() {
+    let cluster = cluster(3);
+    let job = stand_in(&cluster, "python3 head.py; echo kept > outputs/kept.txt");
+    let ended = cluster.completed(&job);
+    let log = String::from_utf8(cluster.log(&job)).unwrap();
+    let port = log.split("head on ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap();
+    assert_eq!(log, format!("head on {port} with 1\njoined by ['1', '2'] at {port}\n"));
+    for rank in ["1", "2"] {
+        let log = cluster.atelier(["job", "stream", &job, "-q", "--rank", rank]).ok().stdout();
+        assert_eq!(log, "joined\n");
+    }
+    assert_eq!(ended.members[0].exit_code, Some(0));
+    assert!(cluster.rpc().artifacts(&job).contains(&"outputs/kept.txt".to_owned()));
+    // One more finds the nodes free.
+    cluster.completed(&cluster.create(&gang(3, "true", "")));
+}
+
+#[test]
+fn a_ray_job_fails_as_its_command_does_on_the_head() {
+    let cluster = cluster(3);
+    let job = stand_in(&cluster, "python3 head.py && exit 4");
+    let ended = cluster.rpc().reaches(&job, &[JobStatus::Failed], PATIENCE);
+    let node = &ended.members[0].node;
+    let expected = format!("member 0 on node {node} failed: the command ended with exit code 4");
+    assert_eq!(message(&ended), expected);
+}
+
+#[test]
+fn a_ray_job_fails_when_a_member_is_over_before_the_head() {
+    for code in ["0", "9"] {
+        let cluster = cluster(3);
+        let job = stand_in(&cluster, "python3 head.py; sleep 600");
+        cluster.atelier(["job", "stream", &job, "-q"]).spawn().prints("joined by");
+        cluster.write("stop", code);
+        let ended = cluster.rpc().reaches(&job, &[JobStatus::Failed], PATIENCE);
+        let said = message(&ended);
+        // One that ends well ends too early, too.
+        let code = if code == "0" { "1" } else { code };
+        assert!(!said.contains("member 0"), "{said}");
+        assert!(said.ends_with(&format!("the command ended with exit code {code}")), "{said}");
+    }
+}
+
+#[test]
+fn a_ray_that_is_missing_is_told() {
+    let cluster = cluster(2);
+    let more = "distribution: {type: ray}\nenvironment_variables: {PATH: /nowhere}\n";
+    let job = cluster.create(&gang(2, "true", more));
+    let ended = cluster.rpc().reaches(&job, &[JobStatus::Failed], PATIENCE);
+    let said = message(&ended);
+    assert!(said.contains("'ray' was not found") && said.contains("environment"), "{said}");
+}
+
+/// Where tasks ran, by Ray's own word.
+const TASKS: &str = r#"
+import os, time, ray
+ray.init()
+bound = time.monotonic() + 90
+while sum(node["Alive"] for node in ray.nodes()) < 2:
+    assert time.monotonic() < bound, ray.nodes()
+    time.sleep(0.2)
+@ray.remote(num_cpus=1, scheduling_strategy="SPREAD")
+def where(number):
+    time.sleep(0.5)
+    return os.environ["AZUREML_CR_NODE_RANK"]
+print("cpus", ray.cluster_resources()["CPU"], "ran in", sorted(set(ray.get([where.remote(n) for n in range(6)]))))
+"#;
+
+#[test]
+fn ray_runs_tasks_on_all_nodes() {
+    let Ok(python) = std::env::var("ATELIER_TEST_RAY") else {
+        panic!("ATELIER_TEST_RAY is to name a Python with Ray; leave this out with --skip ray_runs")
+    };
+    let bin = std::path::Path::new(&python).parent().unwrap().display().to_string();
+    let cluster = cluster(2);
+    cluster.write("code/tasks.py", TASKS);
+    let more = format!(
+        "distribution: {{type: ray, include_dashboard: false}}\ncode: code\n\
+         environment_variables: {{PATH: '{bin}:/usr/bin:/bin'}}\n"
+    );
+    cluster.write("job.yml", gang(2, "python3 tasks.py", &more));
+    let made = cluster.atelier(["job", "create", "-f", "job.yml", "--query", "name", "-o", "tsv"]);
+    let job = made.ok().word();
+    let ended = cluster.rpc().reaches(
+        &job,
+        &[JobStatus::Completed, JobStatus::Failed],
+        std::time::Duration::from_secs(150),
+    );
+    let log = String::from_utf8_lossy(&cluster.log(&job)).into_owned();
+    assert_eq!(ended.status(), JobStatus::Completed, "{}\n{log}", message(&ended));
+    assert!(log.contains("cpus 2.0 ran in ['0', '1']"), "{log}");
+}
