@@ -354,9 +354,11 @@ async fn find_containers(
     facts.other.insert("container_runtime".to_owned(), told);
     match found {
         Ok(runtime) => {
-            machine.no_containers =
-                "packages of a conda_file are not installed in images; install them in the image"
-                    .to_owned();
+            // Asked for where a runtime builds no images.
+            machine.no_containers = format!(
+                "{}, which this node has, cannot install a conda_file's packages in an image",
+                runtime.kind.program()
+            );
             Some(Containers::new(runtime, root))
         }
         Err(why) => {

@@ -30,6 +30,7 @@ mod images;
 mod io;
 mod isolation;
 mod jobs;
+mod layers;
 mod launchers;
 mod local;
 mod nodes;

@@ -5,18 +5,18 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use atelier_core::spec::{Code, InlineEnvironment, docker_args, quote};
+use atelier_core::environment::conda;
+use atelier_core::spec::{Code, Distribution, InlineEnvironment, docker_args, quote};
 use atelier_proto::agent::v1::{Cause, Problem};
 
 use super::finalize::{End, tail};
 use super::launch::{linked_inputs, own_inputs};
-use super::prepare::PrepareLog;
 use super::variables::{self, MARK};
-use super::{Attempt, Services, distribution, problem};
+use super::{Attempt, Node, Services, distribution, problem};
 use crate::container::command::{self, Bind, Limits, Plan};
-use crate::container::{Container, Containers, Image, Started, script};
+use crate::container::{Container, Containers, Image, Started, layer, script};
 use crate::data::Fault;
-use crate::environment::Error;
+use crate::environment::{self, BuildLog, Error};
 use crate::record;
 use crate::supervisor::{Exited, Outcome};
 
@@ -47,27 +47,47 @@ pub(super) fn inherited(all: &BTreeMap<String, String>) -> BTreeMap<String, Stri
     kept
 }
 
+/// An image that a job runs in, and the variables of the environment in it.
+pub(super) struct Contained {
+    pub(super) image: Image,
+    pub(super) variables: BTreeMap<String, String>,
+}
+
+impl From<Image> for Contained {
+    fn from(image: Image) -> Self {
+        Self { image, variables: BTreeMap::new() }
+    }
+}
+
 /// The image of an environment that is one, pulled or built; `None`: it is none.
 pub(super) async fn image(
+    node: &Node,
     containers: &Containers,
     environment: &InlineEnvironment,
     services: &Services,
-    log: &PrepareLog,
-) -> Result<Option<Image>, Error> {
+    log: &dyn BuildLog,
+) -> Result<Option<Contained>, Error> {
     if let Some(build) = &environment.build {
         let Code::Snapshot(context) = &build.path else {
             let reason = "its folder was never uploaded; submit the job again".to_owned();
             return Err(Error::Dockerfile { path: build.dockerfile_path.clone(), reason });
         };
         let dockerfile = &build.dockerfile_path;
-        return containers.build(*context, dockerfile, &services.data, log).await.map(Some);
+        let image = containers.build(*context, dockerfile, &services.data, log).await?;
+        return Ok(Some(image.into()));
     }
-    match &environment.image {
-        // Its packages are not installed in images.
-        Some(_) if environment.conda.is_some() => Ok(None),
-        Some(name) => containers.pull(name, log).await.map(Some),
-        None => Ok(None),
+    let Some(name) = &environment.image else { return Ok(None) };
+    let Some(conda) = &environment.conda else {
+        return Ok(Some(containers.pull(name, log).await?.into()));
+    };
+    if !containers.builds() {
+        return Ok(None);
     }
+    let document = conda::Document::parse(conda).map_err(atelier_core::environment::Error::from)?;
+    let base = containers.pull(name, log).await?;
+    let image = containers.layer(name, base, conda, &node.environments, log).await?;
+    let variables = environment::variables(layer::PREFIX, environment, &document.variables);
+    Ok(Some(Contained { image, variables }))
 }
 
 /// Makes the container, so that the supervisor has only to start it.

@@ -12,6 +12,7 @@ use atelier_proto::agent::v1::attempt_report::Phase;
 use atelier_proto::agent::v1::{self as pb, Cause, Preparing, Problem};
 use futures::future::{try_join_all, try_join3};
 
+use super::contain::Contained;
 use super::problem::{self, problem};
 use super::{Attempt, Services, contain, variables};
 use crate::clock;
@@ -31,7 +32,7 @@ pub(super) struct Prepared {
 /// What the command runs in.
 enum Surroundings {
     Programs(Realised),
-    Image(Image),
+    Image(Contained),
 }
 
 /// Makes all ready. May be cut short at any point and begun anew.
@@ -135,8 +136,9 @@ async fn environment(attempt: &Attempt, services: &Services) -> Result<Surroundi
     let wanted = wanted(attempt)?;
     if let (Some(containers), Wanted::Inline { environment, .. }) =
         (&attempt.node.containers, &wanted)
-        && let Some(image) =
-            contain::image(containers, environment, services, &log).await.map_err(failed)?
+        && let Some(image) = contain::image(&attempt.node, containers, environment, services, &log)
+            .await
+            .map_err(failed)?
     {
         return Ok(Surroundings::Image(image));
     }
@@ -217,14 +219,16 @@ fn render(
         let value = render(&format!("environment_variables.{name}"), value)?;
         own.insert(name.clone(), value);
     }
-    let (realised, inherited, image) = match surroundings {
-        Surroundings::Programs(realised) => (realised, attempt.node.inherited.clone(), None),
-        Surroundings::Image(image) => {
-            (Realised::default(), contain::inherited(&attempt.node.inherited), Some(image))
+    let (path, environment, inherited, image) = match surroundings {
+        Surroundings::Programs(Realised { path, variables, .. }) => {
+            (path, variables, attempt.node.inherited.clone(), None)
+        }
+        // Its path is its own.
+        Surroundings::Image(Contained { image, variables }) => {
+            (Vec::new(), variables, contain::inherited(&attempt.node.inherited), Some(image))
         }
     };
-    let path: Vec<String> =
-        realised.path.iter().map(|path| path.to_string_lossy().into_owned()).collect();
+    let path: Vec<String> = path.iter().map(|path| path.to_string_lossy().into_owned()).collect();
     let variables = variables::variables(&variables::Facts {
         spec: &attempt.spec,
         job: &attempt.key.job,
@@ -244,7 +248,7 @@ fn render(
         outputs: &scope.outputs,
         inherited: &inherited,
         path: &path,
-        environment: &realised.variables,
+        environment: &environment,
         own: &own,
     });
     Ok(Prepared { command, variables, image })

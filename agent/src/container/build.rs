@@ -81,17 +81,10 @@ impl Build {
             let reason = "there is no such file in the build context".to_owned();
             return Err(Error::Dockerfile { path: self.dockerfile, reason });
         }
-        let mut arguments = ["build", "--network=host", "--force-rm"].map(str::to_owned).to_vec();
-        if self.runtime.kind == Kind::Podman {
-            arguments.push("--format=docker".to_owned());
-            let text = std::fs::read_to_string(&dockerfile).unwrap_or_default();
-            if starts_on_this_machine(&text) {
-                arguments.push("--tls-verify=false".to_owned());
-            }
-        }
-        arguments.push(format!("--tag={}", self.tag));
-        arguments.push(format!("--file={}", dockerfile.display()));
-        arguments.push(context.display().to_string());
+        let text = std::fs::read_to_string(&dockerfile).unwrap_or_default();
+        let insecure = self.runtime.kind == Kind::Podman && starts_on_this_machine(&text);
+        let more: &[&str] = if insecure { &["--tls-verify=false"] } else { &[] };
+        let arguments = build(&self.runtime, &self.tag, &dockerfile, &context, more);
         let finished = follow(enclosed(&self.runtime), &arguments, &scratch, &reporter).await?;
         if !finished.status.success() {
             for line in &finished.tail[finished.tail.len().saturating_sub(LAST_LINES)..] {
@@ -106,9 +99,28 @@ impl Build {
     }
 }
 
+/// The arguments of a build. Its image has a name once it is whole.
+pub(super) fn build(
+    runtime: &Runtime,
+    tag: &str,
+    dockerfile: &Path,
+    context: &Path,
+    more: &[&str],
+) -> Vec<String> {
+    let mut arguments = ["build", "--network=host", "--force-rm"].map(str::to_owned).to_vec();
+    if runtime.kind == Kind::Podman {
+        arguments.push("--format=docker".to_owned());
+    }
+    arguments.extend(more.iter().map(|&option| option.to_owned()));
+    arguments.push(format!("--tag={tag}"));
+    arguments.push(format!("--file={}", dockerfile.display()));
+    arguments.push(context.display().to_string());
+    arguments
+}
+
 /// The runtime for a build. A step of podman's outlives a build that is killed, as happens when all jobs that
 /// wait for it are canceled; not so in a process namespace of the build's own.
-fn enclosed(runtime: &Runtime) -> Command {
+pub(super) fn enclosed(runtime: &Runtime) -> Command {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let (Kind::Podman, Some(unshare)) = (runtime.kind, find_program(&path, "unshare")) else {
         return Command::new(&runtime.program);

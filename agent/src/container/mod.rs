@@ -3,7 +3,9 @@
 //!
 //! ```text
 //! detect   which runtime works here, seen by using it
-//! image    pulls an image, or builds one of a Dockerfile: once, however many jobs wait for it
+//! image    pulls an image: once, however many jobs wait for it
+//! build    builds one of a Dockerfile
+//! layer    puts a conda file's packages on top of one
 //! script   what the container runs: it sets the job's variables and starts the command
 //! command  the runtime's command lines, as pure functions
 //! ```
@@ -28,6 +30,7 @@ pub(crate) mod command;
 mod detect;
 mod gpu;
 mod image;
+pub(crate) mod layer;
 pub(crate) mod script;
 
 #[cfg(test)]

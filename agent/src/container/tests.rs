@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use super::command::{self, Bind, Limits, Plan};
 use super::*;
 use crate::data::Fault;
+use crate::environment::Installer;
 
 fn runtime(kind: Kind, rootless: bool) -> Runtime {
     let program = PathBuf::from(format!("/usr/bin/{}", kind.program()));
@@ -231,4 +232,76 @@ fn failures_are_told_apart_by_what_the_runtime_says() {
         Error::of_build("d", format!("creating build container: {refused}")),
         Error::Registry { .. }
     ));
+}
+
+#[test]
+fn an_images_own_conda_makes_the_environment_of_a_conda_file() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    fs::create_dir_all(at("bin")).unwrap();
+    // It tells what it is asked for, and refuses it if it is to.
+    let conda = "#!/bin/sh\nset -e\nfor last; do :; done\ngrep -q nothing \"$last\" && { echo no such thing; exit 1; }\n\
+                 echo \"asked for $@ in $CONDA_CHANNELS\" | sed \"s:$WORK::g\"\nmkdir -p \"$WORK/into\"\n";
+    let run = |program: &str, dependency: &str| {
+        let program = at("bin").join(program);
+        fs::write(&program, conda).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        let (context, installer) = (
+            at("context"),
+            Installer {
+                variables: BTreeMap::from([("CONDA_CHANNELS".to_owned(), "it's".to_owned())]),
+                ..Installer::default()
+            },
+        );
+        let document = serde_json::json!({"dependencies": [dependency]});
+        let why = Err("it is not to be had from PyPI".to_owned());
+        layer::write(&context, &installer, &document, why).unwrap();
+        let output = Command::new("/bin/sh")
+            .arg(context.join("layer.sh"))
+            .arg(&context)
+            .args([at("into").as_os_str(), "key".as_ref()])
+            .env("PATH", format!("{}:/usr/bin:/bin", at("bin").display()))
+            .env("WORK", folder.path())
+            .output()
+            .unwrap();
+        fs::remove_dir_all(context).unwrap();
+        fs::remove_file(program).unwrap();
+        (output.status.success(), String::from_utf8(output.stdout).unwrap())
+    };
+    for (program, verb) in
+        [("conda", "env create"), ("mamba", "env create"), ("micromamba", "create")]
+    {
+        let (made, said) = run(program, "cudatoolkit=11");
+        assert!(made, "{said}");
+        let expected = format!(
+            "the image's {program} installs the packages\nasked for {verb} --prefix /into --file \
+             /tmp/atelier-conda/conda.yml in it's\n"
+        );
+        assert_eq!(said, expected);
+    }
+    let (made, said) = run("conda", "nothing");
+    assert!(!made);
+    assert!(said.ends_with("error: conda cannot make the environment:\nno such thing\n"), "{said}");
+}
+
+#[test]
+fn of_a_failed_layer_the_installers_words_are_told() {
+    let said = |lines: &[&str]| {
+        layer::said(&lines.iter().map(|&line| line.to_owned()).collect::<Vec<_>>())
+    };
+    let words = ["  × No solution found:", "  ╰─▶ there is no six==99"];
+    let podman = [words[0], words[1], "Error: building at STEP \"RUN x\": exit status 1"];
+    assert_eq!(said(&podman), words);
+    let docker = [
+        "#7 0.345   × No solution found:",
+        "#7 0.345   ╰─▶ there is no six==99",
+        "------",
+        " > [2/2] RUN x:",
+    ];
+    assert_eq!(said(&docker), words);
+    assert_eq!(said(&["#7 DONE 0.1s", "# a b"]), ["#7 DONE 0.1s", "# a b"]);
+    let unsolved = "no solution: Because there is no six==99".to_owned();
+    assert_eq!(Error::of_layer("i", unsolved).fault(), Fault::User);
+    assert!(matches!(Error::of_layer("i", "dns error".to_owned()), Error::Index { .. }));
 }

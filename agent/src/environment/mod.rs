@@ -8,6 +8,7 @@
 mod build;
 pub(crate) mod exec;
 mod host;
+mod installer;
 mod keep;
 mod layer;
 mod lock;
@@ -28,6 +29,7 @@ use tokio::sync::Mutex;
 
 pub use crate::data::Fault;
 use build::Built;
+pub(crate) use installer::{Installer, variables};
 pub(crate) use keep::Kept;
 use keep::{Keep, Pin};
 pub(crate) use pythons::find_program;
@@ -92,6 +94,14 @@ pub enum Error {
         /// Within the build context.
         path: String,
         /// The runtime's own.
+        reason: String,
+    },
+    /// The packages of a conda file cannot be installed in an image.
+    #[error("the conda_file's packages cannot be installed in image '{image}': {reason}")]
+    Layer {
+        /// The image's name.
+        image: String,
+        /// The installer's own.
         reason: String,
     },
     /// Programs that conda packages would have brought.
@@ -165,6 +175,7 @@ impl Error {
             | Self::BuildContext { .. }
             | Self::Image { .. }
             | Self::Dockerfile { .. }
+            | Self::Layer { .. }
             | Self::Programs { .. }
             | Self::Packages { .. } => Fault::User,
             Self::DiskFull { .. } => Fault::DiskFull,
@@ -243,6 +254,17 @@ impl Error {
             return Self::Registry { image: path.to_owned(), reason };
         }
         Self::Dockerfile { path: path.to_owned(), reason }
+    }
+
+    /// The same of packages that are installed in an image.
+    pub(crate) fn of_layer(image: &str, reason: String) -> Self {
+        if says(&reason, &DISK_FULL) {
+            return Self::DiskFull { path: reason };
+        }
+        if says(&reason, &NETWORK) {
+            return Self::Index { reason };
+        }
+        Self::Layer { image: image.to_owned(), reason }
     }
 }
 
@@ -645,16 +667,7 @@ fn realised(
     environment: &InlineEnvironment,
     recipe: &Recipe,
 ) -> Realised {
-    let folder = built.folder.display().to_string();
-    let name = environment.name.clone().unwrap_or_else(|| "project_environment".into());
-    let mut variables = BTreeMap::from([
-        ("VIRTUAL_ENV".to_owned(), folder.clone()),
-        ("AZUREML_CONDA_ENVIRONMENT_PATH".to_owned(), folder),
-        ("CONDA_DEFAULT_ENV".to_owned(), name),
-        // Packages of the user that the agent runs as are no part of the environment.
-        ("PYTHONNOUSERSITE".to_owned(), "1".to_owned()),
-    ]);
-    variables.extend(recipe.variables.iter().cloned());
+    let variables = variables(&built.folder.display().to_string(), environment, &recipe.variables);
     let count = built.packages.len();
     let description = if recipe.sees_host_packages {
         format!("Python {} with the node's packages", built.python)

@@ -74,7 +74,7 @@ impl Watch for Progress<'_> {
         }
         let line = line.trim();
         // What follows an error is its explanation, which the job's own error gives.
-        self.failed |= ["error:", "ERROR:", "×"].iter().any(|start| line.starts_with(start));
+        self.failed |= begins_reason(line);
         let noise = [
             "Using ",
             "Creating virtual",
@@ -131,13 +131,16 @@ pub(crate) fn scrub(text: &str) -> String {
     clean
 }
 
+/// Whether an installer begins to say here what went wrong.
+pub(crate) fn begins_reason(line: &str) -> bool {
+    let line = line.trim_start();
+    ["error:", "ERROR:", "×"].iter().any(|start| line.starts_with(start))
+}
+
 /// An installer's reason, from its last lines, in as few words as it gave.
 pub(crate) fn reason(tail: &[String]) -> String {
-    let starts = |line: &&String| {
-        let line = line.trim_start();
-        ["error:", "ERROR:", "×"].iter().any(|start| line.starts_with(start))
-    };
-    let from = tail.iter().position(|line| starts(&line)).unwrap_or(tail.len().saturating_sub(5));
+    let from = tail.iter().position(|line| begins_reason(line));
+    let from = from.unwrap_or(tail.len().saturating_sub(5));
     let mut words = String::new();
     for line in &tail[from..] {
         // Frames around the text, and marks under it.

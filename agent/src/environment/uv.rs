@@ -30,6 +30,19 @@ pub(super) const NOT_INHERITED: [&str; 14] = [
     "PIP_USER",
 ];
 
+/// Machines set up for pip say there where packages come from: the same for uv, unless that has been told
+/// by itself.
+pub(super) fn index_of_pip<V>(variable: impl Fn(&str) -> Option<V>) -> Vec<(&'static str, V)> {
+    let all = [
+        ("PIP_INDEX_URL", "UV_DEFAULT_INDEX", "UV_INDEX_URL"),
+        ("PIP_EXTRA_INDEX_URL", "UV_INDEX", "UV_EXTRA_INDEX_URL"),
+    ];
+    let untold = all
+        .into_iter()
+        .filter(|(_, uv, older)| variable(uv).is_none() && variable(older).is_none());
+    untold.filter_map(|(pip, uv, _)| Some((uv, variable(pip)?))).collect()
+}
+
 /// The builder.
 #[derive(Clone, Debug)]
 pub(super) enum Builder {
@@ -73,18 +86,7 @@ impl Home {
             // On the file system of the environments, so that files are linked, not copied.
             command.env("UV_CACHE_DIR", self.root.join(".uv-cache"));
         }
-        // Machines set up for pip say there where packages come from.
-        for (pip, uv, older) in [
-            ("PIP_INDEX_URL", "UV_DEFAULT_INDEX", "UV_INDEX_URL"),
-            ("PIP_EXTRA_INDEX_URL", "UV_INDEX", "UV_EXTRA_INDEX_URL"),
-        ] {
-            if let Some(value) = std::env::var_os(pip).filter(|value| !value.is_empty())
-                && !set(uv)
-                && !set(older)
-            {
-                command.env(uv, value);
-            }
-        }
+        command.envs(index_of_pip(|name| std::env::var_os(name).filter(|value| !value.is_empty())));
         command
             .env("UV_NO_PROGRESS", "1")
             .env("UV_PYTHON_INSTALL_DIR", self.pythons())
@@ -101,15 +103,11 @@ impl Home {
         self.root.join(".uv").join("bin").join("uv")
     }
 
-    /// Finds uv, or gets it from the package index once.
-    pub(super) async fn builder(
-        &self,
-        python: &Installed,
-        reporter: &Reporter,
-    ) -> Result<Builder, Error> {
+    /// The uv that is here already.
+    pub(super) fn found_uv(&self) -> Result<Option<PathBuf>, Error> {
         if let Some(uv) = &self.uv {
             if is_program(uv) {
-                return Ok(Builder::Uv(uv.clone()));
+                return Ok(Some(uv.clone()));
             }
             return Err(Error::Tool {
                 operation: "find uv".into(),
@@ -119,11 +117,17 @@ impl Home {
                 ),
             });
         }
-        if let Some(uv) = find_program(&self.path, "uv") {
+        Ok(find_program(&self.path, "uv").or(Some(self.own_uv()).filter(|uv| is_program(uv))))
+    }
+
+    /// Finds uv, or gets it from the package index once.
+    pub(super) async fn builder(
+        &self,
+        python: &Installed,
+        reporter: &Reporter,
+    ) -> Result<Builder, Error> {
+        if let Some(uv) = self.found_uv()? {
             return Ok(Builder::Uv(uv));
-        }
-        if is_program(&self.own_uv()) {
-            return Ok(Builder::Uv(self.own_uv()));
         }
         let _lock = lock::acquire(&self.root, ".uv", || {
             reporter.line("waiting for another process that installs uv");

@@ -12,10 +12,30 @@ use super::process::Process;
 use super::wait::until;
 
 /// Programs of the images: all of busybox.
-const PROGRAMS: [&str; 20] = [
-    "awk", "cat", "chown", "echo", "env", "grep", "head", "id", "kill", "ls", "mkdir", "mount",
-    "ps", "seq", "sh", "sleep", "stat", "touch", "tr", "umount",
+const PROGRAMS: [&str; 21] = [
+    "awk", "cat", "chmod", "chown", "echo", "env", "grep", "head", "id", "kill", "ls", "mkdir",
+    "mount", "ps", "seq", "sh", "sleep", "stat", "touch", "tr", "umount",
 ];
+
+/// Copies Debian's Python and what it and an installer need of this machine's files.
+const COPY_PYTHON: &str = r#"
+set -eu
+python=$(readlink -f /usr/bin/python3)
+libraries() { ldd "$@" 2>/dev/null | grep -v ':$' | grep -o '/[^ ]*'; }
+library=/usr/lib/${python##*/}
+for file in $(libraries "$python" "$library"/lib-dynload/*.so | sort -u) \
+  /lib/*/libgcc_s.so.1 /lib/*/librt.so.1 /lib/*/libdl.so.2 /lib/*/libpthread.so.0; do
+  below=${file#/usr}
+  mkdir -p "$1/usr${below%/*}"
+  cp -L "$file" "$1/usr${below%/*}/"
+done
+cp "$python" "$1/usr/bin/"
+ln -s "${python##*/}" "$1/usr/bin/python3"
+cp -r "$library" "$1/usr/lib/"
+mv "$1"/bin/* "$1/usr/bin/"
+rmdir "$1/bin"
+for name in bin lib lib64; do ln -s usr/$name "$1/$name"; done
+"#;
 
 /// A running registry. Dropping it ends it, and what the node left running.
 pub(crate) struct Registry {
@@ -64,6 +84,22 @@ impl Registry {
         self.name("team/shell:1")
     }
 
+    /// Makes an image of the same and Debian's Python; its name.
+    #[track_caller]
+    pub(crate) fn python(&self) -> String {
+        let root = self.folder.path().join("python");
+        make_shell(&root);
+        for folder in ["usr/bin", "usr/lib", "usr/lib64", "tmp"] {
+            fs::create_dir_all(root.join(folder)).unwrap();
+        }
+        let arguments = ["-c", COPY_PYTHON, "sh"];
+        let status = Command::new("sh").args(arguments).arg(&root).status().unwrap();
+        assert!(status.success(), "there is no Python of Debian's here: apt-get install python3");
+        let name = self.name("team/python:3");
+        self.push(&name, &root);
+        name
+    }
+
     /// What that image was made of.
     pub(crate) fn shell_root(&self) -> PathBuf {
         self.folder.path().join("shell")
@@ -110,14 +146,7 @@ impl Registry {
 
     fn push_shell(&self) {
         let root = self.shell_root();
-        for folder in ["bin", "etc"] {
-            fs::create_dir_all(root.join(folder)).unwrap();
-        }
-        fs::copy("/bin/busybox", root.join("bin/busybox")).unwrap();
-        for program in PROGRAMS {
-            symlink("busybox", root.join("bin").join(program)).unwrap();
-        }
-        fs::write(root.join("etc/of-the-image"), "").unwrap();
+        make_shell(&root);
         self.push(&self.shell(), &root);
     }
 
@@ -125,6 +154,17 @@ impl Registry {
     pub(crate) fn containers(&self) -> String {
         self.podman(&["ps", "--all", "--format={{.Names}}"])
     }
+}
+
+fn make_shell(root: &Path) {
+    for folder in ["bin", "etc"] {
+        fs::create_dir_all(root.join(folder)).unwrap();
+    }
+    fs::copy("/bin/busybox", root.join("bin/busybox")).unwrap();
+    for program in PROGRAMS {
+        symlink("busybox", root.join("bin").join(program)).unwrap();
+    }
+    fs::write(root.join("etc/of-the-image"), "").unwrap();
 }
 
 impl Drop for Registry {
