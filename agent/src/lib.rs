@@ -17,6 +17,7 @@ use tracing::Instrument as _;
 mod args;
 mod attempt;
 mod bound;
+mod builds;
 mod caches;
 mod cgroup;
 mod clock;
@@ -253,6 +254,7 @@ async fn serve(
         args,
         notifier: notifier.clone(),
         channels: Session::channels(),
+        builds: builds::places(),
     };
     // Ends with the session: it holds the last handle.
     let monitor = tokio::spawn(monitor.run());

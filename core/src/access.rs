@@ -78,7 +78,7 @@ pub enum Permission {
     ManageCompute,
     /// Open a node session and push what belongs to it.
     ActAsNode,
-    /// Make and archive assets: environments.
+    /// Make and archive assets (environments), and have nodes build them.
     WriteAssets,
     /// Fetch content objects (code) by digest.
     ReadContent,
@@ -97,7 +97,7 @@ impl Permission {
             Self::ManageTokens => "make tokens",
             Self::ManageCompute => "manage computes and nodes",
             Self::ActAsNode => "act as a node",
-            Self::WriteAssets => "make or archive environments",
+            Self::WriteAssets => "make, build or archive environments",
             Self::ReadContent => "read code snapshots",
         }
     }

@@ -18,6 +18,8 @@ use super::output::moment;
 use super::{Column, Context, Error, Name};
 use crate::config::Here;
 
+mod build;
+
 #[derive(Subcommand)]
 pub(super) enum Command {
     /// Make a version of an environment from its file
@@ -73,6 +75,20 @@ Examples:
   atelier environment restore train --version 2"
     )]
     Restore(Which),
+    /// Make an environment ready on nodes before a job needs it
+    ///
+    /// Each node of the compute that is ready does what it would do for a job: it pulls or builds the image,
+    /// installs the packages, and keeps what comes out. Its progress is shown, and the exit code is 1 if it
+    /// fails on a node. Ctrl-C leaves the nodes building.
+    #[command(
+        disable_version_flag = true,
+        after_help = "\
+Examples:
+  atelier environment build train@latest
+  atelier environment build --name train --version 3 --compute gpu-cluster
+  atelier environment build train --no-wait"
+    )]
+    Build(build::Build),
 }
 
 #[derive(Args)]
@@ -178,6 +194,7 @@ pub(super) async fn run(command: Command, context: &Context) -> Result<(), Error
         }
         Command::Archive(which) => archive(&which, true, context).await,
         Command::Restore(which) => archive(&which, false, context).await,
+        Command::Build(arguments) => build::run(arguments, context).await,
     }
 }
 

@@ -66,6 +66,15 @@ pub enum ToNode {
         /// What is to be removed before.
         prune: Option<PruneNodeCacheRequest>,
     },
+    /// Make an environment ready.
+    Build {
+        /// Names the answers.
+        request: u64,
+        /// What it is made of.
+        environment: Box<InlineEnvironment>,
+        /// Refuse images on nodes without a container runtime.
+        require_containers: bool,
+    },
     /// Answers a heartbeat.
     HeartbeatAck(u64),
 }

@@ -1,6 +1,7 @@
 //! The daemon: one reactor that owns live state, and the effects around it.
 
 mod admission;
+mod builds;
 mod caches;
 mod clock;
 mod effects;
@@ -18,6 +19,7 @@ mod shared;
 pub(crate) mod tests;
 
 pub use admission::{Admission, Error as AdmissionError};
+pub use builds::Builds;
 pub use caches::{Error as CacheError, NodeCaches};
 pub use clock::Clock;
 pub use effects::{Assignment, Grant, InputSource, Outbox, ToNode};

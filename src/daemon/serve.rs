@@ -23,7 +23,7 @@ use super::folder::{self, Folder};
 use super::listen::Listeners;
 use super::reactor::{Reactor, Settings};
 use super::shared::Committed;
-use super::{Clock, Handle, LogHub, NodeCaches, Removal};
+use super::{Builds, Clock, Handle, LogHub, NodeCaches, Removal};
 use crate::config::{Here, HomeError, ServeArgs, home};
 use crate::identity::{self, Door};
 use crate::provider::{Providers, Site};
@@ -131,6 +131,7 @@ pub struct Shared {
     pub(crate) admission: Admission,
     pub(crate) logs: LogHub,
     pub(crate) caches: NodeCaches,
+    pub(crate) builds: Builds,
     pub(crate) removal: Removal,
     pub(crate) tracking: Tracking,
     pub(crate) environments: Environments,
@@ -285,6 +286,7 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
         },
         logs: LogHub::new(store.clone(), datastores.clone(), handle.clone()),
         caches: NodeCaches::new(handle.clone()),
+        builds: Builds::new(handle.clone()),
         removal: Removal {
             datastores: datastores.clone(),
             handle: handle.clone(),

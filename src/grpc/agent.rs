@@ -222,6 +222,10 @@ async fn listen(
                 shared.caches.told(&node, report.request_id, cache);
                 Ok(())
             }
+            Some(Message::Build(report)) => {
+                shared.builds.told(&node, report);
+                Ok(())
+            }
             Some(Message::Changed(changed)) => match convert::node_change(&changed) {
                 Ok(change) => shared.handle.node_changed(node.clone(), session, change).await,
                 Err(error) => {
@@ -243,6 +247,7 @@ async fn listen(
     let _ = shared.handle.node_left(node.clone(), session).await;
     // Whoever asked before the reactor hears of it has been let in by now; later ones are turned away.
     shared.caches.node_gone(&node);
+    shared.builds.node_gone(&node);
 }
 
 fn daemon_message(message: pb::daemon_message::Message) -> pb::DaemonMessage {
@@ -270,6 +275,13 @@ fn to_wire(order: ToNode) -> pb::DaemonMessage {
         ToNode::AskCache { request, prune } => {
             Message::AskCache(pb::AskCache { request_id: request, prune })
         }
+        ToNode::Build { request, environment, require_containers } => {
+            Message::BuildEnvironment(pb::BuildEnvironment {
+                request_id: request,
+                environment: Some((&*environment).into()),
+                image_policy: image_policy(require_containers).into(),
+            })
+        }
         ToNode::HeartbeatAck(number) => Message::HeartbeatAck(pb::HeartbeatAck { number }),
     })
 }
@@ -282,12 +294,14 @@ fn store_path(grant: Grant) -> pb::StorePath {
     }
 }
 
+const fn image_policy(require_containers: bool) -> pb::ImagePolicy {
+    match require_containers {
+        true => pb::ImagePolicy::Refuse,
+        false => pb::ImagePolicy::HostPython,
+    }
+}
+
 fn assign(assignment: daemon::Assignment) -> pb::Assignment {
-    let image_policy = if assignment.require_containers {
-        pb::ImagePolicy::Refuse
-    } else {
-        pb::ImagePolicy::HostPython
-    };
     let inputs = assignment
         .inputs
         .into_iter()
@@ -320,7 +334,7 @@ fn assign(assignment: daemon::Assignment) -> pb::Assignment {
             manifest_path: assignment.manifest_path,
         }),
         environment: assignment.environment.as_ref().map(Into::into),
-        image_policy: image_policy.into(),
+        image_policy: image_policy(assignment.require_containers).into(),
         log_limit_bytes: assignment.log_limit,
         grace_s: assignment.grace,
         created_by: assignment.created_by.to_string(),

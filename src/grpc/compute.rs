@@ -234,7 +234,7 @@ fn checked_drain(
     }
 }
 
-fn no_compute(name: &str) -> Status {
+pub(super) fn no_compute(name: &str) -> Status {
     Status::not_found(format!("there is no compute '{name}'; see 'atelier compute list'"))
 }
 

@@ -1,19 +1,24 @@
 //! `atelier.environment.v1.EnvironmentService`.
 
 use atelier_core::environment::Draft;
-use atelier_core::id::AssetName;
+use atelier_core::id::{AssetName, NodeName};
+use atelier_core::node::Link;
 use atelier_core::spec::AssetRef;
 use atelier_proto::convert;
 use atelier_proto::environment::v1 as pb;
+use futures::StreamExt as _;
+use futures::stream::{self, BoxStream};
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
+use super::compute::no_compute;
 use super::status::told;
 use super::{blocking, caller};
 use crate::daemon::{Curated, FoundEnvironment, Shared};
 use crate::store::Archived;
 use crate::store::environments::{EnvironmentQuery, ListedEnvironment};
 
-/// Environments: make versions, look, put away.
+/// Environments: make versions, look, put away, have nodes build.
 pub(super) struct Service(pub(super) Shared);
 
 /// Pages of the list.
@@ -109,6 +114,61 @@ impl pb::environment_service_server::EnvironmentService for Service {
         let pb::ArchiveEnvironmentRequest { name, version, archived } = request.into_inner();
         let found = self.0.environments.archive(&name, &version, archived).await.map_err(told)?;
         Ok(Response::new(describe(found)))
+    }
+
+    type BuildEnvironmentStream = BoxStream<'static, Result<pb::BuildEnvironmentResponse, Status>>;
+
+    async fn build_environment(
+        &self,
+        request: Request<pb::BuildEnvironmentRequest>,
+    ) -> Result<Response<Self::BuildEnvironmentStream>, Status> {
+        use pb::build_environment_response::Message;
+        let pb::BuildEnvironmentRequest { environment, compute } = request.into_inner();
+        let asset =
+            environment.ok_or_else(|| Status::invalid_argument("environment: is required"))?;
+        let asset = AssetRef::try_from(asset).map_err(|e| told(e.under("environment")))?;
+        let found = self.0.environments.find(&asset).map_err(told)?;
+        let content = match &found {
+            FoundEnvironment::Version(listed) => listed.version.environment.clone(),
+            FoundEnvironment::Curated(curated) => curated.content.clone(),
+        };
+        let (compute, nodes) = self.ready_nodes(compute).await?;
+        let told = self.0.builds.start(&nodes, &content, self.0.args.require_containers);
+        let nodes = nodes.iter().map(ToString::to_string).collect();
+        let environment = Some(describe(found));
+        let asked = Message::Asked(pb::BuildAsked { environment, compute, nodes });
+        let all = stream::iter([asked]).chain(ReceiverStream::new(told).map(Message::Node));
+        let mut stopping = self.0.stopping.clone();
+        let stopped = async move {
+            let _ = stopping.wait_for(|stop| *stop).await;
+        };
+        let all = all.map(|message| Ok(pb::BuildEnvironmentResponse { message: Some(message) }));
+        Ok(Response::new(all.take_until(stopped).boxed()))
+    }
+}
+
+impl Service {
+    /// The compute, the default one if it has no name, and those of its nodes that can be asked.
+    async fn ready_nodes(&self, compute: String) -> Result<(String, Vec<NodeName>), Status> {
+        let missing = no_compute(&compute);
+        let found = self.0.handle.look(move |live, _| {
+            let name = match compute.as_str() {
+                "" => live.default_compute().clone(),
+                _ => live.computes().find(|known| known.name.as_str() == compute)?.name.clone(),
+            };
+            let of_it = live.nodes().filter(|node| node.record.compute == name);
+            let ready = of_it.filter(|node| node.link == Link::Ready);
+            let mut nodes: Vec<NodeName> = ready.map(|node| node.record.name.clone()).collect();
+            nodes.sort();
+            Some((name.to_string(), nodes))
+        });
+        let (name, nodes) = found.await.map_err(told)?.ok_or(missing)?;
+        if nodes.is_empty() {
+            return Err(Status::failed_precondition(format!(
+                "compute '{name}' has no node that is ready, and so none to build on; see 'atelier node list'"
+            )));
+        }
+        Ok((name, nodes))
     }
 }
 

@@ -66,7 +66,7 @@ fn rpc(service: &str, method: &str) -> Option<Need> {
         ) => P::Read,
         (
             "atelier.environment.v1.EnvironmentService",
-            "CreateEnvironment" | "ArchiveEnvironment",
+            "CreateEnvironment" | "ArchiveEnvironment" | "BuildEnvironment",
         ) => P::WriteAssets,
         ("atelier.environment.v1.EnvironmentService", "GetEnvironment" | "ListEnvironments") => {
             P::Read

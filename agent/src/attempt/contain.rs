@@ -48,7 +48,7 @@ pub(super) fn inherited(all: &BTreeMap<String, String>) -> BTreeMap<String, Stri
 }
 
 /// An image that a job runs in, and the variables of the environment in it.
-pub(super) struct Contained {
+pub(crate) struct Contained {
     pub(super) image: Image,
     pub(super) variables: BTreeMap<String, String>,
 }

@@ -43,6 +43,7 @@ mod variables;
 
 pub(crate) use folder::Folder;
 pub(crate) use launch::some_need_control;
+pub(crate) use prepare::{images, surroundings};
 pub(crate) use problem::{of as problem_of, problem as make_problem};
 pub(crate) use reattach::{Decision, Loss, decide, end_forgotten, look};
 pub(crate) use run::run;

@@ -14,7 +14,7 @@ use futures::future::{try_join_all, try_join3};
 
 use super::contain::Contained;
 use super::problem::{self, problem};
-use super::{Attempt, Services, contain, variables};
+use super::{Attempt, Node, Services, contain, variables};
 use crate::clock;
 use crate::container::Image;
 use crate::data::Fault;
@@ -29,10 +29,22 @@ pub(super) struct Prepared {
     pub(super) image: Option<Image>,
 }
 
-/// What the command runs in.
-enum Surroundings {
+/// What a command runs in.
+pub(crate) enum Surroundings {
+    /// On the node itself.
     Programs(Realised),
+    /// In a container.
     Image(Contained),
+}
+
+impl Surroundings {
+    /// For people: `Python 3.11.7, 45 packages`.
+    pub(crate) fn description(&self) -> String {
+        match self {
+            Self::Programs(realised) => realised.description.clone(),
+            Self::Image(contained) => format!("image {}", contained.image.digest),
+        }
+    }
 }
 
 /// Makes all ready. May be cut short at any point and begun anew.
@@ -134,18 +146,38 @@ async fn environment(attempt: &Attempt, services: &Services) -> Result<Surroundi
         fault(error.fault(), Cause::Environment, "cannot make the environment", &error)
     };
     let wanted = wanted(attempt)?;
-    if let (Some(containers), Wanted::Inline { environment, .. }) =
-        (&attempt.node.containers, &wanted)
-        && let Some(image) = contain::image(&attempt.node, containers, environment, services, &log)
-            .await
-            .map_err(failed)?
-    {
-        return Ok(Surroundings::Image(image));
+    match surroundings(&attempt.node, services, &wanted, &log).await.map_err(failed)? {
+        // What the command installs is the attempt's own.
+        Surroundings::Programs(realised) => {
+            let layered = realised.layered(attempt.folder.environment()).await.map_err(failed)?;
+            Ok(Surroundings::Programs(layered))
+        }
+        image @ Surroundings::Image(_) => Ok(image),
     }
-    let realised = attempt.node.environments.realise(&wanted, &log).await.map_err(failed)?;
-    // What the command installs is the attempt's own.
-    let layered = realised.layered(attempt.folder.environment()).await.map_err(failed)?;
-    Ok(Surroundings::Programs(layered))
+}
+
+/// Makes ready what a job asks for, for all that ask for the same.
+pub(crate) async fn surroundings(
+    node: &Node,
+    services: &Services,
+    wanted: &Wanted,
+    log: &dyn BuildLog,
+) -> Result<Surroundings, environment::Error> {
+    if let (Some(containers), Wanted::Inline { environment, .. }) = (&node.containers, wanted)
+        && let Some(contained) =
+            contain::image(node, containers, environment, services, log).await?
+    {
+        return Ok(Surroundings::Image(contained));
+    }
+    node.environments.realise(wanted, log).await.map(Surroundings::Programs)
+}
+
+/// What is to become of images where no container can be run.
+pub(crate) fn images(policy: pb::ImagePolicy) -> ImagePolicy {
+    match policy {
+        pb::ImagePolicy::HostPython => ImagePolicy::HostPython,
+        pb::ImagePolicy::Refuse | pb::ImagePolicy::Unspecified => ImagePolicy::Refuse,
+    }
 }
 
 fn wanted(attempt: &Attempt) -> Result<Wanted, Problem> {
@@ -161,11 +193,7 @@ fn wanted(attempt: &Attempt) -> Result<Wanted, Problem> {
             return Err(problem(Cause::Platform, message));
         }
     };
-    let images = match attempt.assignment.image_policy() {
-        pb::ImagePolicy::HostPython => ImagePolicy::HostPython,
-        pb::ImagePolicy::Refuse | pb::ImagePolicy::Unspecified => ImagePolicy::Refuse,
-    };
-    Ok(Wanted::Inline { environment, images })
+    Ok(Wanted::Inline { environment, images: images(attempt.assignment.image_policy()) })
 }
 
 /// Each output's path or URI.

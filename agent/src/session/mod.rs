@@ -23,7 +23,7 @@ use crate::exec::{self, Channel};
 use crate::facts::Facts;
 use crate::monitor::NodeSampler;
 use crate::notify::Notifier;
-use crate::{caches, clock, gpu, logs, reach};
+use crate::{builds, caches, clock, gpu, logs, reach};
 
 mod connection;
 mod registry;
@@ -105,6 +105,8 @@ pub(crate) struct Session {
     pub(crate) notifier: Arc<Notifier>,
     /// A permit for each channel into a job.
     pub(crate) channels: Arc<Semaphore>,
+    /// A permit for each environment that is made ready before a job needs it.
+    pub(crate) builds: Arc<Semaphore>,
 }
 
 impl Session {
@@ -348,6 +350,7 @@ impl Session {
             Down::Discard(key) => self.registry.discard(&self.node, &key),
             Down::OpenChannel(request) => self.open_channel(request),
             Down::AskCache(ask) => self.tell_cache(ask, up),
+            Down::BuildEnvironment(ask) => self.build_environment(ask, up),
             Down::Welcome(_) | Down::FollowLog(_) | Down::HeartbeatAck(_) => {}
         }
     }
@@ -379,6 +382,17 @@ impl Session {
             // The session may have ended; then nobody waits any more.
             let _ = up.send(message(Up::Cache(report)));
         });
+    }
+
+    /// It goes on when this session ends.
+    fn build_environment(
+        &self,
+        ask: pb::BuildEnvironment,
+        up: &mpsc::UnboundedSender<pb::AgentMessage>,
+    ) {
+        let services = self.services.borrow().clone();
+        let (node, places) = (self.node.clone(), self.builds.clone());
+        tokio::task::spawn_local(builds::build(node, services, places, ask, up.clone()));
     }
 
     fn follow(&self, request: pb::FollowLog, client: &Client, followers: &mut JoinSet<()>) {

@@ -243,6 +243,7 @@ impl Session {
                     Up::Report(report) => self.seen.push(report),
                     Up::Hello(_) => panic!("a second Hello"),
                     Up::Cache(_) => panic!("nobody asked what is kept"),
+                    Up::Build(_) => panic!("nobody asked for an environment"),
                     Up::Changed(_) => {}
                 }
             }

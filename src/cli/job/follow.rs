@@ -53,7 +53,7 @@ pub(in crate::cli) async fn to_the_end(
 }
 
 /// `None` if Ctrl-C came first.
-async fn interruptible<T>(work: impl Future<Output = T>) -> Option<T> {
+pub(in crate::cli) async fn interruptible<T>(work: impl Future<Output = T>) -> Option<T> {
     tokio::select! {
         done = work => Some(done),
         // Without the handler Ctrl-C ends the program at once, which is also fine.

@@ -27,7 +27,7 @@ mod terminal;
 mod tests;
 pub(super) mod view;
 
-pub(super) use summary::size;
+pub(super) use summary::{length, size};
 pub(super) use view::time;
 
 #[derive(Subcommand)]

@@ -25,7 +25,7 @@ pub(super) fn exit_code(job: &pb::Job) -> u8 {
 }
 
 /// A length of time for people: `340 ms`, `12.3 s`, `4 min 10 s`, `2 h 5 min`, `3 d 4 h`.
-pub(super) fn length(millis: i64) -> String {
+pub(in crate::cli) fn length(millis: i64) -> String {
     let seconds = millis / 1000;
     match seconds {
         0 => format!("{millis} ms"),

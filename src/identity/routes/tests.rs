@@ -44,6 +44,7 @@ const METHODS: &[(&str, &str)] = &[
     ("atelier.content.v1.ContentService/Get", "ASRN"),
     ("atelier.content.v1.ContentService/Put", "AS"),
     ("atelier.environment.v1.EnvironmentService/ArchiveEnvironment", "AS"),
+    ("atelier.environment.v1.EnvironmentService/BuildEnvironment", "AS"),
     ("atelier.environment.v1.EnvironmentService/CreateEnvironment", "AS"),
     ("atelier.environment.v1.EnvironmentService/GetEnvironment", "ASR"),
     ("atelier.environment.v1.EnvironmentService/ListEnvironments", "ASR"),
