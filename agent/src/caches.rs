@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use atelier_proto::compute::v1::cache_entry::Kind as Told;
 use atelier_proto::compute::v1::{CacheEntry, NodeCache, PruneNodeCacheRequest};
 
+use crate::container::{Containers, KeptImage};
 use crate::data::{DataPlane, Held, Kind};
 use crate::environment::{Environments, Kept};
 
@@ -13,22 +14,49 @@ const MOST: usize = 5000;
 /// Of the data, what is told as what.
 const DATA: [(Kind, Told); 2] = [(Kind::Objects, Told::Code), (Kind::Files, Told::Inputs)];
 
+/// Images that were made on this node.
+#[derive(Default)]
+pub(crate) struct Images {
+    kept: Vec<KeptImage>,
+    removed: Vec<KeptImage>,
+    limit: u64,
+}
+
+impl Images {
+    /// What is kept, with `prune` after what is not in use was removed.
+    pub(crate) async fn of(
+        containers: Option<&Containers>,
+        prune: Option<&PruneNodeCacheRequest>,
+    ) -> Self {
+        let Some(containers) = containers else { return Self::default() };
+        let removed = match prune {
+            Some(prune) => containers.prune(Duration::from_secs(prune.unused_for_s)).await,
+            None => Vec::new(),
+        };
+        Self { kept: containers.kept().await, removed, limit: containers.limit() }
+    }
+}
+
 /// Tells what is kept, with `prune` after what is not in use was removed. Waits for the disk.
 pub(crate) fn report(
     environments: &Environments,
+    images: Images,
     data: Option<&DataPlane>,
     prune: Option<&PruneNodeCacheRequest>,
 ) -> NodeCache {
-    let removed = prune.map(|prune| pruned(environments, data, prune)).unwrap_or_default();
+    let mut removed = prune.map(|prune| pruned(environments, data, prune)).unwrap_or_default();
+    removed.extend(images.removed.iter().take(MOST).map(image));
     let (kept, packages) = environments.kept();
     let mut entries: Vec<CacheEntry> = kept.iter().take(MOST).map(environment).collect();
     entries.extend(of_packages(packages));
+    entries.extend(images.kept.iter().take(MOST).map(image));
     for (kind, told) in DATA {
         entries.extend(data.and_then(|data| of_data(data.held(kind), told)));
     }
     NodeCache {
         entries,
         environment_limit: environments.limit(),
+        image_limit: images.limit,
         data_limit: data.map_or(0, DataPlane::cache_limit),
         removed,
     }
@@ -63,6 +91,19 @@ fn environment(kept: &Kept) -> CacheEntry {
         last_used_ms: millis(kept.last_used),
         in_use: kept.in_use,
         building: kept.building,
+    }
+}
+
+fn image(kept: &KeptImage) -> CacheEntry {
+    CacheEntry {
+        kind: Told::Image.into(),
+        name: kept.key.clone(),
+        description: kept.description.clone(),
+        bytes: kept.bytes,
+        count: 1,
+        last_used_ms: millis(kept.last_used),
+        in_use: kept.in_use,
+        building: false,
     }
 }
 

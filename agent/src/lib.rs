@@ -170,7 +170,7 @@ async fn serve(
     facts.other.extend(not_isolated.map(|why| ("not_isolated".to_owned(), why)));
     let mut machine = environment::Machine::from_environment();
     machine.for_others = users.is_some();
-    let containers = find_containers(args.containers, &root, &mut facts, &mut machine).await;
+    let containers = find_containers(&args, &root, &mut facts, &mut machine).await;
     let engines = containers.as_ref().is_some_and(|containers| !containers.are_in_groups());
     if engines && args.job_io.is_some() {
         return Err(Error::NoJobIo(IN_AN_ENGINE.to_owned()));
@@ -235,6 +235,8 @@ async fn serve(
     node.environments.shrink();
     if let Some(containers) = &node.containers {
         containers.sweep(|epoch| registry.knows(epoch)).await;
+        let containers = containers.clone();
+        tokio::spawn(async move { containers.shrink().await });
     }
     let node_name = name.clone();
     let notifier = Arc::new(notifier);
@@ -346,12 +348,12 @@ fn users(args: &AgentArgs, isolated: Option<Abilities>) -> Option<Users> {
 
 /// What runs jobs in containers here, if anything does; the facts tell.
 async fn find_containers(
-    wish: ContainerWish,
+    args: &AgentArgs,
     root: &Path,
     facts: &mut facts::Facts,
     machine: &mut environment::Machine,
 ) -> Option<Containers> {
-    let found = container::detect(wish, root).await;
+    let found = container::detect(args.containers, root).await;
     let told = found.as_ref().map_or("none".to_owned(), container::Runtime::to_string);
     facts.other.insert("container_runtime".to_owned(), told);
     match found {
@@ -361,7 +363,7 @@ async fn find_containers(
                 "{}, which this node has, cannot install a conda_file's packages in an image",
                 runtime.kind.program()
             );
-            Some(Containers::new(runtime, root))
+            Some(Containers::new(runtime, root, args.environment_cache))
         }
         Err(why) => {
             facts.other.insert("no_containers".to_owned(), why.clone());

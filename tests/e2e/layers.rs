@@ -4,6 +4,7 @@ use std::io::Read as _;
 use std::net::TcpListener;
 
 use atelier_proto::job::v1::JobStatus;
+use serde_json::{Value, json};
 
 use crate::containers::{error, in_image, log, start};
 use crate::harness::{Cluster, PATIENCE, Registry, needs, until};
@@ -78,6 +79,26 @@ fn a_conda_file_is_installed_in_an_image_once() {
     let other = cluster.create(&with_packages(&image, "python -c 'import iniconfig'", "iniconfig"));
     cluster.completed(&other);
     assert_eq!(layers(&registry).len(), 2);
+
+    // They are kept as environments are: one that a job is in stays.
+    let going = cluster.create(&with_packages(&image, "echo up; sleep 600", "six"));
+    cluster.atelier(["job", "stream", &going]).spawn().prints("up\n");
+    let images = |verb: &str, list: &str| {
+        let query = format!("{list}[?kind=='image'].[description, in_use]");
+        let words = ["node", "cache", verb, "local", "--query", &query];
+        let found = cluster.atelier(words).ok().json();
+        let mut found: Vec<Value> = found.as_array().unwrap().clone();
+        found.sort_by_key(|entry| entry[1].as_u64());
+        found
+    };
+    let told = |in_use: u64| json!([format!("conda_file on {image}"), in_use]);
+    assert_eq!(images("show", "entries"), [told(0), told(1)]);
+    assert_eq!(images("prune", "removed"), [told(0)]);
+    assert_eq!(layers(&registry), made);
+    cluster.atelier(["job", "cancel", &going]).ok();
+    until("it is not in use", || (images("show", "entries") == [told(0)]).then_some(()));
+    assert_eq!(images("prune", "removed"), [told(0)]);
+    assert_eq!(layers(&registry), [""; 0]);
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::process::Command;
 use atelier_core::content::Digest;
 
 use super::image::{Image, Scratch, follow, inspect, is_on_this_machine};
+use super::kept::Made;
 use super::{Containers, Kind, Runtime, reason};
 use crate::data::{DataPlane, Fault};
 use crate::environment::shared::Reporter;
@@ -32,17 +33,21 @@ impl Containers {
         let mut hasher = blake3::Hasher::new();
         hasher.update(context.as_bytes()).update(dockerfile.as_bytes());
         let key = hasher.finalize().to_hex()[..32].to_owned();
+        let held = self.pin(&key).await;
+        let tag = format!("localhost/atelier-build:{key}");
         let build = Build {
             runtime: inner.runtime.clone(),
             folder: inner.folder.clone(),
-            tag: format!("localhost/atelier-build:{key}"),
+            tag: tag.clone(),
             context,
             dockerfile: dockerfile.to_owned(),
             data: data.clone(),
         };
         let image = inner.images.join(&key, log, |reporter| build.run(reporter)).await?;
         log.line(&format!("the image of the build context is {}", image.digest));
-        Ok((*image).clone())
+        let made = Made { tag, description: format!("build of {dockerfile}"), bytes: 0 };
+        self.note(&key, &image, None, made).await;
+        Ok(Image { held: Some(held), ..(*image).clone() })
     }
 }
 

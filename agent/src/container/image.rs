@@ -2,9 +2,11 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::build::UNFINISHED;
+use super::kept::Pin;
 use super::{Containers, Kind, Runtime, failed, reason, run};
 use crate::environment::exec::{self, Finished};
 use crate::environment::progress::Progress;
@@ -18,11 +20,13 @@ pub(crate) struct Image {
     pub(crate) reference: String,
     /// The digest of its manifest, or of what else tells it from all others.
     pub(crate) digest: String,
+    /// Keeps one that was made here from going before it is used.
+    pub(super) held: Option<Arc<Pin>>,
 }
 
 impl Image {
     pub(super) fn new(reference: impl Into<String>, digest: impl Into<String>) -> Self {
-        Self { reference: reference.into(), digest: digest.into() }
+        Self { reference: reference.into(), digest: digest.into(), held: None }
     }
 }
 

@@ -16,6 +16,7 @@ use serde_json::Value;
 
 use super::build::{build, enclosed};
 use super::image::{Image, Scratch, inspect};
+use super::kept::Made;
 use super::{Containers, Kind, Runtime, reason, run};
 use crate::environment::progress;
 use crate::environment::shared::Reporter;
@@ -55,11 +56,13 @@ impl Containers {
             hasher.update(&(part.len() as u64).to_le_bytes()).update(part.as_bytes());
         }
         let key = hasher.finalize().to_hex()[..32].to_owned();
+        let held = self.pin(&key).await;
+        let (below, tag) = (base.clone(), format!("localhost/atelier-layer:{key}"));
         let layer = Layer {
             runtime: inner.runtime.clone(),
             folder: inner.folder.clone(),
             name: name.to_owned(),
-            tag: format!("localhost/atelier-layer:{key}"),
+            tag: tag.clone(),
             key: key.clone(),
             base,
             conda: conda.clone(),
@@ -67,7 +70,9 @@ impl Containers {
         };
         let image = inner.images.join(&key, log, |reporter| layer.run(reporter)).await?;
         log.line(&format!("the image with the conda_file's packages is {}", image.digest));
-        Ok((*image).clone())
+        let made = Made { tag, description: format!("conda_file on {name}"), bytes: 0 };
+        self.note(&key, &image, Some(&below), made).await;
+        Ok(Image { held: Some(held), ..(*image).clone() })
     }
 }
 

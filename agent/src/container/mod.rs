@@ -6,6 +6,7 @@
 //! image    pulls an image: once, however many jobs wait for it
 //! build    builds one of a Dockerfile
 //! layer    puts a conda file's packages on top of one
+//! kept     which of those that were made here stay
 //! script   what the container runs: it sets the job's variables and starts the command
 //! command  the runtime's command lines, as pure functions
 //! ```
@@ -30,6 +31,7 @@ pub(crate) mod command;
 mod detect;
 mod gpu;
 mod image;
+mod kept;
 pub(crate) mod layer;
 pub(crate) mod script;
 
@@ -39,6 +41,7 @@ mod tests;
 
 pub(crate) use detect::detect;
 pub(crate) use image::Image;
+pub(crate) use kept::KeptImage;
 
 /// Which container runtime an agent uses.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, clap::ValueEnum)]
@@ -110,6 +113,9 @@ struct Inner {
     /// Told to every container, so that an agent knows its own.
     owner: PathBuf,
     images: Arc<Builds<Image>>,
+    pins: Arc<kept::Pins>,
+    /// Bytes of images that were made here at most, but for what is in use.
+    limit: u64,
 }
 
 /// The containers of one attempt, as its folder keeps them: one for each process that runs the command.
@@ -134,11 +140,19 @@ pub(crate) enum Started {
 }
 
 impl Containers {
-    /// Those of the agent whose folder is `root`. What killed pulls and builds left is removed.
-    pub(crate) fn new(runtime: Runtime, root: &Path) -> Self {
+    /// Those of the agent whose folder is `root`, with so many bytes of images that were made here; `None`: a
+    /// fifth of the file system, at most 50 GiB. What killed pulls and builds left is removed.
+    pub(crate) fn new(runtime: Runtime, root: &Path, limit: Option<u64>) -> Self {
         let folder = root.join("images");
         let _ = std::fs::remove_dir_all(folder.join(build::UNFINISHED));
-        Self(Arc::new(Inner { runtime, folder, owner: root.to_owned(), images: Arc::default() }))
+        Self(Arc::new(Inner {
+            runtime,
+            folder,
+            owner: root.to_owned(),
+            images: Arc::default(),
+            pins: Arc::default(),
+            limit: limit.unwrap_or_else(|| crate::bound::default_limit(root)),
+        }))
     }
 
     pub(crate) fn runtime(&self) -> &Runtime {

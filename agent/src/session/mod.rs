@@ -18,6 +18,7 @@ use tonic::Streaming;
 
 use crate::args::AgentArgs;
 use crate::attempt::{self, News, Node, Services};
+use crate::caches::Images;
 use crate::data::{self, DataPlane};
 use crate::exec::{self, Channel};
 use crate::facts::Facts;
@@ -371,13 +372,18 @@ impl Session {
         });
     }
 
-    /// Tells what is kept here, off this thread: it takes a look at the disk.
+    /// Tells what is kept here. Looking at the disk is done off this thread.
     fn tell_cache(&self, ask: pb::AskCache, up: &mpsc::UnboundedSender<pb::AgentMessage>) {
         let services = self.services.borrow().clone();
         let (environments, up) = (self.node.environments.clone(), up.clone());
-        tokio::task::spawn_blocking(move || {
-            let data = services.as_ref().map(|services| &services.data);
-            let cache = caches::report(&environments, data, ask.prune.as_ref());
+        let containers = self.node.containers.clone();
+        tokio::task::spawn_local(async move {
+            let images = Images::of(containers.as_ref(), ask.prune.as_ref()).await;
+            let report = tokio::task::spawn_blocking(move || {
+                let data = services.as_ref().map(|services| &services.data);
+                caches::report(&environments, images, data, ask.prune.as_ref())
+            });
+            let Ok(cache) = report.await else { return };
             let report = pb::CacheReport { request_id: ask.request_id, cache: Some(cache) };
             // The session may have ended; then nobody waits any more.
             let _ = up.send(message(Up::Cache(report)));

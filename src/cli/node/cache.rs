@@ -14,13 +14,13 @@ use crate::client::Client;
 
 #[derive(Subcommand)]
 pub(crate) enum Command {
-    /// Show what a node keeps: environments, packages, code and inputs, and what of it is in use
+    /// Show what a node keeps: environments, images made there, packages, code and inputs, and what of it is in use
     #[command(after_help = "\
 Examples:
   atelier node cache show local
   atelier node cache show gpu-3 --query \"entries[?in_use==`0`].[name, bytes]\" -o tsv")]
     Show(Name),
-    /// Remove environments that nothing uses from a node
+    /// Remove environments, and images made there, that nothing uses from a node
     ///
     /// What is in use or being built stays. What was removed is built or fetched again when a job needs
     /// it.
@@ -76,8 +76,9 @@ pub(super) async fn run(command: Command, client: &Client, context: &Context) ->
     }
 }
 
-/// What is kept in the bound of environments, and in that of data.
-const BOUNDS: [&[Kind]; 2] = [&[Kind::Environment, Kind::Packages], &[Kind::Code, Kind::Inputs]];
+/// What is kept in the bound of environments, in that of images, and in that of data.
+const BOUNDS: [&[Kind]; 3] =
+    [&[Kind::Environment, Kind::Packages], &[Kind::Image], &[Kind::Code, Kind::Inputs]];
 
 /// Of these kinds; of all if there are none.
 fn bytes(entries: &[pb::CacheEntry], kinds: &[Kind]) -> u64 {
@@ -86,19 +87,24 @@ fn bytes(entries: &[pb::CacheEntry], kinds: &[Kind]) -> u64 {
 }
 
 fn totals(cache: &pb::NodeCache) -> String {
-    let [environments, data] = BOUNDS.map(|kinds| size(bytes(&cache.entries, kinds)));
+    let [environments, images, data] = BOUNDS.map(|kinds| size(bytes(&cache.entries, kinds)));
+    let images = match cache.image_limit {
+        0 => String::new(),
+        limit => format!("images made here {images} of at most {}, ", size(limit)),
+    };
     format!(
-        "environments and packages {environments} of at most {}, code and inputs {data} of at most {}.",
+        "environments and packages {environments} of at most {}, {images}code and inputs {data} of at most {}.",
         size(cache.environment_limit),
         size(cache.data_limit)
     )
 }
 
 fn view(node: &str, cache: &pb::NodeCache) -> Value {
-    let [environments, data] = BOUNDS.map(|kinds| bytes(&cache.entries, kinds));
+    let [environments, images, data] = BOUNDS.map(|kinds| bytes(&cache.entries, kinds));
     json!({
         "node": node,
         "environments": { "bytes": environments, "limit_bytes": cache.environment_limit },
+        "images": { "bytes": images, "limit_bytes": cache.image_limit },
         "data": { "bytes": data, "limit_bytes": cache.data_limit },
         "entries": entries(&cache.entries),
     })
@@ -127,6 +133,7 @@ const fn kind(kind: Kind) -> &'static str {
         Kind::Packages => "packages",
         Kind::Code => "code",
         Kind::Inputs => "inputs",
+        Kind::Image => "image",
     }
 }
 
