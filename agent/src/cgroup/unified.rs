@@ -49,8 +49,14 @@ pub(super) fn parent(
         Ok(()) => {
             return Ok(Parent { folder: base.join(name), version: Version::V2, controllers: here });
         }
-        // The first process of a service sits where only groups may be.
-        Err(error) if error.raw_os_error() == Some(libc::EBUSY) && is_alone(base) => {
+        // The first process of a service sits where only groups may be. Root does not move: a manager that
+        // starts the service anew (systemd before 254) puts the next process into this group, which the kernel
+        // refuses as long as jobs have groups with controllers below it.
+        Err(error)
+            if error.raw_os_error() == Some(libc::EBUSY)
+                && is_alone(base)
+                && (*base == unified.root || !rustix::process::geteuid().is_root()) =>
+        {
             let own = base.join(AGENT);
             let moved = make_folder(&own)
                 .and_then(|()| fs::write(own.join("cgroup.procs"), "0"))
@@ -62,7 +68,7 @@ pub(super) fn parent(
         }
         Err(_) => {}
     }
-    // An agent that root started from a shell: the top of the tree takes groups beside processes.
+    // An agent of root's: the top of the tree takes groups beside processes.
     let here = offered(&unified.root, left);
     hand_on(&unified.root, &here).map_err(|error| {
         format!(
