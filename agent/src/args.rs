@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use atelier_core::id::{ComputeName, NodeName};
 use atelier_core::node::{LABEL_FORM, is_address, is_label};
+use atelier_core::spec::limits::MAX_KEPT;
 use clap::Args;
 
 use crate::container::Wish as Containers;
@@ -64,6 +65,10 @@ pub struct AgentArgs {
     /// nothing [default: a hundredth, at most 256MiB]
     #[arg(long, value_name = "SIZE", value_parser = bytes_or_none)]
     pub disk_reserve: Option<u64>,
+    /// Keep what a failed command left for so long, for `atelier job debug`, where its job does not say:
+    /// for example 30m; only while a tenth of the data folder's file system is free, and 0 keeps nothing
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = kept)]
+    pub keep_failed: Duration,
     /// Keep environments and their packages of at most this size, but for what is in use
     /// [default: a fifth of the file system, at most 50GiB]
     #[arg(long, value_name = "SIZE", value_parser = bytes)]
@@ -196,6 +201,15 @@ fn cpus(text: &str) -> Result<u64, String> {
         Ok((number * 1000.0).round() as u64)
     } else {
         Err(wrong())
+    }
+}
+
+/// How long something is kept: at most as long as a job may ask for.
+fn kept(text: &str) -> Result<Duration, String> {
+    match atelier_core::spec::amount::seconds(text) {
+        Ok(seconds) if seconds <= MAX_KEPT => Ok(Duration::from_secs(seconds)),
+        Ok(_) => Err(format!("at most {MAX_KEPT} seconds")),
+        Err(why) => Err(why),
     }
 }
 

@@ -48,15 +48,17 @@ impl Reserve {
         Self { root, wanted, sentence: watch::Sender::new(None) }
     }
 
-    /// Looks for as long as the agent runs.
-    pub(crate) async fn keep(&self, attempts: &Path) {
+    /// Looks for as long as the agent runs. `make_room` is told whether the disk is short, and says whether
+    /// there will be more room without ending a job.
+    pub(crate) async fn keep(&self, attempts: &Path, make_room: impl Fn(bool) -> bool) {
         let mut looks = tokio::time::interval(LOOK);
         looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut keeper = Keeper::default();
         loop {
             looks.tick().await;
             let Some((free, reserve)) = space(&self.root, self.wanted) else { continue };
-            if !keeper.is_in_need(free, reserve) {
+            let is_in_need = keeper.is_in_need(free, reserve);
+            if make_room(is_short(free, reserve)) || !is_in_need {
                 continue;
             }
             let (folder, ended) = (attempts.to_owned(), keeper.ended.clone());

@@ -189,6 +189,7 @@ async fn serve(
     })?;
     let reserve = Arc::new(Reserve::new(root.clone(), args.disk_reserve));
     let attempts_folder = attempts.clone();
+    let kept = attempt::Kept::new(args.keep_failed, news_sender.clone());
     let node = Arc::new(Node {
         root: root.clone(),
         reserve: reserve.clone(),
@@ -198,6 +199,7 @@ async fn serve(
         token_file: args.token_file.clone(),
         writable: args.writable.clone(),
         spares,
+        kept,
         shell: attempt::find_shell(),
         boot_id: proc::boot_id().map_err(|source| Error::System { what: "the boot id", source })?,
         inherited: attempt::inherited(std::env::vars_os().filter_map(|(name, value)| {
@@ -238,7 +240,8 @@ async fn serve(
         let containers = containers.clone();
         tokio::spawn(async move { containers.shrink().await });
     }
-    let node_name = name.clone();
+    let (node_name, own) = (name.clone(), node.clone());
+    let letting_go = tokio::spawn(attempt::watch_kept(node.clone()));
     let notifier = Arc::new(notifier);
     let session = Session {
         name,
@@ -260,7 +263,9 @@ async fn serve(
     };
     // Ends with the session: it holds the last handle.
     let monitor = tokio::spawn(monitor.run());
-    let keeper = tokio::spawn(async move { reserve.keep(&attempts_folder).await });
+    let keeper = tokio::spawn(async move {
+        reserve.keep(&attempts_folder, |is_short| attempt::make_room(&own, is_short)).await
+    });
     let watching = tokio::spawn(devices.watch());
     let span = tracing::info_span!("node", node = %node_name);
     let ended = session.run(shutdown).instrument(span).await;
@@ -270,6 +275,7 @@ async fn serve(
     }
     monitor.abort();
     keeper.abort();
+    letting_go.abort();
     watching.abort();
     ended.map_err(|error| Error::Session(session::chain(&error)))
 }

@@ -67,6 +67,14 @@ fn write_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
     })
 }
 
+/// Removes a record; one that is not there is fine.
+pub(crate) fn remove(folder: &Path, name: &str) -> io::Result<()> {
+    match fs::remove_file(folder.join(name)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// Reads a record; `None` if there is none, or if what is there is not whole (a power cut can do
 /// that, and then the record was never acted upon).
 pub(crate) fn read<T: DeserializeOwned>(folder: &Path, name: &str) -> io::Result<Option<T>> {

@@ -259,6 +259,13 @@ impl JobService for Daemon {
     ) -> Result<Response<Self::EnterJobStream>, Status> {
         Err(Status::unimplemented("asked end to end only"))
     }
+
+    async fn release_sandbox(
+        &self,
+        _: Request<pb::ReleaseSandboxRequest>,
+    ) -> Result<Response<pb::ReleaseSandboxResponse>, Status> {
+        Err(Status::unimplemented("asked end to end only"))
+    }
 }
 
 /// The real daemon, in this process and a folder of its own.

@@ -37,6 +37,8 @@ pub enum ToNode {
     Acknowledge(AttemptKey),
     /// Kill and forget this attempt.
     Discard(AttemptKey),
+    /// Let go of what is kept of this attempt.
+    Release(AttemptKey),
     /// Push a log from here on.
     FollowLog {
         /// Names the answer.
@@ -199,6 +201,7 @@ impl Effects {
             Effect::Stop { node, key, reason } => tell(&node, ToNode::Stop { key, reason }),
             Effect::Acknowledge { node, key } => tell(&node, ToNode::Acknowledge(key)),
             Effect::Discard { node, key } => tell(&node, ToNode::Discard(key)),
+            Effect::Release { node, key } => tell(&node, ToNode::Release(key)),
             Effect::AttemptOver { key } => self.door.dismiss_attempt(&key),
             Effect::JobOver { .. } => (self.over)(),
             Effect::AddNode { cluster, node } => self.providers.add(*cluster, node),

@@ -6,10 +6,11 @@ use std::sync::Arc;
 use atelier_core::compute::Cluster;
 use atelier_core::id::{ComputeName, JobName, NodeName, Principal};
 use atelier_core::job::{Event, Job, JobStatus, Report};
-use atelier_core::live::{ClusterChange, Entered, Entering, Live, Refusal, TakenAway};
+use atelier_core::live::{ClusterChange, Entered, Entering, Live, Refusal, Sandbox, TakenAway};
 use atelier_core::node::{NodeChange, NodeRecord};
 use atelier_core::sched::Limits;
 use atelier_core::spec::CommandJob;
+use atelier_core::time::Timestamp;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 use super::effects::ToNode;
@@ -82,11 +83,14 @@ pub(super) enum Command {
     Submit { request: Box<SubmitRequest>, reply: Reply<Job> },
     Cancel { job: JobName, by: Principal, reason: String, reply: Reply<()> },
     Enter { request: Box<EnterRequest>, reply: Reply<Entered> },
+    Debug { request: Box<DebugRequest>, reply: Reply<Entered> },
+    Release { job: JobName, reply: Reply<Vec<(NodeName, Sandbox)>> },
     Archive { job: JobName, archived: bool, by: Principal, reply: Reply<Job> },
     Forget { job: JobName, reply: Reply<()> },
     NodeJoined { join: Box<Join>, reply: Reply<()> },
     NodeReport { node: NodeName, session: u64, report: Box<Report> },
     NodeChanged { node: NodeName, session: u64, change: Box<NodeChange> },
+    NodeKeeps { node: NodeName, session: u64, kept: Vec<Sandbox> },
     Drain { request: Box<DrainRequest>, reply: Reply<()> },
     Resume { node: NodeName, reply: Reply<()> },
     Compute { change: Box<ComputeChange>, reply: Reply<()> },
@@ -106,6 +110,18 @@ pub struct EnterRequest {
     pub rank: u32,
     /// What for.
     pub what: Entering,
+    /// Who asks.
+    pub by: Principal,
+}
+
+/// Somebody who may wants into what a job left that failed.
+pub struct DebugRequest {
+    /// Which.
+    pub job: JobName,
+    /// Which of its members.
+    pub rank: u32,
+    /// What for, as a shell shows it; empty: a shell.
+    pub command: String,
     /// Who asks.
     pub by: Principal,
 }
@@ -190,11 +206,19 @@ pub enum Provided {
     TakenAway(TakenAway),
 }
 
-pub(super) struct Join {
+/// A node that opens a session.
+pub struct Join {
+    /// What it says of itself.
     pub record: NodeRecord,
+    /// Every attempt that it knows.
     pub reports: Vec<Report>,
+    /// What it keeps of attempts that failed.
+    pub kept: Vec<Sandbox>,
+    /// The session's number.
     pub session: u64,
+    /// Which start of the agent it is.
     pub instance: String,
+    /// The way to it.
     pub outbox: mpsc::UnboundedSender<ToNode>,
 }
 
@@ -238,6 +262,26 @@ impl Handle {
         self.ask(|reply| Command::Enter { request, reply }).await
     }
 
+    /// Lets somebody into what a job left that failed. When this returns, that is on disk as an event.
+    pub async fn debug(&self, request: DebugRequest) -> Result<Entered, Error> {
+        let request = Box::new(request);
+        self.ask(|reply| Command::Debug { request, reply }).await
+    }
+
+    /// Lets go of what nodes keep of a job; what that was.
+    pub async fn release(&self, job: JobName) -> Result<Vec<(NodeName, Sandbox)>, Error> {
+        self.ask(|reply| Command::Release { job, reply }).await
+    }
+
+    /// What nodes keep of a job.
+    pub async fn sandboxes(
+        &self,
+        job: JobName,
+        now: Timestamp,
+    ) -> Result<Vec<(NodeName, Sandbox)>, Error> {
+        self.look(move |live, _| live.sandboxes(&job, now)).await
+    }
+
     /// Hides a finished job from lists, or shows it again.
     pub async fn archive(&self, job: JobName, archived: bool, by: Principal) -> Result<Job, Error> {
         self.ask(|reply| Command::Archive { job, archived, by, reply }).await
@@ -249,15 +293,8 @@ impl Handle {
     }
 
     /// A node's session is open. When this returns, the node is reconciled and on disk.
-    pub async fn node_joined(
-        &self,
-        record: NodeRecord,
-        reports: Vec<Report>,
-        session: u64,
-        instance: String,
-        outbox: mpsc::UnboundedSender<ToNode>,
-    ) -> Result<(), Error> {
-        let join = Box::new(Join { record, reports, session, instance, outbox });
+    pub async fn node_joined(&self, join: Join) -> Result<(), Error> {
+        let join = Box::new(join);
         self.ask(|reply| Command::NodeJoined { join, reply }).await
     }
 
@@ -305,6 +342,16 @@ impl Handle {
         change: NodeChange,
     ) -> Result<(), Error> {
         self.send(Command::NodeChanged { node, session, change: Box::new(change) }).await
+    }
+
+    /// A node's word on all that it keeps of attempts that failed.
+    pub async fn node_keeps(
+        &self,
+        node: NodeName,
+        session: u64,
+        kept: Vec<Sandbox>,
+    ) -> Result<(), Error> {
+        self.send(Command::NodeKeeps { node, session, kept }).await
     }
 
     /// A node's session has ended.

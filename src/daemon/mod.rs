@@ -28,8 +28,8 @@ pub use environments::{
 };
 pub use folder::{Error as FolderError, Folder};
 pub use handle::{
-    ComputeChange, DrainRequest, EnterRequest, Error as HandleError, Handle, NodeView, Provided,
-    SubmitRequest,
+    ComputeChange, DebugRequest, DrainRequest, EnterRequest, Error as HandleError, Handle, Join,
+    NodeView, Provided, SubmitRequest,
 };
 pub use logs::{Error as LogError, LogHub, LogPiece, LogStart};
 pub use removal::{Error as RemovalError, Removal};

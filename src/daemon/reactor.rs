@@ -28,8 +28,8 @@ use tokio::time::MissedTickBehavior;
 use super::Clock;
 use super::effects::{Effects, ToNode};
 use super::handle::{
-    Command, ComputeChange, DrainRequest, EnterRequest, Error, Handle, Join, Look, NodeView,
-    Provided, Reply, SubmitRequest,
+    Command, ComputeChange, DebugRequest, DrainRequest, EnterRequest, Error, Handle, Join, Look,
+    NodeView, Provided, Reply, SubmitRequest,
 };
 use super::runs;
 use crate::store::{self, Batch, Known, Recovered, Store, Submitted, Taken};
@@ -202,6 +202,9 @@ impl Reactor {
             // What is told is about what the asker has seen on disk, and must not come before it.
             | Command::Tell { .. } => true,
             Command::Enter { .. }
+            | Command::Debug { .. }
+            | Command::Release { .. }
+            | Command::NodeKeeps { .. }
             | Command::NodeReport { .. }
             | Command::NodeChanged { .. }
             | Command::Drain { .. }
@@ -385,6 +388,18 @@ impl Reactor {
                 };
                 round.answer(reply, result, |entered| |_| Ok(entered));
             }
+            Command::Debug { request, reply } => {
+                let DebugRequest { job, rank, command, by } = *request;
+                let result = self.known(&job, round).and_then(|job| {
+                    let out = &mut round.decisions;
+                    self.live.debug(&job, rank, &command, by, now, out).map_err(Error::from)
+                });
+                round.answer(reply, result, |entered| |_| Ok(entered));
+            }
+            Command::Release { job, reply } => {
+                let result = self.live.release(&job, now.wall, &mut round.decisions);
+                round.answer(reply, result.map_err(Error::from), |gone| |_| Ok(gone));
+            }
             Command::Archive { job, archived, by, reply } => {
                 let result = self.finished(&job, round);
                 if let Ok(found) = &result
@@ -403,6 +418,8 @@ impl Reactor {
             Command::Forget { job, reply } => {
                 let result = self.finished(&job, round).map(drop);
                 if result.is_ok() {
+                    // A node that is away lets go by itself.
+                    let _ = self.live.release(&job, now.wall, &mut round.decisions);
                     round.deleted.push(job);
                 }
                 round.answer(reply, result, |()| |_| Ok(()));
@@ -447,6 +464,11 @@ impl Reactor {
             Command::NodeChanged { node, session, change } => {
                 if self.session(&node, session) {
                     self.live.node_changed(&node, *change, &mut round.decisions);
+                }
+            }
+            Command::NodeKeeps { node, session, kept } => {
+                if self.session(&node, session) {
+                    self.live.node_keeps(&node, kept);
                 }
             }
             Command::NodeLeft { node, session } => {
@@ -576,7 +598,7 @@ impl Reactor {
     }
 
     fn join(&mut self, join: Join, now: Now, round: &mut Round) -> Result<(), Error> {
-        let Join { record, reports, session, instance, outbox } = join;
+        let Join { record, reports, kept, session, instance, outbox } = join;
         let node = record.name.clone();
         if let Some(other) = self.sessions.get(&node)
             && other.instance != instance
@@ -587,8 +609,9 @@ impl Reactor {
         self.live.may_join(&record)?;
         tracing::info!(%node, compute = %record.compute, attempts = reports.len(), "node joined");
         self.sessions.insert(node.clone(), Session { id: session, instance, outbox });
-        self.views.entry(node).or_default().last_seen = now.wall.as_millis();
+        self.views.entry(node.clone()).or_default().last_seen = now.wall.as_millis();
         self.live.node_joined(record, reports, now, &mut round.decisions);
+        self.live.node_keeps(&node, kept);
         Ok(())
     }
 }

@@ -19,7 +19,7 @@ use tracing::Instrument as _;
 use super::caller;
 use super::channels::{Channels, FromClient};
 use super::status::told;
-use crate::daemon::{self, Grant, InputSource, PROBE, Shared, ToNode};
+use crate::daemon::{self, Grant, InputSource, Join, PROBE, Shared, ToNode};
 use crate::identity::{Denied, Door};
 
 /// Between daemon and node agent.
@@ -62,6 +62,7 @@ impl Service {
             )));
         }
         let record = convert::node_record(node, &hello, self.shared.clock.wall()).map_err(told)?;
+        let kept = convert::sandboxes(hello.kept.unwrap_or_default()).map_err(told)?;
         let reports = hello
             .attempts
             .into_iter()
@@ -69,7 +70,9 @@ impl Service {
             .collect::<Result<Vec<_>, _>>()
             .map_err(told)?;
         let handle = &self.shared.handle;
-        handle.node_joined(record, reports, session, hello.instance_id, outbox).await.map_err(told)
+        let instance = hello.instance_id;
+        let join = Join { record, reports, kept, session, instance, outbox };
+        handle.node_joined(join).await.map_err(told)
     }
 
     fn welcome(&self) -> pb::DaemonMessage {
@@ -233,6 +236,13 @@ async fn listen(
                     Ok(())
                 }
             },
+            Some(Message::Kept(kept)) => match convert::sandboxes(kept) {
+                Ok(kept) => shared.handle.node_keeps(node.clone(), session, kept).await,
+                Err(error) => {
+                    tracing::warn!(%node, %error, "what a node keeps was not understood");
+                    Ok(())
+                }
+            },
             // A second hello would need a second reconciliation: let it open a new session.
             Some(Message::Hello(_)) => break,
             None => Ok(()),
@@ -263,6 +273,7 @@ fn to_wire(order: ToNode) -> pb::DaemonMessage {
         }
         ToNode::Acknowledge(key) => Message::Acknowledge((&key).into()),
         ToNode::Discard(key) => Message::Discard((&key).into()),
+        ToNode::Release(key) => Message::Release((&key).into()),
         ToNode::FollowLog { request, key, process, offset, follow } => {
             let (request_id, key) = (request, Some((&key).into()));
             Message::FollowLog(pb::FollowLog { request_id, key, offset, follow, process })

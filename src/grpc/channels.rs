@@ -21,7 +21,7 @@ use tokio::sync::{oneshot, watch};
 use tonic::{Status, Streaming};
 
 use super::status::told;
-use crate::daemon::{EnterRequest, Handle, Shared, ToNode};
+use crate::daemon::{DebugRequest, EnterRequest, Handle, Shared, ToNode};
 
 /// What a node hears of its client.
 pub(super) type FromClient = BoxStream<'static, Result<pb::ClientFrame, Status>>;
@@ -137,6 +137,10 @@ impl Channels {
                 };
                 let request = EnterRequest { job, rank: open.rank, what, by: by.clone() };
                 (self.handle.enter(request).await.map_err(told)?, ports)
+            }
+            Wanted::Debug(command) => {
+                let request = DebugRequest { job, rank: open.rank, command, by: by.clone() };
+                (self.handle.debug(request).await.map_err(told)?, vec![])
             }
         };
         let (joined, answer) = oneshot::channel();
@@ -260,7 +264,12 @@ impl Carried {
 /// What a client may want.
 enum Wanted {
     Entry(Entering),
-    Connection { forward: u64, port: u16 },
+    /// To run a command in what was left of it, as a shell shows it; empty: a shell.
+    Debug(String),
+    Connection {
+        forward: u64,
+        port: u16,
+    },
 }
 
 /// The end of a channel that was lost.
@@ -272,21 +281,13 @@ fn end(problem: String) -> pb::NodeFrame {
 fn checked(open: &pb::OpenChannel) -> Result<Wanted, Status> {
     match &open.what {
         Some(What::Exec(exec)) => {
-            let bytes: usize = exec.command.iter().map(|word| word.len() + 1).sum();
-            if bytes > COMMAND {
-                return Err(Status::invalid_argument(format!(
-                    "exec.command: is {bytes} bytes long, at most {COMMAND} are allowed; put it into a \
-                     file, and give that as standard input"
-                )));
-            }
-            if exec.command.iter().any(|word| word.contains('\0')) {
-                return Err(Status::invalid_argument("exec.command: holds a NUL"));
-            }
-            Ok(Wanted::Entry(match exec.command.is_empty() {
+            let command = command(exec, "exec")?;
+            Ok(Wanted::Entry(match command.is_empty() {
                 true => Entering::Shell,
-                false => Entering::Command(shown(&exec.command)),
+                false => Entering::Command(command),
             }))
         }
+        Some(What::Debug(exec)) => Ok(Wanted::Debug(command(exec, "debug")?)),
         Some(What::Forward(forward)) => {
             let ports: Result<Vec<u16>, Status> = forward.ports.iter().map(|&p| port(p)).collect();
             match ports? {
@@ -303,17 +304,27 @@ fn checked(open: &pb::OpenChannel) -> Result<Wanted, Status> {
     }
 }
 
+/// A command as a shell takes it; empty: a shell.
+fn command(exec: &pb::Exec, field: &str) -> Result<String, Status> {
+    let bytes: usize = exec.command.iter().map(|word| word.len() + 1).sum();
+    if bytes > COMMAND {
+        return Err(Status::invalid_argument(format!(
+            "{field}.command: is {bytes} bytes long, at most {COMMAND} are allowed; put it into a file, and \
+             give that as standard input"
+        )));
+    }
+    if exec.command.iter().any(|word| word.contains('\0')) {
+        return Err(Status::invalid_argument(format!("{field}.command: holds a NUL")));
+    }
+    let words: Vec<String> = exec.command.iter().map(|word| quote(word)).collect();
+    Ok(words.join(" "))
+}
+
 fn port(number: u32) -> Result<u16, Status> {
     u16::try_from(number)
         .ok()
         .filter(|port| *port > 0)
         .ok_or_else(|| Status::invalid_argument(format!("{number} is no port; give 1 to 65535")))
-}
-
-/// A command as a shell takes it.
-fn shown(command: &[String]) -> String {
-    let words: Vec<String> = command.iter().map(|word| quote(word)).collect();
-    words.join(" ")
 }
 
 #[cfg(test)]

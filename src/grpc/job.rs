@@ -6,7 +6,7 @@ use std::sync::Arc;
 use atelier_core::access::Caller;
 use atelier_core::content::Digest;
 use atelier_core::id::{AttemptNumber, ExperimentName, JobName, Principal};
-use atelier_core::job::{Advice, Event, Job, State, advise};
+use atelier_core::job::{Advice, Event, Job, Outcome, State, advise};
 use atelier_core::spec::CommandJob;
 use atelier_proto::convert::{self, JobDetails};
 use atelier_proto::job::v1 as pb;
@@ -65,7 +65,16 @@ impl Service {
             }
             State::Active(_) | State::Ended(_) => String::new(),
         };
-        Ok(JobDetails { wait_reason, ..JobDetails::default() })
+        let has_failed = job.tries.failed > 0
+            || job.ended().is_some_and(|ended| matches!(ended.outcome, Outcome::Failed(_)));
+        let sandboxes = match has_failed {
+            false => Vec::new(),
+            true => {
+                let (handle, name) = (&self.0.handle, job.name.clone());
+                handle.sandboxes(name, self.0.clock.wall()).await.map_err(told)?
+            }
+        };
+        Ok(JobDetails { wait_reason, sandboxes, ..JobDetails::default() })
     }
 
     async fn message(&self, job: &Job) -> Result<pb::Job, Status> {
@@ -402,6 +411,17 @@ impl pb::job_service_server::JobService for Service {
         let job = self.find(&open.job)?;
         let by = self.owned_by(caller, &job)?;
         self.1.open(by, job.name, open, frames).await.map(Response::new)
+    }
+
+    async fn release_sandbox(
+        &self,
+        request: Request<pb::ReleaseSandboxRequest>,
+    ) -> Result<Response<pb::ReleaseSandboxResponse>, Status> {
+        let job = self.find(&request.get_ref().job)?;
+        self.own(&request, &job)?;
+        let gone = self.0.handle.release(job.name).await.map_err(told)?;
+        let sandboxes = gone.iter().map(convert::sandbox).collect();
+        Ok(Response::new(pb::ReleaseSandboxResponse { sandboxes }))
     }
 }
 

@@ -69,7 +69,9 @@ fn code_of_handle(error: &daemon::HandleError) -> Code {
             | Refusal::NotOfCluster { .. }
             | Refusal::NotContained { .. }
             | Refusal::OverQuota { .. }
-            | Refusal::NotRunning { .. },
+            | Refusal::NotRunning { .. }
+            | Refusal::NotKept { .. }
+            | Refusal::KeeperAway { .. },
         )
         | E::StillLive(_)
         | E::JobOver { .. } => Code::FailedPrecondition,

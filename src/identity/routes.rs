@@ -43,7 +43,7 @@ fn rpc(service: &str, method: &str) -> Option<Need> {
     let permission = match (service, method) {
         ("atelier.job.v1.JobService", "CreateJob" | "PlanJob") => P::Submit,
         ("atelier.job.v1.JobService", "CancelJob" | "ArchiveJob" | "DeleteJob") => P::ChangeJob,
-        ("atelier.job.v1.JobService", "EnterJob") => P::EnterJob,
+        ("atelier.job.v1.JobService", "EnterJob" | "ReleaseSandbox") => P::EnterJob,
         (
             "atelier.job.v1.JobService",
             "GetJob" | "ListJobs" | "ExplainJob" | "ListQueue" | "ListEvents" | "WatchEvents"

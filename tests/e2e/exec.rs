@@ -146,6 +146,9 @@ type(b"test -t 0 && echo a ter''minal; echo $TERM\n")
 until(b"a terminal")
 until(b"xterm-256color")
 until(b"ready:")
+type(b"echo na''med $(tty)\n")
+until(b"named /dev/pts/")
+until(b"ready:")
 type(b"sed -u s/o/0/g\nfoot\n")
 until(b"f00t")
 type(b"\x03")
@@ -164,14 +167,12 @@ os.waitpid(pid, 0)
 print(seen.decode(errors="replace"))
 "#;
 
-#[test]
-fn a_shell_in_a_job_has_a_terminal() {
-    let cluster = Cluster::start();
-    let job = sleeper(&cluster, "");
+/// Does that with a command of `atelier`.
+pub(crate) fn on_a_terminal(cluster: &Cluster, arguments: &[&str]) {
     let script = cluster.write("terminal.py", TERMINAL);
     let mut python = Command::new("python3");
     cluster.clean(&mut python);
-    python.arg(script).arg(PROGRAM).args(["job", "shell", &job]);
+    python.arg(script).arg(PROGRAM).args(arguments);
     let output = python.env("TERM", "xterm-256color").output().unwrap();
     let (told, said) =
         (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
@@ -180,8 +181,21 @@ fn a_shell_in_a_job_has_a_terminal() {
     let file = |name: &str| std::fs::read_to_string(cluster.files().join(name)).unwrap();
     assert_eq!(file("code"), "code 5\n", "{told}\n{said}");
     assert_eq!(file("before"), file("after"), "the terminal is not as it was\n{told}");
+}
+
+#[test]
+fn a_shell_in_a_job_has_a_terminal() {
+    let cluster = Cluster::start();
+    let job = sleeper(&cluster, "");
+    on_a_terminal(&cluster, &["job", "shell", &job]);
     let events = cluster.rpc().events(&job).unwrap();
     assert!(events.iter().any(|event| event.message.contains("a shell was opened")), "{events:?}");
+    // The job's own terminals, of which this is the only one.
+    let own = ["job", "exec", &job, "-t", "--", "sh", "-c", "tty; ls /dev/pts"];
+    let told = cluster.atelier(own).ok().stdout();
+    let words: Vec<&str> = told.split_whitespace().collect();
+    assert!(words[0].starts_with("/dev/pts/"), "{told}");
+    assert!(words.contains(&words[0].trim_start_matches("/dev/pts/")), "{told}");
 }
 
 /// One request to a server that closes the connection after its answer.

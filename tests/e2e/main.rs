@@ -21,6 +21,7 @@ mod caches;
 mod clusters;
 mod containers;
 mod containment;
+mod debug;
 mod drain;
 mod environments;
 mod events;

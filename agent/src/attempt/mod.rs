@@ -31,6 +31,7 @@ mod contain;
 mod distribution;
 mod finalize;
 mod folder;
+mod kept;
 mod launch;
 mod prepare;
 mod problem;
@@ -42,6 +43,7 @@ mod spares;
 mod variables;
 
 pub(crate) use folder::Folder;
+pub(crate) use kept::{Kept, let_go, make_room, watch as watch_kept};
 pub(crate) use launch::some_need_control;
 pub(crate) use prepare::{images, surroundings};
 pub(crate) use problem::{of as problem_of, problem as make_problem};
@@ -57,6 +59,8 @@ pub(crate) struct Node {
     /// `attempts/`
     pub(crate) attempts: PathBuf,
     pub(crate) spares: Spares,
+    /// What failed attempts left.
+    pub(crate) kept: Kept,
     /// The shell that runs commands.
     pub(crate) shell: PathBuf,
     pub(crate) boot_id: String,
@@ -116,6 +120,8 @@ pub(crate) struct Services {
 pub(crate) enum News {
     /// Where an attempt stands now.
     Report(Box<pb::AttemptReport>),
+    /// What is kept of failed attempts has changed.
+    Kept,
     /// A discarded attempt is dead and its folder is gone.
     Gone(u64),
 }

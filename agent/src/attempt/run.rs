@@ -11,7 +11,7 @@ use rustix::process::Signal;
 use super::finalize::{self, End};
 use super::process::Process;
 use super::reattach::{Decision, Loss, decide, look};
-use super::{Attempt, News, Order, contain, launch, prepare, problem, variables};
+use super::{Attempt, News, Order, contain, kept, launch, prepare, problem, variables};
 use crate::gpu::{Idle, Share};
 use crate::monitor::{Granted, Sampling, Seen, Whole};
 use crate::supervisor::{LAUNCH, Launch, kill_marked};
@@ -30,6 +30,7 @@ pub(crate) async fn run(attempt: Attempt, from: Decision) {
     match drive(&attempt, from).await {
         Ok(ended) => {
             attempt.log_complete.send_replace(true);
+            kept::keep(&attempt, &ended);
             attempt.report(Phase::Ended(ended));
         }
         Err(Discarded) => {

@@ -270,6 +270,16 @@ impl Cgroups {
         removed.map_err(|error| format!("a group with such a limit cannot be made: {error}"))
     }
 
+    /// What somebody may use who is let into what a job of this size left: nobody has counted it, so it is
+    /// little. CPU as if it had a tenth of one, and of memory at most an eighth of what jobs have here, or
+    /// half a GiB.
+    pub(crate) fn limits_aside(&self, memory_mib: u64) -> Limits {
+        let most = (self.node.memory / 8).max(512 << 20).min(self.node.memory);
+        let own = Limits::of(100, memory_mib, &self.node);
+        let memory = own.memory.map_or(most, |memory| memory.min(most));
+        Limits { memory: Some(memory), ..own }
+    }
+
     /// Makes the groups of an attempt, in which nobody can open what is `denied`; those of an earlier try
     /// at starting it are made anew.
     pub(crate) fn create(

@@ -14,10 +14,9 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
-use super::inside::{Inside, Stream, Streams, Terminal, streams};
-use super::{Entrance, Order, Stage, Word, forward, target};
+use super::inside::{Inside, Stream, Streams, Terminal, pipes};
+use super::{Entrance, Order, Place, Stage, Way, Word, forward, target};
 use crate::args::AgentArgs;
-use crate::attempt::Folder;
 use crate::proc::Stat;
 use crate::session::{chain, connect};
 
@@ -37,7 +36,7 @@ pub(crate) struct Channel {
     pub(crate) request: agent_pb::OpenChannel,
     pub(crate) node: String,
     /// Or why there is no way into it.
-    pub(crate) attempt: Result<(Folder, Entrance), &'static str>,
+    pub(crate) attempt: Result<Place, String>,
 }
 
 /// The way to the client.
@@ -85,15 +84,16 @@ async fn joined(args: &AgentArgs, channel: Channel) -> Result<(), String> {
     let mut frames_in = joined.map_err(|status| status.message().to_owned())?.into_inner();
     let client = Client { frames };
     let end = match &channel.attempt {
-        Ok((folder, entrance)) if entrance.stage() == Stage::Runs => {
-            let work = carry(&channel, folder, entrance, &client, &mut frames_in);
-            entrance.inside.track_future(work).await
+        Ok(place) if place.entrance.stage() == Stage::Runs => {
+            let work = carry(&channel, place, &client, &mut frames_in);
+            place.entrance.inside.track_future(work).await
         }
-        Ok((_, entrance)) if entrance.stage() == Stage::Before => {
+        Ok(place) if place.entrance.stage() == Stage::Before => {
             Some(problem("the job's command has not started on its node yet; try again"))
         }
+        Ok(place) if place.kept.is_some() => Some(problem("nothing is kept of the job any more")),
         Ok(_) => Some(problem("the job's command has ended on its node")),
-        Err(why) => Some(problem(*why)),
+        Err(why) => Some(problem(why)),
     };
     if let Some(end) = end {
         let _ = tokio::time::timeout(LAST, client.send(ToClient::End(end))).await;
@@ -108,17 +108,17 @@ async fn joined(args: &AgentArgs, channel: Channel) -> Result<(), String> {
 /// `None`: the client has left.
 async fn carry(
     channel: &Channel,
-    folder: &Folder,
-    entrance: &Entrance,
+    place: &Place,
     client: &Client,
     frames: &mut Streaming<pb::ClientFrame>,
 ) -> Option<pb::End> {
+    let entrance = &place.entrance;
     let (number, node) = (channel.request.channel, channel.node.clone());
     let opened = ToClient::Opened(pb::Opened { channel: number, node });
     let what = channel.request.open.as_ref().and_then(|open| open.what.clone());
     match what {
-        Some(What::Exec(exec)) => {
-            let command = Command { folder, entrance, client, opened };
+        Some(What::Exec(exec) | What::Debug(exec)) => {
+            let command = Command { place, entrance, client, opened };
             command.run(exec, frames).await
         }
         Some(What::Forward(_)) => forward::keep(entrance, client, opened, frames).await,
@@ -131,7 +131,7 @@ async fn carry(
 
 /// A command that is to run in an attempt.
 struct Command<'a> {
-    folder: &'a Folder,
+    place: &'a Place,
     entrance: &'a Entrance,
     client: &'a Client,
     opened: ToClient,
@@ -144,7 +144,7 @@ impl Command<'_> {
             Ok(started) => started,
             Err(end) => return Some(end),
         };
-        match self.carry(&inside, streams, &main, frames).await {
+        match self.carry(&inside, streams, main.as_ref(), frames).await {
             Ok(end) => Some(end),
             Err(Left) => {
                 self.leave(&inside).await;
@@ -153,43 +153,70 @@ impl Command<'_> {
         }
     }
 
-    /// Starts it in the attempt, beside its command's process.
-    async fn start(&self, exec: pb::Exec) -> Result<(Inside, Streams, Stat), pb::End> {
+    /// Starts it in the attempt, beside its command's process if that lives.
+    async fn start(&self, exec: pb::Exec) -> Result<(Inside, Streams, Option<Stat>), pb::End> {
         let cannot =
             |error: io::Error| problem(format!("cannot enter the job on its node: {error}"));
-        let gone = || {
-            problem(
-                "the job's command has just ended, or its container has not begun yet: try again in a moment; \
-                 into containers of docker nobody is let in",
-            )
-        };
-        let folder = self.folder.path().to_owned();
-        let found = tokio::task::spawn_blocking(move || target::find(&folder)).await;
-        let main = found.map_err(|_| gone())?.map_err(cannot)?.ok_or_else(gone)?;
-        let (ours, theirs) = streams(exec.stdin, exec.terminal).map_err(cannot)?;
         let mut variables = BTreeMap::new();
         if exec.terminal.is_some() && !exec.term.is_empty() {
             variables.insert("TERM".to_owned(), exec.term);
         }
+        let (way, main) = match &self.place.kept {
+            Some(kept) => {
+                variables.extend(kept.variables.clone());
+                (Way::Anew { cgroup: kept.cgroup.clone() }, None)
+            }
+            None => {
+                let folder = self.place.folder.path().to_owned();
+                let found = tokio::task::spawn_blocking(move || target::find(&folder)).await;
+                let gone = || self.gone();
+                let main = found.map_err(|_| gone())?.map_err(cannot)?.ok_or_else(gone)?;
+                (Way::Beside { pid: main.pid, start_time: main.start_time }, Some(main))
+            }
+        };
         let order = Order {
-            folder: self.folder.path().to_owned(),
-            pid: main.pid,
-            start_time: main.start_time,
+            folder: self.place.folder.path().to_owned(),
+            way,
             command: exec.command,
-            terminal: exec.terminal.is_some(),
+            terminal: exec.terminal.map(Into::into),
             variables,
+        };
+        let (ours, theirs) = match order.terminal {
+            Some(_) => (None, Vec::new()),
+            None => pipes(exec.stdin).map(|(ours, theirs)| (Some(ours), theirs)).map_err(cannot)?,
         };
         let inside = Inside::start(&order, &theirs).map_err(cannot)?;
         drop(theirs);
-        let started = tokio::select! {
-            started = tokio::time::timeout(START, inside.word()) => started,
-            () = self.entrance.over() => return Err(gone()),
+        let started = async {
+            let ours = match ours {
+                Some(ours) => ours,
+                None => match Streams::of_terminal(inside.terminal().await?, exec.stdin) {
+                    Ok(ours) => ours,
+                    Err(error) => return Err(Word::unusable(&error)),
+                },
+            };
+            Ok((ours, inside.word().await))
         };
+        let started = tokio::select! {
+            started = tokio::time::timeout(START, started) => started,
+            () = self.entrance.over() => return Err(self.gone()),
+        };
+        let is_shell = order.command.is_empty();
         match started {
-            Ok(Word::Started) => Ok((inside, ours, main)),
-            Ok(word) => Err(not_started(word, order.command.is_empty())),
+            Ok(Ok((ours, Word::Started))) => Ok((inside, ours, main)),
+            Ok(Ok((_, word)) | Err(word)) => Err(not_started(word, is_shell)),
             Err(_) => Err(problem("the job did not take the command in time")),
         }
+    }
+
+    fn gone(&self) -> pb::End {
+        problem(match self.place.kept {
+            Some(_) => "nothing is kept of the job any more",
+            None => {
+                "the job's command has just ended, or its container has not begun yet: try again in a moment; \
+                 into containers of docker nobody is let in"
+            }
+        })
     }
 
     /// Carries its input and output until it has ended.
@@ -197,7 +224,7 @@ impl Command<'_> {
         &self,
         inside: &Inside,
         streams: Streams,
-        main: &Stat,
+        main: Option<&Stat>,
         frames: &mut Streaming<pb::ClientFrame>,
     ) -> Result<pb::End, Left> {
         self.client.send(self.opened.clone()).await?;
@@ -230,7 +257,9 @@ impl Command<'_> {
         };
         // Whoever ends a job ends what is in it at the same time.
         let is_ended = matches!(word, Word::Signal(libc::SIGKILL | libc::SIGTERM));
-        over |= is_ended && target::goes(main, GOES).await;
+        if let Some(main) = main.filter(|_| is_ended) {
+            over |= target::goes(main, GOES).await;
+        }
         ended.send_replace(true);
         let last = async {
             self.entrance.over().await;
@@ -243,7 +272,11 @@ impl Command<'_> {
                 () = last => {}
             }
         }
-        Ok(end_of(word, over))
+        let ended = match self.place.kept {
+            Some(_) => "nothing is kept of the job any more, and the command was ended",
+            None => "the job has ended, and the command with it",
+        };
+        Ok(end_of(word, over.then_some(ended)))
     }
 
     /// Waits until it has ended, as it is asked to once its client has left.
@@ -320,16 +353,16 @@ async fn feed(
     }
 }
 
-fn end_of(word: Word, over: bool) -> pb::End {
+/// `over`: why it was ended from outside, if it was.
+fn end_of(word: Word, over: Option<&str>) -> pb::End {
     let how = match word {
         // However it was asked to end with its job.
-        Word::Signal(libc::SIGTERM) if over => Some(pb::end::How::Signal(libc::SIGKILL)),
+        Word::Signal(libc::SIGTERM) if over.is_some() => Some(pb::end::How::Signal(libc::SIGKILL)),
         Word::Code(code) => Some(pb::end::How::Code(code)),
         Word::Signal(signal) => Some(pb::end::How::Signal(signal)),
-        Word::Started | Word::NotStarted { .. } | Word::NotRun { .. } => None,
+        Word::Terminal | Word::Started | Word::NotStarted { .. } | Word::NotRun { .. } => None,
     };
-    let problem = if over { "the job has ended, and the command with it" } else { "" };
-    pb::End { how, problem: problem.to_owned(), lost: false }
+    pb::End { how, problem: over.unwrap_or_default().to_owned(), lost: false }
 }
 
 /// As shells tell it: 127 for what there is not, 126 for what cannot be run.
@@ -352,7 +385,7 @@ fn not_started(word: Word, shell: bool) -> pb::End {
         Word::NotRun { program, errno } => {
             (126, format!("cannot run '{program}' in the job: {}", why(errno)))
         }
-        word => return end_of(word, false),
+        word => return end_of(word, None),
     };
     pb::End { how: Some(pb::end::How::Code(code)), problem, lost: false }
 }

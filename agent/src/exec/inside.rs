@@ -9,16 +9,14 @@ use std::process::Stdio;
 use atelier_proto::job::v1::WindowSize;
 use bytes::Bytes;
 use rustix::net::{
-    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
-    send, sendmsg, socketpair,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, send, sendmsg, socketpair,
 };
-use rustix::pty::OpenptFlags;
-use rustix::termios::{Winsize, tcsetwinsize};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::helper::{ENTER, HANG_UP, KILL, LONGEST_ORDER};
-use super::{Order, Word};
+use super::{Order, Size, Word, terminal};
 use crate::pollable::readable;
 use crate::supervisor::VERB;
 
@@ -47,27 +45,8 @@ pub(super) struct Streams {
 /// A terminal's size can be set.
 pub(super) struct Terminal(OwnedFd);
 
-/// Ours, and the command's.
-pub(super) fn streams(
-    input: bool,
-    terminal: Option<WindowSize>,
-) -> io::Result<(Streams, Vec<OwnedFd>)> {
-    if let Some(size) = terminal {
-        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
-        let own = rustix::pty::openpt(flags)?;
-        rustix::pty::grantpt(&own)?;
-        rustix::pty::unlockpt(&own)?;
-        let theirs = rustix::pty::ioctl_tiocgptpeer(&own, flags)?;
-        let terminal = Terminal(own.try_clone()?);
-        terminal.resize(size);
-        let streams = Streams {
-            input: input.then(|| Stream::new(own.try_clone()?)).transpose()?,
-            output: Stream::new(own)?,
-            error: None,
-            terminal: Some(terminal),
-        };
-        return Ok((streams, vec![theirs]));
-    }
+/// Ours, and the command's, where it has no terminal.
+pub(super) fn pipes(input: bool) -> io::Result<(Streams, Vec<OwnedFd>)> {
     let (their_input, own_input) = io::pipe()?;
     let (own_output, their_output) = io::pipe()?;
     let (own_error, their_error) = io::pipe()?;
@@ -81,12 +60,29 @@ pub(super) fn streams(
     Ok((streams, vec![their_input.into(), their_output.into(), their_error.into()]))
 }
 
+impl Streams {
+    /// Of our side of a terminal.
+    pub(super) fn of_terminal(own: OwnedFd, input: bool) -> io::Result<Self> {
+        Ok(Self {
+            input: input.then(|| Stream::new(own.try_clone()?)).transpose()?,
+            terminal: Some(Terminal(own.try_clone()?)),
+            output: Stream::new(own)?,
+            error: None,
+        })
+    }
+}
+
+impl From<WindowSize> for Size {
+    fn from(size: WindowSize) -> Self {
+        let cells = |number: u32| u16::try_from(number).unwrap_or(u16::MAX);
+        Self { rows: cells(size.rows), columns: cells(size.columns) }
+    }
+}
+
 impl Terminal {
     pub(super) fn resize(&self, size: WindowSize) {
-        let cells = |number: u32| u16::try_from(number).unwrap_or(u16::MAX);
-        let (ws_row, ws_col) = (cells(size.rows), cells(size.columns));
         // A terminal that nobody has open any more needs no size.
-        let _ = tcsetwinsize(&self.0, Winsize { ws_row, ws_col, ws_xpixel: 0, ws_ypixel: 0 });
+        let _ = terminal::resize(&self.0, size.into());
     }
 }
 
@@ -153,30 +149,58 @@ impl Inside {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
         let files: Vec<BorrowedFd<'_>> = files.iter().map(|file| file.as_fd()).collect();
-        ancillary.push(SendAncillaryMessage::ScmRights(&files));
+        if !files.is_empty() {
+            ancillary.push(SendAncillaryMessage::ScmRights(&files));
+        }
         // It blocks no longer than the helper takes to start.
         sendmsg(&own, &[io::IoSlice::new(&order)], &mut ancillary, SendFlags::NOSIGNAL)?;
         rustix::io::ioctl_fionbio(&own, true)?;
         Ok(Self { socket: readable(own)?, _helper: helper })
     }
 
+    /// Our side of the command's terminal.
+    ///
+    /// # Errors
+    /// The helper's word, if there will be none.
+    pub(super) async fn terminal(&self) -> Result<OwnedFd, Word> {
+        match self.hear().await {
+            (Word::Terminal, Some(terminal)) => Ok(terminal),
+            (word, _) => Err(word),
+        }
+    }
+
     /// The helper's next word.
     pub(super) async fn word(&self) -> Word {
+        self.hear().await.0
+    }
+
+    /// The same, with the file that came with it.
+    async fn hear(&self) -> (Word, Option<OwnedFd>) {
         let mut buffer = vec![0; 8 << 10];
         loop {
             let Ok(mut ready) = self.socket.readable().await else { break };
-            match rustix::io::read(self.socket.get_ref(), &mut buffer) {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+            let mut parts = [io::IoSliceMut::new(&mut buffer)];
+            let flags = RecvFlags::CMSG_CLOEXEC;
+            match recvmsg(self.socket.get_ref(), &mut parts, &mut ancillary, flags) {
                 Err(rustix::io::Errno::AGAIN) => ready.clear_ready(),
                 Err(rustix::io::Errno::INTR) => {}
-                Ok(bytes @ 1..) => {
-                    let word = serde_json::from_slice(buffer.get(..bytes).unwrap_or_default());
-                    return word.unwrap_or(Word::Signal(libc::SIGKILL));
+                Ok(received) if received.bytes > 0 => {
+                    let files = ancillary.drain().filter_map(|message| match message {
+                        RecvAncillaryMessage::ScmRights(files) => Some(files),
+                        _ => None,
+                    });
+                    let file = files.flatten().next();
+                    let word = buffer.get(..received.bytes).unwrap_or_default();
+                    let word = serde_json::from_slice(word);
+                    return (word.unwrap_or(Word::Signal(libc::SIGKILL)), file);
                 }
                 Ok(_) | Err(_) => break,
             }
         }
         // It was killed, and its command with it.
-        Word::Signal(libc::SIGKILL)
+        (Word::Signal(libc::SIGKILL), None)
     }
 
     /// Asks the command to end, and ends it after a moment.

@@ -1,5 +1,6 @@
 //! Being in a running attempt: a command beside the job's own, with the same view, limits and variables, and
-//! connections to ports of this node.
+//! connections to ports of this node. And being in what a failed one left: a command in the same view, made
+//! anew.
 //!
 //! ```text
 //! daemon --(open a channel)--> session --> channel ----> helper, outside: waits, kills, tells
@@ -16,14 +17,20 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
+use crate::attempt::Folder;
+use crate::cgroup::Cgroup;
+
 mod channel;
 mod forward;
 mod helper;
+mod init;
 mod inside;
 mod program;
 mod target;
+mod terminal;
 #[cfg(test)]
 mod tests;
+mod way;
 
 pub(crate) use channel::{Channel, answer};
 pub(crate) use helper::{ENTER, enter_to_code};
@@ -36,22 +43,42 @@ const LEAVE: Duration = Duration::from_secs(10);
 struct Order {
     /// The attempt's folder.
     folder: PathBuf,
-    /// A process of the attempt's command, whose namespaces are entered.
-    pid: i32,
-    /// Names it beyond doubt.
-    start_time: u64,
+    way: Way,
     /// The program and its arguments; empty: the user's shell.
     command: Vec<String>,
-    /// The one file that comes with the order is a terminal; otherwise three are input, output and error.
-    terminal: bool,
-    /// Variables besides the job's.
+    /// It has a terminal of this size, made where the command sees it; otherwise the three files that come
+    /// with the order are input, output and error.
+    terminal: Option<Size>,
+    /// Variables besides the job's, or instead of them.
     variables: BTreeMap<String, String>,
+}
+
+/// How the command gets to where it is run.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+enum Way {
+    /// Into the namespaces of a process of the attempt's command.
+    Beside {
+        pid: i32,
+        /// Names it beyond doubt.
+        start_time: u64,
+    },
+    /// Nothing of the attempt lives any more: into a view like its own, and these groups.
+    Anew { cgroup: Option<Cgroup> },
+}
+
+/// A terminal's, in cells.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+struct Size {
+    rows: u16,
+    columns: u16,
 }
 
 /// What a helper tells.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Word {
+    /// The terminal that comes with this is the command's.
+    Terminal,
     /// The command runs.
     Started,
     /// It exited with this code.
@@ -69,6 +96,14 @@ enum Word {
     NotRun { program: String, errno: i32 },
 }
 
+impl Word {
+    /// What the command was to be given cannot be used.
+    fn unusable(error: &std::io::Error) -> Self {
+        let errno = error.raw_os_error().unwrap_or(libc::EIO);
+        Self::NotStarted { what: "taking its terminal".to_owned(), errno }
+    }
+}
+
 /// How far an attempt is, for those who want in.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 enum Stage {
@@ -77,6 +112,22 @@ enum Stage {
     Before,
     Runs,
     Over,
+}
+
+/// Where somebody may be let in.
+pub(crate) struct Place {
+    pub(crate) folder: Folder,
+    pub(crate) entrance: Entrance,
+    /// Of an attempt that is over and kept.
+    pub(crate) kept: Option<Kept>,
+}
+
+/// What a command in a kept attempt is held to.
+#[derive(Clone)]
+pub(crate) struct Kept {
+    pub(crate) cgroup: Option<Cgroup>,
+    /// Variables instead of the job's.
+    pub(crate) variables: BTreeMap<String, String>,
 }
 
 /// The way into one attempt, open while its command runs. Cheap to clone.

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::ptr;
 
 use super::Order;
-use super::helper::Failed;
+use super::way::Failed;
 use crate::supervisor::Launch;
 
 /// Becomes the first of the programs that can be run.

@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use atelier_proto::agent::v1 as pb;
+use atelier_proto::job::v1::open_channel::What;
 use pb::agent_message::Message as Up;
 use pb::daemon_message::Message as Down;
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -17,7 +18,7 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::Streaming;
 
 use crate::args::AgentArgs;
-use crate::attempt::{self, News, Node, Services};
+use crate::attempt::{self, News, Node, Services, let_go};
 use crate::caches::Images;
 use crate::data::{self, DataPlane};
 use crate::exec::{self, Channel};
@@ -218,6 +219,7 @@ impl Session {
             disk_mib: self.facts.disk_mib,
             labels: self.facts.labels.clone(),
             address: self.facts.address.clone(),
+            kept: Some(self.node.kept.told()),
         }
     }
 
@@ -309,7 +311,9 @@ impl Session {
                     }
                 }
                 Some(news) = self.news.recv() => {
-                    if let Some(report) = self.registry.note(news) {
+                    if matches!(news, News::Kept) {
+                        let _ = up.send(message(Up::Kept(self.node.kept.told())));
+                    } else if let Some(report) = self.registry.note(news) {
                         let _ = up.send(message(Up::Report(report)));
                     }
                 }
@@ -349,6 +353,7 @@ impl Session {
             Down::Cancel(cancel) => self.registry.cancel(cancel),
             Down::Acknowledge(key) => self.registry.acknowledge(&self.node, &key),
             Down::Discard(key) => self.registry.discard(&self.node, &key),
+            Down::Release(key) => let_go(&self.node, key.epoch),
             Down::OpenChannel(request) => self.open_channel(request),
             Down::AskCache(ask) => self.tell_cache(ask, up),
             Down::BuildEnvironment(ask) => self.build_environment(ask, up),
@@ -359,10 +364,17 @@ impl Session {
     /// It outlives this session: it has a connection of its own.
     fn open_channel(&self, request: pb::OpenChannel) {
         let permit = self.channels.clone().try_acquire_owned();
-        let known = request.key.as_ref().and_then(|key| self.registry.entrance(key));
-        let attempt = match &permit {
-            Ok(_) => known.ok_or("the job's command has ended on its node"),
-            Err(_) => Err("too many are in jobs on its node already; try again later"),
+        let debugs =
+            request.open.as_ref().is_some_and(|open| matches!(open.what, Some(What::Debug(_))));
+        let attempt = match (&permit, &request.key) {
+            (Err(_), _) => {
+                Err("too many are in jobs on its node already; try again later".to_owned())
+            }
+            (Ok(_), Some(key)) if debugs => self.node.kept.enter(&self.node, key),
+            (Ok(_), key) => {
+                let known = key.as_ref().and_then(|key| self.registry.place(key));
+                known.ok_or_else(|| "the job's command has ended on its node".to_owned())
+            }
         };
         let channel = Channel { request, node: self.name.clone(), attempt };
         let args = self.args.clone();

@@ -20,7 +20,7 @@ use crate::attempt::{
     problem_of, run,
 };
 use crate::clock;
-use crate::exec::Entrance;
+use crate::exec::{Entrance, Place};
 use crate::record;
 
 /// Beside `attempts/`: the boot in which their records were written. On the disk before any of them is.
@@ -66,6 +66,7 @@ impl Registry {
                 .assignment()
                 .filter(|assignment| assignment.key.as_ref().is_some_and(|key| key.epoch == epoch));
             match assignment {
+                Some(assignment) if node.kept.found(&folder, &assignment) => {}
                 Some(assignment) => registry.found(node, folder, assignment, rebooted)?,
                 // Killed while it was written: nothing was ever said or done about it.
                 None => {
@@ -200,6 +201,7 @@ impl Registry {
                 self.attempts.remove(&epoch);
                 None
             }
+            News::Kept => None,
         }
     }
 
@@ -324,6 +326,9 @@ impl Registry {
 
     fn forget(&mut self, node: &Arc<Node>, epoch: u64) {
         let Some(entry) = self.attempts.remove(&epoch) else { return };
+        if node.kept.settle(epoch) {
+            return;
+        }
         let node = node.clone();
         tokio::task::spawn_blocking(move || {
             if let Err(error) = node.spares.put(&entry.folder) {
@@ -343,9 +348,10 @@ impl Registry {
     }
 
     /// The way into an attempt.
-    pub(crate) fn entrance(&self, key: &pb::AttemptKey) -> Option<(Folder, Entrance)> {
+    pub(crate) fn place(&self, key: &pb::AttemptKey) -> Option<Place> {
         let entry = self.attempts.get(&key.epoch)?;
-        Some((entry.folder.clone(), entry.entrance.clone()))
+        let (folder, entrance) = (entry.folder.clone(), entry.entrance.clone());
+        Some(Place { folder, entrance, kept: None })
     }
 }
 

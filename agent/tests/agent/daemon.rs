@@ -224,11 +224,11 @@ impl Session {
         self.answers_heartbeats.store(false, Ordering::SeqCst);
     }
 
-    /// The next message but heartbeats.
+    /// The next message but heartbeats, and what is kept of failed attempts.
     pub(crate) async fn next(&mut self) -> Option<Up> {
         loop {
             match self.up.recv().await? {
-                Up::Heartbeat(_) => {}
+                Up::Heartbeat(_) | Up::Kept(_) => {}
                 other => return Some(other),
             }
         }
@@ -244,7 +244,7 @@ impl Session {
                     Up::Hello(_) => panic!("a second Hello"),
                     Up::Cache(_) => panic!("nobody asked what is kept"),
                     Up::Build(_) => panic!("nobody asked for an environment"),
-                    Up::Changed(_) => {}
+                    Up::Changed(_) | Up::Kept(_) => {}
                 }
             }
         })

@@ -127,6 +127,13 @@ pub enum EventKind {
         /// Which.
         ports: Vec<u16>,
     },
+    /// Somebody ran a command in what an attempt left that had failed.
+    Debugged {
+        /// Of which member.
+        rank: u32,
+        /// The command, as a shell shows it; empty: a shell.
+        command: String,
+    },
     /// Hidden from lists.
     Archived,
     /// Shown in lists again.
@@ -155,6 +162,7 @@ impl EventKind {
             Self::NodeReturned { .. } => "NodeReturned",
             Self::Entered { .. } => "Entered",
             Self::Forwarded { .. } => "Forwarded",
+            Self::Debugged { .. } => "Debugged",
             Self::Archived => "Archived",
             Self::Restored => "Restored",
         }
@@ -211,6 +219,12 @@ impl EventKind {
             Self::Forwarded { rank, ports } => {
                 let list: Vec<String> = ports.iter().map(ToString::to_string).collect();
                 format!("reached from outside in {}: port {}", member(*rank), list.join(", "))
+            }
+            Self::Debugged { rank, command } if command.is_empty() => {
+                format!("a shell was opened in what {} left", member(*rank))
+            }
+            Self::Debugged { rank, command } => {
+                format!("ran in what {} left: {command}", member(*rank))
             }
             Self::Archived => "archived".to_owned(),
             Self::Restored => "restored".to_owned(),

@@ -79,6 +79,13 @@ pub enum Effect {
         /// Which.
         key: AttemptKey,
     },
+    /// Tell a node to let go of what it keeps of an attempt.
+    Release {
+        /// Where.
+        node: NodeName,
+        /// Which.
+        key: AttemptKey,
+    },
     /// Ask a cluster's provider for a node.
     AddNode {
         /// Whose.

@@ -58,9 +58,7 @@ impl Live {
             }
         };
         let kind = match what {
-            Entering::Command(command) => {
-                EventKind::Entered { rank, command: command.chars().take(SHOWN).collect() }
-            }
+            Entering::Command(command) => EventKind::Entered { rank, command: shown(command) },
             Entering::Shell => EventKind::Entered { rank, command: String::new() },
             Entering::Ports(ports) => EventKind::Forwarded { rank, ports: ports.clone() },
         };
@@ -72,6 +70,11 @@ impl Live {
         let reason = self.wait_reason(job).map(|reason| format!(" ({reason})"));
         format!("it is still queued{}; try again once it runs", reason.unwrap_or_default())
     }
+}
+
+/// As much of a command as an event holds.
+pub(super) fn shown(command: &str) -> String {
+    command.chars().take(SHOWN).collect()
 }
 
 /// The node on which the member runs, or why it does not.

@@ -12,6 +12,7 @@ mod nodes;
 mod quotas;
 mod refusal;
 mod reports;
+mod sandboxes;
 mod usage;
 
 #[cfg(test)]
@@ -21,6 +22,7 @@ pub use clusters::{ClusterChange, TakenAway};
 pub use decisions::{Decisions, Effect};
 pub use enter::{Entered, Entering};
 pub use refusal::Refusal;
+pub use sandboxes::Sandbox;
 pub use usage::PastUse;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -77,6 +79,8 @@ pub struct LiveNode {
     pub unreachable: bool,
     /// Since when a cluster has seen it without work.
     pub idle_since: Option<Timestamp>,
+    /// What it keeps of attempts that failed, as it said last.
+    pub kept: Vec<Sandbox>,
 }
 
 /// A validated submission.
@@ -167,7 +171,8 @@ impl Live {
             let name = record.name.clone();
             let link = Link::Silent { since: mono };
             let attempts = BTreeMap::new();
-            let node = LiveNode { record, link, attempts, unreachable: false, idle_since: None };
+            let (unreachable, idle_since, kept) = (false, None, Vec::new());
+            let node = LiveNode { record, link, attempts, unreachable, idle_since, kept };
             self.nodes.insert(name.clone(), node);
             self.close(&name);
         }

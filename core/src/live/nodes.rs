@@ -38,6 +38,7 @@ impl Live {
             attempts: BTreeMap::new(),
             unreachable: false,
             idle_since: None,
+            kept: Vec::new(),
         });
         node.record = record.clone();
         node.link = Link::Ready;

@@ -212,6 +212,25 @@ pub enum Refusal {
         /// Where it stands, and what to wait for.
         why: String,
     },
+    /// Nothing is kept of it that somebody could be let into.
+    #[error("nothing is kept of job '{job}': {why}")]
+    NotKept {
+        /// Which.
+        job: JobName,
+        /// Where it stands, and what to do.
+        why: String,
+    },
+    /// What is kept of it is on a node that does not answer.
+    #[error(
+        "cannot reach what is kept of job '{job}': its node '{node}' does not answer; look at 'atelier \
+         node show {node}'"
+    )]
+    KeeperAway {
+        /// Which job.
+        job: JobName,
+        /// Which node.
+        node: NodeName,
+    },
     /// It has no such member.
     #[error(
         "cannot enter member {rank} of job '{job}': it has {count}, from 0 to {}",

@@ -26,3 +26,11 @@ pub fn memory(text: &str) -> Result<MiB, String> {
 pub fn milli_gpus(text: &str) -> Result<u64, String> {
     quantity::milli_gpus(text)
 }
+
+/// A time in seconds: `30`, `30s`, `5m`, `1h`.
+///
+/// # Errors
+/// Why it cannot be read, in words.
+pub fn seconds(text: &str) -> Result<u64, String> {
+    quantity::seconds(text)
+}

@@ -79,6 +79,10 @@ pub struct CommandJob {
     /// What becomes of the job when its GPUs do nothing; `None`: nothing does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_gpu: Option<IdleGpu>,
+    /// For how many seconds a node keeps what an attempt leaves whose command failed; `None`: as long as
+    /// the node does by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep_failed: Option<u64>,
 }
 
 impl CommandJob {

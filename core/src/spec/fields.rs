@@ -152,6 +152,14 @@ pub(super) static JOB: Object = Object {
             "What becomes of the job when its GPUs do nothing.",
         ),
         field(
+            "keep_failed",
+            Quantity("a time such as 30, 30s, 5m or 1h"),
+            Extends,
+            "what the node says",
+            "How long a node keeps what a failed command left, for `atelier job debug`, in seconds \
+             without a unit; 0 keeps nothing.",
+        ),
+        field(
             "parent_job_name",
             Text,
             Ignored("only a pipeline or sweep makes children"),

@@ -284,6 +284,7 @@ impl Reader<'_> {
                 _ => OnNodeLoss::Requeue,
             },
             idle_gpu: given(root, "idle_gpu").map(|node| self.idle_gpu(node)),
+            keep_failed: self.quantity(root, "", "keep_failed", quantity::seconds),
             // Last, so that the faults of all other fields are found, too.
             experiment_name: experiment_name?,
             command: command?,

@@ -43,5 +43,7 @@ pub const MAX_SECONDS: u64 = 10 * 365 * 24 * 3600;
 pub const MAX_ATTEMPTS: u32 = 1000;
 /// The longest first wait before a retry: a week, in seconds.
 pub const MAX_BACKOFF: u64 = 7 * 24 * 3600;
+/// How long what a failed attempt left may be kept: a week, in seconds.
+pub const MAX_KEPT: u64 = 7 * 24 * 3600;
 /// The greatest factor for memory on a retry, in percent.
 pub const MAX_MEMORY_PERCENT: u32 = 1000;

@@ -12,8 +12,8 @@ use super::diagnostic::{Diagnostic, Diagnostics, MAX_REPORTED};
 use super::docker_args::docker_args;
 use super::limits::{
     MAX_ATTEMPTS, MAX_BACKOFF, MAX_COMMAND, MAX_DEPTH, MAX_DESCRIPTION, MAX_DOCUMENT, MAX_ENTRIES,
-    MAX_GPUS, MAX_INSTANCES, MAX_LABEL, MAX_LABELS, MAX_MEMORY, MAX_MEMORY_PERCENT, MAX_MILLI_CPUS,
-    MAX_MODELS, MAX_SECONDS, MAX_TAG_KEY, MAX_TAG_VALUE, MAX_VALUE,
+    MAX_GPUS, MAX_INSTANCES, MAX_KEPT, MAX_LABEL, MAX_LABELS, MAX_MEMORY, MAX_MEMORY_PERCENT,
+    MAX_MILLI_CPUS, MAX_MODELS, MAX_SECONDS, MAX_TAG_KEY, MAX_TAG_VALUE, MAX_VALUE,
 };
 use super::{distribution, reference};
 use crate::environment::Recipe;
@@ -494,5 +494,8 @@ fn numbers(check: &mut Check, job: &CommandJob) {
     }
     if let Some(idle) = job.idle_gpu {
         range(&["idle_gpu", "after"], idle.after, 1, MAX_SECONDS);
+    }
+    if let Some(seconds) = job.keep_failed {
+        range(&["keep_failed"], seconds, 0, MAX_KEPT);
     }
 }

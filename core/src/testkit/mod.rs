@@ -138,6 +138,7 @@ pub fn command_job(demand: Demand) -> CommandJob {
         retry: Retry::default(),
         on_node_loss: OnNodeLoss::default(),
         idle_gpu: None,
+        keep_failed: None,
     }
 }
 

@@ -282,6 +282,7 @@ impl Node {
                 Down::Order(
                     Effect::AttemptOver { .. }
                     | Effect::JobOver { .. }
+                    | Effect::Release { .. }
                     | Effect::AddNode { .. }
                     | Effect::RemoveNode { .. },
                 ) => {}

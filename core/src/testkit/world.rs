@@ -586,7 +586,8 @@ impl World {
                 Effect::Assign { node, .. }
                 | Effect::Stop { node, .. }
                 | Effect::Acknowledge { node, .. }
-                | Effect::Discard { node, .. } => Some(node),
+                | Effect::Discard { node, .. }
+                | Effect::Release { node, .. } => Some(node),
                 Effect::AddNode { cluster, node } => {
                     self.provider.add(cluster, node, self.clock);
                     None

@@ -8,6 +8,7 @@ use atelier_core::job::{
     AttemptEnd, AttemptKey, Cause, Exit, Failure, ManifestRef, Progress, Report, Usage,
 };
 use atelier_core::layout;
+use atelier_core::live::Sandbox;
 use atelier_core::node::{GpuOut, NodeChange, NodeRecord, is_address, is_label};
 use atelier_core::resource::{Capacity, GpuDevice, GpuIndex};
 use atelier_core::spec::limits::MAX_LABELS;
@@ -148,6 +149,18 @@ pub fn node_change(changed: &pb::Changed) -> Result<NodeChange, Error> {
     let (gpus, gpus_out) = gpus(&changed.gpus)?;
     Ok(NodeChange { gpus, gpus_out, facts: facts(&changed.facts) })
 }
+
+/// What a node says it keeps of attempts that failed.
+pub fn sandboxes(told: pb::KeptSandboxes) -> Result<Vec<Sandbox>, Error> {
+    let of = |kept: pb::KeptSandbox| -> Result<Sandbox, Error> {
+        let key = kept.key.ok_or_else(|| missing("key"))?.try_into()?;
+        Ok(Sandbox { key, rank: kept.rank, until: Timestamp::from_millis(kept.until_ms) })
+    };
+    told.sandboxes.into_iter().take(MAX_SANDBOXES).map(of).collect()
+}
+
+/// More are never kept by a node.
+const MAX_SANDBOXES: usize = 1000;
 
 /// The devices that a node offers, and those that it does not.
 type Gpus = (BTreeMap<GpuIndex, GpuDevice>, BTreeMap<GpuIndex, GpuOut>);

@@ -67,6 +67,7 @@ impl From<&spec::CommandJob> for pb::CommandJob {
                 action: pb::IdleAction::from(idle.action).into(),
                 after_s: idle.after,
             }),
+            keep_failed_s: job.keep_failed,
         }
     }
 }
@@ -114,6 +115,11 @@ impl TryFrom<pb::CommandJob> for spec::CommandJob {
             retry: job.retry.map(retry).transpose().under("retry")?.unwrap_or_default(),
             on_node_loss: number::<pb::OnNodeLoss, _>(job.on_node_loss).of("on_node_loss")?,
             idle_gpu: job.idle_gpu.map(idle_gpu).transpose().under("idle_gpu")?,
+            keep_failed: job
+                .keep_failed_s
+                .map(|seconds| within(seconds, 0, limits::MAX_KEPT))
+                .transpose()
+                .of("keep_failed_s")?,
         })
     }
 }

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use atelier_core::id::NodeName;
 use atelier_core::job::{self, Cause, Outcome, State};
+use atelier_core::live::Sandbox;
 
 use crate::job::v1 as pb;
 
@@ -53,6 +55,18 @@ pub struct JobDetails {
     pub metrics: BTreeMap<String, f64>,
     /// What past runs of its command say of its memory.
     pub memory_advice: Option<job::Advice>,
+    /// What nodes keep of attempts that failed.
+    pub sandboxes: Vec<(NodeName, Sandbox)>,
+}
+
+/// What a node keeps of an attempt that failed.
+pub fn sandbox((node, kept): &(NodeName, Sandbox)) -> pb::Sandbox {
+    pb::Sandbox {
+        node: node.to_string(),
+        attempt: kept.key.attempt.0,
+        rank: kept.rank,
+        until_ms: kept.until.as_millis(),
+    }
 }
 
 /// A job as clients see it.
@@ -70,6 +84,7 @@ pub fn job(job: &job::Job, details: JobDetails) -> pb::Job {
         submit_seq: job.seq.0,
         memory_mib: job.tries.memory.unwrap_or_default(),
         metrics: details.metrics,
+        sandboxes: details.sandboxes.iter().map(sandbox).collect(),
         memory_advice: details.memory_advice.map(|advice| pb::MemoryAdvice {
             runs: u32::try_from(advice.runs).unwrap_or(u32::MAX),
             peak_memory_mib: advice.peak_memory,

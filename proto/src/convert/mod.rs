@@ -21,8 +21,8 @@ mod status;
 mod tests;
 
 pub use asset::environment_version;
-pub use attempt::{node_change, node_record};
-pub use job::{JobDetails, job};
+pub use attempt::{node_change, node_record, sandboxes};
+pub use job::{JobDetails, job, sandbox};
 pub use status::UnknownStatus;
 
 /// A message that cannot become a core value: which field, and why.

@@ -246,6 +246,7 @@ prop_compose! {
             spec::OnNodeLoss::Requeue, spec::OnNodeLoss::Keep,
         ]),
         idle_gpu in option::of((any::<bool>(), 1..10_000u64)),
+        keep_failed in option::of(0..10_000u64),
     ) -> CommandJob {
         CommandJob {
             name: name.map(|name| JobName::new(&name).unwrap()),
@@ -273,6 +274,7 @@ prop_compose! {
                 action: if stops { spec::IdleAction::Stop } else { spec::IdleAction::Notify },
                 after,
             }),
+            keep_failed,
         }
     }
 }

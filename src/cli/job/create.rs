@@ -18,6 +18,7 @@ Examples:
   atelier job create -f job.yml
   atelier job create -f job.yml --dry-run
   atelier job create -f job.yml --set resources.cpus=4 --set inputs.epochs=20 --stream
+  atelier job create -f job.yml --keep-failed=2h --stream
   name=$(atelier job create -f job.yml --query name -o tsv)")]
 pub(in crate::cli) struct Arguments {
     /// The job file; - reads standard input
@@ -29,6 +30,16 @@ pub(in crate::cli) struct Arguments {
     /// Its name [default: the file's, else the daemon makes one]
     #[arg(short, long, value_name = "NAME")]
     name: Option<String>,
+    /// Have its node keep what it leaves if its command fails, for `atelier job debug` [default: the file's
+    /// keep_failed, else as long as the node does by itself; without a time 1h]
+    #[arg(
+        long,
+        value_name = "TIME",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "1h"
+    )]
+    keep_failed: Option<String>,
     /// Follow its log to the end, and end with its exit code
     #[arg(short, long)]
     stream: bool,
@@ -40,6 +51,8 @@ pub(in crate::cli) struct Arguments {
 pub(super) async fn run(arguments: Arguments, context: &Context) -> Result<ExitCode, Error> {
     let mut changes = arguments.set;
     changes.extend(arguments.name.map(|name| Override::text("--name", &["name"], &name)));
+    let kept = arguments.keep_failed;
+    changes.extend(kept.map(|time| Override::text("--keep-failed", &["keep_failed"], &time)));
     let job = read::file(&arguments.file, &changes, &context.output)?;
     let client = context.client().await?;
     if arguments.dry_run {

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use clap::Args;
 use pb::client_frame::Frame as ToNode;
 use pb::node_frame::Frame as FromNode;
+use pb::open_channel::What;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -70,11 +71,7 @@ pub(in crate::cli) struct Shell {
 
 pub(super) async fn exec(arguments: Arguments, context: &Context) -> Result<ExitCode, Error> {
     let Arguments { name, stdin, tty, rank, command } = arguments;
-    if stdin && tty && !std::io::stdin().is_terminal() {
-        return Err(Error::usage("-t: standard input is no terminal")
-            .help("leave -t out: the command then reads standard input as it is"));
-    }
-    run(context, name.get(), rank, exec_of(command, stdin, tty)).await
+    run(context, Entry::beside(name.get(), rank, checked(command, stdin, tty)?)).await
 }
 
 pub(super) async fn shell(arguments: Shell, context: &Context) -> Result<ExitCode, Error> {
@@ -83,15 +80,40 @@ pub(super) async fn shell(arguments: Shell, context: &Context) -> Result<ExitCod
         let help = format!("for a script use `atelier job exec {name} -i -- sh`");
         return Err(Error::usage("a shell needs a terminal, and standard input is none").help(help));
     }
-    run(context, name, arguments.rank, exec_of(Vec::new(), true, true)).await
+    run(context, Entry::beside(name, arguments.rank, checked(Vec::new(), true, true)?)).await
 }
 
-fn exec_of(command: Vec<String>, stdin: bool, tty: bool) -> pb::Exec {
-    pb::Exec {
+/// A command with this program's input and terminal, as far as it is to have them.
+pub(super) fn checked(command: Vec<String>, stdin: bool, tty: bool) -> Result<pb::Exec, Error> {
+    if stdin && tty && !std::io::stdin().is_terminal() {
+        return Err(Error::usage("-t: standard input is no terminal")
+            .help("leave -t out: the command then reads standard input as it is"));
+    }
+    Ok(pb::Exec {
         command,
         stdin,
         terminal: tty.then(terminal::size),
         term: std::env::var("TERM").unwrap_or_default(),
+    })
+}
+
+/// What is to be run, and where.
+pub(super) struct Entry<'a> {
+    pub(super) job: &'a str,
+    pub(super) rank: u32,
+    pub(super) what: What,
+    pub(super) stdin: bool,
+    pub(super) tty: bool,
+    /// What holds after the command was cut short.
+    pub(super) after: String,
+}
+
+impl<'a> Entry<'a> {
+    /// In a job that runs.
+    fn beside(job: &'a str, rank: u32, exec: pb::Exec) -> Self {
+        let (stdin, tty) = (exec.stdin, exec.terminal.is_some());
+        let after = format!("{job} goes on");
+        Self { job, rank, what: What::Exec(exec), stdin, tty, after }
     }
 }
 
@@ -114,16 +136,17 @@ pub(super) fn frame(frame: ToNode) -> pb::ClientFrame {
     pb::ClientFrame { frame: Some(frame) }
 }
 
-async fn run(context: &Context, job: &str, rank: u32, exec: pb::Exec) -> Result<ExitCode, Error> {
+/// Runs it to its end; this program's exit code.
+pub(super) async fn run(context: &Context, entry: Entry<'_>) -> Result<ExitCode, Error> {
     let client = context.client().await?;
-    let (stdin, tty) = (exec.stdin, exec.terminal.is_some());
-    let what = Some(pb::open_channel::What::Exec(exec));
-    let opened = open(&client, pb::OpenChannel { job: job.to_owned(), rank, what }).await?;
-    let mut session = Session { output: &context.output, job, channel: opened };
+    let Entry { job, rank, what, stdin, tty, after } = entry;
+    let wanted = pb::OpenChannel { job: job.to_owned(), rank, what: Some(what) };
+    let opened = open(&client, wanted).await?;
+    let mut session = Session { output: &context.output, after: &after, channel: opened };
     let ended = tokio::select! {
         ended = session.carry(stdin, tty) => ended,
         () = terminated() => {
-            let ended = format!("the command was ended; {job} goes on");
+            let ended = format!("the command was ended; {after}");
             Err(Error::new(Kind::Interrupted, ended))
         }
     };
@@ -171,7 +194,7 @@ pub(super) fn problem(end: pb::End) -> Error {
 
 struct Session<'a> {
     output: &'a Output,
-    job: &'a str,
+    after: &'a str,
     channel: Channel,
 }
 
@@ -227,12 +250,12 @@ impl Session<'_> {
     }
 
     fn lost(&self, status: &tonic::Status) -> Error {
-        Error::from(status).help(format!("the command was ended with it; {} goes on", self.job))
+        Error::from(status).help(format!("the command was ended with it; {}", self.after))
     }
 
     fn closed(&self) -> Error {
         let cause = "the daemon closed the channel before the command's end";
-        Error::new(Kind::Unreachable, cause).help(format!("{} goes on", self.job))
+        Error::new(Kind::Unreachable, cause).help(self.after)
     }
 }
 

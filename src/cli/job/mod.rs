@@ -11,6 +11,7 @@ use serde_json::json;
 use super::{Context, Error, Kind, Name};
 
 mod create;
+mod debug;
 mod download;
 mod events;
 mod exec;
@@ -82,6 +83,7 @@ Examples:
     Exec(exec::Arguments),
     Shell(exec::Shell),
     Forward(forward::Arguments),
+    Debug(debug::Arguments),
     /// Ask a job to stop: terminate, a time of grace, kill
     #[command(after_help = "Example:\n  atelier job cancel calm_apple_x1 --reason 'wrong data'")]
     Cancel {
@@ -134,6 +136,7 @@ pub(super) async fn run(command: Command, context: &Context) -> Result<ExitCode,
         Command::Exec(arguments) => return exec::exec(arguments, context).await,
         Command::Shell(arguments) => return exec::shell(arguments, context).await,
         Command::Forward(arguments) => return forward::run(arguments, context).await,
+        Command::Debug(arguments) => return debug::run(arguments, context).await,
         Command::Cancel { name, reason } => {
             let client = context.client().await?;
             let request = CancelJobRequest { name: name.get().to_owned(), reason };

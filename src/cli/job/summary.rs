@@ -1,5 +1,6 @@
 //! How a followed job ended: exit code, and a few lines for people.
 
+use atelier_core::time::Timestamp;
 use atelier_proto::job::v1::{self as pb, JobStatus};
 
 use super::view;
@@ -117,8 +118,15 @@ pub(super) fn text(job: &pb::Job) -> String {
             size(output.bytes),
         ));
     }
+    if let Some(kept) = job.sandboxes.first() {
+        let until = Timestamp::from_millis(kept.until_ms);
+        lines.push(format!("  {:8} what it left, on node {} until {until}", "kept", kept.node));
+    }
     let next: &[&str] = match job.status() {
         JobStatus::Completed => &["atelier job download", "atelier job show"],
+        JobStatus::Failed if !job.sandboxes.is_empty() => {
+            &["atelier job debug", "atelier job events", "atelier job download"]
+        }
         JobStatus::Failed | JobStatus::Canceled => &["atelier job events", "atelier job download"],
         _ => &["atelier job stream", "atelier job cancel"],
     };

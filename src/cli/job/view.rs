@@ -7,6 +7,7 @@ use atelier_core::time::Timestamp;
 use atelier_proto::job::v1 as pb;
 use serde_json::{Map, Value, json};
 
+use super::debug;
 use crate::cli::compute::cpus;
 
 /// RFC 3339, or null for "not yet".
@@ -53,6 +54,9 @@ pub(in crate::cli) fn job(job: &pb::Job) -> Value {
     let error = job.error.as_ref();
     put("error", error.map_or(Value::Null, |e| json!({ "code": e.code, "message": e.message })));
     put("exit_code", job.exit_code.into());
+    if !job.sandboxes.is_empty() {
+        put("sandboxes", debug::kept(&job.sandboxes));
+    }
     put(
         "creation_context",
         json!({
@@ -81,6 +85,7 @@ pub(in crate::cli) fn job(job: &pb::Job) -> Value {
         put("retry", command.retry.as_ref().map_or(Value::Null, retry));
         put("on_node_loss", on_node_loss(command.on_node_loss()).into());
         put("idle_gpu", command.idle_gpu.as_ref().map_or(Value::Null, idle_gpu));
+        put("keep_failed", command.keep_failed_s.into());
         put("tags", json!(command.tags));
         put("properties", json!(command.properties));
     }

@@ -163,7 +163,8 @@ impl World {
         self.sessions += 1;
         let (outbox, orders) = mpsc::unbounded_channel();
         let (session, instance) = (self.sessions, instance.to_owned());
-        self.handle.node_joined(node("n1"), reports, session, instance, outbox).await?;
+        let (record, kept) = (node("n1"), Vec::new());
+        self.handle.node_joined(Join { record, reports, kept, session, instance, outbox }).await?;
         Ok(orders)
     }
 

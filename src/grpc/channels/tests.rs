@@ -11,6 +11,7 @@ fn entering(what: What) -> Result<Entering, String> {
     let open = pb::OpenChannel { what: Some(what), ..pb::OpenChannel::default() };
     match checked(&open).map_err(|status| status.message().to_owned())? {
         Wanted::Entry(entering) => Ok(entering),
+        Wanted::Debug(command) => Err(format!("debugging: {command}")),
         Wanted::Connection { .. } => Err("a connection".to_owned()),
     }
 }
@@ -21,6 +22,9 @@ fn commands_are_written_down_as_a_shell_takes_them() {
     assert_eq!(exec(&["ls", "-l"]), shown("ls -l"));
     assert_eq!(exec(&["sh", "-c", "echo $HOME"]), shown("sh -c 'echo $HOME'"));
     assert_eq!(exec(&[]), Ok(Entering::Shell));
+    let debug =
+        pb::Exec { command: vec!["ls".to_owned(), "a b".to_owned()], ..pb::Exec::default() };
+    assert_eq!(entering(What::Debug(debug)), Err("debugging: ls 'a b'".to_owned()));
 }
 
 #[test]

@@ -54,6 +54,7 @@ const METHODS: &[(&str, &str)] = &[
     ("atelier.job.v1.JobService/CreateJob", "AS"),
     ("atelier.job.v1.JobService/DeleteJob", "AS"),
     ("atelier.job.v1.JobService/EnterJob", "AS"),
+    ("atelier.job.v1.JobService/ReleaseSandbox", "AS"),
     ("atelier.job.v1.JobService/ExplainJob", "ASR"),
     ("atelier.job.v1.JobService/GetJob", "ASR"),
     ("atelier.job.v1.JobService/ListArtifacts", "ASR"),

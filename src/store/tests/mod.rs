@@ -88,6 +88,7 @@ pub(crate) fn spec(command: &str) -> CommandJob {
         retry: Default::default(),
         on_node_loss: Default::default(),
         idle_gpu: None,
+        keep_failed: None,
     }
 }
 

@@ -361,6 +361,7 @@ fn specification() -> impl Strategy<Value = CommandJob> {
                     retry: Retry { max_attempts, backoff, memory_percent: Some(200) },
                     on_node_loss: if keep { OnNodeLoss::Keep } else { OnNodeLoss::Requeue },
                     idle_gpu: keep.then(IdleGpu::default),
+                    keep_failed: keep.then_some(1_800),
                     ..spec("python train.py")
                 }
             },
@@ -413,6 +414,7 @@ fn kind() -> impl Strategy<Value = EventKind> {
         (0_u32..4, text()).prop_map(|(rank, command)| EventKind::Entered { rank, command }),
         (0_u32..4, vec(any::<u16>(), 0..4))
             .prop_map(|(rank, ports)| EventKind::Forwarded { rank, ports }),
+        (0_u32..4, text()).prop_map(|(rank, command)| EventKind::Debugged { rank, command }),
         Just(EventKind::Archived),
         Just(EventKind::Restored),
     ]

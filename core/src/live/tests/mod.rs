@@ -8,6 +8,7 @@ mod gangs;
 mod properties;
 mod quotas;
 mod replays;
+mod sandboxes;
 mod usage;
 
 use proptest::test_runner::Config;

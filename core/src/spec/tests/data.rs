@@ -510,6 +510,7 @@ fn the_daemon_refuses_what_no_reader_would_make() {
             |job| job.idle_gpu = Some(IdleGpu { after: 0, ..IdleGpu::default() }),
             "'idle_gpu.after' is out of range",
         ),
+        (|job| job.keep_failed = Some(604_801), "'keep_failed' is out of range"),
         (|job| job.retry.memory_percent = Some(50), "out of range"),
         (|job| drop(job.tags.insert(String::new(), String::new())), "is not a key of 'tags'"),
         (

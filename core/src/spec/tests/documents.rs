@@ -117,6 +117,15 @@ fn what_becomes_of_idle_gpus() {
 }
 
 #[test]
+fn how_long_what_failed_is_kept() {
+    let read = |kept| job(&format!("command: x\n{kept}")).keep_failed;
+    assert_eq!(
+        (read(""), read("keep_failed: 0"), read("keep_failed: 30m")),
+        (None, Some(0), Some(1800))
+    );
+}
+
+#[test]
 fn the_least_job() {
     let job = job("command: 'true'");
     assert_eq!(job.command, "true");

@@ -160,6 +160,7 @@ identity: {type: managed, client_id: c, object_id: o, msi_resource_id: m}
 retry: {max_attempts: 2, backoff: 20, memory: 2x}
 on_node_loss: keep
 idle_gpu: {action: stop, after: 1h}
+keep_failed: 30m
 parent_job_name: p
 id: x
 status: s
