@@ -39,6 +39,15 @@ pub(crate) type Jobs = JobServiceClient<InterceptedService<Channel, Bearer>>;
 impl Cluster {
     /// A daemon alone, or with an agent that declares `slots` CPUs.
     pub(crate) fn start(slots: Option<u32>) -> Self {
+        Self::with(slots, &[])
+    }
+
+    /// A daemon and an agent with further arguments.
+    pub(crate) fn start_with(slots: u32, agent: &[&str]) -> Self {
+        Self::with(Some(slots), agent)
+    }
+
+    fn with(slots: Option<u32>, more: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let data = folder.path().join("data");
         let log = |name: &str| fs::File::create(folder.path().join(name)).unwrap();
@@ -64,6 +73,7 @@ impl Cluster {
                 .arg(data.join("agent.token"))
                 .arg("--data-dir")
                 .arg(cluster.folder.path().join("agent"))
+                .args(more)
                 .env("ATELIER_LOG", "warn")
                 .stderr(log)
                 .stdout(Stdio::null())
@@ -90,6 +100,17 @@ impl Cluster {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         });
+    }
+
+    /// What the node says of itself under a name.
+    pub(crate) fn fact(&self, name: &str) -> String {
+        runtime().block_on(async {
+            let channel = self.channel().await;
+            let mut computes = ComputeServiceClient::with_interceptor(channel, self.bearer());
+            let request = ListNodesRequest { compute: String::new() };
+            let mut nodes = computes.list_nodes(request).await.unwrap().into_inner().nodes;
+            nodes.pop().and_then(|mut node| node.facts.remove(name)).unwrap_or_default()
+        })
     }
 
     fn bearer(&self) -> Bearer {

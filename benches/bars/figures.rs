@@ -32,3 +32,15 @@ pub(crate) fn rate(name: &str, mut rounds: Vec<f64>) {
         rounds.len()
     );
 }
+
+/// Prints a share over several rounds.
+pub(crate) fn share(name: &str, mut rounds: Vec<f64>) {
+    rounds.sort_by(f64::total_cmp);
+    println!(
+        "{name}: median {:.3}, min {:.3}, max {:.3} ({} rounds)",
+        rounds[rounds.len() / 2],
+        rounds[0],
+        rounds[rounds.len() - 1],
+        rounds.len()
+    );
+}

@@ -11,6 +11,7 @@ mod cluster;
 mod figures;
 mod idle;
 mod latency;
+mod neighbour;
 mod placements;
 mod throughput;
 
@@ -42,6 +43,9 @@ fn main() {
     }
     if asked("attempt") {
         busy::attempt();
+    }
+    if asked("neighbour") {
+        neighbour::neighbour();
     }
     if asked("history") {
         idle::history();

@@ -370,6 +370,8 @@ impl Agent {
             .arg("--token-file")
             .arg(path("token"))
             .args(["--node", "node-1"])
+            // What ends is to leave nothing.
+            .arg("--keep-failed=0")
             .arg("--data-dir")
             .arg(path("data"))
             .args(&self.arguments)

@@ -1,0 +1,123 @@
+//! Whether a job keeps what it was given while the one beside it takes all that it can get.
+
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use atelier_proto::job::v1 as pb;
+
+use crate::cluster::{Cluster, Jobs, runtime, true_job};
+use crate::figures::share;
+
+/// One CPU for each of two jobs.
+const SLOTS: u32 = 2;
+const ROUNDS: usize = 5;
+/// Between the start of the job beside and the measurement: floods need a while to be one.
+const SETTLE: Duration = Duration::from_secs(2);
+/// Of one job here at most, so that the flood of processes is small in memory.
+const PROCESSES: &str = "--process-limit=512";
+
+/// Counts for eight seconds on one CPU, and prints how far it came.
+const NEIGHBOUR: &str = r#"exec python3 -c '
+import time
+count, end = 0, time.monotonic() + 8
+while time.monotonic() < end:
+    for _ in range(10_000):
+        pass
+    count += 1
+print("counted", count)
+'"#;
+
+/// As much as one CPU, and no more.
+const HONEST: &str = r#"exec python3 -c 'while True: pass'"#;
+
+/// What is beside the neighbour instead. Each has asked for one CPU.
+const FLOODS: [(&str, &str); 4] = [
+    (
+        "64 busy processes",
+        r"for _ in $(seq 63); do while :; do :; done & done; while :; do :; done",
+    ),
+    (
+        "processes up to its limit, and more tried",
+        r#"exec python3 -c '
+import os
+while True:
+    try:
+        os.posix_spawnp("sleep", ["sleep", "600"], os.environ)
+    except OSError:
+        pass
+'"#,
+    ),
+    ("`yes` into its log", "exec yes"),
+    (
+        "writes to disk",
+        "while :; do dd if=/dev/zero of=file bs=1M count=256 conv=fsync 2>/dev/null; done",
+    ),
+];
+
+/// A job's throughput on one of two CPUs beside floods, as a share of that beside an honest job.
+pub(crate) fn neighbour() {
+    let cluster = Cluster::start_with(SLOTS, &[PROCESSES]);
+    let limited = cluster.fact("limited");
+    // Without a bound on processes the machine would be taken down.
+    if !["cpu", "pids"].iter().all(|needed| limited.split(' ').any(|name| name == *needed)) {
+        println!("neighbour: no figure, this machine's jobs are limited in: {limited}");
+        return;
+    }
+    let mut shares = vec![Vec::new(); FLOODS.len()];
+    for round in 0..ROUNDS {
+        let honest = beside(&cluster, HONEST, &format!("{round}-honest"));
+        println!("round {round}: beside a job that is busy on one CPU: {honest:.0}");
+        for (number, (_, flood)) in FLOODS.iter().enumerate() {
+            let counted = beside(&cluster, flood, &format!("{round}-{number}"));
+            shares[number].push(counted / honest);
+        }
+    }
+    for ((name, _), shares) in FLOODS.iter().zip(shares) {
+        share(&format!("neighbour's throughput beside {name}"), shares);
+    }
+}
+
+/// How far the neighbour counts beside a job that runs this.
+fn beside(cluster: &Cluster, command: &str, key: &str) -> f64 {
+    runtime().block_on(async {
+        let mut jobs = cluster.jobs().await;
+        let other = create(&mut jobs, command, format!("beside-{key}")).await;
+        reaches(&mut jobs, &other, pb::JobStatus::Running).await;
+        tokio::time::sleep(SETTLE).await;
+        let neighbour = create(&mut jobs, NEIGHBOUR, format!("neighbour-{key}")).await;
+        reaches(&mut jobs, &neighbour, pb::JobStatus::Completed).await;
+        let request = pb::CancelJobRequest { name: other.clone(), reason: String::new() };
+        jobs.cancel_job(request).await.unwrap();
+        reaches(&mut jobs, &other, pb::JobStatus::Canceled).await;
+        let mut stream = cluster.cli();
+        stream.args(["job", "stream", &neighbour, "-q"]).stdout(Stdio::piped());
+        let log = stream.output().unwrap().stdout;
+        let log = String::from_utf8_lossy(&log).into_owned();
+        let counted = log.lines().find_map(|line| line.strip_prefix("counted ")?.parse().ok());
+        counted.unwrap_or_else(|| panic!("the neighbour counted nothing: {log}"))
+    })
+}
+
+async fn create(jobs: &mut Jobs, line: &str, key: String) -> String {
+    let mut request = true_job(key);
+    if let Some(pb::job_spec::Kind::Command(command)) =
+        request.spec.as_mut().and_then(|spec| spec.kind.as_mut())
+    {
+        command.command = line.to_owned();
+    }
+    jobs.create_job(request).await.unwrap().into_inner().job.unwrap().name
+}
+
+async fn reaches(jobs: &mut Jobs, name: &str, wanted: pb::JobStatus) {
+    let begin = Instant::now();
+    loop {
+        let request = pb::GetJobRequest { name: name.to_owned(), advise: false };
+        let job = jobs.get_job(request).await.unwrap().into_inner();
+        if job.status() == wanted {
+            return;
+        }
+        let is_late = begin.elapsed() > Duration::from_secs(90);
+        assert!(!is_late && job.error.is_none(), "{name} is {:?}: {:?}", job.status(), job.error);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
