@@ -73,6 +73,21 @@ fn a_cluster_grows_from_nothing_to_four_and_goes_back_to_nothing() {
     cluster.atelier(["compute", "show", "burst"]).fails(3).says(&["there is no compute 'burst'"]);
 }
 
+/// What a node keeps of a job that failed does not keep the node.
+#[test]
+fn a_cluster_shrinks_although_something_is_kept() {
+    let cluster = Cluster::empty();
+    cluster.start_daemon();
+    create(&cluster, &small("brief", ""));
+    let job = cluster.create("compute: brief\ncommand: exit 3\nkeep_failed: 30m\n");
+    assert_eq!(cluster.ended(&job).sandboxes.len(), 1);
+    until("the node is gone", || {
+        (states(&cluster, "brief") == serde_json::json!({})).then_some(())
+    });
+    let refused = cluster.atelier(["job", "debug", &job, "--", "true"]).fails(1);
+    refused.says(&["nothing is kept of job"]);
+}
+
 /// Jobs choose nodes by labels; the nodes that a cluster adds have those of its file.
 #[test]
 fn a_cluster_with_labels_grows_for_a_job_that_asks_for_them() {

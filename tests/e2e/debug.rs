@@ -213,6 +213,16 @@ fn what_is_kept_outlives_agent_and_daemon() {
 }
 
 #[test]
+fn what_is_kept_holds_up_no_drain() {
+    let cluster = Cluster::start();
+    let (job, _) = failed(&cluster, "", "keep_failed: 30m\n");
+    let drain = ["node", "drain", "local", "--reason", "a new fan", "-o", "json"];
+    let shown = cluster.atelier(drain).ok().json();
+    assert!(!shown["reason"].as_str().unwrap_or_default().contains("job runs"), "{shown}");
+    assert_eq!(debug(&cluster, &job, &["cat", "note"]).ok().word(), "mine");
+}
+
+#[test]
 fn a_node_keeps_some_of_what_nobody_asked_for() {
     let cluster = Cluster::start();
     let (job, ended) = failed(&cluster, "", "");

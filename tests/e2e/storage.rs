@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use atelier_proto::job::v1::JobStatus;
 
 use crate::harness::{
-    Agent, Cluster, Disk, FaultyIo, History, Process, check_database, needs, until,
+    Agent, Cluster, Disk, FaultyIo, History, Process, check_database, job_yaml, needs, until,
 };
 
 /// A job whose record takes some KiB of the database.
@@ -84,8 +84,8 @@ fn f24_a_full_disk_of_a_node_fails_its_jobs_with_the_reason_and_heals() {
     let cluster = Cluster::empty();
     cluster.start_daemon();
     let agent = Agent::new("local").data(&disk.path().join("agent")).with("--no-shared-store");
-    // Or the greedy job would be ended before the disk is full.
-    cluster.start_agent(&agent.with("--disk-reserve=0"));
+    // Or the greedy job would be ended before the disk is full, and what it left would make room later.
+    cluster.start_agent(&agent.with("--disk-reserve=0").with("--keep-failed=0"));
     let greedy =
         cluster.shell("said=$(head -c 200M /dev/zero 2>&1 >big); rm big; echo $said; exit 3");
     let job = cluster.ended(&greedy);
@@ -130,6 +130,26 @@ fn f24_a_job_that_fills_the_disk_is_ended_before_the_nodes_own_room_is_gone() {
     assert!(error.message.contains("that it keeps for itself"), "{error:?}");
     fs::write(go, "").unwrap();
     cluster.completed(&neighbour);
+}
+
+/// 24: what is kept of a failed job goes before another job is ended for the room that it takes.
+#[test]
+fn f24_what_is_kept_goes_before_a_job_is_ended_for_the_disk() {
+    needs("disk");
+    let disk = Disk::create("96M");
+    let cluster = Cluster::empty();
+    cluster.start_daemon();
+    let agent = Agent::new("local").data(&disk.path().join("agent"));
+    cluster.start_agent(&agent.with("--no-shared-store").with("--disk-reserve=32MiB"));
+    let failed = cluster
+        .create(&format!("{}keep_failed: 30m\n", job_yaml("head -c 40M /dev/zero >big; exit 3")));
+    assert_eq!(cluster.ended(&failed).sandboxes.len(), 1);
+    let other = "for _ in $(seq 30); do head -c 1M /dev/zero >>big; sleep 0.05; done; sleep 3";
+    let other = cluster.shell(other);
+    until("there is room again", || {
+        cluster.rpc().job(&failed).unwrap().sandboxes.is_empty().then_some(())
+    });
+    cluster.completed(&other);
 }
 
 /// 25: fsync fails. What was to be acknowledged is not; the daemon ends rather than guess what is on

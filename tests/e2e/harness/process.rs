@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::wait::{PATIENCE, until_within};
+use super::wait::{PATIENCE, until, until_within};
 
 /// A child whose output goes to a log file. Dropping it kills it.
 pub(crate) struct Process {
@@ -146,7 +146,8 @@ pub(crate) fn processes_with(mark: &str) -> Vec<Pid> {
 
 /// The supervisor that has the attempt whose folder this is.
 pub(crate) fn supervisor(folder: &Path) -> Pid {
-    let started = fs::read(folder.join("started.json")).unwrap();
+    // A job is told to run a moment before its supervisor has written that.
+    let started = until("a supervisor has it", || fs::read(folder.join("started.json")).ok());
     let started: serde_json::Value = serde_json::from_slice(&started).unwrap();
     Pid::from_raw(started["pid"].as_i64().unwrap().try_into().unwrap()).unwrap()
 }
