@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use atelier::config::ServeArgs;
-use atelier::daemon::{self, SubmitRequest, ToNode};
+use atelier::daemon::{self, Join, SubmitRequest, ToNode};
 use atelier_core::id::{JobName, Principal};
 use atelier_core::spec::Priority;
 use atelier_core::testkit::{capacity, command_job, demand, node_record};
@@ -78,7 +78,14 @@ async fn round() -> f64 {
                 }
             }
         });
-        handle.node_joined(record, Vec::new(), number as u64 + 1, format!("{number}"), outbox)
+        handle.node_joined(Join {
+            record,
+            reports: Vec::new(),
+            kept: Vec::new(),
+            session: number as u64 + 1,
+            instance: format!("{number}"),
+            outbox,
+        })
     });
     for joined in futures::future::join_all(joins).await {
         joined.unwrap();
