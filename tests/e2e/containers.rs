@@ -46,6 +46,19 @@ pub(crate) fn log(cluster: &Cluster, job: &str) -> String {
     String::from_utf8(cluster.log(job)).unwrap()
 }
 
+/// Its files are gone with it.
+#[test]
+fn nothing_is_kept_of_a_container() {
+    needs("containers");
+    let registry = Registry::start();
+    let cluster = start(&registry);
+    let job = cluster.create(&in_image(&registry.shell(), "exit 3", "keep_failed: 30m\n"));
+    let ended = cluster.ended(&job);
+    assert_eq!((ended.exit_code, ended.sandboxes.len()), (Some(3), 0), "{ended:?}");
+    let refused = cluster.atelier(["job", "debug", &job, "--", "true"]).fails(1);
+    refused.says(&["nothing is kept of job", "ran in a container"]);
+}
+
 #[test]
 fn a_job_runs_in_its_image_and_sees_nothing_of_its_node() {
     needs("containers");

@@ -228,6 +228,30 @@ fn a_gpu_of_another_job_cannot_be_opened() {
     assert_eq!(cluster.log(&without), b"runs on\nrefused\n");
 }
 
+/// Whoever looks into what a failed job left has none of its devices: they are given to the next.
+#[test]
+fn what_is_kept_of_a_failed_job_has_no_gpu() {
+    needs("devices");
+    let cluster = Cluster::empty();
+    cluster.start_daemon();
+    let mut gpus = Gpus::new(&cluster, 1);
+    gpus.set(0, "nodes", json!([[1, 7]]));
+    cluster.start_agent(&gpus.agent("local"));
+    let opens = "if (: < /dev/full) 2>/dev/null; then echo opened; else echo refused; fi";
+    let failed = job(&format!("{opens}; exit 3"), 1, "") + "keep_failed: 30m\n";
+    let failed = cluster.create(&failed);
+    assert_eq!(cluster.ended(&failed).status(), JobStatus::Failed);
+    assert_eq!(cluster.log(&failed), b"runs on 0\nopened\n");
+    let look = format!("echo \"($CUDA_VISIBLE_DEVICES)\"; {opens}");
+    let debug = ["job", "debug", &failed, "--", "sh", "-c", &look];
+    for _ in 0..2 {
+        assert_eq!(cluster.atelier(debug).ok().stdout(), "()\nrefused\n");
+    }
+    let next = cluster.create(&job(opens, 1, ""));
+    cluster.completed(&next);
+    assert_eq!(cluster.log(&next), b"runs on 0\nopened\n");
+}
+
 #[test]
 fn what_a_job_did_on_its_gpu_is_told() {
     let cluster = Cluster::empty();
