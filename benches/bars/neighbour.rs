@@ -10,7 +10,7 @@ use crate::figures::share;
 
 /// One CPU for each of two jobs.
 const SLOTS: u32 = 2;
-const ROUNDS: usize = 5;
+const ROUNDS: usize = 3;
 /// Between the start of the job beside and the measurement: floods need a while to be one.
 const SETTLE: Duration = Duration::from_secs(1);
 /// Of one job here at most, so that the flood of processes is small in memory.

@@ -264,11 +264,14 @@ impl Start<'_> {
     fn make_ready(&self, confine: Confine) -> Result<(), Failed> {
         // SAFETY: A plain system call.
         unsafe { libc::setsid() };
-        let made = self.order.terminal.map(|size| terminal::hand_over(size, self.agent));
+        let user = self.launch.view.as_ref().and_then(|view| view.user.as_ref());
+        let made = self.order.terminal.map(|size| match confine {
+            Confine::Beside { .. } => terminal::hand_over(size, self.agent, user),
+            Confine::Already => terminal::hand_over(size, self.agent, None),
+        });
         let made = made.transpose().map_err(failed("making a terminal in the job"))?;
         if let Confine::Beside { .. } = confine {
-            let files = made.as_ref().map_or(self.files, std::slice::from_ref);
-            self.own(files).map_err(failed("giving the command its input and output"))?;
+            self.own(self.files).map_err(failed("giving the command its input and output"))?;
         }
         for (number, standard) in (0..3).enumerate() {
             let Some(file) = made.as_ref().or_else(|| self.files.get(number)) else {
