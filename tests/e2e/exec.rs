@@ -304,10 +304,10 @@ fn only_its_owner_and_admins_enter_a_job() {
         cluster.atelier_at(&cluster.server(), arguments).env("ATELIER_TOKEN", token)
     };
     let job = with(&ana, &["job", "create", "-f", "-", "--query", "name", "-o", "tsv"])
-        .stdin(job_yaml("sleep 600"))
+        .stdin(job_yaml("echo ready; sleep 600"))
         .ok()
         .word();
-    cluster.running(&job);
+    cluster.atelier(["job", "stream", &job, "-q"]).spawn().prints("ready");
     let run = ["job", "exec", &job, "--", "echo", "hello"];
     assert_eq!(with(&ana, &run).ok().word(), "hello");
     with(&ben, &run).fails(5).says(&["ben", "ana's"]);
