@@ -6,7 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use atelier_core::environment::conda;
-use atelier_core::spec::{Code, Distribution, InlineEnvironment, docker_args, quote};
+use atelier_core::spec::{Code, InlineEnvironment, docker_args, quote};
 use atelier_proto::agent::v1::{Cause, Problem};
 
 use super::finalize::{End, tail};
