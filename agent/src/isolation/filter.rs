@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen as Length, SeccompCmpOp as Compare,
-    SeccompCondition as Condition, SeccompFilter, SeccompRule as Rule, TargetArch,
+    SeccompCondition as Condition, SeccompFilter, SeccompRule as Rule, TargetArch, sock_filter,
 };
 
 /// What is asked for by number alone.
@@ -78,19 +78,24 @@ const FAMILIES: [c_int; 2] = [libc::AF_VSOCK, libc::AF_ALG];
 /// Puts input into a terminal, as if somebody had typed it.
 const TERMINAL_INPUT: [u64; 2] = [0x5412, 0x541c];
 
-/// The same numbers, asked for as programs of 32-bit pointers do on this architecture.
+/// From here on, numbers of calls that programs of 32-bit pointers make.
 #[cfg(target_arch = "x86_64")]
-const X32: c_long = 0x4000_0000;
+const X32: Option<u32> = Some(0x4000_0000);
+#[cfg(not(target_arch = "x86_64"))]
+const X32: Option<u32> = None;
 
-/// The programs that decide about a job's system calls.
+/// This architecture's number in `struct seccomp_data`, from linux/audit.h.
+const ARCHITECTURE: u32 = if cfg!(target_arch = "x86_64") { 0xc000_003e } else { 0xc000_00b7 };
+
+/// The program that decides about a job's system calls.
 #[derive(Debug)]
 pub(crate) struct Filter {
-    programs: Vec<BpfProgram>,
+    program: BpfProgram,
 }
 
-/// Makes the programs in advance, for processes that this one forks: each of them would take half a millisecond.
+/// Makes the program in advance, for processes that this one forks: each of them would take half a millisecond.
 pub(crate) fn make_ready() {
-    // Where they cannot be made, nobody asks for them.
+    // Where it cannot be made, nobody asks for it.
     let _ = Filter::get(false);
     if rustix::process::geteuid().is_root() {
         let _ = Filter::get(true);
@@ -98,7 +103,7 @@ pub(crate) fn make_ready() {
 }
 
 impl Filter {
-    /// The programs, made at the first call; an error where this architecture is not known. `as_root`: for a
+    /// The program, made at the first call; an error where this architecture is not known. `as_root`: for a
     /// job that is root without root's privileges.
     pub(crate) fn get(as_root: bool) -> io::Result<&'static Self> {
         static MADE: [OnceLock<Filter>; 2] = [const { OnceLock::new() }; 2];
@@ -132,19 +137,19 @@ impl Filter {
         for request in TERMINAL_INPUT {
             rules.entry(libc::SYS_ioctl).or_default().push(one(1, Compare::Eq, request)?);
         }
-        let refused = program(rules, libc::EPERM)?;
-        let mut programs = vec![refused];
+        // Its flags lie in memory, out of a filter's sight; without it the C library uses clone.
+        let mut answers = vec![(libc::SYS_clone3, libc::ENOSYS)];
         if as_root {
             // Root's tools give files to others without asking whether they may (`tar x`, `cp -a`): they are
             // told that it is done, as it would be on a file system without owners.
-            let owners: BTreeMap<i64, Vec<Rule>> =
-                OWNERS.iter().map(|number| (*number, Vec::new())).collect();
-            programs.push(program(owners, 0)?);
+            answers.extend(OWNERS.map(|number| (number, 0)));
         }
-        // Its flags lie in memory, out of a filter's sight; without it the C library uses clone.
-        let clone3 = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
-        programs.push(program(clone3, libc::ENOSYS)?);
-        Ok(Self { programs })
+        let arch = TargetArch::try_from(std::env::consts::ARCH).map_err(io::Error::other)?;
+        let refuse = SeccompAction::Errno(libc::EPERM.cast_unsigned());
+        let rest = SeccompFilter::new(rules, SeccompAction::Allow, refuse, arch)
+            .and_then(BpfProgram::try_from)
+            .map_err(io::Error::other)?;
+        Ok(Self { program: [beginning(&answers), rest].concat() })
     }
 
     /// Holds the calling thread, and all that it starts, to it. `errno` says why not.
@@ -155,26 +160,43 @@ impl Filter {
         const SET_MODE_FILTER: c_long = 1;
         // Without it older kernels slow such processes down, against a danger that this is not for.
         const SPEC_ALLOW: c_ulong = 4;
-        self.programs.iter().all(|program| {
-            let Ok(length) = u16::try_from(program.len()) else { return false };
-            // `seccompiler`'s instructions are laid out as the kernel's.
-            let filter = program.as_ptr().cast_mut().cast::<libc::sock_filter>();
-            let program = libc::sock_fprog { len: length, filter };
-            // SAFETY: The program outlives the call, which copies it.
-            unsafe {
-                libc::syscall(libc::SYS_seccomp, SET_MODE_FILTER, SPEC_ALLOW, &raw const program)
-                    == 0
-            }
-        })
+        let Ok(length) = u16::try_from(self.program.len()) else { return false };
+        // `seccompiler`'s instructions are laid out as the kernel's.
+        let filter = self.program.as_ptr().cast_mut().cast::<libc::sock_filter>();
+        let program = libc::sock_fprog { len: length, filter };
+        // SAFETY: The program outlives the call, which copies it.
+        unsafe {
+            libc::syscall(libc::SYS_seccomp, SET_MODE_FILTER, SPEC_ALLOW, &raw const program) == 0
+        }
     }
 }
 
-/// A program that answers what `rules` match with an error.
-fn program(mut rules: BTreeMap<i64, Vec<Rule>>, errno: c_int) -> io::Result<BpfProgram> {
-    #[cfg(target_arch = "x86_64")]
-    rules.extend(rules.clone().into_iter().map(|(number, rules)| (number | X32, rules)));
-    let arch = TargetArch::try_from(std::env::consts::ARCH).map_err(io::Error::other)?;
-    let refuse = SeccompAction::Errno(errno.cast_unsigned());
-    let filter = SeccompFilter::new(rules, SeccompAction::Allow, refuse, arch);
-    filter.and_then(BpfProgram::try_from).map_err(io::Error::other)
+/// What stands before the rules that all have one answer, which is all that `seccompiler` has: a call of one of
+/// these numbers fails with this error, or seems to succeed (0), and calls of 32-bit pointers do not exist. Rules
+/// for each of those would double the program, which the kernel compiles for every job.
+fn beginning(answers: &[(c_long, c_int)]) -> BpfProgram {
+    // linux/filter.h and linux/seccomp.h.
+    const LOAD: u16 = 0x20;
+    const IS: u16 = 0x15;
+    const IS_AT_LEAST: u16 = 0x35;
+    const ANSWER: u16 = 0x06;
+    const ERRNO: u32 = 0x0005_0000;
+    let (number, architecture) = (0, 4);
+    let load = |at: u32| sock_filter { code: LOAD, jt: 0, jf: 0, k: at };
+    // If not, the next instruction is left out.
+    let test = |code: u16, value: u32| sock_filter { code, jt: 0, jf: 1, k: value };
+    let fail =
+        |errno: c_int| sock_filter { code: ANSWER, jt: 0, jf: 0, k: ERRNO | errno.cast_unsigned() };
+    let mut tests = vec![load(number)];
+    if let Some(first) = X32 {
+        tests.extend([test(IS_AT_LEAST, first), fail(libc::ENOSYS)]);
+    }
+    for (number, errno) in answers {
+        let number = u32::try_from(*number).unwrap_or(u32::MAX);
+        tests.extend([test(IS, number), fail(*errno)]);
+    }
+    // On another architecture the numbers mean something else; the rest has an answer to that.
+    let others = u8::try_from(tests.len()).unwrap_or(u8::MAX);
+    let ours = sock_filter { code: IS, jt: 0, jf: others, k: ARCHITECTURE };
+    [vec![load(architecture), ours], tests].concat()
 }
