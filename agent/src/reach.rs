@@ -126,6 +126,19 @@ fn made_of(daemon: &Daemon, names: &[IpAddr], own: &[IpAddr]) -> Vec<Rule> {
     rules
 }
 
+/// Whether a cloud tells a machine about itself at this address.
+pub(crate) fn is_metadata(address: IpAddr) -> bool {
+    let bits = |address: IpAddr| match address {
+        IpAddr::V4(four) => (u128::from(four.to_bits()) << 96, true),
+        IpAddr::V6(six) => (six.to_bits(), false),
+    };
+    let (asked, is_four) = bits(address.to_canonical());
+    METADATA.iter().any(|&(network, length)| {
+        let (network, of_four) = bits(network);
+        is_four == of_four && (asked ^ network).leading_zeros() >= length
+    })
+}
+
 /// Of lines such as `nameserver 169.254.169.254` (resolv.conf(5)).
 fn name_servers(text: &str) -> Vec<IpAddr> {
     let address = |line: &str| {

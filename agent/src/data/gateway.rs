@@ -8,7 +8,7 @@ use futures::StreamExt as _;
 use reqwest::header::{
     ACCEPT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, ETAG, IF_MATCH, IF_RANGE, RANGE,
 };
-use reqwest::{Body, Client, RequestBuilder, Response, StatusCode};
+use reqwest::{Body, Client, ClientBuilder, RequestBuilder, Response, StatusCode};
 use serde::Deserialize;
 use tokio::io::{AsyncSeekExt as _, AsyncWriteExt as _};
 
@@ -22,12 +22,15 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 /// What reqwest is asked to do everywhere.
 pub(super) fn client() -> Result<Client, reqwest::Error> {
+    builder().build()
+}
+
+pub(super) fn builder() -> ClientBuilder {
     Client::builder()
         .connect_timeout(Duration::from_secs(20))
         // Between two pieces, not for the whole: a large file may take hours.
         .read_timeout(Duration::from_secs(120))
         .user_agent(concat!("atelier-agent/", env!("CARGO_PKG_VERSION")))
-        .build()
 }
 
 /// A failed request, before it is known whose it is.

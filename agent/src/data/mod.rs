@@ -94,18 +94,16 @@ impl DataPlane {
     /// # Errors
     /// The folder cannot be made, the token is no ASCII text, or TLS cannot be set up.
     pub fn new(options: Options) -> Result<Self, Error> {
-        let client = || {
-            gateway::client().map_err(|error| Error::Gateway {
-                operation: "prepare to reach",
-                path: options.http_url.clone(),
-                problem: error.to_string(),
-                transient: false,
-            })
+        let failed = |error: reqwest::Error| Error::Gateway {
+            operation: "prepare to reach",
+            path: options.http_url.clone(),
+            problem: error.to_string(),
+            transient: false,
         };
         let cache = Cache::open(&options.cache_dir, options.cache_bytes)?;
         Ok(Self(Arc::new(Inner {
-            gateway: Gateway::new(client()?, &options.http_url),
-            web: client()?,
+            gateway: Gateway::new(gateway::client().map_err(failed)?, &options.http_url),
+            web: web::client().map_err(failed)?,
             source: Source::new(options.channel, &options.token, Arc::clone(&cache))?,
             cache,
             shared: options.shared,

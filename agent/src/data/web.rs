@@ -1,19 +1,65 @@
 //! Inputs from the web.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use atelier_core::content::Digest;
 use percent_encoding::percent_decode_str;
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::header::IF_NONE_MATCH;
-use reqwest::{StatusCode, Url};
+use reqwest::redirect::Policy;
+use reqwest::{Client, StatusCode, Url};
 
 use super::cache::Kind;
 use super::error::blocking;
 use super::files::{self, Stop, StopOnDrop};
-use super::gateway::{Failure, download};
+use super::gateway::{self, Failure, download};
 use super::{Error, Inner};
+use crate::reach;
+
+/// What reads URLs that users chose: it goes where jobs may, and so not to a cloud's metadata, by whatever
+/// name or redirect.
+pub(super) fn client() -> Result<Client, reqwest::Error> {
+    let follow = Policy::custom(|attempt| {
+        if leads_to_metadata(attempt.url()) {
+            attempt.error(CLOSED)
+        } else if attempt.previous().len() > MOST_REDIRECTS {
+            attempt.error("it redirects again and again")
+        } else {
+            attempt.follow()
+        }
+    });
+    gateway::builder().redirect(follow).dns_resolver(Arc::new(Names)).build()
+}
+
+const MOST_REDIRECTS: usize = 10;
+const CLOSED: &str =
+    "it leads to where a cloud tells a machine about itself, which is closed to jobs";
+
+fn leads_to_metadata(url: &Url) -> bool {
+    let host = url.host_str().unwrap_or_default();
+    // Of version 6 they stand in brackets.
+    let address = host.trim_start_matches('[').trim_end_matches(']').parse();
+    address.is_ok_and(reach::is_metadata)
+}
+
+/// Looks up names, but for those of metadata.
+struct Names;
+
+impl Resolve for Names {
+    fn resolve(&self, name: Name) -> Resolving {
+        Box::pin(async move {
+            let found: Vec<SocketAddr> =
+                tokio::net::lookup_host((name.as_str(), 0)).await?.collect();
+            if found.iter().any(|address| reach::is_metadata(address.ip())) {
+                return Err(CLOSED.into());
+            }
+            Ok(Box::new(found.into_iter()) as Addrs)
+        })
+    }
+}
 
 /// A URL for people: without user, password and query, which may hold keys.
 pub(super) fn shown(url: &str) -> String {
@@ -66,6 +112,9 @@ pub(super) async fn fetch(
     let parsed = Url::parse(url).map_err(|error| failed(error.to_string(), false))?;
     if !matches!(parsed.scheme(), "http" | "https") {
         return Err(failed(format!("'{}' is not http or https", parsed.scheme()), false));
+    }
+    if leads_to_metadata(&parsed) {
+        return Err(failed(CLOSED.to_owned(), false));
     }
     let target = folder.join(name_of(&parsed));
     let flight = inner.flights.of(Digest::of(format!("web\n{url}").as_bytes()));

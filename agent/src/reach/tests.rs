@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::{Daemon, METADATA, endpoints, made_of, name_servers};
+use super::{Daemon, METADATA, endpoints, is_metadata, made_of, name_servers};
 use crate::cgroup::Rule;
 
 fn at(addresses: &[&str]) -> Vec<SocketAddr> {
@@ -105,4 +105,12 @@ async fn a_url_is_its_addresses_and_its_port() {
     assert_eq!(endpoints("http://127.0.0.1:7420").await, at(&["127.0.0.1:7420"]));
     assert_eq!(endpoints("https://[::1]/x").await, at(&["[::1]:443"]));
     assert_eq!(endpoints("").await, []);
+}
+
+#[test]
+fn metadata_is_known_in_whichever_form() {
+    let all = ["169.254.0.1", "::ffff:169.254.169.254", "168.63.129.16", "fd00:ec2::254"];
+    assert!(ips(&all).into_iter().all(is_metadata));
+    let others = ["169.253.1.1", "168.63.129.17", "fd00:ec3::254", "fe80::1", "::1", "10.0.0.1"];
+    assert!(!ips(&others).into_iter().any(is_metadata));
 }

@@ -243,6 +243,14 @@ async fn inputs_from_the_web() {
     };
     assert!(ask("file:///etc/passwd", DataKind::UriFile).await.is_users());
     assert!(ask("not a url", DataKind::UriFile).await.is_users());
+    // The node itself may go there, and jobs may not.
+    for url in ["http://169.254.169.254/latest", "http://[::ffff:a9fe:a9fe]/", "http://2852039166/"]
+    {
+        let error = ask(url, DataKind::UriFile).await;
+        assert!(error.is_users() && error.to_string().contains("closed to jobs"), "{error}");
+    }
+    let error = world.url("g", "to/169.254.169.254", mount).await.unwrap_err();
+    assert!(error.to_string().contains("closed to jobs"), "{error}");
     assert!(ask("http://example.com/d", DataKind::UriFolder).await.is_users());
 }
 

@@ -273,6 +273,10 @@ async fn web(State(daemon): State<Shared>, request: Request) -> Response {
     if path == "forbidden" {
         return StatusCode::FORBIDDEN.into_response();
     }
+    if let Some(host) = path.strip_prefix("to/") {
+        let to = format!("http://{host}/latest/meta-data");
+        return (StatusCode::FOUND, [(header::LOCATION, to)]).into_response();
+    }
     let Some((bytes, tag)) = daemon.objects.get(&path).cloned() else {
         return (StatusCode::NOT_FOUND, "<html>no such page</html>").into_response();
     };
