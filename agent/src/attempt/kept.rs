@@ -227,6 +227,12 @@ pub(super) fn keep(attempt: &Attempt, ended: &Ended) {
     kept.add(attempt.key.clone(), attempt.assignment.rank, attempt.folder.clone(), record);
 }
 
+/// Whether what the attempt left is of the kind that is kept.
+pub(super) fn would_keep(attempt: &Attempt, ended: &Ended) -> bool {
+    let time = attempt.spec.keep_failed.map_or(attempt.node.kept.usual, Duration::from_secs);
+    !time.is_zero() && has_failed(attempt, ended) && can_be_entered(attempt)
+}
+
 /// Whether its command ran and failed by its own doing.
 fn has_failed(attempt: &Attempt, ended: &Ended) -> bool {
     let is_wanted = *attempt.orders.borrow() == Order::Run && attempt.folder.cancel().is_none();

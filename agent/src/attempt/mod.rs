@@ -27,6 +27,7 @@ use crate::isolation::{Abilities, Users};
 use crate::monitor;
 use crate::supervisor::{Launcher, Lease};
 
+mod apart;
 mod contain;
 mod distribution;
 mod finalize;

@@ -11,7 +11,7 @@ use rustix::process::Signal;
 use super::finalize::{self, End};
 use super::process::Process;
 use super::reattach::{Decision, Loss, decide, look};
-use super::{Attempt, News, Order, contain, kept, launch, prepare, problem, variables};
+use super::{Attempt, News, Order, apart, contain, kept, launch, prepare, problem, variables};
 use crate::gpu::{Idle, Share};
 use crate::monitor::{Granted, Sampling, Seen, Whole};
 use crate::supervisor::{LAUNCH, Launch, kill_marked};
@@ -30,7 +30,9 @@ pub(crate) async fn run(attempt: Attempt, from: Decision) {
     match drive(&attempt, from).await {
         Ok(ended) => {
             attempt.log_complete.send_replace(true);
-            kept::keep(&attempt, &ended);
+            if may_be_kept(&attempt, &ended).await {
+                kept::keep(&attempt, &ended);
+            }
             attempt.report(Phase::Ended(ended));
         }
         Err(Discarded) => {
@@ -115,6 +117,24 @@ fn canceled(attempt: &Attempt) -> Problem {
     };
     let reason = reason.or_else(|| attempt.folder.cancel()).filter(|reason| !reason.is_empty());
     problem::problem(Cause::Canceled, reason.unwrap_or_else(|| "canceled".to_owned()))
+}
+
+/// Whether what a failed attempt left can be shown: what was published of it is not to be changed by whoever
+/// is let in.
+async fn may_be_kept(attempt: &Attempt, ended: &Ended) -> bool {
+    if !kept::would_keep(attempt, ended) {
+        return false;
+    }
+    let (folder, asked) = (attempt.folder.clone(), attempt.spec.keep_failed.is_some());
+    let parted = tokio::task::spawn_blocking(move || apart::part(&folder, asked)).await;
+    match parted.unwrap_or_else(|stopped| Err(std::io::Error::other(stopped))) {
+        Ok(parted) => parted,
+        Err(error) => {
+            let epoch = attempt.key.epoch;
+            tracing::warn!(epoch, %error, "what a failed attempt left cannot be kept");
+            false
+        }
+    }
 }
 
 /// Waits for the supervisor's end and passes orders on to it.

@@ -168,6 +168,10 @@ impl Store {
         if meta.nlink() == 1 && files::link_open_file(file, &at).is_ok() {
             let staged = Staged { at: at.clone() };
             file.set_permissions(fs::Permissions::from_mode(0o444)).map_err(failed)?;
+            // Nobody else's from now on, whom the node may give its user's number again.
+            if rustix::process::geteuid().is_root() && meta.uid() != 0 {
+                std::os::unix::fs::fchown(file, Some(0), Some(0)).map_err(failed)?;
+            }
             return Ok(staged);
         }
         use std::os::fd::AsRawFd as _;
