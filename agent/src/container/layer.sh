@@ -28,8 +28,8 @@ conda_of_image() {
 by_conda() {
   name=${1##*/}
   echo "the image's $name installs the packages"
-  work=/tmp/atelier-conda
-  mkdir -p "$work"
+  work=$(mktemp -d)
+  trap 'rm -rf "$work"' EXIT
   # pip's part of the file is written beside it.
   cp "$here/conda.yml" "$work/conda.yml"
   export CONDA_PKGS_DIRS="$work/packages" CONDA_ALWAYS_YES=true MAMBA_ALWAYS_YES=true
@@ -47,7 +47,6 @@ by_conda() {
     tail -n 12 "$work/said"
     exit 1
   fi
-  rm -rf "$work"
 }
 
 # What is not conda's to install has to be there.

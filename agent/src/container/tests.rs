@@ -276,9 +276,13 @@ fn an_images_own_conda_makes_the_environment_of_a_conda_file() {
         assert!(made, "{said}");
         let expected = format!(
             "the image's {program} installs the packages\nasked for {verb} --prefix /into --file \
-             /tmp/atelier-conda/conda.yml in it's\n"
+             PLACE/conda.yml in it's\n"
         );
-        assert_eq!(said, expected);
+        // A folder of its own, which is gone.
+        let place = said.split(" --file ").nth(1).and_then(|rest| rest.split_once("/conda.yml"));
+        let (place, _) = place.unwrap();
+        assert_eq!(said, expected.replace("PLACE", place));
+        assert!(!fs::exists(place).unwrap());
     }
     let (made, said) = run("conda", "nothing");
     assert!(!made);

@@ -32,10 +32,9 @@ const CERTIFICATES: [&str; 4] =
     ["SSL_CERT_FILE", "PIP_CERT", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"];
 /// Variables that name a file of settings, and where it lies for who does not set them: `~` is the home
 /// folder.
-const SETTINGS: [(&str, &[&str]); 4] = [
+const SETTINGS: [(&str, &[&str]); 3] = [
     ("UV_CONFIG_FILE", &["~/.config/uv/uv.toml", "/etc/uv/uv.toml"]),
     ("PIP_CONFIG_FILE", &["~/.config/pip/pip.conf", "~/.pip/pip.conf", "/etc/pip.conf"]),
-    ("NETRC", &["~/.netrc"]),
     ("CONDARC", &["~/.condarc"]),
 ];
 
