@@ -93,6 +93,11 @@ pub enum Error {
          --job-io"
     )]
     NoJobIo(String),
+    /// Jobs are to have users of a range, and cannot have them.
+    #[error(
+        "jobs cannot have users of their own ({0}): see to that, or start the agent with --job-users auto"
+    )]
+    NoJobUsers(String),
     /// The GPUs of a recording cannot be had.
     #[error("no GPUs: {0}")]
     Recording(String),
@@ -321,8 +326,11 @@ fn isolate(args: &AgentArgs, root: &Path) -> Result<(Option<Abilities>, Option<S
         return Ok((None, Some("the agent runs with --isolation none".to_owned())));
     }
     match isolation::probe(supervisor::VERB, root, args.job_users.range()) {
-        Ok(abilities) => {
-            let lacks = abilities.lacks();
+        Ok((_, Some(why))) if matches!(args.job_users, JobUsers::Of(_)) => {
+            Err(Error::NoJobUsers(why))
+        }
+        Ok((abilities, no_users)) => {
+            let lacks = abilities.lacks(no_users.as_deref());
             if let Some(lacks) = &lacks {
                 tracing::warn!(%lacks, "jobs are not isolated as well as can be");
             }

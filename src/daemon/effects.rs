@@ -96,6 +96,8 @@ pub struct Assignment {
     pub addresses: Vec<String>,
     /// The attempt's own token.
     pub token: String,
+    /// See [`Door::user_seed`].
+    pub user_seed: u64,
     /// Each data input.
     pub inputs: BTreeMap<PortName, InputSource>,
     /// Each output.
@@ -218,6 +220,7 @@ impl Effects {
     ) -> Assignment {
         let Member { rank, addresses, reservation } = member;
         let token = self.door.admit_attempt(&key, &spec);
+        let user_seed = self.door.user_seed(&key.job, &created_by);
         let inputs = spec
             .inputs
             .iter()
@@ -250,6 +253,7 @@ impl Effects {
             created_by,
             experiment_id: (self.experiment_id)(&key.job),
             token,
+            user_seed,
             rank,
             addresses,
             reservation,

@@ -351,5 +351,6 @@ fn assign(assignment: daemon::Assignment) -> pb::Assignment {
         created_by: assignment.created_by.to_string(),
         rank: assignment.rank,
         addresses: assignment.addresses,
+        user_seed: assignment.user_seed,
     }
 }

@@ -196,6 +196,14 @@ impl Door {
         format!("{ATTEMPT_PREFIX}{body}.{mac}")
     }
 
+    /// What the number of a job's user on its nodes follows from: the same for all of its attempts, and nothing
+    /// that somebody could reach by the choice of a name.
+    pub fn user_seed(&self, job: &JobName, created_by: &Principal) -> u64 {
+        let body = serde_json::to_vec(&("job user", job, created_by.to_string()));
+        let mac = blake3::keyed_hash(&self.secret, &body.unwrap_or_default());
+        mac.as_bytes().first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes))
+    }
+
     /// Lets an attempt's token in no more.
     pub fn dismiss_attempt(&self, key: &AttemptKey) {
         let mut attempts = self.attempts.write().unwrap_or_else(|poisoned| poisoned.into_inner());

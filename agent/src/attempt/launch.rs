@@ -185,7 +185,11 @@ fn view(
         set(name, seen.clone());
     }
     let passwd = folder.path().join(PASSWD);
-    let user = node.users.as_ref().map(|users| users.user(&attempt.key.job, passwd)).transpose()?;
+    let user = node
+        .users
+        .as_ref()
+        .map(|users| users.user(attempt.assignment.user_seed, passwd))
+        .transpose()?;
     if user.is_some() {
         for name in ["USER", "LOGNAME"] {
             set(name, isolation::NAME.to_owned());
@@ -205,6 +209,7 @@ fn view(
     readable.extend(distribution::needed(attempt));
     readable.extend(NEEDED.map(PathBuf::from));
     let mut hidden = vec![node.root.clone()];
+    hidden.extend(user.as_ref().and_then(|_| isolation::closed_above(&node.root)));
     hidden.extend(daemon);
     hidden.extend(SOCKETS.map(PathBuf::from));
     if !rustix::process::geteuid().is_root() {

@@ -35,7 +35,7 @@ pub(crate) use enter::Entry;
 pub(crate) use filter::make_ready;
 pub(crate) use probe::{PROBE, probe, probe_to_code};
 pub use users::JobUsers;
-pub(crate) use users::{NAME, User, Users, give};
+pub(crate) use users::{NAME, User, Users, closed_above, give};
 
 /// What the command of one attempt sees. Part of the launch record.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -79,8 +79,8 @@ pub(crate) struct Abilities {
 }
 
 impl Abilities {
-    /// What is missing of all that could be had, in words.
-    pub(crate) fn lacks(self) -> Option<String> {
+    /// What is missing of all that could be had, in words. `no_users`: why commands have no users of their own.
+    pub(crate) fn lacks(self, no_users: Option<&str>) -> Option<String> {
         let others = match self.means {
             Means::UserNamespace => "jobs see and can signal other processes of their user",
             Means::Root => "jobs see, can signal and can look into all processes",
@@ -90,10 +90,12 @@ impl Abilities {
             }
         };
         let is_root = rustix::process::geteuid().is_root() && !self.own_users;
+        let why = no_users.map(|why| format!(" ({why})")).unwrap_or_default();
+        let as_root = format!("jobs run as root, without its privileges{why}");
         let lacking = [
             (!self.own_processes, others),
             (!self.filtered, "system calls are not filtered"),
-            (is_root, "jobs run as root, without its privileges"),
+            (is_root, &as_root),
         ];
         let lacking: Vec<&str> =
             lacking.into_iter().filter_map(|(lacks, what)| lacks.then_some(what)).collect();

@@ -5,15 +5,19 @@ use std::io;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 
-use super::users::{PASSWD, Range, User, give};
+use super::users::{PASSWD, Range, User, closed_above, give};
 use super::{Abilities, Entry, Means, View};
 
 /// The second argument of a supervisor that is none: it enters a view and ends.
 pub(crate) const PROBE: &str = "--isolate";
 
 /// Finds how far jobs can be isolated, or why they cannot; with users of their own where there are some to give
-/// and the agent can.
-pub(crate) fn probe(verb: &str, root: &Path, users: Option<Range>) -> Result<Abilities, String> {
+/// and the agent can. Beside it, why they cannot have those.
+pub(crate) fn probe(
+    verb: &str,
+    root: &Path,
+    users: Option<Range>,
+) -> Result<(Abilities, Option<String>), String> {
     let is_root = rustix::process::geteuid().is_root();
     let user = users.filter(|_| is_root).map(Range::first);
     let mut ways = Vec::new();
@@ -21,7 +25,7 @@ pub(crate) fn probe(verb: &str, root: &Path, users: Option<Range>) -> Result<Abi
     ways.push((Means::UserNamespace, false));
     ways.extend(is_root.then_some((Means::Root, false)));
     ways.push((Means::Rules, false));
-    let mut first = None;
+    let (mut first, mut no_users) = (None, None);
     for (means, own_users) in ways {
         for filtered in [true, false] {
             for own_processes in [true, false] {
@@ -31,8 +35,11 @@ pub(crate) fn probe(verb: &str, root: &Path, users: Option<Range>) -> Result<Abi
                 }
                 let abilities = Abilities { means, own_processes, filtered, own_users };
                 match try_it(verb, root, abilities, user.filter(|_| own_users)) {
-                    Ok(()) => return Ok(abilities),
-                    Err(why) => first = first.or(Some(why)),
+                    Ok(()) => return Ok((abilities, no_users)),
+                    Err(why) => {
+                        let place = if own_users { &mut no_users } else { &mut first };
+                        place.get_or_insert(why);
+                    }
                 }
             }
         }
@@ -91,8 +98,10 @@ pub(crate) fn probe_to_code(abilities: &OsStr, root: &Path) -> ExitCode {
     let abilities = abilities.to_string_lossy();
     let own = root.join("probe");
     let user = abilities.trim_start_matches(|letter: char| !letter.is_ascii_digit()).parse().ok();
+    let mut hidden = vec![root.to_owned()];
+    hidden.extend(user.and_then(|_: u32| closed_above(root)));
     let view = View {
-        hidden: vec![root.to_owned()],
+        hidden,
         writable: vec![own.clone()],
         temporary: own.clone(),
         means: match () {

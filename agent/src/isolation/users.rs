@@ -2,10 +2,11 @@
 //! on the machine has, so that what root and other jobs own is closed to them by the plainest of means.
 //!
 //! The numbers come from a range that no account has (as systemd's dynamic users do, see its
-//! UIDS-GIDS document, which leaves the default range to others). Which number is a job's follows from its
-//! name: nothing needs to be remembered, its later attempts own what earlier ones left in a shared folder, and
-//! its members on other nodes do too. Of a hundred jobs at once in the default range, two share a number in one
-//! of 3,000 cases; they are kept apart by all else that a view does.
+//! UIDS-GIDS document, which leaves the default range to others). Which number is a job's follows from a seed
+//! that the daemon makes of the job's name and user with a secret of the workspace: nothing needs to be
+//! remembered, the job's later attempts own what earlier ones left in a shared folder, its members on other nodes
+//! do too, and nobody can choose a name that has another job's number. Of a hundred jobs at once in the default
+//! range, two share a number in one of 3,000 cases; they are kept apart by all else that a view does.
 
 use std::fmt;
 use std::fs;
@@ -34,11 +35,9 @@ impl Range {
     /// 16,777,216 numbers from 1879048192 on.
     const USUAL: Self = Self { first: 0x7000_0000, count: 1 << 24 };
 
-    /// The number of the job with this name.
-    fn number(self, job: &str) -> u32 {
-        let hash = blake3::hash(job.as_bytes());
-        let place = hash.as_bytes().first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
-        self.first + u32::try_from(place % u64::from(self.count)).unwrap_or_default()
+    /// The number of the job with this seed.
+    fn number(self, seed: u64) -> u32 {
+        self.first + u32::try_from(seed % u64::from(self.count)).unwrap_or_default()
     }
 
     pub(super) fn first(self) -> u32 {
@@ -121,8 +120,8 @@ impl Users {
     }
 
     /// A job's user; `passwd` is written, in which it has a name besides those that the machine knows.
-    pub(crate) fn user(&self, job: &str, passwd: PathBuf) -> io::Result<User> {
-        let id = self.range.number(job);
+    pub(crate) fn user(&self, seed: u64, passwd: PathBuf) -> io::Result<User> {
+        let id = self.range.number(seed);
         let mut text = fs::read(PASSWD).unwrap_or_default();
         if text.last().is_some_and(|last| *last != b'\n') {
             text.push(b'\n');
@@ -144,6 +143,18 @@ pub(crate) struct User {
     pub(crate) groups: Vec<u32>,
     /// What the job sees as `/etc/passwd`.
     pub(crate) passwd: PathBuf,
+}
+
+/// The outermost of the folders around a path that not everybody may enter, such as root's home. Nothing in it
+/// can be seen by a job with a user of its own, but for what it is given; so it may as well be hidden, and then
+/// what the job is given can be reached.
+pub(crate) fn closed_above(path: &Path) -> Option<PathBuf> {
+    let real = path.canonicalize().ok()?;
+    let is_closed = |folder: &&Path| {
+        fs::metadata(folder).is_ok_and(|found| found.mode() & 0o001 == 0)
+            && folder.parent().is_some()
+    };
+    real.ancestors().skip(1).filter(is_closed).last().map(Path::to_owned)
 }
 
 /// Gives all that is below these paths to a user; what is not there is fine, and so is what has other names
@@ -204,13 +215,32 @@ mod tests {
     }
 
     #[test]
+    fn the_outermost_closed_folder_around_a_path_is_found() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let place = tempfile::tempdir().unwrap();
+        let (home, open, inner) =
+            (place.path().join("home"), place.path().join("home/open"), "home/open/closed/data");
+        fs::create_dir_all(place.path().join(inner)).unwrap();
+        let mode = |path: &Path, mode| {
+            fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        };
+        mode(place.path(), 0o755);
+        mode(&home, 0o755);
+        mode(&open.join("closed"), 0o700);
+        let found = || closed_above(&place.path().join(inner));
+        let real = |path: &Path| Some(path.canonicalize().unwrap());
+        assert_eq!(found(), real(&open.join("closed")));
+        mode(&home, 0o750);
+        assert_eq!(found(), real(&home));
+    }
+
+    #[test]
     fn jobs_have_users_of_the_whole_range_and_each_always_the_same() {
         let range = Range { first: 5000, count: 256 };
-        let of = |number: u32| range.number(&format!("job-{number}"));
-        let all: std::collections::BTreeSet<u32> = (0..10_000).map(of).collect();
+        let all: std::collections::BTreeSet<u32> =
+            (u64::MAX - 999..=u64::MAX).map(|seed| range.number(seed)).collect();
         assert_eq!(all, (5000..5256).collect());
-        assert_eq!(of(7), of(7));
-        assert_ne!(of(7), of(8));
+        assert_eq!(range.number(7), range.number(7 + 256));
     }
 
     #[test]
