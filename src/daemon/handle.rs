@@ -84,7 +84,7 @@ pub(super) enum Command {
     Cancel { job: JobName, by: Principal, reason: String, reply: Reply<()> },
     Enter { request: Box<EnterRequest>, reply: Reply<Entered> },
     Debug { request: Box<DebugRequest>, reply: Reply<Entered> },
-    Release { job: JobName, reply: Reply<Vec<(NodeName, Sandbox)>> },
+    Release { job: JobName, by: Principal, reply: Reply<Vec<(NodeName, Sandbox)>> },
     Archive { job: JobName, archived: bool, by: Principal, reply: Reply<Job> },
     Forget { job: JobName, reply: Reply<()> },
     NodeJoined { join: Box<Join>, reply: Reply<()> },
@@ -269,14 +269,18 @@ impl Handle {
     }
 
     /// Lets go of what nodes keep of a job; what that was.
-    pub async fn release(&self, job: JobName) -> Result<Vec<(NodeName, Sandbox)>, Error> {
-        self.ask(|reply| Command::Release { job, reply }).await
+    pub async fn release(
+        &self,
+        job: JobName,
+        by: Principal,
+    ) -> Result<Vec<(NodeName, Sandbox)>, Error> {
+        self.ask(|reply| Command::Release { job, by, reply }).await
     }
 
     /// What nodes keep of a job.
     pub async fn sandboxes(
         &self,
-        job: JobName,
+        job: Job,
         now: Timestamp,
     ) -> Result<Vec<(NodeName, Sandbox)>, Error> {
         self.look(move |live, _| live.sandboxes(&job, now)).await

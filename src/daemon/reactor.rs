@@ -18,7 +18,7 @@ use std::time::Duration;
 use atelier_core::content::Digest;
 use atelier_core::id::{ComputeName, JobName, NodeName, Principal};
 use atelier_core::job::{Event, EventKind, Job};
-use atelier_core::live::{Counters, Decisions, Effect, Live, Refusal, Submission};
+use atelier_core::live::{Counters, Decisions, Effect, Live, Refusal, Sandbox, Submission};
 use atelier_core::node::{Drain, LeasePolicy, Now};
 use futures::FutureExt as _;
 use futures::future::{BoxFuture, ready};
@@ -195,6 +195,10 @@ impl Reactor {
                 !round.batch.deleted.is_empty() || round.batch.submitted.iter().any(collides)
             }),
             Command::Cancel { job, .. } => self.live.job(job).is_none(),
+            // Whose it is says the disk, which still has what is being deleted.
+            Command::NodeKeeps { .. } => {
+                self.under_way.iter().any(|round| !round.batch.deleted.is_empty())
+            }
             Command::Archive { .. }
             | Command::Forget { .. }
             | Command::NodeJoined { .. }
@@ -204,7 +208,6 @@ impl Reactor {
             Command::Enter { .. }
             | Command::Debug { .. }
             | Command::Release { .. }
-            | Command::NodeKeeps { .. }
             | Command::NodeReport { .. }
             | Command::NodeChanged { .. }
             | Command::Drain { .. }
@@ -396,9 +399,12 @@ impl Reactor {
                 });
                 round.answer(reply, result, |entered| |_| Ok(entered));
             }
-            Command::Release { job, reply } => {
-                let result = self.live.release(&job, now.wall, &mut round.decisions);
-                round.answer(reply, result.map_err(Error::from), |gone| |_| Ok(gone));
+            Command::Release { job, by, reply } => {
+                let result = self.known(&job, round).and_then(|job| {
+                    let out = &mut round.decisions;
+                    self.live.release(&job, by, now, out).map_err(Error::from)
+                });
+                round.answer(reply, result, |gone| |_| Ok(gone));
             }
             Command::Archive { job, archived, by, reply } => {
                 let result = self.finished(&job, round);
@@ -418,8 +424,7 @@ impl Reactor {
             Command::Forget { job, reply } => {
                 let result = self.finished(&job, round).map(drop);
                 if result.is_ok() {
-                    // A node that is away lets go by itself.
-                    let _ = self.live.release(&job, now.wall, &mut round.decisions);
+                    self.live.let_go(&job, &mut round.decisions);
                     round.deleted.push(job);
                 }
                 round.answer(reply, result, |()| |_| Ok(()));
@@ -468,7 +473,7 @@ impl Reactor {
             }
             Command::NodeKeeps { node, session, kept } => {
                 if self.session(&node, session) {
-                    self.live.node_keeps(&node, kept);
+                    self.keeps(&node, kept, round);
                 }
             }
             Command::NodeLeft { node, session } => {
@@ -611,8 +616,26 @@ impl Reactor {
         self.sessions.insert(node.clone(), Session { id: session, instance, outbox });
         self.views.entry(node.clone()).or_default().last_seen = now.wall.as_millis();
         self.live.node_joined(record, reports, now, &mut round.decisions);
-        self.live.node_keeps(&node, kept);
+        self.keeps(&node, kept, round);
         Ok(())
+    }
+
+    /// A node says what it keeps: of which of the jobs that there are, core decides.
+    fn keeps(&mut self, node: &NodeName, kept: Vec<Sandbox>, round: &mut Round) {
+        let mut jobs = BTreeMap::new();
+        for name in kept.iter().map(|kept| &kept.key.job) {
+            let found = match round.deleted.contains(name) {
+                true => Ok(None),
+                false => self.known(name, round).map(Some),
+            };
+            match found {
+                Ok(job) => jobs.insert(name.clone(), job),
+                Err(Error::NoSuchJob(_)) => jobs.insert(name.clone(), None),
+                // Nothing goes for a fault of the disk; the node says it again.
+                Err(_) => None,
+            };
+        }
+        self.live.node_keeps(node, kept, &jobs, &mut round.decisions);
     }
 }
 

@@ -70,8 +70,8 @@ impl Service {
         let sandboxes = match has_failed {
             false => Vec::new(),
             true => {
-                let (handle, name) = (&self.0.handle, job.name.clone());
-                handle.sandboxes(name, self.0.clock.wall()).await.map_err(told)?
+                let (handle, now) = (&self.0.handle, self.0.clock.wall());
+                handle.sandboxes(job.clone(), now).await.map_err(told)?
             }
         };
         Ok(JobDetails { wait_reason, sandboxes, ..JobDetails::default() })
@@ -418,8 +418,8 @@ impl pb::job_service_server::JobService for Service {
         request: Request<pb::ReleaseSandboxRequest>,
     ) -> Result<Response<pb::ReleaseSandboxResponse>, Status> {
         let job = self.find(&request.get_ref().job)?;
-        self.own(&request, &job)?;
-        let gone = self.0.handle.release(job.name).await.map_err(told)?;
+        let by = self.own(&request, &job)?;
+        let gone = self.0.handle.release(job.name, by).await.map_err(told)?;
         let sandboxes = gone.iter().map(convert::sandbox).collect();
         Ok(Response::new(pb::ReleaseSandboxResponse { sandboxes }))
     }

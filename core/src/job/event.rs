@@ -134,6 +134,8 @@ pub enum EventKind {
         /// The command, as a shell shows it; empty: a shell.
         command: String,
     },
+    /// Somebody let go of what attempts left that had failed.
+    Released,
     /// Hidden from lists.
     Archived,
     /// Shown in lists again.
@@ -163,6 +165,7 @@ impl EventKind {
             Self::Entered { .. } => "Entered",
             Self::Forwarded { .. } => "Forwarded",
             Self::Debugged { .. } => "Debugged",
+            Self::Released => "Released",
             Self::Archived => "Archived",
             Self::Restored => "Restored",
         }
@@ -226,6 +229,7 @@ impl EventKind {
             Self::Debugged { rank, command } => {
                 format!("ran in what {} left: {command}", member(*rank))
             }
+            Self::Released => "nothing is kept any more of what the job left".to_owned(),
             Self::Archived => "archived".to_owned(),
             Self::Restored => "restored".to_owned(),
         }

@@ -82,6 +82,10 @@ pub struct Tries {
     /// Milliseconds from placement to end of the attempts that were lost or evicted.
     #[serde(default)]
     pub lost_ms: u64,
+    /// The last epoch that was given before the job was submitted: its own attempts have later ones, and
+    /// those of a deleted job of its name have not.
+    #[serde(default)]
+    pub after: Epoch,
     /// What attempts ask for now in place of `resources.memory`, in MiB: one has run out of memory, and
     /// `retry.memory` says to give more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -511,6 +515,11 @@ impl Job {
             State::Ended(ended) => Some(ended),
             State::Queued(_) | State::Active(_) => None,
         }
+    }
+
+    /// Whether this is an attempt of this job, and not of a deleted one of the same name.
+    pub fn has_made(&self, key: &AttemptKey) -> bool {
+        key.job == self.name && key.epoch > self.tries.after
     }
 
     /// The key of the attempt in progress.

@@ -79,8 +79,8 @@ pub struct LiveNode {
     pub unreachable: bool,
     /// Since when a cluster has seen it without work.
     pub idle_since: Option<Timestamp>,
-    /// What it keeps of attempts that failed, as it said last.
-    pub kept: Vec<Sandbox>,
+    /// What it keeps of attempts that failed, as it said last; `None` until it has since the daemon started.
+    pub kept: Option<Vec<Sandbox>>,
 }
 
 /// A validated submission.
@@ -171,7 +171,7 @@ impl Live {
             let name = record.name.clone();
             let link = Link::Silent { since: mono };
             let attempts = BTreeMap::new();
-            let (unreachable, idle_since, kept) = (false, None, Vec::new());
+            let (unreachable, idle_since, kept) = (false, None, None);
             let node = LiveNode { record, link, attempts, unreachable, idle_since, kept };
             self.nodes.insert(name.clone(), node);
             self.close(&name);
@@ -362,7 +362,7 @@ impl Live {
             compute: compute.clone(),
             created_by: principal.clone(),
             created_at: now.wall,
-            tries: Tries::default(),
+            tries: Tries { after: self.counters().epoch, ..Tries::default() },
             state: State::Queued(Queued { since: now.wall, not_before: None, left: None }),
             archived: false,
         };

@@ -38,7 +38,7 @@ impl Live {
             attempts: BTreeMap::new(),
             unreachable: false,
             idle_since: None,
-            kept: Vec::new(),
+            kept: None,
         });
         node.record = record.clone();
         node.link = Link::Ready;

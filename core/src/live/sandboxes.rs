@@ -5,9 +5,9 @@
 
 use std::collections::BTreeMap;
 
-use super::{Decisions, Effect, Entered, Live, Refusal, enter};
+use super::{Decisions, Effect, Entered, Live, LiveNode, Refusal, enter};
 use crate::id::{JobName, NodeName, Principal};
-use crate::job::{AttemptKey, EventKind, Job, Outcome, State};
+use crate::job::{AttemptKey, Ended, EventKind, Job, Left, Outcome, State};
 use crate::node::{Link, Now};
 use crate::time::Timestamp;
 
@@ -23,18 +23,33 @@ pub struct Sandbox {
 }
 
 impl Live {
-    /// A node says all that it keeps.
-    pub fn node_keeps(&mut self, name: &NodeName, kept: Vec<Sandbox>) {
-        if let Some(node) = self.nodes.get_mut(name) {
-            node.kept = kept;
-        }
+    /// A node says all that it keeps. What is of no job goes: that was deleted while the node was away.
+    /// `jobs`: those that are named, `None` for one that there is not. One that is left out is not known now,
+    /// and what is kept of it stays.
+    pub fn node_keeps(
+        &mut self,
+        name: &NodeName,
+        kept: Vec<Sandbox>,
+        jobs: &BTreeMap<JobName, Option<Job>>,
+        out: &mut Decisions,
+    ) {
+        let Some(node) = self.nodes.get_mut(name) else { return };
+        let is_owned = |kept: &Sandbox| match jobs.get(&kept.key.job) {
+            Some(job) => job.as_ref().is_some_and(|job| job.has_made(&kept.key)),
+            None => true,
+        };
+        let (owned, orphans): (Vec<_>, Vec<_>) = kept.into_iter().partition(is_owned);
+        node.kept = Some(owned);
+        let release = |orphan: Sandbox| Effect::Release { node: name.clone(), key: orphan.key };
+        out.effects.extend(orphans.into_iter().map(release));
     }
 
     /// What is kept of a job now: of each member the newest, by rank.
-    pub fn sandboxes(&self, job: &JobName, now: Timestamp) -> Vec<(NodeName, Sandbox)> {
+    pub fn sandboxes(&self, job: &Job, now: Timestamp) -> Vec<(NodeName, Sandbox)> {
         let mut newest: BTreeMap<u32, (NodeName, Sandbox)> = BTreeMap::new();
         for (name, node) in &self.nodes {
-            for kept in node.kept.iter().filter(|kept| &kept.key.job == job && kept.until > now) {
+            let is_ours = |kept: &&Sandbox| job.has_made(&kept.key) && kept.until > now;
+            for kept in node.kept.iter().flatten().filter(is_ours) {
                 let older = newest.get(&kept.rank);
                 if older.is_none_or(|(_, older)| older.key.epoch < kept.key.epoch) {
                     newest.insert(kept.rank, (name.clone(), kept.clone()));
@@ -67,9 +82,13 @@ impl Live {
             let why = format!("it is not over; try 'atelier job shell {}'", job.name);
             return Err(not_kept(why));
         }
-        let kept = self.sandboxes(&job.name, now.wall);
+        let kept = self.sandboxes(job, now.wall);
         let found = kept.into_iter().find(|(_, kept)| kept.rank == rank);
-        let (node, kept) = found.ok_or_else(|| not_kept(why_not(job)))?;
+        let Some((node, kept)) = found else {
+            let left = failed_last(job).and_then(|left| left.nodes().nth(rank as usize));
+            left.map_or(Ok(()), |node| self.must_be_heard(node, &job.name))?;
+            return Err(not_kept(why_not(job)));
+        };
         self.must_answer(&node, &job.name)?;
         let command = enter::shown(command);
         let kind = EventKind::Debugged { rank, command };
@@ -77,27 +96,41 @@ impl Live {
         Ok(Entered { node, key: kept.key })
     }
 
-    /// Lets go of all that is kept of a job; what that was.
+    /// Lets go of all that is kept of a job, and writes it down; what that was.
     ///
     /// # Errors
-    /// A node that keeps some of it does not answer.
+    /// A node that keeps some of it does not answer, or one has not said yet what it keeps.
     pub fn release(
         &mut self,
-        job: &JobName,
-        now: Timestamp,
+        job: &Job,
+        by: Principal,
+        now: Now,
         out: &mut Decisions,
     ) -> Result<Vec<(NodeName, Sandbox)>, Refusal> {
-        let kept = self.sandboxes(job, now);
+        let kept = self.sandboxes(job, now.wall);
         for (node, _) in &kept {
-            self.must_answer(node, job)?;
+            self.must_answer(node, &job.name)?;
         }
+        for node in failed_last(job).into_iter().flat_map(Left::nodes) {
+            self.must_be_heard(node, &job.name)?;
+        }
+        self.let_go(&job.name, out);
+        if let Some(newest) = kept.iter().map(|(_, kept)| kept.key.attempt).max() {
+            self.record(job, newest, by, EventKind::Released, now, out);
+        }
+        Ok(kept)
+    }
+
+    /// Lets go of all that is kept of a job that is deleted. A node that is away is told when it comes back
+    /// and says what it keeps.
+    pub fn let_go(&mut self, job: &JobName, out: &mut Decisions) {
         for (name, node) in &mut self.nodes {
             // Those of attempts before the newest too.
-            for gone in node.kept.extract_if(.., |kept| &kept.key.job == job) {
+            let Some(kept) = &mut node.kept else { continue };
+            for gone in kept.extract_if(.., |kept| &kept.key.job == job) {
                 out.effects.push(Effect::Release { node: name.clone(), key: gone.key });
             }
         }
-        Ok(kept)
     }
 
     fn must_answer(&self, node: &NodeName, job: &JobName) -> Result<(), Refusal> {
@@ -109,6 +142,27 @@ impl Live {
             }
         }
     }
+
+    /// A node that has not come back since the daemon started may keep something. One that is removed does
+    /// not.
+    fn must_be_heard(&self, node: &NodeName, job: &JobName) -> Result<(), Refusal> {
+        match self.nodes.get(node) {
+            Some(LiveNode { kept: None, .. }) => {
+                Err(Refusal::KeeperAway { job: job.clone(), node: node.clone() })
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+}
+
+/// What the last attempt left of a job that is not active, if it failed and may be kept.
+fn failed_last(job: &Job) -> Option<&Left> {
+    match &job.state {
+        State::Queued(queued) => queued.left.as_deref(),
+        State::Ended(Ended { outcome: Outcome::Failed(_), left, .. }) => Some(left),
+        State::Ended(_) | State::Active(_) => None,
+    }
+    .filter(|_| job.spec.keep_failed != Some(0))
 }
 
 /// Why nothing is kept of a job that is not active, and what to do.

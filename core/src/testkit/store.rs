@@ -176,7 +176,7 @@ fn reread<T: serde::Serialize + serde::de::DeserializeOwned>(value: &T) -> T {
 /// I16: a job's own failures stay within `retry.max_attempts`, the platform's within
 /// [`Tries::MAX_LOST`], and every attempt but the one at hand is one of them.
 fn within_tries(job: &Job) -> Checked {
-    let Tries { made, failed, lost, evicted, lost_ms: _, memory: _ } = job.tries;
+    let Tries { made, failed, lost, evicted, lost_ms: _, memory: _, after: _ } = job.tries;
     let over_before = failed + lost + evicted;
     let most = job.spec.retry.max_attempts;
     let over = match job.state {

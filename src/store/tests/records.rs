@@ -376,6 +376,7 @@ fn any_job() -> impl Strategy<Value = Job> {
         lost,
         evicted,
         lost_ms,
+        after: Epoch(lost_ms.rotate_left(7)),
         memory: (lost_ms > 7).then_some(lost_ms / 2),
     });
     let who = (people(), stamp(), any::<bool>());
@@ -415,6 +416,7 @@ fn kind() -> impl Strategy<Value = EventKind> {
         (0_u32..4, vec(any::<u16>(), 0..4))
             .prop_map(|(rank, ports)| EventKind::Forwarded { rank, ports }),
         (0_u32..4, text()).prop_map(|(rank, command)| EventKind::Debugged { rank, command }),
+        Just(EventKind::Released),
         Just(EventKind::Archived),
         Just(EventKind::Restored),
     ]
