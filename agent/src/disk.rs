@@ -141,16 +141,28 @@ impl Keeper {
     }
 }
 
+/// What is free of a file system, and all that it has. Some do not count files: then it has none.
+fn measured(root: &Path) -> Option<(Space, Space)> {
+    let found = rustix::fs::statvfs(root).ok()?;
+    let bytes = |blocks: u64| blocks.saturating_mul(found.f_frsize);
+    let free = Space { bytes: bytes(found.f_bavail), files: found.f_favail };
+    Some((free, Space { bytes: bytes(found.f_blocks), files: found.f_files }))
+}
+
 /// What is free and what is to stay so.
 fn space(root: &Path, wanted: Option<u64>) -> Option<(Space, Space)> {
-    let found = rustix::fs::statvfs(root).ok()?;
-    let free =
-        Space { bytes: found.f_bavail.saturating_mul(found.f_frsize), files: found.f_favail };
-    let all = found.f_blocks.saturating_mul(found.f_frsize);
-    let bytes = wanted.unwrap_or_else(|| (all / SHARE).min(MOST));
-    // Some file systems do not count files.
-    let files = if bytes == 0 { 0 } else { found.f_files / SHARE };
+    let (free, all) = measured(root)?;
+    let bytes = wanted.unwrap_or_else(|| (all.bytes / SHARE).min(MOST));
+    let files = if bytes == 0 { 0 } else { all.files / SHARE };
     Some((free, Space { bytes, files }))
+}
+
+/// Whether one part of `parts` of the file system is free, of its bytes and of its files. Not if that cannot be
+/// told.
+pub(crate) fn has_free(root: &Path, parts: u64) -> bool {
+    measured(root).is_some_and(|(free, all)| {
+        !is_short(free, Space { bytes: all.bytes / parts, files: all.files / parts })
+    })
 }
 
 fn is_short(free: Space, reserve: Space) -> bool {

@@ -67,12 +67,9 @@ fn write_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
     })
 }
 
-/// Removes a record; one that is not there is fine.
-pub(crate) fn remove(folder: &Path, name: &str) -> io::Result<()> {
-    match fs::remove_file(folder.join(name)) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
+/// Takes a record back, but leaves its file under the name of one that is not whole.
+pub(crate) fn withdraw(folder: &Path, name: &str) -> io::Result<()> {
+    fs::rename(folder.join(name), folder.join(temporary(name)))
 }
 
 /// Reads a record; `None` if there is none, or if what is there is not whole (a power cut can do

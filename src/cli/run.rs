@@ -6,7 +6,8 @@ use std::process::ExitCode;
 use atelier_core::spec::Override;
 use clap::Args;
 
-use super::job::{follow, read, submit};
+use super::job::read::{self, KeepFailed};
+use super::job::{follow, submit};
 use super::{Context, Error, local};
 
 /// Run a job or a command here and follow it to its end
@@ -54,6 +55,8 @@ pub(super) struct Arguments {
     /// Change a field before the job is checked, for example limits.timeout=60
     #[arg(long, value_name = "KEY=VALUE", value_parser = read::change)]
     set: Vec<Override>,
+    #[command(flatten)]
+    kept: KeepFailed,
 }
 
 fn variable(text: &str) -> Result<(String, String), String> {
@@ -77,6 +80,7 @@ impl Arguments {
         for (option, path, value) in options {
             changes.extend(value.as_ref().map(|value| Override::text(option, path, value)));
         }
+        changes.extend(self.kept.change());
         for (key, value) in &self.env {
             let path = ["environment_variables", key];
             changes.push(Override::text(&format!("--env {key}"), &path, value));

@@ -6,7 +6,7 @@ use atelier_proto::job::v1::Job;
 use rustix::process::Signal;
 
 use crate::exec::on_a_terminal;
-use crate::harness::{Agent, Cluster, Outcome, http, job_yaml, needs, processes_with, until};
+use crate::harness::{Agent, Cluster, Disk, Outcome, http, job_yaml, needs, processes_with, until};
 
 /// A job that writes a file and fails; it is over.
 fn failed(cluster: &Cluster, more: &str, fields: &str) -> (String, Job) {
@@ -222,25 +222,119 @@ fn what_is_kept_holds_up_no_drain() {
     assert_eq!(debug(&cluster, &job, &["cat", "note"]).ok().word(), "mine");
 }
 
+/// A node whose disk is its own, so that what it keeps depends on nothing else of the machine.
+fn on_a_disk(size: &str) -> (Disk, Cluster) {
+    let disk = Disk::create(size);
+    let cluster = Cluster::empty();
+    cluster.start_daemon();
+    cluster.start_agent(&Agent::new("local").data(&disk.path().join("agent")));
+    (disk, cluster)
+}
+
 #[test]
 fn a_node_keeps_some_of_what_nobody_asked_for() {
-    let cluster = Cluster::start();
-    let (job, ended) = failed(&cluster, "", "");
-    // On a disk without room it keeps nothing.
-    let space = rustix::fs::statvfs(cluster.path()).unwrap();
-    if space.f_bavail < space.f_blocks / 10 {
-        assert!(ended.sandboxes.is_empty());
-        return;
-    }
+    needs("disk");
+    let (_disk, cluster) = on_a_disk("256M");
+    let is_kept = |job: &str| !cluster.rpc().job(job).unwrap().sandboxes.is_empty();
+    let (job, _) = failed(&cluster, "", "");
     assert_eq!(debug(&cluster, &job, &["cat", "note"]).ok().word(), "mine");
     let (own, _) = failed(&cluster, "", "keep_failed: 0\n");
     debug(&cluster, &own, &["true"]).code(1).says(&["nothing is kept of job"]);
     // A bounded number; what was asked for stays.
     let (asked, _) = failed(&cluster, "", "keep_failed: 30m\n");
-    for _ in 0..16 {
-        failed(&cluster, "", "");
-    }
-    until("the oldest are gone", || (folders(&cluster) == 16).then_some(()));
+    let last = (0..15).map(|_| failed(&cluster, "", "").0).last().unwrap();
+    until("the oldest is gone", || (!is_kept(&job)).then_some(()));
     debug(&cluster, &job, &["true"]).code(1).says(&["nothing is kept of job"]);
+    for _ in 0..15 {
+        failed(&cluster, "", "keep_failed: 30m\n");
+    }
+    until("what nobody asked for is gone", || (!is_kept(&last)).then_some(()));
+    let (_, ended) = failed(&cluster, "", "");
+    assert!(
+        ended.sandboxes.is_empty(),
+        "nobody asked for it, and there are 16 that were asked for"
+    );
     assert_eq!(debug(&cluster, &asked, &["cat", "note"]).ok().word(), "mine");
+    failed(&cluster, "", "keep_failed: 30m\n");
+    until("the oldest goes for one that is asked for", || (!is_kept(&asked)).then_some(()));
+}
+
+#[test]
+fn what_nobody_asked_for_needs_room_for_bytes_and_files() {
+    needs("disk");
+    let (disk, cluster) = on_a_disk("64M");
+    let free = || rustix::fs::statvfs(disk.path()).unwrap();
+    let bytes = disk.path().join("bytes");
+    let files = disk.path().join("files");
+    let gone = |job: &str| {
+        until("it goes for the room that it takes", || {
+            cluster.rpc().job(job).unwrap().sandboxes.is_empty().then_some(())
+        });
+    };
+    let (job, ended) = failed(&cluster, "", "");
+    assert_eq!(ended.sandboxes.len(), 1);
+    let file = std::fs::File::create(&bytes).unwrap();
+    let most = (free().f_bavail - free().f_blocks / 20) * free().f_frsize;
+    rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, most).unwrap();
+    gone(&job);
+    assert!(failed(&cluster, "", "").1.sandboxes.is_empty());
+    assert_eq!(failed(&cluster, "", "keep_failed: 30m\n").1.sandboxes.len(), 1);
+    std::fs::remove_file(&bytes).unwrap();
+    let (job, ended) = failed(&cluster, "", "");
+    assert_eq!(ended.sandboxes.len(), 1);
+    std::fs::create_dir(&files).unwrap();
+    for number in 0..free().f_favail - free().f_files / 20 {
+        std::fs::File::create(files.join(number.to_string())).unwrap();
+    }
+    gone(&job);
+    assert!(failed(&cluster, "", "").1.sandboxes.is_empty());
+}
+
+#[test]
+fn nobody_gets_into_what_a_deleted_job_of_the_same_name_left() {
+    let cluster = Cluster::start();
+    let (ana, ben) =
+        (cluster.token_for("ana", "data-scientist"), cluster.token_for("ben", "data-scientist"));
+    let with = |token: &str, arguments: &[&str]| {
+        cluster.atelier_at(&cluster.server(), arguments).env("ATELIER_TOKEN", token)
+    };
+    let create = ["job", "create", "-f", "-", "--name", "x", "--keep-failed=30m"];
+    with(&ana, &create).stdin(job_yaml("echo secret > note; exit 3")).ok();
+    assert_eq!(cluster.ended("x").sandboxes.len(), 1);
+    cluster.agent("local", |agent| agent.kill());
+    with(&ana, &["job", "delete", "x", "--yes"]).ok();
+    cluster.start_agent(&Agent::new("other"));
+    with(&ben, &create).stdin(job_yaml("echo own > note; exit 3")).ok();
+    assert_eq!(cluster.ended("x").sandboxes[0].node, "other");
+    let run = ["job", "debug", "x", "--", "cat", "note"];
+    assert_eq!(with(&ben, &run).ok().word(), "own");
+    // The node that was away comes back, and lets go of it.
+    assert_eq!(folders(&cluster), 1);
+    cluster.start_agent(&Agent::new("local"));
+    cluster.node_is_ready("local");
+    until("what the deleted job left is gone", || (folders(&cluster) == 0).then_some(()));
+    assert_eq!(with(&ben, &run).ok().word(), "own");
+    with(&ben, &["job", "debug", "x", "--release"]).ok();
+    with(&ben, &run).fails(1).says(&["nothing is kept of job"]);
+}
+
+#[test]
+fn what_is_kept_on_a_node_that_is_not_back_is_not_said_to_be_gone() {
+    let cluster = Cluster::start();
+    let (job, _) = failed(&cluster, "", "keep_failed: 30m\n");
+    cluster.agent("local", |agent| agent.kill());
+    cluster.restart_daemon_hard();
+    let release = ["job", "debug", &job, "--release", "-o", "json"];
+    debug(&cluster, &job, &["true"]).code(1).says(&["its node 'local' does not answer"]);
+    cluster.atelier(release).fails(1).says(&["its node 'local' does not answer"]);
+    cluster.start_agent(&Agent::new("local"));
+    cluster.node_is_ready("local");
+    assert_eq!(debug(&cluster, &job, &["cat", "note"]).ok().word(), "mine");
+    let gone = cluster.atelier(release).ok().json();
+    assert_eq!((&gone[0]["node"], &gone[0]["rank"]), (&"local".into(), &0.into()), "{gone}");
+    assert_eq!(cluster.atelier(release).ok().json(), serde_json::json!([]));
+    let events = cluster.rpc().events(&job).unwrap();
+    let released: Vec<_> = events.iter().filter(|event| event.kind == "Released").collect();
+    let [released] = released.as_slice() else { panic!("{events:?}") };
+    assert_eq!((released.principal.as_str(), released.attempt), ("admin", 1));
 }

@@ -19,6 +19,7 @@ use tokio::sync::{Notify, mpsc};
 use super::{Attempt, Folder, News, Node, Order};
 use crate::cgroup::Cgroup;
 use crate::clock;
+use crate::disk;
 use crate::exec::{self, Entrance, Place};
 use crate::record;
 use crate::supervisor::{LAUNCH, Launch};
@@ -27,7 +28,8 @@ use crate::supervisor::{LAUNCH, Launch};
 const RECORD: &str = "kept.json";
 /// More are not kept at once: of those that no job asked for the oldest go first.
 const MOST: usize = 16;
-/// Of the file system, what must be free for what no job asked for to be kept: a tenth.
+/// Of the file system's bytes, and of its files, what must be free for what no job asked for to be kept: a
+/// tenth.
 const ROOM: u64 = 10;
 /// The longest time between two looks at the clock, which may be set.
 const LOOK: Duration = Duration::from_secs(30);
@@ -203,14 +205,6 @@ pub(super) fn keep(attempt: &Attempt, ended: &Ended) {
     if !asked && !has_room(attempt.folder.path()) {
         return;
     }
-    let time = i64::try_from(time.as_millis()).unwrap_or(i64::MAX);
-    let until_ms = clock::now_ms().saturating_add(time);
-    let record = Record { until_ms, asked, settled: false };
-    let epoch = attempt.key.epoch;
-    if let Err(error) = record::write(attempt.folder.path(), RECORD, &record) {
-        tracing::warn!(epoch, %error, "cannot keep what a failed attempt left");
-        return;
-    }
     // Of a job the newest is enough.
     let is_older = |(epoch, other): (&u64, &Sandbox)| {
         (other.key.job == attempt.key.job && other.key.epoch < attempt.key.epoch).then_some(*epoch)
@@ -219,10 +213,18 @@ pub(super) fn keep(attempt: &Attempt, ended: &Ended) {
     for epoch in older {
         let_go(&attempt.node, epoch);
     }
-    while kept.all().len() >= MOST
-        && let Some(epoch) = kept.first_to_go(true)
-    {
+    while kept.all().len() >= MOST {
+        // What a job asked for makes no room for what none did.
+        let Some(epoch) = kept.first_to_go(asked) else { return };
         let_go(&attempt.node, epoch);
+    }
+    let time = i64::try_from(time.as_millis()).unwrap_or(i64::MAX);
+    let until_ms = clock::now_ms().saturating_add(time);
+    let record = Record { until_ms, asked, settled: false };
+    let epoch = attempt.key.epoch;
+    if let Err(error) = record::write(attempt.folder.path(), RECORD, &record) {
+        tracing::warn!(epoch, %error, "cannot keep what a failed attempt left");
+        return;
     }
     kept.add(attempt.key.clone(), attempt.assignment.rank, attempt.folder.clone(), record);
 }
@@ -259,8 +261,7 @@ fn can_be_entered(attempt: &Attempt) -> bool {
 }
 
 fn has_room(folder: &Path) -> bool {
-    let space = rustix::fs::statvfs(folder);
-    space.is_ok_and(|space| space.f_bavail >= space.f_blocks / ROOM)
+    disk::has_free(folder, ROOM)
 }
 
 /// Lets go of what is kept of an attempt: whoever is in it is put out, and once the daemon has the attempt's
@@ -272,15 +273,17 @@ pub(crate) fn let_go(node: &Arc<Node>, epoch: u64) {
     let node = node.clone();
     tokio::spawn(async move {
         gone.entrance.close().await;
-        let (own, Sandbox { folder, record, cgroup, .. }) = (node.clone(), gone);
+        let Sandbox { folder, record, cgroup, .. } = gone;
         let removed = tokio::task::spawn_blocking(move || {
             if let Some(cgroup) = cgroup.flatten() {
                 cgroup.kill();
                 let _ = cgroup.remove();
             }
             match record.settled {
-                true => own.spares.put(&folder),
-                false => record::remove(folder.path(), RECORD),
+                true => folder.remove(),
+                // Under this name it is nobody's record, and keeps the folder from being used again: who was
+                // let in may have left something that runs.
+                false => record::withdraw(folder.path(), RECORD),
             }
         });
         if let Ok(Err(error)) = removed.await {

@@ -157,7 +157,7 @@ pub(super) static JOB: Object = Object {
             Extends,
             "what the node says",
             "How long a node keeps what a failed command left, for `atelier job debug`, in seconds \
-             without a unit; 0 keeps nothing.",
+             without a unit, at most a week (7d); 0 keeps nothing.",
         ),
         field(
             "parent_job_name",

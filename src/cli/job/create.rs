@@ -8,7 +8,8 @@ use atelier_proto::job::v1::{self as pb, CreateJobRequest, JobSpec};
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::{follow, read, submit, view};
+use super::read::{self, KeepFailed};
+use super::{follow, submit, view};
 use crate::cli::{Context, Error};
 use crate::client::Client;
 
@@ -30,16 +31,8 @@ pub(in crate::cli) struct Arguments {
     /// Its name [default: the file's, else the daemon makes one]
     #[arg(short, long, value_name = "NAME")]
     name: Option<String>,
-    /// Have its node keep what it leaves if its command fails, for `atelier job debug` [default: the file's
-    /// keep_failed, else as long as the node does by itself; without a time 1h]
-    #[arg(
-        long,
-        value_name = "TIME",
-        num_args = 0..=1,
-        require_equals = true,
-        default_missing_value = "1h"
-    )]
-    keep_failed: Option<String>,
+    #[command(flatten)]
+    kept: KeepFailed,
     /// Follow its log to the end, and end with its exit code
     #[arg(short, long)]
     stream: bool,
@@ -51,8 +44,7 @@ pub(in crate::cli) struct Arguments {
 pub(super) async fn run(arguments: Arguments, context: &Context) -> Result<ExitCode, Error> {
     let mut changes = arguments.set;
     changes.extend(arguments.name.map(|name| Override::text("--name", &["name"], &name)));
-    let kept = arguments.keep_failed;
-    changes.extend(kept.map(|time| Override::text("--keep-failed", &["keep_failed"], &time)));
+    changes.extend(arguments.kept.change());
     let job = read::file(&arguments.file, &changes, &context.output)?;
     let client = context.client().await?;
     if arguments.dry_run {

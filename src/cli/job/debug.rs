@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 
 use super::exec::{self, Entry};
 use super::view::time;
-use crate::cli::{Context, Error, Name};
+use crate::cli::output::moment;
+use crate::cli::{Column, Context, Error, Name};
 
 /// Open a shell, or run a command, in what a failed job left
 ///
@@ -68,6 +69,7 @@ async fn let_go(context: &Context, job: &str) -> Result<ExitCode, Error> {
     let client = context.client().await?;
     let request = pb::ReleaseSandboxRequest { job: job.to_owned() };
     let gone = client.call(client.jobs().release_sandbox(request)).await?;
+    context.output.list(rows(&gone.sandboxes), COLUMNS)?;
     context.output.note(&match gone.sandboxes.as_slice() {
         [] => format!("Nothing was kept of {job}."),
         [one] => format!("Let go of what {job} left on node {}.", one.node),
@@ -78,6 +80,10 @@ async fn let_go(context: &Context, job: &str) -> Result<ExitCode, Error> {
 
 /// What nodes keep of a job.
 pub(super) fn kept(sandboxes: &[pb::Sandbox]) -> Value {
+    rows(sandboxes).into()
+}
+
+fn rows(sandboxes: &[pb::Sandbox]) -> Vec<Value> {
     let of = |kept: &pb::Sandbox| {
         json!({
             "rank": kept.rank,
@@ -88,3 +94,10 @@ pub(super) fn kept(sandboxes: &[pb::Sandbox]) -> Value {
     };
     sandboxes.iter().map(of).collect()
 }
+
+const COLUMNS: &[Column] = &[
+    Column { title: "RANK", cell: |kept| Some(kept["rank"].to_string()) },
+    Column { title: "ATTEMPT", cell: |kept| Some(kept["attempt"].to_string()) },
+    Column { title: "NODE", cell: |kept| Some(kept["node"].as_str()?.to_owned()) },
+    Column { title: "UNTIL", cell: |kept| moment(&kept["until"]) },
+];

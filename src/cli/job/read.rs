@@ -6,6 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use atelier_core::spec::{CommandJob, Diagnostics, Origin, Override, parse_job, quote};
+use clap::Args;
 use serde_json::json;
 
 use crate::cli::{Error, Kind, Output};
@@ -14,6 +15,29 @@ use crate::config::{Here, bounded};
 /// One `--set KEY=VALUE`.
 pub(in crate::cli) fn change(text: &str) -> Result<Override, String> {
     Override::parse(text).map_err(|error| error.to_string())
+}
+
+/// `--keep-failed`, of all that creates jobs.
+#[derive(Args)]
+pub(in crate::cli) struct KeepFailed {
+    /// Have its node keep what it leaves if its command fails, for `atelier job debug` [default: the file's
+    /// keep_failed, else as long as the node does by itself; without a time 1h; at most 7d]
+    #[arg(
+        long,
+        value_name = "TIME",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "1h"
+    )]
+    keep_failed: Option<String>,
+}
+
+impl KeepFailed {
+    /// As a change to the document.
+    pub(in crate::cli) fn change(&self) -> Option<Override> {
+        let time = self.keep_failed.as_ref()?;
+        Some(Override::text("--keep-failed", &["keep_failed"], time))
+    }
 }
 
 /// Reads the file, `-` being standard input, with the changes applied in order.
