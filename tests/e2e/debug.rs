@@ -279,6 +279,7 @@ fn what_nobody_asked_for_needs_room_for_bytes_and_files() {
     gone(&job);
     assert!(failed(&cluster, "", "").1.sandboxes.is_empty());
     assert_eq!(failed(&cluster, "", "keep_failed: 30m\n").1.sandboxes.len(), 1);
+    drop(file);
     std::fs::remove_file(&bytes).unwrap();
     let (job, ended) = failed(&cluster, "", "");
     assert_eq!(ended.sandboxes.len(), 1);

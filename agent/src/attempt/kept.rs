@@ -25,7 +25,7 @@ use crate::record;
 use crate::supervisor::{LAUNCH, Launch};
 
 /// In the attempt's folder, while it is kept.
-const RECORD: &str = "kept.json";
+pub(super) const RECORD: &str = "kept.json";
 /// More are not kept at once: of those that no job asked for the oldest go first.
 const MOST: usize = 16;
 /// Of the file system's bytes, and of its files, what must be free for what no job asked for to be kept: a

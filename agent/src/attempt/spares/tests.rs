@@ -6,6 +6,7 @@ use atelier_proto::agent::v1 as pb;
 
 use super::{Spares, WORK};
 use crate::attempt::Folder;
+use crate::attempt::kept::RECORD as KEPT;
 use crate::record;
 use crate::supervisor::{EXITED, Exited, LAUNCH, Outcome, STARTED};
 
@@ -101,7 +102,7 @@ fn code_comes_into_a_folder_of_its_own() {
 #[test]
 fn what_a_job_has_touched_is_removed() {
     type Touch = fn(&Folder);
-    let touches: [(&str, Touch); 12] = [
+    let touches: [(&str, Touch); 13] = [
         ("a file", |f| fs::write(f.work().join("x"), "x").unwrap()),
         ("an output", |f| fs::write(f.work().join("outputs/x"), "x").unwrap()),
         ("a folder gone", |f| fs::remove_dir(f.work().join("logs")).unwrap()),
@@ -124,6 +125,10 @@ fn what_a_job_has_touched_is_removed() {
             fs::set_permissions(f.path().join(LAUNCH), Permissions::from_mode(0o666)).unwrap();
         }),
         ("inputs", |f| fs::create_dir(f.inputs()).unwrap()),
+        ("a session after its end", |f| {
+            record::write(f.path(), KEPT, &"until").unwrap();
+            record::withdraw(f.path(), KEPT).unwrap();
+        }),
         ("no end", |f| fs::remove_file(f.path().join(EXITED)).unwrap()),
         ("survivors", |f| {
             let mut exited = Exited::without_start(1, 2, Outcome::Code(0));
