@@ -11,6 +11,8 @@ use super::serve::Error;
 pub(super) struct Listeners {
     pub(super) control: TcpListener,
     pub(super) jobs: TcpListener,
+    /// Whether the jobs' address is the one to come back to: none that stands in for one that was taken.
+    pub(super) is_to_keep: bool,
 }
 
 impl Listeners {
@@ -23,21 +25,30 @@ impl Listeners {
     ) -> Result<Self, Error> {
         let control = bound(listen, "--listen").await?;
         if let Some(jobs) = jobs {
-            return Ok(Self { control, jobs: bound(jobs, "--jobs-listen").await? });
+            let jobs = bound(jobs, "--jobs-listen").await?;
+            return Ok(Self { control, jobs, is_to_keep: true });
         }
         let at = |port| SocketAddr::new(listen.ip(), port);
         let next = listen.port().checked_add(1).filter(|port| *port > 1);
         for address in before.into_iter().chain(next.map(at)) {
             match TcpListener::bind(address).await {
-                Ok(jobs) => return Ok(Self { control, jobs }),
+                Ok(jobs) => {
+                    let is_to_keep = before.is_none_or(|before| before == address);
+                    return Ok(Self { control, jobs, is_to_keep });
+                }
                 Err(error) if before == Some(address) => tracing::warn!(
                     %address, %error,
-                    "running jobs do not reach the daemon: its port for them is taken"
+                    "running jobs do not reach the daemon: its port for them is taken; free it and restart the \
+                     daemon, or choose another with --jobs-listen"
                 ),
-                Err(_) => {}
+                Err(error) => tracing::warn!(
+                    %address, %error,
+                    "the port for jobs is any that is free: the next one is taken; choose one with --jobs-listen"
+                ),
             }
         }
-        Ok(Self { control, jobs: bound(at(0), "--jobs-listen").await? })
+        let jobs = bound(at(0), "--jobs-listen").await?;
+        Ok(Self { control, jobs, is_to_keep: before.is_none() })
     }
 }
 

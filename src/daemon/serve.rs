@@ -313,7 +313,9 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
         jobs: http::jobs_router(shared.clone()),
         control: http::router(shared.clone(), grpc::routes(&shared).await),
     };
-    folder.keep_jobs_address(jobs_address)?;
+    if listeners.is_to_keep {
+        folder.keep_jobs_address(jobs_address)?;
+    }
     folder.announce(&url)?;
     providers.start(handle.clone()).await;
     tracing::info!(%url, jobs = %jobs_address, folder = %data_dir.display(), "listening");

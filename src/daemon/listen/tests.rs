@@ -13,12 +13,18 @@ async fn the_port_for_jobs_is_the_one_it_was_unless_that_is_taken() {
     let first = Listeners::open(any(), None, None).await.unwrap();
     let before = first.jobs.local_addr().unwrap();
     assert_ne!(before, first.control.local_addr().unwrap());
-    // It is taken, and something is found all the same.
+    assert!(first.is_to_keep);
+    // It is taken, and something is found all the same, until the next start.
     let other = Listeners::open(any(), None, Some(before)).await.unwrap();
     assert_ne!(other.jobs.local_addr().unwrap(), before);
+    assert!(!other.is_to_keep);
     drop(first);
     let again = Listeners::open(any(), None, Some(before)).await.unwrap();
     assert_eq!(again.jobs.local_addr().unwrap(), before);
+    assert!(again.is_to_keep);
+    drop(again);
+    let chosen = Listeners::open(any(), Some(any()), Some(before)).await.unwrap();
+    assert!(chosen.is_to_keep, "whoever names one means it");
 }
 
 #[tokio::test]
