@@ -178,9 +178,15 @@ async fn serve(
     let containers = find_containers(&args, &root, &mut facts, &mut machine).await;
     let engines = containers.as_ref().is_some_and(|containers| !containers.are_in_groups());
     if engines && args.job_io.is_some() {
-        return Err(Error::NoJobIo(IN_AN_ENGINE.to_owned()));
+        return Err(Error::NoJobIo(reach::IN_AN_ENGINE.to_owned()));
     }
-    close(&cgroups, engines, &mut facts);
+    let urls: reach::Urls = record::read(&root, reach::KEPT).ok().flatten().unwrap_or_default();
+    // Where it is now is found later.
+    let mut daemon = reach::Daemon::find(&urls).await.unwrap_or_default();
+    if attempt::some_need_control(&attempts) {
+        daemon.open();
+    }
+    reach::close(&cgroups, engines, &daemon, &mut facts);
     let (client, clients) = watch::channel(None);
     let (services, services_seen) = watch::channel(None);
     let (connected, connected_seen) = watch::channel(false);
@@ -259,7 +265,7 @@ async fn serve(
         services,
         client,
         connected,
-        daemon: None,
+        urls,
         cache: root.join("cache"),
         args,
         notifier: notifier.clone(),
@@ -302,21 +308,6 @@ fn find_cgroups(
     let cgroups = Cgroups::find(&cgroup::parent_name(node, root), limits);
     cgroups.try_io().map_err(Error::NoJobIo)?;
     Ok(cgroups)
-}
-
-/// Why groups of the agent's hold no container of docker's.
-const IN_AN_ENGINE: &str = "containers of docker are in the groups of its engine";
-
-/// Keeps jobs from the addresses that [`reach`] names. Where the daemon is is found later.
-fn close(cgroups: &Cgroups, engines: bool, facts: &mut facts::Facts) {
-    let closed = match cgroups.hold(reach::rules(&reach::Daemon::default())) {
-        Ok(()) if engines => Err(IN_AN_ENGINE.to_owned()),
-        other => other,
-    };
-    if let Err(why) = &closed {
-        tracing::warn!(%why, "jobs reach cloud metadata and the daemon's control port");
-    }
-    reach::tell(facts, closed);
 }
 
 /// By what jobs are isolated, or why they are not.

@@ -1,12 +1,16 @@
 //! What jobs have no way to over the network: the metadata services of clouds, which give whoever asks the
 //! machine's own credentials, and the port by which the daemon is told what to do. The daemon's other port,
-//! for what jobs log and store, is their own and stays open.
+//! for what jobs log and store, is their own and stays open. On neither can a job listen in the daemon's stead.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
-use crate::cgroup::Rule;
+use futures::future::try_join_all;
+use serde::{Deserialize, Serialize};
+
+use crate::cgroup::{Cgroups, Rule, Rules};
 use crate::facts::Facts;
 
 /// How long a look-up of a host's name may take.
@@ -40,6 +44,30 @@ const METADATA: [(IpAddr, u32); 11] = [
     (IpAddr::V6(Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, 0xa9fe, 0)), 112),
 ];
 
+/// Why groups of the agent's hold no container of docker's.
+pub(crate) const IN_AN_ENGINE: &str = "containers of docker are in the groups of its engine";
+
+/// A URL whose addresses cannot be told.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot find the address of {url}, to keep jobs from the daemon: {problem}")]
+pub(crate) struct NotFound {
+    url: String,
+    problem: String,
+}
+
+/// The URLs of the daemon that was found last. They are kept in the agent's folder: jobs are held to them while it is
+/// away, also by another agent.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Urls {
+    /// For orders, as the agent was told and as the daemon says.
+    pub(crate) control: Vec<String>,
+    /// For jobs; empty if it is not known.
+    pub(crate) jobs: String,
+}
+
+/// Where [`Urls`] lie in an agent's folder.
+pub(crate) const KEPT: &str = "daemon.json";
+
 /// Where the daemon is, as its agent found it.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Daemon {
@@ -47,44 +75,83 @@ pub(crate) struct Daemon {
     pub(crate) control: Vec<SocketAddr>,
     /// For jobs.
     pub(crate) jobs: Vec<SocketAddr>,
+    /// Some job needs all of it.
+    pub(crate) is_open: bool,
 }
 
 impl Daemon {
-    /// Finds it by its URLs: those for orders, and the one for jobs.
-    pub(crate) async fn find(control: [&str; 2], jobs: &str) -> Self {
-        let [one, other] = control.map(endpoints);
-        let (one, other, jobs) = tokio::join!(one, other, endpoints(jobs));
-        Self { control: [one, other].concat(), jobs }
+    /// Finds it by its URLs.
+    ///
+    /// # Errors
+    /// One of them leads nowhere.
+    pub(crate) async fn find(urls: &Urls) -> Result<Self, NotFound> {
+        let control = try_join_all(urls.control.iter().map(|url| endpoints(url)));
+        let (control, jobs) = tokio::try_join!(control, endpoints(&urls.jobs))?;
+        Ok(Self { control: control.concat(), jobs, is_open: false })
     }
 
     /// Leaves jobs a way to all of it.
     pub(crate) fn open(&mut self) {
         self.jobs.extend(self.control.iter().copied());
+        self.is_open = true;
     }
 
-    /// Whether jobs need what they should not have: the daemon is of an earlier version, or was when a job
-    /// started that still runs, with one port for both.
-    pub(crate) fn has_one_port(&self) -> bool {
-        self.control.iter().any(|address| self.jobs.contains(address))
+    /// Why jobs have what they should not: the daemon is of an earlier version, or was when a job started that
+    /// still runs, with one port for both.
+    fn one_port(&self) -> Option<&'static str> {
+        let has_one = self.control.iter().any(|address| self.jobs.contains(address));
+        has_one.then_some(if self.is_open {
+            "jobs of an earlier version need the control port"
+        } else {
+            "the daemon has one port for orders and jobs"
+        })
     }
 }
 
-/// Tells among the node's facts whether jobs are held to them, or why not.
-pub(crate) fn tell(facts: &mut Facts, closed: Result<(), String>) {
+/// Keeps jobs from what they have no way to, with the daemon at these places, and tells among the node's facts
+/// whether they are, or why not. `engines`: some are in groups that are not the agent's.
+pub(crate) fn close(cgroups: &Cgroups, engines: bool, daemon: &Daemon, facts: &mut Facts) {
+    let why = if engines { Some(IN_AN_ENGINE) } else { daemon.one_port() };
+    let held = cgroups.hold(rules(daemon));
+    tell(facts, held.and_then(|()| why.map_or(Ok(()), |why| Err(why.to_owned()))));
+}
+
+fn tell(facts: &mut Facts, closed: Result<(), String>) {
     let told = if closed.is_ok() { "metadata and control" } else { "none" };
     facts.other.insert("closed".to_owned(), told.to_owned());
-    facts.other.extend(closed.err().map(|why| ("not_closed".to_owned(), why)));
+    let before = facts.other.remove("not_closed");
+    let Err(why) = closed else { return };
+    if before.as_ref() != Some(&why) {
+        tracing::warn!(%why, "jobs reach cloud metadata or the daemon's control port");
+    }
+    facts.other.insert("not_closed".to_owned(), why);
 }
 
 /// What jobs are held to on this machine, besides a daemon that is at these places.
-pub(crate) fn rules(daemon: &Daemon) -> Vec<Rule> {
+pub(crate) fn rules(daemon: &Daemon) -> Rules {
     let text = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let names = [text("/etc/resolv.conf"), text("/run/systemd/resolve/resolv.conf")];
     let names = names.iter().flat_map(|text| name_servers(text));
     let networks = sysinfo::Networks::new_with_refreshed_list().ok();
     let own =
         networks.iter().flat_map(|all| all.values()).flat_map(sysinfo::NetworkData::ip_networks);
-    made_of(daemon, &names.collect::<Vec<_>>(), &own.map(|own| own.addr).collect::<Vec<_>>())
+    let own: Vec<IpAddr> = own.map(|own| own.addr).collect();
+    Rules { to: made_of(daemon, &names.collect::<Vec<_>>(), &own), own: taken(daemon, &own) }
+}
+
+/// The ports that are the daemon's on this machine, at whatever address: while it is away, a job that listened
+/// there would be given the tokens of all who look for it.
+fn taken(daemon: &Daemon, own: &[IpAddr]) -> Vec<Rule> {
+    let here = daemon.control.iter().chain(&daemon.jobs).filter(|at| is_here(at.ip(), own));
+    let ports: BTreeSet<u16> = here.map(SocketAddr::port).collect();
+    let any = [IpAddr::from(Ipv4Addr::UNSPECIFIED), Ipv6Addr::UNSPECIFIED.into()];
+    let rule = |port| any.map(|address| Rule { address, bits: 0, port: Some(port), open: false });
+    ports.into_iter().flat_map(rule).collect()
+}
+
+/// Whether an address is this machine's, which also has those in `own`.
+fn is_here(address: IpAddr, own: &[IpAddr]) -> bool {
+    address.is_loopback() || address.is_unspecified() || own.contains(&address)
 }
 
 fn made_of(daemon: &Daemon, names: &[IpAddr], own: &[IpAddr]) -> Vec<Rule> {
@@ -111,7 +178,7 @@ fn made_of(daemon: &Daemon, names: &[IpAddr], own: &[IpAddr]) -> Vec<Rule> {
     for at in &daemon.control {
         add(one(at.ip(), at.port(), false));
         // On this machine it may be reached by any of the machine's addresses, and by none.
-        if at.ip().is_loopback() || at.ip().is_unspecified() || own.contains(&at.ip()) {
+        if is_here(at.ip(), own) {
             let port = Some(at.port());
             add(Rule { address: Ipv4Addr::LOCALHOST.into(), bits: 8, port, open: false });
             for address in [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::LOCALHOST.into()] {
@@ -148,16 +215,24 @@ fn name_servers(text: &str) -> Vec<IpAddr> {
     text.lines().filter_map(address).collect()
 }
 
-/// The addresses and the port of a URL; none if they cannot be told.
-pub(crate) async fn endpoints(url: &str) -> Vec<SocketAddr> {
-    let Ok(uri) = url.parse::<tonic::transport::Uri>() else { return Vec::new() };
-    let Some(host) = uri.host() else { return Vec::new() };
+/// The addresses and the port of a URL; none of an empty one.
+pub(crate) async fn endpoints(url: &str) -> Result<Vec<SocketAddr>, NotFound> {
+    if url.is_empty() {
+        return Ok(Vec::new());
+    }
+    let fail = |problem: String| NotFound { url: url.to_owned(), problem };
+    let uri = url.parse::<tonic::transport::Uri>().map_err(|error| fail(error.to_string()))?;
+    let host = uri.host().ok_or_else(|| fail("it names no host".to_owned()))?;
     let host = host.trim_start_matches('[').trim_end_matches(']');
     let otherwise = if uri.scheme_str() == Some("https") { 443 } else { 80 };
     let look = tokio::net::lookup_host((host, uri.port_u16().unwrap_or(otherwise)));
     match tokio::time::timeout(LOOK_UP, look).await {
-        Ok(Ok(found)) => found.collect(),
-        _ => Vec::new(),
+        Ok(Ok(found)) => {
+            let found: Vec<SocketAddr> = found.collect();
+            if found.is_empty() { Err(fail("its name has none".to_owned())) } else { Ok(found) }
+        }
+        Ok(Err(error)) => Err(fail(error.to_string())),
+        Err(_) => Err(fail(format!("no answer for {LOOK_UP:?}"))),
     }
 }
 

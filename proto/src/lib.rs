@@ -3,6 +3,9 @@
 
 pub mod convert;
 
+/// The header of `/healthz` in which the daemon says at which URL jobs find it.
+pub const JOBS_URL: &str = "atelier-jobs-url";
+
 /// Between daemon and node agent.
 pub mod agent {
     /// Generated from `atelier/agent/v1`.

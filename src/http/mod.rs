@@ -56,7 +56,7 @@ fn own(shared: Shared) -> Router {
     });
     let objects = data::router(data::State { datastores, door });
     Router::new()
-        .route("/healthz", get(|| async { "ok" }))
+        .route("/healthz", get(healthy))
         .route("/readyz", get(ready))
         .with_state(Arc::new(shared))
         .merge(objects)
@@ -81,6 +81,11 @@ impl data::Authorize for Door {
     fn still_open(&self, caller: &Caller) -> Result<(), String> {
         Door::still_open(self, caller).map_err(|e| e.to_string())
     }
+}
+
+/// Agents look here whether jobs will find the daemon, before they offer to run any.
+async fn healthy(State(shared): State<Arc<Shared>>) -> impl axum::response::IntoResponse {
+    ([(atelier_proto::JOBS_URL, shared.jobs_url.to_string())], "ok")
 }
 
 /// Ready: the reactor answers and the store can be read.

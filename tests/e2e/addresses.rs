@@ -1,6 +1,8 @@
 //! Addresses that jobs have no way to: cloud metadata, and the port by which the daemon is told what to do.
 
 use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 
 use crate::harness::{Agent, Cluster, Registry, http, needs, processes_with, until};
 
@@ -28,6 +30,17 @@ for name, family, to in places:
         except OSError as error:
             said = errno.errorcode.get(error.errno, str(error))
         print(f"{name}-{way}={said} {time.monotonic() - began:.0f}")
+jobs = int(os.environ["MLFLOW_TRACKING_URI"].rsplit(":", 1)[1])
+for name, family, to in [
+    ("listen", v4, ("127.0.0.1", port)), ("listen-any", v4, ("0.0.0.0", port)), ("listen-6", v6, ("::1", port)),
+    ("listen-jobs", v4, ("127.0.0.1", jobs)), ("listen-jobs-any", v6, ("::", jobs)),
+]:
+    try:
+        socket.socket(family).bind(to)
+        said = "done"
+    except OSError as error:
+        said = errno.errorcode.get(error.errno, str(error))
+    print(f"{name}={said} 0")
 body = {"run_id": os.environ["MLFLOW_RUN_ID"], "key": "loss", "value": 1.5, "timestamp": 1, "step": 7}
 request = urllib.request.Request(
     os.environ["MLFLOW_TRACKING_URI"] + "/api/2.0/mlflow/runs/log-metric", json.dumps(body).encode(),
@@ -35,8 +48,8 @@ request = urllib.request.Request(
 print("logged", urllib.request.urlopen(request).status)
 "#;
 
-/// Nine places, in three ways each.
-const TRIED: usize = 27;
+/// Nine places, in three ways each, and five at which others would find the job instead of the daemon.
+const TRIED: usize = 27 + 5;
 
 fn yaml(cluster: &Cluster, command: &str, more: &str) -> String {
     let block: String = command.lines().map(|line| format!("  {line}\n")).collect();
@@ -133,16 +146,56 @@ fn a_job_from_before_there_were_two_ports_logs_where_it_was_told() {
     cluster.agent("local", |agent| agent.kill());
     fs::write(&record, launch.to_string()).unwrap();
     cluster.start_agent(&Agent::new("local"));
+    let told = facts(&cluster);
+    assert_eq!(told["closed"], "none", "{told}");
+    assert_eq!(told["not_closed"], "jobs of an earlier version need the control port", "{told}");
     fs::write(&go, "").unwrap();
     cluster.completed(&job);
     assert_eq!(cluster.log(&job), b"reached\n");
     // Once it is over it is closed again.
     cluster.agent("local", |agent| agent.kill());
     cluster.start_agent(&Agent::new("local"));
+    assert_eq!(facts(&cluster)["closed"], "metadata and control");
     let job = cluster.create(&yaml(&cluster, "python3 connect.py", "code: code\n"));
     let ended = cluster.ended(&job);
     assert_eq!(ended.exit_code, Some(1), "{ended:?}");
     assert!(String::from_utf8(cluster.log(&job)).unwrap().contains("PermissionError"));
+}
+
+#[test]
+fn a_job_does_not_listen_in_the_daemons_stead_while_that_is_away() {
+    needs("addresses");
+    let cluster = Cluster::start();
+    let listen = "import errno, os, socket\n\
+                  for url in [os.environ['CONTROL'], os.environ['MLFLOW_TRACKING_URI']]:\n    \
+                  port = int(url.rsplit(':', 1)[1])\n    \
+                  try:\n        socket.socket().bind(('127.0.0.1', port)); print('taken')\n    \
+                  except OSError as error: print(errno.errorcode[error.errno])";
+    cluster.write("code/listen.py", listen);
+    let (go, tried) = (cluster.files().join("go"), cluster.files().join("tried"));
+    let command = format!(
+        "until [ -e {} ]; do sleep 0.05; done; python3 listen.py; touch {}",
+        go.display(),
+        tried.display()
+    );
+    let writable = format!("--writable={}", cluster.files().display());
+    cluster.agent("local", |agent| agent.kill());
+    cluster.start_agent(&Agent::new("local").with(&writable));
+    let job = cluster.create(&yaml(&cluster, &command, "code: code\n"));
+    cluster.running(&job);
+    cluster.daemon(|daemon| daemon.kill());
+    // Nor under an agent that has not found one.
+    cluster.agent("local", |agent| agent.kill());
+    cluster.launch_agent(&Agent::new("local").with(&writable));
+    until("the agent waits for the daemon", || {
+        let said = cluster.agent("local", |process| process.printed());
+        said.contains("no session with the daemon").then_some(())
+    });
+    fs::write(&go, "").unwrap();
+    until("it has tried", || tried.exists().then_some(()));
+    cluster.start_daemon();
+    cluster.completed(&job);
+    assert_eq!(cluster.log(&job), b"EPERM\nEPERM\n");
 }
 
 #[test]
@@ -158,6 +211,13 @@ fn jobs_find_a_daemon_that_was_restarted_where_it_was_and_orders_elsewhere_stay_
     assert_eq!(fs::read_to_string(cluster.data().join("jobs.address")).unwrap(), before);
     let said = said(&cluster);
     assert!(said.iter().all(|line| line.ends_with("=EPERM 0")), "{said:#?}");
+    // Agents are told of the jobs' port before they offer to run any.
+    let asked = "GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n";
+    let mut daemon = TcpStream::connect(cluster.server().trim_start_matches("http://")).unwrap();
+    daemon.write_all(asked.as_bytes()).unwrap();
+    let mut answer = String::new();
+    daemon.read_to_string(&mut answer).unwrap();
+    assert!(answer.contains(&format!("atelier-jobs-url: http://{before}\r\n")), "{answer}");
     // What gives orders is not on the jobs' port.
     let list = cluster.atelier_at(&format!("http://{before}"), ["job", "list"]);
     list.fails(1).says(&["the daemon's port for jobs", "endpoint"]);

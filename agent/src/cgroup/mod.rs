@@ -26,7 +26,7 @@ mod usage;
 
 pub(crate) use group::Cgroup;
 use group::{Group, Version};
-pub(crate) use guard::{DeviceNode, Rule};
+pub(crate) use guard::{DeviceNode, Rule, Rules};
 pub(crate) use io_rate::DiskRate;
 use mounts::{Hierarchy, Kind};
 pub(crate) use usage::Waited;
@@ -104,7 +104,7 @@ pub(crate) struct Cgroups {
     /// Why there is no group of version 2, if there is none.
     not_unified: String,
     /// To which addresses all attempts are held.
-    rules: Mutex<Vec<Rule>>,
+    rules: Mutex<Rules>,
 }
 
 /// The group of all attempts in one hierarchy.
@@ -235,7 +235,7 @@ impl Cgroups {
     ///
     /// # Errors
     /// Why nothing here can.
-    pub(crate) fn hold(&self, rules: Vec<Rule>) -> Result<(), String> {
+    pub(crate) fn hold(&self, rules: Rules) -> Result<(), String> {
         let mut held = self.rules.lock().unwrap_or_else(PoisonError::into_inner);
         let unified = self.parents.iter().find(|parent| parent.version == Version::V2);
         let parent = unified.ok_or_else(|| self.not_unified.clone())?;
@@ -251,7 +251,7 @@ impl Cgroups {
         parent.make(&self.node)?;
         let held = self.rules.lock().unwrap_or_else(PoisonError::into_inner);
         match parent.version {
-            Version::V2 if !held.is_empty() => guard::hold(&parent.folder, &held),
+            Version::V2 if *held != Rules::default() => guard::hold(&parent.folder, &held),
             _ => Ok(()),
         }
     }

@@ -2,8 +2,11 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::{Daemon, METADATA, endpoints, is_metadata, made_of, name_servers};
+use super::{
+    Daemon, METADATA, Urls, endpoints, is_metadata, made_of, name_servers, taken, tell,
+};
 use crate::cgroup::Rule;
+use crate::facts::Facts;
 
 fn at(addresses: &[&str]) -> Vec<SocketAddr> {
     addresses.iter().map(|address| address.parse().unwrap()).collect()
@@ -11,6 +14,10 @@ fn at(addresses: &[&str]) -> Vec<SocketAddr> {
 
 fn ips(addresses: &[&str]) -> Vec<IpAddr> {
     addresses.iter().map(|address| address.parse().unwrap()).collect()
+}
+
+fn found_at(control: &[SocketAddr], jobs: &[SocketAddr]) -> Daemon {
+    Daemon { control: control.to_vec(), jobs: jobs.to_vec(), is_open: false }
 }
 
 /// Whether the rules leave a way to an address.
@@ -33,7 +40,7 @@ fn is_open(rules: &[Rule], to: &str) -> bool {
 
 #[test]
 fn metadata_and_orders_are_closed_and_the_jobs_port_is_open() {
-    let daemon = Daemon { control: at(&["127.0.0.1:7420"]), jobs: at(&["127.0.0.1:7421"]) };
+    let daemon = found_at(&at(&["127.0.0.1:7420"]), &at(&["127.0.0.1:7421"]));
     let rules = made_of(&daemon, &[], &ips(&["127.0.0.1", "10.0.0.7", "fd12::7"]));
     let closed = [
         "169.254.169.254:80",
@@ -79,14 +86,33 @@ fn metadata_and_orders_are_closed_and_the_jobs_port_is_open() {
 
 #[test]
 fn a_daemon_on_another_machine_is_closed_there_and_nowhere_else() {
-    let daemon = Daemon { control: at(&["10.0.0.1:7420"]), jobs: at(&["10.0.0.1:7421"]) };
+    let daemon = found_at(&at(&["10.0.0.1:7420"]), &at(&["10.0.0.1:7421"]));
     let rules = made_of(&daemon, &[], &ips(&["10.0.0.7"]));
     assert!(!is_open(&rules, "10.0.0.1:7420"));
     assert!(is_open(&rules, "10.0.0.1:7421") && is_open(&rules, "127.0.0.1:7420"));
-    assert!(!daemon.has_one_port());
+    assert_eq!(daemon.one_port(), None);
     // One for both stays open: a job needs it.
-    let daemon = Daemon { control: at(&["10.0.0.1:7420"]), jobs: at(&["10.0.0.1:7420"]) };
-    assert!(daemon.has_one_port() && is_open(&made_of(&daemon, &[], &[]), "10.0.0.1:7420"));
+    let daemon = found_at(&at(&["10.0.0.1:7420"]), &at(&["10.0.0.1:7420"]));
+    assert!(daemon.one_port().unwrap().contains("one port"));
+    assert!(is_open(&made_of(&daemon, &[], &[]), "10.0.0.1:7420"));
+}
+
+#[test]
+fn nobody_listens_on_either_port_of_a_daemon_on_this_machine() {
+    let daemon = found_at(&at(&["127.0.0.1:7420"]), &at(&["10.0.0.7:7421"]));
+    let own = ips(&["10.0.0.7"]);
+    let rules = taken(&daemon, &own);
+    for address in ["127.0.0.1", "127.9.9.9", "0.0.0.0", "10.0.0.7", "[::1]", "[::]"] {
+        for port in [7420, 7421] {
+            assert!(!is_open(&rules, &format!("{address}:{port}")), "{address}:{port}");
+        }
+        assert!(
+            is_open(&rules, &format!("{address}:7422")) && is_open(&rules, &format!("{address}:0"))
+        );
+    }
+    let elsewhere = found_at(&at(&["10.0.0.1:7420"]), &at(&["10.0.0.1:7421"]));
+    assert_eq!(taken(&elsewhere, &own), []);
+    assert_eq!(taken(&Daemon::default(), &own), []);
 }
 
 #[test]
@@ -102,9 +128,36 @@ fn names_are_found_where_the_machine_finds_them() {
 
 #[tokio::test]
 async fn a_url_is_its_addresses_and_its_port() {
-    assert_eq!(endpoints("http://127.0.0.1:7420").await, at(&["127.0.0.1:7420"]));
-    assert_eq!(endpoints("https://[::1]/x").await, at(&["[::1]:443"]));
-    assert_eq!(endpoints("").await, []);
+    assert_eq!(endpoints("http://127.0.0.1:7420").await.unwrap(), at(&["127.0.0.1:7420"]));
+    assert_eq!(endpoints("https://[::1]/x").await.unwrap(), at(&["[::1]:443"]));
+    assert_eq!(endpoints("").await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn a_daemon_that_is_not_found_is_none_from_which_jobs_are_kept() {
+    let urls = |control: &str| Urls { control: vec![control.to_owned()], jobs: String::new() };
+    let found = Daemon::find(&urls("http://nowhere.invalid:7420")).await;
+    let said = found.unwrap_err().to_string();
+    assert!(said.contains("nowhere.invalid:7420") && said.contains("keep jobs"), "{said}");
+    let found = Daemon::find(&urls("http://127.0.0.1:7420")).await.unwrap();
+    assert_eq!(found, found_at(&at(&["127.0.0.1:7420"]), &[]));
+}
+
+#[test]
+fn closed_is_told_only_where_it_is() {
+    let two = found_at(&at(&["127.0.0.1:7420"]), &at(&["127.0.0.1:7421"]));
+    assert_eq!(two.one_port(), None);
+    let mut of_before = two.clone();
+    of_before.open();
+    let why = of_before.one_port().unwrap();
+    assert_eq!(why, "jobs of an earlier version need the control port");
+    let mut facts = Facts::default();
+    tell(&mut facts, Err(why.to_owned()));
+    assert_eq!(facts.other["closed"], "none");
+    assert_eq!(facts.other["not_closed"], why);
+    tell(&mut facts, Ok(()));
+    assert_eq!(facts.other["closed"], "metadata and control");
+    assert_eq!(facts.other.get("not_closed"), None);
 }
 
 #[test]

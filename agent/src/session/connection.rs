@@ -92,7 +92,7 @@ fn address(args: &AgentArgs) -> Result<Address, Error> {
 /// cannot be told.
 pub(super) async fn own_address(server: &str) -> Option<String> {
     let look = async {
-        let daemon = *reach::endpoints(server).await.first()?;
+        let daemon = *reach::endpoints(server).await.ok()?.first()?;
         let any: IpAddr = match daemon {
             SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
             SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),

@@ -18,16 +18,18 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::Streaming;
 
 use crate::args::AgentArgs;
-use crate::attempt::{self, News, Node, Services, let_go};
+use crate::attempt::{News, Node, Services, let_go};
 use crate::caches::Images;
 use crate::data::{self, DataPlane};
 use crate::exec::{self, Channel};
 use crate::facts::Facts;
 use crate::monitor::NodeSampler;
 use crate::notify::Notifier;
-use crate::{builds, caches, clock, gpu, logs, reach};
+use crate::reach::{self, Urls};
+use crate::{builds, caches, clock, gpu, logs};
 
 mod connection;
+mod ports;
 mod registry;
 
 use connection::Connection;
@@ -62,6 +64,12 @@ pub(crate) enum Error {
     Unreachable { address: String, source: tonic::transport::Error },
     #[error("the daemon at {address} refused this node: {}", .status.message())]
     Refused { address: String, status: tonic::Status },
+    #[error(
+        "cannot reach the daemon's port for jobs at {url}; forward it too (ssh -L {port}:127.0.0.1:{port})"
+    )]
+    NoJobsPort { url: String, port: u16, source: reqwest::Error },
+    #[error(transparent)]
+    NotFound(#[from] reach::NotFound),
     #[error("the session ended: {}", .0.message())]
     Lost(tonic::Status),
     #[error("the daemon closed the session")]
@@ -101,8 +109,8 @@ pub(crate) struct Session {
     pub(crate) services: watch::Sender<Option<Arc<Services>>>,
     pub(crate) client: watch::Sender<Option<Client>>,
     pub(crate) connected: watch::Sender<bool>,
-    /// Where the daemon is that jobs are kept from.
-    pub(crate) daemon: Option<reach::Daemon>,
+    /// By what the daemon was found last.
+    pub(crate) urls: Urls,
     pub(crate) cache: std::path::PathBuf,
     pub(crate) notifier: Arc<Notifier>,
     /// A permit for each channel into a job.
@@ -174,6 +182,12 @@ impl Session {
         {
             self.facts.address = own;
         }
+        // Before the daemon decides by what the Hello says of it, and gives this node a job.
+        let jobs = ports::jobs_url(&address).await;
+        if !jobs.is_empty() {
+            self.reach_jobs_port(&jobs).await?;
+        }
+        self.close(&self.likely(&address, &jobs)).await?;
         let hello_at = clock::boottime_ms();
         // What changes after the Hello was made is told after it.
         let devices = self.node.devices.subscribe();
@@ -191,12 +205,25 @@ impl Session {
         let Some(Down::Welcome(welcome)) = first.and_then(|first| first.message) else {
             return Err(Error::NoWelcome);
         };
+        let lease = LeaseKeeper::new(&self.node, &welcome);
+        lease.renewed_by_what_was_sent_at(hello_at);
+        let told = self.facts.other.clone();
+        // One of an earlier version has no other port than the one by which it is reached.
+        if !welcome.control_url.is_empty() && welcome.http_url != jobs {
+            self.reach_jobs_port(&welcome.http_url).await?;
+        }
+        let urls = Urls {
+            control: vec![address.clone(), welcome.control_url.clone()],
+            jobs: welcome.http_url.clone(),
+        };
+        self.close(&urls).await?;
+        self.know(urls);
+        if self.facts.other != told {
+            let _ = up.send(message(Up::Changed(self.change())));
+        }
         tracing::info!(%address, node = self.name, workspace = welcome.workspace, "joined the workspace");
         *welcomed = true;
         self.notifier.ready(&format!("joined the workspace {} at {address}", welcome.workspace));
-        let lease = LeaseKeeper::new(&self.node, &welcome);
-        lease.renewed_by_what_was_sent_at(hello_at);
-        self.close(&welcome, &address).await;
         self.welcome(&welcome, connection)?;
         self.connected.send_replace(true);
         self.registry.resume(&self.node);
@@ -229,28 +256,8 @@ impl Session {
         facts
     }
 
-    /// Keeps jobs from the port by which this daemon takes orders.
-    async fn close(&mut self, welcome: &pb::Welcome, address: &str) {
-        let control = [address, &welcome.control_url];
-        let mut daemon = reach::Daemon::find(control, &welcome.http_url).await;
-        if attempt::some_need_control(&self.node.attempts) {
-            daemon.open();
-        }
-        if self.daemon.as_ref() == Some(&daemon) {
-            return;
-        }
-        if daemon.has_one_port() {
-            tracing::warn!("jobs reach the daemon's control port: it is where some of them log");
-        }
-        match self.node.cgroups.hold(reach::rules(&daemon)) {
-            Ok(()) => self.daemon = Some(daemon),
-            // Told when the agent started, as a rule.
-            Err(_) if self.facts.other.contains_key("not_closed") => {}
-            Err(why) => {
-                tracing::warn!(%why, "jobs reach the daemon's control port");
-                reach::tell(&mut self.facts, Err(why));
-            }
-        }
+    fn change(&self) -> pb::Changed {
+        pb::Changed { gpus: self.node.devices.offered(), facts: self.facts() }
     }
 
     /// Makes what the attempts need of this daemon.
@@ -318,11 +325,7 @@ impl Session {
                     }
                 }
                 Ok(()) = devices.changed() => {
-                    let change = pb::Changed {
-                        gpus: self.node.devices.offered(),
-                        facts: self.facts(),
-                    };
-                    let _ = up.send(message(Up::Changed(change)));
+                    let _ = up.send(message(Up::Changed(self.change())));
                 }
                 _ = beat.tick() => {
                     if lease.unanswered() >= SILENT_BEATS {

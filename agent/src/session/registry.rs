@@ -180,6 +180,11 @@ impl Registry {
         self.attempts.contains_key(&epoch)
     }
 
+    /// Whether there is one of which the daemon has to hear.
+    pub(crate) fn has_attempts(&self) -> bool {
+        !self.attempts.is_empty()
+    }
+
     /// What a Hello tells.
     pub(crate) fn reports(&self) -> Vec<pb::AttemptReport> {
         self.attempts.values().map(|entry| entry.latest.clone()).collect()

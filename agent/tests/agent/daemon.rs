@@ -224,14 +224,26 @@ impl Session {
         self.answers_heartbeats.store(false, Ordering::SeqCst);
     }
 
-    /// The next message but heartbeats, and what is kept of failed attempts.
+    /// The next message but heartbeats, what is kept of failed attempts, and what changed of the node.
     pub(crate) async fn next(&mut self) -> Option<Up> {
         loop {
             match self.up.recv().await? {
-                Up::Heartbeat(_) | Up::Kept(_) => {}
+                Up::Heartbeat(_) | Up::Kept(_) | Up::Changed(_) => {}
                 other => return Some(other),
             }
         }
+    }
+
+    /// Waits for word of what changed of the node.
+    pub(crate) async fn changed(&mut self) -> pb::Changed {
+        within(async {
+            loop {
+                if let Up::Changed(changed) = self.up.recv().await.expect("the session ended") {
+                    return changed;
+                }
+            }
+        })
+        .await
     }
 
     /// Waits for a heartbeat and gives it.

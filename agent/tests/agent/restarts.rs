@@ -165,3 +165,48 @@ async fn killed_at_any_moment_the_agent_runs_each_job_once() {
         agent.restart();
     }
 }
+
+#[tokio::test]
+async fn a_node_whose_jobs_would_not_reach_the_daemon_takes_none_until_they_do() {
+    let free = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let jobs = free.local_addr().unwrap();
+    drop(free);
+    let mut daemon = Daemon::start_with(|welcome| {
+        welcome.control_url = std::mem::replace(&mut welcome.http_url, format!("http://{jobs}"));
+    })
+    .await;
+    let agent = Agent::start(&daemon);
+    for _ in 0..2 {
+        let mut session = daemon.session().await;
+        session.send(Down::Assign(assignment(1, "echo up >up")));
+        assert!(within(session.next()).await.is_none(), "it stays");
+    }
+    assert!(!agent.attempt(1).exists());
+    // The way is there now.
+    let listener = tokio::net::TcpListener::bind(jobs).await.unwrap();
+    let healthy = axum::Router::new().route("/healthz", axum::routing::get(|| async { "ok" }));
+    tokio::spawn(async move { axum::serve(listener, healthy).await });
+    loop {
+        let mut session = daemon.session().await;
+        session.send(Down::Assign(assignment(1, "echo up >up")));
+        if within(session.next()).await.is_some() {
+            break;
+        }
+    }
+    agent.wait_for_file(1, "up").await;
+}
+
+#[tokio::test]
+async fn jobs_that_need_the_control_port_are_told_after_the_welcome() {
+    // One port for both, which the agent knows only then.
+    let mut daemon = Daemon::start().await;
+    let _agent = Agent::start(&daemon);
+    let mut session = daemon.session().await;
+    let facts = match session.hello.facts.get("not_closed") {
+        // It was told before, since this machine closes nothing.
+        Some(_) => session.hello.facts.clone(),
+        None => session.changed().await.facts,
+    };
+    assert_eq!(facts["closed"], "none");
+    assert!(!facts["not_closed"].is_empty());
+}

@@ -1,5 +1,6 @@
-//! Addresses that the processes of a group cannot connect or send to: the kernel asks a program each time
-//! (`BPF_PROG_TYPE_CGROUP_SOCK_ADDR`), and what it refuses fails with `EPERM` at once.
+//! Addresses that the processes of a group cannot connect or send to, and those that they cannot take for
+//! themselves: the kernel asks a program each time (`BPF_PROG_TYPE_CGROUP_SOCK_ADDR`), and what it refuses fails
+//! with `EPERM` at once.
 //!
 //! The programs belong to the group of all attempts, so that one change holds for every job, also those that
 //! run; what a job starts, whoever it runs as, cannot get out of them.
@@ -22,6 +23,15 @@ pub(crate) struct Rule {
     pub(crate) open: bool,
 }
 
+/// What the processes of a group are held to.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Rules {
+    /// Where they connect and send.
+    pub(crate) to: Vec<Rule>,
+    /// What they take for themselves, to listen there or to be seen as coming from there.
+    pub(crate) own: Vec<Rule>,
+}
+
 /// How an address is written in what the kernel asks about.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Family {
@@ -32,14 +42,19 @@ enum Family {
 
 /// `BPF_CGROUP_INET4_CONNECT`, `INET6_CONNECT`, `UDP4_SENDMSG` and `UDP6_SENDMSG`: what connects, and what
 /// sends without having connected.
-const QUESTIONS: [(u32, Family); 4] =
+const TO: [(u32, Family); 4] =
     [(10, Family::V4), (11, Family::V6), (14, Family::V4), (15, Family::V6)];
+
+/// `BPF_CGROUP_INET4_BIND` and `INET6_BIND`.
+const OWN: [(u32, Family); 2] = [(8, Family::V4), (9, Family::V6)];
 
 /// Holds the processes of a group, and of those below it, to rules, instead of those before. All of them are
 /// loaded before the first counts.
-pub(in crate::cgroup) fn hold(folder: &Path, rules: &[Rule]) -> io::Result<()> {
+pub(in crate::cgroup) fn hold(folder: &Path, rules: &Rules) -> io::Result<()> {
     let mut ready = Vec::new();
-    for (attachment, family) in QUESTIONS {
+    let to = TO.map(|question| (question, &rules.to));
+    let own = OWN.map(|question| (question, &rules.own));
+    for ((attachment, family), rules) in to.into_iter().chain(own) {
         let question = Question { program: 18, attachment };
         ready.push((question, load(question, &program(family, rules))?));
     }

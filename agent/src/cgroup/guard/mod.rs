@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! devices     GPUs of other jobs, by a controller of version 1 or a program in version 2
-//! addresses   cloud metadata and the daemon's control port, by programs in version 2
+//! addresses   cloud metadata and the daemon's ports, by programs in version 2
 //! bpf         the programs themselves: instructions, and how the kernel gets them
 //! ```
 
@@ -13,7 +13,7 @@ mod devices;
 #[cfg(test)]
 mod testing;
 
-pub(crate) use addresses::Rule;
 pub(super) use addresses::hold;
+pub(crate) use addresses::{Rule, Rules};
 pub(crate) use devices::DeviceNode;
 pub(super) use devices::{DEVICES, can_load, deny};

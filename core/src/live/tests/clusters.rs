@@ -532,6 +532,11 @@ fn a_strict_cluster_takes_no_node_that_does_not_keep_jobs_apart() {
         refused(&record)
     );
     record.facts.remove("not_closed");
+    // One of before, which closes none.
+    let told = record.facts.remove("closed").unwrap();
+    let said = refused(&record);
+    assert!(said.contains("no addresses closed to jobs: its agent does not say"), "{said}");
+    record.facts.insert("closed".to_owned(), told);
     live.may_join(&record).unwrap();
     // Elsewhere nobody minds.
     live.may_join(&node_record("n", "local", capacity(4, 1_000, 0))).unwrap();

@@ -4,7 +4,7 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::process::Command;
 
-use super::{Family, Rule, hold, program};
+use super::{Family, Rule, Rules, hold, program};
 use crate::cgroup::guard::bpf::Instruction;
 use crate::cgroup::guard::testing::{Own, unified};
 
@@ -51,6 +51,11 @@ def send(family, to):
 def fast_open(family, to):
     made = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     made.sendto(b"x", socket.MSG_FASTOPEN, to)
+def own(family, to, kind=socket.SOCK_STREAM):
+    made = socket.socket(family, kind)
+    if family == v6:
+        made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    made.bind(to)
 v4, v6 = socket.AF_INET, socket.AF_INET6
 port, other = int(sys.argv[1]), int(sys.argv[2])
 for name, family, to in [
@@ -65,6 +70,13 @@ for name, family, to in [
     tell(name + "-send", lambda: send(family, to))
 tell("link-mptcp", lambda: tcp(v4, ("169.254.169.254", 80), 262))
 tell("link-fast", lambda: fast_open(v4, ("169.254.169.254", 80)))
+for name, family, address in [
+    ("loopback", v4, "127.0.0.1"), ("net", v4, "127.3.2.1"), ("any", v4, "0.0.0.0"),
+    ("any-6", v6, "::"), ("loopback-6", v6, "::1"), ("mapped", v6, "::ffff:127.0.0.1"),
+]:
+    tell("own-" + name, lambda: own(family, (address, port)))
+    tell("own-" + name + "-udp", lambda: own(family, (address, port), socket.SOCK_DGRAM))
+    tell("own-" + name + "-free", lambda: own(family, (address, 0)))
 "#;
 
 /// What a process in the group may not do.
@@ -75,7 +87,7 @@ fn refused(own: &Own, ports: (u16, u16)) -> Vec<String> {
     let told = command.args([ports.0.to_string(), ports.1.to_string()]).output().unwrap();
     assert!(told.status.success(), "{told:?}");
     let said = String::from_utf8(told.stdout).unwrap();
-    assert_eq!(said.lines().count(), 32, "{said}");
+    assert_eq!(said.lines().count(), 50, "{said}");
     said.lines().filter_map(|line| line.strip_suffix("=EPERM")).map(str::to_owned).collect()
 }
 
@@ -95,18 +107,23 @@ fn version_2_keeps_a_group_from_addresses() {
         rule("127.0.0.0", 8, Some(ports.0), false),
         rule("0.0.0.0", 32, Some(ports.0), false),
     ];
-    hold(&own.0, &rules).unwrap();
+    let any = ["0.0.0.0", "::"];
+    let taken = any.map(|address| rule(address, 0, Some(ports.0), false)).to_vec();
+    hold(&own.0, &Rules { to: rules.to_vec(), own: taken.clone() }).unwrap();
     let all = ["link", "link-mapped", "ula", "port", "port-mapped", "any"];
     let mut wanted: Vec<String> = all
         .iter()
         .flat_map(|name| ["tcp", "udp", "send"].map(|way| format!("{name}-{way}")))
         .collect();
     wanted.extend(["link-mptcp", "link-fast"].map(str::to_owned));
+    let ways = ["loopback", "net", "any", "any-6", "loopback-6", "mapped"];
+    let ways = ways.iter().flat_map(|way| [format!("own-{way}"), format!("own-{way}-udp")]);
+    wanted.extend(ways);
     assert_eq!(refused(&own, ports), wanted);
     // Other rules take their place.
-    hold(&own.0, &rules[3..4]).unwrap();
+    hold(&own.0, &Rules { to: rules[3..4].to_vec(), own: Vec::new() }).unwrap();
     let wanted = ["port-tcp", "port-udp", "port-send"].map(str::to_owned).to_vec();
     let mapped = ["port-mapped-tcp", "port-mapped-udp", "port-mapped-send"].map(str::to_owned);
     assert_eq!(refused(&own, ports), [wanted, mapped.to_vec()].concat());
-    assert!(hold(Path::new("/"), &rules).is_err());
+    assert!(hold(Path::new("/"), &Rules { to: rules.to_vec(), own: taken }).is_err());
 }

@@ -1,0 +1,90 @@
+//! The daemon's two ports, as this node finds them: jobs are kept from the one and need the other.
+
+use std::time::Duration;
+
+use super::{Error, Session, chain};
+use crate::reach::{self, Daemon, KEPT, Urls};
+use crate::{attempt, record};
+
+/// How long an answer may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Among the node's facts: why its jobs do not reach the daemon.
+const FACT: &str = "not_reached";
+
+impl Session {
+    /// Sees whether jobs will reach the daemon.
+    ///
+    /// # Errors
+    /// They will not. A node with attempts of which the daemon has to hear joins all the same, or they would be
+    /// lost: then its facts say why.
+    pub(super) async fn reach_jobs_port(&mut self, url: &str) -> Result<(), Error> {
+        self.facts.other.remove(FACT);
+        let Err(error) = answers(url).await else { return Ok(()) };
+        if !self.registry.has_attempts() {
+            return Err(error);
+        }
+        tracing::error!(error = %chain(&error), "jobs that start here now fail");
+        self.facts.other.insert(FACT.to_owned(), error.to_string());
+        Ok(())
+    }
+
+    /// Keeps jobs from the port by which the daemon takes orders, and says among the node's facts whether they are.
+    ///
+    /// # Errors
+    /// It cannot be told where the daemon is.
+    pub(super) async fn close(&mut self, urls: &Urls) -> Result<(), Error> {
+        let mut daemon = Daemon::find(urls).await?;
+        if attempt::some_need_control(&self.node.attempts) {
+            daemon.open();
+        }
+        let engines = self.node.containers.as_ref().is_some_and(|all| !all.are_in_groups());
+        reach::close(&self.node.cgroups, engines, &daemon, &mut self.facts);
+        Ok(())
+    }
+
+    /// The daemon's URLs before it has said them: what was known of it counts until then.
+    pub(super) fn likely(&self, address: &str, jobs: &str) -> Urls {
+        let mut urls = self.urls.clone();
+        urls.control.push(address.to_owned());
+        if !jobs.is_empty() {
+            urls.jobs = jobs.to_owned();
+        }
+        urls
+    }
+
+    /// Keeps them for the time when the daemon is away.
+    pub(super) fn know(&mut self, urls: Urls) {
+        if self.urls == urls {
+            return;
+        }
+        if let Err(error) = record::write(&self.node.root, KEPT, &urls) {
+            tracing::warn!(%error, "cannot keep where the daemon is");
+        }
+        self.urls = urls;
+    }
+}
+
+/// Where the daemon says, before a session, that jobs find it; empty if it does not, as one of an earlier
+/// version.
+pub(super) async fn jobs_url(address: &str) -> String {
+    let answer = get(address).await.ok();
+    let header = answer.as_ref().and_then(|answer| answer.headers().get(atelier_proto::JOBS_URL));
+    header.and_then(|url| url.to_str().ok()).unwrap_or_default().to_owned()
+}
+
+async fn answers(url: &str) -> Result<(), Error> {
+    let answered = get(url).await.and_then(reqwest::Response::error_for_status);
+    answered.map(drop).map_err(|source| {
+        let uri = url.parse::<tonic::transport::Uri>().ok();
+        let port = uri.and_then(|uri| uri.port_u16()).unwrap_or(80);
+        Error::NoJobsPort { url: url.to_owned(), port, source }
+    })
+}
+
+async fn get(url: &str) -> Result<reqwest::Response, reqwest::Error> {
+    let client = reqwest::Client::builder().timeout(PATIENCE).build()?;
+    client.get(format!("{}/healthz", url.trim_end_matches('/'))).send().await
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,39 @@
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use axum::Router;
+use axum::http::StatusCode;
+use axum::routing::get;
+
+use super::{answers, jobs_url};
+use crate::session::chain;
+
+async fn served(routes: Router) -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move { axum::serve(listener, routes).await });
+    url
+}
+
+#[tokio::test]
+async fn the_daemon_names_its_port_for_jobs() {
+    let named = || async { ([(atelier_proto::JOBS_URL, "http://127.0.0.1:7421")], "ok") };
+    let url = served(Router::new().route("/healthz", get(named))).await;
+    assert_eq!(jobs_url(&url).await, "http://127.0.0.1:7421");
+    answers(&url).await.unwrap();
+    // One of an earlier version does not.
+    let url = served(Router::new().route("/healthz", get(|| async { "ok" }))).await;
+    assert_eq!(jobs_url(&url).await, "");
+    answers(&url).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_port_for_jobs_that_does_not_answer_is_told_with_its_remedy() {
+    let free = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    assert_eq!(jobs_url(&format!("http://{free}")).await, "");
+    let said = chain(&answers(&format!("http://{free}")).await.unwrap_err());
+    assert!(said.contains(&format!("port for jobs at http://{free}")), "{said}");
+    assert!(said.contains(&format!("ssh -L {0}:127.0.0.1:{0}", free.port())), "{said}");
+    // Something else is there.
+    let other = served(Router::new().fallback(|| async { StatusCode::NOT_FOUND })).await;
+    assert!(chain(&answers(&other).await.unwrap_err()).contains("404"));
+}
