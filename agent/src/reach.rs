@@ -65,6 +65,21 @@ pub(crate) struct Urls {
     pub(crate) jobs: String,
 }
 
+impl Urls {
+    /// Those that count before the daemon has said them: by one it is reached now, and one is for jobs, unless
+    /// that is not known (empty).
+    pub(crate) fn likely(&self, control: &str, jobs: &str) -> Self {
+        let mut urls = self.clone();
+        if !jobs.is_empty() {
+            jobs.clone_into(&mut urls.jobs);
+            // What took orders once may be for jobs now.
+            urls.control.retain(|url| url != jobs);
+        }
+        urls.control.push(control.to_owned());
+        urls
+    }
+}
+
 /// Where [`Urls`] lie in an agent's folder.
 pub(crate) const KEPT: &str = "daemon.json";
 

@@ -144,6 +144,19 @@ async fn a_daemon_that_is_not_found_is_none_from_which_jobs_are_kept() {
 }
 
 #[test]
+fn what_was_known_of_the_daemon_counts_until_it_says_otherwise() {
+    let urls = |control: &[&str], jobs: &str| Urls {
+        control: control.iter().map(|url| (*url).to_owned()).collect(),
+        jobs: jobs.to_owned(),
+    };
+    let (one, two, three) = ("http://127.0.0.1:1", "http://127.0.0.1:2", "http://127.0.0.1:3");
+    assert_eq!(Urls::default().likely(one, two), urls(&[one], two));
+    assert_eq!(urls(&[one], two).likely(three, ""), urls(&[one, three], two));
+    // The ports have changed places: the old one is no reason to say that there is one for both.
+    assert_eq!(urls(&[one], two).likely(two, one), urls(&[two], one));
+}
+
+#[test]
 fn closed_is_told_only_where_it_is() {
     let two = found_at(&at(&["127.0.0.1:7420"]), &at(&["127.0.0.1:7421"]));
     assert_eq!(two.one_port(), None);

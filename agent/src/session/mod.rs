@@ -187,7 +187,7 @@ impl Session {
         if !jobs.is_empty() {
             self.reach_jobs_port(&jobs).await?;
         }
-        self.close(&self.likely(&address, &jobs)).await?;
+        self.close(&self.urls.likely(&address, &jobs)).await?;
         let hello_at = clock::boottime_ms();
         // What changes after the Hello was made is told after it.
         let devices = self.node.devices.subscribe();

@@ -42,17 +42,7 @@ impl Session {
         Ok(())
     }
 
-    /// The daemon's URLs before it has said them: what was known of it counts until then.
-    pub(super) fn likely(&self, address: &str, jobs: &str) -> Urls {
-        let mut urls = self.urls.clone();
-        urls.control.push(address.to_owned());
-        if !jobs.is_empty() {
-            urls.jobs = jobs.to_owned();
-        }
-        urls
-    }
-
-    /// Keeps them for the time when the daemon is away.
+    /// Keeps the daemon's URLs for the time when the daemon is away.
     pub(super) fn know(&mut self, urls: Urls) {
         if self.urls == urls {
             return;
