@@ -191,6 +191,22 @@ impl Active {
         }
     }
 
+    /// The head's command was successful by itself, which is told only after members that served it were over:
+    /// they are taken to have been dismissed. Not where one has not stored what it wrote, or was given up: then
+    /// what was decided since stands.
+    pub(crate) fn excuse(&mut self) {
+        let served = |failed: &Failed| failed.rank > 0;
+        let mut ends = self.others.iter().filter_map(|member| member.end.as_ref());
+        let is_asked = self.cancel.is_some() || self.evict.is_some();
+        if !is_asked
+            && self.failed.as_ref().is_some_and(served)
+            && ends.all(|end| end.is_dismissal())
+        {
+            self.failed = None;
+            self.dismissed = true;
+        }
+    }
+
     /// What it leaves behind, once all of its members are over.
     pub fn left(&self, spec: &CommandJob, partial: bool) -> Left {
         let mut sums: BTreeMap<&PortName, (u64, u64)> = BTreeMap::new();

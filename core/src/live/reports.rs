@@ -143,6 +143,9 @@ impl Live {
             self.quarantine(node, &job.name, end.survivors, now, out);
         }
         let State::Active(active) = &mut job.state else { return };
+        if rank == 0 && job.spec.has_head() && end.is_success() {
+            active.excuse();
+        }
         let problem = active.fails(rank, &end).then(|| of_end(&end));
         // That its command has ended may not have been told before.
         let dismisses = problem.is_none() && dismisses(&job.spec, active, rank);

@@ -119,7 +119,7 @@ struct Known {
     share: MilliGpu,
     /// Its process gets no lease: it goes on however long the daemon is away.
     kept: bool,
-    /// It serves the command of the head and goes on until it is told to stop.
+    /// It serves the command of the head and goes on until that is over, or it is told to stop.
     serves: bool,
     stage: Stage,
     /// What it says of it.
@@ -145,6 +145,8 @@ pub(super) struct Process {
     finish: Finish,
     stopped: bool,
     kept: bool,
+    /// It ends soon after its head's does, as a failure.
+    serves: bool,
     /// Its agent has forgotten it: its lease ends then and is never renewed.
     orphaned: Option<u64>,
     /// Its lease has run out: dead by then at the latest.
@@ -341,6 +343,22 @@ impl Node {
         }
     }
 
+    /// The attempts whose heads run here.
+    pub(super) fn heads(&self) -> impl Iterator<Item = Epoch> {
+        self.processes.iter().filter(|(_, process)| !process.serves).map(|(epoch, _)| *epoch)
+    }
+
+    /// What serves a head that was there and is not any more finds itself alone.
+    pub(super) fn lose_heads(&mut self, now: u64, is_gone: impl Fn(&Epoch) -> bool) {
+        let alone = |(epoch, process): &(&Epoch, &mut Process)| {
+            process.serves && !process.stopped && process.ends_at == u64::MAX && is_gone(epoch)
+        };
+        for (_, process) in self.processes.iter_mut().filter(alone) {
+            process.ends_at = now + STOP_MS;
+            process.finish = Finish::Exit(1);
+        }
+    }
+
     fn forget(&mut self, epoch: Epoch) {
         self.known.remove(&epoch);
         self.exits.remove(&epoch);
@@ -378,6 +396,7 @@ impl Node {
                             finish,
                             stopped: false,
                             kept: known.kept,
+                            serves: known.serves,
                             orphaned: None,
                             killed_by: None,
                         };

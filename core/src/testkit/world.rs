@@ -75,6 +75,8 @@ pub struct World {
     preempted: BTreeMap<NodeName, u64>,
     /// Every attempt whose process ever ran.
     started: BTreeMap<JobName, BTreeSet<Epoch>>,
+    /// Every attempt whose process of rank 0 ever ran.
+    heads: BTreeSet<Epoch>,
     /// Every effect that was performed, in order.
     pub effects: Vec<Effect>,
 }
@@ -109,6 +111,7 @@ impl World {
             provider: Provider::default(),
             preempted: BTreeMap::new(),
             started: BTreeMap::new(),
+            heads: BTreeSet::new(),
             effects: Vec::new(),
         }
     }
@@ -315,6 +318,12 @@ impl World {
             let Some(node) = self.nodes.get_mut(name) else { continue };
             node.step(self.clock, wall, self.lease, &self.scripts, &mut self.sessions);
             self.judge_processes(name)?;
+        }
+        let heads: BTreeSet<Epoch> = self.nodes.values().flat_map(Node::heads).collect();
+        self.heads.extend(&heads);
+        for node in self.nodes.values_mut() {
+            let is_gone = |epoch: &Epoch| self.heads.contains(epoch) && !heads.contains(epoch);
+            node.lose_heads(self.clock, is_gone);
         }
         self.provide()?;
         self.carry();

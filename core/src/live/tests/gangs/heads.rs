@@ -97,10 +97,33 @@ fn a_member_that_dies_while_the_head_works_fails_the_attempt() {
     assert_eq!(case.stopped(), asked);
     // The head's end is a consequence.
     case.head_exits(&job, 0);
-    case.exits(&nodes[0], &key, 0);
+    case.says(&nodes[0], &key, stopped(Cause::Canceled));
     assert_eq!(case.stopped(), []);
     case.says(&nodes[1], &key, stopped(Cause::Canceled));
     assert_eq!(case.failure(&job), &Failure { cause: Cause::UserError, message: said });
+}
+
+/// A daemon that was away hears of the ends in any order.
+#[test]
+fn a_head_that_was_successful_decides_also_where_that_is_told_last() {
+    let (mut case, job) = Case::led(3, |spec| spec);
+    let (nodes, key) = (case.nodes(&job), case.key(&job));
+    case.exits(&nodes[2], &key, 1);
+    assert_eq!(case.stopped().len(), 2);
+    case.exits(&nodes[0], &key, 0);
+    assert_eq!(case.stopped(), [], "the other was asked");
+    case.says(&nodes[1], &key, stopped(Cause::Canceled));
+    assert_eq!(case.over(&job).outcome, Outcome::Completed);
+    assert_eq!(case.over(&job).left.decisive_exit(), Some(Exit::Code(0)));
+}
+
+#[test]
+fn what_a_member_has_not_stored_is_not_excused_by_the_head() {
+    let (mut case, job) = Case::led(2, |spec| spec);
+    let (nodes, key) = (case.nodes(&job), case.key(&job));
+    case.says(&nodes[1], &key, stopped(Cause::OutputFailed));
+    case.exits(&nodes[0], &key, 0);
+    assert_eq!(case.failure(&job).cause, Cause::OutputFailed);
 }
 
 /// How its processes end is of no account, what they wrote is.
@@ -169,23 +192,30 @@ fn where_the_command_runs_in_every_member_nobody_is_dismissed() {
     assert!(case.failure(&job).message.contains("member 1"), "{:?}", case.failure(&job));
 }
 
-/// On nodes that truly run processes: those of the members that serve end for no other reason.
+/// On nodes that truly run processes: those of the members that serve end with the head's.
 #[test]
-fn members_that_serve_end_with_the_head_also_where_the_daemon_was_away() {
-    for away in [false, true] {
+fn members_that_serve_end_with_the_head_whoever_is_heard_first() {
+    // Whose agent is back only after the other's, if the daemon was away.
+    for late in [None, Some(0), Some(1)] {
         let nodes: Vec<_> =
             ["a", "b"].map(|name| node_record(name, "local", capacity(1, 1_000, 0))).into();
         let mut world = World::new(LEASE, &["local"], &nodes);
         world.advance(300).unwrap();
         let job = job_name("job");
-        world.submit(&job, Arc::new(led(2)), Script::succeeds(600));
+        world.submit(&job, Arc::new(led(2)), Script::succeeds(300));
         world.advance(200).unwrap();
         assert_eq!(world.processes(&job).len(), 2);
-        if away {
-            world.kill_daemon(700);
+        if let Some(rank) = late {
+            let active = world.live().unwrap().job(&job).unwrap().active().unwrap();
+            let node = active.members().nth(rank).unwrap().node.clone();
+            world.kill_daemon(400);
+            world.strike(&node, Outage::AgentDies, 500);
+            world.advance(400).unwrap();
+            assert_eq!(world.processes(&job), [], "{late:?}: all is over by itself");
+            world.advance(600).unwrap();
         }
         world.finish().unwrap();
-        assert_eq!(world.store.status(&job), Some(JobStatus::Completed), "{away}");
-        assert_eq!((world.starts(&job), world.store.jobs[&job].tries.lost), (1, 0), "{away}");
+        assert_eq!(world.store.status(&job), Some(JobStatus::Completed), "{late:?}");
+        assert_eq!((world.starts(&job), world.store.jobs[&job].tries.lost), (1, 0), "{late:?}");
     }
 }
