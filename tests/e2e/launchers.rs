@@ -1,9 +1,10 @@
 //! Jobs whose command a program of the environment starts on all nodes: `mpirun`, or Ray.
 
 use atelier_proto::job::v1::{Job, JobStatus};
+use serde_json::Value;
 
 use crate::gangs::{cluster, gang};
-use crate::harness::{Cluster, PATIENCE, until};
+use crate::harness::{Agent, Cluster, PATIENCE, Process, until};
 
 fn mpi(processes: u32) -> String {
     // Where there is one machine there may be no other network.
@@ -117,15 +118,17 @@ fn a_job_for_mpi_that_is_cancelled_ends_on_all_of_its_nodes() {
 }
 
 /// Stands in for Ray where the platform's part is tested: the head listens and writes down who joins, the
-/// others join and stay.
+/// others join and stay, and end with a failure when the head is gone.
 const STAND_IN: &str = r#"#!/usr/bin/env python3
 import os, socket, subprocess, sys, time
 told = dict(a[2:].split("=", 1) for a in sys.argv[2:] if a.startswith("--") and "=" in a)
 token = os.environ["RAY_AUTH_TOKEN"]
 if sys.argv[1] == "serve":
+    peers = []
     with socket.create_server(("", int(told["port"]))) as server:
         while True:
             peer, _ = server.accept()
+            peers.append(peer)
             line = peer.makefile().readline()
             if line:
                 open("joined.txt", "a").write(line)
@@ -137,8 +140,17 @@ else:
     peer = socket.create_connection((host, int(port)))
     peer.sendall(("%s %s %s\n" % (os.environ["AZUREML_CR_NODE_RANK"], token, told["num-cpus"])).encode())
     print("joined", flush=True)
+    peer.settimeout(0.05)
     while not os.path.exists(os.environ["STOP"]):
-        time.sleep(0.05)
+        try:
+            gone = not peer.recv(1)
+        except TimeoutError:
+            continue
+        except OSError:
+            gone = True
+        if gone:
+            open(os.environ["STOP"] + ".alone", "a").write("x")
+            sys.exit(1)
     sys.exit(int(open(os.environ["STOP"]).read()))
 "#;
 
@@ -217,6 +229,34 @@ fn a_ray_job_fails_when_a_member_is_over_before_the_head() {
         assert!(!said.contains("member 0"), "{said}");
         assert!(said.ends_with(&format!("the command ended with exit code {code}")), "{said}");
     }
+}
+
+/// The members that joined end with their head, and are heard of before it.
+#[test]
+fn a_ray_job_that_was_over_while_the_daemon_was_away_is_completed() {
+    let cluster = cluster(3);
+    let go = cluster.files().join("go");
+    let command = format!("python3 head.py; while ! test -e {}; do sleep 0.1; done", go.display());
+    let job = stand_in(&cluster, &command);
+    cluster.atelier(["job", "stream", &job, "-q"]).spawn().prints("joined by");
+    let head = cluster.rpc().job(&job).unwrap().members[0].node.clone();
+    cluster.daemon(Process::kill);
+    std::fs::write(&go, "").unwrap();
+    until("the others find themselves alone", || {
+        let alone = std::fs::read_to_string(cluster.files().join("stop.alone")).ok()?;
+        (alone == "xx").then_some(())
+    });
+    cluster.agent(&head, Process::kill);
+    cluster.start_daemon();
+    until("the daemon hears of the others", || {
+        let nodes = cluster.atelier(["node", "list", "-o", "json"]).ok().json();
+        let is_back = |node: &&Value| node["state"] == "running" && node["name"] != head.as_str();
+        (nodes.as_array()?.iter().filter(is_back).count() == 2).then_some(())
+    });
+    cluster.start_agent(&Agent::new(&head).cpus(1));
+    let ended = cluster.completed(&job);
+    assert_eq!(ended.members[0].exit_code, Some(0));
+    assert!(ended.members[1..].iter().all(|member| member.exit_code != Some(1)), "{ended:?}");
 }
 
 #[test]

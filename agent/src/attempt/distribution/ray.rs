@@ -95,18 +95,21 @@ pub(super) fn start(members: &Members<'_>, given: &Ray, share: &Share, command: 
     let start = format!("ray start {}", arguments.join(" "));
     match is_head {
         true => format!("{start} || exit; exec \"$0\" -c {command}"),
-        false => format!("{}\n{start}\n{ENDED}", waits_for(&address(members, given))),
+        false => {
+            let waits = waits_for(&address(members, given));
+            format!("{waits}\nwait_for_head || exit\n{start}\n{ENDED}")
+        }
     }
 }
 
-/// Waits until the head listens: Ray itself gives up after some seconds. Ray is a Python program, so there is
-/// a Python.
+/// A function that waits until the head listens: Ray itself gives up after some seconds. Ray is a Python program: without
+/// a Python there is no Ray either, and its absence is what is to be told.
 fn waits_for(address: &str) -> String {
     let (host, port) = address.rsplit_once(':').unwrap_or((address, ""));
     let host = quote(host.trim_matches(['[', ']']));
     format!(
-        "python=$(command -v python3 || command -v python)\n\
-         \"$python\" -c '{WAIT}' {host} {port} || exit"
+        "python=$(command -v python3 || command -v python) || ray --version || exit\n\
+         wait_for_head() {{ \"$python\" -c '{WAIT}' {host} {port}; }}"
     )
 }
 
@@ -125,8 +128,10 @@ while True:
     time.sleep(0.5)
 "#;
 
-/// What joins the head goes on until the platform ends it.
+/// What joins the head goes on until the platform ends it. Ray ends it, too, once the head is gone: that is for
+/// the platform to judge, which ends this one as well. Where the head is there it is this one's own failure.
 const ENDED: &str = "code=$?\n\
+    wait_for_head\n\
     echo 'what runs of Ray here ended before the command on the head did' >&2\n\
     [ \"$code\" = 0 ] && code=1\n\
     exit \"$code\"";
