@@ -69,6 +69,9 @@ pub struct AgentArgs {
     /// for example 30m; only while a tenth of the data folder's file system is free, and 0 keeps nothing
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = kept)]
     pub keep_failed: Duration,
+    /// End what `atelier environment build` asked for when it takes longer: for example 90m
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = bound)]
+    pub build_timeout: Duration,
     /// Keep environments and their packages of at most this size, but for what is in use
     /// [default: a fifth of the file system, at most 50GiB]
     #[arg(long, value_name = "SIZE", value_parser = bytes)]
@@ -210,6 +213,13 @@ fn kept(text: &str) -> Result<Duration, String> {
         Ok(seconds) if seconds <= MAX_KEPT => Ok(Duration::from_secs(seconds)),
         Ok(_) => Err(format!("at most {MAX_KEPT} seconds")),
         Err(why) => Err(why),
+    }
+}
+
+fn bound(text: &str) -> Result<Duration, String> {
+    match atelier_core::spec::amount::seconds(text)? {
+        0 => Err("at least a second".to_owned()),
+        seconds => Ok(Duration::from_secs(seconds)),
     }
 }
 

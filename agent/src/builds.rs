@@ -1,7 +1,7 @@
 //! Environments that are made ready before a job needs them.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use atelier_proto::agent::v1::agent_message::Message as Up;
 use atelier_proto::agent::v1::{self as pb, BuildReport};
@@ -10,7 +10,7 @@ use tokio::sync::Semaphore;
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::attempt::{Node, Services, images, surroundings};
-use crate::environment::{BuildLog, Wanted};
+use crate::environment::{BuildLog, Error, Wanted};
 use crate::session::chain;
 
 /// How many go on at once. Jobs' own are not counted.
@@ -24,6 +24,8 @@ pub(crate) fn places() -> Arc<Semaphore> {
 /// Tells the daemon of one.
 struct Told {
     request_id: u64,
+    /// How long it may take.
+    bound: Duration,
     up: UnboundedSender<pb::AgentMessage>,
 }
 
@@ -39,6 +41,10 @@ impl BuildLog for Told {
     fn line(&self, text: &str) {
         self.report(vec![text.to_owned()], None);
     }
+
+    fn bound(&self) -> Option<Duration> {
+        Some(self.bound)
+    }
 }
 
 /// Makes the environment ready as a job's preparation would, and tells how it goes.
@@ -47,9 +53,10 @@ pub(crate) async fn build(
     services: Option<Arc<Services>>,
     places: Arc<Semaphore>,
     ask: pb::BuildEnvironment,
+    bound: Duration,
     up: UnboundedSender<pb::AgentMessage>,
 ) {
-    let told = Told { request_id: ask.request_id, up };
+    let told = Told { request_id: ask.request_id, bound, up };
     told.report(Vec::new(), None);
     let started = Instant::now();
     let made = made(&node, services, &places, ask, &told).await;
@@ -67,7 +74,7 @@ async fn made(
     services: Option<Arc<Services>>,
     places: &Semaphore,
     ask: pb::BuildEnvironment,
-    log: &dyn BuildLog,
+    log: &Told,
 ) -> Result<String, String> {
     let Ok(_place) = places.try_acquire() else {
         return Err(format!("it builds {MOST} environments already; try again when one is ready"));
@@ -79,6 +86,9 @@ async fn made(
         .try_into()
         .map_err(|error| format!("cannot read what the environment is made of: {error}"))?;
     let wanted = Wanted::Inline { environment, images };
-    let made = surroundings(node, &services, &wanted, log).await;
+    let made = surroundings(node, &services, &wanted, log);
+    // A job that has joined one of its builds waits on until that one's own bound.
+    let made = tokio::time::timeout(log.bound, made).await;
+    let made = made.unwrap_or(Err(Error::Slow { bound: log.bound }));
     made.map(|made| made.description()).map_err(|error| chain(&error))
 }

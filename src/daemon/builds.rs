@@ -1,9 +1,7 @@
 //! Environments that nodes make ready before a job needs them: each is asked over its session, and what it
 //! tells is brought to who asked.
 
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use atelier_core::id::NodeName;
@@ -11,7 +9,9 @@ use atelier_core::spec::InlineEnvironment;
 use atelier_proto::agent::v1::BuildReport;
 use atelier_proto::environment::v1::{BuildResult, NodeBuild};
 use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
 
+use super::asked::Asked;
 use super::effects::ToNode;
 use super::handle::{self, Handle};
 
@@ -26,18 +26,7 @@ const FOLLOWED: usize = 1000;
 #[derive(Clone)]
 pub struct Builds {
     handle: Handle,
-    asked: Arc<Asked>,
-}
-
-#[derive(Default)]
-struct Asked {
-    last: AtomicU64,
-    open: Mutex<HashMap<u64, Asker>>,
-}
-
-struct Asker {
-    node: NodeName,
-    reports: mpsc::Sender<BuildReport>,
+    asked: Arc<Asked<mpsc::Sender<BuildReport>>>,
 }
 
 /// Why a node's build is not followed to its end.
@@ -53,7 +42,9 @@ enum Error {
     )]
     Silent,
     /// Too many are followed.
-    #[error("{FOLLOWED} builds are followed in this workspace already")]
+    #[error(
+        "{FOLLOWED} builds are followed in this workspace already; ask again when some are ready, or with fewer nodes"
+    )]
     Busy,
     /// The reactor failed.
     #[error(transparent)]
@@ -102,14 +93,13 @@ impl Builds {
         require_containers: bool,
         out: &mpsc::Sender<NodeBuild>,
     ) -> Result<(), Error> {
-        let request = self.asked.last.fetch_add(1, Ordering::Relaxed) + 1;
         let (sender, mut reports) = mpsc::channel(WAITING);
-        let _guard = self.asked.enter(request, Asker { node: node.clone(), reports: sender })?;
+        let is_full = |asked: &mut dyn Iterator<Item = &NodeName>| asked.count() >= FOLLOWED;
+        let place = self.asked.enter(node, sender, is_full).ok_or(Error::Busy)?;
         let environment = Box::new(environment);
-        let message = ToNode::Build { request, environment, require_containers };
-        if !self.handle.tell(node.clone(), message).await? {
-            return Err(Error::Away);
-        }
+        let message = ToNode::Build { request: place.request, environment, require_containers };
+        let session = self.handle.tell(node.clone(), message).await?.ok_or(Error::Away)?;
+        place.over(session);
         let mut report =
             tokio::time::timeout(BEGIN, reports.recv()).await.map_err(|_| Error::Silent)?;
         loop {
@@ -122,51 +112,28 @@ impl Builds {
         }
     }
 
-    /// Takes what a node tells. Whoever asked may have gone away, or be so slow that it is given up.
+    /// Takes what a node tells. Whoever asked may have gone away, or be so slow that progress is left out; the
+    /// result is not.
     pub fn told(&self, node: &NodeName, report: BuildReport) {
-        let request = report.request_id;
-        let mut open = self.asked.open();
-        if let Some(asker) = open.get(&request)
-            && &asker.node == node
-            && asker.reports.try_send(report).is_err()
-        {
-            open.remove(&request);
-        }
+        self.asked.told(node, report.request_id, |reports| match reports.try_send(report) {
+            Ok(()) => true,
+            Err(TrySendError::Full(last)) if last.result.is_some() => {
+                let reports = reports.clone();
+                // Ends when they have taken it, or are gone.
+                tokio::spawn(async move { reports.send(last).await });
+                true
+            }
+            Err(TrySendError::Full(_)) => true,
+            Err(TrySendError::Closed(_)) => false,
+        });
     }
 
-    /// A node's session ended: it tells nobody any more.
-    pub fn node_gone(&self, node: &NodeName) {
-        self.asked.open().retain(|_, asker| &asker.node != node);
+    /// A node's session ended: it tells nobody over it any more.
+    pub fn session_ended(&self, node: &NodeName, session: u64) {
+        self.asked.session_ended(node, session);
     }
 }
 
 fn of(node: &NodeName) -> NodeBuild {
     NodeBuild { node: node.to_string(), ..NodeBuild::default() }
-}
-
-impl Asked {
-    fn open(&self) -> MutexGuard<'_, HashMap<u64, Asker>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn enter(&self, request: u64, asker: Asker) -> Result<Guard<'_>, Error> {
-        let mut open = self.open();
-        if open.len() >= FOLLOWED {
-            return Err(Error::Busy);
-        }
-        open.insert(request, asker);
-        Ok(Guard { asked: self, request })
-    }
-}
-
-/// Forgets who asked when they no longer wait.
-struct Guard<'a> {
-    asked: &'a Asked,
-    request: u64,
-}
-
-impl Drop for Guard<'_> {
-    fn drop(&mut self) {
-        self.asked.open().remove(&self.request);
-    }
 }

@@ -1,14 +1,13 @@
 //! What nodes keep of what they built and fetched: each is asked over its session.
 
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use atelier_core::id::NodeName;
 use atelier_proto::compute::v1::{NodeCache, PruneNodeCacheRequest};
 use tokio::sync::oneshot;
 
+use super::asked::Asked;
 use super::effects::ToNode;
 use super::handle::{self, Handle};
 
@@ -21,18 +20,8 @@ const ASKERS: usize = 8;
 #[derive(Clone)]
 pub struct NodeCaches {
     handle: Handle,
-    asked: Arc<Asked>,
-}
-
-#[derive(Default)]
-struct Asked {
-    last: AtomicU64,
-    open: Mutex<HashMap<u64, Asker>>,
-}
-
-struct Asker {
-    node: NodeName,
-    answer: oneshot::Sender<NodeCache>,
+    /// `None` once it is given.
+    asked: Arc<Asked<Option<oneshot::Sender<NodeCache>>>>,
 }
 
 /// Why a node did not tell.
@@ -77,13 +66,18 @@ impl NodeCaches {
         node: NodeName,
         prune: Option<PruneNodeCacheRequest>,
     ) -> Result<NodeCache, Error> {
-        let request = self.asked.last.fetch_add(1, Ordering::Relaxed) + 1;
         let (answer, told) = oneshot::channel();
-        let _guard = self.asked.enter(request, Asker { node: node.clone(), answer })?;
-        let message = ToNode::AskCache { request, prune };
-        if !self.handle.tell(node.clone(), message).await? {
+        let is_full = |asked: &mut dyn Iterator<Item = &NodeName>| {
+            asked.filter(|other| **other == node).count() >= ASKERS
+        };
+        let Some(place) = self.asked.enter(&node, Some(answer), is_full) else {
+            return Err(Error::Busy(node));
+        };
+        let message = ToNode::AskCache { request: place.request, prune };
+        let Some(session) = self.handle.tell(node.clone(), message).await? else {
             return Err(Error::Away(node));
-        }
+        };
+        place.over(session);
         match tokio::time::timeout(ANSWER, told).await {
             Ok(Ok(cache)) => Ok(cache),
             Ok(Err(_)) => Err(Error::Away(node)),
@@ -93,43 +87,15 @@ impl NodeCaches {
 
     /// Takes a node's answer. Whoever asked may have gone away.
     pub fn told(&self, node: &NodeName, request: u64, cache: NodeCache) {
-        let mut open = self.asked.open();
-        if open.get(&request).is_some_and(|asker| &asker.node == node)
-            && let Some(asker) = open.remove(&request)
-        {
-            let _ = asker.answer.send(cache);
-        }
+        self.asked.told(node, request, |answer| {
+            // They may be gone.
+            let _ = answer.take().map(|answer| answer.send(cache));
+            true
+        });
     }
 
-    /// A node's session ended: it answers nobody any more.
-    pub fn node_gone(&self, node: &NodeName) {
-        self.asked.open().retain(|_, asker| &asker.node != node);
-    }
-}
-
-impl Asked {
-    fn open(&self) -> MutexGuard<'_, HashMap<u64, Asker>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn enter(&self, request: u64, asker: Asker) -> Result<Guard<'_>, Error> {
-        let mut open = self.open();
-        if open.values().filter(|other| other.node == asker.node).count() >= ASKERS {
-            return Err(Error::Busy(asker.node));
-        }
-        open.insert(request, asker);
-        Ok(Guard { asked: self, request })
-    }
-}
-
-/// Forgets who asked when they no longer wait.
-struct Guard<'a> {
-    asked: &'a Asked,
-    request: u64,
-}
-
-impl Drop for Guard<'_> {
-    fn drop(&mut self) {
-        self.asked.open().remove(&self.request);
+    /// A node's session ended: it answers nobody over it any more.
+    pub fn session_ended(&self, node: &NodeName, session: u64) {
+        self.asked.session_ended(node, session);
     }
 }

@@ -97,7 +97,7 @@ pub(super) enum Command {
     Provided(Provided),
     NodeLeft { node: NodeName, session: u64 },
     Heartbeat { node: NodeName, session: u64, at: i64, usage: BTreeMap<String, f64> },
-    Tell { node: NodeName, message: ToNode, heard: oneshot::Sender<bool> },
+    Tell { node: NodeName, message: ToNode, heard: oneshot::Sender<Option<u64>> },
     Look(Look),
     Stop(oneshot::Sender<()>),
 }
@@ -374,8 +374,9 @@ impl Handle {
         self.send(Command::Heartbeat { node, session, at, usage }).await
     }
 
-    /// Sends a node something that is no decision (following a log). `false`: it has no session.
-    pub async fn tell(&self, node: NodeName, message: ToNode) -> Result<bool, Error> {
+    /// Sends a node something that is no decision (following a log), over the session that is told;
+    /// `None`: it has none.
+    pub async fn tell(&self, node: NodeName, message: ToNode) -> Result<Option<u64>, Error> {
         let (heard, answer) = oneshot::channel();
         self.send(Command::Tell { node, message, heard }).await?;
         answer.await.map_err(|_| Error::Stopping)

@@ -255,7 +255,7 @@ impl LogHub {
         let process = place.rank % job.spec.commands_per_node();
         let message = ToNode::FollowLog { request, key, process, offset: place.offset, follow };
         let heard = self.handle.tell(node, message).await.map_err(|e| Some(e.into()))?;
-        if !heard || !self.still_there(job, place)? {
+        if heard.is_none() || !self.still_there(job, place)? {
             return Ok(false);
         }
         loop {

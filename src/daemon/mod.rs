@@ -1,6 +1,7 @@
 //! The daemon: one reactor that owns live state, and the effects around it.
 
 mod admission;
+mod asked;
 mod builds;
 mod caches;
 mod clock;

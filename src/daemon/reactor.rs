@@ -489,7 +489,8 @@ impl Reactor {
             }
             Command::Tell { node, message, heard } => {
                 let session = self.sessions.get(&node);
-                let sent = session.is_some_and(|session| session.outbox.send(message).is_ok());
+                let sent = session.filter(|session| session.outbox.send(message).is_ok());
+                let sent = sent.map(|session| session.id);
                 // The asker may have gone away.
                 let _ = heard.send(sent);
             }

@@ -256,8 +256,8 @@ async fn listen(
     // The daemon may be stopping.
     let _ = shared.handle.node_left(node.clone(), session).await;
     // Whoever asked before the reactor hears of it has been let in by now; later ones are turned away.
-    shared.caches.node_gone(&node);
-    shared.builds.node_gone(&node);
+    shared.caches.session_ended(&node, session);
+    shared.builds.session_ended(&node, session);
 }
 
 fn daemon_message(message: pb::daemon_message::Message) -> pb::DaemonMessage {

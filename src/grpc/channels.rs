@@ -153,7 +153,7 @@ impl Channels {
             waiting,
         })?;
         let order = ToNode::OpenChannel { channel: place.channel, key, open: Box::new(open) };
-        if !self.handle.tell(node.clone(), order).await.map_err(told)? {
+        if self.handle.tell(node.clone(), order).await.map_err(told)?.is_none() {
             return Err(Status::failed_precondition(format!(
                 "cannot enter the job: its node '{node}' has no session with the daemon now; look at \
                  'atelier node show {node}'"

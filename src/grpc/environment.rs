@@ -123,6 +123,7 @@ impl pb::environment_service_server::EnvironmentService for Service {
         request: Request<pb::BuildEnvironmentRequest>,
     ) -> Result<Response<Self::BuildEnvironmentStream>, Status> {
         use pb::build_environment_response::Message;
+        let by = caller(&request)?.principal;
         let pb::BuildEnvironmentRequest { environment, compute } = request.into_inner();
         let asset =
             environment.ok_or_else(|| Status::invalid_argument("environment: is required"))?;
@@ -133,6 +134,8 @@ impl pb::environment_service_server::EnvironmentService for Service {
             FoundEnvironment::Curated(curated) => curated.content.clone(),
         };
         let (compute, nodes) = self.ready_nodes(compute).await?;
+        let (name, count) = (asset.name.as_str(), nodes.len());
+        tracing::info!(environment = name, %compute, nodes = count, %by, "environment is built ahead of jobs");
         let told = self.0.builds.start(&nodes, &content, self.0.args.require_containers);
         let nodes = nodes.iter().map(ToString::to_string).collect();
         let environment = Some(describe(found));
@@ -148,24 +151,37 @@ impl pb::environment_service_server::EnvironmentService for Service {
 }
 
 impl Service {
-    /// The compute, the default one if it has no name, and those of its nodes that can be asked.
+    /// The compute, the default one if it has no name, and those of its nodes that are
+    /// ready and get jobs.
     async fn ready_nodes(&self, compute: String) -> Result<(String, Vec<NodeName>), Status> {
         let missing = no_compute(&compute);
         let found = self.0.handle.look(move |live, _| {
-            let name = match compute.as_str() {
-                "" => live.default_compute().clone(),
-                _ => live.computes().find(|known| known.name.as_str() == compute)?.name.clone(),
-            };
+            let found = match compute.as_str() {
+                "" => live.compute(live.default_compute()),
+                _ => live.computes().find(|known| known.name.as_str() == compute),
+            }?;
+            let name = found.name.clone();
+            let scaled = found.cluster.as_ref().filter(|_| found.is_scaled());
+            let may_be_empty = scaled.is_some_and(|cluster| cluster.min_instances == 0);
             let of_it = live.nodes().filter(|node| node.record.compute == name);
-            let ready = of_it.filter(|node| node.link == Link::Ready);
+            let stays = |node: &NodeName| {
+                live.instance(node).is_none_or(|instance| instance.state.takes_jobs())
+            };
+            let ready = of_it.filter(|node| {
+                node.link == Link::Ready && node.record.drain.is_none() && stays(&node.record.name)
+            });
             let mut nodes: Vec<NodeName> = ready.map(|node| node.record.name.clone()).collect();
             nodes.sort();
-            Some((name.to_string(), nodes))
+            Some((name.to_string(), nodes, may_be_empty))
         });
-        let (name, nodes) = found.await.map_err(told)?.ok_or(missing)?;
+        let (name, nodes, may_be_empty) = found.await.map_err(told)?.ok_or(missing)?;
         if nodes.is_empty() {
+            let remedy = match may_be_empty {
+                true => "set its min_instances, or let a job start a node",
+                false => "see 'atelier node list'",
+            };
             return Err(Status::failed_precondition(format!(
-                "compute '{name}' has no node that is ready, and so none to build on; see 'atelier node list'"
+                "compute '{name}' has no node that is ready for jobs, and so none to build on; {remedy}"
             )));
         }
         Ok((name, nodes))

@@ -84,9 +84,47 @@ fn a_build_that_nobody_follows_goes_on() {
     );
     let nodes = built(&cluster, &["slow", "--no-wait"]);
     assert_eq!(nodes[0]["state"], "Building", "{nodes}");
-    until("the installer asks the index", || slow.accept().ok());
+    let asked = until("the installer asks the index", || slow.accept().ok()).0;
     let entries = environments(&cluster, "local");
     assert_eq!(entries[0]["building"], true, "{entries:?}");
+    drop(asked);
+    drop(slow);
+    until("the build is over", || environments(&cluster, "local").is_empty().then_some(()));
+}
+
+#[test]
+fn a_build_that_hangs_is_ended() {
+    let cluster = Cluster::empty();
+    cluster.start_daemon();
+    cluster.start_agent(&Agent::new("local").with("--build-timeout=3s"));
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let index = format!("--index-url http://{}/simple", silent.local_addr().unwrap());
+    create(
+        &cluster,
+        &format!("name: hung\nconda_file: {{dependencies: [python, {{pip: ['{index}', six]}}]}}\n"),
+    );
+    let failed = cluster.atelier(["environment", "build", "hung"]).fails(1);
+    failed.says(&["took longer than 3 s", "--build-timeout"]);
+    until("nothing is built any more", || {
+        let is_built = |entry: &Value| entry["building"] == true;
+        (!environments(&cluster, "local").iter().any(is_built)).then_some(())
+    });
+    cluster.completed(&cluster.shell("echo the node goes on"));
+}
+
+#[test]
+fn nodes_that_get_no_jobs_build_nothing() {
+    let cluster = Cluster::empty();
+    cluster.start_daemon();
+    create(&cluster, "name: train\nconda_file: {dependencies: [python]}\n");
+    let words = ["environment", "build", "train"];
+    cluster.atelier(words).fails(1).says(&["no node that is ready", "atelier node list"]);
+    for node in ["one", "two"] {
+        cluster.start_agent(&Agent::new(node));
+    }
+    cluster.atelier(["node", "drain", "one", "--reason", "repair"]).ok();
+    let nodes = built(&cluster, &["train"]);
+    assert_eq!((nodes.as_array().unwrap().len(), &nodes[0]["node"]), (1, &json!("two")), "{nodes}");
 }
 
 #[test]

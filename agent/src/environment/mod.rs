@@ -156,6 +156,16 @@ pub enum Error {
         /// What the system said.
         reason: String,
     },
+    /// A build ahead of jobs that did not end.
+    #[error(
+        "the build of the environment was stopped: it took longer than {} s, the --build-timeout of this \
+         node's agent",
+        .bound.as_secs()
+    )]
+    Slow {
+        /// What it may take.
+        bound: Duration,
+    },
     /// The agent is stopping.
     #[error("the build of the environment was stopped")]
     Stopped,
@@ -184,6 +194,7 @@ impl Error {
             | Self::Registry { .. }
             | Self::Tool { .. }
             | Self::Io { .. }
+            | Self::Slow { .. }
             | Self::Stopped => Fault::Platform,
         }
     }
@@ -342,6 +353,11 @@ struct Shared {
 pub trait BuildLog: Send + Sync {
     /// One line, without its end.
     fn line(&self, text: &str);
+
+    /// How long a build may take that begins for this one, if there is a bound.
+    fn bound(&self) -> Option<Duration> {
+        None
+    }
 }
 
 /// What there is on this machine to build with.

@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -100,7 +101,7 @@ impl<T> Builds<T> {
 
 impl<T: Send + Sync + 'static> Builds<T> {
     /// Joins the build of `key`, or starts it, and waits for its end. A build whose last waiter
-    /// goes away is stopped.
+    /// goes away is stopped, and so is one that takes longer than the bound of who began it, whoever waits.
     pub(crate) async fn join<F>(
         self: &Arc<Self>,
         key: &str,
@@ -110,7 +111,7 @@ impl<T: Send + Sync + 'static> Builds<T> {
     where
         F: Future<Output = Result<T, Error>> + Send + 'static,
     {
-        let (Watched { mut lines, mut outcome }, _place) = self.attend(key, start);
+        let (Watched { mut lines, mut outcome }, _place) = self.attend(key, log.bound(), start);
         let mut shown = 0;
         loop {
             // Looked at before the lines, so that none is missed at the end.
@@ -138,6 +139,7 @@ impl<T: Send + Sync + 'static> Builds<T> {
     fn attend<F>(
         self: &Arc<Self>,
         key: &str,
+        bound: Option<Duration>,
         start: impl FnOnce(Reporter) -> F,
     ) -> (Watched<T>, Place<T>)
     where
@@ -159,7 +161,13 @@ impl<T: Send + Sync + 'static> Builds<T> {
         let builds = Arc::clone(self);
         let (owned_key, number) = (key.to_owned(), *count);
         let task = tokio::spawn(async move {
-            let ended = build.await.map(Arc::new);
+            let ended = match bound {
+                Some(bound) => {
+                    tokio::time::timeout(bound, build).await.unwrap_or(Err(Error::Slow { bound }))
+                }
+                None => build.await,
+            };
+            let ended = ended.map(Arc::new);
             builds.forget(&owned_key, number);
             sender.send_replace(Some(ended));
         });

@@ -413,7 +413,8 @@ impl Session {
     ) {
         let services = self.services.borrow().clone();
         let (node, places) = (self.node.clone(), self.builds.clone());
-        tokio::task::spawn_local(builds::build(node, services, places, ask, up.clone()));
+        let bound = self.args.build_timeout;
+        tokio::task::spawn_local(builds::build(node, services, places, ask, bound, up.clone()));
     }
 
     fn follow(&self, request: pb::FollowLog, client: &Client, followers: &mut JoinSet<()>) {
