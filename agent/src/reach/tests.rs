@@ -2,9 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::{
-    Daemon, METADATA, Urls, endpoints, is_metadata, made_of, name_servers, taken, tell,
-};
+use super::{Daemon, METADATA, Urls, endpoints, is_metadata, made_of, name_servers, taken, tell};
 use crate::cgroup::Rule;
 use crate::facts::Facts;
 
