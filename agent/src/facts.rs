@@ -6,6 +6,7 @@ use std::{env, fs, thread};
 
 use crate::args::AgentArgs;
 use crate::cgroup::Cgroups;
+use crate::environment::others_may_run;
 use crate::monitor::NodeSampler;
 
 /// What the daemon is told of this node.
@@ -30,6 +31,7 @@ pub(crate) fn gather(
     root: &Path,
     sampler: &mut NodeSampler,
     cgroups: &Cgroups,
+    for_others: bool,
 ) -> Facts {
     let cpus = thread::available_parallelism().map_or(1, usize::from) as u64;
     let folders = search_path();
@@ -41,7 +43,7 @@ pub(crate) fn gather(
         set("not_limited", missing);
     }
     set("kernel", rustix::system::uname().release().to_string_lossy().into_owned());
-    set("python", pythons(&folders).join(" "));
+    set("python", pythons(&folders, for_others).join(" "));
     set("architecture", env::consts::ARCH.to_owned());
     Facts {
         hostname: hostname(),
@@ -86,13 +88,18 @@ fn cgroup_version() -> &'static str {
     }
 }
 
-/// Versions of Python by the names of its programs (`python3.12`), without running any.
-fn pythons(folders: &[PathBuf]) -> Vec<String> {
+/// Versions of Python by the names of its programs (`python3.12`), without running any; where jobs have users of
+/// their own, those that everybody may run.
+fn pythons(folders: &[PathBuf], for_others: bool) -> Vec<String> {
     let mut versions: Vec<(u32, u32)> = folders
         .iter()
         .filter_map(|folder| fs::read_dir(folder).ok())
         .flatten()
-        .filter_map(|entry| version(entry.ok()?.file_name().to_str()?))
+        .filter_map(|entry| {
+            let path = entry.ok()?.path();
+            let version = version(path.file_name()?.to_str()?)?;
+            (!for_others || others_may_run(&path)).then_some(version)
+        })
         .collect();
     versions.sort_unstable();
     versions.dedup();

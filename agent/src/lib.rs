@@ -163,7 +163,7 @@ async fn serve(
         // They read environments and inputs, which are made from here on.
         rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     }
-    let mut facts = facts::gather(&args, &root, &mut sampler, &cgroups);
+    let mut facts = facts::gather(&args, &root, &mut sampler, &cgroups, users.is_some());
     let isolation = match isolated.map(|abilities| abilities.means) {
         Some(Means::UserNamespace | Means::Root) => "private",
         Some(Means::Rules) => "rules on files",

@@ -1,12 +1,12 @@
 //! Stands in place of ssh where `mpirun` starts processes on the other nodes of a job.
 //!
 //! ```text
-//! rank 0:  mpirun --> shell (HOST COMMAND…) --(command, MAC)--> member --> /bin/sh -c COMMAND   on HOST
-//!                                           <--(exit code)-----
+//! rank 0:  mpirun --> shell (HOST COMMAND…) --(command, MAC)----> member --> /bin/sh -c COMMAND   on HOST
+//!                                           <--(exit code, MAC)--
 //! ```
 //! Both ends are processes of the job: what a member runs, it runs within its own limits and its own view of
 //! the node. Only who knows the attempt's secret is obeyed, once: the member gives a number that nobody has
-//! seen before, and the MAC is of that and the command. What the command prints goes to its own member's log;
+//! seen before, and each MAC is of that, the member's rank and what is said. What the command prints goes to its own member's log;
 //! what MPI's processes print comes to `mpirun` by MPI's own ways.
 
 use std::ffi::OsString;
@@ -14,6 +14,7 @@ use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs as _};
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Command, ExitCode, Stdio};
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 #[cfg(test)]
@@ -37,6 +38,10 @@ const PAUSE: Duration = Duration::from_millis(250);
 /// When somebody who looks into the log is told what is waited for, and again.
 const SAID_AFTER: Duration = Duration::from_secs(30);
 const SAID_AGAIN: Duration = Duration::from_secs(600);
+/// Callers that a member listens to at once; more may call again.
+const CALLERS: usize = 64;
+/// Between two looks for a caller.
+const LOOK: Duration = Duration::from_millis(20);
 /// What ssh exits with if it, and not the command, failed.
 const FAILED: u8 = 255;
 
@@ -138,21 +143,21 @@ fn shell(job: &Job, arguments: impl Iterator<Item = String>) -> Result<ExitCode,
         return Err(Error::TooLong(host, command.len()));
     }
     let broken = |source| Error::Broken { rank, address: address.clone(), source };
-    let (mut stream, nonce) = reach(rank, &address);
-    let mut taken = [REFUSED];
-    ask(&mut stream, &job.key, &nonce, &command).map_err(broken)?;
-    read_within(&mut stream, &mut taken, Instant::now() + STEP).map_err(broken)?;
-    if taken != [TAKEN] {
-        return Err(Error::Refused { rank, address });
+    let (stream, nonce) = reach(rank, &address);
+    let mut talk = Talk { stream, nonce, rank, key: job.key };
+    talk.ask(&command).map_err(broken)?;
+    match talk.hear(Saying::Taken, Some(Instant::now() + STEP)) {
+        Ok(TAKEN) => {}
+        Err(error) if error.kind() != io::ErrorKind::InvalidData => return Err(broken(error)),
+        // Also one who cannot say it as only a member of this attempt can.
+        Ok(_) | Err(_) => return Err(Error::Refused { rank, address }),
     }
-    let mut code = [0];
-    stream.set_read_timeout(None).map_err(broken)?;
-    stream.read_exact(&mut code).map_err(broken)?;
-    if code != [0] {
-        let said = format!("what mpirun runs in member {rank} ended with exit code {}", code[0]);
+    let code = talk.hear(Saying::Ended, None).map_err(broken)?;
+    if code != 0 {
+        let said = format!("what mpirun runs in member {rank} ended with exit code {code}");
         let _ = writeln!(io::stderr(), "atelier: {said}; see that member's log");
     }
-    Ok(ExitCode::from(code[0]))
+    Ok(ExitCode::from(code))
 }
 
 /// A connection to a member that waits, however long it takes to be there: if it never is, the attempt ends.
@@ -207,24 +212,73 @@ fn read_within(stream: &mut TcpStream, mut buffer: &mut [u8], until: Instant) ->
     Ok(())
 }
 
-/// That a command comes from who knows the key, and answers this nonce.
-fn mac(key: &Key, nonce: &Nonce, command: &[u8]) -> blake3::Hash {
-    blake3::Hasher::new_keyed(key).update(nonce).update(command).finalize()
+/// A conversation of the head and a member. What is said in it holds for this rank and this nonce alone, and
+/// only who knows the key can say it.
+struct Talk {
+    stream: TcpStream,
+    nonce: Nonce,
+    rank: usize,
+    key: Key,
 }
 
-fn ask(stream: &mut TcpStream, key: &Key, nonce: &Nonce, command: &str) -> io::Result<()> {
-    let length = u32::try_from(command.len()).map_err(io::Error::other)?;
-    stream.write_all(&length.to_be_bytes())?;
-    stream.write_all(command.as_bytes())?;
-    stream.write_all(mac(key, nonce, command.as_bytes()).as_bytes())
+/// What can be said.
+#[derive(Clone, Copy)]
+enum Saying {
+    Command,
+    /// Whether it was taken.
+    Taken,
+    /// How it ended.
+    Ended,
+}
+
+impl Talk {
+    fn mac(&self, saying: Saying, words: &[u8]) -> blake3::Hash {
+        let rank = u32::try_from(self.rank).unwrap_or(u32::MAX).to_be_bytes();
+        let mut hasher = blake3::Hasher::new_keyed(&self.key);
+        hasher.update(&rank).update(&self.nonce).update(&[saying as u8]).update(words).finalize()
+    }
+
+    fn ask(&mut self, command: &str) -> io::Result<()> {
+        let length = u32::try_from(command.len()).map_err(io::Error::other)?;
+        let mac = self.mac(Saying::Command, command.as_bytes());
+        self.stream.write_all(&length.to_be_bytes())?;
+        self.stream.write_all(command.as_bytes())?;
+        self.stream.write_all(mac.as_bytes())
+    }
+
+    /// Says one byte to the head.
+    fn answer(&mut self, saying: Saying, byte: u8) -> io::Result<()> {
+        let mac = self.mac(saying, &[byte]);
+        self.stream.write_all(&[[byte].as_slice(), mac.as_bytes()].concat())
+    }
+
+    /// Hears one byte from the member, however long it takes where there is no `until`.
+    fn hear(&mut self, saying: Saying, until: Option<Instant>) -> io::Result<u8> {
+        let mut said = [0; 1 + blake3::OUT_LEN];
+        match until {
+            Some(until) => read_within(&mut self.stream, &mut said, until)?,
+            None => {
+                self.stream.set_read_timeout(None)?;
+                self.stream.read_exact(&mut said)?;
+            }
+        }
+        let [byte, mac @ ..] = said;
+        // Takes the same time for every wrong one.
+        match self.mac(saying, &[byte]) == blake3::Hash::from_bytes(mac) {
+            true => Ok(byte),
+            false => Err(io::ErrorKind::InvalidData.into()),
+        }
+    }
 }
 
 /// Waits for the command of the head, runs it and tells how it ended.
 fn member(job: &Job, mut arguments: impl Iterator<Item = String>) -> Result<ExitCode, Error> {
     let rank = arguments.next().and_then(|rank| rank.parse().ok()).ok_or(Error::NoCommand)?;
     let address = job.address(rank, &host_of(rank))?;
-    let listener = listen(&address).map_err(|source| Error::Listen { address, source })?;
-    let (mut stream, command) = next_command(&listener, &job.key);
+    let listener =
+        listen(&address).map_err(|source| Error::Listen { address: address.clone(), source })?;
+    let (mut talk, command) = next_command(&listener, rank, job.key)
+        .map_err(|source| Error::Listen { address, source })?;
     // One command is all that is taken.
     drop(listener);
     let run = Command::new("/bin/sh").arg("-c").arg(command).stdin(Stdio::null()).status();
@@ -232,7 +286,7 @@ fn member(job: &Job, mut arguments: impl Iterator<Item = String>) -> Result<Exit
     let code = status.code().or_else(|| Some(128 + status.signal()?)).unwrap_or(FAILED.into());
     let code = u8::try_from(code).unwrap_or(FAILED);
     // The head knows, and it decides what that means.
-    let told = stream.write_all(&[code]).is_ok();
+    let told = talk.answer(Saying::Ended, code).is_ok();
     Ok(ExitCode::from(if told { 0 } else { code }))
 }
 
@@ -246,44 +300,59 @@ fn listen(address: &str) -> io::Result<TcpListener> {
     })
 }
 
-/// The first command that comes from the head; whoever else calls is sent away.
-fn next_command(listener: &TcpListener, key: &Key) -> (TcpStream, String) {
+/// The first command that comes from the head; whoever else calls is sent away, and holds up nobody.
+fn next_command(listener: &TcpListener, rank: usize, key: Key) -> io::Result<(Talk, String)> {
+    listener.set_nonblocking(true)?;
+    let callers = Arc::new(());
+    let (sender, found) = mpsc::channel();
     loop {
-        let Ok((mut stream, _)) = listener.accept() else {
-            std::thread::sleep(PAUSE);
-            continue;
-        };
-        match take(&mut stream, key) {
-            Ok(Some(command)) => return (stream, command),
-            Ok(None) => drop(stream.write_all(&[REFUSED])),
-            // It may call again.
-            Err(_) => {}
+        match listener.accept() {
+            Ok((stream, _)) if Arc::strong_count(&callers) <= CALLERS => {
+                let (sender, caller) = (sender.clone(), callers.clone());
+                std::thread::spawn(move || {
+                    // Of a caller that hangs up or says nothing there is nothing to say; it may call again.
+                    if let Ok(Some(taken)) = take(stream, rank, key) {
+                        let _ = sender.send(taken);
+                    }
+                    drop(caller);
+                });
+            }
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(_) => std::thread::sleep(PAUSE),
+        }
+        if let Ok(taken) = found.recv_timeout(LOOK) {
+            return Ok(taken);
         }
     }
 }
 
 /// The command, if it is the head's.
-fn take(stream: &mut TcpStream, key: &Key) -> io::Result<Option<String>> {
+fn take(mut stream: TcpStream, rank: usize, key: Key) -> io::Result<Option<(Talk, String)>> {
     let until = Instant::now() + STEP;
+    stream.set_nonblocking(false)?;
     stream.set_write_timeout(Some(STEP))?;
     let mut nonce = Nonce::default();
     getrandom::fill(&mut nonce).map_err(io::Error::other)?;
     stream.write_all(&nonce)?;
     let mut length = [0; 4];
-    read_within(stream, &mut length, until)?;
+    read_within(&mut stream, &mut length, until)?;
     let length = u32::from_be_bytes(length) as usize;
+    let mut talk = Talk { stream, nonce, rank, key };
     if length > MAX_COMMAND {
+        talk.answer(Saying::Taken, REFUSED)?;
         return Ok(None);
     }
     let mut command = vec![0; length];
-    read_within(stream, &mut command, until)?;
+    read_within(&mut talk.stream, &mut command, until)?;
     let mut given = [0; blake3::OUT_LEN];
-    read_within(stream, &mut given, until)?;
-    // Takes the same time for every wrong one.
-    if mac(key, &nonce, &command) != blake3::Hash::from_bytes(given) {
-        return Ok(None);
+    read_within(&mut talk.stream, &mut given, until)?;
+    let is_heads = talk.mac(Saying::Command, &command) == blake3::Hash::from_bytes(given);
+    match String::from_utf8(command) {
+        Ok(command) if is_heads => {
+            talk.answer(Saying::Taken, TAKEN)?;
+            Ok(Some((talk, command)))
+        }
+        _ => talk.answer(Saying::Taken, REFUSED).map(|()| None),
     }
-    let Ok(command) = String::from_utf8(command) else { return Ok(None) };
-    stream.write_all(&[TAKEN])?;
-    Ok(Some(command))
 }

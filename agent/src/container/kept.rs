@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::RwLock;
 
 use super::image::Image;
-use super::{Containers, Kind, run};
+use super::{Containers, Kind, answer, run};
 use crate::bound;
 
 /// Folder of the notes.
@@ -129,10 +129,7 @@ impl Containers {
     /// What the runtime answers, nothing if it fails.
     async fn ask(&self, words: &[&str]) -> Vec<String> {
         let words: Vec<String> = words.iter().map(|&word| word.to_owned()).collect();
-        match run(&self.runtime().program, &words).await {
-            Ok(finished) if finished.status.success() => finished.tail,
-            _ => Vec::new(),
-        }
+        answer(&self.runtime().program, &words).await.unwrap_or_default()
     }
 
     /// Every image that was made here and is still there, by its key.

@@ -19,6 +19,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -186,9 +187,9 @@ impl Containers {
     pub(crate) async fn sweep(&self, known: impl Fn(u64) -> bool) {
         let Inner { runtime, owner, .. } = &*self.0;
         let Some(arguments) = command::list(runtime.kind, owner) else { return };
-        let Ok(finished) = run(&runtime.program, &arguments).await else { return };
+        let Some(names) = answer(&runtime.program, &arguments).await else { return };
         let prefix = self.prefix();
-        for name in finished.tail {
+        for name in names {
             let rest = name.strip_prefix(&prefix).and_then(|rest| rest.split('-').next());
             let Some(epoch) = rest.and_then(|epoch| epoch.parse().ok()) else { continue };
             if !known(epoch) {
@@ -272,6 +273,28 @@ async fn run(program: &Path, arguments: &[String]) -> std::io::Result<Finished> 
     let mut command = Command::new(program);
     command.args(arguments).current_dir("/");
     exec::run(command, &mut Silent).await
+}
+
+/// How long a runtime may take to tell what it has.
+const ANSWER: Duration = Duration::from_secs(60);
+/// Lines of an answer at most.
+const LINES: usize = 1 << 17;
+
+/// All lines that a runtime answers with, not only the last; `None` if it fails or does not answer.
+async fn answer(program: &Path, arguments: &[String]) -> Option<Vec<String>> {
+    struct Lines(Vec<String>);
+    impl exec::Watch for Lines {
+        fn line(&mut self, line: &str) {
+            if self.0.len() < LINES {
+                self.0.push(line.to_owned());
+            }
+        }
+    }
+    let mut command = Command::new(program);
+    command.args(arguments).current_dir("/");
+    let mut lines = Lines(Vec::new());
+    let finished = tokio::time::timeout(ANSWER, exec::run(command, &mut lines)).await;
+    finished.is_ok_and(|ended| ended.is_ok_and(|ended| ended.status.success())).then_some(lines.0)
 }
 
 fn failed(operation: &str, error: &std::io::Error) -> Error {

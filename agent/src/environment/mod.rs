@@ -32,8 +32,8 @@ use build::Built;
 pub(crate) use installer::{Installer, variables};
 pub(crate) use keep::Kept;
 use keep::{Keep, Pin};
-pub(crate) use pythons::find_program;
 use pythons::{Known, Places, look};
+pub(crate) use pythons::{find_program, others_may_run};
 use shared::{Builds, Reporter};
 use uv::{Builder, Home};
 

@@ -158,7 +158,7 @@ pub(super) fn is_program(path: &Path) -> bool {
 }
 
 /// Whether every user may run this program, whichever way leads to it.
-fn others_may_run(path: &Path) -> bool {
+pub(crate) fn others_may_run(path: &Path) -> bool {
     use std::os::unix::fs::PermissionsExt as _;
     let Ok(real) = std::fs::canonicalize(path) else { return false };
     let may = |path: &Path| {

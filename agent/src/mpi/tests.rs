@@ -17,8 +17,8 @@ fn waits(key: Key) -> (String, thread::JoinHandle<String>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let member = thread::spawn(move || {
-        let (mut stream, command) = next_command(&listener, &key);
-        stream.write_all(&[3]).unwrap();
+        let (mut talk, command) = next_command(&listener, 1, key).unwrap();
+        talk.answer(Saying::Ended, 3).unwrap();
         command
     });
     (address, member)
@@ -42,11 +42,22 @@ fn nobody_else_is_obeyed_and_the_head_still_is() {
     let refused = shell(&job(&address, [8; 32]), words("member-1 touch /tmp/no"));
     assert!(matches!(refused, Err(Error::Refused { rank: 1, .. })), "{refused:?}");
     // What was heard before, of another conversation.
-    let (mut stream, _) = connect(&address).unwrap();
-    ask(&mut stream, &key, &[0; 32], "touch /tmp/no").unwrap();
+    let talk = |rank: usize, heard: Option<Nonce>| {
+        let (stream, nonce) = connect(&address).unwrap();
+        Talk { stream, nonce: heard.unwrap_or(nonce), rank, key }
+    };
+    let mut again = talk(1, Some([0; 32]));
+    again.ask("touch /tmp/no").unwrap();
     let mut taken = [9];
-    stream.read_exact(&mut taken).unwrap();
+    again.stream.read_exact(&mut taken).unwrap();
     assert_eq!(taken, [REFUSED]);
+    // What is for another member.
+    let mut other = talk(2, None);
+    other.ask("touch /tmp/no").unwrap();
+    other.stream.read_exact(&mut taken).unwrap();
+    assert_eq!(taken, [REFUSED]);
+    // Callers that say nothing hold up nobody.
+    let silent: Vec<Talk> = (0..8).map(|_| talk(1, None)).collect();
     // A length beyond all bounds, and a caller that hangs up.
     let (mut stream, _) = connect(&address).unwrap();
     stream.write_all(&u32::MAX.to_be_bytes()).unwrap();
@@ -55,6 +66,23 @@ fn nobody_else_is_obeyed_and_the_head_still_is() {
     drop(connect(&address).unwrap());
     assert!(shell(&job(&address, key), words("member-1 true")).is_ok());
     assert_eq!(member.join().unwrap(), "true");
+    drop(silent);
+}
+
+#[test]
+fn an_impostor_in_a_members_place_is_not_believed() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let impostor = thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.write_all(&[5; 32]).unwrap();
+        stream.write_all(&[TAKEN; 1 + blake3::OUT_LEN]).unwrap();
+        // Until the head hangs up.
+        let _ = stream.read_to_end(&mut Vec::new());
+    });
+    let refused = shell(&job(&address, [7; 32]), words("member-1 true"));
+    assert!(matches!(refused, Err(Error::Refused { rank: 1, .. })), "{refused:?}");
+    impostor.join().unwrap();
 }
 
 #[test]
