@@ -192,19 +192,10 @@ const INSTEAD: [(&str, &str); 5] = [
     ("MLFLOW_TRACKING_TOKEN", ""),
 ];
 
-/// Keeps what an attempt left, if its command failed and somebody may want to know why. Before the daemon
-/// is told of its end.
-pub(super) fn keep(attempt: &Attempt, ended: &Ended) {
+/// Keeps what an attempt left of which [`would_keep`] says so. Before the daemon is told of its end.
+pub(super) fn keep(attempt: &Attempt) {
     let kept = &attempt.node.kept;
-    let wanted = attempt.spec.keep_failed.map(Duration::from_secs);
-    let time = wanted.unwrap_or(kept.usual);
-    if time.is_zero() || !has_failed(attempt, ended) || !can_be_entered(attempt) {
-        return;
-    }
-    let asked = wanted.is_some();
-    if !asked && !has_room(attempt.folder.path()) {
-        return;
-    }
+    let (time, asked) = (time_of(attempt), attempt.spec.keep_failed.is_some());
     // Of a job the newest is enough.
     let is_older = |(epoch, other): (&u64, &Sandbox)| {
         (other.key.job == attempt.key.job && other.key.epoch < attempt.key.epoch).then_some(*epoch)
@@ -229,10 +220,17 @@ pub(super) fn keep(attempt: &Attempt, ended: &Ended) {
     kept.add(attempt.key.clone(), attempt.assignment.rank, attempt.folder.clone(), record);
 }
 
-/// Whether what the attempt left is of the kind that is kept.
+/// Whether what the attempt left is kept: its command failed, somebody may want to know why, and there is room.
 pub(super) fn would_keep(attempt: &Attempt, ended: &Ended) -> bool {
-    let time = attempt.spec.keep_failed.map_or(attempt.node.kept.usual, Duration::from_secs);
-    !time.is_zero() && has_failed(attempt, ended) && can_be_entered(attempt)
+    let asked = attempt.spec.keep_failed.is_some();
+    !time_of(attempt).is_zero()
+        && has_failed(attempt, ended)
+        && can_be_entered(attempt)
+        && (asked || has_room(attempt.folder.path()))
+}
+
+fn time_of(attempt: &Attempt) -> Duration {
+    attempt.spec.keep_failed.map_or(attempt.node.kept.usual, Duration::from_secs)
 }
 
 /// Whether its command ran and failed by its own doing.

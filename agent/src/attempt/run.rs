@@ -31,7 +31,7 @@ pub(crate) async fn run(attempt: Attempt, from: Decision) {
         Ok(ended) => {
             attempt.log_complete.send_replace(true);
             if may_be_kept(&attempt, &ended).await {
-                kept::keep(&attempt, &ended);
+                kept::keep(&attempt);
             }
             attempt.report(Phase::Ended(ended));
         }
