@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::*;
 
 mod asset;
+mod bounds;
 mod compute;
 mod data;
 mod diagnostics;
@@ -113,4 +114,14 @@ pub(super) fn short(diagnostic: &Diagnostic) -> String {
     });
     let help = help.as_ref().map_or_else(String::new, |help| format!(" | {help}"));
     format!("{place}{message}{help}")
+}
+
+/// `yaml` is refused with exactly these messages, each as [`short`] shows it.
+#[track_caller]
+fn check(yaml: &str, expected: &str) {
+    let found = match parse(yaml) {
+        Ok(parsed) => format!("accepted: {:?}", parsed.job),
+        Err(errors) => errors.iter().map(short).collect::<Vec<_>>().join("\n"),
+    };
+    assert_eq!(found, expected, "for\n{yaml}");
 }
