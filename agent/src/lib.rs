@@ -50,6 +50,7 @@ use crate::attempt::{Node, Spares};
 use crate::cgroup::{Cgroups, DiskRate, NodeLimits};
 use crate::container::Containers;
 use crate::disk::Reserve;
+use crate::environment::Confinement;
 use crate::gpu::Devices;
 use crate::isolation::{Abilities, Means, Users};
 use crate::monitor::{Monitor, NodeSampler};
@@ -157,6 +158,7 @@ async fn serve(
     let devices = Arc::new(Devices::new(gpus, owners, most));
     let mut sampler = NodeSampler::new(root.clone());
     let cgroups = find_cgroups(&args, &name, &root, &mut sampler, devices.guarded())?;
+    let cgroups = Arc::new(cgroups);
     let (isolated, not_isolated) = isolate(&args, &root)?;
     let users = users(&args, isolated);
     if users.is_some() {
@@ -192,6 +194,15 @@ async fn serve(
     let (connected, connected_seen) = watch::channel(false);
     let (news_sender, news) = mpsc::unbounded_channel();
     let (monitor, monitor_handle) = Monitor::new(devices.clone(), args.monitor_interval, clients);
+    machine.confinement = Some(Confinement {
+        root: root.clone(),
+        abilities: isolated,
+        users: users.clone(),
+        cgroups: cgroups.clone(),
+        devices: devices.clone(),
+        masked: args.token_file.iter().cloned().collect(),
+        hidden: hidden_from_builds(&root, users.is_some(), containers.as_ref(), &services_seen),
+    });
     let spares = root.join("spares");
     let spares = Spares::new(spares.clone()).map_err(|source| Error::Folder {
         path: spares,
@@ -289,6 +300,23 @@ async fn serve(
     letting_go.abort();
     watching.abort();
     ended.map_err(|error| Error::Session(session::chain(&error)))
+}
+
+/// What of the node no build sees: now, since the daemon may come to be on this machine.
+fn hidden_from_builds(
+    root: &Path,
+    as_another: bool,
+    containers: Option<&Containers>,
+    services: &watch::Receiver<Option<Arc<attempt::Services>>>,
+) -> Arc<dyn Fn() -> Vec<PathBuf> + Send + Sync> {
+    let (root, services) = (root.to_owned(), services.clone());
+    let containers = containers.map(|all| all.runtime().folders.clone()).unwrap_or_default();
+    Arc::new(move || {
+        let daemon = services.borrow().as_ref().and_then(|services| services.home.clone());
+        let mut hidden = attempt::hidden(&root, as_another, daemon);
+        hidden.extend(containers.iter().cloned());
+        hidden
+    })
 }
 
 /// The place of this agent's attempts among the machine's control groups, with all that is asked of them.

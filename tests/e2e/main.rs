@@ -29,6 +29,7 @@ mod exec;
 mod gangs;
 mod gpus;
 mod images;
+mod installs;
 mod io;
 mod isolation;
 mod jobs;

@@ -208,15 +208,10 @@ fn view(
     readable.extend(linked_inputs(attempt));
     readable.extend(distribution::needed(attempt));
     readable.extend(NEEDED.map(PathBuf::from));
-    let mut hidden = vec![node.root.clone()];
-    hidden.extend(user.as_ref().and_then(|_| isolation::closed_above(&node.root)));
-    hidden.extend(daemon);
-    hidden.extend(SOCKETS.map(PathBuf::from));
-    if !rustix::process::geteuid().is_root() {
-        hidden.push(SSH.into());
-    }
+    let containers = node.containers.iter().flat_map(|all| all.runtime().folders.iter());
+    let mut hidden = hidden(&node.root, user.is_some(), daemon);
     // In there are other jobs' files and variables.
-    hidden.extend(node.containers.iter().flat_map(|all| all.runtime().folders.iter().cloned()));
+    hidden.extend(containers.cloned());
     Ok(View {
         hidden,
         masked: node.token_file.iter().cloned().collect(),
@@ -230,11 +225,24 @@ fn view(
     })
 }
 
+/// Folders of this node that are empty for who is not the agent: its own, and the `daemon`'s. `as_another`:
+/// where it is another user than the agent's.
+pub(crate) fn hidden(root: &Path, as_another: bool, daemon: Option<PathBuf>) -> Vec<PathBuf> {
+    let mut hidden = vec![root.to_owned()];
+    hidden.extend(as_another.then(|| isolation::closed_above(root)).flatten());
+    hidden.extend(daemon);
+    hidden.extend(SOCKETS.map(PathBuf::from));
+    if !rustix::process::geteuid().is_root() {
+        hidden.push(SSH.into());
+    }
+    hidden
+}
+
 /// Where services listen: connecting changes no file, and some of them would start programs for the job that
 /// are not the job's.
 const SOCKETS: [&str; 5] = ["/run", "/var/run", "/var/snap/lxd", "/var/lib/lxd", "/var/lib/incus"];
 /// What of it programs need: to find the addresses of hosts, and where NixOS has its programs and drivers.
-const NEEDED: [&str; 5] = [
+pub(crate) const NEEDED: [&str; 5] = [
     "/run/systemd/resolve",
     "/run/nscd",
     "/run/current-system",

@@ -45,10 +45,11 @@ mod variables;
 
 pub(crate) use folder::Folder;
 pub(crate) use kept::{Kept, let_go, make_room, watch as watch_kept};
-pub(crate) use launch::some_need_control;
+pub(crate) use launch::{NEEDED, hidden, some_need_control};
 pub(crate) use prepare::{images, surroundings};
 pub(crate) use problem::{of as problem_of, problem as make_problem};
 pub(crate) use reattach::{Decision, Loss, decide, end_forgotten, look};
+pub(crate) use remove::remove_tree;
 pub(crate) use run::run;
 pub(crate) use spares::Spares;
 pub(crate) use variables::{MARK, inherited};
@@ -68,7 +69,7 @@ pub(crate) struct Node {
     /// See [`inherited`].
     pub(crate) inherited: BTreeMap<String, String>,
     pub(crate) launcher: Launcher,
-    pub(crate) cgroups: Cgroups,
+    pub(crate) cgroups: Arc<Cgroups>,
     pub(crate) lease: Lease,
     pub(crate) lease_path: PathBuf,
     /// How often the lease has run out.

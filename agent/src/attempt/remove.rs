@@ -14,7 +14,7 @@ use rustix::io::Errno;
 const DEPTH: usize = 64;
 
 /// Removes a tree; one that is not there is fine. Links are not followed.
-pub(super) fn remove_tree(path: &Path) -> io::Result<()> {
+pub(crate) fn remove_tree(path: &Path) -> io::Result<()> {
     let name = CString::new(path.as_os_str().as_bytes())?;
     let removed = match open(CWD, &name) {
         Err(Errno::NOENT) => return Ok(()),

@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -176,6 +177,38 @@ impl Cgroup {
     pub(crate) fn remove(&self) -> io::Result<()> {
         let removed = self.groups.iter().map(|group| remove(&group.folder));
         removed.fold(Ok(()), Result::and)
+    }
+}
+
+/// Groups that are gone when this is dropped, with all that is in them.
+#[derive(Debug)]
+pub(crate) struct Passing(pub(super) Cgroup);
+
+impl Passing {
+    pub(crate) fn groups(&self) -> &Cgroup {
+        &self.0
+    }
+}
+
+impl Drop for Passing {
+    fn drop(&mut self) {
+        self.0.kill();
+        if self.0.remove().is_ok() {
+            return;
+        }
+        let groups = std::mem::take(&mut self.0);
+        // What was killed takes an instant to be gone.
+        let removing = std::thread::Builder::new().name("build-groups".into());
+        let _ = removing.spawn(move || {
+            for _ in 0..100 {
+                std::thread::sleep(Duration::from_millis(20));
+                groups.kill();
+                if groups.remove().is_ok() {
+                    return;
+                }
+            }
+            tracing::warn!(?groups, "what a build left cannot be killed");
+        });
     }
 }
 

@@ -24,7 +24,7 @@ mod tests;
 mod unified;
 mod usage;
 
-pub(crate) use group::Cgroup;
+pub(crate) use group::{Cgroup, Passing};
 use group::{Group, Version};
 pub(crate) use guard::{DeviceNode, Rule, Rules};
 pub(crate) use io_rate::DiskRate;
@@ -280,6 +280,12 @@ impl Cgroups {
         Limits { memory: Some(memory), ..own }
     }
 
+    /// What one build may use: CPU as a job with one, and half of the memory that jobs have here.
+    fn limits_of_build(&self) -> Limits {
+        let own = Limits::of(1000, 0, &self.node);
+        Limits { memory: Some(self.node.memory / 2), ..own }
+    }
+
     /// Makes the groups of an attempt, in which nobody can open what is `denied`; those of an earlier try
     /// at starting it are made anew.
     pub(crate) fn create(
@@ -288,9 +294,30 @@ impl Cgroups {
         limits: &Limits,
         denied: &[DeviceNode],
     ) -> io::Result<Option<Cgroup>> {
+        self.create_named(&epoch.to_string(), limits, denied)
+    }
+
+    /// Makes the groups of what is built for attempts; the number is of this process, and no other build of it
+    /// has it. They are gone when what is returned is dropped, with all that is in them.
+    pub(crate) fn create_for_build(
+        &self,
+        number: u64,
+        denied: &[DeviceNode],
+    ) -> io::Result<Option<Passing>> {
+        let name = format!("{BUILD}{}-{number}", std::process::id());
+        let made = self.create_named(&name, &self.limits_of_build(), denied)?;
+        Ok(made.map(Passing))
+    }
+
+    fn create_named(
+        &self,
+        name: &str,
+        limits: &Limits,
+        denied: &[DeviceNode],
+    ) -> io::Result<Option<Cgroup>> {
         let mut made = Cgroup::default();
         for parent in &self.parents {
-            let group = parent.group(epoch);
+            let group = parent.group(name);
             let first = make_folder(&group.folder).or_else(|error| match error.kind() {
                 // Another agent's tidying took the parent while it was empty.
                 io::ErrorKind::NotFound => {
@@ -316,17 +343,20 @@ impl Cgroups {
         for parent in &self.parents {
             let Ok(entries) = fs::read_dir(&parent.folder) else { continue };
             for name in entries.filter_map(|entry| Some(entry.ok()?.file_name())) {
-                let Some(epoch) = name.to_str().and_then(|name| name.parse().ok()) else {
-                    continue;
+                let Some(name) = name.to_str() else { continue };
+                let is_stray = match name.parse() {
+                    Ok(epoch) => !known(epoch),
+                    // An agent's builds end with it.
+                    Err(_) => name.starts_with(BUILD),
                 };
-                if known(epoch) {
+                if !is_stray {
                     continue;
                 }
-                let stray = Cgroup { groups: vec![parent.group(epoch)] };
+                let stray = Cgroup { groups: vec![parent.group(name)] };
                 if stray.kill() {
                     tracing::warn!(
-                        epoch,
-                        "killed what was left of an attempt that is not known here"
+                        name,
+                        "killed what was left of an attempt or a build that is not known here"
                     );
                 }
                 let _ = stray.remove();
@@ -340,9 +370,9 @@ impl Parent {
         self.controllers.iter().any(|name| name == controller)
     }
 
-    fn group(&self, epoch: u64) -> Group {
+    fn group(&self, name: &str) -> Group {
         Group {
-            folder: self.folder.join(epoch.to_string()),
+            folder: self.folder.join(name),
             version: self.version,
             controllers: self.controllers.clone(),
         }
@@ -384,6 +414,8 @@ impl Parent {
 /// Whether a group of version 2 dies as a whole when one of its processes is killed for want of memory.
 const OOM_GROUP: &str = "memory.oom.group";
 
+/// How the names of builds' groups begin.
+const BUILD: &str = "build-";
 /// How the names of parents begin.
 const PREFIX: &str = "atelier-";
 

@@ -10,6 +10,8 @@ use std::time::Instant;
 use atelier_core::environment::{Installed, PythonVersion, Recipe};
 use serde::{Deserialize, Serialize};
 
+use super::confine::Confinement;
+use super::install::{Contents, Installation, Place};
 use super::lock;
 use super::shared::Reporter;
 use super::uv::Home;
@@ -114,6 +116,7 @@ impl Drop for Temporary {
 /// Builds the environment of `key`, unless another process has done so meanwhile.
 pub(super) async fn build(
     home: Home,
+    confinement: Option<Confinement>,
     key: String,
     python: Installed,
     recipe: Recipe,
@@ -145,10 +148,18 @@ pub(super) async fn build(
             let _ = fs::remove_dir_all(entry.path());
         }
     }
-    let packages = home
-        .install(&builder, &python, &recipe, &temporary.0, &reporter)
-        .await
-        .map_err(|error| disk_full(error, &root))?;
+    let place = enter(&home, confinement, &key, &temporary.0).await?;
+    let installation = Installation {
+        home: &home,
+        builder: &builder,
+        python: &python,
+        recipe: &recipe,
+        into: &temporary.0,
+        place: &place,
+        reporter: &reporter,
+    };
+    let Contents { packages, built: code_ran } =
+        installation.run().await.map_err(|error| disk_full(error, &root))?;
     let built = Built {
         version: 1,
         python: python.version,
@@ -162,7 +173,14 @@ pub(super) async fn build(
     let moved = {
         let from = temporary.0.clone();
         let built = built.clone();
-        tokio::task::spawn_blocking(move || publish(&from, &built)).await
+        tokio::task::spawn_blocking(move || {
+            if let Place::Confined(place) = place {
+                let secured = place.secure(code_ran);
+                secured.map_err(|error| Error::io("finish", &from, &error))?;
+            }
+            publish(&from, &built)
+        })
+        .await
     };
     match moved {
         Ok(result) => result?,
@@ -175,6 +193,22 @@ pub(super) async fn build(
         built.packages.len()
     ));
     Ok(built)
+}
+
+/// Where the build's steps run.
+async fn enter(
+    home: &Home,
+    confinement: Option<Confinement>,
+    key: &str,
+    draft: &Path,
+) -> Result<Place, Error> {
+    let Some(confinement) = confinement else { return Ok(Place::Free) };
+    let (home, key, draft) = (home.clone(), key.to_owned(), draft.to_owned());
+    let entered = tokio::task::spawn_blocking(move || {
+        let entered = confinement.enter(&home, &key, &draft);
+        entered.map_err(|error| Error::io("make a place to build", &draft, &error))
+    });
+    entered.await.unwrap_or(Err(Error::Stopped)).map(Place::Confined)
 }
 
 /// An installer that fails in a file system without room fails for that, whatever it says.
@@ -193,7 +227,12 @@ fn publish(from: &Path, built: &Built) -> Result<(), Error> {
     let marker = from.join(MARKER);
     let measured = Built { bytes: Some(size(from, |_| true)), ..built.clone() };
     let write = || -> std::io::Result<()> {
-        let mut file = File::create(&marker)?;
+        // What was built may have put something of this name there.
+        match fs::remove_file(&marker) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut file = File::create_new(&marker)?;
         file.write_all(&serde_json::to_vec_pretty(&measured)?)?;
         // Everything on the file system, once, is cheaper than thousands of files one by one.
         rustix::fs::syncfs(&file)?;

@@ -1,13 +1,15 @@
 //! Runs one program of a build, line by line, so that it never outlives whoever wanted it.
 
+use std::future::Future;
 use std::io::{self, BufRead as _, BufReader, Read as _};
 use std::os::unix::process::CommandExt as _;
+use std::pin::pin;
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 /// Lines kept for an error message.
 const TAIL_LINES: usize = 200;
@@ -33,11 +35,6 @@ pub(crate) trait Watch: Send {
 pub(crate) struct Silent;
 impl Watch for Silent {
     fn line(&mut self, _: &str) {}
-}
-
-enum Event {
-    Line(String),
-    Ended(io::Result<ExitStatus>),
 }
 
 /// The running program's process group, until it is reaped.
@@ -78,58 +75,75 @@ pub(crate) async fn run(mut command: Command, watch: &mut dyn Watch) -> io::Resu
     }
     let running: Running = Arc::default();
     let _kill = KillOnDrop(Arc::clone(&running));
-    let (events, mut inbox) = mpsc::channel(256);
+    let (end, ended) = oneshot::channel();
     // A thread of its own that lives as long as the program: the kernel's death signal is tied to
     // the thread that started it, and threads of the runtime's pool come and go.
-    std::thread::Builder::new()
-        .name("environment-build".into())
-        .spawn(move || supervise(command, reader, &running, &events))?;
+    std::thread::Builder::new().name("environment-build".into()).spawn(move || {
+        let status = supervise(command, &running, || end.is_closed());
+        // Nobody may want to know any more.
+        let _ = end.send(status);
+    })?;
+    let ended = async {
+        let gone = |_| Err(io::Error::other("the thread that ran the program ended"));
+        ended.await.unwrap_or_else(gone)
+    };
+    follow(reader, ended, watch).await
+}
 
+/// Follows what a program says, until it has `ended` and nobody can say any more.
+///
+/// # Errors
+/// As `ended`.
+pub(crate) async fn follow(
+    reader: io::PipeReader,
+    ended: impl Future<Output = io::Result<ExitStatus>>,
+    watch: &mut dyn Watch,
+) -> io::Result<Finished> {
+    let (lines, mut inbox) = mpsc::channel(256);
+    std::thread::Builder::new()
+        .name("environment-lines".into())
+        .spawn(move || read_lines(reader, &lines))?;
     let mut tail = std::collections::VecDeque::new();
     let mut tick = tokio::time::interval(Duration::from_secs(1));
+    let mut ended = pin!(ended);
+    let (mut status, mut is_silent) = (None, false);
     loop {
+        match status {
+            Some(status) if is_silent => return Ok(Finished { status, tail: tail.into() }),
+            _ => {}
+        }
         tokio::select! {
-            event = inbox.recv() => match event {
-                Some(Event::Line(line)) => {
+            line = inbox.recv(), if !is_silent => match line {
+                Some(line) => {
                     watch.line(&line);
                     if tail.len() == TAIL_LINES {
                         tail.pop_front();
                     }
                     tail.push_back(line);
                 }
-                Some(Event::Ended(status)) => {
-                    return Ok(Finished { status: status?, tail: tail.into() });
-                }
-                None => return Err(io::Error::other("the thread that ran the program ended")),
+                None => is_silent = true,
             },
+            how = &mut ended, if status.is_none() => status = Some(how?),
             _ = tick.tick() => watch.tick(),
         }
     }
 }
 
+/// Runs the program to its end.
 fn supervise(
     mut command: Command,
-    reader: io::PipeReader,
     running: &Running,
-    events: &mpsc::Sender<Event>,
-) {
-    let mut child = match command.spawn() {
-        Ok(child) => child,
-        Err(error) => {
-            let _ = events.blocking_send(Event::Ended(Err(error)));
-            return;
-        }
-    };
+    is_unwanted: impl Fn() -> bool,
+) -> io::Result<ExitStatus> {
+    let mut child = command.spawn()?;
     // This side's copies of the pipe's writing end, so that the reader sees its end.
     drop(command);
     let group = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
     *running.lock().unwrap_or_else(PoisonError::into_inner) = group;
-    if events.is_closed() {
+    if is_unwanted() {
         // The caller left before it could know whom to kill.
         drop(KillOnDrop(Arc::clone(running)));
     }
-    let lines = events.clone();
-    let reading = std::thread::spawn(move || read_lines(reader, &lines));
     if let Some(pid) = group {
         // Waits without reaping: until the number is forgotten below it cannot mean another
         // process.
@@ -139,12 +153,10 @@ fn supervise(
     }
     // Whatever it left running goes with it; this also ends the output.
     drop(KillOnDrop(Arc::clone(running)));
-    let status = child.wait();
-    let _ = reading.join();
-    let _ = events.blocking_send(Event::Ended(status));
+    child.wait()
 }
 
-fn read_lines(reader: io::PipeReader, events: &mpsc::Sender<Event>) {
+fn read_lines(reader: io::PipeReader, lines: &mpsc::Sender<String>) {
     let mut reader = BufReader::new(reader);
     let mut line = Vec::new();
     loop {
@@ -155,7 +167,7 @@ fn read_lines(reader: io::PipeReader, events: &mpsc::Sender<Event>) {
                 let text = String::from_utf8_lossy(&line);
                 // A progress bar that redraws itself counts with its last state.
                 let text = text.trim_end().rsplit('\r').next().unwrap_or_default();
-                if events.blocking_send(Event::Line(text.to_owned())).is_err() {
+                if lines.blocking_send(text.to_owned()).is_err() {
                     return;
                 }
             }

@@ -32,10 +32,11 @@ const CERTIFICATES: [&str; 4] =
     ["SSL_CERT_FILE", "PIP_CERT", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"];
 /// Variables that name a file of settings, and where it lies for who does not set them: `~` is the home
 /// folder.
-const SETTINGS: [(&str, &[&str]); 3] = [
+const SETTINGS: [(&str, &[&str]); 4] = [
     ("UV_CONFIG_FILE", &["~/.config/uv/uv.toml", "/etc/uv/uv.toml"]),
     ("PIP_CONFIG_FILE", &["~/.config/pip/pip.conf", "~/.pip/pip.conf", "/etc/pip.conf"]),
     ("CONDARC", &["~/.condarc"]),
+    ("NETRC", &["~/.netrc"]),
 ];
 
 /// What installs packages, and with which settings.
@@ -73,7 +74,7 @@ impl Environments {
     }
 }
 
-fn settings(
+pub(super) fn settings(
     all: impl Iterator<Item = (std::ffi::OsString, std::ffi::OsString)>,
 ) -> BTreeMap<String, String> {
     let mut kept: BTreeMap<String, String> = all
@@ -90,7 +91,7 @@ fn settings(
     kept
 }
 
-fn files(variable: impl Fn(&str) -> Option<String>) -> BTreeMap<&'static str, PathBuf> {
+pub(super) fn files(variable: impl Fn(&str) -> Option<String>) -> BTreeMap<&'static str, PathBuf> {
     let home = variable("HOME").unwrap_or_default();
     let given = |name: &str| variable(name).map(PathBuf::from);
     let certificates = CERTIFICATES.into_iter().map(|name| (name, given(name)));

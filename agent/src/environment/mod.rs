@@ -6,8 +6,10 @@
 //! place, marked complete and moved; a killed build leaves only what the next one removes.
 
 mod build;
+mod confine;
 pub(crate) mod exec;
 mod host;
+mod install;
 mod installer;
 mod keep;
 mod layer;
@@ -29,6 +31,7 @@ use tokio::sync::Mutex;
 
 pub use crate::data::Fault;
 use build::Built;
+pub(crate) use confine::Confinement;
 pub(crate) use installer::{Installer, variables};
 pub(crate) use keep::Kept;
 use keep::{Keep, Pin};
@@ -373,6 +376,8 @@ pub struct Machine {
     pub no_containers: String,
     /// Whether jobs run as other users than this process's: then they need a Python that others may run.
     pub for_others: bool,
+    /// How builds are kept from the rest of the node, where they are.
+    pub(crate) confinement: Option<Confinement>,
 }
 
 impl Machine {
@@ -398,6 +403,7 @@ impl Machine {
                 .collect(),
             no_containers: "this node has no container runtime".to_owned(),
             for_others: false,
+            confinement: None,
         }
     }
 }
@@ -416,6 +422,7 @@ struct Inner {
     /// When a Python could not be fetched, and why.
     unavailable: std::sync::Mutex<BTreeMap<String, (Instant, String)>>,
     no_containers: String,
+    confinement: Option<Confinement>,
     builds: Arc<Builds<Built>>,
     keep: Arc<Keep>,
 }
@@ -445,6 +452,7 @@ impl Environments {
     /// system, at most 50 GiB.
     pub fn bounded(root: PathBuf, machine: Machine, limit: Option<u64>) -> Self {
         build::clean(&root);
+        machine.confinement.iter().for_each(Confinement::clean);
         let keep = Arc::new(Keep::new(root.clone(), limit));
         let home = Home { root, path: machine.path.clone(), uv: machine.uv };
         let mut collections = machine.python_collections;
@@ -460,6 +468,7 @@ impl Environments {
             fetching: Mutex::default(),
             unavailable: std::sync::Mutex::default(),
             no_containers: machine.no_containers,
+            confinement: machine.confinement,
             builds: Arc::default(),
             keep,
         }))
@@ -531,6 +540,7 @@ impl Environments {
                     .join(&key, log, |reporter| {
                         build::build(
                             inner.home.clone(),
+                            inner.confinement.clone(),
                             key.clone(),
                             python.clone(),
                             recipe.clone(),

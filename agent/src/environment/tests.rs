@@ -421,10 +421,17 @@ async fn a_node_without_uv_gets_it_and_one_that_cannot_uses_pip() {
     let recipe = Recipe::from_conda(&json!({ "dependencies": [{ "pip": ["six==1.16.0"] }] }));
     let from = bench.folder.path().join("from");
     let reporter = Reporter::detached();
-    let packages = home
-        .install(&Builder::Pip, &python_here, &recipe.unwrap(), &from, &reporter)
-        .await
-        .unwrap();
+    let recipe = recipe.unwrap();
+    let installation = install::Installation {
+        home,
+        builder: &Builder::Pip,
+        python: &python_here,
+        recipe: &recipe,
+        into: &from,
+        place: &install::Place::Free,
+        reporter: &reporter,
+    };
+    let packages = installation.run().await.unwrap().packages;
     assert!(packages.contains(&"six==1.16.0".to_owned()), "{packages:?}");
     let to = bench.folder.path().join("to");
     build::rewrite_scripts(&from, &to).unwrap();

@@ -4,10 +4,10 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use atelier_core::environment::{Installed, Recipe};
+use atelier_core::environment::Installed;
 
-use super::exec::{self, Finished, Watch};
-use super::progress::{Progress, reason};
+use super::exec::{self, Finished};
+use super::progress::reason;
 use super::pythons::{find_program, is_program};
 use super::shared::Reporter;
 use super::{Error, lock};
@@ -63,7 +63,7 @@ pub(super) struct Home {
 }
 
 impl Home {
-    fn command(&self, program: impl AsRef<OsStr>) -> Command {
+    pub(super) fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new(program);
         // Away from any folder whose own configuration would count.
         command.current_dir(&self.root);
@@ -79,7 +79,7 @@ impl Home {
         command
     }
 
-    fn uv_command(&self, uv: &Path) -> Command {
+    pub(super) fn uv_command(&self, uv: &Path) -> Command {
         let mut command = self.command(uv);
         let set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
         if !set("UV_CACHE_DIR") {
@@ -99,8 +99,13 @@ impl Home {
         self.root.join(".pythons")
     }
 
+    /// Where the uv lies that was got from the package index.
+    pub(super) fn own_uv_folder(&self) -> PathBuf {
+        self.root.join(".uv")
+    }
+
     fn own_uv(&self) -> PathBuf {
-        self.root.join(".uv").join("bin").join("uv")
+        self.own_uv_folder().join("bin").join("uv")
     }
 
     /// The uv that is here already.
@@ -173,7 +178,7 @@ impl Home {
         if !is_program(&temporary.join("bin").join("uv")) {
             return Err("the package brought no program".into());
         }
-        let home = self.root.join(".uv");
+        let home = self.own_uv_folder();
         let _ = std::fs::remove_dir_all(&home);
         std::fs::rename(&temporary, &home).map_err(|error| error.to_string())
     }
@@ -195,112 +200,4 @@ impl Home {
             _ => reason,
         })
     }
-
-    /// Makes an empty environment and installs the recipe's packages; returns `name==version` of
-    /// each.
-    pub(super) async fn install(
-        &self,
-        builder: &Builder,
-        python: &Installed,
-        recipe: &Recipe,
-        into: &Path,
-        reporter: &Reporter,
-    ) -> Result<Vec<String>, Error> {
-        let mut make = match builder {
-            Builder::Uv(uv) => {
-                let mut make = self.uv_command(uv);
-                make.args(["venv", "--quiet", "--relocatable", "--no-project", "--python"]);
-                make.arg(&python.path);
-                make
-            }
-            Builder::Pip => {
-                let mut make = self.command(&python.path);
-                make.args(["-m", "venv"]);
-                make
-            }
-        };
-        if recipe.sees_host_packages {
-            make.arg("--system-site-packages");
-        }
-        make.arg(into);
-        let mut watch = Progress::new(reporter);
-        self.check("make a virtual environment", &mut watch, make, false).await?;
-        if recipe.requirements.is_empty() {
-            return Ok(Vec::new());
-        }
-
-        let requirements = into.join("requirements.txt");
-        std::fs::write(&requirements, recipe.requirements_file())
-            .map_err(|error| Error::io("write", &requirements, &error))?;
-        let inner_python = into.join("bin").join("python");
-        let mut install = match builder {
-            Builder::Uv(uv) => {
-                let mut install = self.uv_command(uv);
-                // As pip: the best version of all indexes, not the first index that has a name.
-                install.args(["pip", "install", "--index-strategy", "unsafe-best-match"]);
-                install.arg("--python").arg(&inner_python);
-                if recipe.prerelease {
-                    install.args(["--prerelease", "allow"]);
-                }
-                for host in &recipe.insecure_hosts {
-                    install.args(["--allow-insecure-host", host]);
-                }
-                install
-            }
-            Builder::Pip => {
-                let mut install = self.command(&inner_python);
-                install.args(["-m", "pip", "install", "--progress-bar", "off"]);
-                if recipe.prerelease {
-                    install.arg("--pre");
-                }
-                for host in &recipe.insecure_hosts {
-                    install.args(["--trusted-host", host]);
-                }
-                install
-            }
-        };
-        install.arg("-r").arg(&requirements);
-        self.check("install the packages", &mut watch, install, true).await?;
-        let mut packages = std::mem::take(&mut watch.packages);
-        if packages.is_empty() {
-            packages = installed_packages(into);
-        }
-        packages.sort();
-        Ok(packages)
-    }
-
-    async fn check(
-        &self,
-        operation: &str,
-        watch: &mut dyn Watch,
-        command: Command,
-        packages: bool,
-    ) -> Result<(), Error> {
-        let finished = exec::run(command, watch).await.map_err(|error| Error::Tool {
-            operation: operation.into(),
-            reason: error.to_string(),
-        })?;
-        if finished.status.success() {
-            return Ok(());
-        }
-        let mut reason = reason(&finished.tail);
-        if reason.is_empty() {
-            reason = finished.status.to_string();
-        }
-        Err(Error::of_installer(operation, reason, packages))
-    }
-}
-
-/// `name==version` of the packages in an environment, from the names of their metadata folders.
-fn installed_packages(environment: &Path) -> Vec<String> {
-    let libraries = std::fs::read_dir(environment.join("lib")).into_iter().flatten().flatten();
-    libraries
-        .flat_map(|lib| std::fs::read_dir(lib.path().join("site-packages")).into_iter().flatten())
-        .flatten()
-        .filter_map(|entry| {
-            let name = entry.file_name().into_string().ok()?;
-            let (name, version) = name.strip_suffix(".dist-info")?.rsplit_once('-')?;
-            Some(format!("{name}=={version}"))
-        })
-        .collect()
 }

@@ -20,6 +20,7 @@ use tokio_util::task::TaskTracker;
 use crate::attempt::Folder;
 use crate::cgroup::Cgroup;
 
+mod alone;
 mod channel;
 mod forward;
 mod helper;
@@ -32,6 +33,7 @@ mod terminal;
 mod tests;
 mod way;
 
+pub(crate) use alone::Alone;
 pub(crate) use channel::{Channel, answer};
 pub(crate) use helper::{ENTER, enter_to_code};
 

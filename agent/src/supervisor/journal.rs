@@ -26,7 +26,7 @@ pub(crate) const EXITED: &str = "exited.json";
 pub(super) const VERSION: u32 = 1;
 
 /// What a supervisor is to do.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Launch {
     pub(crate) version: u32,
     /// Absolute path of the program, then its arguments.
