@@ -297,6 +297,10 @@ impl Confined {
             (Role::Fetch, _) | (_, false) => self.packages.clone(),
         };
         variables.insert("UV_CACHE_DIR".to_owned(), text(packages.as_os_str()));
+        if packages != self.packages {
+            // As it would have to in the end, and would say so.
+            variables.insert("UV_LINK_MODE".to_owned(), "copy".to_owned());
+        }
         let launch = Launch {
             version: Launch::VERSION,
             environment: variables,

@@ -13,7 +13,7 @@ use atelier_core::environment::{Installed, Recipe};
 
 use super::confine::{Confined, Role};
 use super::exec::{self, Finished, Silent, Watch};
-use super::progress::{Progress, reason};
+use super::progress::{Progress, reason, scrub};
 use super::shared::Reporter;
 use super::uv::{Builder, Home};
 use super::{Error, Fault};
@@ -247,6 +247,10 @@ impl Installation<'_> {
         if finished.status.success() {
             return Ok(std::mem::take(&mut watch.packages));
         }
+        // The whole of what a compiler said does not fit into a reason.
+        if finished.tail.len() > FEW {
+            finished.tail.iter().for_each(|line| self.reporter.line(format!("  {}", scrub(line))));
+        }
         let mut reason = reason(&finished.tail);
         if reason.is_empty() {
             reason = finished.status.to_string();
@@ -295,6 +299,9 @@ fn must_be_built(line: &str) -> bool {
     };
     line.starts_with('-') || source.is_some_and(|address| !is_wheel(address))
 }
+
+/// As many last lines as a reason holds.
+const FEW: usize = 15;
 
 const MAKE: &str = "make a virtual environment";
 const INSTALL: &str = "install the packages";

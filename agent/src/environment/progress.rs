@@ -163,12 +163,19 @@ pub(crate) fn reason(tail: &[String]) -> String {
     }
     let words = scrub(&words.split_whitespace().collect::<Vec<_>>().join(" "));
     let tail = ", we can conclude that your requirements are unsatisfiable.";
-    let words = words.strip_suffix(tail).unwrap_or(&words);
-    let mut end = words.len().min(1500);
-    while !words.is_char_boundary(end) {
-        end -= 1;
+    shortened(words.strip_suffix(tail).unwrap_or(&words))
+}
+
+/// What failed is said first, and why last.
+fn shortened(words: &str) -> String {
+    const FIRST: usize = 300;
+    const LAST: usize = 700;
+    if words.len() <= FIRST + LAST {
+        return words.to_owned();
     }
-    words[..end].to_owned()
+    let (first, last) =
+        (words.floor_char_boundary(FIRST), words.ceil_char_boundary(words.len() - LAST));
+    format!("{} … {}", &words[..first], &words[last..])
 }
 
 #[cfg(test)]
@@ -197,6 +204,12 @@ mod tests {
              and you require six==99"
         );
         assert_eq!(of("one\ntwo"), "one two");
+        let long =
+            format!("error: Failed to build `a`\n{}\nno such header: ü.h", "ü ".repeat(2000));
+        let short = of(&long);
+        assert!(short.len() < 1100, "{short}");
+        assert!(short.starts_with("Failed to build `a` ü"), "{short}");
+        assert!(short.ends_with(" ü no such header: ü.h"), "{short}");
         assert_eq!(of(""), "");
     }
 
