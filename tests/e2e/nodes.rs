@@ -260,15 +260,10 @@ fn power_loss(found: Found) {
     }
     until("all are dead", || attempt_processes(&folder).is_empty().then_some(()));
     if found != Found::All {
-        let path = folder.join("started.json");
-        let mut started: serde_json::Value =
-            serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-        started["boot_id"] = "the-boot-before".into();
-        let started = serde_json::to_vec(&started).unwrap();
-        fs::write(&path, if found == Found::Torn { Vec::new() } else { started }).unwrap();
-        let boot = cluster.agent_data("local").join("boot.json");
-        assert!(boot.exists());
-        fs::write(boot, "\"the-boot-before\"").unwrap();
+        another_boot(&cluster, &folder);
+        if found == Found::Torn {
+            fs::write(folder.join("started.json"), "").unwrap();
+        }
     }
     fs::write(&may_end, "").unwrap();
     cluster.start_agent(&Agent::new("local"));
@@ -284,6 +279,60 @@ fn power_loss(found: Found) {
     assert_eq!(events.iter().filter(|event| event.status().is_final()).count(), 1);
     history.never_two_at_once();
     check_database(&cluster);
+}
+
+/// 11: a node loses its power while what a job left waits for the daemon; `settled`: long enough to be on the disk.
+fn power_loss_before_the_end_is_known(settled: bool) {
+    let cluster = Cluster::empty();
+    cluster.start_daemon();
+    // As on another machine than the daemon's: what the job left is stored through the daemon.
+    let agent = Agent::new("local").with("--no-shared-store");
+    cluster.start_agent(&agent);
+    let may_end = cluster.files().join("may-end");
+    let command = format!(
+        "echo kept > outputs/kept.txt; echo ready; while [ ! -e {} ]; do sleep 0.05; done",
+        may_end.display()
+    );
+    let job = cluster.create(&job_yaml(&command));
+    cluster.atelier(["job", "stream", &job, "-q"]).spawn().prints("ready");
+    let folder = only_attempt(&cluster, "local");
+    cluster.daemon(Process::kill);
+    fs::write(&may_end, "").unwrap();
+    until("the job has ended", || folder.join("exited.json").exists().then_some(()));
+    if settled {
+        until("it is on the disk", || folder.join("settled.json").exists().then_some(()));
+    }
+    cluster.agent("local", Process::kill);
+    assert_eq!(folder.join("settled.json").exists(), settled);
+    another_boot(&cluster, &folder);
+    cluster.start_daemon();
+    cluster.start_agent(&agent);
+    let ended = cluster.completed(&job);
+    assert_eq!(ended.attempt, if settled { 1 } else { 2 });
+    let artifacts = cluster.rpc().artifacts(&job);
+    assert!(artifacts.iter().any(|path| path == "outputs/kept.txt"), "{artifacts:?}");
+    check_database(&cluster);
+}
+
+/// As after another start of the machine.
+fn another_boot(cluster: &Cluster, folder: &Path) {
+    let path = folder.join("started.json");
+    let mut started: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    started["boot_id"] = "the-boot-before".into();
+    fs::write(&path, serde_json::to_vec(&started).unwrap()).unwrap();
+    let boot = cluster.agent_data("local").join("boot.json");
+    assert!(boot.exists());
+    fs::write(boot, "\"the-boot-before\"").unwrap();
+}
+
+#[test]
+fn f11_what_may_be_half_on_the_disk_is_not_published() {
+    power_loss_before_the_end_is_known(false);
+}
+
+#[test]
+fn f11_what_waits_for_the_daemon_outlasts_a_power_loss() {
+    power_loss_before_the_end_is_known(true);
 }
 
 #[test]

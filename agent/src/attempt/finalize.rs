@@ -4,6 +4,7 @@
 use std::fs;
 use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,6 +31,8 @@ use crate::supervisor::{EndedBy, Exited, LogError, Outcome, STARTED, Started};
 
 /// Tries of one upload while the daemon answers; while it does not, the node waits for it.
 const TRIES: u32 = 5;
+/// What is stored within this time is not put on the node's own disk before.
+const SOON: Duration = Duration::from_secs(5);
 /// Below this much free space a failed command is taken to have failed for lack of it.
 const FULL_BYTES: u64 = 1024 * 1024;
 /// How much of the log's end is searched for what the shell said.
@@ -87,7 +90,11 @@ pub(super) async fn finalize(attempt: &Attempt, end: End, sick: Option<Problem>)
     if !nothing_stored {
         let phase = Finalizing { at_ms: clock::now_ms(), exit: ended.exit };
         attempt.report(Phase::Finalizing(phase));
-        store(attempt, parts, &mut ended).await;
+        let mut storing = pin!(store(attempt, parts, &mut ended));
+        if tokio::time::timeout(SOON, &mut storing).await.is_err() {
+            settle(attempt).await;
+            storing.await;
+        }
     }
     ended.at_ms = clock::now_ms();
     // A report that a new agent would make again just so from the supervisor's record needs none
@@ -102,6 +109,16 @@ pub(super) async fn finalize(attempt: &Attempt, end: End, sick: Option<Problem>)
         }
     }
     ended
+}
+
+/// Puts what the attempt left on the disk: it waits for the daemon or the storage, and may have to outlast a power
+/// cut here.
+async fn settle(attempt: &Attempt) {
+    let (folder, epoch) = (attempt.folder.clone(), attempt.key.epoch);
+    let settled = tokio::task::spawn_blocking(move || folder.settle()).await;
+    if let Ok(Err(error)) = settled {
+        tracing::warn!(epoch, %error, "cannot put what an attempt left on the disk: after a power cut its job would run again");
+    }
 }
 
 fn of_exit(attempt: &Attempt, exited: &Exited, sick: Option<Problem>, ended: &mut Ended) {

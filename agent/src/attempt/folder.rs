@@ -19,6 +19,7 @@ use crate::record;
 pub(super) const ASSIGNMENT: &str = "assignment.pb";
 const ENDED: &str = "ended.pb";
 const CANCEL: &str = "cancel.json";
+const SETTLED: &str = "settled.json";
 const VERDICT: &str = "verdict.pb";
 pub(super) const LOG: &str = "std_log.txt";
 pub(super) const WORK: &str = "work";
@@ -177,8 +178,8 @@ impl Folder {
         pb::Problem::decode(bytes.as_slice()).ok()
     }
 
-    /// Puts everything that a report could be made of on the disk.
-    pub(crate) fn sync(&self) -> io::Result<()> {
+    /// Puts the records on the disk.
+    fn sync(&self) -> io::Result<()> {
         for entry in fs::read_dir(&self.path)? {
             let entry = entry?;
             if entry.file_type()?.is_file() {
@@ -186,6 +187,20 @@ impl Folder {
             }
         }
         File::open(&self.path)?.sync_all()
+    }
+
+    /// Puts all that the attempt left on the disk, and notes that it is there: files of another boot are taken
+    /// for whole only then.
+    pub(crate) fn settle(&self) -> io::Result<()> {
+        // Everything on the file system, once, is cheaper than thousands of files one by one.
+        rustix::fs::syncfs(File::open(&self.path)?)?;
+        record::write(&self.path, SETTLED, &true)?;
+        self.sync()
+    }
+
+    /// Whether [`Self::settle`] came to its end.
+    pub(super) fn is_settled(&self) -> bool {
+        matches!(record::read(&self.path, SETTLED), Ok(Some(true)))
     }
 
     /// Removes the folder and all in it.

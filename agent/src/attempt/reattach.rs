@@ -28,6 +28,8 @@ pub(crate) struct Facts {
     pub(crate) boot_id: String,
     /// The supervisor's last word.
     pub(crate) exited: Option<Exited>,
+    /// What the attempt left has reached the disk.
+    pub(crate) settled: bool,
 }
 
 /// What to do.
@@ -60,7 +62,12 @@ pub(crate) fn decide(facts: Facts) -> Decision {
         return Decision::Report(report);
     }
     if let Some(exited) = facts.exited {
-        return Decision::Finalize(exited);
+        let boot = facts.started.map(|started| started.boot_id);
+        // Of files that another boot wrote the end may be missing, and nothing says so.
+        return match facts.settled || boot.as_ref() == Some(&facts.boot_id) {
+            true => Decision::Finalize(exited),
+            false => Decision::Lost(Loss::Reboot),
+        };
     }
     let Some(started) = facts.started.filter(|started| !started.is_void()) else {
         return Decision::Prepare;
@@ -89,6 +96,7 @@ pub(crate) fn look(folder: &Folder, boot_id: &str) -> io::Result<Facts> {
         started,
         boot_id: boot_id.to_owned(),
         exited: record::read(folder.path(), EXITED)?,
+        settled: folder.is_settled(),
     })
 }
 

@@ -221,7 +221,7 @@ impl Registry {
                 entry.synced = true;
                 let folder = entry.folder.clone();
                 tokio::task::spawn_blocking(move || {
-                    if let Err(error) = folder.sync() {
+                    if let Err(error) = folder.settle() {
                         tracing::debug!(%error, "cannot sync an attempt's folder");
                     }
                 });
