@@ -38,8 +38,9 @@ pub(crate) fn busy() {
         }
     });
     let begin = Instant::now();
-    while supervisors().len() < JOBS {
-        assert!(begin.elapsed() < Duration::from_secs(60), "{} run", supervisors().len());
+    // Each attempt has two: the supervisor and the leader of its processes.
+    while processes().len() < 2 * JOBS {
+        assert!(begin.elapsed() < Duration::from_secs(60), "{} run", processes().len());
         std::thread::sleep(Duration::from_millis(50));
     }
     let agent = cluster.agent.as_ref().unwrap().id();
@@ -48,13 +49,16 @@ pub(crate) fn busy() {
     std::thread::sleep(Duration::from_secs(SECONDS));
     let cpu = (ticks(agent) - before) as f64 / SECONDS as f64;
     println!("agent with {JOBS} jobs: {:.1} MiB PSS, {cpu:.2} % of a core", pss(agent).unwrap());
-    let all: Vec<f64> = supervisors().into_iter().filter_map(pss).collect();
-    let sum: f64 = all.iter().sum();
-    println!("supervisor: {:.2} MiB PSS each ({} of them)", sum / all.len() as f64, all.len());
+    let all: Vec<f64> = processes().into_iter().filter_map(pss).collect();
+    let each = all.iter().sum::<f64>() / JOBS as f64;
+    println!(
+        "an attempt: {each:.2} MiB PSS beside its command ({} processes for {JOBS})",
+        all.len()
+    );
 }
 
 /// The processes that are called after an attempt.
-fn supervisors() -> Vec<u32> {
+fn processes() -> Vec<u32> {
     let pids = fs::read_dir("/proc")
         .unwrap()
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
@@ -88,17 +92,24 @@ pub(crate) fn attempt() {
         "user": if is_root { user } else { serde_json::Value::Null },
     });
     let launcher = Launcher::start();
-    for (name, view) in [("supervised", serde_json::Value::Null), ("and isolated", view)] {
+    let groups = Groups::find();
+    let none = serde_json::Value::Null;
+    for (name, view, groups) in [
+        ("supervised", none, None),
+        ("and isolated", view.clone(), None),
+        ("isolated and in control groups", view, groups),
+    ] {
         let attempt: PathBuf = folder.path().join(name);
         fs::create_dir(&attempt).unwrap();
         let launch = serde_json::json!({
             "version": 1, "program": "/bin/true", "arguments": [], "environment": {},
             "directory": "/", "log": attempt.join("log"), "log_limit": null, "grace_ms": 1000,
-            "view": view,
+            "view": view, "cgroup": groups.as_ref().map(Groups::record),
         });
         let p50 = time(&format!("`true` {name}"), RUNS, || {
             fs::write(attempt.join("launch.json"), launch.to_string()).unwrap();
             let begin = Instant::now();
+            groups.iter().for_each(Groups::make);
             launcher.run(&attempt);
             let took = begin.elapsed();
             let exited = fs::read_to_string(attempt.join("exited.json")).unwrap();
@@ -112,6 +123,56 @@ pub(crate) fn attempt() {
             took
         });
         println!("`true` {name}: {:.2} ms over fork and exec at p50", p50 - bare);
+    }
+}
+
+/// An attempt's control groups, as an agent makes them for each; the supervisor removes them.
+struct Groups(Vec<(PathBuf, &'static str, &'static str)>);
+
+impl Groups {
+    /// Those of the machine; `None` if they cannot be made.
+    fn find() -> Option<Self> {
+        let root = Path::new("/sys/fs/cgroup");
+        let v1 = [("memory", "memory.limit_in_bytes"), ("pids", "pids.max"), ("cpu", "cpu.shares")];
+        let v1 = v1.into_iter().map(|(name, limit)| (root.join(name), name, limit));
+        let found: Vec<_> =
+            v1.filter(|(folder, ..)| folder.join("cgroup.procs").exists()).collect();
+        let name = format!("atelier-bench-{}", std::process::id());
+        let all = match found.is_empty() {
+            true => vec![(root.join(&name), "v2", "memory.max")],
+            false => found
+                .into_iter()
+                .map(|(at, name_of, limit)| (at.join(&name), name_of, limit))
+                .collect(),
+        };
+        let groups = Self(all);
+        let can = groups.0.iter().all(|(folder, ..)| fs::create_dir(folder).is_ok());
+        groups.0.iter().for_each(|(folder, ..)| drop(fs::remove_dir(folder)));
+        if !can {
+            println!("no figure with control groups: they cannot be made here");
+        }
+        can.then_some(groups)
+    }
+
+    fn make(&self) {
+        for (folder, _, limit) in &self.0 {
+            fs::create_dir(folder).unwrap();
+            // A version 2 without controllers has no limits.
+            let value =
+                if *limit == "pids.max" || *limit == "cpu.shares" { "2048" } else { "1073741824" };
+            let _ = fs::write(folder.join(limit), value);
+        }
+    }
+
+    fn record(&self) -> serde_json::Value {
+        let groups = self.0.iter().map(|(folder, name, _)| {
+            let (version, controllers) = match *name {
+                "v2" => ("v2", vec!["memory", "pids", "cpu"]),
+                name => ("v1", vec![name]),
+            };
+            serde_json::json!({"folder": folder, "version": version, "controllers": controllers})
+        });
+        serde_json::json!({"groups": groups.collect::<Vec<_>>()})
     }
 }
 
