@@ -26,7 +26,7 @@ mod usage;
 
 pub(crate) use group::{Cgroup, Passing};
 use group::{Group, Version};
-pub(crate) use guard::{DeviceNode, Rule, Rules};
+pub(crate) use guard::{DeviceNode, Rule, Rules, Traffic};
 pub(crate) use io_rate::DiskRate;
 use mounts::{Hierarchy, Kind};
 pub(crate) use usage::Waited;

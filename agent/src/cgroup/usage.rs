@@ -1,8 +1,10 @@
 //! What the kernel has counted for an attempt so far.
 
 use std::fs;
+use std::io;
 
 use super::group::{Cgroup, Group, Version};
+use super::guard::Traffic;
 
 /// Counts of an attempt's groups; `None` where no group of this node counts it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -38,6 +40,15 @@ impl Cgroup {
             }
         }
         usage
+    }
+
+    /// Begins to count what the processes in the groups receive and send.
+    ///
+    /// # Errors
+    /// There is no group of version 2, or this process may not load BPF programs.
+    pub(crate) fn count_traffic(&self) -> io::Result<Traffic> {
+        let unified = self.groups.iter().find(|group| group.version == Version::V2);
+        Traffic::count(&unified.ok_or(io::ErrorKind::Unsupported)?.folder)
     }
 }
 

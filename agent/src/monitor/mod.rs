@@ -2,14 +2,14 @@
 //! are none.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use atelier_proto::agent::v1 as pb;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
-use crate::cgroup::Cgroup;
+use crate::cgroup::{Cgroup, Traffic};
 use crate::gpu::{Devices, Excess, GpuSample, Idle, Look, Share};
 use crate::session::Client;
 use crate::{clock, proc};
@@ -52,6 +52,9 @@ struct Watched {
     idle_since: watch::Sender<Option<i64>>,
     /// The groups that the job runs in.
     cgroup: Option<Cgroup>,
+    /// What it receives and sends, from the first look on: who is gone before has sent little. Nothing where
+    /// that cannot be counted.
+    traffic: Arc<OnceLock<Option<Traffic>>>,
     /// When samples were last made of it.
     before: tree::Totals,
     /// The last look.
@@ -116,6 +119,7 @@ impl Handle {
             excess,
             idle_since,
             cgroup,
+            traffic: Arc::default(),
             before: now,
             latest: now,
             recent_peak: 0,
@@ -196,18 +200,29 @@ fn look_at_gpus(devices: &Devices, indices: BTreeSet<u32>) -> BTreeMap<u32, Look
 }
 
 /// The totals of jobs, each from its groups or else from the process table, which is read once.
-fn look_at(jobs: &[(u64, i32, Option<Cgroup>)]) -> Vec<(u64, tree::Totals)> {
+fn look_at(jobs: &[Tree]) -> Vec<(u64, tree::Totals)> {
     let now = clock::boottime_ms();
     let mut all = None;
     jobs.iter()
-        .map(|(epoch, supervisor, cgroup)| {
+        .map(|Tree { epoch, supervisor, cgroup, traffic }| {
             let totals = cgroup.as_ref().and_then(|cgroup| tree::totals_of(cgroup, now));
             let totals = totals.unwrap_or_else(|| {
                 tree::totals(all.get_or_insert_with(proc::all), *supervisor, now)
             });
-            (*epoch, totals)
+            let count = || cgroup.as_ref()?.count_traffic().ok();
+            let traffic = traffic.get_or_init(count).as_ref();
+            let network_bytes = traffic.and_then(|traffic| traffic.bytes().ok());
+            (*epoch, tree::Totals { network_bytes, ..totals })
         })
         .collect()
+}
+
+/// One job's processes, as a look needs them.
+struct Tree {
+    epoch: u64,
+    supervisor: i32,
+    cgroup: Option<Cgroup>,
+    traffic: Arc<OnceLock<Option<Traffic>>>,
 }
 
 impl Watched {
@@ -365,11 +380,13 @@ impl Monitor {
 
     /// Looks at all jobs.
     async fn look(&mut self) {
-        let jobs: Vec<(u64, i32, Option<Cgroup>)> = self
-            .watched
-            .iter()
-            .map(|(epoch, watched)| (*epoch, watched.supervisor, watched.cgroup.clone()))
-            .collect();
+        let of = |(epoch, watched): (&u64, &Watched)| Tree {
+            epoch: *epoch,
+            supervisor: watched.supervisor,
+            cgroup: watched.cgroup.clone(),
+            traffic: watched.traffic.clone(),
+        };
+        let jobs: Vec<Tree> = self.watched.iter().map(of).collect();
         let indices =
             self.watched.values().flat_map(|watched| watched.gpus.indices.clone()).collect();
         let devices = self.devices.clone();

@@ -17,6 +17,8 @@ pub(crate) struct Totals {
     pub(crate) cached_bytes: Option<u64>,
     pub(crate) read_bytes: u64,
     pub(crate) written_bytes: u64,
+    /// Received from and sent to other machines, as far as it is told, since somebody looks.
+    pub(crate) network_bytes: Option<(u64, u64)>,
     /// For how long processes waited, as far as it is told.
     pub(crate) waited: Option<Waited>,
 }
@@ -59,6 +61,7 @@ pub(crate) fn totals_of(cgroup: &Cgroup, at_ms: u64) -> Option<Totals> {
         cached_bytes: usage.cached_bytes,
         read_bytes,
         written_bytes,
+        network_bytes: None,
         waited: usage.waited,
     })
 }
@@ -110,6 +113,12 @@ pub(crate) fn metrics(before: &Totals, now: &Totals, gpus: &[GpuSample]) -> BTre
     }
     set("disk_read_megabytes", now.read_bytes.saturating_sub(before.read_bytes) as f64 / MB);
     set("disk_write_megabytes", now.written_bytes.saturating_sub(before.written_bytes) as f64 / MB);
+    if let Some((received, sent)) = now.network_bytes {
+        let (before_received, before_sent) = before.network_bytes.unwrap_or_default();
+        let passed = |now: u64, before: u64| now.saturating_sub(before) as f64 / MB;
+        set("network_receive_megabytes", passed(received, before_received));
+        set("network_transmit_megabytes", passed(sent, before_sent));
+    }
     for (index, gpu) in gpus.iter().enumerate() {
         set(&format!("gpu_{index}_utilization_percentage"), gpu.utilization);
         set(&format!("gpu_{index}_memory_usage_megabytes"), gpu.memory_used_mib * 1.048_576);

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::watch::{Pace, watch};
 use super::{NODES, bar, heading, list, node_view, of_total};
-use crate::cli::output::table;
+use crate::cli::output::{printable, table};
 use crate::cli::{Column, Context, Error};
 use crate::client::Client;
 
@@ -64,13 +64,39 @@ pub(super) fn picture(seen: &Value, now: Timestamp) -> String {
     });
     let gpus: Vec<Value> = gpus.collect();
     let mut picture = heading(now, &[("nodes", nodes.len()), ("GPUs", gpus.len())]);
-    for (items, columns) in [(&nodes, NODES), (&gpus, GPUS)] {
+    for (items, columns) in [(&nodes, NODES), (&nodes, LOAD), (&gpus, GPUS)] {
         if !items.is_empty() {
             picture.push('\n');
             picture.push_str(&table::of(items, columns));
         }
     }
     picture
+}
+
+/// What goes to and from disks and other machines, and how much of the time something had to wait.
+const LOAD: &[Column] = &[
+    Column { title: "NODE", cell: |n| Some(printable(n["name"].as_str()?)) },
+    Column { title: "READ", cell: |n| rate(n, "disk_read") },
+    Column { title: "WRITTEN", cell: |n| rate(n, "disk_write") },
+    Column { title: "RECEIVED", cell: |n| rate(n, "network_receive") },
+    Column { title: "SENT", cell: |n| rate(n, "network_transmit") },
+    Column { title: "CACHED", cell: cached },
+    Column { title: "WAITS FOR CPU", cell: |n| pressure(n, "cpu") },
+    Column { title: "MEMORY", cell: |n| pressure(n, "memory") },
+    Column { title: "DISK", cell: |n| pressure(n, "io") },
+];
+
+fn rate(node: &Value, name: &str) -> Option<String> {
+    let mib_per_second = node["usage"][format!("{name}_mib_per_second")].as_f64()?;
+    Some(format!("{mib_per_second:.1} MiB/s"))
+}
+
+fn cached(node: &Value) -> Option<String> {
+    Some(format!("{:.1} GiB", node["usage"]["memory_cached_mib"].as_f64()? / 1024.0))
+}
+
+fn pressure(node: &Value, name: &str) -> Option<String> {
+    Some(format!("{:.0} %", node["usage"][format!("{name}_pressure")].as_f64()?))
 }
 
 const GPUS: &[Column] = &[

@@ -51,6 +51,21 @@ fn an_interval_is_a_number_of_seconds() {
 }
 
 #[test]
+fn the_picture_of_nodes_has_what_they_move_and_wait_for() {
+    let seen = json!({ "nodes": [{
+        "name": "cpu-1", "compute": "cpu", "state": "running", "jobs": [],
+        "usage": {
+            "disk_read_mib_per_second": 12.34, "network_transmit_mib_per_second": 0.05,
+            "memory_cached_mib": 2048.0, "io_pressure": 41.6,
+        },
+    }] });
+    let picture = nodes::picture(&seen, Timestamp::from_millis(0));
+    for part in ["12.3 MiB/s", "0.1 MiB/s", "2.0 GiB", "42 %", "WAITS FOR CPU"] {
+        assert!(picture.contains(part), "{part} is not in\n{picture}");
+    }
+}
+
+#[test]
 fn the_picture_of_nodes_has_each_gpu() {
     let gpu = |index: u32, more: Value| {
         let mut gpu = json!({ "index": index, "model": "NVIDIA H200", "free_share": 0.5 });

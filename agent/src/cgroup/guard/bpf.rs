@@ -1,5 +1,5 @@
-//! Small programs for the kernel (bpf(2)), written as instructions: they ask for a few numbers and answer yes
-//! or no. They need no compiler, and none of the kernel's functions.
+//! Small programs for the kernel (bpf(2)), written as instructions: they ask for a few numbers, may add to some,
+//! and answer yes or no. They need no compiler, and none of the kernel's functions.
 
 use std::fs::File;
 use std::io;
@@ -41,6 +41,16 @@ impl Instruction {
         Self::new(0x56, register, 0, count, value)
     }
 
+    /// Skips so many instructions if a register holds this value: `BPF_JMP32 | BPF_JEQ | BPF_K`.
+    pub(super) const fn skip_if(register: u8, value: i32, count: i16) -> Self {
+        Self::new(0x16, register, 0, count, value)
+    }
+
+    /// `*(u64 *)place += register`, at once: `BPF_STX | BPF_ATOMIC | BPF_DW` with `BPF_ADD`.
+    pub(super) const fn add_to(place: u8, register: u8) -> Self {
+        Self::new(0xdb, place, register, 0, 0)
+    }
+
     /// `result = value`: `BPF_ALU64 | BPF_MOV | BPF_K`. 0 refuses, with `EPERM`; 1 allows.
     pub(super) const fn answer(value: i32) -> Self {
         Self::new(0xb7, RESULT, 0, 0, value)
@@ -48,6 +58,66 @@ impl Instruction {
 
     /// `BPF_JMP | BPF_EXIT`.
     pub(super) const EXIT: Self = Self::new(0x95, 0, 0, 0, 0);
+}
+
+/// Numbers that programs add to: a map with one value that holds all of them (`BPF_MAP_TYPE_ARRAY`).
+#[derive(Debug)]
+pub(super) struct Numbers<const N: usize>(OwnedFd);
+
+/// The beginning of `union bpf_attr` for `BPF_MAP_CREATE`; what follows is zero.
+#[repr(C)]
+struct Create {
+    kind: u32,
+    key_bytes: u32,
+    value_bytes: u32,
+    count: u32,
+}
+
+/// The same for `BPF_MAP_LOOKUP_ELEM`.
+#[repr(C)]
+struct Lookup {
+    map: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+impl<const N: usize> Numbers<N> {
+    /// All of them zero. Programs that add to them keep them.
+    pub(super) fn new() -> io::Result<Self> {
+        const MAP_CREATE: libc::c_int = 0;
+        let value_bytes = u32::try_from(N * size_of::<u64>()).unwrap_or(u32::MAX);
+        let create = Create { kind: 2, key_bytes: 4, value_bytes, count: 1 };
+        // SAFETY: The struct is as the kernel reads it and holds no pointers.
+        let number = unsafe { bpf(MAP_CREATE, &raw const create) }?;
+        // SAFETY: The call gave a file that is nobody else's.
+        Ok(Self(unsafe { OwnedFd::from_raw_fd(number) }))
+    }
+
+    /// Where the number of this index lies, into a register: `BPF_LD | BPF_DW | BPF_IMM` with
+    /// `BPF_PSEUDO_MAP_VALUE` (Linux 5.2).
+    pub(super) fn place(&self, register: u8, index: usize) -> [Instruction; 2] {
+        const MAP_VALUE: u8 = 2;
+        let offset = i32::try_from(index * size_of::<u64>()).unwrap_or(i32::MAX);
+        [
+            Instruction::new(0x18, register, MAP_VALUE, 0, self.0.as_raw_fd()),
+            Instruction::new(0, 0, 0, 0, offset),
+        ]
+    }
+
+    pub(super) fn read(&self) -> io::Result<[u64; N]> {
+        const MAP_LOOKUP_ELEM: libc::c_int = 1;
+        let (key, mut numbers) = (0_u32, [0_u64; N]);
+        let lookup = Lookup {
+            map: self.0.as_raw_fd().cast_unsigned(),
+            key: &raw const key as u64,
+            value: &raw mut numbers as u64,
+            flags: 0,
+        };
+        // SAFETY: The struct is as the kernel reads it. The value is as long as the map says.
+        unsafe { bpf(MAP_LOOKUP_ELEM, &raw const lookup) }?;
+        Ok(numbers)
+    }
 }
 
 /// What a program is asked about, as linux/bpf.h numbers it.
