@@ -111,6 +111,8 @@ pub(crate) struct Cgroups {
 #[derive(Clone, PartialEq, Eq, Debug)]
 struct Parent {
     folder: PathBuf,
+    /// The same below where the hierarchy is mounted.
+    path: PathBuf,
     version: Version,
     controllers: Vec<String>,
 }
@@ -146,11 +148,9 @@ impl Cgroups {
             if ours.is_empty() {
                 continue;
             }
-            let parent = Parent {
-                folder: hierarchy.own.join(name),
-                version: Version::V1,
-                controllers: ours.iter().map(|&name| name.to_owned()).collect(),
-            };
+            let controllers = ours.iter().map(|&name| name.to_owned()).collect();
+            let folder = hierarchy.own.join(name);
+            let parent = Parent::new(&hierarchy.root, folder, Version::V1, controllers);
             found.add(parent, &mut left);
         }
         if let Some(unified) = hierarchies.iter().find(|hierarchy| hierarchy.kind == Kind::V2) {
@@ -309,6 +309,19 @@ impl Cgroups {
         Ok(made.map(Passing))
     }
 
+    /// Makes the groups of all images that are built here, and gives the path that they have in every hierarchy,
+    /// for a program that is to make its own below; `None`: they have not the same in all.
+    pub(crate) fn of_image_builds(&self, denied: &[DeviceNode]) -> io::Result<Option<PathBuf>> {
+        let mut paths = self.parents.iter().map(|parent| &parent.path);
+        let Some(first) = paths.next() else { return Ok(None) };
+        if !paths.all(|path| path == first) {
+            return Ok(None);
+        }
+        let name = format!("{BUILD}images");
+        self.create_named(&name, &self.limits_of_build(), denied)?;
+        Ok(Some(Path::new("/").join(first).join(name)))
+    }
+
     fn create_named(
         &self,
         name: &str,
@@ -366,6 +379,12 @@ impl Cgroups {
 }
 
 impl Parent {
+    /// In the hierarchy that is mounted at `root`.
+    fn new(root: &Path, folder: PathBuf, version: Version, controllers: Vec<String>) -> Self {
+        let path = folder.strip_prefix(root).unwrap_or(&folder).to_owned();
+        Self { folder, path, version, controllers }
+    }
+
     fn has(&self, controller: &str) -> bool {
         self.controllers.iter().any(|name| name == controller)
     }

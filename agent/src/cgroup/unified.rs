@@ -34,6 +34,7 @@ pub(super) fn parent(
     name: &str,
     left: &BTreeSet<&'static str>,
 ) -> Result<Parent, String> {
+    let made = |folder, controllers| Parent::new(&unified.root, folder, Version::V2, controllers);
     // A service manager has put the agent into a group of its own below the one that it may use.
     let base = match unified.own.parent() {
         Some(above)
@@ -47,7 +48,7 @@ pub(super) fn parent(
     let here = offered(base, left);
     match hand_on(base, &here) {
         Ok(()) => {
-            return Ok(Parent { folder: base.join(name), version: Version::V2, controllers: here });
+            return Ok(made(base.join(name), here));
         }
         // The first process of a service sits where only groups may be. Root does not move: a manager that
         // starts the service anew (systemd before 254) puts the next process into this group, which the kernel
@@ -62,8 +63,7 @@ pub(super) fn parent(
                 .and_then(|()| fs::write(own.join("cgroup.procs"), "0"))
                 .and_then(|()| hand_on(base, &here));
             if moved.is_ok() {
-                let folder = base.join(name);
-                return Ok(Parent { folder, version: Version::V2, controllers: here });
+                return Ok(made(base.join(name), here));
             }
         }
         Err(_) => {}
@@ -77,7 +77,7 @@ pub(super) fn parent(
             base.display()
         )
     })?;
-    Ok(Parent { folder: unified.root.join(name), version: Version::V2, controllers: here })
+    Ok(made(unified.root.join(name), here))
 }
 
 /// Of the controllers that are wanted, those that a group has.
