@@ -343,6 +343,36 @@ fn a_log_beyond_its_limit_is_cut_and_says_so() {
     );
 }
 
+/// As what a launcher of processes starts has them, which got no files from its parent.
+#[test]
+fn what_is_written_to_a_named_pipe_goes_into_its_log_up_to_the_limit() {
+    let write =
+        "echo one >../0; echo two >../1; echo more >../1; printf 1234567890 >../2; printf x >../2";
+    let attempt = Attempt::new(&format!("echo own; {write}")).with("log_limit", 10);
+    let pipe = |process: usize| {
+        let path = attempt.path(&process.to_string());
+        assert!(Command::new("mkfifo").arg(&path).status().unwrap().success());
+        let log = match process {
+            0 => attempt.path("std_log.txt"),
+            _ => attempt.path(&format!("std_log_{process}.txt")),
+        };
+        json!({"path": path, "log": log})
+    };
+    let pipes: Vec<Value> = (0..3).map(pipe).collect();
+    let attempt = attempt.with("pipes", pipes);
+    let ended = attempt.run();
+    assert_eq!(ended.exited["outcome"], json!({"code": 0}));
+    assert_eq!(ended.exited["process"], Value::Null);
+    assert_eq!(String::from_utf8(ended.log).unwrap(), "own\none\n");
+    assert_eq!(fs::read_to_string(attempt.path("std_log_1.txt")).unwrap(), "two\nmore\n");
+    assert_eq!(
+        fs::read_to_string(attempt.path("std_log_2.txt")).unwrap(),
+        "1234567890\n[atelier] log limit of 10 bytes reached: further output is dropped\n\
+         [atelier] 1 bytes of output were dropped\n"
+    );
+    assert_eq!(ended.exited["log_dropped"], 1);
+}
+
 #[test]
 fn a_log_of_exactly_the_limit_is_not_marked() {
     let ended = Attempt::new("printf 12345678").with("log_limit", 8).run();

@@ -244,7 +244,7 @@ impl Effects {
             outputs,
             artifacts: self
                 .grant(self.artifact_store.clone(), layout::artifact_root(key.job.as_str())),
-            log_path: layout::log_path(key.attempt, rank * spec.commands_per_node()),
+            log_path: layout::log_path(key.attempt, rank * spec.processes_per_node()),
             manifest_path: layout::manifest_path(key.attempt, rank),
             environment,
             require_containers: self.require_containers,

@@ -252,7 +252,7 @@ impl LogHub {
         self.requests.open.lock().unwrap_or_else(|p| p.into_inner()).insert(request, watch);
         let _guard = Guard { requests: &self.requests, request };
         let mut events = self.handle.events();
-        let process = place.rank % job.spec.commands_per_node();
+        let process = place.rank % job.spec.processes_per_node();
         let message = ToNode::FollowLog { request, key, process, offset: place.offset, follow };
         let heard = self.handle.tell(node, message).await.map_err(|e| Some(e.into()))?;
         if heard.is_none() || !self.still_there(job, place)? {
@@ -352,7 +352,7 @@ fn whereabouts(job: &Job, place: &Place) -> Whereabouts {
     let attempt = place.attempt;
     match &job.state {
         State::Active(active) if active.attempt == attempt => {
-            let member = place.rank / job.spec.commands_per_node();
+            let member = place.rank / job.spec.processes_per_node();
             match active.members().nth(member as usize) {
                 Some(member) if member.end.is_none() => Whereabouts::OnNode(member.node.clone()),
                 Some(_) | None => Whereabouts::StoredSoFar,

@@ -351,7 +351,7 @@ impl pb::job_service_server::JobService for Service {
         let (out, pieces) = mpsc::channel(16);
         let logs = self.0.logs.clone();
         let rank = request.rank;
-        let count = job.spec.resources.instance_count.saturating_mul(job.spec.commands_per_node());
+        let count = job.spec.resources.instance_count.saturating_mul(job.spec.processes_per_node());
         if rank >= count {
             return Err(Status::invalid_argument(format!(
                 "cannot stream the log of process {rank} of job '{}': it has {count}, from 0 to {}",

@@ -14,14 +14,10 @@ fn mpi(processes: u32) -> String {
     )
 }
 
-/// The lines of a log that begin with this word, sorted.
-fn lines(cluster: &Cluster, job: &str, first: &str) -> Vec<String> {
-    let log = String::from_utf8(cluster.log(job)).unwrap();
-    let mut lines: Vec<String> =
-        log.lines().filter(|line| line.starts_with(first)).map(str::to_owned).collect();
-    lines.sort_unstable();
-    assert!(!lines.is_empty(), "{log}");
-    lines
+/// The log of one of the job's processes.
+fn log_of(cluster: &Cluster, job: &str, rank: u32) -> String {
+    let rank = rank.to_string();
+    cluster.atelier(["job", "stream", job, "-q", "--rank", &rank]).ok().stdout()
 }
 
 fn message(job: &Job) -> String {
@@ -60,18 +56,18 @@ fn mpirun_starts_the_processes_of_a_job_for_mpi_on_all_of_its_nodes() {
         let job = made.ok().word();
         cluster.completed(&job);
         let size = nodes * 2;
-        let expected: Vec<String> = (0..size)
-            .map(|rank| {
-                let (local, member, sum) = (rank % 2, rank / 2, size * (size + 1) / 2);
-                format!("rank {rank} of {size}, {local} of 2 in member {member}: sum {sum}")
-            })
-            .collect();
-        assert_eq!(lines(&cluster, &job, "rank"), expected);
-        // What each process wrote is kept, wherever it ran.
+        // What each process wrote is kept, wherever it ran, and what it printed is in a log of its own.
         let listed = cluster.rpc().artifacts(&job);
         for rank in 0..size {
-            let name = format!("outputs/rank{rank}.txt");
-            assert!(listed.contains(&name), "{name}: {listed:?}");
+            let (local, member, sum) = (rank % 2, rank / 2, size * (size + 1) / 2);
+            let said =
+                format!("rank {rank} of {size}, {local} of 2 in member {member}: sum {sum}\n");
+            assert_eq!(log_of(&cluster, &job, rank), said);
+            let log = if rank == 0 { String::new() } else { format!("_process_{rank}") };
+            let log = format!("user_logs/std_log{log}.txt");
+            for name in [format!("outputs/rank{rank}.txt"), log] {
+                assert!(listed.contains(&name), "{name}: {listed:?}");
+            }
         }
     }
 }
@@ -84,7 +80,10 @@ fn a_process_of_mpi_that_fails_on_another_node_ends_the_job_with_its_exit_code()
     let ended = cluster.rpc().reaches(&job, &[JobStatus::Failed], PATIENCE);
     assert_eq!(ended.members[0].exit_code, Some(5), "{ended:?}");
     let node = &ended.members[0].node;
-    let expected = format!("member 0 on node {node} failed: the command ended with exit code 5");
+    let expected = format!(
+        "member 0 on node {node} failed: mpirun ended with exit code 5; see what a process wrote: atelier job \
+         stream {job} --rank N, N from 0 to 1"
+    );
     assert_eq!(message(&ended), expected);
     // The nodes are free again.
     cluster.completed(&cluster.create(&gang(2, "true", &mpi(1))));
@@ -105,14 +104,13 @@ fn an_mpirun_that_is_missing_is_told() {
 #[test]
 fn a_job_for_mpi_that_is_cancelled_ends_on_all_of_its_nodes() {
     let cluster = cluster(2);
-    let started = cluster.files().join("started");
-    let started = started.display();
-    let command = format!("mkdir -p {started}; touch {started}/$OMPI_COMM_WORLD_RANK; sleep 600");
-    let job = cluster.create(&gang(2, &command, &mpi(2)));
-    until("all processes run", || {
-        let found = std::fs::read_dir(cluster.files().join("started")).ok()?.count();
-        (found == 4).then_some(())
-    });
+    let command = "echo process $OMPI_COMM_WORLD_RANK; sleep 600";
+    let job = cluster.create(&gang(2, command, &mpi(2)));
+    // Each is seen while it runs.
+    for rank in ["0", "1", "2", "3"] {
+        let stream = cluster.atelier(["job", "stream", &job, "-q", "--rank", rank]).spawn();
+        stream.prints(&format!("process {rank}"));
+    }
     cluster.atelier(["job", "cancel", &job]).ok();
     cluster.rpc().reaches(&job, &[JobStatus::Canceled], PATIENCE);
 }

@@ -191,7 +191,7 @@ fn failed(error: &Error, otherwise: Cause) -> Problem {
 /// What it sees of the node: what a host's job may write, and what it may only read.
 fn binds(attempt: &Attempt, own: &Path) -> Vec<Bind> {
     let folder = &attempt.folder;
-    let mut writable = vec![folder.work(), folder.outputs()];
+    let mut writable = vec![folder.work(), folder.outputs(), folder.launcher()];
     writable.extend(own_inputs(attempt));
     writable.extend(attempt.node.writable.iter().cloned());
     let mut readable = vec![own.to_owned(), folder.inputs()];

@@ -12,7 +12,7 @@ use atelier_core::content::Digest;
 use atelier_core::content::manifest::{self, ManifestEntry};
 use atelier_core::id::{AttemptNumber, Epoch};
 use atelier_core::layout;
-use atelier_core::spec::OutputMode;
+use atelier_core::spec::{Distribution, OutputMode};
 use atelier_proto::agent::v1::attempt_report::Phase;
 use atelier_proto::agent::v1::{
     AttemptReport, Cause, Ended, Exit, Finalizing, Manifest, OutputResult, Problem, StorePath, exit,
@@ -201,6 +201,7 @@ fn problem_of(attempt: &Attempt, exited: &Exited, sick: Option<Problem>) -> Opti
                 Outcome::Code(code @ (126 | 127)) => {
                     problem::of_shell(*code, &tail(&attempt.folder.log()).unwrap_or_default())
                 }
+                Outcome::Code(code) => of_launched(attempt, *code),
                 _ => None,
             }
         }
@@ -218,6 +219,23 @@ fn of_process(attempt: &Attempt, exited: &Exited, outcome: &Outcome) -> Option<P
     let message = format!(
         "the process of rank {rank} {how}; see what it wrote: atelier job stream {} --rank {rank}",
         attempt.key.job
+    );
+    Some(problem(Cause::Process, message))
+}
+
+/// What started several processes has failed; it says of which it was, and they in their own logs why.
+fn of_launched(attempt: &Attempt, code: i32) -> Option<Problem> {
+    let (rank, members) = (attempt.assignment.rank, attempt.assignment.addresses.len().max(1));
+    let processes = members * attempt.spec.processes_per_node() as usize;
+    let is_head = rank == 0 && matches!(attempt.spec.distribution, Some(Distribution::Mpi { .. }));
+    if !is_head || processes == 1 {
+        return None;
+    }
+    let message = format!(
+        "mpirun ended with exit code {code}; see what a process wrote: atelier job stream {} --rank N, N from 0 \
+         to {}",
+        attempt.key.job,
+        processes - 1
     );
     Some(problem(Cause::Process, message))
 }
@@ -253,7 +271,7 @@ fn parts(attempt: &Attempt, ran: bool, log_bytes: u64) -> Vec<Part> {
     if !ran {
         return parts;
     }
-    let per_node = attempt.spec.commands_per_node();
+    let per_node = attempt.spec.processes_per_node();
     for process in 1..per_node {
         let from = attempt.folder.log_of(process);
         if fs::metadata(&from).is_ok_and(|log| log.len() > 0) {

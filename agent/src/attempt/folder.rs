@@ -23,6 +23,8 @@ const SETTLED: &str = "settled.json";
 const VERDICT: &str = "verdict.pb";
 pub(super) const LOG: &str = "std_log.txt";
 pub(super) const WORK: &str = "work";
+/// See [`Folder::launcher`].
+pub(super) const LAUNCHER: &str = "launcher";
 /// What an isolated command sees as `/tmp`.
 pub(super) const TEMPORARY: &str = "tmp";
 /// What a command with a user of its own sees as `/etc/passwd`.
@@ -78,6 +80,11 @@ impl Folder {
     /// Where the job writes a named output.
     pub(crate) fn output(&self, name: &str) -> PathBuf {
         self.outputs().join(name)
+    }
+
+    /// What a program that starts the job's processes finds here.
+    pub(crate) fn launcher(&self) -> PathBuf {
+        self.path.join(LAUNCHER)
     }
 
     /// Standard output and error, of the first process.

@@ -48,6 +48,9 @@ pub(super) async fn launch(attempt: &Attempt, prepared: Prepared) -> Result<Proc
         }
         problem
     };
+    distribution::prepare(attempt).map_err(|error| {
+        undo(problem::of(Cause::Platform, "cannot make the pipes to the job's logs", &error))
+    })?;
     let Prepared { command, variables, image } = prepared;
     let (program, view) = match (&attempt.node.containers, image) {
         // The runtime needs more of the node than a view gives; the container is the command's view.
@@ -81,6 +84,7 @@ pub(super) async fn launch(attempt: &Attempt, prepared: Prepared) -> Result<Proc
         cgroup,
         view,
         processes: processes(attempt),
+        pipes: distribution::pipes(attempt),
         apart: attempt.node.services.borrow().as_ref().is_some_and(|services| services.apart),
     };
     let folder = attempt.folder.path();
@@ -199,7 +203,8 @@ fn view(
         environment.remove("XDG_CACHE_HOME");
     }
     let daemon = node.services.borrow().as_ref().and_then(|services| services.home.clone());
-    let mut writable = vec![folder.work(), folder.outputs(), folder.environment()];
+    let mut writable =
+        vec![folder.work(), folder.outputs(), folder.environment(), folder.launcher()];
     writable.extend(own_inputs(attempt));
     writable.extend(node.writable.iter().cloned());
     // An input is mostly another name of a file that others have too, and whoever owns a file may write it,

@@ -65,6 +65,10 @@ pub(crate) struct Launch {
     /// Whether the port of the daemon that the command was told is for jobs alone.
     #[serde(default)]
     pub(crate) apart: bool,
+    /// Ways into the logs of processes that the one command has started by others, which keep to themselves
+    /// what these print. The first is the command's own log.
+    #[serde(default)]
+    pub(crate) pipes: Vec<LaunchPipe>,
 }
 
 /// One of several processes that run the same command.
@@ -72,6 +76,13 @@ pub(crate) struct Launch {
 pub(crate) struct LaunchProcess {
     /// What it has besides, or instead of, the others' environment.
     pub(crate) environment: BTreeMap<String, String>,
+    pub(crate) log: PathBuf,
+}
+
+/// What is written to the named pipe, which is there already, goes into the log.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct LaunchPipe {
+    pub(crate) path: PathBuf,
     pub(crate) log: PathBuf,
 }
 
@@ -83,11 +94,17 @@ impl Launch {
     pub(crate) const GIVE_UP_MS: u64 = 30_000;
     pub(crate) const VERSION: u32 = VERSION;
 
-    /// The logs, one per process.
-    pub(super) fn logs(&self) -> Vec<&Path> {
-        match self.processes.as_slice() {
-            [] => vec![&self.log],
-            several => several.iter().map(|process| process.log.as_path()).collect(),
+    /// How many commands are run at once.
+    pub(super) fn commands(&self) -> usize {
+        self.processes.len().max(1)
+    }
+
+    /// The logs, first those of the commands, and the named pipes into them where there are some.
+    pub(super) fn logs(&self) -> Vec<(&Path, Option<&Path>)> {
+        match (self.processes.as_slice(), self.pipes.as_slice()) {
+            ([], []) => vec![(&self.log, None)],
+            ([], pipes) => pipes.iter().map(|pipe| (&*pipe.log, Some(&*pipe.path))).collect(),
+            (several, _) => several.iter().map(|process| (&*process.log, None)).collect(),
         }
     }
 }

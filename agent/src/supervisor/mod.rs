@@ -31,8 +31,8 @@ mod spawn;
 mod tree;
 
 pub(crate) use journal::{
-    EXITED, EndedBy, Exited, LAUNCH, Launch, LaunchProcess, LogError, OutOfMemory, Outcome,
-    STARTED, Started,
+    EXITED, EndedBy, Exited, LAUNCH, Launch, LaunchPipe, LaunchProcess, LogError, OutOfMemory,
+    Outcome, STARTED, Started,
 };
 pub(crate) use launcher::{Launched, Launcher};
 pub(crate) use leader::fork;

@@ -44,14 +44,21 @@ pub(super) enum Found {
 }
 
 impl Output {
-    /// Opens the log, and the pipe of which the job gets the returned end.
-    pub(super) fn open(log: &Path, limit: Option<u64>) -> io::Result<(Self, OwnedFd)> {
+    /// Opens the log, and the pipe of which the job gets the returned end: the named one, if there is a name.
+    pub(super) fn open(
+        log: &Path,
+        limit: Option<u64>,
+        name: Option<&Path>,
+    ) -> io::Result<(Self, OwnedFd)> {
         // Not in append mode, which splice refuses; nobody else writes while a supervisor lives.
         let mut options = File::options();
         options.read(true).write(true).create(true).truncate(false).mode(0o644);
         let log = options.open(log)?;
         let written = rustix::fs::seek(&log, rustix::fs::SeekFrom::End(0))?;
-        let (pipe, writer) = pipe_with(PipeFlags::CLOEXEC)?;
+        let (pipe, writer) = match name {
+            None => pipe_with(PipeFlags::CLOEXEC)?,
+            Some(name) => open_both(name)?,
+        };
         rustix::io::ioctl_fionbio(&pipe, true)?;
         let output = Self {
             pipe,
@@ -190,4 +197,12 @@ impl Output {
             self.written += line.len() as u64;
         }
     }
+}
+
+/// Both ends of a named pipe. Neither opening waits for the other.
+fn open_both(name: &Path) -> io::Result<(OwnedFd, OwnedFd)> {
+    let flags = OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let reader = open(name, flags | OFlags::RDONLY | OFlags::NONBLOCK, Mode::empty())?;
+    let writer = open(name, flags | OFlags::WRONLY, Mode::empty())?;
+    Ok((reader, writer))
 }

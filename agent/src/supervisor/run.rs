@@ -163,8 +163,8 @@ pub(super) fn run(
         timerfd_create(TimerfdClockId::Boottime, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)
             .map_err(|errno| failed("making a timer", &errno.into()))?;
     let (mut outputs, mut writers) = (Vec::new(), Vec::new());
-    for log in launch.logs() {
-        let (output, writer) = Output::open(&folder.join(log), launch.log_limit)
+    for (log, pipe) in launch.logs() {
+        let (output, writer) = Output::open(&folder.join(log), launch.log_limit, pipe)
             .map_err(|error| failed("opening the log", &error))?;
         if let Some(view) = &launch.view {
             view.own(&writer).map_err(|error| failed("giving the job its output", &error))?;
@@ -172,6 +172,8 @@ pub(super) fn run(
         outputs.push(output);
         writers.push(writer);
     }
+    // Nobody has opened these yet, and each may be opened and closed again and again.
+    let _held = writers.split_off(launch.commands().min(writers.len()));
     let memory_alarm = launch.cgroup.as_ref().and_then(Cgroup::memory_alarm);
     if clock::boottime_ms() >= lease_until {
         let expired = io::Error::from_raw_os_error(libc::ETIME);

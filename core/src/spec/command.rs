@@ -91,6 +91,11 @@ impl CommandJob {
         self.distribution.as_ref().map_or(1, Distribution::commands_per_node).max(1)
     }
 
+    /// How many processes of the job's own there are on each node, each with a log of its own; at least one.
+    pub fn processes_per_node(&self) -> u32 {
+        self.distribution.as_ref().map_or(1, Distribution::processes_per_node).max(1)
+    }
+
     /// Whether the command runs in the member of rank 0 alone: it decides how an attempt ends.
     pub fn has_head(&self) -> bool {
         self.distribution.as_ref().is_some_and(Distribution::has_head)

@@ -81,6 +81,15 @@ impl Distribution {
         }
     }
 
+    /// How many processes of the job's own there are on each node, each with a log of its own.
+    pub fn processes_per_node(&self) -> u32 {
+        match self {
+            Self::PyTorch { process_count_per_instance }
+            | Self::Mpi { process_count_per_instance } => *process_count_per_instance,
+            Self::TensorFlow { .. } | Self::Ray(_) => 1,
+        }
+    }
+
     /// Whether the command runs in the member of rank 0 alone, and the others serve it until it is over.
     pub fn has_head(&self) -> bool {
         match self {

@@ -12,10 +12,14 @@ pub(super) use members::Members;
 pub(super) use members::place;
 
 use std::path::PathBuf;
+use std::{fs, io};
 
 use atelier_core::spec::Distribution;
+use rustix::fs::{CWD, FileType, Mode};
 
 use super::Attempt;
+use super::remove::remove_tree;
+use crate::supervisor::LaunchPipe;
 
 /// What a shell runs to start the job's command in this member, where it is more than the command itself.
 /// Within it `$0` is a shell, and `command` the shell's word for the command.
@@ -39,6 +43,40 @@ pub(super) fn start(attempt: &Attempt, command: &str) -> Option<String> {
             Some(ray::start(&members, given, &share, command))
         }
     }
+}
+
+/// Makes what the program that starts the job's processes finds in the attempt's folder.
+pub(super) fn prepare(attempt: &Attempt) -> io::Result<()> {
+    let pipes = pipes(attempt);
+    if pipes.is_empty() {
+        return Ok(());
+    }
+    let folder = attempt.folder.launcher();
+    // Of a preparation that was cut short.
+    remove_tree(&folder)?;
+    fs::create_dir(&folder)?;
+    for pipe in pipes {
+        let mode = Mode::RUSR | Mode::WUSR;
+        rustix::fs::mknodat(CWD, &pipe.path, FileType::Fifo, mode, 0)?;
+    }
+    Ok(())
+}
+
+/// Ways into the logs of this member's processes, where what starts them has more than one to start.
+pub(super) fn pipes(attempt: &Attempt) -> Vec<LaunchPipe> {
+    let Some(Distribution::Mpi { process_count_per_instance: count }) = attempt.spec.distribution
+    else {
+        return Vec::new();
+    };
+    if count.max(1) == 1 && attempt.assignment.addresses.len() < 2 {
+        return Vec::new();
+    }
+    let folder = &attempt.folder;
+    let of = |process: u32| LaunchPipe {
+        path: folder.launcher().join(process.to_string()),
+        log: folder.log_of(process),
+    };
+    (0..count.max(1)).map(of).collect()
 }
 
 /// Files of the node that starting the command takes.

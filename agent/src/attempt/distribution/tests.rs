@@ -1,8 +1,9 @@
 //! What starts the command in each member.
 
 use std::path::Path;
+use std::process::{Command, Stdio};
 
-use atelier_core::spec::Ray;
+use atelier_core::spec::{Ray, quote};
 
 use super::ray::Share;
 use super::*;
@@ -15,20 +16,65 @@ fn addresses(all: &[&str]) -> Vec<String> {
 fn mpirun_runs_in_the_first_member_and_reaches_the_others_by_this_program() {
     let program = Path::new("/opt/at elier");
     let one = addresses(&["10.0.0.1"]);
-    let alone = mpi::start(&Members::new(&one, 0, "w", 7), 4, "\"$1\"", program);
-    assert_eq!(alone, r#"exec mpirun -n 4 "$0" -c "$1""#);
+    let alone = mpi::start(&Members::new(&one, 0, "w", 7), 1, "\"$1\"", program);
+    assert_eq!(alone, r#"exec mpirun -n 1 "$0" -c "$1""#);
+    let several = mpi::start(&Members::new(&one, 0, "w", 7), 4, "\"$1\"", program);
+    let inside = format!("\"$0\" -c {} \"$0\" \"$1\"", quote(&mpi::inside(4)));
+    assert_eq!(several, format!("exec mpirun -n 4 {inside}"));
     let all = addresses(&["10.0.0.1", "10.0.0.2"]);
     let head = mpi::start(&Members::new(&all, 0, "w", 7), 4, "\"$1\"", program);
     assert_eq!(
         head,
-        "export OMPI_MCA_plm_rsh_agent='/opt/at elier supervise --mpi-shell'; \
-         export PRTE_MCA_plm_ssh_agent='/opt/at elier supervise --mpi-shell'; \
-         exec mpirun --leave-session-attached --map-by ppr:4:node:oversubscribe \
-         --wdir / --host localhost:4,member-1:4 -n 8 \"$0\" \
-         -c 'cd \"$AZUREML_CR_EXECUTION_WORKING_DIR_PATH\" && exec \"$0\" -c \"$1\"' \"$0\" \"$1\""
+        format!(
+            "export OMPI_MCA_plm_rsh_agent='/opt/at elier supervise --mpi-shell'; \
+             export PRTE_MCA_plm_ssh_agent='/opt/at elier supervise --mpi-shell'; \
+             exec mpirun --leave-session-attached --map-by ppr:4:node:oversubscribe \
+             --wdir / --host localhost:4,member-1:4 -n 8 {inside}"
+        )
     );
     let other = mpi::start(&Members::new(&all, 1, "w", 7), 4, "\"$1\"", program);
     assert_eq!(other, "exec '/opt/at elier' supervise --mpi-member 1");
+}
+
+/// What a process prints is found in the log of its own.
+#[test]
+fn each_process_of_mpi_begins_in_its_members_folder_with_its_own_output() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    for name in ["launcher", "work"] {
+        std::fs::create_dir(at(name)).unwrap();
+    }
+    let cat = |process: u32| {
+        let pipe = at("launcher").join(process.to_string());
+        assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        Command::new("cat").arg(pipe).stdout(Stdio::piped()).spawn().unwrap()
+    };
+    let said = |rank: Option<(&str, &str)>| {
+        let run = Command::new("sh")
+            .args(["-c", &mpi::inside(2), "sh", "pwd; echo err >&2; exit 3"])
+            .env("ATELIER_ATTEMPT_FOLDER", folder.path())
+            .env("AZUREML_CR_EXECUTION_WORKING_DIR_PATH", at("work"))
+            .env_remove("PMI_RANK")
+            .envs(rank)
+            .output()
+            .unwrap();
+        assert_eq!(run.status.code(), Some(3), "{run:?}");
+        String::from_utf8(run.stdout).unwrap()
+    };
+    let work = format!("{}\n", at("work").display());
+    // Without pipes it is the launcher's.
+    assert_eq!(said(Some(("PMI_RANK", "5"))), work);
+    for (process, rank) in [(1, Some(("OMPI_COMM_WORLD_RANK", "5"))), (0, Some(("PMI_RANK", "2")))]
+    {
+        let reader = cat(process);
+        assert_eq!(said(rank), "");
+        let read = String::from_utf8(reader.wait_with_output().unwrap().stdout).unwrap();
+        assert_eq!(read, format!("{work}err\n"));
+    }
+    // One of an unknown launcher.
+    let reader = Command::new("cat").arg(at("launcher/0")).stdout(Stdio::piped()).spawn().unwrap();
+    assert_eq!(said(None), "");
+    assert!(reader.wait_with_output().unwrap().stdout.starts_with(work.as_bytes()));
 }
 
 #[test]
