@@ -135,7 +135,7 @@ fn shell(job: &Job, arguments: impl Iterator<Item = String>) -> Result<ExitCode,
     let host = arguments.next().ok_or(Error::NoCommand)?;
     let rank = rank_of(&host).ok_or_else(|| Error::NoSuchHost(host.clone()))?;
     let address = job.address(rank, &host)?;
-    let command = arguments.collect::<Vec<_>>().join(" ");
+    let command = called_by_address(arguments, job).collect::<Vec<_>>().join(" ");
     if command.is_empty() {
         return Err(Error::NoCommand);
     }
@@ -159,6 +159,23 @@ fn shell(job: &Job, arguments: impl Iterator<Item = String>) -> Result<ExitCode,
     }
     Ok(ExitCode::from(code))
 }
+
+/// Intel's `mpirun` tells the others the head's own name, which they need not know, and takes no other.
+fn called_by_address(
+    arguments: impl Iterator<Item = String>,
+    job: &Job,
+) -> impl Iterator<Item = String> {
+    let head = job.members.first().and_then(|member| member.rsplit_once(':'));
+    let head = head.map(|(host, _)| host.trim_matches(['[', ']']).to_owned());
+    let mut is_name = false;
+    arguments.map(move |argument| {
+        let was_name = std::mem::replace(&mut is_name, argument == UPSTREAM);
+        head.clone().filter(|_| was_name).unwrap_or(argument)
+    })
+}
+
+/// Before the head's name.
+const UPSTREAM: &str = "--upstream-host";
 
 /// A connection to a member that waits, however long it takes to be there: if it never is, the attempt ends.
 fn reach(rank: usize, address: &str) -> (TcpStream, Nonce) {

@@ -34,6 +34,20 @@ fn the_head_has_a_member_run_a_command_and_hears_how_it_ended() {
     assert_eq!(member.join().unwrap(), "orted -mca ess \"env\"");
 }
 
+/// The name by which the head knows itself may mean nothing elsewhere.
+#[test]
+fn a_member_is_told_the_heads_address_in_place_of_its_name() {
+    let key = [7; 32];
+    for (head, called) in [("10.0.0.7:1", "10.0.0.7"), ("[fd00::7]:1", "fd00::7")] {
+        let (address, member) = waits(key);
+        let job = Job { members: vec![head.to_owned(), address], key };
+        let command = "member-1 proxy --upstream-host head --upstream-port 7";
+        shell(&job, words(command)).unwrap();
+        let told = format!("proxy --upstream-host {called} --upstream-port 7");
+        assert_eq!(member.join().unwrap(), told);
+    }
+}
+
 #[test]
 fn nobody_else_is_obeyed_and_the_head_still_is() {
     let key = [7; 32];

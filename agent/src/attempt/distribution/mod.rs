@@ -59,7 +59,7 @@ pub(super) fn prepare(attempt: &Attempt) -> io::Result<()> {
         let mode = Mode::RUSR | Mode::WUSR;
         rustix::fs::mknodat(CWD, &pipe.path, FileType::Fifo, mode, 0)?;
     }
-    Ok(())
+    mpi::write_script(&folder, &this_program())
 }
 
 /// Ways into the logs of this member's processes, where what starts them has more than one to start.

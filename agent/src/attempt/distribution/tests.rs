@@ -26,10 +26,17 @@ fn mpirun_runs_in_the_first_member_and_reaches_the_others_by_this_program() {
     assert_eq!(
         head,
         format!(
-            "export OMPI_MCA_plm_rsh_agent='/opt/at elier supervise --mpi-shell'; \
-             export PRTE_MCA_plm_ssh_agent='/opt/at elier supervise --mpi-shell'; \
-             exec mpirun --leave-session-attached --map-by ppr:4:node:oversubscribe \
-             --wdir / --host localhost:4,member-1:4 -n 8 {inside}"
+            "export OMPI_MCA_plm_rsh_agent='/opt/at elier supervise --mpi-shell' \
+             PRTE_MCA_plm_ssh_agent='/opt/at elier supervise --mpi-shell' \
+             HYDRA_LAUNCHER_EXEC=\"$ATELIER_ATTEMPT_FOLDER/launcher/shell\" \
+             I_MPI_HYDRA_BOOTSTRAP_EXEC=\"$ATELIER_ATTEMPT_FOLDER/launcher/shell\" \
+             HYDRA_LAUNCHER=ssh I_MPI_HYDRA_BOOTSTRAP=ssh\n\
+             case $(mpirun --version 2>&1) in\n\
+             *HYDRA* | *'Intel(R) MPI'*) exec mpirun -genvnone -wdir / -localhost 10.0.0.1 \
+             -hosts localhost,member-1 -ppn 4 -n 8 {inside} ;;\n\
+             *) exec mpirun --leave-session-attached --map-by ppr:4:node:oversubscribe \
+             --wdir / --host localhost:4,member-1:4 -n 8 {inside} ;;\n\
+             esac"
         )
     );
     let other = mpi::start(&Members::new(&all, 1, "w", 7), 4, "\"$1\"", program);
@@ -51,30 +58,53 @@ fn each_process_of_mpi_begins_in_its_members_folder_with_its_own_output() {
     };
     let said = |rank: Option<(&str, &str)>| {
         let run = Command::new("sh")
-            .args(["-c", &mpi::inside(2), "sh", "pwd; echo err >&2; exit 3"])
+            .args(["-c", &mpi::inside(2), "sh", "pwd; echo err >&2"])
             .env("ATELIER_ATTEMPT_FOLDER", folder.path())
             .env("AZUREML_CR_EXECUTION_WORKING_DIR_PATH", at("work"))
             .env_remove("PMI_RANK")
             .envs(rank)
             .output()
             .unwrap();
-        assert_eq!(run.status.code(), Some(3), "{run:?}");
+        assert!(run.status.success(), "{run:?}");
         String::from_utf8(run.stdout).unwrap()
     };
     let work = format!("{}\n", at("work").display());
     // Without pipes it is the launcher's.
     assert_eq!(said(Some(("PMI_RANK", "5"))), work);
-    for (process, rank) in [(1, Some(("OMPI_COMM_WORLD_RANK", "5"))), (0, Some(("PMI_RANK", "2")))]
-    {
+    for (process, rank) in [
+        (1, Some(("OMPI_COMM_WORLD_RANK", "5"))),
+        (0, Some(("PMI_RANK", "2"))),
+        // Of a launcher that is not known.
+        (0, None),
+    ] {
         let reader = cat(process);
         assert_eq!(said(rank), "");
         let read = String::from_utf8(reader.wait_with_output().unwrap().stdout).unwrap();
         assert_eq!(read, format!("{work}err\n"));
+        std::fs::remove_file(at("launcher").join(process.to_string())).unwrap();
     }
-    // One of an unknown launcher.
-    let reader = Command::new("cat").arg(at("launcher/0")).stdout(Stdio::piped()).spawn().unwrap();
-    assert_eq!(said(None), "");
-    assert!(reader.wait_with_output().unwrap().stdout.starts_with(work.as_bytes()));
+}
+
+/// What Hydra's proxy is to the process.
+#[test]
+fn a_process_of_hydra_that_fails_takes_its_launcher_along_and_says_so() {
+    use std::os::unix::process::ExitStatusExt as _;
+    let run = |code: u32| {
+        // Another command follows, so that this shell waits for the process.
+        Command::new("sh")
+            .args(["-c", "sh -c \"$1\" sh \"$2\"; echo $? >&2; exit 0", "proxy", &mpi::inside(1)])
+            .arg(format!("exit {code}"))
+            .env("AZUREML_CR_EXECUTION_WORKING_DIR_PATH", "/")
+            .env("PMI_RANK", "3")
+            .output()
+            .unwrap()
+    };
+    let ended = run(7);
+    assert_eq!(ended.status.signal(), Some(libc::SIGTERM), "{ended:?}");
+    let said = String::from_utf8(ended.stderr).unwrap();
+    assert_eq!(said, "atelier: the process of rank 3 ended with exit code 7\n");
+    let ended = run(0);
+    assert!(ended.status.success() && ended.stderr == b"0\n", "{ended:?}");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Jobs whose command a program of the environment starts on all nodes: `mpirun`, or Ray.
+//! Jobs whose command Ray starts, on a cluster of its own.
 
 use atelier_proto::job::v1::{Job, JobStatus};
 use serde_json::Value;
@@ -6,113 +6,8 @@ use serde_json::Value;
 use crate::gangs::{cluster, gang};
 use crate::harness::{Agent, Cluster, PATIENCE, Process, until};
 
-fn mpi(processes: u32) -> String {
-    // Where there is one machine there may be no other network.
-    format!(
-        "distribution: {{type: mpi, process_count_per_instance: {processes}}}\n\
-         environment_variables: {{OMPI_MCA_btl_tcp_if_include: lo, OMPI_MCA_oob_tcp_if_include: lo}}\n"
-    )
-}
-
-/// The log of one of the job's processes.
-fn log_of(cluster: &Cluster, job: &str, rank: u32) -> String {
-    let rank = rank.to_string();
-    cluster.atelier(["job", "stream", job, "-q", "--rank", &rank]).ok().stdout()
-}
-
 fn message(job: &Job) -> String {
     job.error.clone().unwrap_or_default().message
-}
-
-/// Adds up over all processes, by Open MPI's own library.
-const SUM: &str = r#"
-import ctypes, os
-mpi = ctypes.CDLL("libmpi.so.40", mode=ctypes.RTLD_GLOBAL)
-known = lambda name: ctypes.byref(ctypes.c_char.in_dll(mpi, name))
-world, number, add = known("ompi_mpi_comm_world"), known("ompi_mpi_int"), known("ompi_mpi_op_sum")
-rank, size, total = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
-mpi.MPI_Init(None, None)
-mpi.MPI_Comm_rank(world, ctypes.byref(rank))
-mpi.MPI_Comm_size(world, ctypes.byref(size))
-own = ctypes.c_int(rank.value + 1)
-mpi.MPI_Allreduce(ctypes.byref(own), ctypes.byref(total), 1, number, add, world)
-var = os.environ
-assert var["OMPI_COMM_WORLD_RANK"] == str(rank.value), var["OMPI_COMM_WORLD_RANK"]
-print("rank %d of %d, %s of %s in member %s: sum %d\n" % (
-    rank.value, size.value, var["OMPI_COMM_WORLD_LOCAL_RANK"], var["OMPI_COMM_WORLD_LOCAL_SIZE"],
-    var["AZUREML_CR_NODE_RANK"], total.value), end="")
-open("outputs/rank%d.txt" % rank.value, "w").write("x")
-mpi.MPI_Finalize()
-"#;
-
-#[test]
-fn mpirun_starts_the_processes_of_a_job_for_mpi_on_all_of_its_nodes() {
-    let cluster = cluster(3);
-    cluster.write("code/sum.py", SUM);
-    for nodes in [1, 3] {
-        cluster.write("job.yml", gang(nodes, "python3 sum.py", &(mpi(2) + "code: code")));
-        let made =
-            cluster.atelier(["job", "create", "-f", "job.yml", "--query", "name", "-o", "tsv"]);
-        let job = made.ok().word();
-        cluster.completed(&job);
-        let size = nodes * 2;
-        // What each process wrote is kept, wherever it ran, and what it printed is in a log of its own.
-        let listed = cluster.rpc().artifacts(&job);
-        for rank in 0..size {
-            let (local, member, sum) = (rank % 2, rank / 2, size * (size + 1) / 2);
-            let said =
-                format!("rank {rank} of {size}, {local} of 2 in member {member}: sum {sum}\n");
-            assert_eq!(log_of(&cluster, &job, rank), said);
-            let log = if rank == 0 { String::new() } else { format!("_process_{rank}") };
-            let log = format!("user_logs/std_log{log}.txt");
-            for name in [format!("outputs/rank{rank}.txt"), log] {
-                assert!(listed.contains(&name), "{name}: {listed:?}");
-            }
-        }
-    }
-}
-
-#[test]
-fn a_process_of_mpi_that_fails_on_another_node_ends_the_job_with_its_exit_code() {
-    let cluster = cluster(2);
-    let command = "[ $OMPI_COMM_WORLD_RANK != 1 ] || exit 5; sleep 600";
-    let job = cluster.create(&gang(2, command, &mpi(1)));
-    let ended = cluster.rpc().reaches(&job, &[JobStatus::Failed], PATIENCE);
-    assert_eq!(ended.members[0].exit_code, Some(5), "{ended:?}");
-    let node = &ended.members[0].node;
-    let expected = format!(
-        "member 0 on node {node} failed: mpirun ended with exit code 5; see what a process wrote: atelier job \
-         stream {job} --rank N, N from 0 to 1"
-    );
-    assert_eq!(message(&ended), expected);
-    // The nodes are free again.
-    cluster.completed(&cluster.create(&gang(2, "true", &mpi(1))));
-}
-
-/// Members whose command never comes end with the head.
-#[test]
-fn an_mpirun_that_is_missing_is_told() {
-    let cluster = cluster(2);
-    let none = "environment_variables: {PATH: /nowhere}\n";
-    let more = format!("distribution: {{type: mpi}}\n{none}");
-    let job = cluster.create(&gang(2, "true", &more));
-    let ended = cluster.rpc().reaches(&job, &[JobStatus::Failed], PATIENCE);
-    let said = message(&ended);
-    assert!(said.contains("'mpirun' was not found") && said.contains("environment"), "{said}");
-}
-
-#[test]
-fn a_job_for_mpi_that_is_cancelled_ends_on_all_of_its_nodes() {
-    let cluster = cluster(2);
-    let command = "echo process $OMPI_COMM_WORLD_RANK; sleep 600";
-    let job = cluster.create(&gang(2, command, &mpi(2)));
-    // Each is seen while it runs.
-    for rank in ["0", "1", "2", "3"] {
-        let stream = cluster.atelier(["job", "stream", &job, "-q", "--rank", rank]).spawn();
-        stream.prints(&format!("process {rank}"));
-    }
-    cluster.atelier(["job", "cancel", &job]).ok();
-    cluster.rpc().reaches(&job, &[JobStatus::Canceled], PATIENCE);
 }
 
 /// Stands in for Ray where the platform's part is tested: the head listens and writes down who joins, the
