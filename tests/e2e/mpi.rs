@@ -97,9 +97,19 @@ fn mpi_of(variable: &str, library: &str, processes: u32) -> String {
     )
 }
 
+/// Its processes do not reach those of another node that has the same name, as here.
 #[test]
 fn open_mpi_5_starts_the_processes_of_a_job_on_all_of_its_nodes() {
-    adds_up(&cluster(2), 2, &mpi_of("ATELIER_TEST_OPEN_MPI_5", "libmpi.so.40", 2));
+    let cluster = cluster(2);
+    let more = mpi_of("ATELIER_TEST_OPEN_MPI_5", "libmpi.so.40", 2);
+    let command =
+        "echo rank $OMPI_COMM_WORLD_RANK of $OMPI_COMM_WORLD_SIZE in $AZUREML_CR_NODE_RANK";
+    let job = cluster.create(&gang(2, command, &more));
+    cluster.completed(&job);
+    for rank in 0..4 {
+        let said = format!("rank {rank} of 4 in {}\n", rank / 2);
+        assert_eq!(log_of(&cluster, &job, rank), said);
+    }
 }
 
 /// Intel's has the same library.
