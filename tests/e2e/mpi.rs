@@ -1,11 +1,12 @@
 //! Jobs whose processes the environment's `mpirun` starts on all nodes.
 
-use std::path::Path;
+use std::path::PathBuf;
+use std::process::Command;
 
 use atelier_proto::job::v1::{Job, JobStatus};
 
 use crate::gangs::{cluster, gang};
-use crate::harness::{Cluster, PATIENCE};
+use crate::harness::{Cluster, PATIENCE, Registry, needs};
 
 fn mpi(processes: u32) -> String {
     // Where there is one machine there may be no other network.
@@ -82,12 +83,59 @@ fn mpirun_starts_the_processes_of_a_job_for_mpi_on_all_of_its_nodes() {
     }
 }
 
+/// Copies programs to `$1/bin`, and what they need, as well as this program does, to where they have it.
+const COPY_PROGRAMS: &str = r#"
+set -eu
+root=$1 own=$2 && shift 2
+cp "$@" "$root/bin/"
+for file in $(ldd "$own" "$@" | grep -o '/[^ ]*\.so[^ ]*' | sort -u); do
+  mkdir -p "$root${file%/*}"
+  cp -L "$file" "$root$file"
+done
+"#;
+
+/// An image's MPI is as good as a node's.
+#[test]
+fn mpich_starts_the_processes_of_a_job_in_containers_on_all_of_its_nodes() {
+    needs("containers");
+    let registry = Registry::start();
+    let cluster = Cluster::empty();
+    cluster.start_daemon();
+    for name in ["n0", "n1"] {
+        cluster.start_agent(&registry.agent(name).cpus(1));
+    }
+    let programs = mpi_folder("ATELIER_TEST_MPICH").join("bin");
+    let programs = ["mpirun", "hydra_pmi_proxy"].map(|name| programs.join(name));
+    let mut copy = Command::new("sh");
+    copy.args(["-c", COPY_PROGRAMS, "sh"]).arg(registry.shell_root());
+    copy.arg(env!("CARGO_BIN_EXE_atelier")).args(programs);
+    assert!(copy.status().unwrap().success());
+    let image = registry.name("team/mpich:5");
+    registry.push(&image, &registry.shell_root());
+    let more = format!(
+        "environment: {{image: {image}}}\ndistribution: {{type: mpi, process_count_per_instance: 2}}\n"
+    );
+    let command = "echo rank $PMI_RANK of $PMI_SIZE in $AZUREML_CR_NODE_RANK";
+    let job = cluster.create(&gang(2, command, &more));
+    cluster.completed(&job);
+    for rank in 0..4 {
+        let (log, said) =
+            (log_of(&cluster, &job, rank), format!("rank {rank} of 4 in {}\n", rank / 2));
+        assert!(log.ends_with(&said) && log.matches("rank").count() == 1, "{log}");
+    }
+}
+
+/// Where tests have been told that an MPI is.
+fn mpi_folder(variable: &str) -> PathBuf {
+    let Ok(folder) = std::env::var(variable) else {
+        panic!("{variable} is to name a folder with bin/mpirun and lib/libmpi.so")
+    };
+    folder.into()
+}
+
 /// What a job says that has the MPI of the folder which this variable of the tests names.
 fn mpi_of(variable: &str, library: &str, processes: u32) -> String {
-    let Ok(folder) = std::env::var(variable) else {
-        panic!("{variable} is to name a folder with bin/mpirun and lib/{library}")
-    };
-    let folder = Path::new(&folder);
+    let folder = mpi_folder(variable);
     let (bin, library) = (folder.join("bin"), folder.join("lib").join(library));
     format!(
         "distribution: {{type: mpi, process_count_per_instance: {processes}}}\n\
