@@ -7,7 +7,11 @@ use serde::{Deserialize, Serialize};
 use crate::id::{ComputeName, NodeName, Principal};
 use crate::resource::{Capacity, GpuDevice, GpuIndex};
 use crate::spec::limits::MAX_LABEL;
+use crate::spec::{CommandJob, Distribution};
 use crate::time::Timestamp;
+
+/// The fact with which programs a node's agent can start a job's processes on several nodes.
+pub const JOINS: &str = "joins";
 
 /// What is known of a node: what it said of itself when it joined, and what an admin said of it.
 /// Kept in the store, so that a restarted daemon knows its nodes before they come back.
@@ -75,6 +79,13 @@ impl NodeRecord {
         let each = self.gpus_out.iter();
         let each = each.map(|(index, out)| format!("GPU {index} is out: {}", out.reason));
         (!self.gpus_out.is_empty()).then(|| each.collect::<Vec<_>>().join("; "))
+    }
+
+    /// Whether its agent knows how the members of a job start its processes together, by what the job has for that.
+    /// One of an earlier release does not say so, and would start `mpirun` in each member by itself.
+    pub fn can_join(&self, spec: &CommandJob) -> bool {
+        let is_joint = matches!(spec.distribution, Some(Distribution::Mpi { .. }));
+        !is_joint || spec.resources.instance_count < 2 || self.facts.contains_key(JOINS)
     }
 
     /// Why the node does not keep jobs apart as well as can be, if it does not. An agent that says nothing

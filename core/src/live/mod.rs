@@ -33,8 +33,8 @@ use crate::id::{
     AttemptNumber, ComputeName, Epoch, EventSeq, JobName, NodeName, Principal, SubmitSeq,
 };
 use crate::job::{
-    Active, AttemptKey, Cancel, Ended, Event, EventKind, Failure, Job, Left, Member, Outcome,
-    Queued, State, Tries,
+    Active, AttemptEnd, AttemptKey, Cancel, Cause, Ended, Event, EventKind, Failure, Job, Left,
+    Member, Outcome, Queued, State, Tries,
 };
 use crate::node::{LeasePolicy, Link, Mono, NodeRecord, Now, is_loopback};
 use crate::resource::Demand;
@@ -478,10 +478,41 @@ impl Live {
             yields_at: placement.yields_at,
         });
         self.record(&job, attempt, self.daemon.clone(), kind, now, out);
+        if let Some(failure) = self.too_old(&job, &placement.nodes) {
+            self.put(job, out);
+            return self.not_assigned(placement, &failure, now, out);
+        }
         for rank in (0..).take(placement.nodes.len()) {
             out.effects.extend(self.assign(&job, rank));
         }
         self.put(job, out);
+    }
+
+    /// Why an attempt on these nodes would not be what the job asks for: an agent does not know it yet.
+    fn too_old(&self, job: &Job, nodes: &[NodeName]) -> Option<Failure> {
+        let cannot = |node: &&NodeName| {
+            self.nodes.get(*node).is_some_and(|known| !known.record.can_join(&job.spec))
+        };
+        let node = nodes.iter().find(cannot)?;
+        let message = format!(
+            "the agent of node {node} is too old to start 'mpirun' over several nodes: upgrade it, or drain the \
+             node"
+        );
+        Some(Failure { cause: Cause::AgentError, message })
+    }
+
+    /// No node has heard of the attempt, and none will.
+    fn not_assigned(
+        &mut self,
+        placement: &Placement,
+        failure: &Failure,
+        now: Now,
+        out: &mut Decisions,
+    ) {
+        for node in &placement.nodes {
+            let Some(job) = self.jobs.get(&placement.job).cloned() else { return };
+            self.member_ended(job, node, AttemptEnd::lost(failure.clone(), None), now, out);
+        }
     }
 
     /// Asks the members of an attempt that are not over, and were not dismissed, to stop. What they hold is

@@ -123,7 +123,7 @@ impl Live {
 
     /// A member of an attempt is over: give back what it held. The first that fails takes the others
     /// with it, and with the last the attempt is over.
-    fn member_ended(
+    pub(super) fn member_ended(
         &mut self,
         mut job: Job,
         node: &NodeName,

@@ -9,11 +9,12 @@ use super::ended;
 use crate::id::{JobName, NodeName, Principal};
 use crate::job::{
     Active, AttemptKey, Cause, Ended, Failure, Job, JobStatus, Outcome, Progress, Report, State,
+    Tries,
 };
 use crate::live::{Counters, Decisions, Effect, Live, Refusal, Submission};
 use crate::node::{Drain, Mono, Now};
 use crate::resource::Demand;
-use crate::spec::{CommandJob, Retry};
+use crate::spec::{CommandJob, Distribution, Retry};
 use crate::testkit::{
     LEASE, Outage, Script, World, capacity, command_job, compute_name, job_name, node_name,
     node_record, principal, sanity_check,
@@ -423,4 +424,41 @@ fn a_lost_node_ends_the_gang_and_counts_once() {
     world.finish().unwrap();
     assert_eq!(world.store.status(&job), Some(JobStatus::Completed));
     assert_eq!(world.starts(&job), 2);
+}
+
+/// It would start the job's processes on each of its nodes by itself.
+#[test]
+fn what_mpirun_starts_over_several_nodes_goes_to_no_agent_that_does_not_know_how() {
+    let mpi = Distribution::Mpi { process_count_per_instance: 1 };
+    let mut case = Case::new(1);
+    let mut old = node_record("n1", "local", capacity(1, 1_000, 0));
+    old.facts.clear();
+    let now = case.now();
+    case.live.node_joined(old.clone(), Vec::new(), now, &mut case.out);
+    let job = case.submit(CommandJob { distribution: Some(mpi.clone()), ..gang(2) }).unwrap();
+    for _ in 0..Tries::MAX_LOST {
+        // Tried again: the agent may be a newer one by then.
+        case.at += 3_600_000;
+        case.schedule();
+    }
+    let failure = case.failure(&job);
+    let reason = "the agent of node n1 is too old to start 'mpirun' over several nodes";
+    assert!(failure.message.contains(reason), "{}", failure.message);
+    let assigned = |effect: &Effect| matches!(effect, Effect::Assign { .. });
+    assert!(!case.out.effects.iter().any(assigned), "{:?}", case.out.effects);
+    assert_eq!([case.held(&node_name("n0")), case.held(&node_name("n1"))], [0, 0]);
+    // Alone it does as it always did, and after an upgrade it takes part.
+    for members in [1, 2] {
+        let spec = CommandJob { distribution: Some(mpi.clone()), ..gang(members) };
+        let job = case.submit(spec).unwrap();
+        assert_eq!(case.nodes(&job).len(), members as usize);
+        case.live.cancel(&job, principal("ana"), "", case.now(), &mut case.out).unwrap();
+        for node in case.nodes(&job) {
+            let key = case.key(&job);
+            case.exits(&node, &key, 1);
+        }
+        let new = node_record("n1", "local", capacity(1, 1_000, 0));
+        let now = case.now();
+        case.live.node_joined(new, Vec::new(), now, &mut case.out);
+    }
 }
