@@ -76,12 +76,20 @@ pub(in crate::attempt) fn variables(
     set(KEY, &secret(PURPOSE, token));
 }
 
-/// Makes the program that stands in place of ssh for Hydra.
+/// Makes the program that stands in place of ssh for Hydra. If what is to be run there cannot be, MPICH before
+/// version 5 would wait for it for ever.
 pub(super) fn write_script(folder: &Path, program: &Path) -> io::Result<()> {
     let program = quote(&program.to_string_lossy());
     let mut options = fs::OpenOptions::new();
     let mut file = options.write(true).create_new(true).mode(0o755).open(folder.join(SCRIPT))?;
-    writeln!(file, "#!/bin/sh\nexec {program} {VERB} {SHELL} \"$@\"")
+    writeln!(
+        file,
+        "#!/bin/sh\n\
+         {program} {VERB} {SHELL} \"$@\"\n\
+         code=$?\n\
+         case $code in 126 | 127) kill -TERM $PPID ;; esac\n\
+         exit $code"
+    )
 }
 
 /// What a shell runs in each process, `$0` being a shell and `$1` the command. `mpirun` would carry all output to

@@ -108,6 +108,25 @@ fn a_process_of_hydra_that_fails_takes_its_launcher_along_and_says_so() {
 }
 
 #[test]
+fn what_cannot_be_run_in_a_member_ends_the_mpirun_that_waits_for_it() {
+    use std::os::unix::fs::PermissionsExt as _;
+    use std::os::unix::process::ExitStatusExt as _;
+    let folder = tempfile::tempdir().unwrap();
+    let program = folder.path().join("at elier");
+    let told = "#!/bin/sh\n[ \"$1 $2 $3\" = 'supervise --mpi-shell member-1' ] && exit $4\n";
+    std::fs::write(&program, told).unwrap();
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    mpi::write_script(folder.path(), &program).unwrap();
+    let ended = |code: &str| {
+        let mut mpirun = Command::new("sh");
+        mpirun.args(["-c", "\"$@\"; exit $?", "mpirun"]).arg(folder.path().join("shell"));
+        mpirun.args(["member-1", code]).status().unwrap()
+    };
+    assert_eq!(ended("5").code(), Some(5));
+    assert_eq!(ended("127").signal(), Some(libc::SIGTERM));
+}
+
+#[test]
 fn ray_is_started_with_what_the_job_has_and_says() {
     let share = Share { cpu_milli: 1_500, memory_mib: 1_000, gpus: 2 };
     let given = Ray {
