@@ -213,6 +213,39 @@ fn what_is_kept_outlives_agent_and_daemon() {
 }
 
 #[test]
+fn what_is_kept_has_the_time_that_it_was_given_first() {
+    let cluster = Cluster::start();
+    let marks = cluster.shared_folder("marks");
+    let command = format!(
+        "cd {}; touch begun; until [ -e go ]; do sleep 0.02; done; exit 3",
+        marks.display()
+    );
+    let job = cluster.create(&format!("{}keep_failed: 30m\n", job_yaml(&command)));
+    until("it runs", || marks.join("begun").exists().then_some(()));
+    // The daemon is away when it fails, and the agent is another one when it comes back.
+    cluster.daemon(|daemon| daemon.kill());
+    std::fs::write(marks.join("go"), "").unwrap();
+    let attempts = cluster.agent_data("local").join("attempts");
+    let until_ms = || {
+        let folder = std::fs::read_dir(&attempts).unwrap().next()?.unwrap().path();
+        let kept = std::fs::read(folder.join("kept.json")).ok()?;
+        let kept: serde_json::Value = serde_json::from_slice(&kept).unwrap();
+        kept["until_ms"].as_i64()
+    };
+    let first = until("it is kept", until_ms);
+    cluster.agent("local", |agent| agent.kill());
+    // An agent that was killed while it removed a folder leaves this.
+    let left = cluster.agent_data("local").join("removed");
+    std::fs::create_dir_all(left.join("3/work")).unwrap();
+    cluster.launch_agent(&Agent::new("local"));
+    cluster.start_daemon();
+    let [kept] = &cluster.ended(&job).sandboxes[..] else { panic!("not kept once") };
+    assert_eq!((kept.until_ms, until_ms()), (first, Some(first)));
+    assert_eq!(debug(&cluster, &job, &["echo", "in"]).ok().word(), "in");
+    assert!(!left.exists());
+}
+
+#[test]
 fn what_is_kept_holds_up_no_drain() {
     let cluster = Cluster::start();
     let (job, _) = failed(&cluster, "", "keep_failed: 30m\n");

@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use atelier_proto::agent::v1 as pb;
 use prost::Message as _;
@@ -29,6 +30,11 @@ pub(super) const LAUNCHER: &str = "launcher";
 pub(super) const TEMPORARY: &str = "tmp";
 /// What a command with a user of its own sees as `/etc/passwd`.
 pub(super) const PASSWD: &str = "passwd";
+/// Beside `attempts/`: folders that are being removed.
+const REMOVED: &str = "removed";
+/// How often a removal is begun anew, and after how long.
+const ROUNDS: u32 = 50;
+const PAUSE: Duration = Duration::from_millis(20);
 /// Folders of the working directory that a job finds when it starts.
 pub(super) const ARTIFACTS: [&str; 2] = ["outputs", "logs"];
 
@@ -210,8 +216,49 @@ impl Folder {
         matches!(record::read(&self.path, SETTLED), Ok(Some(true)))
     }
 
-    /// Removes the folder and all in it.
+    /// Removes the folder and all in it. It is out of the way at once, so that no new agent takes what is half
+    /// removed for an attempt.
     pub(crate) fn remove(&self) -> io::Result<()> {
-        remove_tree(&self.path)
+        match self.put_aside() {
+            Ok(aside) => insist(&aside),
+            // It is gone, or on a file system of its own.
+            Err(_) => insist(&self.path),
+        }
+    }
+
+    fn put_aside(&self) -> io::Result<PathBuf> {
+        let (Some(attempts), Some(name)) = (self.path.parent(), self.path.file_name()) else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        let removed = attempts.with_file_name(REMOVED);
+        match fs::create_dir(&removed) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+        let aside = removed.join(name);
+        fs::rename(&self.path, &aside)?;
+        Ok(aside)
+    }
+
+    /// Removes what an earlier agent was kept from removing to the end.
+    pub(crate) fn remove_left(attempts: &Path) -> io::Result<()> {
+        remove_tree(&attempts.with_file_name(REMOVED))
     }
 }
+
+/// Removes a tree in which something that was killed may still write its last.
+fn insist(tree: &Path) -> io::Result<()> {
+    let mut rounds = 0..ROUNDS;
+    loop {
+        match remove_tree(tree) {
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
+                rounds.next().ok_or(error)?;
+                std::thread::sleep(PAUSE);
+            }
+            other => return other,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -7,7 +7,6 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -41,8 +40,8 @@ pub(crate) struct Kept {
     news: mpsc::UnboundedSender<News>,
     all: Mutex<BTreeMap<u64, Sandbox>>,
     changed: Notify,
-    /// On their way out.
-    leaving: AtomicUsize,
+    /// On their way out, and whether the daemon has the attempt's end.
+    leaving: Mutex<BTreeMap<u64, bool>>,
 }
 
 struct Sandbox {
@@ -72,12 +71,16 @@ impl Kept {
             news,
             all: Mutex::default(),
             changed: Notify::new(),
-            leaving: AtomicUsize::new(0),
+            leaving: Mutex::default(),
         }
     }
 
     fn all(&self) -> MutexGuard<'_, BTreeMap<u64, Sandbox>> {
         self.all.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn leaving(&self) -> MutexGuard<'_, BTreeMap<u64, bool>> {
+        self.leaving.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// All of it, for the daemon.
@@ -113,8 +116,13 @@ impl Kept {
         let _ = self.news.send(News::Kept);
     }
 
-    /// The daemon has the end of this attempt. Whether its folder is kept.
+    /// The daemon has the end of this attempt. Whether its folder is kept, or goes once those who are in it
+    /// have left.
     pub(crate) fn settle(&self, epoch: u64) -> bool {
+        if let Some(is_settled) = self.leaving().get_mut(&epoch) {
+            *is_settled = true;
+            return true;
+        }
         let mut all = self.all();
         let Some(kept) = all.get_mut(&epoch) else { return false };
         kept.record.settled = true;
@@ -226,6 +234,7 @@ pub(super) fn would_keep(attempt: &Attempt, ended: &Ended) -> bool {
     !time_of(attempt).is_zero()
         && has_failed(attempt, ended)
         && can_be_entered(attempt)
+        && !was_kept(attempt.folder.path())
         && (asked || has_room(attempt.folder.path()))
 }
 
@@ -258,6 +267,13 @@ fn can_be_entered(attempt: &Attempt) -> bool {
     launch.is_some_and(|launch| launch.inside.is_none())
 }
 
+/// Whether an earlier agent kept it, before which the daemon did not hear of its end. It has its time, or was
+/// let go of.
+fn was_kept(folder: &Path) -> bool {
+    let read = |name: &str| record::read::<Record>(folder, name);
+    [RECORD, &record::temporary(RECORD)].into_iter().any(|name| matches!(read(name), Ok(Some(_))))
+}
+
 fn has_room(folder: &Path) -> bool {
     disk::has_free(folder, ROOM)
 }
@@ -267,34 +283,36 @@ fn has_room(folder: &Path) -> bool {
 pub(crate) fn let_go(node: &Arc<Node>, epoch: u64) {
     let Some(gone) = node.kept.all().remove(&epoch) else { return };
     node.kept.tell();
-    node.kept.leaving.fetch_add(1, Ordering::Relaxed);
+    node.kept.leaving().insert(epoch, gone.record.settled);
     let node = node.clone();
     tokio::spawn(async move {
         gone.entrance.close().await;
-        let Sandbox { folder, record, cgroup, .. } = gone;
+        let Sandbox { folder, cgroup, .. } = gone;
+        let own = node.clone();
         let removed = tokio::task::spawn_blocking(move || {
             if let Some(cgroup) = cgroup.flatten() {
                 cgroup.kill();
                 let _ = cgroup.remove();
             }
-            match record.settled {
-                true => folder.remove(),
-                // Under this name it is nobody's record, and keeps the folder from being used again: who was
-                // let in may have left something that runs.
-                false => record::withdraw(folder.path(), RECORD),
+            // Under this name it is nobody's record, and keeps the folder from being used again: who was let
+            // in may have left something that runs.
+            let withdrawn = record::withdraw(folder.path(), RECORD);
+            // The daemon may have been told meanwhile.
+            match own.kept.leaving().remove(&epoch) {
+                Some(true) => folder.remove(),
+                Some(false) | None => withdrawn,
             }
         });
         if let Ok(Err(error)) = removed.await {
             tracing::warn!(epoch, %error, "cannot remove what was kept of an attempt");
         }
-        node.kept.leaving.fetch_sub(1, Ordering::Relaxed);
     });
 }
 
 /// Makes room on a disk that is nearly full (`is_short`), or that has no room for what no job asked for.
 /// Whether there will be more.
 pub(crate) fn make_room(node: &Arc<Node>, is_short: bool) -> bool {
-    if node.kept.leaving.load(Ordering::Relaxed) > 0 {
+    if !node.kept.leaving().is_empty() {
         return true;
     }
     if !is_short && has_room(&node.root) {

@@ -40,9 +40,12 @@ pub(crate) async fn run(attempt: Attempt, from: Decision) {
             settle(&attempt).await;
             contain::remove(&attempt).await;
             let (folder, epoch) = (attempt.folder.clone(), attempt.key.epoch);
-            let removed = tokio::task::spawn_blocking(move || folder.remove()).await;
-            if let Ok(Err(error)) = removed {
-                tracing::warn!(epoch, %error, "cannot remove the folder of a discarded attempt");
+            // An earlier agent may have kept it.
+            if !attempt.node.kept.settle(epoch) {
+                let removed = tokio::task::spawn_blocking(move || folder.remove()).await;
+                if let Ok(Err(error)) = removed {
+                    tracing::warn!(epoch, %error, "cannot remove the folder of a discarded attempt");
+                }
             }
             let _ = attempt.node.news.send(News::Gone(epoch));
         }

@@ -56,6 +56,9 @@ impl Registry {
         let boot: Option<String> = record::read(root, BOOT)?;
         let same_boot = boot.as_ref() == Some(&node.boot_id);
         let rebooted = boot.is_some() && !same_boot;
+        if let Err(error) = Folder::remove_left(&node.attempts) {
+            tracing::warn!(%error, "cannot remove what is left of attempts");
+        }
         for found in fs::read_dir(&node.attempts)? {
             let name = found?.file_name();
             let Some(epoch) = name.to_str().and_then(|name| name.parse::<u64>().ok()) else {
