@@ -65,6 +65,9 @@ pub struct NodeChange {
     pub facts: BTreeMap<String, String>,
 }
 
+/// Among a node's facts: why its jobs do not reach the daemon.
+pub const NOT_REACHED: &str = "not_reached";
+
 impl NodeRecord {
     /// What it would offer if nothing of it were broken.
     pub fn mended(&self) -> Capacity {
@@ -101,6 +104,17 @@ impl NodeRecord {
         let addresses =
             told("not_closed", "closed").map(|why| format!("no addresses closed to jobs: {why}"));
         let all: Vec<String> = limits.into_iter().chain(views).chain(addresses).collect();
+        (!all.is_empty()).then(|| all.join("; "))
+    }
+
+    /// Why the node gets no jobs though it answers, if it does not: what it lacks now would keep it from joining
+    /// if it had no jobs. `strict`: its compute takes nodes only that keep jobs apart.
+    pub fn unfit(&self, strict: bool) -> Option<String> {
+        let unreached = self.facts.get(NOT_REACHED).cloned();
+        let lacks = self.not_contained().filter(|_| strict);
+        let lacks = lacks
+            .map(|lacks| format!("the containment of its compute is strict, and it has {lacks}"));
+        let all: Vec<String> = unreached.into_iter().chain(lacks).collect();
         (!all.is_empty()).then(|| all.join("; "))
     }
 }

@@ -488,6 +488,9 @@ fn state_of(live: &Live, node: &LiveNode) -> (pb::NodeState, String) {
     }
     match node.link {
         Link::Ready if node.record.drain.is_some() => (pb::NodeState::Leaving, drained(node)),
+        Link::Ready if let Some(lacks) = live.unfit(&node.record.name) => {
+            (pb::NodeState::Unusable, format!("it gets no jobs: {lacks}"))
+        }
         Link::Ready => {
             let state = match node.attempts.is_empty() {
                 true => pb::NodeState::Idle,

@@ -216,7 +216,7 @@ impl Live {
         };
         let known = self.instances.get(&record.name);
         let theirs = known.is_some_and(|instance| instance.compute == record.compute);
-        let strict = compute.cluster.as_ref().is_some_and(|c| c.containment == Containment::Strict);
+        let strict = self.is_strict(&record.compute);
         // One that has jobs is heard first, or they would be lost; one of the cluster's own is given back.
         let has_jobs = self.nodes.get(&record.name).is_some_and(|node| !node.attempts.is_empty());
         if let Some(lacks) = record.not_contained().filter(|_| strict && !theirs && !has_jobs) {
@@ -368,8 +368,20 @@ impl Live {
         }
     }
 
-    /// Lets the scheduler know whether the node gets jobs, be it kept from them on an admin's word
-    /// or because it is on its way out.
+    /// Why a node gets no jobs though it answers, if it does not.
+    pub fn unfit(&self, node: &NodeName) -> Option<String> {
+        let record = &self.nodes.get(node)?.record;
+        record.unfit(self.is_strict(&record.compute))
+    }
+
+    /// Whether the compute takes nodes only that keep jobs apart.
+    fn is_strict(&self, compute: &ComputeName) -> bool {
+        let cluster = self.computes.get(compute).and_then(|known| known.cluster.as_ref());
+        cluster.is_some_and(|cluster| cluster.containment == Containment::Strict)
+    }
+
+    /// Lets the scheduler know whether the node gets jobs, be it kept from them on an admin's word,
+    /// by what it lacks, or because it is on its way out.
     pub(super) fn close(&mut self, node: &NodeName) {
         let Some(known) = self.nodes.get(node) else { return };
         let (compute, drained) = (known.record.compute.clone(), known.record.drain.is_some());
@@ -377,6 +389,7 @@ impl Live {
         let leaving = self.instances.get(node).is_some_and(leaves);
         self.sched.set_drained(&compute, node, drained);
         self.sched.set_leaving(&compute, node, leaving);
+        self.sched.set_unfit(&compute, node, self.unfit(node));
     }
 
     /// Asks for nodes and gives them up, as the queues need.
@@ -511,6 +524,7 @@ impl Live {
         if known.deleted {
             return None;
         }
+        let strict = cluster.containment == Containment::Strict;
         let (min, max) = (cluster.min_instances, cluster.max_instances);
         let idle_s = i64::try_from(cluster.idle_time_before_scale_down).unwrap_or(i64::MAX);
         let not_before = known.trouble.as_ref().map(|trouble| trouble.until);
@@ -529,7 +543,9 @@ impl Live {
                 }
                 InstanceState::Up => {
                     let since = self.nodes.get_mut(&instance.node).and_then(|node| {
-                        unusable += u32::from(node.record.drain.is_some());
+                        let record = &node.record;
+                        let closed = record.drain.is_some() || record.unfit(strict).is_some();
+                        unusable += u32::from(closed);
                         let idle = node.attempts.is_empty();
                         node.idle_since = idle.then(|| node.idle_since.unwrap_or(now.wall));
                         if let Link::Silent { since } = node.link

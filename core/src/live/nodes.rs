@@ -84,8 +84,9 @@ impl Live {
         out.nodes.push(record);
     }
 
-    /// A node that has joined says what has changed: a device that broke is given to nobody from now on.
-    /// Who holds it keeps it until the node says that the attempt is over.
+    /// A node that has joined says what has changed: a device that broke is given to nobody from now on, and
+    /// neither is a node that lacks what it must have to join. Who holds it keeps it until the node says that
+    /// the attempt is over.
     pub fn node_changed(&mut self, name: &NodeName, change: NodeChange, out: &mut Decisions) {
         let Some(node) = self.nodes.get_mut(name) else { return };
         let NodeChange { gpus, gpus_out, facts } = change;
@@ -101,6 +102,7 @@ impl Live {
         if !same {
             self.sched.put_node(&record.compute, name.clone(), record.capacity.clone());
         }
+        self.sched.set_unfit(&record.compute, name, self.unfit(name));
         out.nodes.push(record);
     }
 

@@ -116,6 +116,11 @@ impl Sched {
         self.pool_mut(compute).set_leaving(node, leaving);
     }
 
+    /// Why the node is not fit for jobs, if it is not.
+    pub fn set_unfit(&mut self, compute: &ComputeName, node: &NodeName, unfit: Option<String>) {
+        self.pool_mut(compute).set_unfit(node, unfit);
+    }
+
     /// Puts a job in the queue, at its place.
     pub fn enqueue(&mut self, compute: &ComputeName, rank: Rank, waiting: Waiting) {
         self.pool_mut(compute).enqueue(rank, waiting);

@@ -51,6 +51,15 @@ pub enum WaitReason {
         /// One of them.
         node: NodeName,
     },
+    /// The only nodes as large as the job asks for lack what nodes must have. It holds nobody back.
+    Unfit {
+        /// What it asks for.
+        demand: Demand,
+        /// One of them.
+        node: NodeName,
+        /// What it lacks.
+        why: String,
+    },
     /// Another job is before it, and that one waits.
     Behind {
         /// The first in line.
@@ -181,6 +190,11 @@ impl fmt::Display for WaitReason {
                 f,
                 "asks for {demand}, and {node}, which has that, is drained; it starts when the node \
                  is resumed (atelier node resume {node}) or another as large joins"
+            ),
+            Self::Unfit { demand, node, why } => write!(
+                f,
+                "asks for {demand}, and {node}, which has that, gets no jobs: {why}; it starts when \
+                 that is mended or another as large joins"
             ),
             Self::Behind { head, ahead, because } => {
                 let jobs = if *ahead == 1 { "job is" } else { "jobs are" };

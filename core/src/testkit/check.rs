@@ -121,7 +121,8 @@ fn actives(live: &Live) -> impl Iterator<Item = (&JobName, &Active)> {
     live.jobs().filter_map(|job| Some((&job.name, job.active()?)))
 }
 
-/// A node's attempts are the active jobs that are there, and it is ready if it is connected.
+/// A node's attempts are the active jobs that are there, and it gets jobs if it is connected, fit, and
+/// nobody keeps them away.
 fn nodes(live: &Live) -> Checked {
     for node in live.nodes() {
         let name = &node.record.name;
@@ -139,7 +140,8 @@ fn nodes(live: &Live) -> Checked {
             let ready = slot.map(|(_, ready)| ready);
             let leaves =
                 live.instances().any(|known| &known.node == name && !known.state.takes_jobs());
-            let open = node.link == Link::Ready && node.record.drain.is_none() && !leaves;
+            let fit = live.unfit(name).is_none();
+            let open = node.link == Link::Ready && node.record.drain.is_none() && !leaves && fit;
             let right = if home { ready == Some(open) } else { ready.is_none() };
             ensure(right, "I8", || {
                 format!(
@@ -290,6 +292,7 @@ pub(super) fn nothing_idles(live: &Live) -> Checked {
                     Some(
                         WaitReason::TooLarge { .. }
                             | WaitReason::Drained { .. }
+                            | WaitReason::Unfit { .. }
                             | WaitReason::NodesSilent
                             | WaitReason::NoNodes
                             | WaitReason::TooFew { .. }

@@ -331,6 +331,8 @@ impl Daemon {
             let drained =
                 self.live.nodes().any(|n| &n.record.name == node && n.record.drain.is_some());
             ensure(!drained, "I8", || format!("{key:?} was placed on {node}, which is drained"))?;
+            let unfit = self.live.unfit(node);
+            ensure(unfit.is_none(), "I8", || format!("{key:?} was placed on {node}: {unfit:?}"))?;
             let leaves =
                 self.live.instances().any(|known| &known.node == node && !known.state.takes_jobs());
             ensure(!leaves, "I8", || format!("{key:?} was placed on {node}, which leaves"))?;

@@ -442,12 +442,26 @@ impl Node {
 
     /// A device breaks, or one that broke is whole again.
     pub(super) fn break_gpu(&mut self, index: GpuIndex) {
-        let NodeRecord { capacity, gpus_out, facts, .. } = &mut self.record;
+        let NodeRecord { capacity, gpus_out, .. } = &mut self.record;
         if let Some(device) = capacity.gpus.remove(&index) {
             gpus_out.insert(index, GpuOut { device, reason: "it fell off the bus".to_owned() });
         } else if let Some(out) = gpus_out.remove(&index) {
             capacity.gpus.insert(index, out.device);
         }
+        self.tell_change();
+    }
+
+    /// A fact about the machine becomes this one, or is none any more.
+    pub(super) fn change_fact(&mut self, name: &str, fact: Option<&str>) {
+        match fact {
+            Some(fact) => self.record.facts.insert(name.to_owned(), fact.to_owned()),
+            None => self.record.facts.remove(name),
+        };
+        self.tell_change();
+    }
+
+    fn tell_change(&mut self) {
+        let NodeRecord { capacity, gpus_out, facts, .. } = &self.record;
         let (gpus, gpus_out, facts) = (capacity.gpus.clone(), gpus_out.clone(), facts.clone());
         // An agent that is down says it when it joins.
         if let Some(session) = self.session.as_ref().filter(|session| session.welcomed) {

@@ -257,6 +257,13 @@ impl World {
         }
     }
 
+    /// A fact about a node becomes this one while its agent runs, or is none any more.
+    pub fn change_fact(&mut self, name: &NodeName, fact: &str, is: Option<&str>) {
+        if let Some(node) = self.nodes.get_mut(name) {
+            node.change_fact(fact, is);
+        }
+    }
+
     /// Repeats a report of the node's session, behind everything that is under way.
     pub fn replay(&mut self, name: &NodeName, which: usize) {
         let Some(node) = self.nodes.get_mut(name) else { return };

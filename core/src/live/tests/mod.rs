@@ -9,6 +9,7 @@ mod properties;
 mod quotas;
 mod replays;
 mod sandboxes;
+mod unfit;
 mod usage;
 
 use proptest::test_runner::Config;

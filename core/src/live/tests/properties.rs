@@ -7,6 +7,7 @@ use proptest::prelude::*;
 
 use crate::id::{AttemptNumber, Epoch, JobName, NodeName};
 use crate::job::{AttemptKey, Cause, Progress, Report};
+use crate::node::NOT_REACHED;
 use crate::resource::{Capacity, Demand};
 use crate::spec::{Distribution, OnNodeLoss, Priority, Retry};
 use crate::testkit::{
@@ -34,6 +35,7 @@ enum Op {
     Resize { node: usize, capacity: Capacity },
     Move { node: usize, compute: usize },
     BreakGpu { node: usize, index: u16 },
+    Unreach { node: usize, lasts: bool },
     Replay { node: usize, which: usize },
     Reorder { node: usize },
     Forge { node: usize, job: usize, shift: i8, progress: Progress },
@@ -158,6 +160,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (node.clone(), 0..COMPUTES.len())
             .prop_map(|(node, compute)| Op::Move { node, compute }),
         3 => (node.clone(), 0..4_u16).prop_map(|(node, index)| Op::BreakGpu { node, index }),
+        2 => (node.clone(), any::<bool>()).prop_map(|(node, lasts)| Op::Unreach { node, lasts }),
         2 => (node.clone(), 0..50_usize).prop_map(|(node, which)| Op::Replay { node, which }),
         1 => node.clone().prop_map(|node| Op::Reorder { node }),
         2 => (node, 0..JOBS, -2..3_i8, forged())
@@ -222,6 +225,9 @@ fn apply(world: &mut World, op: Op) -> Checked {
             world.change_node(&node(number), None, Some(compute_name(COMPUTES[compute])));
         }
         Op::BreakGpu { node: number, index } => world.break_gpu(&node(number), index),
+        Op::Unreach { node: number, lasts } => {
+            world.change_fact(&node(number), NOT_REACHED, lasts.then_some("no way to the daemon"));
+        }
         Op::Replay { node: number, which } => world.replay(&node(number), which),
         Op::Reorder { node: number } => world.reorder(&node(number)),
         Op::Forge { node: from, job: number, shift, progress } => {

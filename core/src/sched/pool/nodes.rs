@@ -20,6 +20,8 @@ pub(super) struct Slot {
     pub(super) drained: bool,
     /// It is on its way out.
     pub(super) leaving: bool,
+    /// Why it is not fit for jobs, if it is not.
+    pub(super) unfit: Option<String>,
     /// The number of what its devices are.
     model: u8,
 }
@@ -27,7 +29,7 @@ pub(super) struct Slot {
 impl Slot {
     /// Whether it gets jobs.
     pub(super) fn is_open(&self) -> bool {
-        self.ready && !self.drained && !self.leaving
+        self.ready && !self.drained && !self.leaving && self.unfit.is_none()
     }
 
     fn has_gpus(&self) -> bool {
@@ -96,8 +98,8 @@ impl Pool {
             });
         } else {
             let (ledger, holds) = (Ledger::new(capacity), OrdMap::new());
-            let (ready, drained, leaving) = (false, false, false);
-            self.nodes.insert(node, Slot { ledger, holds, ready, drained, leaving, model });
+            let (ready, drained, leaving, unfit) = (false, false, false, None);
+            self.nodes.insert(node, Slot { ledger, holds, ready, drained, leaving, unfit, model });
         }
         self.total.add(offered);
         self.dirty = true;
@@ -149,6 +151,12 @@ impl Pool {
 
     pub(in crate::sched) fn set_leaving(&mut self, node: &NodeName, leaving: bool) {
         self.change(node, |slot| slot.leaving = leaving);
+    }
+
+    pub(in crate::sched) fn set_unfit(&mut self, node: &NodeName, unfit: Option<String>) {
+        if self.nodes.get(node).is_some_and(|slot| slot.unfit != unfit) {
+            self.change(node, |slot| slot.unfit = unfit);
+        }
     }
 
     /// Changes what kind of node it is or whether it gets jobs, and with it which jobs could start.

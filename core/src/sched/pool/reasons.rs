@@ -2,6 +2,7 @@
 
 use super::nodes::Slot;
 use super::{Closed, Pool, Supply};
+use crate::id::NodeName;
 use crate::resource::{Capacity, Demand, Ledger, MiB, Shortage};
 use crate::sched::{COUNTED, Limits, Rank, Request, WaitReason};
 
@@ -17,8 +18,11 @@ impl Pool {
                 .iter()
                 .filter(|(_, slot)| !slot.is_open() && !slot.leaving && slot.drained == drained)
                 .find(|(_, slot)| slot.ledger.capacity().could_hold(demand))
-                .map(|(node, _)| node.clone())
         };
+        let unfit = closed(false).and_then(|(node, slot)| {
+            let why = slot.unfit.clone().filter(|_| slot.ready)?;
+            Some(WaitReason::Unfit { demand: demand.clone(), node: node.clone(), why })
+        });
         let fitting = self.sizes.iter().filter(|(size, _)| size.could_hold(demand));
         let nodes = fitting.map(|(_, count)| *count).sum();
         if request.members > 1 && nodes > 0 {
@@ -28,10 +32,12 @@ impl Pool {
         if self.nodes.values().all(|slot| slot.leaving) {
             return WaitReason::NoNodes;
         }
-        match (closed(false), closed(true)) {
-            (Some(_), _) if !some_open => WaitReason::NodesSilent,
-            (None, Some(node)) => WaitReason::Drained { demand: demand.clone(), node },
-            (node, _) => WaitReason::TooLarge { demand: demand.clone(), node },
+        let name = |(node, _): (&NodeName, _)| node.clone();
+        match (unfit, closed(false).map(name), closed(true).map(name)) {
+            (Some(unfit), ..) => unfit,
+            (None, Some(_), _) if !some_open => WaitReason::NodesSilent,
+            (None, None, Some(node)) => WaitReason::Drained { demand: demand.clone(), node },
+            (None, node, _) => WaitReason::TooLarge { demand: demand.clone(), node },
         }
     }
 
