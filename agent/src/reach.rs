@@ -44,8 +44,14 @@ const METADATA: [(IpAddr, u32); 11] = [
     (IpAddr::V6(Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, 0xa9fe, 0)), 112),
 ];
 
+/// Among the node's facts: why jobs are not kept from what they have no way to.
+pub(crate) const NOT_CLOSED: &str = "not_closed";
+
 /// Why groups of the agent's hold no container of docker's.
 pub(crate) const IN_AN_ENGINE: &str = "containers of docker are in the groups of its engine";
+
+/// Why jobs reach what they should not while one runs that was told so by an agent of before.
+pub(crate) const EARLIER_JOBS: &str = "jobs of an earlier version need the control port";
 
 /// A URL whose addresses cannot be told.
 #[derive(Debug, thiserror::Error)]
@@ -116,7 +122,7 @@ impl Daemon {
     fn one_port(&self) -> Option<&'static str> {
         let has_one = self.control.iter().any(|address| self.jobs.contains(address));
         has_one.then_some(if self.is_open {
-            "jobs of an earlier version need the control port"
+            EARLIER_JOBS
         } else {
             "the daemon has one port for orders and jobs"
         })
@@ -134,12 +140,12 @@ pub(crate) fn close(cgroups: &Cgroups, engines: bool, daemon: &Daemon, facts: &m
 fn tell(facts: &mut Facts, closed: Result<(), String>) {
     let told = if closed.is_ok() { "metadata and control" } else { "none" };
     facts.other.insert("closed".to_owned(), told.to_owned());
-    let before = facts.other.remove("not_closed");
+    let before = facts.other.remove(NOT_CLOSED);
     let Err(why) = closed else { return };
     if before.as_ref() != Some(&why) {
         tracing::warn!(%why, "jobs reach cloud metadata or the daemon's control port");
     }
-    facts.other.insert("not_closed".to_owned(), why);
+    facts.other.insert(NOT_CLOSED.to_owned(), why);
 }
 
 /// What jobs are held to on this machine, besides a daemon that is at these places.

@@ -153,9 +153,8 @@ fn a_job_from_before_there_were_two_ports_logs_where_it_was_told() {
     cluster.completed(&job);
     assert_eq!(cluster.log(&job), b"reached\n");
     // Once it is over it is closed again.
-    cluster.agent("local", |agent| agent.kill());
-    cluster.start_agent(&Agent::new("local"));
-    assert_eq!(facts(&cluster)["closed"], "metadata and control");
+    let is_closed = || (facts(&cluster)["closed"] == "metadata and control").then_some(());
+    until("the node closes it", is_closed);
     let job = cluster.create(&yaml(&cluster, "python3 connect.py", "code: code\n"));
     let ended = cluster.ended(&job);
     assert_eq!(ended.exit_code, Some(1), "{ended:?}");

@@ -13,7 +13,7 @@ use pb::agent_message::Message as Up;
 use pb::daemon_message::Message as Down;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::Streaming;
 
@@ -34,6 +34,7 @@ mod registry;
 
 use connection::Connection;
 pub(crate) use connection::{Caller, Client, connect};
+use ports::{AGAIN, Look};
 pub(crate) use registry::Registry;
 
 /// How long to wait for an answer to Hello.
@@ -301,9 +302,12 @@ impl Session {
     ) -> Result<(), Error> {
         let interval = Duration::from_millis(welcome.heartbeat_ms.max(20));
         let mut beat = tokio::time::interval_at(Instant::now() + interval, interval);
-        beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut number = 0;
         let mut followers = JoinSet::new();
+        let mut again = tokio::time::interval_at(Instant::now() + AGAIN, AGAIN);
+        again.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut looks = JoinSet::new();
         loop {
             // The beat turns this loop at the latest.
             self.notifier.progress();
@@ -342,6 +346,14 @@ impl Session {
                     }
                 }
                 Some(_) = followers.join_next(), if !followers.is_empty() => {}
+                _ = again.tick(), if looks.is_empty() && self.may_be_mended() => {
+                    looks.spawn(Look::at(self.urls.clone()));
+                }
+                Some(look) = looks.join_next(), if !looks.is_empty() => {
+                    if look.is_ok_and(|look| self.looked(look)) {
+                        let _ = up.send(message(Up::Changed(self.change())));
+                    }
+                }
             }
         }
     }

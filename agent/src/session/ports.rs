@@ -2,29 +2,45 @@
 
 use std::time::Duration;
 
+use atelier_core::node::NOT_REACHED;
+
 use super::{Error, Session, chain};
-use crate::reach::{self, Daemon, KEPT, Urls};
+use crate::reach::{self, Daemon, EARLIER_JOBS, KEPT, NOT_CLOSED, NotFound, Urls};
 use crate::{attempt, record};
 
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Among the node's facts: why its jobs do not reach the daemon.
-const FACT: &str = "not_reached";
+/// How long until it is looked again whether what is amiss has been mended.
+pub(super) const AGAIN: Duration = Duration::from_secs(5);
+
+/// What a second look at the daemon's ports has found.
+pub(super) struct Look {
+    reached: Result<(), Error>,
+    daemon: Result<Daemon, NotFound>,
+}
+
+impl Look {
+    pub(super) async fn at(urls: Urls) -> Self {
+        let (reached, daemon) = tokio::join!(answers(&urls.jobs), Daemon::find(&urls));
+        Self { reached, daemon }
+    }
+}
 
 impl Session {
     /// Sees whether jobs will reach the daemon.
     ///
     /// # Errors
     /// They will not. A node with attempts of which the daemon has to hear joins all the same, or they would be
-    /// lost: then its facts say why.
+    /// lost: then its facts say why, and it gets no
+    /// others.
     pub(super) async fn reach_jobs_port(&mut self, url: &str) -> Result<(), Error> {
-        self.facts.other.remove(FACT);
+        self.facts.other.remove(NOT_REACHED);
         let Err(error) = answers(url).await else { return Ok(()) };
         if !self.registry.has_attempts() {
             return Err(error);
         }
-        tracing::error!(error = %chain(&error), "jobs that start here now fail");
-        self.facts.other.insert(FACT.to_owned(), error.to_string());
+        tracing::error!(error = %chain(&error), "no further jobs start here");
+        self.facts.other.insert(NOT_REACHED.to_owned(), error.to_string());
         Ok(())
     }
 
@@ -33,13 +49,41 @@ impl Session {
     /// # Errors
     /// It cannot be told where the daemon is.
     pub(super) async fn close(&mut self, urls: &Urls) -> Result<(), Error> {
-        let mut daemon = Daemon::find(urls).await?;
+        self.hold(Daemon::find(urls).await?);
+        Ok(())
+    }
+
+    fn hold(&mut self, mut daemon: Daemon) {
         if attempt::some_need_control(&self.node.attempts) {
             daemon.open();
         }
         let engines = self.node.containers.as_ref().is_some_and(|all| !all.are_in_groups());
         reach::close(&self.node.cgroups, engines, &daemon, &mut self.facts);
-        Ok(())
+    }
+
+    /// Whether something is amiss with the daemon's ports that may be mended while the session stands.
+    pub(super) fn may_be_mended(&self) -> bool {
+        self.facts.other.contains_key(NOT_REACHED)
+            || self.is_open() && !attempt::some_need_control(&self.node.attempts)
+    }
+
+    /// Whether jobs were left a way to all of the daemon.
+    fn is_open(&self) -> bool {
+        self.facts.other.get(NOT_CLOSED).is_some_and(|why| why == EARLIER_JOBS)
+    }
+
+    /// Takes in what a second look has found. Whether the node's facts are others now.
+    pub(super) fn looked(&mut self, look: Look) -> bool {
+        let told = self.facts.other.clone();
+        if look.reached.is_ok() {
+            self.facts.other.remove(NOT_REACHED);
+        }
+        if let Ok(daemon) = look.daemon
+            && self.is_open()
+        {
+            self.hold(daemon);
+        }
+        self.facts.other != told
     }
 
     /// Keeps the daemon's URLs for the time when the daemon is away.

@@ -210,3 +210,39 @@ async fn jobs_that_need_the_control_port_are_told_after_the_welcome() {
     assert_eq!(facts["closed"], "none");
     assert!(!facts["not_closed"].is_empty());
 }
+
+#[tokio::test]
+async fn a_node_with_jobs_that_would_not_reach_the_daemon_says_so_until_they_do() {
+    let mut before = Daemon::start().await;
+    let mut agent = Agent::start(&before);
+    let session = before.session().await;
+    session
+        .send(Down::Assign(assignment(1, "echo up >up; while [ ! -e go ]; do sleep 0.01; done")));
+    agent.wait_for_file(1, "up").await;
+    agent.kill();
+    let free = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let jobs = free.local_addr().unwrap();
+    drop(free);
+    let mut daemon = Daemon::start_with(|welcome| {
+        welcome.control_url = std::mem::replace(&mut welcome.http_url, format!("http://{jobs}"));
+    })
+    .await;
+    agent.point_at(&daemon);
+    agent.restart();
+    // What runs is heard of.
+    let mut session = daemon.session().await;
+    assert_eq!(session.hello.attempts.len(), 1);
+    let why = loop {
+        if let Some(why) = session.changed().await.facts.remove("not_reached") {
+            break why;
+        }
+    };
+    assert!(why.contains(&format!("port for jobs at http://{jobs}; forward it too")), "{why}");
+    // The way is there now, and the session is the same.
+    let listener = tokio::net::TcpListener::bind(jobs).await.unwrap();
+    let healthy = axum::Router::new().route("/healthz", axum::routing::get(|| async { "ok" }));
+    tokio::spawn(async move { axum::serve(listener, healthy).await });
+    while session.changed().await.facts.contains_key("not_reached") {}
+    std::fs::write(agent.attempt(1).join("work/go"), "").unwrap();
+    session.ended(&key(1)).await;
+}
