@@ -38,6 +38,7 @@ mod proc;
 mod reach;
 mod record;
 mod session;
+mod shutdown;
 mod supervisor;
 
 pub use args::AgentArgs;
@@ -407,7 +408,7 @@ async fn find_containers(
 }
 
 /// The whole of an agent's process: a small runtime, logging to standard error, and [`run`] until
-/// SIGTERM or SIGINT.
+/// SIGTERM or SIGINT. One that does not end by itself then is ended ten seconds later.
 pub fn main(args: AgentArgs) -> ExitCode {
     use tracing_subscriber::EnvFilter;
     // SAFETY: Only this thread runs; the runtime starts below.
@@ -425,10 +426,11 @@ pub fn main(args: AgentArgs) -> ExitCode {
         .max_blocking_threads(16)
         .thread_keep_alive(Duration::from_secs(2))
         .build();
+    let asked = shutdown::asked().map_err(|source| Error::System { what: "signals", source });
     let ended = runtime
         .map_err(|source| Error::System { what: "the runtime's timers", source })
         .and_then(|runtime| {
-            let ended = runtime.block_on(async { run(args, notifier, terminated()?).await });
+            let ended = runtime.block_on(run(args, notifier, asked?));
             // Uploads and builds that are cut short begin anew under the next agent.
             runtime.shutdown_background();
             ended
@@ -440,20 +442,6 @@ pub fn main(args: AgentArgs) -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-/// Resolves when this process is asked to end.
-fn terminated() -> Result<impl Future<Output = ()>, Error> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let listen = |kind| signal(kind).map_err(|source| Error::System { what: "signals", source });
-    let (mut terminate, mut interrupt) =
-        (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
-    Ok(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-    })
 }
 
 fn data_folder(args: &AgentArgs) -> Result<PathBuf, Error> {

@@ -411,9 +411,17 @@ impl Agent {
 
     /// SIGTERM, and wait for the end.
     pub(crate) fn stop(&mut self) {
-        let mut process = self.process.take().unwrap();
-        assert_eq!(unsafe { libc::kill(i32::try_from(process.id()).unwrap(), libc::SIGTERM) }, 0);
-        assert!(process.wait().unwrap().success());
+        assert!(self.end().success());
+    }
+
+    /// The same, however it ends.
+    pub(crate) fn end(&mut self) -> std::process::ExitStatus {
+        assert_eq!(unsafe { libc::kill(self.pid(), libc::SIGTERM) }, 0);
+        self.process.take().unwrap().wait().unwrap()
+    }
+
+    pub(crate) fn pid(&self) -> i32 {
+        i32::try_from(self.process.as_ref().unwrap().id()).unwrap()
     }
 
     /// A folder that jobs may write.

@@ -246,3 +246,27 @@ async fn a_node_with_jobs_that_would_not_reach_the_daemon_says_so_until_they_do(
     std::fs::write(agent.attempt(1).join("work/go"), "").unwrap();
     session.ended(&key(1)).await;
 }
+
+#[tokio::test]
+async fn f47_an_agent_that_waits_for_a_dead_file_system_ends_when_it_is_asked_to() {
+    let mut daemon = Daemon::start().await;
+    let mut agent = Agent::start(&daemon);
+    drop(daemon.session().await);
+    agent.kill();
+    // As a file on a server that is gone, this cannot be opened: nobody reads at the other end.
+    let lock = agent.data().join("lock");
+    std::fs::remove_file(&lock).unwrap();
+    let mode = rustix::fs::Mode::from_raw_mode(0o600);
+    rustix::fs::mknodat(rustix::fs::CWD, &lock, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+    agent.restart();
+    let status = format!("/proc/{}/status", agent.pid());
+    wait_for("the agent listens to signals", || {
+        let status = std::fs::read_to_string(&status).unwrap();
+        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap();
+        let caught = u64::from_str_radix(caught.trim(), 16).unwrap();
+        (caught & 1 << (libc::SIGTERM - 1) != 0).then_some(())
+    })
+    .await;
+    let ended = tokio::task::spawn_blocking(move || agent.end());
+    assert_eq!(within(ended).await.unwrap().code(), Some(1));
+}
