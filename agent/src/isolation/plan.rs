@@ -33,7 +33,7 @@ const ACCELERATORS: [&str; 15] = [
     "xpmem",
 ];
 
-const DEVICE_FOLDER: &str = "/dev";
+pub(super) const DEVICE_FOLDER: &str = "/dev";
 const LINKS: [(&str, &CStr); 5] = [
     ("fd", c"/proc/self/fd"),
     ("stdin", c"/proc/self/fd/0"),
@@ -50,11 +50,11 @@ fn is_accelerator(name: &str) -> bool {
     ACCELERATORS.iter().any(|start| name.starts_with(start))
 }
 
-/// The groups that may use accelerators of this machine which others may not, as `render` and `video` do.
-pub(super) fn accelerator_groups() -> Vec<u32> {
+/// The groups that may use accelerators among these devices which others may not, as `render` and `video` do.
+pub(super) fn accelerator_groups(devices: &Path) -> Vec<u32> {
     let entries = |folder: &Path| fs::read_dir(folder).into_iter().flatten().flatten();
     let mut groups = Vec::new();
-    for entry in entries(Path::new(DEVICE_FOLDER)) {
+    for entry in entries(devices) {
         if !entry.file_name().to_str().is_some_and(is_accelerator) {
             continue;
         }

@@ -106,12 +106,13 @@ impl FromStr for JobUsers {
 #[derive(Clone, Debug)]
 pub(crate) struct Users {
     range: Range,
-    groups: Vec<u32>,
+    /// Where this machine's devices are.
+    devices: PathBuf,
 }
 
 impl Users {
     pub(crate) fn new(range: Range) -> Self {
-        Self { range, groups: plan::accelerator_groups() }
+        Self { range, devices: PathBuf::from(plan::DEVICE_FOLDER) }
     }
 
     /// The numbers that there are.
@@ -130,7 +131,9 @@ impl Users {
         let mut options = fs::OpenOptions::new();
         options.write(true).create(true).truncate(true).mode(0o644);
         options.custom_flags(libc::O_NOFOLLOW).open(&passwd)?.write_all(&text)?;
-        Ok(User { id, groups: self.groups.clone(), passwd })
+        // A driver may have come since the last job.
+        let groups = plan::accelerator_groups(&self.devices);
+        Ok(User { id, groups, passwd })
     }
 }
 
@@ -197,6 +200,8 @@ fn give_tree(path: &Path, found: &fs::Metadata, owner: u32) -> io::Result<()> {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
 
     #[test]
@@ -216,7 +221,6 @@ mod tests {
 
     #[test]
     fn the_outermost_closed_folder_around_a_path_is_found() {
-        use std::os::unix::fs::PermissionsExt as _;
         let place = tempfile::tempdir().unwrap();
         let (home, open, inner) =
             (place.path().join("home"), place.path().join("home/open"), "home/open/closed/data");
@@ -241,6 +245,30 @@ mod tests {
             (u64::MAX - 999..=u64::MAX).map(|seed| range.number(seed)).collect();
         assert_eq!(all, (5000..5256).collect());
         assert_eq!(range.number(7), range.number(7 + 256));
+    }
+
+    #[test]
+    fn jobs_may_use_accelerators_that_came_after_the_agent() {
+        use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
+        let place = tempfile::tempdir().unwrap();
+        let range = Range { first: 5000, count: 256 };
+        let users = Users { range, devices: place.path().to_owned() };
+        let groups = || users.user(7, place.path().join("passwd")).unwrap().groups;
+        assert!(groups().is_empty());
+        let make = |name: &str, mode: u32, group: u32| {
+            let path = place.path().join(name);
+            let device = FileType::CharacterDevice;
+            mknodat(CWD, &path, device, Mode::RUSR, makedev(1, 3)).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            std::os::unix::fs::lchown(&path, None, Some(group)).unwrap();
+        };
+        fs::create_dir(place.path().join("dri")).unwrap();
+        make("dri/renderD128", 0o660, 4_107);
+        make("kfd", 0o660, 4_107);
+        // Everybody's, and none.
+        make("nvidia0", 0o666, 4_044);
+        make("sda", 0o660, 4_006);
+        assert_eq!(groups(), [4_107]);
     }
 
     #[test]
