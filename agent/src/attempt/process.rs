@@ -48,6 +48,15 @@ impl Process {
         let _ = pidfd_send_signal(self.pidfd.get_ref(), signal);
     }
 
+    /// Lets it go on if somebody has stopped it. While it is stopped the lease is not watched, nor is the log
+    /// written.
+    pub(crate) fn go_on(&self) {
+        if proc::stat(self.pid).is_some_and(|stat| stat.state == 'T') {
+            tracing::warn!(pid = self.pid, "a job's supervisor was stopped, and is let go on");
+            self.signal(Signal::CONT);
+        }
+    }
+
     /// Waits for the end.
     pub(crate) async fn ended(&self) {
         // A pidfd turns readable once, for good. An error of the reactor means that it shuts down.

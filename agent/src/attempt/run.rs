@@ -149,6 +149,7 @@ async fn watch(
     attempt.entrance.open();
     attempt.report(Phase::Running(Running { at_ms: started_at_ms, idle_since_ms: None }));
     let launch: Option<Launch> = record::read(attempt.folder.path(), LAUNCH).ok().flatten();
+    let sees_supervisor = launch.as_ref().is_some_and(Launch::sees_supervisor);
     let sampling = attempt.node.monitor.watch(
         &attempt.key,
         process.pid(),
@@ -160,6 +161,7 @@ async fn watch(
     let mut orders = attempt.orders.clone();
     orders.mark_changed();
     let (mut discard, mut sentence, mut idle_since) = (false, None, None);
+    let mut looks = sampling.looks();
     let tells = attempt.spec.idle_gpu.is_some_and(|idle| idle.action == IdleAction::Notify);
     let mut found = loop {
         tokio::select! {
@@ -196,6 +198,7 @@ async fn watch(
                 sentence = Some(problem);
                 process.signal(signal);
             }
+            Ok(()) = looks.changed(), if sees_supervisor => process.go_on(),
             since = sampling.idle_other_than(idle_since), if tells => {
                 idle_since = since;
                 let running = Running { at_ms: started_at_ms, idle_since_ms: since };

@@ -149,6 +149,11 @@ impl Sampling {
         *self.seen.borrow()
     }
 
+    /// Tells of each look.
+    pub(crate) fn looks(&self) -> watch::Receiver<Seen> {
+        self.seen.clone()
+    }
+
     /// Once the job has held more of a device than its share.
     pub(crate) async fn excess(&self) -> Excess {
         next(&self.excess, |excess| *excess).await

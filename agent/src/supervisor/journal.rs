@@ -107,6 +107,12 @@ impl Launch {
             (several, _) => several.iter().map(|process| (&*process.log, None)).collect(),
         }
     }
+
+    /// Whether the command sees its supervisor and has the same user, so that it may send it signals.
+    pub(crate) fn sees_supervisor(&self) -> bool {
+        let sees_all = |view: &View| !view.own_processes && view.user.is_none();
+        self.inside.is_none() && self.view.as_ref().is_none_or(sees_all)
+    }
 }
 
 /// Names the supervisor's process for all time.

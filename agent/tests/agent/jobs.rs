@@ -366,3 +366,20 @@ async fn two_agents_cannot_share_a_data_folder() {
     let words = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(words.contains("another agent uses the data folder"), "{words}");
 }
+
+#[tokio::test]
+async fn a_job_that_stops_its_own_supervisor_is_watched_all_the_same() {
+    let mut daemon = Daemon::start().await;
+    let agent = Agent::start_with(&daemon, &["--isolation=none"]);
+    let mut session = daemon.session().await;
+    // The supervisor is the parent of the process that started the command.
+    let stop = "read -r pid name state parent rest </proc/$PPID/stat; kill -STOP $parent; \
+                until [ $state = T ]; do read -r pid name state rest </proc/$parent/stat; done; \
+                echo $parent >up; exit 4";
+    session.send(Down::Assign(assignment(1, stop)));
+    let told = agent.wait_for_file(1, "up").await;
+    let started = agent.record(1, "started.json").unwrap();
+    assert_eq!(told, format!("{}\n", started["pid"]));
+    let ended = session.ended(&key(1)).await;
+    assert_eq!(ended.exit.and_then(|exit| exit.how), Some(pb::exit::How::Code(4)));
+}
