@@ -168,7 +168,10 @@ impl Service {
                 live.instance(node).is_none_or(|instance| instance.state.takes_jobs())
             };
             let ready = of_it.filter(|node| {
-                node.link == Link::Ready && node.record.drain.is_none() && stays(&node.record.name)
+                node.link == Link::Ready
+                    && node.record.drain.is_none()
+                    && live.unfit(&node.record.name).is_none()
+                    && stays(&node.record.name)
             });
             let mut nodes: Vec<NodeName> = ready.map(|node| node.record.name.clone()).collect();
             nodes.sort();
