@@ -189,11 +189,8 @@ fn view(
         set(name, seen.clone());
     }
     let passwd = folder.path().join(PASSWD);
-    let user = node
-        .users
-        .as_ref()
-        .map(|users| users.user(attempt.assignment.user_seed, passwd))
-        .transpose()?;
+    let user =
+        node.users.as_ref().map(|users| users.user(user_seed(attempt), passwd)).transpose()?;
     if user.is_some() {
         for name in ["USER", "LOGNAME"] {
             set(name, isolation::NAME.to_owned());
@@ -310,6 +307,15 @@ pub(crate) fn some_need_control(attempts: &Path) -> bool {
     };
     let mut entries = fs::read_dir(attempts).into_iter().flatten().filter_map(Result::ok);
     entries.any(|entry| needs(entry.path()))
+}
+
+/// What the number of the attempt's user follows from. A daemon of before gives none, which would make one user of
+/// all jobs: then no two attempts have the same, and a job's next does not own what this one leaves elsewhere.
+fn user_seed(attempt: &Attempt) -> u64 {
+    match attempt.assignment.user_seed {
+        0 => attempt.key.epoch,
+        seed => seed,
+    }
 }
 
 /// Lets supervisors take the attempt again.

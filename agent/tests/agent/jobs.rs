@@ -383,3 +383,23 @@ async fn a_job_that_stops_its_own_supervisor_is_watched_all_the_same() {
     let ended = session.ended(&key(1)).await;
     assert_eq!(ended.exit.and_then(|exit| exit.how), Some(pb::exit::How::Code(4)));
 }
+
+#[tokio::test]
+async fn jobs_of_an_earlier_daemon_have_users_of_their_own_too() {
+    let mut daemon = Daemon::start().await;
+    let agent = Agent::start(&daemon);
+    let mut session = daemon.session().await;
+    let mut users = Vec::new();
+    for epoch in [1, 2] {
+        let command = "id -u >user; while [ ! -e go ]; do sleep 0.01; done";
+        let given = assignment(epoch, command);
+        assert_eq!(given.user_seed, 0);
+        session.send(Down::Assign(given));
+        users.push(agent.wait_for_file(epoch, "user").await);
+    }
+    assert_ne!(users[0], users[1]);
+    for epoch in [1, 2] {
+        std::fs::write(agent.attempt(epoch).join("work/go"), "").unwrap();
+        session.ended(&key(epoch)).await;
+    }
+}
