@@ -16,8 +16,21 @@ const SETTLE: Duration = Duration::from_secs(1);
 /// Of one job here at most, so that the flood of processes is small in memory.
 const PROCESSES: &str = "--process-limit=512";
 
-/// Counts for five seconds on one CPU, and prints how far it came.
-const NEIGHBOUR: &str = r#"exec python3 -c '
+/// A job whose own throughput is measured, and what is beside it instead of an honest one. Each has asked for one
+/// CPU.
+struct Neighbour {
+    /// What of it is measured, for the reader.
+    what: &'static str,
+    /// Counts for five seconds, and prints how far it came.
+    command: &'static str,
+    /// By name.
+    floods: &'static [(&'static str, &'static str)],
+}
+
+const NEIGHBOURS: [Neighbour; 2] = [
+    Neighbour {
+        what: "throughput",
+        command: r#"exec python3 -c '
 import time
 count, end = 0, time.monotonic() + 5
 while time.monotonic() < end:
@@ -25,20 +38,36 @@ while time.monotonic() < end:
         pass
     count += 1
 print("counted", count)
-'"#;
+'"#,
+        floods: &[BUSY, FORKS, LOG, WRITES],
+    },
+    // Each step is on the disk before the next, as where a checkpoint is written.
+    Neighbour {
+        what: "writes to disk",
+        command: r#"exec python3 -c '
+import os, time
+block, file = bytes(4 << 20), os.open("file", os.O_WRONLY | os.O_CREAT)
+count, end = 0, time.monotonic() + 5
+while time.monotonic() < end:
+    os.pwrite(file, block, count % 16 * len(block))
+    os.fdatasync(file)
+    count += 1
+print("counted", count)
+'"#,
+        floods: &[WRITES, FILES],
+    },
+];
 
 /// As much as one CPU, and no more.
 const HONEST: &str = r#"exec python3 -c 'while True: pass'"#;
 
-/// What is beside the neighbour instead. Each has asked for one CPU.
-const FLOODS: [(&str, &str); 4] = [
-    (
-        "64 busy processes",
-        r"for _ in $(seq 63); do while :; do :; done & done; while :; do :; done",
-    ),
-    (
-        "processes up to its limit, and more tried",
-        r#"exec python3 -c '
+const BUSY: (&str, &str) = (
+    "64 busy processes",
+    r"for _ in $(seq 63); do while :; do :; done & done; while :; do :; done",
+);
+const FORKS: (&str, &str) = (
+    "processes up to its limit, and more tried",
+    r#"exec python3 -c '
 import os
 while True:
     try:
@@ -46,15 +75,29 @@ while True:
     except OSError:
         pass
 '"#,
-    ),
-    ("`yes` into its log", "exec yes"),
-    (
-        "writes to disk",
-        "while :; do dd if=/dev/zero of=file bs=1M count=256 conv=fsync 2>/dev/null; done",
-    ),
-];
+);
+const LOG: (&str, &str) = ("`yes` into its log", "exec yes");
+const WRITES: (&str, &str) = (
+    "writes to disk",
+    "while :; do dd if=/dev/zero of=file bs=1M count=256 conv=fsync 2>/dev/null; done",
+);
+/// At most 20,000 at once.
+const FILES: (&str, &str) = (
+    "small files, made and removed",
+    r#"exec python3 -c '
+import itertools, os
+for count in itertools.count():
+    if count >= 20_000:
+        os.remove(str(count - 20_000))
+    with open(str(count), "wb") as file:
+        file.write(bytes(4096))
+        if count % 64 == 0:
+            os.fsync(file)
+'"#,
+);
 
-/// A job's throughput on one of two CPUs beside floods, as a share of that beside an honest job.
+/// A job's throughput on one of two CPUs beside floods, as a share of that beside an honest job: of one that
+/// computes, and of one that writes.
 pub(crate) fn neighbour() {
     let cluster = Cluster::start_with(SLOTS, &[PROCESSES]);
     let limited = cluster.fact("limited");
@@ -63,33 +106,40 @@ pub(crate) fn neighbour() {
         println!("neighbour: no figure, this machine's jobs are limited in: {limited}");
         return;
     }
-    let mut shares = vec![Vec::new(); FLOODS.len()];
+    for neighbour in &NEIGHBOURS {
+        measure(&cluster, neighbour);
+    }
+}
+
+fn measure(cluster: &Cluster, Neighbour { what, command, floods }: &Neighbour) {
+    let mut shares = vec![Vec::new(); floods.len()];
     for round in 0..ROUNDS {
+        let beside = |other, key: String| {
+            beside(cluster, command, other, &format!("{}-{round}-{key}", what.replace(' ', "-")))
+        };
         // Before and after each, so that what else the machine does weighs on both.
-        let mut before = beside(&cluster, HONEST, &format!("{round}-honest"));
-        for (number, (_, flood)) in FLOODS.iter().enumerate() {
-            let counted = beside(&cluster, flood, &format!("{round}-{number}"));
-            let after = beside(&cluster, HONEST, &format!("{round}-honest-{number}"));
+        let mut before = beside(HONEST, "honest".to_owned());
+        for (number, (_, flood)) in floods.iter().enumerate() {
+            let counted = beside(flood, number.to_string());
+            let after = beside(HONEST, format!("honest-{number}"));
             shares[number].push(2.0 * counted / (before + after));
             before = after;
         }
     }
-    for ((name, _), shares) in FLOODS.iter().zip(shares) {
-        share(
-            &format!("a neighbour's throughput beside {name}, of that beside an honest job"),
-            shares,
-        );
+    for ((name, _), shares) in floods.iter().zip(shares) {
+        let what = format!("a neighbour's {what} beside {name}, of that beside an honest job");
+        share(&what, shares);
     }
 }
 
-/// How far the neighbour counts beside a job that runs this.
-fn beside(cluster: &Cluster, command: &str, key: &str) -> f64 {
+/// How far the neighbour counts beside a job that runs `other`.
+fn beside(cluster: &Cluster, command: &str, other: &str, key: &str) -> f64 {
     runtime().block_on(async {
         let mut jobs = cluster.jobs().await;
-        let other = create(&mut jobs, command, format!("beside-{key}")).await;
+        let other = create(&mut jobs, other, format!("beside-{key}")).await;
         reaches(&mut jobs, &other, pb::JobStatus::Running).await;
         tokio::time::sleep(SETTLE).await;
-        let neighbour = create(&mut jobs, NEIGHBOUR, format!("neighbour-{key}")).await;
+        let neighbour = create(&mut jobs, command, format!("neighbour-{key}")).await;
         reaches(&mut jobs, &neighbour, pb::JobStatus::Completed).await;
         let request = pb::CancelJobRequest { name: other.clone(), reason: String::new() };
         jobs.cancel_job(request).await.unwrap();
