@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::harness::{Agent, Cluster, needs, processes_with, until};
+use crate::harness::{Agent, Cluster, job_yaml, needs, processes_with, until};
 
 /// Tells what it finds, as `name=yes` or `name=no`.
 const LOOK: &str = r#"
@@ -160,9 +160,8 @@ fn inputs_that_lie_on_another_file_system_are_reached() {
     assert!(log.starts_with("A\nB\n") && log.contains("No such file"), "{log} {ended:?}");
 }
 
-#[test]
-fn a_strict_cluster_refuses_a_node_that_isolates_nobody() {
-    let cluster = Cluster::empty();
+/// Starts the daemon and makes a cluster that takes only nodes that keep jobs apart.
+fn make_strict(cluster: &Cluster) {
     cluster.start_daemon();
     cluster.write(
         "strict.yml",
@@ -170,6 +169,12 @@ fn a_strict_cluster_refuses_a_node_that_isolates_nobody() {
     );
     let made = cluster.atelier(["compute", "create", "-f", "strict.yml", "-o", "json"]).ok().json();
     assert_eq!(made["containment"], "strict", "{made}");
+}
+
+#[test]
+fn a_strict_cluster_refuses_a_node_that_isolates_nobody() {
+    let cluster = Cluster::empty();
+    make_strict(&cluster);
     let agent = Agent::new("open").compute("strict").with("--isolation=none");
     cluster.launch_agent(&agent);
     // It tries again, in case the machine or the cluster changes.
@@ -179,4 +184,37 @@ fn a_strict_cluster_refuses_a_node_that_isolates_nobody() {
     });
     let nodes = cluster.atelier(["node", "list", "-o", "json"]).ok().json();
     assert_eq!(nodes, serde_json::json!([]), "{nodes}");
+}
+
+#[test]
+fn contained_jobs_come_to_no_node_that_has_lost_what_a_strict_cluster_asks_for() {
+    for ability in ["cgroup", "isolation", "addresses"] {
+        needs(ability);
+    }
+    let cluster = Cluster::empty();
+    make_strict(&cluster);
+    cluster.start_agent(&Agent::new("a").compute("strict"));
+    let marks = cluster.shared_folder("marks");
+    let on = |command: &str| cluster.create(&format!("{}compute: strict\n", job_yaml(command)));
+    let wait = "touch begun; until [ -e go ]; do sleep 0.05; done";
+    let first = on(&format!("cd {} && {wait}", marks.display()));
+    until("it runs", || marks.join("begun").exists().then_some(()));
+    cluster.agent("a", |agent| agent.kill());
+    // Heard for the sake of the job, and given no other.
+    cluster.launch_agent(&Agent::new("a").compute("strict").with("--isolation=none"));
+    let node = || cluster.atelier(["node", "show", "a", "-o", "json"]).ok().json();
+    let shown = until("the node is not fit", || {
+        let shown = node();
+        (shown["reason"].as_str()?.starts_with("it gets no jobs")).then_some(shown)
+    });
+    assert_eq!(shown["state"], "unusable", "{shown}");
+    assert!(shown["reason"].as_str().unwrap().contains("--isolation none"), "{shown}");
+    let second = on("true");
+    let told = cluster.atelier(["job", "explain", &second]).ok();
+    assert!(told.stdout().contains("a, which has that, gets no jobs"), "{told:?}");
+    std::fs::write(marks.join("go"), "").unwrap();
+    cluster.completed(&first);
+    cluster.agent("a", |agent| agent.kill());
+    cluster.start_agent(&Agent::new("a").compute("strict"));
+    cluster.completed(&second);
 }
