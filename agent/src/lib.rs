@@ -259,7 +259,7 @@ async fn serve(
     // The bound may be another than before.
     node.environments.shrink();
     if let Some(containers) = &node.containers {
-        containers.sweep(|epoch| registry.knows(epoch)).await;
+        containers.sweep(|epoch| registry.knows(epoch) || node.kept.has(epoch)).await;
         let containers = containers.clone();
         tokio::spawn(async move { containers.shrink().await });
     }

@@ -110,6 +110,15 @@ pub(crate) fn has_variable(pid: i32, name: &str, value: &Path) -> bool {
     path_variable(pid, name).is_some_and(|found| found == value)
 }
 
+/// The variables with which a process was started, as far as they are text; none of one that cannot be read.
+pub(crate) fn variables(pid: i32) -> BTreeMap<String, String> {
+    let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+    let all = environment.split(|&byte| byte == 0);
+    all.filter_map(|variable| std::str::from_utf8(variable).ok()?.split_once('='))
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .collect()
+}
+
 /// The path that a variable held when a process was started.
 pub(crate) fn path_variable(pid: i32, name: &str) -> Option<PathBuf> {
     let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;

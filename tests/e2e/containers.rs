@@ -2,7 +2,8 @@
 
 use atelier_proto::job::v1::{Job, JobError, JobStatus};
 
-use crate::harness::{Cluster, Registry, Settings, needs, until};
+use crate::exec::on_a_terminal;
+use crate::harness::{Cluster, Outcome, Registry, Settings, needs, processes_with, until};
 
 /// Tells what it finds, as `name=yes` or `name=no`.
 const LOOK: &str = r#"
@@ -44,19 +45,6 @@ pub(crate) fn start(registry: &Registry) -> Cluster {
 
 pub(crate) fn log(cluster: &Cluster, job: &str) -> String {
     String::from_utf8(cluster.log(job)).unwrap()
-}
-
-/// Its files are gone with it.
-#[test]
-fn nothing_is_kept_of_a_container() {
-    needs("containers");
-    let registry = Registry::start();
-    let cluster = start(&registry);
-    let job = cluster.create(&in_image(&registry.shell(), "exit 3", "keep_failed: 30m\n"));
-    let ended = cluster.ended(&job);
-    assert_eq!((ended.exit_code, ended.sandboxes.len()), (Some(3), 0), "{ended:?}");
-    let refused = cluster.atelier(["job", "debug", &job, "--", "true"]).fails(1);
-    refused.says(&["nothing is kept of job", "ran in a container"]);
 }
 
 #[test]
@@ -287,4 +275,100 @@ fn a_command_beside_the_job_is_in_its_container() {
     cluster.atelier(["job", "exec", &job, "--", "/bin/sh", "-c", "exit 7"]).run().code(7);
     cluster.atelier(["job", "cancel", &job]).ok();
     assert_eq!(cluster.ended(&job).status(), JobStatus::Canceled);
+}
+
+/// A job in a container that fails and is kept; what it left is as [`debug`] finds it.
+fn failed(registry: &Registry, cluster: &Cluster, command: &str) -> String {
+    let more = "keep_failed: 30m\nenvironment_variables: {OWN: a word}\n";
+    let job = cluster.create(&in_image(&registry.shell(), command, more));
+    let ended = cluster.ended(&job);
+    assert_eq!((ended.status(), ended.sandboxes.len()), (JobStatus::Failed, 1), "{ended:?}");
+    job
+}
+
+fn debug(cluster: &Cluster, job: &str, command: &str) -> Outcome {
+    cluster.atelier(["job", "debug", job, "--", "sh", "-c", command]).run()
+}
+
+#[test]
+fn what_a_failed_container_left_is_as_the_job_saw_it() {
+    needs("containers");
+    let registry = Registry::start();
+    let cluster = start(&registry);
+    let look = "cat note /tmp/note /etc/note; pwd; echo $OWN $ATELIER_JOB $OF_THE_IMAGE $PATH; id -u; id -g; ls / /etc; \
+                grep -E '^(CapEff|CapBnd|NoNewPrivs|Seccomp:)' /proc/self/status";
+    let command = format!(
+        "echo mine > note; echo temporary > /tmp/note; echo layer > /etc/note; ({look}) > look; exit 3"
+    );
+    let job = failed(&registry, &cluster, &command);
+    let kept = registry.containers();
+    // All of it is the same there, what was written into the container too.
+    let same = format!("test \"$({look})\" = \"$(cat look)\" && echo same");
+    assert_eq!(debug(&cluster, &job, &same).ok().word(), "same");
+    let own = "echo \"($MLFLOW_TRACKING_TOKEN)($AZUREML_RUN_TOKEN)($CUDA_VISIBLE_DEVICES)\"";
+    assert_eq!(debug(&cluster, &job, own).ok().word(), "()()()");
+    debug(&cluster, &job, "exit 7").code(7);
+    debug(&cluster, &job, "kill -TERM $$").code(128 + 15);
+    let none = cluster.atelier(["job", "debug", &job, "--", "no-such-program"]).run();
+    none.code(127).says(&["no command 'no-such-program'"]);
+    debug(&cluster, &job, "STAYS=in-a-container sleep 500 & echo gone").ok();
+    let stays = || processes_with("STAYS=in-a-container").is_empty().then_some(());
+    until("what was left is gone", stays);
+    // What is changed there stays there, also for a new agent.
+    debug(&cluster, &job, "echo changed > /etc/note").ok();
+    on_a_terminal(&cluster, &["job", "debug", &job]);
+    cluster.agent("local", |agent| agent.kill());
+    cluster.start_agent(&registry.agent("local"));
+    cluster.node_is_ready("local");
+    assert_eq!(registry.containers(), kept);
+    assert_eq!(debug(&cluster, &job, "cat /etc/note").ok().word(), "changed");
+    // Nothing stays behind what is let go of.
+    let inside = cluster.atelier(["job", "debug", &job, "--", "sh", "-c", "echo in; sleep 600"]);
+    let inside = inside.spawn();
+    inside.prints("in");
+    cluster.atelier(["job", "debug", &job, "--release"]).ok();
+    inside.wait().code(137).says(&["nothing is kept of the job any more"]);
+    until("nothing is left of the container", || registry.containers().is_empty().then_some(()));
+    let folder = cluster.agent_data("local").join("attempts").display().to_string();
+    until("nothing of it runs or is mounted", || {
+        let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+        (processes_with(&folder).is_empty() && !mounts.contains("/merged ")).then_some(())
+    });
+    assert_eq!(registry.podman(&["images", "--quiet"]).lines().count(), 1);
+}
+
+#[test]
+fn a_container_that_was_killed_is_entered_all_the_same() {
+    needs("containers");
+    needs("cgroup");
+    let registry = Registry::start();
+    let cluster = start(&registry);
+    let command = "echo mine > /etc/note; awk 'BEGIN { x = \"x\"; while (1) x = x x }'; sleep 5";
+    let more = "keep_failed: 30m\nresources: {memory: 64MiB}\n";
+    let job = cluster.create(&in_image(&registry.shell(), command, more));
+    assert_eq!(error(&cluster.ended(&job)).code, "OutOfMemory");
+    assert_eq!(debug(&cluster, &job, "cat /etc/note").ok().word(), "mine");
+    // It has limits there too, and is there for the next when it ran into them.
+    debug(&cluster, &job, "awk 'BEGIN { x = \"x\"; while (1) x = x x }'").code(137);
+    assert_eq!(debug(&cluster, &job, "cat /etc/note").ok().word(), "mine");
+    // A job that did not ask for it has no container any more once it is over.
+    cluster.atelier(["job", "delete", &job, "--yes"]).ok();
+    until("nothing is left of the container", || registry.containers().is_empty().then_some(()));
+    let yaml = in_image(&registry.shell(), "exit 3", "keep_failed: 0\n");
+    assert!(cluster.ended(&cluster.create(&yaml)).sandboxes.is_empty());
+    until("nothing is left of the container", || registry.containers().is_empty().then_some(()));
+}
+
+#[test]
+fn of_several_containers_the_one_that_failed_is_entered() {
+    needs("containers");
+    let registry = Registry::start();
+    let cluster = start(&registry);
+    let more = "keep_failed: 30m\ndistribution: {type: pytorch, process_count_per_instance: 2}\n";
+    let command = "echo $RANK > /etc/rank; test $RANK = 0 && sleep 600; exit 6";
+    let job = cluster.create(&in_image(&registry.shell(), command, more));
+    assert_eq!(cluster.ended(&job).status(), JobStatus::Failed);
+    assert_eq!(debug(&cluster, &job, "cat /etc/rank; echo $RANK").ok().stdout(), "1\n1\n");
+    cluster.atelier(["job", "debug", &job, "--release"]).ok();
+    until("nothing is left of the containers", || registry.containers().is_empty().then_some(()));
 }

@@ -12,7 +12,7 @@ use atelier_proto::agent::v1::{Cause, Problem};
 use super::finalize::{End, tail};
 use super::launch::{linked_inputs, own_inputs};
 use super::variables::{self, MARK};
-use super::{Attempt, Node, Services, distribution, problem};
+use super::{Attempt, Folder, Node, Services, distribution, kept, problem};
 use crate::container::command::{self, Bind, Limits, Plan};
 use crate::container::{Container, Containers, Image, Started, layer, script};
 use crate::data::Fault;
@@ -112,7 +112,7 @@ pub(super) async fn create(
     inside.insert("CUDA_VISIBLE_DEVICES".to_owned(), visible.join(","));
 
     let container = containers.container(attempt.key.epoch, attempt.spec.commands_per_node());
-    let own = folder.path().join("container");
+    let own = folder.container();
     let prepare = || {
         fs::create_dir_all(&own)?;
         record::write(folder.path(), RECORD, &container)?;
@@ -132,7 +132,7 @@ pub(super) async fn create(
             variables.extend(own);
         }
         let text = script::text(container.kind, &variables, &folder.work(), &command);
-        let script = format!("start-{process}.sh");
+        let script = script::name(process);
         // It holds the attempt's token.
         record::write_bytes(&own, &script, text.as_bytes()).map_err(unwritten)?;
         let plan = Plan {
@@ -213,8 +213,8 @@ fn limits(attempt: &Attempt) -> Limits {
     }
 }
 
-/// Removes the container of an attempt that has come to its end, and says so if it was never started:
-/// then the runtime's exit code is not the command's.
+/// Looks at the container of an attempt that has come to its end, and says so if it was never started: then
+/// the runtime's exit code is not the command's. It is removed, unless it may be wanted yet.
 pub(super) async fn settle(attempt: &Attempt, end: End) -> End {
     let Some(container) = of(attempt.folder.path()) else { return end };
     let end = match end {
@@ -224,18 +224,24 @@ pub(super) async fn settle(attempt: &Attempt, end: End) -> End {
         },
         other => other,
     };
-    container.remove().await;
+    let may_be_kept = matches!(&end, End::Exited(exited, _) if kept::may_keep(attempt, exited));
+    if !may_be_kept {
+        remove(&attempt.folder).await;
+    }
     end
 }
 
-/// Removes what is left of a discarded attempt's container.
-pub(super) async fn remove(attempt: &Attempt) {
-    if let Some(container) = of(attempt.folder.path()) {
+/// Removes what is left of an attempt's container, if it has one.
+pub(crate) async fn remove(folder: &Folder) {
+    if let Some(container) = of(folder.path()) {
         container.remove().await;
+        // An agent that finds it still there removes it once more.
+        let _ = fs::remove_file(folder.path().join(RECORD));
     }
 }
 
-fn of(folder: &Path) -> Option<Container> {
+/// The container of an attempt, unless it was removed.
+pub(super) fn of(folder: &Path) -> Option<Container> {
     record::read(folder, RECORD).ok().flatten()
 }
 

@@ -68,6 +68,11 @@ impl Folder {
         }
     }
 
+    /// What the attempt's container runs, if it has one.
+    pub(crate) fn container(&self) -> PathBuf {
+        self.path.join("container")
+    }
+
     /// Where inputs are made available, each under its name.
     pub(crate) fn inputs(&self) -> PathBuf {
         self.path.join("inputs")

@@ -15,13 +15,14 @@ use pb::{Cause, Ended, exit};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, mpsc};
 
-use super::{Attempt, Folder, News, Node, Order};
+use super::{Attempt, Folder, News, Node, Order, contain};
 use crate::cgroup::Cgroup;
 use crate::clock;
+use crate::container::Kind;
 use crate::disk;
-use crate::exec::{self, Entrance, Place};
+use crate::exec::{self, Again, Entrance, Place};
 use crate::record;
-use crate::supervisor::{LAUNCH, Launch};
+use crate::supervisor::{Exited, LAUNCH, Launch, Outcome};
 
 /// In the attempt's folder, while it is kept.
 pub(super) const RECORD: &str = "kept.json";
@@ -52,6 +53,8 @@ struct Sandbox {
     entrance: Entrance,
     /// Made when somebody is first let in.
     cgroup: Option<Option<Cgroup>>,
+    /// The same, of one that ran in a container.
+    container: Option<Arc<Again>>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -105,7 +108,8 @@ impl Kept {
         let entrance = Entrance::default();
         entrance.open();
         let epoch = key.epoch;
-        let sandbox = Sandbox { key, rank, folder, record, entrance, cgroup: None };
+        let sandbox =
+            Sandbox { key, rank, folder, record, entrance, cgroup: None, container: None };
         self.all().insert(epoch, sandbox);
         self.tell();
     }
@@ -145,6 +149,9 @@ impl Kept {
             let made = kept.groups(node).map_err(|error| {
                 format!("cannot make control groups for what is kept of the job: {error}")
             })?;
+            let container = contain::of(kept.folder.path());
+            let again = |container| Again::new(&kept.folder, container, made.clone(), instead());
+            kept.container = container.map(again).map(Arc::new);
             kept.cgroup = Some(made);
         }
         Ok(Place {
@@ -152,9 +159,15 @@ impl Kept {
             entrance: kept.entrance.clone(),
             kept: Some(exec::Kept {
                 cgroup: kept.cgroup.clone().flatten(),
-                variables: INSTEAD.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
+                variables: instead(),
+                container: kept.container.clone(),
             }),
         })
+    }
+
+    /// Whether something of an attempt is kept.
+    pub(crate) fn has(&self, epoch: u64) -> bool {
+        self.all().contains_key(&epoch)
     }
 
     /// What goes before others: the oldest that no job asked for, or else the oldest.
@@ -200,8 +213,13 @@ const INSTEAD: [(&str, &str); 5] = [
     ("MLFLOW_TRACKING_TOKEN", ""),
 ];
 
-/// Keeps what an attempt left of which [`would_keep`] says so. Before the daemon is told of its end.
-pub(super) fn keep(attempt: &Attempt) {
+fn instead() -> BTreeMap<String, String> {
+    INSTEAD.map(|(name, value)| (name.to_owned(), value.to_owned())).into()
+}
+
+/// Keeps what an attempt left of which [`would_keep`] says so. Before the daemon is told of its end. Whether it
+/// is kept.
+pub(super) fn keep(attempt: &Attempt) -> bool {
     let kept = &attempt.node.kept;
     let (time, asked) = (time_of(attempt), attempt.spec.keep_failed.is_some());
     // Of a job the newest is enough.
@@ -214,7 +232,7 @@ pub(super) fn keep(attempt: &Attempt) {
     }
     while kept.all().len() >= MOST {
         // What a job asked for makes no room for what none did.
-        let Some(epoch) = kept.first_to_go(asked) else { return };
+        let Some(epoch) = kept.first_to_go(asked) else { return false };
         let_go(&attempt.node, epoch);
     }
     let time = i64::try_from(time.as_millis()).unwrap_or(i64::MAX);
@@ -223,9 +241,19 @@ pub(super) fn keep(attempt: &Attempt) {
     let epoch = attempt.key.epoch;
     if let Err(error) = record::write(attempt.folder.path(), RECORD, &record) {
         tracing::warn!(epoch, %error, "cannot keep what a failed attempt left");
-        return;
+        return false;
     }
     kept.add(attempt.key.clone(), attempt.assignment.rank, attempt.folder.clone(), record);
+    true
+}
+
+/// Whether what an attempt left may turn out to be kept, once more is known of its end.
+pub(super) fn may_keep(attempt: &Attempt, exited: &Exited) -> bool {
+    !time_of(attempt).is_zero()
+        && is_wanted(attempt)
+        && exited.ended_by.is_none()
+        && !matches!(exited.outcome, Outcome::Code(0) | Outcome::NotStarted { .. })
+        && can_be_entered(attempt)
 }
 
 /// Whether what the attempt left is kept: its command failed, somebody may want to know why, and there is room.
@@ -244,7 +272,6 @@ fn time_of(attempt: &Attempt) -> Duration {
 
 /// Whether its command ran and failed by its own doing.
 fn has_failed(attempt: &Attempt, ended: &Ended) -> bool {
-    let is_wanted = *attempt.orders.borrow() == Order::Run && attempt.folder.cancel().is_none();
     let how = ended.exit.as_ref().and_then(|exit| exit.how.as_ref());
     let failed = match (how, ended.problem.as_ref().map(pb::Problem::cause)) {
         (None, _) => false,
@@ -258,13 +285,21 @@ fn has_failed(attempt: &Attempt, ended: &Ended) -> bool {
                 | Cause::GpuOutOfMemory
         ),
     };
-    is_wanted && failed && ended.survivors == 0
+    is_wanted(attempt) && failed && ended.survivors == 0
 }
 
-/// Whether its view can be made anew. A container's files are gone with it.
+fn is_wanted(attempt: &Attempt) -> bool {
+    *attempt.orders.borrow() == Order::Run && attempt.folder.cancel().is_none()
+}
+
+/// Whether its view can be made anew, or its container is there and can be started again. What is below
+/// docker's engine cannot be held to what holds for what is kept.
 fn can_be_entered(attempt: &Attempt) -> bool {
     let launch: Option<Launch> = record::read(attempt.folder.path(), LAUNCH).ok().flatten();
-    launch.is_some_and(|launch| launch.inside.is_none())
+    let container = || contain::of(attempt.folder.path());
+    launch.is_some_and(|launch| {
+        launch.inside.is_none() || container().is_some_and(|one| one.kind != Kind::Docker)
+    })
 }
 
 /// Whether an earlier agent kept it, before which the daemon did not hear of its end. It has its time, or was
@@ -287,8 +322,12 @@ pub(crate) fn let_go(node: &Arc<Node>, epoch: u64) {
     let node = node.clone();
     tokio::spawn(async move {
         gone.entrance.close().await;
-        let Sandbox { folder, cgroup, .. } = gone;
+        let Sandbox { folder, cgroup, container, .. } = gone;
         let own = node.clone();
+        if let Some(container) = container {
+            container.end().await;
+        }
+        contain::remove(&folder).await;
         let removed = tokio::task::spawn_blocking(move || {
             if let Some(cgroup) = cgroup.flatten() {
                 cgroup.kill();

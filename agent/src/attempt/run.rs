@@ -30,15 +30,16 @@ pub(crate) async fn run(attempt: Attempt, from: Decision) {
     match drive(&attempt, from).await {
         Ok(ended) => {
             attempt.log_complete.send_replace(true);
-            if may_be_kept(&attempt, &ended).await {
-                kept::keep(&attempt);
+            let is_kept = may_be_kept(&attempt, &ended).await && kept::keep(&attempt);
+            if !is_kept {
+                contain::remove(&attempt.folder).await;
             }
             attempt.report(Phase::Ended(ended));
         }
         Err(Discarded) => {
             attempt.log_complete.send_replace(true);
             settle(&attempt).await;
-            contain::remove(&attempt).await;
+            contain::remove(&attempt.folder).await;
             let (folder, epoch) = (attempt.folder.clone(), attempt.key.epoch);
             // An earlier agent may have kept it.
             if !attempt.node.kept.settle(epoch) {

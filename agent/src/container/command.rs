@@ -186,6 +186,11 @@ pub(super) fn started(kind: Kind, name: &str) -> Option<Vec<String>> {
     (kind != Kind::Apptainer).then(|| texts(inspect))
 }
 
+/// Brings podman to see that it has ended. Without a second to wait for that it would not look.
+pub(super) fn see_end(kind: Kind, name: &str) -> Option<Vec<String>> {
+    (kind == Kind::Podman).then(|| texts(["stop", "--time=1", name]))
+}
+
 /// Ends and removes, with the volumes that have no name.
 pub(super) fn remove(kind: Kind, name: &str) -> Option<Vec<String>> {
     match kind {

@@ -2,8 +2,8 @@
 //!
 //! A runtime knows nothing of when an image was last used, so that is noted beside: a file for each,
 //! with the time of its last use. In use is what a container is of; until a job has its container, a pin holds
-//! the image. **Invariant:** an image is removed only while nobody can pin one, after the pins were
-//! looked at.
+//! the image. **Invariant:** an image is removed only after it was marked as going while nobody had pinned it;
+//! whoever wants to pin one that is going waits until it is gone, and no others.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
-use tokio::sync::RwLock;
+use tokio::sync::Notify;
 
 use super::image::Image;
 use super::{Containers, Kind, answer, run};
@@ -44,17 +44,56 @@ pub(crate) struct KeptImage {
     tag: String,
 }
 
-/// Who holds which image.
+/// How long the runtime may take to remove an image.
+const REMOVAL: Duration = Duration::from_secs(120);
+
+/// Who holds which image, and which are going.
 #[derive(Debug, Default)]
 pub(super) struct Pins {
-    held: Mutex<HashMap<String, usize>>,
-    /// Taken to remove images, shared to pin one.
-    removing: RwLock<()>,
+    keys: Mutex<Keys>,
+    /// One has gone, or stays after all.
+    gone: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Keys {
+    held: HashMap<String, usize>,
+    going: HashSet<String>,
 }
 
 impl Pins {
-    fn held(&self) -> MutexGuard<'_, HashMap<String, usize>> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    fn keys(&self) -> MutexGuard<'_, Keys> {
+        self.keys.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Holds one, unless it is going.
+    fn try_pin(self: &Arc<Self>, key: &str) -> Option<Pin> {
+        let mut keys = self.keys();
+        if keys.going.contains(key) {
+            return None;
+        }
+        *keys.held.entry(key.to_owned()).or_default() += 1;
+        Some(Pin { pins: Arc::clone(self), key: key.to_owned() })
+    }
+
+    /// Marks one as going, unless somebody holds it or removes it already.
+    fn let_go(self: &Arc<Self>, key: &str) -> Option<Going> {
+        let mut keys = self.keys();
+        let is_free = !keys.held.contains_key(key) && keys.going.insert(key.to_owned());
+        is_free.then(|| Going { pins: Arc::clone(self), key: key.to_owned() })
+    }
+}
+
+/// An image on its way out.
+struct Going {
+    pins: Arc<Pins>,
+    key: String,
+}
+
+impl Drop for Going {
+    fn drop(&mut self) {
+        self.pins.keys().going.remove(&self.key);
+        self.pins.gone.notify_waiters();
     }
 }
 
@@ -75,7 +114,7 @@ impl Eq for Pin {}
 
 impl Drop for Pin {
     fn drop(&mut self) {
-        let mut held = self.pins.held();
+        let held = &mut self.pins.keys().held;
         if let Some(count) = held.get_mut(&self.key) {
             *count -= 1;
             if *count == 0 {
@@ -89,9 +128,13 @@ impl Containers {
     /// Holds the image of that key, there or not.
     pub(super) async fn pin(&self, key: &str) -> Arc<Pin> {
         let pins = &self.0.pins;
-        let _nothing_goes = pins.removing.read().await;
-        *pins.held().entry(key.to_owned()).or_default() += 1;
-        Arc::new(Pin { pins: Arc::clone(pins), key: key.to_owned() })
+        loop {
+            let gone = pins.gone.notified();
+            if let Some(pin) = pins.try_pin(key) {
+                return Arc::new(pin);
+            }
+            gone.await;
+        }
     }
 
     fn notes(&self) -> PathBuf {
@@ -165,28 +208,42 @@ impl Containers {
 
     /// Removes images that nothing uses; those that went.
     async fn remove_images(&self, images: Vec<KeptImage>) -> Vec<KeptImage> {
-        let _nobody_pins = self.0.pins.removing.write().await;
-        let held: HashSet<String> = self.0.pins.held().keys().cloned().collect();
         let mut gone = Vec::new();
         for image in images {
-            if image.in_use > 0 || held.contains(&image.key) {
+            if image.in_use > 0 {
                 continue;
             }
-            // Refused of one that a container is of.
-            let words = ["rmi", &image.tag].map(str::to_owned);
-            match run(&self.runtime().program, &words).await {
-                Ok(finished) if finished.status.success() => {
+            let Some(_going) = self.0.pins.let_go(&image.key) else { continue };
+            match self.remove_image(&image.tag).await {
+                Ok(()) => {
                     let _ = fs::remove_file(self.notes().join(&image.key));
                     gone.push(image);
                 }
-                Ok(finished) => {
-                    let why = super::reason(&finished.tail);
-                    tracing::warn!(tag = image.tag, why, "cannot remove an image");
-                }
-                Err(error) => tracing::warn!(tag = image.tag, %error, "cannot remove an image"),
+                Err(why) => tracing::warn!(tag = image.tag, why, "cannot remove an image"),
             }
         }
         gone
+    }
+
+    async fn remove_image(&self, tag: &str) -> Result<(), String> {
+        // Refused of one that a container is of.
+        let words = ["rmi", tag].map(str::to_owned);
+        match tokio::time::timeout(REMOVAL, run(&self.runtime().program, &words)).await {
+            Ok(Ok(finished)) if finished.status.success() => Ok(()),
+            Ok(Ok(finished)) => Err(super::reason(&finished.tail)),
+            Ok(Err(error)) => Err(error.to_string()),
+            // It is killed, and what it has not done is left to the next time.
+            Err(_) => Err(format!("it takes longer than {} s", REMOVAL.as_secs())),
+        }
+    }
+
+    /// Removes the image of a key, of which nothing else is known.
+    #[cfg(test)]
+    pub(super) async fn remove_image_of(&self, key: &str) {
+        let (key, tag) = (key.to_owned(), key.to_owned());
+        let (description, last_used) = (String::new(), UNIX_EPOCH);
+        let image = KeptImage { key, description, bytes: 0, last_used, in_use: 0, tag };
+        self.remove_images(vec![image]).await;
     }
 
     /// Removes images that are not in use and were not used for so long; those that went.

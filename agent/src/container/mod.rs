@@ -246,6 +246,16 @@ impl Container {
         }
     }
 
+    /// Makes one that is over ready to be started again, where its runtime takes it to run: what would have told
+    /// of the end was killed too.
+    pub(crate) async fn see_end(&self, process: u32) {
+        let Some(name) = self.names().nth(process as usize) else { return };
+        if let Some(arguments) = command::see_end(self.kind, &name) {
+            // It waits some seconds for a word of the end, fails, and believes it all the same.
+            let _ = tokio::time::timeout(ANSWER, run(&self.program, &arguments)).await;
+        }
+    }
+
     /// Ends them, if they run, and removes all that is left of them.
     pub(crate) async fn remove(&self) {
         for name in self.names() {
@@ -302,7 +312,7 @@ fn failed(operation: &str, error: &std::io::Error) -> Error {
 }
 
 /// A runtime's own reason, from its last lines.
-fn reason(tail: &[String]) -> String {
+pub(crate) fn reason(tail: &[String]) -> String {
     let error = tail.iter().rposition(|line| {
         let line = line.trim_start();
         ["Error: ", "ERROR: ", "FATAL: ", "Error response from daemon: ", "docker: "]

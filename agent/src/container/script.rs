@@ -14,6 +14,11 @@ use atelier_core::spec::{is_variable_name, quote};
 
 use super::Kind;
 
+/// The script's name, in the attempt's folder for it.
+pub(crate) fn name(process: u32) -> String {
+    format!("start-{process}.sh")
+}
+
 /// The script's text.
 pub(crate) fn text(
     kind: Kind,

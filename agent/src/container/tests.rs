@@ -57,6 +57,8 @@ fn podmans_container_stays_with_its_supervisor_and_has_nothing_to_spare() {
          --read-only --entrypoint=/bin/sh sha256:1 /a/container/start-0.sh"
     );
     assert_eq!(line(&command::start(Kind::Podman, &plan)), "start --attach atelier-1-2");
+    let see = command::see_end(Kind::Podman, "atelier-1-2").unwrap();
+    assert_eq!(line(&see), "stop --time=1 atelier-1-2");
     let rootless = command::create(&runtime(Kind::Podman, true), &plan).unwrap();
     assert!(rootless.contains(&"--userns=keep-id".to_owned()), "{rootless:?}");
 }
@@ -308,4 +310,46 @@ fn of_a_failed_layer_the_installers_words_are_told() {
     let unsolved = "no solution: Because there is no six==99".to_owned();
     assert_eq!(Error::of_layer("i", unsolved).fault(), Fault::User);
     assert!(matches!(Error::of_layer("i", "dns error".to_owned()), Error::Index { .. }));
+}
+
+/// A runtime that says `removing` when it is asked to remove an image, and then never ends.
+fn hanging(folder: &Path) -> Runtime {
+    use std::os::unix::fs::PermissionsExt as _;
+    let program = folder.join("podman");
+    let text = format!(
+        "#!/bin/sh\ncase $1 in rmi) touch {}; exec sleep 1000 ;; esac\n",
+        folder.join("removing").display()
+    );
+    fs::write(&program, text).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    Runtime { program, ..runtime(Kind::Podman, false) }
+}
+
+#[tokio::test]
+async fn who_wants_an_image_waits_for_no_other_that_is_removed() {
+    let folder = tempfile::tempdir().unwrap();
+    let all = Containers::new(hanging(folder.path()), folder.path(), None);
+    let removal = all.remove_image_of("going");
+    let wanted = async {
+        while !folder.path().join("removing").exists() {
+            tokio::task::yield_now().await;
+        }
+        drop(all.pin("other").await);
+        let soon = tokio::time::timeout(Duration::from_millis(50), all.pin("going"));
+        assert!(soon.await.is_err(), "it was held while it went");
+    };
+    tokio::select! {
+        () = removal => panic!("it hangs"),
+        () = wanted => {}
+    }
+    // Whoever gave up removing it holds nobody up.
+    drop(all.pin("going").await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_image_that_does_not_go_in_time_is_given_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let all = Containers::new(hanging(folder.path()), folder.path(), None);
+    all.remove_image_of("going").await;
+    drop(all.pin("going").await);
 }

@@ -164,7 +164,16 @@ impl Command<'_> {
         let (way, main) = match &self.place.kept {
             Some(kept) => {
                 variables.extend(kept.variables.clone());
-                (Way::Anew { cgroup: kept.cgroup.clone() }, None)
+                let cgroup = kept.cgroup.clone();
+                match &kept.container {
+                    None => (Way::Anew { cgroup }, None),
+                    Some(container) => {
+                        variables.extend(container.variables().clone());
+                        let first = container.first(&self.place.folder).await.map_err(problem)?;
+                        let Stat { pid, start_time, .. } = first;
+                        (Way::Again { pid, start_time, cgroup }, None)
+                    }
+                }
             }
             None => {
                 let folder = self.place.folder.path().to_owned();

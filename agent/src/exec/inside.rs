@@ -27,7 +27,7 @@ const CHUNK: usize = 32 << 10;
 pub(super) struct Inside {
     socket: AsyncFd<OwnedFd>,
     /// Reaped by the runtime, whenever it ends.
-    _helper: tokio::process::Child,
+    helper: tokio::process::Child,
 }
 
 /// One end of a pipe, or a terminal, read and written without blocking.
@@ -155,7 +155,12 @@ impl Inside {
         // It blocks no longer than the helper takes to start.
         sendmsg(&own, &[io::IoSlice::new(&order)], &mut ancillary, SendFlags::NOSIGNAL)?;
         rustix::io::ioctl_fionbio(&own, true)?;
-        Ok(Self { socket: readable(own)?, _helper: helper })
+        Ok(Self { socket: readable(own)?, helper })
+    }
+
+    /// The helper's number, as long as it lives.
+    pub(super) fn helper(&self) -> Option<i32> {
+        self.helper.id().and_then(|pid| i32::try_from(pid).ok())
     }
 
     /// Our side of the command's terminal.

@@ -1,6 +1,6 @@
 //! Being in a running attempt: a command beside the job's own, with the same view, limits and variables, and
 //! connections to ports of this node. And being in what a failed one left: a command in the same view, made
-//! anew.
+//! anew, or in the same container, started again.
 //!
 //! ```text
 //! daemon --(open a channel)--> session --> channel ----> helper, outside: waits, kills, tells
@@ -11,6 +11,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -20,6 +21,7 @@ use tokio_util::task::TaskTracker;
 use crate::attempt::Folder;
 use crate::cgroup::Cgroup;
 
+mod again;
 mod alone;
 mod channel;
 mod forward;
@@ -33,6 +35,7 @@ mod terminal;
 mod tests;
 mod way;
 
+pub(crate) use again::Again;
 pub(crate) use alone::Alone;
 pub(crate) use channel::{Channel, answer};
 pub(crate) use helper::{ENTER, enter_to_code};
@@ -66,6 +69,10 @@ enum Way {
     },
     /// Nothing of the attempt lives any more: into a view like its own, and these groups.
     Anew { cgroup: Option<Cgroup> },
+    /// Starts the attempt's container again as it was started before, in these groups.
+    Container { cgroup: Option<Cgroup> },
+    /// Into the namespaces of a process of that container, and the same groups.
+    Again { pid: i32, start_time: u64, cgroup: Option<Cgroup> },
 }
 
 /// A terminal's, in cells.
@@ -130,6 +137,8 @@ pub(crate) struct Kept {
     pub(crate) cgroup: Option<Cgroup>,
     /// Variables instead of the job's.
     pub(crate) variables: BTreeMap<String, String>,
+    /// The container that it ran in, if it did.
+    pub(crate) container: Option<Arc<Again>>,
 }
 
 /// The way into one attempt, open while its command runs. Cheap to clone.

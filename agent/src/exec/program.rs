@@ -1,30 +1,40 @@
 //! Which program a command is, and becoming it.
 
+use std::collections::BTreeMap;
 use std::ffi::{CString, OsStr, c_char};
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::ptr;
 
-use super::Order;
 use super::way::Failed;
+use super::{Order, Way};
 use crate::supervisor::Launch;
 
 /// Becomes the first of the programs that can be run.
-pub(super) fn execute(order: &Order, launch: &Launch) -> Failed {
-    let own = launch.inside.as_ref().unwrap_or(&launch.environment);
-    let variables = own.iter().chain(&order.variables);
+///
+/// `base`: variables that those of the job go before.
+pub(super) fn execute(order: &Order, launch: &Launch, base: &BTreeMap<String, String>) -> Failed {
+    let given = match order.way {
+        Way::Container { .. } => &launch.environment,
+        _ => launch.inside.as_ref().unwrap_or(&launch.environment),
+    };
+    let own: BTreeMap<&str, &str> = [base, given, &order.variables]
+        .into_iter()
+        .flatten()
+        .map(|(name, value)| (name.as_str(), value.as_str()))
+        .collect();
     let variables: Result<Vec<CString>, _> =
-        variables.map(|(name, value)| CString::new(format!("{name}={value}"))).collect();
+        own.iter().map(|(name, value)| CString::new(format!("{name}={value}"))).collect();
     let shells = || {
-        let given = own.get("SHELL").filter(|shell| shell.starts_with('/')).cloned();
-        given.into_iter().chain(["bash".to_owned(), "sh".to_owned()]).map(|shell| vec![shell])
+        let given = own.get("SHELL").filter(|shell| shell.starts_with('/'));
+        given.copied().into_iter().chain(["bash", "sh"]).map(|shell| vec![shell.to_owned()])
     };
     let commands = match order.command.is_empty() {
         true => shells().collect(),
         false => vec![order.command.clone()],
     };
-    let path = own.get("PATH").map_or("/usr/local/bin:/usr/bin:/bin", String::as_str);
+    let path = own.get("PATH").copied().unwrap_or("/usr/local/bin:/usr/bin:/bin");
     let (mut tried, mut errno) = (String::new(), libc::ENOENT);
     for command in commands {
         let Some(program) = command.first() else { continue };

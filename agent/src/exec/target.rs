@@ -38,6 +38,11 @@ pub(super) fn find(folder: &Path) -> io::Result<Option<Stat>> {
     Ok(found.filter(|_| proc::stat(started.pid).is_some_and(is_supervisor)))
 }
 
+/// The first process of a container that is below this one, once it is there. As in [`find`] nothing else will do.
+pub(super) fn first_contained(above: i32) -> Option<Stat> {
+    first_apart(&proc::all(), above, None).filter(|first| proc::gains_no_privileges(first.pid))
+}
+
 /// The oldest process below the supervisor, but its leader, whose processes are counted apart from ours.
 fn first_apart(all: &[Stat], supervisor: i32, leader: Option<&Stat>) -> Option<Stat> {
     let space = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/pid")).ok();

@@ -6,8 +6,11 @@
 //!             '-----> starts the second as its brother: in the PID namespace too; becomes the command
 //! Anew     helper --> child in new namespaces: enters the groups, makes the view, is process 1 of what
 //!                       '---> the command sees
+//! Container  helper --> child: enters the groups, becomes the runtime that starts the attempt's container again
+//! Again    as beside, next to what that container runs
 //! ```
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write as _};
 use std::mem::MaybeUninit;
@@ -78,6 +81,8 @@ struct Start<'a> {
     /// The agent, which is handed the terminal.
     agent: BorrowedFd<'a>,
     writer: io::PipeWriter,
+    /// What its image and its runtime gave the process beside which it is.
+    base: BTreeMap<String, String>,
 }
 
 /// Starts the command; gives the number of the process that ends with it.
@@ -91,15 +96,17 @@ pub(super) fn start(
         .map_err(failed("reading how the job was started"))?;
     let groups = match &order.way {
         Way::Beside { .. } => &launch.cgroup,
-        Way::Anew { cgroup } => cgroup,
+        Way::Anew { cgroup } | Way::Container { cgroup } | Way::Again { cgroup, .. } => cgroup,
     };
     let doors = groups.as_ref().map(Cgroup::doors).transpose();
     let doors = doors.map_err(failed("opening the job's control groups"))?.unwrap_or_default();
     let (reader, writer) = io::pipe().map_err(failed("making a pipe"))?;
-    let start = Start { order, launch, files, doors, agent, writer };
+    let start = Start { order, launch, files, doors, agent, writer, base: BTreeMap::new() };
     match order.way {
-        Way::Beside { pid, start_time } => start.beside(pid, start_time, reader),
-        Way::Anew { .. } => start.anew(reader),
+        Way::Beside { pid, start_time } | Way::Again { pid, start_time, .. } => {
+            start.beside(pid, start_time, reader)
+        }
+        Way::Anew { .. } | Way::Container { .. } => start.anew(reader),
     }
 }
 
@@ -119,15 +126,21 @@ fn heard(reader: io::PipeReader) -> Result<Option<Pid>, Failed> {
 
 impl Start<'_> {
     /// Beside a process of the attempt's command.
-    fn beside(self, pid: i32, start_time: u64, reader: io::PipeReader) -> Result<Pid, Failed> {
+    fn beside(mut self, pid: i32, start_time: u64, reader: io::PipeReader) -> Result<Pid, Failed> {
         let process = Pid::from_raw(pid).ok_or_else(|| io::ErrorKind::InvalidInput.into());
         let target = process.and_then(|pid| Ok(pidfd_open(pid, PidfdFlags::empty())?));
         let gone = "looking at the job's process, which has just ended";
         let target = target.map_err(failed(gone))?;
+        if self.launch.inside.is_some() {
+            self.base = proc::variables(pid);
+        }
         if proc::stat(pid).is_none_or(|stat| stat.start_time != start_time) {
             return Err(Failed::Way { what: gone.to_owned(), errno: libc::ESRCH });
         }
         let namespaces = namespaces_of(pid).map_err(failed("reading the job's namespaces"))?;
+        if matches!(self.order.way, Way::Again { .. }) {
+            go_first();
+        }
         // SAFETY: One thread, so the child may go on as it likes.
         match unsafe { libc::fork() } {
             0 => {
@@ -191,8 +204,7 @@ impl Start<'_> {
         // could look into it sees it.
         // SAFETY: A plain system call.
         unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 1, 0, 0, 0) };
-        // Others were promised their memory, and this was not.
-        let _ = fs::write("/proc/self/oom_score_adj", "1000");
+        go_first();
         if let Err(failed) = self.enter_groups() {
             self.give_up(failed);
         }
@@ -255,7 +267,7 @@ impl Start<'_> {
     fn become_command(&self, confine: Confine) -> ! {
         self.die_with_the_helper();
         let failed = match self.make_ready(confine) {
-            Ok(()) => execute(self.order, &self.launch),
+            Ok(()) => execute(self.order, &self.launch, &self.base),
             Err(failed) => failed,
         };
         self.give_up(failed)
@@ -293,7 +305,7 @@ impl Start<'_> {
             libc::sigemptyset(&raw mut none);
             libc::sigprocmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut());
         }
-        if let Confine::Beside { entered } = confine {
+        if let (Confine::Beside { entered }, false) = (confine, self.is_runtime()) {
             self.confine(entered).map_err(failed("giving up privileges"))?;
         }
         // What changes privileges may have cleared it.
@@ -302,6 +314,11 @@ impl Start<'_> {
         let folder = &self.launch.directory;
         let entering = || format!("entering the folder {}", folder.display());
         std::env::set_current_dir(folder).map_err(failed(entering()))
+    }
+
+    /// Whether what is started is the container's runtime, which does the agent's work.
+    fn is_runtime(&self) -> bool {
+        matches!(self.order.way, Way::Container { .. })
     }
 
     /// Gives files to the command's user, if it has one of its own.
@@ -330,6 +347,11 @@ enum Confine {
     Beside { entered: bool },
     /// The way into the view has done it.
     Already,
+}
+
+/// Others were promised their memory, and this was not.
+fn go_first() {
+    let _ = fs::write("/proc/self/oom_score_adj", "1000");
 }
 
 /// Those of the process's namespaces in which this one is not.

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use crate::attempt::{
     Attempt, Decision, Folder, Loss, News, Node, Order, decide, end_forgotten, look, make_problem,
-    problem_of, run,
+    problem_of, remove_container, run,
 };
 use crate::clock;
 use crate::exec::{Entrance, Place};
@@ -338,10 +338,15 @@ impl Registry {
             return;
         }
         let node = node.clone();
-        tokio::task::spawn_blocking(move || {
-            if let Err(error) = node.spares.put(&entry.folder) {
+        let put = move |folder: Folder| {
+            if let Err(error) = node.spares.put(&folder) {
                 tracing::warn!(epoch, %error, "cannot remove an attempt's folder");
             }
+        };
+        tokio::spawn(async move {
+            // It is there yet if an agent was killed between an attempt's end and this.
+            remove_container(&entry.folder).await;
+            let _ = tokio::task::spawn_blocking(move || put(entry.folder)).await;
         });
     }
 

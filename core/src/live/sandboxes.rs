@@ -176,7 +176,7 @@ fn why_not(job: &Job) -> String {
         Outcome::Canceled(_) => "it was canceled, and only what failed is kept".to_owned(),
         Outcome::Failed(_) => {
             "its time is over, its node had no room, or it left nothing to keep (its \
-                               command never ran, or ran in a container); submit it again with \
+                               command never ran, or ran in docker's container); submit it again with \
                                '--keep-failed=2h', or 'keep_failed: 2h' in its file"
                 .to_owned()
         }
