@@ -2,7 +2,6 @@
 
 use atelier_proto::job::v1::{Job, JobError, JobStatus};
 
-use crate::exec::on_a_terminal;
 use crate::harness::{Cluster, Outcome, Registry, Settings, needs, processes_with, until};
 
 /// Tells what it finds, as `name=yes` or `name=no`.
@@ -316,7 +315,8 @@ fn what_a_failed_container_left_is_as_the_job_saw_it() {
     until("what was left is gone", stays);
     // What is changed there stays there, also for a new agent.
     debug(&cluster, &job, "echo changed > /etc/note").ok();
-    on_a_terminal(&cluster, &["job", "debug", &job]);
+    let terminal = ["job", "debug", &job, "-t", "--", "sh", "-c", "test -t 0 && echo a terminal"];
+    assert_eq!(cluster.atelier(terminal).ok().stdout().trim_end(), "a terminal");
     cluster.agent("local", |agent| agent.kill());
     cluster.start_agent(&registry.agent("local"));
     cluster.node_is_ready("local");

@@ -23,6 +23,7 @@ mod containers;
 mod containment;
 mod debug;
 mod drain;
+mod engines;
 mod environments;
 mod events;
 mod exec;

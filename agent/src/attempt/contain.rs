@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use atelier_core::environment::conda;
 use atelier_core::spec::{Code, InlineEnvironment, docker_args, quote};
@@ -24,6 +25,8 @@ use crate::supervisor::{Exited, Outcome};
 const RECORD: &str = "container.json";
 /// Shared memory of a job that does not say how much, as on Azure.
 const SHM_BYTES: u64 = 2 << 30;
+/// Between two times of asking an engine.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// What the supervisor is to run, instead of the command itself.
 pub(super) struct Program {
@@ -32,6 +35,8 @@ pub(super) struct Program {
     pub(super) environment: BTreeMap<String, String>,
     /// The command's own, where it is started by something else.
     pub(super) inside: Option<BTreeMap<String, String>>,
+    /// As [`crate::supervisor::Launch::ends`].
+    pub(super) ends: Vec<Vec<String>>,
 }
 
 /// Of the agent's variables those that mean something in a container, and where it has its folders.
@@ -111,11 +116,11 @@ pub(super) async fn create(
     let visible: Vec<String> = containers.visible(indices).iter().map(u32::to_string).collect();
     inside.insert("CUDA_VISIBLE_DEVICES".to_owned(), visible.join(","));
 
-    let container = containers.container(attempt.key.epoch, attempt.spec.commands_per_node());
+    let mut container = containers.container(attempt.key.epoch, attempt.spec.commands_per_node());
     let own = folder.container();
     let prepare = || {
         fs::create_dir_all(&own)?;
-        record::write(folder.path(), RECORD, &container)?;
+        note(folder, &container)?;
         folder.make_temporary()
     };
     let unwritten = |error: io::Error| {
@@ -125,7 +130,8 @@ pub(super) async fn create(
     // What the job asks of its container may be what cannot be had.
     let cause = if arguments.is_empty() { Cause::Platform } else { Cause::Environment };
     let mut starts = Vec::new();
-    for (process, name) in (0..).zip(container.names()) {
+    let names: Vec<String> = container.names().collect();
+    for (process, name) in (0..).zip(names) {
         let mut variables = inside.clone();
         if attempt.spec.commands_per_node() > 1 {
             let own = variables::of_process(&attempt.spec, attempt.assignment.rank, process);
@@ -151,13 +157,18 @@ pub(super) async fn create(
             ulimits: crate::container::ulimits(),
             arguments: &arguments,
         };
-        containers.create(&plan).await.map_err(|error| failed(&error, cause))?;
+        if let Some(arguments) = command::create(containers.runtime(), &plan) {
+            containers.create(&arguments).await.map_err(|error| failed(&error, cause))?;
+            container.made.push(arguments);
+        }
         starts.push(command::start(container.kind, &plan));
     }
+    note(folder, &container).map_err(unwritten)?;
     let mut environment = node.runtime_variables.clone();
     environment.insert(MARK.to_owned(), folder.path().to_string_lossy().into_owned());
     let (program, arguments) = started_by(attempt, &container, starts);
-    Ok(Program { program, arguments, environment, inside: Some(inside) })
+    let ends = container.end_command().into_iter().collect();
+    Ok(Program { program, arguments, environment, inside: Some(inside), ends })
 }
 
 /// What starts the containers: the runtime, or of several processes for each a shell that starts it for its own.
@@ -224,6 +235,11 @@ pub(super) async fn settle(attempt: &Attempt, end: End) -> End {
         },
         other => other,
     };
+    // What a supervisor that was killed left is below no engine but docker's; what one that ended could not end
+    // it has said.
+    if matches!(end, End::Lost(_)) {
+        ended(&container).await;
+    }
     let may_be_kept = matches!(&end, End::Exited(exited, _) if kept::may_keep(attempt, exited));
     if !may_be_kept {
         remove(&attempt.folder).await;
@@ -234,14 +250,31 @@ pub(super) async fn settle(attempt: &Attempt, end: End) -> End {
 /// Removes what is left of an attempt's container, if it has one.
 pub(crate) async fn remove(folder: &Folder) {
     if let Some(container) = of(folder.path()) {
+        ended(&container).await;
         container.remove().await;
         // An agent that finds it still there removes it once more.
         let _ = fs::remove_file(folder.path().join(RECORD));
     }
 }
 
+/// Once none of it runs, however long an engine takes to answer: the job may be started elsewhere then.
+async fn ended(container: &Container) {
+    while !container.end().await {
+        tracing::warn!(
+            name = container.name,
+            "a container's engine does not say that it has ended"
+        );
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+/// Notes what an attempt's container is.
+pub(crate) fn note(folder: &Folder, container: &Container) -> io::Result<()> {
+    record::write(folder.path(), RECORD, container)
+}
+
 /// The container of an attempt, unless it was removed.
-pub(super) fn of(folder: &Path) -> Option<Container> {
+pub(crate) fn of(folder: &Path) -> Option<Container> {
     record::read(folder, RECORD).ok().flatten()
 }
 

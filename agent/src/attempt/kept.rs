@@ -151,7 +151,7 @@ impl Kept {
             })?;
             let container = contain::of(kept.folder.path());
             let again = |container| Again::new(&kept.folder, container, made.clone(), instead());
-            kept.container = container.map(again).map(Arc::new);
+            kept.container = container.as_ref().map(again).map(Arc::new);
             kept.cgroup = Some(made);
         }
         Ok(Place {

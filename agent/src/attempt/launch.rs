@@ -64,7 +64,7 @@ pub(super) async fn launch(attempt: &Attempt, prepared: Prepared) -> Result<Proc
             made
         }
     };
-    let Program { program, arguments, environment, inside } = program;
+    let Program { program, arguments, environment, inside, ends } = program;
     let log_limit =
         [attempt.node.log_limit, Some(assignment.log_limit_bytes).filter(|&limit| limit > 0)];
     let launch = Launch {
@@ -85,6 +85,7 @@ pub(super) async fn launch(attempt: &Attempt, prepared: Prepared) -> Result<Proc
         view,
         processes: processes(attempt),
         pipes: distribution::pipes(attempt),
+        ends,
         apart: attempt.node.services.borrow().as_ref().is_some_and(|services| services.apart),
     };
     let folder = attempt.folder.path();
@@ -135,7 +136,7 @@ fn on_the_node(
     })?;
     let arguments = arguments(attempt, command);
     let program = attempt.node.shell.clone();
-    Ok((Program { program, arguments, environment, inside: None }, view))
+    Ok((Program { program, arguments, environment, inside: None, ends: Vec::new() }, view))
 }
 
 /// Gives the command's user what the command may write of the attempt's folder.

@@ -43,7 +43,7 @@ mod run;
 mod spares;
 mod variables;
 
-pub(crate) use contain::remove as remove_container;
+pub(crate) use contain::{note as note_container, of as container_of, remove as remove_container};
 pub(crate) use folder::Folder;
 pub(crate) use kept::{Kept, let_go, make_room, watch as watch_kept};
 pub(crate) use launch::{NEEDED, hidden, some_need_control};

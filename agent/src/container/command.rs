@@ -97,7 +97,7 @@ pub(super) fn ulimits(all: &[(&'static str, u64)]) -> impl Iterator<Item = Strin
 }
 
 /// Makes the container, not yet running; `None` for a runtime that makes and runs in one.
-pub(super) fn create(runtime: &Runtime, plan: &Plan<'_>) -> Option<Vec<String>> {
+pub(crate) fn create(runtime: &Runtime, plan: &Plan<'_>) -> Option<Vec<String>> {
     let mut all = texts(["create", "--pull=never"]);
     match runtime.kind {
         Kind::Podman => all.extend(texts([
@@ -186,9 +186,49 @@ pub(super) fn started(kind: Kind, name: &str) -> Option<Vec<String>> {
     (kind != Kind::Apptainer).then(|| texts(inspect))
 }
 
-/// Brings podman to see that it has ended. Without a second to wait for that it would not look.
-pub(super) fn see_end(kind: Kind, name: &str) -> Option<Vec<String>> {
-    (kind == Kind::Podman).then(|| texts(["stop", "--time=1", name]))
+/// Makes an image of what a container is now.
+pub(super) fn commit(name: &str, tag: &str) -> Vec<String> {
+    texts(["commit", "--quiet", "--pause=false", name, tag])
+}
+
+/// The arguments that made a container, for one of another image.
+pub(super) fn create_of(made: &[String], image: &str) -> Vec<String> {
+    let place = made.len().saturating_sub(2);
+    let words = made.iter().enumerate();
+    words.map(|(at, word)| if at == place { image } else { word.as_str() }.to_owned()).collect()
+}
+
+/// What ends an engine's containers, and fails unless it is sure that none of them runs; of the others
+/// the end is their supervisor's.
+pub(crate) fn end(
+    kind: Kind,
+    program: &Path,
+    names: impl Iterator<Item = String>,
+) -> Option<Vec<String>> {
+    const END: &str = r#"program=$1; shift
+for name; do
+  "$program" stop -t 0 "$name"
+  left=$("$program" ps --quiet --filter "name=^/?$name\$") && test -z "$left" || exit 1
+done"#;
+    let words = texts(["/bin/sh", "-c", END, "sh"]).into_iter();
+    let words = words.chain([program.display().to_string()]).chain(names);
+    (kind == Kind::Docker).then(|| words.collect())
+}
+
+/// Runs a command beside that of a container, which is below an engine: nobody else can enter it. Its script
+/// gives the variables.
+pub(crate) fn exec(name: &str, terminal: bool, script: &Path, command: &[String]) -> Vec<String> {
+    const SHELL: &str = "command -v bash >/dev/null && exec bash; exec sh";
+    let mut all = texts(["exec", "--interactive"]);
+    if terminal {
+        all.extend(texts(["--tty", "--env=TERM"]));
+    }
+    all.extend([name.to_owned(), "/bin/sh".to_owned(), script.display().to_string()]);
+    match command.is_empty() {
+        true => all.extend(texts(["/bin/sh", "-c", SHELL])),
+        false => all.extend_from_slice(command),
+    }
+    all
 }
 
 /// Ends and removes, with the volumes that have no name.

@@ -167,7 +167,8 @@ pub(super) async fn follow(
 pub(super) async fn inspect(runtime: &Runtime, name: &str) -> Option<Image> {
     let format = match runtime.kind {
         Kind::Podman => "--format=atelier|{{.Id}}|{{.Digest}}",
-        Kind::Docker => "--format=atelier|{{.Id}}|{{join .RepoDigests \" \"}}",
+        // What is no field of its own types docker reads from the engine's answer, where lists are of no kind.
+        Kind::Docker => "--format=atelier|{{.Id}}|{{json .RepoDigests}}",
         Kind::Apptainer => return None,
     };
     let arguments = ["image", "inspect", format, name].map(str::to_owned);
@@ -177,10 +178,15 @@ pub(super) async fn inspect(runtime: &Runtime, name: &str) -> Option<Image> {
     }
     let line = finished.tail.iter().find_map(|line| line.strip_prefix("atelier|"))?;
     let (id, digests) = line.split_once('|')?;
-    // `NAME@sha256:…`, of which there are several if it has several names.
-    let digest = digests.split(' ').next().and_then(|one| one.rsplit('@').next());
-    let digest = digest.filter(|digest| !digest.is_empty()).unwrap_or(id);
-    Some(Image::new(id, digest))
+    let digest = digest_of(digests);
+    Some(Image::new(id, if digest.is_empty() { id } else { digest }))
+}
+
+/// The digest, of itself or of the first of `["NAME@sha256:…", …]`: an image may have several names.
+pub(super) fn digest_of(said: &str) -> &str {
+    let first = said.trim_start_matches(['[', '"']).split('"').next().unwrap_or_default();
+    let digest = first.rsplit('@').next().unwrap_or_default();
+    if matches!(digest, "null" | "]") { "" } else { digest }
 }
 
 /// Nothing that a runtime could take for an option, or for images that lie elsewhere than in a registry

@@ -214,7 +214,7 @@ impl Containers {
                 continue;
             }
             let Some(_going) = self.0.pins.let_go(&image.key) else { continue };
-            match self.remove_image(&image.tag).await {
+            match self.remove_image(&image.tag, REMOVAL).await {
                 Ok(()) => {
                     let _ = fs::remove_file(self.notes().join(&image.key));
                     gone.push(image);
@@ -225,15 +225,15 @@ impl Containers {
         gone
     }
 
-    async fn remove_image(&self, tag: &str) -> Result<(), String> {
+    pub(super) async fn remove_image(&self, tag: &str, within: Duration) -> Result<(), String> {
         // Refused of one that a container is of.
         let words = ["rmi", tag].map(str::to_owned);
-        match tokio::time::timeout(REMOVAL, run(&self.runtime().program, &words)).await {
+        match tokio::time::timeout(within, run(&self.runtime().program, &words)).await {
             Ok(Ok(finished)) if finished.status.success() => Ok(()),
             Ok(Ok(finished)) => Err(super::reason(&finished.tail)),
             Ok(Err(error)) => Err(error.to_string()),
             // It is killed, and what it has not done is left to the next time.
-            Err(_) => Err(format!("it takes longer than {} s", REMOVAL.as_secs())),
+            Err(_) => Err(format!("it takes longer than {} s", within.as_secs())),
         }
     }
 

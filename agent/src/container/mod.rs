@@ -9,6 +9,7 @@
 //! kept     which of those that were made here stay
 //! script   what the container runs: it sets the job's variables and starts the command
 //! command  the runtime's command lines, as pure functions
+//! over     what is done with a container whose job is over
 //! ```
 //! A container of podman's lives below the attempt's supervisor and in its control groups, so that limits,
 //! signals and the end of the whole tree are those of every job. It is the command's view of the node: of
@@ -34,6 +35,7 @@ mod gpu;
 mod image;
 mod kept;
 pub(crate) mod layer;
+mod over;
 pub(crate) mod script;
 
 #[cfg(test)]
@@ -127,6 +129,12 @@ pub(crate) struct Container {
     /// Of the first.
     pub(crate) name: String,
     pub(crate) processes: u32,
+    /// What made each of them.
+    #[serde(default)]
+    pub(crate) made: Vec<Vec<String>>,
+    /// The image that was made of one of them, if that could not be started again otherwise.
+    #[serde(default)]
+    pub(crate) committed: Option<String>,
 }
 
 /// What a runtime knows of a container.
@@ -174,7 +182,8 @@ impl Containers {
     pub(crate) fn container(&self, epoch: u64, processes: u32) -> Container {
         let Inner { runtime, .. } = &*self.0;
         let name = format!("{}{epoch}", self.prefix());
-        Container { kind: runtime.kind, program: runtime.program.clone(), name, processes }
+        let (kind, program) = (runtime.kind, runtime.program.clone());
+        Container { kind, program, name, processes, made: Vec::new(), committed: None }
     }
 
     /// How the names of its containers begin. Agents may share a machine's runtime.
@@ -203,12 +212,10 @@ impl Containers {
     ///
     /// # Errors
     /// The runtime refuses it.
-    pub(crate) async fn create(&self, plan: &command::Plan<'_>) -> Result<(), Error> {
-        let runtime = &self.0.runtime;
-        let Some(arguments) = command::create(runtime, plan) else { return Ok(()) };
+    pub(crate) async fn create(&self, arguments: &[String]) -> Result<(), Error> {
         let what = "make the container";
         let finished =
-            run(&runtime.program, &arguments).await.map_err(|error| failed(what, &error))?;
+            run(&self.0.runtime.program, arguments).await.map_err(|error| failed(what, &error))?;
         if finished.status.success() {
             return Ok(());
         }
@@ -246,20 +253,16 @@ impl Container {
         }
     }
 
-    /// Makes one that is over ready to be started again, where its runtime takes it to run: what would have told
-    /// of the end was killed too.
-    pub(crate) async fn see_end(&self, process: u32) {
-        let Some(name) = self.names().nth(process as usize) else { return };
-        if let Some(arguments) = command::see_end(self.kind, &name) {
-            // It waits some seconds for a word of the end, fails, and believes it all the same.
-            let _ = tokio::time::timeout(ANSWER, run(&self.program, &arguments)).await;
-        }
-    }
-
     /// Ends them, if they run, and removes all that is left of them.
     pub(crate) async fn remove(&self) {
         for name in self.names() {
             self.remove_one(&name).await;
+        }
+        if let Some(tag) = &self.committed {
+            let words = ["rmi", "--force", tag].map(str::to_owned);
+            if let Err(failed) = self.ask(&words).await {
+                tracing::warn!(tag, failed, "cannot remove the image of a container");
+            }
         }
     }
 

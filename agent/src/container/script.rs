@@ -35,6 +35,8 @@ pub(crate) fn text(
     }
     let (directory, command) = (quote(&directory.to_string_lossy()), quote(command));
     let _ = writeln!(text, "cd {directory} || exit 126");
+    // What is run beside the command, where only the engine can let it in.
+    text.push_str("if [ $# -gt 0 ]; then exec \"$@\"; fi\n");
     text.push_str(
         "shell=/bin/sh\n\
          for one in /bin/bash /usr/bin/bash /usr/local/bin/bash; do\n\

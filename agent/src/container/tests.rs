@@ -57,8 +57,9 @@ fn podmans_container_stays_with_its_supervisor_and_has_nothing_to_spare() {
          --read-only --entrypoint=/bin/sh sha256:1 /a/container/start-0.sh"
     );
     assert_eq!(line(&command::start(Kind::Podman, &plan)), "start --attach atelier-1-2");
-    let see = command::see_end(Kind::Podman, "atelier-1-2").unwrap();
-    assert_eq!(line(&see), "stop --time=1 atelier-1-2");
+    let again = command::create_of(&made, "kept");
+    assert_eq!(line(&again), line(&made).replace(" sha256:1 ", " kept "));
+    assert_eq!(command::end(Kind::Podman, Path::new("podman"), std::iter::empty()), None);
     let rootless = command::create(&runtime(Kind::Podman, true), &plan).unwrap();
     assert!(rootless.contains(&"--userns=keep-id".to_owned()), "{rootless:?}");
 }
@@ -86,6 +87,48 @@ fn dockers_engine_is_told_the_limits() {
     assert_eq!(line(&command::start(Kind::Docker, &plan)), "start --attach atelier-1-2");
     let remove = command::remove(Kind::Docker, "atelier-1-2").unwrap();
     assert_eq!(line(&remove), "rm --force --volumes atelier-1-2");
+    let look = ["ls", "-l"].map(str::to_owned);
+    let script = Path::new("/a/container/start-0.sh");
+    let exec = |terminal| line(&command::exec("atelier-1-2", terminal, script, &look));
+    let rest = "atelier-1-2 /bin/sh /a/container/start-0.sh ls -l";
+    assert_eq!(exec(false), format!("exec --interactive {rest}"));
+    assert_eq!(exec(true), format!("exec --interactive --tty --env=TERM {rest}"));
+}
+
+#[test]
+fn the_end_of_an_engines_containers_is_asked_for_and_looked_at() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let folder = tempfile::tempdir().unwrap();
+    let program = folder.path().join("docker");
+    let end = |ps: &str| {
+        let text = format!("#!/bin/sh\necho \"$@\" >> $0.asked\ncase $1 in ps) {ps} ;; esac\n");
+        fs::write(&program, text).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        let names = ["a", "b"].map(str::to_owned).into_iter();
+        let words = command::end(Kind::Docker, &program, names).unwrap();
+        Command::new(&words[0]).args(&words[1..]).status().unwrap().success()
+    };
+    assert!(end("true"));
+    let asked = fs::read_to_string(folder.path().join("docker.asked")).unwrap();
+    assert_eq!(
+        asked,
+        "stop -t 0 a\nps --quiet --filter name=^/?a$\nstop -t 0 b\nps --quiet --filter name=^/?b$\n"
+    );
+    assert!(!end("echo 4711"), "it runs yet");
+    assert!(!end("exit 1"), "its engine does not answer");
+}
+
+#[test]
+fn an_images_digest_is_what_its_runtime_says() {
+    for (said, expected) in [
+        ("sha256:1", "sha256:1"),
+        ("[\"a/b@sha256:1\",\"c@sha256:2\"]", "sha256:1"),
+        ("[]", ""),
+        ("null", ""),
+        ("", ""),
+    ] {
+        assert_eq!(image::digest_of(said), expected, "{said}");
+    }
 }
 
 #[test]
@@ -346,10 +389,10 @@ async fn who_wants_an_image_waits_for_no_other_that_is_removed() {
     drop(all.pin("going").await);
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn an_image_that_does_not_go_in_time_is_given_up() {
     let folder = tempfile::tempdir().unwrap();
     let all = Containers::new(hanging(folder.path()), folder.path(), None);
-    all.remove_image_of("going").await;
-    drop(all.pin("going").await);
+    let why = all.remove_image("going", Duration::from_millis(100)).await.unwrap_err();
+    assert!(why.contains("longer than"), "{why}");
 }

@@ -15,9 +15,9 @@ use tokio::sync::Mutex;
 
 use super::inside::{Inside, Streams, pipes};
 use super::{LEAVE, Order, Way, Word, target};
-use crate::attempt::Folder;
+use crate::attempt::{Folder, container_of, note_container};
 use crate::cgroup::Cgroup;
-use crate::container::{Container, reason, script};
+use crate::container::{Container, Kind, reason, script};
 use crate::proc::{self, Stat};
 use crate::record;
 use crate::supervisor::{EXITED, Exited, LAUNCH, Launch};
@@ -33,7 +33,7 @@ const SAID: usize = 8 << 10;
 
 /// One attempt's container; of several, that of the process that failed.
 pub(crate) struct Again {
-    container: Container,
+    kind: Kind,
     process: u32,
     cgroup: Option<Cgroup>,
     /// Instead of the job's.
@@ -52,7 +52,7 @@ impl Again {
     /// Nothing is started before somebody wants in.
     pub(crate) fn new(
         folder: &Folder,
-        container: Container,
+        container: &Container,
         cgroup: Option<Cgroup>,
         mut variables: BTreeMap<String, String>,
     ) -> Self {
@@ -62,7 +62,7 @@ impl Again {
         let processes = launch.map(|launch| launch.processes).unwrap_or_default();
         let own = processes.into_iter().nth(process as usize).map(|own| own.environment);
         variables.extend(own.unwrap_or_default());
-        Self { container, process, cgroup, variables, running: Mutex::default() }
+        Self { kind: container.kind, process, cgroup, variables, running: Mutex::default() }
     }
 
     pub(super) fn variables(&self) -> &BTreeMap<String, String> {
@@ -85,14 +85,23 @@ impl Again {
         if let Some(before) = running.take() {
             before.end().await;
         }
-        let mut started = self.start(folder).await;
-        if started.is_err() {
-            self.container.see_end(self.process).await;
-            started = self.start(folder).await;
-        }
+        let started = match self.start(folder).await {
+            Ok(started) => Ok(started),
+            Err(why) => self.start_renewed(folder, why).await,
+        };
         let started =
             started.map_err(|why| format!("the job's container cannot be started again: {why}"))?;
         Ok(running.insert(started).first.clone())
+    }
+
+    /// `why`: what is wrong with it as it is.
+    async fn start_renewed(&self, folder: &Folder, why: String) -> Result<Running, String> {
+        let Some(mut container) = container_of(folder.path()) else { return Err(why) };
+        container
+            .renew(self.process, |container| note_container(folder, container))
+            .await
+            .map_err(|also| format!("{why}; nor made anew: {also}"))?;
+        self.start(folder).await
     }
 
     async fn start(&self, folder: &Folder) -> Result<Running, String> {
@@ -104,7 +113,7 @@ impl Again {
         let hold = own.join(HOLD);
         make_hold(&hold).map_err(text)?;
         let wait = format!("echo {READY}; read held <> {}", quote(&hold.to_string_lossy()));
-        let wait = script::text(self.container.kind, &variables, &launch.directory, &wait);
+        let wait = script::text(self.kind, &variables, &launch.directory, &wait);
         record::write_bytes(&own, &script::name(self.process), wait.as_bytes()).map_err(text)?;
         let program = launch.program.to_string_lossy().into_owned();
         let order = Order {

@@ -17,6 +17,8 @@ use tonic::Streaming;
 use super::inside::{Inside, Stream, Streams, Terminal, pipes};
 use super::{Entrance, Order, Place, Stage, Way, Word, forward, target};
 use crate::args::AgentArgs;
+use crate::attempt::container_of;
+use crate::container::{Kind, command, script};
 use crate::proc::Stat;
 use crate::session::{chain, connect};
 
@@ -157,10 +159,13 @@ impl Command<'_> {
     async fn start(&self, exec: pb::Exec) -> Result<(Inside, Streams, Option<Stat>), pb::End> {
         let cannot =
             |error: io::Error| problem(format!("cannot enter the job on its node: {error}"));
+        let is_shell = exec.command.is_empty();
         let mut variables = BTreeMap::new();
         if exec.terminal.is_some() && !exec.term.is_empty() {
             variables.insert("TERM".to_owned(), exec.term);
         }
+        let mut command = exec.command;
+        let docker = container_of(self.place.folder.path()).filter(|it| it.kind == Kind::Docker);
         let (way, main) = match &self.place.kept {
             Some(kept) => {
                 variables.extend(kept.variables.clone());
@@ -175,6 +180,14 @@ impl Command<'_> {
                     }
                 }
             }
+            None if let Some(container) = docker => {
+                let script = self.place.folder.container().join(script::name(0));
+                let name = &container.name;
+                let words = command::exec(name, exec.terminal.is_some(), &script, &command);
+                let program = container.program.to_string_lossy().into_owned();
+                command = [program].into_iter().chain(words).collect();
+                (Way::Container { cgroup: None }, None)
+            }
             None => {
                 let folder = self.place.folder.path().to_owned();
                 let found = tokio::task::spawn_blocking(move || target::find(&folder)).await;
@@ -186,7 +199,7 @@ impl Command<'_> {
         let order = Order {
             folder: self.place.folder.path().to_owned(),
             way,
-            command: exec.command,
+            command,
             terminal: exec.terminal.map(Into::into),
             variables,
         };
@@ -210,7 +223,6 @@ impl Command<'_> {
             started = tokio::time::timeout(START, started) => started,
             () = self.entrance.over() => return Err(self.gone()),
         };
-        let is_shell = order.command.is_empty();
         match started {
             Ok(Ok((ours, Word::Started))) => Ok((inside, ours, main)),
             Ok(Ok((_, word)) | Err(word)) => Err(not_started(word, is_shell)),
@@ -222,8 +234,7 @@ impl Command<'_> {
         problem(match self.place.kept {
             Some(_) => "nothing is kept of the job any more",
             None => {
-                "the job's command has just ended, or its container has not begun yet: try again in a moment; \
-                 into containers of docker nobody is let in"
+                "the job's command has just ended, or its container has not begun yet: try again in a moment"
             }
         })
     }

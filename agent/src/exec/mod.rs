@@ -69,7 +69,8 @@ enum Way {
     },
     /// Nothing of the attempt lives any more: into a view like its own, and these groups.
     Anew { cgroup: Option<Cgroup> },
-    /// Starts the attempt's container again as it was started before, in these groups.
+    /// To no command of the job but to its container's runtime, which does the agent's work: in these groups,
+    /// with what it needs of the agent's variables.
     Container { cgroup: Option<Cgroup> },
     /// Into the namespaces of a process of that container, and the same groups.
     Again { pid: i32, start_time: u64, cgroup: Option<Cgroup> },

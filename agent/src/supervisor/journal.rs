@@ -62,6 +62,10 @@ pub(crate) struct Launch {
     /// The command's processes, if it is run several times at once.
     #[serde(default)]
     pub(crate) processes: Vec<LaunchProcess>,
+    /// Programs with their arguments that end what the command started and what is not below the supervisor,
+    /// as an engine's containers are not: each succeeds once it is sure that nothing of it runs.
+    #[serde(default)]
+    pub(crate) ends: Vec<Vec<String>>,
     /// Whether the port of the daemon that the command was told is for jobs alone.
     #[serde(default)]
     pub(crate) apart: bool,

@@ -21,6 +21,7 @@ use std::process::ExitCode;
 
 use crate::{exec, isolation, mpi, proc, record};
 
+mod elsewhere;
 mod journal;
 mod launcher;
 mod leader;
@@ -119,10 +120,11 @@ fn supervise(folder: &Path) -> Result<(), Error> {
     // SAFETY: It only marks files to be closed when the command starts.
     unsafe { libc::close_range(3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC as libc::c_int) };
 
-    let exited = run::run(folder, &launch, &started, signals).unwrap_or_else(|failure| {
+    let mut exited = run::run(folder, &launch, &started, signals).unwrap_or_else(|failure| {
         let now = crate::clock::now_ms();
         Exited::without_start(started.started_at_ms, now, failure)
     });
+    exited.survivors += elsewhere::end(&launch);
     if let Some(cgroup) = &launch.cgroup {
         // What lives in it yet keeps it; the agent looks again.
         let _ = cgroup.remove();

@@ -16,6 +16,6 @@ pub(crate) use faults::{Disk, FaultyIo, needs};
 pub(crate) use history::{History, check_database};
 pub(crate) use process::{Process, memory, processes_with, supervisor};
 pub(crate) use proxy::{BOTH, Proxy, Way};
-pub(crate) use registry::Registry;
+pub(crate) use registry::{Engine, Registry};
 pub(crate) use rpc::Rpc;
 pub(crate) use wait::{PATIENCE, until};

@@ -150,9 +150,56 @@ impl Registry {
         self.push(&self.shell(), &root);
     }
 
+    /// Starts an engine that docker's own program can talk to: podman's, with the images of this folder. It has
+    /// [`Engine::IMAGE`].
+    pub(crate) fn engine(&self) -> Engine {
+        self.podman(&["pull", "--quiet", "--tls-verify=false", &self.shell()]);
+        self.podman(&["tag", &self.shell(), Engine::IMAGE]);
+        let socket = self.folder.path().join("engine.sock");
+        let configuration = self.folder.path().join("containers.conf");
+        // It would ask for more than some machines let even root have.
+        let limit = |what| rustix::process::getrlimit(what).maximum.unwrap_or(1 << 20).min(1 << 20);
+        let files = limit(rustix::process::Resource::Nofile);
+        let processes = limit(rustix::process::Resource::Nproc);
+        let text = format!(
+            "[containers]\ndefault_ulimits = [\"nofile={files}:{files}\", \"nproc={processes}:{processes}\"]\n"
+        );
+        fs::write(&configuration, text).unwrap();
+        let address = format!("unix://{}", socket.display());
+        let mut command = Command::new("podman");
+        let (variable, value) = self.variable();
+        command.args(["system", "service", "--time=0", &address]).env(variable, value);
+        command.env("CONTAINERS_CONF", configuration);
+        let log = self.folder.path().join("engine.log");
+        let process = Process::spawn("the engine", command, &log);
+        until("the engine listens", || socket.exists().then_some(()));
+        Engine { address, _process: process }
+    }
+
+    /// The names of the node's containers that run.
+    pub(crate) fn running(&self) -> String {
+        self.podman(&["ps", "--format={{.Names}}"])
+    }
+
     /// The names of the node's containers, running or not.
     pub(crate) fn containers(&self) -> String {
         self.podman(&["ps", "--all", "--format={{.Names}}"])
+    }
+}
+
+/// An engine for docker's program. Dropping it ends it.
+pub(crate) struct Engine {
+    address: String,
+    _process: Process,
+}
+
+impl Engine {
+    /// Of a shell and little else, as in [`Registry::shell`].
+    pub(crate) const IMAGE: &str = "localhost/team/shell:1";
+
+    /// An agent that runs images by docker.
+    pub(crate) fn agent(&self, name: &str) -> Agent {
+        Agent::new(name).with("--containers=docker").variable("DOCKER_HOST", &self.address)
     }
 }
 
