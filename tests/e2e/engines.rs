@@ -20,7 +20,7 @@ fn start(engine: &Engine) -> Cluster {
 
 /// A job that has begun.
 fn begun(cluster: &Cluster, command: &str) -> String {
-    let job = cluster.create(&in_image(Engine::IMAGE, command, ""));
+    let job = cluster.create(&in_image(Engine::IMAGE, command, Engine::RESOURCES));
     cluster.atelier(["job", "stream", &job, "-q"]).spawn().prints("up\n");
     job
 }
@@ -50,7 +50,8 @@ fn docker_runs_a_job_and_lets_in_beside_it() {
     assert!(log(&cluster, &job).contains("told"), "{}", log(&cluster, &job));
 
     let command = "printf 'a\\000b\\n\\377 no end'; exit 7";
-    let job = cluster.create(&in_image(Engine::IMAGE, command, "keep_failed: 30m\n"));
+    let more = format!("keep_failed: 30m\n{}", Engine::RESOURCES);
+    let job = cluster.create(&in_image(Engine::IMAGE, command, &more));
     let ended = cluster.ended(&job);
     assert_eq!((ended.exit_code, ended.sandboxes.len()), (Some(7), 0), "{ended:?}");
     assert!(cluster.log(&job).ends_with(b"a\0b\n\xff no end"), "{}", log(&cluster, &job));

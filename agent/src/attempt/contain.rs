@@ -238,7 +238,7 @@ pub(super) async fn settle(attempt: &Attempt, end: End) -> End {
     // What a supervisor that was killed left is below no engine but docker's; what one that ended could not end
     // it has said.
     if matches!(end, End::Lost(_)) {
-        ended(&container).await;
+        ended(&attempt.folder).await;
     }
     let may_be_kept = matches!(&end, End::Exited(exited, _) if kept::may_keep(attempt, exited));
     if !may_be_kept {
@@ -250,7 +250,6 @@ pub(super) async fn settle(attempt: &Attempt, end: End) -> End {
 /// Removes what is left of an attempt's container, if it has one.
 pub(crate) async fn remove(folder: &Folder) {
     if let Some(container) = of(folder.path()) {
-        ended(&container).await;
         container.remove().await;
         // An agent that finds it still there removes it once more.
         let _ = fs::remove_file(folder.path().join(RECORD));
@@ -258,7 +257,8 @@ pub(crate) async fn remove(folder: &Folder) {
 }
 
 /// Once none of it runs, however long an engine takes to answer: the job may be started elsewhere then.
-async fn ended(container: &Container) {
+pub(super) async fn ended(folder: &Folder) {
+    let Some(container) = of(folder.path()) else { return };
     while !container.end().await {
         tracing::warn!(
             name = container.name,
@@ -283,7 +283,13 @@ async fn never_started(
     container: &Container,
     exited: &Exited,
 ) -> Option<Problem> {
-    let Outcome::Code(code @ 125..=127) = exited.outcome else { return None };
+    let Outcome::Code(code) = exited.outcome else { return None };
+    if code == 1 && is_for_another_processor(attempt) {
+        return Some(another_processor());
+    }
+    if !(125..=127).contains(&code) {
+        return None;
+    }
     let process = exited.process.unwrap_or(0);
     if exited.ended_by.is_some() || container.started(process).await != Started::No {
         return None;
@@ -298,12 +304,26 @@ async fn never_started(
             "the image has no /bin/sh, with which commands are started: use one that has a shell";
         problem::problem(Cause::Environment, message)
     } else if said.contains("xec format error") {
-        let message = "the image is for another kind of processor than this node's";
-        problem::problem(Cause::Environment, message)
+        another_processor()
     } else if !attempt.spec.resources.docker_args.is_empty() {
         let message = format!("the container cannot be started with the job's docker_args: {said}");
         problem::problem(Cause::Environment, message)
     } else {
         problem::problem(Cause::Platform, format!("the container cannot be started: {said}"))
     })
+}
+
+/// Whether the runtime, which is the container's first process until it becomes the script's shell, says that it
+/// cannot become that. Then it has started and ends with 1, and nobody else has written a word.
+fn is_for_another_processor(attempt: &Attempt) -> bool {
+    let said = tail(&attempt.folder.log()).unwrap_or_default();
+    said.lines().last().is_some_and(|last| {
+        last.contains("exec container process") && last.contains("xec format error")
+    })
+}
+
+fn another_processor() -> Problem {
+    let message = "the image is for another kind of processor than this node's: use one that was built for it, \
+                   or for several kinds";
+    problem::problem(Cause::Environment, message)
 }

@@ -39,6 +39,7 @@ pub(crate) async fn run(attempt: Attempt, from: Decision) {
         Err(Discarded) => {
             attempt.log_complete.send_replace(true);
             settle(&attempt).await;
+            contain::ended(&attempt.folder).await;
             contain::remove(&attempt.folder).await;
             let (folder, epoch) = (attempt.folder.clone(), attempt.key.epoch);
             // An earlier agent may have kept it.

@@ -216,12 +216,20 @@ done"#;
 }
 
 /// Runs a command beside that of a container, which is below an engine: nobody else can enter it. Its script
-/// gives the variables.
-pub(crate) fn exec(name: &str, terminal: bool, script: &Path, command: &[String]) -> Vec<String> {
+/// gives the variables. `terminal`: its kind, if there is one and if that is known.
+pub(crate) fn exec(
+    name: &str,
+    terminal: Option<&str>,
+    script: &Path,
+    command: &[String],
+) -> Vec<String> {
     const SHELL: &str = "command -v bash >/dev/null && exec bash; exec sh";
     let mut all = texts(["exec", "--interactive"]);
-    if terminal {
-        all.extend(texts(["--tty", "--env=TERM"]));
+    if let Some(kind) = terminal {
+        all.push("--tty".to_owned());
+        all.extend(
+            Some(kind).filter(|kind| !kind.is_empty()).map(|kind| format!("--env=TERM={kind}")),
+        );
     }
     all.extend([name.to_owned(), "/bin/sh".to_owned(), script.display().to_string()]);
     match command.is_empty() {

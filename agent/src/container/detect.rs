@@ -103,7 +103,9 @@ async fn try_it(runtime: &Runtime, root: &Path) -> Result<(), String> {
 async fn docker(program: PathBuf) -> Result<Runtime, String> {
     // Asked of the engine, not of the program.
     let format = "--format=atelier|{{.Server.Version}}|{{.Server.Os}}";
-    let said = ask(&program, &["version", format]).await?;
+    // What it prints before it finds that there is no engine comes before the reason.
+    let bare = |problem: String| problem.trim_start_matches("atelier|").trim_start().to_owned();
+    let said = ask(&program, &["version", format]).await.map_err(bare)?;
     let line = said.iter().find_map(|line| line.strip_prefix("atelier|")).unwrap_or_default();
     let (version, system) = line.split_once('|').unwrap_or_default();
     if version.is_empty() || system != "linux" {

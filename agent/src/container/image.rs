@@ -57,7 +57,8 @@ impl Containers {
     /// There is no such image (the user's), or it cannot be had now.
     pub(crate) async fn pull(&self, name: &str, log: &dyn BuildLog) -> Result<Image, Error> {
         if !is_name(name) {
-            let reason = "it is not the name of an image in a registry, as ghcr.io/team/train:3 is"
+            let reason = "it is not the name of an image in a registry, as ghcr.io/team/train:3 is, whose path \
+                          has small letters, digits and . _ - alone"
                 .to_owned();
             return Err(Error::Image { image: name.to_owned(), reason });
         }
@@ -196,12 +197,27 @@ pub(super) fn is_name(name: &str) -> bool {
     let begins = name.starts_with(|first: char| first.is_ascii_alphanumeric() || first == '[');
     let is_port = |port: &str| !port.is_empty() && port.chars().all(|digit| digit.is_ascii_digit());
     begins
+        && is_path(name)
         && match name.split_once('/') {
             Some((registry, _)) if !registry.starts_with('[') => {
                 registry.split_once(':').is_none_or(|(_, port)| is_port(port))
             }
             _ => true,
         }
+}
+
+/// Whether what comes after the registry, and before a tag or a digest, has no large letter, as registries want it.
+fn is_path(name: &str) -> bool {
+    let path = match name.split_once('/') {
+        Some((first, rest)) if first.contains(['.', ':']) || first == "localhost" => rest,
+        _ => name,
+    };
+    let path = path.split('@').next().unwrap_or_default();
+    let tag = path.rfind(':').filter(|at| !path[*at..].contains('/')).unwrap_or(path.len());
+    let is_allowed = |letter: char| {
+        letter.is_ascii_lowercase() || letter.is_ascii_digit() || "._-/".contains(letter)
+    };
+    !path[..tag].is_empty() && path[..tag].chars().all(is_allowed)
 }
 
 /// A name as docker reads it: without a registry it is one of Docker Hub.

@@ -91,8 +91,9 @@ fn dockers_engine_is_told_the_limits() {
     let script = Path::new("/a/container/start-0.sh");
     let exec = |terminal| line(&command::exec("atelier-1-2", terminal, script, &look));
     let rest = "atelier-1-2 /bin/sh /a/container/start-0.sh ls -l";
-    assert_eq!(exec(false), format!("exec --interactive {rest}"));
-    assert_eq!(exec(true), format!("exec --interactive --tty --env=TERM {rest}"));
+    assert_eq!(exec(None), format!("exec --interactive {rest}"));
+    assert_eq!(exec(Some("")), format!("exec --interactive --tty {rest}"));
+    assert_eq!(exec(Some("vt100")), format!("exec --interactive --tty --env=TERM=vt100 {rest}"));
 }
 
 #[test]
@@ -158,6 +159,10 @@ fn names_are_read_as_docker_reads_them() {
         assert!(image::is_name(name), "{name}");
         assert_eq!(image::qualified(name), expected);
     }
+    for name in ["ghcr.io/Team/tool", "Tool", "a b", "reg:5000/", "team/tööl:1"] {
+        assert!(!image::is_name(name), "{name}");
+    }
+    assert!(image::is_name("Registry.Corp/team/tool:Tag-1") && image::is_name("tool:3@sha256:1"));
     for no_name in
         ["--creds=a:b/x", "docker://--creds=a:b/x", "oci:/path", "docker-archive:/a.tar", ""]
     {

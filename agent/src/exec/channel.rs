@@ -162,7 +162,7 @@ impl Command<'_> {
         let is_shell = exec.command.is_empty();
         let mut variables = BTreeMap::new();
         if exec.terminal.is_some() && !exec.term.is_empty() {
-            variables.insert("TERM".to_owned(), exec.term);
+            variables.insert("TERM".to_owned(), exec.term.clone());
         }
         let mut command = exec.command;
         let docker = container_of(self.place.folder.path()).filter(|it| it.kind == Kind::Docker);
@@ -183,7 +183,8 @@ impl Command<'_> {
             None if let Some(container) = docker => {
                 let script = self.place.folder.container().join(script::name(0));
                 let name = &container.name;
-                let words = command::exec(name, exec.terminal.is_some(), &script, &command);
+                let terminal = exec.terminal.map(|_| exec.term.as_str());
+                let words = command::exec(name, terminal, &script, &command);
                 let program = container.program.to_string_lossy().into_owned();
                 command = [program].into_iter().chain(words).collect();
                 (Way::Container { cgroup: None }, None)

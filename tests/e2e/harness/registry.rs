@@ -156,20 +156,10 @@ impl Registry {
         self.podman(&["pull", "--quiet", "--tls-verify=false", &self.shell()]);
         self.podman(&["tag", &self.shell(), Engine::IMAGE]);
         let socket = self.folder.path().join("engine.sock");
-        let configuration = self.folder.path().join("containers.conf");
-        // It would ask for more than some machines let even root have.
-        let limit = |what| rustix::process::getrlimit(what).maximum.unwrap_or(1 << 20).min(1 << 20);
-        let files = limit(rustix::process::Resource::Nofile);
-        let processes = limit(rustix::process::Resource::Nproc);
-        let text = format!(
-            "[containers]\ndefault_ulimits = [\"nofile={files}:{files}\", \"nproc={processes}:{processes}\"]\n"
-        );
-        fs::write(&configuration, text).unwrap();
         let address = format!("unix://{}", socket.display());
         let mut command = Command::new("podman");
         let (variable, value) = self.variable();
         command.args(["system", "service", "--time=0", &address]).env(variable, value);
-        command.env("CONTAINERS_CONF", configuration);
         let log = self.folder.path().join("engine.log");
         let process = Process::spawn("the engine", command, &log);
         until("the engine listens", || socket.exists().then_some(()));
@@ -196,6 +186,10 @@ pub(crate) struct Engine {
 impl Engine {
     /// Of a shell and little else, as in [`Registry::shell`].
     pub(crate) const IMAGE: &str = "localhost/team/shell:1";
+
+    /// A job's `resources`, with limits that every machine lets an engine set: podman's own are too high for some.
+    pub(crate) const RESOURCES: &str =
+        "resources: {docker_args: --ulimit nofile=1024:1024 --ulimit nproc=1024:1024}\n";
 
     /// An agent that runs images by docker.
     pub(crate) fn agent(&self, name: &str) -> Agent {
