@@ -148,7 +148,11 @@ fn a_container_has_the_limits_of_its_job() {
     // The shell would go on without the program that was killed.
     let command =
         "echo begins; awk 'BEGIN { x = \"x\"; while (1) x = x x }'; sleep 5; echo went on";
-    let job = cluster.create(&in_image(&registry.shell(), command, "resources: {memory: 64MiB}\n"));
+    let job = cluster.create(&in_image(
+        &registry.shell(),
+        command,
+        "keep_failed: 0\nresources: {memory: 64MiB}\n",
+    ));
     let ended = cluster.ended(&job);
     assert_eq!(error(&ended).code, "OutOfMemory", "{ended:?}");
     assert!(error(&ended).message.contains("64 MiB"), "{ended:?}");
@@ -192,7 +196,7 @@ fn processes_of_a_job_have_a_container_each() {
     needs("containers");
     let registry = Registry::start();
     let cluster = start(&registry);
-    let more = "distribution: {type: pytorch, process_count_per_instance: 2}\n";
+    let more = "keep_failed: 0\ndistribution: {type: pytorch, process_count_per_instance: 2}\n";
     let look = "echo \"$LOCAL_RANK of $WORLD_SIZE\" > outputs/$RANK; test $RANK = 0 || exit 6";
     let job = cluster.create(&in_image(&registry.shell(), look, more));
     let ended = cluster.ended(&job);
@@ -206,7 +210,7 @@ fn processes_of_a_job_have_a_container_each() {
         assert_eq!(found.unwrap(), expected);
     }
     // What starts several by itself has to be in the image.
-    let more = "distribution: {type: mpi, process_count_per_instance: 2}\n";
+    let more = "keep_failed: 0\ndistribution: {type: mpi, process_count_per_instance: 2}\n";
     let ended = cluster.ended(&cluster.create(&in_image(&registry.shell(), "echo x", more)));
     assert_eq!(error(&ended).code, "CommandNotFound", "{ended:?}");
     assert!(error(&ended).message.contains("mpirun"), "{ended:?}");
@@ -330,9 +334,10 @@ fn what_a_failed_container_left_is_as_the_job_saw_it() {
     inside.wait().code(137).says(&["nothing is kept of the job any more"]);
     until("nothing is left of the container", || registry.containers().is_empty().then_some(()));
     let folder = cluster.agent_data("local").join("attempts").display().to_string();
+    let layers = registry.images().join("overlay/").display().to_string();
     until("nothing of it runs or is mounted", || {
         let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
-        (processes_with(&folder).is_empty() && !mounts.contains("/merged ")).then_some(())
+        (processes_with(&folder).is_empty() && !mounts.contains(&layers)).then_some(())
     });
     assert_eq!(registry.podman(&["images", "--quiet"]).lines().count(), 1);
 }

@@ -105,6 +105,11 @@ impl Registry {
         self.folder.path().join("shell")
     }
 
+    /// Where the node's images and containers lie.
+    pub(crate) fn images(&self) -> PathBuf {
+        self.folder.path().join("images")
+    }
+
     /// Where a node's runtime finds its folders.
     pub(crate) fn variable(&self) -> (&'static str, String) {
         ("CONTAINERS_STORAGE_CONF", self.folder.path().join("storage.conf").display().to_string())
