@@ -7,7 +7,7 @@ use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
-use futures::future::try_join_all;
+use futures::future::join_all;
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::{Cgroups, Rule, Rules};
@@ -69,6 +69,9 @@ pub(crate) struct Urls {
     pub(crate) control: Vec<String>,
     /// For jobs; empty if it is not known.
     pub(crate) jobs: String,
+    /// By which of those for orders it is reached now; empty if it is not reached yet.
+    #[serde(skip)]
+    pub(crate) dialled: String,
 }
 
 impl Urls {
@@ -82,6 +85,7 @@ impl Urls {
             urls.control.retain(|url| url != jobs);
         }
         urls.control.push(control.to_owned());
+        control.clone_into(&mut urls.dialled);
         urls
     }
 }
@@ -101,14 +105,25 @@ pub(crate) struct Daemon {
 }
 
 impl Daemon {
-    /// Finds it by its URLs.
+    /// Finds it by its URLs. One that leads nowhere is left out: it leads jobs nowhere too, and a host that
+    /// has another name now must not keep the node from joining.
     ///
     /// # Errors
-    /// One of them leads nowhere.
+    /// The one by which it is reached now leads nowhere.
     pub(crate) async fn find(urls: &Urls) -> Result<Self, NotFound> {
-        let control = try_join_all(urls.control.iter().map(|url| endpoints(url)));
-        let (control, jobs) = tokio::try_join!(control, endpoints(&urls.jobs))?;
-        Ok(Self { control: control.concat(), jobs, is_open: false })
+        let look = |url| async move {
+            match endpoints(url).await {
+                Err(error) if url != urls.dialled => {
+                    tracing::warn!(%error, "jobs are not kept from where nothing is found");
+                    Ok(Vec::new())
+                }
+                found => found,
+            }
+        };
+        let all = join_all(urls.control.iter().chain([&urls.jobs]).map(|url| look(url.as_str())));
+        let mut found = all.await.into_iter().collect::<Result<Vec<_>, _>>()?;
+        let jobs = found.pop().unwrap_or_default();
+        Ok(Self { control: found.concat(), jobs, is_open: false })
     }
 
     /// Leaves jobs a way to all of it.

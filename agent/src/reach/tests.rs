@@ -132,13 +132,15 @@ async fn a_url_is_its_addresses_and_its_port() {
 }
 
 #[tokio::test]
-async fn a_daemon_that_is_not_found_is_none_from_which_jobs_are_kept() {
-    let urls = |control: &str| Urls { control: vec![control.to_owned()], jobs: String::new() };
-    let found = Daemon::find(&urls("http://nowhere.invalid:7420")).await;
-    let said = found.unwrap_err().to_string();
-    assert!(said.contains("nowhere.invalid:7420") && said.contains("keep jobs"), "{said}");
-    let found = Daemon::find(&urls("http://127.0.0.1:7420")).await.unwrap();
+async fn only_where_the_daemon_is_reached_now_must_lead_somewhere() {
+    let (gone, here) = ("http://nowhere.invalid:7420", "http://127.0.0.1:7420");
+    // The daemon's host had another name: the node joins all the same, however often it connects.
+    let before = Urls { control: vec![gone.to_owned()], jobs: gone.to_owned(), ..Urls::default() };
+    let found = Daemon::find(&before.likely(here, "")).await.unwrap();
     assert_eq!(found, found_at(&at(&["127.0.0.1:7420"]), &[]));
+    assert_eq!(Daemon::find(&before).await.unwrap(), Daemon::default());
+    let said = Daemon::find(&before.likely(gone, "")).await.unwrap_err().to_string();
+    assert!(said.contains("nowhere.invalid:7420") && said.contains("keep jobs"), "{said}");
 }
 
 #[test]
@@ -146,6 +148,7 @@ fn what_was_known_of_the_daemon_counts_until_it_says_otherwise() {
     let urls = |control: &[&str], jobs: &str| Urls {
         control: control.iter().map(|url| (*url).to_owned()).collect(),
         jobs: jobs.to_owned(),
+        dialled: control.last().map(|url| (*url).to_owned()).unwrap_or_default(),
     };
     let (one, two, three) = ("http://127.0.0.1:1", "http://127.0.0.1:2", "http://127.0.0.1:3");
     assert_eq!(Urls::default().likely(one, two), urls(&[one], two));

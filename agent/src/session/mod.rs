@@ -216,6 +216,7 @@ impl Session {
         let urls = Urls {
             control: vec![address.clone(), welcome.control_url.clone()],
             jobs: welcome.http_url.clone(),
+            dialled: address.clone(),
         };
         self.close(&urls).await?;
         self.know(urls);
