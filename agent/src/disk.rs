@@ -1,14 +1,16 @@
 //! Room that the node keeps for itself on the file system of its folder: records, logs and outputs must still
 //! be written when a job has filled the rest. The job that holds most of it is ended.
 
-use std::fs;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, Metadata};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio::sync::watch;
 
-use crate::supervisor::{EXITED, STARTED};
+use crate::supervisor::{EXITED, LAUNCH, Launch, STARTED, Started};
+use crate::{proc, record};
 
 /// Between two looks.
 const LOOK: Duration = Duration::from_secs(1);
@@ -194,26 +196,80 @@ fn held(attempts: &Path, ended: &[u64]) -> Vec<(u64, Space)> {
         let epoch = entry.file_name().to_str()?.parse().ok()?;
         // What does not run cannot be ended.
         let runs = entry.path().join(STARTED).exists() && !entry.path().join(EXITED).exists();
-        (runs && !ended.contains(&epoch)).then(|| (epoch, size(&entry.path())))
+        (runs && !ended.contains(&epoch)).then(|| (epoch, taken(&entry.path())))
     };
     entries.filter_map(|entry| of(entry.ok()?)).collect()
 }
 
-/// What a tree takes. Files that have other names too are mostly inputs, which others hold.
-fn size(root: &Path) -> Space {
-    let (mut found, mut folders) = (Space::default(), vec![root.to_owned()]);
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-            let Ok(meta) = entry.metadata() else { continue };
-            found.files += 1;
-            if meta.is_dir() {
-                folders.push(entry.path());
-            } else if meta.nlink() == 1 {
-                found.bytes += meta.blocks() * 512;
+/// What a running attempt takes: its folder, and files of its processes that have no name any more.
+fn taken(attempt: &Path) -> Space {
+    let mut found = size(attempt);
+    let Ok(device) = fs::metadata(attempt).map(|meta| meta.dev()) else { return found };
+    let mut seen = BTreeSet::new();
+    for pid in processes(attempt) {
+        // A file that was mapped lives on when it is closed, too. What is not shown to this user is not counted.
+        for open in ["fd", "map_files"] {
+            let entries = fs::read_dir(format!("/proc/{pid}/{open}"));
+            for entry in entries.into_iter().flatten().flatten() {
+                let Ok(meta) = fs::metadata(entry.path()) else { continue };
+                if meta.nlink() == 0 && meta.dev() == device && seen.insert(meta.ino()) {
+                    found.add(&meta);
+                }
             }
         }
     }
     found
+}
+
+/// The processes of an attempt's command.
+fn processes(attempt: &Path) -> Vec<i32> {
+    let launch = record::read::<Launch>(attempt, LAUNCH).ok().flatten();
+    if let Some(cgroup) = launch.and_then(|launch| launch.cgroup) {
+        return cgroup.processes();
+    }
+    let started = record::read::<Started>(attempt, STARTED).ok().flatten();
+    let is_it = |started: &Started| {
+        proc::stat(started.pid).is_some_and(|stat| stat.start_time == started.start_time)
+    };
+    started.filter(is_it).map_or_else(Vec::new, |started| {
+        proc::descendants(&proc::all(), started.pid).iter().map(|stat| stat.pid).collect()
+    })
+}
+
+/// What a tree takes. A file of several names counts once if all of them are in the tree; if not, as inputs and
+/// what was published, others hold it.
+fn size(root: &Path) -> Space {
+    let (mut found, mut folders) = (Space::default(), vec![root.to_owned()]);
+    // How many names of each were found.
+    let mut linked: BTreeMap<(u64, u64), u64> = BTreeMap::new();
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+            let Ok(meta) = entry.metadata() else { continue };
+            if meta.is_dir() {
+                found.files += 1;
+                folders.push(entry.path());
+                continue;
+            }
+            let mut names = 1;
+            if meta.nlink() > 1 {
+                let before = linked.entry((meta.dev(), meta.ino())).or_default();
+                *before += 1;
+                names = *before;
+            }
+            if names == meta.nlink() {
+                found.add(&meta);
+            }
+        }
+    }
+    found
+}
+
+impl Space {
+    /// With one more file.
+    fn add(&mut self, file: &Metadata) {
+        self.bytes += file.blocks() * 512;
+        self.files += 1;
+    }
 }
 
 #[cfg(test)]
@@ -269,17 +325,44 @@ mod tests {
 
     #[test]
     fn a_tree_is_what_its_own_files_take() {
-        let place = tempfile::tempdir().unwrap_or_else(|error| panic!("{error}"));
-        let write = |name: &str, bytes: usize| {
-            let written = fs::write(place.path().join(name), vec![1; bytes]);
-            written.unwrap_or_else(|error| panic!("{error}"));
-        };
-        write("own", 1 << 20);
-        write("shared", 1 << 20);
-        let linked = fs::hard_link(place.path().join("shared"), place.path().join("again"));
-        linked.unwrap_or_else(|error| panic!("{error}"));
-        let found = size(place.path());
-        assert_eq!(found.files, 3);
+        let place = tempfile::tempdir().unwrap();
+        let tree = place.path().join("tree");
+        fs::create_dir(&tree).unwrap();
+        for name in ["tree/own", "tree/twice", "others"] {
+            fs::write(place.path().join(name), vec![1; 1 << 20]).unwrap();
+        }
+        // A second name hides nothing, and what has a name elsewhere is of others, whatever names it has here.
+        fs::hard_link(tree.join("twice"), tree.join("again")).unwrap();
+        for name in ["input", "once more"] {
+            fs::hard_link(place.path().join("others"), tree.join(name)).unwrap();
+        }
+        let found = size(&tree);
+        assert_eq!(found.files, 2);
+        assert!((2 << 20..3 << 20).contains(&found.bytes), "{found:?}");
+    }
+
+    #[test]
+    fn what_is_open_and_has_no_name_any_more_is_taken_too() {
+        use std::io::Write as _;
+        let attempt = tempfile::tempdir().unwrap();
+        let mut kept = std::process::Command::new("sh")
+            .args(["-c", "head -c 1M /dev/zero >x; exec 3<x 4<x; rm x; echo ready; cat"])
+            .current_dir(attempt.path())
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut ready = [0; 6];
+        std::io::Read::read_exact(kept.stdout.as_mut().unwrap(), &mut ready).unwrap();
+        // The shell stands for the child of a supervisor, which is this process.
+        let own = proc::stat(std::process::id().cast_signed()).unwrap();
+        let started = Started { pid: own.pid, start_time: own.start_time, ..Started::void() };
+        record::write(attempt.path(), STARTED, &started).unwrap();
+        let found = taken(attempt.path());
+        kept.stdin.take().unwrap().flush().unwrap();
+        kept.wait().unwrap();
         assert!((1 << 20..2 << 20).contains(&found.bytes), "{found:?}");
+        let found = taken(attempt.path());
+        assert!(found.bytes < 1 << 20, "{found:?}");
     }
 }
