@@ -1,7 +1,7 @@
 //! The monitor: one task that looks at all running jobs at a steady pace, and sleeps while there
 //! are none.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -15,17 +15,15 @@ use crate::session::Client;
 use crate::{clock, proc};
 
 mod node;
+mod outbox;
 mod tree;
 
 pub(crate) use node::NodeSampler;
+use outbox::Outbox;
 pub(crate) use tree::Seen;
 
 /// Between two looks at a job. What is sent sums up the looks since the last time.
 const LOOK: Duration = Duration::from_secs(1);
-/// Samples kept while the daemon is away: the oldest go first.
-const KEPT: usize = 10_000;
-/// In one call.
-const BATCH: usize = 500;
 /// A job that ran for less has no last sample: it would say little and cost a call.
 const SHORTEST: Duration = Duration::from_secs(1);
 /// How long the end of a job waits for its last sample to arrive.
@@ -39,7 +37,7 @@ pub(crate) struct Handle {
 
 enum Command {
     Watch(Box<Watched>),
-    /// Makes a last sample of what the job used in all and says when it has arrived.
+    /// Makes a last sample of what the job used in all; dropped once that has arrived or is given up.
     Finish(u64, Whole, oneshot::Sender<()>),
     Forget(u64),
 }
@@ -327,9 +325,8 @@ pub(crate) struct Monitor {
     commands: mpsc::UnboundedReceiver<Command>,
     devices: Arc<Devices>,
     interval: Duration,
-    client: watch::Receiver<Option<Client>>,
+    outbox: Arc<Outbox>,
     watched: BTreeMap<u64, Watched>,
-    unsent: VecDeque<pb::RunSample>,
 }
 
 impl Monitor {
@@ -339,13 +336,21 @@ impl Monitor {
         client: watch::Receiver<Option<Client>>,
     ) -> (Self, Handle) {
         let (sender, commands) = mpsc::unbounded_channel();
-        let (watched, unsent) = (BTreeMap::new(), VecDeque::new());
-        let monitor = Self { commands, devices, interval, client, watched, unsent };
+        let (outbox, watched) = (Arc::new(Outbox::new(client)), BTreeMap::new());
+        let monitor = Self { commands, devices, interval, outbox, watched };
         (monitor, Handle { commands: sender })
     }
 
     /// Runs until all handles are gone.
-    pub(crate) async fn run(mut self) {
+    pub(crate) async fn run(self) {
+        let outbox = Arc::clone(&self.outbox);
+        tokio::select! {
+            () = self.keep_looking() => {}
+            () = outbox.send() => {}
+        }
+    }
+
+    async fn keep_looking(mut self) {
         let (mut next, mut look_next) = (Instant::now() + self.interval, Instant::now());
         loop {
             let idle = self.watched.is_empty();
@@ -364,10 +369,8 @@ impl Monitor {
                     }
                     Some(Command::Finish(epoch, whole, done)) => {
                         if let Some(watched) = self.watched.remove(&epoch) {
-                            self.keep(watched.last_sample(&whole));
+                            self.outbox.put(watched.last_sample(&whole), Some(done));
                         }
-                        self.send().await;
-                        let _ = done.send(());
                     }
                 },
                 () = tokio::time::sleep_until(look_next), if !idle => {
@@ -375,7 +378,6 @@ impl Monitor {
                     look_next = Instant::now() + self.interval.min(LOOK);
                     if look_next > next {
                         self.sample();
-                        self.send().await;
                         next = Instant::now() + self.interval;
                     }
                 }
@@ -408,39 +410,9 @@ impl Monitor {
 
     /// Makes samples of what the looks have seen.
     fn sample(&mut self) {
-        let interval = self.interval;
-        let samples: Vec<_> =
-            self.watched.values_mut().filter_map(|watched| watched.sample(interval)).collect();
-        for sample in samples {
-            self.keep(sample);
-        }
-    }
-
-    fn keep(&mut self, sample: pb::RunSample) {
-        self.unsent.push_back(sample);
-        while self.unsent.len() > KEPT {
-            self.unsent.pop_front();
-        }
-    }
-
-    /// Sends what there is; keeps it if the daemon does not answer. Sent twice is stored once.
-    async fn send(&mut self) {
-        let Some(mut client) = self.client.borrow().clone() else { return };
-        while !self.unsent.is_empty() {
-            let count = self.unsent.len().min(BATCH);
-            let samples: Vec<_> = self.unsent.range(..count).cloned().collect();
-            let mut request = tonic::Request::new(pb::RecordMetricsRequest { samples });
-            request.set_timeout(Duration::from_secs(5));
-            match client.record_metrics(request).await {
-                Ok(_) => {
-                    self.unsent.drain(..count);
-                }
-                // The daemon is away: later. Anything else will not get better by waiting.
-                Err(status) if status.code() == tonic::Code::Unavailable => return,
-                Err(status) => {
-                    tracing::debug!(%status, "the daemon refused samples");
-                    self.unsent.drain(..count);
-                }
+        for watched in self.watched.values_mut() {
+            if let Some(sample) = watched.sample(self.interval) {
+                self.outbox.put(sample, None);
             }
         }
     }

@@ -39,6 +39,18 @@ struct Service {
     welcome: pb::Welcome,
     chunks: Arc<Mutex<BTreeMap<u64, mpsc::UnboundedSender<pb::PushLogRequest>>>>,
     samples: mpsc::UnboundedSender<pb::RunSample>,
+    metrics: Arc<Metrics>,
+}
+
+/// What becomes of samples that are sent.
+#[derive(Default)]
+pub(crate) struct Metrics {
+    /// Answers nothing while it is held.
+    pub(crate) silent: tokio::sync::Mutex<()>,
+    /// Calls to be answered with this before one is taken.
+    pub(crate) refusals: Mutex<Vec<tonic::Code>>,
+    /// What was sent with those.
+    pub(crate) refused: Mutex<Vec<pb::RunSample>>,
 }
 
 fn authorise<T>(request: &Request<T>) -> Result<(), Status> {
@@ -116,6 +128,12 @@ impl AgentService for Service {
         request: Request<pb::RecordMetricsRequest>,
     ) -> Result<Response<pb::RecordMetricsResponse>, Status> {
         authorise(&request)?;
+        let refusal = self.metrics.refusals.lock().unwrap().pop();
+        if let Some(code) = refusal {
+            self.metrics.refused.lock().unwrap().extend(request.into_inner().samples);
+            return Err(Status::new(code, "for the test"));
+        }
+        let _silent = self.metrics.silent.lock().await;
         for sample in request.into_inner().samples {
             let _ = self.samples.send(sample);
         }
@@ -137,6 +155,7 @@ pub(crate) struct Daemon {
     pub(crate) url: String,
     sessions: mpsc::UnboundedReceiver<Session>,
     pub(crate) samples: mpsc::UnboundedReceiver<pb::RunSample>,
+    pub(crate) metrics: Arc<Metrics>,
     chunks: Arc<Mutex<BTreeMap<u64, mpsc::UnboundedSender<pb::PushLogRequest>>>>,
     /// Dropping it stops the server at once, connections and all.
     _server: tokio::task::JoinSet<()>,
@@ -163,8 +182,14 @@ impl Daemon {
             ..pb::Welcome::default()
         };
         change(&mut welcome);
-        let service =
-            Service { sessions, welcome, chunks: Arc::clone(&chunks), samples: samples_sender };
+        let metrics = Arc::<Metrics>::default();
+        let service = Service {
+            sessions,
+            welcome,
+            chunks: Arc::clone(&chunks),
+            samples: samples_sender,
+            metrics: Arc::clone(&metrics),
+        };
         // Connections live in tasks of a runtime of their own: dropping it cuts them like a kill.
         let (stop, mut stopped) = watch::channel(());
         let mut server = tokio::task::JoinSet::new();
@@ -185,7 +210,7 @@ impl Daemon {
             });
             runtime.shutdown_background();
         });
-        Self { url, sessions: opened, samples, chunks, _server: server, _stop: stop }
+        Self { url, sessions: opened, samples, metrics, chunks, _server: server, _stop: stop }
     }
 
     /// The agent's next session.

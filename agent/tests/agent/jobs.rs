@@ -1,5 +1,7 @@
 //! Jobs from assignment to end.
 
+use std::collections::BTreeSet;
+
 use pb::daemon_message::Message as Down;
 
 use crate::daemon::*;
@@ -339,6 +341,51 @@ async fn jobs_and_the_node_are_measured() {
     assert!(samples.iter().map(cpu).fold(0.0, f64::max) > 5.0, "{samples:?}");
     assert!(samples.iter().map(cpu).all(|cpu| cpu < 400.0), "{samples:?}");
     assert!(samples[0].metrics["system/system_memory_usage_megabytes"] > 0.1, "{samples:?}");
+}
+
+#[tokio::test]
+async fn a_daemon_that_does_not_take_samples_holds_up_no_look_and_gets_them_later() {
+    use tonic::Code;
+    let mut daemon = Daemon::start().await;
+    let metrics = daemon.metrics.clone();
+    // The last of them first: for good, and then what a daemon answers that was frozen for a while.
+    *metrics.refusals.lock().unwrap() =
+        vec![Code::Cancelled, Code::Internal, Code::InvalidArgument];
+    let agent = Agent::start_with(&daemon, &["--monitor-interval", "0.1"]);
+    let mut session = daemon.session().await;
+    session.send(Down::Assign(assignment(1, "while [ ! -e go ]; do sleep 0.05; done")));
+    session.running(&key(1)).await;
+    let refused = |count| {
+        let metrics = metrics.clone();
+        wait_for("refusals", move || {
+            let refused = metrics.refused.lock().unwrap();
+            let left = metrics.refusals.lock().unwrap().len();
+            (left == count).then(|| refused.clone())
+        })
+    };
+    let lost = refused(2).await;
+    let silence = metrics.silent.lock().await;
+    let refused = refused(0).await;
+    let silent_since = refused.iter().map(|sample| sample.step).max().unwrap();
+    let mut beats = 0;
+    while beats < 8 {
+        session.heartbeat().await;
+        beats += 1;
+    }
+    drop(silence);
+    std::fs::write(agent.attempt(1).join("work/go"), "").unwrap();
+    session.ended(&key(1)).await;
+    let mut steps = BTreeSet::new();
+    let first_of_end = silent_since + 10;
+    while steps.last().is_none_or(|step| *step < first_of_end) {
+        steps.insert(within(daemon.samples.recv()).await.unwrap().step);
+    }
+    let kept: BTreeSet<u64> = refused.iter().map(|sample| sample.step).collect();
+    let lost: BTreeSet<u64> = lost.iter().map(|sample| sample.step).collect();
+    assert!(lost.is_disjoint(&steps), "{lost:?} {steps:?}");
+    assert!(kept.difference(&lost).all(|step| steps.contains(step)), "{kept:?} {steps:?}");
+    // Looks went on meanwhile.
+    assert!(steps.range(silent_since..first_of_end).count() >= 5, "{silent_since} {steps:?}");
 }
 
 #[tokio::test]
