@@ -229,17 +229,46 @@ fn made_of(daemon: &Daemon, names: &[IpAddr], own: &[IpAddr]) -> Vec<Rule> {
     rules
 }
 
+/// What is closed to jobs, for what the agent does in their stead: its own connections no group holds.
+#[derive(Clone, Debug)]
+pub(crate) struct Closed(Vec<Rule>);
+
+/// Why nothing is connected.
+pub(crate) const TO_METADATA: &str =
+    "it leads to where a cloud tells a machine about itself, which is closed to jobs";
+const TO_ORDERS: &str =
+    "it leads to the port by which the daemon is told what to do, which is closed to jobs";
+
+impl Closed {
+    /// With the daemon at these places.
+    pub(crate) fn with(daemon: &Daemon) -> Self {
+        Self(rules(daemon).to)
+    }
+
+    /// Why there is no way to an address; `None`: there is one.
+    pub(crate) fn why(&self, to: SocketAddr) -> Option<&'static str> {
+        let matches = |rule: &&Rule| {
+            is_within(to.ip(), rule.address, rule.bits)
+                && rule.port.is_none_or(|port| port == to.port())
+        };
+        let rule = self.0.iter().find(matches).filter(|rule| !rule.open)?;
+        Some(if rule.port.is_some() { TO_ORDERS } else { TO_METADATA })
+    }
+}
+
 /// Whether a cloud tells a machine about itself at this address.
 pub(crate) fn is_metadata(address: IpAddr) -> bool {
+    METADATA.iter().any(|&(network, length)| is_within(address, network, length))
+}
+
+/// Whether an address, in whichever form, begins as a network of so many bits does.
+fn is_within(address: IpAddr, network: IpAddr, length: u32) -> bool {
     let bits = |address: IpAddr| match address {
         IpAddr::V4(four) => (u128::from(four.to_bits()) << 96, true),
         IpAddr::V6(six) => (six.to_bits(), false),
     };
-    let (asked, is_four) = bits(address.to_canonical());
-    METADATA.iter().any(|&(network, length)| {
-        let (network, of_four) = bits(network);
-        is_four == of_four && (asked ^ network).leading_zeros() >= length
-    })
+    let ((asked, is_four), (network, of_four)) = (bits(address.to_canonical()), bits(network));
+    is_four == of_four && (asked ^ network).leading_zeros() >= length
 }
 
 /// Of lines such as `nameserver 169.254.169.254` (resolv.conf(5)).

@@ -267,6 +267,22 @@ fn a_port_on_which_nothing_listens_is_told() {
 }
 
 #[test]
+fn the_port_where_the_daemon_takes_orders_is_not_forwarded() {
+    let cluster = Cluster::start();
+    let job = sleeper(&cluster, "");
+    let control = cluster.server().rsplit_once(':').unwrap().1.to_owned();
+    let forward =
+        cluster.atelier(["job", "forward", &job, &format!(":{control}"), "-o", "json"]).spawn();
+    forward.prints("\n");
+    let told: serde_json::Value = serde_json::from_str(forward.stdout().trim()).unwrap();
+    let listens = told["listens"].as_str().unwrap().to_owned();
+    assert_eq!(get(listens.rsplit_once(':').unwrap().1.parse().unwrap()).unwrap_or_default(), "");
+    until("it says so", || forward.stderr().contains("closed to jobs").then_some(()));
+    forward.signal(Signal::INT);
+    forward.wait().code(130);
+}
+
+#[test]
 fn a_command_ends_with_its_job() {
     let cluster = Cluster::start();
     let job = sleeper(&cluster, "");

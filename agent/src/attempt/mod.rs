@@ -25,6 +25,7 @@ use crate::exec::Entrance;
 use crate::gpu::Devices;
 use crate::isolation::{Abilities, Users};
 use crate::monitor;
+use crate::reach::Closed;
 use crate::supervisor::{Launcher, Lease};
 
 mod apart;
@@ -116,6 +117,8 @@ pub(crate) struct Services {
     pub(crate) workspace_id: String,
     /// The daemon's folder, if it is on this machine.
     pub(crate) home: Option<PathBuf>,
+    /// Where jobs have no way to.
+    pub(crate) closed: Arc<Closed>,
 }
 
 /// What attempts tell the session.

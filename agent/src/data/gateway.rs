@@ -40,6 +40,8 @@ pub(super) enum Failure {
     Status(StatusCode, String),
     /// Not answered, or not to the end.
     Broken(String),
+    /// Answered from where nothing may come from.
+    Closed(&'static str),
     /// This node's file system.
     Local(Error),
 }
@@ -58,7 +60,7 @@ impl Failure {
                     )
             }
             Self::Broken(_) => true,
-            Self::Local(_) => false,
+            Self::Closed(_) | Self::Local(_) => false,
         }
     }
 
@@ -67,6 +69,7 @@ impl Failure {
             Self::Status(status, message) if message.is_empty() => status.to_string(),
             Self::Status(status, message) => format!("{message} ({status})"),
             Self::Broken(what) => what.clone(),
+            Self::Closed(why) => (*why).to_owned(),
             Self::Local(error) => error.to_string(),
         }
     }
@@ -149,10 +152,12 @@ pub(super) struct Downloaded {
 }
 
 /// Streams what `request` asks for into a new file at `to`. A break in the middle is resumed where
-/// the server can, else begun anew; `expected` bytes must come in the end.
+/// the server can, else begun anew; `expected` bytes must come in the end. `closed` says of an answer why it is not
+/// taken from where it comes.
 pub(super) async fn download(
     to: &Path,
     expected: Option<u64>,
+    closed: impl Fn(&Response) -> Option<&'static str>,
     request: impl Fn() -> RequestBuilder,
 ) -> Result<Downloaded, Failure> {
     let file = tokio::fs::File::create_new(to)
@@ -161,7 +166,7 @@ pub(super) async fn download(
     let mut transfer = Transfer { to, file, done: 0, tag: None };
     let mut patience = Patience::new();
     loop {
-        match transfer.go_on(request(), expected).await {
+        match transfer.go_on(request(), expected, &closed).await {
             Ok(downloaded) => return Ok(downloaded),
             Err(failure) => patience.after(failure).await?,
         }
@@ -183,6 +188,7 @@ impl Transfer<'_> {
         &mut self,
         mut request: RequestBuilder,
         expected: Option<u64>,
+        closed: impl Fn(&Response) -> Option<&'static str>,
     ) -> Result<Downloaded, Failure> {
         let to = self.to;
         let failed = |error| Failure::Local(Error::io("write", to, error));
@@ -191,7 +197,11 @@ impl Transfer<'_> {
             let range = format!("bytes={}-", self.done);
             request = request.header(RANGE, range).header(IF_RANGE, tag);
         }
-        let response = match accepted(request.send().await?).await {
+        let answer = request.send().await?;
+        if let Some(why) = closed(&answer) {
+            return Err(Failure::Closed(why));
+        }
+        let response = match accepted(answer).await {
             Ok(response) => response,
             Err(failure) => {
                 // It changed, or the range is gone: from the start, next time.
@@ -356,7 +366,7 @@ impl Gateway {
             let request = self.client.get(&url).bearer_auth(token);
             if found.etag.is_empty() { request } else { request.header(IF_MATCH, &found.etag) }
         };
-        download(to, Some(found.size), request)
+        download(to, Some(found.size), |_| None, request)
             .await
             .map(|_| ())
             .map_err(|failure| Self::error("read", datastore, key, failure))

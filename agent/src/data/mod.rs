@@ -37,6 +37,9 @@ use content::Source;
 use error::blocking;
 use gateway::Gateway;
 use store::Store;
+use web::Web;
+
+use crate::reach::Closed;
 
 /// What a data plane works with.
 #[derive(Clone, Debug)]
@@ -53,6 +56,8 @@ pub struct Options {
     pub cache_dir: PathBuf,
     /// Bytes kept there at most; `None`: a fifth of the file system, at most 50 GiB.
     pub cache_bytes: Option<u64>,
+    /// Where jobs have no way to, and so no input comes from.
+    pub(crate) closed: Arc<Closed>,
 }
 
 /// Moves data for the attempts of a node. Cheap to clone; a new one is made when the daemon's
@@ -63,7 +68,7 @@ pub struct DataPlane(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     gateway: Gateway,
-    web: reqwest::Client,
+    web: Web,
     source: Source,
     cache: Arc<Cache>,
     shared: bool,
@@ -103,7 +108,7 @@ impl DataPlane {
         let cache = Cache::open(&options.cache_dir, options.cache_bytes)?;
         Ok(Self(Arc::new(Inner {
             gateway: Gateway::new(gateway::client().map_err(failed)?, &options.http_url),
-            web: web::client().map_err(failed)?,
+            web: Web::new(options.closed).map_err(failed)?,
             source: Source::new(options.channel, &options.token, Arc::clone(&cache))?,
             cache,
             shared: options.shared,

@@ -1,7 +1,7 @@
 //! Inputs from the web.
 
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -10,42 +10,67 @@ use percent_encoding::percent_decode_str;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::header::IF_NONE_MATCH;
 use reqwest::redirect::Policy;
-use reqwest::{Client, StatusCode, Url};
+use reqwest::{Client, Response, StatusCode, Url};
 
 use super::cache::Kind;
 use super::error::blocking;
 use super::files::{self, Stop, StopOnDrop};
 use super::gateway::{self, Failure, download};
 use super::{Error, Inner};
-use crate::reach;
+use crate::reach::{self, Closed};
 
-/// What reads URLs that users chose: it goes where jobs may, and so not to a cloud's metadata, by whatever
-/// name or redirect.
-pub(super) fn client() -> Result<Client, reqwest::Error> {
-    let follow = Policy::custom(|attempt| {
-        if leads_to_metadata(attempt.url()) {
-            attempt.error(CLOSED)
-        } else if attempt.previous().len() > MOST_REDIRECTS {
-            attempt.error("it redirects again and again")
-        } else {
-            attempt.follow()
+/// What reads URLs that users chose: it goes where jobs may, and so neither to a cloud's metadata nor to the port by
+/// which the daemon takes orders, by whatever name or redirect.
+#[derive(Debug)]
+pub(super) struct Web {
+    client: Client,
+    closed: Arc<Closed>,
+}
+
+impl Web {
+    pub(super) fn new(closed: Arc<Closed>) -> Result<Self, reqwest::Error> {
+        let of_redirects = Arc::clone(&closed);
+        let follow = Policy::custom(move |attempt| {
+            if let Some(why) = of_address(&of_redirects, attempt.url()) {
+                attempt.error(why)
+            } else if attempt.previous().len() > MOST_REDIRECTS {
+                attempt.error("it redirects again and again")
+            } else {
+                attempt.follow()
+            }
+        });
+        let client = gateway::builder().redirect(follow).dns_resolver(Arc::new(Names)).build()?;
+        Ok(Self { client, closed })
+    }
+
+    /// Why nothing is read from a URL; `None`: nothing is known against it.
+    async fn why_closed(&self, url: &Url) -> Option<&'static str> {
+        if let Some(why) = of_address(&self.closed, url) {
+            return Some(why);
         }
-    });
-    gateway::builder().redirect(follow).dns_resolver(Arc::new(Names)).build()
+        let host = (url.host_str()?, url.port_or_known_default()?);
+        // A name that is not found is the request's failure.
+        let mut found = tokio::net::lookup_host(host).await.ok()?;
+        found.find_map(|address| self.closed.why(address))
+    }
+
+    /// The same of where an answer came from: of names that it was redirected to, and of those that have other
+    /// addresses each time, nothing else is certain.
+    fn why_not_taken(&self, answer: &Response) -> Option<&'static str> {
+        self.closed.why(answer.remote_addr()?)
+    }
 }
 
 const MOST_REDIRECTS: usize = 10;
-const CLOSED: &str =
-    "it leads to where a cloud tells a machine about itself, which is closed to jobs";
 
-fn leads_to_metadata(url: &Url) -> bool {
-    let host = url.host_str().unwrap_or_default();
+/// Why nothing is read from a URL that has an address in place of a name.
+fn of_address(closed: &Closed, url: &Url) -> Option<&'static str> {
     // Of version 6 they stand in brackets.
-    let address = host.trim_start_matches('[').trim_end_matches(']').parse();
-    address.is_ok_and(reach::is_metadata)
+    let host = url.host_str()?.trim_start_matches('[').trim_end_matches(']');
+    closed.why((host.parse::<IpAddr>().ok()?, url.port_or_known_default()?).into())
 }
 
-/// Looks up names, but for those of metadata.
+/// Looks up names, but for those of metadata, whatever the port.
 struct Names;
 
 impl Resolve for Names {
@@ -54,7 +79,7 @@ impl Resolve for Names {
             let found: Vec<SocketAddr> =
                 tokio::net::lookup_host((name.as_str(), 0)).await?.collect();
             if found.iter().any(|address| reach::is_metadata(address.ip())) {
-                return Err(CLOSED.into());
+                return Err(reach::TO_METADATA.into());
             }
             Ok(Box::new(found.into_iter()) as Addrs)
         })
@@ -113,8 +138,8 @@ pub(super) async fn fetch(
     if !matches!(parsed.scheme(), "http" | "https") {
         return Err(failed(format!("'{}' is not http or https", parsed.scheme()), false));
     }
-    if leads_to_metadata(&parsed) {
-        return Err(failed(CLOSED.to_owned(), false));
+    if let Some(why) = inner.web.why_closed(&parsed).await {
+        return Err(failed(why.to_owned(), false));
     }
     let target = folder.join(name_of(&parsed));
     let flight = inner.flights.of(Digest::of(format!("web\n{url}").as_bytes()));
@@ -138,8 +163,9 @@ pub(super) async fn fetch(
     };
 
     let draft = inner.cache.draft();
-    let downloaded = download(&draft.path, None, || {
-        let request = inner.web.get(parsed.clone());
+    let closed = |answer: &Response| inner.web.why_not_taken(answer);
+    let downloaded = download(&draft.path, None, closed, || {
+        let request = inner.web.client.get(parsed.clone());
         match &kept {
             Some((tag, _)) => request.header(IF_NONE_MATCH, tag),
             None => request,
@@ -149,6 +175,7 @@ pub(super) async fn fetch(
     .map_err(|failure| match failure {
         Failure::Local(error) => error,
         Failure::Status(status, _) => failed(problem_of(status), failure.is_transient()),
+        Failure::Closed(why) => failed(why.to_owned(), false),
         other => failed(other.text(), true),
     })?;
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use atelier_proto::agent::v1 as agent_pb;
@@ -20,6 +21,7 @@ use crate::args::AgentArgs;
 use crate::attempt::container_of;
 use crate::container::{Kind, command, script};
 use crate::proc::Stat;
+use crate::reach::Closed;
 use crate::session::{chain, connect};
 
 /// Frames on their way to the client; the rest waits where it comes from.
@@ -39,6 +41,8 @@ pub(crate) struct Channel {
     pub(crate) node: String,
     /// Or why there is no way into it.
     pub(crate) attempt: Result<Place, String>,
+    /// Where jobs have no way to.
+    pub(crate) closed: Option<Arc<Closed>>,
 }
 
 /// The way to the client.
@@ -125,7 +129,12 @@ async fn carry(
         }
         Some(What::Forward(_)) => forward::keep(entrance, client, opened, frames).await,
         Some(What::Connect(connect)) => {
-            forward::connect(entrance, client, opened, frames, connect.port, &channel.node).await
+            let to = forward::To {
+                port: u16::try_from(connect.port).unwrap_or_default(),
+                node: &channel.node,
+                closed: channel.closed.as_deref(),
+            };
+            forward::connect(entrance, client, opened, frames, to).await
         }
         None => Some(problem("this node's agent does not know what was asked for; update it")),
     }

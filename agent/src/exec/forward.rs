@@ -1,6 +1,7 @@
 //! Ports of this node's loopback address, for as long as an attempt's command runs.
 
 use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use atelier_proto::job::v1 as pb;
@@ -13,6 +14,7 @@ use tonic::Streaming;
 
 use super::Entrance;
 use super::channel::{Client, Left, problem};
+use crate::reach::Closed;
 
 /// How long a connection may take.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -41,11 +43,15 @@ pub(super) async fn connect(
     client: &Client,
     opened: ToClient,
     frames: &mut Streaming<pb::ClientFrame>,
-    port: u32,
-    node: &str,
+    to: To<'_>,
 ) -> Option<pb::End> {
-    let port = u16::try_from(port).unwrap_or_default();
-    let stream = match tokio::time::timeout(CONNECT, reach(port)).await {
+    let To { port, node, closed } = to;
+    // It is the agent that connects, which no group keeps from anything.
+    let why = |to: SocketAddr| closed.and_then(|closed| closed.why(to));
+    if let Some(why) = to.addresses().into_iter().find_map(why) {
+        return Some(problem(format!("port {port} on node '{node}' is not forwarded: {why}")));
+    }
+    let stream = match tokio::time::timeout(CONNECT, reach(to.addresses())).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => {
             return Some(problem(format!("cannot reach port {port} on node '{node}': {error}")));
@@ -64,11 +70,28 @@ pub(super) async fn connect(
     }
 }
 
-/// By the address that a program listens on that thinks of its own machine only.
-async fn reach(port: u16) -> io::Result<TcpStream> {
-    let stream = match TcpStream::connect(("127.0.0.1", port)).await {
+/// A port of this node.
+#[derive(Clone, Copy)]
+pub(super) struct To<'a> {
+    pub(super) port: u16,
+    pub(super) node: &'a str,
+    /// Where jobs have no way to.
+    pub(super) closed: Option<&'a Closed>,
+}
+
+impl To<'_> {
+    /// Those that a program listens on that thinks of its own machine only.
+    fn addresses(&self) -> [SocketAddr; 2] {
+        let loopback: [IpAddr; 2] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+        loopback.map(|address| (address, self.port).into())
+    }
+}
+
+/// By the first address, or else by the second.
+async fn reach([first, second]: [SocketAddr; 2]) -> io::Result<TcpStream> {
+    let stream = match TcpStream::connect(first).await {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            TcpStream::connect(("::1", port)).await.map_err(|_| error)?
+            TcpStream::connect(second).await.map_err(|_| error)?
         }
         other => other?,
     };

@@ -2,7 +2,9 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::{Daemon, METADATA, Urls, endpoints, is_metadata, made_of, name_servers, taken, tell};
+use super::{
+    Closed, Daemon, METADATA, Urls, endpoints, is_metadata, made_of, name_servers, taken, tell,
+};
 use crate::cgroup::Rule;
 use crate::facts::Facts;
 
@@ -20,20 +22,7 @@ fn found_at(control: &[SocketAddr], jobs: &[SocketAddr]) -> Daemon {
 
 /// Whether the rules leave a way to an address.
 fn is_open(rules: &[Rule], to: &str) -> bool {
-    let to: SocketAddr = to.parse().unwrap();
-    let matches = |rule: &&Rule| {
-        let (rule_bits, bits, width) = match (rule.address, to.ip()) {
-            (IpAddr::V4(rule), IpAddr::V4(to)) => {
-                (u128::from(rule.to_bits()), u128::from(to.to_bits()), 32)
-            }
-            (IpAddr::V6(rule), IpAddr::V6(to)) => (rule.to_bits(), to.to_bits(), 128),
-            _ => return false,
-        };
-        let shift = width - rule.bits;
-        let is_alike = rule_bits.checked_shr(shift) == bits.checked_shr(shift);
-        is_alike && rule.port.is_none_or(|port| port == to.port())
-    };
-    rules.iter().find(matches).is_none_or(|rule| rule.open)
+    Closed(rules.to_vec()).why(to.parse().unwrap()).is_none()
 }
 
 #[test]
@@ -180,4 +169,14 @@ fn metadata_is_known_in_whichever_form() {
     assert!(ips(&all).into_iter().all(is_metadata));
     let others = ["169.253.1.1", "168.63.129.17", "fd00:ec3::254", "fe80::1", "::1", "10.0.0.1"];
     assert!(!ips(&others).into_iter().any(is_metadata));
+}
+
+#[test]
+fn what_is_closed_says_why() {
+    let daemon = found_at(&at(&["127.0.0.1:7420"]), &at(&["127.0.0.1:7421"]));
+    let closed = Closed::with(&daemon);
+    let why = |to: &str| closed.why(to.parse().unwrap()).unwrap_or_default();
+    assert!(why("[::ffff:127.0.0.1]:7420").contains("daemon"));
+    assert!(why("169.254.169.254:80").contains("cloud"));
+    assert_eq!(why("127.0.0.1:7421"), "");
 }

@@ -25,7 +25,7 @@ use crate::exec::{self, Channel};
 use crate::facts::Facts;
 use crate::monitor::NodeSampler;
 use crate::notify::Notifier;
-use crate::reach::{self, Urls};
+use crate::reach::{self, Closed, Daemon, Urls};
 use crate::{builds, caches, clock, gpu, logs};
 
 mod connection;
@@ -226,7 +226,8 @@ impl Session {
         tracing::info!(%address, node = self.name, workspace = welcome.workspace, "joined the workspace");
         *welcomed = true;
         self.notifier.ready(&format!("joined the workspace {} at {address}", welcome.workspace));
-        self.welcome(&welcome, connection)?;
+        let closed = Closed::with(&Daemon::find(&self.urls).await?);
+        self.welcome(&welcome, connection, Arc::new(closed))?;
         self.connected.send_replace(true);
         self.registry.resume(&self.node);
         self.talk(stream, up, client, &welcome, lease, devices).await
@@ -263,7 +264,12 @@ impl Session {
     }
 
     /// Makes what the attempts need of this daemon.
-    fn welcome(&mut self, welcome: &pb::Welcome, connection: Connection) -> Result<(), Error> {
+    fn welcome(
+        &mut self,
+        welcome: &pb::Welcome,
+        connection: Connection,
+        closed: Arc<Closed>,
+    ) -> Result<(), Error> {
         let probe = &welcome.shared_probe_path;
         let is_here = !probe.is_empty()
             && std::fs::read(probe).is_ok_and(|read| read == welcome.shared_probe_value.as_bytes());
@@ -276,6 +282,7 @@ impl Session {
             shared,
             cache_dir: self.cache.clone(),
             cache_bytes: self.args.data_cache,
+            closed: Arc::clone(&closed),
         })?;
         self.client.send_replace(Some(connection.client));
         self.services.send_replace(Some(Arc::new(Services {
@@ -287,6 +294,7 @@ impl Session {
             // On another machine there is no such folder, or it is not the daemon's.
             home: Some(std::path::PathBuf::from(&welcome.home))
                 .filter(|home| is_here && home.is_absolute()),
+            closed,
         })));
         Ok(())
     }
@@ -392,7 +400,9 @@ impl Session {
                 known.ok_or_else(|| "the job's command has ended on its node".to_owned())
             }
         };
-        let channel = Channel { request, node: self.name.clone(), attempt };
+        let services = self.services.borrow().clone();
+        let closed = services.map(|services| Arc::clone(&services.closed));
+        let channel = Channel { request, node: self.name.clone(), attempt, closed };
         let args = self.args.clone();
         tokio::task::spawn_local(async move {
             exec::answer(args, channel).await;

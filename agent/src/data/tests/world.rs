@@ -53,6 +53,8 @@ pub(super) struct World {
     pub(super) daemon: Shared,
     pub(super) folder: tempfile::TempDir,
     pub(super) address: SocketAddr,
+    /// The same where jobs have no way to.
+    pub(super) control: SocketAddr,
     shared: bool,
 }
 
@@ -71,7 +73,12 @@ impl World {
             .route("/web/{*object}", axum::routing::any(web))
             .with_state(daemon.clone());
         let app = grpc.into_axum_router().merge(http);
-        tokio::spawn(async move { axum::serve(listener, app).await });
+        let orders = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let control = orders.local_addr().unwrap();
+        for (listener, app) in [(listener, app.clone()), (orders, app)] {
+            tokio::spawn(async move { axum::serve(listener, app).await });
+        }
+        let known = crate::reach::Daemon { control: vec![control], ..Default::default() };
         let folder = tempfile::tempdir().unwrap();
         fs::create_dir_all(folder.path().join("store").join(".staging")).unwrap();
         fs::create_dir_all(folder.path().join("inputs")).unwrap();
@@ -83,9 +90,10 @@ impl World {
             shared,
             cache_dir: folder.path().join("cache"),
             cache_bytes,
+            closed: Arc::new(crate::reach::Closed::with(&known)),
         })
         .unwrap();
-        Self { plane, daemon, folder, address, shared }
+        Self { plane, daemon, folder, address, control, shared }
     }
 
     pub(super) fn store_root(&self) -> PathBuf {
