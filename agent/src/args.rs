@@ -25,8 +25,9 @@ pub struct AgentArgs {
         required_unless_present = "server_file"
     )]
     pub server: Option<String>,
-    /// A file that holds the daemon's address; read again at every new connection
-    #[arg(long, value_name = "FILE", conflicts_with = "server")]
+    /// A file that holds the daemon's address, instead of --server and ATELIER_SERVER; read again at every new
+    /// connection
+    #[arg(long, value_name = "FILE")]
     pub server_file: Option<PathBuf>,
     /// A file that holds the node's token; without it the token is taken from ATELIER_TOKEN
     #[arg(long, value_name = "FILE")]
@@ -209,10 +210,9 @@ fn cpus(text: &str) -> Result<u64, String> {
 
 /// How long something is kept: at most as long as a job may ask for.
 fn kept(text: &str) -> Result<Duration, String> {
-    match atelier_core::spec::amount::seconds(text) {
-        Ok(seconds) if seconds <= MAX_KEPT => Ok(Duration::from_secs(seconds)),
-        Ok(_) => Err(format!("at most {MAX_KEPT} seconds")),
-        Err(why) => Err(why),
+    match atelier_core::spec::amount::seconds(text)? {
+        seconds if seconds <= MAX_KEPT => Ok(Duration::from_secs(seconds)),
+        _ => Err(format!("at most {MAX_KEPT} seconds")),
     }
 }
 

@@ -412,7 +412,8 @@ impl Agent {
             .arg("--data-dir")
             .arg(path("data"))
             .args(&self.arguments)
-            .env_remove("ATELIER_SERVER")
+            // As users export it; the file goes before it.
+            .env("ATELIER_SERVER", "http://127.0.0.1:1")
             .env("SECRET_OF_THE_AGENT", "hush")
             // Where jobs leave what the tests look at.
             .env("ATELIER_WRITABLE", self.shared())

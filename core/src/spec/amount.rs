@@ -27,7 +27,7 @@ pub fn milli_gpus(text: &str) -> Result<u64, String> {
     quantity::milli_gpus(text)
 }
 
-/// A time in seconds: `30`, `30s`, `5m`, `1h`.
+/// A time in seconds, at most a week: `30`, `30s`, `5m`, `1h`, `2d`.
 ///
 /// # Errors
 /// Why it cannot be read, in words.

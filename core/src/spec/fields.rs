@@ -153,7 +153,7 @@ pub(super) static JOB: Object = Object {
         ),
         field(
             "keep_failed",
-            Quantity("a time such as 30, 30s, 5m or 1h"),
+            Quantity("a time such as 30, 30s, 5m, 1h or 2d"),
             Extends,
             "what the node says",
             "How long a node keeps what a failed command left, for `atelier job debug`, in seconds \
@@ -589,7 +589,7 @@ static RETRY: Object = Object {
         ),
         field(
             "backoff",
-            Quantity("a time such as 30, 30s, 5m or 1h"),
+            Quantity("a time such as 30, 30s, 5m, 1h or 2d"),
             Extends,
             "10",
             "Time before the second attempt, in seconds without a unit; doubles with each further \
@@ -618,7 +618,7 @@ static IDLE_GPU: Object = Object {
         ),
         field(
             "after",
-            Quantity("a time such as 30, 30s, 5m or 1h"),
+            Quantity("a time such as 30, 30s, 5m, 1h or 2d"),
             Extends,
             "30m",
             "For how long all GPUs that the job has on a node must have done nothing, in seconds without \

@@ -150,22 +150,25 @@ pub(super) fn shared_memory(text: &str) -> Result<u64, Wrong> {
     bytes(&text, "2g").map(|bytes| bytes as u64)
 }
 
-/// Seconds: `30`, `30s`, `5m`, `1h`.
+/// Seconds, at most a week of them: `30`, `30s`, `5m`, `1h`, `2d`.
 pub(super) fn seconds(text: &str) -> Result<u64, Wrong> {
     if let Some(wrong) = sign_or_nan(text, "at least 0") {
         return Err(wrong);
     }
+    const DAY: u128 = 24 * 3600;
     let (digits, unit) = split_unit(text);
-    let wrong = || format!("expected a time such as 30, 30s, 5m or 1h, found '{text}'");
+    let wrong = || format!("expected a time such as 30, 30s, 5m, 1h or 2d, found '{text}'");
     let factor = match unit.as_str() {
         "" | "s" => 1,
         "m" => 60,
         "h" => 3600,
+        "d" => DAY,
         _ => return Err(wrong()),
     };
     let seconds = Decimal::parse(digits).ok_or_else(wrong)?.times(factor, 1);
     if seconds > u128::from(MAX_BACKOFF) {
-        return Err(format!("is out of range: at most {MAX_BACKOFF} seconds, found {text}"));
+        let days = u128::from(MAX_BACKOFF) / DAY;
+        return Err(format!("is out of range: at most {days}d, found {text}"));
     }
     Ok(seconds as u64)
 }

@@ -206,7 +206,7 @@ static PROVIDER_KINDS: [(&str, &Object); 3] = [
                 field("list", COMMAND, Extends, "", "Prints the nodes there are."),
                 field(
                     "timeout",
-                    Quantity("a time such as 30, 30s, 5m or 1h"),
+                    Quantity("a time such as 30, 30s, 5m, 1h or 2d"),
                     Extends,
                     "10m",
                     "How long a command may run, in seconds without a unit.",

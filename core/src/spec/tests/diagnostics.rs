@@ -229,7 +229,11 @@ fn amounts() {
     );
     check(
         "command: x\nretry: {backoff: soon}\n",
-        "2:18: 'retry.backoff': expected a time such as 30, 30s, 5m or 1h, found 'soon'",
+        "2:18: 'retry.backoff': expected a time such as 30, 30s, 5m, 1h or 2d, found 'soon'",
+    );
+    check(
+        "command: x\nkeep_failed: 999d\n",
+        "2:14: 'keep_failed' is out of range: at most 7d, found 999d",
     );
     check(
         "command: x\non_node_loss: requeu\n",

@@ -123,6 +123,7 @@ fn how_long_what_failed_is_kept() {
         (read(""), read("keep_failed: 0"), read("keep_failed: 30m")),
         (None, Some(0), Some(1800))
     );
+    assert_eq!(read("keep_failed: 7d"), Some(604_800));
 }
 
 #[test]
