@@ -39,7 +39,8 @@ pub(super) struct Program {
     pub(super) ends: Vec<Vec<String>>,
 }
 
-/// Of the agent's variables those that mean something in a container, and where it has its folders.
+/// Of the agent's variables those that mean something in a container, and where it has its folders. Proxies are
+/// among them, with their passwords.
 pub(super) fn inherited(all: &BTreeMap<String, String>) -> BTreeMap<String, String> {
     let mut kept: BTreeMap<String, String> = all
         .iter()

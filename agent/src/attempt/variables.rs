@@ -56,7 +56,8 @@ impl Facts<'_> {
     }
 }
 
-/// Of the agent's variables those that a job may see: none that could hold a secret.
+/// Of the agent's variables those that a job may see. Proxies are among them, with a password if somebody put
+/// one there: without them a job may reach nothing.
 pub(crate) fn inherited(
     variables: impl Iterator<Item = (String, String)>,
 ) -> BTreeMap<String, String> {

@@ -162,6 +162,17 @@ fn servers_at_one_address_have_ports_of_their_own() {
 }
 
 #[test]
+fn jobs_are_told_of_proxies_as_they_are_and_of_little_else() {
+    let proxy = ("https_proxy", "http://me:secret@proxy:3128");
+    let agents = [proxy, ("ATELIER_TOKEN", "t"), ("AWS_SECRET_ACCESS_KEY", "k"), ("LC_ALL", "C")];
+    let agents = agents.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let told = inherited(agents.into_iter());
+    assert_eq!(told[proxy.0], proxy.1);
+    let names: Vec<&str> = told.keys().map(String::as_str).collect();
+    assert_eq!(names, ["HOME", "LANG", "LC_ALL", "PATH", "TMPDIR", "https_proxy"]);
+}
+
+#[test]
 fn mpirun_is_told_what_is_decided_already() {
     let spec = job(Some(Distribution::Mpi { process_count_per_instance: 2 }));
     let all = member(&spec, &["a"], 0, 7);
