@@ -75,6 +75,11 @@ pub(super) async fn finalize(attempt: &Attempt, end: End, sick: Option<Problem>)
     match end {
         End::Exited(exited, seen) => {
             of_exit(attempt, &exited, sick, &mut ended);
+            // Left out if it is not known: that of the largest process would pass for that of all.
+            if let Some(bytes) = seen.most_memory() {
+                let mebibytes = bytes as f64 / (1 << 20) as f64;
+                ended.usage.insert("peak_memory_mib".to_owned(), mebibytes);
+            }
             if !attempt.assignment.gpu_indices.is_empty() {
                 ended.usage.insert("gpu_seconds".to_owned(), seen.gpu_seconds);
                 ended.usage.insert("peak_gpu_memory_mib".to_owned(), seen.gpu_memory_mib);
@@ -127,7 +132,6 @@ fn of_exit(attempt: &Attempt, exited: &Exited, sick: Option<Problem>, ended: &mu
     ended.log_truncated = exited.log_dropped > 0;
     ended.survivors = exited.survivors;
     ended.usage.insert("cpu_seconds".to_owned(), exited.cpu_seconds);
-    ended.usage.insert("peak_memory_mib".to_owned(), exited.peak_memory_kib as f64 / 1024.0);
     let millis = exited.exited_at_ms.saturating_sub(exited.started_at_ms).max(0);
     ended.usage.insert("wall_seconds".to_owned(), millis as f64 / 1000.0);
     ended.exit = match &exited.outcome {

@@ -266,7 +266,7 @@ impl Watched {
         let passed_ms = totals.at_ms.saturating_sub(self.latest.at_ms);
         self.latest = totals;
         self.recent_peak = self.recent_peak.max(totals.resident_bytes);
-        self.seen.send_modify(|seen| seen.add(totals.resident_bytes, &gpus, passed_ms));
+        self.seen.send_modify(|seen| seen.add(&totals, &gpus, passed_ms));
         self.looks += 1;
         if self.gpu_looks.len() == gpus.len() {
             for (sum, gpu) in self.gpu_looks.iter_mut().zip(gpus) {

@@ -13,6 +13,8 @@ pub(crate) struct Totals {
     /// Never falls: of a process that ended, its parent keeps the count.
     pub(crate) cpu_seconds: f64,
     pub(crate) resident_bytes: u64,
+    /// The most so far, what was cached of files included, as far as the kernel tells.
+    pub(crate) peak_bytes: Option<u64>,
     /// Of files, as far as it is told.
     pub(crate) cached_bytes: Option<u64>,
     pub(crate) read_bytes: u64,
@@ -26,8 +28,12 @@ pub(crate) struct Totals {
 /// What looks have found of a job in all.
 #[derive(Clone, Copy, PartialEq, Debug, Default)]
 pub(crate) struct Seen {
-    /// The most memory at once.
+    /// The most memory at once, of all its processes.
     pub(crate) memory_bytes: u64,
+    /// The same as the kernel counted it up to the last look; see [`Totals::peak_bytes`].
+    pub(crate) peak_bytes: Option<u64>,
+    /// How many there were.
+    pub(crate) looks: u32,
     /// For how long kernels ran, over all its devices.
     pub(crate) gpu_seconds: f64,
     /// The most memory at once of one device.
@@ -35,9 +41,21 @@ pub(crate) struct Seen {
 }
 
 impl Seen {
+    /// After so many what no look has seen, the end of the job, is a small part of it.
+    const ENOUGH: u32 = 10;
+
+    /// The most memory that the job had at once: the kernel's count where there is one, which misses nothing between
+    /// looks. `None`: too little was seen to say, and what one of several processes had says less than nothing.
+    pub(crate) fn most_memory(&self) -> Option<u64> {
+        let most = self.memory_bytes.max(self.peak_bytes.unwrap_or(0));
+        (self.looks >= Self::ENOUGH).then_some(most)
+    }
+
     /// Adds a look, so long after the one before.
-    pub(super) fn add(&mut self, resident_bytes: u64, gpus: &[GpuSample], passed_ms: u64) {
-        self.memory_bytes = self.memory_bytes.max(resident_bytes);
+    pub(super) fn add(&mut self, totals: &Totals, gpus: &[GpuSample], passed_ms: u64) {
+        self.memory_bytes = self.memory_bytes.max(totals.resident_bytes);
+        self.peak_bytes = self.peak_bytes.max(totals.peak_bytes);
+        self.looks = self.looks.saturating_add(1);
         let passed = passed_ms as f64 / 1000.0;
         for gpu in gpus {
             self.gpu_seconds += gpu.utilization / 100.0 * passed;
@@ -58,6 +76,7 @@ pub(crate) fn totals_of(cgroup: &Cgroup, at_ms: u64) -> Option<Totals> {
         at_ms,
         cpu_seconds: usage.cpu_us? as f64 / 1e6,
         resident_bytes: usage.resident_bytes?,
+        peak_bytes: cgroup.memory().peak_bytes,
         cached_bytes: usage.cached_bytes,
         read_bytes,
         written_bytes,
@@ -131,4 +150,24 @@ pub(crate) fn metrics(before: &Totals, now: &Totals, gpus: &[GpuSample]) -> BTre
         }
     }
     metrics
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_most_memory_is_what_the_kernel_counted_if_there_were_looks_enough() {
+        let mut seen = Seen::default();
+        let look = Totals { resident_bytes: 70, peak_bytes: Some(500), ..Totals::default() };
+        for _ in 1..Seen::ENOUGH {
+            seen.add(&look, &[], 1000);
+        }
+        assert_eq!(seen.most_memory(), None);
+        // Its groups are gone by the last of them.
+        seen.add(&Totals { peak_bytes: None, ..look }, &[], 1000);
+        assert_eq!(seen.most_memory(), Some(500));
+        let uncounted = Seen { peak_bytes: None, ..seen };
+        assert_eq!(uncounted.most_memory(), Some(70));
+    }
 }

@@ -12,7 +12,8 @@ mod tests;
 pub struct Usage {
     /// CPU time of all processes, in milliseconds.
     pub cpu_ms: u64,
-    /// The most memory at once on one node, what is cached of files aside.
+    /// The most memory at once on one node: where the kernel counts it with what was cached of files, else as it was
+    /// seen from time to time, without. Zero if too little was seen.
     pub peak_memory: MiB,
     /// From start to end of the command, in milliseconds.
     pub wall_ms: u64,

@@ -121,7 +121,7 @@ fn used(usage: &pb::Usage) -> Value {
     json!({
         "cpu_seconds": seconds(usage.cpu_ms),
         "wall_seconds": seconds(usage.wall_ms),
-        "peak_memory": Memory(usage.peak_memory_mib).to_string(),
+        "peak_memory": (usage.peak_memory_mib > 0).then(|| Memory(usage.peak_memory_mib).to_string()),
         "gpu_seconds": on_gpus.then(|| seconds(usage.gpu_ms)),
         "peak_gpu_memory": on_gpus.then(|| Memory(usage.peak_gpu_memory_mib).to_string()),
     })
@@ -135,7 +135,7 @@ fn advice(advice: &pb::MemoryAdvice) -> Value {
     };
     let (peak, memory) = (Memory(advice.peak_memory_mib), Memory(advice.memory_mib));
     format!(
-        "{runs} of this command used {peak} at most; resources.memory={}MiB ({memory}) would do",
+        "{runs} of this command used {peak} at most (with what it cached of files, where its node counts that); resources.memory={}MiB ({memory}) would do",
         advice.memory_mib
     )
     .into()
