@@ -308,6 +308,106 @@ fn a_killed_supervisor_takes_the_command_with_it() {
     assert!(!attempt.path("exited.json").exists());
 }
 
+/// What has left the command's session dies too, without anybody who would look for it.
+fn all_die_with_a_killed_supervisor(attempt: &Attempt) {
+    let mut supervisor = attempt.start();
+    let pids: Vec<String> =
+        ["main", "session", "orphan"].map(|file| attempt.wait_for_file(file)).into();
+    supervisor.kill().unwrap();
+    supervisor.wait().unwrap();
+    for pid in &pids {
+        wait_for("the death of the whole tree", || (!alive(pid)).then_some(()));
+    }
+    assert!(!attempt.path("exited.json").exists());
+}
+
+/// Processes in sessions of their own, one of them orphaned.
+const SESSIONS: &str = "setsid sh -c 'trap \"\" TERM HUP; echo $$ >session; sleep 1000; sleep 1000' &
+     (setsid sh -c '(trap \"\" TERM HUP; sh -c \"echo \\$\\$ >orphan; sleep 1000; sleep 1000\") &' &)
+     echo $$ >main; wait; sleep 1000";
+
+#[test]
+fn a_killed_supervisor_takes_the_whole_tree_with_it() {
+    all_die_with_a_killed_supervisor(&Attempt::new(SESSIONS));
+}
+
+/// A job can name its leader, and kill it where they are of one user.
+fn a_leader_is_killed(attempt: &Attempt) -> Ended {
+    let mut supervisor = attempt.start();
+    let pids: Vec<String> =
+        ["main", "session", "orphan"].map(|file| attempt.wait_for_file(file)).into();
+    let children = format!("/proc/{0}/task/{0}/children", supervisor.id());
+    let leader: i32 = fs::read_to_string(children).unwrap().trim().parse().unwrap();
+    assert_eq!(unsafe { libc::kill(leader, libc::SIGKILL) }, 0);
+    let ended = attempt.end(&mut supervisor);
+    for pid in &pids {
+        assert!(!alive(pid), "process {pid} survived");
+    }
+    ended
+}
+
+#[test]
+fn a_killed_leader_is_not_the_commands_end() {
+    let ended = a_leader_is_killed(&Attempt::new(SESSIONS));
+    assert_eq!(ended.exited["outcome"], "lost", "{}", ended.exited);
+    assert_eq!(ended.exited["survivors"], 0);
+    let ended = a_leader_is_killed(&under_rules(SESSIONS));
+    assert_eq!(ended.exited["outcome"], "lost", "{}", ended.exited);
+}
+
+/// A program that nobody can start for now: it has a lease on it (fcntl(2)), which the kernel lets its holder
+/// take some time to give up, as a file system that hangs does without end.
+struct Leased {
+    _file: fs::File,
+}
+
+impl Leased {
+    fn new(attempt: &Attempt) -> Self {
+        use std::os::fd::AsRawFd as _;
+        let program = attempt.path("work/program");
+        fs::copy("/bin/sh", &program).unwrap();
+        let file = fs::File::options().read(true).write(true).open(&program).unwrap();
+        unsafe {
+            libc::signal(libc::SIGIO, libc::SIG_IGN);
+            let leased = libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, libc::F_WRLCK);
+            assert_eq!(leased, 0, "{}", std::io::Error::last_os_error());
+        }
+        Self { _file: file }
+    }
+}
+
+#[test]
+fn a_supervisor_whose_job_cannot_start_hears_what_it_is_told() {
+    let orders = [
+        (Some(libc::SIGTERM), "terminate"),
+        (Some(libc::SIGQUIT), "kill"),
+        // The lease of the node, not that of the file.
+        (None, "lease"),
+    ];
+    for (order, ended_by) in orders {
+        let attempt = Attempt::new("echo ran >ran");
+        let _leased = Leased::new(&attempt);
+        let lease = attempt.path("lease");
+        let until = if order.is_some() { u64::MAX } else { boottime_ms() + 500 };
+        set_lease(&lease, until);
+        let program = attempt.path("work/program");
+        let attempt = attempt
+            .with("program", program.to_str().unwrap())
+            .with("lease", lease.to_str().unwrap());
+        let (mut supervisor, since) = (attempt.start(), Instant::now());
+        wait_for("the supervisor", || attempt.path("started.json").exists().then_some(()));
+        if let Some(order) = order {
+            signal(&supervisor, order);
+        }
+        let ended = attempt.end(&mut supervisor);
+        // Leases on files are given up after 45 s, and then the job would run.
+        assert!(since.elapsed() < Duration::from_secs(20), "it waited for its command to start");
+        assert_eq!(ended.exited["ended_by"], ended_by, "{}", ended.exited);
+        assert_eq!(ended.exited["survivors"], 0);
+        assert!(!attempt.path("work/ran").exists());
+    }
+}
+
 #[test]
 fn of_two_supervisors_one_runs_the_command() {
     let attempt = Attempt::new("echo run >>runs; sleep 0.2");
@@ -611,6 +711,11 @@ fn isolated_by_rules_a_job_changes_its_own_folders_only() {
     assert!(log.ends_with("[1]\n") && !log.contains("secret\n"), "{log}");
     assert!(!log.contains("reached"), "{log}");
     assert!(!attempt.path("beside").exists() && !Path::new("/tmp/atelier-rules-test").exists());
+}
+
+#[test]
+fn isolated_by_rules_all_die_with_a_killed_supervisor() {
+    all_die_with_a_killed_supervisor(&under_rules(SESSIONS));
 }
 
 #[test]

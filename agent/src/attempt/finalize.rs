@@ -137,7 +137,7 @@ fn of_exit(attempt: &Attempt, exited: &Exited, sick: Option<Problem>, ended: &mu
     ended.exit = match &exited.outcome {
         Outcome::Code(code) => Some(Exit { how: Some(exit::How::Code(*code)) }),
         Outcome::Signal(signal) => Some(Exit { how: Some(exit::How::Signal(*signal)) }),
-        Outcome::NotStarted { .. } => None,
+        Outcome::NotStarted { .. } | Outcome::Lost => None,
     };
     ended.problem = problem_of(attempt, exited, sick);
 }
@@ -190,6 +190,10 @@ fn problem_of(attempt: &Attempt, exited: &Exited, sick: Option<Problem>) -> Opti
             let error = io::Error::from_raw_os_error(*errno);
             Some(problem::of(Cause::Platform, what, &error))
         }
+        (Outcome::Lost, _) => Some(problem(
+            Cause::Platform,
+            "the process that led the job was killed from outside of it; what was left of the job was killed too",
+        )),
         (_, Some(LogError::DiskFull)) => Some(problem::disk_full("the log is incomplete")),
         (_, Some(LogError::Other(errno))) => {
             let error = io::Error::from_raw_os_error(errno);
@@ -218,7 +222,7 @@ fn of_process(attempt: &Attempt, exited: &Exited, outcome: &Outcome) -> Option<P
     let how = match outcome {
         Outcome::Code(code) => format!("ended with exit code {code}"),
         Outcome::Signal(signal) => format!("was killed by signal {signal}"),
-        Outcome::NotStarted { .. } => return None,
+        Outcome::NotStarted { .. } | Outcome::Lost => return None,
     };
     let message = format!(
         "the process of rank {rank} {how}; see what it wrote: atelier job stream {} --rank {rank}",

@@ -2,7 +2,7 @@
 //! whoever comes after it ends and removes them.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write as _};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -30,6 +30,24 @@ pub(super) struct Group {
 pub(super) enum Version {
     V1,
     V2,
+}
+
+/// An open file by which a group is ended, for a process that could not open it when it has to.
+#[derive(Debug)]
+pub(crate) struct Switch {
+    file: File,
+    text: &'static [u8],
+}
+
+impl Switch {
+    pub(crate) fn file(&self) -> &File {
+        &self.file
+    }
+
+    pub(crate) fn press(&self) {
+        // A group that is gone needs no end.
+        let _ = (&self.file).write_all(self.text);
+    }
 }
 
 /// What the kernel counted of an attempt's memory.
@@ -105,6 +123,18 @@ impl Cgroup {
             Ok(OwnedFd::from(file))
         };
         self.groups.iter().map(open).collect()
+    }
+
+    /// What [`kill`](Self::kill) writes, as far as there is a file for it.
+    pub(crate) fn switches(&self) -> Vec<Switch> {
+        let open = |(path, text): (PathBuf, &'static [u8])| {
+            Some(Switch { file: File::options().write(true).open(path).ok()?, text })
+        };
+        let limits = self.groups.iter().filter(|group| group.has("pids"));
+        let limits = limits.map(|group| (group.file("pids.max"), b"0".as_slice()));
+        let whole = self.groups.iter().filter(|group| group.version == Version::V2);
+        let whole = whole.map(|group| (group.file("cgroup.kill"), b"1".as_slice()));
+        limits.chain(whole).filter_map(open).collect()
     }
 
     /// Keeps what is in the groups from growing and kills it. Whether anything was there.

@@ -200,6 +200,8 @@ pub(crate) enum Outcome {
         /// Why, as the operating system says.
         errno: i32,
     },
+    /// Nobody knows: the process that led the job was killed, and the rest with it.
+    Lost,
 }
 
 /// What ended a job from outside.

@@ -5,13 +5,16 @@
 //! before anyone hears of it (pid_namespaces(7)). It starts the commands, passes SIGTERM on, and tells the
 //! supervisor through a pipe how each began and ended. It ends when the last
 //! command has.
+//!
+//! Where it is no process 1, what leaves its parent comes to it all the same. It outlives a supervisor that
+//! is killed until it has killed all of that.
 
 use std::ffi::c_int;
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
-use std::ptr;
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{Mode, OFlags, open};
@@ -20,85 +23,20 @@ use rustix::process::{Pid, Signal};
 use super::journal::{Launch, Outcome};
 use super::spawn::{Command, Files, Step, last_errno};
 use super::tree;
-use crate::cgroup::Cgroup;
+use super::word::{WORD, Word};
+use crate::cgroup::{Cgroup, Switch};
 use crate::isolation::{Entry, View};
 
-/// A leader whose commands run.
+/// A leader, which starts its commands or has.
 pub(super) struct Leader {
     pub(super) pid: libc::pid_t,
     /// Whether all that it leads dies with it, by the kernel's doing.
     pub(super) owns_all: bool,
-    /// The commands' own numbers, by process; they are their groups' too.
+    /// The numbers of the commands that were started, by process; they are their groups' too.
     pub(super) commands: Vec<libc::pid_t>,
+    /// To tell what of it has failed, until all commands were started.
+    pub(super) entry: Option<Entry>,
     words: File,
-}
-
-/// What a leader says.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Word {
-    Started {
-        pid: libc::pid_t,
-    },
-    NotStarted {
-        step: Step,
-        errno: c_int,
-    },
-    /// A command has ended, with this wait status.
-    Ended {
-        process: u32,
-        status: c_int,
-    },
-}
-
-const WORD: usize = 4 * size_of::<c_int>();
-
-impl Word {
-    fn bytes(self) -> [u8; WORD] {
-        let numbers: [c_int; 4] = match self {
-            Self::Started { pid } => [0, pid, 0, 0],
-            Self::NotStarted { step, errno } => {
-                let (step, action) = match step {
-                    Step::Running => (0, 0),
-                    Step::EnteringFolder => (1, 0),
-                    Step::EnteringGroup => (2, 0),
-                    Step::Forking => (3, 0),
-                    Step::Isolating(number) => (4, c_int::try_from(number).unwrap_or(c_int::MAX)),
-                };
-                [1, step, action, errno]
-            }
-            Self::Ended { process, status } => {
-                [2, c_int::try_from(process).unwrap_or(c_int::MAX), status, 0]
-            }
-        };
-        let mut bytes = [0; WORD];
-        for (place, number) in bytes.chunks_exact_mut(size_of::<c_int>()).zip(numbers) {
-            place.copy_from_slice(&number.to_ne_bytes());
-        }
-        bytes
-    }
-
-    fn of(bytes: [u8; WORD]) -> Option<Self> {
-        let mut numbers = [0; 4];
-        for (number, place) in numbers.iter_mut().zip(bytes.chunks_exact(size_of::<c_int>())) {
-            *number = c_int::from_ne_bytes(place.try_into().ok()?);
-        }
-        let word = match numbers {
-            [0, pid, ..] => Self::Started { pid },
-            [1, step, action, errno] => {
-                let step = match step {
-                    0 => Step::Running,
-                    1 => Step::EnteringFolder,
-                    2 => Step::EnteringGroup,
-                    3 => Step::Forking,
-                    _ => Step::Isolating(usize::try_from(action).ok()?),
-                };
-                Self::NotStarted { step, errno }
-            }
-            [2, process, status, _] => Self::Ended { process: process.try_into().ok()?, status },
-            _ => return None,
-        };
-        Some(word)
-    }
 }
 
 /// What the leader takes along when it is forked.
@@ -109,11 +47,15 @@ struct Making {
     doors: Vec<OwnedFd>,
     entry: Option<Entry>,
     owns_all: bool,
+    /// What ends the job's groups, for a leader that has to.
+    switches: Vec<Switch>,
+    supervisor: libc::pid_t,
     words: File,
 }
 
 impl Leader {
-    /// Starts the leader and through it the commands, one per output.
+    /// Starts the leader, which then starts the commands, one per output, and says so. A folder on a file
+    /// system that does not answer can keep it from that for as long as it likes.
     pub(super) fn start(launch: &Launch, outputs: Vec<OwnedFd>) -> Result<Self, Outcome> {
         let failed =
             |what: &str, errno: c_int| Outcome::NotStarted { what: what.to_owned(), errno };
@@ -132,9 +74,24 @@ impl Leader {
         let entry = entry.map_err(system("looking at what the job may see"))?;
         let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
             .map_err(|errno| failed("making a pipe", errno.raw_os_error()))?;
+        rustix::io::ioctl_fionbio(&read, true)
+            .map_err(|errno| failed("making a pipe", errno.raw_os_error()))?;
         let owns_all = entry.as_ref().is_some_and(Entry::owns_processes);
+        let groups = launch.cgroup.as_ref().filter(|_| !owns_all);
+        let switches = groups.map(Cgroup::switches).unwrap_or_default();
+        let supervisor = rustix::process::getpid().as_raw_nonzero().get();
         let words = File::from(write);
-        let making = Making { commands, outputs, input, doors, entry, owns_all, words };
+        let making = Making {
+            commands,
+            outputs,
+            input,
+            doors,
+            entry,
+            owns_all,
+            switches,
+            supervisor,
+            words,
+        };
         let flags = making.entry.as_ref().map_or(0, Entry::clone_flags);
         let pid = fork(flags).map_err(system("starting a process"))?;
         if pid == 0 {
@@ -142,27 +99,14 @@ impl Leader {
             making.lead();
         }
         // The leader's alone from now on: its end is to be seen.
-        let Making { entry, commands, words, .. } = making;
+        let Making { entry, words, .. } = making;
         drop(words);
-        let mut leader = Self { pid, owns_all, commands: Vec::new(), words: File::from(read) };
-        while leader.commands.len() < commands.len() {
-            match leader.next_word() {
-                Ok(Word::Started { pid }) => leader.commands.push(pid),
-                Ok(Word::NotStarted { step, errno }) => {
-                    leader.reap();
-                    return Err(failed(&describe(step, launch, entry.as_ref()), errno));
-                }
-                // It was killed.
-                Ok(Word::Ended { .. }) | Err(_) => {
-                    leader.reap();
-                    return Err(failed("starting the job's first process", libc::ECHILD));
-                }
-            }
-        }
-        let flags = rustix::fs::fcntl_getfl(&leader.words).unwrap_or(OFlags::empty());
-        rustix::fs::fcntl_setfl(&leader.words, flags | OFlags::NONBLOCK)
-            .map_err(|errno| failed("watching the job's first process", errno.raw_os_error()))?;
-        Ok(leader)
+        Ok(Self { pid, owns_all, commands: Vec::new(), entry, words: File::from(read) })
+    }
+
+    /// What it is to the job that the leader could not do this.
+    pub(super) fn not_started(&self, step: Step, errno: c_int, launch: &Launch) -> Outcome {
+        Outcome::NotStarted { what: describe(step, launch, self.entry.as_ref()), errno }
     }
 
     /// What to poll.
@@ -203,11 +147,6 @@ impl Leader {
             _ => 0,
         }
     }
-
-    fn reap(&self) {
-        // SAFETY: It is our child, which has ended or ends at once.
-        unsafe { libc::waitpid(self.pid, ptr::null_mut(), 0) };
-    }
 }
 
 fn describe(step: Step, launch: &Launch, entry: Option<&Entry>) -> String {
@@ -235,14 +174,9 @@ pub(crate) fn fork(namespaces: c_int) -> io::Result<libc::pid_t> {
 /// The leader's own life.
 impl Making {
     fn lead(mut self) -> ! {
-        // SAFETY: A plain system call.
-        unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
-        // In a namespace of its own it cannot ask for its parent; but a pipe that nobody reads tells.
-        let mut reader = [PollFd::new(&self.words, PollFlags::empty())];
-        let immediately = rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 };
-        if !matches!(poll(&mut reader, Some(&immediately)), Ok(0)) {
-            exit(1);
-        }
+        // SAFETY: A plain system call. Orphans must come here for it to find them.
+        unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, libc::c_int::from(!self.owns_all)) };
+        self.die_with_supervisor();
         if let Some(entry) = &mut self.entry {
             // SAFETY: This process was forked with the entry's flags and has one thread.
             if let Err(number) = unsafe { entry.enter() } {
@@ -251,8 +185,7 @@ impl Making {
                 exit(1);
             }
             // What changes privileges may have cleared it.
-            // SAFETY: A plain system call.
-            unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+            self.die_with_supervisor();
         }
         // What this process has open is the supervisor's and the node's, and is not to be had through it.
         // SAFETY: A plain system call.
@@ -261,7 +194,7 @@ impl Making {
         let mut running = self.start_all();
         // Others must see when the last of the job's processes has closed its output.
         self.outputs.clear();
-        close_all_but(vec![self.words.as_raw_fd()]);
+        close_all_but(self.kept());
         let mut is_stopping = false;
         loop {
             // What ends with the commands has been given no time; what was asked to end has.
@@ -269,16 +202,70 @@ impl Making {
             if running.iter().all(Option::is_none) && (is_childless || !is_stopping) {
                 exit(0);
             }
-            if wait_for_signal() == Some(libc::SIGTERM) {
-                is_stopping = true;
-                self.pass_on_terminate(&running);
+            match wait_for_signal() {
+                Some(libc::SIGTERM) => {
+                    is_stopping = true;
+                    self.pass_on_terminate(&running);
+                }
+                Some(libc::SIGHUP) if self.is_orphan() => self.end_all(&mut running),
+                _ => {}
             }
         }
     }
 
+    /// From now on this process is killed when the supervisor dies; ends if it has died.
+    fn die_with_supervisor(&self) {
+        // SAFETY: A plain system call.
+        unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+        // In a namespace of its own it cannot ask for its parent; but a pipe that nobody reads tells.
+        let mut reader = [PollFd::new(&self.words, PollFlags::empty())];
+        let immediately = rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 };
+        if !matches!(poll(&mut reader, Some(&immediately)), Ok(0)) {
+            exit(1);
+        }
+    }
+
+    /// From now on this process only hears of the supervisor's death, where it has to end what else would
+    /// live on.
+    fn outlive_supervisor(&self) {
+        if !self.owns_all {
+            // SAFETY: A plain system call.
+            unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGHUP) };
+        }
+    }
+
+    /// Whether this process has to do what its supervisor would: anybody may say that it died, but who is
+    /// orphaned has another parent.
+    fn is_orphan(&self) -> bool {
+        // SAFETY: A plain system call.
+        !self.owns_all && unsafe { libc::getppid() } != self.supervisor
+    }
+
+    /// The supervisor was killed: kills all that it would have, and ends when nothing is left.
+    fn end_all(&self, running: &mut [Option<libc::pid_t>]) -> ! {
+        const MOST: Duration = Duration::from_millis(250);
+        let mut pause = Duration::from_millis(1);
+        loop {
+            self.switches.iter().for_each(Switch::press);
+            tree::kill();
+            if self.reap(running) {
+                exit(0);
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(MOST);
+        }
+    }
+
+    /// The files without which commands cannot be started.
     fn needed(&self) -> Vec<c_int> {
         let files = self.outputs.iter().chain(&self.doors).chain([&self.input]);
-        files.map(|file| file.as_raw_fd()).chain([self.words.as_raw_fd()]).collect()
+        files.map(|file| file.as_raw_fd()).chain(self.kept()).collect()
+    }
+
+    /// The files that are needed to the end.
+    fn kept(&self) -> Vec<c_int> {
+        let switches = self.switches.iter().map(|switch| switch.file().as_raw_fd());
+        switches.chain([self.words.as_raw_fd()]).collect()
     }
 
     /// The commands' numbers, while they run.
@@ -290,6 +277,7 @@ impl Making {
             let files = Files { input, output: output.as_raw_fd(), doors: &doors };
             match command.spawn(&files) {
                 Ok(pid) => {
+                    self.outlive_supervisor();
                     running.push(Some(pid));
                     self.say(Word::Started { pid });
                 }
@@ -359,13 +347,14 @@ fn close_range(first: c_int, last: c_int) {
     unsafe { libc::close_range(first.cast_unsigned(), last.cast_unsigned(), 0) };
 }
 
-/// Waits for a child's end, or to be asked to end by the supervisor; others do not count.
+/// Waits for a child's end, to be asked to end by the supervisor, or to hear of its death; that somebody else
+/// asks does not count.
 fn wait_for_signal() -> Option<c_int> {
     // SAFETY: Plain system calls on a set and a record of our own.
     unsafe {
         let mut awaited = MaybeUninit::<libc::sigset_t>::zeroed().assume_init();
         libc::sigemptyset(&raw mut awaited);
-        for signal in [libc::SIGCHLD, libc::SIGTERM] {
+        for signal in [libc::SIGCHLD, libc::SIGTERM, libc::SIGHUP] {
             libc::sigaddset(&raw mut awaited, signal);
         }
         let mut info = MaybeUninit::<libc::siginfo_t>::zeroed().assume_init();

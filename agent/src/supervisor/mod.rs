@@ -5,6 +5,8 @@
 //! moment. When the supervisor has ended, nothing of the job lives any more.
 //!
 //! ```text
+//! Starting --(all commands run)-------------> Running
+//! Starting --(as below, or not in time)-----> Killing   nothing has run yet that could want a grace period
 //! Running --(main process ends)-------------> Killing   what is left of the tree dies at once
 //! Running --(SIGTERM, time limit, lease)----> Stopping  SIGTERM to the tree, then a grace period
 //! Running, Stopping --(SIGQUIT)-------------> Killing
@@ -30,6 +32,7 @@ mod output;
 mod run;
 mod spawn;
 mod tree;
+mod word;
 
 pub(crate) use journal::{
     EXITED, EndedBy, Exited, LAUNCH, Launch, LaunchPipe, LaunchProcess, LogError, OutOfMemory,

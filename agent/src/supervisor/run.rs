@@ -13,12 +13,16 @@ use rustix::time::{
 };
 
 use super::journal::{self, EndedBy, Exited, Launch, OutOfMemory, Outcome, Started};
-use super::leader::{Leader, Word};
+use super::leader::Leader;
 use super::output::{Found, Output};
+use super::word::Word;
 use super::{Lease, tree};
 use crate::cgroup::Cgroup;
 use crate::clock;
 
+/// How long the job's view and its commands may take to be made: what takes longer waits for a file system
+/// that does not answer.
+const START_PATIENCE_MS: u64 = 60_000;
 /// Between two rounds of killing what is left.
 const KILL_AGAIN_MS: u64 = 20;
 /// The daemon counts on jobs being dead soon after the lease; longer grace periods are cut to this.
@@ -104,6 +108,7 @@ impl Signals {
 /// Where the tree stands. Instants are CLOCK_BOOTTIME milliseconds.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Phase {
+    Starting { give_up_at: u64 },
     Running,
     Stopping { kill_at: u64 },
     Killing { again_at: u64, give_up_at: u64 },
@@ -133,6 +138,8 @@ struct Supervisor<'a> {
     /// Which of the commands have ended.
     ended: Vec<bool>,
     verdict: Option<Verdict>,
+    /// Why there is no verdict, where the fault is not the job's.
+    failure: Option<Outcome>,
     phase: Phase,
     ended_by: Option<EndedBy>,
     /// No child is left.
@@ -179,10 +186,9 @@ pub(super) fn run(
         let expired = io::Error::from_raw_os_error(libc::ETIME);
         return Err(failed("starting under a lease that has run out", &expired));
     }
-    let leader = Leader::start(launch, writers).inspect_err(|_| kill_all(launch))?;
-
-    let timeout_at =
-        launch.timeout_ms.map_or(u64::MAX, |timeout| clock::boottime_ms().saturating_add(timeout));
+    let ended = vec![false; writers.len()];
+    let leader = Leader::start(launch, writers)?;
+    let give_up_at = clock::boottime_ms().saturating_add(START_PATIENCE_MS);
     let mut supervisor = Supervisor {
         launch,
         memory_alarm,
@@ -190,11 +196,12 @@ pub(super) fn run(
         memory_look_at: u64::MAX,
         lease,
         lease_until,
-        timeout_at,
-        ended: vec![false; leader.commands.len()],
+        timeout_at: u64::MAX,
+        ended,
         leader,
         verdict: None,
-        phase: Phase::Running,
+        failure: None,
+        phase: Phase::Starting { give_up_at },
         ended_by: None,
         childless: false,
         survivors: 0,
@@ -202,18 +209,6 @@ pub(super) fn run(
     supervisor.attend(&signals, &timer, &mut outputs);
     outputs.iter_mut().for_each(Output::finish);
     Ok(supervisor.exited(started, &outputs))
-}
-
-/// Kills what has started of several commands of which one could not, as far as that can be waited for.
-fn kill_all(launch: &Launch) {
-    let until = clock::boottime_ms().saturating_add(launch.give_up_ms);
-    while !matches!(tree::reap(), Err(Errno::CHILD)) && clock::boottime_ms() < until {
-        if let Some(cgroup) = &launch.cgroup {
-            cgroup.kill();
-        }
-        tree::kill();
-        std::thread::sleep(std::time::Duration::from_millis(1));
-    }
 }
 
 impl Supervisor<'_> {
@@ -269,8 +264,16 @@ impl Supervisor<'_> {
     fn listen(&mut self) -> bool {
         loop {
             let (process, status) = match self.leader.next_word() {
+                Ok(Word::Started { pid }) => {
+                    self.started(pid);
+                    continue;
+                }
+                Ok(Word::NotStarted { step, errno }) => {
+                    let failure = self.leader.not_started(step, errno, self.launch);
+                    self.failure.get_or_insert(failure);
+                    continue;
+                }
                 Ok(Word::Ended { process, status }) => (process, status),
-                Ok(_) => continue,
                 // Of a leader that was killed nothing more comes.
                 Err(error) => return error.kind() == io::ErrorKind::WouldBlock,
             };
@@ -285,9 +288,24 @@ impl Supervisor<'_> {
         }
     }
 
+    /// One more command runs.
+    fn started(&mut self, pid: libc::pid_t) {
+        self.leader.commands.push(pid);
+        if self.leader.commands.len() < self.ended.len() {
+            return;
+        }
+        self.leader.entry = None;
+        if let Phase::Starting { .. } = self.phase {
+            self.phase = Phase::Running;
+            let timeout = self.launch.timeout_ms.unwrap_or(u64::MAX);
+            self.timeout_at = clock::boottime_ms().saturating_add(timeout);
+        }
+    }
+
     /// The next instant at which something is due.
     fn wake_at(&self) -> u64 {
         match self.phase {
+            Phase::Starting { give_up_at } => give_up_at.min(self.lease_until),
             Phase::Running => self.timeout_at.min(self.lease_until).min(self.memory_look_at),
             Phase::Stopping { kill_at } => {
                 kill_at.min(self.lease_grace_until()).min(self.memory_look_at)
@@ -323,6 +341,7 @@ impl Supervisor<'_> {
             return self.kill(now, now + self.launch.give_up_ms);
         }
         match self.phase {
+            Phase::Starting { give_up_at } => self.step_starting(came, give_up_at, now),
             // The command's own end counts, also if a signal came at the same time.
             Phase::Running if self.ended.iter().all(|ended| *ended) => {
                 self.finish(now, now + self.launch.give_up_ms)
@@ -351,6 +370,29 @@ impl Supervisor<'_> {
             }
             Phase::Running | Phase::Stopping { .. } | Phase::Killing { .. } => {}
         }
+    }
+
+    /// The leader has not said yet that the commands run.
+    fn step_starting(&mut self, came: &Came, give_up_at: u64, now: u64) {
+        if now >= self.lease_until {
+            self.look_at_lease();
+        }
+        if self.failure.is_none() {
+            match () {
+                () if came.terminate => self.ended_by = Some(EndedBy::Terminate),
+                () if now >= self.lease_until => self.ended_by = Some(EndedBy::Lease),
+                () if now >= give_up_at => {
+                    let seconds = START_PATIENCE_MS / 1000;
+                    let what = format!(
+                        "starting the command: a folder of the job, or one that it would see, has not answered \
+                         for {seconds} s; look at the node's mounts"
+                    );
+                    self.failure = Some(Outcome::NotStarted { what, errno: libc::ETIMEDOUT });
+                }
+                () => return,
+            }
+        }
+        self.kill(now, now + self.launch.give_up_ms);
     }
 
     fn look_at_lease(&mut self) {
@@ -384,6 +426,8 @@ impl Supervisor<'_> {
     }
 
     fn kill(&mut self, now: u64, give_up_at: u64) {
+        // From here on it is no wonder that the leader dies.
+        self.phase = Phase::Killing { again_at: now + KILL_AGAIN_MS, give_up_at };
         if let Some(cgroup) = &self.launch.cgroup {
             cgroup.kill();
         }
@@ -392,7 +436,6 @@ impl Supervisor<'_> {
         if !self.childless && now >= give_up_at {
             self.survivors = left.max(1);
         }
-        self.phase = Phase::Killing { again_at: now + KILL_AGAIN_MS, give_up_at };
     }
 
     fn reap(&mut self) {
@@ -400,9 +443,9 @@ impl Supervisor<'_> {
             match tree::reap() {
                 Ok(Some((pid, status))) if pid == self.leader.pid => {
                     self.listen();
-                    // It was killed: so were its commands.
-                    let verdict = Verdict { process: 0, status, at_ms: clock::now_ms() };
-                    self.verdict.get_or_insert(verdict);
+                    if self.verdict.is_none() {
+                        self.leader_ended_early(status);
+                    }
                     self.ended.fill(true);
                 }
                 Ok(Some(_)) | Err(Errno::INTR) => {}
@@ -415,11 +458,23 @@ impl Supervisor<'_> {
         }
     }
 
+    /// It was killed, and its commands with it: by this process, or by somebody who is not the job.
+    fn leader_ended_early(&mut self, status: libc::c_int) {
+        if let Phase::Killing { .. } = self.phase {
+            self.verdict = Some(Verdict { process: 0, status, at_ms: clock::now_ms() });
+        } else {
+            self.failure.get_or_insert(Outcome::Lost);
+        }
+    }
+
     fn exited(&self, started: &Started, outputs: &[Output]) -> Exited {
-        let outcome = match self.verdict.map(|verdict| verdict.status) {
-            Some(status) if libc::WIFSIGNALED(status) => Outcome::Signal(libc::WTERMSIG(status)),
-            Some(status) => Outcome::Code(libc::WEXITSTATUS(status)),
-            None => Outcome::Signal(libc::SIGKILL),
+        let outcome = match (&self.failure, self.verdict.map(|verdict| verdict.status)) {
+            (Some(failure), _) => failure.clone(),
+            (None, Some(status)) if libc::WIFSIGNALED(status) => {
+                Outcome::Signal(libc::WTERMSIG(status))
+            }
+            (None, Some(status)) => Outcome::Code(libc::WEXITSTATUS(status)),
+            (None, None) => Outcome::Signal(libc::SIGKILL),
         };
         let usage = children_usage();
         // What died with the leader's namespace is in nobody's children's times.

@@ -71,6 +71,22 @@ async fn a_cancelled_job_can_still_be_cancelled_by_the_next_agent() {
 }
 
 #[tokio::test]
+async fn a_killed_leader_is_the_platforms_failure() {
+    let mut daemon = Daemon::start().await;
+    let agent = Agent::start(&daemon);
+    let mut session = daemon.session().await;
+    session.send(Down::Assign(assignment(1, "echo up >up; sleep 1000")));
+    agent.wait_for_file(1, "up").await;
+    let supervisor = agent.record(1, "started.json").unwrap()["pid"].clone();
+    let children = format!("/proc/{supervisor}/task/{supervisor}/children");
+    let leader: i32 = std::fs::read_to_string(children).unwrap().trim().parse().unwrap();
+    assert_eq!(unsafe { libc::kill(leader, libc::SIGKILL) }, 0);
+    let ended = session.ended(&key(1)).await;
+    assert_eq!(ended.exit, None);
+    assert_eq!(ended.problem.unwrap().cause(), pb::Cause::Platform);
+}
+
+#[tokio::test]
 async fn an_end_is_told_again_until_it_is_acknowledged() {
     let mut daemon = Daemon::start().await;
     let mut agent = Agent::start(&daemon);
