@@ -27,6 +27,7 @@ mod disk;
 pub mod environment;
 mod exec;
 mod facts;
+mod failpoint;
 mod gpu;
 mod isolation;
 mod logs;

@@ -3,6 +3,7 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::io::ErrorKind::{NotADirectory, NotFound};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -123,10 +124,21 @@ impl Folder {
         record::write_bytes(&self.path, ASSIGNMENT, &assignment.encode_to_vec())
     }
 
-    /// The assignment, if it was written whole.
+    /// The assignment, if it was written whole and can be read.
     pub(crate) fn assignment(&self) -> Option<pb::Assignment> {
-        let bytes = fs::read(self.path.join(ASSIGNMENT)).ok()?;
-        pb::Assignment::decode(bytes.as_slice()).ok()
+        self.read_assignment().ok().flatten()
+    }
+
+    /// The assignment, if it was written whole.
+    ///
+    /// # Errors
+    /// It is there and cannot be read.
+    pub(crate) fn read_assignment(&self) -> io::Result<Option<pb::Assignment>> {
+        match fs::read(self.path.join(ASSIGNMENT)) {
+            Ok(bytes) => Ok(pb::Assignment::decode(bytes.as_slice()).ok()),
+            Err(error) if matches!(error.kind(), NotFound | NotADirectory) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Makes the command's surroundings anew: an earlier preparation that was cut short leaves no

@@ -29,12 +29,14 @@ use crate::reach::Closed;
 use crate::supervisor::{Launcher, Lease};
 
 mod apart;
+mod caught;
 mod contain;
 mod distribution;
 mod finalize;
 mod folder;
 mod kept;
 mod launch;
+mod lost;
 mod prepare;
 mod problem;
 mod process;

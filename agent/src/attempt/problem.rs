@@ -33,6 +33,14 @@ pub(crate) fn of(cause: Cause, what: &str, error: &(dyn Error + 'static)) -> Pro
     problem(cause, message)
 }
 
+/// This program is at fault; `place` says where and with what words it panicked.
+pub(crate) fn panicked(place: &str) -> Problem {
+    let message = format!(
+        "the node's agent has a fault and ended the job ({place}); tell it to those who keep the cluster"
+    );
+    problem(Cause::Platform, message)
+}
+
 /// The node has no space left.
 pub(crate) fn disk_full(message: &str) -> Problem {
     problem(

@@ -48,12 +48,14 @@ pub(crate) enum Decision {
 }
 
 /// How a running attempt was lost.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Loss {
     /// The machine started anew.
     Reboot,
     /// The supervisor was killed.
     Supervisor,
+    /// What is on the disk of it cannot be read, and why.
+    Unreadable(String),
 }
 
 /// Decides. A process is named by pid, start time and boot, never by its pid alone.
@@ -84,7 +86,11 @@ pub(crate) fn decide(facts: Facts) -> Decision {
 
 /// Looks at the folder and at the processes.
 pub(crate) fn look(folder: &Folder, boot_id: &str) -> io::Result<Facts> {
-    let started: Option<Started> = record::read(folder.path(), STARTED)?;
+    let unreadable = |name: &'static str| {
+        move |error: io::Error| io::Error::new(error.kind(), format!("{name}: {error}"))
+    };
+    let started: Option<Started> =
+        record::read(folder.path(), STARTED).map_err(unreadable(STARTED))?;
     let start_time_now = started
         .as_ref()
         .and_then(|started| proc::stat(started.pid))
@@ -95,7 +101,7 @@ pub(crate) fn look(folder: &Folder, boot_id: &str) -> io::Result<Facts> {
         start_time_now,
         started,
         boot_id: boot_id.to_owned(),
-        exited: record::read(folder.path(), EXITED)?,
+        exited: record::read(folder.path(), EXITED).map_err(unreadable(EXITED))?,
         settled: folder.is_settled(),
     })
 }

@@ -1,36 +1,48 @@
 //! The task of one attempt.
 
-use std::path::Path;
-use std::time::Duration;
-
 use atelier_core::spec::IdleAction;
 use atelier_proto::agent::v1::attempt_report::Phase;
 use atelier_proto::agent::v1::{Cause, Ended, Problem, Running};
 use rustix::process::Signal;
 
 use super::finalize::{self, End};
+use super::lost::{lost, sweep};
 use super::process::Process;
 use super::reattach::{Decision, Loss, decide, look};
-use super::{Attempt, News, Order, apart, contain, kept, launch, prepare, problem, variables};
+use super::{Attempt, News, Order, apart, caught, contain, kept, launch, lost, prepare, problem};
 use crate::gpu::{Idle, Share};
 use crate::monitor::{Granted, Sampling, Seen, Whole};
-use crate::supervisor::{LAUNCH, Launch, kill_marked};
-use crate::{clock, gpu, record};
+use crate::supervisor::{LAUNCH, Launch};
+use crate::{clock, failpoint, gpu, record};
 
 /// Why an attempt's task stops before its end.
-struct Discarded;
+pub(super) struct Discarded;
 
-/// Takes the attempt from where it stands to its end, and tells the session.
+/// Takes the attempt from where it stands to its end, and tells the session; also if that panics.
 #[tracing::instrument(
     skip_all,
     name = "attempt",
     fields(job = attempt.key.job, attempt = attempt.key.attempt, epoch = attempt.key.epoch)
 )]
 pub(crate) async fn run(attempt: Attempt, from: Decision) {
-    match drive(&attempt, from).await {
+    let driven = async { tell(&attempt, drive(&attempt, from).await).await };
+    let Err(panicked) = caught::caught(driven).await else { return };
+    tracing::error!(panicked, "an attempt's task has panicked");
+    let told = async { tell(&attempt, lost::panicked(&attempt, &panicked).await).await };
+    if caught::caught(told).await.is_err() {
+        // Whatever it is that panics is not needed for this.
+        let problem = Some(problem::panicked(&panicked));
+        let ended = Ended { at_ms: clock::now_ms(), problem, ..Ended::default() };
+        attempt.report(Phase::Ended(ended));
+    }
+}
+
+/// Tells the session how it came out.
+async fn tell(attempt: &Attempt, driven: Result<Ended, Discarded>) {
+    match driven {
         Ok(ended) => {
             attempt.log_complete.send_replace(true);
-            let is_kept = may_be_kept(&attempt, &ended).await && kept::keep(&attempt);
+            let is_kept = may_be_kept(attempt, &ended).await && kept::keep(attempt);
             if !is_kept {
                 contain::remove(&attempt.folder).await;
             }
@@ -38,7 +50,7 @@ pub(crate) async fn run(attempt: Attempt, from: Decision) {
         }
         Err(Discarded) => {
             attempt.log_complete.send_replace(true);
-            settle(&attempt).await;
+            settle(attempt).await;
             contain::ended(&attempt.folder).await;
             contain::remove(&attempt.folder).await;
             let (folder, epoch) = (attempt.folder.clone(), attempt.key.epoch);
@@ -91,8 +103,11 @@ async fn drive(attempt: &Attempt, from: Decision) -> Result<Ended, Discarded> {
     }
 }
 
-fn look_again(attempt: &Attempt) -> Decision {
-    look(&attempt.folder, &attempt.node.boot_id).map_or(Decision::Lost(Loss::Supervisor), decide)
+pub(super) fn look_again(attempt: &Attempt) -> Decision {
+    match look(&attempt.folder, &attempt.node.boot_id) {
+        Ok(facts) => decide(facts),
+        Err(error) => Decision::Lost(Loss::Unreadable(error.to_string())),
+    }
 }
 
 /// Prepares and starts the command.
@@ -182,6 +197,7 @@ async fn watch(
             order = next_order(&mut orders) => match order {
                 Order::Run => {}
                 Order::Cancel(reason) => {
+                    failpoint::panics("cancel");
                     // Without this note a new agent could not tell a cancel from a shutdown.
                     if let Err(error) = attempt.folder.write_cancel(&reason) {
                         tracing::warn!(epoch = attempt.key.epoch, %error, "cannot note a cancel");
@@ -287,48 +303,7 @@ async fn next_order(orders: &mut tokio::sync::watch::Receiver<Order>) -> Order {
     }
 }
 
-async fn lost(attempt: &Attempt, loss: Loss) -> Result<Ended, Discarded> {
-    let message = match loss {
-        Loss::Reboot => "the node was restarted while the job ran",
-        Loss::Supervisor => {
-            "the job's supervisor was killed; what was left of the job was killed too"
-        }
-    };
-    if loss == Loss::Supervisor {
-        sweep(attempt).await;
-    }
-    end(attempt, End::Lost(problem::problem(Cause::Platform, message))).await
-}
-
-/// Kills what a killed supervisor left behind, until nothing is found any more.
-async fn sweep(attempt: &Attempt) {
-    const ROUNDS: u32 = 200;
-    for _ in 0..ROUNDS {
-        let folder = attempt.folder.path().to_owned();
-        let none_left = tokio::task::spawn_blocking(move || kill_left(&folder)).await;
-        if none_left.unwrap_or(true) {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    tracing::error!(epoch = attempt.key.epoch, "processes of an attempt do not die");
-}
-
-/// Kills what is found of an attempt whose supervisor is gone: what is in its groups, and, where there
-/// are none, what has its mark. Whether nothing was found.
-fn kill_left(folder: &Path) -> bool {
-    let launch: Option<Launch> = record::read(folder, LAUNCH).ok().flatten();
-    let in_groups = launch.and_then(|launch| launch.cgroup).is_some_and(|cgroup| {
-        let found = cgroup.kill();
-        if !found {
-            let _ = cgroup.remove();
-        }
-        found
-    });
-    kill_marked(variables::MARK, folder) == 0 && !in_groups
-}
-
-async fn end(attempt: &Attempt, end: End) -> Result<Ended, Discarded> {
+pub(super) async fn end(attempt: &Attempt, end: End) -> Result<Ended, Discarded> {
     attempt.log_complete.send_replace(true);
     // With the report of the end its devices may be given to another.
     let sick = settle(attempt).await;

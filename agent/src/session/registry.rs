@@ -26,6 +26,9 @@ use crate::record;
 /// Beside `attempts/`: the boot in which their records were written. On the disk before any of them is.
 const BOOT: &str = "boot.json";
 
+/// Beside `attempts/`: folders of attempts that cannot be read.
+const UNREADABLE: &str = "unreadable";
+
 /// The attempts, by epoch, which no two share.
 #[derive(Default)]
 pub(crate) struct Registry {
@@ -53,9 +56,10 @@ impl Registry {
     pub(crate) fn load(node: &Arc<Node>) -> io::Result<Self> {
         let mut registry = Self::default();
         let root = node.attempts.parent().unwrap_or(&node.attempts);
-        let boot: Option<String> = record::read(root, BOOT)?;
-        let same_boot = boot.as_ref() == Some(&node.boot_id);
-        let rebooted = boot.is_some() && !same_boot;
+        let boot: io::Result<Option<String>> = record::read(root, BOOT);
+        let same_boot = matches!(&boot, Ok(Some(boot)) if *boot == node.boot_id);
+        // What cannot be read errs on the safe side.
+        let rebooted = !same_boot && !matches!(boot, Ok(None));
         if let Err(error) = Folder::remove_left(&node.attempts) {
             tracing::warn!(%error, "cannot remove what is left of attempts");
         }
@@ -65,12 +69,19 @@ impl Registry {
                 continue;
             };
             let folder = Folder::new(&node.attempts, epoch);
-            let assignment = folder
-                .assignment()
-                .filter(|assignment| assignment.key.as_ref().is_some_and(|key| key.epoch == epoch));
+            let is_whole = |assignment: &pb::Assignment| {
+                assignment.key.as_ref().is_some_and(|key| key.epoch == epoch)
+            };
+            let assignment = match folder.read_assignment() {
+                Ok(assignment) => assignment.filter(is_whole),
+                Err(error) => {
+                    set_aside(root, &folder, epoch, &error);
+                    continue;
+                }
+            };
             match assignment {
                 Some(assignment) if node.kept.found(&folder, &assignment) => {}
-                Some(assignment) => registry.found(node, folder, assignment, rebooted)?,
+                Some(assignment) => registry.found(node, folder, assignment, rebooted),
                 // Killed while it was written: nothing was ever said or done about it.
                 None => {
                     if let Err(error) = folder.remove() {
@@ -95,17 +106,19 @@ impl Registry {
         folder: Folder,
         assignment: pb::Assignment,
         rebooted: bool,
-    ) -> io::Result<()> {
-        let decision = match decide(look(&folder, &node.boot_id)?) {
+    ) {
+        let decision = match look(&folder, &node.boot_id).map(decide) {
+            // One that cannot be read is no reason to leave the others alone.
+            Err(error) => Decision::Lost(Loss::Unreadable(error.to_string())),
             // It may well have run: that it did had not reached the disk. Running it again as the same
             // attempt would give a job that takes the machine down no end of tries.
-            Decision::Prepare if rebooted => Decision::Lost(Loss::Reboot),
-            decision => decision,
+            Ok(Decision::Prepare) if rebooted => Decision::Lost(Loss::Reboot),
+            Ok(decision) => decision,
         };
         tracing::info!(folder = %folder.path().display(), decision = decision.name(), "found an attempt");
         if let Decision::Report(report) = decision {
             self.keep_ended(folder, report);
-            return Ok(());
+            return;
         }
         let phase = match &decision {
             Decision::Attach(started) => {
@@ -119,12 +132,11 @@ impl Registry {
                 step: "waiting for the daemon".to_owned(),
             }),
         };
-        let Some(key) = assignment.key.clone() else { return Ok(()) };
+        let Some(key) = assignment.key.clone() else { return };
         match attempt(node, folder.clone(), &key, assignment) {
             Ok((attempt, orders)) => self.enter(key, folder, phase, orders, attempt, decision),
             Err(report) => self.keep_ended(folder, *report),
         }
-        Ok(())
     }
 
     fn enter(
@@ -365,6 +377,24 @@ impl Registry {
         let entry = self.attempts.get(&key.epoch)?;
         let (folder, entrance) = (entry.folder.clone(), entry.entrance.clone());
         Some(Place { folder, entrance, kept: None })
+    }
+}
+
+/// Takes the folder of an attempt that cannot even be named out of the way, for somebody to look at. What runs
+/// of it is ended as of one whose folder is gone, and the daemon misses it in the Hello.
+fn set_aside(root: &Path, folder: &Folder, epoch: u64, error: &io::Error) {
+    let aside = root.join(UNREADABLE);
+    let to = aside.join(epoch.to_string());
+    let moved = fs::create_dir_all(&aside).and_then(|()| fs::rename(folder.path(), &to));
+    match moved {
+        Ok(()) => tracing::error!(
+            epoch, %error, folder = %to.display(),
+            "the record of an attempt cannot be read; its folder is out of the way"
+        ),
+        Err(also) => tracing::error!(
+            epoch, %error, %also,
+            "the record of an attempt cannot be read, nor its folder moved"
+        ),
     }
 }
 

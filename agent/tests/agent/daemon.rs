@@ -375,6 +375,7 @@ pub(crate) fn key(epoch: u64) -> pb::AttemptKey {
 pub(crate) struct Agent {
     folder: tempfile::TempDir,
     arguments: Vec<String>,
+    failpoint: Option<&'static str>,
     process: Option<Child>,
 }
 
@@ -384,10 +385,19 @@ impl Agent {
     }
 
     pub(crate) fn start_with(daemon: &Daemon, arguments: &[&str]) -> Self {
+        Self::start_failing(daemon, arguments, None)
+    }
+
+    /// Starts one that panics at a place, where it was built for that.
+    pub(crate) fn start_failing(
+        daemon: &Daemon,
+        arguments: &[&str],
+        failpoint: Option<&'static str>,
+    ) -> Self {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("token"), format!("{TOKEN}\n")).unwrap();
         let arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
-        let mut agent = Self { folder, arguments, process: None };
+        let mut agent = Self { folder, arguments, failpoint, process: None };
         agent.point_at(daemon);
         agent.restart();
         agent
@@ -418,6 +428,7 @@ impl Agent {
             // Where jobs leave what the tests look at.
             .env("ATELIER_WRITABLE", self.shared())
             .env("ATELIER_LOG", "error")
+            .envs(self.failpoint.map(|place| ("ATELIER_FAILPOINT", place)))
             .stdin(Stdio::null());
         command
     }

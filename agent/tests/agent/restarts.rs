@@ -86,6 +86,59 @@ async fn a_killed_leader_is_the_platforms_failure() {
     assert_eq!(ended.problem.unwrap().cause(), pb::Cause::Platform);
 }
 
+#[cfg(feature = "failpoints")]
+#[tokio::test]
+async fn an_attempt_whose_task_panics_ends_all_the_same() {
+    let mut daemon = Daemon::start().await;
+    let agent = Agent::start_failing(&daemon, &[], Some("cancel"));
+    let mut session = daemon.session().await;
+    session.send(Down::Assign(assignment(1, "trap '' TERM; echo $$ >up; sleep 1000; sleep 1000")));
+    let pid = agent.process(1, "up").await;
+    session.cancel(&key(1), "to see it panic");
+    let ended = session.ended(&key(1)).await;
+    let problem = ended.problem.unwrap();
+    assert_eq!(problem.cause(), pb::Cause::Platform);
+    assert!(problem.message.contains("failpoint.rs:"), "{}", problem.message);
+    assert!(!alive(&pid));
+    // The others go on.
+    session.send(Down::Assign(assignment(2, "exit 3")));
+    assert_eq!(session.ended(&key(2)).await.exit.unwrap().how, Some(pb::exit::How::Code(3)));
+}
+
+#[tokio::test]
+async fn an_attempt_whose_records_cannot_be_read_is_lost_and_the_others_go_on() {
+    let mut daemon = Daemon::start().await;
+    let mut agent = Agent::start(&daemon);
+    let session = daemon.session().await;
+    let command = "echo $$ >up; while [ ! -e go ]; do sleep 0.01; done; exit 4";
+    let mut pids = Vec::new();
+    for epoch in 1..=3 {
+        session.send(Down::Assign(assignment(epoch, command)));
+        pids.push(agent.process(epoch, "up").await);
+    }
+    agent.kill();
+    // What no read gets at, also as root.
+    for (epoch, name) in [(1, "started.json"), (2, "assignment.pb")] {
+        let record = agent.attempt(epoch).join(name);
+        std::fs::remove_file(&record).unwrap();
+        std::fs::create_dir(&record).unwrap();
+    }
+    agent.restart();
+    let mut session = daemon.session().await;
+    let known: Vec<u64> =
+        session.hello.attempts.iter().map(|report| report.key.as_ref().unwrap().epoch).collect();
+    assert_eq!(known, [1, 3]);
+    let problem = session.ended(&key(1)).await.problem.unwrap();
+    assert_eq!(problem.cause(), pb::Cause::Platform);
+    assert!(problem.message.contains("started.json: Is a directory"), "{}", problem.message);
+    assert!(!alive(&pids[0]));
+    wait_for("the end of what has no record", || (!alive(&pids[1])).then_some(())).await;
+    assert!(agent.data().join("unreadable/2/work").exists());
+    std::fs::write(agent.attempt(3).join("work/go"), "").unwrap();
+    let ended = session.ended(&key(3)).await;
+    assert_eq!(ended.exit.unwrap().how, Some(pb::exit::How::Code(4)));
+}
+
 #[tokio::test]
 async fn an_end_is_told_again_until_it_is_acknowledged() {
     let mut daemon = Daemon::start().await;
