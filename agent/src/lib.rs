@@ -157,7 +157,7 @@ async fn serve(
         Arc::from(gpu::find(args.gpu_recording.as_deref()).map_err(Error::Recording)?);
     let owners = gpu::Owners::new(attempts.clone(), cgroup::parent_name(&name, &root));
     let most = args.gpus.map_or(usize::MAX, |count| count as usize);
-    let devices = Arc::new(Devices::new(gpus, owners, most));
+    let devices = Devices::new(gpus, owners, most, &root);
     let mut sampler = NodeSampler::new(root.clone());
     let cgroups = find_cgroups(&args, &name, &root, &mut sampler, devices.guarded())?;
     let cgroups = Arc::new(cgroups);

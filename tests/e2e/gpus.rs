@@ -111,9 +111,15 @@ fn f41_a_job_whose_gpu_is_lost_goes_on_with_another() {
     let listed = cluster.atelier(["compute", "list-nodes", "local"]).ok();
     assert!(listed.stdout().contains(told), "{}", listed.stdout());
 
-    // Whoever has mended it restarts the agent.
+    // An agent that starts again has not heard the driver, and yet knows.
     gpus.set(0, "health", json!({}));
     cluster.agent("local", |agent| agent.kill());
+    cluster.start_agent(&gpus.agent("local"));
+    assert_eq!(reason(&cluster), told);
+
+    // Whoever has mended it says so, and restarts the agent.
+    cluster.agent("local", |agent| agent.kill());
+    fs::remove_file(cluster.agent_data("local").join("gpus-out.json")).unwrap();
     cluster.start_agent(&gpus.agent("local"));
     until("the device is back", || reason(&cluster).is_empty().then_some(()));
     let both = cluster.create(&job("true", 2, ""));

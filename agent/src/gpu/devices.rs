@@ -1,30 +1,38 @@
 //! What this node offers of its GPUs now.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use atelier_proto::agent::v1 as pb;
 use tokio::sync::watch;
 
-use super::{Device, GpuSample, Gpus, Link, Owners, Process, Sickness};
+use super::driver::Driver;
+use super::kept::Kept;
+use super::{Device, GpuSample, Gpus, Link, Owners, PATIENCE, Process, Sickness, settle};
 use crate::cgroup::DeviceNode;
 use crate::proc;
 
 /// Between two looks at all devices.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// The node's GPUs. One that is found unfit is out until this agent ends: whoever has mended it
-/// restarts the agent.
+/// The node's GPUs. One that is found unfit is out for as long as the machine runs, under the next agent
+/// too: whoever has mended it removes [the record](Kept) of that and restarts the agent.
 pub(crate) struct Devices {
     source: Arc<dyn Gpus>,
+    driver: Driver,
+    kept: Kept,
     inventory: Vec<Device>,
+    links: Vec<Link>,
     /// The device nodes of those that are not offered.
     withheld: Vec<(u32, u32)>,
     /// Uncorrected errors that each device had when this agent started.
     errors_before: BTreeMap<u32, u64>,
     owners: Owners,
     state: watch::Sender<State>,
+    /// Those of attempts that this agent has found.
+    held: Mutex<BTreeSet<u32>>,
     /// The newest of each device.
     samples: Mutex<BTreeMap<u32, GpuSample>>,
 }
@@ -81,18 +89,102 @@ impl Look {
 }
 
 impl Devices {
-    /// The first `most` devices, looked at once.
-    pub(crate) fn new(source: Arc<dyn Gpus>, owners: Owners, most: usize) -> Self {
-        let mut inventory = source.inventory();
+    /// The first `most` devices, looked at once; none if the driver does not answer. `root`: the agent's
+    /// data folder.
+    pub(crate) fn new(
+        source: Arc<dyn Gpus>,
+        owners: Owners,
+        most: usize,
+        root: &Path,
+    ) -> Arc<Self> {
+        Self::with_patience(source, owners, most, root, PATIENCE)
+    }
+
+    pub(super) fn with_patience(
+        source: Arc<dyn Gpus>,
+        owners: Owners,
+        most: usize,
+        root: &Path,
+        patience: Duration,
+    ) -> Arc<Self> {
+        let (driver, asked) = (Driver::new(patience), source.clone());
+        let found = driver.call_now(move || {
+            let inventory = asked.inventory();
+            let errors = inventory
+                .iter()
+                .map(|device| (device.index, asked.health(device.index).uncorrected_volatile));
+            let errors: BTreeMap<u32, u64> = errors.collect();
+            (inventory, asked.links(), errors)
+        });
+        if found.is_none() {
+            tracing::error!("the GPUs' driver does not answer: this node has no GPUs for now");
+        }
+        let (mut inventory, links, errors_before) = found.unwrap_or_default();
         let beyond = inventory.split_off(most.min(inventory.len()));
         let withheld = beyond.into_iter().flat_map(|device| device.nodes).collect();
-        let (state, samples) = (watch::Sender::default(), Mutex::default());
-        let errors = |index| source.health(index).uncorrected_volatile;
-        let errors_before =
-            inventory.iter().map(|device| (device.index, errors(device.index))).collect();
-        let devices = Self { source, inventory, withheld, errors_before, owners, state, samples };
-        devices.look();
+        let kept = Kept::new(root);
+        let out = kept.read(&inventory);
+        for (index, Sickness { reason, .. }) in &out {
+            tracing::warn!(
+                gpu = index, reason, record = %kept.path().display(),
+                "a GPU was out when an agent last ran; when it is mended, remove the record and restart the agent"
+            );
+        }
+        let devices = Arc::new(Self {
+            source,
+            driver,
+            kept,
+            inventory,
+            links,
+            withheld,
+            errors_before,
+            owners,
+            state: watch::Sender::new(State { out, ..State::default() }),
+            held: Mutex::default(),
+            samples: Mutex::default(),
+        });
+        let looked = devices.clone();
+        if !devices.inventory.is_empty() && devices.driver.call_now(move || looked.look()).is_none()
+        {
+            devices.all_out();
+        }
         devices
+    }
+
+    /// Has something asked of the driver, away from this thread. `None` if it does not answer: then all
+    /// devices are out.
+    pub(crate) async fn ask<T: Send + 'static>(
+        self: &Arc<Self>,
+        ask: impl FnOnce(&Self) -> T + Send + 'static,
+    ) -> Option<T> {
+        let devices = self.clone();
+        let answer = self.driver.call(move || ask(&devices)).await;
+        if answer.is_none() {
+            self.all_out();
+        }
+        answer
+    }
+
+    /// The driver does not answer: nothing is known of the devices, and nothing can be given back.
+    fn all_out(&self) {
+        let patience = self.driver.patience();
+        for device in &self.inventory {
+            let reason = format!("its driver did not answer for {patience:?}");
+            self.take_out(device.index, Sickness { reason, ends_jobs: false });
+        }
+        self.samples.lock().unwrap_or_else(|broken| broken.into_inner()).clear();
+    }
+
+    /// Attempts of an earlier agent have these.
+    pub(crate) fn hold(&self, indices: &[u32]) {
+        self.held.lock().unwrap_or_else(|broken| broken.into_inner()).extend(indices);
+    }
+
+    /// Those that no attempt had when this agent started.
+    pub(super) fn unheld(&self) -> Vec<u32> {
+        let held = self.held.lock().unwrap_or_else(|broken| broken.into_inner());
+        let indices = self.inventory.iter().map(|device| device.index);
+        indices.filter(|index| !held.contains(index)).collect()
     }
 
     /// What the daemon is told of them.
@@ -129,7 +221,7 @@ impl Devices {
             (!device.mig.is_empty()).then(|| parts.collect::<Vec<_>>().join(", "))
         };
         set("gpu_mig", of_each(&parts));
-        set("gpu_links", links(&self.source.links()));
+        set("gpu_links", links(&self.links));
         let state = self.state.borrow();
         let others = state.strangers.iter().map(|(index, who)| {
             format!("GPU {index}: {}", who.iter().cloned().collect::<Vec<_>>().join(", "))
@@ -160,13 +252,10 @@ impl Devices {
         if self.inventory.is_empty() {
             return;
         }
+        settle::at_start(&self).await;
         loop {
             tokio::time::sleep(LOOK).await;
-            let devices = self.clone();
-            // A driver in trouble is slow to answer.
-            if tokio::task::spawn_blocking(move || devices.look()).await.is_err() {
-                return;
-            }
+            self.ask(Self::look).await;
         }
     }
 
@@ -221,6 +310,9 @@ impl Devices {
             if worse {
                 tracing::error!(gpu = index, reason = sickness.reason, "a GPU is out");
                 state.out.insert(index, sickness);
+                if let Err(error) = self.kept.write(&self.inventory, &state.out) {
+                    tracing::warn!(%error, "cannot keep which GPUs are out");
+                }
             }
             worse
         });
@@ -258,7 +350,7 @@ impl Devices {
         let processes = self.source.processes(index);
         Look {
             device: self.source.sample(index).unwrap_or_default(),
-            processes: processes.map(|all| all.into_iter().map(owned).collect()),
+            processes: processes.ok().map(|all| all.into_iter().map(owned).collect()),
             utilization: self.source.utilization(index),
         }
     }
@@ -269,7 +361,9 @@ impl Devices {
         let mut usage = BTreeMap::new();
         for (index, sample) in samples.iter() {
             let mut set = |name: &str, value| usage.insert(format!("gpu_{index}_{name}"), value);
-            set("utilization", sample.utilization);
+            if let Some(utilization) = sample.utilization {
+                set("utilization", utilization);
+            }
             set("memory_used_mib", sample.memory_used_mib);
             set("memory_total_mib", sample.memory_total_mib);
         }

@@ -1,9 +1,11 @@
 //! Which faults make a GPU unfit for jobs.
 
+use serde::{Deserialize, Serialize};
+
 use super::Health;
 
 /// Why a device is not fit for jobs.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub(crate) struct Sickness {
     /// In words.
     pub(crate) reason: String,
@@ -45,7 +47,10 @@ impl Health {
             return Some(Sickness { reason, ends_jobs: true });
         }
         let mut reasons = Vec::new();
-        let mut ends_jobs = false;
+        let mut ends_jobs = self.reset_required;
+        if self.reset_required {
+            reasons.push("it does nothing more until it is reset".to_owned());
+        }
         for xid in XIDS.iter().filter(|xid| self.xids.contains(&xid.number)) {
             reasons.push(format!("Xid {}, {}", xid.number, xid.name));
             ends_jobs |= xid.ends_jobs;

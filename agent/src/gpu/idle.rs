@@ -22,7 +22,10 @@ impl Idle {
     /// Takes a look at all of them into account: for how many milliseconds they have been idle, if it is for
     /// long enough. A device that cannot be asked is not idle.
     pub(crate) fn looked(&mut self, devices: &[GpuSample], at_ms: u64) -> Option<u64> {
-        let idle = |device: &GpuSample| device.memory_total_mib > 0.0 && device.utilization < IDLE;
+        let idle = |device: &GpuSample| {
+            device.memory_total_mib > 0.0
+                && device.utilization.is_some_and(|percent| percent < IDLE)
+        };
         if devices.is_empty() || !devices.iter().all(idle) {
             self.since_ms = None;
             return None;

@@ -4,17 +4,22 @@
 //! Gpus     what can be asked of a driver: NVML, or a recording of one
 //! health   which answers mean that a device is not fit for jobs
 //! Devices  what this node offers of them now; takes sick ones out
+//! driver   the thread on which a driver is asked, and for how long
+//! kept     what was out when this agent, or the one before it, last ran
 //! settle   after an attempt: its devices are given back empty, or not at all
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::time::Duration;
 
 use serde::Deserialize;
 
 mod devices;
+mod driver;
 mod health;
 mod idle;
+mod kept;
 mod nvidia;
 mod owner;
 mod recorded;
@@ -24,11 +29,15 @@ mod share;
 mod tests;
 
 pub(crate) use devices::{Devices, Look, State, Use};
+use driver::Driver;
 use health::Sickness;
 pub(crate) use idle::Idle;
 pub(crate) use owner::Owners;
 pub(crate) use settle::settle;
 pub(crate) use share::{Excess, Share};
+
+/// How long a driver may take to answer before its devices are out.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What one GPU is.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize)]
@@ -72,6 +81,8 @@ pub(crate) struct Link {
 pub(crate) struct Health {
     /// It does not answer any more: NVML's `GPU_IS_LOST`.
     pub(crate) lost: bool,
+    /// It does nothing more until it is reset: NVML's `RESET_REQUIRED`.
+    pub(crate) reset_required: bool,
     /// Uncorrected ECC errors since the driver was loaded or the device reset.
     pub(crate) uncorrected_volatile: u64,
     /// The same in its whole life.
@@ -98,8 +109,9 @@ pub(crate) struct Process {
 /// What one GPU is doing.
 #[derive(Clone, Copy, PartialEq, Debug, Default)]
 pub(crate) struct GpuSample {
-    /// Percent of time in which a kernel ran.
-    pub(crate) utilization: f64,
+    /// Percent of time in which a kernel ran; `None` if the driver does not tell, as of a device that is cut
+    /// into parts (MIG).
+    pub(crate) utilization: Option<f64>,
     pub(crate) memory_used_mib: f64,
     pub(crate) memory_total_mib: f64,
     pub(crate) power_watts: Option<f64>,
@@ -108,23 +120,35 @@ pub(crate) struct GpuSample {
 impl GpuSample {
     /// Adds another look at the same device; of memory the most counts.
     pub(crate) fn add(&mut self, other: &Self) {
-        self.utilization += other.utilization;
+        self.utilization = sum(self.utilization, other.utilization);
         self.memory_used_mib = self.memory_used_mib.max(other.memory_used_mib);
         self.memory_total_mib = other.memory_total_mib;
-        self.power_watts = match (self.power_watts, other.power_watts) {
-            (Some(sum), Some(watts)) => Some(sum + watts),
-            _ => None,
-        };
+        self.power_watts = sum(self.power_watts, other.power_watts);
     }
 
     /// Makes means of sums over so many looks.
     pub(crate) fn divide(&mut self, looks: f64) {
-        self.utilization /= looks;
+        self.utilization = self.utilization.map(|sum| sum / looks);
         self.power_watts = self.power_watts.map(|sum| sum / looks);
     }
 }
 
-/// Where GPUs are found and looked at. Calls may take milliseconds each.
+/// Of two that are told.
+fn sum(one: Option<f64>, other: Option<f64>) -> Option<f64> {
+    Some(one? + other?)
+}
+
+/// Why it is not known who is on a device.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Untold {
+    /// This driver tells of no processes.
+    Never,
+    /// The device could not be asked.
+    Now,
+}
+
+/// Where GPUs are found and looked at. Calls may take milliseconds each, and of a driver in trouble
+/// they may never come back.
 pub(crate) trait Gpus: Send + Sync {
     /// All devices, by index.
     fn inventory(&self) -> Vec<Device>;
@@ -134,8 +158,8 @@ pub(crate) trait Gpus: Send + Sync {
     fn sample(&self, index: u32) -> Option<GpuSample>;
     /// What is wrong with a device.
     fn health(&self, index: u32) -> Health;
-    /// Who has something on a device, for computing or graphics; `None` if it cannot be asked.
-    fn processes(&self, index: u32) -> Option<Vec<Process>>;
+    /// Who has something on a device, for computing or graphics.
+    fn processes(&self, index: u32) -> Result<Vec<Process>, Untold>;
     /// Percent of time in which kernels of each process ran since this was last asked; `None` if the
     /// driver does not tell.
     fn utilization(&self, index: u32) -> Option<BTreeMap<i32, f64>>;
@@ -151,10 +175,14 @@ pub(crate) fn find(recording: Option<&Path>) -> Result<Box<dyn Gpus>, String> {
         tracing::warn!(file = %file.display(), "GPUs are those of a recording, not this machine's");
         return Ok(Box::new(recorded::Recorded::open(file)?));
     }
-    match nvidia::Nvidia::init() {
-        Ok(nvidia) => Ok(Box::new(nvidia)),
-        Err(reason) => {
+    match Driver::new(PATIENCE).call_now(nvidia::Nvidia::init) {
+        Some(Ok(nvidia)) => Ok(Box::new(nvidia)),
+        Some(Err(reason)) => {
             tracing::debug!(%reason, "no NVIDIA driver");
+            Ok(Box::new(NoGpus))
+        }
+        None => {
+            tracing::error!("the NVIDIA driver does not answer: this node has no GPUs for now");
             Ok(Box::new(NoGpus))
         }
     }
@@ -179,8 +207,8 @@ impl Gpus for NoGpus {
         Health::default()
     }
 
-    fn processes(&self, _index: u32) -> Option<Vec<Process>> {
-        None
+    fn processes(&self, _index: u32) -> Result<Vec<Process>, Untold> {
+        Err(Untold::Never)
     }
 
     fn utilization(&self, _index: u32) -> Option<BTreeMap<i32, f64>> {

@@ -17,7 +17,7 @@ use nvml_wrapper::structs::device::FieldId;
 use nvml_wrapper::sys_exports::field_id;
 use nvml_wrapper::{Nvml, struct_wrappers};
 
-use super::{Device, GpuSample, Gpus, Health, Link, Mig, Process};
+use super::{Device, GpuSample, Gpus, Health, Link, Mig, Process, Untold};
 
 const MIB: u64 = 1024 * 1024;
 /// NVLinks that a device has at most; those beyond what it has are told as not supported.
@@ -155,7 +155,7 @@ impl Gpus for Nvidia {
         let described = |index| match self.describe(index) {
             Ok(device) => Some(device),
             // It is told what is wrong with it rather than left out.
-            Err(NvmlError::GpuLost) => {
+            Err(NvmlError::GpuLost | NvmlError::ResetRequired) => {
                 Some(Device { index, model: MODEL.to_owned(), ..Device::default() })
             }
             Err(error) => {
@@ -181,7 +181,7 @@ impl Gpus for Nvidia {
         let device = self.device(index).ok()?;
         let memory = device.memory_info().ok()?;
         Some(GpuSample {
-            utilization: f64::from(device.utilization_rates().ok()?.gpu),
+            utilization: device.utilization_rates().ok().map(|percent| percent.gpu.into()),
             memory_used_mib: (memory.used / MIB) as f64,
             memory_total_mib: (memory.total / MIB) as f64,
             power_watts: device.power_usage().ok().map(|milliwatts| f64::from(milliwatts) / 1000.0),
@@ -196,17 +196,19 @@ impl Gpus for Nvidia {
         let device = match self.device(index) {
             Ok(device) => device,
             Err(error) => {
-                health.lost = is_lost(&error);
+                note(&mut health, &error);
                 return health;
             }
         };
         let errors = |counter| device.total_ecc_errors(MemoryError::Uncorrected, counter);
         match errors(EccCounter::Volatile) {
             Ok(count) => health.uncorrected_volatile = count,
-            Err(error) => health.lost |= is_lost(&error),
+            Err(error) => note(&mut health, &error),
         }
         // Also asked where there is no ECC that could tell.
-        health.lost |= device.memory_info().is_err_and(|error| is_lost(&error));
+        if let Err(error) = device.memory_info() {
+            note(&mut health, &error);
+        }
         health.uncorrected_aggregate = errors(EccCounter::Aggregate).unwrap_or(0);
         health.retired_pending = device.are_pages_pending_retired().unwrap_or(false);
         health.remap_pending = flag(&device, field_id::NVML_FI_DEV_REMAPPED_PENDING);
@@ -214,9 +216,14 @@ impl Gpus for Nvidia {
         health
     }
 
-    fn processes(&self, index: u32) -> Option<Vec<Process>> {
-        let device = self.device(index).ok()?;
-        let computing = device.running_compute_processes().ok()?;
+    fn processes(&self, index: u32) -> Result<Vec<Process>, Untold> {
+        let untold = |error| match error {
+            // Of parts of a device (MIG) only root is told.
+            NvmlError::NotSupported | NvmlError::NoPermission => Untold::Never,
+            _ => Untold::Now,
+        };
+        let device = self.device(index).map_err(untold)?;
+        let computing = device.running_compute_processes().map_err(untold)?;
         let drawing = device.running_graphics_processes().unwrap_or_default();
         // One that does both is told twice, with the same memory.
         let mut found: BTreeMap<i32, Option<u64>> = BTreeMap::new();
@@ -229,7 +236,7 @@ impl Gpus for Nvidia {
             let known = found.entry(pid).or_default();
             *known = (*known).max(memory);
         }
-        Some(found.into_iter().map(|(pid, memory_mib)| Process { pid, memory_mib }).collect())
+        Ok(found.into_iter().map(|(pid, memory_mib)| Process { pid, memory_mib }).collect())
     }
 
     fn utilization(&self, index: u32) -> Option<BTreeMap<i32, f64>> {
@@ -257,8 +264,13 @@ impl Gpus for Nvidia {
     }
 }
 
-fn is_lost(error: &NvmlError) -> bool {
-    matches!(error, NvmlError::GpuLost)
+/// What an answer that is an error says of the device.
+pub(super) fn note(health: &mut Health, error: &NvmlError) {
+    match error {
+        NvmlError::GpuLost => health.lost = true,
+        NvmlError::ResetRequired => health.reset_required = true,
+        _ => {}
+    }
 }
 
 /// A field that is set or not; not if it cannot be asked.

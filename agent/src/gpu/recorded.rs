@@ -8,7 +8,7 @@ use std::sync::Mutex;
 
 use serde::Deserialize;
 
-use super::{Device, GpuSample, Gpus, Health, Link, Process};
+use super::{Device, GpuSample, Gpus, Health, Link, Process, Untold};
 
 /// The file: JSON, written whole or not at all (rename it into its place).
 #[derive(Clone, Debug, Deserialize)]
@@ -91,7 +91,7 @@ impl Gpus for Recorded {
     fn sample(&self, index: u32) -> Option<GpuSample> {
         let gpu = self.gpu(index).filter(|gpu| !gpu.health.lost)?;
         Some(GpuSample {
-            utilization: gpu.utilization,
+            utilization: Some(gpu.utilization),
             memory_used_mib: gpu.memory_used_mib,
             memory_total_mib: gpu.device.memory_mib as f64,
             power_watts: gpu.power_watts,
@@ -104,11 +104,11 @@ impl Gpus for Recorded {
         self.gpu(index).map_or(lost, |gpu| gpu.health)
     }
 
-    fn processes(&self, index: u32) -> Option<Vec<Process>> {
-        let gpu = self.gpu(index).filter(|gpu| !gpu.health.lost)?;
+    fn processes(&self, index: u32) -> Result<Vec<Process>, Untold> {
+        let gpu = self.gpu(index).filter(|gpu| !gpu.health.lost).ok_or(Untold::Now)?;
         // A driver shows no process that is gone.
         let lives = |process: &Process| crate::proc::stat(process.pid).is_some();
-        Some(gpu.processes.into_iter().map(|on| on.process).filter(lives).collect())
+        Ok(gpu.processes.into_iter().map(|on| on.process).filter(lives).collect())
     }
 
     fn utilization(&self, index: u32) -> Option<BTreeMap<i32, f64>> {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use super::{Devices, Sickness};
+use super::{Devices, Sickness, Untold};
 
 /// How long a driver may take to give back the memory of processes that have ended.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -24,51 +24,72 @@ pub(crate) async fn settle(
     if indices.is_empty() {
         return None;
     }
+    let all = indices.to_vec();
+    emptied(devices, move |devices| look(devices, Some(epoch), &all)).await;
+    devices.sick_one(indices)
+}
+
+/// Before the first jobs: nothing is left on devices that no attempt has, of attempts that ended while no
+/// agent ran.
+pub(super) async fn at_start(devices: &Arc<Devices>) {
+    emptied(devices, |devices| look(devices, None, &devices.unheld())).await;
+}
+
+/// Waits until nothing is found any more on devices, and takes out those on which something is.
+async fn emptied(
+    devices: &Arc<Devices>,
+    look: impl Fn(&Devices) -> Vec<(u32, String)> + Clone + Send + 'static,
+) {
     let until = Instant::now() + PATIENCE;
     loop {
-        let (looked, all) = (devices.clone(), indices.to_vec());
-        let looking = tokio::task::spawn_blocking(move || look(&looked, epoch, &all));
-        let Ok(occupied) = looking.await else { return None };
+        // A driver that does not answer has taken its devices out.
+        let Some(occupied) = devices.ask(look.clone()).await else { return };
         if occupied.is_empty() {
-            break;
+            return;
         }
         if Instant::now() >= until {
             for (index, reason) in occupied {
                 devices.take_out(index, Sickness { reason, ends_jobs: false });
             }
-            break;
+            return;
         }
         tokio::time::sleep(LOOK_AGAIN).await;
     }
-    devices.sick_one(indices)
 }
 
-/// Looks at the devices once: kills what is left of the attempt there. Those that are not free, and why.
-fn look(devices: &Devices, epoch: u64, indices: &[u32]) -> Vec<(u32, String)> {
+/// Looks at the devices once: kills what is left of the attempt there. Those that are not free, or of which
+/// that is not known, and why.
+fn look(devices: &Devices, ended: Option<u64>, indices: &[u32]) -> Vec<(u32, String)> {
     // What ended the job may be a fault that is only now seen.
     devices.look();
     let here = indices.iter().filter(|index| !devices.is_out(**index));
-    here.filter_map(|&index| Some((index, occupied(devices, epoch, index)?))).collect()
+    here.filter_map(|&index| Some((index, occupied(devices, ended, index)?))).collect()
 }
 
-fn occupied(devices: &Devices, epoch: u64, index: u32) -> Option<String> {
-    let processes = devices.source().processes(index)?;
-    let left: Vec<i32> = processes
-        .iter()
-        .map(|process| process.pid)
-        .filter(|&pid| devices.owner(pid) == Some(epoch))
-        .collect();
-    for &pid in &left {
-        tracing::warn!(epoch, gpu = index, pid, "killing what an attempt left on a GPU");
-        kill(devices, epoch, pid);
-    }
-    if let Some(pid) = left.first() {
-        return Some(format!("process {pid} of a job that has ended does not let go of it"));
+fn occupied(devices: &Devices, ended: Option<u64>, index: u32) -> Option<String> {
+    let processes = match devices.source().processes(index) {
+        Ok(processes) => processes,
+        // Where it is never told, nothing follows from the memory either.
+        Err(Untold::Never) => return None,
+        Err(Untold::Now) => return Some("its driver does not say who is on it".to_owned()),
+    };
+    if let Some(epoch) = ended {
+        let of_it = |pid: &i32| devices.owner(*pid) == Some(epoch);
+        let left: Vec<i32> = processes.iter().map(|process| process.pid).filter(of_it).collect();
+        for &pid in &left {
+            tracing::warn!(epoch, gpu = index, pid, "killing what an attempt left on a GPU");
+            kill(devices, epoch, pid);
+        }
+        if let Some(pid) = left.first() {
+            return Some(format!("process {pid} of a job that has ended does not let go of it"));
+        }
     }
     // Where one is not told, nothing follows from the sum.
     let held = processes.iter().map(|process| process.memory_mib).sum::<Option<u64>>()?;
-    let used = devices.source().sample(index)?.memory_used_mib as u64;
-    let missing = used.saturating_sub(held);
+    let Some(sample) = devices.source().sample(index) else {
+        return Some("its driver does not say how much of its memory is used".to_owned());
+    };
+    let missing = (sample.memory_used_mib as u64).saturating_sub(held);
     (missing > DRIVERS_MIB).then(|| {
         format!("{missing} MiB of its memory were not given back when a job ended; reset it")
     })

@@ -4,12 +4,19 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use futures::FutureExt as _;
+use nvml_wrapper::error::NvmlError;
 use serde_json::{Value, json};
 
-use super::nvidia::nodes_of;
-use super::{Devices, GpuSample, Gpus, Health, Idle, Owners, Sickness, find, settle};
+use super::kept::RECORD;
+use super::nvidia::{nodes_of, note};
+use super::{
+    Device, Devices, GpuSample, Gpus, Health, Idle, Link, Owners, Process, Sickness, Untold, find,
+    settle,
+};
 use crate::attempt::MARK;
 use crate::proc;
 
@@ -37,12 +44,71 @@ impl Recording {
 
     fn devices(&self) -> Arc<Devices> {
         let source: Arc<dyn Gpus> = Arc::from(find(Some(&self.file())).unwrap());
-        let owners = Owners::new(Path::new(ATTEMPTS).to_owned(), "atelier-n-0".to_owned());
-        Arc::new(Devices::new(source, owners, usize::MAX))
+        Devices::new(source, owners(), usize::MAX, self.folder.path())
     }
 }
 
 const ATTEMPTS: &str = "/nowhere/attempts";
+
+fn owners() -> Owners {
+    Owners::new(Path::new(ATTEMPTS).to_owned(), "atelier-n-0".to_owned())
+}
+
+/// A driver of two devices that answers as it is told to.
+#[derive(Default)]
+struct Stubborn {
+    hangs: AtomicBool,
+    /// Of the first device no processes are told, of the second no memory.
+    is_mute: AtomicBool,
+}
+
+impl Stubborn {
+    fn answers(&self) {
+        while self.hangs.load(Ordering::Relaxed) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    fn says(&self, index: u32, of: u32) -> bool {
+        self.answers();
+        index != of || !self.is_mute.load(Ordering::Relaxed)
+    }
+
+    fn devices(self: &Arc<Self>, root: &Path) -> Arc<Devices> {
+        let patience = Duration::from_millis(300);
+        Devices::with_patience(self.clone(), owners(), usize::MAX, root, patience)
+    }
+}
+
+impl Gpus for Stubborn {
+    fn inventory(&self) -> Vec<Device> {
+        self.answers();
+        [0, 1].map(|index| Device { index, ..Device::default() }).into()
+    }
+
+    fn links(&self) -> Vec<Link> {
+        self.answers();
+        Vec::new()
+    }
+
+    fn sample(&self, index: u32) -> Option<GpuSample> {
+        self.says(index, 1).then(GpuSample::default)
+    }
+
+    fn health(&self, _index: u32) -> Health {
+        self.answers();
+        Health::default()
+    }
+
+    fn processes(&self, index: u32) -> Result<Vec<Process>, Untold> {
+        if self.says(index, 0) { Ok(Vec::new()) } else { Err(Untold::Now) }
+    }
+
+    fn utilization(&self, _index: u32) -> Option<std::collections::BTreeMap<i32, f64>> {
+        self.answers();
+        None
+    }
+}
 
 fn gpu(index: u32, more: &Value) -> Value {
     let mut gpu = json!({
@@ -101,6 +167,8 @@ fn faults_of_a_device_are_told_from_those_of_programs() {
         assert_eq!(of(json!({ "xids": [xid] })).1, ends_jobs, "{xid}");
     }
     assert!(of(json!({ "lost": true })).1);
+    let (reason, ends) = of(json!({ "reset_required": true }));
+    assert_eq!((reason.as_str(), ends), ("it does nothing more until it is reset", true));
 }
 
 #[test]
@@ -210,6 +278,93 @@ async fn a_device_whose_memory_does_not_come_back_is_out() {
     assert_eq!(told(&devices), [reason.as_str(), ""]);
 }
 
+#[tokio::test]
+async fn a_driver_that_hangs_takes_its_devices_out_and_is_waited_for_once() {
+    let (root, driver) = (tempfile::tempdir().unwrap(), Arc::<Stubborn>::default());
+    let devices = driver.devices(root.path());
+    assert_eq!(settle(&devices, 7, &[0]).await, None);
+    driver.hangs.store(true, Ordering::Relaxed);
+    let reason = "its driver did not answer for 300ms".to_owned();
+    let since = Instant::now();
+    let ends = (0..20).map(|epoch| settle(&devices, epoch, &[0]));
+    for end in futures::future::join_all(ends).await {
+        assert_eq!(end, Some((0, reason.clone())));
+    }
+    assert_eq!(told(&devices), [reason.as_str(), reason.as_str()]);
+    assert!(devices.usage().is_empty());
+    assert!(devices.ask(|_| ()).await.is_none());
+    assert!(since.elapsed() < Duration::from_secs(5), "each has waited for itself");
+    assert!(devices.lost(&[0]).now_or_never().is_none(), "what runs there runs on");
+    driver.hangs.store(false, Ordering::Relaxed);
+    let until = Instant::now() + Duration::from_secs(10);
+    while devices.ask(|_| ()).await.is_none() {
+        assert!(Instant::now() < until, "it answers again and is not asked");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    // Another agent finds a driver that hangs from the start.
+    driver.hangs.store(true, Ordering::Relaxed);
+    assert!(told(&driver.devices(root.path())).is_empty());
+    driver.hangs.store(false, Ordering::Relaxed);
+}
+
+#[tokio::test]
+async fn a_device_of_which_nothing_is_known_is_not_free() {
+    let (root, driver) = (tempfile::tempdir().unwrap(), Arc::<Stubborn>::default());
+    let devices = driver.devices(root.path());
+    driver.is_mute.store(true, Ordering::Relaxed);
+    let (index, reason) = settle(&devices, 7, &[0, 1]).await.unwrap();
+    assert_eq!((index, reason.as_str()), (0, "its driver does not say who is on it"));
+    assert_eq!(told(&devices)[1], "its driver does not say how much of its memory is used");
+}
+
+#[test]
+fn a_device_stays_out_under_the_next_agent_until_somebody_says_otherwise() {
+    let broken = json!([gpu(0, &json!({ "health": { "xids": [79] } })), gpu(1, &json!({}))]);
+    let recording = Recording::new(&broken);
+    let before = told(&recording.devices());
+    assert_eq!(before, ["Xid 79, it has fallen off the bus", ""]);
+    // The driver tells of errors only once, and to those who are there.
+    recording.write(&json!([gpu(1, &json!({})), gpu(0, &json!({}))]));
+    assert_eq!(told(&recording.devices()), ["", before[0].as_str()]);
+    let record = recording.folder.path().join(RECORD);
+    let kept = fs::read_to_string(&record).unwrap();
+    fs::remove_file(&record).unwrap();
+    assert_eq!(told(&recording.devices()), ["", ""]);
+    let mut other_boot: Value = serde_json::from_str(&kept).unwrap();
+    other_boot["boot_id"] = "another".into();
+    fs::write(&record, other_boot.to_string()).unwrap();
+    assert_eq!(told(&recording.devices()), ["", ""]);
+}
+
+#[tokio::test]
+async fn memory_that_nobody_holds_when_an_agent_starts_takes_a_device_out() {
+    let full = |index| gpu(index, &json!({ "memory_used_mib": 90_000 }));
+    let recording = Recording::new(&json!([full(0), full(1), gpu(2, &json!({}))]));
+    let devices = recording.devices();
+    // That of a job which has outlived its agent is the job's.
+    devices.hold(&[1]);
+    let mut changes = devices.subscribe();
+    let watching = tokio::spawn(devices.clone().watch());
+    changes.changed().await.unwrap();
+    let told = told(&devices);
+    assert!(told[0].contains("90000 MiB of its memory were not given back"), "{told:?}");
+    assert_eq!(told[1..], ["", ""]);
+    watching.abort();
+}
+
+#[test]
+fn errors_of_the_driver_say_what_is_wrong_with_a_device() {
+    let of = |error: &NvmlError| {
+        let mut health = Health::default();
+        note(&mut health, error);
+        health
+    };
+    assert_eq!(of(&NvmlError::GpuLost), Health { lost: true, ..Health::default() });
+    let reset = Health { reset_required: true, ..Health::default() };
+    assert_eq!(of(&NvmlError::ResetRequired), reset);
+    assert_eq!(of(&NvmlError::NotSupported), Health::default());
+}
+
 #[test]
 fn strangers_on_a_device_are_told_and_left_alone() {
     let mut stranger = Command::new("sleep").arg("1000").spawn().unwrap();
@@ -233,8 +388,11 @@ fn strangers_on_a_device_are_told_and_left_alone() {
 
 #[test]
 fn devices_are_idle_once_all_of_them_are_for_long_enough() {
-    let device =
-        |utilization| GpuSample { utilization, memory_total_mib: 1000.0, ..GpuSample::default() };
+    let device = |percent| GpuSample {
+        utilization: Some(percent),
+        memory_total_mib: 1000.0,
+        ..GpuSample::default()
+    };
     let mut idle = Idle::after(10);
     assert_eq!(idle.looked(&[device(0.0), device(0.5)], 1_000), None);
     assert_eq!(idle.looked(&[device(0.0), device(0.0)], 10_999), None);
@@ -245,5 +403,7 @@ fn devices_are_idle_once_all_of_them_are_for_long_enough() {
     assert_eq!(idle.looked(&[device(0.0), device(0.0)], 23_000), Some(10_000));
     // One that does not answer may be working.
     assert_eq!(idle.looked(&[device(0.0), GpuSample::default()], 24_000), None);
+    let untold = GpuSample { utilization: None, ..device(0.0) };
+    assert_eq!(Idle::after(0).looked(&[untold], 1), None);
     assert_eq!(Idle::after(0).looked(&[], 1), None);
 }

@@ -197,11 +197,6 @@ async fn next<T, U>(values: &watch::Receiver<T>, say: impl Fn(&T) -> Option<U>) 
     }
 }
 
-/// Looks at each of some devices once.
-fn look_at_gpus(devices: &Devices, indices: BTreeSet<u32>) -> BTreeMap<u32, Look> {
-    indices.into_iter().map(|index| (index, devices.look_at(index))).collect()
-}
-
 /// The totals of jobs, each from its groups or else from the process table, which is read once.
 fn look_at(jobs: &[Tree]) -> Vec<(u64, tree::Totals)> {
     let now = clock::boottime_ms();
@@ -237,7 +232,7 @@ impl Watched {
             let seen = looks.get(index).map(|look| look.of(self.key.epoch)).unwrap_or_default();
             let mut sample = seen.device;
             if let Some(share) = &mut self.gpus.share {
-                sample.utilization = seen.utilization.unwrap_or(sample.utilization);
+                sample.utilization = seen.utilization.or(sample.utilization);
                 let memory = seen.memory_mib.map(|memory| memory as f64);
                 sample.memory_used_mib = memory.unwrap_or(sample.memory_used_mib);
                 let excess = share.looked(*index, &seen);
@@ -394,18 +389,29 @@ impl Monitor {
             traffic: watched.traffic.clone(),
         };
         let jobs: Vec<Tree> = self.watched.iter().map(of).collect();
-        let indices =
+        let indices: BTreeSet<u32> =
             self.watched.values().flat_map(|watched| watched.gpus.indices.clone()).collect();
-        let devices = self.devices.clone();
-        // Many small files on a busy machine, and a driver that takes its time: not on this thread.
-        let looking =
-            tokio::task::spawn_blocking(move || (look_at(&jobs), look_at_gpus(&devices, indices)));
-        let Ok((seen, looks)) = looking.await else { return };
+        // Many small files on a busy machine: not on this thread.
+        let looking = tokio::task::spawn_blocking(move || look_at(&jobs));
+        let (seen, looks) = tokio::join!(looking, self.look_at_gpus(indices));
+        let Ok(seen) = seen else { return };
         for (epoch, totals) in seen {
             let Some(watched) = self.watched.get_mut(&epoch) else { continue };
             let gpus = watched.gpus_looked(&looks);
             watched.looked(totals, gpus);
         }
+    }
+
+    /// Looks at each of some devices once; at none where the driver takes longer than until the next look.
+    async fn look_at_gpus(&self, indices: BTreeSet<u32>) -> BTreeMap<u32, Look> {
+        if indices.is_empty() {
+            return BTreeMap::new();
+        }
+        let look = |devices: &Devices| {
+            indices.into_iter().map(|index| (index, devices.look_at(index))).collect()
+        };
+        let looking = tokio::time::timeout(LOOK, self.devices.ask(look)).await;
+        looking.ok().flatten().unwrap_or_default()
     }
 
     /// Makes samples of what the looks have seen.

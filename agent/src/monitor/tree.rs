@@ -58,7 +58,7 @@ impl Seen {
         self.looks = self.looks.saturating_add(1);
         let passed = passed_ms as f64 / 1000.0;
         for gpu in gpus {
-            self.gpu_seconds += gpu.utilization / 100.0 * passed;
+            self.gpu_seconds += gpu.utilization.unwrap_or(0.0) / 100.0 * passed;
             self.gpu_memory_mib = self.gpu_memory_mib.max(gpu.memory_used_mib);
         }
     }
@@ -139,7 +139,9 @@ pub(crate) fn metrics(before: &Totals, now: &Totals, gpus: &[GpuSample]) -> BTre
         set("network_transmit_megabytes", passed(sent, before_sent));
     }
     for (index, gpu) in gpus.iter().enumerate() {
-        set(&format!("gpu_{index}_utilization_percentage"), gpu.utilization);
+        if let Some(utilization) = gpu.utilization {
+            set(&format!("gpu_{index}_utilization_percentage"), utilization);
+        }
         set(&format!("gpu_{index}_memory_usage_megabytes"), gpu.memory_used_mib * 1.048_576);
         if gpu.memory_total_mib > 0.0 {
             let share = 100.0 * gpu.memory_used_mib / gpu.memory_total_mib;

@@ -133,6 +133,7 @@ impl Registry {
             }),
         };
         let Some(key) = assignment.key.clone() else { return };
+        node.devices.hold(&assignment.gpu_indices);
         match attempt(node, folder.clone(), &key, assignment) {
             Ok((attempt, orders)) => self.enter(key, folder, phase, orders, attempt, decision),
             Err(report) => self.keep_ended(folder, *report),
