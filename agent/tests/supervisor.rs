@@ -605,6 +605,16 @@ fn isolated_nothing_of_the_supervisor_is_open_to_the_job() {
     assert!(log.contains("no disks\nnull\n"), "{log}");
 }
 
+/// The device that stands for a GPU's is one that every machine has: `/dev/full`.
+#[test]
+fn isolated_what_is_withheld_of_the_devices_is_not_there() {
+    let looks = "[ -e /dev/full ] && echo full; [ -e /dev/null ] && echo null; true";
+    assert_eq!(isolated(looks).run().log, b"full\nnull\n");
+    let mut attempt = isolated(looks);
+    attempt.launch["view"]["withheld"] = json!(["full"]);
+    assert_eq!(attempt.run().log, b"null\n");
+}
+
 #[test]
 fn isolated_roots_tools_need_not_own_what_they_unpack() {
     // An archive of somebody else's files, as published data sets are.

@@ -224,6 +224,7 @@ fn view(
         means: abilities.means,
         own_processes: abilities.own_processes,
         filtered: abilities.filtered,
+        withheld: isolation::withheld(!attempt.assignment.gpu_indices.is_empty()),
         user,
     })
 }

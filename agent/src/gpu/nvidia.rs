@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::path::Path;
 use std::sync::{Arc, Mutex, Weak};
 use std::thread;
 use std::time::Duration;
@@ -59,13 +60,16 @@ impl Nvidia {
             let memory_mib = part.memory_info().map_or(0, |memory| memory.total / MIB);
             Some(Mig { uuid: part.uuid().ok()?, memory_mib })
         });
+        let pci = device.pci_info().ok().map(|pci| pci.bus_id);
+        let mut nodes = device.minor_number().map(nodes).unwrap_or_default();
+        nodes.extend(pci.iter().flat_map(|pci| drawing_nodes(pci, Path::new(SYSFS))));
         Ok(Device {
             index,
             uuid: device.uuid()?,
             model: device.name().unwrap_or_else(|_| MODEL.to_owned()),
             memory_mib: device.memory_info().map_or(0, |memory| memory.total / MIB),
-            pci: device.pci_info().ok().map(|pci| pci.bus_id),
-            nodes: device.minor_number().map(nodes).unwrap_or_default(),
+            pci,
+            nodes,
             numa_node: device.numa_node_id().ok(),
             mig: mig.collect(),
         })
@@ -102,6 +106,27 @@ pub(super) fn nodes_of(minor: u32, majors: &str, caps: &str) -> Vec<(u32, u32)> 
         minors.map(move |minor| (major, minor)).collect::<Vec<_>>()
     });
     own.into_iter().chain(parts).collect()
+}
+
+const SYSFS: &str = "/sys/bus/pci/devices";
+
+/// The nodes in `/dev/dri` of a GPU, by its address on the PCI bus, of which NVML writes the domain with eight
+/// digits and the kernel with four.
+pub(super) fn drawing_nodes(pci: &str, devices: &Path) -> Vec<(u32, u32)> {
+    let address = pci.split_once(':').and_then(|(domain, rest)| {
+        let domain = u32::from_str_radix(domain, 16).ok()?;
+        Some(format!("{domain:04x}:{}", rest.to_ascii_lowercase()))
+    });
+    let folder = address.map(|address| devices.join(address).join("drm"));
+    let entries = folder.and_then(|folder| fs::read_dir(folder).ok()).into_iter().flatten();
+    let node = |entry: fs::DirEntry| {
+        let numbers = fs::read_to_string(entry.path().join("dev")).ok()?;
+        let (major, minor) = numbers.trim().split_once(':')?;
+        Some((major.parse().ok()?, minor.parse().ok()?))
+    };
+    let mut nodes: Vec<_> = entries.filter_map(|entry| node(entry.ok()?)).collect();
+    nodes.sort_unstable();
+    nodes
 }
 
 /// Hears of the driver's critical errors until the library is not wanted any more.

@@ -12,7 +12,7 @@ use nvml_wrapper::error::NvmlError;
 use serde_json::{Value, json};
 
 use super::kept::RECORD;
-use super::nvidia::{nodes_of, note};
+use super::nvidia::{drawing_nodes, nodes_of, note};
 use super::{
     Device, Devices, GpuSample, Gpus, Health, Idle, Link, Owners, Process, Sickness, Untold, find,
     settle,
@@ -224,6 +224,22 @@ fn device_nodes_are_found_by_the_drivers_majors() {
     assert_eq!(nodes_of(1, majors, caps), [(195, 1)]);
     assert_eq!(nodes_of(1, "195 nvidia-frontend\n", ""), [(195, 1)]);
     assert_eq!(nodes_of(1, "1 mem\n", ""), []);
+}
+
+#[test]
+fn nodes_to_draw_with_are_found_by_the_address() {
+    let sys = tempfile::tempdir().unwrap();
+    for (path, numbers) in [
+        ("0000:1a:00.0/drm/card1", "226:1\n"),
+        ("0000:1a:00.0/drm/renderD129", "226:129\n"),
+        ("0000:1b:00.0/drm/renderD130", "226:130\n"),
+    ] {
+        fs::create_dir_all(sys.path().join(path)).unwrap();
+        fs::write(sys.path().join(path).join("dev"), numbers).unwrap();
+    }
+    assert_eq!(drawing_nodes("00000000:1A:00.0", sys.path()), [(226, 1), (226, 129)]);
+    assert_eq!(drawing_nodes("00010000:1A:00.0", sys.path()), []);
+    assert_eq!(drawing_nodes("nothing", sys.path()), []);
 }
 
 #[test]

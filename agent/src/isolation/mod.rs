@@ -61,6 +61,9 @@ pub(crate) struct View {
     /// Whether its system calls are filtered.
     #[serde(default)]
     pub(crate) filtered: bool,
+    /// Names in `/dev` that it does not see, though others do.
+    #[serde(default)]
+    pub(crate) withheld: Vec<String>,
     /// Whom it becomes; `None`: it stays the agent's user.
     #[serde(default)]
     pub(crate) user: Option<User>,
@@ -127,6 +130,13 @@ pub enum Isolation {
     None,
     /// Always: an agent on a machine that cannot does not start.
     Required,
+}
+
+/// What a job does not see of `/dev` that holds no GPU. A node of `dri` leads to one as its own does, and `kfd` to
+/// all of AMD's. Of a job that holds some the others' are refused.
+pub(crate) fn withheld(holds_gpus: bool) -> Vec<String> {
+    let names: &[&str] = if holds_gpus { &[] } else { &["dri", "kfd"] };
+    names.iter().map(|&name| name.to_owned()).collect()
 }
 
 impl View {

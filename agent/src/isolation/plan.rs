@@ -14,7 +14,7 @@ use super::{View, is_below};
 /// What a job sees of the machine's devices: those without which programs do not work.
 const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
 /// How the names of accelerators begin, and of what moves data between them. Which of them a job may use is
-/// not decided here.
+/// not decided here ([`View::withheld`]).
 const ACCELERATORS: [&str; 15] = [
     "nvidia",
     "dri",
@@ -133,7 +133,7 @@ impl Plan {
             masks.push((self.take(&user.passwd)?, names));
         }
 
-        self.devices()?;
+        self.devices(&view.withheld)?;
         for (tree, place) in &temporaries {
             self.put(*tree, place)?;
         }
@@ -181,14 +181,15 @@ impl Plan {
 
     /// Makes `/dev` anew: the machine's disks and memory are open to root, in whatever namespace, and a file
     /// system that is read only does not change that.
-    fn devices(&mut self) -> io::Result<()> {
+    fn devices(&mut self, withheld: &[String]) -> io::Result<()> {
         let folder = Path::new(DEVICE_FOLDER);
         let mut devices = Vec::new();
         for entry in fs::read_dir(folder)? {
             let entry = entry?;
             let name = entry.file_name();
             let Some(name) = name.to_str() else { continue };
-            if is_accelerator(name) || DEVICES.contains(&name) {
+            let is_shown = is_accelerator(name) || DEVICES.contains(&name);
+            if is_shown && !withheld.iter().any(|withheld| withheld == name) {
                 devices.push((self.take(&entry.path())?, entry.path()));
             }
         }
