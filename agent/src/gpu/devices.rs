@@ -21,7 +21,8 @@ const LOOK: Duration = Duration::from_secs(1);
 /// too: whoever has mended it removes [the record](Kept) of that and restarts the agent.
 pub(crate) struct Devices {
     source: Arc<dyn Gpus>,
-    driver: Driver,
+    /// `None` where there are no devices to ask for.
+    driver: Option<Driver>,
     kept: Kept,
     inventory: Vec<Device>,
     links: Vec<Link>,
@@ -122,6 +123,7 @@ impl Devices {
         let (mut inventory, links, errors_before) = found.unwrap_or_default();
         let beyond = inventory.split_off(most.min(inventory.len()));
         let withheld = beyond.into_iter().flat_map(|device| device.nodes).collect();
+        let driver = Some(driver).filter(|_| !inventory.is_empty());
         let kept = Kept::new(root);
         let out = kept.read(&inventory);
         for (index, Sickness { reason, .. }) in &out {
@@ -144,8 +146,8 @@ impl Devices {
             samples: Mutex::default(),
         });
         let looked = devices.clone();
-        if !devices.inventory.is_empty() && devices.driver.call_now(move || looked.look()).is_none()
-        {
+        let look = move || looked.look();
+        if devices.driver.as_ref().is_some_and(|driver| driver.call_now(look).is_none()) {
             devices.all_out();
         }
         devices
@@ -157,8 +159,8 @@ impl Devices {
         self: &Arc<Self>,
         ask: impl FnOnce(&Self) -> T + Send + 'static,
     ) -> Option<T> {
-        let devices = self.clone();
-        let answer = self.driver.call(move || ask(&devices)).await;
+        let (driver, devices) = (self.driver.as_ref()?, self.clone());
+        let answer = driver.call(move || ask(&devices)).await;
         if answer.is_none() {
             self.all_out();
         }
@@ -167,7 +169,7 @@ impl Devices {
 
     /// The driver does not answer: nothing is known of the devices, and nothing can be given back.
     fn all_out(&self) {
-        let patience = self.driver.patience();
+        let patience = self.driver.as_ref().map(Driver::patience).unwrap_or_default();
         for device in &self.inventory {
             let reason = format!("its driver did not answer for {patience:?}");
             self.take_out(device.index, Sickness { reason, ends_jobs: false });

@@ -32,18 +32,21 @@ impl Kept {
 
     /// What was out when this was last written, in this boot.
     pub(super) fn read(&self, inventory: &[Device]) -> BTreeMap<u32, Sickness> {
-        let mut out = match record::read::<Record>(&self.folder, RECORD) {
-            Ok(Some(record)) if record.boot_id == self.boot_id => record.out,
-            Ok(_) => return BTreeMap::new(),
-            Err(error) => {
-                tracing::warn!(%error, "cannot read which GPUs were out");
-                return BTreeMap::new();
-            }
-        };
+        let mut out = self.record().unwrap_or_else(|error| {
+            tracing::warn!(%error, "cannot read which GPUs were out");
+            BTreeMap::new()
+        });
         let found = inventory.iter();
         found.filter_map(|device| Some((device.index, out.remove(&name(device))?))).collect()
     }
 
+    fn record(&self) -> io::Result<BTreeMap<String, Sickness>> {
+        let record: Option<Record> = record::read(&self.folder, RECORD)?;
+        let record = record.filter(|record| record.boot_id == self.boot_id);
+        Ok(record.map(|record| record.out).unwrap_or_default())
+    }
+
+    /// Adds these; one that has left the bus and is not known now stays in it.
     pub(super) fn write(
         &self,
         inventory: &[Device],
@@ -52,7 +55,9 @@ impl Kept {
         let named = inventory
             .iter()
             .filter_map(|device| Some((name(device), out.get(&device.index)?.clone())));
-        let record = Record { boot_id: self.boot_id.clone(), out: named.collect() };
+        let mut all = self.record().unwrap_or_default();
+        all.extend(named);
+        let record = Record { boot_id: self.boot_id.clone(), out: all };
         record::write(&self.folder, RECORD, &record)
     }
 

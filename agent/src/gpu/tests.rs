@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use atelier_proto::agent::v1 as pb;
 use futures::FutureExt as _;
 use nvml_wrapper::error::NvmlError;
 use serde_json::{Value, json};
@@ -18,6 +19,7 @@ use super::{
     settle,
 };
 use crate::attempt::MARK;
+use crate::monitor::{Granted, Monitor};
 use crate::proc;
 
 /// A file with a recording, in a folder of its own.
@@ -321,6 +323,29 @@ async fn a_driver_that_hangs_takes_its_devices_out_and_is_waited_for_once() {
     driver.hangs.store(true, Ordering::Relaxed);
     assert!(told(&driver.devices(root.path())).is_empty());
     driver.hangs.store(false, Ordering::Relaxed);
+}
+
+#[tokio::test]
+async fn jobs_are_measured_while_a_driver_hangs() {
+    let (root, driver) = (tempfile::tempdir().unwrap(), Arc::<Stubborn>::default());
+    let devices = driver.devices(root.path());
+    driver.hangs.store(true, Ordering::Relaxed);
+    let mut job = process_of(7);
+    let (_client, clients) = tokio::sync::watch::channel(None);
+    let (monitor, handle) = Monitor::new(devices, Duration::from_secs(60), clients);
+    let running = tokio::spawn(monitor.run());
+    let granted = Granted { indices: vec![0], share: None, idle: None };
+    let supervisor = std::process::id().try_into().unwrap();
+    let sampling = handle.watch(&pb::AttemptKey::default(), supervisor, granted, None, 0);
+    let until = Instant::now() + Duration::from_secs(20);
+    while sampling.seen().memory_bytes == 0 {
+        assert!(Instant::now() < until, "nothing was measured");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    running.abort();
+    driver.hangs.store(false, Ordering::Relaxed);
+    job.kill().unwrap();
+    job.wait().unwrap();
 }
 
 #[tokio::test]

@@ -22,7 +22,8 @@ use rustix::net::{
 use tokio::io::unix::AsyncFd;
 use tokio::sync::Mutex;
 
-use super::{VERB, run, supervise_to_code};
+use super::signals::Signals;
+use super::{VERB, supervise_to_code};
 use crate::pollable::readable;
 
 /// Stands where an attempt's folder would, for a launcher.
@@ -138,7 +139,7 @@ fn receive(socket: BorrowedFd<'_>) -> io::Result<(Option<i32>, Option<OwnedFd>)>
 /// The launcher's own life: standard input is the socket to the agent.
 pub(super) fn serve() -> ExitCode {
     // Before the first fork, so that no supervisor can be ended half way by a signal.
-    if run::Signals::block().is_err() {
+    if Signals::block().is_err() {
         return ExitCode::FAILURE;
     }
     // SAFETY: Only system calls, in a process with one thread.

@@ -174,8 +174,10 @@ pub(crate) fn fork(namespaces: c_int) -> io::Result<libc::pid_t> {
 /// The leader's own life.
 impl Making {
     fn lead(mut self) -> ! {
-        // SAFETY: A plain system call. Orphans must come here for it to find them.
-        unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, libc::c_int::from(!self.owns_all)) };
+        if !self.owns_all {
+            // Whatever it may have to end is below it.
+            let _ = rustix::process::set_child_subreaper(Some(rustix::process::getpid()));
+        }
         self.die_with_supervisor();
         if let Some(entry) = &mut self.entry {
             // SAFETY: This process was forked with the entry's flags and has one thread.

@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! Starting --(all commands run)-------------> Running
-//! Starting --(as below, or not in time)-----> Killing   nothing has run yet that could want a grace period
+//! Starting --(as below, or not in time)-----> Killing   after a moment in which it may still begin, and end as below
 //! Running --(main process ends)-------------> Killing   what is left of the tree dies at once
 //! Running --(SIGTERM, time limit, lease)----> Stopping  SIGTERM to the tree, then a grace period
 //! Running, Stopping --(SIGQUIT)-------------> Killing
@@ -30,6 +30,7 @@ mod leader;
 mod lease;
 mod output;
 mod run;
+mod signals;
 mod spawn;
 mod tree;
 mod word;
@@ -97,7 +98,7 @@ fn supervise_to_code(folder: &Path) -> u8 {
 
 fn supervise(folder: &Path) -> Result<(), Error> {
     // From here on SIGTERM waits to be read and cannot end this process half way.
-    let signals = run::Signals::take().map_err(|source| Error::Read {
+    let signals = signals::Signals::take().map_err(|source| Error::Read {
         folder: folder.into(),
         what: "signals",
         source,

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd as _, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 
 use rustix::event::{PollFd, PollFlags, poll};
@@ -15,6 +15,7 @@ use rustix::time::{
 use super::journal::{self, EndedBy, Exited, Launch, OutOfMemory, Outcome, Started};
 use super::leader::Leader;
 use super::output::{Found, Output};
+use super::signals::{Came, Signals};
 use super::word::Word;
 use super::{Lease, tree};
 use crate::cgroup::Cgroup;
@@ -23,6 +24,8 @@ use crate::clock;
 /// How long the job's view and its commands may take to be made: what takes longer waits for a file system
 /// that does not answer.
 const START_PATIENCE_MS: u64 = 60_000;
+/// How long they still have once the job is to end: they may run, and the leader not have come to say so.
+const START_GRACE_MS: u64 = 1000;
 /// Between two rounds of killing what is left.
 const KILL_AGAIN_MS: u64 = 20;
 /// The daemon counts on jobs being dead soon after the lease; longer grace periods are cut to this.
@@ -31,79 +34,6 @@ const LEASE_GRACE_MS: u64 = 10_000;
 /// long apart, to look.
 const MEMORY_LOOKS: u32 = 25;
 const MEMORY_LOOK_MS: u64 = 20;
-
-/// SIGCHLD, SIGTERM and SIGQUIT, to be read instead of handled.
-pub(super) struct Signals {
-    file: OwnedFd,
-}
-
-/// Which signals have come since the last look.
-#[derive(Default)]
-struct Came {
-    child: bool,
-    terminate: bool,
-    quit: bool,
-}
-
-impl Signals {
-    const READ: [libc::c_int; 3] = [libc::SIGCHLD, libc::SIGTERM, libc::SIGQUIT];
-    const IGNORED: [libc::c_int; 4] = [libc::SIGINT, libc::SIGHUP, libc::SIGUSR1, libc::SIGUSR2];
-
-    /// Blocks the signals a supervisor reads and those it must not die of.
-    pub(super) fn block() -> io::Result<()> {
-        // SAFETY: Plain system calls on a set of our own.
-        unsafe {
-            let mut blocked = MaybeUninit::<libc::sigset_t>::zeroed().assume_init();
-            libc::sigemptyset(&raw mut blocked);
-            for signal in Self::READ.into_iter().chain(Self::IGNORED) {
-                libc::sigaddset(&raw mut blocked, signal);
-            }
-            match libc::sigprocmask(libc::SIG_BLOCK, &raw const blocked, std::ptr::null_mut()) {
-                0 => Ok(()),
-                _ => Err(io::Error::last_os_error()),
-            }
-        }
-    }
-
-    /// Blocks the signals and makes them readable.
-    pub(super) fn take() -> io::Result<Self> {
-        Self::block()?;
-        // SAFETY: Plain system calls on a set of our own.
-        unsafe {
-            let mut read = MaybeUninit::<libc::sigset_t>::zeroed().assume_init();
-            libc::sigemptyset(&raw mut read);
-            for signal in Self::READ {
-                libc::sigaddset(&raw mut read, signal);
-            }
-            let file = libc::signalfd(-1, &raw const read, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK);
-            if file < 0 {
-                return Err(io::Error::last_os_error());
-            }
-            Ok(Self { file: OwnedFd::from_raw_fd(file) })
-        }
-    }
-
-    fn read(&self) -> Came {
-        const SIZE: usize = size_of::<libc::signalfd_siginfo>();
-        let (mut came, mut buffer) = (Came::default(), [0_u8; SIZE * 4]);
-        while let Ok(bytes) = rustix::io::read(&self.file, &mut buffer) {
-            for info in buffer[..bytes].chunks_exact(SIZE) {
-                // `ssi_signo` is the first field.
-                let number = u32::from_ne_bytes([info[0], info[1], info[2], info[3]]);
-                match i32::try_from(number).unwrap_or(0) {
-                    libc::SIGCHLD => came.child = true,
-                    libc::SIGTERM => came.terminate = true,
-                    libc::SIGQUIT => came.quit = true,
-                    _ => {}
-                }
-            }
-            if bytes < buffer.len() {
-                break;
-            }
-        }
-        came
-    }
-}
 
 /// Where the tree stands. Instants are CLOCK_BOOTTIME milliseconds.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -298,13 +228,18 @@ impl Supervisor<'_> {
         if let Phase::Starting { .. } = self.phase {
             self.phase = Phase::Running;
             let timeout = self.launch.timeout_ms.unwrap_or(u64::MAX);
-            self.timeout_at = clock::boottime_ms().saturating_add(timeout);
+            let now = clock::boottime_ms();
+            self.timeout_at = now.saturating_add(timeout);
+            if self.ended_by.is_some() {
+                self.stop(self.ended_by, now);
+            }
         }
     }
 
     /// The next instant at which something is due.
     fn wake_at(&self) -> u64 {
         match self.phase {
+            Phase::Starting { give_up_at } if self.ended_by.is_some() => give_up_at,
             Phase::Starting { give_up_at } => give_up_at.min(self.lease_until),
             Phase::Running => self.timeout_at.min(self.lease_until).min(self.memory_look_at),
             Phase::Stopping { kill_at } => {
@@ -377,22 +312,20 @@ impl Supervisor<'_> {
         if now >= self.lease_until {
             self.look_at_lease();
         }
-        if self.failure.is_none() {
-            match () {
-                () if came.terminate => self.ended_by = Some(EndedBy::Terminate),
-                () if now >= self.lease_until => self.ended_by = Some(EndedBy::Lease),
-                () if now >= give_up_at => {
-                    let seconds = START_PATIENCE_MS / 1000;
-                    let what = format!(
-                        "starting the command: a folder of the job, or one that it would see, has not answered \
-                         for {seconds} s; look at the node's mounts"
-                    );
-                    self.failure = Some(Outcome::NotStarted { what, errno: libc::ETIMEDOUT });
-                }
-                () => return,
+        let ended_by = match () {
+            () if came.terminate => Some(EndedBy::Terminate),
+            () if now >= self.lease_until => Some(EndedBy::Lease),
+            () => None,
+        };
+        if self.failure.is_none() && self.ended_by.is_none() && ended_by.is_some() {
+            self.ended_by = ended_by;
+            self.phase = Phase::Starting { give_up_at: give_up_at.min(now + START_GRACE_MS) };
+        } else if self.failure.is_some() || now >= give_up_at {
+            if self.ended_by.is_none() && self.failure.is_none() {
+                self.failure = Some(start_timed_out());
             }
+            self.kill(now, now + self.launch.give_up_ms);
         }
-        self.kill(now, now + self.launch.give_up_ms);
     }
 
     fn look_at_lease(&mut self) {
@@ -506,6 +439,16 @@ impl Supervisor<'_> {
         let (peak_bytes, limit_bytes) = (memory.peak_bytes, memory.limit_bytes);
         (memory.kills > 0).then_some(OutOfMemory { peak_bytes, limit_bytes, kills: memory.kills })
     }
+}
+
+/// The fault of the node, whose mounts do not answer.
+fn start_timed_out() -> Outcome {
+    let seconds = START_PATIENCE_MS / 1000;
+    let what = format!(
+        "starting the command: a folder of the job, or one that it would see, has not answered for {seconds} s; \
+         look at the node's mounts"
+    );
+    Outcome::NotStarted { what, errno: libc::ETIMEDOUT }
 }
 
 /// What all waited-for children have used, theirs included.
