@@ -353,6 +353,7 @@ impl Confined {
             means: abilities.means,
             own_processes: abilities.own_processes,
             filtered: abilities.filtered,
+            withheld: isolation::withheld(false),
             user: user.clone(),
         })
     }
