@@ -10,9 +10,12 @@ use tokio::sync::{oneshot, watch};
 
 type Call = Box<dyn FnOnce() + Send>;
 
+/// Calls that wait for the thread at most: one of each attempt that ends, and what looks at devices each second.
+const WAITING: usize = 256;
+
 /// The thread; it ends with this, or when its call comes back.
 pub(super) struct Driver {
-    calls: mpsc::Sender<Call>,
+    calls: mpsc::SyncSender<Call>,
     /// How many calls have come back.
     answered: watch::Receiver<u64>,
     /// After how many answers somebody last waited in vain.
@@ -23,7 +26,7 @@ pub(super) struct Driver {
 impl Driver {
     /// `patience`: how long one call may take.
     pub(super) fn new(patience: Duration) -> Self {
-        let (calls, queue) = mpsc::channel::<Call>();
+        let (calls, queue) = mpsc::sync_channel::<Call>(WAITING);
         let (tell, answered) = watch::channel(0);
         let work = move || {
             for call in queue {
@@ -54,7 +57,7 @@ impl Driver {
             return None;
         }
         let (tell, mut told) = oneshot::channel();
-        self.calls.send(Box::new(move || drop(tell.send(call())))).ok()?;
+        self.calls.try_send(Box::new(move || drop(tell.send(call())))).ok()?;
         loop {
             tokio::select! {
                 biased;
@@ -74,8 +77,8 @@ impl Driver {
         &self,
         call: impl FnOnce() -> T + Send + 'static,
     ) -> Option<T> {
-        let (tell, told) = mpsc::channel();
-        self.calls.send(Box::new(move || drop(tell.send(call())))).ok()?;
+        let (tell, told) = mpsc::sync_channel(1);
+        self.calls.try_send(Box::new(move || drop(tell.send(call())))).ok()?;
         told.recv_timeout(self.patience).ok()
     }
 }
