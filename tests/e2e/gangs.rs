@@ -179,6 +179,53 @@ fn torch_members_train_together_over_gloo() {
     }
 }
 
+/// Two processes of a node meet where all are told, once those of the other job are there too.
+const NEIGHBOURS: &str = r#"
+import os, pathlib, socket, time
+var, files = os.environ, pathlib.Path(os.environ["FILES"])
+master = (var["MASTER_ADDR"], int(var["MASTER_PORT"]))
+job = var["AZUREML_RUN_ID"]
+bound = time.monotonic() + 60
+def wait(name):
+    while not (files / name).exists():
+        assert time.monotonic() < bound, name
+        time.sleep(0.05)
+if var["RANK"] == "0":
+    server = socket.create_server(master)
+    server.settimeout(60)
+    (files / ("listens-" + job)).touch()
+    peer, _ = server.accept()
+    assert peer.makefile().readline().strip() == job
+else:
+    wait("go")
+    with socket.create_connection(master, timeout=60) as peer:
+        peer.sendall(job.encode() + b"\n")
+"#;
+
+#[test]
+fn jobs_of_one_node_that_run_beside_each_other_do_not_meet() {
+    let cluster = Cluster::empty();
+    cluster.start_daemon();
+    cluster.start_agent(&Agent::new("local").cpus(2));
+    cluster.write("code/meet.py", NEIGHBOURS);
+    let more = format!(
+        "distribution: {{type: pytorch, process_count_per_instance: 2}}\ncode: code\n\
+         environment_variables: {{FILES: {}}}",
+        cluster.files().display()
+    );
+    cluster.write("job.yml", gang(1, "python3 meet.py", &more));
+    let create = ["job", "create", "-f", "job.yml", "--query", "name", "-o", "tsv"];
+    let jobs = [(); 2].map(|()| cluster.atelier(create).ok().word());
+    for job in &jobs {
+        let listens = cluster.files().join(format!("listens-{job}"));
+        until("rank 0 listens", || listens.exists().then_some(()));
+    }
+    cluster.write("go", "");
+    for job in &jobs {
+        cluster.completed(job);
+    }
+}
+
 /// What a process is told of its place.
 const PLACE: &str = "echo I am $RANK of $WORLD_SIZE, $LOCAL_RANK of $LOCAL_WORLD_SIZE on $NODE_RANK of $AZUREML_NODE_COUNT";
 

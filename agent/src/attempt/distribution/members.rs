@@ -36,10 +36,10 @@ impl<'a> Members<'a> {
         self.addresses.get(self.rank).copied()
     }
 
-    /// Where the member of rank 0 listens: Azure's port, or of several nodes one of the attempt's own,
-    /// because several such jobs may share machines.
+    /// Where the member of rank 0 listens: a port of the attempt's own instead of Azure's one, because jobs share
+    /// the network of their machines, also those of one node.
     pub(in crate::attempt) fn master_port(&self) -> u16 {
-        if self.count() > 1 { self.port(0) } else { 6105 }
+        self.port(0)
     }
 
     /// The same with its address.
@@ -69,10 +69,7 @@ impl<'a> Members<'a> {
 
     /// The last members are parameter servers, as many as asked for; at least one is a worker.
     pub(in crate::attempt) fn tf_config(&self, parameter_servers: u32) -> String {
-        let servers = match self.count() {
-            0 | 1 => vec![endpoint(self.first(), 2222)],
-            _ => self.servers(),
-        };
+        let servers = self.servers();
         let workers = servers.len().saturating_sub(parameter_servers as usize).max(1);
         let (workers, parameter_servers) = servers.split_at(workers.min(servers.len()));
         let (kind, index) = match self.rank.checked_sub(workers.len()) {
