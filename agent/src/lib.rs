@@ -50,7 +50,7 @@ pub use supervisor::supervise_if_asked;
 
 use crate::attempt::{Node, Spares};
 use crate::cgroup::{Cgroups, DiskRate, NodeLimits};
-use crate::container::Containers;
+use crate::container::{BuildGroups, Containers};
 use crate::disk::Reserve;
 use crate::environment::Confinement;
 use crate::gpu::Devices;
@@ -179,7 +179,8 @@ async fn serve(
     facts.other.extend(not_isolated.map(|why| ("not_isolated".to_owned(), why)));
     let mut machine = environment::Machine::from_environment();
     machine.for_others = users.is_some();
-    let containers = find_containers(&args, &root, &mut facts, &mut machine).await;
+    let groups = BuildGroups { cgroups: cgroups.clone(), devices: devices.clone() };
+    let containers = find_containers(&args, &root, groups, &mut facts, &mut machine).await;
     let engines = containers.as_ref().is_some_and(|containers| !containers.are_in_groups());
     if engines && args.job_io.is_some() {
         return Err(Error::NoJobIo(reach::IN_AN_ENGINE.to_owned()));
@@ -385,6 +386,7 @@ fn users(args: &AgentArgs, isolated: Option<Abilities>) -> Option<Users> {
 async fn find_containers(
     args: &AgentArgs,
     root: &Path,
+    groups: BuildGroups,
     facts: &mut facts::Facts,
     machine: &mut environment::Machine,
 ) -> Option<Containers> {
@@ -398,7 +400,7 @@ async fn find_containers(
                 "{}, which this node has, cannot install a conda_file's packages in an image",
                 runtime.kind.program()
             );
-            Some(Containers::new(runtime, root, args.environment_cache))
+            Some(Containers::new(runtime, root, args.environment_cache, Some(groups)))
         }
         Err(why) => {
             facts.other.insert("no_containers".to_owned(), why.clone());

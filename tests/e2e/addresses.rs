@@ -123,6 +123,28 @@ fn containers_have_no_way_to_metadata_and_orders() {
 }
 
 #[test]
+fn containers_are_built_where_there_is_no_way_to_metadata() {
+    needs("addresses");
+    needs("containers");
+    let registry = Registry::start();
+    let cluster = Cluster::empty();
+    cluster.start_daemon();
+    cluster.start_agent(&registry.agent("local"));
+    let steps = "RUN cat /proc/self/cgroup > /groups; echo x | nc -w 5 169.254.169.254 80 > /said 2>&1; true\n";
+    cluster.write("context/Dockerfile", format!("FROM {}\n{steps}{steps}", registry.shell()));
+    let image = "environment: {build: {path: context}}\n";
+    let job = cluster.create(&format!("command: cat /said /groups\n{image}"));
+    cluster.completed(&job);
+    let log = String::from_utf8(cluster.log(&job)).unwrap();
+    assert!(log.contains("Operation not permitted"), "{log}");
+    // Within what all jobs have.
+    assert!(
+        log.lines().any(|line| line.starts_with("0::") && line.contains("/build-images/")),
+        "{log}"
+    );
+}
+
+#[test]
 fn a_job_from_before_there_were_two_ports_logs_where_it_was_told() {
     needs("addresses");
     let cluster = Cluster::start();

@@ -309,17 +309,18 @@ impl Cgroups {
         Ok(made.map(Passing))
     }
 
-    /// Makes the groups of all images that are built here, and gives the path that they have in every hierarchy,
-    /// for a program that is to make its own below; `None`: they have not the same in all.
+    /// Makes the groups of all images that are built here, and gives their path, for a program that is to make
+    /// its own below, at the same path in every hierarchy: that of version 2, in which addresses are closed. Where
+    /// another hierarchy has them elsewhere, its limits do not hold there. `None`: there is no such path.
     pub(crate) fn of_image_builds(&self, denied: &[DeviceNode]) -> io::Result<Option<PathBuf>> {
-        let mut paths = self.parents.iter().map(|parent| &parent.path);
-        let Some(first) = paths.next() else { return Ok(None) };
-        if !paths.all(|path| path == first) {
-            return Ok(None);
-        }
+        let unified = self.parents.iter().find(|parent| parent.version == Version::V2);
+        let first = self.parents.first();
+        let is_one =
+            || self.parents.iter().all(|parent| Some(&parent.path) == first.map(|it| &it.path));
+        let Some(parent) = unified.or_else(|| first.filter(|_| is_one())) else { return Ok(None) };
         let name = format!("{BUILD}images");
         self.create_named(&name, &self.limits_of_build(), denied)?;
-        Ok(Some(Path::new("/").join(first).join(name)))
+        Ok(Some(Path::new("/").join(&parent.path).join(name)))
     }
 
     fn create_named(
@@ -331,13 +332,16 @@ impl Cgroups {
         let mut made = Cgroup::default();
         for parent in &self.parents {
             let group = parent.group(name);
-            let first = make_folder(&group.folder).or_else(|error| match error.kind() {
-                // Another agent's tidying took the parent while it was empty.
-                io::ErrorKind::NotFound => {
-                    self.make_again(parent).and_then(|()| make_folder(&group.folder))
+            let mut first = make_folder(&group.folder);
+            for _ in 0..TRIES {
+                match &first {
+                    // Another agent's tidying took the parent while it was empty, and may do so again.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                        first = self.make_again(parent).and_then(|()| make_folder(&group.folder));
+                    }
+                    _ => break,
                 }
-                _ => Err(error),
-            });
+            }
             let limited = first
                 .and_then(|()| limit(&group, limits))
                 .and_then(|()| guard::deny(&group, denied));
@@ -433,6 +437,8 @@ impl Parent {
 /// Whether a group of version 2 dies as a whole when one of its processes is killed for want of memory.
 const OOM_GROUP: &str = "memory.oom.group";
 
+/// How often a group is made in a parent that others take away.
+const TRIES: u32 = 20;
 /// How the names of builds' groups begin.
 const BUILD: &str = "build-";
 /// How the names of parents begin.

@@ -42,6 +42,7 @@ impl Containers {
             context,
             dockerfile: dockerfile.to_owned(),
             data: data.clone(),
+            groups: self.build_groups(&key),
         };
         let image = inner.images.join(&key, log, |reporter| build.run(reporter)).await?;
         log.line(&format!("the image of the build context is {}", image.digest));
@@ -59,6 +60,7 @@ struct Build {
     context: Digest,
     dockerfile: String,
     data: DataPlane,
+    groups: Option<PathBuf>,
 }
 
 impl Build {
@@ -89,7 +91,8 @@ impl Build {
         let text = std::fs::read_to_string(&dockerfile).unwrap_or_default();
         let insecure = self.runtime.kind == Kind::Podman && starts_on_this_machine(&text);
         let more: &[&str] = if insecure { &["--tls-verify=false"] } else { &[] };
-        let arguments = build(&self.runtime, &self.tag, &dockerfile, &context, more);
+        let arguments =
+            build(&self.runtime, &self.tag, &dockerfile, &context, more, self.groups.as_deref());
         let finished = follow(enclosed(&self.runtime), &arguments, &scratch, &reporter).await?;
         if !finished.status.success() {
             for line in &finished.tail[finished.tail.len().saturating_sub(LAST_LINES)..] {
@@ -111,8 +114,14 @@ pub(super) fn build(
     dockerfile: &Path,
     context: &Path,
     more: &[&str],
+    groups: Option<&Path>,
 ) -> Vec<String> {
     let mut arguments = ["build", "--network=host", "--force-rm"].map(str::to_owned).to_vec();
+    if let Some(groups) = groups {
+        // A service manager would take only its own kind of name.
+        arguments.insert(0, "--cgroup-manager=cgroupfs".to_owned());
+        arguments.push(format!("--cgroup-parent={}", groups.display()));
+    }
     if runtime.kind == Kind::Podman {
         arguments.push("--format=docker".to_owned());
     }

@@ -67,6 +67,7 @@ impl Containers {
             base,
             conda: conda.clone(),
             environments: environments.clone(),
+            groups: self.build_groups(&key),
         };
         let image = inner.images.join(&key, log, |reporter| layer.run(reporter)).await?;
         log.line(&format!("the image with the conda_file's packages is {}", image.digest));
@@ -87,6 +88,7 @@ struct Layer {
     base: Image,
     conda: Value,
     environments: Environments,
+    groups: Option<PathBuf>,
 }
 
 impl Layer {
@@ -116,7 +118,8 @@ impl Layer {
             Kind::Podman => &["--no-cache", "--layers=false", "--pull=never"],
             Kind::Docker | Kind::Apptainer => &["--no-cache"],
         };
-        let arguments = build(&self.runtime, &self.tag, &dockerfile, &context, more);
+        let arguments =
+            build(&self.runtime, &self.tag, &dockerfile, &context, more, self.groups.as_deref());
         let finished = super::image::follow(command, &arguments, &scratch, &reporter).await;
         base.forget(&self.runtime).await;
         let finished = finished?;

@@ -32,6 +32,7 @@ mod build;
 pub(crate) mod command;
 mod detect;
 mod gpu;
+mod groups;
 mod image;
 mod kept;
 pub(crate) mod layer;
@@ -43,6 +44,7 @@ pub(crate) mod script;
 mod tests;
 
 pub(crate) use detect::detect;
+pub(crate) use groups::BuildGroups;
 pub(crate) use image::Image;
 pub(crate) use kept::KeptImage;
 
@@ -115,6 +117,8 @@ struct Inner {
     folder: PathBuf,
     /// Told to every container, so that an agent knows its own.
     owner: PathBuf,
+    /// Of builds; `None`: they have none.
+    groups: Option<BuildGroups>,
     images: Arc<Builds<Image>>,
     pins: Arc<kept::Pins>,
     /// Bytes of images that were made here at most, but for what is in use.
@@ -151,17 +155,28 @@ pub(crate) enum Started {
 impl Containers {
     /// Those of the agent whose folder is `root`, with so many bytes of images that were made here; `None`: a
     /// fifth of the file system, at most 50 GiB. What killed pulls and builds left is removed.
-    pub(crate) fn new(runtime: Runtime, root: &Path, limit: Option<u64>) -> Self {
+    pub(crate) fn new(
+        runtime: Runtime,
+        root: &Path,
+        limit: Option<u64>,
+        groups: Option<BuildGroups>,
+    ) -> Self {
         let folder = root.join("images");
         let _ = std::fs::remove_dir_all(folder.join(build::UNFINISHED));
         Self(Arc::new(Inner {
             runtime,
             folder,
             owner: root.to_owned(),
+            groups,
             images: Arc::default(),
             pins: Arc::default(),
             limit: limit.unwrap_or_else(|| crate::bound::default_limit(root)),
         }))
+    }
+
+    /// Where the steps of a build run.
+    fn build_groups(&self, key: &str) -> Option<PathBuf> {
+        self.0.groups.as_ref().and_then(|groups| groups.of(&self.0.runtime, key))
     }
 
     pub(crate) fn runtime(&self) -> &Runtime {

@@ -376,7 +376,7 @@ fn hanging(folder: &Path) -> Runtime {
 #[tokio::test]
 async fn who_wants_an_image_waits_for_no_other_that_is_removed() {
     let folder = tempfile::tempdir().unwrap();
-    let all = Containers::new(hanging(folder.path()), folder.path(), None);
+    let all = Containers::new(hanging(folder.path()), folder.path(), None, None);
     let removal = all.remove_image_of("going");
     let wanted = async {
         while !folder.path().join("removing").exists() {
@@ -397,7 +397,7 @@ async fn who_wants_an_image_waits_for_no_other_that_is_removed() {
 #[tokio::test]
 async fn an_image_that_does_not_go_in_time_is_given_up() {
     let folder = tempfile::tempdir().unwrap();
-    let all = Containers::new(hanging(folder.path()), folder.path(), None);
+    let all = Containers::new(hanging(folder.path()), folder.path(), None, None);
     let why = all.remove_image("going", Duration::from_millis(100)).await.unwrap_err();
     assert!(why.contains("longer than"), "{why}");
 }

@@ -208,7 +208,7 @@ async fn enter(
         let entered = confinement.enter(&home, &key, &draft);
         entered.map_err(|error| Error::io("make a place to build", &draft, &error))
     });
-    entered.await.unwrap_or(Err(Error::Stopped)).map(Place::Confined)
+    entered.await.unwrap_or(Err(Error::Stopped)).map(|place| Place::Confined(Box::new(place)))
 }
 
 /// An installer that fails in a file system without room fails for that, whatever it says.

@@ -193,8 +193,8 @@ fn packages(root: &Path, fetcher: Option<&User>) -> io::Result<PathBuf> {
 fn own(user: Option<&User>, folder: &Path) -> io::Result<()> {
     let Some(User { id, .. }) = user else { return Ok(()) };
     let all = [folder.to_owned(), folder.join("tmp")];
-    let there = all.iter().filter(|folder| folder.is_dir());
-    there.map(|folder| std::os::unix::fs::lchown(folder, Some(*id), Some(*id))).collect()
+    let mut there = all.iter().filter(|folder| folder.is_dir());
+    there.try_for_each(|folder| std::os::unix::fs::lchown(folder, Some(*id), Some(*id)))
 }
 
 impl Confined {

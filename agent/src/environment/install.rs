@@ -26,7 +26,7 @@ const LIST: &str = "requirements.txt";
 pub(super) enum Place {
     /// As the agent's own programs.
     Free,
-    Confined(Confined),
+    Confined(Box<Confined>),
 }
 
 /// One environment that is being made.

@@ -1,0 +1,40 @@
+//! Where the steps of an image's build run: what they do is jobs' code, so they are in control groups as jobs are,
+//! with no way to what is closed to those.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::{Kind, Runtime};
+use crate::cgroup::Cgroups;
+use crate::gpu::Devices;
+
+/// The groups of all images that are built here, one for each build below.
+#[derive(Clone)]
+pub(crate) struct BuildGroups {
+    pub(crate) cgroups: Arc<Cgroups>,
+    pub(crate) devices: Arc<Devices>,
+}
+
+impl fmt::Debug for BuildGroups {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("BuildGroups").field(&self.cgroups).finish()
+    }
+}
+
+impl BuildGroups {
+    /// The path of a build's group, which the runtime makes and removes; `None`: it cannot be told one. Docker's
+    /// engine has groups of its own, and podman without root makes none.
+    pub(super) fn of(&self, runtime: &Runtime, key: &str) -> Option<PathBuf> {
+        if runtime.kind != Kind::Podman || runtime.rootless {
+            return None;
+        }
+        match self.cgroups.of_image_builds(&self.devices.denied(&[])) {
+            Ok(all) => all.map(|all| all.join(key)),
+            Err(error) => {
+                tracing::warn!(%error, "images are built without control groups");
+                None
+            }
+        }
+    }
+}
