@@ -90,6 +90,10 @@ pub struct AgentArgs {
     /// Keep at most this much of a job's standard output [default: what the daemon says]
     #[arg(long, value_name = "SIZE", value_parser = bytes)]
     pub log_limit: Option<u64>,
+    /// Read a job's standard output at so many bytes a second at most; who writes faster waits
+    /// [default: 64MiB]
+    #[arg(long, value_name = "RATE", value_parser = bytes)]
+    pub log_rate: Option<u64>,
     /// Processes and threads that one job may have [default: 4096, and 512 more for each CPU]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(16..))]
     pub process_limit: Option<u64>,

@@ -236,6 +236,7 @@ async fn serve(
         lease_path,
         leases_lost: AtomicU64::new(0),
         log_limit: args.log_limit,
+        log_rate: args.log_rate,
         process_limit: args.process_limit,
         kill_patience_ms: u64::try_from(args.kill_patience.as_millis()).unwrap_or(u64::MAX),
         news: news_sender,

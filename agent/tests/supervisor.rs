@@ -427,7 +427,8 @@ fn a_log_beyond_its_limit_is_cut_and_says_so() {
     const PRINTED: u64 = 200_000_000;
     const LIMIT: u64 = 1_000_000;
     let attempt = Attempt::new(&format!("yes | head -c {PRINTED}; echo done >finished"))
-        .with("log_limit", LIMIT);
+        .with("log_limit", LIMIT)
+        .with("log_rate", 1_u64 << 40);
     let ended = attempt.run();
     assert_eq!(ended.exited["outcome"], json!({"code": 0}));
     assert_eq!(attempt.wait_for_file("finished"), "done");
@@ -471,6 +472,24 @@ fn what_is_written_to_a_named_pipe_goes_into_its_log_up_to_the_limit() {
          [atelier] 1 bytes of output were dropped\n"
     );
     assert_eq!(ended.exited["log_dropped"], 1);
+}
+
+#[test]
+fn output_that_comes_too_fast_is_waited_for_and_none_of_it_is_lost() {
+    // A second's worth goes at once.
+    let attempt =
+        Attempt::new("head -c 500000 /dev/zero | tr '\\0' x; echo end").with("log_rate", 100_000);
+    let began = Instant::now();
+    let ended = attempt.run();
+    let took = began.elapsed();
+    assert!(took > Duration::from_secs(2), "{took:?}");
+    let log = String::from_utf8(ended.log).unwrap();
+    let (written, told) = log.split_once("end\n").unwrap();
+    assert_eq!((written.len(), written.trim_matches('x')), (500_000, ""));
+    assert!(
+        told.starts_with("[atelier] output was read at 0.1 MiB/s at most: the job waited "),
+        "{told}"
+    );
 }
 
 #[test]

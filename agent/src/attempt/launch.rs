@@ -76,6 +76,7 @@ pub(super) async fn launch(attempt: &Attempt, prepared: Prepared) -> Result<Proc
         directory: attempt.folder.work(),
         log: attempt.folder.log(),
         log_limit: log_limit.into_iter().flatten().min(),
+        log_rate: attempt.node.log_rate,
         grace_ms: assignment.grace_s.saturating_mul(1000),
         timeout_ms: attempt.spec.limits.timeout.map(|seconds| seconds.saturating_mul(1000)),
         // A job that is kept goes on however long the daemon is away.

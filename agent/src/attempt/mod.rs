@@ -80,6 +80,7 @@ pub(crate) struct Node {
     pub(crate) leases_lost: AtomicU64,
     /// Bytes of log that this node keeps at most, whatever the assignment allows.
     pub(crate) log_limit: Option<u64>,
+    pub(crate) log_rate: Option<u64>,
     /// Processes and threads of one job at most, whatever its size.
     pub(crate) process_limit: Option<u64>,
     /// How far commands see the node as [`crate::isolation`] says; `None`: they see all of it.

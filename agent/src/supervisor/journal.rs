@@ -42,6 +42,9 @@ pub(crate) struct Launch {
     pub(crate) log: PathBuf,
     /// Bytes the log may hold before what follows is dropped; `None`: no bound.
     pub(crate) log_limit: Option<u64>,
+    /// Bytes a second at which each log is written at most; `None`: as is usual.
+    #[serde(default)]
+    pub(crate) log_rate: Option<u64>,
     /// Between SIGTERM and SIGKILL.
     pub(crate) grace_ms: u64,
     /// After which the job is ended.

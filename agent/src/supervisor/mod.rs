@@ -29,6 +29,7 @@ mod launcher;
 mod leader;
 mod lease;
 mod output;
+mod pace;
 mod run;
 mod signals;
 mod spawn;

@@ -12,6 +12,7 @@ use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_getpipe_size, pipe_with, splice};
 
 use super::journal::LogError;
+use super::pace::Pace;
 
 /// At most this much is moved before the supervisor looks at its signals again.
 const STEP: usize = 1024 * 1024;
@@ -32,6 +33,7 @@ pub(super) struct Output {
     /// Opened when the first byte is dropped.
     sink: Option<OwnedFd>,
     cannot_splice: bool,
+    pace: Pace,
 }
 
 /// What a look at the pipe found.
@@ -48,6 +50,7 @@ impl Output {
     pub(super) fn open(
         log: &Path,
         limit: Option<u64>,
+        rate: Option<u64>,
         name: Option<&Path>,
     ) -> io::Result<(Self, OwnedFd)> {
         // Not in append mode, which splice refuses; nobody else writes while a supervisor lives.
@@ -69,6 +72,7 @@ impl Output {
             error: None,
             sink: None,
             cannot_splice: false,
+            pace: Pace::new(rate),
         };
         Ok((output, writer))
     }
@@ -76,6 +80,19 @@ impl Output {
     /// What to poll.
     pub(super) fn pipe(&self) -> BorrowedFd<'_> {
         self.pipe.as_fd()
+    }
+
+    /// When to look at the pipe again.
+    pub(super) fn next(&self) -> u64 {
+        self.pace.next()
+    }
+
+    /// The same as [`Self::pump`], in time for the pace.
+    pub(super) fn pump_at(&mut self, now: u64) -> Found {
+        let before = self.written + self.dropped;
+        let found = self.pump();
+        self.pace.read((self.written + self.dropped).saturating_sub(before), now);
+        found
     }
 
     /// Moves what is in the pipe, at most [`STEP`] bytes. Never waits.
@@ -169,6 +186,9 @@ impl Output {
                 break;
             }
             budget = budget.saturating_sub((self.written + self.dropped).saturating_sub(before));
+        }
+        if let Some(told) = self.pace.told() {
+            self.note(&told);
         }
         match self.error {
             None if self.dropped == 0 => {}

@@ -101,8 +101,9 @@ pub(super) fn run(
             .map_err(|errno| failed("making a timer", &errno.into()))?;
     let (mut outputs, mut writers) = (Vec::new(), Vec::new());
     for (log, pipe) in launch.logs() {
-        let (output, writer) = Output::open(&folder.join(log), launch.log_limit, pipe)
-            .map_err(|error| failed("opening the log", &error))?;
+        let (output, writer) =
+            Output::open(&folder.join(log), launch.log_limit, launch.log_rate, pipe)
+                .map_err(|error| failed("opening the log", &error))?;
         if let Some(view) = &launch.view {
             view.own(&writer).map_err(|error| failed("giving the job its output", &error))?;
         }
@@ -147,7 +148,17 @@ impl Supervisor<'_> {
         let (mut open, mut armed) = (vec![true; outputs.len()], None);
         let mut speaks = true;
         while !self.childless && self.survivors == 0 {
-            let wake_at = self.wake_at();
+            let now = clock::boottime_ms();
+            // Which of them are open and not read too fast; with those that are the timer says when to go on.
+            let reads: Vec<bool> = outputs
+                .iter()
+                .zip(&open)
+                .map(|(output, open)| *open && output.next() <= now)
+                .collect();
+            let paused =
+                outputs.iter().zip(&open).filter(|(output, open)| **open && output.next() > now);
+            let resume_at = paused.map(|(output, _)| output.next()).min().unwrap_or(u64::MAX);
+            let wake_at = self.wake_at().min(resume_at);
             if armed != Some(wake_at) {
                 arm(timer, wake_at);
                 armed = Some(wake_at);
@@ -156,7 +167,7 @@ impl Supervisor<'_> {
             let alarm = self.memory_alarm.as_ref().unwrap_or(&signals.file).as_fd();
             let words = if speaks { self.leader.words() } else { signals.file.as_fd() };
             let fixed = [signals.file.as_fd(), timer.as_fd(), alarm, words];
-            let pipes = outputs.iter().zip(&open).filter(|(_, open)| **open);
+            let pipes = outputs.iter().zip(&reads).filter(|(_, reads)| **reads);
             let pipes = pipes.map(|(output, _)| output.pipe());
             let mut files: Vec<PollFd<'_>> = fixed
                 .into_iter()
@@ -167,8 +178,9 @@ impl Supervisor<'_> {
             let _ = poll(&mut files, None);
             let said: Vec<bool> = files.iter().map(|file| !file.revents().is_empty()).collect();
             let mut readable = said[fixed.len()..].iter();
-            for (output, open) in outputs.iter_mut().zip(&mut open) {
-                if *open && readable.next() == Some(&true) && output.pump() == Found::End {
+            let now = clock::boottime_ms();
+            for ((output, open), reads) in outputs.iter_mut().zip(&mut open).zip(reads) {
+                if reads && readable.next() == Some(&true) && output.pump_at(now) == Found::End {
                     *open = false;
                 }
             }
