@@ -211,7 +211,12 @@ fn taken(attempt: &Path) -> Space {
         for open in ["fd", "map_files"] {
             let entries = fs::read_dir(format!("/proc/{pid}/{open}"));
             for entry in entries.into_iter().flatten().flatten() {
-                let Ok(meta) = fs::metadata(entry.path()) else { continue };
+                // Only such are asked for: another one may lie on a server that does not answer.
+                let is_removed = fs::read_link(entry.path())
+                    .is_ok_and(|path| path.as_os_str().as_encoded_bytes().ends_with(b" (deleted)"));
+                let Some(Ok(meta)) = is_removed.then(|| fs::metadata(entry.path())) else {
+                    continue;
+                };
                 if meta.nlink() == 0 && meta.dev() == device && seen.insert(meta.ino()) {
                     found.add(&meta);
                 }

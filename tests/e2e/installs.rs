@@ -47,8 +47,21 @@ def look():
         'environments': environments,
         'here': [tried(lambda: write(path)) for path in here],
         'metadata': tried(lambda: connect(('169.254.169.254', 80))),
+        'before': open('/tmp/tried').read() if os.path.exists('/tmp/tried') else 'not asked',
         'processes': len([name for name in os.listdir('/proc') if name.isdigit()]),
     }
+
+def prepare_metadata_for_build_wheel(metadata_directory, config_settings=None):
+    # What is run in the environment afterwards would be run by what fetches for others.
+    here = glob.glob('AGENT/environments/.building/*/pyvenv.cfg')
+    if not os.path.exists('/tmp/tried'):
+        with open('/tmp/tried', 'w') as file:
+            file.write(','.join(tried(lambda: write(path)) for path in here))
+    folder = 'looks-1.0.dist-info'
+    os.mkdir(os.path.join(metadata_directory, folder))
+    with open(os.path.join(metadata_directory, folder, 'METADATA'), 'w') as file:
+        file.write('Metadata-Version: 2.1\nName: looks\nVersion: 1.0\n')
+    return folder
 
 def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
     report = 'REPORT = ' + repr(json.dumps(look())) + '\n'
@@ -68,7 +81,7 @@ def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
             wheel.writestr(path, text)
     return name
 "#;
-const PROJECT: &str = "[project]\nname = \"looks\"\nversion = \"1.0\"\n[build-system]\nrequires = []\n\
+const PROJECT: &str = "[project]\nname = \"looks\"\ndynamic = [\"version\"]\n[build-system]\nrequires = []\n\
                        build-backend = \"backend\"\nbackend-path = [\".\"]\n";
 
 /// Serves one file to whoever asks; its address.
@@ -152,6 +165,7 @@ fn the_code_of_a_package_is_held_as_a_job_is_while_it_is_built() {
         ["FileNotFoundError", "[]"].contains(&seen["daemon"].to_string().trim_matches('"')),
         "{seen}"
     );
+    assert_eq!(seen["before"], json!("OSError"), "{seen}");
     assert_eq!((&seen["packages"], &seen["environments"]), (&none, &none), "{seen}");
     let facts =
         cluster.atelier(["node", "show", "local", "--query", "facts", "-o", "json"]).ok().json();

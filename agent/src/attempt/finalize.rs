@@ -97,8 +97,7 @@ pub(super) async fn finalize(attempt: &Attempt, end: End, sick: Option<Problem>)
         attempt.report(Phase::Finalizing(phase));
         let mut storing = pin!(store(attempt, parts, &mut ended));
         if tokio::time::timeout(SOON, &mut storing).await.is_err() {
-            settle(attempt).await;
-            storing.await;
+            tokio::join!(settle(attempt), storing);
         }
     }
     ended.at_ms = clock::now_ms();

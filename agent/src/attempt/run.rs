@@ -42,7 +42,9 @@ async fn tell(attempt: &Attempt, driven: Result<Ended, Discarded>) {
     match driven {
         Ok(ended) => {
             attempt.log_complete.send_replace(true);
-            let is_kept = may_be_kept(attempt, &ended).await && kept::keep(attempt);
+            // An earlier agent may have kept it.
+            let is_kept = attempt.node.kept.has(attempt.key.epoch)
+                || may_be_kept(attempt, &ended).await && kept::keep(attempt);
             if !is_kept {
                 contain::remove(&attempt.folder).await;
             }

@@ -220,6 +220,23 @@ impl Passing {
     }
 }
 
+impl Passing {
+    /// Kills what is in them and waits until it is gone.
+    ///
+    /// # Errors
+    /// It does not die.
+    pub(crate) fn end(&self) -> io::Result<()> {
+        for _ in 0..500 {
+            self.0.kill();
+            if self.0.groups.iter().all(|group| group.processes().is_empty()) {
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Err(io::Error::other("what it left running cannot be killed"))
+    }
+}
+
 impl Drop for Passing {
     fn drop(&mut self) {
         self.0.kill();

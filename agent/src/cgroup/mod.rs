@@ -319,7 +319,10 @@ impl Cgroups {
             || self.parents.iter().all(|parent| Some(&parent.path) == first.map(|it| &it.path));
         let Some(parent) = unified.or_else(|| first.filter(|_| is_one())) else { return Ok(None) };
         let name = format!("{BUILD}images");
-        self.create_named(&name, &self.limits_of_build(), denied)?;
+        // Others may be in it: it is made once.
+        if !self.parents.iter().all(|parent| parent.group(&name).folder.is_dir()) {
+            self.create_named(&name, &self.limits_of_build(), denied)?;
+        }
         Ok(Some(Path::new("/").join(&parent.path).join(name)))
     }
 

@@ -42,7 +42,7 @@ impl Containers {
             context,
             dockerfile: dockerfile.to_owned(),
             data: data.clone(),
-            groups: self.build_groups(&key),
+            groups: self.build_groups(&key)?,
         };
         let image = inner.images.join(&key, log, |reporter| build.run(reporter)).await?;
         log.line(&format!("the image of the build context is {}", image.digest));

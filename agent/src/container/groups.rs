@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::{Kind, Runtime};
 use crate::cgroup::Cgroups;
+use crate::environment::Error;
 use crate::gpu::Devices;
 
 /// The groups of all images that are built here, one for each build below.
@@ -25,16 +26,15 @@ impl fmt::Debug for BuildGroups {
 impl BuildGroups {
     /// The path of a build's group, which the runtime makes and removes; `None`: it cannot be told one. Docker's
     /// engine has groups of its own, and podman without root makes none.
-    pub(super) fn of(&self, runtime: &Runtime, key: &str) -> Option<PathBuf> {
+    ///
+    /// # Errors
+    /// They cannot be made.
+    pub(super) fn of(&self, runtime: &Runtime, key: &str) -> Result<Option<PathBuf>, Error> {
         if runtime.kind != Kind::Podman || runtime.rootless {
-            return None;
+            return Ok(None);
         }
-        match self.cgroups.of_image_builds(&self.devices.denied(&[])) {
-            Ok(all) => all.map(|all| all.join(key)),
-            Err(error) => {
-                tracing::warn!(%error, "images are built without control groups");
-                None
-            }
-        }
+        let made = self.cgroups.of_image_builds(&self.devices.denied(&[]));
+        let all = made.map_err(|error| super::failed("make the build's control groups", &error))?;
+        Ok(all.map(|all| all.join(key)))
     }
 }

@@ -67,7 +67,7 @@ impl Containers {
             base,
             conda: conda.clone(),
             environments: environments.clone(),
-            groups: self.build_groups(&key),
+            groups: self.build_groups(&key)?,
         };
         let image = inner.images.join(&key, log, |reporter| layer.run(reporter)).await?;
         log.line(&format!("the image with the conda_file's packages is {}", image.digest));

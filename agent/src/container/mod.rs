@@ -175,8 +175,9 @@ impl Containers {
     }
 
     /// Where the steps of a build run.
-    fn build_groups(&self, key: &str) -> Option<PathBuf> {
-        self.0.groups.as_ref().and_then(|groups| groups.of(&self.0.runtime, key))
+    fn build_groups(&self, key: &str) -> Result<Option<PathBuf>, Error> {
+        let groups = self.0.groups.as_ref();
+        groups.map_or(Ok(None), |groups| groups.of(&self.0.runtime, key))
     }
 
     pub(crate) fn runtime(&self) -> &Runtime {
@@ -283,7 +284,8 @@ impl Container {
 
     async fn remove_one(&self, name: &str) {
         let Some(arguments) = command::remove(self.kind, name) else { return };
-        let failed = match run(&self.program, &arguments).await {
+        let removing = tokio::time::timeout(ANSWER, run(&self.program, &arguments)).await;
+        let failed = match removing.unwrap_or_else(|late| Err(late.into())) {
             Ok(finished) if finished.status.success() => return,
             // It may be gone, which is as good; docker says so with a failure.
             Ok(finished) if finished.tail.iter().any(|line| line.contains("No such container")) => {

@@ -16,6 +16,7 @@ use super::lock;
 use super::shared::Reporter;
 use super::uv::Home;
 use super::{Error, Fault};
+use crate::attempt;
 
 /// Lies in every complete environment and says what it is made of.
 pub(super) const MARKER: &str = "atelier-environment.json";
@@ -78,7 +79,7 @@ pub(super) fn clean(root: &Path) {
         let name = entry.file_name();
         let Some(key) = name.to_str().and_then(|name| name.split('.').next()) else { continue };
         if let Ok(Some(_lock)) = lock::try_acquire(root, key) {
-            let _ = fs::remove_dir_all(entry.path());
+            let _ = attempt::remove_tree(&entry.path());
         }
     }
 }
@@ -109,7 +110,8 @@ impl Temporary {
 
 impl Drop for Temporary {
     fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
+        // Code of packages may have nested folders without end, or closed them.
+        let _ = attempt::remove_tree(&self.0);
     }
 }
 
@@ -145,7 +147,7 @@ pub(super) async fn build(
     // The lock is held: whatever has this key was left by a build that was killed.
     for entry in fs::read_dir(&building).into_iter().flatten().flatten() {
         if entry.file_name().to_string_lossy().split('.').next() == Some(&key) {
-            let _ = fs::remove_dir_all(entry.path());
+            let _ = attempt::remove_tree(&entry.path());
         }
     }
     let place = enter(&home, confinement, &key, &temporary.0).await?;
@@ -158,8 +160,14 @@ pub(super) async fn build(
         place: &place,
         reporter: &reporter,
     };
-    let Contents { packages, built: code_ran } =
-        installation.run().await.map_err(|error| disk_full(error, &root))?;
+    let Contents { packages, built: code_ran } = match installation.run().await {
+        Ok(contents) => contents,
+        Err(error) => {
+            // What it left may be large.
+            let _ = tokio::task::spawn_blocking(move || drop((place, temporary))).await;
+            return Err(disk_full(error, &root));
+        }
+    };
     let built = Built {
         version: 1,
         python: python.version,
@@ -240,12 +248,7 @@ fn publish(from: &Path, built: &Built) -> Result<(), Error> {
     };
     write().map_err(|error| Error::io("write", &marker, &error))?;
     // Something incomplete may be in the way: an environment whose Python was removed.
-    match fs::remove_dir_all(to) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            return Err(Error::io("remove", to, &error));
-        }
-        _ => {}
-    }
+    attempt::remove_tree(to).map_err(|error| Error::io("remove", to, &error))?;
     fs::rename(from, to).map_err(|error| Error::io("move", to, &error))?;
     let parent = to.parent().unwrap_or(to);
     File::open(parent)

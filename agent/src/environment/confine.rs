@@ -1,12 +1,15 @@
 //! Where environments are built: apart from the rest of the node, because building a package runs its code.
 //!
 //! Each step of a build is a process with a view and groups of its own, as a job's command has; where jobs have
-//! users of their own, so have the steps. There are two kinds of steps:
+//! users of their own, so have the steps. There are three kinds of steps:
 //!
-//! | | [`Role::Fetch`] | [`Role::Build`] |
-//! |-|-|-|
-//! | runs code of packages | no | yes |
-//! | may write besides the environment | the packages that all builds share | what is gone with the build |
+//! | | [`Role::Resolve`] | [`Role::Fetch`] | [`Role::Build`] |
+//! |-|-|-|-|
+//! | runs code of packages | yes | no | yes |
+//! | may write the environment | no | yes | yes |
+//! | may write besides | what is gone with the build | the packages that all builds share | what is gone with the build |
+//!
+//! No step fetches after one has built: it would run what that left in the environment.
 //!
 //! **Invariant:** what code of a package could write is in no environment whose packages do not need it.
 
@@ -67,6 +70,8 @@ impl fmt::Debug for Confinement {
 /// What a step of a build is for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Role {
+    /// To find what is to be installed: the metadata of some packages come only by running their code.
+    Resolve,
     /// To fetch and unpack. No code of packages runs.
     Fetch,
     /// To build packages, which runs their code.
@@ -100,7 +105,7 @@ impl Drop for Folder {
         let folder = std::mem::take(&mut self.0);
         let removing = std::thread::Builder::new().name("build-folder".into());
         let _ = removing.spawn(move || {
-            for _ in 0..50 {
+            for _ in 0..500 {
                 match attempt::remove_tree(&folder) {
                     Ok(()) => return,
                     Err(_) => std::thread::sleep(Duration::from_millis(20)),
@@ -171,7 +176,8 @@ impl Role {
     fn name(self) -> &'static str {
         match self {
             Self::Fetch => "fetch",
-            Self::Build => "build",
+            // What was built to find out is used again.
+            Self::Resolve | Self::Build => "build",
         }
     }
 }
@@ -293,7 +299,7 @@ impl Confined {
             variables.insert(name.to_owned(), temporary.clone());
         }
         let packages = match (role, self.is_apart()) {
-            (Role::Build, true) => own.join("packages"),
+            (Role::Resolve | Role::Build, true) => own.join("packages"),
             (Role::Fetch, _) | (_, false) => self.packages.clone(),
         };
         variables.insert("UV_CACHE_DIR".to_owned(), text(packages.as_os_str()));
@@ -337,17 +343,22 @@ impl Confined {
     fn view(&self, role: Role) -> Option<View> {
         let abilities = self.node.abilities?;
         let own = self.folder.0.join(role.name());
+        let mut readable = self.readable.clone();
+        if role == Role::Resolve {
+            readable.push(self.draft.clone());
+        }
         let (user, mut writable) = match role {
             // In one: from one mount into another no file can be given a second name, which saves half of the
             // disk and most of the time. Of the other environments they are not the owner.
             Role::Fetch => (&self.fetcher, vec![self.environments.clone(), self.packages.clone()]),
             Role::Build => (&self.builder, vec![self.draft.clone()]),
+            Role::Resolve => (&self.builder, Vec::new()),
         };
         writable.push(own.clone());
         Some(View {
             hidden: (self.node.hidden)(),
             masked: self.node.masked.clone(),
-            readable: self.readable.clone(),
+            readable,
             writable,
             temporary: own.join("tmp"),
             means: abilities.means,
@@ -359,16 +370,29 @@ impl Confined {
     }
 
     /// From here on building steps may write the environment. What is in it must have no other names.
-    pub(super) fn hand_over(&self) -> io::Result<()> {
-        match &self.builder {
-            Some(builder) => isolation::give(std::slice::from_ref(&self.draft), builder.id),
-            None => Ok(()),
-        }
+    pub(super) async fn hand_over(&self) -> io::Result<()> {
+        let Some(builder) = &self.builder else { return Ok(()) };
+        let (draft, id) = (self.draft.clone(), builder.id);
+        // As many files as packages have.
+        let given = tokio::task::spawn_blocking(move || isolation::give(&[draft], id)).await;
+        given.unwrap_or_else(|stopped| Err(io::Error::other(stopped)))
+    }
+
+    /// Empties the environment, into which only fetching steps have written.
+    pub(super) async fn empty(&self) -> io::Result<()> {
+        let draft = self.draft.clone();
+        let emptied = tokio::task::spawn_blocking(move || {
+            fs::read_dir(draft)?.try_for_each(|entry| attempt::remove_tree(&entry?.path()))
+        });
+        emptied.await.unwrap_or_else(|stopped| Err(io::Error::other(stopped)))
     }
 
     /// Makes what was built the agent's alone, and looks that it has the form on which the agent counts: it will
-    /// read it, and write into it. `built`: code of packages ran. No step may run any more.
+    /// read it, and write into it. `built`: code of packages ran. Nothing of any step runs any more.
     pub(super) fn secure(&self, built: bool) -> io::Result<()> {
+        if let Some(groups) = &self.groups {
+            groups.end()?;
+        }
         if self.builder.is_some() {
             take(&self.draft, built)?;
         }

@@ -68,7 +68,7 @@ impl Installation<'_> {
     /// Everything in steps that may run code of packages.
     async fn at_once(&self) -> Result<Contents, Error> {
         if let Place::Confined(place) = self.place {
-            place.hand_over().map_err(|error| Error::io("hand over", self.into, &error))?;
+            place.hand_over().await.map_err(|error| Error::io("hand over", self.into, &error))?;
         }
         let make = match self.builder {
             Builder::Uv(uv) => self.venv(uv),
@@ -109,7 +109,7 @@ impl Installation<'_> {
             return Ok(Contents { packages: Vec::new(), built: false });
         }
         let pinned = self.pinned(place, uv).await?;
-        let (fetched, built) = match self.split(uv, pinned).await? {
+        let (fetched, built) = match self.split(place, uv, pinned).await? {
             Split::Fetched(packages) => return Ok(Contents { packages, built: false }),
             Split::Lists { fetched, built } => (fetched, built),
         };
@@ -118,7 +118,7 @@ impl Installation<'_> {
             // As files of the environment's own, which are not the packages' that others use.
             packages = self.fetch(uv, &fetched, &["--link-mode", "copy"]).await?;
         }
-        place.hand_over().map_err(|error| Error::io("hand over", self.into, &error))?;
+        place.hand_over().await.map_err(|error| Error::io("hand over", self.into, &error))?;
         let mut install = self.uv_install(uv);
         install.args(["--no-deps", "-r"]).arg(self.list(&self.with_options(&built))?);
         packages.extend(self.step(INSTALL, Role::Build, install).await?);
@@ -133,7 +133,7 @@ impl Installation<'_> {
         resolve.arg("--python").arg(self.inner_python());
         self.finish_uv(&mut resolve);
         resolve.arg("--output-file").arg(place.written(PINNED)).arg(list);
-        self.step(INSTALL, Role::Build, resolve).await?;
+        self.step(INSTALL, Role::Resolve, resolve).await?;
         let text = place.read(PINNED);
         let text = text.map_err(|error| Error::io("read", &place.written(PINNED), &error))?;
         let lines = text.lines().map(str::trim);
@@ -151,14 +151,19 @@ impl Installation<'_> {
         more: &[&str],
     ) -> Result<Vec<String>, Error> {
         let mut install = self.uv_install(uv);
-        install.args(["--no-deps", "--no-build"]).args(more);
+        install.args(NO_CODE).args(more);
         install.arg("-r").arg(self.list(&self.with_options(pinned))?);
         self.step(INSTALL, Role::Fetch, install).await
     }
 
     /// Installs all at once if none needs to be built, as is mostly so. Otherwise finds those that do, by trying
     /// ever smaller lists; that is fast, since what is known of the packages is kept.
-    async fn split(&self, uv: &Path, pinned: Vec<String>) -> Result<Split, Error> {
+    async fn split(
+        &self,
+        place: &Confined,
+        uv: &Path,
+        pinned: Vec<String>,
+    ) -> Result<Split, Error> {
         let (mut built, packages): (Vec<String>, Vec<String>) =
             pinned.into_iter().partition(|line| must_be_built(line));
         let (mut fetched, mut open) = (Vec::new(), vec![packages]);
@@ -168,10 +173,13 @@ impl Installation<'_> {
                 Err(error) if error.fault() != Fault::User => return Err(error),
                 Err(_) => open = open.pop().map(halves).unwrap_or_default(),
             }
+            // It may have come so far that some are there, as further names of what others use.
+            place.empty().await.map_err(|error| Error::io("empty", self.into, &error))?;
+            self.step(MAKE, Role::Fetch, self.venv(uv)).await?;
         }
         while let Some(list) = open.pop() {
             let mut try_it = self.uv_install(uv);
-            try_it.args(["--dry-run", "--no-deps", "--no-build"]);
+            try_it.arg("--dry-run").args(NO_CODE);
             try_it.arg("-r").arg(self.list(&self.with_options(&list))?);
             let tried = self.execute(INSTALL, Role::Fetch, try_it, &mut Silent).await?;
             match (tried.status.success(), list.len()) {
@@ -300,6 +308,8 @@ fn must_be_built(line: &str) -> bool {
     line.starts_with('-') || source.is_some_and(|address| !is_wheel(address))
 }
 
+/// Nothing is built, and nothing of what is installed is run.
+const NO_CODE: [&str; 3] = ["--no-deps", "--no-build", "--no-compile-bytecode"];
 /// As many last lines as a reason holds.
 const FEW: usize = 15;
 

@@ -172,7 +172,7 @@ impl Devices {
         let patience = self.driver.as_ref().map(Driver::patience).unwrap_or_default();
         for device in &self.inventory {
             let reason = format!("its driver did not answer for {patience:?}");
-            self.take_out(device.index, Sickness { reason, ends_jobs: false });
+            self.take_out(device.index, Sickness { reason, ends_jobs: false, passing: true });
         }
         self.samples.lock().unwrap_or_else(|broken| broken.into_inner()).clear();
     }
@@ -269,6 +269,7 @@ impl Devices {
                 self.take_out(device.index, sickness);
             }
         }
+        self.let_back();
         let samples = self
             .inventory
             .iter()
@@ -285,6 +286,24 @@ impl Devices {
             let differs = state.strangers != strangers;
             state.strangers = strangers;
             differs
+        });
+    }
+
+    /// Offers those again that were out for something that is over.
+    fn let_back(&self) {
+        let is_passing = |(index, sickness): (&u32, &Sickness)| sickness.passing.then_some(*index);
+        let passing: Vec<u32> = self.state.borrow().out.iter().filter_map(is_passing).collect();
+        let mut over = passing;
+        over.retain(|index| settle::is_empty(self, *index));
+        self.state.send_if_modified(|state| {
+            for index in &over {
+                // A fault may have been told of it meanwhile.
+                if state.out.get(index).is_some_and(|sickness| sickness.passing) {
+                    tracing::info!(gpu = index, "a GPU is fit for jobs again");
+                    state.out.remove(index);
+                }
+            }
+            !over.is_empty()
         });
     }
 
@@ -307,7 +326,9 @@ impl Devices {
         self.state.send_if_modified(|state| {
             let worse = match state.out.get(&index) {
                 None => true,
-                Some(known) => !known.ends_jobs && sickness.ends_jobs,
+                Some(known) => {
+                    !known.ends_jobs && sickness.ends_jobs || known.passing && !sickness.passing
+                }
             };
             if worse {
                 tracing::error!(gpu = index, reason = sickness.reason, "a GPU is out");

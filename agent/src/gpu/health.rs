@@ -11,6 +11,9 @@ pub(crate) struct Sickness {
     pub(crate) reason: String,
     /// What runs on it has lost it, or can no longer trust what it computes.
     pub(crate) ends_jobs: bool,
+    /// It may be over, which is looked at again and again, instead of standing for this boot.
+    #[serde(default)]
+    pub(crate) passing: bool,
 }
 
 /// A critical error of the driver that means that the device itself is at fault.
@@ -44,7 +47,7 @@ impl Health {
     pub(super) fn sickness(&self, before: u64) -> Option<Sickness> {
         if self.lost {
             let reason = "it does not answer any more (it has fallen off the bus)".to_owned();
-            return Some(Sickness { reason, ends_jobs: true });
+            return Some(Sickness { reason, ends_jobs: true, passing: false });
         }
         let mut reasons = Vec::new();
         let mut ends_jobs = self.reset_required;
@@ -73,6 +76,6 @@ impl Health {
         ];
         reasons.extend(pending.iter().filter(|(is, _)| *is).map(|(_, why)| (*why).to_owned()));
         let reason = reasons.join("; ");
-        (!reason.is_empty()).then_some(Sickness { reason, ends_jobs })
+        (!reason.is_empty()).then_some(Sickness { reason, ends_jobs, passing: false })
     }
 }

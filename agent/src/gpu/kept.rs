@@ -54,7 +54,8 @@ impl Kept {
     ) -> io::Result<()> {
         let named = inventory
             .iter()
-            .filter_map(|device| Some((name(device), out.get(&device.index)?.clone())));
+            .filter_map(|device| Some((name(device), out.get(&device.index)?.clone())))
+            .filter(|(_, sickness)| !sickness.passing);
         let mut all = self.record().unwrap_or_default();
         all.extend(named);
         let record = Record { boot_id: self.boot_id.clone(), out: all };

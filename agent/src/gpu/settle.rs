@@ -49,7 +49,7 @@ async fn emptied(
         }
         if Instant::now() >= until {
             for (index, reason) in occupied {
-                devices.take_out(index, Sickness { reason, ends_jobs: false });
+                devices.take_out(index, Sickness { reason, ends_jobs: false, passing: true });
             }
             return;
         }
@@ -64,6 +64,16 @@ fn look(devices: &Devices, ended: Option<u64>, indices: &[u32]) -> Vec<(u32, Str
     devices.look();
     let here = indices.iter().filter(|index| !devices.is_out(**index));
     here.filter_map(|&index| Some((index, occupied(devices, ended, index)?))).collect()
+}
+
+/// Whether nothing and nobody is on a device, as far as its driver tells that.
+pub(super) fn is_empty(devices: &Devices, index: u32) -> bool {
+    let is_alone = match devices.source().processes(index) {
+        Ok(processes) => processes.is_empty(),
+        Err(Untold::Never) => true,
+        Err(Untold::Now) => false,
+    };
+    is_alone && occupied(devices, None, index).is_none()
 }
 
 fn occupied(devices: &Devices, ended: Option<u64>, index: u32) -> Option<String> {

@@ -294,6 +294,17 @@ async fn a_device_whose_memory_does_not_come_back_is_out() {
     assert_eq!(index, 0);
     assert!(reason.contains("90000 MiB of its memory were not given back"), "{reason}");
     assert_eq!(told(&devices), [reason.as_str(), ""]);
+    devices.look();
+    assert_eq!(told(&devices)[0], reason);
+    // Late, but it is; and nothing stands against it for the next agent.
+    let free = json!([gpu(0, &json!({})), gpu(1, &json!({}))]);
+    recording.write(&free);
+    devices.look();
+    assert_eq!(told(&devices), ["", ""]);
+    assert!(
+        !fs::read_to_string(recording.folder.path().join(RECORD))
+            .is_ok_and(|text| text.contains("90000"))
+    );
 }
 
 #[tokio::test]
