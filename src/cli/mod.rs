@@ -133,7 +133,7 @@ Examples:
 Examples:
   atelier agent --server http://127.0.0.1:7420 --token-file node.token --node gpu-1
   atelier agent --server-file endpoint --token-file node.token --cpus 8 --memory 32GiB")]
-    Agent(AgentArgs),
+    Agent(Box<AgentArgs>),
     /// Daemon and agent as services of systemd: install, look, upgrade, remove
     #[command(subcommand)]
     Service(service::Command),
@@ -218,7 +218,7 @@ fn dispatch(command: Command, context: &Context) -> Result<ExitCode, Error> {
         Command::Run(arguments) => block_on(run::run(arguments, context)),
         Command::Local(command) => done(block_on(local::run(command, context))),
         Command::Serve(arguments) => done(serve::run(arguments)),
-        Command::Agent(arguments) => Ok(atelier_agent::main(arguments)),
+        Command::Agent(arguments) => Ok(atelier_agent::main(*arguments)),
         Command::Service(command) => done(service::run(command, context)),
         Command::Simulate(command) => done(block_on(simulate::run(command, context))),
         Command::Schema(arguments) => done(schema::run(&arguments, context)),
