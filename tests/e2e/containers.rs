@@ -197,7 +197,9 @@ fn processes_of_a_job_have_a_container_each() {
     let registry = Registry::start();
     let cluster = start(&registry);
     let more = "keep_failed: 0\ndistribution: {type: pytorch, process_count_per_instance: 2}\n";
-    let look = "echo \"$LOCAL_RANK of $WORLD_SIZE\" > outputs/$RANK; test $RANK = 0 || exit 6";
+    // The one that fails ends the other, which has to have come so far.
+    let look = "echo \"$LOCAL_RANK of $WORLD_SIZE\" > outputs/.$RANK; mv outputs/.$RANK outputs/$RANK; \
+                test $RANK = 0 || { until [ -e outputs/0 ]; do sleep 0.05; done; exit 6; }";
     let job = cluster.create(&in_image(&registry.shell(), look, more));
     let ended = cluster.ended(&job);
     assert_eq!(ended.exit_code, Some(6), "{ended:?}");
