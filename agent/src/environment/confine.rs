@@ -138,7 +138,7 @@ impl Confinement {
         fs::create_dir(at("given"))?;
         fs::create_dir_all(draft)?;
 
-        // In a number that follows from what is built, others cannot be.
+        // Builds of different environments have different users, those of one environment never run at once.
         let seed = u64::from_str_radix(key.get(..16).unwrap_or_default(), 16).unwrap_or(1);
         let user = |seed: u64, name: &str| {
             let users = self.users.as_ref();
@@ -204,8 +204,8 @@ fn own(user: Option<&User>, folder: &Path) -> io::Result<()> {
 }
 
 impl Confined {
-    /// Whether what a step writes is out of others' reach, so that steps of the two kinds are worth telling
-    /// apart.
+    /// Whether what a step writes is out of others' reach. Else nothing is gained by keeping steps of different
+    /// kinds apart.
     pub(super) fn is_apart(&self) -> bool {
         self.node.abilities.is_some()
     }

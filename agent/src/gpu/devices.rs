@@ -118,7 +118,10 @@ impl Devices {
             (inventory, asked.links(), errors)
         });
         if found.is_none() {
-            tracing::error!("the GPUs' driver does not answer: this node has no GPUs for now");
+            tracing::error!(
+                ?patience,
+                "the GPUs' driver does not answer: this node has no GPUs until it does and the agent is restarted"
+            );
         }
         let (mut inventory, links, errors_before) = found.unwrap_or_default();
         let beyond = inventory.split_off(most.min(inventory.len()));
