@@ -362,7 +362,8 @@ impl Cluster {
         self.agents.borrow_mut().insert(agent.name.clone(), process);
     }
 
-    /// Waits until the daemon may place jobs on the node.
+    /// Waits until the daemon may place jobs on the node. It may not have noticed yet that the agent
+    /// before is gone, and call the node ready still: the agent itself must have been welcomed.
     #[track_caller]
     pub(crate) fn node_is_ready(&self, node: &str) {
         use atelier_proto::compute::v1::{ListNodesRequest, NodeState};
@@ -371,6 +372,9 @@ impl Cluster {
             if let Some(status) = self.agent(node, |agent| agent.ended()) {
                 let printed = self.agent(node, |agent| agent.tail(30));
                 panic!("agent {node} ended with {status} instead of joining\n{printed}");
+            }
+            if !self.agent(node, |agent| agent.said("joined the workspace")) {
+                return None;
             }
             let request = ListNodesRequest::default();
             let nodes =

@@ -16,6 +16,8 @@ pub(crate) struct Process {
     name: String,
     child: Child,
     log: PathBuf,
+    /// Where in the log its own words begin.
+    from: u64,
     reaped: Option<ExitStatus>,
 }
 
@@ -24,13 +26,14 @@ impl Process {
     pub(crate) fn spawn(name: &str, mut command: Command, log: &Path) -> Self {
         fs::create_dir_all(log.parent().unwrap()).unwrap();
         let file = OpenOptions::new().create(true).append(true).open(log).unwrap();
+        let from = file.metadata().unwrap().len();
         let child = command
             .stdin(Stdio::null())
             .stdout(file.try_clone().unwrap())
             .stderr(file)
             .spawn()
             .unwrap_or_else(|error| panic!("cannot start {name}: {error}"));
-        Self { name: name.to_owned(), child, log: log.to_owned(), reaped: None }
+        Self { name: name.to_owned(), child, log: log.to_owned(), from, reaped: None }
     }
 
     pub(crate) fn pid(&self) -> Pid {
@@ -102,7 +105,14 @@ impl Process {
         );
     }
 
-    /// All it has printed.
+    /// Whether it has printed `words`, and not one before it with the same log.
+    pub(crate) fn said(&self, words: &str) -> bool {
+        let bytes = fs::read(&self.log).unwrap_or_default();
+        let own = usize::try_from(self.from).ok().and_then(|from| bytes.get(from..));
+        own.is_some_and(|own| String::from_utf8_lossy(own).contains(words))
+    }
+
+    /// All it has printed, and those before it with the same log.
     pub(crate) fn printed(&self) -> String {
         String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
     }
