@@ -55,7 +55,9 @@ fn the_queue_says_who_is_next_and_why_and_priority_decides() {
     cluster.start_daemon();
     cluster.start_agent(&Agent::new("local").cpus(2));
     let history = History::of(&cluster);
-    let running = cluster.create(&yaml(&history.command(3.0), "medium", 2));
+    let go = cluster.files().join("go");
+    let held = format!("until [ -e {} ]; do sleep 0.05; done", go.display());
+    let running = cluster.create(&yaml(&held, "medium", 2));
     cluster.running(&running);
     let low = cluster.create(&yaml(&history.command(0.0), "low", 2));
     let medium = cluster.create(&yaml(&history.command(0.0), "medium", 1));
@@ -81,6 +83,7 @@ fn the_queue_says_who_is_next_and_why_and_priority_decides() {
     assert_eq!((&told["status"], &told["ahead"]), (&json!("Queued"), &json!(1)), "{told}");
     assert_eq!(told["changes"], json!([]), "everything is taken: nothing would start it now");
 
+    std::fs::write(&go, "").unwrap();
     for job in [&high, &medium, &low] {
         cluster.completed(job);
     }
@@ -176,12 +179,16 @@ fn a_forecast_comes_from_past_jobs() {
     cluster.start_agent(&Agent::new("local").cpus(2));
     let history = History::of(&cluster);
     let explain = |job: &str| cluster.atelier(["job", "explain", job, "-o", "json"]).ok().json();
-    let first = cluster.create(&yaml("sleep 3", "medium", 2));
-    let second = cluster.create(&yaml("sleep 3", "medium", 2));
+    let go = cluster.files().join("go");
+    let steady = format!("until [ -e {} ]; do sleep 0.05; done; sleep 3", go.display());
+    let steady = yaml(&steady, "medium", 2);
+    let first = cluster.create(&steady);
+    let second = cluster.create(&steady);
     let told = explain(&second);
     let nothing = "no forecast: nothing is known of how long jobs run here";
     assert_eq!(told["forecast"], nothing, "{told}");
     assert_eq!(told["expected_start"], json!({"p50": null, "p90": null}), "{told}");
+    std::fs::write(&go, "").unwrap();
     cluster.completed(&first);
     let ended = cluster.completed(&second);
     cluster.restart_daemon_hard();
@@ -190,8 +197,8 @@ fn a_forecast_comes_from_past_jobs() {
 
     let running = cluster.create(&yaml(&history.command(600.0), "medium", 2));
     cluster.running(&running);
-    let waits = cluster.create(&yaml("sleep 3", "medium", 2));
-    let last = cluster.create(&yaml("sleep 3", "medium", 2));
+    let waits = cluster.create(&steady);
+    let last = cluster.create(&steady);
     let (told, after) = (explain(&waits), explain(&last));
     let text = told["forecast"].as_str().unwrap();
     assert!(text.contains("from 32 runs of the scheduler over 2 past jobs"), "{told}");
@@ -205,7 +212,7 @@ fn a_forecast_comes_from_past_jobs() {
     assert!((2_500..60_000).contains(&took), "{told} {after}");
     let dry = cluster
         .atelier(["job", "create", "-f", "-", "--dry-run", "-o", "json"])
-        .stdin(yaml("sleep 3", "medium", 2))
+        .stdin(steady.clone())
         .ok()
         .json();
     assert!(dry["forecast"].as_str().unwrap().contains("past jobs"), "{dry}");

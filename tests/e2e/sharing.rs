@@ -83,7 +83,9 @@ fn users_take_turns_and_a_short_job_does_not_delay_a_large_one() {
             .word()
     };
     let hold = "limits: {timeout: 60}";
-    let first = create("ada", &job(&history.command(2.0), 3, hold));
+    let go = cluster.files().join("go");
+    let held = format!("until [ -e {} ]; do sleep 0.05; done", go.display());
+    let first = create("ada", &job(&held, 3, hold));
     cluster.running(&first);
     let queue: Vec<String> =
         (0..3).map(|_| create("ada", &job(&history.command(0.0), 4, hold))).collect();
@@ -100,11 +102,12 @@ fn users_take_turns_and_a_short_job_does_not_delay_a_large_one() {
     // One CPU is free. A job that says that it is over before the first could start runs at once;
     // one that does not say waits.
     let silent = create("bob", &job("echo", 1, ""));
-    let short = create("bob", &job("echo", 1, "limits: {timeout: 1}"));
-    cluster.running(&first);
+    let short = create("bob", &job("echo", 1, "limits: {timeout: 5}"));
+    cluster.completed(&short);
     let shown = cluster.rpc().job(&silent).unwrap();
     assert_eq!(shown.status(), JobStatus::Queued, "{}", shown.wait_reason);
-    for job in queue.iter().chain([&bobs, &silent, &short]) {
+    std::fs::write(&go, "").unwrap();
+    for job in queue.iter().chain([&first, &bobs, &silent]) {
         cluster.completed(job);
     }
     let started = |job: &str| cluster.rpc().job(job).unwrap().started_at_ms;
