@@ -7,7 +7,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -42,6 +42,9 @@ pub(super) struct Found {
 pub(super) struct Store {
     root: PathBuf,
     descriptor: OwnedFd,
+    /// User and group of what is made here, where this process may say so: the folder's own, so that the
+    /// daemon can change and remove it also where it is not root as this agent is.
+    owner: Option<(u32, u32)>,
 }
 
 /// An object that waits for its place; removed when dropped.
@@ -68,7 +71,10 @@ impl Store {
         let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
         let descriptor = rustix::fs::open(root, flags, Mode::empty())
             .map_err(|errno| Error::errno("open the datastore's folder", root, errno))?;
-        Ok(Self { root: root.to_owned(), descriptor })
+        let stat = rustix::fs::fstat(&descriptor)
+            .map_err(|errno| Error::errno("look at the datastore's folder", root, errno))?;
+        let owner = rustix::process::geteuid().is_root().then_some((stat.st_uid, stat.st_gid));
+        Ok(Self { root: root.to_owned(), descriptor, owner })
     }
 
     /// Where the object of a path lies. The path has been checked.
@@ -168,15 +174,14 @@ impl Store {
         if meta.nlink() == 1 && files::link_open_file(file, &at).is_ok() {
             let staged = Staged { at: at.clone() };
             file.set_permissions(fs::Permissions::from_mode(0o444)).map_err(failed)?;
-            // Nobody else's from now on, whom the node may give its user's number again.
-            if rustix::process::geteuid().is_root() && meta.uid() != 0 {
-                std::os::unix::fs::fchown(file, Some(0), Some(0)).map_err(failed)?;
-            }
+            // Not the job's from now on, whose user's number the node may give again.
+            self.give(file).map_err(failed)?;
             return Ok(staged);
         }
         use std::os::fd::AsRawFd as _;
         let staged = Staged { at };
         let target = files::create_new(&staged.at, 0o444)?;
+        self.give(&target).map_err(|error| Error::io("store", &staged.at, error))?;
         if rustix::fs::ioctl_ficlone(&target, file).is_ok() {
             return Ok(staged);
         }
@@ -198,8 +203,17 @@ impl Store {
     /// Stages bytes.
     pub(super) fn stage_bytes(&self, bytes: &[u8]) -> Result<Staged, Error> {
         let staged = Staged { at: self.staging_name()? };
-        files::write_new(&staged.at, bytes, 0o444)?;
+        let file = files::write_new(&staged.at, bytes, 0o444)?;
+        self.give(&file).map_err(|error| Error::io("store", &staged.at, error))?;
         Ok(staged)
+    }
+
+    /// Makes what was opened the store's own.
+    fn give(&self, opened: impl AsFd) -> io::Result<()> {
+        match self.owner {
+            Some((user, group)) => std::os::unix::fs::fchown(opened, Some(user), Some(group)),
+            None => Ok(()),
+        }
     }
 
     /// Gives staged files their places. Durable when this returns: bytes before names.
@@ -257,12 +271,17 @@ impl Store {
             }
             let mut opened = open_folder_at(&at, segment);
             if let Err(Errno::NOENT) = opened {
-                match rustix::fs::mkdirat(&at, segment, Mode::from(0o755)) {
+                let made = rustix::fs::mkdirat(&at, segment, Mode::from(0o755));
+                match made {
                     Ok(()) if sync => rustix::fs::fsync(&at).map_err(&failed)?,
                     Ok(()) | Err(Errno::EXIST) => {}
                     Err(errno) => return Err(failed(errno)),
                 }
                 opened = open_folder_at(&at, segment);
+                if let (Ok(()), Ok(folder)) = (made, &opened) {
+                    self.give(folder)
+                        .map_err(|error| Error::io("store in", &self.place(folders), error))?;
+                }
             }
             at = opened.map_err(&failed)?;
         }

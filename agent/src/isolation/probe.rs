@@ -50,7 +50,7 @@ pub(crate) fn probe(
 /// Enters a view below the agent's folder, in a process of its own.
 fn try_it(verb: &str, root: &Path, abilities: Abilities, user: Option<u32>) -> Result<(), String> {
     let folder = root.join("probe");
-    let cannot = |error: io::Error| format!("cannot try it: {error}");
+    let cannot = |error: io::Error| format!("cannot try it in '{}': {error}", folder.display());
     std::fs::create_dir_all(&folder).map_err(cannot)?;
     // What it holds is the last probe's user's.
     give(

@@ -238,3 +238,18 @@ async fn a_store_that_leads_out_by_a_link_is_not_written_to() {
     assert!(tree(&outside).is_empty());
     assert_eq!(fs::read_dir(world.store_root().join(".staging")).unwrap().count(), 0);
 }
+
+/// A daemon that is not root changes and removes what an agent that is root stored.
+#[tokio::test]
+async fn users_own_what_root_stores_in_their_datastore() {
+    let world = World::new(true).await;
+    let folder = world.outputs();
+    let (user, group) = (12_345, 12_346);
+    std::os::unix::fs::chown(world.store_root(), Some(user), Some(group)).unwrap();
+    let entries = world.upload(&folder).await.unwrap();
+    world.check(&entries);
+    for path in [TO, "azureml", "azureml/job_1/model/d/e", "azureml/job_1/model/d/e/a b#?%.txt"] {
+        let stat = fs::metadata(world.store_root().join(path)).unwrap();
+        assert_eq!((stat.uid(), stat.gid()), (user, group), "{path}");
+    }
+}
