@@ -227,6 +227,7 @@ fn a_service_of_a_user_is_installed_shown_and_removed() {
         reload,
         "--user enable atelier-agent.service",
         "--user restart atelier-agent.service",
+        "--user show --property=Version",
     ];
     assert_eq!(calls(&log), expected);
 

@@ -14,6 +14,7 @@ use crate::config::ServeArgs;
 
 mod escape;
 mod given;
+mod groups;
 mod systemctl;
 #[cfg(test)]
 mod tests;
@@ -226,6 +227,15 @@ fn install(
             context
                 .output
                 .note(&format!("It starts with the machine; start it now with `{next}`."));
+        }
+        let root = !arguments.user && arguments.run_as == "root";
+        if service == Service::Agent
+            && let Some(version) = groups::cannot_restart(manager, root)?
+        {
+            context.output.note(&format!(
+                "While its jobs are held to limits, systemd {version} cannot start it anew: drain its node \
+                 before a restart or an upgrade."
+            ));
         }
         if arguments.user {
             context.output.note(

@@ -15,9 +15,9 @@ pub(super) struct Manager {
 }
 
 impl Manager {
-    /// Fails if there is no such manager: before anything is written.
-    pub(super) fn answers(self) -> Result<(), Error> {
-        self.call(&["show", "--property=Version"]).map(drop)
+    /// Fails if there is no such manager: before anything is written. What it says its version is.
+    pub(super) fn answers(self) -> Result<String, Error> {
+        self.call(&["show", "--property=Version"])
     }
 
     /// Runs it; what it printed.

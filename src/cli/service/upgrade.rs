@@ -12,6 +12,7 @@ use std::process::Command;
 use clap::Args;
 use serde_json::json;
 
+use super::groups;
 use super::systemctl::Manager;
 use super::unit::Service;
 use crate::cli::{Context, Error, Kind};
@@ -44,6 +45,7 @@ pub(super) fn run(arguments: &Arguments, context: &Context) -> Result<(), Error>
              was started by other means, replace its program there and start it again",
         )
     })?;
+    groups::check_restart(manager, service)?;
     // A link stays one: what it points to is replaced.
     let program = program.canonicalize().map_err(|error| Error::file("find", &program, &error))?;
     let before = version(&program).ok();
