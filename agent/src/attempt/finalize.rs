@@ -191,7 +191,8 @@ fn problem_of(attempt: &Attempt, exited: &Exited, sick: Option<Problem>) -> Opti
         }
         (Outcome::Lost, _) => Some(problem(
             Cause::Platform,
-            "the process that led the job was killed from outside of it; what was left of the job was killed too",
+            "the process that led the job was killed or kept stopped from outside of it; what was left of the job was \
+             killed too",
         )),
         (_, Some(LogError::DiskFull)) => Some(problem::disk_full("the log is incomplete")),
         (_, Some(LogError::Other(errno))) => {

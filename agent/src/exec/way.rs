@@ -167,8 +167,7 @@ impl Start<'_> {
 
     /// In a view made anew, where nothing of the attempt lives any more.
     fn anew(self, reader: io::PipeReader) -> Result<Pid, Failed> {
-        let entry = self.launch.view.as_ref().map(View::entry).transpose();
-        let entry = entry.map_err(failed("looking at what the job could see"))?;
+        let entry = self.launch.view.as_ref().map(View::entry);
         let flags = entry.as_ref().map_or(0, isolation::Entry::clone_flags);
         let child = fork(flags).map_err(failed("starting a process"))?;
         if child == 0 {
@@ -198,7 +197,7 @@ impl Start<'_> {
     }
 
     /// In the child: makes the view, and starts the command in it or becomes it.
-    fn make_view(self, entry: Option<isolation::Entry>) -> ! {
+    fn make_view(&self, entry: Option<isolation::Entry<'_>>) -> ! {
         self.die_with_the_helper();
         // Else what `/proc` has of this process is root's, and maps of users cannot be written. Nothing that
         // could look into it sees it.
@@ -208,7 +207,7 @@ impl Start<'_> {
         if let Err(failed) = self.enter_groups() {
             self.give_up(failed);
         }
-        let Some(mut entry) = entry.filter(|entry| entry.clone_flags() != 0) else {
+        let Some(entry) = entry.filter(|entry| entry.clone_flags() != 0) else {
             self.become_command(Confine::Beside { entered: false });
         };
         // Its user may not do so any more.
@@ -216,9 +215,8 @@ impl Start<'_> {
             self.give_up(failed("giving the command its input and output")(error));
         }
         // SAFETY: It was cloned with these flags and has one thread.
-        if let Err(number) = unsafe { entry.enter() } {
-            let error = io::Error::last_os_error();
-            self.give_up(failed(entry.describe(number))(error));
+        if let Err(isolation::Failed { what, error }) = unsafe { entry.enter() } {
+            self.give_up(failed(what)(error));
         }
         // What changes privileges may have cleared it.
         self.die_with_the_helper();

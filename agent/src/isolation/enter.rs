@@ -1,9 +1,13 @@
-//! The way into a view: a list of system calls, made ready by the supervisor and done by the child that
-//! leads the job's processes.
+//! The way into a view: a list of system calls, made and done by the child that leads the job's processes.
+//!
+//! Already to make it the view's paths are looked at, and a file system that does not answer can take any time
+//! for that: the child can be killed meanwhile, and its parent goes on listening.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_long, c_uint, c_ulong};
 use std::io;
 use std::ptr;
+
+use rustix::process::{Gid, Uid};
 
 use super::filter::Filter;
 use super::plan::Plan;
@@ -11,10 +15,24 @@ use super::rules::Rules;
 use super::users::User;
 use super::{Means, View};
 
-/// All that is to be done, in order.
+/// A view, and who enters it: known before the child is there, in which a user has no number at first.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Entry<'a> {
+    view: &'a View,
+    user: Uid,
+    group: Gid,
+}
+
+/// What a child could not do to enter a view, in words, and why.
 #[derive(Debug)]
-pub(crate) struct Entry {
-    flags: c_int,
+pub(crate) struct Failed {
+    pub(crate) what: String,
+    pub(crate) error: io::Error,
+}
+
+/// All that is to be done once the child has its user, in order.
+#[derive(Debug)]
+pub(super) struct Steps {
     rules: Option<Rules>,
     actions: Vec<Action>,
     /// Mounts that were taken from where they are now and have no place yet.
@@ -24,7 +42,7 @@ pub(crate) struct Entry {
 #[derive(Debug)]
 pub(super) enum Action {
     /// Writes a file of `/proc/self`.
-    Write { path: CString, text: CString },
+    Write { path: CString, text: String },
     /// Mount events stay in the namespace.
     KeepApart,
     /// Takes a copy of what is at a path, before it is covered.
@@ -81,31 +99,77 @@ const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
 /// More than there are.
 const CAPABILITIES: c_ulong = 64;
 
-impl Entry {
-    /// The way into a view of which all paths are plain.
-    pub(super) fn new(view: &View) -> io::Result<Self> {
-        let (user, group) = (rustix::process::geteuid(), rustix::process::getegid());
-        let user_namespace = view.means == Means::UserNamespace;
+impl<'a> Entry<'a> {
+    /// The calling process's way into a view, or that of a child of it.
+    pub(super) fn new(view: &'a View) -> Self {
+        Self { view, user: rustix::process::geteuid(), group: rustix::process::getegid() }
+    }
+
+    /// What to clone the child with.
+    pub(crate) fn clone_flags(&self) -> c_int {
+        let flag = |is_set: bool, flag: c_int| if is_set { flag } else { 0 };
+        match self.view.means {
+            Means::Rules => 0,
+            Means::UserNamespace | Means::Root => {
+                let user_namespace = self.view.means == Means::UserNamespace;
+                libc::CLONE_NEWNS
+                    | libc::CLONE_NEWIPC
+                    | flag(user_namespace, libc::CLONE_NEWUSER)
+                    | flag(self.view.own_processes, libc::CLONE_NEWPID)
+            }
+        }
+    }
+
+    /// Whether the child is the first process of those that the job sees, all of which die with it.
+    pub(crate) fn owns_processes(&self) -> bool {
+        self.clone_flags() & libc::CLONE_NEWPID != 0
+    }
+
+    /// Does it all, in the child. That takes as long as the file systems do of all that the view names.
+    ///
+    /// # Errors
+    /// What failed; then the calling process is somewhere between here and there.
+    ///
+    /// # Safety
+    /// The calling process must have been cloned with [`Self::clone_flags`]: this changes its namespaces
+    /// for good, and it must have one thread.
+    pub(crate) unsafe fn enter(&self) -> Result<(), Failed> {
+        let mut keep_user = Steps::of(self.keep_user());
+        // SAFETY: As the caller promises.
+        unsafe { keep_user.take() }?;
+        let looking = |error| Failed { what: "looking at what the job may see".to_owned(), error };
+        let mut steps = self.steps().map_err(looking)?;
+        // SAFETY: As above.
+        unsafe { steps.take() }
+    }
+
+    /// In a user namespace of its own, the child keeps the user and the group that it was cloned with.
+    fn keep_user(&self) -> Vec<Action> {
+        if self.view.means != Means::UserNamespace {
+            return Vec::new();
+        }
+        let map = |id: u32| format!("{id} {id} 1");
+        let written = [
+            (c"/proc/self/setgroups", "deny".to_owned()),
+            (c"/proc/self/uid_map", map(self.user.as_raw())),
+            (c"/proc/self/gid_map", map(self.group.as_raw())),
+        ];
+        written.map(|(path, text)| Action::Write { path: path.into(), text }).into()
+    }
+
+    /// Looks at all that the view names.
+    pub(super) fn steps(&self) -> io::Result<Steps> {
+        let view = self.view.plain()?;
         let mut plan = Plan::default();
         if view.user.is_some() {
             // The agent's may keep its own user's files from others, among which the job's user is.
             plan.push(Action::OpenMask);
         }
-        if user_namespace {
-            let map = |id: u32| format!("{id} {id} 1");
-            for (path, written) in [
-                (c"/proc/self/setgroups", "deny".to_owned()),
-                (c"/proc/self/uid_map", map(user.as_raw())),
-                (c"/proc/self/gid_map", map(group.as_raw())),
-            ] {
-                plan.push(Action::Write { path: path.into(), text: CString::new(written)? });
-            }
-        }
         let rules = match view.means {
-            Means::Rules => Some(Rules::new(view)?),
+            Means::Rules => Some(Rules::new(&view)?),
             Means::UserNamespace | Means::Root => {
                 plan.push(Action::KeepApart);
-                plan.all(view)?;
+                plan.all(&view)?;
                 if view.own_processes {
                     plan.push(Action::ShowProcesses);
                 }
@@ -119,84 +183,59 @@ impl Entry {
         if view.filtered {
             plan.push(Action::Filter(Filter::get(view.stays_root())?));
         }
-        let flag = |is_set: bool, flag: c_int| if is_set { flag } else { 0 };
-        let flags = flag(rules.is_none(), libc::CLONE_NEWNS | libc::CLONE_NEWIPC)
-            | flag(user_namespace, libc::CLONE_NEWUSER)
-            | flag(rules.is_none() && view.own_processes, libc::CLONE_NEWPID);
         let (actions, trees) = plan.done();
-        Ok(Self { flags, rules, actions, trees: vec![-1; trees] })
+        Ok(Steps { rules, actions, trees: vec![-1; trees] })
+    }
+}
+
+impl Steps {
+    fn of(actions: Vec<Action>) -> Self {
+        Self { rules: None, actions, trees: Vec::new() }
     }
 
-    /// What to clone the child with.
-    pub(crate) fn clone_flags(&self) -> c_int {
-        self.flags
-    }
-
-    /// Whether the child is the first process of those that the job sees, all of which die with it.
-    pub(crate) fn owns_processes(&self) -> bool {
-        self.flags & libc::CLONE_NEWPID != 0
-    }
-
-    /// Does it all, in the child; false if something failed, whose number [`Self::describe`] takes.
-    ///
     /// # Safety
-    /// The calling process must have been cloned with [`Self::clone_flags`]: this changes its namespaces
-    /// for good, and it must have one thread.
-    pub(crate) unsafe fn enter(&mut self) -> Result<(), usize> {
+    /// As for [`Entry::enter`].
+    unsafe fn take(&mut self) -> Result<(), Failed> {
         let (actions, trees) = (&self.actions, &mut self.trees);
-        for (number, action) in actions.iter().enumerate() {
+        for action in actions {
             let done = match action {
                 Action::Restrict => self.rules.take().map_or(Ok(()), Rules::restrict).is_ok(),
                 // SAFETY: As the caller promises.
                 other => unsafe { act(other, trees) },
             };
             if !done {
-                return Err(number);
+                let error = io::Error::last_os_error();
+                return Err(Failed { what: action.describe(), error });
             }
         }
         Ok(())
     }
+}
 
-    /// What the action of this number does, in words.
-    pub(crate) fn describe(&self, number: usize) -> String {
+impl Action {
+    /// What it does, in words.
+    fn describe(&self) -> String {
         let shown = |path: &CStr| path.to_string_lossy().into_owned();
-        match self.actions.get(number) {
-            None => "isolating the job".to_owned(),
-            Some(Action::Write { path, .. }) => {
-                format!("isolating the job: writing {}", shown(path))
+        let what = match self {
+            Self::Write { path, .. } => format!("writing {}", shown(path)),
+            Self::KeepApart => "keeping its mounts apart".to_owned(),
+            Self::Take { path, .. } => format!("taking {}", shown(path)),
+            Self::Put { path, .. } | Self::ShowTerminals { path } => {
+                format!("mounting {}", shown(path))
             }
-            Some(Action::KeepApart) => "isolating the job: keeping its mounts apart".to_owned(),
-            Some(Action::Take { path, .. }) => format!("isolating the job: taking {}", shown(path)),
-            Some(Action::Put { path, .. }) => {
-                format!("isolating the job: mounting {}", shown(path))
+            Self::Cover { path, .. } => format!("covering {}", shown(path)),
+            Self::MakeFolder { path } | Self::MakeFile { path } | Self::MakeLink { path, .. } => {
+                format!("making {}", shown(path))
             }
-            Some(Action::Cover { path, .. }) => {
-                format!("isolating the job: covering {}", shown(path))
-            }
-            Some(
-                Action::MakeFolder { path }
-                | Action::MakeFile { path }
-                | Action::MakeLink { path, .. },
-            ) => {
-                format!("isolating the job: making {}", shown(path))
-            }
-            Some(Action::ShowTerminals { path }) => {
-                format!("isolating the job: mounting {}", shown(path))
-            }
-            Some(Action::ReadOnly { path, .. }) => {
-                format!("isolating the job: what may be written at {}", shown(path))
-            }
-            Some(Action::ShowProcesses) => "isolating the job: mounting /proc".to_owned(),
-            Some(Action::OpenMask) => "isolating the job: setting its mask".to_owned(),
-            Some(Action::GiveUpPrivileges(Some(_))) => {
-                "isolating the job: becoming its user".to_owned()
-            }
-            Some(Action::GiveUpPrivileges(None)) => {
-                "isolating the job: giving up privileges".to_owned()
-            }
-            Some(Action::Restrict) => "isolating the job: rules on files".to_owned(),
-            Some(Action::Filter(_)) => "isolating the job: filtering system calls".to_owned(),
-        }
+            Self::ReadOnly { path, .. } => format!("what may be written at {}", shown(path)),
+            Self::ShowProcesses => "mounting /proc".to_owned(),
+            Self::OpenMask => "setting its mask".to_owned(),
+            Self::GiveUpPrivileges(Some(_)) => "becoming its user".to_owned(),
+            Self::GiveUpPrivileges(None) => "giving up privileges".to_owned(),
+            Self::Restrict => "rules on files".to_owned(),
+            Self::Filter(_) => "filtering system calls".to_owned(),
+        };
+        format!("isolating the job: {what}")
     }
 }
 
@@ -213,7 +252,7 @@ unsafe fn act(action: &Action, trees: &mut [c_int]) -> bool {
                 if file < 0 {
                     return false;
                 }
-                let length = text.count_bytes();
+                let length = text.len();
                 let written = libc::write(file, text.as_ptr().cast(), length);
                 libc::close(file);
                 usize::try_from(written) == Ok(length)

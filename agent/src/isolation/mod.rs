@@ -31,7 +31,7 @@ mod rules;
 mod tests;
 mod users;
 
-pub(crate) use enter::Entry;
+pub(crate) use enter::{Entry, Failed};
 pub(crate) use filter::make_ready;
 pub(crate) use probe::{PROBE, probe, probe_to_code};
 pub use users::JobUsers;
@@ -140,9 +140,9 @@ pub(crate) fn withheld(holds_gpus: bool) -> Vec<String> {
 }
 
 impl View {
-    /// Makes ready what the child will do.
-    pub(crate) fn entry(&self) -> io::Result<Entry> {
-        Entry::new(&self.plain()?)
+    /// The way into it for a child of the calling process.
+    pub(crate) fn entry(&self) -> Entry<'_> {
+        Entry::new(self)
     }
 
     /// Whether the command has root's number, and none of its privileges.

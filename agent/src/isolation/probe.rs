@@ -114,17 +114,17 @@ pub(crate) fn probe_to_code(abilities: &OsStr, root: &Path) -> ExitCode {
         user: user.map(|id| User { id, passwd: PASSWD.into(), ..User::default() }),
         ..View::default()
     };
-    let tried = view.entry().map_err(|error| error.to_string()).and_then(|entry| {
-        let no_namespaces =
-            |error: io::Error| format!("the kernel gives no namespaces of their own: {error}");
-        match crate::supervisor::fork(entry.clone_flags()).map_err(no_namespaces)? {
-            0 => enter_and_end(entry, &own),
-            child => match wait_for(child) {
-                0 => Ok(()),
-                // The child has said why.
-                _ => Err(String::new()),
-            },
-        }
+    let entry = view.entry();
+    let no_namespaces =
+        |error: io::Error| format!("the kernel gives no namespaces of their own: {error}");
+    let forked = crate::supervisor::fork(entry.clone_flags()).map_err(no_namespaces);
+    let tried = forked.and_then(|child| match child {
+        0 => enter_and_end(&entry, &own),
+        child => match wait_for(child) {
+            0 => Ok(()),
+            // The child has said why.
+            _ => Err(String::new()),
+        },
     });
     match tried {
         Ok(()) => ExitCode::SUCCESS,
@@ -136,12 +136,10 @@ pub(crate) fn probe_to_code(abilities: &OsStr, root: &Path) -> ExitCode {
 }
 
 /// The life of the probe's child.
-fn enter_and_end(mut entry: Entry, own: &Path) -> ! {
+fn enter_and_end(entry: &Entry<'_>, own: &Path) -> ! {
     // SAFETY: This process was forked with the entry's flags and has one thread.
-    let entered = unsafe { entry.enter() }.map_err(|number| {
-        let error = io::Error::last_os_error();
-        format!("{}: {error}", entry.describe(number))
-    });
+    let entered = unsafe { entry.enter() };
+    let entered = entered.map_err(|failed| format!("{}: {}", failed.what, failed.error));
     let tried = entered.and_then(|()| {
         std::fs::write(own.join("written"), "")
             .map_err(|error| format!("the job's own folder cannot be written: {error}"))

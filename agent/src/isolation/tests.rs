@@ -21,5 +21,5 @@ fn only_who_holds_gpus_sees_other_ways_to_them() {
 #[test]
 fn what_cannot_be_there_is_no_view() {
     let view = View { temporary: "/no/such/folder".into(), ..View::default() };
-    assert!(view.entry().is_err());
+    assert!(view.entry().steps().is_err());
 }

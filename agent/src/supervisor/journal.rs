@@ -203,7 +203,8 @@ pub(crate) enum Outcome {
         /// Why, as the operating system says.
         errno: i32,
     },
-    /// Nobody knows: the process that led the job was killed, and the rest with it.
+    /// Nobody knows: the process that led the job was killed, or stopped again and again, and the rest killed with
+    /// it.
     Lost,
 }
 

@@ -11,7 +11,7 @@
 
 use std::ffi::c_int;
 use std::fs::File;
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Write as _};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::time::Duration;
@@ -21,11 +21,11 @@ use rustix::fs::{Mode, OFlags, open};
 use rustix::process::{Pid, Signal};
 
 use super::journal::{Launch, Outcome};
-use super::spawn::{Command, Files, Step, last_errno};
+use super::spawn::{Command, Files, Step};
 use super::tree;
-use super::word::{WORD, Word};
+use super::word::Word;
 use crate::cgroup::{Cgroup, Switch};
-use crate::isolation::{Entry, View};
+use crate::isolation::{Entry, Failed, View};
 
 /// A leader, which starts its commands or has.
 pub(super) struct Leader {
@@ -34,18 +34,16 @@ pub(super) struct Leader {
     pub(super) owns_all: bool,
     /// The numbers of the commands that were started, by process; they are their groups' too.
     pub(super) commands: Vec<libc::pid_t>,
-    /// To tell what of it has failed, until all commands were started.
-    pub(super) entry: Option<Entry>,
     words: File,
 }
 
 /// What the leader takes along when it is forked.
-struct Making {
+struct Making<'a> {
     commands: Vec<Command>,
     outputs: Vec<OwnedFd>,
     input: OwnedFd,
     doors: Vec<OwnedFd>,
-    entry: Option<Entry>,
+    entry: Option<Entry<'a>>,
     owns_all: bool,
     /// What ends the job's groups, for a leader that has to.
     switches: Vec<Switch>,
@@ -55,7 +53,8 @@ struct Making {
 
 impl Leader {
     /// Starts the leader, which then starts the commands, one per output, and says so. A folder on a file
-    /// system that does not answer can keep it from that for as long as it likes.
+    /// system that does not answer can keep it from that for as long as it likes, and this process from nothing:
+    /// here no path is looked at that the job brings along.
     pub(super) fn start(launch: &Launch, outputs: Vec<OwnedFd>) -> Result<Self, Outcome> {
         let failed =
             |what: &str, errno: c_int| Outcome::NotStarted { what: what.to_owned(), errno };
@@ -70,8 +69,7 @@ impl Leader {
         let doors = doors.map_err(system("opening the job's control groups"))?.unwrap_or_default();
         let input = open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
             .map_err(|errno| failed("opening /dev/null", errno.raw_os_error()))?;
-        let entry = launch.view.as_ref().map(View::entry).transpose();
-        let entry = entry.map_err(system("looking at what the job may see"))?;
+        let entry = launch.view.as_ref().map(View::entry);
         let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
             .map_err(|errno| failed("making a pipe", errno.raw_os_error()))?;
         rustix::io::ioctl_fionbio(&read, true)
@@ -99,14 +97,8 @@ impl Leader {
             making.lead();
         }
         // The leader's alone from now on: its end is to be seen.
-        let Making { entry, words, .. } = making;
-        drop(words);
-        Ok(Self { pid, owns_all, commands: Vec::new(), entry, words: File::from(read) })
-    }
-
-    /// What it is to the job that the leader could not do this.
-    pub(super) fn not_started(&self, step: Step, errno: c_int, launch: &Launch) -> Outcome {
-        Outcome::NotStarted { what: describe(step, launch, self.entry.as_ref()), errno }
+        drop(making);
+        Ok(Self { pid, owns_all, commands: Vec::new(), words: File::from(read) })
     }
 
     /// What to poll.
@@ -116,9 +108,7 @@ impl Leader {
 
     /// The next word; an error if there is none, for now ([`io::ErrorKind::WouldBlock`]) or for good.
     pub(super) fn next_word(&mut self) -> io::Result<Word> {
-        let mut bytes = [0; WORD];
-        self.words.read_exact(&mut bytes)?;
-        Word::of(bytes).ok_or_else(|| io::ErrorKind::InvalidData.into())
+        Word::read(&mut self.words)
     }
 
     /// Asks all of the job's processes to end. The leader must not have been waited for.
@@ -132,6 +122,16 @@ impl Leader {
             let groups: Vec<libc::pid_t> = living.map(|(pid, _)| *pid).collect();
             tree::terminate(self.pid, &groups);
         }
+    }
+
+    /// Lets it go on if somebody has stopped it since the last look, as a job may where it has the same user:
+    /// nobody would hear of the commands' ends. Whether that was so. It must not have been waited for.
+    pub(super) fn go_on(&self) -> bool {
+        let has_stopped = tree::has_stopped(self.pid);
+        if let Some(pid) = Pid::from_raw(self.pid).filter(|_| has_stopped) {
+            let _ = rustix::process::kill_process(pid, Signal::CONT);
+        }
+        has_stopped
     }
 
     /// Kills all of the job's processes that a scan finds; how many that were.
@@ -149,14 +149,15 @@ impl Leader {
     }
 }
 
-fn describe(step: Step, launch: &Launch, entry: Option<&Entry>) -> String {
-    match step {
+/// What it is to the job that the leader could not do this.
+pub(super) fn not_started(step: Step, errno: c_int, launch: &Launch) -> Outcome {
+    let what = match step {
         Step::Running => format!("running {}", launch.program.display()),
         Step::EnteringFolder => format!("entering the folder {}", launch.directory.display()),
         Step::EnteringGroup => "entering the job's control groups".to_owned(),
         Step::Forking => "starting a process".to_owned(),
-        Step::Isolating(number) => entry.map_or_else(String::new, |entry| entry.describe(number)),
-    }
+    };
+    Outcome::NotStarted { what, errno }
 }
 
 /// Forks, into new namespaces where asked to; 0 in the child.
@@ -172,18 +173,18 @@ pub(crate) fn fork(namespaces: c_int) -> io::Result<libc::pid_t> {
 }
 
 /// The leader's own life.
-impl Making {
+impl Making<'_> {
     fn lead(mut self) -> ! {
         if !self.owns_all {
             // Whatever it may have to end is below it.
             let _ = rustix::process::set_child_subreaper(Some(rustix::process::getpid()));
         }
         self.die_with_supervisor();
-        if let Some(entry) = &mut self.entry {
+        if let Some(entry) = &self.entry {
             // SAFETY: This process was forked with the entry's flags and has one thread.
-            if let Err(number) = unsafe { entry.enter() } {
-                let errno = last_errno();
-                self.say(Word::NotStarted { step: Step::Isolating(number), errno });
+            if let Err(Failed { what, error }) = unsafe { entry.enter() } {
+                let errno = error.raw_os_error().unwrap_or(libc::EIO);
+                self.say(&Word::NotIsolated { what, errno });
                 exit(1);
             }
             // What changes privileges may have cleared it.
@@ -281,11 +282,11 @@ impl Making {
                 Ok(pid) => {
                     self.outlive_supervisor();
                     running.push(Some(pid));
-                    self.say(Word::Started { pid });
+                    self.say(&Word::Started { pid });
                 }
                 Err((step, errno)) => {
                     // Those that have started die with this process.
-                    self.say(Word::NotStarted { step, errno });
+                    self.say(&Word::NotStarted { step, errno });
                     exit(1);
                 }
             }
@@ -293,7 +294,7 @@ impl Making {
         running
     }
 
-    fn say(&self, word: Word) {
+    fn say(&self, word: &Word) {
         // Whoever should hear it may be gone; then this process is being killed.
         let _ = (&self.words).write_all(&word.bytes());
     }
@@ -325,7 +326,7 @@ impl Making {
             if let Some(process) = running.iter().position(|running| *running == Some(pid)) {
                 running[process] = None;
                 let process = u32::try_from(process).unwrap_or(u32::MAX);
-                self.say(Word::Ended { process, status });
+                self.say(&Word::Ended { process, status });
             }
         }
     }

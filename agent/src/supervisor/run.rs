@@ -13,7 +13,7 @@ use rustix::time::{
 };
 
 use super::journal::{self, EndedBy, Exited, Launch, OutOfMemory, Outcome, Started};
-use super::leader::Leader;
+use super::leader::{Leader, not_started};
 use super::output::{Found, Output};
 use super::signals::{Came, Signals};
 use super::word::Word;
@@ -34,6 +34,9 @@ const LEASE_GRACE_MS: u64 = 10_000;
 /// long apart, to look.
 const MEMORY_LOOKS: u32 = 25;
 const MEMORY_LOOK_MS: u64 = 20;
+
+/// How often somebody may stop the leader: who goes on with it keeps the job from its end.
+const MOST_STOPS: u32 = 100;
 
 /// Where the tree stands. Instants are CLOCK_BOOTTIME milliseconds.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -65,6 +68,8 @@ struct Supervisor<'a> {
     lease_until: u64,
     timeout_at: u64,
     leader: Leader,
+    /// How often somebody has stopped it.
+    stops: u32,
     /// Which of the commands have ended.
     ended: Vec<bool>,
     verdict: Option<Verdict>,
@@ -130,6 +135,7 @@ pub(super) fn run(
         timeout_at: u64::MAX,
         ended,
         leader,
+        stops: 0,
         verdict: None,
         failure: None,
         phase: Phase::Starting { give_up_at },
@@ -190,6 +196,7 @@ impl Supervisor<'_> {
             }
             if came.child {
                 self.reap();
+                self.keep_leader_going(clock::boottime_ms());
             }
             if said[2]
                 && let Some(alarm) = &self.memory_alarm
@@ -211,8 +218,11 @@ impl Supervisor<'_> {
                     continue;
                 }
                 Ok(Word::NotStarted { step, errno }) => {
-                    let failure = self.leader.not_started(step, errno, self.launch);
-                    self.failure.get_or_insert(failure);
+                    self.failure.get_or_insert(not_started(step, errno, self.launch));
+                    continue;
+                }
+                Ok(Word::NotIsolated { what, errno }) => {
+                    self.failure.get_or_insert(Outcome::NotStarted { what, errno });
                     continue;
                 }
                 Ok(Word::Ended { process, status }) => (process, status),
@@ -236,7 +246,6 @@ impl Supervisor<'_> {
         if self.leader.commands.len() < self.ended.len() {
             return;
         }
-        self.leader.entry = None;
         if let Phase::Starting { .. } = self.phase {
             self.phase = Phase::Running;
             let timeout = self.launch.timeout_ms.unwrap_or(u64::MAX);
@@ -400,6 +409,18 @@ impl Supervisor<'_> {
                     return;
                 }
             }
+        }
+    }
+
+    /// A leader that is stopped hears of nothing and tells nothing.
+    fn keep_leader_going(&mut self, now: u64) {
+        if self.childless || !self.leader.go_on() {
+            return;
+        }
+        self.stops = self.stops.saturating_add(1);
+        if self.stops > MOST_STOPS && !matches!(self.phase, Phase::Killing { .. }) {
+            self.failure.get_or_insert(Outcome::Lost);
+            self.kill(now, now + self.launch.give_up_ms);
         }
     }
 

@@ -34,8 +34,6 @@ pub(super) enum Step {
     EnteringFolder,
     EnteringGroup,
     Forking,
-    /// The number of the action that failed.
-    Isolating(usize),
 }
 
 /// What the child needs; it shares its parent's memory and must not allocate.

@@ -3,7 +3,9 @@
 use std::path::Path;
 
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, Signal, getpid, pidfd_open, pidfd_send_signal};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, getpid, pidfd_open, pidfd_send_signal, waitid,
+};
 
 use crate::proc::{self, Stat};
 
@@ -69,4 +71,11 @@ pub(crate) fn reap() -> Result<Option<(libc::pid_t, libc::c_int)>, Errno> {
             std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::ECHILD),
         )),
     }
+}
+
+/// Whether a child has stopped since this was last asked of it; one that has ended is left to be waited for.
+pub(super) fn has_stopped(child: libc::pid_t) -> bool {
+    let Some(pid) = Pid::from_raw(child) else { return false };
+    let options = WaitIdOptions::STOPPED | WaitIdOptions::NOHANG;
+    waitid(WaitId::Pid(pid), options).is_ok_and(|stopped| stopped.is_some())
 }
