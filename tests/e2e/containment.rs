@@ -194,7 +194,7 @@ fn what_a_job_used_is_known_and_says_what_to_ask_for() {
     let hold = "python3 -c 'import time; b = b\"x\" * (60 << 20); time.sleep(2.5)'";
     let job = cluster.create(&yaml(&format!("{hold} &\n{hold}\nwait"), "900MiB"));
     cluster.completed(&job);
-    let shown = cluster.atelier(["job", "show", &job, "--usage", "-o", "json"]).ok().json();
+    let shown = usage_of(&cluster, &job);
     let peak = shown["usage"]["peak_memory"].as_str().unwrap();
     let peak: f64 = peak.strip_suffix(" MiB").unwrap().parse().unwrap();
     assert!((120.0..250.0).contains(&peak), "{shown}");
@@ -210,13 +210,40 @@ fn what_a_job_used_is_known_and_says_what_to_ask_for() {
     let history: serde_json::Value = serde_json::from_str(&history).unwrap();
     let samples = history["metrics"].as_array().unwrap().iter();
     assert!(samples.filter_map(|one| one["value"].as_f64()).any(|held| held > 60.0), "{history}");
-    // Another command has another history. Nothing is said of one that was over too soon to be seen: what the
-    // largest of its processes took is not what all did.
-    let brief = "for _ in 1 2 3; do python3 -c 'b = b\"x\" * (60 << 20)' & done; wait";
-    let other = cluster.create(&yaml(brief, "900MiB"));
+    // Another command has another history.
+    let other = cluster.create(&yaml("true", "900MiB"));
     cluster.completed(&other);
-    let shown = cluster.atelier(["job", "show", &other, "--usage", "-o", "json"]).ok().json();
+    let shown = usage_of(&cluster, &other);
     assert!(shown["usage"]["wall_seconds"].is_number(), "{shown}");
+    assert!(shown["memory_advice"].as_str().unwrap().contains("=64MiB"), "{shown}");
+}
+
+fn usage_of(cluster: &Cluster, job: &str) -> serde_json::Value {
+    cluster.atelier(["job", "show", job, "--usage", "-o", "json"]).ok().json()
+}
+
+/// No look of the monitor need have seen it.
+#[test]
+fn what_a_short_job_used_is_known_unless_the_cache_may_be_most_of_it() {
+    needs("cgroup");
+    let cluster = Cluster::empty();
+    cluster.start_daemon();
+    cluster.start_agent(&Agent::new("local"));
+    // The largest process alone would tell a third of it.
+    let brief = "for _ in 1 2 3; do python3 -c 'import time; b = b\"x\" * (80 << 20); time.sleep(1)' & done; wait";
+    let job = cluster.create(&yaml(brief, "900MiB"));
+    cluster.completed(&job);
+    let shown = usage_of(&cluster, &job);
+    let peak = shown["usage"]["peak_memory"].as_str().unwrap();
+    let peak: f64 = peak.strip_suffix(" MiB").unwrap().parse().unwrap();
+    assert!((240.0..400.0).contains(&peak), "{shown}");
+    let advice = shown["memory_advice"].as_str().unwrap();
+    assert!(advice.contains("one completed run") && advice.contains("would do"), "{advice}");
+    // What this one had at once is anything up to what it wrote.
+    let writes = "head -c 300000000 /dev/zero > written";
+    let job = cluster.create(&yaml(writes, "900MiB"));
+    cluster.completed(&job);
+    let shown = usage_of(&cluster, &job);
     assert_eq!(shown["usage"]["peak_memory"], serde_json::Value::Null, "{shown}");
     assert_eq!(shown["memory_advice"], serde_json::Value::Null, "{shown}");
 }

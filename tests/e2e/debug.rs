@@ -1,5 +1,8 @@
 //! Looking into what a failed job left: who may, what is seen there, and when it goes.
 
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use atelier_proto::job::v1::Job;
@@ -210,6 +213,44 @@ fn what_is_kept_outlives_agent_and_daemon() {
     until("the other's time is over", || (folders(&cluster) == 1).then_some(()));
     assert!(begun.elapsed() >= Duration::from_secs(6));
     debug(&cluster, &short, &["true"]).code(1).says(&["nothing is kept of job"]);
+}
+
+/// As what an attempt started, and nobody waits for any more.
+fn stray(attempt: &Path) -> Child {
+    let mut sleep = Command::new("sleep");
+    sleep.arg("600").env("ATELIER_ATTEMPT_FOLDER", attempt).spawn().unwrap()
+}
+
+#[test]
+fn what_a_new_agent_ends_is_told_by_what_is_there_of_it() {
+    let cluster = Cluster::start();
+    failed(&cluster, "", "keep_failed: 30m\n");
+    let attempts = cluster.agent_data("local").join("attempts");
+    let [kept] = &fs::read_dir(&attempts)
+        .unwrap()
+        .map(|found| found.unwrap().path())
+        .collect::<Vec<_>>()[..]
+    else {
+        panic!("there is one attempt")
+    };
+    until("the daemon has its end", || {
+        let record = fs::read_to_string(kept.join("kept.json")).unwrap();
+        record.contains(r#""settled":true"#).then_some(())
+    });
+    cluster.agent("local", |agent| agent.kill());
+    let gone = attempts.join("700000");
+    let mut strays = [stray(kept), stray(&gone)];
+    cluster.start_agent(&Agent::new("local"));
+    for stray in &mut strays {
+        until("it is ended", || stray.try_wait().unwrap());
+    }
+    let printed = cluster.agent("local", |agent| agent.printed());
+    let line = |of: &Path| {
+        let of = format!("folder={}", of.display());
+        printed.lines().find(|line| line.contains("ending what") && line.contains(&of)).unwrap()
+    };
+    assert!(line(kept).contains("in what is kept of an attempt"), "{printed}");
+    assert!(line(&gone).contains("an attempt whose folder is gone"), "{printed}");
 }
 
 #[test]

@@ -75,8 +75,7 @@ pub(super) async fn finalize(attempt: &Attempt, end: End, sick: Option<Problem>)
     match end {
         End::Exited(exited, seen) => {
             of_exit(attempt, &exited, sick, &mut ended);
-            // Left out if it is not known: that of the largest process would pass for that of all.
-            if let Some(bytes) = seen.most_memory() {
+            if let Some(bytes) = seen.most_memory(exited.memory) {
                 let mebibytes = bytes as f64 / (1 << 20) as f64;
                 ended.usage.insert("peak_memory_mib".to_owned(), mebibytes);
             }

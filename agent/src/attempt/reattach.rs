@@ -106,8 +106,7 @@ pub(crate) fn look(folder: &Folder, boot_id: &str) -> io::Result<Facts> {
     })
 }
 
-/// Kills what runs of attempts below `attempts` that are not `known`. Their folders are gone, and with
-/// them whatever could be told or kept of them: the data folder was deleted while they ran.
+/// Kills what runs of attempts below `attempts` that are not `known`: nobody waits for it.
 pub(crate) fn end_forgotten(attempts: &Path, known: impl Fn(&Path) -> bool) {
     const ROUNDS: u32 = 50;
     let of_attempt = |stat: proc::Stat| proc::path_variable(stat.pid, MARK);
@@ -115,7 +114,17 @@ pub(crate) fn end_forgotten(attempts: &Path, known: impl Fn(&Path) -> bool) {
     let forgotten: BTreeSet<PathBuf> =
         proc::all().into_iter().filter_map(of_attempt).filter(ours).collect();
     for folder in forgotten {
-        tracing::warn!(folder = %folder.display(), "its records are gone, ending what runs of an attempt");
+        match folder.exists() {
+            // Over, and kept.
+            true => tracing::info!(
+                folder = %folder.display(),
+                "ending what an earlier agent had started in what is kept of an attempt"
+            ),
+            // Removed while this did not end; or the data folder was deleted, and with it whatever could be told.
+            false => tracing::warn!(
+                folder = %folder.display(), "ending what runs of an attempt whose folder is gone"
+            ),
+        }
         let mut rounds = 0..ROUNDS;
         while kill_marked(MARK, &folder) > 0 && rounds.next().is_some() {
             std::thread::sleep(Duration::from_millis(20));

@@ -24,7 +24,7 @@ mod tests;
 mod unified;
 mod usage;
 
-pub(crate) use group::{Cgroup, Passing, Switch};
+pub(crate) use group::{Cgroup, MemoryUse, Passing, Switch};
 use group::{Group, Version};
 pub(crate) use guard::{DeviceNode, Rule, Rules, Traffic};
 pub(crate) use io_rate::DiskRate;

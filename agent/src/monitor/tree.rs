@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use crate::cgroup::{Cgroup, Waited};
 use crate::gpu::GpuSample;
 use crate::proc::{self, Stat};
+use crate::supervisor::CountedMemory;
 
 /// Totals over the process tree at one instant.
 #[derive(Clone, Copy, PartialEq, Debug, Default)]
@@ -13,8 +14,6 @@ pub(crate) struct Totals {
     /// Never falls: of a process that ended, its parent keeps the count.
     pub(crate) cpu_seconds: f64,
     pub(crate) resident_bytes: u64,
-    /// The most so far, what was cached of files included, as far as the kernel tells.
-    pub(crate) peak_bytes: Option<u64>,
     /// Of files, as far as it is told.
     pub(crate) cached_bytes: Option<u64>,
     pub(crate) read_bytes: u64,
@@ -30,8 +29,8 @@ pub(crate) struct Totals {
 pub(crate) struct Seen {
     /// The most memory at once, of all its processes.
     pub(crate) memory_bytes: u64,
-    /// The same as the kernel counted it up to the last look; see [`Totals::peak_bytes`].
-    pub(crate) peak_bytes: Option<u64>,
+    /// The most that was cached of files.
+    pub(crate) cached_bytes: u64,
     /// How many there were.
     pub(crate) looks: u32,
     /// For how long kernels ran, over all its devices.
@@ -43,18 +42,32 @@ pub(crate) struct Seen {
 impl Seen {
     /// After so many what no look has seen, the end of the job, is a small part of it.
     const ENOUGH: u32 = 10;
+    /// The smallest step in which memory is advised: what is cached beside the programs themselves is less.
+    const LITTLE: u64 = 64 << 20;
 
-    /// The most memory that the job had at once: the kernel's count where there is one, which misses nothing between
-    /// looks. `None`: too little was seen to say, and what one of several processes had says less than nothing.
-    pub(crate) fn most_memory(&self) -> Option<u64> {
-        let most = self.memory_bytes.max(self.peak_bytes.unwrap_or(0));
-        (self.looks >= Self::ENOUGH).then_some(most)
+    /// The most memory that the job's processes had at once, in bytes, without what was cached of files: that is given
+    /// up before anything is killed, so a limit need not hold it.
+    ///
+    /// `counted` misses nothing between looks and has the cache in it, of which nobody knows how much it was at that
+    /// moment: at most as much as at any other, unless files were removed. After looks enough the rest counts, if
+    /// none has seen more. Without, the kernel's count is taken as it is where the cache can be but a small part.
+    /// `None`: neither is so; what the largest of the processes had would pass for that of all.
+    pub(crate) fn most_memory(&self, counted: Option<CountedMemory>) -> Option<u64> {
+        let own = |counted: CountedMemory| {
+            counted.peak_bytes.saturating_sub(counted.cached_bytes.max(self.cached_bytes))
+        };
+        let least = self.memory_bytes.max(counted.map_or(0, own));
+        if self.looks >= Self::ENOUGH {
+            return Some(least);
+        }
+        let peak = counted?.peak_bytes.max(least);
+        (peak - least <= Self::LITTLE.max(least / 4)).then_some(peak)
     }
 
     /// Adds a look, so long after the one before.
     pub(super) fn add(&mut self, totals: &Totals, gpus: &[GpuSample], passed_ms: u64) {
         self.memory_bytes = self.memory_bytes.max(totals.resident_bytes);
-        self.peak_bytes = self.peak_bytes.max(totals.peak_bytes);
+        self.cached_bytes = self.cached_bytes.max(totals.cached_bytes.unwrap_or(0));
         self.looks = self.looks.saturating_add(1);
         let passed = passed_ms as f64 / 1000.0;
         for gpu in gpus {
@@ -76,7 +89,6 @@ pub(crate) fn totals_of(cgroup: &Cgroup, at_ms: u64) -> Option<Totals> {
         at_ms,
         cpu_seconds: usage.cpu_us? as f64 / 1e6,
         resident_bytes: usage.resident_bytes?,
-        peak_bytes: cgroup.memory().peak_bytes,
         cached_bytes: usage.cached_bytes,
         read_bytes,
         written_bytes,
@@ -158,18 +170,43 @@ pub(crate) fn metrics(before: &Totals, now: &Totals, gpus: &[GpuSample]) -> BTre
 mod tests {
     use super::*;
 
-    #[test]
-    fn the_most_memory_is_what_the_kernel_counted_if_there_were_looks_enough() {
+    const MIB: u64 = 1 << 20;
+
+    fn seen(looks: u32, resident: u64, cached: u64) -> Seen {
+        let (resident_bytes, cached_bytes) = (resident * MIB, Some(cached * MIB));
+        let look = Totals { resident_bytes, cached_bytes, ..Totals::default() };
         let mut seen = Seen::default();
-        let look = Totals { resident_bytes: 70, peak_bytes: Some(500), ..Totals::default() };
-        for _ in 1..Seen::ENOUGH {
-            seen.add(&look, &[], 1000);
-        }
-        assert_eq!(seen.most_memory(), None);
-        // Its groups are gone by the last of them.
-        seen.add(&Totals { peak_bytes: None, ..look }, &[], 1000);
-        assert_eq!(seen.most_memory(), Some(500));
-        let uncounted = Seen { peak_bytes: None, ..seen };
-        assert_eq!(uncounted.most_memory(), Some(70));
+        (0..looks).for_each(|_| seen.add(&look, &[], 1000));
+        seen
+    }
+
+    fn most(seen: Seen, peak: u64, cached: u64) -> Option<u64> {
+        let (peak_bytes, cached_bytes) = (peak * MIB, cached * MIB);
+        seen.most_memory(Some(CountedMemory { peak_bytes, cached_bytes })).map(|bytes| bytes / MIB)
+    }
+
+    #[test]
+    fn after_looks_enough_the_most_memory_is_without_the_cache() {
+        let all = |resident, cached| seen(Seen::ENOUGH, resident, cached);
+        // Much was read: what was seen counts.
+        assert_eq!(most(all(700, 5000), 6000, 5500), Some(700));
+        // Between two looks it had more than any of them saw.
+        assert_eq!(most(all(700, 100), 6000, 50), Some(5900));
+        // A file was written and removed.
+        assert_eq!(most(all(700, 5000), 5600, 0), Some(700));
+        assert_eq!(all(700, 100).most_memory(None), Some(700 * MIB));
+    }
+
+    #[test]
+    fn of_a_short_job_the_kernels_count_is_taken_if_the_cache_is_a_small_part() {
+        assert_eq!(most(Seen::default(), 4000, 300), Some(4000));
+        assert_eq!(most(Seen::default(), 60, 50), Some(60));
+        // What it had when it had read less is anything from nothing to the whole.
+        assert_eq!(most(Seen::default(), 4000, 2000), None);
+        // A look has seen that it was the most of it.
+        assert_eq!(most(seen(1, 3500, 0), 4000, 2000), Some(4000));
+        // One has seen what was gone at the end.
+        assert_eq!(most(seen(1, 20, 3000), 4000, 0), None);
+        assert_eq!(seen(Seen::ENOUGH - 1, 700, 0).most_memory(None), None);
     }
 }

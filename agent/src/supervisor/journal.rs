@@ -175,6 +175,18 @@ pub(crate) struct Exited {
     /// Set if the kernel killed processes of the job for want of memory.
     #[serde(default)]
     pub(crate) out_of_memory: Option<OutOfMemory>,
+    /// Of all processes together; `None` where the kernel does not count it.
+    #[serde(default)]
+    pub(crate) memory: Option<CountedMemory>,
+}
+
+/// What the kernel counted of a job's memory to its end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct CountedMemory {
+    /// The most that was used at once, what was cached of files included.
+    pub(crate) peak_bytes: u64,
+    /// What was still cached of files.
+    pub(crate) cached_bytes: u64,
 }
 
 /// What the kernel counted when memory ran out.
@@ -249,6 +261,7 @@ impl Exited {
             log_error: None,
             survivors: 0,
             out_of_memory: None,
+            memory: None,
         }
     }
 }

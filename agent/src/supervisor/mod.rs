@@ -37,8 +37,8 @@ mod tree;
 mod word;
 
 pub(crate) use journal::{
-    EXITED, EndedBy, Exited, LAUNCH, Launch, LaunchPipe, LaunchProcess, LogError, OutOfMemory,
-    Outcome, STARTED, Started,
+    CountedMemory, EXITED, EndedBy, Exited, LAUNCH, Launch, LaunchPipe, LaunchProcess, LogError,
+    OutOfMemory, Outcome, STARTED, Started,
 };
 pub(crate) use launcher::{Launched, Launcher};
 pub(crate) use leader::fork;

@@ -12,13 +12,13 @@ use rustix::time::{
     timerfd_settime,
 };
 
-use super::journal::{self, EndedBy, Exited, Launch, OutOfMemory, Outcome, Started};
+use super::journal::{self, CountedMemory, EndedBy, Exited, Launch, OutOfMemory, Outcome, Started};
 use super::leader::{Leader, not_started};
 use super::output::{Found, Output};
 use super::signals::{Came, Signals};
 use super::word::Word;
 use super::{Lease, tree};
-use crate::cgroup::Cgroup;
+use crate::cgroup::{Cgroup, MemoryUse};
 use crate::clock;
 
 /// How long the job's view and its commands may take to be made: what takes longer waits for a file system
@@ -444,8 +444,9 @@ impl Supervisor<'_> {
         };
         let usage = children_usage();
         // What died with the leader's namespace is in nobody's children's times.
-        let counted = self.launch.cgroup.as_ref().and_then(|cgroup| cgroup.usage().cpu_us);
-        let counted = counted.unwrap_or(0) as f64 / 1e6;
+        let counted = self.launch.cgroup.as_ref().map(Cgroup::usage).unwrap_or_default();
+        let counted_seconds = counted.cpu_us.unwrap_or(0) as f64 / 1e6;
+        let memory = self.launch.cgroup.as_ref().map(Cgroup::memory).unwrap_or_default();
         let seconds = |time: libc::timeval| time.tv_sec as f64 + time.tv_usec as f64 / 1e6;
         let process = self.verdict.filter(|_| self.ended.len() > 1).map(|verdict| verdict.process);
         Exited {
@@ -455,23 +456,24 @@ impl Supervisor<'_> {
             started_at_ms: started.started_at_ms,
             exited_at_ms: self.verdict.map_or_else(clock::now_ms, |verdict| verdict.at_ms),
             process: process.and_then(|process| u32::try_from(process).ok()),
-            cpu_seconds: (seconds(usage.ru_utime) + seconds(usage.ru_stime)).max(counted),
+            cpu_seconds: (seconds(usage.ru_utime) + seconds(usage.ru_stime)).max(counted_seconds),
             peak_memory_kib: u64::try_from(usage.ru_maxrss).unwrap_or(0),
             log_bytes: outputs.first().map_or(0, |output| output.written),
             log_dropped: outputs.iter().map(|output| output.dropped).sum(),
             log_error: outputs.iter().find_map(|output| output.error),
             survivors: u32::try_from(self.survivors).unwrap_or(u32::MAX),
-            out_of_memory: self.out_of_memory(),
+            out_of_memory: out_of_memory(&memory),
+            memory: memory
+                .peak_bytes
+                .zip(counted.cached_bytes)
+                .map(|(peak_bytes, cached_bytes)| CountedMemory { peak_bytes, cached_bytes }),
         }
     }
 }
 
-impl Supervisor<'_> {
-    fn out_of_memory(&self) -> Option<OutOfMemory> {
-        let memory = self.launch.cgroup.as_ref()?.memory();
-        let (peak_bytes, limit_bytes) = (memory.peak_bytes, memory.limit_bytes);
-        (memory.kills > 0).then_some(OutOfMemory { peak_bytes, limit_bytes, kills: memory.kills })
-    }
+fn out_of_memory(memory: &MemoryUse) -> Option<OutOfMemory> {
+    let MemoryUse { peak_bytes, limit_bytes, kills } = *memory;
+    (kills > 0).then_some(OutOfMemory { peak_bytes, limit_bytes, kills })
 }
 
 /// The fault of the node, whose mounts do not answer.

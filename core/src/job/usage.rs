@@ -12,8 +12,8 @@ mod tests;
 pub struct Usage {
     /// CPU time of all processes, in milliseconds.
     pub cpu_ms: u64,
-    /// The most memory at once on one node: where the kernel counts it with what was cached of files, else as it was
-    /// seen from time to time, without. Zero if too little was seen.
+    /// The most memory at once on one node, without what was cached of files as far as that can be told apart. Zero if
+    /// too little is known.
     pub peak_memory: MiB,
     /// From start to end of the command, in milliseconds.
     pub wall_ms: u64,

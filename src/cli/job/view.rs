@@ -135,7 +135,7 @@ fn advice(advice: &pb::MemoryAdvice) -> Value {
     };
     let (peak, memory) = (Memory(advice.peak_memory_mib), Memory(advice.memory_mib));
     format!(
-        "{runs} of this command used {peak} at most (with what it cached of files, where its node counts that); resources.memory={}MiB ({memory}) would do",
+        "{runs} of this command used {peak} at most; resources.memory={}MiB ({memory}) would do",
         advice.memory_mib
     )
     .into()
