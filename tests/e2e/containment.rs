@@ -211,7 +211,7 @@ fn what_a_job_used_is_known_and_says_what_to_ask_for() {
     let samples = history["metrics"].as_array().unwrap().iter();
     assert!(samples.filter_map(|one| one["value"].as_f64()).any(|held| held > 60.0), "{history}");
     // Another command has another history.
-    let other = cluster.create(&yaml("true", "900MiB"));
+    let other = cluster.create(&yaml("python3 -c pass", "900MiB"));
     cluster.completed(&other);
     let shown = usage_of(&cluster, &other);
     assert!(shown["usage"]["wall_seconds"].is_number(), "{shown}");

@@ -24,6 +24,7 @@ use crate::cgroup::Cgroup;
 mod again;
 mod alone;
 mod channel;
+mod command;
 mod forward;
 mod helper;
 mod init;
