@@ -1,8 +1,11 @@
 //! What a job can see and change of its node.
 
 use std::fs;
+use std::time::{Duration, Instant};
 
-use crate::harness::{Agent, Cluster, job_yaml, needs, processes_with, until};
+use atelier_proto::job::v1::JobStatus;
+
+use crate::harness::{Agent, Cluster, Hang, job_yaml, needs, processes_with, until};
 
 /// Tells what it finds, as `name=yes` or `name=no`.
 const LOOK: &str = r#"
@@ -217,4 +220,30 @@ fn contained_jobs_come_to_no_node_that_has_lost_what_a_strict_cluster_asks_for()
     cluster.agent("a", |agent| agent.kill());
     cluster.start_agent(&Agent::new("a").compute("strict"));
     cluster.completed(&second);
+}
+
+#[test]
+fn a_job_whose_node_has_a_folder_that_does_not_answer_can_be_cancelled() {
+    needs("isolation");
+    needs("fuse");
+    let cluster = Cluster::empty();
+    cluster.start_daemon();
+    let share = tempfile::tempdir().unwrap();
+    let data = share.path().join("data");
+    fs::create_dir(&data).unwrap();
+    let writable = format!("--writable={}", data.display());
+    cluster.start_agent(&Agent::new("local").with(&writable));
+    // Its server goes while the agent runs.
+    let _hang = Hang::at(share.path());
+    let job = cluster.create(&job_yaml("true"));
+    let attempts = cluster.agent_data("local").join("attempts");
+    until("its supervisor is there", || {
+        let mut all = fs::read_dir(&attempts).unwrap();
+        all.any(|one| one.unwrap().path().join("started.json").exists()).then_some(())
+    });
+    let asked = Instant::now();
+    cluster.atelier(["job", "cancel", &job]).ok();
+    assert_eq!(cluster.ended(&job).status(), JobStatus::Canceled);
+    // Of itself it would give up after a minute.
+    assert!(asked.elapsed() < Duration::from_secs(30), "{:?}", asked.elapsed());
 }

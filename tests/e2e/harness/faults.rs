@@ -1,14 +1,21 @@
 //! Storage that fails on purpose, by `tests/scripts/faults`.
 
+use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 
 use tempfile::TempDir;
 
-fn script(arguments: &[&str]) -> Result<String, String> {
+fn faults(arguments: &[&str]) -> Command {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/scripts/faults");
-    let done = Command::new(script).args(arguments).output().map_err(|e| e.to_string())?;
+    let mut command = Command::new(script);
+    command.args(arguments);
+    command
+}
+
+fn script(arguments: &[&str]) -> Result<String, String> {
+    let done = faults(arguments).output().map_err(|e| e.to_string())?;
     if done.status.success() {
         Ok(String::from_utf8_lossy(&done.stdout).trim().to_owned())
     } else {
@@ -96,6 +103,28 @@ impl Drop for Disk {
         if let Err(error) = script(&["disk", "destroy", &folder]) {
             eprintln!("the disk {folder} stays mounted: {error}");
         }
+    }
+}
+
+/// What is in a folder never answers, until this is dropped.
+pub(crate) struct Hang(Child);
+
+impl Hang {
+    pub(crate) fn at(folder: &Path) -> Self {
+        let mut command = faults(&["hang", folder.to_str().unwrap()]);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let mut said = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut said).unwrap();
+        assert_eq!(said, "hangs\n");
+        Self(child)
+    }
+}
+
+impl Drop for Hang {
+    fn drop(&mut self) {
+        drop(self.0.stdin.take());
+        let _ = self.0.wait();
     }
 }
 

@@ -12,7 +12,7 @@ mod wait;
 
 pub(crate) use cli::Outcome;
 pub(crate) use cluster::{Agent, Cluster, PROGRAM, Settings, http, job_yaml};
-pub(crate) use faults::{Disk, FaultyIo, needs};
+pub(crate) use faults::{Disk, FaultyIo, Hang, needs};
 pub(crate) use history::{History, check_database};
 pub(crate) use process::{Process, memory, processes_with, supervisor};
 pub(crate) use proxy::{BOTH, Proxy, Way};
