@@ -53,6 +53,8 @@ fn docker_runs_a_job_and_lets_in_beside_it() {
     let ended = cluster.ended(&job);
     assert_eq!((ended.exit_code, ended.sandboxes.len()), (Some(7), 0), "{ended:?}");
     assert!(cluster.log(&job).ends_with(b"a\0b\n\xff no end"), "{}", log(&cluster, &job));
+    let shown = cluster.atelier(["job", "show", &job, "--usage", "-o", "json"]).ok().json();
+    assert_eq!(shown["usage"]["peak_memory"], serde_json::Value::Null, "{shown}");
     let refused = cluster.atelier(["job", "debug", &job, "--", "true"]).fails(1);
     refused.says(&["nothing is kept of job", "docker's container"]);
     until("nothing is left of the containers", || registry.containers().is_empty().then_some(()));

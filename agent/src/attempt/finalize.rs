@@ -27,7 +27,7 @@ use crate::data;
 use crate::data::Fault;
 use crate::monitor::Seen;
 use crate::record;
-use crate::supervisor::{EndedBy, Exited, LogError, Outcome, STARTED, Started};
+use crate::supervisor::{EndedBy, Exited, LAUNCH, Launch, LogError, Outcome, STARTED, Started};
 
 /// Tries of one upload while the daemon answers; while it does not, the node waits for it.
 const TRIES: u32 = 5;
@@ -75,7 +75,7 @@ pub(super) async fn finalize(attempt: &Attempt, end: End, sick: Option<Problem>)
     match end {
         End::Exited(exited, seen) => {
             of_exit(attempt, &exited, sick, &mut ended);
-            if let Some(bytes) = seen.most_memory(exited.memory) {
+            if let Some(bytes) = most_memory(attempt, &exited, seen) {
                 let mebibytes = bytes as f64 / (1 << 20) as f64;
                 ended.usage.insert("peak_memory_mib".to_owned(), mebibytes);
             }
@@ -122,6 +122,13 @@ async fn settle(attempt: &Attempt) {
     if let Ok(Err(error)) = settled {
         tracing::warn!(epoch, %error, "cannot put what an attempt left on the disk: after a power cut its job would run again");
     }
+}
+
+/// Of an engine's containers, which are in groups of its own, only who asked for them was seen.
+fn most_memory(attempt: &Attempt, exited: &Exited, seen: Seen) -> Option<u64> {
+    let launch: Option<Launch> = record::read(attempt.folder.path(), LAUNCH).ok().flatten();
+    let is_elsewhere = launch.is_some_and(|launch| !launch.ends.is_empty());
+    if is_elsewhere { None } else { seen.most_memory(exited.memory) }
 }
 
 fn of_exit(attempt: &Attempt, exited: &Exited, sick: Option<Problem>, ended: &mut Ended) {
