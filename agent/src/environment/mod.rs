@@ -5,8 +5,10 @@
 //! **Invariant:** an environment's folder is there whole or not at all. It is built beside its
 //! place, marked complete and moved; a killed build leaves only what the next one removes.
 
+mod base;
 mod build;
 mod confine;
+mod error;
 pub(crate) mod exec;
 mod host;
 mod install;
@@ -22,293 +24,26 @@ mod uv;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use atelier_core::environment::{Base, Choice, Installed, PythonRequest, Recipe, choose};
+use atelier_core::environment::{Base, Recipe};
 use atelier_core::spec::InlineEnvironment;
 use tokio::sync::Mutex;
 
-pub use crate::data::Fault;
 use build::Built;
 pub(crate) use confine::Confinement;
+pub use error::{Error, Fault};
 pub(crate) use installer::{Installer, variables};
 pub(crate) use keep::Kept;
 use keep::{Keep, Pin};
-use pythons::{Known, Places, look};
+use pythons::{Known, Places};
 pub(crate) use pythons::{find_program, others_may_run};
-use shared::{Builds, Reporter};
-use uv::{Builder, Home};
+use shared::Builds;
+use uv::Home;
 
 /// Changes when the same recipe would come out differently.
 const BUILDER: &str = "venv 1";
-/// How long a Python that could not be fetched is not asked for again.
-const FETCH_AGAIN: Duration = Duration::from_secs(3600);
-/// How long the list of Pythons stands when what is asked for is not among them.
-const LOOK_AGAIN: Duration = Duration::from_secs(60);
-
-/// Why an environment is not to be had.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum Error {
-    /// The conda document.
-    #[error(transparent)]
-    Recipe(#[from] atelier_core::environment::Error),
-    /// An image, where the policy does not let another environment stand in for it.
-    #[error(
-        "the environment's image '{image}' cannot be used: {reason}; give a conda_file without \
-         an image, or have the workspace allow the node's Python in its place"
-    )]
-    ImageRefused {
-        /// As written.
-        image: String,
-        /// Why not.
-        reason: String,
-    },
-    /// A build context.
-    #[error(
-        "the environment has a build context, which needs a container runtime: {reason}; give an image \
-         or a conda_file instead"
-    )]
-    BuildContext {
-        /// Why not.
-        reason: String,
-    },
-    /// There is no such image, or it may not be had.
-    #[error(
-        "the image '{image}' cannot be pulled: {reason}; check its name, and that this node may pull it"
-    )]
-    Image {
-        /// Its name.
-        image: String,
-        /// The runtime's own.
-        reason: String,
-    },
-    /// A registry that does not answer.
-    #[error("the registry of image '{image}' cannot be reached from this node: {reason}")]
-    Registry {
-        /// The image's name.
-        image: String,
-        /// The runtime's own.
-        reason: String,
-    },
-    /// A Dockerfile.
-    #[error("no image can be built of '{path}': {reason}")]
-    Dockerfile {
-        /// Within the build context.
-        path: String,
-        /// The runtime's own.
-        reason: String,
-    },
-    /// The packages of a conda file cannot be installed in an image.
-    #[error("the conda_file's packages cannot be installed in image '{image}': {reason}")]
-    Layer {
-        /// The image's name.
-        image: String,
-        /// The installer's own.
-        reason: String,
-    },
-    /// Programs that conda packages would have brought.
-    #[error(
-        "conda packages that are programs, not Python packages, are not on this node: {}; install \
-         them there with the system's package manager, remove the lines, or use an image",
-        .programs.join(", ")
-    )]
-    Programs {
-        /// `package (program)`
-        programs: Vec<String>,
-    },
-    /// The packages cannot be installed as asked for.
-    #[error("the environment's packages cannot be installed: {reason}")]
-    Packages {
-        /// The installer's own.
-        reason: String,
-    },
-    /// The node has no Python to build with.
-    #[error(
-        "this node has no Python 3.8 or newer on its path to build the environment from: install \
-         python3 there, or run the job without a Python environment"
-    )]
-    NoPython,
-    /// The package index cannot be reached.
-    #[error("the package index cannot be reached from this node: {reason}")]
-    Index {
-        /// The installer's own.
-        reason: String,
-    },
-    /// No room.
-    #[error("no space is left on the node's file system of '{path}': free some there")]
-    DiskFull {
-        /// Where.
-        path: String,
-    },
-    /// A program of the node's own failed.
-    #[error("cannot {operation} on this node: {reason}")]
-    Tool {
-        /// What was done.
-        operation: String,
-        /// What it said.
-        reason: String,
-    },
-    /// The node's file system.
-    #[error("cannot {operation} '{path}' on this node: {reason}")]
-    Io {
-        /// What was done.
-        operation: &'static str,
-        /// To what.
-        path: String,
-        /// What the system said.
-        reason: String,
-    },
-    /// A build ahead of jobs that did not end.
-    #[error(
-        "the build of the environment was stopped: it took longer than {} s, the --build-timeout of this \
-         node's agent",
-        .bound.as_secs()
-    )]
-    Slow {
-        /// What it may take.
-        bound: Duration,
-    },
-    /// The agent is stopping.
-    #[error("the build of the environment was stopped")]
-    Stopped,
-}
-
-impl Error {
-    /// Whether it is the job's own making, so that another try would fail in the same way.
-    pub fn is_users(&self) -> bool {
-        self.fault() == Fault::User
-    }
-
-    /// Whose it is.
-    pub fn fault(&self) -> Fault {
-        match self {
-            Self::Recipe(_)
-            | Self::ImageRefused { .. }
-            | Self::BuildContext { .. }
-            | Self::Image { .. }
-            | Self::Dockerfile { .. }
-            | Self::Layer { .. }
-            | Self::Programs { .. }
-            | Self::Packages { .. } => Fault::User,
-            Self::DiskFull { .. } => Fault::DiskFull,
-            Self::NoPython
-            | Self::Index { .. }
-            | Self::Registry { .. }
-            | Self::Tool { .. }
-            | Self::Io { .. }
-            | Self::Slow { .. }
-            | Self::Stopped => Fault::Platform,
-        }
-    }
-
-    pub(crate) fn io(operation: &'static str, path: &Path, error: &std::io::Error) -> Self {
-        let path = path.display().to_string();
-        if matches!(
-            error.kind(),
-            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded
-        ) {
-            return Self::DiskFull { path };
-        }
-        Self::Io { operation, path, reason: error.to_string() }
-    }
-
-    /// Sorts an installer's failure by what it says.
-    fn of_installer(operation: &str, reason: String, packages: bool) -> Self {
-        if says(&reason, &DISK_FULL) {
-            return Self::DiskFull { path: reason };
-        }
-        if says(&reason, &NETWORK) {
-            return Self::Index { reason };
-        }
-        if packages {
-            return Self::Packages { reason };
-        }
-        Self::Tool { operation: operation.to_owned(), reason }
-    }
-
-    /// Sorts a container runtime's failure by what it says.
-    pub(crate) fn of_runtime(operation: &str, reason: String) -> Self {
-        if says(&reason, &DISK_FULL) {
-            return Self::DiskFull { path: reason };
-        }
-        Self::Tool { operation: operation.to_owned(), reason }
-    }
-
-    /// The same of a pull.
-    pub(crate) fn of_pull(image: &str, reason: String) -> Self {
-        const NOT_TO_BE_HAD: [&str; 9] = [
-            "manifest unknown",
-            "name unknown",
-            "not found",
-            "unauthorized",
-            "authentication required",
-            "denied",
-            "invalid reference",
-            "no image found in manifest list",
-            "unsupported image",
-        ];
-        if says(&reason, &DISK_FULL) {
-            return Self::DiskFull { path: reason };
-        }
-        let image = image.to_owned();
-        match says(&reason, &NOT_TO_BE_HAD) && !says(&reason, &NETWORK) {
-            true => Self::Image { image, reason },
-            false => Self::Registry { image, reason },
-        }
-    }
-
-    /// The same of a build. What its steps ask of the network is the Dockerfile's.
-    pub(crate) fn of_build(path: &str, reason: String) -> Self {
-        if says(&reason, &DISK_FULL) {
-            return Self::DiskFull { path: reason };
-        }
-        let registry = ["pinging container registry", "initializing source"];
-        if says(&reason, &registry) && says(&reason, &NETWORK) {
-            return Self::Registry { image: path.to_owned(), reason };
-        }
-        Self::Dockerfile { path: path.to_owned(), reason }
-    }
-
-    /// The same of packages that are installed in an image.
-    pub(crate) fn of_layer(image: &str, reason: String) -> Self {
-        if says(&reason, &DISK_FULL) {
-            return Self::DiskFull { path: reason };
-        }
-        if says(&reason, &NETWORK) {
-            return Self::Index { reason };
-        }
-        Self::Layer { image: image.to_owned(), reason }
-    }
-}
-
-const DISK_FULL: [&str; 4] =
-    ["No space left on device", "no space left on device", "os error 28", "Disk quota exceeded"];
-/// What programs say of a network that fails them.
-const NETWORK: [&str; 17] = [
-    "error sending request",
-    "dns error",
-    "Connection refused",
-    "connection refused",
-    "Failed to establish a new connection",
-    "Temporary failure in name resolution",
-    "no such host",
-    "server misbehaving",
-    "operation timed out",
-    "Read timed out",
-    "i/o timeout",
-    "TLS handshake timeout",
-    "Connection reset",
-    "connection reset",
-    "503 Service Unavailable",
-    "502 Bad Gateway",
-    "429 Too Many Requests",
-];
-
-fn says(reason: &str, words: &[&str]) -> bool {
-    words.iter().any(|word| reason.contains(word))
-}
-
 /// What a job asks for.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Wanted {
@@ -426,21 +161,6 @@ struct Inner {
     builds: Arc<Builds<Built>>,
     keep: Arc<Keep>,
 }
-
-impl Inner {
-    /// Why this Python could not be fetched, if that was tried lately.
-    fn unavailable(&self, specifier: &str) -> Option<String> {
-        let tried = self.unavailable.lock().unwrap_or_else(PoisonError::into_inner);
-        let (when, reason) = tried.get(specifier)?;
-        (when.elapsed() < FETCH_AGAIN).then(|| reason.clone())
-    }
-
-    fn note_unavailable(&self, specifier: &str, reason: &str) {
-        let mut tried = self.unavailable.lock().unwrap_or_else(PoisonError::into_inner);
-        tried.insert(specifier.to_owned(), (Instant::now(), reason.to_owned()));
-    }
-}
-
 impl Environments {
     /// The environments kept in `root`, an absolute path; made when the first one is built. What
     /// killed builds left there is removed.
@@ -575,115 +295,6 @@ impl Environments {
     /// installer's; what went, and how many bytes of packages. Waits for the disk.
     pub(crate) fn prune(&self, unused_for: Duration, packages: bool) -> (Vec<Kept>, u64) {
         self.0.keep.prune(&self.0.builds, unused_for, packages)
-    }
-
-    fn check_programs(&self, recipe: &Recipe, log: &dyn BuildLog) -> Result<(), Error> {
-        let mut missing = Vec::new();
-        let mut found = Vec::new();
-        for wanted in &recipe.programs {
-            match find_program(&self.0.home.path, &wanted.program) {
-                Some(path) => found.push(format!("{} ({})", wanted.package, path.display())),
-                None => missing.push(format!("'{}' ({})", wanted.package, wanted.program)),
-            }
-        }
-        if !missing.is_empty() {
-            return Err(Error::Programs { programs: missing });
-        }
-        if !found.is_empty() {
-            log.line(&format!("environment: the node's own are used of: {}", found.join(", ")));
-        }
-        Ok(())
-    }
-
-    /// The Python to build from.
-    async fn python(
-        &self,
-        request: Option<&PythonRequest>,
-        log: &dyn BuildLog,
-    ) -> Result<Installed, Error> {
-        let (asked, nearest) = self.installed(request, false).await?;
-        if let Some(python) = asked {
-            return Ok(python);
-        }
-        let Some(request) = request else { return Ok(nearest) };
-        let specifier = request.specifier();
-        let reason = match self.0.unavailable(&specifier) {
-            Some(reason) => reason,
-            None => {
-                // One at a time, so that many jobs do not fetch the same one.
-                let _fetching = self.0.fetching.lock().await;
-                match self.0.unavailable(&specifier) {
-                    Some(reason) => reason,
-                    None => {
-                        log.line(&format!(
-                            "environment: Python {specifier} is not installed: fetching it"
-                        ));
-                        let fetched = self.fetch(&nearest, &specifier, log).await;
-                        if let (Some(python), _) = self.installed(Some(request), true).await? {
-                            return Ok(python);
-                        }
-                        let reason = fetched.err().unwrap_or_else(|| "it does not run".into());
-                        self.0.note_unavailable(&specifier, &reason);
-                        reason
-                    }
-                }
-            }
-        };
-        log.line(&format!(
-            "environment: Python {specifier} is not installed and cannot be fetched ({reason}): \
-             using Python {}, the nearest on this node",
-            nearest.version
-        ));
-        Ok(nearest)
-    }
-
-    /// The Python asked for, if it is installed, and the one to take otherwise.
-    async fn installed(
-        &self,
-        request: Option<&PythonRequest>,
-        again: bool,
-    ) -> Result<(Option<Installed>, Installed), Error> {
-        let inner = &self.0;
-        let mut known = inner.pythons.lock().await;
-        // Someone may have removed one since.
-        let chosen = |known: &Known| {
-            let there: Vec<Installed> = known
-                .installed
-                .iter()
-                .filter(|python| Path::new(&python.path).exists())
-                .cloned()
-                .collect();
-            match choose(request, &there) {
-                Some(Choice::Asked(python)) => Some((Some(python.clone()), python.clone())),
-                Some(Choice::Nearest(python)) => Some((None, python.clone())),
-                None => None,
-            }
-        };
-        match chosen(&known) {
-            Some(found) if found.0.is_some() && !again => return Ok(found),
-            _ => {}
-        }
-        if again || known.looked.is_none_or(|then| then.elapsed() > LOOK_AGAIN) {
-            look(&inner.places, &mut known).await;
-        }
-        chosen(&known).ok_or(Error::NoPython)
-    }
-
-    async fn fetch(
-        &self,
-        nearest: &Installed,
-        specifier: &str,
-        log: &dyn BuildLog,
-    ) -> Result<(), String> {
-        let home = &self.0.home;
-        std::fs::create_dir_all(&home.root).map_err(|error| error.to_string())?;
-        let reporter = Reporter::detached();
-        let builder = home.builder(nearest, &reporter).await.map_err(|error| error.to_string());
-        reporter.drain(log);
-        match builder? {
-            Builder::Uv(uv) => home.fetch_python(&uv, specifier).await,
-            Builder::Pip => Err("that needs uv".into()),
-        }
     }
 }
 

@@ -5,8 +5,11 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
 use std::sync::{Mutex, OnceLock};
 
+use atelier_core::environment::Installed;
 use serde_json::{Value, json};
 
+use super::shared::Reporter;
+use super::uv::Builder;
 use super::*;
 
 #[derive(Default)]
