@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
+use atelier_core::node::CONTAINER_RUNTIME;
 use tokio::sync::{mpsc, watch};
 use tracing::Instrument as _;
 
@@ -393,7 +394,7 @@ async fn find_containers(
 ) -> Option<Containers> {
     let found = container::detect(args.containers, root).await;
     let told = found.as_ref().map_or("none".to_owned(), container::Runtime::to_string);
-    facts.other.insert("container_runtime".to_owned(), told);
+    facts.other.insert(CONTAINER_RUNTIME.to_owned(), told);
     match found {
         Ok(runtime) => {
             // Asked for where a runtime builds no images.

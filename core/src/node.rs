@@ -5,13 +5,16 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::id::{ComputeName, NodeName, Principal};
-use crate::resource::{Capacity, GpuDevice, GpuIndex};
+use crate::resource::{Capacity, Containers, GpuDevice, GpuIndex};
 use crate::spec::limits::MAX_LABEL;
 use crate::spec::{CommandJob, Distribution};
 use crate::time::Timestamp;
 
 /// The fact with which programs a node's agent can start a job's processes on several nodes.
 pub const JOINS: &str = "joins";
+
+/// The fact which container runtime a node has, as its program and version: `podman 4.3.1`; `none`: it has none.
+pub const CONTAINER_RUNTIME: &str = "container_runtime";
 
 /// What is known of a node: what it said of itself when it joined, and what an admin said of it.
 /// Kept in the store, so that a restarted daemon knows its nodes before they come back.
@@ -69,9 +72,24 @@ pub struct NodeChange {
 pub const NOT_REACHED: &str = "not_reached";
 
 impl NodeRecord {
+    /// What it offers to jobs, with what follows from its facts.
+    pub fn offered(&self) -> Capacity {
+        Capacity { containers: self.containers(), ..self.capacity.clone() }
+    }
+
+    /// What it does with container images, by the runtime that it has. Podman and docker build them.
+    fn containers(&self) -> Containers {
+        let runtime = self.facts.get(CONTAINER_RUNTIME).map_or("none", String::as_str);
+        match runtime.split_whitespace().next() {
+            None | Some("none") => Containers::None,
+            Some("podman" | "docker") => Containers::Build,
+            Some(_) => Containers::Run,
+        }
+    }
+
     /// What it would offer if nothing of it were broken.
     pub fn mended(&self) -> Capacity {
-        let mut capacity = self.capacity.clone();
+        let mut capacity = self.offered();
         let out = self.gpus_out.iter().map(|(index, out)| (*index, out.device.clone()));
         capacity.gpus.extend(out);
         capacity

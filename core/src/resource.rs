@@ -42,6 +42,49 @@ pub struct Demand {
     /// Labels that the node has, with these values; `None`: it need have none. Never empty.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node_labels: Option<Arc<BTreeMap<String, String>>>,
+    /// What its environment asks of the node's container runtime.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub containers: ContainerNeed,
+}
+
+/// What a node does with container images. Each can do what those before it can.
+#[derive(
+    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum Containers {
+    /// Nothing: it has no container runtime.
+    #[default]
+    None,
+    /// Runs them as they are.
+    Run,
+    /// Also makes them: of a Dockerfile, or by putting packages on top of one.
+    Build,
+}
+
+/// What a job asks of its node's container runtime.
+#[derive(
+    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum ContainerNeed {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// A node that can do this is better than another; any will do.
+    Prefers(Containers),
+    /// The node can do this.
+    Needs(Containers),
+}
+
+impl ContainerNeed {
+    /// What a node must be able to do.
+    pub const fn least(self) -> Containers {
+        match self {
+            Self::Nothing | Self::Prefers(_) => Containers::None,
+            Self::Needs(least) => least,
+        }
+    }
 }
 
 fn is_zero<T: Default + PartialEq>(value: &T) -> bool {
@@ -59,6 +102,7 @@ impl Demand {
         gpu_memory: 0,
         disk: 0,
         node_labels: None,
+        containers: ContainerNeed::Nothing,
     };
 
     /// What it takes of each device, in thousandths.
@@ -88,7 +132,17 @@ impl Demand {
 
     /// Whether it asks for what nodes have or have not, beside how much of it is free.
     pub fn is_choosy(&self) -> bool {
-        self.gpu_models.is_some() || self.gpu_memory > 0 || self.node_labels.is_some()
+        self.gpu_models.is_some()
+            || self.gpu_memory > 0
+            || self.node_labels.is_some()
+            || self.containers.least() > Containers::None
+    }
+
+    /// With what it would rather have as what it must have; `None` if there is nothing that it would rather
+    /// have.
+    pub fn at_best(&self) -> Option<Self> {
+        let ContainerNeed::Prefers(better) = self.containers else { return None };
+        Some(Self { containers: ContainerNeed::Needs(better), ..self.clone() })
     }
 }
 
@@ -114,7 +168,11 @@ impl fmt::Display for Demand {
         for (key, value) in self.node_labels.iter().flat_map(|labels| labels.iter()) {
             write!(f, ", a node with label {key}={value}")?;
         }
-        Ok(())
+        match self.containers.least() {
+            Containers::None => Ok(()),
+            Containers::Run => f.write_str(", a container runtime"),
+            Containers::Build => f.write_str(", podman or docker"),
+        }
     }
 }
 
@@ -173,6 +231,9 @@ pub struct Capacity {
     /// What jobs may choose the node by.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
+    /// What it does with container images; follows from the node's facts and is not kept beside them.
+    #[serde(skip)]
+    pub containers: Containers,
 }
 
 /// One GPU as the node found it.
@@ -227,6 +288,7 @@ impl Capacity {
             && demand.memory <= self.memory
             && self.disk.is_none_or(|disk| demand.disk <= disk)
             && demand.is_at_home(&self.labels)
+            && demand.containers.least() <= self.containers
             && wanted <= self.gpus.len()
             && self.gpus.values().filter(|device| demand.suits(device)).take(wanted).count()
                 == wanted
@@ -292,6 +354,8 @@ impl Reservation {
 pub enum Shortage {
     /// The node has not the labels.
     Labels,
+    /// The node cannot do with containers what it must.
+    Containers,
     /// Too few GPU devices.
     Gpus,
     /// Too little memory.
@@ -306,6 +370,7 @@ impl fmt::Display for Shortage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Labels => "labels",
+            Self::Containers => "of a container runtime",
             Self::Gpus => "GPUs",
             Self::Memory => "memory",
             Self::Disk => "disk",
@@ -415,6 +480,8 @@ impl Ledger {
         };
         if !demand.is_at_home(&self.capacity.labels) {
             Some(Shortage::Labels)
+        } else if demand.containers.least() > self.capacity.containers {
+            Some(Shortage::Containers)
         } else if wanted > 0 && !has_gpus() {
             Some(Shortage::Gpus)
         } else if demand.memory > self.free_memory() {

@@ -7,6 +7,7 @@ use atelier_core::environment::{Refusal, Unresolved};
 use atelier_core::expr::{self, Template};
 use atelier_core::id::{DatastoreName, JobName};
 use atelier_core::layout;
+use atelier_core::resource::ContainerNeed;
 use atelier_core::spec::{
     AssetRef, Code, CommandJob, DataKind, DataUri, Environment, InlineEnvironment, Input,
     OutputMode,
@@ -25,6 +26,8 @@ pub struct Admission {
     pub(super) content: ContentStore,
     pub(super) committed: Arc<Committed>,
     pub(super) environments: Environments,
+    /// The image policy: no image may be left out.
+    pub(super) require_containers: bool,
 }
 
 /// Why a job is not accepted.
@@ -86,6 +89,7 @@ impl Admission {
         }
         self.check_code(&job).await?;
         job.environment = self.environment(job.environment).await?;
+        self.ask_for_containers(&mut job)?;
         let inputs = std::mem::take(&mut job.inputs);
         for (port, input) in inputs {
             let input = match input {
@@ -162,6 +166,23 @@ impl Admission {
                 Ok(Environment::Named(pinned))
             }
         }
+    }
+
+    /// Has the job ask for nodes that can make its environment.
+    ///
+    /// # Errors
+    /// The environment does not exist.
+    pub fn ask_for_containers(&self, job: &mut CommandJob) -> Result<(), Error> {
+        let need = |made_of: &InlineEnvironment| made_of.container_need(self.require_containers);
+        job.resources.demand.containers = match &job.environment {
+            Environment::Host => ContainerNeed::Nothing,
+            Environment::Inline(inline) => need(inline),
+            Environment::Named(asset) => {
+                let (_, inline) = self.environments.pin(asset).map_err(unresolved)?;
+                need(&inline)
+            }
+        };
+        Ok(())
     }
 
     async fn check_made_of(&self, inline: &InlineEnvironment) -> Result<(), Error> {

@@ -283,6 +283,7 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
             datastores: datastores.clone(),
             content: content.clone(),
             environments: environments.clone(),
+            require_containers: args.require_containers,
         },
         logs: LogHub::new(store.clone(), datastores.clone(), handle.clone()),
         caches: NodeCaches::new(handle.clone()),

@@ -167,7 +167,8 @@ impl pb::job_service_server::JobService for Service {
         let user = caller(&request)?.principal;
         let spec = request.into_inner().spec;
         let spec = spec.ok_or_else(|| Status::invalid_argument("spec: is required"))?;
-        let spec = CommandJob::try_from(spec).map_err(told)?;
+        let mut spec = CommandJob::try_from(spec).map_err(told)?;
+        self.0.admission.ask_for_containers(&mut spec).map_err(told)?;
         queue::plan_job(&self.0, spec, user).await.map(Response::new)
     }
 

@@ -101,6 +101,46 @@ fn without_a_runtime_the_policy_decides() {
 }
 
 #[test]
+fn jobs_with_an_image_go_where_a_runtime_is() {
+    needs("containers");
+    let registry = Registry::start();
+    let cluster = Cluster::empty();
+    cluster.start_daemon();
+    // Without the image everything would go to the smaller node.
+    cluster.start_agent(&Agent::new("bare").cpus(1).with("--containers=none"));
+    cluster.start_agent(&registry.agent("runs").cpus(2));
+    let image = in_image(&registry.shell(), "cat /etc/of-the-image", "");
+    let node = |job: &str| {
+        let job = cluster.atelier(["job", "show", job, "-o", "json"]).ok().json();
+        job["node"].as_str().unwrap().to_owned()
+    };
+    let plain = cluster.shell("echo x");
+    cluster.completed(&plain);
+    let job = cluster.create(&image);
+    cluster.completed(&job);
+    assert_eq!((node(&plain), node(&job)), ("bare".to_owned(), "runs".to_owned()));
+    cluster.write("context/Dockerfile", format!("FROM {}\n", registry.shell()));
+    let built = create_built(&cluster, "context", "echo x");
+    cluster.completed(&built);
+    assert_eq!(node(&built), "runs");
+    // An image can be left out, a build cannot.
+    cluster.atelier(["node", "drain", "runs", "--reason", "test"]).ok();
+    let left_out = cluster.create(&in_image(&registry.shell(), "echo went on", ""));
+    cluster.completed(&left_out);
+    assert_eq!(node(&left_out), "bare");
+    assert!(log(&cluster, &left_out).contains("is not used"));
+    let waits = create_built(&cluster, "context", "echo x");
+    let told = cluster.atelier(["job", "explain", &waits]).ok().stdout();
+    assert!(
+        told.contains("podman or docker") && told.contains("runs, which has that, is drained"),
+        "{told}"
+    );
+    cluster.atelier(["node", "resume", "runs"]).ok();
+    cluster.completed(&waits);
+    assert_eq!(node(&waits), "runs");
+}
+
+#[test]
 fn a_build_context_is_built_once_for_what_is_in_it() {
     needs("containers");
     let registry = Registry::start();

@@ -37,7 +37,7 @@ use crate::job::{
     Member, Outcome, Queued, State, Tries,
 };
 use crate::node::{LeasePolicy, Link, Mono, NodeRecord, Now, is_loopback};
-use crate::resource::Demand;
+use crate::resource::{ContainerNeed, Demand};
 use crate::sched::{
     Asked, Budget, Hold, Placement, Quotas, Rank, Request, Sched, WaitReason, Waiting,
 };
@@ -167,7 +167,7 @@ impl Live {
     /// Puts back what the store held when the daemon stopped. Nodes first, then jobs.
     pub fn recover(&mut self, nodes: Vec<NodeRecord>, jobs: Vec<Job>, mono: Mono) {
         for record in nodes {
-            self.sched.put_node(&record.compute, record.name.clone(), record.capacity.clone());
+            self.sched.put_node(&record.compute, record.name.clone(), record.offered());
             let name = record.name.clone();
             let link = Link::Silent { since: mono };
             let attempts = BTreeMap::new();
@@ -274,7 +274,9 @@ impl Live {
         if self.computes.get(&compute).is_some_and(|known| known.deleted) {
             return Err(Refusal::ComputeDeleted(compute));
         }
-        let demand = spec.resources.demand.clone();
+        // A container runtime may be installed where there is none, and jobs wait for that.
+        let containers = ContainerNeed::Nothing;
+        let demand = Demand { containers, ..spec.resources.demand.clone() };
         // Devices that are broken now will be mended, and jobs wait for that.
         let mended = |node: &LiveNode| {
             let record = &node.record;

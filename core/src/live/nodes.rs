@@ -21,7 +21,7 @@ impl Live {
         // A node says nothing about what an admin said.
         record.drain = self.nodes.get(&name).and_then(|known| known.record.drain.clone());
         let moved = self.nodes.get(&name).filter(|known| known.record.compute != record.compute);
-        self.sched.put_node(&record.compute, name.clone(), record.capacity.clone());
+        self.sched.put_node(&record.compute, name.clone(), record.offered());
         if let Some(known) = moved {
             // Its jobs come along: they hold the same machine.
             self.sched.remove_node(&known.record.compute, &name);
@@ -91,7 +91,7 @@ impl Live {
         let Some(node) = self.nodes.get_mut(name) else { return };
         let NodeChange { gpus, gpus_out, facts } = change;
         let record = &mut node.record;
-        let same = record.capacity.gpus == gpus;
+        let (same, before) = (record.capacity.gpus == gpus, record.offered());
         if same && record.gpus_out == gpus_out && record.facts == facts {
             return;
         }
@@ -99,8 +99,8 @@ impl Live {
         record.gpus_out = gpus_out;
         record.facts = facts;
         let record = record.clone();
-        if !same {
-            self.sched.put_node(&record.compute, name.clone(), record.capacity.clone());
+        if record.offered() != before {
+            self.sched.put_node(&record.compute, name.clone(), record.offered());
         }
         self.sched.set_unfit(&record.compute, name, self.unfit(name));
         out.nodes.push(record);

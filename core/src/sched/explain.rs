@@ -215,7 +215,8 @@ fn fewer(pool: &Pool, asked: &Asked) -> impl Iterator<Item = u32> + use<> {
 /// The demand cut to what is free on a node, with how much that cuts, in thousandths summed over
 /// what is cut. `None` if nothing has to be cut, or nothing would be left.
 fn shrink(demand: &Demand, ledger: &Ledger) -> Option<(u64, Demand)> {
-    if !demand.is_at_home(&ledger.capacity().labels) {
+    let node = ledger.capacity();
+    if !demand.is_at_home(&node.labels) || demand.containers.least() > node.containers {
         return None;
     }
     let free = ledger.free_for(demand);

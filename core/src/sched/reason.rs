@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::{Limits, Request};
 use crate::id::{JobName, NodeName, Principal};
-use crate::resource::{Cpus, Demand, Gpus, Memory, Shortage};
+use crate::resource::{Containers, Cpus, Demand, Gpus, Memory, Shortage};
 use crate::time::Timestamp;
 
 /// Jobs before another are counted up to here.
@@ -176,11 +176,19 @@ impl fmt::Display for WaitReason {
                 "asks for {demand}, and the only node as large, {node}, does not answer; it starts \
                  when {node} is back"
             ),
-            Self::TooLarge { demand, node: None } if demand.is_choosy() => write!(
-                f,
-                "asks for {demand}, and no node of the compute that gets jobs has that; it starts \
-                 when one joins, or cancel it and ask for less"
-            ),
+            Self::TooLarge { demand, node: None } if demand.is_choosy() => {
+                let needs_runtime = demand.containers.least() > Containers::None;
+                let remedy = if needs_runtime {
+                    " (an agent looks for podman and docker when it starts)"
+                } else {
+                    ""
+                };
+                write!(
+                    f,
+                    "asks for {demand}, and no node of the compute that gets jobs has that; it starts \
+                     when one joins{remedy}, or cancel it and ask for less"
+                )
+            }
             Self::TooLarge { demand, node: None } => write!(
                 f,
                 "asks for {demand}, and no node of the compute is that large any more; it starts \

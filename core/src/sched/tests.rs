@@ -384,7 +384,7 @@ fn only_nodes_with_the_devices_get_the_job() {
         "{told}"
     );
     let never = sched.never_fits(&compute(), &of_model(2, "A100")).unwrap();
-    assert_eq!(never, nodes[1].1, "the node that comes closest");
+    assert_eq!(never.gpus, nodes[1].1.gpus, "the node that comes closest");
     assert!(sched.never_fits(&compute(), &of_model(1, "H100")).is_some());
     // It could start nowhere once its node is gone, and holds nobody back.
     sched.set_ready(&compute(), &node("b"), false);

@@ -11,7 +11,7 @@ use super::distribution::Distribution;
 use crate::id::{
     AssetName, ComputeName, DatastoreName, ExperimentName, JobName, PortName, VersionName,
 };
-use crate::resource::Demand;
+use crate::resource::{ContainerNeed, Containers, Demand};
 
 /// A `command` job, checked field by field, its references parsed but not resolved.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -141,6 +141,21 @@ pub struct InlineEnvironment {
     /// A container build context; needs a container runtime on the node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub build: Option<BuildContext>,
+}
+
+impl InlineEnvironment {
+    /// What it asks of a node's container runtime. `required`: no image may be left out, which is what happens on
+    /// nodes without one otherwise.
+    pub fn container_need(&self, required: bool) -> ContainerNeed {
+        match (&self.build, &self.image, &self.conda) {
+            (Some(_), ..) => ContainerNeed::Needs(Containers::Build),
+            (None, None, _) => ContainerNeed::Nothing,
+            (None, Some(_), conda) => {
+                let does = if conda.is_some() { Containers::Build } else { Containers::Run };
+                if required { ContainerNeed::Needs(does) } else { ContainerNeed::Prefers(does) }
+            }
+        }
+    }
 }
 
 /// A folder with a Dockerfile.

@@ -28,6 +28,7 @@ pub(super) fn read(reader: &mut Reader<'_>, root: &Node) -> JobResources {
         gpu_memory: gpu_memory.unwrap_or_default(),
         disk: disk.unwrap_or_default(),
         node_labels: labels(node),
+        ..Demand::DEFAULT
     };
     resources.instance_count = count(node, "instance_count").unwrap_or(1);
     resources.instance_type = text(node, "instance_type");

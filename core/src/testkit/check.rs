@@ -7,8 +7,8 @@ use crate::compute::Placement;
 use crate::id::{JobName, NodeName};
 use crate::job::{Active, Job, State};
 use crate::live::{Live, rank};
-use crate::node::Link;
-use crate::resource::{GpuIndex, Ledger, WHOLE_GPU};
+use crate::node::{Link, NodeRecord};
+use crate::resource::{Capacity, Containers, GpuIndex, Ledger, WHOLE_GPU};
 use crate::sched::{Request, WaitReason};
 
 /// Jobs, nodes and the scheduler's view of them agree: every job is in exactly one place, what is
@@ -164,12 +164,23 @@ fn ledgers(live: &Live) -> Checked {
         else {
             return Err(insane(format!("node {name} is in no pool")));
         };
-        let summed = reserved(live, name, Ledger::new(node.record.capacity.clone()))?;
+        let summed = reserved(live, name, Ledger::new(counts_as(live, &node.record)))?;
         ensure(kept == &summed, "I9", || {
             format!("node {name}: the scheduler has {kept:?}, its jobs hold {summed:?}")
         })?;
     }
     Ok(())
+}
+
+/// What a node offers, where the most that any of its compute does with containers is as good as all.
+fn counts_as(live: &Live, record: &NodeRecord) -> Capacity {
+    let mut offered = record.offered();
+    let here = live.nodes().filter(|node| node.record.compute == record.compute);
+    let best = here.map(|node| node.record.offered().containers).max().unwrap_or_default();
+    if offered.containers == best {
+        offered.containers = Containers::Build;
+    }
+    offered
 }
 
 fn reserved(live: &Live, node: &NodeName, mut ledger: Ledger) -> Checked<Ledger> {
@@ -199,7 +210,7 @@ pub(super) fn within_capacity(live: &Live, job: &JobName, node: &NodeName) -> Ch
     let Some(new) = active.and_then(|active| active.on(node)).map(|(_, m)| &m.reservation) else {
         return Err(insane(format!("{job} was placed and holds nothing")));
     };
-    let has = &record.capacity;
+    let has = &counts_as(live, record);
     let (mut cpu, mut memory, mut disk) = (0, 0, 0);
     for (_, member) in actives(live).filter_map(|(_, active)| active.on(node)) {
         cpu += member.reservation.cpu;
@@ -213,6 +224,7 @@ pub(super) fn within_capacity(live: &Live, job: &JobName, node: &NodeName) -> Ch
     let demand = live.job(job).map(|job| &job.spec.resources.demand);
     let suits = demand.is_some_and(|demand| {
         demand.is_at_home(&has.labels)
+            && demand.containers.least() <= has.containers
             && (new.gpus.iter().filter_map(|gpu| has.gpus.get(gpu)))
                 .filter(|device| demand.suits(device))
                 .count()

@@ -223,6 +223,7 @@ pub fn node_record(
                 .take(MAX_LABELS)
                 .map(|(key, value)| (key.clone(), value.clone()))
                 .collect(),
+            ..Capacity::default()
         },
         version: cut(hello.version.clone(), 100),
         hostname: cut(hello.hostname.clone(), 255),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use atelier_core::id::{ComputeName, ExperimentName, JobName, PortName};
-use atelier_core::resource::{Demand, MilliGpu, WHOLE_GPU};
+use atelier_core::resource::{ContainerNeed, Demand, MilliGpu, WHOLE_GPU};
 use atelier_core::spec::{self, limits};
 
 use super::data::number;
@@ -211,6 +211,8 @@ fn resources(wire: pb::Resources) -> Result<spec::JobResources, Error> {
             gpu_memory: within(wire.gpu_memory_mib, 0, limits::MAX_MEMORY).of("gpu_memory_mib")?,
             disk: within(wire.disk_mib, 0, limits::MAX_MEMORY).of("disk_mib")?,
             node_labels: labels(wire.node_labels)?,
+            // Follows from the environment, and is the daemon's to say.
+            containers: ContainerNeed::Nothing,
         },
         instance_type: wire.instance_type,
         shm_size: wire.shm_size_bytes,

@@ -185,6 +185,7 @@ impl From<&pb::Node> for Capacity {
             gpus: gpus.collect(),
             disk: resources.disk_mib,
             labels: node.labels.clone().into_iter().collect(),
+            ..Self::default()
         }
     }
 }

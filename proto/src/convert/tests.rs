@@ -185,6 +185,7 @@ fn demand() -> impl Strategy<Value = Demand> {
             gpu_memory,
             disk,
             node_labels: labels.map(Arc::new),
+            ..Demand::DEFAULT
         },
     )
 }

@@ -9,7 +9,7 @@ use atelier_core::job::{
     Member, MemberLeft, Outcome, OutputCommit, Phase, Usage,
 };
 use atelier_core::node::{Drain, GpuOut};
-use atelier_core::resource::{Demand, GpuDevice, Reservation};
+use atelier_core::resource::{ContainerNeed, Containers, Demand, GpuDevice, Reservation};
 use atelier_core::sched::{self, Quotas};
 use atelier_core::spec::{
     AssetRef, AssetVersion, Code, DataKind, DataUri, Distribution, Identity, IdleGpu, Input,
@@ -311,6 +311,11 @@ fn specification() -> impl Strategy<Value = CommandJob> {
                 disk: cpu,
                 node_labels: (gpus % 3 == 0)
                     .then(|| Arc::new([("zone".to_owned(), "b".to_owned())].into())),
+                containers: match gpus % 4 {
+                    0 => ContainerNeed::Nothing,
+                    1 => ContainerNeed::Prefers(Containers::Run),
+                    _ => ContainerNeed::Needs(Containers::Build),
+                },
             },
             shm_size,
             properties: [("k".to_owned(), serde_json::json!({"deep": [1, 2.5, null]}))].into(),
@@ -444,10 +449,15 @@ fn any_node() -> impl Strategy<Value = NodeRecord> {
     };
     let out = (gpu(), text()).prop_map(|(device, reason)| GpuOut { device, reason });
     let labels = (option::of(any::<u64>()), btree_map(text(), text(), 0..3));
-    let capacity =
-        (any::<u64>(), any::<u64>(), btree_map(any::<u16>(), gpu(), 0..3), labels).prop_map(
-            |(cpu, memory, gpus, (disk, labels))| Capacity { cpu, memory, gpus, disk, labels },
-        );
+    let capacity = (any::<u64>(), any::<u64>(), btree_map(any::<u16>(), gpu(), 0..3), labels)
+        .prop_map(|(cpu, memory, gpus, (disk, labels))| Capacity {
+            cpu,
+            memory,
+            gpus,
+            disk,
+            labels,
+            ..Capacity::default()
+        });
     let drain = (people(), text(), stamp(), option::of(stamp()))
         .prop_map(|(by, reason, since, deadline)| Drain { by, reason, since, deadline });
     let facts = btree_map(text(), text(), 0..3);

@@ -8,6 +8,7 @@ mod gangs;
 mod properties;
 mod quotas;
 mod replays;
+mod runtimes;
 mod sandboxes;
 mod unfit;
 mod usage;

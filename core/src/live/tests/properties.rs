@@ -7,8 +7,8 @@ use proptest::prelude::*;
 
 use crate::id::{AttemptNumber, Epoch, JobName, NodeName};
 use crate::job::{AttemptKey, Cause, Progress, Report};
-use crate::node::NOT_REACHED;
-use crate::resource::{Capacity, Demand};
+use crate::node::{CONTAINER_RUNTIME, NOT_REACHED};
+use crate::resource::{Capacity, ContainerNeed, Containers, Demand};
 use crate::spec::{Distribution, OnNodeLoss, Priority, Retry};
 use crate::testkit::{
     Checked, CommitFault, Finish, LEASE, Outage, Script, World, capacity, command_job,
@@ -77,6 +77,12 @@ fn submit() -> impl Strategy<Value = Op> {
         1 => Just(Demand { gpu_memory: 50, ..Demand::DEFAULT }),
         1 => Just(Demand { disk: 400, ..Demand::DEFAULT }),
         1 => Just(Demand { node_labels: Some(labels), ..Demand::DEFAULT }),
+        1 => prop_oneof![
+            Just(ContainerNeed::Needs(Containers::Build)),
+            Just(ContainerNeed::Needs(Containers::Run)),
+            Just(ContainerNeed::Prefers(Containers::Run)),
+        ]
+        .prop_map(|containers| Demand { containers, ..Demand::DEFAULT }),
     ];
     let demand = (1_u64..4, prop_oneof![Just(0_u64), Just(300), Just(700)], gpus, choice).prop_map(
         |(cpus, memory, (gpus, gpu_share), choice)| Demand {
@@ -95,8 +101,8 @@ fn submit() -> impl Strategy<Value = Op> {
     (0..JOBS, demand, 0..COMPUTES.len(), retry, keep, script()).prop_map(
         |(job, demand, compute, retry, keep, script)| {
             // Only the second compute has devices and labels.
-            let Demand { cpu, memory, disk, .. } = demand;
-            let plain = Demand { cpu, memory, disk, ..Demand::DEFAULT };
+            let Demand { cpu, memory, disk, containers, .. } = demand;
+            let plain = Demand { cpu, memory, disk, containers, ..Demand::DEFAULT };
             let demand = if compute == 0 { plain } else { demand };
             Op::Submit { job, demand, compute, retry, keep, script }
         },
@@ -187,10 +193,12 @@ fn world() -> World {
         device.memory = if *index == 0 { 40 } else { 80 };
         device.model = if *index == 0 { "NVIDIA T4" } else { LARGE }.to_owned();
     }
+    let mut last = node_record("c", "gpu", last);
+    last.facts.insert(CONTAINER_RUNTIME.to_owned(), "podman 5.4.2".to_owned());
     let nodes = [
         node_record("a", "cpu", capacity(4, 1_000, 0)),
         node_record("b", "gpu", capacity(4, 1_000, 2)),
-        node_record("c", "gpu", last),
+        last,
     ];
     World::new(LEASE, &COMPUTES, &nodes)
 }
@@ -206,6 +214,10 @@ fn apply(world: &mut World, op: Op) -> Checked {
             spec.resources.instance_count = [1, 1, 1, 2, 1, 1, 3][number % 7];
             spec.distribution =
                 (number % 2 == 0).then_some(Distribution::Mpi { process_count_per_instance: 1 });
+            if spec.resources.instance_count > 1 {
+                // One node alone has a runtime, and a gang would wait for a second for ever.
+                spec.resources.demand.containers = ContainerNeed::Nothing;
+            }
             spec.queue.job_tier = tiers[number % 5].map(str::to_owned);
             spec.limits.timeout = (number % 4 == 0).then_some(600);
             spec.on_node_loss = if keep { OnNodeLoss::Keep } else { OnNodeLoss::Requeue };

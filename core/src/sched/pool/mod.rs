@@ -15,7 +15,7 @@ use self::share::{Amount, Usage, set_back};
 use super::pack::Packing;
 use super::{Hold, Placement, Promise, Quotas, Rank, Request, WaitReason, Waiting};
 use crate::id::{JobName, NodeName, Principal};
-use crate::resource::{Capacity, Ledger, Reservation};
+use crate::resource::{Capacity, Containers, Ledger, Reservation};
 use crate::spec::JobTier;
 use crate::time::Timestamp;
 
@@ -100,6 +100,8 @@ pub struct Pool {
     label_keys: OrdSet<String>,
     /// How many nodes have GPUs.
     with_gpus: usize,
+    /// How many nodes can do what with containers.
+    runtimes: OrdMap<Containers, usize>,
     /// What all nodes offer.
     total: Amount,
     /// Nodes that are in no index, while a plan keeps them for the first in line.
@@ -147,6 +149,8 @@ pub struct Pool {
 impl Pool {
     /// How jobs are placed here and what nodes may come. Jobs that run are left alone.
     pub(super) fn set_kind(&mut self, exclusive: bool, template: Option<Capacity>) {
+        // Nobody knows what those that come can do with containers.
+        let template = template.map(|node| Capacity { containers: Containers::Build, ..node });
         if (self.exclusive, &self.template) != (exclusive, &template) {
             (self.exclusive, self.template) = (exclusive, template);
             self.dirty = true;

@@ -5,7 +5,7 @@ use imbl::OrdMap;
 use super::share::Amount;
 use super::{Pool, Waiting};
 use crate::id::{JobName, NodeName, Principal};
-use crate::resource::{Capacity, Demand, GpuDevice, Ledger, MiB, Reservation};
+use crate::resource::{Capacity, Containers, Demand, GpuDevice, Ledger, MiB, Reservation};
 use crate::sched::pack::{Ask, Free, Models};
 use crate::sched::{Hold, Request};
 
@@ -22,6 +22,8 @@ pub(super) struct Slot {
     pub(super) leaving: bool,
     /// Why it is not fit for jobs, if it is not.
     pub(super) unfit: Option<String>,
+    /// What it can do with containers. Its books say what it counts as ([`Pool::counts_as`]).
+    containers: Containers,
     /// The number of what its devices are.
     model: u8,
 }
@@ -55,8 +57,15 @@ impl Size {
                 (index, GpuDevice { uuid: String::new(), model, memory })
             })
             .collect();
-        let Capacity { cpu, memory, disk, labels, .. } = capacity;
-        Self(Capacity { cpu: *cpu, memory: *memory, gpus, disk: *disk, labels: labels.clone() })
+        let Capacity { cpu, memory, disk, labels, containers, .. } = capacity;
+        Self(Capacity {
+            cpu: *cpu,
+            memory: *memory,
+            gpus,
+            disk: *disk,
+            labels: labels.clone(),
+            containers: *containers,
+        })
     }
 
     pub(super) fn could_hold(&self, demand: &Demand) -> bool {
@@ -78,7 +87,11 @@ fn devices(capacity: &Capacity) -> Devices {
 const OTHER: u8 = Models::MAX - 1;
 
 impl Pool {
-    pub(in crate::sched) fn put_node(&mut self, node: NodeName, capacity: Capacity) {
+    pub(in crate::sched) fn put_node(&mut self, node: NodeName, mut capacity: Capacity) {
+        let (containers, best) = (capacity.containers, self.best_runtime());
+        let before = self.nodes.get(&node).map(|slot| slot.containers);
+        self.count_runtime(before, Some(containers));
+        capacity.containers = self.counts_as(containers);
         let model = self.model(&capacity);
         for key in capacity.labels.keys() {
             self.label_keys.insert(key.clone());
@@ -95,14 +108,67 @@ impl Pool {
             self.change(&node, |slot| {
                 slot.ledger.set_capacity(capacity);
                 slot.model = model;
+                slot.containers = containers;
             });
         } else {
-            let (ledger, holds) = (Ledger::new(capacity), OrdMap::new());
-            let (ready, drained, leaving, unfit) = (false, false, false, None);
-            self.nodes.insert(node, Slot { ledger, holds, ready, drained, leaving, unfit, model });
+            let slot = Slot {
+                ledger: Ledger::new(capacity),
+                holds: OrdMap::new(),
+                ready: false,
+                drained: false,
+                leaving: false,
+                unfit: None,
+                containers,
+                model,
+            };
+            self.nodes.insert(node, slot);
         }
         self.total.add(offered);
         self.dirty = true;
+        self.recount_runtimes(best);
+    }
+
+    /// The most that a node here can do with containers.
+    pub(super) fn best_runtime(&self) -> Containers {
+        self.runtimes.keys().next_back().copied().unwrap_or_default()
+    }
+
+    /// What a node counts as that can do this with containers. The best that there is counts as enough: a job that
+    /// needs more than any node of the compute can do goes there, and fails at once with what the node says it
+    /// lacks, instead of waiting for what nobody has announced.
+    fn counts_as(&self, containers: Containers) -> Containers {
+        if containers == self.best_runtime() { Containers::Build } else { containers }
+    }
+
+    fn count_runtime(&mut self, before: Option<Containers>, after: Option<Containers>) {
+        if let Some(after) = after {
+            *self.runtimes.entry(after).or_default() += 1;
+        }
+        if let Some(before) = before
+            && let Some(count) = self.runtimes.get_mut(&before)
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.runtimes.remove(&before);
+            }
+        }
+    }
+
+    /// Another is the best than before: nodes count as something else.
+    fn recount_runtimes(&mut self, before: Containers) {
+        if self.best_runtime() == before {
+            return;
+        }
+        let nodes: Vec<NodeName> = self.nodes.keys().cloned().collect();
+        for node in nodes {
+            let Some(slot) = self.nodes.get(&node) else { continue };
+            let counts_as = self.counts_as(slot.containers);
+            let capacity = slot.ledger.capacity();
+            if capacity.containers != counts_as {
+                let capacity = Capacity { containers: counts_as, ..capacity.clone() };
+                self.change(&node, |slot| slot.ledger.set_capacity(capacity));
+            }
+        }
     }
 
     /// The number of what the devices are.
@@ -134,7 +200,10 @@ impl Pool {
 
     pub(in crate::sched) fn remove_node(&mut self, node: &NodeName) {
         self.change(node, |slot| slot.ready = false);
+        let best = self.best_runtime();
         let Some(slot) = self.nodes.remove(node) else { return };
+        self.count_runtime(Some(slot.containers), None);
+        self.recount_runtimes(best);
         self.total.subtract(Amount::offered(slot.ledger.capacity()));
         for (job, hold) in &slot.holds {
             self.forget_hold(job, hold, None);
@@ -271,8 +340,15 @@ impl Pool {
         ledger.shortage(demand).is_none() && (!self.exclusive || ledger.is_idle())
     }
 
-    /// Where its members go, if there is room for all of them.
+    /// Where its members go, if there is room for all of them: where they have what they would rather have, or
+    /// else anywhere.
     pub(super) fn best_nodes(&self, request: &Request) -> Option<Vec<NodeName>> {
+        let better = request.demand.at_best().filter(|_| self.best_runtime() > Containers::None);
+        let better = better.map(|demand| Request { demand, ..request.clone() });
+        better.and_then(|better| self.nodes_for(&better)).or_else(|| self.nodes_for(request))
+    }
+
+    fn nodes_for(&self, request: &Request) -> Option<Vec<NodeName>> {
         let first = self.best_node(&request.demand)?;
         let mut nodes = vec![first];
         if request.members > 1 {

@@ -12,7 +12,7 @@ use imbl::OrdSet;
 use super::line::{Kind, Line};
 use super::{Pool, WaitReason, Waiting};
 use crate::id::{ComputeName, NodeName, Principal};
-use crate::resource::Demand;
+use crate::resource::{Capacity, Demand};
 use crate::sched::{Eviction, Placement, Promise, Rank, Request};
 use crate::time::Timestamp;
 
@@ -246,7 +246,9 @@ impl Pool {
         trial.decide(&compute, now, TRIAL);
         for number in 0..most {
             let node = NodeName::to_come(number);
-            trial.put_node(node.clone(), template.clone());
+            // What it can do with containers is as little known as what the others here can.
+            let containers = self.best_runtime();
+            trial.put_node(node.clone(), Capacity { containers, ..template.clone() });
             trial.set_ready(&node, true);
         }
         let placements = trial.decide(&compute, now, TRIAL).placements;
@@ -277,6 +279,7 @@ fn asks_no_less(one: &Request, other: &Request) -> bool {
         && (b.gpu_models.is_none() || a.gpu_models == b.gpu_models)
         && a.gpu_memory >= b.gpu_memory
         && (b.node_labels.is_none() || a.node_labels == b.node_labels)
+        && a.containers.least() >= b.containers.least()
 }
 
 /// A job behind the first in line: its place among all users' jobs, its own, and whose it is.

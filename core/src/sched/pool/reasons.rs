@@ -3,7 +3,7 @@
 use super::nodes::Slot;
 use super::{Closed, Pool, Supply};
 use crate::id::NodeName;
-use crate::resource::{Capacity, Demand, Ledger, MiB, Shortage};
+use crate::resource::{Capacity, ContainerNeed, Demand, Ledger, MiB, Shortage};
 use crate::sched::{COUNTED, Limits, Rank, Request, WaitReason};
 
 impl Pool {
@@ -190,6 +190,8 @@ impl Pool {
             || self.nodes.values().map(|slot| slot.ledger.capacity()).chain(&self.template);
         // A label that some node has had may come back, so that one waits for it.
         let mut asked = demand.clone();
+        // So may a container runtime be installed.
+        asked.containers = ContainerNeed::Nothing;
         asked.node_labels = demand
             .node_labels
             .as_ref()
@@ -201,7 +203,9 @@ impl Pool {
         capacities()
             .max_by_key(|capacity| match lacking(capacity, &asked) {
                 Some(Shortage::Gpus) => (gpus_for(capacity, &asked), capacity.cpu),
-                Some(Shortage::Labels) | None => (capacity.gpus.len() as u64, capacity.cpu),
+                Some(Shortage::Labels | Shortage::Containers) | None => {
+                    (capacity.gpus.len() as u64, capacity.cpu)
+                }
                 Some(Shortage::Memory) => (capacity.memory, capacity.cpu),
                 Some(Shortage::Disk) => (capacity.disk.unwrap_or_default(), capacity.cpu),
                 Some(Shortage::Cpu) => (capacity.cpu, capacity.memory),
