@@ -370,7 +370,7 @@ impl fmt::Display for Shortage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Labels => "labels",
-            Self::Containers => "of a container runtime",
+            Self::Containers => "container runtime",
             Self::Gpus => "GPUs",
             Self::Memory => "memory",
             Self::Disk => "disk",

@@ -30,6 +30,7 @@ use crate::id::{
     AttemptNumber, ComputeName, Epoch, JobName, NodeName, PortName, Principal, SubmitSeq,
 };
 use crate::resource::{Demand, MiB};
+use crate::sched::pack::SplitMix;
 use crate::spec::CommandJob;
 use crate::time::Timestamp;
 
@@ -76,6 +77,10 @@ pub struct Tries {
     /// Ended by the platform's failure or a lost node: these never use the user's tries, but are
     /// capped at [`Tries::MAX_LOST`].
     pub lost: u32,
+    /// Ended by the platform's failure before anything of the job ran, as when its image's registry does not answer.
+    /// They cost little, so there may be more of them: [`Tries::MAX_UNSTARTED`].
+    #[serde(default)]
+    pub unstarted: u32,
     /// Asked to make way for something else (a node that is drained): these count for nothing.
     #[serde(default)]
     pub evicted: u32,
@@ -95,6 +100,20 @@ pub struct Tries {
 impl Tries {
     /// A job that has taken this many nodes down, or lost them, stops.
     pub const MAX_LOST: u32 = 3;
+    /// A job that could not be started this many times stops. With the pauses between them that takes two minutes or
+    /// more ([`Tries::pause_ms`]).
+    pub const MAX_UNSTARTED: u32 = 8;
+
+    /// Milliseconds before the next attempt after so many of one kind failed by the platform's fault: 1 s, 2 s, 4 s
+    /// and so on up to 60 s, of which up to a quarter is left out, by the job and the attempt, so that not all whom an
+    /// outage has hit come back at once.
+    pub fn pause_ms(&self, job: SubmitSeq, failed: u32) -> i64 {
+        const LONGEST_MS: u64 = 60_000;
+        let pause = (1_000 << failed.saturating_sub(1).min(6)).min(LONGEST_MS);
+        let seed = job.0.rotate_left(32) ^ u64::from(self.made.0);
+        let less = SplitMix(seed).below(pause / 4);
+        i64::try_from(pause - less).unwrap_or(i64::MAX)
+    }
 }
 
 /// Where a job stands.
@@ -117,6 +136,9 @@ pub struct Queued {
     /// Not to be started before this, after a failed attempt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_before: Option<Timestamp>,
+    /// What went wrong with that one, in words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
     /// What the attempt before left behind: all there is if no other follows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub left: Option<Box<Left>>,

@@ -39,7 +39,7 @@ use crate::job::{
 use crate::node::{LeasePolicy, Link, Mono, NodeRecord, Now, is_loopback};
 use crate::resource::{ContainerNeed, Demand};
 use crate::sched::{
-    Asked, Budget, Hold, Placement, Quotas, Rank, Request, Sched, WaitReason, Waiting,
+    Asked, BackOff, Budget, Hold, Placement, Quotas, Rank, Request, Sched, WaitReason, Waiting,
 };
 use crate::spec::CommandJob;
 use crate::time::Timestamp;
@@ -178,8 +178,8 @@ impl Live {
         }
         for job in jobs {
             match &job.state {
-                State::Queued(queued) => {
-                    let waiting = waiting(&job, queued.not_before);
+                State::Queued(_) => {
+                    let waiting = waiting(&job);
                     self.sched.enqueue(&job.compute, rank(&job), waiting);
                 }
                 State::Active(active) => {
@@ -365,13 +365,18 @@ impl Live {
             created_by: principal.clone(),
             created_at: now.wall,
             tries: Tries { after: self.counters().epoch, ..Tries::default() },
-            state: State::Queued(Queued { since: now.wall, not_before: None, left: None }),
+            state: State::Queued(Queued {
+                since: now.wall,
+                not_before: None,
+                why: None,
+                left: None,
+            }),
             archived: false,
         };
         self.record(&job, AttemptNumber(0), principal, EventKind::Submitted, now, out);
         out.submitted.push(name.clone());
         out.changed.insert(name.clone(), job.clone());
-        self.sched.enqueue(&compute, rank(&job), waiting(&job, None));
+        self.sched.enqueue(&compute, rank(&job), waiting(&job));
         self.jobs.insert(name, job);
         Ok(())
     }
@@ -647,7 +652,7 @@ impl Live {
 /// A job as its queue and its owner know it.
 pub fn asked(job: &Job) -> Asked {
     Asked {
-        waiting: waiting(job, None),
+        waiting: Waiting { not_before: None, ..waiting(job) },
         compute: job.compute.clone(),
         priority: job.spec.queue.priority,
         created_at: job.created_at,
@@ -661,7 +666,14 @@ pub fn rank(job: &Job) -> Rank {
 }
 
 /// A job as it waits.
-fn waiting(job: &Job, not_before: Option<Timestamp>) -> Waiting {
+fn waiting(job: &Job) -> Waiting {
+    let not_before = match &job.state {
+        State::Queued(Queued { not_before: Some(until), why, .. }) => Some(BackOff {
+            until: *until,
+            why: why.as_deref().unwrap_or("it is not known why").into(),
+        }),
+        State::Queued(_) | State::Active(_) | State::Ended(_) => None,
+    };
     Waiting {
         job: job.name.clone(),
         user: job.created_by.clone(),

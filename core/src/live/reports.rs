@@ -197,7 +197,7 @@ impl Live {
         let mut verdict = verdict(&job, active, end, now);
         let failure = failure_of(active, end);
         if failure.cause == Cause::OutOfMemory {
-            self.give_memory(&job, failure, &mut verdict);
+            self.give_memory(&job, failure.clone(), &mut verdict);
         }
         let by = node_principal(node, &self.daemon);
         match verdict {
@@ -215,10 +215,11 @@ impl Live {
                 job.tries = tries;
                 let not_before = (delay_ms > 0).then(|| now.wall.plus_millis(delay_ms));
                 let left = Some(Box::new(active.left(&job.spec, true)));
-                job.state = State::Queued(Queued { since: now.wall, not_before, left });
+                let why = not_before.map(|_| failure.message);
+                job.state = State::Queued(Queued { since: now.wall, not_before, why, left });
                 let kind = EventKind::Requeued { reason };
                 self.record(&job, active.attempt, by, kind, now, out);
-                self.sched.enqueue(&job.compute, rank(&job), waiting(&job, not_before));
+                self.sched.enqueue(&job.compute, rank(&job), waiting(&job));
                 self.put(job, out);
             }
         }
@@ -330,17 +331,28 @@ fn verdict(job: &Job, active: &Active, end: &AttemptEnd, now: Now) -> Verdict {
     let mut tries = job.tries;
     if failure.cause.is_platforms() {
         tries = lost_time(tries, active, now);
-        tries.lost += 1;
-        if tries.lost >= Tries::MAX_LOST {
+        let began = active.members().any(|member| member.started_at.is_some());
+        let costs_little = failure.cause == Cause::AgentError && !began;
+        let (count, most) = match costs_little {
+            true => (&mut tries.unstarted, Tries::MAX_UNSTARTED),
+            false => (&mut tries.lost, Tries::MAX_LOST),
+        };
+        *count += 1;
+        let count = *count;
+        if count >= most {
             let message = format!(
-                "{} (attempt {}; the platform failed the job {} times, which is the limit)",
-                failure.message, active.attempt, tries.lost
+                "{} (attempt {}; the platform failed the job {count} times, which is the limit)",
+                failure.message, active.attempt
             );
             return Verdict::Over(Outcome::Failed(Failure { cause: failure.cause, message }));
         }
-        // Enough that a broken node does not spin, little enough not to be felt.
-        let delay_ms = 1_000 << (tries.lost - 1);
-        let reason = format!("{}; attempt {} follows", failure.message, active.attempt.next());
+        let delay_ms = tries.pause_ms(job.seq, count);
+        let reason = format!(
+            "{}; attempt {} follows in {} s",
+            failure.message,
+            active.attempt.next(),
+            (delay_ms + 500) / 1000
+        );
         return Verdict::Again { tries, delay_ms, reason };
     }
     tries.failed += 1;

@@ -25,7 +25,7 @@ pub use pool::{Closed, Outcome, Pool, Supply};
 pub use quota::{Limits, Quotas};
 pub use rank::Rank;
 pub use reason::{COUNTED, WaitReason};
-pub use request::{Eviction, Hold, Placement, Promise, Request, Waiting, Yields};
+pub use request::{BackOff, Eviction, Hold, Placement, Promise, Request, Waiting, Yields};
 
 use crate::id::{ComputeName, JobName, NodeName, Principal};
 use crate::resource::{Capacity, Demand, MiB, Reservation};

@@ -1,6 +1,7 @@
 //! Why a job waits, naming what would end the wait.
 
 use std::fmt;
+use std::sync::Arc;
 
 use super::{Limits, Request};
 use crate::id::{JobName, NodeName, Principal};
@@ -136,6 +137,8 @@ pub enum WaitReason {
     BackOff {
         /// When.
         until: Timestamp,
+        /// What went wrong.
+        why: Arc<str>,
     },
     /// More starts were due than one decision makes; the next follows at once.
     NextRound,
@@ -265,8 +268,8 @@ impl fmt::Display for WaitReason {
             Self::Full { most, because } => {
                 write!(f, "the cluster has its maximum of {most} nodes; {because}")
             }
-            Self::BackOff { until } => {
-                write!(f, "the last attempt failed; the next may start at {until}")
+            Self::BackOff { until, why } => {
+                write!(f, "the last attempt failed: {why}; the next may start at {until}")
             }
         }
     }

@@ -1,6 +1,7 @@
 //! What is asked of a compute, and what is held of its nodes.
 
 use std::fmt;
+use std::sync::Arc;
 
 use crate::id::{ComputeName, JobName, NodeName, Principal};
 use crate::job::Job;
@@ -59,8 +60,17 @@ pub struct Waiting {
     pub request: Request,
     /// Milliseconds that it holds its nodes at most, as far as anybody can say; `None`: nobody can.
     pub most_ms: Option<u64>,
-    /// Not before this, after a failed attempt.
-    pub not_before: Option<Timestamp>,
+    /// It is not started yet, after a failed attempt.
+    pub not_before: Option<BackOff>,
+}
+
+/// A failed attempt is followed by the next after a while.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct BackOff {
+    /// Not before this.
+    pub until: Timestamp,
+    /// What went wrong, in words.
+    pub why: Arc<str>,
 }
 
 /// A job and the nodes it goes to.

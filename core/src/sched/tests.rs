@@ -220,12 +220,14 @@ fn a_plan_that_is_out_of_date_does_not_commit() {
 fn back_off_holds_a_job_but_not_those_behind_it() {
     let mut sched = sched(&[("a", capacity(1, 1000, 0))]);
     let until = NOW.plus_millis(500);
-    let waiting = Waiting { not_before: Some(until), ..waiting(name("job1"), demand(1, 0, 0)) };
+    let held = BackOff { until, why: "no disk".into() };
+    let waiting = Waiting { not_before: Some(held), ..waiting(name("job1"), demand(1, 0, 0)) };
     sched.enqueue(&compute(), rank(1), waiting);
     wait(&mut sched, 2, demand(1, 0, 0));
     assert_eq!(sched.next_wake(), Some(until));
     assert_eq!(step(&mut sched), ["2@a"]);
-    assert_eq!(sched.reason(&compute(), rank(1)), Some(WaitReason::BackOff { until }));
+    let told = sched.reason(&compute(), rank(1)).unwrap().to_string();
+    assert_eq!(told, format!("the last attempt failed: no disk; the next may start at {until}"));
     sched.release(&compute(), &node("a"), &name("job2"), NOW);
     let later = plan(&sched, until, WIDE);
     assert_eq!(later.placements().count(), 1);

@@ -31,6 +31,8 @@ pub enum Finish {
     Exit(i32),
     /// Something else goes wrong.
     Problem(Cause),
+    /// Something goes wrong before the command begins.
+    Unprepared(Cause),
 }
 
 impl Script {
@@ -233,7 +235,9 @@ impl Node {
                 let (exit, problem) = match (process.stopped, process.finish) {
                     (true, _) => (Exit::Signal(15), Some(Cause::Canceled)),
                     (false, Finish::Exit(code)) => (Exit::Code(code), None),
-                    (false, Finish::Problem(cause)) => (Exit::Signal(9), Some(cause)),
+                    (false, Finish::Problem(cause) | Finish::Unprepared(cause)) => {
+                        (Exit::Signal(9), Some(cause))
+                    }
                 };
                 let started_at = process.started_at;
                 over.push((*epoch, Exited::Itself { exit, problem, started_at }));
@@ -384,6 +388,11 @@ impl Node {
                     Stage::Preparing { until } if now >= *until => {
                         let finish =
                             script.map_or(Finish::Exit(0), |s| s.finish(known.key.attempt));
+                        if let Finish::Unprepared(cause) = finish {
+                            let end = failed_end(cause, "it cannot be made ready");
+                            known.stage = Stage::Finalizing { until: now, end: Box::new(end) };
+                            continue;
+                        }
                         let process = Process {
                             key: known.key.clone(),
                             gpus: known.gpus.clone(),

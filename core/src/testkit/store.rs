@@ -174,17 +174,20 @@ fn reread<T: serde::Serialize + serde::de::DeserializeOwned>(value: &T) -> T {
 }
 
 /// I16: a job's own failures stay within `retry.max_attempts`, the platform's within
-/// [`Tries::MAX_LOST`], and every attempt but the one at hand is one of them.
+/// [`Tries::MAX_LOST`] and [`Tries::MAX_UNSTARTED`], and every attempt but the one at hand is one of them.
 fn within_tries(job: &Job) -> Checked {
-    let Tries { made, failed, lost, evicted, lost_ms: _, memory: _, after: _ } = job.tries;
-    let over_before = failed + lost + evicted;
+    let Tries { made, failed, lost, unstarted, evicted, lost_ms: _, memory: _, after: _ } =
+        job.tries;
+    let over_before = failed + lost + unstarted + evicted;
     let most = job.spec.retry.max_attempts;
-    let over = match job.state {
-        State::Queued(_) => failed >= most || lost >= Tries::MAX_LOST || made.0 != over_before,
-        State::Active(_) => failed >= most || lost >= Tries::MAX_LOST || made.0 != over_before + 1,
-        // The last attempt's failure ends the job and is not entered.
-        State::Ended(_) => failed >= most || lost >= Tries::MAX_LOST || made.0 > over_before + 1,
-    };
+    let too_many = failed >= most || lost >= Tries::MAX_LOST || unstarted >= Tries::MAX_UNSTARTED;
+    let over = too_many
+        || match job.state {
+            State::Queued(_) => made.0 != over_before,
+            State::Active(_) => made.0 != over_before + 1,
+            // The last attempt's failure ends the job and is not entered.
+            State::Ended(_) => made.0 > over_before + 1,
+        };
     ensure(!over, "I16", || {
         format!("{} of at most {most} tries has {:?}: {:?}", job.name, job.tries, job.state)
     })

@@ -9,7 +9,7 @@ use super::provider::{Done, Provider};
 use super::{Checked, Script, Store, ensure};
 use crate::compute::Cluster;
 use crate::id::{ComputeName, Epoch, JobName, NodeName, Principal};
-use crate::job::{Job, Phase, Report};
+use crate::job::{Job, Phase, Report, Tries};
 use crate::live::{Effect, Live, TakenAway};
 use crate::node::{LeasePolicy, NodeRecord};
 use crate::resource::{Capacity, GpuIndex, WHOLE_GPU};
@@ -680,9 +680,11 @@ impl World {
             .store
             .unfinished()
             .map(|job| {
-                let tries = u64::from(job.spec.retry.max_attempts) + 4;
+                let of_platform = u64::from(Tries::MAX_LOST + Tries::MAX_UNSTARTED);
+                let tries = u64::from(job.spec.retry.max_attempts) + 1 + of_platform;
                 let doublings = job.spec.retry.max_attempts.min(10);
-                let pauses = (job.spec.retry.backoff << doublings) + 4;
+                // 1 s and 2 s, and those up to a minute before what cannot be made ready is given up.
+                let pauses = (job.spec.retry.backoff << doublings) + 4 + 130;
                 let one = self.scripts.get(&job.name).map_or(0, Script::total_ms);
                 tries * (one + 20 * self.lease.heartbeat_ms) + pauses * 1_000
             })

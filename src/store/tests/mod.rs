@@ -105,6 +105,7 @@ pub(crate) fn waiting(seq: u64) -> Job {
         state: State::Queued(Queued {
             since: Timestamp::from_millis(1),
             not_before: None,
+            why: None,
             left: None,
         }),
         archived: false,

@@ -251,8 +251,10 @@ fn state() -> impl Strategy<Value = State> {
         State::Ended(ended) => Some(Box::new(ended.left)),
         State::Queued(_) | State::Active(_) => None,
     });
-    let queued = (stamp(), option::of(stamp()), prop_oneof![Just(None), left])
-        .prop_map(|(since, not_before, left)| State::Queued(Queued { since, not_before, left }));
+    let queued = (stamp(), option::of(stamp()), option::of(text()), prop_oneof![Just(None), left])
+        .prop_map(|(since, not_before, why, left)| {
+            State::Queued(Queued { since, not_before, why, left })
+        });
     prop_oneof![queued, active(), ended()]
 }
 
@@ -379,6 +381,7 @@ fn any_job() -> impl Strategy<Value = Job> {
         made: AttemptNumber(made),
         failed,
         lost,
+        unstarted: lost.rotate_left(3),
         evicted,
         lost_ms,
         after: Epoch(lost_ms.rotate_left(7)),

@@ -1,9 +1,10 @@
 //! Single faults, told as stories. Their numbers are those of `docs/reliability.md`.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use crate::id::{JobName, NodeName};
-use crate::job::{Cause, Exit, JobStatus, Outcome, State};
+use crate::id::{AttemptNumber, JobName, NodeName, SubmitSeq};
+use crate::job::{Cause, Exit, JobStatus, Outcome, State, Tries};
 use crate::live::Effect;
 use crate::resource::{Capacity, Demand};
 use crate::sched::WaitReason;
@@ -384,6 +385,76 @@ fn f34_a_job_that_takes_nodes_down_stops() {
     };
     assert_eq!(failure.cause, Cause::AgentError);
     assert!(failure.message.contains("which is the limit"), "{}", failure.message);
+}
+
+/// Nothing of the job runs, and an outage of some minutes is outlasted.
+#[test]
+fn what_cannot_be_made_ready_is_tried_again_after_longer_and_longer_pauses() {
+    let (last, works) = (Tries::MAX_UNSTARTED as usize - 1, Finish::Exit(0));
+    let mut world = world();
+    let job = job_name("job");
+    let mut finishes = vec![Finish::Unprepared(Cause::AgentError); last];
+    finishes.push(works);
+    world.submit(&job, retried(1), Script::succeeds(10).with(&finishes));
+    let mut pauses = Vec::new();
+    for _ in 0..last {
+        let queued = loop {
+            world.advance(50).unwrap();
+            match &world.store.jobs[&job].state {
+                State::Queued(queued) if queued.not_before.is_some() => break queued.clone(),
+                _ => {}
+            }
+        };
+        let until = queued.not_before.unwrap();
+        let pause = until.as_millis() - queued.since.as_millis();
+        let live = world.live().unwrap();
+        let told = live.wait_reason(live.job(&job).unwrap()).unwrap().to_string();
+        let expected = format!("it cannot be made ready; the next may start at {until}");
+        assert!(told.ends_with(&expected), "{told}");
+        pauses.push(pause);
+        world.advance(pause.unsigned_abs()).unwrap();
+    }
+    for (pause, most) in pauses.iter().zip([1_000, 2_000, 4_000, 8_000, 16_000, 32_000, 60_000]) {
+        assert!((most * 3 / 4..=most).contains(pause), "{pauses:?}");
+    }
+    world.finish().unwrap();
+    assert_eq!(status(&world, &job), JobStatus::Completed);
+    let tries = world.store.jobs[&job].tries;
+    assert_eq!((tries.failed, tries.lost, tries.unstarted as usize), (0, 0, last));
+}
+
+#[test]
+fn what_can_never_be_made_ready_fails_in_the_end() {
+    let mut world = world();
+    let (nodes_fault, users_fault) = (job_name("nodes"), job_name("users"));
+    for (job, cause) in
+        [(&nodes_fault, Cause::AgentError), (&users_fault, Cause::EnvironmentFailed)]
+    {
+        world.submit(job, retried(1), Script::succeeds(10).with(&[Finish::Unprepared(cause)]));
+    }
+    world.advance(500).unwrap();
+    // A try more would not help the user.
+    assert_eq!(status(&world, &users_fault), JobStatus::Failed);
+    assert_eq!(count(&world, &users_fault, "Assigned"), 1);
+    world.advance(130_000).unwrap();
+    assert_eq!(status(&world, &nodes_fault), JobStatus::Failed);
+    assert_eq!(count(&world, &nodes_fault, "Assigned"), Tries::MAX_UNSTARTED as usize);
+    let Outcome::Failed(failure) = &world.store.jobs[&nodes_fault].ended().unwrap().outcome else {
+        panic!("it failed")
+    };
+    assert!(failure.message.contains("failed the job 8 times"), "{}", failure.message);
+    world.finish().unwrap();
+}
+
+#[test]
+fn jobs_that_an_outage_has_hit_do_not_come_back_at_once() {
+    let tries = Tries { made: AttemptNumber(7), ..Tries::default() };
+    let pauses: Vec<i64> = (0..100).map(|seq| tries.pause_ms(SubmitSeq(seq), 7)).collect();
+    assert!(pauses.iter().all(|pause| (45_000..=60_000).contains(pause)), "{pauses:?}");
+    let seconds: BTreeSet<i64> = pauses.iter().map(|pause| pause / 1000).collect();
+    assert!(seconds.len() > 10, "{seconds:?}");
+    assert_eq!(tries.pause_ms(SubmitSeq(3), 500), tries.pause_ms(SubmitSeq(3), 500));
+    assert!(tries.pause_ms(SubmitSeq(3), u32::MAX) <= 60_000);
 }
 
 /// The user's tries are not used up by what the platform does.

@@ -436,7 +436,7 @@ fn what_mpirun_starts_over_several_nodes_goes_to_no_agent_that_does_not_know_how
     let now = case.now();
     case.live.node_joined(old.clone(), Vec::new(), now, &mut case.out);
     let job = case.submit(CommandJob { distribution: Some(mpi.clone()), ..gang(2) }).unwrap();
-    for _ in 0..Tries::MAX_LOST {
+    for _ in 0..Tries::MAX_UNSTARTED {
         // Tried again: the agent may be a newer one by then.
         case.at += 3_600_000;
         case.schedule();

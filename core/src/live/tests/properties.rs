@@ -51,6 +51,7 @@ fn finish() -> impl Strategy<Value = Finish> {
         1 => Just(Finish::Problem(Cause::OutputFailed)),
         1 => Just(Finish::Problem(Cause::OutOfMemory)),
         1 => Just(Finish::Problem(Cause::GpuLost)),
+        1 => Just(Finish::Unprepared(Cause::AgentError)),
     ]
 }
 

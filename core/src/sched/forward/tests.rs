@@ -5,6 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::id::{Principal, SubmitSeq};
 use crate::resource::Capacity;
+use crate::sched::BackOff;
 use crate::spec::{JobTier, Priority};
 
 const T0: Timestamp = Timestamp::from_millis(1_000_000);
@@ -113,7 +114,7 @@ fn what_runs_at_the_outset_ends_and_a_back_off_is_over_in_time() {
     let plan = super::super::plan(&sched, T0, Budget { placements: 9 });
     sched.commit(&plan.outcomes[0].1.placements[0], T0).unwrap();
     sched.explain_with(&plan, T0);
-    let not_before = Some(T0.plus_millis(70));
+    let not_before = Some(BackOff { until: T0.plus_millis(70), why: "it failed".into() });
     sched.enqueue(&compute(), rank(1), Waiting { not_before, ..waiting(1, 1, 4) });
     sched.enqueue(&compute(), rank(2), waiting(2, 1, 4));
     let lengths = [Some(40), Some(10), Some(10)];

@@ -181,7 +181,7 @@ impl Pool {
     }
 
     pub(super) fn enqueue(&mut self, rank: Rank, waiting: Waiting) {
-        match waiting.not_before {
+        match waiting.not_before.as_ref().map(|held| held.until) {
             Some(until) => {
                 self.until.insert(rank, until);
                 self.delayed.insert((until, rank), waiting);

@@ -119,7 +119,9 @@ impl Pool {
             let because = Box::new(because);
             return Some(WaitReason::Behind { head: head.job.clone(), ahead, because });
         }
-        self.until.get(&rank).map(|until| WaitReason::BackOff { until: *until })
+        let until = self.until.get(&rank)?;
+        let held = self.delayed.get(&(*until, rank))?.not_before.as_ref()?;
+        Some(WaitReason::BackOff { until: held.until, why: held.why.clone() })
     }
 
     /// The reason in view of the nodes that may come.
