@@ -285,7 +285,12 @@ impl Shared {
     }
 
     /// Keeps a node's samples as metrics of its attempts' runs. Those of attempts that are no
-    /// longer the node's are left out: the run belongs to another attempt now.
+    /// longer the node's are left out: the run belongs to another attempt now. What cannot be kept of one attempt
+    /// leaves the others' alone.
+    ///
+    /// # Errors
+    /// What could not be kept first, and of which attempt. All may be sent again: what is kept already is not kept
+    /// twice.
     pub async fn record_samples(
         &self,
         node: &NodeName,
@@ -293,36 +298,54 @@ impl Shared {
     ) -> Result<(), tonic::Status> {
         use crate::grpc::told;
         let mut by_attempt: BTreeMap<AttemptKey, Vec<Sample>> = BTreeMap::new();
+        let mut problem = Ok(());
         for sample in samples {
-            let key =
-                sample.key.ok_or_else(|| tonic::Status::invalid_argument("key: is required"))?;
-            let key = AttemptKey::try_from(key).map_err(told)?;
-            by_attempt.entry(key).or_default().push(Sample {
-                at: Timestamp::from_millis(sample.at_ms),
-                step: i64::try_from(sample.step).unwrap_or(i64::MAX),
-                values: sample.metrics.into_iter().collect(),
-            });
+            let key = sample.key.ok_or_else(|| tonic::Status::invalid_argument("key: is required"));
+            match key.and_then(|key| AttemptKey::try_from(key).map_err(told)) {
+                Ok(key) => by_attempt.entry(key).or_default().push(Sample {
+                    at: Timestamp::from_millis(sample.at_ms),
+                    step: i64::try_from(sample.step).unwrap_or(i64::MAX),
+                    values: sample.metrics.into_iter().collect(),
+                }),
+                Err(status) => problem = problem.and(Err(status)),
+            }
         }
         for (key, samples) in by_attempt {
-            let job = self.store.job(&key.job).map_err(told)?;
-            // The last samples may arrive just after the end.
-            let rank = job.as_ref().and_then(|job| match job.active() {
-                // One that is over while others are not may have samples under way.
-                Some(active) => {
-                    let mut members = active.members().filter(|_| active.epoch == key.epoch);
-                    members.position(|member| &member.node == node)
-                }
-                None => {
-                    let ended = job.ended().filter(|_| job.tries.made == key.attempt)?;
-                    ended.left.nodes().position(|there| there == node)
-                }
-            });
-            let Some(rank) = rank else { continue };
-            let samples = samples.into_iter().map(|sample| of_member(rank, sample)).collect();
-            let scope = AttemptScope { job: key.job, attempt: key.attempt, epoch: key.epoch };
-            self.tracking.record_samples(&scope, samples).await.map_err(told)?;
+            let (job, attempt) = (key.job.clone(), key.attempt);
+            let recorded = self.record_samples_of(node, key, samples).await;
+            problem = problem.and(recorded.map_err(|status| {
+                let said = status.message();
+                let message = format!("samples of attempt {attempt} of job {job}: {said}");
+                tonic::Status::new(status.code(), message)
+            }));
         }
-        Ok(())
+        problem
+    }
+
+    async fn record_samples_of(
+        &self,
+        node: &NodeName,
+        key: AttemptKey,
+        samples: Vec<Sample>,
+    ) -> Result<(), tonic::Status> {
+        use crate::grpc::told;
+        let job = self.store.job(&key.job).map_err(told)?;
+        // The last samples may arrive just after the end.
+        let rank = job.as_ref().and_then(|job| match job.active() {
+            // One that is over while others are not may have samples under way.
+            Some(active) => {
+                let mut members = active.members().filter(|_| active.epoch == key.epoch);
+                members.position(|member| &member.node == node)
+            }
+            None => {
+                let ended = job.ended().filter(|_| job.tries.made == key.attempt)?;
+                ended.left.nodes().position(|there| there == node)
+            }
+        });
+        let Some(rank) = rank else { return Ok(()) };
+        let samples = samples.into_iter().map(|sample| of_member(rank, sample)).collect();
+        let scope = AttemptScope { job: key.job, attempt: key.attempt, epoch: key.epoch };
+        self.tracking.record_samples(&scope, samples).await.map_err(told)
     }
 }
 

@@ -19,7 +19,7 @@ mod outbox;
 mod tree;
 
 pub(crate) use node::NodeSampler;
-use outbox::Outbox;
+use outbox::{Lost, Outbox};
 pub(crate) use tree::Seen;
 
 /// Between two looks at a job. What is sent sums up the looks since the last time.
@@ -33,6 +33,7 @@ const LAST_SAMPLE: Duration = Duration::from_secs(2);
 #[derive(Clone, Debug)]
 pub(crate) struct Handle {
     commands: mpsc::UnboundedSender<Command>,
+    lost: Lost,
 }
 
 enum Command {
@@ -97,6 +98,12 @@ pub(crate) struct Sampling {
 }
 
 impl Handle {
+    /// What is to be known of the monitor itself, for the node's heartbeat.
+    pub(crate) fn usage(&self) -> BTreeMap<String, f64> {
+        let lost = self.lost.count();
+        (lost > 0).then(|| ("samples_lost".to_owned(), lost as f64)).into_iter().collect()
+    }
+
     /// Starts watching a job that runs since `started_at_ms`.
     pub(crate) fn watch(
         &self,
@@ -332,8 +339,9 @@ impl Monitor {
     ) -> (Self, Handle) {
         let (sender, commands) = mpsc::unbounded_channel();
         let (outbox, watched) = (Arc::new(Outbox::new(client)), BTreeMap::new());
+        let lost = outbox.lost();
         let monitor = Self { commands, devices, interval, outbox, watched };
-        (monitor, Handle { commands: sender })
+        (monitor, Handle { commands: sender, lost })
     }
 
     /// Runs until all handles are gone.

@@ -348,6 +348,7 @@ impl Session {
                     lease.sent(number);
                     let mut usage = self.sampler.sample();
                     usage.extend(self.node.devices.usage());
+                    usage.extend(self.node.monitor.usage());
                     let heartbeat = pb::Heartbeat { number, usage };
                     let _ = up.send(message(Up::Heartbeat(heartbeat)));
                     for report in self.registry.unacknowledged(REPEAT) {

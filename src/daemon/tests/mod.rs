@@ -2,6 +2,7 @@
 
 mod builds;
 mod caches;
+mod samples;
 mod session;
 
 use std::time::Duration;
