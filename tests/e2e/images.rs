@@ -25,12 +25,7 @@ fn images_that_cannot_be_had_fail_their_job_alone() {
     assert_eq!(error(&ended).code, "EnvironmentFailed", "{ended:?}");
     let said = error(&ended).message;
     assert!(said.contains(&absent) && said.contains("cannot be pulled"), "{said}");
-    // Nobody listens there, which is not the job's fault.
-    let nowhere = "127.0.0.1:1/team/shell:1";
-    let ended = cluster.ended(&cluster.create(&in_image(nowhere, "echo x", "")));
-    assert_ne!(error(&ended).code, "EnvironmentFailed", "{ended:?}");
-    let said = error(&ended).message;
-    assert!(said.contains(nowhere) && said.contains("cannot be reached"), "{said}");
+    assert_eq!(ended.attempt, 1, "it is not tried again: {ended:?}");
     // An image in which nothing can be started.
     let empty = cluster.path().join("empty");
     fs::create_dir_all(empty.join("etc")).unwrap();
@@ -43,6 +38,26 @@ fn images_that_cannot_be_had_fail_their_job_alone() {
     // The node is none the worse.
     cluster.completed(&cluster.create(&in_image(&registry.shell(), "echo x", "")));
     until("nothing is left of the containers", || registry.containers().is_empty().then_some(()));
+}
+
+#[test]
+fn a_registry_that_is_away_is_asked_again_until_it_is_back() {
+    needs("containers");
+    let mut registry = Registry::start();
+    let cluster = start(&registry);
+    registry.go_away();
+    let job = cluster.create(&in_image(&registry.shell(), "echo went on", ""));
+    // It is nobody's fault here, and the node is free for others meanwhile.
+    let told = until("the third try is announced", || {
+        let shown = cluster.atelier(["job", "show", &job, "-o", "json"]).ok().json();
+        let reason = shown["wait_reason"].as_str()?.to_owned();
+        (shown["attempt"] == 2 && reason.contains("the next may start at")).then_some(reason)
+    });
+    assert!(told.contains(&registry.shell()) && told.contains("cannot be reached"), "{told}");
+    cluster.completed(&cluster.shell("echo x"));
+    registry.come_back();
+    cluster.completed(&job);
+    assert!(log(&cluster, &job).contains("went on"));
 }
 
 #[test]

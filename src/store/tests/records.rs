@@ -246,7 +246,8 @@ fn ended() -> impl Strategy<Value = State> {
     )
 }
 
-fn state() -> impl Strategy<Value = State> {
+/// Boxed: what makes a job would not fit on a test's stack otherwise.
+fn state() -> BoxedStrategy<State> {
     let left = ended().prop_map(|state| match state {
         State::Ended(ended) => Some(Box::new(ended.left)),
         State::Queued(_) | State::Active(_) => None,
@@ -255,7 +256,7 @@ fn state() -> impl Strategy<Value = State> {
         .prop_map(|(since, not_before, why, left)| {
             State::Queued(Queued { since, not_before, why, left })
         });
-    prop_oneof![queued, active(), ended()]
+    prop_oneof![queued.boxed(), active().boxed(), ended().boxed()].boxed()
 }
 
 fn uri() -> impl Strategy<Value = DataUri> {

@@ -41,7 +41,8 @@ for name in bin lib lib64; do ln -s usr/$name "$1/$name"; done
 pub(crate) struct Registry {
     folder: TempDir,
     address: String,
-    _process: Process,
+    /// `None` while it is away.
+    process: Option<Process>,
 }
 
 impl Registry {
@@ -65,13 +66,24 @@ impl Registry {
             path.join("running").display()
         );
         fs::write(path.join("storage.conf"), storage).unwrap();
-        let mut command = Command::new("docker-registry");
-        command.arg("serve").arg(path.join("registry.yml"));
-        let process = Process::spawn("the registry", command, &path.join("registry.log"));
-        until("the registry answers", || answers(&address, "/v2/").then_some(()));
-        let registry = Self { folder, address, _process: process };
+        let mut registry = Self { folder, address, process: None };
+        registry.come_back();
         registry.push_shell();
         registry
+    }
+
+    /// Nobody listens at its address any more.
+    pub(crate) fn go_away(&mut self) {
+        self.process = None;
+    }
+
+    /// With all that was pushed to it.
+    pub(crate) fn come_back(&mut self) {
+        let path = self.folder.path();
+        let mut command = Command::new("docker-registry");
+        command.arg("serve").arg(path.join("registry.yml"));
+        self.process = Some(Process::spawn("the registry", command, &path.join("registry.log")));
+        until("the registry answers", || answers(&self.address, "/v2/").then_some(()));
     }
 
     /// The name of an image of this registry.
