@@ -16,6 +16,9 @@ pub const JOINS: &str = "joins";
 /// The fact which container runtime a node has, as its program and version: `podman 4.3.1`; `none`: it has none.
 pub const CONTAINER_RUNTIME: &str = "container_runtime";
 
+/// The fact why a node cannot say which GPUs it has, while it cannot.
+pub const GPU_DRIVER: &str = "gpu_driver";
+
 /// What is known of a node: what it said of itself when it joined, and what an admin said of it.
 /// Kept in the store, so that a restarted daemon knows its nodes before they come back.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -95,11 +98,13 @@ impl NodeRecord {
         capacity
     }
 
-    /// What is wrong with its GPUs, if something is: `GPU 3 is out: 2 uncorrected ECC errors`.
+    /// What is wrong with its GPUs, if something is: `GPU 3 is out: 2 uncorrected ECC errors`, or why it does not know them.
     pub fn gpu_trouble(&self) -> Option<String> {
         let each = self.gpus_out.iter();
         let each = each.map(|(index, out)| format!("GPU {index} is out: {}", out.reason));
-        (!self.gpus_out.is_empty()).then(|| each.collect::<Vec<_>>().join("; "))
+        let all: Vec<String> =
+            self.facts.get(GPU_DRIVER).cloned().into_iter().chain(each).collect();
+        (!all.is_empty()).then(|| all.join("; "))
     }
 
     /// Whether its agent knows how the members of a job start its processes together, by what the job has for that.

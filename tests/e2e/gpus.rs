@@ -38,6 +38,12 @@ impl Gpus {
         self.write();
     }
 
+    /// The driver answers nobody, until something is set.
+    fn fall_silent(&self) {
+        let silent = json!({ "gpus": self.gpus, "silent": true });
+        fs::write(&self.file, silent.to_string()).unwrap();
+    }
+
     fn write(&self) {
         let next = self.file.with_extension("next");
         fs::write(&next, json!({ "gpus": self.gpus }).to_string()).unwrap();
@@ -229,6 +235,37 @@ fn a_gpu_of_another_job_cannot_be_opened() {
     let with = cluster.create(&job(opens, 1, ""));
     cluster.completed(&with);
     assert_eq!(cluster.log(&with), b"runs on 0\nopened\n");
+    let without = cluster.create(&job(opens, 0, ""));
+    cluster.completed(&without);
+    assert_eq!(cluster.log(&without), b"runs on\nrefused\n");
+}
+
+/// Nobody knows then which device is whose, so that all are closed; they come when the driver does.
+#[test]
+fn gpus_of_a_driver_that_is_late_come_later_and_are_closed_until_then() {
+    needs("devices");
+    let cluster = Cluster::empty();
+    cluster.start_daemon();
+    let mut gpus = Gpus::new(&cluster, 1);
+    gpus.set(0, "nodes", json!([[1, 7]]));
+    gpus.fall_silent();
+    cluster.start_agent(&gpus.agent("local"));
+    let facts = &node(&cluster)["facts"];
+    assert!(facts["limited"].as_str().unwrap().contains("devices"), "{facts}");
+    let told = facts["gpu_driver"].as_str().unwrap();
+    assert!(told.starts_with("the GPU driver has not answered for 3"), "{told}");
+    assert!(reason(&cluster).starts_with("the GPU driver has not answered for 3"));
+    let opens = "if (: < /dev/full) 2>/dev/null; then echo opened; else echo refused; fi";
+    let without = cluster.create(&job(opens, 0, ""));
+    cluster.completed(&without);
+    assert_eq!(cluster.log(&without), b"runs on\nrefused\n");
+    // It is not known to be too much.
+    let with = cluster.create(&job(opens, 1, ""));
+    assert_eq!(cluster.rpc().job(&with).unwrap().status(), JobStatus::Queued);
+    gpus.set(0, "memory_mib", json!(2000));
+    cluster.completed(&with);
+    assert_eq!(cluster.log(&with), b"runs on 0\nopened\n");
+    assert_eq!(node(&cluster)["facts"]["gpu_driver"], Value::Null);
     let without = cluster.create(&job(opens, 0, ""));
     cluster.completed(&without);
     assert_eq!(cluster.log(&without), b"runs on\nrefused\n");

@@ -2,34 +2,39 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::{Duration, Instant};
 
+use atelier_core::node::GPU_DRIVER;
 use atelier_proto::agent::v1 as pb;
 use tokio::sync::watch;
 
 use super::driver::Driver;
 use super::kept::Kept;
-use super::{Device, GpuSample, Gpus, Link, Owners, PATIENCE, Process, Sickness, settle};
+use super::{
+    Device, GpuSample, Gpus, Inventory, Link, Owners, PATIENCE, Process, Sickness, settle,
+};
 use crate::cgroup::DeviceNode;
 use crate::proc;
 
 /// Between two looks at all devices.
 const LOOK: Duration = Duration::from_secs(1);
+/// Before a driver that has not told its devices is asked again: at first, and doubled up to at most.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+const ASK_AGAIN_AT_MOST: Duration = Duration::from_secs(60);
 
 /// The node's GPUs. One that is found unfit is out for as long as the machine runs, under the next agent
 /// too: whoever has mended it removes [the record](Kept) of that and restarts the agent.
 pub(crate) struct Devices {
     source: Arc<dyn Gpus>,
-    /// `None` where there are no devices to ask for.
-    driver: Option<Driver>,
+    driver: Driver,
     kept: Kept,
-    inventory: Vec<Device>,
-    links: Vec<Link>,
-    /// The device nodes of those that are not offered.
-    withheld: Vec<(u32, u32)>,
-    /// Uncorrected errors that each device had when this agent started.
-    errors_before: BTreeMap<u32, u64>,
+    /// How many are offered at most.
+    most: usize,
+    /// When the driver was first asked.
+    asked_at: Instant,
+    /// What the driver told, once it has.
+    found: OnceLock<Found>,
     owners: Owners,
     state: watch::Sender<State>,
     /// Those of attempts that this agent has found.
@@ -38,9 +43,23 @@ pub(crate) struct Devices {
     samples: Mutex<BTreeMap<u32, GpuSample>>,
 }
 
+/// What there is. It is told once, and stays what it is while the agent runs.
+#[derive(Debug, Default)]
+struct Found {
+    inventory: Vec<Device>,
+    links: Vec<Link>,
+    /// The device nodes of those that are not offered.
+    withheld: Vec<(u32, u32)>,
+    /// Uncorrected errors that each device had when this agent started.
+    errors_before: BTreeMap<u32, u64>,
+}
+
 /// What changes while an agent runs.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(crate) struct State {
+    /// Why it is not known what there is, while it is not. Nothing is offered then, and every device is closed to
+    /// jobs.
+    unknown: Option<String>,
     /// Devices that jobs do not get, and why.
     out: BTreeMap<u32, Sickness>,
     /// Processes on devices that belong to no attempt, in words.
@@ -90,8 +109,8 @@ impl Look {
 }
 
 impl Devices {
-    /// The first `most` devices, looked at once; none if the driver does not answer. `root`: the agent's
-    /// data folder.
+    /// The first `most` devices, looked at once. Those of a driver that does not answer for now come later, by
+    /// [`Devices::watch`]. `root`: the agent's data folder.
     pub(crate) fn new(
         source: Arc<dyn Gpus>,
         owners: Owners,
@@ -108,52 +127,92 @@ impl Devices {
         root: &Path,
         patience: Duration,
     ) -> Arc<Self> {
-        let (driver, asked) = (Driver::new(patience), source.clone());
-        let found = driver.call_now(move || {
-            let inventory = asked.inventory();
-            let errors = inventory
-                .iter()
-                .map(|device| (device.index, asked.health(device.index).uncorrected_volatile));
-            let errors: BTreeMap<u32, u64> = errors.collect();
-            (inventory, asked.links(), errors)
-        });
-        if found.is_none() {
-            tracing::error!(
-                ?patience,
-                "the GPUs' driver does not answer: this node has no GPUs until it does and the agent is restarted"
-            );
-        }
-        let (mut inventory, links, errors_before) = found.unwrap_or_default();
-        let beyond = inventory.split_off(most.min(inventory.len()));
-        let withheld = beyond.into_iter().flat_map(|device| device.nodes).collect();
-        let driver = Some(driver).filter(|_| !inventory.is_empty());
-        let kept = Kept::new(root);
-        let out = kept.read(&inventory);
-        for (index, Sickness { reason, .. }) in &out {
-            tracing::warn!(
-                gpu = index, reason, record = %kept.path().display(),
-                "a GPU was out when an agent last ran; when it is mended, remove the record and restart the agent"
-            );
-        }
+        let unknown = Some("the GPU driver has not been asked".to_owned());
         let devices = Arc::new(Self {
             source,
-            driver,
-            kept,
-            inventory,
-            links,
-            withheld,
-            errors_before,
+            driver: Driver::new(patience),
+            kept: Kept::new(root),
+            most,
+            asked_at: Instant::now(),
+            found: OnceLock::new(),
             owners,
-            state: watch::Sender::new(State { out, ..State::default() }),
+            state: watch::Sender::new(State { unknown, ..State::default() }),
             held: Mutex::default(),
             samples: Mutex::default(),
         });
-        let looked = devices.clone();
-        let look = move || looked.look();
-        if devices.driver.as_ref().is_some_and(|driver| driver.call_now(look).is_none()) {
-            devices.all_out();
+        let asked = devices.clone();
+        if devices.driver.call_now(move || asked.take_stock()).is_none() {
+            devices.is_silent();
         }
         devices
+    }
+
+    /// Asks the driver, on its own thread, what there is, and looks at it once.
+    fn take_stock(&self) {
+        if self.found.get().is_none() {
+            match self.source.inventory() {
+                Ok(told) => self.know(told),
+                Err(why) => {
+                    let why = format!("the GPU driver does not say what devices there are: {why}");
+                    self.stays_unknown(why);
+                    return;
+                }
+            }
+        }
+        self.look();
+        self.state.send_if_modified(|state| state.unknown.take().is_some());
+    }
+
+    fn know(&self, told: Inventory) {
+        let Inventory { devices: mut inventory, undescribed } = told;
+        let beyond = inventory.split_off(self.most.min(inventory.len()));
+        let beyond = beyond.into_iter().flat_map(|device| device.nodes);
+        let errors = inventory
+            .iter()
+            .map(|device| (device.index, self.source.health(device.index).uncorrected_volatile));
+        let errors_before = errors.collect();
+        let out = self.kept.read(&inventory);
+        for (index, Sickness { reason, .. }) in &out {
+            tracing::warn!(
+                gpu = index, reason, record = %self.kept.path().display(),
+                "a GPU was out when an agent last ran; when it is mended, remove the record and restart the agent"
+            );
+        }
+        self.state.send_if_modified(|state| {
+            state.out.extend(out);
+            // Nothing is told yet.
+            false
+        });
+        let withheld = beyond.chain(undescribed).collect();
+        let links = self.source.links();
+        let _ = self.found.set(Found { inventory, links, withheld, errors_before });
+    }
+
+    /// The driver has not said yet what there is.
+    fn is_silent(&self) {
+        let seconds = self.asked_at.elapsed().as_secs();
+        self.stays_unknown(format!("the GPU driver has not answered for {seconds} s"));
+    }
+
+    fn stays_unknown(&self, why: String) {
+        self.state.send_if_modified(|state| {
+            // It may have told just now.
+            let differs = state.unknown.as_ref().is_some_and(|known| *known != why);
+            if differs {
+                tracing::error!(reason = why, "no GPUs for now: they are closed to jobs until their driver tells what they are");
+                state.unknown = Some(why);
+            }
+            differs
+        });
+    }
+
+    /// Whether it is not known what there is.
+    pub(super) fn is_unknown(&self) -> bool {
+        self.state.borrow().unknown.is_some()
+    }
+
+    fn inventory(&self) -> &[Device] {
+        self.found.get().map_or(&[], |found| &found.inventory)
     }
 
     /// Has something asked of the driver, away from this thread. `None` if it does not answer: then all
@@ -162,8 +221,11 @@ impl Devices {
         self: &Arc<Self>,
         ask: impl FnOnce(&Self) -> T + Send + 'static,
     ) -> Option<T> {
-        let (driver, devices) = (self.driver.as_ref()?, self.clone());
-        let answer = driver.call(move || ask(&devices)).await;
+        if self.inventory().is_empty() {
+            return None;
+        }
+        let devices = self.clone();
+        let answer = self.driver.call(move || ask(&devices)).await;
         if answer.is_none() {
             self.all_out();
         }
@@ -172,8 +234,8 @@ impl Devices {
 
     /// The driver does not answer: nothing is known of the devices, and nothing can be given back.
     fn all_out(&self) {
-        let patience = self.driver.as_ref().map(Driver::patience).unwrap_or_default();
-        for device in &self.inventory {
+        let patience = self.driver.patience();
+        for device in self.inventory() {
             let reason = format!("its driver did not answer for {patience:?}");
             self.take_out(device.index, Sickness { reason, ends_jobs: false, passing: true });
         }
@@ -185,16 +247,25 @@ impl Devices {
         self.held.lock().unwrap_or_else(|broken| broken.into_inner()).extend(indices);
     }
 
+    /// Their attempt is over.
+    pub(super) fn let_go(&self, indices: &[u32]) {
+        let mut held = self.held.lock().unwrap_or_else(|broken| broken.into_inner());
+        held.retain(|index| !indices.contains(index));
+    }
+
     /// Those that no attempt had when this agent started.
     pub(super) fn unheld(&self) -> Vec<u32> {
         let held = self.held.lock().unwrap_or_else(|broken| broken.into_inner());
-        let indices = self.inventory.iter().map(|device| device.index);
+        let indices = self.inventory().iter().map(|device| device.index);
         indices.filter(|index| !held.contains(index)).collect()
     }
 
     /// What the daemon is told of them.
     pub(crate) fn offered(&self) -> Vec<pb::Gpu> {
         let state = self.state.borrow();
+        if state.unknown.is_some() {
+            return Vec::new();
+        }
         let told = |device: &Device| pb::Gpu {
             index: device.index,
             uuid: device.uuid.clone(),
@@ -202,7 +273,7 @@ impl Devices {
             memory_mib: device.memory_mib,
             out: state.out.get(&device.index).map(|why| why.reason.clone()).unwrap_or_default(),
         };
-        self.inventory.iter().map(told).collect()
+        self.inventory().iter().map(told).collect()
     }
 
     /// What else is to be known of them, as facts of the node.
@@ -214,7 +285,7 @@ impl Devices {
             }
         };
         let of_each = |text: &dyn Fn(&Device) -> Option<String>| {
-            let told = self.inventory.iter().filter_map(|device| {
+            let told = self.inventory().iter().filter_map(|device| {
                 text(device).map(|text| format!("GPU {}: {text}", device.index))
             });
             told.collect::<Vec<_>>().join("; ")
@@ -226,8 +297,9 @@ impl Devices {
             (!device.mig.is_empty()).then(|| parts.collect::<Vec<_>>().join(", "))
         };
         set("gpu_mig", of_each(&parts));
-        set("gpu_links", links(&self.links));
+        set("gpu_links", links(self.found.get().map_or(&[], |found| &found.links)));
         let state = self.state.borrow();
+        set(GPU_DRIVER, state.unknown.clone().unwrap_or_default());
         let others = state.strangers.iter().map(|(index, who)| {
             format!("GPU {index}: {}", who.iter().cloned().collect::<Vec<_>>().join(", "))
         });
@@ -235,16 +307,20 @@ impl Devices {
         facts
     }
 
-    /// Whether there are device nodes that not every job may open.
+    /// Whether there are device nodes that not every job may open, or may come to be.
     pub(crate) fn guarded(&self) -> bool {
-        !self.withheld.is_empty() || self.inventory.iter().any(|device| !device.nodes.is_empty())
+        self.is_unknown() || !self.denied(&[]).is_empty()
     }
 
-    /// What an attempt that holds these devices may not open: the others, also those that are not offered.
+    /// What an attempt that holds these devices may not open: the others, also those that are not offered, and all
+    /// of them while nobody knows which they are.
     pub(crate) fn denied(&self, held: &[u32]) -> Vec<DeviceNode> {
-        let others = self.inventory.iter().filter(|device| !held.contains(&device.index));
-        let nodes = others.flat_map(|device| &device.nodes).chain(&self.withheld);
-        nodes.map(|&(major, minor)| DeviceNode { major, minor }).collect()
+        let node = |&(major, minor): &(u32, u32)| DeviceNode { major, minor: Some(minor) };
+        let Some(found) = self.found.get().filter(|_| !self.is_unknown()) else {
+            return self.source.closed();
+        };
+        let others = found.inventory.iter().filter(|device| !held.contains(&device.index));
+        others.flat_map(|device| &device.nodes).chain(&found.withheld).map(node).collect()
     }
 
     /// Told whenever what is offered, or who is on it, has changed.
@@ -252,9 +328,10 @@ impl Devices {
         self.state.subscribe()
     }
 
-    /// Looks at all devices, over and over.
+    /// Looks at all devices, over and over, once the driver has told what there is.
     pub(crate) async fn watch(self: Arc<Self>) {
-        if self.inventory.is_empty() {
+        self.wait_for_driver().await;
+        if self.inventory().is_empty() {
             return;
         }
         settle::at_start(&self).await;
@@ -264,22 +341,41 @@ impl Devices {
         }
     }
 
+    async fn wait_for_driver(self: &Arc<Self>) {
+        if !self.is_unknown() {
+            return;
+        }
+        let mut pause = ASK_AGAIN;
+        while self.is_unknown() {
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(ASK_AGAIN_AT_MOST);
+            let asked = self.clone();
+            if self.driver.call(move || asked.take_stock()).await.is_none() {
+                self.is_silent();
+            }
+        }
+        let devices = self.inventory().len();
+        let after = self.asked_at.elapsed();
+        tracing::info!(devices, ?after, "the GPU driver has told what there is");
+    }
+
     /// Looks at all devices once.
     pub(super) fn look(&self) {
-        for device in &self.inventory {
-            let before = self.errors_before.get(&device.index).copied().unwrap_or_default();
+        let Some(found) = self.found.get() else { return };
+        for device in &found.inventory {
+            let before = found.errors_before.get(&device.index).copied().unwrap_or_default();
             if let Some(sickness) = self.source.health(device.index).sickness(before) {
                 self.take_out(device.index, sickness);
             }
         }
         self.let_back();
-        let samples = self
+        let samples = found
             .inventory
             .iter()
             .filter_map(|device| Some((device.index, self.source.sample(device.index)?)));
         let samples = samples.collect();
         *self.samples.lock().unwrap_or_else(|broken| broken.into_inner()) = samples;
-        let strangers: BTreeMap<_, _> = self
+        let strangers: BTreeMap<_, _> = found
             .inventory
             .iter()
             .map(|device| (device.index, self.strangers_on(device.index)))
@@ -336,7 +432,7 @@ impl Devices {
             if worse {
                 tracing::error!(gpu = index, reason = sickness.reason, "a GPU is out");
                 state.out.insert(index, sickness);
-                if let Err(error) = self.kept.write(&self.inventory, &state.out) {
+                if let Err(error) = self.kept.write(self.inventory(), &state.out) {
                     tracing::warn!(%error, "cannot keep which GPUs are out");
                 }
             }
@@ -347,6 +443,9 @@ impl Devices {
     /// Why one of these is out, if one is: the index and the reason.
     pub(crate) fn sick_one(&self, indices: &[u32]) -> Option<(u32, String)> {
         let state = self.state.borrow();
+        if let (Some(why), Some(first)) = (&state.unknown, indices.first()) {
+            return Some((*first, why.clone()));
+        }
         indices.iter().find_map(|index| Some((*index, state.out.get(index)?.reason.clone())))
     }
 

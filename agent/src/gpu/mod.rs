@@ -15,6 +15,8 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::cgroup::DeviceNode;
+
 mod devices;
 mod driver;
 mod health;
@@ -29,14 +31,14 @@ mod share;
 mod tests;
 
 pub(crate) use devices::{Devices, Look, State, Use};
-use driver::Driver;
 use health::Sickness;
 pub(crate) use idle::Idle;
 pub(crate) use owner::Owners;
 pub(crate) use settle::settle;
 pub(crate) use share::{Excess, Share};
 
-/// How long a driver may take to answer before its devices are out.
+/// How long a driver may take to answer before its devices are out, or at an agent's start before it goes on without
+/// them.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What one GPU is.
@@ -147,11 +149,25 @@ pub(crate) enum Untold {
     Now,
 }
 
+/// All devices that a driver knows.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Inventory {
+    /// By index.
+    pub(crate) devices: Vec<Device>,
+    /// Device nodes of those that it cannot describe.
+    pub(crate) undescribed: Vec<(u32, u32)>,
+}
+
 /// Where GPUs are found and looked at. Calls may take milliseconds each, and of a driver in trouble
 /// they may never come back.
 pub(crate) trait Gpus: Send + Sync {
-    /// All devices, by index.
-    fn inventory(&self) -> Vec<Device>;
+    /// All devices. Without a driver there are none, which is no error.
+    ///
+    /// # Errors
+    /// There are devices, and the driver does not say which: why.
+    fn inventory(&self) -> Result<Inventory, String>;
+    /// What leads to any device, as far as that is known without asking the driver.
+    fn closed(&self) -> Vec<DeviceNode>;
     /// The ways between them.
     fn links(&self) -> Vec<Link>;
     /// One device now; `None` if it cannot be asked.
@@ -165,53 +181,12 @@ pub(crate) trait Gpus: Send + Sync {
     fn utilization(&self, index: u32) -> Option<BTreeMap<i32, f64>>;
 }
 
-/// The GPUs of this machine, or those of a recording. Without a driver there are none, which is no
-/// error.
+/// The GPUs of this machine, or those of a recording. Nothing is asked of a driver yet.
 ///
 /// # Errors
 /// The recording cannot be read, and why.
 pub(crate) fn find(recording: Option<&Path>) -> Result<Box<dyn Gpus>, String> {
-    if let Some(file) = recording {
-        tracing::warn!(file = %file.display(), "GPUs are those of a recording, not this machine's");
-        return Ok(Box::new(recorded::Recorded::open(file)?));
-    }
-    match Driver::new(PATIENCE).call_now(nvidia::Nvidia::init) {
-        Some(Ok(nvidia)) => Ok(Box::new(nvidia)),
-        Some(Err(reason)) => {
-            tracing::debug!(%reason, "no NVIDIA driver");
-            Ok(Box::new(NoGpus))
-        }
-        None => {
-            tracing::error!("the NVIDIA driver does not answer: this node has no GPUs for now");
-            Ok(Box::new(NoGpus))
-        }
-    }
-}
-
-struct NoGpus;
-
-impl Gpus for NoGpus {
-    fn inventory(&self) -> Vec<Device> {
-        Vec::new()
-    }
-
-    fn links(&self) -> Vec<Link> {
-        Vec::new()
-    }
-
-    fn sample(&self, _index: u32) -> Option<GpuSample> {
-        None
-    }
-
-    fn health(&self, _index: u32) -> Health {
-        Health::default()
-    }
-
-    fn processes(&self, _index: u32) -> Result<Vec<Process>, Untold> {
-        Err(Untold::Never)
-    }
-
-    fn utilization(&self, _index: u32) -> Option<BTreeMap<i32, f64>> {
-        None
-    }
+    let Some(file) = recording else { return Ok(Box::new(nvidia::Nvidia::default())) };
+    tracing::warn!(file = %file.display(), "GPUs are those of a recording, not this machine's");
+    Ok(Box::new(recorded::Recorded::open(file)?))
 }

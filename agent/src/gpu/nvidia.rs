@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::thread;
 use std::time::Duration;
 
@@ -18,7 +18,8 @@ use nvml_wrapper::structs::device::FieldId;
 use nvml_wrapper::sys_exports::field_id;
 use nvml_wrapper::{Nvml, struct_wrappers};
 
-use super::{Device, GpuSample, Gpus, Health, Link, Mig, Process, Untold};
+use super::{Device, GpuSample, Gpus, Health, Inventory, Link, Mig, Process, Untold};
+use crate::cgroup::DeviceNode;
 
 const MIB: u64 = 1024 * 1024;
 /// NVLinks that a device has at most; those beyond what it has are told as not supported.
@@ -29,30 +30,40 @@ const PATIENCE_MS: u32 = 1000;
 /// Critical errors that the driver told, by the device's index.
 type Xids = Mutex<BTreeMap<u32, BTreeSet<u64>>>;
 
+/// The library is opened when it is first asked for an inventory, which may take as long as any call.
+#[derive(Default)]
 pub(super) struct Nvidia {
-    nvml: Arc<Nvml>,
+    nvml: OnceLock<Arc<Nvml>>,
     xids: Arc<Xids>,
     /// Up to when each device's processes were asked what they do, in NVML's microseconds.
     asked: Mutex<BTreeMap<u32, u64>>,
 }
 
 impl Nvidia {
-    pub(super) fn init() -> Result<Self, NvmlError> {
-        let (nvml, xids) = (Arc::new(Nvml::init()?), Arc::<Xids>::default());
-        let (library, heard) = (Arc::downgrade(&nvml), xids.clone());
+    fn open(&self) -> Result<&Nvml, NvmlError> {
+        if let Some(nvml) = self.nvml.get() {
+            return Ok(nvml);
+        }
+        let nvml = Arc::new(Nvml::init()?);
+        let (library, heard) = (Arc::downgrade(&nvml), self.xids.clone());
         let listener = thread::Builder::new().name("xid".to_owned());
         // Without it errors show in the counters that are looked at.
         if let Err(error) = listener.spawn(move || listen(&library, &heard)) {
             tracing::warn!(%error, "cannot listen to the driver's errors");
         }
-        Ok(Self { nvml, xids, asked: Mutex::default() })
+        Ok(self.nvml.get_or_init(|| nvml))
+    }
+
+    /// How many devices there are, as far as anybody has asked.
+    fn count(&self) -> u32 {
+        self.nvml.get().and_then(|nvml| nvml.device_count().ok()).unwrap_or(0)
     }
 
     fn device(&self, index: u32) -> Result<nvml_wrapper::Device<'_>, NvmlError> {
-        self.nvml.device_by_index(index)
+        self.nvml.get().ok_or(NvmlError::Uninitialized)?.device_by_index(index)
     }
 
-    fn describe(&self, index: u32) -> Result<Device, NvmlError> {
+    fn describe(&self, index: u32, listed: &[Listed]) -> Result<Device, NvmlError> {
         let device = self.device(index)?;
         let parts = device.mig_device_count().unwrap_or(0);
         let mig = (0..parts).filter_map(|part| {
@@ -61,7 +72,12 @@ impl Nvidia {
             Some(Mig { uuid: part.uuid().ok()?, memory_mib })
         });
         let pci = device.pci_info().ok().map(|pci| pci.bus_id);
-        let mut nodes = device.minor_number().map(nodes).unwrap_or_default();
+        let by_kernel = || {
+            let address = address(pci.as_deref()?);
+            listed.iter().find(|gpu| Some(&gpu.address) == address.as_ref()).map(|gpu| gpu.minor)
+        };
+        let minor = device.minor_number().ok().or_else(by_kernel);
+        let mut nodes = minor.map(nodes).unwrap_or_default();
         nodes.extend(pci.iter().flat_map(|pci| drawing_nodes(pci, Path::new(SYSFS))));
         Ok(Device {
             index,
@@ -110,14 +126,83 @@ pub(super) fn nodes_of(minor: u32, majors: &str, caps: &str) -> Vec<(u32, u32)> 
 
 const SYSFS: &str = "/sys/bus/pci/devices";
 
-/// The nodes in `/dev/dri` of a GPU, by its address on the PCI bus, of which NVML writes the domain with eight
-/// digits and the kernel with four.
-pub(super) fn drawing_nodes(pci: &str, devices: &Path) -> Vec<(u32, u32)> {
-    let address = pci.split_once(':').and_then(|(domain, rest)| {
-        let domain = u32::from_str_radix(domain, 16).ok()?;
-        Some(format!("{domain:04x}:{}", rest.to_ascii_lowercase()))
+/// Where the kernel's driver lists its GPUs, whether or not the library describes them.
+const LIST: &str = "/proc/driver/nvidia/gpus";
+
+/// A GPU as the kernel's driver lists it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Listed {
+    /// On the PCI bus.
+    pub(super) address: String,
+    pub(super) minor: u32,
+}
+
+/// The GPUs of a list: a folder for each, by its address, with a text that has its minor.
+pub(super) fn listed(folder: &Path) -> Vec<Listed> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let gpu = |entry: fs::DirEntry| {
+        let text = fs::read_to_string(entry.path().join("information")).ok()?;
+        let minor = text.lines().find_map(|line| line.strip_prefix("Device Minor:"))?;
+        let address = address(entry.file_name().to_str()?)?;
+        Some(Listed { address, minor: minor.trim().parse().ok()? })
+    };
+    entries.filter_map(gpu).collect()
+}
+
+/// The device nodes of those that are listed and not described.
+pub(super) fn undescribed(
+    described: &[Device],
+    listed: &[Listed],
+    nodes: impl Fn(&Listed) -> Vec<(u32, u32)>,
+) -> Vec<(u32, u32)> {
+    let known: BTreeSet<_> = described.iter().flat_map(|device| &device.nodes).collect();
+    let of_each = listed.iter().map(nodes);
+    of_each.filter(|nodes| nodes.iter().all(|node| !known.contains(node))).flatten().collect()
+}
+
+/// Whether there are files through which a job could use a GPU.
+fn has_files(folder: &Path) -> bool {
+    let mut names = fs::read_dir(folder).into_iter().flatten().flatten();
+    names.any(|entry| {
+        let name = entry.file_name();
+        let number = name.to_str().and_then(|name| name.strip_prefix("nvidia"));
+        number.is_some_and(|number| number.parse::<u32>().is_ok())
+    })
+}
+
+/// All that leads to GPUs of NVIDIA's: whatever is the driver's own, and the nodes to draw with.
+pub(super) fn all_nodes(majors: &str, devices: &Path) -> Vec<DeviceNode> {
+    let own = majors.lines().filter_map(|line| {
+        let (number, name) = line.trim().split_once(' ')?;
+        let is_own = ["nvidia", "nvidia-frontend", "nvidia-caps"].contains(&name);
+        is_own.then(|| number.parse().ok())?
     });
-    let folder = address.map(|address| devices.join(address).join("drm"));
+    let own = own.map(|major| DeviceNode { major, minor: None });
+    let entries = fs::read_dir(devices).into_iter().flatten().flatten();
+    let drawing = entries.flat_map(|entry| {
+        let vendor = fs::read_to_string(entry.path().join("vendor")).unwrap_or_default();
+        let name = entry.file_name();
+        let address = name.to_str().filter(|_| vendor.trim() == VENDOR);
+        address.map(|address| drawing_nodes(address, devices)).unwrap_or_default()
+    });
+    let drawing = drawing.map(|(major, minor)| DeviceNode { major, minor: Some(minor) });
+    let all: BTreeSet<_> = own.chain(drawing).collect();
+    all.into_iter().collect()
+}
+
+/// NVIDIA, on the PCI bus.
+const VENDOR: &str = "0x10de";
+
+/// An address on the PCI bus as the kernel writes it. NVML has eight digits for the domain where the kernel has four.
+fn address(pci: &str) -> Option<String> {
+    let (domain, rest) = pci.split_once(':')?;
+    let domain = u32::from_str_radix(domain, 16).ok()?;
+    Some(format!("{domain:04x}:{}", rest.to_ascii_lowercase()))
+}
+
+/// The nodes in `/dev/dri` of a GPU, by its address on the PCI bus.
+pub(super) fn drawing_nodes(pci: &str, devices: &Path) -> Vec<(u32, u32)> {
+    let folder = address(pci).map(|address| devices.join(address).join("drm"));
     let entries = folder.and_then(|folder| fs::read_dir(folder).ok()).into_iter().flatten();
     let node = |entry: fs::DirEntry| {
         let numbers = fs::read_to_string(entry.path().join("dev")).ok()?;
@@ -175,24 +260,46 @@ fn listen_once(nvml: &Arc<Nvml>, xids: &Xids) -> Result<(), NvmlError> {
 }
 
 impl Gpus for Nvidia {
-    fn inventory(&self) -> Vec<Device> {
-        let count = self.nvml.device_count().unwrap_or(0);
-        let described = |index| match self.describe(index) {
+    fn inventory(&self) -> Result<Inventory, String> {
+        let count = match self.open().and_then(Nvml::device_count) {
+            Ok(count) => count,
+            Err(error) if has_files(Path::new("/dev")) => return Err(error.to_string()),
+            Err(error) => {
+                tracing::debug!(%error, "no NVIDIA driver");
+                return Ok(Inventory::default());
+            }
+        };
+        let listed = listed(Path::new(LIST));
+        let described = |index| match self.describe(index, &listed) {
             Ok(device) => Some(device),
             // It is told what is wrong with it rather than left out.
             Err(NvmlError::GpuLost | NvmlError::ResetRequired) => {
                 Some(Device { index, model: MODEL.to_owned(), ..Device::default() })
             }
             Err(error) => {
-                tracing::warn!(gpu = index, %error, "cannot ask a GPU what it is, it is left out");
+                tracing::warn!(
+                    gpu = index, %error,
+                    "cannot ask a GPU what it is: it is left out, and closed to jobs"
+                );
                 None
             }
         };
-        (0..count).filter_map(described).collect()
+        let devices: Vec<Device> = (0..count).filter_map(described).collect();
+        let undescribed = undescribed(&devices, &listed, |gpu| {
+            let mut all = nodes(gpu.minor);
+            all.extend(drawing_nodes(&gpu.address, Path::new(SYSFS)));
+            all
+        });
+        Ok(Inventory { devices, undescribed })
+    }
+
+    fn closed(&self) -> Vec<DeviceNode> {
+        let majors = fs::read_to_string("/proc/devices").unwrap_or_default();
+        all_nodes(&majors, Path::new(SYSFS))
     }
 
     fn links(&self) -> Vec<Link> {
-        let count = self.nvml.device_count().unwrap_or(0);
+        let count = self.count();
         let pairs = (0..count).flat_map(|one| (one + 1..count).map(move |other| (one, other)));
         pairs
             .filter_map(|(one, other)| {

@@ -5,10 +5,13 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::thread;
+use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::{Device, GpuSample, Gpus, Health, Link, Process, Untold};
+use super::{Device, GpuSample, Gpus, Health, Inventory, Link, Process, Untold};
+use crate::cgroup::DeviceNode;
 
 /// The file: JSON, written whole or not at all (rename it into its place).
 #[derive(Clone, Debug, Deserialize)]
@@ -17,6 +20,12 @@ struct Recording {
     gpus: Vec<Gpu>,
     #[serde(default)]
     links: Vec<Link>,
+    /// Device nodes of devices that cannot be described.
+    #[serde(default)]
+    undescribed: Vec<(u32, u32)>,
+    /// It does not answer before a recording says otherwise.
+    #[serde(default)]
+    silent: bool,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -60,6 +69,16 @@ impl Recorded {
     }
 
     fn now(&self) -> Recording {
+        loop {
+            let recording = self.latest();
+            if !recording.silent {
+                return recording;
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn latest(&self) -> Recording {
         let mut latest = self.latest.lock().unwrap_or_else(|broken| broken.into_inner());
         match read(&self.file) {
             Ok(recording) => *latest = recording,
@@ -80,8 +99,16 @@ fn read(file: &Path) -> Result<Recording, String> {
 }
 
 impl Gpus for Recorded {
-    fn inventory(&self) -> Vec<Device> {
-        self.now().gpus.into_iter().map(|gpu| gpu.device).collect()
+    fn inventory(&self) -> Result<Inventory, String> {
+        let Recording { gpus, undescribed, .. } = self.now();
+        Ok(Inventory { devices: gpus.into_iter().map(|gpu| gpu.device).collect(), undescribed })
+    }
+
+    fn closed(&self) -> Vec<DeviceNode> {
+        let Recording { gpus, undescribed, .. } = self.latest();
+        let known = gpus.into_iter().flat_map(|gpu| gpu.device.nodes);
+        let node = |(major, minor)| DeviceNode { major, minor: Some(minor) };
+        known.chain(undescribed).map(node).collect()
     }
 
     fn links(&self) -> Vec<Link> {

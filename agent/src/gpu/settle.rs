@@ -24,6 +24,11 @@ pub(crate) async fn settle(
     if indices.is_empty() {
         return None;
     }
+    if devices.is_unknown() {
+        // They are emptied before they are first offered.
+        devices.let_go(indices);
+        return devices.sick_one(indices);
+    }
     let all = indices.to_vec();
     emptied(devices, move |devices| look(devices, Some(epoch), &all)).await;
     devices.sick_one(indices)

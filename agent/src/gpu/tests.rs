@@ -13,12 +13,13 @@ use nvml_wrapper::error::NvmlError;
 use serde_json::{Value, json};
 
 use super::kept::RECORD;
-use super::nvidia::{drawing_nodes, nodes_of, note};
+use super::nvidia::{Listed, all_nodes, drawing_nodes, listed, nodes_of, note, undescribed};
 use super::{
-    Device, Devices, GpuSample, Gpus, Health, Idle, Link, Owners, Process, Sickness, Untold, find,
-    settle,
+    Device, Devices, GpuSample, Gpus, Health, Idle, Inventory, Link, Owners, Process, Sickness,
+    Untold, find, settle,
 };
 use crate::attempt::MARK;
+use crate::cgroup::DeviceNode;
 use crate::monitor::{Granted, Monitor};
 use crate::proc;
 
@@ -60,9 +61,14 @@ fn owners() -> Owners {
 #[derive(Default)]
 struct Stubborn {
     hangs: AtomicBool,
+    /// It answers, and does not say what there is.
+    refuses: AtomicBool,
     /// Of the first device no processes are told, of the second no memory.
     is_mute: AtomicBool,
 }
+
+/// The device nodes of the two, and of a third that is not described.
+const FILES: [(u32, u32); 3] = [(195, 0), (195, 1), (195, 2)];
 
 impl Stubborn {
     fn answers(&self) {
@@ -83,9 +89,20 @@ impl Stubborn {
 }
 
 impl Gpus for Stubborn {
-    fn inventory(&self) -> Vec<Device> {
+    fn inventory(&self) -> Result<Inventory, String> {
         self.answers();
-        [0, 1].map(|index| Device { index, ..Device::default() }).into()
+        if self.refuses.load(Ordering::Relaxed) {
+            return Err("its version is not the library's".to_owned());
+        }
+        let device = |index: u32| {
+            let nodes = vec![FILES[index as usize]];
+            Device { index, nodes, ..Device::default() }
+        };
+        Ok(Inventory { devices: [0, 1].map(device).into(), undescribed: vec![FILES[2]] })
+    }
+
+    fn closed(&self) -> Vec<DeviceNode> {
+        vec![DeviceNode { major: 195, minor: None }]
     }
 
     fn links(&self) -> Vec<Link> {
@@ -245,6 +262,37 @@ fn nodes_to_draw_with_are_found_by_the_address() {
 }
 
 #[test]
+fn what_leads_to_gpus_is_found_without_the_library() {
+    let place = tempfile::tempdir().unwrap();
+    let write = |path: &str, text: &str| {
+        let path = place.path().join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    };
+    write("list/0000:1a:00.0/information", "Model: \t\t NVIDIA H200\nDevice Minor: \t 1\n");
+    write("list/0000:1b:00.0/information", "Model: \t\t NVIDIA H200\nDevice Minor: \t 0\n");
+    write("list/0000:1c:00.0/other", "");
+    let mut all = listed(&place.path().join("list"));
+    all.sort_by_key(|gpu| gpu.minor);
+    let gpu = |address: &str, minor| Listed { address: address.to_owned(), minor };
+    assert_eq!(all, [gpu("0000:1b:00.0", 0), gpu("0000:1a:00.0", 1)]);
+    let described = Device { nodes: vec![(195, 1), (226, 1)], ..Device::default() };
+    let nodes = |gpu: &Listed| vec![(195, gpu.minor), (226, gpu.minor)];
+    assert_eq!(undescribed(&[described], &all, nodes), [(195, 0), (226, 0)]);
+    assert_eq!(undescribed(&[], &all, nodes).len(), 4);
+    write("pci/0000:1a:00.0/vendor", "0x10de\n");
+    write("pci/0000:1a:00.0/drm/renderD129/dev", "226:129\n");
+    write("pci/0000:2a:00.0/vendor", "0x1a03\n");
+    write("pci/0000:2a:00.0/drm/card0/dev", "226:0\n");
+    let majors = "Character devices:\n195 nvidia\n195 nvidiactl\n226 drm\n236 nvidia-caps\n";
+    let closed: Vec<_> = all_nodes(majors, &place.path().join("pci"))
+        .into_iter()
+        .map(|DeviceNode { major, minor }| (major, minor))
+        .collect();
+    assert_eq!(closed, [(195, None), (226, Some(129)), (236, None)]);
+}
+
+#[test]
 fn what_lies_between_devices_is_told() {
     let recording = Recording::new(&json!([]));
     let gpus = [gpu(0, &json!({ "pci": "0000:19:00.0", "numa_node": 1 })), gpu(1, &json!({}))];
@@ -330,10 +378,58 @@ async fn a_driver_that_hangs_takes_its_devices_out_and_is_waited_for_once() {
         assert!(Instant::now() < until, "it answers again and is not asked");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    // Another agent finds a driver that hangs from the start.
+}
+
+/// The files that an attempt may not open which holds these devices.
+fn denied(devices: &Devices, held: &[u32]) -> Vec<(u32, Option<u32>)> {
+    devices.denied(held).into_iter().map(|DeviceNode { major, minor }| (major, minor)).collect()
+}
+
+#[tokio::test]
+async fn a_driver_that_hangs_when_an_agent_starts_tells_its_devices_later() {
+    let (root, driver) = (tempfile::tempdir().unwrap(), Arc::<Stubborn>::default());
     driver.hangs.store(true, Ordering::Relaxed);
-    assert!(told(&driver.devices(root.path())).is_empty());
+    let devices = driver.devices(root.path());
+    assert!(told(&devices).is_empty());
+    assert_eq!(devices.facts()["gpu_driver"], "the GPU driver has not answered for 0 s");
+    // Nobody knows which is whose.
+    assert!(devices.guarded());
+    assert_eq!(denied(&devices, &[]), [(195, None)]);
+    assert_eq!(denied(&devices, &[0]), [(195, None)]);
+    // A job of an agent before this one ends meanwhile, and nothing is known of its device.
+    devices.hold(&[1]);
+    let (index, why) = settle(&devices, 7, &[1]).await.unwrap();
+    assert!(index == 1 && why.contains("has not answered"), "{why}");
+    let mut changes = devices.subscribe();
+    let watching = tokio::spawn(devices.clone().watch());
+    // The time that has passed is told.
+    changes.changed().await.unwrap();
+    assert!(devices.facts()["gpu_driver"].ends_with("for 1 s"), "{:?}", devices.facts());
     driver.hangs.store(false, Ordering::Relaxed);
+    while told(&devices).is_empty() {
+        tokio::time::timeout(Duration::from_secs(20), changes.changed()).await.unwrap().unwrap();
+    }
+    assert_eq!(told(&devices), ["", ""]);
+    assert!(!devices.facts().contains_key("gpu_driver"));
+    assert_eq!(denied(&devices, &[0]), [(195, Some(1)), (195, Some(2))]);
+    watching.abort();
+}
+
+#[tokio::test]
+async fn a_driver_that_does_not_say_what_there_is_is_asked_again() {
+    let (root, driver) = (tempfile::tempdir().unwrap(), Arc::<Stubborn>::default());
+    driver.refuses.store(true, Ordering::Relaxed);
+    let devices = driver.devices(root.path());
+    let why =
+        "the GPU driver does not say what devices there are: its version is not the library's";
+    assert_eq!(devices.facts()["gpu_driver"], why);
+    assert!(told(&devices).is_empty() && devices.guarded());
+    let mut changes = devices.subscribe();
+    let watching = tokio::spawn(devices.clone().watch());
+    driver.refuses.store(false, Ordering::Relaxed);
+    tokio::time::timeout(Duration::from_secs(20), changes.changed()).await.unwrap().unwrap();
+    assert_eq!(told(&devices), ["", ""]);
+    watching.abort();
 }
 
 #[tokio::test]

@@ -36,7 +36,7 @@ use crate::job::{
     Active, AttemptEnd, AttemptKey, Cancel, Cause, Ended, Event, EventKind, Failure, Job, Left,
     Member, Outcome, Queued, State, Tries,
 };
-use crate::node::{LeasePolicy, Link, Mono, NodeRecord, Now, is_loopback};
+use crate::node::{GPU_DRIVER, LeasePolicy, Link, Mono, NodeRecord, Now, is_loopback};
 use crate::resource::{ContainerNeed, Demand};
 use crate::sched::{
     Asked, BackOff, Budget, Hold, Placement, Quotas, Rank, Request, Sched, WaitReason, Waiting,
@@ -277,11 +277,14 @@ impl Live {
         // A container runtime may be installed where there is none, and jobs wait for that.
         let containers = ContainerNeed::Nothing;
         let demand = Demand { containers, ..spec.resources.demand.clone() };
-        // Devices that are broken now will be mended, and jobs wait for that.
+        let without_gpus = Demand { gpus: 0, ..demand.clone() };
+        // Devices that are broken now will be mended, those of a silent driver may come, and jobs wait for that.
         let mended = |node: &LiveNode| {
             let record = &node.record;
-            let broken = record.compute == compute && !record.gpus_out.is_empty();
-            broken && record.mended().could_hold(&demand)
+            let broken = !record.gpus_out.is_empty() && record.mended().could_hold(&demand);
+            let unknown =
+                record.facts.contains_key(GPU_DRIVER) && record.capacity.could_hold(&without_gpus);
+            record.compute == compute && (broken || unknown)
         };
         let largest = self.sched.never_fits(&compute, &demand);
         if let Some(largest) = largest.filter(|_| !self.nodes.values().any(mended)) {

@@ -10,11 +10,12 @@ use std::io;
 use super::bpf::{Beside, Instruction, Question, attach, load};
 use crate::cgroup::group::{Group, Version};
 
-/// A character device, by its numbers.
+/// A character device, by its numbers, or all of a driver's.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) struct DeviceNode {
     pub(crate) major: u32,
-    pub(crate) minor: u32,
+    /// `None`: whatever it is.
+    pub(crate) minor: Option<u32>,
 }
 
 /// The controller of version 1.
@@ -27,6 +28,7 @@ pub(in crate::cgroup) fn deny(group: &Group, denied: &[DeviceNode]) -> io::Resul
     }
     match group.version {
         Version::V1 => denied.iter().try_for_each(|DeviceNode { major, minor }| {
+            let minor = minor.map_or("*".to_owned(), |minor| minor.to_string());
             // One rule in a write.
             fs::write(group.file("devices.deny"), format!("c {major}:{minor} rwm"))
         }),
@@ -62,13 +64,14 @@ fn program(denied: &[DeviceNode]) -> Vec<Instruction> {
         Instruction::load(MINOR, 8),
     ];
     for DeviceNode { major, minor } in denied {
+        let minor = minor.map(|minor| Instruction::skip_unless(MINOR, minor.cast_signed(), 2));
+        let more = i16::from(minor.is_some());
         program.extend([
-            Instruction::skip_unless(ACCESS, CHARACTER, 4),
-            Instruction::skip_unless(MAJOR, major.cast_signed(), 3),
-            Instruction::skip_unless(MINOR, minor.cast_signed(), 2),
-            Instruction::answer(0),
-            Instruction::EXIT,
+            Instruction::skip_unless(ACCESS, CHARACTER, 3 + more),
+            Instruction::skip_unless(MAJOR, major.cast_signed(), 2 + more),
         ]);
+        program.extend(minor);
+        program.extend([Instruction::answer(0), Instruction::EXIT]);
     }
     program.extend([Instruction::answer(1), Instruction::EXIT]);
     program

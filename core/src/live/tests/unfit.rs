@@ -5,11 +5,12 @@ use std::sync::Arc;
 use crate::compute::{Cluster, Containment, NodeShape, Provider};
 use crate::id::{ComputeName, JobName, NodeName};
 use crate::job::JobStatus;
-use crate::node::NOT_REACHED;
+use crate::live::Refusal;
+use crate::node::{GPU_DRIVER, NOT_REACHED, Now};
 use crate::sched::WaitReason;
 use crate::testkit::{
     LEASE, Outage, Script, World, capacity, command_job, compute_name, demand, job_name, node_name,
-    node_record,
+    node_record, principal,
 };
 
 fn only() -> NodeName {
@@ -131,5 +132,27 @@ fn a_node_whose_jobs_would_not_reach_the_daemon_gets_none() {
     world.change_fact(&only(), NOT_REACHED, None);
     world.advance(200).unwrap();
     assert_eq!(world.processes(&second)[0].0, only());
+    world.finish().unwrap();
+}
+
+#[test]
+fn gpus_of_a_silent_driver_are_waited_for() {
+    let mut record = node_record("a", "local", capacity(2, 1_000, 0));
+    record.facts.insert(GPU_DRIVER.to_owned(), "it has not answered for 30 s".to_owned());
+    let mut world = World::new(LEASE, &["local"], &[record]);
+    world.advance(300).unwrap();
+    let job = job_name("job");
+    world.submit(&job, Arc::new(command_job(demand(1, 10, 1))), Script::succeeds(10));
+    world.advance(300).unwrap();
+    assert_eq!(status(&world, &job), JobStatus::Queued);
+    // What does not depend on the driver is known.
+    let now = Now { wall: crate::time::Timestamp::default(), mono: crate::node::Mono::default() };
+    let large = command_job(demand(3, 10, 1));
+    let asked = world.live().unwrap().as_asked(job_name("large"), &large, &principal("ada"), now);
+    assert!(matches!(asked, Err(Refusal::NeverFits { .. })), "{asked:?}");
+    world.change_fact(&only(), GPU_DRIVER, None);
+    world.change_node(&only(), Some(capacity(2, 1_000, 1)), None);
+    world.advance(2_000).unwrap();
+    assert_eq!(status(&world, &job), JobStatus::Completed);
     world.finish().unwrap();
 }

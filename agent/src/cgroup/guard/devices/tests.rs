@@ -8,7 +8,7 @@ use crate::cgroup::group::{Group, Version};
 use crate::cgroup::guard::testing::{Own, unified};
 
 /// `/dev/full`, which nothing needs.
-const FULL: DeviceNode = DeviceNode { major: 1, minor: 7 };
+const FULL: DeviceNode = DeviceNode { major: 1, minor: Some(7) };
 
 #[test]
 fn a_program_asks_for_kind_and_both_numbers() {
@@ -19,6 +19,12 @@ fn a_program_asks_for_kind_and_both_numbers() {
     // Each skip ends at the next device or at the last answer.
     assert_eq!(program[9], Instruction { code: 0xb7, registers: 0, offset: 0, immediate: 1 });
     assert_eq!(size_of::<Instruction>(), 8);
+    // Where the second number is of no account it is not asked for.
+    let program = super::program(&[DeviceNode { minor: None, ..FULL }]);
+    assert_eq!(program.len(), 4 + 4 + 2);
+    assert_eq!(program[4].offset, 3);
+    assert_eq!(program[5], Instruction { code: 0x56, registers: 3, offset: 2, immediate: 1 });
+    assert_eq!(program[8], Instruction { code: 0xb7, registers: 0, offset: 0, immediate: 1 });
 }
 
 /// What a shell in the group says that opens both devices.
@@ -39,9 +45,28 @@ fn version_2_keeps_a_group_from_a_device() {
     let controllers = vec!["devices".to_owned()];
     let group = Group { folder: own.0.clone(), version: Version::V2, controllers };
     assert_eq!(opens(&own, "cgroup.procs"), (true, true));
-    let other = DeviceNode { major: 195, minor: 0 };
+    let other = DeviceNode { major: 195, minor: Some(0) };
     deny(&group, &[other, FULL]).unwrap();
     assert_eq!(opens(&own, "cgroup.procs"), (false, true));
+}
+
+#[test]
+fn version_2_keeps_a_group_from_all_of_a_driver() {
+    can_load().unwrap();
+    let own = Own::below(&unified(), "v2-all");
+    let controllers = vec!["devices".to_owned()];
+    let group = Group { folder: own.0.clone(), version: Version::V2, controllers };
+    deny(&group, &[DeviceNode { minor: None, ..FULL }]).unwrap();
+    assert_eq!(opens(&own, "cgroup.procs"), (false, false));
+}
+
+#[test]
+fn version_1_keeps_a_group_from_all_of_a_driver() {
+    let own = Own::below(Path::new("/sys/fs/cgroup/devices"), "v1-all");
+    let controllers = vec!["devices".to_owned()];
+    let group = Group { folder: own.0.clone(), version: Version::V1, controllers };
+    deny(&group, &[DeviceNode { minor: None, ..FULL }]).unwrap();
+    assert_eq!(opens(&own, "tasks"), (false, false));
 }
 
 #[test]
