@@ -27,6 +27,16 @@ pub(crate) struct Facts {
     pub(crate) other: BTreeMap<String, String>,
 }
 
+impl Facts {
+    /// Tells what else keeps jobs from being isolated as well as can be.
+    pub(crate) fn not_isolated(&mut self, lacks: String) {
+        const NAME: &str = "not_isolated";
+        let before = self.other.remove(NAME).into_iter();
+        let all: Vec<String> = before.chain([lacks]).collect();
+        self.other.insert(NAME.to_owned(), all.join("; "));
+    }
+}
+
 /// Gathers the facts: what was asked for, or else what the machine has.
 pub(crate) fn gather(
     args: &AgentArgs,

@@ -177,11 +177,12 @@ async fn serve(
     facts.other.insert("isolation".to_owned(), isolation.to_owned());
     let told = users.as_ref().map_or("none".to_owned(), |users| users.range().to_string());
     facts.other.insert("job_users".to_owned(), told);
-    facts.other.extend(not_isolated.map(|why| ("not_isolated".to_owned(), why)));
+    not_isolated.into_iter().for_each(|why| facts.not_isolated(why));
     let mut machine = environment::Machine::from_environment();
     machine.for_others = users.is_some();
     let groups = BuildGroups { cgroups: cgroups.clone(), devices: devices.clone() };
-    let containers = find_containers(&args, &root, groups, &mut facts, &mut machine).await;
+    let containers =
+        find_containers(&args, &root, groups, users.as_ref(), &mut facts, &mut machine).await;
     let engines = containers.as_ref().is_some_and(|containers| !containers.are_in_groups());
     if engines && args.job_io.is_some() {
         return Err(Error::NoJobIo(reach::IN_AN_ENGINE.to_owned()));
@@ -389,6 +390,7 @@ async fn find_containers(
     args: &AgentArgs,
     root: &Path,
     groups: BuildGroups,
+    users: Option<&Users>,
     facts: &mut facts::Facts,
     machine: &mut environment::Machine,
 ) -> Option<Containers> {
@@ -402,7 +404,8 @@ async fn find_containers(
                 "{}, which this node has, cannot install a conda_file's packages in an image",
                 runtime.kind.program()
             );
-            Some(Containers::new(runtime, root, args.environment_cache, Some(groups)))
+            let users = container::users_of(&runtime, root, users, facts).await;
+            Some(Containers::new(runtime, root, args.environment_cache, Some(groups), users))
         }
         Err(why) => {
             facts.other.insert("no_containers".to_owned(), why.clone());

@@ -164,7 +164,7 @@ fn inputs_that_lie_on_another_file_system_are_reached() {
 }
 
 /// Starts the daemon and makes a cluster that takes only nodes that keep jobs apart.
-fn make_strict(cluster: &Cluster) {
+pub(crate) fn make_strict(cluster: &Cluster) {
     cluster.start_daemon();
     cluster.write(
         "strict.yml",

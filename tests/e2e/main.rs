@@ -19,6 +19,7 @@ mod bad_input;
 mod builds;
 mod caches;
 mod clusters;
+mod contained_users;
 mod containers;
 mod containment;
 mod debug;

@@ -11,7 +11,7 @@ use atelier_core::spec::{Code, InlineEnvironment, docker_args, quote};
 use atelier_proto::agent::v1::{Cause, Problem};
 
 use super::finalize::{End, tail};
-use super::launch::{linked_inputs, own_inputs};
+use super::launch::{give, linked_inputs, own_inputs, user_seed};
 use super::variables::{self, MARK};
 use super::{Attempt, Folder, Node, Services, distribution, kept, problem};
 use crate::container::command::{self, Bind, Limits, Plan};
@@ -35,6 +35,8 @@ pub(super) struct Program {
     pub(super) environment: BTreeMap<String, String>,
     /// The command's own, where it is started by something else.
     pub(super) inside: Option<BTreeMap<String, String>>,
+    /// As [`crate::supervisor::Launch::contained_root`].
+    pub(super) contained_root: Option<u32>,
     /// As [`crate::supervisor::Launch::ends`].
     pub(super) ends: Vec<Vec<String>>,
 }
@@ -130,6 +132,7 @@ pub(super) async fn create(
     let temporary = prepare().map_err(unwritten)?;
     // What the job asks of its container may be what cannot be had.
     let cause = if arguments.is_empty() { Cause::Platform } else { Cause::Environment };
+    let root = containers.user(user_seed(attempt));
     let mut starts = Vec::new();
     let names: Vec<String> = container.names().collect();
     for (process, name) in (0..).zip(names) {
@@ -153,6 +156,7 @@ pub(super) async fn create(
             mark: (MARK, folder.path()),
             shm_bytes: attempt.spec.resources.shm_size.unwrap_or(SHM_BYTES),
             user: (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw()),
+            root,
             limits: limits(attempt),
             gpus: gpus.clone(),
             ulimits: crate::container::ulimits(),
@@ -165,11 +169,23 @@ pub(super) async fn create(
         starts.push(command::start(container.kind, &plan));
     }
     note(folder, &container).map_err(unwritten)?;
+    if let Some(root) = root {
+        // It reads what it is to run, and has no right to what is another's.
+        let paths = own_folders(attempt).into_iter().chain([temporary, own]);
+        give(attempt, paths.collect(), root).await?;
+    }
     let mut environment = node.runtime_variables.clone();
     environment.insert(MARK.to_owned(), folder.path().to_string_lossy().into_owned());
     let (program, arguments) = started_by(attempt, &container, starts);
     let ends = container.end_command().into_iter().collect();
-    Ok(Program { program, arguments, environment, inside: Some(inside), ends })
+    Ok(Program {
+        program,
+        arguments,
+        environment,
+        inside: Some(inside),
+        contained_root: root,
+        ends,
+    })
 }
 
 /// What starts the containers: the runtime, or of several processes for each a shell that starts it for its own.
@@ -203,8 +219,7 @@ fn failed(error: &Error, otherwise: Cause) -> Problem {
 /// What it sees of the node: what a host's job may write, and what it may only read.
 fn binds(attempt: &Attempt, own: &Path) -> Vec<Bind> {
     let folder = &attempt.folder;
-    let mut writable = vec![folder.work(), folder.outputs(), folder.launcher()];
-    writable.extend(own_inputs(attempt));
+    let mut writable = own_folders(attempt);
     writable.extend(attempt.node.writable.iter().cloned());
     let mut readable = vec![own.to_owned(), folder.inputs()];
     readable.extend(linked_inputs(attempt));
@@ -212,6 +227,14 @@ fn binds(attempt: &Attempt, own: &Path) -> Vec<Bind> {
     let bind = |writable| move |path: PathBuf| Bind { path, writable };
     let all = readable.into_iter().map(bind(false)).chain(writable.into_iter().map(bind(true)));
     all.filter(|bind| bind.path.exists()).collect()
+}
+
+/// What of the attempt the command may write.
+fn own_folders(attempt: &Attempt) -> Vec<PathBuf> {
+    let folder = &attempt.folder;
+    let mut all = vec![folder.work(), folder.outputs(), folder.launcher()];
+    all.extend(own_inputs(attempt));
+    all
 }
 
 fn limits(attempt: &Attempt) -> Limits {

@@ -64,7 +64,7 @@ pub(super) async fn launch(attempt: &Attempt, prepared: Prepared) -> Result<Proc
             made
         }
     };
-    let Program { program, arguments, environment, inside, ends } = program;
+    let Program { program, arguments, environment, inside, contained_root, ends } = program;
     let log_limit =
         [attempt.node.log_limit, Some(assignment.log_limit_bytes).filter(|&limit| limit > 0)];
     let launch = Launch {
@@ -84,6 +84,7 @@ pub(super) async fn launch(attempt: &Attempt, prepared: Prepared) -> Result<Proc
         give_up_ms: attempt.node.kill_patience_ms,
         cgroup,
         view,
+        contained_root,
         processes: processes(attempt),
         pipes: distribution::pipes(attempt),
         ends,
@@ -137,7 +138,8 @@ fn on_the_node(
     })?;
     let arguments = arguments(attempt, command);
     let program = attempt.node.shell.clone();
-    Ok((Program { program, arguments, environment, inside: None, ends: Vec::new() }, view))
+    let (inside, contained_root, ends) = (None, None, Vec::new());
+    Ok((Program { program, arguments, environment, inside, contained_root, ends }, view))
 }
 
 /// Gives the command's user what the command may write of the attempt's folder.
@@ -146,12 +148,15 @@ async fn own(attempt: &Attempt, view: Option<&View>) -> Result<(), Problem> {
         return Ok(());
     };
     let own = view.writable.iter().filter(|path| path.starts_with(attempt.folder.path()));
-    let paths: Vec<PathBuf> = own.chain([&view.temporary]).cloned().collect();
+    give(attempt, own.chain([&view.temporary]).cloned().collect(), user.id).await
+}
+
+/// Gives the command's user these of the attempt's files and folders.
+pub(super) async fn give(attempt: &Attempt, paths: Vec<PathBuf>, id: u32) -> Result<(), Problem> {
     let spec = &attempt.spec;
     let is_small = spec.code.is_none()
         && matches!(spec.environment, Environment::Host)
         && own_inputs(attempt).next().is_none();
-    let id = user.id;
     let given = match is_small {
         true => isolation::give(&paths, id),
         // As many files as the code or the environment has.
@@ -314,7 +319,7 @@ pub(crate) fn some_need_control(attempts: &Path) -> bool {
 
 /// What the number of the attempt's user follows from. A daemon of before gives none, which would make one user of
 /// all jobs: then no two attempts have the same, and a job's next does not own what this one leaves elsewhere.
-fn user_seed(attempt: &Attempt) -> u64 {
+pub(super) fn user_seed(attempt: &Attempt) -> u64 {
     match attempt.assignment.user_seed {
         0 => attempt.key.epoch,
         seed => seed,

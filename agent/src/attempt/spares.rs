@@ -147,7 +147,7 @@ fn named(entry: io::Result<fs::DirEntry>) -> io::Result<(PathBuf, std::ffi::OsSt
 /// The user that the attempt's command had, if it had one of its own.
 fn job_user(folder: &Path) -> Option<u32> {
     let launch: Launch = record::read(folder, LAUNCH).ok()??;
-    Some(launch.view?.user?.id)
+    launch.user()
 }
 
 /// The record that this file holds, or would have held.

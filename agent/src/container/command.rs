@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Kind, Runtime};
+use super::{Kind, Runtime, users};
 
 /// What containers are labelled with: the folder of their agent.
 const OWNER: &str = "atelier.agent";
@@ -27,8 +27,10 @@ pub(crate) struct Plan<'a> {
     pub(crate) mark: (&'a str, &'a Path),
     /// Bytes of shared memory.
     pub(crate) shm_bytes: u64,
-    /// Whom it runs as.
+    /// Whom it runs as, as it sees itself.
     pub(crate) user: (u32, u32),
+    /// The node's user that is its root; `None`: the node's root.
+    pub(crate) root: Option<u32>,
     /// What it may use, for a runtime whose containers are in no group of the agent's.
     pub(crate) limits: Limits,
     /// The devices of its GPUs, in the runtime's words.
@@ -116,6 +118,7 @@ pub(crate) fn create(runtime: &Runtime, plan: &Plan<'_>) -> Option<Vec<String>> 
     all.extend(kept_apart(runtime));
     let (user, group) = plan.user;
     all.push(format!("--user={user}:{group}"));
+    all.extend(plan.root.into_iter().flat_map(users::map));
     all.push(format!("--shm-size={}b", plan.shm_bytes));
     all.push(format!("--workdir={}", plan.directory.display()));
     let (mark, folder) = plan.mark;

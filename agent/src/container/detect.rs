@@ -8,7 +8,7 @@ use super::{Kind, Runtime, Wish, command, reason, run};
 use crate::environment::find_program;
 
 /// How long a runtime may take to answer; the first use of podman makes its folders.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Finds the runtime, or tells why there is none.
 pub(crate) async fn detect(wish: Wish, root: &Path) -> Result<Runtime, String> {
@@ -51,7 +51,7 @@ pub(crate) async fn detect(wish: Wish, root: &Path) -> Result<Runtime, String> {
 }
 
 /// The lines that a runtime answers.
-async fn ask(program: &Path, arguments: &[&str]) -> Result<Vec<String>, String> {
+pub(super) async fn ask(program: &Path, arguments: &[&str]) -> Result<Vec<String>, String> {
     let arguments: Vec<String> = arguments.iter().map(|&word| word.to_owned()).collect();
     let finished = run(program, &arguments).await.map_err(|error| error.to_string())?;
     if finished.status.success() { Ok(finished.tail) } else { Err(reason(&finished.tail)) }

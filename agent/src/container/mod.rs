@@ -10,6 +10,7 @@
 //! script   what the container runs: it sets the job's variables and starts the command
 //! command  the runtime's command lines, as pure functions
 //! over     what is done with a container whose job is over
+//! users    whom its root is on the node
 //! ```
 //! A container of podman's lives below the attempt's supervisor and in its control groups, so that limits,
 //! signals and the end of the whole tree are those of every job. It is the command's view of the node: of
@@ -27,6 +28,7 @@ use serde::{Deserialize, Serialize};
 use crate::environment::Error;
 use crate::environment::exec::{self, Finished, Silent};
 use crate::environment::shared::Builds;
+use crate::isolation::Users;
 
 mod build;
 pub(crate) mod command;
@@ -38,6 +40,7 @@ mod kept;
 pub(crate) mod layer;
 mod over;
 pub(crate) mod script;
+mod users;
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -47,6 +50,7 @@ pub(crate) use detect::detect;
 pub(crate) use groups::BuildGroups;
 pub(crate) use image::Image;
 pub(crate) use kept::KeptImage;
+pub(crate) use users::users_of;
 
 /// Which container runtime an agent uses.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, clap::ValueEnum)]
@@ -119,6 +123,8 @@ struct Inner {
     owner: PathBuf,
     /// Of builds; `None`: they have none.
     groups: Option<BuildGroups>,
+    /// Of jobs; `None`: their containers run as the agent's.
+    users: Option<Users>,
     images: Arc<Builds<Image>>,
     pins: Arc<kept::Pins>,
     /// Bytes of images that were made here at most, but for what is in use.
@@ -160,6 +166,7 @@ impl Containers {
         root: &Path,
         limit: Option<u64>,
         groups: Option<BuildGroups>,
+        users: Option<Users>,
     ) -> Self {
         let folder = root.join("images");
         let _ = std::fs::remove_dir_all(folder.join(build::UNFINISHED));
@@ -168,6 +175,7 @@ impl Containers {
             folder,
             owner: root.to_owned(),
             groups,
+            users,
             images: Arc::default(),
             pins: Arc::default(),
             limit: limit.unwrap_or_else(|| crate::bound::default_limit(root)),
@@ -204,8 +212,7 @@ impl Containers {
 
     /// How the names of its containers begin. Agents may share a machine's runtime.
     fn prefix(&self) -> String {
-        let hash = blake3::hash(self.0.owner.as_os_str().as_encoded_bytes()).to_hex();
-        format!("atelier-{}-", &hash[..8])
+        format!("atelier-{}-", hash(&self.0.owner))
     }
 
     /// Removes the containers of this agent's attempts that it does not know any more.
@@ -237,6 +244,11 @@ impl Containers {
         }
         Err(Error::of_runtime(what, reason(&finished.tail)))
     }
+}
+
+/// Of an agent's folder, by which names are its own.
+fn hash(root: &Path) -> String {
+    blake3::hash(root.as_os_str().as_encoded_bytes()).to_hex()[..8].to_owned()
 }
 
 impl Container {

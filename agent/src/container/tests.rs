@@ -29,6 +29,7 @@ fn plan<'a>(gpus: &[&str], arguments: &'a [String]) -> Plan<'a> {
         mark: ("MARK", Path::new("/a")),
         shm_bytes: 1024,
         user: (1000, 100),
+        root: None,
         limits: Limits { cpu_milli: 1500, memory_mib: 64, processes: 99 },
         gpus: gpus.iter().map(|&gpu| gpu.to_owned()).collect(),
         ulimits: vec![("nofile", 1024)],
@@ -62,6 +63,16 @@ fn podmans_container_stays_with_its_supervisor_and_has_nothing_to_spare() {
     assert_eq!(command::end(Kind::Podman, Path::new("podman"), std::iter::empty()), None);
     let rootless = command::create(&runtime(Kind::Podman, true), &plan).unwrap();
     assert!(rootless.contains(&"--userns=keep-id".to_owned()), "{rootless:?}");
+    assert!(!line(&made).contains("map="), "{made:?}");
+}
+
+#[test]
+fn a_containers_root_may_be_a_user_of_the_node() {
+    let plan = Plan { user: (0, 0), root: Some(4_294_900_000), ..plan(&[], &[]) };
+    let made = line(&command::create(&runtime(Kind::Podman, false), &plan).unwrap());
+    // The largest number means none.
+    let map = "--user=0:0 --uidmap=0:4294900000:67295 --gidmap=0:4294900000:67295 ";
+    assert!(made.contains(map), "{made}");
 }
 
 #[test]
@@ -376,7 +387,7 @@ fn hanging(folder: &Path) -> Runtime {
 #[tokio::test]
 async fn who_wants_an_image_waits_for_no_other_that_is_removed() {
     let folder = tempfile::tempdir().unwrap();
-    let all = Containers::new(hanging(folder.path()), folder.path(), None, None);
+    let all = Containers::new(hanging(folder.path()), folder.path(), None, None, None);
     let removal = all.remove_image_of("going");
     let wanted = async {
         while !folder.path().join("removing").exists() {
@@ -397,7 +408,7 @@ async fn who_wants_an_image_waits_for_no_other_that_is_removed() {
 #[tokio::test]
 async fn an_image_that_does_not_go_in_time_is_given_up() {
     let folder = tempfile::tempdir().unwrap();
-    let all = Containers::new(hanging(folder.path()), folder.path(), None, None);
+    let all = Containers::new(hanging(folder.path()), folder.path(), None, None, None);
     let why = all.remove_image("going", Duration::from_millis(100)).await.unwrap_err();
     assert!(why.contains("longer than"), "{why}");
 }

@@ -18,6 +18,7 @@ use super::{LEAVE, Order, Way, Word, target};
 use crate::attempt::{Folder, container_of, note_container};
 use crate::cgroup::Cgroup;
 use crate::container::{Container, Kind, reason, script};
+use crate::isolation;
 use crate::proc::{self, Stat};
 use crate::record;
 use crate::supervisor::{EXITED, Exited, LAUNCH, Launch};
@@ -107,6 +108,7 @@ impl Again {
     async fn start(&self, folder: &Folder) -> Result<Running, String> {
         let launch: Option<Launch> = record::read(folder.path(), LAUNCH).map_err(text)?;
         let launch = launch.ok_or("how the job was started is not known any more")?;
+        let user = launch.user();
         let mut variables = launch.inside.unwrap_or_default();
         variables.extend(self.variables.clone());
         let own = folder.container();
@@ -115,6 +117,7 @@ impl Again {
         let wait = format!("echo {READY}; read held <> {}", quote(&hold.to_string_lossy()));
         let wait = script::text(self.kind, &variables, &launch.directory, &wait);
         record::write_bytes(&own, &script::name(self.process), wait.as_bytes()).map_err(text)?;
+        user.map_or(Ok(()), |user| isolation::give(&[own], user)).map_err(text)?;
         let program = launch.program.to_string_lossy().into_owned();
         let order = Order {
             folder: folder.path().to_owned(),

@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use super::program::execute;
 use super::{Order, Way, Word, init, terminal};
 use crate::cgroup::Cgroup;
-use crate::isolation::{self, View};
+use crate::isolation::{self, User, View};
 use crate::proc;
 use crate::record;
 use crate::supervisor::{LAUNCH, Launch, fork};
@@ -183,6 +183,8 @@ impl Start<'_> {
     /// In the first child: enters, and starts the second.
     fn enter(&self, target: &OwnedFd, namespaces: &[i32]) -> Result<i32, Failed> {
         self.enter_groups()?;
+        // In the namespaces this may be nobody's right any more.
+        self.own_files()?;
         if !namespaces.is_empty() {
             let all = namespaces.iter().fold(0, |all, flag| all | flag);
             // SAFETY: This process has one thread and ends here, whatever it sees.
@@ -207,13 +209,13 @@ impl Start<'_> {
         if let Err(failed) = self.enter_groups() {
             self.give_up(failed);
         }
+        // Its user may not do so any more.
+        if let Err(failed) = self.own_files() {
+            self.give_up(failed);
+        }
         let Some(entry) = entry.filter(|entry| entry.clone_flags() != 0) else {
             self.become_command(Confine::Beside { entered: false });
         };
-        // Its user may not do so any more.
-        if let Err(error) = self.own(self.files) {
-            self.give_up(failed("giving the command its input and output")(error));
-        }
         // SAFETY: It was cloned with these flags and has one thread.
         if let Err(isolation::Failed { what, error }) = unsafe { entry.enter() } {
             self.give_up(failed(what)(error));
@@ -274,15 +276,12 @@ impl Start<'_> {
     fn make_ready(&self, confine: Confine) -> Result<(), Failed> {
         // SAFETY: A plain system call.
         unsafe { libc::setsid() };
-        let user = self.launch.view.as_ref().and_then(|view| view.user.as_ref());
+        let user = self.user();
         let made = self.order.terminal.map(|size| match confine {
-            Confine::Beside { .. } => terminal::hand_over(size, self.agent, user),
+            Confine::Beside { .. } => terminal::hand_over(size, self.agent, user.as_ref()),
             Confine::Already => terminal::hand_over(size, self.agent, None),
         });
         let made = made.transpose().map_err(failed("making a terminal in the job"))?;
-        if let Confine::Beside { .. } = confine {
-            self.own(self.files).map_err(failed("giving the command its input and output"))?;
-        }
         for (number, standard) in (0..3).enumerate() {
             let Some(file) = made.as_ref().or_else(|| self.files.get(number)) else {
                 let what = "taking its input and output".to_owned();
@@ -319,10 +318,17 @@ impl Start<'_> {
         matches!(self.order.way, Way::Container { .. })
     }
 
-    /// Gives files to the command's user, if it has one of its own.
-    fn own(&self, files: &[OwnedFd]) -> io::Result<()> {
-        let view = self.launch.view.as_ref();
-        view.map_or(Ok(()), |view| files.iter().try_for_each(|file| view.own(file)))
+    /// Gives the command's files to its user, if it has one of its own.
+    fn own_files(&self) -> Result<(), Failed> {
+        let owned = self.files.iter().try_for_each(|file| self.launch.own(file));
+        owned.map_err(failed("giving the command its input and output"))
+    }
+
+    /// Whom the command becomes where it is, if it does not stay who enters.
+    fn user(&self) -> Option<User> {
+        let seen = self.launch.view.as_ref().and_then(|view| view.user.clone());
+        // The node's root is nobody in there.
+        seen.or_else(|| self.launch.contained_root.map(|_| User::default()))
     }
 
     /// Holds the command to what else holds for the job.
@@ -331,8 +337,10 @@ impl Start<'_> {
             Some(view) => view.confine(),
             // A container's view is its own, its runtime's filter not to be had.
             None if entered || self.launch.inside.is_some() => {
-                let filtered = View { filtered: true, ..View::default() };
-                filtered.confine().or_else(|_| View::default().confine())
+                View { user: self.user(), ..View::default() }.confine()?;
+                // Where there are no filters, the job has none either.
+                let _ = View { filtered: true, ..View::default() }.confine();
+                Ok(())
             }
             None => Ok(()),
         }

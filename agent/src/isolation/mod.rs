@@ -17,7 +17,6 @@
 //! namespaces at all, rules on files ([`rules`]) do as much of it as they can.
 
 use std::io;
-use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -148,14 +147,6 @@ impl View {
     /// Whether the command has root's number, and none of its privileges.
     fn stays_root(&self) -> bool {
         self.user.is_none() && rustix::process::geteuid().is_root()
-    }
-
-    /// Lets the command open what it was given open, by `/dev/stdout` and the like: a pipe or a terminal.
-    pub(crate) fn own(&self, file: impl AsFd) -> io::Result<()> {
-        match &self.user {
-            Some(user) => std::os::unix::fs::fchown(file, Some(user.id), None),
-            None => Ok(()),
-        }
     }
 
     /// Holds the calling process, which has joined the namespaces of a job with this view, to what else holds

@@ -40,14 +40,18 @@ impl Range {
         self.first + u32::try_from(seed % u64::from(self.count)).unwrap_or_default()
     }
 
-    pub(super) fn first(self) -> u32 {
+    pub(crate) fn first(self) -> u32 {
         self.first
+    }
+
+    pub(crate) fn last(self) -> u32 {
+        self.first + (self.count - 1)
     }
 }
 
 impl fmt::Display for Range {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}-{}", self.first, self.first + (self.count - 1))
+        write!(f, "{}-{}", self.first, self.last())
     }
 }
 
@@ -120,9 +124,14 @@ impl Users {
         self.range
     }
 
+    /// The number of the user of the job with this seed.
+    pub(crate) fn number(&self, seed: u64) -> u32 {
+        self.range.number(seed)
+    }
+
     /// A job's user; `passwd` is written, in which it has a name besides those that the machine knows.
     pub(crate) fn user(&self, seed: u64, passwd: PathBuf) -> io::Result<User> {
-        let id = self.range.number(seed);
+        let id = self.number(seed);
         let mut text = fs::read(PASSWD).unwrap_or_default();
         if text.last().is_some_and(|last| *last != b'\n') {
             text.push(b'\n');

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
@@ -62,6 +63,10 @@ pub(crate) struct Launch {
     /// What the command sees of the node; `None`: all of it.
     #[serde(default)]
     pub(crate) view: Option<View>,
+    /// The node's user that is root in the command's container; `None`: it has no container, or is the agent's
+    /// user there.
+    #[serde(default)]
+    pub(crate) contained_root: Option<u32>,
     /// The command's processes, if it is run several times at once.
     #[serde(default)]
     pub(crate) processes: Vec<LaunchProcess>,
@@ -112,6 +117,20 @@ impl Launch {
             ([], []) => vec![(&self.log, None)],
             ([], pipes) => pipes.iter().map(|pipe| (&*pipe.log, Some(&*pipe.path))).collect(),
             (several, _) => several.iter().map(|process| (&*process.log, None)).collect(),
+        }
+    }
+
+    /// The user of the command's own, as the node numbers it, if it has one.
+    pub(crate) fn user(&self) -> Option<u32> {
+        let seen = self.view.as_ref().and_then(|view| view.user.as_ref());
+        seen.map(|user| user.id).or(self.contained_root)
+    }
+
+    /// Lets the command open what it was given open, by `/dev/stdout` and the like: a pipe or a terminal.
+    pub(crate) fn own(&self, file: impl AsFd) -> io::Result<()> {
+        match self.user() {
+            Some(user) => std::os::unix::fs::fchown(file, Some(user), None),
+            None => Ok(()),
         }
     }
 

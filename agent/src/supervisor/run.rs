@@ -109,9 +109,7 @@ pub(super) fn run(
         let (output, writer) =
             Output::open(&folder.join(log), launch.log_limit, launch.log_rate, pipe)
                 .map_err(|error| failed("opening the log", &error))?;
-        if let Some(view) = &launch.view {
-            view.own(&writer).map_err(|error| failed("giving the job its output", &error))?;
-        }
+        launch.own(&writer).map_err(|error| failed("giving the job its output", &error))?;
         outputs.push(output);
         writers.push(writer);
     }
