@@ -170,9 +170,7 @@ impl<'a> Entry<'a> {
             Means::UserNamespace | Means::Root => {
                 plan.push(Action::KeepApart);
                 plan.all(&view)?;
-                if view.own_processes {
-                    plan.push(Action::ShowProcesses);
-                }
+                plan.processes(view.own_processes)?;
                 None
             }
         };
@@ -323,7 +321,7 @@ unsafe fn act(action: &Action, trees: &mut [c_int]) -> bool {
                 set == 0
             }
             Action::ShowProcesses => {
-                let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC | libc::MS_RDONLY;
+                let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
                 let kind = c"proc".as_ptr();
                 libc::mount(kind, c"/proc".as_ptr(), kind, flags, ptr::null()) == 0
             }

@@ -7,6 +7,8 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::StatVfsMountFlags;
+
 use super::enter::Action;
 use super::users::PASSWD;
 use super::{View, is_below};
@@ -34,6 +36,7 @@ const ACCELERATORS: [&str; 15] = [
 ];
 
 pub(super) const DEVICE_FOLDER: &str = "/dev";
+pub(super) const PROCESSES: &str = "/proc";
 const LINKS: [(&str, &CStr); 5] = [
     ("fd", c"/proc/self/fd"),
     ("stdin", c"/proc/self/fd/0"),
@@ -207,6 +210,26 @@ impl Plan {
         Ok(())
     }
 
+    /// What `/proc` says of processes may be written by those whose it is, as names of threads are: NVIDIA's driver
+    /// gives one, and fails where it cannot. The rest of it is the machine's, and root changes much of that
+    /// without any privilege. `own`: it is mounted anew.
+    pub(super) fn processes(&mut self, own: bool) -> io::Result<()> {
+        let folder = Path::new(PROCESSES);
+        if own {
+            self.push(Action::ShowProcesses);
+        } else if rustix::fs::statvfs(folder)?.f_flag.contains(StatVfsMountFlags::RDONLY) {
+            return Ok(());
+        } else {
+            self.read_only(folder, false, false)?;
+        }
+        for path in machines(folder)? {
+            let tree = self.take(&path)?;
+            self.put(tree, &path)?;
+            self.read_only(&path, true, true)?;
+        }
+        Ok(())
+    }
+
     fn take(&mut self, path: &Path) -> io::Result<usize> {
         self.push(Action::Take { path: text(path)?, tree: self.trees });
         self.trees += 1;
@@ -238,6 +261,22 @@ impl Plan {
         });
         Ok(())
     }
+}
+
+/// What of `/proc` is no process and may be written, or is a folder of such. The kernel names processes last.
+fn machines(folder: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_name().as_bytes().iter().all(u8::is_ascii_digit) {
+            break;
+        }
+        let kind = entry.file_type()?;
+        if kind.is_dir() || kind.is_file() && entry.metadata()?.mode() & 0o222 != 0 {
+            found.push(entry.path());
+        }
+    }
+    Ok(found)
 }
 
 /// Of paths that lie in each other the outermost.

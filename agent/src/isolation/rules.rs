@@ -11,6 +11,7 @@ use landlock::{
     RulesetCreated, RulesetCreatedAttr as _, RulesetError, RulesetStatus, Scope,
 };
 
+use super::plan::PROCESSES;
 use super::{View, is_below};
 
 /// What is asked of the kernel; of an older one, what it knows of it.
@@ -37,6 +38,9 @@ impl Rules {
                 .scope(Scope::from_all(WANTED))?
                 .create()?;
             let ruleset = allow(ruleset, &readable, AccessFs::from_read(WANTED))?;
+            // Its own threads' names, as programs of NVIDIA's driver do; the rest is root's.
+            let named = if view.stays_root() { Vec::new() } else { vec![PROCESSES.into()] };
+            let ruleset = allow(ruleset, &named, AccessFs::WriteFile | AccessFs::Truncate)?;
             allow(ruleset, &writable, AccessFs::from_all(WANTED) & !AccessFs::MakeBlock)
         };
         made().map(Self).map_err(io::Error::other)

@@ -217,3 +217,26 @@ fn isolated_by_rules_its_end_is_told_as_ever() {
     assert_eq!(ended.exited["ended_by"], "terminate");
     assert!(attempt.path("work/saved").exists());
 }
+
+/// As NVIDIA's driver does, which fails where it cannot; root without privileges could change the rest.
+#[test]
+fn isolated_a_job_names_its_threads_and_changes_nothing_of_the_machine() {
+    const COMMAND: &str = "printf named > /proc/self/task/$$/comm; cat /proc/$$/comm
+        for file in $(find /proc/[a-z]* -maxdepth 4 -type f -perm /222 ! -path '/proc/*self/*'); do
+            (: >> $file) 2>/dev/null && echo wrote $file
+        done; true";
+    let means = match rustix::process::geteuid().is_root() {
+        true => &["user_namespace", "root"][..],
+        false => &["user_namespace"],
+    };
+    for means in means {
+        for own_processes in [true, false] {
+            let attempt = isolated(COMMAND);
+            let mut view = attempt.launch["view"].clone();
+            (view["means"], view["own_processes"]) = (json!(means), json!(own_processes));
+            let ended = attempt.with("view", view).run();
+            let log = String::from_utf8(ended.log).unwrap();
+            assert_eq!(log, "named\n", "{means} {own_processes}: {}", ended.exited);
+        }
+    }
+}
