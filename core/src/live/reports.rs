@@ -331,8 +331,12 @@ fn verdict(job: &Job, active: &Active, end: &AttemptEnd, now: Now) -> Verdict {
     let mut tries = job.tries;
     if failure.cause.is_platforms() {
         tries = lost_time(tries, active, now);
-        let began = active.members().any(|member| member.started_at.is_some());
-        let costs_little = failure.cause == Cause::AgentError && !began;
+        // What was never told of as running may have run all the same.
+        let began = active.members().any(|member| {
+            let told = member.end.as_ref().and_then(|end| end.started_at);
+            member.started_at.or(told).is_some()
+        });
+        let costs_little = failure.cause.leaves_the_node() && !began && end.started_at.is_none();
         let (count, most) = match costs_little {
             true => (&mut tries.unstarted, Tries::MAX_UNSTARTED),
             false => (&mut tries.lost, Tries::MAX_LOST),

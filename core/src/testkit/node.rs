@@ -33,6 +33,8 @@ pub enum Finish {
     Problem(Cause),
     /// Something goes wrong before the command begins.
     Unprepared(Cause),
+    /// Something goes wrong so soon that nobody is told before that the command began.
+    Unseen(Cause),
 }
 
 impl Script {
@@ -235,9 +237,10 @@ impl Node {
                 let (exit, problem) = match (process.stopped, process.finish) {
                     (true, _) => (Exit::Signal(15), Some(Cause::Canceled)),
                     (false, Finish::Exit(code)) => (Exit::Code(code), None),
-                    (false, Finish::Problem(cause) | Finish::Unprepared(cause)) => {
-                        (Exit::Signal(9), Some(cause))
-                    }
+                    (
+                        false,
+                        Finish::Problem(cause) | Finish::Unprepared(cause) | Finish::Unseen(cause),
+                    ) => (Exit::Signal(9), Some(cause)),
                 };
                 let started_at = process.started_at;
                 over.push((*epoch, Exited::Itself { exit, problem, started_at }));
@@ -388,8 +391,9 @@ impl Node {
                     Stage::Preparing { until } if now >= *until => {
                         let finish =
                             script.map_or(Finish::Exit(0), |s| s.finish(known.key.attempt));
-                        if let Finish::Unprepared(cause) = finish {
-                            let end = failed_end(cause, "it cannot be made ready");
+                        if let Finish::Unprepared(cause) | Finish::Unseen(cause) = finish {
+                            let mut end = failed_end(cause, "it cannot be made ready");
+                            end.started_at = matches!(finish, Finish::Unseen(_)).then_some(wall);
                             known.stage = Stage::Finalizing { until: now, end: Box::new(end) };
                             continue;
                         }

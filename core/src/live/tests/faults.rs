@@ -446,6 +446,20 @@ fn what_can_never_be_made_ready_fails_in_the_end() {
     world.finish().unwrap();
 }
 
+/// As when it takes its machine down with it at once.
+#[test]
+fn what_ran_unseen_is_not_tried_as_often_as_what_did_not_run() {
+    let mut world = world();
+    let (seen, unseen) = (job_name("full"), job_name("unseen"));
+    let full = Finish::Unprepared(Cause::DiskFull);
+    world.submit(&seen, retried(1), Script::succeeds(10).with(&[full]));
+    let lost = Finish::Unseen(Cause::AgentError);
+    world.submit(&unseen, retried(1), Script::succeeds(10).with(&[lost]));
+    world.finish().unwrap();
+    assert_eq!(count(&world, &seen, "Assigned"), Tries::MAX_UNSTARTED as usize);
+    assert_eq!(count(&world, &unseen, "Assigned"), Tries::MAX_LOST as usize);
+}
+
 #[test]
 fn jobs_that_an_outage_has_hit_do_not_come_back_at_once() {
     let tries = Tries { made: AttemptNumber(7), ..Tries::default() };
