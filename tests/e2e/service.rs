@@ -224,6 +224,8 @@ fn a_service_of_a_user_is_installed_shown_and_removed() {
     let reload = "--user daemon-reload";
     let expected = [
         "--user show --property=Version",
+        "--user show --property=User,ControlGroup atelier-agent.service",
+        "--user show --property=Version",
         reload,
         "--user enable atelier-agent.service",
         "--user restart atelier-agent.service",

@@ -82,7 +82,7 @@ fn users_take_turns_and_a_short_job_does_not_delay_a_large_one() {
             .ok()
             .word()
     };
-    let hold = "limits: {timeout: 60}";
+    let hold = "limits: {timeout: 600}";
     let go = cluster.files().join("go");
     let held = format!("until [ -e {} ]; do sleep 0.05; done", go.display());
     let first = create("ada", &job(&held, 3, hold));

@@ -10,6 +10,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
@@ -45,6 +46,8 @@ pub(super) struct Store {
     /// User and group of what is made here, where this process may say so: the folder's own, so that the
     /// daemon can change and remove it also where it is not root as this agent is.
     owner: Option<(u32, u32)>,
+    /// It was said that this cannot be.
+    told: AtomicBool,
 }
 
 /// An object that waits for its place; removed when dropped.
@@ -74,7 +77,7 @@ impl Store {
         let stat = rustix::fs::fstat(&descriptor)
             .map_err(|errno| Error::errno("look at the datastore's folder", root, errno))?;
         let owner = rustix::process::geteuid().is_root().then_some((stat.st_uid, stat.st_gid));
-        Ok(Self { root: root.to_owned(), descriptor, owner })
+        Ok(Self { root: root.to_owned(), descriptor, owner, told: AtomicBool::new(false) })
     }
 
     /// Where the object of a path lies. The path has been checked.
@@ -208,11 +211,24 @@ impl Store {
         Ok(staged)
     }
 
-    /// Makes what was opened the store's own.
+    /// Makes what was opened the store's own. A file system whose files have no owners of their own, or none that
+    /// this machine may give, goes without.
     fn give(&self, opened: impl AsFd) -> io::Result<()> {
-        match self.owner {
-            Some((user, group)) => std::os::unix::fs::fchown(opened, Some(user), Some(group)),
-            None => Ok(()),
+        let Some((user, group)) = self.owner else { return Ok(()) };
+        match std::os::unix::fs::fchown(opened, Some(user), Some(group)) {
+            Err(error)
+                if matches!(
+                    error.raw_os_error(),
+                    Some(libc::EPERM | libc::EINVAL | libc::EOPNOTSUPP)
+                ) =>
+            {
+                if !self.told.swap(true, Ordering::Relaxed) {
+                    let root = self.root.display();
+                    tracing::warn!(%root, %error, "what is stored here cannot be its owner's, it stays root's");
+                }
+                Ok(())
+            }
+            given => given,
         }
     }
 
@@ -271,19 +287,20 @@ impl Store {
             }
             let mut opened = open_folder_at(&at, segment);
             if let Err(Errno::NOENT) = opened {
-                let made = rustix::fs::mkdirat(&at, segment, Mode::from(0o755));
-                match made {
+                match rustix::fs::mkdirat(&at, segment, Mode::from(0o755)) {
                     Ok(()) if sync => rustix::fs::fsync(&at).map_err(&failed)?,
                     Ok(()) | Err(Errno::EXIST) => {}
                     Err(errno) => return Err(failed(errno)),
                 }
                 opened = open_folder_at(&at, segment);
-                if let (Ok(()), Ok(folder)) = (made, &opened) {
-                    self.give(folder)
-                        .map_err(|error| Error::io("store in", &self.place(folders), error))?;
-                }
             }
             at = opened.map_err(&failed)?;
+            // Made just now, or by an agent that was killed just then, or that knew nothing of owners.
+            let is_roots = |folder| rustix::fs::fstat(folder).is_ok_and(|stat| stat.st_uid == 0);
+            if self.owner.is_some_and(|(user, _)| user != 0) && is_roots(&at) {
+                self.give(&at)
+                    .map_err(|error| Error::io("store in", &self.place(folders), error))?;
+            }
         }
         Ok((at, name))
     }

@@ -211,6 +211,9 @@ fn install(
     let file = unit_file(service, arguments.user, arguments.root.as_deref())?;
     if let Some(manager) = manager {
         manager.answers()?;
+        if service == Service::Agent && arguments.now {
+            groups::check_restart(manager, service)?;
+        }
     }
     if !arguments.force {
         refuse_foreign(&file, "replace", "with --force it is replaced")?;
