@@ -5,7 +5,7 @@ use std::{env, error::Error, fs, path::PathBuf};
 
 use prost::Message as _;
 
-const FILES: [&str; 9] = [
+const FILES: [&str; 10] = [
     "atelier/agent/v1/agent.proto",
     "atelier/compute/v1/compute.proto",
     "atelier/content/v1/content.proto",
@@ -14,6 +14,7 @@ const FILES: [&str; 9] = [
     "atelier/job/v1/channel.proto",
     "atelier/job/v1/job.proto",
     "atelier/job/v1/spec.proto",
+    "atelier/vault/v1/vault.proto",
     "atelier/workspace/v1/workspace.proto",
 ];
 

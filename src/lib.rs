@@ -14,6 +14,7 @@ pub mod storage;
 pub mod store;
 pub mod telemetry;
 pub mod track;
+pub mod vault;
 
 /// Version and commit of this build, for example `0.1.0 (1a2b3c4d5)`.
 pub const VERSION: &str = env!("ATELIER_VERSION");

@@ -58,7 +58,7 @@ pub struct Caller {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Permission {
     /// See jobs, events, logs, artifacts, computes, nodes, datastores, experiments,
-    /// environments and runs.
+    /// environments, runs, and what secrets there are (not their values).
     Read,
     /// Submit a job, and upload the code and data it needs.
     Submit,
@@ -82,6 +82,11 @@ pub enum Permission {
     WriteAssets,
     /// Fetch content objects (code) by digest.
     ReadContent,
+    /// Set and delete secrets; a data scientist only its own (checked where the secret is known). There is no
+    /// permission to read one's value.
+    WriteSecrets,
+    /// See which keys the vault's secrets are sealed with, and rotate them.
+    ManageVault,
 }
 
 impl Permission {
@@ -99,6 +104,8 @@ impl Permission {
             Self::ActAsNode => "act as a node",
             Self::WriteAssets => "make, build or archive environments",
             Self::ReadContent => "read code snapshots",
+            Self::WriteSecrets => "set or delete secrets",
+            Self::ManageVault => "manage the vault's keys",
         }
     }
 }
@@ -120,6 +127,7 @@ impl Caller {
                     | P::Data
                     | P::ReadContent
                     | P::WriteAssets
+                    | P::WriteSecrets
             ),
             Role::Reader => matches!(permission, P::Read | P::Data | P::ReadContent),
             Role::Node(_) => matches!(permission, P::ActAsNode | P::ReadContent),

@@ -146,6 +146,12 @@ name!(
     first alphanumeric, rest dotted
 );
 name!(
+    /// The name of a secret, as Azure Key Vault has them. Two that differ in case only are one.
+    SecretName, "secret name", max 127,
+    "use letters, digits and '-', at most 127 characters",
+    first |c| c.is_ascii_alphanumeric() || c == '-', rest |c| c.is_ascii_alphanumeric() || c == '-'
+);
+name!(
     /// The workspace's name. A daemon serves one workspace.
     WorkspaceName, "workspace name", max 64,
     "use letters, digits, '-' and '_', start with a letter or digit, at most 64 characters",
@@ -276,6 +282,10 @@ counter!(
     /// A fencing number: every write of an attempt carries the epoch it was given, and a write
     /// with an older one is refused. Grows with every assignment in the workspace.
     Epoch(u64)
+);
+counter!(
+    /// The version of a secret, from 1. Never given twice to secrets of one name, also after one was deleted.
+    SecretVersion(u32)
 );
 counter!(
     /// The place of an event in the workspace's log, from 1, without gaps.

@@ -20,6 +20,7 @@ pub mod node;
 pub mod resource;
 pub mod scale;
 pub mod sched;
+pub mod secret;
 pub mod simulate;
 pub mod spec;
 pub mod suggest;

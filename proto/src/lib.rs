@@ -54,6 +54,14 @@ pub mod job {
         tonic::include_proto!("atelier.job.v1");
     }
 }
+/// Secrets that the workspace keeps.
+pub mod vault {
+    /// Generated from `atelier/vault/v1`.
+    #[allow(missing_docs, unreachable_pub, clippy::all)]
+    pub mod v1 {
+        tonic::include_proto!("atelier.vault.v1");
+    }
+}
 /// The workspace, its datastores and experiments.
 pub mod workspace {
     /// Generated from `atelier/workspace/v1`.

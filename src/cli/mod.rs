@@ -23,12 +23,14 @@ mod output;
 mod queue;
 mod run;
 mod schema;
+mod secret;
 mod serve;
 mod service;
 mod simulate;
 mod token;
 mod top;
 pub mod upload;
+mod vault;
 mod workspace;
 
 #[cfg(test)]
@@ -116,6 +118,12 @@ enum Command {
     /// Look at experiments
     #[command(subcommand)]
     Experiment(experiment::Command),
+    /// Keep secrets: set them, see which there are, delete them
+    #[command(subcommand)]
+    Secret(secret::Command),
+    /// Look at the keys that secrets are sealed with, and rotate them
+    #[command(subcommand)]
+    Vault(vault::Command),
     /// Make tokens for users and nodes
     #[command(subcommand)]
     Token(token::Command),
@@ -231,6 +239,8 @@ fn dispatch(command: Command, context: &Context) -> Result<ExitCode, Error> {
         Command::Datastore(command) => done(block_on(datastore::run(command, context))),
         Command::Environment(command) => done(block_on(environment::run(command, context))),
         Command::Experiment(command) => done(block_on(experiment::run(command, context))),
+        Command::Secret(command) => done(block_on(secret::run(command, context))),
+        Command::Vault(command) => done(block_on(vault::run(command, context))),
         Command::Token(command) => done(block_on(token::run(command, context))),
         Command::Completions(arguments) => {
             done(completions::run(&arguments, &mut Cli::command(), context))

@@ -9,6 +9,11 @@ pub(super) fn run(arguments: ServeArgs) -> Result<(), Error> {
     telemetry::start(arguments.log_format);
     // SAFETY: Only this thread runs; the runtime starts below.
     let notifier = unsafe { atelier_agent::Notifier::take() };
+    let mut arguments = arguments;
+    for source in arguments.vault_key.iter_mut().chain(&mut arguments.vault_old_key) {
+        // SAFETY: As above.
+        unsafe { source.take() };
+    }
     let failed = |message: String| Error::new(Kind::Failed, message);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -29,8 +34,12 @@ fn kind(error: &daemon::Error) -> Kind {
         E::Folder(_) | E::Listen { .. } | E::Curated { .. } | E::Sizes { .. } | E::Name(_) => {
             Kind::Refused
         }
-        E::Store(_) | E::StoreFailed(_) | E::Storage(_) | E::Identity(_) | E::Server(_) => {
-            Kind::Failed
-        }
+        E::Vault(error) if error.is_refusal() => Kind::Refused,
+        E::Vault(_)
+        | E::Store(_)
+        | E::StoreFailed(_)
+        | E::Storage(_)
+        | E::Identity(_)
+        | E::Server(_) => Kind::Failed,
     }
 }

@@ -10,6 +10,7 @@ use atelier_proto::content::v1::content_service_client::ContentServiceClient;
 use atelier_proto::environment::v1::environment_service_client::EnvironmentServiceClient;
 use atelier_proto::identity::v1::token_service_client::TokenServiceClient;
 use atelier_proto::job::v1::job_service_client::JobServiceClient;
+use atelier_proto::vault::v1::vault_service_client::VaultServiceClient;
 use atelier_proto::workspace::v1::workspace_service_client::WorkspaceServiceClient;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
@@ -192,6 +193,11 @@ impl Client {
     /// Environments.
     pub fn environments(&self) -> EnvironmentServiceClient<Authorized> {
         EnvironmentServiceClient::new(self.authorized()).max_decoding_message_size(MAX_ANSWER)
+    }
+
+    /// Secrets.
+    pub fn vault(&self) -> VaultServiceClient<Authorized> {
+        VaultServiceClient::new(self.authorized())
     }
 
     /// Tokens.

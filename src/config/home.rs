@@ -8,9 +8,12 @@ use std::path::PathBuf;
 #[error("cannot tell where to keep files: set ATELIER_HOME, XDG_DATA_HOME or HOME")]
 pub struct Error;
 
+fn set(name: &str) -> Option<PathBuf> {
+    env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
+}
+
 /// `$ATELIER_HOME`, else `$XDG_DATA_HOME/atelier`, else `~/.local/share/atelier`.
 pub fn home() -> Result<PathBuf, Error> {
-    let set = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     if let Some(home) = set("ATELIER_HOME") {
         return Ok(home);
     }
@@ -18,4 +21,15 @@ pub fn home() -> Result<PathBuf, Error> {
         return Ok(data.join("atelier"));
     }
     set("HOME").map(|home| home.join(".local/share/atelier")).ok_or(Error)
+}
+
+/// Where the vault's key of a workspace is kept when nobody says where: `$XDG_CONFIG_HOME/atelier/vault`, else
+/// `~/.config/atelier/vault`, else `$ATELIER_HOME/vault`. Apart from what [`home`] names, since who copies
+/// that, to back it up or to move it, should not have copied the key by the way.
+pub fn vault_key(workspace: &str) -> Option<PathBuf> {
+    let folder = set("XDG_CONFIG_HOME")
+        .or_else(|| set("HOME").map(|home| home.join(".config")))
+        .map(|settings| settings.join("atelier"))
+        .or_else(|| set("ATELIER_HOME"))?;
+    Some(folder.join("vault").join(format!("{workspace}.key")))
 }

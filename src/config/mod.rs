@@ -5,5 +5,5 @@ mod home;
 mod serve;
 
 pub(crate) use files::{Here, bounded};
-pub use home::{Error as HomeError, home};
+pub use home::{Error as HomeError, home, vault_key};
 pub use serve::ServeArgs;

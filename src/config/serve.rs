@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use atelier_core::id::{ComputeName, WorkspaceName};
 use atelier_core::node::LeasePolicy;
 
+use crate::vault::KeySource;
+
 /// A node gives a job that outlives its lease no more time than this to end, whatever `--grace` says.
 const LEASE_GRACE_S: u64 = 10;
 /// After that it kills it, which is quick and takes a moment.
@@ -43,6 +45,15 @@ pub struct ServeArgs {
     /// A YAML table of node sizes for clusters, added to Azure's
     #[arg(long, value_name = "FILE")]
     pub sizes: Option<PathBuf>,
+    /// Where the key is that the workspace's secrets are sealed with: file:PATH, credential:NAME (of systemd),
+    /// env:NAME. Never in the data folder
+    /// [default: a file of the workspace's own below ~/.config/atelier/vault, made with the first secret]
+    #[arg(long, env = "ATELIER_VAULT_KEY", value_name = "SOURCE")]
+    pub vault_key: Option<KeySource>,
+    /// Where a key is that secrets were sealed with before, until `atelier vault rotate`; may be given
+    /// several times
+    #[arg(long, value_name = "SOURCE")]
+    pub vault_old_key: Vec<KeySource>,
     /// Bytes of standard output kept of each attempt; beyond it the log ends with a marker
     #[arg(long, default_value_t = 256 << 20, value_name = "BYTES")]
     pub log_limit: u64,

@@ -30,6 +30,7 @@ use crate::provider::{Providers, Site};
 use crate::storage::{self, ContentStore, Datastores};
 use crate::store::{self, SqliteStore, Store};
 use crate::track::Tracking;
+use crate::vault::{self, Keys, Vault};
 use crate::{grpc, http};
 
 /// Why the daemon did not start, or stopped.
@@ -50,6 +51,9 @@ pub enum Error {
     /// The datastores.
     #[error(transparent)]
     Storage(#[from] storage::Error),
+    /// The vault.
+    #[error(transparent)]
+    Vault(#[from] vault::Error),
     /// Tokens.
     #[error(transparent)]
     Identity(#[from] identity::Error),
@@ -135,6 +139,7 @@ pub struct Shared {
     pub(crate) removal: Removal,
     pub(crate) tracking: Tracking,
     pub(crate) environments: Environments,
+    pub(crate) vault: Vault,
     pub(crate) committed: Arc<Committed>,
     pub(crate) sizes: Arc<SizeTable>,
     pub(crate) clock: Clock,
@@ -211,6 +216,8 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
         Arc::new(SqliteStore::open(&folder.at("atelier.db"), folder.existed())?);
     let database = store.clone();
     folder.settle()?;
+    let keys = Keys::of(&args, &folder.workspace().id);
+    let vault = Vault::open(store.clone(), keys, &folder.workspace().id, folder.path())?;
     let datastores = Datastores::open_folders(&folder.at("storage"))?;
     let content = ContentStore::new(&datastores)?;
     let curated = Arc::new(curated_table(args.curated_environments.as_ref())?);
@@ -295,6 +302,7 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
         },
         tracking: tracking.clone(),
         environments,
+        vault,
         committed,
         handle: handle.clone(),
         store,

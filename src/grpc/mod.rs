@@ -12,13 +12,14 @@ mod queue;
 mod status;
 #[cfg(test)]
 mod tests;
+mod vault;
 mod workspace;
 
 pub(crate) use status::told;
 
 use atelier_core::access::Caller;
 use atelier_proto::{DESCRIPTORS, agent as a, compute as c, environment as e, identity as i};
-use atelier_proto::{job as j, workspace as w};
+use atelier_proto::{job as j, vault as v, workspace as w};
 use tonic::service::Routes;
 use tonic::{Request, Status};
 
@@ -47,6 +48,8 @@ pub async fn routes(shared: &Shared) -> axum::Router {
     .max_decoding_message_size(MESSAGE);
     let tokens =
         i::v1::token_service_server::TokenServiceServer::new(identity::Service(shared.clone()));
+    let vault =
+        v::v1::vault_service_server::VaultServiceServer::new(vault::Service(shared.clone()));
     let agents = agent::Service::new(shared.clone(), channels);
     let agents = a::v1::agent_service_server::AgentServiceServer::new(agents)
         .max_decoding_message_size(MESSAGE);
@@ -56,6 +59,7 @@ pub async fn routes(shared: &Shared) -> axum::Router {
         .add_service(workspace)
         .add_service(environments)
         .add_service(tokens)
+        .add_service(vault)
         .add_service(agents)
         .add_service(health);
     let reflection = || {

@@ -2,9 +2,10 @@
 
 use atelier_core::environment::{Refusal as EnvironmentRefusal, Unresolved};
 use atelier_core::live::Refusal;
+use atelier_core::secret::Refusal as SecretRefusal;
 use tonic::{Code, Status};
 
-use crate::{daemon, identity, storage, store, track};
+use crate::{daemon, identity, storage, store, track, vault};
 
 fn code_of_store(error: &store::Error) -> Code {
     match error {
@@ -164,6 +165,19 @@ status!(daemon::CacheError, error => match &error {
     daemon::CacheError::Silent { .. } => Code::DeadlineExceeded,
     daemon::CacheError::Busy(_) => Code::ResourceExhausted,
     daemon::CacheError::Reactor(error) => code_of_handle(error),
+});
+status!(vault::Error, error => match &error {
+    vault::Error::Refused(refusal) => match refusal {
+        SecretRefusal::NoSuch(_) => Code::NotFound,
+        SecretRefusal::NotOwner { .. } => Code::PermissionDenied,
+        SecretRefusal::Empty(_) | SecretRefusal::TooLarge { .. } => Code::InvalidArgument,
+        SecretRefusal::NoVersionLeft(_) => Code::FailedPrecondition,
+    },
+    vault::Error::Key(_) | vault::Error::Missing { .. } | vault::Error::WrongKey { .. } => {
+        Code::FailedPrecondition
+    }
+    vault::Error::Damaged { .. } | vault::Error::Random | vault::Error::Cipher => Code::Internal,
+    vault::Error::Store(error) => code_of_store(error),
 });
 status!(track::Error, error => code_of_tracking(&error));
 status!(daemon::SharedError, error => match &error {

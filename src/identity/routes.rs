@@ -71,6 +71,9 @@ fn rpc(service: &str, method: &str) -> Option<Need> {
         ("atelier.environment.v1.EnvironmentService", "GetEnvironment" | "ListEnvironments") => {
             P::Read
         }
+        ("atelier.vault.v1.VaultService", "SetSecret" | "DeleteSecret") => P::WriteSecrets,
+        ("atelier.vault.v1.VaultService", "GetSecret" | "ListSecrets") => P::Read,
+        ("atelier.vault.v1.VaultService", "GetVault" | "RotateKeys") => P::ManageVault,
         ("atelier.identity.v1.TokenService", "CreateToken") => P::ManageTokens,
         (
             "atelier.agent.v1.AgentService",

@@ -1,4 +1,5 @@
-//! Where the workspace's records lie: jobs, events, nodes, tokens, runs, environments.
+//! Where the workspace's records lie: jobs, events, nodes, tokens, runs, environments,
+//! secrets (sealed).
 //!
 //! [`Store`] is narrow on purpose: a batch of decisions goes in as one transaction, and a few
 //! questions are answered. [`SqliteStore`] is the embedded one.
@@ -6,6 +7,7 @@
 pub mod environments;
 mod jobs;
 mod schema;
+pub mod secrets;
 mod sqlite;
 pub mod tracking;
 mod usage;

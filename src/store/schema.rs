@@ -13,6 +13,7 @@ const MIGRATIONS: &[&str] = &[
     COMPUTES,
     JOBS_BY_END,
     super::environments::MIGRATION,
+    super::secrets::MIGRATION,
 ];
 
 /// The version this build writes.

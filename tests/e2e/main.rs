@@ -44,6 +44,7 @@ mod queue;
 mod quotas;
 mod ray;
 mod recovery;
+mod secrets;
 mod service;
 mod sharing;
 mod storage;

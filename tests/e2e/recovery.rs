@@ -282,7 +282,7 @@ fn f21_a_cancellation_may_race_the_end() {
 #[cfg(feature = "failpoints")]
 #[test]
 fn f22_a_migration_is_whole_or_not_at_all() {
-    for step in ["migrate:1", "migrate:2", "migrate:3"] {
+    for step in ["migrate:1", "migrate:2", "migrate:3", "migrate:7"] {
         let cluster = Cluster::empty();
         cluster.settings.borrow_mut().variables =
             vec![("ATELIER_FAILPOINT".to_owned(), step.to_owned())];

@@ -40,6 +40,8 @@ impl Workspace {
             require_containers: false,
             curated_environments: None,
             sizes: None,
+            vault_key: None,
+            vault_old_key: vec![],
             log_limit: 1 << 20,
             grace: 1,
             lease: 600,

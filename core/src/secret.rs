@@ -1,0 +1,110 @@
+//! What is known of a secret but its value, and who may give it another.
+
+#[cfg(test)]
+mod tests;
+
+use crate::access::Caller;
+use crate::id::{Principal, SecretName, SecretVersion};
+use crate::time::Timestamp;
+
+/// The longest value, in bytes: as Azure Key Vault has it.
+pub const MAX_VALUE: usize = 25 << 10;
+
+/// A secret as everybody may see it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Secret {
+    /// Its name, as it was first written.
+    pub name: SecretName,
+    /// Its latest version.
+    pub version: SecretVersion,
+    /// Whose it is: who set its first version.
+    pub owner: Principal,
+    /// When that was.
+    pub created_at: Timestamp,
+    /// Who set the latest version.
+    pub updated_by: Principal,
+    /// When that was.
+    pub updated_at: Timestamp,
+}
+
+/// Why a secret is not set or deleted.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum Refusal {
+    /// There is none of the name, or it was deleted.
+    #[error("there is no secret '{0}'; see 'atelier secret list'")]
+    NoSuch(String),
+    /// It is somebody else's.
+    #[error(
+        "{principal} may not change secret '{name}': it is {owner}'s; only its owner or an admin may"
+    )]
+    NotOwner {
+        /// Who tried.
+        principal: Principal,
+        /// Which.
+        name: SecretName,
+        /// Whose.
+        owner: Principal,
+    },
+    /// No value.
+    #[error("the value of secret '{0}' is empty")]
+    Empty(SecretName),
+    /// Too long a value.
+    #[error(
+        "the value of secret '{name}' is {bytes} bytes long, and at most {MAX_VALUE} are allowed"
+    )]
+    TooLarge {
+        /// Of which.
+        name: SecretName,
+        /// How long it is.
+        bytes: usize,
+    },
+    /// Its versions have reached the last number.
+    #[error("secret '{0}' has no version left; use another name")]
+    NoVersionLeft(SecretName),
+}
+
+/// What the vault remembers of a name.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Entry {
+    /// The name, as it was first written.
+    pub name: SecretName,
+    /// The last version given.
+    pub version: SecretVersion,
+    /// Whose it is; of one that was deleted, nobody's.
+    pub owner: Option<Principal>,
+}
+
+/// Whether a value may be kept at all.
+pub fn check_value(name: &SecretName, bytes: usize) -> Result<(), Refusal> {
+    match bytes {
+        0 => Err(Refusal::Empty(name.clone())),
+        bytes if bytes > MAX_VALUE => Err(Refusal::TooLarge { name: name.clone(), bytes }),
+        _ => Ok(()),
+    }
+}
+
+/// Which name and version the caller's next value of `name` gets, given what is remembered of it.
+pub fn next_version(
+    name: &SecretName,
+    known: Option<&Entry>,
+    caller: &Caller,
+) -> Result<(SecretName, SecretVersion), Refusal> {
+    let Some(known) = known else { return Ok((name.clone(), SecretVersion(1))) };
+    if let Some(owner) = &known.owner {
+        check_owner(&known.name, owner, caller)?;
+    }
+    if known.version.0 == u32::MAX {
+        return Err(Refusal::NoVersionLeft(known.name.clone()));
+    }
+    Ok((known.name.clone(), known.version.next()))
+}
+
+/// Whether the caller may delete it.
+pub fn check_owner(name: &SecretName, owner: &Principal, caller: &Caller) -> Result<(), Refusal> {
+    // A secret is no run's.
+    if caller.owns(owner, "") {
+        return Ok(());
+    }
+    let principal = caller.principal.clone();
+    Err(Refusal::NotOwner { principal, name: name.clone(), owner: owner.clone() })
+}

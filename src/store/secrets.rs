@@ -1,0 +1,226 @@
+//! Secrets as rows: what is known of them, and their values as the vault has sealed them.
+
+use atelier_core::access::Caller;
+use atelier_core::id::{Principal, SecretName, SecretVersion};
+use atelier_core::secret::{Entry, Refusal, Secret, check_owner};
+use atelier_core::time::Timestamp;
+use rusqlite::{Connection, OptionalExtension as _, Row, params};
+
+use super::Error;
+use super::jobs::parsed;
+use crate::vault::{KeyId, Sealed};
+
+pub(super) const MIGRATION: &str = "
+CREATE TABLE secrets (
+    name       TEXT NOT NULL COLLATE NOCASE PRIMARY KEY,
+    version    INTEGER NOT NULL,         -- the last given; never given again
+    created_by TEXT NOT NULL,
+    created_at INTEGER NOT NULL,         -- ms since the epoch
+    updated_by TEXT NOT NULL,
+    updated_at INTEGER NOT NULL,
+    deleted_by TEXT,
+    deleted_at INTEGER                   -- NULL: it is there
+) STRICT, WITHOUT ROWID;
+CREATE TABLE secret_versions (
+    seq        INTEGER PRIMARY KEY,
+    name       TEXT NOT NULL COLLATE NOCASE REFERENCES secrets (name),
+    version    INTEGER NOT NULL,
+    created_by TEXT NOT NULL,
+    created_at INTEGER NOT NULL,
+    value      BLOB NOT NULL,            -- sealed
+    data_key   BLOB NOT NULL,            -- sealed
+    key        TEXT NOT NULL,            -- the id of the key encryption key
+    sealed_at  INTEGER NOT NULL,         -- when the data key was made
+    UNIQUE (name, version)
+) STRICT;
+CREATE INDEX secret_versions_key ON secret_versions (key);
+";
+
+/// A sealed version, and where it lies.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SealedRow {
+    /// The row.
+    pub seq: i64,
+    /// Of which secret.
+    pub name: SecretName,
+    /// Which version.
+    pub version: SecretVersion,
+    /// As it is kept.
+    pub sealed: Sealed,
+}
+
+fn sql(error: rusqlite::Error) -> Error {
+    Error::sqlite("read secrets", error)
+}
+
+/// What is remembered of a name, also after its secret was deleted.
+pub fn entry(conn: &Connection, name: &SecretName) -> Result<Option<Entry>, Error> {
+    conn.prepare_cached(
+        "SELECT name, version, iif(deleted_at IS NULL, created_by, NULL) FROM secrets WHERE name = ?1",
+    )
+    .and_then(|mut s| {
+        s.query_row([name.as_str()], |row| {
+            let owner = match row.get_ref(2)? {
+                rusqlite::types::ValueRef::Null => None,
+                _ => Some(parsed(row, 2)?),
+            };
+            Ok(Entry { name: parsed(row, 0)?, version: SecretVersion(row.get(1)?), owner })
+        })
+        .optional()
+    })
+    .map_err(sql)
+}
+
+/// Keeps a version, which is the next of its name.
+pub fn put(
+    conn: &Connection,
+    (name, version): (&SecretName, SecretVersion),
+    sealed: &Sealed,
+    by: &Principal,
+    at: Timestamp,
+) -> Result<(), Error> {
+    let (by, at) = (by.as_str(), at.as_millis());
+    let write = || -> rusqlite::Result<()> {
+        conn.prepare_cached(
+            "INSERT INTO secrets VALUES (?1, ?2, ?3, ?4, ?3, ?4, NULL, NULL)
+             ON CONFLICT (name) DO UPDATE SET version = ?2, updated_by = ?3, updated_at = ?4,
+             created_by = iif(deleted_at IS NULL, created_by, ?3),
+             created_at = iif(deleted_at IS NULL, created_at, ?4),
+             deleted_by = NULL, deleted_at = NULL",
+        )?
+        .execute(params![name.as_str(), version.0, by, at])?;
+        let Sealed { value, data_key, key } = sealed;
+        conn.prepare_cached(
+            "INSERT INTO secret_versions
+             (name, version, created_by, created_at, value, data_key, key, sealed_at)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?4)",
+        )?
+        .execute(params![
+            name.as_str(),
+            version.0,
+            by,
+            at,
+            value,
+            data_key,
+            key.as_str()
+        ])?;
+        Ok(())
+    };
+    write().map_err(|error| Error::sqlite("store a secret", error))
+}
+
+/// Writes so that what is gone from a row is gone from the database's file too, once its log has been moved
+/// there: a key that is not to be trusted any more must find nothing.
+fn wiping(conn: &Connection, write: impl FnOnce() -> rusqlite::Result<()>) -> rusqlite::Result<()> {
+    conn.pragma_update(None, "secure_delete", true)?;
+    let written = write();
+    conn.pragma_update(None, "secure_delete", false)?;
+    written
+}
+
+/// Forgets all versions of a secret; that there was one is remembered.
+pub fn delete(
+    conn: &Connection,
+    name: &SecretName,
+    caller: &Caller,
+    at: Timestamp,
+) -> Result<Result<SecretName, Refusal>, Error> {
+    let known = entry(conn, name)?;
+    let Some((known, owner)) = known.and_then(|known| Some((known.name, known.owner?))) else {
+        return Ok(Err(Refusal::NoSuch(name.to_string())));
+    };
+    if let Err(refusal) = check_owner(&known, &owner, caller) {
+        return Ok(Err(refusal));
+    }
+    let write = || -> rusqlite::Result<()> {
+        conn.prepare_cached("DELETE FROM secret_versions WHERE name = ?1")?
+            .execute([known.as_str()])?;
+        conn.prepare_cached("UPDATE secrets SET deleted_by = ?2, deleted_at = ?3 WHERE name = ?1")?
+            .execute(params![known.as_str(), caller.principal.as_str(), at.as_millis()])?;
+        Ok(())
+    };
+    wiping(conn, write).map_err(|error| Error::sqlite("delete a secret", error))?;
+    Ok(Ok(known))
+}
+
+const COLUMNS: &str = "name, version, created_by, created_at, updated_by, updated_at";
+
+fn secret_of(row: &Row<'_>) -> rusqlite::Result<Secret> {
+    Ok(Secret {
+        name: parsed(row, 0)?,
+        version: SecretVersion(row.get(1)?),
+        owner: parsed(row, 2)?,
+        created_at: Timestamp::from_millis(row.get(3)?),
+        updated_by: parsed(row, 4)?,
+        updated_at: Timestamp::from_millis(row.get(5)?),
+    })
+}
+
+/// One secret.
+pub fn secret(conn: &Connection, name: &SecretName) -> Result<Option<Secret>, Error> {
+    let text = format!("SELECT {COLUMNS} FROM secrets WHERE name = ?1 AND deleted_at IS NULL");
+    conn.prepare_cached(&text)
+        .and_then(|mut s| s.query_row([name.as_str()], secret_of).optional())
+        .map_err(sql)
+}
+
+/// Secrets by name, those after `after`, at most `limit`.
+pub fn list(conn: &Connection, after: &str, limit: usize) -> Result<Vec<Secret>, Error> {
+    let text = format!(
+        "SELECT {COLUMNS} FROM secrets WHERE name > ?1 AND deleted_at IS NULL ORDER BY name LIMIT ?2"
+    );
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    conn.prepare_cached(&text)
+        .and_then(|mut s| s.query_map(params![after, limit], secret_of)?.collect())
+        .map_err(sql)
+}
+
+/// The keys that versions are sealed with, and how many by each.
+pub fn keys(conn: &Connection) -> Result<Vec<(KeyId, u64)>, Error> {
+    conn.prepare_cached("SELECT key, count(*) FROM secret_versions GROUP BY key ORDER BY key")
+        .and_then(|mut s| {
+            s.query_map([], |row| Ok((KeyId::stored(row.get_ref(0)?.as_str()?), row.get(1)?)))?
+                .collect()
+        })
+        .map_err(sql)
+}
+
+/// Versions that are sealed with another key than this, or whose data key is from before `at`; at most `limit`.
+pub fn older(
+    conn: &Connection,
+    key: &KeyId,
+    at: Option<Timestamp>,
+    limit: usize,
+) -> Result<Vec<SealedRow>, Error> {
+    let before = at.map_or(i64::MIN, Timestamp::as_millis);
+    conn.prepare_cached(
+        "SELECT seq, name, version, value, data_key, key FROM secret_versions
+         WHERE key <> ?1 OR sealed_at < ?2 LIMIT ?3",
+    )
+    .and_then(|mut s| {
+        s.query_map(params![key.as_str(), before, limit], |row| {
+            let key = KeyId::stored(row.get_ref(5)?.as_str()?);
+            let sealed = Sealed { value: row.get(3)?, data_key: row.get(4)?, key };
+            let version = SecretVersion(row.get(2)?);
+            Ok(SealedRow { seq: row.get(0)?, name: parsed(row, 1)?, version, sealed })
+        })?
+        .collect()
+    })
+    .map_err(sql)
+}
+
+/// Puts a version that was sealed anew in the place of itself; `at`: with a data key made then.
+pub fn reseal(conn: &Connection, row: &SealedRow, at: Option<Timestamp>) -> Result<(), Error> {
+    let Sealed { value, data_key, key } = &row.sealed;
+    let at = at.map(Timestamp::as_millis);
+    let write = || -> rusqlite::Result<()> {
+        conn.prepare_cached(
+            "UPDATE secret_versions
+             SET value = ?2, data_key = ?3, key = ?4, sealed_at = coalesce(?5, sealed_at)
+             WHERE seq = ?1",
+        )?
+        .execute(params![row.seq, value, data_key, key.as_str(), at])?;
+        Ok(())
+    };
+    wiping(conn, write).map_err(|error| Error::sqlite("seal a secret anew", error))
+}

@@ -1,0 +1,249 @@
+use std::fs;
+
+use atelier_core::access::Role;
+use atelier_core::id::Principal;
+
+use super::*;
+use crate::store::tests::Folder;
+
+/// A store, and keys beside it.
+struct World {
+    folder: Folder,
+    keys: tempfile::TempDir,
+}
+
+fn caller(who: &str, role: Role) -> Caller {
+    Caller { principal: Principal::new(who).unwrap(), role }
+}
+
+fn ana() -> Caller {
+    caller("ana", Role::DataScientist)
+}
+
+fn at(ms: i64) -> Timestamp {
+    Timestamp::from_millis(ms)
+}
+
+impl World {
+    fn new() -> Self {
+        Self { folder: Folder::new(), keys: tempfile::tempdir().unwrap() }
+    }
+
+    fn source(&self, name: &str) -> KeySource {
+        KeySource::File(self.keys.path().join(name))
+    }
+
+    fn try_open(&self, key: &str, old: &[&str]) -> Result<Vault, Error> {
+        let old = old.iter().map(|name| self.source(name)).collect();
+        let keys = Keys { source: self.source(key), is_given: true, old };
+        Vault::open(self.folder.open(), keys, "workspace", self.folder.at())
+    }
+
+    fn open(&self, key: &str, old: &[&str]) -> Vault {
+        self.try_open(key, old).unwrap()
+    }
+}
+
+async fn set(vault: &Vault, name: &str, value: &str, ms: i64) -> Result<Secret, Error> {
+    let value = Zeroizing::new(value.as_bytes().to_vec());
+    vault.set(SecretName::new(name).unwrap(), value, ana(), at(ms)).await
+}
+
+/// Every version as `name/version=value`, opened with the keys that the vault has.
+fn opened(vault: &Vault) -> Vec<String> {
+    let newest = vault.newest().unwrap();
+    let everything = KeyId::stored("");
+    let rows = vault.store.read(|conn| secrets::older(conn, &everything, None, 1000)).unwrap();
+    let mut shown: Vec<String> = rows
+        .iter()
+        .map(|row| {
+            let place = Place { workspace: "workspace", name: &row.name, version: row.version };
+            let key = vault.keys.old.get(&row.sealed.key).map_or(&*newest, |(old, _)| old);
+            let value = envelope::open(place, &row.sealed, key).unwrap();
+            format!("{}/{}={}", row.name, row.version, str::from_utf8(&value).unwrap())
+        })
+        .collect();
+    shown.sort();
+    shown
+}
+
+#[tokio::test]
+async fn versions_count_up_across_restarts_and_deletions() {
+    let world = World::new();
+    let vault = world.open("key", &[]);
+    assert!(!world.keys.path().join("key").exists(), "the key is made with the first secret");
+    let first = set(&vault, "Db", "one", 1).await.unwrap();
+    assert_eq!((first.name.as_str(), first.version.0), ("Db", 1));
+    drop(vault);
+    let vault = world.open("key", &[]);
+    let second = set(&vault, "DB", "two", 2).await.unwrap();
+    assert_eq!((second.name.as_str(), second.version.0), ("Db", 2));
+    assert_eq!((second.created_at, second.updated_at), (at(1), at(2)));
+    assert_eq!(opened(&vault), ["Db/1=one", "Db/2=two"]);
+    assert_eq!(vault.get("db").unwrap(), second);
+
+    let ben = caller("ben", Role::DataScientist);
+    let other = vault.delete("db", ben.clone(), at(3)).await.unwrap_err();
+    assert!(matches!(other, Error::Refused(Refusal::NotOwner { .. })), "{other:?}");
+    let value = || Zeroizing::new(b"x".to_vec());
+    let taken = vault.set("db".parse().unwrap(), value(), ben.clone(), at(3)).await.unwrap_err();
+    assert!(matches!(taken, Error::Refused(Refusal::NotOwner { .. })), "{taken:?}");
+    vault.delete("db", caller("root", Role::Admin), at(4)).await.unwrap();
+    assert!(vault.get("db").is_err() && vault.list("", 10).unwrap().is_empty());
+    assert!(vault.delete("db", ana(), at(5)).await.is_err());
+    assert!(opened(&vault).is_empty());
+    // Whoever sets it next has it, under a number that nothing was sealed for.
+    let third = vault.set("db".parse().unwrap(), value(), ben, at(6)).await.unwrap();
+    assert_eq!((third.version.0, third.owner.as_str(), third.created_at), (3, "ben", at(6)));
+}
+
+#[tokio::test]
+async fn what_breaks_a_rule_is_not_kept() {
+    let world = World::new();
+    let vault = world.open("key", &[]);
+    for (value, reason) in [(String::new(), "empty"), ("x".repeat(25 * 1024 + 1), "25600")] {
+        let said = set(&vault, "a", &value, 1).await.unwrap_err().to_string();
+        assert!(said.contains(reason), "{said}");
+    }
+    assert!(!world.keys.path().join("key").exists());
+    set(&vault, "a", &"x".repeat(25 * 1024), 1).await.unwrap();
+    for name in ["", "a_b", "nobody"] {
+        let said = vault.get(name).unwrap_err().to_string();
+        assert!(said.contains("there is no secret"), "{said}");
+    }
+}
+
+#[tokio::test]
+async fn lists_go_by_name_in_pages() {
+    let world = World::new();
+    let vault = world.open("key", &[]);
+    for name in ["c", "B", "a", "d"] {
+        set(&vault, name, "x", 1).await.unwrap();
+    }
+    vault.delete("c", ana(), at(2)).await.unwrap();
+    let names = |after: &str, limit| -> Vec<String> {
+        vault.list(after, limit).unwrap().iter().map(|s| s.name.to_string()).collect()
+    };
+    assert_eq!(names("", 10), ["a", "B", "d"]);
+    assert_eq!(names("", 2), ["a", "B"]);
+    assert_eq!(names("B", 2), ["d"]);
+}
+
+#[tokio::test]
+async fn a_vault_with_secrets_does_not_open_without_their_key() {
+    let world = World::new();
+    let vault = world.open("key", &[]);
+    set(&vault, "a", "x", 1).await.unwrap();
+    let wanted = vault.status().unwrap().key.unwrap();
+    drop(vault);
+    // Another key in its place.
+    world.source("other").make(world.folder.at()).unwrap();
+    let said = world.try_open("other", &[]).err().unwrap().to_string();
+    for word in [wanted.as_str(), "file:", "/other", "--vault-key", "--vault-old-key"] {
+        assert!(said.contains(word), "{word}: {said}");
+    }
+    // None, which is not made anew.
+    let path = world.keys.path().join("key");
+    fs::rename(&path, world.keys.path().join("away")).unwrap();
+    let said = world.try_open("key", &[]).err().unwrap().to_string();
+    assert!(said.contains(wanted.as_str()) && said.contains("backup"), "{said}");
+    assert!(!path.exists());
+    world.open("away", &[]);
+    // A key that is wrong is refused also where there is no secret.
+    let world = World::new();
+    fs::write(world.keys.path().join("key"), "short").unwrap();
+    assert!(matches!(world.try_open("key", &[]), Err(Error::Key(_))));
+}
+
+#[tokio::test]
+async fn a_new_key_takes_over_from_an_old_one() {
+    let world = World::new();
+    let vault = world.open("one", &[]);
+    assert_eq!(vault.rotate(true, at(1)).await.unwrap(), 0);
+    let mut expected: Vec<String> = Vec::new();
+    for n in 0..BATCH + 7 {
+        set(&vault, &format!("s{n:02}"), &format!("value {n}"), 1).await.unwrap();
+        expected.push(format!("s{n:02}/1=value {n}"));
+    }
+    drop(vault);
+    world.source("two").make(world.folder.at()).unwrap();
+    let vault = world.open("two", &["one"]);
+    assert_eq!(opened(&vault), expected, "both keys open");
+    set(&vault, "new", "x", 2).await.unwrap();
+    assert_eq!(vault.status().unwrap().keys.len(), 2);
+    let sealed = |vault: &Vault| {
+        let all = KeyId::stored("");
+        let mut rows = vault.store.read(|c| secrets::older(c, &all, None, 1000)).unwrap();
+        rows.sort_by_key(|row| row.seq);
+        rows
+    };
+    let before = sealed(&vault);
+    assert_eq!(vault.rotate(false, at(3)).await.unwrap(), (BATCH + 7) as u64);
+    assert_eq!(vault.rotate(false, at(3)).await.unwrap(), 0);
+    // Of the rest nothing is touched.
+    for (old, new) in before.iter().zip(sealed(&vault)) {
+        assert_eq!(old.sealed.value, new.sealed.value);
+        let is_new = old.name.as_str() == "new";
+        assert_eq!(old.sealed.data_key == new.sealed.data_key, is_new);
+    }
+    let status = vault.status().unwrap();
+    assert_eq!(status.keys.len(), 1);
+    assert_eq!(Some(&status.keys[0].key), status.key.as_ref());
+    drop(vault);
+    let vault = world.open("two", &[]);
+    expected.insert(0, "new/1=x".to_owned());
+    assert_eq!(opened(&vault), expected);
+
+    // Data keys too: nothing sealed stays the same.
+    let before = sealed(&vault);
+    assert_eq!(vault.rotate(true, at(9)).await.unwrap(), (BATCH + 8) as u64);
+    for (old, new) in before.iter().zip(sealed(&vault)) {
+        assert_ne!(old.sealed.value, new.sealed.value);
+        assert_ne!(old.sealed.data_key, new.sealed.data_key);
+    }
+    assert_eq!(opened(&vault), expected);
+}
+
+#[tokio::test]
+async fn what_was_changed_in_the_database_stops_a_rotation_and_names_itself() {
+    let world = World::new();
+    let vault = world.open("key", &[]);
+    set(&vault, "a", "x", 1).await.unwrap();
+    set(&vault, "b", "y", 1).await.unwrap();
+    let swap = |conn: &rusqlite::Connection| {
+        let swap = "UPDATE secret_versions SET (value, data_key) =
+                    (SELECT value, data_key FROM secret_versions WHERE name = 'a') WHERE name = 'b'";
+        conn.execute_batch(swap).map_err(|e| store::Error::sqlite("swap", e))
+    };
+    vault.store.write(swap).await.unwrap();
+    let said = vault.rotate(true, at(9)).await.unwrap_err().to_string();
+    assert!(said.contains("version 1 of secret 'b'"), "{said}");
+}
+
+#[tokio::test]
+async fn what_is_deleted_or_sealed_anew_leaves_nothing_in_the_file() {
+    let world = World::new();
+    let vault = world.open("key", &[]);
+    for name in ["a", "b"] {
+        set(&vault, name, &"x".repeat(9000), 1).await.unwrap();
+    }
+    let all = KeyId::stored("");
+    let rows = vault.store.read(|c| secrets::older(c, &all, None, 10)).unwrap();
+    let file = || {
+        vault.store.checkpoint().unwrap();
+        let mut bytes = fs::read(&world.folder.path).unwrap();
+        bytes.extend(fs::read(world.folder.at().join("atelier.db-wal")).unwrap_or_default());
+        bytes
+    };
+    let holds = |bytes: &[u8], part: &[u8]| bytes.windows(part.len()).any(|found| found == part);
+    let parts =
+        |row: &SealedRow| [row.sealed.data_key.clone(), row.sealed.value[8000..8032].to_vec()];
+    let before = file();
+    assert!(rows.iter().flat_map(parts).all(|part| holds(&before, &part)));
+    vault.delete("a", ana(), at(2)).await.unwrap();
+    vault.rotate(true, at(3)).await.unwrap();
+    let after = file();
+    for part in rows.iter().flat_map(parts) {
+        assert!(!holds(&after, &part));
+    }
+}
