@@ -45,7 +45,7 @@ pub struct ServeArgs {
     /// A YAML table of node sizes for clusters, added to Azure's
     #[arg(long, value_name = "FILE")]
     pub sizes: Option<PathBuf>,
-    /// Where the key is that the workspace's secrets are sealed with: file:PATH, credential:NAME (of systemd),
+    /// Where the key is that the workspace's secrets are sealed with: file:/PATH, credential:NAME (of systemd),
     /// env:NAME. Never in the data folder
     /// [default: a file of the workspace's own below ~/.config/atelier/vault, made with the first secret]
     #[arg(long, env = "ATELIER_VAULT_KEY", value_name = "SOURCE")]

@@ -97,7 +97,7 @@ impl fmt::Debug for KeyText {
 /// Where a key encryption key is.
 #[derive(Clone, Debug)]
 pub enum KeySource {
-    /// In a file of its owner's.
+    /// In a file of its owner's, from the root: the key must not depend on where the daemon was started.
     File(PathBuf),
     /// In a credential that systemd gives the service.
     Credential(String),
@@ -128,14 +128,14 @@ impl FromStr for KeySource {
     fn from_str(text: &str) -> Result<Self, String> {
         // What was given may be a key, in the wrong place.
         let unknown =
-            || "write file:PATH, credential:NAME or env:NAME, never the key itself".into();
+            || "write file:/PATH, credential:NAME or env:NAME, never the key itself".into();
         let (kind, rest) = text.split_once(':').ok_or_else(unknown)?;
         let is_word = |extra: &str| {
             let good = |c: char| c.is_ascii_alphanumeric() || extra.contains(c);
             !rest.is_empty() && rest.chars().all(good) && !rest.starts_with('.')
         };
         match kind {
-            "file" if !rest.is_empty() => Ok(Self::File(rest.into())),
+            "file" if rest.starts_with('/') => Ok(Self::File(rest.into())),
             "credential" if is_word("_-.") => Ok(Self::Credential(rest.to_owned())),
             "env" if is_word("_") => Ok(Self::Variable { name: rest.to_owned(), text: None }),
             _ => Err(unknown()),

@@ -93,7 +93,8 @@ fn the_units_of_the_system_let_jobs_outlive_their_service() {
         "{agent}"
     );
     let serve = unit(Service::Serve, &[], "/var/lib/atelier", Some("atelier"));
-    for (text, state, group) in [(&agent, "atelier-agent", "agent"), (&serve, "atelier", "daemon")]
+    for (text, state, group) in
+        [(&agent, "atelier-agent", "agent"), (&serve, "atelier atelier-vault", "daemon")]
     {
         for (key, value) in [
             ("Type", "notify"),
@@ -120,12 +121,16 @@ fn the_units_of_the_system_let_jobs_outlive_their_service() {
     assert_eq!(settings(&serve, "ProtectSystem"), ["strict"]);
     assert_eq!(settings(&serve, "ReadWritePaths"), ["/var/lib/atelier /tmp /var/tmp"]);
     assert_eq!(settings(&serve, "PrivateTmp"), [""; 0]);
+    // The vault's key is neither in the data folder nor among what may be emptied.
+    let environment = settings(&serve, "Environment");
+    assert!(environment.contains(&"ATELIER_VAULT_KEY=file:%S/atelier-vault/vault.key"), "{serve}");
+    assert_eq!(settings(&agent, "Environment"), [""; 0]);
 }
 
 #[test]
 fn a_data_folder_elsewhere_is_made_before_the_file_system_is_closed_off() {
     let text = unit(Service::Serve, &[], "/srv/100% ours", Some("ada"));
-    assert_eq!(settings(&text, "StateDirectory"), [""; 0]);
+    assert_eq!(settings(&text, "StateDirectory"), ["atelier-vault"]);
     assert_eq!(
         settings(&text, "ExecStartPre"),
         ["+/usr/bin/install -d -m 0700 -o ada \"/srv/100%% ours\""]

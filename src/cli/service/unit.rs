@@ -117,16 +117,22 @@ impl Unit<'_> {
         Ok(text)
     }
 
-    /// Makes the data folder, for nobody else to see: tokens lie in it.
+    /// Makes the data folder, for nobody else to see: tokens lie in it. Beside the daemon's is one for the
+    /// vault's key, which must not lie in it.
     fn folder(&self, user: &str) -> Result<String, Error> {
         let state = self.service.state();
+        let vault = (self.service == Service::Serve).then_some(VAULT);
         if self.data_dir == Path::new("/var/lib").join(state) {
-            return Ok(format!("StateDirectory={state}\nStateDirectoryMode=0700\n"));
+            let folders: Vec<&str> = [state].into_iter().chain(vault).collect();
+            let folders = folders.join(" ");
+            return Ok(format!("StateDirectory={folders}\nStateDirectoryMode=0700\n"));
         }
+        let vault = vault.map(|vault| format!("StateDirectory={vault}\nStateDirectoryMode=0700\n"));
+        let vault = vault.unwrap_or_default();
         let data_dir = escape::argument(self.data_dir.as_os_str())?;
         Ok(format!(
             "# As root, before the file system is closed off, since a folder above may be root's.\n\
-             ExecStartPre=+/usr/bin/install -d -m 0700 -o {user} {data_dir}\n"
+             ExecStartPre=+/usr/bin/install -d -m 0700 -o {user} {data_dir}\n{vault}"
         ))
     }
 
@@ -142,6 +148,9 @@ impl Unit<'_> {
         Ok(parts.join(" \\\n    "))
     }
 }
+
+/// The folder of the vault's key below `/var/lib`.
+const VAULT: &str = "atelier-vault";
 
 const SERVE: &str = "\
 # Migrations of a large database take their time, and must not be cut short.
@@ -207,4 +216,6 @@ ProtectSystem=strict
 CacheDirectory=atelier
 CacheDirectoryMode=0700
 Environment=HOME=%C/atelier
+# Made with the first secret, if --vault-key does not say otherwise.
+Environment=ATELIER_VAULT_KEY=file:%S/atelier-vault/vault.key
 ";

@@ -43,13 +43,16 @@ fn text(byte: u8) -> String {
 
 #[test]
 fn a_source_is_written_as_it_is_read_and_a_key_is_none() {
-    for text in ["file:/etc/key", "file:key", "credential:atelier-vault.key", "env:VAULT_KEY"] {
+    for text in ["file:/etc/key", "file:/a b/c:d", "credential:atelier-vault.key", "env:VAULT_KEY"]
+    {
         assert_eq!(text.parse::<KeySource>().unwrap().to_string(), text);
     }
     let key = text(7);
     for wrong in [
         "",
         "file:",
+        "file:key",
+        "file:~/key",
         "env:",
         "credential:",
         "credential:../x",
@@ -59,7 +62,7 @@ fn a_source_is_written_as_it_is_read_and_a_key_is_none() {
         key.as_str(),
     ] {
         let said = wrong.parse::<KeySource>().unwrap_err();
-        assert!(said.contains("file:PATH") && !said.contains(&key), "{said}");
+        assert!(said.contains("file:/PATH") && !said.contains(&key), "{said}");
     }
 }
 
