@@ -135,8 +135,7 @@ async fn delete(name: &str, yes: bool, context: &Context) -> Result<(), Error> {
     Ok(())
 }
 
-/// The value from its file, or from standard input. Of one that is too long a byte too many is read, and the
-/// daemon says so.
+/// The value from its file, or from standard input; of one that is too long, no more than tells so.
 fn read(file: Option<&Path>) -> Result<Vec<u8>, Error> {
     // A line end that is taken away may be beyond the bound.
     let bounded = |source: &mut dyn io::Read| {
@@ -158,7 +157,12 @@ fn read(file: Option<&Path>) -> Result<Vec<u8>, Error> {
             Error::new(Kind::Failed, format!("cannot read standard input: {error}"))
         })?,
     };
-    Ok(without_line_end(value))
+    let value = without_line_end(value);
+    if value.len() > MAX_VALUE {
+        let cause = format!("the value is too long: at most {MAX_VALUE} bytes are allowed");
+        return Err(Error::new(Kind::Refused, cause));
+    }
+    Ok(value)
 }
 
 /// A value of one line without its end: most programs write one that does not belong to the value.

@@ -1,10 +1,13 @@
 //! What `atelier serve` takes.
 
+use std::ffi::OsStr;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use atelier_core::id::{ComputeName, WorkspaceName};
 use atelier_core::node::LeasePolicy;
+use clap::builder::TypedValueParser;
+use clap::error::ErrorKind;
 
 use crate::vault::KeySource;
 
@@ -48,11 +51,11 @@ pub struct ServeArgs {
     /// Where the key is that the workspace's secrets are sealed with: file:/PATH, credential:NAME (of systemd),
     /// env:NAME. Never in the data folder
     /// [default: a file of the workspace's own below ~/.config/atelier/vault, made with the first secret]
-    #[arg(long, env = "ATELIER_VAULT_KEY", value_name = "SOURCE")]
+    #[arg(long, env = "ATELIER_VAULT_KEY", value_name = "SOURCE", value_parser = SourceParser)]
     pub vault_key: Option<KeySource>,
     /// Where a key is that secrets were sealed with before, until `atelier vault rotate`; may be given
     /// several times
-    #[arg(long, value_name = "SOURCE")]
+    #[arg(long, value_name = "SOURCE", value_parser = SourceParser)]
     pub vault_old_key: Vec<KeySource>,
     /// Bytes of standard output kept of each attempt; beyond it the log ends with a marker
     #[arg(long, default_value_t = 256 << 20, value_name = "BYTES")]
@@ -82,5 +85,27 @@ impl ServeArgs {
             lease_ms,
             margin_ms: usual.margin_ms.min(lease_ms / 2).max(ending_ms),
         }
+    }
+}
+
+/// Reads where a key is. What is wrong is not repeated, as usual errors would: it may be the key itself.
+#[derive(Clone)]
+struct SourceParser;
+
+impl TypedValueParser for SourceParser {
+    type Value = KeySource;
+
+    fn parse_ref(
+        &self,
+        command: &clap::Command,
+        argument: Option<&clap::Arg>,
+        value: &OsStr,
+    ) -> Result<KeySource, clap::Error> {
+        let parsed = value.to_str().ok_or_else(|| "is not UTF-8".to_owned()).and_then(str::parse);
+        parsed.map_err(|problem: String| {
+            let option = argument.map(ToString::to_string).unwrap_or_default();
+            let message = format!("invalid value for '{option}': {problem}\n");
+            clap::Error::raw(ErrorKind::ValueValidation, message).with_cmd(command)
+        })
     }
 }

@@ -67,6 +67,8 @@ fn restart(cluster: &Cluster, arguments: &[&str]) {
 #[test]
 fn a_value_is_found_nowhere_once_it_is_set() {
     let cluster = Cluster::empty();
+    // However much the daemon is asked to log.
+    cluster.settings.borrow_mut().variables = vec![("ATELIER_LOG".to_owned(), "trace".to_owned())];
     cluster.start_daemon();
     let file = cluster.path().join("value");
     fs::write(&file, CANARY).unwrap();
@@ -84,6 +86,7 @@ fn a_value_is_found_nowhere_once_it_is_set() {
         let text = fs::read(format!("/proc/{pid}/{name}")).unwrap();
         assert!(!String::from_utf8_lossy(&text).contains(CANARY), "{name}");
     }
+    assert!(cluster.daemon(|daemon| daemon.said("secret set")));
     // Data folder, database and its log, the daemon's own log.
     assert_eq!(with(cluster.path(), CANARY.as_bytes()), Vec::<PathBuf>::new());
     cluster.atelier(["vault", "rotate", "--data-keys"]).ok().never_says(&[CANARY]);
@@ -247,7 +250,13 @@ fn a_key_comes_from_a_variable_or_a_credential_and_goes_no_further() {
     assert!(said.contains("env:VAULT_KEY") && said.contains("there is none"), "{said}");
     // A key in the place of its source is not repeated.
     let said = refuses(&cluster, &["--vault-key", &text]);
-    assert!(said.contains("never the key itself"), "{said}");
+    assert!(said.contains("never the key itself") && !said.contains(&text), "{said}");
+    cluster.settings.borrow_mut().serve.clear();
+    cluster.settings.borrow_mut().variables = vec![("ATELIER_VAULT_KEY".to_owned(), text.clone())];
+    cluster.launch_daemon();
+    until("the daemon refuses to start", || cluster.daemon(|daemon| daemon.ended()));
+    let said = cluster.daemon(|daemon| daemon.tail(5));
+    assert!(said.contains("never the key itself") && !said.contains(&text), "{said}");
 }
 
 #[test]
