@@ -51,7 +51,13 @@ pub struct ServeArgs {
     /// Where the key is that the workspace's secrets are sealed with: file:/PATH, credential:NAME (of systemd),
     /// env:NAME. Never in the data folder
     /// [default: a file of the workspace's own below ~/.config/atelier/vault, made with the first secret]
-    #[arg(long, env = "ATELIER_VAULT_KEY", value_name = "SOURCE", value_parser = SourceParser)]
+    #[arg(
+        long,
+        env = "ATELIER_VAULT_KEY",
+        hide_env_values = true,
+        value_name = "SOURCE",
+        value_parser = SourceParser
+    )]
     pub vault_key: Option<KeySource>,
     /// Where a key is that secrets were sealed with before, until `atelier vault rotate`; may be given
     /// several times

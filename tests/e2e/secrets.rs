@@ -249,6 +249,9 @@ fn a_key_comes_from_a_variable_or_a_credential_and_goes_no_further() {
     let said = refuses(&cluster, &["--vault-key", "env:VAULT_KEY"]);
     assert!(said.contains("env:VAULT_KEY") && said.contains("there is none"), "{said}");
     // A key in the place of its source is not repeated.
+    let help = cluster.atelier(["serve", "--help"]).env("ATELIER_VAULT_KEY", &text).ok();
+    assert!(help.stdout().contains("ATELIER_VAULT_KEY"));
+    help.never_says(&[&text]);
     let said = refuses(&cluster, &["--vault-key", &text]);
     assert!(said.contains("never the key itself") && !said.contains(&text), "{said}");
     cluster.settings.borrow_mut().serve.clear();
