@@ -32,6 +32,7 @@ mod failpoint;
 mod gpu;
 mod isolation;
 mod logs;
+mod looks;
 mod monitor;
 mod mpi;
 mod notify;
@@ -56,6 +57,7 @@ use crate::disk::Reserve;
 use crate::environment::Confinement;
 use crate::gpu::Devices;
 use crate::isolation::{Abilities, Means, Users};
+use crate::looks::Looks;
 use crate::monitor::{Monitor, NodeSampler};
 use crate::session::{Registry, Session};
 use crate::supervisor::{Launcher, Lease};
@@ -163,7 +165,8 @@ async fn serve(
     let cgroups = find_cgroups(&args, &name, &root, &mut sampler, devices.guarded())?;
     let cgroups = Arc::new(cgroups);
     let (isolated, not_isolated) = isolate(&args, &root)?;
-    let users = users(&args, isolated);
+    let looks = Looks::default();
+    let users = users(&args, isolated, &looks).await;
     if users.is_some() {
         // They read environments and inputs, which are made from here on.
         rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
@@ -225,6 +228,7 @@ async fn serve(
         users,
         token_file: args.token_file.clone(),
         writable: args.writable.clone(),
+        looks,
         spares,
         kept,
         shell: attempt::find_shell(),
@@ -370,16 +374,23 @@ fn isolate(args: &AgentArgs, root: &Path) -> Result<(Option<Abilities>, Option<S
 }
 
 /// Whom jobs run as, if not as this agent's user.
-fn users(args: &AgentArgs, isolated: Option<Abilities>) -> Option<Users> {
-    use std::os::unix::fs::MetadataExt as _;
+async fn users(args: &AgentArgs, isolated: Option<Abilities>, looks: &Looks) -> Option<Users> {
+    /// How long a folder may take to answer before the agent goes on.
+    const PATIENCE: Duration = Duration::from_secs(5);
     let range = args.job_users.range().filter(|_| isolated.is_some_and(|all| all.own_users))?;
-    for folder in &args.writable {
-        if std::fs::metadata(folder).is_ok_and(|found| found.mode() & 0o002 == 0) {
-            tracing::warn!(
+    let found = args
+        .writable
+        .iter()
+        .map(|folder| async move { (folder, looks.at(folder, PATIENCE).await) });
+    for (folder, found) in futures::future::join_all(found).await {
+        match found {
+            Ok(Some(mode)) if mode & 0o002 == 0 => tracing::warn!(
                 folder = %folder.display(),
                 "jobs have users of their own and cannot write this folder until everybody may \
                  (chmod 1777), or the agent runs with --job-users none"
-            );
+            ),
+            Ok(_) => {}
+            Err(error) => tracing::warn!(%error, "jobs will wait for a folder"),
         }
     }
     Some(Users::new(range))

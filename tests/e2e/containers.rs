@@ -1,8 +1,10 @@
 //! Jobs in containers, with images from a registry of this machine.
 
+use std::time::{Duration, Instant};
+
 use atelier_proto::job::v1::{Job, JobError, JobStatus};
 
-use crate::harness::{Cluster, Outcome, Registry, Settings, needs, processes_with, until};
+use crate::harness::{Cluster, Hang, Outcome, Registry, Settings, needs, processes_with, until};
 
 /// Tells what it finds, as `name=yes` or `name=no`.
 const LOOK: &str = r#"
@@ -381,4 +383,38 @@ fn of_several_containers_the_one_that_failed_is_entered() {
     assert_eq!(debug(&cluster, &job, "cat /etc/rank; echo $RANK").ok().stdout(), "1\n1\n");
     cluster.atelier(["job", "debug", &job, "--release"]).ok();
     until("nothing is left of the containers", || registry.containers().is_empty().then_some(()));
+}
+
+#[test]
+fn a_start_that_waits_for_a_folder_can_be_cancelled_and_its_node_goes_on() {
+    needs("containers");
+    needs("fuse");
+    let registry = Registry::start();
+    let image = registry.shell();
+    let cluster = Cluster::empty();
+    cluster.start_daemon();
+    let share = tempfile::tempdir().unwrap();
+    let data = share.path().join("data");
+    std::fs::create_dir(&data).unwrap();
+    let agent = || registry.agent("local").with(&format!("--writable={}", data.display()));
+    cluster.start_agent(&agent());
+    let _hang = Hang::at(share.path());
+    let waiting = |cluster: &Cluster| {
+        let job = cluster.create(&in_image(&image, "true", ""));
+        let attempts = cluster.agent_data("local").join("attempts");
+        until("its container is to be made", || {
+            let mut all = std::fs::read_dir(&attempts).unwrap();
+            all.any(|one| one.unwrap().path().join("container.json").exists()).then_some(())
+        });
+        let asked = Instant::now();
+        cluster.atelier(["job", "cancel", &job]).ok();
+        assert_eq!(cluster.ended(&job).status(), JobStatus::Canceled);
+        // Of itself it would give up after a minute.
+        assert!(asked.elapsed() < Duration::from_secs(30), "{:?}", asked.elapsed());
+    };
+    waiting(&cluster);
+    cluster.agent("local", |agent| agent.kill());
+    // The next one starts all the same.
+    cluster.start_agent(&agent());
+    waiting(&cluster);
 }

@@ -25,6 +25,8 @@ use crate::supervisor::{Exited, Outcome};
 const RECORD: &str = "container.json";
 /// Shared memory of a job that does not say how much, as on Azure.
 const SHM_BYTES: u64 = 2 << 30;
+/// How long what jobs may write of the node may take to answer.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// Between two times of asking an engine.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -130,6 +132,7 @@ pub(super) async fn create(
         problem::of(Cause::Platform, "cannot write what the container needs", &error)
     };
     let temporary = prepare().map_err(unwritten)?;
+    let binds = binds(attempt, &own).await?;
     // What the job asks of its container may be what cannot be had.
     let cause = if arguments.is_empty() { Cause::Platform } else { Cause::Environment };
     let root = containers.user(user_seed(attempt));
@@ -151,7 +154,7 @@ pub(super) async fn create(
             image: &image.reference,
             script: &own.join(script),
             directory: &folder.work(),
-            binds: binds(attempt, &own),
+            binds: binds.clone(),
             temporary: &temporary,
             mark: (MARK, folder.path()),
             shm_bytes: attempt.spec.resources.shm_size.unwrap_or(SHM_BYTES),
@@ -217,16 +220,22 @@ fn failed(error: &Error, otherwise: Cause) -> Problem {
 }
 
 /// What it sees of the node: what a host's job may write, and what it may only read.
-fn binds(attempt: &Attempt, own: &Path) -> Vec<Bind> {
-    let folder = &attempt.folder;
-    let mut writable = own_folders(attempt);
-    writable.extend(attempt.node.writable.iter().cloned());
+async fn binds(attempt: &Attempt, own: &Path) -> Result<Vec<Bind>, Problem> {
+    let (node, folder) = (&attempt.node, &attempt.folder);
     let mut readable = vec![own.to_owned(), folder.inputs()];
-    readable.extend(linked_inputs(attempt));
     readable.extend(distribution::needed(attempt));
     let bind = |writable| move |path: PathBuf| Bind { path, writable };
-    let all = readable.into_iter().map(bind(false)).chain(writable.into_iter().map(bind(true)));
-    all.filter(|bind| bind.path.exists()).collect()
+    let of_it = own_folders(attempt).into_iter().map(bind(true));
+    let of_it = readable.into_iter().map(bind(false)).chain(of_it);
+    let mut all: Vec<Bind> = of_it.filter(|bind| bind.path.exists()).collect();
+    all.extend(linked_inputs(attempt).map(bind(false)));
+    for path in &node.writable {
+        let found = node.looks.at(path, PATIENCE).await.map_err(|error| {
+            problem::of(Cause::Platform, "cannot give the container a folder of the node", &error)
+        })?;
+        all.extend(found.map(|_| bind(true)(path.clone())));
+    }
+    Ok(all)
 }
 
 /// What of the attempt the command may write.

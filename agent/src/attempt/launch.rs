@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use atelier_core::spec::{Environment, Input, InputMode, OnNodeLoss};
@@ -14,6 +13,7 @@ use super::contain::{self, Program};
 use super::folder::PASSWD;
 use super::prepare::Prepared;
 use super::process::Process;
+use super::run::canceled;
 use super::{Attempt, distribution, problem, variables};
 use crate::isolation::{self, Abilities, Means, View};
 use crate::record;
@@ -55,8 +55,13 @@ pub(super) async fn launch(attempt: &Attempt, prepared: Prepared) -> Result<Proc
     let (program, view) = match (&attempt.node.containers, image) {
         // The runtime needs more of the node than a view gives; the container is the command's view.
         (Some(containers), Some(image)) => {
-            let made = contain::create(attempt, containers, &image, variables, &command);
-            (made.await.map_err(undo)?, None)
+            let made = tokio::select! {
+                biased;
+                // Before it is there, nobody else could end what waits for a folder of the node.
+                _ = attempt.interrupted() => Err(canceled(attempt)),
+                made = contain::create(attempt, containers, &image, variables, &command) => made,
+            };
+            (made.map_err(undo)?, None)
         }
         _ => {
             let made = on_the_node(attempt, variables, command).map_err(undo)?;
@@ -275,16 +280,27 @@ pub(super) fn own_inputs(attempt: &Attempt) -> impl Iterator<Item = PathBuf> {
 }
 
 /// Inputs that are symbolic links into the daemon's store, because that is on another file system than the
-/// attempt: of the store, what the job was granted.
+/// attempt: of the store, what the job was granted. The store itself is not asked: it may not answer.
 pub(super) fn linked_inputs(attempt: &Attempt) -> impl Iterator<Item = PathBuf> {
-    let device = |path: &Path| fs::metadata(path).ok().map(|found| found.dev());
-    let here = device(attempt.folder.path());
-    attempt.assignment.inputs.values().filter_map(move |grant| {
+    attempt.assignment.inputs.iter().filter_map(|(name, grant)| {
         let Some(Source::Store(at)) = &grant.source else { return None };
         let root = Path::new(&at.shared_root);
-        let is_linked = root.is_absolute() && device(root) != here;
+        let leads_to = first_link(&attempt.folder.inputs().join(name))?;
+        let is_linked = root.is_absolute() && leads_to.starts_with(root);
         is_linked.then(|| root.join(at.path.trim_start_matches('/')))
     })
+}
+
+/// Where the first file that is found at or below `path` leads, if that is a symbolic link.
+fn first_link(path: &Path) -> Option<PathBuf> {
+    fs::read_link(first_file(path)?).ok()
+}
+
+fn first_file(path: &Path) -> Option<PathBuf> {
+    if !fs::symlink_metadata(path).ok()?.is_dir() {
+        return Some(path.to_owned());
+    }
+    fs::read_dir(path).ok()?.flatten().find_map(|entry| first_file(&entry.path()))
 }
 
 /// Keeps supervisors off an attempt that is prepared anew. False if one has it already.

@@ -24,6 +24,7 @@ use crate::environment::Environments;
 use crate::exec::Entrance;
 use crate::gpu::Devices;
 use crate::isolation::{Abilities, Users};
+use crate::looks::Looks;
 use crate::monitor;
 use crate::reach::Closed;
 use crate::supervisor::{Launcher, Lease};
@@ -93,6 +94,7 @@ pub(crate) struct Node {
     pub(crate) reserve: Arc<Reserve>,
     /// What isolated commands may write besides their own folders.
     pub(crate) writable: Vec<PathBuf>,
+    pub(crate) looks: Looks,
     /// How long killed processes may take to die.
     pub(crate) kill_patience_ms: u64,
     pub(crate) news: mpsc::UnboundedSender<News>,

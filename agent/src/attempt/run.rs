@@ -132,7 +132,7 @@ async fn begin(attempt: &Attempt) -> Result<Result<Process, Problem>, Discarded>
 }
 
 /// The problem of an attempt that was asked to end.
-fn canceled(attempt: &Attempt) -> Problem {
+pub(super) fn canceled(attempt: &Attempt) -> Problem {
     let reason = match &*attempt.orders.borrow() {
         Order::Cancel(reason) => Some(reason.clone()),
         Order::Run | Order::Discard => None,
