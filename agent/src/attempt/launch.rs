@@ -29,7 +29,7 @@ pub(super) async fn launch(attempt: &Attempt, prepared: Prepared) -> Result<Proc
         return Err(problem::problem(Cause::LeaseExpired, message));
     }
     // The daemon may not have heard of it when it placed the job.
-    if let Some((index, reason)) = attempt.node.devices.sick_one(&assignment.gpu_indices) {
+    if let Some((index, reason)) = attempt.node.devices.unfit_one(&assignment.gpu_indices) {
         return Err(problem::gpu_lost(index, &reason));
     }
     let mut limits = attempt.node.cgroups.limits_of(assignment.cpu_milli, assignment.memory_mib);

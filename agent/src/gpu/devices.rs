@@ -141,25 +141,30 @@ impl Devices {
             samples: Mutex::default(),
         });
         let asked = devices.clone();
-        if devices.driver.call_now(move || asked.take_stock()).is_none() {
-            devices.is_silent();
+        match devices.driver.call_now(move || asked.take_stock()) {
+            Some(()) if devices.has_told() => devices.offer(),
+            Some(()) => {}
+            None => devices.is_silent(),
         }
         devices
     }
 
-    /// Asks the driver, on its own thread, what there is, and looks at it once.
+    /// Asks the driver, on its own thread, what there is, and looks at it once. It is not offered yet.
     fn take_stock(&self) {
-        if self.found.get().is_none() {
-            match self.source.inventory() {
-                Ok(told) => self.know(told),
-                Err(why) => {
-                    let why = format!("the GPU driver does not say what devices there are: {why}");
-                    self.stays_unknown(why);
-                    return;
-                }
+        if self.has_told() {
+            return;
+        }
+        match self.source.inventory() {
+            Ok(told) => self.know(told),
+            Err(why) => {
+                let why = format!("the GPU driver does not say what devices there are: {why}");
+                self.stays_unknown(why);
             }
         }
         self.look();
+    }
+
+    fn offer(&self) {
         self.state.send_if_modified(|state| state.unknown.take().is_some());
     }
 
@@ -206,9 +211,14 @@ impl Devices {
         });
     }
 
-    /// Whether it is not known what there is.
-    pub(super) fn is_unknown(&self) -> bool {
+    /// Whether it is not known what there is, or that is not offered yet.
+    fn is_unknown(&self) -> bool {
         self.state.borrow().unknown.is_some()
+    }
+
+    /// Whether the driver has told what there is.
+    pub(super) fn has_told(&self) -> bool {
+        self.found.get().is_some()
     }
 
     fn inventory(&self) -> &[Device] {
@@ -331,10 +341,12 @@ impl Devices {
     /// Looks at all devices, over and over, once the driver has told what there is.
     pub(crate) async fn watch(self: Arc<Self>) {
         self.wait_for_driver().await;
+        settle::at_start(&self).await;
+        // Those of a driver that was late.
+        self.offer();
         if self.inventory().is_empty() {
             return;
         }
-        settle::at_start(&self).await;
         loop {
             tokio::time::sleep(LOOK).await;
             self.ask(Self::look).await;
@@ -342,12 +354,16 @@ impl Devices {
     }
 
     async fn wait_for_driver(self: &Arc<Self>) {
-        if !self.is_unknown() {
+        if self.has_told() {
             return;
         }
-        let mut pause = ASK_AGAIN;
-        while self.is_unknown() {
-            tokio::time::sleep(pause).await;
+        let (mut pause, mut answers) = (ASK_AGAIN, self.driver.answers());
+        while !self.has_told() {
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                // That to a call which nobody waits for any more.
+                Ok(()) = answers.changed() => continue,
+            }
             pause = (pause * 2).min(ASK_AGAIN_AT_MOST);
             let asked = self.clone();
             if self.driver.call(move || asked.take_stock()).await.is_none() {
@@ -441,12 +457,17 @@ impl Devices {
     }
 
     /// Why one of these is out, if one is: the index and the reason.
-    pub(crate) fn sick_one(&self, indices: &[u32]) -> Option<(u32, String)> {
+    pub(super) fn sick_one(&self, indices: &[u32]) -> Option<(u32, String)> {
         let state = self.state.borrow();
-        if let (Some(why), Some(first)) = (&state.unknown, indices.first()) {
-            return Some((*first, why.clone()));
-        }
         indices.iter().find_map(|index| Some((*index, state.out.get(index)?.reason.clone())))
+    }
+
+    /// Why no job is to be started on these, if one of them is out or nothing is known of them: the index and the
+    /// reason.
+    pub(crate) fn unfit_one(&self, indices: &[u32]) -> Option<(u32, String)> {
+        let unknown = self.state.borrow().unknown.clone();
+        let unknown = unknown.and_then(|why| Some((*indices.first()?, why)));
+        unknown.or_else(|| self.sick_one(indices))
     }
 
     /// Once one of these is out in a way that ends what runs on it: the index and the reason.

@@ -46,6 +46,13 @@ impl Driver {
         self.patience
     }
 
+    /// Changes with each call that comes back from now on.
+    pub(super) fn answers(&self) -> watch::Receiver<u64> {
+        let mut answered = self.answered.clone();
+        answered.mark_unchanged();
+        answered
+    }
+
     /// Makes a call; `None` if the driver does not answer. What was asked of one that is known not to answer is
     /// not waited for.
     pub(super) async fn call<T: Send + 'static>(

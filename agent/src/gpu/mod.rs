@@ -39,7 +39,7 @@ pub(crate) use share::{Excess, Share};
 
 /// How long a driver may take to answer before its devices are out, or at an agent's start before it goes on without
 /// them.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What one GPU is.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize)]

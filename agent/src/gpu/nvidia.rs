@@ -160,6 +160,25 @@ pub(super) fn undescribed(
     of_each.filter(|nodes| nodes.iter().all(|node| !known.contains(node))).flatten().collect()
 }
 
+/// Whether there is a GPU, or will be once its driver is loaded, though the library knows of none.
+fn has_any() -> bool {
+    has_files(Path::new("/dev"))
+        || !listed(Path::new(LIST)).is_empty()
+        || is_on_the_bus(Path::new(SYSFS))
+}
+
+/// Whether there is a GPU on the PCI bus that is the driver's, or nobody's yet. One that was given to a virtual machine,
+/// or to the kernel's own driver, is another's.
+pub(super) fn is_on_the_bus(devices: &Path) -> bool {
+    let mut entries = fs::read_dir(devices).into_iter().flatten().flatten();
+    entries.any(|entry| {
+        let text = |name| fs::read_to_string(entry.path().join(name)).unwrap_or_default();
+        let driver = fs::read_link(entry.path().join("driver")).ok();
+        let is_anothers = driver.is_some_and(|driver| !driver.ends_with("nvidia"));
+        text("vendor").trim() == VENDOR && text("class").starts_with(DISPLAY) && !is_anothers
+    })
+}
+
 /// Whether there are files through which a job could use a GPU.
 fn has_files(folder: &Path) -> bool {
     let mut names = fs::read_dir(folder).into_iter().flatten().flatten();
@@ -170,14 +189,15 @@ fn has_files(folder: &Path) -> bool {
     })
 }
 
-/// All that leads to GPUs of NVIDIA's: whatever is the driver's own, and the nodes to draw with.
+/// All that leads to GPUs of NVIDIA's: whatever is the driver's own, also before it is loaded, and the nodes to draw
+/// with.
 pub(super) fn all_nodes(majors: &str, devices: &Path) -> Vec<DeviceNode> {
     let own = majors.lines().filter_map(|line| {
         let (number, name) = line.trim().split_once(' ')?;
         let is_own = ["nvidia", "nvidia-frontend", "nvidia-caps"].contains(&name);
         is_own.then(|| number.parse().ok())?
     });
-    let own = own.map(|major| DeviceNode { major, minor: None });
+    let own = own.chain([MAJOR]).map(|major| DeviceNode { major, minor: None });
     let entries = fs::read_dir(devices).into_iter().flatten().flatten();
     let drawing = entries.flat_map(|entry| {
         let vendor = fs::read_to_string(entry.path().join("vendor")).unwrap_or_default();
@@ -192,6 +212,10 @@ pub(super) fn all_nodes(majors: &str, devices: &Path) -> Vec<DeviceNode> {
 
 /// NVIDIA, on the PCI bus.
 const VENDOR: &str = "0x10de";
+/// How the classes of all GPUs begin there: display controllers.
+const DISPLAY: &str = "0x03";
+/// NVIDIA's, by registration (the kernel's `Documentation/admin-guide/devices.txt`).
+const MAJOR: u32 = 195;
 
 /// An address on the PCI bus as the kernel writes it. NVML has eight digits for the domain where the kernel has four.
 fn address(pci: &str) -> Option<String> {
@@ -263,7 +287,7 @@ impl Gpus for Nvidia {
     fn inventory(&self) -> Result<Inventory, String> {
         let count = match self.open().and_then(Nvml::device_count) {
             Ok(count) => count,
-            Err(error) if has_files(Path::new("/dev")) => return Err(error.to_string()),
+            Err(error) if has_any() => return Err(error.to_string()),
             Err(error) => {
                 tracing::debug!(%error, "no NVIDIA driver");
                 return Ok(Inventory::default());

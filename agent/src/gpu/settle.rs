@@ -15,7 +15,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(200);
 const DRIVERS_MIB: u64 = 1024;
 
 /// Ends what an attempt left on its devices and waits for their memory. A device that does not become
-/// free is taken out. Gives the device and why, if one of them is out.
+/// free is taken out. Gives the device and why, if one of them is out; nothing is said against those of which nothing
+/// is known.
 pub(crate) async fn settle(
     devices: &Arc<Devices>,
     epoch: u64,
@@ -24,10 +25,10 @@ pub(crate) async fn settle(
     if indices.is_empty() {
         return None;
     }
-    if devices.is_unknown() {
+    if !devices.has_told() {
         // They are emptied before they are first offered.
         devices.let_go(indices);
-        return devices.sick_one(indices);
+        return None;
     }
     let all = indices.to_vec();
     emptied(devices, move |devices| look(devices, Some(epoch), &all)).await;

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use atelier_proto::agent::v1 as pb;
@@ -13,7 +13,9 @@ use nvml_wrapper::error::NvmlError;
 use serde_json::{Value, json};
 
 use super::kept::RECORD;
-use super::nvidia::{Listed, all_nodes, drawing_nodes, listed, nodes_of, note, undescribed};
+use super::nvidia::{
+    Listed, all_nodes, drawing_nodes, is_on_the_bus, listed, nodes_of, note, undescribed,
+};
 use super::{
     Device, Devices, GpuSample, Gpus, Health, Idle, Inventory, Link, Owners, Process, Sickness,
     Untold, find, settle,
@@ -65,6 +67,8 @@ struct Stubborn {
     refuses: AtomicBool,
     /// Of the first device no processes are told, of the second no memory.
     is_mute: AtomicBool,
+    /// How often it was asked who is on a device.
+    asked: AtomicU32,
 }
 
 /// The device nodes of the two, and of a third that is not described.
@@ -120,6 +124,7 @@ impl Gpus for Stubborn {
     }
 
     fn processes(&self, index: u32) -> Result<Vec<Process>, Untold> {
+        self.asked.fetch_add(1, Ordering::Relaxed);
         if self.says(index, 0) { Ok(Vec::new()) } else { Err(Untold::Now) }
     }
 
@@ -290,6 +295,31 @@ fn what_leads_to_gpus_is_found_without_the_library() {
         .map(|DeviceNode { major, minor }| (major, minor))
         .collect();
     assert_eq!(closed, [(195, None), (226, Some(129)), (236, None)]);
+    // Before the driver is loaded.
+    let first = DeviceNode { major: 195, minor: None };
+    assert_eq!(all_nodes("Character devices:\n  1 mem\n", Path::new("/nowhere")), [first]);
+}
+
+#[test]
+fn a_gpu_whose_driver_is_not_loaded_yet_is_seen_on_the_bus() {
+    let is_there = |vendor: &str, class: &str, driver: Option<&str>| {
+        let bus = tempfile::tempdir().unwrap();
+        let device = bus.path().join("0000:1a:00.0");
+        fs::create_dir(&device).unwrap();
+        fs::write(device.join("vendor"), format!("{vendor}\n")).unwrap();
+        fs::write(device.join("class"), format!("{class}\n")).unwrap();
+        if let Some(driver) = driver {
+            let driver = format!("../../../bus/pci/drivers/{driver}");
+            std::os::unix::fs::symlink(driver, device.join("driver")).unwrap();
+        }
+        is_on_the_bus(bus.path())
+    };
+    assert!(is_there("0x10de", "0x030200", None));
+    assert!(is_there("0x10de", "0x030000", Some("nvidia")));
+    assert!(!is_there("0x10de", "0x030200", Some("vfio-pci")), "a virtual machine's");
+    assert!(!is_there("0x10de", "0x040300", None), "it makes sounds");
+    assert!(!is_there("0x1a03", "0x030000", None), "somebody else's");
+    assert!(!is_on_the_bus(Path::new("/nowhere")));
 }
 
 #[test]
@@ -385,26 +415,34 @@ fn denied(devices: &Devices, held: &[u32]) -> Vec<(u32, Option<u32>)> {
     devices.denied(held).into_iter().map(|DeviceNode { major, minor }| (major, minor)).collect()
 }
 
+/// How many seconds the driver is told not to have answered.
+fn silent_for(devices: &Devices) -> Option<u64> {
+    let told = devices.facts().get("gpu_driver")?.clone();
+    told.strip_prefix("the GPU driver has not answered for ")?.strip_suffix(" s")?.parse().ok()
+}
+
 #[tokio::test]
 async fn a_driver_that_hangs_when_an_agent_starts_tells_its_devices_later() {
     let (root, driver) = (tempfile::tempdir().unwrap(), Arc::<Stubborn>::default());
     driver.hangs.store(true, Ordering::Relaxed);
     let devices = driver.devices(root.path());
     assert!(told(&devices).is_empty());
-    assert_eq!(devices.facts()["gpu_driver"], "the GPU driver has not answered for 0 s");
+    let silence = silent_for(&devices).unwrap();
     // Nobody knows which is whose.
     assert!(devices.guarded());
     assert_eq!(denied(&devices, &[]), [(195, None)]);
     assert_eq!(denied(&devices, &[0]), [(195, None)]);
     // A job of an agent before this one ends meanwhile, and nothing is known of its device.
     devices.hold(&[1]);
-    let (index, why) = settle(&devices, 7, &[1]).await.unwrap();
+    assert_eq!(settle(&devices, 7, &[1]).await, None);
+    let (index, why) = devices.unfit_one(&[1]).unwrap();
     assert!(index == 1 && why.contains("has not answered"), "{why}");
+    assert_eq!(devices.unfit_one(&[]), None);
     let mut changes = devices.subscribe();
     let watching = tokio::spawn(devices.clone().watch());
     // The time that has passed is told.
     changes.changed().await.unwrap();
-    assert!(devices.facts()["gpu_driver"].ends_with("for 1 s"), "{:?}", devices.facts());
+    assert!(silent_for(&devices).unwrap() > silence);
     driver.hangs.store(false, Ordering::Relaxed);
     while told(&devices).is_empty() {
         tokio::time::timeout(Duration::from_secs(20), changes.changed()).await.unwrap().unwrap();
@@ -412,6 +450,30 @@ async fn a_driver_that_hangs_when_an_agent_starts_tells_its_devices_later() {
     assert_eq!(told(&devices), ["", ""]);
     assert!(!devices.facts().contains_key("gpu_driver"));
     assert_eq!(denied(&devices, &[0]), [(195, Some(1)), (195, Some(2))]);
+    watching.abort();
+}
+
+#[tokio::test]
+async fn devices_of_a_late_driver_are_emptied_before_they_are_offered() {
+    let (root, driver) = (tempfile::tempdir().unwrap(), Arc::<Stubborn>::default());
+    driver.hangs.store(true, Ordering::Relaxed);
+    driver.is_mute.store(true, Ordering::Relaxed);
+    let devices = driver.devices(root.path());
+    let mut changes = devices.subscribe();
+    let watching = tokio::spawn(devices.clone().watch());
+    driver.hangs.store(false, Ordering::Relaxed);
+    // Two of them when it has told what there is, and more when they are to be empty.
+    let until = Instant::now() + Duration::from_secs(10);
+    while driver.asked.load(Ordering::Relaxed) < 8 {
+        assert!(Instant::now() < until, "nobody looks whether they are empty");
+        assert!(told(&devices).is_empty(), "it is not known whether they are empty");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    driver.is_mute.store(false, Ordering::Relaxed);
+    while told(&devices).is_empty() {
+        tokio::time::timeout(Duration::from_secs(20), changes.changed()).await.unwrap().unwrap();
+    }
+    assert_eq!(told(&devices), ["", ""]);
     watching.abort();
 }
 
