@@ -185,7 +185,7 @@ async fn serve(
     machine.for_others = users.is_some();
     let groups = BuildGroups { cgroups: cgroups.clone(), devices: devices.clone() };
     let containers =
-        find_containers(&args, &root, groups, users.as_ref(), &mut facts, &mut machine).await;
+        find_containers(&args, &root, groups, users.as_ref(), &mut facts, &mut machine).await?;
     let engines = containers.as_ref().is_some_and(|containers| !containers.are_in_groups());
     if engines && args.job_io.is_some() {
         return Err(Error::NoJobIo(reach::IN_AN_ENGINE.to_owned()));
@@ -404,7 +404,7 @@ async fn find_containers(
     users: Option<&Users>,
     facts: &mut facts::Facts,
     machine: &mut environment::Machine,
-) -> Option<Containers> {
+) -> Result<Option<Containers>, Error> {
     let found = container::detect(args.containers, root).await;
     let told = found.as_ref().map_or("none".to_owned(), container::Runtime::to_string);
     facts.other.insert(CONTAINER_RUNTIME.to_owned(), told);
@@ -415,13 +415,15 @@ async fn find_containers(
                 "{}, which this node has, cannot install a conda_file's packages in an image",
                 runtime.kind.program()
             );
-            let users = container::users_of(&runtime, root, users, facts).await;
-            Some(Containers::new(runtime, root, args.environment_cache, Some(groups), users))
+            let wanted = matches!(args.job_users, JobUsers::Of(_));
+            let users = container::users_of(&runtime, root, users, wanted, facts).await;
+            let users = users.map_err(Error::NoJobUsers)?;
+            Ok(Some(Containers::new(runtime, root, args.environment_cache, Some(groups), users)))
         }
         Err(why) => {
             facts.other.insert("no_containers".to_owned(), why.clone());
             machine.no_containers = why;
-            None
+            Ok(None)
         }
     }
 }

@@ -68,7 +68,7 @@ fn quoted(field: String) -> String {
     field
 }
 
-fn mount(from: &Path, to: &Path, writable: bool) -> String {
+pub(super) fn mount(from: &Path, to: &Path, writable: bool) -> String {
     let source = quoted(format!("source={}", from.display()));
     let target = quoted(format!("target={}", to.display()));
     let read_only = if writable { "" } else { ",readonly" };

@@ -8,7 +8,7 @@ use super::{Kind, Runtime, Wish, command, reason, run};
 use crate::environment::find_program;
 
 /// How long a runtime may take to answer; the first use of podman makes its folders.
-pub(super) const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Finds the runtime, or tells why there is none.
 pub(crate) async fn detect(wish: Wish, root: &Path) -> Result<Runtime, String> {

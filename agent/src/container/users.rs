@@ -10,15 +10,21 @@
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::command;
-use super::detect::{PATIENCE, ask};
+use super::detect::ask;
 use super::{Containers, Kind, Runtime, reason, run};
 use crate::facts::Facts;
 use crate::isolation::Users;
 
 /// Users that an image may be expected to have.
 const LEAST: u32 = 1 << 16;
+/// How long podman may take for a try, which another use of it may keep it from, and how many there are.
+const PATIENCE: Duration = Duration::from_secs(30);
+const TRIES: u32 = 2;
+/// How long it may take to remove what a try leaves.
+const TIDYING: Duration = Duration::from_secs(10);
 
 /// How `user` becomes a container's root, with all the numbers above it for others: images have files of whom they
 /// like.
@@ -35,19 +41,39 @@ impl Containers {
     }
 }
 
+/// Why containers have no users.
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum Why {
+    /// They can have none here.
+    Never(String),
+    /// Podman has not told: it may be otherwise the next time.
+    Untold(String),
+}
+
+impl From<String> for Why {
+    fn from(why: String) -> Self {
+        Self::Never(why)
+    }
+}
+
 /// The users of containers, of those that other jobs have here. The facts tell, and why there are none.
+///
+/// # Errors
+/// They are `wanted`, and podman does not tell whether they can be had: why.
 pub(crate) async fn users_of(
     runtime: &Runtime,
     root: &Path,
     users: Option<&Users>,
+    wanted: bool,
     facts: &mut Facts,
-) -> Option<Users> {
+) -> Result<Option<Users>, String> {
     let mut found = None;
     // Where other jobs have none either, that is told already.
     if let Some(users) = users {
-        match try_them(runtime, root, users).await {
+        match try_them(runtime, root, users, PATIENCE).await {
             Ok(()) => found = Some(users.clone()),
-            Err(why) => {
+            Err(Why::Untold(why)) if wanted => return Err(why),
+            Err(Why::Never(why) | Why::Untold(why)) => {
                 tracing::warn!(%why, "containers run as root");
                 facts.not_isolated(format!(
                     "containers run as root, without its privileges ({why})"
@@ -57,33 +83,46 @@ pub(crate) async fn users_of(
     }
     let told = found.as_ref().map_or("none".to_owned(), |users| users.range().to_string());
     facts.other.insert("container_users".to_owned(), told);
-    found
+    Ok(found)
 }
 
 /// Finds out whether containers can have root for each of these users, or why not. `root`: the agent's folder.
 ///
 /// An image of nothing is made and a container of it is started, for whether the layers of an image are copied
 /// shows only there.
-async fn try_them(runtime: &Runtime, root: &Path, users: &Users) -> Result<(), String> {
+async fn try_them(
+    runtime: &Runtime,
+    root: &Path,
+    users: &Users,
+    patience: Duration,
+) -> Result<(), Why> {
     if runtime.kind != Kind::Podman {
-        return Err(format!("{} cannot give each a user of its own", runtime.kind.program()));
+        return Err(format!("{} cannot give each a user of its own", runtime.kind.program()).into());
     }
     if runtime.rootless {
-        return Err("podman has no privileges here".to_owned());
+        return Err("podman has no privileges here".to_owned().into());
     }
     let range = users.range();
     if u32::MAX - range.last() < LEAST {
         return Err(format!(
             "--job-users {range} leaves no {LEAST} numbers above it for the users of an image"
-        ));
+        )
+        .into());
     }
     let name = format!("atelier-probe-{}", super::hash(root));
     let probe = Probe { runtime, image: format!("localhost/{name}"), name };
-    let tried = tokio::time::timeout(PATIENCE, probe.run(root, range.first())).await;
+    let late = format!("podman did not answer {TRIES} times within {} s", patience.as_secs());
+    let mut tried = Err(Why::Untold(late));
+    for _ in 0..TRIES {
+        let one = tokio::time::timeout(patience, probe.run(root, range.first())).await;
+        if let Ok(told) = one {
+            tried = told.map_err(Why::Never);
+            break;
+        }
+    }
     // With its container. What is left of it is the next one's to remove.
-    let _ = tokio::time::timeout(PATIENCE, probe.ask(&["rmi", "--force", &probe.image])).await;
-    let late = format!("podman did not answer within {} s", PATIENCE.as_secs());
-    tried.unwrap_or(Err(late))
+    let _ = tokio::time::timeout(TIDYING, probe.ask(&["rmi", "--force", &probe.image])).await;
+    tried
 }
 
 /// What there is not in an image of nothing.
@@ -108,6 +147,10 @@ impl Probe<'_> {
         words.extend(command::kept_apart(self.runtime));
         words.extend(command::ulimits(&super::ulimits()));
         words.extend(map(user));
+        // What every job's container has: a folder to which there is no way but for the agent's user.
+        let bound = root.join("probe-image");
+        std::fs::create_dir_all(&bound).map_err(cannot)?;
+        words.push(command::mount(&bound, &bound, true));
         words.extend([self.image.clone(), PROGRAM.to_owned()]);
         let ran = run(&self.runtime.program, &words).await.map_err(cannot)?;
         let said = reason(&ran.tail);
@@ -149,10 +192,13 @@ mod tests {
     use super::*;
     use crate::isolation::JobUsers;
 
-    /// What is found where podman says this of a start and of its storage. `LAYER` is a folder of `owner`.
-    async fn found(owner: u32, start: &str, storage: &str) -> Result<(), String> {
-        let place = tempfile::tempdir().unwrap();
-        let (program, layer) = (place.path().join("podman"), place.path().join("layer"));
+    const STARTS: &str =
+        "echo 'Error: crun: executable file `/no-such-program` not found' >&2; exit 127";
+    const LAYERS: &str = "atelier|overlay|/upper:LAYER";
+
+    /// A podman that says this of a start and of its storage. `LAYER` is a folder of `owner`.
+    fn podman(place: &Path, owner: u32, start: &str, storage: &str) -> Runtime {
+        let (program, layer) = (place.join("podman"), place.join("layer"));
         fs::create_dir(&layer).unwrap();
         std::os::unix::fs::lchown(&layer, Some(owner), None).unwrap();
         let storage = storage.replace("LAYER", &layer.display().to_string());
@@ -162,26 +208,47 @@ mod tests {
         );
         fs::write(&program, text).unwrap();
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
-        let runtime = Runtime {
-            kind: Kind::Podman,
-            program,
-            version: String::new(),
-            rootless: false,
-            folders: Vec::new(),
-        };
-        let range = "300000-300255".parse::<JobUsers>().unwrap().range().unwrap();
-        let found = try_them(&runtime, place.path(), &Users::new(range)).await;
+        let (version, folders) = (String::new(), Vec::new());
+        Runtime { kind: Kind::Podman, program, version, rootless: false, folders }
+    }
+
+    fn users() -> Users {
+        Users::new("300000-300255".parse::<JobUsers>().unwrap().range().unwrap())
+    }
+
+    /// What is found where podman says this.
+    async fn found(owner: u32, start: &str, storage: &str) -> Result<(), String> {
+        let place = tempfile::tempdir().unwrap();
+        let runtime = podman(place.path(), owner, start, storage);
+        let found = try_them(&runtime, place.path(), &users(), PATIENCE).await;
         let asked = fs::read_to_string(place.path().join("podman.asked")).unwrap();
         assert!(asked.contains(" --uidmap=0:300000:4294667295 "), "{asked}");
+        let bound = format!("type=bind,source={}/", place.path().display());
+        assert!(asked.contains(&bound), "{asked}");
         assert!(asked.lines().last().unwrap().starts_with("rmi "), "{asked}");
-        found
+        found.map_err(|why| match why {
+            Why::Never(why) => why,
+            Why::Untold(why) => panic!("{why}"),
+        })
+    }
+
+    #[tokio::test]
+    async fn a_podman_that_does_not_answer_is_asked_again() {
+        let place = tempfile::tempdir().unwrap();
+        let once = format!("test -e $0.late || {{ touch $0.late; exec sleep 1000; }}; {STARTS}");
+        let runtime = podman(place.path(), 0, &once, LAYERS);
+        let tried = try_them(&runtime, place.path(), &users(), Duration::from_secs(3)).await;
+        assert_eq!(tried, Ok(()));
+        let place = tempfile::tempdir().unwrap();
+        let runtime = podman(place.path(), 0, "exec sleep 1000", LAYERS);
+        let tried = try_them(&runtime, place.path(), &users(), Duration::from_millis(10)).await;
+        let late = "podman did not answer 2 times within 0 s".to_owned();
+        assert_eq!(tried, Err(Why::Untold(late)));
     }
 
     #[tokio::test]
     async fn containers_have_users_where_images_need_not_be_copied() {
-        let starts =
-            "echo 'Error: crun: executable file `/no-such-program` not found' >&2; exit 127";
-        let layers = "atelier|overlay|/upper:LAYER";
+        let (starts, layers) = (STARTS, LAYERS);
         assert_eq!(found(0, starts, layers).await, Ok(()));
         let copied = found(300_000, starts, layers).await.unwrap_err();
         assert!(copied.contains("kernels before 5.19"), "{copied}");
