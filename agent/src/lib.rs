@@ -120,6 +120,11 @@ pub enum Error {
     Session(String),
 }
 
+/// What else an agent does at its start between two signs that it does.
+const SLACK: Duration = Duration::from_secs(60);
+/// How long an agent may take for what an earlier one left.
+const TAKING_UP: Duration = Duration::from_secs(300);
+
 /// Runs an agent until `shutdown`. Jobs that run then go on under their supervisors, and the next
 /// agent on the same data folder takes them up.
 ///
@@ -160,6 +165,7 @@ async fn serve(
         Arc::from(gpu::find(args.gpu_recording.as_deref()).map_err(Error::Recording)?);
     let owners = gpu::Owners::new(attempts.clone(), cgroup::parent_name(&name, &root));
     let most = args.gpus.map_or(usize::MAX, |count| count as usize);
+    notifier.starting("asking the GPU driver", gpu::PATIENCE + SLACK);
     let devices = Devices::new(gpus, owners, most, &root);
     let mut sampler = NodeSampler::new(root.clone());
     let cgroups = find_cgroups(&args, &name, &root, &mut sampler, devices.guarded())?;
@@ -184,8 +190,11 @@ async fn serve(
     let mut machine = environment::Machine::from_environment();
     machine.for_others = users.is_some();
     let groups = BuildGroups { cgroups: cgroups.clone(), devices: devices.clone() };
+    let within = container::DETECTED_WITHIN + container::USERS_WITHIN + SLACK;
+    notifier.starting("trying the container runtime", within);
     let containers =
         find_containers(&args, &root, groups, users.as_ref(), &mut facts, &mut machine).await?;
+    notifier.starting("taking up the jobs of before", TAKING_UP);
     let engines = containers.as_ref().is_some_and(|containers| !containers.are_in_groups());
     if engines && args.job_io.is_some() {
         return Err(Error::NoJobIo(reach::IN_AN_ENGINE.to_owned()));

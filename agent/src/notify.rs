@@ -67,6 +67,13 @@ impl Notifier {
         self.send(&format!("{}STATUS={status}", if first { "READY=1\n" } else { "" }));
     }
 
+    /// The service is not ready yet and does this first, for `at_most` so long: however long it took until now, it is
+    /// not given up meanwhile.
+    pub fn starting(&self, what: &str, at_most: Duration) {
+        let (micros, what) = (at_most.as_micros(), one_line(what));
+        self.send(&format!("EXTEND_TIMEOUT_USEC={micros}\nSTATUS={what}"));
+    }
+
     /// One line for `systemctl status`.
     pub fn status(&self, status: &str) {
         self.send(&format!("STATUS={}", one_line(status)));

@@ -9,6 +9,8 @@ use crate::environment::find_program;
 
 /// How long a runtime may take to answer; the first use of podman makes its folders.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How long [`detect`] takes at most: as if none of the three answered.
+pub(crate) const AT_MOST: Duration = Duration::from_secs(3 * PATIENCE.as_secs());
 
 /// Finds the runtime, or tells why there is none.
 pub(crate) async fn detect(wish: Wish, root: &Path) -> Result<Runtime, String> {

@@ -46,11 +46,11 @@ mod users;
 #[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests;
 
-pub(crate) use detect::detect;
+pub(crate) use detect::{AT_MOST as DETECTED_WITHIN, detect};
 pub(crate) use groups::BuildGroups;
 pub(crate) use image::Image;
 pub(crate) use kept::KeptImage;
-pub(crate) use users::users_of;
+pub(crate) use users::{AT_MOST as USERS_WITHIN, users_of};
 
 /// Which container runtime an agent uses.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, clap::ValueEnum)]

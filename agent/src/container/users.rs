@@ -25,6 +25,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const TRIES: u32 = 2;
 /// How long it may take to remove what a try leaves.
 const TIDYING: Duration = Duration::from_secs(10);
+/// How long [`users_of`] takes at most.
+pub(crate) const AT_MOST: Duration =
+    Duration::from_secs(TRIES as u64 * PATIENCE.as_secs() + TIDYING.as_secs());
 
 /// How `user` becomes a container's root, with all the numbers above it for others: images have files of whom they
 /// like.

@@ -17,12 +17,14 @@ fn a_service_is_ready_once_and_tells_its_status_on_one_line() {
     let path = folder.path().join("notify");
     let manager = UnixDatagram::bind(&path).unwrap();
     let notifier = notifier(path.as_os_str().as_encoded_bytes(), None);
+    notifier.starting("asking", Duration::from_secs(60));
     notifier.ready("joined");
     notifier.ready("joined\nREADY=1");
     notifier.status("two\nlines");
     // Nobody waits for it.
     notifier.progress();
     notifier.stopping();
+    assert_eq!(heard(&manager), "EXTEND_TIMEOUT_USEC=60000000\nSTATUS=asking");
     assert_eq!(heard(&manager), "READY=1\nSTATUS=joined");
     assert_eq!(heard(&manager), "STATUS=joined READY=1");
     assert_eq!(heard(&manager), "STATUS=two lines");
