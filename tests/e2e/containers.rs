@@ -385,6 +385,27 @@ fn of_several_containers_the_one_that_failed_is_entered() {
     until("nothing is left of the containers", || registry.containers().is_empty().then_some(()));
 }
 
+/// In memory: what is linked there from the daemon's store is a symbolic link.
+#[test]
+fn inputs_on_another_file_system_are_reached_in_a_container() {
+    needs("containers");
+    let registry = Registry::start();
+    let cluster = Cluster::empty();
+    cluster.start_daemon();
+    let data = tempfile::tempdir_in("/dev/shm").unwrap();
+    cluster.start_agent(&registry.agent("local").data(data.path()));
+    cluster.write("given/deep/a.txt", "A\n");
+    cluster.write("one.txt", "B\n");
+    let cat = "cat ${{inputs.folder}}/deep/a.txt ${{inputs.file}}";
+    let inputs = "inputs:\n  folder: {type: uri_folder, path: given}\n  file: {type: uri_file, path: \
+                  one.txt}\n";
+    cluster.write("job.yml", in_image(&registry.shell(), cat, inputs));
+    let made = cluster.atelier(["job", "create", "-f", "job.yml", "--query", "name", "-o", "tsv"]);
+    let job = made.ok().word();
+    cluster.completed(&job);
+    assert!(log(&cluster, &job).ends_with("A\nB\n"), "{}", log(&cluster, &job));
+}
+
 #[test]
 fn a_start_that_waits_for_a_folder_can_be_cancelled_and_its_node_goes_on() {
     needs("containers");
