@@ -10,6 +10,7 @@
 pub mod access;
 pub mod compute;
 pub mod content;
+pub mod datastore;
 pub mod environment;
 pub mod expr;
 pub mod id;

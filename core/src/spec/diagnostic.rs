@@ -1,5 +1,6 @@
 //! What is wrong with a document, where, and what to do about it.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 /// How many errors or warnings are kept; a file with more faults is not read any better with more
@@ -21,8 +22,13 @@ pub struct Diagnostic {
     pub snippet: Option<String>,
 }
 
-/// Fields of which no line is shown: a password may stand in it.
-const SECRET: [&str; 1] = ["ssh_settings"];
+/// Fields of which no line and no value is shown: a password may stand in it.
+const SECRET: [&str; 2] = ["ssh_settings", "credentials"];
+
+/// Whether nothing of the value of this field may be shown.
+pub(super) fn is_secret(path: &str) -> bool {
+    SECRET.iter().any(|field| path.starts_with(field))
+}
 
 /// Where in what the user wrote.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -153,6 +159,8 @@ pub(super) struct Report {
     /// Errors that were only counted.
     more: usize,
     warnings: Vec<Reported>,
+    /// Lines, by source and number, that are not shown.
+    hidden: BTreeSet<(u16, u32)>,
 }
 
 /// A diagnostic whose line is looked up once it is known to be shown: there may be as many as the
@@ -171,6 +179,11 @@ impl Report {
 
     pub(super) fn source(&self, number: u16) -> Option<&Source> {
         self.sources.get(usize::from(number))
+    }
+
+    /// Keeps the line of a mark from being shown: a password may stand in it.
+    pub(super) fn hide(&mut self, mark: Mark) {
+        self.hidden.insert((mark.source, mark.line));
     }
 
     /// Reports an error; the result takes a help text.
@@ -216,10 +229,13 @@ impl Report {
 
     /// Errors if there are any, else the warnings, in the order of the text.
     pub(super) fn finish(self) -> Result<Vec<Diagnostic>, Diagnostics> {
-        let Self { sources, errors, more, warnings } = self;
-        match shown(errors, more, &sources) {
+        let Self { sources, errors, more, warnings, hidden } = self;
+        match shown(errors, more, &sources, &hidden) {
             Some(errors) => Err(errors),
-            None => Ok(shown(warnings, 0, &sources).map(|warnings| warnings.0).unwrap_or_default()),
+            None => {
+                let warnings = shown(warnings, 0, &sources, &hidden);
+                Ok(warnings.map(|warnings| warnings.0).unwrap_or_default())
+            }
         }
     }
 
@@ -251,17 +267,22 @@ fn push(list: &mut Vec<Reported>, reported: Reported) -> &mut Diagnostic {
 }
 
 /// The first of `list` in the order of the text, each with its line; `more` were found besides.
-fn shown(mut list: Vec<Reported>, more: usize, sources: &[Source]) -> Option<Diagnostics> {
+fn shown(
+    mut list: Vec<Reported>,
+    more: usize,
+    sources: &[Source],
+    hidden: &BTreeSet<(u16, u32)>,
+) -> Option<Diagnostics> {
     // Stable, so that faults of equal place keep the order they were found in.
     list.sort_by_key(|reported| reported.diagnostic.place.as_ref().and_then(|p| p.position));
     let more = more.saturating_add(list.len().saturating_sub(MAX_REPORTED));
     list.truncate(MAX_REPORTED);
     let with_line = |Reported { diagnostic, mark }: Reported| {
-        let secret = diagnostic
-            .place
-            .as_ref()
-            .is_some_and(|place| SECRET.iter().any(|field| place.path.starts_with(field)));
+        let secret = diagnostic.place.as_ref().is_some_and(|place| is_secret(&place.path));
         let snippet = mark.filter(|_| !secret).and_then(|mark| {
+            if hidden.contains(&(mark.source, mark.line)) {
+                return None;
+            }
             let source = sources.get(usize::from(mark.source)).filter(|source| source.is_file)?;
             snippet(&source.text, mark)
         });

@@ -3,13 +3,14 @@
 //! [`parse_job`] reads a document in four steps: text to a tree that knows its places ([`yaml`]),
 //! overrides on the tree ([`overrides`]), kinds and keys against the table of fields ([`shape`],
 //! [`fields`]), and values to a [`CommandJob`] ([`job`]). What holds for a job however it came is
-//! checked by [`validate`], which the daemon runs again. [`parse_compute`] reads a cluster's YAML, and
-//! [`parse_environment`] an environment's, in the same steps.
+//! checked by [`validate`], which the daemon runs again. [`parse_compute`] reads a cluster's YAML,
+//! [`parse_environment`] an environment's and [`parse_datastore`] a datastore's, in the same steps.
 
 pub mod amount;
 mod asset;
 mod command;
 mod compute;
+mod datastore;
 mod diagnostic;
 mod distribution;
 mod docker_args;
@@ -38,12 +39,13 @@ pub use asset::{
 };
 pub use command::*;
 pub use compute::{ParsedCompute, parse_compute, parse_sizes, validate_cluster};
+pub use datastore::{ParsedDatastore, parse_datastore, validate_datastore};
 pub use diagnostic::{Diagnostic, Diagnostics, Place};
 pub use distribution::{Distribution, Ray};
 pub use docker_args::{NotAllowed, docker_args};
 pub use job::{Parsed, parse_job};
 pub use origin::{FileKind, Files, Origin};
 pub use overrides::Override;
-pub use schema::{compute_schema, environment_schema, schema};
+pub use schema::{compute_schema, datastore_schema, environment_schema, schema};
 pub use shell::quote;
 pub use validate::{is_variable_name, validate, validate_submitted};

@@ -1,6 +1,6 @@
 //! `--set key.path=value`: changes to a document before it is checked.
 
-use super::diagnostic::{Diagnostic, Diagnostics, Mark, Report, Source};
+use super::diagnostic::{Diagnostic, Diagnostics, Mark, Report, Source, is_secret};
 use super::limits::MAX_DEPTH;
 use super::yaml::{self, Entry, Key, Node, Value};
 
@@ -23,7 +23,10 @@ impl Override {
     /// # Errors
     /// If there is no `=`, a part of the path is empty, or there are more than [`MAX_DEPTH`].
     pub fn parse(text: &str) -> Result<Self, Diagnostics> {
-        let shown = format!("--set {text}");
+        let shown = match text.split_once('=') {
+            Some((path, _)) if is_secret(text) => format!("--set {path}=…"),
+            _ => format!("--set {text}"),
+        };
         let wrong = |message: &str| {
             let fault = Diagnostic::new(format!("{shown}: {message}"));
             Diagnostics::from(fault.with_help("write for example '--set resources.cpus=2'"))
@@ -81,11 +84,14 @@ pub(super) fn apply(root: &mut Node, change: &Override, report: &mut Report) {
     let value = match value(change, source, mark) {
         Ok(value) => value,
         Err(message) => {
+            let message =
+                if is_secret(&path) { "its value cannot be read".into() } else { message };
             report.error(mark, &path, message).help("quote the value if it is meant as text");
             return;
         }
     };
     if let Err(message) = put(root, &change.path, value, mark) {
+        let message = if is_secret(&path) { "it is not a mapping".into() } else { message };
         report.error(mark, &path, message);
     }
 }

@@ -1,9 +1,10 @@
-//! The JSON Schemas of job and compute files, for editors.
+//! The JSON Schemas of job, compute, environment and datastore files, for editors.
 
 use serde_json::{Map, Value, json};
 
 use super::asset::ENVIRONMENT_FILE;
 use super::compute::AMLCOMPUTE;
+use super::datastore::TYPES;
 use super::fields::JOB;
 use super::shape::{Object, Shape, Support};
 
@@ -26,20 +27,32 @@ pub fn environment_schema() -> Value {
     document(&ENVIRONMENT_FILE, "name", "environment", "An environment")
 }
 
+/// The JSON Schema of a datastore's YAML, made like [`schema`]: one for each type.
+pub fn datastore_schema() -> Value {
+    let mut schema = heading("datastore", "A datastore");
+    schema["required"] = json!(["name", "type"]);
+    schema["oneOf"] = shape(&Shape::Tagged("a datastore", &TYPES))["oneOf"].take();
+    schema
+}
+
 fn document(of: &Object, required: &str, title: &str, what: &str) -> Value {
     let mut root = object(of, &[]);
     root["required"] = json!([required]);
-    let mut schema = json!({
+    let mut schema = heading(title, what);
+    if let (Some(schema), Value::Object(root)) = (schema.as_object_mut(), root) {
+        schema.extend(root);
+    }
+    schema
+}
+
+fn heading(title: &str, what: &str) -> Value {
+    json!({
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": format!("Atelier {title}"),
         "description": format!(
             "{what} as Azure Machine Learning (CLI v2) has it, with Atelier's own keys."
         ),
-    });
-    if let (Some(schema), Value::Object(root)) = (schema.as_object_mut(), root) {
-        schema.extend(root);
-    }
-    schema
+    })
 }
 
 /// `fixed` are words that a key must have, for mappings told apart by one.

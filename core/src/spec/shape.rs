@@ -1,7 +1,7 @@
 //! What a document may hold, as a value: the reader, the JSON Schema for editors and the support
 //! table in the documentation are all made from it, so that they cannot disagree.
 
-use super::diagnostic::Report;
+use super::diagnostic::{Report, is_secret};
 use super::yaml::{Integer, Node, Value};
 use crate::suggest;
 
@@ -231,6 +231,12 @@ pub(super) fn check(node: &Node, shape: &Shape, path: &str, report: &mut Report)
 }
 
 fn mismatch(node: &Node, shape: &Shape, path: &str, report: &mut Report) {
+    if is_secret(path) {
+        report
+            .error(node.mark, path, format!("'{path}': expected {}", shape.expected()))
+            .help("what is written there is not shown; quote it if it is meant as text");
+        return;
+    }
     let message = format!("'{path}': expected {}, found {}", shape.expected(), node.describe());
     let wants_text = matches!(shape, Shape::Text)
         || matches!(shape, Shape::OneOf(shapes) if matches!(shapes[0], Shape::Text));

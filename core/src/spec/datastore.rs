@@ -1,0 +1,384 @@
+//! The reader of datastores' files: from Azure ML's YAML, and this project's own types, to a
+//! [`Definition`].
+
+use super::diagnostic::{Diagnostic, Diagnostics, Mark, Report};
+use super::job::{Reader, chosen, document, failed, given, locate, text};
+use super::limits::{MAX_DESCRIPTION, MAX_VALUE};
+use super::origin::{Files, Origin};
+use super::overrides::{self, Override};
+use super::shape::{self, Object, Shape, boolean, join, word};
+use super::validate::{Check, report};
+use super::yaml::{self, Node};
+use crate::datastore::{
+    AzureStorage, Credentials, Definition, Draft, FolderKind, FolderSource, Proof, Secret,
+    ServicePrincipal, Source,
+};
+use crate::id::DatastoreName;
+use crate::suggest;
+
+mod fields;
+
+use fields::RETIRED;
+pub(super) use fields::TYPES;
+
+const EXAMPLE: &str = "name: datasets";
+/// Bytes of a folder's path, as Linux allows.
+const MAX_PATH: usize = 4095;
+const PATH_RULE: &str = "write an absolute path of the daemon's machine without '.' and '..', for example \
+                         /srv/datasets";
+
+/// A datastore that was read, and what its author should know.
+#[derive(Clone, PartialEq, Debug)]
+pub struct ParsedDatastore {
+    /// The datastore.
+    pub definition: Definition,
+    /// What is accepted and does nothing, or means something else than it seems to.
+    pub warnings: Vec<Diagnostic>,
+}
+
+/// Reads a datastore's YAML, with `changes` applied to it in order. No diagnostic shows what stands
+/// under `credentials`.
+///
+/// # Errors
+/// Everything that is wrong with it, as far as it can be told apart, each with its place.
+pub fn parse_datastore(
+    text: &[u8],
+    origin: &Origin,
+    changes: &[Override],
+    files: &dyn Files,
+) -> Result<ParsedDatastore, Diagnostics> {
+    let mut report = Report::default();
+    let Some(mut root) = document(text, &origin.name, EXAMPLE, &mut report) else {
+        // Where a text that cannot be read has its secrets is not known.
+        let lines = text.split(|&byte| byte == b'\n').count();
+        for line in 1..=u32::try_from(lines).unwrap_or(u32::MAX) {
+            report.hide(Mark { line, ..Mark::default() });
+        }
+        return Err(failed(report));
+    };
+    if let Some(credentials) = root.get("credentials") {
+        hide(credentials, &mut report);
+    }
+    for change in changes {
+        overrides::apply(&mut root, change, &mut report);
+    }
+    let object = match report.has_errors() {
+        true => None,
+        false => object_of(&root, &mut report),
+    };
+    if let Some((_, object)) = object {
+        shape::check(&root, &Shape::Object(object), "", &mut report);
+    }
+    let Some((kind, _)) = object.filter(|_| !report.has_errors()) else {
+        return Err(failed(report));
+    };
+    let mut reader = Reader { report, files, origin };
+    let definition = reader.datastore(&root, kind);
+    let mut report = reader.report;
+    let Some(definition) = definition.filter(|_| !report.has_errors()) else {
+        return Err(failed(report));
+    };
+    for finding in faults(&definition).found.first {
+        locate(&root, finding, &mut report);
+    }
+    report.finish().map(|warnings| ParsedDatastore { definition, warnings })
+}
+
+/// Keeps every line of the node from being shown.
+fn hide(node: &Node, report: &mut Report) {
+    report.hide(node.mark);
+    for entry in node.entries() {
+        report.hide(entry.key.mark);
+        hide(&entry.value, report);
+    }
+    node.items().iter().for_each(|item| hide(item, report));
+}
+
+/// The document's type, and what it may hold; reports it if it has none.
+fn object_of(root: &Node, report: &mut Report) -> Option<(&'static str, &'static Object)> {
+    let known = || TYPES.iter().map(|(kind, _)| *kind);
+    let all = known().collect::<Vec<_>>();
+    let Some(node) = given(root, "type") else {
+        report
+            .error(root.mark, "type", "the datastore has no 'type'")
+            .help(format!("write 'type:' with one of {}", all.join(", ")));
+        return None;
+    };
+    let Some(text) = node.as_text() else {
+        let message = format!("'type': expected text, found {}", node.describe());
+        report.error(node.mark, "type", message);
+        return None;
+    };
+    if word(text, &[RETIRED]).is_some() {
+        report
+            .error(
+                node.mark,
+                "type",
+                "Azure has retired Data Lake Storage Gen1, and with it its datastores",
+            )
+            .help("move the data to Gen2, and write 'type: azure_data_lake_gen2'");
+        return None;
+    }
+    let Some(kind) = word(text, &all) else {
+        let short = yaml::shorten(text);
+        let message = format!("there is no datastore type '{short}'");
+        let all = all.join(", ");
+        report.error(node.mark, "type", message).help(match suggest::closest(text, known()) {
+            Some(near) => format!("did you mean '{near}'? (known: {all})"),
+            None => format!("known: {all}"),
+        });
+        return None;
+    };
+    TYPES.iter().find(|(known, _)| *known == kind).map(|(kind, object)| (*kind, *object))
+}
+
+impl Reader<'_> {
+    /// The datastore, as far as it can be read; faults are reported.
+    fn datastore(&mut self, root: &Node, kind: &str) -> Option<Definition> {
+        let name = match given(root, "name") {
+            Some(node) => self.name(node, "name", DatastoreName::new),
+            None => {
+                self.report.error(root.mark, "name", "the datastore has no 'name'").help(format!(
+                    "write how jobs call it, for example '{EXAMPLE}', or give --name"
+                ));
+                None
+            }
+        };
+        let source = self.source(root, kind);
+        let credentials = self.credentials(root, kind);
+        let (tags, properties) = (self.pairs(root, "tags"), self.pairs(root, "properties"));
+        Some(Definition {
+            name: name?,
+            description: text(root, "description"),
+            tags,
+            properties,
+            source: source?,
+            credentials: credentials?,
+        })
+    }
+
+    fn source(&mut self, root: &Node, kind: &str) -> Option<Source> {
+        Some(match kind {
+            "azure_blob" => Source::AzureBlob(self.azure(root, "container_name", "https")?),
+            "azure_file" => Source::AzureFile(self.azure(root, "file_share_name", "https")?),
+            "azure_data_lake_gen2" => {
+                Source::AzureDataLakeGen2(self.azure(root, "filesystem", "https")?)
+            }
+            "one_lake" => {
+                let workspace = self.required(root, "", "one_lake_workspace_name");
+                let lakehouse = match given(root, "artifact") {
+                    Some(artifact) => self.required(artifact, "artifact", "name"),
+                    None => self.required(root, "", "artifact"),
+                };
+                Source::OneLake {
+                    workspace: workspace?,
+                    lakehouse: lakehouse?,
+                    endpoint: text(root, "endpoint"),
+                }
+            }
+            "s3" => Source::S3 {
+                bucket: self.required(root, "", "bucket")?,
+                endpoint: text(root, "endpoint"),
+                region: text(root, "region"),
+                prefix: text(root, "prefix"),
+                path_style: given(root, "path_style").and_then(boolean).unwrap_or(false),
+            },
+            "gcs" => Source::Gcs {
+                bucket: self.required(root, "", "bucket")?,
+                prefix: text(root, "prefix"),
+            },
+            "http" => Source::Http { url: self.required(root, "", "url")? },
+            _ => Source::Folder(FolderSource {
+                kind: if kind == "nfs" { FolderKind::Nfs } else { FolderKind::Local },
+                path: self.required(root, "", "path")?,
+            }),
+        })
+    }
+
+    /// The text of a key that has to be there.
+    fn required(&mut self, node: &Node, path: &str, key: &str) -> Option<String> {
+        let found = text(node, key).filter(|text| !text.trim().is_empty());
+        if found.is_none() {
+            let at = join(path, key);
+            let what = if path.is_empty() { "the datastore" } else { path };
+            self.report
+                .error(given(node, key).unwrap_or(node).mark, &at, format!("{what} has no '{key}'"))
+                .help(format!("add '{key}:'"));
+        }
+        found
+    }
+
+    fn azure(&mut self, root: &Node, container: &str, protocol: &str) -> Option<AzureStorage> {
+        let account_name = self.required(root, "", "account_name");
+        let container = self.required(root, "", container);
+        Some(AzureStorage {
+            account_name: account_name?,
+            container: container?,
+            endpoint: text(root, "endpoint").unwrap_or_else(|| "core.windows.net".to_owned()),
+            protocol: chosen(root, "protocol", &["https", "wasbs", "abfss"])
+                .unwrap_or(protocol)
+                .to_owned(),
+        })
+    }
+
+    /// The credentials, of which one kind has to be there as a whole, or none.
+    fn credentials(&mut self, root: &Node, kind: &str) -> Option<Credentials> {
+        let Some(node) = given(root, "credentials").filter(|node| !node.entries().is_empty())
+        else {
+            return Some(Credentials::None);
+        };
+        match kind {
+            "s3" => {
+                let access_key_id = self.required(node, "credentials", "access_key_id");
+                let secret_access_key = self.secret(node, "secret_access_key");
+                Some(Credentials::S3Keys {
+                    access_key_id: access_key_id?,
+                    secret_access_key: secret_access_key?,
+                    session_token: text(node, "session_token").map(Secret::new),
+                })
+            }
+            "gcs" => {
+                let key = given(node, "service_account")?;
+                let json = key.as_text().map_or_else(|| key.to_json().to_string(), str::to_owned);
+                Some(Credentials::ServiceAccount(Secret::new(json)))
+            }
+            _ => self.azure_credentials(node),
+        }
+    }
+
+    fn secret(&mut self, node: &Node, key: &str) -> Option<Secret> {
+        self.required(node, "credentials", key).map(Secret::new)
+    }
+
+    fn azure_credentials(&mut self, node: &Node) -> Option<Credentials> {
+        const PRINCIPAL: [&str; 7] = [
+            "tenant_id",
+            "client_id",
+            "client_secret",
+            "certificate",
+            "thumbprint",
+            "authority_url",
+            "resource_url",
+        ];
+        let has = |key: &str| given(node, key).is_some();
+        let is_principal = PRINCIPAL.iter().any(|key| has(key));
+        let proofs = [has("client_secret"), has("certificate") || has("thumbprint")];
+        let kinds = [has("account_key"), has("sas_token"), is_principal];
+        let one = |many: &[bool]| many.iter().filter(|given| **given).count() <= 1;
+        if !one(&kinds) || !one(&proofs) {
+            self.report
+                .error(node.mark, "credentials", "there are credentials of more than one kind")
+                .help(
+                    "keep one: account_key; sas_token; tenant_id, client_id and client_secret; or tenant_id, \
+                     client_id, certificate and thumbprint",
+                );
+            return None;
+        }
+        if has("account_key") {
+            return self.secret(node, "account_key").map(Credentials::AccountKey);
+        }
+        if has("sas_token") {
+            return self.secret(node, "sas_token").map(Credentials::SasToken);
+        }
+        if !is_principal {
+            return Some(Credentials::None);
+        }
+        let tenant_id = self.required(node, "credentials", "tenant_id");
+        let client_id = self.required(node, "credentials", "client_id");
+        let proof = if proofs[1] {
+            let certificate = self.secret(node, "certificate");
+            let thumbprint = self.required(node, "credentials", "thumbprint");
+            certificate
+                .zip(thumbprint)
+                .map(|(certificate, thumbprint)| Proof::Certificate { certificate, thumbprint })
+        } else {
+            self.secret(node, "client_secret").map(Proof::ClientSecret)
+        };
+        Some(Credentials::ServicePrincipal(ServicePrincipal {
+            tenant_id: tenant_id?,
+            client_id: client_id?,
+            proof: proof?,
+            authority_url: text(node, "authority_url"),
+            resource_url: text(node, "resource_url"),
+        }))
+    }
+}
+
+/// Checks a datastore that was sent to the daemon; see [`Draft::check`].
+///
+/// # Errors
+/// Every fault, each with its field.
+pub fn validate_datastore(draft: &Draft) -> Result<(), Diagnostics> {
+    let mut check = Check::default();
+    about(&mut check, draft.description.as_deref(), [&draft.tags, &draft.properties]);
+    folder(&mut check, &draft.folder);
+    report(check.found)
+}
+
+/// Every fault that a reader may leave.
+fn faults(definition: &Definition) -> Check {
+    let mut check = Check::default();
+    let Definition { description, tags, properties, source, .. } = definition;
+    about(&mut check, description.as_deref(), [tags, properties]);
+    let mut size = |key: &str, value: Option<&String>| {
+        if let Some(value) = value {
+            check.at(&[key]).size(value, MAX_VALUE, "write less");
+        }
+    };
+    match source {
+        Source::AzureBlob(azure) | Source::AzureFile(azure) | Source::AzureDataLakeGen2(azure) => {
+            size("account_name", Some(&azure.account_name));
+            size("endpoint", Some(&azure.endpoint));
+        }
+        Source::OneLake { endpoint, .. } => size("endpoint", endpoint.as_ref()),
+        Source::S3 { endpoint, .. } => {
+            size("endpoint", endpoint.as_ref());
+            if let Some(url) = endpoint {
+                address(&mut check, "endpoint", url);
+            }
+        }
+        Source::Gcs { bucket, .. } => size("bucket", Some(bucket)),
+        Source::Folder(found) => folder(&mut check, found),
+        Source::Http { url } => address(&mut check, "url", url),
+    }
+    check
+}
+
+fn about(
+    check: &mut Check,
+    description: Option<&str>,
+    [tags, properties]: [&std::collections::BTreeMap<String, String>; 2],
+) {
+    let shorter = "write less";
+    if let Some(text) = description {
+        check.at(&["description"]).size(text, MAX_DESCRIPTION, shorter);
+    }
+    check.pairs("tags", tags, shorter);
+    check.pairs("properties", properties, shorter);
+}
+
+fn address(check: &mut Check, key: &str, url: &str) {
+    if !["http://", "https://"].iter().any(|scheme| url.starts_with(scheme)) {
+        let short = yaml::shorten(url);
+        check.at(&[key]).fault(
+            format!("'{key}': '{short}' is not the address of a server"),
+            "start it with https:// or http://",
+        );
+    }
+}
+
+/// A path that can only mean one folder, and not all of the machine.
+fn folder(check: &mut Check, folder: &FolderSource) {
+    let FolderSource { kind: _, path } = folder;
+    check.at(&["path"]).size(path, MAX_PATH, PATH_RULE);
+    let short = yaml::shorten(path);
+    let mut segments = path.split('/').filter(|segment| !segment.is_empty());
+    if !path.starts_with('/') {
+        check.fault(format!("'path': '{short}' is not an absolute path"), PATH_RULE);
+    } else if path.split('/').any(|segment| matches!(segment, "." | "..")) {
+        check.fault(format!("'path': '{short}' has '.' or '..' in it"), PATH_RULE);
+    } else if segments.next().is_none() {
+        let all = "'path': a datastore cannot be the whole of the machine's files";
+        check.fault(all, "name a folder below '/'");
+    }
+}
