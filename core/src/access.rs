@@ -76,6 +76,8 @@ pub enum Permission {
     ManageTokens,
     /// Make, change, drain and delete computes and their nodes.
     ManageCompute,
+    /// Make, change and delete datastores, which opens files of the daemon's machine.
+    ManageDatastores,
     /// Open a node session and push what belongs to it.
     ActAsNode,
     /// Make and archive assets (environments), and have nodes build them.
@@ -101,6 +103,7 @@ impl Permission {
             Self::Data => "read or write objects",
             Self::ManageTokens => "make tokens",
             Self::ManageCompute => "manage computes and nodes",
+            Self::ManageDatastores => "make, change or delete datastores",
             Self::ActAsNode => "act as a node",
             Self::WriteAssets => "make, build or archive environments",
             Self::ReadContent => "read code snapshots",

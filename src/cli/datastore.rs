@@ -1,10 +1,19 @@
 //! `atelier datastore`
 
-use atelier_proto::workspace::v1::{self as pb, GetDatastoreRequest, ListDatastoresRequest};
-use clap::Subcommand;
+use std::path::PathBuf;
+
+use atelier_core::spec::{Origin, Override, parse_datastore};
+use atelier_proto::workspace::v1::{
+    self as pb, CreateDatastoreRequest, DeleteDatastoreRequest, GetDatastoreRequest,
+    ListDatastoresRequest, TestDatastoreRequest, UpdateDatastoreRequest,
+};
+use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::{Column, Context, Error, Name};
+use super::job::{read, time};
+use super::{Column, Context, Error, Kind, Name};
+use crate::client::Client;
+use crate::config::Here;
 
 #[derive(Subcommand)]
 pub(super) enum Command {
@@ -14,6 +23,65 @@ pub(super) enum Command {
     /// Show one datastore
     #[command(after_help = "Example:\n  atelier datastore show workspaceblobstore")]
     Show(Name),
+    /// Make a datastore from its file. Admins only
+    ///
+    /// Azure's datastore files are read as they are; data can be in folders of the daemon's machine (the types
+    /// local and nfs). The same again is no change.
+    #[command(after_help = "\
+Examples:
+  atelier datastore create -f datasets.yml
+  atelier datastore create -f datasets.yml --name datasets --set path=/srv/datasets")]
+    Create(Create),
+    /// Change what is said of a datastore: its description, tags and properties. Admins only
+    #[command(after_help = "\
+Examples:
+  atelier datastore update datasets --set description='What everybody trains on'
+  atelier datastore update datasets --set tags.team=vision
+  atelier datastore update --file datasets.yml")]
+    Update(Update),
+    /// Delete a datastore; its data stays where it is. Refused while jobs use it. Admins only
+    #[command(after_help = "Example:\n  atelier datastore delete datasets")]
+    Delete {
+        #[command(flatten)]
+        name: Name,
+        /// As users of `az ml` write it: nothing is asked either way
+        #[arg(long, short)]
+        yes: bool,
+    },
+    /// Try a datastore: list it, and write, read and delete a small file
+    ///
+    /// Exits with 1 if one of these fails, and says why.
+    #[command(after_help = "Example:\n  atelier datastore test datasets")]
+    Test(Name),
+}
+
+#[derive(Args)]
+pub(super) struct Create {
+    /// The datastore's file; - reads standard input
+    #[arg(short, long, value_name = "FILE")]
+    file: PathBuf,
+    /// Change a field before the file is checked, for example path=/srv/datasets
+    #[arg(long, value_name = "KEY=VALUE", num_args = 1.., value_parser = read::change)]
+    set: Vec<Override>,
+    /// Its name [default: the file's]
+    #[arg(short, long, value_name = "NAME")]
+    name: Option<String>,
+}
+
+#[derive(Args)]
+pub(super) struct Update {
+    /// Its name [default: the file's]
+    #[arg(value_name = "NAME", required_unless_present_any = ["file", "named"])]
+    name: Option<String>,
+    /// The same, as users of `az ml` write it
+    #[arg(short, long = "name", value_name = "NAME", conflicts_with = "name")]
+    named: Option<String>,
+    /// A file that says all of it anew; - reads standard input
+    #[arg(short, long, value_name = "FILE")]
+    file: Option<PathBuf>,
+    /// Change a field, for example tags.team=vision
+    #[arg(long, value_name = "KEY=VALUE", num_args = 1.., value_parser = read::change)]
+    set: Vec<Override>,
 }
 
 pub(super) async fn run(command: Command, context: &Context) -> Result<(), Error> {
@@ -25,20 +93,118 @@ pub(super) async fn run(command: Command, context: &Context) -> Result<(), Error
             context.output.list(answer.datastores.iter().map(view).collect(), COLUMNS)
         }
         Command::Show(name) => {
-            let request = GetDatastoreRequest { name: name.get().to_owned() };
-            context.output.show(&view(&client.call(workspace.get_datastore(request)).await?))
+            context.output.show(&view(&get(&client, name.get().to_owned()).await?))
         }
+        Command::Create(Create { file, mut set, name }) => {
+            set.extend(name.map(|name| Override::text("--name", &["name"], &name)));
+            let document = read::document(&file, "datastore")?;
+            let datastore = Some(draft(&document.text, document.name, &set, context)?);
+            let request = CreateDatastoreRequest { datastore };
+            let made = client.call(workspace.create_datastore(request)).await?;
+            context.output.show(&view(&made))?;
+            context.output.note(&format!(
+                "Jobs name what lies in it as azureml://datastores/{}/paths/PATH.",
+                made.name
+            ));
+            Ok(())
+        }
+        Command::Update(update) => {
+            let datastore = Some(updated(update, &client, context).await?);
+            let request = UpdateDatastoreRequest { datastore };
+            context.output.show(&view(&client.call(workspace.update_datastore(request)).await?))
+        }
+        Command::Delete { name, yes: _ } => {
+            let request = DeleteDatastoreRequest { name: name.get().to_owned() };
+            client.call(workspace.delete_datastore(request)).await?;
+            context
+                .output
+                .note(&format!("Datastore {} is deleted; its data is where it was.", name.get()));
+            Ok(())
+        }
+        Command::Test(name) => test(name.get(), &client, context).await,
     }
 }
 
+async fn get(client: &Client, name: String) -> Result<pb::Datastore, Error> {
+    Ok(client.call(client.workspace().get_datastore(GetDatastoreRequest { name })).await?)
+}
+
+/// What a file and changes to it describe, if the daemon can serve it.
+fn draft(
+    text: &[u8],
+    name: String,
+    changes: &[Override],
+    context: &Context,
+) -> Result<pb::DatastoreDraft, Error> {
+    let origin = Origin { name, folder: String::new(), experiment: String::new() };
+    let parsed = parse_datastore(text, &origin, changes, &Here).map_err(read::faults)?;
+    for warning in &parsed.warnings {
+        context.output.warn(&warning.to_string());
+    }
+    let draft = parsed.definition.draft().map_err(|not_served| {
+        Error::new(Kind::Refused, not_served.to_string()).help(not_served.remedy())
+    })?;
+    Ok((&draft).into())
+}
+
+/// A datastore with changes, which apply to a file that says all of it, or else to what there is.
+async fn updated(
+    update: Update,
+    client: &Client,
+    context: &Context,
+) -> Result<pb::DatastoreDraft, Error> {
+    let Update { name, named, file, mut set } = update;
+    let name = name.or(named);
+    if let Some(file) = file {
+        set.extend(name.map(|name| Override::text("--name", &["name"], &name)));
+        let document = read::document(&file, "datastore")?;
+        return draft(&document.text, document.name, &set, context);
+    }
+    if set.is_empty() {
+        return Err(Error::usage("nothing is to be changed")
+            .help("say what, for example --set description='What everybody trains on'"));
+    }
+    let known = get(client, name.unwrap_or_default()).await?;
+    draft(view(&known).to_string().as_bytes(), known.name, &set, context)
+}
+
+async fn test(name: &str, client: &Client, context: &Context) -> Result<(), Error> {
+    let request = TestDatastoreRequest { name: name.to_owned() };
+    let trials = client.call(client.workspace().test_datastore(request)).await?.trials;
+    let shown = |trial: &pb::DatastoreTrial| {
+        let problem = (!trial.problem.is_empty()).then_some(&trial.problem);
+        json!({ "operation": trial.operation, "works": problem.is_none(), "problem": problem })
+    };
+    context.output.list(trials.iter().map(shown).collect(), TRIALS)?;
+    let failed = trials.iter().filter(|trial| !trial.problem.is_empty());
+    let failed: Vec<&str> = failed.map(|trial| &*trial.operation).collect();
+    if failed.is_empty() {
+        return Ok(());
+    }
+    let failed = failed.join(", ");
+    Err(Error::new(Kind::Refused, format!("datastore '{name}' cannot {failed}")))
+}
+
+/// As a datastore's file may say it, and where it lies and who made it.
 fn view(datastore: &pb::Datastore) -> Value {
-    json!({
+    let optional = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+    let mut shown = json!({
         "name": datastore.name,
         "type": datastore.r#type,
         "is_default": datastore.is_default,
-        "description": datastore.description,
+        "description": optional(&datastore.description),
+        "tags": datastore.tags,
+        "properties": datastore.properties,
         "location": datastore.location,
-    })
+    });
+    if !datastore.created_by.is_empty() {
+        shown["path"] = json!(datastore.location);
+        shown["creation_context"] = json!({
+            "created_at": time(datastore.created_at_ms),
+            "created_by": datastore.created_by,
+        });
+    }
+    shown
 }
 
 const COLUMNS: &[Column] = &[
@@ -49,4 +215,13 @@ const COLUMNS: &[Column] = &[
         cell: |d| Some(if d["is_default"] == true { "yes" } else { "" }.to_owned()),
     },
     Column { title: "LOCATION", cell: |d| Some(d["location"].as_str()?.to_owned()) },
+];
+
+const TRIALS: &[Column] = &[
+    Column { title: "OPERATION", cell: |t| Some(t["operation"].as_str()?.to_owned()) },
+    Column {
+        title: "WORKS",
+        cell: |t| Some(if t["works"] == true { "yes" } else { "no" }.to_owned()),
+    },
+    Column { title: "PROBLEM", cell: |t| Some(t["problem"].as_str().unwrap_or("").to_owned()) },
 ];

@@ -109,7 +109,7 @@ enum Command {
     /// Look at the workspace
     #[command(subcommand)]
     Workspace(workspace::Command),
-    /// Look at datastores
+    /// Make datastores, look at them, try, change and delete them
     #[command(subcommand)]
     Datastore(datastore::Command),
     /// Make environments and their versions, look at them, put them away

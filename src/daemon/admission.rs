@@ -13,6 +13,7 @@ use atelier_core::spec::{
     OutputMode,
 };
 
+use super::datastores::no_such;
 use super::environments::{self, Environments};
 use super::shared::Committed;
 use crate::storage::{ContentStore, Datastores};
@@ -278,8 +279,7 @@ impl Admission {
         if self.datastores.get(name.as_str()).is_ok() {
             return Ok(());
         }
-        let known: Vec<String> = self.datastores.iter().map(|d| d.name().to_string()).collect();
-        Err(missing(field, format!("there is no datastore '{name}' (known: {})", known.join(", "))))
+        Err(missing(field, no_such(name.as_str(), &self.datastores).to_string()))
     }
 
     fn check_output_path(&self, job: &JobName, field: &str, uri: &str) -> Result<(), Error> {

@@ -5,6 +5,7 @@ mod asked;
 mod builds;
 mod caches;
 mod clock;
+mod datastores;
 mod effects;
 mod environments;
 mod folder;
@@ -23,6 +24,7 @@ pub use admission::{Admission, Error as AdmissionError};
 pub use builds::Builds;
 pub use caches::{Error as CacheError, NodeCaches};
 pub use clock::Clock;
+pub use datastores::{DatastoreChanges, Error as DatastoreError, Trial};
 pub use effects::{Assignment, Grant, InputSource, Outbox, ToNode};
 pub use environments::{
     Curated, Environments, Error as EnvironmentError, Found as FoundEnvironment,

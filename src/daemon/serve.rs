@@ -17,6 +17,7 @@ use atelier_core::track::RunId;
 use tokio::sync::watch;
 
 use super::admission::Admission;
+use super::datastores::DatastoreChanges;
 use super::effects::{Effects, ExperimentIds};
 use super::environments::Environments;
 use super::folder::{self, Folder};
@@ -140,6 +141,7 @@ pub struct Shared {
     pub(crate) tracking: Tracking,
     pub(crate) environments: Environments,
     pub(crate) vault: Vault,
+    pub(crate) datastore_changes: DatastoreChanges,
     pub(crate) committed: Arc<Committed>,
     pub(crate) sizes: Arc<SizeTable>,
     pub(crate) clock: Clock,
@@ -229,11 +231,13 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
     let local = Role::Node(NodeName::new("local")?);
     door.token_file(&folder.at("agent.token"), Principal::new("node:local")?, local, now).await?;
 
+    // Jobs are given links into these: only the workspace's own, whose files nobody else has.
     let roots: BTreeMap<DatastoreName, PathBuf> = datastores
+        .all()
         .iter()
-        .filter_map(|d| Some((d.name().clone(), d.folder()?.to_owned())))
+        .map(|datastore| (datastore.name().clone(), datastore.folder().to_owned()))
         .collect();
-    let artifacts = datastores.get(layout::ARTIFACT_STORE)?.clone();
+    let artifacts = datastores.get(layout::ARTIFACT_STORE)?;
     let tracking = Tracking::new(store.clone(), artifacts, Arc::new(move || clock.wall()));
     let providers = Providers::new(Site {
         folder: std::path::absolute(&data_dir).unwrap_or_else(|_| data_dir.clone()),
@@ -281,6 +285,13 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
     let url: Arc<str> = format!("http://{address}").into();
     let probe = probe(&folder)?;
     let (stop, stopping) = watch::channel(false);
+    let datastore_changes = DatastoreChanges::open(
+        database.clone(),
+        datastores.clone(),
+        handle.clone(),
+        data_dir.clone(),
+        &folder.workspace().id,
+    )?;
     let folder = Arc::new(folder);
     let committed = Arc::new(Committed::new(store.clone(), datastores.clone()));
     let shared = Shared {
@@ -303,6 +314,7 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
         tracking: tracking.clone(),
         environments,
         vault,
+        datastore_changes,
         committed,
         handle: handle.clone(),
         store,

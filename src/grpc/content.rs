@@ -84,11 +84,13 @@ fn status(error: Error) -> Status {
     let message = error.to_string();
     match error {
         Error::NotFound(_) | Error::UnknownDatastore(_) => Status::not_found(message),
-        Error::Content { .. } | Error::Path(_) | Error::TooLarge { .. } => {
+        Error::Content { .. } | Error::Path(_) | Error::TooLarge { .. } | Error::Unfit(_) => {
             Status::invalid_argument(message)
         }
         Error::Full => Status::resource_exhausted(message),
-        Error::Conflict(_) | Error::Link(_) => Status::failed_precondition(message),
+        Error::Conflict(_) | Error::Link(_) | Error::Away { .. } => {
+            Status::failed_precondition(message)
+        }
         Error::Interrupted(_) => Status::aborted(message),
         Error::Io { .. } => {
             tracing::error!(error = &error as &dyn std::error::Error, "content store failed");

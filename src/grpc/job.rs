@@ -145,6 +145,8 @@ impl pb::job_service_server::JobService for Service {
             }
         };
         let experiment = spec.experiment_name.clone();
+        // What it names must be there until the job is known to use it.
+        let _held = self.0.datastores.hold().await;
         let spec = match self.0.admission.admit(&name, spec).await {
             Ok(spec) => Arc::new(spec),
             // What it refers to may have gone since it was accepted.

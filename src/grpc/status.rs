@@ -1,5 +1,6 @@
 //! The one table from errors to gRPC statuses.
 
+use atelier_core::datastore::Refusal as DatastoreRefusal;
 use atelier_core::environment::{Refusal as EnvironmentRefusal, Unresolved};
 use atelier_core::live::Refusal;
 use atelier_core::secret::Refusal as SecretRefusal;
@@ -24,7 +25,8 @@ fn code_of_store(error: &store::Error) -> Code {
 fn code_of_storage(error: &storage::Error) -> Code {
     match error {
         storage::Error::UnknownDatastore(_) | storage::Error::NotFound(_) => Code::NotFound,
-        storage::Error::Path(_) => Code::InvalidArgument,
+        storage::Error::Path(_) | storage::Error::Unfit(_) => Code::InvalidArgument,
+        storage::Error::Away { .. } => Code::FailedPrecondition,
         storage::Error::Full => Code::ResourceExhausted,
         _ => Code::Internal,
     }
@@ -153,6 +155,19 @@ status!(daemon::EnvironmentError, error => match &error {
     daemon::EnvironmentError::NoSnapshot(_) => Code::NotFound,
     daemon::EnvironmentError::Store(error) => code_of_store(error),
     daemon::EnvironmentError::Storage(error) => code_of_storage(error),
+});
+status!(daemon::DatastoreError, error => match &error {
+    daemon::DatastoreError::Refused(refusal) => match refusal {
+        DatastoreRefusal::Taken(_) | DatastoreRefusal::SameButForCase { .. } => Code::AlreadyExists,
+        DatastoreRefusal::Default(_)
+        | DatastoreRefusal::FixedPlace { .. }
+        | DatastoreRefusal::InUse { .. } => Code::FailedPrecondition,
+        DatastoreRefusal::NoSuch { .. } => Code::NotFound,
+    },
+    daemon::DatastoreError::Invalid(_) => Code::InvalidArgument,
+    daemon::DatastoreError::Store(error) => code_of_store(error),
+    daemon::DatastoreError::Storage(error) => code_of_storage(error),
+    daemon::DatastoreError::Reactor(error) => code_of_handle(error),
 });
 status!(daemon::LogError, error => match &error {
     daemon::LogError::NoSuchJob(_) => Code::NotFound,

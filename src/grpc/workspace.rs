@@ -1,12 +1,13 @@
 //! `atelier.workspace.v1.WorkspaceService`.
 
+use atelier_core::datastore::{DatastoreRecord, Draft};
 use atelier_core::layout;
 use atelier_proto::workspace::v1 as pb;
 use tonic::{Request, Response, Status};
 
 use super::caller;
 use super::status::told;
-use crate::daemon::Shared;
+use crate::daemon::{Shared, Trial};
 use crate::storage::Datastore;
 
 /// The workspace, its datastores and experiments.
@@ -37,7 +38,7 @@ impl pb::workspace_service_server::WorkspaceService for Service {
         &self,
         _request: Request<pb::ListDatastoresRequest>,
     ) -> Result<Response<pb::ListDatastoresResponse>, Status> {
-        let datastores = self.0.datastores.iter().map(describe).collect();
+        let datastores = self.0.datastores.all().iter().map(describe).collect();
         Ok(Response::new(pb::ListDatastoresResponse { datastores }))
     }
 
@@ -45,8 +46,49 @@ impl pb::workspace_service_server::WorkspaceService for Service {
         &self,
         request: Request<pb::GetDatastoreRequest>,
     ) -> Result<Response<pb::Datastore>, Status> {
-        let datastore = self.0.datastores.get(&request.get_ref().name).map_err(told)?;
-        Ok(Response::new(describe(datastore)))
+        let found = self.0.datastore_changes.find(&request.get_ref().name).map_err(told)?;
+        Ok(Response::new(describe(&found)))
+    }
+
+    async fn create_datastore(
+        &self,
+        request: Request<pb::CreateDatastoreRequest>,
+    ) -> Result<Response<pb::Datastore>, Status> {
+        let by = caller(&request)?.principal;
+        let draft = draft(request.into_inner().datastore)?;
+        let at = self.0.clock.wall();
+        let made = self.0.datastore_changes.create(draft, by, at).await.map_err(told)?;
+        Ok(Response::new(describe(&made)))
+    }
+
+    async fn update_datastore(
+        &self,
+        request: Request<pb::UpdateDatastoreRequest>,
+    ) -> Result<Response<pb::Datastore>, Status> {
+        let draft = draft(request.into_inner().datastore)?;
+        let changed = self.0.datastore_changes.update(draft).await.map_err(told)?;
+        Ok(Response::new(describe(&changed)))
+    }
+
+    async fn delete_datastore(
+        &self,
+        request: Request<pb::DeleteDatastoreRequest>,
+    ) -> Result<Response<pb::DeleteDatastoreResponse>, Status> {
+        self.0.datastore_changes.delete(&request.get_ref().name).await.map_err(told)?;
+        Ok(Response::new(pb::DeleteDatastoreResponse {}))
+    }
+
+    async fn test_datastore(
+        &self,
+        request: Request<pb::TestDatastoreRequest>,
+    ) -> Result<Response<pb::TestDatastoreResponse>, Status> {
+        let trials = self.0.datastore_changes.test(&request.get_ref().name).await;
+        let trial = |trial: Trial| pb::DatastoreTrial {
+            operation: trial.operation.to_owned(),
+            problem: trial.problem.unwrap_or_default(),
+        };
+        let trials = trials.map_err(told)?.into_iter().map(trial).collect();
+        Ok(Response::new(pb::TestDatastoreResponse { trials }))
     }
 
     async fn list_experiments(
@@ -58,8 +100,27 @@ impl pb::workspace_service_server::WorkspaceService for Service {
     }
 }
 
+fn draft(sent: Option<pb::DatastoreDraft>) -> Result<Draft, Status> {
+    let sent = sent.ok_or_else(|| Status::invalid_argument("datastore: is required"))?;
+    Draft::try_from(sent).map_err(|error| told(error.under("datastore")))
+}
+
 fn describe(datastore: &Datastore) -> pb::Datastore {
     let name = datastore.name().to_string();
+    let location = datastore.folder().display().to_string();
+    if let Some(DatastoreRecord { datastore, created_by, created_at }) = datastore.record() {
+        return pb::Datastore {
+            name,
+            r#type: datastore.folder.kind.as_str().to_owned(),
+            description: datastore.description.clone().unwrap_or_default(),
+            location,
+            tags: datastore.tags.clone(),
+            properties: datastore.properties.clone(),
+            created_by: created_by.to_string(),
+            created_at_ms: created_at.as_millis(),
+            is_default: false,
+        };
+    }
     let description = match name.as_str() {
         layout::BLOB_STORE => "code, inputs and named outputs",
         layout::FILE_STORE => "people's own files",
@@ -71,6 +132,7 @@ fn describe(datastore: &Datastore) -> pb::Datastore {
         name,
         r#type: "local".to_owned(),
         description: description.to_owned(),
-        location: datastore.folder().map(|p| p.display().to_string()).unwrap_or_default(),
+        location,
+        ..pb::Datastore::default()
     }
 }

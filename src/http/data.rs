@@ -102,7 +102,12 @@ impl From<storage::Error> for Refusal {
         let (status, code) = match &error {
             E::UnknownDatastore(_) => (StatusCode::NOT_FOUND, "DatastoreNotFound"),
             E::NotFound(_) => (StatusCode::NOT_FOUND, "NotFound"),
-            E::Path(_) => (StatusCode::BAD_REQUEST, "InvalidPath"),
+            // Agents try again for a while: a mount may come back.
+            E::Away { .. } => {
+                tracing::warn!(%error, "a datastore is away");
+                (StatusCode::SERVICE_UNAVAILABLE, "DatastoreAway")
+            }
+            E::Path(_) | E::Unfit(_) => (StatusCode::BAD_REQUEST, "InvalidPath"),
             E::Link(_) => (StatusCode::FORBIDDEN, "Link"),
             E::Conflict(_) => (StatusCode::CONFLICT, "Conflict"),
             E::Full => (StatusCode::INSUFFICIENT_STORAGE, "StorageFull"),
@@ -183,7 +188,7 @@ async fn answer(state: &State, request: Request) -> Result<Response, Refusal> {
         let message = format!("{} may not use the data gateway", caller.role);
         return Err(Refusal::new(StatusCode::FORBIDDEN, "Forbidden", message));
     }
-    let datastore = state.datastores.get(&datastore)?;
+    let datastore = &state.datastores.get(&datastore)?;
     match path {
         None => list(state, &caller, datastore, &head).await,
         Some(path) => {

@@ -65,6 +65,12 @@ fn rpc(service: &str, method: &str) -> Option<Need> {
             "GetWorkspace" | "ListDatastores" | "GetDatastore" | "ListExperiments",
         ) => P::Read,
         (
+            "atelier.workspace.v1.WorkspaceService",
+            "CreateDatastore" | "UpdateDatastore" | "DeleteDatastore",
+        ) => P::ManageDatastores,
+        // It writes.
+        ("atelier.workspace.v1.WorkspaceService", "TestDatastore") => P::Submit,
+        (
             "atelier.environment.v1.EnvironmentService",
             "CreateEnvironment" | "ArchiveEnvironment" | "BuildEnvironment",
         ) => P::WriteAssets,

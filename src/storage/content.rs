@@ -76,8 +76,10 @@ impl ContentStore {
     /// # Errors
     /// If there is no blob store.
     pub fn new(datastores: &Datastores) -> Result<Self, Error> {
-        let Backend::Folder(folder) = &datastores.get(BLOB_STORE)?.backend;
-        Ok(Self { folder: folder.clone(), known: Arc::default() })
+        match datastores.get(BLOB_STORE)?.backend {
+            Backend::Own(folder) => Ok(Self { folder, known: Arc::default() }),
+            Backend::Placed(..) => Err(Error::UnknownDatastore(BLOB_STORE.to_owned())),
+        }
     }
 
     /// Which of these are not stored, in the order given.

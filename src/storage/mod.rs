@@ -1,7 +1,7 @@
 //! Datastores: named places for objects, and what can be done with them.
 //!
-//! Today every datastore is a [`Folder`] on the daemon's machine. [`Datastore`] hides which kind it
-//! is, so that S3, Azure and Google stores (the concrete types of the `object_store` crate) can
+//! Today every datastore is a [`Folder`] on the daemon's machine: the workspace's own, which are always
+//! there, and those that somebody made of a folder or a mount. [`Datastore`] hides which kind it is, so that S3, Azure and Google stores (the concrete types of the `object_store` crate) can
 //! stand beside it.
 //!
 //! The folder is served by code of this crate rather than by `object_store::local`: that one follows
@@ -11,21 +11,27 @@
 mod content;
 mod folder;
 mod path;
+mod placed;
 
 use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
+use atelier_core::content::Digest;
+use atelier_core::datastore::{DatastoreRecord, FolderSource};
 use atelier_core::id::DatastoreName;
 use atelier_core::layout;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt as _, TryStreamExt as _};
+use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard};
 
 pub use content::{ContentStore, PREFIX as CONTENT_PREFIX, Upload};
 pub use folder::{Folder, STAGING};
 pub use path::{InvalidObjectPath, ObjectPath};
+
+use placed::Placed;
 
 /// What may go wrong with an object.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +39,17 @@ pub enum Error {
     /// No datastore has that name.
     #[error("there is no datastore '{0}'; see 'atelier datastore list'")]
     UnknownDatastore(String),
+    /// The folder of a datastore cannot be used as it is now.
+    #[error("datastore '{datastore}' cannot be used: {problem}")]
+    Away {
+        /// Which.
+        datastore: DatastoreName,
+        /// Why, and what to do.
+        problem: String,
+    },
+    /// A folder cannot become a datastore.
+    #[error("path: {0}")]
+    Unfit(String),
     /// The path is none.
     #[error(transparent)]
     Path(#[from] InvalidObjectPath),
@@ -133,7 +150,10 @@ pub struct Datastore {
 
 #[derive(Clone, Debug)]
 enum Backend {
-    Folder(Folder),
+    /// One that the workspace came with.
+    Own(Folder),
+    /// One that was made.
+    Placed(Placed, Arc<DatastoreRecord>),
 }
 
 impl Datastore {
@@ -142,10 +162,26 @@ impl Datastore {
         &self.name
     }
 
-    /// The absolute path of its folder, if it is one.
-    pub fn folder(&self) -> Option<&Path> {
+    /// The absolute path of its folder.
+    pub fn folder(&self) -> &Path {
         match &self.backend {
-            Backend::Folder(folder) => Some(folder.root()),
+            Backend::Own(folder) => folder.root(),
+            Backend::Placed(placed, _) => placed.path(),
+        }
+    }
+
+    /// What it was made as; `None`: the workspace came with it.
+    pub fn record(&self) -> Option<&DatastoreRecord> {
+        match &self.backend {
+            Backend::Own(_) => None,
+            Backend::Placed(_, record) => Some(record),
+        }
+    }
+
+    async fn opened(&self) -> Result<Folder, Error> {
+        match &self.backend {
+            Backend::Own(folder) => Ok(folder.clone()),
+            Backend::Placed(placed, _) => placed.folder().await,
         }
     }
 
@@ -154,9 +190,7 @@ impl Datastore {
     /// # Errors
     /// [`Error::NotFound`] and others.
     pub async fn head(&self, path: &ObjectPath) -> Result<Meta, Error> {
-        match &self.backend {
-            Backend::Folder(folder) => folder.head(path).await,
-        }
+        self.opened().await?.head(path).await
     }
 
     /// Opens an object for reading.
@@ -164,9 +198,7 @@ impl Datastore {
     /// # Errors
     /// [`Error::NotFound`] and others.
     pub async fn open(&self, path: &ObjectPath) -> Result<Opened, Error> {
-        match &self.backend {
-            Backend::Folder(folder) => folder.open(path).await,
-        }
+        self.opened().await?.open(path).await
     }
 
     /// A whole object of at most `limit` bytes.
@@ -206,9 +238,7 @@ impl Datastore {
         S: Stream<Item = Result<Bytes, E>> + Send,
         E: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        match &self.backend {
-            Backend::Folder(folder) => folder.put_stream(path, bytes).await,
-        }
+        self.opened().await?.put_stream(path, bytes).await
     }
 
     /// At most `limit` objects: those at or below `folder` (all if `None`) whose paths come after
@@ -222,9 +252,7 @@ impl Datastore {
         after: Option<&str>,
         limit: usize,
     ) -> Result<Page, Error> {
-        match &self.backend {
-            Backend::Folder(store) => store.list(folder, after, limit).await,
-        }
+        self.opened().await?.list(folder, after, limit).await
     }
 
     /// Removes the object at `path` and all objects below it. Nothing there is no error.
@@ -232,16 +260,16 @@ impl Datastore {
     /// # Errors
     /// Those of the operating system.
     pub async fn delete(&self, path: &ObjectPath) -> Result<(), Error> {
-        match &self.backend {
-            Backend::Folder(folder) => folder.delete(path).await,
-        }
+        self.opened().await?.delete(path).await
     }
 }
 
-/// The workspace's datastores by name. Cheap to clone.
+/// The workspace's datastores by name. Cheap to clone; all clones know the same.
 #[derive(Clone, Debug)]
 pub struct Datastores {
-    by_name: Arc<BTreeMap<DatastoreName, Datastore>>,
+    by_name: Arc<RwLock<BTreeMap<DatastoreName, Datastore>>>,
+    /// Held for reading while a job that names datastores is submitted.
+    submissions: Arc<tokio::sync::RwLock<()>>,
 }
 
 impl Datastores {
@@ -256,28 +284,85 @@ impl Datastores {
             let name =
                 DatastoreName::new(name).map_err(|_| Error::UnknownDatastore(name.to_owned()))?;
             let folder = Folder::new(&storage.join(name.as_str()))?;
-            let datastore = Datastore { name: name.clone(), backend: Backend::Folder(folder) };
+            let datastore = Datastore { name: name.clone(), backend: Backend::Own(folder) };
             by_name.insert(name, datastore);
         }
-        Ok(Self { by_name: Arc::new(by_name) })
+        Ok(Self { by_name: Arc::new(RwLock::new(by_name)), submissions: Arc::default() })
     }
 
     /// The datastore with that name.
     ///
     /// # Errors
     /// [`Error::UnknownDatastore`].
-    pub fn get(&self, name: &str) -> Result<&Datastore, Error> {
+    pub fn get(&self, name: &str) -> Result<Datastore, Error> {
         // Map keys are names; a text that is none is no key either.
-        DatastoreName::new(name)
-            .ok()
-            .and_then(|name| self.by_name.get(&name))
-            .ok_or_else(|| Error::UnknownDatastore(name.chars().take(80).collect()))
+        let found = DatastoreName::new(name).ok().and_then(|name| self.known().get(&name).cloned());
+        found.ok_or_else(|| Error::UnknownDatastore(name.chars().take(80).collect()))
     }
 
     /// All, in order of their names.
-    pub fn iter(&self) -> impl Iterator<Item = &Datastore> {
-        self.by_name.values()
+    pub fn all(&self) -> Vec<Datastore> {
+        self.known().values().cloned().collect()
     }
+
+    /// Knows a datastore from now on, or what is said of it anew. `workspace` is the id of the one
+    /// whose it is. Its folder is looked at when it is used.
+    pub fn put(&self, record: DatastoreRecord, workspace: &str) {
+        let name = record.datastore.name.clone();
+        let FolderSource { kind, path } = &record.datastore.folder;
+        // Two datastores may be of one folder, also of two workspaces.
+        let digest = Digest::of(format!("{workspace}/{name}").as_bytes()).to_string();
+        let mark = format!("put-{}-", &digest[..16]);
+        let mut known = self.by_name.write().unwrap_or_else(PoisonError::into_inner);
+        let placed = match known.get(&name).map(|known| &known.backend) {
+            // Two would clear away what the other has staged.
+            Some(Backend::Placed(placed, _)) if placed.path() == Path::new(path) => placed.clone(),
+            _ => Placed::new(name.clone(), *kind, Path::new(path), &mark),
+        };
+        let backend = Backend::Placed(placed, Arc::new(record));
+        known.insert(name.clone(), Datastore { name, backend });
+    }
+
+    /// Knows a datastore no more.
+    pub fn remove(&self, name: &DatastoreName) {
+        self.by_name.write().unwrap_or_else(PoisonError::into_inner).remove(name);
+    }
+
+    /// Keeps datastores from being deleted, until it is dropped.
+    pub async fn hold(&self) -> OwnedRwLockReadGuard<()> {
+        self.submissions.clone().read_owned().await
+    }
+
+    /// Waits until nobody holds datastores, and keeps others from it, until it is dropped.
+    pub async fn let_go(&self) -> OwnedRwLockWriteGuard<()> {
+        self.submissions.clone().write_owned().await
+    }
+
+    fn known(&self) -> RwLockReadGuard<'_, BTreeMap<DatastoreName, Datastore>> {
+        self.by_name.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The path without links of a folder that is to become a datastore; `data_dir` is the daemon's own.
+///
+/// # Errors
+/// [`Error::Unfit`].
+pub async fn check_place(source: &FolderSource, data_dir: &Path) -> Result<String, Error> {
+    let (FolderSource { kind, path }, data_dir) = (source.clone(), data_dir.to_owned());
+    let shown = path.clone();
+    let look = folder::blocking(move || {
+        placed::check(Path::new(&path), kind, &data_dir).map_err(Error::Unfit)
+    });
+    let plain = match tokio::time::timeout(placed::PATIENCE, look).await {
+        Ok(checked) => checked?,
+        Err(_) => {
+            let seconds = placed::PATIENCE.as_secs();
+            let problem = format!("{shown} has not answered for {seconds} seconds");
+            return Err(Error::Unfit(problem));
+        }
+    };
+    let plain = plain.into_os_string().into_string();
+    plain.map_err(|_| Error::Unfit(format!("{shown} leads to a path that is no UTF-8")))
 }
 
 #[cfg(test)]

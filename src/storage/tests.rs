@@ -2,7 +2,10 @@ use std::collections::BTreeSet;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 
 use atelier_core::content::{Directory, Entry, EntryKind, EntryName, FileContent, encode_chunk};
+use atelier_core::datastore::{Draft, FolderKind};
+use atelier_core::id::Principal;
 use atelier_core::layout::BLOB_STORE;
+use atelier_core::time::Timestamp;
 use proptest::prelude::*;
 
 use super::*;
@@ -220,7 +223,7 @@ async fn a_new_daemon_clears_what_the_last_one_staged() {
     assert_eq!(left, ["agent-1"]);
     assert!(matches!(again.get("nostore"), Err(Error::UnknownDatastore(_))));
     assert!(matches!(again.get("../x"), Err(Error::UnknownDatastore(_))));
-    assert_eq!(again.iter().count(), 3);
+    assert_eq!(again.all().len(), 3);
 }
 
 #[tokio::test]
@@ -346,4 +349,87 @@ proptest! {
             prop_assert_eq!(joined.components().count(), 2 + path.segments().count());
         }
     }
+}
+
+fn record(name: &str, kind: FolderKind, path: &Path) -> DatastoreRecord {
+    DatastoreRecord {
+        datastore: Draft {
+            name: DatastoreName::new(name).unwrap(),
+            description: None,
+            tags: [].into(),
+            properties: [].into(),
+            folder: FolderSource { kind, path: path.to_str().unwrap().to_owned() },
+        },
+        created_by: Principal::new("ana").unwrap(),
+        created_at: Timestamp::from_millis(7),
+    }
+}
+
+#[tokio::test]
+async fn a_folder_of_somebodys_is_left_as_it_is_until_something_is_written() {
+    let world = World::new();
+    let theirs = tempfile::tempdir().unwrap();
+    let place = std::fs::canonicalize(theirs.path()).unwrap();
+    std::fs::write(place.join("given"), "given").unwrap();
+    for name in ["one", "two"] {
+        world.stores.put(record(name, FolderKind::Local, &place), "w");
+    }
+    let [one, two] = ["one", "two"].map(|name| world.stores.get(name).unwrap());
+    assert_eq!(all(&one, None, 10).await, ["given"]);
+    one.delete(&path("nothing")).await.unwrap();
+    assert_eq!(one.get(&path("given"), 9).await.unwrap(), "given");
+    assert!(
+        !place.join(STAGING).exists()
+            || std::fs::read_dir(place.join(STAGING)).unwrap().count() == 0
+    );
+
+    // What another daemon, or another datastore of the folder, has staged is not cleared away.
+    let staging = place.join(STAGING);
+    std::fs::create_dir_all(&staging).unwrap();
+    std::fs::write(staging.join("put-0"), "another's").unwrap();
+    let (started, wait) =
+        (Arc::new(tokio::sync::Notify::new()), Arc::new(tokio::sync::Notify::new()));
+    let pieces = {
+        let (started, wait) = (started.clone(), wait.clone());
+        futures::stream::iter([0, 1]).then(move |number| {
+            let (started, wait) = (started.clone(), wait.clone());
+            async move {
+                if number == 1 {
+                    started.notify_one();
+                    wait.notified().await;
+                }
+                Ok::<_, io::Error>(Bytes::from(vec![b'x'; 600 << 10]))
+            }
+        })
+    };
+    let slow = tokio::spawn(async move { one.put_stream(&path("slow"), pieces).await });
+    started.notified().await;
+    two.put(&path("quick"), Bytes::from_static(b"quick")).await.unwrap();
+    // Said anew meanwhile, it is still the one that has something staged.
+    world.stores.put(record("one", FolderKind::Local, &place), "w");
+    let again = world.stores.get("one").unwrap();
+    again.put(&path("again"), Bytes::from_static(b"again")).await.unwrap();
+    wait.notify_one();
+    assert_eq!(slow.await.unwrap().unwrap().size, 1200 << 10);
+    let names = std::fs::read_dir(&staging).unwrap().map(|entry| entry.unwrap().file_name());
+    assert_eq!(names.collect::<Vec<_>>(), ["put-0"]);
+    assert_eq!(all(&two, None, 10).await, ["again", "given", "quick", "slow"]);
+}
+
+#[tokio::test]
+async fn a_mount_is_needed_where_one_is_said_to_be() {
+    let world = World::new();
+    let theirs = tempfile::tempdir().unwrap();
+    let place = std::fs::canonicalize(theirs.path()).unwrap();
+    world.stores.put(record("share", FolderKind::Nfs, &place), "w");
+    let share = world.stores.get("share").unwrap();
+    let refused = share.put(&path("x"), Bytes::from_static(b"x")).await.unwrap_err().to_string();
+    assert!(refused.contains("nothing is mounted at"), "{refused}");
+    assert_eq!(std::fs::read_dir(&place).unwrap().count(), 0);
+    assert!(matches!(share.list(None, None, 1).await, Err(Error::Away { .. })));
+    // The kernel's own mounts are ones.
+    let look = |path: &str| FolderSource { kind: FolderKind::Nfs, path: path.to_owned() };
+    assert_eq!(check_place(&look("/proc/"), &place).await.unwrap(), "/proc");
+    let refused = check_place(&look("/proc/self"), &place).await.unwrap_err().to_string();
+    assert!(refused.contains("nothing is mounted at"), "{refused}");
 }

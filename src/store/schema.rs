@@ -14,6 +14,7 @@ const MIGRATIONS: &[&str] = &[
     JOBS_BY_END,
     super::environments::MIGRATION,
     super::secrets::MIGRATION,
+    super::datastores::MIGRATION,
 ];
 
 /// The version this build writes.

@@ -22,6 +22,7 @@ mod clusters;
 mod contained_users;
 mod containers;
 mod containment;
+mod datastores;
 mod debug;
 mod drain;
 mod engines;

@@ -14,6 +14,7 @@ mod attempt;
 mod command;
 mod compute;
 mod data;
+mod datastore;
 mod environment;
 mod job;
 mod status;

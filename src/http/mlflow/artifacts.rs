@@ -206,7 +206,7 @@ async fn find(
         .await?;
     let manifest = manifest(state, info).await?;
     if let Some(entry) = entry_of(manifest.as_deref(), path.as_str()) {
-        let datastore = state.datastores.get(entry.datastore.as_str())?.clone();
+        let datastore = state.datastores.get(entry.datastore.as_str())?;
         return Ok((datastore, ObjectPath::new(&entry.key).map_err(storage::Error::from)?));
     }
     if here {

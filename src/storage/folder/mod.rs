@@ -13,8 +13,8 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _};
@@ -27,6 +27,9 @@ use super::{Error, Meta, ObjectPath, Opened, Page};
 /// the same file system as they are; never listed, and not part of any path. Files named `put-…`
 /// are the daemon's and are removed when it starts.
 pub const STAGING: &str = ".staging";
+
+/// What the names of the daemon's files there begin with, in folders that are its alone.
+const OWN: &str = "put-";
 
 /// How much is read at once.
 const READ: u64 = 256 * 1024;
@@ -43,10 +46,13 @@ pub struct Folder {
 }
 
 #[derive(Debug)]
-struct Inner {
+pub(super) struct Inner {
     path: PathBuf,
     root: OwnedFd,
-    staging: OwnedFd,
+    /// Made when it is first needed: a folder that is only read stays as it is.
+    staging: OnceLock<OwnedFd>,
+    /// What the names of files there begin with.
+    mark: String,
     next: AtomicU64,
 }
 
@@ -63,7 +69,8 @@ impl Drop for Staged {
     fn drop(&mut self) {
         if !self.placed {
             // What cannot be removed now is removed at the next start.
-            let _ = rustix::fs::unlinkat(&self.folder.inner.staging, &*self.name, AtFlags::empty());
+            let Ok(staging) = self.folder.staging() else { return };
+            let _ = rustix::fs::unlinkat(staging, &*self.name, AtFlags::empty());
         }
     }
 }
@@ -79,19 +86,61 @@ impl Folder {
         std::fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
-            .create(path.join(STAGING))
+            .create(path)
             .map_err(|source| failed("make the folder", source))?;
         let path =
             std::fs::canonicalize(path).map_err(|source| failed("open the folder", source))?;
         let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
         let root = rustix::fs::open(&path, flags, Mode::empty())
             .map_err(|errno| failed("open the folder", errno.into()))?;
-        let staging = open_folder_at(&root, STAGING)
-            .map_err(|errno| failed("open the staging folder of", errno.into()))?;
-        let folder =
-            Self { inner: Arc::new(Inner { path, root, staging, next: AtomicU64::new(0) }) };
-        folder.sweep().map_err(|source| failed("clear the staging folder of", source))?;
+        let folder = Self::at(path, root, OWN);
+        folder.staging()?;
         Ok(folder)
+    }
+
+    /// A folder that is open. Nothing is made in it before something is written; names of what is staged
+    /// then begin with `mark`, which no other daemon's may.
+    pub(super) fn at(path: PathBuf, root: OwnedFd, mark: &str) -> Self {
+        let (staging, mark, next) = (OnceLock::new(), mark.to_owned(), AtomicU64::new(0));
+        Self { inner: Arc::new(Inner { path, root, staging, mark, next }) }
+    }
+
+    pub(super) fn of(inner: Arc<Inner>) -> Self {
+        Self { inner }
+    }
+
+    pub(super) fn weak(&self) -> Weak<Inner> {
+        Arc::downgrade(&self.inner)
+    }
+
+    /// Whether the open folder is the same.
+    pub(super) fn is(&self, other: &OwnedFd) -> bool {
+        let id = |fd: &OwnedFd| rustix::fs::fstat(fd).map(|stat| (stat.st_dev, stat.st_ino)).ok();
+        id(&self.inner.root).is_some_and(|own| Some(own) == id(other))
+    }
+
+    /// The staging folder; the first time it is made if need be, and cleared of what an earlier daemon
+    /// left.
+    fn staging(&self) -> Result<&OwnedFd, Error> {
+        if let Some(staging) = self.inner.staging.get() {
+            return Ok(staging);
+        }
+        let failed =
+            |operation, source| io_error(operation, &self.inner.path.display().to_string(), source);
+        match rustix::fs::mkdirat(&self.inner.root, STAGING, Mode::from(0o700)) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(errno) => return Err(failed("make the staging folder of", errno.into())),
+        }
+        let staging = open_folder_at(&self.inner.root, STAGING)
+            .map_err(|errno| failed("open the staging folder of", errno.into()))?;
+        // One thread clears it, before any has a file there.
+        let mut swept = Ok(());
+        let staging = self.inner.staging.get_or_init(|| {
+            swept = self.sweep(&staging);
+            staging
+        });
+        swept.map_err(|source| failed("clear the staging folder of", source))?;
+        Ok(staging)
     }
 
     /// The folder's absolute path, without symbolic links.
@@ -100,13 +149,13 @@ impl Folder {
     }
 
     /// Removes what an earlier daemon left unfinished.
-    fn sweep(&self) -> io::Result<()> {
-        for entry in rustix::fs::Dir::read_from(&self.inner.staging)? {
+    fn sweep(&self, staging: &OwnedFd) -> io::Result<()> {
+        for entry in rustix::fs::Dir::read_from(staging)? {
             let entry = entry?;
-            if !entry.file_name().to_bytes().starts_with(b"put-") {
+            if !entry.file_name().to_bytes().starts_with(self.inner.mark.as_bytes()) {
                 continue;
             }
-            match rustix::fs::unlinkat(&self.inner.staging, entry.file_name(), AtFlags::empty()) {
+            match rustix::fs::unlinkat(staging, entry.file_name(), AtFlags::empty()) {
                 Err(Errno::ISDIR) => {
                     let name = entry.file_name().to_string_lossy().into_owned();
                     std::fs::remove_dir_all(self.inner.path.join(STAGING).join(name))?;
@@ -238,13 +287,18 @@ impl Folder {
         }
     }
 
+    fn staged_name(&self) -> String {
+        format!("{}{}", self.inner.mark, self.inner.next.fetch_add(1, Ordering::Relaxed))
+    }
+
     /// A new file in the staging folder.
     pub(super) fn stage(&self) -> Result<Staged, Error> {
         let flags =
             OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let staging = self.staging()?;
         loop {
-            let name = format!("put-{}", self.inner.next.fetch_add(1, Ordering::Relaxed));
-            match rustix::fs::openat(&self.inner.staging, &*name, flags, Mode::from(0o644)) {
+            let name = self.staged_name();
+            match rustix::fs::openat(staging, &*name, flags, Mode::from(0o644)) {
                 Ok(fd) => {
                     return Ok(Staged {
                         folder: self.clone(),
@@ -293,7 +347,7 @@ impl Folder {
         // The folder may be deleted between finding it and renaming into it; then it is made anew.
         for _ in 0..8 {
             let (parent, name) = self.parent(path, Some(sync))?;
-            match rustix::fs::renameat(&self.inner.staging, &*staged.name, &parent, name) {
+            match rustix::fs::renameat(self.staging()?, &*staged.name, &parent, name) {
                 Ok(()) => {
                     staged.placed = true;
                     if sync == Flush::Each {
@@ -335,14 +389,14 @@ impl Folder {
             Err(error) => return Err(error),
         };
         let failed = |source| io_error("delete", path.as_str(), source);
-        let trash = format!("put-{}", self.inner.next.fetch_add(1, Ordering::Relaxed));
-        match rustix::fs::renameat(&parent, name, &self.inner.staging, &*trash) {
+        let (staging, trash) = (self.staging()?, self.staged_name());
+        match rustix::fs::renameat(&parent, name, staging, &*trash) {
             Ok(()) => {}
             Err(Errno::NOENT) => return Ok(()),
             Err(errno) => return Err(failed(errno.into())),
         }
         rustix::fs::fsync(&parent).map_err(|errno| failed(errno.into()))?;
-        match rustix::fs::unlinkat(&self.inner.staging, &*trash, AtFlags::empty()) {
+        match rustix::fs::unlinkat(staging, &*trash, AtFlags::empty()) {
             Err(Errno::ISDIR) => {
                 std::fs::remove_dir_all(self.inner.path.join(STAGING).join(trash)).map_err(failed)
             }
@@ -362,7 +416,7 @@ impl Staged {
             Some(file) => rustix::fs::fsync(file),
             None => {
                 let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                let staging = &self.folder.inner.staging;
+                let staging = self.folder.inner.staging.get().ok_or(Errno::BADF)?;
                 rustix::fs::fsync(rustix::fs::openat(staging, &*self.name, flags, Mode::empty())?)
             }
         }
