@@ -282,10 +282,10 @@ fn f21_a_cancellation_may_race_the_end() {
 #[cfg(feature = "failpoints")]
 #[test]
 fn f22_a_migration_is_whole_or_not_at_all() {
-    for step in ["migrate:1", "migrate:2", "migrate:3", "migrate:7"] {
+    for step in 1..=atelier::store::SCHEMA_VERSION {
         let cluster = Cluster::empty();
         cluster.settings.borrow_mut().variables =
-            vec![("ATELIER_FAILPOINT".to_owned(), step.to_owned())];
+            vec![("ATELIER_FAILPOINT".to_owned(), format!("migrate:{step}"))];
         cluster.launch_daemon();
         until("the daemon died", || cluster.daemon(|daemon| daemon.ended()));
         cluster.settings.borrow_mut().variables.clear();

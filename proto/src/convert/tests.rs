@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use atelier_core::content::Digest;
+use atelier_core::datastore::{self, FolderKind, FolderSource};
 use atelier_core::environment::Draft;
 use atelier_core::id::{
     AssetName, ComputeName, DatastoreName, ExperimentName, JobName, PortName, VersionName,
@@ -490,6 +491,41 @@ proptest! {
         let sent = crate::environment::v1::CreateEnvironmentRequest::from(&draft);
         prop_assert_eq!(Draft::try_from(sent).unwrap(), draft);
     }
+}
+
+proptest! {
+    #[test]
+    fn datastores_come_back_as_they_were(
+        name in word(),
+        description in option::of("[^\\x00]{1,20}"),
+        (tags, properties) in (words(), words()),
+        is_mount in any::<bool>(),
+        path in "/[^\\x00]{1,20}",
+    ) {
+        let kind = if is_mount { FolderKind::Nfs } else { FolderKind::Local };
+        let draft = datastore::Draft {
+            name: DatastoreName::new(&name).unwrap(),
+            description,
+            tags,
+            properties,
+            folder: FolderSource { kind, path },
+        };
+        let sent = crate::workspace::v1::DatastoreDraft::from(&draft);
+        prop_assert_eq!(datastore::Draft::try_from(sent).unwrap(), draft);
+    }
+}
+
+#[test]
+fn a_datastore_names_the_field_that_is_wrong() {
+    use crate::workspace::v1::{DatastoreDraft, LocalFolder, datastore_draft::Source};
+    let local = |path: &str| Some(Source::Local(LocalFolder { path: path.to_owned() }));
+    let good = DatastoreDraft { name: "d".to_owned(), source: local("/x"), ..Default::default() };
+    let field = |draft: DatastoreDraft| datastore::Draft::try_from(draft).unwrap_err().field;
+    assert_eq!(field(DatastoreDraft { name: "a b".to_owned(), ..good.clone() }), "name");
+    assert_eq!(field(DatastoreDraft { source: None, ..good.clone() }), "source");
+    assert_eq!(field(DatastoreDraft { source: local("\0"), ..good.clone() }), "local.path");
+    let tags = (0..=1000).map(|n| (n.to_string(), String::new())).collect();
+    assert_eq!(field(DatastoreDraft { tags, ..good }), "tags");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //! that what goes in comes out.
 
 mod batches;
+mod datastores;
 mod environments;
 pub(crate) mod failures;
 mod open;

@@ -1,0 +1,41 @@
+use atelier_core::datastore::{DatastoreRecord, Draft, FolderKind, FolderSource};
+use atelier_core::id::DatastoreName;
+
+use super::*;
+use crate::store::datastores;
+
+fn record(text: &str, description: Option<&str>) -> DatastoreRecord {
+    DatastoreRecord {
+        datastore: Draft {
+            name: DatastoreName::new(text).unwrap(),
+            description: description.map(str::to_owned),
+            tags: [("team".to_owned(), "vision".to_owned())].into(),
+            properties: [("a".to_owned(), "b".to_owned())].into(),
+            folder: FolderSource { kind: FolderKind::Nfs, path: "/mnt/share".to_owned() },
+        },
+        created_by: who("ana"),
+        created_at: Timestamp::from_millis(7),
+    }
+}
+
+async fn put(store: &SqliteStore, record: DatastoreRecord) {
+    store.write(move |conn| datastores::put(conn, &record)).await.unwrap();
+}
+
+#[tokio::test]
+async fn datastores_come_back_as_they_were() {
+    let folder = Folder::new();
+    let store = folder.open();
+    put(&store, record("two", None)).await;
+    put(&store, record("one", Some("ours"))).await;
+    drop(store);
+    let store = folder.open();
+    let all = || store.read(datastores::all).unwrap();
+    assert_eq!(all(), [record("one", Some("ours")), record("two", None)]);
+    // Said anew it is still one.
+    put(&store, record("two", Some("theirs"))).await;
+    assert_eq!(all(), [record("one", Some("ours")), record("two", Some("theirs"))]);
+    let gone = DatastoreName::new("one").unwrap();
+    store.write(move |conn| datastores::delete(conn, &gone)).await.unwrap();
+    assert_eq!(all(), [record("two", Some("theirs"))]);
+}
