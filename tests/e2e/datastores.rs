@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use crate::harness::{Cluster, Disk, job_yaml, needs, until};
+use crate::harness::{Cluster, Disk, http, job_yaml, needs, until};
 
 /// A folder beside the daemon's own, with a file in it.
 fn folder(cluster: &Cluster, name: &str) -> PathBuf {
@@ -240,18 +240,12 @@ fn a_folder_that_went_away_is_told_when_it_is_used() {
     fs::write(cluster.path().join("private"), "private\n").unwrap();
     symlink(cluster.path(), place.join("out")).unwrap();
     let read = |path: &str| {
-        cluster.create(&format!(
-            "command: cat ${{{{inputs.i}}}}\ninputs: {{i: {{type: uri_file, path: \
-             'azureml://datastores/datasets/paths/{path}'}}}}\n"
-        ))
+        let what = format!("GET /data/v1/datasets/{path}");
+        http(&cluster.server(), &what, &cluster.token(), "").unwrap()
     };
-    let failure = |job: &str| {
-        let ended = cluster.ended(job);
-        assert_eq!(cluster.log(job), b"");
-        format!("{ended:?}")
-    };
-    let out = failure(&read("out/private"));
-    assert!(out.contains("symbolic link"), "{out}");
+    assert_eq!(read("given/a.txt"), (200, "from the datastore\n".to_owned()));
+    let (status, out) = read("out/private");
+    assert!(status == 403 && out.contains("symbolic link"), "{status}: {out}");
 
     fs::rename(&place, place.with_extension("moved")).unwrap();
     cannot_be_used(&cluster, "datasets", "is not there");
