@@ -331,7 +331,8 @@ fn hidden_from_builds(
     let (root, services) = (root.to_owned(), services.clone());
     let containers = containers.map(|all| all.runtime().folders.clone()).unwrap_or_default();
     Arc::new(move || {
-        let daemon = services.borrow().as_ref().and_then(|services| services.home.clone());
+        let daemon = services.borrow().as_ref().map(|services| services.hidden.clone());
+        let daemon = daemon.unwrap_or_default();
         let mut hidden = attempt::hidden(&root, as_another, daemon);
         hidden.extend(containers.iter().cloned());
         hidden

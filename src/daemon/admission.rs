@@ -268,6 +268,7 @@ impl Admission {
             let problem = format!("job '{job}' is not over, so its outputs are not there yet");
             return Err(missing(field, problem));
         }
+        self.datastore(field, &datastore)?;
         self.committed.tidy(&known).await?;
         let root = root.trim_end_matches('/');
         let path = path.trim_matches('/');

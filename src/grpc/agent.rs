@@ -1,5 +1,6 @@
 //! `atelier.agent.v1.AgentService`: the daemon's side of a node's session.
 
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -78,6 +79,9 @@ impl Service {
     fn welcome(&self) -> pb::DaemonMessage {
         let lease = self.shared.args.lease_policy();
         let workspace = self.shared.folder.workspace();
+        let shown = |paths: Vec<PathBuf>| -> Vec<String> {
+            paths.iter().map(|path| path.display().to_string()).collect()
+        };
         let probe = self.shared.folder.at("storage").join(PROBE);
         daemon_message(pb::daemon_message::Message::Welcome(pb::Welcome {
             heartbeat_ms: lease.heartbeat_ms,
@@ -89,6 +93,8 @@ impl Service {
             workspace_id: workspace.id.clone(),
             home: self.shared.folder.path().display().to_string(),
             control_url: self.shared.url.to_string(),
+            hidden_folders: shown(self.shared.vault.key_folders()),
+            hidden_files: shown(self.shared.vault.key_files()),
         }))
     }
 }

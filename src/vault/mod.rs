@@ -7,7 +7,7 @@ mod key;
 mod tests;
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use atelier_core::access::Caller;
@@ -157,7 +157,34 @@ pub struct Status {
     pub keys: Vec<KeyUse>,
 }
 
+/// Whether a folder is there for keys alone, to judge by its name.
+fn is_of_keys(folder: &Path) -> bool {
+    let name = folder.file_name().unwrap_or_default().to_string_lossy();
+    name == "vault" || name.starts_with("atelier")
+}
+
 impl Vault {
+    /// Folders of files with keys, which may be made later, where nothing else is in them.
+    pub fn key_folders(&self) -> Vec<PathBuf> {
+        let folders = self.files().filter_map(|file| file.parent());
+        folders.filter(|folder| is_of_keys(folder)).map(Path::to_owned).collect()
+    }
+
+    /// Files with keys that lie in other folders.
+    pub fn key_files(&self) -> Vec<PathBuf> {
+        let is_apart = |file: &&Path| !file.parent().is_some_and(is_of_keys);
+        self.files().filter(is_apart).map(Path::to_owned).collect()
+    }
+
+    fn files(&self) -> impl Iterator<Item = &Path> {
+        let ring = &self.keys;
+        let sources = ring.old.values().map(|(_, source)| source).chain([&ring.source]);
+        sources.filter_map(|source| match source {
+            KeySource::File(path) => Some(path.as_path()),
+            _ => None,
+        })
+    }
+
     /// Opens the vault of a workspace.
     ///
     /// # Errors

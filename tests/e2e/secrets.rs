@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use crate::harness::{Cluster, Process, Settings, until};
+use crate::harness::{Agent, Cluster, Process, Settings, needs, until};
 
 /// What no file, log or answer may hold.
 const CANARY: &str = "canary-7Qm2vXw9ZpLr4KtB";
@@ -304,4 +304,33 @@ fn a_key_is_replaced_and_a_rotation_that_was_cut_short_goes_on() {
     assert_eq!(all["versions"], 70);
     cluster.daemon(Process::stop);
     assert!(refuses(&cluster, &["--vault-key", &old]).contains("--vault-old-key"));
+}
+
+/// Also where the job's user is the key's: in a folder of keys, and among other files.
+#[test]
+fn a_job_does_not_see_the_key_of_the_vault() {
+    use base64::Engine as _;
+    needs("isolation");
+    for prefix in ["atelier-keys-", "other-"] {
+        // Not below /tmp, which jobs do not see at all.
+        let folder = tempfile::Builder::new()
+            .prefix(prefix)
+            .tempdir_in(env!("CARGO_TARGET_TMPDIR"))
+            .unwrap();
+        let key = folder.path().join("vault.key");
+        fs::write(&key, base64::engine::general_purpose::STANDARD.encode([7; 32])).unwrap();
+        fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
+        fs::write(folder.path().join("beside"), "seen").unwrap();
+        let cluster = Cluster::empty();
+        cluster.settings.borrow_mut().serve =
+            ["--vault-key".to_owned(), format!("file:{}", key.display())].to_vec();
+        cluster.start_daemon();
+        cluster.start_agent(&Agent::new("local").with("--job-users=none"));
+        let look =
+            format!("cat {0}/vault.key {0}/beside 2>/dev/null; true", folder.path().display());
+        let job = cluster.shell(&look);
+        cluster.completed(&job);
+        let log = String::from_utf8(cluster.log(&job)).unwrap();
+        assert_eq!(log, if prefix == "other-" { "seen" } else { "" }, "{prefix}");
+    }
 }

@@ -39,7 +39,8 @@ impl Manager {
     fn word(&self) -> String {
         loop {
             let next = self.next();
-            if next != "WATCHDOG=1" {
+            // How long a start may take is told as often as there is something to wait for.
+            if next != "WATCHDOG=1" && !next.starts_with("EXTEND_TIMEOUT_USEC=") {
                 return next;
             }
         }

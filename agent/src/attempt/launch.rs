@@ -211,7 +211,10 @@ fn view(
     if !own.contains_key("XDG_CACHE_HOME") {
         environment.remove("XDG_CACHE_HOME");
     }
-    let daemon = node.services.borrow().as_ref().and_then(|services| services.home.clone());
+    let (daemon, keys) =
+        node.services.borrow().as_ref().map_or_else(Default::default, |services| {
+            (services.hidden.clone(), services.masked.clone())
+        });
     let mut writable =
         vec![folder.work(), folder.outputs(), folder.environment(), folder.launcher()];
     writable.extend(own_inputs(attempt));
@@ -228,7 +231,7 @@ fn view(
     hidden.extend(containers.cloned());
     Ok(View {
         hidden,
-        masked: node.token_file.iter().cloned().collect(),
+        masked: node.token_file.iter().cloned().chain(keys).collect(),
         readable,
         writable,
         temporary,
@@ -242,7 +245,7 @@ fn view(
 
 /// Folders of this node that are empty for who is not the agent: its own, and the `daemon`'s. `as_another`:
 /// where it is another user than the agent's.
-pub(crate) fn hidden(root: &Path, as_another: bool, daemon: Option<PathBuf>) -> Vec<PathBuf> {
+pub(crate) fn hidden(root: &Path, as_another: bool, daemon: Vec<PathBuf>) -> Vec<PathBuf> {
     let mut hidden = vec![root.to_owned()];
     hidden.extend(as_another.then(|| isolation::closed_above(root)).flatten());
     hidden.extend(daemon);

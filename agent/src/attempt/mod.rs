@@ -120,8 +120,10 @@ pub(crate) struct Services {
     pub(crate) apart: bool,
     pub(crate) workspace: String,
     pub(crate) workspace_id: String,
-    /// The daemon's folder, if it is on this machine.
-    pub(crate) home: Option<PathBuf>,
+    /// The daemon's folder and those of its vault's keys, if it is on this machine.
+    pub(crate) hidden: Vec<PathBuf>,
+    /// Files with such keys that lie elsewhere.
+    pub(crate) masked: Vec<PathBuf>,
     /// Where jobs have no way to.
     pub(crate) closed: Arc<Closed>,
 }

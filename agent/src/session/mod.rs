@@ -3,6 +3,7 @@
 //! Attempts live on without it. What they report meanwhile is kept and told with the next Hello.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -274,6 +275,11 @@ impl Session {
         let is_here = !probe.is_empty()
             && std::fs::read(probe).is_ok_and(|read| read == welcome.shared_probe_value.as_bytes());
         let shared = is_here && !self.args.no_shared_store;
+        // On another machine there is no such folder, or it is not the daemon's.
+        let here = |paths: &[String]| -> Vec<PathBuf> {
+            let paths = paths.iter().map(PathBuf::from);
+            paths.filter(|path| is_here && path.is_absolute()).collect()
+        };
         self.facts.other.insert("shared_store".to_owned(), shared.to_string());
         let data = DataPlane::new(data::Options {
             http_url: welcome.http_url.clone(),
@@ -291,9 +297,8 @@ impl Session {
             apart: !welcome.control_url.is_empty(),
             workspace: welcome.workspace.clone(),
             workspace_id: welcome.workspace_id.clone(),
-            // On another machine there is no such folder, or it is not the daemon's.
-            home: Some(std::path::PathBuf::from(&welcome.home))
-                .filter(|home| is_here && home.is_absolute()),
+            hidden: here(&[vec![welcome.home.clone()], welcome.hidden_folders.clone()].concat()),
+            masked: here(&welcome.hidden_files),
             closed,
         })));
         Ok(())

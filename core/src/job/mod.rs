@@ -377,11 +377,6 @@ impl Cause {
             Self::NodeLost | Self::LeaseExpired | Self::AgentError | Self::DiskFull | Self::GpuLost
         )
     }
-
-    /// Whether it is the platform's, and the node is still there and told of it.
-    pub fn leaves_the_node(self) -> bool {
-        self.is_platforms() && !matches!(self, Self::NodeLost | Self::LeaseExpired)
-    }
 }
 
 /// Points to the manifest of what an attempt wrote.

@@ -336,7 +336,7 @@ fn verdict(job: &Job, active: &Active, end: &AttemptEnd, now: Now) -> Verdict {
             let told = member.end.as_ref().and_then(|end| end.started_at);
             member.started_at.or(told).is_some()
         });
-        let costs_little = failure.cause.leaves_the_node() && !began && end.started_at.is_none();
+        let costs_little = failure.cause == Cause::AgentError && !began && end.started_at.is_none();
         let (count, most) = match costs_little {
             true => (&mut tries.unstarted, Tries::MAX_UNSTARTED),
             false => (&mut tries.lost, Tries::MAX_LOST),

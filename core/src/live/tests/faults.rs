@@ -450,9 +450,9 @@ fn what_can_never_be_made_ready_fails_in_the_end() {
 #[test]
 fn what_ran_unseen_is_not_tried_as_often_as_what_did_not_run() {
     let mut world = world();
-    let (seen, unseen) = (job_name("full"), job_name("unseen"));
-    let full = Finish::Unprepared(Cause::DiskFull);
-    world.submit(&seen, retried(1), Script::succeeds(10).with(&[full]));
+    let (seen, unseen) = (job_name("seen"), job_name("unseen"));
+    let away = Finish::Unprepared(Cause::AgentError);
+    world.submit(&seen, retried(1), Script::succeeds(10).with(&[away]));
     let lost = Finish::Unseen(Cause::AgentError);
     world.submit(&unseen, retried(1), Script::succeeds(10).with(&[lost]));
     world.finish().unwrap();
