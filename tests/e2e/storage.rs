@@ -122,7 +122,7 @@ fn f24_a_job_that_fills_the_disk_is_ended_before_the_nodes_own_room_is_gone() {
     let neighbour =
         format!("head -c 4M /dev/zero >some; while [ ! -e {} ]; do sleep 0.05; done", go.display());
     let neighbour = cluster.shell(&neighbour);
-    let greedy = cluster.shell("while head -c 1M /dev/zero >>big; do sleep 0.02; done; exit 3");
+    let greedy = cluster.shell("while head -c 1M /dev/zero >>big; do sleep 0.1; done; exit 3");
     let job = cluster.ended(&greedy);
     assert_eq!(job.status(), JobStatus::Failed);
     let error = job.error.unwrap();
