@@ -177,9 +177,11 @@ impl Store {
         if meta.nlink() == 1 && files::link_open_file(file, &at).is_ok() {
             let staged = Staged { at: at.clone() };
             file.set_permissions(fs::Permissions::from_mode(0o444)).map_err(failed)?;
-            // Not the job's from now on, whose user's number the node may give again.
-            self.give(file).map_err(failed)?;
-            return Ok(staged);
+            // Not the job's from now on, whose user's number the node may give again; where that cannot be, what
+            // is published is a copy.
+            if self.give(file).map_err(failed)? {
+                return Ok(staged);
+            }
         }
         use std::os::fd::AsRawFd as _;
         let staged = Staged { at };
@@ -211,10 +213,10 @@ impl Store {
         Ok(staged)
     }
 
-    /// Makes what was opened the store's own. A file system whose files have no owners of their own, or none that
-    /// this machine may give, goes without.
-    fn give(&self, opened: impl AsFd) -> io::Result<()> {
-        let Some((user, group)) = self.owner else { return Ok(()) };
+    /// Makes what was opened the store's own; whether it is. A file system whose files have no owners of their own,
+    /// or none that this machine may give, goes without.
+    fn give(&self, opened: impl AsFd) -> io::Result<bool> {
+        let Some((user, group)) = self.owner else { return Ok(true) };
         match std::os::unix::fs::fchown(opened, Some(user), Some(group)) {
             Err(error)
                 if matches!(
@@ -224,11 +226,11 @@ impl Store {
             {
                 if !self.told.swap(true, Ordering::Relaxed) {
                     let root = self.root.display();
-                    tracing::warn!(%root, %error, "what is stored here cannot be its owner's, it stays root's");
+                    tracing::warn!(%root, %error, "what is stored here cannot be made its owner's");
                 }
-                Ok(())
+                Ok(false)
             }
-            given => given,
+            given => given.map(|()| true),
         }
     }
 
