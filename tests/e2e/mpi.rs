@@ -156,7 +156,10 @@ fn open_mpi_5_starts_the_processes_of_a_job_on_all_of_its_nodes() {
     cluster.completed(&job);
     for rank in 0..4 {
         let said = format!("rank {rank} of 4 in {}\n", rank / 2);
-        assert_eq!(log_of(&cluster, &job, rank), said);
+        // Its starter may have a word before: it warns if a child has begun its program before it has a group
+        // (`plm:ssh: Warning: setpgid failed in parent`).
+        let log = log_of(&cluster, &job, rank);
+        assert!(log.ends_with(&said) && log.matches("rank").count() == 1, "{log}");
     }
 }
 

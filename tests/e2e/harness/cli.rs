@@ -11,7 +11,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use super::wait::{PATIENCE, until_within};
+use super::wait::{PATIENCE, is_over, until_within};
 
 /// A command about to run.
 pub(crate) struct Cli {
@@ -148,7 +148,7 @@ impl Running {
     pub(crate) fn prints_within(&self, patience: Duration, text: &str) {
         let mut last = String::new();
         let begun = std::time::Instant::now();
-        while begun.elapsed() < patience {
+        while !is_over(begun, patience) {
             last = self.stdout();
             if last.contains(text) {
                 return;
@@ -176,7 +176,7 @@ impl Running {
                 break status;
             }
             assert!(
-                begun.elapsed() < patience,
+                !is_over(begun, patience),
                 "`{}` still runs after {patience:?}\n{}\n{}",
                 self.shown,
                 self.stdout(),

@@ -10,6 +10,8 @@ use atelier_proto::job::v1::{
 };
 use tokio::runtime::Runtime;
 
+use super::wait::is_over;
+
 /// A connection, and a runtime to use it on.
 pub(crate) struct Rpc {
     runtime: Runtime,
@@ -79,7 +81,7 @@ impl Rpc {
                 return job;
             }
             let hopeless = job.status().is_final();
-            if hopeless || begun.elapsed() > patience {
+            if hopeless || is_over(begun, patience) {
                 let events = self.events(name).unwrap_or_default();
                 let events: Vec<_> =
                     events.iter().map(|e| format!("  {} {}", e.kind, e.message)).collect();

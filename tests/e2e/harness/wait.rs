@@ -1,5 +1,6 @@
 //! Waiting for a state, never for a time.
 
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 /// How long anything ordinary may take on a slow, busy machine.
@@ -7,6 +8,18 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How often a state is looked at.
 const LOOK: Duration = Duration::from_millis(15);
+
+/// As many times as long as elsewhere may anything take here, as `ATELIER_TEST_SLOWNESS` says: in a machine that
+/// is emulated, say.
+static SLOWNESS: LazyLock<u32> = LazyLock::new(|| match std::env::var("ATELIER_TEST_SLOWNESS") {
+    Ok(times) => times.parse().expect("ATELIER_TEST_SLOWNESS is a whole number"),
+    Err(_) => 1,
+});
+
+/// Whether what may take so long has taken longer since then.
+pub(crate) fn is_over(begun: Instant, patience: Duration) -> bool {
+    begun.elapsed() > patience * *SLOWNESS
+}
 
 /// Looks until `look` finds something; fails the test after [`PATIENCE`].
 #[track_caller]
@@ -26,7 +39,7 @@ pub(crate) fn until_within<T>(
         if let Some(found) = look() {
             return found;
         }
-        assert!(begun.elapsed() < patience, "waited {patience:?} in vain: {what}");
+        assert!(!is_over(begun, patience), "waited {patience:?} in vain: {what}");
         std::thread::sleep(LOOK);
     }
 }
