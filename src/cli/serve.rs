@@ -14,6 +14,7 @@ pub(super) fn run(arguments: ServeArgs) -> Result<(), Error> {
         // SAFETY: As above.
         unsafe { source.take() };
     }
+    allow_open_files();
     let failed = |message: String| Error::new(Kind::Failed, message);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -24,6 +25,15 @@ pub(super) fn run(arguments: ServeArgs) -> Result<(), Error> {
     // Streams that clients hold open do not keep a stopped daemon alive.
     runtime.shutdown_background();
     result.map_err(|error| Error::new(kind(&error), error.to_string()))
+}
+
+/// As many open files as the system lets this process have: agents, clients and the levels of a listed folder take
+/// one each, and the usual 1024 are for programs that use `select`.
+fn allow_open_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    // If it cannot be raised it is as it was.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
 }
 
 /// What the admin can put right is no failure of the daemon.

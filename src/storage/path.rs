@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 /// The longest path, in bytes. Prefixes that Atelier puts before a user's own path fit well.
-const MAX_PATH: usize = 2048;
+pub(super) const MAX_PATH: usize = 2048;
 /// The longest segment, in bytes: what Linux file systems take.
 const MAX_SEGMENT: usize = 255;
 

@@ -12,10 +12,10 @@ use rustix::fs::{AtFlags, Mode, OFlags, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
 
 use super::Error;
-use super::folder::{self, Folder};
+use super::folder::{self, Folder, Pace, Step};
 
-/// How long a folder may take to be looked at. That of a file server which is away takes for ever.
-pub(super) const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a folder may take to be looked at.
+pub(super) const PATIENCE: Duration = Step::Short.patience();
 
 /// A folder of somebody's. Nothing of it is open while nothing is read or written there, so that a file
 /// system can be unmounted. Cheap to clone.
@@ -31,6 +31,7 @@ struct Inner {
     path: PathBuf,
     /// Begins the names of what this workspace stages: the folder may be another's, too.
     mark: String,
+    pace: Pace,
     /// Looked at by one at a time: on a folder that does not answer one thread waits, not one for each
     /// request.
     opened: Arc<tokio::sync::Mutex<()>>,
@@ -40,10 +41,11 @@ struct Inner {
 impl Placed {
     pub(super) fn new(name: DatastoreName, kind: FolderKind, path: &Path, mark: &str) -> Self {
         let inner = Inner {
-            name,
+            name: name.clone(),
             kind,
             path: path.to_owned(),
             mark: mark.to_owned(),
+            pace: Pace::bounded(name, path.to_owned()),
             opened: Arc::default(),
             current: std::sync::Mutex::default(),
         };
@@ -85,7 +87,7 @@ impl Inner {
         if let Some(open) = current.upgrade().map(Folder::of).filter(|open| open.is(&root)) {
             return Ok(open);
         }
-        let folder = Folder::at(self.path.clone(), root, &self.mark);
+        let folder = Folder::at(self.path.clone(), root, &self.mark, self.pace.clone());
         *current = folder.weak();
         Ok(folder)
     }

@@ -210,6 +210,36 @@ async fn listings_are_ordered_and_go_on_where_they_ended() {
 }
 
 #[tokio::test]
+async fn a_listing_goes_as_deep_as_paths_do() {
+    let world = World::new();
+    let store = world.blob();
+    // Folders that no path leads to.
+    let mut folder = world.on_disk();
+    let long = "d".repeat(200);
+    for _ in 0..10 {
+        folder.push(&long);
+        std::fs::create_dir(&folder).unwrap();
+        std::fs::write(folder.join("f"), "").unwrap();
+    }
+    // The next is past what a system call takes, so it is made from inside.
+    let mut at = std::fs::File::open(&folder).unwrap();
+    for _ in 0..200 {
+        rustix::fs::mkdirat(&at, "deeper", rustix::fs::Mode::from(0o755)).unwrap();
+        let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::DIRECTORY;
+        let next = rustix::fs::openat(&at, "deeper", flags, rustix::fs::Mode::empty());
+        at = next.unwrap().into();
+        let file = rustix::fs::OFlags::CREATE | rustix::fs::OFlags::WRONLY;
+        rustix::fs::openat(&at, "f", file, rustix::fs::Mode::from(0o644)).unwrap();
+    }
+    std::fs::create_dir(world.on_disk().join("lost+found")).unwrap();
+    std::fs::write(world.on_disk().join("lost+found/x"), "").unwrap();
+    let found = all(&store, None, 3).await;
+    let deepest = found.iter().map(String::len).max().unwrap();
+    assert!(found.len() > 10 && deepest > 2030 && deepest <= 2048, "{} {deepest}", found.len());
+    assert!(!found.iter().any(|path| path.starts_with("lost+found")));
+}
+
+#[tokio::test]
 async fn a_new_daemon_clears_what_the_last_one_staged() {
     let world = World::new();
     let staging = world.on_disk().join(STAGING);

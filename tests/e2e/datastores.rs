@@ -104,6 +104,36 @@ fn jobs_read_from_a_datastore_and_write_to_it() {
     cluster.atelier(["job", "delete", &job, "--yes"]).ok();
 }
 
+/// Of a whole datastore, and through the gateway as well as by links.
+#[test]
+fn an_input_may_be_a_whole_datastore() {
+    let cluster = Cluster::start();
+    let place = folder(&cluster, "datasets");
+    fs::write(place.join("b.txt"), "").unwrap();
+    create(&cluster, &yaml("datasets", &place));
+    cluster.atelier(["datastore", "test", "datasets"]).ok();
+    for uri in ["azureml://datastores/datasets/paths/", "azureml://datastores/datasets"] {
+        let job = cluster.create(&format!(
+            "command: cd ${{{{inputs.all}}}} && find . -type f | sort\n\
+             inputs: {{all: {{type: uri_folder, path: '{uri}'}}}}\n"
+        ));
+        cluster.completed(&job);
+        assert_eq!(cluster.log(&job), b"./b.txt\n./given/a.txt\n", "{uri}");
+    }
+    // One of the workspace's own, which nodes here read as a folder; what is being written there is not seen.
+    let files = cluster.create(
+        "command: mkdir -p ${{outputs.o}}/deep && echo kept > ${{outputs.o}}/deep/file\n\
+         outputs: {o: {type: uri_folder, path: 'azureml://datastores/workspacefilestore/paths/kept'}}\n",
+    );
+    cluster.completed(&files);
+    let job = cluster.create(
+        "command: cd ${{inputs.all}} && find . | sort\n\
+         inputs: {all: {type: uri_folder, path: 'azureml://datastores/workspacefilestore/paths/'}}\n",
+    );
+    cluster.completed(&job);
+    assert_eq!(cluster.log(&job), b".\n./kept\n./kept/deep\n./kept/deep/file\n");
+}
+
 #[test]
 fn one_that_jobs_use_is_not_deleted() {
     let cluster = Cluster::start();

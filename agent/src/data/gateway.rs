@@ -295,14 +295,14 @@ impl Gateway {
         }
     }
 
-    /// The object at `key`, or all objects below it.
+    /// The object at `key`, or all objects below it; of the whole datastore if it is empty.
     pub(super) async fn list(
         &self,
         datastore: &str,
         key: &str,
         token: &str,
     ) -> Result<Vec<Found>, Error> {
-        path::check(key)?;
+        path::place(key)?;
         let mut found = Vec::new();
         let mut after: Option<String> = None;
         loop {
@@ -319,7 +319,7 @@ impl Gateway {
             for object in page.objects {
                 path::check(&object.path)?;
                 let below = match object.path.strip_prefix(key) {
-                    Some("") => String::new(),
+                    Some(rest) if key.is_empty() || rest.is_empty() => rest.to_owned(),
                     Some(rest) if rest.starts_with('/') => rest[1..].to_owned(),
                     // Outside of what was asked for.
                     _ => continue,

@@ -83,7 +83,7 @@ pub(super) async fn provide(
     if mode == InputMode::Direct {
         return Ok(uri);
     }
-    let key = path::checked(&at.path)?.to_owned();
+    let key = path::place(&at.path)?.to_owned();
     let place = Place { inner, at, key: &key, token, store: inner.store(at).await? };
     let mut found = place.list().await?;
     let is_file = matches!(found.as_slice(), [only] if only.below.is_empty());

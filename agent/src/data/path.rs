@@ -46,6 +46,14 @@ pub(super) fn checked(path: &str) -> Result<&str, Error> {
     Ok(path)
 }
 
+/// As [`checked`]; what is empty is the whole datastore.
+pub(super) fn place(path: &str) -> Result<&str, Error> {
+    match path {
+        "" => Ok(path),
+        _ => checked(path),
+    }
+}
+
 /// A path as part of a URL.
 pub(super) fn in_url(path: &str) -> String {
     utf8_percent_encode(path, IN_URL).to_string()
@@ -114,6 +122,8 @@ mod tests {
         assert!(check(&"a/".repeat(2000)).is_err());
         assert!(check(&"a".repeat(256)).is_err());
         assert_eq!(checked("a/b/").unwrap(), "a/b");
+        assert_eq!((place("").unwrap(), place("a/").unwrap()), ("", "a"));
+        assert!(place("/").is_err() && place("a//").is_err());
     }
 
     #[test]

@@ -90,15 +90,16 @@ impl Store {
         move |errno| Error::errno(operation, &place, errno)
     }
 
-    /// The object at `key`, or all objects below it, in no order. Nothing there gives none.
+    /// The object at `key`, or all objects below it (of the whole datastore if it is empty), in no order.
+    /// Nothing there gives none.
     pub(super) fn list(&self, key: &str) -> Result<Vec<Found>, Error> {
-        path::check(key)?;
+        path::place(key)?;
         if key.split('/').next() == Some(STAGING) {
             return Ok(Vec::new());
         }
         let failed = self.failed("list", key);
         let mut at = self.descriptor.try_clone().map_err(|e| Error::io("list", &self.root, e))?;
-        let mut segments = key.split('/').peekable();
+        let mut segments = key.split('/').filter(|segment| !segment.is_empty()).peekable();
         while let Some(segment) = segments.next() {
             at = match open_folder_at(&at, segment) {
                 Ok(folder) => folder,
@@ -117,7 +118,8 @@ impl Store {
             };
         }
         let mut found = Vec::new();
-        self.list_folder(&at, "", 0, &mut found).map_err(failed)?;
+        let hidden = key.is_empty().then_some(STAGING);
+        self.list_folder(&at, "", 0, hidden, &mut found).map_err(failed)?;
         Ok(found)
     }
 
@@ -126,6 +128,7 @@ impl Store {
         folder: &OwnedFd,
         prefix: &str,
         depth: usize,
+        hidden: Option<&str>,
         found: &mut Vec<Found>,
     ) -> rustix::io::Result<()> {
         if depth > MAX_DEPTH {
@@ -135,14 +138,14 @@ impl Store {
             let entry = entry?;
             // A name that is no text cannot have come from a datastore.
             let Ok(name) = entry.file_name().to_str() else { continue };
-            if matches!(name, "." | "..") {
+            if matches!(name, "." | "..") || Some(name) == hidden {
                 continue;
             }
             let below =
                 if prefix.is_empty() { name.to_owned() } else { format!("{prefix}/{name}") };
             match entry.file_type() {
                 FileType::Directory => match open_folder_at(folder, name) {
-                    Ok(inner) => self.list_folder(&inner, &below, depth + 1, found)?,
+                    Ok(inner) => self.list_folder(&inner, &below, depth + 1, None, found)?,
                     Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
                     Err(errno) => return Err(errno),
                 },

@@ -6,7 +6,12 @@ use rustix::fs::{AtFlags, Dir, FileType};
 use rustix::io::Errno;
 
 use super::{Folder, STAGING, io_error, meta_of, open_folder_at};
+use crate::storage::path::MAX_PATH;
 use crate::storage::{Error, Listed, ObjectPath, Page};
+
+/// Not listed at the top of a datastore: what is being written, and where ext4 puts what it finds after a crash,
+/// which is root's alone.
+const HIDDEN: [&str; 2] = [STAGING, "lost+found"];
 
 struct Listing<'a> {
     after: &'a str,
@@ -62,7 +67,7 @@ impl Listing<'_> {
             let entry = entry.map_err(failed)?;
             // A name that is no text cannot be part of a path, so nothing could read it.
             let Ok(name) = entry.file_name().to_str() else { continue };
-            if matches!(name, "." | "..") || (prefix.is_empty() && name == STAGING) {
+            if matches!(name, "." | "..") || (prefix.is_empty() && HIDDEN.contains(&name)) {
                 continue;
             }
             let kind = match entry.file_type() {
@@ -79,7 +84,11 @@ impl Listing<'_> {
                 FileType::RegularFile if format!("{prefix}{name}").as_str() > self.after => {
                     names.push(name.to_owned());
                 }
-                FileType::Directory if self.may_hold_more(&format!("{prefix}{name}/")) => {
+                // Deeper than any path leads nothing can be read, and each level of a folder holds a file open.
+                FileType::Directory
+                    if prefix.len() + name.len() < MAX_PATH
+                        && self.may_hold_more(&format!("{prefix}{name}/")) =>
+                {
                     names.push(format!("{name}/"));
                 }
                 _ => {}

@@ -5,6 +5,7 @@
 //! datastore. Objects are written below [`STAGING`], made durable, and renamed to their place.
 
 mod list;
+mod pace;
 
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
@@ -22,6 +23,9 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
 use super::{Error, Meta, ObjectPath, Opened, Page};
+
+use pace::{Awaited, Waits};
+pub(super) use pace::{Pace, Step};
 
 /// The folder, below a datastore's root, where objects are written before they get their place. On
 /// the same file system as they are; never listed, and not part of any path. Files named `put-…`
@@ -53,6 +57,8 @@ pub(super) struct Inner {
     staging: OnceLock<OwnedFd>,
     /// What the names of files there begin with.
     mark: String,
+    /// How its file system is waited for.
+    pace: Pace,
     next: AtomicU64,
 }
 
@@ -69,8 +75,12 @@ impl Drop for Staged {
     fn drop(&mut self) {
         if !self.placed {
             // What cannot be removed now is removed at the next start.
-            let Ok(staging) = self.folder.staging() else { return };
-            let _ = rustix::fs::unlinkat(staging, &*self.name, AtFlags::empty());
+            let (folder, name) = (self.folder.clone(), std::mem::take(&mut self.name));
+            let remove = move || {
+                let Ok(staging) = folder.staging() else { return };
+                let _ = rustix::fs::unlinkat(staging, &*name, AtFlags::empty());
+            };
+            self.folder.inner.pace.leave(remove);
         }
     }
 }
@@ -93,16 +103,16 @@ impl Folder {
         let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
         let root = rustix::fs::open(&path, flags, Mode::empty())
             .map_err(|errno| failed("open the folder", errno.into()))?;
-        let folder = Self::at(path, root, OWN);
+        let folder = Self::at(path, root, OWN, Pace::Own);
         folder.staging()?;
         Ok(folder)
     }
 
     /// A folder that is open. Nothing is made in it before something is written; names of what is staged
     /// then begin with `mark`, which no other daemon's may.
-    pub(super) fn at(path: PathBuf, root: OwnedFd, mark: &str) -> Self {
+    pub(super) fn at(path: PathBuf, root: OwnedFd, mark: &str, pace: Pace) -> Self {
         let (staging, mark, next) = (OnceLock::new(), mark.to_owned(), AtomicU64::new(0));
-        Self { inner: Arc::new(Inner { path, root, staging, mark, next }) }
+        Self { inner: Arc::new(Inner { path, root, staging, mark, pace, next }) }
     }
 
     pub(super) fn of(inner: Arc<Inner>) -> Self {
@@ -225,7 +235,7 @@ impl Folder {
 
     pub(super) async fn open(&self, path: &ObjectPath) -> Result<Opened, Error> {
         let (folder, path) = (self.clone(), path.clone());
-        blocking(move || folder.open_now(&path)).await
+        self.run(Step::Short, move || folder.open_now(&path)).await
     }
 
     /// [`Folder::open`] on this thread.
@@ -244,7 +254,8 @@ impl Folder {
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
             return Err(Error::NotFound(path.to_string()));
         }
-        Ok(Opened { meta: meta_of(&stat), source: OpenFile { file, path: path.clone() } })
+        let source = OpenFile { file, path: path.clone(), pace: self.inner.pace.clone() };
+        Ok(Opened { meta: meta_of(&stat), source })
     }
 
     pub(super) async fn put_stream<S, E>(&self, path: &ObjectPath, bytes: S) -> Result<Meta, Error>
@@ -253,7 +264,8 @@ impl Folder {
         E: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let folder = self.clone();
-        let (mut bytes, mut staged) = (pin!(bytes), blocking(move || folder.stage()).await?);
+        let mut bytes = pin!(bytes);
+        let mut staged = self.run(Step::Short, move || folder.stage()).await?;
         loop {
             let (mut gathered, mut length) = (Vec::new(), 0);
             while length < WRITE {
@@ -271,20 +283,30 @@ impl Folder {
             }
             let at = path.clone();
             if length < WRITE {
-                return blocking(move || {
+                // Whoever gave up may have stored another object there since.
+                let (_waits, awaited) = Waits::new();
+                let publish = move || {
                     staged.write(&at, &gathered)?;
                     let meta = staged.meta(&at)?;
-                    staged.folder.clone().publish(vec![(staged, at)])?;
+                    staged.folder.clone().publish_while(&awaited, vec![(staged, at)])?;
                     Ok(meta)
-                })
-                .await;
+                };
+                return self.run(Step::Long, publish).await;
             }
-            staged = blocking(move || {
+            let write = move || {
                 staged.write(&at, &gathered)?;
                 Ok(staged)
-            })
-            .await?;
+            };
+            staged = self.run(Step::Short, write).await?;
         }
+    }
+
+    async fn run<T: Send + 'static>(
+        &self,
+        step: Step,
+        work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        self.inner.pace.run(step, work).await
     }
 
     fn staged_name(&self) -> String {
@@ -319,6 +341,16 @@ impl Folder {
     /// together or, after a crash, up to some file of the order: journalling file systems keep the
     /// order of renames.
     pub(super) fn publish(&self, files: Vec<(Staged, ObjectPath)>) -> Result<(), Error> {
+        let (_waits, awaited) = Waits::new();
+        self.publish_while(&awaited, files)
+    }
+
+    /// [`Folder::publish`], as long as somebody waits for it.
+    fn publish_while(
+        &self,
+        awaited: &Awaited,
+        files: Vec<(Staged, ObjectPath)>,
+    ) -> Result<(), Error> {
         let Some((_, first)) = files.first() else { return Ok(()) };
         let failed =
             |path: &ObjectPath, errno: Errno| io_error("store", path.as_str(), errno.into());
@@ -335,6 +367,9 @@ impl Folder {
             }
         }
         for (mut staged, path) in files {
+            if !awaited.still() {
+                return Err(Error::Interrupted("nobody waits for it any more".into()));
+            }
             self.place(&mut staged, &path, sync)?;
         }
         if sync == Flush::All {
@@ -373,12 +408,12 @@ impl Folder {
     ) -> Result<Page, Error> {
         let (folder, below, after) =
             (self.clone(), below.cloned(), after.unwrap_or_default().to_owned());
-        blocking(move || folder.list_now(below.as_ref(), &after, limit)).await
+        self.run(Step::Long, move || folder.list_now(below.as_ref(), &after, limit)).await
     }
 
     pub(super) async fn delete(&self, path: &ObjectPath) -> Result<(), Error> {
         let (folder, path) = (self.clone(), path.clone());
-        blocking(move || folder.delete_now(&path)).await
+        self.run(Step::Long, move || folder.delete_now(&path)).await
     }
 
     /// Moves what is there out of the way at once, then removes it.
@@ -453,20 +488,25 @@ enum Flush {
 pub(super) struct OpenFile {
     file: File,
     path: ObjectPath,
+    pace: Pace,
 }
 
 impl OpenFile {
     pub(super) fn stream(self, range: Range<u64>) -> impl Stream<Item = Result<Bytes, Error>> {
-        futures::stream::try_unfold((self, range), |(source, range)| async move {
-            if range.is_empty() {
-                return Ok(None);
+        let pace = self.pace.clone();
+        futures::stream::try_unfold((self, range), move |(source, range)| {
+            let pace = pace.clone();
+            async move {
+                if range.is_empty() {
+                    return Ok(None);
+                }
+                let read = move || {
+                    let length = (range.end - range.start).min(READ);
+                    let piece = source.read(range.start, length)?;
+                    Ok(Some((piece, (source, range.start + length..range.end))))
+                };
+                pace.run(Step::Short, read).await
             }
-            blocking(move || {
-                let length = (range.end - range.start).min(READ);
-                let piece = source.read(range.start, length)?;
-                Ok(Some((piece, (source, range.start + length..range.end))))
-            })
-            .await
         })
     }
 
