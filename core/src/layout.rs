@@ -40,6 +40,17 @@ pub fn uploads_root(principal: &Principal) -> String {
     format!("{UPLOADS}/{}", &digest[..16])
 }
 
+/// Whether only the workspace, jobs and their own principal write at this path: what others have submitted and
+/// made must stay as it was. Datastores that people made are theirs.
+pub fn is_kept(datastore: &DatastoreName, path: &str) -> bool {
+    let first = path.split('/').next().unwrap_or_default();
+    match datastore.as_str() {
+        ARTIFACT_STORE => true,
+        BLOB_STORE | FILE_STORE => path.is_empty() || matches!(first, OUTPUTS | UPLOADS | RUNS),
+        _ => false,
+    }
+}
+
 /// Why a job may not have this name, although it is one.
 pub fn unfit_job_name(name: &JobName) -> Option<String> {
     if name.as_str() == CONTENT {

@@ -4,7 +4,9 @@
 //! |---|---|
 //! | `GET`, `HEAD /data/v1/{datastore}/{path}` | reads an object; one range; `If-Match`, `If-None-Match` |
 //! | `PUT /data/v1/{datastore}/{path}` | stores an object, whole or not at all; durable when answered |
+//! | `DELETE /data/v1/{datastore}/{path}` | removes an object; `?recursive=true`: and all below the path |
 //! | `GET /data/v1/{datastore}?prefix=P&after=PATH` | lists what lies at or below the folder `P` |
+//! | `GET /data/v1/{datastore}?prefix=P&delimiter=/` | what lies right below it: objects and folders |
 //!
 //! Paths are percent-decoded once. Bytes stream both ways, so memory does not grow with an object.
 
@@ -26,7 +28,7 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use percent_encoding::percent_decode_str;
 use serde::{Deserialize, Serialize};
 
-use crate::storage::{self, Datastore, Datastores, Meta, ObjectPath};
+use crate::storage::{self, Datastore, Datastores, Listed, Meta, ObjectPath};
 
 /// The most objects of one page of a listing.
 const PAGE: usize = 1000;
@@ -148,12 +150,25 @@ struct ListQuery {
     #[serde(default)]
     prefix: String,
     after: Option<String>,
+    /// `/`, or nothing.
+    #[serde(default)]
+    delimiter: String,
+}
+
+/// What a removal is asked for.
+#[derive(Deserialize)]
+struct DeleteQuery {
+    #[serde(default)]
+    recursive: bool,
 }
 
 /// A page as JSON.
 #[derive(Serialize)]
 struct ListAnswer {
     objects: Vec<ListedObject>,
+    /// If only what lies right below was asked for.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    folders: Vec<String>,
     next: Option<String>,
 }
 
@@ -162,6 +177,14 @@ struct ListedObject {
     path: String,
     size: u64,
     etag: String,
+    /// Milliseconds since the Unix epoch.
+    modified: i64,
+}
+
+impl From<Listed> for ListedObject {
+    fn from(Listed { path, meta: Meta { size, etag, modified } }: Listed) -> Self {
+        Self { path: path.to_string(), size, etag, modified: modified.as_millis() }
+    }
 }
 
 async fn gateway(Shared(state): Shared<State>, request: Request) -> Response {
@@ -197,7 +220,8 @@ async fn answer(state: &State, request: Request) -> Result<Response, Refusal> {
                 Method::GET => read(state, &caller, datastore, &path, &head.headers, true).await,
                 Method::HEAD => read(state, &caller, datastore, &path, &head.headers, false).await,
                 Method::PUT => write(state, &caller, datastore, &path, &head.headers, body).await,
-                _ => Err(method_not_allowed("GET, HEAD, PUT")),
+                Method::DELETE => delete(state, &caller, datastore, &path, &head).await,
+                _ => Err(method_not_allowed("GET, HEAD, PUT, DELETE")),
             }
         }
     }
@@ -238,26 +262,60 @@ async fn list(
     if head.method != Method::GET {
         return Err(method_not_allowed("GET"));
     }
-    let Query(query): Query<ListQuery> = Query::try_from_uri(&head.uri)
-        .map_err(|error| Refusal::invalid(format!("the query cannot be read: {error}")))?;
+    let query: ListQuery = queried(head)?;
     let folder = match query.prefix.strip_suffix('/').unwrap_or(&query.prefix) {
         "" => None,
         folder => Some(ObjectPath::new(folder).map_err(storage::Error::from)?),
     };
     let named = folder.as_ref().map_or("", ObjectPath::as_str);
     authorize(state, caller, datastore, named, false)?;
-    let page = datastore.list(folder.as_ref(), query.after.as_deref(), PAGE).await?;
-    let objects = page
-        .objects
-        .into_iter()
-        .map(|object| ListedObject {
-            path: object.path.to_string(),
-            size: object.meta.size,
-            etag: object.meta.etag,
-        })
-        .collect();
-    let next = page.next.map(|path| path.to_string());
-    Ok(axum::Json(ListAnswer { objects, next }).into_response())
+    let (folder, after) = (folder.as_ref(), query.after.as_deref());
+    let (objects, folders, next) = match &*query.delimiter {
+        "" => {
+            let page = datastore.list(folder, after, PAGE).await?;
+            (page.objects, Vec::new(), page.next.map(|path| path.to_string()))
+        }
+        "/" => {
+            let level = datastore.level(folder, after, PAGE).await?;
+            (level.objects, level.folders, level.next)
+        }
+        _ => return Err(Refusal::invalid("the delimiter of paths is '/'")),
+    };
+    let objects = objects.into_iter().map(ListedObject::from).collect();
+    let folders = folders.iter().map(ToString::to_string).collect();
+    Ok(axum::Json(ListAnswer { objects, folders, next }).into_response())
+}
+
+fn queried<T: serde::de::DeserializeOwned>(head: &Parts) -> Result<T, Refusal> {
+    let Query(query) = Query::try_from_uri(&head.uri)
+        .map_err(|error| Refusal::invalid(format!("the query cannot be read: {error}")))?;
+    Ok(query)
+}
+
+async fn delete(
+    state: &State,
+    caller: &Caller,
+    datastore: &Datastore,
+    path: &ObjectPath,
+    head: &Parts,
+) -> Result<Response, Refusal> {
+    authorize(state, caller, datastore, path.as_str(), true)?;
+    let forbidden = |message| Refusal::new(StatusCode::FORBIDDEN, "Forbidden", message);
+    // What an attempt has written is its job's, to be looked at and deleted with it.
+    if matches!(caller.role, Role::Attempt(_)) {
+        return Err(forbidden("jobs do not delete objects"));
+    }
+    let holds_content = path.is_within(storage::CONTENT_PREFIX)
+        || storage::CONTENT_PREFIX.starts_with(&format!("{path}/"));
+    if datastore.name().as_str() == BLOB_STORE && holds_content {
+        return Err(forbidden("the code of jobs lies there, which is not deleted by path"));
+    }
+    let DeleteQuery { recursive } = queried(head)?;
+    if !recursive {
+        datastore.head(path).await?;
+    }
+    datastore.delete(path).await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
 }
 
 async fn read(
@@ -270,7 +328,7 @@ async fn read(
 ) -> Result<Response, Refusal> {
     authorize(state, caller, datastore, path.as_str(), false)?;
     let opened = datastore.open(path).await?;
-    let Meta { size, etag } = opened.meta.clone();
+    let Meta { size, etag, .. } = opened.meta.clone();
     let mut response = Response::new(Body::empty());
     let out = response.headers_mut();
     out.insert(header::ETAG, text(etag.clone()));

@@ -284,11 +284,12 @@ impl Door {
         let allowed = match &caller.role {
             Role::Admin => true,
             Role::Reader => !write,
-            // What people upload are inputs; results are written by attempts alone.
+            // Results are written by attempts alone, and what a job is given from people's machines lies in a folder
+            // of their own.
             Role::DataScientist => {
-                // Each in a folder of their own: what others have submitted must stay as it was.
                 let own = layout::uploads_root(&caller.principal);
-                !write || path.strip_prefix(&own).is_some_and(|below| below.starts_with('/'))
+                let is_own = path.strip_prefix(&own).is_some_and(|below| below.starts_with('/'));
+                !write || is_own || !layout::is_kept(datastore, path)
             }
             Role::Node(_) => false,
             Role::Attempt(scope) => {

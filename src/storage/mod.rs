@@ -10,6 +10,7 @@
 
 mod content;
 mod folder;
+mod level;
 mod path;
 mod placed;
 
@@ -22,6 +23,7 @@ use atelier_core::content::Digest;
 use atelier_core::datastore::{DatastoreRecord, FolderSource};
 use atelier_core::id::DatastoreName;
 use atelier_core::layout;
+use atelier_core::time::Timestamp;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt as _, TryStreamExt as _};
@@ -29,6 +31,7 @@ use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard};
 
 pub use content::{ContentStore, PREFIX as CONTENT_PREFIX, Upload};
 pub use folder::{Folder, STAGING};
+pub use level::Level;
 pub use path::{InvalidObjectPath, ObjectPath};
 
 use placed::Placed;
@@ -105,6 +108,8 @@ pub struct Meta {
     pub size: u64,
     /// A quoted text that another content at the same path does not have.
     pub etag: String,
+    /// When it was stored, as far as its storage knows.
+    pub modified: Timestamp,
 }
 
 /// An object of a listing.

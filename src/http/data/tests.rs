@@ -236,14 +236,14 @@ async fn paths_that_lead_out_are_refused_in_every_writing() {
         ".",
         "..",
     ] {
-        for method in ["GET", "HEAD", "PUT"] {
+        for method in ["GET", "HEAD", "PUT", "DELETE"] {
             let target = format!("/data/v1/workspaceblobstore/{path}");
             let (status, answer) = gateway.raw(method, &target).await;
             // A doubly encoded slash is part of a name; what it names is not there.
             let name = path.contains("%252f") && method != "PUT";
             let expected: &[u16] = if name { &[400, 404] } else { &[400] };
-            if path.contains("%252f") && method == "PUT" {
-                assert_eq!(status, 201, "{target}");
+            if path.contains("%252f") && matches!(method, "PUT" | "DELETE") {
+                assert_eq!(status, if method == "PUT" { 201 } else { 204 }, "{target}");
                 continue;
             }
             assert!(expected.contains(&status), "{method} {target}: {answer}");
@@ -257,7 +257,7 @@ async fn paths_that_lead_out_are_refused_in_every_writing() {
         let target = format!("/data/v1/workspaceblobstore?{query}");
         assert_eq!(gateway.raw("GET", &target).await.0, 400, "{target}");
     }
-    assert_eq!(gateway.raw("DELETE", "/data/v1/workspaceblobstore/x").await.0, 405);
+    assert_eq!(gateway.raw("POST", "/data/v1/workspaceblobstore/x").await.0, 405);
     assert_eq!(gateway.raw("PUT", "/data/v1/workspaceblobstore").await.0, 405);
     let refused = gateway.put("workspaceblobstore/azureml/content/ab/abcd", "forged").await;
     assert_eq!(error_of(refused).await, (403, "Forbidden".into()));
@@ -305,6 +305,56 @@ async fn listings_come_in_pages() {
     assert_eq!(none.text().await.unwrap(), r#"{"objects":[],"next":null}"#);
     let everything = gateway.get("workspaceartifactstore?after=many%2F99999", &[]).await;
     assert_eq!(everything.text().await.unwrap(), r#"{"objects":[],"next":null}"#);
+}
+
+#[tokio::test]
+async fn a_folder_is_looked_at_and_objects_are_removed() {
+    let gateway = Gateway::new().await;
+    let delete = async |rest: &str| {
+        let url = format!("http://{}/data/v1/{rest}", gateway.address);
+        gateway.client.delete(url).send().await.unwrap()
+    };
+    for path in ["a/b/1", "a/b/2", "a/c", "a d/x"] {
+        gateway.put(&format!("workspaceblobstore/{path}"), "x").await;
+    }
+    let listed = async |query: &str| -> Value {
+        let answer = gateway.get(&format!("workspaceblobstore?{query}"), &[]).await;
+        serde_json::from_slice(&answer.bytes().await.unwrap()).unwrap()
+    };
+    let level = listed("prefix=a/&delimiter=%2F").await;
+    assert_eq!(level["folders"], serde_json::json!(["a/b"]));
+    let object = &level["objects"][0];
+    assert_eq!((&object["path"], &level["objects"].as_array().unwrap().len()), (&"a/c".into(), &1));
+    assert!(object["modified"].as_i64().unwrap() > 1_600_000_000_000, "{object}");
+    assert_eq!(listed("delimiter=/").await["folders"], serde_json::json!(["a d", "a"]));
+    let other = gateway.get("workspaceblobstore?delimiter=x", &[]).await;
+    assert_eq!(error_of(other).await, (400, "InvalidRequest".into()));
+
+    // A folder is not removed by mistake.
+    assert_eq!(error_of(delete("workspaceblobstore/a/b").await).await, (404, "NotFound".into()));
+    assert_eq!(delete("workspaceblobstore/a/c").await.status(), 204);
+    assert_eq!(error_of(delete("workspaceblobstore/a/c").await).await.0, 404);
+    assert_eq!(delete("workspaceblobstore/a?recursive=true").await.status(), 204);
+    assert_eq!(listed("").await["objects"].as_array().unwrap().len(), 1);
+    for path in ["azureml", "azureml/content", "azureml/content/ab/abcd"] {
+        let refused = delete(&format!("workspaceblobstore/{path}?recursive=true")).await;
+        assert_eq!(error_of(refused).await, (403, "Forbidden".into()), "{path}");
+    }
+    assert_eq!(delete("workspaceblobstore/a%2f..%2fb?recursive=true").await.status(), 400);
+
+    let scope = AttemptScope {
+        job: JobName::new("brave_owl_1").unwrap(),
+        attempt: AttemptNumber(1),
+        epoch: Epoch(1),
+    };
+    let attempt = Gateway::with(Some(Role::Attempt(scope))).await;
+    let own = "workspaceartifactstore/ExperimentRun/dcid.brave_owl_1/outputs/m";
+    attempt.put(own, "m").await;
+    let url = format!("http://{}/data/v1/{own}", attempt.address);
+    assert_eq!(attempt.client.delete(url).send().await.unwrap().status(), 403);
+    let reader = Gateway::with(Some(Role::Reader)).await;
+    let url = format!("http://{}/data/v1/workspaceblobstore/x", reader.address);
+    assert_eq!(reader.client.delete(url).send().await.unwrap().status(), 403);
 }
 
 #[tokio::test]

@@ -17,6 +17,7 @@ use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
+use atelier_core::time::Timestamp;
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
@@ -528,7 +529,10 @@ impl OpenFile {
 fn meta_of(stat: &Stat) -> Meta {
     let (inode, size) = (stat.st_ino, stat.st_size);
     let etag = format!("\"{inode:x}-{:x}.{:x}-{size:x}\"", stat.st_mtime, stat.st_mtime_nsec);
-    Meta { size: u64::try_from(size).unwrap_or(0), etag }
+    let nanos = i64::try_from(stat.st_mtime_nsec).unwrap_or(0);
+    let modified = stat.st_mtime.saturating_mul(1000).saturating_add(nanos / 1_000_000);
+    let modified = Timestamp::from_millis(modified);
+    Meta { size: u64::try_from(size).unwrap_or(0), etag, modified }
 }
 
 fn open_folder_at(at: &OwnedFd, name: &str) -> rustix::io::Result<OwnedFd> {
