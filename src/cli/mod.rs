@@ -16,6 +16,7 @@ mod datastore;
 mod environment;
 mod error;
 mod experiment;
+mod fs;
 mod job;
 mod local;
 mod node;
@@ -112,6 +113,9 @@ enum Command {
     /// Make datastores, look at them, try, change and delete them
     #[command(subcommand)]
     Datastore(datastore::Command),
+    /// List, copy, print and remove files of datastores
+    #[command(subcommand)]
+    Fs(fs::Command),
     /// Make environments and their versions, look at them, put them away
     #[command(subcommand)]
     Environment(environment::Command),
@@ -182,6 +186,16 @@ impl Context {
         tracing::debug!(server = %target.server, "connecting");
         Ok(Client::connect(target).await?)
     }
+
+    /// Has somebody say yes before something is lost; `instead` is the command that asks nothing.
+    fn confirmed(&self, question: &str, instead: &str) -> Result<(), Error> {
+        match self.output.confirm(question) {
+            Some(true) => Ok(()),
+            Some(false) => Err(Error::new(Kind::Refused, "nothing was deleted")),
+            None => Err(Error::usage("there is no terminal to confirm the deletion on")
+                .help(format!("add --yes: {instead}"))),
+        }
+    }
 }
 
 /// The whole program from its arguments to its exit code.
@@ -237,6 +251,7 @@ fn dispatch(command: Command, context: &Context) -> Result<ExitCode, Error> {
         Command::Node(command) => done(block_on(node::run(command, context))),
         Command::Workspace(command) => done(block_on(workspace::run(command, context))),
         Command::Datastore(command) => done(block_on(datastore::run(command, context))),
+        Command::Fs(command) => done(block_on(fs::run(command, context))),
         Command::Environment(command) => done(block_on(environment::run(command, context))),
         Command::Experiment(command) => done(block_on(experiment::run(command, context))),
         Command::Secret(command) => done(block_on(secret::run(command, context))),

@@ -119,14 +119,8 @@ async fn list(context: &Context) -> Result<(), Error> {
 
 async fn delete(name: &str, yes: bool, context: &Context) -> Result<(), Error> {
     if !yes {
-        match context.output.confirm(&format!("Delete all versions of secret {name}?")) {
-            Some(true) => {}
-            Some(false) => return Err(Error::new(Kind::Refused, "nothing was deleted")),
-            None => {
-                return Err(Error::usage("there is no terminal to confirm the deletion on")
-                    .help(format!("add --yes: atelier secret delete {name} --yes")));
-            }
-        }
+        let question = format!("Delete all versions of secret {name}?");
+        context.confirmed(&question, &format!("atelier secret delete {name} --yes"))?;
     }
     let client = context.client().await?;
     let request = DeleteSecretRequest { name: name.to_owned() };

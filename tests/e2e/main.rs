@@ -29,6 +29,7 @@ mod engines;
 mod environments;
 mod events;
 mod exec;
+mod fs;
 mod gangs;
 mod gpus;
 mod images;

@@ -8,7 +8,7 @@ use atelier_proto::job::v1::{
 use clap::{Args, Subcommand};
 use serde_json::json;
 
-use super::{Context, Error, Kind, Name};
+use super::{Context, Error, Name};
 
 mod create;
 mod debug;
@@ -179,14 +179,7 @@ async fn delete(context: &Context, arguments: &Delete) -> Result<(), Error> {
     let name = arguments.name.get();
     if !arguments.yes {
         let question = format!("Delete job {name} with its logs, metrics and default outputs?");
-        match context.output.confirm(&question) {
-            Some(true) => {}
-            Some(false) => return Err(Error::new(Kind::Refused, "nothing was deleted")),
-            None => {
-                return Err(Error::usage("there is no terminal to confirm the deletion on")
-                    .help(format!("add --yes: atelier job delete {name} --yes")));
-            }
-        }
+        context.confirmed(&question, &format!("atelier job delete {name} --yes"))?;
     }
     let client = context.client().await?;
     let request = DeleteJobRequest { name: name.to_owned() };

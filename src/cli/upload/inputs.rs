@@ -208,7 +208,7 @@ impl Gateway {
 
 /// The bytes of a file that must still be the one that was hashed: otherwise the stream fails before
 /// its last byte, and the gateway keeps nothing.
-fn pieces(
+pub(in crate::cli) fn pieces(
     file: FoundFile,
     sent: impl Fn(u64) + Send + Sync + 'static,
 ) -> impl Stream<Item = io::Result<Bytes>> {

@@ -23,7 +23,9 @@ use atelier_proto::content::v1::content_service_client::ContentServiceClient;
 use crate::client::Authorized;
 
 pub use error::Error;
+pub(in crate::cli) use inputs::pieces;
 pub use inputs::{Gateway, LocalInput};
+pub(in crate::cli) use scan::{FoundFile, Stat};
 
 /// How far an upload is; for a progress display.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

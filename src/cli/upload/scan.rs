@@ -14,17 +14,17 @@ use super::Error;
 
 /// What tells whether a file is still the one that was read. Times in nanoseconds since 1970.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Stat {
-    pub(super) size: u64,
-    pub(super) modified: i64,
-    pub(super) changed: i64,
-    pub(super) inode: u64,
-    pub(super) device: u64,
-    pub(super) executable: bool,
+pub(in crate::cli) struct Stat {
+    pub(in crate::cli) size: u64,
+    pub(in crate::cli) modified: i64,
+    pub(in crate::cli) changed: i64,
+    pub(in crate::cli) inode: u64,
+    pub(in crate::cli) device: u64,
+    pub(in crate::cli) executable: bool,
 }
 
 impl Stat {
-    pub(super) fn of(metadata: &Metadata) -> Self {
+    pub(in crate::cli) fn of(metadata: &Metadata) -> Self {
         let nanoseconds = |s: i64, ns: i64| s.saturating_mul(1_000_000_000).saturating_add(ns);
         Self {
             size: metadata.len(),
@@ -39,12 +39,12 @@ impl Stat {
 
 /// A regular file.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct FoundFile {
+pub(in crate::cli) struct FoundFile {
     /// Where it is read, links resolved.
-    pub(super) path: PathBuf,
+    pub(in crate::cli) path: PathBuf,
     /// Its place below the folder.
-    pub(super) relative: PathBuf,
-    pub(super) stat: Stat,
+    pub(in crate::cli) relative: PathBuf,
+    pub(in crate::cli) stat: Stat,
 }
 
 /// An entry of a folder.

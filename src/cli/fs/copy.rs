@@ -1,0 +1,411 @@
+//! `atelier fs cp`
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use atelier_core::content::Digest;
+use clap::Args;
+use futures::{StreamExt as _, TryStreamExt as _};
+use indicatif::ProgressBar;
+use serde_json::json;
+use tokio::io::AsyncWriteExt as _;
+
+use super::place::{self, Look, Place};
+use super::plan::{Item, Source, Target, Transfer, plan};
+use super::{Entry, found};
+use crate::cli::job::size;
+use crate::cli::upload::{FoundFile, Stat, pieces};
+use crate::cli::{Context, Error, Kind};
+use crate::client::data::{self, Data, Depth, Object, again};
+use crate::client::{Client, innermost};
+
+/// Files copied at once.
+const AT_ONCE: usize = 8;
+/// Folders in one another that are gone through at most.
+const MAX_DEPTH: usize = 256;
+
+#[derive(Args)]
+pub(in crate::cli) struct Arguments {
+    /// What to copy, and where to: files and folders of this machine, or azureml:// URIs, in which patterns may be given
+    #[arg(value_name = "SOURCE… TARGET", required = true)]
+    paths: Vec<String>,
+    /// Folders with all that lies below them
+    #[arg(short, long)]
+    recursive: bool,
+}
+
+/// What copying needs.
+struct Copying<'a> {
+    data: &'a Data,
+    bar: ProgressBar,
+}
+
+pub(super) async fn run(
+    arguments: Arguments,
+    client: &Client,
+    data: &Data,
+    context: &Context,
+) -> Result<(), Error> {
+    let Arguments { paths: mut sources, recursive } = arguments;
+    let named = sources.pop().unwrap_or_default();
+    if sources.is_empty() {
+        return Err(Error::usage("there is no target").help("write atelier fs cp SOURCE… TARGET"));
+    }
+    if !place::is_remote(&named) && !sources.iter().any(|source| place::is_remote(source)) {
+        let cause = "neither the sources nor the target lie in a datastore";
+        return Err(Error::usage(cause).help("name one as azureml://datastores/NAME/paths/PATH"));
+    }
+    let target = match place::is_remote(&named) {
+        true => Target::Remote(Place::read(&named, client).await?),
+        false => Target::Local(PathBuf::from(&named)),
+    };
+    let mut items = Vec::new();
+    for source in &sources {
+        match place::is_remote(source) {
+            true => items.extend(remote(source, recursive, client, data).await?),
+            false => items.push(local(Path::new(source), recursive)?),
+        }
+    }
+    let into_folder = items.len() > 1 || is_folder(&target, &named, data).await?;
+    let transfers = plan(items, &target, into_folder)?;
+    let (files, bytes) =
+        (transfers.len(), transfers.iter().map(|transfer| transfer.from.bytes()).sum());
+    if files == 0 {
+        context.output.warn("there are no files in it; empty folders are not kept in datastores");
+    }
+    if let Target::Local(root) = &target
+        && (into_folder || files > 1)
+    {
+        fs::create_dir_all(root).map_err(|error| Error::file("create", root, &error))?;
+    }
+    let bar = context.output.bar(bytes, "Copying");
+    let copying = Copying { data, bar: bar.clone() };
+    let copied = futures::stream::iter(&transfers)
+        .map(|transfer| copying.one(transfer, &target))
+        .buffer_unordered(AT_ONCE)
+        .try_collect::<()>()
+        .await;
+    bar.finish_and_clear();
+    copied?;
+    let plural = if files == 1 { "" } else { "s" };
+    context.output.note(&format!("Copied {files} file{plural}, {}, to {named}.", size(bytes)));
+    context.output.show(&json!({ "target": named, "files": files, "bytes": bytes }))
+}
+
+/// What is there of a datastore's that is to be copied.
+async fn remote(
+    source: &str,
+    recursive: bool,
+    client: &Client,
+    data: &Data,
+) -> Result<Vec<Item>, Error> {
+    let place = Place::read(source, client).await?;
+    let mut items = Vec::new();
+    for entry in found(&place, data).await? {
+        let at = Place { path: entry.path().to_owned(), folder: false, ..place.clone() };
+        let name = at.name().to_owned();
+        let files = match entry {
+            Entry::Object(object) => vec![(String::new(), Source::Object(at, object))],
+            Entry::Folder(_) if !recursive => return Err(folder_refused(&at.uri())),
+            Entry::Folder(_) => below(&at, data).await?,
+        };
+        items.push(Item { name, files });
+    }
+    Ok(items)
+}
+
+fn folder_refused(what: &str) -> Error {
+    Error::new(Kind::Refused, format!("{what} is a folder"))
+        .help("add -r to copy it with all that lies below it")
+}
+
+async fn below(folder: &Place, data: &Data) -> Result<Vec<(String, Source)>, Error> {
+    let page = folder.list(data, Depth::All).await?;
+    let with_place = |object: Object| {
+        let below = object.path.strip_prefix(folder.path.as_str()).unwrap_or(&object.path);
+        let below = below.trim_start_matches('/').to_owned();
+        let at = Place { path: object.path.clone(), ..folder.clone() };
+        (below, Source::Object(at, object))
+    };
+    Ok(page.objects.into_iter().map(with_place).collect())
+}
+
+/// A file of this machine, or a folder's files.
+fn local(path: &Path, recursive: bool) -> Result<Item, Error> {
+    let failed = |error: io::Error| Error::file("read", path, &error);
+    let real = fs::canonicalize(path).map_err(failed)?;
+    let meta = fs::metadata(&real).map_err(failed)?;
+    let name = real.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    if meta.is_file() {
+        let stat = Stat::of(&meta);
+        let file = FoundFile { path: real, relative: path.to_owned(), stat };
+        return Ok(Item { name, files: vec![(String::new(), Source::File(file))] });
+    }
+    if !meta.is_dir() {
+        return Err(Error::new(Kind::Refused, format!("{} is no file", path.display())));
+    }
+    if !recursive {
+        return Err(folder_refused(&path.display().to_string()));
+    }
+    let mut files = Vec::new();
+    walk(&real, &real, "", 0, &mut files)?;
+    Ok(Item { name, files })
+}
+
+/// Adds the files below a folder. Links to files within it are followed, others are refused.
+fn walk(
+    root: &Path,
+    folder: &Path,
+    prefix: &str,
+    depth: usize,
+    files: &mut Vec<(String, Source)>,
+) -> Result<(), Error> {
+    let refused = |path: &Path, why: &str| {
+        let cause = format!("{} cannot be copied: {why}", path.display());
+        Error::new(Kind::Refused, cause).help("nothing was copied; copy the rest by itself")
+    };
+    if depth > MAX_DEPTH {
+        return Err(refused(folder, &format!("it lies more than {MAX_DEPTH} folders deep")));
+    }
+    let failed = |error: io::Error| Error::file("read", folder, &error);
+    for entry in fs::read_dir(folder).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        let Some(name) = path.file_name().and_then(|name| name.to_str()) else {
+            return Err(refused(&path, "its name is not UTF-8"));
+        };
+        let below = if prefix.is_empty() { name.to_owned() } else { format!("{prefix}/{name}") };
+        let failed = |error: io::Error| Error::file("read", &path, &error);
+        let real = fs::canonicalize(&path).map_err(failed)?;
+        let meta = fs::metadata(&real).map_err(failed)?;
+        let is_link = real != path;
+        if is_link && (meta.is_dir() || !real.starts_with(root)) {
+            return Err(refused(
+                &path,
+                "it is a link to a folder, or out of the folder that is copied",
+            ));
+        }
+        if meta.is_dir() {
+            walk(root, &path, &below, depth + 1, files)?;
+        } else if meta.is_file() {
+            let (relative, stat) = (PathBuf::from(&below), Stat::of(&meta));
+            files.push((below, Source::File(FoundFile { path: real, relative, stat })));
+        } else {
+            return Err(refused(&path, "it is neither a file nor a folder"));
+        }
+    }
+    Ok(())
+}
+
+/// Whether what is copied goes into the target rather than in its place.
+async fn is_folder(target: &Target, named: &str, data: &Data) -> Result<bool, Error> {
+    match target {
+        Target::Local(path) => Ok(named.ends_with('/') || path.is_dir()),
+        Target::Remote(place) if place.folder => Ok(true),
+        Target::Remote(place) => Ok(place.look(data).await? == Look::Folder),
+    }
+}
+
+impl Copying<'_> {
+    async fn one(&self, transfer: &Transfer, target: &Target) -> Result<(), Error> {
+        match (&transfer.from, &transfer.to) {
+            (Source::File(file), Target::Remote(to)) => self.upload(file, to).await,
+            (Source::Object(from, object), Target::Local(to)) => {
+                let root = match target {
+                    Target::Local(root) if root != to => Some(root.as_path()),
+                    _ => None,
+                };
+                self.download(from, object, to, root).await
+            }
+            (Source::Object(from, object), Target::Remote(to)) => {
+                self.across(from, object, to).await
+            }
+            (Source::File(file), Target::Local(to)) => {
+                let copied = tokio::fs::copy(&file.path, to).await;
+                let bytes = copied.map_err(|error| Error::file("write", to, &error))?;
+                self.bar.inc(bytes);
+                Ok(())
+            }
+        }
+    }
+
+    async fn upload(&self, file: &FoundFile, to: &Place) -> Result<(), Error> {
+        fs::File::open(&file.path).map_err(|error| Error::file("read", &file.path, &error))?;
+        let sent = again(async || {
+            let bar = self.bar.clone();
+            let sent = Arc::new(AtomicU64::new(0));
+            let counted = sent.clone();
+            let body = pieces(file.clone(), move |bytes| {
+                counted.fetch_add(bytes, Ordering::Relaxed);
+                bar.inc(bytes);
+            });
+            let body = reqwest::Body::wrap_stream(body);
+            let size = file.stat.size;
+            let Err(error) = self.data.write(&to.datastore, &to.path, size, body).await else {
+                return Ok(());
+            };
+            // It is sent again from the start.
+            self.bar.dec(sent.load(Ordering::Relaxed));
+            // A file that changes is no fault of the connection.
+            match fs::metadata(&file.path).map(|meta| Stat::of(&meta)) {
+                Ok(now) if now == file.stat => Err(error),
+                _ => Err(data::Error::Refused { status: 409, message: CHANGED.to_owned() }),
+            }
+        });
+        let what = format!("{} to {}", file.relative.display(), to.uri());
+        sent.await.map_err(|error| place::failed("copying", &what, &error))
+    }
+
+    /// Reads an object into a new file, which gets its name when it is whole. What was read before a connection broke,
+    /// by this command or an earlier one, is not read again.
+    async fn download(
+        &self,
+        from: &Place,
+        object: &Object,
+        to: &Path,
+        root: Option<&Path>,
+    ) -> Result<(), Error> {
+        let parent = match to.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        let failed = |doing: &'static str, path: PathBuf| {
+            move |error: io::Error| Error::file(doing, &path, &error)
+        };
+        fs::create_dir_all(parent).map_err(failed("create", parent.to_owned()))?;
+        // A link that was in the folder before must not lead the write out of it.
+        let real = |path: &Path| fs::canonicalize(path).map_err(failed("find", path.to_owned()));
+        if let Some(root) = root
+            && !real(parent)?.starts_with(real(root)?)
+        {
+            let cause = format!("{} leads out of {}", to.display(), root.display());
+            return Err(Error::new(Kind::Refused, cause)
+                .help("it was not written; choose another target, without links that lead out"));
+        }
+        if to.is_dir() {
+            let cause = format!("{} is a folder, and {} is a file", to.display(), from.uri());
+            return Err(Error::new(Kind::Refused, cause).help("choose another target"));
+        }
+        let part = part_of(parent, from, object);
+        let already = fs::metadata(&part).map_or(0, |meta| meta.len().min(object.size));
+        self.bar.inc(already);
+        let read = again(async || self.rest(from, object, &part).await);
+        read.await.map_err(|error| from.failed("copying", &error))?;
+        fs::rename(&part, to).map_err(failed("write", to.to_owned()))
+    }
+
+    /// Reads on where the part ends.
+    async fn rest(&self, from: &Place, object: &Object, part: &Path) -> Result<(), data::Error> {
+        let mut options = tokio::fs::OpenOptions::new();
+        let mut file = options.create(true).append(true).open(part).await.map_err(unwritten)?;
+        let mut have = file.metadata().await.map_err(unwritten)?.len();
+        if have > object.size {
+            file.set_len(0).await.map_err(unwritten)?;
+            have = 0;
+        }
+        if have < object.size {
+            let read =
+                self.data.read(&from.datastore, &object.path, have, Some(&object.etag)).await;
+            let mut body = match read {
+                Ok(answer) => answer.bytes_stream(),
+                Err(data::Error::Refused { status: 412, .. }) => {
+                    let _ = fs::remove_file(part);
+                    let message = CHANGED.to_owned();
+                    return Err(data::Error::Refused { status: 412, message });
+                }
+                Err(error) => return Err(error),
+            };
+            while let Some(bytes) = body.next().await {
+                let bytes = bytes.map_err(|error| data::Error::Lost(innermost(&error)))?;
+                file.write_all(&bytes).await.map_err(unwritten)?;
+                self.bar.inc(bytes.len() as u64);
+            }
+        }
+        file.flush().await.map_err(unwritten)?;
+        match file.metadata().await.map_err(unwritten)?.len() {
+            length if length == object.size => Ok(()),
+            _ => Err(data::Error::Lost("the object ended early".to_owned())),
+        }
+    }
+
+    /// From a datastore to another, or to another place of it.
+    async fn across(&self, from: &Place, object: &Object, to: &Place) -> Result<(), Error> {
+        let copied = again(async || {
+            let read = self.data.read(&from.datastore, &object.path, 0, Some(&object.etag)).await?;
+            let body = reqwest::Body::wrap_stream(read.bytes_stream());
+            self.data.write(&to.datastore, &to.path, object.size, body).await?;
+            self.bar.inc(object.size);
+            Ok(())
+        });
+        let what = format!("{} to {}", from.uri(), to.uri());
+        copied.await.map_err(|error| place::failed("copying", &what, &error))
+    }
+}
+
+const CHANGED: &str =
+    "it has changed while it was copied; stop what writes to it, then run the command again";
+
+/// Where a file lies until it is whole: found again by another try to read the same object.
+fn part_of(folder: &Path, from: &Place, object: &Object) -> PathBuf {
+    let digest = Digest::of(format!("{} {}", from.uri(), object.etag).as_bytes()).to_string();
+    folder.join(format!(".{}.part", &digest[..16]))
+}
+
+/// A file of this machine that cannot be written is no fault of the connection.
+fn unwritten(error: io::Error) -> data::Error {
+    data::Error::Refused { status: 400, message: format!("it cannot be written: {error}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::testing::RealDaemon;
+
+    const STORE: &str = "workspacefilestore";
+
+    async fn copy(data: &Data, to: &Path) -> Result<(), Error> {
+        let place = Place { datastore: STORE.into(), path: "large".into(), folder: false };
+        let Look::Object(object) = place.look(data).await? else { panic!("it is not there") };
+        let copying = Copying { data, bar: ProgressBar::hidden() };
+        copying.download(&place, &object, to, None).await
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_was_read_before_is_not_read_again() {
+        let daemon = RealDaemon::start().await;
+        let data = Data::of(&daemon.client().await).unwrap();
+        let store = async |bytes: Vec<u8>| {
+            data.write(STORE, "large", bytes.len() as u64, bytes.into()).await.unwrap();
+            let page = data.page(STORE, "large", None, Depth::All).await.unwrap();
+            page.objects.into_iter().next().unwrap()
+        };
+        let place = Place { datastore: STORE.into(), path: "large".into(), folder: false };
+        let object = store(vec![7; 1000]).await;
+        let folder = tempfile::tempdir().unwrap();
+        let to = folder.path().join("large");
+        // Other bytes than the object's, to be told from those that are read now.
+        fs::write(part_of(folder.path(), &place, &object), [1; 400]).unwrap();
+        copy(&data, &to).await.unwrap();
+        assert_eq!(fs::read(&to).unwrap(), [vec![1; 400], vec![7; 600]].concat());
+        // All of it, and more than there is.
+        fs::write(part_of(folder.path(), &place, &object), [2; 1000]).unwrap();
+        copy(&data, &to).await.unwrap();
+        assert_eq!(fs::read(&to).unwrap(), [2; 1000]);
+        fs::write(part_of(folder.path(), &place, &object), [3; 1001]).unwrap();
+        copy(&data, &to).await.unwrap();
+        assert_eq!(fs::read(&to).unwrap(), [7; 1000]);
+        // Of another object that had the path nothing is taken.
+        let stale = part_of(folder.path(), &place, &object);
+        fs::write(&stale, [4; 400]).unwrap();
+        store(vec![9; 900]).await;
+        copy(&data, &to).await.unwrap();
+        assert_eq!(fs::read(&to).unwrap(), [9; 900]);
+        // One that changes between the look and the read.
+        let copying = Copying { data: &data, bar: ProgressBar::hidden() };
+        let error = copying.download(&place, &object, &to, None).await.unwrap_err();
+        assert!(error.cause.contains("has changed while it was copied"), "{error:?}");
+        assert!(!stale.exists() && fs::read(&to).unwrap() == [9; 900]);
+    }
+}
