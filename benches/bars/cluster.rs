@@ -85,6 +85,11 @@ impl Cluster {
         cluster
     }
 
+    /// The daemon's folder.
+    pub(crate) fn data(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+
     fn wait_for_node(&self) {
         runtime().block_on(async {
             let channel = self.channel().await;

@@ -9,6 +9,7 @@
 mod busy;
 mod cluster;
 mod figures;
+mod gateway;
 mod idle;
 mod latency;
 mod neighbour;
@@ -20,6 +21,11 @@ use std::fs;
 fn main() {
     let wanted: Vec<String> =
         std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
+    if let [word, file, said] = wanted.as_slice()
+        && word == gateway::FLOOR
+    {
+        return gateway::serve(file.into(), said.as_ref());
+    }
     let asked = |name: &str| wanted.is_empty() || wanted.iter().any(|w| w == name);
     machine();
     if asked("latency") {
@@ -46,6 +52,9 @@ fn main() {
     }
     if asked("neighbour") {
         neighbour::neighbour();
+    }
+    if asked("gateway") {
+        gateway::gateway();
     }
     if asked("history") {
         idle::history();

@@ -98,8 +98,8 @@ fn files_go_to_a_datastore_and_come_back() {
 #[test]
 fn results_of_jobs_are_read_and_stay() {
     let cluster = Cluster::start();
-    let job =
-        cluster.create("command: echo made | tee ${{outputs.o}}/x\noutputs: {o: {type: uri_folder}}\n");
+    let job = cluster
+        .create("command: echo made | tee ${{outputs.o}}/x\noutputs: {o: {type: uri_folder}}\n");
     cluster.completed(&job);
     let output = format!("azureml://jobs/{job}/outputs/o");
     assert_eq!(ls(&cluster, &[&output]), ["x"]);
