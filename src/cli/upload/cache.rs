@@ -87,6 +87,12 @@ impl StatCache {
         Some(Hashed { content, stat: file.stat, provable: true })
     }
 
+    /// What a file of its name was cut into when it was read last, whatever its stat is now; nothing if it was small.
+    pub(super) fn chunks(&self, file: &FoundFile) -> Vec<Chunk> {
+        let cached = self.files.get(file.relative.as_os_str().as_bytes());
+        cached.and_then(|cached| unpack(&cached.chunks)).unwrap_or_default()
+    }
+
     /// The snapshot that a workspace last had.
     pub(super) fn acknowledged(&self) -> Option<Digest> {
         self.acknowledged

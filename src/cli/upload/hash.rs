@@ -10,6 +10,7 @@ use std::thread;
 use atelier_core::content::{Chunk, Digest, MAX_CHUNK, MAX_INLINE, chunk_digest, cut};
 
 use super::cache::StatCache;
+use super::recut::recut;
 use super::scan::{FoundFile, Stat};
 use super::{Error, Progress, Report};
 
@@ -56,10 +57,11 @@ pub(super) fn contents(
             total,
             report,
             results: Mutex::new(Vec::with_capacity(unknown.len())),
+            cache,
         };
         let threads = match total < ALONE_BYTES && unknown.len() < ALONE_FILES {
             true => 1,
-            false => thread::available_parallelism().map_or(1, usize::from).min(THREADS),
+            false => threads(),
         };
         thread::scope(|scope| {
             for _ in 1..threads {
@@ -77,6 +79,10 @@ pub(super) fn contents(
     Ok((contents, unknown.len() as u64))
 }
 
+fn threads() -> usize {
+    thread::available_parallelism().map_or(1, usize::from).min(THREADS)
+}
+
 struct Work<'a> {
     files: &'a [FoundFile],
     unknown: &'a [usize],
@@ -86,6 +92,7 @@ struct Work<'a> {
     total: u64,
     report: &'a Report,
     results: Mutex<Vec<(usize, Result<Hashed, Error>)>>,
+    cache: &'a StatCache,
 }
 
 impl Work<'_> {
@@ -101,8 +108,9 @@ impl Work<'_> {
                 let done = self.done.fetch_add(bytes, Ordering::Relaxed) + bytes;
                 (self.report)(Progress::Reading { done, total: self.total });
             };
-            let result = match hash(file, &mut buffer, &mut read) {
-                Err(Error::Changed(_)) => hash(file, &mut buffer, &mut |_| {}),
+            let known = self.cache.chunks(file);
+            let result = match hash(file, &known, &mut buffer, &mut read) {
+                Err(Error::Changed(_)) => hash(file, &known, &mut buffer, &mut |_| {}),
                 other => other,
             };
             if result.is_err() {
@@ -114,13 +122,18 @@ impl Work<'_> {
     }
 }
 
-/// Reads one file. [`Error::Changed`] if it is not the same before and after.
+/// Reads one file, which may have been cut into `known` before. [`Error::Changed`] if it is not the same before and
+/// after.
 fn hash(
     file: &FoundFile,
+    known: &[Chunk],
     buffer: &mut Vec<u8>,
     read: &mut dyn FnMut(u64),
 ) -> Result<Hashed, Error> {
-    let failed = |source| Error::Io { operation: "read", path: file.path.clone(), source };
+    let failed = |source: io::Error| match source.kind() {
+        io::ErrorKind::UnexpectedEof => Error::Changed(file.path.clone()),
+        _ => Error::Io { operation: "read", path: file.path.clone(), source },
+    };
     let now = std::time::SystemTime::now();
     let mut source = File::open(&file.path).map_err(failed)?;
     let before = Stat::of(&source.metadata().map_err(failed)?);
@@ -135,8 +148,10 @@ fn hash(
                 Content::Chunks(vec![Chunk { digest: chunk_digest(buffer), length: length as u64 }])
             }
         }
-    } else {
+    } else if known.is_empty() {
         Content::Chunks(hash_large(&mut source, buffer, read).map_err(failed)?)
+    } else {
+        Content::Chunks(recut(&source, before.size, known, threads(), read).map_err(failed)?)
     };
     let after = Stat::of(&source.metadata().map_err(failed)?);
     if before != after || content.size() != before.size {

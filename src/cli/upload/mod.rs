@@ -11,6 +11,7 @@ pub mod git;
 mod hash;
 mod inputs;
 mod plan;
+mod recut;
 mod scan;
 mod send;
 
