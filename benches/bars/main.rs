@@ -14,6 +14,7 @@ mod idle;
 mod latency;
 mod neighbour;
 mod placements;
+mod snapshot;
 mod throughput;
 
 use std::fs;
@@ -55,6 +56,9 @@ fn main() {
     }
     if asked("gateway") {
         gateway::gateway();
+    }
+    if asked("snapshot") {
+        snapshot::snapshot();
     }
     if asked("history") {
         idle::history();
