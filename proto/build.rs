@@ -5,8 +5,9 @@ use std::{env, error::Error, fs, path::PathBuf};
 
 use prost::Message as _;
 
-const FILES: [&str; 10] = [
+const FILES: [&str; 11] = [
     "atelier/agent/v1/agent.proto",
+    "atelier/asset/v1/asset.proto",
     "atelier/compute/v1/compute.proto",
     "atelier/content/v1/content.proto",
     "atelier/environment/v1/environment.proto",

@@ -58,7 +58,7 @@ pub struct Caller {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Permission {
     /// See jobs, events, logs, artifacts, computes, nodes, datastores, experiments,
-    /// environments, runs, and what secrets there are (not their values).
+    /// assets, runs, and what secrets there are (not their values).
     Read,
     /// Submit a job, and upload the code and data it needs.
     Submit,
@@ -80,7 +80,8 @@ pub enum Permission {
     ManageDatastores,
     /// Open a node session and push what belongs to it.
     ActAsNode,
-    /// Make and archive assets (environments), and have nodes build them.
+    /// Make, change and archive assets (data, models, environments), and have nodes build environments; a data
+    /// scientist deletes only its own (checked where the asset is known).
     WriteAssets,
     /// Fetch content objects (code) by digest.
     ReadContent,
@@ -105,7 +106,7 @@ impl Permission {
             Self::ManageCompute => "manage computes and nodes",
             Self::ManageDatastores => "make, change or delete datastores",
             Self::ActAsNode => "act as a node",
-            Self::WriteAssets => "make, build or archive environments",
+            Self::WriteAssets => "make, change, archive or delete assets, or build environments",
             Self::ReadContent => "read code snapshots",
             Self::WriteSecrets => "set or delete secrets",
             Self::ManageVault => "manage the vault's keys",

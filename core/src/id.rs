@@ -146,6 +146,12 @@ name!(
     first alphanumeric, rest dotted
 );
 name!(
+    /// A label that points to one version of an asset: `champion`, `latest`.
+    LabelName, "label", max 255,
+    "use letters, digits, '-', '_' and '.', start with a letter or digit, at most 255 characters",
+    first alphanumeric, rest dotted
+);
+name!(
     /// The name of a secret, as Azure Key Vault has them. Two that differ in case only are one.
     SecretName, "secret name", max 127,
     "use letters, digits and '-', at most 127 characters",

@@ -8,6 +8,7 @@
 #![warn(clippy::iter_over_hash_type)]
 
 pub mod access;
+pub mod asset;
 pub mod compute;
 pub mod content;
 pub mod datastore;

@@ -14,6 +14,14 @@ pub mod agent {
         tonic::include_proto!("atelier.agent.v1");
     }
 }
+/// Data assets and models that the workspace keeps.
+pub mod asset {
+    /// Generated from `atelier/asset/v1`.
+    #[allow(missing_docs, unreachable_pub, clippy::all)]
+    pub mod v1 {
+        tonic::include_proto!("atelier.asset.v1");
+    }
+}
 /// Computes and their nodes.
 pub mod compute {
     /// Generated from `atelier/compute/v1`.

@@ -3,9 +3,7 @@
 use std::path::PathBuf;
 
 use atelier_core::environment::Draft;
-use atelier_core::spec::{
-    AssetRef, AssetVersion, Code, Origin, Override, environment_reference, parse_environment,
-};
+use atelier_core::spec::{Code, Origin, Override, environment_reference, parse_environment};
 use atelier_proto::environment::v1::{
     self as pb, ArchiveEnvironmentRequest, CreateEnvironmentRequest, GetEnvironmentRequest,
     ListEnvironmentsRequest,
@@ -13,9 +11,10 @@ use atelier_proto::environment::v1::{
 use clap::{Args, Subcommand};
 use serde_json::{Map, Value, json};
 
+use super::asset::{Listing, Which, absolute, description, state, tag, whole_or_version};
 use super::job::{materials, read, time, view};
 use super::output::moment;
-use super::{Column, Context, Error, Name};
+use super::{Column, Context, Error};
 use crate::config::Here;
 
 mod build;
@@ -44,7 +43,7 @@ Examples:
   atelier environment list --name train --include-archived
   atelier environment list --query \"[?!curated].name\" -o tsv"
     )]
-    List(List),
+    List(Listing),
     /// Show one version: what it is made of
     #[command(
         disable_version_flag = true,
@@ -125,68 +124,12 @@ pub(super) struct Create {
     tags: Vec<(String, String)>,
 }
 
-#[derive(Args)]
-pub(super) struct List {
-    /// The versions of this one, the newest first
-    #[arg(short, long, value_name = "NAME")]
-    name: Option<String>,
-    /// How many at most
-    #[arg(short = 'r', long, value_name = "N", default_value_t = 1000)]
-    max_results: u32,
-    /// Archived ones too
-    #[arg(long)]
-    include_archived: bool,
-    /// Archived ones only
-    #[arg(long, conflicts_with = "include_archived")]
-    archived_only: bool,
-}
-
-/// An environment, and which of its versions: `NAME`, `NAME:VERSION`, `NAME@LABEL`, or by options.
-#[derive(Args)]
-pub(super) struct Which {
-    #[command(flatten)]
-    name: Name,
-    /// Which version
-    #[arg(short, long, value_name = "VERSION")]
-    version: Option<String>,
-    /// The label that points to the version; latest
-    #[arg(short, long, value_name = "LABEL", conflicts_with = "version")]
-    label: Option<String>,
-}
-
-impl Which {
-    fn reference(&self) -> Result<AssetRef, Error> {
-        let mut asset = environment_reference(self.name.get()).map_err(read::faults)?;
-        let given = match (&self.version, &self.label) {
-            (Some(version), _) => Some(AssetVersion::Exact(version.clone())),
-            (None, Some(label)) => Some(AssetVersion::Label(label.clone())),
-            (None, None) => None,
-        };
-        if let Some(given) = given {
-            if asset.version != AssetVersion::Default && asset.version != given {
-                let name = self.name.get();
-                return Err(Error::usage(format!(
-                    "'{name}' says which version, and so do the options"
-                ))
-                .help("write it once"));
-            }
-            asset.version = given;
-        }
-        Ok(asset)
-    }
-}
-
-fn tag(text: &str) -> Result<(String, String), String> {
-    let (key, value) = text.split_once('=').ok_or("write for example team=vision")?;
-    Ok((key.to_owned(), value.to_owned()))
-}
-
 pub(super) async fn run(command: Command, context: &Context) -> Result<(), Error> {
     match command {
         Command::Create(arguments) => create(arguments, context).await,
         Command::List(arguments) => list(arguments, context).await,
         Command::Show(which) => {
-            let environment = Some((&which.reference()?).into());
+            let environment = Some((&which.reference(environment_reference)?).into());
             let client = context.client().await?;
             let request = GetEnvironmentRequest { environment };
             let found = client.call(client.environments().get_environment(request)).await?;
@@ -247,18 +190,10 @@ fn draft(arguments: Create, context: &Context) -> Result<Draft, Error> {
     Ok(parsed.draft)
 }
 
-/// Paths on a command line start from the current folder, those in a file from the file's.
-fn absolute(path: Option<PathBuf>) -> Result<Option<String>, Error> {
-    let Some(path) = path else { return Ok(None) };
-    let absolute =
-        std::path::absolute(&path).map_err(|error| Error::file("find", &path, &error))?;
-    Ok(Some(read::utf8(&absolute)?.to_owned()))
-}
-
 /// The largest page a daemon gives.
 const PAGE: u32 = 1000;
 
-async fn list(arguments: List, context: &Context) -> Result<(), Error> {
+async fn list(arguments: Listing, context: &Context) -> Result<(), Error> {
     let client = context.client().await?;
     let mut request = ListEnvironmentsRequest {
         name: arguments.name.unwrap_or_default(),
@@ -286,16 +221,8 @@ async fn list(arguments: List, context: &Context) -> Result<(), Error> {
 }
 
 async fn archive(which: &Which, archived: bool, context: &Context) -> Result<(), Error> {
-    let asset = which.reference()?;
-    let version = match asset.version {
-        AssetVersion::Default => String::new(),
-        AssetVersion::Exact(version) => version,
-        AssetVersion::Label(_) => {
-            return Err(Error::usage("a label is not archived, versions are").help(
-                "name the version with --version, or leave it out for the whole environment",
-            ));
-        }
-    };
+    let asset = which.reference(environment_reference)?;
+    let version = whole_or_version(&asset, "environment")?;
     let client = context.client().await?;
     let request = ArchiveEnvironmentRequest { name: asset.name, version, archived };
     let found = client.call(client.environments().archive_environment(request)).await?;
@@ -361,22 +288,6 @@ const COLUMNS: &[Column] = &[
         },
     },
     Column { title: "CREATED", cell: |e| moment(&e["creation_context"]["created_at"]) },
-    Column {
-        title: "STATE",
-        cell: |e| {
-            let state = match (e["archived"] == true, e["latest"] == true) {
-                (true, _) => "archived",
-                (false, true) => "latest",
-                (false, false) => "",
-            };
-            Some(state.to_owned())
-        },
-    },
-    Column {
-        title: "DESCRIPTION",
-        cell: |e| {
-            let text = e["description"].as_str()?.lines().next().unwrap_or_default();
-            Some(text.chars().take(60).collect())
-        },
-    },
+    Column { title: "STATE", cell: state },
+    Column { title: "DESCRIPTION", cell: description },
 ];

@@ -10,8 +10,10 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use crate::client::{Client, Home, Wanted};
 use crate::config::ServeArgs;
 
+mod asset;
 mod completions;
 mod compute;
+mod data;
 mod datastore;
 mod environment;
 mod error;
@@ -19,6 +21,7 @@ mod experiment;
 mod fs;
 mod job;
 mod local;
+mod model;
 mod node;
 mod output;
 mod queue;
@@ -116,6 +119,12 @@ enum Command {
     /// List, copy, print and remove files of datastores
     #[command(subcommand)]
     Fs(fs::Command),
+    /// Make data assets and their versions, look at them, bring them here, put them away
+    #[command(subcommand)]
+    Data(data::Command),
+    /// Make models and their versions, look at them, bring them here, put them away
+    #[command(subcommand)]
+    Model(model::Command),
     /// Make environments and their versions, look at them, put them away
     #[command(subcommand)]
     Environment(environment::Command),
@@ -252,6 +261,8 @@ fn dispatch(command: Command, context: &Context) -> Result<ExitCode, Error> {
         Command::Workspace(command) => done(block_on(workspace::run(command, context))),
         Command::Datastore(command) => done(block_on(datastore::run(command, context))),
         Command::Fs(command) => done(block_on(fs::run(command, context))),
+        Command::Data(command) => done(block_on(data::run(command, context))),
+        Command::Model(command) => done(block_on(model::run(command, context))),
         Command::Environment(command) => done(block_on(environment::run(command, context))),
         Command::Experiment(command) => done(block_on(experiment::run(command, context))),
         Command::Secret(command) => done(block_on(secret::run(command, context))),

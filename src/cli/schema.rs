@@ -5,7 +5,7 @@ use clap::{Args, ValueEnum};
 
 use super::{Context, Error};
 
-/// Print the JSON Schema of job, compute, environment or datastore files, for editors
+/// Print the JSON Schema of job, compute, environment, data, model or datastore files, for editors
 #[derive(Args)]
 #[command(after_help = "\
 Examples, for editors with the YAML language server:
@@ -26,6 +26,10 @@ enum Of {
     Compute,
     /// Environments
     Environment,
+    /// Data assets
+    Data,
+    /// Models
+    Model,
     /// Datastores
     Datastore,
 }
@@ -35,6 +39,8 @@ pub(super) fn run(arguments: &Arguments, context: &Context) -> Result<(), Error>
         Of::Job => spec::schema(),
         Of::Compute => spec::compute_schema(),
         Of::Environment => spec::environment_schema(),
+        Of::Data => spec::data_schema(),
+        Of::Model => spec::model_schema(),
         Of::Datastore => spec::datastore_schema(),
     })
 }

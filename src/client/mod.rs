@@ -5,6 +5,7 @@ use std::future::Future;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use atelier_proto::asset::v1::asset_service_client::AssetServiceClient;
 use atelier_proto::compute::v1::compute_service_client::ComputeServiceClient;
 use atelier_proto::content::v1::content_service_client::ContentServiceClient;
 use atelier_proto::environment::v1::environment_service_client::EnvironmentServiceClient;
@@ -194,6 +195,11 @@ impl Client {
     /// Environments.
     pub fn environments(&self) -> EnvironmentServiceClient<Authorized> {
         EnvironmentServiceClient::new(self.authorized()).max_decoding_message_size(MAX_ANSWER)
+    }
+
+    /// Data assets and models.
+    pub fn assets(&self) -> AssetServiceClient<Authorized> {
+        AssetServiceClient::new(self.authorized()).max_decoding_message_size(MAX_ANSWER)
     }
 
     /// Secrets.

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use atelier_core::environment::{Refusal, Unresolved};
+use atelier_core::asset::{Draft, MadeBy, Refusal, Unresolved};
 use atelier_core::expr::{self, Template};
 use atelier_core::id::{DatastoreName, JobName};
 use atelier_core::layout;
@@ -13,6 +13,7 @@ use atelier_core::spec::{
     OutputMode,
 };
 
+use super::assets::{self, Assets};
 use super::datastores::no_such;
 use super::environments::{self, Environments};
 use super::shared::Committed;
@@ -27,6 +28,7 @@ pub struct Admission {
     pub(super) content: ContentStore,
     pub(super) committed: Arc<Committed>,
     pub(super) environments: Environments,
+    pub(super) assets: Assets,
     /// The image policy: no image may be left out.
     pub(super) require_containers: bool,
 }
@@ -94,9 +96,12 @@ impl Admission {
         let inputs = std::mem::take(&mut job.inputs);
         for (port, input) in inputs {
             let input = match input {
-                Input::Data { kind, mode, uri } => {
-                    let uri = self.resolve(&format!("inputs.{port}"), uri).await?;
-                    Input::Data { kind, mode, uri }
+                // Which asset it is of is said here, and by nobody else.
+                Input::Data { kind, mode, uri, asset: _ } => {
+                    let field = format!("inputs.{port}");
+                    let (uri, asset) = self.of_asset(&field, kind, uri)?;
+                    let uri = self.resolve(&field, uri).await?;
+                    Input::Data { kind, mode, uri, asset }
                 }
                 other => other,
             };
@@ -193,6 +198,30 @@ impl Admission {
         }
     }
 
+    /// Where a named asset lies, and which version of it that is from now on; other references stay.
+    fn of_asset(
+        &self,
+        field: &str,
+        kind: DataKind,
+        uri: DataUri,
+    ) -> Result<(DataUri, Option<AssetRef>), Error> {
+        let DataUri::Asset(named) = uri else { return Ok((uri, None)) };
+        let found = self.assets.find(kind.asset_kind(), &named);
+        let version = found.map_err(|error| unknown(field, error))?.version;
+        version.fits(kind).map_err(|unfit| invalid(field, unfit.to_string()))?;
+        let asset = version.reference();
+        Ok((version.uri, Some(asset)))
+    }
+
+    /// Checks a data asset or a model that is to be made, and follows its path to where it lies; and which job
+    /// wrote it, if the path says.
+    pub async fn locate(&self, draft: Draft) -> Result<(Draft, Option<MadeBy>), Error> {
+        draft.check().map_err(|problems| invalid("asset", problems.to_string()))?;
+        let made_by = assets::made_by(&draft.uri);
+        let uri = self.resolve("path", draft.uri.clone()).await?;
+        Ok((Draft { uri, ..draft }, made_by))
+    }
+
     /// Follows a reference to where the data lies.
     async fn resolve(&self, field: &str, uri: DataUri) -> Result<DataUri, Error> {
         match uri {
@@ -223,10 +252,9 @@ impl Admission {
                 field,
                 format!("'{path}' is on your machine; upload it first (atelier job create does)"),
             )),
-            DataUri::Asset(AssetRef { name, .. }) => Err(not_yet(
-                field,
-                format!("data and model assets ('{name}') are not supported yet; give its path"),
-            )),
+            DataUri::Asset(AssetRef { name, .. }) => {
+                Err(invalid(field, format!("'{name}' is an asset; give the path that it has")))
+            }
             DataUri::Cloud(uri) => Err(not_yet(
                 field,
                 format!(
@@ -321,6 +349,21 @@ impl Admission {
             ));
         }
         Ok(())
+    }
+}
+
+fn unknown(field: &str, error: assets::Error) -> Error {
+    use assets::Error as E;
+    match error {
+        E::Store(error) => Error::Store(error),
+        E::Refused(Refusal::Unresolved(
+            Unresolved::Archived { .. } | Unresolved::ArchivedLabel { .. },
+        )) => invalid(field, error.to_string()),
+        E::Refused(_)
+        | E::OtherKind { .. }
+        | E::Registry { .. }
+        | E::Invalid(_)
+        | E::NotOwner { .. } => missing(field, error.to_string()),
     }
 }
 

@@ -2,15 +2,15 @@
 
 use std::sync::Arc;
 
-use atelier_core::environment::{
-    Asset, CuratedTable, Draft, EnvironmentVersion, Refusal, Unresolved,
-};
+use atelier_core::asset::{Asset, Kind, Refusal, Unresolved};
+use atelier_core::environment::{CuratedTable, Draft, EnvironmentVersion};
 use atelier_core::id::{AssetName, Principal, VersionName};
 use atelier_core::spec::{AssetRef, AssetVersion, Code, Diagnostics, InlineEnvironment};
 use atelier_core::time::Timestamp;
 
 use crate::storage::{self, ContentStore};
-use crate::store::environments::{self, EnvironmentQuery, ListedEnvironment};
+use crate::store::assets::AssetQuery;
+use crate::store::environments::{self, ListedEnvironment};
 use crate::store::{self, SqliteStore};
 
 /// The registry that curated environments are said to be of, as in Azure.
@@ -108,7 +108,9 @@ impl Environments {
 
     /// Hides an environment or one of its versions from lists, or shows it again.
     pub async fn archive(&self, name: &str, version: &str, archived: bool) -> Result<Found, Error> {
-        let own = AssetName::new(name).ok().map(|name| Ok::<_, Error>((self.asset(&name)?, name)));
+        let own = AssetName::new(name)
+            .ok()
+            .map(|name| Ok::<_, Error>((self.asset(&name, Some(version))?, name)));
         let Some((Some(asset), name)) = own.transpose()? else { return Err(self.no_such(name)?) };
         let version = match version {
             "" => None,
@@ -126,7 +128,7 @@ impl Environments {
     }
 
     /// Versions that the workspace keeps, and whether there are more.
-    pub fn list(&self, query: &EnvironmentQuery) -> Result<(Vec<ListedEnvironment>, bool), Error> {
+    pub fn list(&self, query: &AssetQuery) -> Result<(Vec<ListedEnvironment>, bool), Error> {
         Ok(self.store.read(|conn| environments::list(conn, query))?)
     }
 
@@ -139,7 +141,7 @@ impl Environments {
     /// What a reference means: the workspace's own before a curated one of the same name.
     pub fn find(&self, asset: &AssetRef) -> Result<Found, Error> {
         let own = match (&asset.registry, AssetName::new(&asset.name)) {
-            (None, Ok(name)) => self.asset(&name)?,
+            (None, Ok(name)) => self.asset(&name, asset.version.exact())?,
             (Some(_), _) | (None, Err(_)) => None,
         };
         if let Some(own) = own {
@@ -175,17 +177,17 @@ impl Environments {
         })
     }
 
-    fn asset(&self, name: &AssetName) -> Result<Option<Asset>, Error> {
-        Ok(self.store.read(|conn| environments::asset(conn, name))?)
+    fn asset(&self, name: &AssetName, version: Option<&str>) -> Result<Option<Asset>, Error> {
+        Ok(self.store.read(|conn| environments::asset(conn, name, version))?)
     }
 
     fn version(&self, name: &AssetName, version: &VersionName) -> Result<Found, Error> {
-        let query = EnvironmentQuery {
+        let query = AssetQuery {
             name: Some(name.clone()),
             archived: store::Archived::With,
             version: Some(version.clone()),
             limit: 1,
-            ..EnvironmentQuery::default()
+            ..AssetQuery::default()
         };
         match self.list(&query)?.0.pop() {
             Some(found) => Ok(Found::Version(Box::new(found))),
@@ -197,6 +199,6 @@ impl Environments {
     fn no_such(&self, name: &str) -> Result<Error, Error> {
         let own = self.store.read(environments::names)?;
         let known = own.iter().map(String::as_str).chain(self.curated.names());
-        Ok(Unresolved::no_such(name, known).into())
+        Ok(Unresolved::no_such(Kind::Environment, name, known).into())
     }
 }

@@ -2,6 +2,7 @@
 
 mod admission;
 mod asked;
+mod assets;
 mod builds;
 mod caches;
 mod clock;
@@ -21,6 +22,7 @@ mod shared;
 pub(crate) mod tests;
 
 pub use admission::{Admission, Error as AdmissionError};
+pub use assets::{Assets, Error as AssetError};
 pub use builds::Builds;
 pub use caches::{Error as CacheError, NodeCaches};
 pub use clock::Clock;

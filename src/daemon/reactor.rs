@@ -317,7 +317,7 @@ impl Reactor {
         let events = Arc::try_unwrap(batch).map_or_else(|kept| kept.events.clone(), |b| b.events);
         for event in events {
             // Nobody may be watching.
-            let _ = self.events.send(Arc::new(event));
+            let _ = self.events.send(Arc::new(self.as_written(event)));
         }
         for effect in effects {
             let sessions = &self.sessions;
@@ -326,6 +326,22 @@ impl Reactor {
         let Some(stop) = stop else { return Ok(false) };
         let _ = stop.send(());
         Ok(true)
+    }
+
+    /// An event as it is on disk: what registering an asset came to is known only there.
+    fn as_written(&self, event: Event) -> Event {
+        if !matches!(event.kind, EventKind::AssetRegistering { .. }) {
+            return event;
+        }
+        crate::failpoint::hit("asset-committed");
+        let before = event.seq.0.saturating_sub(1);
+        match self.store.events(Some(&event.job), before, 1) {
+            Ok(mut written) => written.pop().unwrap_or(event),
+            Err(error) => {
+                tracing::warn!(job = %event.job, %error, "an event could not be read again");
+                event
+            }
+        }
     }
 
     /// Nothing of what is under way is on disk: say so, and go back to what is. Nodes are asked to

@@ -1,10 +1,12 @@
 //! Deleting a finished job: its bytes first, then its records, so that a crash in between leaves
 //! a job that can be deleted again, never bytes that nobody knows of.
 
+use atelier_core::id::JobName;
 use atelier_core::job::Job;
 use atelier_core::layout;
 use atelier_core::track::RunInfo;
 
+use super::assets::{self, Assets};
 use super::handle::{self, Handle};
 use crate::storage::{self, Datastores, ObjectPath};
 use crate::store::tracking;
@@ -13,6 +15,7 @@ use crate::track::{self, Tracking};
 /// Removes finished jobs.
 #[derive(Clone)]
 pub struct Removal {
+    pub(super) assets: Assets,
     pub(super) datastores: Datastores,
     pub(super) handle: Handle,
     pub(super) tracking: Tracking,
@@ -24,6 +27,19 @@ pub enum Error {
     /// The reactor refused.
     #[error(transparent)]
     Reactor(#[from] handle::Error),
+    /// Assets lie in what it wrote.
+    #[error("job '{job}' wrote what became {assets}; delete that first (atelier {command} delete)")]
+    Kept {
+        /// The job.
+        job: JobName,
+        /// Some of the assets, as `NAME:VERSION`.
+        assets: String,
+        /// By which command they are deleted.
+        command: &'static str,
+    },
+    /// The assets could not be told.
+    #[error(transparent)]
+    Assets(#[from] assets::Error),
     /// Storage failed.
     #[error(transparent)]
     Storage(#[from] storage::Error),
@@ -43,12 +59,29 @@ impl Removal {
         let name = job.name.clone();
         let mut runs = self.tracking.read(move |conn| tracking::runs_within(conn, &name)).await?;
         runs.push((&job.name).into());
+        for run in &runs {
+            self.must_be_free(job, layout::ARTIFACT_STORE, &RunInfo::artifact_root(run))?;
+        }
+        self.must_be_free(job, layout::BLOB_STORE, &layout::outputs_root(&job.name))?;
         for run in runs {
             self.remove_below(layout::ARTIFACT_STORE, &RunInfo::artifact_root(&run)).await?;
         }
         self.remove_below(layout::BLOB_STORE, &layout::outputs_root(&job.name)).await?;
         self.handle.forget(job.name.clone()).await?;
         Ok(())
+    }
+
+    /// That no asset lies in what is to be removed.
+    fn must_be_free(&self, job: &Job, datastore: &str, folder: &str) -> Result<(), Error> {
+        let kept = self.assets.below(datastore, folder)?;
+        let Some(first) = kept.first() else { return Ok(()) };
+        let all =
+            kept.iter().map(|asset| format!("{} '{}:{}'", asset.kind(), asset.name, asset.version));
+        Err(Error::Kept {
+            job: job.name.clone(),
+            assets: all.collect::<Vec<_>>().join(", "),
+            command: first.kind().word(),
+        })
     }
 
     async fn remove_below(&self, datastore: &str, folder: &str) -> Result<(), storage::Error> {

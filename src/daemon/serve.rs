@@ -17,6 +17,7 @@ use atelier_core::track::RunId;
 use tokio::sync::watch;
 
 use super::admission::Admission;
+use super::assets::Assets;
 use super::datastores::DatastoreChanges;
 use super::effects::{Effects, ExperimentIds};
 use super::environments::Environments;
@@ -140,6 +141,7 @@ pub struct Shared {
     pub(crate) removal: Removal,
     pub(crate) tracking: Tracking,
     pub(crate) environments: Environments,
+    pub(crate) assets: Assets,
     pub(crate) vault: Vault,
     pub(crate) datastore_changes: DatastoreChanges,
     pub(crate) committed: Arc<Committed>,
@@ -224,6 +226,7 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
     let content = ContentStore::new(&datastores)?;
     let curated = Arc::new(curated_table(args.curated_environments.as_ref())?);
     let environments = Environments::new(store.clone(), curated, content.clone());
+    let assets = Assets::new(store.clone());
     let sizes = Arc::new(size_table(args.sizes.as_ref())?);
     let door = Arc::new(Door::open(store.clone(), &folder.at("token.key"))?);
     let now = clock.wall();
@@ -301,18 +304,21 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
             datastores: datastores.clone(),
             content: content.clone(),
             environments: environments.clone(),
+            assets: assets.clone(),
             require_containers: args.require_containers,
         },
         logs: LogHub::new(store.clone(), datastores.clone(), handle.clone()),
         caches: NodeCaches::new(handle.clone()),
         builds: Builds::new(handle.clone()),
         removal: Removal {
+            assets: assets.clone(),
             datastores: datastores.clone(),
             handle: handle.clone(),
             tracking: tracking.clone(),
         },
         tracking: tracking.clone(),
         environments,
+        assets,
         vault,
         datastore_changes,
         committed,

@@ -175,7 +175,7 @@ impl Committed {
 
     /// Removes what earlier attempts left at the default place of a completed job's outputs and the
     /// last one did not write: who reads the outputs reads what was committed, and nothing else.
-    pub(super) async fn tidy(&self, job: &Job) -> Result<(), storage::Error> {
+    pub(crate) async fn tidy(&self, job: &Job) -> Result<(), storage::Error> {
         let Some(ended) = job.ended().filter(|_| job.tries.made.0 > 1) else { return Ok(()) };
         if ended.outcome != Outcome::Completed {
             return Ok(());

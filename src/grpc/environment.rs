@@ -16,7 +16,8 @@ use super::status::told;
 use super::{blocking, caller};
 use crate::daemon::{Curated, FoundEnvironment, Shared};
 use crate::store::Archived;
-use crate::store::environments::{EnvironmentQuery, ListedEnvironment};
+use crate::store::assets::AssetQuery;
+use crate::store::environments::ListedEnvironment;
 
 /// Environments: make versions, look, put away, have nodes build.
 pub(super) struct Service(pub(super) Shared);
@@ -66,7 +67,7 @@ impl pb::environment_service_server::EnvironmentService for Service {
             }
         };
         let is_of_one = !request.name.is_empty();
-        let query = EnvironmentQuery {
+        let query = AssetQuery {
             name: is_of_one.then(|| AssetName::new(&request.name)).transpose().map_err(told)?,
             version: None,
             archived: match (request.archived_only, request.include_archived) {

@@ -74,7 +74,11 @@ impl Service {
                 handle.sandboxes(job.clone(), now).await.map_err(told)?
             }
         };
-        Ok(JobDetails { wait_reason, sandboxes, ..JobDetails::default() })
+        let assets = match job.ended() {
+            Some(_) => self.0.assets.of_job(&job.name).map_err(told)?,
+            None => Vec::new(),
+        };
+        Ok(JobDetails { wait_reason, sandboxes, assets, ..JobDetails::default() })
     }
 
     async fn message(&self, job: &Job) -> Result<pb::Job, Status> {

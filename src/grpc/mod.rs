@@ -1,6 +1,7 @@
 //! The services: convert, ask the handle, convert.
 
 mod agent;
+mod asset;
 mod channels;
 mod compute;
 pub(crate) mod content;
@@ -18,8 +19,8 @@ mod workspace;
 pub(crate) use status::told;
 
 use atelier_core::access::Caller;
-use atelier_proto::{DESCRIPTORS, agent as a, compute as c, environment as e, identity as i};
-use atelier_proto::{job as j, vault as v, workspace as w};
+use atelier_proto::{DESCRIPTORS, agent as a, asset as s, compute as c, environment as e};
+use atelier_proto::{identity as i, job as j, vault as v, workspace as w};
 use tonic::service::Routes;
 use tonic::{Request, Status};
 
@@ -46,6 +47,9 @@ pub async fn routes(shared: &Shared) -> axum::Router {
         environment::Service(shared.clone()),
     )
     .max_decoding_message_size(MESSAGE);
+    let assets =
+        s::v1::asset_service_server::AssetServiceServer::new(asset::Service(shared.clone()))
+            .max_decoding_message_size(MESSAGE);
     let tokens =
         i::v1::token_service_server::TokenServiceServer::new(identity::Service(shared.clone()));
     let vault =
@@ -58,6 +62,7 @@ pub async fn routes(shared: &Shared) -> axum::Router {
         .add_service(content)
         .add_service(workspace)
         .add_service(environments)
+        .add_service(assets)
         .add_service(tokens)
         .add_service(vault)
         .add_service(agents)

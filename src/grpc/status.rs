@@ -1,7 +1,7 @@
 //! The one table from errors to gRPC statuses.
 
+use atelier_core::asset::{Refusal as AssetRefusal, Unresolved};
 use atelier_core::datastore::Refusal as DatastoreRefusal;
-use atelier_core::environment::{Refusal as EnvironmentRefusal, Unresolved};
 use atelier_core::live::Refusal;
 use atelier_core::secret::Refusal as SecretRefusal;
 use tonic::{Code, Status};
@@ -87,6 +87,21 @@ fn code_of_handle(error: &daemon::HandleError) -> Code {
     }
 }
 
+fn code_of_asset(refusal: &AssetRefusal) -> Code {
+    match refusal {
+        AssetRefusal::Fixed { .. } | AssetRefusal::Deleted { .. } => Code::AlreadyExists,
+        AssetRefusal::Archived { .. }
+        | AssetRefusal::NoNumberLeft { .. }
+        | AssetRefusal::WholeArchived { .. }
+        | AssetRefusal::FixedLabel { .. }
+        | AssetRefusal::InUse { .. }
+        | AssetRefusal::Unresolved(
+            Unresolved::Archived { .. } | Unresolved::ArchivedLabel { .. },
+        ) => Code::FailedPrecondition,
+        AssetRefusal::Unresolved(_) => Code::NotFound,
+    }
+}
+
 macro_rules! status {
     ($Error:ty, $error:ident => $code:expr) => {
         impl From<$Error> for Told {
@@ -132,6 +147,9 @@ status!(storage::Error, error => code_of_storage(&error));
 status!(daemon::HandleError, error => code_of_handle(&error));
 status!(daemon::RemovalError, error => match &error {
     daemon::RemovalError::Reactor(error) => code_of_handle(error),
+    daemon::RemovalError::Kept { .. } => Code::FailedPrecondition,
+    daemon::RemovalError::Assets(daemon::AssetError::Store(error)) => code_of_store(error),
+    daemon::RemovalError::Assets(_) => Code::Internal,
     daemon::RemovalError::Storage(error) => code_of_storage(error),
     daemon::RemovalError::Tracking(error) => code_of_tracking(error),
 });
@@ -143,18 +161,18 @@ status!(daemon::AdmissionError, error => match &error {
     daemon::AdmissionError::Storage(error) => code_of_storage(error),
 });
 status!(daemon::EnvironmentError, error => match &error {
-    daemon::EnvironmentError::Refused(refusal) => match refusal {
-        EnvironmentRefusal::Fixed { .. } => Code::AlreadyExists,
-        EnvironmentRefusal::Archived(_)
-        | EnvironmentRefusal::NoNumberLeft(_)
-        | EnvironmentRefusal::WholeArchived { .. }
-        | EnvironmentRefusal::Unresolved(Unresolved::Archived { .. }) => Code::FailedPrecondition,
-        EnvironmentRefusal::Unresolved(_) => Code::NotFound,
-    },
+    daemon::EnvironmentError::Refused(refusal) => code_of_asset(refusal),
     daemon::EnvironmentError::Invalid(_) => Code::InvalidArgument,
     daemon::EnvironmentError::NoSnapshot(_) => Code::NotFound,
     daemon::EnvironmentError::Store(error) => code_of_store(error),
     daemon::EnvironmentError::Storage(error) => code_of_storage(error),
+});
+status!(daemon::AssetError, error => match &error {
+    daemon::AssetError::Refused(refusal) => code_of_asset(refusal),
+    daemon::AssetError::Invalid(_) => Code::InvalidArgument,
+    daemon::AssetError::OtherKind { .. } | daemon::AssetError::Registry { .. } => Code::NotFound,
+    daemon::AssetError::NotOwner { .. } => Code::PermissionDenied,
+    daemon::AssetError::Store(error) => code_of_store(error),
 });
 status!(daemon::DatastoreError, error => match &error {
     daemon::DatastoreError::Refused(refusal) => match refusal {

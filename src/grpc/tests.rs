@@ -69,6 +69,7 @@ async fn an_acknowledged_submission_is_found_again_when_what_it_refers_to_has_go
             kind: pb::DataKind::UriFile.into(),
             mode: pb::InputMode::Download.into(),
             uri: Some(uri),
+            asset: None,
         };
         let value = Some(pb::input::Value::Data(data));
         job.inputs.insert("x".to_owned(), pb::Input { value });

@@ -77,6 +77,11 @@ fn rpc(service: &str, method: &str) -> Option<Need> {
         ("atelier.environment.v1.EnvironmentService", "GetEnvironment" | "ListEnvironments") => {
             P::Read
         }
+        (
+            "atelier.asset.v1.AssetService",
+            "CreateAsset" | "UpdateAsset" | "ArchiveAsset" | "DeleteAsset",
+        ) => P::WriteAssets,
+        ("atelier.asset.v1.AssetService", "GetAsset" | "ListAssets" | "ListAssetUses") => P::Read,
         ("atelier.vault.v1.VaultService", "SetSecret" | "DeleteSecret") => P::WriteSecrets,
         ("atelier.vault.v1.VaultService", "GetSecret" | "ListSecrets") => P::Read,
         ("atelier.vault.v1.VaultService", "GetVault" | "RotateKeys") => P::ManageVault,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use atelier_core::access::Role;
 use atelier_core::content::Digest;
 use atelier_core::id::{AttemptNumber, ComputeName, Epoch, EventSeq, JobName, NodeName, SubmitSeq};
-use atelier_core::job::{Event, Job, JobStatus, Outcome, State};
+use atelier_core::job::{Event, EventKind, Job, JobStatus, Outcome, State};
 use atelier_core::live::Counters;
 use atelier_core::time::Timestamp;
 use rusqlite::types::{Type, ValueRef};
@@ -13,7 +13,9 @@ use rusqlite::{Connection, OptionalExtension as _, Row, ToSql, params};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::{Archived, Batch, Error, JobQuery, Known, Lookup, Past, Recovered, Taken, TokenRecord};
+use super::{
+    Archived, Batch, Error, JobQuery, Known, Lookup, Past, Recovered, Taken, TokenRecord, assets,
+};
 
 /// Whether a job still holds or wants something.
 pub fn is_live(job: &Job) -> bool {
@@ -75,6 +77,7 @@ pub(super) fn write(conn: &Connection, batch: &Batch) -> Result<(), Error> {
                     json(&job.tries, "job tries")?,
                 ])
                 .map_err(sql)?;
+            assets::record(conn, job)?;
             if let Some(key) = &submitted.key {
                 remember
                     .execute(params![
@@ -118,15 +121,22 @@ pub(super) fn write(conn: &Connection, batch: &Batch) -> Result<(), Error> {
             )
             .map_err(sql)?;
         for event in &batch.events {
+            let job = batch.changed.get(&event.job);
+            let kind = match (&event.kind, job) {
+                (EventKind::AssetRegistering { output }, Some(job)) => {
+                    &assets::register_output(conn, job, output, event.at)?
+                }
+                (kind, _) => kind,
+            };
             append
                 .execute(params![
                     event.seq.0,
-                    batch.changed.get(&event.job).map(|job| job.seq.0),
+                    job.map(|job| job.seq.0),
                     event.at.as_millis(),
                     event.attempt.0,
                     event.principal.as_str(),
                     event.status.as_str(),
-                    json(&event.kind, "event")?,
+                    json(kind, "event")?,
                     event.job.as_str(),
                 ])
                 .map_err(sql)?;
@@ -152,6 +162,7 @@ pub(super) fn write(conn: &Connection, batch: &Batch) -> Result<(), Error> {
         conn.prepare_cached(statement).and_then(|mut s| s.execute([name])).map_err(sql)?;
     }
     for name in &batch.deleted {
+        assets::forget(conn, name)?;
         for statement in [
             "DELETE FROM idempotency WHERE job = ?1",
             "DELETE FROM events WHERE job = (SELECT seq FROM jobs WHERE name = ?1 AND live = 0)",

@@ -1,9 +1,10 @@
-//! Where the workspace's records lie: jobs, events, nodes, tokens, runs, environments,
+//! Where the workspace's records lie: jobs, events, nodes, tokens, runs, assets,
 //! datastores, secrets (sealed).
 //!
 //! [`Store`] is narrow on purpose: a batch of decisions goes in as one transaction, and a few
 //! questions are answered. [`SqliteStore`] is the embedded one.
 
+pub mod assets;
 pub mod datastores;
 pub mod environments;
 mod jobs;

@@ -15,6 +15,7 @@ const MIGRATIONS: &[&str] = &[
     super::environments::MIGRATION,
     super::secrets::MIGRATION,
     super::datastores::MIGRATION,
+    super::assets::MIGRATION,
 ];
 
 /// The version this build writes.

@@ -15,9 +15,7 @@ mod recipe;
 
 pub(crate) use pip::needs_file;
 
-pub use asset::{
-    Asset, Draft, EnvironmentVersion, LATEST, Refusal, Registration, Unresolved, VersionEntry,
-};
+pub use asset::{Draft, EnvironmentVersion};
 pub use curated::{CuratedTable, curated};
 pub use python::{Choice, Installed, PythonRequest, PythonVersion, choose};
 pub use recipe::{Base, Error, Program, Recipe};

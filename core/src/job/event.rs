@@ -3,7 +3,10 @@
 use serde::{Deserialize, Serialize};
 
 use super::{Exit, Failure, JobStatus};
-use crate::id::{AttemptNumber, EventSeq, JobName, NodeName, Principal};
+use crate::asset::Kind;
+use crate::id::{
+    AssetName, AttemptNumber, EventSeq, JobName, NodeName, PortName, Principal, VersionName,
+};
 use crate::resource::GpuIndex;
 use crate::time::Timestamp;
 
@@ -75,6 +78,30 @@ pub enum EventKind {
         node: NodeName,
         /// What went wrong, if anything did.
         problem: Option<String>,
+    },
+    /// The job is completed next, and this output of it becomes an asset then. Which version the store says, in
+    /// the transaction that completes the job: it puts one of the next two in the place of this.
+    AssetRegistering {
+        /// Which output.
+        output: PortName,
+    },
+    /// An output has become an asset.
+    AssetRegistered {
+        /// Which output.
+        output: PortName,
+        /// What the asset is.
+        asset: Kind,
+        /// Its name.
+        name: AssetName,
+        /// Which version.
+        version: VersionName,
+    },
+    /// An output could not become the asset that it should.
+    AssetRefused {
+        /// Which output.
+        output: PortName,
+        /// Why.
+        problem: String,
     },
     /// Over, as asked.
     Completed,
@@ -154,6 +181,9 @@ impl EventKind {
             Self::GpuIdle { .. } => "GpuIdle",
             Self::Finalizing { .. } => "Finalizing",
             Self::MemberEnded { .. } => "MemberEnded",
+            Self::AssetRegistering { .. } => "AssetRegistering",
+            Self::AssetRegistered { .. } => "AssetRegistered",
+            Self::AssetRefused { .. } => "AssetRefused",
             Self::Completed => "Completed",
             Self::Failed { .. } => "Failed",
             Self::CancelRequested { .. } => "CancelRequested",
@@ -204,6 +234,13 @@ impl EventKind {
             }
             Self::MemberEnded { rank, node, problem: Some(problem) } => {
                 format!("member {rank} on node {node}: {problem}")
+            }
+            Self::AssetRegistering { output } => format!("output '{output}' becomes an asset"),
+            Self::AssetRegistered { output, asset, name, version } => {
+                format!("output '{output}' is version {version} of {asset} '{name}'")
+            }
+            Self::AssetRefused { output, problem } => {
+                format!("output '{output}' is not registered: {problem}")
             }
             Self::Completed => "completed".to_owned(),
             Self::Failed { failure } => failure.message.clone(),

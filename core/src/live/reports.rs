@@ -203,6 +203,9 @@ impl Live {
         match verdict {
             Verdict::Over(outcome) => {
                 let partial = outcome != Outcome::Completed;
+                if !partial {
+                    self.register_outputs(&job, active, &by, now, out);
+                }
                 let kind = end_event(&outcome);
                 let left = active.left(&job.spec, partial);
                 job.state = State::Ended(Ended { at: now.wall, outcome, left });
@@ -222,6 +225,21 @@ impl Live {
                 self.sched.enqueue(&job.compute, rank(&job), waiting(&job));
                 self.put(job, out);
             }
+        }
+    }
+
+    /// What becomes an asset now that the job is completed: in the same transaction, so that it is done once.
+    fn register_outputs(
+        &mut self,
+        job: &Job,
+        active: &Active,
+        by: &Principal,
+        now: Now,
+        out: &mut Decisions,
+    ) {
+        for (output, _) in job.spec.outputs.iter().filter(|(_, o)| o.asset_name.is_some()) {
+            let kind = EventKind::AssetRegistering { output: output.clone() };
+            self.record(job, active.attempt, by.clone(), kind, now, out);
         }
     }
 

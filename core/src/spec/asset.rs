@@ -12,6 +12,7 @@ use super::reference;
 use super::shape::{self, Object, Shape, Support};
 use super::validate::{Check, environment_faults, report};
 use super::yaml::Node;
+use crate::asset::Kind;
 use crate::environment::Draft;
 use crate::id::{AssetName, VersionName};
 use Shape::{Any, Literal, LiteralOrNull, Map, OneOf, Text, Word};
@@ -125,21 +126,8 @@ pub fn parse_environment(
 impl Reader<'_> {
     /// The environment, as far as it can be read; faults are reported.
     fn environment(&mut self, root: &Node) -> Option<Draft> {
-        let name = match given(root, "name") {
-            Some(node) => self.name(node, "name", AssetName::new),
-            None => {
-                self.report.error(root.mark, "name", "the environment has no 'name'").help(
-                    format!("write how jobs call it, for example '{EXAMPLE}', or give --name"),
-                );
-                None
-            }
-        };
-        let version = given(root, "version").and_then(|node| {
-            let written = literal(root, "version").unwrap_or_default();
-            VersionName::new(&written)
-                .map_err(|error| self.wrong_name(node.mark, "version", &error))
-                .ok()
-        });
+        let name = asset_name(self, root, Kind::Environment, EXAMPLE);
+        let version = asset_version(self, root);
         let folder = self.origin.folder.clone();
         let environment = inline(self, root, "", &folder);
         let tags = self.pairs(root, "tags");
@@ -151,6 +139,30 @@ impl Reader<'_> {
             environment: InlineEnvironment { name: None, ..environment },
         })
     }
+}
+
+/// The name of an asset of this kind; its lack is reported, with `example` as the remedy.
+pub(super) fn asset_name(
+    reader: &mut Reader<'_>,
+    root: &Node,
+    kind: Kind,
+    example: &str,
+) -> Option<AssetName> {
+    let Some(node) = given(root, "name") else {
+        reader
+            .report
+            .error(root.mark, "name", format!("the {kind} has no 'name'"))
+            .help(format!("write how jobs call it, for example '{example}', or give --name"));
+        return None;
+    };
+    reader.name(node, "name", AssetName::new)
+}
+
+/// The version to make, if the document names one.
+pub(super) fn asset_version(reader: &mut Reader<'_>, root: &Node) -> Option<VersionName> {
+    let node = given(root, "version")?;
+    let written = literal(root, "version").unwrap_or_default();
+    VersionName::new(&written).map_err(|error| reader.wrong_name(node.mark, "version", &error)).ok()
 }
 
 /// Checks an environment that was sent to the daemon; see [`Draft::check`].
@@ -206,10 +218,15 @@ fn faults(draft: &Draft) -> Check {
 /// # Errors
 /// What it is instead, and how to write it.
 pub fn environment_reference(text: &str) -> Result<AssetRef, Diagnostics> {
+    references(text, &["environments"])
+}
+
+/// An asset of one of these kinds, as Azure's ids have them.
+pub(super) fn references(text: &str, kinds: &[&str]) -> Result<AssetRef, Diagnostics> {
     let lower = text.to_ascii_lowercase();
     let is_whole = lower.starts_with("azureml:") || lower.starts_with("/subscriptions/");
     let whole = if is_whole { text.to_owned() } else { format!("azureml:{text}") };
-    reference::asset(&whole, &["environments"])
+    reference::asset(&whole, kinds)
         .map(|read| read.value)
         .map_err(|wrong| Diagnostic::new(wrong.message).with_help(wrong.help).into())
 }

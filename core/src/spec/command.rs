@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::distribution::Distribution;
+use crate::asset;
 use crate::id::{
     AssetName, ComputeName, DatastoreName, ExperimentName, JobName, PortName, VersionName,
 };
@@ -204,6 +205,16 @@ pub enum AssetVersion {
     Label(String),
 }
 
+impl AssetVersion {
+    /// The version's name, if it is told by that.
+    pub fn exact(&self) -> Option<&str> {
+        match self {
+            Self::Exact(version) => Some(version),
+            Self::Default | Self::Label(_) => None,
+        }
+    }
+}
+
 /// A reference to data, parsed.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -258,6 +269,9 @@ pub enum Input {
         mode: InputMode,
         /// Where it lies.
         uri: DataUri,
+        /// The version of the asset that it was named by, once the daemon has found where that lies.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        asset: Option<AssetRef>,
     },
     /// Declared `optional: true` and given no value.
     Unset,
@@ -280,6 +294,38 @@ pub enum DataKind {
     CustomModel,
     /// A Triton model repository.
     TritonModel,
+}
+
+impl DataKind {
+    /// All of them.
+    pub const ALL: [Self; 6] = [
+        Self::UriFile,
+        Self::UriFolder,
+        Self::MlTable,
+        Self::MlflowModel,
+        Self::CustomModel,
+        Self::TritonModel,
+    ];
+
+    /// As the YAML says it.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::UriFile => "uri_file",
+            Self::UriFolder => "uri_folder",
+            Self::MlTable => "mltable",
+            Self::MlflowModel => "mlflow_model",
+            Self::CustomModel => "custom_model",
+            Self::TritonModel => "triton_model",
+        }
+    }
+
+    /// What an asset of this kind is: references of inputs are looked up among those.
+    pub const fn asset_kind(self) -> asset::Kind {
+        match self {
+            Self::UriFile | Self::UriFolder | Self::MlTable => asset::Kind::Data,
+            Self::MlflowModel | Self::CustomModel | Self::TritonModel => asset::Kind::Model,
+        }
+    }
 }
 
 /// How a job gets an input.

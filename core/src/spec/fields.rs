@@ -320,11 +320,11 @@ static OUTPUT: Object = Object {
         field(
             "name",
             Text,
-            Later("outputs are not registered as assets yet"),
+            Runs,
             "",
-            "Registers it as an asset of this name.",
+            "Registers it as a version of the asset of this name once the job is completed.",
         ),
-        field("version", Literal, Recorded, "", "The version to register."),
+        field("version", Literal, Runs, "the next number", "The version to register."),
         field("description", Text, Unused, "", "What it is."),
         field(
             "path_on_compute",

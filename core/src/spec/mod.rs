@@ -4,12 +4,14 @@
 //! overrides on the tree ([`overrides`]), kinds and keys against the table of fields ([`shape`],
 //! [`fields`]), and values to a [`CommandJob`] ([`job`]). What holds for a job however it came is
 //! checked by [`validate`], which the daemon runs again. [`parse_compute`] reads a cluster's YAML,
-//! [`parse_environment`] an environment's and [`parse_datastore`] a datastore's, in the same steps.
+//! [`parse_environment`] an environment's, [`parse_data`] and [`parse_model`] a data asset's and a model's,
+//! and [`parse_datastore`] a datastore's, in the same steps.
 
 pub mod amount;
 mod asset;
 mod command;
 mod compute;
+mod data_asset;
 mod datastore;
 mod diagnostic;
 mod distribution;
@@ -39,6 +41,7 @@ pub use asset::{
 };
 pub use command::*;
 pub use compute::{ParsedCompute, parse_compute, parse_sizes, validate_cluster};
+pub use data_asset::{ParsedAsset, asset_reference, parse_data, parse_model, validate_asset};
 pub use datastore::{ParsedDatastore, parse_datastore, validate_datastore};
 pub use diagnostic::{Diagnostic, Diagnostics, Place};
 pub use distribution::{Distribution, Ray};
@@ -46,6 +49,8 @@ pub use docker_args::{NotAllowed, docker_args};
 pub use job::{Parsed, parse_job};
 pub use origin::{FileKind, Files, Origin};
 pub use overrides::Override;
-pub use schema::{compute_schema, datastore_schema, environment_schema, schema};
+pub use schema::{
+    compute_schema, data_schema, datastore_schema, environment_schema, model_schema, schema,
+};
 pub use shell::quote;
 pub use validate::{is_variable_name, validate, validate_submitted};

@@ -103,7 +103,7 @@ fn input(reader: &mut Reader<'_>, node: &Node, path: &str) -> Option<Input> {
         _ => InputMode::RoMount,
     };
     let uri = located(reader, location, kind, &join(path, "path"))?;
-    Some(Input::Data { kind, mode, uri })
+    Some(Input::Data { kind, mode, uri, asset: None })
 }
 
 /// An input that is a scalar: a literal, or nothing.
@@ -177,7 +177,7 @@ fn literal_input(
     Some(Input::Literal { value: shown })
 }
 
-fn data_kind(word: Option<&str>) -> DataKind {
+pub(super) fn data_kind(word: Option<&str>) -> DataKind {
     match word {
         Some("uri_file") => DataKind::UriFile,
         Some("mltable") => DataKind::MlTable,
@@ -189,7 +189,12 @@ fn data_kind(word: Option<&str>) -> DataKind {
 }
 
 /// A data reference; a local one is checked to be there and of the right kind.
-fn located(reader: &mut Reader<'_>, node: &Node, kind: DataKind, path: &str) -> Option<DataUri> {
+pub(super) fn located(
+    reader: &mut Reader<'_>,
+    node: &Node,
+    kind: DataKind,
+    path: &str,
+) -> Option<DataUri> {
     let written = node.as_text().unwrap_or_default();
     if written.contains("${{") {
         reader

@@ -1,9 +1,10 @@
-//! The JSON Schemas of job, compute, environment and datastore files, for editors.
+//! The JSON Schemas of job, compute, environment, data, model and datastore files, for editors.
 
 use serde_json::{Map, Value, json};
 
 use super::asset::ENVIRONMENT_FILE;
 use super::compute::AMLCOMPUTE;
+use super::data_asset::{DATA_FILE, MODEL_FILE};
 use super::datastore::TYPES;
 use super::fields::JOB;
 use super::shape::{Object, Shape, Support};
@@ -25,6 +26,16 @@ pub fn compute_schema() -> Value {
 /// The JSON Schema of an environment's YAML, made like [`schema`].
 pub fn environment_schema() -> Value {
     document(&ENVIRONMENT_FILE, "name", "environment", "An environment")
+}
+
+/// The JSON Schema of a data asset's YAML, made like [`schema`].
+pub fn data_schema() -> Value {
+    document(&DATA_FILE, "name", "data asset", "A data asset")
+}
+
+/// The JSON Schema of a model's YAML, made like [`schema`].
+pub fn model_schema() -> Value {
+    document(&MODEL_FILE, "name", "model", "A model")
 }
 
 /// The JSON Schema of a datastore's YAML, made like [`schema`]: one for each type.

@@ -18,7 +18,7 @@ use super::limits::{
 use super::{distribution, reference};
 use crate::environment::Recipe;
 use crate::expr::{Reference, Template, Values};
-use crate::id::DatastoreName;
+use crate::id::{AssetName, DatastoreName, InvalidName, VersionName};
 use crate::node::{LABEL_FORM, is_label};
 use crate::resource::{Demand, plain};
 
@@ -175,7 +175,7 @@ impl Check {
     }
 
     /// Refuses JSON that the store could write and not read back.
-    fn depth(&mut self, value: &Json) {
+    pub(super) fn depth(&mut self, value: &Json) {
         if is_deeper(value, MAX_DEPTH) {
             let field = self.path.join(".");
             self.fault(
@@ -345,7 +345,7 @@ fn input_faults(check: &mut Check, name: &str, input: &Input) {
         Input::Literal { value } => {
             return check.size(value, MAX_VALUE, "put it into a file, and give that as input");
         }
-        Input::Data { kind, mode, uri } => (*kind, *mode, uri),
+        Input::Data { kind, mode, uri, asset: _ } => (*kind, *mode, uri),
     };
     let evaluates = matches!(mode, InputMode::EvalMount | InputMode::EvalDownload);
     if evaluates && kind != DataKind::MlTable {
@@ -373,6 +373,7 @@ fn input_faults(check: &mut Check, name: &str, input: &Input) {
 fn output_faults(check: &mut Check, name: &str, output: &Output) {
     const FORM: &str = "write azureml://datastores/NAME/paths/PATH; it may hold ${{name}}, \
                         ${{output_name}} and ${{default_datastore}}";
+    asset_of_output(check, name, output);
     let Some(path) = &output.path else { return };
     check.at(&["outputs", name, "path"]);
     let before = check.count();
@@ -410,6 +411,24 @@ fn output_faults(check: &mut Check, name: &str, output: &Output) {
     }
     if let Err(wrong) = reference::inner_path(inner) {
         check.fault(format!("output '{name}': {}", wrong.message), wrong.help);
+    }
+}
+
+/// What the output is to be registered as.
+fn asset_of_output(check: &mut Check, name: &str, output: &Output) {
+    let mut wrong = |key: &str, wrong: Option<InvalidName>| {
+        if let Some(InvalidName { kind, value, rule }) = wrong {
+            let message = format!("output '{name}': '{value}' is not a valid {kind}");
+            check.at(&["outputs", name, key]).fault(message, rule);
+        }
+    };
+    wrong("name", output.asset_name.as_deref().and_then(|text| AssetName::new(text).err()));
+    wrong("version", output.asset_version.as_deref().and_then(|text| VersionName::new(text).err()));
+    if output.asset_version.is_some() && output.asset_name.is_none() {
+        check.at(&["outputs", name, "version"]).fault(
+            format!("output '{name}' has a version and no name"),
+            "add 'name:' to register it as an asset, or remove 'version:'",
+        );
     }
 }
 

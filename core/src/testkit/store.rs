@@ -108,6 +108,7 @@ impl Store {
                         | EventKind::Entered { .. }
                         | EventKind::Forwarded { .. }
                         | EventKind::GpuIdle { .. }
+                        | EventKind::AssetRegistering { .. }
                         | EventKind::NodeUnreachable { .. }
                         | EventKind::NodeReturned { .. }
                 ) && from == event.status =>

@@ -110,10 +110,11 @@ impl From<&spec::Input> for pb::Input {
         use pb::input::{self as wire, Value};
         let value = match input {
             spec::Input::Literal { value } => Value::Literal(value.clone()),
-            spec::Input::Data { kind, mode, uri } => Value::Data(wire::Data {
+            spec::Input::Data { kind, mode, uri, asset } => Value::Data(wire::Data {
                 kind: pb::DataKind::from(*kind).into(),
                 mode: pb::InputMode::from(*mode).into(),
                 uri: Some(uri.into()),
+                asset: asset.as_ref().map(Into::into),
             }),
             spec::Input::Unset => Value::Unset(wire::Unset {}),
         };
@@ -133,6 +134,7 @@ impl TryFrom<pb::Input> for spec::Input {
                 kind: number::<pb::DataKind, _>(data.kind).of("data.kind")?,
                 mode: number::<pb::InputMode, _>(data.mode).of("data.mode")?,
                 uri: data.uri.of("data.uri")?.try_into().under("data.uri")?,
+                asset: data.asset.map(TryInto::try_into).transpose().under("data.asset")?,
             },
             Value::Unset(_) => Self::Unset,
         })

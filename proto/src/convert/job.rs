@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use atelier_core::asset;
 use atelier_core::id::NodeName;
 use atelier_core::job::{self, Cause, Outcome, State};
 use atelier_core::live::Sandbox;
@@ -57,6 +58,8 @@ pub struct JobDetails {
     pub memory_advice: Option<job::Advice>,
     /// What nodes keep of attempts that failed.
     pub sandboxes: Vec<(NodeName, Sandbox)>,
+    /// What its outputs became.
+    pub assets: Vec<asset::Version>,
 }
 
 /// What a node keeps of an attempt that failed.
@@ -67,6 +70,12 @@ pub fn sandbox((node, kept): &(NodeName, Sandbox)) -> pb::Sandbox {
         rank: kept.rank,
         until_ms: kept.until.as_millis(),
     }
+}
+
+/// An output, and how jobs name the asset that it became.
+fn output_asset(version: &asset::Version) -> Option<(String, String)> {
+    let output = version.made_by.as_ref()?.output.clone();
+    Some((output, format!("azureml:{}:{}", version.name, version.version)))
 }
 
 /// A job as clients see it.
@@ -85,6 +94,7 @@ pub fn job(job: &job::Job, details: JobDetails) -> pb::Job {
         memory_mib: job.tries.memory.unwrap_or_default(),
         metrics: details.metrics,
         sandboxes: details.sandboxes.iter().map(sandbox).collect(),
+        output_assets: details.assets.iter().filter_map(output_asset).collect(),
         memory_advice: details.memory_advice.map(|advice| pb::MemoryAdvice {
             runs: u32::try_from(advice.runs).unwrap_or(u32::MAX),
             peak_memory_mib: advice.peak_memory,

@@ -14,6 +14,7 @@ mod attempt;
 mod command;
 mod compute;
 mod data;
+mod data_asset;
 mod datastore;
 mod environment;
 mod job;
@@ -23,6 +24,7 @@ mod tests;
 
 pub use asset::environment_version;
 pub use attempt::{node_change, node_record, sandboxes};
+pub use data_asset::asset_version;
 pub use job::{JobDetails, job, sandbox};
 pub use status::UnknownStatus;
 

@@ -122,7 +122,8 @@ fn input() -> impl Strategy<Value = spec::Input> {
     ]);
     prop_oneof![
         free_text().prop_map(|value| spec::Input::Literal { value }),
-        (kind(), mode, uri()).prop_map(|(kind, mode, uri)| spec::Input::Data { kind, mode, uri }),
+        (kind(), mode, uri(), option::of(asset()))
+            .prop_map(|(kind, mode, uri, asset)| spec::Input::Data { kind, mode, uri, asset }),
         Just(spec::Input::Unset),
     ]
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use atelier_core::spec::environment_reference;
 use atelier_proto::environment::v1::build_environment_response::Message;
 use atelier_proto::environment::v1::{
     BuildAsked, BuildEnvironmentRequest, BuildEnvironmentResponse, BuildResult, NodeBuild,
@@ -38,7 +39,7 @@ struct Nodes {
 }
 
 pub(super) async fn run(arguments: Build, context: &Context) -> Result<(), Error> {
-    let environment = Some((&arguments.which.reference()?).into());
+    let environment = Some((&arguments.which.reference(environment_reference)?).into());
     let compute = arguments.compute.unwrap_or_default();
     let client = context.client().await?;
     let request = BuildEnvironmentRequest { environment, compute };

@@ -199,6 +199,35 @@ fn walk(
     Ok(())
 }
 
+/// Copies objects of a place into a folder of this machine, each by its path there; `done` hears of each that is there.
+pub(in crate::cli) async fn into_folder(
+    place: &Place,
+    objects: Vec<(String, Object)>,
+    folder: &Path,
+    data: &Data,
+    bar: &ProgressBar,
+    done: &dyn Fn(&Object),
+) -> Result<(), Error> {
+    fs::create_dir_all(folder).map_err(|error| Error::file("create", folder, &error))?;
+    let sources =
+        objects.into_iter().map(|(below, object)| (below, Source::Object(place.clone(), object)));
+    let item = Item { name: String::new(), files: sources.collect() };
+    let target = Target::Local(folder.to_owned());
+    let transfers = plan(vec![item], &target, false)?;
+    let copying = &Copying { data, bar: bar.clone() };
+    futures::stream::iter(&transfers)
+        .map(|transfer| async {
+            copying.one(transfer, &target).await?;
+            if let Source::Object(_, object) = &transfer.from {
+                done(object);
+            }
+            Ok(())
+        })
+        .buffer_unordered(AT_ONCE)
+        .try_collect::<()>()
+        .await
+}
+
 /// Whether what is copied goes into the target rather than in its place.
 async fn is_folder(target: &Target, named: &str, data: &Data) -> Result<bool, Error> {
     match target {

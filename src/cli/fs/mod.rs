@@ -14,7 +14,9 @@ use super::job::{size, time};
 use super::{Column, Context, Error, Kind};
 use crate::client::Client;
 use crate::client::data::{Data, Depth, Object};
-use place::{Look, Place};
+pub(super) use copy::into_folder;
+use place::Look;
+pub(super) use place::Place;
 
 /// Objects removed at once.
 const AT_ONCE: usize = 16;

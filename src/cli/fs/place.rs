@@ -14,12 +14,12 @@ const FORM: &str =
 
 /// A path in a datastore; empty: all of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Place {
-    pub(super) datastore: String,
+pub(in crate::cli) struct Place {
+    pub(in crate::cli) datastore: String,
     /// Without `/` at its end.
-    pub(super) path: String,
+    pub(in crate::cli) path: String,
     /// Whether it was written as a folder, with `/` at its end.
-    pub(super) folder: bool,
+    pub(in crate::cli) folder: bool,
 }
 
 /// Whether a text names something in a datastore rather than a file of this machine.
@@ -53,7 +53,7 @@ impl Place {
         Ok(Self::new(datastore.as_str(), &path))
     }
 
-    fn new(datastore: &str, path: &str) -> Self {
+    pub(in crate::cli) fn new(datastore: &str, path: &str) -> Self {
         Self {
             datastore: datastore.to_owned(),
             path: path.trim_end_matches('/').to_owned(),
@@ -71,12 +71,12 @@ impl Place {
     }
 
     /// Its last segment.
-    pub(super) fn name(&self) -> &str {
+    pub(in crate::cli) fn name(&self) -> &str {
         self.path.rsplit('/').next().unwrap_or_default()
     }
 
     /// As it is written.
-    pub(super) fn uri(&self) -> String {
+    pub(in crate::cli) fn uri(&self) -> String {
         let end = if self.folder && !self.path.is_empty() { "/" } else { "" };
         layout::datastore_uri(&self.datastore, &format!("{}{end}", self.path))
     }
@@ -108,7 +108,7 @@ impl Place {
     }
 
     /// Everything below it.
-    pub(super) async fn list(&self, data: &Data, depth: Depth) -> Result<data::Page, Error> {
+    pub(in crate::cli) async fn list(&self, data: &Data, depth: Depth) -> Result<data::Page, Error> {
         let listed = data.list(&self.datastore, &self.path, depth).await;
         listed.map_err(|error| self.failed("listing", &error))
     }

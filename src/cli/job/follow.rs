@@ -181,6 +181,12 @@ impl Follower<'_> {
     fn happened(&mut self, event: &pb::Event) {
         self.seq = self.seq.max(event.seq);
         self.status = event.status();
+        // What became of an output stays to be read.
+        match event.kind.as_str() {
+            "AssetRegistered" => return self.output.note(&event.message),
+            "AssetRefused" => return self.output.warn(&event.message),
+            _ => {}
+        }
         let text = told(event.status().word(), &event.message);
         if !self.output.draws() {
             // The end has its own lines.

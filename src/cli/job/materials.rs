@@ -67,6 +67,16 @@ pub(in crate::cli) async fn snapshot(
     Ok(uploaded.root)
 }
 
+/// Sends a file or folder, and says where it lies then.
+pub(in crate::cli) async fn upload(
+    context: &Context,
+    client: &Client,
+    path: &Path,
+) -> Result<DataUri, Error> {
+    let gateway = open_gateway(context, client).await?;
+    stored(context, &gateway, path).await
+}
+
 async fn stored(context: &Context, gateway: &Gateway, path: &Path) -> Result<DataUri, Error> {
     let (report, bar) = progress(context, "input");
     let sent = gateway.local_input(path, report).await;

@@ -8,7 +8,7 @@ use atelier_proto::job::v1::{
 use clap::{Args, Subcommand};
 use serde_json::json;
 
-use super::{Context, Error, Name};
+use super::{Column, Context, Error, Name};
 
 mod create;
 mod debug;
@@ -31,6 +31,17 @@ pub(super) mod view;
 pub(super) use summary::{length, size};
 pub(super) use view::time;
 
+const INPUTS: &[Column] = &[
+    Column { title: "INPUT", cell: |i| Some(i["name"].as_str()?.to_owned()) },
+    Column { title: "TYPE", cell: |i| Some(i["type"].as_str().unwrap_or("literal").to_owned()) },
+    Column { title: "MODE", cell: |i| Some(i["mode"].as_str()?.to_owned()) },
+    Column { title: "ASSET", cell: |i| Some(i["asset"].as_str()?.to_owned()) },
+    Column {
+        title: "PATH OR VALUE",
+        cell: |i| Some(i["path"].as_str().or_else(|| i["value"].as_str())?.to_owned()),
+    },
+];
+
 #[derive(Subcommand)]
 pub(super) enum Command {
     /// Submit a job; it is on the daemon's disk when this returns
@@ -43,6 +54,7 @@ pub(super) enum Command {
 Examples:
   atelier job show calm_apple_x1
   atelier job show calm_apple_x1 --usage
+  atelier job show calm_apple_x1 --inputs
   atelier job show calm_apple_x1 --query status -o tsv")]
     Show {
         #[command(flatten)]
@@ -50,6 +62,9 @@ Examples:
         /// Only what was asked for, what it uses or used, and what past runs of the command say of it
         #[arg(long)]
         usage: bool,
+        /// Only what it reads: literals and data, and which version of an asset that is
+        #[arg(long, conflicts_with = "usage")]
+        inputs: bool,
     },
     /// Say why a job waits, when it may start, and what would start it now
     ///
@@ -122,10 +137,14 @@ pub(super) async fn run(command: Command, context: &Context) -> Result<ExitCode,
     match command {
         Command::Create(arguments) => return create::run(arguments, context).await,
         Command::List(arguments) => list::run(arguments, context).await?,
-        Command::Show { name, usage } => {
+        Command::Show { name, usage, inputs } => {
             let client = context.client().await?;
             let request = GetJobRequest { name: name.get().to_owned(), advise: true };
             let job = client.call(client.jobs().get_job(request)).await?;
+            if inputs {
+                context.output.list(view::inputs(&job), INPUTS)?;
+                return Ok(ExitCode::SUCCESS);
+            }
             context.output.show(&if usage { view::usage(&job) } else { view::job(&job) })?;
         }
         Command::Explain(name) => explain(context, name.get()).await?,

@@ -74,7 +74,7 @@ pub(in crate::cli) fn job(job: &pb::Job) -> Value {
         put("environment", command.environment.as_ref().map_or(Value::Null, environment));
         put("environment_variables", json!(command.environment_variables));
         put("inputs", each(&command.inputs, input));
-        put("outputs", outputs(&command.outputs, &job.outputs));
+        put("outputs", outputs(&command.outputs, job));
         put("resources", command.resources.as_ref().map_or(Value::Null, resources));
         put("distribution", command.distribution.as_ref().map_or(Value::Null, distribution));
         let timeout = command.limits.as_ref().and_then(|limits| limits.timeout_s);
@@ -94,6 +94,22 @@ pub(in crate::cli) fn job(job: &pb::Job) -> Value {
     put("memory_advice", job.memory_advice.as_ref().map_or(Value::Null, advice));
     put("archived", job.archived.into());
     Value::Object(view)
+}
+
+/// What a job reads, each input with its name.
+pub(in crate::cli) fn inputs(job: &pb::Job) -> Vec<Value> {
+    let command = job.spec.as_ref().and_then(|spec| spec.kind.as_ref()).map(|kind| {
+        let pb::job_spec::Kind::Command(command) = kind;
+        command
+    });
+    let named = |(name, given): (&String, &pb::Input)| match input(given) {
+        Value::Object(data) => {
+            let name = ("name".to_owned(), json!(name));
+            Value::Object(std::iter::once(name).chain(data).collect())
+        }
+        value => json!({ "name": name, "value": value }),
+    };
+    command.into_iter().flat_map(|command| &command.inputs).map(named).collect()
 }
 
 /// What a job uses or used, beside what was asked for.
@@ -241,7 +257,7 @@ pub(in crate::cli) fn made_of(inline: &pb::InlineEnvironment) -> Map<String, Val
     view
 }
 
-fn uri(uri: &pb::DataUri) -> Value {
+pub(in crate::cli) fn uri(uri: &pb::DataUri) -> Value {
     use pb::data_uri::Form;
     match &uri.form {
         Some(Form::Local(path) | Form::Http(path) | Form::Cloud(path)) => path.clone().into(),
@@ -260,7 +276,7 @@ fn uri(uri: &pb::DataUri) -> Value {
     }
 }
 
-const fn kind(kind: pb::DataKind) -> &'static str {
+pub(in crate::cli) const fn kind(kind: pb::DataKind) -> &'static str {
     match kind {
         pb::DataKind::Unspecified | pb::DataKind::UriFolder => "uri_folder",
         pb::DataKind::UriFile => "uri_file",
@@ -283,7 +299,13 @@ fn input(input: &pb::Input) -> Value {
     use pb::input::Value as V;
     match &input.value {
         Some(V::Literal(value)) => value.clone().into(),
-        Some(V::Data(data)) => json!({
+        Some(V::Data(data)) => data_input(data),
+        Some(V::Unset(_)) | None => Value::Null,
+    }
+}
+
+fn data_input(data: &pb::input::Data) -> Value {
+    let mut view = json!({
             "type": kind(data.kind()),
             "mode": match data.mode() {
                 pb::InputMode::Unspecified | pb::InputMode::RoMount => "ro_mount",
@@ -293,14 +315,16 @@ fn input(input: &pb::Input) -> Value {
                 pb::InputMode::EvalDownload => "eval_download",
             },
             "path": data.uri.as_ref().map_or(Value::Null, uri),
-        }),
-        Some(V::Unset(_)) | None => Value::Null,
+    });
+    if let Some(named) = &data.asset {
+        view["asset"] = asset(named).into();
     }
+    view
 }
 
 /// What was asked for, and where it lies once it is there; what the job has beyond its declared
 /// outputs (`artifacts`) too.
-fn outputs(declared: &BTreeMap<String, pb::Output>, commits: &[pb::OutputCommit]) -> Value {
+fn outputs(declared: &BTreeMap<String, pb::Output>, job: &pb::Job) -> Value {
     let mut view: Map<String, Value> = declared
         .iter()
         .map(|(name, output)| {
@@ -323,7 +347,7 @@ fn outputs(declared: &BTreeMap<String, pb::Output>, commits: &[pb::OutputCommit]
             (name.clone(), view)
         })
         .collect();
-    for commit in commits {
+    for commit in &job.outputs {
         let output = view
             .entry(commit.name.clone())
             .or_insert_with(|| json!({ "type": "uri_folder", "mode": "rw_mount" }));
@@ -331,6 +355,11 @@ fn outputs(declared: &BTreeMap<String, pb::Output>, commits: &[pb::OutputCommit]
         output["files"] = commit.files.into();
         output["bytes"] = commit.bytes.into();
         output["partial"] = commit.partial.into();
+    }
+    for (name, asset) in &job.output_assets {
+        if let Some(output) = view.get_mut(name) {
+            output["asset"] = asset.clone().into();
+        }
     }
     Value::Object(view)
 }

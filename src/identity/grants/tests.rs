@@ -14,7 +14,7 @@ pub(in crate::identity) fn store(text: &str) -> DatastoreName {
 
 fn input(path: &str) -> Input {
     let uri = DataUri::Datastore { datastore: store("workspaceblobstore"), path: path.to_owned() };
-    Input::Data { kind: DataKind::UriFolder, mode: InputMode::Download, uri }
+    Input::Data { kind: DataKind::UriFolder, mode: InputMode::Download, uri, asset: None }
 }
 
 fn output(mode: OutputMode, path: &str) -> Output {
@@ -28,6 +28,7 @@ pub(in crate::identity) fn job() -> CommandJob {
         kind: DataKind::UriFile,
         mode: InputMode::Download,
         uri: DataUri::Http("https://example.org/azureml/x".to_owned()),
+        asset: None,
     };
     CommandJob {
         inputs: [

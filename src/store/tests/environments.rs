@@ -1,10 +1,12 @@
-use atelier_core::environment::{Draft, EnvironmentVersion, Refusal};
+use atelier_core::asset::{Kind, Refusal};
+use atelier_core::environment::{Draft, EnvironmentVersion};
 use atelier_core::id::{AssetName, VersionName};
 use atelier_core::spec::InlineEnvironment;
 
 use super::*;
 use crate::store::Archived;
-use crate::store::environments::{self, EnvironmentQuery};
+use crate::store::assets::AssetQuery;
+use crate::store::environments;
 
 fn named(text: &str) -> AssetName {
     AssetName::new(text).unwrap()
@@ -45,8 +47,7 @@ async fn archive(store: &SqliteStore, name: &str, version: Option<&str>, archive
 /// `name:version` of each, with `*` for the latest and `-` for what is archived.
 #[track_caller]
 fn listed(store: &SqliteStore, name: Option<&str>, archived: Archived) -> String {
-    let mut query =
-        EnvironmentQuery { name: name.map(named), archived, limit: 2, ..Default::default() };
+    let mut query = AssetQuery { name: name.map(named), archived, limit: 2, ..Default::default() };
     let mut shown = Vec::new();
     loop {
         let (page, more) = store.read(|conn| environments::list(conn, &query)).unwrap();
@@ -93,7 +94,7 @@ async fn versions_are_counted_kept_and_found_again() {
     );
     assert_eq!(listed(&store, Some("none"), Archived::With), "");
     assert_eq!(store.read(environments::names).unwrap(), ["serve", "train"]);
-    let asset = store.read(|conn| environments::asset(conn, &train)).unwrap().unwrap();
+    let asset = store.read(|conn| environments::asset(conn, &train, None)).unwrap().unwrap();
     assert_eq!(asset.latest().unwrap().as_str(), "blue");
     assert_eq!(asset.next_version().unwrap().as_str(), "11");
 }
@@ -122,7 +123,7 @@ async fn what_is_archived_is_hidden_and_comes_back() {
     assert_eq!(listed(&store, None, Archived::Without), "");
     assert_eq!(listed(&store, Some("train"), Archived::Without), "");
     let refused = register(&store, draft("train", None, "d")).await;
-    assert_eq!(refused, Err(Refusal::Archived(named("train"))));
+    assert_eq!(refused, Err(Refusal::Archived { kind: Kind::Environment, name: named("train") }));
     // What is there is no new version.
     assert_eq!(made(&store, "train", Some("1"), "a").await, "1");
     let (train, three) = (named("train"), VersionName::new("3").unwrap());
@@ -157,7 +158,7 @@ async fn a_page_of_large_environments_ends_early() {
     for n in 0..12 {
         made(&store, &format!("e{n:02}"), None, &"x".repeat(1 << 20)).await;
     }
-    let mut query = EnvironmentQuery { limit: 1000, ..EnvironmentQuery::default() };
+    let mut query = AssetQuery { limit: 1000, ..AssetQuery::default() };
     let (page, more) = store.read(|conn| environments::list(conn, &query)).unwrap();
     assert!(more && page.len() < 12, "{}", page.len());
     query.after = page.last().map(|last| last.after.clone());

@@ -1,6 +1,7 @@
 //! The embedded store on real files: what a batch promises, what is refused when it is opened, and
 //! that what goes in comes out.
 
+mod assets;
 mod batches;
 mod datastores;
 mod environments;

@@ -1,9 +1,10 @@
 use atelier_core::access::{AttemptScope, Role};
+use atelier_core::asset::Kind;
 use atelier_core::compute::{
     Cluster, CommandProvider, ComputeRecord, Containment, Instance, InstanceState, NodeShape,
     Placement, Provider, Tier, Trouble,
 };
-use atelier_core::id::{Epoch, PortName};
+use atelier_core::id::{AssetName, Epoch, PortName, VersionName};
 use atelier_core::job::{
     Active, AttemptEnd, Cancel, Cause, Ended, Evict, Exit, Failed, Failure, Left, ManifestRef,
     Member, MemberLeft, Outcome, OutputCommit, Phase, Usage,
@@ -282,10 +283,15 @@ fn uri() -> impl Strategy<Value = DataUri> {
 fn input() -> impl Strategy<Value = Input> {
     prop_oneof![
         text().prop_map(|value| Input::Literal { value }),
-        uri().prop_map(|uri| Input::Data {
+        (uri(), option::of(text())).prop_map(|(uri, version)| Input::Data {
             kind: DataKind::MlTable,
             mode: InputMode::EvalMount,
             uri,
+            asset: version.map(|version| AssetRef {
+                registry: None,
+                name: "iris".to_owned(),
+                version: AssetVersion::Exact(version),
+            }),
         }),
         Just(Input::Unset),
     ]
@@ -414,6 +420,16 @@ fn kind() -> impl Strategy<Value = EventKind> {
         Just(EventKind::Running),
         (nodes(), stamp()).prop_map(|(node, since)| EventKind::GpuIdle { node, since }),
         option::of(exit()).prop_map(|exit| EventKind::Finalizing { exit }),
+        text().prop_map(|problem| EventKind::AssetRefused {
+            output: PortName::new("out").unwrap(),
+            problem
+        }),
+        any::<u32>().prop_map(|version| EventKind::AssetRegistered {
+            output: PortName::new("out").unwrap(),
+            asset: Kind::Model,
+            name: AssetName::new("m").unwrap(),
+            version: VersionName::new(&version.to_string()).unwrap(),
+        }),
         Just(EventKind::Completed),
         failure().prop_map(|failure| EventKind::Failed { failure }),
         text().prop_map(|reason| EventKind::CancelRequested { reason }),

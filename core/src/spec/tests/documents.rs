@@ -81,6 +81,7 @@ fn a_whole_job() {
             kind: DataKind::UriFile,
             mode: InputMode::Download,
             uri: DataUri::Local("/w/proj/data/iris.csv".to_owned()),
+            asset: None,
         }
     );
     let model = &job.outputs[&port("model")];

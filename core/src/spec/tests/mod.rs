@@ -8,6 +8,7 @@ mod asset;
 mod bounds;
 mod compute;
 mod data;
+mod data_asset;
 mod datastore;
 mod diagnostics;
 mod docker_args;

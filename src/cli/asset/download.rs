@@ -1,0 +1,137 @@
+//! Bringing a version's files here.
+
+use std::collections::HashMap;
+use std::fs::{self, OpenOptions};
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use atelier_core::asset::Kind;
+use atelier_proto::asset::v1::Asset;
+use atelier_proto::job::v1::data_uri;
+use clap::Args;
+use serde_json::json;
+
+use super::{Which, get, reference};
+use crate::cli::fs::{Place, into_folder};
+use crate::cli::job::size;
+use crate::cli::{Context, Error, Kind as Problem};
+use crate::client::data::{Data, Depth, Object};
+
+#[derive(Args)]
+pub(in crate::cli) struct Download {
+    #[command(flatten)]
+    which: Which,
+    /// The folder in which a folder of its name is made
+    #[arg(short = 'p', long, value_name = "FOLDER", default_value = ".")]
+    download_path: PathBuf,
+}
+
+pub(in crate::cli) async fn download(
+    kind: Kind,
+    arguments: &Download,
+    context: &Context,
+) -> Result<(), Error> {
+    let client = context.client().await?;
+    let asset = get(kind, &reference(kind, &arguments.which)?, &client).await?;
+    let id = format!("azureml:{}:{}", asset.name, asset.version);
+    let (data, place) = (Data::of(&client)?, place(&asset, &id)?);
+    let all = stored(&place, &id, &data).await?;
+    let files = all.len();
+    let folder = arguments.download_path.join(&asset.name);
+    fs::create_dir_all(&folder).map_err(|error| Error::file("create", &folder, &error))?;
+    let progress = Progress::open(&folder, &id)?;
+    let lacking = all.into_iter().filter(|(below, object)| !progress.has(&folder, below, object));
+    let lacking: Vec<(String, Object)> = lacking.collect();
+    let (fetched, bytes) = (lacking.len(), lacking.iter().map(|(_, object)| object.size).sum());
+    let bar = context.output.bar(bytes, "Downloading");
+    let done = |object: &Object| progress.note(object);
+    let copied = into_folder(&place, lacking, &folder, &data, &bar, &done).await;
+    bar.finish_and_clear();
+    copied?;
+    progress.close()?;
+    let plural = if fetched == 1 { "" } else { "s" };
+    context.output.note(&format!(
+        "Downloaded {fetched} file{plural}, {}, to {}.",
+        size(bytes),
+        folder.display()
+    ));
+    context.output.show(&json!({
+        "id": id,
+        "download_path": folder.display().to_string(),
+        "files": files,
+        "downloaded_files": fetched,
+        "downloaded_bytes": bytes,
+    }))
+}
+
+/// Where a version lies.
+fn place(asset: &Asset, id: &str) -> Result<Place, Error> {
+    match asset.uri.as_ref().and_then(|uri| uri.form.as_ref()) {
+        Some(data_uri::Form::Datastore(place)) => Ok(Place::new(&place.name, &place.path)),
+        Some(data_uri::Form::Http(url)) => {
+            Err(Error::new(Problem::Refused, format!("{id} lies on the web, at {url}"))
+                .help("fetch it from there"))
+        }
+        _ => Err(Error::new(Problem::Failed, format!("{id} lies nowhere that is known"))),
+    }
+}
+
+/// A version's files, by their paths within it.
+async fn stored(place: &Place, id: &str, data: &Data) -> Result<Vec<(String, Object)>, Error> {
+    let objects = place.list(data, Depth::All).await?.objects;
+    let below = |object: Object| match object.path.strip_prefix(&place.path)? {
+        // It is a file itself.
+        "" => Some((place.name().to_owned(), object)),
+        below => Some((below.trim_start_matches('/').to_owned(), object)),
+    };
+    let files: Vec<(String, Object)> = objects.into_iter().filter_map(below).collect();
+    if files.is_empty() {
+        let cause = format!("{id}: there is nothing at {}", place.uri());
+        return Err(Error::new(Problem::NotFound, cause).help("it was removed, or never written"));
+    }
+    Ok(files)
+}
+
+/// Which files of a download are there, for another one that goes on after it. A file of its own in the folder, gone
+/// once all are there.
+struct Progress {
+    path: PathBuf,
+    /// What tells their contents from others, by the objects' paths.
+    done: HashMap<String, String>,
+}
+
+impl Progress {
+    const NAME: &str = ".atelier-download";
+
+    /// Goes on with a download of the same version, or begins one.
+    fn open(folder: &Path, id: &str) -> Result<Self, Error> {
+        let path = folder.join(Self::NAME);
+        let text = fs::read_to_string(&path).unwrap_or_default();
+        let mut lines = text.lines();
+        if lines.next() == Some(id) {
+            let noted = lines.filter_map(|line| line.split_once('\t'));
+            let done = noted.map(|(etag, path)| (path.to_owned(), etag.to_owned())).collect();
+            return Ok(Self { path, done });
+        }
+        fs::write(&path, format!("{id}\n")).map_err(|error| Error::file("write", &path, &error))?;
+        Ok(Self { path, done: HashMap::new() })
+    }
+
+    /// Whether the file came here in a download before, as it is in the workspace now.
+    fn has(&self, folder: &Path, below: &str, object: &Object) -> bool {
+        self.done.get(&object.path) == Some(&object.etag)
+            && fs::symlink_metadata(folder.join(below))
+                .is_ok_and(|found| found.is_file() && found.len() == object.size)
+    }
+
+    /// A file is there. If that cannot be noted, it is fetched again next time.
+    fn note(&self, object: &Object) {
+        if let Ok(mut file) = OpenOptions::new().append(true).open(&self.path) {
+            let _ = writeln!(file, "{}\t{}", object.etag, object.path);
+        }
+    }
+
+    fn close(self) -> Result<(), Error> {
+        fs::remove_file(&self.path).map_err(|error| Error::file("remove", &self.path, &error))
+    }
+}

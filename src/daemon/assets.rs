@@ -1,0 +1,271 @@
+//! Data assets and models that the workspace keeps.
+
+use std::sync::Arc;
+
+use atelier_core::asset::{Change, Draft, Kind, MadeBy, Refusal, Unresolved, Version};
+use atelier_core::id::{AssetName, JobName, Principal, VersionName};
+use atelier_core::spec::{AssetRef, AssetVersion, DataUri, Diagnostics};
+use atelier_core::time::Timestamp;
+
+use crate::store::assets::{self, AssetQuery, Listed, Use};
+use crate::store::{self, SqliteStore};
+
+/// Knows every data asset and model. Cheap to clone.
+#[derive(Clone)]
+pub struct Assets {
+    store: Arc<SqliteStore>,
+}
+
+/// Why an asset is not to be had, or cannot be kept.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A rule of versions and labels.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// What it is breaks a rule.
+    #[error("{0}")]
+    Invalid(#[from] Diagnostics),
+    /// The name is of another kind.
+    #[error(
+        "there is no {wanted} '{name}', but a {is} of this name, which has the type {form}; write 'type: {form}'",
+        is = .is.kind(), form = .is.form.word()
+    )]
+    OtherKind {
+        /// What was looked for.
+        wanted: Kind,
+        /// The name.
+        name: String,
+        /// The newest version of that name.
+        is: Box<Version>,
+    },
+    /// Registries are Azure's.
+    #[error(
+        "there is no registry '{registry}' here; name the workspace's own {} (azureml:NAME:VERSION)",
+        kind.plural()
+    )]
+    Registry {
+        /// As written.
+        registry: String,
+        /// What was looked for.
+        kind: Kind,
+    },
+    /// Only its owner, or an admin, deletes it.
+    #[error(
+        "{principal} may not delete version {version} of {kind} '{name}': it is {owner}'s; only its owner or an \
+         admin may"
+    )]
+    NotOwner {
+        /// Who.
+        principal: Principal,
+        /// What it is.
+        kind: Kind,
+        /// The asset.
+        name: AssetName,
+        /// The version.
+        version: VersionName,
+        /// Whose.
+        owner: Principal,
+    },
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+}
+
+impl From<Unresolved> for Error {
+    fn from(unresolved: Unresolved) -> Self {
+        Self::Refused(unresolved.into())
+    }
+}
+
+/// What is known of where a draft comes from before its place is resolved.
+pub(super) fn made_by(uri: &DataUri) -> Option<MadeBy> {
+    match uri {
+        DataUri::JobOutput { job, output, .. } => {
+            Some(MadeBy { job: job.clone(), output: output.clone() })
+        }
+        DataUri::RunArtifact { run, .. } => {
+            let job = JobName::new(run).ok()?;
+            Some(MadeBy { job, output: "artifacts".to_owned() })
+        }
+        _ => None,
+    }
+}
+
+impl Assets {
+    pub(super) fn new(store: Arc<SqliteStore>) -> Self {
+        Self { store }
+    }
+
+    /// Makes a version, or finds the one that is made of the same. Its place is resolved. It is on disk when this
+    /// returns.
+    pub async fn register(
+        &self,
+        draft: Draft,
+        made_by: Option<MadeBy>,
+        by: Principal,
+        at: Timestamp,
+    ) -> Result<Version, Error> {
+        let made = self.store.write(move |conn| assets::register(conn, draft, made_by, by, at));
+        Ok(made.await??)
+    }
+
+    /// What a reference means.
+    pub fn find(&self, kind: Kind, asset: &AssetRef) -> Result<Listed<Version>, Error> {
+        if let Some(registry) = asset.registry.clone() {
+            return Err(Error::Registry { registry, kind });
+        }
+        let missing = || self.no_such(kind, &asset.name);
+        // What is no valid name is no asset's.
+        let Ok(name) = AssetName::new(&asset.name) else { return Err(missing()) };
+        let known =
+            self.store.read(|conn| assets::asset(conn, kind, &name, asset.version.exact()))?;
+        let Some(known) = known else { return Err(missing()) };
+        let version = known.resolve(&asset.version)?;
+        self.listed(kind, &name, version)?.ok_or_else(missing)
+    }
+
+    fn listed(
+        &self,
+        kind: Kind,
+        name: &AssetName,
+        version: &VersionName,
+    ) -> Result<Option<Listed<Version>>, Error> {
+        let query = AssetQuery {
+            name: Some(name.clone()),
+            version: Some(version.clone()),
+            archived: store::Archived::With,
+            after: None,
+            limit: 1,
+        };
+        Ok(self.list(kind, &query)?.0.pop())
+    }
+
+    /// Versions, and whether there are more.
+    pub fn list(
+        &self,
+        kind: Kind,
+        query: &AssetQuery,
+    ) -> Result<(Vec<Listed<Version>>, bool), Error> {
+        Ok(self.store.read(|conn| assets::list(conn, kind, query))?)
+    }
+
+    /// That there is such a name, whatever becomes of its versions.
+    pub fn must_know(&self, kind: Kind, name: &str) -> Result<(), Error> {
+        let known = match AssetName::new(name) {
+            Ok(own) => self.store.read(|conn| assets::asset(conn, kind, &own, None))?,
+            Err(_) => None,
+        };
+        known.map(drop).ok_or_else(|| self.no_such(kind, name))
+    }
+
+    /// Changes what may change of a version.
+    pub async fn change(
+        &self,
+        kind: Kind,
+        asset: &AssetRef,
+        change: Change,
+    ) -> Result<Listed<Version>, Error> {
+        let found = self.find(kind, asset)?.version;
+        let (name, which) = (found.name.clone(), exact(&found.version));
+        // As a draft with it would be.
+        let changed = found.changed(&change);
+        let Version { name: own, description, tags, properties, form, uri, flavors, stage, .. } =
+            changed;
+        let version = None;
+        let draft =
+            Draft { name: own, version, description, tags, properties, form, uri, flavors, stage };
+        draft.check()?;
+        let key = name.clone();
+        let changed = self
+            .store
+            .write(move |conn| assets::change(conn, kind, &key, &which, &change))
+            .await??;
+        let listed = self.listed(kind, &name, &changed.version)?;
+        listed.ok_or_else(|| self.no_such(kind, name.as_str()))
+    }
+
+    /// Hides an asset or one of its versions from lists, or shows it again.
+    pub async fn archive(
+        &self,
+        kind: Kind,
+        name: &str,
+        version: &str,
+        archived: bool,
+    ) -> Result<Listed<Version>, Error> {
+        let Ok(own) = AssetName::new(name) else { return Err(self.no_such(kind, name)) };
+        let known = self.store.read(|conn| assets::asset(conn, kind, &own, Some(version)))?;
+        let Some(known) = known else { return Err(self.no_such(kind, name)) };
+        let version = match version {
+            "" => None,
+            version => Some(known.entry(version)?.version.clone()),
+        };
+        let (key, which) = (own.clone(), version.clone());
+        self.store
+            .write(move |conn| assets::archive(conn, kind, &key, which.as_ref(), archived))
+            .await??;
+        let newest = || known.versions.first().map(|entry| entry.version.clone());
+        let Some(version) = version.or_else(newest) else {
+            return Err(Unresolved::Empty { kind, name: own }.into());
+        };
+        let listed = self.listed(kind, &own, &version)?;
+        listed.ok_or_else(|| self.no_such(kind, name))
+    }
+
+    /// Forgets a version, unless jobs that are not over use it.
+    pub async fn delete(&self, found: &Version) -> Result<Version, Error> {
+        let (kind, name, which) = (found.kind(), found.name.clone(), exact(&found.version));
+        let deleted = self.store.write(move |conn| assets::delete(conn, kind, &name, &which));
+        Ok(deleted.await??)
+    }
+
+    /// Jobs that used a version, the newest first.
+    pub fn uses(
+        &self,
+        version: &Version,
+        before: Option<u64>,
+        limit: usize,
+    ) -> Result<Vec<Use>, Error> {
+        let (kind, name, version) = (version.kind(), &version.name, &version.version);
+        Ok(self.store.read(|conn| assets::uses(conn, kind, name, version, before, limit))?)
+    }
+
+    /// What a job's outputs became.
+    pub fn of_job(&self, job: &JobName) -> Result<Vec<Version>, Error> {
+        Ok(self.store.read(|conn| assets::of_job(conn, job))?)
+    }
+
+    /// The first few that lie at or below a folder.
+    pub fn below(&self, datastore: &str, folder: &str) -> Result<Vec<Version>, Error> {
+        const MOST: usize = 5;
+        Ok(self.store.read(|conn| assets::below(conn, datastore, folder, MOST))?)
+    }
+
+    /// That there is no asset of this name, with what is like it.
+    fn no_such(&self, kind: Kind, name: &str) -> Error {
+        let other = match kind {
+            Kind::Data => Kind::Model,
+            Kind::Model | Kind::Environment => Kind::Data,
+        };
+        let query = AssetQuery {
+            name: AssetName::new(name).ok(),
+            archived: store::Archived::With,
+            limit: 1,
+            ..AssetQuery::default()
+        };
+        if query.name.is_some()
+            && let Ok((mut found, _)) = self.list(other, &query)
+            && let Some(found) = found.pop()
+        {
+            let is = Box::new(found.version);
+            return Error::OtherKind { wanted: kind, name: name.to_owned(), is };
+        }
+        match self.store.read(|conn| assets::names(conn, kind)) {
+            Ok(known) => Unresolved::no_such(kind, name, known.iter().map(String::as_str)).into(),
+            Err(error) => error.into(),
+        }
+    }
+}
+
+fn exact(version: &VersionName) -> AssetVersion {
+    AssetVersion::Exact(version.to_string())
+}
