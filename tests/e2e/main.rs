@@ -15,6 +15,7 @@ mod harness;
 
 mod access;
 mod addresses;
+mod assets;
 mod bad_input;
 mod builds;
 mod caches;

@@ -81,5 +81,10 @@ fn schemas_of_job_and_compute_files() {
     assert_eq!(job["required"], json!(["command"]));
     assert_eq!(compute["required"], json!(["name"]));
     assert!(compute["properties"]["node_labels"].is_object(), "{compute}");
+    for (of, first) in [("data", "uri_file"), ("model", "custom_model")] {
+        let schema = schema(&[of]);
+        assert_eq!(schema["required"], json!(["name"]));
+        assert_eq!(schema["properties"]["type"]["enum"][0], json!(first), "{schema}");
+    }
     cluster.atelier(["schema", "node"]).fails(2).says(&["job", "compute"]);
 }
