@@ -108,7 +108,11 @@ impl Place {
     }
 
     /// Everything below it.
-    pub(in crate::cli) async fn list(&self, data: &Data, depth: Depth) -> Result<data::Page, Error> {
+    pub(in crate::cli) async fn list(
+        &self,
+        data: &Data,
+        depth: Depth,
+    ) -> Result<data::Page, Error> {
         let listed = data.list(&self.datastore, &self.path, depth).await;
         listed.map_err(|error| self.failed("listing", &error))
     }
