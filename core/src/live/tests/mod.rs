@@ -5,6 +5,7 @@ mod drain;
 mod enter;
 mod faults;
 mod gangs;
+mod outputs;
 mod properties;
 mod quotas;
 mod replays;
