@@ -87,6 +87,12 @@ pub struct AgentArgs {
     /// Move all data through the daemon, even on a machine that shares its storage folder
     #[arg(long)]
     pub no_shared_store: bool,
+    /// Whether inputs that this node has to fetch are mounted, and fetched as jobs read them
+    #[arg(long, value_enum, value_name = "WHEN", default_value = "auto", env = "ATELIER_MOUNTS")]
+    pub mounts: Mounts,
+    /// How long a job's read of a mounted input waits for a daemon that is away before it fails
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = bound)]
+    pub mount_patience: Duration,
     /// Keep at most this much of a job's standard output [default: what the daemon says]
     #[arg(long, value_name = "SIZE", value_parser = bytes)]
     pub log_limit: Option<u64>,
@@ -140,6 +146,16 @@ pub struct AgentArgs {
     /// Seconds between two samples of a job's CPU, memory, disk and GPU
     #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
     pub monitor_interval: Duration,
+}
+
+/// Whether inputs are mounted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, clap::ValueEnum)]
+pub enum Mounts {
+    /// Where the machine can.
+    #[default]
+    Auto,
+    /// Never: they are fetched before the job starts.
+    None,
 }
 
 /// A size in bytes: a number and `B`, `K`, `M`, `G` or `T` with an optional `i` and `B`. The

@@ -12,7 +12,8 @@ use crate::environment::{Environments, Kept};
 /// Environments that are told of at most; a message has a bound.
 const MOST: usize = 5000;
 /// Of the data, what is told as what.
-const DATA: [(Kind, Told); 2] = [(Kind::Objects, Told::Code), (Kind::Files, Told::Inputs)];
+const DATA: [(&[Kind], Told); 2] =
+    [(&[Kind::Objects], Told::Code), (&[Kind::Files, Kind::Blocks], Told::Inputs)];
 
 /// Images that were made on this node.
 #[derive(Default)]
@@ -50,8 +51,9 @@ pub(crate) fn report(
     let mut entries: Vec<CacheEntry> = kept.iter().take(MOST).map(environment).collect();
     entries.extend(of_packages(packages));
     entries.extend(images.kept.iter().take(MOST).map(image));
-    for (kind, told) in DATA {
-        entries.extend(data.and_then(|data| of_data(data.held(kind), told)));
+    for (kinds, told) in DATA {
+        entries
+            .extend(data.and_then(|data| of_data(together(kinds, |kind| data.held(kind)), told)));
     }
     NodeCache {
         entries,
@@ -73,8 +75,9 @@ fn pruned(
     let mut removed: Vec<CacheEntry> = gone.iter().take(MOST).map(environment).collect();
     removed.extend(of_packages(packages));
     if prune.all {
-        for (kind, told) in DATA {
-            removed.extend(data.and_then(|data| of_data(data.prune(kind, unused_for), told)));
+        for (kinds, told) in DATA {
+            let prune = |data: &DataPlane| together(kinds, |kind| data.prune(kind, unused_for));
+            removed.extend(data.and_then(|data| of_data(prune(data), told)));
         }
     }
     tracing::info!(entries = removed.len(), "the cache was pruned");
@@ -115,6 +118,10 @@ fn of_packages(bytes: u64) -> Option<CacheEntry> {
         count: 1,
         ..CacheEntry::default()
     })
+}
+
+fn together(kinds: &[Kind], of: impl Fn(Kind) -> Held) -> Held {
+    kinds.iter().map(|kind| of(*kind)).fold(Held::default(), Held::and)
 }
 
 fn of_data(held: Held, told: Told) -> Option<CacheEntry> {

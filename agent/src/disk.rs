@@ -242,8 +242,9 @@ fn processes(attempt: &Path) -> Vec<i32> {
 }
 
 /// What a tree takes. A file of several names counts once if all of them are in the tree; if not, as inputs and
-/// what was published, others hold it.
+/// what was published, others hold it. What is mounted in it is elsewhere.
 fn size(root: &Path) -> Space {
+    let device = fs::symlink_metadata(root).map(|meta| meta.dev()).ok();
     let (mut found, mut folders) = (Space::default(), vec![root.to_owned()]);
     // How many names of each were found.
     let mut linked: BTreeMap<(u64, u64), u64> = BTreeMap::new();
@@ -252,7 +253,9 @@ fn size(root: &Path) -> Space {
             let Ok(meta) = entry.metadata() else { continue };
             if meta.is_dir() {
                 found.files += 1;
-                folders.push(entry.path());
+                if Some(meta.dev()) == device {
+                    folders.push(entry.path());
+                }
                 continue;
             }
             let mut names = 1;

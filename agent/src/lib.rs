@@ -44,7 +44,7 @@ mod session;
 mod shutdown;
 mod supervisor;
 
-pub use args::AgentArgs;
+pub use args::{AgentArgs, Mounts};
 pub use container::Wish as ContainerWish;
 pub use isolation::{Isolation, JobUsers};
 pub use notify::{Notifier, VARIABLES as NOTIFY_VARIABLES};
@@ -187,6 +187,8 @@ async fn serve(
     let told = users.as_ref().map_or("none".to_owned(), |users| users.range().to_string());
     facts.other.insert("job_users".to_owned(), told);
     not_isolated.into_iter().for_each(|why| facts.not_isolated(why));
+    data::mount::detach_left(&root);
+    let no_mounts = mounts(&args, &root, &mut facts).await;
     let mut machine = environment::Machine::from_environment();
     machine.for_others = users.is_some();
     let groups = BuildGroups { cgroups: cgroups.clone(), devices: devices.clone() };
@@ -256,6 +258,8 @@ async fn serve(
         kill_patience_ms: u64::try_from(args.kill_patience.as_millis()).unwrap_or(u64::MAX),
         news: news_sender,
         services: services_seen,
+        no_mounts,
+        mount_patience: args.mount_patience,
         connected: connected_seen,
         environments: environment::Environments::bounded(
             root.join("environments"),
@@ -404,6 +408,28 @@ async fn users(args: &AgentArgs, isolated: Option<Abilities>, looks: &Looks) -> 
         }
     }
     Some(Users::new(range))
+}
+
+/// Why inputs cannot be mounted here, if they cannot; the facts tell.
+async fn mounts(args: &AgentArgs, root: &Path, facts: &mut facts::Facts) -> Option<String> {
+    /// How long trying it may take.
+    const PATIENCE: Duration = Duration::from_secs(10);
+    let root = root.to_owned();
+    let tried = match args.mounts {
+        Mounts::None => Err("the agent runs with --mounts none".to_owned()),
+        Mounts::Auto => {
+            let tried = tokio::task::spawn_blocking(move || data::mount::probe(&root));
+            match tokio::time::timeout(PATIENCE, tried).await {
+                Ok(tried) => tried.unwrap_or_else(|stopped| Err(stopped.to_string())),
+                Err(_) => Err("trying to mount does not come to an end".to_owned()),
+            }
+        }
+    };
+    let told = if tried.is_ok() { "fuse" } else { "none" };
+    facts.other.insert("mounts".to_owned(), told.to_owned());
+    let why = tried.err()?;
+    facts.other.insert("no_mounts".to_owned(), why.clone());
+    Some(why)
 }
 
 /// What runs jobs in containers here, if anything does; the facts tell.

@@ -40,6 +40,7 @@ mod isolation;
 mod jobs;
 mod layers;
 mod local;
+mod mounts;
 mod mpi;
 mod nodes;
 mod nouns;

@@ -222,7 +222,7 @@ fn failed(error: &Error, otherwise: Cause) -> Problem {
 /// What it sees of the node: what a host's job may write, and what it may only read.
 async fn binds(attempt: &Attempt, own: &Path) -> Result<Vec<Bind>, Problem> {
     let (node, folder) = (&attempt.node, &attempt.folder);
-    let mut readable = vec![own.to_owned(), folder.inputs()];
+    let mut readable = vec![own.to_owned(), folder.inputs(), folder.mounts()];
     readable.extend(distribution::needed(attempt));
     let bind = |writable| move |path: PathBuf| Bind { path, writable };
     let of_it = own_folders(attempt).into_iter().map(bind(true));

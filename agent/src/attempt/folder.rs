@@ -16,6 +16,7 @@ use rustix::io::Errno;
 use super::Spares;
 use super::remove::remove_tree;
 use super::spares;
+use crate::data::mount;
 use crate::record;
 
 pub(super) const ASSIGNMENT: &str = "assignment.pb";
@@ -51,6 +52,11 @@ impl Folder {
         Self { path: attempts.join(epoch.to_string()) }
     }
 
+    /// The attempt's folder that is there.
+    pub(super) fn at(path: &Path) -> Self {
+        Self { path: path.to_owned() }
+    }
+
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
@@ -77,6 +83,16 @@ impl Folder {
     /// Where inputs are made available, each under its name.
     pub(crate) fn inputs(&self) -> PathBuf {
         self.path.join("inputs")
+    }
+
+    /// Where inputs are mounted, each under its name.
+    pub(crate) fn mounts(&self) -> PathBuf {
+        self.path.join("mounts")
+    }
+
+    /// Ends who serves the mounted inputs, if any are.
+    pub(crate) fn unmount(&self) {
+        mount::end(&self.path, &self.mounts());
     }
 
     /// The job's own layer of its environment, into which it may install more.
@@ -157,6 +173,7 @@ impl Folder {
         }
         match fs::create_dir(&work) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                self.unmount();
                 for old in [&work, &self.inputs(), &self.outputs()] {
                     remove_tree(old)?;
                 }
@@ -182,6 +199,10 @@ impl Folder {
     pub(crate) fn ended(&self) -> Option<pb::AttemptReport> {
         let bytes = fs::read(self.path.join(ENDED)).ok()?;
         pb::AttemptReport::decode(bytes.as_slice()).ok()
+    }
+
+    pub(super) fn has_ended(&self) -> bool {
+        self.path.join(ENDED).exists()
     }
 
     pub(crate) fn write_ended(&self, report: &pb::AttemptReport) -> io::Result<()> {
@@ -236,6 +257,7 @@ impl Folder {
     /// Removes the folder and all in it. It is out of the way at once, so that no new agent takes what is half
     /// removed for an attempt.
     pub(crate) fn remove(&self) -> io::Result<()> {
+        self.unmount();
         match self.put_aside() {
             Ok(aside) => insist(&aside),
             // It is gone, or on a file system of its own.

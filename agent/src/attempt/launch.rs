@@ -15,6 +15,7 @@ use super::prepare::Prepared;
 use super::process::Process;
 use super::run::canceled;
 use super::{Attempt, distribution, problem, variables};
+use crate::data::mount;
 use crate::isolation::{self, Abilities, Means, View};
 use crate::record;
 use crate::supervisor::{EXITED, LAUNCH, Launch, LaunchProcess, STARTED, Started};
@@ -94,6 +95,7 @@ pub(super) async fn launch(attempt: &Attempt, prepared: Prepared) -> Result<Proc
         pipes: distribution::pipes(attempt),
         ends,
         apart: attempt.node.services.borrow().as_ref().is_some_and(|services| services.apart),
+        mounts: mount::server(attempt.folder.path()),
     };
     let folder = attempt.folder.path();
     let started = async {
@@ -221,7 +223,8 @@ fn view(
     writable.extend(node.writable.iter().cloned());
     // An input is mostly another name of a file that others have too, and whoever owns a file may write it,
     // whatever its mode says.
-    let mut readable = vec![node.environments.folder().to_owned(), folder.inputs()];
+    let mut readable =
+        vec![node.environments.folder().to_owned(), folder.inputs(), folder.mounts()];
     readable.extend(linked_inputs(attempt));
     readable.extend(distribution::needed(attempt));
     readable.extend(NEEDED.map(PathBuf::from));

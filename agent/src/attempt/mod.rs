@@ -10,10 +10,11 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use atelier_core::spec::CommandJob;
 use atelier_proto::agent::v1 as pb;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Mutex, mpsc, watch};
 
 use crate::cgroup::Cgroups;
 use crate::clock;
@@ -38,6 +39,7 @@ mod folder;
 mod kept;
 mod launch;
 mod lost;
+mod mounted;
 mod prepare;
 mod problem;
 mod process;
@@ -53,6 +55,7 @@ pub(crate) use kept::{Kept, let_go, make_room, watch as watch_kept};
 pub(crate) use launch::{NEEDED, hidden, some_need_control};
 pub(crate) use prepare::{images, surroundings};
 pub(crate) use problem::{of as problem_of, problem as make_problem};
+pub(crate) use process::{Supervised, supervised};
 pub(crate) use reattach::{Decision, Loss, decide, end_forgotten, look};
 pub(crate) use remove::remove_tree;
 pub(crate) use run::run;
@@ -100,6 +103,10 @@ pub(crate) struct Node {
     pub(crate) news: mpsc::UnboundedSender<News>,
     /// What the daemon offers, from its newest Welcome; `None` before the first.
     pub(crate) services: watch::Receiver<Option<Arc<Services>>>,
+    /// Why inputs cannot be mounted on this machine; `None`: they can.
+    pub(crate) no_mounts: Option<String>,
+    /// How long a read of a mounted input waits for the daemon.
+    pub(crate) mount_patience: Duration,
     /// Whether the session stands.
     pub(crate) connected: watch::Receiver<bool>,
     pub(crate) environments: Environments,
@@ -163,6 +170,8 @@ pub(crate) struct Attempt {
     /// Turns true when the log has its last byte.
     pub(crate) log_complete: watch::Sender<bool>,
     pub(crate) entrance: Entrance,
+    /// Held by who mounts or unmounts its inputs.
+    pub(crate) mounting: Arc<Mutex<()>>,
 }
 
 impl Attempt {

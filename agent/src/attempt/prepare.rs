@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Mutex;
 
 use atelier_core::expr::{Template, Values};
@@ -13,11 +13,12 @@ use atelier_proto::agent::v1::{self as pb, Cause, Preparing, Problem};
 use futures::future::{try_join_all, try_join3};
 
 use super::contain::Contained;
+use super::mounted::Inputs;
 use super::problem::{self, problem};
 use super::{Attempt, Node, Services, contain, variables};
 use crate::clock;
 use crate::container::Image;
-use crate::data::Fault;
+use crate::data::{self, Fault, Given};
 use crate::environment::{self, BuildLog, ImagePolicy, Realised, Wanted};
 
 /// Everything that the command needs, ready.
@@ -59,13 +60,16 @@ pub(super) async fn prepare(attempt: &Attempt, services: &Services) -> Result<Pr
             .report(Phase::Preparing(Preparing { at_ms: clock::now_ms(), step: steps.join(", ") }));
     }
     let (code, inputs) = (code(attempt, services), inputs(attempt, services));
-    let ((), inputs, surroundings) =
+    let ((), mut inputs, surroundings) =
         try_join3(code, inputs, environment(attempt, services)).await?;
+    if let (Surroundings::Image(_), Some(why)) = (&surroundings, inputs.not_for_containers()) {
+        fetch(attempt, services, &mut inputs, why).await?;
+    }
     attempt.folder.make_artifact_folders().map_err(|error| {
         problem::of(Cause::Platform, "cannot make ./outputs and ./logs", &error)
     })?;
     let outputs = outputs(attempt)?;
-    render(attempt, services, inputs, outputs, surroundings)
+    render(attempt, services, inputs.texts, outputs, surroundings)
 }
 
 fn steps(attempt: &Attempt) -> Vec<&'static str> {
@@ -98,11 +102,8 @@ async fn code(attempt: &Attempt, services: &Services) -> Result<(), Problem> {
         .map_err(|error| fault(error.fault(), Cause::Code, "cannot get the code", &error))
 }
 
-/// Each input's text, `None` for one that is unset.
-async fn inputs(
-    attempt: &Attempt,
-    services: &Services,
-) -> Result<BTreeMap<String, Option<String>>, Problem> {
+/// All inputs, mounted where they can be.
+async fn inputs(attempt: &Attempt, services: &Services) -> Result<Inputs, Problem> {
     let folder = attempt.folder.inputs();
     if attempt.spec.inputs.values().any(|input| matches!(input, Input::Data { .. })) {
         std::fs::create_dir_all(&folder).map_err(|error| {
@@ -113,9 +114,14 @@ async fn inputs(
         .spec
         .inputs
         .iter()
-        .map(|(name, input)| one_input(attempt, services, name.as_str(), input, &folder))
+        .map(|(name, input)| one_input(attempt, services, name.as_str(), input))
         .collect();
-    Ok(try_join_all(all).await?.into_iter().collect())
+    let given = try_join_all(all).await?.into_iter().collect();
+    let (mut inputs, not_mounted) = Inputs::mount(attempt, services, given).await;
+    if let Some(why) = not_mounted {
+        fetch(attempt, services, &mut inputs, &why).await?;
+    }
+    Ok(inputs)
 }
 
 async fn one_input(
@@ -123,21 +129,41 @@ async fn one_input(
     services: &Services,
     name: &str,
     input: &Input,
-    folder: &Path,
-) -> Result<(String, Option<String>), Problem> {
+) -> Result<(String, Option<Given>), Problem> {
     let value = match input {
-        Input::Literal { value } => Some(value.clone()),
+        Input::Literal { value } => Some(value.clone().into()),
         Input::Unset => None,
         Input::Data { .. } => {
             let grant = attempt.assignment.inputs.get(name);
             let token = &attempt.assignment.token;
-            let value = services.data.input(name, input, grant, token, folder).await;
-            Some(value.map_err(|error| {
-                fault(error.fault(), Cause::Input, &format!("cannot get input '{name}'"), &error)
-            })?)
+            let (folder, mounts) = (attempt.folder.inputs(), attempt.folder.mounts());
+            let given = services.data.input_to_mount(name, input, grant, token, &folder, &mounts);
+            Some(given.await.map_err(|error| of_input(name, &error))?)
         }
     };
     Ok((name.to_owned(), value))
+}
+
+/// Fetches the inputs that were to be mounted.
+async fn fetch(
+    attempt: &Attempt,
+    services: &Services,
+    inputs: &mut Inputs,
+    why: &str,
+) -> Result<(), Problem> {
+    let (folder, token) = (attempt.folder.inputs(), &attempt.assignment.token);
+    for name in inputs.give_up(attempt, why).await {
+        let mut all = attempt.spec.inputs.iter();
+        let Some((_, input)) = all.find(|(of, _)| of.as_str() == name) else { continue };
+        let grant = attempt.assignment.inputs.get(&name);
+        let text = services.data.input(&name, input, grant, token, &folder).await;
+        inputs.texts.insert(name.clone(), Some(text.map_err(|error| of_input(&name, &error))?));
+    }
+    Ok(())
+}
+
+fn of_input(name: &str, error: &data::Error) -> Problem {
+    fault(error.fault(), Cause::Input, &format!("cannot get input '{name}'"), error)
 }
 
 async fn environment(attempt: &Attempt, services: &Services) -> Result<Surroundings, Problem> {

@@ -3,13 +3,15 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::io::unix::AsyncFd;
 
+use super::Folder;
 use crate::pollable::readable;
-use crate::proc;
-use crate::supervisor::{Launched, Started};
+use crate::supervisor::{EXITED, Launched, STARTED, Started};
+use crate::{proc, record};
 
 /// A supervisor that lived when this was made.
 #[derive(Debug)]
@@ -61,6 +63,30 @@ impl Process {
     pub(crate) async fn ended(&self) {
         // A pidfd turns readable once, for good. An error of the reactor means that it shuts down.
         let _ = self.pidfd.readable().await;
+    }
+}
+
+/// Whether an attempt runs, as one sees who is not its agent.
+pub(crate) enum Supervised {
+    /// No supervisor has taken it yet.
+    NotYet,
+    By(Process),
+    /// Its processes have ended, or it is gone.
+    Over,
+}
+
+/// Looks for the supervisor of the attempt in `folder`.
+pub(crate) fn supervised(folder: &Path) -> Supervised {
+    let is_over =
+        !folder.exists() || folder.join(EXITED).exists() || Folder::at(folder).has_ended();
+    let started: Option<Started> = record::read(folder, STARTED).ok().flatten();
+    match started.filter(|started| !started.is_void()) {
+        _ if is_over => Supervised::Over,
+        None => Supervised::NotYet,
+        Some(started) => match Process::attach(&started) {
+            Ok(Some(process)) => Supervised::By(process),
+            Ok(None) | Err(_) => Supervised::Over,
+        },
     }
 }
 

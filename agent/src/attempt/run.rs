@@ -9,7 +9,9 @@ use super::finalize::{self, End};
 use super::lost::{lost, sweep};
 use super::process::Process;
 use super::reattach::{Decision, Loss, decide, look};
-use super::{Attempt, News, Order, apart, caught, contain, kept, launch, lost, prepare, problem};
+use super::{
+    Attempt, News, Order, apart, caught, contain, kept, launch, lost, mounted, prepare, problem,
+};
 use crate::gpu::{Idle, Share};
 use crate::monitor::{Granted, Sampling, Seen, Whole};
 use crate::supervisor::{LAUNCH, Launch};
@@ -54,6 +56,7 @@ async fn tell(attempt: &Attempt, driven: Result<Ended, Discarded>) {
             attempt.log_complete.send_replace(true);
             settle(attempt).await;
             contain::ended(&attempt.folder).await;
+            mounted::unmount(attempt).await;
             contain::remove(&attempt.folder).await;
             let (folder, epoch) = (attempt.folder.clone(), attempt.key.epoch);
             // An earlier agent may have kept it.
@@ -308,7 +311,8 @@ async fn next_order(orders: &mut tokio::sync::watch::Receiver<Order>) -> Order {
 pub(super) async fn end(attempt: &Attempt, end: End) -> Result<Ended, Discarded> {
     attempt.log_complete.send_replace(true);
     // With the report of the end its devices may be given to another.
-    let sick = settle(attempt).await;
+    let sick = settle(attempt).await.or_else(|| mounted::lost(attempt));
+    mounted::unmount(attempt).await;
     tokio::select! {
         biased;
         () = attempt.discarded() => Err(Discarded),

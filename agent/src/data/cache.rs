@@ -3,21 +3,32 @@
 //!
 //! **Invariant:** a file under its name in the cache is whole; it was written under another name
 //! and renamed. Content objects are checked against their digest when they are read, so that even
-//! a crash of the machine cannot make the cache lie.
+//! a crash of the machine cannot make the cache lie. Of large files some blocks may be there; those
+//! are apart ([`partial`]).
+//!
+//! The agent and the servers of mounted inputs use one folder, each with an index of its own: what
+//! another one has added is looked for on the disk, and counted when it is time to make room. A file
+//! that another process holds by a lock is in use.
 
 use std::collections::HashMap;
-use std::fs::{self, File};
+use std::fs::{self, File, FileTimes, Metadata};
 use std::io;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use atelier_core::content::Digest;
 
 use super::Error;
-use crate::bound;
+use super::mount::partial;
+use crate::{bound, proc};
+
+/// Its time is when a process last added something.
+const CHANGED: &str = "changed";
+/// How long what others add may stay uncounted.
+const STALE: Duration = Duration::from_secs(10);
 
 /// Kinds of files in the cache; the name of the folder each lies in.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -26,13 +37,26 @@ pub(crate) enum Kind {
     Objects,
     /// Files of datastores and the web, by a digest of where they are from and their etag.
     Files,
+    /// Blocks of such files, by the same digest.
+    Blocks,
 }
 
 impl Kind {
+    const ALL: [Self; 3] = [Self::Objects, Self::Files, Self::Blocks];
+
     fn folder(self) -> &'static str {
         match self {
             Self::Objects => "objects",
             Self::Files => "files",
+            Self::Blocks => "blocks",
+        }
+    }
+
+    /// What a file takes. One of blocks has holes.
+    fn size(self, meta: &Metadata) -> u64 {
+        match self {
+            Self::Objects | Self::Files => meta.len(),
+            Self::Blocks => meta.blocks() * 512,
         }
     }
 }
@@ -51,7 +75,8 @@ struct Entry {
 
 #[derive(Debug, Default)]
 struct Index {
-    loaded: bool,
+    /// When the folder was last looked through, and when somebody had last added something to it.
+    loaded: Option<(Instant, Option<SystemTime>)>,
     entries: HashMap<Key, Entry>,
     total: u64,
     clock: u64,
@@ -99,7 +124,7 @@ impl Cache {
     /// folder is in use in this process, that one is given and `limit` is as it was.
     pub(super) fn open(folder: &Path, limit: Option<u64>) -> Result<Arc<Self>, Error> {
         static OPEN: OnceLock<Mutex<HashMap<PathBuf, Weak<Cache>>>> = OnceLock::new();
-        for sub in ["objects", "files", "tmp"] {
+        for sub in ["objects", "files", "blocks", "tmp"] {
             let path = folder.join(sub);
             fs::create_dir_all(&path).map_err(|error| Error::io("create", &path, error))?;
         }
@@ -109,9 +134,11 @@ impl Cache {
         if let Some(cache) = open.get(&path).and_then(Weak::upgrade) {
             return Ok(cache);
         }
-        // What was being written when an earlier agent ended.
+        // What was being written when an earlier agent ended. Servers may be writing.
         for entry in fs::read_dir(path.join("tmp")).into_iter().flatten().flatten() {
-            let _ = fs::remove_file(entry.path());
+            if !is_being_written(&entry.file_name()) {
+                let _ = fs::remove_file(entry.path());
+            }
         }
         let limit = limit.unwrap_or_else(|| bound::default_limit(&path));
         let cache = Arc::new(Self {
@@ -128,7 +155,13 @@ impl Cache {
         self.index.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn place(&self, (kind, digest): Key) -> PathBuf {
+    /// Where it is.
+    pub(super) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Where a file is, if there is one.
+    pub(super) fn place(&self, (kind, digest): Key) -> PathBuf {
         let name = digest.to_string();
         self.folder.join(kind.folder()).join(&name[..2]).join(name)
     }
@@ -144,18 +177,19 @@ impl Cache {
         let path = self.place(key);
         let mut index = self.lock();
         self.load(&mut index);
-        if let Some(entry) = index.entries.get(&key) {
+        let found = fs::symlink_metadata(&path).ok().filter(Metadata::is_file);
+        match (index.entries.get(&key).map(|entry| entry.size), found) {
+            (Some(size), Some(meta)) if meta.len() == size => {}
+            // A server has added it.
+            (None, Some(meta)) => index.add(key, meta.len(), SystemTime::now()),
             // Someone may have cleaned up by hand.
-            if fs::symlink_metadata(&path)
-                .is_ok_and(|meta| meta.is_file() && meta.len() == entry.size)
-            {
-                return Some((path, self.pin(&mut index, key)));
+            (Some(_), _) => {
+                index.take(key);
+                return None;
             }
-            let size = entry.size;
-            index.entries.remove(&key);
-            index.total = index.total.saturating_sub(size);
+            (None, None) => return None,
         }
-        None
+        Some((path, self.pin(&mut index, key)))
     }
 
     fn pin(self: &Arc<Self>, index: &mut Index, key: Key) -> Pin {
@@ -197,38 +231,69 @@ impl Cache {
             }
             other => other.map_err(failed)?,
         }
+        self.note_change();
         let mut index = self.lock();
         self.load(&mut index);
-        let pins = index.entries.get(&key).map_or(0, |entry| entry.pins);
-        if let Some(old) =
-            index.entries.insert(key, Entry { size, used: 0, at: SystemTime::now(), pins })
-        {
-            index.total = index.total.saturating_sub(old.size);
-        }
-        index.total += size;
+        index.add(key, size, SystemTime::now());
         let pin = self.pin(&mut index, key);
+        self.refresh(&mut index, STALE);
         self.shrink(&mut index);
         Ok((path, pin))
+    }
+
+    /// Tells others that there is more to count.
+    pub(super) fn note_change(&self) {
+        let times = FileTimes::new().set_modified(SystemTime::now());
+        // Who does not learn of it counts less than there is, for a while.
+        let _ = File::options()
+            .create(true)
+            .append(true)
+            .open(self.folder.join(CHANGED))
+            .and_then(|file| file.set_times(times));
+    }
+
+    fn changed(&self) -> Option<SystemTime> {
+        fs::metadata(self.folder.join(CHANGED)).and_then(|meta| meta.modified()).ok()
+    }
+
+    /// Counts all that is there and removes what is too much. Bytes that are there still, above the limit. Waits
+    /// for the disk.
+    pub(super) fn make_room(&self) -> u64 {
+        let mut index = self.lock();
+        self.refresh(&mut index, Duration::ZERO);
+        self.shrink(&mut index);
+        index.total.saturating_sub(self.limit)
     }
 
     /// Removes a file that turned out not to be what its name says.
     pub(super) fn discard(&self, kind: Kind, digest: Digest) {
         let key = (kind, digest);
-        let mut index = self.lock();
-        if let Some(entry) = index.entries.remove(&key) {
-            index.total = index.total.saturating_sub(entry.size);
-        }
+        self.lock().take(key);
         let _ = fs::remove_file(self.place(key));
     }
 
-    /// Learns what is there, in the order of last change.
+    /// Learns what is there, if nobody has looked yet.
     fn load(&self, index: &mut Index) {
-        if index.loaded {
-            return;
+        if index.loaded.is_none() {
+            self.look(index);
         }
-        index.loaded = true;
+    }
+
+    /// Learns what others have added, unless it was looked for within `stale`.
+    fn refresh(&self, index: &mut Index, stale: Duration) {
+        let is_new = |(at, seen): (Instant, _)| at.elapsed() >= stale && seen != self.changed();
+        if index.loaded.is_none_or(is_new) {
+            self.look(index);
+        }
+    }
+
+    /// Looks through the folder, in the order of last change.
+    fn look(&self, index: &mut Index) {
+        let mut before = std::mem::take(&mut index.entries);
+        index.total = 0;
+        index.loaded = Some((Instant::now(), self.changed()));
         let mut found: Vec<(SystemTime, Key, u64)> = Vec::new();
-        for kind in [Kind::Objects, Kind::Files] {
+        for kind in Kind::ALL {
             let parts =
                 fs::read_dir(self.folder.join(kind.folder())).into_iter().flatten().flatten();
             for entry in
@@ -237,15 +302,19 @@ impl Cache {
                 let digest = entry.file_name().to_str().and_then(|name| name.parse().ok());
                 let (Some(digest), Ok(meta)) = (digest, entry.metadata()) else { continue };
                 let changed = meta.modified().unwrap_or(UNIX_EPOCH);
-                found.push((changed, (kind, digest), meta.len()));
+                found.push((changed, (kind, digest), kind.size(&meta)));
             }
         }
         found.sort_by_key(|(changed, ..)| *changed);
         for (at, key, size) in found {
-            index.clock += 1;
-            let used = index.clock;
-            index.entries.insert(key, Entry { size, used, at, pins: 0 });
-            index.total += size;
+            let known = before.remove(&key).filter(|known| known.at >= at);
+            match known {
+                Some(known) => {
+                    index.entries.insert(key, Entry { size, ..known });
+                    index.total += size;
+                }
+                None => index.add(key, size, at),
+            }
         }
     }
 
@@ -269,20 +338,26 @@ impl Cache {
         if fs::symlink_metadata(&path).is_ok_and(|meta| meta.nlink() > 1) {
             return 0;
         }
-        let gone = match fs::remove_file(&path) {
-            Ok(()) => true,
-            Err(error) => error.kind() == io::ErrorKind::NotFound,
+        let gone = match key.0 {
+            Kind::Blocks => partial::remove(&path),
+            Kind::Objects | Kind::Files => match partial::is_unused(&path) {
+                Ok(true) => fs::remove_file(&path).map(|()| true),
+                other => other,
+            },
         };
-        let entry = if gone { index.entries.remove(&key) } else { None };
-        let freed = entry.map_or(0, |entry| entry.size);
-        index.total = index.total.saturating_sub(freed);
-        freed
+        match gone.or_else(|error| match error.kind() {
+            io::ErrorKind::NotFound => Ok(true),
+            _ => Err(error),
+        }) {
+            Ok(true) => index.take(key),
+            Ok(false) | Err(_) => 0,
+        }
     }
 
     /// What is kept of a kind. Waits for the disk.
     pub(super) fn held(&self, kind: Kind) -> Held {
         let mut index = self.lock();
-        self.load(&mut index);
+        self.refresh(&mut index, Duration::ZERO);
         let mut held = Held::default();
         for ((_, digest), entry) in index.entries.iter().filter(|((of, _), _)| *of == kind) {
             held.add(entry);
@@ -291,7 +366,8 @@ impl Cache {
                 let meta = fs::symlink_metadata(self.place((kind, *digest)));
                 meta.is_ok_and(|meta| meta.nlink() > 1)
             };
-            held.in_use += u64::from(entry.pins > 0 || linked());
+            let is_locked = || !partial::is_unused(&self.place((kind, *digest))).unwrap_or(true);
+            held.in_use += u64::from(entry.pins > 0 || linked() || is_locked());
         }
         held
     }
@@ -299,7 +375,7 @@ impl Cache {
     /// Removes what is not in use, and was not used for `unused_for`; tells what went.
     pub(super) fn prune(&self, kind: Kind, unused_for: Duration) -> Held {
         let mut index = self.lock();
-        self.load(&mut index);
+        self.refresh(&mut index, Duration::ZERO);
         let old: Vec<Key> = Self::unused(&index)
             .filter(|((of, _), entry)| *of == kind && bound::unused_for(entry.at, unused_for))
             .map(|(key, _)| key)
@@ -316,6 +392,33 @@ impl Cache {
     }
 }
 
+impl Index {
+    /// Counts a file, over what was known of it.
+    fn add(&mut self, key: Key, size: u64, at: SystemTime) {
+        let pins = self.take_entry(key).map_or(0, |entry| entry.pins);
+        self.clock += 1;
+        self.entries.insert(key, Entry { size, used: self.clock, at, pins });
+        self.total += size;
+    }
+
+    fn take_entry(&mut self, key: Key) -> Option<Entry> {
+        let entry = self.entries.remove(&key)?;
+        self.total = self.total.saturating_sub(entry.size);
+        Some(entry)
+    }
+
+    /// Counts a file no more; how many bytes it was.
+    fn take(&mut self, key: Key) -> u64 {
+        self.take_entry(key).map_or(0, |entry| entry.size)
+    }
+}
+
+/// Whether a draft's name begins with a process that lives.
+fn is_being_written(name: &std::ffi::OsStr) -> bool {
+    let pid = name.to_str().and_then(|name| name.split_once('-')?.0.parse().ok());
+    pid.is_some_and(|pid| proc::stat(pid).is_some())
+}
+
 /// Files of a kind, together.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Held {
@@ -328,6 +431,16 @@ pub(crate) struct Held {
 }
 
 impl Held {
+    /// Both together.
+    pub(crate) fn and(self, other: Self) -> Self {
+        Self {
+            count: self.count + other.count,
+            bytes: self.bytes + other.bytes,
+            in_use: self.in_use + other.in_use,
+            last_used: self.last_used.max(other.last_used),
+        }
+    }
+
     fn add(&mut self, entry: &Entry) {
         self.count += 1;
         self.bytes += entry.size;

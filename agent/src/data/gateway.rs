@@ -1,9 +1,10 @@
 //! The daemon's data gateway, and reading from the web.
 
+use std::ops::Range;
 use std::path::Path;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures::StreamExt as _;
 use reqwest::header::{
     ACCEPT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, ETAG, IF_MATCH, IF_RANGE, RANGE,
@@ -370,6 +371,42 @@ impl Gateway {
             .await
             .map(|_| ())
             .map_err(|failure| Self::error("read", datastore, key, failure))
+    }
+
+    /// Reads bytes of an object of a listing, once. [`StatusCode::PRECONDITION_FAILED`]: it is another one by now.
+    pub(super) async fn part(
+        &self,
+        datastore: &str,
+        key: &str,
+        etag: &str,
+        range: Range<u64>,
+        token: &str,
+    ) -> Result<Bytes, Failure> {
+        let mut request = self.client.get(self.url(datastore, key)).bearer_auth(token);
+        if !etag.is_empty() {
+            request = request.header(IF_MATCH, etag);
+        }
+        let last = range.end - 1;
+        let request = request.header(RANGE, format!("bytes={}-{last}", range.start));
+        let response = accepted(request.header(ACCEPT_ENCODING, "identity").send().await?).await?;
+        let header = |name| response.headers().get(name).and_then(|v| v.to_str().ok());
+        if header(ETAG).is_some_and(|tag| !etag.is_empty() && tag != etag) {
+            return Err(Failure::Status(StatusCode::PRECONDITION_FAILED, String::new()));
+        }
+        let sent = header(CONTENT_RANGE).unwrap_or_default();
+        if !sent.starts_with(&format!("bytes {}-{last}/", range.start)) {
+            return Err(Failure::Broken(format!("the server sent another part: '{sent}'")));
+        }
+        let length = (range.end - range.start) as usize;
+        let mut bytes = BytesMut::with_capacity(length);
+        let mut pieces = response.bytes_stream();
+        while let Some(piece) = pieces.next().await {
+            bytes.extend_from_slice(&piece?);
+        }
+        match bytes.len() {
+            all if all == length => Ok(bytes.freeze()),
+            came => Err(Failure::Broken(format!("{came} bytes came instead of {length}"))),
+        }
     }
 
     /// Stores an object; `body` makes its bytes anew for each try.

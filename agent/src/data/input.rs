@@ -13,6 +13,7 @@ use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _};
 use super::cache::{Kind, Pin};
 use super::error::blocking;
 use super::files::{self, Stop, StopOnDrop};
+use super::mount::{Mounted, partial};
 use super::store::{Found, Store};
 use super::{Error, Inner, mltable, path, web};
 
@@ -40,7 +41,22 @@ fn shape(kind: DataKind) -> (Shape, &'static str) {
     }
 }
 
-/// See [`super::DataPlane::input`].
+/// An input that is available, or will be once it is mounted.
+#[derive(Debug)]
+pub(crate) struct Given {
+    /// What replaces `${{inputs.NAME}}`.
+    pub(crate) text: String,
+    /// What is to be mounted before the job starts.
+    pub(crate) mounted: Option<Mounted>,
+}
+
+impl From<String> for Given {
+    fn from(text: String) -> Self {
+        Self { text, mounted: None }
+    }
+}
+
+/// See [`super::DataPlane::input`]. `mounts`: where inputs are mounted, if they can be.
 pub(super) async fn provide(
     inner: &Inner,
     name: &str,
@@ -48,10 +64,11 @@ pub(super) async fn provide(
     grant: Option<&pb::InputGrant>,
     token: &str,
     into: &Path,
-) -> Result<String, Error> {
+    mounts: Option<&Path>,
+) -> Result<Given, Error> {
     let (kind, mode) = match input {
-        Input::Literal { value } => return Ok(value.clone()),
-        Input::Unset => return Ok(String::new()),
+        Input::Literal { value } => return Ok(value.clone().into()),
+        Input::Unset => return Ok(String::new().into()),
         Input::Data { kind, mode, .. } => (*kind, *mode),
     };
     path::check(name)?;
@@ -66,7 +83,7 @@ pub(super) async fn provide(
     let at = match source {
         None => return Err(Error::NoGrant(format!("input '{name}'"))),
         Some(pb::input_grant::Source::Url(url)) if mode == InputMode::Direct => {
-            return Ok(url.clone());
+            return Ok(url.clone().into());
         }
         Some(pb::input_grant::Source::Url(url)) => {
             let (shape, kind) = shape(kind);
@@ -75,13 +92,13 @@ pub(super) async fn provide(
             }
             empty_folder(&folder).await?;
             let file = web::fetch(inner, name, url, &folder, own_copy).await?;
-            return Ok(file.to_string_lossy().into_owned());
+            return Ok(file.to_string_lossy().into_owned().into());
         }
         Some(pb::input_grant::Source::Store(at)) => at,
     };
     let uri = format!("azureml://datastores/{}/paths/{}", at.datastore, at.path);
     if mode == InputMode::Direct {
-        return Ok(uri);
+        return Ok(uri.into());
     }
     let key = path::place(&at.path)?.to_owned();
     let place = Place { inner, at, key: &key, token, store: inner.store(at).await? };
@@ -99,11 +116,26 @@ pub(super) async fn provide(
         let table = place.text(name, &found, mltable::FILE).await?;
         found = mltable::select(name, &table, found)?;
     }
-    empty_folder(&folder).await?;
-    place.give(&folder, found, own_copy).await?;
+    let mounts = mounts.filter(|_| place.store.is_none() && !own_copy);
+    let (folder, mounted) = match mounts {
+        Some(mounts) => {
+            let (name, datastore, key) = (name.to_owned(), at.datastore.clone(), key.clone());
+            (mounts.join(&name), Some(Mounted { name, datastore, key, found }))
+        }
+        None => {
+            empty_folder(&folder).await?;
+            place.give(&folder, found, own_copy).await?;
+            (folder, None)
+        }
+    };
     // A file keeps its name: programs look at its ending.
     let result = if is_file { folder.join(path::file_name(&key)) } else { folder };
-    Ok(result.to_string_lossy().into_owned())
+    Ok(Given { text: result.to_string_lossy().into_owned(), mounted })
+}
+
+/// What names an object's content in the cache.
+pub(super) fn object_id(store: &str, key: &str, size: u64, etag: &str) -> Digest {
+    Digest::of(format!("datastore\n{store}\n{key}\n{etag}\n{size}").as_bytes())
 }
 
 /// Makes the folder, empty. An earlier try may have left something.
@@ -234,11 +266,18 @@ impl Place<'_> {
         let key = path::join(self.key, &object.below);
         let Found { size, etag, .. } = object;
         let store = &self.at.datastore;
-        let id = Digest::of(format!("datastore\n{store}\n{key}\n{etag}\n{size}").as_bytes());
+        let id = object_id(store, &key, *size, etag);
         let flight = self.inner.flights.of(id);
         let _turn = flight.lock().await;
-        let cache = Arc::clone(&self.inner.cache);
-        if let Some(hit) = blocking(move || Ok(cache.get(Kind::Files, id))).await? {
+        let (cache, size) = (Arc::clone(&self.inner.cache), *size);
+        let found = move || {
+            // A job may have read all of it from where it was mounted.
+            let is_whole = || partial::finish(&cache, id, size).unwrap_or(false);
+            Ok(cache
+                .get(Kind::Files, id)
+                .or_else(|| is_whole().then(|| cache.get(Kind::Files, id))?))
+        };
+        if let Some(hit) = blocking(found).await? {
             return Ok(hit);
         }
         let draft = self.inner.cache.draft();

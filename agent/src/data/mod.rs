@@ -12,6 +12,7 @@ mod files;
 mod gateway;
 mod input;
 mod mltable;
+pub(crate) mod mount;
 mod path;
 mod store;
 mod upload;
@@ -36,6 +37,7 @@ pub(crate) use cache::{Held, Kind};
 use content::Source;
 use error::blocking;
 use gateway::Gateway;
+pub(crate) use input::Given;
 use store::Store;
 use web::Web;
 
@@ -142,7 +144,21 @@ impl DataPlane {
         token: &str,
         into: &Path,
     ) -> Result<String, Error> {
-        input::provide(&self.0, name, input, grant, token, into).await
+        let given = input::provide(&self.0, name, input, grant, token, into, None).await?;
+        Ok(given.text)
+    }
+
+    /// The same of an input that may be mounted below `mounts`; then nothing of it is moved yet.
+    pub(crate) async fn input_to_mount(
+        &self,
+        name: &str,
+        input: &Input,
+        grant: Option<&pb::InputGrant>,
+        token: &str,
+        into: &Path,
+        mounts: &Path,
+    ) -> Result<Given, Error> {
+        input::provide(&self.0, name, input, grant, token, into, Some(mounts)).await
     }
 
     /// Stores a file at `to`, or a folder's files below it; returns a manifest entry for each,
@@ -179,6 +195,11 @@ impl DataPlane {
     /// Bytes of code and inputs kept at most, but for what is in use.
     pub(crate) fn cache_limit(&self) -> u64 {
         self.0.cache.limit()
+    }
+
+    /// Where they are kept.
+    pub(crate) fn cache_folder(&self) -> &Path {
+        self.0.cache.folder()
     }
 
     /// What is kept of a kind. Waits for the disk.

@@ -15,6 +15,7 @@ use std::time::{Duration, SystemTime};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 
 use super::{Error, files, path};
 
@@ -28,7 +29,7 @@ const STALE: Duration = Duration::from_secs(24 * 3600);
 const MAX_DEPTH: usize = 256;
 
 /// An object found by listing.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub(super) struct Found {
     /// Below the listed path; empty if that path is the object.
     pub(super) below: String,

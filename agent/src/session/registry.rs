@@ -437,6 +437,7 @@ fn attempt(
         under_lease: node.leases_lost.load(Ordering::Relaxed),
         log_complete: watch::Sender::new(false),
         entrance: Entrance::default(),
+        mounting: Arc::default(),
     };
     Ok((attempt, orders))
 }

@@ -14,6 +14,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::Cgroup;
+use crate::data::mount::Server;
 use crate::isolation::View;
 use crate::record;
 
@@ -81,6 +82,10 @@ pub(crate) struct Launch {
     /// what these print. The first is the command's own log.
     #[serde(default)]
     pub(crate) pipes: Vec<LaunchPipe>,
+    /// Who serves the job's mounted inputs. It is told to end when the job is killed: a process that waits for it
+    /// would not die.
+    #[serde(default)]
+    pub(crate) mounts: Option<Server>,
 }
 
 /// One of several processes that run the same command.

@@ -21,6 +21,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use crate::data::mount;
 use crate::{exec, isolation, mpi, proc, record};
 
 mod elsewhere;
@@ -74,6 +75,9 @@ pub fn supervise_if_asked(mut arguments: impl Iterator<Item = OsString>) -> Opti
     let folder = arguments.next()?;
     if folder == launcher::SERVE {
         return Some(launcher::serve());
+    }
+    if folder == mount::SERVE {
+        return Some(mount::serve());
     }
     if folder == exec::ENTER {
         return Some(exec::enter_to_code());

@@ -371,6 +371,7 @@ impl Supervisor<'_> {
 
     /// The commands have ended: what is left dies, with the leader where it owns all.
     fn finish(&mut self, now: u64, give_up_at: u64) {
+        self.end_mounts();
         match self.leader.owns_all {
             true => self.phase = Phase::Killing { again_at: now + KILL_AGAIN_MS, give_up_at },
             false => self.kill(now, give_up_at),
@@ -378,6 +379,7 @@ impl Supervisor<'_> {
     }
 
     fn kill(&mut self, now: u64, give_up_at: u64) {
+        self.end_mounts();
         // From here on it is no wonder that the leader dies.
         self.phase = Phase::Killing { again_at: now + KILL_AGAIN_MS, give_up_at };
         if let Some(cgroup) = &self.launch.cgroup {
@@ -387,6 +389,12 @@ impl Supervisor<'_> {
         self.reap();
         if !self.childless && now >= give_up_at {
             self.survivors = left.max(1);
+        }
+    }
+
+    fn end_mounts(&self) {
+        if let Some(server) = &self.launch.mounts {
+            server.stop();
         }
     }
 

@@ -1,0 +1,93 @@
+//! Reading parts of objects from the daemon's gateway, for as long as patience lasts.
+
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use reqwest::{Client, StatusCode};
+use tokio::time::Instant;
+
+use super::failure::Failure;
+use super::tree::Object;
+use crate::data::gateway::{Failure as Answer, Gateway};
+use crate::reach::{KEPT, Urls};
+use crate::record;
+
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// The daemon's gateway, wherever the daemon is.
+#[derive(Debug)]
+pub(super) struct Fetch {
+    client: Client,
+    gateway: Mutex<(Gateway, String)>,
+    token: String,
+    /// The agent's folder, in which it says where the daemon is now.
+    root: PathBuf,
+    /// How long a read waits for a daemon that is away.
+    patience: Duration,
+}
+
+impl Fetch {
+    pub(super) fn new(
+        client: Client,
+        url: &str,
+        token: String,
+        root: PathBuf,
+        patience: Duration,
+    ) -> Self {
+        let gateway = Gateway::new(client.clone(), url);
+        Self { client, gateway: Mutex::new((gateway, url.to_owned())), token, root, patience }
+    }
+
+    /// The bytes of `range`, of this very content of the object.
+    ///
+    /// # Errors
+    /// Why the reader gets none.
+    pub(super) async fn part(&self, object: &Object, range: Range<u64>) -> Result<Bytes, Failure> {
+        let Object { datastore, key, etag, .. } = object;
+        let path = || format!("{datastore}/{key}");
+        let (began, mut pause) = (Instant::now(), FIRST_PAUSE);
+        loop {
+            let gateway = self.gateway();
+            let asked = gateway.part(datastore, key, etag, range.clone(), &self.token);
+            let left = self.patience.saturating_sub(began.elapsed());
+            let answer = match tokio::time::timeout(left, asked).await {
+                Ok(Ok(bytes)) => return Ok(bytes),
+                Ok(Err(answer)) => answer,
+                Err(_) => Answer::Broken("no answer came".to_owned()),
+            };
+            if let Answer::Status(status, _) = &answer {
+                if matches!(*status, StatusCode::PRECONDITION_FAILED | StatusCode::NOT_FOUND) {
+                    return Err(Failure::Changed { path: path() });
+                }
+                if !answer.is_transient() {
+                    return Err(Failure::Refused { path: path(), problem: answer.text() });
+                }
+            }
+            if began.elapsed() + pause >= self.patience {
+                let (seconds, problem) = (began.elapsed().as_secs(), answer.text());
+                return Err(Failure::Away { path: path(), seconds, problem });
+            }
+            tracing::debug!(object = key, problem = answer.text(), "trying again");
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+            self.look_for_daemon();
+        }
+    }
+
+    fn gateway(&self) -> Gateway {
+        self.gateway.lock().unwrap_or_else(PoisonError::into_inner).0.clone()
+    }
+
+    /// It may be somewhere else since it was started anew.
+    fn look_for_daemon(&self) {
+        let Ok(Some(Urls { jobs, .. })) = record::read(&self.root, KEPT) else { return };
+        let mut gateway = self.gateway.lock().unwrap_or_else(PoisonError::into_inner);
+        if !jobs.is_empty() && jobs != gateway.1 {
+            *gateway = (Gateway::new(self.client.clone(), &jobs), jobs);
+        }
+    }
+}
