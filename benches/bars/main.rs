@@ -12,6 +12,7 @@ mod figures;
 mod gateway;
 mod idle;
 mod latency;
+mod mounts;
 mod neighbour;
 mod placements;
 mod snapshot;
@@ -59,6 +60,9 @@ fn main() {
     }
     if asked("snapshot") {
         snapshot::snapshot();
+    }
+    if asked("mounts") {
+        mounts::mounts();
     }
     if asked("history") {
         idle::history();

@@ -8,7 +8,7 @@ use atelier_proto::job::v1::JobStatus;
 use rustix::process::{Pid, Signal};
 use serde_json::json;
 
-use crate::harness::{Agent, Cluster, Process, needs, processes_with, until};
+use crate::harness::{Agent, Cluster, Process, needs, until};
 
 const MIB: usize = 1 << 20;
 
@@ -116,12 +116,6 @@ fn inputs_are_mounted_and_kept_once_they_are_read() {
     );
     assert_eq!(log(&cluster, &name).replace("fuse\n", "fuseblk\n"), expected);
     nothing_is_left(&cluster);
-    // What was read whole is a file like any other, and what was not read was not fetched.
-    until("what was read is kept", || {
-        (whole_files(&cluster) == [6, large.len() as u64]).then_some(())
-    });
-    let blocks = cluster.agent_data("local").join("cache/blocks");
-    assert_eq!(fs::read_dir(&blocks).unwrap().count(), 0);
 
     // A single file has its own name; and a copy is made of what is kept.
     let single = "inputs: {f: {type: uri_file, path: 'azureml://datastores/data/paths/set/large.bin', \
@@ -133,9 +127,179 @@ fn inputs_are_mounted_and_kept_once_they_are_read() {
         assert!(log.starts_with(&sum) && log.ends_with("\nlarge.bin\n"), "{mode}: {log}");
     }
     nothing_is_left(&cluster);
+    // What was read whole is a file like any other, and what was not read was not fetched.
+    assert_eq!(whole_files(&cluster), [6, large.len() as u64]);
+    let blocks = fs::read_dir(cluster.agent_data("local").join("cache/blocks")).unwrap().flatten();
+    let blocks = blocks.flat_map(|part| fs::read_dir(part.path()).unwrap().flatten());
+    assert_eq!(blocks.count(), 0);
 }
 
 fn sha256(cluster: &Cluster, file: &str) -> String {
     let output = std::process::Command::new("sha256sum").arg(cluster.path().join(file)).output();
     String::from_utf8(output.unwrap().stdout).unwrap()[..64].to_owned()
+}
+
+/// A job that has read its input's beginning, and reads on once the file is there.
+fn waits_for(go: &Path, then: &str) -> String {
+    job(&format!(
+        "f=${{{{inputs.set}}}}/large.bin\nhead -c 1000 $f | wc -c\necho begun\n\
+         while [ ! -e {} ]; do sleep 0.05; done\n{then}",
+        go.display()
+    ))
+}
+
+#[track_caller]
+fn has_begun(cluster: &Cluster, job: &str) {
+    cluster.atelier(["job", "stream", job, "-q"]).spawn().prints("begun");
+}
+
+fn is_over(cluster: &Cluster) -> bool {
+    let attempts = fs::read_dir(cluster.agent_data("local").join("attempts")).unwrap().flatten();
+    attempts.into_iter().any(|attempt| attempt.path().join("exited.json").exists())
+}
+
+#[test]
+fn a_job_reads_on_while_its_agent_is_dead() {
+    let agent = agent();
+    let (cluster, store) = cluster(&agent);
+    fs::write(store.join("set/large.bin"), bytes(40 * MIB)).unwrap();
+    let go = cluster.files().join("go");
+    let name = cluster.create(&waits_for(&go, "sha256sum $f"));
+    has_begun(&cluster, &name);
+    cluster.agent("local", Process::kill);
+    fs::write(&go, "").unwrap();
+    until("the job has ended by itself", || is_over(&cluster).then_some(()));
+    cluster.start_agent(&agent);
+    assert_eq!(cluster.completed(&name).attempt, 1);
+    let sum = sha256(&cluster, "data-store/set/large.bin");
+    assert!(log(&cluster, &name).contains(&sum));
+    nothing_is_left(&cluster);
+}
+
+#[test]
+fn a_job_whose_server_was_killed_runs_again() {
+    let agent = agent();
+    let (cluster, store) = cluster(&agent);
+    fs::write(store.join("set/large.bin"), bytes(40 * MIB)).unwrap();
+    let go = cluster.files().join("go");
+    let name = cluster.create(&waits_for(&go, "sha256sum $f || exit 7"));
+    has_begun(&cluster, &name);
+    rustix::process::kill_process(server(&cluster), Signal::KILL).unwrap();
+    // The agent is gone too: its next one takes away what nobody serves.
+    cluster.agent("local", Process::kill);
+    cluster.start_agent(&agent);
+    nothing_is_left(&cluster);
+    fs::write(&go, "").unwrap();
+    assert_eq!(cluster.completed(&name).attempt, 2);
+    let events = cluster.rpc().events(&name).unwrap();
+    let why = "served the job's mounted inputs was killed";
+    assert!(events.iter().any(|event| event.message.contains(why)), "{events:#?}");
+    nothing_is_left(&cluster);
+}
+
+#[test]
+fn a_job_that_waits_for_a_daemon_is_ended_in_time() {
+    let (cluster, store) = cluster(&agent());
+    fs::write(store.join("set/large.bin"), bytes(40 * MIB)).unwrap();
+    let go = cluster.files().join("go");
+    // Past the page cache, where not even SIGKILL ends a read that waits.
+    let hangs =
+        "trap '' TERM\ndd if=$f of=/dev/null iflag=direct bs=1M skip=30 count=1 || true\necho read";
+    let yaml = format!("{}limits: {{timeout: 4}}\n", waits_for(&go, hangs));
+    let name = cluster.create(&yaml);
+    has_begun(&cluster, &name);
+    cluster.daemon(|daemon| daemon.freeze());
+    fs::write(&go, "").unwrap();
+    let begun = Instant::now();
+    until("the job is ended", || is_over(&cluster).then_some(()));
+    assert!(begun.elapsed() < Duration::from_secs(45), "{:?}", begun.elapsed());
+    cluster.daemon(|daemon| daemon.signal(Signal::CONT));
+    assert_eq!(cluster.ended(&name).status(), JobStatus::Canceled);
+    assert!(!log(&cluster, &name).contains("read\n"));
+    nothing_is_left(&cluster);
+}
+
+#[test]
+fn a_read_waits_for_the_daemon_and_then_fails_with_the_reason() {
+    let (cluster, store) = cluster(&agent().with("--mount-patience=3s"));
+    fs::write(store.join("set/large.bin"), bytes(40 * MIB)).unwrap();
+    let go = cluster.files().join("go");
+    let patient = cluster.create(&waits_for(&go, "sha256sum $f || exit 7"));
+    has_begun(&cluster, &patient);
+    cluster.daemon(Process::kill);
+    fs::write(&go, "").unwrap();
+    until("the job has failed", || is_over(&cluster).then_some(()));
+    cluster.start_daemon();
+    // It is not the job's fault.
+    assert_eq!(cluster.completed(&patient).attempt, 2);
+    let events = cluster.rpc().events(&patient).unwrap();
+    let why = "'data/set/large.bin' could not be read for";
+    assert!(events.iter().any(|event| event.message.contains(why)), "{events:#?}");
+    nothing_is_left(&cluster);
+}
+
+#[test]
+fn a_file_that_is_replaced_while_it_is_read_is_an_error() {
+    let (cluster, store) = cluster(&agent());
+    fs::write(store.join("set/large.bin"), bytes(40 * MIB)).unwrap();
+    let go = cluster.files().join("go");
+    let name = cluster.create(&waits_for(&go, "sha256sum $f || exit 7"));
+    has_begun(&cluster, &name);
+    fs::remove_file(store.join("set/large.bin")).unwrap();
+    fs::write(store.join("set/large.bin"), vec![1; 40 * MIB]).unwrap();
+    fs::write(&go, "").unwrap();
+    let job = cluster.ended(&name);
+    assert_eq!((job.status(), job.attempt), (JobStatus::Failed, 1));
+    let error = job.error.unwrap();
+    assert!(error.message.contains("'data/set/large.bin' was changed or removed"), "{error:?}");
+}
+
+#[test]
+fn what_jobs_read_may_be_larger_than_the_nodes_cache() {
+    let (cluster, store) = cluster(&agent().with("--data-cache=24MiB"));
+    fs::write(store.join("set/large.bin"), bytes(100 * MIB)).unwrap();
+    let name = cluster.create(&job(
+        "for n in 1 2; do dd if=${{inputs.set}}/large.bin bs=1M status=none | sha256sum | cut -d' ' -f1; done",
+    ));
+    cluster.completed(&name);
+    let sum = sha256(&cluster, "data-store/set/large.bin");
+    assert_eq!(log(&cluster, &name), format!("{sum}\n{sum}\n"));
+    let cache = cluster.atelier(["node", "cache", "show", "local", "-o", "json"]).ok().json();
+    let inputs =
+        cache["entries"].as_array().unwrap().iter().find(|entry| entry["kind"] == "inputs");
+    let bytes = inputs.map_or(0, |inputs| inputs["bytes"].as_u64().unwrap());
+    assert!(bytes <= 40 * MIB as u64, "{cache}");
+}
+
+#[test]
+fn a_node_that_cannot_mount_fetches_and_says_why() {
+    let (cluster, store) = cluster(&agent().with("--mounts=none"));
+    fs::write(store.join("set/a.txt"), "a\n").unwrap();
+    let node = cluster.atelier(["node", "show", "local", "-o", "json"]).ok().json();
+    let why = "the agent runs with --mounts none";
+    assert_eq!(
+        (&node["facts"]["mounts"], &node["facts"]["no_mounts"]),
+        (&json!("none"), &json!(why))
+    );
+    let name = cluster.create(&job("cat ${{inputs.set}}/a.txt"));
+    cluster.completed(&name);
+    let notice = "inputs are fetched before the job starts, and not mounted: ";
+    assert_eq!(log(&cluster, &name), format!("{notice}{why}\na\n"));
+}
+
+#[test]
+fn containers_see_what_is_mounted() {
+    needs("containers");
+    let registry = crate::harness::Registry::start();
+    let (cluster, store) = cluster(&registry.agent("local").with("--no-shared-store"));
+    fs::write(store.join("set/large.bin"), bytes(21 * MIB)).unwrap();
+    let name = cluster.create(&format!(
+        "{}environment: {{image: {}}}\n",
+        job("wc -c < ${{inputs.set}}/large.bin\ngrep -c ' fuse ' /proc/self/mounts"),
+        registry.shell()
+    ));
+    cluster.completed(&name);
+    let log = log(&cluster, &name);
+    assert!(log.ends_with(&format!("\n{}\n1\n", 21 * MIB)), "{log}");
+    nothing_is_left(&cluster);
 }

@@ -11,6 +11,7 @@
 //! that another process holds by a lock is in use.
 
 use std::collections::HashMap;
+use std::ffi::OsStr;
 use std::fs::{self, File, FileTimes, Metadata};
 use std::io;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
@@ -413,10 +414,11 @@ impl Index {
     }
 }
 
-/// Whether a draft's name begins with a process that lives.
-fn is_being_written(name: &std::ffi::OsStr) -> bool {
-    let pid = name.to_str().and_then(|name| name.split_once('-')?.0.parse().ok());
-    pid.is_some_and(|pid| proc::stat(pid).is_some())
+/// Whether a draft's name begins with another process that lives.
+fn is_being_written(name: &OsStr) -> bool {
+    let pid = name.to_str().and_then(|name| name.split_once('-')?.0.parse::<u32>().ok());
+    let others = pid.filter(|pid| *pid != std::process::id());
+    others.and_then(|pid| proc::stat(pid.try_into().ok()?)).is_some()
 }
 
 /// Files of a kind, together.

@@ -20,7 +20,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// The daemon's gateway, wherever the daemon is.
 #[derive(Debug)]
-pub(super) struct Fetch {
+pub(in crate::data) struct Fetch {
     client: Client,
     gateway: Mutex<(Gateway, String)>,
     token: String,
@@ -31,7 +31,7 @@ pub(super) struct Fetch {
 }
 
 impl Fetch {
-    pub(super) fn new(
+    pub(in crate::data) fn new(
         client: Client,
         url: &str,
         token: String,
@@ -46,7 +46,11 @@ impl Fetch {
     ///
     /// # Errors
     /// Why the reader gets none.
-    pub(super) async fn part(&self, object: &Object, range: Range<u64>) -> Result<Bytes, Failure> {
+    pub(in crate::data) async fn part(
+        &self,
+        object: &Object,
+        range: Range<u64>,
+    ) -> Result<Bytes, Failure> {
         let Object { datastore, key, etag, .. } = object;
         let path = || format!("{datastore}/{key}");
         let (began, mut pause) = (Instant::now(), FIRST_PAUSE);

@@ -25,22 +25,23 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
 use super::store::Found;
+use crate::attempt::MARK;
 use crate::supervisor::VERB;
 use crate::{proc, record};
 
 mod ahead;
 mod failure;
-mod fetch;
+pub(super) mod fetch;
 mod filesystem;
 pub(super) mod partial;
 mod serve;
-mod source;
-mod tree;
+pub(super) mod source;
+pub(super) mod tree;
 
 pub(crate) use failure::Failure;
 pub(crate) use serve::{probe, serve};
 
-/// Stands where an attempt's folder would, for a server.
+/// Stands where an attempt's folder would, for a server; the folder comes after it, for whoever lists processes.
 pub(crate) const SERVE: &str = "--mounts";
 /// In the attempt's folder: who serves its inputs.
 const RECORD: &str = "mounts.json";
@@ -138,7 +139,8 @@ pub(crate) fn start(plan: &Plan) -> Result<bool, String> {
     make_place(&plan.at).map_err(failed("cannot make the folder for mounts"))?;
     // The program that runs now, even if its file was replaced by a newer one meanwhile.
     let mut command = Command::new("/proc/self/exe");
-    command.arg0("atelier").arg(VERB).arg(SERVE).current_dir("/");
+    command.arg0("atelier").arg(VERB).arg(SERVE).arg(&plan.attempt).current_dir("/");
+    command.env(MARK, &plan.attempt);
     // It has the attempt's own token, and needs no other.
     command.env_remove("ATELIER_TOKEN");
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
@@ -211,7 +213,9 @@ pub(crate) enum Lost {
 
 /// Ends the server of an attempt, if there is one, and takes away what it had mounted. Waits for it.
 pub(crate) fn end(attempt: &Path, at: &Path) {
-    if let Some(pidfd) = server(attempt).and_then(|server| server.open()) {
+    // It is written before anything is mounted.
+    let Some(server) = server(attempt) else { return };
+    if let Some(pidfd) = server.open() {
         for signal in [Signal::TERM, Signal::KILL] {
             let _ = pidfd_send_signal(&pidfd, signal);
             let _ = pidfd_send_signal(&pidfd, Signal::CONT);

@@ -281,3 +281,99 @@ pub(in crate::data) fn is_unused(path: &Path) -> io::Result<bool> {
     };
     Ok(flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicU32;
+
+    use super::*;
+
+    const BOOT: &str = "a boot";
+    const SIZE: u64 = 3 * BLOCK + 5;
+
+    fn block(number: u32) -> Vec<u8> {
+        let length = BLOCK.min(SIZE - u64::from(number) * BLOCK);
+        vec![number as u8 + 1; length as usize]
+    }
+
+    fn read(partial: &Partial, number: u32) -> Option<Vec<u8>> {
+        let mut bytes = vec![0; block(number).len()];
+        partial.read(u64::from(number) * BLOCK, &mut bytes).unwrap().then_some(bytes)
+    }
+
+    #[test]
+    fn blocks_come_and_go_and_all_of_them_are_the_object() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, whole) = (folder.path().join("b/x"), folder.path().join("f/x"));
+        assert_eq!(
+            Partial::open(&path, SIZE, BOOT, false).unwrap_err().kind(),
+            ErrorKind::NotFound
+        );
+        let partial = Partial::open(&path, SIZE, BOOT, true).unwrap();
+        let other = Partial::open(&path, SIZE, BOOT, true).unwrap();
+        for number in [3, 0, 1] {
+            assert!(!partial.fill(number, &block(number)).unwrap());
+            assert_eq!(read(&other, number).unwrap(), block(number));
+        }
+        assert_eq!((read(&other, 2), other.present().unwrap()), (None, vec![0, 1, 3]));
+        assert_eq!(other.empty(0).unwrap(), BLOCK);
+        assert_eq!((other.empty(0).unwrap(), read(&partial, 0)), (0, None));
+        assert!(!remove(&path).unwrap(), "it is in use");
+        assert!(!partial.finish(&whole).unwrap());
+        other.fill(0, &block(0)).unwrap();
+        assert!(partial.fill(2, &block(2)).unwrap());
+        assert!(partial.finish(&whole).unwrap() && other.finish(&whole).unwrap());
+        assert_eq!(fs::read(&whole).unwrap(), (0..4).flat_map(block).collect::<Vec<u8>>());
+        assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 0);
+        // It is everybody's now.
+        assert_eq!((other.empty(1).unwrap(), read(&other, 1).unwrap()), (0, block(1)));
+    }
+
+    #[test]
+    fn what_another_boot_wrote_and_what_nobody_uses_goes() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x");
+        Partial::open(&path, SIZE, BOOT, true).unwrap().fill(1, &block(1)).unwrap();
+        assert!(Partial::open(&path, SIZE, BOOT, false).unwrap().has(1).unwrap());
+        assert!(Partial::open(&path, SIZE, "another", false).is_err());
+        let anew = Partial::open(&path, SIZE, "another", true).unwrap();
+        assert_eq!(read(&anew, 1), None);
+        drop(anew);
+        assert!(remove(&path).unwrap() && remove(&path).unwrap());
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn nobody_reads_what_is_emptied_meanwhile() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x");
+        let open = || Partial::open(&path, SIZE, BOOT, true).unwrap();
+        let (there, changing, rounds) = (AtomicU32::new(0), AtomicU32::new(2), 300);
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    let partial = open();
+                    for _ in 0..rounds {
+                        partial.fill(3, &block(3)).unwrap();
+                        partial.fill(0, &block(0)).unwrap();
+                        partial.empty(3).unwrap();
+                        partial.empty(0).unwrap();
+                    }
+                    changing.fetch_sub(1, Ordering::Relaxed);
+                });
+            }
+            scope.spawn(|| {
+                let partial = open();
+                while changing.load(Ordering::Relaxed) > 0 {
+                    for number in [0, 3] {
+                        if let Some(bytes) = read(&partial, number) {
+                            assert!(bytes == block(number), "holes in block {number}");
+                            there.fetch_add(1, Ordering::Relaxed);
+                        }
+                    }
+                }
+            });
+        });
+        assert!(there.into_inner() > 0);
+    }
+}

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use fuser::{BackgroundSession, Config, Filesystem, MountOption, Session, SessionACL};
 use tokio::runtime::Runtime;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, sleep};
 
 use super::failure::Failures;
@@ -56,7 +56,7 @@ pub(crate) fn serve() -> ExitCode {
             answer(&Answer::Refused { why });
             ExitCode::FAILURE
         }
-        Ok(mount) => {
+        Ok(mut mount) => {
             mount.last();
             let _ = record::write(&attempt, ENDED, &true);
             detach(&at);
@@ -83,6 +83,7 @@ fn answer(answer: &Answer) {
 struct Mount {
     attempt: PathBuf,
     runtime: Runtime,
+    terminate: Signal,
     _session: BackgroundSession,
 }
 
@@ -101,6 +102,11 @@ impl Mount {
             .enable_all()
             .build()
             .map_err(failed("cannot make a runtime"))?;
+        let terminate = {
+            let _entered = runtime.enter();
+            // Before anybody may send it: its end would look as if somebody had killed it.
+            signal(SignalKind::terminate()).map_err(failed("cannot take signals"))?
+        };
         let cache = Cache::open(&plan.cache, Some(plan.cache_bytes));
         let cache = cache.map_err(|error| format!("cannot use the node's cache: {error}"))?;
         let client = gateway::client().map_err(|error| format!("cannot set up TLS: {error}"))?;
@@ -115,14 +121,13 @@ impl Mount {
         read_ahead(&plan.at);
         answer(&Answer::Ready { for_others });
         close_output();
-        Ok(Self { attempt: plan.attempt, runtime, _session: session })
+        Ok(Self { attempt: plan.attempt, runtime, terminate, _session: session })
     }
 
     /// Returns when the attempt is over.
-    fn last(&self) {
-        let Self { attempt, runtime, .. } = self;
+    fn last(&mut self) {
+        let Self { attempt, runtime, terminate, .. } = self;
         runtime.block_on(async {
-            let Ok(mut terminate) = signal(SignalKind::terminate()) else { return };
             tokio::select! {
                 _ = terminate.recv() => tracing::info!("told to end"),
                 () = over(attempt) => tracing::info!("the attempt is over"),

@@ -35,7 +35,7 @@ type Key = (Digest, u32);
 type Flight = Shared<BoxFuture<'static, Result<Bytes, Failure>>>;
 
 /// What all objects of a server share.
-pub(super) struct Engine {
+pub(in crate::data) struct Engine {
     fetch: Fetch,
     cache: Arc<Cache>,
     boot: String,
@@ -51,9 +51,9 @@ pub(super) struct Engine {
 }
 
 /// One object.
-pub(super) struct Source {
+pub(in crate::data) struct Source {
     engine: Arc<Engine>,
-    pub(super) object: Object,
+    pub(in crate::data) object: Object,
     id: Digest,
     place: Mutex<Place>,
 }
@@ -73,7 +73,12 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Engine {
-    pub(super) fn new(fetch: Fetch, cache: Arc<Cache>, boot: String, runtime: Handle) -> Self {
+    pub(in crate::data) fn new(
+        fetch: Fetch,
+        cache: Arc<Cache>,
+        boot: String,
+        runtime: Handle,
+    ) -> Self {
         Self {
             fetch,
             cache,
@@ -88,12 +93,12 @@ impl Engine {
         }
     }
 
-    pub(super) fn runtime(&self) -> &Handle {
+    pub(in crate::data) fn runtime(&self) -> &Handle {
         &self.runtime
     }
 
     /// The object, shared by all that read it now. Waits for the disk.
-    pub(super) fn source(self: &Arc<Self>, object: Object) -> Arc<Source> {
+    pub(in crate::data) fn source(self: &Arc<Self>, object: Object) -> Arc<Source> {
         let id = object.id();
         let mut sources = locked(&self.sources);
         if let Some(source) = sources.get(&id).and_then(Weak::upgrade) {
@@ -114,6 +119,11 @@ impl Engine {
             for block in partial.present().unwrap_or_default() {
                 kept.push_front((Arc::downgrade(&source), block));
             }
+        }
+        if let Place::Blocks(partial) = &place {
+            // All of them may be there, and who had fetched the last one gone.
+            let (source, partial) = (Arc::clone(&source), Arc::clone(partial));
+            self.runtime.spawn_blocking(move || source.finish(&partial));
         }
         *locked(&source.place) = place;
         sources.insert(id, Arc::downgrade(&source));
@@ -200,7 +210,7 @@ impl Source {
     }
 
     /// The file that holds all of it.
-    pub(super) fn whole(&self) -> Option<Arc<File>> {
+    pub(in crate::data) fn whole(&self) -> Option<Arc<File>> {
         match self.place() {
             Place::Whole(file) => Some(file),
             Place::Blocks(_) | Place::Nowhere => None,
@@ -215,12 +225,12 @@ impl Source {
     }
 
     /// How many blocks it has.
-    pub(super) fn blocks(&self) -> u32 {
+    pub(in crate::data) fn blocks(&self) -> u32 {
         blocks(self.object.size)
     }
 
     /// Whether a block is on this node.
-    pub(super) fn has(&self, block: u32) -> bool {
+    pub(in crate::data) fn has(&self, block: u32) -> bool {
         match self.place() {
             Place::Whole(_) => true,
             Place::Blocks(partial) if partial.has(block).unwrap_or(false) => true,
@@ -229,7 +239,7 @@ impl Source {
     }
 
     /// Bytes of one block that are on this node.
-    pub(super) fn at_hand(&self, offset: u64, length: usize) -> Option<Bytes> {
+    pub(in crate::data) fn at_hand(&self, offset: u64, length: usize) -> Option<Bytes> {
         let block = (offset / BLOCK) as u32;
         if let Some(bytes) = self.engine.recent((self.id, block)) {
             let from = (offset % BLOCK) as usize;
@@ -257,7 +267,7 @@ impl Source {
     }
 
     /// Fetches a block that is not here, unless it is on its way already.
-    pub(super) fn fetch(self: &Arc<Self>, block: u32) -> Flight {
+    pub(in crate::data) fn fetch(self: &Arc<Self>, block: u32) -> Flight {
         let key = (self.id, block);
         let mut flights = locked(&self.engine.flights);
         if let Some(flight) = flights.get(&key) {
@@ -315,8 +325,13 @@ impl Source {
     ) -> io::Result<()> {
         let all = partial.fill(block, bytes)?;
         locked(&self.engine.kept).push_back((Arc::downgrade(self), block));
+        if all { self.finish(partial) } else { Ok(()) }
+    }
+
+    /// Makes the blocks the whole object, if all of them are there.
+    fn finish(&self, partial: &Partial) -> io::Result<()> {
         let to = self.engine.cache.place((Kind::Files, self.id));
-        if all && partial.finish(&to)? {
+        if partial.finish(&to)? {
             *locked(&self.place) = Place::Whole(Arc::new(partial.file()?));
         }
         Ok(())

@@ -10,12 +10,12 @@ use crate::data::input::object_id;
 use crate::data::path;
 
 /// Number of the folder in which each input is a folder.
-pub(super) const ROOT: u64 = 1;
+pub(in crate::data) const ROOT: u64 = 1;
 
 /// What is where. **Invariant:** the children of a folder have numbers one after the other, in the order of
 /// their names.
 #[derive(Debug)]
-pub(super) struct Tree {
+pub(in crate::data) struct Tree {
     /// By number, less [`ROOT`].
     nodes: Vec<Node>,
     /// By name.
@@ -32,31 +32,31 @@ struct Place {
 }
 
 #[derive(Debug)]
-pub(super) struct Node {
+pub(in crate::data) struct Node {
     name: Box<str>,
     parent: u32,
-    pub(super) body: Body,
+    pub(in crate::data) body: Body,
 }
 
 #[derive(Debug)]
-pub(super) enum Body {
+pub(in crate::data) enum Body {
     Folder { children: Range<u32> },
     File { size: u64, etag: Box<str> },
 }
 
 /// An object, as it is asked for.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct Object {
-    pub(super) datastore: String,
-    pub(super) key: String,
+pub(in crate::data) struct Object {
+    pub(in crate::data) datastore: String,
+    pub(in crate::data) key: String,
     /// In bytes.
-    pub(super) size: u64,
-    pub(super) etag: String,
+    pub(in crate::data) size: u64,
+    pub(in crate::data) etag: String,
 }
 
 impl Object {
     /// What names this content in the node's cache.
-    pub(super) fn id(&self) -> Digest {
+    pub(in crate::data) fn id(&self) -> Digest {
         object_id(&self.datastore, &self.key, self.size, &self.etag)
     }
 }
@@ -72,7 +72,7 @@ impl Tree {
     ///
     /// # Errors
     /// A name that is both a file and a folder, as an object storage may have it, in words.
-    pub(super) fn new(inputs: Vec<Mounted>) -> Result<Self, String> {
+    pub(in crate::data) fn new(inputs: Vec<Mounted>) -> Result<Self, String> {
         let mut root = BTreeMap::new();
         let mut places = BTreeMap::new();
         for Mounted { name, datastore, key, found } in inputs {
@@ -116,12 +116,12 @@ impl Tree {
     }
 
     /// How many files and folders there are.
-    pub(super) fn len(&self) -> u64 {
+    pub(in crate::data) fn len(&self) -> u64 {
         self.nodes.len() as u64
     }
 
     /// Bytes of all files.
-    pub(super) fn bytes(&self) -> u64 {
+    pub(in crate::data) fn bytes(&self) -> u64 {
         let size = |node: &Node| match node.body {
             Body::File { size, .. } => size,
             Body::Folder { .. } => 0,
@@ -129,17 +129,20 @@ impl Tree {
         self.nodes.iter().map(size).sum()
     }
 
-    pub(super) fn node(&self, number: u64) -> Option<&Node> {
+    pub(in crate::data) fn node(&self, number: u64) -> Option<&Node> {
         self.nodes.get(usize::try_from(number.checked_sub(ROOT)?).ok()?)
     }
 
     /// The number of the folder that a node is in; the root's own of the root.
-    pub(super) fn parent(&self, number: u64) -> u64 {
+    pub(in crate::data) fn parent(&self, number: u64) -> u64 {
         self.node(number).map_or(ROOT, |node| u64::from(node.parent) + ROOT)
     }
 
     /// What is in a folder, each with its number and name; `None`: it is none.
-    pub(super) fn children(&self, number: u64) -> Option<impl Iterator<Item = (u64, &str)>> {
+    pub(in crate::data) fn children(
+        &self,
+        number: u64,
+    ) -> Option<impl Iterator<Item = (u64, &str)>> {
         let Body::Folder { children } = &self.node(number)?.body else { return None };
         Some(children.clone().filter_map(|index| {
             let node = self.nodes.get(index as usize)?;
@@ -148,7 +151,7 @@ impl Tree {
     }
 
     /// The number of what has this name in a folder.
-    pub(super) fn find(&self, folder: u64, name: &str) -> Option<u64> {
+    pub(in crate::data) fn find(&self, folder: u64, name: &str) -> Option<u64> {
         let Body::Folder { children } = &self.node(folder)?.body else { return None };
         let among = self.nodes.get(children.start as usize..children.end as usize)?;
         let at = among.binary_search_by(|node| (*node.name).cmp(name)).ok()?;
@@ -156,7 +159,7 @@ impl Tree {
     }
 
     /// The object that a file shows.
-    pub(super) fn object(&self, number: u64) -> Option<Object> {
+    pub(in crate::data) fn object(&self, number: u64) -> Option<Object> {
         let mut node = self.node(number)?;
         let Body::File { size, etag } = &node.body else { return None };
         let mut names = Vec::new();

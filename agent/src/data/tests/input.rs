@@ -16,7 +16,7 @@ fn data(kind: DataKind, mode: InputMode) -> Input {
 }
 
 impl World {
-    async fn input(
+    pub(super) async fn input(
         &self,
         name: &str,
         path: &str,

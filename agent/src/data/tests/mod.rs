@@ -3,6 +3,7 @@
 
 mod code;
 mod input;
+mod mount;
 mod upload;
 mod world;
 

@@ -250,11 +250,17 @@ fn serve(daemon: &mut Daemon, headers: &header::HeaderMap, bytes: &Bytes, tag: &
     let from = header(header::RANGE)
         .filter(|_| header(header::IF_RANGE) == Some(tag))
         .and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-')?.parse::<usize>().ok());
-    let part = bytes.slice(from.unwrap_or(0)..);
+    let within = header(header::RANGE).and_then(|range| {
+        let (from, last) = range.strip_prefix("bytes=")?.split_once('-')?;
+        Some((from.parse::<usize>().ok()?, last.parse::<usize>().ok()?))
+    });
+    let from = from.or(within.map(|(from, _)| from));
+    let to = within.map_or(bytes.len(), |(_, last)| bytes.len().min(last + 1));
+    let part = bytes.slice(from.unwrap_or(0)..to);
     daemon.requests.push(format!("SENT {}", part.len()));
     let mut response = Response::builder().header(header::ETAG, tag);
     if let Some(from) = from {
-        let range = format!("bytes {from}-{}/{}", bytes.len() - 1, bytes.len());
+        let range = format!("bytes {from}-{}/{}", to - 1, bytes.len());
         response = response.status(206).header(header::CONTENT_RANGE, range);
     }
     response = response.header(header::CONTENT_LENGTH, part.len());
