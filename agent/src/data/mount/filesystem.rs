@@ -110,9 +110,10 @@ impl Inputs {
     /// The entries of a folder with the two that every folder has, from a place on.
     fn entries(&self, folder: u64, from: u64) -> Option<impl Iterator<Item = (u64, u64, &str)>> {
         let own = [(folder, "."), (self.tree.parent(folder), "..")];
-        let all = own.into_iter().chain(self.tree.children(folder)?);
-        let numbered = (1..).zip(all).map(|(next, (number, name))| (next, number, name));
-        Some(numbered.skip(usize::try_from(from).unwrap_or(usize::MAX)))
+        let further = self.tree.children(folder, from.saturating_sub(own.len() as u64))?;
+        let skipped = usize::try_from(from).unwrap_or(usize::MAX);
+        let all = own.into_iter().skip(skipped).chain(further);
+        Some((from + 1..).zip(all).map(|(next, (number, name))| (next, number, name)))
     }
 
     /// Lets the kernel read the cache's file by itself, if it may and all of the object is there.

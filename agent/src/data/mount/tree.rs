@@ -138,13 +138,17 @@ impl Tree {
         self.node(number).map_or(ROOT, |node| u64::from(node.parent) + ROOT)
     }
 
-    /// What is in a folder, each with its number and name; `None`: it is none.
+    /// What is in a folder from a place on, each with its number and name; `None`: it is none.
     pub(in crate::data) fn children(
         &self,
         number: u64,
+        from: u64,
     ) -> Option<impl Iterator<Item = (u64, &str)>> {
         let Body::Folder { children } = &self.node(number)?.body else { return None };
-        Some(children.clone().filter_map(|index| {
+        // A large folder is read in many pieces, each of which begins at once.
+        let from = u32::try_from(from).unwrap_or(u32::MAX);
+        let left = children.start.saturating_add(from).min(children.end)..children.end;
+        Some(left.filter_map(|index| {
             let node = self.nodes.get(index as usize)?;
             Some((u64::from(index) + ROOT, &*node.name))
         }))
@@ -207,7 +211,7 @@ mod tests {
     }
 
     fn names(tree: &Tree, folder: u64) -> Vec<&str> {
-        tree.children(folder).unwrap().map(|(_, name)| name).collect()
+        tree.children(folder, 0).unwrap().map(|(_, name)| name).collect()
     }
 
     #[test]
@@ -218,6 +222,8 @@ mod tests {
         assert_eq!(names(&tree, ROOT), ["one", "z"]);
         let z = tree.find(ROOT, "z").unwrap();
         assert_eq!(names(&tree, z), ["B", "a", "b"]);
+        assert_eq!(tree.children(z, 2).unwrap().next().unwrap().1, "b");
+        assert!(tree.children(z, 3).unwrap().next().is_none());
         let b = tree.find(z, "b").unwrap();
         assert_eq!((names(&tree, b), tree.parent(b)), (vec!["a", "c"], z));
         let object = tree.object(tree.find(b, "c").unwrap()).unwrap();
@@ -227,7 +233,7 @@ mod tests {
         assert_eq!(tree.object(tree.find(one, "one.csv").unwrap()).unwrap().key, "d/one.csv");
         assert_eq!((tree.len(), tree.bytes()), (9, 11));
         assert!(tree.find(z, "c").is_none() && tree.find(b + 40, "a").is_none());
-        assert!(tree.object(z).is_none() && tree.children(one + 40).is_none());
+        assert!(tree.object(z).is_none() && tree.children(one + 40, 0).is_none());
     }
 
     #[test]
