@@ -232,12 +232,17 @@ impl Cache {
             }
             other => other.map_err(failed)?,
         }
-        self.note_change();
         let mut index = self.lock();
         self.load(&mut index);
+        self.refresh(&mut index, STALE);
         index.add(key, size, SystemTime::now());
         let pin = self.pin(&mut index, key);
-        self.refresh(&mut index, STALE);
+        let knows_all = index.loaded.is_some_and(|(_, seen)| seen == self.changed());
+        self.note_change();
+        if let Some((_, seen)) = index.loaded.as_mut().filter(|_| knows_all) {
+            // This one is counted.
+            *seen = self.changed();
+        }
         self.shrink(&mut index);
         Ok((path, pin))
     }
@@ -308,14 +313,16 @@ impl Cache {
         }
         found.sort_by_key(|(changed, ..)| *changed);
         for (at, key, size) in found {
-            let known = before.remove(&key).filter(|known| known.at >= at);
-            match known {
-                Some(known) => {
-                    index.entries.insert(key, Entry { size, ..known });
-                    index.total += size;
-                }
-                None => index.add(key, size, at),
-            }
+            let known = before.remove(&key);
+            let pins = known.as_ref().map_or(0, |known| known.pins);
+            index.clock += 1;
+            let entry = match known.filter(|known| known.at >= at) {
+                Some(known) => Entry { size, ..known },
+                // It is new, or another process has used it since.
+                None => Entry { size, used: index.clock, at, pins },
+            };
+            index.entries.insert(key, entry);
+            index.total += size;
         }
     }
 

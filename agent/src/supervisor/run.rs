@@ -7,6 +7,7 @@ use std::path::Path;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
+use rustix::process::Signal;
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
     timerfd_settime,
@@ -34,6 +35,8 @@ const LEASE_GRACE_MS: u64 = 10_000;
 /// long apart, to look.
 const MEMORY_LOOKS: u32 = 25;
 const MEMORY_LOOK_MS: u64 = 20;
+/// How long who serves the mounted inputs may take to end.
+const MOUNTS_END_MS: u64 = 2000;
 
 /// How often somebody may stop the leader: who goes on with it keeps the job from its end.
 const MOST_STOPS: u32 = 100;
@@ -80,6 +83,8 @@ struct Supervisor<'a> {
     /// No child is left.
     childless: bool,
     survivors: usize,
+    /// When who serves the mounted inputs was told to end.
+    mounts_told_at: Option<u64>,
 }
 
 /// Runs the command to its end and that of everything it started.
@@ -140,6 +145,7 @@ pub(super) fn run(
         ended_by: None,
         childless: false,
         survivors: 0,
+        mounts_told_at: None,
     };
     supervisor.attend(&signals, &timer, &mut outputs);
     outputs.iter_mut().for_each(Output::finish);
@@ -371,7 +377,7 @@ impl Supervisor<'_> {
 
     /// The commands have ended: what is left dies, with the leader where it owns all.
     fn finish(&mut self, now: u64, give_up_at: u64) {
-        self.end_mounts();
+        self.end_mounts(now);
         match self.leader.owns_all {
             true => self.phase = Phase::Killing { again_at: now + KILL_AGAIN_MS, give_up_at },
             false => self.kill(now, give_up_at),
@@ -379,7 +385,7 @@ impl Supervisor<'_> {
     }
 
     fn kill(&mut self, now: u64, give_up_at: u64) {
-        self.end_mounts();
+        self.end_mounts(now);
         // From here on it is no wonder that the leader dies.
         self.phase = Phase::Killing { again_at: now + KILL_AGAIN_MS, give_up_at };
         if let Some(cgroup) = &self.launch.cgroup {
@@ -392,9 +398,15 @@ impl Supervisor<'_> {
         }
     }
 
-    fn end_mounts(&self) {
-        if let Some(server) = &self.launch.mounts {
-            server.stop();
+    /// A process that waits for what is mounted dies once nobody serves it any more.
+    fn end_mounts(&mut self, now: u64) {
+        let Some(server) = &self.launch.mounts else { return };
+        let told_at = *self.mounts_told_at.get_or_insert(now);
+        if told_at == now {
+            server.signal(Signal::TERM);
+            server.signal(Signal::CONT);
+        } else if now >= told_at + MOUNTS_END_MS {
+            server.signal(Signal::KILL);
         }
     }
 

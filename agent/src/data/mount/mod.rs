@@ -119,10 +119,10 @@ impl Server {
         (is_it && proc::boot_id().is_ok_and(|boot| boot == self.boot_id)).then_some(pidfd)
     }
 
-    /// Tells it to end: reads that wait for it fail.
-    pub(crate) fn stop(&self) {
+    /// Sends it a signal. When it ends, reads that wait for it fail.
+    pub(crate) fn signal(&self, signal: Signal) {
         if let Some(pidfd) = self.open() {
-            let _ = pidfd_send_signal(&pidfd, Signal::TERM);
+            let _ = pidfd_send_signal(&pidfd, signal);
         }
     }
 }

@@ -31,8 +31,8 @@ const LOG: &str = "mounts.log";
 /// Threads for the kernel's requests, and for the network.
 const THREADS: usize = 4;
 const NETWORK_THREADS: usize = 2;
-/// How much the kernel reads ahead, where it may be told.
-const READ_AHEAD_KIB: u32 = 4096;
+/// How much the kernel reads ahead, where it may be told: also around each place of a file that is mapped.
+const READ_AHEAD_KIB: u32 = 1024;
 /// Between two looks at whether the attempt has a supervisor yet.
 const LOOK: Duration = Duration::from_millis(200);
 /// How long one whose agent has died may still be on its way.
