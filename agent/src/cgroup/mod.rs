@@ -28,6 +28,7 @@ pub(crate) use group::{Cgroup, MemoryUse, Passing, Switch};
 use group::{Group, Version};
 pub(crate) use guard::{DeviceNode, Rule, Rules, Traffic};
 pub(crate) use io_rate::DiskRate;
+pub(crate) use mounts::unescape;
 use mounts::{Hierarchy, Kind};
 pub(crate) use usage::Waited;
 

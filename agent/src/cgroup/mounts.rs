@@ -84,7 +84,7 @@ fn own_group<'a>(cgroup: &'a str, kind: &Kind) -> Option<&'a str> {
 }
 
 /// Blanks, tabs, line ends and backslashes stand as three octal digits.
-fn unescape(text: &str) -> PathBuf {
+pub(crate) fn unescape(text: &str) -> PathBuf {
     use std::os::unix::ffi::OsStringExt as _;
     let bytes = text.as_bytes();
     let mut plain = Vec::with_capacity(bytes.len());

@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
 
 use super::store::Found;
 use crate::attempt::MARK;
+use crate::cgroup::unescape;
 use crate::supervisor::VERB;
 use crate::{proc, record};
 
@@ -250,29 +251,9 @@ fn mounts() -> Vec<PathBuf> {
         // The helper of users who are not root knows subtypes, the kernel alone does not.
         let is_ours = kind.starts_with("fuse") && after.split(' ').nth(1)? == NAME;
         let at = before.split(' ').nth(4).filter(|_| is_ours)?;
-        Some(PathBuf::from(unescaped(at)))
+        Some(unescape(at))
     };
     text.lines().filter_map(ours).collect()
-}
-
-/// A path in which spaces and the like are written as `\040`.
-fn unescaped(text: &str) -> std::ffi::OsString {
-    use std::os::unix::ffi::OsStringExt as _;
-    let (mut bytes, mut rest) = (Vec::with_capacity(text.len()), text.as_bytes());
-    while let Some((&first, after)) = rest.split_first() {
-        let number = after.get(..3).and_then(|digits| std::str::from_utf8(digits).ok());
-        match number.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
-            Some(byte) if first == b'\\' => {
-                bytes.push(byte);
-                rest = &after[3..];
-            }
-            _ => {
-                bytes.push(first);
-                rest = after;
-            }
-        }
-    }
-    std::ffi::OsString::from_vec(bytes)
 }
 
 fn is_mounted(at: &Path) -> bool {

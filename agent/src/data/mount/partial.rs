@@ -8,6 +8,8 @@
 //! - **Who empties a block** takes its byte away first, then counts that in the map's head, and only then gives the
 //!   room back; all under a lock on the map. Who reads one that was there looks afterwards that nothing was emptied
 //!   meanwhile; who fills one looks so under the lock.
+//! - **Once all blocks are there they are sealed:** none is emptied any more, so that the kernel may read the file
+//!   by itself while it is still on its way to its place among whole files.
 //! - **Who uses the file holds a shared lock on it;** it is removed only by who gets it alone.
 //! - The map names the boot in which it was written: what was on its way to the disk when the machine went down is
 //!   not taken for read.
@@ -32,6 +34,10 @@ const HEAD: u64 = 64;
 /// Where in the head the number of emptied blocks is, and whether the object is whole; before it is the boot.
 const EMPTIED: u64 = 40;
 const WHOLE: u64 = 48;
+/// All blocks are there, and stay.
+const SEALED: u64 = 1;
+/// The file has its place among whole ones.
+const MOVED: u64 = 2;
 /// How often somebody may take the files away while they are opened.
 const TRIES: u32 = 16;
 
@@ -188,27 +194,33 @@ impl Partial {
         Ok(length)
     }
 
-    /// Makes it the whole object's file at `to`, if all blocks are there; they are on the disk then.
-    pub(super) fn finish(&self, to: &Path) -> io::Result<bool> {
-        if self.present()?.len() < blocks(self.size) as usize {
-            return Ok(false);
-        }
-        // Before the name says that all is there, a loss of power must not make holes of it.
-        self.data.sync_data()?;
+    /// Keeps all blocks from being emptied, if all are there; whether they are.
+    pub(super) fn seal(&self) -> io::Result<bool> {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let _held = lock(&self.map)?;
         if self.present()?.len() < blocks(self.size) as usize {
             return Ok(false);
         }
-        if self.head(WHOLE)? != 0 {
-            return Ok(true);
+        if self.head(WHOLE)? == 0 {
+            self.map.write_all_at(&SEALED.to_ne_bytes(), WHOLE)?;
+        }
+        Ok(true)
+    }
+
+    /// Makes it the whole object's file at `to`, once it is sealed; it is on the disk then.
+    pub(super) fn finish(&self, to: &Path) -> io::Result<()> {
+        // Before the name says that all is there, a loss of power must not make holes of it.
+        self.data.sync_data()?;
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let _held = lock(&self.map)?;
+        if self.head(WHOLE)? != SEALED {
+            return Ok(());
         }
         self.data.set_permissions(Permissions::from_mode(0o444))?;
         fs::create_dir_all(to.parent().unwrap_or(to))?;
         fs::rename(&self.path, to)?;
-        self.map.write_all_at(&1_u64.to_ne_bytes(), WHOLE)?;
-        fs::remove_file(self.path.with_extension(MAP))?;
-        Ok(true)
+        self.map.write_all_at(&MOVED.to_ne_bytes(), WHOLE)?;
+        fs::remove_file(self.path.with_extension(MAP))
     }
 
     /// The file itself, which stays the same when it is whole.
@@ -247,7 +259,14 @@ pub(in crate::data) fn finish(cache: &Cache, id: Digest, size: u64) -> io::Resul
     let path = cache.place((Kind::Blocks, id));
     match Partial::open(&path, size, &proc::boot_id()?, false) {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
-        opened => opened?.finish(&cache.place((Kind::Files, id))),
+        opened => {
+            let partial = opened?;
+            let is_whole = partial.seal()?;
+            if is_whole {
+                partial.finish(&cache.place((Kind::Files, id)))?;
+            }
+            Ok(is_whole)
+        }
     }
 }
 
@@ -319,10 +338,15 @@ mod tests {
         assert_eq!(other.empty(0).unwrap(), BLOCK);
         assert_eq!((other.empty(0).unwrap(), read(&partial, 0)), (0, None));
         assert!(!remove(&path).unwrap(), "it is in use");
-        assert!(!partial.finish(&whole).unwrap());
+        assert!(!partial.seal().unwrap());
         other.fill(0, &block(0)).unwrap();
         assert!(partial.fill(2, &block(2)).unwrap());
-        assert!(partial.finish(&whole).unwrap() && other.finish(&whole).unwrap());
+        assert!(partial.seal().unwrap());
+        // From now on it stays.
+        assert_eq!((other.empty(1).unwrap(), read(&other, 1).unwrap()), (0, block(1)));
+        for each in [&partial, &other] {
+            each.finish(&whole).unwrap();
+        }
         assert_eq!(fs::read(&whole).unwrap(), (0..4).flat_map(block).collect::<Vec<u8>>());
         assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 0);
         // It is everybody's now.

@@ -330,11 +330,11 @@ impl Source {
 
     /// Makes the blocks the whole object, if all of them are there.
     fn finish(&self, partial: &Partial) -> io::Result<()> {
-        let to = self.engine.cache.place((Kind::Files, self.id));
-        if partial.finish(&to)? {
-            *locked(&self.place) = Place::Whole(Arc::new(partial.file()?));
+        if !partial.seal()? {
+            return Ok(());
         }
-        Ok(())
+        *locked(&self.place) = Place::Whole(Arc::new(partial.file()?));
+        partial.finish(&self.engine.cache.place((Kind::Files, self.id)))
     }
 
     fn keep_all(&self, bytes: &Bytes) -> io::Result<()> {
