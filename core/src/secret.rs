@@ -3,8 +3,11 @@
 #[cfg(test)]
 mod tests;
 
+use std::fmt;
+use std::str::FromStr;
+
 use crate::access::Caller;
-use crate::id::{Principal, SecretName, SecretVersion};
+use crate::id::{DatastoreName, InvalidName, Principal, SecretName, SecretVersion};
 use crate::time::Timestamp;
 
 /// The longest value, in bytes: as Azure Key Vault has it.
@@ -25,6 +28,48 @@ pub struct Secret {
     pub updated_by: Principal,
     /// When that was.
     pub updated_at: Timestamp,
+}
+
+/// Under what the vault keeps a value.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum SealedName {
+    /// Somebody's secret.
+    Secret(SecretName),
+    /// The credentials of a datastore. No secret can have such a name.
+    Datastore(DatastoreName),
+}
+
+/// Begins the names of datastores' credentials.
+const OF_DATASTORE: &str = "datastore/";
+
+impl SealedName {
+    /// As it is kept: no two are written alike.
+    pub fn key(&self) -> String {
+        match self {
+            Self::Secret(name) => name.to_string(),
+            Self::Datastore(name) => format!("{OF_DATASTORE}{name}"),
+        }
+    }
+}
+
+impl FromStr for SealedName {
+    type Err = InvalidName;
+    fn from_str(key: &str) -> Result<Self, InvalidName> {
+        match key.strip_prefix(OF_DATASTORE) {
+            Some(name) => DatastoreName::new(name).map(Self::Datastore),
+            None => SecretName::new(key).map(Self::Secret),
+        }
+    }
+}
+
+/// For people.
+impl fmt::Display for SealedName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Secret(name) => write!(f, "secret '{name}'"),
+            Self::Datastore(name) => write!(f, "the credentials of datastore '{name}'"),
+        }
+    }
 }
 
 /// Why a secret is not set or deleted.

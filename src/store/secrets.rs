@@ -2,7 +2,7 @@
 
 use atelier_core::access::Caller;
 use atelier_core::id::{Principal, SecretName, SecretVersion};
-use atelier_core::secret::{Entry, Refusal, Secret, check_owner};
+use atelier_core::secret::{Entry, Refusal, SealedName, Secret, check_owner};
 use atelier_core::time::Timestamp;
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
@@ -41,8 +41,8 @@ CREATE INDEX secret_versions_key ON secret_versions (key);
 pub struct SealedRow {
     /// The row.
     pub seq: i64,
-    /// Of which secret.
-    pub name: SecretName,
+    /// Under what it is kept.
+    pub name: SealedName,
     /// Which version.
     pub version: SecretVersion,
     /// As it is kept.
@@ -71,10 +71,37 @@ pub fn entry(conn: &Connection, name: &SecretName) -> Result<Option<Entry>, Erro
     .map_err(sql)
 }
 
+/// The last version given of a name; 0: none yet.
+pub fn last_version(conn: &Connection, name: &SealedName) -> Result<SecretVersion, Error> {
+    conn.prepare_cached("SELECT version FROM secrets WHERE name = ?1")
+        .and_then(|mut s| s.query_row([name.key()], |row| row.get(0)).optional())
+        .map(|last| SecretVersion(last.unwrap_or_default()))
+        .map_err(sql)
+}
+
+/// A version as it is kept.
+pub fn sealed(
+    conn: &Connection,
+    name: &SealedName,
+    version: SecretVersion,
+) -> Result<Option<Sealed>, Error> {
+    conn.prepare_cached(
+        "SELECT value, data_key, key FROM secret_versions WHERE name = ?1 AND version = ?2",
+    )
+    .and_then(|mut s| {
+        s.query_row(params![name.key(), version.0], |row| {
+            let key = KeyId::stored(row.get_ref(2)?.as_str()?);
+            Ok(Sealed { value: row.get(0)?, data_key: row.get(1)?, key })
+        })
+        .optional()
+    })
+    .map_err(sql)
+}
+
 /// Keeps a version, which is the next of its name.
 pub fn put(
     conn: &Connection,
-    (name, version): (&SecretName, SecretVersion),
+    (name, version): (&SealedName, SecretVersion),
     sealed: &Sealed,
     by: &Principal,
     at: Timestamp,
@@ -88,22 +115,14 @@ pub fn put(
              created_at = iif(deleted_at IS NULL, created_at, ?4),
              deleted_by = NULL, deleted_at = NULL",
         )?
-        .execute(params![name.as_str(), version.0, by, at])?;
+        .execute(params![name.key(), version.0, by, at])?;
         let Sealed { value, data_key, key } = sealed;
         conn.prepare_cached(
             "INSERT INTO secret_versions
              (name, version, created_by, created_at, value, data_key, key, sealed_at)
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?4)",
         )?
-        .execute(params![
-            name.as_str(),
-            version.0,
-            by,
-            at,
-            value,
-            data_key,
-            key.as_str()
-        ])?;
+        .execute(params![name.key(), version.0, by, at, value, data_key, key.as_str()])?;
         Ok(())
     };
     write().map_err(|error| Error::sqlite("store a secret", error))
@@ -116,6 +135,29 @@ fn wiping(conn: &Connection, write: impl FnOnce() -> rusqlite::Result<()>) -> ru
     let written = write();
     conn.pragma_update(None, "secure_delete", false)?;
     written
+}
+
+/// Forgets the versions of a name before this one, or all; that there were some is remembered.
+pub fn forget(
+    conn: &Connection,
+    name: &SealedName,
+    before: Option<SecretVersion>,
+    by: &Principal,
+    at: Timestamp,
+) -> Result<(), Error> {
+    let bound = before.map_or(i64::MAX, |version| i64::from(version.0));
+    let write = || -> rusqlite::Result<()> {
+        conn.prepare_cached("DELETE FROM secret_versions WHERE name = ?1 AND version < ?2")?
+            .execute(params![name.key(), bound])?;
+        if before.is_none() {
+            conn.prepare_cached(
+                "UPDATE secrets SET deleted_by = ?2, deleted_at = ?3 WHERE name = ?1",
+            )?
+            .execute(params![name.key(), by.as_str(), at.as_millis()])?;
+        }
+        Ok(())
+    };
+    wiping(conn, write).map_err(|error| Error::sqlite("forget what was sealed", error))
 }
 
 /// Forgets all versions of a secret; that there was one is remembered.
@@ -132,14 +174,7 @@ pub fn delete(
     if let Err(refusal) = check_owner(&known, &owner, caller) {
         return Ok(Err(refusal));
     }
-    let write = || -> rusqlite::Result<()> {
-        conn.prepare_cached("DELETE FROM secret_versions WHERE name = ?1")?
-            .execute([known.as_str()])?;
-        conn.prepare_cached("UPDATE secrets SET deleted_by = ?2, deleted_at = ?3 WHERE name = ?1")?
-            .execute(params![known.as_str(), caller.principal.as_str(), at.as_millis()])?;
-        Ok(())
-    };
-    wiping(conn, write).map_err(|error| Error::sqlite("delete a secret", error))?;
+    forget(conn, &SealedName::Secret(known.clone()), None, &caller.principal, at)?;
     Ok(Ok(known))
 }
 
@@ -164,10 +199,11 @@ pub fn secret(conn: &Connection, name: &SecretName) -> Result<Option<Secret>, Er
         .map_err(sql)
 }
 
-/// Secrets by name, those after `after`, at most `limit`.
+/// Secrets by name, those after `after`, at most `limit`. What is kept of the workspace's own is none.
 pub fn list(conn: &Connection, after: &str, limit: usize) -> Result<Vec<Secret>, Error> {
     let text = format!(
-        "SELECT {COLUMNS} FROM secrets WHERE name > ?1 AND deleted_at IS NULL ORDER BY name LIMIT ?2"
+        "SELECT {COLUMNS} FROM secrets WHERE name > ?1 AND deleted_at IS NULL AND instr(name, '/') = 0
+         ORDER BY name LIMIT ?2"
     );
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
     conn.prepare_cached(&text)

@@ -8,7 +8,8 @@
 #[cfg(test)]
 mod tests;
 
-use atelier_core::id::{SecretName, SecretVersion};
+use atelier_core::id::SecretVersion;
+use atelier_core::secret::SealedName;
 use aws_lc_rs::aead::{AES_256_GCM_SIV, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use zeroize::Zeroizing;
 
@@ -23,7 +24,7 @@ const FORMAT: u8 = 1;
 pub(super) struct Place<'a> {
     /// The workspace's id.
     pub(super) workspace: &'a str,
-    pub(super) name: &'a SecretName,
+    pub(super) name: &'a SealedName,
     pub(super) version: SecretVersion,
 }
 
@@ -97,7 +98,7 @@ impl Place<'_> {
     /// Each part after its length: no two places are written alike.
     fn bound(&self, what: &str, more: &[u8]) -> Vec<u8> {
         // Names that differ in case only are one.
-        let name = self.name.as_str().to_ascii_lowercase();
+        let name = self.name.key().to_ascii_lowercase();
         let version = self.version.0.to_be_bytes();
         let parts: [&[u8]; 6] = [
             &[FORMAT],
@@ -115,7 +116,7 @@ impl Place<'_> {
         bound
     }
 
-    fn damaged(&self) -> Error {
+    pub(super) fn damaged(&self) -> Error {
         Error::Damaged { name: self.name.clone(), version: self.version }
     }
 }

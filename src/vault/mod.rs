@@ -11,9 +11,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use atelier_core::access::Caller;
-use atelier_core::id::{SecretName, SecretVersion};
-use atelier_core::secret::{Refusal, Secret, check_value, next_version};
+use atelier_core::id::{Principal, SecretName, SecretVersion};
+use atelier_core::secret::{Refusal, SealedName, Secret, check_value, next_version};
 use atelier_core::time::Timestamp;
+use rusqlite::Connection;
 use zeroize::Zeroizing;
 
 use self::envelope::Place;
@@ -105,12 +106,11 @@ pub enum Error {
     },
     /// What is kept does not open.
     #[error(
-        "version {version} of secret '{name}' does not open: it was changed in the database; set the secret anew, or \
-         restore a backup"
+        "version {version} of {name} does not open: it was changed in the database; set it anew, or restore a backup"
     )]
     Damaged {
-        /// Of which.
-        name: SecretName,
+        /// Of what.
+        name: SealedName,
         /// Which.
         version: SecretVersion,
     },
@@ -250,12 +250,13 @@ impl Vault {
                 Ok(next) => next,
                 Err(refusal) => return Ok(Err(refusal.into())),
             };
-            let place = Place { workspace: &workspace, name: &name, version };
+            let sealed_name = SealedName::Secret(name.clone());
+            let place = Place { workspace: &workspace, name: &sealed_name, version };
             let sealed = match envelope::seal(place, &value, &key) {
                 Ok(sealed) => sealed,
                 Err(error) => return Ok(Err(error)),
             };
-            secrets::put(conn, (&name, version), &sealed, &caller.principal, at)?;
+            secrets::put(conn, (&sealed_name, version), &sealed, &caller.principal, at)?;
             let kept = secrets::secret(conn, &name)?;
             Ok(kept.ok_or_else(|| Refusal::NoSuch(name.to_string()).into()))
         });
@@ -286,6 +287,29 @@ impl Vault {
         let name = SecretName::new(name).map_err(missing)?;
         let deleted = self.store.write(move |conn| secrets::delete(conn, &name, &caller, at));
         Ok(deleted.await??)
+    }
+
+    /// Opens a version of what is kept.
+    pub fn open_version(
+        &self,
+        name: &SealedName,
+        version: SecretVersion,
+    ) -> Result<Zeroizing<Vec<u8>>, Error> {
+        let place = Place { workspace: &self.workspace, name, version };
+        let sealed = self.store.read(|conn| secrets::sealed(conn, name, version))?;
+        let sealed = sealed.ok_or_else(|| place.damaged())?;
+        match self.keys.old.get(&sealed.key) {
+            Some((old, _)) => envelope::open(place, &sealed, old),
+            None => envelope::open(place, &sealed, &*self.key_to_seal()?),
+        }
+    }
+
+    /// What seals values within a transaction of the store.
+    ///
+    /// # Errors
+    /// If there is no key to seal with.
+    pub fn sealer(&self) -> Result<Sealer, Error> {
+        Ok(Sealer { workspace: self.workspace.clone(), key: self.key_to_seal()? })
     }
 
     /// Which keys there are, and what is sealed with each.
@@ -374,5 +398,31 @@ impl Vault {
             found => found?,
         };
         Ok(newest.insert(Arc::new(key)).clone())
+    }
+}
+
+/// Keeps values of the workspace's own, which are no secrets of somebody's.
+pub struct Sealer {
+    workspace: Arc<str>,
+    key: Arc<Key>,
+}
+
+impl Sealer {
+    /// Keeps a value as the next version under its name, in place of the earlier ones. If it cannot be sealed,
+    /// nothing is written.
+    pub fn keep(
+        &self,
+        conn: &Connection,
+        name: &SealedName,
+        value: &[u8],
+        by: &Principal,
+        at: Timestamp,
+    ) -> Result<SecretVersion, Error> {
+        let version = SecretVersion(secrets::last_version(conn, name)?.0.saturating_add(1));
+        let place = Place { workspace: &self.workspace, name, version };
+        let sealed = envelope::seal(place, value, &self.key)?;
+        secrets::put(conn, (name, version), &sealed, by, at)?;
+        secrets::forget(conn, name, Some(version), by, at)?;
+        Ok(version)
     }
 }

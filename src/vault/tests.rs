@@ -60,7 +60,7 @@ fn opened(vault: &Vault) -> Vec<String> {
             let place = Place { workspace: "workspace", name: &row.name, version: row.version };
             let key = vault.keys.old.get(&row.sealed.key).map_or(&*newest, |(old, _)| old);
             let value = envelope::open(place, &row.sealed, key).unwrap();
-            format!("{}/{}={}", row.name, row.version, str::from_utf8(&value).unwrap())
+            format!("{}/{}={}", row.name.key(), row.version, str::from_utf8(&value).unwrap())
         })
         .collect();
     shown.sort();
@@ -183,7 +183,7 @@ async fn a_new_key_takes_over_from_an_old_one() {
     // Of the rest nothing is touched.
     for (old, new) in before.iter().zip(sealed(&vault)) {
         assert_eq!(old.sealed.value, new.sealed.value);
-        let is_new = old.name.as_str() == "new";
+        let is_new = old.name.key() == "new";
         assert_eq!(old.sealed.data_key == new.sealed.data_key, is_new);
     }
     let status = vault.status().unwrap();
@@ -246,4 +246,50 @@ async fn what_is_deleted_or_sealed_anew_leaves_nothing_in_the_file() {
     for part in rows.iter().flat_map(parts) {
         assert!(!holds(&after, &part));
     }
+}
+
+async fn keep(vault: &Vault, datastore: &str, value: &'static [u8]) -> SecretVersion {
+    let (sealer, name) = (vault.sealer().unwrap(), of_datastore(datastore));
+    let by = Principal::new("root").unwrap();
+    let kept =
+        vault.store.write(move |conn| Ok(sealer.keep(conn, &name, value, &by, at(5)).unwrap()));
+    kept.await.unwrap()
+}
+
+fn of_datastore(name: &str) -> SealedName {
+    SealedName::Datastore(name.parse().unwrap())
+}
+
+#[tokio::test]
+async fn credentials_are_kept_beside_secrets_and_are_none() {
+    let world = World::new();
+    let vault = world.open("key", &[]);
+    set(&vault, "Db", "one", 1).await.unwrap();
+    let name = of_datastore("data");
+    assert_eq!(keep(&vault, "data", b"key-1").await.0, 1);
+    assert_eq!(vault.open_version(&name, SecretVersion(1)).unwrap().as_slice(), b"key-1");
+    // Each takes the place of the one before.
+    assert_eq!(keep(&vault, "data", b"key-2").await.0, 2);
+    assert!(vault.open_version(&name, SecretVersion(1)).is_err());
+    assert_eq!(opened(&vault), ["Db/1=one", "datastore/data/2=key-2"]);
+    // Nobody's secret: neither listed, nor shown, nor deleted.
+    assert_eq!(vault.list("", 10).unwrap().len(), 1);
+    assert!(vault.get("datastore/data").is_err());
+    assert!(vault.delete("datastore/data", caller("root", Role::Admin), at(6)).await.is_err());
+    drop(vault);
+
+    // They move to a new key as all do, and open under the old one until then.
+    world.source("new").make(world.folder.at()).unwrap();
+    let vault = world.open("new", &["key"]);
+    assert_eq!(vault.open_version(&name, SecretVersion(2)).unwrap().as_slice(), b"key-2");
+    assert_eq!(vault.rotate(true, at(10)).await.unwrap(), 2);
+    drop(vault);
+    let vault = world.open("new", &[]);
+    assert_eq!(vault.open_version(&name, SecretVersion(2)).unwrap().as_slice(), b"key-2");
+    let (gone, by) = (name.clone(), Principal::new("root").unwrap());
+    let forgotten = vault.store.write(move |c| secrets::forget(c, &gone, None, &by, at(11)));
+    forgotten.await.unwrap();
+    assert_eq!(opened(&vault), ["Db/1=one"]);
+    // A version is never given twice.
+    assert_eq!(keep(&vault, "data", b"key-3").await.0, 3);
 }

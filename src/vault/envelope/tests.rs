@@ -4,11 +4,11 @@ fn key(byte: u8) -> Key {
     Key::new(Zeroizing::new([byte; KEY_LEN]))
 }
 
-fn named(text: &str) -> SecretName {
-    SecretName::new(text).unwrap()
+fn named(text: &str) -> SealedName {
+    text.parse().unwrap()
 }
 
-fn place<'a>(workspace: &'a str, name: &'a SecretName, version: u32) -> Place<'a> {
+fn place<'a>(workspace: &'a str, name: &'a SealedName, version: u32) -> Place<'a> {
     Place { workspace, name, version: SecretVersion(version) }
 }
 
