@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use atelier_core::datastore::Draft;
 use atelier_core::spec::{Origin, Override, parse_datastore};
 use atelier_proto::workspace::v1::{
     self as pb, CreateDatastoreRequest, DeleteDatastoreRequest, GetDatastoreRequest,
@@ -25,14 +26,19 @@ pub(super) enum Command {
     Show(Name),
     /// Make a datastore from its file. Admins only
     ///
-    /// Azure's datastore files are read as they are; data can be in folders of the daemon's machine (the types
-    /// local and nfs). The same again is no change.
+    /// Azure's datastore files are read as they are. Data can be in folders of the daemon's machine (the types
+    /// local and nfs), in object stores (azure_blob, azure_data_lake_gen2, s3, gcs) and on web servers (http). An
+    /// object store is not asked: 'atelier datastore test' does. Credentials are sealed in the vault, and no command
+    /// shows them. The same again is no change.
     #[command(after_help = "\
 Examples:
   atelier datastore create -f datasets.yml
   atelier datastore create -f datasets.yml --name datasets --set path=/srv/datasets")]
     Create(Create),
-    /// Change what is said of a datastore: its description, tags and properties. Admins only
+    /// Change what is said of a datastore, and its credentials. Admins only
+    ///
+    /// Credentials that a file does not have stay as they are; 'credentials: {}' in it removes them. Jobs that run
+    /// go on with the new ones.
     #[command(after_help = "\
 Examples:
   atelier datastore update datasets --set description='What everybody trains on'
@@ -49,6 +55,8 @@ Examples:
         yes: bool,
     },
     /// Try a datastore: list it, and write, read and delete a small file
+    ///
+    /// Files of a web server are only tried to be reached.
     ///
     /// Exits with 1 if one of these fails, and says why.
     #[command(after_help = "Example:\n  atelier datastore test datasets")]
@@ -98,19 +106,24 @@ pub(super) async fn run(command: Command, context: &Context) -> Result<(), Error
         Command::Create(Create { file, mut set, name }) => {
             set.extend(name.map(|name| Override::text("--name", &["name"], &name)));
             let document = read::document(&file, "datastore")?;
-            let datastore = Some(draft(&document.text, document.name, &set, context)?);
-            let request = CreateDatastoreRequest { datastore };
+            let Sent { datastore, credentials } =
+                sent(&document.text, document.name, &set, context)?;
+            let request = CreateDatastoreRequest { datastore: Some(datastore), credentials };
             let made = client.call(workspace.create_datastore(request)).await?;
             context.output.show(&view(&made))?;
             context.output.note(&format!(
                 "Jobs name what lies in it as azureml://datastores/{}/paths/PATH.",
                 made.name
             ));
+            if made.source.is_some() {
+                let test = format!("atelier datastore test {}", made.name);
+                context.output.note(&format!("Whether it can be used is tried by '{test}'."));
+            }
             Ok(())
         }
         Command::Update(update) => {
-            let datastore = Some(updated(update, &client, context).await?);
-            let request = UpdateDatastoreRequest { datastore };
+            let Sent { datastore, credentials } = updated(update, &client, context).await?;
+            let request = UpdateDatastoreRequest { datastore: Some(datastore), credentials };
             context.output.show(&view(&client.call(workspace.update_datastore(request)).await?))
         }
         Command::Delete { name, yes: _ } => {
@@ -129,43 +142,47 @@ async fn get(client: &Client, name: String) -> Result<pb::Datastore, Error> {
     Ok(client.call(client.workspace().get_datastore(GetDatastoreRequest { name })).await?)
 }
 
+/// A datastore as it is sent.
+struct Sent {
+    datastore: pb::DatastoreDraft,
+    credentials: Option<pb::DatastoreCredentials>,
+}
+
 /// What a file and changes to it describe, if the daemon can serve it.
-fn draft(
-    text: &[u8],
-    name: String,
-    changes: &[Override],
-    context: &Context,
-) -> Result<pb::DatastoreDraft, Error> {
+fn sent(text: &[u8], name: String, changes: &[Override], context: &Context) -> Result<Sent, Error> {
     let origin = Origin { name, folder: String::new(), experiment: String::new() };
     let parsed = parse_datastore(text, &origin, changes, &Here).map_err(read::faults)?;
     for warning in &parsed.warnings {
         context.output.warn(&warning.to_string());
     }
-    let draft = parsed.definition.draft().map_err(|not_served| {
+    let (draft, credentials) = parsed.definition.draft().map_err(|not_served| {
         Error::new(Kind::Refused, not_served.to_string()).help(not_served.remedy())
     })?;
-    Ok((&draft).into())
+    let Draft { name, source, .. } = &draft;
+    if let Some(why) = credentials.as_ref().and_then(|given| given.misfit(source)) {
+        return Err(Error::new(Kind::Refused, format!("datastore '{name}': credentials: {why}")));
+    }
+    Ok(Sent {
+        datastore: (&draft).into(),
+        credentials: credentials.as_ref().map(pb::DatastoreCredentials::from),
+    })
 }
 
 /// A datastore with changes, which apply to a file that says all of it, or else to what there is.
-async fn updated(
-    update: Update,
-    client: &Client,
-    context: &Context,
-) -> Result<pb::DatastoreDraft, Error> {
+async fn updated(update: Update, client: &Client, context: &Context) -> Result<Sent, Error> {
     let Update { name, named, file, mut set } = update;
     let name = name.or(named);
     if let Some(file) = file {
         set.extend(name.map(|name| Override::text("--name", &["name"], &name)));
         let document = read::document(&file, "datastore")?;
-        return draft(&document.text, document.name, &set, context);
+        return sent(&document.text, document.name, &set, context);
     }
     if set.is_empty() {
         return Err(Error::usage("nothing is to be changed")
             .help("say what, for example --set description='What everybody trains on'"));
     }
     let known = get(client, name.unwrap_or_default()).await?;
-    draft(view(&known).to_string().as_bytes(), known.name, &set, context)
+    sent(view(&known).to_string().as_bytes(), known.name, &set, context)
 }
 
 async fn test(name: &str, client: &Client, context: &Context) -> Result<(), Error> {
@@ -198,13 +215,51 @@ fn view(datastore: &pb::Datastore) -> Value {
         "location": datastore.location,
     });
     if !datastore.created_by.is_empty() {
-        shown["path"] = json!(datastore.location);
+        match &datastore.source {
+            Some(source) => place(source, &mut shown),
+            None => shown["path"] = json!(datastore.location),
+        }
+        shown["credential_type"] = json!(datastore.credential_type);
         shown["creation_context"] = json!({
             "created_at": time(datastore.created_at_ms),
             "created_by": datastore.created_by,
         });
     }
     shown
+}
+
+/// Where the data lies, in the keys of the datastore's file.
+fn place(source: &pb::datastore::Source, shown: &mut Value) {
+    use pb::datastore::Source;
+    let mut put = |key: &str, value: &str| {
+        if !value.is_empty() {
+            shown[key] = json!(value);
+        }
+    };
+    match source {
+        Source::AzureBlob(azure) | Source::AzureDataLakeGen2(azure) => {
+            let container = match source {
+                Source::AzureBlob(_) => "container_name",
+                _ => "filesystem",
+            };
+            put("account_name", &azure.account_name);
+            put(container, &azure.container);
+            put("endpoint", &azure.endpoint);
+            put("protocol", &azure.protocol);
+        }
+        Source::S3(s3) => {
+            put("bucket", &s3.bucket);
+            put("endpoint", &s3.endpoint);
+            put("region", &s3.region);
+            put("prefix", &s3.prefix);
+            shown["path_style"] = json!(s3.path_style);
+        }
+        Source::Gcs(gcs) => {
+            put("bucket", &gcs.bucket);
+            put("prefix", &gcs.prefix);
+        }
+        Source::Http(http) => put("url", &http.url),
+    }
 }
 
 const COLUMNS: &[Column] = &[
@@ -215,6 +270,10 @@ const COLUMNS: &[Column] = &[
         cell: |d| Some(if d["is_default"] == true { "yes" } else { "" }.to_owned()),
     },
     Column { title: "LOCATION", cell: |d| Some(d["location"].as_str()?.to_owned()) },
+    Column {
+        title: "CREDENTIALS",
+        cell: |d| Some(d["credential_type"].as_str().unwrap_or("").to_owned()),
+    },
 ];
 
 const TRIALS: &[Column] = &[

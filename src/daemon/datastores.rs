@@ -3,22 +3,31 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use atelier_core::datastore::{DatastoreRecord, Draft, Existing, Refusal, Registration};
+use atelier_core::datastore::{
+    Credentials, DatastoreRecord, Draft, Existing, KeptCredentials, Refusal, Registration, Source,
+};
 use atelier_core::id::{DatastoreName, JobName, Principal};
 use atelier_core::job::Job;
 use atelier_core::layout;
+use atelier_core::secret::SealedName;
 use atelier_core::spec::{DataUri, Diagnostics, Input};
 use atelier_core::time::Timestamp;
+use atelier_proto::workspace::v1 as pb;
 use bytes::Bytes;
+use prost::Message as _;
+use zeroize::Zeroizing;
 
 use super::handle::{self, Handle};
-use crate::storage::{self, Datastore, Datastores, ObjectPath};
-use crate::store::{self, SqliteStore, datastores};
+use crate::storage::{self, Datastore, Datastores, ObjectPath, Unlock};
+use crate::store::{self, SqliteStore, datastores, secrets};
+use crate::vault::{self, Vault};
 
 /// Makes, changes, tries and deletes datastores. Cheap to clone.
 #[derive(Clone)]
 pub struct DatastoreChanges {
     store: Arc<SqliteStore>,
+    /// Has the credentials.
+    vault: Vault,
     datastores: Datastores,
     handle: Handle,
     /// The daemon's own folder.
@@ -41,6 +50,9 @@ pub enum Error {
     /// The store failed.
     #[error(transparent)]
     Store(#[from] store::Error),
+    /// Its credentials cannot be sealed or opened.
+    #[error(transparent)]
+    Vault(#[from] vault::Error),
     /// Its folder cannot be used.
     #[error(transparent)]
     Storage(#[from] storage::Error),
@@ -49,10 +61,34 @@ pub enum Error {
     Reactor(#[from] handle::Error),
 }
 
+/// What somebody asks a datastore to be.
+#[derive(Debug)]
+pub struct Wanted {
+    /// All but its credentials.
+    pub draft: Draft,
+    /// With what it is reached; `None`: what there is stays.
+    pub credentials: Option<Credentials>,
+    /// Who asks.
+    pub by: Principal,
+    /// When.
+    pub at: Timestamp,
+}
+
+impl Wanted {
+    fn check(&self) -> Result<(), Error> {
+        self.draft.check()?;
+        let misfit = self.credentials.as_ref().and_then(|given| given.misfit(&self.draft.source));
+        match misfit {
+            Some(why) => Err(Refusal::Credentials { name: self.draft.name.clone(), why }.into()),
+            None => Ok(()),
+        }
+    }
+}
+
 /// What was tried of a datastore, and how that went.
 #[derive(Debug)]
 pub struct Trial {
-    /// `list`, `write`, `read` or `delete`.
+    /// `reach`, `list`, `write`, `read` or `delete`.
     pub operation: &'static str,
     /// Why it failed; `None`: it did not.
     pub problem: Option<String>,
@@ -62,60 +98,91 @@ impl DatastoreChanges {
     /// Takes up what was made before. No folder is looked at: a daemon starts whatever became of them.
     pub(super) fn open(
         store: Arc<SqliteStore>,
+        vault: Vault,
         datastores: Datastores,
         handle: Handle,
         data_dir: PathBuf,
         workspace: &str,
     ) -> Result<Self, store::Error> {
-        for record in store.read(datastores::all)? {
-            datastores.put(record, workspace);
-        }
         let (workspace, turn) = (workspace.into(), Arc::default());
-        Ok(Self { store, datastores, handle, data_dir, workspace, turn })
+        let changes = Self { store, vault, datastores, handle, data_dir, workspace, turn };
+        for record in changes.store.read(datastores::all)? {
+            changes.know(record);
+        }
+        Ok(changes)
     }
 
-    /// Makes a datastore, or finds that the same is there. It is on disk when this returns.
-    pub async fn create(
-        &self,
-        mut draft: Draft,
-        by: Principal,
-        at: Timestamp,
-    ) -> Result<Datastore, Error> {
-        draft.check()?;
+    /// Makes a datastore, or finds that the same is there. It is on disk when this returns. An object store is
+    /// not looked at: it may be away.
+    pub async fn create(&self, mut wanted: Wanted) -> Result<Datastore, Error> {
+        wanted.check()?;
         let _turn = self.turn.lock().await;
-        draft.folder.path = storage::check_place(&draft.folder, &self.data_dir).await?;
+        self.follow_links(&mut wanted.draft).await?;
         let all = self.datastores.all();
         let known = all.iter().map(|known| match known.record() {
             Some(record) => Existing::Made(record),
             None => Existing::Default(known.name()),
         });
+        let Wanted { draft, credentials, by, at } = wanted;
         let name = draft.name.to_string();
+        let given = credentials.unwrap_or(Credentials::None);
         match draft.register(known)? {
-            Registration::Known => {}
+            Registration::Known if self.has(&name, &given)? => {}
+            Registration::Known => return Err(Refusal::Taken(draft.name).into()),
             Registration::New => {
-                self.keep(DatastoreRecord { datastore: draft, created_by: by, created_at: at })
-                    .await?;
+                let record = DatastoreRecord {
+                    datastore: draft,
+                    credentials: KeptCredentials::None,
+                    created_by: by.clone(),
+                    created_at: at,
+                };
+                self.keep(record, Some(given), by, at).await?;
             }
         }
         Ok(self.datastores.get(&name)?)
     }
 
-    /// Changes what is said of a datastore.
-    pub async fn update(&self, mut draft: Draft) -> Result<Datastore, Error> {
-        draft.check()?;
+    /// Changes what is said of a datastore, and its credentials if there are others. What is under way goes on
+    /// with those that it began with.
+    pub async fn update(&self, mut wanted: Wanted) -> Result<Datastore, Error> {
+        wanted.check()?;
         let _turn = self.turn.lock().await;
-        let known = self.made(draft.name.as_str())?;
-        if draft.folder != known.datastore.folder {
+        let known = self.made(wanted.draft.name.as_str())?;
+        if wanted.draft.source != known.datastore.source {
             // It may be written with links in it.
-            draft.folder.path = storage::check_place(&draft.folder, &self.data_dir).await?;
+            self.follow_links(&mut wanted.draft).await?;
         }
+        let Wanted { draft, credentials, by, at } = wanted;
         let name = draft.name.to_string();
-        self.keep(draft.update(&known)?).await?;
+        self.keep(draft.update(&known)?, credentials, by, at).await?;
         Ok(self.datastores.get(&name)?)
     }
 
+    /// Checks where a folder is to lie, and puts the path without links in its place.
+    async fn follow_links(&self, draft: &mut Draft) -> Result<(), Error> {
+        if let Source::Folder(folder) = &mut draft.source {
+            folder.path = storage::check_place(folder, &self.data_dir).await?;
+        }
+        Ok(())
+    }
+
+    /// Whether a datastore has these credentials.
+    fn has(&self, name: &str, given: &Credentials) -> Result<bool, Error> {
+        let record = self.made(name)?;
+        Ok(match record.credentials {
+            KeptCredentials::None => *given == Credentials::None,
+            KeptCredentials::Anonymous => *given == Credentials::Anonymous,
+            KeptCredentials::Sealed { kind, version } => {
+                given.sealed_kind() == Some(kind) && {
+                    let name = SealedName::Datastore(record.datastore.name);
+                    self.vault.open_version(&name, version)? == sealable(given)
+                }
+            }
+        })
+    }
+
     /// Forgets a datastore, unless a job that is not over uses it. Its data stays where it is.
-    pub async fn delete(&self, name: &str) -> Result<(), Error> {
+    pub async fn delete(&self, name: &str, by: Principal, at: Timestamp) -> Result<(), Error> {
         let _turn = self.turn.lock().await;
         let name = self.made(name)?.datastore.name;
         // A job that was checked before is one of the live ones by now.
@@ -131,20 +198,29 @@ impl DatastoreChanges {
         if !jobs.is_empty() {
             return Err(Refusal::InUse { name, jobs }.into());
         }
-        let key = name.clone();
-        self.store.write(move |conn| datastores::delete(conn, &key)).await?;
+        let (key, sealed) = (name.clone(), SealedName::Datastore(name.clone()));
+        let write = move |conn: &_| {
+            secrets::forget(conn, &sealed, None, &by, at)?;
+            datastores::delete(conn, &key)
+        };
+        self.store.write(write).await?;
         self.datastores.remove(&name);
         Ok(())
     }
 
-    /// Lists, writes, reads and deletes, in this order, as far as it goes.
+    /// Lists, writes, reads and deletes, in this order, as far as it goes. The files of a web server are only
+    /// tried to be reached.
     pub async fn test(&self, name: &str) -> Result<Vec<Trial>, Error> {
-        let datastore = self.find(name)?;
+        let datastore = self.find(name)?.hasty();
         let mut trials = Vec::new();
         let mut note = |operation, result: Result<(), storage::Error>| {
             let problem = result.err().map(|error| error.to_string());
             trials.push(Trial { operation, problem });
         };
+        if datastore.is_read_only() {
+            note("reach", datastore.reach().await);
+            return Ok(trials);
+        }
         let listed = datastore.list(None, None, 1).await;
         let first = listed.as_ref().ok().and_then(|page| page.objects.first()).cloned();
         note("list", listed.map(drop));
@@ -184,12 +260,70 @@ impl DatastoreChanges {
         record.ok_or_else(|| Refusal::Default(found.name().clone()).into())
     }
 
-    async fn keep(&self, record: DatastoreRecord) -> Result<(), Error> {
-        let row = record.clone();
-        self.store.write(move |conn| datastores::put(conn, &row)).await?;
-        self.datastores.put(record, &self.workspace);
+    /// Keeps a datastore and what it is given to be reached with; `None`: that stays.
+    async fn keep(
+        &self,
+        mut record: DatastoreRecord,
+        given: Option<Credentials>,
+        by: Principal,
+        at: Timestamp,
+    ) -> Result<(), Error> {
+        let kind = given.as_ref().and_then(Credentials::sealed_kind);
+        let to_seal = match (&given, kind) {
+            (Some(given), Some(kind)) => Some((kind, sealable(given), self.vault.sealer()?)),
+            _ => None,
+        };
+        let kept = self.store.write(move |conn| {
+            let name = SealedName::Datastore(record.datastore.name.clone());
+            record.credentials = match (to_seal, &given) {
+                (Some((kind, value, sealer)), _) => {
+                    match sealer.keep(conn, &name, &value, &by, at) {
+                        Ok(version) => KeptCredentials::Sealed { kind, version },
+                        Err(vault::Error::Store(error)) => return Err(error),
+                        Err(error) => return Ok(Err(error)),
+                    }
+                }
+                (None, None) => record.credentials,
+                (None, Some(open)) => {
+                    secrets::forget(conn, &name, None, &by, at)?;
+                    match open {
+                        Credentials::Anonymous => KeptCredentials::Anonymous,
+                        _ => KeptCredentials::None,
+                    }
+                }
+            };
+            datastores::put(conn, &record)?;
+            Ok(Ok(record))
+        });
+        self.know(kept.await??);
         Ok(())
     }
+
+    /// Serves a datastore from now on.
+    fn know(&self, record: DatastoreRecord) {
+        let (vault, name) =
+            (self.vault.clone(), SealedName::Datastore(record.datastore.name.clone()));
+        let unlock: Unlock = match record.credentials {
+            KeptCredentials::None => Arc::new(|| Ok(Credentials::None)),
+            KeptCredentials::Anonymous => Arc::new(|| Ok(Credentials::Anonymous)),
+            KeptCredentials::Sealed { version, .. } => Arc::new(move || {
+                let opened =
+                    vault.open_version(&name, version).map_err(|error| error.to_string())?;
+                let sent = pb::DatastoreCredentials::decode(opened.as_slice());
+                let read = sent.ok().and_then(|sent| Credentials::try_from(sent).ok());
+                read.ok_or_else(|| {
+                    "its credentials cannot be read; give them anew with 'atelier datastore update'"
+                        .to_owned()
+                })
+            }),
+        };
+        self.datastores.put(record, &self.workspace, unlock);
+    }
+}
+
+/// Credentials as they are sealed.
+fn sealable(credentials: &Credentials) -> Zeroizing<Vec<u8>> {
+    Zeroizing::new(pb::DatastoreCredentials::from(credentials).encode_to_vec())
 }
 
 /// That there is no datastore of this name, with the one that is most like it.

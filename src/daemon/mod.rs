@@ -26,7 +26,7 @@ pub use assets::{Assets, Error as AssetError};
 pub use builds::Builds;
 pub use caches::{Error as CacheError, NodeCaches};
 pub use clock::Clock;
-pub use datastores::{DatastoreChanges, Error as DatastoreError, Trial};
+pub use datastores::{DatastoreChanges, Error as DatastoreError, Trial, Wanted};
 pub use effects::{Assignment, Grant, InputSource, Outbox, ToNode};
 pub use environments::{
     Curated, Environments, Error as EnvironmentError, Found as FoundEnvironment,

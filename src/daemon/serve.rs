@@ -238,7 +238,7 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
     let roots: BTreeMap<DatastoreName, PathBuf> = datastores
         .all()
         .iter()
-        .map(|datastore| (datastore.name().clone(), datastore.folder().to_owned()))
+        .filter_map(|store| Some((store.name().clone(), store.own_folder()?.to_owned())))
         .collect();
     let artifacts = datastores.get(layout::ARTIFACT_STORE)?;
     let tracking = Tracking::new(store.clone(), artifacts, Arc::new(move || clock.wall()));
@@ -290,6 +290,7 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
     let (stop, stopping) = watch::channel(false);
     let datastore_changes = DatastoreChanges::open(
         database.clone(),
+        vault.clone(),
         datastores.clone(),
         handle.clone(),
         data_dir.clone(),

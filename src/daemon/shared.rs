@@ -150,7 +150,7 @@ impl Committed {
 
     /// Whether the object has the bytes that an entry says.
     async fn lies_there(&self, entry: &ManifestEntry) -> Result<bool, storage::Error> {
-        use storage::Error::{Away, Link, NotFound, UnknownDatastore};
+        use storage::Error::{Away, Denied, Link, NotFound, UnknownDatastore};
         let opened = async {
             let store = self.datastores.get(entry.datastore.as_str())?;
             store.open(&ObjectPath::new(&entry.key)?).await
@@ -158,7 +158,9 @@ impl Committed {
         let opened = match opened.await {
             Ok(opened) => opened,
             // Whoever's file it is took it away, or nobody can look just now: the rest is told all the same.
-            Err(NotFound(_) | UnknownDatastore(_) | Away { .. } | Link(_)) => return Ok(false),
+            Err(NotFound(_) | UnknownDatastore(_) | Away { .. } | Denied { .. } | Link(_)) => {
+                return Ok(false);
+            }
             Err(error) => return Err(error),
         };
         if opened.meta.size != entry.bytes {

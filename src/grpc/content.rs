@@ -88,10 +88,12 @@ fn status(error: Error) -> Status {
             Status::invalid_argument(message)
         }
         Error::Full => Status::resource_exhausted(message),
-        Error::Conflict(_) | Error::Link(_) | Error::Away { .. } => {
-            Status::failed_precondition(message)
-        }
-        Error::Interrupted(_) => Status::aborted(message),
+        Error::Conflict(_)
+        | Error::Link(_)
+        | Error::Away { .. }
+        | Error::Denied { .. }
+        | Error::Unsupported { .. } => Status::failed_precondition(message),
+        Error::Interrupted(_) | Error::Changed(_) => Status::aborted(message),
         Error::Io { .. } => {
             tracing::error!(error = &error as &dyn std::error::Error, "content store failed");
             Status::internal(message)

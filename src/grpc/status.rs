@@ -26,9 +26,27 @@ fn code_of_storage(error: &storage::Error) -> Code {
     match error {
         storage::Error::UnknownDatastore(_) | storage::Error::NotFound(_) => Code::NotFound,
         storage::Error::Path(_) | storage::Error::Unfit(_) => Code::InvalidArgument,
-        storage::Error::Away { .. } => Code::FailedPrecondition,
+        storage::Error::Away { .. }
+        | storage::Error::Denied { .. }
+        | storage::Error::Unsupported { .. } => Code::FailedPrecondition,
+        storage::Error::Changed(_) => Code::Aborted,
         storage::Error::Full => Code::ResourceExhausted,
         _ => Code::Internal,
+    }
+}
+
+fn code_of_vault(error: &vault::Error) -> Code {
+    use vault::Error as E;
+    match error {
+        E::Refused(refusal) => match refusal {
+            SecretRefusal::NoSuch(_) => Code::NotFound,
+            SecretRefusal::NotOwner { .. } => Code::PermissionDenied,
+            SecretRefusal::Empty(_) | SecretRefusal::TooLarge { .. } => Code::InvalidArgument,
+            SecretRefusal::NoVersionLeft(_) => Code::FailedPrecondition,
+        },
+        E::Key(_) | E::Missing { .. } | E::WrongKey { .. } => Code::FailedPrecondition,
+        E::Damaged { .. } | E::Random | E::Cipher => Code::Internal,
+        E::Store(error) => code_of_store(error),
     }
 }
 
@@ -180,10 +198,12 @@ status!(daemon::DatastoreError, error => match &error {
         DatastoreRefusal::Default(_)
         | DatastoreRefusal::FixedPlace { .. }
         | DatastoreRefusal::InUse { .. } => Code::FailedPrecondition,
+        DatastoreRefusal::Credentials { .. } => Code::InvalidArgument,
         DatastoreRefusal::NoSuch { .. } => Code::NotFound,
     },
     daemon::DatastoreError::Invalid(_) => Code::InvalidArgument,
     daemon::DatastoreError::Store(error) => code_of_store(error),
+    daemon::DatastoreError::Vault(error) => code_of_vault(error),
     daemon::DatastoreError::Storage(error) => code_of_storage(error),
     daemon::DatastoreError::Reactor(error) => code_of_handle(error),
 });
@@ -199,19 +219,7 @@ status!(daemon::CacheError, error => match &error {
     daemon::CacheError::Busy(_) => Code::ResourceExhausted,
     daemon::CacheError::Reactor(error) => code_of_handle(error),
 });
-status!(vault::Error, error => match &error {
-    vault::Error::Refused(refusal) => match refusal {
-        SecretRefusal::NoSuch(_) => Code::NotFound,
-        SecretRefusal::NotOwner { .. } => Code::PermissionDenied,
-        SecretRefusal::Empty(_) | SecretRefusal::TooLarge { .. } => Code::InvalidArgument,
-        SecretRefusal::NoVersionLeft(_) => Code::FailedPrecondition,
-    },
-    vault::Error::Key(_) | vault::Error::Missing { .. } | vault::Error::WrongKey { .. } => {
-        Code::FailedPrecondition
-    }
-    vault::Error::Damaged { .. } | vault::Error::Random | vault::Error::Cipher => Code::Internal,
-    vault::Error::Store(error) => code_of_store(error),
-});
+status!(vault::Error, error => code_of_vault(&error));
 status!(track::Error, error => code_of_tracking(&error));
 status!(daemon::SharedError, error => match &error {
     daemon::SharedError::Storage(error) => code_of_storage(error),

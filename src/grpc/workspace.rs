@@ -1,13 +1,15 @@
 //! `atelier.workspace.v1.WorkspaceService`.
 
-use atelier_core::datastore::{DatastoreRecord, Draft};
+use atelier_core::datastore::{Credentials, DatastoreRecord, Draft};
+use atelier_core::id::Principal;
 use atelier_core::layout;
+use atelier_proto::convert::shown_source;
 use atelier_proto::workspace::v1 as pb;
 use tonic::{Request, Response, Status};
 
 use super::caller;
 use super::status::told;
-use crate::daemon::{Shared, Trial};
+use crate::daemon::{Shared, Trial, Wanted};
 use crate::storage::Datastore;
 
 /// The workspace, its datastores and experiments.
@@ -55,9 +57,9 @@ impl pb::workspace_service_server::WorkspaceService for Service {
         request: Request<pb::CreateDatastoreRequest>,
     ) -> Result<Response<pb::Datastore>, Status> {
         let by = caller(&request)?.principal;
-        let draft = draft(request.into_inner().datastore)?;
-        let at = self.0.clock.wall();
-        let made = self.0.datastore_changes.create(draft, by, at).await.map_err(told)?;
+        let pb::CreateDatastoreRequest { datastore, credentials } = request.into_inner();
+        let wanted = self.wanted(datastore, credentials, by)?;
+        let made = self.0.datastore_changes.create(wanted).await.map_err(told)?;
         Ok(Response::new(describe(&made)))
     }
 
@@ -65,8 +67,10 @@ impl pb::workspace_service_server::WorkspaceService for Service {
         &self,
         request: Request<pb::UpdateDatastoreRequest>,
     ) -> Result<Response<pb::Datastore>, Status> {
-        let draft = draft(request.into_inner().datastore)?;
-        let changed = self.0.datastore_changes.update(draft).await.map_err(told)?;
+        let by = caller(&request)?.principal;
+        let pb::UpdateDatastoreRequest { datastore, credentials } = request.into_inner();
+        let wanted = self.wanted(datastore, credentials, by)?;
+        let changed = self.0.datastore_changes.update(wanted).await.map_err(told)?;
         Ok(Response::new(describe(&changed)))
     }
 
@@ -74,7 +78,9 @@ impl pb::workspace_service_server::WorkspaceService for Service {
         &self,
         request: Request<pb::DeleteDatastoreRequest>,
     ) -> Result<Response<pb::DeleteDatastoreResponse>, Status> {
-        self.0.datastore_changes.delete(&request.get_ref().name).await.map_err(told)?;
+        let (by, at) = (caller(&request)?.principal, self.0.clock.wall());
+        let name = &request.get_ref().name;
+        self.0.datastore_changes.delete(name, by, at).await.map_err(told)?;
         Ok(Response::new(pb::DeleteDatastoreResponse {}))
     }
 
@@ -100,25 +106,38 @@ impl pb::workspace_service_server::WorkspaceService for Service {
     }
 }
 
-fn draft(sent: Option<pb::DatastoreDraft>) -> Result<Draft, Status> {
-    let sent = sent.ok_or_else(|| Status::invalid_argument("datastore: is required"))?;
-    Draft::try_from(sent).map_err(|error| told(error.under("datastore")))
+impl Service {
+    fn wanted(
+        &self,
+        draft: Option<pb::DatastoreDraft>,
+        credentials: Option<pb::DatastoreCredentials>,
+        by: Principal,
+    ) -> Result<Wanted, Status> {
+        let draft = draft.ok_or_else(|| Status::invalid_argument("datastore: is required"))?;
+        let draft = Draft::try_from(draft).map_err(|error| told(error.under("datastore")))?;
+        let credentials = credentials.map(Credentials::try_from).transpose();
+        let credentials = credentials.map_err(|error| told(error.under("credentials")))?;
+        Ok(Wanted { draft, credentials, by, at: self.0.clock.wall() })
+    }
 }
 
 fn describe(datastore: &Datastore) -> pb::Datastore {
     let name = datastore.name().to_string();
-    let location = datastore.folder().display().to_string();
-    if let Some(DatastoreRecord { datastore, created_by, created_at }) = datastore.record() {
+    let own = datastore.own_folder().map(|folder| folder.display().to_string());
+    if let Some(record) = datastore.record() {
+        let DatastoreRecord { datastore, credentials, created_by, created_at } = record;
         return pb::Datastore {
             name,
-            r#type: datastore.folder.kind.as_str().to_owned(),
+            r#type: datastore.source.kind().to_owned(),
             description: datastore.description.clone().unwrap_or_default(),
-            location,
+            location: datastore.source.location(),
             tags: datastore.tags.clone(),
             properties: datastore.properties.clone(),
             created_by: created_by.to_string(),
             created_at_ms: created_at.as_millis(),
             is_default: false,
+            credential_type: credentials.kind().to_owned(),
+            source: shown_source(&datastore.source),
         };
     }
     let description = match name.as_str() {
@@ -132,7 +151,8 @@ fn describe(datastore: &Datastore) -> pb::Datastore {
         name,
         r#type: "local".to_owned(),
         description: description.to_owned(),
-        location,
+        location: own.unwrap_or_default(),
+        credential_type: "none".to_owned(),
         ..pb::Datastore::default()
     }
 }

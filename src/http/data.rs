@@ -32,6 +32,8 @@ use crate::storage::{self, Datastore, Datastores, Listed, Meta, ObjectPath};
 
 /// The most objects of one page of a listing.
 const PAGE: usize = 1000;
+/// Seconds after which a datastore that is away may be asked again.
+const RETRY_AFTER: u64 = 5;
 
 /// Decides which objects a caller may read or write.
 pub(crate) trait Authorize: Send + Sync + 'static {
@@ -109,6 +111,13 @@ impl From<storage::Error> for Refusal {
                 tracing::warn!(%error, "a datastore is away");
                 (StatusCode::SERVICE_UNAVAILABLE, "DatastoreAway")
             }
+            // A job fails with the reason: an admin has to give other credentials.
+            E::Denied { .. } => {
+                tracing::warn!(%error, "a store refuses its credentials");
+                (StatusCode::FORBIDDEN, "StoreDenied")
+            }
+            E::Unsupported { .. } => (StatusCode::BAD_REQUEST, "Unsupported"),
+            E::Changed(_) => (StatusCode::PRECONDITION_FAILED, "Changed"),
             E::Path(_) | E::Unfit(_) => (StatusCode::BAD_REQUEST, "InvalidPath"),
             E::Link(_) => (StatusCode::FORBIDDEN, "Link"),
             E::Conflict(_) => (StatusCode::CONFLICT, "Conflict"),
@@ -137,6 +146,9 @@ impl IntoResponse for Refusal {
         }
         let answer = Answer { error: Inner { code: self.code, message: &self.message } };
         let mut response = (self.status, axum::Json(answer)).into_response();
+        if self.status == StatusCode::SERVICE_UNAVAILABLE {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER));
+        }
         if let Some(size) = self.size {
             response.headers_mut().insert(header::CONTENT_RANGE, text(format!("bytes */{size}")));
         }

@@ -78,7 +78,9 @@ impl ContentStore {
     pub fn new(datastores: &Datastores) -> Result<Self, Error> {
         match datastores.get(BLOB_STORE)?.backend {
             Backend::Own(folder) => Ok(Self { folder, known: Arc::default() }),
-            Backend::Placed(..) => Err(Error::UnknownDatastore(BLOB_STORE.to_owned())),
+            Backend::Placed(..) | Backend::Cloud(..) => {
+                Err(Error::UnknownDatastore(BLOB_STORE.to_owned()))
+            }
         }
     }
 

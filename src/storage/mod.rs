@@ -1,13 +1,14 @@
 //! Datastores: named places for objects, and what can be done with them.
 //!
-//! Today every datastore is a [`Folder`] on the daemon's machine: the workspace's own, which are always
-//! there, and those that somebody made of a folder or a mount. [`Datastore`] hides which kind it is, so that S3, Azure and Google stores (the concrete types of the `object_store` crate) can
-//! stand beside it.
+//! A datastore is a [`Folder`] on the daemon's machine, of the workspace's own, which are always there, or one that
+//! somebody made of a folder or a mount; or it is a place in an object store (`cloud`). [`Datastore`] hides which it
+//! is.
 //!
 //! The folder is served by code of this crate rather than by `object_store::local`: that one follows
 //! symbolic links out of its root, refuses names such as `run#1`, lists in no order and makes each
 //! of ten thousand small objects durable on its own.
 
+mod cloud;
 mod content;
 mod folder;
 mod level;
@@ -20,7 +21,7 @@ use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use atelier_core::content::Digest;
-use atelier_core::datastore::{DatastoreRecord, FolderSource};
+use atelier_core::datastore::{DatastoreRecord, FolderSource, Source};
 use atelier_core::id::DatastoreName;
 use atelier_core::layout;
 use atelier_core::time::Timestamp;
@@ -29,11 +30,13 @@ use futures::stream::BoxStream;
 use futures::{Stream, StreamExt as _, TryStreamExt as _};
 use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard};
 
+pub use cloud::Unlock;
 pub use content::{ContentStore, PREFIX as CONTENT_PREFIX, Upload};
 pub use folder::{Folder, STAGING};
 pub use level::Level;
 pub use path::{InvalidObjectPath, ObjectPath};
 
+use cloud::Cloud;
 use placed::Placed;
 
 /// What may go wrong with an object.
@@ -42,7 +45,8 @@ pub enum Error {
     /// No datastore has that name.
     #[error("there is no datastore '{0}'; see 'atelier datastore list'")]
     UnknownDatastore(String),
-    /// The folder of a datastore cannot be used as it is now.
+    /// A datastore cannot be used as it is now: its folder is gone, its store is not reached or has no such
+    /// bucket.
     #[error("datastore '{datastore}' cannot be used: {problem}")]
     Away {
         /// Which.
@@ -50,6 +54,27 @@ pub enum Error {
         /// Why, and what to do.
         problem: String,
     },
+    /// The store of a datastore refuses whoever its credentials are.
+    #[error("datastore '{datastore}': cannot {operation}: {problem}")]
+    Denied {
+        /// Which.
+        datastore: DatastoreName,
+        /// `read`, `list`, `write` or `delete`.
+        operation: &'static str,
+        /// Why, and what to do.
+        problem: String,
+    },
+    /// A datastore cannot do this, whoever asks.
+    #[error("datastore '{datastore}': {problem}")]
+    Unsupported {
+        /// Which.
+        datastore: DatastoreName,
+        /// What, and what can be done.
+        problem: String,
+    },
+    /// Another object has the place of the one that was read.
+    #[error("'{0}' was replaced while it was read: read it again")]
+    Changed(String),
     /// A folder cannot become a datastore.
     #[error("path: {0}")]
     Unfit(String),
@@ -130,19 +155,39 @@ pub struct Page {
     pub next: Option<ObjectPath>,
 }
 
-/// An object opened for reading. Its bytes stay what they are even if another object is stored at
-/// its path meanwhile.
+/// An object opened for reading. If another object is stored at its path meanwhile, its bytes stay what they
+/// are, or, in an object store, are an error.
 pub struct Opened {
     /// What is known of it.
     pub meta: Meta,
-    source: folder::OpenFile,
+    source: OpenSource,
+}
+
+enum OpenSource {
+    File(folder::OpenFile),
+    Object(cloud::OpenObject),
 }
 
 impl Opened {
     /// The bytes of `range` (which must lie within the object), in pieces of at most 256 KiB, read
     /// as they are wanted.
     pub fn stream(self, range: std::ops::Range<u64>) -> BoxStream<'static, Result<Bytes, Error>> {
-        self.source.stream(range).boxed()
+        match self.source {
+            OpenSource::File(file) => file.stream(range).boxed(),
+            OpenSource::Object(object) => object.stream(range).boxed(),
+        }
+    }
+}
+
+/// A file of a folder, opened for reading.
+struct OpenedFile {
+    meta: Meta,
+    source: folder::OpenFile,
+}
+
+impl From<OpenedFile> for Opened {
+    fn from(OpenedFile { meta, source }: OpenedFile) -> Self {
+        Self { meta, source: OpenSource::File(source) }
     }
 }
 
@@ -157,8 +202,16 @@ pub struct Datastore {
 enum Backend {
     /// One that the workspace came with.
     Own(Folder),
-    /// One that was made.
+    /// One that was made of a folder.
     Placed(Placed, Arc<DatastoreRecord>),
+    /// One that was made of a place in an object store.
+    Cloud(Cloud, Arc<DatastoreRecord>),
+}
+
+/// How a datastore does what it is asked.
+enum Served {
+    Folder(Folder),
+    Cloud(Cloud),
 }
 
 impl Datastore {
@@ -167,11 +220,37 @@ impl Datastore {
         &self.name
     }
 
-    /// The absolute path of its folder.
-    pub fn folder(&self) -> &Path {
+    /// The absolute path of its folder, if it is one of the workspace's own.
+    pub fn own_folder(&self) -> Option<&Path> {
         match &self.backend {
-            Backend::Own(folder) => folder.root(),
-            Backend::Placed(placed, _) => placed.path(),
+            Backend::Own(folder) => Some(folder.root()),
+            Backend::Placed(..) | Backend::Cloud(..) => None,
+        }
+    }
+
+    /// The same for somebody who waits for an answer: an object store that is away is given up soon.
+    #[must_use]
+    pub fn hasty(&self) -> Self {
+        let backend = match &self.backend {
+            Backend::Cloud(cloud, record) => Backend::Cloud(cloud.hasty(), record.clone()),
+            folder => folder.clone(),
+        };
+        Self { name: self.name.clone(), backend }
+    }
+
+    /// Whether nothing can ever be written to it, nor listed.
+    pub fn is_read_only(&self) -> bool {
+        matches!(&self.backend, Backend::Cloud(cloud, _) if cloud.is_read_only())
+    }
+
+    /// Whether where its data lies answers at all.
+    ///
+    /// # Errors
+    /// Why not.
+    pub async fn reach(&self) -> Result<(), Error> {
+        match self.served().await? {
+            Served::Folder(_) => Ok(()),
+            Served::Cloud(cloud) => cloud.reach().await,
         }
     }
 
@@ -179,15 +258,16 @@ impl Datastore {
     pub fn record(&self) -> Option<&DatastoreRecord> {
         match &self.backend {
             Backend::Own(_) => None,
-            Backend::Placed(_, record) => Some(record),
+            Backend::Placed(_, record) | Backend::Cloud(_, record) => Some(record),
         }
     }
 
-    async fn opened(&self) -> Result<Folder, Error> {
-        match &self.backend {
-            Backend::Own(folder) => Ok(folder.clone()),
-            Backend::Placed(placed, _) => placed.folder().await,
-        }
+    async fn served(&self) -> Result<Served, Error> {
+        Ok(match &self.backend {
+            Backend::Own(folder) => Served::Folder(folder.clone()),
+            Backend::Placed(placed, _) => Served::Folder(placed.folder().await?),
+            Backend::Cloud(cloud, _) => Served::Cloud(cloud.clone()),
+        })
     }
 
     /// What is known of an object.
@@ -195,7 +275,10 @@ impl Datastore {
     /// # Errors
     /// [`Error::NotFound`] and others.
     pub async fn head(&self, path: &ObjectPath) -> Result<Meta, Error> {
-        self.opened().await?.head(path).await
+        match self.served().await? {
+            Served::Folder(folder) => folder.head(path).await,
+            Served::Cloud(cloud) => cloud.head(path).await,
+        }
     }
 
     /// Opens an object for reading.
@@ -203,7 +286,13 @@ impl Datastore {
     /// # Errors
     /// [`Error::NotFound`] and others.
     pub async fn open(&self, path: &ObjectPath) -> Result<Opened, Error> {
-        self.opened().await?.open(path).await
+        match self.served().await? {
+            Served::Folder(folder) => Ok(folder.open(path).await?.into()),
+            Served::Cloud(cloud) => {
+                let object = cloud.open(path).await?;
+                Ok(Opened { meta: object.meta(), source: OpenSource::Object(object) })
+            }
+        }
     }
 
     /// A whole object of at most `limit` bytes.
@@ -243,7 +332,10 @@ impl Datastore {
         S: Stream<Item = Result<Bytes, E>> + Send,
         E: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        self.opened().await?.put_stream(path, bytes).await
+        match self.served().await? {
+            Served::Folder(folder) => folder.put_stream(path, bytes).await,
+            Served::Cloud(cloud) => cloud.put_stream(path, bytes).await,
+        }
     }
 
     /// At most `limit` objects: those at or below `folder` (all if `None`) whose paths come after
@@ -257,7 +349,10 @@ impl Datastore {
         after: Option<&str>,
         limit: usize,
     ) -> Result<Page, Error> {
-        self.opened().await?.list(folder, after, limit).await
+        match self.served().await? {
+            Served::Folder(served) => served.list(folder, after, limit).await,
+            Served::Cloud(cloud) => cloud.list(folder, after.unwrap_or_default(), limit).await,
+        }
     }
 
     /// Removes the object at `path` and all objects below it. Nothing there is no error.
@@ -265,7 +360,10 @@ impl Datastore {
     /// # Errors
     /// Those of the operating system.
     pub async fn delete(&self, path: &ObjectPath) -> Result<(), Error> {
-        self.opened().await?.delete(path).await
+        match self.served().await? {
+            Served::Folder(folder) => folder.delete(path).await,
+            Served::Cloud(cloud) => cloud.delete(path).await,
+        }
     }
 }
 
@@ -311,21 +409,37 @@ impl Datastores {
     }
 
     /// Knows a datastore from now on, or what is said of it anew. `workspace` is the id of the one
-    /// whose it is. Its folder is looked at when it is used.
-    pub fn put(&self, record: DatastoreRecord, workspace: &str) {
+    /// whose it is. Its folder is looked at, or its credentials are opened by `unlock`, when it is used.
+    pub fn put(&self, record: DatastoreRecord, workspace: &str, unlock: Unlock) {
         let name = record.datastore.name.clone();
-        let FolderSource { kind, path } = &record.datastore.folder;
+        let backend = match &record.datastore.source {
+            Source::Folder(source) => self.placed(&name, source, workspace, &record),
+            // What is under way goes on with the credentials that it began with.
+            source => {
+                let cloud = Cloud::new(name.clone(), source.clone(), unlock);
+                Backend::Cloud(cloud, Arc::new(record))
+            }
+        };
+        let mut known = self.by_name.write().unwrap_or_else(PoisonError::into_inner);
+        known.insert(name.clone(), Datastore { name, backend });
+    }
+
+    fn placed(
+        &self,
+        name: &DatastoreName,
+        FolderSource { kind, path }: &FolderSource,
+        workspace: &str,
+        record: &DatastoreRecord,
+    ) -> Backend {
         // Two datastores may be of one folder, also of two workspaces.
         let digest = Digest::of(format!("{workspace}/{name}").as_bytes()).to_string();
         let mark = format!("put-{}-", &digest[..16]);
-        let mut known = self.by_name.write().unwrap_or_else(PoisonError::into_inner);
-        let placed = match known.get(&name).map(|known| &known.backend) {
+        let placed = match self.known().get(name).map(|known| &known.backend) {
             // Two would clear away what the other has staged.
             Some(Backend::Placed(placed, _)) if placed.path() == Path::new(path) => placed.clone(),
             _ => Placed::new(name.clone(), *kind, Path::new(path), &mark),
         };
-        let backend = Backend::Placed(placed, Arc::new(record));
-        known.insert(name.clone(), Datastore { name, backend });
+        Backend::Placed(placed, Arc::new(record.clone()))
     }
 
     /// Knows a datastore no more.

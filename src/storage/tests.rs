@@ -2,7 +2,7 @@ use std::collections::BTreeSet;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 
 use atelier_core::content::{Directory, Entry, EntryKind, EntryName, FileContent, encode_chunk};
-use atelier_core::datastore::{Draft, FolderKind};
+use atelier_core::datastore::{Credentials, Draft, FolderKind, KeptCredentials};
 use atelier_core::id::Principal;
 use atelier_core::layout::BLOB_STORE;
 use atelier_core::time::Timestamp;
@@ -388,11 +388,17 @@ fn record(name: &str, kind: FolderKind, path: &Path) -> DatastoreRecord {
             description: None,
             tags: [].into(),
             properties: [].into(),
-            folder: FolderSource { kind, path: path.to_str().unwrap().to_owned() },
+            source: Source::Folder(FolderSource { kind, path: path.to_str().unwrap().to_owned() }),
         },
+        credentials: KeptCredentials::None,
         created_by: Principal::new("ana").unwrap(),
         created_at: Timestamp::from_millis(7),
     }
+}
+
+/// The credentials of a folder.
+fn nothing() -> Unlock {
+    Arc::new(|| Ok(Credentials::None))
 }
 
 #[tokio::test]
@@ -402,7 +408,7 @@ async fn a_folder_of_somebodys_is_left_as_it_is_until_something_is_written() {
     let place = std::fs::canonicalize(theirs.path()).unwrap();
     std::fs::write(place.join("given"), "given").unwrap();
     for name in ["one", "two"] {
-        world.stores.put(record(name, FolderKind::Local, &place), "w");
+        world.stores.put(record(name, FolderKind::Local, &place), "w", nothing());
     }
     let [one, two] = ["one", "two"].map(|name| world.stores.get(name).unwrap());
     assert_eq!(all(&one, None, 10).await, ["given"]);
@@ -436,7 +442,7 @@ async fn a_folder_of_somebodys_is_left_as_it_is_until_something_is_written() {
     started.notified().await;
     two.put(&path("quick"), Bytes::from_static(b"quick")).await.unwrap();
     // Said anew meanwhile, it is still the one that has something staged.
-    world.stores.put(record("one", FolderKind::Local, &place), "w");
+    world.stores.put(record("one", FolderKind::Local, &place), "w", nothing());
     let again = world.stores.get("one").unwrap();
     again.put(&path("again"), Bytes::from_static(b"again")).await.unwrap();
     wait.notify_one();
@@ -451,7 +457,7 @@ async fn a_mount_is_needed_where_one_is_said_to_be() {
     let world = World::new();
     let theirs = tempfile::tempdir().unwrap();
     let place = std::fs::canonicalize(theirs.path()).unwrap();
-    world.stores.put(record("share", FolderKind::Nfs, &place), "w");
+    world.stores.put(record("share", FolderKind::Nfs, &place), "w", nothing());
     let share = world.stores.get("share").unwrap();
     let refused = share.put(&path("x"), Bytes::from_static(b"x")).await.unwrap_err().to_string();
     assert!(refused.contains("nothing is mounted at"), "{refused}");

@@ -1,7 +1,9 @@
 //! What a datastore is: a name for a place where data lies, and which of these the daemon serves.
 
+mod credentials;
+mod source;
+
 use std::collections::BTreeMap;
-use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
@@ -10,192 +12,13 @@ use crate::spec::{Diagnostics, validate_datastore};
 use crate::suggest;
 use crate::time::Timestamp;
 
+pub use credentials::{
+    CredentialKind, Credentials, KeptCredentials, Proof, Secret, ServicePrincipal,
+};
+pub use source::{AzureStorage, FolderKind, FolderSource, Source};
+
 #[cfg(test)]
 mod tests;
-
-/// A text that opens something: a key, a token, a password.
-///
-/// **Invariant:** it is never printed, and never written in any format: there is neither `Display` nor
-/// `Serialize`, and `Debug` shows that it is there.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
-
-impl Secret {
-    /// Takes the text as it is.
-    pub fn new(text: String) -> Self {
-        Self(text)
-    }
-
-    /// The text, for whoever uses it.
-    pub fn reveal(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Secret(…)")
-    }
-}
-
-/// With what a datastore is reached.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Credentials {
-    /// Nothing: everybody may, or whoever asks is known otherwise.
-    None,
-    /// An Azure storage account's key.
-    AccountKey(Secret),
-    /// An Azure shared access signature.
-    SasToken(Secret),
-    /// A service principal of Azure (Entra), by its secret or its certificate.
-    ServicePrincipal(ServicePrincipal),
-    /// Keys of S3.
-    S3Keys {
-        /// The public half.
-        access_key_id: String,
-        /// The other.
-        secret_access_key: Secret,
-        /// Of keys that end.
-        session_token: Option<Secret>,
-    },
-    /// The JSON key of a service account of Google.
-    ServiceAccount(Secret),
-}
-
-/// A service principal of Azure.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct ServicePrincipal {
-    /// The directory that knows it.
-    pub tenant_id: String,
-    /// Which.
-    pub client_id: String,
-    /// How it proves who it is.
-    pub proof: Proof,
-    /// Who is asked for tokens; `None`: Azure's public cloud.
-    pub authority_url: Option<String>,
-    /// For what tokens are asked; `None`: Azure storage.
-    pub resource_url: Option<String>,
-}
-
-/// How a service principal proves who it is.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Proof {
-    /// By a secret.
-    ClientSecret(Secret),
-    /// By a certificate.
-    Certificate {
-        /// With its private key, in PEM.
-        certificate: Secret,
-        /// The certificate's SHA-1 digest.
-        thumbprint: String,
-    },
-}
-
-/// A container, share or file system of an Azure storage account.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct AzureStorage {
-    /// The storage account.
-    pub account_name: String,
-    /// The container, the share or the file system.
-    pub container: String,
-    /// The cloud's suffix, for example `core.windows.net`.
-    pub endpoint: String,
-    /// `https`, `wasbs` or `abfss`.
-    pub protocol: String,
-}
-
-/// Where a datastore's data lies, as its author wrote it.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Source {
-    /// Azure Blob Storage.
-    AzureBlob(AzureStorage),
-    /// Azure Files.
-    AzureFile(AzureStorage),
-    /// Azure Data Lake Storage Gen2.
-    AzureDataLakeGen2(AzureStorage),
-    /// A lakehouse of Microsoft Fabric.
-    OneLake {
-        /// The Fabric workspace.
-        workspace: String,
-        /// The lakehouse.
-        lakehouse: String,
-        /// The host; `None`: Fabric's own.
-        endpoint: Option<String>,
-    },
-    /// A bucket of S3, Amazon's or another's.
-    S3 {
-        /// The bucket.
-        bucket: String,
-        /// The server's URL; `None`: Amazon's.
-        endpoint: Option<String>,
-        /// The region.
-        region: Option<String>,
-        /// All paths start with it.
-        prefix: Option<String>,
-        /// Whether the bucket is part of the path rather than of the host's name.
-        path_style: bool,
-    },
-    /// A bucket of Google Cloud Storage.
-    Gcs {
-        /// The bucket.
-        bucket: String,
-        /// All paths start with it.
-        prefix: Option<String>,
-    },
-    /// A folder on the daemon's machine.
-    Folder(FolderSource),
-    /// Files of a web server.
-    Http {
-        /// All paths are below it.
-        url: String,
-    },
-}
-
-impl Source {
-    /// The `type` that says it in YAML.
-    pub const fn kind(&self) -> &'static str {
-        match self {
-            Self::AzureBlob(_) => "azure_blob",
-            Self::AzureFile(_) => "azure_file",
-            Self::AzureDataLakeGen2(_) => "azure_data_lake_gen2",
-            Self::OneLake { .. } => "one_lake",
-            Self::S3 { .. } => "s3",
-            Self::Gcs { .. } => "gcs",
-            Self::Folder(folder) => folder.kind.as_str(),
-            Self::Http { .. } => "http",
-        }
-    }
-}
-
-/// What kind of folder a datastore is.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum FolderKind {
-    /// Any folder.
-    Local,
-    /// Where a file system is mounted: without the mount nothing is read or written.
-    Nfs,
-}
-
-impl FolderKind {
-    /// The word for it.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Local => "local",
-            Self::Nfs => "nfs",
-        }
-    }
-}
-
-/// A folder on the daemon's machine.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct FolderSource {
-    /// Which kind.
-    pub kind: FolderKind,
-    /// Absolute, without `.` and `..`, not the root.
-    pub path: String,
-}
-
 /// A datastore as its file describes it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Definition {
@@ -209,14 +32,15 @@ pub struct Definition {
     pub properties: BTreeMap<String, String>,
     /// Where its data lies.
     pub source: Source,
-    /// With what it is reached.
-    pub credentials: Credentials,
+    /// With what it is reached; `None`: it does not say, and what there is stays.
+    pub credentials: Option<Credentials>,
 }
 
 /// A type of datastore that is read and cannot be served.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[error(
-    "datastore '{name}': data of type {kind} cannot be served yet; datastores of the types local and nfs can"
+    "datastore '{name}': data of type {kind} cannot be served yet; see the types that can in 'atelier datastore \
+     create --help'"
 )]
 pub struct NotServed {
     /// The datastore.
@@ -228,15 +52,8 @@ pub struct NotServed {
 impl NotServed {
     /// What can be done instead.
     pub fn remedy(&self) -> &'static str {
-        match self.kind {
-            "http" => {
-                "give jobs the file's https:// address as an input, or download the files into a local datastore"
-            }
-            _ => {
-                "mount it on the daemon's machine (rclone, s3fs, gcsfuse, blobfuse2, a share) and make a \
-                 datastore of type nfs with the mount's path"
-            }
-        }
+        "mount it on the daemon's machine (a share, blobfuse2, rclone) and make a datastore of type nfs with \
+         the mount's path"
     }
 }
 
@@ -245,11 +62,12 @@ impl Definition {
     ///
     /// # Errors
     /// [`NotServed`].
-    pub fn draft(self) -> Result<Draft, NotServed> {
-        let Self { name, description, tags, properties, source, credentials: _ } = self;
-        let kind = source.kind();
-        let Source::Folder(folder) = source else { return Err(NotServed { name, kind }) };
-        Ok(Draft { name, description, tags, properties, folder })
+    pub fn draft(self) -> Result<(Draft, Option<Credentials>), NotServed> {
+        let Self { name, description, tags, properties, source, credentials } = self;
+        if let Source::AzureFile(_) | Source::OneLake { .. } = source {
+            return Err(NotServed { name, kind: source.kind() });
+        }
+        Ok((Draft { name, description, tags, properties, source }, credentials))
     }
 }
 
@@ -268,7 +86,8 @@ pub struct Draft {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub properties: BTreeMap<String, String>,
     /// Where its data lies.
-    pub folder: FolderSource,
+    #[serde(flatten)]
+    pub source: Source,
 }
 
 impl Draft {
@@ -286,6 +105,9 @@ impl Draft {
 pub struct DatastoreRecord {
     /// What it is.
     pub datastore: Draft,
+    /// With what it is reached.
+    #[serde(default, skip_serializing_if = "KeptCredentials::is_none")]
+    pub credentials: KeptCredentials,
     /// Who made it.
     pub created_by: Principal,
     /// When.
@@ -332,7 +154,7 @@ pub enum Refusal {
     Default(DatastoreName),
     /// Where its data lies cannot change.
     #[error(
-        "where the data of datastore '{name}' lies ({kind} {path}) cannot be changed, since jobs rely on it; \
+        "where the data of datastore '{name}' lies ({kind} {location}) cannot be changed, since jobs rely on it; \
          make another datastore"
     )]
     FixedPlace {
@@ -341,7 +163,15 @@ pub enum Refusal {
         /// Its type.
         kind: &'static str,
         /// Where it lies.
-        path: String,
+        location: String,
+    },
+    /// Its credentials are for something else.
+    #[error("datastore '{name}': credentials: {why}")]
+    Credentials {
+        /// Which.
+        name: DatastoreName,
+        /// Why they are not taken.
+        why: &'static str,
     },
     /// Jobs that are not over use it.
     #[error(
@@ -424,15 +254,15 @@ impl Draft {
         }
     }
 
-    /// The record that this makes of one that is there.
+    /// The record that this makes of one that is there. Its credentials stay.
     ///
     /// # Errors
     /// [`Refusal::FixedPlace`].
     pub fn update(self, known: &DatastoreRecord) -> Result<DatastoreRecord, Refusal> {
-        let FolderSource { kind, path } = &known.datastore.folder;
-        if self.folder != known.datastore.folder {
-            let (name, kind, path) = (self.name, kind.as_str(), path.clone());
-            return Err(Refusal::FixedPlace { name, kind, path });
+        let source = &known.datastore.source;
+        if self.source != *source {
+            let (name, kind, location) = (self.name, source.kind(), source.location());
+            return Err(Refusal::FixedPlace { name, kind, location });
         }
         Ok(DatastoreRecord { datastore: self, ..known.clone() })
     }

@@ -10,13 +10,14 @@ fn draft(text: &str, path: &str) -> Draft {
         description: None,
         tags: [].into(),
         properties: [].into(),
-        folder: FolderSource { kind: FolderKind::Local, path: path.to_owned() },
+        source: Source::Folder(FolderSource { kind: FolderKind::Local, path: path.to_owned() }),
     }
 }
 
 fn made(draft: &Draft) -> DatastoreRecord {
     DatastoreRecord {
         datastore: draft.clone(),
+        credentials: KeptCredentials::None,
         created_by: Principal::new("ana").unwrap(),
         created_at: Timestamp::from_millis(7),
     }
@@ -72,13 +73,73 @@ fn what_cannot_be_served_says_what_to_do() {
         tags: [].into(),
         properties: [].into(),
         source,
-        credentials: Credentials::None,
+        credentials: None,
     };
-    let gcs = of(Source::Gcs { bucket: "b".to_owned(), prefix: None }).draft().unwrap_err();
-    assert!(gcs.to_string().contains("type gcs cannot be served yet"), "{gcs}");
-    assert!(gcs.remedy().contains("type nfs"));
-    let http = of(Source::Http { url: "https://x".to_owned() }).draft().unwrap_err();
-    assert!(http.remedy().contains("as an input"));
-    let folder = FolderSource { kind: FolderKind::Nfs, path: "/a".to_owned() };
-    assert_eq!(of(Source::Folder(folder.clone())).draft().unwrap().folder, folder);
+    let azure = AzureStorage {
+        account_name: "a".to_owned(),
+        container: "c".to_owned(),
+        endpoint: "core.windows.net".to_owned(),
+        protocol: "https".to_owned(),
+    };
+    let file = of(Source::AzureFile(azure.clone())).draft().unwrap_err();
+    assert!(file.to_string().contains("type azure_file cannot be served yet"), "{file}");
+    assert!(file.remedy().contains("type nfs"));
+    let blob = Source::AzureBlob(azure);
+    assert_eq!(of(blob.clone()).draft().unwrap().0.source, blob);
+}
+
+#[test]
+fn records_of_earlier_versions_are_read() {
+    let early = r#"{"datastore":{"name":"data","folder":{"kind":"local","path":"/a"}},
+        "created_by":"ana","created_at":7}"#;
+    assert_eq!(serde_json::from_str::<DatastoreRecord>(early).unwrap(), made(&draft("data", "/a")));
+    let (bucket, kind) = ("b".to_owned(), CredentialKind::AccessKey);
+    let source =
+        Source::S3 { bucket, endpoint: None, region: None, prefix: None, path_style: false };
+    let credentials = KeptCredentials::Sealed { kind, version: crate::id::SecretVersion(3) };
+    let record = DatastoreRecord {
+        datastore: Draft { source, ..draft("data", "/a") },
+        credentials,
+        ..made(&draft("data", "/a"))
+    };
+    let written = serde_json::to_string(&record).unwrap();
+    assert_eq!(serde_json::from_str::<DatastoreRecord>(&written).unwrap(), record);
+}
+
+#[test]
+fn credentials_are_for_some_types() {
+    let secret = || Secret::new("x".to_owned());
+    let s3 = Source::S3 {
+        bucket: "b".to_owned(),
+        endpoint: None,
+        region: None,
+        prefix: None,
+        path_style: false,
+    };
+    let http = Source::Http { url: "https://x".to_owned() };
+    for (credentials, source, fits) in [
+        (Credentials::None, &http, true),
+        (Credentials::Anonymous, &s3, true),
+        (Credentials::Anonymous, &http, false),
+        (Credentials::AccountKey(secret()), &s3, false),
+        (Credentials::ServiceAccount(secret()), &s3, false),
+    ] {
+        assert_eq!(credentials.misfit(source).is_none(), fits, "{credentials:?} {source:?}");
+    }
+}
+
+#[test]
+fn a_location_is_one_line_without_secrets() {
+    let azure = |endpoint: &str| {
+        Source::AzureBlob(AzureStorage {
+            account_name: "acc".to_owned(),
+            container: "c".to_owned(),
+            endpoint: endpoint.to_owned(),
+            protocol: "wasbs".to_owned(),
+        })
+    };
+    assert_eq!(azure("core.windows.net").location(), "https://acc.blob.core.windows.net/c");
+    assert_eq!(azure("http://127.0.0.1:1/acc/").location(), "http://127.0.0.1:1/acc/c");
+    let gcs = Source::Gcs { bucket: "b".to_owned(), prefix: Some("p/q".to_owned()) };
+    assert_eq!(gcs.location(), "gs://b/p/q");
 }

@@ -24,6 +24,13 @@ pub(super) use fields::TYPES;
 const EXAMPLE: &str = "name: datasets";
 /// Bytes of a folder's path, as Linux allows.
 const MAX_PATH: usize = 4095;
+/// Bytes of a bucket's or an account's name.
+const MAX_LABEL: usize = 255;
+/// Bytes of a prefix; a store's keys have 1024.
+const MAX_PREFIX: usize = 512;
+/// Bytes of a server's URL.
+const MAX_ADDRESS: usize = 1024;
+const SHORTER: &str = "write less";
 const PATH_RULE: &str = "write an absolute path of the daemon's machine without '.' and '..', for example \
                          /srv/datasets";
 
@@ -145,7 +152,11 @@ impl Reader<'_> {
             }
         };
         let source = self.source(root, kind);
-        let credentials = self.credentials(root, kind);
+        let credentials = match given(root, "credentials") {
+            None if self.is_anonymous(root) => Some(Some(Credentials::Anonymous)),
+            None => Some(None),
+            Some(_) => self.credentials(root, kind).map(Some),
+        };
         let (tags, properties) = (self.pairs(root, "tags"), self.pairs(root, "properties"));
         Some(Definition {
             name: name?,
@@ -180,13 +191,12 @@ impl Reader<'_> {
                 bucket: self.required(root, "", "bucket")?,
                 endpoint: text(root, "endpoint"),
                 region: text(root, "region"),
-                prefix: text(root, "prefix"),
+                prefix: prefix(root),
                 path_style: given(root, "path_style").and_then(boolean).unwrap_or(false),
             },
-            "gcs" => Source::Gcs {
-                bucket: self.required(root, "", "bucket")?,
-                prefix: text(root, "prefix"),
-            },
+            "gcs" => {
+                Source::Gcs { bucket: self.required(root, "", "bucket")?, prefix: prefix(root) }
+            }
             "http" => Source::Http { url: self.required(root, "", "url")? },
             _ => Source::Folder(FolderSource {
                 kind: if kind == "nfs" { FolderKind::Nfs } else { FolderKind::Local },
@@ -221,12 +231,31 @@ impl Reader<'_> {
         })
     }
 
+    /// Whether requests are not to be signed; reports it if there are credentials all the same.
+    fn is_anonymous(&mut self, root: &Node) -> bool {
+        given(root, "anonymous").and_then(boolean).unwrap_or(false)
+    }
+
     /// The credentials, of which one kind has to be there as a whole, or none.
     fn credentials(&mut self, root: &Node, kind: &str) -> Option<Credentials> {
         let Some(node) = given(root, "credentials").filter(|node| !node.entries().is_empty())
         else {
-            return Some(Credentials::None);
+            return Some(if self.is_anonymous(root) {
+                Credentials::Anonymous
+            } else {
+                Credentials::None
+            });
         };
+        if self.is_anonymous(root) {
+            self.report
+                .error(
+                    node.mark,
+                    "credentials",
+                    "there are credentials, and 'anonymous' says that there are none",
+                )
+                .help("keep one of the two");
+            return None;
+        }
         match kind {
             "s3" => {
                 let access_key_id = self.required(node, "credentials", "access_key_id");
@@ -311,7 +340,7 @@ impl Reader<'_> {
 pub fn validate_datastore(draft: &Draft) -> Result<(), Diagnostics> {
     let mut check = Check::default();
     about(&mut check, draft.description.as_deref(), [&draft.tags, &draft.properties]);
-    folder(&mut check, &draft.folder);
+    place(&mut check, &draft.source);
     report(check.found)
 }
 
@@ -320,27 +349,7 @@ fn faults(definition: &Definition) -> Check {
     let mut check = Check::default();
     let Definition { description, tags, properties, source, .. } = definition;
     about(&mut check, description.as_deref(), [tags, properties]);
-    let mut size = |key: &str, value: Option<&String>| {
-        if let Some(value) = value {
-            check.at(&[key]).size(value, MAX_VALUE, "write less");
-        }
-    };
-    match source {
-        Source::AzureBlob(azure) | Source::AzureFile(azure) | Source::AzureDataLakeGen2(azure) => {
-            size("account_name", Some(&azure.account_name));
-            size("endpoint", Some(&azure.endpoint));
-        }
-        Source::OneLake { endpoint, .. } => size("endpoint", endpoint.as_ref()),
-        Source::S3 { endpoint, .. } => {
-            size("endpoint", endpoint.as_ref());
-            if let Some(url) = endpoint {
-                address(&mut check, "endpoint", url);
-            }
-        }
-        Source::Gcs { bucket, .. } => size("bucket", Some(bucket)),
-        Source::Folder(found) => folder(&mut check, found),
-        Source::Http { url } => address(&mut check, "url", url),
-    }
+    place(&mut check, source);
     check
 }
 
@@ -349,15 +358,82 @@ fn about(
     description: Option<&str>,
     [tags, properties]: [&std::collections::BTreeMap<String, String>; 2],
 ) {
-    let shorter = "write less";
     if let Some(text) = description {
-        check.at(&["description"]).size(text, MAX_DESCRIPTION, shorter);
+        check.at(&["description"]).size(text, MAX_DESCRIPTION, SHORTER);
     }
-    check.pairs("tags", tags, shorter);
-    check.pairs("properties", properties, shorter);
+    check.pairs("tags", tags, SHORTER);
+    check.pairs("properties", properties, SHORTER);
+}
+
+/// Where the data lies: every part becomes part of a URL.
+fn place(check: &mut Check, source: &Source) {
+    match source {
+        Source::AzureBlob(azure) => account(check, azure, "container_name"),
+        Source::AzureFile(azure) => account(check, azure, "file_share_name"),
+        Source::AzureDataLakeGen2(azure) => account(check, azure, "filesystem"),
+        Source::OneLake { endpoint, .. } => {
+            endpoint.iter().for_each(|host| check.at(&["endpoint"]).size(host, MAX_VALUE, SHORTER));
+        }
+        Source::S3 { bucket, endpoint, region, prefix, path_style: _ } => {
+            label(check, "bucket", bucket);
+            region.iter().for_each(|region| label(check, "region", region));
+            endpoint.iter().for_each(|url| address(check, "endpoint", url));
+            prefix.iter().for_each(|prefix| key(check, prefix));
+        }
+        Source::Gcs { bucket, prefix } => {
+            label(check, "bucket", bucket);
+            prefix.iter().for_each(|prefix| key(check, prefix));
+        }
+        Source::Folder(found) => folder(check, found),
+        Source::Http { url } => address(check, "url", url),
+    }
+}
+
+fn account(check: &mut Check, azure: &AzureStorage, container: &str) {
+    label(check, "account_name", &azure.account_name);
+    label(check, container, &azure.container);
+    match azure.endpoint.contains("://") {
+        true => address(check, "endpoint", &azure.endpoint),
+        false => label(check, "endpoint", &azure.endpoint),
+    }
+}
+
+/// A part of a host's name, or of a path.
+fn label(check: &mut Check, key: &str, text: &str) {
+    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '$');
+    check.at(&[key]).size(text, MAX_LABEL, SHORTER);
+    if text.is_empty() || !text.chars().all(fits) || text.contains("..") {
+        let short = yaml::shorten(text);
+        check.fault(
+            format!("'{key}': '{short}' cannot be a name there"),
+            "use letters, digits, '-', '_' and '.'",
+        );
+    }
+}
+
+/// What all paths start with.
+fn key(check: &mut Check, prefix: &str) {
+    check.at(&["prefix"]).size(prefix, MAX_PREFIX, SHORTER);
+    let odd = |segment: &str| matches!(segment, "" | "." | "..");
+    if prefix.split('/').any(odd) || prefix.contains('\\') || prefix.contains(char::is_control) {
+        let short = yaml::shorten(prefix);
+        check.fault(
+            format!("'prefix': '{short}' is no path of a bucket"),
+            "write it as a/b, without '//', '.', '..' and '\\'",
+        );
+    }
 }
 
 fn address(check: &mut Check, key: &str, url: &str) {
+    check.at(&[key]).size(url, MAX_VALUE.min(MAX_ADDRESS), SHORTER);
+    // What opens the data must not lie where all can read it.
+    if url.contains(['?', '#', '@']) || url.contains(|c: char| c.is_control() || c == ' ') {
+        check.fault(
+            format!("'{key}': an address without '?', '#', '@' and blanks is needed"),
+            "give keys and tokens under 'credentials'",
+        );
+        return;
+    }
     if !["http://", "https://"].iter().any(|scheme| url.starts_with(scheme)) {
         let short = yaml::shorten(url);
         check.at(&[key]).fault(
@@ -365,6 +441,12 @@ fn address(check: &mut Check, key: &str, url: &str) {
             "start it with https:// or http://",
         );
     }
+}
+
+/// The prefix, without `/` at its ends.
+fn prefix(root: &Node) -> Option<String> {
+    let prefix = text(root, "prefix")?.trim_matches('/').to_owned();
+    (!prefix.is_empty()).then_some(prefix)
 }
 
 /// A path that can only mean one folder, and not all of the machine.

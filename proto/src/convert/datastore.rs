@@ -1,36 +1,125 @@
-//! Datastores as they are made.
+//! Datastores as they are made, and with what they are reached.
 
-use atelier_core::datastore::{Draft, FolderKind, FolderSource};
+use std::fmt;
+
+use atelier_core::datastore::{
+    AzureStorage, Credentials, Draft, FolderKind, FolderSource, Proof, Secret, ServicePrincipal,
+    Source,
+};
 use atelier_core::id::DatastoreName;
 use atelier_core::spec::limits::{MAX_DESCRIPTION, MAX_ENTRIES, MAX_VALUE};
 
 use super::{Error, OfField as _, text, within};
 use crate::workspace::v1 as pb;
-use pb::datastore_draft::Source;
+use pb::datastore_credentials::Kind;
+use pb::datastore_draft::Source as Sent;
+
+/// The longest credentials, in bytes of each part.
+const MAX_SECRET: usize = 25 << 10;
 
 impl From<&Draft> for pb::DatastoreDraft {
     fn from(draft: &Draft) -> Self {
-        let path = draft.folder.path.clone();
         Self {
             name: draft.name.to_string(),
             description: draft.description.clone().unwrap_or_default(),
             tags: draft.tags.clone(),
             properties: draft.properties.clone(),
-            source: Some(match draft.folder.kind {
-                FolderKind::Local => Source::Local(pb::LocalFolder { path }),
-                FolderKind::Nfs => Source::Nfs(pb::NfsFolder { path }),
-            }),
+            source: sent(&draft.source),
         }
     }
+}
+
+/// `None`: of a type that is not served.
+fn sent(source: &Source) -> Option<Sent> {
+    Some(match source.clone() {
+        Source::Folder(FolderSource { kind: FolderKind::Local, path }) => {
+            Sent::Local(pb::LocalFolder { path })
+        }
+        Source::Folder(FolderSource { kind: FolderKind::Nfs, path }) => {
+            Sent::Nfs(pb::NfsFolder { path })
+        }
+        Source::AzureBlob(azure) => Sent::AzureBlob(container(azure)),
+        Source::AzureDataLakeGen2(azure) => Sent::AzureDataLakeGen2(container(azure)),
+        Source::S3 { bucket, endpoint, region, prefix, path_style } => Sent::S3(pb::S3Bucket {
+            bucket,
+            endpoint: endpoint.unwrap_or_default(),
+            region: region.unwrap_or_default(),
+            prefix: prefix.unwrap_or_default(),
+            path_style,
+        }),
+        Source::Gcs { bucket, prefix } => {
+            Sent::Gcs(pb::GcsBucket { bucket, prefix: prefix.unwrap_or_default() })
+        }
+        Source::Http { url } => Sent::Http(pb::HttpFiles { url }),
+        Source::AzureFile(_) | Source::OneLake { .. } => return None,
+    })
+}
+
+fn container(azure: AzureStorage) -> pb::AzureContainer {
+    let AzureStorage { account_name, container, endpoint, protocol } = azure;
+    pb::AzureContainer { account_name, container, endpoint, protocol }
+}
+
+/// Where the data of a datastore lies that is not a folder, as it is told.
+pub fn shown_source(source: &Source) -> Option<pb::datastore::Source> {
+    use pb::datastore::Source as Shown;
+    Some(match sent(source)? {
+        Sent::Local(_) | Sent::Nfs(_) => return None,
+        Sent::AzureBlob(container) => Shown::AzureBlob(container),
+        Sent::AzureDataLakeGen2(container) => Shown::AzureDataLakeGen2(container),
+        Sent::S3(bucket) => Shown::S3(bucket),
+        Sent::Gcs(bucket) => Shown::Gcs(bucket),
+        Sent::Http(files) => Shown::Http(files),
+    })
+}
+
+fn part(value: String, field: &'static str) -> Result<String, Error> {
+    text(value, MAX_VALUE).of(field)
+}
+
+fn optional(value: String, field: &'static str) -> Result<Option<String>, Error> {
+    Ok(Some(part(value, field)?).filter(|value| !value.is_empty()))
+}
+
+fn azure(sent: pb::AzureContainer) -> Result<AzureStorage, Error> {
+    Ok(AzureStorage {
+        account_name: part(sent.account_name, "account_name")?,
+        container: part(sent.container, "container")?,
+        endpoint: part(sent.endpoint, "endpoint")?,
+        protocol: part(sent.protocol, "protocol")?,
+    })
+}
+
+fn source(sent: Sent) -> Result<Source, Error> {
+    let folder = |kind, path| Source::Folder(FolderSource { kind, path });
+    Ok(match sent {
+        Sent::Local(local) => folder(FolderKind::Local, part(local.path, "local.path")?),
+        Sent::Nfs(nfs) => folder(FolderKind::Nfs, part(nfs.path, "nfs.path")?),
+        Sent::AzureBlob(container) => {
+            Source::AzureBlob(azure(container).map_err(|error| error.under("azure_blob"))?)
+        }
+        Sent::AzureDataLakeGen2(container) => Source::AzureDataLakeGen2(
+            azure(container).map_err(|error| error.under("azure_data_lake_gen2"))?,
+        ),
+        Sent::S3(s3) => Source::S3 {
+            bucket: part(s3.bucket, "s3.bucket")?,
+            endpoint: optional(s3.endpoint, "s3.endpoint")?,
+            region: optional(s3.region, "s3.region")?,
+            prefix: optional(s3.prefix, "s3.prefix")?,
+            path_style: s3.path_style,
+        },
+        Sent::Gcs(gcs) => Source::Gcs {
+            bucket: part(gcs.bucket, "gcs.bucket")?,
+            prefix: optional(gcs.prefix, "gcs.prefix")?,
+        },
+        Sent::Http(http) => Source::Http { url: part(http.url, "http.url")? },
+    })
 }
 
 impl TryFrom<pb::DatastoreDraft> for Draft {
     type Error = Error;
     fn try_from(draft: pb::DatastoreDraft) -> Result<Self, Error> {
-        let (kind, field, path) = match draft.source.of("source")? {
-            Source::Local(folder) => (FolderKind::Local, "local.path", folder.path),
-            Source::Nfs(folder) => (FolderKind::Nfs, "nfs.path", folder.path),
-        };
+        let source = source(draft.source.of("source")?)?;
         let description = text(draft.description, MAX_DESCRIPTION).of("description")?;
         for (pairs, name) in [(&draft.tags, "tags"), (&draft.properties, "properties")] {
             within(pairs.len() as u64, 0, MAX_ENTRIES as u64).of(name)?;
@@ -40,7 +129,83 @@ impl TryFrom<pb::DatastoreDraft> for Draft {
             description: Some(description).filter(|text| !text.is_empty()),
             tags: draft.tags,
             properties: draft.properties,
-            folder: FolderSource { kind, path: text(path, MAX_VALUE).of(field)? },
+            source,
         })
     }
 }
+
+impl From<&Credentials> for pb::DatastoreCredentials {
+    /// A service principal's certificate cannot be sent: what comes of it is refused.
+    fn from(credentials: &Credentials) -> Self {
+        let shown = |secret: &Secret| secret.reveal().to_owned();
+        let kind = match credentials {
+            Credentials::None => Some(Kind::None(pb::NoCredentials {})),
+            Credentials::Anonymous => Some(Kind::Anonymous(pb::NoCredentials {})),
+            Credentials::AccountKey(key) => Some(Kind::AccountKey(shown(key))),
+            Credentials::SasToken(token) => Some(Kind::SasToken(shown(token))),
+            Credentials::ServicePrincipal(principal) => match &principal.proof {
+                Proof::ClientSecret(secret) => Some(Kind::ServicePrincipal(pb::ServicePrincipal {
+                    tenant_id: principal.tenant_id.clone(),
+                    client_id: principal.client_id.clone(),
+                    client_secret: shown(secret),
+                    authority_url: principal.authority_url.clone().unwrap_or_default(),
+                })),
+                Proof::Certificate { .. } => None,
+            },
+            Credentials::S3Keys { access_key_id, secret_access_key, session_token } => {
+                Some(Kind::S3Keys(pb::S3Keys {
+                    access_key_id: access_key_id.clone(),
+                    secret_access_key: shown(secret_access_key),
+                    session_token: session_token.as_ref().map(shown).unwrap_or_default(),
+                }))
+            }
+            Credentials::ServiceAccount(key) => Some(Kind::ServiceAccount(shown(key))),
+        };
+        Self { kind }
+    }
+}
+
+impl TryFrom<pb::DatastoreCredentials> for Credentials {
+    type Error = Error;
+    fn try_from(sent: pb::DatastoreCredentials) -> Result<Self, Error> {
+        let secret = |value: String, field| {
+            within(value.len() as u64, 1, MAX_SECRET as u64).of(field)?;
+            Ok::<_, Error>(Secret::new(value))
+        };
+        Ok(match sent.kind.of("kind")? {
+            Kind::None(_) => Self::None,
+            Kind::Anonymous(_) => Self::Anonymous,
+            Kind::AccountKey(key) => Self::AccountKey(secret(key, "account_key")?),
+            Kind::SasToken(token) => Self::SasToken(secret(token, "sas_token")?),
+            Kind::ServicePrincipal(principal) => Self::ServicePrincipal(ServicePrincipal {
+                tenant_id: part(principal.tenant_id, "tenant_id")?,
+                client_id: part(principal.client_id, "client_id")?,
+                proof: Proof::ClientSecret(secret(principal.client_secret, "client_secret")?),
+                authority_url: optional(principal.authority_url, "authority_url")?,
+                resource_url: None,
+            }),
+            Kind::S3Keys(keys) => Self::S3Keys {
+                access_key_id: part(keys.access_key_id, "access_key_id")?,
+                secret_access_key: secret(keys.secret_access_key, "secret_access_key")?,
+                session_token: match keys.session_token.is_empty() {
+                    true => None,
+                    false => Some(secret(keys.session_token, "session_token")?),
+                },
+            },
+            Kind::ServiceAccount(key) => Self::ServiceAccount(secret(key, "service_account")?),
+        })
+    }
+}
+
+/// That there is something, and nothing of what it is.
+macro_rules! unseen {
+    ($($Name:ty),*) => {$(
+        impl fmt::Debug for $Name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(concat!(stringify!($Name), "(…)"))
+            }
+        }
+    )*};
+}
+
+unseen!(pb::DatastoreCredentials, Kind, pb::ServicePrincipal, pb::S3Keys);

@@ -25,6 +25,7 @@ mod tests;
 pub use asset::environment_version;
 pub use attempt::{node_change, node_record, sandboxes};
 pub use data_asset::asset_version;
+pub use datastore::shown_source;
 pub use job::{JobDetails, job, sandbox};
 pub use status::UnknownStatus;
 

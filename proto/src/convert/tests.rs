@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use atelier_core::content::Digest;
-use atelier_core::datastore::{self, FolderKind, FolderSource};
+use atelier_core::datastore::{self, Credentials, FolderKind, FolderSource, Source};
 use atelier_core::environment::Draft;
 use atelier_core::id::{
     AssetName, ComputeName, DatastoreName, ExperimentName, JobName, PortName, VersionName,
@@ -509,7 +509,7 @@ proptest! {
             description,
             tags,
             properties,
-            folder: FolderSource { kind, path },
+            source: Source::Folder(FolderSource { kind, path }),
         };
         let sent = crate::workspace::v1::DatastoreDraft::from(&draft);
         prop_assert_eq!(datastore::Draft::try_from(sent).unwrap(), draft);
@@ -612,4 +612,70 @@ fn a_job_on_several_nodes_shows_its_members() {
         active.others.clear();
     }
     assert!(super::job(&job, super::JobDetails::default()).members.is_empty());
+}
+
+#[test]
+fn credentials_come_whole_and_are_never_printed() {
+    use atelier_core::datastore::{Proof, Secret, ServicePrincipal};
+
+    let secret = || Secret::new("S3CR3T".to_owned());
+    let principal = |proof| {
+        Credentials::ServicePrincipal(ServicePrincipal {
+            tenant_id: "t".to_owned(),
+            client_id: "c".to_owned(),
+            proof,
+            authority_url: None,
+            resource_url: None,
+        })
+    };
+    for credentials in [
+        Credentials::None,
+        Credentials::Anonymous,
+        Credentials::AccountKey(secret()),
+        Credentials::SasToken(secret()),
+        principal(Proof::ClientSecret(secret())),
+        Credentials::S3Keys {
+            access_key_id: "id".to_owned(),
+            secret_access_key: secret(),
+            session_token: Some(secret()),
+        },
+        Credentials::ServiceAccount(secret()),
+    ] {
+        let sent = crate::workspace::v1::DatastoreCredentials::from(&credentials);
+        assert!(!format!("{sent:?} {:?}", sent.kind).contains("S3CR3T"), "{sent:?}");
+        assert_eq!(Credentials::try_from(sent).unwrap(), credentials);
+    }
+    let (certificate, thumbprint) = (secret(), "x".to_owned());
+    let unsent = principal(Proof::Certificate { certificate, thumbprint });
+    let sent = crate::workspace::v1::DatastoreCredentials::from(&unsent);
+    assert_eq!(Credentials::try_from(sent).unwrap_err().field, "kind");
+}
+
+#[test]
+fn object_stores_come_as_they_were_sent() {
+    let azure = || datastore::AzureStorage {
+        account_name: "a".to_owned(),
+        container: "c".to_owned(),
+        endpoint: "core.windows.net".to_owned(),
+        protocol: "abfss".to_owned(),
+    };
+    for source in [
+        Source::AzureBlob(azure()),
+        Source::AzureDataLakeGen2(azure()),
+        Source::S3 {
+            bucket: "b".to_owned(),
+            endpoint: Some("http://x".to_owned()),
+            region: None,
+            prefix: Some("p".to_owned()),
+            path_style: true,
+        },
+        Source::Gcs { bucket: "b".to_owned(), prefix: None },
+        Source::Http { url: "http://x".to_owned() },
+    ] {
+        let name = "d".parse().unwrap();
+        let (description, tags, properties) = (None, [].into(), [].into());
+        let draft = datastore::Draft { name, description, tags, properties, source };
+        let sent = crate::workspace::v1::DatastoreDraft::from(&draft);
+        assert_eq!(datastore::Draft::try_from(sent).unwrap(), draft);
+    }
 }

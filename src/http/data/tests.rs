@@ -210,7 +210,8 @@ async fn ranges() {
 #[tokio::test]
 async fn paths_that_lead_out_are_refused_in_every_writing() {
     let gateway = Gateway::new().await;
-    let storage = gateway.stores.get("workspaceblobstore").unwrap().folder().to_owned();
+    let storage =
+        gateway.stores.get("workspaceblobstore").unwrap().own_folder().unwrap().to_owned();
     std::fs::write(storage.parent().unwrap().join("secret"), "s").unwrap();
     for path in [
         "../secret",
@@ -269,7 +270,7 @@ async fn listings_come_in_pages() {
     let store = gateway.stores.get("workspaceartifactstore").unwrap();
     for i in 0..2_300 {
         let path = format!("many/{i:05} &%.txt");
-        let folder = store.folder().join("many");
+        let folder = store.own_folder().unwrap().join("many");
         std::fs::create_dir_all(&folder).unwrap();
         std::fs::write(folder.join(path.strip_prefix("many/").unwrap()), "x").unwrap();
     }

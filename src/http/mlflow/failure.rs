@@ -95,7 +95,7 @@ impl From<storage::Error> for Failure {
                 Self::new(StatusCode::BAD_REQUEST, "INVALID_PARAMETER_VALUE", message)
             }
             E::Interrupted(_) => Self::new(StatusCode::BAD_REQUEST, "BAD_REQUEST", message),
-            E::Full => Self::unavailable(message),
+            E::Full | E::Away { .. } => Self::unavailable(message),
             _ => Self::internal(&error),
         }
     }

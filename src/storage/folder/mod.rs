@@ -23,7 +23,7 @@ use futures::{Stream, StreamExt as _};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
-use super::{Error, Meta, ObjectPath, Opened, Page};
+use super::{Error, Meta, ObjectPath, OpenedFile, Page};
 
 use pace::{Awaited, Waits};
 pub(super) use pace::{Pace, Step};
@@ -234,13 +234,13 @@ impl Folder {
         Ok(self.open(path).await?.meta)
     }
 
-    pub(super) async fn open(&self, path: &ObjectPath) -> Result<Opened, Error> {
+    pub(super) async fn open(&self, path: &ObjectPath) -> Result<OpenedFile, Error> {
         let (folder, path) = (self.clone(), path.clone());
         self.run(Step::Short, move || folder.open_now(&path)).await
     }
 
     /// [`Folder::open`] on this thread.
-    pub(super) fn open_now(&self, path: &ObjectPath) -> Result<Opened, Error> {
+    pub(super) fn open_now(&self, path: &ObjectPath) -> Result<OpenedFile, Error> {
         let (parent, name) = self.parent(path, None)?;
         // Without NONBLOCK, opening a named pipe would wait for its writer.
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
@@ -256,7 +256,7 @@ impl Folder {
             return Err(Error::NotFound(path.to_string()));
         }
         let source = OpenFile { file, path: path.clone(), pace: self.inner.pace.clone() };
-        Ok(Opened { meta: meta_of(&stat), source })
+        Ok(OpenedFile { meta: meta_of(&stat), source })
     }
 
     pub(super) async fn put_stream<S, E>(&self, path: &ObjectPath, bytes: S) -> Result<Meta, Error>

@@ -1,4 +1,6 @@
-use atelier_core::datastore::{DatastoreRecord, Draft, FolderKind, FolderSource};
+use atelier_core::datastore::{
+    DatastoreRecord, Draft, FolderKind, FolderSource, KeptCredentials, Source,
+};
 use atelier_core::id::DatastoreName;
 
 use super::*;
@@ -11,8 +13,12 @@ fn record(text: &str, description: Option<&str>) -> DatastoreRecord {
             description: description.map(str::to_owned),
             tags: [("team".to_owned(), "vision".to_owned())].into(),
             properties: [("a".to_owned(), "b".to_owned())].into(),
-            folder: FolderSource { kind: FolderKind::Nfs, path: "/mnt/share".to_owned() },
+            source: Source::Folder(FolderSource {
+                kind: FolderKind::Nfs,
+                path: "/mnt/share".to_owned(),
+            }),
         },
+        credentials: KeptCredentials::None,
         created_by: who("ana"),
         created_at: Timestamp::from_millis(7),
     }

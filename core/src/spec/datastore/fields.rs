@@ -24,6 +24,8 @@ const GROUP: Field = field("resourceGroup", Any, Dropped, "", "Written by Azure'
 const CONTEXT: Field = field("creation_context", Any, Dropped, "", "Written by this program.");
 const IS_DEFAULT: Field = field("is_default", Any, Dropped, "", "Written by this program.");
 const LOCATION: Field = field("location", Any, Dropped, "", "Written by this program.");
+const CREDENTIAL_TYPE: Field =
+    field("credential_type", Any, Dropped, "", "Written by this program.");
 
 /// A document of one type: what all have, and the keys of its own.
 macro_rules! document {
@@ -32,43 +34,63 @@ macro_rules! document {
             what: $what,
             fields: &[
                 SCHEMA, NAME, TYPE, DESCRIPTION, TAGS, PROPERTIES, $($own,)* ID, GROUP, CONTEXT,
-                IS_DEFAULT, LOCATION,
+                IS_DEFAULT, LOCATION, CREDENTIAL_TYPE,
             ],
         };
     };
 }
 
-const ACCOUNT: Field = field("account_name", Text, NOT_YET, "required", "The storage account.");
-const ENDPOINT: Field =
-    field("endpoint", Text, NOT_YET, "core.windows.net", "The suffix of the cloud's addresses.");
+const ACCOUNT: Field = field("account_name", Text, Runs, "required", "The storage account.");
+const ENDPOINT: Field = field(
+    "endpoint",
+    Text,
+    Runs,
+    "core.windows.net",
+    "The suffix of the cloud's addresses; or the URL of the account at another server.",
+);
 const AZURE: Field = field(
     "credentials",
     Shape::Object(&AZURE_CREDENTIALS),
-    NOT_YET,
+    Runs,
     "none",
     "With what it is reached: an account_key, a sas_token, or a service principal.",
 );
+const ANONYMOUS: Field = field(
+    "anonymous",
+    Bool,
+    Extends,
+    "false",
+    "Whether requests are not signed: everybody may read there.",
+);
+
+/// Of a type that cannot be served.
+const fn later(of: Field) -> Field {
+    Field { support: NOT_YET, ..of }
+}
+
+const AZURE_LATER: Field = Field { shape: Shape::Object(&AZURE_CREDENTIALS_LATER), ..later(AZURE) };
 
 document!(
     AZURE_BLOB,
     "a datastore of type azure_blob",
     [
         ACCOUNT,
-        field("container_name", Text, NOT_YET, "required", "The container."),
+        field("container_name", Text, Runs, "required", "The container."),
         ENDPOINT,
-        field("protocol", Word(&BLOB_PROTOCOLS), NOT_YET, "https", "How it is reached."),
+        field("protocol", Word(&BLOB_PROTOCOLS), Runs, "https", "How it is reached."),
         AZURE,
+        ANONYMOUS,
     ]
 );
 document!(
     AZURE_FILE,
     "a datastore of type azure_file",
     [
-        ACCOUNT,
+        later(ACCOUNT),
         field("file_share_name", Text, NOT_YET, "required", "The share."),
-        ENDPOINT,
+        later(ENDPOINT),
         field("protocol", Word(&FILE_PROTOCOLS), NOT_YET, "https", "How it is reached."),
-        AZURE,
+        AZURE_LATER,
     ]
 );
 document!(
@@ -76,9 +98,9 @@ document!(
     "a datastore of type azure_data_lake_gen2",
     [
         ACCOUNT,
-        field("filesystem", Text, NOT_YET, "required", "The file system, which is a container."),
+        field("filesystem", Text, Runs, "required", "The file system, which is a container."),
         ENDPOINT,
-        field("protocol", Word(&LAKE_PROTOCOLS), NOT_YET, "https", "How it is reached."),
+        field("protocol", Word(&LAKE_PROTOCOLS), Runs, "https", "How it is reached."),
         AZURE,
     ]
 );
@@ -89,7 +111,7 @@ document!(
         field("one_lake_workspace_name", Text, NOT_YET, "required", "The workspace of Fabric."),
         field("endpoint", Text, NOT_YET, "onelake.dfs.fabric.microsoft.com", "The host."),
         field("artifact", Shape::Object(&ARTIFACT), NOT_YET, "required", "What of the workspace."),
-        AZURE,
+        AZURE_LATER,
     ]
 );
 
@@ -101,46 +123,66 @@ static ARTIFACT: Object = Object {
     ],
 };
 
-static AZURE_CREDENTIALS: Object = Object {
-    what: "Azure's credentials",
-    fields: &[
-        field("account_key", Text, NOT_YET, "", "The storage account's key."),
-        field("sas_token", Text, NOT_YET, "", "A shared access signature."),
-        field("tenant_id", Text, NOT_YET, "", "A service principal's directory."),
-        field("client_id", Text, NOT_YET, "", "The service principal."),
-        field("client_secret", Text, NOT_YET, "", "Its secret."),
-        field("certificate", Text, NOT_YET, "", "Its certificate, in place of a secret."),
-        field("thumbprint", Text, NOT_YET, "", "The certificate's."),
-        field("authority_url", Text, NOT_YET, "Azure's public cloud", "Who gives out tokens."),
-        field("resource_url", Text, NOT_YET, "Azure storage", "For what tokens are asked."),
-    ],
-};
+macro_rules! azure_credentials {
+    ($NAME:ident, $support:expr) => {
+        static $NAME: Object = Object {
+            what: "Azure's credentials",
+            fields: &[
+                field("account_key", Text, $support, "", "The storage account's key."),
+                field("sas_token", Text, $support, "", "A shared access signature."),
+                field("tenant_id", Text, $support, "", "A service principal's directory."),
+                field("client_id", Text, $support, "", "The service principal."),
+                field("client_secret", Text, $support, "", "Its secret."),
+                field("certificate", Text, NOT_YET, "", "Its certificate, in place of a secret."),
+                field("thumbprint", Text, NOT_YET, "", "The certificate's."),
+                field(
+                    "authority_url",
+                    Text,
+                    $support,
+                    "Azure's public cloud",
+                    "Who gives out tokens.",
+                ),
+                field("resource_url", Text, NOT_YET, "Azure storage", "For what tokens are asked."),
+            ],
+        };
+    };
+}
+
+azure_credentials!(AZURE_CREDENTIALS, Runs);
+azure_credentials!(AZURE_CREDENTIALS_LATER, NOT_YET);
 
 document!(
     S3,
     "a datastore of type s3",
     [
-        field("bucket", Text, NOT_YET, "required", "The bucket."),
-        field("endpoint", Text, NOT_YET, "Amazon's", "The server's URL."),
-        field("region", Text, NOT_YET, "", "The region."),
-        field("prefix", Text, NOT_YET, "", "What all paths start with."),
+        field("bucket", Text, Runs, "required", "The bucket."),
+        field(
+            "endpoint",
+            Text,
+            Runs,
+            "Amazon's",
+            "The server's URL, which may start with http://."
+        ),
+        field("region", Text, Runs, "", "The region."),
+        field("prefix", Text, Runs, "", "What all paths start with."),
         field(
             "path_style",
             Bool,
-            NOT_YET,
+            Runs,
             "false",
             "Whether the bucket is part of the path rather than of the host's name.",
         ),
-        field("credentials", Shape::Object(&S3_CREDENTIALS), NOT_YET, "none", "The keys."),
+        field("credentials", Shape::Object(&S3_CREDENTIALS), Runs, "none", "The keys."),
+        ANONYMOUS,
     ]
 );
 
 static S3_CREDENTIALS: Object = Object {
     what: "keys of S3",
     fields: &[
-        field("access_key_id", Text, NOT_YET, "required", "The public half."),
-        field("secret_access_key", Text, NOT_YET, "required", "The other half."),
-        field("session_token", Text, NOT_YET, "", "Of keys that end."),
+        field("access_key_id", Text, Runs, "required", "The public half."),
+        field("secret_access_key", Text, Runs, "required", "The other half."),
+        field("session_token", Text, Runs, "", "Of keys that end."),
     ],
 };
 
@@ -148,15 +190,10 @@ document!(
     GCS,
     "a datastore of type gcs",
     [
-        field("bucket", Text, NOT_YET, "required", "The bucket."),
-        field("prefix", Text, NOT_YET, "", "What all paths start with."),
-        field(
-            "credentials",
-            Shape::Object(&GCS_CREDENTIALS),
-            NOT_YET,
-            "none",
-            "The service account."
-        ),
+        field("bucket", Text, Runs, "required", "The bucket."),
+        field("prefix", Text, Runs, "", "What all paths start with."),
+        field("credentials", Shape::Object(&GCS_CREDENTIALS), Runs, "none", "The service account.",),
+        ANONYMOUS,
     ]
 );
 
@@ -165,7 +202,7 @@ static GCS_CREDENTIALS: Object = Object {
     fields: &[field(
         "service_account",
         OneOf(&[Text, Map(&Any)]),
-        NOT_YET,
+        Runs,
         "required",
         "Its key, as the JSON that Google gives out.",
     )],
@@ -200,7 +237,7 @@ document!(
     [field(
         "url",
         Text,
-        NOT_YET,
+        Runs,
         "required",
         "The address that all files are below. It can only be read.",
     )]

@@ -63,7 +63,7 @@ fn azures_files_are_read_as_they_are() {
         blob.source,
         Source::AzureBlob(azure("data-container", "core.windows.net", "https"))
     );
-    assert_eq!(blob.credentials, Credentials::AccountKey(secret("XXXX/XXXX==")));
+    assert_eq!(blob.credentials, Some(Credentials::AccountKey(secret("XXXX/XXXX=="))));
 
     let wasbs = of(
         "azureBlob",
@@ -71,12 +71,12 @@ fn azures_files_are_read_as_they_are() {
          credentials:\n  sas_token: '?sv=1&sig=2'\ntags: {team: vision}\nproperties: {a: 1}\n",
     );
     assert_eq!(wasbs.source, Source::AzureBlob(azure("c", "core.chinacloudapi.cn", "wasbs")));
-    assert_eq!(wasbs.credentials, Credentials::SasToken(secret("?sv=1&sig=2")));
+    assert_eq!(wasbs.credentials, Some(Credentials::SasToken(secret("?sv=1&sig=2"))));
     assert_eq!((&*wasbs.tags["team"], &*wasbs.properties["a"]), ("vision", "1"));
 
     let file = of("azureFile", "type: azure_file\nfile_share_name: share\n");
     assert_eq!(file.source, Source::AzureFile(azure("share", "core.windows.net", "https")));
-    assert_eq!(file.credentials, Credentials::None);
+    assert_eq!(file.credentials, None);
 
     let lake = of(
         "azureDataLakeGen2",
@@ -84,7 +84,9 @@ fn azures_files_are_read_as_they_are() {
          client_secret: XXXX\n",
     );
     assert_eq!(lake.source, Source::AzureDataLakeGen2(azure("fs", "core.windows.net", "https")));
-    let Credentials::ServicePrincipal(principal) = lake.credentials else { panic!("{lake:?}") };
+    let Some(Credentials::ServicePrincipal(principal)) = lake.credentials else {
+        panic!("{lake:?}")
+    };
     assert_eq!((&*principal.tenant_id, &*principal.client_id), ("t", "c"));
     assert_eq!(principal.proof, Proof::ClientSecret(secret("XXXX")));
     assert_eq!((principal.authority_url, principal.resource_url), (None, None));
@@ -103,7 +105,9 @@ fn azures_files_are_read_as_they_are() {
             endpoint: Some("msit-onelake.dfs.fabric.microsoft.com".to_owned()),
         }
     );
-    let Credentials::ServicePrincipal(principal) = fabric.credentials else { panic!("{fabric:?}") };
+    let Some(Credentials::ServicePrincipal(principal)) = fabric.credentials else {
+        panic!("{fabric:?}")
+    };
     let (certificate, thumbprint) = (secret("PEM"), "AB".to_owned());
     assert_eq!(principal.proof, Proof::Certificate { certificate, thumbprint });
     assert_eq!(principal.authority_url.as_deref(), Some("https://login.example"));
@@ -121,7 +125,7 @@ fn the_projects_own_types() {
         ),
     ] {
         let found = read(&format!("name: n\n{yaml}\n"));
-        assert_eq!((found.source, found.credentials), (source, Credentials::None), "{yaml}");
+        assert_eq!((found.source, found.credentials), (source, None), "{yaml}");
     }
     let s3 = read(
         "name: n\ntype: s3\nbucket: b\nendpoint: http://minio.example:9000\nregion: eu\nprefix: a/b\n\
@@ -139,11 +143,11 @@ fn the_projects_own_types() {
     );
     assert_eq!(
         s3.credentials,
-        Credentials::S3Keys {
+        Some(Credentials::S3Keys {
             access_key_id: "id".to_owned(),
             secret_access_key: secret("key"),
             session_token: Some(secret("end")),
-        }
+        })
     );
     let gcs = |key: &str| {
         let yaml =
@@ -152,7 +156,7 @@ fn the_projects_own_types() {
     };
     // As the file's text, or as the mapping that JSON is in YAML.
     let json = "{\"type\":\"service_account\"}";
-    let expected = Credentials::ServiceAccount(secret(json));
+    let expected = Some(Credentials::ServiceAccount(secret(json)));
     assert_eq!((gcs(&format!("'{json}'")), gcs(json)), (expected.clone(), expected));
 }
 
@@ -205,6 +209,35 @@ fn what_is_wrong_is_told_with_its_place() {
 }
 
 #[test]
+fn what_becomes_part_of_an_address_is_one() {
+    let s3 = |more: &str| format!("type: s3\nname: n\nbucket: b\n{more}\n");
+    for (yaml, expected) in [
+        (
+            "type: s3\nname: n\nbucket: a/b\n".to_owned(),
+            "3:9: 'bucket': 'a/b' cannot be a name there | use letters, digits, '-', '_' and '.'",
+        ),
+        (
+            s3("prefix: a//b"),
+            "4:9: 'prefix': 'a//b' is no path of a bucket | write it as a/b, without '//', '.', '..' and '\\'",
+        ),
+        (
+            s3("endpoint: https://user:pass@x.example"),
+            "4:11: 'endpoint': an address without '?', '#', '@' and blanks is needed | give keys and tokens \
+             under 'credentials'",
+        ),
+        (
+            "type: azure_blob\nname: n\naccount_name: a\ncontainer_name: c\nendpoint: x.example/?sig=1\n"
+                .to_owned(),
+            "5:11: 'endpoint': 'x.example/?sig=1' cannot be a name there | use letters, digits, '-', '_' and '.'",
+        ),
+    ] {
+        check(&yaml, expected);
+    }
+    let trimmed = read(&s3("prefix: /a/b/")).source;
+    assert!(matches!(&trimmed, Source::S3 { prefix: Some(prefix), .. } if prefix == "a/b"));
+}
+
+#[test]
 fn a_folder_is_named_by_the_one_path_that_means_it() {
     let rule = "write an absolute path of the daemon's machine without '.' and '..', for example /srv/datasets";
     for (path, expected) in [
@@ -220,9 +253,10 @@ fn a_folder_is_named_by_the_one_path_that_means_it() {
     ] {
         check(&format!("type: nfs\nname: n\npath: {path}\n"), &format!("3:7: 'path': {expected}"));
         // The daemon, which is asked by others too, says the same.
-        let draft = read("type: nfs\nname: n\npath: /x\n").draft().unwrap();
-        let folder = FolderSource { path: path.to_owned(), ..draft.folder.clone() };
-        let said = crate::datastore::Draft { folder, ..draft }.check().unwrap_err().to_string();
+        let (draft, _) = read("type: nfs\nname: n\npath: /x\n").draft().unwrap();
+        let folder = FolderSource { kind: FolderKind::Nfs, path: path.to_owned() };
+        let source = Source::Folder(folder);
+        let said = crate::datastore::Draft { source, ..draft }.check().unwrap_err().to_string();
         assert!(said.contains(expected.split(" | ").next().unwrap()), "{said}");
     }
     let long = format!("/{}", "x".repeat(4095));
@@ -251,7 +285,13 @@ fn credentials_are_whole_and_of_one_kind() {
         &azure("{tenant_id: a, client_id: b, certificate: c}"),
         "5:14: credentials has no 'thumbprint' | add 'thumbprint:'",
     );
-    assert_eq!(read(&azure("{}")).credentials, Credentials::None);
+    assert_eq!(read(&azure("{}")).credentials, Some(Credentials::None));
+    let open = "type: s3\nname: n\nbucket: b\nanonymous: true\n";
+    assert_eq!(read(open).credentials, Some(Credentials::Anonymous));
+    check(
+        &format!("{open}credentials: {{access_key_id: a, secret_access_key: b}}\n"),
+        "5:14: there are credentials, and 'anonymous' says that there are none | keep one of the two",
+    );
     check(
         "type: s3\nname: n\nbucket: b\ncredentials: {access_key_id: a}\n",
         "4:14: credentials has no 'secret_access_key' | add 'secret_access_key:'",

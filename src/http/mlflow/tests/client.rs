@@ -77,7 +77,7 @@ async fn mlflows_own_client_works() {
     world.tracking.seal_due().await.expect("seal");
 
     // Another reader of the sealed file.
-    let store = world.tracking.artifacts().folder();
+    let store = world.tracking.artifacts().own_folder().unwrap();
     let mut sealed = script("sealed");
     sealed
         .arg(store.join("ExperimentRun/dcid.job_a/metrics/metrics.parquet"))

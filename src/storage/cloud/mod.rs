@@ -1,0 +1,325 @@
+//! A datastore in an object store: S3, Azure Blob Storage, Google Cloud Storage, or the files of a web server.
+//!
+//! The stores' own rules hold: an object is there as a whole once its upload is completed, and a later one
+//! replaces it. Reads are of one version, by its tag. Requests are tried again for a while ([`client::PATIENT`]); who
+//! asked is then told that the store is away, and may ask again.
+
+mod client;
+mod list;
+mod problem;
+#[cfg(test)]
+mod tests;
+mod upload;
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+
+use atelier_core::datastore::{Credentials, Source};
+use atelier_core::id::DatastoreName;
+use bytes::Bytes;
+use futures::{Stream, StreamExt as _, TryStreamExt as _};
+use object_store::path::Path;
+use object_store::{GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt as _};
+use tokio::sync::OnceCell;
+
+use self::client::Client;
+use super::folder::blocking;
+use super::{Error, Meta, ObjectPath, Page};
+
+/// Opens a datastore's credentials, each time it is called.
+pub type Unlock = Arc<dyn Fn() -> Result<Credentials, String> + Send + Sync>;
+
+/// What one request reads: retries begin anew with each, and none lasts for ever.
+const WINDOW: u64 = 32 << 20;
+/// The pieces that readers are given.
+const PIECE: usize = 256 << 10;
+/// The longest key, in bytes, of all that are served.
+const MAX_KEY: usize = 1024;
+
+/// A datastore of an object store. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Cloud {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    name: DatastoreName,
+    source: Source,
+    unlock: Unlock,
+    /// Made with the first request: the credentials are opened then and not before.
+    client: OnceCell<Client>,
+    retries: client::Retries,
+}
+
+impl fmt::Debug for Cloud {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cloud").field("source", &self.inner.source).finish_non_exhaustive()
+    }
+}
+
+impl Cloud {
+    pub(super) fn new(name: DatastoreName, source: Source, unlock: Unlock) -> Self {
+        Self::with(name, source, unlock, client::PATIENT)
+    }
+
+    fn with(name: DatastoreName, source: Source, unlock: Unlock, retries: client::Retries) -> Self {
+        let client = OnceCell::new();
+        Self { inner: Arc::new(Inner { name, source, unlock, client, retries }) }
+    }
+
+    /// The same, for somebody who waits for an answer.
+    pub(super) fn hasty(&self) -> Self {
+        let Inner { name, source, unlock, .. } = &*self.inner;
+        Self::with(name.clone(), source.clone(), unlock.clone(), client::HASTY)
+    }
+
+    async fn client(&self) -> Result<&Client, Error> {
+        let inner = self.inner.clone();
+        let make = || {
+            blocking(move || {
+                let away = |problem| Error::Away { datastore: inner.name.clone(), problem };
+                let credentials = (inner.unlock)().map_err(away)?;
+                Client::new(&inner.source, credentials, inner.retries).map_err(away)
+            })
+        };
+        self.inner.client.get_or_try_init(make).await
+    }
+
+    async fn store(&self) -> Result<&dyn ObjectStore, Error> {
+        Ok(self.client().await?.store())
+    }
+
+    /// What all keys start with, without a `/` at its end.
+    fn prefix(&self) -> Option<&str> {
+        match &self.inner.source {
+            Source::S3 { prefix, .. } | Source::Gcs { prefix, .. } => prefix.as_deref(),
+            _ => None,
+        }
+    }
+
+    /// The key of an object, which is taken as it is: nothing of it is encoded or left out.
+    fn key(&self, path: &ObjectPath) -> Result<Path, Error> {
+        let key = match self.prefix() {
+            Some(prefix) => format!("{prefix}/{path}"),
+            None => path.to_string(),
+        };
+        let refused = |problem: String| Error::Unsupported {
+            datastore: self.inner.name.clone(),
+            problem: format!(
+                "'{}' cannot be a name there: {problem}",
+                path.as_str().escape_debug()
+            ),
+        };
+        if key.len() > MAX_KEY {
+            return Err(refused(format!("with the prefix it has more than {MAX_KEY} bytes")));
+        }
+        Path::parse(&key).map_err(|_| refused("it has control characters".to_owned()))
+    }
+
+    /// The path of what lies at a key.
+    fn path(&self, key: &Path) -> Result<ObjectPath, Error> {
+        let below = match self.prefix() {
+            Some(prefix) => key.as_ref().strip_prefix(prefix).and_then(|k| k.strip_prefix('/')),
+            None => Some(key.as_ref()),
+        };
+        Ok(ObjectPath::new(below.unwrap_or_default())?)
+    }
+
+    /// Whether nothing can be written there.
+    fn check_writable(&self) -> Result<(), Error> {
+        match self.inner.source.is_read_only() {
+            true => Err(self.unsupported("the files of a web server can only be read")),
+            false => Ok(()),
+        }
+    }
+
+    fn unsupported(&self, problem: impl Into<String>) -> Error {
+        Error::Unsupported { datastore: self.inner.name.clone(), problem: problem.into() }
+    }
+
+    pub(super) async fn head(&self, path: &ObjectPath) -> Result<Meta, Error> {
+        Ok(meta_of(&self.look(path).await?))
+    }
+
+    async fn look(&self, path: &ObjectPath) -> Result<ObjectMeta, Error> {
+        let (store, key) = (self.store().await?, self.key(path)?);
+        match store.head(&key).await {
+            Ok(meta) => Ok(meta),
+            Err(object_store::Error::NotFound { .. }) => {
+                // An answer without a body does not say whether the whole bucket is missing.
+                self.check_there().await?;
+                Err(Error::NotFound(path.to_string()))
+            }
+            Err(error) => Err(self.problem("read", path.as_str(), error)),
+        }
+    }
+
+    pub(super) async fn open(&self, path: &ObjectPath) -> Result<OpenObject, Error> {
+        let meta = self.look(path).await?;
+        Ok(OpenObject { cloud: self.clone(), path: path.clone(), meta })
+    }
+
+    pub(super) async fn put_stream<S, E>(&self, path: &ObjectPath, bytes: S) -> Result<Meta, Error>
+    where
+        S: Stream<Item = Result<Bytes, E>> + Send,
+        E: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        self.check_writable()?;
+        let (size, etag) = self.upload(path, bytes).await?;
+        match etag {
+            Some(etag) => Ok(Meta { size, etag: quoted(&etag) }),
+            None => self.head(path).await,
+        }
+    }
+
+    pub(super) async fn list(
+        &self,
+        folder: Option<&ObjectPath>,
+        after: &str,
+        limit: usize,
+    ) -> Result<Page, Error> {
+        match self.inner.source {
+            Source::Http { .. } => self.list_one(folder, after).await,
+            _ => self.list_page(folder, after, limit).await,
+        }
+    }
+
+    /// Removes an object and those below it, many with one request where the store can.
+    pub(super) async fn delete(&self, path: &ObjectPath) -> Result<(), Error> {
+        self.check_writable()?;
+        let (store, key) = (self.store().await?, self.key(path)?);
+        let failed = |error| self.problem("delete", path.as_str(), error);
+        let below = store.list(Some(&key)).map_ok(|meta| meta.location);
+        let all = futures::stream::once(std::future::ready(Ok(key))).chain(below);
+        let mut deleted = store.delete_stream(all.boxed());
+        while let Some(gone) = deleted.next().await {
+            match gone {
+                Ok(_) | Err(object_store::Error::NotFound { .. }) => {}
+                Err(error) => return Err(failed(error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether there is an answer at all. Of a web server, whatever it says.
+    pub(super) async fn reach(&self) -> Result<(), Error> {
+        match self.store().await?.head(&Path::default()).await {
+            Ok(_) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(error) => Err(self.problem("read", "the root", error)),
+        }
+    }
+
+    /// Whether it can be read and nothing else, whoever asks.
+    pub(super) fn is_read_only(&self) -> bool {
+        self.inner.source.is_read_only()
+    }
+}
+
+/// An object of a store, opened for reading.
+pub(super) struct OpenObject {
+    cloud: Cloud,
+    path: ObjectPath,
+    meta: ObjectMeta,
+}
+
+impl OpenObject {
+    pub(super) fn meta(&self) -> Meta {
+        meta_of(&self.meta)
+    }
+
+    /// The bytes of `range`, all of one version: once another object has its place, an error.
+    pub(super) fn stream(self, range: Range<u64>) -> impl Stream<Item = Result<Bytes, Error>> {
+        let windows = futures::stream::unfold(range, |left| async move {
+            let end = left.end.min(left.start + WINDOW);
+            (!left.is_empty()).then(|| (left.start..end, end..left.end))
+        });
+        let object = Arc::new(self);
+        windows
+            .then(move |window| {
+                let object = object.clone();
+                async move { object.window(window).await }
+            })
+            .try_flatten()
+    }
+
+    async fn window(
+        &self,
+        window: Range<u64>,
+    ) -> Result<impl Stream<Item = Result<Bytes, Error>> + use<>, Error> {
+        let (store, key) = (self.cloud.store().await?, self.cloud.key(&self.path)?);
+        let (cloud, path, wanted) =
+            (self.cloud.clone(), self.path.clone(), window.end - window.start);
+        let failed = move |error| cloud.problem("read", path.as_str(), error);
+        let mut options = self.same_version();
+        options.range = Some(GetRange::Bounded(window.clone()));
+        let (got, skip) = match store.get_opts(&key, options).await {
+            // A web server need not know ranges.
+            Err(object_store::Error::NotSupported { .. }) => {
+                let whole = store.get_opts(&key, self.same_version()).await;
+                (whole.map_err(&failed)?, window.start)
+            }
+            got => (got.map_err(&failed)?, 0),
+        };
+        if got.meta.size != self.meta.size {
+            return Err(Error::Changed(self.path.to_string()));
+        }
+        let bytes = got.into_stream().map_err(failed);
+        Ok(cut(bytes, skip, wanted, self.path.clone()))
+    }
+
+    /// What only the version that was looked at fulfils.
+    fn same_version(&self) -> GetOptions {
+        let strong = self.meta.e_tag.clone().filter(|tag| !tag.starts_with("W/"));
+        let dated = strong.is_none().then_some(self.meta.last_modified);
+        GetOptions { if_match: strong, if_unmodified_since: dated, ..GetOptions::default() }
+    }
+}
+
+/// Exactly `wanted` bytes after the first `skip`, in pieces that are not too large.
+fn cut(
+    bytes: impl Stream<Item = Result<Bytes, Error>> + Send + 'static,
+    skip: u64,
+    wanted: u64,
+    path: ObjectPath,
+) -> impl Stream<Item = Result<Bytes, Error>> {
+    let state = (bytes.boxed(), Bytes::new(), skip, wanted);
+    futures::stream::try_unfold(state, move |(mut bytes, mut rest, mut skip, wanted)| {
+        let path = path.clone();
+        async move {
+            if wanted == 0 {
+                return Ok(None);
+            }
+            while rest.is_empty() {
+                let Some(piece) = bytes.try_next().await? else {
+                    return Err(Error::Changed(path.to_string()));
+                };
+                rest = piece;
+                let passed = rest.len().min(usize::try_from(skip).unwrap_or(usize::MAX));
+                skip -= passed as u64;
+                let _ = rest.split_to(passed);
+            }
+            let length = rest.len().min(PIECE).min(usize::try_from(wanted).unwrap_or(usize::MAX));
+            let piece = rest.split_to(length);
+            Ok(Some((piece, (bytes, rest, skip, wanted - length as u64))))
+        }
+    })
+}
+
+fn meta_of(meta: &ObjectMeta) -> Meta {
+    let etag = match &meta.e_tag {
+        Some(tag) => quoted(tag),
+        // A web server need not give one.
+        None => format!("\"{:x}-{:x}\"", meta.last_modified.timestamp_millis(), meta.size),
+    };
+    Meta { size: meta.size, etag }
+}
+
+/// Listings give tags without their quotes, of some stores.
+fn quoted(tag: &str) -> String {
+    let tag = tag.strip_prefix("W/").unwrap_or(tag);
+    match tag.starts_with('"') {
+        true => tag.to_owned(),
+        false => format!("\"{tag}\""),
+    }
+}

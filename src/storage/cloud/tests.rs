@@ -1,0 +1,1 @@
+//! The object stores, as far as a small server can show it.
