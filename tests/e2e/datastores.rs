@@ -190,10 +190,14 @@ fn what_cannot_be_a_datastore_is_refused() {
     refused(&cluster, &yaml("WorkspaceBlobStore", &place), &["case only"]);
     refused(
         &cluster,
-        "name: n\ntype: azure_blob\naccount_name: a\ncontainer_name: c\ncredentials: {account_key: K3Y}\n",
-        &["azure_blob", "cannot be served yet", "type nfs"],
+        "name: n\ntype: azure_file\naccount_name: a\nfile_share_name: s\ncredentials: {account_key: K3Y}\n",
+        &["azure_file", "cannot be served yet", "type nfs"],
     );
-    refused(&cluster, "name: n\ntype: http\nurl: https://x.example\n", &["http", "as an input"]);
+    refused(
+        &cluster,
+        &format!("{}credentials: {{}}\n", "name: n\ntype: s3\nbucket: a/b\n"),
+        &["3:9", "cannot be a name there"],
+    );
     refused(&cluster, &yaml("n", &place).replace("local", "nfs"), &["nothing is mounted at"]);
     assert_eq!(names(&cluster), json!(["datasets", OWN[0], OWN[1], OWN[2]]));
 

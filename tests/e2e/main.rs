@@ -52,4 +52,5 @@ mod secrets;
 mod service;
 mod sharing;
 mod storage;
+mod stores;
 mod users;

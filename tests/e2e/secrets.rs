@@ -16,7 +16,7 @@ fn set(cluster: &Cluster, name: &str, value: &str) -> serde_json::Value {
 }
 
 /// Files below a folder that hold these bytes.
-fn with(folder: &Path, bytes: &[u8]) -> Vec<PathBuf> {
+pub(crate) fn with(folder: &Path, bytes: &[u8]) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
         let kind = entry.file_type().unwrap();

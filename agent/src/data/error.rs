@@ -112,6 +112,16 @@ pub enum Error {
         /// Whether another try may succeed.
         transient: bool,
     },
+    /// The store that a datastore is in refuses it.
+    #[error("cannot {operation} '{path}': {problem}")]
+    Denied {
+        /// What was done.
+        operation: &'static str,
+        /// `datastore/path`
+        path: String,
+        /// What it said.
+        problem: String,
+    },
     /// No room on the node.
     #[error("no space is left on the node's file system at '{path}': free some there")]
     DiskFull {
@@ -154,12 +164,15 @@ impl Error {
             | Self::Unsupported { .. }
             | Self::Path { .. }
             | Self::Refused { .. } => Fault::User,
+            // What is to be stored was made with some effort: an admin may give other credentials meanwhile.
+            Self::Denied { operation, .. } if *operation != "store" => Fault::User,
             Self::DiskFull { .. } => Fault::DiskFull,
             Self::Url { .. }
             | Self::NoGrant(_)
             | Self::Snapshot { .. }
             | Self::Content(_)
             | Self::Gateway { .. }
+            | Self::Denied { .. }
             | Self::Io { .. }
             | Self::Stopped => Fault::Platform,
         }

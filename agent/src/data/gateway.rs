@@ -21,16 +21,29 @@ const TRIES: u32 = 5;
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
+/// How long the daemon may stand still.
+const STILL: Duration = Duration::from_secs(120);
+/// Bytes of an upload that come through in a second on the slowest way that is waited for.
+const SLOWEST: u64 = 64 << 10;
+
 /// What reqwest is asked to do everywhere.
-pub(super) fn client() -> Result<Client, reqwest::Error> {
+fn client() -> Result<Client, reqwest::Error> {
     builder().build()
 }
 
+/// For uploads: an answer comes only after the last byte, so how long one may take is given with each.
+fn uploads() -> Result<Client, reqwest::Error> {
+    plain().build()
+}
+
 pub(super) fn builder() -> ClientBuilder {
+    // Between two pieces, not for the whole: a large file may take hours.
+    plain().read_timeout(STILL)
+}
+
+fn plain() -> ClientBuilder {
     Client::builder()
         .connect_timeout(Duration::from_secs(20))
-        // Between two pieces, not for the whole: a large file may take hours.
-        .read_timeout(Duration::from_secs(120))
         .user_agent(concat!("atelier-agent/", env!("CARGO_PKG_VERSION")))
 }
 
@@ -39,6 +52,8 @@ pub(super) fn builder() -> ClientBuilder {
 pub(super) enum Failure {
     /// Answered with another status than success.
     Status(StatusCode, String),
+    /// What the datastore is does not allow it, or its credentials do not.
+    Denied(String),
     /// Not answered, or not to the end.
     Broken(String),
     /// Answered from where nothing may come from.
@@ -61,7 +76,7 @@ impl Failure {
                     )
             }
             Self::Broken(_) => true,
-            Self::Closed(_) | Self::Local(_) => false,
+            Self::Denied(_) | Self::Closed(_) | Self::Local(_) => false,
         }
     }
 
@@ -69,7 +84,7 @@ impl Failure {
         match self {
             Self::Status(status, message) if message.is_empty() => status.to_string(),
             Self::Status(status, message) => format!("{message} ({status})"),
-            Self::Broken(what) => what.clone(),
+            Self::Denied(what) | Self::Broken(what) => what.clone(),
             Self::Closed(why) => (*why).to_owned(),
             Self::Local(error) => error.to_string(),
         }
@@ -132,6 +147,7 @@ async fn accepted(response: Response) -> Result<Response, Failure> {
     }
     #[derive(Deserialize)]
     struct Inner {
+        code: String,
         message: String,
     }
     let status = response.status();
@@ -140,8 +156,13 @@ async fn accepted(response: Response) -> Result<Response, Failure> {
     }
     // Only a gateway's own words are repeated; another server's page says nothing.
     let text = response.text().await.unwrap_or_default();
-    let message = serde_json::from_str::<Answer>(&text).map(|answer| answer.error.message);
-    Err(Failure::Status(status, message.unwrap_or_default()))
+    match serde_json::from_str::<Answer>(&text).map(|answer| answer.error) {
+        Ok(Inner { code, message }) if matches!(&*code, "StoreDenied" | "Unsupported") => {
+            Err(Failure::Denied(message))
+        }
+        Ok(Inner { message, .. }) => Err(Failure::Status(status, message)),
+        Err(_) => Err(Failure::Status(status, String::new())),
+    }
 }
 
 /// What came of a download.
@@ -259,6 +280,7 @@ impl Transfer<'_> {
 #[derive(Clone, Debug)]
 pub(super) struct Gateway {
     client: Client,
+    uploads: Client,
     base: String,
 }
 
@@ -276,8 +298,9 @@ struct Listed {
 }
 
 impl Gateway {
-    pub(super) fn new(client: Client, http_url: &str) -> Self {
-        Self { client, base: format!("{}/data/v1", http_url.trim_end_matches('/')) }
+    pub(super) fn new(http_url: &str) -> Result<Self, reqwest::Error> {
+        let base = format!("{}/data/v1", http_url.trim_end_matches('/'));
+        Ok(Self { client: client()?, uploads: uploads()?, base })
     }
 
     fn url(&self, datastore: &str, key: &str) -> String {
@@ -287,6 +310,9 @@ impl Gateway {
     fn error(operation: &'static str, datastore: &str, key: &str, failure: Failure) -> Error {
         match failure {
             Failure::Local(error) => error,
+            Failure::Denied(problem) => {
+                Error::Denied { operation, path: format!("{datastore}/{key}"), problem }
+            }
             failure => Error::Gateway {
                 operation,
                 path: format!("{datastore}/{key}"),
@@ -423,7 +449,8 @@ impl Gateway {
         let mut patience = Patience::new();
         loop {
             let (body, told) = body()?;
-            let request = self.client.put(&url).bearer_auth(token);
+            let request = self.uploads.put(&url).bearer_auth(token);
+            let request = request.timeout(STILL + Duration::from_secs(length / SLOWEST));
             let sent = request.header(CONTENT_LENGTH, length).body(body).send();
             let stored = async { accepted(sent.await?).await };
             match stored.await {

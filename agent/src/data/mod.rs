@@ -109,7 +109,7 @@ impl DataPlane {
         };
         let cache = Cache::open(&options.cache_dir, options.cache_bytes)?;
         Ok(Self(Arc::new(Inner {
-            gateway: Gateway::new(gateway::client().map_err(failed)?, &options.http_url),
+            gateway: Gateway::new(&options.http_url).map_err(failed)?,
             web: Web::new(options.closed).map_err(failed)?,
             source: Source::new(options.channel, &options.token, Arc::clone(&cache))?,
             cache,

@@ -175,6 +175,8 @@ pub(super) async fn fetch(
     .map_err(|failure| match failure {
         Failure::Local(error) => error,
         Failure::Status(status, _) => failed(problem_of(status), failure.is_transient()),
+        // Words of a gateway's are none of theirs.
+        Failure::Denied(_) => failed(problem_of(StatusCode::FORBIDDEN), false),
         Failure::Closed(why) => failed(why.to_owned(), false),
         other => failed(other.text(), true),
     })?;

@@ -24,6 +24,7 @@ use object_store::{GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt
 use tokio::sync::OnceCell;
 
 use self::client::Client;
+use self::problem::Told;
 use super::folder::blocking;
 use super::{Error, Meta, ObjectPath, Page};
 
@@ -206,6 +207,7 @@ impl Cloud {
     pub(super) async fn reach(&self) -> Result<(), Error> {
         match self.store().await?.head(&Path::default()).await {
             Ok(_) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(error) if Told::is_answer(&error) => Ok(()),
             Err(error) => Err(self.problem("read", "the root", error)),
         }
     }

@@ -60,6 +60,10 @@ impl Cloud {
         if self.is_missing(&error) {
             return away(self.missing());
         }
+        if self.is_read_only() && matches!(told.status, Some(401 | 403)) {
+            let problem = format!("the web server wants to know who asks ({})", told.short());
+            return Error::Denied { datastore, operation, problem };
+        }
         if told.is_unknown() {
             let problem = format!(
                 "the store does not accept the credentials ({}): they may be wrong or have expired; give others with \
@@ -76,7 +80,7 @@ impl Cloud {
                 _ => away(format!("the store lost what was to be stored at '{path}'; try again")),
             },
             E::Precondition { .. } => Error::Changed(path.to_owned()),
-            E::PermissionDenied { .. } | E::Unauthenticated { .. } => Error::Denied {
+            _ if matches!(told.status, Some(401 | 403)) => Error::Denied {
                 datastore,
                 operation,
                 problem: format!("the credentials do not allow it ({})", told.short()),
@@ -125,7 +129,7 @@ impl Cloud {
 }
 
 /// What a store said.
-struct Told {
+pub(super) struct Told {
     /// All of it, which may hold addresses with signatures.
     whole: String,
     /// The HTTP status.
@@ -159,10 +163,16 @@ impl Told {
 
     /// Whether the store does not know who asks.
     fn is_unknown(&self) -> bool {
+        let says = |words: &str| self.message.as_deref().is_some_and(|text| text.contains(words));
         match &self.code {
-            Some(code) => UNKNOWN.contains(&code.as_str()),
+            Some(code) => UNKNOWN.contains(&code.as_str()) || says("failed to authenticate"),
             None => self.status == Some(401),
         }
+    }
+
+    /// Whether a server answered, whatever it said.
+    pub(super) fn is_answer(error: &object_store::Error) -> bool {
+        Self::of(error).status.is_some()
     }
 
     /// Whether another try may succeed: it is not reached, or has too much to do.

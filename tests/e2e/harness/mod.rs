@@ -8,6 +8,7 @@ mod process;
 mod proxy;
 mod registry;
 mod rpc;
+mod stores;
 mod wait;
 
 pub(crate) use cli::Outcome;
@@ -18,4 +19,5 @@ pub(crate) use process::{Process, memory, processes_with, supervisor};
 pub(crate) use proxy::{BOTH, Proxy, Way};
 pub(crate) use registry::{Engine, Registry};
 pub(crate) use rpc::Rpc;
+pub(crate) use stores::{Azure, Fault, FaultyWay, S3};
 pub(crate) use wait::{PATIENCE, until};
