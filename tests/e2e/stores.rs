@@ -200,7 +200,7 @@ fn s3_that_cannot_be_used_says_why() {
     cluster.atelier(["datastore", "delete", "store"]).ok();
     create(&cluster, &s3(&way.url(), ""));
     way.spoil(&["GET"], 1, Fault::Refused(403));
-    says(&problems(&cluster), &["cannot list: the credentials do not allow it (403 SlowDown"]);
+    says(&problems(&cluster), &["cannot list: the credentials do not allow it (HTTP 403 SlowDown"]);
     drop(way);
     drop(store);
     says(&problems(&cluster), &["cannot list just now", "cannot write just now"]);

@@ -7,6 +7,7 @@ use futures::{StreamExt as _, TryStreamExt as _};
 use object_store::list::PaginatedListOptions;
 use object_store::path::Path;
 
+use super::problem::Told;
 use super::{Cloud, meta_of};
 use crate::storage::{Error, Listed, Meta, ObjectPath, Page};
 
@@ -79,7 +80,7 @@ impl Cloud {
             let path = self.path(&object.location)?;
             let last = found.last().map_or(after, |(path, _)| path.as_str());
             // What is not in order is the mark of a folder, whose key ends with a '/' that is not in its path.
-            if path.as_str() > last {
+            if path.as_str() > last && Some(&path) != folder {
                 found.push((path, meta_of(&object)));
             }
         }
@@ -95,12 +96,17 @@ impl Cloud {
     ) -> Result<Vec<(ObjectPath, Meta)>, Error> {
         let (store, root) = (self.store().await?, self.root(folder)?);
         let mut keys = store.list(root.as_ref());
-        let mut first = BTreeMap::new();
+        let mut first: BTreeMap<ObjectPath, Meta> = BTreeMap::new();
         while let Some(object) = keys.next().await {
             let object = object.map_err(|error| self.problem("list", shown(folder), error))?;
             let path = self.path(&object.location)?;
-            if path.as_str() > after {
-                first.insert(path, meta_of(&object));
+            if path.as_str() > after && Some(&path) != folder {
+                let meta = meta_of(&object);
+                let known = first.entry(path).or_insert_with(|| meta.clone());
+                // The mark of a folder may have the same path.
+                if known.size == 0 {
+                    *known = meta;
+                }
             }
             if first.len() > wanted {
                 first.pop_last();
@@ -143,15 +149,14 @@ impl Cloud {
         }
     }
 
-    /// Whether the bucket is there, as far as it may be asked.
+    /// Whether the bucket is there and knows who asks, as far as that can be told.
     pub(super) async fn check_there(&self) -> Result<(), Error> {
         let Some(pages) = self.client().await?.pages() else { return Ok(()) };
         let options = PaginatedListOptions { max_keys: Some(1), ..Default::default() };
         match pages.list_paginated(self.prefix(), options).await {
-            Err(error @ object_store::Error::NotFound { .. }) => {
+            Err(error) if self.is_missing(&error) || Told::is_stranger(&error) => {
                 Err(self.problem("list", "", error))
             }
-            Err(error) if self.is_missing(&error) => Err(self.problem("list", "", error)),
             _ => Ok(()),
         }
     }

@@ -147,12 +147,14 @@ impl Cloud {
         let (store, key) = (self.store().await?, self.key(path)?);
         match store.head(&key).await {
             Ok(meta) => Ok(meta),
-            Err(object_store::Error::NotFound { .. }) => {
-                // An answer without a body does not say whether the whole bucket is missing.
-                self.check_there().await?;
-                Err(Error::NotFound(path.to_string()))
+            Err(error) => {
+                // An answer without a body says neither whether the whole bucket is missing nor why somebody may
+                // not.
+                if Told::is_bare(&error) {
+                    self.check_there().await?;
+                }
+                Err(self.problem("read", path.as_str(), error))
             }
-            Err(error) => Err(self.problem("read", path.as_str(), error)),
         }
     }
 

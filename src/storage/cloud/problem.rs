@@ -170,6 +170,17 @@ impl Told {
         }
     }
 
+    /// Whether the answer is a refusal that does not say why.
+    pub(super) fn is_bare(error: &object_store::Error) -> bool {
+        let told = Self::of(error);
+        told.code.is_none() && matches!(told.status, Some(401 | 403 | 404))
+    }
+
+    /// Whether the answer is that the store does not know who asks.
+    pub(super) fn is_stranger(error: &object_store::Error) -> bool {
+        Self::of(error).is_unknown()
+    }
+
     /// Whether a server answered, whatever it said.
     pub(super) fn is_answer(error: &object_store::Error) -> bool {
         Self::of(error).status.is_some()
@@ -182,10 +193,10 @@ impl Told {
 
     /// A line for people.
     fn short(&self) -> String {
-        let status = self.status.map(|status| status.to_string());
+        let status = self.status.map(|status| format!("HTTP {status}"));
         let message = self.message.as_deref().and_then(|text| text.lines().next()).map(excerpt);
         let parts = [status, self.code.clone().map(|code| excerpt(&code)), message];
-        match &self.code {
+        match self.status {
             Some(_) => parts.into_iter().flatten().collect::<Vec<_>>().join(" "),
             None => excerpt(&self.whole),
         }

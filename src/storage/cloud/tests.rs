@@ -1,1 +1,170 @@
-//! The object stores, as far as a small server can show it.
+//! What holds for every object store, shown on moto's S3.
+
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use atelier_core::datastore::Secret;
+
+use super::*;
+use crate::storage::Page;
+
+/// A server with a bucket. Dropping it ends it.
+struct Server {
+    process: Child,
+    address: String,
+}
+
+impl Server {
+    fn start() -> Self {
+        let Ok(program) = std::env::var("ATELIER_TEST_MOTO") else {
+            panic!("ATELIER_TEST_MOTO is to name a program; see tests/scripts/prepare")
+        };
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let mut command = Command::new(program);
+        command.args(["-H", "127.0.0.1", "-p", &port.to_string()]);
+        let process = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let server = Self { process, address: format!("127.0.0.1:{port}") };
+        let begun = Instant::now();
+        while !server.put("/bucket", "").is_ok_and(|answer| answer.contains(" 200 ")) {
+            assert!(begun.elapsed() < Duration::from_secs(60), "moto does not answer");
+            std::thread::sleep(Duration::from_millis(15));
+        }
+        server
+    }
+
+    fn put(&self, path: &str, body: &str) -> std::io::Result<String> {
+        let (address, length) = (&self.address, body.len());
+        let mut stream = TcpStream::connect(address)?;
+        write!(
+            stream,
+            "PUT {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}"
+        )?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
+    }
+
+    fn store(&self, prefix: Option<&str>) -> Cloud {
+        let source = Source::S3 {
+            bucket: "bucket".to_owned(),
+            endpoint: Some(format!("http://{}", self.address)),
+            region: None,
+            prefix: prefix.map(str::to_owned),
+            path_style: true,
+        };
+        let unlock: Unlock = Arc::new(|| {
+            Ok(Credentials::S3Keys {
+                access_key_id: "id".to_owned(),
+                secret_access_key: Secret::new("key".to_owned()),
+                session_token: None,
+            })
+        });
+        Cloud::new("data".parse().unwrap(), source, unlock)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn path(text: &str) -> ObjectPath {
+    ObjectPath::new(text).unwrap()
+}
+
+async fn put(store: &Cloud, at: &str, bytes: &'static [u8]) -> Meta {
+    let whole = futures::stream::iter([Ok::<_, std::io::Error>(Bytes::from_static(bytes))]);
+    store.put_stream(&path(at), whole).await.unwrap()
+}
+
+async fn read(store: &Cloud, at: &str, range: Range<u64>) -> Result<Vec<u8>, Error> {
+    let pieces: Vec<Bytes> = store.open(&path(at)).await?.stream(range).try_collect().await?;
+    Ok(pieces.concat())
+}
+
+fn paths(page: &Page) -> Vec<&str> {
+    page.objects.iter().map(|object| object.path.as_str()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn s3_objects_are_whole_and_of_one_version() {
+    let server = Server::start();
+    let store = server.store(None);
+    let first = put(&store, "a/b", b"first").await;
+    assert_eq!(store.head(&path("a/b")).await.unwrap(), first);
+    assert_eq!(read(&store, "a/b", 1..4).await.unwrap(), b"irs");
+    assert_eq!(read(&store, "a/b", 2..2).await.unwrap(), b"");
+    let opened = store.open(&path("a/b")).await.unwrap();
+    let second = put(&store, "a/b", b"other").await;
+    assert_ne!(first.etag, second.etag);
+    // What was opened is not there any more.
+    let mixed: Result<Vec<Bytes>, Error> = opened.stream(0..5).try_collect().await;
+    assert!(matches!(mixed, Err(Error::Changed(_))), "{mixed:?}");
+    put(&store, "empty", b"").await;
+    assert_eq!(store.head(&path("empty")).await.unwrap().size, 0);
+    assert!(matches!(store.head(&path("a")).await, Err(Error::NotFound(_))));
+
+    let piece = Bytes::from(vec![7; 5 << 20]);
+    let broken = futures::stream::iter([
+        Ok(piece.clone()),
+        Ok(piece.clone()),
+        Err(std::io::Error::other("the line is dead")),
+    ]);
+    let error = store.put_stream(&path("large"), broken).await.unwrap_err();
+    assert!(matches!(error, Error::Interrupted(_)), "{error}");
+    assert!(matches!(store.head(&path("large")).await, Err(Error::NotFound(_))));
+    let whole = futures::stream::iter((0..8).map(|_| Ok::<_, std::io::Error>(piece.clone())));
+    let stored = store.put_stream(&path("large"), whole).await.unwrap();
+    assert_eq!(stored.size, 40 << 20);
+    // Across the window of a request.
+    let around = WINDOW - 2..WINDOW + 2;
+    assert_eq!(read(&store, "large", around).await.unwrap(), [7; 4]);
+
+    let odd =
+        store.put_stream(&path("a\u{1}b"), futures::stream::empty::<Result<_, Error>>()).await;
+    assert!(matches!(odd, Err(Error::Unsupported { .. })), "{odd:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn s3_listings_are_pages_in_order_and_folders_are_deleted() {
+    let server = Server::start();
+    let store = server.store(Some("team/a"));
+    // Another's, whose key begins alike, and the marks of folders.
+    for (key, body) in [("team/ab/x", "x"), ("team/a/f/", ""), ("team/a/f/g/", "")] {
+        assert!(server.put(&format!("/bucket/{key}"), body).unwrap().contains(" 200 "));
+    }
+    for at in ["f", "f-1", "f/1", "f/2", "f/g/1", "f0"] {
+        put(&store, at, b"x").await;
+    }
+    put(&store, "f/none", b"").await;
+    let all = ["f", "f-1", "f/1", "f/2", "f/g/1", "f/none", "f0"];
+    let page = store.list(None, "", 100).await.unwrap();
+    assert_eq!((paths(&page), page.next.is_none()), (all.to_vec(), true));
+    for limit in 1..8 {
+        let (mut found, mut after) = (Vec::new(), String::new());
+        loop {
+            let page = store.list(None, &after, limit).await.unwrap();
+            assert!(page.objects.len() <= limit);
+            found.extend(paths(&page).into_iter().map(str::to_owned));
+            match page.next {
+                Some(next) => after = next.to_string(),
+                None => break,
+            }
+        }
+        assert_eq!(found, all, "by {limit}");
+    }
+    let below = store.list(Some(&path("f")), "", 100).await.unwrap();
+    assert_eq!(paths(&below), ["f", "f/1", "f/2", "f/g/1", "f/none"]);
+    let later = store.list(Some(&path("f")), "f/2", 100).await.unwrap();
+    assert_eq!(paths(&later), ["f/g/1", "f/none"]);
+
+    store.delete(&path("f")).await.unwrap();
+    store.delete(&path("f")).await.unwrap();
+    assert_eq!(paths(&store.list(None, "", 100).await.unwrap()), ["f-1", "f0"]);
+    let others = server.store(Some("team/ab"));
+    assert_eq!(paths(&others.list(None, "", 100).await.unwrap()), ["x"]);
+}
