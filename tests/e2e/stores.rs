@@ -307,6 +307,45 @@ fn azure_jobs_read_from_it_and_write_to_it() {
     says(&problems(&cluster), &["has no container 'gone'", "list", "write"]);
 }
 
+/// A signature is part of addresses, which errors hold: nobody is shown it.
+#[test]
+fn azure_takes_signatures_and_says_when_they_have_expired() {
+    let store = Azure::start(KEY);
+    let cluster = Cluster::empty();
+    cluster.start_daemon();
+    let (good, over) = (Azure::sas(KEY, 2099), Azure::sas(KEY, 2020));
+    let url = store.url();
+    let given = |sas: &str| given_at(&url, sas);
+    let made = create(&cluster, &given(&good));
+    assert_eq!(made["credential_type"], "sas_token");
+    cluster.atelier(["datastore", "test", "store"]).ok();
+    assert_eq!(put(&cluster, "a%20b", "c").0, 201);
+    assert_eq!(get(&cluster, "/a%20b"), (200, "c".to_owned()));
+    cluster.atelier(["datastore", "update", "-f", "-"]).stdin(given(&over)).ok();
+    let said = problems(&cluster);
+    says(&said, &["does not accept the credentials", "datastore update"]);
+    for sas in [&good, &over] {
+        let (_, signature) = sas.rsplit_once("sig=").unwrap();
+        let start = &signature[..20];
+        assert!(!said.contains(start), "{said}");
+        is_hidden(&cluster, start);
+    }
+    // A store that is not reached is told of with its address.
+    drop(store);
+    cluster
+        .atelier(["datastore", "update", "-f", "-"])
+        .stdin(given_at("http://127.0.0.1:1/a", &good))
+        .fails(1);
+    cluster.atelier(["datastore", "delete", "store"]).ok();
+    create(&cluster, &given_at("http://127.0.0.1:1/a", &good));
+    let said = problems(&cluster);
+    assert!(said.contains("just now") && !said.contains("sig="), "{said}");
+}
+
+fn given_at(url: &str, sas: &str) -> String {
+    azure(url, "made", "x").replace("account_key: x", &format!("sas_token: '?{sas}'"))
+}
+
 #[test]
 fn azure_that_is_away_is_waited_for() {
     let mut store = Azure::start(KEY);

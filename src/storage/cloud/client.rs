@@ -52,6 +52,7 @@ const OF_AZURE: [&str; 6] = [
     "AZURE_AUTHORITY_HOST",
     "IDENTITY_ENDPOINT",
 ];
+const GOOGLE: &str = "https://storage.googleapis.com";
 const OF_GOOGLE: [&str; 2] = ["GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_SERVICE_ACCOUNT"];
 
 /// A client of one store. The types themselves, since what is to come of them (signed addresses) is not in the
@@ -255,7 +256,9 @@ fn gcs_client(
 ) -> Made<GoogleCloudStorage> {
     let builder = GoogleCloudStorageBuilder::new()
         .with_bucket_name(bucket)
-        .with_client_options(options("https://"))
+        // A key's file may name another server, and where data lies is the datastore's to say.
+        .with_base_url(GOOGLE)
+        .with_client_options(options(GOOGLE))
         .with_retry(retries.config());
     let builder = match credentials {
         Credentials::ServiceAccount(key) => builder.with_service_account_key(key.reveal()),

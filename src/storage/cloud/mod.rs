@@ -236,7 +236,7 @@ impl OpenObject {
     pub(super) fn stream(self, range: Range<u64>) -> impl Stream<Item = Result<Bytes, Error>> {
         let windows = futures::stream::unfold(range, |left| async move {
             let end = left.end.min(left.start + WINDOW);
-            (!left.is_empty()).then(|| (left.start..end, end..left.end))
+            (!left.is_empty()).then_some((left.start..end, end..left.end))
         });
         let object = Arc::new(self);
         windows
