@@ -17,6 +17,7 @@ use std::sync::Arc;
 
 use atelier_core::datastore::{Credentials, Source};
 use atelier_core::id::DatastoreName;
+use atelier_core::time::Timestamp;
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _, TryStreamExt as _};
 use object_store::path::Path;
@@ -171,7 +172,8 @@ impl Cloud {
         self.check_writable()?;
         let (size, etag) = self.upload(path, bytes).await?;
         match etag {
-            Some(etag) => Ok(Meta { size, etag: quoted(&etag) }),
+            // The store does not say when; to ask it would be another request for each object.
+            Some(etag) => Ok(Meta { size, etag: quoted(&etag), modified: now() }),
             None => self.head(path).await,
         }
     }
@@ -316,7 +318,15 @@ fn meta_of(meta: &ObjectMeta) -> Meta {
         // A web server need not give one.
         None => format!("\"{:x}-{:x}\"", meta.last_modified.timestamp_millis(), meta.size),
     };
-    Meta { size: meta.size, etag }
+    Meta { size: meta.size, etag, modified: modified(meta) }
+}
+
+fn now() -> Timestamp {
+    Timestamp::from_millis(jiff::Timestamp::now().as_millisecond())
+}
+
+fn modified(meta: &ObjectMeta) -> Timestamp {
+    Timestamp::from_millis(meta.last_modified.timestamp_millis())
 }
 
 /// Listings give tags without their quotes, of some stores.

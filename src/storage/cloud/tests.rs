@@ -95,7 +95,7 @@ async fn s3_objects_are_whole_and_of_one_version() {
     let server = Server::start();
     let store = server.store(None);
     let first = put(&store, "a/b", b"first").await;
-    assert_eq!(store.head(&path("a/b")).await.unwrap(), first);
+    assert_eq!(store.head(&path("a/b")).await.unwrap().etag, first.etag);
     assert_eq!(read(&store, "a/b", 1..4).await.unwrap(), b"irs");
     assert_eq!(read(&store, "a/b", 2..2).await.unwrap(), b"");
     let opened = store.open(&path("a/b")).await.unwrap();
