@@ -12,6 +12,8 @@ use crate::time::Timestamp;
 
 /// The fact with which programs a node's agent can start a job's processes on several nodes.
 pub const JOINS: &str = "joins";
+/// The fact by which an agent says that it gives jobs their secrets: where it keeps them.
+pub const SECRETS: &str = "secrets";
 
 /// The fact which container runtime a node has, as its program and version: `podman 4.3.1`; `none`: it has none.
 pub const CONTAINER_RUNTIME: &str = "container_runtime";
@@ -107,11 +109,18 @@ impl NodeRecord {
         (!all.is_empty()).then(|| all.join("; "))
     }
 
-    /// Whether its agent knows how the members of a job start its processes together, by what the job has for that.
-    /// One of an earlier release does not say so, and would start `mpirun` in each member by itself.
-    pub fn can_join(&self, spec: &CommandJob) -> bool {
-        let is_joint = matches!(spec.distribution, Some(Distribution::Mpi { .. }));
-        !is_joint || spec.resources.instance_count < 2 || self.facts.contains_key(JOINS)
+    /// What its agent does not know how to do of what the job asks for, as one of an earlier release does not say
+    /// that it does.
+    pub fn too_old_to(&self, spec: &CommandJob) -> Option<&'static str> {
+        // It would start `mpirun` in each member by itself.
+        let is_joint = matches!(spec.distribution, Some(Distribution::Mpi { .. }))
+            && spec.resources.instance_count > 1;
+        if is_joint && !self.facts.contains_key(JOINS) {
+            return Some("start 'mpirun' over several nodes");
+        }
+        // It would give the job their names.
+        let names_secrets = spec.secrets().next().is_some();
+        (names_secrets && !self.facts.contains_key(SECRETS)).then_some("give jobs secrets")
     }
 
     /// Why the node does not keep jobs apart as well as can be, if it does not. An agent that says nothing

@@ -500,14 +500,10 @@ impl Live {
 
     /// Why an attempt on these nodes would not be what the job asks for: an agent does not know it yet.
     fn too_old(&self, job: &Job, nodes: &[NodeName]) -> Option<Failure> {
-        let cannot = |node: &&NodeName| {
-            self.nodes.get(*node).is_some_and(|known| !known.record.can_join(&job.spec))
-        };
-        let node = nodes.iter().find(cannot)?;
-        let message = format!(
-            "the agent of node {node} is too old to start 'mpirun' over several nodes: upgrade it, or drain the \
-             node"
-        );
+        let cannot = |node: &NodeName| self.nodes.get(node)?.record.too_old_to(&job.spec);
+        let (node, what) = nodes.iter().find_map(|node| Some((node, cannot(node)?)))?;
+        let message =
+            format!("the agent of node {node} is too old to {what}: upgrade it, or drain the node");
         Some(Failure { cause: Cause::AgentError, message })
     }
 

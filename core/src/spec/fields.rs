@@ -109,7 +109,7 @@ pub(super) static JOB: Object = Object {
             Map(&LiteralOrNull),
             Runs,
             "",
-            "Added to the command's environment; may hold ${{…}}.",
+            "Added to the command's environment; may hold ${{…}}, or be a secret: azureml:secrets/NAME.",
         ),
         field("resources", Shape::Object(&RESOURCES), Runs, "", "What the job takes of nodes."),
         field(

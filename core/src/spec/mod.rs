@@ -27,6 +27,7 @@ mod quantity;
 mod reference;
 mod resources;
 mod schema;
+mod secret;
 mod shape;
 mod shell;
 mod validate;
@@ -52,5 +53,6 @@ pub use overrides::Override;
 pub use schema::{
     compute_schema, data_schema, datastore_schema, environment_schema, model_schema, schema,
 };
+pub use secret::{Delivery, SecretRef};
 pub use shell::quote;
 pub use validate::{is_variable_name, validate, validate_submitted};

@@ -1,6 +1,7 @@
 //! `azureml:…` and the other ways to name a thing.
 
 use super::command::{AssetRef, AssetVersion, DataUri};
+use super::secret;
 use crate::id::{ComputeName, DatastoreName, JobName};
 
 /// Why a reference cannot be read: what is wrong, and the remedy.
@@ -89,6 +90,12 @@ fn version(parts: &[&str], shown: &str) -> Result<AssetVersion, Wrong> {
 
 /// An asset of one of `kinds` (`environments`, `data`, `models`).
 pub(super) fn asset(text: &str, kinds: &[&str]) -> Result<Read<AssetRef>, Wrong> {
+    if text.starts_with(secret::SECRETS) {
+        return wrong(
+            format!("'{}' is a secret, which has no meaning here", super::yaml::shorten(text)),
+            secret::PLACE,
+        );
+    }
     let kind_is = |found: &str| kinds.iter().any(|kind| kind.eq_ignore_ascii_case(found));
     let of_kind = |parts: &[&str], registry: Option<&str>| match parts {
         [kind, name, rest @ ..] if kind_is(kind) => Ok(AssetRef {

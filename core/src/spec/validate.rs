@@ -15,6 +15,7 @@ use super::limits::{
     MAX_GPUS, MAX_INSTANCES, MAX_KEPT, MAX_LABEL, MAX_LABELS, MAX_MEMORY, MAX_MEMORY_PERCENT,
     MAX_MILLI_CPUS, MAX_MODELS, MAX_SECONDS, MAX_TAG_KEY, MAX_TAG_VALUE, MAX_VALUE,
 };
+use super::secret::{self, SECRETS, SecretRef};
 use super::{distribution, reference};
 use crate::environment::Recipe;
 use crate::expr::{Reference, Template, Values};
@@ -165,6 +166,17 @@ impl Check {
         self.found.count()
     }
 
+    /// Refuses a reference to a secret where it would stay what it is written as.
+    fn no_secret(&mut self, text: &str) {
+        if text.contains(SECRETS) {
+            let field = self.path.join(".");
+            self.fault(
+                format!("'{field}' names a secret, which has no meaning there"),
+                secret::PLACE,
+            );
+        }
+    }
+
     fn entries(&mut self, key: &str, count: usize) {
         if count > MAX_ENTRIES {
             self.at(&[key]).fault(
@@ -262,6 +274,7 @@ pub(super) fn findings(job: &CommandJob) -> Findings {
             check.fault("'command' is empty", "write what the job runs");
         }
         check.template(&job.command, &scope);
+        check.no_secret(&job.command);
     }
     for (name, value) in &job.environment_variables {
         check.at(&["environment_variables", name]);
@@ -275,6 +288,7 @@ pub(super) fn findings(job: &CommandJob) -> Findings {
         }
         check.size(value, MAX_VALUE, "put it into a file that is an input");
         check.template(value, &scope);
+        secret_faults(&mut check, name, value);
     }
     for (name, input) in &job.inputs {
         check.at(&["inputs", name.as_str()]);
@@ -290,6 +304,9 @@ pub(super) fn findings(job: &CommandJob) -> Findings {
         let message = format!("'resources.docker_args': {refused}");
         check.at(&["resources", "docker_args"]).fault(message, refused.help);
     }
+    for argument in &job.resources.docker_args {
+        check.at(&["resources", "docker_args"]).no_secret(argument);
+    }
     for (key, value) in &job.resources.properties {
         check.at(&["resources", "properties", key]).depth(value);
     }
@@ -299,11 +316,26 @@ pub(super) fn findings(job: &CommandJob) -> Findings {
     check.found
 }
 
+/// The faults of a variable whose value may name a secret.
+fn secret_faults(check: &mut Check, name: &str, value: &str) {
+    match SecretRef::read(value) {
+        None => check.no_secret(value),
+        Some(Err(wrong)) => check.fault(wrong.message, wrong.help),
+        Some(Ok(_)) if secret::is_nodes(name) => check.fault(
+            format!("'{name}' cannot be a secret: it is the node's to say"),
+            "use another name",
+        ),
+        Some(Ok(_)) => {}
+    }
+}
+
 /// The faults of what an environment at `path` is made of.
 pub(super) fn environment_faults(check: &mut Check, path: &[&str], inline: &InlineEnvironment) {
     let Some(conda) = &inline.conda else { return };
     check.at(&[path, &["conda_file"]].concat()).depth(conda);
-    let size = conda.to_string().len();
+    let text = conda.to_string();
+    check.no_secret(&text);
+    let size = text.len();
     if size > MAX_DOCUMENT {
         check.fault(
             format!("the conda file has {size} bytes; at most {MAX_DOCUMENT} are allowed"),
@@ -343,7 +375,8 @@ fn input_faults(check: &mut Check, name: &str, input: &Input) {
     let (kind, mode, uri) = match input {
         Input::Unset => return,
         Input::Literal { value } => {
-            return check.size(value, MAX_VALUE, "put it into a file, and give that as input");
+            check.size(value, MAX_VALUE, "put it into a file, and give that as input");
+            return check.no_secret(value);
         }
         Input::Data { kind, mode, uri, asset: _ } => (*kind, *mode, uri),
     };

@@ -25,7 +25,7 @@ pub use store::Store;
 pub use world::{CommitFault, Outage, World};
 
 use crate::id::{ComputeName, ExperimentName, JobName, NodeName, Principal};
-use crate::node::{JOINS, LeasePolicy, NodeRecord};
+use crate::node::{JOINS, LeasePolicy, NodeRecord, SECRETS};
 use crate::resource::{Capacity, Demand, GpuDevice};
 use crate::spec::{
     CommandJob, Environment, JobResources, Limits, OnNodeLoss, QueueSettings, Retry,
@@ -107,7 +107,9 @@ pub fn node_record(name: &str, compute: &str, capacity: Capacity) -> NodeRecord 
         hostname: name.to_owned(),
         address: None,
         os: "Linux".to_owned(),
-        facts: BTreeMap::from([(JOINS.to_owned(), "mpirun".to_owned())]),
+        facts: [(JOINS, "mpirun"), (SECRETS, "memory")]
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .into(),
         joined_at: Timestamp::default(),
         drain: None,
     }

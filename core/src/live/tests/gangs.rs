@@ -426,6 +426,27 @@ fn a_lost_node_ends_the_gang_and_counts_once() {
     assert_eq!(world.starts(&job), 2);
 }
 
+/// It would give the job their names.
+#[test]
+fn a_job_with_secrets_goes_to_no_agent_that_does_not_know_them() {
+    let mut case = Case::new(1);
+    let mut old = node_record("n0", "local", capacity(1, 1_000, 0));
+    old.facts.clear();
+    let now = case.now();
+    case.live.node_joined(old, Vec::new(), now, &mut case.out);
+    let mut spec = gang(1);
+    spec.environment_variables.insert("A".to_owned(), "azureml:secrets/a:1".to_owned());
+    let job = case.submit(spec).unwrap();
+    for _ in 0..Tries::MAX_UNSTARTED {
+        case.at += 3_600_000;
+        case.schedule();
+    }
+    let failure = case.failure(&job);
+    let reason = "the agent of node n0 is too old to give jobs secrets";
+    assert!(failure.message.contains(reason), "{}", failure.message);
+    assert!(!case.out.effects.iter().any(|effect| matches!(effect, Effect::Assign { .. })));
+}
+
 /// It would start the job's processes on each of its nodes by itself.
 #[test]
 fn what_mpirun_starts_over_several_nodes_goes_to_no_agent_that_does_not_know_how() {

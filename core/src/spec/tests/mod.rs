@@ -15,6 +15,7 @@ mod docker_args;
 mod documents;
 mod properties;
 mod schema;
+mod secrets;
 mod yaml_1_1;
 
 /// A machine with a few files.
