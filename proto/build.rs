@@ -20,7 +20,9 @@ const FILES: [&str; 11] = [
 ];
 
 /// What must not come into a log by way of `Debug`; see `convert::datastore`.
-const SECRET: [&str; 4] = [
+const SECRET: [&str; 6] = [
+    "atelier.agent.v1.OpenedSecret",
+    "atelier.vault.v1.SetSecretRequest",
     "atelier.workspace.v1.DatastoreCredentials",
     "atelier.workspace.v1.DatastoreCredentials.kind",
     "atelier.workspace.v1.ServicePrincipal",

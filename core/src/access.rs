@@ -85,8 +85,8 @@ pub enum Permission {
     WriteAssets,
     /// Fetch content objects (code) by digest.
     ReadContent,
-    /// Set and delete secrets; a data scientist only its own (checked where the secret is known). There is no
-    /// permission to read one's value.
+    /// Set and delete secrets, and say whose jobs may use them; a data scientist only its own (checked where the
+    /// secret is known). There is no permission to read one's value.
     WriteSecrets,
     /// See which keys the vault's secrets are sealed with, and rotate them.
     ManageVault,
@@ -108,7 +108,7 @@ impl Permission {
             Self::ActAsNode => "act as a node",
             Self::WriteAssets => "make, change, archive or delete assets, or build environments",
             Self::ReadContent => "read code snapshots",
-            Self::WriteSecrets => "set or delete secrets",
+            Self::WriteSecrets => "set, grant or delete secrets",
             Self::ManageVault => "manage the vault's keys",
         }
     }

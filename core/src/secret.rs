@@ -1,4 +1,4 @@
-//! What is known of a secret but its value, and who may give it another.
+//! What is known of a secret but its value, who may give it another, and whose jobs may use it.
 
 #[cfg(test)]
 mod tests;
@@ -7,7 +7,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::access::Caller;
-use crate::id::{DatastoreName, InvalidName, Principal, SecretName, SecretVersion};
+use crate::id::{DatastoreName, InvalidName, JobName, Principal, SecretName, SecretVersion};
 use crate::time::Timestamp;
 
 /// The longest value, in bytes: as Azure Key Vault has it.
@@ -72,7 +72,31 @@ impl fmt::Display for SealedName {
     }
 }
 
-/// Why a secret is not set or deleted.
+/// Leave to use a secret in jobs.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Grant {
+    /// Whose jobs may; `None`: everybody's.
+    pub to: Option<Principal>,
+    /// Who gave it.
+    pub by: Principal,
+    /// When.
+    pub at: Timestamp,
+}
+
+/// That a job had the value of a secret.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Use {
+    /// The job.
+    pub job: JobName,
+    /// Which version it had.
+    pub version: SecretVersion,
+    /// Whose job it is.
+    pub by: Principal,
+    /// When its newest attempt was given it.
+    pub at: Timestamp,
+}
+
+/// Why a secret is not set, deleted or used.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum Refusal {
     /// There is none of the name, or it was deleted.
@@ -89,6 +113,35 @@ pub enum Refusal {
         name: SecretName,
         /// Whose.
         owner: Principal,
+    },
+    /// It is somebody else's, who has not given leave to use it.
+    #[error(
+        "{principal} may not use secret '{name}': it is {owner}'s; {owner} or an admin may allow it \
+         (atelier secret grant {name} --user {principal})"
+    )]
+    NotGranted {
+        /// Who tried.
+        principal: Principal,
+        /// Which.
+        name: SecretName,
+        /// Whose.
+        owner: Principal,
+    },
+    /// There is the secret, and not this version of it.
+    #[error("secret '{name}' has no version {version}; see 'atelier secret show {name}'")]
+    NoSuchVersion {
+        /// Which.
+        name: SecretName,
+        /// What was asked for.
+        version: SecretVersion,
+    },
+    /// It was not granted to be taken back.
+    #[error("secret '{name}' was not granted to {to}; see 'atelier secret show {name}'")]
+    NoSuchGrant {
+        /// Which.
+        name: SecretName,
+        /// To whom it should have been.
+        to: String,
     },
     /// No value.
     #[error("the value of secret '{0}' is empty")]
@@ -144,7 +197,7 @@ pub fn next_version(
     Ok((known.name.clone(), known.version.next()))
 }
 
-/// Whether the caller may delete it.
+/// Whether the caller may delete it, or say whose jobs may use it.
 pub fn check_owner(name: &SecretName, owner: &Principal, caller: &Caller) -> Result<(), Refusal> {
     // A secret is no run's.
     if caller.owns(owner, "") {
@@ -152,4 +205,18 @@ pub fn check_owner(name: &SecretName, owner: &Principal, caller: &Caller) -> Res
     }
     let principal = caller.principal.clone();
     Err(Refusal::NotOwner { principal, name: name.clone(), owner: owner.clone() })
+}
+
+/// Whether jobs of the caller's may use it. `is_granted`: to the caller, or to everybody.
+pub fn check_use(
+    name: &SecretName,
+    owner: &Principal,
+    is_granted: bool,
+    caller: &Caller,
+) -> Result<(), Refusal> {
+    if is_granted || caller.owns(owner, "") {
+        return Ok(());
+    }
+    let principal = caller.principal.clone();
+    Err(Refusal::NotGranted { principal, name: name.clone(), owner: owner.clone() })
 }

@@ -79,5 +79,17 @@ pub mod workspace {
     }
 }
 
+impl std::fmt::Debug for agent::v1::OpenedSecret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("OpenedSecret").field("variable", &self.variable).finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for vault::v1::SetSecretRequest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SetSecretRequest").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
 /// Every definition, for gRPC reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

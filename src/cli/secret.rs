@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 
 use atelier_core::secret::MAX_VALUE;
 use atelier_proto::vault::v1::{
-    self as pb, DeleteSecretRequest, GetSecretRequest, ListSecretsRequest, SetSecretRequest,
+    self as pb, DeleteSecretRequest, GetSecretRequest, GrantSecretRequest, ListSecretsRequest,
+    RevokeSecretRequest, SetSecretRequest,
 };
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
@@ -36,6 +37,22 @@ Examples:
     /// Show what is known of a secret: all but its value
     #[command(after_help = "Example:\n  atelier secret show db-password")]
     Show(Name),
+    /// Let jobs of a user's, or of everybody's, use a secret
+    ///
+    /// Its owner and admins may use it in their jobs as it is. A job names it as the value of a variable:
+    /// `environment_variables: {DB_PASSWORD: azureml:secrets/db-password}`. Whoever may use a secret in a job can
+    /// read it there.
+    #[command(after_help = "\
+Examples:
+  atelier secret grant db-password --user ana
+  atelier secret grant db-password --everyone")]
+    Grant(Grantee),
+    /// Take that back: no attempt that starts later gets the value
+    #[command(after_help = "\
+Examples:
+  atelier secret revoke db-password --user ana
+  atelier secret revoke db-password --everyone")]
+    Revoke(Grantee),
     /// Delete a secret, all its versions
     #[command(after_help = "Example:\n  atelier secret delete db-password --yes")]
     Delete {
@@ -65,6 +82,25 @@ pub(super) struct Set {
     value: Option<Option<String>>,
 }
 
+#[derive(Args)]
+pub(super) struct Grantee {
+    #[command(flatten)]
+    name: Name,
+    #[command(flatten)]
+    to: To,
+}
+
+#[derive(Args)]
+#[group(required = true, multiple = false)]
+struct To {
+    /// A user
+    #[arg(long, value_name = "USER")]
+    user: Option<String>,
+    /// All users
+    #[arg(long)]
+    everyone: bool,
+}
+
 impl Set {
     fn name(&self) -> Result<&str, Error> {
         let name = self.positional.as_deref().or(self.option.as_deref());
@@ -89,7 +125,24 @@ pub(super) async fn run(command: Command, context: &Context) -> Result<(), Error
         Command::Show(name) => {
             let client = context.client().await?;
             let request = GetSecretRequest { name: name.get().to_owned() };
-            context.output.show(&view(&client.call(client.vault().get_secret(request)).await?))
+            let secret = client.call(client.vault().get_secret(request)).await?;
+            let mut shown = view(&secret);
+            shown["used_by"] = secret.uses.iter().map(view_use).collect();
+            context.output.show(&shown)
+        }
+        Command::Grant(Grantee { name, to: To { user, everyone } }) => {
+            let client = context.client().await?;
+            let (name, user) = (name.get().to_owned(), user.unwrap_or_default());
+            let request = GrantSecretRequest { name, user, everyone };
+            let granted = client.call(client.vault().grant_secret(request)).await?;
+            context.output.show(&view(&granted))
+        }
+        Command::Revoke(Grantee { name, to: To { user, everyone } }) => {
+            let client = context.client().await?;
+            let (name, user) = (name.get().to_owned(), user.unwrap_or_default());
+            let request = RevokeSecretRequest { name, user, everyone };
+            let revoked = client.call(client.vault().revoke_secret(request)).await?;
+            context.output.show(&view(&revoked))
         }
         Command::Delete { name, yes } => delete(name.get(), yes, context).await,
     }
@@ -181,8 +234,28 @@ fn view(secret: &pb::Secret) -> Value {
             "last_modified_at": time(secret.updated_at_ms),
             "last_modified_by": secret.updated_by,
         },
+        "granted_to": secret.grants.iter().map(grantee).collect::<Vec<_>>(),
     })
 }
+
+fn grantee(grant: &pb::SecretGrant) -> &str {
+    match grant.user.as_str() {
+        "" => EVERYONE,
+        user => user,
+    }
+}
+
+fn view_use(one: &pb::SecretUse) -> Value {
+    json!({
+        "job": one.job,
+        "version": one.version,
+        "user": one.used_by,
+        "at": time(one.used_at_ms),
+    })
+}
+
+/// No user is called so: names begin with a letter or digit.
+const EVERYONE: &str = "*";
 
 const COLUMNS: &[Column] = &[
     Column { title: "NAME", cell: |s| Some(s["name"].as_str()?.to_owned()) },
@@ -190,6 +263,13 @@ const COLUMNS: &[Column] = &[
     Column {
         title: "CREATED BY",
         cell: |s| Some(s["creation_context"]["created_by"].as_str()?.to_owned()),
+    },
+    Column {
+        title: "GRANTED TO",
+        cell: |s| {
+            let users = s["granted_to"].as_array()?.iter().filter_map(Value::as_str);
+            Some(users.collect::<Vec<_>>().join(", "))
+        },
     },
     Column { title: "MODIFIED", cell: |s| moment(&s["creation_context"]["last_modified_at"]) },
 ];

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use atelier_core::access::Caller;
 use atelier_core::asset::{Draft, MadeBy, Refusal, Unresolved};
 use atelier_core::expr::{self, Template};
 use atelier_core::id::{DatastoreName, JobName};
@@ -10,7 +11,7 @@ use atelier_core::layout;
 use atelier_core::resource::ContainerNeed;
 use atelier_core::spec::{
     AssetRef, Code, CommandJob, DataKind, DataUri, Environment, InlineEnvironment, Input,
-    OutputMode,
+    OutputMode, SecretRef,
 };
 
 use super::assets::{self, Assets};
@@ -19,6 +20,7 @@ use super::environments::{self, Environments};
 use super::shared::Committed;
 use crate::storage::{ContentStore, Datastores};
 use crate::store::{self, Store};
+use crate::vault::{self, Vault};
 
 /// Knows what references may point to.
 #[derive(Clone)]
@@ -29,6 +31,7 @@ pub struct Admission {
     pub(super) committed: Arc<Committed>,
     pub(super) environments: Environments,
     pub(super) assets: Assets,
+    pub(super) vault: Vault,
     /// The image policy: no image may be left out.
     pub(super) require_containers: bool,
 }
@@ -60,6 +63,15 @@ pub enum Error {
         /// What, and what to do instead.
         problem: String,
     },
+    /// A secret that is not to be had.
+    #[error("{field}: {error}")]
+    Secret {
+        /// Where.
+        field: String,
+        /// Why.
+        #[source]
+        error: vault::Error,
+    },
     /// The store failed.
     #[error(transparent)]
     Store(#[from] store::Error),
@@ -82,7 +94,12 @@ fn not_yet(field: impl Into<String>, problem: impl Into<String>) -> Error {
 
 impl Admission {
     /// Checks and resolves. `name` is the job's name, because output paths may hold it.
-    pub async fn admit(&self, name: &JobName, mut job: CommandJob) -> Result<CommandJob, Error> {
+    pub async fn admit(
+        &self,
+        name: &JobName,
+        mut job: CommandJob,
+        caller: &Caller,
+    ) -> Result<CommandJob, Error> {
         if let Some(problem) = layout::unfit_job_name(name) {
             return Err(invalid("name", problem));
         }
@@ -90,6 +107,7 @@ impl Admission {
         if let Err(problems) = atelier_core::spec::validate_submitted(&job) {
             return Err(invalid("job", problems.to_string()));
         }
+        self.pin_secrets(&mut job, caller)?;
         self.check_code(&job).await?;
         job.environment = self.environment(job.environment).await?;
         self.ask_for_containers(&mut job)?;
@@ -134,6 +152,22 @@ impl Admission {
             job.outputs.insert(port, output);
         }
         Ok(job)
+    }
+
+    /// Has each secret mean one version from now on, whatever is set later.
+    ///
+    /// # Errors
+    /// There is no such secret, or the caller's jobs may not use it.
+    pub fn pin_secrets(&self, job: &mut CommandJob, caller: &Caller) -> Result<(), Error> {
+        for (variable, value) in &mut job.environment_variables {
+            let Some(secret) = SecretRef::of(value) else { continue };
+            let pinned = self.vault.pin(&secret, caller).map_err(|error| Error::Secret {
+                field: format!("environment_variables.{variable}"),
+                error,
+            })?;
+            *value = pinned.to_string();
+        }
+        Ok(())
     }
 
     async fn check_code(&self, job: &CommandJob) -> Result<(), Error> {

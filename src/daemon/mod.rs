@@ -16,6 +16,7 @@ mod logs;
 mod reactor;
 mod removal;
 mod runs;
+mod secrets;
 mod serve;
 mod shared;
 #[cfg(test)]
@@ -38,6 +39,7 @@ pub use handle::{
 };
 pub use logs::{Error as LogError, LogHub, LogPiece, LogStart};
 pub use removal::{Error as RemovalError, Removal};
+pub use secrets::Error as SecretsError;
 pub(crate) use serve::PROBE;
 pub use serve::{Daemon, Error, Shared, serve, start};
 pub use shared::{Artifact, Error as SharedError};

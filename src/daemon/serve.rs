@@ -306,6 +306,7 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
             content: content.clone(),
             environments: environments.clone(),
             assets: assets.clone(),
+            vault: vault.clone(),
             require_containers: args.require_containers,
         },
         logs: LogHub::new(store.clone(), datastores.clone(), handle.clone()),

@@ -7,9 +7,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use atelier_core::id::NodeName;
-use atelier_core::job::Report;
+use atelier_core::job::{AttemptKey, Report};
 use atelier_proto::agent::v1 as pb;
 use atelier_proto::{convert, job::v1 as job_pb};
+use bytes::Bytes;
 use futures::stream::{self, BoxStream};
 use futures::{Stream, StreamExt as _};
 use tokio::sync::mpsc;
@@ -166,6 +167,21 @@ impl pb::agent_service_server::AgentService for Service {
         let node = self.node(&request)?;
         self.shared.record_samples(&node, request.into_inner().samples).await?;
         Ok(Response::new(pb::RecordMetricsResponse {}))
+    }
+
+    async fn open_secrets(
+        &self,
+        request: Request<pb::OpenSecretsRequest>,
+    ) -> Result<Response<pb::OpenSecretsResponse>, Status> {
+        let node = self.node(&request)?;
+        let key = request.into_inner().key.unwrap_or_default();
+        let key = AttemptKey::try_from(key).map_err(told)?;
+        let opened = self.shared.open_secrets(node, key).await.map_err(told)?;
+        let secrets = opened.into_iter().map(|(variable, value)| pb::OpenedSecret {
+            variable,
+            value: Bytes::from_owner(value),
+        });
+        Ok(Response::new(pb::OpenSecretsResponse { secrets: secrets.collect() }))
     }
 
     type JoinChannelStream = FromClient;

@@ -151,7 +151,7 @@ impl pb::job_service_server::JobService for Service {
         let experiment = spec.experiment_name.clone();
         // What it names must be there until the job is known to use it.
         let _held = self.0.datastores.hold().await;
-        let spec = match self.0.admission.admit(&name, spec).await {
+        let spec = match self.0.admission.admit(&name, spec, &caller).await {
             Ok(spec) => Arc::new(spec),
             // What it refers to may have gone since it was accepted.
             Err(problem) => match self.accepted(&caller.principal, &name, &experiment, &key)? {
@@ -170,12 +170,13 @@ impl pb::job_service_server::JobService for Service {
         &self,
         request: Request<pb::CreateJobRequest>,
     ) -> Result<Response<pb::JobPlan>, Status> {
-        let user = caller(&request)?.principal;
+        let caller = caller(&request)?;
         let spec = request.into_inner().spec;
         let spec = spec.ok_or_else(|| Status::invalid_argument("spec: is required"))?;
         let mut spec = CommandJob::try_from(spec).map_err(told)?;
         self.0.admission.ask_for_containers(&mut spec).map_err(told)?;
-        queue::plan_job(&self.0, spec, user).await.map(Response::new)
+        self.0.admission.pin_secrets(&mut spec, &caller).map_err(told)?;
+        queue::plan_job(&self.0, spec, caller.principal).await.map(Response::new)
     }
 
     async fn get_job(

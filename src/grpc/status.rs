@@ -36,17 +36,24 @@ fn code_of_storage(error: &storage::Error) -> Code {
 }
 
 fn code_of_vault(error: &vault::Error) -> Code {
-    use vault::Error as E;
     match error {
-        E::Refused(refusal) => match refusal {
-            SecretRefusal::NoSuch(_) => Code::NotFound,
-            SecretRefusal::NotOwner { .. } => Code::PermissionDenied,
+        vault::Error::Refused(refusal) => match refusal {
+            SecretRefusal::NoSuch(_)
+            | SecretRefusal::NoSuchVersion { .. }
+            | SecretRefusal::NoSuchGrant { .. } => Code::NotFound,
+            SecretRefusal::NotOwner { .. } | SecretRefusal::NotGranted { .. } => {
+                Code::PermissionDenied
+            }
             SecretRefusal::Empty(_) | SecretRefusal::TooLarge { .. } => Code::InvalidArgument,
             SecretRefusal::NoVersionLeft(_) => Code::FailedPrecondition,
         },
-        E::Key(_) | E::Missing { .. } | E::WrongKey { .. } => Code::FailedPrecondition,
-        E::Damaged { .. } | E::Random | E::Cipher => Code::Internal,
-        E::Store(error) => code_of_store(error),
+        vault::Error::Key(_) | vault::Error::Missing { .. } | vault::Error::WrongKey { .. } => {
+            Code::FailedPrecondition
+        }
+        vault::Error::Damaged { .. } | vault::Error::Random | vault::Error::Cipher => {
+            Code::Internal
+        }
+        vault::Error::Store(error) => code_of_store(error),
     }
 }
 
@@ -175,6 +182,7 @@ status!(daemon::AdmissionError, error => match &error {
     daemon::AdmissionError::Invalid { .. } => Code::InvalidArgument,
     daemon::AdmissionError::Missing { .. } => Code::NotFound,
     daemon::AdmissionError::NotYet { .. } => Code::Unimplemented,
+    daemon::AdmissionError::Secret { error, .. } => code_of_vault(error),
     daemon::AdmissionError::Store(error) => code_of_store(error),
     daemon::AdmissionError::Storage(error) => code_of_storage(error),
 });
@@ -220,6 +228,11 @@ status!(daemon::CacheError, error => match &error {
     daemon::CacheError::Reactor(error) => code_of_handle(error),
 });
 status!(vault::Error, error => code_of_vault(&error));
+status!(daemon::SecretsError, error => match &error {
+    daemon::SecretsError::NotThere { .. } => Code::FailedPrecondition,
+    daemon::SecretsError::Vault { error, .. } => code_of_vault(error),
+    daemon::SecretsError::Reactor(error) => code_of_handle(error),
+});
 status!(track::Error, error => code_of_tracking(&error));
 status!(daemon::SharedError, error => match &error {
     daemon::SharedError::Storage(error) => code_of_storage(error),

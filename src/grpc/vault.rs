@@ -1,7 +1,7 @@
 //! `atelier.vault.v1.VaultService`.
 
-use atelier_core::id::SecretName;
-use atelier_core::secret::Secret;
+use atelier_core::id::{Principal, SecretName};
+use atelier_core::secret::{Grant, Secret, Use};
 use atelier_proto::vault::v1 as pb;
 use tonic::{Request, Response, Status};
 use zeroize::Zeroizing;
@@ -9,13 +9,16 @@ use zeroize::Zeroizing;
 use super::status::told;
 use super::{blocking, caller};
 use crate::daemon::Shared;
+use crate::vault;
 
-/// Secrets: set, look what there is, delete, rotate their keys. None gives a value out.
+/// Secrets: set, look what there is, say whose jobs may use them, delete, rotate their keys. None gives a value out.
 pub(super) struct Service(pub(super) Shared);
 
 /// Pages of the list.
 const PAGE: u32 = 100;
 const MAX_PAGE: u32 = 1000;
+/// Uses that are told of a secret.
+const USES: usize = 20;
 
 #[tonic::async_trait]
 impl pb::vault_service_server::VaultService for Service {
@@ -31,15 +34,21 @@ impl pb::vault_service_server::VaultService for Service {
         let at = self.0.clock.wall();
         let kept = self.0.vault.set(name, value, caller, at).await.map_err(told)?;
         tracing::info!(secret = %kept.name, version = %kept.version, %by, "secret set");
-        Ok(Response::new(describe(&kept)))
+        self.granted(kept).await
     }
 
     async fn get_secret(
         &self,
         request: Request<pb::GetSecretRequest>,
     ) -> Result<Response<pb::Secret>, Status> {
-        let secret = self.0.vault.get(&request.into_inner().name).map_err(told)?;
-        Ok(Response::new(describe(&secret)))
+        let (vault, name) = (self.0.vault.clone(), request.into_inner().name);
+        let found = blocking(move || {
+            let secret = vault.get(&name)?;
+            let (grants, uses) = (vault.grants(&secret.name)?, vault.uses(&secret.name, USES)?);
+            Ok::<_, vault::Error>((secret, grants, uses))
+        });
+        let (secret, grants, uses) = found.await?.map_err(told)?;
+        Ok(Response::new(describe(&secret, grants, uses)))
     }
 
     async fn list_secrets(
@@ -59,12 +68,19 @@ impl pb::vault_service_server::VaultService for Service {
         let vault = self.0.vault.clone();
         let limit = limit as usize;
         // One more than asked tells whether there are more.
-        let found = blocking(move || vault.list(&page_token, limit + 1)).await?.map_err(told)?;
-        let page = &found[..found.len().min(limit)];
-        let next = page.last().filter(|_| found.len() > limit);
+        let found = blocking(move || {
+            let with_grants = |secret: Secret| Ok((vault.grants(&secret.name)?, secret));
+            let found = vault.list(&page_token, limit + 1)?.into_iter().map(with_grants);
+            found.collect::<Result<Vec<_>, vault::Error>>()
+        });
+        let mut found = found.await?.map_err(told)?;
+        let is_last = found.len() <= limit;
+        found.truncate(limit);
+        let next = found.last().filter(|_| !is_last).map(|(_, last)| last.name.to_string());
+        let secrets = found.into_iter().map(|(grants, it)| describe(&it, grants, Vec::new()));
         Ok(Response::new(pb::ListSecretsResponse {
-            secrets: page.iter().map(describe).collect(),
-            next_page_token: next.map(|last| last.name.to_string()).unwrap_or_default(),
+            secrets: secrets.collect(),
+            next_page_token: next.unwrap_or_default(),
         }))
     }
 
@@ -79,6 +95,33 @@ impl pb::vault_service_server::VaultService for Service {
         let name = self.0.vault.delete(&name, caller, at).await.map_err(told)?;
         tracing::info!(secret = %name, %by, "secret deleted");
         Ok(Response::new(pb::DeleteSecretResponse {}))
+    }
+
+    async fn grant_secret(
+        &self,
+        request: Request<pb::GrantSecretRequest>,
+    ) -> Result<Response<pb::Secret>, Status> {
+        let caller = caller(&request)?;
+        let by = caller.principal.clone();
+        let pb::GrantSecretRequest { name, user, everyone } = request.into_inner();
+        let to = grantee(&user, everyone)?;
+        let at = self.0.clock.wall();
+        let secret = self.0.vault.grant(&name, to, caller, at).await.map_err(told)?;
+        tracing::info!(secret = %secret.name, user, everyone, %by, "secret granted");
+        self.granted(secret).await
+    }
+
+    async fn revoke_secret(
+        &self,
+        request: Request<pb::RevokeSecretRequest>,
+    ) -> Result<Response<pb::Secret>, Status> {
+        let caller = caller(&request)?;
+        let by = caller.principal.clone();
+        let pb::RevokeSecretRequest { name, user, everyone } = request.into_inner();
+        let to = grantee(&user, everyone)?;
+        let secret = self.0.vault.revoke(&name, to, caller).await.map_err(told)?;
+        tracing::info!(secret = %secret.name, user, everyone, %by, "secret revoked");
+        self.granted(secret).await
     }
 
     async fn get_vault(
@@ -114,7 +157,36 @@ impl pb::vault_service_server::VaultService for Service {
     }
 }
 
-fn describe(secret: &Secret) -> pb::Secret {
+impl Service {
+    /// A secret, with whose jobs may use it.
+    async fn granted(&self, secret: Secret) -> Result<Response<pb::Secret>, Status> {
+        let (vault, name) = (self.0.vault.clone(), secret.name.clone());
+        let grants = blocking(move || vault.grants(&name)).await?.map_err(told)?;
+        Ok(Response::new(describe(&secret, grants, Vec::new())))
+    }
+}
+
+/// `None`: everybody.
+fn grantee(user: &str, everyone: bool) -> Result<Option<Principal>, Status> {
+    match (user, everyone) {
+        ("", true) => Ok(None),
+        (user, false) => Principal::new(user).map(Some).map_err(told),
+        (_, true) => Err(Status::invalid_argument("user: must be empty with everyone")),
+    }
+}
+
+fn describe(secret: &Secret, grants: Vec<Grant>, uses: Vec<Use>) -> pb::Secret {
+    let grants = grants.into_iter().map(|grant| pb::SecretGrant {
+        user: grant.to.map(|to| to.to_string()).unwrap_or_default(),
+        granted_by: grant.by.to_string(),
+        granted_at_ms: grant.at.as_millis(),
+    });
+    let uses = uses.into_iter().map(|one| pb::SecretUse {
+        job: one.job.to_string(),
+        version: one.version.0,
+        used_by: one.by.to_string(),
+        used_at_ms: one.at.as_millis(),
+    });
     pb::Secret {
         name: secret.name.to_string(),
         version: secret.version.0,
@@ -122,5 +194,7 @@ fn describe(secret: &Secret) -> pb::Secret {
         created_at_ms: secret.created_at.as_millis(),
         updated_by: secret.updated_by.to_string(),
         updated_at_ms: secret.updated_at.as_millis(),
+        grants: grants.collect(),
+        uses: uses.collect(),
     }
 }

@@ -240,6 +240,12 @@ impl Door {
         Ok(())
     }
 
+    /// Whether somebody has the role of an admin now.
+    pub fn is_admin(&self, principal: &Principal) -> bool {
+        let holders = self.holders.read().unwrap_or_else(|poisoned| poisoned.into_inner());
+        holders.values().any(|held| held.role == Role::Admin && &held.principal == principal)
+    }
+
     /// Makes every token of a node worthless.
     pub async fn revoke_node(&self, node: &NodeName) -> Result<(), Error> {
         let theirs: Vec<Digest> = {

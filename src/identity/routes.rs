@@ -82,13 +82,16 @@ fn rpc(service: &str, method: &str) -> Option<Need> {
             "CreateAsset" | "UpdateAsset" | "ArchiveAsset" | "DeleteAsset",
         ) => P::WriteAssets,
         ("atelier.asset.v1.AssetService", "GetAsset" | "ListAssets" | "ListAssetUses") => P::Read,
-        ("atelier.vault.v1.VaultService", "SetSecret" | "DeleteSecret") => P::WriteSecrets,
+        (
+            "atelier.vault.v1.VaultService",
+            "SetSecret" | "DeleteSecret" | "GrantSecret" | "RevokeSecret",
+        ) => P::WriteSecrets,
         ("atelier.vault.v1.VaultService", "GetSecret" | "ListSecrets") => P::Read,
         ("atelier.vault.v1.VaultService", "GetVault" | "RotateKeys") => P::ManageVault,
         ("atelier.identity.v1.TokenService", "CreateToken") => P::ManageTokens,
         (
             "atelier.agent.v1.AgentService",
-            "Session" | "PushLog" | "RecordMetrics" | "JoinChannel",
+            "Session" | "PushLog" | "RecordMetrics" | "JoinChannel" | "OpenSecrets",
         ) => P::ActAsNode,
         ("grpc.health.v1.Health", "Check" | "Watch" | "List") => return Some(Need::Public),
         (

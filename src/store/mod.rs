@@ -9,6 +9,7 @@ pub mod datastores;
 pub mod environments;
 mod jobs;
 mod schema;
+pub mod secret_uses;
 pub mod secrets;
 mod sqlite;
 pub mod tracking;

@@ -16,6 +16,7 @@ const MIGRATIONS: &[&str] = &[
     super::secrets::MIGRATION,
     super::datastores::MIGRATION,
     super::assets::MIGRATION,
+    super::secret_uses::MIGRATION,
 ];
 
 /// The version this build writes.

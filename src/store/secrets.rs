@@ -49,7 +49,7 @@ pub struct SealedRow {
     pub sealed: Sealed,
 }
 
-fn sql(error: rusqlite::Error) -> Error {
+pub(super) fn sql(error: rusqlite::Error) -> Error {
     Error::sqlite("read secrets", error)
 }
 
@@ -174,6 +174,10 @@ pub fn delete(
     if let Err(refusal) = check_owner(&known, &owner, caller) {
         return Ok(Err(refusal));
     }
+    // Another of the name is not granted to them.
+    conn.prepare_cached("DELETE FROM secret_grants WHERE name = ?1")
+        .and_then(|mut s| s.execute([known.as_str()]))
+        .map_err(|error| Error::sqlite("take back who may use a secret", error))?;
     forget(conn, &SealedName::Secret(known.clone()), None, &caller.principal, at)?;
     Ok(Ok(known))
 }
@@ -197,6 +201,13 @@ pub fn secret(conn: &Connection, name: &SecretName) -> Result<Option<Secret>, Er
     conn.prepare_cached(&text)
         .and_then(|mut s| s.query_row([name.as_str()], secret_of).optional())
         .map_err(sql)
+}
+
+fn sealed_of(row: &Row<'_>) -> rusqlite::Result<SealedRow> {
+    let key = KeyId::stored(row.get_ref(5)?.as_str()?);
+    let sealed = Sealed { value: row.get(3)?, data_key: row.get(4)?, key };
+    let version = SecretVersion(row.get(2)?);
+    Ok(SealedRow { seq: row.get(0)?, name: parsed(row, 1)?, version, sealed })
 }
 
 /// Secrets by name, those after `after`, at most `limit`. What is kept of the workspace's own is none.
@@ -233,15 +244,7 @@ pub fn older(
         "SELECT seq, name, version, value, data_key, key FROM secret_versions
          WHERE key <> ?1 OR sealed_at < ?2 LIMIT ?3",
     )
-    .and_then(|mut s| {
-        s.query_map(params![key.as_str(), before, limit], |row| {
-            let key = KeyId::stored(row.get_ref(5)?.as_str()?);
-            let sealed = Sealed { value: row.get(3)?, data_key: row.get(4)?, key };
-            let version = SecretVersion(row.get(2)?);
-            Ok(SealedRow { seq: row.get(0)?, name: parsed(row, 1)?, version, sealed })
-        })?
-        .collect()
-    })
+    .and_then(|mut s| s.query_map(params![key.as_str(), before, limit], sealed_of)?.collect())
     .map_err(sql)
 }
 

@@ -1,5 +1,5 @@
 //! The vault: secrets that the workspace keeps, sealed (see `envelope`), under keys that it does not keep (see
-//! `key`). Values go in; no call of the daemon's gives one out.
+//! `key`). Values go in; none comes out but to a node that runs a job which may use it.
 
 mod envelope;
 mod key;
@@ -11,8 +11,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use atelier_core::access::Caller;
-use atelier_core::id::{Principal, SecretName, SecretVersion};
-use atelier_core::secret::{Refusal, SealedName, Secret, check_value, next_version};
+use atelier_core::id::{JobName, Principal, SecretName, SecretVersion};
+use atelier_core::secret::{Grant, Refusal, SealedName, Secret, Use, check_value, next_version};
+use atelier_core::spec::SecretRef;
 use atelier_core::time::Timestamp;
 use rusqlite::Connection;
 use zeroize::Zeroizing;
@@ -21,7 +22,7 @@ use self::envelope::Place;
 use self::key::Key;
 use crate::config::{self, ServeArgs};
 use crate::store::secrets::{self, SealedRow};
-use crate::store::{self, SqliteStore};
+use crate::store::{self, SqliteStore, secret_uses};
 
 pub use envelope::Sealed;
 pub use key::{KeyError, KeyId, KeySource};
@@ -297,10 +298,13 @@ impl Vault {
     ) -> Result<Zeroizing<Vec<u8>>, Error> {
         let place = Place { workspace: &self.workspace, name, version };
         let sealed = self.store.read(|conn| secrets::sealed(conn, name, version))?;
-        let sealed = sealed.ok_or_else(|| place.damaged())?;
+        self.opened(place, &sealed.ok_or_else(|| place.damaged())?)
+    }
+
+    fn opened(&self, place: Place<'_>, sealed: &Sealed) -> Result<Zeroizing<Vec<u8>>, Error> {
         match self.keys.old.get(&sealed.key) {
-            Some((old, _)) => envelope::open(place, &sealed, old),
-            None => envelope::open(place, &sealed, &*self.key_to_seal()?),
+            Some((old, _)) => envelope::open(place, sealed, old),
+            None => envelope::open(place, sealed, &*self.key_to_seal()?),
         }
     }
 
@@ -310,6 +314,74 @@ impl Vault {
     /// If there is no key to seal with.
     pub fn sealer(&self) -> Result<Sealer, Error> {
         Ok(Sealer { workspace: self.workspace.clone(), key: self.key_to_seal()? })
+    }
+
+    /// Lets jobs of a user's use a secret; `None`: everybody's.
+    pub async fn grant(
+        &self,
+        name: &str,
+        to: Option<Principal>,
+        caller: Caller,
+        at: Timestamp,
+    ) -> Result<Secret, Error> {
+        let known = self.get(name)?.name;
+        let granted =
+            self.store.write(move |c| secret_uses::grant(c, &known, to.as_ref(), &caller, at));
+        granted.await??;
+        self.get(name)
+    }
+
+    /// Takes that back.
+    pub async fn revoke(
+        &self,
+        name: &str,
+        to: Option<Principal>,
+        caller: Caller,
+    ) -> Result<Secret, Error> {
+        let known = self.get(name)?.name;
+        let revoked =
+            self.store.write(move |c| secret_uses::revoke(c, &known, to.as_ref(), &caller));
+        revoked.await??;
+        self.get(name)
+    }
+
+    /// Whose jobs may use a secret, besides its owner's and admins'.
+    pub fn grants(&self, name: &SecretName) -> Result<Vec<Grant>, Error> {
+        Ok(self.store.read(|conn| secret_uses::grants(conn, name))?)
+    }
+
+    /// Jobs that were given a secret, the newest first, at most `limit`.
+    pub fn uses(&self, name: &SecretName, limit: usize) -> Result<Vec<Use>, Error> {
+        Ok(self.store.read(|conn| secret_uses::uses(conn, name, limit))?)
+    }
+
+    /// The one version that a job's reference means, if a job of the caller's may use it.
+    pub fn pin(&self, wanted: &SecretRef, caller: &Caller) -> Result<SecretRef, Error> {
+        let found = self.store.read(|conn| secret_uses::usable(conn, wanted, caller))??;
+        let version = Some(found.version);
+        Ok(SecretRef { name: found.name, version, delivery: wanted.delivery })
+    }
+
+    /// A secret's value, for a job of the caller's. That it had it is on disk when this returns.
+    pub async fn reveal(
+        &self,
+        job: &JobName,
+        wanted: SecretRef,
+        caller: &Caller,
+        at: Timestamp,
+    ) -> Result<Zeroizing<Vec<u8>>, Error> {
+        let (job, caller) = (job.clone(), caller.clone());
+        let found = self.store.write(move |conn| {
+            let found = secret_uses::usable(conn, &wanted, &caller)?;
+            if let Ok(found) = &found {
+                secret_uses::note(conn, &job, found, &caller.principal, at)?;
+            }
+            Ok(found)
+        });
+        let found = found.await??;
+        let name = SealedName::Secret(found.name);
+        let place = Place { workspace: &self.workspace, name: &name, version: found.version };
+        self.opened(place, &found.sealed)
     }
 
     /// Which keys there are, and what is sealed with each.

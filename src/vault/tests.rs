@@ -2,6 +2,7 @@ use std::fs;
 
 use atelier_core::access::Role;
 use atelier_core::id::Principal;
+use atelier_core::secret;
 
 use super::*;
 use crate::store::tests::Folder;
@@ -292,4 +293,56 @@ async fn credentials_are_kept_beside_secrets_and_are_none() {
     assert_eq!(opened(&vault), ["Db/1=one"]);
     // A version is never given twice.
     assert_eq!(keep(&vault, "data", b"key-3").await.0, 3);
+}
+
+#[tokio::test]
+async fn a_value_is_given_to_whom_it_was_granted_and_that_is_noted() {
+    let world = World::new();
+    let vault = world.open("old", &[]);
+    set(&vault, "Db", "one", 1).await.unwrap();
+    set(&vault, "Db", "two", 2).await.unwrap();
+    drop(vault);
+    // Sealed with a key that is not the newest any more.
+    world.source("new").make(world.folder.at()).unwrap();
+    let vault = world.open("new", &["old"]);
+    let (ben, job) = (caller("ben", Role::DataScientist), JobName::new("job").unwrap());
+    let of = |text: &str| SecretRef::of(&format!("azureml:secrets/{text}")).unwrap();
+    let value = async |what: &str, who: &Caller, ms: i64| {
+        let value = vault.reveal(&job, of(what), who, at(ms)).await;
+        value.map(|value| String::from_utf8(value.to_vec()).unwrap()).map_err(|e| e.to_string())
+    };
+    let to_ben = || Some(Principal::new("ben").unwrap());
+    let pinned = vault.pin(&of("db?as=file"), &ana()).unwrap();
+    assert_eq!(pinned.to_string(), "azureml:secrets/Db:2?as=file");
+    assert!(vault.pin(&of("db"), &ben).unwrap_err().to_string().contains("it is ana's"));
+    assert!(value("db:1", &ben, 3).await.is_err());
+    let by_ben = vault.grant("db", None, ben.clone(), at(3)).await;
+    assert!(by_ben.unwrap_err().to_string().contains("it is ana's"));
+    for _ in 0..2 {
+        vault.grant("db", to_ben(), ana(), at(4)).await.unwrap();
+    }
+    assert_eq!(value("db:1", &ben, 5).await.unwrap(), "one");
+    assert_eq!(value("db", &ana(), 6).await.unwrap(), "two");
+    assert_eq!(value("db:1", &ben, 7).await.unwrap(), "one");
+    assert!(value("db:9", &ben, 8).await.unwrap_err().contains("no version 9"));
+
+    let name = SecretName::new("DB").unwrap();
+    let grants = vault.grants(&name).unwrap();
+    assert_eq!(grants, [secret::Grant { to: to_ben(), by: ana().principal, at: at(4) }]);
+    let uses = vault.uses(&name, 10).unwrap();
+    let uses: Vec<_> = uses.iter().map(|one| (one.version.0, one.by.as_str(), one.at)).collect();
+    assert_eq!(uses, [(1, "ben", at(7)), (2, "ana", at(6))]);
+
+    vault.revoke("db", to_ben(), ana()).await.unwrap();
+    assert!(value("db:1", &ben, 9).await.is_err());
+    let again = vault.revoke("db", to_ben(), ana()).await.unwrap_err().to_string();
+    assert!(again.contains("not granted to ben"), "{again}");
+    vault.grant("db", None, ana(), at(9)).await.unwrap();
+    assert_eq!(value("db:2", &ben, 10).await.unwrap(), "two");
+    // What was granted of one is not granted of the next of the name.
+    vault.delete("db", ana(), at(11)).await.unwrap();
+    assert!(value("db:2", &ana(), 12).await.unwrap_err().contains("no secret 'db'"));
+    set(&vault, "db", "three", 13).await.unwrap();
+    assert!(value("db", &ben, 14).await.is_err());
+    assert!(vault.grants(&name).unwrap().is_empty());
 }

@@ -299,8 +299,14 @@ struct Listed {
 
 impl Gateway {
     pub(super) fn new(http_url: &str) -> Result<Self, reqwest::Error> {
+        let made = Self { client: client()?, uploads: uploads()?, base: String::new() };
+        Ok(made.at(http_url))
+    }
+
+    /// The gateway at another address.
+    pub(super) fn at(self, http_url: &str) -> Self {
         let base = format!("{}/data/v1", http_url.trim_end_matches('/'));
-        Ok(Self { client: client()?, uploads: uploads()?, base })
+        Self { base, ..self }
     }
 
     fn url(&self, datastore: &str, key: &str) -> String {

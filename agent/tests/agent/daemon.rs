@@ -40,6 +40,16 @@ struct Service {
     chunks: Arc<Mutex<BTreeMap<u64, mpsc::UnboundedSender<pb::PushLogRequest>>>>,
     samples: mpsc::UnboundedSender<pb::RunSample>,
     metrics: Arc<Metrics>,
+    secrets: Arc<Secrets>,
+}
+
+/// What nodes are given for their attempts.
+#[derive(Default)]
+pub(crate) struct Secrets {
+    /// How often.
+    pub(crate) asked: Mutex<u32>,
+    /// `None`: nothing yet.
+    pub(crate) given: Mutex<Option<pb::OpenSecretsResponse>>,
 }
 
 /// What becomes of samples that are sent.
@@ -108,6 +118,18 @@ impl AgentService for Service {
         Ok(Response::new(UnboundedReceiverStream::new(answers)))
     }
 
+    async fn open_secrets(
+        &self,
+        request: Request<pb::OpenSecretsRequest>,
+    ) -> Result<Response<pb::OpenSecretsResponse>, Status> {
+        authorise(&request)?;
+        *self.secrets.asked.lock().unwrap() += 1;
+        match &*self.secrets.given.lock().unwrap() {
+            None => Err(Status::unavailable("not yet")),
+            Some(given) => Ok(Response::new(given.clone())),
+        }
+    }
+
     async fn push_log(
         &self,
         request: Request<Streaming<pb::PushLogRequest>>,
@@ -156,6 +178,7 @@ pub(crate) struct Daemon {
     sessions: mpsc::UnboundedReceiver<Session>,
     pub(crate) samples: mpsc::UnboundedReceiver<pb::RunSample>,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) secrets: Arc<Secrets>,
     chunks: Arc<Mutex<BTreeMap<u64, mpsc::UnboundedSender<pb::PushLogRequest>>>>,
     /// Dropping it stops the server at once, connections and all.
     _server: tokio::task::JoinSet<()>,
@@ -183,12 +206,14 @@ impl Daemon {
         };
         change(&mut welcome);
         let metrics = Arc::<Metrics>::default();
+        let secrets = Arc::<Secrets>::default();
         let service = Service {
             sessions,
             welcome,
             chunks: Arc::clone(&chunks),
             samples: samples_sender,
             metrics: Arc::clone(&metrics),
+            secrets: Arc::clone(&secrets),
         };
         // Connections live in tasks of a runtime of their own: dropping it cuts them like a kill.
         let (stop, mut stopped) = watch::channel(());
@@ -210,7 +235,16 @@ impl Daemon {
             });
             runtime.shutdown_background();
         });
-        Self { url, sessions: opened, samples, metrics, chunks, _server: server, _stop: stop }
+        Self {
+            url,
+            sessions: opened,
+            samples,
+            metrics,
+            secrets,
+            chunks,
+            _server: server,
+            _stop: stop,
+        }
     }
 
     /// The agent's next session.

@@ -66,3 +66,21 @@ fn a_secret_is_its_owners_and_the_admins() {
         assert_eq!(check_owner(&known.name, &owner, &caller).is_ok(), may, "{caller:?}");
     }
 }
+
+#[test]
+fn a_secret_is_used_by_its_owner_an_admin_and_whom_it_was_granted() {
+    let known = entry(1, Some("ana"));
+    let owner = known.owner.clone().unwrap();
+    for (who, role, is_granted, may) in [
+        ("ana", Role::DataScientist, false, true),
+        ("root", Role::Admin, false, true),
+        ("ben", Role::DataScientist, true, true),
+        ("ben", Role::DataScientist, false, false),
+    ] {
+        let caller = caller(who, role);
+        let checked = check_use(&known.name, &owner, is_granted, &caller);
+        assert_eq!(checked.is_ok(), may, "{caller:?}");
+        let said = checked.err().map(|refusal| refusal.to_string()).unwrap_or_default();
+        assert!(may || said.contains("atelier secret grant Db-Password --user ben"), "{said}");
+    }
+}

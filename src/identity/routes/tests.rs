@@ -21,6 +21,7 @@ use crate::daemon::tests::{Node, Workspace, submission};
 /// **N**ode, at**T**empt, **.** nobody in particular (no token).
 const METHODS: &[(&str, &str)] = &[
     ("atelier.agent.v1.AgentService/JoinChannel", "N"),
+    ("atelier.agent.v1.AgentService/OpenSecrets", "N"),
     ("atelier.agent.v1.AgentService/PushLog", "N"),
     ("atelier.agent.v1.AgentService/RecordMetrics", "N"),
     ("atelier.agent.v1.AgentService/Session", "N"),
@@ -74,7 +75,9 @@ const METHODS: &[(&str, &str)] = &[
     ("atelier.vault.v1.VaultService/DeleteSecret", "AS"),
     ("atelier.vault.v1.VaultService/GetSecret", "ASR"),
     ("atelier.vault.v1.VaultService/GetVault", "A"),
+    ("atelier.vault.v1.VaultService/GrantSecret", "AS"),
     ("atelier.vault.v1.VaultService/ListSecrets", "ASR"),
+    ("atelier.vault.v1.VaultService/RevokeSecret", "AS"),
     ("atelier.vault.v1.VaultService/RotateKeys", "A"),
     ("atelier.vault.v1.VaultService/SetSecret", "AS"),
     ("atelier.workspace.v1.WorkspaceService/CreateDatastore", "A"),

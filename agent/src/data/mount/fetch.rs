@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use reqwest::{Client, StatusCode};
+use reqwest::StatusCode;
 use tokio::time::Instant;
 
 use super::failure::Failure;
@@ -21,7 +21,6 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// The daemon's gateway, wherever the daemon is.
 #[derive(Debug)]
 pub(in crate::data) struct Fetch {
-    client: Client,
     gateway: Mutex<(Gateway, String)>,
     token: String,
     /// The agent's folder, in which it says where the daemon is now.
@@ -32,14 +31,13 @@ pub(in crate::data) struct Fetch {
 
 impl Fetch {
     pub(in crate::data) fn new(
-        client: Client,
         url: &str,
         token: String,
         root: PathBuf,
         patience: Duration,
-    ) -> Self {
-        let gateway = Gateway::new(client.clone(), url);
-        Self { client, gateway: Mutex::new((gateway, url.to_owned())), token, root, patience }
+    ) -> Result<Self, reqwest::Error> {
+        let gateway = Mutex::new((Gateway::new(url)?, url.to_owned()));
+        Ok(Self { gateway, token, root, patience })
     }
 
     /// The bytes of `range`, of this very content of the object.
@@ -63,6 +61,9 @@ impl Fetch {
                 Ok(Err(answer)) => answer,
                 Err(_) => Answer::Broken("no answer came".to_owned()),
             };
+            if let Answer::Denied(problem) = answer {
+                return Err(Failure::Refused { path: path(), problem });
+            }
             if let Answer::Status(status, _) = &answer {
                 if matches!(*status, StatusCode::PRECONDITION_FAILED | StatusCode::NOT_FOUND) {
                     return Err(Failure::Changed { path: path() });
@@ -91,7 +92,7 @@ impl Fetch {
         let Ok(Some(Urls { jobs, .. })) = record::read(&self.root, KEPT) else { return };
         let mut gateway = self.gateway.lock().unwrap_or_else(PoisonError::into_inner);
         if !jobs.is_empty() && jobs != gateway.1 {
-            *gateway = (Gateway::new(self.client.clone(), &jobs), jobs);
+            *gateway = (gateway.0.clone().at(&jobs), jobs);
         }
     }
 }

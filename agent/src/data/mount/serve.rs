@@ -21,7 +21,6 @@ use super::tree::Tree;
 use super::{Answer, NAME, Plan, RECORD, Server, detach};
 use crate::attempt::{Supervised, supervised};
 use crate::data::cache::Cache;
-use crate::data::gateway;
 use crate::record;
 
 /// In the attempt's folder: its server has ended of its own accord.
@@ -109,8 +108,8 @@ impl Mount {
         };
         let cache = Cache::open(&plan.cache, Some(plan.cache_bytes));
         let cache = cache.map_err(|error| format!("cannot use the node's cache: {error}"))?;
-        let client = gateway::client().map_err(|error| format!("cannot set up TLS: {error}"))?;
-        let fetch = Fetch::new(client, &plan.url, plan.token, plan.root, plan.patience);
+        let fetch = Fetch::new(&plan.url, plan.token, plan.root, plan.patience);
+        let fetch = fetch.map_err(|error| format!("cannot set up TLS: {error}"))?;
         let engine = Arc::new(Engine::new(fetch, cache, boot, runtime.handle().clone()));
         let failures = Arc::new(Failures::new(plan.attempt.clone()));
         let tree = Arc::new(Tree::new(plan.inputs)?);

@@ -8,7 +8,6 @@ use atelier_core::spec::{DataKind, InputMode};
 use bytes::Bytes;
 
 use super::super::cache::Cache;
-use super::super::gateway;
 use super::super::mount::Failure;
 use super::super::mount::fetch::Fetch;
 use super::super::mount::partial::BLOCK;
@@ -19,10 +18,9 @@ use super::world::{STORE, TOKEN, World};
 const SECOND: Duration = Duration::from_secs(1);
 
 fn engine(world: &World, cache: &Arc<Cache>, patience: Duration) -> Arc<Engine> {
-    let client = gateway::client().unwrap();
     let root = world.folder.path().to_owned();
     let url = format!("http://{}", world.address);
-    let fetch = Fetch::new(client, &url, TOKEN.to_owned(), root, patience);
+    let fetch = Fetch::new(&url, TOKEN.to_owned(), root, patience).unwrap();
     let boot = crate::proc::boot_id().unwrap();
     Arc::new(Engine::new(fetch, cache.clone(), boot, tokio::runtime::Handle::current()))
 }

@@ -1,0 +1,81 @@
+//! Secrets on their way to a node that runs a job.
+
+use atelier_core::access::{Caller, Role};
+use atelier_core::id::NodeName;
+use atelier_core::job::AttemptKey;
+use atelier_core::spec::SecretRef;
+use zeroize::Zeroizing;
+
+use super::handle;
+use super::serve::Shared;
+use crate::vault;
+
+/// Why a node does not get an attempt's secrets.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It does not run the attempt.
+    #[error("attempt {attempt} of job '{job}' does not run on node '{node}'")]
+    NotThere {
+        /// Of which job.
+        job: String,
+        /// Which.
+        attempt: String,
+        /// Who asks.
+        node: NodeName,
+    },
+    /// The vault gives it to nobody, or not to this job.
+    #[error("environment_variables.{variable}: {error}")]
+    Vault {
+        /// The variable that names it.
+        variable: String,
+        /// Why.
+        #[source]
+        error: vault::Error,
+    },
+    /// The reactor did not answer.
+    #[error(transparent)]
+    Reactor(#[from] handle::Error),
+}
+
+impl Shared {
+    /// The secrets that an attempt's job names, by variable, for a node that runs a member of it. The job's user
+    /// must be allowed to use them now, whatever was so when the job was submitted.
+    pub(crate) async fn open_secrets(
+        &self,
+        node: NodeName,
+        key: AttemptKey,
+    ) -> Result<Vec<(String, Zeroizing<Vec<u8>>)>, Error> {
+        let (asked, at) = (key.clone(), node.clone());
+        let found = self.handle.look(move |live, _| {
+            let job =
+                live.job(&asked.job).filter(|job| job.attempt_key().as_ref() == Some(&asked))?;
+            let runs = job.active()?.working().any(|(_, member)| member.node == at);
+            runs.then(|| (job.spec.clone(), job.created_by.clone()))
+        });
+        let Some((spec, created_by)) = found.await? else {
+            let (job, attempt) = (key.job.to_string(), key.attempt.to_string());
+            return Err(Error::NotThere { job, attempt, node });
+        };
+        // By what it is now: it has no token here.
+        let role = match self.door.is_admin(&created_by) {
+            true => Role::Admin,
+            false => Role::DataScientist,
+        };
+        let caller = Caller { principal: created_by, role };
+        let named: Vec<(String, SecretRef)> =
+            spec.secrets().map(|(variable, secret)| (variable.to_owned(), secret)).collect();
+        let mut opened = Vec::with_capacity(named.len());
+        for (variable, secret) in named {
+            let value = self.vault.reveal(&key.job, secret.clone(), &caller, self.clock.wall());
+            match value.await {
+                Ok(value) => {
+                    let by = &caller.principal;
+                    tracing::info!(secret = %secret, job = %key.job, attempt = %key.attempt, %node, %by, "secret given to a job");
+                    opened.push((variable, value));
+                }
+                Err(error) => return Err(Error::Vault { variable, error }),
+            }
+        }
+        Ok(opened)
+    }
+}
