@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::{env, fs, thread};
 
-use atelier_core::node::JOINS;
+use atelier_core::node::{JOINS, SECRETS};
 
 use crate::args::AgentArgs;
 use crate::cgroup::Cgroups;
@@ -57,6 +57,7 @@ pub(crate) fn gather(
     set("kernel", rustix::system::uname().release().to_string_lossy().into_owned());
     set("python", pythons(&folders, for_others).join(" "));
     set(JOINS, "mpirun, ray".to_owned());
+    set(SECRETS, "memory".to_owned());
     set("architecture", env::consts::ARCH.to_owned());
     Facts {
         hostname: hostname(),

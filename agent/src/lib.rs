@@ -40,6 +40,7 @@ mod pollable;
 mod proc;
 mod reach;
 mod record;
+mod secrets;
 mod session;
 mod shutdown;
 mod supervisor;

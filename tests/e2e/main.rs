@@ -37,6 +37,7 @@ mod images;
 mod installs;
 mod io;
 mod isolation;
+mod job_secrets;
 mod jobs;
 mod layers;
 mod local;

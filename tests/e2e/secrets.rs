@@ -11,7 +11,7 @@ use crate::harness::{Agent, Cluster, Process, Settings, needs, until};
 /// What no file, log or answer may hold.
 const CANARY: &str = "canary-7Qm2vXw9ZpLr4KtB";
 
-fn set(cluster: &Cluster, name: &str, value: &str) -> serde_json::Value {
+pub(crate) fn set(cluster: &Cluster, name: &str, value: &str) -> serde_json::Value {
     cluster.atelier(["secret", "set", name, "-o", "json"]).stdin(value).ok().json()
 }
 

@@ -13,12 +13,13 @@ use atelier_proto::agent::v1::{Cause, Problem};
 use super::finalize::{End, tail};
 use super::launch::{give, linked_inputs, own_inputs, user_seed};
 use super::variables::{self, MARK};
-use super::{Attempt, Folder, Node, Services, distribution, kept, problem};
+use super::{Attempt, Folder, Node, Services, distribution, kept, problem, secrets};
 use crate::container::command::{self, Bind, Limits, Plan};
 use crate::container::{Container, Containers, Image, Started, layer, script};
 use crate::data::Fault;
 use crate::environment::{self, BuildLog, Error};
 use crate::record;
+use crate::secrets::Held;
 use crate::supervisor::{Exited, Outcome};
 
 /// What is kept of it in the attempt's folder.
@@ -107,6 +108,7 @@ pub(super) async fn create(
     image: &Image,
     mut inside: BTreeMap<String, String>,
     command: &str,
+    held: Option<&Held>,
 ) -> Result<Program, Problem> {
     // Refused where the job was submitted, unless that was to a daemon of another version.
     let arguments = docker_args(&attempt.spec.resources.docker_args).map_err(|refused| {
@@ -132,7 +134,8 @@ pub(super) async fn create(
         problem::of(Cause::Platform, "cannot write what the container needs", &error)
     };
     let temporary = prepare().map_err(unwritten)?;
-    let binds = binds(attempt, &own).await?;
+    let binds = binds(attempt, &own, held).await?;
+    let secrets = held.map(|held| secrets::script_at(attempt, held));
     // What the job asks of its container may be what cannot be had.
     let cause = if arguments.is_empty() { Cause::Platform } else { Cause::Environment };
     let root = containers.user(user_seed(attempt));
@@ -144,7 +147,8 @@ pub(super) async fn create(
             let own = variables::of_process(&attempt.spec, attempt.assignment.rank, process);
             variables.extend(own);
         }
-        let text = script::text(container.kind, &variables, &folder.work(), &command);
+        let text =
+            script::text(container.kind, &variables, secrets.as_deref(), &folder.work(), &command);
         let script = script::name(process);
         // It holds the attempt's token.
         record::write_bytes(&own, &script, text.as_bytes()).map_err(unwritten)?;
@@ -175,6 +179,7 @@ pub(super) async fn create(
     if let Some(root) = root {
         // It reads what it is to run, and has no right to what is another's.
         let paths = own_folders(attempt).into_iter().chain([temporary, own]);
+        let paths = paths.chain(held.map(Held::job));
         give(attempt, paths.collect(), root).await?;
     }
     let mut environment = node.runtime_variables.clone();
@@ -220,15 +225,20 @@ fn failed(error: &Error, otherwise: Cause) -> Problem {
 }
 
 /// What it sees of the node: what a host's job may write, and what it may only read.
-async fn binds(attempt: &Attempt, own: &Path) -> Result<Vec<Bind>, Problem> {
+async fn binds(attempt: &Attempt, own: &Path, held: Option<&Held>) -> Result<Vec<Bind>, Problem> {
     let (node, folder) = (&attempt.node, &attempt.folder);
     let mut readable = vec![own.to_owned(), folder.inputs(), folder.mounts()];
     readable.extend(distribution::needed(attempt));
-    let bind = |writable| move |path: PathBuf| Bind { path, writable };
+    let bind = |writable| move |path: PathBuf| Bind { path, from: None, writable };
     let of_it = own_folders(attempt).into_iter().map(bind(true));
     let of_it = readable.into_iter().map(bind(false)).chain(of_it);
     let mut all: Vec<Bind> = of_it.filter(|bind| bind.path.exists()).collect();
     all.extend(linked_inputs(attempt).map(bind(false)));
+    all.extend(held.map(|held| Bind {
+        path: secrets::seen_at(attempt, held, true),
+        from: Some(held.job()),
+        writable: false,
+    }));
     for path in &node.writable {
         let found = node.looks.at(path, PATIENCE).await.map_err(|error| {
             problem::of(Cause::Platform, "cannot give the container a folder of the node", &error)

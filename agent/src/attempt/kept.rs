@@ -22,6 +22,7 @@ use crate::container::Kind;
 use crate::disk;
 use crate::exec::{self, Again, Entrance, Place};
 use crate::record;
+use crate::secrets::Held;
 use crate::supervisor::{Exited, LAUNCH, Launch, Outcome};
 
 /// In the attempt's folder, while it is kept.
@@ -333,6 +334,8 @@ pub(crate) fn let_go(node: &Arc<Node>, epoch: u64) {
                 cgroup.kill();
                 let _ = cgroup.remove();
             }
+            // The empty folder that a container found in their place.
+            let _ = Held::remove_of(&own.root, epoch);
             // Under this name it is nobody's record, and keeps the folder from being used again: who was let
             // in may have left something that runs.
             let withdrawn = record::withdraw(folder.path(), RECORD);

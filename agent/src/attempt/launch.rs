@@ -14,10 +14,11 @@ use super::folder::PASSWD;
 use super::prepare::Prepared;
 use super::process::Process;
 use super::run::canceled;
-use super::{Attempt, distribution, problem, variables};
+use super::{Attempt, distribution, problem, secrets, variables};
 use crate::data::mount;
 use crate::isolation::{self, Abilities, Means, View};
 use crate::record;
+use crate::secrets::Held;
 use crate::supervisor::{EXITED, LAUNCH, Launch, LaunchProcess, STARTED, Started};
 
 /// Starts the supervisor, unless the lease has run out since the node took the attempt.
@@ -52,7 +53,15 @@ pub(super) async fn launch(attempt: &Attempt, prepared: Prepared) -> Result<Proc
     distribution::prepare(attempt).map_err(|error| {
         undo(problem::of(Cause::Platform, "cannot make the pipes to the job's logs", &error))
     })?;
-    let Prepared { command, variables, image } = prepared;
+    let Prepared { command, mut variables, image, secrets: values } = prepared;
+    let contained = image.is_some() && attempt.node.containers.is_some();
+    let held = secrets::hold(attempt, &values, contained).map_err(undo)?;
+    if let Some(held) = &held {
+        let folder = secrets::seen_at(attempt, held, contained);
+        let path = |name: &String| (name.clone(), folder.join(name).to_string_lossy().into_owned());
+        variables.extend(values.files.keys().map(path));
+    }
+    drop(values);
     let (program, view) = match (&attempt.node.containers, image) {
         // The runtime needs more of the node than a view gives; the container is the command's view.
         (Some(containers), Some(image)) => {
@@ -60,13 +69,13 @@ pub(super) async fn launch(attempt: &Attempt, prepared: Prepared) -> Result<Proc
                 biased;
                 // Before it is there, nobody else could end what waits for a folder of the node.
                 _ = attempt.interrupted() => Err(canceled(attempt)),
-                made = contain::create(attempt, containers, &image, variables, &command) => made,
+                made = contain::create(attempt, containers, &image, variables, &command, held.as_ref()) => made,
             };
             (made.map_err(undo)?, None)
         }
         _ => {
-            let made = on_the_node(attempt, variables, command).map_err(undo)?;
-            own(attempt, made.1.as_ref()).await.map_err(undo)?;
+            let made = on_the_node(attempt, variables, command, held.as_ref()).map_err(undo)?;
+            own(attempt, made.1.as_ref(), held.as_ref()).await.map_err(undo)?;
             made
         }
     };
@@ -92,6 +101,7 @@ pub(super) async fn launch(attempt: &Attempt, prepared: Prepared) -> Result<Proc
         view,
         contained_root,
         processes: processes(attempt),
+        secrets: held,
         pipes: distribution::pipes(attempt),
         ends,
         apart: attempt.node.services.borrow().as_ref().is_some_and(|services| services.apart),
@@ -138,8 +148,10 @@ fn on_the_node(
     attempt: &Attempt,
     mut environment: BTreeMap<String, String>,
     command: String,
+    held: Option<&Held>,
 ) -> Result<(Program, Option<View>), Problem> {
-    let view = attempt.node.isolated.map(|abilities| view(attempt, abilities, &mut environment));
+    let isolated = attempt.node.isolated;
+    let view = isolated.map(|abilities| view(attempt, abilities, &mut environment, held));
     let view = view.transpose().map_err(|error| {
         problem::of(Cause::Platform, "cannot make the job's folder for temporary files", &error)
     })?;
@@ -150,12 +162,13 @@ fn on_the_node(
 }
 
 /// Gives the command's user what the command may write of the attempt's folder.
-async fn own(attempt: &Attempt, view: Option<&View>) -> Result<(), Problem> {
+async fn own(attempt: &Attempt, view: Option<&View>, held: Option<&Held>) -> Result<(), Problem> {
     let Some((view, user)) = view.and_then(|view| Some((view, view.user.as_ref()?))) else {
         return Ok(());
     };
     let own = view.writable.iter().filter(|path| path.starts_with(attempt.folder.path()));
-    give(attempt, own.chain([&view.temporary]).cloned().collect(), user.id).await
+    let own = own.chain([&view.temporary]).cloned().chain(held.map(Held::job));
+    give(attempt, own.collect(), user.id).await
 }
 
 /// Gives the command's user these of the attempt's files and folders.
@@ -181,6 +194,7 @@ fn view(
     attempt: &Attempt,
     abilities: Abilities,
     environment: &mut BTreeMap<String, String>,
+    held: Option<&Held>,
 ) -> io::Result<View> {
     let (node, folder) = (&attempt.node, &attempt.folder);
     let own = &attempt.spec.environment_variables;
@@ -228,6 +242,7 @@ fn view(
     readable.extend(linked_inputs(attempt));
     readable.extend(distribution::needed(attempt));
     readable.extend(NEEDED.map(PathBuf::from));
+    readable.extend(held.map(Held::job));
     let containers = node.containers.iter().flat_map(|all| all.runtime().folders.iter());
     let mut hidden = hidden(&node.root, user.is_some(), daemon);
     // In there are other jobs' files and variables.
@@ -252,6 +267,7 @@ pub(crate) fn hidden(root: &Path, as_another: bool, daemon: Vec<PathBuf>) -> Vec
     let mut hidden = vec![root.to_owned()];
     hidden.extend(as_another.then(|| isolation::closed_above(root)).flatten());
     hidden.extend(daemon);
+    hidden.extend(crate::secrets::folders(root));
     hidden.extend(SOCKETS.map(PathBuf::from));
     if !rustix::process::geteuid().is_root() {
         hidden.push(SSH.into());

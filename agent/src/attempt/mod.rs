@@ -28,6 +28,7 @@ use crate::isolation::{Abilities, Users};
 use crate::looks::Looks;
 use crate::monitor;
 use crate::reach::Closed;
+use crate::session::Client;
 use crate::supervisor::{Launcher, Lease};
 
 mod apart;
@@ -46,6 +47,7 @@ mod process;
 mod reattach;
 mod remove;
 mod run;
+mod secrets;
 mod spares;
 mod variables;
 
@@ -121,6 +123,7 @@ pub(crate) struct Node {
 /// What an attempt needs of a daemon.
 #[derive(Debug)]
 pub(crate) struct Services {
+    pub(crate) client: Client,
     pub(crate) data: DataPlane,
     pub(crate) http_url: String,
     /// Whether that is at a port for jobs alone.

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::Mutex;
 
 use atelier_core::expr::{Template, Values};
-use atelier_core::spec::{Code, Environment, Input, OutputMode};
+use atelier_core::spec::{Code, Environment, Input, OutputMode, SecretRef};
 use atelier_proto::agent::v1::attempt_report::Phase;
 use atelier_proto::agent::v1::{self as pb, Cause, Preparing, Problem};
 use futures::future::{try_join_all, try_join3};
@@ -15,19 +15,20 @@ use futures::future::{try_join_all, try_join3};
 use super::contain::Contained;
 use super::mounted::Inputs;
 use super::problem::{self, problem};
-use super::{Attempt, Node, Services, contain, variables};
+use super::{Attempt, Node, Services, contain, secrets, variables};
 use crate::clock;
 use crate::container::Image;
 use crate::data::{self, Fault, Given};
 use crate::environment::{self, BuildLog, ImagePolicy, Realised, Wanted};
 
 /// Everything that the command needs, ready.
-#[derive(Debug)]
 pub(super) struct Prepared {
     pub(super) command: String,
     pub(super) variables: BTreeMap<String, String>,
     /// Runs in a container of it; `None`: on the node itself.
     pub(super) image: Option<Image>,
+    /// What the job names as secrets.
+    pub(super) secrets: crate::secrets::Values,
 }
 
 /// What a command runs in.
@@ -69,7 +70,9 @@ pub(super) async fn prepare(attempt: &Attempt, services: &Services) -> Result<Pr
         problem::of(Cause::Platform, "cannot make ./outputs and ./logs", &error)
     })?;
     let outputs = outputs(attempt)?;
-    render(attempt, services, inputs.texts, outputs, surroundings)
+    let prepared = render(attempt, services, inputs.texts, outputs, surroundings)?;
+    // Last, so that they are as little as can be from before what else takes its time.
+    Ok(Prepared { secrets: secrets::open(attempt).await?, ..prepared })
 }
 
 fn steps(attempt: &Attempt) -> Vec<&'static str> {
@@ -269,7 +272,8 @@ fn render(
     };
     let command = render("command", &attempt.spec.command)?;
     let mut own = BTreeMap::new();
-    for (name, value) in &attempt.spec.environment_variables {
+    let plain = attempt.spec.environment_variables.iter();
+    for (name, value) in plain.filter(|(_, value)| SecretRef::of(value).is_none()) {
         let value = render(&format!("environment_variables.{name}"), value)?;
         own.insert(name.clone(), value);
     }
@@ -305,7 +309,7 @@ fn render(
         environment: &environment,
         own: &own,
     });
-    Ok(Prepared { command, variables, image })
+    Ok(Prepared { command, variables, image, secrets: Default::default() })
 }
 
 /// The cause is the user's own only if the error is.

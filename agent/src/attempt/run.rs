@@ -11,6 +11,7 @@ use super::process::Process;
 use super::reattach::{Decision, Loss, decide, look};
 use super::{
     Attempt, News, Order, apart, caught, contain, kept, launch, lost, mounted, prepare, problem,
+    secrets,
 };
 use crate::gpu::{Idle, Share};
 use crate::monitor::{Granted, Sampling, Seen, Whole};
@@ -41,6 +42,7 @@ pub(crate) async fn run(attempt: Attempt, from: Decision) {
 
 /// Tells the session how it came out.
 async fn tell(attempt: &Attempt, driven: Result<Ended, Discarded>) {
+    secrets::remove(attempt);
     match driven {
         Ok(ended) => {
             attempt.log_complete.send_replace(true);

@@ -41,11 +41,20 @@ pub(crate) struct Plan<'a> {
     pub(crate) arguments: &'a [String],
 }
 
-/// Something of the node that the container has at the same path.
+/// Something of the node that the container has.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Bind {
+    /// Where it has it.
     pub(crate) path: PathBuf,
+    /// Where it lies on the node, if that is elsewhere.
+    pub(crate) from: Option<PathBuf>,
     pub(crate) writable: bool,
+}
+
+impl Bind {
+    fn from(&self) -> &Path {
+        self.from.as_deref().unwrap_or(&self.path)
+    }
 }
 
 /// What an engine is to hold a container to; 0: no limit.
@@ -123,7 +132,7 @@ pub(crate) fn create(runtime: &Runtime, plan: &Plan<'_>) -> Option<Vec<String>> 
     all.push(format!("--workdir={}", plan.directory.display()));
     let (mark, folder) = plan.mark;
     all.push(format!("--env={mark}={}", folder.display()));
-    all.extend(plan.binds.iter().map(|bind| mount(&bind.path, &bind.path, bind.writable)));
+    all.extend(plan.binds.iter().map(|bind| mount(bind.from(), &bind.path, bind.writable)));
     for place in ["/tmp", "/var/tmp"] {
         all.push(mount(plan.temporary, Path::new(place), true));
     }
@@ -164,8 +173,8 @@ pub(crate) fn start(kind: Kind, plan: &Plan<'_>) -> Vec<String> {
             let mut bind = |from: &Path, to: &Path, mode: &str| {
                 all.push(format!("--bind={}:{}:{mode}", from.display(), to.display()));
             };
-            for Bind { path, writable } in &plan.binds {
-                bind(path, path, if *writable { "rw" } else { "ro" });
+            for one in &plan.binds {
+                bind(one.from(), &one.path, if one.writable { "rw" } else { "ro" });
             }
             for place in ["/tmp", "/var/tmp"] {
                 bind(plan.temporary, Path::new(place), "rw");

@@ -19,19 +19,30 @@ pub(crate) fn name(process: u32) -> String {
     format!("start-{process}.sh")
 }
 
-/// The script's text.
-pub(crate) fn text(
-    kind: Kind,
-    variables: &BTreeMap<String, String>,
-    directory: &Path,
-    command: &str,
-) -> String {
-    let mut text = String::with_capacity(4096 + command.len());
+/// Lines with which a shell sets variables for what it runs.
+pub(crate) fn exports(variables: &BTreeMap<String, String>) -> String {
+    let mut text = String::new();
     for (name, value) in variables {
         // A shell can set no others.
         if is_variable_name(name) {
             let _ = writeln!(text, "export {name}={}", quote(value));
         }
+    }
+    text
+}
+
+/// The script's text. `secrets`: a file with the [`exports`] of variables that must not be on a disk.
+pub(crate) fn text(
+    kind: Kind,
+    variables: &BTreeMap<String, String>,
+    secrets: Option<&Path>,
+    directory: &Path,
+    command: &str,
+) -> String {
+    let mut text = String::with_capacity(4096 + command.len());
+    text.push_str(&exports(variables));
+    if let Some(secrets) = secrets {
+        let _ = writeln!(text, ". {} || exit 126", quote(&secrets.to_string_lossy()));
     }
     let (directory, command) = (quote(&directory.to_string_lossy()), quote(command));
     let _ = writeln!(text, "cd {directory} || exit 126");

@@ -22,8 +22,8 @@ fn plan<'a>(gpus: &[&str], arguments: &'a [String]) -> Plan<'a> {
         script: Path::new("/a/container/start-0.sh"),
         directory: Path::new("/a/work"),
         binds: vec![
-            Bind { path: "/a/in,puts".into(), writable: false },
-            Bind { path: "/a/work".into(), writable: true },
+            Bind { path: "/a/in,puts".into(), from: None, writable: false },
+            Bind { path: "/a/work".into(), from: None, writable: true },
         ],
         temporary: Path::new("/a/tmp"),
         mark: ("MARK", Path::new("/a")),
@@ -246,16 +246,20 @@ fn a_script_sets_what_a_shell_can_set_and_ends_as_its_command() {
     let folder = tempfile::tempdir().unwrap();
     let variables = [("TOLD", "it's \"here\" $HOME\n`x`"), ("a.b", "dropped")]
         .map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let secrets = folder.path().join("its secrets");
+    let secret = [("SECRET".to_owned(), "'$1'".to_owned())];
+    std::fs::write(&secrets, script::exports(&secret.into())).unwrap();
     for kind in [Kind::Podman, Kind::Docker, Kind::Apptainer] {
         let text = script::text(
             kind,
             &BTreeMap::from(variables.clone()),
+            Some(&secrets),
             folder.path(),
-            "pwd; printf '%s|' \"$TOLD\"; echo err >&2; exit 9",
+            "pwd; printf '%s|' \"$TOLD\" \"$SECRET\"; echo err >&2; exit 9",
         );
         let output = Command::new("/bin/sh").args(["-c", &text]).output().unwrap();
         assert_eq!(output.status.code(), Some(9), "{output:?}");
-        let expected = format!("{}\nit's \"here\" $HOME\n`x`|", folder.path().display());
+        let expected = format!("{}\nit's \"here\" $HOME\n`x`|'$1'|", folder.path().display());
         assert_eq!(String::from_utf8(output.stdout).unwrap(), expected);
         assert_eq!(String::from_utf8(output.stderr).unwrap(), "err\n");
     }

@@ -21,6 +21,7 @@ use crate::container::{Container, Kind, reason, script};
 use crate::isolation;
 use crate::proc::{self, Stat};
 use crate::record;
+use crate::secrets::Held;
 use crate::supervisor::{EXITED, Exited, LAUNCH, Launch};
 
 /// How long the runtime may take to start it.
@@ -109,13 +110,14 @@ impl Again {
         let launch: Option<Launch> = record::read(folder.path(), LAUNCH).map_err(text)?;
         let launch = launch.ok_or("how the job was started is not known any more")?;
         let user = launch.user();
+        launch.secrets.as_ref().map_or(Ok(()), Held::make_empty).map_err(text)?;
         let mut variables = launch.inside.unwrap_or_default();
         variables.extend(self.variables.clone());
         let own = folder.container();
         let hold = own.join(HOLD);
         make_hold(&hold).map_err(text)?;
         let wait = format!("echo {READY}; read held <> {}", quote(&hold.to_string_lossy()));
-        let wait = script::text(self.kind, &variables, &launch.directory, &wait);
+        let wait = script::text(self.kind, &variables, None, &launch.directory, &wait);
         record::write_bytes(&own, &script::name(self.process), wait.as_bytes()).map_err(text)?;
         user.map_or(Ok(()), |user| isolation::give(&[own], user)).map_err(text)?;
         let program = launch.program.to_string_lossy().into_owned();

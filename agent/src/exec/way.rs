@@ -91,9 +91,11 @@ pub(super) fn start(
     files: &[OwnedFd],
     agent: BorrowedFd<'_>,
 ) -> Result<Pid, Failed> {
-    let launch: Launch = record::read(&order.folder, LAUNCH)
+    let mut launch: Launch = record::read(&order.folder, LAUNCH)
         .and_then(|launch| launch.ok_or_else(|| io::ErrorKind::NotFound.into()))
         .map_err(failed("reading how the job was started"))?;
+    // Of one that is over they are gone.
+    launch.add_secrets().map_err(failed("reading the job's secrets"))?;
     let groups = match &order.way {
         Way::Beside { .. } => &launch.cgroup,
         Way::Anew { cgroup } | Way::Container { cgroup } | Way::Again { cgroup, .. } => cgroup,

@@ -290,8 +290,9 @@ impl Session {
             cache_bytes: self.args.data_cache,
             closed: Arc::clone(&closed),
         })?;
-        self.client.send_replace(Some(connection.client));
+        self.client.send_replace(Some(connection.client.clone()));
         self.services.send_replace(Some(Arc::new(Services {
+            client: connection.client,
             data,
             http_url: welcome.http_url.clone(),
             apart: !welcome.control_url.is_empty(),

@@ -22,6 +22,7 @@ use crate::attempt::{
 use crate::clock;
 use crate::exec::{Entrance, Place};
 use crate::record;
+use crate::secrets;
 
 /// Beside `attempts/`: the boot in which their records were written. On the disk before any of them is.
 const BOOT: &str = "boot.json";
@@ -92,6 +93,9 @@ impl Registry {
         }
         end_forgotten(&node.attempts, |folder| {
             registry.attempts.values().any(|entry| entry.folder.path() == folder)
+        });
+        secrets::sweep(&node.root, |epoch| {
+            registry.attempts.get(&epoch).is_some_and(|entry| entry.waiting.is_some())
         });
         // On a full disk the older one stays, which errs on the safe side.
         if !same_boot && let Err(error) = note_boot(root, &node.boot_id) {

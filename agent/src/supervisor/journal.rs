@@ -17,6 +17,7 @@ use crate::cgroup::Cgroup;
 use crate::data::mount::Server;
 use crate::isolation::View;
 use crate::record;
+use crate::secrets::{Held, Values};
 
 /// What to run: written by the agent. Holds the attempt's token, so only the owner may read it.
 pub(crate) const LAUNCH: &str = "launch.json";
@@ -78,6 +79,10 @@ pub(crate) struct Launch {
     /// Whether the port of the daemon that the command was told is for jobs alone.
     #[serde(default)]
     pub(crate) apart: bool,
+    /// Secrets that the command gets besides its environment, or that of the command beside it, and that do not
+    /// go into the logs.
+    #[serde(default)]
+    pub(crate) secrets: Option<Held>,
     /// Ways into the logs of processes that the one command has started by others, which keep to themselves
     /// what these print. The first is the command's own log.
     #[serde(default)]
@@ -110,6 +115,18 @@ fn give_up_ms() -> u64 {
 impl Launch {
     pub(crate) const GIVE_UP_MS: u64 = 30_000;
     pub(crate) const VERSION: u32 = VERSION;
+
+    /// Adds the secrets to the command's environment, as long as there are some. What they are.
+    pub(crate) fn add_secrets(&mut self) -> io::Result<Option<Values>> {
+        let Some(held) = &self.secrets else { return Ok(None) };
+        let values = held.values()?;
+        let variables = values.iter().flat_map(|values| values.variables.clone());
+        match &mut self.inside {
+            Some(inside) => inside.extend(variables),
+            None => self.environment.extend(variables),
+        }
+        Ok(values)
+    }
 
     /// How many commands are run at once.
     pub(super) fn commands(&self) -> usize {

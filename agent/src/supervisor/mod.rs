@@ -108,7 +108,7 @@ fn supervise(folder: &Path) -> Result<(), Error> {
         what: "signals",
         source,
     })?;
-    let launch: Launch = record::read(folder, LAUNCH)
+    let mut launch: Launch = record::read(folder, LAUNCH)
         .map_err(|source| Error::Read { folder: folder.into(), what: LAUNCH, source })?
         .ok_or_else(|| Error::Missing { folder: folder.into(), what: LAUNCH })?;
     let started = Started::this_process().map_err(|source| Error::Read {
@@ -129,7 +129,15 @@ fn supervise(folder: &Path) -> Result<(), Error> {
     // SAFETY: It only marks files to be closed when the command starts.
     unsafe { libc::close_range(3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC as libc::c_int) };
 
-    let mut exited = run::run(folder, &launch, &started, signals).unwrap_or_else(|failure| {
+    let values = match launch.add_secrets() {
+        Ok(None) if launch.secrets.is_some() => Err(io::ErrorKind::NotFound.into()),
+        other => other,
+    };
+    let ran = match values {
+        Ok(values) => run::run(folder, &launch, &started, signals, values.as_ref()),
+        Err(error) => Err(run::failed("reading the job's secrets", &error)),
+    };
+    let mut exited = ran.unwrap_or_else(|failure| {
         let now = crate::clock::now_ms();
         Exited::without_start(started.started_at_ms, now, failure)
     });

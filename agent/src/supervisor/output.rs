@@ -13,6 +13,7 @@ use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_getpipe_size, pipe_with, splice
 
 use super::journal::LogError;
 use super::pace::Pace;
+use crate::secrets::Redactor;
 
 /// At most this much is moved before the supervisor looks at its signals again.
 const STEP: usize = 1024 * 1024;
@@ -34,6 +35,8 @@ pub(super) struct Output {
     sink: Option<OwnedFd>,
     cannot_splice: bool,
     pace: Pace,
+    /// Takes secrets out of what comes; it may hold some of it back.
+    pub(super) redactor: Option<Redactor>,
 }
 
 /// What a look at the pipe found.
@@ -73,6 +76,7 @@ impl Output {
             sink: None,
             cannot_splice: false,
             pace: Pace::new(rate),
+            redactor: None,
         };
         Ok((output, writer))
     }
@@ -97,8 +101,10 @@ impl Output {
 
     /// Moves what is in the pipe, at most [`STEP`] bytes. Never waits.
     pub(super) fn pump(&mut self) -> Found {
-        let room = self.limit.saturating_sub(self.written);
-        let moved = if room == 0 || self.error.is_some() {
+        let held = self.redactor.as_ref().map_or(0, |redactor| redactor.held() as u64);
+        let room = self.limit.saturating_sub(self.written + held);
+        // What is held back may need less room in the end; what follows what was dropped has none all the same.
+        let moved = if room == 0 || self.dropped > 0 || self.error.is_some() {
             self.drop_some()
         } else {
             let step = usize::try_from(room).unwrap_or(STEP).min(STEP);
@@ -114,16 +120,14 @@ impl Output {
     }
 
     fn keep_some(&mut self, step: usize) -> Result<usize, Errno> {
-        let moved = if self.cannot_splice {
+        let moved = if self.cannot_splice || self.redactor.is_some() {
             self.copy_some(step)
         } else {
-            splice(&self.pipe, None, &self.log, None, step, SpliceFlags::NONBLOCK)
+            let moved = splice(&self.pipe, None, &self.log, None, step, SpliceFlags::NONBLOCK);
+            moved.inspect(|bytes| self.written += *bytes as u64)
         };
         match moved {
-            Ok(bytes) => {
-                self.written += bytes as u64;
-                Ok(bytes)
-            }
+            Ok(bytes) => Ok(bytes),
             Err(Errno::INVAL | Errno::NOSYS) if !self.cannot_splice => {
                 self.cannot_splice = true;
                 Err(Errno::INTR)
@@ -142,19 +146,42 @@ impl Output {
     fn copy_some(&mut self, step: usize) -> Result<usize, Errno> {
         let mut buffer = vec![0; BUFFER.min(step)];
         let bytes = rustix::io::read(&self.pipe, &mut buffer)?;
-        let mut rest = &buffer[..bytes];
+        let read = &buffer[..bytes];
+        match &mut self.redactor {
+            None => self.write(read)?,
+            Some(redactor) => {
+                let given = redactor.push(read);
+                self.write(&given)?;
+            }
+        }
+        Ok(bytes)
+    }
+
+    fn write(&mut self, mut rest: &[u8]) -> Result<(), Errno> {
         while !rest.is_empty() {
             match rustix::io::write(&self.log, rest) {
-                Ok(written) => rest = &rest[written..],
+                Ok(written) => {
+                    self.written += written as u64;
+                    rest = &rest[written..];
+                }
                 Err(Errno::INTR) => {}
                 Err(errno) => {
-                    self.written += (bytes - rest.len()) as u64;
                     self.dropped += rest.len() as u64;
                     return Err(errno);
                 }
             }
         }
-        Ok(bytes)
+        Ok(())
+    }
+
+    /// Writes what is held back: nothing follows it in the log.
+    fn release(&mut self) {
+        let held = self.redactor.as_mut().map(Redactor::finish).unwrap_or_default();
+        if self.error.is_some() {
+            self.dropped += held.len() as u64;
+        } else if let Err(errno) = self.write(&held) {
+            self.error = Some(LogError::Other(errno.raw_os_error()));
+        }
     }
 
     fn drop_some(&mut self) -> Result<usize, Errno> {
@@ -165,6 +192,7 @@ impl Output {
         let Some(sink) = &self.sink else { return Err(Errno::BADF) };
         let bytes = splice(&self.pipe, None, sink, None, STEP, SpliceFlags::NONBLOCK)?;
         if bytes > 0 && self.dropped == 0 && self.error.is_none() {
+            self.release();
             self.note(&format!(
                 "log limit of {} bytes reached: further output is dropped",
                 self.limit
@@ -187,6 +215,7 @@ impl Output {
             }
             budget = budget.saturating_sub((self.written + self.dropped).saturating_sub(before));
         }
+        self.release();
         if let Some(told) = self.pace.told() {
             self.note(&told);
         }
@@ -226,3 +255,7 @@ fn open_both(name: &Path) -> io::Result<(OwnedFd, OwnedFd)> {
     let writer = open(name, flags | OFlags::WRONLY, Mode::empty())?;
     Ok((reader, writer))
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests;

@@ -4,6 +4,7 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
+use std::sync::Arc;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
@@ -21,6 +22,7 @@ use super::word::Word;
 use super::{Lease, tree};
 use crate::cgroup::{Cgroup, MemoryUse};
 use crate::clock;
+use crate::secrets::{Redactor, Values};
 
 /// How long the job's view and its commands may take to be made: what takes longer waits for a file system
 /// that does not answer.
@@ -87,17 +89,19 @@ struct Supervisor<'a> {
     mounts_told_at: Option<u64>,
 }
 
-/// Runs the command to its end and that of everything it started.
+pub(super) fn failed(what: &str, error: &io::Error) -> Outcome {
+    let errno = error.raw_os_error().unwrap_or(libc::EIO);
+    Outcome::NotStarted { what: what.to_owned(), errno }
+}
+
+/// Runs the command to its end and that of everything it started. `secrets`: what must not be in its logs.
 pub(super) fn run(
     folder: &Path,
     launch: &Launch,
     started: &Started,
     signals: Signals,
+    secrets: Option<&Values>,
 ) -> Result<Exited, Outcome> {
-    let failed = |what: &str, error: &io::Error| Outcome::NotStarted {
-        what: what.to_owned(),
-        errno: error.raw_os_error().unwrap_or(libc::EIO),
-    };
     let (lease, lease_until) = match &launch.lease {
         None => (None, Lease::NEVER),
         Some(path) => {
@@ -110,10 +114,12 @@ pub(super) fn run(
         timerfd_create(TimerfdClockId::Boottime, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)
             .map_err(|errno| failed("making a timer", &errno.into()))?;
     let (mut outputs, mut writers) = (Vec::new(), Vec::new());
+    let patterns = secrets.and_then(Values::patterns).map(Arc::new);
     for (log, pipe) in launch.logs() {
-        let (output, writer) =
+        let (mut output, writer) =
             Output::open(&folder.join(log), launch.log_limit, launch.log_rate, pipe)
                 .map_err(|error| failed("opening the log", &error))?;
+        output.redactor = patterns.clone().map(Redactor::new);
         launch.own(&writer).map_err(|error| failed("giving the job its output", &error))?;
         outputs.push(output);
         writers.push(writer);

@@ -37,6 +37,37 @@ async fn a_job_outlives_its_agent_and_is_neither_lost_nor_doubled() {
 }
 
 #[tokio::test]
+async fn an_agent_that_is_killed_while_it_prepares_asks_for_the_secrets_again() {
+    let mut daemon = Daemon::start().await;
+    let mut agent = Agent::start(&daemon);
+    let session = daemon.session().await;
+    let command = "printf %s \"$TOKEN\" | wc -c >length; echo \"it is $TOKEN\"; exit 6";
+    let mut assignment = assignment(1, command);
+    let variables = &mut assignment.spec.as_mut().unwrap().environment_variables;
+    variables.insert("TOKEN".to_owned(), "azureml:secrets/token:1".to_owned());
+    session.send(Down::Assign(assignment));
+    let asked = || *daemon.secrets.asked.lock().unwrap();
+    wait_for("the agent to ask", || (asked() > 0).then_some(())).await;
+    agent.kill();
+    let before = asked();
+    agent.restart();
+    let mut session = daemon.session().await;
+    wait_for("the agent to ask again", || {
+        (*daemon.secrets.asked.lock().unwrap() > before).then_some(())
+    })
+    .await;
+    let value = "value-of-the-token".into();
+    let secret = pb::OpenedSecret { variable: "TOKEN".to_owned(), value };
+    let given = pb::OpenSecretsResponse { secrets: vec![secret] };
+    *daemon.secrets.given.lock().unwrap() = Some(given);
+    let ended = session.ended(&key(1)).await;
+    assert_eq!(ended.exit.unwrap().how, Some(pb::exit::How::Code(6)), "{ended:?}");
+    assert_eq!(agent.wait_for_file(1, "length").await.trim(), "18");
+    let log = std::fs::read_to_string(agent.attempt(1).join("std_log.txt")).unwrap();
+    assert_eq!(log, "it is ***\n");
+}
+
+#[tokio::test]
 async fn what_ends_while_the_agent_is_away_is_reported() {
     let mut daemon = Daemon::start().await;
     let mut agent = Agent::start(&daemon);

@@ -1,0 +1,122 @@
+//! The secrets that an attempt's job names: asked of the daemon when all else is ready, and kept in memory alone.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use atelier_core::spec::{Delivery, SecretRef};
+use atelier_proto::agent::v1::{Cause, OpenSecretsRequest, OpenedSecret, Problem};
+use tonic::Code;
+
+use super::Attempt;
+use super::prepare::PrepareLog;
+use super::problem::{self, problem};
+use crate::container::script;
+use crate::environment::BuildLog as _;
+use crate::secrets::{Held, SCRIPT, SHORTEST, Values};
+
+/// How long the daemon may take to answer.
+const ANSWER: Duration = Duration::from_secs(30);
+/// Between two times of asking.
+const PAUSE: Duration = Duration::from_secs(1);
+/// More than all that a job may name; a message is as long as that at most.
+const MOST: usize = 64 << 20;
+
+/// Asks for the values. As long as the daemon cannot be reached this waits, as all of a preparation does.
+pub(super) async fn open(attempt: &Attempt) -> Result<Values, Problem> {
+    let mut values = Values::default();
+    if attempt.spec.secrets().next().is_none() {
+        return Ok(values);
+    }
+    let opened = ask(attempt).await?;
+    for (variable, secret) in attempt.spec.secrets() {
+        let found = opened.iter().find(|opened| opened.variable == variable);
+        let value = found.map(|opened| opened.value.to_vec()).ok_or_else(|| {
+            problem(Cause::Platform, format!("the daemon did not give the secret of {variable}"))
+        })?;
+        match secret.delivery {
+            Delivery::File => {
+                values.files.insert(variable.to_owned(), value);
+            }
+            Delivery::Variable => {
+                let value = text(&secret, value)?;
+                values.variables.insert(variable.to_owned(), value);
+            }
+        }
+    }
+    Ok(values)
+}
+
+async fn ask(attempt: &Attempt) -> Result<Vec<OpenedSecret>, Problem> {
+    loop {
+        let client = attempt.services().await.client.clone();
+        let mut client = client.max_decoding_message_size(MOST);
+        let request = OpenSecretsRequest { key: Some(attempt.key.clone()) };
+        let told = match tokio::time::timeout(ANSWER, client.open_secrets(request)).await {
+            Ok(Ok(answer)) => return Ok(answer.into_inner().secrets),
+            Ok(Err(status)) => status,
+            Err(_) => tonic::Status::deadline_exceeded("the daemon did not answer"),
+        };
+        let cause = match told.code() {
+            Code::NotFound | Code::PermissionDenied | Code::FailedPrecondition => Cause::Input,
+            Code::Internal | Code::Unimplemented => Cause::Platform,
+            _ => {
+                tracing::warn!(epoch = attempt.key.epoch, %told, "cannot get a job's secrets, trying again");
+                tokio::time::sleep(PAUSE).await;
+                continue;
+            }
+        };
+        return Err(problem(cause, format!("cannot get the job's secrets: {}", told.message())));
+    }
+}
+
+/// As a variable can have it.
+fn text(secret: &SecretRef, value: Vec<u8>) -> Result<String, Problem> {
+    String::from_utf8(value).ok().filter(|text| !text.contains('\0')).ok_or_else(|| {
+        let name = &secret.name;
+        let message = format!(
+            "secret '{name}' is no text, which a variable must be; ask for a file: azureml:secrets/{name}?as=file"
+        );
+        problem(Cause::Input, message)
+    })
+}
+
+/// Puts the values where the supervisor finds them, and tells in the job's log which of them cannot be hidden.
+pub(super) fn hold(
+    attempt: &Attempt,
+    values: &Values,
+    contained: bool,
+) -> Result<Option<Held>, Problem> {
+    if values.all().next().is_none() {
+        return Ok(None);
+    }
+    let log = PrepareLog::new(attempt.folder.log());
+    for (variable, _) in values.all().filter(|(_, value)| value.trim_ascii().len() < SHORTEST) {
+        log.line(&format!(
+            "[atelier] the secret in {variable} has fewer than {SHORTEST} bytes: it is not hidden in this log"
+        ));
+    }
+    let script = contained.then(|| script::exports(&values.variables));
+    Held::write(&attempt.node.root, attempt.key.epoch, values, script.as_deref())
+        .map(Some)
+        .map_err(|error| problem::of(Cause::Platform, "cannot keep the job's secrets", &error))
+}
+
+/// Where the job finds the folder of its files; a container has them beside its other folders.
+pub(super) fn seen_at(attempt: &Attempt, held: &Held, contained: bool) -> PathBuf {
+    match contained {
+        true => attempt.folder.path().join("secrets"),
+        false => held.job(),
+    }
+}
+
+/// Where the script of a container finds the variables.
+pub(super) fn script_at(attempt: &Attempt, held: &Held) -> PathBuf {
+    seen_at(attempt, held, true).join(SCRIPT)
+}
+
+/// Nothing of the attempt runs any more.
+pub(super) fn remove(attempt: &Attempt) {
+    if let Err(error) = Held::remove_of(&attempt.node.root, attempt.key.epoch) {
+        tracing::warn!(epoch = attempt.key.epoch, %error, "cannot remove the secrets of an attempt");
+    }
+}
