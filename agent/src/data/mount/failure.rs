@@ -1,8 +1,7 @@
 //! Why a read of a mounted input fails.
 
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
-use std::sync::PoisonError;
+use std::sync::{Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
