@@ -11,7 +11,7 @@ pub(super) enum Command {
     /// Make a version of a data asset from its file
     ///
     /// Azure's files are read as they are. A path of this machine is sent, and not again while its files are the
-    /// same. Where a version lies never changes: the same again is no change, and another place needs another version.
+    /// same. Where a version lies never changes: with a version the same again is no change, and another place needs another.
     #[command(
         disable_version_flag = true,
         after_help = "\

@@ -7,6 +7,8 @@ use atelier_core::id::{AssetName, JobName, Principal, VersionName};
 use atelier_core::spec::{AssetRef, AssetVersion, DataUri, Diagnostics};
 use atelier_core::time::Timestamp;
 
+use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
+
 use crate::store::assets::{self, AssetQuery, Listed, Use};
 use crate::store::{self, SqliteStore};
 
@@ -14,6 +16,8 @@ use crate::store::{self, SqliteStore};
 #[derive(Clone)]
 pub struct Assets {
     store: Arc<SqliteStore>,
+    /// Held for reading while one is made of what lies somewhere, alone while what jobs wrote is removed.
+    places: Arc<RwLock<()>>,
 }
 
 /// Why an asset is not to be had, or cannot be kept.
@@ -93,7 +97,17 @@ pub(super) fn made_by(uri: &DataUri) -> Option<MadeBy> {
 
 impl Assets {
     pub(super) fn new(store: Arc<SqliteStore>) -> Self {
-        Self { store }
+        Self { store, places: Arc::default() }
+    }
+
+    /// Keeps what jobs wrote from being removed, until it is dropped.
+    pub async fn hold(&self) -> OwnedRwLockReadGuard<()> {
+        self.places.clone().read_owned().await
+    }
+
+    /// Keeps new ones from being made of what jobs wrote, until it is dropped.
+    pub async fn let_go(&self) -> OwnedRwLockWriteGuard<()> {
+        self.places.clone().write_owned().await
     }
 
     /// Makes a version, or finds the one that is made of the same. Its place is resolved. It is on disk when this

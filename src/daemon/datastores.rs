@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use atelier_core::asset::Version;
 use atelier_core::datastore::{
     Credentials, DatastoreRecord, Draft, Existing, KeptCredentials, Refusal, Registration, Source,
 };
@@ -19,8 +20,11 @@ use zeroize::Zeroizing;
 
 use super::handle::{self, Handle};
 use crate::storage::{self, Datastore, Datastores, ObjectPath, Unlock};
-use crate::store::{self, SqliteStore, datastores, secrets};
+use crate::store::{self, SqliteStore, assets, datastores, secrets};
 use crate::vault::{self, Vault};
+
+/// How many assets are told of that keep a datastore from being deleted.
+const SHOWN: usize = 5;
 
 /// Makes, changes, tries and deletes datastores. Cheap to clone.
 #[derive(Clone)]
@@ -197,6 +201,12 @@ impl DatastoreChanges {
             .await?;
         if !jobs.is_empty() {
             return Err(Refusal::InUse { name, jobs }.into());
+        }
+        let assets = self.store.read(|conn| assets::within(conn, name.as_str(), SHOWN))?;
+        if !assets.is_empty() {
+            let id = |asset: &Version| format!("{}:{}", asset.name, asset.version);
+            let assets = assets.iter().map(id).collect();
+            return Err(Refusal::HoldsAssets { name, assets }.into());
         }
         let (key, sealed) = (name.clone(), SealedName::Datastore(name.clone()));
         let write = move |conn: &_| {

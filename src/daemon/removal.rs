@@ -55,6 +55,8 @@ impl Removal {
         if job.ended().is_none() {
             return Err(handle::Error::StillLive(job.name.clone()).into());
         }
+        // None is made of it from now on.
+        let _alone = self.assets.let_go().await;
         // The job's own run and those made within the job.
         let name = job.name.clone();
         let mut runs = self.tracking.read(move |conn| tracking::runs_within(conn, &name)).await?;

@@ -10,6 +10,9 @@ use super::handle;
 use super::serve::Shared;
 use crate::vault;
 
+/// Bytes of a job's secrets together.
+const MOST: usize = 1 << 20;
+
 /// Why a node does not get an attempt's secrets.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -32,6 +35,12 @@ pub enum Error {
         #[source]
         error: vault::Error,
     },
+    /// Each log of the job is looked through for all of them.
+    #[error(
+        "the job's secrets have more than {} KiB together; name fewer, or have it fetch large ones itself",
+        MOST >> 10
+    )]
+    TooMuch,
     /// The reactor did not answer.
     #[error(transparent)]
     Reactor(#[from] handle::Error),
@@ -64,13 +73,17 @@ impl Shared {
         let caller = Caller { principal: created_by, role };
         let named: Vec<(String, SecretRef)> =
             spec.secrets().map(|(variable, secret)| (variable.to_owned(), secret)).collect();
-        let mut opened = Vec::with_capacity(named.len());
+        let (mut opened, mut size) = (Vec::with_capacity(named.len()), 0);
         for (variable, secret) in named {
             let value = self.vault.reveal(&key.job, secret.clone(), &caller, self.clock.wall());
             match value.await {
                 Ok(value) => {
                     let by = &caller.principal;
                     tracing::info!(secret = %secret, job = %key.job, attempt = %key.attempt, %node, %by, "secret given to a job");
+                    size += value.len();
+                    if size > MOST {
+                        return Err(Error::TooMuch);
+                    }
                     opened.push((variable, value));
                 }
                 Err(error) => return Err(Error::Vault { variable, error }),

@@ -37,7 +37,7 @@ impl pb::asset_service_server::AssetService for Service {
         let by = caller(&request)?.principal;
         let draft = Draft::try_from(request.into_inner()).map_err(told)?;
         // What it lies in must be there until it is known.
-        let _held = self.0.datastores.hold().await;
+        let _held = (self.0.datastores.hold().await, self.0.assets.hold().await);
         let (draft, made_by) = self.0.admission.locate(draft).await.map_err(told)?;
         let at = self.0.clock.wall();
         let made = self.0.assets.register(draft, made_by, by, at).await.map_err(told)?;

@@ -205,7 +205,8 @@ status!(daemon::DatastoreError, error => match &error {
         DatastoreRefusal::Taken(_) | DatastoreRefusal::SameButForCase { .. } => Code::AlreadyExists,
         DatastoreRefusal::Default(_)
         | DatastoreRefusal::FixedPlace { .. }
-        | DatastoreRefusal::InUse { .. } => Code::FailedPrecondition,
+        | DatastoreRefusal::InUse { .. }
+        | DatastoreRefusal::HoldsAssets { .. } => Code::FailedPrecondition,
         DatastoreRefusal::Credentials { .. } => Code::InvalidArgument,
         DatastoreRefusal::NoSuch { .. } => Code::NotFound,
     },
@@ -229,7 +230,9 @@ status!(daemon::CacheError, error => match &error {
 });
 status!(vault::Error, error => code_of_vault(&error));
 status!(daemon::SecretsError, error => match &error {
-    daemon::SecretsError::NotThere { .. } => Code::FailedPrecondition,
+    daemon::SecretsError::NotThere { .. } | daemon::SecretsError::TooMuch => {
+        Code::FailedPrecondition
+    }
     daemon::SecretsError::Vault { error, .. } => code_of_vault(error),
     daemon::SecretsError::Reactor(error) => code_of_handle(error),
 });

@@ -323,10 +323,10 @@ async fn delete(
         return Err(forbidden("the code of jobs lies there, which is not deleted by path"));
     }
     let DeleteQuery { recursive } = queried(head)?;
-    if !recursive {
-        datastore.head(path).await?;
+    match recursive {
+        true => datastore.delete(path).await?,
+        false => datastore.delete_object(path).await?,
     }
-    datastore.delete(path).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
@@ -398,10 +398,18 @@ async fn write(
     if headers.contains_key(header::CONTENT_RANGE) {
         return Err(Refusal::invalid("an object is stored whole: send no Content-Range"));
     }
-    // Again once all of it is there: an attempt that is over must change nothing.
-    let still = || authorize(state, caller, datastore, path.as_str(), true);
-    let bytes = checked(body, async move { still().map_err(|refusal| refusal.message) });
-    let meta = match datastore.put_stream(path, bytes).await {
+    // Again once all of it has come, and when all is stored: an attempt that is over must change nothing.
+    let still: storage::Still = {
+        let (state, caller) = (state.clone(), caller.clone());
+        let (datastore, path) = (datastore.clone(), path.clone());
+        Arc::new(move || {
+            authorize(&state, &caller, &datastore, path.as_str(), true)
+                .map_err(|refusal| refusal.message)
+        })
+    };
+    let has_come = still.clone();
+    let bytes = checked(body, async move { has_come() });
+    let meta = match datastore.put_stream_if(path, bytes, still).await {
         Err(error @ storage::Error::Interrupted(_)) => {
             authorize(state, caller, datastore, path.as_str(), true)?;
             return Err(error.into());

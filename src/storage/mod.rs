@@ -126,6 +126,9 @@ pub enum Error {
     },
 }
 
+/// Says why an object that is all there is not to be seen, if it is not.
+pub type Still = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
+
 /// What is known of an object without reading it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Meta {
@@ -332,9 +335,27 @@ impl Datastore {
         S: Stream<Item = Result<Bytes, E>> + Send,
         E: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
+        self.put_stream_if(path, bytes, Arc::new(|| Ok(()))).await
+    }
+
+    /// As [`Datastore::put_stream`], if `still` finds no reason against it once all bytes are stored, right before
+    /// the object is seen.
+    ///
+    /// # Errors
+    /// As [`Datastore::put_stream`]; [`Error::Interrupted`] with that reason.
+    pub async fn put_stream_if<S, E>(
+        &self,
+        path: &ObjectPath,
+        bytes: S,
+        still: Still,
+    ) -> Result<Meta, Error>
+    where
+        S: Stream<Item = Result<Bytes, E>> + Send,
+        E: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
         match self.served().await? {
-            Served::Folder(folder) => folder.put_stream(path, bytes).await,
-            Served::Cloud(cloud) => cloud.put_stream(path, bytes).await,
+            Served::Folder(folder) => folder.put_stream(path, bytes, still).await,
+            Served::Cloud(cloud) => cloud.put_stream(path, bytes, &still).await,
         }
     }
 
@@ -363,6 +384,17 @@ impl Datastore {
         match self.served().await? {
             Served::Folder(folder) => folder.delete(path).await,
             Served::Cloud(cloud) => cloud.delete(path).await,
+        }
+    }
+
+    /// Removes the object at `path`, and nothing that may lie below it.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] and others.
+    pub async fn delete_object(&self, path: &ObjectPath) -> Result<(), Error> {
+        match self.served().await? {
+            Served::Folder(folder) => folder.delete_object(path).await,
+            Served::Cloud(cloud) => cloud.delete_object(path).await,
         }
     }
 }

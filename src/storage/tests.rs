@@ -119,8 +119,16 @@ async fn a_stream_that_breaks_off_stores_nothing() {
     }
     assert_eq!(world.staged(), 0);
     let pieces =
-        futures::stream::iter((0..5).map(|i| Ok::<_, io::Error>(Bytes::from(vec![i; 300_000]))));
-    store.put_stream(&path("a/b"), pieces).await.unwrap();
+        || futures::stream::iter((0..5).map(|i| Ok::<_, io::Error>(Bytes::from(vec![i; 300_000]))));
+    // One whose writer is over by the time all of it is on the disk.
+    let over: Still = Arc::new(|| Err("the attempt is over".to_owned()));
+    let error = store.put_stream_if(&path("a/b"), pieces(), over).await.unwrap_err();
+    assert!(matches!(error, Error::Interrupted(_)), "{error}");
+    assert!(matches!(store.head(&path("a/b")).await, Err(Error::NotFound(_))));
+    assert_eq!(world.staged(), 0);
+    assert!(matches!(store.delete_object(&path("a")).await, Err(Error::NotFound(_))));
+    store.put_stream(&path("a/b"), pieces()).await.unwrap();
+    assert!(matches!(store.delete_object(&path("a")).await, Err(Error::NotFound(_))));
     assert_eq!(store.head(&path("a/b")).await.unwrap().size, 1_500_000);
 }
 

@@ -394,3 +394,20 @@ fn who_may_do_what_with_assets() {
     with(&bob, &["delete", "d:1"]).fails(5).says(&["bob", "it is ana's"]);
     with(&ana, &["delete", "d:1"]).ok();
 }
+
+/// Another datastore of the name would make something else of it.
+#[test]
+fn a_datastore_is_not_deleted_while_assets_lie_in_it() {
+    let cluster = Cluster::start();
+    let folder = fs::canonicalize(cluster.path()).unwrap().join("datasets");
+    fs::create_dir(&folder).unwrap();
+    fs::write(folder.join("iris.csv"), "1\n").unwrap();
+    let yaml = format!("name: datasets\ntype: local\npath: {}\n", folder.display());
+    cluster.atelier(["datastore", "create", "-f", "-"]).stdin(yaml).ok();
+    let path = "azureml://datastores/datasets/paths/iris.csv";
+    made(&cluster, &["data", "create", "-n", "iris", "-t", "uri_file", "-p", path]);
+    let delete = || cluster.atelier(["datastore", "delete", "datasets"]);
+    delete().fails(1).says(&["an asset lies in datastore 'datasets' (iris:1)", "data delete"]);
+    cluster.atelier(["data", "delete", "iris:1", "--yes"]).ok();
+    delete().ok();
+}

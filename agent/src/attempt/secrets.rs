@@ -58,7 +58,12 @@ async fn ask(attempt: &Attempt) -> Result<Vec<OpenedSecret>, Problem> {
         };
         let cause = match told.code() {
             Code::NotFound | Code::PermissionDenied | Code::FailedPrecondition => Cause::Input,
-            Code::Internal | Code::Unimplemented => Cause::Platform,
+            // Nothing that another try would change.
+            Code::Internal
+            | Code::Unimplemented
+            | Code::Unauthenticated
+            | Code::InvalidArgument
+            | Code::OutOfRange => Cause::Platform,
             _ => {
                 tracing::warn!(epoch = attempt.key.epoch, %told, "cannot get a job's secrets, trying again");
                 tokio::time::sleep(PAUSE).await;

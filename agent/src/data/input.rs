@@ -273,9 +273,18 @@ impl Place<'_> {
         let found = move || {
             // A job may have read all of it from where it was mounted.
             let is_whole = || partial::finish(&cache, id, size).unwrap_or(false);
-            Ok(cache
+            let hit = cache
                 .get(Kind::Files, id)
-                .or_else(|| is_whole().then(|| cache.get(Kind::Files, id))?))
+                .or_else(|| is_whole().then(|| cache.get(Kind::Files, id))?);
+            // One that was on its way to the disk when the machine lost its power may be shorter.
+            let fits = |path: &Path| fs::metadata(path).is_ok_and(|meta| meta.len() == size);
+            Ok(match hit {
+                Some((path, _pin)) if !fits(&path) => {
+                    cache.discard(Kind::Files, id);
+                    None
+                }
+                hit => hit,
+            })
         };
         if let Some(hit) = blocking(found).await? {
             return Ok(hit);

@@ -45,7 +45,10 @@ impl Values {
     }
 
     /// What to look for in the job's output.
-    pub(crate) fn patterns(&self) -> Option<Patterns> {
+    ///
+    /// # Errors
+    /// There is more of it than can be looked for.
+    pub(crate) fn patterns(&self) -> io::Result<Option<Patterns>> {
         Patterns::new(self.all().map(|(_, value)| value))
     }
 }
@@ -69,9 +72,7 @@ impl Held {
         values: &Values,
         script: Option<&str>,
     ) -> io::Result<Self> {
-        let held = Self { path: make_folder(root)?.join(epoch.to_string()) };
-        held.remove()?;
-        DirBuilder::new().mode(0o711).create(&held.path)?;
+        let held = Self::make(root, epoch)?;
         record::write(&held.path, VALUES, values)?;
         DirBuilder::new().mode(0o755).create(held.job())?;
         for (name, value) in &values.files {
@@ -81,6 +82,21 @@ impl Held {
             write_file(&held.job().join(SCRIPT), script.as_bytes())?;
         }
         Ok(held)
+    }
+
+    /// A folder of the attempt's own.
+    fn make(root: &Path, epoch: u64) -> io::Result<Self> {
+        const TRIES: u32 = 16;
+        for _ in 0..TRIES {
+            let held = Self { path: make_folder(root)?.join(epoch.to_string()) };
+            held.remove()?;
+            match DirBuilder::new().mode(0o711).create(&held.path) {
+                // Another attempt's were the last, and it took the folder of all away.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                made => return made.map(|()| held),
+            }
+        }
+        Err(io::ErrorKind::NotFound.into())
     }
 
     /// The values, unless the attempt is over.

@@ -4,10 +4,11 @@
 //! URL. Output comes in pieces, and a value may begin in one and end in another: what may yet become one is
 //! held back, and no more.
 
+use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
-use aho_corasick::{AhoCorasick, MatchKind};
+use aho_corasick::{AhoCorasick, AhoCorasickKind, MatchKind};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 
 /// Values with fewer bytes than this stay: they would be found everywhere.
@@ -64,7 +65,10 @@ impl Pattern {
 
 impl Patterns {
     /// `None`: there is nothing to look for.
-    pub(crate) fn new<'a>(values: impl Iterator<Item = &'a [u8]>) -> Option<Self> {
+    ///
+    /// # Errors
+    /// There is more to look for than can be.
+    pub(crate) fn new<'a>(values: impl Iterator<Item = &'a [u8]>) -> io::Result<Option<Self>> {
         let mut texts = Vec::new();
         for value in values {
             // Output rarely has the line end that a file ends with.
@@ -84,10 +88,14 @@ impl Patterns {
         texts.sort();
         texts.dedup();
         if texts.is_empty() {
-            return None;
+            return Ok(None);
         }
-        let finder = AhoCorasick::builder().match_kind(MatchKind::Standard).build(&texts).ok()?;
-        Some(Self { finder, all: texts.into_iter().map(Pattern::new).collect() })
+        // The fastest kind takes a kilobyte for each byte of a value, in every supervisor.
+        let kind = Some(AhoCorasickKind::ContiguousNFA);
+        let mut finder = AhoCorasick::builder();
+        let finder = finder.match_kind(MatchKind::Standard).kind(kind).build(&texts);
+        let finder = finder.map_err(io::Error::other)?;
+        Ok(Some(Self { finder, all: texts.into_iter().map(Pattern::new).collect() }))
     }
 
     /// Where one of them stands, each place once and in order.

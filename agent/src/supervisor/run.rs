@@ -114,7 +114,9 @@ pub(super) fn run(
         timerfd_create(TimerfdClockId::Boottime, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)
             .map_err(|errno| failed("making a timer", &errno.into()))?;
     let (mut outputs, mut writers) = (Vec::new(), Vec::new());
-    let patterns = secrets.and_then(Values::patterns).map(Arc::new);
+    let patterns = secrets.map(Values::patterns).transpose();
+    let patterns = patterns.map_err(|error| failed("looking for secrets in the log", &error))?;
+    let patterns = patterns.flatten().map(Arc::new);
     for (log, pipe) in launch.logs() {
         let (mut output, writer) =
             Output::open(&folder.join(log), launch.log_limit, launch.log_rate, pipe)

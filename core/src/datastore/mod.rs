@@ -184,6 +184,18 @@ pub enum Refusal {
         /// The jobs.
         jobs: Vec<JobName>,
     },
+    /// Assets lie in it, which would come to mean something else if another one had the name.
+    #[error(
+        "{} in datastore '{name}' ({}): delete what lies there first (atelier data delete, atelier model delete)",
+        if .assets.len() == 1 { "an asset lies" } else { "assets lie" },
+        .assets.join(", ")
+    )]
+    HoldsAssets {
+        /// Which.
+        name: DatastoreName,
+        /// Some of them, as `NAME:VERSION`.
+        assets: Vec<String>,
+    },
     /// There is none.
     #[error("there is no datastore '{name}'{near}; see 'atelier datastore list'", near = meant(.near.as_ref()))]
     NoSuch {

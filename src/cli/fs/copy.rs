@@ -378,7 +378,8 @@ const CHANGED: &str =
 
 /// Where a file lies until it is whole: found again by another try to read the same object.
 fn part_of(folder: &Path, from: &Place, object: &Object) -> PathBuf {
-    let digest = Digest::of(format!("{} {}", from.uri(), object.etag).as_bytes()).to_string();
+    let whole = format!("{} {}", from.uri_of(&object.path), object.etag);
+    let digest = Digest::of(whole.as_bytes()).to_string();
     folder.join(format!(".{}.part", &digest[..16]))
 }
 
@@ -431,6 +432,10 @@ mod tests {
         store(vec![9; 900]).await;
         copy(&data, &to).await.unwrap();
         assert_eq!(fs::read(&to).unwrap(), [9; 900]);
+        // Two objects may have the same tag: it is of their bytes in some stores.
+        let other = Object { path: "other".into(), ..object.clone() };
+        let parts = [&object, &other].map(|object| part_of(folder.path(), &place, object));
+        assert_ne!(parts[0], parts[1]);
         // One that changes between the look and the read.
         let copying = Copying { data: &data, bar: ProgressBar::hidden() };
         let error = copying.download(&place, &object, &to, None).await.unwrap_err();

@@ -58,6 +58,7 @@ pub(super) fn contents(
             report,
             results: Mutex::new(Vec::with_capacity(unknown.len())),
             cache,
+            alone: unknown.len() == 1,
         };
         let threads = match total < ALONE_BYTES && unknown.len() < ALONE_FILES {
             true => 1,
@@ -93,6 +94,8 @@ struct Work<'a> {
     report: &'a Report,
     results: Mutex<Vec<(usize, Result<Hashed, Error>)>>,
     cache: &'a StatCache,
+    /// Whether it is one file alone, so that its parts are what can be read at once.
+    alone: bool,
 }
 
 impl Work<'_> {
@@ -109,8 +112,9 @@ impl Work<'_> {
                 (self.report)(Progress::Reading { done, total: self.total });
             };
             let known = self.cache.chunks(file);
-            let result = match hash(file, &known, &mut buffer, &mut read) {
-                Err(Error::Changed(_)) => hash(file, &known, &mut buffer, &mut |_| {}),
+            let known = Known { chunks: &known, threads: if self.alone { threads() } else { 1 } };
+            let result = match hash(file, known, &mut buffer, &mut read) {
+                Err(Error::Changed(_)) => hash(file, known, &mut buffer, &mut |_| {}),
                 other => other,
             };
             if result.is_err() {
@@ -122,11 +126,18 @@ impl Work<'_> {
     }
 }
 
-/// Reads one file, which may have been cut into `known` before. [`Error::Changed`] if it is not the same before and
+/// What a file was cut into before, and how many threads compare it.
+#[derive(Clone, Copy)]
+struct Known<'a> {
+    chunks: &'a [Chunk],
+    threads: usize,
+}
+
+/// Reads one file, which may have been cut before. [`Error::Changed`] if it is not the same before and
 /// after.
 fn hash(
     file: &FoundFile,
-    known: &[Chunk],
+    known: Known<'_>,
     buffer: &mut Vec<u8>,
     read: &mut dyn FnMut(u64),
 ) -> Result<Hashed, Error> {
@@ -148,10 +159,12 @@ fn hash(
                 Content::Chunks(vec![Chunk { digest: chunk_digest(buffer), length: length as u64 }])
             }
         }
-    } else if known.is_empty() {
+    } else if known.chunks.is_empty() {
         Content::Chunks(hash_large(&mut source, buffer, read).map_err(failed)?)
     } else {
-        Content::Chunks(recut(&source, before.size, known, threads(), read).map_err(failed)?)
+        Content::Chunks(
+            recut(&source, before.size, known.chunks, known.threads, read).map_err(failed)?,
+        )
     };
     let after = Stat::of(&source.metadata().map_err(failed)?);
     if before != after || content.size() != before.size {

@@ -77,7 +77,7 @@ impl Cloud {
         while found.len() < wanted {
             let Some(object) = keys.next().await else { break };
             let object = object.map_err(|error| self.problem("list", shown(folder), error))?;
-            let path = self.path(&object.location)?;
+            let Some(path) = self.path(&object.location)? else { continue };
             let last = found.last().map_or(after, |(path, _)| path.as_str());
             // What is not in order is the mark of a folder, whose key ends with a '/' that is not in its path.
             if path.as_str() > last && Some(&path) != folder {
@@ -99,7 +99,7 @@ impl Cloud {
         let mut first: BTreeMap<ObjectPath, Meta> = BTreeMap::new();
         while let Some(object) = keys.next().await {
             let object = object.map_err(|error| self.problem("list", shown(folder), error))?;
-            let path = self.path(&object.location)?;
+            let Some(path) = self.path(&object.location)? else { continue };
             if path.as_str() > after && Some(&path) != folder {
                 let meta = meta_of(&object);
                 let known = first.entry(path).or_insert_with(|| meta.clone());

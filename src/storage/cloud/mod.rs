@@ -27,7 +27,7 @@ use tokio::sync::OnceCell;
 use self::client::Client;
 use self::problem::Told;
 use super::folder::blocking;
-use super::{Error, Meta, ObjectPath, Page};
+use super::{Error, Meta, ObjectPath, Page, Still};
 
 /// Opens a datastore's credentials, each time it is called.
 pub type Unlock = Arc<dyn Fn() -> Result<Credentials, String> + Send + Sync>;
@@ -80,9 +80,12 @@ impl Cloud {
         let inner = self.inner.clone();
         let make = || {
             blocking(move || {
-                let away = |problem| Error::Away { datastore: inner.name.clone(), problem };
+                let datastore = || inner.name.clone();
+                let away = |problem| Error::Away { datastore: datastore(), problem };
                 let credentials = (inner.unlock)().map_err(away)?;
-                Client::new(&inner.source, credentials, inner.retries).map_err(away)
+                // No other try makes them others.
+                let unfit = |problem| Error::Unsupported { datastore: datastore(), problem };
+                Client::new(&inner.source, credentials, inner.retries).map_err(unfit)
             })
         };
         self.inner.client.get_or_try_init(make).await
@@ -119,13 +122,13 @@ impl Cloud {
         Path::parse(&key).map_err(|_| refused("it has control characters".to_owned()))
     }
 
-    /// The path of what lies at a key.
-    fn path(&self, key: &Path) -> Result<ObjectPath, Error> {
+    /// The path of what lies at a key; none for the mark of the folder that the datastore is.
+    fn path(&self, key: &Path) -> Result<Option<ObjectPath>, Error> {
         let below = match self.prefix() {
             Some(prefix) => key.as_ref().strip_prefix(prefix).and_then(|k| k.strip_prefix('/')),
             None => Some(key.as_ref()),
         };
-        Ok(ObjectPath::new(below.unwrap_or_default())?)
+        Ok(below.map(ObjectPath::new).transpose()?)
     }
 
     /// Whether nothing can be written there.
@@ -164,13 +167,18 @@ impl Cloud {
         Ok(OpenObject { cloud: self.clone(), path: path.clone(), meta })
     }
 
-    pub(super) async fn put_stream<S, E>(&self, path: &ObjectPath, bytes: S) -> Result<Meta, Error>
+    pub(super) async fn put_stream<S, E>(
+        &self,
+        path: &ObjectPath,
+        bytes: S,
+        still: &Still,
+    ) -> Result<Meta, Error>
     where
         S: Stream<Item = Result<Bytes, E>> + Send,
         E: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         self.check_writable()?;
-        let (size, etag) = self.upload(path, bytes).await?;
+        let (size, etag) = self.upload(path, bytes, still).await?;
         match etag {
             // The store does not say when; to ask it would be another request for each object.
             Some(etag) => Ok(Meta { size, etag: quoted(&etag), modified: now() }),
@@ -188,6 +196,15 @@ impl Cloud {
             Source::Http { .. } => self.list_one(folder, after).await,
             _ => self.list_page(folder, after, limit).await,
         }
+    }
+
+    /// Removes an object alone.
+    pub(super) async fn delete_object(&self, path: &ObjectPath) -> Result<(), Error> {
+        self.check_writable()?;
+        // Some stores delete what is not there.
+        self.look(path).await?;
+        let (store, key) = (self.store().await?, self.key(path)?);
+        store.delete(&key).await.map_err(|error| self.problem("delete", path.as_str(), error))
     }
 
     /// Removes an object and those below it, many with one request where the store can.
@@ -236,42 +253,44 @@ impl OpenObject {
 
     /// The bytes of `range`, all of one version: once another object has its place, an error.
     pub(super) fn stream(self, range: Range<u64>) -> impl Stream<Item = Result<Bytes, Error>> {
-        let windows = futures::stream::unfold(range, |left| async move {
-            let end = left.end.min(left.start + WINDOW);
-            (!left.is_empty()).then_some((left.start..end, end..left.end))
-        });
         let object = Arc::new(self);
-        windows
-            .then(move |window| {
-                let object = object.clone();
-                async move { object.window(window).await }
-            })
-            .try_flatten()
+        let windows = futures::stream::try_unfold(range, move |left| {
+            let object = object.clone();
+            async move {
+                if left.is_empty() {
+                    return Ok(None);
+                }
+                let (bytes, until) = object.window(left.clone()).await?;
+                Ok::<_, Error>(Some((bytes, until..left.end)))
+            }
+        });
+        windows.try_flatten()
     }
 
+    /// The first bytes of what is left, and until where they go.
     async fn window(
         &self,
-        window: Range<u64>,
-    ) -> Result<impl Stream<Item = Result<Bytes, Error>> + use<>, Error> {
+        left: Range<u64>,
+    ) -> Result<(impl Stream<Item = Result<Bytes, Error>> + use<>, u64), Error> {
         let (store, key) = (self.cloud.store().await?, self.cloud.key(&self.path)?);
-        let (cloud, path, wanted) =
-            (self.cloud.clone(), self.path.clone(), window.end - window.start);
+        let (cloud, path) = (self.cloud.clone(), self.path.clone());
+        let window = left.start..left.end.min(left.start + WINDOW);
         let failed = move |error| cloud.problem("read", path.as_str(), error);
         let mut options = self.same_version();
         options.range = Some(GetRange::Bounded(window.clone()));
-        let (got, skip) = match store.get_opts(&key, options).await {
-            // A web server need not know ranges.
+        let (got, skip, until) = match store.get_opts(&key, options).await {
+            // A web server need not know ranges. Then all that is wanted comes with one answer.
             Err(object_store::Error::NotSupported { .. }) => {
                 let whole = store.get_opts(&key, self.same_version()).await;
-                (whole.map_err(&failed)?, window.start)
+                (whole.map_err(&failed)?, left.start, left.end)
             }
-            got => (got.map_err(&failed)?, 0),
+            got => (got.map_err(&failed)?, 0, window.end),
         };
         if got.meta.size != self.meta.size {
             return Err(Error::Changed(self.path.to_string()));
         }
         let bytes = got.into_stream().map_err(failed);
-        Ok(cut(bytes, skip, wanted, self.path.clone()))
+        Ok((cut(bytes, skip, until - left.start, self.path.clone()), until))
     }
 
     /// What only the version that was looked at fulfils.

@@ -33,6 +33,24 @@ const MISSING: [&str; 5] = [
 /// Where machines of clouds ask who they are.
 const METADATA: [&str; 4] =
     ["169.254.169.254", "169.254.170.2", "metadata.google.internal", "metadata/identity"];
+/// Codes by which stores say that somebody may not.
+const FORBIDDEN: [&str; 4] = [
+    "AccessDenied",
+    "AuthorizationFailure",
+    "AuthorizationPermissionMismatch",
+    "InsufficientAccountPermissions",
+];
+/// Codes by which stores say that they cannot just now.
+const BUSY: [&str; 6] = [
+    "SlowDown",
+    "InternalError",
+    "ServiceUnavailable",
+    "ServerBusy",
+    "OperationTimedOut",
+    "RequestTimeout",
+];
+/// What the library says of a store that sends it elsewhere and does not say where: another region's.
+const NO_WAY_ON: &str = "redirect without LOCATION";
 /// The longest text of a store's that is repeated, in bytes.
 const MAX_TEXT: usize = 300;
 
@@ -48,7 +66,8 @@ impl Cloud {
         let told = Told::of(&error);
         let datastore = self.inner.name.clone();
         let away = |problem: String| Error::Away { datastore: datastore.clone(), problem };
-        if METADATA.iter().any(|host| told.whole.contains(host)) {
+        let is_unanswered = told.status.is_none() && !matches!(error, E::NotFound { .. });
+        if is_unanswered && METADATA.iter().any(|host| told.whole.contains(host)) {
             return Error::Denied {
                 datastore,
                 operation,
@@ -72,6 +91,11 @@ impl Cloud {
             );
             return Error::Denied { datastore, operation, problem };
         }
+        if told.whole.contains(NO_WAY_ON) {
+            let problem =
+                "the store says that it is elsewhere: its region or endpoint is not the bucket's";
+            return self.unsupported(problem);
+        }
         match error {
             E::NotFound { .. } => match operation {
                 "read" => Error::NotFound(path.to_owned()),
@@ -80,7 +104,7 @@ impl Cloud {
                 _ => away(format!("the store lost what was to be stored at '{path}'; try again")),
             },
             E::Precondition { .. } => Error::Changed(path.to_owned()),
-            _ if matches!(told.status, Some(401 | 403)) => Error::Denied {
+            _ if told.is_refusal() => Error::Denied {
                 datastore,
                 operation,
                 problem: format!("the credentials do not allow it ({})", told.short()),
@@ -151,14 +175,29 @@ impl Told {
             }
             source = cause.source();
         }
-        let status = whole
+        let status: Option<u16> = whole
             .split("status code: ")
             .nth(1)
             .and_then(|rest| rest.get(..3))
             .and_then(|digits| digits.parse().ok());
-        let code = element(&whole, "Code");
+        // Of one object of many that were to be deleted there is no more than this.
+        let of_one =
+            || whole.split_once("(code: ")?.1.split_once(')').map(|(code, _)| code.to_owned());
+        let code = element(&whole, "Code").or_else(of_one);
         let message = element(&whole, "Message");
+        let status = status.or_else(|| code.as_deref()?.parse().ok());
         Self { whole, status, code, message }
+    }
+
+    /// Whether whoever asks is known and may not, or gets no token to ask with.
+    fn is_refusal(&self) -> bool {
+        let is_forbidden = |code: &str| FORBIDDEN.contains(&code);
+        match self.status {
+            Some(401 | 403) => true,
+            // Stores say what was wrong with a request; who gives tokens does not say it their way.
+            Some(400) => self.code.is_none(),
+            _ => self.code.as_deref().is_some_and(is_forbidden),
+        }
     }
 
     /// Whether the store does not know who asks.
@@ -188,7 +227,11 @@ impl Told {
 
     /// Whether another try may succeed: it is not reached, or has too much to do.
     fn is_transient(&self) -> bool {
-        self.status.is_none_or(|status| status >= 500 || matches!(status, 408 | 429))
+        match (self.status, self.code.as_deref()) {
+            (Some(status), _) => status >= 500 || matches!(status, 408 | 429),
+            (None, Some(code)) => BUSY.contains(&code),
+            (None, None) => true,
+        }
     }
 
     /// A line for people.
@@ -231,6 +274,35 @@ fn excerpt(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn told(text: &str) -> Told {
+        Told::of(&object_store::Error::Generic { store: "S3", source: text.to_owned().into() })
+    }
+
+    #[test]
+    fn what_is_refused_is_not_tried_for_ever() {
+        for (text, is_refusal, is_transient) in [
+            ("request failed for key f: no (code: AccessDenied)", true, false),
+            ("request failed for key f: wait (code: SlowDown)", false, true),
+            ("request failed for key f: no (code: 403)", true, false),
+            ("request failed for key f: no (code: MalformedXML)", false, false),
+            (
+                "Server returned status code: 400 Bad Request: {\"error\":\"invalid_grant\"}",
+                true,
+                false,
+            ),
+            ("status code: 400: <Error><Code>InvalidArgument</Code></Error>", false, false),
+            ("error sending request", false, true),
+            ("status code: 503: x", false, true),
+        ] {
+            let told = told(text);
+            assert_eq!(
+                (told.is_refusal(), told.is_transient()),
+                (is_refusal, is_transient),
+                "{text}"
+            );
+        }
+    }
 
     #[test]
     fn signatures_are_left_out() {

@@ -76,9 +76,13 @@ fn path(text: &str) -> ObjectPath {
     ObjectPath::new(text).unwrap()
 }
 
+fn always() -> Still {
+    Arc::new(|| Ok(()))
+}
+
 async fn put(store: &Cloud, at: &str, bytes: &'static [u8]) -> Meta {
     let whole = futures::stream::iter([Ok::<_, std::io::Error>(Bytes::from_static(bytes))]);
-    store.put_stream(&path(at), whole).await.unwrap()
+    store.put_stream(&path(at), whole, &always()).await.unwrap()
 }
 
 async fn read(store: &Cloud, at: &str, range: Range<u64>) -> Result<Vec<u8>, Error> {
@@ -114,18 +118,24 @@ async fn s3_objects_are_whole_and_of_one_version() {
         Ok(piece.clone()),
         Err(std::io::Error::other("the line is dead")),
     ]);
-    let error = store.put_stream(&path("large"), broken).await.unwrap_err();
+    let error = store.put_stream(&path("large"), broken, &always()).await.unwrap_err();
     assert!(matches!(error, Error::Interrupted(_)), "{error}");
     assert!(matches!(store.head(&path("large")).await, Err(Error::NotFound(_))));
-    let whole = futures::stream::iter((0..8).map(|_| Ok::<_, std::io::Error>(piece.clone())));
-    let stored = store.put_stream(&path("large"), whole).await.unwrap();
+    let whole = || futures::stream::iter((0..8).map(|_| Ok::<_, std::io::Error>(piece.clone())));
+    // Its writer is over by the time all is there.
+    let over: Still = Arc::new(|| Err("the attempt is over".to_owned()));
+    let error = store.put_stream(&path("large"), whole(), &over).await.unwrap_err();
+    assert!(matches!(error, Error::Interrupted(_)), "{error}");
+    assert!(matches!(store.head(&path("large")).await, Err(Error::NotFound(_))));
+    let stored = store.put_stream(&path("large"), whole(), &always()).await.unwrap();
     assert_eq!(stored.size, 40 << 20);
     // Across the window of a request.
     let around = WINDOW - 2..WINDOW + 2;
     assert_eq!(read(&store, "large", around).await.unwrap(), [7; 4]);
 
-    let odd =
-        store.put_stream(&path("a\u{1}b"), futures::stream::empty::<Result<_, Error>>()).await;
+    let odd = store
+        .put_stream(&path("a\u{1}b"), futures::stream::empty::<Result<_, Error>>(), &always())
+        .await;
     assert!(matches!(odd, Err(Error::Unsupported { .. })), "{odd:?}");
 }
 
@@ -134,7 +144,8 @@ async fn s3_listings_are_pages_in_order_and_folders_are_deleted() {
     let server = Server::start();
     let store = server.store(Some("team/a"));
     // Another's, whose key begins alike, and the marks of folders.
-    for (key, body) in [("team/ab/x", "x"), ("team/a/f/", ""), ("team/a/f/g/", "")] {
+    for (key, body) in [("team/ab/x", "x"), ("team/a/", ""), ("team/a/f/", ""), ("team/a/f/g/", "")]
+    {
         assert!(server.put(&format!("/bucket/{key}"), body).unwrap().contains(" 200 "));
     }
     for at in ["f", "f-1", "f/1", "f/2", "f/g/1", "f0"] {
@@ -162,6 +173,11 @@ async fn s3_listings_are_pages_in_order_and_folders_are_deleted() {
     let later = store.list(Some(&path("f")), "f/2", 100).await.unwrap();
     assert_eq!(paths(&later), ["f/g/1", "f/none"]);
 
+    // Alone, and with what lies below.
+    store.delete_object(&path("f")).await.unwrap();
+    assert!(matches!(store.delete_object(&path("f")).await, Err(Error::NotFound(_))));
+    let below = store.list(Some(&path("f")), "", 100).await.unwrap();
+    assert_eq!(paths(&below), ["f/1", "f/2", "f/g/1", "f/none"]);
     store.delete(&path("f")).await.unwrap();
     store.delete(&path("f")).await.unwrap();
     assert_eq!(paths(&store.list(None, "", 100).await.unwrap()), ["f-1", "f0"]);

@@ -15,7 +15,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use super::Cloud;
-use crate::storage::{Error, ObjectPath};
+use crate::storage::{Error, ObjectPath, Still};
 
 const MIB: usize = 1 << 20;
 /// The sizes of parts: so many are of each. Stores take 10 000 at most, and all but the last alike are what most
@@ -45,6 +45,7 @@ impl Cloud {
         &self,
         path: &ObjectPath,
         bytes: S,
+        still: &Still,
     ) -> Result<(u64, Option<String>), Error>
     where
         S: Stream<Item = Result<Bytes, E>> + Send,
@@ -76,6 +77,8 @@ impl Cloud {
             (part, is_last) = pieces.part(most).await?;
             size += part.content_length() as u64;
         }
+        parts.all().await.map_err(failed)?;
+        still().map_err(|why| Error::Interrupted(why.into()))?;
         let stored = parts.complete().await.map_err(failed)?;
         Ok((size, stored.e_tag))
     }
@@ -154,10 +157,16 @@ impl Parts {
         }
     }
 
-    async fn complete(mut self) -> Result<PutResult, object_store::Error> {
+    /// Waits for all of them.
+    async fn all(&mut self) -> Result<(), object_store::Error> {
         while !self.under_way.is_empty() {
             self.one_more().await?;
         }
+        Ok(())
+    }
+
+    async fn complete(mut self) -> Result<PutResult, object_store::Error> {
+        self.all().await?;
         let Some(upload) = &mut self.upload else {
             return Ok(PutResult { e_tag: None, version: None, extensions: Default::default() });
         };

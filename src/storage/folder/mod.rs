@@ -23,9 +23,9 @@ use futures::{Stream, StreamExt as _};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
-use super::{Error, Meta, ObjectPath, OpenedFile, Page};
+use super::{Error, Meta, ObjectPath, OpenedFile, Page, Still};
 
-use pace::{Awaited, Waits};
+use pace::Waits;
 pub(super) use pace::{Pace, Step};
 
 /// The folder, below a datastore's root, where objects are written before they get their place. On
@@ -259,7 +259,12 @@ impl Folder {
         Ok(OpenedFile { meta: meta_of(&stat), source })
     }
 
-    pub(super) async fn put_stream<S, E>(&self, path: &ObjectPath, bytes: S) -> Result<Meta, Error>
+    pub(super) async fn put_stream<S, E>(
+        &self,
+        path: &ObjectPath,
+        bytes: S,
+        still: Still,
+    ) -> Result<Meta, Error>
     where
         S: Stream<Item = Result<Bytes, E>> + Send,
         E: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -286,10 +291,14 @@ impl Folder {
             if length < WRITE {
                 // Whoever gave up may have stored another object there since.
                 let (_waits, awaited) = Waits::new();
+                let still = move || match awaited.still() {
+                    true => still(),
+                    false => Err("nobody waits for it any more".to_owned()),
+                };
                 let publish = move || {
                     staged.write(&at, &gathered)?;
                     let meta = staged.meta(&at)?;
-                    staged.folder.clone().publish_while(&awaited, vec![(staged, at)])?;
+                    staged.folder.clone().publish_if(&still, vec![(staged, at)])?;
                     Ok(meta)
                 };
                 return self.run(Step::Long, publish).await;
@@ -342,14 +351,13 @@ impl Folder {
     /// together or, after a crash, up to some file of the order: journalling file systems keep the
     /// order of renames.
     pub(super) fn publish(&self, files: Vec<(Staged, ObjectPath)>) -> Result<(), Error> {
-        let (_waits, awaited) = Waits::new();
-        self.publish_while(&awaited, files)
+        self.publish_if(&|| Ok(()), files)
     }
 
-    /// [`Folder::publish`], as long as somebody waits for it.
-    fn publish_while(
+    /// [`Folder::publish`], unless there is a reason against it when all is on the disk.
+    fn publish_if(
         &self,
-        awaited: &Awaited,
+        still: &dyn Fn() -> Result<(), String>,
         files: Vec<(Staged, ObjectPath)>,
     ) -> Result<(), Error> {
         let Some((_, first)) = files.first() else { return Ok(()) };
@@ -368,9 +376,7 @@ impl Folder {
             }
         }
         for (mut staged, path) in files {
-            if !awaited.still() {
-                return Err(Error::Interrupted("nobody waits for it any more".into()));
-            }
+            still().map_err(|why| Error::Interrupted(why.into()))?;
             self.place(&mut staged, &path, sync)?;
         }
         if sync == Flush::All {
@@ -415,6 +421,20 @@ impl Folder {
     pub(super) async fn delete(&self, path: &ObjectPath) -> Result<(), Error> {
         let (folder, path) = (self.clone(), path.clone());
         self.run(Step::Long, move || folder.delete_now(&path)).await
+    }
+
+    pub(super) async fn delete_object(&self, path: &ObjectPath) -> Result<(), Error> {
+        let (folder, path) = (self.clone(), path.clone());
+        let delete = move || {
+            let (parent, name) = folder.parent(&path, None)?;
+            let failed = |errno: Errno| match errno {
+                Errno::NOENT | Errno::ISDIR => Error::NotFound(path.to_string()),
+                errno => io_error("delete", path.as_str(), errno.into()),
+            };
+            rustix::fs::unlinkat(&parent, name, AtFlags::empty()).map_err(failed)?;
+            rustix::fs::fsync(&parent).map_err(failed)
+        };
+        self.run(Step::Short, delete).await
     }
 
     /// Moves what is there out of the way at once, then removes it.

@@ -1,12 +1,13 @@
 //! How long a folder's file system is waited for.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use atelier_core::id::DatastoreName;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::blocking;
 use crate::storage::Error;
@@ -50,9 +51,34 @@ pub(in crate::storage) struct Bounded {
     path: PathBuf,
     threads: Arc<Semaphore>,
     patience: fn(Step) -> Duration,
+    /// When it last answered.
+    heard: Mutex<Instant>,
 }
 
 impl Bounded {
+    fn new(name: DatastoreName, path: PathBuf, patience: fn(Step) -> Duration) -> Self {
+        let (threads, heard) = (Arc::new(Semaphore::new(THREADS)), Mutex::new(Instant::now()));
+        Self { name, path, threads, patience, heard }
+    }
+
+    /// One of the threads. While the folder answers others this is a queue, however long.
+    async fn turn(&self) -> Result<OwnedSemaphorePermit, Error> {
+        let mut turn = pin!(self.threads.clone().acquire_owned());
+        let patience = (self.patience)(Step::Short);
+        loop {
+            match tokio::time::timeout(patience, &mut turn).await {
+                Ok(Ok(turn)) => return Ok(turn),
+                Err(_) if self.heard().elapsed() < patience => {}
+                // Nobody closes it.
+                Ok(Err(_)) | Err(_) => return Err(self.silent(Step::Short)),
+            }
+        }
+    }
+
+    fn heard(&self) -> MutexGuard<'_, Instant> {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// That nothing is heard of it.
     fn silent(&self, step: Step) -> Error {
         let problem = format!(
@@ -66,8 +92,7 @@ impl Bounded {
 
 impl Pace {
     pub(in crate::storage) fn bounded(name: DatastoreName, path: PathBuf) -> Self {
-        let threads = Arc::new(Semaphore::new(THREADS));
-        Self::Bounded(Arc::new(Bounded { name, path, threads, patience: Step::patience }))
+        Self::Bounded(Arc::new(Bounded::new(name, path, Step::patience)))
     }
 
     /// Runs what waits for the file system on a thread for it.
@@ -81,15 +106,14 @@ impl Pace {
         work: impl FnOnce() -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
         let Self::Bounded(folder) = self else { return blocking(work).await };
-        let in_turn = async {
-            let turn = folder.threads.clone().acquire_owned().await;
-            blocking(move || {
-                // Kept until the file system has answered, however long ago somebody gave up.
-                let _turn = turn;
-                work()
-            })
-            .await
-        };
+        let (turn, asked) = (folder.turn().await?, folder.clone());
+        let in_turn = blocking(move || {
+            // Kept until the file system has answered, however long ago somebody gave up.
+            let _turn = turn;
+            let done = work();
+            *asked.heard() = Instant::now();
+            done
+        });
         tokio::time::timeout((folder.patience)(step), in_turn)
             .await
             .unwrap_or_else(|_| Err(folder.silent(step)))
@@ -149,12 +173,8 @@ mod tests {
 
     #[tokio::test]
     async fn one_that_does_not_answer_is_given_up_and_takes_no_more_threads() {
-        let pace = Pace::Bounded(Arc::new(Bounded {
-            name: DatastoreName::new("far").unwrap(),
-            path: PathBuf::from("/mnt/far"),
-            threads: Arc::new(Semaphore::new(THREADS)),
-            patience: |_| Duration::from_secs(1),
-        }));
+        let (name, path) = (DatastoreName::new("far").unwrap(), PathBuf::from("/mnt/far"));
+        let pace = Pace::Bounded(Arc::new(Bounded::new(name, path, |_| Duration::from_secs(1))));
         let (began, begun) = mpsc::channel::<()>();
         let (answer, answers) = mpsc::channel::<()>();
         let answers = Arc::new(std::sync::Mutex::new(answers));
@@ -177,6 +197,22 @@ mod tests {
         assert_eq!(begun.try_iter().count(), THREADS);
         drop(answer);
         assert_eq!(pace.run(Step::Short, || Ok(7)).await.unwrap(), 7);
+    }
+
+    #[tokio::test]
+    async fn one_that_answers_is_waited_for_in_a_queue() {
+        let (name, path) = (DatastoreName::new("slow").unwrap(), PathBuf::from("/mnt/slow"));
+        let pace = Pace::Bounded(Arc::new(Bounded::new(name, path, |_| Duration::from_secs(1))));
+        // Each a while that is not too long, all together much longer.
+        let asked = (0..THREADS * 4).map(|_| {
+            pace.run(Step::Short, || {
+                std::thread::sleep(Duration::from_millis(500));
+                Ok(())
+            })
+        });
+        for one in futures::future::join_all(asked).await {
+            one.unwrap();
+        }
     }
 
     #[test]

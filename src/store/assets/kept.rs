@@ -216,6 +216,16 @@ pub fn of_job(conn: &Connection, job: &JobName) -> Result<Vec<Version>, Error> {
     .map_err(sql)
 }
 
+/// Versions that lie in a datastore: at most `limit`.
+pub fn within(conn: &Connection, datastore: &str, limit: usize) -> Result<Vec<Version>, Error> {
+    conn.prepare_cached(
+        "SELECT record FROM asset_versions WHERE datastore = ?1 AND path IS NOT NULL AND deleted = 0
+         ORDER BY seq LIMIT ?2",
+    )
+    .and_then(|mut s| s.query_map(params![datastore, limit], |row| column(row, 0))?.collect())
+    .map_err(sql)
+}
+
 /// Versions that lie at or below a folder of a datastore: at most `limit`.
 pub fn below(
     conn: &Connection,

@@ -12,7 +12,7 @@
 //! it. A server that is killed is not started again: the job's open files would not come back.
 
 use std::fs;
-use std::io::{self, BufRead as _, BufReader};
+use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -148,7 +148,7 @@ pub(crate) fn start(plan: &Plan) -> Result<bool, String> {
     let mut child = command.spawn().map_err(failed("cannot start the server"))?;
     let answer = child.stdin.take().zip(child.stdout.take()).map(|(mut to, from)| {
         // A server that dies closes it.
-        let _ = serde_json::to_writer(&mut to, plan);
+        let _ = serde_json::to_vec(plan).map(|plan| to.write_all(&plan));
         drop(to);
         let mut from = BufReader::new(from);
         let mut line = String::new();
@@ -158,8 +158,16 @@ pub(crate) fn start(plan: &Plan) -> Result<bool, String> {
         line
     });
     let answer = answer.as_deref().map(serde_json::from_str::<Answer>);
+    let is_ready = matches!(answer, Some(Ok(Answer::Ready { .. })));
+    if !is_ready {
+        // It may not have come to say who it is, so that nobody else would find it.
+        let _ = child.kill();
+    }
     // Its end is waited for here, whenever it comes; if this process ends first, by another.
-    std::thread::spawn(move || child.wait());
+    let waits = std::thread::spawn(move || child.wait());
+    if !is_ready {
+        let _ = waits.join();
+    }
     match answer {
         Some(Ok(Answer::Ready { for_others })) => Ok(for_others),
         Some(Ok(Answer::Refused { why })) => {

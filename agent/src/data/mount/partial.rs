@@ -103,10 +103,16 @@ impl Partial {
                 }
                 continue;
             }
-            let data = match has_boot(&map, boot) && path.exists() {
-                true => open(path, false)?,
-                false if create => begin(path, &map, size, boot)?,
-                false => return Err(ErrorKind::NotFound.into()),
+            let data = match (has_boot(&map, boot), path.exists()) {
+                (true, true) => open(path, false)?,
+                // The file has its place among whole ones, and who put it there was killed before the map was gone.
+                // Somebody may have both open.
+                (true, false) if create => {
+                    fs::remove_file(&beside)?;
+                    continue;
+                }
+                (false, _) if create => begin(path, &map, size, boot)?,
+                _ => return Err(ErrorKind::NotFound.into()),
             };
             flock(&data, FlockOperation::LockShared)?;
             drop(held);

@@ -1,7 +1,7 @@
 //! The objects that a server reads from, and where each has its bytes: in memory, in the node's cache, or at the
 //! daemon's gateway.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::fs::{File, FileTimes};
 use std::io;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
@@ -45,7 +45,9 @@ pub(in crate::data) struct Engine {
     flights: Mutex<HashMap<Key, Flight>>,
     recent: Mutex<VecDeque<(Key, Bytes)>>,
     /// Blocks in the cache that this process may empty, the oldest first.
-    kept: Mutex<VecDeque<(Weak<Source>, u32)>>,
+    kept: Mutex<VecDeque<Key>>,
+    /// The objects whose blocks of before are among those.
+    counted: Mutex<HashSet<Digest>>,
     /// Bytes added to the cache since it was last made room in.
     added: AtomicU64,
 }
@@ -89,6 +91,7 @@ impl Engine {
             flights: Mutex::default(),
             recent: Mutex::default(),
             kept: Mutex::default(),
+            counted: Mutex::default(),
             added: AtomicU64::new(0),
         }
     }
@@ -113,11 +116,13 @@ impl Engine {
             tracing::warn!(%error, object = source.object.key, "the cache cannot be used");
             Place::Nowhere
         });
-        if let Place::Blocks(partial) = &place {
+        if let Place::Blocks(partial) = &place
+            && locked(&self.counted).insert(id)
+        {
             // They are older than what is read now.
             let mut kept = locked(&self.kept);
             for block in partial.present().unwrap_or_default() {
-                kept.push_front((Arc::downgrade(&source), block));
+                kept.push_front((id, block));
             }
         }
         if let Place::Blocks(partial) = &place {
@@ -157,12 +162,15 @@ impl Engine {
         let mut looks = locked(&self.kept).len() * 2;
         while excess > 0 && looks > 0 {
             looks -= 1;
-            let Some((source, block)) = locked(&self.kept).pop_front() else { return };
-            let Some(partial) = source.upgrade().and_then(|source| source.partial()) else {
+            let Some((id, block)) = locked(&self.kept).pop_front() else { return };
+            let source = locked(&self.sources).get(&id).and_then(Weak::upgrade);
+            let Some(partial) = source.and_then(|source| source.partial()) else {
+                // Closed, so that it went with all its blocks if need be; or whole.
+                locked(&self.counted).remove(&id);
                 continue;
             };
             if partial.was_used(block) {
-                locked(&self.kept).push_back((source, block));
+                locked(&self.kept).push_back((id, block));
                 continue;
             }
             match partial.empty(block) {
@@ -324,7 +332,7 @@ impl Source {
         bytes: &Bytes,
     ) -> io::Result<()> {
         let all = partial.fill(block, bytes)?;
-        locked(&self.engine.kept).push_back((Arc::downgrade(self), block));
+        locked(&self.engine.kept).push_back((self.id, block));
         if all { self.finish(partial) } else { Ok(()) }
     }
 

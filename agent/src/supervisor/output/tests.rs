@@ -9,7 +9,7 @@ fn logged(limit: Option<u64>, pieces: &[&str]) -> String {
     let folder = tempfile::tempdir().unwrap();
     let log = folder.path().join("log");
     let (mut output, writer) = Output::open(&log, limit, None, None).unwrap();
-    let patterns = Patterns::new([b"s3cr3t-value".as_slice()].into_iter()).unwrap();
+    let patterns = Patterns::new([b"s3cr3t-value".as_slice()].into_iter()).unwrap().unwrap();
     output.redactor = Some(Redactor::new(Arc::new(patterns)));
     let mut writer = File::from(writer);
     for piece in pieces {
