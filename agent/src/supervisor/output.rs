@@ -7,7 +7,7 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
-use rustix::fs::{Mode, OFlags, open};
+use rustix::fs::{Mode, OFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, futimens, open};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_getpipe_size, pipe_with, splice};
 
@@ -124,7 +124,7 @@ impl Output {
             self.copy_some(step)
         } else {
             let moved = splice(&self.pipe, None, &self.log, None, step, SpliceFlags::NONBLOCK);
-            moved.inspect(|bytes| self.written += *bytes as u64)
+            moved.inspect(|bytes| self.written += *bytes as u64).inspect(|_| self.tell())
         };
         match moved {
             Ok(bytes) => Ok(bytes),
@@ -141,6 +141,15 @@ impl Output {
                 Err(Errno::INTR)
             }
         }
+    }
+
+    /// Has whoever follows the log look at it: before Linux 6.5 what is spliced into a file is told to nobody
+    /// (inotify(7)), but a change of its time alone is told as a change of its content.
+    fn tell(&self) {
+        let keep = Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
+        let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
+        // Who is not told sees it with the next look.
+        let _ = futimens(&self.log, &Timestamps { last_access: keep, last_modification: now });
     }
 
     fn copy_some(&mut self, step: usize) -> Result<usize, Errno> {

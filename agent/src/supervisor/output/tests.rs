@@ -37,3 +37,19 @@ fn a_log_that_is_full_ends_with_no_part_of_a_secret() {
     assert!(told.starts_with("*** 0123456"), "{told}");
     assert!(told.contains("bytes of output were dropped"), "{told}");
 }
+
+#[test]
+fn who_follows_a_log_is_told_of_what_is_moved_there() {
+    use rustix::fs::inotify;
+    let folder = tempfile::tempdir().unwrap();
+    let log = folder.path().join("log");
+    let (mut output, writer) = Output::open(&log, None, None, None).unwrap();
+    let events = inotify::init(inotify::CreateFlags::NONBLOCK).unwrap();
+    inotify::add_watch(&events, &log, inotify::WatchFlags::MODIFY).unwrap();
+    for _ in 0..2 {
+        rustix::io::write(&writer, b"a line\n").unwrap();
+        while output.pump() == Found::Data {}
+        assert!(!output.cannot_splice);
+        assert!(rustix::io::read(&events, &mut [0; 256]).unwrap() > 0);
+    }
+}
