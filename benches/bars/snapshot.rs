@@ -36,10 +36,7 @@ fn edited(what: &str, make: impl Fn(&Path) -> PathBuf) {
     let cluster = Cluster::start(None);
     let code = tempfile::tempdir().unwrap();
     let file = make(code.path());
-    let job = cluster.file(
-        "job.yml",
-        &format!("command: ls\nenvironment: local\ncode: {}\n", code.path().display()),
-    );
+    let job = cluster.file("job.yml", &format!("command: ls\ncode: {}\n", code.path().display()));
     let submit = || {
         let begin = Instant::now();
         let done = cluster.cli().args(["job", "create", "-f"]).arg(&job).status().unwrap();
