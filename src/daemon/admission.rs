@@ -292,8 +292,8 @@ impl Admission {
             DataUri::Cloud(uri) => Err(not_yet(
                 field,
                 format!(
-                    "'{uri}' lies in cloud storage, which is not supported yet; copy it to a \
-                     datastore or give an https address"
+                    "'{uri}': addresses of cloud storage are not read yet; have an admin make a datastore of \
+                     it and name azureml://datastores/NAME/paths/PATH, or give an https address"
                 ),
             )),
         }
