@@ -6,6 +6,9 @@ pub mod convert;
 /// The header of `/healthz` in which the daemon says at which URL jobs find it.
 pub const JOBS_URL: &str = "atelier-jobs-url";
 
+/// The header in which the data gateway says what it has stored: the BLAKE3 digest, in hexadecimal digits.
+pub const STORED: &str = "atelier-stored";
+
 /// Between daemon and node agent.
 pub mod agent {
     /// Generated from `atelier/agent/v1`.

@@ -6,4 +6,4 @@ mod serve;
 
 pub(crate) use files::{Here, bounded};
 pub use home::{Error as HomeError, home, vault_key};
-pub use serve::ServeArgs;
+pub use serve::{ServeArgs, SignedUrls};

@@ -73,9 +73,22 @@ pub struct ServeArgs {
     /// starts them elsewhere
     #[arg(long, default_value_t = 600, value_name = "SECONDS")]
     pub lease: u64,
+    /// Whether nodes are given addresses, signed for a few minutes and for one object each, by which they read from
+    /// object stores and write to them themselves; without, all bytes go through the daemon
+    #[arg(long, value_enum, default_value_t = SignedUrls::Auto, value_name = "auto|none")]
+    pub signed_urls: SignedUrls,
     /// Logs as text for people or as one JSON object a line
     #[arg(long, default_value = "text", value_name = "text|json")]
     pub log_format: crate::telemetry::Format,
+}
+
+/// Whether nodes reach object stores themselves.
+#[derive(clap::ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SignedUrls {
+    /// Where a store can sign addresses and the node can reach it.
+    Auto,
+    /// Never.
+    None,
 }
 
 impl ServeArgs {

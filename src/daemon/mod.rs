@@ -21,6 +21,7 @@ mod serve;
 mod shared;
 #[cfg(test)]
 pub(crate) mod tests;
+mod uploads;
 
 pub use admission::{Admission, Error as AdmissionError};
 pub use assets::{Assets, Error as AssetError};
@@ -43,3 +44,4 @@ pub use secrets::Error as SecretsError;
 pub(crate) use serve::PROBE;
 pub use serve::{Daemon, Error, Shared, serve, start};
 pub use shared::{Artifact, Error as SharedError};
+pub(crate) use uploads::Uploads;

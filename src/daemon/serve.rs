@@ -25,8 +25,8 @@ use super::folder::{self, Folder};
 use super::listen::Listeners;
 use super::reactor::{Reactor, Settings};
 use super::shared::Committed;
-use super::{Builds, Clock, Handle, LogHub, NodeCaches, Removal};
-use crate::config::{Here, HomeError, ServeArgs, home};
+use super::{Builds, Clock, Handle, LogHub, NodeCaches, Removal, Uploads};
+use crate::config::{Here, HomeError, ServeArgs, SignedUrls, home};
 use crate::identity::{self, Door};
 use crate::provider::{Providers, Site};
 use crate::storage::{self, ContentStore, Datastores};
@@ -145,6 +145,7 @@ pub struct Shared {
     pub(crate) vault: Vault,
     pub(crate) datastore_changes: DatastoreChanges,
     pub(crate) committed: Arc<Committed>,
+    pub(crate) uploads: Uploads,
     pub(crate) sizes: Arc<SizeTable>,
     pub(crate) clock: Clock,
     pub(crate) folder: Arc<Folder>,
@@ -296,6 +297,13 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
         data_dir.clone(),
         &folder.workspace().id,
     )?;
+    let uploads = Uploads::new(
+        database.clone(),
+        Arc::new(move || clock.wall()),
+        args.signed_urls == SignedUrls::Auto,
+        Duration::from_secs(args.lease),
+    );
+    let collector = tokio::spawn(uploads.clone().collect(datastores.clone(), door.clone()));
     let folder = Arc::new(folder);
     let committed = Arc::new(Committed::new(store.clone(), datastores.clone()));
     let shared = Shared {
@@ -324,6 +332,7 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
         vault,
         datastore_changes,
         committed,
+        uploads,
         handle: handle.clone(),
         store,
         datastores,
@@ -355,7 +364,7 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
         stopping,
         reactor,
         handle.clone(),
-        Ending { folder, sealer, providers, store: database },
+        Ending { folder, patrols: [sealer, collector], providers, store: database },
     ));
     Ok(Daemon { address, handle, stop, ended })
 }
@@ -363,7 +372,7 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
 /// What a stopping daemon still has to see to.
 struct Ending {
     folder: Arc<Folder>,
-    sealer: tokio::task::JoinHandle<()>,
+    patrols: [tokio::task::JoinHandle<()>; 2],
     providers: Providers,
     store: Arc<SqliteStore>,
 }
@@ -395,8 +404,8 @@ async fn run(
         },
         _ = stopping.wait_for(|stop| *stop) => Ok(()),
     };
-    let Ending { folder, sealer, providers, store } = ending;
-    sealer.abort();
+    let Ending { folder, patrols, providers, store } = ending;
+    patrols.iter().for_each(tokio::task::JoinHandle::abort);
     providers.stop().await;
     if !reactor.is_finished() {
         handle.stop().await;

@@ -8,11 +8,17 @@
 //! | `GET /data/v1/{datastore}?prefix=P&after=PATH` | lists what lies at or below the folder `P` |
 //! | `GET /data/v1/{datastore}?prefix=P&delimiter=/` | what lies right below it: objects and folders |
 //!
+//! `POST` is for attempts, see [`direct`].
+//!
+//! The answer to a `PUT` has the BLAKE3 digest of what was stored ([`STORED`]), which whoever sent it compares.
+//!
 //! Paths are percent-decoded once. Bytes stream both ways, so memory does not grow with an object.
+
+mod direct;
 
 use std::fmt;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use atelier_core::access::{Caller, Permission, Role};
 use atelier_core::id::DatastoreName;
@@ -28,6 +34,9 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use percent_encoding::percent_decode_str;
 use serde::{Deserialize, Serialize};
 
+use atelier_proto::STORED;
+
+use crate::daemon::Uploads;
 use crate::storage::{self, Datastore, Datastores, Listed, Meta, ObjectPath};
 
 /// The most objects of one page of a listing.
@@ -66,6 +75,8 @@ pub(crate) struct State {
     pub(crate) datastores: Datastores,
     /// Who decides.
     pub(crate) door: Arc<dyn Authorize>,
+    /// What attempts write past it.
+    pub(crate) uploads: Uploads,
 }
 
 impl fmt::Debug for State {
@@ -133,6 +144,13 @@ impl From<storage::Error> for Refusal {
     }
 }
 
+impl From<crate::store::Error> for Refusal {
+    fn from(error: crate::store::Error) -> Self {
+        tracing::error!(%error, "data gateway failed");
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "Internal", error.to_string())
+    }
+}
+
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         #[derive(Serialize)]
@@ -172,6 +190,8 @@ struct ListQuery {
 struct DeleteQuery {
     #[serde(default)]
     recursive: bool,
+    /// Of an attempt's: this alone, and not the object.
+    upload: Option<String>,
 }
 
 /// A page as JSON.
@@ -225,6 +245,9 @@ async fn answer(state: &State, request: Request) -> Result<Response, Refusal> {
     }
     let datastore = &state.datastores.get(&datastore)?;
     match path {
+        None if head.method == Method::POST => {
+            direct::sign_reads(state, &caller, datastore, body).await
+        }
         None => list(state, &caller, datastore, &head).await,
         Some(path) => {
             let path = ObjectPath::new(&path).map_err(storage::Error::from)?;
@@ -232,6 +255,7 @@ async fn answer(state: &State, request: Request) -> Result<Response, Refusal> {
                 Method::GET => read(state, &caller, datastore, &path, &head.headers, true).await,
                 Method::HEAD => read(state, &caller, datastore, &path, &head.headers, false).await,
                 Method::PUT => write(state, &caller, datastore, &path, &head.headers, body).await,
+                Method::POST => direct::upload(state, &caller, datastore, &path, &head, body).await,
                 Method::DELETE => delete(state, &caller, datastore, &path, &head).await,
                 _ => Err(method_not_allowed("GET, HEAD, PUT, DELETE")),
             }
@@ -312,6 +336,10 @@ async fn delete(
     head: &Parts,
 ) -> Result<Response, Refusal> {
     authorize(state, caller, datastore, path.as_str(), true)?;
+    let DeleteQuery { recursive, upload } = queried(head)?;
+    if let Some(upload) = upload {
+        return direct::give_up(state, caller, datastore, path, upload).await;
+    }
     let forbidden = |message| Refusal::new(StatusCode::FORBIDDEN, "Forbidden", message);
     // What an attempt has written is its job's, to be looked at and deleted with it.
     if matches!(caller.role, Role::Attempt(_)) {
@@ -322,7 +350,6 @@ async fn delete(
     if datastore.name().as_str() == BLOB_STORE && holds_content {
         return Err(forbidden("the code of jobs lies there, which is not deleted by path"));
     }
-    let DeleteQuery { recursive } = queried(head)?;
     match recursive {
         true => datastore.delete(path).await?,
         false => datastore.delete_object(path).await?,
@@ -382,6 +409,36 @@ async fn read(
     Ok(response)
 }
 
+/// Whether the caller may store an object there, as far as a path says.
+fn authorize_write(
+    state: &State,
+    caller: &Caller,
+    datastore: &Datastore,
+    path: &ObjectPath,
+) -> Result<(), Refusal> {
+    authorize(state, caller, datastore, path.as_str(), true)?;
+    if datastore.name().as_str() == BLOB_STORE && path.is_within(storage::CONTENT_PREFIX) {
+        let message = "content objects are stored by digest (ContentService.Put), not by path";
+        return Err(Refusal::new(StatusCode::FORBIDDEN, "Forbidden", message));
+    }
+    Ok(())
+}
+
+/// Whether the caller may store it still.
+fn still(
+    state: &State,
+    caller: &Caller,
+    datastore: &Datastore,
+    path: &ObjectPath,
+) -> storage::Still {
+    let (state, caller) = (state.clone(), caller.clone());
+    let (datastore, path) = (datastore.clone(), path.clone());
+    Arc::new(move || {
+        authorize(&state, &caller, &datastore, path.as_str(), true)
+            .map_err(|refusal| refusal.message)
+    })
+}
+
 async fn write(
     state: &State,
     caller: &Caller,
@@ -390,25 +447,18 @@ async fn write(
     headers: &HeaderMap,
     body: Body,
 ) -> Result<Response, Refusal> {
-    authorize(state, caller, datastore, path.as_str(), true)?;
-    if datastore.name().as_str() == BLOB_STORE && path.is_within(storage::CONTENT_PREFIX) {
-        let message = "content objects are stored by digest (ContentService.Put), not by path";
-        return Err(Refusal::new(StatusCode::FORBIDDEN, "Forbidden", message));
-    }
+    authorize_write(state, caller, datastore, path)?;
     if headers.contains_key(header::CONTENT_RANGE) {
         return Err(Refusal::invalid("an object is stored whole: send no Content-Range"));
     }
     // Again once all of it has come, and when all is stored: an attempt that is over must change nothing.
-    let still: storage::Still = {
-        let (state, caller) = (state.clone(), caller.clone());
-        let (datastore, path) = (datastore.clone(), path.clone());
-        Arc::new(move || {
-            authorize(&state, &caller, &datastore, path.as_str(), true)
-                .map_err(|refusal| refusal.message)
-        })
-    };
+    let still = still(state, caller, datastore, path);
     let has_come = still.clone();
-    let bytes = checked(body, async move { has_come() });
+    let hasher = Arc::new(Mutex::new(blake3::Hasher::new()));
+    let hashing = hasher.clone();
+    let bytes = checked(body, async move { has_come() }).inspect_ok(move |piece| {
+        hashing.lock().unwrap_or_else(PoisonError::into_inner).update(piece);
+    });
     let meta = match datastore.put_stream_if(path, bytes, still).await {
         Err(error @ storage::Error::Interrupted(_)) => {
             authorize(state, caller, datastore, path.as_str(), true)?;
@@ -416,8 +466,10 @@ async fn write(
         }
         stored => stored?,
     };
+    let digest = hasher.lock().unwrap_or_else(PoisonError::into_inner).finalize();
     let mut response = StatusCode::CREATED.into_response();
     response.headers_mut().insert(header::ETAG, text(meta.etag));
+    response.headers_mut().insert(STORED, text(digest.to_hex().to_string()));
     Ok(response)
 }
 

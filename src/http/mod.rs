@@ -54,7 +54,8 @@ fn own(shared: Shared) -> Router {
         manifests: shared.committed.clone(),
         door: door.clone(),
     });
-    let objects = data::router(data::State { datastores, door });
+    let uploads = shared.uploads.clone();
+    let objects = data::router(data::State { datastores, door, uploads });
     Router::new()
         .route("/healthz", get(healthy))
         .route("/readyz", get(ready))

@@ -328,6 +328,12 @@ impl Door {
         }
     }
 
+    /// Whether an attempt is let in.
+    pub fn is_live(&self, scope: &AttemptScope) -> bool {
+        let attempts = self.attempts.read().unwrap_or_else(|poisoned| poisoned.into_inner());
+        attempts.get(&scope.job).is_some_and(|live| live.is(scope))
+    }
+
     /// The node that a token belongs to.
     pub fn node_of(caller: &Caller) -> Option<&NodeName> {
         match &caller.role {

@@ -14,6 +14,7 @@ mod folder;
 mod level;
 mod path;
 mod placed;
+mod signed;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -35,6 +36,7 @@ pub use content::{ContentStore, PREFIX as CONTENT_PREFIX, Upload};
 pub use folder::{Folder, STAGING};
 pub use level::Level;
 pub use path::{InvalidObjectPath, ObjectPath};
+pub use signed::Signed;
 
 use cloud::Cloud;
 use placed::Placed;

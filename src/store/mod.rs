@@ -8,6 +8,7 @@ pub mod assets;
 pub mod datastores;
 pub mod environments;
 mod jobs;
+pub mod parts;
 mod schema;
 pub mod secret_uses;
 pub mod secrets;

@@ -17,6 +17,7 @@ const MIGRATIONS: &[&str] = &[
     super::datastores::MIGRATION,
     super::assets::MIGRATION,
     super::secret_uses::MIGRATION,
+    super::parts::MIGRATION,
 ];
 
 /// The version this build writes.

@@ -45,6 +45,7 @@ impl Workspace {
             log_limit: 1 << 20,
             grace: 1,
             lease: 600,
+            signed_urls: crate::config::SignedUrls::Auto,
             log_format: crate::telemetry::Format::Text,
         };
         let daemon = start(args).await.unwrap();

@@ -73,7 +73,8 @@ impl Gateway {
     async fn behind(door: Arc<dyn Authorize>, caller: Option<Role>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let stores = Datastores::open_folders(folder.path()).unwrap();
-        let mut app = router(State { datastores: stores.clone(), door });
+        let uploads = Uploads::for_test(folder.path());
+        let mut app = router(State { datastores: stores.clone(), door, uploads });
         if let Some(role) = caller {
             app =
                 app.layer(Extension(Caller { principal: Principal::new("tester").unwrap(), role }));
@@ -258,7 +259,7 @@ async fn paths_that_lead_out_are_refused_in_every_writing() {
         let target = format!("/data/v1/workspaceblobstore?{query}");
         assert_eq!(gateway.raw("GET", &target).await.0, 400, "{target}");
     }
-    assert_eq!(gateway.raw("POST", "/data/v1/workspaceblobstore/x").await.0, 405);
+    assert_eq!(gateway.raw("PATCH", "/data/v1/workspaceblobstore/x").await.0, 405);
     assert_eq!(gateway.raw("PUT", "/data/v1/workspaceblobstore").await.0, 405);
     let refused = gateway.put("workspaceblobstore/azureml/content/ab/abcd", "forged").await;
     assert_eq!(error_of(refused).await, (403, "Forbidden".into()));
@@ -450,4 +451,47 @@ async fn an_upload_that_outlasts_its_attempt_stores_nothing() {
     let store = gateway.stores.get("workspaceblobstore").unwrap();
     let object = ObjectPath::new("azureml/j/o/x").unwrap();
     assert_eq!(store.get(&object, 100).await.unwrap(), "kept");
+}
+
+/// A folder signs nothing, and what an attempt may not reach is refused before that is said.
+#[tokio::test]
+async fn addresses_are_given_to_attempts_for_what_is_theirs() {
+    let scope = AttemptScope {
+        job: JobName::new("job_a").unwrap(),
+        attempt: AttemptNumber(1),
+        epoch: Epoch(1),
+    };
+    let gateway = Gateway::with(Some(Role::Attempt(scope))).await;
+    let post = async |rest: &str, body: &str| {
+        let sent =
+            gateway.client.post(gateway.url(rest)).body(body.to_owned()).send().await.unwrap();
+        (sent.status().as_u16(), sent.text().await.unwrap())
+    };
+    let own = "ExperimentRun/dcid.job_a/outputs/x";
+    let many = format!("{{\"sign\": [{}\"{own}\"]}}", format!("\"{own}\",").repeat(1000));
+    for (rest, body, status, words) in [
+        ("workspaceblobstore", &*format!("{{\"sign\": [\"{own}\"]}}"), 200, "\"urls\":null"),
+        ("workspaceblobstore", "{\"sign\": [\"ExperimentRun/dcid.job_b/x\"]}", 403, "not below"),
+        (
+            "workspaceblobstore",
+            "{\"sign\": [\"ExperimentRun/dcid.job_a/../x\"]}",
+            400,
+            "InvalidPath",
+        ),
+        ("workspaceblobstore", "{\"sign\": [\"/etc/passwd\"]}", 400, "InvalidPath"),
+        ("workspaceblobstore", &many, 400, "at most 1000"),
+        ("workspaceblobstore", "sign", 400, "not understood"),
+        ("nostore", "{\"sign\": []}", 404, "nostore"),
+        (&format!("workspaceblobstore/{own}?size=9"), "", 200, "\"upload\":null"),
+        (&format!("workspaceblobstore/{own}?upload=x"), "{\"complete\": []}", 404, "NoSuchUpload"),
+        (&format!("workspaceblobstore/{own}"), "", 400, "either the size"),
+        ("workspaceblobstore/azureml/content/x?size=9", "", 403, "not below"),
+    ] {
+        let answer = post(rest, body).await;
+        assert!(answer.0 == status && answer.1.contains(words), "{rest} {body:.99}: {answer:?}");
+    }
+    let people = Gateway::new().await;
+    let url = people.url("workspaceblobstore");
+    let refused = people.client.post(url).body("{\"sign\": []}").send().await.unwrap();
+    assert_eq!(error_of(refused).await, (403, "Forbidden".into()));
 }

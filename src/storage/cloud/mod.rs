@@ -7,13 +7,15 @@
 mod client;
 mod list;
 mod problem;
+mod signed;
 #[cfg(test)]
 mod tests;
 mod upload;
 
 use std::fmt;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use atelier_core::datastore::{Credentials, Source};
 use atelier_core::id::DatastoreName;
@@ -50,9 +52,14 @@ struct Inner {
     source: Source,
     unlock: Unlock,
     /// Made with the first request: the credentials are opened then and not before.
-    client: OnceCell<Client>,
+    client: OnceCell<(Client, Signs)>,
     retries: client::Retries,
+    /// When addresses could not be signed.
+    unsigned: Mutex<Option<Instant>>,
 }
+
+/// Whether the credentials are such that addresses can be signed with them.
+type Signs = bool;
 
 impl fmt::Debug for Cloud {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -67,7 +74,8 @@ impl Cloud {
 
     fn with(name: DatastoreName, source: Source, unlock: Unlock, retries: client::Retries) -> Self {
         let client = OnceCell::new();
-        Self { inner: Arc::new(Inner { name, source, unlock, client, retries }) }
+        let unsigned = Mutex::default();
+        Self { inner: Arc::new(Inner { name, source, unlock, client, retries, unsigned }) }
     }
 
     /// The same, for somebody who waits for an answer.
@@ -77,6 +85,14 @@ impl Cloud {
     }
 
     async fn client(&self) -> Result<&Client, Error> {
+        Ok(&self.made().await?.0)
+    }
+
+    fn unsigned(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.inner.unsigned.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn made(&self) -> Result<&(Client, Signs), Error> {
         let inner = self.inner.clone();
         let make = || {
             blocking(move || {
@@ -85,7 +101,9 @@ impl Cloud {
                 let credentials = (inner.unlock)().map_err(away)?;
                 // No other try makes them others.
                 let unfit = |problem| Error::Unsupported { datastore: datastore(), problem };
-                Client::new(&inner.source, credentials, inner.retries).map_err(unfit)
+                let signs = signed::can_sign(&credentials);
+                let made = Client::new(&inner.source, credentials, inner.retries).map_err(unfit)?;
+                Ok((made, signs))
             })
         };
         self.inner.client.get_or_try_init(make).await

@@ -4,6 +4,7 @@ use atelier_core::access::Caller;
 use atelier_core::id::{DatastoreName, Principal};
 
 use super::*;
+use crate::daemon::Uploads;
 use crate::http::data::{Authorize, State, router};
 use crate::storage::{Datastores, ObjectPath};
 use atelier_core::layout::BLOB_STORE;
@@ -38,7 +39,8 @@ impl Inputs {
         let (folder, home) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let stores = Datastores::open_folders(folder.path()).unwrap();
         let caller = Caller { principal: Principal::new("tester").unwrap(), role };
-        let app = router(State { datastores: stores.clone(), door: Arc::new(Open) })
+        let uploads = Uploads::for_test(folder.path());
+        let app = router(State { datastores: stores.clone(), door: Arc::new(Open), uploads })
             .layer(axum::Extension(caller));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address: SocketAddr = listener.local_addr().unwrap();

@@ -1,0 +1,131 @@
+//! Uploads of attempts that go to a store itself, part by part: which are under way, and what becomes of those whose
+//! attempt is over.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use atelier_core::access::AttemptScope;
+use atelier_core::time::Timestamp;
+
+use crate::identity::Door;
+use crate::storage::{self, Datastore, Datastores, ObjectPath};
+use crate::store::parts::{self, PartUpload};
+use crate::store::{self, SqliteStore};
+
+/// Between two looks at what is left.
+const PATROL: Duration = Duration::from_secs(15);
+/// How many are looked at together.
+const PAGE: u32 = 256;
+/// After so long one that cannot be given up is forgotten: the store's own rules remove it.
+const GIVEN_UP: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// For how long a part can be written by an address at most, and what is too short for one.
+const WRITE: Duration = Duration::from_secs(300);
+const SHORTEST: Duration = Duration::from_secs(10);
+
+/// Uploads in parts. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Uploads {
+    store: Arc<SqliteStore>,
+    now: Arc<dyn Fn() -> Timestamp + Send + Sync>,
+    /// Whether stores are asked to sign addresses at all.
+    pub(crate) signs: bool,
+    /// For how long a part can be written by an address; `None`: nothing is.
+    pub(crate) writes: Option<Duration>,
+}
+
+impl Uploads {
+    /// `lease`: for how long an attempt's node may be silent; what may be written is over before that.
+    pub(crate) fn new(
+        store: Arc<SqliteStore>,
+        now: Arc<dyn Fn() -> Timestamp + Send + Sync>,
+        signs: bool,
+        lease: Duration,
+    ) -> Self {
+        let writes = (lease / 2).min(WRITE);
+        Self { store, now, signs, writes: (signs && writes >= SHORTEST).then_some(writes) }
+    }
+
+    pub(crate) async fn begin(
+        &self,
+        id: String,
+        attempt: &AttemptScope,
+        datastore: &Datastore,
+        path: &ObjectPath,
+        upload: String,
+    ) -> Result<(), store::Error> {
+        let begun = PartUpload {
+            id,
+            attempt: attempt.clone(),
+            datastore: datastore.name().clone(),
+            path: path.to_string(),
+            upload,
+            begun_at: (self.now)(),
+        };
+        self.store.write(move |conn| parts::begin(conn, &begun)).await
+    }
+
+    pub(crate) async fn find(&self, id: String) -> Result<Option<PartUpload>, store::Error> {
+        let store = self.store.clone();
+        tokio::task::spawn_blocking(move || store.read(|conn| parts::find(conn, &id)))
+            .await
+            .unwrap_or(Ok(None))
+    }
+
+    pub(crate) async fn end(&self, id: String) -> Result<(), store::Error> {
+        self.store.write(move |conn| parts::end(conn, &id)).await
+    }
+
+    /// Removes what attempts that are over have left, for as long as the daemon runs.
+    pub(crate) async fn collect(self, datastores: Datastores, door: Arc<Door>) {
+        loop {
+            tokio::time::sleep(PATROL).await;
+            if let Err(error) = self.collect_once(&datastores, &door).await {
+                tracing::warn!(%error, "uploads that were given up are not looked at");
+            }
+        }
+    }
+
+    async fn collect_once(&self, datastores: &Datastores, door: &Door) -> Result<(), store::Error> {
+        let mut after = String::new();
+        loop {
+            let page = self.store.read(|conn| parts::page(conn, &after, PAGE))?;
+            let Some(last) = page.last() else { return Ok(()) };
+            after.clone_from(&last.id);
+            for upload in page.into_iter().filter(|upload| !door.is_live(&upload.attempt)) {
+                let age = (self.now)().as_millis().saturating_sub(upload.begun_at.as_millis());
+                let is_old = u128::try_from(age).is_ok_and(|age| age > GIVEN_UP.as_millis());
+                match give_up(datastores, &upload).await {
+                    Ok(()) => {
+                        tracing::info!(datastore = %upload.datastore, "an upload was given up")
+                    }
+                    Err(error) if is_old => {
+                        tracing::warn!(%error, "an upload is left to the store's own rules");
+                    }
+                    Err(error) => {
+                        tracing::debug!(%error, "an upload is given up later");
+                        continue;
+                    }
+                }
+                self.end(upload.id).await?;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+impl Uploads {
+    /// With a database of its own below `folder`.
+    pub(crate) fn for_test(folder: &std::path::Path) -> Self {
+        let store = SqliteStore::open(&folder.join("uploads.db"), false).unwrap();
+        let now = Arc::new(|| Timestamp::from_millis(0));
+        Self::new(Arc::new(store), now, true, Duration::from_secs(60))
+    }
+}
+
+async fn give_up(datastores: &Datastores, upload: &PartUpload) -> Result<(), storage::Error> {
+    // Who forgot the datastore has forgotten what lies there.
+    let Ok(datastore) = datastores.get(upload.datastore.as_str()) else { return Ok(()) };
+    let path = ObjectPath::new(&upload.path)?;
+    datastore.hasty().abort_parts(&path, &upload.upload).await
+}

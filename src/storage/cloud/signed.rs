@@ -1,0 +1,173 @@
+//! Addresses by which somebody who has no credentials reads from the store itself, or writes to it.
+//!
+//! An address is for one object or for one part of one upload, and for a short while; nobody can take it back.
+//! Objects are read by it. What is written by it is a part of an upload that the daemon has begun, and so seen by
+//! nobody until the daemon completes the upload: S3 and Google sign a part as such. An address of Azure's that a
+//! block may be written by would let its holder replace the object, so there is none for writing.
+
+use std::time::{Duration, Instant};
+
+use atelier_core::datastore::Credentials;
+use futures::{StreamExt as _, TryStreamExt as _};
+use http::Method;
+use object_store::multipart::{MultipartStore, PartId};
+use object_store::signer::{SignedUrlOptions, Signer};
+
+use super::client::Client;
+use super::{Cloud, quoted};
+use crate::storage::{Error, ObjectPath, Signed, Still};
+
+/// For how long a store that failed to sign is not asked again.
+const UNSIGNED: Duration = Duration::from_secs(600);
+/// Addresses that are signed at once, where somebody else is asked to sign.
+const AT_ONCE: usize = 16;
+
+/// Whether who has these credentials can give away a part of what they allow.
+pub(super) fn can_sign(credentials: &Credentials) -> bool {
+    !matches!(credentials, Credentials::Anonymous | Credentials::SasToken(_))
+}
+
+impl Client {
+    fn signer(&self) -> Option<&dyn Signer> {
+        match self {
+            Self::S3(store) => Some(store),
+            Self::Azure(store) => Some(store),
+            Self::Gcs(store) => Some(store),
+            Self::Http(_) => None,
+        }
+    }
+
+    /// Of stores that sign each part alone.
+    fn parts(&self) -> Option<(&dyn MultipartStore, &dyn Signer)> {
+        match self {
+            Self::S3(store) => Some((store, store)),
+            Self::Gcs(store) => Some((store, store)),
+            Self::Azure(_) | Self::Http(_) => None,
+        }
+    }
+}
+
+impl Cloud {
+    /// One for each object, which need not be there. `None`: this store gives none.
+    pub(in crate::storage) async fn sign_reads(
+        &self,
+        paths: &[ObjectPath],
+        lasting: Duration,
+    ) -> Result<Option<Vec<Signed>>, Error> {
+        let (client, signs) = self.made().await?;
+        let Some(signer) = client.signer().filter(|_| *signs && self.tries()) else {
+            return Ok(None);
+        };
+        let keys = paths.iter().map(|path| self.key(path)).collect::<Result<Vec<_>, _>>()?;
+        let sign = |key| async move {
+            let signed = signer.signed_url(Method::GET, &key, lasting).await;
+            signed.map(|url| Signed { url: url.into() })
+        };
+        let all = match client {
+            // With one key for all of them.
+            Client::Azure(store) => {
+                let urls = store.signed_urls(Method::GET, &keys, lasting).await;
+                urls.map(|urls| urls.into_iter().map(|url| Signed { url: url.into() }).collect())
+            }
+            _ => futures::stream::iter(keys).map(sign).buffered(AT_ONCE).try_collect().await,
+        };
+        Ok(self.signed(all))
+    }
+
+    /// Begins an upload to be written by addresses; its id. `None`: this store gives none.
+    pub(in crate::storage) async fn begin_parts(
+        &self,
+        path: &ObjectPath,
+    ) -> Result<Option<String>, Error> {
+        self.check_writable()?;
+        let (client, signs) = self.made().await?;
+        let Some((store, signer)) = client.parts().filter(|_| *signs && self.tries()) else {
+            return Ok(None);
+        };
+        let key = self.key(path)?;
+        // Before anything is begun: who cannot sign has nothing to give up.
+        let tried = signer.signed_url(Method::GET, &key, Duration::from_secs(1)).await;
+        if self.signed(tried).is_none() {
+            return Ok(None);
+        }
+        let begun = store.create_multipart(&key).await;
+        begun.map(Some).map_err(|error| self.problem("write", path.as_str(), error))
+    }
+
+    /// By which parts of an upload are written; the first part is number 1.
+    pub(in crate::storage) async fn sign_parts(
+        &self,
+        path: &ObjectPath,
+        upload: &str,
+        parts: std::ops::Range<u32>,
+        lasting: Duration,
+    ) -> Result<Vec<Signed>, Error> {
+        let (client, key) = (self.client().await?, self.key(path)?);
+        let Some((_, signer)) = client.parts() else {
+            return Err(self.unsupported("the store signs no parts of uploads"));
+        };
+        let sign = |number: u32| {
+            let options = SignedUrlOptions::new()
+                .with_query([("partNumber", number.to_string()), ("uploadId", upload.to_owned())]);
+            let key = &key;
+            async move {
+                let signed = signer.signed_url_opts(Method::PUT, key, lasting, &options).await;
+                signed.map(|url| Signed { url: url.into() })
+            }
+        };
+        let all = futures::stream::iter(parts).map(sign).buffered(AT_ONCE).try_collect().await;
+        all.map_err(|error| self.problem("write", path.as_str(), error))
+    }
+
+    /// Makes an upload's parts an object, of which the store has said these tags, in their order; its tag.
+    pub(in crate::storage) async fn complete_parts(
+        &self,
+        path: &ObjectPath,
+        upload: &str,
+        tags: Vec<String>,
+        still: &Still,
+    ) -> Result<String, Error> {
+        let (client, key) = (self.client().await?, self.key(path)?);
+        let Some((store, _)) = client.parts() else {
+            return Err(self.unsupported("the store signs no parts of uploads"));
+        };
+        let parts = tags.into_iter().map(|content_id| PartId { content_id }).collect();
+        still().map_err(|why| Error::Interrupted(why.into()))?;
+        let stored = store.complete_multipart(&key, &upload.to_owned(), parts).await;
+        let stored = stored.map_err(|error| self.problem("write", path.as_str(), error))?;
+        Ok(stored.e_tag.map_or_else(|| "\"\"".to_owned(), |tag| quoted(&tag)))
+    }
+
+    /// Gives an upload up: its parts are gone. One that is gone already is no error.
+    pub(in crate::storage) async fn abort_parts(
+        &self,
+        path: &ObjectPath,
+        upload: &str,
+    ) -> Result<(), Error> {
+        let (client, key) = (self.client().await?, self.key(path)?);
+        let Some((store, _)) = client.parts() else { return Ok(()) };
+        match store.abort_multipart(&key, &upload.to_owned()).await {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(error) => Err(self.problem("write", path.as_str(), error)),
+        }
+    }
+
+    /// Whether it has not failed just now.
+    fn tries(&self) -> bool {
+        let failed = *self.unsigned();
+        failed.is_none_or(|at| at.elapsed() >= UNSIGNED)
+    }
+
+    /// What was signed; of a failure that it is not tried for a while.
+    fn signed<T>(&self, result: Result<T, object_store::Error>) -> Option<T> {
+        match result {
+            Ok(signed) => Some(signed),
+            Err(error) => {
+                let problem = self.problem("read", "", error);
+                tracing::warn!(%problem, "no addresses can be signed: data goes through the daemon");
+                *self.unsigned() = Some(Instant::now());
+                None
+            }
+        }
+    }
+}
