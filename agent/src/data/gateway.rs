@@ -1,30 +1,40 @@
-//! The daemon's data gateway, and reading from the web.
+//! The daemon's data gateway.
 
 use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
+use atelier_core::content::Digest;
+use atelier_proto::STORED;
 use bytes::{Bytes, BytesMut};
-use futures::StreamExt as _;
-use reqwest::header::{
-    ACCEPT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, ETAG, IF_MATCH, IF_RANGE, RANGE,
-};
-use reqwest::{Body, Client, ClientBuilder, RequestBuilder, Response, StatusCode};
+use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _};
+use reqwest::header::{ACCEPT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, IF_MATCH};
+use reqwest::{Body, Client, ClientBuilder, RequestBuilder, Response, StatusCode, header};
 use serde::Deserialize;
-use tokio::io::{AsyncSeekExt as _, AsyncWriteExt as _};
+use tokio::sync::Semaphore;
 
+use super::direct::{Direct, Wanted, Way};
 use super::store::Found;
+use super::transfer::{Sink, download};
 use super::{Error, path};
 
-/// Tries of one request.
+/// Tries of one request, and of one to a store itself: the gateway tries too.
 const TRIES: u32 = 5;
+const DIRECT_TRIES: u32 = 2;
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
+/// What is longer than this is read in ranges of this size, so many at once of one object and in all.
+const RANGED: u64 = 32 << 20;
+const RANGE: u64 = 16 << 20;
+const RANGES: usize = 4;
+const RANGES_IN_ALL: usize = 16;
+
 /// How long the daemon may stand still.
-const STILL: Duration = Duration::from_secs(120);
+pub(super) const STILL: Duration = Duration::from_secs(120);
 /// Bytes of an upload that come through in a second on the slowest way that is waited for.
-const SLOWEST: u64 = 64 << 10;
+pub(super) const SLOWEST: u64 = 64 << 10;
 
 /// What reqwest is asked to do everywhere.
 fn client() -> Result<Client, reqwest::Error> {
@@ -56,6 +66,8 @@ pub(super) enum Failure {
     Denied(String),
     /// Not answered, or not to the end.
     Broken(String),
+    /// There is no connection.
+    Unreached(String),
     /// Answered from where nothing may come from.
     Closed(&'static str),
     /// This node's file system.
@@ -75,7 +87,7 @@ impl Failure {
                             | StatusCode::PRECONDITION_FAILED
                     )
             }
-            Self::Broken(_) => true,
+            Self::Broken(_) | Self::Unreached(_) => true,
             Self::Denied(_) | Self::Closed(_) | Self::Local(_) => false,
         }
     }
@@ -84,7 +96,7 @@ impl Failure {
         match self {
             Self::Status(status, message) if message.is_empty() => status.to_string(),
             Self::Status(status, message) => format!("{message} ({status})"),
-            Self::Denied(what) | Self::Broken(what) => what.clone(),
+            Self::Denied(what) | Self::Broken(what) | Self::Unreached(what) => what.clone(),
             Self::Closed(why) => (*why).to_owned(),
             Self::Local(error) => error.to_string(),
         }
@@ -93,7 +105,9 @@ impl Failure {
 
 impl From<reqwest::Error> for Failure {
     fn from(error: reqwest::Error) -> Self {
-        Self::Broken(chain(&error.without_url()))
+        let is_connect = error.is_connect();
+        let text = chain(&error.without_url());
+        if is_connect { Self::Unreached(text) } else { Self::Broken(text) }
     }
 }
 
@@ -114,22 +128,28 @@ fn chain(error: &dyn std::error::Error) -> String {
 
 /// How often something was tried, and how long to wait before the next time.
 #[derive(Debug)]
-struct Patience {
+pub(super) struct Patience {
     tries: u32,
+    most: u32,
     pause: Duration,
 }
 
 impl Patience {
-    fn new() -> Self {
-        Self { tries: 1, pause: FIRST_PAUSE }
+    pub(super) fn new() -> Self {
+        Self::with(TRIES)
+    }
+
+    /// For so many tries.
+    pub(super) fn with(most: u32) -> Self {
+        Self { tries: 1, most, pause: FIRST_PAUSE }
     }
 
     /// Waits before the next try.
     ///
     /// # Errors
     /// The failure itself, if another try would not help or there were enough.
-    async fn after(&mut self, failure: Failure) -> Result<(), Failure> {
-        if !failure.is_transient() || self.tries >= TRIES {
+    pub(super) async fn after(&mut self, failure: Failure) -> Result<(), Failure> {
+        if !failure.is_transient() || self.tries >= self.most {
             return Err(failure);
         }
         tracing::debug!(self.tries, failure = failure.text(), "request failed, trying again");
@@ -140,7 +160,7 @@ impl Patience {
     }
 }
 
-async fn accepted(response: Response) -> Result<Response, Failure> {
+pub(super) async fn accepted(response: Response) -> Result<Response, Failure> {
     #[derive(Deserialize)]
     struct Answer {
         error: Inner,
@@ -165,123 +185,15 @@ async fn accepted(response: Response) -> Result<Response, Failure> {
     }
 }
 
-/// What came of a download.
-#[derive(Debug)]
-pub(super) struct Downloaded {
-    pub(super) etag: Option<String>,
-    /// `false`: the server said that nothing has changed, and sent nothing.
-    pub(super) sent: bool,
-}
-
-/// Streams what `request` asks for into a new file at `to`. A break in the middle is resumed where
-/// the server can, else begun anew; `expected` bytes must come in the end. `closed` says of an answer why it is not
-/// taken from where it comes.
-pub(super) async fn download(
-    to: &Path,
-    expected: Option<u64>,
-    closed: impl Fn(&Response) -> Option<&'static str>,
-    request: impl Fn() -> RequestBuilder,
-) -> Result<Downloaded, Failure> {
-    let file = tokio::fs::File::create_new(to)
-        .await
-        .map_err(|error| Failure::Local(Error::io("write", to, error)))?;
-    let mut transfer = Transfer { to, file, done: 0, tag: None };
-    let mut patience = Patience::new();
-    loop {
-        match transfer.go_on(request(), expected, &closed).await {
-            Ok(downloaded) => return Ok(downloaded),
-            Err(failure) => patience.after(failure).await?,
-        }
-    }
-}
-
-/// A download that may take several requests.
-struct Transfer<'a> {
-    to: &'a Path,
-    file: tokio::fs::File,
-    /// Bytes that are there.
-    done: u64,
-    /// Of the content that they are from, if the server can continue it.
-    tag: Option<String>,
-}
-
-impl Transfer<'_> {
-    async fn go_on(
-        &mut self,
-        mut request: RequestBuilder,
-        expected: Option<u64>,
-        closed: impl Fn(&Response) -> Option<&'static str>,
-    ) -> Result<Downloaded, Failure> {
-        let to = self.to;
-        let failed = |error| Failure::Local(Error::io("write", to, error));
-        request = request.header(ACCEPT_ENCODING, "identity");
-        if let (1.., Some(tag)) = (self.done, &self.tag) {
-            let range = format!("bytes={}-", self.done);
-            request = request.header(RANGE, range).header(IF_RANGE, tag);
-        }
-        let answer = request.send().await?;
-        if let Some(why) = closed(&answer) {
-            return Err(Failure::Closed(why));
-        }
-        let response = match accepted(answer).await {
-            Ok(response) => response,
-            Err(failure) => {
-                // It changed, or the range is gone: from the start, next time.
-                (self.done, self.tag) = (0, None);
-                return Err(failure);
-            }
-        };
-        if response.status() == StatusCode::NOT_MODIFIED {
-            return Ok(Downloaded { etag: None, sent: false });
-        }
-        let header = |name| response.headers().get(name).and_then(|v| v.to_str().ok());
-        if response.status() == StatusCode::PARTIAL_CONTENT {
-            let range = header(CONTENT_RANGE).unwrap_or_default();
-            if !range.starts_with(&format!("bytes {}-", self.done)) {
-                return Err(Failure::Broken(format!("the server sent another part: '{range}'")));
-            }
-        } else {
-            self.file.set_len(0).await.map_err(failed)?;
-            self.file.rewind().await.map_err(failed)?;
-            self.done = 0;
-        }
-        // A weak tag does not promise equal bytes.
-        self.tag = header(ETAG).filter(|tag| !tag.starts_with("W/")).map(str::to_owned);
-        let announced = header(CONTENT_LENGTH).and_then(|length| length.parse::<u64>().ok());
-        let end = expected.or(announced.map(|length| self.done + length));
-        let mut pieces = response.bytes_stream();
-        while let Some(piece) = pieces.next().await {
-            let piece = match piece {
-                Ok(piece) => piece,
-                Err(error) => {
-                    // What came so far counts only once it is in the file.
-                    self.file.flush().await.map_err(failed)?;
-                    return Err(error.into());
-                }
-            };
-            self.file.write_all(&piece).await.map_err(failed)?;
-            self.done += piece.len() as u64;
-        }
-        self.file.flush().await.map_err(failed)?;
-        if let Some(end) = end
-            && self.done != end
-        {
-            let problem = format!("{} bytes came instead of {end}", self.done);
-            if self.done > end {
-                (self.done, self.tag) = (0, None);
-            }
-            return Err(Failure::Broken(problem));
-        }
-        Ok(Downloaded { etag: self.tag.take(), sent: true })
-    }
-}
-
 /// The gateway. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(super) struct Gateway {
     client: Client,
     uploads: Client,
     base: String,
+    direct: Direct,
+    /// Large objects are read in several ranges at once, so many in all.
+    ranges: Arc<Semaphore>,
 }
 
 #[derive(Deserialize)]
@@ -299,7 +211,13 @@ struct Listed {
 
 impl Gateway {
     pub(super) fn new(http_url: &str) -> Result<Self, reqwest::Error> {
-        let made = Self { client: client()?, uploads: uploads()?, base: String::new() };
+        let made = Self {
+            client: client()?,
+            uploads: uploads()?,
+            base: String::new(),
+            direct: Direct::new()?,
+            ranges: Arc::new(Semaphore::new(RANGES_IN_ALL)),
+        };
         Ok(made.at(http_url))
     }
 
@@ -309,11 +227,28 @@ impl Gateway {
         Self { base, ..self }
     }
 
-    fn url(&self, datastore: &str, key: &str) -> String {
+    pub(super) fn base(&self) -> &str {
+        &self.base
+    }
+
+    pub(super) fn client(&self) -> &Client {
+        &self.client
+    }
+
+    pub(super) fn direct(&self) -> &Direct {
+        &self.direct
+    }
+
+    pub(super) fn url(&self, datastore: &str, key: &str) -> String {
         format!("{}/{}/{}", self.base, path::in_url(datastore), path::in_url(key))
     }
 
-    fn error(operation: &'static str, datastore: &str, key: &str, failure: Failure) -> Error {
+    pub(super) fn error(
+        operation: &'static str,
+        datastore: &str,
+        key: &str,
+        failure: Failure,
+    ) -> Error {
         match failure {
             Failure::Local(error) => error,
             Failure::Denied(problem) => {
@@ -386,49 +321,93 @@ impl Gateway {
     }
 
     /// Reads an object of a listing into a new file.
-    pub(super) async fn get(
-        &self,
-        datastore: &str,
-        key: &str,
-        found: &Found,
-        token: &str,
-        to: &Path,
-    ) -> Result<(), Error> {
-        let url = self.url(datastore, key);
-        let request = || {
-            let request = self.client.get(&url).bearer_auth(token);
-            if found.etag.is_empty() { request } else { request.header(IF_MATCH, &found.etag) }
+    pub(super) async fn get(&self, object: &Wanted<'_>, size: u64, to: &Path) -> Result<(), Error> {
+        let read = match size {
+            ..=RANGED => self.whole(object, size, to).await,
+            _ => self.in_ranges(object, size, to).await,
         };
-        download(to, Some(found.size), |_| None, request)
-            .await
-            .map(|_| ())
-            .map_err(|failure| Self::error("read", datastore, key, failure))
+        read.map_err(|failure| Self::error("read", object.datastore, object.key, failure))
     }
 
-    /// Reads bytes of an object of a listing, once. [`StatusCode::PRECONDITION_FAILED`]: it is another one by now.
-    pub(super) async fn part(
+    async fn whole(&self, object: &Wanted<'_>, size: u64, to: &Path) -> Result<(), Failure> {
+        let way = self.way(object).await;
+        let tries = match way {
+            Way::Direct(_) => DIRECT_TRIES,
+            Way::Gateway => TRIES,
+        };
+        let request = || self.request(&way, object);
+        let closed = |answer: &Response| {
+            (answer.status().is_success() && !object.is_content(&way, answer))
+                .then_some("it is not the content that was listed")
+        };
+        match download(to, Some(size), Patience::with(tries), closed, request).await {
+            Err(failure) if self.gives_way(&way, object, &failure) => {
+                std::fs::remove_file(to)
+                    .map_err(|error| Failure::Local(Error::io("write", to, error)))?;
+                let request = || self.request(&Way::Gateway, object);
+                download(to, Some(size), Patience::new(), |_| None, request).await.map(drop)
+            }
+            read => read.map(drop),
+        }
+    }
+
+    async fn in_ranges(&self, object: &Wanted<'_>, size: u64, to: &Path) -> Result<(), Failure> {
+        let sink = Sink::create(to).await?;
+        let ranges = (0..size.div_ceil(RANGE)).map(|n| n * RANGE..((n + 1) * RANGE).min(size));
+        futures::stream::iter(ranges)
+            .map(|range| self.range(object, sink.from(range.start), range.end).boxed())
+            .buffer_unordered(RANGES)
+            .try_collect()
+            .await
+    }
+
+    /// Reads up to `end` into a file. What came before a break is not asked for again.
+    async fn range(
         &self,
-        datastore: &str,
-        key: &str,
-        etag: &str,
+        object: &Wanted<'_>,
+        mut sink: Sink<'_>,
+        end: u64,
+    ) -> Result<(), Failure> {
+        let Ok(_permit) = self.ranges.acquire().await else { return Ok(()) };
+        let mut patience = Patience::new();
+        let mut way = self.way(object).await;
+        loop {
+            match self.go_on(&way, object, &mut sink, end).await {
+                Ok(()) => return Ok(()),
+                Err(failure) if sink.at > end => return Err(failure),
+                Err(failure) if self.gives_way(&way, object, &failure) => way = Way::Gateway,
+                Err(failure) => patience.after(failure).await?,
+            }
+        }
+    }
+
+    async fn go_on(
+        &self,
+        way: &Way,
+        object: &Wanted<'_>,
+        sink: &mut Sink<'_>,
+        end: u64,
+    ) -> Result<(), Failure> {
+        let response = self.open(way, object, &(sink.at..end)).await?;
+        let poured = sink.pour(response.bytes_stream()).await;
+        // What came so far counts only once it is in the file.
+        sink.flush().await?;
+        poured?;
+        match sink.at {
+            at if at == end => Ok(()),
+            at if at < end => Err(Failure::Broken(format!("{} bytes are missing", end - at))),
+            _ => Err(Failure::Broken("more came than was asked for".to_owned())),
+        }
+    }
+
+    /// The bytes of a part of an object, asked for once, one way.
+    pub(super) async fn once(
+        &self,
+        way: &Way,
+        object: &Wanted<'_>,
         range: Range<u64>,
-        token: &str,
     ) -> Result<Bytes, Failure> {
-        let mut request = self.client.get(self.url(datastore, key)).bearer_auth(token);
-        if !etag.is_empty() {
-            request = request.header(IF_MATCH, etag);
-        }
-        let last = range.end - 1;
-        let request = request.header(RANGE, format!("bytes={}-{last}", range.start));
-        let response = accepted(request.header(ACCEPT_ENCODING, "identity").send().await?).await?;
-        let header = |name| response.headers().get(name).and_then(|v| v.to_str().ok());
-        if header(ETAG).is_some_and(|tag| !etag.is_empty() && tag != etag) {
-            return Err(Failure::Status(StatusCode::PRECONDITION_FAILED, String::new()));
-        }
-        let sent = header(CONTENT_RANGE).unwrap_or_default();
-        if !sent.starts_with(&format!("bytes {}-{last}/", range.start)) {
-            return Err(Failure::Broken(format!("the server sent another part: '{sent}'")));
-        }
+        let response = self.open(way, object, &range).await?;
         let length = (range.end - range.start) as usize;
         let mut bytes = BytesMut::with_capacity(length);
         let mut pieces = response.bytes_stream();
@@ -441,7 +420,42 @@ impl Gateway {
         }
     }
 
-    /// Stores an object; `body` makes its bytes anew for each try.
+    /// Asks for a part of an object; what answers has it, of the content that is wanted.
+    async fn open(
+        &self,
+        way: &Way,
+        object: &Wanted<'_>,
+        range: &Range<u64>,
+    ) -> Result<Response, Failure> {
+        let last = range.end - 1;
+        let request = self.request(way, object);
+        let request = request.header(header::RANGE, format!("bytes={}-{last}", range.start));
+        let response = accepted(request.header(ACCEPT_ENCODING, "identity").send().await?).await?;
+        let header = |name| response.headers().get(name).and_then(|v| v.to_str().ok());
+        if !object.is_content(way, &response) {
+            return Err(Failure::Status(StatusCode::PRECONDITION_FAILED, String::new()));
+        }
+        let sent = header(CONTENT_RANGE).unwrap_or_default();
+        if !sent.starts_with(&format!("bytes {}-{last}/", range.start)) {
+            return Err(Failure::Broken(format!("the server sent another part: '{sent}'")));
+        }
+        Ok(response)
+    }
+
+    fn request(&self, way: &Way, object: &Wanted<'_>) -> RequestBuilder {
+        let request = match way {
+            Way::Direct(url) => self.direct.client().get(&**url),
+            Way::Gateway => {
+                self.client.get(self.url(object.datastore, object.key)).bearer_auth(object.token)
+            }
+        };
+        match object.etag {
+            "" => request,
+            etag => request.header(IF_MATCH, etag),
+        }
+    }
+
+    /// Stores an object; `body` makes its bytes anew for each try. With it what the daemon says that it has stored.
     pub(super) async fn put<T>(
         &self,
         datastore: &str,
@@ -449,7 +463,7 @@ impl Gateway {
         length: u64,
         token: &str,
         mut body: impl FnMut() -> Result<(Body, T), Error>,
-    ) -> Result<T, Error> {
+    ) -> Result<(T, Option<Digest>), Error> {
         path::check(key)?;
         let url = self.url(datastore, key);
         let mut patience = Patience::new();
@@ -460,7 +474,7 @@ impl Gateway {
             let sent = request.header(CONTENT_LENGTH, length).body(body).send();
             let stored = async { accepted(sent.await?).await };
             match stored.await {
-                Ok(_) => return Ok(told),
+                Ok(answer) => return Ok((told, digest_of(&answer))),
                 Err(failure) => patience
                     .after(failure)
                     .await
@@ -478,6 +492,29 @@ impl Gateway {
         token: &str,
     ) -> Result<(), Error> {
         let length = bytes.len() as u64;
-        self.put(datastore, key, length, token, || Ok((Body::from(bytes.clone()), ()))).await
+        let body = || Ok((Body::from(bytes.clone()), ()));
+        let (_, stored) = self.put(datastore, key, length, token, body).await?;
+        Self::same(datastore, key, Digest::of(&bytes), stored)
     }
+
+    /// Whether what was stored is what was sent.
+    pub(super) fn same(
+        datastore: &str,
+        key: &str,
+        sent: Digest,
+        stored: Option<Digest>,
+    ) -> Result<(), Error> {
+        match stored {
+            Some(stored) if stored != sent => {
+                let problem = "other bytes were stored than were sent".to_owned();
+                Err(Self::error("store", datastore, key, Failure::Broken(problem)))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// What a gateway says that it has stored; one of an older release says nothing.
+fn digest_of(answer: &Response) -> Option<Digest> {
+    answer.headers().get(STORED)?.to_str().ok()?.parse().ok()
 }

@@ -9,8 +9,10 @@ use atelier_core::content::Digest;
 use atelier_core::spec::{DataKind, Input, InputMode};
 use atelier_proto::agent::v1 as pb;
 use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _};
+use tokio::sync::OnceCell;
 
 use super::cache::{Kind, Pin};
+use super::direct::Wanted;
 use super::error::blocking;
 use super::files::{self, Stop, StopOnDrop};
 use super::mount::{Mounted, partial};
@@ -19,6 +21,8 @@ use super::{Error, Inner, mltable, path, web};
 
 /// Objects read at once through the gateway.
 const READERS: usize = 8;
+/// Objects whose addresses are asked for together.
+const BATCH: usize = 200;
 /// Threads that link or copy in a shared folder.
 const THREADS: usize = 4;
 
@@ -148,6 +152,19 @@ async fn empty_folder(folder: &Path) -> Result<(), Error> {
     .await
 }
 
+/// Objects that are asked for together, once one of them is read.
+struct Batch {
+    keys: Vec<String>,
+    prepared: OnceCell<()>,
+}
+
+impl Batch {
+    fn of(key: &str, objects: &[Found]) -> Self {
+        let keys = objects.iter().map(|object| path::join(key, &object.below)).collect();
+        Self { keys, prepared: OnceCell::new() }
+    }
+}
+
 /// Where an input lies.
 struct Place<'a> {
     inner: &'a Inner,
@@ -181,7 +198,7 @@ impl Place<'_> {
         let (path, _pin) = match &self.store {
             Some(store) => (store.place(&path::join(self.key, file)), None),
             None => {
-                let (path, pin) = self.cached(object).await?;
+                let (path, pin) = self.cached(object, None).await?;
                 (path, Some(pin))
             }
         };
@@ -205,10 +222,13 @@ impl Place<'_> {
         })
         .await?;
         let Some(store) = &self.store else {
-            return futures::stream::iter(found)
-                .map(|object| {
-                    let to = target(&object);
-                    async move { self.give_one(&object, &to, own_copy).await }.boxed()
+            let batches: Vec<Batch> =
+                found.chunks(BATCH).map(|objects| Batch::of(self.key, objects)).collect();
+            let batches = &batches;
+            return futures::stream::iter(found.into_iter().enumerate())
+                .map(|(number, object)| {
+                    let (to, batch) = (target(&object), batches.get(number / BATCH));
+                    async move { self.give_one(&object, &to, own_copy, batch).await }.boxed()
                 })
                 .buffer_unordered(READERS)
                 .try_collect()
@@ -237,15 +257,19 @@ impl Place<'_> {
         futures::future::try_join_all(threads).await.map(|_| ())
     }
 
-    async fn give_one(&self, object: &Found, to: &Path, own_copy: bool) -> Result<(), Error> {
+    async fn give_one(
+        &self,
+        object: &Found,
+        to: &Path,
+        own_copy: bool,
+        batch: Option<&Batch>,
+    ) -> Result<(), Error> {
         // What would fill much of the cache goes straight to its place.
         let share = if own_copy { 8 } else { 2 };
         if object.size > self.inner.cache.limit() / share {
-            let key = path::join(self.key, &object.below);
-            let gateway = &self.inner.gateway;
-            return gateway.get(&self.at.datastore, &key, object, self.token, to).await;
+            return self.read(object, to, batch).await;
         }
-        let (from, pin) = self.cached(object).await?;
+        let (from, pin) = self.cached(object, batch).await?;
         let to = to.to_owned();
         let stop = Stop::default();
         let _stop = StopOnDrop(stop.clone());
@@ -260,9 +284,21 @@ impl Place<'_> {
         .await
     }
 
+    /// Reads the object into a new file.
+    async fn read(&self, object: &Found, to: &Path, batch: Option<&Batch>) -> Result<(), Error> {
+        let key = path::join(self.key, &object.below);
+        let (datastore, token) = (&*self.at.datastore, self.token);
+        if let Some(batch) = batch {
+            let prepare = || self.inner.gateway.prepare(datastore, &batch.keys, token);
+            batch.prepared.get_or_init(prepare).await;
+        }
+        let wanted = Wanted { datastore, key: &key, etag: &object.etag, token };
+        self.inner.gateway.get(&wanted, object.size, to).await
+    }
+
     /// The object in the node's cache, read from the gateway if it is not there yet. That it is
     /// listed for this attempt is its right to read it.
-    async fn cached(&self, object: &Found) -> Result<(PathBuf, Pin), Error> {
+    async fn cached(&self, object: &Found, batch: Option<&Batch>) -> Result<(PathBuf, Pin), Error> {
         let key = path::join(self.key, &object.below);
         let Found { size, etag, .. } = object;
         let store = &self.at.datastore;
@@ -290,7 +326,7 @@ impl Place<'_> {
             return Ok(hit);
         }
         let draft = self.inner.cache.draft();
-        self.inner.gateway.get(store, &key, object, self.token, &draft.path).await?;
+        self.read(object, &draft.path, batch).await?;
         let cache = Arc::clone(&self.inner.cache);
         blocking(move || cache.keep(draft, Kind::Files, id)).await
     }

@@ -7,14 +7,17 @@
 mod cache;
 mod code;
 mod content;
+mod direct;
 mod error;
 mod files;
 mod gateway;
 mod input;
 mod mltable;
 pub(crate) mod mount;
+mod parts;
 mod path;
 mod store;
+mod transfer;
 mod upload;
 mod web;
 

@@ -18,6 +18,7 @@ use tokio_util::io::ReaderStream;
 
 use super::error::blocking;
 use super::files::{self, Stop, StopOnDrop};
+use super::gateway::Gateway;
 use super::store::{Staged, Store};
 use super::{Error, Inner, path};
 
@@ -296,6 +297,9 @@ async fn send(
     let first = version(&local.open()?.1);
     let length = first.0;
     let key = path::join(&place.key, &local.below);
+    if let Some(entry) = write_parts(inner, place, &local, &key, token).await? {
+        return Ok(entry);
+    }
     // What a failed try says of the file itself goes past the gateway's error.
     let mut of_file = None;
     let sent = inner
@@ -323,7 +327,7 @@ async fn send(
             Ok((Body::wrap_stream(pieces), (hasher, after)))
         })
         .await;
-    let (hasher, after) = match (sent, of_file) {
+    let ((hasher, after), stored) = match (sent, of_file) {
         (_, Some(failed)) => return Err(failed),
         (Err(error), None) => {
             // A file that became shorter breaks its own upload.
@@ -341,7 +345,40 @@ async fn send(
         return Err(changed(&local));
     }
     let digest = Digest::from_bytes(*hasher.finalize().as_bytes());
+    Gateway::same(place.datastore.as_str(), &key, digest, stored)?;
     Ok(place.entry(&local.below, length, digest))
+}
+
+/// Sends one file to the store itself, if it is large and the store takes it so.
+async fn write_parts(
+    inner: &Inner,
+    place: &Place,
+    local: &Local,
+    key: &str,
+    token: &str,
+) -> Result<Option<ManifestEntry>, Failed> {
+    let (file, meta) = local.open()?;
+    let (file, first) = (Arc::new(file), version(&meta));
+    let datastore = place.datastore.as_str();
+    let written = inner.gateway.write_parts(datastore, key, &file, first.0, token).await;
+    let is_same = || {
+        let now = file.metadata().map_err(|error| Error::io("read", &local.path, error))?;
+        Ok::<_, Failed>(version(&now) == first)
+    };
+    match written {
+        Ok(None) => Ok(None),
+        Ok(Some(written)) if is_same()? => {
+            let digest = written.digest;
+            let entry = || place.entry(&local.below, first.0, digest);
+            Ok(written.complete().await.then(entry))
+        }
+        Ok(Some(written)) => {
+            written.give_up().await;
+            Err(changed(local))
+        }
+        Err(_) if !is_same()? => Err(changed(local)),
+        Err(error) => Err(Error::io("read", &local.path, error).into()),
+    }
 }
 
 /// Stores files in a folder shared with the daemon: staged side by side, published together.

@@ -15,7 +15,8 @@ use reqwest::{Client, Response, StatusCode, Url};
 use super::cache::Kind;
 use super::error::blocking;
 use super::files::{self, Stop, StopOnDrop};
-use super::gateway::{self, Failure, download};
+use super::gateway::{self, Failure, Patience};
+use super::transfer::download;
 use super::{Error, Inner};
 use crate::reach::{self, Closed};
 
@@ -164,7 +165,7 @@ pub(super) async fn fetch(
 
     let draft = inner.cache.draft();
     let closed = |answer: &Response| inner.web.why_not_taken(answer);
-    let downloaded = download(&draft.path, None, closed, || {
+    let downloaded = download(&draft.path, None, Patience::new(), closed, || {
         let request = inner.web.client.get(parsed.clone());
         match &kept {
             Some((tag, _)) => request.header(IF_NONE_MATCH, tag),

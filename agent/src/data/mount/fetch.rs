@@ -11,12 +11,15 @@ use tokio::time::Instant;
 
 use super::failure::Failure;
 use super::tree::Object;
+use crate::data::direct::{Wanted, Way};
 use crate::data::gateway::{Failure as Answer, Gateway};
 use crate::reach::{KEPT, Urls};
 use crate::record;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// What is smaller is not worth an address of its own.
+const SMALL: u64 = 1 << 20;
 
 /// The daemon's gateway, wherever the daemon is.
 #[derive(Debug)]
@@ -54,7 +57,13 @@ impl Fetch {
         let (began, mut pause) = (Instant::now(), FIRST_PAUSE);
         loop {
             let gateway = self.gateway();
-            let asked = gateway.part(datastore, key, etag, range.clone(), &self.token);
+            let wanted = Wanted { datastore, key, etag, token: &self.token };
+            let asked = async {
+                match object.size {
+                    ..SMALL => gateway.once(&Way::Gateway, &wanted, range.clone()).await,
+                    _ => gateway.part(&wanted, range.clone()).await,
+                }
+            };
             let left = self.patience.saturating_sub(began.elapsed());
             let answer = match tokio::time::timeout(left, asked).await {
                 Ok(Ok(bytes)) => return Ok(bytes),

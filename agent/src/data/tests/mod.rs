@@ -2,6 +2,7 @@
 //! folders as a node that shares the daemon's file system sees them.
 
 mod code;
+mod direct;
 mod input;
 mod mount;
 mod upload;

@@ -24,6 +24,7 @@ use tonic::Status;
 use tonic::transport::Endpoint;
 
 use super::super::{DataPlane, Options};
+use super::direct;
 
 pub(super) const TOKEN: &str = "attempt-token";
 const NODE_TOKEN: &str = "node-token";
@@ -44,6 +45,14 @@ pub(super) struct Daemon {
     /// Answers to break off in the middle.
     breaks: u32,
     writes: u64,
+    /// Where objects can be read and written past the daemon, if they can.
+    pub(super) signs: Option<String>,
+    /// What is answered there, if it is not what was asked for.
+    pub(super) store_says: Option<StatusCode>,
+    /// Whether an upload in parts is completed.
+    pub(super) refuses_to_complete: bool,
+    /// Parts of uploads by path and number.
+    pub(super) parts: BTreeMap<(String, u32), Bytes>,
 }
 
 pub(super) type Shared = Arc<Mutex<Daemon>>;
@@ -70,6 +79,7 @@ impl World {
         let grpc = tonic::service::Routes::new(ContentServiceServer::new(Grpc(daemon.clone())));
         let http = Router::new()
             .route("/data/v1/{*object}", axum::routing::any(gateway))
+            .route("/store/{*object}", axum::routing::any(direct::store))
             .route("/web/{*object}", axum::routing::any(web))
             .with_state(daemon.clone());
         let app = grpc.into_axum_router().merge(http);
@@ -157,20 +167,20 @@ impl World {
 }
 
 impl Daemon {
-    fn write(&mut self, path: &str, bytes: Bytes) {
+    pub(super) fn write(&mut self, path: &str, bytes: Bytes) {
         self.writes += 1;
         let tag = format!("\"{}-{}\"", self.writes, bytes.len());
         self.objects.insert(path.into(), (bytes, tag));
     }
 
-    fn fails(&mut self) -> bool {
+    pub(super) fn fails(&mut self) -> bool {
         let fails = self.failures > 0;
         self.failures = self.failures.saturating_sub(1);
         fails
     }
 }
 
-fn refusal(status: StatusCode) -> Response {
+pub(super) fn refusal(status: StatusCode) -> Response {
     let json = format!(r#"{{"error":{{"code":"C","message":"told {}"}}}}"#, status.as_u16());
     (status, json).into_response()
 }
@@ -185,6 +195,9 @@ async fn gateway(State(daemon): State<Shared>, request: Request) -> Response {
     if daemon.lock().unwrap().failures > 0 && head.method == Method::PUT {
         daemon.lock().unwrap().failures -= 1;
         return refusal(StatusCode::SERVICE_UNAVAILABLE);
+    }
+    if head.method == Method::POST || head.method == Method::DELETE {
+        return direct::answer(&daemon, &head, body).await;
     }
     let Some((_, path)) = below.split_once('/') else {
         return list(&daemon, head.uri.query().unwrap_or_default());
@@ -239,7 +252,12 @@ fn list(daemon: &Shared, query: &str) -> Response {
 }
 
 /// Bytes with tag and ranges; breaks off after half of them if told to fail.
-fn serve(daemon: &mut Daemon, headers: &header::HeaderMap, bytes: &Bytes, tag: &str) -> Response {
+pub(super) fn serve(
+    daemon: &mut Daemon,
+    headers: &header::HeaderMap,
+    bytes: &Bytes,
+    tag: &str,
+) -> Response {
     let header = |name| headers.get(name).and_then(|value| value.to_str().ok());
     if header(header::IF_NONE_MATCH) == Some(tag) {
         return StatusCode::NOT_MODIFIED.into_response();
