@@ -1,0 +1,197 @@
+"""See `data`."""
+
+import json
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+atelier, tools = sys.argv[1], Path(sys.argv[2])
+size, files = int(os.environ.get("BYTES", 4 << 30)), int(os.environ.get("FILES", 50_000))
+rounds = int(os.environ.get("ROUNDS", 3))
+key, secret = "AKIABENCHBENCHBENCH1", "bench-secret"
+work = Path(tempfile.mkdtemp(prefix="atelier-data-"))
+servers = []
+env = dict(
+    os.environ, AWS_ACCESS_KEY_ID=key, AWS_SECRET_ACCESS_KEY=secret, AWS_DEFAULT_REGION="us-east-1",
+    AWS_REGION="us-east-1", ATELIER_LOG="warn", ATELIER_HOME=str(work / "home"),
+)
+
+
+def start(name, *words, **more):
+    log = open(work / f"{name}.log", "w")
+    servers.append(subprocess.Popen(words, stdout=log, stderr=log, env={**env, **more}))
+
+
+def port():
+    import socket
+
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+def wait(what, seconds=60):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            if found := what():
+                return found
+        except (OSError, subprocess.CalledProcessError):
+            pass
+        time.sleep(0.05)
+    sys.exit("data: waited in vain; see " + str(work))
+
+
+def run(*words, given=None):
+    done = subprocess.run(words, env=env, input=given, capture_output=True, text=True)
+    if done.returncode != 0:
+        sys.exit(f"data: {' '.join(words)}: {done.stdout[-2000:]}{done.stderr[-2000:]}")
+    return done.stdout
+
+
+def seconds(*words):
+    began = time.perf_counter()
+    run(*words)
+    return time.perf_counter() - began
+
+
+def fresh(name):
+    folder = work / name
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    return folder
+
+
+def server():
+    bucket = work / "s3" / "bench"
+    bucket.mkdir(parents=True)
+    at = port()
+    start("s3", str(tools / "s3s/bin/s3s-fs"), "--host", "127.0.0.1", "--port", str(at),
+          "--access-key", key, "--secret-key", secret, str(bucket.parent))
+    return f"http://127.0.0.1:{at}", bucket
+
+
+def workspace(url):
+    data = work / "data"
+    start("daemon", atelier, "serve", "--listen", "127.0.0.1:0", "--data-dir", str(data))
+    endpoint = wait(lambda: (data / "endpoint").read_text().strip())
+    env.update(ATELIER_SERVER=endpoint, ATELIER_TOKEN=(data / "admin.token").read_text().strip())
+    start("agent", atelier, "agent", "--node", "local", "--compute", "local", "--cpus", "2", "--memory", "8GiB",
+          "--server", endpoint, "--token-file", str(data / "agent.token"), "--data-dir", str(work / "agent"),
+          "--data-cache", os.environ.get("CACHE", "40GiB"))
+    yaml = f"""name: bench
+type: s3
+bucket: bench
+endpoint: {url}
+path_style: true
+credentials: {{access_key_id: {key}, secret_access_key: {secret}}}
+"""
+    wait(lambda: subprocess.run([atelier, "datastore", "create", "-f", "-"], input=yaml, text=True, env=env,
+                                capture_output=True).returncode == 0)
+
+
+def job(command, given, made=None):
+    """Seconds of preparing and of finalizing."""
+    yaml = f"""command: |
+  {command}
+inputs: {{given: {{type: uri_folder, mode: download, path: 'azureml://datastores/bench/paths/{given}'}}}}
+"""
+    if made:
+        yaml += f"outputs: {{made: {{type: uri_folder, path: 'azureml://datastores/bench/paths/{made}'}}}}\n"
+    name = json.loads(run(atelier, "job", "create", "-f", "-", "--query", "name", "-o", "json", given=yaml))
+    run(atelier, "job", "stream", "-q", name)
+    at = {}
+    for event in json.loads(run(atelier, "job", "events", name, "-o", "json")):
+        at.setdefault(event["status"], event["at"])
+    parse = lambda text: time.mktime(time.strptime(text[:19], "%Y-%m-%dT%H:%M:%S")) + float("0" + re.search(r"\.\d+", text + ".0")[0])
+    between = lambda a, b: parse(at[b]) - parse(at[a])
+    return between("Preparing", "Running"), between("Finalizing", "Completed") if made else None
+
+
+def main():
+    url, bucket = server()
+    workspace(url)
+    rclone = ["rclone", "--config", "/dev/null", "--s3-provider", "Other", "--s3-env-auth", "--s3-endpoint", url,
+              "--s3-force-path-style", "--transfers", "8"]
+    peers = {
+        "rclone": lambda a, b: seconds(*rclone, "copy", a.replace("s3://", ":s3:"), b.replace("s3://", ":s3:")),
+        "s5cmd": lambda a, b: seconds(str(tools / "peers/bin/s5cmd"), "--endpoint-url", url, "cp",
+                                      a + ("/*" if a.startswith("s3") else "/"), b + "/"),
+        "aws": lambda a, b: seconds(str(tools / "peers/bin/aws"), "--endpoint-url", url, "s3", "cp", "--recursive",
+                                    "--only-show-errors", a, b),
+    }
+    sets = {"one file": lambda at: large(at / "large"), "small files": small}
+    for what, make in sets.items():
+        source = fresh("source")
+        make(source)
+        figures = {name: ([], []) for name in ["atelier", *peers]}
+        for round in range(rounds):
+            for name, copy in peers.items():
+                at = f"{name}-{round}"
+                up = copy(str(source), f"s3://bench/{at}")
+                check(bucket / at, source)
+                down = copy(f"s3://bench/{at}", str(fresh("target")))
+                check(work / "target", source)
+                figures[name][0].append(down)
+                figures[name][1].append(up)
+                shutil.rmtree(bucket / at)
+            given, made = f"given-{round}", f"made-{round}"
+            shutil.copytree(source, bucket / given)
+            down, up = job("cp -rl ${{inputs.given}}/. ${{outputs.made}}/ || cp -r ${{inputs.given}}/. ${{outputs.made}}/", given, made)
+            check(bucket / made, source)
+            again, _ = job("true", given)
+            figures["atelier"][0].append(down)
+            figures["atelier"][1].append(up)
+            print(json.dumps({"set": what, "round": round, "again_s": round_(again),
+                              **{name: [round_(d[-1]), round_(u[-1])] for name, (d, u) in figures.items()}}), flush=True)
+            for at in (given, made):
+                shutil.rmtree(bucket / at)
+        for way, index in (("download", 0), ("upload", 1)):
+            medians = {name: statistics.median(both[index]) for name, both in figures.items()}
+            fastest = min((name for name in medians if name != "atelier"), key=medians.get)
+            print(json.dumps({"set": what, "way": way, "fastest_peer": fastest,
+                              "of_its_speed": round_(medians[fastest] / medians["atelier"]),
+                              **{name: round_(took) for name, took in medians.items()}}), flush=True)
+
+
+def round_(value):
+    return round(value, 3)
+
+
+def large(path):
+    block = os.urandom(1 << 20)
+    with open(path, "wb") as file:
+        for number in range(size >> 20):
+            file.write(number.to_bytes(8, "big") + block[8:])
+
+
+def small(folder):
+    block = os.urandom(20_000)
+    for number in range(files):
+        at = folder / f"{number // 1000:03}"
+        at.mkdir(exist_ok=True)
+        (at / f"{number:06}").write_bytes(number.to_bytes(8, "big") + block[8:])
+
+
+def check(folder, source):
+    def all_of(at):
+        return {str(p.relative_to(at)): p.stat().st_size for p in at.rglob("*") if p.is_file() and not p.name.startswith(".")}
+
+    if all_of(folder) != all_of(source):
+        sys.exit(f"data: {folder} is not what was copied")
+
+
+try:
+    main()
+finally:
+    for one in reversed(servers):
+        one.terminate()
+    for one in servers:
+        one.wait()
+    shutil.rmtree(work, ignore_errors=True)
