@@ -25,6 +25,7 @@ mod containers;
 mod containment;
 mod datastores;
 mod debug;
+mod direct;
 mod drain;
 mod engines;
 mod environments;
