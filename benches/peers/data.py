@@ -21,6 +21,8 @@ env = dict(
     os.environ, AWS_ACCESS_KEY_ID=key, AWS_SECRET_ACCESS_KEY=secret, AWS_DEFAULT_REGION="us-east-1",
     AWS_REGION="us-east-1", ATELIER_LOG="warn", ATELIER_HOME=str(work / "home"),
 )
+# Not all of them take one with their own means.
+env.pop("AWS_CA_BUNDLE", None)
 
 
 def start(name, *words, **more):
@@ -69,12 +71,15 @@ def fresh(name):
 
 
 def server():
-    bucket = work / "s3" / "bench"
-    bucket.mkdir(parents=True)
     at = port()
-    start("s3", str(tools / "s3s/bin/s3s-fs"), "--host", "127.0.0.1", "--port", str(at),
-          "--access-key", key, "--secret-key", secret, str(bucket.parent))
-    return f"http://127.0.0.1:{at}", bucket
+    start("s3", str(tools / "moto/bin/moto_server"), "-H", "127.0.0.1", "-p", str(at), TMPDIR=str(fresh("s3")))
+    url = f"http://127.0.0.1:{at}"
+    wait(lambda: subprocess.run([*s5cmd(url), "mb", "s3://bench"], env=env, capture_output=True).returncode == 0)
+    return url
+
+
+def s5cmd(url):
+    return [str(tools / "peers/bin/s5cmd"), "--endpoint-url", url]
 
 
 def workspace(url):
@@ -108,21 +113,21 @@ inputs: {{given: {{type: uri_folder, mode: download, path: 'azureml://datastores
     run(atelier, "job", "stream", "-q", name)
     at = {}
     for event in json.loads(run(atelier, "job", "events", name, "-o", "json")):
-        at.setdefault(event["status"], event["at"])
+        at.setdefault(event["status"], event["time"])
     parse = lambda text: time.mktime(time.strptime(text[:19], "%Y-%m-%dT%H:%M:%S")) + float("0" + re.search(r"\.\d+", text + ".0")[0])
     between = lambda a, b: parse(at[b]) - parse(at[a])
     return between("Preparing", "Running"), between("Finalizing", "Completed") if made else None
 
 
 def main():
-    url, bucket = server()
+    url = server()
     workspace(url)
     rclone = ["rclone", "--config", "/dev/null", "--s3-provider", "Other", "--s3-env-auth", "--s3-endpoint", url,
               "--s3-force-path-style", "--transfers", "8"]
     peers = {
-        "rclone": lambda a, b: seconds(*rclone, "copy", a.replace("s3://", ":s3:"), b.replace("s3://", ":s3:")),
-        "s5cmd": lambda a, b: seconds(str(tools / "peers/bin/s5cmd"), "--endpoint-url", url, "cp",
-                                      a + ("/*" if a.startswith("s3") else "/"), b + "/"),
+        "rclone": lambda a, b: seconds(*rclone, "copy", a.replace("s3://", ":s3:") + "/",
+                                     b.replace("s3://", ":s3:") + "/"),
+        "s5cmd": lambda a, b: seconds(*s5cmd(url), "cp", a + ("/*" if a.startswith("s3") else "/"), b + "/"),
         "aws": lambda a, b: seconds(str(tools / "peers/bin/aws"), "--endpoint-url", url, "s3", "cp", "--recursive",
                                     "--only-show-errors", a, b),
     }
@@ -135,23 +140,23 @@ def main():
             for name, copy in peers.items():
                 at = f"{name}-{round}"
                 up = copy(str(source), f"s3://bench/{at}")
-                check(bucket / at, source)
                 down = copy(f"s3://bench/{at}", str(fresh("target")))
                 check(work / "target", source)
                 figures[name][0].append(down)
                 figures[name][1].append(up)
-                shutil.rmtree(bucket / at)
+                run(*s5cmd(url), "rm", f"s3://bench/{at}/*")
             given, made = f"given-{round}", f"made-{round}"
-            shutil.copytree(source, bucket / given)
+            peers["s5cmd"](str(source), f"s3://bench/{given}")
             down, up = job("cp -rl ${{inputs.given}}/. ${{outputs.made}}/ || cp -r ${{inputs.given}}/. ${{outputs.made}}/", given, made)
-            check(bucket / made, source)
+            peers["s5cmd"](f"s3://bench/{made}", str(fresh("target")))
+            check(work / "target", source)
             again, _ = job("true", given)
             figures["atelier"][0].append(down)
             figures["atelier"][1].append(up)
             print(json.dumps({"set": what, "round": round, "again_s": round_(again),
                               **{name: [round_(d[-1]), round_(u[-1])] for name, (d, u) in figures.items()}}), flush=True)
             for at in (given, made):
-                shutil.rmtree(bucket / at)
+                run(*s5cmd(url), "rm", f"s3://bench/{at}/*")
         for way, index in (("download", 0), ("upload", 1)):
             medians = {name: statistics.median(both[index]) for name, both in figures.items()}
             fastest = min((name for name in medians if name != "atelier"), key=medians.get)

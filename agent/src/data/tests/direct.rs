@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::net::TcpListener;
+use std::time::Duration;
 
 use atelier_core::content::Digest;
 use atelier_core::spec::{DataKind, InputMode};
@@ -50,9 +51,12 @@ pub(super) async fn answer(daemon: &Shared, head: &Parts, body: Body) -> Respons
     assert_eq!(head.uri.query(), Some("upload=it"));
     if let (Some(from), Some(to)) = (asked["sign"]["from"].as_u64(), asked["sign"]["to"].as_u64()) {
         let base = base.unwrap();
-        let urls: Vec<String> =
-            (from..to).map(|part| format!("{base}/store/{path}?part={part}")).collect();
-        return json!({ "urls": urls, "seconds": 600 }).to_string().into_response();
+        daemon.requests.push(format!("SIGN PARTS {path}"));
+        let end = daemon.signed_for.map_or(u64::MAX, |lasting| now() + lasting.as_millis() as u64);
+        let url = |part| format!("{base}/store/{path}?end={end}&part={part}");
+        let urls: Vec<String> = (from..to).map(url).collect();
+        let seconds = daemon.signed_for.map_or(600, |lasting| lasting.as_secs());
+        return json!({ "urls": urls, "seconds": seconds }).to_string().into_response();
     }
     if daemon.refuses_to_complete {
         return refusal(StatusCode::FORBIDDEN);
@@ -72,6 +76,17 @@ pub(super) async fn store(State(daemon): State<Shared>, request: Request) -> Res
     assert!(!head.headers.contains_key(header::AUTHORIZATION), "a store is told a token");
     let bytes = axum::body::to_bytes(body, usize::MAX).await.unwrap();
     let path = head.uri.path().strip_prefix("/store/").unwrap().to_owned();
+    let query = head.uri.query().unwrap_or_default().to_owned();
+    let is_slow = daemon.lock().unwrap().signed_for.is_some();
+    if let Some((end, _)) = query.strip_prefix("end=").and_then(|query| query.split_once('&'))
+        && end.parse::<u64>().unwrap() < now()
+    {
+        daemon.lock().unwrap().requests.push("EXPIRED".to_owned());
+        return StatusCode::FORBIDDEN.into_response();
+    }
+    if is_slow {
+        tokio::time::sleep(Duration::from_millis(700)).await;
+    }
     let mut daemon = daemon.lock().unwrap();
     daemon.requests.push(format!("STORE {} {path}", head.method));
     if let Some(status) = daemon.store_says {
@@ -81,7 +96,7 @@ pub(super) async fn store(State(daemon): State<Shared>, request: Request) -> Res
         if daemon.fails() {
             return StatusCode::SERVICE_UNAVAILABLE.into_response();
         }
-        let part = head.uri.query().unwrap().strip_prefix("part=").unwrap().parse().unwrap();
+        let part = query.rsplit_once("part=").unwrap().1.parse().unwrap();
         let sum = BASE64_STANDARD.encode(Md5::digest(&bytes));
         assert_eq!(head.headers["content-md5"].to_str().unwrap(), sum);
         daemon.parts.insert((path, part), bytes);
@@ -91,6 +106,10 @@ pub(super) async fn store(State(daemon): State<Shared>, request: Request) -> Res
         return StatusCode::NOT_FOUND.into_response();
     };
     serve(&mut daemon, &head.headers, &bytes, &tag)
+}
+
+fn now() -> u64 {
+    std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_millis() as u64
 }
 
 async fn world() -> World {
@@ -181,6 +200,19 @@ async fn a_large_file_is_written_to_the_store_in_parts() {
     assert_eq!(stored[0].digest, Digest::of(&large));
     assert!(world.stored("out/large").unwrap() == large, "other bytes");
     assert_eq!((world.requests("STORE PUT"), world.requests("PUT ")), (4 + 2, 0));
+}
+
+/// Others are asked for before they have.
+#[tokio::test]
+async fn addresses_may_expire_while_a_file_is_written() {
+    let world = world().await;
+    world.daemon.lock().unwrap().signed_for = Some(Duration::from_secs(4));
+    let from = world.folder.path().join("large");
+    fs::write(&from, bytes(48 << 20)).unwrap();
+    world.plane.upload(&from, &world.at("out/large"), "o", TOKEN).await.unwrap();
+    assert_eq!(world.stored("out/large").unwrap().len(), 48 << 20);
+    assert_eq!((world.requests("EXPIRED"), world.requests("PUT ")), (0, 0));
+    assert!(world.requests("SIGN PARTS") > 1);
 }
 
 #[tokio::test]

@@ -5,6 +5,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use atelier_core::content::Digest;
 use atelier_proto::agent::v1 as pb;
@@ -51,6 +52,8 @@ pub(super) struct Daemon {
     pub(super) store_says: Option<StatusCode>,
     /// Whether an upload in parts is completed.
     pub(super) refuses_to_complete: bool,
+    /// Addresses are good for so long, if not for ever: the store looks, and takes a while for each part.
+    pub(super) signed_for: Option<Duration>,
     /// Parts of uploads by path and number.
     pub(super) parts: BTreeMap<(String, u32), Bytes>,
 }
