@@ -30,6 +30,7 @@ fn asked(seq: u64, cpus: u64) -> Asked {
         request: Request::one(Demand { cpu: 1000 * cpus, memory: 1024, ..Demand::DEFAULT }),
         most_ms: None,
         not_before: None,
+        inputs: Default::default(),
     };
     Asked {
         waiting,

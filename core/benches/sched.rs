@@ -103,7 +103,8 @@ impl World {
         let job = JobName::new(&format!("job{}", self.seq)).unwrap();
         let user = Principal::new(&format!("user{}", self.random.next(USERS))).unwrap();
         let request = Request::one(demand);
-        let waiting = Waiting { job, user, request, most_ms: None, not_before: None };
+        let inputs = Default::default();
+        let waiting = Waiting { job, user, request, most_ms: None, not_before: None, inputs };
         self.sched.enqueue(&self.compute, rank, waiting);
         rank
     }

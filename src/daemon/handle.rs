@@ -8,7 +8,7 @@ use atelier_core::id::{ComputeName, JobName, NodeName, Principal};
 use atelier_core::job::{Event, Job, JobStatus, Report};
 use atelier_core::live::{ClusterChange, Entered, Entering, Live, Refusal, Sandbox, TakenAway};
 use atelier_core::node::{NodeChange, NodeRecord};
-use atelier_core::sched::Limits;
+use atelier_core::sched::{DataPlace, Limits};
 use atelier_core::spec::CommandJob;
 use atelier_core::time::Timestamp;
 use tokio::sync::{broadcast, mpsc, oneshot};
@@ -91,6 +91,7 @@ pub(super) enum Command {
     NodeReport { node: NodeName, session: u64, report: Box<Report> },
     NodeChanged { node: NodeName, session: u64, change: Box<NodeChange> },
     NodeKeeps { node: NodeName, session: u64, kept: Vec<Sandbox> },
+    NodeHolds { node: NodeName, session: u64, held: Vec<(DataPlace, u64)> },
     Drain { request: Box<DrainRequest>, reply: Reply<()> },
     Resume { node: NodeName, reply: Reply<()> },
     Compute { change: Box<ComputeChange>, reply: Reply<()> },
@@ -286,6 +287,11 @@ impl Handle {
         self.look(move |live, _| live.sandboxes(&job, now)).await
     }
 
+    /// The nodes that hold some of a live job's inputs, with how many bytes; those with the most first.
+    pub async fn holders(&self, job: Job) -> Result<Vec<(NodeName, u64)>, Error> {
+        self.look(move |live, _| live.holders(&job)).await
+    }
+
     /// Hides a finished job from lists, or shows it again.
     pub async fn archive(&self, job: JobName, archived: bool, by: Principal) -> Result<Job, Error> {
         self.ask(|reply| Command::Archive { job, archived, by, reply }).await
@@ -356,6 +362,16 @@ impl Handle {
         kept: Vec<Sandbox>,
     ) -> Result<(), Error> {
         self.send(Command::NodeKeeps { node, session, kept }).await
+    }
+
+    /// A node's word on what its cache holds of inputs, in bytes.
+    pub async fn node_holds(
+        &self,
+        node: NodeName,
+        session: u64,
+        held: Vec<(DataPlace, u64)>,
+    ) -> Result<(), Error> {
+        self.send(Command::NodeHolds { node, session, held }).await
     }
 
     /// A node's session has ended.

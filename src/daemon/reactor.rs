@@ -210,6 +210,7 @@ impl Reactor {
             | Command::Release { .. }
             | Command::NodeReport { .. }
             | Command::NodeChanged { .. }
+            | Command::NodeHolds { .. }
             | Command::Drain { .. }
             | Command::Resume { .. }
             | Command::Compute { .. }
@@ -490,6 +491,11 @@ impl Reactor {
             Command::NodeKeeps { node, session, kept } => {
                 if self.session(&node, session) {
                     self.keeps(&node, kept, round);
+                }
+            }
+            Command::NodeHolds { node, session, held } => {
+                if self.session(&node, session) {
+                    self.live.node_holds(&node, held);
                 }
             }
             Command::NodeLeft { node, session } => {

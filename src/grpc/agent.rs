@@ -265,6 +265,13 @@ async fn listen(
                     Ok(())
                 }
             },
+            Some(Message::Held(held)) => match convert::held_inputs(held) {
+                Ok(held) => shared.handle.node_holds(node.clone(), session, held).await,
+                Err(error) => {
+                    tracing::warn!(%node, %error, "what a node's cache holds was not understood");
+                    Ok(())
+                }
+            },
             // A second hello would need a second reconciliation: let it open a new session.
             Some(Message::Hello(_)) => break,
             None => Ok(()),

@@ -78,7 +78,11 @@ impl Service {
             Some(_) => self.0.assets.of_job(&job.name).map_err(told)?,
             None => Vec::new(),
         };
-        Ok(JobDetails { wait_reason, sandboxes, assets, ..JobDetails::default() })
+        let holders = match job.ended() {
+            Some(_) => Vec::new(),
+            None => self.0.handle.holders(job.clone()).await.map_err(told)?,
+        };
+        Ok(JobDetails { wait_reason, sandboxes, assets, holders, ..JobDetails::default() })
     }
 
     async fn message(&self, job: &Job) -> Result<pb::Job, Status> {

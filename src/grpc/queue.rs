@@ -5,6 +5,7 @@ use atelier_core::job::{Active, Job, State};
 use atelier_core::live::{Live, Refusal, asked, rank};
 use atelier_core::sched::{Change, Foreseen, Sched, WaitReason, explain, foresee};
 use atelier_core::spec::CommandJob;
+use atelier_proto::convert;
 use atelier_proto::job::v1 as pb;
 use tonic::Status;
 
@@ -22,9 +23,13 @@ const MAX_LIMIT: u32 = 1000;
 pub(super) async fn explain_job(shared: &Shared, job: &Job) -> Result<pb::Explanation, Status> {
     let name = job.name.clone();
     let now = shared.clock.now().wall;
-    let (live, sched) = shared
+    let (live, holders, sched) = shared
         .handle
-        .look(move |live, _| (live.job(&name).cloned(), live.sched().clone()))
+        .look(move |live, _| {
+            let job = live.job(&name);
+            let holders = job.map(|job| live.holders(job)).unwrap_or_default();
+            (job.cloned(), holders, live.sched().clone())
+        })
         .await
         .map_err(told)?;
     // It may have ended meanwhile.
@@ -51,6 +56,7 @@ pub(super) async fn explain_job(shared: &Shared, job: &Job) -> Result<pb::Explan
         forecast: forecast.map(|forecast| forecast.to_string()).unwrap_or_default(),
         expected_start_p50_ms,
         expected_start_p90_ms,
+        holders: holders.iter().map(convert::input_holder).collect(),
     })
 }
 

@@ -42,6 +42,7 @@ mod job_secrets;
 mod jobs;
 mod layers;
 mod local;
+mod locality;
 mod mounts;
 mod mpi;
 mod nodes;

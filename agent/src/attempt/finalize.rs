@@ -21,7 +21,7 @@ use bytes::Bytes;
 use futures::future::join_all;
 
 use super::problem::{self, problem};
-use super::{Attempt, Services};
+use super::{Attempt, Services, moved};
 use crate::clock;
 use crate::data;
 use crate::data::Fault;
@@ -75,6 +75,7 @@ pub(super) async fn finalize(attempt: &Attempt, end: End, sick: Option<Problem>)
     match end {
         End::Exited(exited, seen) => {
             of_exit(attempt, &exited, sick, &mut ended);
+            moved::count(attempt, &mut ended.usage);
             if let Some(bytes) = most_memory(attempt, &exited, seen) {
                 let mebibytes = bytes as f64 / (1 << 20) as f64;
                 ended.usage.insert("peak_memory_mib".to_owned(), mebibytes);

@@ -41,6 +41,7 @@ mod kept;
 mod launch;
 mod lost;
 mod mounted;
+mod moved;
 mod prepare;
 mod problem;
 mod process;
@@ -145,6 +146,8 @@ pub(crate) enum News {
     Report(Box<pb::AttemptReport>),
     /// What is kept of failed attempts has changed.
     Kept,
+    /// What the cache holds of inputs.
+    Held(pb::HeldInputs),
     /// A discarded attempt is dead and its folder is gone.
     Gone(u64),
 }

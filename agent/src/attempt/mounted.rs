@@ -7,8 +7,8 @@ use atelier_proto::agent::v1::{Cause, Problem};
 use super::prepare::PrepareLog;
 use super::problem::problem;
 use super::{Attempt, Services};
-use crate::data::Given;
 use crate::data::mount::{self, Failure, Lost, Plan};
+use crate::data::{Given, Moved};
 use crate::environment::BuildLog as _;
 
 /// Inputs that are ready.
@@ -20,6 +20,8 @@ pub(super) struct Inputs {
     mounted: Vec<String>,
     /// Whether only processes of this agent's user can read those.
     own_only: bool,
+    /// What all of them are, and what was fetched before the job starts.
+    pub(super) moved: Moved,
 }
 
 /// What keeps a job in a container from mounts that are for the agent's user alone.
@@ -35,12 +37,16 @@ impl Inputs {
     ) -> (Self, Option<String>) {
         let (mut inputs, mut all) = (Self::default(), Vec::new());
         for (name, given) in given {
-            let (text, mounted) = given.map(|given| (given.text, given.mounted)).unzip();
-            if let Some(mounted) = mounted.flatten() {
+            let Some(Given { text, mounted, moved }) = given else {
+                inputs.texts.insert(name, None);
+                continue;
+            };
+            inputs.moved = inputs.moved.and(moved);
+            if let Some(mounted) = mounted {
                 inputs.mounted.push(name.clone());
                 all.push(mounted);
             }
-            inputs.texts.insert(name, text);
+            inputs.texts.insert(name, Some(text));
         }
         if all.is_empty() {
             return (inputs, None);

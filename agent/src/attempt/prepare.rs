@@ -15,7 +15,7 @@ use futures::future::{try_join_all, try_join3};
 use super::contain::Contained;
 use super::mounted::Inputs;
 use super::problem::{self, problem};
-use super::{Attempt, Node, Services, contain, secrets, variables};
+use super::{Attempt, Node, Services, contain, moved, secrets, variables};
 use crate::clock;
 use crate::container::Image;
 use crate::data::{self, Fault, Given};
@@ -66,6 +66,7 @@ pub(super) async fn prepare(attempt: &Attempt, services: &Services) -> Result<Pr
     if let (Surroundings::Image(_), Some(why)) = (&surroundings, inputs.not_for_containers()) {
         fetch(attempt, services, &mut inputs, why).await?;
     }
+    moved::note(attempt, inputs.moved).await;
     attempt.folder.make_artifact_folders().map_err(|error| {
         problem::of(Cause::Platform, "cannot make ./outputs and ./logs", &error)
     })?;
@@ -140,7 +141,7 @@ async fn one_input(
             let grant = attempt.assignment.inputs.get(name);
             let token = &attempt.assignment.token;
             let (folder, mounts) = (attempt.folder.inputs(), attempt.folder.mounts());
-            let given = services.data.input_to_mount(name, input, grant, token, &folder, &mounts);
+            let given = services.data.give_input(name, input, grant, token, &folder, Some(&mounts));
             Some(given.await.map_err(|error| of_input(name, &error))?)
         }
     };
@@ -159,8 +160,10 @@ async fn fetch(
         let mut all = attempt.spec.inputs.iter();
         let Some((_, input)) = all.find(|(of, _)| of.as_str() == name) else { continue };
         let grant = attempt.assignment.inputs.get(&name);
-        let text = services.data.input(&name, input, grant, token, &folder).await;
-        inputs.texts.insert(name.clone(), Some(text.map_err(|error| of_input(&name, &error))?));
+        let given = services.data.give_input(&name, input, grant, token, &folder, None).await;
+        let given = given.map_err(|error| of_input(&name, &error))?;
+        inputs.moved.fetched += given.moved.fetched;
+        inputs.texts.insert(name.clone(), Some(given.text));
     }
     Ok(())
 }

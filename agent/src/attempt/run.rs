@@ -10,8 +10,8 @@ use super::lost::{lost, sweep};
 use super::process::Process;
 use super::reattach::{Decision, Loss, decide, look};
 use super::{
-    Attempt, News, Order, apart, caught, contain, kept, launch, lost, mounted, prepare, problem,
-    secrets,
+    Attempt, News, Order, apart, caught, contain, kept, launch, lost, mounted, moved, prepare,
+    problem, secrets,
 };
 use crate::gpu::{Idle, Share};
 use crate::monitor::{Granted, Sampling, Seen, Whole};
@@ -315,6 +315,7 @@ pub(super) async fn end(attempt: &Attempt, end: End) -> Result<Ended, Discarded>
     // With the report of the end its devices may be given to another.
     let sick = settle(attempt).await.or_else(|| mounted::lost(attempt));
     mounted::unmount(attempt).await;
+    moved::tell(attempt).await;
     tokio::select! {
         biased;
         () = attempt.discarded() => Err(Discarded),

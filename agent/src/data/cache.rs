@@ -380,6 +380,17 @@ impl Cache {
         held
     }
 
+    /// How many bytes are kept of each of these lists of files, whole or in blocks. Waits for the disk.
+    pub(super) fn bytes_of<'a>(&self, lists: impl Iterator<Item = &'a [Digest]>) -> Vec<u64> {
+        let mut index = self.lock();
+        self.refresh(&mut index, Duration::ZERO);
+        let kept = |digest: &Digest| {
+            let entry = |kind| index.entries.get(&(kind, *digest));
+            entry(Kind::Files).or_else(|| entry(Kind::Blocks)).map_or(0, |entry| entry.size)
+        };
+        lists.map(|list| list.iter().map(kept).sum()).collect()
+    }
+
     /// Removes what is not in use, and was not used for `unused_for`; tells what went.
     pub(super) fn prune(&self, kind: Kind, unused_for: Duration) -> Held {
         let mut index = self.lock();

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use atelier_core::content::Digest;
 use atelier_core::spec::{DataKind, Input, InputMode};
@@ -15,6 +16,7 @@ use super::cache::{Kind, Pin};
 use super::direct::Wanted;
 use super::error::blocking;
 use super::files::{self, Stop, StopOnDrop};
+use super::held::Moved;
 use super::mount::{Mounted, partial};
 use super::store::{Found, Store};
 use super::{Error, Inner, mltable, path, web};
@@ -52,11 +54,13 @@ pub(crate) struct Given {
     pub(crate) text: String,
     /// What is to be mounted before the job starts.
     pub(crate) mounted: Option<Mounted>,
+    /// Of an input of a datastore, as far as it is not mounted: how much it is, and how much was fetched.
+    pub(crate) moved: Moved,
 }
 
 impl From<String> for Given {
     fn from(text: String) -> Self {
-        Self { text, mounted: None }
+        Self { text, mounted: None, moved: Moved::default() }
     }
 }
 
@@ -105,7 +109,8 @@ pub(super) async fn provide(
         return Ok(uri.into());
     }
     let key = path::place(&at.path)?.to_owned();
-    let place = Place { inner, at, key: &key, token, store: inner.store(at).await? };
+    let (store, fetched) = (inner.store(at).await?, AtomicU64::new(0));
+    let place = Place { inner, at, key: &key, token, store, fetched };
     let mut found = place.list().await?;
     let is_file = matches!(found.as_slice(), [only] if only.below.is_empty());
     match (shape(kind), is_file) {
@@ -120,6 +125,8 @@ pub(super) async fn provide(
         let table = place.text(name, &found, mltable::FILE).await?;
         found = mltable::select(name, &table, found)?;
     }
+    place.note(&found).await;
+    let bytes = found.iter().map(|object| object.size).sum();
     let mounts = mounts.filter(|_| place.store.is_none() && !own_copy);
     let (folder, mounted) = match mounts {
         Some(mounts) => {
@@ -134,7 +141,8 @@ pub(super) async fn provide(
     };
     // A file keeps its name: programs look at its ending.
     let result = if is_file { folder.join(path::file_name(&key)) } else { folder };
-    Ok(Given { text: result.to_string_lossy().into_owned(), mounted })
+    let moved = Moved { bytes, fetched: place.fetched.into_inner() };
+    Ok(Given { text: result.to_string_lossy().into_owned(), mounted, moved })
 }
 
 /// What names an object's content in the cache.
@@ -172,6 +180,8 @@ struct Place<'a> {
     key: &'a str,
     token: &'a str,
     store: Option<Arc<Store>>,
+    /// Bytes that came through the gateway.
+    fetched: AtomicU64,
 }
 
 impl Place<'_> {
@@ -182,6 +192,20 @@ impl Place<'_> {
                 blocking(move || store.list(&key)).await
             }
             None => self.inner.gateway.list(&self.at.datastore, self.key, self.token).await,
+        }
+    }
+
+    /// Has the node know what lies in its cache, of what goes there.
+    async fn note(&self, found: &[Found]) {
+        if self.store.is_some() {
+            return;
+        }
+        let (held, found) = (Arc::clone(&self.inner.held), found.to_vec());
+        let (datastore, key) = (self.at.datastore.clone(), self.key.to_owned());
+        let noted = blocking(move || held.note(&datastore, &key, &found)).await;
+        if let Err(error) = noted {
+            // The next job with this input may be sent elsewhere.
+            tracing::warn!(%error, "what the cache holds of an input is not told");
         }
     }
 
@@ -267,6 +291,7 @@ impl Place<'_> {
         // What would fill much of the cache goes straight to its place.
         let share = if own_copy { 8 } else { 2 };
         if object.size > self.inner.cache.limit() / share {
+            self.fetched.fetch_add(object.size, Ordering::Relaxed);
             return self.read(object, to, batch).await;
         }
         let (from, pin) = self.cached(object, batch).await?;
@@ -327,6 +352,7 @@ impl Place<'_> {
         }
         let draft = self.inner.cache.draft();
         self.read(object, &draft.path, batch).await?;
+        self.fetched.fetch_add(size, Ordering::Relaxed);
         let cache = Arc::clone(&self.inner.cache);
         blocking(move || cache.keep(draft, Kind::Files, id)).await
     }

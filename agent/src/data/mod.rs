@@ -11,6 +11,7 @@ mod direct;
 mod error;
 mod files;
 mod gateway;
+mod held;
 mod input;
 mod mltable;
 pub(crate) mod mount;
@@ -40,6 +41,8 @@ pub(crate) use cache::{Held, Kind};
 use content::Source;
 use error::blocking;
 use gateway::Gateway;
+use held::HeldInputs;
+pub(crate) use held::Moved;
 pub(crate) use input::Given;
 use store::Store;
 use web::Web;
@@ -76,6 +79,7 @@ struct Inner {
     web: Web,
     source: Source,
     cache: Arc<Cache>,
+    held: Arc<HeldInputs>,
     shared: bool,
     flights: Flights,
     stores: Mutex<HashMap<PathBuf, Arc<Store>>>,
@@ -115,6 +119,7 @@ impl DataPlane {
             gateway: Gateway::new(&options.http_url).map_err(failed)?,
             web: Web::new(options.closed).map_err(failed)?,
             source: Source::new(options.channel, &options.token, Arc::clone(&cache))?,
+            held: Arc::new(HeldInputs::new(Arc::clone(&cache))),
             cache,
             shared: options.shared,
             flights: Flights::default(),
@@ -151,17 +156,17 @@ impl DataPlane {
         Ok(given.text)
     }
 
-    /// The same of an input that may be mounted below `mounts`; then nothing of it is moved yet.
-    pub(crate) async fn input_to_mount(
+    /// The same of an input that may be mounted below `mounts`, if that is given; then nothing of it is moved yet.
+    pub(crate) async fn give_input(
         &self,
         name: &str,
         input: &Input,
         grant: Option<&pb::InputGrant>,
         token: &str,
         into: &Path,
-        mounts: &Path,
+        mounts: Option<&Path>,
     ) -> Result<Given, Error> {
-        input::provide(&self.0, name, input, grant, token, into, Some(mounts)).await
+        input::provide(&self.0, name, input, grant, token, into, mounts).await
     }
 
     /// Stores a file at `to`, or a folder's files below it; returns a manifest entry for each,
@@ -203,6 +208,11 @@ impl DataPlane {
     /// Where they are kept.
     pub(crate) fn cache_folder(&self) -> &Path {
         self.0.cache.folder()
+    }
+
+    /// How much is kept of each of the inputs that were used last. Waits for the disk.
+    pub(crate) fn held_inputs(&self) -> pb::HeldInputs {
+        self.0.held.told()
     }
 
     /// What is kept of a kind. Waits for the disk.

@@ -30,11 +30,13 @@ use crate::reach::{self, Closed, Daemon, Urls};
 use crate::{builds, caches, clock, gpu, logs};
 
 mod connection;
+mod held;
 mod ports;
 mod registry;
 
 use connection::Connection;
 pub(crate) use connection::{Caller, Client, connect};
+use held::Held;
 use ports::{AGAIN, Look};
 pub(crate) use registry::Registry;
 
@@ -322,7 +324,8 @@ impl Session {
         let mut followers = JoinSet::new();
         let mut again = tokio::time::interval_at(Instant::now() + AGAIN, AGAIN);
         again.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut looks = JoinSet::new();
+        let (mut looks, mut held) = (JoinSet::new(), Held::new());
+        let services = self.services.borrow().clone();
         loop {
             // The beat turns this loop at the latest.
             self.notifier.progress();
@@ -339,6 +342,8 @@ impl Session {
                 Some(news) = self.news.recv() => {
                     if matches!(news, News::Kept) {
                         let _ = up.send(message(Up::Kept(self.node.kept.told())));
+                    } else if let News::Held(now) = news {
+                        held.tell(now, &up);
                     } else if let Some(report) = self.registry.note(news) {
                         let _ = up.send(message(Up::Report(report)));
                     }
@@ -361,6 +366,7 @@ impl Session {
                         let _ = up.send(message(Up::Report(report)));
                     }
                 }
+                now = held.look(services.clone()) => held.tell(now, &up),
                 Some(_) = followers.join_next(), if !followers.is_empty() => {}
                 _ = again.tick(), if looks.is_empty() && self.may_be_mended() => {
                     looks.spawn(Look::at(self.urls.clone()));

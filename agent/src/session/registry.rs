@@ -226,7 +226,7 @@ impl Registry {
                 self.attempts.remove(&epoch);
                 None
             }
-            News::Kept => None,
+            News::Kept | News::Held(_) => None,
         }
     }
 

@@ -287,7 +287,7 @@ impl Session {
     pub(crate) async fn next(&mut self) -> Option<Up> {
         loop {
             match self.up.recv().await? {
-                Up::Heartbeat(_) | Up::Kept(_) | Up::Changed(_) => {}
+                Up::Heartbeat(_) | Up::Kept(_) | Up::Changed(_) | Up::Held(_) => {}
                 other => return Some(other),
             }
         }
@@ -315,7 +315,7 @@ impl Session {
                     Up::Hello(_) => panic!("a second Hello"),
                     Up::Cache(_) => panic!("nobody asked what is kept"),
                     Up::Build(_) => panic!("nobody asked for an environment"),
-                    Up::Changed(_) | Up::Kept(_) => {}
+                    Up::Changed(_) | Up::Kept(_) | Up::Held(_) => {}
                 }
             }
         })

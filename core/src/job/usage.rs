@@ -23,10 +23,17 @@ pub struct Usage {
     /// The most memory at once of one GPU.
     #[serde(default)]
     pub peak_gpu_memory: MiB,
+    /// Its inputs in datastores, in bytes; zero if it has none.
+    #[serde(default)]
+    pub input_bytes: u64,
+    /// What was moved to its nodes for it, of those and in bytes: what they held already, or nobody read, was not.
+    #[serde(default)]
+    pub input_fetched_bytes: u64,
 }
 
 impl Usage {
-    /// With what another member of the same attempt used: CPU and GPU time add up, of the rest the most counts.
+    /// With what another member of the same attempt used: CPU and GPU time and what was
+    /// fetched add up, of the rest the most counts.
     pub fn with(self, other: Self) -> Self {
         Self {
             cpu_ms: self.cpu_ms.saturating_add(other.cpu_ms),
@@ -34,6 +41,8 @@ impl Usage {
             wall_ms: self.wall_ms.max(other.wall_ms),
             gpu_ms: self.gpu_ms.saturating_add(other.gpu_ms),
             peak_gpu_memory: self.peak_gpu_memory.max(other.peak_gpu_memory),
+            input_bytes: self.input_bytes.max(other.input_bytes),
+            input_fetched_bytes: self.input_fetched_bytes.saturating_add(other.input_fetched_bytes),
         }
     }
 }

@@ -8,6 +8,7 @@ mod clusters;
 mod decisions;
 mod drain;
 mod enter;
+mod held;
 mod nodes;
 mod quotas;
 mod refusal;
@@ -39,7 +40,8 @@ use crate::job::{
 use crate::node::{GPU_DRIVER, LeasePolicy, Link, Mono, NodeRecord, Now, is_loopback};
 use crate::resource::{ContainerNeed, Demand};
 use crate::sched::{
-    Asked, BackOff, Budget, Hold, Placement, Quotas, Rank, Request, Sched, WaitReason, Waiting,
+    Asked, BackOff, Budget, DataPlace, Hold, Placement, Quotas, Rank, Request, Sched, WaitReason,
+    Waiting,
 };
 use crate::spec::CommandJob;
 use crate::time::Timestamp;
@@ -340,6 +342,7 @@ impl Live {
             request: Request::from(&spec.resources),
             most_ms: most_ms(spec),
             not_before: None,
+            inputs: DataPlace::of_job(spec),
         };
         let rank = Rank::new(spec.queue.tier(), priority, now.wall, self.next_seq);
         Ok(Asked { waiting, compute, priority, created_at: now.wall, rank })
@@ -679,6 +682,7 @@ fn waiting(job: &Job) -> Waiting {
         request: Request::from(job),
         most_ms: most_ms(&job.spec),
         not_before,
+        inputs: DataPlace::of_job(&job.spec),
     }
 }
 

@@ -104,6 +104,7 @@ fn again(job: &JobName, hold: &Hold) -> Waiting {
         request: Request::one(demand),
         most_ms: None,
         not_before: None,
+        inputs: Arc::default(),
     }
 }
 
@@ -328,6 +329,7 @@ impl<L: Lengths, A: Iterator<Item = Arrival>> Forward<L, A> {
             request: placement.request.clone(),
             most_ms,
             not_before: None,
+            inputs: Arc::default(),
         };
         let (rank, nodes, yields_at) =
             (placement.rank, placement.nodes.clone(), placement.yields_at);

@@ -8,6 +8,7 @@
 mod explain;
 pub mod forecast;
 pub mod forward;
+mod locality;
 pub mod pack;
 mod pool;
 mod quota;
@@ -21,6 +22,7 @@ mod tests;
 use imbl::OrdMap;
 
 pub use explain::{Asked, Change, Explanation, Foreseen, explain, foresee};
+pub use locality::{DataPlace, Holders, INPUTS as HELD_INPUTS, LEAST as LEAST_HELD};
 pub use pool::{Closed, Outcome, Pool, Supply};
 pub use quota::{Limits, Quotas};
 pub use rank::Rank;
@@ -119,6 +121,16 @@ impl Sched {
     /// Why the node is not fit for jobs, if it is not.
     pub fn set_unfit(&mut self, compute: &ComputeName, node: &NodeName, unfit: Option<String>) {
         self.pool_mut(compute).set_unfit(node, unfit);
+    }
+
+    /// What a node's cache holds of which inputs, in bytes: all of it, in the place of what was told before.
+    pub fn set_held(
+        &mut self,
+        compute: &ComputeName,
+        node: &NodeName,
+        held: impl IntoIterator<Item = (DataPlace, u64)>,
+    ) {
+        self.pool_mut(compute).set_held(node, held);
     }
 
     /// Puts a job in the queue, at its place.

@@ -9,7 +9,7 @@ use crate::resource::{Demand, Reservation};
 use crate::spec::{JobResources, JobTier};
 use crate::time::Timestamp;
 
-use super::Rank;
+use super::{DataPlace, Rank};
 
 /// What a job asks for: so many nodes at once, and so much of each.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -62,6 +62,8 @@ pub struct Waiting {
     pub most_ms: Option<u64>,
     /// It is not started yet, after a failed attempt.
     pub not_before: Option<BackOff>,
+    /// What it reads: a node that holds some of it is preferred.
+    pub inputs: Arc<[DataPlace]>,
 }
 
 /// A failed attempt is followed by the next after a while.

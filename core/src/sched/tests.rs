@@ -1,3 +1,4 @@
+mod locality;
 mod policy;
 
 use std::collections::BTreeMap;
@@ -46,7 +47,14 @@ fn wait(sched: &mut Sched, seq: u64, demand: Demand) {
 
 fn waiting(job: JobName, demand: Demand) -> Waiting {
     let user = Principal::new("ada").unwrap();
-    Waiting { job, user, request: Request::one(demand), most_ms: None, not_before: None }
+    Waiting {
+        job,
+        user,
+        request: Request::one(demand),
+        most_ms: None,
+        not_before: None,
+        inputs: Default::default(),
+    }
 }
 
 fn name(job: &str) -> JobName {

@@ -197,6 +197,7 @@ pub fn play(
                 request: job.request.clone(),
                 most_ms: job.most_ms,
                 not_before: None,
+                inputs: Default::default(),
             },
         });
     }

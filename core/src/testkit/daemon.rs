@@ -11,7 +11,7 @@ use crate::id::{ComputeName, JobName, NodeName, Principal};
 use crate::job::{AttemptKey, EventKind, Report};
 use crate::live::{Decisions, Effect, Live, Submission, TakenAway};
 use crate::node::{Drain, LeasePolicy, Mono, NodeChange, NodeRecord, Now};
-use crate::sched::Limits;
+use crate::sched::{DataPlace, Limits};
 use crate::spec::{CommandJob, JobTier};
 use crate::time::Timestamp;
 
@@ -34,6 +34,7 @@ pub(super) enum Command {
     Join { session: u64, record: Box<NodeRecord>, reports: Vec<Report> },
     Report { session: u64, node: NodeName, report: Report },
     Changed { session: u64, node: NodeName, change: Box<NodeChange> },
+    Holds { node: NodeName, held: Vec<(DataPlace, u64)> },
     Left { session: u64, node: NodeName },
     PutCluster(Box<Cluster>),
     DeleteCluster(ComputeName),
@@ -219,6 +220,7 @@ impl Daemon {
                     self.live.node_changed(&node, *change, out);
                 }
             }
+            Command::Holds { node, held } => self.live.node_holds(&node, held),
             Command::Left { session, node } => {
                 if self.sessions.get(&node) == Some(&session) {
                     self.sessions.remove(&node);

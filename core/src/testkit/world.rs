@@ -13,7 +13,7 @@ use crate::job::{Job, Phase, Report, Tries};
 use crate::live::{Effect, Live, TakenAway};
 use crate::node::{LeasePolicy, NodeRecord};
 use crate::resource::{Capacity, GpuIndex, WHOLE_GPU};
-use crate::sched::{Limits, WaitReason};
+use crate::sched::{DataPlace, Limits, WaitReason};
 use crate::spec::{CommandJob, OnNodeLoss};
 use crate::time::Timestamp;
 
@@ -261,6 +261,13 @@ impl World {
     pub fn change_fact(&mut self, name: &NodeName, fact: &str, is: Option<&str>) {
         if let Some(node) = self.nodes.get_mut(name) {
             node.change_fact(fact, is);
+        }
+    }
+
+    /// A node says what its cache holds of which inputs, in bytes.
+    pub fn hold(&mut self, name: &NodeName, held: Vec<(DataPlace, u64)>) {
+        if let Some(daemon) = &mut self.daemon {
+            daemon.inbox.push(Command::Holds { node: name.clone(), held });
         }
     }
 

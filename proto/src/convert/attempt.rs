@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use atelier_core::content::Digest;
-use atelier_core::id::{AttemptNumber, ComputeName, Epoch, JobName, NodeName, PortName};
+use atelier_core::id::{
+    AttemptNumber, ComputeName, DatastoreName, Epoch, JobName, NodeName, PortName,
+};
 use atelier_core::job::{
     AttemptEnd, AttemptKey, Cause, Exit, Failure, ManifestRef, Progress, Report, Usage,
 };
@@ -11,10 +13,12 @@ use atelier_core::layout;
 use atelier_core::live::Sandbox;
 use atelier_core::node::{GpuOut, NodeChange, NodeRecord, is_address, is_label};
 use atelier_core::resource::{Capacity, GpuDevice, GpuIndex};
+use atelier_core::sched::{DataPlace, HELD_INPUTS};
 use atelier_core::spec::limits::MAX_LABELS;
 use atelier_core::time::Timestamp;
 
-use super::{Error, Problem};
+use super::environment::MAX_REFERENCE;
+use super::{Error, OfField as _, Problem, text};
 use crate::agent::v1 as pb;
 
 fn at<E: Into<Problem>>(field: &str) -> impl Fn(E) -> Error + '_ {
@@ -109,6 +113,8 @@ fn usage(told: &BTreeMap<String, f64>) -> Option<Usage> {
         wall_ms: of("wall_seconds", 1e3),
         gpu_ms: of("gpu_seconds", 1e3),
         peak_gpu_memory: of("peak_gpu_memory_mib", 1.0),
+        input_bytes: of("input_bytes", 1.0),
+        input_fetched_bytes: of("input_fetched_bytes", 1.0),
     })
 }
 
@@ -157,6 +163,16 @@ pub fn sandboxes(told: pb::KeptSandboxes) -> Result<Vec<Sandbox>, Error> {
         Ok(Sandbox { key, rank: kept.rank, until: Timestamp::from_millis(kept.until_ms) })
     };
     told.sandboxes.into_iter().take(MAX_SANDBOXES).map(of).collect()
+}
+
+/// What a node says that its cache holds of inputs, in bytes.
+pub fn held_inputs(told: pb::HeldInputs) -> Result<Vec<(DataPlace, u64)>, Error> {
+    let of = |held: pb::HeldInput| -> Result<(DataPlace, u64), Error> {
+        let datastore = DatastoreName::new(&held.datastore).map_err(at("inputs.datastore"))?;
+        let path = text(held.path, MAX_REFERENCE).of("inputs.path")?;
+        Ok((DataPlace::new(datastore, &path), held.bytes))
+    };
+    told.inputs.into_iter().take(HELD_INPUTS).map(of).collect()
 }
 
 /// More are never kept by a node.

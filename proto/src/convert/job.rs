@@ -60,6 +60,8 @@ pub struct JobDetails {
     pub sandboxes: Vec<(NodeName, Sandbox)>,
     /// What its outputs became.
     pub assets: Vec<asset::Version>,
+    /// The nodes that hold some of its inputs, with how many bytes.
+    pub holders: Vec<(NodeName, u64)>,
 }
 
 /// What a node keeps of an attempt that failed.
@@ -70,6 +72,11 @@ pub fn sandbox((node, kept): &(NodeName, Sandbox)) -> pb::Sandbox {
         rank: kept.rank,
         until_ms: kept.until.as_millis(),
     }
+}
+
+/// A node that holds some of a job's inputs.
+pub fn input_holder((node, bytes): &(NodeName, u64)) -> pb::InputHolder {
+    pb::InputHolder { node: node.to_string(), bytes: *bytes }
 }
 
 /// An output, and how jobs name the asset that it became.
@@ -94,6 +101,7 @@ pub fn job(job: &job::Job, details: JobDetails) -> pb::Job {
         memory_mib: job.tries.memory.unwrap_or_default(),
         metrics: details.metrics,
         sandboxes: details.sandboxes.iter().map(sandbox).collect(),
+        input_holders: details.holders.iter().map(input_holder).collect(),
         output_assets: details.assets.iter().filter_map(output_asset).collect(),
         memory_advice: details.memory_advice.map(|advice| pb::MemoryAdvice {
             runs: u32::try_from(advice.runs).unwrap_or(u32::MAX),
@@ -127,6 +135,8 @@ pub fn job(job: &job::Job, details: JobDetails) -> pb::Job {
                 wall_ms: usage.wall_ms,
                 gpu_ms: usage.gpu_ms,
                 peak_gpu_memory_mib: usage.peak_gpu_memory,
+                input_bytes: usage.input_bytes,
+                input_fetched_bytes: usage.input_fetched_bytes,
             });
             message.error = match &ended.outcome {
                 Outcome::Completed => None,

@@ -23,10 +23,10 @@ mod status;
 mod tests;
 
 pub use asset::environment_version;
-pub use attempt::{node_change, node_record, sandboxes};
+pub use attempt::{held_inputs, node_change, node_record, sandboxes};
 pub use data_asset::asset_version;
 pub use datastore::shown_source;
-pub use job::{JobDetails, job, sandbox};
+pub use job::{JobDetails, input_holder, job, sandbox};
 pub use status::UnknownStatus;
 
 /// A message that cannot become a core value: which field, and why.

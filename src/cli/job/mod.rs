@@ -183,6 +183,7 @@ async fn explain(context: &Context, name: &str) -> Result<(), Error> {
         "ahead": told.ahead,
         "expected_start": view::expected(told.expected_start_p50_ms, told.expected_start_p90_ms),
         "forecast": told.forecast,
+        "input_holders": told.holders.iter().map(view::holds).collect::<Vec<_>>(),
         "changes": told.changes.iter().map(view::change).collect::<Vec<_>>(),
     }))
 }

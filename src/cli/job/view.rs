@@ -8,6 +8,7 @@ use atelier_proto::job::v1 as pb;
 use serde_json::{Map, Value, json};
 
 use super::debug;
+use super::summary::size;
 use crate::cli::compute::cpus;
 
 /// RFC 3339, or null for "not yet".
@@ -47,6 +48,9 @@ pub(in crate::cli) fn job(job: &pb::Job) -> Value {
     }
     if !job.gpu_indices.is_empty() {
         put("gpu_indices", job.gpu_indices.clone().into());
+    }
+    if !job.input_holders.is_empty() {
+        put("input_holders", job.input_holders.iter().map(holder).collect());
     }
     if !job.wait_reason.is_empty() {
         put("wait_reason", job.wait_reason.clone().into());
@@ -134,11 +138,14 @@ pub(in crate::cli) fn usage(job: &pb::Job) -> Value {
 fn used(usage: &pb::Usage) -> Value {
     let seconds = |millis: u64| millis as f64 / 1000.0;
     let on_gpus = usage.gpu_ms > 0 || usage.peak_gpu_memory_mib > 0;
+    let has_inputs = usage.input_bytes > 0;
     json!({
         "cpu_seconds": seconds(usage.cpu_ms),
         "wall_seconds": seconds(usage.wall_ms),
         "peak_memory": (usage.peak_memory_mib > 0).then(|| Memory(usage.peak_memory_mib).to_string()),
         "gpu_seconds": on_gpus.then(|| seconds(usage.gpu_ms)),
+        "input_bytes": has_inputs.then_some(usage.input_bytes),
+        "input_fetched_bytes": has_inputs.then_some(usage.input_fetched_bytes),
         "peak_gpu_memory": on_gpus.then(|| Memory(usage.peak_gpu_memory_mib).to_string()),
     })
 }
@@ -166,6 +173,16 @@ fn member(member: &pb::Member) -> Value {
         "exit_code": member.exit_code,
         "start_time": time(member.started_at_ms),
     })
+}
+
+/// The same in words.
+pub(super) fn holds(holder: &pb::InputHolder) -> String {
+    format!("{} holds {} of the job's inputs", holder.node, size(holder.bytes))
+}
+
+/// A node that holds some of a job's inputs.
+fn holder(holder: &pb::InputHolder) -> Value {
+    json!({ "node": holder.node, "bytes": holder.bytes })
 }
 
 /// How long it ran, in milliseconds; of a job that never ran, how long it lived.

@@ -211,6 +211,11 @@ pub(crate) fn failure(attempt: &Path) -> Option<Lost> {
     (gone && !serve::has_ended_well(attempt)).then_some(Lost::Server)
 }
 
+/// How many bytes of an attempt's mounted inputs were fetched: called when its server has been ended.
+pub(crate) fn fetched(attempt: &Path) -> u64 {
+    serve::fetched(attempt)
+}
+
 /// What became of a job's mounted inputs.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Lost {

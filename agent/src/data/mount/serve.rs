@@ -25,6 +25,8 @@ use crate::record;
 
 /// In the attempt's folder: its server has ended of its own accord.
 const ENDED: &str = "mounts_ended.json";
+/// In the attempt's folder: how many bytes its server had fetched when it ended.
+const FETCHED: &str = "mounts_fetched.json";
 /// In the attempt's folder.
 const LOG: &str = "mounts.log";
 /// Threads for the kernel's requests, and for the network.
@@ -57,6 +59,7 @@ pub(crate) fn serve() -> ExitCode {
         }
         Ok(mut mount) => {
             mount.last();
+            let _ = record::write(&attempt, FETCHED, &mount.engine.fetched());
             let _ = record::write(&attempt, ENDED, &true);
             detach(&at);
             // The kernel fails what still waits when this process, and with it its side of the mount, is gone.
@@ -71,6 +74,11 @@ pub(super) fn has_ended_well(attempt: &Path) -> bool {
     matches!(record::read(attempt, ENDED), Ok(Some(true)))
 }
 
+/// How many bytes were fetched for the mounted inputs of an attempt, once its server has ended well.
+pub(super) fn fetched(attempt: &Path) -> u64 {
+    record::read(attempt, FETCHED).ok().flatten().unwrap_or_default()
+}
+
 fn answer(answer: &Answer) {
     let mut out = io::stdout().lock();
     let written = serde_json::to_writer(&mut out, answer).map_err(io::Error::from);
@@ -83,6 +91,7 @@ struct Mount {
     attempt: PathBuf,
     runtime: Runtime,
     terminate: Signal,
+    engine: Arc<Engine>,
     _session: BackgroundSession,
 }
 
@@ -120,7 +129,7 @@ impl Mount {
         read_ahead(&plan.at);
         answer(&Answer::Ready { for_others });
         close_output();
-        Ok(Self { attempt: plan.attempt, runtime, terminate, _session: session })
+        Ok(Self { attempt: plan.attempt, runtime, terminate, engine, _session: session })
     }
 
     /// Returns when the attempt is over.

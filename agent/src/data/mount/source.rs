@@ -50,6 +50,8 @@ pub(in crate::data) struct Engine {
     counted: Mutex<HashSet<Digest>>,
     /// Bytes added to the cache since it was last made room in.
     added: AtomicU64,
+    /// Bytes that came through the gateway.
+    fetched: AtomicU64,
 }
 
 /// One object.
@@ -93,7 +95,13 @@ impl Engine {
             kept: Mutex::default(),
             counted: Mutex::default(),
             added: AtomicU64::new(0),
+            fetched: AtomicU64::new(0),
         }
+    }
+
+    /// Bytes that came through the gateway.
+    pub(in crate::data) fn fetched(&self) -> u64 {
+        self.fetched.load(Ordering::Relaxed)
     }
 
     pub(in crate::data) fn runtime(&self) -> &Handle {
@@ -296,6 +304,7 @@ impl Source {
         let range = from..(from + BLOCK).min(self.object.size);
         let fetched = engine.fetch.part(&self.object, range).await;
         if let Ok(bytes) = &fetched {
+            engine.fetched.fetch_add(bytes.len() as u64, Ordering::Relaxed);
             engine.remember(key, bytes.clone());
         }
         locked(&engine.flights).remove(&key);

@@ -2,9 +2,33 @@ use super::{Advice, Usage, advise};
 
 #[test]
 fn members_add_up() {
-    let one = Usage { cpu_ms: 10, peak_memory: 5, wall_ms: 7, gpu_ms: 3, peak_gpu_memory: 9 };
-    let other = Usage { cpu_ms: 1, peak_memory: 8, wall_ms: 6, gpu_ms: 2, peak_gpu_memory: 4 };
-    let both = Usage { cpu_ms: 11, peak_memory: 8, wall_ms: 7, gpu_ms: 5, peak_gpu_memory: 9 };
+    let one = Usage {
+        cpu_ms: 10,
+        peak_memory: 5,
+        wall_ms: 7,
+        gpu_ms: 3,
+        peak_gpu_memory: 9,
+        input_bytes: 8,
+        input_fetched_bytes: 8,
+    };
+    let other = Usage {
+        cpu_ms: 1,
+        peak_memory: 8,
+        wall_ms: 6,
+        gpu_ms: 2,
+        peak_gpu_memory: 4,
+        input_bytes: 8,
+        input_fetched_bytes: 3,
+    };
+    let both = Usage {
+        cpu_ms: 11,
+        peak_memory: 8,
+        wall_ms: 7,
+        gpu_ms: 5,
+        peak_gpu_memory: 9,
+        input_bytes: 8,
+        input_fetched_bytes: 11,
+    };
     assert_eq!(one.with(other), both);
 }
 

@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 
-use crate::id::{AttemptNumber, Epoch, JobName, NodeName};
+use crate::id::{AttemptNumber, DatastoreName, Epoch, JobName, NodeName, PortName};
 use crate::job::{AttemptKey, Cause, Progress, Report};
 use crate::node::{CONTAINER_RUNTIME, NOT_REACHED};
 use crate::resource::{Capacity, ContainerNeed, Containers, Demand};
-use crate::spec::{Distribution, OnNodeLoss, Priority, Retry};
+use crate::sched::DataPlace;
+use crate::spec::{DataKind, DataUri, Distribution, Input, InputMode, OnNodeLoss, Priority, Retry};
 use crate::testkit::{
     Checked, CommitFault, Finish, LEASE, Outage, Script, World, capacity, command_job,
     compute_name, job_name, node_name, node_record,
@@ -36,6 +37,7 @@ enum Op {
     Move { node: usize, compute: usize },
     BreakGpu { node: usize, index: u16 },
     Unreach { node: usize, lasts: bool },
+    Hold { node: usize, input: usize, mib: u64 },
     Replay { node: usize, which: usize },
     Reorder { node: usize },
     Forge { node: usize, job: usize, shift: i8, progress: Progress },
@@ -168,6 +170,8 @@ fn op() -> impl Strategy<Value = Op> {
             .prop_map(|(node, compute)| Op::Move { node, compute }),
         3 => (node.clone(), 0..4_u16).prop_map(|(node, index)| Op::BreakGpu { node, index }),
         2 => (node.clone(), any::<bool>()).prop_map(|(node, lasts)| Op::Unreach { node, lasts }),
+        3 => (node.clone(), 0..3_usize, 0..9_u64)
+            .prop_map(|(node, input, mib)| Op::Hold { node, input, mib }),
         2 => (node.clone(), 0..50_usize).prop_map(|(node, which)| Op::Replay { node, which }),
         1 => node.clone().prop_map(|node| Op::Reorder { node }),
         2 => (node, 0..JOBS, -2..3_i8, forged())
@@ -175,6 +179,12 @@ fn op() -> impl Strategy<Value = Op> {
         1 => prop_oneof![Just(-4_000_i64), Just(0), Just(4_000)]
             .prop_map(|skew_ms| Op::WallClock { skew_ms }),
     ]
+}
+
+/// What a job may read and a node may hold: all of a folder, or one in it.
+fn place(number: usize) -> DataPlace {
+    let path = ["train", "train/more", "test", "other"][number];
+    DataPlace::new(DatastoreName::new("data").unwrap(), path)
 }
 
 fn job(number: usize) -> JobName {
@@ -210,6 +220,17 @@ fn apply(world: &mut World, op: Op) -> Checked {
             let mut spec = command_job(demand);
             spec.compute = Some(compute_name(COMPUTES[compute]));
             spec.retry = retry;
+            let read = place(number % 4);
+            let input = Input::Data {
+                kind: DataKind::UriFolder,
+                mode: InputMode::RoMount,
+                uri: DataUri::Datastore {
+                    datastore: read.datastore.clone(),
+                    path: read.path().to_owned(),
+                },
+                asset: None,
+            };
+            spec.inputs.insert(PortName::new("data").unwrap(), input);
             spec.queue.priority = [Priority::Low, Priority::Medium, Priority::High][number % 3];
             let tiers = [None, None, None, Some("spot"), Some("premium")];
             spec.resources.instance_count = [1, 1, 1, 2, 1, 1, 3][number % 7];
@@ -240,6 +261,9 @@ fn apply(world: &mut World, op: Op) -> Checked {
         Op::BreakGpu { node: number, index } => world.break_gpu(&node(number), index),
         Op::Unreach { node: number, lasts } => {
             world.change_fact(&node(number), NOT_REACHED, lasts.then_some("no way to the daemon"));
+        }
+        Op::Hold { node: number, input: held, mib } => {
+            world.hold(&node(number), vec![(place(held), mib << 20)]);
         }
         Op::Replay { node: number, which } => world.replay(&node(number), which),
         Op::Reorder { node: number } => world.reorder(&node(number)),

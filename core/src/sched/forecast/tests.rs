@@ -43,6 +43,7 @@ fn world(waiting: u64) -> (Sched, Vec<Asked>) {
                 request: Request::one(Demand::DEFAULT),
                 most_ms: None,
                 not_before: None,
+                inputs: Default::default(),
             },
             compute: compute(),
             priority: Priority::Medium,

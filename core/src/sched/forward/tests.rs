@@ -40,6 +40,7 @@ fn waiting(seq: u64, members: u32, cpus: u64) -> Waiting {
         request: Request { members, demand: Demand { cpu: cpus * 1000, ..Demand::DEFAULT } },
         most_ms: None,
         not_before: None,
+        inputs: Default::default(),
     }
 }
 

@@ -212,15 +212,25 @@ impl<N: Ord + Clone> Packing<N> {
             tightest.insert((left, free));
         }
         let judged = tightest.into_iter().map(|(_, before)| {
-            let mut after = before.clone();
-            after.take(ask);
-            let more = self.futures.stranded(&after).cast_signed()
-                - self.futures.stranded(before).cast_signed();
+            let (more, after) = self.after(ask, before);
             (more, before, after)
         });
         // The first of equals is the tightest.
         let (_, before, after) = judged.min_by_key(|(more, _, _)| *more)?;
         Some((before, after))
+    }
+
+    /// How much more is stranded of a node in this state when it takes the job, and its state then.
+    fn after(&self, ask: &Ask, before: &Free) -> (i64, Free) {
+        let mut after = before.clone();
+        after.take(ask);
+        let stranded = |free| self.futures.stranded(free).cast_signed();
+        (stranded(&after) - stranded(before), after)
+    }
+
+    /// How much GPU the job strands on a node in this state, which has room for it: by this nodes are compared.
+    pub fn strands(&self, ask: &Ask, free: &Free) -> i64 {
+        self.after(ask, free).0
     }
 
     /// The first of the nodes on which the job strands the least.

@@ -13,7 +13,7 @@ use self::line::{Kind, Line};
 use self::nodes::{Devices, Size, Slot};
 use self::share::{Amount, Usage, set_back};
 use super::pack::Packing;
-use super::{Hold, Placement, Promise, Quotas, Rank, Request, WaitReason, Waiting};
+use super::{Hold, Holders, Placement, Promise, Quotas, Rank, Request, WaitReason, Waiting};
 use crate::id::{JobName, NodeName, Principal};
 use crate::resource::{Capacity, Containers, Ledger, Reservation};
 use crate::spec::JobTier;
@@ -104,6 +104,8 @@ pub struct Pool {
     runtimes: OrdMap<Containers, usize>,
     /// What all nodes offer.
     total: Amount,
+    /// Which nodes hold what of which inputs.
+    holders: Holders,
     /// Nodes that are in no index, while a plan keeps them for the first in line.
     set_aside: OrdSet<NodeName>,
     queue: OrdMap<Rank, Waiting>,
@@ -566,6 +568,11 @@ impl Pool {
     /// How many jobs of a user are in line in each class of equal request.
     pub fn classes(&self) -> impl Iterator<Item = (&Request, usize)> {
         self.users.values().flat_map(|user| user.line.classes())
+    }
+
+    /// Which nodes hold what of which inputs, as they told last.
+    pub fn holders(&self) -> &Holders {
+        &self.holders
     }
 
     /// The nodes that the first in line gets, and when, if it has to wait for them.

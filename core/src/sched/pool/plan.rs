@@ -77,7 +77,7 @@ impl Pool {
                 return;
             }
             let waiting = waiting.clone();
-            let started = self.best_nodes(&waiting.request).is_some_and(|nodes| {
+            let started = self.best_nodes(&waiting.request, &waiting.inputs).is_some_and(|nodes| {
                 // Whoever was promised one of them gets another promise.
                 let promised = self.promise.as_ref().filter(|promise| promise.rank != rank);
                 self.freed |= promised.is_some_and(|p| nodes.iter().any(|n| p.nodes.contains(n)));
@@ -180,7 +180,10 @@ impl Pool {
                 continue;
             }
             let hopeless = too_much.iter().any(|much| asks_no_less(request, much));
-            let elsewhere = if hopeless { None } else { self.best_nodes(request) };
+            let elsewhere = match hopeless {
+                true => None,
+                false => self.best_nodes(request, &candidate.inputs),
+            };
             let found = match elsewhere {
                 Some(nodes) => Some((nodes, None)),
                 None => {

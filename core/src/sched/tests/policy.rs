@@ -34,6 +34,7 @@ fn submit(sched: &mut Sched, job: &Job) {
         request: job.request.clone(),
         most_ms: job.most.map(|seconds| seconds * 1000),
         not_before: None,
+        inputs: Default::default(),
     };
     sched.enqueue(&compute(), place(job), waiting);
 }
