@@ -10,7 +10,7 @@ use atelier_core::time::Timestamp;
 use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 
 use crate::store::assets::{self, AssetQuery, Listed, Use};
-use crate::store::{self, SqliteStore};
+use crate::store::{self, IdempotencyKey, SqliteStore};
 
 /// Knows every data asset and model. Cheap to clone.
 #[derive(Clone)]
@@ -110,16 +110,19 @@ impl Assets {
         self.places.clone().write_owned().await
     }
 
-    /// Makes a version, or finds the one that is made of the same. Its place is resolved. It is on disk when this
-    /// returns.
+    /// Makes a version, or finds the one that is made of the same, or that the same request made before. Its place
+    /// is resolved. It is on disk when this returns.
     pub async fn register(
         &self,
         draft: Draft,
         made_by: Option<MadeBy>,
-        by: Principal,
+        (by, key): (Principal, Option<IdempotencyKey>),
         at: Timestamp,
     ) -> Result<Version, Error> {
-        let made = self.store.write(move |conn| assets::register(conn, draft, made_by, by, at));
+        let made = self.store.write(move |conn| match &key {
+            Some(key) => assets::register_once(conn, draft, made_by, (by, key), at),
+            None => assets::register(conn, draft, made_by, by, at),
+        });
         Ok(made.await??)
     }
 

@@ -1,18 +1,20 @@
 //! `atelier.asset.v1.AssetService`.
 
 use atelier_core::asset::{Change, Draft, Kind, Version};
+use atelier_core::content::Digest;
 use atelier_core::id::AssetName;
 use atelier_core::spec::AssetRef;
 use atelier_proto::asset::v1 as pb;
 use atelier_proto::convert;
 use atelier_proto::job::v1 as job;
+use prost::Message as _;
 use tonic::{Request, Response, Status};
 
 use super::status::told;
-use super::{blocking, caller};
+use super::{blocking, caller, checked_key};
 use crate::daemon::{AssetError, Shared};
-use crate::store::Archived;
 use crate::store::assets::{AssetQuery, Listed};
+use crate::store::{Archived, IdempotencyKey};
 
 /// Data assets and models: make versions, look, change, put away, forget.
 pub(super) struct Service(pub(super) Shared);
@@ -28,6 +30,12 @@ impl Service {
     }
 }
 
+/// The key of a request, with what it asks for.
+fn keyed(request: &mut pb::CreateAssetRequest) -> Result<Option<IdempotencyKey>, Status> {
+    let key = checked_key(std::mem::take(&mut request.idempotency_key))?;
+    Ok(key.map(|key| IdempotencyKey { key, fingerprint: Digest::of(&request.encode_to_vec()) }))
+}
+
 #[tonic::async_trait]
 impl pb::asset_service_server::AssetService for Service {
     async fn create_asset(
@@ -35,12 +43,16 @@ impl pb::asset_service_server::AssetService for Service {
         request: Request<pb::CreateAssetRequest>,
     ) -> Result<Response<pb::Asset>, Status> {
         let by = caller(&request)?.principal;
-        let draft = Draft::try_from(request.into_inner()).map_err(told)?;
+        let mut request = request.into_inner();
+        let key = keyed(&mut request)?;
+        let draft = Draft::try_from(request).map_err(told)?;
         // What it lies in must be there until it is known.
         let _held = (self.0.datastores.hold().await, self.0.assets.hold().await);
         let (draft, made_by) = self.0.admission.locate(draft).await.map_err(told)?;
         let at = self.0.clock.wall();
+        let by = (by, key);
         let made = self.0.assets.register(draft, made_by, by, at).await.map_err(told)?;
+        crate::failpoint::hit("asset-created");
         let found = self.0.assets.find(made.kind(), &made.reference()).map_err(told)?;
         Ok(Response::new(describe(&found)))
     }

@@ -18,7 +18,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::channels::{Channels, FromNode};
 use super::status::told;
-use super::{blocking, caller, queue};
+use super::{blocking, caller, checked_key, queue};
 use crate::daemon::{LogStart, Shared, SubmitRequest};
 use crate::identity::Denied;
 use crate::store::{Archived, IdempotencyKey, JobQuery, Lookup};
@@ -32,7 +32,6 @@ const MAX_PAGE: u32 = 1000;
 /// Events in one answer.
 const EVENTS: u32 = 1000;
 const MAX_EVENTS: u32 = 10_000;
-const MAX_KEY: usize = 128;
 
 impl Service {
     fn find(&self, name: &str) -> Result<Job, Status> {
@@ -130,18 +129,13 @@ impl pb::job_service_server::JobService for Service {
         let pb::CreateJobRequest { spec, idempotency_key } = request.into_inner();
         let spec = spec.ok_or_else(|| Status::invalid_argument("spec: is required"))?;
         let spec = CommandJob::try_from(spec).map_err(told)?;
-        if idempotency_key.len() > MAX_KEY {
-            return Err(Status::invalid_argument(format!(
-                "idempotency_key: is {} bytes long, at most {MAX_KEY} are allowed",
-                idempotency_key.len()
-            )));
-        }
-        let key = if idempotency_key.is_empty() {
-            None
-        } else {
-            let bytes = serde_json::to_vec(&spec)
-                .map_err(|e| Status::invalid_argument(format!("spec: {e}")))?;
-            Some(IdempotencyKey { key: idempotency_key, fingerprint: Digest::of(&bytes) })
+        let key = match checked_key(idempotency_key)? {
+            None => None,
+            Some(key) => {
+                let bytes = serde_json::to_vec(&spec)
+                    .map_err(|e| Status::invalid_argument(format!("spec: {e}")))?;
+                Some(IdempotencyKey { key, fingerprint: Digest::of(&bytes) })
+            }
         };
         let name = match &spec.name {
             Some(name) => name.clone(),

@@ -87,6 +87,20 @@ fn caller<T>(request: &Request<T>) -> Result<Caller, Status> {
         .ok_or_else(|| Status::unauthenticated("the caller is not known"))
 }
 
+/// The most bytes of an idempotency key.
+const MAX_KEY: usize = 128;
+
+/// An idempotency key, if there is one.
+fn checked_key(key: String) -> Result<Option<String>, Status> {
+    if key.len() > MAX_KEY {
+        return Err(Status::invalid_argument(format!(
+            "idempotency_key: is {} bytes long, at most {MAX_KEY} are allowed",
+            key.len()
+        )));
+    }
+    Ok(Some(key).filter(|key| !key.is_empty()))
+}
+
 /// Work that takes its time, off the threads that serve others.
 async fn blocking<T: Send + 'static>(
     ask: impl FnOnce() -> T + Send + 'static,

@@ -114,7 +114,9 @@ fn code_of_handle(error: &daemon::HandleError) -> Code {
 
 fn code_of_asset(refusal: &AssetRefusal) -> Code {
     match refusal {
-        AssetRefusal::Fixed { .. } | AssetRefusal::Deleted { .. } => Code::AlreadyExists,
+        AssetRefusal::Fixed { .. }
+        | AssetRefusal::Deleted { .. }
+        | AssetRefusal::KeyReused { .. } => Code::AlreadyExists,
         AssetRefusal::Archived { .. }
         | AssetRefusal::NoNumberLeft { .. }
         | AssetRefusal::WholeArchived { .. }

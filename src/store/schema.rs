@@ -18,6 +18,7 @@ const MIGRATIONS: &[&str] = &[
     super::assets::MIGRATION,
     super::secret_uses::MIGRATION,
     super::parts::MIGRATION,
+    super::assets::requests::MIGRATION,
 ];
 
 /// The version this build writes.

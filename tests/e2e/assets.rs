@@ -331,15 +331,35 @@ fn a_version_is_brought_here_and_goes_on_where_it_broke_off() {
     // As a download leaves it that broke off after its first file: that is not fetched again.
     let path = format!("{}a.txt", place(&cluster, "set"));
     let etag = etag(&cluster, &path);
-    cluster.write("here/set/.atelier-download", format!("azureml:set:1\n{etag}\t{path}\n"));
+    cluster.write("here/.set.atelier-download", format!("azureml:set:1\n{etag}\t{path}\n"));
     cluster.write("here/set/a.txt", "ONE");
     fs::remove_file(cluster.files().join("here/set/deep/b.txt")).unwrap();
     assert_eq!(download(&["-p", "here"])["downloaded_files"], json!(1));
     assert_eq!((read("here/set/a.txt"), read("here/set/deep/b.txt")), ("ONE".into(), "two".into()));
     // Of another version nothing is believed.
-    cluster.write("here/set/.atelier-download", format!("azureml:set:9\n{etag}\t{path}\n"));
+    cluster.write("here/.set.atelier-download", format!("azureml:set:9\n{etag}\t{path}\n"));
     assert_eq!(download(&["-p", "here"])["downloaded_files"], json!(2));
     assert_eq!(read("here/set/a.txt"), "one");
+
+    // With files of another version among its own it would be neither; what is written over is its own.
+    cluster.write("other/a.txt", "other");
+    cluster.write("other/.atelier-download", "the asset's own");
+    made(&cluster, &["data", "create", "-n", "set", "-p", "other"]);
+    let into = ["data", "download", "set", "-p", "here"];
+    cluster
+        .atelier(into)
+        .fails(1)
+        .says(&["azureml:set:2 has not: 'deep/b.txt'", "--download-path"]);
+    assert_eq!(read("here/set/a.txt"), "one", "nothing was changed");
+    fs::remove_file(cluster.files().join("here/set/deep/b.txt")).unwrap();
+    assert_eq!(download(&["-p", "here"])["downloaded_files"], json!(2));
+    let own = read("here/set/.atelier-download");
+    assert_eq!((read("here/set/a.txt"), own), ("other".into(), "the asset's own".into()));
+    assert_eq!(
+        fs::read_dir(cluster.files().join("here")).unwrap().count(),
+        1,
+        "nothing else is left"
+    );
 
     cluster.write("one.bin", "x");
     made(&cluster, &["model", "create", "-n", "one", "-p", "one.bin"]);
@@ -353,6 +373,28 @@ fn a_version_is_brought_here_and_goes_on_where_it_broke_off() {
     let gone = "azureml://datastores/workspaceblobstore/paths/none/";
     made(&cluster, &["data", "create", "-n", "gone", "-p", gone]);
     cluster.atelier(["data", "download", "gone"]).fails(3).says(&["nothing at"]);
+}
+
+/// The daemon dies when the version is on its disk, before it has said so: asked again it makes no second one.
+#[test]
+fn a_version_is_made_once_although_its_answer_was_lost() {
+    let cluster = Cluster::empty();
+    cluster.settings.borrow_mut().variables =
+        vec![("ATELIER_FAILPOINT".to_owned(), "asset-created".to_owned())];
+    cluster.start_daemon();
+    cluster.write("set/a.txt", "one");
+    let create =
+        cluster.atelier(["data", "create", "-n", "set", "-p", "set", "-o", "json"]).spawn();
+    crate::harness::until("the daemon dies", || cluster.daemon(crate::harness::Process::ended));
+    cluster.settings.borrow_mut().variables.clear();
+    cluster.start_daemon();
+    assert_eq!(create.wait().ok().json()["version"], json!("1"));
+    assert_eq!(listed(&cluster, "data", &["-n", "set"]).as_array().unwrap().len(), 1);
+    // Another request makes the next, of the same folder too.
+    assert_eq!(
+        made(&cluster, &["data", "create", "-n", "set", "-p", "set"])["version"],
+        json!("2")
+    );
 }
 
 /// What the gateway calls an object's content.

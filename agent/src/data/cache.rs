@@ -7,8 +7,11 @@
 //! are apart ([`partial`]).
 //!
 //! The agent and the servers of mounted inputs use one folder, each with an index of its own: what
-//! another one has added is looked for on the disk, and counted when it is time to make room. A file
-//! that another process holds by a lock is in use.
+//! another one has added is looked for on the disk, and counted when it is time to make room. What one of them
+//! uses none of the others removes ([`pins`]).
+
+mod pins;
+mod torn;
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -90,6 +93,7 @@ pub(super) struct Cache {
     /// Bytes kept at most, except what is in use.
     limit: u64,
     index: Mutex<Index>,
+    objects: pins::Objects,
     next: AtomicU64,
 }
 
@@ -98,6 +102,24 @@ pub(super) struct Cache {
 pub(super) struct Pin {
     cache: Arc<Cache>,
     key: Key,
+    _seen: Option<Seen>,
+}
+
+/// What other processes see of a pin.
+#[derive(Debug)]
+enum Seen {
+    /// The file is locked.
+    File { _locked: File },
+    /// One of the objects that this process pins.
+    Objects(Arc<Cache>),
+}
+
+impl Drop for Seen {
+    fn drop(&mut self) {
+        if let Self::Objects(cache) = self {
+            cache.objects.unpin();
+        }
+    }
 }
 
 impl Drop for Pin {
@@ -135,6 +157,13 @@ impl Cache {
         if let Some(cache) = open.get(&path).and_then(Weak::upgrade) {
             return Ok(cache);
         }
+        let torn = torn::discard(&path, &path.join(Kind::Files.folder()));
+        if torn > 0 {
+            tracing::info!(
+                files = torn,
+                "what may not have been on the disk at the end of the last boot is gone"
+            );
+        }
         // What was being written when an earlier agent ended. Servers may be writing.
         for entry in fs::read_dir(path.join("tmp")).into_iter().flatten().flatten() {
             if !is_being_written(&entry.file_name()) {
@@ -146,6 +175,7 @@ impl Cache {
             folder: path.clone(),
             limit,
             index: Mutex::default(),
+            objects: pins::Objects::new(path.join("pins")),
             next: AtomicU64::new(0),
         });
         open.insert(path, Arc::downgrade(&cache));
@@ -176,9 +206,12 @@ impl Cache {
     pub(super) fn get(self: &Arc<Self>, kind: Kind, digest: Digest) -> Option<(PathBuf, Pin)> {
         let key = (kind, digest);
         let path = self.place(key);
+        // Before it is looked at: from then on no other process removes it.
+        let seen = self.hold(kind, &path);
         let mut index = self.lock();
         self.load(&mut index);
-        let found = fs::symlink_metadata(&path).ok().filter(Metadata::is_file);
+        let found = fs::symlink_metadata(&path).ok().filter(|_| seen.is_some());
+        let found = found.filter(Metadata::is_file);
         match (index.entries.get(&key).map(|entry| entry.size), found) {
             (Some(size), Some(meta)) if meta.len() == size => {}
             // A server has added it.
@@ -190,10 +223,22 @@ impl Cache {
             }
             (None, None) => return None,
         }
-        Some((path, self.pin(&mut index, key)))
+        Some((path, self.pin(&mut index, key, seen)))
     }
 
-    fn pin(self: &Arc<Self>, index: &mut Index, key: Key) -> Pin {
+    /// Has other processes see that a file is pinned; `None` if it is not there.
+    fn hold(self: &Arc<Self>, kind: Kind, path: &Path) -> Option<Seen> {
+        if kind == Kind::Objects {
+            self.objects.pin();
+            return Some(Seen::Objects(Arc::clone(self)));
+        }
+        let file = pins::hold(path).ok().flatten()?;
+        // For those that look at it there: what was used last goes last.
+        let _ = file.set_times(FileTimes::new().set_modified(SystemTime::now()));
+        Some(Seen::File { _locked: file })
+    }
+
+    fn pin(self: &Arc<Self>, index: &mut Index, key: Key, seen: Option<Seen>) -> Pin {
         index.clock += 1;
         let clock = index.clock;
         if let Some(entry) = index.entries.get_mut(&key) {
@@ -201,7 +246,7 @@ impl Cache {
             entry.at = SystemTime::now();
             entry.pins += 1;
         }
-        Pin { cache: Arc::clone(self), key }
+        Pin { cache: Arc::clone(self), key, _seen: seen }
     }
 
     /// A place to write a file at before it is kept.
@@ -223,6 +268,8 @@ impl Cache {
         let failed = |error| Error::io("keep in the cache", &path, error);
         fs::set_permissions(&draft.path, fs::Permissions::from_mode(0o444)).map_err(failed)?;
         let size = fs::metadata(&draft.path).map_err(failed)?.len();
+        // Before it has a name by which others find it.
+        let seen = self.hold(kind, &draft.path);
         match fs::rename(&draft.path, &path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 if let Some(parent) = path.parent() {
@@ -236,7 +283,7 @@ impl Cache {
         self.load(&mut index);
         self.refresh(&mut index, STALE);
         index.add(key, size, SystemTime::now());
-        let pin = self.pin(&mut index, key);
+        let pin = self.pin(&mut index, key, seen);
         let knows_all = index.loaded.is_some_and(|(_, seen)| seen == self.changed());
         self.note_change();
         if let Some((_, seen)) = index.loaded.as_mut().filter(|_| knows_all) {
@@ -348,6 +395,7 @@ impl Cache {
         }
         let gone = match key.0 {
             Kind::Blocks => partial::remove(&path),
+            Kind::Objects if self.objects.are_pinned_elsewhere() => Ok(false),
             Kind::Objects | Kind::Files => match partial::is_unused(&path) {
                 Ok(true) => fs::remove_file(&path).map(|()| true),
                 other => other,

@@ -185,6 +185,19 @@ pub enum Refusal {
         /// The asset.
         name: AssetName,
     },
+    /// The key of a request was used for another one.
+    #[error(
+        "the idempotency key was used before, for version {version} of {kind} '{name}' as another request described \
+         it; use a new key for a new request"
+    )]
+    KeyReused {
+        /// What it is.
+        kind: Kind,
+        /// The asset.
+        name: AssetName,
+        /// The version.
+        version: VersionName,
+    },
     /// Jobs that are not over read it.
     #[error(
         "cannot delete version {version} of {kind} '{name}': {} not over and use it; wait for them, or \

@@ -46,6 +46,7 @@ impl From<&Draft> for pb::CreateAssetRequest {
             uri: Some((&draft.uri).into()),
             flavors_json: to_json_map(&draft.flavors),
             stage: draft.stage.clone().unwrap_or_default(),
+            idempotency_key: String::new(),
         }
     }
 }

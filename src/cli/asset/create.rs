@@ -8,8 +8,9 @@ use atelier_proto::asset::v1::CreateAssetRequest;
 use clap::Args;
 
 use super::shown;
-use crate::cli::job::{materials, read};
+use crate::cli::job::{materials, read, submit};
 use crate::cli::{Context, Error};
+use crate::client::Client;
 use crate::config::Here;
 
 #[derive(Args)]
@@ -55,8 +56,14 @@ pub(in crate::cli) async fn create(
     if let DataUri::Local(path) = &draft.uri {
         draft.uri = materials::upload(context, &client, Path::new(path)).await?;
     }
-    let request = CreateAssetRequest::from(&draft);
-    let made = client.call(client.assets().create_asset(request)).await?;
+    let request = CreateAssetRequest {
+        idempotency_key: submit::random_key()?,
+        ..CreateAssetRequest::from(&draft)
+    };
+    let made = submit::keyed(context, &client, async |client: &Client| {
+        client.call(client.assets().create_asset(request.clone())).await
+    });
+    let made = made.await?;
     context.output.show(&shown(&made))?;
     let (name, version) = (&made.name, &made.version);
     context.output.note(&format!("Jobs name it with `path: azureml:{name}:{version}`."));

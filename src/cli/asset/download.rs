@@ -1,6 +1,6 @@
 //! Bringing a version's files here.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, OpenOptions};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::{Which, get, reference};
-use crate::cli::fs::{Place, into_folder};
+use crate::cli::fs::{Place, into_folder, is_part};
 use crate::cli::job::size;
 use crate::cli::{Context, Error, Kind as Problem};
 use crate::client::data::{Data, Depth, Object};
@@ -39,7 +39,8 @@ pub(in crate::cli) async fn download(
     let files = all.len();
     let folder = arguments.download_path.join(&asset.name);
     fs::create_dir_all(&folder).map_err(|error| Error::file("create", &folder, &error))?;
-    let progress = Progress::open(&folder, &id)?;
+    has_no_others(&folder, &all, &id)?;
+    let progress = Progress::open(&arguments.download_path, &asset.name, &id)?;
     let lacking = all.into_iter().filter(|(below, object)| !progress.has(&folder, below, object));
     let lacking: Vec<(String, Object)> = lacking.collect();
     let (fetched, bytes) = (lacking.len(), lacking.iter().map(|(_, object)| object.size).sum());
@@ -92,8 +93,40 @@ async fn stored(place: &Place, id: &str, data: &Data) -> Result<Vec<(String, Obj
     Ok(files)
 }
 
-/// Which files of a download are there, for another one that goes on after it. A file of its own in the folder, gone
-/// once all are there.
+/// That nothing lies in the folder that the version lacks: of another version, or somebody's own. Files that it has are
+/// written over, as az does; with others among them the folder would be no version at all.
+fn has_no_others(folder: &Path, all: &[(String, Object)], id: &str) -> Result<(), Error> {
+    const SHOWN: usize = 3;
+    let mut left = vec![folder.to_owned()];
+    let mut others = Vec::new();
+    let known: HashSet<&str> = all.iter().map(|(below, _)| below.as_str()).collect();
+    while let Some(at) = left.pop() {
+        let failed = |error| Error::file("list", &at, &error);
+        for entry in fs::read_dir(&at).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let path = entry.path();
+            let below = path.strip_prefix(folder).unwrap_or(&path).to_string_lossy().into_owned();
+            match entry.file_type().map_err(failed)?.is_dir() {
+                true => left.push(path),
+                // What an earlier download has of a file.
+                false if is_part(&entry.file_name()) || known.contains(below.as_str()) => {}
+                false => others.push(below),
+            }
+        }
+    }
+    others.sort_unstable();
+    let Some(more) = others.len().checked_sub(1) else { return Ok(()) };
+    let shown = others.iter().take(SHOWN).map(|name| format!("'{name}'"));
+    let shown = shown.collect::<Vec<_>>().join(", ");
+    let rest =
+        if more >= SHOWN { format!(" and {} more", others.len() - SHOWN) } else { String::new() };
+    let cause = format!("{} holds what {id} has not: {shown}{rest}", folder.display());
+    let help = "remove the folder if it is of another version, or choose another place with --download-path";
+    Err(Error::new(Problem::Refused, cause).help(help))
+}
+
+/// Which files of a download are there, for another one that goes on after it. A file beside the folder, gone once
+/// all are there: in the folder it could be one of the asset's own.
 struct Progress {
     path: PathBuf,
     /// What tells their contents from others, by the objects' paths.
@@ -101,11 +134,9 @@ struct Progress {
 }
 
 impl Progress {
-    const NAME: &str = ".atelier-download";
-
     /// Goes on with a download of the same version, or begins one.
-    fn open(folder: &Path, id: &str) -> Result<Self, Error> {
-        let path = folder.join(Self::NAME);
+    fn open(beside: &Path, name: &str, id: &str) -> Result<Self, Error> {
+        let path = beside.join(format!(".{name}.atelier-download"));
         let text = fs::read_to_string(&path).unwrap_or_default();
         let mut lines = text.lines();
         if lines.next() == Some(id) {

@@ -1,5 +1,6 @@
 //! `atelier fs cp`
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -226,6 +227,12 @@ pub(in crate::cli) async fn into_folder(
         .buffer_unordered(AT_ONCE)
         .try_collect::<()>()
         .await
+}
+
+/// Whether a file is what there is of one that is being copied here.
+pub(in crate::cli) fn is_part(name: &OsStr) -> bool {
+    let digits = name.to_str().and_then(|name| name.strip_prefix('.')?.strip_suffix(".part"));
+    digits.is_some_and(|digits| digits.len() == 16 && digits.bytes().all(|b| b.is_ascii_hexdigit()))
 }
 
 /// Whether what is copied goes into the target rather than in its place.

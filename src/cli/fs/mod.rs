@@ -14,7 +14,7 @@ use super::job::{size, time};
 use super::{Column, Context, Error, Kind};
 use crate::client::Client;
 use crate::client::data::{Data, Depth, Object};
-pub(super) use copy::into_folder;
+pub(super) use copy::{into_folder, is_part};
 use place::Look;
 pub(super) use place::Place;
 

@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep};
 
 use super::materials;
 use crate::cli::{Context, Error, Kind};
-use crate::client::Client;
+use crate::client::{Client, Error as ClientError};
 
 /// The largest request that a daemon takes, less what the frame around it needs.
 const MAX_REQUEST: usize = (4 << 20) - 1024;
@@ -41,21 +41,32 @@ pub(in crate::cli) async fn create(
         )
         .help("give large values as input files rather than in the job itself"));
     }
+    let made = keyed(context, client, async |client: &Client| {
+        client.call(client.jobs().create_job(request.clone())).await
+    });
+    made.await?.job.ok_or_else(|| {
+        Error::new(Kind::Failed, "the daemon took the job but did not return it")
+            .help("see it with `atelier job list`")
+    })
+}
+
+/// Asks for something with a key, again if no answer came: the daemon may have died before it could say that it has
+/// done it, or after.
+pub(in crate::cli) async fn keyed<T>(
+    context: &Context,
+    client: &Client,
+    ask: impl AsyncFn(&Client) -> Result<T, ClientError>,
+) -> Result<T, Error> {
     let mut client = client.clone();
     let begun = Instant::now();
     let mut pause = Duration::from_millis(50);
     loop {
-        let error = match client.call(client.jobs().create_job(request.clone())).await {
-            Ok(answer) => {
-                return answer.job.ok_or_else(|| {
-                    Error::new(Kind::Failed, "the daemon took the job but did not return it")
-                        .help("see it with `atelier job list`")
-                });
-            }
+        let error = match ask(&client).await {
+            Ok(answer) => return Ok(answer),
             Err(error) if error.is_transient() && begun.elapsed() < PATIENCE => error,
             Err(error) => return Err(error.into()),
         };
-        tracing::debug!(%error, "creating the job again");
+        tracing::debug!(%error, "asking again");
         sleep(pause).await;
         pause = (pause * 2).min(Duration::from_secs(2));
         if let Ok(target) = context.wanted.resolve()
@@ -67,7 +78,7 @@ pub(in crate::cli) async fn create(
 }
 
 /// 128 random bits.
-fn random_key() -> Result<String, Error> {
+pub(in crate::cli) fn random_key() -> Result<String, Error> {
     let mut bits = [0; 16];
     getrandom::fill(&mut bits).map_err(|error| {
         Error::new(Kind::Failed, format!("the system gives no random numbers: {error}"))

@@ -10,7 +10,9 @@ use atelier_core::spec::{AssetVersion, DataUri};
 use atelier_core::time::Timestamp;
 use rusqlite::{Connection, params};
 
+use super::super::IdempotencyKey;
 use super::super::jobs::column;
+use super::requests::{self, Before};
 use super::{Error, Record, asset, put, sql, uses, version};
 
 impl Record for Version {
@@ -64,6 +66,29 @@ pub fn register(
     };
     put(conn, &made)?;
     Ok(Ok(made))
+}
+
+/// The same for a request with a key: one that comes again gets what it made, whatever was made since.
+pub fn register_once(
+    conn: &Connection,
+    draft: Draft,
+    made_by: Option<MadeBy>,
+    (by, key): (Principal, &IdempotencyKey),
+    at: Timestamp,
+) -> Result<Result<Version, Refusal>, Error> {
+    match requests::before(conn, &by, key)? {
+        Some(Before::Made(version)) => return Ok(Ok(*version)),
+        Some(Before::OfAnother(version)) => {
+            let (kind, Version { name, version, .. }) = (version.kind(), *version);
+            return Ok(Err(Refusal::KeyReused { kind, name, version }));
+        }
+        None => {}
+    }
+    let registered = register(conn, draft, made_by, by.clone(), at)?;
+    if let Ok(made) = &registered {
+        requests::remember(conn, &by, key, made)?;
+    }
+    Ok(registered)
 }
 
 /// Registers what an output of a completed job is to be, and says what that came to.

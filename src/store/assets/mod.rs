@@ -4,6 +4,7 @@
 //! What a version is made of is a JSON record of its kind's: [`Record`].
 
 mod kept;
+pub(super) mod requests;
 mod uses;
 
 use std::collections::BTreeMap;
@@ -18,7 +19,7 @@ use super::jobs::{column, json, parsed};
 use super::{Archived, Error};
 
 pub(super) use kept::register_output;
-pub use kept::{below, change, delete, of_job, register, within};
+pub use kept::{below, change, delete, of_job, register, register_once, within};
 pub use uses::{Use, uses};
 pub(super) use uses::{forget, record};
 

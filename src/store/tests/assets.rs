@@ -106,6 +106,31 @@ async fn each_kind_has_names_of_its_own() {
 }
 
 #[tokio::test]
+async fn a_request_that_comes_again_gets_what_it_made() {
+    let folder = Folder::new();
+    let ask = async |store: &SqliteStore, by: &str, asked: &str, path: &str| {
+        let (draft, by, key) = (data("iris", path), who(by), key(asked, path));
+        let at = Timestamp::from_millis(7);
+        let made =
+            store.write(move |conn| assets::register_once(conn, draft, None, (by, &key), at));
+        made.await.unwrap().map(|made| made.version.to_string())
+    };
+    let store = folder.open();
+    assert_eq!(ask(&store, "ana", "k", "a").await.unwrap(), "1");
+    assert_eq!(ask(&store, "ana", "l", "a").await.unwrap(), "2");
+    drop(store);
+    let store = folder.open();
+    assert_eq!(ask(&store, "ana", "k", "a").await.unwrap(), "1");
+    assert_eq!(ask(&store, "ben", "k", "a").await.unwrap(), "3", "keys are one's own");
+    let reused = ask(&store, "ana", "k", "b").await;
+    assert!(matches!(reused, Err(Refusal::KeyReused { .. })), "{reused:?}");
+    // What was deleted meanwhile is said to have been made all the same.
+    delete(&store, "iris", "1").await.unwrap();
+    assert_eq!(ask(&store, "ana", "k", "a").await.unwrap(), "1");
+    assert_eq!(listed(&store, Kind::Data, Some("iris")), "iris:3* iris:2");
+}
+
+#[tokio::test]
 async fn labels_move_and_go_with_their_version() {
     let folder = Folder::new();
     let store = folder.open();

@@ -147,8 +147,8 @@ fn used(number: u64) -> Option<Usage> {
         wall_ms: number / 5,
         gpu_ms: number / 7,
         peak_gpu_memory: number / 9,
-        input_bytes: number * 3,
-        input_fetched_bytes: number * 2,
+        input_bytes: number / 3,
+        input_fetched_bytes: number / 11,
     };
     number.is_multiple_of(2).then_some(usage)
 }

@@ -34,6 +34,8 @@ const THREADS: usize = 4;
 const NETWORK_THREADS: usize = 2;
 /// How much the kernel reads ahead, where it may be told: also around each place of a file that is mapped.
 const READ_AHEAD_KIB: u32 = 1024;
+/// How long what was read may take to be kept for the next job.
+const SETTLE: Duration = Duration::from_secs(1);
 /// Between two looks at whether the attempt has a supervisor yet.
 const LOOK: Duration = Duration::from_millis(200);
 /// How long one whose agent has died may still be on its way.
@@ -59,6 +61,8 @@ pub(crate) fn serve() -> ExitCode {
         }
         Ok(mut mount) => {
             mount.last();
+            // Reads that wait for the daemon fail when this ends, so that it is not for long.
+            mount.runtime.block_on(mount.engine.settle(SETTLE));
             let _ = record::write(&attempt, FETCHED, &mount.engine.fetched());
             let _ = record::write(&attempt, ENDED, &true);
             detach(&at);

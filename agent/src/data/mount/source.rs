@@ -7,7 +7,7 @@ use std::io;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use atelier_core::content::Digest;
 use bytes::Bytes;
@@ -15,6 +15,7 @@ use futures::future::{BoxFuture, FutureExt as _, Shared};
 use rustix::fs::{FlockOperation, flock};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, oneshot};
+use tokio::time::{Instant, sleep};
 
 use super::failure::Failure;
 use super::fetch::Fetch;
@@ -52,6 +53,8 @@ pub(in crate::data) struct Engine {
     added: AtomicU64,
     /// Bytes that came through the gateway.
     fetched: AtomicU64,
+    /// Blocks that are being written to the cache.
+    keeping: AtomicU64,
 }
 
 /// One object.
@@ -96,12 +99,21 @@ impl Engine {
             counted: Mutex::default(),
             added: AtomicU64::new(0),
             fetched: AtomicU64::new(0),
+            keeping: AtomicU64::new(0),
         }
     }
 
     /// Bytes that came through the gateway.
     pub(in crate::data) fn fetched(&self) -> u64 {
         self.fetched.load(Ordering::Relaxed)
+    }
+
+    /// Waits until what was fetched is in the cache, at most so long.
+    pub(in crate::data) async fn settle(&self, patience: Duration) {
+        let begun = Instant::now();
+        while self.keeping.load(Ordering::Acquire) > 0 && begun.elapsed() < patience {
+            sleep(Duration::from_millis(5)).await;
+        }
     }
 
     pub(in crate::data) fn runtime(&self) -> &Handle {
@@ -305,6 +317,8 @@ impl Source {
         let fetched = engine.fetch.part(&self.object, range).await;
         if let Ok(bytes) = &fetched {
             engine.fetched.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+            // Before anybody has it, so that whoever has read all knows what is still to be kept.
+            engine.keeping.fetch_add(1, Ordering::AcqRel);
             engine.remember(key, bytes.clone());
         }
         locked(&engine.flights).remove(&key);
@@ -315,6 +329,7 @@ impl Source {
             let source = Arc::clone(&self);
             // With the permit: what is fetched faster than the disk takes it would fill the memory.
             let _ = tokio::task::spawn_blocking(move || source.keep(block, &bytes)).await;
+            engine.keeping.fetch_sub(1, Ordering::AcqRel);
         }
     }
 
