@@ -20,6 +20,9 @@ pub const CONTENT: &str = "content";
 pub const UPLOADS: &str = "LocalUpload";
 /// Runs' artifacts lie below it.
 pub const RUNS: &str = "ExperimentRun";
+/// What jobs have written and not committed lies below it, in the datastores that their outputs go to; one folder
+/// for each job. Nobody but the job's own attempts sees it.
+pub const UNCOMMITTED: &str = ".uncommitted";
 /// The longest job name whose folders' names storage allows (255 bytes with `dcid.` before it).
 pub const MAX_JOB_NAME: usize = 250;
 
@@ -32,6 +35,21 @@ pub fn outputs_root(job: &JobName) -> String {
 pub fn job_of_output(path: &str) -> Option<JobName> {
     let (job, _) = path.strip_prefix(OUTPUTS)?.strip_prefix('/')?.split_once('/')?;
     JobName::new(job).ok()
+}
+
+/// Where what a job has written and not committed lies, in each datastore that an output of it goes to.
+pub fn uncommitted_root(job: &JobName) -> String {
+    format!("{UNCOMMITTED}/{job}")
+}
+
+/// The same of one output, as the member of this rank has written it.
+pub fn uncommitted_path(job: &JobName, output: &PortName, rank: u32) -> String {
+    format!("{}/{output}/{rank}", uncommitted_root(job))
+}
+
+/// Whether what lies there is of a job that is not over.
+pub fn is_uncommitted(path: &str) -> bool {
+    path.split('/').next() == Some(UNCOMMITTED)
 }
 
 /// The one folder that a person uploads to. Its name holds no character that a path could not.

@@ -262,6 +262,10 @@ impl Admission {
             DataUri::Datastore { datastore, path } => {
                 self.datastore(field, &datastore)?;
                 let below = path.trim_end_matches('/');
+                if layout::is_uncommitted(below) {
+                    let problem = format!("'{below}' is kept for what jobs have not committed yet");
+                    return Err(invalid(format!("{field}.path"), problem));
+                }
                 if !below.is_empty() {
                     crate::storage::ObjectPath::new(below)
                         .map_err(|e| invalid(format!("{field}.path"), e.to_string()))?;
@@ -368,7 +372,7 @@ impl Admission {
         // Content, uploads and other jobs' results must stay what they are.
         let mut segments = trimmed.split('/');
         let kept = match segments.next() {
-            Some(layout::UPLOADS | layout::RUNS) => true,
+            Some(layout::UPLOADS | layout::RUNS | layout::UNCOMMITTED) => true,
             Some(layout::OUTPUTS) => segments.next() != Some(job.as_str()),
             _ => false,
         };

@@ -165,8 +165,8 @@ pub(super) struct Effects {
     pub grace: u64,
     pub resolve: Resolve,
     pub experiment_id: ExperimentIds,
-    /// Called when jobs are over: their metrics can be sealed.
-    pub over: Box<dyn Fn() + Send + Sync>,
+    /// Called when a job is over: its metrics can be sealed, and what it has not committed be dropped.
+    pub over: Box<dyn Fn(&JobName) + Send + Sync>,
     /// Asked for clusters' nodes.
     pub providers: Providers,
 }
@@ -205,7 +205,7 @@ impl Effects {
             Effect::Discard { node, key } => tell(&node, ToNode::Discard(key)),
             Effect::Release { node, key } => tell(&node, ToNode::Release(key)),
             Effect::AttemptOver { key } => self.door.dismiss_attempt(&key),
-            Effect::JobOver { .. } => (self.over)(),
+            Effect::JobOver { job } => (self.over)(&job),
             Effect::AddNode { cluster, node } => self.providers.add(*cluster, node),
             Effect::RemoveNode { cluster, node } => self.providers.remove(*cluster, node),
         }

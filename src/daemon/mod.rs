@@ -21,6 +21,7 @@ mod serve;
 mod shared;
 #[cfg(test)]
 pub(crate) mod tests;
+mod uncommitted;
 mod uploads;
 
 pub use admission::{Admission, Error as AdmissionError};

@@ -8,6 +8,7 @@ use atelier_core::track::RunInfo;
 
 use super::assets::{self, Assets};
 use super::handle::{self, Handle};
+use super::uncommitted::Uncommitted;
 use crate::storage::{self, Datastores, ObjectPath};
 use crate::store::tracking;
 use crate::track::{self, Tracking};
@@ -19,6 +20,7 @@ pub struct Removal {
     pub(super) datastores: Datastores,
     pub(super) handle: Handle,
     pub(super) tracking: Tracking,
+    pub(super) uncommitted: Uncommitted,
 }
 
 /// Why a job was not deleted.
@@ -69,6 +71,7 @@ impl Removal {
             self.remove_below(layout::ARTIFACT_STORE, &RunInfo::artifact_root(&run)).await?;
         }
         self.remove_below(layout::BLOB_STORE, &layout::outputs_root(&job.name)).await?;
+        let _gone = self.uncommitted.let_go(job).await?;
         self.handle.forget(job.name.clone()).await?;
         Ok(())
     }

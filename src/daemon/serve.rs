@@ -25,6 +25,7 @@ use super::folder::{self, Folder};
 use super::listen::Listeners;
 use super::reactor::{Reactor, Settings};
 use super::shared::Committed;
+use super::uncommitted::Uncommitted;
 use super::{Builds, Clock, Handle, LogHub, NodeCaches, Removal, Uploads};
 use crate::config::{Here, HomeError, ServeArgs, SignedUrls, home};
 use crate::identity::{self, Door};
@@ -248,6 +249,7 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
         door: door.clone(),
         clock,
     });
+    let (uncommitted, over) = Uncommitted::new(store.clone(), datastores.clone());
     let effects = Effects {
         providers: providers.clone(),
         door: door.clone(),
@@ -268,8 +270,11 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
         },
         experiment_id: experiment_ids(store.clone()),
         over: {
-            let tracking = tracking.clone();
-            Box::new(move || tracking.wake())
+            let (tracking, uncommitted) = (tracking.clone(), uncommitted.clone());
+            Box::new(move |job| {
+                tracking.wake();
+                uncommitted.is_over(job);
+            })
         },
     };
     let settings = Settings {
@@ -325,6 +330,7 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
             datastores: datastores.clone(),
             handle: handle.clone(),
             tracking: tracking.clone(),
+            uncommitted: uncommitted.clone(),
         },
         tracking: tracking.clone(),
         environments,
@@ -358,13 +364,14 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
     providers.start(handle.clone()).await;
     tracing::info!(%url, jobs = %jobs_address, folder = %data_dir.display(), "listening");
     let sealer = tokio::spawn(async move { tracking.run_sealer().await });
+    let dropper = tokio::spawn(uncommitted.run(over));
     let ended = tokio::spawn(run(
         listeners,
         routes,
         stopping,
         reactor,
         handle.clone(),
-        Ending { folder, patrols: [sealer, collector], providers, store: database },
+        Ending { folder, patrols: [sealer, collector, dropper], providers, store: database },
     ));
     Ok(Daemon { address, handle, stop, ended })
 }
@@ -372,7 +379,7 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
 /// What a stopping daemon still has to see to.
 struct Ending {
     folder: Arc<Folder>,
-    patrols: [tokio::task::JoinHandle<()>; 2],
+    patrols: [tokio::task::JoinHandle<()>; 3],
     providers: Providers,
     store: Arc<SqliteStore>,
 }

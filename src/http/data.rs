@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `GET`, `HEAD /data/v1/{datastore}/{path}` | reads an object; one range; `If-Match`, `If-None-Match` |
 //! | `PUT /data/v1/{datastore}/{path}` | stores an object, whole or not at all; durable when answered |
+//! | the same with `?from=P&size=N` | stores a copy of the object at `P`, which has `N` bytes |
 //! | `DELETE /data/v1/{datastore}/{path}` | removes an object; `?recursive=true`: and all below the path |
 //! | `GET /data/v1/{datastore}?prefix=P&after=PATH` | lists what lies at or below the folder `P` |
 //! | `GET /data/v1/{datastore}?prefix=P&delimiter=/` | what lies right below it: objects and folders |
@@ -14,6 +15,7 @@
 //!
 //! Paths are percent-decoded once. Bytes stream both ways, so memory does not grow with an object.
 
+mod copy;
 mod direct;
 
 use std::fmt;
@@ -22,7 +24,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use atelier_core::access::{Caller, Permission, Role};
 use atelier_core::id::DatastoreName;
-use atelier_core::layout::BLOB_STORE;
+use atelier_core::layout::{self, BLOB_STORE};
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::{Query, Request, State as Shared};
@@ -254,6 +256,9 @@ async fn answer(state: &State, request: Request) -> Result<Response, Refusal> {
             match head.method {
                 Method::GET => read(state, &caller, datastore, &path, &head.headers, true).await,
                 Method::HEAD => read(state, &caller, datastore, &path, &head.headers, false).await,
+                Method::PUT if copy::is_asked(&head) => {
+                    copy::copy(state, &caller, datastore, &path, &head).await
+                }
                 Method::PUT => write(state, &caller, datastore, &path, &head.headers, body).await,
                 Method::POST => direct::upload(state, &caller, datastore, &path, &head, body).await,
                 Method::DELETE => delete(state, &caller, datastore, &path, &head).await,
@@ -341,8 +346,8 @@ async fn delete(
         return direct::give_up(state, caller, datastore, path, upload).await;
     }
     let forbidden = |message| Refusal::new(StatusCode::FORBIDDEN, "Forbidden", message);
-    // What an attempt has written is its job's, to be looked at and deleted with it.
-    if matches!(caller.role, Role::Attempt(_)) {
+    // What an attempt has written is its job's, to be looked at and deleted with it, once it is committed.
+    if matches!(caller.role, Role::Attempt(_)) && !layout::is_uncommitted(path.as_str()) {
         return Err(forbidden("jobs do not delete objects"));
     }
     let holds_content = path.is_within(storage::CONTENT_PREFIX)

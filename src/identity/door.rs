@@ -288,6 +288,9 @@ impl Door {
         write: bool,
     ) -> Result<(), Denied> {
         let allowed = match &caller.role {
+            Role::Admin | Role::Reader | Role::DataScientist if layout::is_uncommitted(path) => {
+                false
+            }
             Role::Admin => true,
             Role::Reader => !write,
             // Results are written by attempts alone, and what a job is given from people's machines lies in a folder

@@ -17,6 +17,8 @@ pub struct Grants {
 impl Grants {
     /// Whether `path` lies at or below a granted prefix. What may be written may be read back.
     pub fn allow(&self, datastore: &DatastoreName, path: &str, write: bool) -> bool {
+        // Whoever may read all of a datastore does not see what other jobs have not committed.
+        let write = write || layout::is_uncommitted(path);
         let covers = |(store, prefix): &(DatastoreName, String)| {
             store == datastore
                 && (prefix.is_empty()
@@ -36,7 +38,7 @@ pub fn grants_of(job: &JobName, spec: &CommandJob) -> Grants {
             grants.read.push((datastore.clone(), trim(path)));
         }
     }
-    for output in spec.outputs.values() {
+    for (name, output) in &spec.outputs {
         // A job writes a direct output itself, with what it brings along.
         if output.mode == OutputMode::Direct {
             continue;
@@ -44,6 +46,10 @@ pub fn grants_of(job: &JobName, spec: &CommandJob) -> Grants {
         if let Some((datastore, path)) =
             output.path.as_deref().and_then(layout::parse_datastore_uri)
         {
+            if output.mode == OutputMode::RwMount {
+                let uncommitted = format!("{}/{name}", layout::uncommitted_root(job));
+                grants.write.push((datastore.clone(), uncommitted));
+            }
             grants.write.push((datastore, trim(&path)));
         }
     }

@@ -15,6 +15,7 @@ mod level;
 mod path;
 mod placed;
 mod signed;
+mod uncommitted;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -362,7 +363,7 @@ impl Datastore {
     }
 
     /// At most `limit` objects: those at or below `folder` (all if `None`) whose paths come after
-    /// `after`.
+    /// `after`. What jobs have not committed is told only of a folder of it.
     ///
     /// # Errors
     /// Those of the operating system; a folder that does not exist has no objects.
@@ -372,10 +373,11 @@ impl Datastore {
         after: Option<&str>,
         limit: usize,
     ) -> Result<Page, Error> {
-        match self.served().await? {
-            Served::Folder(served) => served.list(folder, after, limit).await,
-            Served::Cloud(cloud) => cloud.list(folder, after.unwrap_or_default(), limit).await,
-        }
+        let page = match self.served().await? {
+            Served::Folder(served) => served.list(folder, after, limit).await?,
+            Served::Cloud(cloud) => cloud.list(folder, after.unwrap_or_default(), limit).await?,
+        };
+        Ok(uncommitted::shown(folder, page))
     }
 
     /// Removes the object at `path` and all objects below it. Nothing there is no error.

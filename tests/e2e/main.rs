@@ -19,6 +19,7 @@ mod assets;
 mod bad_input;
 mod builds;
 mod caches;
+mod checkpoints;
 mod clusters;
 mod contained_users;
 mod containers;

@@ -21,10 +21,11 @@ use bytes::Bytes;
 use futures::future::join_all;
 
 use super::problem::{self, problem};
-use super::{Attempt, Services, moved};
+use super::{Attempt, Services, moved, uncommitted};
 use crate::clock;
 use crate::data;
 use crate::data::Fault;
+use crate::data::rw_mount::{Known, Ledger, Mirrored};
 use crate::monitor::Seen;
 use crate::record;
 use crate::supervisor::{EndedBy, Exited, LAUNCH, Launch, LogError, Outcome, STARTED, Started};
@@ -57,6 +58,8 @@ struct Part {
     prefix: String,
     /// The named output it is.
     output: Option<String>,
+    /// Where some of it may lie already.
+    mirrored: Option<Mirrored>,
 }
 
 /// Stores what the attempt left and makes the report of its end. `sick`: what is wrong with one of its
@@ -95,6 +98,11 @@ pub(super) async fn finalize(attempt: &Attempt, end: End, sick: Option<Problem>)
     if !nothing_stored {
         let phase = Finalizing { at_ms: clock::now_ms(), exit: ended.exit };
         attempt.report(Phase::Finalizing(phase));
+    }
+    if ran && !is_success(&ended) {
+        uncommitted::settle(attempt).await;
+    }
+    if !nothing_stored {
         let mut storing = pin!(store(attempt, parts, &mut ended));
         if tokio::time::timeout(SOON, &mut storing).await.is_err() {
             tokio::join!(settle(attempt), storing);
@@ -281,6 +289,7 @@ fn parts(attempt: &Attempt, ran: bool, log_bytes: u64) -> Vec<Part> {
             to: below(&artifacts.log_path),
             prefix: artifacts.log_path.clone(),
             output: None,
+            mirrored: None,
         });
     }
     if !ran {
@@ -292,7 +301,7 @@ fn parts(attempt: &Attempt, ran: bool, log_bytes: u64) -> Vec<Part> {
         if fs::metadata(&from).is_ok_and(|log| log.len() > 0) {
             let rank = attempt.assignment.rank * per_node + process;
             let path = layout::log_path(AttemptNumber(attempt.key.attempt), rank);
-            parts.push(Part { from, to: below(&path), prefix: path, output: None });
+            parts.push(Part { from, to: below(&path), prefix: path, output: None, mirrored: None });
         }
     }
     // Members may write files of the same name: each has a place of its own, and the first one's is
@@ -305,16 +314,18 @@ fn parts(attempt: &Attempt, ran: bool, log_bytes: u64) -> Vec<Part> {
         let from = attempt.folder.work().join(name);
         if has_entries(&from) {
             let to = below(&format!("{apart}{name}"));
-            parts.push(Part { from, to, prefix: name.to_owned(), output: None });
+            parts.push(Part { from, to, prefix: name.to_owned(), output: None, mirrored: None });
         }
     }
+    let mirrored = uncommitted::outputs(attempt);
     for (name, output) in &attempt.spec.outputs {
         let from = attempt.folder.output(name.as_str());
         let grant = attempt.assignment.outputs.get(name.as_str());
         let Some(to) = grant.and_then(|grant| grant.store.clone()) else { continue };
         if output.mode != OutputMode::Direct && (from.is_file() || has_entries(&from)) {
             let prefix = format!("named-outputs/{name}");
-            parts.push(Part { from, to, prefix, output: Some(name.to_string()) });
+            let mirrored = mirrored.iter().find(|of| of.name == name.as_str()).cloned();
+            parts.push(Part { from, to, prefix, output: Some(name.to_string()), mirrored });
         }
     }
     parts
@@ -330,7 +341,8 @@ fn join(root: &str, path: &str) -> String {
 
 /// Uploads all parts, then the manifest that makes them visible.
 async fn store(attempt: &Attempt, parts: Vec<Part>, ended: &mut Ended) {
-    let uploads: Vec<_> = parts.iter().map(|part| upload(attempt, part)).collect();
+    let ledger = attempt.folder.ledger();
+    let uploads: Vec<_> = parts.iter().map(|part| upload(attempt, part, &ledger)).collect();
     let mut entries = Vec::new();
     for (part, result) in parts.iter().zip(join_all(uploads).await) {
         match result {
@@ -399,14 +411,16 @@ async fn commit(
 async fn upload(
     attempt: &Attempt,
     part: &Part,
+    ledger: &Ledger,
 ) -> Result<(Vec<ManifestEntry>, Option<Problem>), Problem> {
     let what = match &part.output {
         Some(name) => format!("cannot store output '{name}'"),
         None => format!("cannot store {}", part.prefix),
     };
     let (token, said) = (&attempt.assignment.token, what.as_str());
+    let known = part.mirrored.as_ref().map(|output| Known { ledger, output });
     let upload = |services: Arc<Services>| async move {
-        match services.data.upload(&part.from, &part.to, &part.prefix, token).await {
+        match services.data.commit(&part.from, &part.to, &part.prefix, token, known).await {
             Ok(stored) => Ok((stored, None)),
             Err(mut error) if error.fault() == Fault::User => {
                 let problem = problem::of(Cause::Output, said, &error);

@@ -17,6 +17,7 @@ use super::Spares;
 use super::remove::remove_tree;
 use super::spares;
 use crate::data::mount;
+use crate::data::rw_mount::Ledger;
 use crate::record;
 
 pub(super) const ASSIGNMENT: &str = "assignment.pb";
@@ -108,6 +109,11 @@ impl Folder {
     /// Where the job writes a named output.
     pub(crate) fn output(&self, name: &str) -> PathBuf {
         self.outputs().join(name)
+    }
+
+    /// Which of the outputs' files lie in datastores, uncommitted.
+    pub(super) fn ledger(&self) -> Ledger {
+        Ledger::open(self.path.join("uncommitted.jsonl"))
     }
 
     /// What a program that starts the job's processes finds here.

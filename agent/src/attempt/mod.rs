@@ -50,6 +50,7 @@ mod remove;
 mod run;
 mod secrets;
 mod spares;
+mod uncommitted;
 mod variables;
 
 pub(crate) use contain::{note as note_container, of as container_of, remove as remove_container};

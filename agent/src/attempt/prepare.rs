@@ -15,7 +15,7 @@ use futures::future::{try_join_all, try_join3};
 use super::contain::Contained;
 use super::mounted::Inputs;
 use super::problem::{self, problem};
-use super::{Attempt, Node, Services, contain, moved, secrets, variables};
+use super::{Attempt, Node, Services, contain, moved, secrets, uncommitted, variables};
 use crate::clock;
 use crate::container::Image;
 use crate::data::{self, Fault, Given};
@@ -71,6 +71,7 @@ pub(super) async fn prepare(attempt: &Attempt, services: &Services) -> Result<Pr
         problem::of(Cause::Platform, "cannot make ./outputs and ./logs", &error)
     })?;
     let outputs = outputs(attempt)?;
+    uncommitted::restore(attempt, services).await?;
     let prepared = render(attempt, services, inputs.texts, outputs, surroundings)?;
     // Last, so that they are as little as can be from before what else takes its time.
     Ok(Prepared { secrets: secrets::open(attempt).await?, ..prepared })

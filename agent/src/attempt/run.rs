@@ -11,7 +11,7 @@ use super::process::Process;
 use super::reattach::{Decision, Loss, decide, look};
 use super::{
     Attempt, News, Order, apart, caught, contain, kept, launch, lost, mounted, moved, prepare,
-    problem, secrets,
+    problem, secrets, uncommitted,
 };
 use crate::gpu::{Idle, Share};
 use crate::monitor::{Granted, Sampling, Seen, Whole};
@@ -181,6 +181,7 @@ async fn watch(
         launch.and_then(|launch| launch.cgroup),
         started_at_ms,
     );
+    let mirror = uncommitted::start(attempt);
     // The order may have come before the process did.
     let mut orders = attempt.orders.clone();
     orders.mark_changed();
@@ -237,6 +238,13 @@ async fn watch(
     }
     // Whoever was let in is of the attempt too: none of it may live when its end is told.
     attempt.entrance.close().await;
+    if let Some(mirror) = mirror.filter(|_| !discard) {
+        tokio::select! {
+            biased;
+            () = attempt.discarded() => {}
+            () = mirror.end() => {}
+        }
+    }
     let seen = sampling.seen();
     if let Decision::Finalize(exited) = &mut found {
         // The kernel keeps that of the largest process, the looks that of all together.

@@ -1,5 +1,7 @@
 //! The daemon's data gateway.
 
+mod uncommitted;
+
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;

@@ -17,6 +17,7 @@ mod mltable;
 pub(crate) mod mount;
 mod parts;
 mod path;
+pub(crate) mod rw_mount;
 mod store;
 mod transfer;
 mod upload;
@@ -44,6 +45,7 @@ use gateway::Gateway;
 use held::HeldInputs;
 pub(crate) use held::Moved;
 pub(crate) use input::Given;
+use rw_mount::{Known, Ledger, Mirrored};
 use store::Store;
 use web::Web;
 
@@ -181,7 +183,34 @@ impl DataPlane {
         artifact_prefix: &str,
         token: &str,
     ) -> Result<Vec<ManifestEntry>, Error> {
-        upload::upload(&self.0, from, to, artifact_prefix, token).await
+        upload::upload(&self.0, from, to, artifact_prefix, token, None).await
+    }
+
+    /// The same of an output, of which some lies in its datastore already.
+    pub(crate) async fn commit(
+        &self,
+        from: &Path,
+        to: &pb::StorePath,
+        artifact_prefix: &str,
+        token: &str,
+        known: Option<Known<'_>>,
+    ) -> Result<Vec<ManifestEntry>, Error> {
+        upload::upload(&self.0, from, to, artifact_prefix, token, known).await
+    }
+
+    /// Puts back what earlier attempts have written to an output and not committed, below `outputs`; how many
+    /// files that were.
+    ///
+    /// # Errors
+    /// It cannot be read, or written here.
+    pub(crate) async fn restore(
+        &self,
+        output: &Mirrored,
+        outputs: &Path,
+        ledger: &Ledger,
+        token: &str,
+    ) -> Result<usize, Error> {
+        rw_mount::restore(&self.0, output, outputs, ledger, token).await
     }
 
     /// Stores one object. Durable when it returns.

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
+use atelier_core::layout;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
@@ -95,7 +96,7 @@ impl Store {
     /// Nothing there gives none.
     pub(super) fn list(&self, key: &str) -> Result<Vec<Found>, Error> {
         path::place(key)?;
-        if key.split('/').next() == Some(STAGING) {
+        if key.split('/').next() == Some(STAGING) || layout::is_uncommitted(key) {
             return Ok(Vec::new());
         }
         let failed = self.failed("list", key);
@@ -119,7 +120,7 @@ impl Store {
             };
         }
         let mut found = Vec::new();
-        let hidden = key.is_empty().then_some(STAGING);
+        let hidden: &[&str] = if key.is_empty() { &[STAGING, layout::UNCOMMITTED] } else { &[] };
         self.list_folder(&at, "", 0, hidden, &mut found).map_err(failed)?;
         Ok(found)
     }
@@ -129,7 +130,7 @@ impl Store {
         folder: &OwnedFd,
         prefix: &str,
         depth: usize,
-        hidden: Option<&str>,
+        hidden: &[&str],
         found: &mut Vec<Found>,
     ) -> rustix::io::Result<()> {
         if depth > MAX_DEPTH {
@@ -139,14 +140,14 @@ impl Store {
             let entry = entry?;
             // A name that is no text cannot have come from a datastore.
             let Ok(name) = entry.file_name().to_str() else { continue };
-            if matches!(name, "." | "..") || Some(name) == hidden {
+            if matches!(name, "." | "..") || hidden.contains(&name) {
                 continue;
             }
             let below =
                 if prefix.is_empty() { name.to_owned() } else { format!("{prefix}/{name}") };
             match entry.file_type() {
                 FileType::Directory => match open_folder_at(folder, name) {
-                    Ok(inner) => self.list_folder(&inner, &below, depth + 1, None, found)?,
+                    Ok(inner) => self.list_folder(&inner, &below, depth + 1, &[], found)?,
                     Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
                     Err(errno) => return Err(errno),
                 },

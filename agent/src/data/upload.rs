@@ -19,6 +19,7 @@ use tokio_util::io::ReaderStream;
 use super::error::blocking;
 use super::files::{self, Stop, StopOnDrop};
 use super::gateway::Gateway;
+use super::rw_mount::Known;
 use super::store::{Staged, Store};
 use super::{Error, Inner, path};
 
@@ -59,6 +60,7 @@ pub(super) async fn upload(
     to: &pb::StorePath,
     prefix: &str,
     token: &str,
+    known: Option<Known<'_>>,
 ) -> Result<Vec<ManifestEntry>, Error> {
     let key = path::checked(&to.path)?.to_owned();
     let prefix = path::checked(prefix)?.to_owned();
@@ -73,7 +75,20 @@ pub(super) async fn upload(
         Some(store) => link_all(store, &place, found).await?,
         None => {
             futures::stream::iter(found)
-                .map(|local| send(inner, &place, local, token).boxed())
+                .map(|local| {
+                    let place = &place;
+                    async move {
+                        let key = path::join(&place.key, &local.below);
+                        if let Some(known) = known
+                            && let Some((bytes, digest)) =
+                                known.commit(inner, &local.path, &local.below, &key, token).await
+                        {
+                            return Ok(place.entry(&local.below, bytes, digest));
+                        }
+                        send(inner, place, local, token).await
+                    }
+                    .boxed()
+                })
                 .buffer_unordered(SENDERS)
                 .collect()
                 .await

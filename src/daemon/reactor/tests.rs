@@ -134,7 +134,7 @@ impl World {
             grace: 1,
             resolve: Box::new(|_| None),
             experiment_id: Box::new(|_| "0".to_owned()),
-            over: Box::new(|| ()),
+            over: Box::new(|_| ()),
         };
         let local = ComputeName::new("local").unwrap();
         let settings = Settings {

@@ -5,6 +5,7 @@
 //! asked is then told that the store is away, and may ask again.
 
 mod client;
+mod copy;
 mod list;
 mod problem;
 mod signed;

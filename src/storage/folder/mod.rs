@@ -4,6 +4,7 @@
 //! symbolic links: what a job leaves in its outputs cannot lead a reader or a writer out of the
 //! datastore. Objects are written below [`STAGING`], made durable, and renamed to their place.
 
+mod copy;
 mod list;
 mod pace;
 

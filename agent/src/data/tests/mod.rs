@@ -5,6 +5,7 @@ mod code;
 mod direct;
 mod input;
 mod mount;
+mod rw_mount;
 mod upload;
 mod world;
 

@@ -207,6 +207,14 @@ async fn gateway(State(daemon): State<Shared>, request: Request) -> Response {
     };
     let path = percent_decode_str(path).decode_utf8().unwrap().into_owned();
     daemon.lock().unwrap().requests.push(format!("{} {path}", head.method));
+    if head.method == Method::DELETE {
+        let gone = daemon.lock().unwrap().objects.remove(&path);
+        return gone
+            .map_or(refusal(StatusCode::NOT_FOUND), |_| StatusCode::NO_CONTENT.into_response());
+    }
+    if let Some(query) = head.uri.query().filter(|_| head.method == Method::PUT) {
+        return copy(&mut daemon.lock().unwrap(), query, &path);
+    }
     if head.method == Method::PUT {
         let Ok(bytes) = axum::body::to_bytes(body, usize::MAX).await else {
             return refusal(StatusCode::BAD_REQUEST);
@@ -221,11 +229,26 @@ async fn gateway(State(daemon): State<Shared>, request: Request) -> Response {
     serve(&mut daemon, &head.headers, &bytes, &tag)
 }
 
+fn queried(query: &str, name: &str) -> Option<String> {
+    let value = query.split('&').find_map(|pair| pair.strip_prefix(&format!("{name}=")))?;
+    Some(percent_decode_str(value).decode_utf8().unwrap().into_owned())
+}
+
+fn copy(daemon: &mut Daemon, query: &str, to: &str) -> Response {
+    let from = queried(query, "from").unwrap();
+    daemon.requests.push(format!("COPY {from}"));
+    let size = queried(query, "size").unwrap();
+    match daemon.objects.get(&from).cloned() {
+        Some((bytes, _)) if bytes.len().to_string() == size => {
+            daemon.write(to, bytes);
+            StatusCode::CREATED.into_response()
+        }
+        _ => refusal(StatusCode::NOT_FOUND),
+    }
+}
+
 fn list(daemon: &Shared, query: &str) -> Response {
-    let get = |name: &str| {
-        let value = query.split('&').find_map(|pair| pair.strip_prefix(&format!("{name}=")))?;
-        Some(percent_decode_str(value).decode_utf8().unwrap().into_owned())
-    };
+    let get = |name: &str| queried(query, name);
     let prefix = get("prefix").unwrap();
     let after = get("after").unwrap_or_default();
     let mut daemon = daemon.lock().unwrap();

@@ -1,0 +1,66 @@
+//! Another path for an object that is there.
+
+use rustix::fs::AtFlags;
+use rustix::io::Errno;
+
+use super::{Folder, Staged, Step, io_error, meta_of};
+use crate::storage::{Error, Meta, ObjectPath, Still};
+
+impl Folder {
+    /// Makes `to` the object that lies at `from`, of `size` bytes: as another name of the same file, since files
+    /// of a datastore are replaced and never changed.
+    pub(in crate::storage) async fn copy(
+        &self,
+        from: &ObjectPath,
+        to: &ObjectPath,
+        size: u64,
+        still: Still,
+    ) -> Result<Meta, Error> {
+        let (folder, from, to) = (self.clone(), from.clone(), to.clone());
+        self.run(Step::Long, move || folder.copy_now(&from, to, size, &*still)).await
+    }
+
+    fn copy_now(
+        &self,
+        from: &ObjectPath,
+        to: ObjectPath,
+        size: u64,
+        still: &dyn Fn() -> Result<(), String>,
+    ) -> Result<Meta, Error> {
+        let (staged, name) = self.stage_name_of(from)?;
+        let staging = self.staging()?;
+        let stat = rustix::fs::statat(staging, &*name, AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(|errno| io_error("copy", from.as_str(), errno.into()))?;
+        let meta = meta_of(&stat);
+        if meta.size != size || !is_file(&stat) {
+            return Err(Error::Changed(from.to_string()));
+        }
+        self.publish_if(still, vec![(staged, to)])?;
+        // A rename onto another name of the same file leaves both.
+        let _ = rustix::fs::unlinkat(staging, &*name, AtFlags::empty());
+        Ok(meta)
+    }
+
+    /// A further name, in the staging folder, of what lies at `from`.
+    fn stage_name_of(&self, from: &ObjectPath) -> Result<(Staged, String), Error> {
+        let (parent, name) = self.parent(from, None)?;
+        let staging = self.staging()?;
+        loop {
+            let staged = self.staged_name();
+            match rustix::fs::linkat(&parent, name, staging, &*staged, AtFlags::empty()) {
+                Ok(()) => {
+                    let folder = self.clone();
+                    let file = Staged { folder, name: staged.clone(), file: None, placed: false };
+                    return Ok((file, staged));
+                }
+                Err(Errno::EXIST) => {}
+                Err(Errno::NOENT) => return Err(Error::NotFound(from.to_string())),
+                Err(errno) => return Err(io_error("copy", from.as_str(), errno.into())),
+            }
+        }
+    }
+}
+
+fn is_file(stat: &rustix::fs::Stat) -> bool {
+    rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::RegularFile
+}

@@ -1,0 +1,34 @@
+//! What jobs that are not over have written: it is copied when it is committed, and is in no listing but its own.
+
+use atelier_core::layout;
+
+use super::{Datastore, Error, Meta, ObjectPath, Page, Served, Still};
+
+impl Datastore {
+    /// Makes `to` a copy of the object at `from`, which has `size` bytes, unless `still` finds a reason against it
+    /// right before it is seen. The bytes do not leave the store.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::Changed`] if it has another size, and those of
+    /// [`Datastore::put_stream_if`].
+    pub async fn copy_if(
+        &self,
+        from: &ObjectPath,
+        to: &ObjectPath,
+        size: u64,
+        still: Still,
+    ) -> Result<Meta, Error> {
+        match self.served().await? {
+            Served::Folder(folder) => folder.copy(from, to, size, still).await,
+            Served::Cloud(cloud) => cloud.copy(from, to, size, &still).await,
+        }
+    }
+}
+
+/// A page of a folder's listing as it is told.
+pub(super) fn shown(folder: Option<&ObjectPath>, mut page: Page) -> Page {
+    if !folder.is_some_and(|folder| layout::is_uncommitted(folder.as_str())) {
+        page.objects.retain(|listed| !layout::is_uncommitted(listed.path.as_str()));
+    }
+    page
+}
