@@ -495,3 +495,76 @@ async fn addresses_are_given_to_attempts_for_what_is_theirs() {
     let refused = people.client.post(url).body("{\"sign\": []}").send().await.unwrap();
     assert_eq!(error_of(refused).await, (403, "Forbidden".into()));
 }
+
+#[tokio::test]
+async fn an_object_is_stored_as_a_copy() {
+    let gateway = Gateway::new().await;
+    assert_eq!(gateway.put("workspaceblobstore/a/one", "text").await.status(), 201);
+    let copy = |to: &str, from: &str, size: u64| {
+        let url = gateway.url(&format!("workspaceblobstore/{to}?from={from}&size={size}"));
+        gateway.client.put(url).send()
+    };
+    for _ in 0..2 {
+        // Again, as after a lost answer: it is there, and nothing is left where it was made.
+        let copied = copy("b/two%20%23", "a/one", 4).await.unwrap();
+        assert_eq!(copied.status(), 201);
+        assert!(copied.headers().contains_key("etag"));
+        let got = gateway.get("workspaceblobstore/b/two%20%23", &[]).await;
+        assert_eq!(got.text().await.unwrap(), "text");
+        let root = gateway.stores.get(BLOB_STORE).unwrap().own_folder().unwrap().to_owned();
+        assert_eq!(std::fs::read_dir(root.join(".staging")).unwrap().count(), 0);
+    }
+    // Each goes on by itself.
+    gateway.put("workspaceblobstore/a/one", "another").await;
+    let got = gateway.get("workspaceblobstore/b/two%20%23", &[]).await;
+    assert_eq!(got.text().await.unwrap(), "text");
+    for (to, from, size, status) in [
+        ("c", "a/one", 4, 412),
+        ("c", "none", 4, 404),
+        ("c", "a", 4, 404),
+        ("c", "../x", 4, 400),
+        ("a/one/x", "b/two%20%23", 4, 409),
+        ("azureml/content/ab/abcd", "a/one", 7, 403),
+    ] {
+        let copied = copy(to, from, size).await.unwrap();
+        assert_eq!(copied.status(), status, "{to} {from}");
+    }
+    let attempt = Role::Attempt(AttemptScope {
+        job: JobName::new("mine").unwrap(),
+        attempt: AttemptNumber(1),
+        epoch: Epoch(1),
+    });
+    let gateway = Gateway::with(Some(attempt)).await;
+    let store = gateway.stores.get("workspaceartifactstore").unwrap();
+    for path in ["ExperimentRun/dcid.mine/x", "ExperimentRun/dcid.other/x"] {
+        store.put(&ObjectPath::new(path).unwrap(), Bytes::from_static(b"x")).await.unwrap();
+    }
+    for (to, from, status) in
+        [("mine/y", "mine/x", 201), ("mine/y", "other/x", 403), ("other/y", "mine/x", 403)]
+    {
+        let at = format!("workspaceartifactstore/ExperimentRun/dcid.{to}");
+        let url = gateway.url(&format!("{at}?from=ExperimentRun/dcid.{from}&size=1"));
+        let copied = gateway.client.put(url).send().await.unwrap();
+        assert_eq!(copied.status(), status, "{to} {from}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_not_committed_is_in_no_other_listing() {
+    let gateway = Gateway::new().await;
+    for path in ["a", ".uncommitted/j/o/0/x", "z"] {
+        gateway.put(&format!("workspaceblobstore/{path}"), "x").await;
+    }
+    let list = async |query: &str| {
+        let page: Value = gateway.get(query, &[]).await.json().await.unwrap();
+        page.to_string()
+    };
+    for query in ["workspaceblobstore", "workspaceblobstore?prefix=&delimiter=/"] {
+        let page = list(query).await;
+        assert!(page.contains("\"a\"") && page.contains("\"z\""), "{page}");
+        assert!(!page.contains("uncommitted"), "{page}");
+    }
+    // Whoever may ask for it is told.
+    let page = list("workspaceblobstore?prefix=.uncommitted/j").await;
+    assert!(page.contains(".uncommitted/j/o/0/x"), "{page}");
+}

@@ -22,7 +22,7 @@ fn output(mode: OutputMode, path: &str) -> Output {
     Output { kind: DataKind::UriFolder, mode, path, asset_name: None, asset_version: None }
 }
 
-/// A job with an input and an output at `data/in` and `azureml/mine/out`, and a direct output.
+/// A job with an input and outputs at `data/in`, `azureml/mine/out` and `azureml/mine/kept`, and a direct output.
 pub(in crate::identity) fn job() -> CommandJob {
     let url = Input::Data {
         kind: DataKind::UriFile,
@@ -40,6 +40,7 @@ pub(in crate::identity) fn job() -> CommandJob {
         outputs: [
             (port("out"), output(OutputMode::Upload, "azureml/mine/out/")),
             (port("direct"), output(OutputMode::Direct, "direct/place")),
+            (port("kept"), output(OutputMode::RwMount, "azureml/mine/kept")),
         ]
         .into(),
         ..spec("true")
@@ -84,6 +85,31 @@ fn an_attempt_reaches_its_inputs_outputs_and_artifacts_alone() {
         assert_eq!(grants.allow(&store(datastore), path, false), read, "read {datastore} {path}");
         assert_eq!(grants.allow(&store(datastore), path, true), write, "write {datastore} {path}");
     }
+}
+
+#[test]
+fn what_is_not_committed_is_of_its_own_job_alone() {
+    let mut job = job();
+    job.inputs.insert(port("all"), input(""));
+    job.inputs.insert(port("theirs"), input(".uncommitted/other"));
+    let grants = grants_of(&name("mine"), &job);
+    for (path, allowed) in [
+        (".uncommitted/mine/kept", true),
+        (".uncommitted/mine/kept/0/step/1", true),
+        (".uncommitted/mine/out/0/x", false),
+        (".uncommitted/mine/kept2/0/x", false),
+        (".uncommitted/mine", false),
+        (".uncommitted", false),
+        (".uncommitted/other/kept/0/x", false),
+        (".uncommitted/mine2/kept/0/x", false),
+    ] {
+        for write in [false, true] {
+            let found = grants.allow(&store("workspaceblobstore"), path, write);
+            assert_eq!(found, allowed, "{path} {write}");
+        }
+        assert!(!grants.allow(&store("workspaceartifactstore"), path, false));
+    }
+    assert!(grants.allow(&store("workspaceblobstore"), "any/thing", false));
 }
 
 #[test]

@@ -44,6 +44,11 @@ impl Folder {
     /// A further name, in the staging folder, of what lies at `from`.
     fn stage_name_of(&self, from: &ObjectPath) -> Result<(Staged, String), Error> {
         let (parent, name) = self.parent(from, None)?;
+        // Of a folder there is no further name; a link's would lead where it does.
+        match rustix::fs::statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) if !is_file(&stat) => return Err(Error::NotFound(from.to_string())),
+            _ => {}
+        }
         let staging = self.staging()?;
         loop {
             let staged = self.staged_name();

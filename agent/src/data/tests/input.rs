@@ -143,7 +143,10 @@ async fn links_in_a_shared_store_are_not_followed() {
     let mount = InputMode::RoMount;
     let path = world.input("d", "d", DataKind::UriFolder, mount).await.unwrap();
     assert_eq!(tree(path.as_ref()).into_keys().collect::<Vec<_>>(), ["good"]);
-    for at in ["d/link", "out", "out/secret", ".staging"] {
+    world.store(".uncommitted/j/o/0/x", b"another's");
+    let all = world.input("all", "", DataKind::UriFolder, mount).await.unwrap();
+    assert_eq!(tree(all.as_ref()).into_keys().collect::<Vec<_>>(), ["d/good"]);
+    for at in ["d/link", "out", "out/secret", ".staging", ".uncommitted", ".uncommitted/j"] {
         let error = world.input("d", at, DataKind::CustomModel, mount).await.unwrap_err();
         assert!(matches!(error, Error::Missing { .. }), "{at}: {error}");
     }

@@ -145,7 +145,8 @@ async fn at_the_end_only_what_was_changed_is_sent() {
     let output = world.mirrored("model");
     let known = Some(Known { ledger: &ledger, output: &output });
     let from = folder.join("model");
-    let committed = world.plane.commit(&from, &world.at(TO), "named-outputs/model", TOKEN, known);
+    let to = world.at(TO);
+    let committed = world.plane.commit(&from, &to, "named-outputs/model", TOKEN, known);
     let entries = committed.await.unwrap();
     let (sent, copied) = (world.requests("PUT ") - before, world.requests("COPY "));
     // A copy is asked for by a PUT.
