@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use atelier_core::access::Caller;
 use atelier_core::asset::{Draft, MadeBy, Refusal, Unresolved};
+use atelier_core::datastore::{Address, AddressError, Source, find_https};
 use atelier_core::expr::{self, Template};
 use atelier_core::id::{DatastoreName, JobName};
 use atelier_core::layout;
@@ -18,7 +19,7 @@ use super::assets::{self, Assets};
 use super::datastores::no_such;
 use super::environments::{self, Environments};
 use super::shared::Committed;
-use crate::storage::{ContentStore, Datastores};
+use crate::storage::{ContentStore, Datastore, Datastores};
 use crate::store::{self, Store};
 use crate::vault::{self, Vault};
 
@@ -114,12 +115,17 @@ impl Admission {
         let inputs = std::mem::take(&mut job.inputs);
         for (port, input) in inputs {
             let input = match input {
-                // Which asset it is of is said here, and by nobody else.
-                Input::Data { kind, mode, uri, asset: _ } => {
+                // Which asset it is of, and by which address it was named, is said here, and by nobody else.
+                Input::Data { kind, mode, uri, .. } => {
                     let field = format!("inputs.{port}");
                     let (uri, asset) = self.of_asset(&field, kind, uri)?;
+                    let written = match &uri {
+                        DataUri::Cloud(text) | DataUri::Http(text) => Some(text.clone()),
+                        _ => None,
+                    };
                     let uri = self.resolve(&field, uri).await?;
-                    Input::Data { kind, mode, uri, asset }
+                    let address = written.filter(|_| matches!(uri, DataUri::Datastore { .. }));
+                    Input::Data { kind, mode, uri, asset, address }
                 }
                 other => other,
             };
@@ -144,6 +150,13 @@ impl Admission {
                         .and_then(|template| template.render(&scope))
                         .map_err(|e| invalid(format!("{field}.path"), e.to_string()))?
                 }
+            };
+            let path = match Address::is_one(&path) {
+                true => {
+                    let (datastore, path) = self.of_address(&format!("{field}.path"), &path)?;
+                    layout::datastore_uri(datastore.as_str(), &path)
+                }
+                false => path,
             };
             if output.mode != OutputMode::Direct {
                 self.check_output_path(name, &field, &path)?;
@@ -258,27 +271,37 @@ impl Admission {
 
     /// Follows a reference to where the data lies.
     async fn resolve(&self, field: &str, uri: DataUri) -> Result<DataUri, Error> {
+        let (datastore, path) = match uri {
+            DataUri::Datastore { datastore, path } => (datastore, path),
+            DataUri::Cloud(text) => self.of_address(field, &text)?,
+            DataUri::Http(url) => match self.of_page(&url) {
+                Some(found) => found,
+                None => return Ok(DataUri::Http(url)),
+            },
+            other => return self.elsewhere(field, other).await,
+        };
+        self.datastore(field, &datastore)?;
+        let below = path.trim_end_matches('/');
+        if layout::is_uncommitted(below) {
+            let problem = format!("'{below}' is kept for what jobs have not committed yet");
+            return Err(invalid(format!("{field}.path"), problem));
+        }
+        if !below.is_empty() {
+            crate::storage::ObjectPath::new(below)
+                .map_err(|e| invalid(format!("{field}.path"), e.to_string()))?;
+        }
+        if datastore.as_str() == layout::BLOB_STORE
+            && let Some(job) = layout::job_of_output(below)
+            && let Some(job) = self.store.job(&job)?
+        {
+            self.committed.tidy(&job).await?;
+        }
+        Ok(DataUri::Datastore { datastore, path })
+    }
+
+    /// Where the data of a reference lies that names no storage.
+    async fn elsewhere(&self, field: &str, uri: DataUri) -> Result<DataUri, Error> {
         match uri {
-            DataUri::Datastore { datastore, path } => {
-                self.datastore(field, &datastore)?;
-                let below = path.trim_end_matches('/');
-                if layout::is_uncommitted(below) {
-                    let problem = format!("'{below}' is kept for what jobs have not committed yet");
-                    return Err(invalid(format!("{field}.path"), problem));
-                }
-                if !below.is_empty() {
-                    crate::storage::ObjectPath::new(below)
-                        .map_err(|e| invalid(format!("{field}.path"), e.to_string()))?;
-                }
-                if datastore.as_str() == layout::BLOB_STORE
-                    && let Some(job) = layout::job_of_output(below)
-                    && let Some(job) = self.store.job(&job)?
-                {
-                    self.committed.tidy(&job).await?;
-                }
-                Ok(DataUri::Datastore { datastore, path })
-            }
-            DataUri::Http(url) => Ok(DataUri::Http(url)),
             DataUri::JobOutput { job, output, path } => {
                 self.job_output(field, &job, &output, &path).await
             }
@@ -293,14 +316,26 @@ impl Admission {
             DataUri::Asset(AssetRef { name, .. }) => {
                 Err(invalid(field, format!("'{name}' is an asset; give the path that it has")))
             }
-            DataUri::Cloud(uri) => Err(not_yet(
-                field,
-                format!(
-                    "'{uri}': addresses of cloud storage are not read yet; have an admin make a datastore of \
-                     it and name azureml://datastores/NAME/paths/PATH, or give an https address"
-                ),
-            )),
+            DataUri::Datastore { .. } | DataUri::Http(_) | DataUri::Cloud(_) => Ok(uri),
         }
+    }
+
+    /// The datastore that has what lies at an address of cloud storage, and the path there.
+    fn of_address(&self, field: &str, text: &str) -> Result<(DatastoreName, String), Error> {
+        let all = self.datastores.all();
+        let found = Address::parse(text).and_then(|address| address.find(sources(&all)));
+        found.map_err(|error| match error {
+            AddressError::NoDatastore { .. } => missing(field, error.to_string()),
+            AddressError::NotServed { .. } => not_yet(field, error.to_string()),
+            AddressError::Form { .. } | AddressError::Ambiguous { .. } => {
+                invalid(field, error.to_string())
+            }
+        })
+    }
+
+    /// The same of an address of the web, if a datastore has it.
+    fn of_page(&self, url: &str) -> Option<(DatastoreName, String)> {
+        find_https(url, sources(&self.datastores.all()))
     }
 
     async fn job_output(
@@ -388,6 +423,11 @@ impl Admission {
         }
         Ok(())
     }
+}
+
+/// Where the data of datastores lies.
+fn sources(all: &[Datastore]) -> impl Iterator<Item = (&DatastoreName, &Source)> {
+    all.iter().filter_map(|known| Some((known.name(), &known.record()?.datastore.source)))
 }
 
 fn unknown(field: &str, error: assets::Error) -> Error {

@@ -70,6 +70,7 @@ async fn an_acknowledged_submission_is_found_again_when_what_it_refers_to_has_go
             mode: pb::InputMode::Download.into(),
             uri: Some(uri),
             asset: None,
+            address: None,
         };
         let value = Some(pb::input::Value::Data(data));
         job.inputs.insert("x".to_owned(), pb::Input { value });

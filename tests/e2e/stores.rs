@@ -7,8 +7,10 @@ use std::net::TcpStream;
 
 use serde_json::{Value, json};
 
-use crate::harness::{Azure, Cluster, Fault, FaultyWay, S3, http, processes_with, until};
+use crate::harness::{Agent, Azure, Cluster, Fault, FaultyWay, S3, http, processes_with, until};
 use crate::secrets::with;
+
+mod addresses;
 
 /// The secret half of the keys for S3.
 const SECRET: &str = "s3-canary-4Qm2vXw9ZpLr4KtB";

@@ -1,5 +1,6 @@
 //! What a datastore is: a name for a place where data lies, and which of these the daemon serves.
 
+mod address;
 mod credentials;
 mod source;
 
@@ -12,6 +13,7 @@ use crate::spec::{Diagnostics, validate_datastore};
 use crate::suggest;
 use crate::time::Timestamp;
 
+pub use address::{Address, AddressError, find_https};
 pub use credentials::{
     CredentialKind, Credentials, KeptCredentials, Proof, Secret, ServicePrincipal,
 };

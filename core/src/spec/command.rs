@@ -272,6 +272,9 @@ pub enum Input {
         /// The version of the asset that it was named by, once the daemon has found where that lies.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         asset: Option<AssetRef>,
+        /// The address of cloud storage that it was named by, once the daemon has found the datastore that has it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        address: Option<String>,
     },
     /// Declared `optional: true` and given no value.
     Unset,

@@ -103,7 +103,7 @@ fn input(reader: &mut Reader<'_>, node: &Node, path: &str) -> Option<Input> {
         _ => InputMode::RoMount,
     };
     let uri = located(reader, location, kind, &join(path, "path"))?;
-    Some(Input::Data { kind, mode, uri, asset: None })
+    Some(Input::Data { kind, mode, uri, asset: None, address: None })
 }
 
 /// An input that is a scalar: a literal, or nothing.

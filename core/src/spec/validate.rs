@@ -17,6 +17,7 @@ use super::limits::{
 };
 use super::secret::{self, SECRETS, SecretRef};
 use super::{distribution, reference};
+use crate::datastore::Address;
 use crate::environment::Recipe;
 use crate::expr::{Reference, Template, Values};
 use crate::id::{AssetName, DatastoreName, InvalidName, VersionName};
@@ -378,7 +379,7 @@ fn input_faults(check: &mut Check, name: &str, input: &Input) {
             check.size(value, MAX_VALUE, "put it into a file, and give that as input");
             return check.no_secret(value);
         }
-        Input::Data { kind, mode, uri, asset: _ } => (*kind, *mode, uri),
+        Input::Data { kind, mode, uri, .. } => (*kind, *mode, uri),
     };
     let evaluates = matches!(mode, InputMode::EvalMount | InputMode::EvalDownload);
     if evaluates && kind != DataKind::MlTable {
@@ -436,6 +437,13 @@ fn output_faults(check: &mut Check, name: &str, output: &Output) {
     }
     let Some(template) = check.template(path, &scope) else { return };
     let Ok(rendered) = template.render(&scope) else { return };
+    if Address::is_one(&rendered) {
+        // Which datastore has it the daemon knows.
+        if let Err(error) = Address::parse(&rendered) {
+            check.fault(format!("output '{name}': {error}"), FORM);
+        }
+        return;
+    }
     let Some((datastore, inner, _)) = reference::datastore_parts(&rendered) else {
         return check.fault(format!("output '{name}' cannot go to '{}'", cut(path)), FORM);
     };

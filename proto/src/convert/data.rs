@@ -110,11 +110,12 @@ impl From<&spec::Input> for pb::Input {
         use pb::input::{self as wire, Value};
         let value = match input {
             spec::Input::Literal { value } => Value::Literal(value.clone()),
-            spec::Input::Data { kind, mode, uri, asset } => Value::Data(wire::Data {
+            spec::Input::Data { kind, mode, uri, asset, address } => Value::Data(wire::Data {
                 kind: pb::DataKind::from(*kind).into(),
                 mode: pb::InputMode::from(*mode).into(),
                 uri: Some(uri.into()),
                 asset: asset.as_ref().map(Into::into),
+                address: address.clone(),
             }),
             spec::Input::Unset => Value::Unset(wire::Unset {}),
         };
@@ -135,6 +136,11 @@ impl TryFrom<pb::Input> for spec::Input {
                 mode: number::<pb::InputMode, _>(data.mode).of("data.mode")?,
                 uri: data.uri.of("data.uri")?.try_into().under("data.uri")?,
                 asset: data.asset.map(TryInto::try_into).transpose().under("data.asset")?,
+                address: data
+                    .address
+                    .map(|address| text(address, MAX_REFERENCE))
+                    .transpose()
+                    .of("data.address")?,
             },
             Value::Unset(_) => Self::Unset,
         })

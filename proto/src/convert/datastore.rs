@@ -73,6 +73,21 @@ pub fn shown_source(source: &Source) -> Option<pb::datastore::Source> {
     })
 }
 
+/// Where the data of a datastore lies that is not a folder, from how that is told.
+///
+/// # Errors
+/// It does not fit together.
+pub fn told_source(shown: pb::datastore::Source) -> Result<Source, Error> {
+    use pb::datastore::Source as Shown;
+    source(match shown {
+        Shown::AzureBlob(container) => Sent::AzureBlob(container),
+        Shown::AzureDataLakeGen2(container) => Sent::AzureDataLakeGen2(container),
+        Shown::S3(bucket) => Sent::S3(bucket),
+        Shown::Gcs(bucket) => Sent::Gcs(bucket),
+        Shown::Http(files) => Sent::Http(files),
+    })
+}
+
 fn part(value: String, field: &'static str) -> Result<String, Error> {
     text(value, MAX_VALUE).of(field)
 }

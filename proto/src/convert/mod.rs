@@ -25,7 +25,7 @@ mod tests;
 pub use asset::environment_version;
 pub use attempt::{held_inputs, node_change, node_record, sandboxes};
 pub use data_asset::asset_version;
-pub use datastore::shown_source;
+pub use datastore::{shown_source, told_source};
 pub use job::{JobDetails, input_holder, job, sandbox};
 pub use status::UnknownStatus;
 

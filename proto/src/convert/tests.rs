@@ -122,8 +122,11 @@ fn input() -> impl Strategy<Value = spec::Input> {
     ]);
     prop_oneof![
         free_text().prop_map(|value| spec::Input::Literal { value }),
-        (kind(), mode, uri(), option::of(asset()))
-            .prop_map(|(kind, mode, uri, asset)| spec::Input::Data { kind, mode, uri, asset }),
+        (kind(), mode, uri(), option::of(asset()), option::of(free_text())).prop_map(
+            |(kind, mode, uri, asset, address)| {
+                spec::Input::Data { kind, mode, uri, asset, address }
+            }
+        ),
         Just(spec::Input::Unset),
     ]
 }

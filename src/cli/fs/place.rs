@@ -1,8 +1,11 @@
 //! What `azureml://…` on a command line points to.
 
+use atelier_core::datastore::{Address, AddressError, Source};
 use atelier_core::id::{DatastoreName, JobName};
 use atelier_core::layout;
+use atelier_proto::convert::told_source;
 use atelier_proto::job::v1::{GetJobRequest, job_spec};
+use atelier_proto::workspace::v1::ListDatastoresRequest;
 use globset::{GlobBuilder, GlobMatcher};
 
 use crate::cli::{Error, Kind};
@@ -24,12 +27,39 @@ pub(in crate::cli) struct Place {
 
 /// Whether a text names something in a datastore rather than a file of this machine.
 pub(super) fn is_remote(text: &str) -> bool {
-    text.starts_with("azureml:")
+    text.starts_with("azureml:") || Address::is_one(text)
+}
+
+/// What lies at an address of cloud storage, by the datastore that has it.
+async fn of_address(text: &str, client: &Client) -> Result<Place, Error> {
+    let request = ListDatastoresRequest {};
+    let listed = client.call(client.workspace().list_datastores(request)).await?;
+    let known: Vec<(DatastoreName, Source)> = listed
+        .datastores
+        .into_iter()
+        .filter_map(|known| {
+            let source = told_source(known.source?).ok()?;
+            Some((DatastoreName::new(&known.name).ok()?, source))
+        })
+        .collect();
+    let known = known.iter().map(|(name, source)| (name, source));
+    let found = Address::parse(text).and_then(|address| address.find(known));
+    match found {
+        Ok((datastore, path)) => Ok(Place::new(datastore.as_str(), &path)),
+        Err(error @ AddressError::Form { .. }) => Err(Error::usage(error.to_string())),
+        Err(error @ AddressError::NoDatastore { .. }) => {
+            Err(Error::new(Kind::NotFound, error.to_string()))
+        }
+        Err(error) => Err(Error::new(Kind::Refused, error.to_string())),
+    }
 }
 
 impl Place {
     /// What `text` says; of a job's output where it lies is asked of the daemon.
     pub(super) async fn read(text: &str, client: &Client) -> Result<Self, Error> {
+        if Address::is_one(text) {
+            return of_address(text, client).await;
+        }
         match text.strip_prefix("azureml://jobs/") {
             Some(rest) => of_job(text, rest, client).await,
             None => Self::of_datastore(text),

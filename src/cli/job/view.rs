@@ -336,6 +336,9 @@ fn data_input(data: &pb::input::Data) -> Value {
     if let Some(named) = &data.asset {
         view["asset"] = asset(named).into();
     }
+    if let Some(address) = &data.address {
+        view["address"] = address.clone().into();
+    }
     view
 }
 

@@ -14,7 +14,13 @@ pub(in crate::identity) fn store(text: &str) -> DatastoreName {
 
 fn input(path: &str) -> Input {
     let uri = DataUri::Datastore { datastore: store("workspaceblobstore"), path: path.to_owned() };
-    Input::Data { kind: DataKind::UriFolder, mode: InputMode::Download, uri, asset: None }
+    Input::Data {
+        kind: DataKind::UriFolder,
+        mode: InputMode::Download,
+        uri,
+        asset: None,
+        address: None,
+    }
 }
 
 fn output(mode: OutputMode, path: &str) -> Output {
@@ -29,6 +35,7 @@ pub(in crate::identity) fn job() -> CommandJob {
         mode: InputMode::Download,
         uri: DataUri::Http("https://example.org/azureml/x".to_owned()),
         asset: None,
+        address: None,
     };
     CommandJob {
         inputs: [

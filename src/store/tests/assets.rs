@@ -195,6 +195,7 @@ fn uses_iris(seq: u64, which: &str) -> Job {
                 mode: InputMode::RoMount,
                 uri: uri.clone(),
                 asset: Some(asset.clone()),
+                address: None,
             },
         );
     }

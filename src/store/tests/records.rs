@@ -294,6 +294,7 @@ fn input() -> impl Strategy<Value = Input> {
                 name: "iris".to_owned(),
                 version: AssetVersion::Exact(version),
             }),
+            address: Some("s3://bucket/iris".to_owned()),
         }),
         Just(Input::Unset),
     ]

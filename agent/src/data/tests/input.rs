@@ -12,7 +12,7 @@ use super::tree;
 use super::world::{TOKEN, World};
 
 fn data(kind: DataKind, mode: InputMode) -> Input {
-    Input::Data { kind, mode, uri: DataUri::Http(String::new()), asset: None }
+    Input::Data { kind, mode, uri: DataUri::Http(String::new()), asset: None, address: None }
 }
 
 impl World {

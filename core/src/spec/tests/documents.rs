@@ -82,6 +82,7 @@ fn a_whole_job() {
             mode: InputMode::Download,
             uri: DataUri::Local("/w/proj/data/iris.csv".to_owned()),
             asset: None,
+            address: None,
         }
     );
     let model = &job.outputs[&port("model")];
