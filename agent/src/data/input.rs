@@ -19,7 +19,7 @@ use super::files::{self, Stop, StopOnDrop};
 use super::held::Moved;
 use super::mount::{Mounted, partial};
 use super::store::{Found, Store};
-use super::{Error, Inner, mltable, path, web};
+use super::{Error, Inner, marks, mltable, path, web};
 
 /// Objects read at once through the gateway.
 const READERS: usize = 8;
@@ -111,7 +111,7 @@ pub(super) async fn provide(
     let key = path::place(&at.path)?.to_owned();
     let (store, fetched) = (inner.store(at).await?, AtomicU64::new(0));
     let place = Place { inner, at, key: &key, token, store, fetched };
-    let mut found = place.list().await?;
+    let mut found = marks::without(place.list().await?);
     let is_file = matches!(found.as_slice(), [only] if only.below.is_empty());
     match (shape(kind), is_file) {
         _ if found.is_empty() => return Err(Error::Missing { name: name.into(), uri }),

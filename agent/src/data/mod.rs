@@ -13,6 +13,7 @@ mod files;
 mod gateway;
 mod held;
 mod input;
+mod marks;
 mod mltable;
 pub(crate) mod mount;
 mod parts;

@@ -153,6 +153,20 @@ async fn links_in_a_shared_store_are_not_followed() {
 }
 
 #[tokio::test]
+async fn marks_of_folders_are_no_files() {
+    let world = World::new(false).await;
+    for (path, text) in [("d", ""), ("d/a", ""), ("d/a/b", "b"), ("d/empty", "")] {
+        world.store(path, text.as_bytes());
+    }
+    for mode in [InputMode::RoMount, InputMode::Download] {
+        let path = world.input("i", "d", DataKind::UriFolder, mode).await.unwrap();
+        assert_eq!(tree(path.as_ref()).into_keys().collect::<Vec<_>>(), ["a/b", "empty"]);
+    }
+    world.store("d/a", b"bytes");
+    assert!(world.input("j", "d", DataKind::UriFolder, InputMode::Download).await.is_err());
+}
+
+#[tokio::test]
 async fn jobs_share_what_was_read_until_it_changes() {
     let world = World::new(false).await;
     let bytes = vec![7; 300_000];

@@ -229,6 +229,7 @@ fn apply(world: &mut World, op: Op) -> Checked {
                     path: read.path().to_owned(),
                 },
                 asset: None,
+                address: None,
             };
             spec.inputs.insert(PortName::new("data").unwrap(), input);
             spec.queue.priority = [Priority::Low, Priority::Medium, Priority::High][number % 3];
