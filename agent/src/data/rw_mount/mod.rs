@@ -23,6 +23,7 @@ use std::path::Path;
 use atelier_proto::agent::v1 as pb;
 use futures::{StreamExt as _, TryStreamExt as _};
 
+use super::direct::Wanted;
 use super::error::blocking;
 use super::{Error, Inner, path};
 pub(crate) use ledger::Ledger;
@@ -108,7 +109,8 @@ pub(super) async fn restore(
             })
             .await?;
             let from = path::join(key, &object.below);
-            inner.gateway.get(&at.datastore, &from, &object, token, &to).await?;
+            let wanted = Wanted { datastore: &at.datastore, key: &from, etag: &object.etag, token };
+            inner.gateway.get(&wanted, object.size, &to).await?;
             let stored = blocking(move || Stored::of(&to)).await?;
             ledger.put(name, &object.below, stored);
             Ok::<_, Error>(())

@@ -16,6 +16,7 @@ use super::below::{self, Version};
 use super::ledger::{Ledger, Stored};
 use super::{Mirrored, path};
 use crate::data::error::blocking;
+use crate::data::gateway::Gateway;
 use crate::data::{DataPlane, Error};
 
 /// Files sent at once by a node while jobs run: what jobs do themselves comes first.
@@ -93,16 +94,35 @@ pub(super) async fn send(
     if now != version {
         return Ok(Sent::Changing);
     }
-    let put = gateway.put(datastore, &key, version.bytes, token, || body(&file, version));
-    let hasher = match put.await {
-        Ok(hasher) => hasher,
-        Err(error) => {
-            let as_it_was = file.metadata().is_ok_and(|meta| Version::of(&meta) == version);
-            return if as_it_was { Err(error) } else { Ok(Sent::Changing) };
+    let file = Arc::new(file);
+    let as_it_was = || file.metadata().is_ok_and(|meta| Version::of(&meta) == version);
+    let written = gateway.write_parts(datastore, &key, &file, version.bytes, token).await;
+    let digest = match written {
+        Ok(Some(written)) if as_it_was() => {
+            let digest = written.digest;
+            written.complete().await.then_some(digest)
+        }
+        Ok(Some(written)) => {
+            written.give_up().await;
+            return Ok(Sent::Changing);
+        }
+        Ok(None) => None,
+        Err(_) => return Ok(Sent::Changing),
+    };
+    let digest = match digest {
+        Some(digest) => digest,
+        None => {
+            let put = gateway.put(datastore, &key, version.bytes, token, || body(&file, version));
+            let (hasher, stored) = match put.await {
+                Ok(sent) => sent,
+                Err(error) => return if as_it_was() { Err(error) } else { Ok(Sent::Changing) },
+            };
+            let hasher = hasher.lock().unwrap_or_else(PoisonError::into_inner);
+            let digest = Digest::from_bytes(*hasher.finalize().as_bytes());
+            Gateway::same(datastore, &key, digest, stored)?;
+            digest
         }
     };
-    let hasher = hasher.lock().unwrap_or_else(PoisonError::into_inner);
-    let digest = Digest::from_bytes(*hasher.finalize().as_bytes());
     ledger.put(&output.name, below, Stored { version, digest });
     Ok(Sent::Stored)
 }
