@@ -42,9 +42,10 @@ pub fn uncommitted_root(job: &JobName) -> String {
     format!("{UNCOMMITTED}/{job}")
 }
 
-/// The same of one output, as the member of this rank has written it.
-pub fn uncommitted_path(job: &JobName, output: &PortName, rank: u32) -> String {
-    format!("{}/{output}/{rank}", uncommitted_root(job))
+/// The same of one output, as the member of this rank has written it since `failed` attempts have failed by the job's
+/// own fault: what those wrote is in no output.
+pub fn uncommitted_path(job: &JobName, output: &PortName, failed: u32, rank: u32) -> String {
+    format!("{}/{output}/{failed}/{rank}", uncommitted_root(job))
 }
 
 /// Whether what lies there is of a job that is not over.

@@ -98,6 +98,8 @@ pub struct Assignment {
     pub token: String,
     /// See [`Door::user_seed`].
     pub user_seed: u64,
+    /// Attempts before this one that failed by the job's own fault.
+    pub failed: u32,
     /// Each data input.
     pub inputs: BTreeMap<PortName, InputSource>,
     /// Each output.
@@ -127,6 +129,7 @@ struct Member {
     rank: u32,
     addresses: Vec<String>,
     reservation: Reservation,
+    failed: u32,
 }
 
 /// Where an input comes from.
@@ -194,9 +197,18 @@ impl Effects {
             }
         };
         match effect {
-            Effect::Assign { node, key, spec, reservation, created_by, rank, addresses } => {
+            Effect::Assign {
+                node,
+                key,
+                spec,
+                reservation,
+                created_by,
+                rank,
+                addresses,
+                failed,
+            } => {
                 crate::failpoint::hit("before-assign");
-                let member = Member { rank, addresses, reservation };
+                let member = Member { rank, addresses, reservation, failed };
                 let assignment = self.assignment(key, spec, member, created_by);
                 tell(&node, ToNode::Assign(Box::new(assignment)));
             }
@@ -218,7 +230,7 @@ impl Effects {
         member: Member,
         created_by: Principal,
     ) -> Assignment {
-        let Member { rank, addresses, reservation } = member;
+        let Member { rank, addresses, reservation, failed } = member;
         let token = self.door.admit_attempt(&key, &spec);
         let user_seed = self.door.user_seed(&key.job, &created_by);
         let inputs = spec
@@ -254,6 +266,7 @@ impl Effects {
             experiment_id: (self.experiment_id)(&key.job),
             token,
             user_seed,
+            failed,
             rank,
             addresses,
             reservation,

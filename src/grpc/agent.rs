@@ -381,5 +381,6 @@ fn assign(assignment: daemon::Assignment) -> pb::Assignment {
         rank: assignment.rank,
         addresses: assignment.addresses,
         user_seed: assignment.user_seed,
+        failed: assignment.failed,
     }
 }

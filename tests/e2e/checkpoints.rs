@@ -69,7 +69,7 @@ fn nobody_sees(cluster: &Cluster, job: &str) {
         assert!(status == 200 && !all.contains(job), "{all}");
         let (status, top) = get("?delimiter=/");
         assert!(status == 200 && !top.contains(".uncommitted"), "{top}");
-        let file = format!("/.uncommitted/{job}/model/0/step/2");
+        let file = format!("/.uncommitted/{job}/model/0/0/step/2");
         assert_eq!(get(&file).0, 403);
         assert_eq!(get(&format!("?prefix=.uncommitted/{job}")).0, 403);
         assert_eq!(get("?prefix=.uncommitted").0, 403);
@@ -118,13 +118,13 @@ fn checkpoints_outlive_their_node() {
         cluster.create(&format!("command: |\n{block}outputs: {{model: {{type: uri_folder}}}}\n"));
     let watcher = cluster.atelier(["job", "stream", &job, "-q"]).spawn();
     watcher.prints("written");
-    let first = [("model/0/step/1", "one\n"), ("model/0/step/2", "two\n")];
-    let before = [&first[..], &[("model/0/old/inner/file", "x\n"), ("model/0/gone", "x\n")]];
+    let first = [("model/0/0/step/1", "one\n"), ("model/0/0/step/2", "two\n")];
+    let before = [&first[..], &[("model/0/0/old/inner/file", "x\n"), ("model/0/0/gone", "x\n")]];
     lie_there(&cluster, &job, &before.concat());
     nobody_sees(&cluster, &job);
     fs::write(&clean, "").unwrap();
     watcher.prints("cleaned");
-    let after = [&first[..], &[("model/0/step/new/inner/file", "x\n")]].concat();
+    let after = [&first[..], &[("model/0/0/step/new/inner/file", "x\n")]].concat();
     lie_there(&cluster, &job, &after);
 
     // The node is gone, with its disk.
@@ -174,7 +174,7 @@ fn the_last_checkpoint_of_an_evicted_job_is_there() {
          late: {type: uri_folder, mode: upload}}\n",
     );
     cluster.atelier(["job", "stream", &job, "-q"]).spawn().prints("written");
-    let first = [("file/0", "first\n"), ("folder/0/x", "x\n"), ("folder/0/y", "y\n")];
+    let first = [("file/0/0", "first\n"), ("folder/0/0/x", "x\n"), ("folder/0/0/y", "y\n")];
     lie_there(&cluster, &job, &first);
     let node = cluster.running(&job).node;
     cluster.atelier(["node", "drain", &node, "--reason", "test", "--deadline", "1s"]).ok();
@@ -197,13 +197,13 @@ fn what_is_not_committed_goes_with_its_job() {
                 outputs: {o: {type: uri_folder}}\n";
     let job = cluster.create(yaml);
     cluster.atelier(["job", "stream", &job, "-q"]).spawn().prints("written");
-    lie_there(&cluster, &job, &[("o/0/x", "x\n")]);
+    lie_there(&cluster, &job, &[("o/0/0/x", "x\n")]);
     // A new agent and a new daemon go on with it.
     cluster.agent("local", Process::kill);
     cluster.restart_daemon_hard();
     cluster.launch_agent(&Agent::new("local"));
     cluster.node_is_ready("local");
-    lie_there(&cluster, &job, &[("o/0/x", "x\n")]);
+    lie_there(&cluster, &job, &[("o/0/0/x", "x\n")]);
     cluster.atelier(["job", "cancel", &job]).ok();
     cluster.ended(&job);
     until("it is dropped", || (!uncommitted(&cluster, &job).exists()).then_some(()));
@@ -211,7 +211,7 @@ fn what_is_not_committed_goes_with_its_job() {
     cluster.daemon(Process::kill);
     let stray = uncommitted(&cluster, "stray");
     fs::create_dir_all(stray.join("o/0")).unwrap();
-    fs::write(stray.join("o/0/x"), "x").unwrap();
+    fs::write(stray.join("o/0/0/x"), "x").unwrap();
     cluster.start_daemon();
     until("it is dropped", || (!stray.exists()).then_some(()));
     let shown: Value = cluster.atelier(["job", "show", &job, "-o", "json"]).ok().json();

@@ -99,8 +99,8 @@ pub(super) async fn finalize(attempt: &Attempt, end: End, sick: Option<Problem>)
         let phase = Finalizing { at_ms: clock::now_ms(), exit: ended.exit };
         attempt.report(Phase::Finalizing(phase));
     }
-    if ran && !is_success(&ended) {
-        uncommitted::settle(attempt).await;
+    if ran {
+        uncommitted::settle(attempt, &ended).await;
     }
     if !nothing_stored {
         let mut storing = pin!(store(attempt, parts, &mut ended));

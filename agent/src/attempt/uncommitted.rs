@@ -6,7 +6,7 @@ use std::sync::Arc;
 use atelier_core::id::JobName;
 use atelier_core::layout;
 use atelier_core::spec::OutputMode;
-use atelier_proto::agent::v1::{Cause, Problem, StorePath};
+use atelier_proto::agent::v1::{Cause, Ended, Problem, StorePath};
 use futures::future::try_join_all;
 
 use super::prepare::PrepareLog;
@@ -24,7 +24,12 @@ pub(super) fn outputs(attempt: &Attempt) -> Vec<Mirrored> {
         .filter(|(_, output)| output.mode == OutputMode::RwMount)
         .filter_map(|(name, _)| {
             let store = attempt.assignment.outputs.get(name.as_str())?.store.as_ref()?;
-            let path = layout::uncommitted_path(&job, name, attempt.assignment.rank);
+            let path = layout::uncommitted_path(
+                &job,
+                name,
+                attempt.assignment.failed,
+                attempt.assignment.rank,
+            );
             let at = StorePath { datastore: store.datastore.clone(), path, ..StorePath::default() };
             Some(Mirrored { name: name.to_string(), at })
         })
@@ -83,8 +88,15 @@ pub(super) fn start(attempt: &Attempt) -> Option<Mirror> {
     mirroring(attempt).map(Mirror::start)
 }
 
-/// Keeps all that is left of an attempt that did not succeed: another may follow.
-pub(super) async fn settle(attempt: &Attempt) {
+/// Keeps all that is left of an attempt that was ended by another's fault than its job's: one may follow that goes on
+/// from there.
+pub(super) async fn settle(attempt: &Attempt, ended: &Ended) {
+    let cause = ended.problem.as_ref().map(Problem::cause);
+    let others =
+        [Cause::Canceled, Cause::Platform, Cause::LeaseExpired, Cause::GpuLost, Cause::DiskFull];
+    if !cause.is_some_and(|cause| others.contains(&cause)) {
+        return;
+    }
     let Some(mirroring) = mirroring(attempt) else { return };
     if let Err(error) = rw_mount::settle(&mirroring).await {
         let epoch = attempt.key.epoch;

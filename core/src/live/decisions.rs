@@ -55,6 +55,8 @@ pub enum Effect {
         rank: u32,
         /// Where the members' nodes are reached, by rank.
         addresses: Vec<String>,
+        /// Attempts before it that failed by the job's own fault: what they wrote is not for this one.
+        failed: u32,
     },
     /// Ask a node to stop an attempt.
     Stop {

@@ -592,6 +592,7 @@ impl Live {
             created_by: job.created_by.clone(),
             rank,
             addresses: active.members().map(address).collect(),
+            failed: job.tries.failed,
         })
     }
 

@@ -109,7 +109,7 @@ fn kept_while_it_is_written(cluster: &Cluster, has: &dyn Fn(&str) -> Option<Stri
         told.display()
     ));
     cluster.atelier(["job", "stream", &job, "-q"]).spawn().prints("written");
-    let kept = format!(".uncommitted/{job}/made/0");
+    let kept = format!(".uncommitted/{job}/made/0/0");
     until("it is kept", || has(&format!("{kept}/large")).and(has(&format!("{kept}/changed"))));
     assert_eq!(has("made/large"), None);
     assert_eq!(listed(cluster, "?prefix="), Vec::<String>::new());
