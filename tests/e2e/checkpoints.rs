@@ -210,7 +210,7 @@ fn what_is_not_committed_goes_with_its_job() {
     // Of jobs that nobody knows, too.
     cluster.daemon(Process::kill);
     let stray = uncommitted(&cluster, "stray");
-    fs::create_dir_all(stray.join("o/0")).unwrap();
+    fs::create_dir_all(stray.join("o/0/0")).unwrap();
     fs::write(stray.join("o/0/0/x"), "x").unwrap();
     cluster.start_daemon();
     until("it is dropped", || (!stray.exists()).then_some(()));
