@@ -90,6 +90,8 @@ pub enum Permission {
     WriteSecrets,
     /// See which keys the vault's secrets are sealed with, and rotate them.
     ManageVault,
+    /// Say how long what jobs left is kept, and have it go.
+    ManageRetention,
 }
 
 impl Permission {
@@ -110,6 +112,7 @@ impl Permission {
             Self::ReadContent => "read code snapshots",
             Self::WriteSecrets => "set, grant or delete secrets",
             Self::ManageVault => "manage the vault's keys",
+            Self::ManageRetention => "set or apply retention rules",
         }
     }
 }

@@ -20,6 +20,7 @@ pub mod layout;
 pub mod live;
 pub mod node;
 pub mod resource;
+pub mod retention;
 pub mod scale;
 pub mod sched;
 pub mod secret;

@@ -194,7 +194,7 @@ impl JobService for Daemon {
     ) -> Result<Response<pb::DeleteJobResponse>, Status> {
         let job = self.find(&request.get_ref().name)?;
         self.world(|world| world.deleted.push(job.name));
-        Ok(Response::new(pb::DeleteJobResponse {}))
+        Ok(Response::new(pb::DeleteJobResponse::default()))
     }
 
     async fn list_events(

@@ -8,15 +8,22 @@ use super::job::time;
 use super::{Context, Error};
 use crate::client::Client;
 
+mod retention;
+
 #[derive(Subcommand)]
 pub(super) enum Command {
     /// Show the workspace: its name, version, defaults, and who you are there
     #[command(after_help = "Example:\n  atelier workspace show --query version -o tsv")]
     Show,
+    /// How long what finished jobs left is kept
+    #[command(subcommand)]
+    Retention(retention::Command),
 }
 
 pub(super) async fn run(command: Command, context: &Context) -> Result<(), Error> {
-    let Command::Show = command;
+    if let Command::Retention(command) = command {
+        return retention::run(command, context).await;
+    }
     let client = context.client().await?;
     context.output.show(&view(&get(&client).await?, &client.target().server))
 }

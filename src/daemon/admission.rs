@@ -18,6 +18,7 @@ use atelier_core::spec::{
 use super::assets::{self, Assets};
 use super::datastores::no_such;
 use super::environments::{self, Environments};
+use super::retention::Retention;
 use super::shared::Committed;
 use crate::storage::{ContentStore, Datastore, Datastores};
 use crate::store::{self, Store};
@@ -33,6 +34,7 @@ pub struct Admission {
     pub(super) environments: Environments,
     pub(super) assets: Assets,
     pub(super) vault: Vault,
+    pub(super) retention: Retention,
     /// The image policy: no image may be left out.
     pub(super) require_containers: bool,
 }
@@ -104,6 +106,7 @@ impl Admission {
         if let Some(problem) = layout::unfit_job_name(name) {
             return Err(invalid("name", problem));
         }
+        self.must_stay("name", layout::BLOB_STORE, &layout::outputs_root(name))?;
         job.name = Some(name.clone());
         if let Err(problems) = atelier_core::spec::validate_submitted(&job) {
             return Err(invalid("job", problems.to_string()));
@@ -296,6 +299,7 @@ impl Admission {
         {
             self.committed.tidy(&job).await?;
         }
+        self.must_stay(field, datastore.as_str(), below)?;
         Ok(DataUri::Datastore { datastore, path })
     }
 
@@ -374,7 +378,30 @@ impl Admission {
         let root = root.trim_end_matches('/');
         let path = path.trim_matches('/');
         let path = if path.is_empty() { root.to_owned() } else { format!("{root}/{path}") };
+        for (what, at) in self.retention.removed(job)? {
+            if what.holds(job, datastore.as_str(), &format!("{path}/")) {
+                let what = what.word();
+                let problem = format!(
+                    "the {what} of job '{job}' were removed at {at}, as the workspace's retention rules say"
+                );
+                return Err(missing(field, problem));
+            }
+        }
+        self.must_stay(field, datastore.as_str(), &path)?;
         Ok(DataUri::Datastore { datastore, path })
+    }
+
+    /// That what lies at a path is not being removed.
+    fn must_stay(&self, field: &str, datastore: &str, path: &str) -> Result<(), Error> {
+        match self.retention.being_removed(datastore, path)? {
+            None => Ok(()),
+            Some(why) => Err(missing(
+                field,
+                format!(
+                    "what lies at {path} of {datastore} is being removed ({why}); try again later"
+                ),
+            )),
+        }
     }
 
     fn datastore(&self, field: &str, name: &DatastoreName) -> Result<(), Error> {
@@ -404,6 +431,7 @@ impl Admission {
         crate::storage::ObjectPath::new(trimmed)
             .map(drop)
             .map_err(|e| invalid(format!("{field}.path"), e.to_string()))?;
+        self.must_stay(&format!("{field}.path"), datastore.as_str(), trimmed)?;
         // Content, uploads and other jobs' results must stay what they are.
         let mut segments = trimmed.split('/');
         let kept = match segments.next() {

@@ -15,6 +15,7 @@ mod listen;
 mod logs;
 mod reactor;
 mod removal;
+mod retention;
 mod runs;
 mod secrets;
 mod serve;
@@ -40,7 +41,8 @@ pub use handle::{
     NodeView, Provided, SubmitRequest,
 };
 pub use logs::{Error as LogError, LogHub, LogPiece, LogStart};
-pub use removal::{Error as RemovalError, Removal};
+pub use removal::{Error as RemovalError, Removal, Removed};
+pub use retention::{Error as RetentionError, Judged, Retention};
 pub use secrets::Error as SecretsError;
 pub(crate) use serve::PROBE;
 pub use serve::{Daemon, Error, Shared, serve, start};

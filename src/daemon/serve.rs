@@ -26,7 +26,7 @@ use super::listen::Listeners;
 use super::reactor::{Reactor, Settings};
 use super::shared::Committed;
 use super::uncommitted::Uncommitted;
-use super::{Builds, Clock, Handle, LogHub, NodeCaches, Removal, Uploads};
+use super::{Builds, Clock, Handle, LogHub, NodeCaches, Removal, Retention, Uploads};
 use crate::config::{Here, HomeError, ServeArgs, SignedUrls, home};
 use crate::identity::{self, Door};
 use crate::provider::{Providers, Site};
@@ -140,6 +140,7 @@ pub struct Shared {
     pub(crate) caches: NodeCaches,
     pub(crate) builds: Builds,
     pub(crate) removal: Removal,
+    pub(crate) retention: Retention,
     pub(crate) tracking: Tracking,
     pub(crate) environments: Environments,
     pub(crate) assets: Assets,
@@ -311,6 +312,7 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
     let collector = tokio::spawn(uploads.clone().collect(datastores.clone(), door.clone()));
     let folder = Arc::new(folder);
     let committed = Arc::new(Committed::new(store.clone(), datastores.clone()));
+    let retention = Retention::new(database.clone(), datastores.clone(), assets.clone(), clock);
     let shared = Shared {
         admission: Admission {
             committed: committed.clone(),
@@ -320,8 +322,10 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
             environments: environments.clone(),
             assets: assets.clone(),
             vault: vault.clone(),
+            retention: retention.clone(),
             require_containers: args.require_containers,
         },
+        retention: retention.clone(),
         logs: LogHub::new(store.clone(), datastores.clone(), handle.clone()),
         caches: NodeCaches::new(handle.clone()),
         builds: Builds::new(handle.clone()),
@@ -331,6 +335,9 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
             handle: handle.clone(),
             tracking: tracking.clone(),
             uncommitted: uncommitted.clone(),
+            retention: retention.clone(),
+            committed: committed.clone(),
+            store: store.clone(),
         },
         tracking: tracking.clone(),
         environments,
@@ -365,13 +372,19 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
     tracing::info!(%url, jobs = %jobs_address, folder = %data_dir.display(), "listening");
     let sealer = tokio::spawn(async move { tracking.run_sealer().await });
     let dropper = tokio::spawn(uncommitted.run(over));
+    let remover = tokio::spawn(async move { retention.run().await });
     let ended = tokio::spawn(run(
         listeners,
         routes,
         stopping,
         reactor,
         handle.clone(),
-        Ending { folder, patrols: [sealer, collector, dropper], providers, store: database },
+        Ending {
+            folder,
+            patrols: [sealer, collector, dropper, remover],
+            providers,
+            store: database,
+        },
     ));
     Ok(Daemon { address, handle, stop, ended })
 }
@@ -379,7 +392,8 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
 /// What a stopping daemon still has to see to.
 struct Ending {
     folder: Arc<Folder>,
-    patrols: [tokio::task::JoinHandle<()>; 3],
+    /// Those that may be stopped at any point.
+    patrols: [tokio::task::JoinHandle<()>; 4],
     providers: Providers,
     store: Arc<SqliteStore>,
 }

@@ -46,6 +46,9 @@ pub enum Error {
     /// Tracking failed.
     #[error(transparent)]
     Tracking(#[from] track::Error),
+    /// What is removed could not be told.
+    #[error(transparent)]
+    Store(#[from] crate::store::Error),
     /// A name of the daemon's own.
     #[error(transparent)]
     Name(#[from] atelier_core::id::InvalidName),
@@ -105,7 +108,10 @@ impl Committed {
     /// What all members of an attempt wrote, as one. Of two that wrote the same path the lower rank's is
     /// told; if they wrote to the same object, that whose bytes lie there. `None` if none of them wrote
     /// anything.
-    async fn read_all(&self, left: &Left) -> Result<Option<Arc<Manifest>>, storage::Error> {
+    pub(super) async fn read_all(
+        &self,
+        left: &Left,
+    ) -> Result<Option<Arc<Manifest>>, storage::Error> {
         let references: Vec<&ManifestRef> = left.manifests().collect();
         let first = match references.as_slice() {
             [] => return Ok(None),
@@ -266,6 +272,11 @@ impl Shared {
                 (entry.path.clone(), artifact)
             }));
         }
+        let removed = self.retention.removed(&job.name)?;
+        artifacts.retain(|_, found| {
+            let mut gone = removed.keys();
+            !gone.any(|what| what.holds(&job.name, found.datastore.as_str(), &found.key))
+        });
         Ok(artifacts.into_values().collect())
     }
 

@@ -12,7 +12,7 @@ use tonic::{Request, Response, Status};
 
 use super::status::told;
 use super::{blocking, caller, checked_key};
-use crate::daemon::{AssetError, Shared};
+use crate::daemon::{AssetError, Removed, Shared};
 use crate::store::assets::{AssetQuery, Listed};
 use crate::store::{Archived, IdempotencyKey};
 
@@ -135,7 +135,7 @@ impl pb::asset_service_server::AssetService for Service {
         request: Request<pb::DeleteAssetRequest>,
     ) -> Result<Response<pb::Asset>, Status> {
         let caller = caller(&request)?;
-        let pb::DeleteAssetRequest { kind, asset } = request.into_inner();
+        let pb::DeleteAssetRequest { kind, asset, with_data } = request.into_inner();
         let found = self.find(kind, asset)?;
         let version = &found.version;
         let run = version.made_by.as_ref().map_or("", |by| by.job.as_str());
@@ -149,11 +149,19 @@ impl pb::asset_service_server::AssetService for Service {
             }));
         }
         // A job that names it, and was checked before, is one of those that use it by now.
-        let _alone = self.0.datastores.let_go().await;
+        let alone = self.0.datastores.let_go().await;
         let deleted = self.0.assets.delete(version).await.map_err(told)?;
         let by = &caller.principal;
         tracing::info!(kind = %deleted.kind(), name = %deleted.name, version = %deleted.version, %by, "asset deleted");
-        Ok(Response::new(describe(&Listed { version: deleted, latest: false, ..found })))
+        let removed = match with_data {
+            true => self.0.removal.remove_data(&deleted, &caller).await.map_err(told)?,
+            false => Removed::default(),
+        };
+        drop(alone);
+        let Removed { kept, .. } = removed;
+        let going = with_data && !self.0.retention.soon().await.map_err(told)?;
+        let asset = describe(&Listed { version: deleted, latest: false, ..found });
+        Ok(Response::new(pb::Asset { data_kept: kept.join("; "), data_going: going, ..asset }))
     }
 
     async fn list_asset_uses(

@@ -19,7 +19,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::channels::{Channels, FromNode};
 use super::status::told;
 use super::{blocking, caller, checked_key, queue};
-use crate::daemon::{LogStart, Shared, SubmitRequest};
+use crate::daemon::{LogStart, Removed, Shared, SubmitRequest};
 use crate::identity::Denied;
 use crate::store::{Archived, IdempotencyKey, JobQuery, Lookup};
 
@@ -81,7 +81,8 @@ impl Service {
             Some(_) => Vec::new(),
             None => self.0.handle.holders(job.clone()).await.map_err(told)?,
         };
-        Ok(JobDetails { wait_reason, sandboxes, assets, holders, ..JobDetails::default() })
+        let removed = self.0.retention.removed(&job.name).map_err(told)?;
+        Ok(JobDetails { wait_reason, sandboxes, assets, holders, removed, ..JobDetails::default() })
     }
 
     async fn message(&self, job: &Job) -> Result<pb::Job, Status> {
@@ -304,8 +305,10 @@ impl pb::job_service_server::JobService for Service {
     ) -> Result<Response<pb::DeleteJobResponse>, Status> {
         let job = self.find(&request.get_ref().name)?;
         self.own(&request, &job)?;
-        self.0.removal.remove(&job).await.map_err(told)?;
-        Ok(Response::new(pb::DeleteJobResponse {}))
+        let with_data = request.get_ref().with_data;
+        let removed = self.0.removal.remove(&job, with_data).await.map_err(told)?;
+        let Removed { kept, going } = removed;
+        Ok(Response::new(pb::DeleteJobResponse { kept, going }))
     }
 
     async fn list_events(

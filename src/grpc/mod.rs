@@ -10,6 +10,7 @@ mod forecast;
 mod identity;
 mod job;
 mod queue;
+mod retention;
 mod status;
 #[cfg(test)]
 mod tests;

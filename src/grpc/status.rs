@@ -164,6 +164,14 @@ impl From<Told> for Status {
     }
 }
 
+fn code_of_retention(error: &daemon::RetentionError) -> Code {
+    match error {
+        daemon::RetentionError::Refused(_) => Code::InvalidArgument,
+        daemon::RetentionError::NoRules => Code::FailedPrecondition,
+        daemon::RetentionError::Store(error) => code_of_store(error),
+    }
+}
+
 /// Turns an error into its status.
 pub(crate) fn told(error: impl Into<Told>) -> Status {
     error.into().0
@@ -179,7 +187,10 @@ status!(daemon::RemovalError, error => match &error {
     daemon::RemovalError::Assets(_) => Code::Internal,
     daemon::RemovalError::Storage(error) => code_of_storage(error),
     daemon::RemovalError::Tracking(error) => code_of_tracking(error),
+    daemon::RemovalError::Retention(error) => code_of_retention(error),
+    daemon::RemovalError::Name(_) => Code::Internal,
 });
+status!(daemon::RetentionError, error => code_of_retention(&error));
 status!(daemon::AdmissionError, error => match &error {
     daemon::AdmissionError::Invalid { .. } => Code::InvalidArgument,
     daemon::AdmissionError::Missing { .. } => Code::NotFound,
@@ -243,6 +254,7 @@ status!(daemon::SharedError, error => match &error {
     daemon::SharedError::Storage(error) => code_of_storage(error),
     daemon::SharedError::Tracking(error) => code_of_tracking(error),
     daemon::SharedError::Name(_) => Code::Internal,
+    daemon::SharedError::Store(error) => code_of_store(error),
 });
 status!(identity::Error, error => match &error {
     identity::Error::Store(error) => code_of_store(error),

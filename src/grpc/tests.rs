@@ -81,7 +81,10 @@ async fn an_acknowledged_submission_is_found_again_when_what_it_refers_to_has_go
         assert!(tokio::time::Instant::now() < until, "{refused}");
         tokio::task::yield_now().await;
     }
-    jobs().delete_job(pb::DeleteJobRequest { name: "first".to_owned() }).await.unwrap();
+    jobs()
+        .delete_job(pb::DeleteJobRequest { name: "first".to_owned(), with_data: false })
+        .await
+        .unwrap();
     let again = jobs().create_job(second.clone()).await.unwrap().into_inner();
     assert_eq!(again.job.unwrap().name, "second");
     second.idempotency_key = "other".to_owned();

@@ -7,8 +7,8 @@ use atelier_proto::convert::shown_source;
 use atelier_proto::workspace::v1 as pb;
 use tonic::{Request, Response, Status};
 
-use super::caller;
 use super::status::told;
+use super::{caller, retention};
 use crate::daemon::{Shared, Trial, Wanted};
 use crate::storage::Datastore;
 
@@ -103,6 +103,35 @@ impl pb::workspace_service_server::WorkspaceService for Service {
     ) -> Result<Response<pb::ListExperimentsResponse>, Status> {
         let experiments = self.0.experiments().await.map_err(told)?;
         Ok(Response::new(pb::ListExperimentsResponse { experiments }))
+    }
+
+    async fn get_retention(
+        &self,
+        _request: Request<pb::GetRetentionRequest>,
+    ) -> Result<Response<pb::Retention>, Status> {
+        retention::get(&self.0).map(Response::new)
+    }
+
+    async fn set_retention(
+        &self,
+        request: Request<pb::SetRetentionRequest>,
+    ) -> Result<Response<pb::Retention>, Status> {
+        let by = caller(&request)?.principal;
+        retention::set(&self.0, request.into_inner(), by).await.map(Response::new)
+    }
+
+    async fn preview_retention(
+        &self,
+        _request: Request<pb::PreviewRetentionRequest>,
+    ) -> Result<Response<pb::RetentionReport>, Status> {
+        retention::preview(&self.0).await.map(Response::new)
+    }
+
+    async fn apply_retention(
+        &self,
+        _request: Request<pb::ApplyRetentionRequest>,
+    ) -> Result<Response<pb::RetentionReport>, Status> {
+        retention::apply(&self.0).await.map(Response::new)
     }
 }
 

@@ -62,8 +62,12 @@ fn rpc(service: &str, method: &str) -> Option<Need> {
         ) => P::ManageCompute,
         (
             "atelier.workspace.v1.WorkspaceService",
-            "GetWorkspace" | "ListDatastores" | "GetDatastore" | "ListExperiments",
+            "GetWorkspace" | "ListDatastores" | "GetDatastore" | "ListExperiments" | "GetRetention",
         ) => P::Read,
+        (
+            "atelier.workspace.v1.WorkspaceService",
+            "SetRetention" | "PreviewRetention" | "ApplyRetention",
+        ) => P::ManageRetention,
         (
             "atelier.workspace.v1.WorkspaceService",
             "CreateDatastore" | "UpdateDatastore" | "DeleteDatastore",

@@ -165,6 +165,7 @@ pub(super) fn write(conn: &Connection, batch: &Batch) -> Result<(), Error> {
         assets::forget(conn, name)?;
         for statement in [
             "DELETE FROM idempotency WHERE job = ?1",
+            "DELETE FROM removed WHERE job = (SELECT seq FROM jobs WHERE name = ?1 AND live = 0)",
             "DELETE FROM events WHERE job = (SELECT seq FROM jobs WHERE name = ?1 AND live = 0)",
             "DELETE FROM jobs WHERE name = ?1 AND live = 0",
         ] {
@@ -188,10 +189,10 @@ pub(super) fn write(conn: &Connection, batch: &Batch) -> Result<(), Error> {
     Ok(())
 }
 
-const JOB_COLUMNS: &str =
+pub(super) const JOB_COLUMNS: &str =
     "seq, name, compute, created_by, created_at, archived, spec, state, tries";
 
-fn job_of(row: &Row<'_>) -> rusqlite::Result<Job> {
+pub(super) fn job_of(row: &Row<'_>) -> rusqlite::Result<Job> {
     Ok(Job {
         seq: SubmitSeq(row.get(0)?),
         name: parsed(row, 1)?,

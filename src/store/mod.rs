@@ -9,6 +9,7 @@ pub mod datastores;
 pub mod environments;
 mod jobs;
 pub mod parts;
+pub mod retention;
 mod schema;
 pub mod secret_uses;
 pub mod secrets;

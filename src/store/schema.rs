@@ -19,6 +19,7 @@ const MIGRATIONS: &[&str] = &[
     super::secret_uses::MIGRATION,
     super::parts::MIGRATION,
     super::assets::requests::MIGRATION,
+    super::retention::MIGRATION,
 ];
 
 /// The version this build writes.

@@ -52,6 +52,7 @@ mod queue;
 mod quotas;
 mod ray;
 mod recovery;
+mod retention;
 mod secrets;
 mod service;
 mod sharing;

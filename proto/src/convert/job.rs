@@ -6,6 +6,8 @@ use atelier_core::asset;
 use atelier_core::id::NodeName;
 use atelier_core::job::{self, Cause, Outcome, State};
 use atelier_core::live::Sandbox;
+use atelier_core::retention::What;
+use atelier_core::time::Timestamp;
 
 use crate::job::v1 as pb;
 
@@ -62,6 +64,8 @@ pub struct JobDetails {
     pub assets: Vec<asset::Version>,
     /// The nodes that hold some of its inputs, with how many bytes.
     pub holders: Vec<(NodeName, u64)>,
+    /// When what of it was removed.
+    pub removed: BTreeMap<What, Timestamp>,
 }
 
 /// What a node keeps of an attempt that failed.
@@ -101,6 +105,11 @@ pub fn job(job: &job::Job, details: JobDetails) -> pb::Job {
         memory_mib: job.tries.memory.unwrap_or_default(),
         metrics: details.metrics,
         sandboxes: details.sandboxes.iter().map(sandbox).collect(),
+        removed_ms: details
+            .removed
+            .iter()
+            .map(|(what, at)| (what.word().to_owned(), at.as_millis()))
+            .collect(),
         input_holders: details.holders.iter().map(input_holder).collect(),
         output_assets: details.assets.iter().filter_map(output_asset).collect(),
         memory_advice: details.memory_advice.map(|advice| pb::MemoryAdvice {

@@ -55,6 +55,9 @@ pub(super) struct Update {
 pub(super) struct Delete {
     #[command(flatten)]
     which: Which,
+    /// Remove what it is made of too, unless somebody refers to it
+    #[arg(long)]
+    with_data: bool,
     /// As users of `az ml` write it: nothing is asked either way
     #[arg(long, short)]
     yes: bool,
@@ -202,15 +205,19 @@ pub(super) async fn delete(kind: Kind, arguments: &Delete, context: &Context) ->
         )));
     }
     let client = context.client().await?;
-    let request = DeleteAssetRequest { kind: wire(kind), asset: Some((&asset).into()) };
+    let with_data = arguments.with_data;
+    let request = DeleteAssetRequest { kind: wire(kind), asset: Some((&asset).into()), with_data };
     let gone = client.call(client.assets().delete_asset(request)).await?;
     let place = gone.uri.as_ref().map_or(Value::Null, view::uri);
-    context.output.note(&format!(
-        "Version {} of {kind} {} is forgotten; what it was made of still lies at {}.",
-        gone.version,
-        gone.name,
-        place.as_str().unwrap_or_default()
-    ));
+    let place = place.as_str().unwrap_or_default();
+    let data = match (with_data, gone.data_kept.as_str(), gone.data_going) {
+        (false, ..) => format!("what it was made of still lies at {place}"),
+        (true, "", false) => format!("what it was made of is gone from {place}"),
+        (true, "", true) => format!("what it was made of goes from {place} in the background"),
+        (true, why, _) => format!("what it was made of stays at {place}: {why}"),
+    };
+    let (name, version) = (&gone.name, &gone.version);
+    context.output.note(&format!("Version {version} of {kind} {name} is forgotten; {data}."));
     Ok(())
 }
 

@@ -128,6 +128,9 @@ Examples:
 pub(super) struct Delete {
     #[command(flatten)]
     name: Name,
+    /// Also what it was told to write elsewhere, unless somebody refers to it
+    #[arg(long)]
+    with_data: bool,
     /// Do not ask
     #[arg(short, long)]
     yes: bool,
@@ -198,12 +201,17 @@ async fn archive(context: &Context, name: &str, archived: bool) -> Result<(), Er
 async fn delete(context: &Context, arguments: &Delete) -> Result<(), Error> {
     let name = arguments.name.get();
     if !arguments.yes {
-        let question = format!("Delete job {name} with its logs, metrics and default outputs?");
+        let outputs = if arguments.with_data { "all outputs" } else { "default outputs" };
+        let question = format!("Delete job {name} with its logs, metrics and {outputs}?");
         context.confirmed(&question, &format!("atelier job delete {name} --yes"))?;
     }
     let client = context.client().await?;
-    let request = DeleteJobRequest { name: name.to_owned() };
-    client.call(client.jobs().delete_job(request)).await?;
-    context.output.note(&format!("Deleted {name}."));
+    let request = DeleteJobRequest { name: name.to_owned(), with_data: arguments.with_data };
+    let deleted = client.call(client.jobs().delete_job(request)).await?;
+    let rest = if deleted.going { " Its data goes in the background." } else { "" };
+    context.output.note(&format!("Deleted {name}.{rest}"));
+    for kept in deleted.kept {
+        context.output.note(&format!("Kept: {kept}."));
+    }
     Ok(())
 }

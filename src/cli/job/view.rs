@@ -61,6 +61,9 @@ pub(in crate::cli) fn job(job: &pb::Job) -> Value {
     if !job.sandboxes.is_empty() {
         put("sandboxes", debug::kept(&job.sandboxes));
     }
+    if !job.removed_ms.is_empty() {
+        put("removed", each(&job.removed_ms, |at| time(*at)));
+    }
     put(
         "creation_context",
         json!({

@@ -80,12 +80,16 @@ const METHODS: &[(&str, &str)] = &[
     ("atelier.vault.v1.VaultService/RevokeSecret", "AS"),
     ("atelier.vault.v1.VaultService/RotateKeys", "A"),
     ("atelier.vault.v1.VaultService/SetSecret", "AS"),
+    ("atelier.workspace.v1.WorkspaceService/ApplyRetention", "A"),
     ("atelier.workspace.v1.WorkspaceService/CreateDatastore", "A"),
     ("atelier.workspace.v1.WorkspaceService/DeleteDatastore", "A"),
     ("atelier.workspace.v1.WorkspaceService/GetDatastore", "ASR"),
+    ("atelier.workspace.v1.WorkspaceService/GetRetention", "ASR"),
     ("atelier.workspace.v1.WorkspaceService/GetWorkspace", "ASR"),
     ("atelier.workspace.v1.WorkspaceService/ListDatastores", "ASR"),
     ("atelier.workspace.v1.WorkspaceService/ListExperiments", "ASR"),
+    ("atelier.workspace.v1.WorkspaceService/PreviewRetention", "A"),
+    ("atelier.workspace.v1.WorkspaceService/SetRetention", "A"),
     ("atelier.workspace.v1.WorkspaceService/TestDatastore", "AS"),
     ("atelier.workspace.v1.WorkspaceService/UpdateDatastore", "A"),
     ("grpc.health.v1.Health/Check", "ASRNT."),
@@ -363,7 +367,7 @@ async fn every_role_calls_every_method() {
     assert!(refused.message().contains("admin's"), "{refused:?}");
     let archive = atelier_proto::job::v1::ArchiveJobRequest { name: name(), archived: true };
     assert_eq!(sam.jobs().archive_job(archive).await.unwrap_err().code(), Code::PermissionDenied);
-    let delete = atelier_proto::job::v1::DeleteJobRequest { name: name() };
+    let delete = atelier_proto::job::v1::DeleteJobRequest { name: name(), with_data: false };
     assert_eq!(sam.jobs().delete_job(delete).await.unwrap_err().code(), Code::PermissionDenied);
 }
 

@@ -251,6 +251,22 @@ pub fn within(conn: &Connection, datastore: &str, limit: usize) -> Result<Vec<Ve
     .map_err(sql)
 }
 
+/// Versions that a path of a datastore lies below of: of each folder one.
+pub fn above(conn: &Connection, datastore: &str, path: &str) -> Result<Vec<Version>, Error> {
+    let ends = path.char_indices().filter(|(_, c)| *c == '/').map(|(at, _)| at);
+    let mut found = Vec::new();
+    for folder in std::iter::once("").chain(ends.filter_map(|at| path.get(..at))) {
+        let at: Result<Vec<Version>, _> = conn
+            .prepare_cached(
+                "SELECT record FROM asset_versions WHERE datastore = ?1 AND deleted = 0
+                 AND path IN (?2, ?2 || '/') LIMIT 1",
+            )
+            .and_then(|mut s| s.query_map([datastore, folder], |row| column(row, 0))?.collect());
+        found.extend(at.map_err(sql)?);
+    }
+    Ok(found)
+}
+
 /// Versions that lie at or below a folder of a datastore: at most `limit`.
 pub fn below(
     conn: &Connection,

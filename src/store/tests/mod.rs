@@ -9,6 +9,7 @@ pub(crate) mod failures;
 mod open;
 mod pages;
 mod records;
+mod retention;
 mod usage;
 
 use std::path::{Path, PathBuf};

@@ -1,0 +1,352 @@
+//! Removing what jobs left and what nobody refers to: on somebody's word, and by the workspace's rules.
+//!
+//! What is to go is a row before anything of it goes, so that a daemon that was killed goes on; nothing that is being
+//! removed can be named by a job or an asset any more. The bytes go in the background, so many objects in a second.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use atelier_core::id::{DatastoreName, JobName, Principal};
+use atelier_core::job::Job;
+use atelier_core::retention::{Fate, Referrer, Refusal, Rules, Stay, What};
+use atelier_core::time::Timestamp;
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::assets::Assets;
+use super::clock::Clock;
+use crate::storage::{self, Datastore, Datastores, ObjectPath};
+use crate::store::retention::{self as rows, LivePlaces, Removal, RulesRecord};
+use crate::store::{self, SqliteStore};
+
+/// Objects that are removed in one go, which takes at least [`PACE`].
+const PAGE: usize = 1000;
+const PACE: Duration = Duration::from_secs(1);
+/// Between two looks at what the rules say, and after a removal that failed.
+const PATROL: Duration = Duration::from_secs(3600);
+const AGAIN: Duration = Duration::from_secs(60);
+/// Jobs that are judged in one transaction.
+const JUDGED: usize = 500;
+/// How long somebody who deletes something waits for its bytes to go.
+const SOON: Duration = Duration::from_secs(5);
+
+/// Keeps the rules and removes. Cheap to clone.
+#[derive(Clone)]
+pub struct Retention {
+    store: Arc<SqliteStore>,
+    datastores: Datastores,
+    assets: Assets,
+    clock: Clock,
+    wake: Arc<Notify>,
+}
+
+/// Why something about rules or removing failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The rules break a rule.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// There are no rules.
+    #[error("the workspace has no retention rules; set some (atelier workspace retention set)")]
+    NoRules,
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+}
+
+/// Something that a finished job left, and what becomes of it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Judged {
+    /// The job.
+    pub job: JobName,
+    /// What of it.
+    pub what: What,
+    /// How much it is, in bytes.
+    pub bytes: u64,
+    /// What becomes of it.
+    pub fate: Fate,
+}
+
+/// What is known of all that may go while some of it is judged.
+struct Facts {
+    live: LivePlaces,
+    now: Timestamp,
+}
+
+impl Retention {
+    pub(super) fn new(
+        store: Arc<SqliteStore>,
+        datastores: Datastores,
+        assets: Assets,
+        clock: Clock,
+    ) -> Self {
+        Self { store, datastores, assets, clock, wake: Arc::default() }
+    }
+
+    /// The rules, if there are any.
+    pub fn rules(&self) -> Result<Option<RulesRecord>, Error> {
+        Ok(self.store.read(rows::rules)?)
+    }
+
+    /// How much waits to be removed.
+    pub fn pending(&self) -> Result<u64, Error> {
+        Ok(self.store.read(rows::pending)?.0)
+    }
+
+    /// Sets the rules, in place of those that there were. They are on disk when this returns.
+    pub async fn set(&self, rules: Rules, by: Principal) -> Result<RulesRecord, Error> {
+        rules.check()?;
+        let record = RulesRecord { rules, by, at: self.clock.wall() };
+        let kept = record.clone();
+        self.store.write(move |conn| rows::set_rules(conn, &kept)).await?;
+        Ok(record)
+    }
+
+    /// What would become of what finished jobs left if the rules were applied now; of what is younger than any rule
+    /// says nothing is told.
+    pub fn preview(&self) -> Result<Vec<Judged>, Error> {
+        let rules = self.rules()?.ok_or(Error::NoRules)?.rules;
+        let mut all = Vec::new();
+        self.store.read(|conn| {
+            let facts = Facts { live: rows::live_places(conn)?, now: self.clock.wall() };
+            let mut after = 0;
+            while let Some(by) = rules.ended_before(facts.now) {
+                let jobs = rows::ended_by(conn, by, after, JUDGED)?;
+                let Some(last) = jobs.last() else { break };
+                after = last.seq.0;
+                for job in &jobs {
+                    all.extend(judge(conn, &rules, job, &facts)?);
+                }
+            }
+            Ok(())
+        })?;
+        all.retain(|judged| !matches!(judged.fate, Fate::Gone | Fate::Stays(Stay::NoRule)));
+        Ok(all)
+    }
+
+    /// Has all go that the rules say; what that is. Nobody makes an asset or submits a job meanwhile.
+    pub async fn apply(&self) -> Result<Vec<Judged>, Error> {
+        let Some(rules) = self.rules()?.map(|record| record.rules) else { return Ok(Vec::new()) };
+        let (mut gone, mut after) = (Vec::new(), 0);
+        while let Some(by) = rules.ended_before(self.clock.wall()) {
+            let _alone = (self.datastores.let_go().await, self.assets.let_go().await);
+            let (rules, now) = (rules.clone(), self.clock.wall());
+            let page = self.store.write(move |conn| {
+                let jobs = rows::ended_by(conn, by, after, JUDGED)?;
+                let facts = Facts { live: rows::live_places(conn)?, now };
+                let mut gone = Vec::new();
+                for job in &jobs {
+                    let judged = judge(conn, &rules, job, &facts)?;
+                    for goes in judged.into_iter().filter(|judged| judged.fate == Fate::Goes) {
+                        rows::enqueue(conn, &removals(&goes)?)?;
+                        rows::mark(conn, &goes.job, goes.what, now)?;
+                        gone.push(goes);
+                    }
+                }
+                Ok((jobs.last().map(|job| job.seq.0), gone))
+            });
+            let (last, page) = page.await?;
+            gone.extend(page);
+            let Some(last) = last else { break };
+            after = last;
+        }
+        if !gone.is_empty() {
+            tracing::info!(parts = gone.len(), "what finished jobs left goes, as the rules say");
+            self.wake.notify_one();
+        }
+        Ok(gone)
+    }
+
+    /// Who refers to what lies at a path, if somebody does; `own`: a job whose own it is, and whose outputs beside
+    /// those of others do not count.
+    pub fn referrer(
+        &self,
+        datastore: &DatastoreName,
+        path: &str,
+        own: Option<&JobName>,
+    ) -> Result<Option<Referrer>, Error> {
+        Ok(self.store.read(|conn| {
+            if let Some(asset) = rows::asset_at(conn, datastore, path)? {
+                return Ok(Some(asset));
+            }
+            let live = rows::live_places(conn)?;
+            if let Some(job) = live.user_of(datastore, path) {
+                return Ok(Some(Referrer::LiveJob(job.clone())));
+            }
+            match own {
+                Some(own) => rows::other_output(conn, own, datastore, path),
+                None => Ok(None),
+            }
+        })?)
+    }
+
+    /// Has these go. They are on disk when this returns.
+    pub async fn remove(&self, removals: Vec<Removal>) -> Result<(), Error> {
+        self.store.write(move |conn| rows::enqueue(conn, &removals)).await?;
+        self.wake.notify_one();
+        Ok(())
+    }
+
+    /// Waits a while until all that is to go now has gone; whether it has.
+    pub async fn soon(&self) -> Result<bool, Error> {
+        let (count, last) = self.store.read(rows::pending)?;
+        let begun = Instant::now();
+        let mut left = count;
+        while left > 0 && begun.elapsed() < SOON {
+            sleep(Duration::from_millis(20)).await;
+            left = self.store.read(|conn| rows::pending_up_to(conn, last))?;
+        }
+        Ok(left == 0)
+    }
+
+    /// That nothing at a path is being removed; else why it is.
+    pub fn being_removed(
+        &self,
+        datastore: &str,
+        path: &str,
+    ) -> Result<Option<String>, store::Error> {
+        self.store.read(|conn| rows::being_removed(conn, datastore, path))
+    }
+
+    /// When what of a job was removed by the rules.
+    pub fn removed(&self, job: &JobName) -> Result<BTreeMap<What, Timestamp>, store::Error> {
+        self.store.read(|conn| rows::removed(conn, job))
+    }
+
+    /// Removes what is to go, and looks from time to time at what the rules say, until the end of the process: drop the
+    /// future to stop it. Stopping it at any point is like a crash there.
+    pub async fn run(&self) {
+        let mut patrol = Instant::now();
+        loop {
+            if patrol <= Instant::now() {
+                patrol = Instant::now() + PATROL;
+                if let Err(error) = self.apply().await {
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        "the retention rules were not applied"
+                    );
+                }
+            }
+            let failed = self.remove_due().await;
+            let until =
+                if failed { AGAIN } else { patrol.saturating_duration_since(Instant::now()) };
+            let _ = timeout(until, self.wake.notified()).await;
+        }
+    }
+
+    /// Removes all that is to go; whether some of it could not be.
+    async fn remove_due(&self) -> bool {
+        let (mut after, mut failed) = (0, false);
+        loop {
+            let due = self.store.read(|conn| rows::removals(conn, after, 1));
+            let next = match due.map(|mut due| due.pop()) {
+                Ok(Some(next)) => next,
+                Ok(None) => return failed,
+                Err(error) => {
+                    tracing::warn!(%error, "what is to be removed cannot be read");
+                    return true;
+                }
+            };
+            after = next.seq;
+            match self.remove_one(&next).await {
+                Ok(objects) => {
+                    tracing::debug!(datastore = %next.datastore, path = next.path, objects, "removed");
+                    let done = self.store.write(move |conn| rows::done(conn, after)).await;
+                    failed |= done.is_err();
+                }
+                Err(error) => {
+                    failed = true;
+                    let error = &error as &dyn std::error::Error;
+                    tracing::warn!(datastore = %next.datastore, path = next.path, error, "cannot be removed, and is tried again");
+                }
+            }
+        }
+    }
+
+    async fn remove_one(&self, removal: &Removal) -> Result<usize, storage::Error> {
+        let datastore = match self.datastores.get(removal.datastore.as_str()) {
+            Ok(datastore) => datastore,
+            // Deleted meanwhile: what lies there is not the workspace's any more.
+            Err(storage::Error::UnknownDatastore(_)) => return Ok(0),
+            Err(error) => return Err(error),
+        };
+        let root = ObjectPath::new(removal.path.trim_end_matches('/'))?;
+        let (mut after, mut objects): (Option<ObjectPath>, usize) = (None, 0);
+        loop {
+            let begun = Instant::now();
+            let last = after.as_ref().map(ObjectPath::as_str);
+            let page = datastore.list(Some(&root), last, PAGE).await?;
+            for listed in &page.objects {
+                let path = listed.path.as_str();
+                let stays = |kept: &String| {
+                    path.strip_prefix(kept.as_str()).is_some_and(|r| r.starts_with('/'))
+                };
+                if !removal.except.iter().any(stays) {
+                    crate::failpoint::hit("object-removed");
+                    delete(&datastore, &listed.path).await?;
+                    objects += 1;
+                }
+            }
+            match page.next {
+                Some(next) => after = Some(next),
+                None => break,
+            }
+            sleep(PACE.saturating_sub(begun.elapsed())).await;
+        }
+        if removal.except.is_empty() {
+            // And what are only folders.
+            datastore.delete(&root).await?;
+        }
+        Ok(objects)
+    }
+}
+
+/// An earlier try may have removed it, or whoever's file it is.
+async fn delete(datastore: &Datastore, path: &ObjectPath) -> Result<(), storage::Error> {
+    match datastore.delete_object(path).await {
+        Err(storage::Error::NotFound(_)) => Ok(()),
+        result => result,
+    }
+}
+
+/// What becomes of all that a job left.
+fn judge(
+    conn: &rusqlite::Connection,
+    rules: &Rules,
+    job: &Job,
+    facts: &Facts,
+) -> Result<Vec<Judged>, store::Error> {
+    let removed = rows::removed(conn, &job.name)?;
+    let mut judged = Vec::new();
+    for what in What::ALL {
+        let mut refers = None;
+        for place in what.places(&job.name) {
+            let Ok(datastore) = DatastoreName::new(place.datastore) else { continue };
+            let live = || facts.live.user_of(&datastore, &place.path).cloned();
+            if refers.is_none() {
+                refers = rows::asset_at(conn, &datastore, &place.path)?;
+            }
+            refers = refers.or_else(|| live().map(Referrer::LiveJob));
+        }
+        let gone = removed.contains_key(&what);
+        let fate = rules.fate(what, job, gone, refers, facts.now);
+        judged.push(Judged { job: job.name.clone(), what, bytes: what.bytes(job), fate });
+    }
+    Ok(judged)
+}
+
+fn removals(goes: &Judged) -> Result<Vec<Removal>, store::Error> {
+    let why = format!("the {} of job '{}' are kept no longer", goes.what.word(), goes.job);
+    let removal = |place: atelier_core::retention::Place| {
+        let datastore = DatastoreName::new(place.datastore).ok()?;
+        Some(Removal {
+            seq: 0,
+            datastore,
+            path: place.path,
+            except: place.except,
+            why: why.clone(),
+        })
+    };
+    Ok(goes.what.places(&goes.job).into_iter().filter_map(removal).collect())
+}

@@ -1,0 +1,183 @@
+//! What jobs left is removed: by the workspace's rules, with the job, and with an asset.
+
+use std::fs;
+use std::path::PathBuf;
+
+use serde_json::{Value, json};
+
+use crate::harness::{Cluster, Process, until};
+
+/// A job that leaves a log, artifacts and a named output.
+const LEAVES: &str = "command: echo said && echo x > outputs/x && echo y > ${{outputs.out}}/y\n\
+                      outputs: {out: {type: uri_folder}}\n";
+
+fn storage(cluster: &Cluster, path: &str) -> PathBuf {
+    cluster.data().join("storage").join(path)
+}
+
+fn artifacts(cluster: &Cluster, job: &str, below: &str) -> PathBuf {
+    storage(cluster, &format!("workspaceartifactstore/ExperimentRun/dcid.{job}/{below}"))
+}
+
+fn output(cluster: &Cluster, job: &str) -> PathBuf {
+    storage(cluster, &format!("workspaceblobstore/azureml/{job}/out/y"))
+}
+
+fn retention(cluster: &Cluster, words: &[&str]) -> Value {
+    let words = ["workspace", "retention"].iter().chain(words).chain(&["-o", "json"]);
+    cluster.atelier(words).ok().json()
+}
+
+/// What is said of a part of a job: whether it goes, and why it stays.
+fn said<'a>(report: &'a Value, job: &str, what: &str) -> Option<&'a Value> {
+    report.as_array().unwrap().iter().find(|part| part["job"] == job && part["what"] == what)
+}
+
+#[test]
+fn what_finished_jobs_left_goes_by_the_rules_and_what_is_needed_stays() {
+    let cluster = Cluster::start();
+    let [plain, tagged, used] = ["", "tags: {keep: 'yes'}\n", ""].map(|more| {
+        let job = cluster.create(&format!("{LEAVES}{more}"));
+        cluster.completed(&job);
+        job
+    });
+    let path = format!("azureml://jobs/{used}/outputs/out");
+    cluster.atelier(["data", "create", "-n", "kept", "-p", &path]).ok();
+    let rules = ["workspace", "retention"];
+    cluster.atelier(rules.iter().chain(&["preview"])).fails(1).says(&["no retention rules"]);
+    let server = cluster.server();
+    let ana = cluster.token_for("ana", "data-scientist");
+    let as_ana = |words: &[&str]| {
+        cluster.atelier_at(&server, rules.iter().chain(words)).env("ATELIER_TOKEN", &ana)
+    };
+    as_ana(&["set", "--logs", "1s"]).fails(5).says(&["retention rules"]);
+    let set =
+        retention(&cluster, &["set", "--logs", "1s", "--outputs", "1s", "--keep-tagged", "keep"]);
+    assert_eq!((&set["logs"], &set["keep_tagged"]), (&json!("1.0 s"), &json!(["keep"])));
+    as_ana(&["show"]).ok();
+    as_ana(&["apply"]).fails(5);
+
+    let preview = until("all is old enough", || {
+        let preview = retention(&cluster, &["preview"]);
+        let goes = |job| said(&preview, job, "logs").is_some_and(|part| part["goes"] == true);
+        (goes(&plain) && goes(&used)).then_some(preview)
+    });
+    let stays = |job, what| said(&preview, job, what).unwrap()["stays"].clone();
+    assert_eq!(stays(&plain, "outputs"), Value::Null);
+    assert_eq!(stays(&tagged, "logs"), "the job is tagged keep");
+    assert_eq!(stays(&used, "outputs"), "data asset 'kept:1' lies there");
+    assert!(artifacts(&cluster, &plain, "user_logs/std_log.txt").exists(), "nothing has gone");
+
+    let applied = retention(&cluster, &["apply"]);
+    assert_eq!(applied.as_array().unwrap().len(), 3, "{applied}");
+    let gone = [
+        artifacts(&cluster, &plain, "user_logs"),
+        artifacts(&cluster, &used, "user_logs"),
+        artifacts(&cluster, &plain, "outputs/x"),
+        output(&cluster, &plain),
+    ];
+    until("the bytes have gone", || gone.iter().all(|path| !path.exists()).then_some(()));
+    for stays in [
+        artifacts(&cluster, &plain, "system_logs"),
+        artifacts(&cluster, &used, "outputs/x"),
+        output(&cluster, &used),
+        output(&cluster, &tagged),
+        artifacts(&cluster, &tagged, "user_logs/std_log.txt"),
+    ] {
+        assert!(stays.exists(), "{}", stays.display());
+    }
+    // The job is known, with what became of it; nobody can name what is not there.
+    let shown = cluster.atelier(["job", "show", &plain, "-o", "json"]).ok().json();
+    assert!(shown["removed"]["logs"].is_string() && shown["removed"]["outputs"].is_string());
+    assert_eq!(cluster.rpc().artifacts(&plain), [""; 0], "what is gone is not told of");
+    let reads = format!(
+        "command: 'true'\ninputs: {{d: {{type: uri_folder, path: 'azureml://jobs/{plain}/outputs/out'}}}}\n"
+    );
+    let refused = cluster.atelier(["job", "create", "-f", "-"]).stdin(reads).fails(3);
+    refused.says(&["the outputs of job", "were removed at", "retention rules"]);
+    assert_eq!(retention(&cluster, &["apply"]), json!([]), "once is enough");
+}
+
+/// The daemon dies while the data of a deleted job goes: the next one goes on.
+#[test]
+fn a_removal_goes_on_where_the_daemon_was_killed() {
+    let cluster = Cluster::start();
+    let job = cluster.create(
+        "name: many\ncommand: for i in 1 2 3 4 5 6; do echo $i > ${{outputs.out}}/$i; done\n\
+         outputs: {out: {type: uri_folder}}\n",
+    );
+    cluster.completed(&job);
+    cluster.daemon(Process::kill);
+    cluster.settings.borrow_mut().variables =
+        vec![("ATELIER_FAILPOINT".to_owned(), "object-removed:6".to_owned())];
+    cluster.start_daemon();
+    cluster.atelier(["job", "delete", "many", "--yes"]).run();
+    until("the daemon dies", || cluster.daemon(Process::ended));
+    let left = || {
+        let folder = storage(&cluster, "workspaceblobstore/azureml/many/out");
+        fs::read_dir(folder).map_or(0, Iterator::count)
+            + usize::from(artifacts(&cluster, "many", "").exists())
+    };
+    assert!(left() > 0, "it died on the way");
+    cluster.settings.borrow_mut().variables.clear();
+    cluster.start_daemon();
+    until("all of it has gone", || (left() == 0).then_some(()));
+    // It may have died before the record was gone.
+    cluster.atelier(["job", "delete", "many", "--yes"]).run();
+    cluster.node_is_ready("local");
+    until("its name is free", || {
+        let again = cluster.atelier(["job", "create", "-f", "-"]);
+        again.stdin("name: many\ncommand: 'true'\n").run().status.success().then_some(())
+    });
+    cluster.completed("many");
+}
+
+#[test]
+fn what_a_job_wrote_elsewhere_goes_with_it_unless_another_wrote_there_too() {
+    let cluster = Cluster::start();
+    let store = fs::canonicalize(cluster.path()).unwrap().join("data-store");
+    fs::create_dir_all(store.join("results")).unwrap();
+    fs::write(store.join("results/own.txt"), "somebody's").unwrap();
+    let yaml = format!("name: data\ntype: local\npath: {}\n", store.display());
+    cluster.atelier(["datastore", "create", "-f", "-"]).stdin(yaml).ok();
+    let [first, second] = ["a", "b"].map(|name| {
+        let job = cluster.create(&format!(
+            "command: echo {name} > ${{{{outputs.out}}}}/{name}\noutputs: {{out: {{type: uri_folder, \
+             path: 'azureml://datastores/data/paths/results'}}}}\n"
+        ));
+        cluster.completed(&job);
+        job
+    });
+    let there = |name: &str| store.join("results").join(name).exists();
+    assert!(there("a") && there("b"));
+    let kept = format!("output 'out': job '{second}' wrote there too");
+    let delete = |job: &str| cluster.atelier(["job", "delete", job, "--yes", "--with-data"]).ok();
+    delete(&first).says(&[&kept]);
+    delete(&second).never_says(&["Kept"]);
+    assert!(there("a") && there("own.txt") && !there("b"), "the first one's file is nobody's now");
+}
+
+#[test]
+fn what_an_asset_is_made_of_goes_with_it_unless_another_is_made_of_it() {
+    let cluster = Cluster::start();
+    cluster.write("set/a.txt", "one");
+    for name in ["one", "two"] {
+        cluster.atelier(["data", "create", "-n", name, "-p", "set"]).ok();
+    }
+    let shown = cluster.atelier(["data", "show", "one", "-o", "json"]).ok().json();
+    let path = shown["path"].as_str().unwrap().split_once("/paths/").unwrap().1.to_owned();
+    let file = storage(&cluster, &format!("workspaceblobstore/{path}a.txt"));
+    assert!(file.exists());
+    let delete = |which: &str| cluster.atelier(["data", "delete", which, "--with-data"]).ok();
+    delete("one:1").says(&["stays at", "data asset 'two:1' lies there"]);
+    assert!(file.exists());
+    delete("two:1").says(&["is gone from"]);
+    assert!(!file.exists());
+    // What a job wrote is the job's.
+    let job = cluster.create(LEAVES);
+    cluster.completed(&job);
+    let made_of = format!("azureml://jobs/{job}/outputs/out");
+    cluster.atelier(["data", "create", "-n", "made", "-p", &made_of]).ok();
+    delete("made:1").says(&["stays at", "atelier job delete"]);
+    assert!(output(&cluster, &job).exists());
+}
