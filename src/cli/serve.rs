@@ -45,10 +45,12 @@ fn kind(error: &daemon::Error) -> Kind {
             Kind::Refused
         }
         E::Vault(error) if error.is_refusal() => Kind::Refused,
+        E::Place(error) if error.is_refusal() => Kind::Refused,
         E::Vault(_)
         | E::Store(_)
         | E::StoreFailed(_)
         | E::Storage(_)
+        | E::Place(_)
         | E::Identity(_)
         | E::Server(_) => Kind::Failed,
     }

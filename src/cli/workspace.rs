@@ -40,6 +40,7 @@ fn view(workspace: &pb::Workspace, server: &str) -> Value {
         "server": server,
         "version": workspace.version,
         "default_datastore": workspace.default_datastore,
+        "storage": workspace.storage,
         "default_compute": workspace.default_compute,
         "created_at": time(workspace.created_at_ms),
         "principal": workspace.principal,

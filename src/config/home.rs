@@ -23,6 +23,14 @@ pub fn home() -> Result<PathBuf, Error> {
     set("HOME").map(|home| home.join(".local/share/atelier")).ok_or(Error)
 }
 
+/// The daemon's data folder: the one that was given, else `workspace` in [`home`].
+pub fn data_dir(given: Option<&PathBuf>) -> Result<PathBuf, Error> {
+    match given {
+        Some(folder) => Ok(folder.clone()),
+        None => Ok(home()?.join("workspace")),
+    }
+}
+
 /// Where the vault's key of a workspace is kept when nobody says where: `$XDG_CONFIG_HOME/atelier/vault`, else
 /// `~/.config/atelier/vault`, else `$ATELIER_HOME/vault`. Apart from what [`home`] names, since who copies
 /// that, to back it up or to move it, should not have copied the key by the way.

@@ -3,7 +3,9 @@
 mod files;
 mod home;
 mod serve;
+mod storage;
 
 pub(crate) use files::{Here, bounded};
-pub use home::{Error as HomeError, home, vault_key};
+pub use home::{Error as HomeError, data_dir, home, vault_key};
 pub use serve::{ServeArgs, SignedUrls};
+pub use storage::{Error as StorageFileError, StorageFile};

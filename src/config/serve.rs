@@ -23,6 +23,10 @@ pub struct ServeArgs {
     /// [default: `<home>/workspace`]
     #[arg(long, env = "ATELIER_DATA_DIR", value_name = "FOLDER")]
     pub data_dir: Option<PathBuf>,
+    /// A file like a datastore's that says where the workspace's own datastores lie: in an object store, or in
+    /// another folder [default: the folder 'storage' in the data folder]
+    #[arg(long, env = "ATELIER_STORAGE", value_name = "FILE")]
+    pub storage: Option<PathBuf>,
     /// Address to listen on; port 0 takes any free one. Loopback only
     #[arg(long, default_value = "127.0.0.1:7420", value_name = "ADDRESS:PORT")]
     pub listen: SocketAddr,

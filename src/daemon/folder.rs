@@ -111,10 +111,7 @@ impl Folder {
                 (workspace, true)
             }
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                let mut id = [0; 16];
-                getrandom::fill(&mut id).map_err(|_| Error::Random)?;
-                let id = id.iter().map(|byte| format!("{byte:02x}")).collect();
-                (Workspace { name: name.clone(), id, created_at: now }, false)
+                (Workspace { name: name.clone(), id: random_id()?, created_at: now }, false)
             }
             Err(e) => return Err(fail("read", &marker)(e)),
         };
@@ -175,6 +172,13 @@ impl Folder {
     pub fn withdraw(&self) {
         let _ = fs::remove_file(self.at("endpoint"));
     }
+}
+
+/// 32 hexadecimal digits that nobody has had before.
+pub(super) fn random_id() -> Result<String, Error> {
+    let mut id = [0; 16];
+    getrandom::fill(&mut id).map_err(|_| Error::Random)?;
+    Ok(id.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// Holds the address at which jobs reach the daemon.

@@ -20,6 +20,7 @@ mod runs;
 mod secrets;
 mod serve;
 mod shared;
+mod storage;
 #[cfg(test)]
 pub(crate) mod tests;
 mod uncommitted;
@@ -44,7 +45,7 @@ pub use logs::{Error as LogError, LogHub, LogPiece, LogStart};
 pub use removal::{Error as RemovalError, Removal, Removed};
 pub use retention::{Error as RetentionError, Judged, Retention};
 pub use secrets::Error as SecretsError;
-pub(crate) use serve::PROBE;
 pub use serve::{Daemon, Error, Shared, serve, start};
 pub use shared::{Artifact, Error as SharedError};
+pub use storage::Error as StorageError;
 pub(crate) use uploads::Uploads;

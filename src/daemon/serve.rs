@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,12 +26,13 @@ use super::folder::{self, Folder};
 use super::listen::Listeners;
 use super::reactor::{Reactor, Settings};
 use super::shared::Committed;
+use super::storage::{self as place, FOLDER, WorkspaceStorage};
 use super::uncommitted::Uncommitted;
 use super::{Builds, Clock, Handle, LogHub, NodeCaches, Removal, Retention, Uploads};
-use crate::config::{Here, HomeError, ServeArgs, SignedUrls, home};
+use crate::config::{Here, HomeError, ServeArgs, SignedUrls, data_dir};
 use crate::identity::{self, Door};
 use crate::provider::{Providers, Site};
-use crate::storage::{self, ContentStore, Datastores};
+use crate::storage::{self, ContentStore, Datastores, Home};
 use crate::store::{self, SqliteStore, Store};
 use crate::track::Tracking;
 use crate::vault::{self, Keys, Vault};
@@ -54,6 +56,9 @@ pub enum Error {
     /// The datastores.
     #[error(transparent)]
     Storage(#[from] storage::Error),
+    /// Where the workspace's own datastores lie.
+    #[error("cannot start: {0}")]
+    Place(#[from] place::Error),
     /// The vault.
     #[error(transparent)]
     Vault(#[from] vault::Error),
@@ -156,7 +161,11 @@ pub struct Shared {
     pub(crate) url: Arc<str>,
     /// Where jobs log and store.
     pub(crate) jobs_url: Arc<str>,
-    pub(crate) probe: Arc<str>,
+    pub(crate) probe: Probe,
+    /// The file that says where the workspace's own datastores lie, which may hold keys.
+    pub(crate) storage_file: Option<PathBuf>,
+    /// Where they lie.
+    pub(crate) storage: Arc<str>,
     /// Turns true when the daemon is asked to stop: streams end then.
     pub(crate) stopping: watch::Receiver<bool>,
 }
@@ -213,19 +222,18 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
         return Err(Error::NotLoopback(open));
     }
     let clock = Clock::default();
-    let data_dir = match &args.data_dir {
-        Some(folder) => folder.clone(),
-        None => home()?.join("workspace"),
-    };
+    let data_dir = data_dir(args.data_dir.as_ref())?;
     let mut folder = Folder::open(&data_dir, &args.workspace, clock.wall())?;
     folder.withdraw();
     let store: Arc<SqliteStore> =
         Arc::new(SqliteStore::open(&folder.at("atelier.db"), folder.existed())?);
     let database = store.clone();
+    let mut storage = WorkspaceStorage::find(args.storage.as_deref(), &store, &folder).await?;
     folder.settle()?;
+    storage.settle(&store, &folder).await?;
     let keys = Keys::of(&args, &folder.workspace().id);
     let vault = Vault::open(store.clone(), keys, &folder.workspace().id, folder.path())?;
-    let datastores = Datastores::open_folders(&folder.at("storage"))?;
+    let datastores = Datastores::open(&storage.home)?;
     let content = ContentStore::new(&datastores)?;
     let curated = Arc::new(curated_table(args.curated_environments.as_ref())?);
     let environments = Environments::new(store.clone(), curated, content.clone());
@@ -293,7 +301,7 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
     let address = listeners.control.local_addr().map_err(Error::Server)?;
     let jobs_address = listeners.jobs.local_addr().map_err(Error::Server)?;
     let url: Arc<str> = format!("http://{address}").into();
-    let probe = probe(&folder)?;
+    let probe = Probe::write(&storage.home, &folder)?;
     let (stop, stopping) = watch::channel(false);
     let datastore_changes = DatastoreChanges::open(
         database.clone(),
@@ -358,6 +366,8 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
         url: url.clone(),
         jobs_url: format!("http://{jobs_address}").into(),
         probe,
+        storage_file: storage.file,
+        storage: storage.home.location().into(),
         stopping: stopping.clone(),
     };
     let routes = Routes {
@@ -472,21 +482,34 @@ fn size_table(path: Option<&PathBuf>) -> Result<SizeTable, Error> {
     Ok(SizeTable::builtin().with(rows))
 }
 
-/// Writes a file that only a machine sharing the storage folder can read.
-fn probe(folder: &Folder) -> Result<Arc<str>, Error> {
-    let mut bytes = [0; 16];
-    getrandom::fill(&mut bytes).map_err(|_| identity::Error::Random)?;
-    let value: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-    let path = folder.at("storage").join(PROBE);
-    std::fs::write(&path, &value).map_err(|source| {
-        Error::Folder(folder::Error::File {
+/// A file that only a machine sharing the storage folder, or the data folder, can read.
+#[derive(Clone, Debug)]
+pub(crate) struct Probe {
+    pub(crate) path: PathBuf,
+    pub(crate) value: Arc<str>,
+}
+
+impl Probe {
+    fn write(home: &Home, folder: &Folder) -> Result<Self, Error> {
+        let own = match home {
+            Home::Folder(storage) => storage.clone(),
+            Home::Cloud(..) => folder.at(FOLDER),
+        };
+        let (path, value) = (own.join(PROBE), folder::random_id()?);
+        let written = std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&own)
+            .and_then(|()| std::fs::write(&path, &value));
+        let fail = |source| folder::Error::File {
             operation: "write",
             path: path.display().to_string(),
             source,
-        })
-    })?;
-    Ok(value.into())
+        };
+        written.map_err(fail)?;
+        Ok(Self { path, value: value.into() })
+    }
 }
 
 /// Below the storage folder.
-pub(crate) const PROBE: &str = ".shared-probe";
+const PROBE: &str = ".shared-probe";

@@ -21,7 +21,7 @@ use tracing::Instrument as _;
 use super::caller;
 use super::channels::{Channels, FromClient};
 use super::status::told;
-use crate::daemon::{self, Grant, InputSource, Join, PROBE, Shared, ToNode};
+use crate::daemon::{self, Grant, InputSource, Join, Shared, ToNode};
 use crate::identity::{Denied, Door};
 
 /// Between daemon and node agent.
@@ -83,19 +83,22 @@ impl Service {
         let shown = |paths: Vec<PathBuf>| -> Vec<String> {
             paths.iter().map(|path| path.display().to_string()).collect()
         };
-        let probe = self.shared.folder.at("storage").join(PROBE);
+        let probe = &self.shared.probe;
+        let storage_file = self.shared.storage_file.clone();
         daemon_message(pb::daemon_message::Message::Welcome(pb::Welcome {
             heartbeat_ms: lease.heartbeat_ms,
             lease_ms: lease.lease_ms,
-            shared_probe_path: probe.display().to_string(),
-            shared_probe_value: self.shared.probe.to_string(),
+            shared_probe_path: probe.path.display().to_string(),
+            shared_probe_value: probe.value.to_string(),
             http_url: self.shared.jobs_url.to_string(),
             workspace: workspace.name.to_string(),
             workspace_id: workspace.id.clone(),
             home: self.shared.folder.path().display().to_string(),
             control_url: self.shared.url.to_string(),
             hidden_folders: shown(self.shared.vault.key_folders()),
-            hidden_files: shown(self.shared.vault.key_files()),
+            hidden_files: shown(
+                self.shared.vault.key_files().into_iter().chain(storage_file).collect(),
+            ),
         }))
     }
 }

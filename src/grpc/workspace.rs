@@ -33,6 +33,7 @@ impl pb::workspace_service_server::WorkspaceService for Service {
             created_at_ms: workspace.created_at.as_millis(),
             principal: caller.principal.to_string(),
             role: caller.role.to_string(),
+            storage: self.0.storage.to_string(),
         }))
     }
 
@@ -152,14 +153,14 @@ impl Service {
 
 fn describe(datastore: &Datastore) -> pb::Datastore {
     let name = datastore.name().to_string();
-    let own = datastore.own_folder().map(|folder| folder.display().to_string());
+    let (kind, location) = datastore.location();
     if let Some(record) = datastore.record() {
         let DatastoreRecord { datastore, credentials, created_by, created_at } = record;
         return pb::Datastore {
             name,
-            r#type: datastore.source.kind().to_owned(),
+            r#type: kind.to_owned(),
             description: datastore.description.clone().unwrap_or_default(),
-            location: datastore.source.location(),
+            location,
             tags: datastore.tags.clone(),
             properties: datastore.properties.clone(),
             created_by: created_by.to_string(),
@@ -178,9 +179,9 @@ fn describe(datastore: &Datastore) -> pb::Datastore {
     pb::Datastore {
         is_default: name == layout::BLOB_STORE,
         name,
-        r#type: "local".to_owned(),
+        r#type: kind.to_owned(),
         description: description.to_owned(),
-        location: own.unwrap_or_default(),
+        location,
         credential_type: "none".to_owned(),
         ..pb::Datastore::default()
     }

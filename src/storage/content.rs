@@ -1,5 +1,7 @@
 //! The content store: objects by digest, below `azureml/content/` of the blob store.
 
+mod cloud;
+
 use std::collections::HashSet;
 use std::mem;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,7 +11,7 @@ use atelier_core::layout::BLOB_STORE;
 use bytes::Bytes;
 
 use super::folder::{Folder, Staged, blocking};
-use super::{Backend, Datastores, Error, ObjectPath};
+use super::{Backend, Datastore, Datastores, Error, ObjectPath};
 
 /// Where content objects lie in their datastore.
 pub const PREFIX: &str = "azureml/content";
@@ -27,8 +29,15 @@ const STAGED_FILES: usize = 4096;
 /// is there stands for everything below it.
 #[derive(Clone, Debug)]
 pub struct ContentStore {
-    folder: Folder,
+    objects: Objects,
     known: Arc<Mutex<Known>>,
+}
+
+/// Where the objects are: each needs what only it can do to store many at once.
+#[derive(Clone, Debug)]
+enum Objects {
+    Folder(Folder),
+    Cloud(Datastore),
 }
 
 /// Digests that were seen lately. Objects are never deleted under a running daemon, so what was
@@ -76,12 +85,15 @@ impl ContentStore {
     /// # Errors
     /// If there is no blob store.
     pub fn new(datastores: &Datastores) -> Result<Self, Error> {
-        match datastores.get(BLOB_STORE)?.backend {
-            Backend::Own(folder) => Ok(Self { folder, known: Arc::default() }),
+        let store = datastores.get(BLOB_STORE)?;
+        let objects = match &store.backend {
+            Backend::Own(folder) => Objects::Folder(folder.clone()),
+            Backend::OwnCloud(..) => Objects::Cloud(store),
             Backend::Placed(..) | Backend::Cloud(..) => {
-                Err(Error::UnknownDatastore(BLOB_STORE.to_owned()))
+                return Err(Error::UnknownDatastore(BLOB_STORE.to_owned()));
             }
-        }
+        };
+        Ok(Self { objects, known: Arc::default() })
     }
 
     /// Which of these are not stored, in the order given.
@@ -89,11 +101,15 @@ impl ContentStore {
     /// # Errors
     /// Those of the operating system.
     pub async fn missing(&self, digests: Vec<Digest>) -> Result<Vec<Digest>, Error> {
+        let folder = match &self.objects {
+            Objects::Folder(folder) => folder.clone(),
+            Objects::Cloud(store) => return self.missing_in(store, digests).await,
+        };
         let store = self.clone();
         blocking(move || {
             let mut missing = Vec::new();
             for digest in digests {
-                if !store.has(&digest)? {
+                if !store.has(&folder, &digest)? {
                     missing.push(digest);
                 }
             }
@@ -106,11 +122,11 @@ impl ContentStore {
         work(&mut self.known.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn has(&self, digest: &Digest) -> Result<bool, Error> {
+    fn has(&self, folder: &Folder, digest: &Digest) -> Result<bool, Error> {
         if self.known(|known| known.has(digest)) {
             return Ok(true);
         }
-        match self.folder.open_now(&place(digest)?) {
+        match folder.open_now(&place(digest)?) {
             Ok(_) => {
                 self.known(|known| known.add(*digest));
                 Ok(true)
@@ -131,11 +147,15 @@ impl ContentStore {
         digests: Vec<Digest>,
         enough: usize,
     ) -> Result<Vec<(Digest, Bytes)>, Error> {
+        let folder = match &self.objects {
+            Objects::Folder(folder) => folder.clone(),
+            Objects::Cloud(store) => return self.read_in(store, digests, enough).await,
+        };
         let store = self.clone();
         blocking(move || {
             let (mut objects, mut total) = (Vec::new(), 0);
             for digest in digests {
-                let bytes = store.read_one(&digest)?;
+                let bytes = store.read_one(&folder, &digest)?;
                 total += bytes.len();
                 objects.push((digest, bytes));
                 if total >= enough {
@@ -147,13 +167,10 @@ impl ContentStore {
         .await
     }
 
-    fn read_one(&self, digest: &Digest) -> Result<Bytes, Error> {
+    fn read_one(&self, folder: &Folder, digest: &Digest) -> Result<Bytes, Error> {
         let path = place(digest)?;
-        let opened = match self.folder.open_now(&path) {
-            Err(Error::NotFound(_)) => {
-                self.known(|known| known.forget(digest));
-                return Err(Error::NotFound(format!("content {digest}")));
-            }
+        let opened = match folder.open_now(&path) {
+            Err(Error::NotFound(_)) => return Err(self.lost(digest)),
             other => other?,
         };
         let size = opened.meta.size;
@@ -164,18 +181,34 @@ impl ContentStore {
         if Digest::of(&bytes) == *digest {
             return Ok(bytes);
         }
+        let damaged = self.damaged(digest, size);
+        folder.delete_now(&path)?;
+        Err(damaged)
+    }
+
+    /// That an object is not there.
+    fn lost(&self, digest: &Digest) -> Error {
         self.known(|known| known.forget(digest));
-        self.folder.delete_now(&path)?;
-        tracing::error!(%digest, size, "content object was damaged on disk and is removed");
-        Err(Error::Content {
+        Error::NotFound(format!("content {digest}"))
+    }
+
+    /// That an object is not what was stored; whoever asks removes it.
+    fn damaged(&self, digest: &Digest, size: u64) -> Error {
+        self.known(|known| known.forget(digest));
+        tracing::error!(%digest, size, "content object was damaged in storage and is removed");
+        Error::Content {
             digest: digest.to_string(),
-            why: "it was damaged on disk and is removed now: submit the job again".to_owned(),
-        })
+            why: "it was damaged in storage and is removed now: submit the job again".to_owned(),
+        }
     }
 
     /// Begins to store objects.
     pub fn upload(&self) -> Upload {
-        Upload { store: self.clone(), waiting: Waiting::default(), stored: 0 }
+        let waiting = match &self.objects {
+            Objects::Folder(folder) => Waiting::Folder(folder.clone(), Staging::default()),
+            Objects::Cloud(store) => Waiting::Cloud(store.clone(), cloud::Waiting::default()),
+        };
+        Upload { store: self.clone(), waiting, stored: 0 }
     }
 }
 
@@ -188,12 +221,40 @@ pub struct Upload {
     stored: u64,
 }
 
+/// What has no place yet.
+#[derive(Debug)]
+enum Waiting {
+    Folder(Folder, Staging),
+    Cloud(Datastore, cloud::Waiting),
+}
+
 /// Staged files without a place yet.
 #[derive(Debug, Default)]
-struct Waiting {
+struct Staging {
     digests: HashSet<Digest>,
     files: Vec<(Staged, ObjectPath)>,
     bytes: u64,
+}
+
+/// The objects that one names, if it is one.
+fn check(digest: Digest, bytes: &[u8]) -> Result<Vec<Digest>, Error> {
+    let refused = |why: String| Error::Content { digest: digest.to_string(), why };
+    if bytes.len() > MAX_OBJECT {
+        let length = bytes.len();
+        return Err(refused(format!("it has {length} bytes, at most {MAX_OBJECT} are allowed")));
+    }
+    if Digest::of(bytes) != digest {
+        return Err(refused(
+            "its bytes do not hash to its digest: it was changed on the way".to_owned(),
+        ));
+    }
+    content::objects_of(bytes).map_err(|error| refused(error.to_string()))
+}
+
+/// That an object names one that is not there.
+fn dangling(digest: Digest, child: &Digest) -> Error {
+    let why = format!("it names {child}, which is not stored: send what an object names before it");
+    Error::Content { digest: digest.to_string(), why }
 }
 
 impl Upload {
@@ -203,6 +264,10 @@ impl Upload {
     /// [`Error::Content`] for an object that does not hash to its digest, is none, or names an object
     /// that is neither stored nor came before. [`Error::Full`] and others.
     pub async fn add(mut self, objects: Vec<(Digest, Bytes)>) -> Result<Self, Error> {
+        if let Waiting::Cloud(store, waiting) = &mut self.waiting {
+            self.stored += self.store.add_in(store, waiting, objects).await?;
+            return Ok(self);
+        }
         blocking(move || {
             for (digest, bytes) in objects {
                 self.add_one(digest, bytes)?;
@@ -213,48 +278,35 @@ impl Upload {
     }
 
     fn add_one(&mut self, digest: Digest, bytes: Bytes) -> Result<(), Error> {
-        let refused = |why: String| Err(Error::Content { digest: digest.to_string(), why });
-        if bytes.len() > MAX_OBJECT {
-            let length = bytes.len();
-            return refused(format!("it has {length} bytes, at most {MAX_OBJECT} are allowed"));
-        }
-        if Digest::of(&bytes) != digest {
-            return refused(
-                "its bytes do not hash to its digest: it was changed on the way".into(),
-            );
-        }
-        if self.waiting.digests.contains(&digest) || self.store.has(&digest)? {
+        let Waiting::Folder(folder, staging) = &mut self.waiting else { return Ok(()) };
+        let children = check(digest, &bytes)?;
+        if staging.digests.contains(&digest) || self.store.has(folder, &digest)? {
             return Ok(());
         }
-        let children = match content::objects_of(&bytes) {
-            Ok(children) => children,
-            Err(error) => return refused(error.to_string()),
-        };
         for child in &children {
-            if !self.waiting.digests.contains(child) && !self.store.has(child)? {
-                return refused(format!(
-                    "it names {child}, which is not stored: send what an object names before it"
-                ));
+            if !staging.digests.contains(child) && !self.store.has(folder, child)? {
+                return Err(dangling(digest, child));
             }
         }
         let path = place(&digest)?;
-        let mut staged = self.store.folder.stage()?;
-        self.waiting.bytes += bytes.len() as u64;
+        let mut staged = folder.stage()?;
+        staging.bytes += bytes.len() as u64;
         staged.write(&path, &[bytes])?;
         staged.close();
-        self.waiting.files.push((staged, path));
-        self.waiting.digests.insert(digest);
-        if self.waiting.bytes >= STAGED_BYTES || self.waiting.files.len() >= STAGED_FILES {
+        staging.files.push((staged, path));
+        staging.digests.insert(digest);
+        if staging.bytes >= STAGED_BYTES || staging.files.len() >= STAGED_FILES {
             self.publish()?;
         }
         Ok(())
     }
 
     fn publish(&mut self) -> Result<(), Error> {
-        let waiting = mem::take(&mut self.waiting);
-        self.store.folder.publish(waiting.files)?;
-        self.stored += waiting.digests.len() as u64;
-        self.store.known(|known| waiting.digests.into_iter().for_each(|digest| known.add(digest)));
+        let Waiting::Folder(folder, staging) = &mut self.waiting else { return Ok(()) };
+        let staging = mem::take(staging);
+        folder.publish(staging.files)?;
+        self.stored += staging.digests.len() as u64;
+        self.store.known(|known| staging.digests.into_iter().for_each(|digest| known.add(digest)));
         Ok(())
     }
 
@@ -263,6 +315,9 @@ impl Upload {
     /// # Errors
     /// [`Error::Full`] and others.
     pub async fn finish(mut self) -> Result<u64, Error> {
+        if let Waiting::Cloud(store, waiting) = &mut self.waiting {
+            return Ok(self.stored + self.store.publish_in(store, waiting).await?);
+        }
         blocking(move || {
             self.publish()?;
             Ok(self.stored)

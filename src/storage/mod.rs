@@ -11,6 +11,7 @@
 mod cloud;
 mod content;
 mod folder;
+mod home;
 mod level;
 mod path;
 mod placed;
@@ -35,6 +36,7 @@ use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard};
 pub use cloud::Unlock;
 pub use content::{ContentStore, PREFIX as CONTENT_PREFIX, Upload};
 pub use folder::{Folder, STAGING};
+pub use home::{Home, Whose};
 pub use level::Level;
 pub use path::{InvalidObjectPath, ObjectPath};
 pub use signed::Signed;
@@ -208,6 +210,8 @@ pub struct Datastore {
 enum Backend {
     /// One that the workspace came with.
     Own(Folder),
+    /// One that the workspace came with, in an object store; and where that is.
+    OwnCloud(Cloud, Arc<str>),
     /// One that was made of a folder.
     Placed(Placed, Arc<DatastoreRecord>),
     /// One that was made of a place in an object store.
@@ -230,7 +234,19 @@ impl Datastore {
     pub fn own_folder(&self) -> Option<&Path> {
         match &self.backend {
             Backend::Own(folder) => Some(folder.root()),
-            Backend::Placed(..) | Backend::Cloud(..) => None,
+            Backend::OwnCloud(..) | Backend::Placed(..) | Backend::Cloud(..) => None,
+        }
+    }
+
+    /// The word for what its data lies in, and where that is.
+    pub fn location(&self) -> (&'static str, String) {
+        match &self.backend {
+            Backend::Own(folder) => ("local", folder.root().display().to_string()),
+            Backend::OwnCloud(cloud, location) => (cloud.kind(), location.to_string()),
+            Backend::Placed(_, record) | Backend::Cloud(_, record) => {
+                let source = &record.datastore.source;
+                (source.kind(), source.location())
+            }
         }
     }
 
@@ -239,6 +255,7 @@ impl Datastore {
     pub fn hasty(&self) -> Self {
         let backend = match &self.backend {
             Backend::Cloud(cloud, record) => Backend::Cloud(cloud.hasty(), record.clone()),
+            Backend::OwnCloud(cloud, at) => Backend::OwnCloud(cloud.hasty(), at.clone()),
             folder => folder.clone(),
         };
         Self { name: self.name.clone(), backend }
@@ -263,7 +280,7 @@ impl Datastore {
     /// What it was made as; `None`: the workspace came with it.
     pub fn record(&self) -> Option<&DatastoreRecord> {
         match &self.backend {
-            Backend::Own(_) => None,
+            Backend::Own(_) | Backend::OwnCloud(..) => None,
             Backend::Placed(_, record) | Backend::Cloud(_, record) => Some(record),
         }
     }
@@ -272,7 +289,7 @@ impl Datastore {
         Ok(match &self.backend {
             Backend::Own(folder) => Served::Folder(folder.clone()),
             Backend::Placed(placed, _) => Served::Folder(placed.folder().await?),
-            Backend::Cloud(cloud, _) => Served::Cloud(cloud.clone()),
+            Backend::OwnCloud(cloud, _) | Backend::Cloud(cloud, _) => Served::Cloud(cloud.clone()),
         })
     }
 
@@ -412,19 +429,25 @@ pub struct Datastores {
 }
 
 impl Datastores {
-    /// Opens the datastores that every workspace has, as folders below `storage`; folders that
-    /// do not exist are made. Only one daemon may have them open.
+    /// Opens the datastores that every workspace has, as folders below `storage`; see [`Datastores::open`].
     ///
     /// # Errors
     /// Those of the operating system.
     pub fn open_folders(storage: &Path) -> Result<Self, Error> {
+        Self::open(&Home::Folder(storage.to_owned()))
+    }
+
+    /// Opens the datastores that every workspace has. Folders that do not exist are made; an object store is not
+    /// asked. Only one daemon may have them open.
+    ///
+    /// # Errors
+    /// Those of the operating system.
+    pub fn open(home: &Home) -> Result<Self, Error> {
         let mut by_name = BTreeMap::new();
         for name in layout::DEFAULT_STORES {
             let name =
                 DatastoreName::new(name).map_err(|_| Error::UnknownDatastore(name.to_owned()))?;
-            let folder = Folder::new(&storage.join(name.as_str()))?;
-            let datastore = Datastore { name: name.clone(), backend: Backend::Own(folder) };
-            by_name.insert(name, datastore);
+            by_name.insert(name.clone(), home.datastore(name)?);
         }
         Ok(Self { by_name: Arc::new(RwLock::new(by_name)), submissions: Arc::default() })
     }

@@ -14,6 +14,7 @@ mod schema;
 pub mod secret_uses;
 pub mod secrets;
 mod sqlite;
+pub mod storage;
 pub mod tracking;
 mod usage;
 mod writer;

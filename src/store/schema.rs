@@ -20,6 +20,7 @@ const MIGRATIONS: &[&str] = &[
     super::parts::MIGRATION,
     super::assets::requests::MIGRATION,
     super::retention::MIGRATION,
+    super::storage::MIGRATION,
 ];
 
 /// The version this build writes.

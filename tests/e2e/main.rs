@@ -35,6 +35,7 @@ mod exec;
 mod fs;
 mod gangs;
 mod gpus;
+mod homes;
 mod images;
 mod installs;
 mod io;

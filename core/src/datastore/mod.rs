@@ -3,6 +3,7 @@
 mod address;
 mod credentials;
 mod source;
+mod storage;
 
 use std::collections::BTreeMap;
 
@@ -18,6 +19,7 @@ pub use credentials::{
     CredentialKind, Credentials, KeptCredentials, Proof, Secret, ServicePrincipal,
 };
 pub use source::{AzureStorage, FolderKind, FolderSource, Source};
+pub use storage::{StoragePlace, StorageRecord, StorageRefusal, StorageWanted};
 
 #[cfg(test)]
 mod tests;

@@ -40,6 +40,7 @@ impl Workspace {
             require_containers: false,
             curated_environments: None,
             sizes: None,
+            storage: None,
             vault_key: None,
             vault_old_key: vec![],
             log_limit: 1 << 20,

@@ -98,7 +98,7 @@ impl Client {
         // The library's words may repeat what it was given.
         made.map_err(|_| {
             "its credentials are not of the form that the store's are (an account key is Base64, a SAS \
-             token a list of key=value, a service account its JSON); give others with 'atelier datastore update'"
+             token a list of key=value, a service account its JSON)"
                 .to_owned()
         })
     }

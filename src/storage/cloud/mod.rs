@@ -42,6 +42,11 @@ const PIECE: usize = 256 << 10;
 /// The longest key, in bytes, of all that are served.
 const MAX_KEY: usize = 1024;
 
+/// How datastores that were made are given other credentials.
+const MADE: &str = "with 'atelier datastore update'";
+/// The same of the workspace's own.
+const OWN: &str = "in the file that the daemon's --storage names, and restart it";
+
 /// A datastore of an object store. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Cloud {
@@ -51,7 +56,11 @@ pub(super) struct Cloud {
 struct Inner {
     name: DatastoreName,
     source: Source,
+    /// What all keys start with, without a `/` at its end.
+    prefix: Option<String>,
     unlock: Unlock,
+    /// How it is given other credentials.
+    other_keys: &'static str,
     /// Made with the first request: the credentials are opened then and not before.
     client: OnceCell<(Client, Signs)>,
     retries: client::Retries,
@@ -70,19 +79,53 @@ impl fmt::Debug for Cloud {
 
 impl Cloud {
     pub(super) fn new(name: DatastoreName, source: Source, unlock: Unlock) -> Self {
-        Self::with(name, source, unlock, client::PATIENT)
+        let prefix = given_prefix(&source).map(str::to_owned);
+        Self::with(name, source, prefix, unlock, MADE)
     }
 
-    fn with(name: DatastoreName, source: Source, unlock: Unlock, retries: client::Retries) -> Self {
-        let client = OnceCell::new();
-        let unsigned = Mutex::default();
-        Self { inner: Arc::new(Inner { name, source, unlock, client, retries, unsigned }) }
+    /// The place of the workspace's own data, or a folder of it.
+    pub(super) fn own(
+        name: DatastoreName,
+        source: Source,
+        folder: Option<&str>,
+        unlock: Unlock,
+    ) -> Self {
+        let parts: Vec<&str> = given_prefix(&source).into_iter().chain(folder).collect();
+        let prefix = (!parts.is_empty()).then(|| parts.join("/"));
+        Self::with(name, source, prefix, unlock, OWN)
+    }
+
+    fn with(
+        name: DatastoreName,
+        source: Source,
+        prefix: Option<String>,
+        unlock: Unlock,
+        other_keys: &'static str,
+    ) -> Self {
+        let (client, retries, unsigned) = (OnceCell::new(), client::PATIENT, Mutex::default());
+        let inner = Inner { name, source, prefix, unlock, other_keys, client, retries, unsigned };
+        Self { inner: Arc::new(inner) }
     }
 
     /// The same, for somebody who waits for an answer.
     pub(super) fn hasty(&self) -> Self {
-        let Inner { name, source, unlock, .. } = &*self.inner;
-        Self::with(name.clone(), source.clone(), unlock.clone(), client::HASTY)
+        let Inner { name, source, prefix, unlock, other_keys, .. } = &*self.inner;
+        let inner = Inner {
+            name: name.clone(),
+            source: source.clone(),
+            prefix: prefix.clone(),
+            unlock: unlock.clone(),
+            other_keys,
+            client: OnceCell::new(),
+            retries: client::HASTY,
+            unsigned: Mutex::default(),
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// The word for what kind of store it is.
+    pub(super) fn kind(&self) -> &'static str {
+        self.inner.source.kind()
     }
 
     async fn client(&self) -> Result<&Client, Error> {
@@ -103,7 +146,9 @@ impl Cloud {
                 // No other try makes them others.
                 let unfit = |problem| Error::Unsupported { datastore: datastore(), problem };
                 let signs = signed::can_sign(&credentials);
-                let made = Client::new(&inner.source, credentials, inner.retries).map_err(unfit)?;
+                let made = Client::new(&inner.source, credentials, inner.retries);
+                let made = made
+                    .map_err(|why| unfit(format!("{why}; give others {}", inner.other_keys)))?;
                 Ok((made, signs))
             })
         };
@@ -114,12 +159,8 @@ impl Cloud {
         Ok(self.client().await?.store())
     }
 
-    /// What all keys start with, without a `/` at its end.
     fn prefix(&self) -> Option<&str> {
-        match &self.inner.source {
-            Source::S3 { prefix, .. } | Source::Gcs { prefix, .. } => prefix.as_deref(),
-            _ => None,
-        }
+        self.inner.prefix.as_deref()
     }
 
     /// The key of an object, which is taken as it is: nothing of it is encoded or left out.
@@ -348,6 +389,14 @@ fn cut(
             Ok(Some((piece, (bytes, rest, skip, wanted - length as u64))))
         }
     })
+}
+
+/// What all keys start with, as its author wrote it.
+fn given_prefix(source: &Source) -> Option<&str> {
+    match source {
+        Source::S3 { prefix, .. } | Source::Gcs { prefix, .. } => prefix.as_deref(),
+        _ => None,
+    }
 }
 
 fn meta_of(meta: &ObjectMeta) -> Meta {

@@ -71,9 +71,10 @@ impl Cloud {
             return Error::Denied {
                 datastore,
                 operation,
-                problem: "it has no credentials, and the daemon's environment and machine give none; give some with \
-                          'atelier datastore update'"
-                    .to_owned(),
+                problem: format!(
+                    "it has no credentials, and the daemon's environment and machine give none; give some {}",
+                    self.inner.other_keys
+                ),
             };
         }
         if self.is_missing(&error) {
@@ -85,9 +86,9 @@ impl Cloud {
         }
         if told.is_unknown() {
             let problem = format!(
-                "the store does not accept the credentials ({}): they may be wrong or have expired; give others with \
-                 'atelier datastore update'",
-                told.short()
+                "the store does not accept the credentials ({}): they may be wrong or have expired; give others {}",
+                told.short(),
+                self.inner.other_keys
             );
             return Error::Denied { datastore, operation, problem };
         }

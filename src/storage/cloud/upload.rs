@@ -57,6 +57,7 @@ impl Cloud {
         let (first, is_last) = pieces.part(PARTS[0].1).await?;
         let mut size = first.content_length() as u64;
         if is_last {
+            still().map_err(|why| Error::Interrupted(why.into()))?;
             let stored = store.put(&key, first).await.map_err(failed)?;
             return Ok((size, stored.e_tag));
         }
