@@ -13,6 +13,7 @@ mod folder;
 mod handle;
 mod listen;
 mod logs;
+mod moving;
 mod reactor;
 mod removal;
 mod retention;
@@ -42,6 +43,7 @@ pub use handle::{
     NodeView, Provided, SubmitRequest,
 };
 pub use logs::{Error as LogError, LogHub, LogPiece, LogStart};
+pub use moving::{Error as MoveError, Move, Moved, Progress as MoveProgress, move_storage};
 pub use removal::{Error as RemovalError, Removal, Removed};
 pub use retention::{Error as RetentionError, Judged, Retention};
 pub use secrets::Error as SecretsError;

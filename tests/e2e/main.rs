@@ -46,6 +46,7 @@ mod layers;
 mod local;
 mod locality;
 mod mounts;
+mod moves;
 mod mpi;
 mod nodes;
 mod nouns;

@@ -10,6 +10,7 @@ mod open;
 mod pages;
 mod records;
 mod retention;
+mod storage;
 mod usage;
 
 use std::path::{Path, PathBuf};

@@ -1,5 +1,7 @@
 //! `atelier workspace`
 
+mod migrate;
+
 use atelier_proto::workspace::v1::{self as pb, GetWorkspaceRequest};
 use clap::Subcommand;
 use serde_json::{Value, json};
@@ -18,14 +20,27 @@ pub(super) enum Command {
     /// How long what finished jobs left is kept
     #[command(subcommand)]
     Retention(retention::Command),
+    /// Move the data of the workspace's own datastores to another place, while the daemon is stopped
+    ///
+    /// Code, inputs, outputs, logs and artifacts are copied to an object store or another folder, read back and
+    /// compared; then the workspace lies there. Cut short at any moment, the workspace works where it did, and the
+    /// same command goes on from there. Nothing is removed from the old place. Refused while jobs run.
+    #[command(after_help = "\
+Examples:
+  atelier workspace migrate-storage --to s3.yml
+  atelier workspace migrate-storage --from s3.yml --to folder.yml --data-dir /srv/atelier")]
+    MigrateStorage(migrate::Migrate),
 }
 
 pub(super) async fn run(command: Command, context: &Context) -> Result<(), Error> {
-    if let Command::Retention(command) = command {
-        return retention::run(command, context).await;
+    match command {
+        Command::Show => {
+            let client = context.client().await?;
+            context.output.show(&view(&get(&client).await?, &client.target().server))
+        }
+        Command::Retention(command) => retention::run(command, context).await,
+        Command::MigrateStorage(arguments) => migrate::run(arguments, context).await,
     }
-    let client = context.client().await?;
-    context.output.show(&view(&get(&client).await?, &client.target().server))
 }
 
 /// Asks the daemon about its workspace; also the way to learn whether it is well.
