@@ -27,6 +27,14 @@ pub struct ServeArgs {
     /// another folder [default: the folder 'storage' in the data folder]
     #[arg(long, env = "ATELIER_STORAGE", value_name = "FILE")]
     pub storage: Option<PathBuf>,
+    /// Seconds for which a request to an object store that is away is tried again, before whoever asked is told
+    #[arg(
+        long,
+        default_value_t = 60,
+        value_parser = clap::value_parser!(u64).range(1..=100),
+        value_name = "SECONDS"
+    )]
+    pub store_patience: u64,
     /// Address to listen on; port 0 takes any free one. Loopback only
     #[arg(long, default_value = "127.0.0.1:7420", value_name = "ADDRESS:PORT")]
     pub listen: SocketAddr,

@@ -52,7 +52,8 @@ impl StorageFile {
                         .to_owned(),
                 ));
             }
-            if mode & 0o077 != 0 {
+            // systemd sees to it that nobody else reads a credential, by means that the mode does not show.
+            if mode & 0o077 != 0 && !is_credential(&path) {
                 return Err(fail(format!(
                     "it holds keys, and others may read it (mode {:o}); run 'chmod 600' on it",
                     mode & 0o7777
@@ -61,6 +62,12 @@ impl StorageFile {
         }
         Ok(Self { path, source, credentials })
     }
+}
+
+/// Whether systemd gave the service this file.
+fn is_credential(path: &Path) -> bool {
+    let folder = std::env::var_os("CREDENTIALS_DIRECTORY").map(fs::canonicalize);
+    folder.and_then(Result::ok).is_some_and(|folder| path.starts_with(folder))
 }
 
 fn parse(text: &[u8], path: &Path) -> Result<(Source, Credentials), String> {

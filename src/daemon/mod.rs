@@ -14,6 +14,7 @@ mod handle;
 mod listen;
 mod logs;
 mod moving;
+mod probe;
 mod reactor;
 mod removal;
 mod retention;

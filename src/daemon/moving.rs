@@ -22,9 +22,10 @@ use self::copying::Error as CopyError;
 pub use self::copying::Progress;
 use super::folder::{self, Folder, random_id};
 use super::storage::{self as place, Configured, WorkspaceStorage, home, take};
-use crate::storage::{self, Datastores, Home, Whose};
+use super::uploads::give_up;
+use crate::storage::{self, Datastores, Home, STORE_PATIENCE, Whose};
 use crate::store::storage::{Role, forget_copies, get, put, switch};
-use crate::store::{self, SqliteStore, Store as _};
+use crate::store::{self, SqliteStore, Store as _, parts};
 
 /// Why the data was not moved. It lies where it was.
 #[derive(Debug, thiserror::Error)]
@@ -89,6 +90,8 @@ pub struct Moved {
     pub has_keys: bool,
 }
 
+/// Uploads that are looked at at once.
+const PAGE: u32 = 100;
 /// How many running jobs are told of.
 const SHOWN: usize = 5;
 
@@ -121,7 +124,9 @@ pub async fn move_storage(
     let new = home(&record.place, to.credentials, &folder);
     claim(&new, &record, &store, &folder).await?;
 
-    let (from, into) = (Datastores::open(&old.home)?, Datastores::open(&new)?);
+    let (from, into) =
+        (Datastores::open(&old.home, STORE_PATIENCE)?, Datastores::open(&new, STORE_PATIENCE)?);
+    give_up_uploads(&store, &from).await?;
     let copying = Copying::new(&store, note);
     let total = copying.measure(&from.all()).await?;
     for name in layout::DEFAULT_STORES {
@@ -150,6 +155,23 @@ fn nothing_runs(store: &SqliteStore) -> Result<(), Error> {
     let running = live.into_iter().filter(|job| matches!(job.state, State::Active(_)));
     let running: Vec<JobName> = running.map(|job| job.name).take(SHOWN).collect();
     if running.is_empty() { Ok(()) } else { Err(Error::Running(running)) }
+}
+
+/// What attempts that are over have left unfinished at the old place is nothing that the new one knows of.
+async fn give_up_uploads(store: &SqliteStore, from: &Datastores) -> Result<(), Error> {
+    let mut after = String::new();
+    loop {
+        let page = store.read(|conn| parts::page(conn, &after, PAGE))?;
+        let Some(last) = page.last() else { return Ok(()) };
+        after.clone_from(&last.id);
+        for upload in page.into_iter().filter(|upload| from.get(upload.datastore.as_str()).is_ok())
+        {
+            if let Err(error) = give_up(from, &upload).await {
+                tracing::warn!(%error, "an upload is left to the store's own rules");
+            }
+            store.write(move |conn| parts::end(conn, &upload.id)).await?;
+        }
+    }
 }
 
 /// Where the data lies.

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::os::unix::fs::DirBuilderExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,15 +23,16 @@ use super::effects::{Effects, ExperimentIds};
 use super::environments::Environments;
 use super::folder::{self, Folder};
 use super::listen::Listeners;
+use super::probe::Probe;
 use super::reactor::{Reactor, Settings};
 use super::shared::Committed;
-use super::storage::{self as place, FOLDER, WorkspaceStorage};
+use super::storage::{self as place, WorkspaceStorage};
 use super::uncommitted::Uncommitted;
 use super::{Builds, Clock, Handle, LogHub, NodeCaches, Removal, Retention, Uploads};
 use crate::config::{Here, HomeError, ServeArgs, SignedUrls, data_dir};
 use crate::identity::{self, Door};
 use crate::provider::{Providers, Site};
-use crate::storage::{self, ContentStore, Datastores, Home};
+use crate::storage::{self, ContentStore, Datastores};
 use crate::store::{self, SqliteStore, Store};
 use crate::track::Tracking;
 use crate::vault::{self, Keys, Vault};
@@ -233,7 +233,7 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
     storage.settle(&store, &folder).await?;
     let keys = Keys::of(&args, &folder.workspace().id);
     let vault = Vault::open(store.clone(), keys, &folder.workspace().id, folder.path())?;
-    let datastores = Datastores::open(&storage.home)?;
+    let datastores = Datastores::open(&storage.home, Duration::from_secs(args.store_patience))?;
     let content = ContentStore::new(&datastores)?;
     let curated = Arc::new(curated_table(args.curated_environments.as_ref())?);
     let environments = Environments::new(store.clone(), curated, content.clone());
@@ -481,35 +481,3 @@ fn size_table(path: Option<&PathBuf>) -> Result<SizeTable, Error> {
     let rows = parse_sizes(&text, &origin, &Here).map_err(|faults| fail(faults.to_string()))?;
     Ok(SizeTable::builtin().with(rows))
 }
-
-/// A file that only a machine sharing the storage folder, or the data folder, can read.
-#[derive(Clone, Debug)]
-pub(crate) struct Probe {
-    pub(crate) path: PathBuf,
-    pub(crate) value: Arc<str>,
-}
-
-impl Probe {
-    fn write(home: &Home, folder: &Folder) -> Result<Self, Error> {
-        let own = match home {
-            Home::Folder(storage) => storage.clone(),
-            Home::Cloud(..) => folder.at(FOLDER),
-        };
-        let (path, value) = (own.join(PROBE), folder::random_id()?);
-        let written = std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&own)
-            .and_then(|()| std::fs::write(&path, &value));
-        let fail = |source| folder::Error::File {
-            operation: "write",
-            path: path.display().to_string(),
-            source,
-        };
-        written.map_err(fail)?;
-        Ok(Self { path, value: value.into() })
-    }
-}
-
-/// Below the storage folder.
-const PROBE: &str = ".shared-probe";

@@ -123,7 +123,11 @@ impl Uploads {
     }
 }
 
-async fn give_up(datastores: &Datastores, upload: &PartUpload) -> Result<(), storage::Error> {
+/// Removes an upload's parts from the store.
+pub(super) async fn give_up(
+    datastores: &Datastores,
+    upload: &PartUpload,
+) -> Result<(), storage::Error> {
     // Who forgot the datastore has forgotten what lies there.
     let Ok(datastore) = datastores.get(upload.datastore.as_str()) else { return Ok(()) };
     let path = ObjectPath::new(&upload.path)?;

@@ -90,6 +90,7 @@ impl Service {
             lease_ms: lease.lease_ms,
             shared_probe_path: probe.path.display().to_string(),
             shared_probe_value: probe.value.to_string(),
+            storage_is_elsewhere: probe.storage_is_elsewhere,
             http_url: self.shared.jobs_url.to_string(),
             workspace: workspace.name.to_string(),
             workspace_id: workspace.id.clone(),

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use atelier_core::datastore::Source;
 use atelier_core::id::DatastoreName;
@@ -63,14 +64,18 @@ impl Home {
         }
     }
 
-    /// One of the datastores.
-    pub(super) fn datastore(&self, name: DatastoreName) -> Result<Datastore, Error> {
+    /// One of the datastores, whose requests to an object store are tried again for as long as `patience`.
+    pub(super) fn datastore(
+        &self,
+        name: DatastoreName,
+        patience: Duration,
+    ) -> Result<Datastore, Error> {
         let backend = match self {
             Self::Folder(folder) => Backend::Own(Folder::new(&folder.join(name.as_str()))?),
             Self::Cloud(source, unlock) => {
                 let (own, at) = (name.clone(), format!("{}/{name}", source.location()));
                 let cloud = Cloud::own(own, source.clone(), Some(name.as_str()), unlock.clone());
-                Backend::OwnCloud(cloud, at.into())
+                Backend::OwnCloud(cloud.lasting(patience), at.into())
             }
         };
         Ok(Datastore { name, backend })

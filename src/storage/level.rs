@@ -1,6 +1,6 @@
 //! What lies right below a folder.
 
-use super::{Datastore, Error, Listed, ObjectPath};
+use super::{Datastore, Error, Listed, ObjectPath, Served};
 
 /// Objects read at once while a folder is looked at.
 const PAGE: usize = 1000;
@@ -50,6 +50,11 @@ impl Datastore {
         after: Option<&str>,
         limit: usize,
     ) -> Result<Level, Error> {
+        if let Served::Cloud(cloud) = self.served().await?
+            && !cloud.is_ordered()
+        {
+            return cloud.level(folder, after.unwrap_or_default(), limit).await;
+        }
         let prefix = folder.map_or_else(String::new, |folder| format!("{folder}/"));
         let told = after.and_then(|after| first_below(&prefix, after));
         let (mut level, mut after) = (Level::default(), after.map(str::to_owned));

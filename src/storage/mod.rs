@@ -22,6 +22,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::time::Duration;
 
 use atelier_core::content::Digest;
 use atelier_core::datastore::{DatastoreRecord, FolderSource, Source};
@@ -33,6 +34,7 @@ use futures::stream::BoxStream;
 use futures::{Stream, StreamExt as _, TryStreamExt as _};
 use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard};
 
+pub(crate) use cloud::PATIENCE as STORE_PATIENCE;
 pub use cloud::Unlock;
 pub use content::{ContentStore, PREFIX as CONTENT_PREFIX, Upload};
 pub use folder::{Folder, STAGING};
@@ -424,6 +426,8 @@ impl Datastore {
 #[derive(Clone, Debug)]
 pub struct Datastores {
     by_name: Arc<RwLock<BTreeMap<DatastoreName, Datastore>>>,
+    /// How long requests to object stores are tried again.
+    patience: Duration,
     /// Held for reading while a job that names datastores is submitted.
     submissions: Arc<tokio::sync::RwLock<()>>,
 }
@@ -434,22 +438,24 @@ impl Datastores {
     /// # Errors
     /// Those of the operating system.
     pub fn open_folders(storage: &Path) -> Result<Self, Error> {
-        Self::open(&Home::Folder(storage.to_owned()))
+        Self::open(&Home::Folder(storage.to_owned()), cloud::PATIENCE)
     }
 
     /// Opens the datastores that every workspace has. Folders that do not exist are made; an object store is not
-    /// asked. Only one daemon may have them open.
+    /// asked. Requests to object stores, also those of datastores that are made, are tried again for as long as
+    /// `patience`. Only one daemon may have them open.
     ///
     /// # Errors
     /// Those of the operating system.
-    pub fn open(home: &Home) -> Result<Self, Error> {
+    pub fn open(home: &Home, patience: Duration) -> Result<Self, Error> {
         let mut by_name = BTreeMap::new();
         for name in layout::DEFAULT_STORES {
             let name =
                 DatastoreName::new(name).map_err(|_| Error::UnknownDatastore(name.to_owned()))?;
-            by_name.insert(name.clone(), home.datastore(name)?);
+            by_name.insert(name.clone(), home.datastore(name, patience)?);
         }
-        Ok(Self { by_name: Arc::new(RwLock::new(by_name)), submissions: Arc::default() })
+        let (by_name, submissions) = (Arc::new(RwLock::new(by_name)), Arc::default());
+        Ok(Self { by_name, patience, submissions })
     }
 
     /// The datastore with that name.
@@ -476,7 +482,7 @@ impl Datastores {
             // What is under way goes on with the credentials that it began with.
             source => {
                 let cloud = Cloud::new(name.clone(), source.clone(), unlock);
-                Backend::Cloud(cloud, Arc::new(record))
+                Backend::Cloud(cloud.lasting(self.patience), Arc::new(record))
             }
         };
         let mut known = self.by_name.write().unwrap_or_else(PoisonError::into_inner);

@@ -8,6 +8,7 @@ use atelier_core::layout::BLOB_STORE;
 use atelier_core::time::Timestamp;
 use proptest::prelude::*;
 
+use super::cloud::tests::Server;
 use super::*;
 
 fn path(text: &str) -> ObjectPath {
@@ -298,10 +299,8 @@ fn parent(children: &[atelier_core::content::Digest]) -> (atelier_core::content:
     (object.digest, object.bytes.into())
 }
 
-#[tokio::test]
-async fn content_is_stored_once_and_children_first() {
-    let world = World::new();
-    let content = ContentStore::new(&world.stores).unwrap();
+/// `fresh` is the same, opened by another daemon.
+async fn is_stored_once_and_children_first(content: &ContentStore, fresh: &ContentStore) {
     let (a, b) = (object(b"a"), object(b"b"));
     let both = parent(&[a.0, b.0]);
     let wanted = vec![both.0, a.0, b.0];
@@ -317,7 +316,6 @@ async fn content_is_stored_once_and_children_first() {
     let junk = (atelier_core::content::Digest::of(&junk), junk);
     assert!(content.upload().add(vec![junk]).await.is_err());
     assert_eq!(content.missing(wanted.clone()).await.unwrap(), wanted);
-    assert_eq!(world.staged(), 0);
 
     let upload = content.upload().add(vec![a.clone(), b.clone(), a.clone()]).await.unwrap();
     let upload = upload.add(vec![both.clone()]).await.unwrap();
@@ -327,14 +325,42 @@ async fn content_is_stored_once_and_children_first() {
     let again = content.upload().add(vec![a.clone(), both.clone()]).await.unwrap();
     assert_eq!(again.finish().await.unwrap(), 0);
 
-    // Another daemon finds it on disk.
-    let fresh = ContentStore::new(&Datastores::open_folders(world.folder.path()).unwrap()).unwrap();
     assert_eq!(fresh.missing(wanted.clone()).await.unwrap(), []);
     let read = fresh.read(wanted.clone(), usize::MAX).await.unwrap();
     assert_eq!(read, [both.clone(), a.clone(), b.clone()]);
     assert_eq!(fresh.read(wanted, 1).await.unwrap(), [both]);
-    let digest = a.0.to_string();
+}
+
+#[tokio::test]
+async fn content_is_stored_once_and_children_first() {
+    let world = World::new();
+    let content = ContentStore::new(&world.stores).unwrap();
+    let fresh = ContentStore::new(&Datastores::open_folders(world.folder.path()).unwrap()).unwrap();
+    is_stored_once_and_children_first(&content, &fresh).await;
+    assert_eq!(world.staged(), 0);
+    let digest = object(b"a").0.to_string();
     assert!(world.on_disk().join(format!("azureml/content/{}/{digest}", &digest[..2])).is_file());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn s3_content_is_stored_once_and_children_first() {
+    let server = Server::start();
+    let (source, unlock) = server.place(Some("team"));
+    let home = Home::Cloud(source, unlock);
+    let open = || Datastores::open(&home, std::time::Duration::from_secs(5)).unwrap();
+    let content = ContentStore::new(&open()).unwrap();
+    is_stored_once_and_children_first(&content, &ContentStore::new(&open()).unwrap()).await;
+    // Damaged, it is found and can be stored again.
+    let (digest, bytes) = object(b"a");
+    let (name, blobs) = (digest.to_string(), open().get("workspaceblobstore").unwrap());
+    let at = ObjectPath::new(&format!("azureml/content/{}/{name}", &name[..2])).unwrap();
+    blobs.put(&at, Bytes::from_static(b"\x01other")).await.unwrap();
+    let error = content.read(vec![digest], 1).await.unwrap_err();
+    assert!(error.to_string().contains("damaged"), "{error}");
+    assert_eq!(content.missing(vec![digest]).await.unwrap(), [digest]);
+    let upload = content.upload().add(vec![(digest, bytes.clone())]).await.unwrap();
+    upload.finish().await.unwrap();
+    assert_eq!(content.read(vec![digest], 1).await.unwrap(), [(digest, bytes)]);
 }
 
 #[tokio::test]

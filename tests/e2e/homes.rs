@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use atelier_proto::job::v1::JobStatus;
 
-use crate::harness::{Agent, Azure, Cluster, Process, S3, Settings, http, processes_with};
+use crate::harness::{Agent, Azure, Cluster, Process, S3, Settings, http, processes_with, until};
 use crate::secrets::with;
 
 /// The secret half of the keys for S3.
@@ -251,4 +251,40 @@ fn another_folder_holds_a_workspace_and_is_shared_with_its_node() {
     cluster.daemon(Process::stop);
     fs::rename(&own, cluster.path().join("away")).unwrap();
     refused(&cluster, &["elsewhere", "no folder"]);
+}
+
+/// A store that stays away is told of, soon, to whoever asks; what comes back goes on.
+#[test]
+fn azure_that_stays_away_is_told_of() {
+    let mut store = Azure::start(KEY);
+    let cluster = Cluster::empty();
+    let yaml = azure(&store, "azure_blob", "container_name");
+    let file = place(&cluster, "storage.yml", &yaml);
+    stored_at(&cluster, Some(&file));
+    cluster.settings.borrow_mut().serve.extend(["--store-patience", "1"].map(str::to_owned));
+    cluster.start_daemon();
+    cluster.start_agent(&Agent::new("local"));
+    let kept = cluster.shell("echo kept");
+    cluster.completed(&kept);
+    let job = cluster.shell(
+        "echo begun; until [ -e go ]; do sleep 0.1; done; mkdir -p outputs; echo made > outputs/a.txt",
+    );
+    let following = cluster.atelier(["job", "stream", &job, "-q"]).spawn();
+    following.prints("begun");
+    store.go_away();
+    // A log that is stored cannot be read, one that is being written can.
+    let begun = std::time::Instant::now();
+    cluster.atelier(["job", "stream", &kept, "-q"]).run().says(&["cannot read", "just now"]);
+    let refused = cluster.atelier(["datastore", "test", "workspaceblobstore", "-o", "json"]);
+    assert!(refused.fails(1).stdout().contains("just now"));
+    assert!(begun.elapsed().as_secs() < 60, "{:?}", begun.elapsed());
+    cluster.atelier(["job", "exec", &job, "--", "touch", "go"]).ok();
+    until("what the job made meets with nobody", || {
+        cluster.daemon(|daemon| daemon.said("a store is away")).then_some(())
+    });
+    store.come_back(KEY);
+    let ended = cluster.ended(&job);
+    assert_eq!(ended.status(), JobStatus::Completed, "{ended:?}");
+    assert_eq!(cluster.log(&job), b"begun\n");
+    assert_eq!(cluster.log(&kept), b"kept\n");
 }

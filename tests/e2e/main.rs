@@ -43,6 +43,7 @@ mod isolation;
 mod job_secrets;
 mod jobs;
 mod layers;
+mod listings;
 mod local;
 mod locality;
 mod mounts;

@@ -276,7 +276,8 @@ impl Session {
         let probe = &welcome.shared_probe_path;
         let is_here = !probe.is_empty()
             && std::fs::read(probe).is_ok_and(|read| read == welcome.shared_probe_value.as_bytes());
-        let shared = is_here && !self.args.no_shared_store;
+        let has_files = is_here && !welcome.storage_is_elsewhere;
+        let shared = has_files && !self.args.no_shared_store;
         // On another machine there is no such folder, or it is not the daemon's.
         let here = |paths: &[String]| -> Vec<PathBuf> {
             let paths = paths.iter().map(PathBuf::from);

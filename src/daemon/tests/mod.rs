@@ -41,6 +41,7 @@ impl Workspace {
             curated_environments: None,
             sizes: None,
             storage: None,
+            store_patience: 60,
             vault_key: None,
             vault_old_key: vec![],
             log_limit: 1 << 20,

@@ -7,10 +7,13 @@ use atelier_core::datastore::{AzureStorage, Credentials, Proof, ServicePrincipal
 use http::HeaderValue;
 use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::azure::{AzureConfigKey, MicrosoftAzure, MicrosoftAzureBuilder};
+use object_store::client::{HttpClient, HttpConnector};
 use object_store::gcp::{GoogleCloudStorage, GoogleCloudStorageBuilder, GoogleConfigKey};
 use object_store::http::{HttpBuilder, HttpStore};
 use object_store::list::PaginatedListStore;
 use object_store::{BackoffConfig, ClientOptions, ObjectStore, RetryConfig};
+use reqwest::Url;
+use reqwest::redirect::Policy;
 
 /// How long a store may take to accept a connection.
 const CONNECT: Duration = Duration::from_secs(10);
@@ -19,16 +22,20 @@ const STILL: Duration = Duration::from_secs(90);
 /// The longest pause between two tries.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
+const USER_AGENT: &str = concat!("atelier/", env!("CARGO_PKG_VERSION"));
+
 /// How often a request is tried again when the store is away, asks for less, or fails.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Retries {
-    most: usize,
+    pub(super) most: usize,
     /// After which none is begun.
-    within: Duration,
+    pub(super) within: Duration,
 }
 
+/// For how long requests for jobs' data are tried again, unless an admin says otherwise.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// For jobs' data.
-pub(super) const PATIENT: Retries = Retries { most: 10, within: Duration::from_secs(60) };
+pub(super) const PATIENT: Retries = Retries { most: 10, within: PATIENCE };
 /// For somebody who waits for an answer.
 pub(super) const HASTY: Retries = Retries { most: 2, within: Duration::from_secs(10) };
 
@@ -88,6 +95,7 @@ impl Client {
             Source::Http { url } => HttpBuilder::new()
                 .with_url(url.clone())
                 .with_client_options(options(url))
+                .with_http_connector(SameServer { may_be_plain: url.starts_with("http://") })
                 .with_retry(retries.config())
                 .build()
                 .map(Self::Http),
@@ -143,7 +151,49 @@ fn options(url: &str) -> ClientOptions {
         .with_timeout_disabled()
         .with_read_timeout(STILL)
         .with_allow_http(url.starts_with("http://"))
-        .with_user_agent(HeaderValue::from_static(concat!("atelier/", env!("CARGO_PKG_VERSION"))))
+        .with_user_agent(HeaderValue::from_static(USER_AGENT))
+}
+
+/// Follows a web server's directions to places of its own only. Where else it leads is not what an admin has named,
+/// and the daemon may reach what others may not.
+#[derive(Debug)]
+struct SameServer {
+    may_be_plain: bool,
+}
+
+/// Directions that are followed, one after the other.
+const MOST_DIRECTIONS: usize = 10;
+
+impl HttpConnector for SameServer {
+    fn connect(&self, _options: &ClientOptions) -> object_store::Result<HttpClient> {
+        let policy = Policy::custom(|direction| {
+            let before = direction.previous().last();
+            let is_same = before.is_some_and(|before| is_same_server(before, direction.url()));
+            match is_same && direction.previous().len() <= MOST_DIRECTIONS {
+                true => direction.follow(),
+                false => direction.stop(),
+            }
+        });
+        let client = reqwest::Client::builder()
+            .redirect(policy)
+            .connect_timeout(CONNECT)
+            .read_timeout(STILL)
+            .https_only(!self.may_be_plain)
+            .http1_only()
+            .user_agent(USER_AGENT)
+            .build();
+        let failed =
+            |error| object_store::Error::Generic { store: "HTTP", source: Box::new(error) };
+        client.map(HttpClient::new).map_err(failed)
+    }
+}
+
+/// Whether one address is of the same server as the other, which may also be its encrypted port.
+fn is_same_server(from: &Url, to: &Url) -> bool {
+    let port = |url: &Url| url.port_or_known_default();
+    let is_upgrade = (port(from), port(to)) == (Some(80), Some(443)) && to.scheme() == "https";
+    let is_kept = from.scheme() == to.scheme() && port(from) == port(to);
+    from.host_str() == to.host_str() && (is_kept || is_upgrade)
 }
 
 /// Variables of the daemon's that are set, of these.
@@ -292,6 +342,22 @@ mod tests {
             assert_eq!((found.0.as_deref(), found.1), expected, "{endpoint:?}");
         }
         assert_eq!(s3_address("a.b", None, false), (None, false));
+    }
+
+    #[test]
+    fn a_web_server_leads_to_itself_only() {
+        for (from, to, expected) in [
+            ("http://a.example/x", "http://a.example/y/z", true),
+            ("http://a.example/x", "https://a.example/x", true),
+            ("https://a.example/x", "http://a.example/x", false),
+            ("http://a.example/x", "http://a.example:8080/x", false),
+            ("http://a.example:8080/x", "https://a.example/x", false),
+            ("https://a.example/x", "https://b.example/x", false),
+            ("https://a.example/x", "https://169.254.169.254/x", false),
+        ] {
+            let (from, to) = (Url::parse(from).unwrap(), Url::parse(to).unwrap());
+            assert_eq!(is_same_server(&from, &to), expected, "{from} {to}");
+        }
     }
 
     #[test]

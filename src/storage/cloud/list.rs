@@ -1,7 +1,5 @@
 //! Listing a store's keys in the order of whole paths.
 
-use std::collections::BTreeMap;
-
 use atelier_core::datastore::Source;
 use futures::{StreamExt as _, TryStreamExt as _};
 use object_store::list::PaginatedListOptions;
@@ -12,11 +10,11 @@ use super::{Cloud, meta_of};
 use crate::storage::{Error, Listed, Meta, ObjectPath, Page};
 
 /// Objects that are looked at at once.
-const LOOKS: usize = 8;
+pub(super) const LOOKS: usize = 8;
 
 impl Cloud {
     /// Whether the store gives keys in the order of their bytes, and begins after any of them.
-    fn is_ordered(&self) -> bool {
+    pub(in crate::storage) fn is_ordered(&self) -> bool {
         match &self.inner.source {
             // Folders of a data lake come in an order of their own, and other servers than Azure begin
             // from the start.
@@ -32,18 +30,11 @@ impl Cloud {
         after: &str,
         limit: usize,
     ) -> Result<Page, Error> {
-        let mut found = match folder {
-            Some(folder) if after < folder.as_str() => match self.head(folder).await {
-                Ok(meta) => vec![(folder.clone(), meta)],
-                Err(Error::NotFound(_)) => vec![],
-                Err(error) => return Err(error),
-            },
-            _ => vec![],
-        };
+        let mut found: Vec<_> = self.object_at(folder, after).await?.into_iter().collect();
         let wanted = (limit + 1).saturating_sub(found.len());
         found.extend(match self.is_ordered() {
             true => self.first_ordered(folder, after, wanted).await?,
-            false => self.first_of_all(folder, after, wanted).await?,
+            false => self.first_walked(folder, after, wanted).await?,
         });
         let is_more = found.len() > limit;
         found.truncate(limit);
@@ -51,8 +42,26 @@ impl Cloud {
         Ok(Page { objects: self.without_markers(found).await?, next })
     }
 
+    /// The object that has the path of `folder` itself, if that comes after `after`.
+    pub(super) async fn object_at(
+        &self,
+        folder: Option<&ObjectPath>,
+        after: &str,
+    ) -> Result<Option<(ObjectPath, Meta)>, Error> {
+        let Some(folder) = folder.filter(|folder| after < folder.as_str()) else { return Ok(None) };
+        match self.head(folder).await {
+            // A hierarchical account answers so for a folder, too.
+            Ok(meta) if meta.size == 0 && self.is_lake() && self.has_more(folder).await? => {
+                Ok(None)
+            }
+            Ok(meta) => Ok(Some((folder.clone(), meta))),
+            Err(Error::NotFound(_)) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// The key that all others start with, before a `/`.
-    fn root(&self, folder: Option<&ObjectPath>) -> Result<Option<Path>, Error> {
+    pub(super) fn root(&self, folder: Option<&ObjectPath>) -> Result<Option<Path>, Error> {
         match (folder, self.prefix()) {
             (Some(folder), _) => self.key(folder).map(Some),
             // Checked when the datastore was made.
@@ -87,36 +96,11 @@ impl Cloud {
         Ok(found)
     }
 
-    /// The same of a store that has an order of its own: by going through all of it.
-    async fn first_of_all(
-        &self,
-        folder: Option<&ObjectPath>,
-        after: &str,
-        wanted: usize,
-    ) -> Result<Vec<(ObjectPath, Meta)>, Error> {
-        let (store, root) = (self.store().await?, self.root(folder)?);
-        let mut keys = store.list(root.as_ref());
-        let mut first: BTreeMap<ObjectPath, Meta> = BTreeMap::new();
-        while let Some(object) = keys.next().await {
-            let object = object.map_err(|error| self.problem("list", shown(folder), error))?;
-            let Some(path) = self.path(&object.location)? else { continue };
-            if path.as_str() > after && Some(&path) != folder {
-                let meta = meta_of(&object);
-                let known = first.entry(path).or_insert_with(|| meta.clone());
-                // The mark of a folder may have the same path.
-                if known.size == 0 {
-                    *known = meta;
-                }
-            }
-            if first.len() > wanted {
-                first.pop_last();
-            }
-        }
-        Ok(first.into_iter().collect())
-    }
-
     /// Leaves out the marks of folders that some programs write: an empty object whose key ends with a `/`.
-    async fn without_markers(&self, found: Vec<(ObjectPath, Meta)>) -> Result<Vec<Listed>, Error> {
+    pub(super) async fn without_markers(
+        &self,
+        found: Vec<(ObjectPath, Meta)>,
+    ) -> Result<Vec<Listed>, Error> {
         let looked = futures::stream::iter(found).map(|(path, meta)| async {
             if meta.size > 0 {
                 return Ok(Some(Listed { path, meta }));

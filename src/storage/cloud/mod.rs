@@ -8,15 +8,16 @@ mod client;
 mod copy;
 mod list;
 mod problem;
+mod read;
 mod signed;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 mod upload;
+mod walk;
 
 use std::fmt;
-use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use atelier_core::datastore::{Credentials, Source};
 use atelier_core::id::DatastoreName;
@@ -24,21 +25,19 @@ use atelier_core::time::Timestamp;
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _, TryStreamExt as _};
 use object_store::path::Path;
-use object_store::{GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt as _};
+use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt as _};
 use tokio::sync::OnceCell;
 
 use self::client::Client;
+pub(crate) use self::client::PATIENCE;
 use self::problem::Told;
+pub(super) use self::read::OpenObject;
 use super::folder::blocking;
 use super::{Error, Meta, ObjectPath, Page, Still};
 
 /// Opens a datastore's credentials, each time it is called.
 pub type Unlock = Arc<dyn Fn() -> Result<Credentials, String> + Send + Sync>;
 
-/// What one request reads: retries begin anew with each, and none lasts for ever.
-const WINDOW: u64 = 32 << 20;
-/// The pieces that readers are given.
-const PIECE: usize = 256 << 10;
 /// The longest key, in bytes, of all that are served.
 const MAX_KEY: usize = 1024;
 
@@ -109,6 +108,15 @@ impl Cloud {
 
     /// The same, for somebody who waits for an answer.
     pub(super) fn hasty(&self) -> Self {
+        self.retrying(client::HASTY)
+    }
+
+    /// The same, whose requests are tried again for this long.
+    pub(super) fn lasting(&self, within: Duration) -> Self {
+        self.retrying(client::Retries { within, ..client::PATIENT })
+    }
+
+    fn retrying(&self, retries: client::Retries) -> Self {
         let Inner { name, source, prefix, unlock, other_keys, .. } = &*self.inner;
         let inner = Inner {
             name: name.clone(),
@@ -117,7 +125,7 @@ impl Cloud {
             unlock: unlock.clone(),
             other_keys,
             client: OnceCell::new(),
-            retries: client::HASTY,
+            retries,
             unsigned: Mutex::default(),
         };
         Self { inner: Arc::new(inner) }
@@ -147,8 +155,8 @@ impl Cloud {
                 let unfit = |problem| Error::Unsupported { datastore: datastore(), problem };
                 let signs = signed::can_sign(&credentials);
                 let made = Client::new(&inner.source, credentials, inner.retries);
-                let made = made
-                    .map_err(|why| unfit(format!("{why}; give others {}", inner.other_keys)))?;
+                let made =
+                    made.map_err(|why| unfit(format!("{why}; give others {}", inner.other_keys)))?;
                 Ok((made, signs))
             })
         };
@@ -197,6 +205,11 @@ impl Cloud {
             true => Err(self.unsupported("the files of a web server can only be read")),
             false => Ok(()),
         }
+    }
+
+    /// Whether its folders may be objects of their own.
+    fn is_lake(&self) -> bool {
+        matches!(self.inner.source, Source::AzureDataLakeGen2(_))
     }
 
     fn unsupported(&self, problem: impl Into<String>) -> Error {
@@ -271,6 +284,9 @@ impl Cloud {
     pub(super) async fn delete(&self, path: &ObjectPath) -> Result<(), Error> {
         self.check_writable()?;
         let (store, key) = (self.store().await?, self.key(path)?);
+        if self.is_lake() {
+            return self.delete_tree(&key).await;
+        }
         let failed = |error| self.problem("delete", path.as_str(), error);
         let below = store.list(Some(&key)).map_ok(|meta| meta.location);
         let all = futures::stream::once(std::future::ready(Ok(key))).chain(below);
@@ -297,98 +313,6 @@ impl Cloud {
     pub(super) fn is_read_only(&self) -> bool {
         self.inner.source.is_read_only()
     }
-}
-
-/// An object of a store, opened for reading.
-pub(super) struct OpenObject {
-    cloud: Cloud,
-    path: ObjectPath,
-    meta: ObjectMeta,
-}
-
-impl OpenObject {
-    pub(super) fn meta(&self) -> Meta {
-        meta_of(&self.meta)
-    }
-
-    /// The bytes of `range`, all of one version: once another object has its place, an error.
-    pub(super) fn stream(self, range: Range<u64>) -> impl Stream<Item = Result<Bytes, Error>> {
-        let object = Arc::new(self);
-        let windows = futures::stream::try_unfold(range, move |left| {
-            let object = object.clone();
-            async move {
-                if left.is_empty() {
-                    return Ok(None);
-                }
-                let (bytes, until) = object.window(left.clone()).await?;
-                Ok::<_, Error>(Some((bytes, until..left.end)))
-            }
-        });
-        windows.try_flatten()
-    }
-
-    /// The first bytes of what is left, and until where they go.
-    async fn window(
-        &self,
-        left: Range<u64>,
-    ) -> Result<(impl Stream<Item = Result<Bytes, Error>> + use<>, u64), Error> {
-        let (store, key) = (self.cloud.store().await?, self.cloud.key(&self.path)?);
-        let (cloud, path) = (self.cloud.clone(), self.path.clone());
-        let window = left.start..left.end.min(left.start + WINDOW);
-        let failed = move |error| cloud.problem("read", path.as_str(), error);
-        let mut options = self.same_version();
-        options.range = Some(GetRange::Bounded(window.clone()));
-        let (got, skip, until) = match store.get_opts(&key, options).await {
-            // A web server need not know ranges. Then all that is wanted comes with one answer.
-            Err(object_store::Error::NotSupported { .. }) => {
-                let whole = store.get_opts(&key, self.same_version()).await;
-                (whole.map_err(&failed)?, left.start, left.end)
-            }
-            got => (got.map_err(&failed)?, 0, window.end),
-        };
-        if got.meta.size != self.meta.size {
-            return Err(Error::Changed(self.path.to_string()));
-        }
-        let bytes = got.into_stream().map_err(failed);
-        Ok((cut(bytes, skip, until - left.start, self.path.clone()), until))
-    }
-
-    /// What only the version that was looked at fulfils.
-    fn same_version(&self) -> GetOptions {
-        let strong = self.meta.e_tag.clone().filter(|tag| !tag.starts_with("W/"));
-        let dated = strong.is_none().then_some(self.meta.last_modified);
-        GetOptions { if_match: strong, if_unmodified_since: dated, ..GetOptions::default() }
-    }
-}
-
-/// Exactly `wanted` bytes after the first `skip`, in pieces that are not too large.
-fn cut(
-    bytes: impl Stream<Item = Result<Bytes, Error>> + Send + 'static,
-    skip: u64,
-    wanted: u64,
-    path: ObjectPath,
-) -> impl Stream<Item = Result<Bytes, Error>> {
-    let state = (bytes.boxed(), Bytes::new(), skip, wanted);
-    futures::stream::try_unfold(state, move |(mut bytes, mut rest, mut skip, wanted)| {
-        let path = path.clone();
-        async move {
-            if wanted == 0 {
-                return Ok(None);
-            }
-            while rest.is_empty() {
-                let Some(piece) = bytes.try_next().await? else {
-                    return Err(Error::Changed(path.to_string()));
-                };
-                rest = piece;
-                let passed = rest.len().min(usize::try_from(skip).unwrap_or(usize::MAX));
-                skip -= passed as u64;
-                let _ = rest.split_to(passed);
-            }
-            let length = rest.len().min(PIECE).min(usize::try_from(wanted).unwrap_or(usize::MAX));
-            let piece = rest.split_to(length);
-            Ok(Some((piece, (bytes, rest, skip, wanted - length as u64))))
-        }
-    })
 }
 
 /// What all keys start with, as its author wrote it.

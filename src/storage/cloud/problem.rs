@@ -84,6 +84,12 @@ impl Cloud {
             let problem = format!("the web server wants to know who asks ({})", told.short());
             return Error::Denied { datastore, operation, problem };
         }
+        if self.is_read_only() && matches!(told.status, Some(300..=399)) {
+            return self.unsupported(format!(
+                "the web server says that '{path}' is at another server, where the daemon does not follow; make a \
+                 datastore of that one"
+            ));
+        }
         if told.is_unknown() {
             let problem = format!(
                 "the store does not accept the credentials ({}): they may be wrong or have expired; give others {}",

@@ -2,22 +2,24 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
+use std::ops::Range;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use atelier_core::datastore::Secret;
 
+use super::read::WINDOW;
 use super::*;
 use crate::storage::Page;
 
 /// A server with a bucket. Dropping it ends it.
-struct Server {
+pub(in crate::storage) struct Server {
     process: Child,
     address: String,
 }
 
 impl Server {
-    fn start() -> Self {
+    pub(in crate::storage) fn start() -> Self {
         let Ok(program) = std::env::var("ATELIER_TEST_MOTO") else {
             panic!("ATELIER_TEST_MOTO is to name a program; see tests/scripts/prepare")
         };
@@ -47,6 +49,12 @@ impl Server {
     }
 
     fn store(&self, prefix: Option<&str>) -> Cloud {
+        let (source, unlock) = self.place(prefix);
+        Cloud::new("data".parse().unwrap(), source, unlock)
+    }
+
+    /// A place there, and what opens it.
+    pub(in crate::storage) fn place(&self, prefix: Option<&str>) -> (Source, Unlock) {
         let source = Source::S3 {
             bucket: "bucket".to_owned(),
             endpoint: Some(format!("http://{}", self.address)),
@@ -61,7 +69,7 @@ impl Server {
                 session_token: None,
             })
         });
-        Cloud::new("data".parse().unwrap(), source, unlock)
+        (source, unlock)
     }
 }
 
@@ -183,4 +191,78 @@ async fn s3_listings_are_pages_in_order_and_folders_are_deleted() {
     assert_eq!(paths(&store.list(None, "", 100).await.unwrap()), ["f-1", "f0"]);
     let others = server.store(Some("team/ab"));
     assert_eq!(paths(&others.list(None, "", 100).await.unwrap()), ["x"]);
+}
+
+/// As stores that have an order of their own are listed; a request has three names here.
+#[tokio::test(flavor = "multi_thread")]
+async fn s3_walked_folder_by_folder_lists_the_same() {
+    let server = Server::start();
+    let store = server.store(Some("team/a"));
+    let last = format!("d/{}", char::MAX);
+    let mut all = vec!["a", "a-b", "a.b/x", "b/c/d/e", "b/c/d/f", "b/c/g", "b/c.d", "b0", &*last];
+    let many: Vec<String> = (0..12).map(|n| format!("c/{:02}/{}", n / 2, n % 2)).collect();
+    all.extend(many.iter().map(String::as_str));
+    for at in &all {
+        put(&store, at, b"x").await;
+    }
+    for mark in ["b/", "e/", "e/f/", "c/03/"] {
+        assert!(server.put(&format!("/bucket/team/a/{mark}"), "").unwrap().contains(" 200 "));
+    }
+    all.sort_unstable();
+    for (folder, limit) in [None, Some("b"), Some("c"), Some("a"), Some("none")]
+        .into_iter()
+        .flat_map(|folder| (2..6).map(move |limit| (folder, limit)))
+    {
+        let folder = folder.map(path);
+        let (mut found, mut after) = (Vec::new(), String::new());
+        loop {
+            let page = store.first_walked(folder.as_ref(), &after, limit).await.unwrap();
+            let page = store.without_markers(page).await.unwrap();
+            let Some(end) = page.last() else { break };
+            after = end.path.to_string();
+            found.extend(page.into_iter().map(|listed| listed.path.to_string()));
+        }
+        let below = folder.map_or_else(String::new, |folder| format!("{folder}/"));
+        let expected = all.iter().copied().filter(|path| path.starts_with(&below));
+        assert_eq!(found, expected.collect::<Vec<_>>(), "{below} by {limit}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn s3_a_level_is_one_folder_and_its_page_is_bounded() {
+    let server = Server::start();
+    let store = server.store(None);
+    for at in ["a.b/x", "a/no", "b-c", "b/1", "b/many/1/2", "b0", "c/d/e", "c/h", "f"] {
+        put(&store, at, b"x").await;
+    }
+    for number in 0..8 {
+        put(&store, &format!("b/many/{number}"), b"x").await;
+    }
+    let whole = async |folder: Option<&str>, limit| {
+        let folder = folder.map(path);
+        let (mut names, mut after) = (Vec::new(), String::new());
+        loop {
+            let level = store.level(folder.as_ref(), &after, limit).await.unwrap();
+            assert!(level.folders.len() + level.objects.len() <= limit + 1);
+            names.extend(level.folders.iter().map(|folder| format!("{folder}/")));
+            names.extend(level.objects.iter().map(|object| object.path.to_string()));
+            match level.next {
+                Some(next) => after = next,
+                None => break,
+            }
+        }
+        names.sort_unstable();
+        names
+    };
+    for limit in 1..5 {
+        let top = ["a.b/", "a/", "b-c", "b/", "b0", "c/", "f"];
+        assert_eq!(whole(None, limit).await, top, "by {limit}");
+        assert_eq!(whole(Some("b"), limit).await, ["b/1", "b/many/"]);
+        assert_eq!(whole(Some("b/many"), limit).await.len(), 9);
+        assert_eq!(whole(Some("f"), limit).await, ["f"]);
+        assert_eq!(whole(Some("none"), limit).await, [""; 0]);
+    }
+    // Each folder after what is in it.
+    store.delete_tree(&Path::parse("b").unwrap()).await.unwrap();
+    assert_eq!(whole(None, 9).await, ["a.b/", "a/", "b-c", "b0", "c/", "f"]);
 }

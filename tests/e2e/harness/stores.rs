@@ -244,10 +244,16 @@ impl FaultyWay {
         self.way.lock().unwrap().rules.iter().map(|rule| rule.left).sum()
     }
 
+    /// The first lines of the requests that came, in their order, that have all these words.
+    pub(crate) fn seen(&self, words: &[&str]) -> Vec<String> {
+        let way = self.way.lock().unwrap();
+        let has_all = |line: &&String| words.iter().all(|word| line.contains(word));
+        way.seen.iter().filter(has_all).cloned().collect()
+    }
+
     /// Whether a request came whose first line has all these words.
     pub(crate) fn saw(&self, words: &[&str]) -> bool {
-        let way = self.way.lock().unwrap();
-        way.seen.iter().any(|line| words.iter().all(|word| line.contains(word)))
+        !self.seen(words).is_empty()
     }
 }
 
@@ -294,6 +300,12 @@ fn carry(client: TcpStream, store: SocketAddr, way: &Mutex<Way>) -> std::io::Res
         requests.read_exact(&mut body)?;
         let first = head.lines().next().unwrap_or_default().to_owned();
         let fault = way.lock().unwrap().fault(&first);
+        if first.contains("comp=batch") {
+            // The requests that are in one.
+            let text = String::from_utf8_lossy(&body);
+            let lines = text.lines().filter(|line| line.starts_with("DELETE "));
+            way.lock().unwrap().seen.extend(lines.map(str::to_owned));
+        }
         let refuse = |answers: &mut TcpStream, status: u16| {
             let body =
                 "<Error><Code>SlowDown</Code><Message>Reduce your request rate</Message></Error>";
