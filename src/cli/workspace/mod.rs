@@ -1,6 +1,7 @@
 //! `atelier workspace`
 
 mod migrate;
+mod retention;
 
 use atelier_proto::workspace::v1::{self as pb, GetWorkspaceRequest};
 use clap::Subcommand;
@@ -9,8 +10,6 @@ use serde_json::{Value, json};
 use super::job::time;
 use super::{Context, Error};
 use crate::client::Client;
-
-mod retention;
 
 #[derive(Subcommand)]
 pub(super) enum Command {
