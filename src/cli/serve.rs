@@ -2,6 +2,7 @@
 
 use super::{Error, Kind};
 use crate::config::ServeArgs;
+use crate::vault::KeySource;
 use crate::{daemon, telemetry};
 
 /// Runs the daemon until a termination signal.
@@ -10,7 +11,12 @@ pub(super) fn run(arguments: ServeArgs) -> Result<(), Error> {
     // SAFETY: Only this thread runs; the runtime starts below.
     let notifier = unsafe { atelier_agent::Notifier::take() };
     let mut arguments = arguments;
-    for source in arguments.vault_key.iter_mut().chain(&mut arguments.vault_old_key) {
+    let keys = arguments.vault_key.iter_mut().chain(&mut arguments.vault_old_key);
+    let texts = keys.filter_map(|source| match source {
+        KeySource::Text(text) => Some(text),
+        KeySource::Transit(_) | KeySource::Nowhere => None,
+    });
+    for source in texts.chain(arguments.transit.sources()) {
         // SAFETY: As above.
         unsafe { source.take() };
     }

@@ -41,7 +41,14 @@ pub(super) async fn run(command: Command, context: &Context) -> Result<(), Error
             });
             let key = (!vault.key.is_empty()).then_some(&vault.key);
             let keys: Vec<Value> = keys.collect();
-            context.output.show(&json!({ "key": key, "source": vault.key_source, "keys": keys }))
+            let problem = (!vault.problem.is_empty()).then_some(&vault.problem);
+            let shown = json!({
+                "key": key,
+                "source": vault.key_source,
+                "problem": problem,
+                "keys": keys,
+            });
+            context.output.show(&shown)
         }
         Command::Rotate { data_keys } => {
             let request = RotateKeysRequest { data_keys };

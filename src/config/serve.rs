@@ -1,14 +1,17 @@
 //! What `atelier serve` takes.
 
 use std::ffi::OsStr;
+use std::marker::PhantomData;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use atelier_core::id::{ComputeName, WorkspaceName};
 use atelier_core::node::LeasePolicy;
 use clap::builder::TypedValueParser;
 use clap::error::ErrorKind;
 
+use super::transit::TransitArgs;
 use crate::vault::KeySource;
 
 /// A node gives a job that outlives its lease no more time than this to end, whatever `--grace` says.
@@ -61,20 +64,23 @@ pub struct ServeArgs {
     #[arg(long, value_name = "FILE")]
     pub sizes: Option<PathBuf>,
     /// Where the key is that the workspace's secrets are sealed with: file:/PATH, credential:NAME (of systemd),
-    /// env:NAME. Never in the data folder
+    /// env:NAME, transit:MOUNT/NAME (of HashiCorp Vault or OpenBao). Never in the data folder
     /// [default: a file of the workspace's own below ~/.config/atelier/vault, made with the first secret]
     #[arg(
         long,
         env = "ATELIER_VAULT_KEY",
         hide_env_values = true,
         value_name = "SOURCE",
-        value_parser = SourceParser
+        value_parser = SourceParser::<KeySource>::default()
     )]
     pub vault_key: Option<KeySource>,
     /// Where a key is that secrets were sealed with before, until `atelier vault rotate`; may be given
     /// several times
-    #[arg(long, value_name = "SOURCE", value_parser = SourceParser)]
+    #[arg(long, value_name = "SOURCE", value_parser = SourceParser::<KeySource>::default())]
     pub vault_old_key: Vec<KeySource>,
+    /// Who has keys that are not written down anywhere
+    #[command(flatten)]
+    pub transit: TransitArgs,
     /// Bytes of standard output kept of each attempt; beyond it the log ends with a marker
     #[arg(long, default_value_t = 256 << 20, value_name = "BYTES")]
     pub log_limit: u64,
@@ -119,19 +125,33 @@ impl ServeArgs {
     }
 }
 
-/// Reads where a key is. What is wrong is not repeated, as usual errors would: it may be the key itself.
-#[derive(Clone)]
-struct SourceParser;
+/// Reads where a key or a token is. What is wrong is not repeated, as usual errors would: it may be the key itself.
+pub(super) struct SourceParser<T>(PhantomData<fn() -> T>);
 
-impl TypedValueParser for SourceParser {
-    type Value = KeySource;
+impl<T> Default for SourceParser<T> {
+    fn default() -> Self {
+        Self(PhantomData)
+    }
+}
+
+impl<T> Clone for SourceParser<T> {
+    fn clone(&self) -> Self {
+        Self::default()
+    }
+}
+
+impl<T> TypedValueParser for SourceParser<T>
+where
+    T: FromStr<Err = String> + Clone + Send + Sync + 'static,
+{
+    type Value = T;
 
     fn parse_ref(
         &self,
         command: &clap::Command,
         argument: Option<&clap::Arg>,
         value: &OsStr,
-    ) -> Result<KeySource, clap::Error> {
+    ) -> Result<T, clap::Error> {
         let parsed = value.to_str().ok_or_else(|| "is not UTF-8".to_owned()).and_then(str::parse);
         parsed.map_err(|problem: String| {
             let option = argument.map(ToString::to_string).unwrap_or_default();

@@ -131,7 +131,7 @@ impl DatastoreChanges {
         let name = draft.name.to_string();
         let given = credentials.unwrap_or(Credentials::None);
         match draft.register(known)? {
-            Registration::Known if self.has(&name, &given)? => {}
+            Registration::Known if self.has(&name, &given).await? => {}
             Registration::Known => return Err(Refusal::Taken(draft.name).into()),
             Registration::New => {
                 let record = DatastoreRecord {
@@ -171,7 +171,7 @@ impl DatastoreChanges {
     }
 
     /// Whether a datastore has these credentials.
-    fn has(&self, name: &str, given: &Credentials) -> Result<bool, Error> {
+    async fn has(&self, name: &str, given: &Credentials) -> Result<bool, Error> {
         let record = self.made(name)?;
         Ok(match record.credentials {
             KeptCredentials::None => *given == Credentials::None,
@@ -179,7 +179,7 @@ impl DatastoreChanges {
             KeptCredentials::Sealed { kind, version } => {
                 given.sealed_kind() == Some(kind) && {
                     let name = SealedName::Datastore(record.datastore.name);
-                    self.vault.open_version(&name, version)? == sealable(given)
+                    self.vault.open_version(&name, version).await? == sealable(given)
                 }
             }
         })
@@ -280,21 +280,22 @@ impl DatastoreChanges {
     ) -> Result<(), Error> {
         let kind = given.as_ref().and_then(Credentials::sealed_kind);
         let to_seal = match (&given, kind) {
-            (Some(given), Some(kind)) => Some((kind, sealable(given), self.vault.sealer()?)),
+            (Some(given), Some(kind)) => {
+                let name = SealedName::Datastore(record.datastore.name.clone());
+                Some((kind, sealable(given), self.vault.sealer(name).await?))
+            }
             _ => None,
         };
         let kept = self.store.write(move |conn| {
-            let name = SealedName::Datastore(record.datastore.name.clone());
             record.credentials = match (to_seal, &given) {
-                (Some((kind, value, sealer)), _) => {
-                    match sealer.keep(conn, &name, &value, &by, at) {
-                        Ok(version) => KeptCredentials::Sealed { kind, version },
-                        Err(vault::Error::Store(error)) => return Err(error),
-                        Err(error) => return Ok(Err(error)),
-                    }
-                }
+                (Some((kind, value, sealer)), _) => match sealer.keep(conn, &value, &by, at) {
+                    Ok(version) => KeptCredentials::Sealed { kind, version },
+                    Err(vault::Error::Store(error)) => return Err(error),
+                    Err(error) => return Ok(Err(error)),
+                },
                 (None, None) => record.credentials,
                 (None, Some(open)) => {
+                    let name = SealedName::Datastore(record.datastore.name.clone());
                     secrets::forget(conn, &name, None, &by, at)?;
                     match open {
                         Credentials::Anonymous => KeptCredentials::Anonymous,
@@ -317,8 +318,10 @@ impl DatastoreChanges {
             KeptCredentials::None => Arc::new(|| Ok(Credentials::None)),
             KeptCredentials::Anonymous => Arc::new(|| Ok(Credentials::Anonymous)),
             KeptCredentials::Sealed { version, .. } => Arc::new(move || {
-                let opened =
-                    vault.open_version(&name, version).map_err(|error| error.to_string())?;
+                // On a thread that may wait.
+                let opened = tokio::runtime::Handle::current()
+                    .block_on(vault.open_version(&name, version))
+                    .map_err(|error| error.to_string())?;
                 let sent = pb::DatastoreCredentials::decode(opened.as_slice());
                 let read = sent.ok().and_then(|sent| Credentials::try_from(sent).ok());
                 read.ok_or_else(|| {

@@ -233,6 +233,7 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
     storage.settle(&store, &folder).await?;
     let keys = Keys::of(&args, &folder.workspace().id);
     let vault = Vault::open(store.clone(), keys, &folder.workspace().id, folder.path())?;
+    let tended = vault.clone();
     let datastores = Datastores::open(&storage.home, Duration::from_secs(args.store_patience))?;
     let content = ContentStore::new(&datastores)?;
     let curated = Arc::new(curated_table(args.curated_environments.as_ref())?);
@@ -383,6 +384,7 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
     let sealer = tokio::spawn(async move { tracking.run_sealer().await });
     let dropper = tokio::spawn(uncommitted.run(over));
     let remover = tokio::spawn(async move { retention.run().await });
+    let tender = tokio::spawn(async move { tended.tend().await });
     let ended = tokio::spawn(run(
         listeners,
         routes,
@@ -391,7 +393,7 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
         handle.clone(),
         Ending {
             folder,
-            patrols: [sealer, collector, dropper, remover],
+            patrols: vec![sealer, collector, dropper, remover, tender],
             providers,
             store: database,
         },
@@ -403,7 +405,7 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
 struct Ending {
     folder: Arc<Folder>,
     /// Those that may be stopped at any point.
-    patrols: [tokio::task::JoinHandle<()>; 4],
+    patrols: Vec<tokio::task::JoinHandle<()>>,
     providers: Providers,
     store: Arc<SqliteStore>,
 }

@@ -47,9 +47,17 @@ fn code_of_vault(error: &vault::Error) -> Code {
             SecretRefusal::Empty(_) | SecretRefusal::TooLarge { .. } => Code::InvalidArgument,
             SecretRefusal::NoVersionLeft(_) => Code::FailedPrecondition,
         },
-        vault::Error::Key(_) | vault::Error::Missing { .. } | vault::Error::WrongKey { .. } => {
-            Code::FailedPrecondition
+        vault::Error::Transit(error) | vault::Error::NotOpened { error, .. } => {
+            if error.passes() {
+                Code::Unavailable
+            } else {
+                Code::FailedPrecondition
+            }
         }
+        vault::Error::Key(_)
+        | vault::Error::NoTransit(_)
+        | vault::Error::Missing { .. }
+        | vault::Error::WrongKey { .. } => Code::FailedPrecondition,
         vault::Error::Damaged { .. } | vault::Error::Random | vault::Error::Cipher => {
             Code::Internal
         }

@@ -128,8 +128,7 @@ impl pb::vault_service_server::VaultService for Service {
         &self,
         _request: Request<pb::GetVaultRequest>,
     ) -> Result<Response<pb::Vault>, Status> {
-        let vault = self.0.vault.clone();
-        let status = blocking(move || vault.status()).await?.map_err(told)?;
+        let status = self.0.vault.status().await.map_err(told)?;
         let keys = status.keys.into_iter().map(|of| pb::KeyUse {
             key: of.key.to_string(),
             versions: of.versions,
@@ -139,6 +138,7 @@ impl pb::vault_service_server::VaultService for Service {
             key: status.key.map(|key| key.to_string()).unwrap_or_default(),
             key_source: status.source,
             keys: keys.collect(),
+            problem: status.problem.unwrap_or_default(),
         }))
     }
 
@@ -149,8 +149,7 @@ impl pb::vault_service_server::VaultService for Service {
         let by = caller(&request)?.principal;
         let data_keys = request.into_inner().data_keys;
         let vault = &self.0.vault;
-        let versions = vault.rotate(data_keys, self.0.clock.wall()).await.map_err(told)?;
-        let key = vault.status().map_err(told)?.key;
+        let (key, versions) = vault.rotate(data_keys, self.0.clock.wall()).await.map_err(told)?;
         let key = key.map(|key| key.to_string()).unwrap_or_default();
         tracing::info!(%key, versions, data_keys, %by, "the vault's keys are rotated");
         Ok(Response::new(pb::RotateKeysResponse { key, versions }))

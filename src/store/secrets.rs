@@ -248,18 +248,27 @@ pub fn older(
     .map_err(sql)
 }
 
-/// Puts a version that was sealed anew in the place of itself; `at`: with a data key made then.
-pub fn reseal(conn: &Connection, row: &SealedRow, at: Option<Timestamp>) -> Result<(), Error> {
+/// Puts a version that was sealed anew in the place of itself, if that is still there with the data key that it
+/// `was` sealed with; `at`: with a data key made then. How many that were: none or one.
+pub fn reseal(
+    conn: &Connection,
+    row: &SealedRow,
+    was: &[u8],
+    at: Option<Timestamp>,
+) -> Result<u64, Error> {
     let Sealed { value, data_key, key } = &row.sealed;
     let at = at.map(Timestamp::as_millis);
+    let mut done = 0;
     let write = || -> rusqlite::Result<()> {
-        conn.prepare_cached(
-            "UPDATE secret_versions
-             SET value = ?2, data_key = ?3, key = ?4, sealed_at = coalesce(?5, sealed_at)
-             WHERE seq = ?1",
-        )?
-        .execute(params![row.seq, value, data_key, key.as_str(), at])?;
+        done = conn
+            .prepare_cached(
+                "UPDATE secret_versions
+                 SET value = ?2, data_key = ?3, key = ?4, sealed_at = coalesce(?5, sealed_at)
+                 WHERE seq = ?1 AND data_key = ?6",
+            )?
+            .execute(params![row.seq, value, data_key, key.as_str(), at, was])?;
         Ok(())
     };
-    wiping(conn, write).map_err(|error| Error::sqlite("seal a secret anew", error))
+    wiping(conn, write).map_err(|error| Error::sqlite("seal a secret anew", error))?;
+    Ok(done as u64)
 }

@@ -39,55 +39,71 @@ pub struct Sealed {
     pub key: KeyId,
 }
 
-/// Seals a value under a new data key.
-pub(super) fn seal(place: Place<'_>, value: &[u8], key: &Key) -> Result<Sealed, Error> {
-    let mut data_key = Zeroizing::new([0; KEY_LEN]);
-    getrandom::fill(&mut *data_key).map_err(|_| Error::Random)?;
-    Ok(Sealed {
-        value: seal_one(&data_key, &place.of_value(), value)?,
-        data_key: seal_one(key.bytes(), &place.of_key(key.id()), &*data_key)?,
-        key: key.id().clone(),
-    })
+/// What a value is sealed with, and how it is kept: sealed itself.
+pub(super) struct DataKey {
+    pub(super) plain: Plain,
+    pub(super) kept: Vec<u8>,
+    /// With which key encryption key.
+    pub(super) key: KeyId,
 }
 
-/// Seals the data key under another key; the value stays as it is.
-pub(super) fn rewrap(
-    place: Place<'_>,
-    sealed: Sealed,
-    old: &Key,
-    new: &Key,
-) -> Result<Sealed, Error> {
-    let data_key = data_key(place, &sealed, old)?;
-    let data_key = seal_one(new.bytes(), &place.of_key(new.id()), &*data_key)?;
-    Ok(Sealed { value: sealed.value, data_key, key: new.id().clone() })
+/// A data key as it seals. It is wiped when it is dropped.
+pub(super) type Plain = Zeroizing<[u8; KEY_LEN]>;
+
+/// A new data key, not kept yet.
+pub(super) fn new_data_key() -> Result<Plain, Error> {
+    let mut plain = Zeroizing::new([0; KEY_LEN]);
+    getrandom::fill(&mut *plain).map_err(|_| Error::Random)?;
+    Ok(plain)
 }
 
-/// The value.
+/// Seals a value under a data key that was made for the place.
+pub(super) fn seal(place: Place<'_>, value: &[u8], data_key: &DataKey) -> Result<Sealed, Error> {
+    let DataKey { plain, kept, key } = data_key;
+    let value = seal_one(plain, &place.of_value(), value)?;
+    Ok(Sealed { value, data_key: kept.clone(), key: key.clone() })
+}
+
+/// The value, by its data key.
 pub(super) fn open(
     place: Place<'_>,
     sealed: &Sealed,
-    key: &Key,
+    data_key: &Plain,
 ) -> Result<Zeroizing<Vec<u8>>, Error> {
-    let data_key = data_key(place, sealed, key)?;
-    open_one(&data_key, &place.of_value(), &sealed.value).ok_or_else(|| place.damaged())
+    open_one(data_key, &place.of_value(), &sealed.value).ok_or_else(|| place.damaged())
 }
 
-fn data_key(
-    place: Place<'_>,
-    sealed: &Sealed,
-    key: &Key,
-) -> Result<Zeroizing<[u8; KEY_LEN]>, Error> {
+/// Seals a data key, for its place, under a key that the daemon has.
+pub(super) fn wrap(place: Place<'_>, plain: Plain, key: &Key) -> Result<DataKey, Error> {
+    let kept = seal_one(key.bytes(), &place.of_key(key.id()), &*plain)?;
+    Ok(DataKey { plain, kept, key: key.id().clone() })
+}
+
+/// The data key of what is sealed.
+pub(super) fn unwrap(place: Place<'_>, sealed: &Sealed, key: &Key) -> Result<Plain, Error> {
     let opened = open_one(key.bytes(), &place.of_key(&sealed.key), &sealed.data_key);
-    let opened = opened.filter(|bytes| bytes.len() == KEY_LEN).ok_or_else(|| place.damaged())?;
-    let mut data_key = Zeroizing::new([0; KEY_LEN]);
-    data_key.copy_from_slice(&opened);
-    Ok(data_key)
+    opened.and_then(|bytes| plain(&bytes)).ok_or_else(|| place.damaged())
+}
+
+/// Bytes as a data key, if they are as many.
+pub(super) fn plain(bytes: &[u8]) -> Option<Plain> {
+    let mut plain = Zeroizing::new([0; KEY_LEN]);
+    if bytes.len() != KEY_LEN {
+        return None;
+    }
+    plain.copy_from_slice(bytes);
+    Some(plain)
 }
 
 impl Place<'_> {
     /// What the value is bound to.
     fn of_value(&self) -> Vec<u8> {
         self.bound("value", &[])
+    }
+
+    /// What the data key is bound to where transit seals it: its key may be restored under another name.
+    pub(super) fn of_transit(&self) -> Vec<u8> {
+        self.bound("data key of transit", &[])
     }
 
     /// What the data key is bound to.

@@ -5,23 +5,23 @@ mod tests;
 
 use std::fmt;
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
-use std::path::{Path, PathBuf};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::Path;
 use std::str::FromStr;
-use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
+use super::source::{self, MAX_TEXT, TextSource, outside};
+use super::transit::KeyName;
+
 /// Bytes of a key.
 pub(super) const KEY_LEN: usize = 32;
-/// More than any key is long as text; the rest of a file is not read.
-const MAX_TEXT: usize = 4096;
 
-/// Tells keys apart without telling anything else of them: made from a key's hash.
+/// Tells keys apart without telling anything else of them: made from a key's hash, or from where transit has it.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub struct KeyId(String);
 
@@ -31,7 +31,18 @@ impl KeyId {
         Self(text.to_owned())
     }
 
-    /// As text: 16 hexadecimal digits.
+    /// The id of a version of transit's key.
+    pub(super) fn of_transit(name: &KeyName, version: u64) -> Self {
+        Self(format!("transit:{name}:v{version}"))
+    }
+
+    /// Whether it is that of a version of transit's key.
+    pub(super) fn is_of_transit(&self, name: &KeyName) -> bool {
+        let rest = self.0.strip_prefix("transit:").and_then(|of| of.strip_prefix(name.as_str()));
+        rest.is_some_and(|rest| rest.starts_with(":v"))
+    }
+
+    /// As text: 16 hexadecimal digits; `transit:MOUNT/NAME:vN` for transit's.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -84,30 +95,13 @@ impl fmt::Debug for Key {
     }
 }
 
-/// Text that holds a key: it is not printed, and wiped when the last of its holders is gone.
-#[derive(Clone)]
-pub struct KeyText(Arc<Zeroizing<Vec<u8>>>);
-
-impl fmt::Debug for KeyText {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("…")
-    }
-}
-
 /// Where a key encryption key is.
 #[derive(Clone, Debug)]
 pub enum KeySource {
-    /// In a file of its owner's, from the root: the key must not depend on where the daemon was started.
-    File(PathBuf),
-    /// In a credential that systemd gives the service.
-    Credential(String),
-    /// In an environment variable, which is emptied before anything else starts.
-    Variable {
-        /// Its name.
-        name: String,
-        /// What it held, once it was taken.
-        text: Option<KeyText>,
-    },
+    /// Written down somewhere; a file may be made by this program.
+    Text(TextSource),
+    /// With a server that seals and opens data keys, and gives the key to nobody.
+    Transit(KeyName),
     /// No place is known, and none was given.
     Nowhere,
 }
@@ -115,9 +109,8 @@ pub enum KeySource {
 impl fmt::Display for KeySource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::File(path) => write!(f, "file:{}", path.display()),
-            Self::Credential(name) => write!(f, "credential:{name}"),
-            Self::Variable { name, .. } => write!(f, "env:{name}"),
+            Self::Text(source) => source.fmt(f),
+            Self::Transit(name) => write!(f, "transit:{name}"),
             Self::Nowhere => f.write_str("(no place is known for it)"),
         }
     }
@@ -126,79 +119,36 @@ impl fmt::Display for KeySource {
 impl FromStr for KeySource {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
-        // What was given may be a key, in the wrong place.
-        let unknown =
-            || "write file:/PATH, credential:NAME or env:NAME, never the key itself".into();
-        let (kind, rest) = text.split_once(':').ok_or_else(unknown)?;
-        let is_word = |extra: &str| {
-            let good = |c: char| c.is_ascii_alphanumeric() || extra.contains(c);
-            !rest.is_empty() && rest.chars().all(good) && !rest.starts_with('.')
-        };
-        match kind {
-            "file" if rest.starts_with('/') => Ok(Self::File(rest.into())),
-            "credential" if is_word("_-.") => Ok(Self::Credential(rest.to_owned())),
-            "env" if is_word("_") => Ok(Self::Variable { name: rest.to_owned(), text: None }),
-            _ => Err(unknown()),
+        if let Some(name) = text.strip_prefix("transit:") {
+            return name.parse().map(Self::Transit);
         }
+        // What was given may be a key, in the wrong place.
+        text.parse().map(Self::Text).map_err(|_: String| {
+            "write file:/PATH, credential:NAME, env:NAME or transit:MOUNT/NAME, never the key itself"
+                .to_owned()
+        })
     }
 }
 
-impl KeySource {
-    /// Takes what an environment variable holds, and empties it where `/proc` shows it. No program that is
-    /// started later has it.
-    ///
-    /// # Safety
-    /// No other thread runs yet: one could read the environment meanwhile.
-    #[allow(
-        clippy::disallowed_methods,
-        reason = "no other thread: what it warns of is its contract"
-    )]
-    pub unsafe fn take(&mut self) {
-        let Self::Variable { name, text } = self else { return };
-        let Ok(terminated) = std::ffi::CString::new(name.as_str()) else { return };
-        // SAFETY: The caller says that there is no other thread; the string is a C string within the
-        // environment, and is not used after its variable is removed.
-        unsafe {
-            let value = libc::getenv(terminated.as_ptr());
-            if value.is_null() {
-                return;
-            }
-            let length = libc::strlen(value);
-            let bytes = std::slice::from_raw_parts_mut(value.cast::<u8>(), length);
-            *text = Some(KeyText(Arc::new(Zeroizing::new(bytes.to_vec()))));
-            zeroize::Zeroize::zeroize(bytes);
-            std::env::remove_var(&*name);
-        }
-    }
-
-    /// The key.
+impl TextSource {
+    /// The key that is written there.
     pub(super) fn load(&self, data_dir: &Path) -> Result<Key, KeyError> {
-        let read = match self {
-            Self::File(path) => outside(path, data_dir).and_then(|()| read_file(path)),
-            Self::Credential(name) => read_credential(name),
-            Self::Variable { text: Some(text), .. } => return self.parse(&text.0),
-            Self::Variable { text: None, .. } => Err(Problem::Missing),
-            Self::Nowhere => Err(Problem::NoPlace),
-        };
-        let text = read.map_err(|problem| self.error(problem))?;
-        self.parse(&text)
+        let text = self.read(data_dir).map_err(|problem| self.error(problem))?;
+        Key::parse(&text).map_err(|problem| self.error(problem))
     }
 
     /// Makes the key where there is none, if that is up to this program.
     pub(super) fn make(&self, data_dir: &Path) -> Result<Key, KeyError> {
         let Self::File(path) = self else { return self.load(data_dir) };
         outside(path, data_dir)
+            .map_err(Problem::from)
             .and_then(|()| make_file(path))
             .map_err(|problem| self.error(problem))?;
         self.load(data_dir)
     }
 
-    fn parse(&self, text: &[u8]) -> Result<Key, KeyError> {
-        Key::parse(text).map_err(|problem| self.error(problem))
-    }
-
-    fn error(&self, problem: Problem) -> KeyError {
-        KeyError { place: self.to_string(), problem }
+    fn error(&self, problem: impl Into<Problem>) -> KeyError {
+        KeyError { place: self.to_string(), problem: problem.into() }
     }
 }
 
@@ -211,6 +161,11 @@ pub struct KeyError {
 }
 
 impl KeyError {
+    /// There is no place for one.
+    pub(super) fn nowhere() -> Self {
+        Self { place: KeySource::Nowhere.to_string(), problem: Problem::NoPlace }
+    }
+
     /// Whether there is none, rather than one that is wrong.
     pub(super) fn is_missing(&self) -> bool {
         matches!(self.problem, Problem::Missing)
@@ -226,83 +181,30 @@ enum Problem {
     )]
     Missing,
     #[error("{0}")]
-    Io(io::Error),
-    #[error("it is no file")]
-    NotAFile,
-    #[error(
-        "others than its owner may read or write it (mode {0:o}); run chmod 600, or make a new key if somebody may have read it"
-    )]
-    Open(u32),
-    #[error(
-        "it is the file of user {0}; it must be that of the user who runs the daemon, or root's"
-    )]
-    Foreign(u32),
-    #[error(
-        "it lies in the data folder, whose backups would hold key and secrets side by side; move it elsewhere"
-    )]
-    Inside,
+    Source(source::Problem),
     #[error("it is not base64; write 32 random bytes as `openssl rand -base64 32` does")]
     NotBase64,
     #[error("it is {0} bytes long instead of {KEY_LEN}; it may have been cut short")]
     Length(usize),
-    #[error("systemd gives this process no credentials; add LoadCredentialEncrypted= to its unit")]
-    NoCredentials,
     #[error("give serve one by --vault-key, or set HOME or XDG_CONFIG_HOME")]
     NoPlace,
     #[error("the system gave no random bytes")]
     Random,
 }
 
-impl From<io::Error> for Problem {
-    fn from(error: io::Error) -> Self {
-        match error.kind() {
-            io::ErrorKind::NotFound => Self::Missing,
-            _ => Self::Io(error),
+impl From<source::Problem> for Problem {
+    fn from(problem: source::Problem) -> Self {
+        match problem {
+            source::Problem::Missing => Self::Missing,
+            other => Self::Source(other),
         }
     }
 }
 
-/// The file, or the folder that it would be in, links resolved, is not in the data folder.
-fn outside(path: &Path, data_dir: &Path) -> Result<(), Problem> {
-    let path = std::path::absolute(path)?;
-    // The nearest that exists: what is missing below it is no link.
-    let found = path.ancestors().find_map(|known| known.canonicalize().ok());
-    let data_dir = data_dir.canonicalize().unwrap_or_else(|_| data_dir.to_owned());
-    match found {
-        Some(found) if found.starts_with(&data_dir) => Err(Problem::Inside),
-        _ => Ok(()),
+impl From<io::Error> for Problem {
+    fn from(error: io::Error) -> Self {
+        Self::Source(source::Problem::Io(error))
     }
-}
-
-fn read_file(path: &Path) -> Result<Zeroizing<Vec<u8>>, Problem> {
-    // Not to wait for a writer where it is a pipe.
-    let flags = rustix::fs::OFlags::NONBLOCK.bits();
-    let file = OpenOptions::new().read(true).custom_flags(flags as i32).open(path)?;
-    let found = file.metadata()?;
-    if !found.is_file() {
-        return Err(Problem::NotAFile);
-    }
-    let user = rustix::process::geteuid().as_raw();
-    if found.uid() != user && found.uid() != 0 {
-        return Err(Problem::Foreign(found.uid()));
-    }
-    if found.mode() & 0o077 != 0 {
-        return Err(Problem::Open(found.mode() & 0o7777));
-    }
-    Ok(read(file)?)
-}
-
-/// systemd sees to it that nobody else reads it, by means that the mode does not show.
-fn read_credential(name: &str) -> Result<Zeroizing<Vec<u8>>, Problem> {
-    let folder = std::env::var_os("CREDENTIALS_DIRECTORY").ok_or(Problem::NoCredentials)?;
-    Ok(read(File::open(Path::new(&folder).join(name))?)?)
-}
-
-fn read(file: File) -> io::Result<Zeroizing<Vec<u8>>> {
-    // Room that need not grow: no copy of it stays behind.
-    let mut text = Zeroizing::new(Vec::with_capacity(MAX_TEXT));
-    file.take(MAX_TEXT as u64).read_to_end(&mut text)?;
-    Ok(text)
 }
 
 /// Makes a key in a new file, whole or not at all, and on the disk before any secret depends on it.
@@ -333,5 +235,5 @@ fn make_file(path: &Path) -> Result<(), Problem> {
     };
     let written = write();
     let _ = fs::remove_file(&temporary);
-    written.map_err(Problem::Io)
+    Ok(written?)
 }

@@ -1,14 +1,16 @@
 //! The vault: secrets that the workspace keeps, sealed (see `envelope`), under keys that it does not keep (see
-//! `key`). Values go in; none comes out but to a node that runs a job which may use it.
+//! `key` and `transit`). Values go in; none comes out but to a node that runs a job which may use it.
 
 mod envelope;
 mod key;
+mod ring;
+mod source;
 #[cfg(test)]
 mod tests;
+mod transit;
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use atelier_core::access::Caller;
 use atelier_core::id::{JobName, Principal, SecretName, SecretVersion};
@@ -18,14 +20,16 @@ use atelier_core::time::Timestamp;
 use rusqlite::Connection;
 use zeroize::Zeroizing;
 
-use self::envelope::Place;
-use self::key::Key;
+use self::envelope::{DataKey, Place};
+use self::ring::{Ring, Wrapper};
 use crate::config::{self, ServeArgs};
 use crate::store::secrets::{self, SealedRow};
 use crate::store::{self, SqliteStore, secret_uses};
 
 pub use envelope::Sealed;
 pub use key::{KeyError, KeyId, KeySource};
+pub use source::TextSource;
+pub use transit::{Error as TransitError, KeyName, Login, Settings as TransitSettings};
 
 /// Versions that are sealed anew in one transaction.
 const BATCH: usize = 32;
@@ -35,7 +39,6 @@ const BATCH: usize = 32;
 pub struct Vault {
     store: Arc<SqliteStore>,
     workspace: Arc<str>,
-    data_dir: Arc<Path>,
     keys: Arc<Ring>,
 }
 
@@ -48,26 +51,24 @@ pub struct Keys {
     is_given: bool,
     /// Those that older ones were sealed with.
     old: Vec<KeySource>,
+    /// Who has those that are not written down anywhere.
+    transit: Option<TransitSettings>,
 }
 
 impl Keys {
     /// As the arguments say, or the workspace's own file.
     pub fn of(args: &ServeArgs, workspace: &str) -> Self {
-        let own = || config::vault_key(workspace).map_or(KeySource::Nowhere, KeySource::File);
+        let own = || match config::vault_key(workspace) {
+            Some(path) => KeySource::Text(TextSource::File(path)),
+            None => KeySource::Nowhere,
+        };
         Self {
+            transit: args.transit.settings(),
             source: args.vault_key.clone().unwrap_or_else(own),
             is_given: args.vault_key.is_some(),
             old: args.vault_old_key.clone(),
         }
     }
-}
-
-/// The keys themselves.
-struct Ring {
-    source: KeySource,
-    /// That for new secrets, once it is there.
-    newest: Mutex<Option<Arc<Key>>>,
-    old: BTreeMap<KeyId, (Key, KeySource)>,
 }
 
 /// Why the vault does not do something.
@@ -79,6 +80,26 @@ pub enum Error {
     /// A key is not to be had.
     #[error(transparent)]
     Key(#[from] KeyError),
+    /// Transit has a key, and it is not said where transit is.
+    #[error(
+        "cannot use the vault's key transit:{0}: give serve the server's address by --vault-transit-address, and \
+         --vault-transit-token or --vault-transit-role-id to log in there"
+    )]
+    NoTransit(KeyName),
+    /// Transit does not do what it is asked.
+    #[error(transparent)]
+    Transit(#[from] TransitError),
+    /// Transit does not open what is kept.
+    #[error("version {version} of {name} does not open: {error}")]
+    NotOpened {
+        /// Of what.
+        name: SealedName,
+        /// Which.
+        version: SecretVersion,
+        /// Why not.
+        #[source]
+        error: TransitError,
+    },
     /// There is no key, and secrets are sealed with one.
     #[error("{missing}; {versions} of the workspace's secrets are sealed with the key {wanted}")]
     Missing {
@@ -92,7 +113,7 @@ pub enum Error {
     /// Secrets are sealed with a key that was not given.
     #[error(
         "cannot open the vault: {versions} of the workspace's secrets are sealed with the key {wanted}, and \
-         {source_given} is the key {given}; start with the right one by --vault-key, or, to go over to this one, \
+         {source_given} is {given}; start with the right one by --vault-key, or, to go over to this one, \
          give the other beside it by --vault-old-key"
     )]
     WrongKey {
@@ -101,7 +122,7 @@ pub enum Error {
         /// How many versions need it.
         versions: u64,
         /// The key that is there.
-        given: KeyId,
+        given: String,
         /// Where it is.
         source_given: String,
     },
@@ -130,7 +151,13 @@ impl Error {
     /// Whether the admin can put it right.
     pub fn is_refusal(&self) -> bool {
         match self {
-            Self::Refused(_) | Self::Key(_) | Self::Missing { .. } | Self::WrongKey { .. } => true,
+            Self::Refused(_)
+            | Self::Key(_)
+            | Self::NoTransit(_)
+            | Self::Transit(_)
+            | Self::NotOpened { .. }
+            | Self::Missing { .. }
+            | Self::WrongKey { .. } => true,
             Self::Damaged { .. } | Self::Random | Self::Cipher | Self::Store(_) => false,
         }
     }
@@ -154,6 +181,8 @@ pub struct Status {
     pub key: Option<KeyId>,
     /// Where it is.
     pub source: String,
+    /// Why it cannot be used now; `None`: it can, or is made with the first secret.
+    pub problem: Option<String>,
     /// Those that are in use.
     pub keys: Vec<KeyUse>,
 }
@@ -167,23 +196,14 @@ fn is_of_keys(folder: &Path) -> bool {
 impl Vault {
     /// Folders of files with keys, which may be made later, where nothing else is in them.
     pub fn key_folders(&self) -> Vec<PathBuf> {
-        let folders = self.files().filter_map(|file| file.parent());
+        let folders = self.keys.files().filter_map(|file| file.parent());
         folders.filter(|folder| is_of_keys(folder)).map(Path::to_owned).collect()
     }
 
     /// Files with keys that lie in other folders.
     pub fn key_files(&self) -> Vec<PathBuf> {
         let is_apart = |file: &&Path| !file.parent().is_some_and(is_of_keys);
-        self.files().filter(is_apart).map(Path::to_owned).collect()
-    }
-
-    fn files(&self) -> impl Iterator<Item = &Path> {
-        let ring = &self.keys;
-        let sources = ring.old.values().map(|(_, source)| source).chain([&ring.source]);
-        sources.filter_map(|source| match source {
-            KeySource::File(path) => Some(path.as_path()),
-            _ => None,
-        })
+        self.keys.files().filter(is_apart).map(Path::to_owned).collect()
     }
 
     /// Opens the vault of a workspace.
@@ -198,40 +218,36 @@ impl Vault {
         data_dir: &Path,
     ) -> Result<Self, Error> {
         let used = store.read(secrets::keys)?;
-        let mut old = BTreeMap::new();
-        for source in keys.old {
-            let key = source.load(data_dir)?;
-            old.insert(key.id().clone(), (key, source));
+        let is_given = keys.is_given;
+        let (ring, missing) = Ring::open(keys, data_dir)?;
+        match (missing, used.first()) {
+            (Some(missing), Some((wanted, versions))) => {
+                let (wanted, versions) = (wanted.clone(), *versions);
+                return Err(Error::Missing { missing, wanted, versions });
+            }
+            (Some(missing), None) if is_given && !missing.is_missing() => {
+                return Err(missing.into());
+            }
+            _ => {}
         }
-        let newest = match keys.source.load(data_dir) {
-            Ok(key) => Some(Arc::new(key)),
-            Err(missing) => match used.first() {
-                Some((wanted, versions)) => {
-                    let (wanted, versions) = (wanted.clone(), *versions);
-                    return Err(Error::Missing { missing, wanted, versions });
-                }
-                None if missing.is_missing() || !keys.is_given => None,
-                None => return Err(missing.into()),
-            },
-        };
-        if let Some(given) = &newest
-            && let Some((wanted, versions)) =
-                used.iter().find(|(id, _)| id != given.id() && !old.contains_key(id))
-        {
-            return Err(Error::WrongKey {
-                wanted: wanted.clone(),
-                versions: *versions,
-                given: given.id().clone(),
-                source_given: keys.source.to_string(),
-            });
+        if let Some(newest) = ring.newest() {
+            let is_there = |id: &KeyId| newest.is(id) || ring.old.iter().any(|(old, _)| old.is(id));
+            if let Some((wanted, versions)) = used.iter().find(|(id, _)| !is_there(id)) {
+                let (wanted, versions) = (wanted.clone(), *versions);
+                let given = match &newest {
+                    Wrapper::Key(key) => format!("the key {}", key.id()),
+                    Wrapper::Transit(_) => "another".to_owned(),
+                };
+                let source_given = ring.source.to_string();
+                return Err(Error::WrongKey { wanted, versions, given, source_given });
+            }
         }
-        let ring = Ring { source: keys.source, newest: Mutex::new(newest), old };
-        Ok(Self {
-            store,
-            workspace: workspace.into(),
-            data_dir: data_dir.into(),
-            keys: Arc::new(ring),
-        })
+        Ok(Self { store, workspace: workspace.into(), keys: Arc::new(ring) })
+    }
+
+    /// Keeps the way to transit open, if it has keys, and tells when there is none.
+    pub async fn tend(&self) {
+        self.keys.tend().await;
     }
 
     /// Keeps a value as the next version of a secret. It is on disk when this returns.
@@ -243,25 +259,52 @@ impl Vault {
         at: Timestamp,
     ) -> Result<Secret, Error> {
         check_value(&name, value.len())?;
-        let key = self.key_to_seal()?;
-        let workspace = self.workspace.clone();
-        let kept = self.store.write(move |conn| {
-            let known = secrets::entry(conn, &name)?;
-            let (name, version) = match next_version(&name, known.as_ref(), &caller) {
-                Ok(next) => next,
-                Err(refusal) => return Ok(Err(refusal.into())),
-            };
+        let key = self.keys.to_seal()?;
+        let value = Arc::new(value);
+        loop {
+            // A data key is made for its place before it is written: that may take a server's answer, and nobody else
+            // writes during a transaction.
             let sealed_name = SealedName::Secret(name.clone());
-            let place = Place { workspace: &workspace, name: &sealed_name, version };
-            let sealed = match envelope::seal(place, &value, &key) {
-                Ok(sealed) => sealed,
-                Err(error) => return Ok(Err(error)),
-            };
-            secrets::put(conn, (&sealed_name, version), &sealed, &caller.principal, at)?;
-            let kept = secrets::secret(conn, &name)?;
-            Ok(kept.ok_or_else(|| Refusal::NoSuch(name.to_string()).into()))
-        });
-        kept.await?
+            let data_key = self.next(&key, &sealed_name).await?;
+            let (workspace, name) = (self.workspace.clone(), name.clone());
+            let (value, caller) = (value.clone(), caller.clone());
+            let kept = self.store.write(move |conn| {
+                let known = secrets::entry(conn, &name)?;
+                let (name, version) = match next_version(&name, known.as_ref(), &caller) {
+                    Ok(next) => next,
+                    Err(refusal) => return Ok(Err(refusal.into())),
+                };
+                let (expected, data_key) = &data_key;
+                if *expected != version {
+                    return Ok(Ok(None));
+                }
+                let sealed_name = SealedName::Secret(name.clone());
+                let place = Place { workspace: &workspace, name: &sealed_name, version };
+                let sealed = match envelope::seal(place, &value, data_key) {
+                    Ok(sealed) => sealed,
+                    Err(error) => return Ok(Err(error)),
+                };
+                secrets::put(conn, (&sealed_name, version), &sealed, &caller.principal, at)?;
+                let kept = secrets::secret(conn, &name)?;
+                Ok(kept.map(Some).ok_or_else(|| Refusal::NoSuch(name.to_string()).into()))
+            });
+            // None: somebody else has set that version meanwhile.
+            if let Some(kept) = kept.await?? {
+                return Ok(kept);
+            }
+        }
+    }
+
+    /// A data key for what is to be the next version under a name.
+    async fn next(
+        &self,
+        key: &Wrapper,
+        name: &SealedName,
+    ) -> Result<(SecretVersion, DataKey), Error> {
+        let last = self.store.read(|conn| secrets::last_version(conn, name))?;
+        let version = SecretVersion(last.0.saturating_add(1));
+        let place = Place { workspace: &self.workspace, name, version };
+        Ok((version, key.make(place).await?))
     }
 
     /// What is known of a secret.
@@ -291,29 +334,25 @@ impl Vault {
     }
 
     /// Opens a version of what is kept.
-    pub fn open_version(
+    pub async fn open_version(
         &self,
         name: &SealedName,
         version: SecretVersion,
     ) -> Result<Zeroizing<Vec<u8>>, Error> {
         let place = Place { workspace: &self.workspace, name, version };
         let sealed = self.store.read(|conn| secrets::sealed(conn, name, version))?;
-        self.opened(place, &sealed.ok_or_else(|| place.damaged())?)
+        let sealed = sealed.ok_or_else(|| place.damaged())?;
+        self.keys.of(&sealed.key)?.open(place, &sealed).await
     }
 
-    fn opened(&self, place: Place<'_>, sealed: &Sealed) -> Result<Zeroizing<Vec<u8>>, Error> {
-        match self.keys.old.get(&sealed.key) {
-            Some((old, _)) => envelope::open(place, sealed, old),
-            None => envelope::open(place, sealed, &*self.key_to_seal()?),
-        }
-    }
-
-    /// What seals values within a transaction of the store.
+    /// What seals the next version under a name within a transaction of the store. Whoever asks for it sees to it
+    /// that nobody else does meanwhile.
     ///
     /// # Errors
     /// If there is no key to seal with.
-    pub fn sealer(&self) -> Result<Sealer, Error> {
-        Ok(Sealer { workspace: self.workspace.clone(), key: self.key_to_seal()? })
+    pub async fn sealer(&self, name: SealedName) -> Result<Sealer, Error> {
+        let (version, data_key) = self.next(&self.keys.to_seal()?, &name).await?;
+        Ok(Sealer { workspace: self.workspace.clone(), name, version, data_key })
     }
 
     /// Lets jobs of a user's use a secret; `None`: everybody's.
@@ -381,120 +420,117 @@ impl Vault {
         let found = found.await??;
         let name = SealedName::Secret(found.name);
         let place = Place { workspace: &self.workspace, name: &name, version: found.version };
-        self.opened(place, &found.sealed)
+        self.keys.of(&found.sealed.key)?.open(place, &found.sealed).await
     }
 
     /// Which keys there are, and what is sealed with each.
-    pub fn status(&self) -> Result<Status, Error> {
+    pub async fn status(&self) -> Result<Status, Error> {
         let used = self.store.read(secrets::keys)?;
-        let newest = self.newest();
+        let newest = self.keys.newest();
         let source = self.keys.source.to_string();
-        let of = |key: &KeyId| match self.keys.old.get(key) {
-            Some((_, old)) if newest.as_ref().is_none_or(|newest| newest.id() != key) => {
-                old.to_string()
-            }
-            _ => source.clone(),
+        let of = |id: &KeyId| {
+            let is_newest = newest.as_ref().is_some_and(|newest| newest.is(id));
+            let old = self.keys.old.iter().find(|(old, _)| !is_newest && old.is(id));
+            old.map_or_else(|| source.clone(), |(_, old)| old.to_string())
         };
         let keys = used.into_iter().map(|(key, versions)| {
             let source = of(&key);
             KeyUse { key, versions, source }
         });
         let keys = keys.collect();
-        Ok(Status { key: newest.map(|key| key.id().clone()), source, keys })
+        let (key, problem) = match &newest {
+            None => (None, None),
+            Some(newest) => match newest.newest().await {
+                Ok(key) => (Some(key), None),
+                Err(error) => (None, Some(error.to_string())),
+            },
+        };
+        Ok(Status { key, source, problem, keys })
     }
 
     /// Seals with the newest key what is sealed with an older one; with `data_keys` every value from before
-    /// `now`, under a data key of its own made anew. How many versions that were. What is done stays done if it is cut
-    /// short.
-    pub async fn rotate(&self, data_keys: bool, now: Timestamp) -> Result<u64, Error> {
+    /// `now`, under a data key of its own made anew. Which key that is, if there is something sealed, and how many
+    /// versions that were. What is done stays done if it is cut short.
+    pub async fn rotate(
+        &self,
+        data_keys: bool,
+        now: Timestamp,
+    ) -> Result<(Option<KeyId>, u64), Error> {
         let mut rotated = 0;
         if self.store.read(secrets::keys)?.is_empty() {
-            return Ok(rotated);
+            return Ok((None, rotated));
         }
-        let newest = self.key_to_seal()?;
+        let newest = self.keys.to_seal()?;
+        let mut id = newest.newest().await?;
+        let made_at = data_keys.then_some(now);
         loop {
-            let (vault, newest) = (self.clone(), newest.clone());
-            let made_at = data_keys.then_some(now);
-            let batch = self.store.write(move |conn| {
-                let rows = secrets::older(conn, newest.id(), made_at, BATCH)?;
-                let done = rows.len();
-                for row in rows {
-                    let row = match vault.anew(row, &newest, data_keys) {
-                        Ok(row) => row,
-                        Err(error) => return Ok(Err(error)),
-                    };
-                    secrets::reseal(conn, &row, made_at)?;
+            let rows = self.store.read(|conn| secrets::older(conn, &id, made_at, BATCH))?;
+            if rows.is_empty() {
+                return Ok((Some(id), rotated));
+            }
+            let mut batch = Vec::with_capacity(rows.len());
+            for row in rows {
+                let was = row.sealed.data_key.clone();
+                batch.push((was, self.anew(row, &newest, data_keys).await?));
+            }
+            // Transit's key may have got another version meanwhile.
+            if let Some((_, last)) = batch.last() {
+                id = last.sealed.key.clone();
+            }
+            let write = self.store.write(move |conn| {
+                let mut done = 0;
+                for (was, row) in &batch {
+                    done += secrets::reseal(conn, row, was, made_at)?;
                 }
                 crate::failpoint::hit("rotate");
-                Ok(Ok(done))
+                Ok(done)
             });
-            match batch.await?? {
-                0 => return Ok(rotated),
-                done => rotated += done as u64,
-            }
+            rotated += write.await?;
         }
     }
 
     /// A version, sealed with the newest key.
-    fn anew(&self, row: SealedRow, newest: &Key, data_keys: bool) -> Result<SealedRow, Error> {
+    async fn anew(
+        &self,
+        row: SealedRow,
+        newest: &Wrapper,
+        data_keys: bool,
+    ) -> Result<SealedRow, Error> {
         let place = Place { workspace: &self.workspace, name: &row.name, version: row.version };
-        let key = match self.keys.old.get(&row.sealed.key) {
-            Some((old, _)) if newest.id() != &row.sealed.key => old,
-            _ => newest,
-        };
+        let key = self.keys.of(&row.sealed.key)?;
         let sealed = if data_keys {
-            let value = envelope::open(place, &row.sealed, key)?;
-            envelope::seal(place, &value, newest)?
+            let value = key.open(place, &row.sealed).await?;
+            envelope::seal(place, &value, &newest.make(place).await?)?
         } else {
-            envelope::rewrap(place, row.sealed, key, newest)?
+            key.rewrap(place, row.sealed, newest).await?
         };
         Ok(SealedRow { sealed, ..row })
     }
-
-    fn newest(&self) -> Option<Arc<Key>> {
-        self.keys.newest.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// The key for new secrets. It is made, or looked for again, where there was none.
-    fn key_to_seal(&self) -> Result<Arc<Key>, Error> {
-        let mut newest = self.keys.newest.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(key) = &*newest {
-            return Ok(key.clone());
-        }
-        let key = match self.keys.source.load(&self.data_dir) {
-            Err(error) if error.is_missing() => {
-                let key = self.keys.source.make(&self.data_dir)?;
-                tracing::warn!(source = %self.keys.source, key = %key.id(), "made the vault's key; back it up, apart from the data folder");
-                key
-            }
-            found => found?,
-        };
-        Ok(newest.insert(Arc::new(key)).clone())
-    }
 }
 
-/// Keeps values of the workspace's own, which are no secrets of somebody's.
+/// Keeps a value of the workspace's own, which is no secret of somebody's.
 pub struct Sealer {
     workspace: Arc<str>,
-    key: Arc<Key>,
+    name: SealedName,
+    version: SecretVersion,
+    data_key: DataKey,
 }
 
 impl Sealer {
-    /// Keeps a value as the next version under its name, in place of the earlier ones. If it cannot be sealed,
+    /// Keeps the value as the next version under its name, in place of the earlier ones. If it cannot be sealed,
     /// nothing is written.
     pub fn keep(
         &self,
         conn: &Connection,
-        name: &SealedName,
         value: &[u8],
         by: &Principal,
         at: Timestamp,
     ) -> Result<SecretVersion, Error> {
-        let version = SecretVersion(secrets::last_version(conn, name)?.0.saturating_add(1));
-        let place = Place { workspace: &self.workspace, name, version };
-        let sealed = envelope::seal(place, value, &self.key)?;
-        secrets::put(conn, (name, version), &sealed, by, at)?;
-        secrets::forget(conn, name, Some(version), by, at)?;
-        Ok(version)
+        let Self { workspace, name, version, data_key } = self;
+        let place = Place { workspace, name, version: *version };
+        let sealed = envelope::seal(place, value, data_key)?;
+        secrets::put(conn, (name, *version), &sealed, by, at)?;
+        secrets::forget(conn, name, Some(*version), by, at)?;
+        Ok(*version)
     }
 }

@@ -30,13 +30,17 @@ impl World {
         Self { folder: Folder::new(), keys: tempfile::tempdir().unwrap() }
     }
 
+    fn text(&self, name: &str) -> TextSource {
+        TextSource::File(self.keys.path().join(name))
+    }
+
     fn source(&self, name: &str) -> KeySource {
-        KeySource::File(self.keys.path().join(name))
+        KeySource::Text(self.text(name))
     }
 
     fn try_open(&self, key: &str, old: &[&str]) -> Result<Vault, Error> {
         let old = old.iter().map(|name| self.source(name)).collect();
-        let keys = Keys { source: self.source(key), is_given: true, old };
+        let keys = Keys { source: self.source(key), is_given: true, old, transit: None };
         Vault::open(self.folder.open(), keys, "workspace", self.folder.at())
     }
 
@@ -51,19 +55,19 @@ async fn set(vault: &Vault, name: &str, value: &str, ms: i64) -> Result<Secret, 
 }
 
 /// Every version as `name/version=value`, opened with the keys that the vault has.
-fn opened(vault: &Vault) -> Vec<String> {
-    let newest = vault.newest().unwrap();
+async fn opened(vault: &Vault) -> Vec<String> {
     let everything = KeyId::stored("");
     let rows = vault.store.read(|conn| secrets::older(conn, &everything, None, 1000)).unwrap();
-    let mut shown: Vec<String> = rows
-        .iter()
-        .map(|row| {
-            let place = Place { workspace: "workspace", name: &row.name, version: row.version };
-            let key = vault.keys.old.get(&row.sealed.key).map_or(&*newest, |(old, _)| old);
-            let value = envelope::open(place, &row.sealed, key).unwrap();
-            format!("{}/{}={}", row.name.key(), row.version, str::from_utf8(&value).unwrap())
-        })
-        .collect();
+    let mut shown = Vec::new();
+    for row in &rows {
+        let value = vault.open_version(&row.name, row.version).await.unwrap();
+        shown.push(format!(
+            "{}/{}={}",
+            row.name.key(),
+            row.version,
+            str::from_utf8(&value).unwrap()
+        ));
+    }
     shown.sort();
     shown
 }
@@ -80,7 +84,7 @@ async fn versions_count_up_across_restarts_and_deletions() {
     let second = set(&vault, "DB", "two", 2).await.unwrap();
     assert_eq!((second.name.as_str(), second.version.0), ("Db", 2));
     assert_eq!((second.created_at, second.updated_at), (at(1), at(2)));
-    assert_eq!(opened(&vault), ["Db/1=one", "Db/2=two"]);
+    assert_eq!(opened(&vault).await, ["Db/1=one", "Db/2=two"]);
     assert_eq!(vault.get("db").unwrap(), second);
 
     let ben = caller("ben", Role::DataScientist);
@@ -92,7 +96,7 @@ async fn versions_count_up_across_restarts_and_deletions() {
     vault.delete("db", caller("root", Role::Admin), at(4)).await.unwrap();
     assert!(vault.get("db").is_err() && vault.list("", 10).unwrap().is_empty());
     assert!(vault.delete("db", ana(), at(5)).await.is_err());
-    assert!(opened(&vault).is_empty());
+    assert!(opened(&vault).await.is_empty());
     // Whoever sets it next has it, under a number that nothing was sealed for.
     let third = vault.set("db".parse().unwrap(), value(), ben, at(6)).await.unwrap();
     assert_eq!((third.version.0, third.owner.as_str(), third.created_at), (3, "ben", at(6)));
@@ -135,10 +139,10 @@ async fn a_vault_with_secrets_does_not_open_without_their_key() {
     let world = World::new();
     let vault = world.open("key", &[]);
     set(&vault, "a", "x", 1).await.unwrap();
-    let wanted = vault.status().unwrap().key.unwrap();
+    let wanted = vault.status().await.unwrap().key.unwrap();
     drop(vault);
     // Another key in its place.
-    world.source("other").make(world.folder.at()).unwrap();
+    world.text("other").make(world.folder.at()).unwrap();
     let said = world.try_open("other", &[]).err().unwrap().to_string();
     for word in [wanted.as_str(), "file:", "/other", "--vault-key", "--vault-old-key"] {
         assert!(said.contains(word), "{word}: {said}");
@@ -160,18 +164,18 @@ async fn a_vault_with_secrets_does_not_open_without_their_key() {
 async fn a_new_key_takes_over_from_an_old_one() {
     let world = World::new();
     let vault = world.open("one", &[]);
-    assert_eq!(vault.rotate(true, at(1)).await.unwrap(), 0);
+    assert_eq!(vault.rotate(true, at(1)).await.unwrap().1, 0);
     let mut expected: Vec<String> = Vec::new();
     for n in 0..BATCH + 7 {
         set(&vault, &format!("s{n:02}"), &format!("value {n}"), 1).await.unwrap();
         expected.push(format!("s{n:02}/1=value {n}"));
     }
     drop(vault);
-    world.source("two").make(world.folder.at()).unwrap();
+    world.text("two").make(world.folder.at()).unwrap();
     let vault = world.open("two", &["one"]);
-    assert_eq!(opened(&vault), expected, "both keys open");
+    assert_eq!(opened(&vault).await, expected, "both keys open");
     set(&vault, "new", "x", 2).await.unwrap();
-    assert_eq!(vault.status().unwrap().keys.len(), 2);
+    assert_eq!(vault.status().await.unwrap().keys.len(), 2);
     let sealed = |vault: &Vault| {
         let all = KeyId::stored("");
         let mut rows = vault.store.read(|c| secrets::older(c, &all, None, 1000)).unwrap();
@@ -179,30 +183,30 @@ async fn a_new_key_takes_over_from_an_old_one() {
         rows
     };
     let before = sealed(&vault);
-    assert_eq!(vault.rotate(false, at(3)).await.unwrap(), (BATCH + 7) as u64);
-    assert_eq!(vault.rotate(false, at(3)).await.unwrap(), 0);
+    assert_eq!(vault.rotate(false, at(3)).await.unwrap().1, (BATCH + 7) as u64);
+    assert_eq!(vault.rotate(false, at(3)).await.unwrap().1, 0);
     // Of the rest nothing is touched.
     for (old, new) in before.iter().zip(sealed(&vault)) {
         assert_eq!(old.sealed.value, new.sealed.value);
         let is_new = old.name.key() == "new";
         assert_eq!(old.sealed.data_key == new.sealed.data_key, is_new);
     }
-    let status = vault.status().unwrap();
+    let status = vault.status().await.unwrap();
     assert_eq!(status.keys.len(), 1);
     assert_eq!(Some(&status.keys[0].key), status.key.as_ref());
     drop(vault);
     let vault = world.open("two", &[]);
     expected.insert(0, "new/1=x".to_owned());
-    assert_eq!(opened(&vault), expected);
+    assert_eq!(opened(&vault).await, expected);
 
     // Data keys too: nothing sealed stays the same.
     let before = sealed(&vault);
-    assert_eq!(vault.rotate(true, at(9)).await.unwrap(), (BATCH + 8) as u64);
+    assert_eq!(vault.rotate(true, at(9)).await.unwrap().1, (BATCH + 8) as u64);
     for (old, new) in before.iter().zip(sealed(&vault)) {
         assert_ne!(old.sealed.value, new.sealed.value);
         assert_ne!(old.sealed.data_key, new.sealed.data_key);
     }
-    assert_eq!(opened(&vault), expected);
+    assert_eq!(opened(&vault).await, expected);
 }
 
 #[tokio::test]
@@ -250,10 +254,9 @@ async fn what_is_deleted_or_sealed_anew_leaves_nothing_in_the_file() {
 }
 
 async fn keep(vault: &Vault, datastore: &str, value: &'static [u8]) -> SecretVersion {
-    let (sealer, name) = (vault.sealer().unwrap(), of_datastore(datastore));
+    let sealer = vault.sealer(of_datastore(datastore)).await.unwrap();
     let by = Principal::new("root").unwrap();
-    let kept =
-        vault.store.write(move |conn| Ok(sealer.keep(conn, &name, value, &by, at(5)).unwrap()));
+    let kept = vault.store.write(move |conn| Ok(sealer.keep(conn, value, &by, at(5)).unwrap()));
     kept.await.unwrap()
 }
 
@@ -268,11 +271,11 @@ async fn credentials_are_kept_beside_secrets_and_are_none() {
     set(&vault, "Db", "one", 1).await.unwrap();
     let name = of_datastore("data");
     assert_eq!(keep(&vault, "data", b"key-1").await.0, 1);
-    assert_eq!(vault.open_version(&name, SecretVersion(1)).unwrap().as_slice(), b"key-1");
+    assert_eq!(vault.open_version(&name, SecretVersion(1)).await.unwrap().as_slice(), b"key-1");
     // Each takes the place of the one before.
     assert_eq!(keep(&vault, "data", b"key-2").await.0, 2);
-    assert!(vault.open_version(&name, SecretVersion(1)).is_err());
-    assert_eq!(opened(&vault), ["Db/1=one", "datastore/data/2=key-2"]);
+    assert!(vault.open_version(&name, SecretVersion(1)).await.is_err());
+    assert_eq!(opened(&vault).await, ["Db/1=one", "datastore/data/2=key-2"]);
     // Nobody's secret: neither listed, nor shown, nor deleted.
     assert_eq!(vault.list("", 10).unwrap().len(), 1);
     assert!(vault.get("datastore/data").is_err());
@@ -280,17 +283,17 @@ async fn credentials_are_kept_beside_secrets_and_are_none() {
     drop(vault);
 
     // They move to a new key as all do, and open under the old one until then.
-    world.source("new").make(world.folder.at()).unwrap();
+    world.text("new").make(world.folder.at()).unwrap();
     let vault = world.open("new", &["key"]);
-    assert_eq!(vault.open_version(&name, SecretVersion(2)).unwrap().as_slice(), b"key-2");
-    assert_eq!(vault.rotate(true, at(10)).await.unwrap(), 2);
+    assert_eq!(vault.open_version(&name, SecretVersion(2)).await.unwrap().as_slice(), b"key-2");
+    assert_eq!(vault.rotate(true, at(10)).await.unwrap().1, 2);
     drop(vault);
     let vault = world.open("new", &[]);
-    assert_eq!(vault.open_version(&name, SecretVersion(2)).unwrap().as_slice(), b"key-2");
+    assert_eq!(vault.open_version(&name, SecretVersion(2)).await.unwrap().as_slice(), b"key-2");
     let (gone, by) = (name.clone(), Principal::new("root").unwrap());
     let forgotten = vault.store.write(move |c| secrets::forget(c, &gone, None, &by, at(11)));
     forgotten.await.unwrap();
-    assert_eq!(opened(&vault), ["Db/1=one"]);
+    assert_eq!(opened(&vault).await, ["Db/1=one"]);
     // A version is never given twice.
     assert_eq!(keep(&vault, "data", b"key-3").await.0, 3);
 }
@@ -303,7 +306,7 @@ async fn a_value_is_given_to_whom_it_was_granted_and_that_is_noted() {
     set(&vault, "Db", "two", 2).await.unwrap();
     drop(vault);
     // Sealed with a key that is not the newest any more.
-    world.source("new").make(world.folder.at()).unwrap();
+    world.text("new").make(world.folder.at()).unwrap();
     let vault = world.open("new", &["old"]);
     let (ben, job) = (caller("ben", Role::DataScientist), JobName::new("job").unwrap());
     let of = |text: &str| SecretRef::of(&format!("azureml:secrets/{text}")).unwrap();
@@ -345,4 +348,82 @@ async fn a_value_is_given_to_whom_it_was_granted_and_that_is_noted() {
     set(&vault, "db", "three", 13).await.unwrap();
     assert!(value("db", &ben, 14).await.is_err());
     assert!(vault.grants(&name).unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn bao_takes_over_from_a_file_and_hands_back() {
+    let (world, bao) = (World::new(), transit::tests::Bao::start());
+    bao.ask("POST", "transit/keys/atelier", serde_json::json!({}));
+    let there: KeySource = "transit:transit/atelier".parse().unwrap();
+    let open = |source: &KeySource, old: &[&KeySource], transit: bool| {
+        let old = old.iter().map(|&old| old.clone()).collect();
+        let transit = transit.then(|| bao.settings());
+        let keys = Keys { source: source.clone(), is_given: true, old, transit };
+        Vault::open(world.folder.open(), keys, "workspace", world.folder.at())
+    };
+    let here = world.source("key");
+    let vault = open(&here, &[], false).unwrap();
+    set(&vault, "Db", "one", 1).await.unwrap();
+    keep(&vault, "data", b"key-1").await;
+    drop(vault);
+    // Whoever has not the old key does not get in.
+    let said = open(&there, &[], true).err().unwrap().to_string();
+    assert!(said.contains("--vault-old-key") && said.contains("transit:transit/atelier"), "{said}");
+    let said = open(&there, &[], false).err().unwrap().to_string();
+    assert!(said.contains("--vault-transit-address"), "{said}");
+
+    let vault = open(&there, &[&here], true).unwrap();
+    let expected = |of: &[&str]| of.iter().map(|&one| one.to_owned()).collect::<Vec<_>>();
+    assert_eq!(opened(&vault).await, expected(&["Db/1=one", "datastore/data/1=key-1"]));
+    set(&vault, "Db", "two", 2).await.unwrap();
+    let done = vault.rotate(false, at(3)).await.unwrap();
+    assert_eq!((done.0.unwrap().as_str(), done.1), ("transit:transit/atelier:v1", 2));
+    let status = vault.status().await.unwrap();
+    assert_eq!((status.keys.len(), status.keys[0].versions, &status.problem), (1, 3, &None));
+    drop(vault);
+
+    // A new version of the key takes over, and the old one may go.
+    let vault = open(&there, &[], true).unwrap();
+    bao.ask("POST", "transit/keys/atelier/rotate", serde_json::json!({}));
+    set(&vault, "Db", "three", 4).await.unwrap();
+    assert_eq!(vault.status().await.unwrap().keys.len(), 2);
+    assert_eq!(vault.rotate(false, at(5)).await.unwrap().1, 3);
+    assert_eq!(vault.rotate(false, at(5)).await.unwrap().1, 0);
+    let least = serde_json::json!({"min_decryption_version": 2});
+    bao.ask("POST", "transit/keys/atelier/config", least);
+    let all = ["Db/1=one", "Db/2=two", "Db/3=three", "datastore/data/1=key-1"];
+    assert_eq!(opened(&vault).await, expected(&all));
+    assert_eq!(vault.rotate(true, at(6)).await.unwrap().1, 4);
+    // What was put in another's place does not open.
+    let swap = |conn: &rusqlite::Connection| {
+        let swap = "UPDATE secret_versions SET (value, data_key) =
+                    (SELECT value, data_key FROM secret_versions WHERE version = 1 AND name = 'db')
+                    WHERE version = 2";
+        conn.execute_batch(swap).map_err(|e| store::Error::sqlite("swap", e))
+    };
+    let name = SealedName::Secret("db".parse().unwrap());
+    let was = vault.store.read(|conn| secrets::sealed(conn, &name, SecretVersion(2))).unwrap();
+    vault.store.write(swap).await.unwrap();
+    let said = vault.open_version(&name, SecretVersion(2)).await.unwrap_err().to_string();
+    assert!(said.contains("version 2 of secret 'db'") && said.contains("authentication"), "{said}");
+    let Sealed { value, data_key, .. } = was.unwrap();
+    let back = move |conn: &rusqlite::Connection| {
+        conn.execute(
+            "UPDATE secret_versions SET value = ?1, data_key = ?2 WHERE version = 2",
+            rusqlite::params![value, data_key],
+        )
+        .map_err(|e| store::Error::sqlite("put back", e))
+    };
+    vault.store.write(back).await.unwrap();
+    drop(vault);
+
+    // Back to a file.
+    let last = world.source("last");
+    world.text("last").make(world.folder.at()).unwrap();
+    let vault = open(&last, &[&there], true).unwrap();
+    assert_eq!(opened(&vault).await, expected(&all));
+    assert_eq!(vault.rotate(false, at(7)).await.unwrap().1, 4);
+    drop(vault);
+    let vault = open(&last, &[], false).unwrap();
+    assert_eq!(opened(&vault).await, expected(&all));
 }

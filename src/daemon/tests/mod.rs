@@ -43,6 +43,7 @@ impl Workspace {
             storage: None,
             store_patience: 60,
             vault_key: None,
+            transit: Default::default(),
             vault_old_key: vec![],
             log_limit: 1 << 20,
             grace: 1,

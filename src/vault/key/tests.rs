@@ -1,4 +1,5 @@
 use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::path::PathBuf;
 
 use super::*;
 
@@ -30,7 +31,7 @@ impl Place {
 
     #[track_caller]
     fn refused(&self, path: &Path) -> String {
-        let error = KeySource::File(path.to_owned()).load(&self.data).unwrap_err();
+        let error = TextSource::File(path.to_owned()).load(&self.data).unwrap_err();
         let said = error.to_string();
         assert!(said.contains(&format!("file:{}", path.display())), "{said}");
         said
@@ -43,8 +44,14 @@ fn text(byte: u8) -> String {
 
 #[test]
 fn a_source_is_written_as_it_is_read_and_a_key_is_none() {
-    for text in ["file:/etc/key", "file:/a b/c:d", "credential:atelier-vault.key", "env:VAULT_KEY"]
-    {
+    for text in [
+        "file:/etc/key",
+        "file:/a b/c:d",
+        "credential:atelier-vault.key",
+        "env:VAULT_KEY",
+        "transit:transit/atelier",
+        "transit:of/a-team/my_key.2",
+    ] {
         assert_eq!(text.parse::<KeySource>().unwrap().to_string(), text);
     }
     let key = text(7);
@@ -59,17 +66,22 @@ fn a_source_is_written_as_it_is_read_and_a_key_is_none() {
         "credential:a/b",
         "env:A B",
         "http:x",
+        "transit",
         key.as_str(),
     ] {
         let said = wrong.parse::<KeySource>().unwrap_err();
         assert!(said.contains("file:/PATH") && !said.contains(&key), "{said}");
+    }
+    for wrong in ["transit:", "transit:key", "transit:/key", "transit:a/../b", "transit:a/k?x"] {
+        let said = wrong.parse::<KeySource>().unwrap_err();
+        assert!(said.contains("transit:MOUNT/NAME"), "{said}");
     }
 }
 
 #[test]
 fn a_file_is_read_and_tells_its_key_by_an_id() {
     let place = Place::new();
-    let load = |path: PathBuf| KeySource::File(path).load(&place.data).unwrap();
+    let load = |path: PathBuf| TextSource::File(path).load(&place.data).unwrap();
     let one = load(place.write("one", text(1)));
     assert_eq!(one.bytes(), &[1; KEY_LEN]);
     assert_eq!(one.id().as_str().len(), 16);
@@ -90,7 +102,7 @@ fn a_file_that_others_may_read_is_refused() {
     }
     for mode in [0o600, 0o400] {
         fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
-        KeySource::File(path.clone()).load(&place.data).unwrap();
+        TextSource::File(path.clone()).load(&place.data).unwrap();
     }
 }
 
@@ -104,7 +116,7 @@ fn a_key_in_the_data_folder_is_refused() {
     assert!(place.refused(&place.at("link")).contains("data folder"));
     let round = place.data.join("../data/key");
     assert!(place.refused(&round).contains("data folder"));
-    let new = KeySource::File(place.at("data/below/new"));
+    let new = TextSource::File(place.at("data/below/new"));
     assert!(new.make(&place.data).unwrap_err().to_string().contains("data folder"));
     assert!(!place.at("data/below").exists());
 }
@@ -129,14 +141,14 @@ fn what_is_no_key_is_refused_and_not_repeated() {
     assert!(place.refused(&place.at("data")).contains("data folder"));
     fs::create_dir(place.at("folder")).unwrap();
     assert!(place.refused(&place.at("folder")).contains("no file"));
-    let missing = KeySource::File(place.at("none")).load(&place.data).unwrap_err();
+    let missing = TextSource::File(place.at("none")).load(&place.data).unwrap_err();
     assert!(missing.is_missing() && missing.to_string().contains("openssl rand"), "{missing}");
 }
 
 #[test]
 fn a_key_is_made_once_for_its_owner_only() {
     let place = Place::new();
-    let source = KeySource::File(place.at("settings/vault/w.key"));
+    let source = TextSource::File(place.at("settings/vault/w.key"));
     let made = source.make(&place.data).unwrap();
     let path = place.at("settings/vault/w.key");
     assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
@@ -145,11 +157,11 @@ fn a_key_is_made_once_for_its_owner_only() {
     assert_eq!(source.load(&place.data).unwrap().id(), made.id());
     // One that is there is used, not replaced.
     assert_eq!(source.make(&place.data).unwrap().id(), made.id());
-    let other = KeySource::File(place.at("other.key"));
+    let other = TextSource::File(place.at("other.key"));
     assert_ne!(other.make(&place.data).unwrap().id(), made.id());
     // The others are not for this program to make.
     for source in ["env:NOT_SET", "credential:none"] {
-        let source: KeySource = source.parse().unwrap();
+        let source: TextSource = source.parse().unwrap();
         source.make(&place.data).unwrap_err();
     }
 }

@@ -1,0 +1,219 @@
+//! Who the daemon is at the server: the token that it has, renewed as long as that may be, then another one.
+
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+use super::request::{self, Problem};
+use super::{Error, Login, Transit};
+
+/// How long a token that does not end is left alone.
+const IDLE: Duration = Duration::from_secs(3600);
+/// Between two tries to renew one, or to get one.
+const AGAIN: Duration = Duration::from_secs(15);
+/// At least so long between two renewals, however short the token's life is.
+const SHORTEST: Duration = Duration::from_millis(500);
+
+/// A token, and how long it is one.
+pub(super) struct Session {
+    token: Zeroizing<String>,
+    /// `None`: it does not end, or the server does not say.
+    lease: Option<Lease>,
+}
+
+#[derive(Clone, Copy)]
+struct Lease {
+    ends: Instant,
+    lasts: Duration,
+    renewable: bool,
+}
+
+impl Lease {
+    /// `None`: it does not end.
+    fn of(seconds: u64, renewable: bool) -> Option<Self> {
+        let lasts = Duration::from_secs(seconds);
+        let ends = Instant::now().checked_add(lasts).filter(|_| seconds > 0)?;
+        Some(Self { ends, lasts, renewable })
+    }
+
+    fn left(&self) -> Duration {
+        self.ends.saturating_duration_since(Instant::now())
+    }
+}
+
+/// What a token says of itself.
+#[derive(Deserialize)]
+struct Lookup {
+    data: LookupData,
+}
+
+#[derive(Deserialize)]
+struct LookupData {
+    #[serde(default)]
+    ttl: u64,
+    #[serde(default)]
+    renewable: bool,
+}
+
+/// What a login or a renewal gives.
+#[derive(Deserialize)]
+struct Granted {
+    auth: Auth,
+}
+
+#[derive(Deserialize)]
+struct Auth {
+    client_token: String,
+    #[serde(default)]
+    lease_duration: u64,
+    #[serde(default)]
+    renewable: bool,
+}
+
+#[derive(Serialize)]
+struct Role<'a> {
+    role_id: &'a str,
+    secret_id: &'a str,
+}
+
+impl Transit {
+    /// Keeps the daemon logged in, and tells when it is not. Never returns.
+    pub(in crate::vault) async fn tend(&self) {
+        let mut is_told = false;
+        loop {
+            let pause = match self.tended().await {
+                Ok(pause) => {
+                    if is_told {
+                        tracing::info!(
+                            address = self.settings().address,
+                            "logged in at transit again"
+                        );
+                    }
+                    is_told = false;
+                    pause
+                }
+                Err(problem) => {
+                    let error = Error::of(self.settings(), None, problem);
+                    if !is_told {
+                        tracing::warn!(%error, "secrets cannot be set or opened until that is well");
+                    }
+                    is_told = true;
+                    AGAIN
+                }
+            };
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    /// Logs in, or has the token live longer. How long that will do.
+    async fn tended(&self) -> Result<Duration, Problem> {
+        let mut held = self.0.session.lock().await;
+        let renewed = match &*held {
+            None => None,
+            Some(Session { lease: None, .. }) => return Ok(IDLE),
+            Some(session) => self.renewed(session).await?,
+        };
+        match (renewed, held.as_mut()) {
+            (Some(lease), Some(session)) => session.lease = Some(lease),
+            _ => {
+                let session = self.login().await?;
+                if let (Some(lease), Login::Token(source), true) =
+                    (session.lease, &self.settings().login, held.is_some())
+                {
+                    let seconds = lease.left().as_secs();
+                    tracing::warn!(%source, seconds, "the token for transit ends then and cannot be renewed for longer; put another in its place");
+                }
+                *held = Some(session);
+            }
+        }
+        let left = held.as_ref().and_then(|session| session.lease).map(|lease| lease.left());
+        Ok(left.map_or(IDLE, |left| (left * 2 / 3).clamp(SHORTEST, IDLE)))
+    }
+
+    /// `None`: it does not live much longer, however often it is renewed.
+    async fn renewed(&self, session: &Session) -> Result<Option<Lease>, Problem> {
+        let Some(was) = session.lease.filter(|lease| lease.renewable) else { return Ok(None) };
+        let renewal = self.send("auth/token/renew-self", Some(&session.token), Some(b"{}")).await;
+        let answer = match renewal {
+            Ok(answer) => answer,
+            Err(problem) if problem.passes() => return Err(problem),
+            // Over, or taken back.
+            Err(_) => return Ok(None),
+        };
+        let Granted { auth } = request::read(&answer)?;
+        drop(Zeroizing::new(auth.client_token));
+        let lease = Lease::of(auth.lease_duration, auth.renewable);
+        Ok(lease.filter(|lease| lease.lasts * 2 > was.lasts))
+    }
+
+    /// The token to ask with.
+    pub(super) async fn token(&self) -> Result<Zeroizing<String>, Problem> {
+        let mut held = self.0.session.lock().await;
+        let is_over = |session: &Session| session.lease.is_some_and(|lease| lease.left().is_zero());
+        match &*held {
+            Some(session) if !is_over(session) => Ok(session.token.clone()),
+            _ => {
+                let session = self.login().await?;
+                Ok(held.insert(session).token.clone())
+            }
+        }
+    }
+
+    /// Another token than this, which the server does not take; `None`: there is no other.
+    pub(super) async fn other(&self, refused: &str) -> Result<Option<Zeroizing<String>>, Problem> {
+        let mut held = self.0.session.lock().await;
+        if let Some(session) = &*held
+            && session.token.as_str() != refused
+        {
+            return Ok(Some(session.token.clone()));
+        }
+        let session = self.login().await?;
+        let token = held.insert(session).token.clone();
+        Ok((token.as_str() != refused).then_some(token))
+    }
+
+    async fn login(&self) -> Result<Session, Problem> {
+        let login = &self.settings().login;
+        let source = login.source();
+        let read = source.read(&self.0.data_dir);
+        let read = read.map_err(|problem| Problem::Login { place: source.to_string(), problem })?;
+        let text = str::from_utf8(read.trim_ascii()).ok();
+        let text =
+            text.filter(|text| !text.is_empty() && text.bytes().all(|b| b.is_ascii_graphic()));
+        let text = text.ok_or_else(|| Problem::NoToken(source.to_string()))?;
+        match login {
+            Login::Token(_) => {
+                let token = Zeroizing::new(text.to_owned());
+                Ok(Session { lease: self.looked_up(&token).await?, token })
+            }
+            Login::AppRole { mount, role_id, .. } => {
+                let role = Role { role_id, secret_id: text };
+                let path = format!("auth/{mount}/login");
+                let role = Zeroizing::new(request::body(&role)?);
+                let answer = match self.send(&path, None, Some(&role)).await {
+                    // As whom it cannot be is answered like a request that cannot be.
+                    Err(Problem::Refused { words, .. } | Problem::NoKey(words)) => {
+                        return Err(Problem::Denied(words));
+                    }
+                    answer => answer?,
+                };
+                let Granted { auth } = request::read(&answer)?;
+                let lease = Lease::of(auth.lease_duration, auth.renewable);
+                Ok(Session { token: Zeroizing::new(auth.client_token), lease })
+            }
+        }
+    }
+
+    /// How long a token lives. One that may not look at itself may still be one.
+    async fn looked_up(&self, token: &str) -> Result<Option<Lease>, Problem> {
+        match self.send("auth/token/lookup-self", Some(token), None).await {
+            Ok(answer) => {
+                let Lookup { data } = request::read(&answer)?;
+                Ok(Lease::of(data.ttl, data.renewable))
+            }
+            Err(Problem::Denied(_)) => Ok(None),
+            Err(problem) => Err(problem),
+        }
+    }
+}
