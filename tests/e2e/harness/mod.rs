@@ -1,5 +1,6 @@
 //! What the tests stand on: a cluster of real processes, the command line, waiting, checking.
 
+mod bao;
 mod cli;
 mod cluster;
 mod faults;
@@ -12,6 +13,7 @@ mod rpc;
 mod stores;
 mod wait;
 
+pub(crate) use bao::Bao;
 pub(crate) use cli::Outcome;
 pub(crate) use cluster::{Agent, Cluster, PROGRAM, Settings, http, job_yaml};
 pub(crate) use faults::{Disk, FaultyIo, Hang, needs};

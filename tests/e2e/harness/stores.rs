@@ -18,14 +18,14 @@ use super::process::Process;
 use super::wait::until;
 
 /// The program that a variable of the tests names.
-fn program(variable: &str) -> PathBuf {
+pub(super) fn program(variable: &str) -> PathBuf {
     let Ok(program) = std::env::var(variable) else {
         panic!("{variable} is to name a program; see tests/scripts/prepare")
     };
     program.into()
 }
 
-fn free_port() -> u16 {
+pub(super) fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
@@ -65,7 +65,7 @@ impl S3 {
 }
 
 /// One request (`GET /path`) with these header lines: the status and the body.
-fn exchange(address: &str, what: &str, headers: &str, body: &str) -> (u16, String) {
+pub(super) fn exchange(address: &str, what: &str, headers: &str, body: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
     let length = body.len();
