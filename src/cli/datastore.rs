@@ -259,6 +259,11 @@ fn place(source: &pb::datastore::Source, shown: &mut Value) {
             put("prefix", &gcs.prefix);
         }
         Source::Http(http) => put("url", &http.url),
+        Source::OneLake(lake) => {
+            put("one_lake_workspace_name", &lake.workspace);
+            put("endpoint", &lake.endpoint);
+            shown["artifact"] = json!({ "type": "lake_house", "name": lake.lakehouse });
+        }
     }
 }
 

@@ -241,7 +241,8 @@ impl DatastoreChanges {
             path: name.to_owned(),
             source,
         })?;
-        let probe = format!(".atelier-probe-{:016x}", u64::from_ne_bytes(random));
+        let folder = datastore.record().map_or("", |record| record.datastore.source.files());
+        let probe = format!("{folder}.atelier-probe-{:016x}", u64::from_ne_bytes(random));
         let probe = ObjectPath::new(&probe).map_err(storage::Error::from)?;
         let bytes = Bytes::copy_from_slice(&random);
         let written = datastore.put(&probe, bytes.clone()).await.map(drop);

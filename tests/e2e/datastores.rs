@@ -292,3 +292,43 @@ fn a_folder_that_went_away_is_told_when_it_is_used() {
     fs::rename(place.with_extension("moved"), &place).unwrap();
     cluster.atelier(["datastore", "test", "datasets"]).ok();
 }
+
+/// A certificate that was made for tests, with its key.
+const PRINCIPAL: &str = include_str!("../../src/storage/cloud/entra/testing.pem");
+
+#[test]
+fn a_service_principals_certificate_is_sent_sealed_and_found_nowhere() {
+    let cluster = Cluster::empty();
+    cluster.start_daemon();
+    let key = PRINCIPAL.lines().rev().nth(1).unwrap();
+    // Not among what is looked through.
+    let folder = tempfile::tempdir().unwrap();
+    let pem = folder.path().join("principal.pem");
+    std::fs::write(&pem, PRINCIPAL).unwrap();
+    let yaml = |thumbprint: &str| {
+        format!(
+            "name: sales\ntype: one_lake\none_lake_workspace_name: team\nendpoint: http://127.0.0.1:1\n\
+             artifact: {{type: lake_house, name: sales}}\ncredentials:\n  tenant_id: t\n  client_id: c\n  \
+             authority_url: http://127.0.0.1:1\n  certificate: {}\n  thumbprint: '{thumbprint}'\n",
+            pem.display()
+        )
+    };
+    cluster.write("sales.yml", yaml("9C:73:52:45:A9:DA:90:18:FF:00:80:D6:5F:1D:6C:F9:46:6C:C6:5C"));
+    cluster.atelier(["datastore", "create", "-f", "sales.yml"]).ok().never_says(&[key]);
+    let shown =
+        cluster.atelier(["datastore", "show", "sales", "-o", "json"]).ok().never_says(&[key]);
+    let shown = shown.json();
+    assert_eq!(shown["credential_type"], "service_principal");
+    assert_eq!(shown["artifact"], serde_json::json!({"type": "lake_house", "name": "sales"}));
+    // Nobody gives it a token; it says so.
+    let tried = cluster.atelier(["datastore", "test", "sales"]).fails(1).never_says(&[key]);
+    let said = format!("{}{}", tried.stdout(), tried.stderr);
+    assert!(said.contains("no token for the service principal"), "{said}");
+    // One that is not the file's is no way in.
+    cluster.write("sales.yml", yaml("00"));
+    cluster.atelier(["datastore", "update", "-f", "sales.yml"]).ok();
+    let tried = cluster.atelier(["datastore", "test", "sales"]).fails(1);
+    let said = format!("{}{}", tried.stdout(), tried.stderr);
+    assert!(said.contains("thumbprint is not that"), "{said}");
+    assert!(crate::secrets::with(cluster.path(), key.as_bytes()).is_empty());
+}

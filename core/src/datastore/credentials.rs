@@ -83,7 +83,7 @@ pub enum Proof {
     Certificate {
         /// With its private key, in PEM.
         certificate: Secret,
-        /// The certificate's SHA-1 digest.
+        /// The certificate's SHA-1 digest, in hexadecimal digits.
         thumbprint: String,
     },
 }
@@ -161,22 +161,19 @@ impl Credentials {
     pub fn misfit(&self, source: &Source) -> Option<&'static str> {
         let fits = match (self, source) {
             (Self::None, _) => true,
-            (
-                Self::ServicePrincipal(ServicePrincipal {
-                    proof: Proof::Certificate { .. }, ..
-                }),
-                Source::AzureBlob(_) | Source::AzureDataLakeGen2(_),
-            ) => {
-                return Some(
-                    "a service principal's certificate cannot be used yet; give its client_secret",
-                );
-            }
             (Self::Anonymous, source) => {
                 matches!(source, Source::AzureBlob(_) | Source::S3 { .. } | Source::Gcs { .. })
             }
-            (Self::AccountKey(_) | Self::SasToken(_) | Self::ServicePrincipal(_), source) => {
+            (Self::AccountKey(_) | Self::SasToken(_), Source::OneLake(_)) => {
+                return Some("a lakehouse is opened by a service principal alone");
+            }
+            (Self::AccountKey(_) | Self::SasToken(_), source) => {
                 matches!(source, Source::AzureBlob(_) | Source::AzureDataLakeGen2(_))
             }
+            (Self::ServicePrincipal(_), source) => matches!(
+                source,
+                Source::AzureBlob(_) | Source::AzureDataLakeGen2(_) | Source::OneLake(_)
+            ),
             (Self::S3Keys { .. }, source) => matches!(source, Source::S3 { .. }),
             (Self::ServiceAccount(_), source) => matches!(source, Source::Gcs { .. }),
         };

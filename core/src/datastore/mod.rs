@@ -18,7 +18,7 @@ pub use address::{Address, AddressError, find_https};
 pub use credentials::{
     CredentialKind, Credentials, KeptCredentials, Proof, Secret, ServicePrincipal,
 };
-pub use source::{AzureStorage, FolderKind, FolderSource, Source};
+pub use source::{AzureStorage, FolderKind, FolderSource, OneLake, Source};
 pub use storage::{StoragePlace, StorageRecord, StorageRefusal, StorageWanted};
 
 #[cfg(test)]
@@ -68,7 +68,7 @@ impl Definition {
     /// [`NotServed`].
     pub fn draft(self) -> Result<(Draft, Option<Credentials>), NotServed> {
         let Self { name, description, tags, properties, source, credentials } = self;
-        if let Source::AzureFile(_) | Source::OneLake { .. } = source {
+        if let Source::AzureFile(_) = source {
             return Err(NotServed { name, kind: source.kind() });
         }
         Ok((Draft { name, description, tags, properties, source }, credentials))

@@ -26,14 +26,7 @@ pub enum Source {
     /// Azure Data Lake Storage Gen2.
     AzureDataLakeGen2(AzureStorage),
     /// A lakehouse of Microsoft Fabric.
-    OneLake {
-        /// The Fabric workspace.
-        workspace: String,
-        /// The lakehouse.
-        lakehouse: String,
-        /// The host; `None`: Fabric's own.
-        endpoint: Option<String>,
-    },
+    OneLake(OneLake),
     /// A bucket of S3, Amazon's or another's.
     S3 {
         /// The bucket.
@@ -70,7 +63,7 @@ impl Source {
             Self::AzureBlob(_) => "azure_blob",
             Self::AzureFile(_) => "azure_file",
             Self::AzureDataLakeGen2(_) => "azure_data_lake_gen2",
-            Self::OneLake { .. } => "one_lake",
+            Self::OneLake(_) => "one_lake",
             Self::S3 { .. } => "s3",
             Self::Gcs { .. } => "gcs",
             Self::Folder(folder) => folder.kind.as_str(),
@@ -91,7 +84,9 @@ impl Source {
             Self::AzureFile(AzureStorage { account_name, container, endpoint, .. }) => {
                 format!("https://{account_name}.file.{endpoint}/{container}")
             }
-            Self::OneLake { workspace, lakehouse, .. } => format!("{workspace}/{lakehouse}"),
+            Self::OneLake(lake) => {
+                format!("{}/{}/{}", lake.blob_url(), lake.workspace, lake.root())
+            }
             Self::S3 { bucket, endpoint: Some(endpoint), prefix, .. } => {
                 below(format!("{}/{bucket}", endpoint.trim_end_matches('/')), prefix)
             }
@@ -99,6 +94,14 @@ impl Source {
             Self::Gcs { bucket, prefix } => below(format!("gs://{bucket}"), prefix),
             Self::Folder(folder) => folder.path.clone(),
             Self::Http { url } => url.clone(),
+        }
+    }
+
+    /// Below what files may be written, with a `/` at its end; empty: anywhere.
+    pub const fn files(&self) -> &'static str {
+        match self {
+            Self::OneLake(_) => "Files/",
+            _ => "",
         }
     }
 
@@ -116,6 +119,47 @@ impl AzureStorage {
             false => format!("https://{}.blob.{}", self.account_name, self.endpoint),
         }
     }
+}
+
+/// A lakehouse of Microsoft Fabric. All paths start with `Files` or `Tables`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct OneLake {
+    /// The Fabric workspace, by its name or its id.
+    pub workspace: String,
+    /// The lakehouse, by its name or its id.
+    pub lakehouse: String,
+    /// The host, or the URL of another server; `None`: Fabric's own.
+    pub endpoint: Option<String>,
+}
+
+impl OneLake {
+    const ENDPOINT: &str = "onelake.dfs.fabric.microsoft.com";
+
+    /// The address by which it is reached as blobs are, without a `/` at its end.
+    pub fn blob_url(&self) -> String {
+        let endpoint = self.endpoint.as_deref().unwrap_or(Self::ENDPOINT).trim_end_matches('/');
+        match endpoint.contains("://") {
+            true => endpoint.to_owned(),
+            false => format!("https://{}", endpoint.replacen(".dfs.", ".blob.", 1)),
+        }
+    }
+
+    /// What is above its files in the workspace: the lakehouse with its kind, or its id alone.
+    pub fn root(&self) -> String {
+        let is_whole = is_id(&self.lakehouse) || self.lakehouse.ends_with(".Lakehouse");
+        match is_whole {
+            true => self.lakehouse.clone(),
+            false => format!("{}.Lakehouse", self.lakehouse),
+        }
+    }
+}
+
+/// Whether it is written as `01234567-89ab-cdef-0123-456789abcdef` is.
+fn is_id(text: &str) -> bool {
+    let words: Vec<&str> = text.split('-').collect();
+    let lengths = words.iter().map(|word| word.len());
+    lengths.eq([8, 4, 4, 4, 12])
+        && words.iter().all(|word| word.bytes().all(|b| b.is_ascii_hexdigit()))
 }
 
 /// What kind of folder a datastore is.

@@ -116,6 +116,25 @@ fn credentials_are_for_some_types() {
         prefix: None,
         path_style: false,
     };
+    let lake = |lakehouse: &str| {
+        Source::OneLake(OneLake {
+            workspace: "w".to_owned(),
+            lakehouse: lakehouse.to_owned(),
+            endpoint: None,
+        })
+    };
+    let certificate = Credentials::ServicePrincipal(ServicePrincipal {
+        tenant_id: "t".to_owned(),
+        client_id: "c".to_owned(),
+        proof: Proof::Certificate { certificate: secret(), thumbprint: "x".to_owned() },
+        authority_url: None,
+        resource_url: None,
+    });
+    let id = "01234567-89ab-cdef-0123-456789ABCDEF";
+    for (name, root) in [("lh", "lh.Lakehouse"), ("lh.Lakehouse", "lh.Lakehouse"), (id, id)] {
+        let expected = format!("https://onelake.blob.fabric.microsoft.com/w/{root}");
+        assert_eq!(lake(name).location(), expected);
+    }
     let http = Source::Http { url: "https://x".to_owned() };
     for (credentials, source, fits) in [
         (Credentials::None, &http, true),
@@ -123,6 +142,9 @@ fn credentials_are_for_some_types() {
         (Credentials::Anonymous, &http, false),
         (Credentials::AccountKey(secret()), &s3, false),
         (Credentials::ServiceAccount(secret()), &s3, false),
+        (Credentials::AccountKey(secret()), &lake("a"), false),
+        (certificate.clone(), &lake("a"), true),
+        (certificate, &s3, false),
     ] {
         assert_eq!(credentials.misfit(source).is_none(), fits, "{credentials:?} {source:?}");
     }

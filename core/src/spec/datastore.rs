@@ -4,13 +4,13 @@
 use super::diagnostic::{Diagnostic, Diagnostics, Mark, Report};
 use super::job::{Reader, chosen, document, failed, given, locate, text};
 use super::limits::{MAX_DESCRIPTION, MAX_VALUE};
-use super::origin::{Files, Origin};
+use super::origin::{Files, Origin, resolve};
 use super::overrides::{self, Override};
 use super::shape::{self, Object, Shape, boolean, join, word};
 use super::validate::{Check, report};
 use super::yaml::{self, Node};
 use crate::datastore::{
-    AzureStorage, Credentials, Definition, Draft, FolderKind, FolderSource, Proof, Secret,
+    AzureStorage, Credentials, Definition, Draft, FolderKind, FolderSource, OneLake, Proof, Secret,
     ServicePrincipal, Source,
 };
 use crate::id::DatastoreName;
@@ -30,6 +30,8 @@ const MAX_LABEL: usize = 255;
 const MAX_PREFIX: usize = 512;
 /// Bytes of a server's URL.
 const MAX_ADDRESS: usize = 1024;
+/// Bytes of a certificate with its key.
+const MAX_CERTIFICATE: usize = 24 << 10;
 const SHORTER: &str = "write less";
 const PATH_RULE: &str = "write an absolute path of the daemon's machine without '.' and '..', for example \
                          /srv/datasets";
@@ -181,11 +183,11 @@ impl Reader<'_> {
                     Some(artifact) => self.required(artifact, "artifact", "name"),
                     None => self.required(root, "", "artifact"),
                 };
-                Source::OneLake {
+                Source::OneLake(OneLake {
                     workspace: workspace?,
                     lakehouse: lakehouse?,
                     endpoint: text(root, "endpoint"),
-                }
+                })
             }
             "s3" => Source::S3 {
                 bucket: self.required(root, "", "bucket")?,
@@ -279,6 +281,31 @@ impl Reader<'_> {
         self.required(node, "credentials", key).map(Secret::new)
     }
 
+    /// A certificate with its key: as it is in PEM, or the file that has it.
+    fn certificate(&mut self, node: &Node) -> Option<Secret> {
+        let given = self.required(node, "credentials", "certificate")?;
+        if given.contains("-----BEGIN") {
+            return Some(Secret::new(given));
+        }
+        let at = resolve(&self.origin.folder, &given);
+        let read = self.files.read(&at).map_err(|problem| format!("cannot be read: {problem}"));
+        let read = read.and_then(|bytes| match bytes.len() > MAX_CERTIFICATE {
+            true => Err(format!("has more than {MAX_CERTIFICATE} bytes")),
+            false => String::from_utf8(bytes).map_err(|_| "is not PEM".to_owned()),
+        });
+        match read {
+            Ok(pem) => Some(Secret::new(pem)),
+            Err(problem) => {
+                let mark = node.get("certificate").map_or(node.mark, |found| found.mark);
+                // What was given may be part of the certificate.
+                self.report
+                    .error(mark, "credentials.certificate", format!("the certificate's file {problem}"))
+                    .help("write the path of a PEM file with the certificate and its private key, or their text");
+                None
+            }
+        }
+    }
+
     fn azure_credentials(&mut self, node: &Node) -> Option<Credentials> {
         const PRINCIPAL: [&str; 7] = [
             "tenant_id",
@@ -315,7 +342,7 @@ impl Reader<'_> {
         let tenant_id = self.required(node, "credentials", "tenant_id");
         let client_id = self.required(node, "credentials", "client_id");
         let proof = if proofs[1] {
-            let certificate = self.secret(node, "certificate");
+            let certificate = self.certificate(node);
             let thumbprint = self.required(node, "credentials", "thumbprint");
             certificate
                 .zip(thumbprint)
@@ -371,8 +398,10 @@ fn place(check: &mut Check, source: &Source) {
         Source::AzureBlob(azure) => account(check, azure, "container_name"),
         Source::AzureFile(azure) => account(check, azure, "file_share_name"),
         Source::AzureDataLakeGen2(azure) => account(check, azure, "filesystem"),
-        Source::OneLake { endpoint, .. } => {
-            endpoint.iter().for_each(|host| check.at(&["endpoint"]).size(host, MAX_VALUE, SHORTER));
+        Source::OneLake(OneLake { workspace, lakehouse, endpoint }) => {
+            label(check, "one_lake_workspace_name", workspace);
+            label(check, "artifact", lakehouse);
+            endpoint.iter().for_each(|host| server(check, host));
         }
         Source::S3 { bucket, endpoint, region, prefix, path_style: _ } => {
             label(check, "bucket", bucket);
@@ -392,9 +421,14 @@ fn place(check: &mut Check, source: &Source) {
 fn account(check: &mut Check, azure: &AzureStorage, container: &str) {
     label(check, "account_name", &azure.account_name);
     label(check, container, &azure.container);
-    match azure.endpoint.contains("://") {
-        true => address(check, "endpoint", &azure.endpoint),
-        false => label(check, "endpoint", &azure.endpoint),
+    server(check, &azure.endpoint);
+}
+
+/// A host, or the URL of a server.
+fn server(check: &mut Check, endpoint: &str) {
+    match endpoint.contains("://") {
+        true => address(check, "endpoint", endpoint),
+        false => label(check, "endpoint", endpoint),
     }
 }
 

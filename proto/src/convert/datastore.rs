@@ -3,8 +3,8 @@
 use std::fmt;
 
 use atelier_core::datastore::{
-    AzureStorage, Credentials, Draft, FolderKind, FolderSource, Proof, Secret, ServicePrincipal,
-    Source,
+    AzureStorage, Credentials, Draft, FolderKind, FolderSource, OneLake, Proof, Secret,
+    ServicePrincipal, Source,
 };
 use atelier_core::id::DatastoreName;
 use atelier_core::spec::limits::{MAX_DESCRIPTION, MAX_ENTRIES, MAX_VALUE};
@@ -51,7 +51,12 @@ fn sent(source: &Source) -> Option<Sent> {
             Sent::Gcs(pb::GcsBucket { bucket, prefix: prefix.unwrap_or_default() })
         }
         Source::Http { url } => Sent::Http(pb::HttpFiles { url }),
-        Source::AzureFile(_) | Source::OneLake { .. } => return None,
+        Source::OneLake(OneLake { workspace, lakehouse, endpoint }) => Sent::OneLake(pb::OneLake {
+            workspace,
+            lakehouse,
+            endpoint: endpoint.unwrap_or_default(),
+        }),
+        Source::AzureFile(_) => return None,
     })
 }
 
@@ -70,6 +75,7 @@ pub fn shown_source(source: &Source) -> Option<pb::datastore::Source> {
         Sent::S3(bucket) => Shown::S3(bucket),
         Sent::Gcs(bucket) => Shown::Gcs(bucket),
         Sent::Http(files) => Shown::Http(files),
+        Sent::OneLake(lake) => Shown::OneLake(lake),
     })
 }
 
@@ -128,6 +134,11 @@ fn source(sent: Sent) -> Result<Source, Error> {
             prefix: optional(gcs.prefix, "gcs.prefix")?,
         },
         Sent::Http(http) => Source::Http { url: part(http.url, "http.url")? },
+        Sent::OneLake(lake) => Source::OneLake(OneLake {
+            workspace: part(lake.workspace, "one_lake.workspace")?,
+            lakehouse: part(lake.lakehouse, "one_lake.lakehouse")?,
+            endpoint: optional(lake.endpoint, "one_lake.endpoint")?,
+        }),
     })
 }
 
@@ -150,7 +161,6 @@ impl TryFrom<pb::DatastoreDraft> for Draft {
 }
 
 impl From<&Credentials> for pb::DatastoreCredentials {
-    /// A service principal's certificate cannot be sent: what comes of it is refused.
     fn from(credentials: &Credentials) -> Self {
         let shown = |secret: &Secret| secret.reveal().to_owned();
         let kind = match credentials {
@@ -158,15 +168,22 @@ impl From<&Credentials> for pb::DatastoreCredentials {
             Credentials::Anonymous => Some(Kind::Anonymous(pb::NoCredentials {})),
             Credentials::AccountKey(key) => Some(Kind::AccountKey(shown(key))),
             Credentials::SasToken(token) => Some(Kind::SasToken(shown(token))),
-            Credentials::ServicePrincipal(principal) => match &principal.proof {
-                Proof::ClientSecret(secret) => Some(Kind::ServicePrincipal(pb::ServicePrincipal {
+            Credentials::ServicePrincipal(principal) => {
+                let mut sent = pb::ServicePrincipal {
                     tenant_id: principal.tenant_id.clone(),
                     client_id: principal.client_id.clone(),
-                    client_secret: shown(secret),
                     authority_url: principal.authority_url.clone().unwrap_or_default(),
-                })),
-                Proof::Certificate { .. } => None,
-            },
+                    ..pb::ServicePrincipal::default()
+                };
+                match &principal.proof {
+                    Proof::ClientSecret(secret) => sent.client_secret = shown(secret),
+                    Proof::Certificate { certificate, thumbprint } => {
+                        sent.certificate = shown(certificate);
+                        sent.thumbprint = thumbprint.clone();
+                    }
+                }
+                Some(Kind::ServicePrincipal(sent))
+            }
             Credentials::S3Keys { access_key_id, secret_access_key, session_token } => {
                 Some(Kind::S3Keys(pb::S3Keys {
                     access_key_id: access_key_id.clone(),
@@ -195,7 +212,13 @@ impl TryFrom<pb::DatastoreCredentials> for Credentials {
             Kind::ServicePrincipal(principal) => Self::ServicePrincipal(ServicePrincipal {
                 tenant_id: part(principal.tenant_id, "tenant_id")?,
                 client_id: part(principal.client_id, "client_id")?,
-                proof: Proof::ClientSecret(secret(principal.client_secret, "client_secret")?),
+                proof: match principal.certificate.is_empty() {
+                    true => Proof::ClientSecret(secret(principal.client_secret, "client_secret")?),
+                    false => Proof::Certificate {
+                        certificate: secret(principal.certificate, "certificate")?,
+                        thumbprint: part(principal.thumbprint, "thumbprint")?,
+                    },
+                },
                 authority_url: optional(principal.authority_url, "authority_url")?,
                 resource_url: None,
             }),

@@ -1,9 +1,10 @@
 //! The client of a store: what it is told, and how long it waits.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
-use atelier_core::datastore::{AzureStorage, Credentials, Proof, ServicePrincipal, Source};
+use atelier_core::datastore::{Credentials, Proof, ServicePrincipal, Source};
 use http::HeaderValue;
 use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::azure::{AzureConfigKey, MicrosoftAzure, MicrosoftAzureBuilder};
@@ -15,10 +16,14 @@ use object_store::{BackoffConfig, ClientOptions, ObjectStore, RetryConfig};
 use reqwest::Url;
 use reqwest::redirect::Policy;
 
+use super::entra::CertificateProvider;
+
 /// How long a store may take to accept a connection.
 const CONNECT: Duration = Duration::from_secs(10);
 /// How long it may stand still: what is sent with one request has to get there in that time.
 const STILL: Duration = Duration::from_secs(90);
+/// The first pause between two tries; each is twice as long as the one before.
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
 /// The longest pause between two tries.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
@@ -59,6 +64,8 @@ const OF_AZURE: [&str; 6] = [
     "AZURE_AUTHORITY_HOST",
     "IDENTITY_ENDPOINT",
 ];
+/// The account that all of Fabric's workspaces are in.
+const ONE_LAKE: &str = "onelake";
 const GOOGLE: &str = "https://storage.googleapis.com";
 const OF_GOOGLE: [&str; 2] = ["GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_SERVICE_ACCOUNT"];
 
@@ -88,7 +95,14 @@ impl Client {
     ) -> Result<Self, String> {
         let made = match source {
             Source::AzureBlob(azure) | Source::AzureDataLakeGen2(azure) => {
-                azure_client(azure, credentials, retries).map(Self::Azure)
+                let (url, account) = (azure.blob_url(), &azure.account_name);
+                let builder = azure_builder(url, account, &azure.container, retries);
+                azure_client(builder, credentials, retries)?.map(Self::Azure)
+            }
+            Source::OneLake(lake) => {
+                let builder = azure_builder(lake.blob_url(), ONE_LAKE, &lake.workspace, retries)
+                    .with_use_fabric_endpoint(true);
+                azure_client(builder, credentials, retries)?.map(Self::Azure)
             }
             Source::S3 { .. } => s3_client(source, credentials, retries).map(Self::S3),
             Source::Gcs { bucket, .. } => gcs_client(bucket, credentials, retries).map(Self::Gcs),
@@ -99,7 +113,7 @@ impl Client {
                 .with_retry(retries.config())
                 .build()
                 .map(Self::Http),
-            Source::AzureFile(_) | Source::OneLake { .. } | Source::Folder(_) => {
+            Source::AzureFile(_) | Source::Folder(_) => {
                 return Err(format!("data of type {} is not in an object store", source.kind()));
             }
         };
@@ -132,10 +146,20 @@ impl Client {
 }
 
 impl Retries {
+    /// How long to wait before each further try.
+    pub(super) fn pauses(self) -> impl Iterator<Item = Duration> {
+        let growing = std::iter::successors(Some(FIRST_PAUSE), |pause| Some(*pause * 2));
+        let begun = std::time::Instant::now();
+        growing
+            .take(self.most)
+            .map(|pause| pause.min(LONGEST_PAUSE))
+            .take_while(move |_| begun.elapsed() < self.within)
+    }
+
     fn config(self) -> RetryConfig {
         RetryConfig {
             backoff: BackoffConfig {
-                init_backoff: Duration::from_millis(200),
+                init_backoff: FIRST_PAUSE,
                 max_backoff: LONGEST_PAUSE,
                 base: 2.0,
             },
@@ -259,18 +283,27 @@ fn s3_address(bucket: &str, endpoint: Option<&str>, path_style: bool) -> (Option
     }
 }
 
-fn azure_client(
-    azure: &AzureStorage,
-    credentials: Credentials,
+fn azure_builder(
+    url: String,
+    account: &str,
+    container: &str,
     retries: Retries,
-) -> Made<MicrosoftAzure> {
-    let url = azure.blob_url();
-    let builder = MicrosoftAzureBuilder::new()
-        .with_account(&azure.account_name)
-        .with_container_name(&azure.container)
+) -> MicrosoftAzureBuilder {
+    MicrosoftAzureBuilder::new()
+        .with_account(account)
+        .with_container_name(container)
         .with_client_options(options(&url))
         .with_endpoint(url)
-        .with_retry(retries.config());
+        .with_retry(retries.config())
+}
+
+/// # Errors
+/// What is wrong with a certificate; the library's errors are the inner ones.
+fn azure_client(
+    builder: MicrosoftAzureBuilder,
+    credentials: Credentials,
+    retries: Retries,
+) -> Result<Made<MicrosoftAzure>, String> {
     let builder = match credentials {
         Credentials::AccountKey(key) => builder.with_access_key(key.reveal()),
         Credentials::SasToken(token) => builder.with_config(AzureConfigKey::SasKey, token.reveal()),
@@ -288,6 +321,20 @@ fn azure_client(
                 None => builder,
             }
         }
+        Credentials::ServicePrincipal(ServicePrincipal {
+            tenant_id,
+            client_id,
+            proof: Proof::Certificate { certificate, thumbprint },
+            authority_url,
+            ..
+        }) => {
+            let (who, proof) = ((&*tenant_id, &*client_id), (&certificate, &*thumbprint));
+            let made = CertificateProvider::new(who, proof, authority_url.as_deref(), retries);
+            let provider = made.map_err(|problem| {
+                format!("its certificate cannot be used: {problem}")
+            })?;
+            builder.with_credentials(Arc::new(provider))
+        }
         Credentials::Anonymous => builder.with_skip_signature(true),
         _ => environment(&OF_AZURE).fold(builder, |builder, (name, value)| {
             match name.parse::<AzureConfigKey>() {
@@ -296,7 +343,7 @@ fn azure_client(
             }
         }),
     };
-    builder.build()
+    Ok(builder.build())
 }
 
 fn gcs_client(
@@ -361,8 +408,16 @@ mod tests {
     }
 
     #[test]
+    fn pauses_grow_and_end() {
+        let pauses: Vec<u128> = PATIENT.pauses().map(|pause| pause.as_millis()).collect();
+        assert_eq!(pauses[..4], [200, 400, 800, 1600]);
+        assert_eq!((pauses.len(), pauses.last()), (10, Some(&10_000)));
+        assert_eq!(HASTY.pauses().count(), 2);
+    }
+
+    #[test]
     fn what_cannot_be_credentials_is_told_without_them() {
-        let azure = AzureStorage {
+        let azure = atelier_core::datastore::AzureStorage {
             account_name: "a".to_owned(),
             container: "c".to_owned(),
             endpoint: "core.windows.net".to_owned(),

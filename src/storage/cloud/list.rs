@@ -18,7 +18,7 @@ impl Cloud {
         match &self.inner.source {
             // Folders of a data lake come in an order of their own, and other servers than Azure begin
             // from the start.
-            Source::AzureDataLakeGen2(_) => false,
+            Source::AzureDataLakeGen2(_) | Source::OneLake(_) => false,
             Source::AzureBlob(azure) => !azure.endpoint.contains("://"),
             _ => true,
         }

@@ -6,6 +6,7 @@
 
 mod client;
 mod copy;
+mod entra;
 mod list;
 mod problem;
 mod read;
@@ -78,7 +79,7 @@ impl fmt::Debug for Cloud {
 
 impl Cloud {
     pub(super) fn new(name: DatastoreName, source: Source, unlock: Unlock) -> Self {
-        let prefix = given_prefix(&source).map(str::to_owned);
+        let prefix = given_prefix(&source);
         Self::with(name, source, prefix, unlock, MADE)
     }
 
@@ -89,7 +90,8 @@ impl Cloud {
         folder: Option<&str>,
         unlock: Unlock,
     ) -> Self {
-        let parts: Vec<&str> = given_prefix(&source).into_iter().chain(folder).collect();
+        let folder = folder.map(str::to_owned);
+        let parts: Vec<String> = given_prefix(&source).into_iter().chain(folder).collect();
         let prefix = (!parts.is_empty()).then(|| parts.join("/"));
         Self::with(name, source, prefix, unlock, OWN)
     }
@@ -153,7 +155,9 @@ impl Cloud {
                 let credentials = (inner.unlock)().map_err(away)?;
                 // No other try makes them others.
                 let unfit = |problem| Error::Unsupported { datastore: datastore(), problem };
-                let signs = signed::can_sign(&credentials);
+                // Fabric's addresses were never tried.
+                let is_fabric = matches!(inner.source, Source::OneLake(_));
+                let signs = signed::can_sign(&credentials) && !is_fabric;
                 let made = Client::new(&inner.source, credentials, inner.retries);
                 let made =
                     made.map_err(|why| unfit(format!("{why}; give others {}", inner.other_keys)))?;
@@ -316,9 +320,10 @@ impl Cloud {
 }
 
 /// What all keys start with, as its author wrote it.
-fn given_prefix(source: &Source) -> Option<&str> {
+fn given_prefix(source: &Source) -> Option<String> {
     match source {
-        Source::S3 { prefix, .. } | Source::Gcs { prefix, .. } => prefix.as_deref(),
+        Source::S3 { prefix, .. } | Source::Gcs { prefix, .. } => prefix.clone(),
+        Source::OneLake(lake) => Some(lake.root()),
         _ => None,
     }
 }

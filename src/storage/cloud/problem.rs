@@ -151,6 +151,10 @@ impl Cloud {
                 "account '{}' has no container '{}'; make it, or see whether the name is right",
                 azure.account_name, azure.container
             ),
+            Source::OneLake(lake) => format!(
+                "there is no workspace '{}' of Fabric's; see whether the name is right",
+                lake.workspace
+            ),
             Source::S3 { bucket, .. } | Source::Gcs { bucket, .. } => {
                 format!("there is no bucket '{bucket}'; make it, or see whether the name is right")
             }

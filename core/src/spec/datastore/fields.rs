@@ -108,18 +108,30 @@ document!(
     ONE_LAKE,
     "a datastore of type one_lake",
     [
-        field("one_lake_workspace_name", Text, NOT_YET, "required", "The workspace of Fabric."),
-        field("endpoint", Text, NOT_YET, "onelake.dfs.fabric.microsoft.com", "The host."),
-        field("artifact", Shape::Object(&ARTIFACT), NOT_YET, "required", "What of the workspace."),
-        AZURE_LATER,
+        field(
+            "one_lake_workspace_name",
+            Text,
+            Runs,
+            "required",
+            "The workspace of Fabric, by its name or its id.",
+        ),
+        field(
+            "endpoint",
+            Text,
+            Runs,
+            "onelake.dfs.fabric.microsoft.com",
+            "The host; or the URL of another server.",
+        ),
+        field("artifact", Shape::Object(&ARTIFACT), Runs, "required", "What of the workspace."),
+        AZURE,
     ]
 );
 
 static ARTIFACT: Object = Object {
     what: "an artifact",
     fields: &[
-        field("type", Word(&ARTIFACTS), NOT_YET, "lake_house", "Which kind; only a lakehouse."),
-        field("name", Text, NOT_YET, "required", "The lakehouse."),
+        field("type", Word(&ARTIFACTS), Runs, "lake_house", "Which kind; only a lakehouse."),
+        field("name", Text, Runs, "required", "The lakehouse, by its name or its id."),
     ],
 };
 
@@ -133,8 +145,14 @@ macro_rules! azure_credentials {
                 field("tenant_id", Text, $support, "", "A service principal's directory."),
                 field("client_id", Text, $support, "", "The service principal."),
                 field("client_secret", Text, $support, "", "Its secret."),
-                field("certificate", Text, NOT_YET, "", "Its certificate, in place of a secret."),
-                field("thumbprint", Text, NOT_YET, "", "The certificate's."),
+                field(
+                    "certificate",
+                    Text,
+                    $support,
+                    "",
+                    "Its certificate with the private key, in place of a secret: PEM, or the path of such a file.",
+                ),
+                field("thumbprint", Text, $support, "", "The certificate's (SHA-1)."),
                 field(
                     "authority_url",
                     Text,

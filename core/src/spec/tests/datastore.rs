@@ -3,13 +3,18 @@
 use super::schema::{compare, compare_page, table_of};
 use super::*;
 use crate::datastore::{
-    AzureStorage, Credentials, Definition, FolderKind, FolderSource, Proof, Secret, Source,
+    AzureStorage, Credentials, Definition, FolderKind, FolderSource, OneLake, Proof, Secret, Source,
 };
 use crate::spec::datastore::TYPES;
 
+/// What a file of the submitter's has.
+const CERTIFICATE: &str = "-----BEGIN CERTIFICATE-----";
+
 fn parse_with(yaml: &str, sets: &[&str]) -> Result<ParsedDatastore, Diagnostics> {
     let changes: Vec<Override> = sets.iter().map(|set| Override::parse(set).unwrap()).collect();
-    parse_datastore(yaml.as_bytes(), &origin(), &changes, &disk())
+    let mut disk = disk();
+    disk.0.insert("/w/proj/cert.pem", Some(CERTIFICATE.as_bytes().to_vec()));
+    parse_datastore(yaml.as_bytes(), &origin(), &changes, &disk)
 }
 
 #[track_caller]
@@ -94,21 +99,25 @@ fn azures_files_are_read_as_they_are() {
     let fabric = read(
         "name: onelake\ntype: one_lake\none_lake_workspace_name: \"AzureML_Sample_OneLakeWS\"\n\
          endpoint: \"msit-onelake.dfs.fabric.microsoft.com\"\nartifact:\n  type: lake_house\n  \
-         name: \"AzureML_Sample_LH\"\ncredentials:\n  tenant_id: t\n  client_id: c\n  certificate: PEM\n  \
+         name: \"AzureML_Sample_LH\"\ncredentials:\n  tenant_id: t\n  client_id: c\n  certificate: cert.pem\n  \
          thumbprint: AB\n  authority_url: https://login.example\n",
     );
     assert_eq!(
         fabric.source,
-        Source::OneLake {
+        Source::OneLake(OneLake {
             workspace: "AzureML_Sample_OneLakeWS".to_owned(),
             lakehouse: "AzureML_Sample_LH".to_owned(),
             endpoint: Some("msit-onelake.dfs.fabric.microsoft.com".to_owned()),
-        }
+        })
+    );
+    assert_eq!(
+        fabric.source.location(),
+        "https://msit-onelake.blob.fabric.microsoft.com/AzureML_Sample_OneLakeWS/AzureML_Sample_LH.Lakehouse"
     );
     let Some(Credentials::ServicePrincipal(principal)) = fabric.credentials else {
         panic!("{fabric:?}")
     };
-    let (certificate, thumbprint) = (secret("PEM"), "AB".to_owned());
+    let (certificate, thumbprint) = (secret(CERTIFICATE), "AB".to_owned());
     assert_eq!(principal.proof, Proof::Certificate { certificate, thumbprint });
     assert_eq!(principal.authority_url.as_deref(), Some("https://login.example"));
 }
@@ -282,8 +291,13 @@ fn credentials_are_whole_and_of_one_kind() {
         5:14: credentials has no 'client_secret' | add 'client_secret:'",
     );
     check(
-        &azure("{tenant_id: a, client_id: b, certificate: c}"),
+        &azure(&format!("{{tenant_id: a, client_id: b, certificate: '{CERTIFICATE}'}}")),
         "5:14: credentials has no 'thumbprint' | add 'thumbprint:'",
+    );
+    check(
+        &azure("{tenant_id: a, client_id: b, certificate: none.pem, thumbprint: c}"),
+        "5:54: the certificate's file cannot be read: no such file | write the path of a PEM file with the \
+         certificate and its private key, or their text",
     );
     assert_eq!(read(&azure("{}")).credentials, Some(Credentials::None));
     let open = "type: s3\nname: n\nbucket: b\nanonymous: true\n";
