@@ -41,6 +41,14 @@ pub mod content {
         tonic::include_proto!("atelier.content.v1");
     }
 }
+/// Components that the workspace keeps.
+pub mod component {
+    /// Generated from `atelier/component/v1`.
+    #[allow(missing_docs, unreachable_pub, clippy::all)]
+    pub mod v1 {
+        tonic::include_proto!("atelier.component.v1");
+    }
+}
 /// Environments that the workspace keeps.
 pub mod environment {
     /// Generated from `atelier/environment/v1`.

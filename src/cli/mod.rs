@@ -12,6 +12,7 @@ use crate::config::ServeArgs;
 
 mod asset;
 mod completions;
+mod component;
 mod compute;
 mod data;
 mod datastore;
@@ -128,6 +129,9 @@ enum Command {
     /// Make environments and their versions, look at them, put them away
     #[command(subcommand)]
     Environment(environment::Command),
+    /// Make components and their versions, look at them, put them away
+    #[command(subcommand)]
+    Component(component::Command),
     /// Look at experiments
     #[command(subcommand)]
     Experiment(experiment::Command),
@@ -264,6 +268,7 @@ fn dispatch(command: Command, context: &Context) -> Result<ExitCode, Error> {
         Command::Data(command) => done(block_on(data::run(command, context))),
         Command::Model(command) => done(block_on(model::run(command, context))),
         Command::Environment(command) => done(block_on(environment::run(command, context))),
+        Command::Component(command) => done(block_on(component::run(command, context))),
         Command::Experiment(command) => done(block_on(experiment::run(command, context))),
         Command::Secret(command) => done(block_on(secret::run(command, context))),
         Command::Vault(command) => done(block_on(vault::run(command, context))),

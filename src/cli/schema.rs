@@ -5,7 +5,7 @@ use clap::{Args, ValueEnum};
 
 use super::{Context, Error};
 
-/// Print the JSON Schema of job, compute, environment, data, model or datastore files, for editors
+/// Print the JSON Schema of job, compute, environment, component, data, model or datastore files, for editors
 #[derive(Args)]
 #[command(after_help = "\
 Examples, for editors with the YAML language server:
@@ -26,6 +26,8 @@ enum Of {
     Compute,
     /// Environments
     Environment,
+    /// Command components
+    Component,
     /// Data assets
     Data,
     /// Models
@@ -39,6 +41,7 @@ pub(super) fn run(arguments: &Arguments, context: &Context) -> Result<(), Error>
         Of::Job => spec::schema(),
         Of::Compute => spec::compute_schema(),
         Of::Environment => spec::environment_schema(),
+        Of::Component => spec::component_schema(),
         Of::Data => spec::data_schema(),
         Of::Model => spec::model_schema(),
         Of::Datastore => spec::datastore_schema(),

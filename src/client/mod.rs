@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use atelier_proto::asset::v1::asset_service_client::AssetServiceClient;
+use atelier_proto::component::v1::component_service_client::ComponentServiceClient;
 use atelier_proto::compute::v1::compute_service_client::ComputeServiceClient;
 use atelier_proto::content::v1::content_service_client::ContentServiceClient;
 use atelier_proto::environment::v1::environment_service_client::EnvironmentServiceClient;
@@ -200,6 +201,11 @@ impl Client {
     /// Data assets and models.
     pub fn assets(&self) -> AssetServiceClient<Authorized> {
         AssetServiceClient::new(self.authorized()).max_decoding_message_size(MAX_ANSWER)
+    }
+
+    /// Components.
+    pub fn components(&self) -> ComponentServiceClient<Authorized> {
+        ComponentServiceClient::new(self.authorized()).max_decoding_message_size(MAX_ANSWER)
     }
 
     /// Secrets.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use atelier_core::access::Caller;
 use atelier_core::asset::{Draft, MadeBy, Refusal, Unresolved};
+use atelier_core::component;
 use atelier_core::datastore::{Address, AddressError, Source, find_https};
 use atelier_core::expr::{self, Template};
 use atelier_core::id::{DatastoreName, JobName};
@@ -184,6 +185,22 @@ impl Admission {
             *value = pinned.to_string();
         }
         Ok(())
+    }
+
+    /// The component as it is from now on: its code is there, and its environment means one version.
+    ///
+    /// # Errors
+    /// It breaks a rule, or names what is not there.
+    pub async fn pin_component(
+        &self,
+        mut draft: component::Draft,
+    ) -> Result<component::Draft, Error> {
+        draft.check().map_err(|problems| invalid("component", problems.to_string()))?;
+        if let Some(code) = &draft.content.code {
+            self.uploaded("code", code).await?;
+        }
+        draft.content.environment = self.environment(draft.content.environment).await?;
+        Ok(draft)
     }
 
     async fn check_code(&self, job: &CommandJob) -> Result<(), Error> {

@@ -261,7 +261,7 @@ impl Assets {
     fn no_such(&self, kind: Kind, name: &str) -> Error {
         let other = match kind {
             Kind::Data => Kind::Model,
-            Kind::Model | Kind::Environment => Kind::Data,
+            Kind::Model | Kind::Environment | Kind::Component => Kind::Data,
         };
         let query = AssetQuery {
             name: AssetName::new(name).ok(),

@@ -6,6 +6,7 @@ mod assets;
 mod builds;
 mod caches;
 mod clock;
+mod components;
 mod datastores;
 mod effects;
 mod environments;
@@ -33,6 +34,7 @@ pub use assets::{Assets, Error as AssetError};
 pub use builds::Builds;
 pub use caches::{Error as CacheError, NodeCaches};
 pub use clock::Clock;
+pub use components::{Components, Error as ComponentError};
 pub use datastores::{DatastoreChanges, Error as DatastoreError, Trial, Wanted};
 pub use effects::{Assignment, Grant, InputSource, Outbox, ToNode};
 pub use environments::{

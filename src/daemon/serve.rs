@@ -18,6 +18,7 @@ use tokio::sync::watch;
 
 use super::admission::Admission;
 use super::assets::Assets;
+use super::components::Components;
 use super::datastores::DatastoreChanges;
 use super::effects::{Effects, ExperimentIds};
 use super::environments::Environments;
@@ -149,6 +150,7 @@ pub struct Shared {
     pub(crate) tracking: Tracking,
     pub(crate) environments: Environments,
     pub(crate) assets: Assets,
+    pub(crate) components: Components,
     pub(crate) vault: Vault,
     pub(crate) datastore_changes: DatastoreChanges,
     pub(crate) committed: Arc<Committed>,
@@ -239,6 +241,7 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
     let curated = Arc::new(curated_table(args.curated_environments.as_ref())?);
     let environments = Environments::new(store.clone(), curated, content.clone());
     let assets = Assets::new(store.clone());
+    let components = Components::new(store.clone());
     let sizes = Arc::new(size_table(args.sizes.as_ref())?);
     let door = Arc::new(Door::open(store.clone(), &folder.at("token.key"))?);
     let now = clock.wall();
@@ -351,6 +354,7 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
         tracking: tracking.clone(),
         environments,
         assets,
+        components,
         vault,
         datastore_changes,
         committed,

@@ -206,7 +206,7 @@ fn reference(asset: Option<job::AssetRef>) -> Result<AssetRef, Status> {
     AssetRef::try_from(asset).map_err(|error| told(error.under("asset")))
 }
 
-fn page(size: u32) -> Result<u32, Status> {
+pub(super) fn page(size: u32) -> Result<u32, Status> {
     match size {
         0 => Ok(PAGE),
         size if size <= MAX_PAGE => Ok(size),

@@ -3,6 +3,7 @@
 mod agent;
 mod asset;
 mod channels;
+mod component;
 mod compute;
 pub(crate) mod content;
 mod environment;
@@ -20,7 +21,9 @@ mod workspace;
 pub(crate) use status::told;
 
 use atelier_core::access::Caller;
-use atelier_proto::{DESCRIPTORS, agent as a, asset as s, compute as c, environment as e};
+use atelier_proto::{
+    DESCRIPTORS, agent as a, asset as s, component as p, compute as c, environment as e,
+};
 use atelier_proto::{identity as i, job as j, vault as v, workspace as w};
 use tonic::service::Routes;
 use tonic::{Request, Status};
@@ -51,6 +54,10 @@ pub async fn routes(shared: &Shared) -> axum::Router {
     let assets =
         s::v1::asset_service_server::AssetServiceServer::new(asset::Service(shared.clone()))
             .max_decoding_message_size(MESSAGE);
+    let components = p::v1::component_service_server::ComponentServiceServer::new(
+        component::Service(shared.clone()),
+    )
+    .max_decoding_message_size(MESSAGE);
     let tokens =
         i::v1::token_service_server::TokenServiceServer::new(identity::Service(shared.clone()));
     let vault =
@@ -64,6 +71,7 @@ pub async fn routes(shared: &Shared) -> axum::Router {
         .add_service(workspace)
         .add_service(environments)
         .add_service(assets)
+        .add_service(components)
         .add_service(tokens)
         .add_service(vault)
         .add_service(agents)

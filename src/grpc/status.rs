@@ -221,6 +221,12 @@ status!(daemon::AssetError, error => match &error {
     daemon::AssetError::NotOwner { .. } => Code::PermissionDenied,
     daemon::AssetError::Store(error) => code_of_store(error),
 });
+status!(daemon::ComponentError, error => match &error {
+    daemon::ComponentError::Refused(refusal) => code_of_asset(refusal),
+    daemon::ComponentError::Invalid(_) => Code::InvalidArgument,
+    daemon::ComponentError::Registry(_) => Code::NotFound,
+    daemon::ComponentError::Store(error) => code_of_store(error),
+});
 status!(daemon::DatastoreError, error => match &error {
     daemon::DatastoreError::Refused(refusal) => match refusal {
         DatastoreRefusal::Taken(_) | DatastoreRefusal::SameButForCase { .. } => Code::AlreadyExists,

@@ -87,6 +87,11 @@ fn rpc(service: &str, method: &str) -> Option<Need> {
         ) => P::WriteAssets,
         ("atelier.asset.v1.AssetService", "GetAsset" | "ListAssets" | "ListAssetUses") => P::Read,
         (
+            "atelier.component.v1.ComponentService",
+            "CreateComponent" | "UpdateComponent" | "ArchiveComponent",
+        ) => P::WriteAssets,
+        ("atelier.component.v1.ComponentService", "GetComponent" | "ListComponents") => P::Read,
+        (
             "atelier.vault.v1.VaultService",
             "SetSecret" | "DeleteSecret" | "GrantSecret" | "RevokeSecret",
         ) => P::WriteSecrets,

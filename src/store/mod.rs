@@ -5,6 +5,7 @@
 //! questions are answered. [`SqliteStore`] is the embedded one.
 
 pub mod assets;
+pub mod components;
 pub mod datastores;
 pub mod environments;
 mod jobs;

@@ -1,7 +1,8 @@
 //! Assets of the workspace: names with versions that never change, and labels that point to some of them.
 //!
 //! The rules of names, versions and labels are the same for every [`Kind`]. What a version is made of is its
-//! kind's: [`Version`] for data and models, [`crate::environment::EnvironmentVersion`] for environments.
+//! kind's: [`Version`] for data and models, [`crate::environment::EnvironmentVersion`] for environments,
+//! [`crate::component::ComponentVersion`] for components.
 
 mod version;
 
@@ -30,11 +31,13 @@ pub enum Kind {
     Data,
     /// Trained models.
     Model,
+    /// Commands with declared inputs and outputs.
+    Component,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Environment, Self::Data, Self::Model];
+    pub const ALL: [Self; 4] = [Self::Environment, Self::Data, Self::Model, Self::Component];
 
     /// As stored, and as the command line's noun.
     pub const fn word(self) -> &'static str {
@@ -42,6 +45,7 @@ impl Kind {
             Self::Environment => "environment",
             Self::Data => "data",
             Self::Model => "model",
+            Self::Component => "component",
         }
     }
 
@@ -51,6 +55,7 @@ impl Kind {
             Self::Environment => "environments",
             Self::Data => "data assets",
             Self::Model => "models",
+            Self::Component => "components",
         }
     }
 }
@@ -60,7 +65,7 @@ impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Data => "data asset",
-            Self::Environment | Self::Model => self.word(),
+            Self::Environment | Self::Model | Self::Component => self.word(),
         })
     }
 }
@@ -312,7 +317,7 @@ fn it_has(newest: &[String]) -> String {
 fn labelled(kind: Kind, name: &AssetName) -> String {
     match kind {
         Kind::Environment => kind.plural().to_owned(),
-        Kind::Data | Kind::Model => format!("the versions of {kind} '{name}'"),
+        Kind::Data | Kind::Model | Kind::Component => format!("the versions of {kind} '{name}'"),
     }
 }
 

@@ -165,7 +165,9 @@ fn parse(
     let mut reader = Reader { report, files, origin };
     let form = match kind {
         Kind::Model => data_kind(chosen(&root, "type", &OF_MODELS).or(Some(OF_MODELS[0]))),
-        Kind::Data | Kind::Environment => data_kind(chosen(&root, "type", &OF_DATA)),
+        Kind::Data | Kind::Environment | Kind::Component => {
+            data_kind(chosen(&root, "type", &OF_DATA))
+        }
     };
     let draft = reader.asset(&root, form);
     let mut report = reader.report;
@@ -337,5 +339,6 @@ const fn kind_of_id(kind: Kind) -> &'static str {
         Kind::Environment => "environments",
         Kind::Data => "data",
         Kind::Model => "models",
+        Kind::Component => "components",
     }
 }

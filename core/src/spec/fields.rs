@@ -446,7 +446,7 @@ const PROCESSES: Field = field(
 );
 const TYPE: Field = field("type", Text, Runs, "required", "Which kind.");
 
-static DISTRIBUTIONS: [(&str, &Object); 4] = [
+pub(super) static DISTRIBUTIONS: [(&str, &Object); 4] = [
     ("pytorch", &Object { what: "a pytorch distribution", fields: &[TYPE, PROCESSES] }),
     (
         "tensorflow",

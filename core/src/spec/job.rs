@@ -362,7 +362,7 @@ impl Reader<'_> {
         }
     }
 
-    fn code(&mut self, node: &Node) -> Option<Code> {
+    pub(super) fn code(&mut self, node: &Node) -> Option<Code> {
         let written = node.as_text().unwrap_or_default();
         let refuse = |reader: &mut Self, message: String, help: &str| {
             reader.report.error(node.mark, "code", message).help(help);

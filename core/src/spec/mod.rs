@@ -10,6 +10,7 @@
 pub mod amount;
 mod asset;
 mod command;
+mod component;
 mod compute;
 mod data_asset;
 mod datastore;
@@ -41,6 +42,7 @@ pub use asset::{
     ParsedEnvironment, environment_reference, parse_environment, validate_environment,
 };
 pub use command::*;
+pub use component::{ParsedComponent, component_reference, parse_component, validate_component};
 pub use compute::{ParsedCompute, parse_compute, parse_sizes, validate_cluster};
 pub use data_asset::{ParsedAsset, asset_reference, parse_data, parse_model, validate_asset};
 pub use datastore::{ParsedDatastore, parse_datastore, validate_datastore};
@@ -51,7 +53,8 @@ pub use job::{Parsed, parse_job};
 pub use origin::{FileKind, Files, Origin};
 pub use overrides::Override;
 pub use schema::{
-    compute_schema, data_schema, datastore_schema, environment_schema, model_schema, schema,
+    component_schema, compute_schema, data_schema, datastore_schema, environment_schema,
+    model_schema, schema,
 };
 pub use secret::{Delivery, SecretRef};
 pub use shell::quote;

@@ -19,7 +19,7 @@ pub(super) fn outputs(reader: &mut Reader<'_>, root: &Node) -> BTreeMap<PortName
     read_all(reader, root, "outputs", |reader, node, path| Some(output(reader, node, path)))
 }
 
-fn read_all<T>(
+pub(super) fn read_all<T>(
     reader: &mut Reader<'_>,
     root: &Node,
     key: &str,

@@ -1,8 +1,9 @@
-//! The JSON Schemas of job, compute, environment, data, model and datastore files, for editors.
+//! The JSON Schemas of job, compute, environment, component, data, model and datastore files, for editors.
 
 use serde_json::{Map, Value, json};
 
 use super::asset::ENVIRONMENT_FILE;
+use super::component::COMPONENT_FILE;
 use super::compute::AMLCOMPUTE;
 use super::data_asset::{DATA_FILE, MODEL_FILE};
 use super::datastore::TYPES;
@@ -36,6 +37,11 @@ pub fn data_schema() -> Value {
 /// The JSON Schema of a model's YAML, made like [`schema`].
 pub fn model_schema() -> Value {
     document(&MODEL_FILE, "name", "model", "A model")
+}
+
+/// The JSON Schema of a component's YAML, made like [`schema`].
+pub fn component_schema() -> Value {
+    document(&COMPONENT_FILE, "name", "command component", "A command component")
 }
 
 /// The JSON Schema of a datastore's YAML, made like [`schema`]: one for each type.

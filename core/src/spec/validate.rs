@@ -74,25 +74,33 @@ pub fn validate(job: &CommandJob) -> Result<(), Diagnostics> {
 /// # Errors
 /// The faults, each with its field: the first twenty, and how many more there are.
 pub fn validate_submitted(job: &CommandJob) -> Result<(), Diagnostics> {
-    let mut check = Check { found: findings(job), path: Vec::new() };
-    let local = "it lies on the submitter's machine, where the daemon cannot read it";
-    let help = "upload it first, as the atelier command does, and name what was uploaded";
-    if let Some(Code::Local(path)) = &job.code {
-        check.at(&["code"]).fault(format!("'{}': {local}", cut(path)), help);
-    }
-    if let Environment::Inline(inline) = &job.environment
-        && let Some(build) = &inline.build
-        && let Code::Local(path) = &build.path
-    {
-        let at = &["environment", "build", "path"];
-        check.at(at).fault(format!("'{}': {local}", cut(path)), help);
-    }
+    let mut check = Check::of(findings(job));
+    local_faults(&mut check, job.code.as_ref(), &job.environment);
     for (name, input) in &job.inputs {
         if let Input::Data { uri: DataUri::Local(path), .. } = input {
-            check.at(&["inputs", name.as_str()]).fault(format!("'{}': {local}", cut(path)), help);
+            local_fault(check.at(&["inputs", name.as_str()]), path);
         }
     }
     report(check.found)
+}
+
+/// What of the code and the environment lies on the submitter's machine.
+pub(super) fn local_faults(check: &mut Check, code: Option<&Code>, environment: &Environment) {
+    if let Some(Code::Local(path)) = code {
+        local_fault(check.at(&["code"]), path);
+    }
+    if let Environment::Inline(inline) = environment
+        && let Some(build) = &inline.build
+        && let Code::Local(path) = &build.path
+    {
+        local_fault(check.at(&["environment", "build", "path"]), path);
+    }
+}
+
+fn local_fault(check: &mut Check, path: &str) {
+    let local = "it lies on the submitter's machine, where the daemon cannot read it";
+    let help = "upload it first, as the atelier command does, and name what was uploaded";
+    check.fault(format!("'{}': {local}", cut(path)), help);
 }
 
 /// Whether a job may set an environment variable of this name: ASCII letters, digits and `_`, not
@@ -127,6 +135,11 @@ pub(super) struct Check {
 }
 
 impl Check {
+    /// One that goes on with what was found.
+    pub(super) fn of(found: Findings) -> Self {
+        Self { found, path: Vec::new() }
+    }
+
     pub(super) fn at(&mut self, path: &[&str]) -> &mut Self {
         self.path = path.iter().map(|part| (*part).to_owned()).collect();
         self

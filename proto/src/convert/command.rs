@@ -72,7 +72,7 @@ impl From<&spec::CommandJob> for pb::CommandJob {
     }
 }
 
-fn ports<C, W>(ports: &BTreeMap<PortName, C>) -> BTreeMap<String, W>
+pub(super) fn ports<C, W>(ports: &BTreeMap<PortName, C>) -> BTreeMap<String, W>
 where
     for<'a> W: From<&'a C>,
 {
@@ -132,7 +132,7 @@ fn named<N, E: Into<Problem>>(
     if value.is_empty() { Ok(None) } else { make(value).map(Some).of(field) }
 }
 
-fn checked_ports<W, C>(
+pub(super) fn checked_ports<W, C>(
     ports: BTreeMap<String, W>,
     field: &str,
 ) -> Result<BTreeMap<PortName, C>, Error>
@@ -196,7 +196,7 @@ impl From<&spec::JobResources> for pb::Resources {
 }
 
 /// Zero instances or CPU means that the sender did not say: Azure's one instance, and one CPU.
-fn resources(wire: pb::Resources) -> Result<spec::JobResources, Error> {
+pub(super) fn resources(wire: pb::Resources) -> Result<spec::JobResources, Error> {
     let cpu = if wire.cpu_milli == 0 { Demand::DEFAULT.cpu } else { wire.cpu_milli };
     let gpus = within_u32(wire.gpus, 0, limits::MAX_GPUS).of("gpus")?;
     Ok(spec::JobResources {
@@ -280,7 +280,10 @@ impl From<&spec::Distribution> for pb::Distribution {
 
 /// Zero processes means one on each instance; zero workers means one on each instance that is no parameter
 /// server.
-fn distribution(wire: pb::Distribution, members: u32) -> Result<spec::Distribution, Error> {
+pub(super) fn distribution(
+    wire: pb::Distribution,
+    members: u32,
+) -> Result<spec::Distribution, Error> {
     use pb::distribution::Kind;
     Ok(match wire.kind.of("kind")? {
         Kind::Pytorch(kind) => spec::Distribution::PyTorch {

@@ -12,8 +12,8 @@ use crate::job::v1 as job;
 impl From<Kind> for pb::AssetKind {
     fn from(kind: Kind) -> Self {
         match kind {
-            // Has a service of its own.
-            Kind::Environment => Self::Unspecified,
+            // Have services of their own.
+            Kind::Environment | Kind::Component => Self::Unspecified,
             Kind::Data => Self::Data,
             Kind::Model => Self::Model,
         }
@@ -84,10 +84,6 @@ impl TryFrom<pb::UpdateAssetRequest> for Change {
         let said = |value: Option<String>, most, field| {
             value.map(|value| text(value, most)).transpose().of(field)
         };
-        let labels = |names: Vec<String>, field| -> Result<Vec<LabelName>, Error> {
-            within(names.len() as u64, 0, MAX_ENTRIES as u64).of(field)?;
-            names.iter().map(|name| LabelName::new(name)).collect::<Result<_, _>>().of(field)
-        };
         within(request.set_tags.len() as u64, 0, MAX_ENTRIES as u64).of("set_tags")?;
         Ok(Self {
             description: said(request.description, MAX_DESCRIPTION, "description")?,
@@ -98,6 +94,11 @@ impl TryFrom<pb::UpdateAssetRequest> for Change {
             unlabel: labels(request.remove_labels, "remove_labels")?,
         })
     }
+}
+
+pub(super) fn labels(names: Vec<String>, field: &str) -> Result<Vec<LabelName>, Error> {
+    within(names.len() as u64, 0, MAX_ENTRIES as u64).of(field)?;
+    names.iter().map(|name| LabelName::new(name)).collect::<Result<_, _>>().of(field)
 }
 
 /// A version, and where it stands among those of its name.

@@ -12,6 +12,7 @@ use atelier_core::id::InvalidName;
 mod asset;
 mod attempt;
 mod command;
+mod component;
 mod compute;
 mod data;
 mod data_asset;
@@ -24,6 +25,7 @@ mod tests;
 
 pub use asset::environment_version;
 pub use attempt::{held_inputs, node_change, node_record, sandboxes};
+pub use component::component_version;
 pub use data_asset::asset_version;
 pub use datastore::{shown_source, told_source};
 pub use job::{JobDetails, input_holder, job, sandbox};

@@ -216,7 +216,7 @@ fn each<T>(items: &BTreeMap<String, T>, view: impl Fn(&T) -> Value) -> Value {
     Value::Object(items.iter().map(|(name, item)| (name.clone(), view(item))).collect())
 }
 
-fn code(code: &pb::Code) -> Value {
+pub(in crate::cli) fn code(code: &pb::Code) -> Value {
     match &code.source {
         Some(pb::code::Source::Local(path)) => path.clone().into(),
         Some(pb::code::Source::Snapshot(digest)) => {
@@ -244,7 +244,7 @@ fn asset(asset: &pb::AssetRef) -> String {
     }
 }
 
-fn environment(environment: &pb::Environment) -> Value {
+pub(in crate::cli) fn environment(environment: &pb::Environment) -> Value {
     use pb::environment::Source;
     match &environment.source {
         Some(Source::Host(_)) => "host".into(),
@@ -391,7 +391,7 @@ fn from_json(values: &BTreeMap<String, String>) -> Value {
     each(values, |text| serde_json::from_str(text).unwrap_or_else(|_| text.clone().into()))
 }
 
-fn resources(resources: &pb::Resources) -> Value {
+pub(in crate::cli) fn resources(resources: &pb::Resources) -> Value {
     let mut view = json!({
         "instance_count": resources.instance_count,
         "cpus": cpus(resources.cpu_milli),
@@ -434,7 +434,7 @@ fn resources(resources: &pb::Resources) -> Value {
     view
 }
 
-fn distribution(distribution: &pb::Distribution) -> Value {
+pub(in crate::cli) fn distribution(distribution: &pb::Distribution) -> Value {
     use pb::distribution::Kind;
     match &distribution.kind {
         Some(Kind::Pytorch(kind)) => json!({

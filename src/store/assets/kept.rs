@@ -3,7 +3,9 @@
 use atelier_core::asset::{
     Asset, Change, Draft, Kind, MadeBy, Refusal, Registration, Unresolved, Version,
 };
-use atelier_core::id::{AssetName, DatastoreName, JobName, PortName, Principal, VersionName};
+use atelier_core::id::{
+    AssetName, DatastoreName, JobName, LabelName, PortName, Principal, VersionName,
+};
 use atelier_core::job::{EventKind, Job};
 use atelier_core::layout;
 use atelier_core::spec::{AssetVersion, DataUri};
@@ -144,7 +146,7 @@ pub fn change(
     which: &AssetVersion,
     change: &Change,
 ) -> Result<Result<Version, Refusal>, Error> {
-    let (known, found) = match find(conn, kind, name, which)? {
+    let (known, found) = match find::<Version>(conn, kind, name, which)? {
         Ok(found) => found,
         Err(refusal) => return Ok(Err(refusal)),
     };
@@ -155,9 +157,20 @@ pub fn change(
     }
     let changed = found.changed(change);
     put(conn, &changed)?;
-    let key = (kind.word(), name.as_str(), changed.version.as_str());
+    label(conn, &changed, &change.labels, &change.unlabel)?;
+    Ok(Ok(changed))
+}
+
+/// Has labels point to a version, and to no other, and others point to it no longer.
+pub fn label<T: Record>(
+    conn: &Connection,
+    version: &T,
+    labels: &[LabelName],
+    unlabel: &[LabelName],
+) -> Result<(), Error> {
+    let key = (version.kind().word(), version.name().as_str(), version.version().as_str());
     let write = || -> rusqlite::Result<()> {
-        for label in &change.unlabel {
+        for label in unlabel {
             conn.prepare_cached(
                 "DELETE FROM asset_labels WHERE label = ?4 AND version = (
                      SELECT v.seq FROM asset_versions v JOIN assets a ON a.id = v.asset
@@ -165,7 +178,7 @@ pub fn change(
             )?
             .execute(params![key.0, key.1, key.2, label.as_str()])?;
         }
-        for label in &change.labels {
+        for label in labels {
             conn.prepare_cached(
                 "INSERT OR REPLACE INTO asset_labels (asset, label, version)
                  SELECT a.id, ?4, v.seq FROM asset_versions v JOIN assets a ON a.id = v.asset
@@ -175,8 +188,7 @@ pub fn change(
         }
         Ok(())
     };
-    write().map_err(|error| Error::sqlite("label an asset", error))?;
-    Ok(Ok(changed))
+    write().map_err(|error| Error::sqlite("label an asset", error))
 }
 
 /// Forgets a version, unless jobs that are not over use it. Its name is not given again; what it was made of
@@ -187,7 +199,7 @@ pub fn delete(
     name: &AssetName,
     which: &AssetVersion,
 ) -> Result<Result<Version, Refusal>, Error> {
-    let (_, found) = match find(conn, kind, name, which)? {
+    let (_, found) = match find::<Version>(conn, kind, name, which)? {
         Ok(found) => found,
         Err(refusal) => return Ok(Err(refusal)),
     };
@@ -215,14 +227,15 @@ pub fn delete(
     Ok(Ok(found))
 }
 
-type Found = Result<(Asset, Version), Refusal>;
+type Found<T> = Result<(Asset, T), Refusal>;
 
-fn find(
+/// An asset, and the version of it that is meant.
+pub fn find<T: Record>(
     conn: &Connection,
     kind: Kind,
     name: &AssetName,
     which: &AssetVersion,
-) -> Result<Found, Error> {
+) -> Result<Found<T>, Error> {
     let missing = || Refusal::from(Unresolved::no_such(kind, name.as_str(), []));
     let Some(known) = asset(conn, kind, name, which.exact())? else { return Ok(Err(missing())) };
     let found = match known.resolve(which) {

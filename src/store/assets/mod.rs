@@ -19,7 +19,9 @@ use super::jobs::{column, json, parsed};
 use super::{Archived, Error};
 
 pub(super) use kept::register_output;
-pub use kept::{above, below, change, delete, of_job, register, register_once, within};
+pub use kept::{
+    above, below, change, delete, find, label, of_job, register, register_once, within,
+};
 pub use uses::{Use, uses};
 pub(super) use uses::{forget, record};
 

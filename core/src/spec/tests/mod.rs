@@ -6,6 +6,7 @@ use super::*;
 
 mod asset;
 mod bounds;
+mod component;
 mod compute;
 mod data;
 mod data_asset;
