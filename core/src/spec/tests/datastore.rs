@@ -296,7 +296,7 @@ fn credentials_are_whole_and_of_one_kind() {
     );
     check(
         &azure("{tenant_id: a, client_id: b, certificate: none.pem, thumbprint: c}"),
-        "5:54: the certificate's file cannot be read: no such file | write the path of a PEM file with the \
+        "5:56: the certificate's file cannot be read: no such file | write the path of a PEM file with the \
          certificate and its private key, or their text",
     );
     assert_eq!(read(&azure("{}")).credentials, Some(Credentials::None));

@@ -90,6 +90,10 @@ async fn answer(log: Log, request: Request) -> Response<Body> {
             .header("ETag", "\"x\"")
             .header("Last-Modified", "Sat, 28 Nov 2026 10:00:00 GMT")
     };
+    // There are no objects where folders are.
+    if head.method == "HEAD" && head.uri.path().ends_with("/in") {
+        return told(404, String::new());
+    }
     match head.method.as_str() {
         "PUT" => stored().status(StatusCode::CREATED).body(Body::empty()).unwrap(),
         "DELETE" => told(202, String::new()),
