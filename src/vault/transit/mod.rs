@@ -216,7 +216,7 @@ impl TransitKey {
 
     /// Seals a data key for its place.
     pub(super) async fn wrap(&self, place: Place<'_>, plain: Plain) -> Result<DataKey, Error> {
-        let text = Zeroizing::new(STANDARD.encode(&*plain));
+        let text = Zeroizing::new(STANDARD.encode(plain.as_slice()));
         let asked = Asked { plaintext: Some(&text), ..Asked::default() };
         let sealed = self.ask::<SealedThere>("encrypt", asked, place).await;
         let kept = sealed.map_err(|problem| self.failed(problem))?.ciphertext;

@@ -32,8 +32,13 @@ const MAX_WORDS: usize = 300;
 
 /// Why transit did not do something.
 #[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Error(Box<Failed>);
+
+/// Of what that is said.
+#[derive(Debug, thiserror::Error)]
 #[error("cannot use the vault's key {key} at {address}: {problem}")]
-pub struct Error {
+struct Failed {
     key: String,
     address: String,
     problem: Problem,
@@ -42,12 +47,12 @@ pub struct Error {
 impl Error {
     pub(super) fn of(settings: &Settings, key: Option<&KeyName>, problem: Problem) -> Self {
         let key = key.map_or_else(|| "of transit".to_owned(), |name| format!("transit:{name}"));
-        Self { key, address: settings.address.clone(), problem }
+        Self(Box::new(Failed { key, address: settings.address.clone(), problem }))
     }
 
     /// Whether it may be well by itself later.
     pub fn passes(&self) -> bool {
-        self.problem.passes()
+        self.0.problem.passes()
     }
 }
 
