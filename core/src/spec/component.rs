@@ -280,7 +280,7 @@ fn job_of(content: &Content) -> Option<CommandJob> {
             (true, _) => Input::Unset,
             (false, InputKind::Data(kind)) => {
                 let uri = DataUri::Http("https://data.example/".to_owned());
-                Input::Data { kind, mode: InputMode::default(), uri, asset: None }
+                Input::Data { kind, mode: InputMode::default(), uri, asset: None, address: None }
             }
             (false, _) => Input::Literal { value: "1".to_owned() },
         };

@@ -91,6 +91,7 @@ pub fn told_source(shown: pb::datastore::Source) -> Result<Source, Error> {
         Shown::S3(bucket) => Sent::S3(bucket),
         Shown::Gcs(bucket) => Sent::Gcs(bucket),
         Shown::Http(files) => Sent::Http(files),
+        Shown::OneLake(lake) => Sent::OneLake(lake),
     })
 }
 

@@ -330,9 +330,8 @@ fn azure_client(
         }) => {
             let (who, proof) = ((&*tenant_id, &*client_id), (&certificate, &*thumbprint));
             let made = CertificateProvider::new(who, proof, authority_url.as_deref(), retries);
-            let provider = made.map_err(|problem| {
-                format!("its certificate cannot be used: {problem}")
-            })?;
+            let provider =
+                made.map_err(|problem| format!("its certificate cannot be used: {problem}"))?;
             builder.with_credentials(Arc::new(provider))
         }
         Credentials::Anonymous => builder.with_skip_signature(true),
