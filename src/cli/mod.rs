@@ -152,7 +152,7 @@ enum Command {
 Examples:
   atelier serve
   atelier serve --data-dir /srv/atelier --workspace team --listen 127.0.0.1:7420")]
-    Serve(ServeArgs),
+    Serve(Box<ServeArgs>),
     /// Run a node's agent: it joins this machine to a workspace and runs jobs on it
     #[command(after_help = "\
 Examples:
@@ -252,7 +252,7 @@ fn dispatch(command: Command, context: &Context) -> Result<ExitCode, Error> {
     match command {
         Command::Run(arguments) => block_on(run::run(arguments, context)),
         Command::Local(command) => done(block_on(local::run(command, context))),
-        Command::Serve(arguments) => done(serve::run(arguments)),
+        Command::Serve(arguments) => done(serve::run(*arguments)),
         Command::Agent(arguments) => Ok(atelier_agent::main(*arguments)),
         Command::Service(command) => done(service::run(command, context)),
         Command::Simulate(command) => done(block_on(simulate::run(command, context))),

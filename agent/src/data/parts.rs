@@ -16,7 +16,7 @@ use md5::{Digest as _, Md5};
 use reqwest::header::{CONTENT_LENGTH, ETAG};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 
 use super::direct::Signed;
 use super::error::blocking;
@@ -156,7 +156,7 @@ impl Upload<'_> {
             .map_err(|_| Failure::Broken("there are too many parts".to_owned()))?;
         let mut tags = vec![String::new(); count as usize];
         let mut hasher = blake3::Hasher::new();
-        let mut under_way: JoinSet<Result<(u32, String), Failure>> = JoinSet::new();
+        let mut under_way: JoinSet<Sent> = JoinSet::new();
         for number in 1..=count {
             while under_way.len() >= AT_ONCE {
                 note(&mut tags, under_way.join_next().await)?;
@@ -165,13 +165,10 @@ impl Upload<'_> {
             let (bytes, hashed) = self.part(file, number, hasher).await?;
             hasher = hashed;
             let address = self.address(number, count).await?;
-            let (gateway, bytes) = (self.gateway.clone(), bytes);
+            let gateway = self.gateway.clone();
             under_way.spawn(async move {
                 let _room = room;
-                match send(&gateway, &address, bytes.clone()).await {
-                    Ok(tag) => Ok((number, tag)),
-                    Err(failure) => Err(failure),
-                }
+                send(&gateway, &address, bytes).await.map(|tag| (number, tag))
             });
         }
         while let Some(sent) = under_way.join_next().await {
@@ -239,10 +236,10 @@ impl Upload<'_> {
     }
 }
 
-fn note(
-    tags: &mut [String],
-    sent: Option<Result<Result<(u32, String), Failure>, tokio::task::JoinError>>,
-) -> Result<(), Failure> {
+/// The number of a part that was sent, and what the store says of it.
+type Sent = Result<(u32, String), Failure>;
+
+fn note(tags: &mut [String], sent: Option<Result<Sent, JoinError>>) -> Result<(), Failure> {
     match sent {
         Some(Ok(sent)) => {
             let (number, tag) = sent?;

@@ -233,10 +233,10 @@ proptest! {
         let waiting = Waiting { inputs, request, ..waiting(name("last"), demand(0, 0, 0)) };
         sched.enqueue(&compute(), rank(99), waiting);
         let mut telling = sched.clone();
-        for at in 0..names.len() {
+        for (at, name) in names.iter().enumerate() {
             let mine = held.iter().filter(|(node, ..)| *node == at);
             let held: Vec<_> = mine.map(|(_, input, mib)| (["x", "x/1", "y"][*input], *mib)).collect();
-            holds(&mut telling, names[at], &held);
+            holds(&mut telling, name, &held);
         }
         let [without, with] = [&sched, &telling].map(|sched| plan(sched, NOW, WIDE));
         let nodes_of = |plan: &Plan| -> Option<Vec<NodeName>> {
