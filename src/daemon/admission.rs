@@ -13,7 +13,7 @@ use atelier_core::layout;
 use atelier_core::resource::ContainerNeed;
 use atelier_core::spec::{
     AssetRef, Code, CommandJob, DataKind, DataUri, Environment, InlineEnvironment, Input,
-    OutputMode, SecretRef,
+    InputMode, OutputMode, SecretRef,
 };
 
 use super::assets::{self, Assets};
@@ -127,7 +127,11 @@ impl Admission {
                         DataUri::Cloud(text) | DataUri::Http(text) => Some(text.clone()),
                         _ => None,
                     };
-                    let uri = self.resolve(&field, uri).await?;
+                    let uri = match uri {
+                        // The job reads it itself, and wants what it has written.
+                        DataUri::Http(page) if mode == InputMode::Direct => DataUri::Http(page),
+                        uri => self.resolve(&field, uri).await?,
+                    };
                     let address = written.filter(|_| matches!(uri, DataUri::Datastore { .. }));
                     Input::Data { kind, mode, uri, asset, address }
                 }

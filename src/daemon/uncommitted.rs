@@ -105,7 +105,7 @@ impl Uncommitted {
 
     async fn sweep(&self) {
         for datastore in self.datastores.all() {
-            if datastore.is_read_only() {
+            if datastore.is_read_only() || !datastore.takes_anything_at_its_root() {
                 continue;
             }
             if let Err(error) = self.sweep_in(&datastore.hasty()).await {
@@ -137,6 +137,9 @@ impl Uncommitted {
 }
 
 async fn drop_in(datastore: &Datastore, job: &JobName) -> Result<(), storage::Error> {
+    if !datastore.takes_anything_at_its_root() {
+        return Ok(());
+    }
     datastore.delete(&ObjectPath::new(&layout::uncommitted_root(job))?).await
 }
 

@@ -5,6 +5,11 @@ use atelier_core::layout;
 use super::{Datastore, Error, Meta, ObjectPath, Page, Served, Still};
 
 impl Datastore {
+    /// Whether things can be written right below its root, as what is not committed is.
+    pub fn takes_anything_at_its_root(&self) -> bool {
+        self.record().is_none_or(|record| record.datastore.source.files().is_empty())
+    }
+
     /// Makes `to` a copy of the object at `from`, which has `size` bytes, unless `still` finds a reason against it
     /// right before it is seen. The bytes do not leave the store.
     ///

@@ -58,8 +58,9 @@ fn s3_a_node_reads_and_writes_past_the_daemon() {
 #[test]
 fn s3_an_attempt_that_is_over_completes_nothing() {
     let store = S3::start();
+    let way = FaultyWay::to(store.url());
     let cluster = Cluster::start();
-    create(&cluster, &s3(store.url(), ""));
+    create(&cluster, &s3(&way.url(), ""));
     store.ask("PUT /bucket/given/a", "text");
     let begins = job("print(ask('store/elsewhere?size=20000000', None))\n\
          begun = json.loads(ask('store/made/x?size=20000000', None))\n\
@@ -89,6 +90,24 @@ fn s3_an_attempt_that_is_over_completes_nothing() {
         let uploads = store.ask("GET /bucket?uploads", "").1;
         (!uploads.contains("<UploadId>")).then_some(())
     });
+}
+
+/// Where an address for a part would let a job copy what it may not read, it is given none, and its large files go
+/// through the daemon. moto is such a server: it does what a header says that nobody has signed.
+#[test]
+fn s3_that_copies_for_whoever_asks_takes_no_parts_of_nodes() {
+    let store = S3::start();
+    let cluster = Cluster::start();
+    create(&cluster, &s3(store.url(), ""));
+    store.ask("PUT /bucket/given/a", "text");
+    let begins = job("print('BEGUN', ask('store/made/x?size=20000000', None))\n\
+         out = open(os.environ['AZURE_ML_OUTPUT_made'] + '/large', 'wb'); out.write(b'x' * 20000000)");
+    let job = cluster.create(&begins);
+    cluster.completed(&job);
+    let said = log(&cluster, &job);
+    assert!(said.contains("\"upload\":null"), "{said}");
+    assert_eq!(store.ask("GET /bucket/made/large", "").1.len(), 20_000_000);
+    assert!(!store.ask("GET /bucket?uploads", "").1.contains("<UploadId>"));
 }
 
 /// An address opens one object for reading and nothing else, and is given for the job's own inputs alone.

@@ -77,8 +77,8 @@ const GEN1: &str = "Data Lake Storage Gen1 is no more; name the same data in Gen
                     (abfss://FILESYSTEM@ACCOUNT.dfs.core.windows.net/PATH)";
 const HDFS: &str = "files of HDFS cannot be served; mount them on the daemon's machine and make a datastore of type \
                     nfs with the mount's path";
-const FABRIC: &str = "data of Microsoft Fabric cannot be served yet; mount it on the daemon's machine and make a \
-                      datastore of type nfs with the mount's path";
+const FABRIC: &str = "data of Microsoft Fabric is not found by its address; make a datastore of type one_lake and name \
+                      azureml://datastores/NAME/paths/Files/PATH";
 
 impl Address {
     /// Whether a text is to be read as one, by how it begins.
@@ -97,7 +97,12 @@ impl Address {
         let not_served = |why| AddressError::NotServed { text: text.to_owned(), why };
         let (scheme, rest) = text.split_once("://").unwrap_or(("", text));
         let (root, path) = rest.split_once('/').unwrap_or((rest, ""));
-        let path = path.trim_start_matches('/').to_owned();
+        // In a bucket, what begins with a slash is another object; in Azure's containers it is the same.
+        let path = match scheme {
+            "s3" | "s3a" | "gs" => path,
+            _ => path.trim_start_matches('/'),
+        };
+        let path = path.to_owned();
         let bucket = match scheme {
             "wasb" | "wasbs" => azure(root, ".blob.", false).ok_or(form(WASBS))?,
             "abfs" | "abfss" => azure(root, ".dfs.", true).ok_or(form(ABFSS))?,

@@ -21,10 +21,13 @@ Examples:
   atelier workspace retention set                # all is kept for ever")]
     Set(Set),
     /// Show the rules, and how much is being removed
+    #[command(after_help = "Example:\n  atelier workspace retention show")]
     Show,
     /// List what would go now by the rules, and what stays although it is old enough, with the reason (admins)
+    #[command(after_help = "Example:\n  atelier workspace retention preview -o json")]
     Preview,
     /// Have it go now; the daemon does so every hour (admins)
+    #[command(after_help = "Example:\n  atelier workspace retention apply")]
     Apply,
 }
 

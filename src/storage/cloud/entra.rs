@@ -31,7 +31,7 @@ const AUTHORITY: &str = "https://login.microsoftonline.com";
 const SCOPE: &str = "https://storage.azure.com/.default";
 const ASSERTION: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
 /// How long an assertion is one.
-const ASSERTED: Duration = Duration::from_secs(600);
+const ASSERTED: Duration = Duration::from_secs(540);
 /// A token is not used for so long before it ends.
 const MARGIN: Duration = Duration::from_secs(300);
 /// How long whoever gives out tokens may take to accept a connection, and to answer.
@@ -52,8 +52,10 @@ impl Certificate {
     /// Why it is none, without anything of it.
     fn read(pem: &Secret, thumbprint: &str) -> Result<Self, String> {
         let pem = pem.reveal().as_bytes();
-        let certificate = CertificateDer::from_pem_slice(pem)
-            .map_err(|_| "there is no certificate in it, in PEM (-----BEGIN CERTIFICATE-----)")?;
+        let certificates: Vec<_> = CertificateDer::pem_slice_iter(pem).flatten().collect();
+        let first = certificates
+            .first()
+            .ok_or("there is no certificate in it, in PEM (-----BEGIN CERTIFICATE-----)")?;
         let key = PrivateKeyDer::from_pem_slice(pem).map_err(|_| {
             "there is no private key in it, in PEM and not encrypted (-----BEGIN PRIVATE KEY-----)"
         })?;
@@ -65,12 +67,17 @@ impl Certificate {
         let key = key.map_err(|_| "its key is not one of RSA with 2048 to 8192 bits")?;
         let is_hex = |c: &char| c.is_ascii_hexdigit();
         let given: String = thumbprint.chars().filter(is_hex).collect();
-        let found = digest(&SHA1_FOR_LEGACY_USE_ONLY, &certificate);
-        let found: String = found.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
-        if !given.eq_ignore_ascii_case(&found) {
-            return Err(format!("the thumbprint is not that of its certificate, which is {found}"));
-        }
-        Ok(Self { key, digest: digest(&SHA256, &certificate).as_ref().to_vec() })
+        let print = |certificate: &CertificateDer<'_>| -> String {
+            let found = digest(&SHA1_FOR_LEGACY_USE_ONLY, certificate);
+            found.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+        };
+        // Those of its authorities may stand beside it.
+        let own = certificates.iter().find(|one| given.eq_ignore_ascii_case(&print(one)));
+        let own = own.ok_or_else(|| {
+            let found = print(first);
+            format!("the thumbprint is not that of its certificate, which is {found}")
+        })?;
+        Ok(Self { key, digest: digest(&SHA256, own).as_ref().to_vec() })
     }
 
     /// A JSON Web Token of these claims.

@@ -59,10 +59,14 @@ struct Inner {
     /// What all keys start with, without a `/` at its end.
     prefix: Option<String>,
     unlock: Unlock,
+    /// Opened with the first request and not before, for all that are made of this one.
+    credentials: Arc<std::sync::OnceLock<Credentials>>,
     /// How it is given other credentials.
     other_keys: &'static str,
-    /// Made with the first request: the credentials are opened then and not before.
+    /// Made with the first request.
     client: OnceCell<(Client, Signs)>,
+    /// Whether by an address for a part nothing else can be written; looked at once.
+    keeps_to_parts: OnceCell<bool>,
     retries: client::Retries,
     /// When addresses could not be signed.
     unsigned: Mutex<Option<Instant>>,
@@ -104,7 +108,19 @@ impl Cloud {
         other_keys: &'static str,
     ) -> Self {
         let (client, retries, unsigned) = (OnceCell::new(), client::PATIENT, Mutex::default());
-        let inner = Inner { name, source, prefix, unlock, other_keys, client, retries, unsigned };
+        let (credentials, keeps_to_parts) = Default::default();
+        let inner = Inner {
+            name,
+            source,
+            prefix,
+            unlock,
+            credentials,
+            other_keys,
+            client,
+            keeps_to_parts,
+            retries,
+            unsigned,
+        };
         Self { inner: Arc::new(inner) }
     }
 
@@ -119,14 +135,16 @@ impl Cloud {
     }
 
     fn retrying(&self, retries: client::Retries) -> Self {
-        let Inner { name, source, prefix, unlock, other_keys, .. } = &*self.inner;
+        let Inner { name, source, prefix, unlock, credentials, other_keys, .. } = &*self.inner;
         let inner = Inner {
             name: name.clone(),
             source: source.clone(),
             prefix: prefix.clone(),
             unlock: unlock.clone(),
+            credentials: credentials.clone(),
             other_keys,
             client: OnceCell::new(),
+            keeps_to_parts: OnceCell::new(),
             retries,
             unsigned: Mutex::default(),
         };
@@ -152,7 +170,13 @@ impl Cloud {
             blocking(move || {
                 let datastore = || inner.name.clone();
                 let away = |problem| Error::Away { datastore: datastore(), problem };
-                let credentials = (inner.unlock)().map_err(away)?;
+                let credentials = match inner.credentials.get() {
+                    Some(opened) => opened.clone(),
+                    None => {
+                        let opened = (inner.unlock)().map_err(away)?;
+                        inner.credentials.get_or_init(|| opened).clone()
+                    }
+                };
                 // No other try makes them others.
                 let unfit = |problem| Error::Unsupported { datastore: datastore(), problem };
                 // Fabric's addresses were never tried.
@@ -213,7 +237,7 @@ impl Cloud {
 
     /// Whether its folders may be objects of their own.
     fn is_lake(&self) -> bool {
-        matches!(self.inner.source, Source::AzureDataLakeGen2(_))
+        matches!(self.inner.source, Source::AzureDataLakeGen2(_) | Source::OneLake(_))
     }
 
     fn unsupported(&self, problem: impl Into<String>) -> Error {

@@ -3,14 +3,18 @@
 //! An address is for one object or for one part of one upload, and for a short while; nobody can take it back.
 //! Objects are read by it. What is written by it is a part of an upload that the daemon has begun, and so seen by
 //! nobody until the daemon completes the upload: S3 and Google sign a part as such. An address of Azure's that a
-//! block may be written by would let its holder replace the object, so there is none for writing.
+//! block may be written by would let its holder replace the object, so there is none for writing. Some servers of S3
+//! also do what a header says that nobody has signed, and make the part a copy of any object that the credentials
+//! may read: that is tried first, and they have none either.
 
 use std::time::{Duration, Instant};
 
-use atelier_core::datastore::Credentials;
+use atelier_core::datastore::{Credentials, Source};
 use futures::{StreamExt as _, TryStreamExt as _};
 use http::Method;
+use http::header::CONTENT_LENGTH;
 use object_store::multipart::{MultipartStore, PartId};
+use object_store::path::Path;
 use object_store::signer::{SignedUrlOptions, Signer};
 
 use super::client::Client;
@@ -19,6 +23,8 @@ use crate::storage::{Error, ObjectPath, Signed, Still};
 
 /// For how long a store that failed to sign is not asked again.
 const UNSIGNED: Duration = Duration::from_secs(600);
+/// How long it is tried what an address allows.
+const TRIED: Duration = Duration::from_secs(20);
 /// Addresses that are signed at once, where somebody else is asked to sign.
 const AT_ONCE: usize = 16;
 
@@ -91,7 +97,55 @@ impl Cloud {
             return Ok(None);
         }
         let begun = store.create_multipart(&key).await;
-        begun.map(Some).map_err(|error| self.problem("write", path.as_str(), error))
+        let upload = begun.map_err(|error| self.problem("write", path.as_str(), error))?;
+        let keeps_to_parts = || self.keeps_to_parts(signer, &key, &upload);
+        let kept = self.inner.keeps_to_parts.get_or_try_init(keeps_to_parts).await;
+        if kept.is_ok_and(|kept| *kept) {
+            return Ok(Some(upload));
+        }
+        let _ = store.abort_multipart(&key, &upload).await;
+        Ok(None)
+    }
+
+    /// Whether an address for a part lets nobody write anything else. Asked of an upload that has begun: that its
+    /// first part become a copy of what is not there.
+    async fn keeps_to_parts(
+        &self,
+        signer: &dyn Signer,
+        key: &Path,
+        upload: &str,
+    ) -> Result<bool, ()> {
+        if matches!(&self.inner.source, Source::S3 { endpoint: None, .. }) {
+            // Amazon takes no header of its own that is not signed.
+            return Ok(true);
+        }
+        let options = SignedUrlOptions::new()
+            .with_query([("partNumber", "1".to_owned()), ("uploadId", upload.to_owned())]);
+        let url = signer.signed_url_opts(Method::PUT, key, TRIED, &options).await.map_err(drop)?;
+        let client = reqwest::Client::builder()
+            .redirect(reqwest::redirect::Policy::none())
+            .timeout(TRIED)
+            .build()
+            .map_err(drop)?;
+        let (Source::S3 { bucket, .. } | Source::Gcs { bucket, .. }) = &self.inner.source else {
+            return Ok(false);
+        };
+        let nothing = format!("/{bucket}/{key}.atelier-is-not-there");
+        let tried = ["x-amz-copy-source", "x-goog-copy-source"];
+        let request = tried
+            .iter()
+            .fold(client.put(url.as_str()), |request, header| request.header(*header, &nothing));
+        let status = request.header(CONTENT_LENGTH, 0).send().await.map_err(drop)?.status();
+        // Refused, or not understood and taken for an empty part.
+        let keeps = matches!(status.as_u16(), 200 | 403);
+        if !keeps && !status.is_server_error() {
+            tracing::warn!(
+                datastore = %self.inner.name,
+                %status,
+                "the store does what unsigned headers say: what nodes write goes through the daemon"
+            );
+        }
+        if status.is_server_error() { Err(()) } else { Ok(keeps) }
     }
 
     /// By which parts of an upload are written; the first part is number 1.

@@ -19,7 +19,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Notify};
 use zeroize::Zeroizing;
 
 use self::session::Session;
@@ -121,6 +121,8 @@ struct Inner {
     settings: Settings,
     data_dir: PathBuf,
     session: Mutex<Option<Session>>,
+    /// When a request has found another token.
+    changed: Notify,
 }
 
 impl Transit {
@@ -149,7 +151,7 @@ impl Transit {
             failed(&settings, Problem::Login { place: source.to_string(), problem })
         })?;
         let (data_dir, session) = (data_dir.to_owned(), Mutex::new(None));
-        Ok(Self(Arc::new(Inner { http, settings, data_dir, session })))
+        Ok(Self(Arc::new(Inner { http, settings, data_dir, session, changed: Notify::new() })))
     }
 
     pub(super) fn settings(&self) -> &Settings {

@@ -135,7 +135,7 @@ pub(super) fn client(settings: &Settings) -> Result<Client, Problem> {
         .user_agent(concat!("atelier/", env!("CARGO_PKG_VERSION")))
         .connect_timeout(CONNECT)
         .timeout(ANSWER);
-    let is_plain = settings.address.starts_with("http:");
+    let is_plain = reqwest::Url::parse(&settings.address).is_ok_and(|url| url.scheme() == "http");
     if is_plain {
         builder = builder.no_proxy();
     }

@@ -12,6 +12,8 @@ use super::{Error, Login, Transit};
 const IDLE: Duration = Duration::from_secs(3600);
 /// Between two tries to renew one, or to get one.
 const AGAIN: Duration = Duration::from_secs(15);
+/// The same for one that may not say how long it lives, and for one that is over, which looks the same.
+const UNSURE: Duration = Duration::from_secs(60);
 /// At least so long between two renewals, however short the token's life is.
 const SHORTEST: Duration = Duration::from_millis(500);
 
@@ -20,6 +22,8 @@ pub(super) struct Session {
     token: Zeroizing<String>,
     /// `None`: it does not end, or the server does not say.
     lease: Option<Lease>,
+    /// Whether the server says.
+    is_sure: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -102,7 +106,11 @@ impl Transit {
                     AGAIN
                 }
             };
-            tokio::time::sleep(pause).await;
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                // Who asked has found another token in the place of the last, which may end sooner.
+                () = self.0.changed.notified() => {}
+            }
         }
     }
 
@@ -111,7 +119,7 @@ impl Transit {
         let mut held = self.0.session.lock().await;
         let renewed = match &*held {
             None => None,
-            Some(Session { lease: None, .. }) => return Ok(IDLE),
+            Some(Session { lease: None, is_sure: true, .. }) => return Ok(IDLE),
             Some(session) => self.renewed(session).await?,
         };
         match (renewed, held.as_mut()) {
@@ -128,7 +136,9 @@ impl Transit {
             }
         }
         let left = held.as_ref().and_then(|session| session.lease).map(|lease| lease.left());
-        Ok(left.map_or(IDLE, |left| (left * 2 / 3).clamp(SHORTEST, IDLE)))
+        let is_sure = held.as_ref().is_some_and(|session| session.is_sure);
+        let otherwise = if is_sure { IDLE } else { UNSURE };
+        Ok(left.map_or(otherwise, |left| (left * 2 / 3).clamp(SHORTEST, IDLE)))
     }
 
     /// `None`: it does not live much longer, however often it is renewed.
@@ -155,6 +165,7 @@ impl Transit {
             Some(session) if !is_over(session) => Ok(session.token.clone()),
             _ => {
                 let session = self.login().await?;
+                self.0.changed.notify_one();
                 Ok(held.insert(session).token.clone())
             }
         }
@@ -170,6 +181,9 @@ impl Transit {
         }
         let session = self.login().await?;
         let token = held.insert(session).token.clone();
+        if token.as_str() != refused {
+            self.0.changed.notify_one();
+        }
         Ok((token.as_str() != refused).then_some(token))
     }
 
@@ -185,7 +199,8 @@ impl Transit {
         match login {
             Login::Token(_) => {
                 let token = Zeroizing::new(text.to_owned());
-                Ok(Session { lease: self.looked_up(&token).await?, token })
+                let (lease, is_sure) = self.looked_up(&token).await?;
+                Ok(Session { lease, is_sure, token })
             }
             Login::AppRole { mount, role_id, .. } => {
                 let role = Role { role_id, secret_id: text };
@@ -200,19 +215,19 @@ impl Transit {
                 };
                 let Granted { auth } = request::read(&answer)?;
                 let lease = Lease::of(auth.lease_duration, auth.renewable);
-                Ok(Session { token: Zeroizing::new(auth.client_token), lease })
+                Ok(Session { token: Zeroizing::new(auth.client_token), lease, is_sure: true })
             }
         }
     }
 
-    /// How long a token lives. One that may not look at itself may still be one.
-    async fn looked_up(&self, token: &str) -> Result<Option<Lease>, Problem> {
+    /// How long a token lives, and whether that is sure: one that may not look at itself may still be one.
+    async fn looked_up(&self, token: &str) -> Result<(Option<Lease>, bool), Problem> {
         match self.send("auth/token/lookup-self", Some(token), None).await {
             Ok(answer) => {
                 let Lookup { data } = request::read(&answer)?;
-                Ok(Lease::of(data.ttl, data.renewable))
+                Ok((Lease::of(data.ttl, data.renewable), true))
             }
-            Err(Problem::Denied(_)) => Ok(None),
+            Err(Problem::Denied(_)) => Ok((None, false)),
             Err(problem) => Err(problem),
         }
     }

@@ -299,7 +299,11 @@ fn carry(client: TcpStream, store: SocketAddr, way: &Mutex<Way>) -> std::io::Res
         let mut body = vec![0; length];
         requests.read_exact(&mut body)?;
         let first = head.lines().next().unwrap_or_default().to_owned();
-        let fault = way.lock().unwrap().fault(&first);
+        let mut fault = way.lock().unwrap().fault(&first);
+        // As Amazon does, and moto does not: nothing of a store's own that is not signed.
+        if first.contains("X-Amz-Signature") && head.contains("x-amz-copy-source") {
+            fault = Some(Fault::Refused(403));
+        }
         if first.contains("comp=batch") {
             // The requests that are in one.
             let text = String::from_utf8_lossy(&body);

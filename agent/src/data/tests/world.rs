@@ -199,7 +199,8 @@ async fn gateway(State(daemon): State<Shared>, request: Request) -> Response {
         daemon.lock().unwrap().failures -= 1;
         return refusal(StatusCode::SERVICE_UNAVAILABLE);
     }
-    if head.method == Method::POST || head.method == Method::DELETE {
+    let is_upload = head.uri.query().is_some_and(|query| query.starts_with("upload="));
+    if head.method == Method::POST || is_upload {
         return direct::answer(&daemon, &head, body).await;
     }
     let Some((_, path)) = below.split_once('/') else {
