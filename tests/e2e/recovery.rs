@@ -38,9 +38,9 @@ fn never_twice(cluster: &Cluster, names: &BTreeSet<String>) {
 fn f01_a_submission_is_whole_or_not_at_all() {
     for (point, kept) in [("before-commit", false), ("after-commit", true)] {
         let cluster = Cluster::empty();
-        // Two commits are the daemon's own tokens, the third is the first submission.
+        // Three commits are the daemon's own, where its data lies and its tokens; the fourth is the first submission.
         cluster.settings.borrow_mut().variables =
-            vec![("ATELIER_FAILPOINT".to_owned(), format!("{point}:4"))];
+            vec![("ATELIER_FAILPOINT".to_owned(), format!("{point}:5"))];
         cluster.start_daemon();
         let first = cluster.shell("true");
         let second = cluster
