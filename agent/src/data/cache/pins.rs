@@ -25,6 +25,16 @@ pub(super) fn hold(path: &Path) -> io::Result<Option<File>> {
     Ok(is_there.then_some(file))
 }
 
+/// Makes a file and locks it as [`hold`] does. Who looks whether it is locked has it for a moment, which is waited for.
+fn make_held(path: &Path) -> io::Result<File> {
+    loop {
+        File::create(path)?;
+        if let Some(file) = hold(path)? {
+            return Ok(file);
+        }
+    }
+}
+
 /// The objects that this process pins.
 #[derive(Debug)]
 pub(super) struct Objects {
@@ -51,11 +61,7 @@ impl Objects {
         let mut pinned = self.lock();
         pinned.0 += 1;
         if pinned.1.is_none() {
-            let made = fs::create_dir_all(&self.folder).and_then(|()| File::create(self.own()));
-            let locked = made.and_then(|file| {
-                flock(&file, FlockOperation::NonBlockingLockExclusive)?;
-                Ok(file)
-            });
+            let locked = fs::create_dir_all(&self.folder).and_then(|()| make_held(&self.own()));
             pinned.1 =
                 locked.inspect_err(|error| tracing::debug!(%error, "pins are not seen")).ok();
         }
@@ -75,7 +81,8 @@ impl Objects {
         let files = fs::read_dir(&self.folder).into_iter().flatten().flatten();
         files.map(|entry| entry.path()).filter(|path| *path != own).any(|path| {
             let Ok(file) = File::open(&path) else { return false };
-            let is_free = flock(&file, FlockOperation::NonBlockingLockShared).is_ok();
+            // Removed while it is locked, so that whoever waits to lock it sees that it is gone.
+            let is_free = flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok();
             if is_free {
                 let _ = fs::remove_file(&path);
             }
@@ -122,6 +129,26 @@ mod tests {
         assert!(objects.own().exists());
         objects.unpin();
         assert!(!objects.own().exists());
+    }
+
+    #[test]
+    fn one_who_looks_is_in_no_pins_way() {
+        let folder = tempfile::tempdir().unwrap();
+        let objects = Objects::new(folder.path().join("pins"));
+        fs::create_dir(&objects.folder).unwrap();
+        // Left by a process of the same number, and looked at just now.
+        let looked_at = File::create(objects.own()).unwrap();
+        flock(&looked_at, FlockOperation::LockExclusive).unwrap();
+        std::thread::scope(|scope| {
+            let pinning = scope.spawn(|| objects.pin());
+            std::thread::sleep(std::time::Duration::from_millis(100));
+            fs::remove_file(objects.own()).unwrap();
+            drop(looked_at);
+            pinning.join().unwrap();
+        });
+        let other = Objects::new(objects.folder.clone());
+        let seen = File::open(other.own()).unwrap();
+        assert!(flock(&seen, FlockOperation::NonBlockingLockExclusive).is_err(), "nobody sees it");
     }
 
     #[test]
