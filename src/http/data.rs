@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `GET`, `HEAD /data/v1/{datastore}/{path}` | reads an object; one range; `If-Match`, `If-None-Match` |
 //! | `PUT /data/v1/{datastore}/{path}` | stores an object, whole or not at all; durable when answered |
-//! | the same with `?from=P&size=N` | stores a copy of the object at `P`, which has `N` bytes |
+//! | the same with `?from=P&size=N&tag=T` | stores a copy of what the attempt has not committed at `P`, which has `N` bytes and the tag `T`; answered with 200 |
 //! | `DELETE /data/v1/{datastore}/{path}` | removes an object; `?recursive=true`: and all below the path |
 //! | `GET /data/v1/{datastore}?prefix=P&after=PATH` | lists what lies at or below the folder `P` |
 //! | `GET /data/v1/{datastore}?prefix=P&delimiter=/` | what lies right below it: objects and folders |

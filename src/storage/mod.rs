@@ -42,6 +42,7 @@ pub use home::{Home, Whose};
 pub use level::Level;
 pub use path::{InvalidObjectPath, ObjectPath};
 pub use signed::Signed;
+pub use uncommitted::Expected;
 
 use cloud::Cloud;
 use placed::Placed;

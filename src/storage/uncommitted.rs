@@ -4,28 +4,46 @@ use atelier_core::layout;
 
 use super::{Datastore, Error, Meta, ObjectPath, Page, Served, Still};
 
+/// By what an object is known to be the one that is meant.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Expected {
+    /// Its length in bytes.
+    pub size: u64,
+    /// Its tag; `None`: whoever asks does not know it.
+    pub tag: Option<String>,
+}
+
+impl Expected {
+    /// # Errors
+    /// [`Error::Changed`]: what lies at `path` is another.
+    pub(super) fn check(&self, path: &ObjectPath, meta: &Meta) -> Result<(), Error> {
+        let is_it = meta.size == self.size && self.tag.as_ref().is_none_or(|tag| *tag == meta.etag);
+        if is_it { Ok(()) } else { Err(Error::Changed(path.to_string())) }
+    }
+}
+
 impl Datastore {
     /// Whether things can be written right below its root, as what is not committed is.
     pub fn takes_anything_at_its_root(&self) -> bool {
         self.record().is_none_or(|record| record.datastore.source.files().is_empty())
     }
 
-    /// Makes `to` a copy of the object at `from`, which has `size` bytes, unless `still` finds a reason against it
-    /// right before it is seen. The bytes do not leave the store.
+    /// Makes `to` a copy of the object at `from`, unless that is another than `expected`, or `still` finds a reason
+    /// against it right before it is seen. The bytes do not leave the store.
     ///
     /// # Errors
-    /// [`Error::NotFound`], [`Error::Changed`] if it has another size, and those of
-    /// [`Datastore::put_stream_if`].
+    /// [`Error::NotFound`], [`Error::Changed`] if it is another, [`Error::Unsupported`] if the store copies none so
+    /// large, and those of [`Datastore::put_stream_if`].
     pub async fn copy_if(
         &self,
         from: &ObjectPath,
         to: &ObjectPath,
-        size: u64,
+        expected: &Expected,
         still: Still,
     ) -> Result<Meta, Error> {
         match self.served().await? {
-            Served::Folder(folder) => folder.copy(from, to, size, still).await,
-            Served::Cloud(cloud) => cloud.copy(from, to, size, &still).await,
+            Served::Folder(folder) => folder.copy(from, to, expected, still).await,
+            Served::Cloud(cloud) => cloud.copy(from, to, expected, &still).await,
         }
     }
 }

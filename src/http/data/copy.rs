@@ -1,13 +1,14 @@
-//! Objects that are stored as what others of the same datastore are.
+//! Objects that are stored as what an attempt has written to the same datastore and not committed.
 
-use atelier_core::access::Caller;
+use atelier_core::access::{Caller, Role};
+use atelier_core::layout;
 use axum::response::{IntoResponse as _, Response};
 use http::request::Parts;
 use http::{StatusCode, header};
 use serde::Deserialize;
 
 use super::{Refusal, State, authorize, authorize_write, queried, still, text};
-use crate::storage::{self, Datastore, ObjectPath};
+use crate::storage::{self, Datastore, Expected, ObjectPath};
 
 /// What a copy is asked for.
 #[derive(Deserialize)]
@@ -16,6 +17,8 @@ pub(super) struct CopyQuery {
     from: String,
     /// Its length in bytes.
     size: u64,
+    /// Its tag; an agent of before says none.
+    tag: Option<String>,
 }
 
 /// Whether an object is to be stored as a copy.
@@ -31,14 +34,26 @@ pub(super) async fn copy(
     path: &ObjectPath,
     head: &Parts,
 ) -> Result<Response, Refusal> {
-    let CopyQuery { from, size } = queried(head)?;
+    let CopyQuery { from, size, tag } = queried(head)?;
     let from = ObjectPath::new(&from).map_err(storage::Error::from)?;
+    // In a folder a copy is another name of the same file: what is written in place must not be one.
+    if !matches!(caller.role, Role::Attempt(_)) || !layout::is_uncommitted(from.as_str()) {
+        let message = "running jobs alone copy, and only what they have not committed";
+        return Err(Refusal::new(StatusCode::FORBIDDEN, "Forbidden", message));
+    }
     authorize(state, caller, datastore, from.as_str(), false)?;
     authorize_write(state, caller, datastore, path)?;
     // Once more right before it is seen: an attempt that is over must change nothing.
     let still = still(state, caller, datastore, path);
-    let meta = datastore.copy_if(&from, path, size, still).await?;
-    let mut response = StatusCode::CREATED.into_response();
+    let meta = match datastore.copy_if(&from, path, &Expected { size, tag }, still).await {
+        Err(error @ storage::Error::Interrupted(_)) => {
+            authorize(state, caller, datastore, path.as_str(), true)?;
+            return Err(error.into());
+        }
+        copied => copied?,
+    };
+    // Not as what was stored: a daemon that knows of no copies answers so.
+    let mut response = StatusCode::OK.into_response();
     response.headers_mut().insert(header::ETAG, text(meta.etag));
     Ok(response)
 }

@@ -1,5 +1,5 @@
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use atelier_core::access::AttemptScope;
 use atelier_core::id::{AttemptNumber, Epoch, JobName, Principal};
@@ -56,6 +56,35 @@ impl Authorize for Shut {
     fn still_open(&self, _: &Caller) -> Result<(), String> {
         if self.0.load(Ordering::SeqCst) { Err("it is over".to_owned()) } else { Ok(()) }
     }
+}
+
+/// Lets in so often, and then nobody: as if an attempt ended while it is served.
+struct Closing(AtomicUsize);
+
+impl Authorize for Closing {
+    fn authorize_data(
+        &self,
+        caller: &Caller,
+        _: &DatastoreName,
+        _: &str,
+        _: bool,
+    ) -> Result<(), String> {
+        self.still_open(caller)
+    }
+
+    fn still_open(&self, _: &Caller) -> Result<(), String> {
+        let left =
+            self.0.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+        left.map(drop).map_err(|_| "it is over".to_owned())
+    }
+}
+
+fn attempt_of(job: &str) -> Role {
+    Role::Attempt(AttemptScope {
+        job: JobName::new(job).unwrap(),
+        attempt: AttemptNumber(1),
+        epoch: Epoch(1),
+    })
 }
 
 struct Gateway {
@@ -498,16 +527,22 @@ async fn addresses_are_given_to_attempts_for_what_is_theirs() {
 
 #[tokio::test]
 async fn an_object_is_stored_as_a_copy() {
-    let gateway = Gateway::new().await;
-    assert_eq!(gateway.put("workspaceblobstore/a/one", "text").await.status(), 201);
+    let gateway = Gateway::behind(Arc::new(Shut::default()), Some(attempt_of("mine"))).await;
+    let one = ".uncommitted/mine/one";
+    let at = format!("workspaceblobstore/{one}");
+    let stored = gateway.put(&at, "text").await;
+    assert_eq!(stored.status(), 201);
+    let tag = stored.headers()["etag"].to_str().unwrap().replace('"', "%22");
     let copy = |to: &str, from: &str, size: u64| {
-        let url = gateway.url(&format!("workspaceblobstore/{to}?from={from}&size={size}"));
+        let query = format!("from={from}&size={size}&tag={tag}");
+        let url = gateway.url(&format!("workspaceblobstore/{to}?{query}"));
         gateway.client.put(url).send()
     };
     for _ in 0..2 {
         // Again, as after a lost answer: it is there, and nothing is left where it was made.
-        let copied = copy("b/two%20%23", "a/one", 4).await.unwrap();
-        assert_eq!(copied.status(), 201);
+        let copied = copy("b/two%20%23", one, 4).await.unwrap();
+        // Which a daemon that would store an empty object does not answer.
+        assert_eq!(copied.status(), 200);
         assert!(copied.headers().contains_key("etag"));
         let got = gateway.get("workspaceblobstore/b/two%20%23", &[]).await;
         assert_eq!(got.text().await.unwrap(), "text");
@@ -515,38 +550,51 @@ async fn an_object_is_stored_as_a_copy() {
         assert_eq!(std::fs::read_dir(root.join(".staging")).unwrap().count(), 0);
     }
     // Each goes on by itself.
-    gateway.put("workspaceblobstore/a/one", "another").await;
+    gateway.put(&at, "same").await;
     let got = gateway.get("workspaceblobstore/b/two%20%23", &[]).await;
     assert_eq!(got.text().await.unwrap(), "text");
     for (to, from, size, status) in [
-        ("c", "a/one", 4, 412),
-        ("c", "none", 4, 404),
-        ("c", "a", 4, 404),
+        // Another of the same length; of another length; none.
+        ("c", one, 4, 412),
+        ("c", one, 5, 412),
+        ("c", ".uncommitted/mine/none", 4, 404),
+        ("c", ".uncommitted/mine", 4, 404),
         ("c", "../x", 4, 400),
-        ("a/one/x", "b/two%20%23", 4, 409),
-        ("azureml/content/ab/abcd", "a/one", 7, 403),
+        // What is not an attempt's own, and where it must not be.
+        ("c", "b/two%20%23", 4, 403),
+        ("azureml/content/ab/abcd", one, 4, 403),
     ] {
         let copied = copy(to, from, size).await.unwrap();
         assert_eq!(copied.status(), status, "{to} {from}");
     }
-    let attempt = Role::Attempt(AttemptScope {
-        job: JobName::new("mine").unwrap(),
-        attempt: AttemptNumber(1),
-        epoch: Epoch(1),
-    });
-    let gateway = Gateway::with(Some(attempt)).await;
-    let store = gateway.stores.get("workspaceartifactstore").unwrap();
-    for path in ["ExperimentRun/dcid.mine/x", "ExperimentRun/dcid.other/x"] {
-        store.put(&ObjectPath::new(path).unwrap(), Bytes::from_static(b"x")).await.unwrap();
-    }
-    for (to, from, status) in
-        [("mine/y", "mine/x", 201), ("mine/y", "other/x", 403), ("other/y", "mine/x", 403)]
-    {
-        let at = format!("workspaceartifactstore/ExperimentRun/dcid.{to}");
-        let url = gateway.url(&format!("{at}?from=ExperimentRun/dcid.{from}&size=1"));
-        let copied = gateway.client.put(url).send().await.unwrap();
-        assert_eq!(copied.status(), status, "{to} {from}");
-    }
+    // One that says no tag, below what is a file.
+    let url = gateway.url(&format!("workspaceblobstore/b/two%20%23/x?from={one}&size=4"));
+    assert_eq!(gateway.client.put(url).send().await.unwrap().status(), 409);
+    let people = Gateway::new().await;
+    people.put(&at, "text").await;
+    let url = people.url(&format!("workspaceblobstore/c?from={one}&size=4"));
+    let refused = people.client.put(url).send().await.unwrap();
+    assert_eq!(error_of(refused).await, (403, "Forbidden".into()));
+}
+
+#[tokio::test]
+async fn a_copy_that_outlasts_its_attempt_is_not_seen() {
+    // Asked of what is copied, of its place, and once more.
+    let door = Arc::new(Closing(AtomicUsize::new(2)));
+    let gateway = Gateway::behind(door.clone(), Some(attempt_of("mine"))).await;
+    let store = gateway.stores.get(BLOB_STORE).unwrap();
+    let from = ObjectPath::new(".uncommitted/mine/x").unwrap();
+    store.put(&from, Bytes::from_static(b"text")).await.unwrap();
+    let url = gateway.url(&format!("{BLOB_STORE}/y?from={from}&size=4"));
+    let refused = gateway.client.put(&url).send().await.unwrap();
+    assert_eq!(error_of(refused).await, (403, "Forbidden".to_owned()));
+    let to = ObjectPath::new("y").unwrap();
+    assert!(matches!(store.head(&to).await, Err(storage::Error::NotFound(_))));
+    let staging = store.own_folder().unwrap().join(".staging");
+    assert_eq!(std::fs::read_dir(staging).unwrap().count(), 0);
+    door.0.store(3, Ordering::SeqCst);
+    assert_eq!(gateway.client.put(url).send().await.unwrap().status(), 200);
+    assert_eq!(store.get(&to, 100).await.unwrap(), "text");
 }
 
 #[tokio::test]

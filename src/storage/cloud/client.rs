@@ -12,6 +12,7 @@ use object_store::client::{HttpClient, HttpConnector};
 use object_store::gcp::{GoogleCloudStorage, GoogleCloudStorageBuilder, GoogleConfigKey};
 use object_store::http::{HttpBuilder, HttpStore};
 use object_store::list::PaginatedListStore;
+use object_store::multipart::MultipartStore;
 use object_store::{BackoffConfig, ClientOptions, ObjectStore, RetryConfig};
 use reqwest::Url;
 use reqwest::redirect::Policy;
@@ -41,6 +42,8 @@ pub(super) struct Retries {
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// For jobs' data.
 pub(super) const PATIENT: Retries = Retries { most: 10, within: PATIENCE };
+/// For requests that are asked for anew with each try.
+pub(super) const ONCE: Retries = Retries { most: 0, within: PATIENCE };
 /// For somebody who waits for an answer.
 pub(super) const HASTY: Retries = Retries { most: 2, within: Duration::from_secs(10) };
 
@@ -131,6 +134,16 @@ impl Client {
             Self::Azure(store) => store,
             Self::Gcs(store) => store,
             Self::Http(store) => store,
+        }
+    }
+
+    /// What takes uploads in parts; a web server does not.
+    pub(super) fn multipart(&self) -> Option<&dyn MultipartStore> {
+        match self {
+            Self::S3(store) => Some(store),
+            Self::Azure(store) => Some(store),
+            Self::Gcs(store) => Some(store),
+            Self::Http(_) => None,
         }
     }
 

@@ -67,6 +67,8 @@ struct Inner {
     client: OnceCell<(Client, Signs)>,
     /// Whether by an address for a part nothing else can be written; looked at once.
     keeps_to_parts: OnceCell<bool>,
+    /// The same, which tries nothing again.
+    once: OnceCell<(Client, Signs)>,
     retries: client::Retries,
     /// When addresses could not be signed.
     unsigned: Mutex<Option<Instant>>,
@@ -107,8 +109,8 @@ impl Cloud {
         unlock: Unlock,
         other_keys: &'static str,
     ) -> Self {
-        let (client, retries, unsigned) = (OnceCell::new(), client::PATIENT, Mutex::default());
-        let (credentials, keeps_to_parts) = Default::default();
+        let (retries, unsigned) = (client::PATIENT, Mutex::default());
+        let (credentials, client, once, keeps_to_parts) = Default::default();
         let inner = Inner {
             name,
             source,
@@ -117,6 +119,7 @@ impl Cloud {
             credentials,
             other_keys,
             client,
+            once,
             keeps_to_parts,
             retries,
             unsigned,
@@ -145,6 +148,7 @@ impl Cloud {
             other_keys,
             client: OnceCell::new(),
             keeps_to_parts: OnceCell::new(),
+            once: OnceCell::new(),
             retries,
             unsigned: Mutex::default(),
         };
@@ -165,30 +169,37 @@ impl Cloud {
     }
 
     async fn made(&self) -> Result<&(Client, Signs), Error> {
+        self.inner.client.get_or_try_init(|| self.make(self.inner.retries)).await
+    }
+
+    /// The client of requests of which each try is asked for.
+    async fn once(&self) -> Result<&Client, Error> {
+        Ok(&self.inner.once.get_or_try_init(|| self.make(client::ONCE)).await?.0)
+    }
+
+    async fn make(&self, retries: client::Retries) -> Result<(Client, Signs), Error> {
         let inner = self.inner.clone();
-        let make = || {
-            blocking(move || {
-                let datastore = || inner.name.clone();
-                let away = |problem| Error::Away { datastore: datastore(), problem };
-                let credentials = match inner.credentials.get() {
-                    Some(opened) => opened.clone(),
-                    None => {
-                        let opened = (inner.unlock)().map_err(away)?;
-                        inner.credentials.get_or_init(|| opened).clone()
-                    }
-                };
-                // No other try makes them others.
-                let unfit = |problem| Error::Unsupported { datastore: datastore(), problem };
-                // Fabric's addresses were never tried.
-                let is_fabric = matches!(inner.source, Source::OneLake(_));
-                let signs = signed::can_sign(&credentials) && !is_fabric;
-                let made = Client::new(&inner.source, credentials, inner.retries);
-                let made =
-                    made.map_err(|why| unfit(format!("{why}; give others {}", inner.other_keys)))?;
-                Ok((made, signs))
-            })
-        };
-        self.inner.client.get_or_try_init(make).await
+        blocking(move || {
+            let datastore = || inner.name.clone();
+            let away = |problem| Error::Away { datastore: datastore(), problem };
+            let credentials = match inner.credentials.get() {
+                Some(opened) => opened.clone(),
+                None => {
+                    let opened = (inner.unlock)().map_err(away)?;
+                    inner.credentials.get_or_init(|| opened).clone()
+                }
+            };
+            // No other try makes them others.
+            let unfit = |problem| Error::Unsupported { datastore: datastore(), problem };
+            // Fabric's addresses were never tried.
+            let is_fabric = matches!(inner.source, Source::OneLake(_));
+            let signs = signed::can_sign(&credentials) && !is_fabric;
+            let made = Client::new(&inner.source, credentials, retries);
+            let made =
+                made.map_err(|why| unfit(format!("{why}; give others {}", inner.other_keys)))?;
+            Ok((made, signs))
+        })
+        .await
     }
 
     async fn store(&self) -> Result<&dyn ObjectStore, Error> {

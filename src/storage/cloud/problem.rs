@@ -236,6 +236,11 @@ impl Told {
         Self::of(error).status.is_some()
     }
 
+    /// Whether another try of what failed so may succeed.
+    pub(super) fn is_worth_a_try(error: &object_store::Error) -> bool {
+        matches!(error, object_store::Error::Generic { .. }) && Self::of(error).is_transient()
+    }
+
     /// Whether another try may succeed: it is not reached, or has too much to do.
     fn is_transient(&self) -> bool {
         match (self.status, self.code.as_deref()) {

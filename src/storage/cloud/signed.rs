@@ -181,15 +181,14 @@ impl Cloud {
         tags: Vec<String>,
         still: &Still,
     ) -> Result<String, Error> {
-        let (client, key) = (self.client().await?, self.key(path)?);
-        let Some((store, _)) = client.parts() else {
+        if self.client().await?.parts().is_none() {
             return Err(self.unsupported("the store signs no parts of uploads"));
-        };
-        let parts = tags.into_iter().map(|content_id| PartId { content_id }).collect();
-        still().map_err(|why| Error::Interrupted(why.into()))?;
-        let stored = store.complete_multipart(&key, &upload.to_owned(), parts).await;
-        let stored = stored.map_err(|error| self.problem("write", path.as_str(), error))?;
-        Ok(stored.e_tag.map_or_else(|| "\"\"".to_owned(), |tag| quoted(&tag)))
+        }
+        let parts: Vec<_> = tags.into_iter().map(|content_id| PartId { content_id }).collect();
+        match self.complete(path, upload, &parts, still).await? {
+            Some(tag) => Ok(quoted(&tag)),
+            None => Ok(self.head(path).await?.etag),
+        }
     }
 
     /// Gives an upload up: its parts are gone. One that is gone already is no error.

@@ -4,13 +4,14 @@ use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::ops::Range;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use atelier_core::datastore::Secret;
 
 use super::read::WINDOW;
 use super::*;
-use crate::storage::Page;
+use crate::storage::{Expected, Page};
 
 /// A server with a bucket. Dropping it ends it.
 pub(in crate::storage) struct Server {
@@ -55,22 +56,26 @@ impl Server {
 
     /// A place there, and what opens it.
     pub(in crate::storage) fn place(&self, prefix: Option<&str>) -> (Source, Unlock) {
-        let source = Source::S3 {
-            bucket: "bucket".to_owned(),
-            endpoint: Some(format!("http://{}", self.address)),
-            region: None,
-            prefix: prefix.map(str::to_owned),
-            path_style: true,
-        };
-        let unlock: Unlock = Arc::new(|| {
-            Ok(Credentials::S3Keys {
-                access_key_id: "id".to_owned(),
-                secret_access_key: Secret::new("key".to_owned()),
-                session_token: None,
-            })
-        });
-        (source, unlock)
+        place_at(&self.address, prefix)
     }
+}
+
+fn place_at(address: &str, prefix: Option<&str>) -> (Source, Unlock) {
+    let source = Source::S3 {
+        bucket: "bucket".to_owned(),
+        endpoint: Some(format!("http://{address}")),
+        region: None,
+        prefix: prefix.map(str::to_owned),
+        path_style: true,
+    };
+    let unlock: Unlock = Arc::new(|| {
+        Ok(Credentials::S3Keys {
+            access_key_id: "id".to_owned(),
+            secret_access_key: Secret::new("key".to_owned()),
+            session_token: None,
+        })
+    });
+    (source, unlock)
 }
 
 impl Drop for Server {
@@ -265,4 +270,67 @@ async fn s3_a_level_is_one_folder_and_its_page_is_bounded() {
     // Each folder after what is in it.
     store.delete_tree(&Path::parse("b").unwrap()).await.unwrap();
     assert_eq!(whole(None, 9).await, ["a.b/", "a/", "b-c", "b0", "c/", "f"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn s3_parts_and_copies_are_seen_only_while_their_writer_may() {
+    let server = Server::start();
+    let store = server.store(Some("team"));
+    let over: Still = Arc::new(|| Err("the attempt is over".to_owned()));
+    let at = path("large");
+    let upload = store.begin_parts(&at).await.unwrap().unwrap();
+    let signed = store.sign_parts(&at, &upload, 1..2, Duration::from_secs(60)).await.unwrap();
+    let sent = reqwest::Client::new().put(&signed[0].url).body("text").send().await.unwrap();
+    let tags = vec![sent.headers()["etag"].to_str().unwrap().to_owned()];
+    let error = store.complete_parts(&at, &upload, tags.clone(), &over).await.unwrap_err();
+    assert!(matches!(error, Error::Interrupted(_)), "{error}");
+    assert!(matches!(store.head(&at).await, Err(Error::NotFound(_))));
+    let tag = store.complete_parts(&at, &upload, tags, &always()).await.unwrap();
+    assert_eq!(store.head(&at).await.unwrap().etag, tag);
+
+    let (to, size) = (path("copy"), 4);
+    let expected = Expected { size, tag: Some(tag) };
+    let error = store.copy(&at, &to, &expected, &over).await.unwrap_err();
+    assert!(matches!(error, Error::Interrupted(_)), "{error}");
+    assert!(matches!(store.head(&to).await, Err(Error::NotFound(_))));
+    store.copy(&at, &to, &expected, &always()).await.unwrap();
+    assert_eq!(read(&store, "copy", 0..4).await.unwrap(), b"text");
+    // Another of the same length.
+    put(&store, "large", b"TEXT").await;
+    let error = store.copy(&at, &to, &expected, &always()).await.unwrap_err();
+    assert!(matches!(error, Error::Changed(_)), "{error}");
+    let too_large = Expected { size: (5 << 30) + 1, tag: None };
+    let error = store.copy(&at, &to, &too_large, &always()).await.unwrap_err();
+    assert!(matches!(error, Error::Unsupported { .. }), "{error}");
+    assert_eq!(read(&store, "copy", 0..4).await.unwrap(), b"text");
+}
+
+/// A store that is away, and is asked for an object that its writer may not store any more when it is back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_writer_that_is_over_is_asked_for_nothing_again() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (address, asked) =
+        (listener.local_addr().unwrap().to_string(), Arc::new(AtomicU32::new(0)));
+    let counting = asked.clone();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let _ = stream.read(&mut [0; 16 * 1024]);
+            counting.fetch_add(1, Ordering::SeqCst);
+            let _ = stream.write_all(
+                b"HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+            );
+        }
+    });
+    let (source, unlock) = place_at(&address, None);
+    let store = Cloud::new("data".parse().unwrap(), source, unlock);
+    let seen = asked.clone();
+    let still: Still = Arc::new(move || match seen.load(Ordering::SeqCst) {
+        0 | 1 => Ok(()),
+        _ => Err("the attempt is over".to_owned()),
+    });
+    let whole = futures::stream::iter([Ok::<_, std::io::Error>(Bytes::from_static(b"text"))]);
+    let error = store.put_stream(&path("x"), whole, &still).await.unwrap_err();
+    assert!(matches!(error, Error::Interrupted(_)), "{error}");
+    assert_eq!(asked.load(Ordering::SeqCst), 2);
 }

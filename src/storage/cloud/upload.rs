@@ -3,18 +3,26 @@
 //! What fits into one part is stored with one request. More is uploaded in parts, some at once, which become
 //! an object when all are there; until then nothing is seen of it. Parts of an upload that fails, or whose caller
 //! goes away, are given up.
+//!
+//! The request that has an object seen is tried again here, and not by the client: whose the object is may be over
+//! meanwhile, and what another writes at its place must not be replaced by a try that comes late.
 
 use std::pin::pin;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::{Stream, StreamExt as _};
-use object_store::{MultipartUpload, ObjectStoreExt as _, PutPayload, PutResult};
+use futures::future::BoxFuture;
+use futures::{FutureExt as _, Stream, StreamExt as _};
+use object_store::multipart::PartId;
+use object_store::path::Path;
+use object_store::{ObjectStoreExt as _, PutPayload};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use super::Cloud;
+use super::client::Client;
+use super::problem::Told;
 use crate::storage::{Error, ObjectPath, Still};
 
 const MIB: usize = 1 << 20;
@@ -52,17 +60,15 @@ impl Cloud {
         E: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let failed = |error| self.problem("write", path.as_str(), error);
-        let (store, key) = (self.store().await?, self.key(path)?);
+        let key = self.key(path)?;
         let mut pieces = Pieces { bytes: pin!(bytes), rest: Bytes::new() };
         let (first, is_last) = pieces.part(PARTS[0].1).await?;
         let mut size = first.content_length() as u64;
         if is_last {
-            still().map_err(|why| Error::Interrupted(why.into()))?;
-            let stored = store.put(&key, first).await.map_err(failed)?;
-            return Ok((size, stored.e_tag));
+            let stored = self.last(path, still, |client| put(client, &key, first.clone())).await?;
+            return Ok((size, stored));
         }
-        let started = store.put_multipart(&key).await.map_err(failed)?;
-        let mut parts = Parts::of(started);
+        let mut parts = self.begin(path, &key).await?;
         let (mut part, mut is_last, mut count) = (first, false, 0);
         loop {
             parts.send(part).await.map_err(failed)?;
@@ -78,10 +84,78 @@ impl Cloud {
             (part, is_last) = pieces.part(most).await?;
             size += part.content_length() as u64;
         }
-        parts.all().await.map_err(failed)?;
-        still().map_err(|why| Error::Interrupted(why.into()))?;
-        let stored = parts.complete().await.map_err(failed)?;
-        Ok((size, stored.e_tag))
+        let ids = parts.all().await.map_err(failed)?;
+        let upload = parts.upload.clone().unwrap_or_default();
+        let stored = self.complete(path, &upload, &ids, still).await?;
+        parts.upload = None;
+        Ok((size, stored))
+    }
+
+    /// Makes the parts of an upload the object, if `still` finds no reason against it; its tag.
+    pub(super) async fn complete(
+        &self,
+        path: &ObjectPath,
+        upload: &str,
+        parts: &[PartId],
+        still: &Still,
+    ) -> Result<Option<String>, Error> {
+        let (key, upload) = (self.key(path)?, upload.to_owned());
+        self.last(path, still, |client| {
+            let (key, upload, parts) = (key.clone(), upload.clone(), parts.to_vec());
+            async move {
+                let store = client.multipart().ok_or_else(no_parts)?;
+                Ok(store.complete_multipart(&key, &upload, parts).await?.e_tag)
+            }
+            .boxed()
+        })
+        .await
+    }
+
+    /// Asks for what has an object seen, as long as `still` finds no reason against it: before each try anew.
+    pub(super) async fn last<'a, T>(
+        &'a self,
+        path: &ObjectPath,
+        still: &Still,
+        mut ask: impl FnMut(&'a Client) -> BoxFuture<'a, Result<T, object_store::Error>> + Send,
+    ) -> Result<T, Error> {
+        let client = self.once().await?;
+        let mut pauses = self.inner.retries.pauses();
+        loop {
+            still().map_err(|why| Error::Interrupted(why.into()))?;
+            let error = match ask(client).await {
+                Ok(done) => return Ok(done),
+                Err(error) => error,
+            };
+            match pauses.next().filter(|_| Told::is_worth_a_try(&error)) {
+                Some(pause) => tokio::time::sleep(pause).await,
+                None => return Err(self.problem("write", path.as_str(), error)),
+            }
+        }
+    }
+
+    async fn begin(&self, path: &ObjectPath, key: &Path) -> Result<Parts, Error> {
+        let failed = |error| self.problem("write", path.as_str(), error);
+        let store = self.client().await?.multipart().ok_or_else(no_parts).map_err(failed)?;
+        let upload = Some(store.create_multipart(key).await.map_err(failed)?);
+        let (cloud, key, under_way) = (self.clone(), key.clone(), JoinSet::new());
+        Ok(Parts { cloud, key, upload, ids: Vec::new(), under_way })
+    }
+}
+
+/// Stores an object with one request; its tag.
+fn put<'a>(
+    client: &'a Client,
+    key: &Path,
+    bytes: PutPayload,
+) -> BoxFuture<'a, Result<Option<String>, object_store::Error>> {
+    let key = key.clone();
+    async move { Ok(client.store().put(&key, bytes).await?.e_tag) }.boxed()
+}
+
+fn no_parts() -> object_store::Error {
+    object_store::Error::NotImplemented {
+        operation: "uploads in parts".to_owned(),
+        implementer: "a web server".to_owned(),
     }
 }
 
@@ -121,16 +195,16 @@ where
 
 /// An upload in parts. Given up when it is dropped before it is complete.
 struct Parts {
+    cloud: Cloud,
+    key: Path,
     /// `None` once it is complete.
-    upload: Option<Box<dyn MultipartUpload>>,
-    under_way: JoinSet<Result<(), object_store::Error>>,
+    upload: Option<String>,
+    /// What the store says of those that are sent.
+    ids: Vec<Option<PartId>>,
+    under_way: JoinSet<Result<(usize, PartId), object_store::Error>>,
 }
 
 impl Parts {
-    fn of(upload: Box<dyn MultipartUpload>) -> Self {
-        Self { upload: Some(upload), under_way: JoinSet::new() }
-    }
-
     /// Begins to send a part, once few enough are under way.
     async fn send(&mut self, part: PutPayload) -> Result<(), object_store::Error> {
         let length = part.content_length();
@@ -140,55 +214,56 @@ impl Parts {
         }
         let room = u32::try_from(length.div_ceil(MIB)).unwrap_or(IN_ALL).clamp(1, IN_ALL);
         let room = ROOM.clone().acquire_many_owned(room).await.ok();
-        if let Some(upload) = &mut self.upload {
-            let sent = upload.put_part(part);
-            self.under_way.spawn(async move {
-                let _room = room;
-                sent.await
-            });
-        }
+        let (cloud, key) = (self.cloud.clone(), self.key.clone());
+        let (index, upload) = (self.ids.len(), self.upload.clone().unwrap_or_default());
+        self.ids.push(None);
+        self.under_way.spawn(async move {
+            let _room = room;
+            let store = cloud.inner.client.get().and_then(|(client, _)| client.multipart());
+            let store = store.ok_or_else(no_parts)?;
+            Ok((index, store.put_part(&key, &upload, index, part).await?))
+        });
         Ok(())
     }
 
     /// Waits for one that is under way.
     async fn one_more(&mut self) -> Result<(), object_store::Error> {
         match self.under_way.join_next().await {
-            Some(sent) => sent.map_err(object_store::Error::from)?,
+            Some(sent) => {
+                let (index, id) = sent.map_err(object_store::Error::from)??;
+                if let Some(place) = self.ids.get_mut(index) {
+                    *place = Some(id);
+                }
+                Ok(())
+            }
             None => Ok(()),
         }
     }
 
-    /// Waits for all of them.
-    async fn all(&mut self) -> Result<(), object_store::Error> {
+    /// Waits for all of them; what the store says of each, in their order.
+    async fn all(&mut self) -> Result<Vec<PartId>, object_store::Error> {
         while !self.under_way.is_empty() {
             self.one_more().await?;
         }
-        Ok(())
-    }
-
-    async fn complete(mut self) -> Result<PutResult, object_store::Error> {
-        self.all().await?;
-        let Some(upload) = &mut self.upload else {
-            return Ok(PutResult { e_tag: None, version: None, extensions: Default::default() });
-        };
-        let stored = upload.complete().await?;
-        self.upload = None;
-        Ok(stored)
+        Ok(self.ids.drain(..).flatten().collect())
     }
 }
 
 impl Drop for Parts {
     fn drop(&mut self) {
-        let (Some(mut upload), Ok(runtime)) =
+        let (Some(upload), Ok(runtime)) =
             (self.upload.take(), tokio::runtime::Handle::try_current())
         else {
             return;
         };
+        let (cloud, key) = (self.cloud.clone(), self.key.clone());
         let mut under_way = std::mem::take(&mut self.under_way);
         runtime.spawn(async move {
             // A part that arrives after the end would stay.
             under_way.shutdown().await;
-            match tokio::time::timeout(GIVING_UP, upload.abort()).await {
+            let store = cloud.inner.client.get().and_then(|(client, _)| client.multipart());
+            let Some(store) = store else { return };
+            match tokio::time::timeout(GIVING_UP, store.abort_multipart(&key, &upload)).await {
                 Ok(Ok(())) => {}
                 // What the store keeps of it its own rules remove.
                 _ => tracing::warn!("an upload that failed could not be given up"),

@@ -4,27 +4,28 @@ use rustix::fs::AtFlags;
 use rustix::io::Errno;
 
 use super::{Folder, Staged, Step, io_error, meta_of};
-use crate::storage::{Error, Meta, ObjectPath, Still};
+use crate::storage::{Error, Expected, Meta, ObjectPath, Still};
 
 impl Folder {
-    /// Makes `to` the object that lies at `from`, of `size` bytes: as another name of the same file, since files
+    /// Makes `to` the object that lies at `from`, if it is the expected one: as another name of the same file, since files
     /// of a datastore are replaced and never changed.
     pub(in crate::storage) async fn copy(
         &self,
         from: &ObjectPath,
         to: &ObjectPath,
-        size: u64,
+        expected: &Expected,
         still: Still,
     ) -> Result<Meta, Error> {
         let (folder, from, to) = (self.clone(), from.clone(), to.clone());
-        self.run(Step::Long, move || folder.copy_now(&from, to, size, &*still)).await
+        let expected = expected.clone();
+        self.run(Step::Long, move || folder.copy_now(&from, to, &expected, &*still)).await
     }
 
     fn copy_now(
         &self,
         from: &ObjectPath,
         to: ObjectPath,
-        size: u64,
+        expected: &Expected,
         still: &dyn Fn() -> Result<(), String>,
     ) -> Result<Meta, Error> {
         let (staged, name) = self.stage_name_of(from)?;
@@ -32,9 +33,10 @@ impl Folder {
         let stat = rustix::fs::statat(staging, &*name, AtFlags::SYMLINK_NOFOLLOW)
             .map_err(|errno| io_error("copy", from.as_str(), errno.into()))?;
         let meta = meta_of(&stat);
-        if meta.size != size || !is_file(&stat) {
+        if !is_file(&stat) {
             return Err(Error::Changed(from.to_string()));
         }
+        expected.check(from, &meta)?;
         self.publish_if(still, vec![(staged, to)])?;
         // A rename onto another name of the same file leaves both.
         let _ = rustix::fs::unlinkat(staging, &*name, AtFlags::empty());
