@@ -48,7 +48,8 @@ pub fn uncommitted_path(job: &JobName, output: &PortName, failed: u32, rank: u32
     format!("{}/{output}/{failed}/{rank}", uncommitted_root(job))
 }
 
-/// Whether what lies there is of a job that is not over.
+/// Whether what lies there is of a job that is not over. Only what the datastore has at its top: where one is a part of
+/// another, the outer one shows what lies so in the inner.
 pub fn is_uncommitted(path: &str) -> bool {
     path.split('/').next() == Some(UNCOMMITTED)
 }

@@ -12,8 +12,8 @@ use futures::future::try_join_all;
 use super::prepare::PrepareLog;
 use super::problem::problem;
 use super::{Attempt, Services};
-use crate::data::Fault;
 use crate::data::rw_mount::{self, Mirror, Mirrored, Mirroring};
+use crate::data::{Error, Fault};
 use crate::environment::BuildLog as _;
 
 /// The outputs that are kept so.
@@ -63,6 +63,14 @@ pub(super) async fn restore(attempt: &Attempt, services: &Services) -> Result<()
     let restored = outputs.iter().map(async |output| {
         match services.data.restore(output, &folder, ledger, token).await {
             Ok(files) => Ok((&output.name, files)),
+            // What a job could do without before it can do without again.
+            Err(error @ (Error::Denied { .. } | Error::Unfit { .. })) => {
+                let name = &output.name;
+                PrepareLog::new(attempt.folder.log()).line(&format!(
+                    "output '{name}' has nothing of the attempt before, which cannot be read: {error}"
+                ));
+                Ok((name, 0))
+            }
             Err(error) => {
                 let what = format!("cannot put back what was written to output '{}'", output.name);
                 let cause = match error.fault() {

@@ -15,7 +15,7 @@ use reqwest::header::{CONTENT_TYPE, ETAG};
 use reqwest::{Client, Response, StatusCode, Url};
 use serde::{Deserialize, Serialize};
 
-use super::gateway::{Failure, Gateway, accepted, builder};
+use super::gateway::{Failure, Gateway, accepted, builder, tag_of};
 use super::path;
 
 /// For how long a store is left alone.
@@ -271,14 +271,14 @@ impl Gateway {
             .map_err(|error| Failure::Broken(format!("the answer is not understood: {error}")))
     }
 
-    /// The same of what has no answer but that it is done.
+    /// The same of what has no answer but that it is done, and the tag of what was made.
     pub(super) async fn tell(
         &self,
         url: &str,
         token: &str,
         word: &impl Serialize,
-    ) -> Result<(), Failure> {
-        self.say(url, token, word).await.map(drop)
+    ) -> Result<String, Failure> {
+        Ok(tag_of(&self.say(url, token, word).await?))
     }
 
     async fn say(

@@ -17,6 +17,17 @@ pub enum Fault {
     Platform,
 }
 
+/// How much of what is to be stored an error is about.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum About {
+    /// The one file.
+    File,
+    /// All that goes to the datastore.
+    Datastore,
+    /// Anything, as long as something is away.
+    Moment,
+}
+
 /// Why data could not be moved.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -111,6 +122,8 @@ pub enum Error {
         problem: String,
         /// Whether another try may succeed.
         transient: bool,
+        /// The HTTP status of the answer; `None`: there was none.
+        status: Option<u16>,
     },
     /// The store that a datastore is in refuses it.
     #[error("cannot {operation} '{path}': {problem}")]
@@ -120,6 +133,16 @@ pub enum Error {
         /// `datastore/path`
         path: String,
         /// What it said.
+        problem: String,
+    },
+    /// The store that a datastore is in cannot do it, at least not with this object.
+    #[error("cannot {operation} '{path}': {problem}")]
+    Unfit {
+        /// What was done.
+        operation: &'static str,
+        /// `datastore/path`
+        path: String,
+        /// What is wrong.
         problem: String,
     },
     /// No room on the node.
@@ -165,7 +188,11 @@ impl Error {
             | Self::Path { .. }
             | Self::Refused { .. } => Fault::User,
             // What is to be stored was made with some effort: an admin may give other credentials meanwhile.
-            Self::Denied { operation, .. } if *operation != "store" => Fault::User,
+            Self::Denied { operation, .. } | Self::Unfit { operation, .. }
+                if *operation != "store" =>
+            {
+                Fault::User
+            }
             Self::DiskFull { .. } => Fault::DiskFull,
             Self::Url { .. }
             | Self::NoGrant(_)
@@ -173,6 +200,7 @@ impl Error {
             | Self::Content(_)
             | Self::Gateway { .. }
             | Self::Denied { .. }
+            | Self::Unfit { .. }
             | Self::Io { .. }
             | Self::Stopped => Fault::Platform,
         }
@@ -181,6 +209,19 @@ impl Error {
     /// Whether it is the job's own making, so that another try would fail in the same way.
     pub fn is_users(&self) -> bool {
         self.fault() == Fault::User
+    }
+
+    /// What else is not worth a try.
+    pub(super) fn about(&self) -> About {
+        match self {
+            Self::Path { .. } | Self::Io { .. } | Self::Unfit { .. } => About::File,
+            // What was asked for is not understood, in conflict with something, or too large.
+            Self::Gateway {
+                transient: false, status: Some(400 | 409 | 411 | 413 | 414), ..
+            } => About::File,
+            Self::Denied { .. } | Self::Gateway { transient: false, .. } => About::Datastore,
+            _ => About::Moment,
+        }
     }
 
     /// What was stored although the call failed: files beside those that were refused.

@@ -11,7 +11,7 @@ use atelier_core::content::Digest;
 use atelier_proto::STORED;
 use bytes::{Bytes, BytesMut};
 use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _};
-use reqwest::header::{ACCEPT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, IF_MATCH};
+use reqwest::header::{ACCEPT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, ETAG, IF_MATCH};
 use reqwest::{Body, Client, ClientBuilder, RequestBuilder, Response, StatusCode, header};
 use serde::Deserialize;
 use tokio::sync::Semaphore;
@@ -20,6 +20,7 @@ use super::direct::{Direct, Wanted, Way};
 use super::store::Found;
 use super::transfer::{Sink, download};
 use super::{Error, path};
+pub(super) use uncommitted::Copied;
 
 /// Tries of one request, and of one to a store itself: the gateway tries too.
 const TRIES: u32 = 5;
@@ -64,8 +65,10 @@ fn plain() -> ClientBuilder {
 pub(super) enum Failure {
     /// Answered with another status than success.
     Status(StatusCode, String),
-    /// What the datastore is does not allow it, or its credentials do not.
+    /// The datastore's credentials do not allow it.
     Denied(String),
+    /// What the datastore is does not allow it, at least not of this object.
+    Unsupported(String),
     /// Not answered, or not to the end.
     Broken(String),
     /// There is no connection.
@@ -90,7 +93,7 @@ impl Failure {
                     )
             }
             Self::Broken(_) | Self::Unreached(_) => true,
-            Self::Denied(_) | Self::Closed(_) | Self::Local(_) => false,
+            Self::Denied(_) | Self::Unsupported(_) | Self::Closed(_) | Self::Local(_) => false,
         }
     }
 
@@ -98,7 +101,10 @@ impl Failure {
         match self {
             Self::Status(status, message) if message.is_empty() => status.to_string(),
             Self::Status(status, message) => format!("{message} ({status})"),
-            Self::Denied(what) | Self::Broken(what) | Self::Unreached(what) => what.clone(),
+            Self::Denied(what)
+            | Self::Unsupported(what)
+            | Self::Broken(what)
+            | Self::Unreached(what) => what.clone(),
             Self::Closed(why) => (*why).to_owned(),
             Self::Local(error) => error.to_string(),
         }
@@ -179,9 +185,8 @@ pub(super) async fn accepted(response: Response) -> Result<Response, Failure> {
     // Only a gateway's own words are repeated; another server's page says nothing.
     let text = response.text().await.unwrap_or_default();
     match serde_json::from_str::<Answer>(&text).map(|answer| answer.error) {
-        Ok(Inner { code, message }) if matches!(&*code, "StoreDenied" | "Unsupported") => {
-            Err(Failure::Denied(message))
-        }
+        Ok(Inner { code, message }) if code == "StoreDenied" => Err(Failure::Denied(message)),
+        Ok(Inner { code, message }) if code == "Unsupported" => Err(Failure::Unsupported(message)),
         Ok(Inner { message, .. }) => Err(Failure::Status(status, message)),
         Err(_) => Err(Failure::Status(status, String::new())),
     }
@@ -256,11 +261,18 @@ impl Gateway {
             Failure::Denied(problem) => {
                 Error::Denied { operation, path: format!("{datastore}/{key}"), problem }
             }
+            Failure::Unsupported(problem) => {
+                Error::Unfit { operation, path: format!("{datastore}/{key}"), problem }
+            }
             failure => Error::Gateway {
                 operation,
                 path: format!("{datastore}/{key}"),
                 problem: failure.text(),
                 transient: failure.is_transient(),
+                status: match failure {
+                    Failure::Status(status, _) => Some(status.as_u16()),
+                    _ => None,
+                },
             },
         }
     }
@@ -457,7 +469,7 @@ impl Gateway {
         }
     }
 
-    /// Stores an object; `body` makes its bytes anew for each try. With it what the daemon says that it has stored.
+    /// Stores an object; `body` makes its bytes anew for each try. With it what the daemon says of it.
     pub(super) async fn put<T>(
         &self,
         datastore: &str,
@@ -465,7 +477,7 @@ impl Gateway {
         length: u64,
         token: &str,
         mut body: impl FnMut() -> Result<(Body, T), Error>,
-    ) -> Result<(T, Option<Digest>), Error> {
+    ) -> Result<(T, Told), Error> {
         path::check(key)?;
         let url = self.url(datastore, key);
         let mut patience = Patience::new();
@@ -476,7 +488,7 @@ impl Gateway {
             let sent = request.header(CONTENT_LENGTH, length).body(body).send();
             let stored = async { accepted(sent.await?).await };
             match stored.await {
-                Ok(answer) => return Ok((told, digest_of(&answer))),
+                Ok(answer) => return Ok((told, Told::of(&answer))),
                 Err(failure) => patience
                     .after(failure)
                     .await
@@ -495,8 +507,8 @@ impl Gateway {
     ) -> Result<(), Error> {
         let length = bytes.len() as u64;
         let body = || Ok((Body::from(bytes.clone()), ()));
-        let (_, stored) = self.put(datastore, key, length, token, body).await?;
-        Self::same(datastore, key, Digest::of(&bytes), stored)
+        let (_, told) = self.put(datastore, key, length, token, body).await?;
+        Self::same(datastore, key, Digest::of(&bytes), told.digest)
     }
 
     /// Whether what was stored is what was sent.
@@ -516,7 +528,25 @@ impl Gateway {
     }
 }
 
-/// What a gateway says that it has stored; one of an older release says nothing.
-fn digest_of(answer: &Response) -> Option<Digest> {
-    answer.headers().get(STORED)?.to_str().ok()?.parse().ok()
+/// What a gateway says of what it has stored.
+#[derive(Debug)]
+pub(super) struct Told {
+    /// One of an older release says none.
+    pub(super) digest: Option<Digest>,
+    /// Its tag; empty if there is none.
+    pub(super) tag: String,
+}
+
+impl Told {
+    fn of(answer: &Response) -> Self {
+        let digest =
+            answer.headers().get(STORED).and_then(|value| value.to_str().ok()?.parse().ok());
+        Self { digest, tag: tag_of(answer) }
+    }
+}
+
+/// The tag that an answer says an object has; empty if it says none.
+pub(super) fn tag_of(answer: &Response) -> String {
+    let tag = answer.headers().get(ETAG).and_then(|tag| tag.to_str().ok());
+    tag.unwrap_or_default().to_owned()
 }

@@ -116,6 +116,7 @@ impl DataPlane {
             path: options.http_url.clone(),
             problem: error.to_string(),
             transient: false,
+            status: None,
         };
         let cache = Cache::open(&options.cache_dir, options.cache_bytes)?;
         Ok(Self(Arc::new(Inner {

@@ -122,21 +122,21 @@ impl Gateway {
 }
 
 impl Written<'_> {
-    /// Has the object seen. `false`: it is not, and goes through the gateway.
-    pub(super) async fn complete(self) -> bool {
+    /// Has the object seen; its tag. `None`: it is not, and goes through the gateway.
+    pub(super) async fn complete(self) -> Option<String> {
         let Self { upload, tags, .. } = self;
         let Upload { gateway, url, token, .. } = &upload;
         let mut patience = Patience::new();
         loop {
             // If the answer was lost the upload is gone; what is then sent by way of the daemon ends the same.
             match gateway.tell(url, token, &Step::Complete(&tags)).await {
-                Ok(()) => return true,
+                Ok(tag) => return Some(tag),
                 Err(failure) => {
                     let problem = failure.text();
                     if patience.after(failure).await.is_err() {
                         tracing::info!(problem, "an upload in parts is not completed");
                         upload.give_up().await;
-                        return false;
+                        return None;
                     }
                 }
             }

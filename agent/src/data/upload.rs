@@ -342,7 +342,7 @@ async fn send(
             Ok((Body::wrap_stream(pieces), (hasher, after)))
         })
         .await;
-    let ((hasher, after), stored) = match (sent, of_file) {
+    let ((hasher, after), told) = match (sent, of_file) {
         (_, Some(failed)) => return Err(failed),
         (Err(error), None) => {
             // A file that became shorter breaks its own upload.
@@ -360,7 +360,7 @@ async fn send(
         return Err(changed(&local));
     }
     let digest = Digest::from_bytes(*hasher.finalize().as_bytes());
-    Gateway::same(place.datastore.as_str(), &key, digest, stored)?;
+    Gateway::same(place.datastore.as_str(), &key, digest, told.digest)?;
     Ok(place.entry(&local.below, length, digest))
 }
 
@@ -385,7 +385,7 @@ async fn write_parts(
         Ok(Some(written)) if is_same()? => {
             let digest = written.digest;
             let entry = || place.entry(&local.below, first.0, digest);
-            Ok(written.complete().await.then(entry))
+            Ok(written.complete().await.map(|_| entry()))
         }
         Ok(Some(written)) => {
             written.give_up().await;

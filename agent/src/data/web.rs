@@ -177,7 +177,9 @@ pub(super) async fn fetch(
         Failure::Local(error) => error,
         Failure::Status(status, _) => failed(problem_of(status), failure.is_transient()),
         // Words of a gateway's are none of theirs.
-        Failure::Denied(_) => failed(problem_of(StatusCode::FORBIDDEN), false),
+        Failure::Denied(_) | Failure::Unsupported(_) => {
+            failed(problem_of(StatusCode::FORBIDDEN), false)
+        }
         Failure::Closed(why) => failed(why.to_owned(), false),
         other => failed(other.text(), true),
     })?;

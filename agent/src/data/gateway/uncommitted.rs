@@ -5,20 +5,37 @@ use reqwest::StatusCode;
 use super::{Failure, Gateway, Patience, accepted};
 use crate::data::{Error, path};
 
+/// What is copied within a datastore.
+pub(in crate::data) struct Copied<'a> {
+    pub(in crate::data) from: &'a str,
+    pub(in crate::data) to: &'a str,
+    /// In bytes.
+    pub(in crate::data) size: u64,
+    /// The datastore's tag of what is to lie at `from`; empty: that is not known.
+    pub(in crate::data) tag: &'a str,
+}
+
 impl Gateway {
-    /// Stores at `to` a copy of the object at `from`, which has `size` bytes: they do not pass this node. Tried
-    /// once, since whoever asks can send the bytes.
+    /// Stores an object as a copy of another: its bytes do not pass this node. Tried once, since whoever asks can send
+    /// the bytes.
     pub(in crate::data) async fn copy(
         &self,
         datastore: &str,
-        from: &str,
-        to: &str,
-        size: u64,
+        Copied { from, to, size, tag }: &Copied<'_>,
         token: &str,
     ) -> Result<(), Failure> {
-        let url = format!("{}?from={}&size={size}", self.url(datastore, to), path::in_url(from));
-        accepted(self.client.put(url).bearer_auth(token).send().await?).await?;
-        Ok(())
+        let mut url =
+            format!("{}?from={}&size={size}", self.url(datastore, to), path::in_url(from));
+        if !tag.is_empty() {
+            url.push_str("&tag=");
+            url.push_str(&path::in_url(tag));
+        }
+        let answer = accepted(self.client.put(url).bearer_auth(token).send().await?).await?;
+        match answer.status() {
+            StatusCode::OK => Ok(()),
+            // A daemon of before has stored what was sent: nothing.
+            _ => Err(Failure::Broken("the daemon knows of no copies".to_owned())),
+        }
     }
 
     /// Removes an object of the attempt's own. One that is not there is removed.

@@ -18,15 +18,17 @@ use crate::data::Error;
 const READ: usize = 256 * 1024;
 
 /// A file as it was stored.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub(super) struct Stored {
     pub(super) version: Version,
     pub(super) digest: Digest,
+    /// The datastore's tag of it; empty if it gave none.
+    pub(super) tag: String,
 }
 
 impl Stored {
-    /// Of a file that nobody changes. Waits for the disk.
-    pub(super) fn of(file: &Path) -> Result<Self, Error> {
+    /// Of a file that nobody changes, which is stored with this tag. Waits for the disk.
+    pub(super) fn of(file: &Path, tag: String) -> Result<Self, Error> {
         let failed = |error| Error::io("read", file, error);
         let mut open = File::open(file).map_err(failed)?;
         let mut hasher = blake3::Hasher::new();
@@ -40,8 +42,18 @@ impl Stored {
             }
         }
         let version = Version::of(&open.metadata().map_err(failed)?);
-        Ok(Self { version, digest: Digest::from_bytes(*hasher.finalize().as_bytes()) })
+        Ok(Self { version, digest: Digest::from_bytes(*hasher.finalize().as_bytes()), tag })
     }
+}
+
+/// What is known of what lies at a path.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Known {
+    Stored(Stored),
+    /// Something may lie there: it was sent, and no answer has come.
+    Sent,
+    Removed,
 }
 
 /// A line of the file: the newest of a path counts.
@@ -49,16 +61,17 @@ impl Stored {
 struct Line {
     /// The output and what is below it.
     path: (String, String),
-    /// `None`: it was removed.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    stored: Option<Stored>,
+    known: Known,
 }
 
-/// The files that lie there, by output and the path below it.
+/// What lies there, by output and the path below it. Nothing of it is [`Known::Removed`].
+type All = BTreeMap<(String, String), Known>;
+
+/// The files that lie there.
 #[derive(Debug)]
 pub(crate) struct Ledger {
     file: PathBuf,
-    known: Mutex<BTreeMap<(String, String), Stored>>,
+    known: Mutex<All>,
 }
 
 impl Ledger {
@@ -67,11 +80,13 @@ impl Ledger {
         let mut known = BTreeMap::new();
         let text = fs::read(&file).unwrap_or_default();
         for line in text.split(|byte| *byte == b'\n') {
-            match serde_json::from_slice(line) {
-                Ok(Line { path, stored: Some(stored) }) => drop(known.insert(path, stored)),
-                Ok(Line { path, stored: None }) => drop(known.remove(&path)),
-                Err(_) => {}
+            if let Ok(line) = serde_json::from_slice(line) {
+                take(&mut known, line);
             }
+        }
+        // Only with what counts; what is appended to half a line would be lost with it.
+        if let Err(error) = rewrite(&file, &known, &text) {
+            tracing::debug!(%error, "cannot write anew what was stored of outputs");
         }
         Self { file, known: Mutex::new(known) }
     }
@@ -82,39 +97,50 @@ impl Ledger {
         let _ = fs::remove_file(&self.file);
     }
 
-    fn known(&self) -> MutexGuard<'_, BTreeMap<(String, String), Stored>> {
+    fn known(&self) -> MutexGuard<'_, All> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What lies there, as far as that is sure.
     pub(super) fn get(&self, output: &str, below: &str) -> Option<Stored> {
-        self.known().get(&(output.to_owned(), below.to_owned())).copied()
+        match self.known().get(&(output.to_owned(), below.to_owned()))? {
+            Known::Stored(stored) => Some(stored.clone()),
+            Known::Sent | Known::Removed => None,
+        }
+    }
+
+    /// Whether something may lie there.
+    pub(super) fn has(&self, output: &str, below: &str) -> bool {
+        self.known().contains_key(&(output.to_owned(), below.to_owned()))
+    }
+
+    /// Another is sent from now on, and may lie there although no answer comes.
+    pub(super) fn sent(&self, output: &str, below: &str) {
+        self.note(output, below, Known::Sent);
     }
 
     pub(super) fn put(&self, output: &str, below: &str, stored: Stored) {
-        self.note((output.to_owned(), below.to_owned()), Some(stored));
+        self.note(output, below, Known::Stored(stored));
     }
 
     pub(super) fn remove(&self, output: &str, below: &str) {
-        self.note((output.to_owned(), below.to_owned()), None);
+        self.note(output, below, Known::Removed);
     }
 
-    /// The paths of an output that lie there.
+    /// The paths of an output at which something may lie.
     pub(super) fn below(&self, output: &str) -> Vec<String> {
         let known = self.known();
         let all = known.range((output.to_owned(), String::new())..);
         all.map_while(|((of, below), _)| (of == output).then(|| below.clone())).collect()
     }
 
-    fn note(&self, path: (String, String), stored: Option<Stored>) {
+    fn note(&self, output: &str, below: &str, is: Known) {
         let mut known = self.known();
-        let line = Line { path: path.clone(), stored };
-        match stored {
-            Some(stored) => drop(known.insert(path, stored)),
-            None => drop(known.remove(&path)),
-        }
+        let line = Line { path: (output.to_owned(), below.to_owned()), known: is };
+        let text = line.text();
+        take(&mut known, line);
         let append = || -> io::Result<()> {
-            let mut text = serde_json::to_vec(&line)?;
-            text.push(b'\n');
+            let text = text?;
             let mut options = OpenOptions::new();
             options.append(true).create(true).mode(0o600).open(&self.file)?.write_all(&text)
         };
@@ -123,6 +149,38 @@ impl Ledger {
             tracing::debug!(%error, "cannot note what was stored of an output");
         }
     }
+}
+
+impl Line {
+    fn text(&self) -> io::Result<Vec<u8>> {
+        let mut text = serde_json::to_vec(self)?;
+        text.push(b'\n');
+        Ok(text)
+    }
+}
+
+/// Has a line count.
+fn take(all: &mut All, Line { path, known }: Line) {
+    match known {
+        Known::Removed => drop(all.remove(&path)),
+        known => drop(all.insert(path, known)),
+    }
+}
+
+/// Has the file be what counts of it, whole lines, in place of its text.
+fn rewrite(file: &Path, all: &All, text: &[u8]) -> io::Result<()> {
+    let mut short = Vec::new();
+    for (path, known) in all {
+        short.extend(Line { path: path.clone(), known: known.clone() }.text()?);
+    }
+    let is_whole = text.is_empty() || text.ends_with(b"\n");
+    if is_whole && short.len() == text.len() {
+        return Ok(());
+    }
+    let beside = file.with_extension("new");
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600).open(&beside)?.write_all(&short)?;
+    fs::rename(beside, file)
 }
 
 #[cfg(test)]
@@ -134,22 +192,30 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (data, file) = (folder.path().join("data"), folder.path().join("ledger"));
         fs::write(&data, "some").unwrap();
-        let stored = Stored::of(&data).unwrap();
+        let stored = Stored::of(&data, "\"1\"".to_owned()).unwrap();
         assert_eq!((stored.version.bytes, stored.digest), (4, Digest::of(b"some")));
         let ledger = Ledger::open(file.clone());
-        ledger.put("out", "a", stored);
-        ledger.put("out", "b/c", stored);
-        ledger.put("outer", "", stored);
+        ledger.put("out", "a", stored.clone());
+        ledger.put("out", "b/c", stored.clone());
+        ledger.put("outer", "", stored.clone());
         ledger.remove("out", "a");
+        ledger.put("out", "e", stored.clone());
+        ledger.sent("out", "e");
         // Killed while it wrote.
         let mut open = OpenOptions::new().append(true).open(&file).unwrap();
         open.write_all(b"{\"path\":[\"out\",\"d\"],\"sto").unwrap();
         let again = Ledger::open(file.clone());
-        assert_eq!((again.get("out", "b/c"), again.get("out", "a")), (Some(stored), None));
+        assert_eq!(again.get("out", "b/c"), Some(stored.clone()));
+        assert_eq!((again.get("out", "a"), again.has("out", "a")), (None, false));
+        assert_eq!((again.get("out", "e"), again.has("out", "e")), (None, true));
         assert_eq!(
             (again.below("out"), again.below("outer")),
-            (vec!["b/c".into()], vec!["".into()])
+            (vec!["b/c".into(), "e".into()], vec!["".into()])
         );
+        // Half a line takes nothing along with it, and what counts no more is gone.
+        again.put("out", "d", stored.clone());
+        assert_eq!(Ledger::open(file.clone()).get("out", "d"), Some(stored));
+        assert_eq!(fs::read_to_string(&file).unwrap().lines().count(), 4);
         again.clear();
         assert!(Ledger::open(file).below("out").is_empty());
     }

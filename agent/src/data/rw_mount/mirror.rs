@@ -12,14 +12,15 @@ use futures::stream::FuturesUnordered;
 use futures::{FutureExt as _, StreamExt as _};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::Mirrored;
 use super::below;
 use super::ledger::Ledger;
-use super::send::{Candidate, STILL, Sent, parts, send};
+use super::send::{Candidate, STILL, Sent, Writers, parts, send};
 use super::watch::{Change, Watch};
-use crate::data::error::blocking;
+use crate::data::error::{About, blocking};
 use crate::data::{DataPlane, Error};
 
 /// Files of one attempt sent at once.
@@ -63,10 +64,15 @@ impl Mirroring {
         self.outputs.iter().find(|output| output.name == name)
     }
 
-    async fn send(&self, root: &Arc<OwnedFd>, candidate: &Candidate) -> Result<Sent, Error> {
+    async fn send(
+        &self,
+        root: &Arc<OwnedFd>,
+        candidate: &Candidate,
+        stop: &CancellationToken,
+    ) -> Result<Sent, Error> {
         let Some(output) = self.output(&candidate.path) else { return Ok(Sent::Known) };
         let Some(plane) = (self.plane)() else { return Ok(Sent::Changing) };
-        send(&plane, root, output, &self.ledger, candidate, &self.token).await
+        send(&plane, root, output, &self.ledger, candidate, &self.token, stop).await
     }
 
     /// Files that are there, and those that are stored and are not. Waits for the disk.
@@ -91,7 +97,8 @@ impl Mirroring {
 /// Has all that a job left lie where its next attempt finds it. Its processes have ended.
 ///
 /// # Errors
-/// What could not be stored first; all else was tried.
+/// What could not be stored first. What is wrong with one file or one output is in no other's way; nothing more is
+/// tried once the daemon or the store is away.
 pub(crate) async fn settle(mirroring: &Mirroring) -> Result<(), Error> {
     let (root, paths) = {
         let mirroring = mirroring.clone();
@@ -103,15 +110,29 @@ pub(crate) async fn settle(mirroring: &Mirroring) -> Result<(), Error> {
         })
         .await?
     };
-    let sent: Vec<Result<Sent, Error>> = futures::stream::iter(paths)
-        .map(|path| {
-            let root = Arc::clone(&root);
-            async move { mirroring.send(&root, &Candidate { path, closed: true }).await }
-        })
-        .buffer_unordered(AT_ONCE)
-        .collect()
-        .await;
-    sent.into_iter().find_map(Result::err).map_or(Ok(()), Err)
+    let (root, never) = (&root, &CancellationToken::new());
+    let mut all = Ok(());
+    for output in &mirroring.outputs {
+        let own = paths.iter().filter(|path| parts(path).0 == output.name);
+        let mut sends = futures::stream::iter(own)
+            .map(|path| async move {
+                let candidate = Candidate { path: path.clone(), writers: Writers::Ended };
+                mirroring.send(root, &candidate, never).await
+            })
+            .buffer_unordered(AT_ONCE);
+        while let Some(sent) = sends.next().await {
+            let Err(error) = sent else { continue };
+            match error.about() {
+                About::File => all = all.and(Err(error)),
+                About::Datastore => {
+                    all = all.and(Err(error));
+                    break;
+                }
+                About::Moment => return Err(error),
+            }
+        }
+    }
+    all
 }
 
 /// Mirrors an attempt's outputs, until it is ended or dropped.
@@ -153,6 +174,7 @@ async fn run(mirroring: Mirroring, mut stop: oneshot::Receiver<()>) -> Result<()
     let watching = Watch::open(Arc::clone(&root), wanted);
     let mut watch = watching.map_err(|error| Error::io("watch", &mirroring.folder, error))?;
     let mut line = Line::default();
+    let ending = CancellationToken::new();
     let mut sends: FuturesUnordered<BoxFuture<'_, Done>> = FuturesUnordered::new();
     // What was closed before it was watched.
     let mut look_at = Some(Instant::now());
@@ -160,7 +182,7 @@ async fn run(mirroring: Mirroring, mut stop: oneshot::Receiver<()>) -> Result<()
         while sends.len() < AT_ONCE
             && let Some(candidate) = line.take(Instant::now())
         {
-            sends.push(one(&mirroring, &root, candidate).boxed());
+            sends.push(one(&mirroring, &root, candidate, &ending).boxed());
         }
         let due = line.due().filter(|_| sends.len() < AT_ONCE);
         tokio::select! {
@@ -175,7 +197,7 @@ async fn run(mirroring: Mirroring, mut stop: oneshot::Receiver<()>) -> Result<()
                     line.note(change, &mirroring);
                 }
             }
-            Some(done) = sends.next(), if !sends.is_empty() => line.done(done)?,
+            Some(done) = sends.next(), if !sends.is_empty() => line.done(done),
             () = at(due) => {}
             () = at(look_at) => {
                 let (given, root) = (mirroring.clone(), Arc::clone(&root));
@@ -187,8 +209,10 @@ async fn run(mirroring: Mirroring, mut stop: oneshot::Receiver<()>) -> Result<()
             }
         }
     }
+    // What others' files are in the way of is not waited for.
+    ending.cancel();
     while let Some(done) = sends.next().await {
-        line.done(done)?;
+        line.done(done);
     }
     Ok(())
 }
@@ -207,9 +231,14 @@ struct Done {
     result: Result<Sent, Error>,
 }
 
-async fn one(mirroring: &Mirroring, root: &Arc<OwnedFd>, candidate: Candidate) -> Done {
+async fn one(
+    mirroring: &Mirroring,
+    root: &Arc<OwnedFd>,
+    candidate: Candidate,
+    stop: &CancellationToken,
+) -> Done {
     let began = Instant::now();
-    let result = mirroring.send(root, &candidate).await;
+    let result = mirroring.send(root, &candidate, stop).await;
     Done { candidate, took: began.elapsed(), result }
 }
 
@@ -223,6 +252,8 @@ struct Line {
     sending: HashSet<String>,
     /// Not to be sent again before.
     resting: HashMap<String, Instant>,
+    /// Outputs of which nothing more is worth a try.
+    given_up: HashSet<String>,
     was_full: bool,
 }
 
@@ -265,6 +296,9 @@ impl Line {
     }
 
     fn put(&mut self, path: String, when: Instant, closed: bool) {
+        if self.given_up.contains(parts(&path).0) {
+            return;
+        }
         if self.waiting.len() >= MOST {
             self.was_full = true;
             return;
@@ -294,43 +328,54 @@ impl Line {
             }
             self.sending.insert(path.clone());
             self.was_full = self.was_full && !self.waiting.is_empty();
-            return Some(Candidate { path, closed });
+            let writers = if closed { Writers::Closed } else { Writers::Unknown };
+            return Some(Candidate { path, writers });
         }
     }
 
-    /// # Errors
-    /// Nothing more is worth a try.
-    fn done(&mut self, Done { candidate, took, result }: Done) -> Result<(), Error> {
-        let Candidate { path, closed } = candidate;
+    fn done(&mut self, Done { candidate, took, result }: Done) {
+        let Candidate { path, writers } = candidate;
         self.sending.remove(&path);
-        let now = Instant::now();
-        let again = |line: &mut Self, path: String, when, closed| {
-            if !line.waiting.contains_key(&path) {
-                line.put(path, when, closed);
-            }
+        let error = match result {
+            Ok(sent) => return self.sent(path, sent, took),
+            Err(error) => error,
         };
-        match result {
-            Ok(Sent::Stored) => {
+        match error.about() {
+            // What is wrong with it is told when the job ends.
+            About::File => {
+                tracing::debug!(path, %error, "a file of an output is not stored before the job ends");
+            }
+            // Or the daemon knows of no such thing.
+            About::Datastore => {
+                let (output, _) = parts(&path);
+                if self.given_up.insert(output.to_owned()) {
+                    tracing::warn!(output, %error, "an output is stored when the job ends, and not before");
+                }
+            }
+            About::Moment => {
+                tracing::debug!(path, %error, "a file of an output cannot be stored now");
+                self.again(path, PAUSE, writers == Writers::Closed);
+            }
+        }
+    }
+
+    fn again(&mut self, path: String, pause: Duration, closed: bool) {
+        if !self.waiting.contains_key(&path) {
+            self.put(path, Instant::now() + pause, closed);
+        }
+    }
+
+    fn sent(&mut self, path: String, sent: Sent, took: Duration) {
+        let now = Instant::now();
+        match sent {
+            Sent::Stored => {
                 self.resting.retain(|_, until| *until > now);
                 self.resting.insert(path, now + LEAST_REST.max(took.saturating_mul(REST)));
             }
-            Ok(Sent::Known | Sent::Removed) => {}
-            Ok(Sent::Changing) => again(self, path, now + STILL, false),
+            Sent::Known | Sent::Removed => {}
+            Sent::Changing => self.again(path, STILL, false),
             // That it is closed will be told, unless that is lost.
-            Ok(Sent::Open) => again(self, path, now + PAUSE, false),
-            // The datastore does not take it, or the daemon knows of no such thing.
-            Err(error @ (Error::Denied { .. } | Error::Gateway { transient: false, .. })) => {
-                return Err(error);
-            }
-            // A name or a file that cannot be stored; what is wrong with it is told when the job ends.
-            Err(error @ (Error::Path { .. } | Error::Io { .. })) => {
-                tracing::debug!(path, %error, "a file of an output is not stored before the job ends");
-            }
-            Err(error) => {
-                tracing::debug!(path, %error, "a file of an output cannot be stored now");
-                again(self, path, now + PAUSE, closed);
-            }
+            Sent::Open => self.again(path, PAUSE, false),
         }
-        Ok(())
     }
 }

@@ -10,7 +10,9 @@
 //!                                       ledger --(at the end)--> copied to its place
 //! ```
 //! **Invariant:** a file lies there as it was at some moment, whole, or not at all. **Invariant:** no symbolic link
-//! is followed: a job that runs could lead the agent, which may read more, to others' files.
+//! is followed: a job that runs could lead the agent, which may read more, to others' files. **Invariant:** what is
+//! committed has the bytes that the file has then: neither its times nor the ledger are taken for that, but its digest,
+//! and the tag by which the datastore knows what was stored of it.
 
 mod below;
 mod ledger;
@@ -18,6 +20,7 @@ mod mirror;
 mod send;
 mod watch;
 
+use std::collections::HashSet;
 use std::path::Path;
 
 use atelier_proto::agent::v1 as pb;
@@ -25,6 +28,8 @@ use futures::{StreamExt as _, TryStreamExt as _};
 
 use super::direct::Wanted;
 use super::error::blocking;
+use super::gateway::Copied;
+use super::store::Found;
 use super::{Error, Inner, path};
 pub(crate) use ledger::Ledger;
 pub(crate) use mirror::{Mirror, Mirroring, settle};
@@ -66,9 +71,15 @@ impl Known<'_> {
         if version != stored.version {
             return None;
         }
+        // A file's times may have been set back, and what was written through memory need not show in them.
+        let (local, tag) = (file.to_owned(), stored.tag.clone());
+        if blocking(move || Stored::of(&local, tag)).await.ok()? != stored {
+            return None;
+        }
         let at = &self.output.at;
         let from = path::join(&at.path, below);
-        match inner.gateway.copy(&at.datastore, &from, to, version.bytes, token).await {
+        let copied = Copied { from: &from, to, size: version.bytes, tag: &stored.tag };
+        match inner.gateway.copy(&at.datastore, &copied, token).await {
             Ok(()) => Some((version.bytes, stored.digest)),
             Err(failure) => {
                 let why = failure.text();
@@ -96,6 +107,7 @@ pub(super) async fn restore(
         Err(Error::Gateway { transient: false, .. }) => return Ok(0),
         Err(error) => return Err(error),
     };
+    let found = files(found);
     let count = found.len();
     futures::stream::iter(found)
         .map(|object| async move {
@@ -111,7 +123,7 @@ pub(super) async fn restore(
             let from = path::join(key, &object.below);
             let wanted = Wanted { datastore: &at.datastore, key: &from, etag: &object.etag, token };
             inner.gateway.get(&wanted, object.size, &to).await?;
-            let stored = blocking(move || Stored::of(&to)).await?;
+            let stored = blocking(move || Stored::of(&to, object.etag)).await?;
             ledger.put(name, &object.below, stored);
             Ok::<_, Error>(())
         })
@@ -119,4 +131,20 @@ pub(super) async fn restore(
         .try_collect::<()>()
         .await?;
     Ok(count)
+}
+
+/// Those that can be files beside each other. Object stores also have something at `a` if there is something at `a/b`:
+/// as a file was removed and a folder took its name, of which only the second was stored yet.
+fn files(mut found: Vec<Found>) -> Vec<Found> {
+    let above: HashSet<String> = found
+        .iter()
+        .filter(|object| !object.below.is_empty())
+        .flat_map(|object| {
+            let ends =
+                object.below.match_indices('/').map(|(end, _)| object.below[..end].to_owned());
+            ends.chain([String::new()])
+        })
+        .collect();
+    found.retain(|object| !above.contains(&object.below));
+    found
 }

@@ -11,6 +11,7 @@ use reqwest::Body;
 use tokio::io::AsyncReadExt as _;
 use tokio::sync::Semaphore;
 use tokio_util::io::ReaderStream;
+use tokio_util::sync::CancellationToken;
 
 use super::below::{self, Version};
 use super::ledger::{Ledger, Stored};
@@ -31,8 +32,18 @@ const READ: usize = 256 * 1024;
 pub(super) struct Candidate {
     /// Below the attempt's outputs.
     pub(super) path: String,
-    /// Whether somebody said that it is closed.
-    pub(super) closed: bool,
+    pub(super) writers: Writers,
+}
+
+/// What is known of who writes a file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Writers {
+    /// Nothing.
+    Unknown,
+    /// Somebody has closed it.
+    Closed,
+    /// They have ended, and nobody but who waits for the job's end is in the way.
+    Ended,
 }
 
 /// What became of it.
@@ -55,7 +66,7 @@ pub(super) fn parts(path: &str) -> (&str, &str) {
     path.split_once('/').unwrap_or((path, ""))
 }
 
-/// Has what lies there be what the file is now.
+/// Has what lies there be what the file is now. What waits for its turn is left as it is once `stop` is.
 pub(super) async fn send(
     plane: &DataPlane,
     root: &Arc<OwnedFd>,
@@ -63,23 +74,23 @@ pub(super) async fn send(
     ledger: &Ledger,
     candidate: &Candidate,
     token: &str,
+    stop: &CancellationToken,
 ) -> Result<Sent, Error> {
     let gateway = &plane.0.gateway;
     let (_, below) = parts(&candidate.path);
     let (datastore, key) = (&output.at.datastore, path::join(&output.at.path, below));
-    let known = ledger.get(&output.name, below);
     let Some((_, version)) = open(root, &candidate.path).await? else {
-        if known.is_none() {
+        if !ledger.has(&output.name, below) {
             return Ok(Sent::Known);
         }
         gateway.remove(datastore, &key, token).await?;
         ledger.remove(&output.name, below);
         return Ok(Sent::Removed);
     };
-    if known.is_some_and(|known| known.version == version) {
+    if ledger.get(&output.name, below).is_some_and(|known| known.version == version) {
         return Ok(Sent::Known);
     }
-    if !candidate.closed {
+    if candidate.writers == Writers::Unknown {
         if !has_been_still(&version) {
             return Ok(Sent::Changing);
         }
@@ -88,7 +99,14 @@ pub(super) async fn send(
             return Ok(Sent::Open);
         }
     }
-    let Ok(_permit) = SENDERS.acquire().await else { return Err(Error::Stopped) };
+    let _permit = match candidate.writers {
+        Writers::Ended => None,
+        Writers::Unknown | Writers::Closed => tokio::select! {
+            biased;
+            () = stop.cancelled() => return Ok(Sent::Changing),
+            permit = SENDERS.acquire() => permit.ok(),
+        },
+    };
     // Waiting may have taken long; then it is opened anew, and another version is of another file.
     let Some((file, now)) = open(root, &candidate.path).await? else { return Ok(Sent::Changing) };
     if now != version {
@@ -97,10 +115,13 @@ pub(super) async fn send(
     let file = Arc::new(file);
     let as_it_was = || file.metadata().is_ok_and(|meta| Version::of(&meta) == version);
     let written = gateway.write_parts(datastore, &key, &file, version.bytes, token).await;
-    let digest = match written {
+    // From here on it may lie there, whatever answer comes: it is to be removed when the file is, and is not what
+    // lay there before.
+    ledger.sent(&output.name, below);
+    let done = match written {
         Ok(Some(written)) if as_it_was() => {
             let digest = written.digest;
-            written.complete().await.then_some(digest)
+            written.complete().await.map(|tag| (digest, tag))
         }
         Ok(Some(written)) => {
             written.give_up().await;
@@ -109,21 +130,21 @@ pub(super) async fn send(
         Ok(None) => None,
         Err(_) => return Ok(Sent::Changing),
     };
-    let digest = match digest {
-        Some(digest) => digest,
+    let (digest, tag) = match done {
+        Some(done) => done,
         None => {
             let put = gateway.put(datastore, &key, version.bytes, token, || body(&file, version));
-            let (hasher, stored) = match put.await {
+            let (hasher, told) = match put.await {
                 Ok(sent) => sent,
                 Err(error) => return if as_it_was() { Err(error) } else { Ok(Sent::Changing) },
             };
             let hasher = hasher.lock().unwrap_or_else(PoisonError::into_inner);
             let digest = Digest::from_bytes(*hasher.finalize().as_bytes());
-            Gateway::same(datastore, &key, digest, stored)?;
-            digest
+            Gateway::same(datastore, &key, digest, told.digest)?;
+            (digest, told.tag)
         }
     };
-    ledger.put(&output.name, below, Stored { version, digest });
+    ledger.put(&output.name, below, Stored { version, digest, tag });
     Ok(Sent::Stored)
 }
 
@@ -144,6 +165,9 @@ async fn open(root: &Arc<OwnedFd>, path: &str) -> Result<Option<(File, Version)>
 /// stored.
 fn body(file: &File, version: Version) -> Result<(Body, Arc<Mutex<blake3::Hasher>>), Error> {
     let failed = |error| Error::io("read", "an output".as_ref(), error);
+    if Version::of(&file.metadata().map_err(failed)?) != version {
+        return Err(failed(std::io::Error::other("the file was changed before it was sent")));
+    }
     let still = file.try_clone().map_err(failed)?;
     let mut from = file.try_clone().map_err(failed)?;
     std::io::Seek::rewind(&mut from).map_err(failed)?;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use atelier_core::content::Digest;
+use axum::http::StatusCode;
 
 use super::super::rw_mount::{Known, Ledger, Mirror, Mirrored, Mirroring, settle};
 use super::world::{TOKEN, World};
@@ -185,4 +186,118 @@ async fn what_was_not_committed_is_put_back() {
     settle(&mirroring).await.unwrap();
     let kept: Vec<String> = world.kept().into_iter().map(|(path, _)| path).collect();
     assert_eq!(kept, ["file/0", "model/0/a/b", "model/1/d"]);
+}
+
+/// Another than the ledger says, a file that was written to without its times telling, and one whose answer was lost.
+#[tokio::test]
+async fn what_is_committed_is_what_the_files_are() {
+    let world = World::new(false).await;
+    let folder = world.outputs_folder().join("model");
+    for name in ["other", "times", "same"] {
+        fs::write(folder.join(name), "first").unwrap();
+    }
+    let mirroring = world.mirroring();
+    settle(&mirroring).await.unwrap();
+    // As what was sent before its agent died.
+    world.store(&format!("{KEPT}/other"), b"later");
+    let path = folder.join("times");
+    let modified = fs::metadata(&path).unwrap().modified().unwrap();
+    let mut open = File::options().write(true).open(&path).unwrap();
+    open.write_all(b"THIRD").unwrap();
+    open.set_modified(modified).unwrap();
+    drop(open);
+    world.daemon.lock().unwrap().loses_answers = true;
+    fs::write(folder.join("lost"), "first").unwrap();
+    settle(&mirroring).await.unwrap_err();
+    world.daemon.lock().unwrap().loses_answers = false;
+    fs::write(folder.join("lost"), "third").unwrap();
+    let (output, to) = (world.mirrored("model"), world.at(TO));
+    let known = Some(Known { ledger: &mirroring.ledger, output: &output });
+    let before = world.requests("COPY ");
+    let committed = world.plane.commit(&folder, &to, "named-outputs/model", TOKEN, known);
+    for entry in committed.await.unwrap() {
+        let stored = world.stored(&entry.key).unwrap();
+        assert_eq!(entry.digest, Digest::of(&stored), "{}", entry.key);
+        assert_eq!(stored, fs::read(folder.join(entry.path.rsplit('/').next().unwrap())).unwrap());
+    }
+    assert_eq!(world.requests("COPY ") - before, 2, "'same', and 'other' in vain");
+}
+
+#[tokio::test]
+async fn what_was_stored_without_an_answer_is_removed_with_its_file() {
+    let world = World::new(false).await;
+    let path = world.outputs_folder().join("model/x");
+    fs::write(&path, "x").unwrap();
+    world.daemon.lock().unwrap().loses_answers = true;
+    settle(&world.mirroring()).await.unwrap_err();
+    assert_eq!(world.kept().len(), 1);
+    fs::remove_file(path).unwrap();
+    // As a new agent finds it.
+    settle(&world.mirroring()).await.unwrap();
+    assert_eq!(world.kept(), []);
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_one_file_or_output_is_in_no_others_way() {
+    let world = World::new(false).await;
+    let folder = world.outputs_folder();
+    world.daemon.lock().unwrap().refused = vec![
+        ("odd", StatusCode::BAD_REQUEST, "Unsupported"),
+        ("both", StatusCode::CONFLICT, "Conflict"),
+        ("file/0", StatusCode::FORBIDDEN, "StoreDenied"),
+    ];
+    let mirror = Mirror::start(world.mirroring());
+    fs::write(folder.join("file"), "file").unwrap();
+    for name in ["odd", "both"] {
+        fs::write(folder.join("model").join(name), name).unwrap();
+    }
+    let begun = Instant::now();
+    while world.requests("PUT ") < 3 {
+        assert!(begun.elapsed() < Duration::from_secs(30));
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    fs::write(folder.join("model/good"), "good").unwrap();
+    world.keeps(&[("model/0/good", "good")]).await;
+    mirror.end().await;
+    fs::write(folder.join("model/more"), "more").unwrap();
+    settle(&world.mirroring()).await.unwrap_err();
+    world.keeps(&[("model/0/good", "good"), ("model/0/more", "more")]).await;
+}
+
+#[tokio::test]
+async fn nobody_waits_for_the_files_of_other_jobs() {
+    let (other, world) = (World::new(false).await, World::new(false).await);
+    other.daemon.lock().unwrap().stalls = true;
+    for name in ["a", "b"] {
+        fs::write(other.outputs_folder().join("model").join(name), name).unwrap();
+    }
+    let _others = Mirror::start(other.mirroring());
+    let begun = Instant::now();
+    while other.requests("PUT ") < 2 {
+        assert!(begun.elapsed() < Duration::from_secs(30));
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let mirror = Mirror::start(world.mirroring());
+    fs::write(world.outputs_folder().join("model/mine"), "mine").unwrap();
+    // By now it waits for its turn.
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert_eq!(world.kept(), []);
+    let soon = Duration::from_secs(20);
+    tokio::time::timeout(soon, mirror.end()).await.unwrap();
+    assert_eq!(world.kept(), []);
+    tokio::time::timeout(soon, settle(&world.mirroring())).await.unwrap().unwrap();
+    assert_eq!(world.kept().len(), 1);
+}
+
+#[tokio::test]
+async fn a_name_that_became_a_folder_is_put_back_as_one() {
+    let world = World::new(false).await;
+    for path in ["model/0/a", "model/0/a/b/c", "model/0/a/b", "model/0/ab"] {
+        world.store(&format!(".uncommitted/job_1/{path}"), path.as_bytes());
+    }
+    let (folder, mirroring) = (world.outputs_folder(), world.mirroring());
+    let output = &mirroring.outputs[0];
+    let restored = world.plane.restore(output, &folder, &mirroring.ledger, TOKEN).await.unwrap();
+    let found: Vec<String> = super::tree(&folder).into_keys().collect();
+    assert_eq!((restored, found), (2, vec!["model/a/b/c".to_owned(), "model/ab".to_owned()]));
 }

@@ -43,6 +43,12 @@ pub(super) struct Daemon {
     pub(super) given: u64,
     /// Requests to answer with an error.
     failures: u32,
+    /// Whether objects are stored, and no answer says so.
+    pub(super) loses_answers: bool,
+    /// Whether objects are taken and no answer ever comes.
+    pub(super) stalls: bool,
+    /// What is not stored: what paths end with, and the answer.
+    pub(super) refused: Vec<(&'static str, StatusCode, &'static str)>,
     /// Answers to break off in the middle.
     breaks: u32,
     writes: u64,
@@ -199,8 +205,8 @@ async fn gateway(State(daemon): State<Shared>, request: Request) -> Response {
         daemon.lock().unwrap().failures -= 1;
         return refusal(StatusCode::SERVICE_UNAVAILABLE);
     }
-    let is_upload = head.uri.query().is_some_and(|query| query.starts_with("upload="));
-    if head.method == Method::POST || is_upload {
+    let is_of_upload = head.uri.query().is_some_and(|query| query.starts_with("upload="));
+    if head.method == Method::POST || head.method == Method::DELETE && is_of_upload {
         return direct::answer(&daemon, &head, body).await;
     }
     let Some((_, path)) = below.split_once('/') else {
@@ -220,14 +226,30 @@ async fn gateway(State(daemon): State<Shared>, request: Request) -> Response {
         let Ok(bytes) = axum::body::to_bytes(body, usize::MAX).await else {
             return refusal(StatusCode::BAD_REQUEST);
         };
-        daemon.lock().unwrap().write(&path, bytes);
-        return StatusCode::CREATED.into_response();
+        let is_stalled = daemon.lock().unwrap().stalls;
+        if is_stalled {
+            std::future::pending::<()>().await;
+        }
+        return put(&mut daemon.lock().unwrap(), &path, bytes);
     }
     let mut daemon = daemon.lock().unwrap();
     let Some((bytes, tag)) = daemon.objects.get(&path).cloned() else {
         return refusal(StatusCode::NOT_FOUND);
     };
     serve(&mut daemon, &head.headers, &bytes, &tag)
+}
+
+fn put(daemon: &mut Daemon, path: &str, bytes: Bytes) -> Response {
+    let refused = daemon.refused.iter().find(|(end, ..)| path.ends_with(end));
+    if let Some((_, status, code)) = refused {
+        let json = format!(r#"{{"error":{{"code":"{code}","message":"refused"}}}}"#);
+        return (*status, json).into_response();
+    }
+    daemon.write(path, bytes);
+    if daemon.loses_answers {
+        return refusal(StatusCode::BAD_GATEWAY);
+    }
+    (StatusCode::CREATED, [(header::ETAG, daemon.objects[path].1.clone())]).into_response()
 }
 
 fn queried(query: &str, name: &str) -> Option<String> {
@@ -238,11 +260,11 @@ fn queried(query: &str, name: &str) -> Option<String> {
 fn copy(daemon: &mut Daemon, query: &str, to: &str) -> Response {
     let from = queried(query, "from").unwrap();
     daemon.requests.push(format!("COPY {from}"));
-    let size = queried(query, "size").unwrap();
+    let (size, wanted) = (queried(query, "size").unwrap(), queried(query, "tag").unwrap());
     match daemon.objects.get(&from).cloned() {
-        Some((bytes, _)) if bytes.len().to_string() == size => {
+        Some((bytes, tag)) if bytes.len().to_string() == size && tag == wanted => {
             daemon.write(to, bytes);
-            StatusCode::CREATED.into_response()
+            StatusCode::OK.into_response()
         }
         _ => refusal(StatusCode::NOT_FOUND),
     }
