@@ -15,6 +15,7 @@ use atelier_core::datastore::{StoragePlace, StorageRecord, StorageRefusal};
 use atelier_core::id::{JobName, WorkspaceName};
 use atelier_core::job::State;
 use atelier_core::layout;
+use atelier_core::retention::overlap;
 use atelier_core::time::Timestamp;
 
 use self::copying::Copying;
@@ -53,6 +54,20 @@ pub enum Error {
         "the workspace's data lies in {0}, which is reached with keys: give the file that has them with --from FILE"
     )]
     NoKeys(String),
+    /// A mount is missing, or no daemon has ever run.
+    #[error(
+        "{0} is not there: see whether what lies there is mounted; of a workspace that was never started there is \
+         nothing to move"
+    )]
+    NoData(String),
+    /// One would be moved into itself.
+    #[error("{to} and {from}, where the data lies, are one within the other: name another place")]
+    Within {
+        /// The old place.
+        from: String,
+        /// The new one.
+        to: String,
+    },
     /// Nodes would store at the old place what they have begun.
     #[error(
         "jobs are running ({}): start the daemon, and wait for them or cancel them first; queued jobs may stay",
@@ -120,6 +135,7 @@ pub async fn move_storage(
     }
     nothing_runs(&store)?;
     let old = find(from.as_deref(), &store, &folder).await?;
+    must_be_apart(&old, &to.wanted.place, &folder)?;
     let record = begin(&store, &to).await?;
     let new = home(&record.place, to.credentials, &folder);
     claim(&new, &record, &store, &folder).await?;
@@ -185,7 +201,16 @@ async fn find(
         found => found?,
     };
     old.settle(store, folder).await?;
+    let blobs = folder.at(place::FOLDER).join(layout::BLOB_STORE);
+    if old.record.place == StoragePlace::DataFolder && !blobs.is_dir() {
+        return Err(Error::NoData(blobs.display().to_string()));
+    }
     Ok(old)
+}
+
+fn must_be_apart(old: &WorkspaceStorage, new: &StoragePlace, folder: &Folder) -> Result<(), Error> {
+    let (from, to) = (old.home.location(), shown(new, folder));
+    if overlap(&from, &to) { Err(Error::Within { from, to }) } else { Ok(()) }
 }
 
 /// Notes where the data goes, unless a move to there was cut short, which goes on.

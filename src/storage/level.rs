@@ -1,6 +1,6 @@
 //! What lies right below a folder.
 
-use super::{Datastore, Error, Listed, ObjectPath, Served};
+use super::{Datastore, Error, Listed, ObjectPath, Served, uncommitted};
 
 /// Objects read at once while a folder is looked at.
 const PAGE: usize = 1000;
@@ -53,7 +53,10 @@ impl Datastore {
         if let Served::Cloud(cloud) = self.served().await?
             && !cloud.is_ordered()
         {
-            return cloud.level(folder, after.unwrap_or_default(), limit).await;
+            let mut level = cloud.level(folder, after.unwrap_or_default(), limit).await?;
+            level.folders.retain(|path| uncommitted::is_shown(folder, path));
+            level.objects.retain(|listed| uncommitted::is_shown(folder, &listed.path));
+            return Ok(level);
         }
         let prefix = folder.map_or_else(String::new, |folder| format!("{folder}/"));
         let told = after.and_then(|after| first_below(&prefix, after));

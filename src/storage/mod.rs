@@ -393,11 +393,23 @@ impl Datastore {
         after: Option<&str>,
         limit: usize,
     ) -> Result<Page, Error> {
-        let page = match self.served().await? {
-            Served::Folder(served) => served.list(folder, after, limit).await?,
-            Served::Cloud(cloud) => cloud.list(folder, after.unwrap_or_default(), limit).await?,
-        };
-        Ok(uncommitted::shown(folder, page))
+        Ok(uncommitted::shown(folder, self.list_all(folder, after, limit).await?))
+    }
+
+    /// As [`Datastore::list`], with what jobs have not committed: for who takes a datastore as it is.
+    ///
+    /// # Errors
+    /// As [`Datastore::list`].
+    pub async fn list_all(
+        &self,
+        folder: Option<&ObjectPath>,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Page, Error> {
+        match self.served().await? {
+            Served::Folder(served) => served.list(folder, after, limit).await,
+            Served::Cloud(cloud) => cloud.list(folder, after.unwrap_or_default(), limit).await,
+        }
     }
 
     /// Removes the object at `path` and all objects below it. Nothing there is no error.

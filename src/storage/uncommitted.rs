@@ -50,8 +50,30 @@ impl Datastore {
 
 /// A page of a folder's listing as it is told.
 pub(super) fn shown(folder: Option<&ObjectPath>, mut page: Page) -> Page {
-    if !folder.is_some_and(|folder| layout::is_uncommitted(folder.as_str())) {
-        page.objects.retain(|listed| !layout::is_uncommitted(listed.path.as_str()));
-    }
+    page.objects.retain(|listed| is_shown(folder, &listed.path));
     page
+}
+
+/// Whether what lies at a path is told of to who looks at a folder.
+pub(super) fn is_shown(folder: Option<&ObjectPath>, path: &ObjectPath) -> bool {
+    let is_uncommitted = |path: &ObjectPath| layout::is_uncommitted(path.as_str());
+    !is_uncommitted(path) || folder.is_some_and(is_uncommitted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_committed_is_told_only_to_who_names_it() {
+        let path = |path: &str| ObjectPath::new(path).unwrap();
+        let (root, own) = (path(".uncommitted"), path(".uncommitted/job/out/0/0/x"));
+        for (folder, is_told) in
+            [(None, false), (Some(path("a")), false), (Some(root.clone()), true)]
+        {
+            assert_eq!(is_shown(folder.as_ref(), &own), is_told, "{folder:?}");
+            assert_eq!(is_shown(folder.as_ref(), &root), is_told, "{folder:?}");
+            assert!(is_shown(folder.as_ref(), &path(".uncommitted-too/x")));
+        }
+    }
 }

@@ -4,9 +4,10 @@ use std::fs;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 
+use atelier_proto::job::v1::JobStatus;
 use rustix::process::Signal;
 
-use crate::harness::{Cluster, FaultyWay, Process, S3, http, until};
+use crate::harness::{Cluster, FaultyWay, PATIENCE, Process, S3, http, until};
 use crate::homes::{goes_on, is_whole, make, place, s3, stored_at};
 
 fn migrate<'a>(cluster: &Cluster, to: &'a Path, more: &[&'a str]) -> Vec<String> {
@@ -130,4 +131,51 @@ fn nothing_is_moved_while_jobs_run() {
     let nowhere = cluster.path().join("nowhere").display().to_string();
     let words = ["workspace", "migrate-storage", "--to", "to.yml", "--data-dir", &nowhere];
     cluster.atelier(words).fails(3).says(&["no workspace"]);
+}
+
+/// What a queued job has not committed is at the new place, also if the move was cut short after it was copied.
+#[test]
+fn queued_jobs_find_their_checkpoints_at_the_new_place() {
+    let cluster = Cluster::start();
+    let job = cluster.create(
+        "command: |\n\
+         \x20 if [ -e ${{outputs.o}}/step ]; then cat ${{outputs.o}}/step; exit 0; fi\n\
+         \x20 echo one > ${{outputs.o}}/step; echo written; sleep 600 & wait\n\
+         outputs: {o: {type: uri_folder}}\n",
+    );
+    cluster.atelier(["job", "stream", &job, "-q"]).spawn().prints("written");
+    let below = format!("workspaceblobstore/.uncommitted/{job}/o/0/0/step");
+    let stored = |home: &Path| fs::read_to_string(home.join(&below)).is_ok_and(|t| t == "one\n");
+    let own = cluster.data().join("storage");
+    until("it lies uncommitted", || stored(&own).then_some(()));
+    cluster.atelier(["node", "drain", "local", "--reason", "move", "--deadline", "1s"]).ok();
+    cluster.rpc().reaches(&job, &[JobStatus::Queued], PATIENCE);
+    cluster.daemon(Process::stop);
+
+    let place = cluster.path().join("elsewhere");
+    fs::create_dir(&place).unwrap();
+    let to = cluster.write("to.yml", format!("type: local\npath: {}\n", place.display()));
+    // As if its disk was not mounted.
+    fs::rename(&own, cluster.path().join("away")).unwrap();
+    cluster.atelier(migrate(&cluster, &to, &[])).fails(1).says(&["is not there", "mounted"]);
+    let _ = fs::remove_dir_all(&own);
+    fs::rename(cluster.path().join("away"), &own).unwrap();
+    for point in ["storage-copied", "storage-copied"] {
+        let out =
+            cluster.atelier(migrate(&cluster, &to, &[])).env("ATELIER_FAILPOINT", point).run();
+        assert_eq!(out.status.signal(), Some(6), "{out:?}");
+        assert!(stored(&place));
+    }
+    cluster.atelier(migrate(&cluster, &to, &[])).ok();
+    fs::rename(&own, cluster.path().join("old")).unwrap();
+    let within = place.join("workspaceblobstore/within");
+    fs::create_dir(&within).unwrap();
+    let into = cluster.write("into.yml", format!("type: local\npath: {}\n", within.display()));
+    let into = cluster.atelier(migrate(&cluster, &into, &[])).fails(1);
+    into.says(&["one within the other"]);
+    starts(&cluster);
+    cluster.atelier(["node", "resume", "local"]).ok();
+    assert_eq!(cluster.completed(&job).attempt, 2);
+    let log = String::from_utf8_lossy(&cluster.log(&job)).into_owned();
+    assert!(log.ends_with("one\n"), "{log}");
 }

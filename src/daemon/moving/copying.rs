@@ -76,7 +76,7 @@ impl<'a> Copying<'a> {
         for store in stores {
             let mut after = None;
             loop {
-                let page = store.list(None, after.as_deref(), PAGE).await?;
+                let page = store.list_all(None, after.as_deref(), PAGE).await?;
                 found.objects += page.objects.len() as u64;
                 found.bytes += page.objects.iter().map(|object| object.meta.size).sum::<u64>();
                 match page.next {
@@ -96,7 +96,8 @@ impl<'a> Copying<'a> {
     pub(super) async fn copy_all(&self, from: &Datastore, to: &Datastore) -> Result<(), Error> {
         let mut after = String::new();
         loop {
-            let page = from.list(None, Some(&after), PAGE).await?;
+            // Queued jobs go on from what they have not committed.
+            let page = from.list_all(None, Some(&after), PAGE).await?;
             let until = page.next.as_ref().map(ObjectPath::as_str);
             let known = self.known(from, &after, until)?;
             self.copy_page(from, to, page.objects, known).await?;
