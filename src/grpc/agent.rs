@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use atelier_core::id::NodeName;
 use atelier_core::job::{AttemptKey, Report};
+use atelier_core::layout;
 use atelier_proto::agent::v1 as pb;
 use atelier_proto::{convert, job::v1 as job_pb};
 use bytes::Bytes;
@@ -77,6 +78,15 @@ impl Service {
         handle.node_joined(join).await.map_err(told)
     }
 
+    /// The folder of the workspace's own datastores, unless it lies in the data folder, which jobs do not see.
+    fn storage_elsewhere(&self) -> Option<PathBuf> {
+        let home = self.shared.folder.path();
+        let own = self.shared.datastores.get(layout::BLOB_STORE).ok()?;
+        let folder = own.own_folder()?.parent()?;
+        let is_in_home = std::fs::canonicalize(home).is_ok_and(|home| folder.starts_with(home));
+        (!is_in_home).then(|| folder.to_owned())
+    }
+
     fn welcome(&self) -> pb::DaemonMessage {
         let lease = self.shared.args.lease_policy();
         let workspace = self.shared.folder.workspace();
@@ -96,7 +106,14 @@ impl Service {
             workspace_id: workspace.id.clone(),
             home: self.shared.folder.path().display().to_string(),
             control_url: self.shared.url.to_string(),
-            hidden_folders: shown(self.shared.vault.key_folders()),
+            hidden_folders: shown(
+                self.shared
+                    .vault
+                    .key_folders()
+                    .into_iter()
+                    .chain(self.storage_elsewhere())
+                    .collect(),
+            ),
             hidden_files: shown(
                 self.shared.vault.key_files().into_iter().chain(storage_file).collect(),
             ),

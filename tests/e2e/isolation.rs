@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use atelier_proto::job::v1::JobStatus;
 
 use crate::harness::{Agent, Cluster, Hang, job_yaml, needs, processes_with, until};
+use crate::homes::stored_at;
 
 /// Tells what it finds, as `name=yes` or `name=no`.
 const LOOK: &str = r#"
@@ -139,6 +140,32 @@ fn a_job_cannot_change_what_it_is_given() {
     let told = run("spoil.yml");
     assert!(told.contains("Read-only file system") && told.ends_with("tried\n"), "{told}");
     assert_eq!(run("read.yml"), "as it was\n");
+}
+
+/// The workspace's data in a folder of its own is as far away as the data folder; inputs that are linked from there are
+/// not.
+#[test]
+fn a_job_does_not_see_the_workspaces_data_in_another_folder() {
+    needs("isolation");
+    let cluster = Cluster::empty();
+    let own = cluster.path().join("elsewhere");
+    fs::create_dir(&own).unwrap();
+    let file = cluster.write("storage.yml", format!("type: local\npath: {}\n", own.display()));
+    stored_at(&cluster, Some(&file));
+    cluster.start_daemon();
+    cluster.start_agent(&Agent::new("local"));
+    cluster.write("given/a.txt", "A\n");
+    let yaml = format!(
+        "command: cat ${{{{inputs.given}}}}/a.txt && ls -A {} | wc -l\n\
+         inputs: {{given: {{type: uri_folder, path: given}}}}\n",
+        own.display()
+    );
+    cluster.write("job.yml", yaml);
+    let made = cluster.atelier(["job", "create", "-f", "job.yml", "--query", "name", "-o", "tsv"]);
+    let job = made.ok().word();
+    cluster.completed(&job);
+    assert!(own.join("workspaceblobstore").is_dir());
+    assert_eq!(String::from_utf8(cluster.log(&job)).unwrap(), "A\n0\n");
 }
 
 #[test]
