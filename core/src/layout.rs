@@ -87,6 +87,21 @@ pub fn artifact_root(job: &str) -> String {
     format!("{RUNS}/dcid.{job}")
 }
 
+/// Where what a member left in a folder of its own goes, below the artifact root: members may write files of the same
+/// name, so that each has a place of its own, and the first one's is where it is for a job on one node.
+pub fn member_path(rank: u32, folder: &str) -> String {
+    match rank {
+        0 => folder.to_owned(),
+        rank => format!("members/{rank}/{folder}"),
+    }
+}
+
+/// The job whose [`artifact_root`] a path is, or lies below; it may be a run that is no job's.
+pub fn job_of_artifact(path: &str) -> Option<JobName> {
+    let run = path.strip_prefix(RUNS)?.strip_prefix("/dcid.")?;
+    JobName::new(run.split('/').next()?).ok()
+}
+
 /// Where the standard output of an attempt's process goes, below the artifact root. Processes are counted
 /// over all members. That of the first attempt's first one lies where Azure's tools look for it.
 pub fn log_path(attempt: AttemptNumber, rank: u32) -> String {

@@ -47,20 +47,23 @@ impl What {
     }
 
     /// Where it lies.
-    pub fn places(self, job: &JobName) -> Vec<Place> {
-        let root = layout::artifact_root(job.as_str());
+    pub fn places(self, job: &Job) -> Vec<Place> {
+        let root = layout::artifact_root(job.name.as_str());
         let artifacts = |path: String, except: Vec<String>| Place {
             datastore: layout::ARTIFACT_STORE,
             path,
             except,
         };
-        let logs = ["user_logs", "logs"].map(|folder| format!("{root}/{folder}"));
+        let first = ["user_logs", "logs"].map(|folder| format!("{root}/{folder}"));
+        let others = (1..job.spec.resources.instance_count)
+            .map(|rank| format!("{root}/{}", layout::member_path(rank, "logs")));
+        let logs = first.into_iter().chain(others);
         match self {
-            Self::Logs => logs.map(|path| artifacts(path, Vec::new())).into(),
+            Self::Logs => logs.map(|path| artifacts(path, Vec::new())).collect(),
             Self::Outputs => {
                 let kept = ["system_logs", "metrics"].map(|folder| format!("{root}/{folder}"));
-                let except = logs.into_iter().chain(kept).collect();
-                let outputs = layout::outputs_root(job);
+                let except = logs.chain(kept).collect();
+                let outputs = layout::outputs_root(&job.name);
                 let named =
                     Place { datastore: layout::BLOB_STORE, path: outputs, except: Vec::new() };
                 vec![named, artifacts(root, except)]
@@ -69,7 +72,7 @@ impl What {
     }
 
     /// Whether an object of a job is of it.
-    pub fn holds(self, job: &JobName, datastore: &str, key: &str) -> bool {
+    pub fn holds(self, job: &Job, datastore: &str, key: &str) -> bool {
         let below = |folder: &String| {
             key.strip_prefix(folder.as_str()).is_some_and(|rest| rest.starts_with('/'))
         };

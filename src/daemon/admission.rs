@@ -108,6 +108,7 @@ impl Admission {
             return Err(invalid("name", problem));
         }
         self.must_stay("name", layout::BLOB_STORE, &layout::outputs_root(name))?;
+        self.must_stay("name", layout::ARTIFACT_STORE, &layout::artifact_root(name.as_str()))?;
         job.name = Some(name.clone());
         if let Err(problems) = atelier_core::spec::validate_submitted(&job) {
             return Err(invalid("job", problems.to_string()));
@@ -400,7 +401,7 @@ impl Admission {
         let path = path.trim_matches('/');
         let path = if path.is_empty() { root.to_owned() } else { format!("{root}/{path}") };
         for (what, at) in self.retention.removed(job)? {
-            if what.holds(job, datastore.as_str(), &format!("{path}/")) {
+            if what.holds(&known, datastore.as_str(), &format!("{path}/")) {
                 let what = what.word();
                 let problem = format!(
                     "the {what} of job '{job}' were removed at {at}, as the workspace's retention rules say"

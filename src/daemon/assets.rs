@@ -4,12 +4,14 @@ use std::sync::Arc;
 
 use atelier_core::asset::{Change, Draft, Kind, MadeBy, Refusal, Unresolved, Version};
 use atelier_core::id::{AssetName, JobName, Principal, VersionName};
+use atelier_core::retention::Referrer;
 use atelier_core::spec::{AssetRef, AssetVersion, DataUri, Diagnostics};
 use atelier_core::time::Timestamp;
 
 use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 
 use crate::store::assets::{self, AssetQuery, Listed, Use};
+use crate::store::retention::{self, Removal};
 use crate::store::{self, IdempotencyKey, SqliteStore};
 
 /// Knows every data asset and model. Cheap to clone.
@@ -228,10 +230,26 @@ impl Assets {
         listed.ok_or_else(|| self.no_such(kind, name))
     }
 
-    /// Forgets a version, unless jobs that are not over use it.
-    pub async fn delete(&self, found: &Version) -> Result<Version, Error> {
+    /// Forgets a version, unless jobs that are not over use it; and has `data`, what it is made of, go, unless somebody
+    /// refers to that, who is told.
+    pub async fn delete(
+        &self,
+        found: &Version,
+        data: Option<Removal>,
+    ) -> Result<(Version, Option<Referrer>), Error> {
         let (kind, name, which) = (found.kind(), found.name.clone(), exact(&found.version));
-        let deleted = self.store.write(move |conn| assets::delete(conn, kind, &name, &which));
+        let deleted = self.store.write(move |conn| {
+            let deleted = match assets::delete(conn, kind, &name, &which)? {
+                Ok(deleted) => deleted,
+                Err(refusal) => return Ok(Err(refusal)),
+            };
+            let Some(data) = data else { return Ok(Ok((deleted, None))) };
+            let referrer = retention::referrer(conn, &data.datastore, &data.path, None)?;
+            if referrer.is_none() {
+                retention::enqueue(conn, &[data])?;
+            }
+            Ok(Ok((deleted, referrer)))
+        });
         Ok(deleted.await??)
     }
 

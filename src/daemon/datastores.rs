@@ -10,6 +10,7 @@ use atelier_core::datastore::{
 use atelier_core::id::{DatastoreName, JobName, Principal};
 use atelier_core::job::Job;
 use atelier_core::layout;
+use atelier_core::retention::overlap;
 use atelier_core::secret::SealedName;
 use atelier_core::spec::{DataUri, Diagnostics, Input};
 use atelier_core::time::Timestamp;
@@ -20,7 +21,7 @@ use zeroize::Zeroizing;
 
 use super::handle::{self, Handle};
 use crate::storage::{self, Datastore, Datastores, ObjectPath, Unlock};
-use crate::store::{self, SqliteStore, assets, datastores, secrets};
+use crate::store::{self, SqliteStore, assets, datastores, retention, secrets};
 use crate::vault::{self, Vault};
 
 /// How many assets are told of that keep a datastore from being deleted.
@@ -122,6 +123,7 @@ impl DatastoreChanges {
         wanted.check()?;
         let _turn = self.turn.lock().await;
         self.follow_links(&mut wanted.draft).await?;
+        self.must_be_apart(&wanted.draft)?;
         let all = self.datastores.all();
         let known = all.iter().map(|known| match known.record() {
             Some(record) => Existing::Made(record),
@@ -170,6 +172,17 @@ impl DatastoreChanges {
         Ok(())
     }
 
+    /// That what lies there is not the workspace's own: who may write to the datastore could write to all of that.
+    fn must_be_apart(&self, draft: &Draft) -> Result<(), Error> {
+        let location = draft.source.location();
+        let all = self.datastores.all();
+        let mut own = all.iter().filter(|known| known.record().is_none());
+        match own.find(|own| overlap(&own.location().1, &location)) {
+            Some(own) => Err(Refusal::Own { location, own: own.name().clone() }.into()),
+            None => Ok(()),
+        }
+    }
+
     /// Whether a datastore has these credentials.
     async fn has(&self, name: &str, given: &Credentials) -> Result<bool, Error> {
         let record = self.made(name)?;
@@ -211,6 +224,8 @@ impl DatastoreChanges {
         let (key, sealed) = (name.clone(), SealedName::Datastore(name.clone()));
         let write = move |conn: &_| {
             secrets::forget(conn, &sealed, None, &by, at)?;
+            // Another one of this name is not to lose what lies there.
+            retention::forget(conn, &key)?;
             datastores::delete(conn, &key)
         };
         self.store.write(write).await?;

@@ -3,13 +3,13 @@
 //! What is to go is a row before anything of it goes, so that a daemon that was killed goes on; nothing that is being
 //! removed can be named by a job or an asset any more. The bytes go in the background, so many objects in a second.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use atelier_core::id::{DatastoreName, JobName, Principal};
 use atelier_core::job::Job;
-use atelier_core::retention::{Fate, Referrer, Refusal, Rules, Stay, What};
+use atelier_core::retention::{Fate, Place, Referrer, Refusal, Rules, Stay, What};
 use atelier_core::time::Timestamp;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
@@ -112,7 +112,7 @@ impl Retention {
             let facts = Facts { live: rows::live_places(conn)?, now: self.clock.wall() };
             let mut after = 0;
             while let Some(by) = rules.ended_before(facts.now) {
-                let jobs = rows::ended_by(conn, by, after, JUDGED)?;
+                let jobs = rows::ended_by(conn, &rules, by, after, JUDGED)?;
                 let Some(last) = jobs.last() else { break };
                 after = last.seq.0;
                 for job in &jobs {
@@ -125,66 +125,82 @@ impl Retention {
         Ok(all)
     }
 
-    /// Has all go that the rules say; what that is. Nobody makes an asset or submits a job meanwhile.
+    /// Has all go that the rules say; what that is.
     pub async fn apply(&self) -> Result<Vec<Judged>, Error> {
         let Some(rules) = self.rules()?.map(|record| record.rules) else { return Ok(Vec::new()) };
         let (mut gone, mut after) = (Vec::new(), 0);
         while let Some(by) = rules.ended_before(self.clock.wall()) {
-            let _alone = (self.datastores.let_go().await, self.assets.let_go().await);
-            let (rules, now) = (rules.clone(), self.clock.wall());
-            let page = self.store.write(move |conn| {
-                let jobs = rows::ended_by(conn, by, after, JUDGED)?;
-                let facts = Facts { live: rows::live_places(conn)?, now };
-                let mut gone = Vec::new();
+            // Only reading: there may be many jobs of which nothing goes.
+            let (last, due) = self.store.read(|conn| {
+                let jobs = rows::ended_by(conn, &rules, by, after, JUDGED)?;
+                let facts = Facts { live: rows::live_places(conn)?, now: self.clock.wall() };
+                let mut due = Vec::new();
                 for job in &jobs {
                     let judged = judge(conn, &rules, job, &facts)?;
-                    for goes in judged.into_iter().filter(|judged| judged.fate == Fate::Goes) {
-                        rows::enqueue(conn, &removals(&goes)?)?;
-                        rows::mark(conn, &goes.job, goes.what, now)?;
-                        gone.push(goes);
-                    }
+                    due.extend(
+                        judged.iter().any(|part| part.fate == Fate::Goes).then(|| job.name.clone()),
+                    );
                 }
-                Ok((jobs.last().map(|job| job.seq.0), gone))
-            });
-            let (last, page) = page.await?;
-            gone.extend(page);
+                Ok((jobs.last().map(|job| job.seq.0), due))
+            })?;
+            if !due.is_empty() {
+                gone.extend(self.let_go(rules.clone(), due).await?);
+            }
             let Some(last) = last else { break };
             after = last;
         }
         if !gone.is_empty() {
             tracing::info!(parts = gone.len(), "what finished jobs left goes, as the rules say");
-            self.wake.notify_one();
+            self.wake();
         }
         Ok(gone)
     }
 
-    /// Who refers to what lies at a path, if somebody does; `own`: a job whose own it is, and whose outputs beside
-    /// those of others do not count.
+    /// Has go what the rules still say of these jobs. Nobody makes an asset or submits a job meanwhile.
+    async fn let_go(&self, rules: Rules, due: Vec<JobName>) -> Result<Vec<Judged>, Error> {
+        let _alone = (self.datastores.let_go().await, self.assets.let_go().await);
+        let now = self.clock.wall();
+        let gone = self.store.write(move |conn| {
+            let facts = Facts { live: rows::live_places(conn)?, now };
+            let mut gone = Vec::new();
+            for name in &due {
+                let Some(job) = rows::ended(conn, name)? else { continue };
+                let judged = judge(conn, &rules, &job, &facts)?;
+                for goes in judged.into_iter().filter(|judged| judged.fate == Fate::Goes) {
+                    rows::enqueue(conn, &removals(goes.what, &job))?;
+                    rows::mark(conn, &goes.job, goes.what, now)?;
+                    gone.push(goes);
+                }
+            }
+            Ok(gone)
+        });
+        Ok(gone.await?)
+    }
+
+    /// Who refers to what lies at a path, if somebody does; `own`: a job whose own outputs there do not count.
     pub fn referrer(
         &self,
         datastore: &DatastoreName,
         path: &str,
         own: Option<&JobName>,
     ) -> Result<Option<Referrer>, Error> {
-        Ok(self.store.read(|conn| {
-            if let Some(asset) = rows::asset_at(conn, datastore, path)? {
-                return Ok(Some(asset));
-            }
-            let live = rows::live_places(conn)?;
-            if let Some(job) = live.user_of(datastore, path) {
-                return Ok(Some(Referrer::LiveJob(job.clone())));
-            }
-            match own {
-                Some(own) => rows::other_output(conn, own, datastore, path),
-                None => Ok(None),
-            }
-        })?)
+        Ok(self.store.read(|conn| rows::referrer(conn, datastore, path, own))?)
+    }
+
+    /// Where jobs that are not over read and write.
+    pub fn live_places(&self) -> Result<LivePlaces, Error> {
+        Ok(self.store.read(rows::live_places)?)
+    }
+
+    /// Says that there is something to remove.
+    pub(super) fn wake(&self) {
+        self.wake.notify_one();
     }
 
     /// Has these go. They are on disk when this returns.
     pub async fn remove(&self, removals: Vec<Removal>) -> Result<(), Error> {
         self.store.write(move |conn| rows::enqueue(conn, &removals)).await?;
-        self.wake.notify_one();
+        self.wake();
         Ok(())
     }
 
@@ -235,9 +251,11 @@ impl Retention {
         }
     }
 
-    /// Removes all that is to go; whether some of it could not be.
+    /// Removes all that is to go; whether some of it could not be. A datastore that is away, or refuses, is not asked
+    /// again for all that lies in it.
     async fn remove_due(&self) -> bool {
         let (mut after, mut failed) = (0, false);
+        let mut away = BTreeSet::new();
         loop {
             let due = self.store.read(|conn| rows::removals(conn, after, 1));
             let next = match due.map(|mut due| due.pop()) {
@@ -249,6 +267,9 @@ impl Retention {
                 }
             };
             after = next.seq;
+            if away.contains(&next.datastore) {
+                continue;
+            }
             match self.remove_one(&next).await {
                 Ok(objects) => {
                     tracing::debug!(datastore = %next.datastore, path = next.path, objects, "removed");
@@ -257,6 +278,10 @@ impl Retention {
                 }
                 Err(error) => {
                     failed = true;
+                    if matches!(error, storage::Error::Away { .. } | storage::Error::Denied { .. })
+                    {
+                        away.insert(next.datastore.clone());
+                    }
                     let error = &error as &dyn std::error::Error;
                     tracing::warn!(datastore = %next.datastore, path = next.path, error, "cannot be removed, and is tried again");
                 }
@@ -266,7 +291,8 @@ impl Retention {
 
     async fn remove_one(&self, removal: &Removal) -> Result<usize, storage::Error> {
         let datastore = match self.datastores.get(removal.datastore.as_str()) {
-            Ok(datastore) => datastore,
+            // The rest of what is to go waits for it.
+            Ok(datastore) => datastore.hasty(),
             // Deleted meanwhile: what lies there is not the workspace's any more.
             Err(storage::Error::UnknownDatastore(_)) => return Ok(0),
             Err(error) => return Err(error),
@@ -321,7 +347,7 @@ fn judge(
     let mut judged = Vec::new();
     for what in What::ALL {
         let mut refers = None;
-        for place in what.places(&job.name) {
+        for place in what.places(job) {
             let Ok(datastore) = DatastoreName::new(place.datastore) else { continue };
             let live = || facts.live.user_of(&datastore, &place.path).cloned();
             if refers.is_none() {
@@ -336,17 +362,12 @@ fn judge(
     Ok(judged)
 }
 
-fn removals(goes: &Judged) -> Result<Vec<Removal>, store::Error> {
-    let why = format!("the {} of job '{}' are kept no longer", goes.what.word(), goes.job);
-    let removal = |place: atelier_core::retention::Place| {
+fn removals(what: What, job: &Job) -> Vec<Removal> {
+    let why = format!("the {} of job '{}' are kept no longer", what.word(), job.name);
+    let removal = |place: Place| {
         let datastore = DatastoreName::new(place.datastore).ok()?;
-        Some(Removal {
-            seq: 0,
-            datastore,
-            path: place.path,
-            except: place.except,
-            why: why.clone(),
-        })
+        let (path, except) = (place.path, place.except);
+        Some(Removal { seq: 0, datastore, path, except, why: why.clone() })
     };
-    Ok(goes.what.places(&goes.job).into_iter().filter_map(removal).collect())
+    what.places(job).into_iter().filter_map(removal).collect()
 }

@@ -275,7 +275,7 @@ impl Shared {
         let removed = self.retention.removed(&job.name)?;
         artifacts.retain(|_, found| {
             let mut gone = removed.keys();
-            !gone.any(|what| what.holds(&job.name, found.datastore.as_str(), &found.key))
+            !gone.any(|what| what.holds(job, found.datastore.as_str(), &found.key))
         });
         Ok(artifacts.into_values().collect())
     }

@@ -12,7 +12,7 @@ use tonic::{Request, Response, Status};
 
 use super::status::told;
 use super::{blocking, caller, checked_key};
-use crate::daemon::{AssetError, Removed, Shared};
+use crate::daemon::{AssetError, Shared};
 use crate::store::assets::{AssetQuery, Listed};
 use crate::store::{Archived, IdempotencyKey};
 
@@ -150,18 +150,21 @@ impl pb::asset_service_server::AssetService for Service {
         }
         // A job that names it, and was checked before, is one of those that use it by now.
         let alone = self.0.datastores.let_go().await;
-        let deleted = self.0.assets.delete(version).await.map_err(told)?;
+        let removal = &self.0.removal;
+        let (deleted, kept) = match with_data {
+            true => removal.delete_asset(version, &caller).await.map_err(told)?,
+            false => (self.0.assets.delete(version, None).await.map_err(told)?.0, None),
+        };
         let by = &caller.principal;
         tracing::info!(kind = %deleted.kind(), name = %deleted.name, version = %deleted.version, %by, "asset deleted");
-        let removed = match with_data {
-            true => self.0.removal.remove_data(&deleted, &caller).await.map_err(told)?,
-            false => Removed::default(),
-        };
         drop(alone);
-        let Removed { kept, .. } = removed;
         let going = with_data && !self.0.retention.soon().await.map_err(told)?;
         let asset = describe(&Listed { version: deleted, latest: false, ..found });
-        Ok(Response::new(pb::Asset { data_kept: kept.join("; "), data_going: going, ..asset }))
+        Ok(Response::new(pb::Asset {
+            data_kept: kept.unwrap_or_default(),
+            data_going: going,
+            ..asset
+        }))
     }
 
     async fn list_asset_uses(

@@ -190,8 +190,9 @@ status!(storage::Error, error => code_of_storage(&error));
 status!(daemon::HandleError, error => code_of_handle(&error));
 status!(daemon::RemovalError, error => match &error {
     daemon::RemovalError::Reactor(error) => code_of_handle(error),
-    daemon::RemovalError::Kept { .. } => Code::FailedPrecondition,
+    daemon::RemovalError::Kept { .. } | daemon::RemovalError::Used { .. } => Code::FailedPrecondition,
     daemon::RemovalError::Assets(daemon::AssetError::Store(error)) => code_of_store(error),
+    daemon::RemovalError::Assets(daemon::AssetError::Refused(refusal)) => code_of_asset(refusal),
     daemon::RemovalError::Assets(_) => Code::Internal,
     daemon::RemovalError::Storage(error) => code_of_storage(error),
     daemon::RemovalError::Tracking(error) => code_of_tracking(error),
@@ -231,6 +232,7 @@ status!(daemon::DatastoreError, error => match &error {
     daemon::DatastoreError::Refused(refusal) => match refusal {
         DatastoreRefusal::Taken(_) | DatastoreRefusal::SameButForCase { .. } => Code::AlreadyExists,
         DatastoreRefusal::Default(_)
+        | DatastoreRefusal::Own { .. }
         | DatastoreRefusal::FixedPlace { .. }
         | DatastoreRefusal::InUse { .. }
         | DatastoreRefusal::HoldsAssets { .. } => Code::FailedPrecondition,

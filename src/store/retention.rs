@@ -16,7 +16,7 @@ use rusqlite::{Connection, OptionalExtension as _, Row, params};
 use serde::{Deserialize, Serialize};
 
 use super::jobs::{JOB_COLUMNS, column, job_of, json, parsed};
-use super::{Error, assets};
+use super::{Error, assets, jobs};
 
 pub(super) const MIGRATION: &str = "
 CREATE TABLE retention (
@@ -37,6 +37,9 @@ CREATE TABLE removed (
     PRIMARY KEY (job, what)
 ) STRICT, WITHOUT ROWID;
 ";
+
+/// Who names something asks each time whether it is being removed.
+pub(super) const BY_PATH: &str = "CREATE INDEX removals_by_path ON removals (datastore, path)";
 
 /// The rules, and whose they are.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -162,17 +165,35 @@ pub fn done(conn: &Connection, seq: i64) -> Result<(), Error> {
         .map_err(|error| Error::sqlite("forget what is removed", error))
 }
 
+/// Nothing of a datastore is removed any more.
+pub fn forget(conn: &Connection, datastore: &DatastoreName) -> Result<(), Error> {
+    conn.prepare_cached("DELETE FROM removals WHERE datastore = ?1")
+        .and_then(|mut s| s.execute([datastore.as_str()]))
+        .map(drop)
+        .map_err(|error| Error::sqlite("forget what is to be removed", error))
+}
+
 /// Why something at a path, or below it, or that it is below of, is being removed.
 pub fn being_removed(
     conn: &Connection,
     datastore: &str,
     path: &str,
 ) -> Result<Option<String>, Error> {
+    let path = path.trim_end_matches('/');
+    let at_or_above = json(&at_or_above(path).collect::<Vec<_>>(), "path")?;
+    // `0` comes right after `/`.
+    let (below, past) = match path {
+        "" => (String::new(), char::MAX.to_string()),
+        path => (format!("{path}/"), format!("{path}0")),
+    };
     let found: Result<Vec<(String, Vec<String>, String)>, _> = conn
-        .prepare_cached("SELECT path, kept, why FROM removals WHERE datastore = ?1")
+        .prepare_cached(
+            "SELECT path, kept, why FROM removals WHERE datastore = ?1
+             AND (path IN (SELECT value FROM json_each(?2)) OR (path >= ?3 AND path < ?4))",
+        )
         .and_then(|mut s| {
             let read = |row: &Row<'_>| Ok((row.get(0)?, column(row, 1)?, row.get(2)?));
-            s.query_map([datastore], read)?.collect()
+            s.query_map([datastore, &at_or_above, &below, &past], read)?.collect()
         });
     let is_kept = |except: &[String]| {
         except.iter().any(|kept| path == kept || path.starts_with(&format!("{kept}/")))
@@ -181,20 +202,36 @@ pub fn being_removed(
     Ok(found.find(|(gone, except, _)| overlap(gone, path) && !is_kept(except)).map(|(.., why)| why))
 }
 
-/// Jobs that ended by then of which not all is removed: those after the one of this number, at most `limit`.
+/// A path, and all that it lies below.
+fn at_or_above(path: &str) -> impl Iterator<Item = &str> {
+    let ends = path.char_indices().filter(|(_, c)| *c == '/');
+    std::iter::once("").chain(ends.filter_map(|(at, _)| path.get(..at))).chain([path])
+}
+
+/// Jobs that ended by then of which not all that the rules speak of is removed: those after the one of this number, at most `limit`.
 pub fn ended_by(
     conn: &Connection,
+    rules: &Rules,
     by: Timestamp,
     after: u64,
     limit: usize,
 ) -> Result<Vec<Job>, Error> {
+    let ruled = What::ALL.into_iter().filter(|what| rules.kept_s(*what).is_some());
+    let ruled = json(&ruled.map(What::word).collect::<Vec<_>>(), "retention rules")?;
     conn.prepare_cached(&format!(
         "SELECT {JOB_COLUMNS} FROM jobs WHERE live = 0 AND json_extract(state, '$.ended.at') <= ?1
-         AND seq > ?2 AND (SELECT count(*) FROM removed r WHERE r.job = seq) < 2
+         AND seq > ?2 AND EXISTS (
+             SELECT 1 FROM json_each(?4) WHERE value NOT IN (SELECT what FROM removed r WHERE r.job = seq)
+         )
          ORDER BY seq LIMIT ?3"
     ))
-    .and_then(|mut s| s.query_map(params![by.as_millis(), after, limit], job_of)?.collect())
+    .and_then(|mut s| s.query_map(params![by.as_millis(), after, limit, ruled], job_of)?.collect())
     .map_err(sql)
+}
+
+/// A job that is over.
+pub fn ended(conn: &Connection, name: &JobName) -> Result<Option<Job>, Error> {
+    Ok(jobs::job(conn, name)?.filter(|job| job.ended().is_some()))
 }
 
 /// Where jobs that are not over read and write, each place once.
@@ -237,11 +274,8 @@ impl LivePlaces {
     pub fn user_of(&self, datastore: &DatastoreName, path: &str) -> Option<&JobName> {
         let path = path.trim_end_matches('/');
         let key = |path: &str| (datastore.clone(), path.to_owned());
-        let above = std::iter::once("").chain(
-            path.char_indices().filter(|(_, c)| *c == '/').filter_map(|(at, _)| path.get(..at)),
-        );
-        let at_or_above = above.chain([path]).find_map(|above| self.0.get(&key(above)));
-        at_or_above.or_else(|| {
+        let found = at_or_above(path).find_map(|above| self.0.get(&key(above)));
+        found.or_else(|| {
             let below = self.0.range(key(&format!("{path}/"))..);
             let mut below = below.take_while(|((of, _), _)| of == datastore);
             below.next().filter(|((_, found), _)| overlap(found, path)).map(|(_, job)| job)
@@ -267,10 +301,26 @@ pub fn asset_at(
     }))
 }
 
-/// Another job that wrote at the path, below it, or at what it is below of. Looks at all jobs.
-pub fn other_output(
+/// Who refers to what lies at a path, if somebody does; `own`: a job whose own outputs there do not count.
+pub fn referrer(
     conn: &Connection,
-    own: &JobName,
+    datastore: &DatastoreName,
+    path: &str,
+    own: Option<&JobName>,
+) -> Result<Option<Referrer>, Error> {
+    if let Some(asset) = asset_at(conn, datastore, path)? {
+        return Ok(Some(asset));
+    }
+    if let Some(job) = live_places(conn)?.user_of(datastore, path) {
+        return Ok(Some(Referrer::LiveJob(job.clone())));
+    }
+    other_output(conn, own, datastore, path)
+}
+
+/// A job, other than `own`, that wrote at the path, below it, or at what it is below of. Looks at all jobs.
+fn other_output(
+    conn: &Connection,
+    own: Option<&JobName>,
     datastore: &DatastoreName,
     path: &str,
 ) -> Result<Option<Referrer>, Error> {
@@ -279,7 +329,7 @@ pub fn other_output(
             "SELECT name, spec FROM jobs WHERE name <> ?1 AND instr(spec, ?2) > 0",
         )?;
         let named = format!("datastores/{datastore}/paths/");
-        let mut rows = statement.query([own.as_str(), &named])?;
+        let mut rows = statement.query([own.map_or("", JobName::as_str), &named])?;
         while let Some(row) = rows.next()? {
             let spec: CommandJob = column(row, 1)?;
             let place = |path: &Option<String>| layout::parse_datastore_uri(path.as_deref()?);

@@ -21,6 +21,7 @@ const MIGRATIONS: &[&str] = &[
     super::assets::requests::MIGRATION,
     super::retention::MIGRATION,
     super::storage::MIGRATION,
+    super::retention::BY_PATH,
 ];
 
 /// The version this build writes.

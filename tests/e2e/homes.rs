@@ -242,6 +242,11 @@ fn another_folder_holds_a_workspace_and_is_shared_with_its_node() {
     let name = make(&cluster);
     assert_eq!(storage(&cluster), own.display().to_string());
     assert!(own.join("workspaceblobstore/azureml").join(&name).join("model/m.txt").exists());
+    for path in [own.clone(), own.join("workspaceblobstore/azureml")] {
+        let over = format!("name: over\ntype: local\npath: {}\n", path.display());
+        let over = cluster.atelier(["datastore", "create", "-f", "-"]).stdin(over).fails(1);
+        over.says(&["the workspace's own datastore", "name another place"]);
+    }
     // Nothing more need be said.
     cluster.daemon(Process::stop);
     stored_at(&cluster, None);

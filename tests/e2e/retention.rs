@@ -181,3 +181,65 @@ fn what_an_asset_is_made_of_goes_with_it_unless_another_is_made_of_it() {
     delete("made:1").says(&["stays at", "atelier job delete"]);
     assert!(output(&cluster, &job).exists());
 }
+
+#[test]
+fn what_other_jobs_read_or_wrote_stays() {
+    let cluster = Cluster::start();
+    let job = cluster.create(LEAVES);
+    cluster.completed(&job);
+    let reader = cluster.create(&format!(
+        "command: echo begun && sleep 600\n\
+         inputs: {{d: {{type: uri_folder, path: 'azureml://jobs/{job}/outputs/out'}}}}\n"
+    ));
+    cluster.atelier(["job", "stream", &reader, "-q"]).spawn().prints("begun");
+    let delete = || cluster.atelier(["job", "delete", &job, "--yes"]);
+    delete().fails(1).says(&["is in use", &format!("job '{reader}' is not over and uses it")]);
+    assert!(output(&cluster, &job).exists());
+    cluster.atelier(["job", "cancel", &reader]).ok();
+    cluster.ended(&reader);
+
+    // What lies in jobs' folders is theirs, whoever made an asset of it and however it was named.
+    let datastores = "azureml://datastores";
+    for (name, path) in [
+        (
+            "logged",
+            format!("{datastores}/workspaceartifactstore/paths/ExperimentRun/dcid.{job}/outputs/"),
+        ),
+        ("named", format!("{datastores}/workspaceblobstore/paths/azureml/{job}/out/")),
+    ] {
+        cluster.atelier(["data", "create", "-n", name, "-p", &path]).ok();
+        let version = format!("{name}:1");
+        let deleted = cluster.atelier(["data", "delete", &version, "--with-data"]).ok();
+        deleted.says(&["stays at", &format!("job '{job}' wrote")]);
+    }
+    assert!(output(&cluster, &job).exists() && artifacts(&cluster, &job, "outputs/x").exists());
+    delete().ok();
+}
+
+/// The manifest is gone and the record is not: the job can be deleted again, also with its data.
+#[test]
+fn a_job_whose_manifest_has_gone_can_be_deleted() {
+    let cluster = Cluster::start();
+    let store = fs::canonicalize(cluster.path()).unwrap().join("data-store");
+    fs::create_dir_all(&store).unwrap();
+    let yaml = format!("name: data\ntype: local\npath: {}\n", store.display());
+    cluster.atelier(["datastore", "create", "-f", "-"]).stdin(yaml).ok();
+    let job = cluster.create(
+        "command: echo x > ${{outputs.out}}/x\noutputs: {out: {type: uri_folder, \
+         path: 'azureml://datastores/data/paths/results'}}\n",
+    );
+    cluster.completed(&job);
+    cluster.daemon(Process::kill);
+    cluster.settings.borrow_mut().variables =
+        vec![("ATELIER_FAILPOINT".to_owned(), "removal-written".to_owned())];
+    cluster.start_daemon();
+    let delete = || cluster.atelier(["job", "delete", &job, "--yes", "--with-data"]);
+    delete().run();
+    until("the daemon dies", || cluster.daemon(Process::ended));
+    cluster.settings.borrow_mut().variables.clear();
+    cluster.start_daemon();
+    let gone = [artifacts(&cluster, &job, ""), store.join("results/x")];
+    until("its data has gone", || gone.iter().all(|path| !path.exists()).then_some(()));
+    delete().ok();
+    cluster.atelier(["job", "show", &job]).fails(3);
+}

@@ -304,16 +304,10 @@ fn parts(attempt: &Attempt, ran: bool, log_bytes: u64) -> Vec<Part> {
             parts.push(Part { from, to: below(&path), prefix: path, output: None, mirrored: None });
         }
     }
-    // Members may write files of the same name: each has a place of its own, and the first one's is
-    // where it is for a job on one node.
-    let apart = match attempt.assignment.rank {
-        0 => String::new(),
-        rank => format!("members/{rank}/"),
-    };
     for name in ["outputs", "logs"] {
         let from = attempt.folder.work().join(name);
         if has_entries(&from) {
-            let to = below(&format!("{apart}{name}"));
+            let to = below(&layout::member_path(attempt.assignment.rank, name));
             parts.push(Part { from, to, prefix: name.to_owned(), output: None, mirrored: None });
         }
     }

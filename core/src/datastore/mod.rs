@@ -156,6 +156,16 @@ pub enum Refusal {
     /// The workspace came with it.
     #[error("datastore '{0}' is one that the workspace came with: it cannot be changed or deleted")]
     Default(DatastoreName),
+    /// Where its data would lie are the workspace's own datastores.
+    #[error(
+        "the workspace's own datastore '{own}' lies in {location}, or around it; use that one, or name another place"
+    )]
+    Own {
+        /// Where it would lie.
+        location: String,
+        /// The datastore that is there.
+        own: DatastoreName,
+    },
     /// Where its data lies cannot change.
     #[error(
         "where the data of datastore '{name}' lies ({kind} {location}) cannot be changed, since jobs rely on it; \

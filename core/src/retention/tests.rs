@@ -89,7 +89,8 @@ fn rules_are_checked() {
 
 #[test]
 fn what_stays_of_a_job_lies_outside_of_what_goes() {
-    let job = JobName::new("done").unwrap();
+    let mut job = ended(0, &[]);
+    Arc::make_mut(&mut job.spec).resources.instance_count = 3;
     let goes = |path: &str| {
         let all = What::ALL.into_iter().flat_map(|what| what.places(&job));
         let below = |folder: &String| path.starts_with(&format!("{folder}/"));
@@ -102,10 +103,15 @@ fn what_stays_of_a_job_lies_outside_of_what_goes() {
         ("outputs/model.pt", 1),
         ("model/MLmodel", 1),
         ("members/1/outputs/x", 1),
+        ("members/2/logs/x", 1),
         ("metrics/metrics.parquet", 0),
         ("system_logs/manifest_1.json", 0),
     ] {
         assert_eq!(goes(&format!("{root}/{path}")), times, "{path}");
+    }
+    let of = |what: What, path| what.holds(&job, layout::ARTIFACT_STORE, &format!("{root}/{path}"));
+    for path in ["logs/x", "members/1/logs/x", "members/2/logs/x"] {
+        assert_eq!((of(What::Logs, path), of(What::Outputs, path)), (true, false), "{path}");
     }
     assert_eq!((goes("azureml/done/out/x"), goes("azureml/done2/out/x")), (1, 0));
     assert_eq!(goes("ExperimentRun/dcid.done2/outputs/x"), 0);

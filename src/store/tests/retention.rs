@@ -1,7 +1,8 @@
 use std::collections::BTreeMap;
 
 use atelier_core::id::DatastoreName;
-use atelier_core::retention::What;
+use atelier_core::job::{Ended, Left, Outcome};
+use atelier_core::retention::{Rules, What};
 
 use super::*;
 use crate::store::retention::{self as rows, Removal};
@@ -36,6 +37,7 @@ async fn what_is_to_be_removed_outlives_a_daemon_and_cannot_be_named() {
     }
     let elsewhere = store.read(|conn| rows::being_removed(conn, "other", "a/b")).unwrap();
     assert_eq!(elsewhere, None);
+    assert_eq!(being("").as_deref(), Some("a/b goes"), "all of it");
     let due = store.read(|conn| rows::removals(conn, 0, 10)).unwrap();
     let seqs: Vec<i64> = due.iter().map(|due| due.seq).collect();
     assert_eq!(store.read(rows::pending).unwrap(), (2, seqs[1]));
@@ -47,4 +49,38 @@ async fn what_is_to_be_removed_outlives_a_daemon_and_cannot_be_named() {
     let none: BTreeMap<What, Timestamp> = BTreeMap::new();
     let unknown = JobName::new("nobody").unwrap();
     assert_eq!(store.read(|conn| rows::removed(conn, &unknown)).unwrap(), none);
+}
+
+#[tokio::test]
+async fn what_is_to_go_is_forgotten_with_its_datastore() {
+    let folder = Folder::new();
+    let store = folder.open();
+    let other = DatastoreName::new("other").unwrap();
+    let all = [removal("a", &[]), Removal { datastore: other.clone(), ..removal("a", &[]) }];
+    store.write(move |conn| rows::enqueue(conn, &all)).await.unwrap();
+    store.write(move |conn| rows::forget(conn, &other)).await.unwrap();
+    let due = store.read(|conn| rows::removals(conn, 0, 10)).unwrap();
+    assert_eq!(
+        due.iter().map(|due| due.datastore.as_str()).collect::<Vec<_>>(),
+        ["workspaceblobstore"]
+    );
+}
+
+/// The rules look every hour at all jobs of which something may go.
+#[tokio::test]
+async fn a_job_of_which_all_that_is_ruled_went_is_looked_at_no_more() {
+    let folder = Folder::new();
+    let store = folder.open();
+    let at = Timestamp::from_millis(1000);
+    let state = State::Ended(Ended { at, outcome: Outcome::Completed, left: Left::default() });
+    let job = Job { state, ..waiting(1) };
+    let name = job.name.clone();
+    store.commit(accepted([(job, None)]).into()).await.unwrap();
+    let looked_at = |outputs_s| {
+        let rules = Rules { logs_s: Some(1), outputs_s, ..Rules::default() };
+        store.read(|conn| rows::ended_by(conn, &rules, at, 0, 10)).unwrap().len()
+    };
+    assert_eq!((looked_at(None), looked_at(Some(1))), (1, 1));
+    store.write(move |conn| rows::mark(conn, &name, What::Logs, at)).await.unwrap();
+    assert_eq!((looked_at(None), looked_at(Some(1))), (0, 1));
 }
