@@ -29,8 +29,13 @@ pub(super) struct Stored {
 impl Stored {
     /// Of a file that nobody changes, which is stored with this tag. Waits for the disk.
     pub(super) fn of(file: &Path, tag: String) -> Result<Self, Error> {
+        let open = File::open(file).map_err(|error| Error::io("read", file, error))?;
+        Self::of_open(open, file, tag)
+    }
+
+    /// The same of one that is open, which is named in errors.
+    pub(super) fn of_open(mut open: File, file: &Path, tag: String) -> Result<Self, Error> {
         let failed = |error| Error::io("read", file, error);
-        let mut open = File::open(file).map_err(failed)?;
         let mut hasher = blake3::Hasher::new();
         let mut buffer = vec![0; READ];
         loop {

@@ -79,7 +79,7 @@ pub(super) async fn send(
     let gateway = &plane.0.gateway;
     let (_, below) = parts(&candidate.path);
     let (datastore, key) = (&output.at.datastore, path::join(&output.at.path, below));
-    let Some((_, version)) = open(root, &candidate.path).await? else {
+    let Some((file, version)) = open(root, &candidate.path).await? else {
         if !ledger.has(&output.name, below) {
             return Ok(Sent::Known);
         }
@@ -87,8 +87,12 @@ pub(super) async fn send(
         ledger.remove(&output.name, below);
         return Ok(Sent::Removed);
     };
-    if ledger.get(&output.name, below).is_some_and(|known| known.version == version) {
-        return Ok(Sent::Known);
+    if let Some(known) = ledger.get(&output.name, below).filter(|known| known.version == version) {
+        // Of what was written through memory, or had its times set back, the version says nothing. Who has closed it
+        // had it open to write to it.
+        if candidate.writers != Writers::Closed || is_same(file, &candidate.path, known).await? {
+            return Ok(Sent::Known);
+        }
     }
     if candidate.writers == Writers::Unknown {
         if !has_been_still(&version) {
@@ -146,6 +150,13 @@ pub(super) async fn send(
     };
     ledger.put(&output.name, below, Stored { version, digest, tag });
     Ok(Sent::Stored)
+}
+
+/// Whether a file that is open has the bytes that were stored.
+async fn is_same(file: File, path: &str, stored: Stored) -> Result<bool, Error> {
+    let path = path.to_owned();
+    let same = move || Ok(Stored::of_open(file, path.as_ref(), stored.tag.clone())? == stored);
+    blocking(same).await
 }
 
 async fn open(root: &Arc<OwnedFd>, path: &str) -> Result<Option<(File, Version)>, Error> {

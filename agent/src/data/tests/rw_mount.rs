@@ -301,3 +301,19 @@ async fn a_name_that_became_a_folder_is_put_back_as_one() {
     let found: Vec<String> = super::tree(&folder).into_keys().collect();
     assert_eq!((restored, found), (2, vec!["model/a/b/c".to_owned(), "model/ab".to_owned()]));
 }
+
+#[tokio::test]
+async fn what_was_written_is_stored_although_no_time_tells() {
+    let world = World::new(false).await;
+    let path = world.outputs_folder().join("model/x");
+    let mirror = Mirror::start(world.mirroring());
+    fs::write(&path, "first").unwrap();
+    world.keeps(&[("model/0/x", "first")]).await;
+    let modified = fs::metadata(&path).unwrap().modified().unwrap();
+    let mut open = File::options().write(true).open(&path).unwrap();
+    open.write_all(b"THIRD").unwrap();
+    open.set_modified(modified).unwrap();
+    drop(open);
+    world.keeps(&[("model/0/x", "THIRD")]).await;
+    mirror.end().await;
+}
