@@ -148,15 +148,16 @@ fn a_job_cannot_change_what_it_is_given() {
 fn a_job_does_not_see_the_workspaces_data_in_another_folder() {
     needs("isolation");
     let cluster = Cluster::empty();
-    let own = cluster.path().join("elsewhere");
-    fs::create_dir(&own).unwrap();
+    // Not in a folder for temporary files, of which a job sees nothing anyway.
+    let elsewhere = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let own = fs::canonicalize(elsewhere.path()).unwrap();
     let file = cluster.write("storage.yml", format!("type: local\npath: {}\n", own.display()));
     stored_at(&cluster, Some(&file));
     cluster.start_daemon();
     cluster.start_agent(&Agent::new("local"));
     cluster.write("given/a.txt", "A\n");
     let yaml = format!(
-        "command: cat ${{{{inputs.given}}}}/a.txt && ls -A {} | wc -l\n\
+        "command: cat ${{{{inputs.given}}}}/a.txt && ls -A {} 2>&- | wc -l\n\
          inputs: {{given: {{type: uri_folder, path: given}}}}\n",
         own.display()
     );

@@ -173,7 +173,7 @@ fn queued_jobs_find_their_checkpoints_at_the_new_place() {
     let into = cluster.write("into.yml", format!("type: local\npath: {}\n", within.display()));
     let into = cluster.atelier(migrate(&cluster, &into, &[])).fails(1);
     into.says(&["one within the other"]);
-    starts(&cluster);
+    cluster.start_daemon();
     cluster.atelier(["node", "resume", "local"]).ok();
     assert_eq!(cluster.completed(&job).attempt, 2);
     let log = String::from_utf8_lossy(&cluster.log(&job)).into_owned();
