@@ -81,10 +81,16 @@ async fn an_acknowledged_submission_is_found_again_when_what_it_refers_to_has_go
         assert!(tokio::time::Instant::now() < until, "{refused}");
         tokio::task::yield_now().await;
     }
-    jobs()
-        .delete_job(pb::DeleteJobRequest { name: "first".to_owned(), with_data: false })
-        .await
-        .unwrap();
+    let gone = || pb::DeleteJobRequest { name: "first".to_owned(), with_data: false };
+    // While the second may read what the first wrote, that stays.
+    let refused = jobs().delete_job(gone()).await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
+    node.is_given().await;
+    node.says_ended("second").await;
+    while let Err(refused) = jobs().delete_job(gone()).await {
+        assert!(tokio::time::Instant::now() < until, "{refused}");
+        tokio::task::yield_now().await;
+    }
     let again = jobs().create_job(second.clone()).await.unwrap().into_inner();
     assert_eq!(again.job.unwrap().name, "second");
     second.idempotency_key = "other".to_owned();

@@ -278,6 +278,10 @@ async fn s3_parts_and_copies_are_seen_only_while_their_writer_may() {
     let store = server.store(Some("team"));
     let over: Still = Arc::new(|| Err("the attempt is over".to_owned()));
     let at = path("large");
+    // This server copies for whoever asks, and so nodes are given no addresses of its parts.
+    assert_eq!(store.begin_parts(&at).await.unwrap(), None);
+    let store = server.store(Some("team"));
+    store.inner.keeps_to_parts.set(true).unwrap();
     let upload = store.begin_parts(&at).await.unwrap().unwrap();
     let signed = store.sign_parts(&at, &upload, 1..2, Duration::from_secs(60)).await.unwrap();
     let sent = reqwest::Client::new().put(&signed[0].url).body("text").send().await.unwrap();
