@@ -85,6 +85,8 @@ async fn an_acknowledged_submission_is_found_again_when_what_it_refers_to_has_go
     // While the second may read what the first wrote, that stays.
     let refused = jobs().delete_job(gone()).await.unwrap_err();
     assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
+    // That the end of the first is known.
+    node.hears().await;
     node.is_given().await;
     node.says_ended("second").await;
     while let Err(refused) = jobs().delete_job(gone()).await {
