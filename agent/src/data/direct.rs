@@ -12,10 +12,11 @@ use std::time::{Duration, Instant};
 use atelier_core::content::Digest;
 use bytes::Bytes;
 use reqwest::header::{CONTENT_TYPE, ETAG};
+use reqwest::redirect::Policy;
 use reqwest::{Client, Response, StatusCode, Url};
 use serde::{Deserialize, Serialize};
 
-use super::gateway::{Failure, Gateway, accepted, builder, tag_of};
+use super::gateway::{Failure, Gateway, accepted, builder, plain, tag_of};
 use super::path;
 
 /// For how long a store is left alone.
@@ -37,6 +38,8 @@ pub(super) struct Direct(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     client: Client,
+    /// For writing: an answer comes only after the last byte, so how long one may take is given with each.
+    uploads: Client,
     addresses: Mutex<HashMap<Digest, Address>>,
     /// Datastores that go through the gateway, and until when.
     alone: Mutex<HashMap<String, Instant>>,
@@ -65,17 +68,27 @@ pub(super) struct Signed {
     pub(super) seconds: u64,
 }
 
+/// For how long addresses are used, whatever was said.
+pub(super) fn lasting(seconds: u64) -> Duration {
+    Duration::from_secs(seconds.min(3600))
+}
+
 impl Direct {
     pub(super) fn new() -> Result<Self, reqwest::Error> {
         // A store's own word on where data is would be another's address, which nobody has signed.
-        let no_detours = reqwest::redirect::Policy::none();
-        let client = builder().connect_timeout(CONNECT).redirect(no_detours).build()?;
+        let [client, uploads] = [builder(), plain()]
+            .map(|builder| builder.connect_timeout(CONNECT).redirect(Policy::none()).build());
+        let (client, uploads) = (client?, uploads?);
         let (addresses, alone, failures) = Default::default();
-        Ok(Self(Arc::new(Inner { client, addresses, alone, failures })))
+        Ok(Self(Arc::new(Inner { client, uploads, addresses, alone, failures })))
     }
 
     pub(super) fn client(&self) -> &Client {
         &self.0.client
+    }
+
+    pub(super) fn uploads(&self) -> &Client {
+        &self.0.uploads
     }
 
     /// Whether the datastore is worth another try.
@@ -201,14 +214,18 @@ impl Gateway {
             Ok(_) => return direct.leave_alone(datastore),
             Err(failure) => {
                 tracing::debug!(datastore, problem = failure.text(), "no addresses are given");
-                return direct.leave_alone(datastore);
+                // A daemon of before knows none. Whatever else it says is of the daemon, or of this attempt.
+                if matches!(failure, Failure::Status(StatusCode::METHOD_NOT_ALLOWED, _)) {
+                    direct.leave_alone(datastore);
+                }
+                return;
             }
         };
         let (urls, seconds) = signed;
         if !urls.iter().all(|url| self.may_reach(url)) {
             return direct.leave_alone(datastore);
         }
-        let until = asked + Duration::from_secs(seconds).saturating_sub(RESERVE);
+        let until = asked + lasting(seconds).saturating_sub(RESERVE);
         direct.keep(keys.iter().zip(urls).map(|(key, url)| {
             let id = Wanted { datastore, key, etag: "", token }.id();
             (id, Address { url: url.into(), until })

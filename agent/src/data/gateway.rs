@@ -54,7 +54,7 @@ pub(super) fn builder() -> ClientBuilder {
     plain().read_timeout(STILL)
 }
 
-fn plain() -> ClientBuilder {
+pub(super) fn plain() -> ClientBuilder {
     Client::builder()
         .connect_timeout(Duration::from_secs(20))
         .user_agent(concat!("atelier-agent/", env!("CARGO_PKG_VERSION")))

@@ -4,6 +4,7 @@
 //! cannot be done this way is left to the gateway.
 
 use std::fs::File;
+use std::ops::RangeInclusive;
 use std::os::unix::fs::FileExt as _;
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
@@ -18,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::{JoinError, JoinSet};
 
-use super::direct::Signed;
+use super::direct::{Signed, lasting};
 use super::error::blocking;
 use super::gateway::{Failure, Gateway, Patience, SLOWEST, STILL, accepted};
 use super::{Error, path};
@@ -34,6 +35,9 @@ const RESERVE: Duration = Duration::from_secs(3);
 /// Bytes of all parts that are under way, in units of [`UNIT`]. A larger part counts as this much.
 const IN_ALL: u32 = 8;
 const UNIT: u64 = 8 << 20;
+/// How large parts are that a daemon may ask for, and how many there are at most.
+const PARTS: RangeInclusive<u64> = (1 << 20)..=(2 << 30);
+const MOST: u64 = 10_000;
 
 static ROOM: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::new(IN_ALL as usize)));
 
@@ -90,7 +94,11 @@ impl Gateway {
         let at = self.url(datastore, key);
         let begun = self.ask(&format!("{at}?size={length}"), token, &()).await;
         let (id, part_size) = match begun {
-            Ok(Begun { upload: Some(id), part_size: part_size @ 1.. }) => (id, part_size),
+            Ok(Begun { upload: Some(id), part_size })
+                if PARTS.contains(&part_size) && length.div_ceil(part_size) <= MOST =>
+            {
+                (id, part_size)
+            }
             Ok(_) => return Ok(None),
             Err(failure) => {
                 tracing::debug!(datastore, problem = failure.text(), "no upload in parts is begun");
@@ -103,7 +111,6 @@ impl Gateway {
         match upload.write(file).await {
             Ok((tags, digest)) => Ok(Some(Written { upload, tags, digest })),
             Err(failure) => {
-                self.direct().failed(datastore, &failure);
                 upload.give_up().await;
                 match failure {
                     Failure::Local(Error::Io { source, .. }) => Err(source),
@@ -152,8 +159,7 @@ impl Written<'_> {
 impl Upload<'_> {
     /// Sends all parts; what the store says of them, and of what bytes they were.
     async fn write(&mut self, file: &Arc<File>) -> Result<(Vec<String>, Digest), Failure> {
-        let count = u32::try_from(self.length.div_ceil(self.part_size))
-            .map_err(|_| Failure::Broken("there are too many parts".to_owned()))?;
+        let count = self.length.div_ceil(self.part_size) as u32;
         let mut tags = vec![String::new(); count as usize];
         let mut hasher = blake3::Hasher::new();
         let mut under_way: JoinSet<Sent> = JoinSet::new();
@@ -165,10 +171,13 @@ impl Upload<'_> {
             let (bytes, hashed) = self.part(file, number, hasher).await?;
             hasher = hashed;
             let address = self.address(number, count).await?;
-            let gateway = self.gateway.clone();
+            let (gateway, datastore) = (self.gateway.clone(), self.datastore.to_owned());
             under_way.spawn(async move {
                 let _room = room;
-                send(&gateway, &address, bytes).await.map(|tag| (number, tag))
+                let sent = send(&gateway, &address, bytes).await;
+                // What the daemon does not answer is no fault of the store's.
+                let sent = sent.inspect_err(|failure| gateway.direct().failed(&datastore, failure));
+                sent.map(|tag| (number, tag))
             });
         }
         while let Some(sent) = under_way.join_next().await {
@@ -219,7 +228,7 @@ impl Upload<'_> {
             self.gateway.direct().leave_alone(self.datastore);
             return Err(Failure::Broken("the store is not reached from this node".to_owned()));
         };
-        let until = asked + Duration::from_secs(seconds).saturating_sub(RESERVE);
+        let until = asked + lasting(seconds).saturating_sub(RESERVE);
         self.signed = (number, urls, until);
         known(&self.signed)
             .ok_or_else(|| Failure::Broken("the addresses of parts are over at once".to_owned()))
@@ -264,7 +273,7 @@ async fn send(gateway: &Gateway, url: &str, bytes: Bytes) -> Result<String, Fail
     .map_err(Failure::Local)?;
     let mut patience = Patience::new();
     loop {
-        let request = gateway.direct().client().put(url).header(CONTENT_LENGTH, length);
+        let request = gateway.direct().uploads().put(url).header(CONTENT_LENGTH, length);
         let request = request.header("content-md5", &sum).body(bytes.clone());
         let request = request.timeout(STILL + Duration::from_secs(length / SLOWEST));
         let sent = async { accepted(request.send().await?).await };

@@ -130,7 +130,7 @@ impl Cloud {
         let (Source::S3 { bucket, .. } | Source::Gcs { bucket, .. }) = &self.inner.source else {
             return Ok(false);
         };
-        let nothing = format!("/{bucket}/{key}.atelier-is-not-there");
+        let nothing = format!("/{bucket}/atelier-is-not-there");
         let tried = ["x-amz-copy-source", "x-goog-copy-source"];
         let request = tried
             .iter()

@@ -173,6 +173,7 @@ async fn what_a_store_says_is_asked_of_the_gateway_again() {
         let folder = read(&world, "set").await;
         assert_eq!(fs::read(format!("{folder}/a")).unwrap(), b"text", "{says}");
         assert_eq!(fs::metadata(format!("{folder}/large")).unwrap().len(), 40 << 20, "{says}");
+        assert!(world.requests("STORE GET") > 0 && world.requests("GET set/") > 0, "{says}");
     }
 }
 
