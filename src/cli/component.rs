@@ -18,6 +18,7 @@ use serde_json::{Map, Value, json};
 use super::asset::{Listing, Which, description, state, tag, whole_or_version};
 use super::job::{materials, read, time, view};
 use super::output::moment;
+use super::pages::pages;
 use super::{Column, Context, Error};
 use crate::config::Here;
 
@@ -174,9 +175,6 @@ fn draft(arguments: Create, context: &Context) -> Result<Draft, Error> {
     Ok(parsed.draft)
 }
 
-/// The largest page a daemon gives.
-const PAGE: u32 = 1000;
-
 async fn list(arguments: Listing, context: &Context) -> Result<(), Error> {
     let client = context.client().await?;
     let mut request = ListComponentsRequest {
@@ -185,22 +183,12 @@ async fn list(arguments: Listing, context: &Context) -> Result<(), Error> {
         archived_only: arguments.archived_only,
         ..ListComponentsRequest::default()
     };
-    let wanted = arguments.max_results as usize;
-    let mut items: Vec<Value> = Vec::new();
-    loop {
-        let lacking = u32::try_from(wanted - items.len()).unwrap_or(PAGE);
-        if lacking == 0 {
-            break;
-        }
-        request.page_size = lacking.min(PAGE);
+    let items = pages(arguments.max_results, async |size, token| {
+        (request.page_size, request.page_token) = (size, token);
         let page = client.call(client.components().list_components(request.clone())).await?;
-        items.extend(page.components.iter().map(shown));
-        items.truncate(wanted);
-        request.page_token = page.next_page_token;
-        if request.page_token.is_empty() {
-            break;
-        }
-    }
+        Ok((page.components.iter().map(shown).collect(), page.next_page_token))
+    });
+    let items = items.await?;
     context.output.list(items, COLUMNS)
 }
 

@@ -25,6 +25,7 @@ mod local;
 mod model;
 mod node;
 mod output;
+mod pages;
 mod queue;
 mod run;
 mod schema;

@@ -17,6 +17,7 @@ use serde_json::{Map, Value, json};
 
 use super::job::{time, view};
 use super::output::moment;
+use super::pages::{PAGE, pages};
 use super::{Column, Context, Error};
 use crate::client::Client;
 
@@ -85,9 +86,6 @@ pub(super) async fn show(kind: Kind, arguments: &Show, context: &Context) -> Res
     context.output.show(&shown(&get(kind, &asset, &client).await?))
 }
 
-/// The largest page a daemon gives.
-const PAGE: u32 = 1000;
-
 async fn used_by(
     kind: Kind,
     asset: &AssetRef,
@@ -127,22 +125,12 @@ pub(super) async fn list(kind: Kind, arguments: Listing, context: &Context) -> R
         archived_only: arguments.archived_only,
         ..ListAssetsRequest::default()
     };
-    let wanted = arguments.max_results as usize;
-    let mut items: Vec<Value> = Vec::new();
-    loop {
-        let lacking = u32::try_from(wanted - items.len()).unwrap_or(PAGE);
-        if lacking == 0 {
-            break;
-        }
-        request.page_size = lacking.min(PAGE);
+    let items = pages(arguments.max_results, async |size, token| {
+        (request.page_size, request.page_token) = (size, token);
         let page = client.call(client.assets().list_assets(request.clone())).await?;
-        items.extend(page.assets.iter().map(shown));
-        items.truncate(wanted);
-        request.page_token = page.next_page_token;
-        if request.page_token.is_empty() {
-            break;
-        }
-    }
+        Ok((page.assets.iter().map(shown).collect(), page.next_page_token))
+    });
+    let items = items.await?;
     context.output.list(items, COLUMNS)
 }
 
