@@ -29,6 +29,9 @@ use crate::proc;
 
 /// Bytes of a block, the last one of an object may have fewer.
 pub(in crate::data) const BLOCK: u64 = 4 << 20;
+/// Bytes that are written at once. For a long write ext4 and XFS take runs of pages as long as it, and in a virtual
+/// machine whose host takes back what is free those are the ones that it must give anew: a tenth of the speed.
+const PIECE: usize = 1 << 20;
 /// Bytes of a map before the first block's.
 const HEAD: u64 = 64;
 /// Where in the head the number of emptied blocks is, and whether the object is whole; before it is the boot.
@@ -173,15 +176,20 @@ impl Partial {
     pub(super) fn fill(&self, block: u32, bytes: &[u8]) -> io::Result<bool> {
         let at = u64::from(block) * BLOCK;
         let emptied = self.head(EMPTIED)?;
-        self.data.write_all_at(bytes, at)?;
+        self.write(bytes, at)?;
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let _held = lock(&self.map)?;
         if self.head(EMPTIED)? != emptied {
             // It may have been this one.
-            self.data.write_all_at(bytes, at)?;
+            self.write(bytes, at)?;
         }
         self.map.write_all_at(&[1], HEAD + u64::from(block))?;
         Ok(self.present()?.len() == blocks(self.size) as usize)
+    }
+
+    fn write(&self, bytes: &[u8], at: u64) -> io::Result<()> {
+        let pieces = (at..).step_by(PIECE).zip(bytes.chunks(PIECE));
+        pieces.into_iter().try_for_each(|(at, piece)| self.data.write_all_at(piece, at))
     }
 
     /// Gives a block's room back; how many bytes that was at most.
