@@ -72,7 +72,11 @@ def fresh(name):
 
 def server():
     at = port()
-    start("s3", str(tools / "moto/bin/moto_server"), "-H", "127.0.0.1", "-p", str(at), TMPDIR=str(fresh("s3")))
+    if os.environ.get("SERVER") == "moto":
+        start("s3", str(tools / "moto/bin/moto_server"), "-H", "127.0.0.1", "-p", str(at), TMPDIR=str(fresh("s3")))
+    else:
+        start("s3", str(tools / "s3s/bin/s3s-fs"), "--host", "127.0.0.1", "--port", str(at), "--access-key", key,
+              "--secret-key", secret, str(fresh("s3")))
     url = f"http://127.0.0.1:{at}"
     wait(lambda: subprocess.run([*s5cmd(url), "mb", "s3://bench"], env=env, capture_output=True).returncode == 0)
     return url
@@ -119,6 +123,65 @@ inputs: {{given: {{type: uri_folder, mode: download, path: 'azureml://datastores
     return between("Preparing", "Running"), between("Finalizing", "Completed") if made else None
 
 
+READS = """import os, sys, time
+def read(path):
+    file, size, began = os.open(path, os.O_RDONLY), 0, time.monotonic()
+    buffer = bytearray(1 << 20)
+    while (read := os.readv(file, [buffer])) > 0:
+        size += read
+    return size / (time.monotonic() - began) / 1e6
+print("cold", read(sys.argv[1]))
+print("warm", read(sys.argv[1]))
+"""
+
+
+def rates(text):
+    return [round(float(rate)) for rate in re.findall(r"^(?:cold|warm) ([0-9.e+]+)", text, re.MULTILINE)]
+
+
+def mounted(key):
+    """MB/s of a job that reads its mounted input once, and once more."""
+    (fresh("reads") / "reads.py").write_text(READS)
+    yaml = f"""command: python3 reads.py ${{{{inputs.given}}}}
+code: {work / "reads"}
+inputs: {{given: {{type: uri_file, mode: ro_mount, path: 'azureml://datastores/bench/paths/{key}'}}}}
+"""
+    name = json.loads(run(atelier, "job", "create", "-f", "-", "--query", "name", "-o", "json", given=yaml))
+    return rates(run(atelier, "job", "stream", "-q", name))
+
+
+def rclone_mounted(rclone, folder, file):
+    """The same of rclone's mount, with a cache of its own that is empty at first."""
+    at = fresh("mounted")
+    cache = str(fresh("cache"))
+    words = [*rclone, "mount", f":s3:bench/{folder}", str(at), "--read-only", "--vfs-cache-mode", "full", "--cache-dir", cache]
+    mount = subprocess.Popen(words, env=env)
+    try:
+        wait(lambda: (at / file).exists())
+        (fresh("reads") / "reads.py").write_text(READS)
+        return rates(run(sys.executable, str(work / "reads/reads.py"), str(at / file)))
+    finally:
+        subprocess.run(["fusermount3", "-u", str(at)], check=True)
+        mount.wait()
+
+
+def mounts(url, rclone):
+    """A file read over a mount by a job, against rclone's, and against what a download of it makes."""
+    source = fresh("source")
+    large(source / "large")
+    figures = {"atelier": [], "rclone": []}
+    for round in range(rounds):
+        for name in figures:
+            at = f"{name}-mount-{round}"
+            run(*s5cmd(url), "cp", str(source) + "/", f"s3://bench/{at}/")
+            figures[name].append(mounted(f"{at}/large") if name == "atelier" else rclone_mounted(rclone, at, "large"))
+            run(*s5cmd(url), "rm", f"s3://bench/{at}/*")
+        print(json.dumps({"set": "mount", "round": round, "cold, warm MB/s": {n: f[-1] for n, f in figures.items()}}), flush=True)
+    for index, way in enumerate(("cold", "warm")):
+        ours, theirs = (statistics.median(one[index] for one in figures[name]) for name in ("atelier", "rclone"))
+        print(json.dumps({"set": "mount", "way": way, "of_rclone": round_(ours / theirs)}), flush=True)
+
+
 def main():
     url = server()
     workspace(url)
@@ -132,6 +195,7 @@ def main():
                                     "--only-show-errors", a, b),
     }
     sets = {"one file": lambda at: large(at / "large"), "small files": small}
+    mounts(url, rclone)
     for what, make in sets.items():
         source = fresh("source")
         make(source)
