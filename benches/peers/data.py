@@ -70,13 +70,13 @@ def fresh(name):
     return folder
 
 
-def server():
-    at = port()
-    if os.environ.get("SERVER") == "moto":
-        start("s3", str(tools / "moto/bin/moto_server"), "-H", "127.0.0.1", "-p", str(at), TMPDIR=str(fresh("s3")))
+def server(program):
+    at, folder = port(), str(fresh(program))
+    if program == "moto":
+        start(program, str(tools / "moto/bin/moto_server"), "-H", "127.0.0.1", "-p", str(at), TMPDIR=folder)
     else:
-        start("s3", str(tools / "s3s/bin/s3s-fs"), "--host", "127.0.0.1", "--port", str(at), "--access-key", key,
-              "--secret-key", secret, str(fresh("s3")))
+        start(program, str(tools / "s3s/bin/s3s-fs"), "--host", "127.0.0.1", "--port", str(at), "--access-key", key,
+              "--secret-key", secret, folder)
     url = f"http://127.0.0.1:{at}"
     wait(lambda: subprocess.run([*s5cmd(url), "mb", "s3://bench"], env=env, capture_output=True).returncode == 0)
     return url
@@ -86,7 +86,7 @@ def s5cmd(url):
     return [str(tools / "peers/bin/s5cmd"), "--endpoint-url", url]
 
 
-def workspace(url):
+def workspace():
     data = work / "data"
     start("daemon", atelier, "serve", "--listen", "127.0.0.1:0", "--data-dir", str(data))
     endpoint = wait(lambda: (data / "endpoint").read_text().strip())
@@ -94,7 +94,10 @@ def workspace(url):
     start("agent", atelier, "agent", "--node", "local", "--compute", "local", "--cpus", "2", "--memory", "8GiB",
           "--server", endpoint, "--token-file", str(data / "agent.token"), "--data-dir", str(work / "agent"),
           "--data-cache", os.environ.get("CACHE", "40GiB"))
-    yaml = f"""name: bench
+
+
+def datastore(name, url):
+    yaml = f"""name: {name}
 type: s3
 bucket: bench
 endpoint: {url}
@@ -114,7 +117,8 @@ inputs: {{given: {{type: uri_folder, mode: download, path: 'azureml://datastores
     if made:
         yaml += f"outputs: {{made: {{type: uri_folder, path: 'azureml://datastores/bench/paths/{made}'}}}}\n"
     name = json.loads(run(atelier, "job", "create", "-f", "-", "--query", "name", "-o", "json", given=yaml))
-    run(atelier, "job", "stream", "-q", name)
+    if subprocess.run([atelier, "job", "stream", "-q", name], env=env, capture_output=True).returncode != 0:
+        sys.exit("data: " + run(atelier, "job", "show", name))
     at = {}
     for event in json.loads(run(atelier, "job", "events", name, "-o", "json")):
         at.setdefault(event["status"], event["time"])
@@ -144,7 +148,7 @@ def mounted(key):
     (fresh("reads") / "reads.py").write_text(READS)
     yaml = f"""command: python3 reads.py ${{{{inputs.given}}}}
 code: {work / "reads"}
-inputs: {{given: {{type: uri_file, mode: ro_mount, path: 'azureml://datastores/bench/paths/{key}'}}}}
+inputs: {{given: {{type: uri_file, mode: ro_mount, path: 'azureml://datastores/fast/paths/{key}'}}}}
 """
     name = json.loads(run(atelier, "job", "create", "-f", "-", "--query", "name", "-o", "json", given=yaml))
     return rates(run(atelier, "job", "stream", "-q", name))
@@ -154,19 +158,23 @@ def rclone_mounted(rclone, folder, file):
     """The same of rclone's mount, with a cache of its own that is empty at first."""
     at = fresh("mounted")
     cache = str(fresh("cache"))
-    words = [*rclone, "mount", f":s3:bench/{folder}", str(at), "--read-only", "--vfs-cache-mode", "full", "--cache-dir", cache]
+    words = [*rclone, "mount", f":s3:bench/{folder}/", str(at), "--read-only", "--vfs-cache-mode", "full", "--cache-dir", cache]
     mount = subprocess.Popen(words, env=env)
     try:
         wait(lambda: (at / file).exists())
         (fresh("reads") / "reads.py").write_text(READS)
         return rates(run(sys.executable, str(work / "reads/reads.py"), str(at / file)))
     finally:
-        subprocess.run(["fusermount3", "-u", str(at)], check=True)
+        subprocess.run(["fusermount3", "-u", str(at)], stderr=subprocess.DEVNULL)
+        mount.terminate()
         mount.wait()
 
 
-def mounts(url, rclone):
+def mounts():
     """A file read over a mount by a job, against rclone's, and against what a download of it makes."""
+    url = server("s3s")
+    datastore("fast", url)
+    rclone = rclone_at(url)
     source = fresh("source")
     large(source / "large")
     figures = {"atelier": [], "rclone": []}
@@ -182,11 +190,21 @@ def mounts(url, rclone):
         print(json.dumps({"set": "mount", "way": way, "of_rclone": round_(ours / theirs)}), flush=True)
 
 
+def rclone_at(url):
+    return ["rclone", "--config", "/dev/null", "--s3-provider", "Other", "--s3-env-auth", "--s3-endpoint", url,
+            "--s3-force-path-style", "--transfers", "8"]
+
+
 def main():
-    url = server()
-    workspace(url)
-    rclone = ["rclone", "--config", "/dev/null", "--s3-provider", "Other", "--s3-env-auth", "--s3-endpoint", url,
-              "--s3-force-path-style", "--transfers", "8"]
+    workspace()
+    mounts()
+    copies()
+
+
+def copies():
+    url = server("moto")
+    datastore("bench", url)
+    rclone = rclone_at(url)
     peers = {
         "rclone": lambda a, b: seconds(*rclone, "copy", a.replace("s3://", ":s3:") + "/",
                                      b.replace("s3://", ":s3:") + "/"),
@@ -195,7 +213,6 @@ def main():
                                     "--only-show-errors", a, b),
     }
     sets = {"one file": lambda at: large(at / "large"), "small files": small}
-    mounts(url, rclone)
     for what, make in sets.items():
         source = fresh("source")
         make(source)
