@@ -2,7 +2,7 @@
 
 mod uncommitted;
 
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,9 +28,12 @@ const DIRECT_TRIES: u32 = 2;
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
-/// What is longer than this is read in ranges of this size, so many at once of one object and in all.
+/// What is longer than this is read in ranges, so many at once of one object and in all.
 const RANGED: u64 = 32 << 20;
-const RANGE: u64 = 16 << 20;
+/// Bytes of the shortest and of the longest range, and about how many there are between: each is a request, and what
+/// broke goes on where it was, so that there need not be many.
+const RANGE: RangeInclusive<u64> = 16 << 20..=256 << 20;
+const RANGES_OF_ONE: u64 = 16;
 const RANGES: usize = 4;
 const RANGES_IN_ALL: usize = 16;
 
@@ -367,7 +370,8 @@ impl Gateway {
 
     async fn in_ranges(&self, object: &Wanted<'_>, size: u64, to: &Path) -> Result<(), Failure> {
         let sink = Sink::create(to).await?;
-        let ranges = (0..size.div_ceil(RANGE)).map(|n| n * RANGE..((n + 1) * RANGE).min(size));
+        let length = size.div_ceil(RANGES_OF_ONE).clamp(*RANGE.start(), *RANGE.end());
+        let ranges = (0..size.div_ceil(length)).map(|n| n * length..((n + 1) * length).min(size));
         futures::stream::iter(ranges)
             .map(|range| self.range(object, sink.from(range.start), range.end).boxed())
             .buffer_unordered(RANGES)
