@@ -27,7 +27,7 @@ pub(super) enum Command {
     /// Make a datastore from its file. Admins only
     ///
     /// Azure's datastore files are read as they are. Data can be in folders of the daemon's machine (the types
-    /// local and nfs), in object stores (azure_blob, azure_data_lake_gen2, s3, gcs) and on web servers (http). An
+    /// local and nfs), in object stores (azure_blob, azure_data_lake_gen2, s3, gcs), in shares of Azure Files (azure_file) and on web servers (http). An
     /// object store is not asked: 'atelier datastore test' does. Credentials are sealed in the vault, and no command
     /// shows them. The same again is no change.
     #[command(after_help = "\
@@ -155,9 +155,7 @@ fn sent(text: &[u8], name: String, changes: &[Override], context: &Context) -> R
     for warning in &parsed.warnings {
         context.output.warn(&warning.to_string());
     }
-    let (draft, credentials) = parsed.definition.draft().map_err(|not_served| {
-        Error::new(Kind::Refused, not_served.to_string()).help(not_served.remedy())
-    })?;
+    let (draft, credentials) = parsed.definition.draft();
     let Draft { name, source, .. } = &draft;
     if let Some(why) = credentials.as_ref().and_then(|given| given.misfit(source)) {
         return Err(Error::new(Kind::Refused, format!("datastore '{name}': credentials: {why}")));
@@ -237,9 +235,10 @@ fn place(source: &pb::datastore::Source, shown: &mut Value) {
         }
     };
     match source {
-        Source::AzureBlob(azure) | Source::AzureDataLakeGen2(azure) => {
+        Source::AzureBlob(azure) | Source::AzureDataLakeGen2(azure) | Source::AzureFile(azure) => {
             let container = match source {
                 Source::AzureBlob(_) => "container_name",
+                Source::AzureFile(_) => "file_share_name",
                 _ => "filesystem",
             };
             put("account_name", &azure.account_name);

@@ -79,10 +79,17 @@ fn parse(text: &[u8], path: &Path) -> Result<(Source, Credentials), String> {
     let named = [Override::text("--storage", &["name"], "storage")];
     let parsed =
         parse_datastore(text, &origin, &named, &Here).map_err(|faults| faults.to_string())?;
-    let (draft, credentials) = parsed.definition.draft().map_err(|error| error.to_string())?;
+    let (draft, credentials) = parsed.definition.draft();
     let (source, credentials) = (draft.source, credentials.unwrap_or(Credentials::None));
     if source.is_read_only() {
         return Err(format!("nothing can be stored in data of type {}", source.kind()));
+    }
+    if let Source::AzureFile(_) = source {
+        return Err(format!(
+            "the workspace's own data cannot be served from data of type {}; mount the share on the daemon's machine, \
+             and write 'type: nfs' with the mount's path",
+            source.kind()
+        ));
     }
     match credentials.misfit(&source) {
         Some(why) => Err(format!("credentials: {why}")),

@@ -168,11 +168,17 @@ impl Credentials {
                 return Some("a lakehouse is opened by a service principal alone");
             }
             (Self::AccountKey(_) | Self::SasToken(_), source) => {
-                matches!(source, Source::AzureBlob(_) | Source::AzureDataLakeGen2(_))
+                matches!(
+                    source,
+                    Source::AzureBlob(_) | Source::AzureDataLakeGen2(_) | Source::AzureFile(_)
+                )
             }
             (Self::ServicePrincipal(_), source) => matches!(
                 source,
-                Source::AzureBlob(_) | Source::AzureDataLakeGen2(_) | Source::OneLake(_)
+                Source::AzureBlob(_)
+                    | Source::AzureDataLakeGen2(_)
+                    | Source::AzureFile(_)
+                    | Source::OneLake(_)
             ),
             (Self::S3Keys { .. }, source) => matches!(source, Source::S3 { .. }),
             (Self::ServiceAccount(_), source) => matches!(source, Source::Gcs { .. }),

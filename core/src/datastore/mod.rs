@@ -40,38 +40,11 @@ pub struct Definition {
     pub credentials: Option<Credentials>,
 }
 
-/// A type of datastore that is read and cannot be served.
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error(
-    "datastore '{name}': data of type {kind} cannot be served yet; see the types that can in 'atelier datastore \
-     create --help'"
-)]
-pub struct NotServed {
-    /// The datastore.
-    pub name: DatastoreName,
-    /// Its type.
-    pub kind: &'static str,
-}
-
-impl NotServed {
-    /// What can be done instead.
-    pub fn remedy(&self) -> &'static str {
-        "mount it on the daemon's machine (a share, blobfuse2, rclone) and make a datastore of type nfs with \
-         the mount's path"
-    }
-}
-
 impl Definition {
     /// What is sent to the daemon.
-    ///
-    /// # Errors
-    /// [`NotServed`].
-    pub fn draft(self) -> Result<(Draft, Option<Credentials>), NotServed> {
+    pub fn draft(self) -> (Draft, Option<Credentials>) {
         let Self { name, description, tags, properties, source, credentials } = self;
-        if let Source::AzureFile(_) = source {
-            return Err(NotServed { name, kind: source.kind() });
-        }
-        Ok((Draft { name, description, tags, properties, source }, credentials))
+        (Draft { name, description, tags, properties, source }, credentials)
     }
 }
 

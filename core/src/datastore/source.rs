@@ -81,9 +81,7 @@ impl Source {
             Self::AzureBlob(azure) | Self::AzureDataLakeGen2(azure) => {
                 format!("{}/{}", azure.blob_url(), azure.container)
             }
-            Self::AzureFile(AzureStorage { account_name, container, endpoint, .. }) => {
-                format!("https://{account_name}.file.{endpoint}/{container}")
-            }
+            Self::AzureFile(azure) => format!("{}/{}", azure.file_url(), azure.container),
             Self::OneLake(lake) => {
                 format!("{}/{}/{}", lake.blob_url(), lake.workspace, lake.root())
             }
@@ -114,9 +112,18 @@ impl Source {
 impl AzureStorage {
     /// The account's address for blobs, without a `/` at its end.
     pub fn blob_url(&self) -> String {
+        self.url("blob")
+    }
+
+    /// The account's address for files, without a `/` at its end.
+    pub fn file_url(&self) -> String {
+        self.url("file")
+    }
+
+    fn url(&self, service: &str) -> String {
         match self.endpoint.contains("://") {
             true => self.endpoint.trim_end_matches('/').to_owned(),
-            false => format!("https://{}.blob.{}", self.account_name, self.endpoint),
+            false => format!("https://{}.{service}.{}", self.account_name, self.endpoint),
         }
     }
 }

@@ -66,26 +66,20 @@ fn refusals_name_names() {
 }
 
 #[test]
-fn what_cannot_be_served_says_what_to_do() {
-    let of = |source| Definition {
-        name: name("data"),
-        description: None,
-        tags: [].into(),
-        properties: [].into(),
-        source,
-        credentials: None,
+fn a_share_lies_at_its_accounts_address_for_files() {
+    let at = |endpoint: &str| {
+        Source::AzureFile(AzureStorage {
+            account_name: "a".to_owned(),
+            container: "s".to_owned(),
+            endpoint: endpoint.to_owned(),
+            protocol: "https".to_owned(),
+        })
     };
-    let azure = AzureStorage {
-        account_name: "a".to_owned(),
-        container: "c".to_owned(),
-        endpoint: "core.windows.net".to_owned(),
-        protocol: "https".to_owned(),
-    };
-    let file = of(Source::AzureFile(azure.clone())).draft().unwrap_err();
-    assert!(file.to_string().contains("type azure_file cannot be served yet"), "{file}");
-    assert!(file.remedy().contains("type nfs"));
-    let blob = Source::AzureBlob(azure);
-    assert_eq!(of(blob.clone()).draft().unwrap().0.source, blob);
+    assert_eq!(at("core.windows.net").location(), "https://a.file.core.windows.net/s");
+    assert_eq!(at("http://127.0.0.1:1/a/").location(), "http://127.0.0.1:1/a/s");
+    let key = Credentials::AccountKey(Secret::new("key".to_owned()));
+    assert_eq!(key.misfit(&at("x")), None);
+    assert!(Credentials::Anonymous.misfit(&at("x")).is_some());
 }
 
 #[test]

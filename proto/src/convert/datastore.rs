@@ -24,14 +24,13 @@ impl From<&Draft> for pb::DatastoreDraft {
             description: draft.description.clone().unwrap_or_default(),
             tags: draft.tags.clone(),
             properties: draft.properties.clone(),
-            source: sent(&draft.source),
+            source: Some(sent(&draft.source)),
         }
     }
 }
 
-/// `None`: of a type that is not served.
-fn sent(source: &Source) -> Option<Sent> {
-    Some(match source.clone() {
+fn sent(source: &Source) -> Sent {
+    match source.clone() {
         Source::Folder(FolderSource { kind: FolderKind::Local, path }) => {
             Sent::Local(pb::LocalFolder { path })
         }
@@ -56,8 +55,8 @@ fn sent(source: &Source) -> Option<Sent> {
             lakehouse,
             endpoint: endpoint.unwrap_or_default(),
         }),
-        Source::AzureFile(_) => return None,
-    })
+        Source::AzureFile(azure) => Sent::AzureFile(container(azure)),
+    }
 }
 
 fn container(azure: AzureStorage) -> pb::AzureContainer {
@@ -68,7 +67,7 @@ fn container(azure: AzureStorage) -> pb::AzureContainer {
 /// Where the data of a datastore lies that is not a folder, as it is told.
 pub fn shown_source(source: &Source) -> Option<pb::datastore::Source> {
     use pb::datastore::Source as Shown;
-    Some(match sent(source)? {
+    Some(match sent(source) {
         Sent::Local(_) | Sent::Nfs(_) => return None,
         Sent::AzureBlob(container) => Shown::AzureBlob(container),
         Sent::AzureDataLakeGen2(container) => Shown::AzureDataLakeGen2(container),
@@ -76,6 +75,7 @@ pub fn shown_source(source: &Source) -> Option<pb::datastore::Source> {
         Sent::Gcs(bucket) => Shown::Gcs(bucket),
         Sent::Http(files) => Shown::Http(files),
         Sent::OneLake(lake) => Shown::OneLake(lake),
+        Sent::AzureFile(share) => Shown::AzureFile(share),
     })
 }
 
@@ -92,6 +92,7 @@ pub fn told_source(shown: pb::datastore::Source) -> Result<Source, Error> {
         Shown::Gcs(bucket) => Sent::Gcs(bucket),
         Shown::Http(files) => Sent::Http(files),
         Shown::OneLake(lake) => Sent::OneLake(lake),
+        Shown::AzureFile(share) => Sent::AzureFile(share),
     })
 }
 
@@ -123,6 +124,9 @@ fn source(sent: Sent) -> Result<Source, Error> {
         Sent::AzureDataLakeGen2(container) => Source::AzureDataLakeGen2(
             azure(container).map_err(|error| error.under("azure_data_lake_gen2"))?,
         ),
+        Sent::AzureFile(share) => {
+            Source::AzureFile(azure(share).map_err(|error| error.under("azure_file"))?)
+        }
         Sent::S3(s3) => Source::S3 {
             bucket: part(s3.bucket, "s3.bucket")?,
             endpoint: optional(s3.endpoint, "s3.endpoint")?,

@@ -662,6 +662,7 @@ fn object_stores_come_as_they_were_sent() {
     for source in [
         Source::AzureBlob(azure()),
         Source::AzureDataLakeGen2(azure()),
+        Source::AzureFile(azure()),
         Source::S3 {
             bucket: "b".to_owned(),
             endpoint: Some("http://x".to_owned()),

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use atelier_core::datastore::{Credentials, Proof, ServicePrincipal, Source};
+use atelier_core::datastore::{AzureStorage, Credentials, Proof, ServicePrincipal, Source};
 use http::HeaderValue;
 use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::azure::{AzureConfigKey, MicrosoftAzure, MicrosoftAzureBuilder};
@@ -17,18 +17,19 @@ use object_store::{BackoffConfig, ClientOptions, ObjectStore, RetryConfig};
 use reqwest::Url;
 use reqwest::redirect::Policy;
 
+use super::azure_file::{Opened, Share};
 use super::entra::CertificateProvider;
 
 /// How long a store may take to accept a connection.
-const CONNECT: Duration = Duration::from_secs(10);
+pub(super) const CONNECT: Duration = Duration::from_secs(10);
 /// How long it may stand still: what is sent with one request has to get there in that time.
-const STILL: Duration = Duration::from_secs(90);
+pub(super) const STILL: Duration = Duration::from_secs(90);
 /// The first pause between two tries; each is twice as long as the one before.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 /// The longest pause between two tries.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
-const USER_AGENT: &str = concat!("atelier/", env!("CARGO_PKG_VERSION"));
+pub(super) const USER_AGENT: &str = concat!("atelier/", env!("CARGO_PKG_VERSION"));
 
 /// How often a request is tried again when the store is away, asks for less, or fails.
 #[derive(Clone, Copy, Debug)]
@@ -79,6 +80,7 @@ pub(super) enum Client {
     Azure(MicrosoftAzure),
     Gcs(GoogleCloudStorage),
     Http(HttpStore),
+    AzureFile(Share),
 }
 
 impl fmt::Debug for Client {
@@ -116,7 +118,8 @@ impl Client {
                 .with_retry(retries.config())
                 .build()
                 .map(Self::Http),
-            Source::AzureFile(_) | Source::Folder(_) => {
+            Source::AzureFile(azure) => share(azure, credentials, retries)?.map(Self::AzureFile),
+            Source::Folder(_) => {
                 return Err(format!("data of type {} is not in an object store", source.kind()));
             }
         };
@@ -134,6 +137,7 @@ impl Client {
             Self::Azure(store) => store,
             Self::Gcs(store) => store,
             Self::Http(store) => store,
+            Self::AzureFile(store) => store,
         }
     }
 
@@ -143,6 +147,7 @@ impl Client {
             Self::S3(store) => Some(store),
             Self::Azure(store) => Some(store),
             Self::Gcs(store) => Some(store),
+            Self::AzureFile(store) => Some(store),
             Self::Http(_) => None,
         }
     }
@@ -153,6 +158,7 @@ impl Client {
             Self::S3(store) => Some(store),
             Self::Azure(store) => Some(store),
             Self::Gcs(store) => Some(store),
+            Self::AzureFile(store) => Some(store),
             Self::Http(_) => None,
         }
     }
@@ -356,6 +362,26 @@ fn azure_client(
         }),
     };
     Ok(builder.build())
+}
+
+/// # Errors
+/// As of [`azure_client`], which gets tokens for other clients, too.
+fn share(
+    azure: &AzureStorage,
+    credentials: Credentials,
+    retries: Retries,
+) -> Result<Made<Share>, String> {
+    let opened = match credentials {
+        Credentials::AccountKey(key) => Opened::by_key(&key),
+        Credentials::SasToken(token) => Ok(Opened::Signature(token)),
+        other => {
+            let (url, account) = (azure.file_url(), &azure.account_name);
+            let builder = azure_builder(url, account, &azure.container, retries);
+            let made = azure_client(builder, other, retries)?;
+            made.map(|client| Opened::Tokens(client.credentials().clone()))
+        }
+    };
+    Ok(opened.and_then(|opened| Share::new(azure, opened, retries)))
 }
 
 fn gcs_client(

@@ -16,9 +16,9 @@ impl Cloud {
     /// Whether the store gives keys in the order of their bytes, and begins after any of them.
     pub(in crate::storage) fn is_ordered(&self) -> bool {
         match &self.inner.source {
-            // Folders of a data lake come in an order of their own, and other servers than Azure begin
+            // Folders of a data lake and of a share come in an order of their own, and other servers than Azure begin
             // from the start.
-            Source::AzureDataLakeGen2(_) | Source::OneLake(_) => false,
+            Source::AzureDataLakeGen2(_) | Source::OneLake(_) | Source::AzureFile(_) => false,
             Source::AzureBlob(azure) => !azure.endpoint.contains("://"),
             _ => true,
         }

@@ -1,9 +1,11 @@
-//! A datastore in an object store: S3, Azure Blob Storage, Google Cloud Storage, or the files of a web server.
+//! A datastore in an object store: S3, Azure Blob Storage, Azure Files, Google Cloud Storage, or the
+//! files of a web server.
 //!
 //! The stores' own rules hold: an object is there as a whole once its upload is completed, and a later one
 //! replaces it. Reads are of one version, by its tag. Requests are tried again for a while ([`client::PATIENT`]); who
 //! asked is then told that the store is away, and may ask again.
 
+mod azure_file;
 mod client;
 mod copy;
 mod entra;
@@ -226,6 +228,9 @@ impl Cloud {
         if key.len() > MAX_KEY {
             return Err(refused(format!("with the prefix it has more than {MAX_KEY} bytes")));
         }
+        if let Some(why) = azure_file::unfit(&key).filter(|_| self.is_share()) {
+            return Err(refused(why));
+        }
         Path::parse(&key).map_err(|_| refused("it has control characters".to_owned()))
     }
 
@@ -249,6 +254,11 @@ impl Cloud {
     /// Whether its folders may be objects of their own.
     fn is_lake(&self) -> bool {
         matches!(self.inner.source, Source::AzureDataLakeGen2(_) | Source::OneLake(_))
+    }
+
+    /// Whether it is a file system, whose folders are there with nothing in them.
+    fn is_share(&self) -> bool {
+        matches!(self.inner.source, Source::AzureFile(_))
     }
 
     fn unsupported(&self, problem: impl Into<String>) -> Error {
@@ -323,7 +333,7 @@ impl Cloud {
     pub(super) async fn delete(&self, path: &ObjectPath) -> Result<(), Error> {
         self.check_writable()?;
         let (store, key) = (self.store().await?, self.key(path)?);
-        if self.is_lake() {
+        if self.is_lake() || self.is_share() {
             return self.delete_tree(&key).await;
         }
         let failed = |error| self.problem("delete", path.as_str(), error);

@@ -23,12 +23,15 @@ const UNKNOWN: [&str; 12] = [
     "RequestTimeTooSkewed",
 ];
 /// Codes by which stores say that there is no such bucket.
-const MISSING: [&str; 5] = [
+const MISSING: [&str; 8] = [
     "NoSuchBucket",
     "ContainerNotFound",
     "FilesystemNotFound",
     "ContainerBeingDeleted",
     "AccountIsDisabled",
+    "ShareNotFound",
+    "ShareBeingDeleted",
+    "ShareDisabled",
 ];
 /// Where machines of clouds ask who they are.
 const METADATA: [&str; 4] =
@@ -40,6 +43,8 @@ const FORBIDDEN: [&str; 4] = [
     "AuthorizationPermissionMismatch",
     "InsufficientAccountPermissions",
 ];
+/// Codes by which shares say that there is a folder where a file has to be, or a file where a folder has to be.
+const CONFLICTING: [&str; 3] = ["ResourceTypeMismatch", "ResourceAlreadyExists", "ParentNotFound"];
 /// Codes by which stores say that they cannot just now.
 const BUSY: [&str; 6] = [
     "SlowDown",
@@ -103,6 +108,11 @@ impl Cloud {
                 "the store says that it is elsewhere: its region or endpoint is not the bucket's";
             return self.unsupported(problem);
         }
+        if operation == "write" && told.is_conflict() {
+            return self.unsupported(format!(
+                "'{path}' cannot be stored: a file and a folder would have the same path"
+            ));
+        }
         match error {
             E::NotFound { .. } => match operation {
                 "read" => Error::NotFound(path.to_owned()),
@@ -149,6 +159,10 @@ impl Cloud {
         match &self.inner.source {
             Source::AzureBlob(azure) | Source::AzureDataLakeGen2(azure) => format!(
                 "account '{}' has no container '{}'; make it, or see whether the name is right",
+                azure.account_name, azure.container
+            ),
+            Source::AzureFile(azure) => format!(
+                "account '{}' has no share '{}'; make it, or see whether the name is right",
                 azure.account_name, azure.container
             ),
             Source::OneLake(lake) => format!(
@@ -198,6 +212,11 @@ impl Told {
         let message = element(&whole, "Message");
         let status = status.or_else(|| code.as_deref()?.parse().ok());
         Self { whole, status, code, message }
+    }
+
+    /// Whether a file is where a folder has to be, or the other way round.
+    fn is_conflict(&self) -> bool {
+        self.code.as_deref().is_some_and(|code| CONFLICTING.contains(&code))
     }
 
     /// Whether whoever asks is known and may not, or gets no token to ask with.

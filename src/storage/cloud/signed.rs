@@ -39,7 +39,7 @@ impl Client {
             Self::S3(store) => Some(store),
             Self::Azure(store) => Some(store),
             Self::Gcs(store) => Some(store),
-            Self::Http(_) => None,
+            Self::Http(_) | Self::AzureFile(_) => None,
         }
     }
 
@@ -48,7 +48,7 @@ impl Client {
         match self {
             Self::S3(store) => Some((store, store)),
             Self::Gcs(store) => Some((store, store)),
-            Self::Azure(_) | Self::Http(_) => None,
+            Self::Azure(_) | Self::Http(_) | Self::AzureFile(_) => None,
         }
     }
 }

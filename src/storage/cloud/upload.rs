@@ -47,6 +47,17 @@ fn part_size(count: usize) -> Option<usize> {
     })
 }
 
+/// Where the part after `count` others begins in what is uploaded.
+pub(super) fn part_start(count: usize) -> u64 {
+    let (mut left, mut start) = (count, 0);
+    for (parts, size) in PARTS {
+        let before = left.min(parts);
+        start += before as u64 * size as u64;
+        left -= before;
+    }
+    start
+}
+
 impl Cloud {
     /// Stores an object; its length and its tag.
     pub(super) async fn upload<S, E>(
@@ -283,6 +294,10 @@ mod tests {
         assert_eq!(part_size(2_000), Some(32 * MIB));
         assert_eq!(part_size(9_999), Some(128 * MIB));
         assert_eq!(part_size(10_000), None);
+        for count in [0, 1, 1_999, 2_000, 2_001, 3_999, 4_000, 9_999] {
+            let before = (0..count).filter_map(part_size).map(|size| size as u64).sum();
+            assert_eq!(part_start(count), before);
+        }
     }
 
     #[tokio::test]

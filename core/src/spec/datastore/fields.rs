@@ -5,8 +5,6 @@ use super::super::shape::{Field, Object, Shape, Support};
 use Shape::{Any, Bool, LiteralOrNull, Map, OneOf, Text, Word};
 use Support::{Dropped, Extends, Recorded, Runs, Unused};
 
-/// What holds for keys of types that are read and cannot be served.
-const NOT_YET: Support = Unused;
 const BLOB_PROTOCOLS: [&str; 2] = ["https", "wasbs"];
 const FILE_PROTOCOLS: [&str; 1] = ["https"];
 const LAKE_PROTOCOLS: [&str; 2] = ["https", "abfss"];
@@ -63,13 +61,6 @@ const ANONYMOUS: Field = field(
     "Whether requests are not signed: everybody may read there.",
 );
 
-/// Of a type that cannot be served.
-const fn later(of: Field) -> Field {
-    Field { support: NOT_YET, ..of }
-}
-
-const AZURE_LATER: Field = Field { shape: Shape::Object(&AZURE_CREDENTIALS_LATER), ..later(AZURE) };
-
 document!(
     AZURE_BLOB,
     "a datastore of type azure_blob",
@@ -86,11 +77,11 @@ document!(
     AZURE_FILE,
     "a datastore of type azure_file",
     [
-        later(ACCOUNT),
-        field("file_share_name", Text, NOT_YET, "required", "The share."),
-        later(ENDPOINT),
-        field("protocol", Word(&FILE_PROTOCOLS), NOT_YET, "https", "How it is reached."),
-        AZURE_LATER,
+        ACCOUNT,
+        field("file_share_name", Text, Runs, "required", "The share."),
+        ENDPOINT,
+        field("protocol", Word(&FILE_PROTOCOLS), Runs, "https", "How it is reached."),
+        AZURE,
     ]
 );
 document!(
@@ -135,39 +126,26 @@ static ARTIFACT: Object = Object {
     ],
 };
 
-macro_rules! azure_credentials {
-    ($NAME:ident, $support:expr) => {
-        static $NAME: Object = Object {
-            what: "Azure's credentials",
-            fields: &[
-                field("account_key", Text, $support, "", "The storage account's key."),
-                field("sas_token", Text, $support, "", "A shared access signature."),
-                field("tenant_id", Text, $support, "", "A service principal's directory."),
-                field("client_id", Text, $support, "", "The service principal."),
-                field("client_secret", Text, $support, "", "Its secret."),
-                field(
-                    "certificate",
-                    Text,
-                    $support,
-                    "",
-                    "Its certificate with the private key, in place of a secret: PEM, or the path of such a file.",
-                ),
-                field("thumbprint", Text, $support, "", "The certificate's (SHA-1)."),
-                field(
-                    "authority_url",
-                    Text,
-                    $support,
-                    "Azure's public cloud",
-                    "Who gives out tokens.",
-                ),
-                field("resource_url", Text, NOT_YET, "Azure storage", "For what tokens are asked."),
-            ],
-        };
-    };
-}
-
-azure_credentials!(AZURE_CREDENTIALS, Runs);
-azure_credentials!(AZURE_CREDENTIALS_LATER, NOT_YET);
+static AZURE_CREDENTIALS: Object = Object {
+    what: "Azure's credentials",
+    fields: &[
+        field("account_key", Text, Runs, "", "The storage account's key."),
+        field("sas_token", Text, Runs, "", "A shared access signature."),
+        field("tenant_id", Text, Runs, "", "A service principal's directory."),
+        field("client_id", Text, Runs, "", "The service principal."),
+        field("client_secret", Text, Runs, "", "Its secret."),
+        field(
+            "certificate",
+            Text,
+            Runs,
+            "",
+            "Its certificate with the private key, in place of a secret: PEM, or the path of such a file.",
+        ),
+        field("thumbprint", Text, Runs, "", "The certificate's (SHA-1)."),
+        field("authority_url", Text, Runs, "Azure's public cloud", "Who gives out tokens."),
+        field("resource_url", Text, Unused, "Azure storage", "For what tokens are asked."),
+    ],
+};
 
 document!(
     S3,

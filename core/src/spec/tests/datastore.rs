@@ -262,7 +262,7 @@ fn a_folder_is_named_by_the_one_path_that_means_it() {
     ] {
         check(&format!("type: nfs\nname: n\npath: {path}\n"), &format!("3:7: 'path': {expected}"));
         // The daemon, which is asked by others too, says the same.
-        let (draft, _) = read("type: nfs\nname: n\npath: /x\n").draft().unwrap();
+        let (draft, _) = read("type: nfs\nname: n\npath: /x\n").draft();
         let folder = FolderSource { kind: FolderKind::Nfs, path: path.to_owned() };
         let source = Source::Folder(folder);
         let said = crate::datastore::Draft { source, ..draft }.check().unwrap_err().to_string();
