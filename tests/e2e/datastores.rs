@@ -190,11 +190,6 @@ fn what_cannot_be_a_datastore_is_refused() {
     refused(&cluster, &yaml("WorkspaceBlobStore", &place), &["case only"]);
     refused(
         &cluster,
-        "name: n\ntype: azure_file\naccount_name: a\nfile_share_name: s\ncredentials: {account_key: K3Y}\n",
-        &["azure_file", "cannot be served yet", "type nfs"],
-    );
-    refused(
-        &cluster,
         &format!("{}credentials: {{}}\n", "name: n\ntype: s3\nbucket: a/b\n"),
         &["3:9", "cannot be a name there"],
     );

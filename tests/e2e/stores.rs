@@ -11,6 +11,7 @@ use crate::harness::{Agent, Azure, Cluster, Fault, FaultyWay, S3, http, processe
 use crate::secrets::with;
 
 mod addresses;
+mod shares;
 
 /// The secret half of the keys for S3.
 const SECRET: &str = "s3-canary-4Qm2vXw9ZpLr4KtB";

@@ -10,6 +10,7 @@ mod process;
 mod proxy;
 mod registry;
 mod rpc;
+pub(crate) mod share;
 mod stores;
 mod wait;
 
