@@ -295,7 +295,7 @@ mod tests {
         assert_eq!(part_size(9_999), Some(128 * MIB));
         assert_eq!(part_size(10_000), None);
         for count in [0, 1, 1_999, 2_000, 2_001, 3_999, 4_000, 9_999] {
-            let before = (0..count).filter_map(part_size).map(|size| size as u64).sum();
+            let before: u64 = (0..count).filter_map(part_size).map(|size| size as u64).sum();
             assert_eq!(part_start(count), before);
         }
     }
