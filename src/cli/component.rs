@@ -9,13 +9,13 @@ use atelier_core::spec::{
     Code, Environment, Origin, Override, component_reference, parse_component,
 };
 use atelier_proto::component::v1::{
-    self as pb, ArchiveComponentRequest, CreateComponentRequest, GetComponentRequest,
-    ListComponentsRequest, UpdateComponentRequest,
+    self as pb, ArchiveComponentRequest, CreateComponentRequest, DeleteComponentRequest,
+    GetComponentRequest, ListComponentsRequest, UpdateComponentRequest,
 };
 use clap::{Args, Subcommand};
 use serde_json::{Map, Value, json};
 
-use super::asset::{Listing, Which, description, state, tag, whole_or_version};
+use super::asset::{Listing, Which, description, must_be_version, state, tag, whole_or_version};
 use super::job::{materials, read, time, view};
 use super::output::moment;
 use super::pages::pages;
@@ -83,6 +83,14 @@ Examples:
   atelier component restore train --version 2"
     )]
     Restore(Which),
+    /// Forget a version; its code stays, as others may be made of the same
+    ///
+    /// Its name is not given again.
+    #[command(
+        disable_version_flag = true,
+        after_help = "Example:\n  atelier component delete train --version 2"
+    )]
+    Delete(Delete),
 }
 
 #[derive(Args)]
@@ -119,6 +127,15 @@ pub(super) struct Update {
     remove_label: Vec<String>,
 }
 
+#[derive(Args)]
+pub(super) struct Delete {
+    #[command(flatten)]
+    which: Which,
+    /// As users of `az ml` write it: nothing is asked either way
+    #[arg(long, short)]
+    yes: bool,
+}
+
 pub(super) async fn run(command: Command, context: &Context) -> Result<(), Error> {
     match command {
         Command::Create(arguments) => create(arguments, context).await,
@@ -133,6 +150,7 @@ pub(super) async fn run(command: Command, context: &Context) -> Result<(), Error
         Command::Update(arguments) => update(arguments, context).await,
         Command::Archive(which) => archive(&which, true, context).await,
         Command::Restore(which) => archive(&which, false, context).await,
+        Command::Delete(arguments) => delete(&arguments, context).await,
     }
 }
 
@@ -233,6 +251,19 @@ async fn archive(which: &Which, archived: bool, context: &Context) -> Result<(),
     let request = ArchiveComponentRequest { name: component.name, version, archived };
     let found = client.call(client.components().archive_component(request)).await?;
     context.output.show(&shown(&found))
+}
+
+async fn delete(arguments: &Delete, context: &Context) -> Result<(), Error> {
+    let component = arguments.which.reference(component_reference)?;
+    must_be_version(&component, Kind::Component)?;
+    let client = context.client().await?;
+    let request = DeleteComponentRequest { component: Some((&component).into()) };
+    let pb::Component { name, version, .. } =
+        client.call(client.components().delete_component(request)).await?;
+    context.output.note(&format!(
+        "Version {version} of component {name} is forgotten; its code stays, as others may be made of the same."
+    ));
+    Ok(())
 }
 
 /// A version, in the keys of its file.

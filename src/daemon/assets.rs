@@ -55,26 +55,30 @@ pub enum Error {
         /// What was looked for.
         kind: Kind,
     },
-    /// Only its owner, or an admin, deletes it.
-    #[error(
-        "{principal} may not delete version {version} of {kind} '{name}': it is {owner}'s; only its owner or an \
-         admin may"
-    )]
-    NotOwner {
-        /// Who.
-        principal: Principal,
-        /// What it is.
-        kind: Kind,
-        /// The asset.
-        name: AssetName,
-        /// The version.
-        version: VersionName,
-        /// Whose.
-        owner: Principal,
-    },
+    /// It is somebody else's.
+    #[error(transparent)]
+    NotOwner(#[from] NotOwner),
     /// The store failed.
     #[error(transparent)]
     Store(#[from] store::Error),
+}
+
+/// Only its owner, or an admin, deletes a version.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error(
+    "{principal} may not delete version {version} of {kind} '{name}': it is {owner}'s; only its owner or an admin may"
+)]
+pub struct NotOwner {
+    /// Who.
+    pub principal: Principal,
+    /// What it is.
+    pub kind: Kind,
+    /// The asset.
+    pub name: AssetName,
+    /// The version.
+    pub version: VersionName,
+    /// Whose.
+    pub owner: Principal,
 }
 
 impl From<Unresolved> for Error {
@@ -239,7 +243,7 @@ impl Assets {
     ) -> Result<(Version, Option<Referrer>), Error> {
         let (kind, name, which) = (found.kind(), found.name.clone(), exact(&found.version));
         let deleted = self.store.write(move |conn| {
-            let deleted = match assets::delete(conn, kind, &name, &which)? {
+            let deleted: Version = match assets::delete(conn, kind, &name, &which)? {
                 Ok(deleted) => deleted,
                 Err(refusal) => return Ok(Err(refusal)),
             };

@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
+use atelier_core::access::Caller;
 use atelier_core::asset::{Kind, Refusal, Unresolved};
 use atelier_core::component::{Change, ComponentVersion, Draft};
 use atelier_core::id::{AssetName, Principal, VersionName};
 use atelier_core::spec::{AssetRef, AssetVersion, Diagnostics};
 use atelier_core::time::Timestamp;
 
+use super::assets::NotOwner;
 use crate::store::assets::{self, AssetQuery};
 use crate::store::components::{self, ListedComponent};
 use crate::store::{self, Archived, SqliteStore};
@@ -34,6 +36,9 @@ pub enum Error {
         "there is no registry '{0}' here; name the workspace's own components (azureml:NAME:VERSION)"
     )]
     Registry(String),
+    /// It is somebody else's.
+    #[error(transparent)]
+    NotOwner(#[from] NotOwner),
     /// The store failed.
     #[error(transparent)]
     Store(#[from] store::Error),
@@ -143,6 +148,25 @@ impl Components {
             Some(version) => self.version(&own, &version),
             None => Err(Unresolved::Empty { kind: KIND, name: own }.into()),
         }
+    }
+
+    /// Forgets a version, which must be the caller's own unless that is an admin. Its code stays: others may be made
+    /// of the same.
+    pub async fn delete(
+        &self,
+        component: &AssetRef,
+        caller: &Caller,
+    ) -> Result<ListedComponent, Error> {
+        let found = self.find(component)?;
+        let ComponentVersion { name, version, created_by, .. } = found.version.clone();
+        if !caller.owns(&created_by, "") {
+            let (principal, owner) = (caller.principal.clone(), created_by);
+            return Err(NotOwner { principal, kind: KIND, name, version, owner }.into());
+        }
+        let which = AssetVersion::Exact(version.to_string());
+        let deleted = self.store.write(move |conn| assets::delete(conn, KIND, &name, &which));
+        let version: ComponentVersion = deleted.await??;
+        Ok(ListedComponent { version, latest: false, ..found })
     }
 
     /// That there is no component of this name, with what is like it.

@@ -30,7 +30,7 @@ mod uncommitted;
 mod uploads;
 
 pub use admission::{Admission, Error as AdmissionError};
-pub use assets::{Assets, Error as AssetError};
+pub use assets::{Assets, Error as AssetError, NotOwner};
 pub use builds::Builds;
 pub use caches::{Error as CacheError, NodeCaches};
 pub use clock::Clock;

@@ -12,7 +12,7 @@ use tonic::{Request, Response, Status};
 
 use super::status::told;
 use super::{blocking, caller, checked_key};
-use crate::daemon::{AssetError, Shared};
+use crate::daemon::{AssetError, NotOwner, Shared};
 use crate::store::assets::{AssetQuery, Listed};
 use crate::store::{Archived, IdempotencyKey};
 
@@ -140,13 +140,13 @@ impl pb::asset_service_server::AssetService for Service {
         let version = &found.version;
         let run = version.made_by.as_ref().map_or("", |by| by.job.as_str());
         if !caller.owns(&version.created_by, run) {
-            return Err(told(AssetError::NotOwner {
+            return Err(told(AssetError::from(NotOwner {
                 principal: caller.principal,
                 kind: version.kind(),
                 name: version.name.clone(),
                 version: version.version.clone(),
                 owner: version.created_by.clone(),
-            }));
+            })));
         }
         // A job that names it, and was checked before, is one of those that use it by now.
         let alone = self.0.datastores.let_go().await;

@@ -16,7 +16,7 @@ use crate::store::Archived;
 use crate::store::assets::AssetQuery;
 use crate::store::components::ListedComponent;
 
-/// Components: make versions, look, change, put away.
+/// Components: make versions, look, change, put away, forget.
 pub(super) struct Service(pub(super) Shared);
 
 #[tonic::async_trait]
@@ -98,6 +98,18 @@ impl pb::component_service_server::ComponentService for Service {
         let pb::ArchiveComponentRequest { name, version, archived } = request.into_inner();
         let found = self.0.components.archive(&name, &version, archived).await.map_err(told)?;
         Ok(Response::new(describe(&found)))
+    }
+
+    async fn delete_component(
+        &self,
+        request: Request<pb::DeleteComponentRequest>,
+    ) -> Result<Response<pb::Component>, Status> {
+        let caller = caller(&request)?;
+        let component = reference(request.into_inner().component)?;
+        let gone = self.0.components.delete(&component, &caller).await.map_err(told)?;
+        let (name, version, by) = (&gone.version.name, &gone.version.version, &caller.principal);
+        tracing::info!(%name, %version, %by, "component deleted");
+        Ok(Response::new(describe(&gone)))
     }
 }
 

@@ -219,13 +219,14 @@ status!(daemon::AssetError, error => match &error {
     daemon::AssetError::Refused(refusal) => code_of_asset(refusal),
     daemon::AssetError::Invalid(_) => Code::InvalidArgument,
     daemon::AssetError::OtherKind { .. } | daemon::AssetError::Registry { .. } => Code::NotFound,
-    daemon::AssetError::NotOwner { .. } => Code::PermissionDenied,
+    daemon::AssetError::NotOwner(_) => Code::PermissionDenied,
     daemon::AssetError::Store(error) => code_of_store(error),
 });
 status!(daemon::ComponentError, error => match &error {
     daemon::ComponentError::Refused(refusal) => code_of_asset(refusal),
     daemon::ComponentError::Invalid(_) => Code::InvalidArgument,
     daemon::ComponentError::Registry(_) => Code::NotFound,
+    daemon::ComponentError::NotOwner(_) => Code::PermissionDenied,
     daemon::ComponentError::Store(error) => code_of_store(error),
 });
 status!(daemon::DatastoreError, error => match &error {

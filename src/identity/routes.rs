@@ -88,7 +88,7 @@ fn rpc(service: &str, method: &str) -> Option<Need> {
         ("atelier.asset.v1.AssetService", "GetAsset" | "ListAssets" | "ListAssetUses") => P::Read,
         (
             "atelier.component.v1.ComponentService",
-            "CreateComponent" | "UpdateComponent" | "ArchiveComponent",
+            "CreateComponent" | "UpdateComponent" | "ArchiveComponent" | "DeleteComponent",
         ) => P::WriteAssets,
         ("atelier.component.v1.ComponentService", "GetComponent" | "ListComponents") => P::Read,
         (

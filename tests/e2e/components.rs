@@ -82,6 +82,26 @@ fn a_component_is_made_versioned_looked_at_and_put_away() {
     run(&["component", "restore", "train"]).ok();
     assert_eq!(listed(&[]), json!(["1"]));
 
+    // A version that is forgotten does not come back; who did not make it may not forget it.
+    let sam = cluster.token_for("sam", "data-scientist");
+    let by_sam = ["component", "delete", "train", "--version", "2"];
+    cluster.atelier_at(&cluster.server(), by_sam).env("ATELIER_TOKEN", &sam).fails(5).says(&[
+        "sam may not delete",
+        "component 'train'",
+        "only its owner",
+    ]);
+    run(&["component", "delete", "train"]).fails(2).says(&["which version", "component archive"]);
+    run(&["component", "delete", "train@champion"]).fails(2).says(&["--version"]);
+    run(&["component", "delete", "train:2", "--yes"]).ok().says(&["Version 2", "forgotten"]);
+    run(&["component", "show", "train:2"]).fails(3).says(&["no version '2'"]);
+    run(&[&create[..], &["--version", "2"]].concat())
+        .fails(1)
+        .says(&["deleted", "not given again"]);
+    run(&["component", "delete", "train:1"]).ok();
+    run(&["component", "show", "train@champion"]).fails(3);
+    run(&["component", "show", "train"]).fails(3).says(&["no version any more"]);
+    assert_eq!(run(&create).ok().json()["version"], "3");
+
     // Another kind's name is another's.
     run(&["model", "show", "train"]).fails(3);
     let rita = cluster.token_for("rita", "reader");

@@ -23,7 +23,7 @@ use crate::client::Client;
 
 pub(super) use create::{Create, absolute, create, tag};
 pub(super) use download::{Download, download};
-pub(super) use which::{Listing, Which, whole_or_version};
+pub(super) use which::{Listing, Which, must_be_version, whole_or_version};
 
 #[derive(Args)]
 pub(super) struct Show {
@@ -186,12 +186,7 @@ pub(super) async fn archive(
 
 pub(super) async fn delete(kind: Kind, arguments: &Delete, context: &Context) -> Result<(), Error> {
     let asset = reference(kind, &arguments.which)?;
-    if whole_or_version(&asset, &kind.to_string())?.is_empty() {
-        return Err(Error::usage("which version is to be deleted is not said").help(format!(
-            "name it with --version; 'atelier {} archive' hides the {kind} as a whole",
-            kind.word()
-        )));
-    }
+    must_be_version(&asset, kind)?;
     let client = context.client().await?;
     let with_data = arguments.with_data;
     let request = DeleteAssetRequest { kind: wire(kind), asset: Some((&asset).into()), with_data };

@@ -1,5 +1,6 @@
 //! How assets and their versions are named on a command line.
 
+use atelier_core::asset::Kind;
 use atelier_core::spec::{AssetRef, AssetVersion, Diagnostics};
 use clap::Args;
 
@@ -54,6 +55,17 @@ pub(in crate::cli) fn whole_or_version(asset: &AssetRef, what: &str) -> Result<S
             format!("name the version with --version, or leave it out for the whole {what}"),
         )),
     }
+}
+
+/// That one version is named, and not a label of it: which is forgotten must be plain.
+pub(in crate::cli) fn must_be_version(asset: &AssetRef, kind: Kind) -> Result<(), Error> {
+    if whole_or_version(asset, &kind.to_string())?.is_empty() {
+        return Err(Error::usage("which version is to be deleted is not said").help(format!(
+            "name it with --version; 'atelier {} archive' hides the {kind} as a whole",
+            kind.word()
+        )));
+    }
+    Ok(())
 }
 
 #[derive(Args)]

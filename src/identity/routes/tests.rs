@@ -27,6 +27,7 @@ const METHODS: &[(&str, &str)] = &[
     ("atelier.agent.v1.AgentService/Session", "N"),
     ("atelier.component.v1.ComponentService/ArchiveComponent", "AS"),
     ("atelier.component.v1.ComponentService/CreateComponent", "AS"),
+    ("atelier.component.v1.ComponentService/DeleteComponent", "AS"),
     ("atelier.component.v1.ComponentService/GetComponent", "ASR"),
     ("atelier.component.v1.ComponentService/ListComponents", "ASR"),
     ("atelier.component.v1.ComponentService/UpdateComponent", "AS"),

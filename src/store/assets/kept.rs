@@ -193,17 +193,17 @@ pub fn label<T: Record>(
 
 /// Forgets a version, unless jobs that are not over use it. Its name is not given again; what it was made of
 /// stays where it lies.
-pub fn delete(
+pub fn delete<T: Record>(
     conn: &Connection,
     kind: Kind,
     name: &AssetName,
     which: &AssetVersion,
-) -> Result<Result<Version, Refusal>, Error> {
-    let (_, found) = match find::<Version>(conn, kind, name, which)? {
+) -> Result<Result<T, Refusal>, Error> {
+    let (_, found) = match find::<T>(conn, kind, name, which)? {
         Ok(found) => found,
         Err(refusal) => return Ok(Err(refusal)),
     };
-    let (name, version) = (found.name.clone(), found.version.clone());
+    let (name, version) = (found.name().clone(), found.version().clone());
     let jobs = uses::live_users(conn, kind, &name, &version)?;
     if !jobs.is_empty() {
         return Ok(Err(Refusal::InUse { kind, name, version, jobs }));

@@ -393,7 +393,7 @@ proptest! {
                 Step::Delete(n) => {
                     let Some(entry) = pick(n) else { continue };
                     let which = exact(entry.version.as_str());
-                    assets::delete(&conn, Kind::Data, &all.name, &which).unwrap().unwrap();
+                    assets::delete::<Version>(&conn, Kind::Data, &all.name, &which).unwrap().unwrap();
                     all.versions.retain(|known| known.version != entry.version);
                     all.labels.retain(|_, to| *to != entry.version);
                     all.deleted.insert(0, entry.version);
