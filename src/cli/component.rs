@@ -22,6 +22,10 @@ use super::pages::pages;
 use super::{Column, Context, Error};
 use crate::config::Here;
 
+mod download;
+
+use download::{Download, download};
+
 #[derive(Subcommand)]
 pub(super) enum Command {
     /// Make a version of a component from its file
@@ -91,6 +95,18 @@ Examples:
         after_help = "Example:\n  atelier component delete train --version 2"
     )]
     Delete(Delete),
+    /// Bring a version's code here, with a file of which it can be made again
+    ///
+    /// A folder of its name is made, with component.yml and the code in it; it is there whole or not at all, and never
+    /// put among other files. A download that broke off goes on where it was when the command is run again.
+    #[command(
+        disable_version_flag = true,
+        after_help = "\
+Examples:
+  atelier component download train@latest                   ./train/component.yml, ./train/code/…
+  atelier component download train:3 --download-path old    old/train/…"
+    )]
+    Download(Download),
 }
 
 #[derive(Args)]
@@ -151,6 +167,7 @@ pub(super) async fn run(command: Command, context: &Context) -> Result<(), Error
         Command::Archive(which) => archive(&which, true, context).await,
         Command::Restore(which) => archive(&which, false, context).await,
         Command::Delete(arguments) => delete(&arguments, context).await,
+        Command::Download(arguments) => download(&arguments, context).await,
     }
 }
 

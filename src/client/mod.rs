@@ -173,6 +173,11 @@ impl Client {
         &self.target
     }
 
+    /// The connection without the token.
+    pub fn channel(&self) -> Channel {
+        self.channel.clone()
+    }
+
     /// The connection with the token on it, for a service's stub.
     pub fn authorized(&self) -> Authorized {
         InterceptedService::new(self.channel.clone(), self.bearer.clone())

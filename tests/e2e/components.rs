@@ -113,6 +113,59 @@ fn a_component_is_made_versioned_looked_at_and_put_away() {
 }
 
 #[test]
+fn a_component_comes_back_as_files_that_make_the_same_version() {
+    let cluster = Cluster::empty();
+    cluster.start_daemon();
+    cluster.write("src/train.py", "print('one')\n");
+    cluster.write("src/lib/part.py", "x = 1\n");
+    cluster.write("docker/Dockerfile", "FROM python:3.12\n");
+    let inline = TRAIN.replace(
+        "environment: azureml:tools@latest",
+        "environment: {build: {path: ./docker}}\nresources: {instance_count: 2, memory: 2g, shm_size: 1g}\n\
+         distribution: {type: pytorch, process_count_per_instance: 2}\ntags: {team: '007'}",
+    );
+    cluster.write("train.yml", &inline);
+    cluster.atelier(["component", "create", "-f", "train.yml"]).ok();
+    cluster.write("bare.yml", "name: bare\ncommand: 'echo hi'\n");
+    cluster.atelier(["component", "create", "-f", "bare.yml"]).ok();
+
+    let download = |which: &str| {
+        cluster.atelier(["component", "download", which, "--download-path", "here", "-o", "json"])
+    };
+    let told = download("train@latest").ok().json();
+    assert_eq!(told["id"], "azureml:train:1");
+    let here = cluster.path().join("here");
+    let read = |path: &str| std::fs::read_to_string(here.join(path)).unwrap();
+    assert_eq!(read("train/code/train.py"), "print('one')\n");
+    assert_eq!(read("train/code/lib/part.py"), "x = 1\n");
+    assert_eq!(read("train/context/Dockerfile"), "FROM python:3.12\n");
+    download("bare:1").ok();
+    assert!(!here.join("bare/code").exists());
+    let names = std::fs::read_dir(&here).unwrap().map(|entry| entry.unwrap().file_name());
+    assert_eq!(names.count(), 2, "nothing else is left");
+
+    // The same version: made of something else it would be refused, and said anew it would differ.
+    let show = |name: &str| cluster.atelier(["component", "show", name, "-o", "json"]).ok().json();
+    for name in ["train", "bare"] {
+        let before = show(name);
+        let file = format!("here/{name}/component.yml");
+        cluster.atelier(["component", "create", "-f", &file]).ok();
+        assert_eq!(show(name), before);
+    }
+
+    // Nothing is put among other files.
+    download("train:1").fails(1).says(&["holds files", "--download-path"]);
+    std::fs::remove_dir_all(here.join("train")).unwrap();
+    std::fs::create_dir(here.join("train")).unwrap();
+    // What an earlier one left is gone on with, and does not count as the component.
+    std::fs::create_dir_all(here.join(".train.atelier-component/whole/code")).unwrap();
+    std::fs::write(here.join(".train.atelier-component/whole/code/stale.py"), "").unwrap();
+    download("train:1").ok();
+    assert!(!here.join("train/code/stale.py").exists());
+    download("train:9").fails(3).says(&["no version '9'"]);
+}
+
+#[test]
 fn what_is_wrong_with_a_component_is_told_before_anything_is_sent() {
     let cluster = Cluster::empty();
     cluster.start_daemon();

@@ -230,6 +230,22 @@ impl DataPlane {
     }
 }
 
+/// A code snapshot, as fresh writable files, into an existing folder of a machine that is no node. What has come is kept
+/// in `cache_dir`, so that another try goes on from there.
+///
+/// # Errors
+/// As [`DataPlane::code`].
+pub async fn fetch_code(
+    channel: Channel,
+    token: &str,
+    cache_dir: &Path,
+    snapshot: Digest,
+    into: &Path,
+) -> Result<(), Error> {
+    let source = Source::new(channel, token, Cache::open(cache_dir, None)?)?;
+    code::materialise(&source, snapshot, into).await
+}
+
 impl DataPlane {
     /// Bytes of code and inputs kept at most, but for what is in use.
     pub(crate) fn cache_limit(&self) -> u64 {

@@ -275,21 +275,27 @@ impl Output {
 
 /// Data in a format other than a list's own table.
 fn written(data: &Value, format: Format, keys: Option<Vec<String>>) -> Result<String, Error> {
-    let failed = |cause: String| Error::new(Kind::Failed, format!("cannot write it: {cause}"));
     match format {
         Format::Json => {
             let text = serde_json::to_string_pretty(data);
-            text.map(|text| text + "\n").map_err(|error| failed(error.to_string()))
+            text.map(|text| text + "\n").map_err(|error| unwritten(&error))
         }
-        Format::Yaml => {
-            let options = serde_saphyr::ser_options! { folded_wrap_chars: usize::MAX };
-            serde_saphyr::to_string_with_options(data, options)
-                .map(|text| if text.ends_with('\n') { text } else { text + "\n" })
-                .map_err(|error| failed(error.to_string()))
-        }
+        Format::Yaml => yaml(data),
         Format::Table => Ok(table::any(data, keys)),
         Format::Tsv => Ok(table::tsv(data, keys)),
     }
+}
+
+/// One YAML document.
+pub(crate) fn yaml(data: &Value) -> Result<String, Error> {
+    let options = serde_saphyr::ser_options! { folded_wrap_chars: usize::MAX };
+    serde_saphyr::to_string_with_options(data, options)
+        .map(|text| if text.ends_with('\n') { text } else { text + "\n" })
+        .map_err(|error| unwritten(&error))
+}
+
+fn unwritten(error: &dyn std::error::Error) -> Error {
+    Error::new(Kind::Failed, format!("cannot write it: {error}"))
 }
 
 /// Text without the control characters by which a name or message could write on a terminal at
