@@ -279,6 +279,28 @@ impl Assets {
         Ok(self.store.read(|conn| assets::below(conn, datastore, folder, MOST))?)
     }
 
+    /// Some that have something at or below one of these paths: that lie there, or that one is a part of.
+    pub fn at(&self, datastore: &str, paths: &[String]) -> Result<Vec<Version>, Error> {
+        const MOST: usize = 5;
+        let found = self.store.read(|conn| {
+            let mut found: Vec<Version> = Vec::new();
+            for path in paths {
+                let below = assets::below(conn, datastore, path, MOST)?;
+                for version in below.into_iter().chain(assets::above(conn, datastore, path)?) {
+                    if !found.contains(&version) {
+                        found.push(version);
+                    }
+                }
+                if found.len() >= MOST {
+                    found.truncate(MOST);
+                    break;
+                }
+            }
+            Ok(found)
+        });
+        Ok(found?)
+    }
+
     /// That there is no asset of this name, with what is like it.
     fn no_such(&self, kind: Kind, name: &str) -> Error {
         let other = match kind {

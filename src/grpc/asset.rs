@@ -198,6 +198,24 @@ impl pb::asset_service_server::AssetService for Service {
             next_page_token: next.unwrap_or_default(),
         }))
     }
+
+    async fn list_assets_at(
+        &self,
+        request: Request<pb::ListAssetsAtRequest>,
+    ) -> Result<Response<pb::ListAssetsAtResponse>, Status> {
+        let pb::ListAssetsAtRequest { datastore, paths } = request.into_inner();
+        if paths.len() > MAX_PAGE as usize {
+            let message = format!("paths: are {}, at most {MAX_PAGE} are allowed", paths.len());
+            return Err(Status::invalid_argument(message));
+        }
+        let assets = self.0.assets.clone();
+        let found = blocking(move || assets.at(&datastore, &paths)).await?.map_err(told)?;
+        let described = found.iter().map(|version| {
+            // Where it stands among its versions is not asked.
+            convert::asset_version(version, false, false, &[])
+        });
+        Ok(Response::new(pb::ListAssetsAtResponse { assets: described.collect() }))
+    }
 }
 
 fn kind_of(number: i32) -> Result<Kind, Status> {

@@ -85,7 +85,10 @@ fn rpc(service: &str, method: &str) -> Option<Need> {
             "atelier.asset.v1.AssetService",
             "CreateAsset" | "UpdateAsset" | "ArchiveAsset" | "DeleteAsset",
         ) => P::WriteAssets,
-        ("atelier.asset.v1.AssetService", "GetAsset" | "ListAssets" | "ListAssetUses") => P::Read,
+        (
+            "atelier.asset.v1.AssetService",
+            "GetAsset" | "ListAssets" | "ListAssetUses" | "ListAssetsAt",
+        ) => P::Read,
         (
             "atelier.component.v1.ComponentService",
             "CreateComponent" | "UpdateComponent" | "ArchiveComponent" | "DeleteComponent",

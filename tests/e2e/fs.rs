@@ -96,6 +96,34 @@ fn files_go_to_a_datastore_and_come_back() {
 }
 
 #[test]
+fn what_assets_are_made_of_is_not_removed_unasked() {
+    let cluster = Cluster::empty();
+    cluster.start_daemon();
+    let raw = folder(&cluster);
+    cp(&cluster, &["-r", text(&raw), &format!("{FILES}/sets/")]);
+    let create = |kind: &str, name: &str, path: &str, form: &str| {
+        let path = format!("{FILES}/{path}");
+        let words = [kind, "create", "-n", name, "--path", &path, "--type", form];
+        cluster.atelier(words).ok();
+    };
+    create("data", "all", "sets/raw", "uri_folder");
+    create("model", "one", "sets/raw/a.csv", "custom_model");
+    let rm = |words: &[&str]| cluster.atelier([&["fs", "rm"], words].concat());
+    let file = format!("{FILES}/sets/raw/a.csv");
+    // Of a file that is one, of one that is part of one, of a folder above.
+    rm(&[&file]).fails(2).says(&["model 'one:1'", "data asset 'all:1'", "no terminal", "--yes"]);
+    rm(&[&format!("{FILES}/sets/raw/l*k")]).fails(2).says(&["data asset 'all:1'"]);
+    rm(&["-r", &format!("{FILES}/sets")]).fails(2).says(&["model 'one:1'", "--yes"]);
+    assert_eq!(ls(&cluster, &["-r", &format!("{FILES}/sets/raw")]).len(), 4);
+    cluster.atelier(["model", "delete", "one:1"]).ok();
+    cluster.atelier(["data", "delete", "all:1"]).ok();
+    create("data", "beside", "sets/ra", "uri_folder");
+    rm(&[&file]).ok().says(&["Removed"]);
+    create("data", "rest", "sets/raw", "uri_folder");
+    rm(&["-r", "--yes", &format!("{FILES}/sets")]).ok().says(&["data asset 'rest:1'", "Removed"]);
+}
+
+#[test]
 fn results_of_jobs_are_read_and_stay() {
     let cluster = Cluster::start();
     let job = cluster

@@ -4,7 +4,10 @@ mod copy;
 mod place;
 mod plan;
 
+use std::collections::BTreeMap;
+
 use atelier_core::layout;
+use atelier_proto::asset::v1::{AssetKind, ListAssetsAtRequest};
 use atelier_proto::workspace::v1::ListDatastoresRequest;
 use clap::{Args, Subcommand};
 use futures::{StreamExt as _, TryStreamExt as _};
@@ -77,7 +80,7 @@ pub(super) struct Rm {
     /// Folders with all that lies below them
     #[arg(short, long)]
     recursive: bool,
-    /// Ask nothing
+    /// Ask nothing, whatever data assets and models are made of it
     #[arg(short, long)]
     yes: bool,
 }
@@ -256,6 +259,33 @@ async fn print(
     Ok(())
 }
 
+/// Some of the data and models that are made of what lies at these places, or below them.
+async fn assets_at(all: &[(Place, Entry)], client: &Client) -> Result<Vec<String>, Error> {
+    /// The daemon is asked of so many places at once.
+    const PLACES: usize = 1000;
+    let mut by_store: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    for (place, _) in all {
+        let paths = by_store.entry(&place.datastore).or_default();
+        paths.push(place.path.trim_end_matches('/').to_owned());
+    }
+    let mut named = Vec::new();
+    for (datastore, paths) in by_store {
+        for paths in paths.chunks(PLACES) {
+            let (datastore, paths) = (datastore.to_owned(), paths.to_vec());
+            let request = ListAssetsAtRequest { datastore, paths };
+            let answer = client.call(client.assets().list_assets_at(request)).await?;
+            named.extend(answer.assets.iter().map(|asset| {
+                let kind = if asset.kind() == AssetKind::Model { "model" } else { "data asset" };
+                format!("{kind} '{}:{}'", asset.name, asset.version)
+            }));
+            if !named.is_empty() {
+                return Ok(named);
+            }
+        }
+    }
+    Ok(named)
+}
+
 async fn rm(arguments: &Rm, client: &Client, data: &Data, context: &Context) -> Result<(), Error> {
     let mut all: Vec<(Place, Entry)> = Vec::new();
     for uri in &arguments.uris {
@@ -276,7 +306,11 @@ async fn rm(arguments: &Rm, client: &Client, data: &Data, context: &Context) -> 
         }
     }
     let folders = all.iter().filter(|(place, _)| place.folder).count();
-    if folders > 0 && !arguments.yes {
+    let assets = assets_at(&all, client).await?;
+    if !assets.is_empty() {
+        context.output.warn(&format!("what is to go is, or is part of, {}", assets.join(", ")));
+    }
+    if (folders > 0 || !assets.is_empty()) && !arguments.yes {
         let what = match all.as_slice() {
             [(one, _)] => one.uri(),
             more => format!("{} folders and {} files", folders, more.len() - folders),

@@ -56,6 +56,7 @@ const METHODS: &[(&str, &str)] = &[
     ("atelier.asset.v1.AssetService/GetAsset", "ASR"),
     ("atelier.asset.v1.AssetService/ListAssetUses", "ASR"),
     ("atelier.asset.v1.AssetService/ListAssets", "ASR"),
+    ("atelier.asset.v1.AssetService/ListAssetsAt", "ASR"),
     ("atelier.asset.v1.AssetService/UpdateAsset", "AS"),
     ("atelier.environment.v1.EnvironmentService/ArchiveEnvironment", "AS"),
     ("atelier.environment.v1.EnvironmentService/BuildEnvironment", "AS"),
