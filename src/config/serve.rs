@@ -95,6 +95,14 @@ pub struct ServeArgs {
     /// object stores and write to them themselves; without, all bytes go through the daemon
     #[arg(long, value_enum, default_value_t = SignedUrls::Auto, value_name = "auto|none")]
     pub signed_urls: SignedUrls,
+    /// Whether jobs' inputs may lie where everybody may read: at addresses of the web, and in public storage of
+    /// clouds that is no datastore's
+    #[arg(long, value_enum, default_value_t = PublicData::Allow, value_name = "allow|refuse")]
+    pub public_data: PublicData,
+    /// The server at which s3:// addresses of no datastore are read, without credentials; buckets are the first part
+    /// of its paths [default: Amazon's]
+    #[arg(long, value_name = "URL", value_parser = server_url)]
+    pub public_s3: Option<String>,
     /// Logs as text for people or as one JSON object a line
     #[arg(long, default_value = "text", value_name = "text|json")]
     pub log_format: crate::telemetry::Format,
@@ -107,6 +115,27 @@ pub enum SignedUrls {
     Auto,
     /// Never.
     None,
+}
+
+/// Whether inputs may be of no datastore.
+#[derive(clap::ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PublicData {
+    /// Nodes read them as anybody could.
+    Allow,
+    /// Jobs are refused that name such.
+    Refuse,
+}
+
+/// A server without a path of its own.
+fn server_url(text: &str) -> Result<String, String> {
+    let host = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+    let host = host.map(|host| host.trim_end_matches('/'));
+    match host {
+        Some(host) if !host.is_empty() && !host.contains(['/', '?', '#', '@']) => {
+            Ok(text.trim_end_matches('/').to_owned())
+        }
+        _ => Err("write https://HOST[:PORT]".to_owned()),
+    }
 }
 
 impl ServeArgs {

@@ -38,7 +38,20 @@ pub struct Admission {
     pub(super) retention: Retention,
     /// The image policy: no image may be left out.
     pub(super) require_containers: bool,
+    pub(super) public: Public,
 }
+
+/// What may be read that is no datastore's.
+#[derive(Clone, Debug)]
+pub(super) struct Public {
+    /// Whether anything may.
+    pub(super) is_allowed: bool,
+    /// The server of `s3://` addresses; `None`: Amazon's.
+    pub(super) s3: Option<String>,
+}
+
+const NO_PUBLIC: &str = "this workspace reads inputs from datastores only (serve --public-data refuse): have an admin \
+                         make a datastore of it, or upload the data";
 
 /// Why a job is not accepted.
 #[derive(Debug, thiserror::Error)]
@@ -131,9 +144,11 @@ impl Admission {
                     let uri = match uri {
                         // The job reads it itself, and wants what it has written.
                         DataUri::Http(page) if mode == InputMode::Direct => DataUri::Http(page),
-                        uri => self.resolve(&field, uri).await?,
+                        uri => self.resolve(&field, uri, kind == DataKind::UriFile).await?,
                     };
-                    let address = written.filter(|_| matches!(uri, DataUri::Datastore { .. }));
+                    let is_page =
+                        |written: &String| matches!(&uri, DataUri::Http(page) if page == written);
+                    let address = written.filter(|written| !is_page(written));
                     Input::Data { kind, mode, uri, asset, address }
                 }
                 other => other,
@@ -290,18 +305,25 @@ impl Admission {
     pub async fn locate(&self, draft: Draft) -> Result<(Draft, Option<MadeBy>), Error> {
         draft.check().map_err(|problems| invalid("asset", problems.to_string()))?;
         let made_by = assets::made_by(&draft.uri);
-        let uri = self.resolve("path", draft.uri.clone()).await?;
+        let is_file = draft.form == DataKind::UriFile;
+        let uri = self.resolve("path", draft.uri.clone(), is_file).await?;
         Ok((Draft { uri, ..draft }, made_by))
     }
 
-    /// Follows a reference to where the data lies.
-    async fn resolve(&self, field: &str, uri: DataUri) -> Result<DataUri, Error> {
+    /// Follows a reference to where the data lies. A single file may be no datastore's, if everybody may read it.
+    async fn resolve(&self, field: &str, uri: DataUri, is_file: bool) -> Result<DataUri, Error> {
         let (datastore, path) = match uri {
             DataUri::Datastore { datastore, path } => (datastore, path),
-            DataUri::Cloud(text) => self.of_address(field, &text)?,
+            DataUri::Cloud(text) => match (self.of_address(field, &text), self.page(&text)) {
+                (Err(Error::Missing { .. }), Some(page)) if is_file => {
+                    return Ok(DataUri::Http(page));
+                }
+                (found, _) => found?,
+            },
             DataUri::Http(url) => match self.of_page(&url) {
                 Some(found) => found,
-                None => return Ok(DataUri::Http(url)),
+                None if self.public.is_allowed => return Ok(DataUri::Http(url)),
+                None => return Err(invalid(field, NO_PUBLIC)),
             },
             other => return self.elsewhere(field, other).await,
         };
@@ -357,6 +379,12 @@ impl Admission {
                 invalid(field, error.to_string())
             }
         })
+    }
+
+    /// The page of the web that an object of public storage is, if such may be read.
+    fn page(&self, text: &str) -> Option<String> {
+        let address = Address::parse(text).ok().filter(|_| self.public.is_allowed)?;
+        address.public_url(self.public.s3.as_deref())
     }
 
     /// The same of an address of the web, if a datastore has it.

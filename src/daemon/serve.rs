@@ -16,7 +16,7 @@ use atelier_core::spec::{Origin, parse_sizes};
 use atelier_core::track::RunId;
 use tokio::sync::watch;
 
-use super::admission::Admission;
+use super::admission::{Admission, Public};
 use super::assets::Assets;
 use super::components::Components;
 use super::datastores::DatastoreChanges;
@@ -30,7 +30,7 @@ use super::shared::Committed;
 use super::storage::{self as place, WorkspaceStorage};
 use super::uncommitted::Uncommitted;
 use super::{Builds, Clock, Handle, LogHub, NodeCaches, Removal, Retention, Uploads};
-use crate::config::{Here, HomeError, ServeArgs, SignedUrls, data_dir};
+use crate::config::{Here, HomeError, PublicData, ServeArgs, SignedUrls, data_dir};
 use crate::identity::{self, Door};
 use crate::provider::{Providers, Site};
 use crate::storage::{self, ContentStore, Datastores};
@@ -336,6 +336,10 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
             vault: vault.clone(),
             retention: retention.clone(),
             require_containers: args.require_containers,
+            public: Public {
+                is_allowed: args.public_data == PublicData::Allow,
+                s3: args.public_s3.clone(),
+            },
         },
         retention: retention.clone(),
         logs: LogHub::new(store.clone(), datastores.clone(), handle.clone()),

@@ -74,10 +74,10 @@ pub(super) async fn provide(
     into: &Path,
     mounts: Option<&Path>,
 ) -> Result<Given, Error> {
-    let (kind, mode) = match input {
+    let (kind, mode, address) = match input {
         Input::Literal { value } => return Ok(value.clone().into()),
         Input::Unset => return Ok(String::new().into()),
-        Input::Data { kind, mode, .. } => (*kind, *mode),
+        Input::Data { kind, mode, address, .. } => (*kind, *mode, address.as_deref()),
     };
     path::check(name)?;
     let evaluated = matches!(mode, InputMode::EvalMount | InputMode::EvalDownload);
@@ -99,7 +99,7 @@ pub(super) async fn provide(
                 return Err(Error::File { name: name.into(), kind, uri: web::shown(url) });
             }
             empty_folder(&folder).await?;
-            let file = web::fetch(inner, name, url, &folder, own_copy).await?;
+            let file = web::fetch(inner, name, url, address, &folder, own_copy).await?;
             return Ok(file.to_string_lossy().into_owned().into());
         }
         Some(pb::input_grant::Source::Store(at)) => at,

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use atelier_core::content::Digest;
+use atelier_core::datastore::Address;
 use percent_encoding::percent_decode_str;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::header::IF_NONE_MATCH;
@@ -120,12 +121,13 @@ fn name_of(url: &Url) -> String {
     }
 }
 
-/// Reads a URL into a file of `folder`. What the server gives a strong tag to is kept in the cache
+/// Reads a URL into a file of `folder`; `address`: by which address of cloud storage it was named, if by one. What the server gives a strong tag to is kept in the cache
 /// and asked for again only if the tag has changed.
 pub(super) async fn fetch(
     inner: &Inner,
     name: &str,
     url: &str,
+    address: Option<&str>,
     folder: &Path,
     own_copy: bool,
 ) -> Result<PathBuf, Error> {
@@ -175,10 +177,10 @@ pub(super) async fn fetch(
     .await
     .map_err(|failure| match failure {
         Failure::Local(error) => error,
-        Failure::Status(status, _) => failed(problem_of(status), failure.is_transient()),
+        Failure::Status(status, _) => failed(problem_of(status, address), failure.is_transient()),
         // Words of a gateway's are none of theirs.
         Failure::Denied(_) | Failure::Unsupported(_) => {
-            failed(problem_of(StatusCode::FORBIDDEN), false)
+            failed(problem_of(StatusCode::FORBIDDEN, address), false)
         }
         Failure::Closed(why) => failed(why.to_owned(), false),
         other => failed(other.text(), true),
@@ -211,7 +213,20 @@ pub(super) async fn fetch(
     Ok(target)
 }
 
-fn problem_of(status: StatusCode) -> String {
+fn problem_of(status: StatusCode, address: Option<&str>) -> String {
+    let is_refusal = matches!(
+        status,
+        // Azure answers so of an account that lets nobody in without credentials.
+        StatusCode::CONFLICT
+            | StatusCode::NOT_FOUND
+            | StatusCode::UNAUTHORIZED
+            | StatusCode::FORBIDDEN
+    );
+    let address = address.filter(|_| is_refusal).and_then(|text| Address::parse(text).ok());
+    if let Some(address) = address {
+        let remedy = address.without_datastore();
+        return format!("{status}: it is not there, or not public, and {remedy}");
+    }
     let remedy = match status {
         StatusCode::NOT_FOUND | StatusCode::GONE => "correct the URL",
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {

@@ -1,6 +1,8 @@
 //! Addresses of cloud storage, as Azure's, Amazon's and Google's tools write them, and which datastore has what lies
 //! there.
 
+mod public;
+
 use super::{AzureStorage, Source};
 use crate::id::DatastoreName;
 
@@ -145,10 +147,7 @@ impl Address {
                 .all(|(server, prefix)| *server != found.server || *prefix <= found.prefix)
         });
         match found.as_slice() {
-            [] => Err(AddressError::NoDatastore {
-                text: self.text.clone(),
-                definition: self.definition(),
-            }),
+            [] => Err(self.without_datastore()),
             [one] => Ok((one.name.clone(), one.path.to_owned())),
             several => Err(AddressError::Ambiguous {
                 text: self.text.clone(),

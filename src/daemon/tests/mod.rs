@@ -38,6 +38,8 @@ impl Workspace {
             workspace: "test".parse().unwrap(),
             compute: vec!["local".parse().unwrap()],
             require_containers: false,
+            public_data: crate::config::PublicData::Allow,
+            public_s3: None,
             curated_environments: None,
             sizes: None,
             storage: None,

@@ -1,6 +1,11 @@
 //! Data named by addresses of cloud storage, and outputs that are kept there while a job writes them.
 
+use std::io::{BufRead as _, BufReader};
+use std::net::TcpListener;
+use std::sync::{Arc, Mutex};
+
 use super::*;
+use crate::harness::Settings;
 
 #[test]
 fn s3_addresses_lead_to_the_datastores_that_have_them() {
@@ -146,4 +151,74 @@ fn azure_outputs_are_kept_while_they_are_written() {
         let (status, body) = store.ask(KEY, "GET", &format!("/made/{path}"), "", "");
         (status == 200).then_some(body)
     });
+}
+
+/// A server that has one public object, `/open/a.txt`, and refuses whoever shows credentials; what it was asked.
+fn public_store() -> (String, Arc<Mutex<Vec<String>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let log = asked.clone();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = BufReader::new(stream.unwrap());
+            let mut head = String::new();
+            while !head.ends_with("\r\n\r\n") && stream.read_line(&mut head).unwrap() > 0 {}
+            let is_open = head.starts_with("GET /open/a.txt ")
+                && !head.to_lowercase().contains("\nauthorization:");
+            log.lock().unwrap().push(head);
+            let (status, body) =
+                if is_open { ("200 OK", "public\n") } else { ("403 Forbidden", "") };
+            let answer = format!(
+                "HTTP/1.1 {status}\r\nETag: \"1\"\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+                body.len()
+            );
+            stream.get_mut().write_all(answer.as_bytes()).unwrap();
+        }
+    });
+    (url, asked)
+}
+
+#[test]
+fn public_files_need_no_datastore_and_no_credentials() {
+    let (url, asked) = public_store();
+    let keys = [("AWS_ACCESS_KEY_ID", "AKIAAMBIENT"), ("AWS_SECRET_ACCESS_KEY", "ambient-secret")];
+    let settings = Settings {
+        serve: ["--public-s3", &url].map(str::to_owned).to_vec(),
+        variables: keys.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec(),
+    };
+    let cluster = Cluster::with(settings);
+    cluster.start_daemon();
+    let agent =
+        keys.iter().fold(Agent::new("local"), |agent, (name, value)| agent.variable(name, value));
+    cluster.start_agent(&agent);
+    let yaml = |path: &str| {
+        format!(
+            "command: cat ${{{{inputs.i}}}}\ninputs: {{i: {{type: uri_file, path: '{path}'}}}}\n"
+        )
+    };
+    let job = cluster.create(&yaml("s3://open/a.txt"));
+    cluster.completed(&job);
+    says(&String::from_utf8(cluster.log(&job)).unwrap(), &["public"]);
+    let shown = cluster.atelier(["job", "show", &job, "-o", "json"]).ok().json();
+    assert_eq!(shown["inputs"]["i"]["address"], "s3://open/a.txt");
+    let closed = cluster.create(&yaml("s3://closed/a.txt"));
+    cluster.ended(&closed);
+    let shown = cluster.atelier(["job", "show", &closed, "-o", "json"]).ok().stdout();
+    says(&shown, &["403", "not public", "atelier datastore create"]);
+    let asked = asked.lock().unwrap().join("");
+    assert!(asked.contains("GET /closed/a.txt"), "{asked}");
+    assert!(!asked.contains("AKIAAMBIENT") && !asked.contains("ambient-secret"), "{asked}");
+}
+
+#[test]
+fn an_admin_may_have_inputs_of_datastores_only() {
+    let cluster = Cluster::start_with(&["--public-data", "refuse"]);
+    for (path, code, words) in [
+        ("s3://open/a.txt", 3, "no datastore has"),
+        ("https://example.com/a.txt", 1, "--public-data refuse"),
+    ] {
+        let yaml = format!("command: ls\ninputs: {{i: {{type: uri_file, path: '{path}'}}}}\n");
+        cluster.atelier(["job", "create", "-f", "-"]).stdin(yaml).fails(code).says(&[words]);
+    }
 }

@@ -1,0 +1,91 @@
+//! Where everybody may read what lies at an address, if its owner lets everybody.
+
+use super::{Address, AddressError, Bucket};
+
+impl Address {
+    /// The page of the web that an object is if everybody may read it; `None`: the address names a whole bucket or
+    /// a folder. `s3`: the server of `s3://` addresses (`http(s)://HOST[:PORT]`), where buckets are the first part of
+    /// the path; Amazon's if `None`.
+    ///
+    /// Forms as in Azure's "Get Blob", Amazon's "Methods for accessing a general purpose bucket" and Google's
+    /// "Request endpoints".
+    pub fn public_url(&self, s3: Option<&str>) -> Option<String> {
+        if self.path.is_empty() || self.path.ends_with('/') {
+            return None;
+        }
+        let root = match (&self.bucket, s3) {
+            (Bucket::Azure { account, container, suffix, .. }, _) => {
+                format!("https://{account}.blob.{suffix}/{container}")
+            }
+            (Bucket::S3(bucket), Some(server)) => {
+                format!("{}/{bucket}", server.trim_end_matches('/'))
+            }
+            // A name with dots in it is of no certificate.
+            (Bucket::S3(bucket), None) if bucket.contains('.') => {
+                format!("https://s3.amazonaws.com/{bucket}")
+            }
+            (Bucket::S3(bucket), None) => format!("https://{bucket}.s3.amazonaws.com"),
+            (Bucket::Gcs(bucket), _) => format!("https://storage.googleapis.com/{bucket}"),
+        };
+        // Whoever reads a URL takes these away, and would read another object.
+        if self.path.split('/').any(|segment| matches!(segment, "." | "..")) {
+            return None;
+        }
+        Some(format!("{root}/{}", in_url(&self.path)))
+    }
+
+    /// That no datastore has it, with the command that makes one.
+    pub fn without_datastore(&self) -> AddressError {
+        AddressError::NoDatastore { text: self.text.clone(), definition: self.definition() }
+    }
+}
+
+/// A path as URLs have it: all but the unreserved characters (RFC 3986, 2.3) and `/` as `%XX`.
+fn in_url(path: &str) -> String {
+    let mut text = String::with_capacity(path.len());
+    for byte in path.bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' => {
+                text.push(char::from(byte));
+            }
+            other => text.push_str(&format!("%{other:02X}")),
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn objects_are_pages_of_the_web() {
+        let url = |text: &str, s3| Address::parse(text).unwrap().public_url(s3);
+        for (text, expected) in [
+            (
+                "wasbs://datasets@azuremlexamples.blob.core.windows.net/titanic.csv",
+                Some("https://azuremlexamples.blob.core.windows.net/datasets/titanic.csv"),
+            ),
+            (
+                "abfss://f@a.dfs.core.chinacloudapi.cn/a b/c?d",
+                Some("https://a.blob.core.chinacloudapi.cn/f/a%20b/c%3Fd"),
+            ),
+            ("s3://open-data/x/y.csv", Some("https://open-data.s3.amazonaws.com/x/y.csv")),
+            ("s3://open.data/ä", Some("https://s3.amazonaws.com/open.data/%C3%A4")),
+            ("gs://b/#1", Some("https://storage.googleapis.com/b/%231")),
+            ("gs://b/folder/", None),
+            ("gs://b/a/../../other/x", None),
+            ("s3://b", None),
+        ] {
+            assert_eq!(url(text, None).as_deref(), expected, "{text}");
+        }
+        let own = url("s3://b/x", Some("http://127.0.0.1:9000/"));
+        assert_eq!(own.as_deref(), Some("http://127.0.0.1:9000/b/x"));
+    }
+
+    #[test]
+    fn who_has_no_datastore_is_told_how_to_make_one() {
+        let told = Address::parse("s3://b/x").unwrap().without_datastore().to_string();
+        assert!(told.contains("'s3://b/x'") && told.contains("datastore create"), "{told}");
+    }
+}
