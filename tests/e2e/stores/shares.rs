@@ -47,7 +47,7 @@ fn azure_files_are_read_and_written_by_jobs() {
     let came: Vec<String> =
         server.files().into_iter().filter(|path| path.starts_with("up/")).collect();
     assert_eq!(came.len(), 1, "{came:?}");
-    fs(&["rm", "-r", &at("up")]);
+    fs(&["rm", "-r", "--yes", &at("up")]);
     assert!(!server.files().iter().any(|path| path.starts_with("up/")));
     let found = walk(&back);
     assert_eq!(found, ["from here\n"]);
