@@ -134,7 +134,7 @@ fn a_component_comes_back_as_files_that_make_the_same_version() {
     };
     let told = download("train@latest").ok().json();
     assert_eq!(told["id"], "azureml:train:1");
-    let here = cluster.path().join("here");
+    let here = cluster.files().join("here");
     let read = |path: &str| std::fs::read_to_string(here.join(path)).unwrap();
     assert_eq!(read("train/code/train.py"), "print('one')\n");
     assert_eq!(read("train/code/lib/part.py"), "x = 1\n");

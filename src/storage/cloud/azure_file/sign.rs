@@ -32,7 +32,7 @@ const SIGNED: [&str; 11] = [
 /// What opens a share.
 pub(in crate::storage::cloud) enum Opened {
     /// The account's key.
-    Key(hmac::Key),
+    Key(Box<hmac::Key>),
     /// Part of each address.
     Signature(Secret),
     /// Tokens of Entra's.
@@ -45,7 +45,7 @@ impl Opened {
     pub(in crate::storage::cloud) fn by_key(key: &Secret) -> Result<Self> {
         let bytes = STANDARD.decode(key.reveal().trim()).map(Zeroizing::new);
         let bytes = bytes.map_err(|_| unfit("the account's key is not Base64"))?;
-        Ok(Self::Key(hmac::Key::new(hmac::HMAC_SHA256, &bytes)))
+        Ok(Self::Key(Box::new(hmac::Key::new(hmac::HMAC_SHA256, &bytes))))
     }
 
     /// What an address of the account's is called by, with its signature if it has one.
