@@ -96,7 +96,7 @@ pub struct ServeArgs {
     #[arg(long, value_enum, default_value_t = SignedUrls::Auto, value_name = "auto|none")]
     pub signed_urls: SignedUrls,
     /// Whether jobs' inputs may lie where everybody may read: at addresses of the web, and in public storage of
-    /// clouds that is no datastore's
+    /// clouds that is no datastore's. Inputs of mode direct are addresses that jobs read themselves: they stay
     #[arg(long, value_enum, default_value_t = PublicData::Allow, value_name = "allow|refuse")]
     pub public_data: PublicData,
     /// The server at which s3:// addresses of no datastore are read, without credentials; buckets are the first part
@@ -128,13 +128,15 @@ pub enum PublicData {
 
 /// A server without a path of its own.
 fn server_url(text: &str) -> Result<String, String> {
-    let host = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
-    let host = host.map(|host| host.trim_end_matches('/'));
-    match host {
-        Some(host) if !host.is_empty() && !host.contains(['/', '?', '#', '@']) => {
-            Ok(text.trim_end_matches('/').to_owned())
-        }
-        _ => Err("write https://HOST[:PORT]".to_owned()),
+    let bare = |url: &reqwest::Url| {
+        matches!(url.scheme(), "http" | "https")
+            && url.has_host()
+            && url.path() == "/"
+            && !text.contains(['?', '#', '@'])
+    };
+    match reqwest::Url::parse(text).ok().filter(bare) {
+        Some(url) => Ok(url.as_str().trim_end_matches('/').to_owned()),
+        None => Err("write https://HOST[:PORT]".to_owned()),
     }
 }
 

@@ -232,6 +232,10 @@ fn problem_of(status: StatusCode, address: Option<&str>) -> String {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
             "the server wants credentials: upload the data, or use a URL that includes access"
         }
+        _ if status.is_redirection() => {
+            "it lies elsewhere, and the server does not say where: a bucket of \
+             another region needs a datastore with that region"
+        }
         _ if status.is_client_error() => "the server refuses the request",
         _ => "the server fails; try again later",
     };

@@ -30,6 +30,10 @@ enum Bucket {
     Gcs(String),
 }
 
+/// How an address is written whose query opens it.
+const WITHOUT_SIGNATURE: &str = "it without the signature, which is a secret: a datastore keeps it (credentials: \
+     {sas_token: …}, atelier datastore create)";
+
 /// Why an address leads to no datastore.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum AddressError {
@@ -98,6 +102,11 @@ impl Address {
         let form = |form| AddressError::Form { text: text.to_owned(), form };
         let not_served = |why| AddressError::NotServed { text: text.to_owned(), why };
         let (scheme, rest) = text.split_once("://").unwrap_or(("", text));
+        if let Some((place, _)) = text.split_once('?').filter(|(_, query)| query.contains("sig=")) {
+            // It would be part of the path, and be told wherever that is.
+            let text = format!("{place}?…");
+            return Err(AddressError::Form { text, form: WITHOUT_SIGNATURE });
+        }
         let (root, path) = rest.split_once('/').unwrap_or((rest, ""));
         // In a bucket, what begins with a slash is another object; in Azure's containers it is the same.
         let path = match scheme {

@@ -59,6 +59,14 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_signature_is_not_taken_for_a_name_and_not_told() {
+        let text = "wasbs://c@a.blob.core.windows.net/x.csv?sv=2022-11-02&sig=c2VjcmV0";
+        let error = Address::parse(text).unwrap_err().to_string();
+        assert!(error.contains("x.csv?…") && error.contains("sas_token"), "{error}");
+        assert!(!error.contains("c2VjcmV0"), "{error}");
+    }
+
+    #[test]
     fn objects_are_pages_of_the_web() {
         let url = |text: &str, s3| Address::parse(text).unwrap().public_url(s3);
         for (text, expected) in [

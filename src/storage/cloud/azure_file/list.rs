@@ -16,6 +16,8 @@ use super::{Share, not_there, time};
 
 /// As many names as the service tells with one answer.
 const MOST: usize = 5000;
+/// How often an answer may break off before its end.
+const BREAKS: u32 = 3;
 /// What nobody has written to for so long is left of an upload that is no more.
 const ABANDONED: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
@@ -118,10 +120,17 @@ impl Share {
             ask = ask.query("marker", marker);
         }
         let (mut found, none) = (empty(), empty());
-        let text = match self.requests.send(ask).await {
-            Ok(answer) => answer.text().await.map_err(|_| odd("no end"))?,
-            Err(Error::NotFound { .. }) => return Ok((none, None)),
-            Err(error) => return Err(error),
+        let mut breaks = 0;
+        let text = loop {
+            match self.requests.send(ask.clone()).await {
+                Ok(answer) => match answer.text().await {
+                    Ok(text) => break text,
+                    Err(_) if breaks < BREAKS => breaks += 1,
+                    Err(_) => return Err(odd("no end")),
+                },
+                Err(Error::NotFound { .. }) => return Ok((none, None)),
+                Err(error) => return Err(error),
+            }
         };
         let text = text.trim_start_matches('\u{feff}');
         let answer: Answer =

@@ -35,19 +35,23 @@ use object_store::{
 use reqwest::Response;
 use tokio::sync::Mutex;
 
-use self::request::{Ask, Requests};
+use self::request::{Ask, Requests, odd};
 pub(super) use self::sign::Opened;
+use self::write::UPLOAD;
 use super::client::Retries;
 
 /// What names of files and folders may not have in them.
-const FORBIDDEN: [char; 7] = ['"', ':', '<', '>', '|', '*', '?'];
+const FORBIDDEN: [char; 8] = ['"', ':', '<', '>', '|', '*', '?', '\\'];
 /// The longest name of one file or folder, in UTF-16 code units.
 const MAX_NAME: usize = 255;
 
 /// Why there can be no file of this key; `None`: there can.
 pub(super) fn unfit(key: &str) -> Option<String> {
-    if let Some(found) = key.chars().find(|c| FORBIDDEN.contains(c)) {
-        return Some(format!("Azure Files has no names with '{found}'"));
+    if let Some(found) = key.chars().find(|c| FORBIDDEN.contains(c) || c.is_control()) {
+        return Some(format!("Azure Files has no names with '{}'", found.escape_default()));
+    }
+    if key.split('/').any(|name| name.starts_with(UPLOAD)) {
+        return Some(format!("names that begin with '{UPLOAD}' are of uploads under way"));
     }
     let is_long = |name: &str| name.encode_utf16().count() > MAX_NAME;
     key.split('/')
@@ -266,9 +270,11 @@ impl MultipartStore for Share {
         &self,
         path: &Path,
         id: &MultipartId,
-        _parts: Vec<PartId>,
+        parts: Vec<PartId>,
     ) -> Result<PutResult> {
-        self.complete_upload(path, id).await?;
+        let lengths = parts.iter().map(|part| part.content_id.parse::<u64>());
+        let length = lengths.sum::<Result<u64, _>>().map_err(|_| odd("a part without length"))?;
+        self.complete_upload(path, id, length).await?;
         Ok(stored())
     }
 

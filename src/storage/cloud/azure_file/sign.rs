@@ -123,3 +123,48 @@ fn to_sign(account: &str, method: &Method, url: &Url, headers: &HeaderMap) -> St
     }
     lines
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What Azure's own client (azure-storage-file-share 12.27.1) sent, with this key.
+    #[tokio::test]
+    async fn requests_are_signed_as_azures_client_signs_them() {
+        let key = Secret::new(STANDARD.encode("a key of the tests only"));
+        let by_key = Opened::by_key(&key).unwrap();
+        let common =
+            [("x-ms-date", "Sun, 29 Nov 2026 06:53:12 GMT"), ("x-ms-version", "2026-10-06")];
+        let range: &[_] = &[
+            ("content-length", "5"),
+            ("content-type", "application/octet-stream"),
+            ("x-ms-client-request-id", "8b36253c-ebc1-11f1-9b06-02fc00000001"),
+            ("x-ms-range", "bytes=0-4"),
+            ("x-ms-write", "update"),
+        ];
+        let list: &[_] = &[("x-ms-client-request-id", "8b62f954-ebc1-11f1-9054-02fc00000001")];
+        for (method, address, headers, expected) in [
+            (
+                Method::PUT,
+                "a%20folder/%C3%A4%2Bb%2520.csv?comp=range",
+                range,
+                "QiN7oECzkOeoNkLiTYZktWgAVu5PpEAHcGybrwCLaC4=",
+            ),
+            (
+                Method::GET,
+                "a%20folder?prefix=x%20y&include=timestamps,Etag&restype=directory&comp=list",
+                list,
+                "EShyGKTGEbzmf8TD8QO3Kepft1YN9mLbMofmjhxo/bs=",
+            ),
+        ] {
+            let url = format!("https://acct.file.core.windows.net/share/{address}");
+            let mut given = HeaderMap::new();
+            for (name, value) in headers.iter().chain(&common) {
+                given.insert(*name, HeaderValue::from_static(value));
+            }
+            by_key.sign("acct", &method, &url.parse().unwrap(), &mut given).await.unwrap();
+            let signed = format!("SharedKey acct:{expected}");
+            assert_eq!(given[header::AUTHORIZATION], signed, "{method} {address}");
+        }
+    }
+}

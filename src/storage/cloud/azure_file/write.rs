@@ -50,6 +50,11 @@ fn parse_id<'a>(at: &Path, id: &'a str) -> Result<(String, &'a str)> {
     Ok((format!("{}{name}", folder_of(at)), file))
 }
 
+fn length_of(looked: &reqwest::Response) -> Result<u64> {
+    let length = text(looked.headers(), "content-length").and_then(|text| text.parse().ok());
+    length.ok_or_else(|| odd("no length"))
+}
+
 impl Share {
     pub(super) async fn put(&self, at: &Path, bytes: &PutPayload) -> Result<()> {
         let upload = beside(at)?;
@@ -121,9 +126,7 @@ impl Share {
     async fn grow(&self, upload: &str, length: u64) -> Result<()> {
         let _alone = self.growing.lock().await;
         let looked = self.requests.send(Ask::new(Method::HEAD, upload)).await?;
-        let found: Option<u64> =
-            text(looked.headers(), "content-length").and_then(|text| text.parse().ok());
-        if found.ok_or_else(|| odd("no length"))? >= length {
+        if length_of(&looked)? >= length {
             return Ok(());
         }
         let mut ask = Ask::new(Method::PUT, upload)
@@ -135,8 +138,15 @@ impl Share {
         self.requests.send(ask).await.map(drop)
     }
 
-    pub(super) async fn complete_upload(&self, at: &Path, id: &str) -> Result<()> {
+    /// Puts an upload in its place. `length`: of all its parts.
+    pub(super) async fn complete_upload(&self, at: &Path, id: &str, length: u64) -> Result<()> {
         let (upload, file) = parse_id(at, id)?;
+        match self.requests.send(Ask::new(Method::HEAD, &upload)).await {
+            // Who made it longer elsewhere at the same time may have cut it off.
+            Ok(looked) if length_of(&looked)? != length => return Err(odd("other parts")),
+            Ok(_) | Err(Error::NotFound { .. }) => {}
+            Err(error) => return Err(error),
+        }
         match self.rename(&upload, at).await {
             // A try whose answer was lost may have done it.
             Err(error @ Error::NotFound { .. }) => match self.look(at).await {
