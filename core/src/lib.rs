@@ -32,3 +32,4 @@ pub mod suggest;
 pub mod testkit;
 pub mod time;
 pub mod track;
+pub mod url;

@@ -2,15 +2,11 @@
 
 use std::time::Duration;
 
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use atelier_core::url::encoded;
 use reqwest::{Body, Method, RequestBuilder, Response, StatusCode, header};
 use serde::Deserialize;
 
 use super::{Client, innermost};
-
-/// What stands as it is in a path of a URL.
-const PATH: &AsciiSet =
-    &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~').remove(b'/');
 
 /// Tries for what fails because of the way or the moment.
 const TRIES: u32 = 6;
@@ -101,8 +97,7 @@ impl Data {
     }
 
     fn request(&self, method: Method, datastore: &str, path: &str, query: &str) -> RequestBuilder {
-        let (datastore, path) =
-            (utf8_percent_encode(datastore, PATH), utf8_percent_encode(path, PATH));
+        let (datastore, path) = (encoded(datastore), encoded(path));
         let url = format!("{}/{datastore}/{path}{query}", self.base);
         self.http.request(method, url).bearer_auth(self.token.secret())
     }
@@ -118,14 +113,9 @@ impl Data {
         after: Option<&str>,
         depth: Depth,
     ) -> Result<Page, Error> {
-        let mut url = format!(
-            "{}/{}?prefix={}",
-            self.base,
-            utf8_percent_encode(datastore, PATH),
-            utf8_percent_encode(folder, PATH)
-        );
+        let mut url = format!("{}/{}?prefix={}", self.base, encoded(datastore), encoded(folder));
         if let Some(after) = after {
-            url.push_str(&format!("&after={}", utf8_percent_encode(after, PATH)));
+            url.push_str(&format!("&after={}", encoded(after)));
         }
         if depth == Depth::Level {
             url.push_str("&delimiter=/");

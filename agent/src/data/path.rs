@@ -1,17 +1,12 @@
 //! Paths within datastores, and the names of files as parts of them.
 
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-
 use super::Error;
+pub(super) use atelier_core::url::encoded as in_url;
 
 /// The longest path, in bytes, that datastores take.
 const MAX_PATH: usize = 2048;
 /// The longest segment, in bytes.
 const MAX_SEGMENT: usize = 255;
-
-/// Everything but what may stand in a URL's path as it is.
-const IN_URL: &AsciiSet =
-    &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~').remove(b'/');
 
 /// Refuses what is no path within a datastore: joined to a folder, a path that passes can only lead
 /// below it.
@@ -52,11 +47,6 @@ pub(super) fn place(path: &str) -> Result<&str, Error> {
         "" => Ok(path),
         _ => checked(path),
     }
-}
-
-/// A path as part of a URL.
-pub(super) fn in_url(path: &str) -> String {
-    utf8_percent_encode(path, IN_URL).to_string()
 }
 
 /// A file's name as a segment of a path. Names that are no plain text (bytes that are not UTF-8,

@@ -121,8 +121,8 @@ fn name_of(url: &Url) -> String {
     }
 }
 
-/// Reads a URL into a file of `folder`; `address`: by which address of cloud storage it was named, if by one. What the server gives a strong tag to is kept in the cache
-/// and asked for again only if the tag has changed.
+/// Reads a URL into a file of `folder`; `address`: by which address of cloud storage it was named, if by one. What the
+/// server gives a strong tag to is kept in the cache and asked for again only if the tag has changed.
 pub(super) async fn fetch(
     inner: &Inner,
     name: &str,

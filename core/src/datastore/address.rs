@@ -102,7 +102,8 @@ impl Address {
         let form = |form| AddressError::Form { text: text.to_owned(), form };
         let not_served = |why| AddressError::NotServed { text: text.to_owned(), why };
         let (scheme, rest) = text.split_once("://").unwrap_or(("", text));
-        if let Some((place, _)) = text.split_once('?').filter(|(_, query)| query.contains("sig=")) {
+        let is_signed = |query: &str| query.split('&').any(|pair| pair.starts_with("sig="));
+        if let Some((place, _)) = text.split_once('?').filter(|(_, query)| is_signed(query)) {
             // It would be part of the path, and be told wherever that is.
             let text = format!("{place}?…");
             return Err(AddressError::Form { text, form: WITHOUT_SIGNATURE });

@@ -2,10 +2,10 @@
 
 use std::path::{Component, Path, PathBuf};
 
+use atelier_core::url::encoded;
 use atelier_proto::job::v1::{Artifact, ListArtifactsRequest};
 use clap::Args;
 use futures::{StreamExt as _, TryStreamExt as _};
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::json;
 use tokio::fs;
 use tokio::io::AsyncWriteExt as _;
@@ -18,9 +18,6 @@ use crate::client::Client;
 const PARALLEL: usize = 8;
 /// Tries for one file when the connection breaks.
 const TRIES: u32 = 3;
-/// What stands as it is in a path of a URL.
-const PATH: &AsciiSet =
-    &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~').remove(b'/');
 
 #[derive(Args)]
 #[command(after_help = "\
@@ -186,8 +183,8 @@ async fn fetch_once(
     let url = format!(
         "{}/data/v1/{}/{}",
         target.server,
-        utf8_percent_encode(&artifact.datastore, PATH),
-        utf8_percent_encode(&artifact.key, PATH),
+        encoded(&artifact.datastore),
+        encoded(&artifact.key),
     );
     let lost = |error: reqwest::Error| {
         let cause = crate::client::innermost(&error);

@@ -16,9 +16,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use atelier_core::content::EntryName;
 use atelier_core::id::Principal;
 use atelier_core::layout::{self, BLOB_STORE};
+use atelier_core::url::encoded;
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _, TryStreamExt as _};
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 
 use super::cache::StatCache;
@@ -31,9 +31,6 @@ use crate::storage::ObjectPath;
 const AT_ONCE: usize = 4;
 /// How much of a file is read at once.
 const PIECE: u64 = 256 * 1024;
-/// What a path keeps as it is in a URL.
-const KEPT: &AsciiSet =
-    &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~').remove(b'/');
 
 /// The workspace's data gateway, as a client sees it. Cheap to clone.
 #[derive(Clone)]
@@ -162,9 +159,9 @@ impl Gateway {
     async fn stored(&self, below: &ObjectPath) -> Result<HashMap<String, u64>, Error> {
         let (mut stored, mut after) = (HashMap::new(), None::<String>);
         loop {
-            let mut query = format!("?prefix={}", utf8_percent_encode(below.as_str(), KEPT));
+            let mut query = format!("?prefix={}", encoded(below.as_str()));
             if let Some(after) = after.take() {
-                query.push_str(&format!("&after={}", utf8_percent_encode(&after, KEPT)));
+                query.push_str(&format!("&after={}", encoded(&after)));
             }
             let place = Path::new(below.as_str());
             let answer = self.request(reqwest::Method::GET, &query).send().await;
@@ -187,7 +184,7 @@ impl Gateway {
         key: ObjectPath,
         sent: impl Fn(u64) + Send + Sync + 'static,
     ) -> Result<(), Error> {
-        let url = format!("/{}", utf8_percent_encode(key.as_str(), KEPT));
+        let url = format!("/{}", encoded(key.as_str()));
         let body = reqwest::Body::wrap_stream(pieces(file.clone(), sent));
         let answer = self
             .request(reqwest::Method::PUT, &url)

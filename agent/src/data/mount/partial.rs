@@ -188,8 +188,8 @@ impl Partial {
     }
 
     fn write(&self, bytes: &[u8], at: u64) -> io::Result<()> {
-        let pieces = (at..).step_by(PIECE).zip(bytes.chunks(PIECE));
-        pieces.into_iter().try_for_each(|(at, piece)| self.data.write_all_at(piece, at))
+        let mut pieces = (at..).step_by(PIECE).zip(bytes.chunks(PIECE));
+        pieces.try_for_each(|(at, piece)| self.data.write_all_at(piece, at))
     }
 
     /// Gives a block's room back; how many bytes that was at most.

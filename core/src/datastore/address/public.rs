@@ -1,6 +1,7 @@
 //! Where everybody may read what lies at an address, if its owner lets everybody.
 
 use super::{Address, AddressError, Bucket};
+use crate::url::encoded;
 
 impl Address {
     /// The page of the web that an object is if everybody may read it; `None`: the address names a whole bucket or
@@ -31,27 +32,13 @@ impl Address {
         if self.path.split('/').any(|segment| matches!(segment, "." | "..")) {
             return None;
         }
-        Some(format!("{root}/{}", in_url(&self.path)))
+        Some(format!("{root}/{}", encoded(&self.path)))
     }
 
     /// That no datastore has it, with the command that makes one.
     pub fn without_datastore(&self) -> AddressError {
         AddressError::NoDatastore { text: self.text.clone(), definition: self.definition() }
     }
-}
-
-/// A path as URLs have it: all but the unreserved characters (RFC 3986, 2.3) and `/` as `%XX`.
-fn in_url(path: &str) -> String {
-    let mut text = String::with_capacity(path.len());
-    for byte in path.bytes() {
-        match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' => {
-                text.push(char::from(byte));
-            }
-            other => text.push_str(&format!("%{other:02X}")),
-        }
-    }
-    text
 }
 
 #[cfg(test)]
@@ -64,6 +51,7 @@ mod tests {
         let error = Address::parse(text).unwrap_err().to_string();
         assert!(error.contains("x.csv?…") && error.contains("sas_token"), "{error}");
         assert!(!error.contains("c2VjcmV0"), "{error}");
+        assert!(Address::parse("s3://b/x?design=1&sigma=2").is_ok());
     }
 
     #[test]

@@ -33,7 +33,7 @@ fn nothing_leads_out_of_the_folder() {
 /// Stores an object, and tells of it as a job's artifact at `path`.
 async fn stored(client: &Client, path: &str, content: &str) -> Artifact {
     let key = format!("ExperimentRun/dcid.j/{path}");
-    let escaped = percent_encoding::utf8_percent_encode(&key, super::PATH);
+    let escaped = atelier_core::url::encoded(&key);
     let url = format!("{}/data/v1/{STORE}/{escaped}", client.target().server);
     let token = client.target().token.secret();
     let put = client.http().unwrap().put(url).bearer_auth(token).body(content.to_owned());

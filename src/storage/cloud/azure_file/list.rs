@@ -119,7 +119,7 @@ impl Share {
         if let Some(marker) = from {
             ask = ask.query("marker", marker);
         }
-        let (mut found, none) = (empty(), empty());
+        let mut found = empty();
         let mut breaks = 0;
         let text = loop {
             match self.requests.send(ask.clone()).await {
@@ -128,7 +128,7 @@ impl Share {
                     Err(_) if breaks < BREAKS => breaks += 1,
                     Err(_) => return Err(odd("no end")),
                 },
-                Err(Error::NotFound { .. }) => return Ok((none, None)),
+                Err(Error::NotFound { .. }) => return Ok((empty(), None)),
                 Err(error) => return Err(error),
             }
         };

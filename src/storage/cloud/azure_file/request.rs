@@ -1,9 +1,10 @@
 //! One request, tried again as those of other stores are.
 
+use atelier_core::url::encoded;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use object_store::{Error, Result};
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::{Response, Url};
 
 use super::sign::Opened;
@@ -13,9 +14,6 @@ use crate::storage::cloud::client::{CONNECT, Retries, STILL, USER_AGENT};
 const VERSION: &str = "2022-11-02";
 /// More than any refusal is long.
 const MAX_REFUSAL: usize = 64 << 10;
-/// What addresses have as it is.
-const PLAIN: &AsciiSet =
-    &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~').remove(b'/');
 /// Codes that there is no file, or no folder, of that name.
 const MISSING: [&str; 3] = ["ResourceNotFound", "ParentNotFound", "ResourceTypeMismatch"];
 
@@ -128,7 +126,7 @@ impl Requests {
     }
 
     fn url(&self, path: &str, query: &[(&'static str, String)]) -> Result<Url> {
-        let path = utf8_percent_encode(path, PLAIN);
+        let path = encoded(path);
         let mut text = format!("{}/{path}", self.root).trim_end_matches('/').to_owned();
         for (index, (name, value)) in query.iter().enumerate() {
             let value = utf8_percent_encode(value, NON_ALPHANUMERIC);

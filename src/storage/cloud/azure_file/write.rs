@@ -59,9 +59,9 @@ impl Share {
     pub(super) async fn put(&self, at: &Path, bytes: &PutPayload) -> Result<()> {
         let upload = beside(at)?;
         let done = async {
-            self.create(at, &upload, bytes.content_length() as u64).await?;
+            let file = self.create(at, &upload, bytes.content_length() as u64).await?;
             self.write(&upload, 0, bytes).await?;
-            self.rename(&upload, at).await
+            self.place(&upload, at, &file).await
         };
         self.or_give_up(&upload, done.await).await
     }
@@ -74,20 +74,20 @@ impl Share {
                 .with("x-ms-copy-source", self.requests.source(from.as_ref())?)
                 .with("x-ms-source-allow-trailing-dot", "true");
             self.in_folders(to, ask).await?;
-            self.copied(&upload).await?;
-            self.rename(&upload, to).await
+            let file = self.copied(&upload).await?;
+            self.place(&upload, to, &file).await
         };
         self.or_give_up(&upload, done.await).await
     }
 
-    /// Waits for a copy, as long as it comes on.
-    async fn copied(&self, upload: &str) -> Result<()> {
+    /// Waits for a copy, as long as it comes on; the service's own name for it.
+    async fn copied(&self, upload: &str) -> Result<String> {
         let (mut progress, mut since) = (String::new(), Instant::now());
         loop {
             let looked = self.requests.send(Ask::new(Method::HEAD, upload)).await?;
             let said = |name| text(looked.headers(), name).unwrap_or_default();
             match said("x-ms-copy-status") {
-                "success" => return Ok(()),
+                "success" => return Ok(said("x-ms-file-id").to_owned()),
                 "pending" if said("x-ms-copy-progress") != progress => {
                     (progress, since) = (said("x-ms-copy-progress").to_owned(), Instant::now());
                 }
@@ -147,14 +147,7 @@ impl Share {
             Ok(_) | Err(Error::NotFound { .. }) => {}
             Err(error) => return Err(error),
         }
-        match self.rename(&upload, at).await {
-            // A try whose answer was lost may have done it.
-            Err(error @ Error::NotFound { .. }) => match self.look(at).await {
-                Ok(found) if text(found.headers(), "x-ms-file-id") == Some(file) => Ok(()),
-                _ => Err(error),
-            },
-            other => other,
-        }
+        self.place(&upload, at, file).await
     }
 
     pub(super) async fn abort_upload(&self, at: &Path, id: &str) -> Result<()> {
@@ -224,6 +217,18 @@ impl Share {
             .body(bytes.freeze());
         self.requests.send(ask).await?;
         Ok(next)
+    }
+
+    /// Gives a file that is written its place. `file`: the service's own name for it, which it keeps.
+    async fn place(&self, upload: &str, to: &Path, file: &str) -> Result<()> {
+        match self.rename(upload, to).await {
+            // A try whose answer was lost may have done it.
+            Err(error @ Error::NotFound { .. }) => match self.look(to).await {
+                Ok(found) if text(found.headers(), "x-ms-file-id") == Some(file) => Ok(()),
+                _ => Err(error),
+            },
+            other => other,
+        }
     }
 
     async fn rename(&self, upload: &str, to: &Path) -> Result<()> {
