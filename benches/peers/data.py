@@ -14,6 +14,7 @@ from pathlib import Path
 atelier, tools = sys.argv[1], Path(sys.argv[2])
 size, files = int(os.environ.get("BYTES", 4 << 30)), int(os.environ.get("FILES", 50_000))
 rounds = int(os.environ.get("ROUNDS", 3))
+wanted = sys.argv[3:] or ["mounts", "s3s", "moto", "azurite"]
 key, secret = "AKIABENCHBENCHBENCH1", "bench-secret"
 work = Path(tempfile.mkdtemp(prefix="atelier-data-"))
 servers = []
@@ -96,10 +97,10 @@ def workspace():
           "--data-cache", os.environ.get("CACHE", "40GiB"))
 
 
-def datastore(name, url):
+def datastore(name, url, bucket="bench"):
     yaml = f"""name: {name}
 type: s3
-bucket: bench
+bucket: {bucket}
 endpoint: {url}
 path_style: true
 credentials: {{access_key_id: {key}, secret_access_key: {secret}}}
@@ -109,13 +110,13 @@ credentials: {{access_key_id: {key}, secret_access_key: {secret}}}
 
 
 def job(command, given, made=None):
-    """Seconds of preparing and of finalizing."""
+    """Seconds of preparing and of finalizing; `given` and `made`: buckets that are datastores."""
     yaml = f"""command: |
   {command}
-inputs: {{given: {{type: uri_folder, mode: download, path: 'azureml://datastores/bench/paths/{given}'}}}}
+inputs: {{given: {{type: uri_folder, mode: download, path: 'azureml://datastores/{given}/paths/'}}}}
 """
     if made:
-        yaml += f"outputs: {{made: {{type: uri_folder, path: 'azureml://datastores/bench/paths/{made}'}}}}\n"
+        yaml += f"outputs: {{made: {{type: uri_folder, path: 'azureml://datastores/{made}/paths/'}}}}\n"
     name = json.loads(run(atelier, "job", "create", "-f", "-", "--query", "name", "-o", "json", given=yaml))
     if subprocess.run([atelier, "job", "stream", "-q", name], env=env, capture_output=True).returncode != 0:
         sys.exit("data: " + run(atelier, "job", "show", name))
@@ -197,51 +198,142 @@ def rclone_at(url):
 
 def main():
     workspace()
-    mounts()
-    copies()
+    if "mounts" in wanted:
+        mounts()
+    for program in ("s3s", "moto", "azurite"):
+        if program in wanted:
+            copies(program)
 
 
-def copies():
-    url = server("moto")
-    datastore("bench", url)
-    rclone = rclone_at(url)
-    peers = {
-        "rclone": lambda a, b: seconds(*rclone, "copy", a.replace("s3://", ":s3:") + "/",
-                                     b.replace("s3://", ":s3:") + "/"),
-        "s5cmd": lambda a, b: seconds(*s5cmd(url), "cp", a + ("/*" if a.startswith("s3") else "/"), b + "/"),
-        "aws": lambda a, b: seconds(str(tools / "peers/bin/aws"), "--endpoint-url", url, "s3", "cp", "--recursive",
-                                    "--only-show-errors", a, b),
-    }
+class S3:
+    """A server of S3 and the tools that copy to it and from it: each `copy` takes a bucket or a folder first."""
+
+    def __init__(self, program):
+        self.url = server(program)
+        self.rclone = [*rclone_at(self.url), "copy"]
+        self.copies = {"rclone": self.by_rclone, "s5cmd": self.by_s5cmd, "aws": self.by_aws}
+
+    def make(self, bucket):
+        run(*s5cmd(self.url), "mb", f"s3://{bucket}")
+
+    def clear(self, bucket):
+        run(*s5cmd(self.url), "rm", f"s3://{bucket}/*")
+
+    def datastore(self, name, bucket):
+        datastore(name, self.url, bucket)
+
+    def by_rclone(self, up, folder, bucket):
+        way = [f"{folder}/", f":s3:{bucket}/"]
+        return seconds(*self.rclone, *(way if up else way[::-1]))
+
+    def by_s5cmd(self, up, folder, bucket):
+        way = [f"{folder}/", f"s3://{bucket}/"] if up else [f"s3://{bucket}/*", f"{folder}/"]
+        return seconds(*s5cmd(self.url), "cp", *way)
+
+    def by_aws(self, up, folder, bucket):
+        way = [folder, f"s3://{bucket}"]
+        aws = [str(tools / "peers/bin/aws"), "--endpoint-url", self.url]
+        return seconds(*aws, "s3", "cp", "--recursive", "--only-show-errors", *(way if up else way[::-1]))
+
+
+class Azure:
+    """Azurite, and what copies to it and from it."""
+
+    ACCOUNT = "devstoreaccount1"
+    # The one that Azurite's documentation gives everybody.
+    KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+
+    def __init__(self, _):
+        at = port()
+        start("azurite", str(tools / "azurite/node_modules/.bin/azurite-blob"), "--silent", "--skipApiVersionCheck",
+              "--location", str(fresh("azurite")), "--blobHost", "127.0.0.1", "--blobPort", str(at))
+        self.url = f"http://127.0.0.1:{at}/{self.ACCOUNT}"
+        self.connection = (f"DefaultEndpointsProtocol=http;AccountName={self.ACCOUNT};AccountKey={self.KEY};"
+                           f"BlobEndpoint={self.url};")
+        wait(lambda: subprocess.run([*self.az("container", "create"), "-n", "probe"], env=env,
+                                    capture_output=True).returncode == 0)
+        until = time.strftime("%Y-%m-%dT%H:%MZ", time.gmtime(time.time() + 6 * 3600))
+        self.sas = run(*self.az("account", "generate-sas"), "--permissions", "rwdlacup", "--services", "b",
+                       "--resource-types", "sco", "--expiry", until, "-o", "tsv").strip()
+        self.rclone = ["rclone", "--config", "/dev/null", "--azureblob-account", self.ACCOUNT, "--azureblob-key",
+                       self.KEY, "--azureblob-endpoint", self.url, "--transfers", "8", "copy"]
+        self.copies = {"rclone": self.by_rclone, "azcopy": self.by_azcopy, "az": self.by_az}
+
+    def az(self, *words):
+        return [str(tools / "az/bin/az"), "storage", *words, "--connection-string", self.connection]
+
+    def make(self, bucket):
+        run(*self.az("container", "create"), "-n", bucket)
+
+    def clear(self, bucket):
+        run(*self.az("container", "delete"), "-n", bucket)
+
+    def datastore(self, name, bucket):
+        yaml = f"""name: {name}
+type: azure_blob
+account_name: {self.ACCOUNT}
+container_name: {bucket}
+endpoint: {self.url}
+credentials: {{account_key: {self.KEY}}}
+"""
+        run(atelier, "datastore", "create", "-f", "-", given=yaml)
+
+    def by_rclone(self, up, folder, bucket):
+        way = [f"{folder}/", f":azureblob:{bucket}/"]
+        return seconds(*self.rclone, *(way if up else way[::-1]))
+
+    def by_azcopy(self, up, folder, bucket):
+        azcopy = str(tools / "azcopy/node_modules/@azure-tools/azcopy-linux/dist/bin/azcopy_linux_amd64")
+        at = f"{self.url}/{bucket}"
+        way = [f"{folder}/*", f"{at}?{self.sas}"] if up else [f"{at}/*?{self.sas}", folder]
+        return seconds(azcopy, "copy", *way, "--recursive", "--from-to", "LocalBlob" if up else "BlobLocal")
+
+    def by_az(self, up, folder, bucket):
+        words = ["upload-batch", "-s", folder, "-d", bucket] if up else ["download-batch", "-s", bucket, "-d", folder]
+        return seconds(*self.az("blob", *words), "--only-show-errors", "--no-progress")
+
+
+def copies(program):
+    """Each copy goes to a bucket of its own: s3s-fs answers 500 where a folder is asked for as an object."""
+    served = (Azure if program == "azurite" else S3)(program)
     sets = {"one file": lambda at: large(at / "large"), "small files": small}
-    for what, make in sets.items():
+    for number, (what, make) in enumerate(sets.items()):
         source = fresh("source")
         make(source)
-        figures = {name: ([], []) for name in ["atelier", *peers]}
+        figures = {name: ([], []) for name in ["atelier", *served.copies]}
         for round in range(rounds):
-            for name, copy in peers.items():
-                at = f"{name}-{round}"
-                up = copy(str(source), f"s3://bench/{at}")
-                down = copy(f"s3://bench/{at}", str(fresh("target")))
+            def bucket(name):
+                named = f"{name}-{program}-{number}-{round}"
+                served.make(named)
+                return named
+
+            for name, copy in served.copies.items():
+                at = bucket(name)
+                up = copy(True, str(source), at)
+                down = copy(False, str(fresh("target")), at)
                 check(work / "target", source)
                 figures[name][0].append(down)
                 figures[name][1].append(up)
-                run(*s5cmd(url), "rm", f"s3://bench/{at}/*")
-            given, made = f"given-{round}", f"made-{round}"
-            peers["s5cmd"](str(source), f"s3://bench/{given}")
-            down, up = job("cp -rl ${{inputs.given}}/. ${{outputs.made}}/ || cp -r ${{inputs.given}}/. ${{outputs.made}}/", given, made)
-            peers["s5cmd"](f"s3://bench/{made}", str(fresh("target")))
+                served.clear(at)
+            given, made = bucket("given"), bucket("made")
+            for at in (given, made):
+                served.datastore(at.replace("-", "_"), at)
+            served.by_rclone(True, str(source), given)
+            words = "cp -rl ${{inputs.given}}/. ${{outputs.made}}/ || cp -r ${{inputs.given}}/. ${{outputs.made}}/"
+            down, up = job(words, given.replace("-", "_"), made.replace("-", "_"))
+            served.by_rclone(False, str(fresh("target")), made)
             check(work / "target", source)
-            again, _ = job("true", given)
+            again, _ = job("true", given.replace("-", "_"))
             figures["atelier"][0].append(down)
             figures["atelier"][1].append(up)
-            print(json.dumps({"set": what, "round": round, "again_s": round_(again),
+            print(json.dumps({"server": program, "set": what, "round": round, "again_s": round_(again),
                               **{name: [round_(d[-1]), round_(u[-1])] for name, (d, u) in figures.items()}}), flush=True)
             for at in (given, made):
-                run(*s5cmd(url), "rm", f"s3://bench/{at}/*")
+                served.clear(at)
         for way, index in (("download", 0), ("upload", 1)):
             medians = {name: statistics.median(both[index]) for name, both in figures.items()}
             fastest = min((name for name in medians if name != "atelier"), key=medians.get)
-            print(json.dumps({"set": what, "way": way, "fastest_peer": fastest,
+            print(json.dumps({"server": program, "set": what, "way": way, "fastest_peer": fastest,
                               "of_its_speed": round_(medians[fastest] / medians["atelier"]),
                               **{name: round_(took) for name, took in medians.items()}}), flush=True)
 

@@ -30,10 +30,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 /// What is longer than this is read in ranges, so many at once of one object and in all.
 const RANGED: u64 = 32 << 20;
-/// Bytes of the shortest and of the longest range, and about how many there are between: each is a request, and what
-/// broke goes on where it was, so that there need not be many.
-const RANGE: RangeInclusive<u64> = 16 << 20..=256 << 20;
-const RANGES_OF_ONE: u64 = 16;
+/// Bytes of the shortest and of the longest range. Between them there are as many as are read at once: each is a
+/// request, for which some stores open the whole object, and what broke goes on where it was.
+const RANGE: RangeInclusive<u64> = 16 << 20..=1 << 30;
 const RANGES: usize = 4;
 const RANGES_IN_ALL: usize = 16;
 
@@ -370,7 +369,7 @@ impl Gateway {
 
     async fn in_ranges(&self, object: &Wanted<'_>, size: u64, to: &Path) -> Result<(), Failure> {
         let sink = Sink::create(to).await?;
-        let length = size.div_ceil(RANGES_OF_ONE).clamp(*RANGE.start(), *RANGE.end());
+        let length = size.div_ceil(RANGES as u64).clamp(*RANGE.start(), *RANGE.end());
         let ranges = (0..size.div_ceil(length)).map(|n| n * length..((n + 1) * length).min(size));
         futures::stream::iter(ranges)
             .map(|range| self.range(object, sink.from(range.start), range.end).boxed())

@@ -170,7 +170,7 @@ impl<'a> Entry<'a> {
             Means::UserNamespace | Means::Root => {
                 plan.push(Action::KeepApart);
                 plan.all(&view)?;
-                plan.processes(view.own_processes)?;
+                plan.processes(view.own_processes, view.stays_root())?;
                 None
             }
         };

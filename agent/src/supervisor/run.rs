@@ -73,6 +73,8 @@ struct Supervisor<'a> {
     lease_until: u64,
     timeout_at: u64,
     leader: Leader,
+    /// Whether it has been waited for.
+    is_leader_gone: bool,
     /// How often somebody has stopped it.
     stops: u32,
     /// Which of the commands have ended.
@@ -146,6 +148,7 @@ pub(super) fn run(
         timeout_at: u64::MAX,
         ended,
         leader,
+        is_leader_gone: false,
         stops: 0,
         verdict: None,
         failure: None,
@@ -383,13 +386,15 @@ impl Supervisor<'_> {
         self.leader.terminate(&self.ended);
     }
 
-    /// The commands have ended: what is left dies, with the leader where it owns all.
+    /// The commands have ended, and the leader ends: what is left dies with it where it owns all, and comes to
+    /// this process where it does not. That is looked for then ([`Self::reap`]): most often nothing is left, and
+    /// looking at every process of the machine takes longer than all else here.
     fn finish(&mut self, now: u64, give_up_at: u64) {
-        self.end_mounts(now);
-        match self.leader.owns_all {
-            true => self.phase = Phase::Killing { again_at: now + KILL_AGAIN_MS, give_up_at },
-            false => self.kill(now, give_up_at),
+        if self.is_leader_gone {
+            return self.kill(now, give_up_at);
         }
+        self.end_mounts(now);
+        self.phase = Phase::Killing { again_at: now + KILL_AGAIN_MS, give_up_at };
     }
 
     fn kill(&mut self, now: u64, give_up_at: u64) {
@@ -399,7 +404,7 @@ impl Supervisor<'_> {
         if let Some(cgroup) = &self.launch.cgroup {
             cgroup.kill();
         }
-        let left = self.leader.kill(self.childless);
+        let left = self.leader.kill(self.is_leader_gone);
         self.reap();
         if !self.childless && now >= give_up_at {
             self.survivors = left.max(1);
@@ -427,6 +432,10 @@ impl Supervisor<'_> {
                         self.leader_ended_early(status);
                     }
                     self.ended.fill(true);
+                    self.is_leader_gone = true;
+                    if let Phase::Killing { again_at, .. } = &mut self.phase {
+                        *again_at = 0;
+                    }
                 }
                 Ok(Some(_)) | Err(Errno::INTR) => {}
                 Ok(None) => return,
@@ -440,7 +449,7 @@ impl Supervisor<'_> {
 
     /// A leader that is stopped hears of nothing and tells nothing.
     fn keep_leader_going(&mut self, now: u64) {
-        if self.childless || !self.leader.go_on() {
+        if self.is_leader_gone || !self.leader.go_on() {
             return;
         }
         self.stops = self.stops.saturating_add(1);
