@@ -116,7 +116,7 @@ def job(command, given, made=None):
 inputs: {{given: {{type: uri_folder, mode: download, path: 'azureml://datastores/{given}/paths/'}}}}
 """
     if made:
-        yaml += f"outputs: {{made: {{type: uri_folder, path: 'azureml://datastores/{made}/paths/'}}}}\n"
+        yaml += f"outputs: {{made: {{type: uri_folder, path: 'azureml://datastores/{made}/paths/made'}}}}\n"
     name = json.loads(run(atelier, "job", "create", "-f", "-", "--query", "name", "-o", "json", given=yaml))
     if subprocess.run([atelier, "job", "stream", "-q", name], env=env, capture_output=True).returncode != 0:
         sys.exit("data: " + run(atelier, "job", "show", name))
@@ -321,7 +321,7 @@ def copies(program):
             served.by_rclone(True, str(source), given)
             words = "cp -rl ${{inputs.given}}/. ${{outputs.made}}/ || cp -r ${{inputs.given}}/. ${{outputs.made}}/"
             down, up = job(words, given.replace("-", "_"), made.replace("-", "_"))
-            served.by_rclone(False, str(fresh("target")), made)
+            served.by_rclone(False, str(fresh("target")), f"{made}/made")
             check(work / "target", source)
             again, _ = job("true", given.replace("-", "_"))
             figures["atelier"][0].append(down)
