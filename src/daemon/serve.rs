@@ -113,6 +113,8 @@ pub struct Daemon {
     pub address: SocketAddr,
     /// The way to its reactor.
     pub handle: Handle,
+    #[cfg(test)]
+    pub(crate) shared: Shared,
     stop: watch::Sender<bool>,
     ended: tokio::task::JoinHandle<Result<(), Error>>,
 }
@@ -406,7 +408,14 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
             store: database,
         },
     ));
-    Ok(Daemon { address, handle, stop, ended })
+    Ok(Daemon {
+        address,
+        handle,
+        #[cfg(test)]
+        shared,
+        stop,
+        ended,
+    })
 }
 
 /// What a stopping daemon still has to see to.
