@@ -85,7 +85,12 @@ impl Wanted {
         let misfit = self.credentials.as_ref().and_then(|given| given.misfit(&self.draft.source));
         match misfit {
             Some(why) => Err(Refusal::Credentials { name: self.draft.name.clone(), why }.into()),
-            None => Ok(()),
+            None => match self.credentials.as_ref().and_then(Credentials::malformed) {
+                Some(fault) => {
+                    Err(Refusal::Malformed { name: self.draft.name.clone(), fault }.into())
+                }
+                None => Ok(()),
+            },
         }
     }
 }

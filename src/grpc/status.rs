@@ -237,7 +237,9 @@ status!(daemon::DatastoreError, error => match &error {
         | DatastoreRefusal::FixedPlace { .. }
         | DatastoreRefusal::InUse { .. }
         | DatastoreRefusal::HoldsAssets { .. } => Code::FailedPrecondition,
-        DatastoreRefusal::Credentials { .. } => Code::InvalidArgument,
+        DatastoreRefusal::Credentials { .. } | DatastoreRefusal::Malformed { .. } => {
+            Code::InvalidArgument
+        }
         DatastoreRefusal::NoSuch { .. } => Code::NotFound,
     },
     daemon::DatastoreError::Invalid(_) => Code::InvalidArgument,

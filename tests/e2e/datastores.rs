@@ -321,6 +321,9 @@ fn a_service_principals_certificate_is_sent_sealed_and_found_nowhere() {
     assert!(said.contains("no token for the service principal"), "{said}");
     // One that is not the file's is no way in.
     cluster.write("sales.yml", yaml("00"));
+    let short = cluster.atelier(["datastore", "update", "-f", "sales.yml"]).fails(1);
+    short.says(&["thumbprint", "40 hexadecimal digits"]).never_says(&[key]);
+    cluster.write("sales.yml", yaml(&"00".repeat(20)));
     cluster.atelier(["datastore", "update", "-f", "sales.yml"]).ok();
     let tried = cluster.atelier(["datastore", "test", "sales"]).fails(1);
     let said = format!("{}{}", tried.stdout(), tried.stderr);

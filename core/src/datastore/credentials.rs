@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
@@ -144,7 +146,127 @@ impl KeptCredentials {
     }
 }
 
+/// What cannot be a credential, without anything of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("credentials.{field}: {problem}; {help}")]
+pub struct Malformed {
+    /// Which.
+    pub field: &'static str,
+    /// What is wrong with it.
+    pub problem: &'static str,
+    /// What to do.
+    pub help: &'static str,
+}
+
+impl Malformed {
+    const fn new(field: &'static str, problem: &'static str, help: &'static str) -> Self {
+        Self { field, problem, help }
+    }
+}
+
+/// Digits of a certificate's SHA-1 digest.
+const THUMBPRINT: usize = 40;
+
+fn account_key(key: &str) -> Option<Malformed> {
+    let is_key = STANDARD.decode(key).map(Zeroizing::new).is_ok_and(|bytes| !bytes.is_empty());
+    (!is_key).then_some(Malformed::new(
+        "account_key",
+        "it is not Base64, as the key of a storage account is",
+        "copy the key whole, without blanks (az storage account keys list)",
+    ))
+}
+
+fn sas_token(token: &str) -> Option<Malformed> {
+    let parts = || token.trim_start_matches('?').split('&').filter(|part| !part.is_empty());
+    let is_signed =
+        parts().any(|part| part.strip_prefix("sig=").is_some_and(|sig| !sig.is_empty()));
+    (token.contains(char::is_whitespace) || !is_signed || !parts().all(|part| part.contains('=')))
+        .then_some(Malformed::new(
+            "sas_token",
+            "it is no shared access signature",
+            "copy what follows the '?' of the signed address, as sv=…&sig=…",
+        ))
+}
+
+fn service_account(key: &str) -> Option<Malformed> {
+    const COPY: &str = "copy the file that Google gave out for the account whole";
+    let fault = |problem| Some(Malformed::new("service_account", problem, COPY));
+    let Ok(serde_json::Value::Object(key)) = serde_json::from_str(key) else {
+        return fault("it is not the JSON of a key");
+    };
+    let text = |name: &str| key.get(name).and_then(serde_json::Value::as_str).unwrap_or_default();
+    if ["client_email", "private_key_id"].into_iter().any(|name| text(name).is_empty()) {
+        return fault("it has no client_email, or no private_key_id");
+    }
+    match has_pem(text("private_key"), "PRIVATE KEY") {
+        true => None,
+        false => fault("its private_key is not in PEM (-----BEGIN PRIVATE KEY-----)"),
+    }
+}
+
+/// Whether there is a block of PEM whose label ends so, with something in it.
+fn has_pem(text: &str, label: &str) -> bool {
+    text.split("-----BEGIN ").skip(1).any(|rest| {
+        let Some((found, rest)) = rest.split_once("-----") else { return false };
+        let body = rest.split_once("-----END ").map_or("", |(body, _)| body).trim();
+        found.ends_with(label) && !body.is_empty()
+    })
+}
+
+fn certificate(pem: &str, thumbprint: &str) -> Option<Malformed> {
+    const PEM: &str = "give a PEM file with the certificate and its private key, not encrypted";
+    let fault = |problem| Some(Malformed::new("certificate", problem, PEM));
+    if !has_pem(pem, "CERTIFICATE") {
+        return fault("there is no certificate in it, in PEM (-----BEGIN CERTIFICATE-----)");
+    }
+    if !has_pem(pem, "PRIVATE KEY") {
+        return fault("there is no private key in it, in PEM (-----BEGIN PRIVATE KEY-----)");
+    }
+    if has_pem(pem, "ENCRYPTED PRIVATE KEY") || pem.contains("Proc-Type: 4,ENCRYPTED") {
+        return fault("its private key is encrypted, and there is nobody to ask for the password");
+    }
+    // As people write them there may be colons or blanks in between.
+    let digits = thumbprint.chars().filter(char::is_ascii_hexdigit).count();
+    (digits != THUMBPRINT).then_some(Malformed::new(
+        "thumbprint",
+        "it does not have the 40 hexadecimal digits of a SHA-1 digest",
+        "copy it from the certificate's page, or from openssl x509 -noout -fingerprint -sha1",
+    ))
+}
+
+fn s3_keys(id: &str, key: &str, token: Option<&str>) -> Option<Malformed> {
+    let parts =
+        [("access_key_id", Some(id)), ("secret_access_key", Some(key)), ("session_token", token)];
+    let unfit = |text: &str| text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_graphic());
+    let (field, _) = parts.into_iter().find(|(_, text)| text.is_some_and(unfit))?;
+    Some(Malformed::new(
+        field,
+        "it is empty, or has a blank, a line end or another character that no such key has",
+        "copy it whole and nothing beside it",
+    ))
+}
+
 impl Credentials {
+    /// What of them cannot be what it is said to be, as far as its form tells; `None`: nothing.
+    pub fn malformed(&self) -> Option<Malformed> {
+        match self {
+            Self::None | Self::Anonymous => None,
+            Self::AccountKey(key) => account_key(key.reveal()),
+            Self::SasToken(token) => sas_token(token.reveal()),
+            Self::ServicePrincipal(ServicePrincipal { proof, .. }) => match proof {
+                Proof::ClientSecret(_) => None,
+                Proof::Certificate { certificate: pem, thumbprint } => {
+                    certificate(pem.reveal(), thumbprint)
+                }
+            },
+            Self::S3Keys { access_key_id, secret_access_key, session_token } => {
+                let token = session_token.as_ref().map(Secret::reveal);
+                s3_keys(access_key_id, secret_access_key.reveal(), token)
+            }
+            Self::ServiceAccount(key) => service_account(key.reveal()),
+        }
+    }
+
     /// The kind of what is to be sealed; `None`: nothing is.
     pub const fn sealed_kind(&self) -> Option<CredentialKind> {
         Some(match self {

@@ -16,7 +16,7 @@ use crate::time::Timestamp;
 
 pub use address::{Address, AddressError, find_https};
 pub use credentials::{
-    CredentialKind, Credentials, KeptCredentials, Proof, Secret, ServicePrincipal,
+    CredentialKind, Credentials, KeptCredentials, Malformed, Proof, Secret, ServicePrincipal,
 };
 pub use source::{AzureStorage, FolderKind, FolderSource, OneLake, Source};
 pub use storage::{StoragePlace, StorageRecord, StorageRefusal, StorageWanted};
@@ -159,6 +159,14 @@ pub enum Refusal {
         name: DatastoreName,
         /// Why they are not taken.
         why: &'static str,
+    },
+    /// Its credentials cannot be what they are said to be.
+    #[error("datastore '{name}': {fault}")]
+    Malformed {
+        /// Which.
+        name: DatastoreName,
+        /// What is wrong.
+        fault: Malformed,
     },
     /// Jobs that are not over use it.
     #[error(

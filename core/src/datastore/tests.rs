@@ -145,6 +145,72 @@ fn credentials_are_for_some_types() {
 }
 
 #[test]
+fn what_cannot_be_a_credential_is_told_without_it() {
+    const CANARY: &str = "c4nary%";
+    let secret = |text: &str| Secret::new(text.to_owned());
+    let pem = |label: &str| format!("-----BEGIN {label}-----\nMIIE\n-----END {label}-----\n");
+    let by_certificate = |pem: &str, thumbprint: &str| {
+        let (certificate, thumbprint) = (secret(pem), thumbprint.to_owned());
+        Credentials::ServicePrincipal(ServicePrincipal {
+            tenant_id: "t".to_owned(),
+            client_id: "c".to_owned(),
+            proof: Proof::Certificate { certificate, thumbprint },
+            authority_url: None,
+            resource_url: None,
+        })
+    };
+    let keys = |id: &str, key: &str, token: Option<&str>| Credentials::S3Keys {
+        access_key_id: id.to_owned(),
+        secret_access_key: secret(key),
+        session_token: token.map(secret),
+    };
+    let account = |key: &str| {
+        let json =
+            serde_json::json!({"client_email": "a@b", "private_key_id": "1", "private_key": key});
+        Credentials::ServiceAccount(secret(&json.to_string()))
+    };
+    let digits = "9c".repeat(20);
+    let both = [pem("CERTIFICATE"), pem("RSA PRIVATE KEY")].concat();
+    for good in [
+        Credentials::None,
+        Credentials::Anonymous,
+        Credentials::AccountKey(secret("YXp1cmU=")),
+        Credentials::SasToken(secret("?sv=1&sig=a%2Fb%3D")),
+        by_certificate(&both, &digits),
+        keys("AKIATEST", "a/b+c", Some("x==")),
+        account(&pem("PRIVATE KEY")),
+    ] {
+        assert_eq!(good.malformed(), None, "{good:?}");
+    }
+    for (bad, field, words) in [
+        (Credentials::AccountKey(secret(CANARY)), "account_key", "Base64"),
+        (Credentials::AccountKey(secret("")), "account_key", "Base64"),
+        (Credentials::SasToken(secret(CANARY)), "sas_token", "sig="),
+        (Credentials::SasToken(secret("sv=1&sig=")), "sas_token", "sig="),
+        (by_certificate(CANARY, &digits), "certificate", "no certificate"),
+        (by_certificate(&pem("CERTIFICATE"), &digits), "certificate", "no private key"),
+        (
+            by_certificate(&[pem("CERTIFICATE"), pem("ENCRYPTED PRIVATE KEY")].concat(), &digits),
+            "certificate",
+            "encrypted",
+        ),
+        (by_certificate(&both, CANARY), "thumbprint", "40 hexadecimal"),
+        (keys("AKIATEST", "c4nary%\n", None), "secret_access_key", "line end"),
+        (keys("", CANARY, None), "access_key_id", "empty"),
+        (keys("AKIATEST", "x", Some("c4nary% ")), "session_token", "blank"),
+        (Credentials::ServiceAccount(secret(CANARY)), "service_account", "JSON"),
+        (Credentials::ServiceAccount(secret("{}")), "service_account", "client_email"),
+        (account(CANARY), "service_account", "PEM"),
+    ] {
+        let found = bad.malformed().unwrap_or_else(|| panic!("{bad:?}"));
+        let said = Refusal::Malformed { name: name("data"), fault: found }.to_string();
+        assert_eq!(found.field, field, "{said}");
+        assert!(said.contains(words) && said.contains(&format!("credentials.{field}")), "{said}");
+        assert!(!said.contains("c4nary"), "{said}");
+    }
+}
+
+#[test]
 fn a_location_is_one_line_without_secrets() {
     let azure = |endpoint: &str| {
         Source::AzureBlob(AzureStorage {

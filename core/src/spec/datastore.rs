@@ -10,8 +10,8 @@ use super::shape::{self, Object, Shape, boolean, join, word};
 use super::validate::{Check, report};
 use super::yaml::{self, Node};
 use crate::datastore::{
-    AzureStorage, Credentials, Definition, Draft, FolderKind, FolderSource, OneLake, Proof, Secret,
-    ServicePrincipal, Source,
+    AzureStorage, Credentials, Definition, Draft, FolderKind, FolderSource, Malformed, OneLake,
+    Proof, Secret, ServicePrincipal, Source,
 };
 use crate::id::DatastoreName;
 use crate::suggest;
@@ -157,7 +157,7 @@ impl Reader<'_> {
         let credentials = match given(root, "credentials") {
             None if self.is_anonymous(root) => Some(Some(Credentials::Anonymous)),
             None => Some(None),
-            Some(_) => self.credentials(root, kind).map(Some),
+            Some(node) => self.credentials(root, kind).map(|read| Some(self.formed(node, read))),
         };
         let (tags, properties) = (self.pairs(root, "tags"), self.pairs(root, "properties"));
         Some(Definition {
@@ -231,6 +231,16 @@ impl Reader<'_> {
                 .unwrap_or(protocol)
                 .to_owned(),
         })
+    }
+
+    /// Credentials as they were read; reports it if they cannot be what they are said to be.
+    fn formed(&mut self, node: &Node, read: Credentials) -> Credentials {
+        if let Some(Malformed { field, problem, help }) = read.malformed() {
+            let mark = node.get(field).map_or(node.mark, |found| found.mark);
+            let at = join("credentials", field);
+            self.report.error(mark, &at, format!("'{field}': {problem}")).help(help);
+        }
+        read
     }
 
     /// Whether requests are not to be signed; reports it if there are credentials all the same.

@@ -8,7 +8,15 @@ use crate::datastore::{
 use crate::spec::datastore::TYPES;
 
 /// What a file of the submitter's has.
-const CERTIFICATE: &str = "-----BEGIN CERTIFICATE-----";
+const CERTIFICATE: &str = "\
+-----BEGIN CERTIFICATE-----
+MIIB
+-----END CERTIFICATE-----
+-----BEGIN PRIVATE KEY-----
+MIIE
+-----END PRIVATE KEY-----
+";
+const THUMBPRINT: &str = "9C:73:52:45:A9:DA:90:18:FF:00:80:D6:5F:1D:6C:F9:46:6C:C6:5C";
 
 fn parse_with(yaml: &str, sets: &[&str]) -> Result<ParsedDatastore, Diagnostics> {
     let changes: Vec<Override> = sets.iter().map(|set| Override::parse(set).unwrap()).collect();
@@ -60,7 +68,7 @@ fn azures_files_are_read_as_they_are() {
     };
     let blob = of(
         "azureBlob",
-        "type: azure_blob\ncontainer_name: data-container\ncredentials:\n  account_key: XXXX/XXXX==\n",
+        "type: azure_blob\ncontainer_name: data-container\ncredentials:\n  account_key: XXXX/XXXXQ==\n",
     );
     assert_eq!(blob.name.as_str(), "example");
     assert_eq!(blob.description.as_deref(), Some("Points to something."));
@@ -68,7 +76,7 @@ fn azures_files_are_read_as_they_are() {
         blob.source,
         Source::AzureBlob(azure("data-container", "core.windows.net", "https"))
     );
-    assert_eq!(blob.credentials, Some(Credentials::AccountKey(secret("XXXX/XXXX=="))));
+    assert_eq!(blob.credentials, Some(Credentials::AccountKey(secret("XXXX/XXXXQ=="))));
 
     let wasbs = of(
         "azureBlob",
@@ -96,12 +104,12 @@ fn azures_files_are_read_as_they_are() {
     assert_eq!(principal.proof, Proof::ClientSecret(secret("XXXX")));
     assert_eq!((principal.authority_url, principal.resource_url), (None, None));
 
-    let fabric = read(
+    let fabric = read(&format!(
         "name: onelake\ntype: one_lake\none_lake_workspace_name: \"AzureML_Sample_OneLakeWS\"\n\
          endpoint: \"msit-onelake.dfs.fabric.microsoft.com\"\nartifact:\n  type: lake_house\n  \
          name: \"AzureML_Sample_LH\"\ncredentials:\n  tenant_id: t\n  client_id: c\n  certificate: cert.pem\n  \
-         thumbprint: AB\n  authority_url: https://login.example\n",
-    );
+         thumbprint: '{THUMBPRINT}'\n  authority_url: https://login.example\n",
+    ));
     assert_eq!(
         fabric.source,
         Source::OneLake(OneLake {
@@ -117,7 +125,7 @@ fn azures_files_are_read_as_they_are() {
     let Some(Credentials::ServicePrincipal(principal)) = fabric.credentials else {
         panic!("{fabric:?}")
     };
-    let (certificate, thumbprint) = (secret(CERTIFICATE), "AB".to_owned());
+    let (certificate, thumbprint) = (secret(CERTIFICATE), THUMBPRINT.to_owned());
     assert_eq!(principal.proof, Proof::Certificate { certificate, thumbprint });
     assert_eq!(principal.authority_url.as_deref(), Some("https://login.example"));
 }
@@ -164,7 +172,7 @@ fn the_projects_own_types() {
         read(&yaml).credentials
     };
     // As the file's text, or as the mapping that JSON is in YAML.
-    let json = "{\"type\":\"service_account\"}";
+    let json = r#"{"type":"service_account","client_email":"a@b","private_key_id":"1","private_key":"-----BEGIN PRIVATE KEY-----\nMIIE\n-----END PRIVATE KEY-----\n"}"#;
     let expected = Some(Credentials::ServiceAccount(secret(json)));
     assert_eq!((gcs(&format!("'{json}'")), gcs(json)), (expected.clone(), expected));
 }
@@ -291,7 +299,7 @@ fn credentials_are_whole_and_of_one_kind() {
         5:14: credentials has no 'client_secret' | add 'client_secret:'",
     );
     check(
-        &azure(&format!("{{tenant_id: a, client_id: b, certificate: '{CERTIFICATE}'}}")),
+        &azure("{tenant_id: a, client_id: b, certificate: cert.pem}"),
         "5:14: credentials has no 'thumbprint' | add 'thumbprint:'",
     );
     check(
@@ -309,6 +317,41 @@ fn credentials_are_whole_and_of_one_kind() {
     check(
         "type: s3\nname: n\nbucket: b\ncredentials: {access_key_id: a}\n",
         "4:14: credentials has no 'secret_access_key' | add 'secret_access_key:'",
+    );
+}
+
+#[test]
+fn what_cannot_be_a_credential_is_refused_where_it_stands() {
+    let azure = |credentials: &str| {
+        format!(
+            "type: azure_blob\nname: n\naccount_name: a\ncontainer_name: c\ncredentials:\n  {credentials}\n"
+        )
+    };
+    for key in ["n0t base64!", "YWJj", "YWJjZA", "YWJjZA==\\n"] {
+        let yaml = azure(&format!("account_key: \"{key}\""));
+        match key {
+            "YWJj" => assert!(read(&yaml).credentials.is_some()),
+            _ => check(
+                &yaml,
+                "6:16: 'account_key': it is not Base64, as the key of a storage account is | copy the key whole, \
+                 without blanks (az storage account keys list)",
+            ),
+        }
+    }
+    check(
+        &azure("sas_token: https://a.example/c?sv=1"),
+        "6:14: 'sas_token': it is no shared access signature | copy what follows the '?' of the signed address, \
+         as sv=…&sig=…",
+    );
+    check(
+        &azure("{tenant_id: t, client_id: c, certificate: cert.pem, thumbprint: AB}"),
+        "6:67: 'thumbprint': it does not have the 40 hexadecimal digits of a SHA-1 digest | copy it from the \
+         certificate's page, or from openssl x509 -noout -fingerprint -sha1",
+    );
+    check(
+        "type: gcs\nname: n\nbucket: b\ncredentials: {service_account: '{\"type\": \"service_account\"}'}\n",
+        "4:32: 'service_account': it has no client_email, or no private_key_id | copy the file that Google gave \
+         out for the account whole",
     );
 }
 
@@ -342,7 +385,7 @@ fn no_message_shows_what_credentials_hold() {
     }
     let said = Override::parse("credentials..a=12345678").unwrap_err().to_string();
     assert!(!said.contains(HIDDEN), "{said}");
-    let whole = read(&format!("{blob}credentials: {{account_key: a{HIDDEN}}}\n"));
+    let whole = read(&format!("{blob}credentials: {{account_key: abcd{HIDDEN}}}\n"));
     assert!(!format!("{whole:?}").contains(HIDDEN), "{whole:?}");
 }
 
