@@ -19,10 +19,10 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Mutex, Notify};
+use tokio::sync::Notify;
 use zeroize::Zeroizing;
 
-use self::session::Session;
+use self::session::Held;
 use super::envelope::{self, DataKey, Place, Plain};
 use super::key::KeyId;
 use super::source::TextSource;
@@ -120,7 +120,7 @@ struct Inner {
     http: reqwest::Client,
     settings: Settings,
     data_dir: PathBuf,
-    session: Mutex<Option<Session>>,
+    held: Held,
     /// When a request has found another token.
     changed: Notify,
 }
@@ -148,10 +148,11 @@ impl Transit {
         let http = request::client(&settings).map_err(|problem| failed(&settings, problem))?;
         let source = settings.login.source();
         source.read(data_dir).map_err(|problem| {
+            let problem = problem.to_string();
             failed(&settings, Problem::Login { place: source.to_string(), problem })
         })?;
-        let (data_dir, session) = (data_dir.to_owned(), Mutex::new(None));
-        Ok(Self(Arc::new(Inner { http, settings, data_dir, session, changed: Notify::new() })))
+        let (data_dir, held) = (data_dir.to_owned(), Held::default());
+        Ok(Self(Arc::new(Inner { http, settings, data_dir, held, changed: Notify::new() })))
     }
 
     pub(super) fn settings(&self) -> &Settings {
@@ -275,8 +276,7 @@ impl TransitKey {
         if let Some(known) = self.is_derived.get() {
             return Ok(*known);
         }
-        let derived = self.describe().await?.derived;
-        Ok(*self.is_derived.get_or_init(|| derived))
+        Ok(self.describe().await?.derived)
     }
 
     /// # Errors
@@ -284,7 +284,10 @@ impl TransitKey {
     async fn describe(&self) -> Result<Described, Problem> {
         let described: Described = self.server.ask(&self.name.at("keys"), None).await?;
         match described.kind.contains("gcm") || described.kind.contains("poly1305") {
-            true => Ok(described),
+            true => {
+                self.is_derived.get_or_init(|| described.derived);
+                Ok(described)
+            }
             false => Err(Problem::Unfit(described.kind)),
         }
     }

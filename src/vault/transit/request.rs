@@ -10,7 +10,6 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use super::{KeyName, Settings, Transit};
-use crate::vault::source;
 
 /// How long the server may take to accept a connection.
 const CONNECT: Duration = Duration::from_secs(3);
@@ -25,6 +24,8 @@ const PAUSES: [Duration; 4] = [
 ];
 /// No try is begun after that: an agent that waits for a job's secrets gives up after 30 seconds, and asks again.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Nobody waits longer than that, however slowly the server answers each try.
+const LIMIT: Duration = Duration::from_secs(15);
 /// More than any answer is long.
 const MAX_ANSWER: usize = 256 << 10;
 /// What is told of the server's words.
@@ -54,10 +55,15 @@ impl Error {
     pub fn passes(&self) -> bool {
         self.0.problem.passes()
     }
+
+    /// Whether it is what was sent that is at fault, rather than the server, the key, or who asks.
+    pub(in crate::vault) fn is_of_what_was_sent(&self) -> bool {
+        matches!(self.0.problem, Problem::Refused { .. })
+    }
 }
 
 /// What went wrong.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub(in crate::vault) enum Problem {
     #[error("{0}")]
     Address(&'static str),
@@ -66,10 +72,12 @@ pub(in crate::vault) enum Problem {
     #[error("the certificates {path}: {problem}")]
     Ca { path: String, problem: String },
     #[error("what it logs in with, {place}: {problem}")]
-    Login { place: String, problem: source::Problem },
+    Login { place: String, problem: String },
     #[error("what is at {0} is no token and no secret id")]
     NoToken(String),
-    #[error("it cannot be reached ({0})")]
+    #[error(
+        "it cannot be reached ({0}); see that it runs, and that the daemon's machine reaches it"
+    )]
     Unreachable(String),
     #[error("the server is sealed; have it unsealed")]
     Sealed,
@@ -133,6 +141,8 @@ pub(super) fn client(settings: &Settings) -> Result<Client, Problem> {
         // A token must not go where an answer says.
         .redirect(reqwest::redirect::Policy::none())
         .user_agent(concat!("atelier/", env!("CARGO_PKG_VERSION")))
+        // A connection of its own for each request: one that hangs must keep no other from its answer.
+        .http1_only()
         .connect_timeout(CONNECT)
         .timeout(ANSWER);
     let is_plain = reqwest::Url::parse(&settings.address).is_ok_and(|url| url.scheme() == "http");
@@ -205,6 +215,16 @@ impl Patience {
 impl Transit {
     /// Asks as who the daemon is there. Tried again for a while, and with another token when one is refused.
     pub(super) async fn ask<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: Option<Vec<u8>>,
+    ) -> Result<T, Problem> {
+        let late = || Problem::Unreachable(format!("no answer in {} s", LIMIT.as_secs()));
+        let answer = tokio::time::timeout(LIMIT, self.ask_patiently(path, body)).await;
+        answer.unwrap_or_else(|_| Err(late()))
+    }
+
+    async fn ask_patiently<T: DeserializeOwned>(
         &self,
         path: &str,
         body: Option<Vec<u8>>,

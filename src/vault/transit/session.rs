@@ -1,5 +1,6 @@
 //! Who the daemon is at the server: the token that it has, renewed as long as that may be, then another one.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -18,12 +19,33 @@ const UNSURE: Duration = Duration::from_secs(60);
 const SHORTEST: Duration = Duration::from_millis(500);
 
 /// A token, and how long it is one.
+#[derive(Clone)]
 pub(super) struct Session {
     token: Zeroizing<String>,
     /// `None`: it does not end, or the server does not say.
     lease: Option<Lease>,
     /// Whether the server says.
     is_sure: bool,
+}
+
+/// Who the daemon is at the server now.
+#[derive(Default)]
+pub(super) struct Held {
+    /// Nobody waits for the server while this is locked.
+    session: Mutex<Option<Session>>,
+    /// Locked by who logs in; how the last login ended, and when.
+    login: tokio::sync::Mutex<Option<(Instant, Result<(), Problem>)>>,
+}
+
+impl Held {
+    fn session(&self) -> MutexGuard<'_, Option<Session>> {
+        self.session.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The token that there is, if it is `fit`.
+    fn token(&self, fit: impl Fn(&Session) -> bool) -> Option<Zeroizing<String>> {
+        self.session().as_ref().filter(|session| fit(session)).map(|session| session.token.clone())
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -114,31 +136,38 @@ impl Transit {
         }
     }
 
-    /// Logs in, or has the token live longer. How long that will do.
+    /// Logs in, or has the token live longer. How long that will do. Who asks meanwhile has the token that there is.
     async fn tended(&self) -> Result<Duration, Problem> {
-        let mut held = self.0.session.lock().await;
-        let renewed = match &*held {
+        let was = self.0.held.session().clone();
+        let renewed = match &was {
             None => None,
             Some(Session { lease: None, is_sure: true, .. }) => return Ok(IDLE),
             Some(session) => self.renewed(session).await?,
         };
-        match (renewed, held.as_mut()) {
-            (Some(lease), Some(session)) => session.lease = Some(lease),
-            _ => {
-                let session = self.login().await?;
-                if let (Some(lease), Login::Token(source), true) =
-                    (session.lease, &self.settings().login, held.is_some())
-                {
-                    let seconds = lease.left().as_secs();
-                    tracing::warn!(%source, seconds, "the token for transit ends then and cannot be renewed for longer; put another in its place");
+        match (renewed, &was) {
+            (Some(lease), Some(was)) => {
+                let mut held = self.0.held.session();
+                // It may be another by now.
+                if let Some(same) = held.as_mut().filter(|held| held.token == was.token) {
+                    same.lease = Some(lease);
                 }
-                *held = Some(session);
+            }
+            _ => {
+                let is_other =
+                    |now: &Session| was.as_ref().is_none_or(|was| now.token != was.token);
+                self.log_in(is_other).await?;
             }
         }
-        let left = held.as_ref().and_then(|session| session.lease).map(|lease| lease.left());
-        let is_sure = held.as_ref().is_some_and(|session| session.is_sure);
-        let otherwise = if is_sure { IDLE } else { UNSURE };
-        Ok(left.map_or(otherwise, |left| (left * 2 / 3).clamp(SHORTEST, IDLE)))
+        let now = self.0.held.session().clone();
+        let lease = now.as_ref().and_then(|session| session.lease);
+        if let (None, Some(lease), Login::Token(source), true) =
+            (renewed, lease, &self.settings().login, was.is_some())
+        {
+            let seconds = lease.left().as_secs();
+            tracing::warn!(%source, seconds, "the token for transit ends then and cannot be renewed for longer; put another in its place");
+        }
+        let otherwise = if now.is_some_and(|session| session.is_sure) { IDLE } else { UNSURE };
+        Ok(lease.map_or(otherwise, |lease| (lease.left() * 2 / 3).clamp(SHORTEST, IDLE)))
     }
 
     /// `None`: it does not live much longer, however often it is renewed.
@@ -159,39 +188,58 @@ impl Transit {
 
     /// The token to ask with.
     pub(super) async fn token(&self) -> Result<Zeroizing<String>, Problem> {
-        let mut held = self.0.session.lock().await;
-        let is_over = |session: &Session| session.lease.is_some_and(|lease| lease.left().is_zero());
-        match &*held {
-            Some(session) if !is_over(session) => Ok(session.token.clone()),
-            _ => {
-                let session = self.login().await?;
-                self.0.changed.notify_one();
-                Ok(held.insert(session).token.clone())
-            }
+        let is_on = |session: &Session| session.lease.is_none_or(|lease| !lease.left().is_zero());
+        if let Some(token) = self.0.held.token(is_on) {
+            return Ok(token);
         }
+        let token = self.log_in(is_on).await?;
+        self.0.changed.notify_one();
+        Ok(token)
     }
 
     /// Another token than this, which the server does not take; `None`: there is no other.
     pub(super) async fn other(&self, refused: &str) -> Result<Option<Zeroizing<String>>, Problem> {
-        let mut held = self.0.session.lock().await;
-        if let Some(session) = &*held
-            && session.token.as_str() != refused
-        {
-            return Ok(Some(session.token.clone()));
+        let is_other = |session: &Session| session.token.as_str() != refused;
+        if let Some(token) = self.0.held.token(is_other) {
+            return Ok(Some(token));
         }
-        let session = self.login().await?;
-        let token = held.insert(session).token.clone();
-        if token.as_str() != refused {
+        let token = self.log_in(is_other).await?;
+        let is_other = token.as_str() != refused;
+        if is_other {
             self.0.changed.notify_one();
         }
-        Ok((token.as_str() != refused).then_some(token))
+        Ok(is_other.then_some(token))
+    }
+
+    /// Logs in, once for all who wait for that: each that tried by itself where the server hangs would have the next
+    /// wait so much longer. The token is one that somebody else has got meanwhile, if it is `fit`.
+    async fn log_in(&self, fit: impl Fn(&Session) -> bool) -> Result<Zeroizing<String>, Problem> {
+        let asked = Instant::now();
+        let mut last = self.0.held.login.lock().await;
+        if let Some(token) = self.0.held.token(fit) {
+            return Ok(token);
+        }
+        if let Some((_, ended)) = last.as_ref().filter(|(at, _)| *at >= asked) {
+            ended.clone()?;
+            if let Some(token) = self.0.held.token(|_| true) {
+                return Ok(token);
+            }
+        }
+        let session = self.login().await;
+        let ended = session.as_ref().map(drop).map_err(Problem::clone);
+        *last = Some((Instant::now(), ended));
+        let token = self.0.held.session().insert(session?).token.clone();
+        Ok(token)
     }
 
     async fn login(&self) -> Result<Session, Problem> {
         let login = &self.settings().login;
         let source = login.source();
         let read = source.read(&self.0.data_dir);
-        let read = read.map_err(|problem| Problem::Login { place: source.to_string(), problem })?;
+        let read = read.map_err(|problem| Problem::Login {
+            place: source.to_string(),
+            problem: problem.to_string(),
+        })?;
         let text = str::from_utf8(read.trim_ascii()).ok();
         let text =
             text.filter(|text| !text.is_empty() && text.bytes().all(|b| b.is_ascii_graphic()));

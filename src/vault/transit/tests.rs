@@ -11,6 +11,10 @@ use serde_json::{Value, json};
 
 use super::*;
 
+mod toy;
+
+pub(in crate::vault) use toy::Toy;
+
 /// A server with transit at its usual place. Dropping it ends it.
 pub(in crate::vault) struct Bao {
     process: Child,
@@ -82,13 +86,8 @@ impl Bao {
         made["auth"]["client_token"].as_str().unwrap().to_owned()
     }
 
-    /// A file for its owner alone.
     fn file(&self, name: &str, text: &str) -> TextSource {
-        use std::os::unix::fs::PermissionsExt as _;
-        let path = self.folder.path().join(name);
-        std::fs::write(&path, text).unwrap();
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
-        TextSource::File(path)
+        file_in(self.folder.path(), name, text)
     }
 
     pub(in crate::vault) fn settings(&self) -> Settings {
@@ -111,6 +110,15 @@ impl Drop for Bao {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
+}
+
+/// A file for its owner alone.
+fn file_in(folder: &Path, name: &str, text: &str) -> TextSource {
+    use std::os::unix::fs::PermissionsExt as _;
+    let path = folder.join(name);
+    std::fs::write(&path, text).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+    TextSource::File(path)
 }
 
 fn place(name: &SealedName, version: u32) -> Place<'_> {
@@ -201,7 +209,7 @@ async fn bao_tells_what_is_wrong_and_a_token_is_not_repeated() {
 }
 
 /// Waits for something that is on its way.
-async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+pub(in crate::vault) async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
     let begun = Instant::now();
     while !is_so().await {
         assert!(begun.elapsed() < Duration::from_secs(30), "{what}");
@@ -331,6 +339,44 @@ async fn a_server_that_stumbles_is_asked_again_and_one_that_sends_away_is_not_fo
     let server = Transit::new(settings(address), folder.path()).unwrap();
     let error = server.key("transit/a".parse().unwrap()).newest().await.unwrap_err();
     assert!(error.to_string().contains("not one of transit's"), "{error}");
+}
+
+#[tokio::test]
+async fn a_renewal_that_hangs_keeps_nobody_from_the_token_that_there_is() {
+    let toy = Toy::start().await;
+    toy.let_tokens_live(3);
+    toy.hang("renew-self");
+    let server = Transit::new(toy.settings(), Path::new("/nowhere")).unwrap();
+    let key = server.key("transit/a".parse().unwrap());
+    key.newest().await.unwrap();
+    let tending = tokio::spawn({
+        let server = server.clone();
+        async move { server.tend().await }
+    });
+    until("the token is being renewed", async || toy.asked("renew-self") > 0).await;
+    tokio::time::timeout(Duration::from_secs(4), key.newest()).await.unwrap().unwrap();
+    assert!(!tending.is_finished());
+    tending.abort();
+}
+
+#[tokio::test]
+async fn who_waits_for_a_login_that_hangs_waits_no_longer_than_the_first() {
+    let toy = Toy::start().await;
+    toy.hang("lookup-self");
+    let server = Transit::new(toy.settings(), Path::new("/nowhere")).unwrap();
+    let key = server.key("transit/a".parse().unwrap());
+    let begun = Instant::now();
+    let asked = (0..12).map(|_| key.newest());
+    for asked in futures::future::join_all(asked).await {
+        let said = asked.unwrap_err().to_string();
+        assert!(said.contains("cannot be reached") && said.contains("see that it runs"), "{said}");
+        assert!(said.contains(toy.address()), "{said}");
+    }
+    assert!(begun.elapsed() < Duration::from_secs(25), "{:?}", begun.elapsed());
+    assert!(toy.asked("lookup-self") < 6, "one asks for all");
+    // It is not held against the server for ever.
+    toy.recover();
+    key.newest().await.unwrap();
 }
 
 #[test]
