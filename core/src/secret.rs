@@ -135,6 +135,17 @@ pub enum Refusal {
         /// What was asked for.
         version: SecretVersion,
     },
+    /// Jobs that name no version mean this one.
+    #[error(
+        "version {version} of secret '{name}' is its latest; set it anew first (atelier secret set {name}), or delete \
+         all of it (atelier secret delete {name})"
+    )]
+    Latest {
+        /// Which.
+        name: SecretName,
+        /// Its latest version.
+        version: SecretVersion,
+    },
     /// It was not granted to be taken back.
     #[error("secret '{name}' was not granted to {to}; see 'atelier secret show {name}'")]
     NoSuchGrant {

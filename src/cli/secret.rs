@@ -53,11 +53,20 @@ Examples:
   atelier secret revoke db-password --user ana
   atelier secret revoke db-password --everyone")]
     Revoke(Grantee),
-    /// Delete a secret, all its versions
-    #[command(after_help = "Example:\n  atelier secret delete db-password --yes")]
+    /// Delete a secret, all its versions or one that is not its latest
+    #[command(
+        disable_version_flag = true,
+        after_help = "\
+Examples:
+  atelier secret delete db-password --yes
+  atelier secret delete db-password --version 2 --yes"
+    )]
     Delete {
         #[command(flatten)]
         name: Name,
+        /// Only this version: jobs that name it fail, others do not notice
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+        version: Option<u32>,
         /// Do not ask
         #[arg(long, short)]
         yes: bool,
@@ -144,7 +153,7 @@ pub(super) async fn run(command: Command, context: &Context) -> Result<(), Error
             let revoked = client.call(client.vault().revoke_secret(request)).await?;
             context.output.show(&view(&revoked))
         }
-        Command::Delete { name, yes } => delete(name.get(), yes, context).await,
+        Command::Delete { name, version, yes } => delete(name.get(), version, yes, context).await,
     }
 }
 
@@ -170,15 +179,28 @@ async fn list(context: &Context) -> Result<(), Error> {
     }
 }
 
-async fn delete(name: &str, yes: bool, context: &Context) -> Result<(), Error> {
+async fn delete(
+    name: &str,
+    version: Option<u32>,
+    yes: bool,
+    context: &Context,
+) -> Result<(), Error> {
+    let (what, option) = match version {
+        Some(version) => (format!("version {version}"), format!(" --version {version}")),
+        None => ("all versions".to_owned(), String::new()),
+    };
     if !yes {
-        let question = format!("Delete all versions of secret {name}?");
-        context.confirmed(&question, &format!("atelier secret delete {name} --yes"))?;
+        let question = format!("Delete {what} of secret {name}?");
+        context.confirmed(&question, &format!("atelier secret delete {name}{option} --yes"))?;
     }
     let client = context.client().await?;
-    let request = DeleteSecretRequest { name: name.to_owned() };
+    let request =
+        DeleteSecretRequest { name: name.to_owned(), version: version.unwrap_or_default() };
     client.call(client.vault().delete_secret(request)).await?;
-    context.output.note(&format!("Deleted {name}."));
+    context.output.note(&match version {
+        Some(version) => format!("Deleted version {version} of {name}."),
+        None => format!("Deleted {name}."),
+    });
     Ok(())
 }
 

@@ -22,7 +22,7 @@ use zeroize::Zeroizing;
 use super::handle::{self, Handle};
 use crate::storage::{self, Datastore, Datastores, ObjectPath, Unlock};
 use crate::store::{self, SqliteStore, assets, datastores, retention, secrets};
-use crate::vault::{self, Vault};
+use crate::vault::{self, Sealer, Vault};
 
 /// How many assets are told of that keep a datastore from being deleted.
 const SHOWN: usize = 5;
@@ -104,6 +104,18 @@ pub struct Trial {
     pub problem: Option<String>,
 }
 
+/// What was got ready for a new datastore before its turn came.
+enum Ready {
+    Nothing,
+    /// What seals its credentials, if there is something to seal.
+    Seals(Option<Sealer>),
+    /// Whether the one that there is has the same credentials, which were these.
+    Compared {
+        with: KeptCredentials,
+        same: bool,
+    },
+}
+
 impl DatastoreChanges {
     /// Takes up what was made before. No folder is looked at: a daemon starts whatever became of them.
     pub(super) fn open(
@@ -126,28 +138,50 @@ impl DatastoreChanges {
     /// not looked at: it may be away.
     pub async fn create(&self, mut wanted: Wanted) -> Result<Datastore, Error> {
         wanted.check()?;
-        let _turn = self.turn.lock().await;
-        self.follow_links(&mut wanted.draft).await?;
-        self.must_be_apart(&wanted.draft)?;
-        let all = self.datastores.all();
-        let known = all.iter().map(|known| match known.record() {
-            Some(record) => Existing::Made(record),
-            None => Existing::Default(known.name()),
-        });
-        let Wanted { draft, credentials, by, at } = wanted;
-        let name = draft.name.to_string();
-        let given = credentials.unwrap_or(Credentials::None);
-        match draft.register(known)? {
-            Registration::Known if self.has(&name, &given).await? => {}
-            Registration::Known => return Err(Refusal::Taken(draft.name).into()),
-            Registration::New => {
-                let record = DatastoreRecord {
-                    datastore: draft,
-                    credentials: KeptCredentials::None,
-                    created_by: by.clone(),
-                    created_at: at,
-                };
-                self.keep(record, Some(given), by, at).await?;
+        let given = wanted.credentials.take().unwrap_or(Credentials::None);
+        let name = wanted.draft.name.to_string();
+        let mut ready = Ready::Nothing;
+        loop {
+            let turn = self.turn.lock().await;
+            self.follow_links(&mut wanted.draft).await?;
+            self.must_be_apart(&wanted.draft)?;
+            let all = self.datastores.all();
+            let known = all.iter().map(|known| match known.record() {
+                Some(record) => Existing::Made(record),
+                None => Existing::Default(known.name()),
+            });
+            let Wanted { draft, by, at, .. } = &wanted;
+            match (draft.clone().register(known)?, ready) {
+                (Registration::Known, was) => {
+                    let kept = self.made(&name)?.credentials;
+                    match was {
+                        Ready::Compared { with, same: true } if with == kept => break,
+                        Ready::Compared { with, same: false } if with == kept => {
+                            return Err(Refusal::Taken(draft.name.clone()).into());
+                        }
+                        _ => {}
+                    }
+                    drop(turn);
+                    let same = self.has(&draft.name, kept, &given).await?;
+                    ready = Ready::Compared { with: kept, same };
+                }
+                (Registration::New, Ready::Seals(sealer)) => {
+                    let record = DatastoreRecord {
+                        datastore: draft.clone(),
+                        credentials: KeptCredentials::None,
+                        created_by: by.clone(),
+                        created_at: *at,
+                    };
+                    let given = Some((given.clone(), sealer));
+                    if self.keep(record, given, by.clone(), *at).await? {
+                        break;
+                    }
+                    ready = Ready::Nothing;
+                }
+                (Registration::New, _) => {
+                    drop(turn);
+                    ready = Ready::Seals(self.sealer(&draft.name, &given).await?);
+                }
             }
         }
         Ok(self.datastores.get(&name)?)
@@ -157,16 +191,41 @@ impl DatastoreChanges {
     /// with those that it began with.
     pub async fn update(&self, mut wanted: Wanted) -> Result<Datastore, Error> {
         wanted.check()?;
-        let _turn = self.turn.lock().await;
-        let known = self.made(wanted.draft.name.as_str())?;
-        if wanted.draft.source != known.datastore.source {
-            // It may be written with links in it.
-            self.follow_links(&mut wanted.draft).await?;
+        let name = wanted.draft.name.clone();
+        loop {
+            // It is made before, as it may take a server's answer, and again if somebody else was faster.
+            let given = match wanted.credentials.clone() {
+                Some(given) => {
+                    let _ = self.made(name.as_str())?;
+                    let sealer = self.sealer(&name, &given).await?;
+                    Some((given, sealer))
+                }
+                None => None,
+            };
+            let _turn = self.turn.lock().await;
+            let known = self.made(name.as_str())?;
+            if wanted.draft.source != known.datastore.source {
+                // It may be written with links in it.
+                self.follow_links(&mut wanted.draft).await?;
+            }
+            let Wanted { draft, by, at, .. } = &wanted;
+            let record = draft.clone().update(&known)?;
+            if self.keep(record, given, by.clone(), *at).await? {
+                return Ok(self.datastores.get(name.as_str())?);
+            }
         }
-        let Wanted { draft, credentials, by, at } = wanted;
-        let name = draft.name.to_string();
-        self.keep(draft.update(&known)?, credentials, by, at).await?;
-        Ok(self.datastores.get(&name)?)
+    }
+
+    /// What seals credentials, if there is something to seal. It may take a server's answer: nobody's turn waits for it.
+    async fn sealer(
+        &self,
+        name: &DatastoreName,
+        given: &Credentials,
+    ) -> Result<Option<Sealer>, Error> {
+        Ok(match given.sealed_kind() {
+            Some(_) => Some(self.vault.sealer(SealedName::Datastore(name.clone())).await?),
+            None => None,
+        })
     }
 
     /// Checks where a folder is to lie, and puts the path without links in its place.
@@ -188,15 +247,19 @@ impl DatastoreChanges {
         }
     }
 
-    /// Whether a datastore has these credentials.
-    async fn has(&self, name: &str, given: &Credentials) -> Result<bool, Error> {
-        let record = self.made(name)?;
-        Ok(match record.credentials {
+    /// Whether what a datastore has kept are these credentials.
+    async fn has(
+        &self,
+        name: &DatastoreName,
+        kept: KeptCredentials,
+        given: &Credentials,
+    ) -> Result<bool, Error> {
+        Ok(match kept {
             KeptCredentials::None => *given == Credentials::None,
             KeptCredentials::Anonymous => *given == Credentials::Anonymous,
             KeptCredentials::Sealed { kind, version } => {
                 given.sealed_kind() == Some(kind) && {
-                    let name = SealedName::Datastore(record.datastore.name);
+                    let name = SealedName::Datastore(name.clone());
                     self.vault.open_version(&name, version).await? == sealable(given)
                 }
             }
@@ -291,44 +354,43 @@ impl DatastoreChanges {
         record.ok_or_else(|| Refusal::Default(found.name().clone()).into())
     }
 
-    /// Keeps a datastore and what it is given to be reached with; `None`: that stays.
+    /// Keeps a datastore and what it is given to be reached with, with what seals that; `None`: what there is stays.
+    /// Whether it is kept: not if something was sealed under its name since that was made.
     async fn keep(
         &self,
         mut record: DatastoreRecord,
-        given: Option<Credentials>,
+        given: Option<(Credentials, Option<Sealer>)>,
         by: Principal,
         at: Timestamp,
-    ) -> Result<(), Error> {
-        let kind = given.as_ref().and_then(Credentials::sealed_kind);
-        let to_seal = match (&given, kind) {
-            (Some(given), Some(kind)) => {
-                let name = SealedName::Datastore(record.datastore.name.clone());
-                Some((kind, sealable(given), self.vault.sealer(name).await?))
-            }
-            _ => None,
-        };
+    ) -> Result<bool, Error> {
         let kept = self.store.write(move |conn| {
-            record.credentials = match (to_seal, &given) {
-                (Some((kind, value, sealer)), _) => match sealer.keep(conn, &value, &by, at) {
-                    Ok(version) => KeptCredentials::Sealed { kind, version },
-                    Err(vault::Error::Store(error)) => return Err(error),
-                    Err(error) => return Ok(Err(error)),
-                },
-                (None, None) => record.credentials,
-                (None, Some(open)) => {
-                    let name = SealedName::Datastore(record.datastore.name.clone());
-                    secrets::forget(conn, &name, None, &by, at)?;
-                    match open {
-                        Credentials::Anonymous => KeptCredentials::Anonymous,
-                        _ => KeptCredentials::None,
+            record.credentials = match given {
+                None => record.credentials,
+                Some((given, sealer)) => match (given.sealed_kind(), sealer) {
+                    (Some(kind), Some(sealer)) => {
+                        match sealer.keep(conn, &sealable(&given), &by, at) {
+                            Ok(Some(version)) => KeptCredentials::Sealed { kind, version },
+                            Ok(None) => return Ok(Ok(None)),
+                            Err(vault::Error::Store(error)) => return Err(error),
+                            Err(error) => return Ok(Err(error)),
+                        }
                     }
-                }
+                    _ => {
+                        let name = SealedName::Datastore(record.datastore.name.clone());
+                        secrets::forget(conn, &name, None, &by, at)?;
+                        match given {
+                            Credentials::Anonymous => KeptCredentials::Anonymous,
+                            _ => KeptCredentials::None,
+                        }
+                    }
+                },
             };
             datastores::put(conn, &record)?;
-            Ok(Ok(record))
+            Ok(Ok(Some(record)))
         });
-        self.know(kept.await??);
-        Ok(())
+        let Some(record) = kept.await?? else { return Ok(false) };
+        self.know(record);
+        Ok(true)
     }
 
     /// Serves a datastore from now on.

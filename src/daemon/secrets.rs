@@ -8,7 +8,8 @@ use zeroize::Zeroizing;
 
 use super::handle;
 use super::serve::Shared;
-use crate::vault;
+use crate::store;
+use crate::vault::{self, NotRevealed};
 
 /// Bytes of a job's secrets together.
 const MOST: usize = 1 << 20;
@@ -35,6 +36,9 @@ pub enum Error {
         #[source]
         error: vault::Error,
     },
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] store::Error),
     /// Each log of the job is looked through for all of them.
     #[error(
         "the job's secrets have more than {} KiB together; name fewer, or have it fetch large ones itself",
@@ -71,24 +75,23 @@ impl Shared {
             false => Role::DataScientist,
         };
         let caller = Caller { principal: created_by, role };
-        let named: Vec<(String, SecretRef)> =
-            spec.secrets().map(|(variable, secret)| (variable.to_owned(), secret)).collect();
-        let (mut opened, mut size) = (Vec::with_capacity(named.len()), 0);
-        for (variable, secret) in named {
-            let value = self.vault.reveal(&key.job, secret.clone(), &caller, self.clock.wall());
-            match value.await {
-                Ok(value) => {
-                    let by = &caller.principal;
-                    tracing::info!(secret = %secret, job = %key.job, attempt = %key.attempt, %node, %by, "secret given to a job");
-                    size += value.len();
-                    if size > MOST {
-                        return Err(Error::TooMuch);
-                    }
-                    opened.push((variable, value));
-                }
-                Err(error) => return Err(Error::Vault { variable, error }),
+        let (variables, named): (Vec<String>, Vec<SecretRef>) =
+            spec.secrets().map(|(variable, secret)| (variable.to_owned(), secret)).unzip();
+        let at = self.clock.wall();
+        let values = self.vault.reveal_all(&key.job, named.clone(), &caller, at).await;
+        let values = values.map_err(|error| match error {
+            NotRevealed::Store(error) => Error::Store(error),
+            NotRevealed::One { index, error } => {
+                Error::Vault { variable: variables.get(index).cloned().unwrap_or_default(), error }
             }
+        })?;
+        if values.iter().map(|value| value.len()).sum::<usize>() > MOST {
+            return Err(Error::TooMuch);
         }
-        Ok(opened)
+        let by = &caller.principal;
+        for secret in &named {
+            tracing::info!(%secret, job = %key.job, attempt = %key.attempt, %node, %by, "secret given to a job");
+        }
+        Ok(variables.into_iter().zip(values).collect())
     }
 }

@@ -45,8 +45,12 @@ fn code_of_vault(error: &vault::Error) -> Code {
                 Code::PermissionDenied
             }
             SecretRefusal::Empty(_) | SecretRefusal::TooLarge { .. } => Code::InvalidArgument,
-            SecretRefusal::NoVersionLeft(_) => Code::FailedPrecondition,
+            SecretRefusal::NoVersionLeft(_) | SecretRefusal::Latest { .. } => {
+                Code::FailedPrecondition
+            }
         },
+        vault::Error::Stopped { error, .. } => code_of_vault(error),
+        vault::Error::Late { .. } => Code::Unavailable,
         vault::Error::Transit(error) | vault::Error::NotOpened { error, .. } => {
             if error.passes() {
                 Code::Unavailable
@@ -266,6 +270,7 @@ status!(daemon::SecretsError, error => match &error {
         Code::FailedPrecondition
     }
     daemon::SecretsError::Vault { error, .. } => code_of_vault(error),
+    daemon::SecretsError::Store(error) => code_of_store(error),
     daemon::SecretsError::Reactor(error) => code_of_handle(error),
 });
 status!(track::Error, error => code_of_tracking(&error));

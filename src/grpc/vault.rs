@@ -1,7 +1,9 @@
 //! `atelier.vault.v1.VaultService`.
 
-use atelier_core::id::{Principal, SecretName};
-use atelier_core::secret::{Grant, Secret, Use};
+use std::time::Duration;
+
+use atelier_core::id::{Principal, SecretName, SecretVersion};
+use atelier_core::secret::{Grant, SealedName, Secret, Use};
 use atelier_proto::vault::v1 as pb;
 use tonic::{Request, Response, Status};
 use zeroize::Zeroizing;
@@ -17,6 +19,8 @@ pub(super) struct Service(pub(super) Shared);
 /// Pages of the list.
 const PAGE: u32 = 100;
 const MAX_PAGE: u32 = 1000;
+/// How long a call may seal anew. A client waits for a minute, and what is begun may take as long again.
+const SLICE: Duration = Duration::from_secs(20);
 /// Uses that are told of a secret.
 const USES: usize = 20;
 
@@ -90,10 +94,14 @@ impl pb::vault_service_server::VaultService for Service {
     ) -> Result<Response<pb::DeleteSecretResponse>, Status> {
         let caller = caller(&request)?;
         let by = caller.principal.clone();
-        let name = request.into_inner().name;
+        let pb::DeleteSecretRequest { name, version } = request.into_inner();
+        let one = Some(SecretVersion(version)).filter(|_| version > 0);
         let at = self.0.clock.wall();
-        let name = self.0.vault.delete(&name, caller, at).await.map_err(told)?;
-        tracing::info!(secret = %name, %by, "secret deleted");
+        let name = self.0.vault.delete(&name, one, caller, at).await.map_err(told)?;
+        match one {
+            Some(version) => tracing::info!(secret = %name, %version, %by, "secret deleted"),
+            None => tracing::info!(secret = %name, %by, "secret deleted"),
+        }
         Ok(Response::new(pb::DeleteSecretResponse {}))
     }
 
@@ -148,11 +156,29 @@ impl pb::vault_service_server::VaultService for Service {
     ) -> Result<Response<pb::RotateKeysResponse>, Status> {
         let by = caller(&request)?.principal;
         let data_keys = request.into_inner().data_keys;
-        let vault = &self.0.vault;
-        let (key, versions) = vault.rotate(data_keys, self.0.clock.wall()).await.map_err(told)?;
+        let at = self.0.clock.wall();
+        let rotated = self.0.vault.rotate(data_keys, at, SLICE).await.map_err(told)?;
+        let vault::Rotation { key, versions, done, total, is_over, damaged } = rotated;
         let key = key.map(|key| key.to_string()).unwrap_or_default();
-        tracing::info!(%key, versions, data_keys, %by, "the vault's keys are rotated");
-        Ok(Response::new(pb::RotateKeysResponse { key, versions }))
+        tracing::info!(%key, versions, done, total, data_keys, %by, "the vault's keys are rotated");
+        for vault::Damage { name, version, problem } in &damaged {
+            tracing::warn!(%name, %version, problem, "it does not open, and stays sealed as it is");
+        }
+        let damaged = damaged.into_iter().map(|vault::Damage { name, version, problem }| {
+            let (secret, datastore) = match name {
+                SealedName::Secret(name) => (name.to_string(), String::new()),
+                SealedName::Datastore(name) => (String::new(), name.to_string()),
+            };
+            pb::DamagedVersion { secret, datastore, version: version.0, problem }
+        });
+        Ok(Response::new(pb::RotateKeysResponse {
+            key,
+            versions,
+            done,
+            total,
+            goes_on: !is_over,
+            damaged: damaged.collect(),
+        }))
     }
 }
 

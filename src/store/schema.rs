@@ -22,6 +22,7 @@ const MIGRATIONS: &[&str] = &[
     super::retention::MIGRATION,
     super::storage::MIGRATION,
     super::retention::BY_PATH,
+    super::secrets::ROTATION,
 ];
 
 /// The version this build writes.

@@ -36,6 +36,13 @@ CREATE TABLE secret_versions (
 CREATE INDEX secret_versions_key ON secret_versions (key);
 ";
 
+pub(super) const ROTATION: &str = "
+CREATE TABLE secret_rotation (
+    id       INTEGER PRIMARY KEY CHECK (id = 1),
+    begun_at INTEGER NOT NULL            -- ms since the epoch; data keys from before are to go
+) STRICT;
+";
+
 /// A sealed version, and where it lies.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct SealedRow {
@@ -182,6 +189,36 @@ pub fn delete(
     Ok(Ok(known))
 }
 
+/// Forgets a version of a secret that is not its latest: jobs that name none mean that.
+pub fn delete_version(
+    conn: &Connection,
+    name: &SecretName,
+    version: SecretVersion,
+    caller: &Caller,
+) -> Result<Result<SecretName, Refusal>, Error> {
+    let known = entry(conn, name)?;
+    let Some((name, owner, latest)) =
+        known.and_then(|known| Some((known.name, known.owner?, known.version)))
+    else {
+        return Ok(Err(Refusal::NoSuch(name.to_string())));
+    };
+    if let Err(refusal) = check_owner(&name, &owner, caller) {
+        return Ok(Err(refusal));
+    }
+    if version == latest {
+        return Ok(Err(Refusal::Latest { name, version }));
+    }
+    let mut deleted = 0;
+    let write = || -> rusqlite::Result<()> {
+        deleted = conn
+            .prepare_cached("DELETE FROM secret_versions WHERE name = ?1 AND version = ?2")?
+            .execute(params![name.as_str(), version.0])?;
+        Ok(())
+    };
+    wiping(conn, write).map_err(|error| Error::sqlite("forget a version of a secret", error))?;
+    Ok(if deleted == 0 { Err(Refusal::NoSuchVersion { name, version }) } else { Ok(name) })
+}
+
 const COLUMNS: &str = "name, version, created_by, created_at, updated_by, updated_at";
 
 fn secret_of(row: &Row<'_>) -> rusqlite::Result<Secret> {
@@ -232,20 +269,55 @@ pub fn keys(conn: &Connection) -> Result<Vec<(KeyId, u64)>, Error> {
         .map_err(sql)
 }
 
-/// Versions that are sealed with another key than this, or whose data key is from before `at`; at most `limit`.
+/// Versions that are sealed with another key than this, or whose data key is from before `at`: those of rows after
+/// `after`, at most `limit`.
 pub fn older(
     conn: &Connection,
     key: &KeyId,
     at: Option<Timestamp>,
+    after: i64,
     limit: usize,
 ) -> Result<Vec<SealedRow>, Error> {
     let before = at.map_or(i64::MIN, Timestamp::as_millis);
     conn.prepare_cached(
         "SELECT seq, name, version, value, data_key, key FROM secret_versions
-         WHERE key <> ?1 OR sealed_at < ?2 LIMIT ?3",
+         WHERE seq > ?4 AND (key <> ?1 OR sealed_at < ?2) ORDER BY seq LIMIT ?3",
     )
-    .and_then(|mut s| s.query_map(params![key.as_str(), before, limit], sealed_of)?.collect())
+    .and_then(|mut s| {
+        s.query_map(params![key.as_str(), before, limit, after], sealed_of)?.collect()
+    })
     .map_err(sql)
+}
+
+/// How many versions there are, and how many of them are [`older`].
+pub fn left(conn: &Connection, key: &KeyId, at: Option<Timestamp>) -> Result<(u64, u64), Error> {
+    let before = at.map_or(i64::MIN, Timestamp::as_millis);
+    conn.prepare_cached(
+        "SELECT count(*), count(*) FILTER (WHERE key <> ?1 OR sealed_at < ?2) FROM secret_versions",
+    )
+    .and_then(|mut s| {
+        s.query_row(params![key.as_str(), before], |row| Ok((row.get(0)?, row.get(1)?)))
+    })
+    .map_err(sql)
+}
+
+/// When the rotation of data keys began that is not over: at `now`, if there is none.
+pub fn begin_rotation(conn: &Connection, now: Timestamp) -> Result<Timestamp, Error> {
+    let write = || -> rusqlite::Result<i64> {
+        conn.prepare_cached("INSERT OR IGNORE INTO secret_rotation VALUES (1, ?1)")?
+            .execute([now.as_millis()])?;
+        conn.prepare_cached("SELECT begun_at FROM secret_rotation")?.query_row([], |row| row.get(0))
+    };
+    let begun_at = write().map_err(|error| Error::sqlite("begin to seal secrets anew", error))?;
+    Ok(Timestamp::from_millis(begun_at))
+}
+
+/// The rotation that began then is over.
+pub fn end_rotation(conn: &Connection, begun_at: Timestamp) -> Result<(), Error> {
+    conn.prepare_cached("DELETE FROM secret_rotation WHERE begun_at = ?1")
+        .and_then(|mut s| s.execute([begun_at.as_millis()]))
+        .map(drop)
+        .map_err(|error| Error::sqlite("end sealing secrets anew", error))
 }
 
 /// Puts a version that was sealed anew in the place of itself, if that is still there with the data key that it

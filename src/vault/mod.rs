@@ -4,6 +4,7 @@
 mod envelope;
 mod key;
 mod ring;
+mod rotate;
 mod source;
 #[cfg(test)]
 mod tests;
@@ -11,28 +12,34 @@ mod transit;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use atelier_core::access::Caller;
 use atelier_core::id::{JobName, Principal, SecretName, SecretVersion};
 use atelier_core::secret::{Grant, Refusal, SealedName, Secret, Use, check_value, next_version};
 use atelier_core::spec::SecretRef;
 use atelier_core::time::Timestamp;
+use futures::StreamExt as _;
 use rusqlite::Connection;
 use zeroize::Zeroizing;
 
 use self::envelope::{DataKey, Place};
 use self::ring::{Ring, Wrapper};
 use crate::config::{self, ServeArgs};
-use crate::store::secrets::{self, SealedRow};
-use crate::store::{self, SqliteStore, secret_uses};
+use crate::store::secret_uses::{self, Usable};
+use crate::store::secrets;
+use crate::store::{self, SqliteStore};
 
 pub use envelope::Sealed;
 pub use key::{KeyError, KeyId, KeySource};
+pub use rotate::{Damage, Rotation};
 pub use source::TextSource;
 pub use transit::{Error as TransitError, KeyName, Login, Settings as TransitSettings};
 
-/// Versions that are sealed anew in one transaction.
-const BATCH: usize = 32;
+/// Versions that are opened, or sealed anew, at the same time: a server that has the key is asked for each.
+const AT_ONCE: usize = 8;
+/// How long opening the secrets of an attempt may take: its agent gives up after 30 seconds, and asks again.
+const TOGETHER: Duration = Duration::from_secs(20);
 
 /// Keeps secrets. Cheap to clone.
 #[derive(Clone)]
@@ -126,6 +133,32 @@ pub enum Error {
         /// Where it is.
         source_given: String,
     },
+    /// Transit takes too long.
+    #[error(
+        "version {version} of {name} was not opened in {seconds} s: transit at {address} does not answer; see that it \
+         runs, and that the daemon's machine reaches it"
+    )]
+    Late {
+        /// Of what.
+        name: SealedName,
+        /// Which.
+        version: SecretVersion,
+        /// How long that was waited for.
+        seconds: u64,
+        /// Where transit is.
+        address: String,
+    },
+    /// A rotation did not come to its end.
+    #[error("{done} of {total} versions are sealed anew; the next rotation goes on there: {error}")]
+    Stopped {
+        /// How many are as they are to be.
+        done: u64,
+        /// Of how many.
+        total: u64,
+        /// Why.
+        #[source]
+        error: Box<Self>,
+    },
     /// What is kept does not open.
     #[error(
         "version {version} of {name} does not open: it was changed in the database; set it anew, or restore a backup"
@@ -156,11 +189,30 @@ impl Error {
             | Self::NoTransit(_)
             | Self::Transit(_)
             | Self::NotOpened { .. }
+            | Self::Late { .. }
             | Self::Missing { .. }
             | Self::WrongKey { .. } => true,
+            Self::Stopped { error, .. } => error.is_refusal(),
             Self::Damaged { .. } | Self::Random | Self::Cipher | Self::Store(_) => false,
         }
     }
+}
+
+/// Why secrets are not revealed.
+#[derive(Debug, thiserror::Error)]
+pub enum NotRevealed {
+    /// One is not to be had.
+    #[error("{error}")]
+    One {
+        /// Which of those that were asked for.
+        index: usize,
+        /// Why.
+        #[source]
+        error: Error,
+    },
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] store::Error),
 }
 
 /// A key that versions of secrets are sealed with.
@@ -320,16 +372,20 @@ impl Vault {
         Ok(self.store.read(|conn| secrets::list(conn, after, limit))?)
     }
 
-    /// Forgets all versions of a secret. Gives its name, as it was first written.
+    /// Forgets a version of a secret that is not its latest, or all of them. Gives its name, as it was first written.
     pub async fn delete(
         &self,
         name: &str,
+        version: Option<SecretVersion>,
         caller: Caller,
         at: Timestamp,
     ) -> Result<SecretName, Error> {
         let missing = |_| Error::Refused(Refusal::NoSuch(name.to_owned()));
         let name = SecretName::new(name).map_err(missing)?;
-        let deleted = self.store.write(move |conn| secrets::delete(conn, &name, &caller, at));
+        let deleted = self.store.write(move |conn| match version {
+            Some(version) => secrets::delete_version(conn, &name, version, &caller),
+            None => secrets::delete(conn, &name, &caller, at),
+        });
         Ok(deleted.await??)
     }
 
@@ -345,8 +401,7 @@ impl Vault {
         self.keys.of(&sealed.key)?.open(place, &sealed).await
     }
 
-    /// What seals the next version under a name within a transaction of the store. Whoever asks for it sees to it
-    /// that nobody else does meanwhile.
+    /// What seals the next version under a name within a transaction of the store.
     ///
     /// # Errors
     /// If there is no key to seal with.
@@ -401,26 +456,60 @@ impl Vault {
         Ok(SecretRef { name: found.name, version, delivery: wanted.delivery })
     }
 
-    /// A secret's value, for a job of the caller's. That it had it is on disk when this returns.
-    pub async fn reveal(
+    /// The values of secrets, for a job of the caller's, in the order of `wanted`: all as they are at one moment, or
+    /// none. That it had them is on disk when this returns.
+    pub async fn reveal_all(
         &self,
         job: &JobName,
-        wanted: SecretRef,
+        wanted: Vec<SecretRef>,
         caller: &Caller,
         at: Timestamp,
-    ) -> Result<Zeroizing<Vec<u8>>, Error> {
+    ) -> Result<Vec<Zeroizing<Vec<u8>>>, NotRevealed> {
         let (job, caller) = (job.clone(), caller.clone());
         let found = self.store.write(move |conn| {
-            let found = secret_uses::usable(conn, &wanted, &caller)?;
-            if let Ok(found) = &found {
-                secret_uses::note(conn, &job, found, &caller.principal, at)?;
+            let mut found = Vec::with_capacity(wanted.len());
+            for (index, wanted) in wanted.iter().enumerate() {
+                match secret_uses::usable(conn, wanted, &caller)? {
+                    Ok(usable) => found.push(usable),
+                    Err(refusal) => {
+                        return Ok(Err(NotRevealed::One { index, error: refusal.into() }));
+                    }
+                }
             }
-            Ok(found)
+            for usable in &found {
+                secret_uses::note(conn, &job, usable, &caller.principal, at)?;
+            }
+            Ok(Ok(found))
         });
         let found = found.await??;
-        let name = SealedName::Secret(found.name);
-        let place = Place { workspace: &self.workspace, name: &name, version: found.version };
-        self.keys.of(&found.sealed.key)?.open(place, &found.sealed).await
+        let mut values = vec![Zeroizing::default(); found.len()];
+        let until = tokio::time::Instant::now() + TOGETHER;
+        let opening = found.into_iter().enumerate().map(|(index, usable)| async move {
+            let Usable { name, version, sealed } = usable;
+            let name = SealedName::Secret(name);
+            let place = Place { workspace: &self.workspace, name: &name, version };
+            let open = async { self.keys.of(&sealed.key)?.open(place, &sealed).await };
+            let opened = tokio::time::timeout_at(until, open).await;
+            match opened {
+                Ok(Ok(value)) => Ok((index, value)),
+                Ok(Err(error)) => Err(NotRevealed::One { index, error }),
+                Err(_) => Err(NotRevealed::One { index, error: self.late(name, version) }),
+            }
+        });
+        let mut opened = futures::stream::iter(opening).buffer_unordered(AT_ONCE);
+        while let Some(opened) = opened.next().await {
+            let (index, value) = opened?;
+            if let Some(place) = values.get_mut(index) {
+                *place = value;
+            }
+        }
+        Ok(values)
+    }
+
+    /// Only transit takes long.
+    fn late(&self, name: SealedName, version: SecretVersion) -> Error {
+        let address = self.keys.transit().unwrap_or("its address").to_owned();
+        Error::Late { name, version, seconds: TOGETHER.as_secs(), address }
     }
 
     /// Which keys there are, and what is sealed with each.
@@ -447,65 +536,6 @@ impl Vault {
         };
         Ok(Status { key, source, problem, keys })
     }
-
-    /// Seals with the newest key what is sealed with an older one; with `data_keys` every value from before
-    /// `now`, under a data key of its own made anew. Which key that is, if there is something sealed, and how many
-    /// versions that were. What is done stays done if it is cut short.
-    pub async fn rotate(
-        &self,
-        data_keys: bool,
-        now: Timestamp,
-    ) -> Result<(Option<KeyId>, u64), Error> {
-        let mut rotated = 0;
-        if self.store.read(secrets::keys)?.is_empty() {
-            return Ok((None, rotated));
-        }
-        let newest = self.keys.to_seal()?;
-        let mut id = newest.newest().await?;
-        let made_at = data_keys.then_some(now);
-        loop {
-            let rows = self.store.read(|conn| secrets::older(conn, &id, made_at, BATCH))?;
-            if rows.is_empty() {
-                return Ok((Some(id), rotated));
-            }
-            let mut batch = Vec::with_capacity(rows.len());
-            for row in rows {
-                let was = row.sealed.data_key.clone();
-                batch.push((was, self.anew(row, &newest, data_keys).await?));
-            }
-            // Transit's key may have got another version meanwhile.
-            if let Some((_, last)) = batch.last() {
-                id = last.sealed.key.clone();
-            }
-            let write = self.store.write(move |conn| {
-                let mut done = 0;
-                for (was, row) in &batch {
-                    done += secrets::reseal(conn, row, was, made_at)?;
-                }
-                crate::failpoint::hit("rotate");
-                Ok(done)
-            });
-            rotated += write.await?;
-        }
-    }
-
-    /// A version, sealed with the newest key.
-    async fn anew(
-        &self,
-        row: SealedRow,
-        newest: &Wrapper,
-        data_keys: bool,
-    ) -> Result<SealedRow, Error> {
-        let place = Place { workspace: &self.workspace, name: &row.name, version: row.version };
-        let key = self.keys.of(&row.sealed.key)?;
-        let sealed = if data_keys {
-            let value = key.open(place, &row.sealed).await?;
-            envelope::seal(place, &value, &newest.make(place).await?)?
-        } else {
-            key.rewrap(place, row.sealed, newest).await?
-        };
-        Ok(SealedRow { sealed, ..row })
-    }
 }
 
 /// Keeps a value of the workspace's own, which is no secret of somebody's.
@@ -518,19 +548,22 @@ pub struct Sealer {
 
 impl Sealer {
     /// Keeps the value as the next version under its name, in place of the earlier ones. If it cannot be sealed,
-    /// nothing is written.
+    /// nothing is written. `None`: nothing is written as there is such a version since this was made; another is needed.
     pub fn keep(
         &self,
         conn: &Connection,
         value: &[u8],
         by: &Principal,
         at: Timestamp,
-    ) -> Result<SecretVersion, Error> {
+    ) -> Result<Option<SecretVersion>, Error> {
         let Self { workspace, name, version, data_key } = self;
+        if secrets::last_version(conn, name)? >= *version {
+            return Ok(None);
+        }
         let place = Place { workspace, name, version: *version };
         let sealed = envelope::seal(place, value, data_key)?;
         secrets::put(conn, (name, *version), &sealed, by, at)?;
         secrets::forget(conn, name, Some(*version), by, at)?;
-        Ok(*version)
+        Ok(Some(*version))
     }
 }

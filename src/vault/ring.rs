@@ -49,9 +49,10 @@ impl Wrapper {
     async fn unwrap(&self, place: Place<'_>, sealed: &Sealed) -> Result<Plain, Error> {
         match self {
             Self::Key(key) => envelope::unwrap(place, sealed, key),
-            Self::Transit(key) => key.unwrap(place, &sealed.data_key).await.map_err(|error| {
-                Error::NotOpened { name: place.name.clone(), version: place.version, error }
-            }),
+            Self::Transit(key) => {
+                let opened = key.unwrap(place, &sealed.data_key).await;
+                opened.map_err(|error| not_opened(place, error))
+            }
         }
     }
 
@@ -73,14 +74,20 @@ impl Wrapper {
     ) -> Result<Sealed, Error> {
         if let (Self::Transit(old), Self::Transit(new)) = (self, newest)
             && old.name() == new.name()
-            && let Some((data_key, key)) = new.rewrap(place, &sealed.data_key).await?
         {
-            return Ok(Sealed { value: sealed.value, data_key, key });
+            let anew = new.rewrap(place, &sealed.data_key).await;
+            if let Some((data_key, key)) = anew.map_err(|error| not_opened(place, error))? {
+                return Ok(Sealed { value: sealed.value, data_key, key });
+            }
         }
         let plain = self.unwrap(place, &sealed).await?;
         let DataKey { kept, key, .. } = newest.wrap(place, plain).await?;
         Ok(Sealed { value: sealed.value, data_key: kept, key })
     }
+}
+
+fn not_opened(place: Place<'_>, error: super::TransitError) -> Error {
+    Error::NotOpened { name: place.name.clone(), version: place.version, error }
 }
 
 /// The keys of a vault.
@@ -156,6 +163,11 @@ impl Ring {
         let newest = self.newest().filter(|newest| newest.is(id));
         let old = || self.old.iter().find(|(old, _)| old.is(id)).map(|(old, _)| old.clone());
         newest.or_else(old).map_or_else(|| self.to_seal(), Ok)
+    }
+
+    /// Where transit is, if keys are there.
+    pub(super) fn transit(&self) -> Option<&str> {
+        self.transit.as_ref().map(|transit| transit.settings().address.as_str())
     }
 
     /// Files with keys, and with what opens the way to one.

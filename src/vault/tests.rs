@@ -4,7 +4,10 @@ use atelier_core::access::Role;
 use atelier_core::id::Principal;
 use atelier_core::secret;
 
+use super::rotate::BATCH;
+use super::transit::tests::{Toy, until};
 use super::*;
+use crate::store::secrets::SealedRow;
 use crate::store::tests::Folder;
 
 /// A store, and keys beside it.
@@ -54,10 +57,31 @@ async fn set(vault: &Vault, name: &str, value: &str, ms: i64) -> Result<Secret, 
     vault.set(SecretName::new(name).unwrap(), value, ana(), at(ms)).await
 }
 
+/// A rotation that takes as long as it needs.
+async fn rotated(vault: &Vault, data_keys: bool, ms: i64) -> Rotation {
+    let rotated = vault.rotate(data_keys, at(ms), Duration::from_secs(600)).await.unwrap();
+    assert!(rotated.is_over, "{rotated:?}");
+    rotated
+}
+
+fn texts(values: &[Zeroizing<Vec<u8>>]) -> Vec<String> {
+    values.iter().map(|value| String::from_utf8(value.to_vec()).unwrap()).collect()
+}
+
+fn job() -> JobName {
+    JobName::new("job").unwrap()
+}
+
+/// The latest versions of these, or those that they name.
+fn refs(names: &[&str]) -> Vec<SecretRef> {
+    names.iter().map(|of| SecretRef::of(&format!("azureml:secrets/{of}")).unwrap()).collect()
+}
+
 /// Every version as `name/version=value`, opened with the keys that the vault has.
 async fn opened(vault: &Vault) -> Vec<String> {
     let everything = KeyId::stored("");
-    let rows = vault.store.read(|conn| secrets::older(conn, &everything, None, 1000)).unwrap();
+    let rows =
+        vault.store.read(|conn| secrets::older(conn, &everything, None, i64::MIN, 1000)).unwrap();
     let mut shown = Vec::new();
     for row in &rows {
         let value = vault.open_version(&row.name, row.version).await.unwrap();
@@ -88,14 +112,14 @@ async fn versions_count_up_across_restarts_and_deletions() {
     assert_eq!(vault.get("db").unwrap(), second);
 
     let ben = caller("ben", Role::DataScientist);
-    let other = vault.delete("db", ben.clone(), at(3)).await.unwrap_err();
+    let other = vault.delete("db", None, ben.clone(), at(3)).await.unwrap_err();
     assert!(matches!(other, Error::Refused(Refusal::NotOwner { .. })), "{other:?}");
     let value = || Zeroizing::new(b"x".to_vec());
     let taken = vault.set("db".parse().unwrap(), value(), ben.clone(), at(3)).await.unwrap_err();
     assert!(matches!(taken, Error::Refused(Refusal::NotOwner { .. })), "{taken:?}");
-    vault.delete("db", caller("root", Role::Admin), at(4)).await.unwrap();
+    vault.delete("db", None, caller("root", Role::Admin), at(4)).await.unwrap();
     assert!(vault.get("db").is_err() && vault.list("", 10).unwrap().is_empty());
-    assert!(vault.delete("db", ana(), at(5)).await.is_err());
+    assert!(vault.delete("db", None, ana(), at(5)).await.is_err());
     assert!(opened(&vault).await.is_empty());
     // Whoever sets it next has it, under a number that nothing was sealed for.
     let third = vault.set("db".parse().unwrap(), value(), ben, at(6)).await.unwrap();
@@ -125,7 +149,7 @@ async fn lists_go_by_name_in_pages() {
     for name in ["c", "B", "a", "d"] {
         set(&vault, name, "x", 1).await.unwrap();
     }
-    vault.delete("c", ana(), at(2)).await.unwrap();
+    vault.delete("c", None, ana(), at(2)).await.unwrap();
     let names = |after: &str, limit| -> Vec<String> {
         vault.list(after, limit).unwrap().iter().map(|s| s.name.to_string()).collect()
     };
@@ -164,7 +188,7 @@ async fn a_vault_with_secrets_does_not_open_without_their_key() {
 async fn a_new_key_takes_over_from_an_old_one() {
     let world = World::new();
     let vault = world.open("one", &[]);
-    assert_eq!(vault.rotate(true, at(1)).await.unwrap().1, 0);
+    assert_eq!(rotated(&vault, true, 1).await.versions, 0);
     let mut expected: Vec<String> = Vec::new();
     for n in 0..BATCH + 7 {
         set(&vault, &format!("s{n:02}"), &format!("value {n}"), 1).await.unwrap();
@@ -178,13 +202,13 @@ async fn a_new_key_takes_over_from_an_old_one() {
     assert_eq!(vault.status().await.unwrap().keys.len(), 2);
     let sealed = |vault: &Vault| {
         let all = KeyId::stored("");
-        let mut rows = vault.store.read(|c| secrets::older(c, &all, None, 1000)).unwrap();
+        let mut rows = vault.store.read(|c| secrets::older(c, &all, None, i64::MIN, 1000)).unwrap();
         rows.sort_by_key(|row| row.seq);
         rows
     };
     let before = sealed(&vault);
-    assert_eq!(vault.rotate(false, at(3)).await.unwrap().1, (BATCH + 7) as u64);
-    assert_eq!(vault.rotate(false, at(3)).await.unwrap().1, 0);
+    assert_eq!(rotated(&vault, false, 3).await.versions, (BATCH + 7) as u64);
+    assert_eq!(rotated(&vault, false, 3).await.versions, 0);
     // Of the rest nothing is touched.
     for (old, new) in before.iter().zip(sealed(&vault)) {
         assert_eq!(old.sealed.value, new.sealed.value);
@@ -201,7 +225,7 @@ async fn a_new_key_takes_over_from_an_old_one() {
 
     // Data keys too: nothing sealed stays the same.
     let before = sealed(&vault);
-    assert_eq!(vault.rotate(true, at(9)).await.unwrap().1, (BATCH + 8) as u64);
+    assert_eq!(rotated(&vault, true, 9).await.versions, (BATCH + 8) as u64);
     for (old, new) in before.iter().zip(sealed(&vault)) {
         assert_ne!(old.sealed.value, new.sealed.value);
         assert_ne!(old.sealed.data_key, new.sealed.data_key);
@@ -209,20 +233,258 @@ async fn a_new_key_takes_over_from_an_old_one() {
     assert_eq!(opened(&vault).await, expected);
 }
 
+/// Puts what is kept of one secret in the place of another's.
+async fn swap(vault: &Vault, from: &'static str, to: &'static str) {
+    let swap = move |conn: &rusqlite::Connection| {
+        let swap = "UPDATE secret_versions SET (value, data_key) =
+                    (SELECT value, data_key FROM secret_versions WHERE name = ?1) WHERE name = ?2";
+        conn.execute(swap, [from, to]).map_err(|e| store::Error::sqlite("swap", e))
+    };
+    assert_eq!(vault.store.write(swap).await.unwrap(), 1);
+}
+
+/// What does not open, as `name/version`.
+fn named(damaged: &[Damage]) -> Vec<String> {
+    damaged.iter().map(|one| format!("{}/{}", one.name.key(), one.version)).collect()
+}
+
 #[tokio::test]
-async fn what_was_changed_in_the_database_stops_a_rotation_and_names_itself() {
+async fn a_rotation_goes_past_what_does_not_open_and_names_it() {
+    let world = World::new();
+    let vault = world.open("old", &[]);
+    for n in 0..BATCH {
+        set(&vault, &format!("s{n:02}"), "x", 1).await.unwrap();
+    }
+    set(&vault, "b", "y", 1).await.unwrap();
+    keep(&vault, "data", b"key").await;
+    set(&vault, "c", "z", 1).await.unwrap();
+    swap(&vault, "c", "b").await;
+    swap(&vault, "c", "datastore/data").await;
+    drop(vault);
+    world.text("new").make(world.folder.at()).unwrap();
+    let vault = world.open("new", &["old"]);
+    let kept = |name: &str| {
+        let name: SealedName = name.parse().unwrap();
+        vault.store.read(|conn| secrets::sealed(conn, &name, SecretVersion(1))).unwrap().unwrap()
+    };
+    let before = (kept("b"), kept("datastore/data"));
+    let done = rotated(&vault, false, 2).await;
+    assert_eq!(named(&done.damaged), ["b/1", "datastore/data/1"]);
+    assert!(done.damaged[0].problem.contains("version 1 of secret 'b'"), "{:?}", done.damaged);
+    assert_eq!((done.versions, done.done, done.total), (33, 33, 35));
+    // It says so each time, and touches nothing of it.
+    for data_keys in [false, true] {
+        let again = rotated(&vault, data_keys, 9).await;
+        assert_eq!(named(&again.damaged), ["b/1", "datastore/data/1"]);
+        assert_eq!(again.versions, if data_keys { 33 } else { 0 });
+    }
+    assert_eq!((kept("b"), kept("datastore/data")), before);
+    assert_eq!(vault.status().await.unwrap().keys.len(), 2);
+
+    // It is set anew, and then the version may go, and with it the old key.
+    let version = |version| Some(SecretVersion(version));
+    let latest = vault.delete("b", version(1), ana(), at(10)).await.unwrap_err().to_string();
+    assert!(latest.contains("is its latest") && latest.contains("secret set b"), "{latest}");
+    set(&vault, "b", "anew", 10).await.unwrap();
+    let ben = caller("ben", Role::DataScientist);
+    assert!(vault.delete("b", version(1), ben, at(11)).await.is_err());
+    assert!(vault.delete("none", version(1), ana(), at(11)).await.is_err());
+    vault.delete("b", version(1), ana(), at(11)).await.unwrap();
+    let gone = vault.delete("b", version(1), ana(), at(12)).await.unwrap_err().to_string();
+    assert!(gone.contains("no version 1"), "{gone}");
+    keep(&vault, "data", b"anew").await;
+    assert_eq!(rotated(&vault, false, 13).await.damaged, []);
+    drop(vault);
+    let vault = world.open("new", &[]);
+    assert!(opened(&vault).await.contains(&"b/2=anew".to_owned()));
+    assert_eq!(set(&vault, "b", "next", 14).await.unwrap().version.0, 3);
+}
+
+#[tokio::test]
+async fn secrets_are_revealed_together_as_they_are_at_one_moment() {
     let world = World::new();
     let vault = world.open("key", &[]);
-    set(&vault, "a", "x", 1).await.unwrap();
-    set(&vault, "b", "y", 1).await.unwrap();
-    let swap = |conn: &rusqlite::Connection| {
-        let swap = "UPDATE secret_versions SET (value, data_key) =
-                    (SELECT value, data_key FROM secret_versions WHERE name = 'a') WHERE name = 'b'";
-        conn.execute_batch(swap).map_err(|e| store::Error::sqlite("swap", e))
+    set(&vault, "a", "0", 1).await.unwrap();
+    set(&vault, "b", "0", 1).await.unwrap();
+    let writing = tokio::spawn({
+        let vault = vault.clone();
+        async move {
+            // Whoever looks at one moment sees both alike, or `a` one ahead.
+            for n in 1..60 {
+                set(&vault, "a", &n.to_string(), 2).await.unwrap();
+                set(&vault, "b", &n.to_string(), 2).await.unwrap();
+            }
+        }
+    });
+    let (mut seen, job) = (0, job());
+    while !writing.is_finished() {
+        let values = vault.reveal_all(&job, refs(&["a", "b"]), &ana(), at(3)).await.unwrap();
+        let numbers: Vec<u32> = texts(&values).iter().map(|text| text.parse().unwrap()).collect();
+        assert!([numbers[1], numbers[1] + 1].contains(&numbers[0]), "{numbers:?}");
+        seen += 1;
+    }
+    writing.await.unwrap();
+    assert!(seen > 0);
+
+    // One that is not to be had is named, and none is given.
+    set(&vault, "c", "x", 4).await.unwrap();
+    let ben = JobName::new("another").unwrap();
+    let refused = vault.reveal_all(&ben, refs(&["c", "none", "a"]), &ana(), at(5)).await;
+    assert!(matches!(refused, Err(NotRevealed::One { index: 1, .. })), "{refused:?}");
+    assert_eq!(vault.uses(&SecretName::new("c").unwrap(), 10).unwrap(), []);
+    set(&vault, "d", "y", 5).await.unwrap();
+    swap(&vault, "c", "d").await;
+    let refused = vault.reveal_all(&job, refs(&["c", "d"]), &ana(), at(6)).await.unwrap_err();
+    assert!(matches!(refused, NotRevealed::One { index: 1, .. }), "{refused:?}");
+    assert!(refused.to_string().contains("of secret 'd'"), "{refused}");
+    assert_eq!(vault.reveal_all(&job, vec![], &ana(), at(7)).await.unwrap().len(), 0);
+}
+
+/// A vault whose key is in transit of that server; what was sealed with a file's key before still opens.
+fn open_at(world: &World, toy: &Toy) -> Vault {
+    let source = "transit:transit/toy".parse().unwrap();
+    world.text("key").make(world.folder.at()).unwrap();
+    let old = vec![world.source("key")];
+    let keys = Keys { source, is_given: true, old, transit: Some(toy.settings()) };
+    Vault::open(world.folder.open(), keys, "workspace", world.folder.at()).unwrap()
+}
+
+/// More than anything takes that waits for no other.
+const SOON: Duration = Duration::from_secs(5);
+
+#[tokio::test]
+async fn an_attempt_whose_secret_hangs_in_transit_delays_no_other() {
+    let (world, toy) = (World::new(), Toy::start().await);
+    let vault = world.open("key", &[]);
+    set(&vault, "local", "here", 1).await.unwrap();
+    drop(vault);
+    let vault = open_at(&world, &toy);
+    for name in ["stuck", "api"] {
+        set(&vault, name, name, 1).await.unwrap();
+    }
+    toy.hang("stuck");
+    let hanging = tokio::spawn({
+        let vault = vault.clone();
+        async move { vault.reveal_all(&job(), refs(&["api", "stuck"]), &ana(), at(2)).await }
+    });
+    until("the server has the request", async || toy.asked("stuck") > 1).await;
+    let (job, who) = (job(), ana());
+    for names in [&["local"][..], &["api"], &["api", "local", "api"]] {
+        let values = vault.reveal_all(&job, refs(names), &who, at(3));
+        let values = tokio::time::timeout(SOON, values).await.unwrap().unwrap();
+        let expected = names.iter().map(|&name| if name == "local" { "here" } else { name });
+        assert_eq!(texts(&values), expected.collect::<Vec<_>>());
+    }
+    tokio::time::timeout(SOON, set(&vault, "api", "two", 4)).await.unwrap().unwrap();
+    assert!(!hanging.is_finished());
+    // It says in the end which secret it is, where the server is, and what to do.
+    let refused = hanging.await.unwrap().unwrap_err();
+    assert!(matches!(refused, NotRevealed::One { index: 1, .. }), "{refused:?}");
+    let said = refused.to_string();
+    for words in ["version 1 of secret 'stuck'", toy.address(), "see that it runs"] {
+        assert!(said.contains(words), "{words}: {said}");
+    }
+    toy.recover();
+    let values = vault.reveal_all(&job, refs(&["stuck"]), &who, at(5)).await.unwrap();
+    assert_eq!(texts(&values), ["stuck"]);
+}
+
+#[tokio::test]
+async fn the_secrets_of_an_attempt_are_opened_some_at_a_time() {
+    let (world, toy) = (World::new(), Toy::start().await);
+    let vault = open_at(&world, &toy);
+    let names: Vec<String> = (0..3 * AT_ONCE).map(|n| format!("s{n}")).collect();
+    for name in &names {
+        set(&vault, name, name, 1).await.unwrap();
+    }
+    toy.take(Duration::from_millis(50));
+    toy.most_at_once();
+    let wanted = names.iter().map(String::as_str).collect::<Vec<_>>();
+    let values = vault.reveal_all(&job(), refs(&wanted), &ana(), at(2)).await.unwrap();
+    assert_eq!(texts(&values), names);
+    assert_eq!(toy.most_at_once(), AT_ONCE);
+}
+
+#[tokio::test]
+async fn a_rotation_goes_on_where_the_last_call_was() {
+    let (world, toy) = (World::new(), Toy::start().await);
+    let vault = open_at(&world, &toy);
+    for n in 0..40 {
+        set(&vault, &format!("s{n:02}"), &n.to_string(), 1).await.unwrap();
+    }
+    // Calls that end before all is done.
+    toy.take(Duration::from_millis(30));
+    let (mut versions, mut calls, mut done) = (0, 0, 0);
+    loop {
+        calls += 1;
+        let slice = Duration::from_millis(150);
+        let rotated = vault.rotate(true, at(10 * calls), slice).await.unwrap();
+        versions += rotated.versions;
+        assert_eq!((rotated.total, rotated.done), (40, versions), "{rotated:?}");
+        assert!(rotated.done > done, "{rotated:?}");
+        done = rotated.done;
+        if rotated.is_over {
+            break;
+        }
+    }
+    assert!(calls > 1, "{calls}");
+    assert_eq!(versions, 40, "none twice");
+    // The next is a new one.
+    toy.take(Duration::ZERO);
+    assert_eq!(rotated(&vault, true, 1000).await.versions, 40);
+
+    // A call that is cut short has written what it had.
+    toy.hang("s39");
+    let left = || {
+        let at = Some(at(2000));
+        vault.store.read(|conn| secrets::left(conn, &KeyId::stored("transit:transit/toy:v1"), at))
     };
-    vault.store.write(swap).await.unwrap();
-    let said = vault.rotate(true, at(9)).await.unwrap_err().to_string();
-    assert!(said.contains("version 1 of secret 'b'"), "{said}");
+    {
+        let mut rotating = std::pin::pin!(vault.rotate(true, at(2000), Duration::from_secs(600)));
+        let written = until("all others are on the disk", async || left().unwrap() == (40, 1));
+        tokio::select! {
+            rotated = &mut rotating => panic!("{rotated:?}"),
+            () = written => {}
+        }
+    }
+    // One that the server stops says how far it came.
+    let stopped = vault.rotate(true, at(2001), Duration::from_secs(600)).await.unwrap_err();
+    let said = stopped.to_string();
+    for words in ["39 of 40", "s39", toy.address(), "goes on there"] {
+        assert!(said.contains(words), "{words}: {said}");
+    }
+    toy.recover();
+    let last = rotated(&vault, true, 3000).await;
+    assert_eq!((last.versions, last.done), (1, 40));
+    let mut expected: Vec<String> = (0..40).map(|n| format!("s{n:02}/1={n}")).collect();
+    expected.sort();
+    assert_eq!(opened(&vault).await, expected);
+}
+
+#[tokio::test]
+async fn a_rotation_goes_past_what_transit_does_not_open() {
+    let (world, toy) = (World::new(), Toy::start().await);
+    let vault = open_at(&world, &toy);
+    for name in ["a", "b", "c"] {
+        set(&vault, name, name, 1).await.unwrap();
+    }
+    swap(&vault, "c", "b").await;
+    let done = rotated(&vault, true, 2).await;
+    assert_eq!((named(&done.damaged), done.versions), (vec!["b/1".to_owned()], 2));
+    assert!(done.damaged[0].problem.contains("authentication failed"), "{:?}", done.damaged);
+}
+
+#[tokio::test]
+async fn credentials_that_somebody_else_was_faster_with_are_not_kept() {
+    let world = World::new();
+    let vault = world.open("key", &[]);
+    let name = of_datastore("data");
+    let late = vault.sealer(name.clone()).await.unwrap();
+    assert_eq!(keep(&vault, "data", b"first").await.0, 1);
+    let by = Principal::new("root").unwrap();
+    let kept = vault.store.write(move |c| Ok(late.keep(c, b"late", &by, at(6)).unwrap()));
+    assert_eq!(kept.await.unwrap(), None);
+    assert_eq!(vault.open_version(&name, SecretVersion(1)).await.unwrap().as_slice(), b"first");
 }
 
 #[tokio::test]
@@ -233,7 +495,7 @@ async fn what_is_deleted_or_sealed_anew_leaves_nothing_in_the_file() {
         set(&vault, name, &"x".repeat(9000), 1).await.unwrap();
     }
     let all = KeyId::stored("");
-    let rows = vault.store.read(|c| secrets::older(c, &all, None, 10)).unwrap();
+    let rows = vault.store.read(|c| secrets::older(c, &all, None, i64::MIN, 10)).unwrap();
     let file = || {
         vault.store.checkpoint().unwrap();
         let mut bytes = fs::read(&world.folder.path).unwrap();
@@ -245,8 +507,8 @@ async fn what_is_deleted_or_sealed_anew_leaves_nothing_in_the_file() {
         |row: &SealedRow| [row.sealed.data_key.clone(), row.sealed.value[8000..8032].to_vec()];
     let before = file();
     assert!(rows.iter().flat_map(parts).all(|part| holds(&before, &part)));
-    vault.delete("a", ana(), at(2)).await.unwrap();
-    vault.rotate(true, at(3)).await.unwrap();
+    vault.delete("a", None, ana(), at(2)).await.unwrap();
+    rotated(&vault, true, 3).await;
     let after = file();
     for part in rows.iter().flat_map(parts) {
         assert!(!holds(&after, &part));
@@ -257,7 +519,7 @@ async fn keep(vault: &Vault, datastore: &str, value: &'static [u8]) -> SecretVer
     let sealer = vault.sealer(of_datastore(datastore)).await.unwrap();
     let by = Principal::new("root").unwrap();
     let kept = vault.store.write(move |conn| Ok(sealer.keep(conn, value, &by, at(5)).unwrap()));
-    kept.await.unwrap()
+    kept.await.unwrap().unwrap()
 }
 
 fn of_datastore(name: &str) -> SealedName {
@@ -279,14 +541,16 @@ async fn credentials_are_kept_beside_secrets_and_are_none() {
     // Nobody's secret: neither listed, nor shown, nor deleted.
     assert_eq!(vault.list("", 10).unwrap().len(), 1);
     assert!(vault.get("datastore/data").is_err());
-    assert!(vault.delete("datastore/data", caller("root", Role::Admin), at(6)).await.is_err());
+    assert!(
+        vault.delete("datastore/data", None, caller("root", Role::Admin), at(6)).await.is_err()
+    );
     drop(vault);
 
     // They move to a new key as all do, and open under the old one until then.
     world.text("new").make(world.folder.at()).unwrap();
     let vault = world.open("new", &["key"]);
     assert_eq!(vault.open_version(&name, SecretVersion(2)).await.unwrap().as_slice(), b"key-2");
-    assert_eq!(vault.rotate(true, at(10)).await.unwrap().1, 2);
+    assert_eq!(rotated(&vault, true, 10).await.versions, 2);
     drop(vault);
     let vault = world.open("new", &[]);
     assert_eq!(vault.open_version(&name, SecretVersion(2)).await.unwrap().as_slice(), b"key-2");
@@ -311,8 +575,8 @@ async fn a_value_is_given_to_whom_it_was_granted_and_that_is_noted() {
     let (ben, job) = (caller("ben", Role::DataScientist), JobName::new("job").unwrap());
     let of = |text: &str| SecretRef::of(&format!("azureml:secrets/{text}")).unwrap();
     let value = async |what: &str, who: &Caller, ms: i64| {
-        let value = vault.reveal(&job, of(what), who, at(ms)).await;
-        value.map(|value| String::from_utf8(value.to_vec()).unwrap()).map_err(|e| e.to_string())
+        let values = vault.reveal_all(&job, vec![of(what)], who, at(ms)).await;
+        values.map(|values| texts(&values).remove(0)).map_err(|e| e.to_string())
     };
     let to_ben = || Some(Principal::new("ben").unwrap());
     let pinned = vault.pin(&of("db?as=file"), &ana()).unwrap();
@@ -343,7 +607,7 @@ async fn a_value_is_given_to_whom_it_was_granted_and_that_is_noted() {
     vault.grant("db", None, ana(), at(9)).await.unwrap();
     assert_eq!(value("db:2", &ben, 10).await.unwrap(), "two");
     // What was granted of one is not granted of the next of the name.
-    vault.delete("db", ana(), at(11)).await.unwrap();
+    vault.delete("db", None, ana(), at(11)).await.unwrap();
     assert!(value("db:2", &ana(), 12).await.unwrap_err().contains("no secret 'db'"));
     set(&vault, "db", "three", 13).await.unwrap();
     assert!(value("db", &ben, 14).await.is_err());
@@ -376,8 +640,8 @@ async fn bao_takes_over_from_a_file_and_hands_back() {
     let expected = |of: &[&str]| of.iter().map(|&one| one.to_owned()).collect::<Vec<_>>();
     assert_eq!(opened(&vault).await, expected(&["Db/1=one", "datastore/data/1=key-1"]));
     set(&vault, "Db", "two", 2).await.unwrap();
-    let done = vault.rotate(false, at(3)).await.unwrap();
-    assert_eq!((done.0.unwrap().as_str(), done.1), ("transit:transit/atelier:v1", 2));
+    let done = rotated(&vault, false, 3).await;
+    assert_eq!((done.key.unwrap().as_str(), done.versions), ("transit:transit/atelier:v1", 2));
     let status = vault.status().await.unwrap();
     assert_eq!((status.keys.len(), status.keys[0].versions, &status.problem), (1, 3, &None));
     drop(vault);
@@ -387,13 +651,13 @@ async fn bao_takes_over_from_a_file_and_hands_back() {
     bao.ask("POST", "transit/keys/atelier/rotate", serde_json::json!({}));
     set(&vault, "Db", "three", 4).await.unwrap();
     assert_eq!(vault.status().await.unwrap().keys.len(), 2);
-    assert_eq!(vault.rotate(false, at(5)).await.unwrap().1, 3);
-    assert_eq!(vault.rotate(false, at(5)).await.unwrap().1, 0);
+    assert_eq!(rotated(&vault, false, 5).await.versions, 3);
+    assert_eq!(rotated(&vault, false, 5).await.versions, 0);
     let least = serde_json::json!({"min_decryption_version": 2});
     bao.ask("POST", "transit/keys/atelier/config", least);
     let all = ["Db/1=one", "Db/2=two", "Db/3=three", "datastore/data/1=key-1"];
     assert_eq!(opened(&vault).await, expected(&all));
-    assert_eq!(vault.rotate(true, at(6)).await.unwrap().1, 4);
+    assert_eq!(rotated(&vault, true, 6).await.versions, 4);
     // What was put in another's place does not open.
     let swap = |conn: &rusqlite::Connection| {
         let swap = "UPDATE secret_versions SET (value, data_key) =
@@ -422,7 +686,7 @@ async fn bao_takes_over_from_a_file_and_hands_back() {
     world.text("last").make(world.folder.at()).unwrap();
     let vault = open(&last, &[&there], true).unwrap();
     assert_eq!(opened(&vault).await, expected(&all));
-    assert_eq!(vault.rotate(false, at(7)).await.unwrap().1, 4);
+    assert_eq!(rotated(&vault, false, 7).await.versions, 4);
     drop(vault);
     let vault = open(&last, &[], false).unwrap();
     assert_eq!(opened(&vault).await, expected(&all));

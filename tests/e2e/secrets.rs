@@ -306,6 +306,37 @@ fn a_key_is_replaced_and_a_rotation_that_was_cut_short_goes_on() {
     assert!(refuses(&cluster, &["--vault-key", &old]).contains("--vault-old-key"));
 }
 
+#[test]
+fn a_rotation_names_what_does_not_open_and_does_the_rest() {
+    let cluster = Cluster::empty();
+    cluster.start_daemon();
+    for name in ["db", "api", "web"] {
+        set(&cluster, name, CANARY);
+    }
+    cluster.daemon(Process::stop);
+    let database = rusqlite::Connection::open(cluster.data().join("atelier.db")).unwrap();
+    let damage = "UPDATE secret_versions SET data_key = zeroblob(8) WHERE name = 'api'";
+    assert_eq!(database.execute(damage, []).unwrap(), 1);
+    drop(database);
+    cluster.start_daemon();
+    let rotate = ["vault", "rotate", "--data-keys", "-o", "json"];
+    let rotated = cluster.atelier(rotate).fails(1).says(&[
+        "version 1 of secret 'api' does not open",
+        "atelier secret set api",
+        "atelier secret delete api --version 1",
+    ]);
+    let rotated = rotated.json();
+    assert_eq!((&rotated["versions"], &rotated["total"]), (&json!(2), &json!(3)));
+    assert_eq!(rotated["damaged"].as_array().unwrap().len(), 1);
+    assert_eq!(rotated["damaged"][0]["secret"], "api");
+    let delete = ["secret", "delete", "api", "--version", "1", "--yes"];
+    cluster.atelier(delete).fails(1).says(&["latest", "secret set api"]);
+    assert_eq!(set(&cluster, "api", CANARY)["version"], 2);
+    cluster.atelier(delete).ok();
+    cluster.atelier(delete).fails(3).says(&["no version 1"]);
+    assert_eq!(cluster.atelier(rotate).ok().json()["versions"], 3);
+}
+
 /// Also where the job's user is the key's: in a folder of keys, and among other files.
 #[test]
 fn a_job_does_not_see_the_key_of_the_vault() {

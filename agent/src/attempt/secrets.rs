@@ -47,6 +47,7 @@ pub(super) async fn open(attempt: &Attempt) -> Result<Values, Problem> {
 }
 
 async fn ask(attempt: &Attempt) -> Result<Vec<OpenedSecret>, Problem> {
+    let mut last = String::new();
     loop {
         let client = attempt.services().await.client.clone();
         let mut client = client.max_decoding_message_size(MOST);
@@ -66,6 +67,12 @@ async fn ask(attempt: &Attempt) -> Result<Vec<OpenedSecret>, Problem> {
             | Code::OutOfRange => Cause::Platform,
             _ => {
                 tracing::warn!(epoch = attempt.key.epoch, %told, "cannot get a job's secrets, trying again");
+                // Whose job it is sees why it does not start.
+                if told.message() != last {
+                    last = told.message().to_owned();
+                    let log = PrepareLog::new(attempt.folder.log());
+                    log.line(&format!("[atelier] waiting for the job's secrets: {last}"));
+                }
                 tokio::time::sleep(PAUSE).await;
                 continue;
             }
