@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use atelier_core::datastore::Unnamed;
 use atelier_core::url::encoded;
 use reqwest::{Body, Method, RequestBuilder, Response, StatusCode, header};
 use serde::Deserialize;
@@ -57,7 +58,7 @@ pub struct Object {
 }
 
 /// Some of what was asked for.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 pub struct Page {
     /// Objects, in order of their paths.
     pub objects: Vec<Object>,
@@ -66,6 +67,9 @@ pub struct Page {
     pub folders: Vec<String>,
     /// Where the next page begins. `None`: this is the last.
     pub next: Option<String>,
+    /// What lies there and is in none of these, since no path names it.
+    #[serde(default)]
+    pub unnamed: Unnamed,
 }
 
 /// Whether a listing goes all the way down.
@@ -134,11 +138,12 @@ impl Data {
     /// # Errors
     /// [`Error`].
     pub async fn list(&self, datastore: &str, folder: &str, depth: Depth) -> Result<Page, Error> {
-        let mut whole = Page { objects: Vec::new(), folders: Vec::new(), next: None };
+        let mut whole = Page::default();
         loop {
             let page = self.page(datastore, folder, whole.next.as_deref(), depth).await?;
             whole.objects.extend(page.objects);
             whole.folders.extend(page.folders);
+            whole.unnamed.merge(page.unnamed);
             // A page that does not move on would never end.
             let moves = page.next > whole.next;
             whole.next = page.next.filter(|_| moves);
@@ -190,11 +195,20 @@ impl Data {
         answer(request.header(header::CONTENT_LENGTH, length).body(body)).await.map(|_| ())
     }
 
-    /// Removes an object, or all that lies at or below the path. Tries again.
+    /// Removes an object, or all that lies at or below the path; what stays. Tries again.
     ///
     /// # Errors
     /// [`Error`]; status 404 for an object that is not there.
-    pub async fn delete(&self, datastore: &str, path: &str, recursive: bool) -> Result<(), Error> {
+    pub async fn delete(
+        &self,
+        datastore: &str,
+        path: &str,
+        recursive: bool,
+    ) -> Result<Unnamed, Error> {
+        #[derive(Deserialize)]
+        struct Answer {
+            stays: Unnamed,
+        }
         again(async || {
             let request = self.request(
                 Method::DELETE,
@@ -202,7 +216,14 @@ impl Data {
                 path,
                 if recursive { "?recursive=true" } else { "" },
             );
-            answer(request).await.map(|_| ())
+            let answer = answer(request).await?;
+            if answer.status() != StatusCode::OK {
+                return Ok(Unnamed::default());
+            }
+            let bytes = answer.bytes().await.map_err(|e| Error::lost(&e))?;
+            let told: Answer = serde_json::from_slice(&bytes)
+                .map_err(|error| Error::Lost(format!("its answer cannot be read: {error}")))?;
+            Ok(told.stays)
         })
         .await
     }

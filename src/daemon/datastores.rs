@@ -334,7 +334,7 @@ impl DatastoreChanges {
         if is_written {
             let read = datastore.get(&probe, bytes.len() as u64).await;
             note("read", read.and_then(|read| same(&read, &bytes, &probe)));
-            note("delete", datastore.delete(&probe).await);
+            note("delete", datastore.delete(&probe).await.map(drop));
         } else if let Some(first) = first {
             // It may be meant to be read only.
             note("read", datastore.open(&first.path).await.map(drop));

@@ -11,8 +11,8 @@ mod copying;
 
 use std::path::{Path, PathBuf};
 
-use atelier_core::datastore::{StoragePlace, StorageRecord, StorageRefusal};
-use atelier_core::id::{JobName, WorkspaceName};
+use atelier_core::datastore::{StoragePlace, StorageRecord, StorageRefusal, Unnamed};
+use atelier_core::id::{DatastoreName, JobName, WorkspaceName};
 use atelier_core::job::State;
 use atelier_core::layout;
 use atelier_core::retention::overlap;
@@ -101,6 +101,8 @@ pub struct Moved {
     pub objects: u64,
     /// Their bytes.
     pub bytes: u64,
+    /// What was not moved of which datastore, since no path names it.
+    pub stays: Vec<(DatastoreName, Unnamed)>,
     /// Whether the daemon needs the file to reach it.
     pub has_keys: bool,
 }
@@ -131,7 +133,7 @@ pub async fn move_storage(
         && kept.place.is(&to.wanted.place)
     {
         let to = shown(&kept.place, &folder);
-        return Ok(Moved { from: None, to, objects: 0, bytes: 0, has_keys });
+        return Ok(Moved { from: None, to, objects: 0, bytes: 0, stays: Vec::new(), has_keys });
     }
     nothing_runs(&store)?;
     let old = find(from.as_deref(), &store, &folder).await?;
@@ -144,7 +146,7 @@ pub async fn move_storage(
         (Datastores::open(&old.home, STORE_PATIENCE)?, Datastores::open(&new, STORE_PATIENCE)?);
     give_up_uploads(&store, &from).await?;
     let copying = Copying::new(&store, note);
-    let total = copying.measure(&from.all()).await?;
+    let (total, stays) = copying.measure(&from.all()).await?;
     for name in layout::DEFAULT_STORES {
         copying.copy_all(&from.get(name)?, &into.get(name)?).await?;
     }
@@ -156,7 +158,7 @@ pub async fn move_storage(
         tracing::warn!(%error, "the database keeps its log");
     }
     let (from, to) = (Some(old.home.location()), new.location());
-    Ok(Moved { from, to, objects: total.objects, bytes: total.bytes, has_keys })
+    Ok(Moved { from, to, objects: total.objects, bytes: total.bytes, stays, has_keys })
 }
 
 fn shown(place: &StoragePlace, folder: &Folder) -> String {

@@ -116,7 +116,7 @@ impl Removal {
         let roots = runs.iter().map(|run| (layout::ARTIFACT_STORE, RunInfo::artifact_root(run)));
         let roots = roots.chain([(layout::BLOB_STORE, layout::outputs_root(&job.name))]);
         let why = format!("job '{}' is deleted", job.name);
-        let (live, mut rows) = (self.retention.live_places()?, Vec::new());
+        let (live, mut rows) = (self.retention.live_places()?, Vec::<Row>::new());
         for (datastore, path) in roots {
             let datastore = DatastoreName::new(datastore)?;
             self.must_be_free(job, &datastore, &path, &live)?;
@@ -130,11 +130,17 @@ impl Removal {
                 Err(why) => removed.kept.push(format!("output '{name}': {why}")),
             }
         }
+        let places: Vec<_> =
+            rows.iter().map(|row| (row.datastore.clone(), row.path.clone())).collect();
         self.retention.remove(rows).await?;
         crate::failpoint::hit("removal-written");
         self.handle.forget(job.name.clone()).await?;
         drop((alone, gone));
         removed.going = !self.retention.soon().await?;
+        removed.kept.extend(places.iter().filter_map(|(datastore, path)| {
+            let left = self.retention.left(datastore, path)?;
+            Some(format!("of {}: {left}", layout::datastore_uri(datastore.as_str(), path)))
+        }));
         Ok(removed)
     }
 

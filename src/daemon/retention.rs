@@ -3,10 +3,11 @@
 //! What is to go is a row before anything of it goes, so that a daemon that was killed goes on; nothing that is being
 //! removed can be named by a job or an asset any more. The bytes go in the background, so many objects in a second.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use atelier_core::datastore::Unnamed;
 use atelier_core::id::{DatastoreName, JobName, Principal};
 use atelier_core::job::Job;
 use atelier_core::retention::{Fate, Place, Referrer, Refusal, Rules, Stay, What};
@@ -30,6 +31,8 @@ const AGAIN: Duration = Duration::from_secs(60);
 const JUDGED: usize = 500;
 /// How long somebody who deletes something waits for its bytes to go.
 const SOON: Duration = Duration::from_secs(5);
+/// Removals that did not remove all, of which it is known what.
+const LEFT: usize = 100;
 
 /// Keeps the rules and removes. Cheap to clone.
 #[derive(Clone)]
@@ -39,6 +42,16 @@ pub struct Retention {
     assets: Assets,
     clock: Clock,
     wake: Arc<Notify>,
+    /// What the last removals left, for who waits for them.
+    left: Arc<Mutex<VecDeque<Left>>>,
+}
+
+/// What stays where something was removed.
+#[derive(Debug)]
+struct Left {
+    datastore: DatastoreName,
+    path: String,
+    unnamed: Unnamed,
 }
 
 /// Why something about rules or removing failed.
@@ -81,7 +94,8 @@ impl Retention {
         assets: Assets,
         clock: Clock,
     ) -> Self {
-        Self { store, datastores, assets, clock, wake: Arc::default() }
+        let (wake, left) = Default::default();
+        Self { store, datastores, assets, clock, wake, left }
     }
 
     /// The rules, if there are any.
@@ -216,6 +230,28 @@ impl Retention {
         Ok(left == 0)
     }
 
+    /// What stays at a path that was removed, in words: keys of its store that cannot be named.
+    pub fn left(&self, datastore: &DatastoreName, path: &str) -> Option<String> {
+        let left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = left.iter().rev().find(|left| left.datastore == *datastore && left.path == path);
+        last.map(|left| format!("{}; the store's own tools remove that", left.unnamed))
+    }
+
+    /// Whoever it concerns may not wait: it is also logged.
+    fn note_left(&self, removal: &Removal, unnamed: Unnamed) {
+        let (datastore, path) = (removal.datastore.clone(), removal.path.clone());
+        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        left.retain(|left| left.datastore != datastore || left.path != path);
+        if unnamed.is_empty() {
+            return;
+        }
+        tracing::warn!(%datastore, path, stays = %unnamed, "not all of it was removed: use the store's own tools");
+        left.push_back(Left { datastore, path, unnamed });
+        if left.len() > LEFT {
+            left.pop_front();
+        }
+    }
+
     /// That nothing at a path is being removed; else why it is.
     pub fn being_removed(
         &self,
@@ -271,7 +307,8 @@ impl Retention {
                 continue;
             }
             match self.remove_one(&next).await {
-                Ok(objects) => {
+                Ok((objects, stays)) => {
+                    self.note_left(&next, stays);
                     tracing::debug!(datastore = %next.datastore, path = next.path, objects, "removed");
                     let done = self.store.write(move |conn| rows::done(conn, after)).await;
                     failed |= done.is_err();
@@ -289,26 +326,29 @@ impl Retention {
         }
     }
 
-    async fn remove_one(&self, removal: &Removal) -> Result<usize, storage::Error> {
+    /// How many objects went, and what stays.
+    async fn remove_one(&self, removal: &Removal) -> Result<(usize, Unnamed), storage::Error> {
         let datastore = match self.datastores.get(removal.datastore.as_str()) {
             // The rest of what is to go waits for it.
             Ok(datastore) => datastore.hasty(),
             // Deleted meanwhile: what lies there is not the workspace's any more.
-            Err(storage::Error::UnknownDatastore(_)) => return Ok(0),
+            Err(storage::Error::UnknownDatastore(_)) => return Ok(Default::default()),
             Err(error) => return Err(error),
         };
         let root = ObjectPath::new(removal.path.trim_end_matches('/'))?;
         let (mut after, mut objects): (Option<ObjectPath>, usize) = (None, 0);
+        let mut stays = Unnamed::default();
         loop {
             let begun = Instant::now();
             let last = after.as_ref().map(ObjectPath::as_str);
             let page = datastore.list(Some(&root), last, PAGE).await?;
+            stays.merge(page.unnamed);
             for listed in &page.objects {
                 let path = listed.path.as_str();
-                let stays = |kept: &String| {
+                let is_kept = |kept: &String| {
                     path.strip_prefix(kept.as_str()).is_some_and(|r| r.starts_with('/'))
                 };
-                if !removal.except.iter().any(stays) {
+                if !removal.except.iter().any(is_kept) {
                     crate::failpoint::hit("object-removed");
                     delete(&datastore, &listed.path).await?;
                     objects += 1;
@@ -321,10 +361,10 @@ impl Retention {
             sleep(PACE.saturating_sub(begun.elapsed())).await;
         }
         if removal.except.is_empty() {
-            // And what are only folders.
-            datastore.delete(&root).await?;
+            // And what are only folders, and what has no name here and yet can be removed.
+            stays = datastore.delete(&root).await?;
         }
-        Ok(objects)
+        Ok((objects, stays))
     }
 }
 

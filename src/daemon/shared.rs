@@ -203,7 +203,10 @@ impl Committed {
                 blobs.list(Some(&root), after.as_ref().map(ObjectPath::as_str), 1000).await?;
             for listed in &page.objects {
                 if !kept.contains(listed.path.as_str()) {
-                    blobs.delete(&listed.path).await?;
+                    match blobs.delete_object(&listed.path).await {
+                        Ok(()) | Err(storage::Error::NotFound(_)) => {}
+                        Err(error) => return Err(error),
+                    }
                 }
             }
             match page.next {

@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use atelier_core::datastore::Unnamed;
 use atelier_core::id::{DatastoreName, JobName};
 use atelier_core::job::Job;
 use atelier_core::layout;
@@ -125,7 +126,7 @@ impl Uncommitted {
                 let Ok(name) = JobName::new(name) else { continue };
                 let _turn = self.turn.lock().await;
                 if self.store.job(&name)?.is_none_or(|job| job.ended().is_some()) {
-                    datastore.delete(&folder).await?;
+                    note_left(datastore, &folder, &datastore.delete(&folder).await?);
                 }
             }
             match level.next {
@@ -140,7 +141,17 @@ async fn drop_in(datastore: &Datastore, job: &JobName) -> Result<(), storage::Er
     if !datastore.takes_anything_at_its_root() {
         return Ok(());
     }
-    datastore.delete(&ObjectPath::new(&layout::uncommitted_root(job))?).await
+    let root = ObjectPath::new(&layout::uncommitted_root(job))?;
+    note_left(datastore, &root, &datastore.delete(&root).await?);
+    Ok(())
+}
+
+/// Nothing that a job writes has no name: somebody else has put it there.
+fn note_left(datastore: &Datastore, folder: &ObjectPath, stays: &Unnamed) {
+    if !stays.is_empty() {
+        let datastore = datastore.name();
+        tracing::warn!(%datastore, %folder, %stays, "not all that was not committed is removed: use the store's own tools");
+    }
 }
 
 /// The datastores in which a job may have something uncommitted.

@@ -3,7 +3,7 @@
 use atelier_core::asset::{Change, Draft, Kind, Version};
 use atelier_core::content::Digest;
 use atelier_core::id::AssetName;
-use atelier_core::spec::AssetRef;
+use atelier_core::spec::{AssetRef, DataUri};
 use atelier_proto::asset::v1 as pb;
 use atelier_proto::convert;
 use atelier_proto::job::v1 as job;
@@ -159,10 +159,17 @@ impl pb::asset_service_server::AssetService for Service {
         tracing::info!(kind = %deleted.kind(), name = %deleted.name, version = %deleted.version, %by, "asset deleted");
         drop(alone);
         let going = with_data && !self.0.retention.soon().await.map_err(told)?;
+        let left = match &deleted.uri {
+            DataUri::Datastore { datastore, path } if with_data => {
+                self.0.retention.left(datastore, path.trim_end_matches('/'))
+            }
+            _ => None,
+        };
         let asset = describe(&Listed { version: deleted, latest: false, ..found });
         Ok(Response::new(pb::Asset {
             data_kept: kept.unwrap_or_default(),
             data_going: going,
+            data_left: left.unwrap_or_default(),
             ..asset
         }))
     }

@@ -5,13 +5,15 @@
 //! | `GET`, `HEAD /data/v1/{datastore}/{path}` | reads an object; one range; `If-Match`, `If-None-Match` |
 //! | `PUT /data/v1/{datastore}/{path}` | stores an object, whole or not at all; durable when answered |
 //! | the same with `?from=P&size=N&tag=T` | stores a copy of what the attempt has not committed at `P`, which has `N` bytes and the tag `T`; answered with 200 |
-//! | `DELETE /data/v1/{datastore}/{path}` | removes an object; `?recursive=true`: and all below the path |
+//! | `DELETE /data/v1/{datastore}/{path}` | removes an object; `?recursive=true`: and all below the path; answered with 200 and `stays` if not all of it goes |
 //! | `GET /data/v1/{datastore}?prefix=P&after=PATH` | lists what lies at or below the folder `P` |
 //! | `GET /data/v1/{datastore}?prefix=P&delimiter=/` | what lies right below it: objects and folders |
 //!
 //! `POST` is for attempts, see [`direct`].
 //!
 //! The answer to a `PUT` has the BLAKE3 digest of what was stored ([`STORED`]), which whoever sent it compares.
+//!
+//! A listing counts keys of an object store that are no path in `unnamed`, with some of them.
 //!
 //! Paths are percent-decoded once. Bytes stream both ways, so memory does not grow with an object.
 
@@ -23,6 +25,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use atelier_core::access::{Caller, Permission, Role};
+use atelier_core::datastore::Unnamed;
 use atelier_core::id::DatastoreName;
 use atelier_core::layout::{self, BLOB_STORE};
 use axum::Router;
@@ -204,6 +207,15 @@ struct ListAnswer {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     folders: Vec<String>,
     next: Option<String>,
+    /// What lies there and is in none of these.
+    #[serde(skip_serializing_if = "Unnamed::is_empty")]
+    unnamed: Unnamed,
+}
+
+/// What a removal did not remove, as JSON.
+#[derive(Serialize)]
+struct DeleteAnswer {
+    stays: Unnamed,
 }
 
 #[derive(Serialize)]
@@ -311,20 +323,21 @@ async fn list(
     let named = folder.as_ref().map_or("", ObjectPath::as_str);
     authorize(state, caller, datastore, named, false)?;
     let (folder, after) = (folder.as_ref(), query.after.as_deref());
-    let (objects, folders, next) = match &*query.delimiter {
+    let (objects, folders, next, unnamed) = match &*query.delimiter {
         "" => {
             let page = datastore.list(folder, after, PAGE).await?;
-            (page.objects, Vec::new(), page.next.map(|path| path.to_string()))
+            let next = page.next.map(|path| path.to_string());
+            (page.objects, Vec::new(), next, page.unnamed)
         }
         "/" => {
             let level = datastore.level(folder, after, PAGE).await?;
-            (level.objects, level.folders, level.next)
+            (level.objects, level.folders, level.next, level.unnamed)
         }
         _ => return Err(Refusal::invalid("the delimiter of paths is '/'")),
     };
     let objects = objects.into_iter().map(ListedObject::from).collect();
     let folders = folders.iter().map(ToString::to_string).collect();
-    Ok(axum::Json(ListAnswer { objects, folders, next }).into_response())
+    Ok(axum::Json(ListAnswer { objects, folders, next, unnamed }).into_response())
 }
 
 fn queried<T: serde::de::DeserializeOwned>(head: &Parts) -> Result<T, Refusal> {
@@ -355,11 +368,14 @@ async fn delete(
     if datastore.name().as_str() == BLOB_STORE && holds_content {
         return Err(forbidden("the code of jobs lies there, which is not deleted by path"));
     }
-    match recursive {
+    let stays = match recursive {
         true => datastore.delete(path).await?,
-        false => datastore.delete_object(path).await?,
-    }
-    Ok(StatusCode::NO_CONTENT.into_response())
+        false => datastore.delete_object(path).await.map(|()| Unnamed::default())?,
+    };
+    Ok(match stays.is_empty() {
+        true => StatusCode::NO_CONTENT.into_response(),
+        false => axum::Json(DeleteAnswer { stays }).into_response(),
+    })
 }
 
 async fn read(

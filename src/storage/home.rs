@@ -132,6 +132,9 @@ impl Home {
             if let Some(first) = page.objects.first() {
                 return Ok(Some(first.path.to_string()));
             }
+            if let Some(first) = page.unnamed.examples.into_iter().next() {
+                return Ok(Some(first));
+            }
         }
         Ok(None)
     }

@@ -1,5 +1,7 @@
 //! What lies right below a folder.
 
+use atelier_core::datastore::Unnamed;
+
 use super::{Datastore, Error, Listed, ObjectPath, Served, uncommitted};
 
 /// Objects read at once while a folder is looked at.
@@ -15,6 +17,8 @@ pub struct Level {
     pub objects: Vec<Listed>,
     /// Where the next part continues. `None`: this was the last.
     pub next: Option<String>,
+    /// What lies right there that no path names.
+    pub unnamed: Unnamed,
 }
 
 impl Level {
@@ -31,7 +35,7 @@ impl Level {
 }
 
 /// The folder right below `folder` (which ends with `/` unless it is empty) that a path leads through.
-fn first_below<'a>(folder: &str, path: &'a str) -> Option<&'a str> {
+pub(super) fn first_below<'a>(folder: &str, path: &'a str) -> Option<&'a str> {
     let below = path.strip_prefix(folder)?;
     Some(&path[..folder.len() + below.find('/')?])
 }
@@ -51,9 +55,13 @@ impl Datastore {
         limit: usize,
     ) -> Result<Level, Error> {
         if let Served::Cloud(cloud) = self.served().await?
-            && !cloud.is_ordered()
+            && !cloud.is_read_only()
         {
-            let mut level = cloud.level(folder, after.unwrap_or_default(), limit).await?;
+            let after = after.unwrap_or_default();
+            let mut level = match cloud.is_ordered() {
+                true => cloud.level_ordered(folder, after, limit).await?,
+                false => cloud.level(folder, after, limit).await?,
+            };
             level.folders.retain(|path| uncommitted::is_shown(folder, path));
             level.objects.retain(|listed| uncommitted::is_shown(folder, &listed.path));
             return Ok(level);

@@ -25,7 +25,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
 use atelier_core::content::Digest;
-use atelier_core::datastore::{DatastoreRecord, FolderSource, Source};
+use atelier_core::datastore::{DatastoreRecord, FolderSource, Source, Unnamed};
 use atelier_core::id::DatastoreName;
 use atelier_core::layout;
 use atelier_core::time::Timestamp;
@@ -164,6 +164,8 @@ pub struct Page {
     pub objects: Vec<Listed>,
     /// Where the next page continues: after this path. `None`: this was the last page.
     pub next: Option<ObjectPath>,
+    /// What is there among these that no path names.
+    pub unnamed: Unnamed,
 }
 
 /// An object opened for reading. If another object is stored at its path meanwhile, its bytes stay what they
@@ -412,13 +414,14 @@ impl Datastore {
         }
     }
 
-    /// Removes the object at `path` and all objects below it. Nothing there is no error.
+    /// Removes the object at `path` and all objects below it. Nothing there is no error. What stays, since the store
+    /// cannot be told to remove it.
     ///
     /// # Errors
     /// Those of the operating system.
-    pub async fn delete(&self, path: &ObjectPath) -> Result<(), Error> {
+    pub async fn delete(&self, path: &ObjectPath) -> Result<Unnamed, Error> {
         match self.served().await? {
-            Served::Folder(folder) => folder.delete(path).await,
+            Served::Folder(folder) => folder.delete(path).await.map(|()| Unnamed::default()),
             Served::Cloud(cloud) => cloud.delete(path).await,
         }
     }

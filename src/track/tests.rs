@@ -213,9 +213,9 @@ async fn a_full_or_damaged_store_keeps_the_rows() {
     let failed = world.tracking.seal_due().await.expect_err("conflict");
     assert!(matches!(failed, Error::Storage(_)), "{failed}");
     assert_eq!((world.hot().await, world.history("m").await.len()), (100, 100));
-    world.tracking.artifacts().delete(&path).await.expect("delete");
+    drop(world.tracking.artifacts().delete(&path).await.expect("delete"));
     let folder = ObjectPath::new(&object(&world.run)).expect("path");
-    world.tracking.artifacts().delete(&folder).await.expect("delete");
+    drop(world.tracking.artifacts().delete(&folder).await.expect("delete"));
     assert_eq!(world.tracking.seal_due().await.expect("seal"), 1);
 
     // A damaged file is an error, not an empty history.

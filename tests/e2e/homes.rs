@@ -119,7 +119,7 @@ fn storage(cluster: &Cluster) -> String {
 }
 
 /// A workspace whose own datastores lie there from its first start.
-fn begin(yaml: &str) -> Cluster {
+pub(crate) fn begin(yaml: &str) -> Cluster {
     let cluster = Cluster::with(Settings::default());
     let file = place(&cluster, "storage.yml", yaml);
     stored_at(&cluster, Some(&file));

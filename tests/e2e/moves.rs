@@ -6,6 +6,7 @@ use std::path::Path;
 
 use atelier_proto::job::v1::JobStatus;
 use rustix::process::Signal;
+use serde_json::json;
 
 use crate::harness::{Cluster, FaultyWay, PATIENCE, Process, S3, http, until};
 use crate::homes::{goes_on, is_whole, make, place, s3, stored_at};
@@ -74,10 +75,15 @@ fn s3_is_moved_to_and_back_whenever_it_is_killed() {
     let back = cluster.write("back.yml", format!("type: local\npath: {}\n", own.display()));
     cluster.atelier(migrate(&cluster, &back, &[])).fails(1).says(&["keys", "--from FILE"]);
     let from = ["--from", to.to_str().unwrap()];
+    // Others have put there what cannot be named here.
+    store.ask("PUT /bucket/moved/workspacefilestore/a//b", "theirs");
+    store.ask("PUT /bucket/moved/workspacefilestore/mark/", "");
     cluster.atelier(migrate(&cluster, &back, &from)).fails(1).says(&["holds data already"]);
     fs::rename(&own, cluster.path().join("old")).unwrap();
     let moved = cluster.atelier(migrate(&cluster, &back, &from)).ok();
-    let moved = moved.says(&["still there"]).json();
+    let moved = moved.says(&["still there", "workspacefilestore has a key", "not moved"]).json();
+    let left = json!([{ "datastore": "workspacefilestore", "keys": 1, "examples": ["a//b"] }]);
+    assert_eq!(moved["not_moved"], left);
     assert_eq!(moved["moved_from"], format!("{}/bucket/moved", store.url()));
     assert_eq!(moved["storage"], own.display().to_string());
     assert!(moved["objects"].as_u64().unwrap() > 10, "{moved}");

@@ -11,6 +11,7 @@ use crate::harness::{Agent, Azure, Cluster, Fault, FaultyWay, S3, http, processe
 use crate::secrets::with;
 
 mod addresses;
+mod keys;
 mod shares;
 
 /// The secret half of the keys for S3.

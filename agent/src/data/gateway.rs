@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use atelier_core::content::Digest;
+use atelier_core::datastore::Unnamed;
 use atelier_proto::STORED;
 use bytes::{Bytes, BytesMut};
 use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _};
@@ -209,6 +210,8 @@ pub(super) struct Gateway {
 struct Page {
     objects: Vec<Listed>,
     next: Option<String>,
+    #[serde(default)]
+    unnamed: Unnamed,
 }
 
 #[derive(Deserialize)]
@@ -279,15 +282,16 @@ impl Gateway {
         }
     }
 
-    /// The object at `key`, or all objects below it; of the whole datastore if it is empty.
+    /// The object at `key`, or all objects below it; of the whole datastore if it is empty. And what lies there that
+    /// no path names.
     pub(super) async fn list(
         &self,
         datastore: &str,
         key: &str,
         token: &str,
-    ) -> Result<Vec<Found>, Error> {
+    ) -> Result<(Vec<Found>, Unnamed), Error> {
         path::place(key)?;
-        let mut found = Vec::new();
+        let (mut found, mut unnamed) = (Vec::new(), Unnamed::default());
         let mut after: Option<String> = None;
         loop {
             let mut url =
@@ -300,6 +304,7 @@ impl Gateway {
                 .page(&url, token)
                 .await
                 .map_err(|failure| Self::error("list", datastore, key, failure))?;
+            unnamed.merge(page.unnamed);
             for object in page.objects {
                 path::check(&object.path)?;
                 let below = match object.path.strip_prefix(key) {
@@ -315,7 +320,7 @@ impl Gateway {
                 Some(next) if after.as_ref().is_none_or(|after| *after < next) => {
                     after = Some(next)
                 }
-                _ => return Ok(found),
+                _ => return Ok((found, unnamed)),
             }
         }
     }

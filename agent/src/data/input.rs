@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use atelier_core::content::Digest;
+use atelier_core::datastore::Unnamed;
 use atelier_core::spec::{DataKind, Input, InputMode};
 use atelier_proto::agent::v1 as pb;
 use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _};
@@ -111,9 +112,13 @@ pub(super) async fn provide(
     let key = path::place(&at.path)?.to_owned();
     let (store, fetched) = (inner.store(at).await?, AtomicU64::new(0));
     let place = Place { inner, at, key: &key, token, store, fetched };
-    let mut found = marks::without(place.list().await?);
+    let (found, unnamed) = place.list().await?;
+    let mut found = marks::without(found);
     let is_file = matches!(found.as_slice(), [only] if only.below.is_empty());
     match (shape(kind), is_file) {
+        ((Shape::File, _), true) => {}
+        // It would be less than what the job is to read, and nobody would see that.
+        _ if !unnamed.is_empty() => return Err(lacking(name, &uri, &unnamed)),
         _ if found.is_empty() => return Err(Error::Missing { name: name.into(), uri }),
         ((Shape::File, kind), false) => {
             return Err(Error::Folder { name: name.into(), kind, uri });
@@ -143,6 +148,14 @@ pub(super) async fn provide(
     let result = if is_file { folder.join(path::file_name(&key)) } else { folder };
     let moved = Moved { bytes, fetched: place.fetched.into_inner() };
     Ok(Given { text: result.to_string_lossy().into_owned(), mounted, moved })
+}
+
+fn lacking(name: &str, uri: &str, unnamed: &Unnamed) -> Error {
+    let problem = format!(
+        "{uri} has {unnamed}, and the job would lack that: rename or remove it with the store's own tools, or name \
+         another folder"
+    );
+    Error::Unsupported { name: name.to_owned(), problem }
 }
 
 /// What names an object's content in the cache.
@@ -185,11 +198,11 @@ struct Place<'a> {
 }
 
 impl Place<'_> {
-    async fn list(&self) -> Result<Vec<Found>, Error> {
+    async fn list(&self) -> Result<(Vec<Found>, Unnamed), Error> {
         match &self.store {
             Some(store) => {
                 let (store, key) = (Arc::clone(store), self.key.to_owned());
-                blocking(move || store.list(&key)).await
+                Ok((blocking(move || store.list(&key)).await?, Unnamed::default()))
             }
             None => self.inner.gateway.list(&self.at.datastore, self.key, self.token).await,
         }

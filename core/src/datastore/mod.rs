@@ -4,6 +4,7 @@ mod address;
 mod credentials;
 mod source;
 mod storage;
+mod unnamed;
 
 use std::collections::BTreeMap;
 
@@ -20,6 +21,7 @@ pub use credentials::{
 };
 pub use source::{AzureStorage, FolderKind, FolderSource, OneLake, Source};
 pub use storage::{StoragePlace, StorageRecord, StorageRefusal, StorageWanted};
+pub use unnamed::Unnamed;
 
 #[cfg(test)]
 mod tests;

@@ -128,6 +128,7 @@ pub fn asset_version(
         created_by: version.created_by.to_string(),
         created_at_ms: version.created_at.as_millis(),
         data_kept: String::new(),
+        data_left: String::new(),
         data_going: false,
     }
 }

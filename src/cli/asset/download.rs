@@ -15,7 +15,7 @@ use super::{Which, get, reference};
 use crate::cli::fs::{Place, into_folder, is_part};
 use crate::cli::job::size;
 use crate::cli::{Context, Error, Kind as Problem};
-use crate::client::data::{Data, Depth, Object};
+use crate::client::data::{Data, Depth, Object, Page};
 
 #[derive(Args)]
 pub(in crate::cli) struct Download {
@@ -79,7 +79,14 @@ fn place(asset: &Asset, id: &str) -> Result<Place, Error> {
 
 /// A version's files, by their paths within it.
 async fn stored(place: &Place, id: &str, data: &Data) -> Result<Vec<(String, Object)>, Error> {
-    let objects = place.list(data, Depth::All).await?.objects;
+    let Page { objects, unnamed, .. } = place.list(data, Depth::All).await?;
+    if let Some(lacks) = place.lacks(&unnamed) {
+        return Err(Error::new(
+            Problem::Refused,
+            format!("{id} cannot be downloaded whole: {lacks}"),
+        )
+        .help(format!("atelier fs cp -r {} . copies everything else", place.uri())));
+    }
     let below = |object: Object| match object.path.strip_prefix(&place.path)? {
         // It is a file itself.
         "" => Some((place.name().to_owned(), object)),

@@ -194,6 +194,9 @@ pub(super) async fn delete(kind: Kind, arguments: &Delete, context: &Context) ->
     let place = gone.uri.as_ref().map_or(Value::Null, view::uri);
     let place = place.as_str().unwrap_or_default();
     let data = match (with_data, gone.data_kept.as_str(), gone.data_going) {
+        (true, "", false) if !gone.data_left.is_empty() => {
+            format!("what it was made of is gone from {place}, but for {}", gone.data_left)
+        }
         (false, ..) => format!("what it was made of still lies at {place}"),
         (true, "", false) => format!("what it was made of is gone from {place}"),
         (true, "", true) => format!("what it was made of goes from {place} in the background"),

@@ -63,10 +63,14 @@ pub(super) async fn run(
         true => Target::Remote(Place::read(&named, client).await?),
         false => Target::Local(PathBuf::from(&named)),
     };
-    let mut items = Vec::new();
+    let (mut items, mut lacking) = (Vec::new(), Vec::new());
     for source in &sources {
         match place::is_remote(source) {
-            true => items.extend(remote(source, recursive, client, data).await?),
+            true => {
+                let (found, lacks) = remote(source, recursive, client, data, context).await?;
+                items.extend(found);
+                lacking.extend(lacks);
+            }
             false => items.push(local(Path::new(source), recursive)?),
         }
     }
@@ -93,29 +97,39 @@ pub(super) async fn run(
     copied?;
     let plural = if files == 1 { "" } else { "s" };
     context.output.note(&format!("Copied {files} file{plural}, {}, to {named}.", size(bytes)));
-    context.output.show(&json!({ "target": named, "files": files, "bytes": bytes }))
+    context.output.show(&json!({ "target": named, "files": files, "bytes": bytes }))?;
+    if lacking.is_empty() {
+        return Ok(());
+    }
+    let cause = format!("not all of it was copied: {}", lacking.join("; "));
+    Err(Error::new(Kind::Failed, cause).help("everything else was copied"))
 }
 
-/// What is there of a datastore's that is to be copied.
+/// What is there of a datastore's that is to be copied, and in words what of it cannot be.
 async fn remote(
     source: &str,
     recursive: bool,
     client: &Client,
     data: &Data,
-) -> Result<Vec<Item>, Error> {
+    context: &Context,
+) -> Result<(Vec<Item>, Vec<String>), Error> {
     let place = Place::read(source, client).await?;
-    let mut items = Vec::new();
-    for entry in found(&place, data).await? {
+    let (mut items, mut lacking) = (Vec::new(), Vec::new());
+    for entry in found(&place, data, context).await? {
         let at = Place { path: entry.path().to_owned(), folder: false, ..place.clone() };
         let name = at.name().to_owned();
         let files = match entry {
             Entry::Object(object) => vec![(String::new(), Source::Object(at, object))],
             Entry::Folder(_) if !recursive => return Err(folder_refused(&at.uri())),
-            Entry::Folder(_) => below(&at, data).await?,
+            Entry::Folder(_) => {
+                let (files, lacks) = below(&at, data).await?;
+                lacking.extend(lacks);
+                files
+            }
         };
         items.push(Item { name, files });
     }
-    Ok(items)
+    Ok((items, lacking))
 }
 
 fn folder_refused(what: &str) -> Error {
@@ -123,15 +137,19 @@ fn folder_refused(what: &str) -> Error {
         .help("add -r to copy it with all that lies below it")
 }
 
-async fn below(folder: &Place, data: &Data) -> Result<Vec<(String, Source)>, Error> {
+async fn below(
+    folder: &Place,
+    data: &Data,
+) -> Result<(Vec<(String, Source)>, Option<String>), Error> {
     let page = folder.list(data, Depth::All).await?;
+    let lacks = folder.lacks(&page.unnamed);
     let with_place = |object: Object| {
         let below = object.path.strip_prefix(folder.path.as_str()).unwrap_or(&object.path);
         let below = below.trim_start_matches('/').to_owned();
         let at = Place { path: object.path.clone(), ..folder.clone() };
         (below, Source::Object(at, object))
     };
-    Ok(page.objects.into_iter().map(with_place).collect())
+    Ok((page.objects.into_iter().map(with_place).collect(), lacks))
 }
 
 /// A file of this machine, or a folder's files.

@@ -113,7 +113,7 @@ impl Entry {
 }
 
 /// What a pattern matches, or the one thing that is at the path.
-async fn found(place: &Place, data: &Data) -> Result<Vec<Entry>, Error> {
+async fn found(place: &Place, data: &Data, context: &Context) -> Result<Vec<Entry>, Error> {
     let Some((base, glob)) = place.pattern()? else {
         return match place.look(data).await? {
             Look::Object(object) => Ok(vec![Entry::Object(object)]),
@@ -122,6 +122,9 @@ async fn found(place: &Place, data: &Data) -> Result<Vec<Entry>, Error> {
         };
     };
     let page = base.list(data, place.depth(&base)).await?;
+    if let Some(lacks) = base.lacks(&page.unnamed) {
+        context.output.warn(&lacks);
+    }
     let folders = page.folders.into_iter().map(Entry::Folder);
     let objects = page.objects.into_iter().map(Entry::Object);
     let mut found: Vec<Entry> =
@@ -156,11 +159,14 @@ async fn ls(arguments: &Ls, client: &Client, data: &Data, context: &Context) -> 
     for uri in &arguments.uris {
         let place = Place::read(uri, client).await?;
         let is_pattern = place.pattern()?.is_some();
-        for entry in found(&place, data).await? {
+        for entry in found(&place, data, context).await? {
             match entry {
                 Entry::Folder(path) if arguments.recursive || !is_pattern => {
                     let folder = Place { path, folder: true, ..place.clone() };
                     let page = folder.list(data, depth).await?;
+                    if let Some(lacks) = folder.lacks(&page.unnamed) {
+                        context.output.warn(&lacks);
+                    }
                     let folders = page.folders.into_iter().map(Entry::Folder);
                     let mut inner: Vec<Entry> =
                         folders.chain(page.objects.into_iter().map(Entry::Object)).collect();
@@ -213,7 +219,7 @@ async fn cat(
 ) -> Result<(), Error> {
     for uri in uris {
         let place = Place::read(uri, client).await?;
-        for entry in found(&place, data).await? {
+        for entry in found(&place, data, context).await? {
             let Entry::Object(object) = entry else {
                 let cause = format!("{} is a folder", place.uri_of(entry.path()));
                 return Err(
@@ -290,7 +296,7 @@ async fn rm(arguments: &Rm, client: &Client, data: &Data, context: &Context) -> 
     let mut all: Vec<(Place, Entry)> = Vec::new();
     for uri in &arguments.uris {
         let place = Place::read(uri, client).await?;
-        for entry in found(&place, data).await? {
+        for entry in found(&place, data, context).await? {
             let folder = matches!(entry, Entry::Folder(_));
             let at = Place { path: entry.path().to_owned(), folder, ..place.clone() };
             if folder && at.path.is_empty() {
@@ -317,15 +323,22 @@ async fn rm(arguments: &Rm, client: &Client, data: &Data, context: &Context) -> 
         };
         context.confirmed(&format!("Remove {what}?"), "atelier fs rm -r --yes URI…")?;
     }
-    futures::stream::iter(&all)
+    let stay: Vec<Option<String>> = futures::stream::iter(&all)
         .map(|(place, entry)| async move {
             let recursive = matches!(entry, Entry::Folder(_));
             let gone = data.delete(&place.datastore, &place.path, recursive).await;
-            gone.map_err(|error| place.failed("removing", &error))
+            let stays = gone.map_err(|error| place.failed("removing", &error))?;
+            Ok::<_, Error>(place.lacks(&stays))
         })
         .buffer_unordered(AT_ONCE)
-        .try_collect::<()>()
+        .try_collect()
         .await?;
+    let stay: Vec<String> = stay.into_iter().flatten().collect();
+    if !stay.is_empty() {
+        let cause = format!("not all of it was removed: {}", stay.join("; "));
+        return Err(Error::new(Kind::Failed, cause)
+            .help("everything else is gone; remove these with the store's own tools"));
+    }
     let (one, many) = (all.first(), all.len());
     context.output.note(&match (one, many) {
         (Some((place, _)), 1) => format!("Removed {}.", place.uri()),

@@ -1,6 +1,6 @@
 //! What `azureml://…` on a command line points to.
 
-use atelier_core::datastore::{Address, AddressError, Source};
+use atelier_core::datastore::{Address, AddressError, Source, Unnamed};
 use atelier_core::id::{DatastoreName, JobName};
 use atelier_core::layout;
 use atelier_proto::convert::told_source;
@@ -131,6 +131,7 @@ impl Place {
         let own = page.objects.iter().find(|object| object.path == self.path);
         Ok(match own {
             Some(object) if !self.folder => Look::Object(object.clone()),
+            None if !page.unnamed.is_empty() => Look::Folder,
             _ if page.objects.is_empty() && page.folders.is_empty() => Look::Nothing,
             Some(_) => Look::Nothing,
             None => Look::Folder,
@@ -145,6 +146,12 @@ impl Place {
     ) -> Result<data::Page, Error> {
         let listed = data.list(&self.datastore, &self.path, depth).await;
         listed.map_err(|error| self.failed("listing", &error))
+    }
+
+    /// What a listing of it left out, in words.
+    pub(in crate::cli) fn lacks(&self, unnamed: &Unnamed) -> Option<String> {
+        (!unnamed.is_empty())
+            .then(|| format!("{} has {unnamed}; the store's own tools reach these", self.uri()))
     }
 
     /// If its path is a pattern, the folder that all that match lie in, and the pattern.

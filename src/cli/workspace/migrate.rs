@@ -2,8 +2,9 @@
 
 use std::path::PathBuf;
 
+use atelier_core::datastore::Unnamed;
 use clap::Args;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::cli::{Context, Error, Kind};
 use crate::config::data_dir;
@@ -36,13 +37,26 @@ pub(super) async fn run(arguments: Migrate, context: &Context) -> Result<(), Err
     };
     let moved = move_storage(Move { data_dir, from, to }, Clock::default().wall(), &note).await;
     bar.finish_and_clear();
-    let Moved { from, to, objects, bytes, has_keys } = moved.map_err(Error::from)?;
+    let Moved { from, to, objects, bytes, stays, has_keys } = moved.map_err(Error::from)?;
+    let left: Vec<Value> = stays
+        .iter()
+        .map(|(datastore, unnamed)| {
+            let Unnamed { count, examples } = unnamed;
+            json!({ "datastore": datastore, "keys": count, "examples": examples })
+        })
+        .collect();
     context.output.show(&json!({
         "storage": to,
         "moved_from": from,
         "objects": objects,
         "bytes": bytes,
+        "not_moved": left,
     }))?;
+    for (datastore, unnamed) in &stays {
+        context.output.warn(&format!(
+            "datastore {datastore} has {unnamed}: not moved; copy what you need of that with the store's own tools"
+        ));
+    }
     match from {
         Some(from) => context.output.note(&format!(
             "The data lies in {to} now. What was in {from} is still there; remove it when you do not need it any more."

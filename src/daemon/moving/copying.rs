@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use atelier_core::content::Digest;
+use atelier_core::datastore::Unnamed;
+use atelier_core::id::DatastoreName;
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _, TryStreamExt as _};
 
@@ -67,26 +69,33 @@ impl<'a> Copying<'a> {
         Self { store, note, objects, bytes, total }
     }
 
-    /// Counts what these datastores have.
+    /// Counts what these datastores have, and what they have that cannot be named, each by its name.
     ///
     /// # Errors
     /// If one cannot be listed.
-    pub(super) async fn measure(&self, stores: &[Datastore]) -> Result<Progress, Error> {
-        let mut found = Progress::default();
+    pub(super) async fn measure(
+        &self,
+        stores: &[Datastore],
+    ) -> Result<(Progress, Vec<(DatastoreName, Unnamed)>), Error> {
+        let (mut found, mut stays) = (Progress::default(), Vec::new());
         for store in stores {
-            let mut after = None;
+            let (mut after, mut unnamed) = (None, Unnamed::default());
             loop {
                 let page = store.list_all(None, after.as_deref(), PAGE).await?;
                 found.objects += page.objects.len() as u64;
                 found.bytes += page.objects.iter().map(|object| object.meta.size).sum::<u64>();
+                unnamed.merge(page.unnamed);
                 match page.next {
                     Some(next) => after = Some(next.to_string()),
                     None => break,
                 }
             }
+            if !unnamed.is_empty() {
+                stays.push((store.name().clone(), unnamed));
+            }
         }
         self.total.store(found.bytes, Ordering::Relaxed);
-        Ok(found)
+        Ok((found, stays))
     }
 
     /// Copies what `to` does not have yet, and removes there what was copied and is gone since.

@@ -305,7 +305,11 @@ pub(super) async fn delete(Shared(state): Shared<State>, request: Request) -> An
         for path in paths {
             if entry_of(manifest.as_deref(), &path).is_none() {
                 let path = ArtifactPath::new(&path)?;
-                state.tracking.artifacts().delete(&object(&info.id, &path)?).await?;
+                let object = object(&info.id, &path)?;
+                let stays = state.tracking.artifacts().delete(&object).await?;
+                if !stays.is_empty() {
+                    tracing::warn!(%object, %stays, "not all of an artifact was removed: use the store's own tools");
+                }
             }
         }
     }

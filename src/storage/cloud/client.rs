@@ -19,6 +19,7 @@ use reqwest::redirect::Policy;
 
 use super::azure_file::{Opened, Share};
 use super::entra::CertificateProvider;
+use super::listing::ReadsListings;
 
 /// How long a store may take to accept a connection.
 pub(super) const CONNECT: Duration = Duration::from_secs(10);
@@ -152,14 +153,13 @@ impl Client {
         }
     }
 
-    /// What lists page by page; a web server does not.
+    /// What lists page by page by way of the library.
     pub(super) fn pages(&self) -> Option<&dyn PaginatedListStore> {
         match self {
             Self::S3(store) => Some(store),
             Self::Azure(store) => Some(store),
             Self::Gcs(store) => Some(store),
-            Self::AzureFile(store) => Some(store),
-            Self::Http(_) => None,
+            Self::AzureFile(_) | Self::Http(_) => None,
         }
     }
 }
@@ -257,6 +257,7 @@ fn s3_client(source: &Source, credentials: Credentials, retries: Retries) -> Mad
     let mut builder = AmazonS3Builder::new()
         .with_bucket_name(bucket)
         .with_client_options(options(address.as_deref().unwrap_or("https://")))
+        .with_http_connector(ReadsListings)
         .with_retry(retries.config())
         .with_virtual_hosted_style_request(virtual_hosted);
     if let Some(address) = address {
@@ -312,6 +313,7 @@ fn azure_builder(
         .with_account(account)
         .with_container_name(container)
         .with_client_options(options(&url))
+        .with_http_connector(ReadsListings)
         .with_endpoint(url)
         .with_retry(retries.config())
 }
@@ -394,6 +396,7 @@ fn gcs_client(
         // A key's file may name another server, and where data lies is the datastore's to say.
         .with_base_url(GOOGLE)
         .with_client_options(options(GOOGLE))
+        .with_http_connector(ReadsListings)
         .with_retry(retries.config());
     let builder = match credentials {
         Credentials::ServiceAccount(key) => builder.with_service_account_key(key.reveal()),

@@ -1,18 +1,195 @@
 //! Listing a store's keys in the order of whole paths.
 
-use atelier_core::datastore::Source;
-use futures::{StreamExt as _, TryStreamExt as _};
+use atelier_core::datastore::{Credentials, Source, Unnamed};
 use object_store::list::PaginatedListOptions;
 use object_store::path::Path;
 
+use super::client::Client;
+use super::listing::{Asked, Entry, Listing};
 use super::problem::Told;
-use super::{Cloud, meta_of};
-use crate::storage::{Error, Listed, Meta, ObjectPath, Page};
+use super::walk::end_of;
+use super::{Cloud, MAX_KEY};
+use crate::storage::level::first_below;
+use crate::storage::{Error, Level, Listed, Meta, ObjectPath, Page};
 
 /// Objects that are looked at at once.
 pub(super) const LOOKS: usize = 8;
+/// As many names as S3 tells with one answer.
+const REQUEST: usize = 1000;
+/// At least so many are asked for, since some are gone past.
+const FEW: usize = 100;
+/// The region that requests are signed for where none is given.
+const REGION: &str = "us-east-1";
+
+/// What a key of a store is to the datastore.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Named<'a> {
+    /// An object.
+    Object(ObjectPath),
+    /// The mark of a folder: an empty object whose key ends with a `/`.
+    Mark,
+    /// What no path names; the key below the datastore.
+    Not(&'a str),
+}
+
+/// Objects in their order, each with what was gone past before it.
+#[derive(Debug, Default)]
+pub(super) struct Run {
+    objects: Vec<(ObjectPath, Meta, Unnamed)>,
+    /// What was gone past after the last.
+    pub(super) rest: Unnamed,
+}
+
+impl Run {
+    pub(super) fn of(path: ObjectPath, meta: Meta) -> Self {
+        Self { objects: vec![(path, meta, Unnamed::default())], rest: Unnamed::default() }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.objects.len()
+    }
+
+    pub(super) fn push(&mut self, path: ObjectPath, meta: Meta) {
+        self.objects.push((path, meta, std::mem::take(&mut self.rest)));
+    }
+
+    pub(super) fn append(&mut self, other: Self) {
+        for (path, meta, before) in other.objects {
+            self.rest.merge(before);
+            self.push(path, meta);
+        }
+        self.rest.merge(other.rest);
+    }
+
+    /// What comes after the first so many is another page's, and so is what was gone past on the way there.
+    pub(super) fn truncate(&mut self, most: usize) {
+        if self.objects.len() > most {
+            self.objects.truncate(most);
+            self.rest = Unnamed::default();
+        }
+    }
+
+    /// A page of at most `limit`.
+    pub(super) fn page(mut self, limit: usize) -> Page {
+        let is_more = self.objects.len() > limit;
+        self.truncate(limit);
+        let next = self.objects.last().filter(|_| is_more).map(|(path, ..)| path.clone());
+        let mut page = Page { next, ..Page::default() };
+        for (path, meta, before) in self.objects {
+            page.unnamed.merge(before);
+            page.objects.push(Listed { path, meta });
+        }
+        page.unnamed.merge(self.rest);
+        page
+    }
+}
 
 impl Cloud {
+    /// What an object's key is.
+    pub(super) fn named<'a>(&self, object: &'a Entry) -> Named<'a> {
+        let is_empty = object.meta.size == 0;
+        match self.within(&object.key) {
+            // Of another folder, whose name begins alike.
+            None => Named::Mark,
+            Some("") if is_empty => Named::Mark,
+            Some("") => Named::Not(&object.key),
+            Some(below) => match below.strip_suffix('/') {
+                Some(folder) if is_empty && self.path_of(folder).is_some() => Named::Mark,
+                _ => self.path_of(below).map_or(Named::Not(below), Named::Object),
+            },
+        }
+    }
+
+    /// The path of the folder of objects whose keys begin so; none for the datastore's own.
+    ///
+    /// # Errors
+    /// What the key is below the datastore, if no path names it.
+    pub(super) fn folder(&self, key: &str) -> Result<Option<ObjectPath>, String> {
+        let below = self.shown(key);
+        match below.strip_suffix('/').unwrap_or(below) {
+            "" if below.is_empty() => Ok(None),
+            folder => self.path_of(folder).map(Some).ok_or_else(|| below.to_owned()),
+        }
+    }
+
+    fn within<'a>(&self, key: &'a str) -> Option<&'a str> {
+        match self.prefix() {
+            Some(prefix) => key.strip_prefix(prefix)?.strip_prefix('/'),
+            None => Some(key),
+        }
+    }
+
+    /// A key, below the datastore.
+    pub(super) fn shown<'a>(&self, key: &'a str) -> &'a str {
+        self.within(key).unwrap_or(key)
+    }
+
+    /// The path of what lies at a key below the datastore, if the path leads back to there.
+    fn path_of(&self, below: &str) -> Option<ObjectPath> {
+        ObjectPath::new(below).ok().filter(|path| self.key(path).is_ok())
+    }
+
+    /// What all keys below a folder start with.
+    pub(super) fn below(&self, folder: Option<&ObjectPath>) -> Result<Option<String>, Error> {
+        Ok(self.root(folder)?.map(|root| format!("{root}/")))
+    }
+
+    /// One request for at most `most` keys that start with `below` and come after `offset`.
+    pub(super) async fn names(
+        &self,
+        below: Option<&str>,
+        delimiter: Option<&'static str>,
+        offset: Option<&str>,
+        most: usize,
+        from: Option<String>,
+    ) -> Result<Listing, Error> {
+        let options = PaginatedListOptions {
+            delimiter: delimiter.map(Into::into),
+            max_keys: Some(most),
+            page_token: from,
+            offset: offset.map(str::to_owned),
+            ..Default::default()
+        };
+        let client = self.client().await?;
+        let shown = below.map_or("", |below| self.shown(below)).trim_end_matches('/');
+        let found = self.ask(client, below, options).await;
+        found.map_err(|error| self.problem("list", shown, error))
+    }
+
+    async fn ask(
+        &self,
+        client: &Client,
+        below: Option<&str>,
+        mut options: PaginatedListOptions,
+    ) -> object_store::Result<Listing> {
+        let asked = match client {
+            Client::AzureFile(share) => {
+                let folder = below.unwrap_or_default().trim_end_matches('/');
+                let PaginatedListOptions { delimiter, max_keys, page_token, .. } = options;
+                return share.page(folder, delimiter.is_some(), max_keys, page_token).await;
+            }
+            Client::S3(store) => Asked::S3(match self.inner.credentials.get() {
+                Some(Credentials::Anonymous) => None,
+                _ => Some((store.credentials().get_credential().await?, self.region())),
+            }),
+            Client::Gcs(_) => Asked::Gcs,
+            Client::Azure(_) => Asked::Azure,
+            Client::Http(_) => return Err(not_listed(client)),
+        };
+        let Some(pages) = client.pages() else { return Err(not_listed(client)) };
+        options.extensions.insert(asked);
+        let mut page = pages.list_paginated(below, options).await?;
+        // Nothing found is not the same as nothing said.
+        page.result.extensions.remove::<Listing>().ok_or_else(|| not_listed(client))
+    }
+
+    fn region(&self) -> String {
+        match &self.inner.source {
+            Source::S3 { region: Some(region), .. } => region.clone(),
+            _ => REGION.to_owned(),
+        }
+    }
+
     /// Whether the store gives keys in the order of their bytes, and begins after any of them.
     pub(in crate::storage) fn is_ordered(&self) -> bool {
         match &self.inner.source {
@@ -30,16 +207,16 @@ impl Cloud {
         after: &str,
         limit: usize,
     ) -> Result<Page, Error> {
-        let mut found: Vec<_> = self.object_at(folder, after).await?.into_iter().collect();
+        let mut found = Run::default();
+        if let Some((path, meta)) = self.object_at(folder, after).await? {
+            found.push(path, meta);
+        }
         let wanted = (limit + 1).saturating_sub(found.len());
-        found.extend(match self.is_ordered() {
+        found.append(match self.is_ordered() {
             true => self.first_ordered(folder, after, wanted).await?,
             false => self.first_walked(folder, after, wanted).await?,
         });
-        let is_more = found.len() > limit;
-        found.truncate(limit);
-        let next = found.last().filter(|_| is_more).map(|(path, _)| path.clone());
-        Ok(Page { objects: self.without_markers(found).await?, next })
+        Ok(found.page(limit))
     }
 
     /// The object that has the path of `folder` itself, if that comes after `after`.
@@ -70,49 +247,107 @@ impl Cloud {
         }
     }
 
+    /// The key after which a listing goes on.
+    fn offset(&self, after: &str) -> Option<String> {
+        let key = match self.prefix() {
+            _ if after.is_empty() => return None,
+            Some(prefix) => format!("{prefix}/{after}"),
+            None => after.to_owned(),
+        };
+        // No store has longer ones: what comes after is gone past here.
+        Some(key[..key.floor_char_boundary(MAX_KEY)].to_owned())
+    }
+
     async fn first_ordered(
         &self,
         folder: Option<&ObjectPath>,
         after: &str,
         wanted: usize,
-    ) -> Result<Vec<(ObjectPath, Meta)>, Error> {
-        let (store, root) = (self.store().await?, self.root(folder)?);
-        let offset = ObjectPath::new(after).ok().and_then(|after| self.key(&after).ok());
-        let mut keys = match &offset {
-            Some(offset) => store.list_with_offset(root.as_ref(), offset),
-            None => store.list(root.as_ref()),
-        };
-        let mut found: Vec<(ObjectPath, Meta)> = Vec::new();
-        while found.len() < wanted {
-            let Some(object) = keys.next().await else { break };
-            let object = object.map_err(|error| self.problem("list", shown(folder), error))?;
-            let Some(path) = self.path(&object.location)? else { continue };
-            let last = found.last().map_or(after, |(path, _)| path.as_str());
-            // What is not in order is the mark of a folder, whose key ends with a '/' that is not in its path.
-            if path.as_str() > last && Some(&path) != folder {
-                found.push((path, meta_of(&object)));
+    ) -> Result<Run, Error> {
+        let (below, offset) = (self.below(folder)?, self.offset(after));
+        let (mut found, mut from) = (Run::default(), None);
+        loop {
+            let most = wanted.saturating_sub(found.len()).clamp(FEW, REQUEST);
+            let page = self.names(below.as_deref(), None, offset.as_deref(), most, from).await?;
+            for object in page.objects {
+                let last = found.objects.last().map_or(after, |(path, ..)| path.as_str());
+                match self.named(&object) {
+                    Named::Object(path) if path.as_str() > last && Some(&path) != folder => {
+                        found.push(path, object.meta);
+                    }
+                    Named::Not(unnamed) if unnamed > after => found.rest.add(unnamed),
+                    _ => {}
+                }
+                if found.len() >= wanted {
+                    return Ok(found);
+                }
+            }
+            match page.next {
+                Some(next) => from = Some(next),
+                None => return Ok(found),
             }
         }
-        Ok(found)
     }
 
-    /// Leaves out the marks of folders that some programs write: an empty object whose key ends with a `/`.
-    pub(super) async fn without_markers(
+    /// What lies right below `folder` and comes after `after`, of a store that begins anywhere: at most `limit`
+    /// entries, and some more. Whatever lies deeper is stepped over.
+    pub(in crate::storage) async fn level_ordered(
         &self,
-        found: Vec<(ObjectPath, Meta)>,
-    ) -> Result<Vec<Listed>, Error> {
-        let looked = futures::stream::iter(found).map(|(path, meta)| async {
-            if meta.size > 0 {
-                return Ok(Some(Listed { path, meta }));
+        folder: Option<&ObjectPath>,
+        after: &str,
+        limit: usize,
+    ) -> Result<Level, Error> {
+        let below = self.below(folder)?;
+        let within = folder.map_or_else(String::new, |folder| format!("{folder}/"));
+        let mut level = Level::default();
+        let itself = self.object_at(folder, after).await?;
+        level.objects.extend(itself.map(|(path, meta)| Listed { path, meta }));
+        let told = first_below(&within, after).map(str::to_owned);
+        let (mut after, mut from) = (after.to_owned(), None);
+        let mut offset = self.offset(&after);
+        loop {
+            let page = self.names(below.as_deref(), None, offset.as_deref(), REQUEST, from).await?;
+            let (begun, mut inner) = (after.clone(), None);
+            for object in page.objects {
+                let key = self.shown(&object.key);
+                if key <= begun.as_str() {
+                    continue;
+                }
+                after = key.to_owned();
+                let named = self.named(&object);
+                // What cannot be named may lie in a folder that can.
+                inner = first_below(&within, key)
+                    .filter(|_| named != Named::Mark)
+                    .and_then(|inner| self.path_of(inner));
+                match (&inner, named) {
+                    (Some(inner), _) => {
+                        let last = level.folders.last().map(ObjectPath::as_str);
+                        if last.or(told.as_deref()) != Some(inner.as_str()) {
+                            level.folders.push(inner.clone());
+                        }
+                    }
+                    (None, Named::Object(path)) if Some(&path) != folder => {
+                        level.objects.push(Listed { path, meta: object.meta });
+                    }
+                    (None, Named::Not(unnamed)) => level.unnamed.add(unnamed),
+                    (None, _) => {}
+                }
             }
-            match self.look(&path).await {
-                Ok(_) => Ok(Some(Listed { path, meta })),
-                Err(Error::NotFound(_)) => Ok(None),
-                Err(error) => Err(error),
+            let Some(next) = page.next else { return Ok(level) };
+            from = Some(next);
+            if let Some(inner) = inner {
+                // No key of the folder comes after this, but for those that go on with the last character of all.
+                let past = end_of(inner.as_str());
+                if past > after {
+                    (after, from) = (past, None);
+                    offset = self.offset(&after);
+                }
             }
-        });
-        let listed: Vec<Option<Listed>> = looked.buffered(LOOKS).try_collect().await?;
-        Ok(listed.into_iter().flatten().collect())
+            if level.folders.len() + level.objects.len() >= limit {
+                level.next = Some(after);
+                return Ok(level);
+            }
+        }
     }
 
     /// A file of a web server, which cannot tell what else it has.
@@ -125,7 +360,10 @@ impl Cloud {
         let Some(path) = folder else { return Err(self.unsupported(no_list)) };
         match self.head(path).await {
             Ok(_) if path.as_str() <= after => Ok(Page::default()),
-            Ok(meta) => Ok(Page { objects: vec![Listed { path: path.clone(), meta }], next: None }),
+            Ok(meta) => {
+                let objects = vec![Listed { path: path.clone(), meta }];
+                Ok(Page { objects, ..Page::default() })
+            }
             Err(Error::NotFound(_)) => {
                 Err(self.unsupported(format!("there is no file '{path}', and {no_list}")))
             }
@@ -135,9 +373,12 @@ impl Cloud {
 
     /// Whether the bucket is there and knows who asks, as far as that can be told.
     pub(super) async fn check_there(&self) -> Result<(), Error> {
-        let Some(pages) = self.client().await?.pages() else { return Ok(()) };
+        let client = self.client().await?;
+        if matches!(client, Client::Http(_)) {
+            return Ok(());
+        }
         let options = PaginatedListOptions { max_keys: Some(1), ..Default::default() };
-        match pages.list_paginated(self.prefix(), options).await {
+        match self.ask(client, self.prefix(), options).await {
             Err(error) if self.is_missing(&error) || Told::is_stranger(&error) => {
                 Err(self.problem("list", "", error))
             }
@@ -146,6 +387,6 @@ impl Cloud {
     }
 }
 
-fn shown(folder: Option<&ObjectPath>) -> &str {
-    folder.map_or("", ObjectPath::as_str)
+fn not_listed(client: &Client) -> object_store::Error {
+    object_store::Error::NotSupported { source: format!("{client:?} gave no listing").into() }
 }

@@ -10,6 +10,7 @@ mod client;
 mod copy;
 mod entra;
 mod list;
+mod listing;
 mod problem;
 mod read;
 mod signed;
@@ -22,11 +23,11 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use atelier_core::datastore::{Credentials, Source};
+use atelier_core::datastore::{Credentials, Source, Unnamed};
 use atelier_core::id::DatastoreName;
 use atelier_core::time::Timestamp;
 use bytes::Bytes;
-use futures::{Stream, StreamExt as _, TryStreamExt as _};
+use futures::{Stream, StreamExt as _};
 use object_store::path::Path;
 use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt as _};
 use tokio::sync::OnceCell;
@@ -43,6 +44,9 @@ pub type Unlock = Arc<dyn Fn() -> Result<Credentials, String> + Send + Sync>;
 
 /// The longest key, in bytes, of all that are served.
 const MAX_KEY: usize = 1024;
+
+/// Objects that are deleted at once, as many as S3 tells with one answer.
+const DELETED: usize = 1000;
 
 /// How datastores that were made are given other credentials.
 const MADE: &str = "with 'atelier datastore update'";
@@ -234,15 +238,6 @@ impl Cloud {
         Path::parse(&key).map_err(|_| refused("it has control characters".to_owned()))
     }
 
-    /// The path of what lies at a key; none for the mark of the folder that the datastore is.
-    fn path(&self, key: &Path) -> Result<Option<ObjectPath>, Error> {
-        let below = match self.prefix() {
-            Some(prefix) => key.as_ref().strip_prefix(prefix).and_then(|k| k.strip_prefix('/')),
-            None => Some(key.as_ref()),
-        };
-        Ok(below.map(ObjectPath::new).transpose()?)
-    }
-
     /// Whether nothing can be written there.
     fn check_writable(&self) -> Result<(), Error> {
         match self.inner.source.is_read_only() {
@@ -329,24 +324,31 @@ impl Cloud {
         store.delete(&key).await.map_err(|error| self.problem("delete", path.as_str(), error))
     }
 
-    /// Removes an object and those below it, many with one request where the store can.
-    pub(super) async fn delete(&self, path: &ObjectPath) -> Result<(), Error> {
+    /// Removes an object and those below it, many with one request where the store can. What stays.
+    pub(super) async fn delete(&self, path: &ObjectPath) -> Result<Unnamed, Error> {
         self.check_writable()?;
         let (store, key) = (self.store().await?, self.key(path)?);
         if self.is_lake() || self.is_share() {
             return self.delete_tree(&key).await;
         }
-        let failed = |error| self.problem("delete", path.as_str(), error);
-        let below = store.list(Some(&key)).map_ok(|meta| meta.location);
-        let all = futures::stream::once(std::future::ready(Ok(key))).chain(below);
-        let mut deleted = store.delete_stream(all.boxed());
-        while let Some(gone) = deleted.next().await {
-            match gone {
-                Ok(_) | Err(object_store::Error::NotFound { .. }) => {}
-                Err(error) => return Err(failed(error)),
+        let (below, mut keys) = (format!("{key}/"), vec![key]);
+        let (mut from, mut stays) = (None, Unnamed::default());
+        loop {
+            let page = self.names(Some(&below), None, None, DELETED, from).await?;
+            keys.extend(self.that_go(&page.objects, &mut stays));
+            let some = futures::stream::iter(keys.drain(..).map(Ok).collect::<Vec<_>>());
+            let mut deleted = store.delete_stream(some.boxed());
+            while let Some(gone) = deleted.next().await {
+                match gone {
+                    Ok(_) | Err(object_store::Error::NotFound { .. }) => {}
+                    Err(error) => return Err(self.problem("delete", path.as_str(), error)),
+                }
+            }
+            match page.next {
+                Some(next) => from = Some(next),
+                None => return Ok(stays),
             }
         }
-        Ok(())
     }
 
     /// Whether there is an answer at all. Of a web server, whatever it says.
@@ -362,6 +364,11 @@ impl Cloud {
     pub(super) fn is_read_only(&self) -> bool {
         self.inner.source.is_read_only()
     }
+}
+
+/// A key as the library takes it, if it takes it as it is.
+fn exact(key: &str) -> Option<Path> {
+    Path::parse(key).ok().filter(|path| AsRef::<str>::as_ref(path) == key && !key.is_empty())
 }
 
 /// What all keys start with, as its author wrote it.

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use atelier_core::datastore::Secret;
+use futures::TryStreamExt as _;
 
 use super::read::WINDOW;
 use super::*;
@@ -191,8 +192,8 @@ async fn s3_listings_are_pages_in_order_and_folders_are_deleted() {
     assert!(matches!(store.delete_object(&path("f")).await, Err(Error::NotFound(_))));
     let below = store.list(Some(&path("f")), "", 100).await.unwrap();
     assert_eq!(paths(&below), ["f/1", "f/2", "f/g/1", "f/none"]);
-    store.delete(&path("f")).await.unwrap();
-    store.delete(&path("f")).await.unwrap();
+    assert!(store.delete(&path("f")).await.unwrap().is_empty());
+    assert!(store.delete(&path("f")).await.unwrap().is_empty());
     assert_eq!(paths(&store.list(None, "", 100).await.unwrap()), ["f-1", "f0"]);
     let others = server.store(Some("team/ab"));
     assert_eq!(paths(&others.list(None, "", 100).await.unwrap()), ["x"]);
@@ -222,10 +223,10 @@ async fn s3_walked_folder_by_folder_lists_the_same() {
         let (mut found, mut after) = (Vec::new(), String::new());
         loop {
             let page = store.first_walked(folder.as_ref(), &after, limit).await.unwrap();
-            let page = store.without_markers(page).await.unwrap();
-            let Some(end) = page.last() else { break };
+            let page = page.page(limit);
+            let Some(end) = page.objects.last() else { break };
             after = end.path.to_string();
-            found.extend(page.into_iter().map(|listed| listed.path.to_string()));
+            found.extend(paths(&page).into_iter().map(str::to_owned));
         }
         let below = folder.map_or_else(String::new, |folder| format!("{folder}/"));
         let expected = all.iter().copied().filter(|path| path.starts_with(&below));
@@ -243,12 +244,16 @@ async fn s3_a_level_is_one_folder_and_its_page_is_bounded() {
     for number in 0..8 {
         put(&store, &format!("b/many/{number}"), b"x").await;
     }
-    let whole = async |folder: Option<&str>, limit| {
+    let whole = async |folder: Option<&str>, limit, is_ordered| {
         let folder = folder.map(path);
         let (mut names, mut after) = (Vec::new(), String::new());
         loop {
-            let level = store.level(folder.as_ref(), &after, limit).await.unwrap();
-            assert!(level.folders.len() + level.objects.len() <= limit + 1);
+            let level = match is_ordered {
+                true => store.level_ordered(folder.as_ref(), &after, limit).await.unwrap(),
+                false => store.level(folder.as_ref(), &after, limit).await.unwrap(),
+            };
+            let count = level.folders.len() + level.objects.len();
+            assert!(is_ordered || count <= limit + 1);
             names.extend(level.folders.iter().map(|folder| format!("{folder}/")));
             names.extend(level.objects.iter().map(|object| object.path.to_string()));
             match level.next {
@@ -259,17 +264,202 @@ async fn s3_a_level_is_one_folder_and_its_page_is_bounded() {
         names.sort_unstable();
         names
     };
-    for limit in 1..5 {
+    for (limit, is_ordered) in (1..5).flat_map(|limit| [(limit, true), (limit, false)]) {
         let top = ["a.b/", "a/", "b-c", "b/", "b0", "c/", "f"];
-        assert_eq!(whole(None, limit).await, top, "by {limit}");
-        assert_eq!(whole(Some("b"), limit).await, ["b/1", "b/many/"]);
-        assert_eq!(whole(Some("b/many"), limit).await.len(), 9);
-        assert_eq!(whole(Some("f"), limit).await, ["f"]);
-        assert_eq!(whole(Some("none"), limit).await, [""; 0]);
+        assert_eq!(whole(None, limit, is_ordered).await, top, "by {limit}");
+        assert_eq!(whole(Some("b"), limit, is_ordered).await, ["b/1", "b/many/"]);
+        assert_eq!(whole(Some("b/many"), limit, is_ordered).await.len(), 9);
+        assert_eq!(whole(Some("f"), limit, is_ordered).await, ["f"]);
+        assert_eq!(whole(Some("none"), limit, is_ordered).await, [""; 0]);
     }
     // Each folder after what is in it.
-    store.delete_tree(&Path::parse("b").unwrap()).await.unwrap();
-    assert_eq!(whole(None, 9).await, ["a.b/", "a/", "b-c", "b0", "c/", "f"]);
+    assert!(store.delete_tree(&Path::parse("b").unwrap()).await.unwrap().is_empty());
+    assert_eq!(whole(None, 9, true).await, ["a.b/", "a/", "b-c", "b0", "c/", "f"]);
+}
+
+/// Keys that no path names, as they are written in addresses. The last two can be deleted all the same.
+const ODD: [&str; 10] = [
+    "x//a",
+    "x/b//",
+    "x/c%01",
+    "x/d%0A",
+    "x/e/../f",
+    "x/g/.",
+    "x/full/",
+    "x//",
+    "x/h%5Ci",
+    "x/%252e%252E/j",
+];
+
+/// A server with the keys above and others in the folder `x`, at and below this prefix.
+fn odd_server(prefix: &str) -> (Server, Vec<String>) {
+    let server = Server::start();
+    let mut odd: Vec<String> = ODD.iter().map(|&key| key.to_owned()).collect();
+    odd.push(format!("x/{}", "l".repeat(256)));
+    odd.push("/x/lead".to_owned());
+    let good = ["x/lead", "x/a", "x/b", "x/z/c", "y", "x%2B%20%25", "x/%20t%20"];
+    for key in good.into_iter().chain(odd.iter().map(String::as_str)) {
+        let answer = server.put(&format!("/bucket/{prefix}{key}"), "x").unwrap();
+        assert!(answer.contains(" 200 "), "{key}: {answer}");
+    }
+    for mark in ["x/", "x/b/", "x/empty/"] {
+        assert!(server.put(&format!("/bucket/{prefix}{mark}"), "").unwrap().contains(" 200 "));
+    }
+    (server, odd)
+}
+
+/// One by one and all at once, in order and folder by folder.
+#[tokio::test(flavor = "multi_thread")]
+async fn s3_keys_without_a_name_are_counted_once() {
+    for prefix in [None, Some("team/a")] {
+        let (server, odd) = odd_server(&prefix.map_or_else(String::new, |p| format!("{p}/")));
+        let store = server.store(prefix);
+        let all = ["x+ %", "x/ t ", "x/a", "x/b", "x/lead", "x/z/c", "y"];
+        for limit in 1..10 {
+            for is_ordered in [true, false] {
+                let (mut found, mut unnamed) = (Vec::new(), Unnamed::default());
+                let mut after = String::new();
+                loop {
+                    let page = match is_ordered {
+                        true => store.list(None, &after, limit).await.unwrap(),
+                        false => {
+                            let run = store.first_walked(None, &after, limit + 1).await.unwrap();
+                            run.page(limit)
+                        }
+                    };
+                    found.extend(paths(&page).into_iter().map(str::to_owned));
+                    unnamed.merge(page.unnamed);
+                    match page.next {
+                        Some(next) => after = next.to_string(),
+                        None => break,
+                    }
+                }
+                assert_eq!(found, all, "by {limit}");
+                assert_eq!(unnamed.examples.len(), 3);
+                match is_ordered {
+                    true => assert_eq!(unnamed.count, odd.len() as u64, "by {limit}: {unnamed}"),
+                    // Folders count as one.
+                    false => assert!((9..=odd.len() as u64).contains(&unnamed.count), "{unnamed}"),
+                }
+            }
+        }
+        // What is read is what was named.
+        assert_eq!(read(&store, "x+ %", 0..1).await.unwrap(), b"x");
+        assert_eq!(read(&store, "x/ t ", 0..1).await.unwrap(), b"x");
+        for is_ordered in [true, false] {
+            let level = async |folder: Option<&str>| {
+                let folder = folder.map(path);
+                let level = match is_ordered {
+                    true => store.level_ordered(folder.as_ref(), "", 100).await.unwrap(),
+                    false => store.level(folder.as_ref(), "", 100).await.unwrap(),
+                };
+                let folders: Vec<String> = level.folders.iter().map(ToString::to_string).collect();
+                (folders, level.objects.len(), level.unnamed.count)
+            };
+            assert_eq!(level(None).await, (vec!["x".to_owned()], 2, 1));
+            let (folders, objects, unnamed) = level(Some("x")).await;
+            assert!(objects == 4 && unnamed > 5, "{folders:?} {objects} {unnamed}");
+            let folder = |name: &str| folders.iter().any(|folder| folder == name);
+            assert!(
+                folder("x/e") && folder("x/g") && folder("x/z") && !folder("x/.."),
+                "{folders:?}"
+            );
+            assert_eq!(level(Some("x/e")).await, (vec![], 0, 1));
+        }
+    }
+}
+
+/// What stays is told, and nothing else goes in its place.
+#[tokio::test(flavor = "multi_thread")]
+async fn s3_keys_without_a_name_stay_when_their_folder_goes() {
+    for is_tree in [false, true] {
+        let (server, odd) = odd_server("");
+        let store = server.store(None);
+        let key = Path::parse("x").unwrap();
+        let stays = match is_tree {
+            true => store.delete_tree(&key).await.unwrap(),
+            false => store.delete(&path("x")).await.unwrap(),
+        };
+        // All but the one at the root, and those that can be deleted.
+        let expected = odd.len() as u64 - 4;
+        match is_tree {
+            true => assert!((5..=expected).contains(&stays.count), "{stays}"),
+            false => assert_eq!(stays.count, expected, "{stays}"),
+        }
+        let left = store.list(None, "", 100).await.unwrap();
+        assert_eq!(paths(&left), ["x+ %", "y"]);
+        assert_eq!(left.unnamed.count, expected + 1, "{}", left.unnamed);
+        // It is no other's.
+        store.delete_object(&path("y")).await.unwrap();
+        let lead = store.delete(&path("lead")).await.unwrap();
+        assert!(lead.is_empty());
+        assert_eq!(store.list(None, "", 100).await.unwrap().unnamed.count, expected + 1);
+    }
+}
+
+/// The library signs before it is asked to have keys encoded.
+#[tokio::test(flavor = "multi_thread")]
+async fn s3_listings_are_signed_as_they_are_asked_for() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let serving = std::thread::spawn(move || {
+        let (mut stream, mut head) = (listener.accept().unwrap().0, Vec::new());
+        let mut bytes = [0; 4096];
+        while !head.ends_with(b"\r\n\r\n") {
+            let count = stream.read(&mut bytes).unwrap();
+            head.extend_from_slice(&bytes[..count]);
+        }
+        let body = "<ListBucketResult/>";
+        let length = body.len();
+        write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{body}").unwrap();
+        String::from_utf8(head).unwrap()
+    });
+    let (source, unlock) = place_at(&address, Some("a b"));
+    let store = Cloud::new("data".parse().unwrap(), source, unlock);
+    let page = store.list(None, "c+d", 9).await.unwrap();
+    assert_eq!(page, Page::default());
+
+    let head = serving.join().unwrap();
+    let (line, rest) = head.split_once("\r\n").unwrap();
+    let headers: std::collections::BTreeMap<String, &str> = rest
+        .lines()
+        .filter_map(|line| line.split_once(": "))
+        .map(|(name, value)| (name.to_lowercase(), value))
+        .collect();
+    let (address, query) = line.split(' ').nth(1).unwrap().split_once('?').unwrap();
+    let query = query.replace('+', "%20");
+    let mut pairs: Vec<&str> = query.split('&').collect();
+    pairs.sort_unstable();
+    let expected = [
+        "encoding-type=url",
+        "list-type=2",
+        "max-keys=100",
+        "prefix=a%20b%2F",
+        "start-after=a%20b%2Fc%2Bd",
+    ];
+    assert_eq!(pairs, expected);
+    let authorization = headers["authorization"];
+    let part = |name: &str| {
+        let (_, rest) = authorization.split_once(&format!("{name}=")).unwrap();
+        rest.split(',').next().unwrap().to_owned()
+    };
+    let signed = part("SignedHeaders");
+    let canonical: String =
+        signed.split(';').map(|name| format!("{name}:{}\n", headers[name])).collect();
+    let hash = headers["x-amz-content-sha256"];
+    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let request = format!("GET\n{address}\n{}\n{canonical}\n{signed}\n{hash}", pairs.join("&"));
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, request.as_bytes());
+    let (_, scope) =
+        part("Credential").split_once('/').map(|(a, b)| (a.to_owned(), b.to_owned())).unwrap();
+    let to_sign =
+        format!("AWS4-HMAC-SHA256\n{}\n{scope}\n{}", headers["x-amz-date"], hex(digest.as_ref()));
+    let sign = |key: &[u8], text: &str| {
+        let key = aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, key);
+        aws_lc_rs::hmac::sign(&key, text.as_bytes()).as_ref().to_vec()
+    };
+    let key = scope.split('/').fold(b"AWS4key".to_vec(), |key, part| sign(&key, part));
+    assert_eq!(part("Signature"), hex(&sign(&key, &to_sign)));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,14 +5,15 @@
 
 use std::collections::BTreeMap;
 
+use atelier_core::datastore::Unnamed;
 use futures::stream::BoxStream;
 use futures::{StreamExt as _, TryStreamExt as _};
-use object_store::list::{PaginatedListOptions, PaginatedListStore};
+use object_store::ObjectStoreExt as _;
 use object_store::path::Path;
-use object_store::{ListResult, ObjectMeta, ObjectStoreExt as _};
 
-use super::list::LOOKS;
-use super::{Cloud, meta_of};
+use super::list::{LOOKS, Named, Run};
+use super::listing::Entry as Object;
+use super::{Cloud, exact};
 use crate::storage::{Error, Level, Listed, Meta, ObjectPath};
 
 /// As many names as come with one request.
@@ -34,15 +35,13 @@ struct Entries {
     first: BTreeMap<String, Entry>,
     /// Whether there are more after these.
     is_cut: bool,
+    /// What lies there without a name; of the first page of a folder alone.
+    unnamed: Unnamed,
 }
 
 impl Entries {
     fn add(&mut self, key: String, entry: Entry, most: usize) {
-        match (self.first.get(&key), &entry) {
-            // The mark of a folder may have the same path.
-            (Some(Entry::Object(..)), Entry::Object(_, meta)) if meta.size == 0 => {}
-            _ => drop(self.first.insert(key, entry)),
-        }
+        self.first.insert(key, entry);
         if self.first.len() > most {
             self.first.pop_last();
             self.is_cut = true;
@@ -51,40 +50,11 @@ impl Entries {
 }
 
 impl Cloud {
-    async fn pages(&self) -> Result<&dyn PaginatedListStore, Error> {
-        let pages = self.client().await?.pages();
-        pages.ok_or_else(|| self.unsupported("the files of a web server cannot be listed"))
-    }
-
-    /// What all keys below a folder start with.
-    fn below(&self, folder: Option<&ObjectPath>) -> Result<Option<String>, Error> {
-        Ok(self.root(folder)?.map(|root| format!("{root}/")))
-    }
-
-    /// One request for names that start with `below`; where the next one continues.
-    async fn names(
-        &self,
-        below: Option<&str>,
-        delimiter: Option<&'static str>,
-        from: Option<String>,
-    ) -> Result<(ListResult, Option<String>), Error> {
-        let options = PaginatedListOptions {
-            delimiter: delimiter.map(Into::into),
-            max_keys: Some(REQUEST),
-            page_token: from,
-            ..Default::default()
-        };
-        let page = self.pages().await?.list_paginated(below, options).await;
-        let shown = below.unwrap_or_default().trim_end_matches('/');
-        let page = page.map_err(|error| self.problem("list", shown, error))?;
-        Ok((page.result, page.page_token))
-    }
-
     /// Whether anything lies below a folder.
     pub(super) async fn has_more(&self, folder: &ObjectPath) -> Result<bool, Error> {
         let below = self.below(Some(folder))?;
-        let (result, next) = self.names(below.as_deref(), Some("/"), None).await?;
-        Ok(next.is_some() || !(result.objects.is_empty() && result.common_prefixes.is_empty()))
+        let found = self.names(below.as_deref(), Some("/"), None, REQUEST, None).await?;
+        Ok(found.next.is_some() || !(found.objects.is_empty() && found.folders.is_empty()))
     }
 
     /// The first entries right below `folder` that come after `after`, and those that hold something after it.
@@ -95,61 +65,57 @@ impl Cloud {
         most: usize,
     ) -> Result<Entries, Error> {
         let (mut entries, mut from) = (Entries::default(), None);
-        let below = self.below(folder)?;
+        let (below, begins) = (self.below(folder)?, begins(folder, after));
         loop {
-            let (result, next) = self.names(below.as_deref(), Some("/"), from).await?;
-            for name in &result.common_prefixes {
-                let Some(path) = self.path(name)? else { continue };
-                let key = format!("{path}/");
-                let is_within = after.starts_with(&key) && after != end_of(path.as_str());
-                if key.as_str() > after || is_within {
-                    entries.add(key, Entry::Folder(path), most);
+            let page = self.names(below.as_deref(), Some("/"), None, REQUEST, from).await?;
+            for key in &page.folders {
+                match self.folder(key) {
+                    Ok(Some(path)) => {
+                        let key = format!("{path}/");
+                        let is_within = after.starts_with(&key) && after != end_of(path.as_str());
+                        if key.as_str() > after || is_within {
+                            entries.add(key, Entry::Folder(path), most);
+                        }
+                    }
+                    Err(unnamed) if begins => entries.unnamed.add(&unnamed),
+                    Ok(None) | Err(_) => {}
                 }
             }
-            for object in &result.objects {
-                if let Some((path, meta)) = self.after(folder, object, after)? {
-                    entries.add(path.to_string(), Entry::Object(path, meta), most);
+            for object in page.objects {
+                match self.named(&object) {
+                    Named::Object(path) if is_after(folder, &path, after) => {
+                        entries.add(path.to_string(), Entry::Object(path, object.meta), most);
+                    }
+                    Named::Not(unnamed) if begins => entries.unnamed.add(unnamed),
+                    _ => {}
                 }
             }
-            match next {
+            match page.next {
                 Some(next) => from = Some(next),
                 None => return Ok(entries),
             }
         }
     }
 
-    fn after(
-        &self,
-        folder: Option<&ObjectPath>,
-        object: &ObjectMeta,
-        after: &str,
-    ) -> Result<Option<(ObjectPath, Meta)>, Error> {
-        let found = self.path(&object.location)?;
-        let found = found.filter(|path| path.as_str() > after && Some(path) != folder);
-        Ok(found.map(|path| (path, meta_of(object))))
-    }
-
     /// All objects below `folder`, in order, if one request has them; those that come after `after`.
-    async fn few(
-        &self,
-        folder: Option<&ObjectPath>,
-        after: &str,
-    ) -> Result<Option<Vec<(ObjectPath, Meta)>>, Error> {
-        let (result, next) = self.names(self.below(folder)?.as_deref(), None, None).await?;
-        if next.is_some() {
+    async fn few(&self, folder: Option<&ObjectPath>, after: &str) -> Result<Option<Run>, Error> {
+        let below = self.below(folder)?;
+        let page = self.names(below.as_deref(), None, None, REQUEST, None).await?;
+        if page.next.is_some() {
             return Ok(None);
         }
-        let mut found = Entries::default();
-        for object in &result.objects {
-            if let Some((path, meta)) = self.after(folder, object, after)? {
-                found.add(path.to_string(), Entry::Object(path, meta), usize::MAX);
+        let (mut found, mut run) = (BTreeMap::new(), Run::default());
+        for object in page.objects {
+            match self.named(&object) {
+                Named::Object(path) if is_after(folder, &path, after) => {
+                    found.insert(path, object.meta);
+                }
+                Named::Not(unnamed) if begins(folder, after) => run.rest.add(unnamed),
+                _ => {}
             }
         }
-        let objects = found.first.into_values().filter_map(|entry| match entry {
-            Entry::Object(path, meta) => Some((path, meta)),
-            Entry::Folder(_) => None,
-        });
-        Ok(Some(objects.collect()))
+        found.into_iter().for_each(|(path, meta)| run.push(path, meta));
+        Ok(Some(run))
     }
 
     /// The first `wanted` objects below `folder` that come after `after`.
@@ -158,18 +124,19 @@ impl Cloud {
         folder: Option<&ObjectPath>,
         after: &str,
         wanted: usize,
-    ) -> Result<Vec<(ObjectPath, Meta)>, Error> {
+    ) -> Result<Run, Error> {
         if let Some(mut few) = self.few(folder, after).await? {
             few.truncate(wanted);
             return Ok(few);
         }
-        let (mut found, mut after) = (Vec::new(), after.to_owned());
+        let (mut found, mut after) = (Run::default(), after.to_owned());
         loop {
             let entries = self.entries(folder, &after, wanted - found.len()).await?;
+            found.rest.merge(entries.unnamed);
             let last = entries.first.keys().next_back().cloned();
             let mut parts = self.parts(entries.first.into_values(), &after, wanted);
             while let Some(part) = parts.try_next().await? {
-                found.extend(part);
+                found.append(part);
                 if found.len() >= wanted {
                     found.truncate(wanted);
                     return Ok(found);
@@ -190,10 +157,10 @@ impl Cloud {
         entries: impl Iterator<Item = Entry> + Send + 'a,
         after: &'a str,
         wanted: usize,
-    ) -> BoxStream<'a, Result<Vec<(ObjectPath, Meta)>, Error>> {
+    ) -> BoxStream<'a, Result<Run, Error>> {
         let parts = futures::stream::iter(entries).map(move |entry| async move {
             match entry {
-                Entry::Object(path, meta) => Ok(vec![(path, meta)]),
+                Entry::Object(path, meta) => Ok(Run::of(path, meta)),
                 Entry::Folder(path) => {
                     Box::pin(self.first_walked(Some(&path), after, wanted)).await
                 }
@@ -212,18 +179,18 @@ impl Cloud {
         let mut level = Level::default();
         let itself = self.object_at(folder, after).await?;
         level.objects.extend(itself.map(|(path, meta)| Listed { path, meta }));
-        let Entries { first, is_cut } = self.entries(folder, after, limit.max(1)).await?;
-        let (mut objects, mut last) = (Vec::new(), None);
+        let Entries { first, is_cut, unnamed } = self.entries(folder, after, limit.max(1)).await?;
+        level.unnamed = unnamed;
+        let mut last = None;
         for (key, entry) in first {
             last = Some(key.strip_suffix('/').map_or(key.clone(), end_of));
             match entry {
                 // It was told before, if what was told ended within it.
                 Entry::Folder(_) if after.starts_with(&key) => {}
                 Entry::Folder(path) => level.folders.push(path),
-                Entry::Object(path, meta) => objects.push((path, meta)),
+                Entry::Object(path, meta) => level.objects.push(Listed { path, meta }),
             }
         }
-        level.objects.extend(self.without_markers(objects).await?);
         level.next = last.filter(|_| is_cut);
         Ok(level)
     }
@@ -231,9 +198,10 @@ impl Cloud {
 
 impl Cloud {
     /// Removes what lies at a key and below it, each folder after what is in it: in a hierarchical account a folder
-    /// is an object, too, and goes once it is empty.
-    pub(super) async fn delete_tree(&self, key: &Path) -> Result<(), Error> {
+    /// is an object, too, and goes once it is empty. What stays.
+    pub(super) async fn delete_tree(&self, key: &Path) -> Result<Unnamed, Error> {
         let (store, below, mut from) = (self.store().await?, format!("{key}/"), None);
+        let mut stays = Unnamed::default();
         let delete = |key: Path| async move {
             match store.delete(&key).await {
                 Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
@@ -241,22 +209,51 @@ impl Cloud {
             }
         };
         loop {
-            let (result, next) = self.names(Some(&below), Some("/"), from).await?;
-            for folder in &result.common_prefixes {
-                Box::pin(self.delete_tree(folder)).await?;
+            let page = self.names(Some(&below), Some("/"), None, REQUEST, from).await?;
+            for folder in &page.folders {
+                match exact(folder.strip_suffix('/').unwrap_or(folder)) {
+                    Some(folder) => stays.merge(Box::pin(self.delete_tree(&folder)).await?),
+                    None => stays.add(self.shown(folder)),
+                }
             }
-            let objects = result.objects.into_iter().map(|object| delete(object.location));
-            let gone = futures::stream::iter(objects).buffer_unordered(LOOKS);
-            gone.try_collect::<Vec<()>>().await?;
-            match next {
+            let objects = self.that_go(&page.objects, &mut stays);
+            let gone = futures::stream::iter(objects.into_iter().map(delete));
+            gone.buffer_unordered(LOOKS).try_collect::<Vec<()>>().await?;
+            match page.next {
                 Some(next) => from = Some(next),
-                None => return delete(key.clone()).await,
+                None if stays.is_empty() => return delete(key.clone()).await.map(|()| stays),
+                None => return Ok(stays),
             }
         }
     }
+
+    /// Those keys that can be deleted; what stays is counted, but for the marks of folders.
+    pub(super) fn that_go(&self, objects: &[Object], stays: &mut Unnamed) -> Vec<Path> {
+        let mut go = Vec::with_capacity(objects.len());
+        for object in objects {
+            match (exact(&object.key), self.named(object)) {
+                (Some(key), _) => go.push(key),
+                (None, Named::Not(unnamed)) => stays.add(unnamed),
+                (None, _) => {}
+            }
+        }
+        go
+    }
+}
+
+/// Whether a page of what lies below `folder` begins with the folder itself.
+fn begins(folder: Option<&ObjectPath>, after: &str) -> bool {
+    match folder {
+        Some(folder) => !after.starts_with(&format!("{folder}/")),
+        None => after.is_empty(),
+    }
+}
+
+fn is_after(folder: Option<&ObjectPath>, path: &ObjectPath, after: &str) -> bool {
+    path.as_str() > after && Some(path) != folder
 }
 
 /// After all that lies below the folder of this name.
-fn end_of(folder: &str) -> String {
+pub(super) fn end_of(folder: &str) -> String {
     format!("{folder}/{}", char::MAX)
 }

@@ -102,7 +102,8 @@ pub(super) async fn restore(
     path::check(name)?;
     let key = path::checked(&at.path)?;
     let found = match inner.gateway.list(&at.datastore, key, token).await {
-        Ok(found) => found,
+        // Nothing that a job writes has no name.
+        Ok((found, _)) => found,
         // A daemon of before keeps nothing.
         Err(Error::Gateway { transient: false, .. }) => return Ok(0),
         Err(error) => return Err(error),

@@ -24,7 +24,6 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 use futures::{StreamExt as _, TryStreamExt as _};
 use http::{HeaderMap, Method};
-use object_store::list::{PaginatedListOptions, PaginatedListResult, PaginatedListStore};
 use object_store::multipart::{MultipartStore, PartId};
 use object_store::path::Path;
 use object_store::{
@@ -233,12 +232,13 @@ impl ObjectStore for Share {
         removed.boxed()
     }
 
-    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
-        self.clone().all(prefix.map(Path::to_string).unwrap_or_default())
+    fn list(&self, _prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
+        let error = not_there("listings but by pages");
+        futures::stream::once(std::future::ready(Err(error))).boxed()
     }
 
-    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
-        self.folder(prefix.map(Path::as_ref).unwrap_or_default()).await
+    async fn list_with_delimiter(&self, _prefix: Option<&Path>) -> Result<ListResult> {
+        Err(not_there("listings but by pages"))
     }
 
     async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
@@ -280,18 +280,6 @@ impl MultipartStore for Share {
 
     async fn abort_multipart(&self, path: &Path, id: &MultipartId) -> Result<()> {
         self.abort_upload(path, id).await
-    }
-}
-
-#[tonic::async_trait]
-impl PaginatedListStore for Share {
-    async fn list_paginated(
-        &self,
-        prefix: Option<&str>,
-        opts: PaginatedListOptions,
-    ) -> Result<PaginatedListResult> {
-        let folder = prefix.unwrap_or_default().trim_end_matches('/');
-        self.page(folder, opts.delimiter.is_some(), opts.max_keys, opts.page_token).await
     }
 }
 

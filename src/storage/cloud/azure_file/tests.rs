@@ -127,7 +127,7 @@ async fn listings_are_in_order_and_without_what_is_written() {
     assert!(files.contains(&"a/.atelier-upload-1".to_owned()), "{files:?}");
     assert!(!files.contains(&"a/.atelier-upload-2".to_owned()), "{files:?}");
     server.age("a/.atelier-upload-1");
-    store.delete(&path("a")).await.unwrap();
+    assert!(store.delete(&path("a")).await.unwrap().is_empty());
     store.delete_object(&path("d")).await.unwrap();
     assert_eq!(server.files(), ["a-b", "b & c", "e", "f"]);
     assert!(matches!(store.delete_object(&path("d")).await, Err(Error::NotFound(_))));
