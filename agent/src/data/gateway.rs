@@ -394,11 +394,18 @@ impl Gateway {
         let mut patience = Patience::new();
         let mut way = self.way(object).await;
         loop {
+            let before = sink.at;
             match self.go_on(&way, object, &mut sink, end).await {
                 Ok(()) => return Ok(()),
                 Err(failure) if sink.at > end => return Err(failure),
                 Err(failure) if self.gives_way(&way, object, &failure) => way = Way::Gateway,
-                Err(failure) => patience.after(failure).await?,
+                Err(failure) => {
+                    // Only tries that bring nothing count: a way that is cut again and again brings it all.
+                    if sink.at > before {
+                        patience = Patience::new();
+                    }
+                    patience.after(failure).await?;
+                }
             }
         }
     }

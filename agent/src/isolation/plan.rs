@@ -212,8 +212,8 @@ impl Plan {
 
     /// What `/proc` says of processes may be written by those whose it is, as names of threads are: NVIDIA's driver
     /// gives one, and fails where it cannot. The rest of it is the machine's. `own`: it is mounted anew. `as_root`:
-    /// for a job with root's number, which changes much of the machine without any privilege; to others the kernel
-    /// refuses that, and to cover it for each costs a third of all that a view takes.
+    /// for a job with root's number, which changes much of the machine without any privilege. To others the kernel
+    /// refuses that, but for being told of pressure, and to cover all for each costs a third of what a view takes.
     pub(super) fn processes(&mut self, own: bool, as_root: bool) -> io::Result<()> {
         let folder = Path::new(PROCESSES);
         if own {
@@ -223,7 +223,11 @@ impl Plan {
         } else {
             self.read_only(folder, false, false)?;
         }
-        for path in if as_root { machines(folder)? } else { Vec::new() } {
+        let machines = match as_root {
+            true => machines(folder)?,
+            false => Vec::from_iter(Some(folder.join("pressure")).filter(|path| path.exists())),
+        };
+        for path in machines {
             let tree = self.take(&path)?;
             self.put(tree, &path)?;
             self.read_only(&path, true, true)?;

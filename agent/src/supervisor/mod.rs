@@ -20,7 +20,9 @@ use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
+use crate::cgroup::Cgroup;
 use crate::data::mount;
 use crate::{exec, isolation, mpi, proc, record};
 
@@ -143,14 +145,25 @@ fn supervise(folder: &Path) -> Result<(), Error> {
     });
     exited.survivors += elsewhere::end(&launch);
     if let Some(cgroup) = &launch.cgroup {
-        // What lives in it yet keeps it; the agent looks again.
-        let _ = cgroup.remove();
+        remove(cgroup);
     }
     journal::write_exited(folder, exited).map_err(|source| Error::Write {
         folder: folder.into(),
         what: EXITED,
         source,
     })
+}
+
+/// What lives in it yet keeps it: a command that was let in beside the job, which is not below this process. What
+/// does not die in time the agent looks for again.
+fn remove(cgroup: &Cgroup) {
+    for _ in 0..50 {
+        if cgroup.remove().is_ok() {
+            return;
+        }
+        cgroup.kill();
+        std::thread::sleep(Duration::from_millis(2));
+    }
 }
 
 impl Started {

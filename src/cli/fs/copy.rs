@@ -102,7 +102,7 @@ pub(super) async fn run(
         return Ok(());
     }
     let cause = format!("not all of it was copied: {}", lacking.join("; "));
-    Err(Error::new(Kind::Failed, cause).help("everything else was copied"))
+    Err(Error::new(Kind::Refused, cause).help("everything else was copied"))
 }
 
 /// What is there of a datastore's that is to be copied, and in words what of it cannot be.

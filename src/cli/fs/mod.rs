@@ -336,7 +336,7 @@ async fn rm(arguments: &Rm, client: &Client, data: &Data, context: &Context) -> 
     let stay: Vec<String> = stay.into_iter().flatten().collect();
     if !stay.is_empty() {
         let cause = format!("not all of it was removed: {}", stay.join("; "));
-        return Err(Error::new(Kind::Failed, cause)
+        return Err(Error::new(Kind::Refused, cause)
             .help("everything else is gone; remove these with the store's own tools"));
     }
     let (one, many) = (all.first(), all.len());
