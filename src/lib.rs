@@ -13,6 +13,7 @@ mod provider;
 pub mod storage;
 pub mod store;
 pub mod telemetry;
+pub mod tls;
 pub mod track;
 pub mod vault;
 

@@ -131,6 +131,7 @@ pub(crate) fn spawn(
         // They name another daemon than the one meant here.
         .env_remove("ATELIER_SERVER")
         .env_remove("ATELIER_TOKEN")
+        .env_remove(atelier_agent::trust::CA_FILE)
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log);

@@ -10,6 +10,7 @@ use clap::Args;
 
 use crate::container::Wish as Containers;
 use crate::isolation::{Isolation, JobUsers};
+use crate::trust::CA_FILE;
 
 #[cfg(test)]
 mod tests;
@@ -17,7 +18,7 @@ mod tests;
 /// Runs the node agent: it joins this machine to a workspace and runs jobs on it.
 #[derive(Args, Clone, Debug)]
 pub struct AgentArgs {
-    /// The daemon's address, for example http://127.0.0.1:7878
+    /// The daemon's address: https://HOST:PORT, or http:// on this machine, for example http://127.0.0.1:7420
     #[arg(
         long,
         value_name = "URL",
@@ -29,6 +30,10 @@ pub struct AgentArgs {
     /// connection
     #[arg(long, value_name = "FILE")]
     pub server_file: Option<PathBuf>,
+    /// A file in PEM of the authorities that vouch for the daemon, as `atelier ca show` prints its own
+    /// [default: tls/ca.pem beside the file of --server-file if it is there, else the system's]
+    #[arg(long, value_name = "FILE", env = CA_FILE)]
+    pub ca_file: Option<PathBuf>,
     /// A file that holds the node's token; without it the token is taken from ATELIER_TOKEN
     #[arg(long, value_name = "FILE")]
     pub token_file: Option<PathBuf>,

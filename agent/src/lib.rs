@@ -44,6 +44,7 @@ mod secrets;
 mod session;
 mod shutdown;
 mod supervisor;
+pub mod trust;
 
 pub use args::{AgentArgs, Mounts};
 pub use container::Wish as ContainerWish;

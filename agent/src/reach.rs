@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cgroup::{Cgroups, Rule, Rules};
 use crate::facts::Facts;
+use crate::trust::Trust;
 
 /// How long a look-up of a host's name may take.
 const LOOK_UP: Duration = Duration::from_secs(5);
@@ -69,6 +70,9 @@ pub(crate) struct Urls {
     pub(crate) control: Vec<String>,
     /// For jobs; empty if it is not known.
     pub(crate) jobs: String,
+    /// Who vouches for it at each of them.
+    #[serde(default)]
+    pub(crate) trust: Trust,
     /// By which of those for orders it is reached now; empty if it is not reached yet.
     #[serde(skip)]
     pub(crate) dialled: String,

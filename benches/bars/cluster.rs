@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use atelier_agent::trust::Trust;
 use atelier_proto::compute::v1::compute_service_client::ComputeServiceClient;
 use atelier_proto::compute::v1::{ListNodesRequest, NodeState};
 use atelier_proto::job::v1 as pb;
@@ -39,21 +40,27 @@ pub(crate) type Jobs = JobServiceClient<InterceptedService<Channel, Bearer>>;
 impl Cluster {
     /// A daemon alone, or with an agent that declares `slots` CPUs.
     pub(crate) fn start(slots: Option<u32>) -> Self {
-        Self::with(slots, &[])
+        Self::with(slots, &[], &[])
+    }
+
+    /// A daemon alone, encrypted.
+    pub(crate) fn start_secure() -> Self {
+        Self::with(None, &["--tls", "on"], &[])
     }
 
     /// A daemon and an agent with further arguments.
     pub(crate) fn start_with(slots: u32, agent: &[&str]) -> Self {
-        Self::with(Some(slots), agent)
+        Self::with(Some(slots), &[], agent)
     }
 
-    fn with(slots: Option<u32>, more: &[&str]) -> Self {
+    fn with(slots: Option<u32>, serve: &[&str], more: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let data = folder.path().join("data");
         let log = |name: &str| fs::File::create(folder.path().join(name)).unwrap();
         let daemon = Command::new(ATELIER)
             .args(["serve", "--listen", "127.0.0.1:0", "--data-dir"])
             .arg(&data)
+            .args(serve)
             .env("ATELIER_LOG", "warn")
             .stderr(log("daemon.log"))
             .stdout(Stdio::null())
@@ -123,7 +130,12 @@ impl Cluster {
     }
 
     async fn channel(&self) -> Channel {
-        Channel::from_shared(self.url.clone()).unwrap().connect().await.unwrap()
+        let trust = match self.url.starts_with("https:") {
+            true => Trust::of_file(&self.data().join("tls/ca.pem")).unwrap(),
+            false => Trust::System,
+        };
+        let endpoint = Channel::from_shared(self.url.clone()).unwrap().tcp_nodelay(true);
+        trust.connect(&endpoint).await.unwrap()
     }
 
     pub(crate) async fn jobs(&self) -> Jobs {

@@ -17,6 +17,7 @@ mod neighbour;
 mod placements;
 mod snapshot;
 mod throughput;
+mod tls;
 
 use std::fs;
 
@@ -60,6 +61,9 @@ fn main() {
     }
     if asked("snapshot") {
         snapshot::snapshot();
+    }
+    if asked("tls") {
+        tls::tls();
     }
     if asked("mounts") {
         mounts::mounts();

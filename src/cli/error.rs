@@ -99,7 +99,7 @@ impl From<client::Error> for Error {
                  a daemon with --server URL or ATELIER_SERVER",
             ),
             E::BadServer { .. } => Self::new(Kind::Usage, cause)
-                .help("write --server http://HOST:PORT, as the daemon prints it at its start"),
+                .help("write --server https://HOST:PORT, as the daemon prints it at its start"),
             E::NoToken { .. } => Self::new(Kind::NotAllowed, cause).help(
                 "pass --token-file FILE or set ATELIER_TOKEN; an admin makes one with \
                  `atelier token create`",
@@ -113,6 +113,9 @@ impl From<client::Error> for Error {
             ),
             E::Connect { local: false, .. } => Self::new(Kind::Unreachable, cause)
                 .help("check the address, and that `atelier serve` runs there"),
+            E::Untrusted { doubt, .. } => Self::new(Kind::Unreachable, cause).help(doubt.remedy()),
+            E::Trust(_) => Self::new(Kind::Usage, cause)
+                .help("check --ca-file or ATELIER_CA_FILE, and that you may read it"),
             E::Http(_) => Self::new(Kind::Failed, cause),
             E::Timeout { .. } => Self::new(Kind::Unreachable, cause)
                 .help("check the daemon's log; the call may still have taken effect"),

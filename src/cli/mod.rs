@@ -11,6 +11,7 @@ use crate::client::{Client, Home, Wanted};
 use crate::config::ServeArgs;
 
 mod asset;
+mod ca;
 mod completions;
 mod component;
 mod compute;
@@ -78,7 +79,7 @@ struct Global {
     /// JMESPath expression that picks from the data, for example "[].name"
     #[arg(long, global = true, value_name = "JMESPATH", help_heading = "Global")]
     query: Option<String>,
-    /// The daemon's address, http://HOST:PORT [default: the local workspace]
+    /// The daemon's address: https://HOST:PORT, or http:// on this machine [default: the local workspace]
     #[arg(
         long,
         global = true,
@@ -90,6 +91,15 @@ struct Global {
     /// A file that holds the token; without it ATELIER_TOKEN is used
     #[arg(long, global = true, value_name = "FILE", help_heading = "Global")]
     token_file: Option<PathBuf>,
+    /// A file in PEM of the authorities that vouch for the daemon [default: the system's]
+    #[arg(
+        long,
+        global = true,
+        env = "ATELIER_CA_FILE",
+        value_name = "FILE",
+        help_heading = "Global"
+    )]
+    ca_file: Option<PathBuf>,
     /// Print data and errors only
     #[arg(short, long, global = true, help_heading = "Global")]
     quiet: bool,
@@ -142,6 +152,9 @@ enum Command {
     /// Look at the keys that secrets are sealed with, and rotate them
     #[command(subcommand)]
     Vault(vault::Command),
+    /// The authority that vouches for the daemon
+    #[command(subcommand)]
+    Ca(ca::Command),
     /// Make tokens for users and nodes
     #[command(subcommand)]
     Token(token::Command),
@@ -152,12 +165,15 @@ enum Command {
     #[command(after_help = "\
 Examples:
   atelier serve
-  atelier serve --data-dir /srv/atelier --workspace team --listen 127.0.0.1:7420")]
+  atelier serve --data-dir /srv/atelier --workspace team --listen 127.0.0.1:7420
+  atelier serve --listen 0.0.0.0:7420 --tls-name gate.example.com
+  atelier serve --listen 0.0.0.0:7420 --tls-cert chain.pem --tls-key key.pem")]
     Serve(Box<ServeArgs>),
     /// Run a node's agent: it joins this machine to a workspace and runs jobs on it
     #[command(after_help = "\
 Examples:
   atelier agent --server http://127.0.0.1:7420 --token-file node.token --node gpu-1
+  atelier agent --server https://gate.example.com:7420 --ca-file ca.pem --token-file node.token
   atelier agent --server-file endpoint --token-file node.token --cpus 8 --memory 32GiB")]
     Agent(Box<AgentArgs>),
     /// Daemon and agent as services of systemd: install, look, upgrade, remove
@@ -219,7 +235,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         // Help and version are no errors: clap knows where each goes, and the code.
         Err(error) => error.exit(),
     };
-    let Global { output: format, query, server, token_file, quiet, debug } = cli.global;
+    let Global { output: format, query, server, token_file, ca_file, quiet, debug } = cli.global;
     let plain = Output::standard(format, None, quiet);
     let query = match query.as_deref().map(Query::new).transpose() {
         Ok(query) => query,
@@ -235,6 +251,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let wanted = Wanted {
         server,
         token_file,
+        ca_file,
         token: std::env::var("ATELIER_TOKEN").ok().filter(|token| !token.is_empty()),
         home: crate::config::home().ok().map(Home::new),
     };
@@ -273,6 +290,7 @@ fn dispatch(command: Command, context: &Context) -> Result<ExitCode, Error> {
         Command::Experiment(command) => done(block_on(experiment::run(command, context))),
         Command::Secret(command) => done(block_on(secret::run(command, context))),
         Command::Vault(command) => done(block_on(vault::run(command, context))),
+        Command::Ca(command) => done(block_on(ca::run(command, context))),
         Command::Token(command) => done(block_on(token::run(command, context))),
         Command::Completions(arguments) => {
             done(completions::run(&arguments, &mut Cli::command(), context))

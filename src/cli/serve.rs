@@ -46,13 +46,15 @@ fn allow_open_files() {
 fn kind(error: &daemon::Error) -> Kind {
     use daemon::Error as E;
     match error {
-        E::Home(_) | E::NotLoopback(_) => Kind::Usage,
+        E::Home(_) => Kind::Usage,
         E::Folder(_) | E::Listen { .. } | E::Curated { .. } | E::Sizes { .. } | E::Name(_) => {
             Kind::Refused
         }
+        E::Tls(error) if error.is_refusal() => Kind::Refused,
         E::Vault(error) if error.is_refusal() => Kind::Refused,
         E::Place(error) if error.is_refusal() => Kind::Refused,
         E::Vault(_)
+        | E::Tls(_)
         | E::Store(_)
         | E::StoreFailed(_)
         | E::Storage(_)

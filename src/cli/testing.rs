@@ -297,7 +297,7 @@ impl RealDaemon {
 
     pub(super) async fn client(&self) -> Client {
         let target = self.wanted().resolve().unwrap();
-        assert_eq!(target.server, format!("http://{}", self.daemon.address));
+        assert_eq!(target.server, self.daemon.url);
         Client::connect(target).await.unwrap()
     }
 }

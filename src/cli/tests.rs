@@ -174,7 +174,7 @@ fn errors_of_the_client_say_what_to_do() {
         (client::Error::NoToken { server: "s".to_owned() }, 5, "atelier token create"),
         (client::Error::BadToken, 5, "on one line"),
         (client::Error::NoHome, 2, "ATELIER_HOME"),
-        (client::Error::BadServer { server: "s".to_owned(), why: "w" }, 2, "http://HOST:PORT"),
+        (client::Error::BadServer { server: "s".to_owned(), why: "w" }, 2, "https://HOST:PORT"),
     ];
     for (error, code, help) in cases {
         let error = Error::from(error);

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use atelier_agent::trust::OWN_CA;
+
 /// The folder of this user's local workspace and everything in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Home(PathBuf);
@@ -35,6 +37,11 @@ impl Home {
     /// Where the local daemon says its address once it is ready.
     pub fn endpoint(&self) -> PathBuf {
         self.data().join("endpoint")
+    }
+
+    /// Who vouches for the local daemon, where it speaks TLS.
+    pub fn authority(&self) -> PathBuf {
+        self.data().join(OWN_CA)
     }
 
     /// The token of the local workspace's owner.

@@ -5,6 +5,7 @@ use std::future::Future;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use atelier_agent::trust::{self, Doubt, NotConnected};
 use atelier_proto::asset::v1::asset_service_client::AssetServiceClient;
 use atelier_proto::component::v1::component_service_client::ComponentServiceClient;
 use atelier_proto::compute::v1::compute_service_client::ComputeServiceClient;
@@ -82,6 +83,17 @@ pub enum Error {
         /// The innermost reason.
         cause: String,
     },
+    /// Who answers is not taken for the daemon.
+    #[error("cannot trust who answers at {server}: {doubt}")]
+    Untrusted {
+        /// The address.
+        server: String,
+        /// Why.
+        doubt: Doubt,
+    },
+    /// The authorities that vouch for the daemon cannot be used.
+    #[error(transparent)]
+    Trust(#[from] trust::Error),
     /// No HTTP client can be made.
     #[error("cannot make an HTTP client: {0}")]
     Http(String),
@@ -160,10 +172,15 @@ impl Client {
             .connect_timeout(CONNECT)
             .http2_keep_alive_interval(KEEP_ALIVE)
             .keep_alive_timeout(KEEP_ALIVE);
-        let channel = endpoint.connect().await.map_err(|error| Error::Connect {
-            server: target.server.clone(),
-            local: target.local,
-            cause: innermost(&error),
+        let channel = target.trust.connect(&endpoint).await.map_err(|failed| {
+            let server = target.server.clone();
+            match (Doubt::of(&failed), failed) {
+                (Some(doubt), _) => Error::Untrusted { server, doubt },
+                (None, NotConnected::Setup(error)) => Error::Trust(error),
+                (None, NotConnected::Transport(error)) => {
+                    Error::Connect { server, local: target.local, cause: innermost(&error) }
+                }
+            }
         })?;
         Ok(Self { target, channel, bearer: Bearer(secret) })
     }
@@ -228,21 +245,23 @@ impl Client {
         ContentServiceClient::new(self.authorized()).max_decoding_message_size(MAX_ANSWER)
     }
 
-    /// For the data gateway, which speaks plain HTTP at the same address.
+    /// For the data gateway, which speaks HTTP at the same address.
     ///
     /// # Errors
     /// If the system gives no sockets.
     pub fn http(&self) -> Result<reqwest::Client, Error> {
-        reqwest::Client::builder()
-            // The daemon is on this machine or at a tunnel's end, and never sends elsewhere.
+        let builder = reqwest::Client::builder()
+            // Connections for control take no proxy either, and the daemon never sends elsewhere.
             .no_proxy()
             .redirect(reqwest::redirect::Policy::none())
-            // Reading the system's certificates takes longer than most transfers.
-            .tls_certs_only(std::iter::empty())
             .connect_timeout(CONNECT)
-            .read_timeout(CALL)
-            .build()
-            .map_err(|error| Error::Http(innermost(&error)))
+            .read_timeout(CALL);
+        let builder = match self.target.server.starts_with("https://") {
+            true => self.target.trust.http(builder)?,
+            // Reading the system's certificates takes longer than most transfers.
+            false => builder.tls_certs_only(std::iter::empty()),
+        };
+        builder.build().map_err(|error| Error::Http(innermost(&error)))
     }
 
     /// Waits for the answer to a call, for a minute at most.

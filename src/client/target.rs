@@ -4,6 +4,8 @@ use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use atelier_agent::trust::{Trust, server_url};
+
 use super::{Error, Home};
 
 /// What the user said about the daemon, as written.
@@ -15,6 +17,8 @@ pub struct Wanted {
     pub token_file: Option<PathBuf>,
     /// `ATELIER_TOKEN`.
     pub token: Option<String>,
+    /// `--ca-file` or `ATELIER_CA_FILE`.
+    pub ca_file: Option<PathBuf>,
     /// The local workspace's home, used when no server is named.
     pub home: Option<Home>,
 }
@@ -22,12 +26,14 @@ pub struct Wanted {
 /// An address and a token.
 #[derive(Clone)]
 pub struct Target {
-    /// `http://HOST:PORT`, without a slash at the end.
+    /// `https://HOST:PORT` or, on this machine, `http://HOST:PORT`, without a slash at the end.
     pub server: String,
     /// Never printed.
     pub token: Token,
     /// Whether it is the local workspace, whose address may change when it restarts.
     pub local: bool,
+    /// Who vouches for it, where it speaks TLS.
+    pub trust: Trust,
 }
 
 /// A secret that names the caller.
@@ -70,7 +76,18 @@ impl Wanted {
         if token.0.is_empty() || token.0.contains(|c: char| !c.is_ascii_graphic()) {
             return Err(Error::BadToken);
         }
-        Ok(Target { server, token, local })
+        let trust = self.trust(&server, local)?;
+        Ok(Target { server, token, local, trust })
+    }
+
+    /// Of the local workspace the authority is its own; the file in the environment is for others.
+    fn trust(&self, server: &str, local: bool) -> Result<Trust, Error> {
+        let own = || self.home.as_ref().map(Home::authority);
+        let file = if local { own() } else { self.ca_file.clone() };
+        match file {
+            Some(file) if server.starts_with("https://") => Ok(Trust::of_file(&file)?),
+            _ => Ok(Trust::System),
+        }
     }
 
     fn local_server(&self) -> Result<String, Error> {
@@ -102,21 +119,6 @@ fn read_token(file: &Path) -> Result<Token, Error> {
     }
 }
 
-/// `HOST:PORT` or `http://HOST:PORT[/]`.
 fn checked(server: &str) -> Result<String, Error> {
-    let bad = |why| Error::BadServer { server: server.to_owned(), why };
-    if server.starts_with("https://") {
-        return Err(bad("TLS is not supported yet; reach a distant daemon through an SSH tunnel"));
-    }
-    let rest = server.strip_prefix("http://").unwrap_or(server);
-    let rest = rest.strip_suffix('/').unwrap_or(rest);
-    let authority: http::uri::Authority =
-        rest.parse().map_err(|_| bad("it is not of the form http://HOST:PORT"))?;
-    if authority.host().is_empty() || rest.contains('@') {
-        return Err(bad("it is not of the form http://HOST:PORT"));
-    }
-    if authority.port_u16().is_none() {
-        return Err(bad("the port is missing"));
-    }
-    Ok(format!("http://{rest}"))
+    server_url(server).map_err(|why| Error::BadServer { server: server.to_owned(), why })
 }

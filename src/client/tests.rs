@@ -16,8 +16,9 @@ fn a_server_is_an_address_with_a_port() {
     };
     assert_eq!(resolve("http://127.0.0.1:80/"), Ok("http://127.0.0.1:80".to_owned()));
     assert_eq!(resolve("[::1]:8080"), Ok("http://[::1]:8080".to_owned()));
-    assert!(resolve("https://h:1").unwrap_err().contains("TLS is not supported yet"));
-    assert!(resolve("http://host").unwrap_err().ends_with("the port is missing"));
+    assert_eq!(resolve("https://h:1"), Ok("https://h:1".to_owned()));
+    assert!(resolve("http://h:1").unwrap_err().contains("write https://"));
+    assert!(resolve("https://host").unwrap_err().ends_with("the port is missing"));
     for bad in ["", "http://", "http://a b:1", "http://u:p@h:1", "http://h:99999", "h:1/path"] {
         assert!(resolve(bad).is_err(), "{bad}");
     }
@@ -43,6 +44,12 @@ fn the_local_workspace_is_the_default() {
         ("http://127.0.0.1:4242", "secret")
     );
     assert!(target.local);
+    // Over TLS it is its own authority that counts, whatever the environment says of others'.
+    fs::write(home.endpoint(), "https://127.0.0.1:4242\n").unwrap();
+    let secure = Wanted { ca_file: Some("others.pem".into()), ..wanted.clone() };
+    let told = secure.resolve().err().unwrap().to_string();
+    assert!(told.contains("local/tls/ca.pem"), "{told}");
+    fs::write(home.endpoint(), "http://127.0.0.1:4242\n").unwrap();
     assert_eq!(format!("{:?}", target.token), "Token(…)");
     // The token in the environment is for other servers.
     let foreign = Wanted { token: Some("foreign".to_owned()), ..wanted.clone() };

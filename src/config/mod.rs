@@ -8,6 +8,6 @@ mod transit;
 
 pub(crate) use files::{Here, bounded};
 pub use home::{Error as HomeError, data_dir, home, vault_key};
-pub use serve::{PublicData, ServeArgs, SignedUrls};
+pub use serve::{PublicData, ServeArgs, SignedUrls, TlsWhen};
 pub use storage::{Error as StorageFileError, StorageFile};
 pub use transit::TransitArgs;

@@ -12,6 +12,7 @@ use clap::builder::TypedValueParser;
 use clap::error::ErrorKind;
 
 use super::transit::TransitArgs;
+use crate::tls::Name;
 use crate::vault::KeySource;
 
 /// A node gives a job that outlives its lease no more time than this to end, whatever `--grace` says.
@@ -38,14 +39,28 @@ pub struct ServeArgs {
         value_name = "SECONDS"
     )]
     pub store_patience: u64,
-    /// Address to listen on; port 0 takes any free one. Loopback only
+    /// Address to listen on; port 0 takes any free one. Where other machines reach it (0.0.0.0:7420, for example)
+    /// everything is encrypted
     #[arg(long, default_value = "127.0.0.1:7420", value_name = "ADDRESS:PORT")]
     pub listen: SocketAddr,
     /// Address on which jobs log and store, apart from the one by which the daemon is told what to do, to
-    /// which they have no way; loopback only
+    /// which they have no way
     /// [default: the one that it had, at first the port after that of --listen, or any that is free]
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub jobs_listen: Option<SocketAddr>,
+    /// When the ports speak TLS; auto: where other machines reach one of them, and with --tls-cert
+    #[arg(long, value_enum, default_value_t = TlsWhen::Auto, value_name = "auto|on")]
+    pub tls: TlsWhen,
+    /// A name or address by which clients and nodes reach the daemon, for its own certificate; may be given several
+    /// times. It has those of --listen (for 0.0.0.0: all of this machine) and loopback without being told
+    #[arg(long, value_name = "NAME")]
+    pub tls_name: Vec<Name>,
+    /// A certificate to be used instead of the daemon's own, with those in between, in PEM; read again when it changes
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+    /// Its private key in PEM, which only the daemon's user may read
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
     /// The workspace's name, fixed when its folder is made
     #[arg(long, default_value = "local", value_name = "NAME")]
     pub workspace: WorkspaceName,
@@ -106,6 +121,15 @@ pub struct ServeArgs {
     /// Logs as text for people or as one JSON object a line
     #[arg(long, default_value = "text", value_name = "text|json")]
     pub log_format: crate::telemetry::Format,
+}
+
+/// When the daemon's ports are encrypted.
+#[derive(clap::ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum TlsWhen {
+    /// Where other machines reach one of them.
+    Auto,
+    /// Always.
+    On,
 }
 
 /// Whether nodes reach object stores themselves.

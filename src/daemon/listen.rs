@@ -1,11 +1,13 @@
 //! The daemon's two ports. By one it is told what to do: gRPC, and all else beside it. By the other jobs log and
 //! store, and nodes move data; what gives orders is not there, so that jobs can be kept from the first.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use tokio::net::TcpListener;
 
 use super::serve::Error;
+use crate::config::{ServeArgs, TlsWhen};
+use crate::identity::AskedAs;
 
 /// Both ports, open.
 pub(super) struct Listeners {
@@ -29,6 +31,8 @@ impl Listeners {
             return Ok(Self { control, jobs, is_to_keep: true });
         }
         let at = |port| SocketAddr::new(listen.ip(), port);
+        // Where it listens at another address now, so it does for jobs.
+        let before = before.map(|before| at(before.port()));
         let next = listen.port().checked_add(1).filter(|port| *port > 1);
         for address in before.into_iter().chain(next.map(at)) {
             match TcpListener::bind(address).await {
@@ -49,6 +53,58 @@ impl Listeners {
         }
         let jobs = bound(at(0), "--jobs-listen").await?;
         Ok(Self { control, jobs, is_to_keep: before.is_none() })
+    }
+}
+
+/// Whether the ports are encrypted: always where other machines reach one of them, for tokens go through both.
+pub(super) fn is_secure(args: &ServeArgs) -> bool {
+    let mut all = [Some(args.listen), args.jobs_listen].into_iter().flatten();
+    args.tls == TlsWhen::On || args.tls_cert.is_some() || all.any(|at| !at.ip().is_loopback())
+}
+
+/// By what the daemon is reached.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Addresses {
+    pub(super) control: SocketAddr,
+    pub(super) jobs: SocketAddr,
+    pub(super) is_secure: bool,
+}
+
+impl Addresses {
+    /// What clients on this machine are told.
+    pub(super) fn announced(&self) -> String {
+        let ip = match self.control.ip() {
+            IpAddr::V4(any) if any.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(any) if any.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+            ip => ip,
+        };
+        self.url(&SocketAddr::new(ip, self.control.port()).to_string())
+    }
+
+    /// Where it is told what to do, for who has asked so.
+    pub(crate) fn control_url(&self, asked: Option<&AskedAs>) -> String {
+        self.of(self.control, asked)
+    }
+
+    /// Where jobs log and store, for who has asked so.
+    pub(crate) fn jobs_url(&self, asked: Option<&AskedAs>) -> String {
+        self.of(self.jobs, asked)
+    }
+
+    /// Both ports of one address have whatever name the daemon was asked by: it leads there, and the certificate has
+    /// it.
+    fn of(&self, at: SocketAddr, asked: Option<&AskedAs>) -> String {
+        match asked {
+            Some(AskedAs(host)) if self.control.ip() == self.jobs.ip() => {
+                self.url(&format!("{host}:{}", at.port()))
+            }
+            _ => self.url(&at.to_string()),
+        }
+    }
+
+    fn url(&self, authority: &str) -> String {
+        let scheme = if self.is_secure { "https" } else { "http" };
+        format!("{scheme}://{authority}")
     }
 }
 

@@ -23,7 +23,7 @@ use super::datastores::DatastoreChanges;
 use super::effects::{Effects, ExperimentIds};
 use super::environments::Environments;
 use super::folder::{self, Folder};
-use super::listen::Listeners;
+use super::listen::{Addresses, Listeners, is_secure};
 use super::probe::Probe;
 use super::reactor::{Reactor, Settings};
 use super::shared::Committed;
@@ -35,6 +35,7 @@ use crate::identity::{self, Door};
 use crate::provider::{Providers, Site};
 use crate::storage::{self, ContentStore, Datastores};
 use crate::store::{self, SqliteStore, Store};
+use crate::tls::{self, Files, Own, Secure};
 use crate::track::Tracking;
 use crate::vault::{self, Keys, Vault};
 use crate::{grpc, http};
@@ -77,12 +78,9 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
-    /// An address that others can reach.
-    #[error(
-        "cannot listen on {0}: only loopback addresses (127.0.0.1, [::1]) are allowed until \
-         encryption is there; use an SSH tunnel to reach the daemon from elsewhere"
-    )]
-    NotLoopback(SocketAddr),
+    /// Encryption.
+    #[error(transparent)]
+    Tls(#[from] tls::Error),
     /// The curated table.
     #[error("cannot use the table of curated environments {path}: {problem}")]
     Curated {
@@ -111,6 +109,8 @@ pub enum Error {
 pub struct Daemon {
     /// Where it listens.
     pub address: SocketAddr,
+    /// The same as clients on this machine use it.
+    pub url: String,
     /// The way to its reactor.
     pub handle: Handle,
     #[cfg(test)]
@@ -161,10 +161,10 @@ pub struct Shared {
     pub(crate) clock: Clock,
     pub(crate) folder: Arc<Folder>,
     pub(crate) args: Arc<ServeArgs>,
-    /// Where it is told what to do.
-    pub(crate) url: Arc<str>,
-    /// Where jobs log and store.
-    pub(crate) jobs_url: Arc<str>,
+    /// Where it listens.
+    pub(crate) addresses: Addresses,
+    /// Its encryption, if it has some.
+    pub(crate) secure: Option<Arc<Secure>>,
     pub(crate) probe: Probe,
     /// The file that says where the workspace's own datastores lie, which may hold keys.
     pub(crate) storage_file: Option<PathBuf>,
@@ -178,7 +178,7 @@ pub struct Shared {
 pub async fn serve(args: ServeArgs, notifier: Notifier) -> Result<(), Error> {
     let daemon = start(args).await?;
     let notifier = Arc::new(notifier);
-    notifier.ready(&format!("listening on http://{}", daemon.address));
+    notifier.ready(&format!("listening on {}", daemon.url));
     if let Some(period) = notifier.watchdog() {
         tokio::spawn(tell_progress(daemon.handle.clone(), notifier.clone(), period));
     }
@@ -221,14 +221,11 @@ async fn terminated() {
 
 /// Starts a daemon in this process.
 pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
-    let wanted = [Some(args.listen), args.jobs_listen];
-    if let Some(open) = wanted.into_iter().flatten().find(|address| !address.ip().is_loopback()) {
-        return Err(Error::NotLoopback(open));
-    }
     let clock = Clock::default();
     let data_dir = data_dir(args.data_dir.as_ref())?;
     let mut folder = Folder::open(&data_dir, &args.workspace, clock.wall())?;
     folder.withdraw();
+    let secure = secure(&args, &folder, clock)?;
     let store: Arc<SqliteStore> =
         Arc::new(SqliteStore::open(&folder.at("atelier.db"), folder.existed())?);
     let database = store.clone();
@@ -306,7 +303,8 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
     let listeners = Listeners::open(args.listen, args.jobs_listen, folder.jobs_address()).await?;
     let address = listeners.control.local_addr().map_err(Error::Server)?;
     let jobs_address = listeners.jobs.local_addr().map_err(Error::Server)?;
-    let url: Arc<str> = format!("http://{address}").into();
+    let addresses = Addresses { control: address, jobs: jobs_address, is_secure: secure.is_some() };
+    let url = addresses.announced();
     let probe = Probe::write(&storage.home, &folder)?;
     let (stop, stopping) = watch::channel(false);
     let datastore_changes = DatastoreChanges::open(
@@ -374,8 +372,8 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
         clock,
         folder: folder.clone(),
         args: Arc::new(args),
-        url: url.clone(),
-        jobs_url: format!("http://{jobs_address}").into(),
+        addresses,
+        secure: secure.clone(),
         probe,
         storage_file: storage.file,
         storage: storage.home.location().into(),
@@ -395,27 +393,41 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
     let dropper = tokio::spawn(uncommitted.run(over));
     let remover = tokio::spawn(async move { retention.run().await });
     let tender = tokio::spawn(async move { tended.tend().await });
+    let mut patrols = vec![sealer, collector, dropper, remover, tender];
+    patrols.extend(secure.clone().map(|secure| tokio::spawn(secure.tend(clock))));
     let ended = tokio::spawn(run(
         listeners,
+        secure,
         routes,
         stopping,
         reactor,
         handle.clone(),
-        Ending {
-            folder,
-            patrols: vec![sealer, collector, dropper, remover, tender],
-            providers,
-            store: database,
-        },
+        Ending { folder, patrols, providers, store: database },
     ));
     Ok(Daemon {
         address,
+        url,
         handle,
         #[cfg(test)]
         shared,
         stop,
         ended,
     })
+}
+
+/// The encryption of the ports, where they have some.
+fn secure(args: &ServeArgs, folder: &Folder, clock: Clock) -> Result<Option<Arc<Secure>>, Error> {
+    if !is_secure(args) {
+        return Ok(None);
+    }
+    let jobs = args.jobs_listen.unwrap_or(args.listen);
+    let own = Own { listen: vec![args.listen.ip(), jobs.ip()], names: args.tls_name.clone() };
+    let files = args.tls_cert.clone().zip(args.tls_key.clone());
+    let files = files.map(|(certificate, key)| Files { certificate, key });
+    let workspace = folder.workspace();
+    let called = format!("Atelier workspace {} {}", workspace.name, workspace.id);
+    let secure = Secure::open(folder.path(), &called, own, files, clock.wall())?;
+    Ok(Some(Arc::new(secure)))
 }
 
 /// What a stopping daemon still has to see to.
@@ -435,14 +447,15 @@ struct Routes {
 
 async fn run(
     listeners: Listeners,
+    secure: Option<Arc<Secure>>,
     routes: Routes,
     mut stopping: watch::Receiver<bool>,
     reactor: tokio::task::JoinHandle<Result<(), Arc<store::Error>>>,
     handle: Handle,
     ending: Ending,
 ) -> Result<(), Error> {
-    let control = http::serve(listeners.control, routes.control, stopping.clone());
-    let jobs = http::serve(listeners.jobs, routes.jobs, stopping.clone());
+    let control = http::serve(listeners.control, secure.clone(), routes.control, stopping.clone());
+    let jobs = http::serve(listeners.jobs, secure, routes.jobs, stopping.clone());
     let mut reactor = reactor;
     let result = tokio::select! {
         result = control => result.map_err(Error::Server),

@@ -23,7 +23,7 @@ use super::caller;
 use super::channels::{Channels, FromClient};
 use super::status::told;
 use crate::daemon::{self, Grant, InputSource, Join, Shared, ToNode};
-use crate::identity::{Denied, Door};
+use crate::identity::{AskedAs, Denied, Door};
 
 /// Between daemon and node agent.
 #[derive(Clone)]
@@ -87,7 +87,7 @@ impl Service {
         (!is_in_home).then(|| folder.to_owned())
     }
 
-    fn welcome(&self) -> pb::DaemonMessage {
+    fn welcome(&self, asked: Option<&AskedAs>) -> pb::DaemonMessage {
         let lease = self.shared.args.lease_policy();
         let workspace = self.shared.folder.workspace();
         let shown = |paths: Vec<PathBuf>| -> Vec<String> {
@@ -95,17 +95,20 @@ impl Service {
         };
         let probe = &self.shared.probe;
         let storage_file = self.shared.storage_file.clone();
+        // The admin's own key; that of the workspace's authority lies in the data folder.
+        let tls_key = self.shared.args.tls_key.as_ref();
+        let tls_key = tls_key.and_then(|key| std::path::absolute(key).ok());
         daemon_message(pb::daemon_message::Message::Welcome(pb::Welcome {
             heartbeat_ms: lease.heartbeat_ms,
             lease_ms: lease.lease_ms,
             shared_probe_path: probe.path.display().to_string(),
             shared_probe_value: probe.value.to_string(),
             storage_is_elsewhere: probe.storage_is_elsewhere,
-            http_url: self.shared.jobs_url.to_string(),
+            http_url: self.shared.addresses.jobs_url(asked),
             workspace: workspace.name.to_string(),
             workspace_id: workspace.id.clone(),
             home: self.shared.folder.path().display().to_string(),
-            control_url: self.shared.url.to_string(),
+            control_url: self.shared.addresses.control_url(asked),
             hidden_folders: shown(
                 self.shared
                     .vault
@@ -115,7 +118,13 @@ impl Service {
                     .collect(),
             ),
             hidden_files: shown(
-                self.shared.vault.key_files().into_iter().chain(storage_file).collect(),
+                self.shared
+                    .vault
+                    .key_files()
+                    .into_iter()
+                    .chain(storage_file)
+                    .chain(tls_key)
+                    .collect(),
             ),
         }))
     }
@@ -132,6 +141,7 @@ impl pb::agent_service_server::AgentService for Service {
     ) -> Result<Response<Self::SessionStream>, Status> {
         let node = self.node(&request)?;
         tracing::Span::current().record("node", node.as_str());
+        let asked = request.extensions().get::<AskedAs>().cloned();
         let mut messages = request.into_inner();
         let first = tokio::time::timeout(HELLO, messages.message())
             .await
@@ -149,7 +159,7 @@ impl pb::agent_service_server::AgentService for Service {
         self.join(&node, hello, session, outbox).await?;
         let listening = listen(self.shared.clone(), node, session, messages, acknowledge);
         tokio::spawn(listening.in_current_span());
-        let welcome = stream::iter([Ok(self.welcome())]);
+        let welcome = stream::iter([Ok(self.welcome(asked.as_ref()))]);
         let orders = UnboundedReceiverStream::new(orders).map(|order| Ok(to_wire(order)));
         let mut stopping = self.shared.stopping.clone();
         let stopped = async move {

@@ -34,6 +34,12 @@ impl pb::workspace_service_server::WorkspaceService for Service {
             principal: caller.principal.to_string(),
             role: caller.role.to_string(),
             storage: self.0.storage.to_string(),
+            certificate_authority: self
+                .0
+                .secure
+                .as_ref()
+                .map(|secure| secure.authority().to_owned())
+                .unwrap_or_default(),
         }))
     }
 

@@ -8,17 +8,17 @@ use std::sync::Arc;
 
 use atelier_core::access::Caller;
 use atelier_core::id::DatastoreName;
-use axum::Router;
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::middleware;
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
+use axum::{Extension, Router};
 
-pub use server::serve;
+pub(crate) use server::serve;
 
 use crate::daemon::Shared;
-use crate::identity::{Door, guard, is_grpc};
+use crate::identity::{AskedAs, Door, guard, is_grpc};
 
 /// JSON bodies may be this long; objects are streamed and know no such bound.
 const BODY: usize = 4 << 20;
@@ -85,8 +85,12 @@ impl data::Authorize for Door {
 }
 
 /// Agents look here whether jobs will find the daemon, before they offer to run any.
-async fn healthy(State(shared): State<Arc<Shared>>) -> impl axum::response::IntoResponse {
-    ([(atelier_proto::JOBS_URL, shared.jobs_url.to_string())], "ok")
+async fn healthy(
+    State(shared): State<Arc<Shared>>,
+    asked: Option<Extension<AskedAs>>,
+) -> impl axum::response::IntoResponse {
+    let url = shared.addresses.jobs_url(asked.as_ref().map(|asked| &asked.0));
+    ([(atelier_proto::JOBS_URL, url)], "ok")
 }
 
 /// Ready: the reactor answers and the store can be read.

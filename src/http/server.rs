@@ -1,7 +1,8 @@
-//! Accepts connections: HTTP/1 and HTTP/2 on one port, told apart by their first bytes.
+//! Accepts connections, encrypted or not: HTTP/1 and HTTP/2 on one port, told apart by their first bytes.
 
 use std::convert::Infallible;
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
@@ -10,16 +11,20 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tower::ServiceExt as _;
 
+use crate::tls::{Hosts, Secure};
+
 /// How long streams may take to end once the daemon is asked to stop.
 const FAREWELL: Duration = Duration::from_millis(500);
 
-/// Serves until asked to stop.
-pub async fn serve(
+/// Serves until asked to stop; with TLS where there is some, and only with it.
+pub(crate) async fn serve(
     listener: TcpListener,
+    secure: Option<Arc<Secure>>,
     routes: Router,
     mut stopping: watch::Receiver<bool>,
 ) -> io::Result<()> {
@@ -55,28 +60,62 @@ pub async fn serve(
         // Small answers must not wait for the next packet. A connection that is gone already
         // fails below.
         let _ = stream.set_nodelay(true);
-        let routes = routes.clone();
-        let builder = builder.clone();
-        let mut stopping = stopping.clone();
-        tokio::spawn(async move {
-            let service = service_fn(move |request: hyper::Request<Incoming>| {
-                let routes = routes.clone();
-                async move {
-                    let response = routes.oneshot(request.map(Body::new)).await;
-                    response.map_err(|never: Infallible| match never {})
-                }
-            });
-            let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
-            tokio::pin!(connection);
-            tokio::select! {
-                // A client that breaks off is no news.
-                _ = connection.as_mut() => {}
-                () = stopped(&mut stopping) => {
-                    connection.as_mut().graceful_shutdown();
-                    let _ = tokio::time::timeout(FAREWELL, connection).await;
-                }
+        let talk =
+            Talk { builder: builder.clone(), routes: routes.clone(), stopping: stopping.clone() };
+        match secure.clone() {
+            None => tokio::spawn(talk.on(stream, None)),
+            Some(secure) => {
+                let mut stopping = stopping.clone();
+                tokio::spawn(async move {
+                    let shaken = tokio::select! {
+                        shaken = secure.accept(stream) => shaken,
+                        () = stopped(&mut stopping) => None,
+                    };
+                    if let Some((stream, hosts)) = shaken {
+                        talk.on(stream, Some(hosts)).await;
+                    }
+                })
+            }
+        };
+    }
+}
+
+/// What a connection is served with.
+struct Talk {
+    builder: auto::Builder<TokioExecutor>,
+    routes: Router,
+    stopping: watch::Receiver<bool>,
+}
+
+impl Talk {
+    /// Serves one connection; `hosts`: those that its requests may name besides this machine's own.
+    async fn on(
+        mut self,
+        stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        hosts: Option<Arc<Hosts>>,
+    ) {
+        let routes = self.routes;
+        let service = service_fn(move |request: hyper::Request<Incoming>| {
+            let routes = routes.clone();
+            let mut request = request.map(Body::new);
+            if let Some(hosts) = &hosts {
+                request.extensions_mut().insert(hosts.clone());
+            }
+            async move {
+                let response = routes.oneshot(request).await;
+                response.map_err(|never: Infallible| match never {})
             }
         });
+        let connection = self.builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
+        tokio::pin!(connection);
+        tokio::select! {
+            // A client that breaks off is no news.
+            _ = connection.as_mut() => {}
+            () = stopped(&mut self.stopping) => {
+                connection.as_mut().graceful_shutdown();
+                let _ = tokio::time::timeout(FAREWELL, connection).await;
+            }
+        }
     }
 }
 

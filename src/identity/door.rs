@@ -83,7 +83,10 @@ pub enum Denied {
         owner: Principal,
     },
     /// A web page of somebody else's.
-    #[error("requests from {0} are refused: only this machine's own addresses are allowed")]
+    #[error(
+        "requests from {0} are refused: only the daemon's own addresses are allowed, and names of its certificate \
+         (--tls-name)"
+    )]
     Foreign(String),
     /// A route that nobody has declared.
     #[error("there is nothing here")]

@@ -3,9 +3,10 @@
 #[cfg(test)]
 mod tests;
 
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
-use atelier_core::access::Permission;
+use atelier_core::access::{Caller, Permission};
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
@@ -14,12 +15,20 @@ use axum::response::{IntoResponse as _, Response};
 use tracing::Instrument as _;
 
 use super::{Denied, Door, Need, need_of};
+use crate::tls::Hosts;
+
+/// The host by which a request that came by TLS has asked for the daemon, as in a URL.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct AskedAs(pub String);
 
 /// Lets a request through once its origin, its caller and the route's need are in order.
 pub async fn guard(State(door): State<Arc<Door>>, mut request: Request, next: Next) -> Response {
     let grpc = is_grpc(request.headers());
     match admit(&door, &request) {
-        Ok(caller) => {
+        Ok((asked, caller)) => {
+            if let Some(asked) = asked {
+                request.extensions_mut().insert(asked);
+            }
             // For a stream of gRPC it ends with the answer's headers.
             let span = tracing::info_span!(
                 "rpc",
@@ -40,11 +49,11 @@ pub async fn guard(State(door): State<Arc<Door>>, mut request: Request, next: Ne
     }
 }
 
-fn admit(door: &Door, request: &Request) -> Result<Option<atelier_core::access::Caller>, Denied> {
-    check_origin(request)?;
+fn admit(door: &Door, request: &Request) -> Result<(Option<AskedAs>, Option<Caller>), Denied> {
+    let asked = check_origin(request)?;
     let need = need_of(request.uri().path());
     if need == Some(Need::Public) {
-        return Ok(None);
+        return Ok((asked, None));
     }
     let authorization =
         request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
@@ -59,45 +68,59 @@ fn admit(door: &Door, request: &Request) -> Result<Option<atelier_core::access::
         }
     };
     if allowed {
-        return Ok(Some(caller));
+        return Ok((asked, Some(caller)));
     }
     let role = caller.role.to_string();
     Err(Denied::NotAllowed { principal: caller.principal, role, action })
 }
 
 /// A page of another site, or another name that points here (DNS rebinding), must not reach the
-/// daemon through a user's browser.
-fn check_origin(request: &Request) -> Result<(), Denied> {
+/// daemon through a user's browser. Over TLS the certificate's names are the daemon's too.
+fn check_origin(request: &Request) -> Result<Option<AskedAs>, Denied> {
     let cut = |name: &str| Denied::Foreign(name.chars().take(100).collect());
     let headers = request.headers();
     let written = headers.get_all(header::HOST).iter().map(|host| host.to_str().unwrap_or("?"));
-    // Each name that the request gives must be this machine's, whichever a proxy would have read.
+    // Each name that the request gives must be the daemon's, whichever a proxy would have read.
     let authority = request.uri().authority().map(|authority| authority.as_str());
     let hosts: Vec<&str> = authority.into_iter().chain(written).collect();
     let Some(host) = hosts.first() else { return Err(cut("an unnamed host")) };
-    if let Some(foreign) = hosts.iter().find(|host| !is_loopback(host)) {
-        return Err(cut(foreign));
+    let secure = request.extensions().get::<Arc<Hosts>>();
+    let is_own = |host: &str| is_loopback(host) || secure.is_some_and(|own| own.has(host));
+    let named: Vec<Option<&str>> = hosts.iter().map(|authority| host_of(authority)).collect();
+    if let Some(at) = named.iter().position(|host| !host.is_some_and(is_own)) {
+        return Err(cut(hosts[at]));
     }
+    let asked = secure.and_then(|_| named.first().copied().flatten());
+    let asked = asked.map(|host| AskedAs(host.to_owned()));
     for origin in headers.get_all(header::ORIGIN) {
         let origin = origin.to_str().unwrap_or("an unreadable origin");
         if origin.split_once("://").is_none_or(|(_, rest)| rest != *host) {
             return Err(cut(origin));
         }
     }
-    Ok(())
+    Ok(asked)
 }
 
-/// Whether `HOST` or `HOST:PORT` names this machine and nothing else.
-fn is_loopback(authority: &str) -> bool {
-    let (host, port) = match authority.strip_prefix("[::1]") {
-        Some(port) => ("::1", port),
-        None => authority.split_at(authority.find(':').unwrap_or(authority.len())),
+/// The host of `HOST` or `HOST:PORT`, with the brackets of an address that has some; `None` if it is of another form.
+fn host_of(authority: &str) -> Option<&str> {
+    let end = match authority.strip_prefix('[') {
+        Some(inner) => {
+            let end = inner.find(']')?;
+            inner[..end].parse::<Ipv6Addr>().ok()?;
+            end + 2
+        }
+        None => authority.find(':').unwrap_or(authority.len()),
     };
+    let (host, port) = authority.split_at(end);
     let port = port.is_empty() || port.strip_prefix(':').is_some_and(|p| p.parse::<u16>().is_ok());
-    let host = host == "::1"
+    port.then_some(host)
+}
+
+/// Whether a host names this machine and nothing else.
+fn is_loopback(host: &str) -> bool {
+    host == "[::1]"
         || host.eq_ignore_ascii_case("localhost")
-        || host.parse::<std::net::Ipv4Addr>().is_ok_and(|address| address.is_loopback());
-    host && port
+        || host.parse::<Ipv4Addr>().is_ok_and(|address| address.is_loopback())
 }
 
 /// Whether a request is one of gRPC.

@@ -7,5 +7,5 @@ mod routes;
 
 pub use door::{Denied, Door, Error};
 pub use grants::{Grants, grants_of};
-pub use layer::{guard, is_grpc};
+pub use layer::{AskedAs, guard, is_grpc};
 pub use routes::{Need, need_of};

@@ -9,6 +9,7 @@ use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
+use atelier_agent::trust::{CA_FILE, OWN_CA};
 use atelier_core::compute::{Cluster, CommandProvider, InstanceState, Provider, Tier};
 use atelier_core::id::{ComputeName, NodeName};
 use atelier_core::live::TakenAway;
@@ -130,6 +131,8 @@ async fn run(
         .env("ATELIER_ACTION", action.word())
         .env("ATELIER_CLUSTER", cluster.name.as_str())
         .env("ATELIER_SERVER", server.trim())
+        .env_remove(CA_FILE)
+        .envs(server.starts_with("https:").then(|| (CA_FILE, site.folder.join(OWN_CA))))
         .env("ATELIER_SIZE", &cluster.size)
         .env("ATELIER_CPUS", Cpus(shape.cpu).to_string())
         .env("ATELIER_MEMORY_MIB", shape.memory.to_string())

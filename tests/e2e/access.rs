@@ -90,12 +90,3 @@ fn a_job_sees_one_token_and_it_dies_with_the_attempt() {
         .env("ATELIER_TOKEN", token)
         .fails(5);
 }
-
-#[test]
-fn the_daemon_listens_on_loopback_only() {
-    let cluster = Cluster::empty();
-    cluster
-        .atelier(["serve", "--listen", "0.0.0.0:0", "--data-dir", "elsewhere"])
-        .fails(2)
-        .says(&["0.0.0.0", "loopback", "SSH tunnel"]);
-}

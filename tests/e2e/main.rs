@@ -62,5 +62,6 @@ mod service;
 mod sharing;
 mod storage;
 mod stores;
+mod tls;
 mod transit;
 mod users;

@@ -228,6 +228,7 @@ fn failed(error: &Error, otherwise: Cause) -> Problem {
 async fn binds(attempt: &Attempt, own: &Path, held: Option<&Held>) -> Result<Vec<Bind>, Problem> {
     let (node, folder) = (&attempt.node, &attempt.folder);
     let mut readable = vec![own.to_owned(), folder.inputs(), folder.mounts()];
+    readable.push(folder.authorities());
     readable.extend(distribution::needed(attempt));
     let bind = |writable| move |path: PathBuf| Bind { path, from: None, writable };
     let of_it = own_folders(attempt).into_iter().map(bind(true));

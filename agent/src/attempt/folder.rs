@@ -4,7 +4,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::io::ErrorKind::{NotADirectory, NotFound};
-use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -33,6 +33,8 @@ pub(super) const LAUNCHER: &str = "launcher";
 pub(super) const TEMPORARY: &str = "tmp";
 /// What a command with a user of its own sees as `/etc/passwd`.
 pub(super) const PASSWD: &str = "passwd";
+/// Who vouches for the daemon, where the job has to be told.
+pub(super) const AUTHORITIES: &str = "ca.pem";
 /// Beside `attempts/`: folders that are being removed.
 const REMOVED: &str = "removed";
 /// How often a removal is begun anew, and after how long.
@@ -119,6 +121,19 @@ impl Folder {
     /// What a program that starts the job's processes finds here.
     pub(crate) fn launcher(&self) -> PathBuf {
         self.path.join(LAUNCHER)
+    }
+
+    /// Where the job finds who vouches for the daemon.
+    pub(crate) fn authorities(&self) -> PathBuf {
+        self.path.join(AUTHORITIES)
+    }
+
+    /// Writes who vouches for the daemon, as PEM, for the job to read.
+    pub(super) fn write_authorities(&self, pem: &str) -> io::Result<()> {
+        let path = self.authorities();
+        fs::write(&path, pem)?;
+        // Whatever the agent's mask is: the job may have a user of its own.
+        fs::set_permissions(path, fs::Permissions::from_mode(0o644))
     }
 
     /// Standard output and error, of the first process.

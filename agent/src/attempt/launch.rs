@@ -239,6 +239,7 @@ fn view(
     // whatever its mode says.
     let mut readable =
         vec![node.environments.folder().to_owned(), folder.inputs(), folder.mounts()];
+    readable.push(folder.authorities());
     readable.extend(linked_inputs(attempt));
     readable.extend(distribution::needed(attempt));
     readable.extend(NEEDED.map(PathBuf::from));

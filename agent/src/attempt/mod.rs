@@ -30,6 +30,7 @@ use crate::monitor;
 use crate::reach::Closed;
 use crate::session::Client;
 use crate::supervisor::{Launcher, Lease};
+use crate::trust::Trust;
 
 mod apart;
 mod caught;
@@ -128,6 +129,8 @@ pub(crate) struct Services {
     pub(crate) client: Client,
     pub(crate) data: DataPlane,
     pub(crate) http_url: String,
+    /// Who vouches for the daemon, there and everywhere.
+    pub(crate) trust: Trust,
     /// Whether that is at a port for jobs alone.
     pub(crate) apart: bool,
     pub(crate) workspace: String,

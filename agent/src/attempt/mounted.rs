@@ -59,6 +59,7 @@ impl Inputs {
             at: attempt.folder.mounts(),
             root: attempt.node.root.clone(),
             url: services.http_url.clone(),
+            trust: services.trust.clone(),
             token: attempt.assignment.token.clone(),
             cache: services.data.cache_folder().to_owned(),
             cache_bytes: services.data.cache_limit(),

@@ -291,6 +291,13 @@ fn render(
         }
     };
     let path: Vec<String> = path.iter().map(|path| path.to_string_lossy().into_owned()).collect();
+    let authorities = services.trust.pem().map(|pem| {
+        attempt.folder.write_authorities(pem)?;
+        Ok::<_, std::io::Error>(attempt.folder.authorities())
+    });
+    let authorities = authorities.transpose().map_err(|error| {
+        problem::of(Cause::Platform, "cannot write who vouches for the daemon", &error)
+    })?;
     let variables = variables::variables(&variables::Facts {
         spec: &attempt.spec,
         job: &attempt.key.job,
@@ -302,6 +309,7 @@ fn render(
         workspace: &services.workspace,
         workspace_id: &services.workspace_id,
         http_url: &services.http_url,
+        authorities: authorities.as_deref(),
         token: &attempt.assignment.token,
         gpus: &attempt.assignment.gpu_indices,
         folder: attempt.folder.path(),

@@ -123,9 +123,11 @@ impl Spares {
         if owner != self.like.owner {
             isolation::give(&[work.clone(), folder.join(folder::TEMPORARY)], self.like.owner)?;
         }
-        match fs::remove_file(folder.join(folder::LOG)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
+        for file in [folder::LOG, folder::AUTHORITIES] {
+            match fs::remove_file(folder.join(file)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
         }
         for (path, record) in records {
             // Nothing of one job is left for the next.

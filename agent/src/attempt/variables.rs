@@ -8,6 +8,7 @@ use atelier_core::resource::Gpus;
 use atelier_core::spec::CommandJob;
 
 use super::distribution::{Members, mpi, ray};
+use crate::trust::CA_FILE;
 
 /// Marks every process of an attempt, so that they are found if their supervisor was killed.
 pub(crate) const MARK: &str = "ATELIER_ATTEMPT_FOLDER";
@@ -30,6 +31,8 @@ pub(crate) struct Facts<'a> {
     pub(crate) workspace_id: &'a str,
     /// Base URL of the daemon's HTTP side.
     pub(crate) http_url: &'a str,
+    /// A file of those who vouch for it, unless every program of the system knows them.
+    pub(crate) authorities: Option<&'a Path>,
     /// The attempt's own token.
     pub(crate) token: &'a str,
     pub(crate) gpus: &'a [u32],
@@ -175,6 +178,11 @@ fn run_variables(facts: &Facts<'_>, set: &mut impl FnMut(&str, &str)) {
     set("AZ_BATCH_MASTER_NODE", &members.master());
     set("MLFLOW_TRACKING_URI", facts.http_url);
     set("MLFLOW_TRACKING_TOKEN", facts.token);
+    if let Some(authorities) = facts.authorities {
+        let authorities = authorities.to_string_lossy();
+        set("MLFLOW_TRACKING_SERVER_CERT_PATH", &authorities);
+        set(CA_FILE, &authorities);
+    }
     set("MLFLOW_RUN_ID", facts.job);
     set("MLFLOW_EXPERIMENT_ID", facts.experiment_id);
     set("MLFLOW_EXPERIMENT_NAME", experiment);

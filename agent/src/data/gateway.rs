@@ -21,6 +21,7 @@ use super::direct::{Direct, Wanted, Way};
 use super::store::Found;
 use super::transfer::{Sink, download};
 use super::{Error, path};
+use crate::trust::Trust;
 pub(super) use uncommitted::Copied;
 
 /// Tries of one request, and of one to a store itself: the gateway tries too.
@@ -43,15 +44,6 @@ pub(super) const STILL: Duration = Duration::from_secs(120);
 pub(super) const SLOWEST: u64 = 64 << 10;
 
 /// What reqwest is asked to do everywhere.
-fn client() -> Result<Client, reqwest::Error> {
-    builder().build()
-}
-
-/// For uploads: an answer comes only after the last byte, so how long one may take is given with each.
-fn uploads() -> Result<Client, reqwest::Error> {
-    plain().build()
-}
-
 pub(super) fn builder() -> ClientBuilder {
     // Between two pieces, not for the whole: a large file may take hours.
     plain().read_timeout(STILL)
@@ -222,12 +214,21 @@ struct Listed {
 }
 
 impl Gateway {
-    pub(super) fn new(http_url: &str) -> Result<Self, reqwest::Error> {
+    /// The daemon's at this address, for which `trust` vouches.
+    ///
+    /// # Errors
+    /// TLS cannot be set up, in words.
+    pub(super) fn new(http_url: &str, trust: &Trust) -> Result<Self, String> {
+        let to_daemon = |builder: ClientBuilder| {
+            let builder = trust.http(builder).map_err(|error| error.to_string())?;
+            builder.build().map_err(|error| error.to_string())
+        };
         let made = Self {
-            client: client()?,
-            uploads: uploads()?,
+            client: to_daemon(builder())?,
+            // An answer comes only after the last byte, so how long one may take is given with each.
+            uploads: to_daemon(plain())?,
             base: String::new(),
-            direct: Direct::new()?,
+            direct: Direct::new().map_err(|error| error.to_string())?,
             ranges: Arc::new(Semaphore::new(RANGES_IN_ALL)),
         };
         Ok(made.at(http_url))

@@ -51,6 +51,7 @@ use store::Store;
 use web::Web;
 
 use crate::reach::Closed;
+use crate::trust::Trust;
 
 /// What a data plane works with.
 #[derive(Clone, Debug)]
@@ -61,6 +62,8 @@ pub struct Options {
     pub channel: Channel,
     /// The node's own token, for the content service.
     pub token: String,
+    /// Who vouches for the daemon.
+    pub trust: Trust,
     /// Whether this node reads and writes the daemon's local datastores as folders.
     pub shared: bool,
     /// Where fetched content is kept. All data planes of a process with the same folder share it.
@@ -111,16 +114,17 @@ impl DataPlane {
     /// # Errors
     /// The folder cannot be made, the token is no ASCII text, or TLS cannot be set up.
     pub fn new(options: Options) -> Result<Self, Error> {
-        let failed = |error: reqwest::Error| Error::Gateway {
+        let unready = |problem: String| Error::Gateway {
             operation: "prepare to reach",
             path: options.http_url.clone(),
-            problem: error.to_string(),
+            problem,
             transient: false,
             status: None,
         };
+        let failed = |error: reqwest::Error| unready(error.to_string());
         let cache = Cache::open(&options.cache_dir, options.cache_bytes)?;
         Ok(Self(Arc::new(Inner {
-            gateway: Gateway::new(&options.http_url).map_err(failed)?,
+            gateway: Gateway::new(&options.http_url, &options.trust).map_err(unready)?,
             web: Web::new(options.closed).map_err(failed)?,
             source: Source::new(options.channel, &options.token, Arc::clone(&cache))?,
             held: Arc::new(HeldInputs::new(Arc::clone(&cache))),

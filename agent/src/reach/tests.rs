@@ -137,6 +137,7 @@ fn what_was_known_of_the_daemon_counts_until_it_says_otherwise() {
     let urls = |control: &[&str], jobs: &str| Urls {
         control: control.iter().map(|url| (*url).to_owned()).collect(),
         jobs: jobs.to_owned(),
+        trust: Default::default(),
         dialled: control.last().map(|url| (*url).to_owned()).unwrap_or_default(),
     };
     let (one, two, three) = ("http://127.0.0.1:1", "http://127.0.0.1:2", "http://127.0.0.1:3");

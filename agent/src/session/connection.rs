@@ -13,6 +13,7 @@ use tonic::transport::{Channel, Endpoint};
 use super::Error;
 use crate::args::AgentArgs;
 use crate::reach;
+use crate::trust::{Doubt, NotConnected, OWN_CA, Trust, server_url};
 
 const CONNECT: Duration = Duration::from_secs(5);
 /// Between probes of a connection on which nothing else moves.
@@ -33,6 +34,8 @@ pub(crate) struct Connection {
     pub(super) channel: Channel,
     /// The node's own.
     pub(super) token: String,
+    /// Who vouches for the daemon, whatever is asked of it.
+    pub(super) trust: Trust,
 }
 
 /// Puts the node's token into each call.
@@ -61,21 +64,27 @@ impl Interceptor for Token {
 pub(crate) async fn connect(args: &AgentArgs) -> Result<Connection, Error> {
     let address = address(args)?;
     let token = token(args)?;
+    let trust = trust(args, &address)?;
     let mut header: MetadataValue<Ascii> =
         format!("Bearer {token}").parse().map_err(|_| Error::BadToken)?;
     header.set_sensitive(true);
     let endpoint = Endpoint::from_shared(address.clone())
-        .map_err(|source| Error::BadAddress { address: address.clone(), source })?
+        .map_err(|_| Error::BadAddress { address: address.clone(), why: "it is not a URL" })?
         .connect_timeout(CONNECT)
         .tcp_nodelay(true)
         .http2_keep_alive_interval(KEEP_ALIVE)
         .keep_alive_while_idle(true);
-    let channel = endpoint
-        .connect()
-        .await
-        .map_err(|source| Error::Unreachable { address: address.clone(), source })?;
+    let channel = trust.connect(&endpoint).await.map_err(|failed| match Doubt::of(&failed) {
+        Some(doubt) => Error::Untrusted { address: address.clone(), doubt },
+        None => match failed {
+            NotConnected::Setup(error) => Error::Trust(error),
+            NotConnected::Transport(source) => {
+                Error::Unreachable { address: address.clone(), source }
+            }
+        },
+    })?;
     let client = AgentServiceClient::with_interceptor(channel.clone(), Token { header });
-    Ok(Connection { client, address, channel, token })
+    Ok(Connection { client, address, channel, token, trust })
 }
 
 fn address(args: &AgentArgs) -> Result<Address, Error> {
@@ -85,7 +94,21 @@ fn address(args: &AgentArgs) -> Result<Address, Error> {
         (None, Some(server)) => server.clone(),
         (None, None) => String::new(),
     };
-    Ok(text.trim().to_owned())
+    let text = text.trim();
+    server_url(text).map_err(|why| Error::BadAddress { address: text.to_owned(), why })
+}
+
+/// Who vouches for the daemon; read from its file again each time, as the address is. A daemon that makes its own
+/// certificates keeps their authority below the folder in which it says where it listens.
+fn trust(args: &AgentArgs, address: &str) -> Result<Trust, Error> {
+    if !address.starts_with("https://") {
+        return Ok(Trust::System);
+    }
+    let own = || Some(args.server_file.as_ref()?.parent()?.join(OWN_CA));
+    match args.ca_file.clone().or_else(|| own().filter(|own| own.exists())) {
+        Some(file) => Trust::of_file(&file).map_err(Error::Trust),
+        None => Ok(Trust::System),
+    }
 }
 
 /// This machine's address on the way to the daemon: where the daemon is, other nodes are. `None` if it

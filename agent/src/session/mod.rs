@@ -27,6 +27,7 @@ use crate::facts::Facts;
 use crate::monitor::NodeSampler;
 use crate::notify::Notifier;
 use crate::reach::{self, Closed, Daemon, Urls};
+use crate::trust::{self, Doubt};
 use crate::{builds, caches, clock, gpu, logs};
 
 mod connection;
@@ -56,8 +57,12 @@ const REPEAT: Duration = Duration::from_secs(30);
 pub(crate) enum Error {
     #[error("no address of the daemon: cannot read {}", .path.display())]
     NoAddress { path: std::path::PathBuf, source: std::io::Error },
-    #[error("'{address}' is not the address of a daemon: write for example http://127.0.0.1:7878")]
-    BadAddress { address: String, source: tonic::transport::Error },
+    #[error("cannot use '{address}' as the address of the daemon: {why}")]
+    BadAddress { address: String, why: &'static str },
+    #[error(transparent)]
+    Trust(trust::Error),
+    #[error("cannot trust who answers at {address}: {doubt}; {}", .doubt.remedy())]
+    Untrusted { address: String, doubt: Doubt },
     #[error("no token: cannot read {}", .path.display())]
     NoToken { path: std::path::PathBuf, source: std::io::Error },
     #[error("no token: give --token-file or set ATELIER_TOKEN")]
@@ -69,7 +74,8 @@ pub(crate) enum Error {
     #[error("the daemon at {address} refused this node: {}", .status.message())]
     Refused { address: String, status: tonic::Status },
     #[error(
-        "cannot reach the daemon's port for jobs at {url}; forward it too (ssh -L {port}:127.0.0.1:{port})"
+        "cannot reach the daemon's port for jobs at {url}; let this machine reach port {port} too, or forward it \
+         (ssh -L {port}:127.0.0.1:{port})"
     )]
     NoJobsPort { url: String, port: u16, source: reqwest::Error },
     #[error(transparent)]
@@ -94,7 +100,12 @@ impl Error {
             Self::Refused { status, .. } => {
                 matches!(status.code(), Code::Unauthenticated | Code::PermissionDenied)
             }
-            Self::TokenUnset | Self::BadToken | Self::BadAddress { .. } => true,
+            Self::TokenUnset
+            | Self::BadToken
+            | Self::BadAddress { .. }
+            | Self::Untrusted { doubt: Doubt::Authority | Doubt::Name(_) | Doubt::Plain, .. } => {
+                true
+            }
             _ => false,
         }
     }
@@ -176,6 +187,7 @@ impl Session {
     async fn open(&mut self, welcomed: &mut bool) -> Result<(), Error> {
         let connection = connection::connect(&self.args).await?;
         let (client, address) = (connection.client.clone(), connection.address.clone());
+        let trust = connection.trust.clone();
         let (up, messages) = mpsc::unbounded_channel();
         // What happened until now goes into the Hello, what happens from now on after it.
         while let Ok(news) = self.news.try_recv() {
@@ -187,9 +199,9 @@ impl Session {
             self.facts.address = own;
         }
         // Before the daemon decides by what the Hello says of it, and gives this node a job.
-        let jobs = ports::jobs_url(&address).await;
+        let jobs = ports::jobs_url(&address, &trust).await;
         if !jobs.is_empty() {
-            self.reach_jobs_port(&jobs).await?;
+            self.reach_jobs_port(&jobs, &trust).await?;
         }
         self.close(&self.urls.likely(&address, &jobs)).await?;
         let hello_at = clock::boottime_ms();
@@ -214,11 +226,12 @@ impl Session {
         let told = self.facts.other.clone();
         // One of an earlier version has no other port than the one by which it is reached.
         if !welcome.control_url.is_empty() && welcome.http_url != jobs {
-            self.reach_jobs_port(&welcome.http_url).await?;
+            self.reach_jobs_port(&welcome.http_url, &trust).await?;
         }
         let urls = Urls {
             control: vec![address.clone(), welcome.control_url.clone()],
             jobs: welcome.http_url.clone(),
+            trust,
             dialled: address.clone(),
         };
         self.close(&urls).await?;
@@ -288,6 +301,7 @@ impl Session {
             http_url: welcome.http_url.clone(),
             channel: connection.channel,
             token: connection.token,
+            trust: connection.trust.clone(),
             shared,
             cache_dir: self.cache.clone(),
             cache_bytes: self.args.data_cache,
@@ -298,6 +312,7 @@ impl Session {
             client: connection.client,
             data,
             http_url: welcome.http_url.clone(),
+            trust: connection.trust,
             apart: !welcome.control_url.is_empty(),
             workspace: welcome.workspace.clone(),
             workspace_id: welcome.workspace_id.clone(),

@@ -6,6 +6,7 @@ use atelier_core::node::NOT_REACHED;
 
 use super::{Error, Session, chain};
 use crate::reach::{self, Daemon, EARLIER_JOBS, KEPT, NOT_CLOSED, NotFound, Urls};
+use crate::trust::{self, Trust};
 use crate::{attempt, record};
 
 /// How long an answer may take.
@@ -21,7 +22,7 @@ pub(super) struct Look {
 
 impl Look {
     pub(super) async fn at(urls: Urls) -> Self {
-        let (reached, daemon) = tokio::join!(answers(&urls.jobs), Daemon::find(&urls));
+        let (reached, daemon) = tokio::join!(answers(&urls.jobs, &urls.trust), Daemon::find(&urls));
         Self { reached, daemon }
     }
 }
@@ -33,9 +34,9 @@ impl Session {
     /// They will not. A node with attempts of which the daemon has to hear joins all the same, or they would be
     /// lost: then its facts say why, and it gets no
     /// others.
-    pub(super) async fn reach_jobs_port(&mut self, url: &str) -> Result<(), Error> {
+    pub(super) async fn reach_jobs_port(&mut self, url: &str, trust: &Trust) -> Result<(), Error> {
         self.facts.other.remove(NOT_REACHED);
-        let Err(error) = answers(url).await else { return Ok(()) };
+        let Err(error) = answers(url, trust).await else { return Ok(()) };
         if !self.registry.has_attempts() {
             return Err(error);
         }
@@ -100,24 +101,38 @@ impl Session {
 
 /// Where the daemon says, before a session, that jobs find it; empty if it does not, as one of an earlier
 /// version.
-pub(super) async fn jobs_url(address: &str) -> String {
-    let answer = get(address).await.ok();
+pub(super) async fn jobs_url(address: &str, trust: &Trust) -> String {
+    let answer = get(address, trust).await.ok();
     let header = answer.as_ref().and_then(|answer| answer.headers().get(atelier_proto::JOBS_URL));
     header.and_then(|url| url.to_str().ok()).unwrap_or_default().to_owned()
 }
 
-async fn answers(url: &str) -> Result<(), Error> {
-    let answered = get(url).await.and_then(reqwest::Response::error_for_status);
-    answered.map(drop).map_err(|source| {
+async fn answers(url: &str, trust: &Trust) -> Result<(), Error> {
+    let answered = get(url, trust).await.and_then(|answer| Ok(answer.error_for_status()?));
+    answered.map(drop).map_err(|failed| {
+        let source = match failed {
+            NotAsked::Trust(error) => return Error::Trust(error),
+            NotAsked::Http(error) => error,
+        };
         let uri = url.parse::<tonic::transport::Uri>().ok();
         let port = uri.and_then(|uri| uri.port_u16()).unwrap_or(80);
         Error::NoJobsPort { url: url.to_owned(), port, source }
     })
 }
 
-async fn get(url: &str) -> Result<reqwest::Response, reqwest::Error> {
-    let client = reqwest::Client::builder().timeout(PATIENCE).build()?;
-    client.get(format!("{}/healthz", url.trim_end_matches('/'))).send().await
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+enum NotAsked {
+    #[error(transparent)]
+    Trust(trust::Error),
+    #[error(transparent)]
+    Http(#[from] reqwest::Error),
+}
+
+async fn get(url: &str, trust: &Trust) -> Result<reqwest::Response, NotAsked> {
+    let client = reqwest::Client::builder().timeout(PATIENCE);
+    let client = trust.http(client).map_err(NotAsked::Trust)?.build()?;
+    Ok(client.get(format!("{}/healthz", url.trim_end_matches('/'))).send().await?)
 }
 
 #[cfg(test)]

@@ -95,7 +95,13 @@ pub(super) async fn lock(files: &Files, output: &Output) -> Result<File, Error> 
 
 /// A client, if the local daemon answers. One that is frozen does not.
 pub(super) async fn alive(wanted: &Wanted) -> Option<(Client, Workspace)> {
-    let local = Wanted { server: None, token_file: None, token: None, home: wanted.home.clone() };
+    let local = Wanted {
+        server: None,
+        token_file: None,
+        token: None,
+        ca_file: None,
+        home: wanted.home.clone(),
+    };
     let target = local.resolve().ok()?;
     let answered = async {
         let client = Client::connect(target).await.ok()?;
@@ -256,7 +262,7 @@ async fn node_is_ready(client: &Client) -> bool {
 
 /// `HOST:PORT` of a server's address, if nothing listens there.
 fn free(server: &str) -> Option<String> {
-    let address = server.strip_prefix("http://")?;
+    let (_, address) = server.split_once("://")?;
     TcpListener::bind(address).ok()?;
     Some(address.to_owned())
 }

@@ -63,7 +63,7 @@ Examples:
     #[command(after_help = "\
 Examples:
   atelier service install agent --server http://127.0.0.1:7420 --token-file /etc/atelier/token --now
-  atelier service install agent --server http://gate:7420 --token-file token --user --dry-run")]
+  atelier service install agent --server https://gate:7420 --ca-file ca.pem --token-file token --user")]
     Agent(Box<Arguments<AgentArgs>>),
 }
 
@@ -138,7 +138,7 @@ fn check_agent(arguments: &AgentArgs, unit: &UnitArguments) -> Result<(), Error>
     if arguments.server.as_ref().is_some_and(|server| server.contains('@')) {
         return Err(refused("cannot write a unit: --server holds a user or a password".to_owned())
             .help(
-                "everybody can read units; write http://HOST:PORT, and put the token in a file",
+                "everybody can read units; write https://HOST:PORT, and put the token in a file",
             ));
     }
     let Some(file) = &arguments.token_file else {

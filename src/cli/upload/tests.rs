@@ -89,7 +89,8 @@ async fn bytes(store: &ContentStore, digest: Digest) -> Vec<u8> {
 }
 
 async fn connect(server: String) -> ContentServiceClient<Authorized> {
-    let target = Target { server, token: Token::new("t0ken"), local: false };
+    let target =
+        Target { server, token: Token::new("t0ken"), local: false, trust: Default::default() };
     Client::connect(target).await.unwrap().content()
 }
 

@@ -2,7 +2,8 @@
 
 use std::net::SocketAddr;
 
-use super::Listeners;
+use super::{Addresses, Listeners};
+use crate::identity::AskedAs;
 
 fn any() -> SocketAddr {
     "127.0.0.1:0".parse().unwrap()
@@ -33,4 +34,40 @@ async fn a_port_that_was_asked_for_and_is_taken_is_told_with_the_option() {
     let jobs = first.jobs.local_addr().unwrap();
     let told = Listeners::open(any(), Some(jobs), None).await.err().unwrap().to_string();
     assert!(told.contains("--jobs-listen") && told.contains(&jobs.to_string()), "{told}");
+}
+
+#[tokio::test]
+async fn jobs_are_where_the_daemon_is_now() {
+    let first = Listeners::open(any(), None, None).await.unwrap();
+    let before = first.jobs.local_addr().unwrap();
+    drop(first);
+    // It was for this machine alone, and is for others too.
+    let open = Listeners::open("0.0.0.0:0".parse().unwrap(), None, Some(before)).await.unwrap();
+    let now = open.jobs.local_addr().unwrap();
+    assert!(now.ip().is_unspecified() && now.port() == before.port(), "{now}");
+}
+
+#[test]
+fn both_ports_have_the_name_by_which_the_daemon_was_asked() {
+    let addresses = |control: &str, jobs: &str, is_secure| Addresses {
+        control: control.parse().unwrap(),
+        jobs: jobs.parse().unwrap(),
+        is_secure,
+    };
+    let asked = AskedAs("gate.example".to_owned());
+    let open = addresses("0.0.0.0:7420", "0.0.0.0:7421", true);
+    assert_eq!(open.announced(), "https://127.0.0.1:7420");
+    assert_eq!(open.control_url(Some(&asked)), "https://gate.example:7420");
+    assert_eq!(open.jobs_url(Some(&asked)), "https://gate.example:7421");
+    let six = AskedAs("[fd00::2]".to_owned());
+    assert_eq!(open.jobs_url(Some(&six)), "https://[fd00::2]:7421");
+    let open = addresses("[::]:7420", "[::]:7421", true);
+    assert_eq!(open.announced(), "https://[::1]:7420");
+    // Where they differ each is where it is.
+    let apart = addresses("10.0.0.7:7420", "127.0.0.1:7421", true);
+    assert_eq!(apart.announced(), "https://10.0.0.7:7420");
+    assert_eq!(apart.jobs_url(Some(&asked)), "https://127.0.0.1:7421");
+    let plain = addresses("127.0.0.1:7420", "127.0.0.1:7421", false);
+    assert_eq!(plain.announced(), "http://127.0.0.1:7420");
+    assert_eq!(plain.jobs_url(None), "http://127.0.0.1:7421");
 }

@@ -35,6 +35,10 @@ impl Workspace {
             data_dir: Some(folder.path().to_owned()),
             listen: "127.0.0.1:0".parse().unwrap(),
             jobs_listen: None,
+            tls: crate::config::TlsWhen::Auto,
+            tls_name: vec![],
+            tls_cert: None,
+            tls_key: None,
             workspace: "test".parse().unwrap(),
             compute: vec!["local".parse().unwrap()],
             require_containers: false,
@@ -106,7 +110,12 @@ fn file(folder: &tempfile::TempDir, name: &str) -> String {
 }
 
 async fn connect(url: &str, token: &str) -> Client {
-    let target = Target { server: url.to_owned(), token: Token::new(token), local: false };
+    let target = Target {
+        server: url.to_owned(),
+        token: Token::new(token),
+        local: false,
+        trust: Default::default(),
+    };
     Client::connect(target).await.unwrap()
 }
 

@@ -108,6 +108,48 @@ async fn only_this_machine_s_own_names_lead_in() {
 }
 
 #[tokio::test]
+async fn over_tls_the_certificate_s_names_lead_in_too() {
+    let world = World::new().await;
+    let names = ["gate.example", "*.nodes.example", "10.0.0.7", "fd00::2"];
+    let own = |name: &&str| match name.parse() {
+        Ok(address) => crate::tls::Name::Address(address),
+        Err(_) => crate::tls::Name::Dns((*name).to_owned()),
+    };
+    let hosts = Arc::new(Hosts::of(names.iter().map(own)));
+    let ask = async |host: &str| {
+        let request = Request::builder().uri("/healthz").header("host", host);
+        let mut request = request.body(Body::empty()).unwrap();
+        request.extensions_mut().insert(hosts.clone());
+        world.routes.clone().oneshot(request).await.unwrap().status().as_u16()
+    };
+    for own in [
+        "gate.example:7420",
+        "Gate.Example",
+        "a.nodes.example",
+        "10.0.0.7:1",
+        "[fd00::2]:7",
+        "localhost",
+    ] {
+        assert_eq!(ask(own).await, 200, "{own}");
+        assert_eq!(
+            world.ask("/healthz", &[("host", own.as_bytes())]).await.0 == 200,
+            own == "localhost"
+        );
+    }
+    for foreign in [
+        "evil.example",
+        "nodes.example",
+        "a.b.nodes.example",
+        "10.0.0.8",
+        "fd00::2",
+        "gate.example:x",
+        "",
+    ] {
+        assert_eq!(ask(foreign).await, 403, "{foreign}");
+    }
+}
+
+#[tokio::test]
 async fn of_two_names_both_must_be_own() {
     let world = World::new().await;
     for (uri, hosts) in [

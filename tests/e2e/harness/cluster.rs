@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use atelier::client::Error;
+use atelier_agent::trust::Trust;
 use atelier_proto::job::v1::{Job, JobStatus};
 use rustix::process::{Signal, kill_process};
 use tempfile::TempDir;
@@ -244,7 +246,12 @@ impl Cluster {
         server: &str,
         arguments: impl IntoIterator<Item = S>,
     ) -> Cli {
-        self.atelier(arguments).env("ATELIER_SERVER", server).env("ATELIER_TOKEN", self.token())
+        let cli = self.atelier(arguments).env("ATELIER_SERVER", server);
+        let cli = cli.env("ATELIER_TOKEN", self.token());
+        match self.authority().exists() {
+            true => cli.env("ATELIER_CA_FILE", self.authority()),
+            false => cli,
+        }
     }
 
     // --- the daemon
@@ -261,11 +268,14 @@ impl Cluster {
         let settings = self.settings.borrow();
         let mut command = self.command();
         command
-            .args(["serve", "--listen", "127.0.0.1:0", "--data-dir"])
+            .args(["serve", "--data-dir"])
             .arg(self.data())
             .args(&settings.serve)
             .env("ATELIER_LOG", "info")
             .envs(settings.variables.iter().map(|(key, value)| (key, value)));
+        if !settings.serve.iter().any(|argument| argument == "--listen") {
+            command.args(["--listen", "127.0.0.1:0"]);
+        }
         let log = self.path().join("logs/daemon.log");
         *self.daemon.borrow_mut() = Some(Process::spawn("the daemon", command, &log));
     }
@@ -279,7 +289,11 @@ impl Cluster {
                 panic!("the daemon ended with {status} instead of starting\n{printed}");
             }
             let endpoint = fs::read_to_string(self.data().join("endpoint")).ok()?;
-            answers(endpoint.trim(), "/readyz").then_some(())
+            let is_ready = match endpoint.starts_with("https:") {
+                true => self.connect(endpoint.trim()).is_ok(),
+                false => answers(endpoint.trim(), "/readyz"),
+            };
+            is_ready.then_some(())
         });
     }
 
@@ -310,7 +324,20 @@ impl Cluster {
     /// A direct connection as admin.
     #[track_caller]
     pub(crate) fn rpc(&self) -> Rpc {
-        Rpc::connect(&self.server(), &self.token()).unwrap()
+        self.connect(&self.server()).unwrap()
+    }
+
+    /// The file of the authority that vouches for the daemon, where it speaks TLS.
+    pub(crate) fn authority(&self) -> PathBuf {
+        self.data().join("tls/ca.pem")
+    }
+
+    fn connect(&self, server: &str) -> Result<Rpc, Error> {
+        let trust = match server.starts_with("https:") {
+            true => Trust::of_file(&self.authority())?,
+            false => Trust::System,
+        };
+        Rpc::trusting(server, &self.token(), trust)
     }
 
     /// A token for somebody.

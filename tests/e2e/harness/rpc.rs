@@ -4,6 +4,7 @@ use std::future::Future;
 use std::time::{Duration, Instant};
 
 use atelier::client::{Client, Error, Target, Token};
+use atelier_agent::trust::Trust;
 use atelier_proto::job::v1::{
     CommandJob, CreateJobRequest, Environment, Event, GetJobRequest, HostEnvironment, Job, JobSpec,
     JobStatus, ListArtifactsRequest, ListEventsRequest, ListJobsRequest, environment, job_spec,
@@ -21,8 +22,14 @@ pub(crate) struct Rpc {
 impl Rpc {
     /// Connects.
     pub(crate) fn connect(server: &str, token: &str) -> Result<Self, Error> {
+        Self::trusting(server, token, Trust::System)
+    }
+
+    /// Connects to a daemon that is vouched for.
+    pub(crate) fn trusting(server: &str, token: &str, trust: Trust) -> Result<Self, Error> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let target = Target { server: server.to_owned(), token: Token::new(token), local: false };
+        let token = Token::new(token);
+        let target = Target { server: server.to_owned(), token, local: false, trust };
         let client = runtime.block_on(Client::connect(target))?;
         Ok(Self { runtime, client })
     }

@@ -37,6 +37,7 @@ fn member(
         workspace: "w",
         workspace_id: "i",
         http_url: "http://127.0.0.1:1",
+        authorities: None,
         token: "t",
         gpus: &[],
         folder: Path::new("/attempt"),

@@ -15,6 +15,7 @@ use crate::data::direct::{Wanted, Way};
 use crate::data::gateway::{Failure as Answer, Gateway};
 use crate::reach::{KEPT, Urls};
 use crate::record;
+use crate::trust::Trust;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
@@ -24,7 +25,7 @@ const SMALL: u64 = 1 << 20;
 /// The daemon's gateway, wherever the daemon is.
 #[derive(Debug)]
 pub(in crate::data) struct Fetch {
-    gateway: Mutex<(Gateway, String)>,
+    gateway: Mutex<(Gateway, String, Trust)>,
     token: String,
     /// The agent's folder, in which it says where the daemon is now.
     root: PathBuf,
@@ -35,11 +36,12 @@ pub(in crate::data) struct Fetch {
 impl Fetch {
     pub(in crate::data) fn new(
         url: &str,
+        trust: Trust,
         token: String,
         root: PathBuf,
         patience: Duration,
-    ) -> Result<Self, reqwest::Error> {
-        let gateway = Mutex::new((Gateway::new(url)?, url.to_owned()));
+    ) -> Result<Self, String> {
+        let gateway = Mutex::new((Gateway::new(url, &trust)?, url.to_owned(), trust));
         Ok(Self { gateway, token, root, patience })
     }
 
@@ -98,10 +100,18 @@ impl Fetch {
 
     /// It may be somewhere else since it was started anew.
     fn look_for_daemon(&self) {
-        let Ok(Some(Urls { jobs, .. })) = record::read(&self.root, KEPT) else { return };
+        let Ok(Some(Urls { jobs, trust, .. })) = record::read(&self.root, KEPT) else { return };
         let mut gateway = self.gateway.lock().unwrap_or_else(PoisonError::into_inner);
-        if !jobs.is_empty() && jobs != gateway.1 {
-            *gateway = (gateway.0.clone().at(&jobs), jobs);
+        if jobs.is_empty() || jobs == gateway.1 && trust == gateway.2 {
+            return;
+        }
+        let there = match trust == gateway.2 {
+            true => Ok(gateway.0.clone().at(&jobs)),
+            false => Gateway::new(&jobs, &trust),
+        };
+        match there {
+            Ok(there) => *gateway = (there, jobs, trust),
+            Err(problem) => tracing::warn!(problem, "cannot ask the daemon where it is now"),
         }
     }
 }

@@ -28,6 +28,7 @@ use super::store::Found;
 use crate::attempt::MARK;
 use crate::cgroup::unescape;
 use crate::supervisor::VERB;
+use crate::trust::Trust;
 use crate::{proc, record};
 
 mod ahead;
@@ -74,6 +75,8 @@ pub(crate) struct Plan {
     pub(crate) root: PathBuf,
     /// Base URL of the daemon's HTTP side.
     pub(crate) url: String,
+    /// Who vouches for it there.
+    pub(crate) trust: Trust,
     pub(crate) token: String,
     /// The node's cache, and the bytes kept there at most.
     pub(crate) cache: PathBuf,

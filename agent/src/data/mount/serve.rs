@@ -121,7 +121,7 @@ impl Mount {
         };
         let cache = Cache::open(&plan.cache, Some(plan.cache_bytes));
         let cache = cache.map_err(|error| format!("cannot use the node's cache: {error}"))?;
-        let fetch = Fetch::new(&plan.url, plan.token, plan.root, plan.patience);
+        let fetch = Fetch::new(&plan.url, plan.trust, plan.token, plan.root, plan.patience);
         let fetch = fetch.map_err(|error| format!("cannot set up TLS: {error}"))?;
         let engine = Arc::new(Engine::new(fetch, cache, boot, runtime.handle().clone()));
         let failures = Arc::new(Failures::new(plan.attempt.clone()));

@@ -180,7 +180,8 @@ async fn what_a_store_says_is_asked_of_the_gateway_again() {
 #[tokio::test]
 async fn no_address_of_this_machine_is_taken_from_a_daemon_elsewhere() {
     let world = world().await;
-    let gateway = crate::data::gateway::Gateway::new("http://192.0.2.1:7420").unwrap();
+    let gateway =
+        crate::data::gateway::Gateway::new("http://192.0.2.1:7420", &Default::default()).unwrap();
     for closed in
         ["http://127.0.0.1:9000/b/k?x", "https://localhost/b", "http://[::1]:1/", "no url"]
     {

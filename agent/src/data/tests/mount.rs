@@ -20,7 +20,7 @@ const SECOND: Duration = Duration::from_secs(1);
 fn engine(world: &World, cache: &Arc<Cache>, patience: Duration) -> Arc<Engine> {
     let root = world.folder.path().to_owned();
     let url = format!("http://{}", world.address);
-    let fetch = Fetch::new(&url, TOKEN.to_owned(), root, patience).unwrap();
+    let fetch = Fetch::new(&url, Default::default(), TOKEN.to_owned(), root, patience).unwrap();
     let boot = crate::proc::boot_id().unwrap();
     Arc::new(Engine::new(fetch, cache.clone(), boot, tokio::runtime::Handle::current()))
 }

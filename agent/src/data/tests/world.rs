@@ -106,6 +106,7 @@ impl World {
             channel: Endpoint::from_shared(http_url.clone()).unwrap().connect_lazy(),
             http_url,
             token: NODE_TOKEN.into(),
+            trust: Default::default(),
             shared,
             cache_dir: folder.path().join("cache"),
             cache_bytes,

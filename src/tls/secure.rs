@@ -1,0 +1,231 @@
+//! What a daemon shows who connects, as it is now.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+
+use atelier_core::time::Timestamp;
+use rustls::ServerConfig;
+use rustls::crypto::CryptoProvider;
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use tokio::sync::Semaphore;
+
+use super::authority::Authority;
+use super::given::{Given, Stamp};
+use super::{Error, Files, Hosts, Name, Own};
+use crate::daemon::Clock;
+
+const DAY_MS: i64 = 24 * 3600 * 1000;
+/// How long a certificate of the daemon's own is valid, and after how long it is made anew.
+const LIFE_MS: i64 = 90 * DAY_MS;
+const RENEWED_MS: i64 = 60 * DAY_MS;
+/// Clocks of other machines may be behind by so much.
+const BEHIND_MS: i64 = 3600 * 1000;
+/// From when before its end people are told of the admin's certificate.
+const WARNED_MS: i64 = 14 * DAY_MS;
+/// Between two looks at what there is.
+const LOOK: Duration = Duration::from_secs(5);
+/// Handshakes at the same time.
+const HANDSHAKES: usize = 256;
+
+/// TLS of one daemon.
+pub(crate) struct Secure {
+    authority: Authority,
+    own: Own,
+    files: Option<Files>,
+    provider: Arc<CryptoProvider>,
+    shown: Arc<RwLock<Arc<Shown>>>,
+    looked: Mutex<Looked>,
+    /// For who connects from this machine, and from elsewhere.
+    pub(super) here: Arc<ServerConfig>,
+    pub(super) elsewhere: Arc<ServerConfig>,
+    pub(super) handshakes: Semaphore,
+}
+
+/// The certificates of one moment.
+struct Shown {
+    own: Arc<CertifiedKey>,
+    given: Option<Given>,
+    hosts: Arc<Hosts>,
+}
+
+/// What the last look has found.
+struct Looked {
+    names: BTreeSet<Name>,
+    made_at: Timestamp,
+    stamp: Option<Stamp>,
+    /// Whether people know that the admin's certificate ends.
+    warned: bool,
+}
+
+impl fmt::Debug for Secure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Secure").finish_non_exhaustive()
+    }
+}
+
+impl Secure {
+    /// For the daemon that has this data folder; `called` is its authority's name.
+    ///
+    /// # Errors
+    /// Its authority or its admin's files cannot be used.
+    pub(crate) fn open(
+        data: &Path,
+        called: &str,
+        own: Own,
+        files: Option<Files>,
+        now: Timestamp,
+    ) -> Result<Self, Error> {
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let authority = Authority::open(data, called, now)?;
+        let names = own.now();
+        let made = make(&authority, &provider, &names, now)?;
+        // Before they are read: what changes meanwhile is read again.
+        let stamp = files.as_ref().and_then(|files| files.stamp().ok());
+        let given = files.as_ref().map(|files| files.read(&provider, now)).transpose()?;
+        let shown = Shown::new(made, given, &names);
+        let shown = Arc::new(RwLock::new(Arc::new(shown)));
+        let config = |is_here: bool| -> Result<Arc<ServerConfig>, Error> {
+            let mut config = ServerConfig::builder_with_provider(provider.clone())
+                .with_safe_default_protocol_versions()?
+                .with_no_client_auth()
+                .with_cert_resolver(Arc::new(Chooser { shown: shown.clone(), is_here }));
+            config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+            Ok(Arc::new(config))
+        };
+        let (here, elsewhere) = (config(true)?, config(false)?);
+        let looked = Mutex::new(Looked { names, made_at: now, stamp, warned: false });
+        let handshakes = Semaphore::new(HANDSHAKES);
+        let made =
+            Self { authority, own, files, provider, shown, looked, here, elsewhere, handshakes };
+        made.look(now);
+        Ok(made)
+    }
+
+    /// The authority's certificate as PEM.
+    pub(crate) fn authority(&self) -> &str {
+        self.authority.pem()
+    }
+
+    /// Hosts that requests may name.
+    pub(super) fn hosts(&self) -> Arc<Hosts> {
+        self.shown().hosts.clone()
+    }
+
+    fn shown(&self) -> Arc<Shown> {
+        self.shown.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Makes anew what ends or has other names, and reads what has changed. What cannot be read leaves what there
+    /// was.
+    pub(super) fn look(&self, now: Timestamp) {
+        let mut looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = self.shown();
+        let (mut own, mut given) = (before.own.clone(), before.given.clone());
+        let names = self.own.now();
+        let age = now.as_millis() - looked.made_at.as_millis();
+        // A clock that was put back makes it one of a time to come.
+        if names != looked.names || !(-BEHIND_MS..RENEWED_MS).contains(&age) {
+            match make(&self.authority, &self.provider, &names, now) {
+                Ok(made) => {
+                    tracing::info!(?names, "the daemon has another certificate");
+                    (own, looked.names, looked.made_at) = (made, names, now);
+                }
+                Err(error) => tracing::error!(%error, "the daemon keeps the certificate it has"),
+            }
+        }
+        if let Some(files) = &self.files
+            && let Ok(stamp) = files.stamp()
+            && looked.stamp != Some(stamp)
+        {
+            looked.stamp = Some(stamp);
+            match files.read(&self.provider, now) {
+                Ok(read) => {
+                    let until = read.certificate.not_after;
+                    tracing::info!(%until, "the daemon has another certificate of its admin's");
+                    (given, looked.warned) = (Some(read), false);
+                }
+                Err(error) => tracing::error!(%error, "the daemon keeps the certificate it has"),
+            }
+        }
+        if let Some(given) = &given {
+            let until = given.certificate.not_after;
+            if !looked.warned && until.as_millis() - now.as_millis() < WARNED_MS {
+                looked.warned = true;
+                tracing::warn!(%until, "the certificate of --tls-cert expires; renew it");
+            }
+        }
+        let now = Shown::new(own, given, &looked.names);
+        *self.shown.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(now);
+    }
+
+    /// Looks after the certificates for as long as the daemon runs.
+    pub(crate) async fn tend(self: Arc<Self>, clock: Clock) {
+        let mut look = tokio::time::interval(LOOK);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            look.tick().await;
+            let secure = self.clone();
+            // It reads files, and asks the system for addresses.
+            let looked = tokio::task::spawn_blocking(move || secure.look(clock.wall())).await;
+            if let Err(error) = looked {
+                tracing::error!(%error, "the daemon's certificates could not be looked after");
+            }
+        }
+    }
+
+    /// The certificate that a client gets, for tests.
+    #[cfg(test)]
+    pub(super) fn chosen(&self, is_here: bool, name: Option<&str>) -> Arc<CertifiedKey> {
+        self.shown().choose(is_here, name)
+    }
+}
+
+fn make(
+    authority: &Authority,
+    provider: &CryptoProvider,
+    names: &BTreeSet<Name>,
+    now: Timestamp,
+) -> Result<Arc<CertifiedKey>, Error> {
+    let at = |ms: i64| Timestamp::from_millis(now.as_millis() + ms);
+    let issued = authority.issue(names, at(-BEHIND_MS), at(LIFE_MS))?;
+    Ok(Arc::new(CertifiedKey::from_der(vec![issued.certificate], issued.key, provider)?))
+}
+
+impl Shown {
+    fn new(own: Arc<CertifiedKey>, given: Option<Given>, names: &BTreeSet<Name>) -> Self {
+        let of_given = given.iter().flat_map(|given| given.certificate.names.iter());
+        let hosts = Arc::new(Hosts::of(names.iter().chain(of_given).cloned()));
+        Self { own, given, hosts }
+    }
+
+    /// The admin's if there is one. On the daemon's own machine it counts where it is asked for by name: who asks for
+    /// an address, which it hardly has, knows the workspace's own authority.
+    fn choose(&self, is_here: bool, name: Option<&str>) -> Arc<CertifiedKey> {
+        let Some(given) = &self.given else { return self.own.clone() };
+        let has = |name: &str| given.certificate.names.iter().any(|own| own.is_of(name));
+        if is_here && !name.is_some_and(has) { self.own.clone() } else { given.key.clone() }
+    }
+}
+
+/// Chooses the certificate that a client gets.
+struct Chooser {
+    shown: Arc<RwLock<Arc<Shown>>>,
+    is_here: bool,
+}
+
+impl fmt::Debug for Chooser {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Chooser").field("is_here", &self.is_here).finish_non_exhaustive()
+    }
+}
+
+impl ResolvesServerCert for Chooser {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let shown = self.shown.read().unwrap_or_else(PoisonError::into_inner).clone();
+        Some(shown.choose(self.is_here, hello.server_name()))
+    }
+}

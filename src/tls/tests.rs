@@ -1,0 +1,226 @@
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::sync::Arc;
+
+use atelier_agent::trust::Trust;
+use atelier_core::time::Timestamp;
+use rcgen::{CertificateParams, KeyPair};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+use super::authority::CERTIFICATE as CA_CERTIFICATE;
+use super::certificate::pem;
+use super::{Certificate, Error, Files, Name, Own, Secure};
+
+const DAY_MS: i64 = 24 * 3600 * 1000;
+
+/// Some day, and so many after it.
+fn day(days: i64) -> Timestamp {
+    Timestamp::from_millis(1_790_000_000_000 + days * DAY_MS)
+}
+
+fn own(listen: &str) -> Own {
+    Own { listen: vec![listen.parse().unwrap()], names: vec!["Gate.example".parse().unwrap()] }
+}
+
+fn open(data: &Path, files: Option<Files>, now: Timestamp) -> Result<Secure, Error> {
+    Secure::open(data, "Atelier workspace test", own("10.0.0.7"), files, now)
+}
+
+/// What a client is shown.
+fn shown(secure: &Secure, is_here: bool, name: Option<&str>) -> Certificate {
+    Certificate::parse(secure.chosen(is_here, name).end_entity_cert().unwrap()).unwrap()
+}
+
+fn mode(path: &Path) -> u32 {
+    fs::metadata(path).unwrap().permissions().mode() & 0o777
+}
+
+#[test]
+fn a_workspace_has_one_authority_for_ten_years() {
+    let folder = tempfile::tempdir().unwrap();
+    let (certificate, key) = (folder.path().join(CA_CERTIFICATE), folder.path().join("tls/ca.key"));
+    let first = open(folder.path(), None, day(0)).unwrap();
+    assert_eq!((mode(&certificate), mode(&key)), (0o644, 0o600));
+    let said = Certificate::of_pem(first.authority()).unwrap();
+    assert!(said.not_before < day(0) && said.not_after > day(3650), "{said:?}");
+    let again = open(folder.path(), None, day(100)).unwrap();
+    assert_eq!(first.authority(), again.authority());
+    assert_eq!(fs::read_to_string(&certificate).unwrap(), first.authority());
+    // What it makes is of it, whenever it was started.
+    for secure in [&first, &again] {
+        let roots = Trust::of_file(&certificate).unwrap();
+        assert_eq!(roots.pem(), Some(secure.authority()));
+    }
+    assert!(matches!(open(folder.path(), None, day(3700)), Err(Error::Authority { .. })));
+
+    // Cut short before anybody was told, it is made anew; once they were, it is not.
+    fs::remove_file(&certificate).unwrap();
+    let other = open(folder.path(), None, day(0)).unwrap();
+    assert_ne!(first.authority(), other.authority());
+    let kept = fs::read(&key).unwrap();
+    for damage in [None, Some(b"nothing".to_vec()), Some(pem("PRIVATE KEY", &[1; 40]).into_bytes())]
+    {
+        match damage {
+            None => fs::remove_file(&key).unwrap(),
+            Some(bytes) => fs::write(&key, bytes).unwrap(),
+        }
+        let told = open(folder.path(), None, day(0)).unwrap_err().to_string();
+        assert!(told.contains("ca.key") && told.contains("backup"), "{told}");
+    }
+    let foreign = KeyPair::generate().unwrap();
+    fs::write(&key, pem("PRIVATE KEY", foreign.serialized_der())).unwrap();
+    let told = open(folder.path(), None, day(0)).unwrap_err().to_string();
+    assert!(told.contains("not the key of ca.pem"), "{told}");
+    fs::write(&key, kept).unwrap();
+    open(folder.path(), None, day(0)).unwrap();
+    fs::write(&certificate, "nothing").unwrap();
+    assert!(open(folder.path(), None, day(0)).is_err());
+}
+
+#[test]
+fn the_daemon_s_own_certificate_is_for_where_it_listens() {
+    let folder = tempfile::tempdir().unwrap();
+    let secure = open(folder.path(), None, day(0)).unwrap();
+    let said = shown(&secure, false, None);
+    let name = |text: &str| text.parse::<Name>().unwrap();
+    let names = ["localhost", "gate.example", "127.0.0.1", "::1", "10.0.0.7"].map(name);
+    assert_eq!(said.names.len(), names.len(), "{said:?}");
+    assert!(names.iter().all(|name| said.names.contains(name)), "{said:?}");
+    assert!(secure.hosts().has("GATE.example"));
+    assert!(!secure.hosts().has("evil.example"));
+    // At any address: all of this machine's.
+    let every = own("0.0.0.0").now();
+    let networks = sysinfo::Networks::new_with_refreshed_list().unwrap();
+    for network in networks.values().flat_map(sysinfo::NetworkData::ip_networks) {
+        let is_of_a_link = match network.addr {
+            std::net::IpAddr::V4(four) => four.is_link_local(),
+            std::net::IpAddr::V6(six) => six.is_unicast_link_local(),
+        };
+        assert_eq!(every.contains(&Name::Address(network.addr)), !is_of_a_link, "{network:?}");
+    }
+    for bad in ["", "a b", "https://gate", "gate:7420", "*.example", "-"] {
+        assert!(bad.parse::<Name>().is_err(), "{bad}");
+    }
+    assert_eq!("[fd00::2]".parse::<Name>(), "fd00::2".parse());
+}
+
+#[test]
+fn the_daemon_s_own_certificate_is_made_anew_before_it_ends() {
+    let folder = tempfile::tempdir().unwrap();
+    let secure = open(folder.path(), None, day(0)).unwrap();
+    let first = shown(&secure, false, None);
+    assert!(first.not_before < day(0), "{first:?}");
+    assert_eq!(first.not_after, day(90));
+    secure.look(day(59));
+    assert_eq!(shown(&secure, false, None), first);
+    secure.look(day(60));
+    let second = shown(&secure, false, None);
+    assert_eq!((second.not_after, second.names), (day(150), first.names));
+    // A clock that was wrong, and is put right.
+    secure.look(day(1));
+    assert_eq!(shown(&secure, false, None).not_after, day(91));
+    // None outlives its authority.
+    let last = open(folder.path(), None, day(3640)).unwrap();
+    let authority = Certificate::of_pem(last.authority()).unwrap();
+    assert_eq!(shown(&last, false, None).not_after, authority.not_after);
+}
+
+/// Certificate and key of somebody else, valid for these days.
+fn given(folder: &Path, names: &[&str], from: i64, until: i64) -> Files {
+    let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
+    let mut params = CertificateParams::new(names).unwrap();
+    let at = |days| {
+        time::OffsetDateTime::from_unix_timestamp(day(days).as_millis().div_euclid(1000)).unwrap()
+    };
+    (params.not_before, params.not_after) = (at(from), at(until));
+    let key = KeyPair::generate().unwrap();
+    let made = params.self_signed(&key).unwrap();
+    let files = Files { certificate: folder.join("chain.pem"), key: folder.join("key.pem") };
+    fs::write(&files.certificate, pem("CERTIFICATE", made.der())).unwrap();
+    fs::write(&files.key, pem("PRIVATE KEY", key.serialized_der())).unwrap();
+    fs::set_permissions(&files.key, fs::Permissions::from_mode(0o640)).unwrap();
+    files
+}
+
+#[test]
+fn an_admin_s_certificate_is_for_who_asks_by_its_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let files = given(folder.path(), &["gate.example", "*.lab.example"], -1, 30);
+    let secure = open(folder.path(), Some(files), day(0)).unwrap();
+    let own = |is_here, name| shown(&secure, is_here, name).not_after == day(90);
+    assert!(!own(false, Some("gate.example")) && !own(false, None) && !own(false, Some("other")));
+    assert!(!own(true, Some("gate.example")) && !own(true, Some("a.lab.example")));
+    // Whoever asks on its own machine by an address, as agents and the local workspace do, knows its own authority.
+    assert!(own(true, None) && own(true, Some("localhost")));
+    assert!(secure.hosts().has("b.lab.example") && secure.hosts().has("10.0.0.7"));
+}
+
+#[test]
+fn files_that_cannot_be_used_are_refused_and_change_nothing_later() {
+    let folder = tempfile::tempdir().unwrap();
+    let refused = |files: &Files, word: &str| {
+        let told = open(folder.path(), Some(files.clone()), day(0)).unwrap_err().to_string();
+        assert!(told.contains(word) && told.contains("chain.pem"), "{word}: {told}");
+    };
+    refused(&given(folder.path(), &["gate.example"], -30, -1), "has expired");
+    refused(&given(folder.path(), &["gate.example"], 1, 30), "not valid before");
+    refused(&given(folder.path(), &[], -1, 30), "no names");
+    let files = given(folder.path(), &["gate.example"], -1, 30);
+    fs::set_permissions(&files.key, fs::Permissions::from_mode(0o604)).unwrap();
+    refused(&files, "everybody may read the key");
+    let files = given(folder.path(), &["gate.example"], -1, 30);
+    let key = fs::read(&files.key).unwrap();
+    fs::write(&files.key, pem("PRIVATE KEY", KeyPair::generate().unwrap().serialized_der()))
+        .unwrap();
+    refused(&files, "another certificate's");
+    fs::write(&files.key, "nothing").unwrap();
+    refused(&files, "no private key");
+    fs::write(&files.key, key).unwrap();
+    let secure = open(folder.path(), Some(files.clone()), day(0)).unwrap();
+    let first = shown(&secure, false, None);
+    fs::write(&files.certificate, "nothing").unwrap();
+    secure.look(day(0));
+    assert_eq!(shown(&secure, false, None), first);
+    given(folder.path(), &["gate.example"], -1, 60);
+    secure.look(day(0));
+    assert_eq!(shown(&secure, false, None).not_after, day(60));
+    fs::remove_file(&files.certificate).unwrap();
+    secure.look(day(0));
+    assert_eq!(shown(&secure, false, None).not_after, day(60));
+}
+
+/// A port at which handshakes are made; what comes of the first is told.
+async fn port(secure: Arc<Secure>) -> (std::net::SocketAddr, tokio::task::JoinHandle<bool>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let accepted = tokio::spawn(async move {
+        let (stream, _) = listener.accept().await.unwrap();
+        secure.accept(stream).await.is_some()
+    });
+    (address, accepted)
+}
+
+#[tokio::test]
+async fn who_speaks_plain_http_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let secure = Arc::new(open(folder.path(), None, day(0)).unwrap());
+    let (address, accepted) = port(secure.clone()).await;
+    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    stream.write_all(b"POST /api/2.0/x HTTP/1.1\r\nHost: localhost\r\n\r\n{}").await.unwrap();
+    let mut told = String::new();
+    stream.read_to_string(&mut told).await.unwrap();
+    assert!(told.starts_with("HTTP/1.1 400 ") && told.contains("use https://"), "{told}");
+    assert!(!accepted.await.unwrap());
+    // As gRPC does, which begins with the second version.
+    let (address, accepted) = port(secure).await;
+    let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{address}")).unwrap();
+    let channel = endpoint.connect().await.unwrap();
+    let mut client = tonic_health::pb::health_client::HealthClient::new(channel);
+    let failed = client.check(tonic_health::pb::HealthCheckRequest::default()).await.unwrap_err();
+    let told = crate::client::reason(&failed);
+    assert!(told.contains("use https://"), "{told} {failed:?}");
+    assert!(!accepted.await.unwrap());
+}
