@@ -113,8 +113,6 @@ pub struct Daemon {
     pub url: String,
     /// The way to its reactor.
     pub handle: Handle,
-    #[cfg(test)]
-    pub(crate) shared: Shared,
     stop: watch::Sender<bool>,
     ended: tokio::task::JoinHandle<Result<(), Error>>,
 }
@@ -404,15 +402,7 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
         handle.clone(),
         Ending { folder, patrols, providers, store: database },
     ));
-    Ok(Daemon {
-        address,
-        url,
-        handle,
-        #[cfg(test)]
-        shared,
-        stop,
-        ended,
-    })
+    Ok(Daemon { address, url, handle, stop, ended })
 }
 
 /// The encryption of the ports, where they have some.

@@ -27,8 +27,6 @@ impl pb::component_service_server::ComponentService for Service {
     ) -> Result<Response<pb::Component>, Status> {
         let by = caller(&request)?.principal;
         let draft = Draft::try_from(request.into_inner()).map_err(told)?;
-        // What it names must be there until it is known, and nobody forgets it before it is told.
-        let _held = self.0.datastores.hold().await;
         let draft = self.0.admission.pin_component(draft).await.map_err(told)?;
         let at = self.0.clock.wall();
         let made = self.0.components.register(draft, by, at).await.map_err(told)?;
@@ -108,8 +106,6 @@ impl pb::component_service_server::ComponentService for Service {
     ) -> Result<Response<pb::Component>, Status> {
         let caller = caller(&request)?;
         let component = reference(request.into_inner().component)?;
-        // A job that names it, and was checked before, is one of those that use it by now.
-        let _alone = self.0.datastores.let_go().await;
         let gone = self.0.components.delete(&component, &caller).await.map_err(told)?;
         let (name, version, by) = (&gone.version.name, &gone.version.version, &caller.principal);
         tracing::info!(%name, %version, %by, "component deleted");

@@ -1,13 +1,7 @@
 //! What the services refuse, asked of a real daemon.
 
-use std::time::Duration;
-
-use atelier_core::component::{Content, Draft};
-use atelier_core::spec::{Environment, JobResources};
-use atelier_proto::component::v1 as component;
 use atelier_proto::identity::v1 as identity;
 use atelier_proto::job::v1 as pb;
-use futures::FutureExt as _;
 use tonic::Code;
 
 use crate::daemon::tests::{Workspace, submission};
@@ -114,59 +108,4 @@ async fn nobody_is_called_what_the_daemon_calls_itself() {
         let refused = workspace.admin.tokens().create_token(request).await.unwrap_err();
         assert_eq!(refused.code(), Code::InvalidArgument, "{user}");
     }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_component_is_not_forgotten_while_something_that_may_name_it_is_being_checked() {
-    let workspace = Workspace::start().await;
-    let draft = Draft {
-        name: "train".parse().unwrap(),
-        version: None,
-        display_name: None,
-        description: None,
-        tags: [].into(),
-        content: Content {
-            command: "true".to_owned(),
-            code: None,
-            environment: Environment::Host,
-            inputs: [].into(),
-            outputs: [].into(),
-            resources: JobResources::default(),
-            distribution: None,
-            is_deterministic: true,
-        },
-    };
-    let request = component::CreateComponentRequest::from(&draft);
-    workspace.admin.components().create_component(request).await.unwrap();
-    let one = || {
-        Some(pb::AssetRef {
-            name: "train".to_owned(),
-            which: Some(pb::asset_ref::Which::Version("1".to_owned())),
-            ..pb::AssetRef::default()
-        })
-    };
-    let get = async || {
-        let request = component::GetComponentRequest { component: one() };
-        workspace.admin.components().get_component(request).await
-    };
-    // As a submission does, from its checks until it is known.
-    let datastores = &workspace.daemon.shared.datastores;
-    let held = datastores.hold().await;
-    let deleting = tokio::spawn({
-        let admin = workspace.admin.clone();
-        let request = component::DeleteComponentRequest { component: one() };
-        async move { admin.components().delete_component(request).await }
-    });
-    // Who wants it alone keeps others from holding it.
-    let waits = async {
-        while datastores.hold().now_or_never().is_some() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(20), waits).await.unwrap();
-    get().await.unwrap();
-    assert!(!deleting.is_finished());
-    drop(held);
-    deleting.await.unwrap().unwrap();
-    assert_eq!(get().await.unwrap_err().code(), Code::NotFound);
 }
