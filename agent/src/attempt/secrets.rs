@@ -47,7 +47,7 @@ pub(super) async fn open(attempt: &Attempt) -> Result<Values, Problem> {
 }
 
 async fn ask(attempt: &Attempt) -> Result<Vec<OpenedSecret>, Problem> {
-    let mut last = String::new();
+    let mut waits = Waits::default();
     loop {
         let client = attempt.services().await.client.clone();
         let mut client = client.max_decoding_message_size(MOST);
@@ -68,16 +68,36 @@ async fn ask(attempt: &Attempt) -> Result<Vec<OpenedSecret>, Problem> {
             _ => {
                 tracing::warn!(epoch = attempt.key.epoch, %told, "cannot get a job's secrets, trying again");
                 // Whose job it is sees why it does not start.
-                if told.message() != last {
-                    last = told.message().to_owned();
+                let message = told.message();
+                if waits.is_new(message) {
                     let log = PrepareLog::new(attempt.folder.log());
-                    log.line(&format!("[atelier] waiting for the job's secrets: {last}"));
+                    log.line(&format!("[atelier] waiting for the job's secrets: {message}"));
                 }
                 tokio::time::sleep(PAUSE).await;
                 continue;
             }
         };
         return Err(problem(cause, format!("cannot get the job's secrets: {}", told.message())));
+    }
+}
+
+/// Why secrets are waited for, as the job's log was told: each reason once, and not many, however long that takes.
+#[derive(Default)]
+struct Waits(Vec<String>);
+
+impl Waits {
+    /// More reasons than there are but for names and numbers.
+    const MOST: usize = 8;
+
+    /// Whether the log is to tell that.
+    fn is_new(&mut self, message: &str) -> bool {
+        // How long something took, or which try it was, makes it no other reason.
+        let reason: String = message.chars().filter(|c| !c.is_ascii_digit()).collect();
+        let is_new = self.0.len() < Self::MOST && !self.0.contains(&reason);
+        if is_new {
+            self.0.push(reason);
+        }
+        is_new
     }
 }
 
@@ -130,5 +150,26 @@ pub(super) fn script_at(attempt: &Attempt, held: &Held) -> PathBuf {
 pub(super) fn remove(attempt: &Attempt) {
     if let Err(error) = Held::remove_of(&attempt.node.root, attempt.key.epoch) {
         tracing::warn!(epoch = attempt.key.epoch, %error, "cannot remove the secrets of an attempt");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_is_told_each_reason_to_wait_once_and_not_many() {
+        let mut waits = Waits::default();
+        let told = |waits: &mut Waits, messages: &[&str]| -> Vec<bool> {
+            messages.iter().map(|message| waits.is_new(message)).collect()
+        };
+        let first = ["no answer in 8 s", "transit is sealed", "no answer in 15 s"];
+        assert_eq!(told(&mut waits, &first), [true, true, false]);
+        // They take turns for hours.
+        for _ in 0..1000 {
+            assert_eq!(told(&mut waits, &first), [false; 3]);
+        }
+        let many = ('a'..='z').filter(|letter| waits.is_new(&format!("reason {letter}"))).count();
+        assert_eq!(many, Waits::MOST - 2);
     }
 }
