@@ -177,15 +177,21 @@ fn account_key(key: &str) -> Option<Malformed> {
 }
 
 fn sas_token(token: &str) -> Option<Malformed> {
-    let parts = || token.trim_start_matches('?').split('&').filter(|part| !part.is_empty());
+    let token = token.strip_prefix('?').unwrap_or(token);
+    let parts = || token.split('&').filter(|part| !part.is_empty());
+    // The whole address would be taken for a part of it, and never open anything.
+    let is_address = token.contains('?') || token.contains("://");
     let is_signed =
         parts().any(|part| part.strip_prefix("sig=").is_some_and(|sig| !sig.is_empty()));
-    (token.contains(char::is_whitespace) || !is_signed || !parts().all(|part| part.contains('=')))
-        .then_some(Malformed::new(
-            "sas_token",
-            "it is no shared access signature",
-            "copy what follows the '?' of the signed address, as sv=…&sig=…",
-        ))
+    (token.contains(char::is_whitespace)
+        || is_address
+        || !is_signed
+        || !parts().all(|part| part.contains('=')))
+    .then_some(Malformed::new(
+        "sas_token",
+        "it is no shared access signature",
+        "copy what follows the '?' of the signed address, as sv=…&sig=…",
+    ))
 }
 
 fn service_account(key: &str) -> Option<Malformed> {

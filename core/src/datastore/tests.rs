@@ -182,11 +182,16 @@ fn what_cannot_be_a_credential_is_told_without_it() {
     ] {
         assert_eq!(good.malformed(), None, "{good:?}");
     }
+    // An address as Azure gives it out, with the signature in it.
+    let signed = format!("https://acct.blob.core.windows.net/c?sv=1&sig={CANARY}");
     for (bad, field, words) in [
         (Credentials::AccountKey(secret(CANARY)), "account_key", "Base64"),
         (Credentials::AccountKey(secret("")), "account_key", "Base64"),
         (Credentials::SasToken(secret(CANARY)), "sas_token", "sig="),
         (Credentials::SasToken(secret("sv=1&sig=")), "sas_token", "sig="),
+        (Credentials::SasToken(secret(&signed)), "sas_token", "what follows"),
+        (Credentials::SasToken(secret(&signed["https://".len()..])), "sas_token", "what follows"),
+        (Credentials::SasToken(secret("??sv=1&sig=x")), "sas_token", "what follows"),
         (by_certificate(CANARY, &digits), "certificate", "no certificate"),
         (by_certificate(&pem("CERTIFICATE"), &digits), "certificate", "no private key"),
         (
