@@ -146,6 +146,20 @@ pub enum Refusal {
         /// Its latest version.
         version: SecretVersion,
     },
+    /// Jobs that are not over have it.
+    #[error(
+        "version {version} of secret '{name}' is in use, by {}; delete it when no job that is not over means it (wait, or \
+         atelier job cancel)",
+        shown(.jobs)
+    )]
+    InUse {
+        /// Which.
+        name: SecretName,
+        /// Which of it.
+        version: SecretVersion,
+        /// The jobs.
+        jobs: Vec<JobName>,
+    },
     /// It was not granted to be taken back.
     #[error("secret '{name}' was not granted to {to}; see 'atelier secret show {name}'")]
     NoSuchGrant {
@@ -170,6 +184,17 @@ pub enum Refusal {
     /// Its versions have reached the last number.
     #[error("secret '{0}' has no version left; use another name")]
     NoVersionLeft(SecretName),
+}
+
+/// Jobs, not more of them by name than are of use.
+fn shown(jobs: &[JobName]) -> String {
+    const SHOWN: usize = 3;
+    let names: Vec<_> = jobs.iter().take(SHOWN).map(|job| format!("'{job}'")).collect();
+    let (word, names) = (if jobs.len() == 1 { "job" } else { "jobs" }, names.join(", "));
+    match jobs.len().saturating_sub(SHOWN) {
+        0 => format!("{word} {names}"),
+        more => format!("{word} {names} and {more} more"),
+    }
 }
 
 /// What the vault remembers of a name.

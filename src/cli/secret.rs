@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 
 use atelier_core::secret::MAX_VALUE;
 use atelier_proto::vault::v1::{
-    self as pb, DeleteSecretRequest, GetSecretRequest, GrantSecretRequest, ListSecretsRequest,
-    RevokeSecretRequest, SetSecretRequest,
+    self as pb, DeleteSecretRequest, DeleteSecretVersionRequest, GetSecretRequest,
+    GrantSecretRequest, ListSecretsRequest, RevokeSecretRequest, SetSecretRequest,
 };
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
@@ -64,7 +64,7 @@ Examples:
     Delete {
         #[command(flatten)]
         name: Name,
-        /// Only this version: jobs that name it fail, others do not notice
+        /// Only this version, which jobs that are not over must not use
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
         version: Option<u32>,
         /// Do not ask
@@ -194,12 +194,17 @@ async fn delete(
         context.confirmed(&question, &format!("atelier secret delete {name}{option} --yes"))?;
     }
     let client = context.client().await?;
-    let request =
-        DeleteSecretRequest { name: name.to_owned(), version: version.unwrap_or_default() };
-    client.call(client.vault().delete_secret(request)).await?;
+    let of = name.to_owned();
     context.output.note(&match version {
-        Some(version) => format!("Deleted version {version} of {name}."),
-        None => format!("Deleted {name}."),
+        Some(version) => {
+            let request = DeleteSecretVersionRequest { name: of, version };
+            client.call(client.vault().delete_secret_version(request)).await?;
+            format!("Deleted version {version} of {name}.")
+        }
+        None => {
+            client.call(client.vault().delete_secret(DeleteSecretRequest { name: of })).await?;
+            format!("Deleted {name}.")
+        }
     });
     Ok(())
 }

@@ -232,7 +232,7 @@ impl Client {
 
     /// Secrets.
     pub fn vault(&self) -> VaultServiceClient<Authorized> {
-        VaultServiceClient::new(self.authorized())
+        VaultServiceClient::new(self.authorized()).max_decoding_message_size(MAX_ANSWER)
     }
 
     /// Tokens.

@@ -1,8 +1,8 @@
 //! Secrets on their way to a node that runs a job.
 
 use atelier_core::access::{Caller, Role};
-use atelier_core::id::NodeName;
-use atelier_core::job::AttemptKey;
+use atelier_core::id::{JobName, NodeName, SecretVersion};
+use atelier_core::job::{AttemptKey, Job};
 use atelier_core::spec::SecretRef;
 use zeroize::Zeroizing;
 
@@ -10,9 +10,6 @@ use super::handle;
 use super::serve::Shared;
 use crate::store;
 use crate::vault::{self, NotRevealed};
-
-/// Bytes of a job's secrets together.
-const MOST: usize = 1 << 20;
 
 /// Why a node does not get an attempt's secrets.
 #[derive(Debug, thiserror::Error)]
@@ -39,18 +36,35 @@ pub enum Error {
     /// The store failed.
     #[error(transparent)]
     Store(#[from] store::Error),
-    /// Each log of the job is looked through for all of them.
-    #[error(
-        "the job's secrets have more than {} KiB together; name fewer, or have it fetch large ones itself",
-        MOST >> 10
-    )]
-    TooMuch,
+    /// They are too long together.
+    #[error("{0}")]
+    TooMuch(NotRevealed),
     /// The reactor did not answer.
     #[error(transparent)]
     Reactor(#[from] handle::Error),
 }
 
 impl Shared {
+    /// Jobs that are not over and mean this version of a secret: they have done so since they were submitted, whether
+    /// or not they named one.
+    pub(crate) async fn users_of_secret(
+        &self,
+        name: &str,
+        version: SecretVersion,
+    ) -> Result<Vec<JobName>, handle::Error> {
+        let name = name.to_owned();
+        let means = move |secret: &SecretRef| {
+            secret.version == Some(version) && secret.name.as_str().eq_ignore_ascii_case(&name)
+        };
+        let users = self.handle.look(move |live, _| {
+            let is_user = |job: &&Job| {
+                job.ended().is_none() && job.spec.secrets().any(|(_, secret)| means(&secret))
+            };
+            live.jobs().filter(is_user).map(|job| job.name.clone()).collect()
+        });
+        users.await
+    }
+
     /// The secrets that an attempt's job names, by variable, for a node that runs a member of it. The job's user
     /// must be allowed to use them now, whatever was so when the job was submitted.
     pub(crate) async fn open_secrets(
@@ -81,13 +95,11 @@ impl Shared {
         let values = self.vault.reveal_all(&key.job, named.clone(), &caller, at).await;
         let values = values.map_err(|error| match error {
             NotRevealed::Store(error) => Error::Store(error),
+            NotRevealed::TooMuch => Error::TooMuch(error),
             NotRevealed::One { index, error } => {
                 Error::Vault { variable: variables.get(index).cloned().unwrap_or_default(), error }
             }
         })?;
-        if values.iter().map(|value| value.len()).sum::<usize>() > MOST {
-            return Err(Error::TooMuch);
-        }
         let by = &caller.principal;
         for secret in &named {
             tracing::info!(%secret, job = %key.job, attempt = %key.attempt, %node, %by, "secret given to a job");

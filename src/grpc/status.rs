@@ -45,9 +45,9 @@ fn code_of_vault(error: &vault::Error) -> Code {
                 Code::PermissionDenied
             }
             SecretRefusal::Empty(_) | SecretRefusal::TooLarge { .. } => Code::InvalidArgument,
-            SecretRefusal::NoVersionLeft(_) | SecretRefusal::Latest { .. } => {
-                Code::FailedPrecondition
-            }
+            SecretRefusal::NoVersionLeft(_)
+            | SecretRefusal::Latest { .. }
+            | SecretRefusal::InUse { .. } => Code::FailedPrecondition,
         },
         vault::Error::Stopped { error, .. } => code_of_vault(error),
         vault::Error::Late { .. } => Code::Unavailable,
@@ -266,7 +266,7 @@ status!(daemon::CacheError, error => match &error {
 });
 status!(vault::Error, error => code_of_vault(&error));
 status!(daemon::SecretsError, error => match &error {
-    daemon::SecretsError::NotThere { .. } | daemon::SecretsError::TooMuch => {
+    daemon::SecretsError::NotThere { .. } | daemon::SecretsError::TooMuch(_) => {
         Code::FailedPrecondition
     }
     daemon::SecretsError::Vault { error, .. } => code_of_vault(error),

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use atelier_core::id::{Principal, SecretName, SecretVersion};
 use atelier_core::secret::{Grant, SealedName, Secret, Use};
+use atelier_core::time::Timestamp;
 use atelier_proto::vault::v1 as pb;
 use tonic::{Request, Response, Status};
 use zeroize::Zeroizing;
@@ -94,15 +95,28 @@ impl pb::vault_service_server::VaultService for Service {
     ) -> Result<Response<pb::DeleteSecretResponse>, Status> {
         let caller = caller(&request)?;
         let by = caller.principal.clone();
-        let pb::DeleteSecretRequest { name, version } = request.into_inner();
-        let one = Some(SecretVersion(version)).filter(|_| version > 0);
+        let name = request.into_inner().name;
         let at = self.0.clock.wall();
-        let name = self.0.vault.delete(&name, one, caller, at).await.map_err(told)?;
-        match one {
-            Some(version) => tracing::info!(secret = %name, %version, %by, "secret deleted"),
-            None => tracing::info!(secret = %name, %by, "secret deleted"),
-        }
+        let name = self.0.vault.delete(&name, caller, at).await.map_err(told)?;
+        tracing::info!(secret = %name, %by, "secret deleted");
         Ok(Response::new(pb::DeleteSecretResponse {}))
+    }
+
+    async fn delete_secret_version(
+        &self,
+        request: Request<pb::DeleteSecretVersionRequest>,
+    ) -> Result<Response<pb::DeleteSecretVersionResponse>, Status> {
+        let caller = caller(&request)?;
+        let by = caller.principal.clone();
+        let pb::DeleteSecretVersionRequest { name, version } = request.into_inner();
+        let version = SecretVersion(version);
+        // A job that was checked before is one of the live ones by now.
+        let _alone = self.0.datastores.let_go().await;
+        let users = self.0.users_of_secret(&name, version).await.map_err(told)?;
+        let deleted = self.0.vault.delete_version(&name, version, users, caller).await;
+        let name = deleted.map_err(told)?;
+        tracing::info!(secret = %name, %version, %by, "secret deleted");
+        Ok(Response::new(pb::DeleteSecretVersionResponse {}))
     }
 
     async fn grant_secret(
@@ -155,10 +169,19 @@ impl pb::vault_service_server::VaultService for Service {
         request: Request<pb::RotateKeysRequest>,
     ) -> Result<Response<pb::RotateKeysResponse>, Status> {
         let by = caller(&request)?.principal;
-        let data_keys = request.into_inner().data_keys;
+        let pb::RotateKeysRequest { data_keys, cursor } = request.into_inner();
+        let from = match cursor.as_str() {
+            "" => None,
+            cursor => Some(
+                cursor
+                    .parse::<vault::Cursor>()
+                    .map_err(|problem| Status::invalid_argument(format!("cursor: {problem}")))?,
+            ),
+        };
         let at = self.0.clock.wall();
-        let rotated = self.0.vault.rotate(data_keys, at, SLICE).await.map_err(told)?;
-        let vault::Rotation { key, versions, done, total, is_over, damaged } = rotated;
+        let rotated = self.0.vault.rotate(data_keys, from, at, SLICE).await.map_err(told)?;
+        let vault::Rotation { key, versions, done, total, next, begun_at, was_begun, .. } = rotated;
+        let vault::Rotation { damaged, damaged_total, .. } = rotated;
         let key = key.map(|key| key.to_string()).unwrap_or_default();
         tracing::info!(%key, versions, done, total, data_keys, %by, "the vault's keys are rotated");
         for vault::Damage { name, version, problem } in &damaged {
@@ -176,8 +199,12 @@ impl pb::vault_service_server::VaultService for Service {
             versions,
             done,
             total,
-            goes_on: !is_over,
+            goes_on: next.is_some(),
             damaged: damaged.collect(),
+            damaged_total,
+            cursor: next.map(|cursor| cursor.to_string()).unwrap_or_default(),
+            begun_at_ms: begun_at.map_or(0, Timestamp::as_millis),
+            was_begun,
         }))
     }
 }

@@ -96,7 +96,7 @@ fn rpc(service: &str, method: &str) -> Option<Need> {
         ("atelier.component.v1.ComponentService", "GetComponent" | "ListComponents") => P::Read,
         (
             "atelier.vault.v1.VaultService",
-            "SetSecret" | "DeleteSecret" | "GrantSecret" | "RevokeSecret",
+            "SetSecret" | "DeleteSecret" | "DeleteSecretVersion" | "GrantSecret" | "RevokeSecret",
         ) => P::WriteSecrets,
         ("atelier.vault.v1.VaultService", "GetSecret" | "ListSecrets") => P::Read,
         ("atelier.vault.v1.VaultService", "GetVault" | "RotateKeys") => P::ManageVault,

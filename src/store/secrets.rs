@@ -1,7 +1,7 @@
 //! Secrets as rows: what is known of them, and their values as the vault has sealed them.
 
 use atelier_core::access::Caller;
-use atelier_core::id::{Principal, SecretName, SecretVersion};
+use atelier_core::id::{JobName, Principal, SecretName, SecretVersion};
 use atelier_core::secret::{Entry, Refusal, SealedName, Secret, check_owner};
 use atelier_core::time::Timestamp;
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
@@ -189,11 +189,13 @@ pub fn delete(
     Ok(Ok(known))
 }
 
-/// Forgets a version of a secret that is not its latest: jobs that name none mean that.
+/// Forgets a version of a secret that is not its latest, which jobs that name none will mean, and that no job is to
+/// have: `users` are those that are not over.
 pub fn delete_version(
     conn: &Connection,
     name: &SecretName,
     version: SecretVersion,
+    users: Vec<JobName>,
     caller: &Caller,
 ) -> Result<Result<SecretName, Refusal>, Error> {
     let known = entry(conn, name)?;
@@ -207,6 +209,9 @@ pub fn delete_version(
     }
     if version == latest {
         return Ok(Err(Refusal::Latest { name, version }));
+    }
+    if !users.is_empty() {
+        return Ok(Err(Refusal::InUse { name, version, jobs: users }));
     }
     let mut deleted = 0;
     let write = || -> rusqlite::Result<()> {
@@ -301,21 +306,25 @@ pub fn left(conn: &Connection, key: &KeyId, at: Option<Timestamp>) -> Result<(u6
     .map_err(sql)
 }
 
-/// When the rotation of data keys began that is not over: at `now`, if there is none.
-pub fn begin_rotation(conn: &Connection, now: Timestamp) -> Result<Timestamp, Error> {
-    let write = || -> rusqlite::Result<i64> {
-        conn.prepare_cached("INSERT OR IGNORE INTO secret_rotation VALUES (1, ?1)")?
+/// When the rotation of data keys began that is not over, and whether it had: it does at `now`, if there is none.
+pub fn begin_rotation(conn: &Connection, now: Timestamp) -> Result<(Timestamp, bool), Error> {
+    let write = || -> rusqlite::Result<(i64, bool)> {
+        let begun = conn
+            .prepare_cached("INSERT OR IGNORE INTO secret_rotation VALUES (1, ?1)")?
             .execute([now.as_millis()])?;
-        conn.prepare_cached("SELECT begun_at FROM secret_rotation")?.query_row([], |row| row.get(0))
+        let begun_at = conn
+            .prepare_cached("SELECT begun_at FROM secret_rotation")?
+            .query_row([], |row| row.get(0))?;
+        Ok((begun_at, begun == 0))
     };
-    let begun_at = write().map_err(|error| Error::sqlite("begin to seal secrets anew", error))?;
-    Ok(Timestamp::from_millis(begun_at))
+    let begun = write().map_err(|error| Error::sqlite("begin to seal secrets anew", error));
+    begun.map(|(begun_at, was_begun)| (Timestamp::from_millis(begun_at), was_begun))
 }
 
-/// The rotation that began then is over.
-pub fn end_rotation(conn: &Connection, begun_at: Timestamp) -> Result<(), Error> {
-    conn.prepare_cached("DELETE FROM secret_rotation WHERE begun_at = ?1")
-        .and_then(|mut s| s.execute([begun_at.as_millis()]))
+/// The rotation that began then is over; `None`: whenever it began.
+pub fn end_rotation(conn: &Connection, begun_at: Option<Timestamp>) -> Result<(), Error> {
+    conn.prepare_cached("DELETE FROM secret_rotation WHERE begun_at = coalesce(?1, begun_at)")
+        .and_then(|mut s| s.execute([begun_at.map(Timestamp::as_millis)]))
         .map(drop)
         .map_err(|error| Error::sqlite("end sealing secrets anew", error))
 }

@@ -39,6 +39,13 @@ pub struct Sealed {
     pub key: KeyId,
 }
 
+impl Sealed {
+    /// How long the value is.
+    pub(super) fn length(&self) -> usize {
+        self.value.len().saturating_sub(1 + NONCE_LEN + AES_256_GCM_SIV.tag_len())
+    }
+}
+
 /// What a value is sealed with, and how it is kept: sealed itself.
 pub(super) struct DataKey {
     pub(super) plain: Plain,

@@ -32,12 +32,15 @@ use crate::store::{self, SqliteStore};
 
 pub use envelope::Sealed;
 pub use key::{KeyError, KeyId, KeySource};
-pub use rotate::{Damage, Rotation};
+pub use rotate::{Cursor, Damage, Rotation};
 pub use source::TextSource;
+pub(crate) use transit::Limits;
 pub use transit::{Error as TransitError, KeyName, Login, Settings as TransitSettings};
 
 /// Versions that are opened, or sealed anew, at the same time: a server that has the key is asked for each.
 const AT_ONCE: usize = 8;
+/// Bytes of a job's secrets together: each log of the job is looked through for all of them.
+const MOST: usize = 1 << 20;
 /// How long opening the secrets of an attempt may take: its agent gives up after 30 seconds, and asks again.
 const TOGETHER: Duration = Duration::from_secs(20);
 
@@ -60,6 +63,8 @@ pub struct Keys {
     old: Vec<KeySource>,
     /// Who has those that are not written down anywhere.
     transit: Option<TransitSettings>,
+    /// How long that one is waited for.
+    limits: Limits,
 }
 
 impl Keys {
@@ -74,6 +79,7 @@ impl Keys {
             source: args.vault_key.clone().unwrap_or_else(own),
             is_given: args.vault_key.is_some(),
             old: args.vault_old_key.clone(),
+            limits: Limits::default(),
         }
     }
 }
@@ -210,6 +216,12 @@ pub enum NotRevealed {
         #[source]
         error: Error,
     },
+    /// They are too long.
+    #[error(
+        "the job's secrets have more than {} KiB together; name fewer, or have it fetch large ones itself",
+        MOST >> 10
+    )]
+    TooMuch,
     /// The store failed.
     #[error(transparent)]
     Store(#[from] store::Error),
@@ -372,20 +384,33 @@ impl Vault {
         Ok(self.store.read(|conn| secrets::list(conn, after, limit))?)
     }
 
-    /// Forgets a version of a secret that is not its latest, or all of them. Gives its name, as it was first written.
+    /// Forgets all versions of a secret. Gives its name, as it was first written.
     pub async fn delete(
         &self,
         name: &str,
-        version: Option<SecretVersion>,
         caller: Caller,
         at: Timestamp,
     ) -> Result<SecretName, Error> {
         let missing = |_| Error::Refused(Refusal::NoSuch(name.to_owned()));
         let name = SecretName::new(name).map_err(missing)?;
-        let deleted = self.store.write(move |conn| match version {
-            Some(version) => secrets::delete_version(conn, &name, version, &caller),
-            None => secrets::delete(conn, &name, &caller, at),
-        });
+        let deleted = self.store.write(move |conn| secrets::delete(conn, &name, &caller, at));
+        Ok(deleted.await??)
+    }
+
+    /// Forgets a version of a secret that is not its latest, unless jobs that are not over, `users`, have it. Gives its
+    /// name, as it was first written.
+    pub async fn delete_version(
+        &self,
+        name: &str,
+        version: SecretVersion,
+        users: Vec<JobName>,
+        caller: Caller,
+    ) -> Result<SecretName, Error> {
+        let missing = |_| Error::Refused(Refusal::NoSuch(name.to_owned()));
+        let name = SecretName::new(name).map_err(missing)?;
+        let deleted = self
+            .store
+            .write(move |conn| secrets::delete_version(conn, &name, version, users, &caller));
         Ok(deleted.await??)
     }
 
@@ -475,6 +500,10 @@ impl Vault {
                         return Ok(Err(NotRevealed::One { index, error: refusal.into() }));
                     }
                 }
+            }
+            // Before any is opened: a secret is short, but a job may name as many as it likes.
+            if found.iter().map(|usable| usable.sealed.length()).sum::<usize>() > MOST {
+                return Ok(Err(NotRevealed::TooMuch));
             }
             for usable in &found {
                 secret_uses::note(conn, &job, usable, &caller.principal, at)?;

@@ -105,7 +105,7 @@ impl Ring {
     /// The old keys, and the newest if it is there; why it is not otherwise.
     pub(super) fn open(keys: Keys, data_dir: &Path) -> Result<(Self, Option<KeyError>), Error> {
         let transit = match keys.transit {
-            Some(settings) => Some(Transit::new(settings, data_dir)?),
+            Some(settings) => Some(Transit::new(settings, data_dir, keys.limits)?),
             None => None,
         };
         let at = |name: &KeyName| match &transit {

@@ -1,5 +1,8 @@
 //! Sealing anew: with the newest key, under new data keys, past what does not open.
 
+use std::fmt;
+use std::str::FromStr;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use atelier_core::id::SecretVersion;
@@ -16,8 +19,47 @@ use crate::store::secrets::{self, SealedRow};
 
 /// Versions that are sealed anew in one transaction.
 pub(super) const BATCH: usize = 32;
+/// Versions that do not open are named, so many at most.
+const NAMED: usize = 100;
 /// What is sealed anew is on disk after so long, however few those are: a call that is cut short loses no more.
 const FLUSH: Duration = Duration::from_secs(2);
+
+/// How far the calls of a rotation have come. A call that goes on there does not meet again with what does not open.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Cursor {
+    /// The last row that was looked at.
+    after: i64,
+    /// What was sealed anew since all was gone through from its beginning.
+    written: u64,
+    /// What did not open since then.
+    damaged: u64,
+}
+
+impl Cursor {
+    const START: Self = Self { after: i64::MIN, written: 0, damaged: 0 };
+}
+
+/// For the next call, to which it means nothing.
+impl fmt::Display for Cursor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { after, written, damaged } = self;
+        write!(f, "{after}.{written}.{damaged}")
+    }
+}
+
+impl FromStr for Cursor {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let read = || {
+            let mut parts = text.split('.');
+            let after = parts.next()?.parse().ok()?;
+            let written = parts.next()?.parse().ok()?;
+            let damaged = parts.next()?.parse().ok()?;
+            parts.next().is_none().then_some(Self { after, written, damaged })
+        };
+        read().ok_or_else(|| "it is not one that a call before has given".to_owned())
+    }
+}
 
 /// How a rotation stands.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
@@ -30,10 +72,16 @@ pub struct Rotation {
     pub done: u64,
     /// Versions that there are.
     pub total: u64,
-    /// Whether all are done but those that do not open. Otherwise the next call goes on.
-    pub is_over: bool,
-    /// Those that were met and do not open. They stay as they are.
+    /// Where the next call goes on; `None`: all are done but those that do not open.
+    pub next: Option<Cursor>,
+    /// When the rotation began that makes new data keys.
+    pub begun_at: Option<Timestamp>,
+    /// Whether that was before this call: what was sealed since then has not got another data key.
+    pub was_begun: bool,
+    /// Those that this call met and that do not open, the first of them. They stay as they are.
     pub damaged: Vec<Damage>,
+    /// How many those are, with those of the calls before that this one went on from.
+    pub damaged_total: u64,
 }
 
 /// A version that does not open.
@@ -48,11 +96,13 @@ pub struct Damage {
 }
 
 impl Error {
-    /// Whether it is what is kept that is at fault: what else is kept may open.
-    fn is_damage(&self) -> bool {
+    /// Whether it is what is kept that is at fault, or the old key that it was sealed with: what else is kept may open.
+    fn is_damage(&self, is_old: bool) -> bool {
         match self {
             Self::Damaged { .. } => true,
-            Self::NotOpened { error, .. } => error.is_of_what_was_sent(),
+            Self::NotOpened { error, .. } => {
+                error.is_of_what_was_sent() || (is_old && error.is_of_no_key())
+            }
             _ => false,
         }
     }
@@ -60,12 +110,14 @@ impl Error {
 
 /// What was made of a batch.
 #[derive(Default)]
-struct Sealed {
+struct Made {
     /// How many were written.
     written: u64,
     /// The key of the last of them.
     key: Option<KeyId>,
     damaged: Vec<Damage>,
+    /// The last row that was begun: all before it were too.
+    after: Option<i64>,
     /// Why it was not gone through to its end.
     error: Option<Error>,
 }
@@ -83,47 +135,57 @@ struct Work<'a> {
 impl Vault {
     /// Seals with the newest key what is sealed with an older one; with `data_keys` every value from before the
     /// rotation began, under a data key of its own made anew. No version is begun after `slice`: what is done stays
-    /// done, and the next call goes on, as it does when one is cut short. What does not open stays as it is, and is
-    /// told.
+    /// done, and the next call goes on from where this one says, or from the beginning when one is cut short. What does
+    /// not open stays as it is, and is told.
     pub async fn rotate(
         &self,
         data_keys: bool,
+        from: Option<Cursor>,
         now: Timestamp,
         slice: Duration,
     ) -> Result<Rotation, Error> {
         if self.store.read(secrets::keys)?.is_empty() {
-            return Ok(Rotation { is_over: true, ..Rotation::default() });
+            // One that was cut short has nothing left to do.
+            self.store.write(|conn| secrets::end_rotation(conn, None)).await?;
+            return Ok(Rotation::default());
         }
         let newest = self.keys.to_seal()?;
         let mut id = newest.newest().await?;
-        let begun_at = match data_keys {
-            true => Some(self.store.write(move |conn| secrets::begin_rotation(conn, now)).await?),
-            false => None,
+        let (begun_at, was_begun) = match data_keys {
+            true => {
+                let begin = self.store.write(move |conn| secrets::begin_rotation(conn, now));
+                let (begun_at, was_begun) = begin.await?;
+                (Some(begun_at), was_begun)
+            }
+            false => (None, false),
         };
         let until = Instant::now() + slice;
         let work = Work { vault: self, newest, begun_at, until };
-        let mut rotation = Rotation::default();
-        let (mut after, mut in_pass) = (i64::MIN, 0);
+        let mut rotation = Rotation { begun_at, was_begun, ..Rotation::default() };
+        // It is of no use where somebody else has come to the end meanwhile.
+        let mut at = from.filter(|_| !data_keys || was_begun).unwrap_or(Cursor::START);
         loop {
-            let rows = self.store.read(|conn| secrets::older(conn, &id, begun_at, after, BATCH))?;
-            let Some(last) = rows.last() else {
+            let rows =
+                self.store.read(|conn| secrets::older(conn, &id, begun_at, at.after, BATCH))?;
+            if rows.is_empty() {
                 // Transit's key may have got another version meanwhile, with which what was sealed first is not.
                 let (total, left) = self.store.read(|conn| secrets::left(conn, &id, begun_at))?;
-                if left <= rotation.damaged.len() as u64 || in_pass == 0 {
-                    rotation.is_over = true;
+                if left <= at.damaged || at.written == 0 {
                     (rotation.done, rotation.total) = (total.saturating_sub(left), total);
                     break;
                 }
-                (after, in_pass) = (i64::MIN, 0);
+                at = Cursor::START;
                 rotation.damaged.clear();
                 continue;
-            };
-            after = last.seq;
-            let Sealed { written, key, damaged, error } = work.seal(rows).await?;
+            }
+            let Made { written, key, damaged, after, error } = work.seal(rows).await?;
             rotation.versions += written;
-            in_pass += written;
+            at.after = after.unwrap_or(at.after);
+            at.written += written;
+            at.damaged += damaged.len() as u64;
             id = key.unwrap_or(id);
-            rotation.damaged.extend(damaged);
+            let room = NAMED.saturating_sub(rotation.damaged.len());
+            rotation.damaged.extend(damaged.into_iter().take(room));
             let is_late = Instant::now() >= until;
             if error.is_none() && !is_late {
                 continue;
@@ -134,9 +196,11 @@ impl Vault {
                 return Err(Error::Stopped { done, total, error: Box::new(error) });
             }
             (rotation.done, rotation.total) = (done, total);
+            rotation.next = Some(at);
             break;
         }
-        if let (Some(begun_at), true) = (begun_at, rotation.is_over) {
+        rotation.damaged_total = at.damaged;
+        if let (Some(_), None) = (begun_at, rotation.next) {
             self.store.write(move |conn| secrets::end_rotation(conn, begun_at)).await?;
         }
         rotation.key = Some(id);
@@ -146,18 +210,24 @@ impl Vault {
 
 impl Work<'_> {
     /// Seals these anew, as far as that goes, and writes what is sealed.
-    async fn seal(&self, rows: Vec<SealedRow>) -> Result<Sealed, Error> {
-        let mut made = Sealed::default();
+    async fn seal(&self, rows: Vec<SealedRow>) -> Result<Made, Error> {
+        let mut made = Made::default();
+        let begun = AtomicI64::new(i64::MIN);
         let mut batch = Vec::with_capacity(rows.len());
         let in_time = rows.into_iter().take_while(|_| Instant::now() < self.until);
-        let sealing = in_time.map(|row| async move {
-            let (was, name, version) = (row.sealed.data_key.clone(), row.name.clone(), row.version);
-            match self.anew(row).await {
-                Ok(row) => Ok(Ok((was, row))),
-                Err(error) if error.is_damage() => {
-                    Ok(Err(Damage { name, version, problem: error.to_string() }))
+        let sealing = in_time.map(|row| {
+            begun.store(row.seq, Ordering::Relaxed);
+            async move {
+                let (was, name, version) =
+                    (row.sealed.data_key.clone(), row.name.clone(), row.version);
+                let is_old = !self.newest.is(&row.sealed.key);
+                match self.anew(row).await {
+                    Ok(row) => Ok(Ok((was, row))),
+                    Err(error) if error.is_damage(is_old) => {
+                        Ok(Err(Damage { name, version, problem: error.to_string() }))
+                    }
+                    Err(error) => Err(error),
                 }
-                Err(error) => Err(error),
             }
         });
         let mut sealing = std::pin::pin!(futures::stream::iter(sealing).buffer_unordered(AT_ONCE));
@@ -178,14 +248,11 @@ impl Work<'_> {
             }
         }
         self.write(batch, &mut made).await?;
+        made.after = Some(begun.load(Ordering::Relaxed)).filter(|&seq| seq > i64::MIN);
         Ok(made)
     }
 
-    async fn write(
-        &self,
-        batch: Vec<(Vec<u8>, SealedRow)>,
-        made: &mut Sealed,
-    ) -> Result<(), Error> {
+    async fn write(&self, batch: Vec<(Vec<u8>, SealedRow)>, made: &mut Made) -> Result<(), Error> {
         let Some((_, last)) = batch.last() else { return Ok(()) };
         made.key = Some(last.sealed.key.clone());
         let begun_at = self.begun_at;

@@ -43,7 +43,13 @@ impl World {
 
     fn try_open(&self, key: &str, old: &[&str]) -> Result<Vault, Error> {
         let old = old.iter().map(|name| self.source(name)).collect();
-        let keys = Keys { source: self.source(key), is_given: true, old, transit: None };
+        let keys = Keys {
+            source: self.source(key),
+            is_given: true,
+            old,
+            transit: None,
+            limits: Limits::default(),
+        };
         Vault::open(self.folder.open(), keys, "workspace", self.folder.at())
     }
 
@@ -59,8 +65,8 @@ async fn set(vault: &Vault, name: &str, value: &str, ms: i64) -> Result<Secret, 
 
 /// A rotation that takes as long as it needs.
 async fn rotated(vault: &Vault, data_keys: bool, ms: i64) -> Rotation {
-    let rotated = vault.rotate(data_keys, at(ms), Duration::from_secs(600)).await.unwrap();
-    assert!(rotated.is_over, "{rotated:?}");
+    let rotated = vault.rotate(data_keys, None, at(ms), Duration::from_secs(600)).await.unwrap();
+    assert!(rotated.next.is_none(), "{rotated:?}");
     rotated
 }
 
@@ -112,14 +118,14 @@ async fn versions_count_up_across_restarts_and_deletions() {
     assert_eq!(vault.get("db").unwrap(), second);
 
     let ben = caller("ben", Role::DataScientist);
-    let other = vault.delete("db", None, ben.clone(), at(3)).await.unwrap_err();
+    let other = vault.delete("db", ben.clone(), at(3)).await.unwrap_err();
     assert!(matches!(other, Error::Refused(Refusal::NotOwner { .. })), "{other:?}");
     let value = || Zeroizing::new(b"x".to_vec());
     let taken = vault.set("db".parse().unwrap(), value(), ben.clone(), at(3)).await.unwrap_err();
     assert!(matches!(taken, Error::Refused(Refusal::NotOwner { .. })), "{taken:?}");
-    vault.delete("db", None, caller("root", Role::Admin), at(4)).await.unwrap();
+    vault.delete("db", caller("root", Role::Admin), at(4)).await.unwrap();
     assert!(vault.get("db").is_err() && vault.list("", 10).unwrap().is_empty());
-    assert!(vault.delete("db", None, ana(), at(5)).await.is_err());
+    assert!(vault.delete("db", ana(), at(5)).await.is_err());
     assert!(opened(&vault).await.is_empty());
     // Whoever sets it next has it, under a number that nothing was sealed for.
     let third = vault.set("db".parse().unwrap(), value(), ben, at(6)).await.unwrap();
@@ -149,7 +155,7 @@ async fn lists_go_by_name_in_pages() {
     for name in ["c", "B", "a", "d"] {
         set(&vault, name, "x", 1).await.unwrap();
     }
-    vault.delete("c", None, ana(), at(2)).await.unwrap();
+    vault.delete("c", ana(), at(2)).await.unwrap();
     let names = |after: &str, limit| -> Vec<String> {
         vault.list(after, limit).unwrap().iter().map(|s| s.name.to_string()).collect()
     };
@@ -282,15 +288,18 @@ async fn a_rotation_goes_past_what_does_not_open_and_names_it() {
     assert_eq!(vault.status().await.unwrap().keys.len(), 2);
 
     // It is set anew, and then the version may go, and with it the old key.
-    let version = |version| Some(SecretVersion(version));
-    let latest = vault.delete("b", version(1), ana(), at(10)).await.unwrap_err().to_string();
+    let one = SecretVersion(1);
+    let latest = vault.delete_version("b", one, vec![], ana()).await.unwrap_err().to_string();
     assert!(latest.contains("is its latest") && latest.contains("secret set b"), "{latest}");
     set(&vault, "b", "anew", 10).await.unwrap();
     let ben = caller("ben", Role::DataScientist);
-    assert!(vault.delete("b", version(1), ben, at(11)).await.is_err());
-    assert!(vault.delete("none", version(1), ana(), at(11)).await.is_err());
-    vault.delete("b", version(1), ana(), at(11)).await.unwrap();
-    let gone = vault.delete("b", version(1), ana(), at(12)).await.unwrap_err().to_string();
+    assert!(vault.delete_version("b", one, vec![], ben).await.is_err());
+    assert!(vault.delete_version("none", one, vec![], ana()).await.is_err());
+    let users = ["x", "y", "z", "w"].map(|name| JobName::new(name).unwrap()).to_vec();
+    let used = vault.delete_version("b", one, users, ana()).await.unwrap_err().to_string();
+    assert!(used.contains("jobs 'x', 'y', 'z' and 1 more"), "{used}");
+    vault.delete_version("b", one, vec![], ana()).await.unwrap();
+    let gone = vault.delete_version("b", one, vec![], ana()).await.unwrap_err().to_string();
     assert!(gone.contains("no version 1"), "{gone}");
     keep(&vault, "data", b"anew").await;
     assert_eq!(rotated(&vault, false, 13).await.damaged, []);
@@ -342,10 +351,21 @@ async fn secrets_are_revealed_together_as_they_are_at_one_moment() {
 
 /// A vault whose key is in transit of that server; what was sealed with a file's key before still opens.
 fn open_at(world: &World, toy: &Toy) -> Vault {
+    open_within(world, toy, Limits::default())
+}
+
+/// The same, which does not wait long.
+fn open_in_haste(world: &World, toy: &Toy) -> Vault {
+    open_within(world, toy, SHORT)
+}
+
+const SHORT: Limits = Limits { answer: Duration::from_secs(1), all: Duration::from_secs(2) };
+
+fn open_within(world: &World, toy: &Toy, limits: Limits) -> Vault {
     let source = "transit:transit/toy".parse().unwrap();
     world.text("key").make(world.folder.at()).unwrap();
-    let old = vec![world.source("key")];
-    let keys = Keys { source, is_given: true, old, transit: Some(toy.settings()) };
+    let old = vec![world.source("key"), "transit:transit/old".parse().unwrap()];
+    let keys = Keys { source, is_given: true, old, transit: Some(toy.settings()), limits };
     Vault::open(world.folder.open(), keys, "workspace", world.folder.at()).unwrap()
 }
 
@@ -377,8 +397,12 @@ async fn an_attempt_whose_secret_hangs_in_transit_delays_no_other() {
     }
     tokio::time::timeout(SOON, set(&vault, "api", "two", 4)).await.unwrap().unwrap();
     assert!(!hanging.is_finished());
+    hanging.abort();
+    assert!(hanging.await.unwrap_err().is_cancelled());
+    drop(vault);
     // It says in the end which secret it is, where the server is, and what to do.
-    let refused = hanging.await.unwrap().unwrap_err();
+    let vault = open_in_haste(&world, &toy);
+    let refused = vault.reveal_all(&job, refs(&["api", "stuck"]), &who, at(4)).await.unwrap_err();
     assert!(matches!(refused, NotRevealed::One { index: 1, .. }), "{refused:?}");
     let said = refused.to_string();
     for words in ["version 1 of secret 'stuck'", toy.address(), "see that it runs"] {
@@ -414,16 +438,19 @@ async fn a_rotation_goes_on_where_the_last_call_was() {
     }
     // Calls that end before all is done.
     toy.take(Duration::from_millis(30));
-    let (mut versions, mut calls, mut done) = (0, 0, 0);
+    let (mut versions, mut calls, mut done, mut cursor) = (0, 0, 0, None);
     loop {
         calls += 1;
         let slice = Duration::from_millis(150);
-        let rotated = vault.rotate(true, at(10 * calls), slice).await.unwrap();
+        let rotated = vault.rotate(true, cursor, at(10 * calls), slice).await.unwrap();
+        assert_eq!((rotated.begun_at, rotated.was_begun), (Some(at(10)), calls > 1));
         versions += rotated.versions;
         assert_eq!((rotated.total, rotated.done), (40, versions), "{rotated:?}");
         assert!(rotated.done > done, "{rotated:?}");
         done = rotated.done;
-        if rotated.is_over {
+        // As it is sent and comes back.
+        cursor = rotated.next.map(|next| next.to_string().parse::<Cursor>().unwrap());
+        if cursor.is_none() {
             break;
         }
     }
@@ -440,7 +467,8 @@ async fn a_rotation_goes_on_where_the_last_call_was() {
         vault.store.read(|conn| secrets::left(conn, &KeyId::stored("transit:transit/toy:v1"), at))
     };
     {
-        let mut rotating = std::pin::pin!(vault.rotate(true, at(2000), Duration::from_secs(600)));
+        let mut rotating =
+            std::pin::pin!(vault.rotate(true, None, at(2000), Duration::from_secs(600)));
         let written = until("all others are on the disk", async || left().unwrap() == (40, 1));
         tokio::select! {
             rotated = &mut rotating => panic!("{rotated:?}"),
@@ -448,17 +476,117 @@ async fn a_rotation_goes_on_where_the_last_call_was() {
         }
     }
     // One that the server stops says how far it came.
-    let stopped = vault.rotate(true, at(2001), Duration::from_secs(600)).await.unwrap_err();
+    drop(vault);
+    let vault = open_in_haste(&world, &toy);
+    let stopped = vault.rotate(true, None, at(2001), Duration::from_secs(600)).await.unwrap_err();
     let said = stopped.to_string();
     for words in ["39 of 40", "s39", toy.address(), "goes on there"] {
         assert!(said.contains(words), "{words}: {said}");
     }
     toy.recover();
+    // What is left of it is done first, and it says that this was begun before: what was set since is as it was.
+    set(&vault, "new", "x", 2500).await.unwrap();
     let last = rotated(&vault, true, 3000).await;
-    assert_eq!((last.versions, last.done), (1, 40));
+    assert_eq!((last.versions, last.done), (1, 41));
+    assert_eq!((last.begun_at, last.was_begun), (Some(at(2000)), true));
+    let next = rotated(&vault, true, 3001).await;
+    assert_eq!((next.versions, next.begun_at, next.was_begun), (41, Some(at(3001)), false));
     let mut expected: Vec<String> = (0..40).map(|n| format!("s{n:02}/1={n}")).collect();
+    expected.push("new/1=x".to_owned());
     expected.sort();
     assert_eq!(opened(&vault).await, expected);
+    // One that is cut short, and has nothing left as all is deleted, is not gone on with either.
+    let begin = |conn: &Connection| secrets::begin_rotation(conn, at(3500)).map(|(_, was)| was);
+    assert!(!vault.store.write(begin).await.unwrap());
+    for secret in vault.list("", 100).unwrap() {
+        vault.delete(secret.name.as_str(), ana(), at(3600)).await.unwrap();
+    }
+    assert_eq!(rotated(&vault, true, 3700).await, Rotation::default());
+    set(&vault, "again", "x", 3800).await.unwrap();
+    let anew = rotated(&vault, true, 3900).await;
+    assert_eq!((anew.versions, anew.was_begun), (1, false));
+}
+
+#[tokio::test]
+async fn calls_of_a_rotation_do_not_meet_again_with_what_does_not_open() {
+    let (world, toy) = (World::new(), Toy::start().await);
+    let vault = open_at(&world, &toy);
+    const DAMAGED: usize = 2 * AT_ONCE;
+    for n in 0..DAMAGED {
+        set(&vault, &format!("a{n:02}"), "x", 1).await.unwrap();
+    }
+    for n in 0..AT_ONCE {
+        set(&vault, &format!("b{n:02}"), "y", 1).await.unwrap();
+    }
+    let damage = |conn: &Connection| {
+        let damage = "UPDATE secret_versions SET (value, data_key) =
+                      (SELECT value, data_key FROM secret_versions WHERE name = 'b00') WHERE name LIKE 'a%'";
+        conn.execute(damage, []).map_err(|error| store::Error::sqlite("damage", error))
+    };
+    assert_eq!(vault.store.write(damage).await.unwrap(), DAMAGED);
+    // What does not open uses up the time of the first calls.
+    toy.take(Duration::from_millis(100));
+    let (mut cursor, mut versions, mut met) = (None, 0, Vec::new());
+    for call in 0.. {
+        assert!(call < 500, "it does not get past what does not open");
+        let slice = Duration::from_millis(40);
+        let rotated = vault.rotate(true, cursor, at(10), slice).await.unwrap();
+        versions += rotated.versions;
+        met.extend(named(&rotated.damaged));
+        cursor = rotated.next;
+        if cursor.is_none() {
+            assert_eq!((rotated.damaged_total, rotated.total), (16, 24));
+            break;
+        }
+    }
+    assert_eq!(versions, AT_ONCE as u64);
+    met.sort();
+    let expected: Vec<String> = (0..DAMAGED).map(|n| format!("a{n:02}/1")).collect();
+    assert_eq!(met, expected, "each once");
+}
+
+#[tokio::test]
+async fn a_rotation_goes_past_an_old_key_that_transit_has_no_more() {
+    let (world, toy) = (World::new(), Toy::start().await);
+    world.text("key").make(world.folder.at()).unwrap();
+    let keys = Keys {
+        source: "transit:transit/old".parse().unwrap(),
+        is_given: true,
+        old: vec![world.source("key")],
+        transit: Some(toy.settings()),
+        limits: Limits::default(),
+    };
+    let vault = Vault::open(world.folder.open(), keys, "workspace", world.folder.at()).unwrap();
+    set(&vault, "lost", "x", 1).await.unwrap();
+    drop(vault);
+    let vault = open_at(&world, &toy);
+    set(&vault, "kept", "y", 1).await.unwrap();
+    toy.forget("/old");
+    let done = rotated(&vault, true, 2).await;
+    assert_eq!((named(&done.damaged), done.versions), (vec!["lost/1".to_owned()], 1));
+    assert!(done.damaged[0].problem.contains("no such key"), "{:?}", done.damaged);
+    // The key that all is to be sealed with is another matter.
+    toy.forget("/toy");
+    let error = vault.rotate(true, None, at(3), SOON).await.unwrap_err();
+    assert!(matches!(error, Error::Transit(_)), "{error:?}");
+}
+
+#[tokio::test]
+async fn secrets_that_are_too_long_together_are_not_opened() {
+    let (world, toy) = (World::new(), Toy::start().await);
+    let vault = open_at(&world, &toy);
+    let value = "x".repeat(25 * 1024);
+    set(&vault, "big", &value, 1).await.unwrap();
+    set(&vault, "rest", &value[..MOST - 40 * value.len()], 1).await.unwrap();
+    let named = |more: &'static str| [&["big"; 40][..], &[more]].concat();
+    let refused = vault.reveal_all(&job(), refs(&named("big")), &ana(), at(2)).await.unwrap_err();
+    assert!(matches!(refused, NotRevealed::TooMuch), "{refused:?}");
+    assert!(refused.to_string().contains("1024 KiB"), "{refused}");
+    assert_eq!(toy.asked("decrypt"), 0);
+    assert_eq!(vault.uses(&SecretName::new("big").unwrap(), 10).unwrap(), []);
+    // A mebibyte is not too much.
+    let values = vault.reveal_all(&job(), refs(&named("rest")), &ana(), at(3)).await.unwrap();
+    assert_eq!(values.iter().map(|value| value.len()).sum::<usize>(), MOST);
 }
 
 #[tokio::test]
@@ -507,7 +635,7 @@ async fn what_is_deleted_or_sealed_anew_leaves_nothing_in_the_file() {
         |row: &SealedRow| [row.sealed.data_key.clone(), row.sealed.value[8000..8032].to_vec()];
     let before = file();
     assert!(rows.iter().flat_map(parts).all(|part| holds(&before, &part)));
-    vault.delete("a", None, ana(), at(2)).await.unwrap();
+    vault.delete("a", ana(), at(2)).await.unwrap();
     rotated(&vault, true, 3).await;
     let after = file();
     for part in rows.iter().flat_map(parts) {
@@ -541,9 +669,7 @@ async fn credentials_are_kept_beside_secrets_and_are_none() {
     // Nobody's secret: neither listed, nor shown, nor deleted.
     assert_eq!(vault.list("", 10).unwrap().len(), 1);
     assert!(vault.get("datastore/data").is_err());
-    assert!(
-        vault.delete("datastore/data", None, caller("root", Role::Admin), at(6)).await.is_err()
-    );
+    assert!(vault.delete("datastore/data", caller("root", Role::Admin), at(6)).await.is_err());
     drop(vault);
 
     // They move to a new key as all do, and open under the old one until then.
@@ -607,7 +733,7 @@ async fn a_value_is_given_to_whom_it_was_granted_and_that_is_noted() {
     vault.grant("db", None, ana(), at(9)).await.unwrap();
     assert_eq!(value("db:2", &ben, 10).await.unwrap(), "two");
     // What was granted of one is not granted of the next of the name.
-    vault.delete("db", None, ana(), at(11)).await.unwrap();
+    vault.delete("db", ana(), at(11)).await.unwrap();
     assert!(value("db:2", &ana(), 12).await.unwrap_err().contains("no secret 'db'"));
     set(&vault, "db", "three", 13).await.unwrap();
     assert!(value("db", &ben, 14).await.is_err());
@@ -622,7 +748,13 @@ async fn bao_takes_over_from_a_file_and_hands_back() {
     let open = |source: &KeySource, old: &[&KeySource], transit: bool| {
         let old = old.iter().map(|&old| old.clone()).collect();
         let transit = transit.then(|| bao.settings());
-        let keys = Keys { source: source.clone(), is_given: true, old, transit };
+        let keys = Keys {
+            source: source.clone(),
+            is_given: true,
+            old,
+            transit,
+            limits: Limits::default(),
+        };
         Vault::open(world.folder.open(), keys, "workspace", world.folder.at())
     };
     let here = world.source("key");

@@ -300,7 +300,20 @@ fn a_key_is_replaced_and_a_rotation_that_was_cut_short_goes_on() {
     assert_eq!(cluster.atelier(["vault", "rotate", "-o", "json"]).ok().json()["versions"], 0);
     // The old key has done its duty.
     restart(&cluster, &["--vault-key", &new]);
-    let all = cluster.atelier(["vault", "rotate", "--data-keys", "-o", "json"]).ok().json();
+    let data_keys = ["vault", "rotate", "--data-keys", "-o", "json"];
+    if cfg!(feature = "failpoints") {
+        cluster.settings.borrow_mut().variables =
+            vec![("ATELIER_FAILPOINT".to_owned(), "rotate:2".to_owned())];
+        restart(&cluster, &["--vault-key", &new]);
+        cluster.atelier(data_keys).fails(4);
+        until("the daemon died", || cluster.daemon(|daemon| daemon.ended()));
+        cluster.settings.borrow_mut().variables.clear();
+        cluster.start_daemon();
+        // What is left of it is done, and then all.
+        let all = cluster.atelier(data_keys).ok().says(&["was cut short"]).json();
+        assert_eq!(all["versions"], 70);
+    }
+    let all = cluster.atelier(data_keys).ok().never_says(&["was cut short"]).json();
     assert_eq!(all["versions"], 70);
     cluster.daemon(Process::stop);
     assert!(refuses(&cluster, &["--vault-key", &old]).contains("--vault-old-key"));
@@ -338,6 +351,25 @@ fn a_rotation_names_what_does_not_open_and_does_the_rest() {
 }
 
 /// Also where the job's user is the key's: in a folder of keys, and among other files.
+#[test]
+fn a_version_is_not_deleted_while_a_job_has_it() {
+    let cluster = Cluster::start();
+    set(&cluster, "Db", "one");
+    // It names no version, and means the first from now on.
+    let job = "command: sleep 600\nenvironment_variables: {DB: 'azureml:secrets/db'}\n";
+    let job = cluster.create(job);
+    set(&cluster, "db", "two");
+    let delete = ["secret", "delete", "db", "--version", "1", "--yes"];
+    cluster.atelier(delete).fails(1).says(&["version 1 of secret 'Db'", &format!("'{job}'")]);
+    cluster.atelier(["job", "cancel", &job]).ok();
+    until("the job is over", || {
+        let status = ["job", "show", &job, "--query", "status", "-o", "tsv"];
+        (cluster.atelier(status).ok().stdout().trim() == "Canceled").then_some(())
+    });
+    cluster.atelier(delete).ok();
+    cluster.atelier(delete).fails(3).says(&["no version 1"]);
+}
+
 #[test]
 fn a_job_does_not_see_the_key_of_the_vault() {
     use base64::Engine as _;

@@ -80,6 +80,7 @@ const METHODS: &[(&str, &str)] = &[
     ("atelier.job.v1.JobService/StreamLog", "ASR"),
     ("atelier.job.v1.JobService/WatchEvents", "ASR"),
     ("atelier.vault.v1.VaultService/DeleteSecret", "AS"),
+    ("atelier.vault.v1.VaultService/DeleteSecretVersion", "AS"),
     ("atelier.vault.v1.VaultService/GetSecret", "ASR"),
     ("atelier.vault.v1.VaultService/GetVault", "A"),
     ("atelier.vault.v1.VaultService/GrantSecret", "AS"),

@@ -19,7 +19,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use zeroize::Zeroizing;
 
 use self::session::Held;
@@ -28,6 +28,7 @@ use super::key::KeyId;
 use super::source::TextSource;
 
 pub use request::Error;
+pub(crate) use request::Limits;
 pub(super) use request::Problem;
 
 /// Which key of a server's: where transit is mounted, and the key's name, with a `/` between.
@@ -123,12 +124,22 @@ struct Inner {
     held: Held,
     /// When a request has found another token.
     changed: Notify,
+    limits: Limits,
+    /// Has room for as many requests as there may be at once: of all attempts, rotations and datastores together.
+    room: Semaphore,
 }
+
+/// Requests that the server has at once, but those to log in.
+const AT_ONCE: usize = 64;
 
 impl Transit {
     /// # Errors
     /// If what the daemon itself has for it cannot be used. The server is not asked.
-    pub(super) fn new(mut settings: Settings, data_dir: &Path) -> Result<Self, Error> {
+    pub(super) fn new(
+        mut settings: Settings,
+        data_dir: &Path,
+        limits: Limits,
+    ) -> Result<Self, Error> {
         let failed = |settings: &Settings, problem| Error::of(settings, None, problem);
         let address = settings.address.trim_end_matches('/').to_owned();
         settings.address = address;
@@ -145,14 +156,16 @@ impl Transit {
             let problem = Problem::Path(unfit.to_owned());
             return Err(failed(&settings, problem));
         }
-        let http = request::client(&settings).map_err(|problem| failed(&settings, problem))?;
+        let http =
+            request::client(&settings, limits).map_err(|problem| failed(&settings, problem))?;
         let source = settings.login.source();
         source.read(data_dir).map_err(|problem| {
             let problem = problem.to_string();
             failed(&settings, Problem::Login { place: source.to_string(), problem })
         })?;
         let (data_dir, held) = (data_dir.to_owned(), Held::default());
-        Ok(Self(Arc::new(Inner { http, settings, data_dir, held, changed: Notify::new() })))
+        let (changed, room) = (Notify::new(), Semaphore::new(AT_ONCE));
+        Ok(Self(Arc::new(Inner { http, settings, data_dir, held, changed, limits, room })))
     }
 
     pub(super) fn settings(&self) -> &Settings {

@@ -13,8 +13,6 @@ use super::{KeyName, Settings, Transit};
 
 /// How long the server may take to accept a connection.
 const CONNECT: Duration = Duration::from_secs(3);
-/// How long it may take to answer.
-const ANSWER: Duration = Duration::from_secs(8);
 /// After these pauses a request is tried again.
 const PAUSES: [Duration; 4] = [
     Duration::from_millis(100),
@@ -24,8 +22,21 @@ const PAUSES: [Duration; 4] = [
 ];
 /// No try is begun after that: an agent that waits for a job's secrets gives up after 30 seconds, and asks again.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Nobody waits longer than that, however slowly the server answers each try.
-const LIMIT: Duration = Duration::from_secs(15);
+/// How long the server is waited for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// How long it may take to answer.
+    pub(in crate::vault) answer: Duration,
+    /// Nobody waits longer than that, however slowly the server answers each try.
+    pub(in crate::vault) all: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { answer: Duration::from_secs(8), all: Duration::from_secs(15) }
+    }
+}
+
 /// More than any answer is long.
 const MAX_ANSWER: usize = 256 << 10;
 /// What is told of the server's words.
@@ -54,6 +65,11 @@ impl Error {
     /// Whether it may be well by itself later.
     pub fn passes(&self) -> bool {
         self.0.problem.passes()
+    }
+
+    /// Whether it is the key that is not there.
+    pub(in crate::vault) fn is_of_no_key(&self) -> bool {
+        matches!(self.0.problem, Problem::NoKey(_))
     }
 
     /// Whether it is what was sent that is at fault, rather than the server, the key, or who asks.
@@ -136,7 +152,7 @@ pub(super) fn unfit_address(text: &str) -> Option<&'static str> {
     }
 }
 
-pub(super) fn client(settings: &Settings) -> Result<Client, Problem> {
+pub(super) fn client(settings: &Settings, limits: Limits) -> Result<Client, Problem> {
     let mut builder = Client::builder()
         // A token must not go where an answer says.
         .redirect(reqwest::redirect::Policy::none())
@@ -144,7 +160,7 @@ pub(super) fn client(settings: &Settings) -> Result<Client, Problem> {
         // A connection of its own for each request: one that hangs must keep no other from its answer.
         .http1_only()
         .connect_timeout(CONNECT)
-        .timeout(ANSWER);
+        .timeout(limits.answer);
     let is_plain = reqwest::Url::parse(&settings.address).is_ok_and(|url| url.scheme() == "http");
     if is_plain {
         builder = builder.no_proxy();
@@ -219,8 +235,9 @@ impl Transit {
         path: &str,
         body: Option<Vec<u8>>,
     ) -> Result<T, Problem> {
-        let late = || Problem::Unreachable(format!("no answer in {} s", LIMIT.as_secs()));
-        let answer = tokio::time::timeout(LIMIT, self.ask_patiently(path, body)).await;
+        let limit = self.0.limits.all;
+        let late = || Problem::Unreachable(format!("no answer in {} s", limit.as_secs()));
+        let answer = tokio::time::timeout(limit, self.ask_patiently(path, body)).await;
         answer.unwrap_or_else(|_| Err(late()))
     }
 
@@ -248,7 +265,12 @@ impl Transit {
                     continue;
                 }
             };
-            match self.send(path, Some(&token), body.as_ref().map(|body| body.as_slice())).await {
+            // It is never closed. Held for this try alone, and by nobody who logs in.
+            let room = self.0.room.acquire().await.ok();
+            let body = body.as_ref().map(|body| body.as_slice());
+            let answer = self.send(path, Some(&token), body).await;
+            drop(room);
+            match answer {
                 Ok(answer) => return Ok(read::<Answer<T>>(&answer)?.data),
                 Err(Problem::Denied(words)) if refused.is_none() => refused = Some((token, words)),
                 Err(problem) => patience.wait(problem).await?,
@@ -281,7 +303,10 @@ impl Transit {
             request = request.header(header::CONTENT_TYPE, "application/json").body(body.to_vec());
         }
         let lost = |error: reqwest::Error| match error.is_timeout() {
-            true => Problem::Unreachable(format!("no answer in {} s", ANSWER.as_secs())),
+            true => {
+                let seconds = self.0.limits.answer.as_secs();
+                Problem::Unreachable(format!("no answer in {seconds} s"))
+            }
             false => Problem::Unreachable(innermost(&error)),
         };
         let mut answer = request.send().await.map_err(lost)?;

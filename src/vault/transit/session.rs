@@ -33,8 +33,23 @@ pub(super) struct Session {
 pub(super) struct Held {
     /// Nobody waits for the server while this is locked.
     session: Mutex<Option<Session>>,
-    /// Locked by who logs in; how the last login ended, and when.
-    login: tokio::sync::Mutex<Option<(Instant, Result<(), Problem>)>>,
+    /// Locked by who logs in; how the last login went.
+    login: tokio::sync::Mutex<Option<LastLogin>>,
+}
+
+struct LastLogin {
+    began: Instant,
+    ended: Instant,
+    outcome: Result<(), Problem>,
+}
+
+impl LastLogin {
+    /// Whether it went for somebody who asked then as one of their own would have gone. What it logged in with may have
+    /// been replaced since it began; a server that is away is away.
+    fn tells(&self, asked: Instant) -> bool {
+        let is_away = self.outcome.as_ref().is_err_and(Problem::passes);
+        self.began >= asked || (is_away && self.ended >= asked)
+    }
 }
 
 impl Held {
@@ -219,15 +234,16 @@ impl Transit {
         if let Some(token) = self.0.held.token(fit) {
             return Ok(token);
         }
-        if let Some((_, ended)) = last.as_ref().filter(|(at, _)| *at >= asked) {
-            ended.clone()?;
+        if let Some(last) = last.as_ref().filter(|last| last.tells(asked)) {
+            last.outcome.clone()?;
             if let Some(token) = self.0.held.token(|_| true) {
                 return Ok(token);
             }
         }
+        let began = Instant::now();
         let session = self.login().await;
-        let ended = session.as_ref().map(drop).map_err(Problem::clone);
-        *last = Some((Instant::now(), ended));
+        let outcome = session.as_ref().map(drop).map_err(Problem::clone);
+        *last = Some(LastLogin { began, ended: Instant::now(), outcome });
         let token = self.0.held.session().insert(session?).token.clone();
         Ok(token)
     }
@@ -277,6 +293,32 @@ impl Transit {
             }
             Err(Problem::Denied(_)) => Ok((None, false)),
             Err(problem) => Err(problem),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_login_tells_others_what_one_of_their_own_would() {
+        let begun = Instant::now();
+        let at = |seconds| begun + Duration::from_secs(seconds);
+        let away = || Err(Problem::Unreachable(String::new()));
+        let denied = || Err(Problem::Denied(String::new()));
+        for (asked, outcome, tells) in [
+            // What it logs in with may have been replaced since it began.
+            (5, Ok(()), false),
+            (5, denied(), false),
+            (5, away(), true),
+            (2, Ok(()), true),
+            (2, denied(), true),
+            // Long ago.
+            (9, away(), false),
+        ] {
+            let last = LastLogin { began: at(3), ended: at(8), outcome };
+            assert_eq!(last.tells(at(asked)), tells, "{asked} {:?}", last.outcome);
         }
     }
 }

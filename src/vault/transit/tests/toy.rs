@@ -23,6 +23,8 @@ pub(in crate::vault) struct Toy {
 struct Behaviour {
     /// What is in the path, or in what a data key is bound to, of requests that are never answered.
     hangs: HashSet<String>,
+    /// What ends the paths of requests for keys that are not there.
+    forgotten: HashSet<String>,
     /// How long each answer takes.
     takes: Duration,
     /// How many seconds a token lives; 0: it does not end.
@@ -64,6 +66,11 @@ impl Toy {
     /// Requests with this in their path or their place are not answered.
     pub(in crate::vault) fn hang(&self, what: &str) {
         self.behaviour().hangs.insert(what.to_owned());
+    }
+
+    /// Keys whose path ends so are not there any more.
+    pub(in crate::vault) fn forget(&self, what: &str) {
+        self.behaviour().forgotten.insert(what.to_owned());
     }
 
     /// New requests are answered again.
@@ -110,19 +117,23 @@ async fn answer(State(state): State<Arc<Mutex<Behaviour>>>, uri: Uri, body: Byte
     let text = |key: &str| body[key].as_str().unwrap_or_default().to_owned();
     let bound = STANDARD.decode(text("associated_data")).unwrap();
     let bound = String::from_utf8_lossy(&bound).into_owned();
-    let (hangs, takes, ttl) = {
+    let (hangs, is_gone, takes, ttl) = {
         let mut behaviour = state.lock().unwrap();
         behaviour.asked.push((path.clone(), bound.clone()));
         behaviour.open += 1;
         behaviour.most = behaviour.most.max(behaviour.open);
         let hangs = behaviour.hangs.iter().any(|what| path.contains(what) || bound.contains(what));
-        (hangs, behaviour.takes, behaviour.ttl)
+        let is_gone = behaviour.forgotten.iter().any(|what| path.ends_with(what));
+        (hangs, is_gone, behaviour.takes, behaviour.ttl)
     };
     let _open = Open(state);
     if hangs {
         std::future::pending::<()>().await;
     }
     tokio::time::sleep(takes).await;
+    if is_gone {
+        return StatusCode::NOT_FOUND.into_response();
+    }
     let data = |data: Value| Json(json!({ "data": data })).into_response();
     let refused =
         |words: &str| (StatusCode::BAD_REQUEST, Json(json!({ "errors": [words] }))).into_response();
