@@ -162,8 +162,14 @@ impl DatastoreChanges {
                         _ => {}
                     }
                     drop(turn);
-                    let same = self.has(&draft.name, kept, &given).await?;
-                    ready = Ready::Compared { with: kept, same };
+                    ready = match self.has(&draft.name, kept, &given).await {
+                        Ok(same) => Ready::Compared { with: kept, same },
+                        // What was looked at may be forgotten by now, which is no damage.
+                        Err(error) => match self.made(&name) {
+                            Ok(now) if now.credentials == kept => return Err(error),
+                            _ => Ready::Nothing,
+                        },
+                    };
                 }
                 (Registration::New, Ready::Seals(sealer)) => {
                     let record = DatastoreRecord {

@@ -2,6 +2,7 @@
 
 use atelier_proto::identity::v1 as identity;
 use atelier_proto::job::v1 as pb;
+use atelier_proto::workspace::v1 as workspace;
 use tonic::Code;
 
 use crate::daemon::tests::{Workspace, submission};
@@ -108,4 +109,51 @@ async fn nobody_is_called_what_the_daemon_calls_itself() {
         let refused = workspace.admin.tokens().create_token(request).await.unwrap_err();
         assert_eq!(refused.code(), Code::InvalidArgument, "{user}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_datastore_that_is_made_again_while_it_is_changed_is_not_told_to_be_damaged() {
+    let world = Workspace::start().await;
+    let draft = || workspace::DatastoreDraft {
+        name: "data".to_owned(),
+        source: Some(workspace::datastore_draft::Source::S3(workspace::S3Bucket {
+            bucket: "data".to_owned(),
+            endpoint: "http://127.0.0.1:9".to_owned(),
+            region: "us-east-1".to_owned(),
+            path_style: true,
+            ..workspace::S3Bucket::default()
+        })),
+        ..workspace::DatastoreDraft::default()
+    };
+    let keys = |n: u32| workspace::DatastoreCredentials {
+        kind: Some(workspace::datastore_credentials::Kind::S3Keys(workspace::S3Keys {
+            access_key_id: "AKIATEST".to_owned(),
+            secret_access_key: format!("key-{n}"),
+            session_token: String::new(),
+        })),
+    };
+    let create = async || {
+        let (datastore, credentials) = (Some(draft()), Some(keys(0)));
+        let request = workspace::CreateDatastoreRequest { datastore, credentials };
+        world.admin.workspace().create_datastore(request).await.map(drop)
+    };
+    create().await.unwrap();
+    let admin = world.admin.clone();
+    let changing = tokio::spawn(async move {
+        for n in 1..150 {
+            let (datastore, credentials) = (Some(draft()), Some(keys(n)));
+            let request = workspace::UpdateDatastoreRequest { datastore, credentials };
+            admin.workspace().update_datastore(request).await.unwrap();
+        }
+    });
+    let mut tries = 0;
+    while !changing.is_finished() {
+        // It is there with other credentials; or it is what it was at first.
+        if let Err(refused) = create().await {
+            assert_eq!(refused.code(), Code::AlreadyExists, "{refused}");
+        }
+        tries += 1;
+    }
+    changing.await.unwrap();
+    assert!(tries > 0);
 }

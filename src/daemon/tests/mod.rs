@@ -26,11 +26,15 @@ pub(crate) struct Workspace {
     pub(crate) folder: tempfile::TempDir,
     pub(crate) daemon: Daemon,
     pub(crate) admin: Client,
+    /// Has the vault's key.
+    _keys: tempfile::TempDir,
 }
 
 impl Workspace {
     pub(crate) async fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
+        let keys = tempfile::tempdir().unwrap();
+        let key = format!("file:{}", keys.path().join("vault.key").display());
         let args = ServeArgs {
             data_dir: Some(folder.path().to_owned()),
             listen: "127.0.0.1:0".parse().unwrap(),
@@ -48,7 +52,7 @@ impl Workspace {
             sizes: None,
             storage: None,
             store_patience: 60,
-            vault_key: None,
+            vault_key: Some(key.parse().unwrap()),
             transit: Default::default(),
             vault_old_key: vec![],
             log_limit: 1 << 20,
@@ -60,7 +64,7 @@ impl Workspace {
         let daemon = start(args).await.unwrap();
         let url = format!("http://{}", daemon.address);
         let admin = connect(&url, &file(&folder, "admin.token")).await;
-        Self { folder, daemon, admin }
+        Self { folder, daemon, admin, _keys: keys }
     }
 
     pub(crate) fn url(&self) -> String {
