@@ -73,12 +73,7 @@ pub(crate) struct Addresses {
 impl Addresses {
     /// What clients on this machine are told.
     pub(super) fn announced(&self) -> String {
-        let ip = match self.control.ip() {
-            IpAddr::V4(any) if any.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-            IpAddr::V6(any) if any.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
-            ip => ip,
-        };
-        self.url(&SocketAddr::new(ip, self.control.port()).to_string())
+        self.url(&from_here(self.control).to_string())
     }
 
     /// Where it is told what to do, for who has asked so.
@@ -92,13 +87,15 @@ impl Addresses {
     }
 
     /// Both ports of one address have whatever name the daemon was asked by: it leads there, and the certificate has
-    /// it.
+    /// it. So has a port at all addresses, which is no place to send anybody to.
     fn of(&self, at: SocketAddr, asked: Option<&AskedAs>) -> String {
         match asked {
-            Some(AskedAs(host)) if self.control.ip() == self.jobs.ip() => {
+            Some(AskedAs(host))
+                if at.ip().is_unspecified() || self.control.ip() == self.jobs.ip() =>
+            {
                 self.url(&format!("{host}:{}", at.port()))
             }
-            _ => self.url(&at.to_string()),
+            _ => self.url(&from_here(at).to_string()),
         }
     }
 
@@ -106,6 +103,16 @@ impl Addresses {
         let scheme = if self.is_secure { "https" } else { "http" };
         format!("{scheme}://{authority}")
     }
+}
+
+/// An address as this machine reaches it: one that stands for all of them is the loopback.
+fn from_here(at: SocketAddr) -> SocketAddr {
+    let ip = match at.ip() {
+        IpAddr::V4(any) if any.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(any) if any.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, at.port())
 }
 
 async fn bound(address: SocketAddr, option: &'static str) -> Result<TcpListener, Error> {

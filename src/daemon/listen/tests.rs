@@ -2,7 +2,10 @@
 
 use std::net::SocketAddr;
 
-use super::{Addresses, Listeners};
+use clap::Parser as _;
+
+use super::{Addresses, Listeners, is_secure};
+use crate::config::ServeArgs;
 use crate::identity::AskedAs;
 
 fn any() -> SocketAddr {
@@ -67,7 +70,57 @@ fn both_ports_have_the_name_by_which_the_daemon_was_asked() {
     let apart = addresses("10.0.0.7:7420", "127.0.0.1:7421", true);
     assert_eq!(apart.announced(), "https://10.0.0.7:7420");
     assert_eq!(apart.jobs_url(Some(&asked)), "https://127.0.0.1:7421");
+    // Nobody is sent to all addresses.
+    for (jobs, here) in [("0.0.0.0:7421", "127.0.0.1:7421"), ("[::]:7421", "[::1]:7421")] {
+        let jobs_alone = addresses("127.0.0.1:7420", jobs, true);
+        assert_eq!(jobs_alone.jobs_url(Some(&asked)), "https://gate.example:7421");
+        assert_eq!(jobs_alone.jobs_url(None), format!("https://{here}"));
+        assert_eq!(jobs_alone.control_url(Some(&asked)), "https://127.0.0.1:7420");
+    }
+    let control_alone = addresses("[::]:7420", "127.0.0.1:7421", true);
+    assert_eq!(control_alone.control_url(Some(&asked)), "https://gate.example:7420");
+    assert_eq!(control_alone.control_url(None), "https://[::1]:7420");
     let plain = addresses("127.0.0.1:7420", "127.0.0.1:7421", false);
     assert_eq!(plain.announced(), "http://127.0.0.1:7420");
     assert_eq!(plain.jobs_url(None), "http://127.0.0.1:7421");
+}
+
+#[derive(clap::Parser)]
+struct Serve {
+    #[command(flatten)]
+    args: ServeArgs,
+}
+
+#[test]
+fn ports_that_others_reach_are_encrypted_and_so_are_those_that_are_to_be() {
+    // A loopback address that is written as one of the sixth version is no loopback to clients, so to nobody.
+    let addresses = [
+        ("127.0.0.1:7420", false),
+        ("127.0.0.1:0", false),
+        ("127.9.9.9:7420", false),
+        ("[::1]:7420", false),
+        ("[::1]:0", false),
+        ("0.0.0.0:7420", true),
+        ("0.0.0.0:0", true),
+        ("10.0.0.7:7420", true),
+        ("[::]:7420", true),
+        ("[::]:0", true),
+        ("[fd00::2]:7420", true),
+        ("[::ffff:127.0.0.1]:7420", true),
+    ];
+    let jobs = addresses.iter().map(|&(at, is_open)| (Some(at), is_open)).chain([(None, false)]);
+    let cases = addresses.iter().flat_map(|listen| jobs.clone().map(move |jobs| (listen, jobs)));
+    for (&(listen, is_open), (jobs, are_jobs_open)) in cases {
+        for (tls, cert) in [("auto", false), ("auto", true), ("on", false), ("on", true)] {
+            let mut line = vec!["serve", "--listen", listen, "--tls", tls];
+            line.extend(jobs.into_iter().flat_map(|jobs| ["--jobs-listen", jobs]));
+            if cert {
+                line.extend(["--tls-cert", "chain.pem", "--tls-key", "key.pem"]);
+            }
+            let args =
+                Serve::try_parse_from(&line).map_err(|error| error.to_string()).unwrap().args;
+            let expected = is_open || are_jobs_open || tls == "on" || cert;
+            assert_eq!(is_secure(&args), expected, "{line:?}");
+        }
+    }
 }
