@@ -112,7 +112,7 @@ impl Spares {
                     return Ok(false);
                 }
                 records.push((entry, record));
-            } else if name != folder::LOG && name != folder::PASSWD {
+            } else if ![folder::LOG, folder::PASSWD, folder::AUTHORITIES].contains(&name) {
                 return Ok(false);
             }
         }

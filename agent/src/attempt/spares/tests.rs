@@ -66,6 +66,8 @@ fn a_folder_is_used_again_and_nothing_of_its_job_is_left() {
     let first = world.over(1);
     let inode = |path: &Path| std::os::unix::fs::MetadataExt::ino(&fs::metadata(path).unwrap());
     let (folder, work) = (inode(first.path()), inode(&first.work()));
+    // As where the daemon speaks TLS.
+    fs::write(first.authorities(), "secret\n").unwrap();
     world.spares.put(&first).unwrap();
     assert!(!first.path().exists());
     let spare = fs::read_dir(&world.spares.root).unwrap().next().unwrap().unwrap().path();
