@@ -124,11 +124,13 @@ impl Trust {
         }
     }
 
-    /// A builder of clients of the daemon's HTTP.
+    /// A builder of clients of the daemon's HTTP. As with gRPC, they take no proxy of the environment's, which would
+    /// get the token, and are sent nowhere else.
     ///
     /// # Errors
     /// TLS cannot be set up.
     pub fn http(&self, builder: reqwest::ClientBuilder) -> Result<reqwest::ClientBuilder, Error> {
+        let builder = builder.no_proxy().redirect(reqwest::redirect::Policy::none());
         match self {
             // What it does by itself.
             Self::System => Ok(builder),
@@ -254,8 +256,8 @@ impl Doubt {
     pub fn remedy(&self) -> &'static str {
         match self {
             Self::Authority => {
-                "give the daemon's own authority with --ca-file FILE or ATELIER_CA_FILE; on the daemon's machine \
-                 `atelier ca show` prints it"
+                "give the daemon's authority with --ca-file FILE or ATELIER_CA_FILE: the workspace's own, which \
+                 `atelier ca show` prints on the daemon's machine, or that of the daemon's --tls-cert"
             }
             Self::Name(_) => {
                 "use one of its names, or have the daemon started with --tls-name for this one"

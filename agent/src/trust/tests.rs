@@ -1,5 +1,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
 use super::{Doubt, Error, Trust, plain, server_url};
 
 #[test]
@@ -70,4 +72,28 @@ fn a_doubt_is_found_wherever_it_is_held() {
     assert_eq!(Doubt::of(&std::io::Error::other("refused")), None);
     assert_eq!(plain("DnsName(\"gate.example\")"), "gate.example");
     assert_eq!(plain("IpAddress(10.0.0.7)"), "10.0.0.7");
+}
+
+#[tokio::test]
+async fn clients_of_the_daemon_take_no_proxy_and_are_sent_nowhere_else() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    let answer =
+        format!("HTTP/1.1 307 Temporary Redirect\r\nLocation: {url}\r\nContent-Length: 0\r\n\r\n");
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut asked = [0; 5];
+        stream.read_exact(&mut asked).await.unwrap();
+        // A proxy would be asked for the whole address.
+        assert_eq!(&asked, b"GET /");
+        stream.write_all(answer.as_bytes()).await.unwrap();
+        let _ = stream.read_to_end(&mut Vec::new()).await;
+    });
+    // Nobody is there.
+    let proxy = reqwest::Proxy::all("http://127.0.0.1:1").unwrap();
+    let builder = reqwest::Client::builder().proxy(proxy);
+    let client = Trust::System.http(builder).unwrap().build().unwrap();
+    let answered =
+        tokio::time::timeout(std::time::Duration::from_secs(30), client.get(&url).send());
+    assert_eq!(answered.await.unwrap().unwrap().status().as_u16(), 307);
 }
