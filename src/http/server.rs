@@ -1,9 +1,9 @@
 //! Accepts connections, encrypted or not: HTTP/1 and HTTP/2 on one port, told apart by their first bytes.
 
 use std::convert::Infallible;
-use std::io;
+use std::io::{self, Cursor};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Body;
@@ -11,23 +11,49 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tower::ServiceExt as _;
 
 use crate::tls::{Hosts, Secure};
 
 /// How long streams may take to end once the daemon is asked to stop.
 const FAREWELL: Duration = Duration::from_millis(500);
+/// What a connection of HTTP/2 begins with (RFC 9113, 3.4).
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// Between two words about connections that were closed for there being too many.
+const TOLD_AGAIN: Duration = Duration::from_secs(60);
+const LIMITS: Limits = Limits { connections: 10_000, silence: Duration::from_secs(15) };
+
+/// What clients may take.
+#[derive(Clone, Copy)]
+struct Limits {
+    /// Connections of one port at the same time.
+    connections: usize,
+    /// How long until it is known which HTTP a client speaks.
+    silence: Duration,
+}
 
 /// Serves until asked to stop; with TLS where there is some, and only with it.
 pub(crate) async fn serve(
     listener: TcpListener,
     secure: Option<Arc<Secure>>,
     routes: Router,
+    stopping: watch::Receiver<bool>,
+) -> io::Result<()> {
+    serve_within(LIMITS, listener, secure, routes, stopping).await
+}
+
+async fn serve_within(
+    limits: Limits,
+    listener: TcpListener,
+    secure: Option<Arc<Secure>>,
+    routes: Router,
     mut stopping: watch::Receiver<bool>,
 ) -> io::Result<()> {
+    let places = Arc::new(Semaphore::new(limits.connections));
+    let mut told: Option<Instant> = None;
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder
         .http1()
@@ -57,11 +83,28 @@ pub(crate) async fn serve(
                 continue;
             }
         };
+        // Those that are there stay: none of them is known to be of less use than this one.
+        let Ok(place) = places.clone().try_acquire_owned() else {
+            if told.is_none_or(|told| told.elapsed() >= TOLD_AGAIN) {
+                told = Some(Instant::now());
+                let most = limits.connections;
+                tracing::warn!(
+                    most,
+                    "connections are closed: as many as one port serves at once are open"
+                );
+            }
+            continue;
+        };
         // Small answers must not wait for the next packet. A connection that is gone already
         // fails below.
         let _ = stream.set_nodelay(true);
-        let talk =
-            Talk { builder: builder.clone(), routes: routes.clone(), stopping: stopping.clone() };
+        let talk = Talk {
+            builder: builder.clone(),
+            routes: routes.clone(),
+            stopping: stopping.clone(),
+            silence: limits.silence,
+            _place: place,
+        };
         match secure.clone() {
             None => tokio::spawn(talk.on(stream, None)),
             Some(secure) => {
@@ -85,15 +128,28 @@ struct Talk {
     builder: auto::Builder<TokioExecutor>,
     routes: Router,
     stopping: watch::Receiver<bool>,
+    silence: Duration,
+    _place: OwnedSemaphorePermit,
 }
 
 impl Talk {
     /// Serves one connection; `hosts`: those that its requests may name besides this machine's own.
     async fn on(
         mut self,
-        stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        mut stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
         hosts: Option<Arc<Hosts>>,
     ) {
+        // Once its version is known hyper has limits of its own; until then it would wait for ever.
+        let begun = tokio::select! {
+            begun = tokio::time::timeout(self.silence, beginning(&mut stream)) => begun,
+            () = stopped(&mut self.stopping) => return,
+        };
+        let Ok(Ok(begun)) = begun else { return };
+        if begun.is_empty() {
+            return;
+        }
+        let (rest, answers) = tokio::io::split(stream);
+        let stream = tokio::io::join(Cursor::new(begun).chain(rest), answers);
         let routes = self.routes;
         let service = service_fn(move |request: hyper::Request<Incoming>| {
             let routes = routes.clone();
@@ -119,7 +175,22 @@ impl Talk {
     }
 }
 
+/// Reads as far as it takes to know the version; nothing if the client has gone.
+async fn beginning(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Vec<u8>> {
+    let mut begun = Vec::with_capacity(PREFACE.len());
+    while begun.len() < PREFACE.len() && PREFACE.starts_with(&begun) {
+        let left = (PREFACE.len() - begun.len()) as u64;
+        if (&mut *stream).take(left).read_buf(&mut begun).await? == 0 {
+            break;
+        }
+    }
+    Ok(begun)
+}
+
 /// Returns once the daemon is asked to stop, or is gone.
 async fn stopped(stopping: &mut watch::Receiver<bool>) {
     let _ = stopping.wait_for(|stop| *stop).await;
 }
+
+#[cfg(test)]
+mod tests;
