@@ -5,9 +5,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::server::Acceptor;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::{Hosts, Secure};
@@ -38,11 +39,14 @@ impl Secure {
                     return None;
                 }
             }
+            let config = if is_here(&stream) { &self.here } else { &self.elsewhere };
+            let failed = |error: &io::Error| tracing::debug!(%error, "a TLS handshake failed");
+            // Who begins and does not go on takes nobody's turn.
+            let greeted = LazyConfigAcceptor::new(Acceptor::default(), stream).await;
+            let greeted = greeted.inspect_err(failed).ok()?;
             // Closed only when the daemon is gone.
             let _turn = self.handshakes.acquire().await.ok()?;
-            let config = if is_here(&stream) { &self.here } else { &self.elsewhere };
-            let shaken = TlsAcceptor::from(config.clone()).accept(stream).await;
-            shaken.inspect_err(|error| tracing::debug!(%error, "a TLS handshake failed")).ok()
+            greeted.into_stream(config.clone()).await.inspect_err(failed).ok()
         };
         let stream = tokio::time::timeout(HANDSHAKE, shaken).await.ok().flatten()?;
         Some((stream, self.hosts()))

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use atelier_core::time::Timestamp;
@@ -28,8 +28,9 @@ const DAY_MS: i64 = 24 * 3600 * 1000;
 const LIFE_MS: i64 = 3652 * DAY_MS;
 /// Clocks of other machines may be behind by so much.
 const BEHIND_MS: i64 = DAY_MS;
-/// From when before its end people are told.
-const WARNED_MS: i64 = 180 * DAY_MS;
+/// What to do where the files are of no use.
+const RESTORE: &str = "restore the folder from a backup, or remove it: then a new one is made, which every client \
+                       and node elsewhere has to be given";
 
 /// Its key and certificate, and the way to make others.
 pub(super) struct Authority {
@@ -52,22 +53,36 @@ impl Authority {
     pub(super) fn open(data: &Path, called: &str, now: Timestamp) -> Result<Self, Error> {
         let folder = data.join(FOLDER);
         let (key_at, certificate_at) = (folder.join(KEY), data.join(CERTIFICATE));
-        // The certificate is written last: without it nobody has been told of the key.
-        if !certificate_at.exists() {
+        let wrong =
+            |problem: String| Error::Authority { folder: folder.display().to_string(), problem };
+        let unusable = |problem: String| wrong(format!("{problem}; {RESTORE}"));
+        // It has its name last: until then nobody has been told of it.
+        let staged_at = certificate_at.with_extension("pem.new");
+        let (is_whole, has_key) = (certificate_at.exists(), key_at.exists());
+        if !is_whole && has_key && !staged_at.exists() {
+            let (key, certificate) = (key_at.display(), certificate_at.display());
+            return Err(wrong(format!(
+                "{certificate} is missing and its key {key} is there; restore {certificate}, or remove {key} to begin \
+                 a new authority, which every client and node elsewhere has to be given"
+            )));
+        }
+        if !is_whole && !has_key {
             DirBuilder::new()
                 .recursive(true)
                 .mode(0o755)
                 .create(&folder)
                 .map_err(file("make", &folder))?;
             let (key, certificate) = make(called, now)?;
+            write(&staged_at, 0o644, &pem("CERTIFICATE", &certificate))?;
             write(&key_at, 0o600, &pem("PRIVATE KEY", key.serialized_der()))?;
-            write(&certificate_at, 0o644, &pem("CERTIFICATE", &certificate))?;
+        }
+        if !is_whole {
+            let named = fs::rename(&staged_at, &certificate_at).and_then(|()| synced(&folder));
+            named.map_err(file("write", &certificate_at))?;
             let certificate = certificate_at.display();
             tracing::info!(%certificate, "the workspace has a certificate authority");
         }
         let read = |path: &PathBuf| fs::read_to_string(path).map_err(file("read", path));
-        let unusable =
-            |problem: String| Error::Authority { folder: folder.display().to_string(), problem };
         let text = read(&certificate_at)?;
         let certificate = CertificateDer::from_pem_slice(text.as_bytes())
             .map_err(|error| unusable(format!("ca.pem is damaged ({error})")))?;
@@ -80,6 +95,13 @@ impl Authority {
             }
             Err(error) => return Err(file("read", &key_at)(error)),
         };
+        let mode = fs::metadata(&key_at).map_err(file("read", &key_at))?.mode() & 0o777;
+        if mode & 0o007 != 0 {
+            let key = key_at.display();
+            return Err(wrong(format!(
+                "everybody may read ca.key (mode {mode:03o}); make it private with `chmod 600 {key}`"
+            )));
+        }
         let key = PrivatePkcs8KeyDer::from_pem_slice(&key)
             .map_err(|error| unusable(format!("ca.key is damaged ({error})")))?;
         let key = KeyPair::try_from(&key)
@@ -90,10 +112,6 @@ impl Authority {
         if said.not_after <= now {
             return Err(unusable(format!("it has expired at {}", said.not_after)));
         }
-        if said.not_after.as_millis() - now.as_millis() < WARNED_MS {
-            let (until, folder) = (said.not_after, folder.display());
-            tracing::warn!(%until, %folder, "the workspace's certificate authority expires");
-        }
         let issuer = Issuer::from_ca_cert_der(&certificate, key)
             .map_err(|error| unusable(format!("ca.pem is damaged ({error})")))?;
         Ok(Self { issuer, pem: text, until: said.not_after })
@@ -102,6 +120,11 @@ impl Authority {
     /// Its certificate as PEM.
     pub(super) fn pem(&self) -> &str {
         &self.pem
+    }
+
+    /// When it ends.
+    pub(super) fn until(&self) -> Timestamp {
+        self.until
     }
 
     /// Makes a server's certificate for these names, for so long as the authority itself lasts at most.
@@ -178,9 +201,13 @@ fn write(path: &Path, mode: u32, text: &str) -> Result<(), Error> {
         written.sync_all()?;
         fs::rename(&temporary, path)?;
         match path.parent() {
-            Some(folder) => File::open(folder)?.sync_all(),
+            Some(folder) => synced(folder),
             None => Ok(()),
         }
     };
     write().map_err(file("write", path))
+}
+
+fn synced(folder: &Path) -> io::Result<()> {
+    File::open(folder)?.sync_all()
 }

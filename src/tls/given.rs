@@ -23,7 +23,17 @@ pub(crate) struct Files {
 
 /// What tells that one of them is another than before.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Stamp([(u64, u64, i64, i64); 2]);
+pub(super) struct Stamp([OfFile; 2]);
+
+/// The time of the last change is also that of rights, owner and name.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct OfFile {
+    inode: (u64, u64),
+    mode: u32,
+    length: u64,
+    written: (i64, i64),
+    changed: (i64, i64),
+}
 
 /// What was in them.
 #[derive(Clone, Debug)]
@@ -36,7 +46,13 @@ impl Files {
     pub(super) fn stamp(&self) -> io::Result<Stamp> {
         let of = |path: &PathBuf| {
             let found = fs::metadata(path)?;
-            Ok::<_, io::Error>((found.ino(), found.len(), found.mtime(), found.mtime_nsec()))
+            Ok::<_, io::Error>(OfFile {
+                inode: (found.dev(), found.ino()),
+                mode: found.mode(),
+                length: found.len(),
+                written: (found.mtime(), found.mtime_nsec()),
+                changed: (found.ctime(), found.ctime_nsec()),
+            })
         };
         Ok(Stamp([of(&self.certificate)?, of(&self.key)?]))
     }

@@ -39,14 +39,11 @@ pub enum Error {
         source: io::Error,
     },
     /// The daemon's own authority cannot be used.
-    #[error(
-        "cannot use the workspace's certificate authority in {folder}: {problem}; restore the folder from a backup, \
-         or remove it: then a new one is made, which every client and node elsewhere has to be given"
-    )]
+    #[error("cannot use the workspace's certificate authority in {folder}: {problem}")]
     Authority {
         /// Where it lies.
         folder: String,
-        /// What is wrong.
+        /// What is wrong, and what to do.
         problem: String,
     },
     /// The admin's files cannot be used.

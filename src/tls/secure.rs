@@ -26,6 +26,8 @@ const RENEWED_MS: i64 = 60 * DAY_MS;
 const BEHIND_MS: i64 = 3600 * 1000;
 /// From when before its end people are told of the admin's certificate.
 const WARNED_MS: i64 = 14 * DAY_MS;
+/// And of the authority, which every client and node has to be given anew.
+const AUTHORITY_WARNED_MS: i64 = 180 * DAY_MS;
 /// Between two looks at what there is.
 const LOOK: Duration = Duration::from_secs(5);
 /// Handshakes at the same time.
@@ -56,9 +58,37 @@ struct Shown {
 struct Looked {
     names: BTreeSet<Name>,
     made_at: Timestamp,
+    /// Of the files that the admin's certificate is from.
     stamp: Option<Stamp>,
-    /// Whether people know that the admin's certificate ends.
-    warned: bool,
+    /// Why the files as they are now cannot be used, as people were told.
+    refused: Option<String>,
+    /// What people know of the end of the admin's certificate, and of the authority's.
+    given: Remaining,
+    authority: Remaining,
+}
+
+/// What there is of a certificate's time, in the order in which it comes.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Remaining {
+    Much,
+    Little,
+    None,
+}
+
+impl Remaining {
+    fn of(until: Timestamp, warned_ms: i64, now: Timestamp) -> Self {
+        match until.as_millis() - now.as_millis() {
+            ..=0 => Self::None,
+            left if left < warned_ms => Self::Little,
+            _ => Self::Much,
+        }
+    }
+
+    /// Takes in what it is now; that, if it is worse than people know.
+    fn worsened(&mut self, now: Self) -> Option<Self> {
+        let before = std::mem::replace(self, now);
+        (now > before).then_some(now)
+    }
 }
 
 impl fmt::Debug for Secure {
@@ -97,7 +127,14 @@ impl Secure {
             Ok(Arc::new(config))
         };
         let (here, elsewhere) = (config(true)?, config(false)?);
-        let looked = Mutex::new(Looked { names, made_at: now, stamp, warned: false });
+        let looked = Mutex::new(Looked {
+            names,
+            made_at: now,
+            stamp,
+            refused: None,
+            given: Remaining::Much,
+            authority: Remaining::Much,
+        });
         let handshakes = Semaphore::new(HANDSHAKES);
         let made =
             Self { authority, own, files, provider, shown, looked, here, elsewhere, handshakes };
@@ -108,6 +145,11 @@ impl Secure {
     /// The authority's certificate as PEM.
     pub(crate) fn authority(&self) -> &str {
         self.authority.pem()
+    }
+
+    /// Whether who connects from elsewhere is shown a certificate of the admin's.
+    pub(crate) fn is_given(&self) -> bool {
+        self.files.is_some()
     }
 
     /// Hosts that requests may name.
@@ -137,26 +179,49 @@ impl Secure {
                 Err(error) => tracing::error!(%error, "the daemon keeps the certificate it has"),
             }
         }
-        if let Some(files) = &self.files
-            && let Ok(stamp) = files.stamp()
-            && looked.stamp != Some(stamp)
-        {
-            looked.stamp = Some(stamp);
-            match files.read(&self.provider, now) {
-                Ok(read) => {
-                    let until = read.certificate.not_after;
-                    tracing::info!(%until, "the daemon has another certificate of its admin's");
-                    (given, looked.warned) = (Some(read), false);
+        if let Some(files) = &self.files {
+            // Without one they are gone, and reading them says so.
+            let stamp = files.stamp().ok();
+            if stamp.is_some() && stamp == looked.stamp {
+                looked.refused = None;
+            } else {
+                match files.read(&self.provider, now) {
+                    Ok(read) => {
+                        let until = read.certificate.not_after;
+                        tracing::info!(%until, "the daemon has another certificate of its admin's");
+                        (looked.stamp, looked.refused) = (stamp, None);
+                        (given, looked.given) = (Some(read), Remaining::Much);
+                    }
+                    // Tried again at each look: what is mended may leave no mark.
+                    Err(error) => {
+                        let problem = error.to_string();
+                        if looked.refused.as_ref() != Some(&problem) {
+                            tracing::error!(%error, "the daemon keeps the certificate it has");
+                            looked.refused = Some(problem);
+                        }
+                    }
                 }
-                Err(error) => tracing::error!(%error, "the daemon keeps the certificate it has"),
             }
         }
         if let Some(given) = &given {
             let until = given.certificate.not_after;
-            if !looked.warned && until.as_millis() - now.as_millis() < WARNED_MS {
-                looked.warned = true;
-                tracing::warn!(%until, "the certificate of --tls-cert expires; renew it");
+            match looked.given.worsened(Remaining::of(until, WARNED_MS, now)) {
+                Some(Remaining::None) => tracing::error!(
+                    %until, "the certificate of --tls-cert has expired, and clients refuse it; renew it"
+                ),
+                Some(_) => {
+                    tracing::warn!(%until, "the certificate of --tls-cert expires; renew it")
+                }
+                None => {}
             }
+        }
+        let until = self.authority.until();
+        match looked.authority.worsened(Remaining::of(until, AUTHORITY_WARNED_MS, now)) {
+            Some(Remaining::None) => tracing::error!(
+                %until, "the workspace's certificate authority has expired, and clients refuse the daemon"
+            ),
+            Some(_) => tracing::warn!(%until, "the workspace's certificate authority expires"),
+            None => {}
         }
         let now = Shown::new(own, given, &looked.names);
         *self.shown.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(now);
@@ -175,6 +240,12 @@ impl Secure {
                 tracing::error!(%error, "the daemon's certificates could not be looked after");
             }
         }
+    }
+
+    /// Why the admin's files as they are now cannot be used, for tests.
+    #[cfg(test)]
+    pub(super) fn refused(&self) -> Option<String> {
+        self.looked.lock().unwrap_or_else(PoisonError::into_inner).refused.clone()
     }
 
     /// The certificate that a client gets, for tests.

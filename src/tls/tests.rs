@@ -38,6 +38,12 @@ fn mode(path: &Path) -> u32 {
     fs::metadata(path).unwrap().permissions().mode() & 0o777
 }
 
+/// Writes a file that nobody else may read.
+fn private(path: &Path, bytes: impl AsRef<[u8]>) {
+    fs::write(path, bytes).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
+}
+
 #[test]
 fn a_workspace_has_one_authority_for_ten_years() {
     let folder = tempfile::tempdir().unwrap();
@@ -56,22 +62,37 @@ fn a_workspace_has_one_authority_for_ten_years() {
     }
     assert!(matches!(open(folder.path(), None, day(3700)), Err(Error::Authority { .. })));
 
-    // Cut short before anybody was told, it is made anew; once they were, it is not.
+    // Cut short before it had its name, it is the one that was made.
+    fs::rename(&certificate, folder.path().join("tls/ca.pem.new")).unwrap();
+    assert_eq!(open(folder.path(), None, day(0)).unwrap().authority(), first.authority());
+    // Once people were told it is not made anew by itself.
     fs::remove_file(&certificate).unwrap();
+    let kept = fs::read(&key).unwrap();
+    let told = open(folder.path(), None, day(0)).unwrap_err().to_string();
+    assert!(
+        told.contains("restore") && told.contains("ca.pem") && told.contains("ca.key"),
+        "{told}"
+    );
+    assert_eq!(fs::read(&key).unwrap(), kept);
+    fs::remove_file(&key).unwrap();
     let other = open(folder.path(), None, day(0)).unwrap();
     assert_ne!(first.authority(), other.authority());
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap();
+    let told = open(folder.path(), None, day(0)).unwrap_err().to_string();
+    assert!(told.contains("ca.key") && told.contains("chmod 600"), "{told}");
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
     let kept = fs::read(&key).unwrap();
     for damage in [None, Some(b"nothing".to_vec()), Some(pem("PRIVATE KEY", &[1; 40]).into_bytes())]
     {
         match damage {
             None => fs::remove_file(&key).unwrap(),
-            Some(bytes) => fs::write(&key, bytes).unwrap(),
+            Some(bytes) => private(&key, bytes),
         }
         let told = open(folder.path(), None, day(0)).unwrap_err().to_string();
         assert!(told.contains("ca.key") && told.contains("backup"), "{told}");
     }
     let foreign = KeyPair::generate().unwrap();
-    fs::write(&key, pem("PRIVATE KEY", foreign.serialized_der())).unwrap();
+    private(&key, pem("PRIVATE KEY", foreign.serialized_der()));
     let told = open(folder.path(), None, day(0)).unwrap_err().to_string();
     assert!(told.contains("not the key of ca.pem"), "{told}");
     fs::write(&key, kept).unwrap();
@@ -190,6 +211,32 @@ fn files_that_cannot_be_used_are_refused_and_change_nothing_later() {
     fs::remove_file(&files.certificate).unwrap();
     secure.look(day(0));
     assert_eq!(shown(&secure, false, None).not_after, day(60));
+    assert!(secure.refused().unwrap().contains("cannot be read"), "{:?}", secure.refused());
+}
+
+#[test]
+fn files_that_were_refused_are_taken_once_they_are_mended() {
+    let folder = tempfile::tempdir().unwrap();
+    let files = given(folder.path(), &["gate.example"], -1, 30);
+    let secure = open(folder.path(), Some(files.clone()), day(0)).unwrap();
+    let mode = |mode| fs::set_permissions(&files.key, fs::Permissions::from_mode(mode)).unwrap();
+    // Of another length, whatever the grain of the file system's clock.
+    given(folder.path(), &["gate.example", "b.example"], -1, 60);
+    mode(0o644);
+    secure.look(day(0));
+    assert_eq!(shown(&secure, false, None).not_after, day(30));
+    assert!(secure.refused().unwrap().contains("everybody may read the key"));
+    // Nothing but the rights is another.
+    mode(0o640);
+    secure.look(day(0));
+    assert_eq!(shown(&secure, false, None).not_after, day(60));
+    assert_eq!(secure.refused(), None);
+    // One of a time to come is taken when that has come: nothing of the files is another.
+    given(folder.path(), &["gate.example", "b.example", "c.example"], 5, 70);
+    secure.look(day(0));
+    assert_eq!(shown(&secure, false, None).not_after, day(60));
+    secure.look(day(6));
+    assert_eq!(shown(&secure, false, None).not_after, day(70));
 }
 
 /// A port at which handshakes are made; what comes of the first is told.

@@ -214,6 +214,7 @@ fn an_admin_s_own_certificate_is_checked_and_read_again() {
     until("the daemon reads its files again", || {
         ask(&other.authority).run().status.success().then_some(())
     });
+    cluster.atelier(["ca", "show"]).ok().says(&["warning", "--tls-cert"]);
     // What cannot be used changes nothing.
     cluster.write("chain.pem", "nothing");
     until("the daemon looks again", || {

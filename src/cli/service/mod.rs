@@ -56,6 +56,7 @@ pub(super) enum Install {
     #[command(after_help = "\
 Examples:
   atelier service install serve --run-as atelier --workspace team
+  atelier service install serve --run-as atelier --listen 0.0.0.0:7420 --tls-name gate.example.com
   atelier service install serve --root build --program /usr/bin/atelier
   atelier service install serve --user --now")]
     Serve(Box<Arguments<ServeArgs>>),
