@@ -28,7 +28,7 @@ pub(super) enum Named<'a> {
     Object(ObjectPath),
     /// The mark of a folder: an empty object whose key ends with a `/`.
     Mark,
-    /// What no path names; the key below the datastore.
+    /// What no path names; the key below the datastore, of which the root's own mark is `/`.
     Not(&'a str),
 }
 
@@ -92,7 +92,7 @@ impl Cloud {
             // Of another folder, whose name begins alike.
             None => Named::Mark,
             Some("") if is_empty => Named::Mark,
-            Some("") => Named::Not(&object.key),
+            Some("") => Named::Not("/"),
             Some(below) => match below.strip_suffix('/') {
                 Some(folder) if is_empty && self.path_of(folder).is_some() => Named::Mark,
                 _ => self.path_of(below).map_or(Named::Not(below), Named::Object),
@@ -153,7 +153,18 @@ impl Cloud {
         let client = self.client().await?;
         let shown = below.map_or("", |below| self.shown(below)).trim_end_matches('/');
         let found = self.ask(client, below, options).await;
-        found.map_err(|error| self.problem("list", shown, error))
+        let found = found.map_err(|error| self.problem("list", shown, error))?;
+        let objects = found.objects.iter().map(|object| &object.key);
+        let is_other = |key: &&String| below.is_some_and(|below| !key.starts_with(below));
+        match objects.chain(&found.folders).find(is_other) {
+            // Whatever it is taken for, it may be another's.
+            Some(other) => Err(self.unsupported(format!(
+                "the store lists what was not asked for: '{}' among what begins with '{}'; its server is at fault",
+                other.escape_debug(),
+                below.unwrap_or_default().escape_debug(),
+            ))),
+            None => Ok(found),
+        }
     }
 
     async fn ask(

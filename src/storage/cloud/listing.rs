@@ -4,7 +4,8 @@
 //! those that begin or end with a `/` or a space. It still asks: it signs, and tries again. What the store says is
 //! read on the way and goes around the library, beside an answer that lists nothing.
 
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::sync::{Arc, OnceLock};
 
 use atelier_core::time::Timestamp;
 use bytes::BytesMut;
@@ -80,37 +81,62 @@ pub(super) struct ReadsListings;
 impl HttpConnector for ReadsListings {
     fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
         let client = ReqwestConnector::default().connect(options)?;
-        Ok(HttpClient::new(ListingClient(client)))
+        Ok(HttpClient::new(ListingClient { client, encodes: OnceLock::new() }))
     }
 }
 
 #[derive(Debug)]
-struct ListingClient(HttpClient);
+struct ListingClient {
+    client: HttpClient,
+    /// Whether the store encodes keys when it says so, once a page has told. Some repeat what they were asked and
+    /// encode nothing.
+    encodes: OnceLock<bool>,
+}
 
 #[tonic::async_trait]
 impl HttpService for ListingClient {
     async fn call(&self, mut request: HttpRequest) -> Result<HttpResponse, HttpError> {
         let Some(asked) = request.extensions_mut().remove::<Asked>() else {
-            return self.0.execute(request).await;
+            return self.client.execute(request).await;
         };
-        if let Asked::S3(signed) = &asked {
+        let plain = request.clone();
+        if let Asked::S3(signed) = &asked
+            && self.encodes.get() != Some(&false)
+        {
             ask_for_encoded(&mut request, signed.as_ref())?;
         }
-        let answer = self.0.execute(request).await?;
+        let answer = self.client.execute(request).await?;
         if !answer.status().is_success() {
             return Ok(answer);
         }
         let (mut head, body) = answer.into_parts();
-        let listing = read(asked.form(), &whole(body).await?).map_err(|problem| {
-            // The library tries again what was broken off.
-            let is_cut = matches!(problem, Odd(CUT));
-            let kind = if is_cut { HttpErrorKind::Interrupted } else { HttpErrorKind::Decode };
-            HttpError::new(kind, problem)
-        })?;
-        head.extensions.insert(listing);
+        let mut page = raw(asked.form(), &whole(body).await?).map_err(failed)?;
+        // Another page may have told meanwhile.
+        page.is_encoded &= self.encodes.get() != Some(&false);
+        if page.is_encoded && self.encodes.get().is_none() && page.odd().next().is_some() {
+            let answer = self.client.execute(plain).await?;
+            if !answer.status().is_success() {
+                return Ok(answer);
+            }
+            // As they are, keys may make no XML; then the others were encoded.
+            if let Ok(plain) = raw(asked.form(), &whole(answer.into_body()).await?)
+                && let Some(encodes) = page.encodes(&plain)
+            {
+                let _ = self.encodes.set(encodes);
+                page.is_encoded = encodes;
+            }
+        }
+        head.extensions.insert(page.listing());
         head.headers.remove(CONTENT_LENGTH);
         Ok(HttpResponse::from_parts(head, asked.nothing().to_owned().into()))
     }
+}
+
+fn failed(problem: Odd) -> HttpError {
+    // The library tries again what was broken off.
+    let is_cut = matches!(problem, Odd(CUT));
+    let kind = if is_cut { HttpErrorKind::Interrupted } else { HttpErrorKind::Decode };
+    HttpError::new(kind, problem)
 }
 
 /// Has keys encoded as in addresses. XML cannot have all characters, and some servers put others in their place.
@@ -132,12 +158,18 @@ fn ask_for_encoded(
 async fn whole(body: HttpResponseBody) -> Result<BytesMut, HttpError> {
     let (mut all, mut pieces) = (BytesMut::new(), body.bytes_stream());
     while let Some(piece) = pieces.try_next().await? {
-        if all.len() + piece.len() > MOST {
-            return Err(HttpError::new(HttpErrorKind::Decode, Odd("more than 64 MiB")));
-        }
-        all.extend_from_slice(&piece);
+        add(&mut all, &piece).map_err(failed)?;
     }
     Ok(all)
+}
+
+/// Adds a piece of an answer to those before.
+pub(super) fn add(all: &mut BytesMut, piece: &[u8]) -> Result<(), Odd> {
+    if all.len() + piece.len() > MOST {
+        return Err(Odd("more than 64 MiB"));
+    }
+    all.extend_from_slice(piece);
+    Ok(())
 }
 
 /// A listing that is not as its documents say.
@@ -152,6 +184,7 @@ impl From<quick_xml::Error> for Odd {
 }
 
 const CUT: &str = "no end";
+const NO_ROOT: &str = "no root element";
 
 /// Whose listing it is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -165,12 +198,21 @@ pub(super) enum Form {
 }
 
 impl Form {
+    /// The element that is the whole.
+    fn root(self) -> &'static str {
+        match self {
+            Self::S3 => "ListBucketResult",
+            Self::Blobs | Self::Files => "EnumerationResults",
+        }
+    }
+
     /// What the elements right below the whole's mean.
     fn what(self, at: &str) -> What {
         let is_s3 = self == Self::S3;
         match at {
             "/EncodingType" if is_s3 => What::Encoding,
             "/NextContinuationToken" if is_s3 => What::Next,
+            "/IsTruncated" if is_s3 => What::Truncated,
             "/Contents" if is_s3 => What::Object,
             "/Contents/Key" if is_s3 => What::Key,
             "/Contents/Size" if is_s3 => What::Size,
@@ -213,6 +255,7 @@ enum What {
     Kind,
     Folder,
     Next,
+    Truncated,
     Encoding,
     Other,
 }
@@ -245,24 +288,79 @@ impl Begun {
     }
 }
 
+/// A listing with keys as they are written.
+#[derive(Debug)]
+struct Raw {
+    listing: Listing,
+    /// Whether the store says that keys are encoded as in addresses.
+    is_encoded: bool,
+}
+
+impl Raw {
+    fn keys(&self) -> impl Iterator<Item = &str> {
+        let objects = self.listing.objects.iter().map(|object| object.key.as_str());
+        objects.chain(self.listing.folders.iter().map(String::as_str))
+    }
+
+    /// Keys that are others if they are encoded than if they are not.
+    fn odd(&self) -> impl Iterator<Item = &str> {
+        self.keys().filter(|key| key.contains(['+', '%']))
+    }
+
+    /// Whether keys are encoded, by the same page without; `None`: it may have changed meanwhile.
+    fn encodes(&self, plain: &Self) -> Option<bool> {
+        let plain: HashSet<&str> = plain.keys().collect();
+        // The longest that is encoded is not among those that are not.
+        if self.odd().all(|key| plain.contains(key)) {
+            return Some(false);
+        }
+        let is_only_encoded =
+            |key: &str| !plain.contains(key) && plain.contains(form_decoded(key).as_str());
+        self.odd().any(is_only_encoded).then_some(true)
+    }
+
+    fn listing(self) -> Listing {
+        let Self { mut listing, is_encoded } = self;
+        if is_encoded {
+            let keys = listing.objects.iter_mut().map(|object| &mut object.key);
+            keys.chain(&mut listing.folders).for_each(|key| *key = form_decoded(key));
+        }
+        listing
+    }
+}
+
 /// Reads a listing.
 ///
 /// # Errors
 /// What is wrong with it.
 pub(super) fn read(form: Form, xml: &[u8]) -> Result<Listing, Odd> {
+    raw(form, xml).map(Raw::listing)
+}
+
+fn raw(form: Form, xml: &[u8]) -> Result<Raw, Odd> {
     let mut reader = Reader::from_reader(xml);
     reader.config_mut().expand_empty_elements = true;
     // Where it is, as `/Contents/Key`, below the element that is the whole.
     let (mut at, mut depth, mut text) = (String::new(), 0_u32, String::new());
     let (mut listing, mut begun) = (Listing::default(), Begun::default());
-    let (mut is_encoded, mut are_encoded) = (false, false);
+    let (mut is_encoded, mut are_encoded, mut is_truncated) = (false, false, false);
     loop {
-        match reader.read_event()? {
-            Event::Start(start) => {
-                if depth > 0 {
-                    at.push('/');
-                    at.push_str(&String::from_utf8_lossy(start.local_name().as_ref()));
+        let event = match reader.read_event() {
+            // Broken off within a tag.
+            Err(quick_xml::Error::Syntax(_)) if depth > 0 => return Err(Odd(CUT)),
+            event => event?,
+        };
+        match event {
+            Event::Start(start) if depth == 0 => {
+                if start.local_name().as_ref() != form.root().as_bytes() {
+                    return Err(Odd("another root element than a listing's"));
                 }
+                depth = 1;
+                text.clear();
+            }
+            Event::Start(start) => {
+                at.push('/');
+                at.push_str(&String::from_utf8_lossy(start.local_name().as_ref()));
                 depth += 1;
                 text.clear();
                 let encoded = start.try_get_attribute("Encoded").map_err(quick_xml::Error::from)?;
@@ -285,6 +383,7 @@ pub(super) fn read(form: Form, xml: &[u8]) -> Result<Listing, Odd> {
                     What::Kind => begun.is_folder = text == "directory",
                     What::Folder => listing.folders.push(name(text)),
                     What::Next => listing.next = Some(text).filter(|next| !next.is_empty()),
+                    What::Truncated => is_truncated = text == "true",
                     What::Encoding => are_encoded = text == "url",
                     What::Other => {}
                 }
@@ -295,23 +394,28 @@ pub(super) fn read(form: Form, xml: &[u8]) -> Result<Listing, Odd> {
                     break;
                 }
             }
+            Event::Eof if depth == 0 => return Err(Odd(NO_ROOT)),
             Event::Eof => return Err(Odd(CUT)),
             _ => {}
         }
     }
-    if are_encoded {
-        let keys = listing.objects.iter_mut().map(|object| &mut object.key);
-        // As forms are: a space may be a '+'.
-        keys.chain(&mut listing.folders).for_each(|key| *key = decoded(&key.replace('+', " ")));
+    if is_truncated && listing.next.is_none() {
+        return Err(Odd("more to come and nothing to ask for it with"));
     }
-    Ok(listing)
+    Ok(Raw { listing, is_encoded: are_encoded })
 }
 
-/// What is no text is made none: no path has a NUL.
+/// As forms are: a space may be a '+'.
+fn form_decoded(key: &str) -> String {
+    decoded(&key.replace('+', " "))
+}
+
+/// What is no text is made none: no path has a NUL. Its folders stay what they are.
 fn decoded(text: &str) -> String {
-    match percent_decode_str(text).decode_utf8() {
+    let bytes = percent_decode_str(text);
+    match bytes.clone().decode_utf8() {
         Ok(text) => text.into_owned(),
-        Err(_) => format!("{text}\0"),
+        Err(_) => format!("{}\0", bytes.decode_utf8_lossy()),
     }
 }
 
@@ -378,9 +482,9 @@ mod tests {
         // As servers write them that were asked to encode, and say that they did.
         let encoded = listing(
             "<EncodingType>url</EncodingType>",
-            &["a+b%2B%01", "a%20b/%C3%BC%25", "%FF", "plain"],
+            &["a+b%2B%01", "a%20b/%C3%BC%25", "%C3%BC/%FF", "a%0Ab", "plain"],
         );
-        assert_eq!(keys(&encoded), ["a b+\u{1}", "a b/ü%", "%FF\0", "plain"]);
+        assert_eq!(keys(&encoded), ["a b+\u{1}", "a b/ü%", "ü/\u{fffd}\0", "a\nb", "plain"]);
         assert_eq!(
             (&*encoded.folders, encoded.next.as_deref()),
             (&["c d/".to_owned()][..], Some("t%20k+"))
@@ -398,6 +502,7 @@ mod tests {
         let blobs = [
             object("Blob", "<Name> a </Name>", ""),
             object("Blob", "<Name Encoded=\"true\">b%EF%BF%BF+</Name>", ""),
+            object("Blob", "<Name Encoded=\"true\">a%0Ab</Name>", ""),
             object("Blob", "<Name>c+%20</Name>", "<ResourceType>file</ResourceType>"),
             object("Blob", "<Name>d</Name>", "<ResourceType>directory</ResourceType>"),
         ];
@@ -407,7 +512,7 @@ mod tests {
             blobs.concat()
         );
         let listing = read(Form::Blobs, xml.as_bytes()).unwrap();
-        assert_eq!(keys(&listing), [" a ", "b\u{ffff}+", "c+%20"]);
+        assert_eq!(keys(&listing), [" a ", "b\u{ffff}+", "a\nb", "c+%20"]);
         assert_eq!((&*listing.folders, listing.next.as_deref()), (&["e//".to_owned()][..], None));
         assert_eq!((listing.objects[0].meta.size, &*listing.objects[0].meta.etag), (7, "\"0x1\""));
         let xml = format!(
@@ -426,18 +531,60 @@ mod tests {
     #[test]
     fn what_is_no_listing_is_an_error() {
         let cut = format!("<ListBucketResult>{}", s3("a"));
+        let inner = |inner: &str| format!("<ListBucketResult>{inner}</ListBucketResult>");
         for (xml, problem) in [
-            ("", "no end"),
-            (&*cut, "no end"),
-            ("<a><b></a>", "XML"),
-            ("<a><Contents></Contents></a>", "without a name"),
-            ("<a><Contents><Key>a</Key></Contents></a>", "without a size"),
-            ("<a><Contents><Size>-1</Size></Contents></a>", "a size that is none"),
-            ("<a><Contents><LastModified>now</LastModified></Contents></a>", "a time that is none"),
+            ("", NO_ROOT),
+            ("{\"objects\": []}", NO_ROOT),
+            ("<?xml version=\"1.0\"?>", NO_ROOT),
+            ("<a/>", "another root element"),
+            ("<EnumerationResults/>", "another root element"),
+            ("<html><body>Log in</body></html>", "another root element"),
+            (&*cut, CUT),
+            ("<ListBucketResult><Contents", CUT),
+            (&*inner("<b>"), "XML"),
+            (&*inner("<Contents></Contents>"), "without a name"),
+            (&*inner("<Contents><Key>a</Key></Contents>"), "without a size"),
+            (&*inner("<Contents><Size>-1</Size></Contents>"), "a size that is none"),
+            (&*inner("<Contents><LastModified>now</LastModified></Contents>"), "a time"),
+            (&*inner("<IsTruncated>true</IsTruncated>"), "more to come"),
         ] {
             let error = read(Form::S3, xml.as_bytes()).unwrap_err().to_string();
             assert!(error.contains(problem), "{xml}: {error}");
         }
-        assert_eq!(read(Form::S3, b"<a/>").unwrap(), Listing::default());
+        let error = read(Form::Blobs, inner("").as_bytes()).unwrap_err().to_string();
+        assert!(error.contains("another root element"), "{error}");
+        for whole in ["<ListBucketResult/>", "<s3:ListBucketResult></s3:ListBucketResult>"] {
+            assert_eq!(read(Form::S3, whole.as_bytes()).unwrap(), Listing::default());
+        }
+    }
+
+    #[test]
+    fn answers_are_read_up_to_a_bound() {
+        let mut all = BytesMut::zeroed(MOST - 1);
+        add(&mut all, b"x").unwrap();
+        let error = add(&mut all, b"x").unwrap_err().to_string();
+        assert!(error.contains("more than 64 MiB"), "{error}");
+    }
+
+    #[test]
+    fn whether_keys_are_encoded_is_seen_by_those_that_are_not() {
+        let page = |keys: &[&str]| {
+            let objects: String = keys.iter().map(|key| s3(key)).collect();
+            raw(Form::S3, format!("<ListBucketResult>{objects}</ListBucketResult>").as_bytes())
+                .unwrap()
+        };
+        let cases: [(&[&str], &[&str], Option<bool>); 7] = [
+            (&["a+b", "a b"], &["a+b", "a b"], Some(false)),
+            (&["a%20b", "ab"], &["a%20b", "ab"], Some(false)),
+            (&["a+b", "a%2Bb"], &["a b", "a+b"], Some(true)),
+            (&["a%2520b", "a%20b"], &["a%20b", "a b"], Some(true)),
+            // One that XML cannot have, beside another.
+            (&["a%01", "b%25"], &["a?", "b%"], Some(true)),
+            (&["a%01"], &["a?"], None),
+            (&["a+b"], &[], None),
+        ];
+        for (asked, plain, encodes) in cases {
+            assert_eq!(page(asked).encodes(&page(plain)), encodes, "{asked:?}");
+        }
     }
 }

@@ -2,14 +2,16 @@
 
 use std::time::Duration;
 
+use bytes::BytesMut;
 use http::Method;
 use object_store::path::Path;
 use object_store::{Error, Result};
+use reqwest::Response;
 
 use super::request::{Ask, odd};
 use super::write::UPLOAD;
 use super::{Share, not_there};
-use crate::storage::cloud::listing::{Entry, Form, Listing, read};
+use crate::storage::cloud::listing::{Entry, Form, Listing, add, read};
 
 /// As many names as the service tells with one answer.
 const MOST: usize = 5000;
@@ -20,6 +22,18 @@ const ABANDONED: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
 fn is_upload(file: &Entry) -> bool {
     file.key.rsplit('/').next().is_some_and(|name| name.starts_with(UPLOAD))
+}
+
+/// An answer; `None`: it broke off.
+async fn whole(mut answer: Response) -> Result<Option<BytesMut>> {
+    let mut all = BytesMut::new();
+    loop {
+        match answer.chunk().await {
+            Ok(Some(piece)) => add(&mut all, &piece).map_err(|_| odd("more than 64 MiB"))?,
+            Ok(None) => return Ok(Some(all)),
+            Err(_) => return Ok(None),
+        }
+    }
 }
 
 impl Share {
@@ -38,17 +52,16 @@ impl Share {
         let mut breaks = 0;
         let text = loop {
             match self.requests.send(ask.clone()).await {
-                Ok(answer) => match answer.text().await {
-                    Ok(text) => break text,
-                    Err(_) if breaks < BREAKS => breaks += 1,
-                    Err(_) => return Err(odd("no end")),
+                Ok(answer) => match whole(answer).await? {
+                    Some(text) => break text,
+                    None if breaks < BREAKS => breaks += 1,
+                    None => return Err(odd("no end")),
                 },
                 Err(Error::NotFound { .. }) => return Ok(Listing::default()),
                 Err(error) => return Err(error),
             }
         };
-        let mut found =
-            read(Form::Files, text.as_bytes()).map_err(|_| odd("a listing that is none"))?;
+        let mut found = read(Form::Files, &text).map_err(|_| odd("a listing that is none"))?;
         let whole = |name: &str, end: &str| match folder {
             "" => format!("{name}{end}"),
             folder => format!("{folder}/{name}{end}"),
