@@ -114,8 +114,9 @@ async fn remote(
     context: &Context,
 ) -> Result<(Vec<Item>, Vec<String>), Error> {
     let place = Place::read(source, client).await?;
-    let (mut items, mut lacking) = (Vec::new(), Vec::new());
-    for entry in found(&place, data, context).await? {
+    let (entries, lacks) = found(&place, data, context).await?;
+    let (mut items, mut lacking): (_, Vec<String>) = (Vec::new(), lacks.into_iter().collect());
+    for entry in entries {
         let at = Place { path: entry.path().to_owned(), folder: false, ..place.clone() };
         let name = at.name().to_owned();
         let files = match entry {

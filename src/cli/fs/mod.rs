@@ -112,19 +112,22 @@ impl Entry {
     }
 }
 
-/// What a pattern matches, or the one thing that is at the path.
-async fn found(place: &Place, data: &Data, context: &Context) -> Result<Vec<Entry>, Error> {
+/// What a pattern matches, or the one thing that is at the path; and in words, what lies where a pattern was looked
+/// for and cannot be named.
+async fn found(
+    place: &Place,
+    data: &Data,
+    context: &Context,
+) -> Result<(Vec<Entry>, Option<String>), Error> {
     let Some((base, glob)) = place.pattern()? else {
         return match place.look(data).await? {
-            Look::Object(object) => Ok(vec![Entry::Object(object)]),
-            Look::Folder => Ok(vec![Entry::Folder(place.path.clone())]),
+            Look::Object(object) => Ok((vec![Entry::Object(object)], None)),
+            Look::Folder => Ok((vec![Entry::Folder(place.path.clone())], None)),
             Look::Nothing => Err(place.missing()),
         };
     };
     let page = base.list(data, place.depth(&base)).await?;
-    if let Some(lacks) = base.lacks(&page.unnamed) {
-        context.output.warn(&lacks);
-    }
+    let lacks = base.lacks(&page.unnamed);
     let folders = page.folders.into_iter().map(Entry::Folder);
     let objects = page.objects.into_iter().map(Entry::Object);
     let mut found: Vec<Entry> =
@@ -135,6 +138,7 @@ async fn found(place: &Place, data: &Data, context: &Context) -> Result<Vec<Entr
             Look::Object(object) => found.push(Entry::Object(object)),
             Look::Folder => found.push(Entry::Folder(place.path.clone())),
             Look::Nothing => {
+                warn(lacks.as_deref(), context);
                 let cause = format!("nothing matches {}", place.uri());
                 let help = format!("see what there is: atelier fs ls {}", base.uri());
                 return Err(Error::new(Kind::NotFound, cause).help(help));
@@ -142,7 +146,13 @@ async fn found(place: &Place, data: &Data, context: &Context) -> Result<Vec<Entr
         }
     }
     found.sort_by(|a, b| a.path().cmp(b.path()));
-    Ok(found)
+    Ok((found, lacks))
+}
+
+fn warn(lacks: Option<&str>, context: &Context) {
+    if let Some(lacks) = lacks {
+        context.output.warn(lacks);
+    }
 }
 
 async fn ls(arguments: &Ls, client: &Client, data: &Data, context: &Context) -> Result<(), Error> {
@@ -159,14 +169,14 @@ async fn ls(arguments: &Ls, client: &Client, data: &Data, context: &Context) -> 
     for uri in &arguments.uris {
         let place = Place::read(uri, client).await?;
         let is_pattern = place.pattern()?.is_some();
-        for entry in found(&place, data, context).await? {
+        let (entries, lacks) = found(&place, data, context).await?;
+        warn(lacks.as_deref(), context);
+        for entry in entries {
             match entry {
                 Entry::Folder(path) if arguments.recursive || !is_pattern => {
                     let folder = Place { path, folder: true, ..place.clone() };
                     let page = folder.list(data, depth).await?;
-                    if let Some(lacks) = folder.lacks(&page.unnamed) {
-                        context.output.warn(&lacks);
-                    }
+                    warn(folder.lacks(&page.unnamed).as_deref(), context);
                     let folders = page.folders.into_iter().map(Entry::Folder);
                     let mut inner: Vec<Entry> =
                         folders.chain(page.objects.into_iter().map(Entry::Object)).collect();
@@ -219,7 +229,9 @@ async fn cat(
 ) -> Result<(), Error> {
     for uri in uris {
         let place = Place::read(uri, client).await?;
-        for entry in found(&place, data, context).await? {
+        let (entries, lacks) = found(&place, data, context).await?;
+        warn(lacks.as_deref(), context);
+        for entry in entries {
             let Entry::Object(object) = entry else {
                 let cause = format!("{} is a folder", place.uri_of(entry.path()));
                 return Err(
@@ -293,10 +305,12 @@ async fn assets_at(all: &[(Place, Entry)], client: &Client) -> Result<Vec<String
 }
 
 async fn rm(arguments: &Rm, client: &Client, data: &Data, context: &Context) -> Result<(), Error> {
-    let mut all: Vec<(Place, Entry)> = Vec::new();
+    let (mut all, mut stay): (Vec<(Place, Entry)>, Vec<String>) = Default::default();
     for uri in &arguments.uris {
         let place = Place::read(uri, client).await?;
-        for entry in found(&place, data, context).await? {
+        let (entries, lacks) = found(&place, data, context).await?;
+        stay.extend(lacks);
+        for entry in entries {
             let folder = matches!(entry, Entry::Folder(_));
             let at = Place { path: entry.path().to_owned(), folder, ..place.clone() };
             if folder && at.path.is_empty() {
@@ -323,7 +337,7 @@ async fn rm(arguments: &Rm, client: &Client, data: &Data, context: &Context) -> 
         };
         context.confirmed(&format!("Remove {what}?"), "atelier fs rm -r --yes URI…")?;
     }
-    let stay: Vec<Option<String>> = futures::stream::iter(&all)
+    let left: Vec<Option<String>> = futures::stream::iter(&all)
         .map(|(place, entry)| async move {
             let recursive = matches!(entry, Entry::Folder(_));
             let gone = data.delete(&place.datastore, &place.path, recursive).await;
@@ -333,7 +347,7 @@ async fn rm(arguments: &Rm, client: &Client, data: &Data, context: &Context) -> 
         .buffer_unordered(AT_ONCE)
         .try_collect()
         .await?;
-    let stay: Vec<String> = stay.into_iter().flatten().collect();
+    stay.extend(left.into_iter().flatten());
     if !stay.is_empty() {
         let cause = format!("not all of it was removed: {}", stay.join("; "));
         return Err(Error::new(Kind::Refused, cause)

@@ -75,6 +75,23 @@ fn what_cannot_be_named_is_told(
         .ok()
         .says(&["gone from", "but for 5 keys that cannot be named here"]);
 
+    // And so it is with patterns.
+    put("given/a.txt", "a\n");
+    let (pattern, matched) = (format!("{FOLDER}/*"), cluster.path().join("matched"));
+    fs::create_dir(&matched).unwrap();
+    let matched_to = matched.display().to_string();
+    cluster
+        .atelier(["fs", "cp", "-r", &pattern, &matched_to])
+        .fails(1)
+        .says(&["not all of it was copied", "cannot be named here"]);
+    assert_eq!(fs::read_to_string(matched.join("a.txt")).unwrap(), "a\n");
+    cluster.atelier(["fs", "cat", &format!("{FOLDER}/*.txt")]).ok().says(&["cannot be named here"]);
+    cluster
+        .atelier(["fs", "rm", "-r", "--yes", &pattern])
+        .fails(1)
+        .says(&["not all of it was removed", "cannot be named here"]);
+    assert_eq!(listed(cluster, "?prefix=given"), Vec::<String>::new());
+
     put("given/a.txt", "a\n");
     cluster
         .atelier(["fs", "rm", "-r", "--yes", FOLDER])
