@@ -363,9 +363,43 @@ impl Retention {
         if removal.except.is_empty() {
             // And what are only folders, and what has no name here and yet can be removed.
             stays = datastore.delete(&root).await?;
+        } else if !stays.is_empty() {
+            stays = unnamed_outside(&datastore, root, &removal.except).await?;
         }
         Ok((objects, stays))
     }
+}
+
+/// What no path names of all that lies below a folder and in none of those that are kept.
+async fn unnamed_outside(
+    datastore: &Datastore,
+    root: ObjectPath,
+    kept: &[String],
+) -> Result<Unnamed, storage::Error> {
+    let (mut unnamed, mut folders) = (Unnamed::default(), vec![root]);
+    while let Some(folder) = folders.pop() {
+        let below = format!("{folder}/");
+        let is_whole = !kept.iter().any(|kept| kept.starts_with(&below));
+        let mut after: Option<String> = None;
+        loop {
+            let next = if is_whole {
+                let page = datastore.list(Some(&folder), after.as_deref(), PAGE).await?;
+                unnamed.merge(page.unnamed);
+                page.next.map(|next| next.to_string())
+            } else {
+                let level = datastore.level(Some(&folder), after.as_deref(), PAGE).await?;
+                unnamed.merge(level.unnamed);
+                let goes = |inner: &ObjectPath| !kept.iter().any(|kept| kept == inner.as_str());
+                folders.extend(level.folders.into_iter().filter(goes));
+                level.next
+            };
+            match next {
+                Some(next) => after = Some(next),
+                None => break,
+            }
+        }
+    }
+    Ok(unnamed)
 }
 
 /// An earlier try may have removed it, or whoever's file it is.

@@ -211,3 +211,26 @@ fn s3_a_job_that_is_deleted_says_what_it_leaves() {
     assert_eq!(store.ask(&format!("GET {root}/x//y"), ""), (200, "odd".to_owned()));
     assert_eq!(store.ask(&format!("GET {root}/outputs/kept.txt"), "").0, 404);
 }
+
+/// Of what the rules keep nothing is left.
+#[test]
+fn s3_the_rules_say_what_they_leave_and_not_what_they_keep() {
+    let store = S3::start();
+    let cluster = begin(&home(&store, "team"));
+    let job = cluster.create("command: mkdir -p outputs && echo x > outputs/x\n");
+    cluster.completed(&job);
+    let root = format!("/bucket/team/workspaceartifactstore/ExperimentRun/dcid.{job}");
+    for key in ["user_logs/kept//y", "system_logs//y", "left//y"] {
+        assert_eq!(store.ask(&format!("PUT {root}/{key}"), "odd").0, 200, "{key}");
+    }
+    let retention = ["workspace", "retention"];
+    cluster.atelier(retention.iter().chain(&["set", "--outputs", "1s"])).ok();
+    let said = |words: &str| cluster.daemon(|daemon| daemon.said(words));
+    until("the outputs are old enough", || {
+        let applied = cluster.atelier(retention.iter().chain(&["apply", "-o", "json"])).ok();
+        (!applied.json().as_array().unwrap().is_empty()).then_some(())
+    });
+    until("the outputs have gone", || said("not all of it was removed").then_some(()));
+    assert!(said("a key that cannot be named here") && said("left//y"));
+    assert!(!said("kept//y") && !said("system_logs//y"));
+}
