@@ -446,7 +446,8 @@ async fn a_rotation_goes_on_where_the_last_call_was() {
         assert_eq!((rotated.begun_at, rotated.was_begun), (Some(at(10)), calls > 1));
         versions += rotated.versions;
         assert_eq!((rotated.total, rotated.done), (40, versions), "{rotated:?}");
-        assert!(rotated.done > done, "{rotated:?}");
+        // One that ends as the last is sealed has not seen yet that it was the last.
+        assert!(rotated.done > done || rotated.next.is_none(), "{rotated:?}");
         done = rotated.done;
         // As it is sent and comes back.
         cursor = rotated.next.map(|next| next.to_string().parse::<Cursor>().unwrap());

@@ -82,7 +82,10 @@ fn bao_has_the_key_of_secrets_that_jobs_use() {
     assert_eq!(status("keys[].is_newest"), json!([false]));
     let rotated = cluster.atelier(["vault", "rotate", "-o", "json"]).ok().json();
     let key_2 = "transit:transit/atelier:v2";
-    assert_eq!(rotated, json!({"key": key_2, "versions": 1, "total": 1, "damaged": []}));
+    assert_eq!(
+        rotated,
+        json!({"key": key_2, "versions": 1, "total": 1, "damaged": [], "damaged_total": 0})
+    );
     let both = ["--vault-key", file.as_str(), "--vault-old-key", key[1]];
     restart(&cluster, &[&both[..], &at[..]].concat());
     assert_eq!(cluster.atelier(["vault", "rotate", "-o", "json"]).ok().json()["versions"], 1);

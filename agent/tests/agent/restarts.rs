@@ -339,7 +339,10 @@ async fn a_node_with_jobs_that_would_not_reach_the_daemon_says_so_until_they_do(
             break why;
         }
     };
-    assert!(why.contains(&format!("port for jobs at http://{jobs}; forward it too")), "{why}");
+    assert!(
+        why.contains(&format!("port for jobs at http://{jobs}; let this machine reach port")),
+        "{why}"
+    );
     // The way is there now, and the session is the same.
     let listener = tokio::net::TcpListener::bind(jobs).await.unwrap();
     let healthy = axum::Router::new().route("/healthz", axum::routing::get(|| async { "ok" }));
