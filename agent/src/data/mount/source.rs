@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 
 use atelier_core::content::Digest;
 use bytes::Bytes;
-use futures::future::{BoxFuture, FutureExt as _, Shared};
+use futures::future::{BoxFuture, FutureExt as _, Shared, ready};
 use rustix::fs::{FlockOperation, flock};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, oneshot};
@@ -294,12 +294,16 @@ impl Source {
         }
     }
 
-    /// Fetches a block that is not here, unless it is on its way already.
+    /// Fetches a block that is not here, unless it is on its way already, or has come since it was looked for.
     pub(in crate::data) fn fetch(self: &Arc<Self>, block: u32) -> Flight {
         let key = (self.id, block);
         let mut flights = locked(&self.engine.flights);
         if let Some(flight) = flights.get(&key) {
             return flight.clone();
+        }
+        // What has landed is remembered before its flight is forgotten.
+        if let Some(bytes) = self.engine.recent(key) {
+            return ready(Ok(bytes)).boxed().shared();
         }
         let (tell, told) = oneshot::channel();
         let source = Arc::clone(self);

@@ -80,6 +80,8 @@ async fn a_block_is_fetched_once_and_what_was_read_whole_is_kept_as_that() {
         let block: Bytes = flight.await.unwrap();
         assert!(*block == all[BLOCK as usize..2 * BLOCK as usize]);
     }
+    // Who looked for it before it came, and asks for it after.
+    assert!(*source.fetch(1).await.unwrap() == all[BLOCK as usize..2 * BLOCK as usize]);
     assert_eq!(read(&source).await.unwrap(), all);
     assert_eq!(world.requests("GET d/large"), 4 + 2);
     until("the large one is whole", || source.whole().is_some()).await;
