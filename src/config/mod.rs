@@ -2,12 +2,14 @@
 
 mod files;
 mod home;
+mod limits;
 mod serve;
 mod storage;
 mod transit;
 
 pub(crate) use files::{Here, bounded};
 pub use home::{Error as HomeError, data_dir, home, vault_key};
+pub use limits::LimitArgs;
 pub use serve::{PublicData, ServeArgs, SignedUrls, TlsWhen};
 pub use storage::{Error as StorageFileError, StorageFile};
 pub use transit::TransitArgs;

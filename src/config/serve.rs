@@ -6,11 +6,13 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use atelier_core::egress::Egress;
 use atelier_core::id::{ComputeName, WorkspaceName};
 use atelier_core::node::LeasePolicy;
 use clap::builder::TypedValueParser;
 use clap::error::ErrorKind;
 
+use super::limits::LimitArgs;
 use super::transit::TransitArgs;
 use crate::tls::Name;
 use crate::vault::KeySource;
@@ -118,6 +120,9 @@ pub struct ServeArgs {
     /// of its paths [default: Amazon's]
     #[arg(long, value_name = "URL", value_parser = server_url)]
     pub public_s3: Option<String>,
+    /// What callers may ask for
+    #[command(flatten)]
+    pub limits: LimitArgs,
     /// Logs as text for people or as one JSON object a line
     #[arg(long, default_value = "text", value_name = "text|json")]
     pub log_format: crate::telemetry::Format,
@@ -165,6 +170,13 @@ fn server_url(text: &str) -> Result<String, String> {
 }
 
 impl ServeArgs {
+    /// Where nodes fetch what users name: also from a server that the admin has named for public data.
+    pub(crate) fn egress(&self) -> Egress {
+        let host = |url: &String| reqwest::Url::parse(url).ok()?.host_str().map(str::to_owned);
+        let hosts = self.public_s3.iter().filter_map(host).collect();
+        Egress { networks: self.limits.allow_egress.clone(), hosts }
+    }
+
     /// The lease that these arguments mean. Short leases shorten everything that depends on them, but
     /// not the time that a job may take to end: until that is over too, none may follow it.
     pub fn lease_policy(&self) -> LeasePolicy {

@@ -7,6 +7,7 @@ use atelier_core::access::Caller;
 use atelier_core::asset::{Draft, MadeBy, Refusal, Unresolved};
 use atelier_core::component;
 use atelier_core::datastore::{Address, AddressError, Source, find_https};
+use atelier_core::egress::Egress;
 use atelier_core::expr::{self, Template};
 use atelier_core::id::{DatastoreName, JobName};
 use atelier_core::layout;
@@ -46,6 +47,8 @@ pub struct Admission {
 pub(super) struct Public {
     /// Whether anything may.
     pub(super) is_allowed: bool,
+    /// Where nodes fetch it from.
+    pub(super) egress: Arc<Egress>,
     /// The server of `s3://` addresses; `None`: Amazon's.
     pub(super) s3: Option<String>,
 }
@@ -322,7 +325,10 @@ impl Admission {
             },
             DataUri::Http(url) => match self.of_page(&url) {
                 Some(found) => found,
-                None if self.public.is_allowed => return Ok(DataUri::Http(url)),
+                None if self.public.is_allowed => {
+                    self.may_be_fetched(field, &url)?;
+                    return Ok(DataUri::Http(url));
+                }
                 None => return Err(invalid(field, NO_PUBLIC)),
             },
             other => return self.elsewhere(field, other).await,
@@ -345,6 +351,20 @@ impl Admission {
         }
         self.must_stay(field, datastore.as_str(), below)?;
         Ok(DataUri::Datastore { datastore, path })
+    }
+
+    /// Refuses a page that no node would fetch, as far as its host says.
+    fn may_be_fetched(&self, field: &str, url: &str) -> Result<(), Error> {
+        let url =
+            reqwest::Url::parse(url).map_err(|e| invalid(field, format!("it is no URL: {e}")))?;
+        let host = url.host_str().unwrap_or_default();
+        match self.public.egress.refuses_host(host) {
+            None => Ok(()),
+            Some(inside) => {
+                let shown: String = host.chars().take(100).collect();
+                Err(invalid(field, format!("'{shown}' is not read: {}", inside.told())))
+            }
+        }
     }
 
     /// Where the data of a reference lies that names no storage.

@@ -336,6 +336,7 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
             require_containers: args.require_containers,
             public: Public {
                 is_allowed: args.public_data == PublicData::Allow,
+                egress: Arc::new(args.egress()),
                 s3: args.public_s3.clone(),
             },
         },

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use atelier_core::egress::Egress;
 use atelier_core::id::NodeName;
 use atelier_core::job::{AttemptKey, Report};
 use atelier_core::layout;
@@ -104,6 +105,7 @@ impl Service {
             shared_probe_path: probe.path.display().to_string(),
             shared_probe_value: probe.value.to_string(),
             storage_is_elsewhere: probe.storage_is_elsewhere,
+            egress: Some(egress(self.shared.args.egress())),
             http_url: self.shared.addresses.jobs_url(asked),
             workspace: workspace.name.to_string(),
             workspace_id: workspace.id.clone(),
@@ -233,6 +235,11 @@ impl pb::agent_service_server::AgentService for Service {
         };
         self.channels.join(&node, channel, messages).map(Response::new)
     }
+}
+
+fn egress(egress: Egress) -> pb::Egress {
+    let networks = egress.networks.iter().map(ToString::to_string).collect();
+    pb::Egress { networks, hosts: egress.hosts }
 }
 
 /// Hears what a node says until it hangs up.

@@ -108,10 +108,23 @@ impl Failure {
 
 impl From<reqwest::Error> for Failure {
     fn from(error: reqwest::Error) -> Self {
+        if let Some(NotOpen(why)) = not_open(&error) {
+            return Self::Closed(why);
+        }
         let is_connect = error.is_connect();
         let text = chain(&error.without_url());
         if is_connect { Self::Unreached(text) } else { Self::Broken(text) }
     }
+}
+
+/// That a request leads where none may, found while it was under way.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct NotOpen(pub(super) &'static str);
+
+fn not_open<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a NotOpen> {
+    let mut causes = std::iter::successors(Some(error), |error| error.source());
+    causes.find_map(|error| error.downcast_ref())
 }
 
 /// An error with its causes, in one line.

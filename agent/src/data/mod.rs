@@ -31,6 +31,7 @@ use std::time::Duration;
 
 use atelier_core::content::Digest;
 use atelier_core::content::manifest::ManifestEntry;
+use atelier_core::egress::Egress;
 use atelier_core::spec::Input;
 use atelier_proto::agent::v1 as pb;
 use bytes::Bytes;
@@ -72,6 +73,8 @@ pub struct Options {
     pub cache_bytes: Option<u64>,
     /// Where jobs have no way to, and so no input comes from.
     pub(crate) closed: Arc<Closed>,
+    /// Where inputs that are URLs may be fetched from; `None`: the daemon does not say.
+    pub(crate) egress: Option<Arc<Egress>>,
 }
 
 /// Moves data for the attempts of a node. Cheap to clone; a new one is made when the daemon's
@@ -125,7 +128,7 @@ impl DataPlane {
         let cache = Cache::open(&options.cache_dir, options.cache_bytes)?;
         Ok(Self(Arc::new(Inner {
             gateway: Gateway::new(&options.http_url, &options.trust).map_err(unready)?,
-            web: Web::new(options.closed).map_err(failed)?,
+            web: Web::new(options.closed, options.egress).map_err(failed)?,
             source: Source::new(options.channel, &options.token, Arc::clone(&cache))?,
             held: Arc::new(HeldInputs::new(Arc::clone(&cache))),
             cache,

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use atelier_core::content::Digest;
 use atelier_core::datastore::Address;
+use atelier_core::egress::{Egress, Inside};
 use percent_encoding::percent_decode_str;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::header::IF_NONE_MATCH;
@@ -16,72 +17,105 @@ use reqwest::{Client, Response, StatusCode, Url};
 use super::cache::Kind;
 use super::error::blocking;
 use super::files::{self, Stop, StopOnDrop};
-use super::gateway::{self, Failure, Patience};
+use super::gateway::{self, Failure, NotOpen, Patience};
 use super::transfer::download;
 use super::{Error, Inner};
 use crate::reach::{self, Closed};
 
 /// What reads URLs that users chose: it goes where jobs may, and so neither to a cloud's metadata nor to the port by
-/// which the daemon takes orders, by whatever name or redirect.
+/// which the daemon takes orders, and to public addresses and those that an admin allows, by whatever name or redirect.
 #[derive(Debug)]
 pub(super) struct Web {
     client: Client,
+    open: Open,
+}
+
+/// Where it goes.
+#[derive(Clone, Debug)]
+struct Open {
     closed: Arc<Closed>,
+    egress: Option<Arc<Egress>>,
+}
+
+impl Open {
+    /// Why there is no way to an address by a host's name.
+    fn why(&self, host: &str, to: SocketAddr) -> Option<&'static str> {
+        self.closed.why(to).or_else(|| self.why_not_public(host, to.ip()))
+    }
+
+    fn why_not_public(&self, host: &str, address: IpAddr) -> Option<&'static str> {
+        let egress = self.egress.as_ref().filter(|egress| !egress.names(host))?;
+        egress.refuses(address).map(Inside::told)
+    }
+
+    /// Why nothing is read from a URL that has an address in place of a name.
+    fn why_not_at(&self, url: &Url) -> Option<&'static str> {
+        let host = url.host_str()?;
+        // Of version 6 they stand in brackets.
+        let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>().ok()?;
+        self.why(host, (address, url.port_or_known_default()?).into())
+    }
 }
 
 impl Web {
-    pub(super) fn new(closed: Arc<Closed>) -> Result<Self, reqwest::Error> {
-        let of_redirects = Arc::clone(&closed);
+    pub(super) fn new(
+        closed: Arc<Closed>,
+        egress: Option<Arc<Egress>>,
+    ) -> Result<Self, reqwest::Error> {
+        let open = Open { closed, egress };
+        let of_redirects = open.clone();
         let follow = Policy::custom(move |attempt| {
-            if let Some(why) = of_address(&of_redirects, attempt.url()) {
-                attempt.error(why)
+            if let Some(why) = of_redirects.why_not_at(attempt.url()) {
+                attempt.error(NotOpen(why))
+            } else if !matches!(attempt.url().scheme(), "http" | "https") {
+                attempt.error(NotOpen("it redirects to what is not http or https"))
             } else if attempt.previous().len() > MOST_REDIRECTS {
                 attempt.error("it redirects again and again")
             } else {
                 attempt.follow()
             }
         });
-        let client = gateway::builder().redirect(follow).dns_resolver(Arc::new(Names)).build()?;
-        Ok(Self { client, closed })
+        let names = Names(open.clone());
+        let client = gateway::builder().redirect(follow).dns_resolver(Arc::new(names)).build()?;
+        Ok(Self { client, open })
     }
 
     /// Why nothing is read from a URL; `None`: nothing is known against it.
     async fn why_closed(&self, url: &Url) -> Option<&'static str> {
-        if let Some(why) = of_address(&self.closed, url) {
+        if let Some(why) = self.open.why_not_at(url) {
             return Some(why);
         }
-        let host = (url.host_str()?, url.port_or_known_default()?);
+        let (name, port) = (url.host_str()?, url.port_or_known_default()?);
         // A name that is not found is the request's failure.
-        let mut found = tokio::net::lookup_host(host).await.ok()?;
-        found.find_map(|address| self.closed.why(address))
+        let mut found = tokio::net::lookup_host((name, port)).await.ok()?;
+        found.find_map(|address| self.open.why(name, address))
     }
 
-    /// The same of where an answer came from: of names that it was redirected to, and of those that have other
-    /// addresses each time, nothing else is certain.
+    /// The same of where an answer came from: which port a name's addresses are asked at is not known before.
     fn why_not_taken(&self, answer: &Response) -> Option<&'static str> {
-        self.closed.why(answer.remote_addr()?)
+        self.open.closed.why(answer.remote_addr()?)
     }
 }
 
 const MOST_REDIRECTS: usize = 10;
 
-/// Why nothing is read from a URL that has an address in place of a name.
-fn of_address(closed: &Closed, url: &Url) -> Option<&'static str> {
-    // Of version 6 they stand in brackets.
-    let host = url.host_str()?.trim_start_matches('[').trim_end_matches(']');
-    closed.why((host.parse::<IpAddr>().ok()?, url.port_or_known_default()?).into())
-}
-
-/// Looks up names, but for those of metadata, whatever the port.
-struct Names;
+/// Looks up names once for each connection, which is made to what was found and looked at: a name that has another
+/// address the next time leads nowhere else.
+struct Names(Open);
 
 impl Resolve for Names {
     fn resolve(&self, name: Name) -> Resolving {
+        let open = self.0.clone();
         Box::pin(async move {
             let found: Vec<SocketAddr> =
                 tokio::net::lookup_host((name.as_str(), 0)).await?.collect();
-            if found.iter().any(|address| reach::is_metadata(address.ip())) {
-                return Err(reach::TO_METADATA.into());
+            for address in &found {
+                let is_metadata = reach::is_metadata(address.ip());
+                let why = is_metadata.then_some(reach::TO_METADATA);
+                if let Some(why) = why.or_else(|| open.why_not_public(name.as_str(), address.ip()))
+                {
+                    return Err(NotOpen(why).into());
+                }
             }
             Ok(Box::new(found.into_iter()) as Addrs)
         })
@@ -267,5 +301,55 @@ mod tests {
             "https://example.com/a.csv"
         );
         assert_eq!(shown("nonsense sig=abc"), "the URL");
+    }
+
+    /// A server that sends whoever asks elsewhere.
+    async fn sending_to(place: &str) -> SocketAddr {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let answer = format!(
+            "HTTP/1.1 302 Found\r\nLocation: {place}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+        );
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let _ = stream.read(&mut [0; 4096]).await;
+                let _ = stream.write_all(answer.as_bytes()).await;
+            }
+        });
+        address
+    }
+
+    #[tokio::test]
+    async fn every_hop_of_a_redirect_is_looked_at() {
+        let closed = Arc::new(Closed::with(&reach::Daemon::default()));
+        // The first server is the admin's word; where it sends is not.
+        let egress = Egress { hosts: vec!["127.0.0.1".to_owned()], ..Egress::default() };
+        let web = Web::new(closed.clone(), Some(Arc::new(egress))).unwrap();
+        for place in [
+            "http://localhost:1/x",
+            "http://127.0.0.2:1/x",
+            "http://2130706434:1/x",
+            "http://[::1]:1/x",
+            "http://[::ffff:7f00:2]:1/x",
+            "http://10.0.0.1/x",
+            "file:///etc/passwd",
+        ] {
+            let first = sending_to(place).await;
+            let asked = web.client.get(format!("http://{first}/")).send().await;
+            match Failure::from(asked.unwrap_err()) {
+                Failure::Closed(why) => assert!(
+                    why.contains("--allow-egress") || why.contains("not http or https"),
+                    "{place}: {why}"
+                ),
+                other => panic!("{place}: {other:?}"),
+            }
+        }
+        // The first look is at the URL itself.
+        let none = Web::new(closed, Some(Arc::new(Egress::default()))).unwrap();
+        for url in ["http://localhost:1/", "http://127.0.0.1:1/", "http://0x7f.1:1/"] {
+            let why = none.why_closed(&Url::parse(url).unwrap()).await.unwrap();
+            assert!(why.contains("loopback"), "{url}: {why}");
+        }
     }
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use atelier_core::egress::Egress;
 use atelier_proto::agent::v1 as pb;
 use atelier_proto::job::v1::open_channel::What;
 use pb::agent_message::Message as Up;
@@ -306,6 +307,7 @@ impl Session {
             cache_dir: self.cache.clone(),
             cache_bytes: self.args.data_cache,
             closed: Arc::clone(&closed),
+            egress: welcome.egress.as_ref().map(egress),
         })?;
         self.client.send_replace(Some(connection.client.clone()));
         self.services.send_replace(Some(Arc::new(Services {
@@ -572,4 +574,10 @@ impl Backoff {
         let _ = getrandom::fill(&mut random);
         full.mul_f64(0.5 + f64::from(random[0]) / 512.0)
     }
+}
+
+/// What a daemon says of where users' URLs may lead. A network that is not understood opens nothing.
+fn egress(told: &pb::Egress) -> Arc<Egress> {
+    let networks = told.networks.iter().filter_map(|network| network.parse().ok()).collect();
+    Arc::new(Egress { networks, hosts: told.hosts.clone() })
 }

@@ -59,6 +59,7 @@ impl Workspace {
             grace: 1,
             lease: 600,
             signed_urls: crate::config::SignedUrls::Auto,
+            limits: Default::default(),
             log_format: crate::telemetry::Format::Text,
         };
         let daemon = start(args).await.unwrap();

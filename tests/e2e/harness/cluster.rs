@@ -276,6 +276,10 @@ impl Cluster {
         if !settings.serve.iter().any(|argument| argument == "--listen") {
             command.args(["--listen", "127.0.0.1:0"]);
         }
+        // The web of the tests is on this machine.
+        if !settings.serve.iter().any(|argument| argument == "--allow-egress") {
+            command.args(["--allow-egress", "127.0.0.0/8"]);
+        }
         let log = self.path().join("logs/daemon.log");
         *self.daemon.borrow_mut() = Some(Process::spawn("the daemon", command, &log));
     }

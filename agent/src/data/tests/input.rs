@@ -273,6 +273,16 @@ async fn inputs_from_the_web() {
         let said = error.to_string();
         assert!(error.is_users() && said.contains("closed to jobs"), "{host}: {said}");
     }
+    // Nor to any address that is not public and that no admin allows: by its number, by a name, by a redirect.
+    let web = world.web_port();
+    for host in ["127.0.0.2", "[::1]", "10.0.0.1", "192.168.0.1", "[fd00::1]", "[64:ff9b::a00:1]"] {
+        let error = ask(&format!("http://{host}:{web}/web/pub/iris.csv"), DataKind::UriFile).await;
+        let said = error.to_string();
+        assert!(error.is_users() && said.contains("--allow-egress"), "{host}: {said}");
+        let error = world.url("g", &format!("to/{host}:{web}"), mount).await.unwrap_err();
+        let said = error.to_string();
+        assert!(error.is_users() && said.contains("--allow-egress"), "to {host}: {said}");
+    }
     for host in ["169.254.169.254", &format!("127.0.0.1:{port}"), &format!("localhost:{port}")] {
         let error = world.url("g", &format!("to/{host}"), mount).await.unwrap_err();
         assert!(error.to_string().contains("closed to jobs"), "{host}: {error}");

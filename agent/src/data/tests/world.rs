@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use atelier_core::content::Digest;
+use atelier_core::egress::Egress;
 use atelier_proto::agent::v1 as pb;
 use atelier_proto::content::v1::content_service_server::{ContentService, ContentServiceServer};
 use atelier_proto::content::v1::{
@@ -111,9 +112,18 @@ impl World {
             cache_dir: folder.path().join("cache"),
             cache_bytes,
             closed: Arc::new(crate::reach::Closed::with(&known)),
+            egress: Some(Arc::new(Egress {
+                networks: vec!["127.0.0.1".parse().unwrap()],
+                hosts: vec!["localhost".to_owned()],
+            })),
         })
         .unwrap();
         Self { plane, daemon, folder, address, control, shared }
+    }
+
+    /// Where the web is.
+    pub(super) fn web_port(&self) -> u16 {
+        self.address.port()
     }
 
     pub(super) fn store_root(&self) -> PathBuf {
