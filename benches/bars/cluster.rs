@@ -58,7 +58,14 @@ impl Cluster {
         let data = folder.path().join("data");
         let log = |name: &str| fs::File::create(folder.path().join(name)).unwrap();
         let daemon = Command::new(ATELIER)
-            .args(["serve", "--listen", "127.0.0.1:0", "--data-dir"])
+            .args([
+                "serve",
+                "--listen",
+                "127.0.0.1:0",
+                "--request-rate",
+                "1000000000",
+                "--data-dir",
+            ])
             .arg(&data)
             .args(serve)
             .env("ATELIER_LOG", "warn")

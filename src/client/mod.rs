@@ -122,10 +122,15 @@ impl Error {
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Connect { .. } | Self::NoLocalDaemon | Self::Timeout { .. } => true,
-            Self::Rpc(status) => broken(status),
+            Self::Rpc(status) => broken(status) || is_to_wait(status),
             _ => false,
         }
     }
+}
+
+/// Whether the daemon has said after what time it would answer.
+fn is_to_wait(status: &Status) -> bool {
+    status.code() == Code::ResourceExhausted && status.metadata().contains_key("retry-after")
 }
 
 /// Whether a status tells of the connection rather than of the call. Statuses that a server sent

@@ -1,6 +1,7 @@
 //! The daemon's ports: gRPC and HTTP side by side, and HTTP alone for jobs; every request past the door.
 
 pub(crate) mod data;
+mod limits;
 pub mod mlflow;
 mod server;
 
@@ -15,6 +16,7 @@ use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 use axum::{Extension, Router};
 
+pub(crate) use limits::Limits;
 pub(crate) use server::serve;
 
 use crate::daemon::Shared;
@@ -25,14 +27,14 @@ const BODY: usize = 4 << 20;
 
 /// Every route, behind the door.
 pub fn router(shared: Shared, grpc: Router) -> Router {
-    let door = shared.door.clone();
-    behind(door, grpc.merge(own(shared)))
+    let (door, limits) = (shared.door.clone(), shared.limits.clone());
+    behind(door, limits, grpc.merge(own(shared)))
 }
 
 /// What jobs need, behind the same door.
 pub fn jobs_router(shared: Shared) -> Router {
-    let door = shared.door.clone();
-    behind(door, own(shared).fallback(elsewhere))
+    let (door, limits) = (shared.door.clone(), shared.limits.clone());
+    behind(door, limits, own(shared).fallback(elsewhere))
 }
 
 /// What is not on the jobs' port; whoever has orders is told where to go.
@@ -64,8 +66,11 @@ fn own(shared: Shared) -> Router {
         .merge(runs)
 }
 
-fn behind(door: Arc<Door>, routes: Router) -> Router {
-    routes.layer(DefaultBodyLimit::max(BODY)).layer(middleware::from_fn_with_state(door, guard))
+fn behind(door: Arc<Door>, limits: Arc<Limits>, routes: Router) -> Router {
+    routes
+        .layer(DefaultBodyLimit::max(BODY))
+        .layer(middleware::from_fn_with_state(limits, limits::limited))
+        .layer(middleware::from_fn_with_state(door, guard))
 }
 
 impl data::Authorize for Door {

@@ -2,7 +2,9 @@
 
 use std::convert::Infallible;
 use std::io::{self, Cursor};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -14,6 +16,7 @@ use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::Sleep;
 use tower::ServiceExt as _;
 
 use crate::tls::{Hosts, Secure};
@@ -24,7 +27,22 @@ const FAREWELL: Duration = Duration::from_millis(500);
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Between two words about connections that were closed for there being too many.
 const TOLD_AGAIN: Duration = Duration::from_secs(60);
-const LIMITS: Limits = Limits { connections: 10_000, silence: Duration::from_secs(15) };
+const LIMITS: Limits = Limits {
+    connections: 10_000,
+    silence: Duration::from_secs(15),
+    stall: Duration::from_secs(120),
+};
+/// Bytes of the first version's request line and headers, and of the second's headers as they are counted (RFC 9113,
+/// 6.5.2).
+const FIRST_HEADERS: usize = 128 << 10;
+const SECOND_HEADERS: u32 = 64 << 10;
+const HEADERS: usize = 100;
+/// Streams of one connection of the second version.
+const STREAMS: u32 = 1024;
+/// Streams that a client has ended before anybody looked at them; with more the connection is ended (CVE-2023-44487).
+const ENDED_UNSEEN: usize = 20;
+/// Streams that were ended for what a client did wrong in them.
+const ENDED_FOR_FAULTS: usize = 1024;
 
 /// What clients may take.
 #[derive(Clone, Copy)]
@@ -33,6 +51,8 @@ struct Limits {
     connections: usize,
     /// How long until it is known which HTTP a client speaks.
     silence: Duration,
+    /// How long a client may take to read anything of what it is sent.
+    stall: Duration,
 }
 
 /// Serves until asked to stop; with TLS where there is some, and only with it.
@@ -60,13 +80,17 @@ async fn serve_within(
         .timer(TokioTimer::new())
         // A client that sends its headers byte by byte holds a connection, not the daemon.
         .header_read_timeout(Duration::from_secs(15))
+        .max_buf_size(FIRST_HEADERS)
+        .max_headers(HEADERS)
         .keep_alive(true);
     builder
         .http2()
         .timer(TokioTimer::new())
         .adaptive_window(true)
-        .max_concurrent_streams(1024)
-        .max_header_list_size(64 << 10)
+        .max_concurrent_streams(STREAMS)
+        .max_header_list_size(SECOND_HEADERS)
+        .max_pending_accept_reset_streams(ENDED_UNSEEN)
+        .max_local_error_reset_streams(ENDED_FOR_FAULTS)
         .keep_alive_interval(Duration::from_secs(20))
         .keep_alive_timeout(Duration::from_secs(20));
     loop {
@@ -102,7 +126,7 @@ async fn serve_within(
             builder: builder.clone(),
             routes: routes.clone(),
             stopping: stopping.clone(),
-            silence: limits.silence,
+            limits,
             _place: place,
         };
         match secure.clone() {
@@ -128,7 +152,7 @@ struct Talk {
     builder: auto::Builder<TokioExecutor>,
     routes: Router,
     stopping: watch::Receiver<bool>,
-    silence: Duration,
+    limits: Limits,
     _place: OwnedSemaphorePermit,
 }
 
@@ -141,7 +165,7 @@ impl Talk {
     ) {
         // Once its version is known hyper has limits of its own; until then it would wait for ever.
         let begun = tokio::select! {
-            begun = tokio::time::timeout(self.silence, beginning(&mut stream)) => begun,
+            begun = tokio::time::timeout(self.limits.silence, beginning(&mut stream)) => begun,
             () = stopped(&mut self.stopping) => return,
         };
         let Ok(Ok(begun)) = begun else { return };
@@ -149,6 +173,7 @@ impl Talk {
             return;
         }
         let (rest, answers) = tokio::io::split(stream);
+        let answers = Stalling::new(answers, self.limits.stall);
         let stream = tokio::io::join(Cursor::new(begun).chain(rest), answers);
         let routes = self.routes;
         let service = service_fn(move |request: hyper::Request<Incoming>| {
@@ -190,6 +215,67 @@ async fn beginning(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Vec<u8>>
 /// Returns once the daemon is asked to stop, or is gone.
 async fn stopped(stopping: &mut watch::Receiver<bool>) {
     let _ = stopping.wait_for(|stop| *stop).await;
+}
+
+/// The way to a client, which breaks when that reads nothing for too long.
+struct Stalling<W> {
+    to: W,
+    most: Duration,
+    waiting: Option<Pin<Box<Sleep>>>,
+}
+
+impl<W: AsyncWrite + Unpin> Stalling<W> {
+    fn new(to: W, most: Duration) -> Self {
+        Self { to, most, waiting: None }
+    }
+
+    fn held<T>(
+        &mut self,
+        context: &mut Context<'_>,
+        done: impl FnOnce(Pin<&mut W>, &mut Context<'_>) -> Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        let done = done(Pin::new(&mut self.to), context);
+        if done.is_ready() {
+            self.waiting = None;
+            return done;
+        }
+        let most = self.most;
+        let waiting = self.waiting.get_or_insert_with(|| Box::pin(tokio::time::sleep(most)));
+        match waiting.as_mut().poll(context) {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(()) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
+        }
+    }
+}
+
+impl<W: AsyncWrite + Unpin> AsyncWrite for Stalling<W> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.held(context, |to, context| to.poll_write(context, bytes))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.held(context, |to, context| to.poll_flush(context))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.held(context, |to, context| to.poll_shutdown(context))
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        pieces: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.held(context, |to, context| to.poll_write_vectored(context, pieces))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.to.is_write_vectored()
+    }
 }
 
 #[cfg(test)]
