@@ -15,7 +15,7 @@ use crate::vault::{self, NotRevealed};
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// It does not run the attempt.
-    #[error("attempt {attempt} of job '{job}' does not run on node '{node}'")]
+    #[error("attempt {attempt} of job '{job}' does not run on node '{node}': {now}")]
     NotThere {
         /// Of which job.
         job: String,
@@ -23,6 +23,8 @@ pub enum Error {
         attempt: String,
         /// Who asks.
         node: NodeName,
+        /// Which attempt there is now.
+        now: String,
     },
     /// The vault gives it to nobody, or not to this job.
     #[error("environment_variables.{variable}: {error}")]
@@ -74,14 +76,27 @@ impl Shared {
     ) -> Result<Vec<(String, Zeroizing<Vec<u8>>)>, Error> {
         let (asked, at) = (key.clone(), node.clone());
         let found = self.handle.look(move |live, _| {
-            let job =
-                live.job(&asked.job).filter(|job| job.attempt_key().as_ref() == Some(&asked))?;
-            let runs = job.active()?.working().any(|(_, member)| member.node == at);
-            runs.then(|| (job.spec.clone(), job.created_by.clone()))
+            let none = || "the job has no attempt now".to_owned();
+            let Some(job) = live.job(&asked.job) else { return Err(none()) };
+            let Some(current) = job.attempt_key() else { return Err(none()) };
+            if current != asked {
+                return Err(format!("the job's current attempt is {}", current.attempt));
+            }
+            let runs = job
+                .active()
+                .is_some_and(|active| active.working().any(|(_, member)| member.node == at));
+            if runs {
+                Ok((job.spec.clone(), job.created_by.clone()))
+            } else {
+                Err("it runs elsewhere".to_owned())
+            }
         });
-        let Some((spec, created_by)) = found.await? else {
-            let (job, attempt) = (key.job.to_string(), key.attempt.to_string());
-            return Err(Error::NotThere { job, attempt, node });
+        let (spec, created_by) = match found.await? {
+            Ok(found) => found,
+            Err(now) => {
+                let (job, attempt) = (key.job.to_string(), key.attempt.to_string());
+                return Err(Error::NotThere { job, attempt, node, now });
+            }
         };
         // By what it is now: it has no token here.
         let role = match self.door.is_admin(&created_by) {

@@ -1,5 +1,6 @@
 //! A whole daemon in this process, spoken to over its port.
 
+mod bad_input;
 mod builds;
 mod caches;
 mod samples;
