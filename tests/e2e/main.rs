@@ -16,6 +16,7 @@ mod harness;
 mod access;
 mod addresses;
 mod assets;
+mod attacks;
 mod bad_input;
 mod builds;
 mod caches;
