@@ -5,6 +5,8 @@ pub mod client;
 pub mod config;
 pub mod daemon;
 mod failpoint;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod grpc;
 pub mod http;
 pub mod identity;

@@ -187,7 +187,7 @@ impl Fields {
         Self { values, path: String::new() }
     }
 
-    fn of_body(bytes: &[u8]) -> Result<Self, Failure> {
+    pub(super) fn of_body(bytes: &[u8]) -> Result<Self, Failure> {
         if bytes.iter().all(u8::is_ascii_whitespace) {
             return Ok(Self { values: Map::new(), path: String::new() });
         }

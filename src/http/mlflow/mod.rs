@@ -132,6 +132,16 @@ pub(crate) fn paths() -> Vec<String> {
     routes().into_iter().map(|(path, _)| path).collect()
 }
 
+/// Reads a body as each of the calls does; for `fuzz`.
+pub(crate) fn read_any(body: &[u8]) {
+    let Ok(fields) = call::Fields::of_body(body) else { return };
+    runs::read_any(&fields);
+    for name in ["run_id", "name", "filter", "experiment_id"] {
+        let _ = fields.text(name);
+    }
+    let _ = (fields.texts("experiment_ids"), fields.page_size(100, 1000), fields.page_token());
+}
+
 type Answer = Result<axum::Json<serde_json::Value>, Failure>;
 
 async fn server_info() -> axum::Json<serde_json::Value> {

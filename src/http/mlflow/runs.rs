@@ -141,6 +141,21 @@ fn param_of(fields: &Fields) -> Result<Param, Failure> {
     Ok(Param { key: tag.key, value: tag.value })
 }
 
+/// What the calls that log read of a body; for `fuzz`.
+pub(super) fn read_any(fields: &Fields) {
+    let _ = metric_of(fields).map(|metric| limits::metric(&metric, ""));
+    let _ = param_of(fields).map(|mut param| limits::param(&mut param, ""));
+    let _ = tag_of(fields).map(|mut tag| limits::tag(&mut tag, ""));
+    let each = |name: &str| fields.objects(name).unwrap_or_default();
+    let metrics: Vec<_> = each("metrics").iter().flat_map(metric_of).collect();
+    let mut params: Vec<_> = each("params").iter().flat_map(param_of).collect();
+    let mut tags: Vec<_> = each("tags").iter().flat_map(tag_of).collect();
+    let _ = limits::batch(&metrics, &mut params, &mut tags);
+    let inputs: Vec<_> = each("datasets").iter().flat_map(dataset_of).collect();
+    let _ = limits::datasets(&inputs);
+    let _ = (fields.integer("start_time"), fields.one_of("status", RunStatus::parse));
+}
+
 pub(super) async fn log_metric(call: Call) -> Answer {
     call.run_id()?;
     let metric = metric_of(&call.fields)?;
