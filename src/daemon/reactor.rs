@@ -18,7 +18,9 @@ use std::time::Duration;
 use atelier_core::content::Digest;
 use atelier_core::id::{ComputeName, JobName, NodeName, Principal};
 use atelier_core::job::{Event, EventKind, Job};
-use atelier_core::live::{Counters, Decisions, Effect, Live, Refusal, Sandbox, Submission};
+use atelier_core::live::{
+    Counters, Decisions, Effect, Live, Refusal, Restored, Sandbox, Submission,
+};
 use atelier_core::node::{Drain, LeasePolicy, Now};
 use futures::FutureExt as _;
 use futures::future::{BoxFuture, ready};
@@ -247,6 +249,7 @@ impl Reactor {
             computes_gone,
             instances,
             instances_gone,
+            hold_over,
             effects,
             submitted: _,
         } = decisions;
@@ -262,6 +265,7 @@ impl Reactor {
             instances,
             instances_gone,
             deleted,
+            hold_over,
             counters: Some(self.live.counters()),
         };
         let idle = batch.is_empty();
@@ -717,7 +721,7 @@ impl Round {
 const USAGE_MS: i64 = 7 * 86_400_000;
 
 fn recovered(settings: &Settings, store: &dyn Store, now: Now) -> Result<Live, store::Error> {
-    let Recovered { jobs, nodes, computes, instances, counters } = store.recover()?;
+    let Recovered { jobs, nodes, computes, instances, counters, restored } = store.recover()?;
     let live_jobs = jobs.len();
     let mut live = Live::new(
         settings.computes.iter().cloned(),
@@ -734,6 +738,10 @@ fn recovered(settings: &Settings, store: &dyn Store, now: Now) -> Result<Live, s
         Err(error) => tracing::warn!(%error, "fair share begins anew"),
     }
     live.recover(Vec::new(), jobs, now.mono);
+    live.recover_restored(restored, now.mono);
+    if live.is_held() {
+        tracing::warn!("{}", Restored::HOLDS);
+    }
     tracing::info!(jobs = live_jobs, "live state recovered");
     Ok(live)
 }

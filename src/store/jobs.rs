@@ -6,7 +6,7 @@ use atelier_core::access::Role;
 use atelier_core::content::Digest;
 use atelier_core::id::{AttemptNumber, ComputeName, Epoch, EventSeq, JobName, NodeName, SubmitSeq};
 use atelier_core::job::{Event, EventKind, Job, JobStatus, Outcome, State};
-use atelier_core::live::Counters;
+use atelier_core::live::{Counters, Restored};
 use atelier_core::time::Timestamp;
 use rusqlite::types::{Type, ValueRef};
 use rusqlite::{Connection, OptionalExtension as _, Row, ToSql, params};
@@ -174,6 +174,9 @@ pub(super) fn write(conn: &Connection, batch: &Batch) -> Result<(), Error> {
                 .map_err(sql)?;
         }
     }
+    if batch.hold_over {
+        conn.execute("DELETE FROM counters WHERE name = ?1", [HELD]).map_err(sql)?;
+    }
     for run in &batch.runs {
         run.apply(conn)?;
     }
@@ -308,7 +311,33 @@ pub(super) fn recover(conn: &Connection) -> Result<Recovered, Error> {
         seq: SubmitSeq(counter("seq")?),
         event: EventSeq(counter("event")?),
     };
-    Ok(Recovered { jobs, nodes, computes, instances, counters })
+    let kept = |name: &str| -> Result<Option<u64>, Error> {
+        conn.query_row("SELECT value FROM counters WHERE name = ?1", [name], |row| row.get(0))
+            .optional()
+            .map_err(sql)
+    };
+    let restored =
+        Restored { fence: Epoch(kept(FENCE)?.unwrap_or_default()), holds: kept(HELD)?.is_some() };
+    Ok(Recovered { jobs, nodes, computes, instances, counters, restored })
+}
+
+/// Rows of the counters that only a restored database has: see [`Restored`].
+const FENCE: &str = "fence";
+const HELD: &str = "held";
+
+/// Makes a copy that was put back what a daemon may start on, whatever its nodes did since it was made. The numbers
+/// of that time are left out, those of events too: who follows them asks for what comes after the last one.
+pub(super) fn fence(conn: &Connection) -> Result<(), Error> {
+    let fence = "
+        INSERT OR REPLACE INTO counters SELECT 'fence', value FROM counters WHERE name = 'epoch';
+        INSERT OR REPLACE INTO counters VALUES ('held', 1);";
+    conn.execute_batch(fence)
+        .and_then(|()| {
+            let further = "UPDATE counters SET value = value + ?1 WHERE name IN ('epoch', 'event')";
+            conn.execute(further, [Restored::AHEAD])
+        })
+        .map(drop)
+        .map_err(|error| Error::sqlite("set a restored database apart", error))
 }
 
 /// Rows that are one JSON column each.

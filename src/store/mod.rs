@@ -30,7 +30,7 @@ use atelier_core::compute::{ComputeRecord, Instance};
 use atelier_core::content::Digest;
 use atelier_core::id::{ComputeName, ExperimentName, JobName, NodeName, Principal};
 use atelier_core::job::{Event, Job, JobStatus};
-use atelier_core::live::{Counters, PastUse};
+use atelier_core::live::{Counters, PastUse, Restored};
 use atelier_core::node::NodeRecord;
 use atelier_core::resource::MiB;
 use atelier_core::time::Timestamp;
@@ -164,6 +164,8 @@ pub struct Batch {
     pub deleted: Vec<JobName>,
     /// Runs that follow their jobs.
     pub runs: Vec<TrackWrite>,
+    /// Jobs start again after a restore.
+    pub hold_over: bool,
     /// Where the counters stand afterwards.
     pub counters: Option<Counters>,
 }
@@ -180,6 +182,7 @@ impl Batch {
             && self.instances.is_empty()
             && self.instances_gone.is_empty()
             && self.deleted.is_empty()
+            && !self.hold_over
     }
 }
 
@@ -299,6 +302,8 @@ pub struct Recovered {
     pub instances: Vec<Instance>,
     /// Where the counters stand.
     pub counters: Counters,
+    /// What is known of the last restore from a backup.
+    pub restored: Restored,
 }
 
 /// The workspace's records. Writes are durable when they return; reads see every such write.

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Decisions, Effect, Live, Refusal, lost};
+use super::{Decisions, Effect, Live, Refusal, Restored, lost};
 use crate::compute::{
     Cluster, ComputeRecord, Containment, Instance, InstanceState, Placement, Provider, Trouble,
 };
@@ -371,6 +371,9 @@ impl Live {
     /// Why a node gets no jobs though it answers, if it does not.
     pub fn unfit(&self, node: &NodeName) -> Option<String> {
         let record = &self.nodes.get(node)?.record;
+        if self.held_until.is_some() {
+            return Some(Restored::HOLDS.to_owned());
+        }
         record.unfit(self.is_strict(&record.compute))
     }
 

@@ -32,6 +32,8 @@ pub struct Decisions {
     pub instances: BTreeMap<NodeName, Instance>,
     /// Clusters' own nodes that are no more.
     pub instances_gone: Vec<NodeName>,
+    /// Jobs start again after a restore.
+    pub hold_over: bool,
     /// To be done once all of it is on disk.
     pub effects: Vec<Effect>,
 }

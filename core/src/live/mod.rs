@@ -13,6 +13,7 @@ mod nodes;
 mod quotas;
 mod refusal;
 mod reports;
+mod restored;
 mod sandboxes;
 mod usage;
 
@@ -23,6 +24,7 @@ pub use clusters::{ClusterChange, TakenAway};
 pub use decisions::{Decisions, Effect};
 pub use enter::{Entered, Entering};
 pub use refusal::Refusal;
+pub use restored::Restored;
 pub use sandboxes::Sandbox;
 pub use usage::PastUse;
 
@@ -63,6 +65,10 @@ pub struct Live {
     next_epoch: Epoch,
     next_seq: SubmitSeq,
     next_event: EventSeq,
+    /// Attempts up to here are a restored backup's.
+    fence: Epoch,
+    /// Until when nothing starts, after a restore.
+    held_until: Option<Mono>,
     daemon: Principal,
     default_compute: ComputeName,
 }
@@ -133,6 +139,8 @@ impl Live {
             next_epoch: counters.epoch.next(),
             next_seq: counters.seq.next(),
             next_event: counters.event.next(),
+            fence: Epoch(0),
+            held_until: None,
             daemon,
             default_compute,
         };
@@ -427,6 +435,9 @@ impl Live {
     pub fn schedule(&mut self, now: Now, out: &mut Decisions) {
         // Or their reasons would still speak of the back-off when they wait for room.
         self.sched.wake(now.wall);
+        if self.held_until.is_some() {
+            return self.tell_reasons(now, out);
+        }
         // First, so that nothing is placed on a node that is to go.
         self.scale(now, out);
         loop {
@@ -444,7 +455,11 @@ impl Live {
                 break;
             }
         }
-        // Those accepted now that did not start are told why.
+        self.tell_reasons(now, out);
+    }
+
+    /// Those accepted now that did not start are told why.
+    fn tell_reasons(&mut self, now: Now, out: &mut Decisions) {
         for name in std::mem::take(&mut out.submitted) {
             let Some(job) = self.jobs.get(&name) else { continue };
             if let Some(reason) = self.wait_reason(job) {

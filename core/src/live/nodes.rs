@@ -60,7 +60,7 @@ impl Live {
                 out.effects.extend(stop_again(&name, job));
                 continue;
             }
-            if member.phase == Phase::Starting {
+            if member.phase == Phase::Starting && active.epoch > self.fence {
                 // The assignment may have been lost on its way: the node takes a second one of
                 // the same epoch for the first.
                 out.effects.extend(self.assign(job, rank));
@@ -119,6 +119,7 @@ impl Live {
     /// Lets time pass: silent nodes become unreachable, and what they held is given up when the
     /// lease and its margin are over.
     pub fn tick(&mut self, now: Now, out: &mut Decisions) {
+        self.end_hold(now, out);
         self.evict_due(now, out);
         let lease = self.lease;
         let mut unreachable = Vec::new();
@@ -158,6 +159,7 @@ impl Live {
     /// node is silent or a job is held back.
     pub fn has_timers(&self) -> bool {
         self.sched.next_wake().is_some()
+            || self.held_until.is_some()
             || self.scales()
             || self.nodes.values().any(|node| {
                 !node.attempts.is_empty()

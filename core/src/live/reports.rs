@@ -27,6 +27,9 @@ impl Live {
         });
         let Some(job) = current else {
             // Not alive any more, so its end is on disk or it was given up: the node may forget.
+            if !ended {
+                self.hold_on(report.key.epoch, now);
+            }
             let (node, key) = (node.clone(), report.key);
             out.effects.push(if ended {
                 Effect::Acknowledge { node, key }

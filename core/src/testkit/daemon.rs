@@ -68,6 +68,7 @@ impl Batch {
             && self.decisions.computes_gone.is_empty()
             && self.decisions.instances.is_empty()
             && self.decisions.instances_gone.is_empty()
+            && !self.decisions.hold_over
     }
 }
 
@@ -90,7 +91,9 @@ impl Daemon {
         );
         let (known, instances) = store.recover_computes();
         live.recover_computes(known, instances);
-        live.recover(nodes, jobs, Mono(clock - booted_at));
+        let mono = Mono(clock - booted_at);
+        live.recover(nodes, jobs, mono);
+        live.recover_restored(store.restored, mono);
         check::sanity_check(&live)?;
         let (listening, sessions, inbox) = <_>::default();
         Ok(Self { live, booted_at, listening, sessions, inbox })

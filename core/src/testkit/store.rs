@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use super::{Checked, ensure};
 use crate::compute::{ComputeRecord, Instance};
-use crate::id::{AttemptNumber, ComputeName, JobName, NodeName};
+use crate::id::{AttemptNumber, ComputeName, Epoch, JobName, NodeName};
 use crate::job::{Event, EventKind, Job, JobStatus, State, Tries};
-use crate::live::{Counters, Decisions};
+use crate::live::{Counters, Decisions, Restored};
 use crate::node::NodeRecord;
 
 /// Jobs, nodes, events and counters, as a database would hold them.
@@ -24,6 +24,8 @@ pub struct Store {
     pub events: Vec<Event>,
     /// As last written.
     pub counters: Counters,
+    /// What is known of the last restore.
+    pub restored: Restored,
     /// The last event of each job, and how far its newest attempt is.
     last: BTreeMap<JobName, Last>,
 }
@@ -51,6 +53,7 @@ impl Store {
             || format!("counters went from {before:?} to {counters:?}"),
         )?;
         self.counters = counters;
+        self.restored.holds &= !decisions.hold_over;
         for (name, job) in &decisions.changed {
             if let Some(old) = self.jobs.get(name) {
                 ensure(old.ended().is_none(), "I4", || {
@@ -135,6 +138,20 @@ impl Store {
         self.last.insert(event.job.clone(), Last { status: event.status, attempt, rank });
         self.events.push(event.clone());
         Ok(())
+    }
+
+    /// What a restore makes of a backup.
+    pub(super) fn restored(mut self) -> Self {
+        self.restored = Restored { fence: self.counters.epoch, holds: true };
+        self.counters.epoch.0 += Restored::AHEAD;
+        self
+    }
+
+    /// Whether an attempt is of the time between a backup and its restore.
+    pub(super) fn is_lost(&self, epoch: Epoch) -> bool {
+        let fence = self.restored.fence.0;
+        self.counters.epoch.0 >= Restored::AHEAD
+            && (fence + 1..=fence + Restored::AHEAD).contains(&epoch.0)
     }
 
     /// What a new daemon starts from. It goes through JSON, as it does through a database.

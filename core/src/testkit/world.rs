@@ -197,6 +197,22 @@ impl World {
         }
     }
 
+    /// Everything on disk as it is now.
+    pub fn backup(&self) -> Store {
+        self.store.clone()
+    }
+
+    /// Kills the daemon and puts a backup in the place of what is on disk; it starts again after so many
+    /// milliseconds. What was acknowledged since the backup is lost.
+    pub fn restore(&mut self, backup: Store, for_ms: u64) {
+        self.kill_daemon(for_ms);
+        // What is judged at the end is what the backup and all after it knows.
+        let known = backup.counters.epoch;
+        self.started.values_mut().for_each(|started| started.retain(|epoch| *epoch <= known));
+        self.store = backup.restored();
+        self.acknowledged.retain(|name| self.store.jobs.contains_key(name));
+    }
+
     /// Makes the daemon's wall clock wrong by so many milliseconds.
     pub fn set_wall_clock(&mut self, skew_ms: i64) {
         self.wall_skew = skew_ms;
@@ -507,7 +523,9 @@ impl World {
             }
         }
         let Some(node) = self.nodes.get(stepped) else { return Ok(()) };
-        for process in node.processes.values() {
+        let known =
+            node.processes.values().filter(|process| !self.store.is_lost(process.key.epoch));
+        for process in known {
             let started = self.started.entry(process.key.job.clone()).or_default();
             started.insert(process.key.epoch);
         }

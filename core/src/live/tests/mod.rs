@@ -9,6 +9,7 @@ mod outputs;
 mod properties;
 mod quotas;
 mod replays;
+mod restored;
 mod runtimes;
 mod sandboxes;
 mod unfit;

@@ -24,7 +24,7 @@ const JOBS: usize = 24;
 const LARGE: &str = "NVIDIA A100-SXM4-80GB";
 
 #[derive(Clone, Debug)]
-enum Op {
+pub(super) enum Op {
     Submit { job: usize, demand: Demand, compute: usize, retry: Retry, keep: bool, script: Script },
     Cancel { job: usize },
     Advance { ms: u64 },
@@ -150,7 +150,7 @@ fn forged() -> impl Strategy<Value = Progress> {
     ]
 }
 
-fn op() -> impl Strategy<Value = Op> {
+pub(super) fn op() -> impl Strategy<Value = Op> {
     let node = 0..NODES.len();
     let size = prop_oneof![Just(capacity(2, 400, 1)), Just(capacity(6, 1_000, 3))];
     prop_oneof![
@@ -195,7 +195,7 @@ fn node(number: usize) -> NodeName {
     node_name(NODES[number])
 }
 
-fn world() -> World {
+pub(super) fn world() -> World {
     let mut last = capacity(8, 800, 4);
     last.disk = Some(1_000);
     last.labels = [("zone".to_owned(), "c".to_owned())].into();
@@ -214,7 +214,7 @@ fn world() -> World {
     World::new(LEASE, &COMPUTES, &nodes)
 }
 
-fn apply(world: &mut World, op: Op) -> Checked {
+pub(super) fn apply(world: &mut World, op: Op) -> Checked {
     match op {
         Op::Submit { job: number, demand, compute, retry, keep, script } => {
             let mut spec = command_job(demand);
