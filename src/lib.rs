@@ -1,5 +1,6 @@
 //! Atelier's daemon and command line.
 
+pub mod backup;
 pub mod cli;
 pub mod client;
 pub mod config;

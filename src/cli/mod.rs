@@ -11,6 +11,7 @@ use crate::client::{Client, Home, Wanted};
 use crate::config::ServeArgs;
 
 mod asset;
+mod backup;
 mod ca;
 mod completions;
 mod component;
@@ -158,6 +159,10 @@ enum Command {
     /// Make tokens for users and nodes
     #[command(subcommand)]
     Token(token::Command),
+    /// Back up a workspace, encrypted, while its daemon runs
+    #[command(subcommand)]
+    Backup(backup::Command),
+    Restore(backup::RestoreArguments),
     /// The workspace on this machine: start, look, stop
     #[command(subcommand)]
     Local(local::Command),
@@ -291,6 +296,8 @@ fn dispatch(command: Command, context: &Context) -> Result<ExitCode, Error> {
         Command::Secret(command) => done(block_on(secret::run(command, context))),
         Command::Vault(command) => done(block_on(vault::run(command, context))),
         Command::Ca(command) => done(block_on(ca::run(command, context))),
+        Command::Backup(command) => done(backup::run(command, context)),
+        Command::Restore(arguments) => done(backup::run_restore(arguments, context)),
         Command::Token(command) => done(block_on(token::run(command, context))),
         Command::Completions(arguments) => {
             done(completions::run(&arguments, &mut Cli::command(), context))

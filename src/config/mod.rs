@@ -10,6 +10,7 @@ mod transit;
 pub(crate) use files::{Here, bounded};
 pub use home::{Error as HomeError, data_dir, home, vault_key};
 pub use limits::LimitArgs;
+pub(crate) use serve::SourceParser;
 pub use serve::{PublicData, ServeArgs, SignedUrls, TlsWhen};
 pub use storage::{Error as StorageFileError, StorageFile};
 pub use transit::TransitArgs;

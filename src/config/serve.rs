@@ -193,7 +193,7 @@ impl ServeArgs {
 }
 
 /// Reads where a key or a token is. What is wrong is not repeated, as usual errors would: it may be the key itself.
-pub(super) struct SourceParser<T>(PhantomData<fn() -> T>);
+pub(crate) struct SourceParser<T>(PhantomData<fn() -> T>);
 
 impl<T> Default for SourceParser<T> {
     fn default() -> Self {

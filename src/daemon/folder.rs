@@ -41,6 +41,11 @@ pub enum Error {
          folder with --data-dir"
     )]
     InUse(String),
+    /// Neither what was there nor the backup.
+    #[error(
+        "a restore into {0} was cut short; run 'atelier restore' again, which goes on from there"
+    )]
+    HalfRestored(String),
     /// Files.
     #[error("cannot {operation} {path}: {source}")]
     File {
@@ -81,26 +86,39 @@ fn claimed(lock: &File) -> bool {
     })
 }
 
+/// Makes a data folder if there is none, and locks it; it is absolute, without links.
+///
+/// # Errors
+/// Another daemon has it, or it cannot be made.
+pub fn lock(path: &Path) -> Result<(PathBuf, File), Error> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(fail("make the data folder", path))?;
+    let path = path.canonicalize().map_err(fail("find the data folder", path))?;
+    let lock_path = path.join("lock");
+    let lock = fs::OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(&lock_path)
+        .map_err(fail("open", &lock_path))?;
+    if !claimed(&lock) {
+        return Err(Error::InUse(path.display().to_string()));
+    }
+    Ok((path, lock))
+}
+
 impl Folder {
     /// Makes the folder if there is none, locks it, and reads or writes the workspace's marker.
     pub fn open(path: &Path, name: &WorkspaceName, now: Timestamp) -> Result<Self, Error> {
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(path)
-            .map_err(fail("make the data folder", path))?;
-        let path = path.canonicalize().map_err(fail("find the data folder", path))?;
-        let lock_path = path.join("lock");
-        let lock = fs::OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .mode(0o600)
-            .open(&lock_path)
-            .map_err(fail("open", &lock_path))?;
-        if !claimed(&lock) {
-            return Err(Error::InUse(path.display().to_string()));
+        let (path, lock) = lock(path)?;
+        if path.join(crate::backup::MARKER).exists() {
+            return Err(Error::HalfRestored(path.display().to_string()));
         }
+        crate::backup::sweep(&path);
         let marker = path.join("workspace.json");
         let (workspace, existed) = match fs::read(&marker) {
             Ok(bytes) => {

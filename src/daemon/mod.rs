@@ -40,7 +40,7 @@ pub use effects::{Assignment, Grant, InputSource, Outbox, ToNode};
 pub use environments::{
     Curated, Environments, Error as EnvironmentError, Found as FoundEnvironment,
 };
-pub use folder::{Error as FolderError, Folder};
+pub use folder::{Error as FolderError, Folder, Workspace, lock as lock_folder};
 pub use handle::{
     ComputeChange, DebugRequest, DrainRequest, EnterRequest, Error as HandleError, Handle, Join,
     NodeView, Provided, SubmitRequest,

@@ -6,6 +6,7 @@
 
 pub mod assets;
 pub mod components;
+pub mod copy;
 pub mod datastores;
 pub mod environments;
 mod jobs;

@@ -131,6 +131,14 @@ impl FromStr for KeySource {
 }
 
 impl TextSource {
+    /// Which key is written there.
+    ///
+    /// # Errors
+    /// None that can be used.
+    pub fn key_id(&self, data_dir: &Path) -> Result<KeyId, KeyError> {
+        self.load(data_dir).map(|key| key.id().clone())
+    }
+
     /// The key that is written there.
     pub(super) fn load(&self, data_dir: &Path) -> Result<Key, KeyError> {
         let text = self.read(data_dir).map_err(|problem| self.error(problem))?;
