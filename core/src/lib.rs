@@ -14,6 +14,7 @@ pub mod compute;
 pub mod content;
 pub mod datastore;
 pub mod egress;
+pub mod doctor;
 pub mod environment;
 pub mod expr;
 pub mod id;

@@ -18,6 +18,7 @@ mod component;
 mod compute;
 mod data;
 mod datastore;
+mod doctor;
 mod environment;
 mod error;
 mod experiment;
@@ -163,6 +164,7 @@ enum Command {
     #[command(subcommand)]
     Backup(backup::Command),
     Restore(backup::RestoreArguments),
+    Doctor(doctor::Arguments),
     /// The workspace on this machine: start, look, stop
     #[command(subcommand)]
     Local(local::Command),
@@ -297,6 +299,7 @@ fn dispatch(command: Command, context: &Context) -> Result<ExitCode, Error> {
         Command::Vault(command) => done(block_on(vault::run(command, context))),
         Command::Ca(command) => done(block_on(ca::run(command, context))),
         Command::Backup(command) => done(backup::run(command, context)),
+        Command::Doctor(arguments) => block_on(doctor::run(arguments, context)),
         Command::Restore(arguments) => done(backup::run_restore(arguments, context)),
         Command::Token(command) => done(block_on(token::run(command, context))),
         Command::Completions(arguments) => {
