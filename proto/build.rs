@@ -21,8 +21,9 @@ const FILES: [&str; 12] = [
 ];
 
 /// What must not come into a log by way of `Debug`; see `convert::datastore`.
-const SECRET: [&str; 6] = [
+const SECRET: [&str; 7] = [
     "atelier.agent.v1.OpenedSecret",
+    "atelier.identity.v1.CreateTokenResponse",
     "atelier.vault.v1.SetSecretRequest",
     "atelier.workspace.v1.DatastoreCredentials",
     "atelier.workspace.v1.DatastoreCredentials.kind",

@@ -1,25 +1,48 @@
 //! Who may do what. Deny by default: what is not listed here is not allowed.
 
 use std::fmt;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::{AttemptNumber, Epoch, JobName, NodeName, Principal};
+use crate::id::{AttemptNumber, Epoch, JobName, NodeName, Principal, RoleName};
+
+mod custom;
+mod permission;
+#[cfg(test)]
+mod tests;
+
+pub use custom::{CustomRole, Invalid, RoleFile};
+pub use permission::{Permission, Permissions, UnknownAction};
 
 /// What a caller is, once the door has looked at its token.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
-    /// Everything, computes and tokens included.
+    /// Everything, computes and users included.
     Admin,
+    /// Drains and scales computes, has nodes join, cancels anybody's jobs.
+    ComputeOperator,
     /// Submits jobs, reads everything, changes what is its own.
     DataScientist,
     /// Reads.
     Reader,
+    /// One that somebody has made of actions.
+    Custom(Held),
     /// A node's agent.
     Node(NodeName),
     /// A running attempt: its own run, inputs and outputs, and nothing else.
     Attempt(AttemptScope),
+}
+
+/// A custom role as somebody has it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Held {
+    /// Its name, which is all that is stored: roles change.
+    pub name: RoleName,
+    /// What it allows. Nothing, until the door has looked it up.
+    #[serde(skip)]
+    pub permissions: Permissions,
 }
 
 /// The attempt a token is bound to.
@@ -37,10 +60,113 @@ impl fmt::Display for Role {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Admin => f.write_str("admin"),
+            Self::ComputeOperator => f.write_str("compute-operator"),
             Self::DataScientist => f.write_str("data-scientist"),
             Self::Reader => f.write_str("reader"),
+            Self::Custom(held) => write!(f, "{}", held.name),
             Self::Node(node) => write!(f, "node {node}"),
             Self::Attempt(scope) => write!(f, "attempt {}/{}", scope.job, scope.attempt),
+        }
+    }
+}
+
+/// What Azure calls the roles; taken as well as their names here.
+const AZURE: &[(&str, Role)] = &[
+    ("Owner", Role::Admin),
+    ("AzureML Compute Operator", Role::ComputeOperator),
+    ("AzureML Data Scientist", Role::DataScientist),
+    ("Reader", Role::Reader),
+];
+
+impl Role {
+    /// The roles that come with every workspace, for people.
+    pub const BUILTIN: &'static [Self] =
+        &[Self::Admin, Self::ComputeOperator, Self::DataScientist, Self::Reader];
+
+    /// The role of this name that comes with every workspace: `compute-operator`, or as Azure calls it
+    /// (`AzureML Compute Operator`), in any case, with blanks, `-` and `_` being the same.
+    pub fn builtin(name: &str) -> Option<Self> {
+        let plain = |text: &str| -> String {
+            let kept = text.trim().chars().map(|c| if matches!(c, ' ' | '_') { '-' } else { c });
+            kept.collect::<String>().to_ascii_lowercase()
+        };
+        let wanted = plain(name);
+        let own = Self::BUILTIN.iter().find(|role| role.to_string() == wanted);
+        let azure = || AZURE.iter().find(|(name, _)| plain(name) == wanted).map(|(_, role)| role);
+        own.or_else(azure).cloned()
+    }
+
+    /// What Azure calls it, where Azure has it.
+    pub fn azure_name(&self) -> Option<&'static str> {
+        AZURE.iter().find(|(_, role)| role == self).map(|(name, _)| *name)
+    }
+
+    /// Whether a person may have it, or a token of a person's.
+    pub fn is_for_people(&self) -> bool {
+        !matches!(self, Self::Node(_) | Self::Attempt(_))
+    }
+
+    /// All that it allows. What is one's own is checked where the thing is known.
+    pub fn permissions(&self) -> Permissions {
+        use Permission as P;
+        const STATUS: &[P] = &[P::ReadWorkspace, P::ReadComputes, P::ReadJobs];
+        const READ: &[P] = &[
+            P::ReadRuns,
+            P::ReadDatastores,
+            P::ReadAssets,
+            P::ReadEnvironments,
+            P::ReadComponents,
+            P::ReadSecrets,
+            P::ReadData,
+            P::ReadContent,
+        ];
+        const OPERATE: &[P] =
+            &[P::DrainCompute, P::ScaleCompute, P::JoinNodes, P::CancelJob, P::CancelAny];
+        const WORK: &[P] = &[
+            P::Submit,
+            P::CancelJob,
+            P::ChangeJob,
+            P::EnterJob,
+            P::WriteRun,
+            P::TestDatastores,
+            P::WriteData,
+            P::WriteContent,
+            P::WriteAssets,
+            P::DeleteAssets,
+            P::WriteEnvironments,
+            P::BuildEnvironments,
+            P::WriteComponents,
+            P::DeleteComponents,
+        ];
+        let of = |lists: &[&[P]]| lists.iter().flat_map(|list| list.iter().copied()).collect();
+        match self {
+            Self::Admin => P::ALL.iter().copied().filter(|p| p.is_for_people()).collect(),
+            Self::ComputeOperator => of(&[STATUS, OPERATE]),
+            Self::DataScientist => of(&[STATUS, READ, WORK]),
+            Self::Reader => of(&[STATUS, READ]),
+            Self::Custom(held) => held.permissions,
+            Self::Node(_) => of(&[&[P::ActAsNode, P::ReadContent]]),
+            Self::Attempt(_) => of(&[&[P::WriteRun, P::ReadData, P::WriteData]]),
+        }
+    }
+
+    /// This role as far as the other allows it: a token never does more than its user.
+    #[must_use]
+    pub fn within(&self, limit: &Self) -> Self {
+        let (own, most) = (self.permissions(), limit.permissions());
+        if own.within(most) {
+            return self.clone();
+        }
+        if most.within(own) {
+            return limit.clone();
+        }
+        let name = match self {
+            Self::Custom(held) => Ok(held.name.clone()),
+            other => RoleName::new(&other.to_string()),
+        };
+        match name {
+            Ok(name) => Self::Custom(Held { name, permissions: own.and(most) }),
+            Err(_) => limit.clone(),
         }
     }
 }
@@ -54,101 +180,81 @@ pub struct Caller {
     pub role: Role,
 }
 
-/// What a route needs. Every RPC and HTTP route names exactly one.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum Permission {
-    /// See jobs, events, logs, artifacts, computes, nodes, datastores, experiments,
-    /// assets, runs, and what secrets there are (not their values).
-    Read,
-    /// Submit a job, and upload the code and data it needs.
-    Submit,
-    /// Cancel, archive or delete a job; a data scientist only its own (checked where the job is
-    /// known).
-    ChangeJob,
-    /// Run commands in jobs and reach their ports; a data scientist only in its own (checked where the job
-    /// is known).
-    EnterJob,
-    /// Write to a run; an attempt only to its own (checked where the run is known).
-    WriteRun,
-    /// Read or write objects through the data gateway; an attempt only its own prefixes.
-    Data,
-    /// Make and revoke tokens.
-    ManageTokens,
-    /// Make, change, drain and delete computes and their nodes.
-    ManageCompute,
-    /// Make, change and delete datastores, which opens files of the daemon's machine.
-    ManageDatastores,
-    /// Open a node session and push what belongs to it.
-    ActAsNode,
-    /// Make, change and archive assets (data, models, environments), and have nodes build environments; a data
-    /// scientist deletes only its own (checked where the asset is known).
-    WriteAssets,
-    /// Fetch content objects (code) by digest.
-    ReadContent,
-    /// Set and delete secrets, and say whose jobs may use them; a data scientist only its own (checked where the
-    /// secret is known). There is no permission to read one's value.
-    WriteSecrets,
-    /// See which keys the vault's secrets are sealed with, and rotate them.
-    ManageVault,
-    /// Say how long what jobs left is kept, and have it go.
-    ManageRetention,
-}
-
-impl Permission {
-    /// What it allows, as a verb.
-    pub const fn action(self) -> &'static str {
-        match self {
-            Self::Read => "read jobs and runs",
-            Self::Submit => "submit jobs or upload what they need",
-            Self::ChangeJob => "cancel, archive or delete jobs",
-            Self::EnterJob => "enter jobs",
-            Self::WriteRun => "write to runs",
-            Self::Data => "read or write objects",
-            Self::ManageTokens => "make tokens",
-            Self::ManageCompute => "manage computes and nodes",
-            Self::ManageDatastores => "make, change or delete datastores",
-            Self::ActAsNode => "act as a node",
-            Self::WriteAssets => "make, change, archive or delete assets, or build environments",
-            Self::ReadContent => "read code snapshots",
-            Self::WriteSecrets => "set, grant or delete secrets",
-            Self::ManageVault => "manage the vault's keys",
-            Self::ManageRetention => "set or apply retention rules",
-        }
-    }
-}
-
 impl Caller {
     /// Whether the role has the permission at all. Scope (own job, own run, own prefix) is checked
     /// where the thing is known.
     pub fn may(&self, permission: Permission) -> bool {
-        use Permission as P;
-        match &self.role {
-            Role::Admin => permission != P::ActAsNode,
-            Role::DataScientist => matches!(
-                permission,
-                P::Read
-                    | P::Submit
-                    | P::ChangeJob
-                    | P::EnterJob
-                    | P::WriteRun
-                    | P::Data
-                    | P::ReadContent
-                    | P::WriteAssets
-                    | P::WriteSecrets
-            ),
-            Role::Reader => matches!(permission, P::Read | P::Data | P::ReadContent),
-            Role::Node(_) => matches!(permission, P::ActAsNode | P::ReadContent),
-            Role::Attempt(_) => matches!(permission, P::WriteRun | P::Data),
-        }
+        self.role.permissions().has(permission)
     }
 
     /// Whether the caller may change a job (or run) that `owner` made.
     pub fn owns(&self, owner: &Principal, run: &str) -> bool {
+        self.is_own(owner, run) || (self.role.is_for_people() && self.may(Permission::ChangeAny))
+    }
+
+    /// Whether a job (or run) that `owner` made is the caller's own: nobody writes to another's runs or enters
+    /// another's jobs, whatever the role.
+    pub fn is_own(&self, owner: &Principal, run: &str) -> bool {
         match &self.role {
-            Role::Admin => true,
-            Role::DataScientist => &self.principal == owner,
             Role::Attempt(scope) => scope.job.as_str() == run,
-            Role::Reader | Role::Node(_) => false,
+            Role::Node(_) => false,
+            // Who only looks changes nothing, also of what was made in another role.
+            role => &self.principal == owner && role.permissions().iter().any(changes),
         }
     }
+
+    /// Whether the caller may cancel a job that `owner` made.
+    pub fn may_cancel(&self, owner: &Principal) -> bool {
+        self.may(Permission::CancelJob)
+            && (&self.principal == owner || self.may(Permission::CancelAny))
+    }
+
+    /// Whether the caller may give this role to somebody: nobody gives what they do not have.
+    pub fn may_grant(&self, role: &Role) -> bool {
+        match role {
+            Role::Node(_) => self.may(Permission::JoinNodes) || self.may(Permission::ManageTokens),
+            Role::Attempt(_) => false,
+            role => {
+                self.may(Permission::ManageTokens)
+                    && role.permissions().within(self.role.permissions())
+            }
+        }
+    }
+}
+
+/// Whether it is more than looking.
+fn changes(permission: Permission) -> bool {
+    !permission.name().ends_with("/read")
+}
+
+/// Whether the caller may do what the action says, and why.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Verdict {
+    /// Whether.
+    pub allowed: bool,
+    /// Why, in a sentence.
+    pub reason: Arc<str>,
+}
+
+/// Answers `can-i`.
+pub fn can(caller: &Caller, permission: Permission) -> Verdict {
+    use Permission as P;
+    let allowed = caller.may(permission);
+    let Caller { principal, role } = caller;
+    let scope = match permission {
+        _ if !allowed => "",
+        P::CancelJob if !caller.may(P::CancelAny) => ", of its own jobs",
+        P::ChangeJob | P::DeleteAssets | P::DeleteComponents | P::WriteSecrets
+            if !caller.may(P::ChangeAny) =>
+        {
+            ", of what it made itself"
+        }
+        P::EnterJob => ", of its own jobs alone",
+        P::WriteRun => ", of its own runs alone",
+        _ => "",
+    };
+    let may = if allowed { "may" } else { "may not" };
+    let verb = permission.action();
+    let reason = format!("{principal} has the role {role}, which {may} {verb}{scope}");
+    Verdict { allowed, reason: reason.into() }
 }

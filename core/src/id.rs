@@ -170,6 +170,18 @@ name!(
     first alphanumeric, rest |c| dotted(c) || matches!(c, '@' | ':' | '/' | '+')
 );
 name!(
+    /// The name of a custom role.
+    RoleName, "role name", max 64,
+    "use letters, digits, '-', '_' and '.', start with a letter or digit, at most 64 characters",
+    first alphanumeric, rest dotted
+);
+name!(
+    /// The name of a group of users.
+    GroupName, "group name", max 255,
+    "use letters, digits and '-_.@:/+', start with a letter or digit, at most 255 characters",
+    first alphanumeric, rest |c| dotted(c) || matches!(c, '@' | ':' | '/' | '+')
+);
+name!(
     /// The name of a job's input or output.
     PortName, "input or output name", max 255,
     "use letters, digits and '_', start with a letter or '_', at most 255 characters",

@@ -106,6 +106,15 @@ impl From<client::Error> for Error {
             ),
             E::BadToken => Self::new(Kind::NotAllowed, cause)
                 .help("write the token, as `atelier token create` printed it, on one line"),
+            E::NoContext { .. } => Self::new(Kind::NotFound, cause)
+                .help("see `atelier context list`; `atelier context add` makes one"),
+            E::ContextTaken(_) => {
+                Self::new(Kind::Refused, cause).help("choose another name, or add --replace")
+            }
+            E::ContextName(_) => Self::new(Kind::Usage, cause),
+            E::Contexts { .. } => Self::new(Kind::Refused, cause)
+                .help("correct the file, or remove it and add the contexts anew"),
+            E::TwoServers => Self::new(Kind::Usage, cause).help("leave out --server or --context"),
             E::Read { .. } => Self::new(Kind::NotAllowed, cause)
                 .help("check the path, and that you may read the file"),
             E::Connect { local: true, .. } => Self::new(Kind::Unreachable, cause).help(
@@ -138,8 +147,8 @@ impl From<&Status> for Error {
         match status.code() {
             Code::NotFound => Self::new(Kind::NotFound, cause),
             Code::Unauthenticated => Self::new(Kind::NotAllowed, cause).help(
-                "the daemon does not know this token; pass the right one with --token-file or \
-                 ATELIER_TOKEN",
+                "pass a token that is valid there, with --token-file, ATELIER_TOKEN or by a context \
+                 (`atelier context add --replace`)",
             ),
             Code::PermissionDenied => Self::new(Kind::NotAllowed, cause)
                 .help("ask an admin for a token of a role that may do this"),

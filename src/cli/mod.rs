@@ -7,15 +7,18 @@ use std::process::ExitCode;
 use atelier_agent::AgentArgs;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
+use crate::client::contexts::Contexts;
 use crate::client::{Client, Home, Wanted};
 use crate::config::ServeArgs;
 
 mod asset;
+mod auth;
 mod backup;
 mod ca;
 mod completions;
 mod component;
 mod compute;
+mod context;
 mod data;
 mod datastore;
 mod doctor;
@@ -30,6 +33,7 @@ mod node;
 mod output;
 mod pages;
 mod queue;
+mod role;
 mod run;
 mod schema;
 mod secret;
@@ -39,6 +43,7 @@ mod simulate;
 mod token;
 mod top;
 pub mod upload;
+mod user;
 mod vault;
 mod workspace;
 
@@ -81,26 +86,18 @@ struct Global {
     /// JMESPath expression that picks from the data, for example "[].name"
     #[arg(long, global = true, value_name = "JMESPATH", help_heading = "Global")]
     query: Option<String>,
-    /// The daemon's address: https://HOST:PORT, or http:// on this machine [default: the local workspace]
-    #[arg(
-        long,
-        global = true,
-        env = "ATELIER_SERVER",
-        value_name = "URL",
-        help_heading = "Global"
-    )]
+    /// The daemon's address: https://HOST:PORT, or http:// on this machine [env: ATELIER_SERVER] [default: the context
+    /// in use, else the local workspace]
+    #[arg(long, global = true, value_name = "URL", help_heading = "Global")]
     server: Option<String>,
+    /// A daemon by its name (`atelier context list`) [env: ATELIER_CONTEXT]
+    #[arg(long, global = true, value_name = "NAME", help_heading = "Global")]
+    context: Option<String>,
     /// A file that holds the token; without it ATELIER_TOKEN is used
     #[arg(long, global = true, value_name = "FILE", help_heading = "Global")]
     token_file: Option<PathBuf>,
-    /// A file in PEM of the authorities that vouch for the daemon [default: the system's]
-    #[arg(
-        long,
-        global = true,
-        env = "ATELIER_CA_FILE",
-        value_name = "FILE",
-        help_heading = "Global"
-    )]
+    /// A file in PEM of the authorities that vouch for the daemon [env: ATELIER_CA_FILE] [default: the system's]
+    #[arg(long, global = true, value_name = "FILE", help_heading = "Global")]
     ca_file: Option<PathBuf>,
     /// Print data and errors only
     #[arg(short, long, global = true, help_heading = "Global")]
@@ -157,7 +154,13 @@ enum Command {
     /// The authority that vouches for the daemon
     #[command(subcommand)]
     Ca(ca::Command),
-    /// Make tokens for users and nodes
+    /// Name daemons, and say which is used
+    #[command(subcommand)]
+    Context(context::Command),
+    /// Make users, give them roles, delete them
+    #[command(subcommand)]
+    User(user::Command),
+    /// Make tokens for users and nodes, list and revoke them
     #[command(subcommand)]
     Token(token::Command),
     /// Back up a workspace, encrypted, while its daemon runs
@@ -165,6 +168,12 @@ enum Command {
     Backup(backup::Command),
     Restore(backup::RestoreArguments),
     Doctor(doctor::Arguments),
+    /// Look at roles, and make ones of actions
+    #[command(subcommand)]
+    Role(role::Command),
+    /// Ask who you are, and what you may do
+    #[command(subcommand)]
+    Auth(auth::Command),
     /// The workspace on this machine: start, look, stop
     #[command(subcommand)]
     Local(local::Command),
@@ -242,7 +251,8 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         // Help and version are no errors: clap knows where each goes, and the code.
         Err(error) => error.exit(),
     };
-    let Global { output: format, query, server, token_file, ca_file, quiet, debug } = cli.global;
+    let Global { output: format, query, server, context, token_file, ca_file, quiet, debug } =
+        cli.global;
     let plain = Output::standard(format, None, quiet);
     let query = match query.as_deref().map(Query::new).transpose() {
         Ok(query) => query,
@@ -255,12 +265,24 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         log_to_stderr();
     }
     let output = Output::standard(format, query, quiet);
+    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    // What the command line names comes before what the environment does, and there a server before a context.
+    let (server, context) = match (server, context) {
+        (None, None) => match variable("ATELIER_SERVER") {
+            Some(server) => (Some(server), None),
+            None => (None, variable("ATELIER_CONTEXT")),
+        },
+        named => named,
+    };
     let wanted = Wanted {
         server,
         token_file,
-        ca_file,
-        token: std::env::var("ATELIER_TOKEN").ok().filter(|token| !token.is_empty()),
+        given_ca_file: ca_file.clone(),
+        ca_file: ca_file.or_else(|| variable("ATELIER_CA_FILE").map(PathBuf::from)),
+        token: variable("ATELIER_TOKEN"),
         home: crate::config::home().ok().map(Home::new),
+        context,
+        contexts: crate::config::settings().map(Contexts::new),
     };
     let context = Context { output: output.clone(), wanted };
     match dispatch(cli.command, &context) {
@@ -301,7 +323,11 @@ fn dispatch(command: Command, context: &Context) -> Result<ExitCode, Error> {
         Command::Backup(command) => done(backup::run(command, context)),
         Command::Doctor(arguments) => block_on(doctor::run(arguments, context)),
         Command::Restore(arguments) => done(backup::run_restore(arguments, context)),
+        Command::Context(command) => done(context::run(command, context)),
+        Command::User(command) => done(block_on(user::run(command, context))),
         Command::Token(command) => done(block_on(token::run(command, context))),
+        Command::Role(command) => done(block_on(role::run(command, context))),
+        Command::Auth(command) => block_on(auth::run(command, context)),
         Command::Completions(arguments) => {
             done(completions::run(&arguments, &mut Cli::command(), context))
         }

@@ -99,7 +99,7 @@ pub(super) async fn run(mut arguments: Arguments, context: &Context) -> Result<E
             read::command(&arguments.command, code, &changes, &context.output)?
         }
     };
-    let client = if context.wanted.server.is_some() {
+    let client = if context.wanted.is_elsewhere()? {
         context.client().await?
     } else {
         local::running(context).await?

@@ -11,7 +11,10 @@ use atelier_proto::component::v1::component_service_client::ComponentServiceClie
 use atelier_proto::compute::v1::compute_service_client::ComputeServiceClient;
 use atelier_proto::content::v1::content_service_client::ContentServiceClient;
 use atelier_proto::environment::v1::environment_service_client::EnvironmentServiceClient;
+use atelier_proto::identity::v1::auth_service_client::AuthServiceClient;
+use atelier_proto::identity::v1::role_service_client::RoleServiceClient;
 use atelier_proto::identity::v1::token_service_client::TokenServiceClient;
+use atelier_proto::identity::v1::user_service_client::UserServiceClient;
 use atelier_proto::job::v1::job_service_client::JobServiceClient;
 use atelier_proto::vault::v1::vault_service_client::VaultServiceClient;
 use atelier_proto::workspace::v1::workspace_service_client::WorkspaceServiceClient;
@@ -21,6 +24,7 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Response, Status};
 
+pub mod contexts;
 pub mod data;
 mod home;
 mod target;
@@ -73,6 +77,36 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
+    /// There is no such context.
+    #[error(
+        "there is no context '{name}'{}",
+        if known.is_empty() { ", and no other".to_owned() } else { format!("; there is local, {known}") }
+    )]
+    NoContext {
+        /// As it was called.
+        name: String,
+        /// Those there are.
+        known: String,
+    },
+    /// The name is another's.
+    #[error("there is a context '{0}' already")]
+    ContextTaken(String),
+    /// The name cannot be one.
+    #[error(
+        "'{0}' cannot be a context's name: use letters, digits, '-', '_' and '.', at most 64; 'local' is kept"
+    )]
+    ContextName(String),
+    /// The contexts cannot be read or written.
+    #[error("cannot use the contexts in {}: {problem}", path.display())]
+    Contexts {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        problem: String,
+    },
+    /// Two answers to which daemon.
+    #[error("both a server and a context are named")]
+    TwoServers,
     /// Nothing answers at the address.
     #[error("cannot reach the daemon at {server}: {cause}")]
     Connect {
@@ -242,7 +276,22 @@ impl Client {
 
     /// Tokens.
     pub fn tokens(&self) -> TokenServiceClient<Authorized> {
-        TokenServiceClient::new(self.authorized())
+        TokenServiceClient::new(self.authorized()).max_decoding_message_size(MAX_ANSWER)
+    }
+
+    /// Users.
+    pub fn users(&self) -> UserServiceClient<Authorized> {
+        UserServiceClient::new(self.authorized()).max_decoding_message_size(MAX_ANSWER)
+    }
+
+    /// Roles.
+    pub fn roles(&self) -> RoleServiceClient<Authorized> {
+        RoleServiceClient::new(self.authorized()).max_decoding_message_size(MAX_ANSWER)
+    }
+
+    /// What the caller itself is, and may do.
+    pub fn auth(&self) -> AuthServiceClient<Authorized> {
+        AuthServiceClient::new(self.authorized())
     }
 
     /// The content store.

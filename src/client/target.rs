@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use atelier_agent::trust::{Trust, server_url};
 
+use super::contexts::{Contexts, Entry};
 use super::{Error, Home};
 
 /// What the user said about the daemon, as written.
@@ -19,8 +20,14 @@ pub struct Wanted {
     pub token: Option<String>,
     /// `--ca-file` or `ATELIER_CA_FILE`.
     pub ca_file: Option<PathBuf>,
+    /// `--ca-file` alone, which comes before what a context says.
+    pub given_ca_file: Option<PathBuf>,
     /// The local workspace's home, used when no server is named.
     pub home: Option<Home>,
+    /// `--context`, or `ATELIER_CONTEXT` where no server is named.
+    pub context: Option<String>,
+    /// Where contexts are kept: the one in use is used when no server is named.
+    pub contexts: Option<Contexts>,
 }
 
 /// An address and a token.
@@ -62,6 +69,48 @@ impl Wanted {
     /// Reads what is needed to reach the daemon. Files are read each time, as a local daemon that
     /// restarts may have another address.
     pub fn resolve(&self) -> Result<Target, Error> {
+        match self.entry()? {
+            // A context has its own token and authority; those in the environment are for others.
+            Some(entry) => Self {
+                server: Some(entry.server),
+                token_file: Some(self.token_file.clone().unwrap_or(entry.token_file)),
+                ca_file: self.given_ca_file.clone().or(entry.ca_file),
+                context: None,
+                contexts: None,
+                ..self.clone()
+            }
+            .found(),
+            None => self.found(),
+        }
+    }
+
+    /// The context that says where to go, if one does.
+    fn entry(&self) -> Result<Option<Entry>, Error> {
+        if self.server.is_some() {
+            return if self.context.is_some() { Err(Error::TwoServers) } else { Ok(None) };
+        }
+        match (&self.contexts, &self.context) {
+            (Some(contexts), Some(name)) => contexts.find(name),
+            (Some(contexts), None) => match contexts.known()?.current {
+                Some(name) => contexts.find(&name),
+                None => Ok(None),
+            },
+            (None, Some(name)) => {
+                Err(Error::NoContext { name: name.clone(), known: String::new() })
+            }
+            (None, None) => Ok(None),
+        }
+    }
+
+    /// Whether a daemon is meant that is not the local workspace's.
+    ///
+    /// # Errors
+    /// If there is no such context.
+    pub fn is_elsewhere(&self) -> Result<bool, Error> {
+        Ok(self.server.is_some() || self.entry()?.is_some())
+    }
+
+    fn found(&self) -> Result<Target, Error> {
         let (server, local) = match &self.server {
             Some(server) => (checked(server)?, false),
             None => (self.local_server()?, true),

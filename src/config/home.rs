@@ -35,9 +35,13 @@ pub fn data_dir(given: Option<&PathBuf>) -> Result<PathBuf, Error> {
 /// `~/.config/atelier/vault`, else `$ATELIER_HOME/vault`. Apart from what [`home`] names, since who copies
 /// that, to back it up or to move it, should not have copied the key by the way.
 pub fn vault_key(workspace: &str) -> Option<PathBuf> {
-    let folder = set("XDG_CONFIG_HOME")
+    Some(settings()?.join("vault").join(format!("{workspace}.key")))
+}
+
+/// The folder of this user's settings: `$XDG_CONFIG_HOME/atelier`, else `~/.config/atelier`, else `$ATELIER_HOME`.
+pub fn settings() -> Option<PathBuf> {
+    set("XDG_CONFIG_HOME")
         .or_else(|| set("HOME").map(|home| home.join(".config")))
         .map(|settings| settings.join("atelier"))
-        .or_else(|| set("ATELIER_HOME"))?;
-    Some(folder.join("vault").join(format!("{workspace}.key")))
+        .or_else(|| set("ATELIER_HOME"))
 }

@@ -8,7 +8,7 @@ mod storage;
 mod transit;
 
 pub(crate) use files::{Here, bounded};
-pub use home::{Error as HomeError, data_dir, home, vault_key};
+pub use home::{Error as HomeError, data_dir, home, settings, vault_key};
 pub use limits::LimitArgs;
 pub(crate) use serve::SourceParser;
 pub use serve::{PublicData, ServeArgs, SignedUrls, TlsWhen};

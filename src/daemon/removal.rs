@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use atelier_core::access::{Caller, Role};
+use atelier_core::access::{Caller, Permission};
 use atelier_core::asset::Version;
 use atelier_core::content::manifest::Manifest;
 use atelier_core::id::{DatastoreName, InvalidName, JobName};
@@ -234,7 +234,7 @@ impl Removal {
             Some("the code of jobs lies there".to_owned())
         } else if store.as_str() == layout::ARTIFACT_STORE && path == layout::RUNS {
             Some("the artifacts of jobs lie there".to_owned())
-        } else if layout::is_kept(store, path) && !is_own && caller.role != Role::Admin {
+        } else if layout::is_kept(store, path) && !is_own && !caller.may(Permission::ChangeAny) {
             Some("only an admin removes what lies there".to_owned())
         } else if self.datastores.get(store.as_str())?.is_read_only() {
             Some(format!("datastore '{store}' can only be read"))

@@ -368,7 +368,7 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
         store,
         datastores,
         content,
-        door,
+        door: door.clone(),
         sizes,
         clock,
         folder: folder.clone(),
@@ -394,7 +394,9 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
     let dropper = tokio::spawn(uncommitted.run(over));
     let remover = tokio::spawn(async move { retention.run().await });
     let tender = tokio::spawn(async move { tended.tend().await });
-    let mut patrols = vec![sealer, collector, dropper, remover, tender];
+    let uses = door.clone();
+    let keeper = tokio::spawn(async move { uses.people().tend().await });
+    let mut patrols = vec![sealer, collector, dropper, remover, tender, keeper];
     patrols.extend(secure.clone().map(|secure| tokio::spawn(secure.tend(clock))));
     let ended = tokio::spawn(run(
         listeners,
@@ -403,7 +405,7 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
         stopping,
         reactor,
         handle.clone(),
-        Ending { folder, patrols, providers, store: database },
+        Ending { folder, patrols, providers, store: database, door },
     ));
     Ok(Daemon { address, url, handle, stop, ended })
 }
@@ -430,6 +432,7 @@ struct Ending {
     patrols: Vec<tokio::task::JoinHandle<()>>,
     providers: Providers,
     store: Arc<SqliteStore>,
+    door: Arc<Door>,
 }
 
 /// What is answered on each port.
@@ -460,13 +463,14 @@ async fn run(
         },
         _ = stopping.wait_for(|stop| *stop) => Ok(()),
     };
-    let Ending { folder, patrols, providers, store } = ending;
+    let Ending { folder, patrols, providers, store, door } = ending;
     patrols.iter().for_each(tokio::task::JoinHandle::abort);
     providers.stop().await;
     if !reactor.is_finished() {
         handle.stop().await;
     }
     folder.withdraw();
+    door.people().write_uses().await;
     if result.is_ok()
         && let Err(error) = store.checkpoint()
     {

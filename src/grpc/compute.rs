@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use atelier_core::access::Permission;
 use atelier_core::compute::{Cluster, Instance, InstanceState, NodeShape, Placement};
 use atelier_core::id::{ComputeName, NodeName, Principal};
 use atelier_core::live::{ClusterChange, Live, LiveNode};
@@ -15,6 +16,7 @@ use tonic::{Request, Response, Status};
 use super::status::told;
 use super::{caller, count};
 use crate::daemon::{ComputeChange, DrainRequest, NodeView, Shared};
+use crate::identity::Denied;
 
 /// Computes and their nodes.
 pub(super) struct Service(pub(super) Shared);
@@ -107,7 +109,14 @@ impl pb::compute_service_server::ComputeService for Service {
         &self,
         request: Request<pb::UpdateComputeRequest>,
     ) -> Result<Response<pb::Compute>, Status> {
+        let caller = caller(&request)?;
         let request = request.into_inner();
+        // Of how many nodes it has, and how long they stay, operators decide too.
+        if request.description.is_some() && !caller.may(Permission::ManageCompute) {
+            let (principal, role) = (caller.principal, caller.role.to_string());
+            let action = Permission::ManageCompute.told();
+            return Err(told(Denied::NotAllowed { principal, role, action }));
+        }
         let name = ComputeName::new(&request.name).map_err(|_| no_compute(&request.name))?;
         let change = ClusterChange {
             min_instances: request.min_instances,

@@ -107,7 +107,7 @@ impl ContentService for Content {
         &self,
         request: Request<FindMissingRequest>,
     ) -> Result<Response<FindMissingResponse>, Status> {
-        authorize(&request, Permission::Submit)?;
+        authorize(&request, Permission::WriteContent)?;
         let digests = digests(&request.into_inner().digests)?;
         let missing = self.store.missing(digests).await.map_err(status)?;
         let missing = missing.iter().map(wire).collect();
@@ -118,7 +118,7 @@ impl ContentService for Content {
         &self,
         request: Request<Streaming<PutRequest>>,
     ) -> Result<Response<PutResponse>, Status> {
-        authorize(&request, Permission::Submit)?;
+        authorize(&request, Permission::WriteContent)?;
         let mut messages = request.into_inner();
         let mut upload = self.store.upload();
         while let Some(message) = messages.message().await? {

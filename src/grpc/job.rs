@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use atelier_core::access::Caller;
+use atelier_core::access::{Caller, Permission};
 use atelier_core::content::Digest;
 use atelier_core::id::{AttemptNumber, ExperimentName, JobName, Principal};
 use atelier_core::job::{Advice, Event, Job, Outcome, State, advise};
@@ -44,11 +44,19 @@ impl Service {
 
     /// The caller may change this job: an admin, or the one who submitted it.
     fn own<T>(&self, request: &Request<T>, job: &Job) -> Result<Principal, Status> {
-        self.owned_by(caller(request)?, job)
+        let caller = caller(request)?;
+        let may = caller.owns(&job.created_by, job.name.as_str());
+        Self::allowed(may, caller, job)
     }
 
-    fn owned_by(&self, caller: Caller, job: &Job) -> Result<Principal, Status> {
-        if caller.owns(&job.created_by, job.name.as_str()) {
+    /// The caller may cancel this job, or let go of what it left: its owner, an admin or an operator.
+    fn cancelled_by<T>(&self, request: &Request<T>, job: &Job) -> Result<Principal, Status> {
+        let caller = caller(request)?;
+        Self::allowed(caller.may_cancel(&job.created_by), caller, job)
+    }
+
+    fn allowed(may: bool, caller: Caller, job: &Job) -> Result<Principal, Status> {
+        if may {
             return Ok(caller.principal);
         }
         let (job, owner) = (job.name.to_string(), job.created_by.clone());
@@ -85,8 +93,8 @@ impl Service {
         Ok(JobDetails { wait_reason, sandboxes, assets, holders, removed, ..JobDetails::default() })
     }
 
-    async fn message(&self, job: &Job) -> Result<pb::Job, Status> {
-        Ok(convert::job(job, self.details(job).await?))
+    async fn message(&self, job: &Job, caller: &Caller) -> Result<pb::Job, Status> {
+        Ok(shown(convert::job(job, self.details(job).await?), caller))
     }
 
     /// What the last runs on its compute that had the same command say of its memory.
@@ -183,18 +191,20 @@ impl pb::job_service_server::JobService for Service {
         request: Request<pb::GetJobRequest>,
     ) -> Result<Response<pb::Job>, Status> {
         let job = self.find(&request.get_ref().name)?;
+        let caller = caller(&request)?;
         let mut details = self.details(&job).await?;
         details.metrics = self.0.last_metrics(&job.name).await.map_err(told)?;
         if request.get_ref().advise {
             details.memory_advice = self.advice(&job).await?;
         }
-        Ok(Response::new(convert::job(&job, details)))
+        Ok(Response::new(shown(convert::job(&job, details), &caller)))
     }
 
     async fn list_jobs(
         &self,
         request: Request<pb::ListJobsRequest>,
     ) -> Result<Response<pb::ListJobsResponse>, Status> {
+        let caller = caller(&request)?;
         let request = request.into_inner();
         let size = match request.page_size {
             0 => PAGE,
@@ -255,7 +265,8 @@ impl pb::job_service_server::JobService for Service {
             .iter()
             .map(|job| {
                 let wait_reason = reasons.remove(&job.name).unwrap_or_default();
-                convert::job(job, JobDetails { wait_reason, ..JobDetails::default() })
+                let job = convert::job(job, JobDetails { wait_reason, ..JobDetails::default() });
+                shown(job, &caller)
             })
             .collect();
         Ok(Response::new(pb::ListJobsResponse { jobs, next_page_token }))
@@ -281,11 +292,12 @@ impl pb::job_service_server::JobService for Service {
         request: Request<pb::CancelJobRequest>,
     ) -> Result<Response<pb::Job>, Status> {
         let job = self.find(&request.get_ref().name)?;
-        let by = self.own(&request, &job)?;
+        let by = self.cancelled_by(&request, &job)?;
+        let caller = caller(&request)?;
         let reason: String = request.into_inner().reason.chars().take(500).collect();
         self.0.handle.cancel(job.name.clone(), by, reason).await.map_err(told)?;
         let job = self.find(job.name.as_str())?;
-        Ok(Response::new(self.message(&job).await?))
+        Ok(Response::new(self.message(&job, &caller).await?))
     }
 
     async fn archive_job(
@@ -296,7 +308,7 @@ impl pb::job_service_server::JobService for Service {
         let by = self.own(&request, &job)?;
         let archived = request.get_ref().archived;
         let job = self.0.handle.archive(job.name, archived, by).await.map_err(told)?;
-        Ok(Response::new(self.message(&job).await?))
+        Ok(Response::new(self.message(&job, &caller(&request)?).await?))
     }
 
     async fn delete_job(
@@ -315,6 +327,7 @@ impl pb::job_service_server::JobService for Service {
         &self,
         request: Request<pb::ListEventsRequest>,
     ) -> Result<Response<pb::ListEventsResponse>, Status> {
+        let caller = caller(&request)?;
         let request = request.into_inner();
         let job = match request.job.as_str() {
             "" => None,
@@ -329,7 +342,7 @@ impl pb::job_service_server::JobService for Service {
             blocking(move || store.events(job.as_ref(), request.after_seq, limit as usize))
                 .await?
                 .map_err(told)?;
-        let events = events.iter().map(pb::Event::from).collect();
+        let events = events.iter().map(|event| told_of(event, &caller)).collect();
         Ok(Response::new(pb::ListEventsResponse { events }))
     }
 
@@ -339,13 +352,14 @@ impl pb::job_service_server::JobService for Service {
         &self,
         request: Request<pb::WatchEventsRequest>,
     ) -> Result<Response<Self::WatchEventsStream>, Status> {
+        let caller = caller(&request)?;
         let request = request.into_inner();
         let job = match request.job.as_str() {
             "" => None,
             name => Some(self.find(name)?.name),
         };
         let (out, events) = mpsc::channel(64);
-        tokio::spawn(watch(self.0.clone(), job, request.after_seq, out));
+        tokio::spawn(watch(self.0.clone(), job, request.after_seq, caller, out));
         Ok(Response::new(ReceiverStream::new(events).boxed()))
     }
 
@@ -418,7 +432,18 @@ impl pb::job_service_server::JobService for Service {
         let mut frames = request.into_inner();
         let open = Channels::first(&mut frames).await?;
         let job = self.find(&open.job)?;
-        let by = self.owned_by(caller, &job)?;
+        let may = caller.is_own(&job.created_by, job.name.as_str());
+        let by = match may {
+            true => caller.principal,
+            false => {
+                let (principal, owner) = (caller.principal, job.created_by.clone());
+                return Err(told(Denied::NotEntered {
+                    principal,
+                    job: job.name.to_string(),
+                    owner,
+                }));
+            }
+        };
         self.1.open(by, job.name, open, frames).await.map(Response::new)
     }
 
@@ -427,11 +452,56 @@ impl pb::job_service_server::JobService for Service {
         request: Request<pb::ReleaseSandboxRequest>,
     ) -> Result<Response<pb::ReleaseSandboxResponse>, Status> {
         let job = self.find(&request.get_ref().job)?;
-        let by = self.own(&request, &job)?;
+        let by = self.cancelled_by(&request, &job)?;
         let gone = self.0.handle.release(job.name, by).await.map_err(told)?;
         let sandboxes = gone.iter().map(convert::sandbox).collect();
         Ok(Response::new(pb::ReleaseSandboxResponse { sandboxes }))
     }
+}
+
+/// What the caller may see of a job: who sees only how jobs fare is not told what they are made of, read or wrote.
+fn shown(job: pb::Job, caller: &Caller) -> pb::Job {
+    if caller.may(Permission::ReadRuns) {
+        return job;
+    }
+    let spec = job.spec.and_then(|spec| spec.kind).map(|kind| {
+        let pb::job_spec::Kind::Command(command) = kind;
+        let command = pb::CommandJob {
+            name: command.name,
+            experiment_name: command.experiment_name,
+            compute: command.compute,
+            resources: command.resources,
+            limits: command.limits,
+            queue_settings: command.queue_settings,
+            retry: command.retry,
+            on_node_loss: command.on_node_loss,
+            ..pb::CommandJob::default()
+        };
+        pb::JobSpec { kind: Some(pb::job_spec::Kind::Command(command)) }
+    });
+    pb::Job {
+        spec,
+        error: job.error.map(|error| pb::JobError { message: String::new(), ..error }),
+        outputs: Vec::new(),
+        metrics: Default::default(),
+        memory_advice: None,
+        output_assets: Default::default(),
+        ..job
+    }
+}
+
+/// The same of an event: what was run in a job, or why it failed in its own words, is the job's.
+fn told_of(event: &Event, caller: &Caller) -> pb::Event {
+    use atelier_core::job::EventKind as K;
+    let mut told = pb::Event::from(event);
+    let is_status = !matches!(
+        event.kind,
+        K::Entered { .. } | K::Forwarded { .. } | K::Debugged { .. } | K::Failed { .. }
+    );
+    if !is_status && !caller.may(Permission::ReadRuns) {
+        told.message.clear();
+    }
+    told
 }
 
 /// Sends what the store has after `after`, then what happens. A watcher that lags behind is given
@@ -440,6 +510,7 @@ async fn watch(
     shared: Shared,
     job: Option<JobName>,
     mut after: u64,
+    caller: Caller,
     out: mpsc::Sender<Result<pb::Event, Status>>,
 ) {
     let mut live = shared.handle.events();
@@ -456,7 +527,7 @@ async fn watch(
             let full = page.len() == EVENTS as usize;
             for event in &page {
                 after = event.seq.0;
-                if out.send(Ok(event.into())).await.is_err() {
+                if out.send(Ok(told_of(event, &caller))).await.is_err() {
                     return;
                 }
                 if job.is_some() && is_last(event) && !full {
@@ -491,8 +562,7 @@ async fn watch(
                         continue;
                     }
                     after = event.seq.0;
-                    let message: pb::Event = event.as_ref().into();
-                    if out.send(Ok(message)).await.is_err() {
+                    if out.send(Ok(told_of(&event, &caller))).await.is_err() {
                         return;
                     }
                     if job.is_some() && is_last(&event) {

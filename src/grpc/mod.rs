@@ -58,8 +58,11 @@ pub async fn routes(shared: &Shared) -> axum::Router {
         component::Service(shared.clone()),
     )
     .max_decoding_message_size(MESSAGE);
-    let tokens =
-        i::v1::token_service_server::TokenServiceServer::new(identity::Service(shared.clone()));
+    let identity = identity::Service(shared.clone());
+    let tokens = i::v1::token_service_server::TokenServiceServer::new(identity.clone());
+    let users = i::v1::user_service_server::UserServiceServer::new(identity.clone());
+    let roles = i::v1::role_service_server::RoleServiceServer::new(identity.clone());
+    let auth = i::v1::auth_service_server::AuthServiceServer::new(identity);
     let vault =
         v::v1::vault_service_server::VaultServiceServer::new(vault::Service(shared.clone()));
     let agents = agent::Service::new(shared.clone(), channels);
@@ -73,6 +76,9 @@ pub async fn routes(shared: &Shared) -> axum::Router {
         .add_service(assets)
         .add_service(components)
         .add_service(tokens)
+        .add_service(users)
+        .add_service(roles)
+        .add_service(auth)
         .add_service(vault)
         .add_service(agents)
         .add_service(health);

@@ -176,6 +176,19 @@ impl From<Told> for Status {
     }
 }
 
+fn code_of_people(refused: &identity::people::Refused) -> Code {
+    use identity::people::Refused as R;
+    match refused {
+        R::Above { .. } => Code::PermissionDenied,
+        R::NoSuchUser(_) | R::NoSuchToken(_) | R::NoSuchRole { .. } => Code::NotFound,
+        R::UserTaken { .. } | R::RoleTaken(_) => Code::AlreadyExists,
+        R::AboveUser { .. } | R::LastAdmin(_) | R::RoleFixed(_) | R::RoleUsed { .. } => {
+            Code::FailedPrecondition
+        }
+        R::NoRole(_) | R::RoleInvalid(_) | R::Kept(_) | R::TooLong => Code::InvalidArgument,
+    }
+}
+
 fn code_of_retention(error: &daemon::RetentionError) -> Code {
     match error {
         daemon::RetentionError::Refused(_) => Code::InvalidArgument,
@@ -283,13 +296,17 @@ status!(daemon::SharedError, error => match &error {
 status!(identity::Error, error => match &error {
     identity::Error::Store(error) => code_of_store(error),
     identity::Error::File { .. } | identity::Error::Random => Code::Internal,
+    identity::Error::Refused(refused) => code_of_people(refused),
 });
 status!(identity::Denied, error => match &error {
-    identity::Denied::NoToken | identity::Denied::WrongToken | identity::Denied::AttemptOver => {
-        Code::Unauthenticated
-    }
+    identity::Denied::NoToken
+    | identity::Denied::WrongToken
+    | identity::Denied::Expired { .. }
+    | identity::Denied::Revoked
+    | identity::Denied::AttemptOver => Code::Unauthenticated,
     identity::Denied::NotAllowed { .. }
     | identity::Denied::NotOwner { .. }
+    | identity::Denied::NotEntered { .. }
     | identity::Denied::Foreign(_) => Code::PermissionDenied,
     identity::Denied::UnknownRoute => Code::Unimplemented,
 });

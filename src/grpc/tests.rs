@@ -105,9 +105,10 @@ async fn nobody_is_called_what_the_daemon_calls_itself() {
     let workspace = Workspace::start().await;
     for user in ["daemon", "atelier", "node:n1", "attempt:j/1"] {
         let role = identity::Role::DataScientist.into();
-        let request = identity::CreateTokenRequest { user: user.to_owned(), role };
-        let refused = workspace.admin.tokens().create_token(request).await.unwrap_err();
-        assert_eq!(refused.code(), Code::InvalidArgument, "{user}");
+        let user = user.to_owned();
+        let request = identity::CreateTokenRequest { user, role, ..Default::default() };
+        let refused = workspace.admin.tokens().create_token(request).await.err().unwrap();
+        assert_eq!(refused.code(), Code::InvalidArgument, "{}", refused.message());
     }
 }
 

@@ -253,7 +253,7 @@ async fn answer(state: &State, request: Request) -> Result<Response, Refusal> {
         None => (decode(below)?, None),
     };
     // Before the name is looked up: who may read nothing is not told what exists.
-    if !caller.may(Permission::Data) {
+    if !caller.may(Permission::ReadData) && !caller.may(Permission::WriteData) {
         let message = format!("{} may not use the data gateway", caller.role);
         return Err(Refusal::new(StatusCode::FORBIDDEN, "Forbidden", message));
     }
@@ -300,7 +300,7 @@ fn authorize(
     write: bool,
 ) -> Result<(), Refusal> {
     let forbidden = |message: String| Refusal::new(StatusCode::FORBIDDEN, "Forbidden", message);
-    if write && caller.role == Role::Reader {
+    if write && !caller.may(Permission::WriteData) {
         return Err(forbidden(format!("{} may read, not write", caller.role)));
     }
     state.door.authorize_data(caller, datastore.name(), path, write).map_err(forbidden)

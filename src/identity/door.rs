@@ -13,9 +13,9 @@ use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::sync::{Arc, RwLock};
+use std::time::Duration;
 
-use atelier_core::access::{AttemptScope, Caller, Role};
-use atelier_core::content::Digest;
+use atelier_core::access::{AttemptScope, Caller, Permission, Role};
 use atelier_core::id::{AttemptNumber, DatastoreName, Epoch, JobName, NodeName, Principal};
 use atelier_core::job::AttemptKey;
 use atelier_core::layout;
@@ -25,13 +25,15 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use super::grants::{Grants, grants_of};
-use crate::store::{self, Store, TokenRecord};
+use super::people::{People, Refused, WallClock};
+use super::reauthorise;
+use crate::store::{self, Store};
 
 /// Decides who comes in.
 pub struct Door {
-    store: Arc<dyn Store>,
     secret: [u8; 32],
-    holders: RwLock<HashMap<Digest, Caller>>,
+    people: People,
+    asks_every: Duration,
     attempts: RwLock<HashMap<JobName, LiveAttempt>>,
 }
 
@@ -57,6 +59,18 @@ pub enum Denied {
     /// A token that opens nothing.
     #[error("the token is not valid here; ask an admin for one (atelier token create)")]
     WrongToken,
+    /// A token whose time is over.
+    #[error("the token expired at {at}; ask an admin for a new one (atelier token create)")]
+    Expired {
+        /// When that was.
+        at: Timestamp,
+    },
+    /// A token that was taken back while something that it had opened was going on.
+    #[error(
+        "the token was revoked meanwhile, or its user deleted; with a new one (atelier token create, by an admin) \
+         this can be started again"
+    )]
+    Revoked,
     /// The token of an attempt that is over, or is no longer the newest.
     #[error("the attempt that this token belonged to is over")]
     AttemptOver,
@@ -75,6 +89,18 @@ pub enum Denied {
         "{principal} may not change job '{job}': it is {owner}'s; only its owner or an admin may"
     )]
     NotOwner {
+        /// Who.
+        principal: Principal,
+        /// Which.
+        job: String,
+        /// Whose.
+        owner: Principal,
+    },
+    /// A known caller, in another's job.
+    #[error(
+        "{principal} may not enter job '{job}': it is {owner}'s, and nobody enters another's jobs"
+    )]
+    NotEntered {
         /// Who.
         principal: Principal,
         /// Which.
@@ -107,6 +133,9 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+    /// A change that is not allowed, or makes no sense.
+    #[error(transparent)]
+    Refused(#[from] Refused),
     /// The system gave no random bytes.
     #[error("cannot make a token: the system gave no random bytes")]
     Random,
@@ -115,12 +144,21 @@ pub enum Error {
     Store(#[from] store::Error),
 }
 
-const USER_PREFIX: &str = "atl_";
 const ATTEMPT_PREFIX: &str = "ata_";
 
 impl Door {
     /// Opens the door of a workspace whose secret lies in `secret_file`, making it if it is new.
     pub fn open(store: Arc<dyn Store>, secret_file: &Path) -> Result<Self, Error> {
+        let clock = crate::daemon::Clock::default();
+        Self::with_clock(store, secret_file, Arc::new(move || clock.wall()))
+    }
+
+    /// The same with a clock of one's own, by which tokens expire.
+    pub fn with_clock(
+        store: Arc<dyn Store>,
+        secret_file: &Path,
+        clock: WallClock,
+    ) -> Result<Self, Error> {
         let secret = match fs::read(secret_file) {
             Ok(bytes) => <[u8; 32]>::try_from(bytes).map_err(|_| Error::File {
                 operation: "use the workspace's secret",
@@ -138,13 +176,25 @@ impl Door {
                 return Err(Error::File { operation: "read", path, source });
             }
         };
-        let holders = store
-            .tokens()?
-            .into_iter()
-            .map(|t| (t.hash, Caller { principal: t.principal, role: t.role }))
-            .collect();
+        let people = People::open(store, clock)?;
         let attempts = RwLock::new(HashMap::new());
-        Ok(Self { store, secret, holders: RwLock::new(holders), attempts })
+        Ok(Self { secret, people, asks_every: reauthorise::EVERY, attempts })
+    }
+
+    /// How often what goes on is asked whether it still may.
+    pub(super) fn asks_every(&self) -> Duration {
+        self.asks_every
+    }
+
+    /// The same with another time between, for tests.
+    #[cfg(test)]
+    pub(super) fn asking_every(self, asks_every: Duration) -> Self {
+        Self { asks_every, ..self }
+    }
+
+    /// Users, their tokens, and roles.
+    pub fn people(&self) -> &People {
+        &self.people
     }
 
     /// Names the caller by an `authorization` header.
@@ -157,8 +207,18 @@ impl Door {
         if let Some(attempt) = token.strip_prefix(ATTEMPT_PREFIX) {
             return self.attempt(attempt);
         }
-        let holders = self.holders.read().unwrap_or_else(|poisoned| poisoned.into_inner());
-        holders.get(&Digest::of(token.as_bytes())).cloned().ok_or(Denied::WrongToken)
+        self.people.of_token(token)
+    }
+
+    /// Names the caller again whose token was let in before and has opened something that still goes on.
+    ///
+    /// # Errors
+    /// If it would not be let in now, in words for who has been in.
+    pub fn authenticate_again(&self, authorization: Option<&str>) -> Result<Caller, Denied> {
+        self.authenticate(authorization).map_err(|denied| match denied {
+            Denied::WrongToken => Denied::Revoked,
+            other => other,
+        })
     }
 
     fn attempt(&self, token: &str) -> Result<Caller, Denied> {
@@ -222,45 +282,17 @@ impl Door {
         role: Role,
         now: Timestamp,
     ) -> Result<String, Error> {
-        let mut bytes = [0; 32];
-        getrandom::fill(&mut bytes).map_err(|_| Error::Random)?;
-        let token = format!("{USER_PREFIX}{}", URL_SAFE_NO_PAD.encode(bytes));
-        self.remember(&token, principal, role, now).await?;
-        Ok(token)
+        self.people.make(principal, role, now).await
     }
 
-    async fn remember(
-        &self,
-        token: &str,
-        principal: Principal,
-        role: Role,
-        now: Timestamp,
-    ) -> Result<(), Error> {
-        let hash = Digest::of(token.as_bytes());
-        let caller = Caller { principal: principal.clone(), role: role.clone() };
-        self.store.put_token(TokenRecord { hash, principal, role, created_at: now }).await?;
-        self.holders.write().unwrap_or_else(|poisoned| poisoned.into_inner()).insert(hash, caller);
-        Ok(())
-    }
-
-    /// Whether somebody has the role of an admin now.
-    pub fn is_admin(&self, principal: &Principal) -> bool {
-        let holders = self.holders.read().unwrap_or_else(|poisoned| poisoned.into_inner());
-        holders.values().any(|held| held.role == Role::Admin && &held.principal == principal)
+    /// Whether somebody may change what others made, now.
+    pub fn changes_any(&self, principal: &Principal) -> bool {
+        self.people.changes_any(principal)
     }
 
     /// Makes every token of a node worthless.
     pub async fn revoke_node(&self, node: &NodeName) -> Result<(), Error> {
-        let theirs: Vec<Digest> = {
-            let holders = self.holders.read().unwrap_or_else(|poisoned| poisoned.into_inner());
-            let of_node =
-                |caller: &Caller| matches!(&caller.role, Role::Node(name) if name == node);
-            holders.iter().filter(|(_, caller)| of_node(caller)).map(|(hash, _)| *hash).collect()
-        };
-        self.store.forget_tokens(theirs.clone()).await?;
-        let mut holders = self.holders.write().unwrap_or_else(|poisoned| poisoned.into_inner());
-        holders.retain(|hash, _| !theirs.contains(hash));
-        Ok(())
+        self.people.revoke_node(node).await
     }
 
     /// Makes sure that `file` holds a valid token, readable by its owner alone.
@@ -271,12 +303,10 @@ impl Door {
         role: Role,
         now: Timestamp,
     ) -> Result<(), Error> {
-        if let Ok(token) = fs::read_to_string(file) {
-            let hash = Digest::of(token.trim().as_bytes());
-            let known = self.holders.read().unwrap_or_else(|p| p.into_inner()).contains_key(&hash);
-            if known {
-                return Ok(());
-            }
+        if let Ok(token) = fs::read_to_string(file)
+            && self.people.is_known(token.trim())
+        {
+            return Ok(());
         }
         let token = self.create_token(principal, role, now).await?;
         write_private(file, format!("{token}\n").as_bytes())
@@ -291,24 +321,23 @@ impl Door {
         write: bool,
     ) -> Result<(), Denied> {
         let allowed = match &caller.role {
-            Role::Admin | Role::Reader | Role::DataScientist if layout::is_uncommitted(path) => {
-                false
-            }
-            Role::Admin => true,
-            Role::Reader => !write,
-            // Results are written by attempts alone, and what a job is given from people's machines lies in a folder
-            // of their own.
-            Role::DataScientist => {
-                let own = layout::uploads_root(&caller.principal);
-                let is_own = path.strip_prefix(&own).is_some_and(|below| below.starts_with('/'));
-                !write || is_own || !layout::is_kept(datastore, path)
-            }
             Role::Node(_) => false,
             Role::Attempt(scope) => {
                 let attempts = self.attempts.read().unwrap_or_else(|p| p.into_inner());
                 attempts
                     .get(&scope.job)
                     .is_some_and(|live| live.is(scope) && live.grants.allow(datastore, path, write))
+            }
+            _ if layout::is_uncommitted(path) => false,
+            _ if !write => caller.may(Permission::ReadData),
+            // Results are written by attempts alone, and what a job is given from people's machines lies in a folder
+            // of their own.
+            _ => {
+                let own = layout::uploads_root(&caller.principal);
+                let is_own = path.strip_prefix(&own).is_some_and(|below| below.starts_with('/'));
+                let any = caller.may(Permission::ChangeAny);
+                caller.may(Permission::WriteData)
+                    && (any || is_own || !layout::is_kept(datastore, path))
             }
         };
         if allowed {

@@ -6,7 +6,7 @@ mod tests;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
-use atelier_core::access::{Caller, Permission};
+use atelier_core::access::Caller;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
@@ -14,6 +14,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use tracing::Instrument as _;
 
+use super::reauthorise::{Ask, Dialect, Reauthorised};
 use super::{Denied, Door, Need, need_of};
 use crate::tls::Hosts;
 
@@ -25,7 +26,7 @@ pub struct AskedAs(pub String);
 pub async fn guard(State(door): State<Arc<Door>>, mut request: Request, next: Next) -> Response {
     let grpc = is_grpc(request.headers());
     match admit(&door, &request) {
-        Ok((asked, caller)) => {
+        Ok(Admitted { asked, caller }) => {
             if let Some(asked) = asked {
                 request.extensions_mut().insert(asked);
             }
@@ -36,11 +37,20 @@ pub async fn guard(State(door): State<Arc<Door>>, mut request: Request, next: Ne
                 path = request.uri().path(),
                 principal = tracing::field::Empty,
             );
-            if let Some(caller) = caller {
-                span.record("principal", caller.principal.as_str());
-                request.extensions_mut().insert(caller);
-            }
-            next.run(request).instrument(span).await
+            let Some((caller, need)) = caller else {
+                return next.run(request).instrument(span).await;
+            };
+            span.record("principal", caller.principal.as_str());
+            request.extensions_mut().insert(caller);
+            let every = door.asks_every();
+            let ask = ask_again(door, request.headers(), need);
+            let (told, heard) = match grpc {
+                true => (Dialect::GrpcRequest, Dialect::GrpcAnswer),
+                false => (Dialect::Http, Dialect::Http),
+            };
+            let request = request.map(|body| Reauthorised::body(body, ask.clone(), every, told));
+            let response = next.run(request).instrument(span).await;
+            response.map(|body| Reauthorised::body(body, ask, every, heard))
         }
         Err(denied) => {
             tracing::info!(path = request.uri().path(), %denied, "refused at the door");
@@ -49,29 +59,44 @@ pub async fn guard(State(door): State<Arc<Door>>, mut request: Request, next: Ne
     }
 }
 
-fn admit(door: &Door, request: &Request) -> Result<(Option<AskedAs>, Option<Caller>), Denied> {
+/// What the door found out.
+struct Admitted {
+    asked: Option<AskedAs>,
+    /// Who it is, and what is needed of them; nobody, where nothing is.
+    caller: Option<(Caller, Need)>,
+}
+
+fn admit(door: &Door, request: &Request) -> Result<Admitted, Denied> {
     let asked = check_origin(request)?;
     let need = need_of(request.uri().path());
     if need == Some(Need::Public) {
-        return Ok((asked, None));
+        return Ok(Admitted { asked, caller: None });
     }
-    let authorization =
-        request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-    let caller = door.authenticate(authorization)?;
-    let (allowed, action) = match need {
-        None => return Err(Denied::UnknownRoute),
-        Some(Need::Public) => (true, ""),
-        Some(Need::One(permission)) => (caller.may(permission), permission.action()),
-        Some(Need::Tracking) => {
-            let allowed = caller.may(Permission::Read) || caller.may(Permission::WriteRun);
-            (allowed, "read or write runs")
-        }
-    };
-    if allowed {
-        return Ok((asked, Some(caller)));
-    }
-    let role = caller.role.to_string();
-    Err(Denied::NotAllowed { principal: caller.principal, role, action })
+    let caller = door.authenticate(authorization(request.headers()))?;
+    let need = need.ok_or(Denied::UnknownRoute)?;
+    check(&caller, need)?;
+    Ok(Admitted { asked, caller: Some((caller, need)) })
+}
+
+fn authorization(headers: &HeaderMap) -> Option<&str> {
+    headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok())
+}
+
+fn check(caller: &Caller, need: Need) -> Result<(), Denied> {
+    need.check(caller).map_err(|action| Denied::NotAllowed {
+        principal: caller.principal.clone(),
+        role: caller.role.to_string(),
+        action,
+    })
+}
+
+/// What is asked of a request that goes on.
+fn ask_again(door: Arc<Door>, headers: &HeaderMap, need: Need) -> Ask {
+    let authorization = headers.get(header::AUTHORIZATION).cloned();
+    Arc::new(move || {
+        let authorization = authorization.as_ref().and_then(|value| value.to_str().ok());
+        check(&door.authenticate_again(authorization)?, need)
+    })
 }
 
 /// A page of another site, or another name that points here (DNS rebinding), must not reach the
@@ -130,21 +155,37 @@ pub fn is_grpc(headers: &HeaderMap) -> bool {
         .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
 }
 
-fn refuse(denied: &Denied, grpc: bool) -> Response {
-    let (code, status, word) = match denied {
-        Denied::NoToken | Denied::WrongToken | Denied::AttemptOver => {
+/// As gRPC says it.
+pub(super) fn status_of(denied: &Denied) -> tonic::Status {
+    tonic::Status::new(words(denied).0, denied.to_string())
+}
+
+fn words(denied: &Denied) -> (tonic::Code, StatusCode, &'static str) {
+    match denied {
+        Denied::NoToken
+        | Denied::WrongToken
+        | Denied::Expired { .. }
+        | Denied::Revoked
+        | Denied::AttemptOver => {
             (tonic::Code::Unauthenticated, StatusCode::UNAUTHORIZED, "UNAUTHENTICATED")
         }
-        Denied::NotAllowed { .. } | Denied::NotOwner { .. } | Denied::Foreign(_) => {
+        Denied::NotAllowed { .. }
+        | Denied::NotOwner { .. }
+        | Denied::NotEntered { .. }
+        | Denied::Foreign(_) => {
             (tonic::Code::PermissionDenied, StatusCode::FORBIDDEN, "PERMISSION_DENIED")
         }
         Denied::UnknownRoute => {
             (tonic::Code::Unimplemented, StatusCode::NOT_FOUND, "ENDPOINT_NOT_FOUND")
         }
-    };
-    if grpc {
-        return tonic::Status::new(code, denied.to_string()).into_http::<Body>();
     }
+}
+
+fn refuse(denied: &Denied, grpc: bool) -> Response {
+    if grpc {
+        return status_of(denied).into_http::<Body>();
+    }
+    let (_, status, word) = words(denied);
     // The words are MLflow's, so that its client shows the message.
     let body = serde_json::json!({ "error_code": word, "message": denied.to_string() });
     let mut response = (status, axum::Json(body)).into_response();

@@ -3,6 +3,8 @@
 mod door;
 mod grants;
 mod layer;
+pub mod people;
+mod reauthorise;
 mod routes;
 
 pub use door::{Denied, Door, Error};

@@ -3,17 +3,56 @@
 #[cfg(test)]
 mod tests;
 
-use atelier_core::access::Permission;
+use atelier_core::access::{Caller, Permission};
 
 /// What a route needs of its caller.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Need {
     /// Nothing: it tells nothing about the workspace.
     Public,
+    /// A person, in whatever role: it tells and changes what is their own; the handler knows what is.
+    Person,
     /// A known caller with this permission.
     One(Permission),
+    /// A known caller with one of these; the handler knows for what each is enough.
+    Any(&'static [Permission]),
     /// A known caller who may read runs, or write to them; the handler knows which.
     Tracking,
+}
+
+impl Need {
+    /// The permissions of which one is enough; none for what needs no permission.
+    pub fn permissions(self) -> Vec<Permission> {
+        match self {
+            Self::Public | Self::Person => Vec::new(),
+            Self::One(permission) => vec![permission],
+            Self::Any(permissions) => permissions.to_vec(),
+            Self::Tracking => vec![Permission::ReadRuns, Permission::WriteRun],
+        }
+    }
+
+    /// Whether the caller has what it needs.
+    ///
+    /// # Errors
+    /// What the caller may not do, as a verb.
+    pub fn check(self, caller: &Caller) -> Result<(), &'static str> {
+        let is_met = match self {
+            Self::Public => true,
+            Self::Person => caller.role.is_for_people(),
+            _ => self.permissions().into_iter().any(|permission| caller.may(permission)),
+        };
+        if is_met {
+            return Ok(());
+        }
+        Err(match self {
+            Self::Public | Self::Person => "ask what is for people",
+            Self::One(permission) => permission.told(),
+            Self::Any(&[Permission::ReadData, ..]) => "read or write objects",
+            Self::Any(&[first, ..]) => first.told(),
+            Self::Any(&[]) => "do this",
+            Self::Tracking => "read or write runs",
+        })
+    }
 }
 
 /// What the route of this path needs; `None` for a path that nobody has declared.
@@ -30,7 +69,7 @@ pub fn need_of(path: &str) -> Option<Need> {
         _ => {}
     }
     if path.starts_with("/data/v1/") {
-        return Some(Need::One(P::Data));
+        return Some(Need::Any(&[P::ReadData, P::WriteData]));
     }
     if path.starts_with("/api/") || path.starts_with("/ajax-api/") {
         return Some(Need::Tracking);
@@ -42,65 +81,95 @@ fn rpc(service: &str, method: &str) -> Option<Need> {
     use Permission as P;
     let permission = match (service, method) {
         ("atelier.job.v1.JobService", "CreateJob" | "PlanJob") => P::Submit,
-        ("atelier.job.v1.JobService", "CancelJob" | "ArchiveJob" | "DeleteJob") => P::ChangeJob,
-        ("atelier.job.v1.JobService", "EnterJob" | "ReleaseSandbox") => P::EnterJob,
+        ("atelier.job.v1.JobService", "CancelJob" | "ReleaseSandbox") => P::CancelJob,
+        ("atelier.job.v1.JobService", "ArchiveJob" | "DeleteJob") => P::ChangeJob,
+        ("atelier.job.v1.JobService", "EnterJob") => P::EnterJob,
         (
             "atelier.job.v1.JobService",
-            "GetJob" | "ListJobs" | "ExplainJob" | "ListQueue" | "ListEvents" | "WatchEvents"
-            | "StreamLog" | "ListArtifacts",
-        ) => P::Read,
-        ("atelier.content.v1.ContentService", "FindMissing" | "Put") => P::Submit,
+            "GetJob" | "ListJobs" | "ExplainJob" | "ListQueue" | "ListEvents" | "WatchEvents",
+        ) => P::ReadJobs,
+        ("atelier.job.v1.JobService", "StreamLog" | "ListArtifacts") => P::ReadRuns,
+        ("atelier.content.v1.ContentService", "FindMissing" | "Put") => P::WriteContent,
         ("atelier.content.v1.ContentService", "Get") => P::ReadContent,
         (
             "atelier.compute.v1.ComputeService",
             "ListComputes" | "GetCompute" | "ListNodes" | "GetNode" | "GetNodeCache" | "ListSizes",
-        ) => P::Read,
+        ) => P::ReadComputes,
         (
             "atelier.compute.v1.ComputeService",
-            "DrainNode" | "ResumeNode" | "PutCompute" | "UpdateCompute" | "DeleteCompute"
-            | "DrainCompute" | "ResumeCompute" | "SetQuota" | "DeleteQuota" | "PruneNodeCache",
-        ) => P::ManageCompute,
-        (
-            "atelier.workspace.v1.WorkspaceService",
-            "GetWorkspace" | "ListDatastores" | "GetDatastore" | "ListExperiments" | "GetRetention",
-        ) => P::Read,
+            "DrainNode" | "ResumeNode" | "DrainCompute" | "ResumeCompute" | "PruneNodeCache",
+        ) => P::DrainCompute,
+        // How many instances there are, operators say; the rest only who manages computes.
+        ("atelier.compute.v1.ComputeService", "UpdateCompute") => {
+            return Some(Need::Any(&[P::ManageCompute, P::ScaleCompute]));
+        }
+        ("atelier.compute.v1.ComputeService", "PutCompute" | "SetQuota" | "DeleteQuota") => {
+            P::ManageCompute
+        }
+        ("atelier.compute.v1.ComputeService", "DeleteCompute") => P::DeleteCompute,
+        ("atelier.workspace.v1.WorkspaceService", "GetWorkspace" | "GetRetention") => {
+            P::ReadWorkspace
+        }
+        ("atelier.workspace.v1.WorkspaceService", "ListDatastores" | "GetDatastore") => {
+            P::ReadDatastores
+        }
+        ("atelier.workspace.v1.WorkspaceService", "ListExperiments") => P::ReadRuns,
         (
             "atelier.workspace.v1.WorkspaceService",
             "SetRetention" | "PreviewRetention" | "ApplyRetention",
         ) => P::ManageRetention,
-        (
-            "atelier.workspace.v1.WorkspaceService",
-            "CreateDatastore" | "UpdateDatastore" | "DeleteDatastore",
-        ) => P::ManageDatastores,
+        ("atelier.workspace.v1.WorkspaceService", "CreateDatastore" | "UpdateDatastore") => {
+            P::ManageDatastores
+        }
+        ("atelier.workspace.v1.WorkspaceService", "DeleteDatastore") => P::DeleteDatastores,
         // It writes.
-        ("atelier.workspace.v1.WorkspaceService", "TestDatastore") => P::Submit,
+        ("atelier.workspace.v1.WorkspaceService", "TestDatastore") => P::TestDatastores,
         (
             "atelier.environment.v1.EnvironmentService",
-            "CreateEnvironment" | "ArchiveEnvironment" | "BuildEnvironment",
-        ) => P::WriteAssets,
+            "CreateEnvironment" | "ArchiveEnvironment",
+        ) => P::WriteEnvironments,
+        ("atelier.environment.v1.EnvironmentService", "BuildEnvironment") => P::BuildEnvironments,
         ("atelier.environment.v1.EnvironmentService", "GetEnvironment" | "ListEnvironments") => {
-            P::Read
+            P::ReadEnvironments
         }
-        (
-            "atelier.asset.v1.AssetService",
-            "CreateAsset" | "UpdateAsset" | "ArchiveAsset" | "DeleteAsset",
-        ) => P::WriteAssets,
+        ("atelier.asset.v1.AssetService", "CreateAsset" | "UpdateAsset" | "ArchiveAsset") => {
+            P::WriteAssets
+        }
+        ("atelier.asset.v1.AssetService", "DeleteAsset") => P::DeleteAssets,
         (
             "atelier.asset.v1.AssetService",
             "GetAsset" | "ListAssets" | "ListAssetUses" | "ListAssetsAt",
-        ) => P::Read,
+        ) => P::ReadAssets,
         (
             "atelier.component.v1.ComponentService",
-            "CreateComponent" | "UpdateComponent" | "ArchiveComponent" | "DeleteComponent",
-        ) => P::WriteAssets,
-        ("atelier.component.v1.ComponentService", "GetComponent" | "ListComponents") => P::Read,
+            "CreateComponent" | "UpdateComponent" | "ArchiveComponent",
+        ) => P::WriteComponents,
+        ("atelier.component.v1.ComponentService", "DeleteComponent") => P::DeleteComponents,
+        ("atelier.component.v1.ComponentService", "GetComponent" | "ListComponents") => {
+            P::ReadComponents
+        }
         (
             "atelier.vault.v1.VaultService",
             "SetSecret" | "DeleteSecret" | "DeleteSecretVersion" | "GrantSecret" | "RevokeSecret",
         ) => P::WriteSecrets,
-        ("atelier.vault.v1.VaultService", "GetSecret" | "ListSecrets") => P::Read,
+        ("atelier.vault.v1.VaultService", "GetSecret" | "ListSecrets") => P::ReadSecrets,
         ("atelier.vault.v1.VaultService", "GetVault" | "RotateKeys") => P::ManageVault,
-        ("atelier.identity.v1.TokenService", "CreateToken") => P::ManageTokens,
+        // Of a node, whoever may have nodes join.
+        ("atelier.identity.v1.TokenService", "CreateToken") => {
+            return Some(Need::Any(&[P::ManageTokens, P::JoinNodes]));
+        }
+        ("atelier.identity.v1.TokenService", "ListTokens" | "RevokeToken")
+        | ("atelier.identity.v1.AuthService", "WhoAmI" | "CheckAction" | "ListActions") => {
+            return Some(Need::Person);
+        }
+        (
+            "atelier.identity.v1.UserService",
+            "CreateUser" | "UpdateUser" | "DeleteUser" | "GetUser" | "ListUsers",
+        )
+        | ("atelier.identity.v1.RoleService", "CreateRole" | "UpdateRole" | "DeleteRole") => {
+            P::ManageTokens
+        }
+        ("atelier.identity.v1.RoleService", "GetRole" | "ListRoles") => P::ReadWorkspace,
         (
             "atelier.agent.v1.AgentService",
             "Session" | "PushLog" | "RecordMetrics" | "JoinChannel" | "OpenSecrets",
@@ -109,7 +178,7 @@ fn rpc(service: &str, method: &str) -> Option<Need> {
         (
             "grpc.reflection.v1.ServerReflection" | "grpc.reflection.v1alpha.ServerReflection",
             "ServerReflectionInfo",
-        ) => P::Read,
+        ) => P::ReadWorkspace,
         _ => return None,
     };
     Some(Need::One(permission))

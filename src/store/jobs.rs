@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use atelier_core::access::Role;
 use atelier_core::content::Digest;
-use atelier_core::id::{AttemptNumber, ComputeName, Epoch, EventSeq, JobName, NodeName, SubmitSeq};
+use atelier_core::id::{
+    AttemptNumber, ComputeName, Epoch, EventSeq, JobName, NodeName, Principal, SubmitSeq,
+};
 use atelier_core::job::{Event, EventKind, Job, JobStatus, Outcome, State};
 use atelier_core::live::{Counters, Restored};
 use atelier_core::time::Timestamp;
@@ -446,14 +448,19 @@ pub(super) fn forget_tokens(conn: &Connection, hashes: &[Digest]) -> Result<(), 
 pub(super) fn put_token(conn: &Connection, token: &TokenRecord) -> Result<(), Error> {
     let role = json(&token.role, "role")?;
     conn.prepare_cached(
-        "INSERT INTO tokens (hash, principal, role, created_at) VALUES (?1, ?2, ?3, ?4)",
+        "INSERT INTO tokens
+             (hash, principal, role, created_at, created_by, expires_at, last_used_at)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
     )
     .and_then(|mut s| {
         s.execute(params![
             token.hash.as_bytes(),
             token.principal.as_str(),
             role,
-            token.created_at.as_millis()
+            token.created_at.as_millis(),
+            token.created_by.as_ref().map(Principal::as_str),
+            token.expires_at.map(Timestamp::as_millis),
+            token.last_used_at.map(Timestamp::as_millis),
         ])
     })
     .map(drop)
@@ -461,16 +468,25 @@ pub(super) fn put_token(conn: &Connection, token: &TokenRecord) -> Result<(), Er
 }
 
 pub(super) fn tokens(conn: &Connection) -> Result<Vec<TokenRecord>, Error> {
-    conn.prepare("SELECT hash, principal, role, created_at FROM tokens")
+    let columns = "hash, principal, role, created_at, created_by, expires_at, last_used_at";
+    conn.prepare(&format!("SELECT {columns} FROM tokens"))
         .and_then(|mut s| {
             s.query_map([], |row| {
                 let bytes: [u8; 32] = row.get(0)?;
                 let role: Role = column(row, 2)?;
+                let at = |millis: Option<i64>| millis.map(Timestamp::from_millis);
+                let created_by = match row.get::<_, Option<String>>(4)? {
+                    Some(_) => Some(parsed(row, 4)?),
+                    None => None,
+                };
                 Ok(TokenRecord {
                     hash: Digest::from_bytes(bytes),
                     principal: parsed(row, 1)?,
                     role,
                     created_at: Timestamp::from_millis(row.get(3)?),
+                    created_by,
+                    expires_at: at(row.get(5)?),
+                    last_used_at: at(row.get(6)?),
                 })
             })?
             .collect()

@@ -11,6 +11,7 @@ pub mod datastores;
 pub mod environments;
 mod jobs;
 pub mod parts;
+pub mod people;
 pub mod retention;
 mod schema;
 pub mod secret_uses;
@@ -27,6 +28,7 @@ pub(crate) mod tests;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use atelier_core::access::CustomRole;
 use atelier_core::compute::{ComputeRecord, Instance};
 use atelier_core::content::Digest;
 use atelier_core::id::{ComputeName, ExperimentName, JobName, NodeName, Principal};
@@ -37,6 +39,7 @@ use atelier_core::resource::MiB;
 use atelier_core::time::Timestamp;
 use futures::future::BoxFuture;
 
+use self::people::{PeopleChange, UserRecord};
 use self::tracking::TrackWrite;
 pub use jobs::is_live;
 pub use schema::LATEST as SCHEMA_VERSION;
@@ -288,6 +291,12 @@ pub struct TokenRecord {
     pub role: atelier_core::access::Role,
     /// Since when.
     pub created_at: Timestamp,
+    /// Who made it, where that is known.
+    pub created_by: Option<Principal>,
+    /// From when on it opens nothing.
+    pub expires_at: Option<Timestamp>,
+    /// When it was last used, more or less.
+    pub last_used_at: Option<Timestamp>,
 }
 
 /// What a daemon finds when it starts.
@@ -321,6 +330,12 @@ pub trait Store: Send + Sync + 'static {
     fn forget_tokens(&self, hashes: Vec<Digest>) -> BoxFuture<'_, Result<(), Error>>;
     /// Every token.
     fn tokens(&self) -> Result<Vec<TokenRecord>, Error>;
+    /// Changes users or roles.
+    fn change_people(&self, change: PeopleChange) -> BoxFuture<'_, Result<(), Error>>;
+    /// Every user.
+    fn users(&self) -> Result<Vec<UserRecord>, Error>;
+    /// Every custom role.
+    fn roles(&self) -> Result<Vec<CustomRole>, Error>;
     /// What is alive. Batches are taken again from here on.
     fn recover(&self) -> Result<Recovered, Error>;
     /// What jobs held that ended after `from`: the newest 50,000, the one that ended last first.

@@ -23,6 +23,7 @@ const MIGRATIONS: &[&str] = &[
     super::storage::MIGRATION,
     super::retention::BY_PATH,
     super::secrets::ROTATION,
+    super::people::MIGRATION,
 ];
 
 /// The version this build writes.

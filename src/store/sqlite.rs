@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use atelier_core::access::CustomRole;
 use atelier_core::content::Digest;
 use atelier_core::id::{ComputeName, JobName};
 use atelier_core::job::{Event, Job};
@@ -17,6 +18,7 @@ use futures::future::BoxFuture;
 use rusqlite::{Connection, OpenFlags};
 use tokio::sync::oneshot;
 
+use super::people::{self, PeopleChange, UserRecord};
 use super::writer::{Work, Writer};
 use super::{
     Batch, Error, JobQuery, Known, Lookup, Past, Recovered, Store, TokenRecord, jobs, schema, usage,
@@ -221,6 +223,18 @@ impl Store for SqliteStore {
 
     fn tokens(&self) -> Result<Vec<TokenRecord>, Error> {
         self.read(jobs::tokens)
+    }
+
+    fn change_people(&self, change: PeopleChange) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(self.writer.write(move |conn| change.apply(conn)))
+    }
+
+    fn users(&self) -> Result<Vec<UserRecord>, Error> {
+        self.read(people::users)
+    }
+
+    fn roles(&self) -> Result<Vec<CustomRole>, Error> {
+        self.read(people::roles)
     }
 
     fn recover(&self) -> Result<Recovered, Error> {

@@ -306,7 +306,7 @@ fn a_cluster_that_cannot_be_is_refused_with_the_reason() {
         .atelier_at(&server, ["compute", "delete", "fine"])
         .env("ATELIER_TOKEN", &scientist)
         .fails(5)
-        .says(&["manage computes"]);
+        .says(&["delete computes", "workspaces/computes/delete"]);
     let sizes = cluster.atelier(["compute", "list-sizes"]).ok().stdout().to_owned();
     assert!(sizes.contains("STANDARD_NC6s_v3") && sizes.contains("V100"), "{sizes}");
 }

@@ -107,7 +107,7 @@ fn only_an_admin_drains_and_what_makes_no_sense_is_refused() {
             .atelier_at(&cluster.server(), ["node", "drain", "a", "--reason", "mine"])
             .env("ATELIER_TOKEN", token)
             .fails(5)
-            .says(&["may not", "manage computes"]);
+            .says(&["may not", "drain computes"]);
     }
     cluster.atelier(["node", "drain", "none", "--reason", "x"]).fails(3).says(&["node list"]);
     cluster.atelier(["node", "drain", "a", "--reason", " "]).fails(1).says(&["say why"]);

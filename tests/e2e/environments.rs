@@ -221,7 +221,7 @@ fn a_reader_looks_at_environments_and_makes_none() {
     };
     with(&reader, &["list"]).ok();
     with(&reader, &["show", "train"]).ok();
-    with(&reader, &["archive", "train"]).fails(5).says(&["make, change, archive or delete assets"]);
+    with(&reader, &["archive", "train"]).fails(5).says(&["make or archive environments"]);
     with(&reader, &["create", "-f", "-"]).stdin(yaml("x")).fails(5).says(&["rita"]);
     let made =
         with(&scientist, &["create", "-f", "-", "-o", "json"]).stdin(yaml("two")).ok().json();

@@ -241,8 +241,9 @@ fn a_job_keeps_its_secrets_when_its_agent_is_killed_and_has_them_again_when_it_i
 fn leave_to_use_a_secret_is_given_and_taken_back() {
     let cluster = Cluster::empty();
     cluster.start_daemon();
-    let ana = cluster.token_for("ana", "data-scientist");
-    let ben = cluster.token_for("ben", "data-scientist");
+    cluster.role("keeper", &crate::secrets::SETS_SECRETS);
+    let ana = cluster.token_for("ana", "keeper");
+    let ben = cluster.token_for("ben", "keeper");
     let server = cluster.server();
     let by = |token: &str, words: &[&str]| {
         cluster.atelier_at(&server, words).env("ATELIER_TOKEN", token)

@@ -8,6 +8,10 @@ use serde_json::json;
 
 use crate::harness::{Agent, Cluster, Process, Settings, needs, until};
 
+/// A role of people who keep secrets of their own, which only admins do otherwise.
+pub(crate) const SETS_SECRETS: [&str; 4] =
+    ["*/read", "workspaces/metadata/secrets/*", "workspaces/jobs/write", "workspaces/codes/*"];
+
 /// What no file, log or answer may hold.
 const CANARY: &str = "canary-7Qm2vXw9ZpLr4KtB";
 
@@ -120,13 +124,16 @@ fn secrets_are_set_listed_shown_and_deleted() {
     assert_eq!((&shown["name"], &shown["version"]), (&json!("Db-Password"), &json!(2)));
     assert_eq!(shown["creation_context"]["created_by"], "admin");
 
-    let ana = cluster.token_for("ana", "data-scientist");
-    let ben = cluster.token_for("ben", "data-scientist");
+    let scientist = cluster.token_for("sam", "data-scientist");
+    cluster.role("keeper", &SETS_SECRETS);
+    let ana = cluster.token_for("ana", "keeper");
+    let ben = cluster.token_for("ben", "keeper");
     let rita = cluster.token_for("rita", "reader");
     let server = cluster.server();
     let by = |token: &str, words: &[&str]| {
         cluster.atelier_at(&server, words).env("ATELIER_TOKEN", token)
     };
+    by(&scientist, &["secret", "set", "hers"]).stdin("x").fails(5).says(&["sam", "secrets"]);
     by(&ana, &["secret", "set", "hers"]).stdin("x").ok();
     by(&ben, &["secret", "set", "hers"]).stdin("y").fails(5).says(&["ben", "ana's", "hers"]);
     by(&ben, &["secret", "delete", "hers", "--yes"]).fails(5).says(&["ana's"]);

@@ -101,6 +101,7 @@ pub(super) async fn alive(wanted: &Wanted) -> Option<(Client, Workspace)> {
         token: None,
         ca_file: None,
         home: wanted.home.clone(),
+        ..Wanted::default()
     };
     let target = local.resolve().ok()?;
     let answered = async {

@@ -3,6 +3,7 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use atelier_core::access::CustomRole;
 use atelier_core::content::Digest;
 use atelier_core::id::{ComputeName, DatastoreName, Epoch};
 use atelier_core::job::{AttemptEnd, AttemptKey, Exit, JobStatus, Progress, Report};
@@ -17,6 +18,7 @@ use futures::future::{BoxFuture, join_all};
 use super::*;
 use crate::identity::{Denied, Door};
 use crate::provider::{Providers, Site};
+use crate::store::people::{PeopleChange, UserRecord};
 use crate::store::tests::failures::room_for;
 use crate::store::tests::{Folder, first_of, name, node, spec, who};
 use crate::store::{IdempotencyKey, JobQuery, SqliteStore, TokenRecord};
@@ -57,6 +59,18 @@ impl Store for Counted {
 
     fn tokens(&self) -> Result<Vec<TokenRecord>, store::Error> {
         self.inner.tokens()
+    }
+
+    fn change_people(&self, change: PeopleChange) -> BoxFuture<'_, Result<(), store::Error>> {
+        self.inner.change_people(change)
+    }
+
+    fn users(&self) -> Result<Vec<UserRecord>, store::Error> {
+        self.inner.users()
+    }
+
+    fn roles(&self) -> Result<Vec<CustomRole>, store::Error> {
+        self.inner.roles()
     }
 
     fn recover(&self) -> Result<Recovered, store::Error> {

@@ -82,7 +82,8 @@ impl Workspace {
     }
 
     pub(crate) async fn token_for(&self, user: &str, role: Role) -> String {
-        let request = CreateTokenRequest { user: user.to_owned(), role: role.into() };
+        let (user, role) = (user.to_owned(), role.into());
+        let request = CreateTokenRequest { user, role, ..CreateTokenRequest::default() };
         self.admin.tokens().create_token(request).await.unwrap().into_inner().token
     }
 

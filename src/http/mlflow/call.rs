@@ -41,7 +41,7 @@ pub(super) enum Reader {
 pub(super) fn reader(caller: &Caller) -> Result<Reader, Refusal> {
     match &caller.role {
         Role::Attempt(scope) => Ok(Reader::Of(RunId::from(&scope.job))),
-        _ if caller.may(Permission::Read) => Ok(Reader::All),
+        _ if caller.may(Permission::ReadRuns) => Ok(Reader::All),
         role => {
             Err(Refusal::NotAllowed(format!("{} ({role}) may not read runs", caller.principal)))
         }

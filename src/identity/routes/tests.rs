@@ -3,8 +3,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use atelier_core::access::{AttemptScope, Role};
+use atelier_core::id::{AttemptNumber, Epoch, JobName, NodeName, Principal};
 use atelier_proto::DESCRIPTORS;
-use atelier_proto::identity::v1::Role;
+use atelier_proto::identity::v1 as pb;
 use bytes::{Buf, BufMut as _, Bytes};
 use futures::stream;
 use prost::Message;
@@ -17,109 +19,144 @@ use super::*;
 use crate::client::Client;
 use crate::daemon::tests::{Node, Workspace, submission};
 
-/// Each method, and who gets past the door to it: **A**dmin, data **S**cientist, **R**eader,
-/// **N**ode, at**T**empt, **.** nobody in particular (no token).
-const METHODS: &[(&str, &str)] = &[
-    ("atelier.agent.v1.AgentService/JoinChannel", "N"),
-    ("atelier.agent.v1.AgentService/OpenSecrets", "N"),
-    ("atelier.agent.v1.AgentService/PushLog", "N"),
-    ("atelier.agent.v1.AgentService/RecordMetrics", "N"),
-    ("atelier.agent.v1.AgentService/Session", "N"),
-    ("atelier.component.v1.ComponentService/ArchiveComponent", "AS"),
-    ("atelier.component.v1.ComponentService/CreateComponent", "AS"),
-    ("atelier.component.v1.ComponentService/DeleteComponent", "AS"),
-    ("atelier.component.v1.ComponentService/GetComponent", "ASR"),
-    ("atelier.component.v1.ComponentService/ListComponents", "ASR"),
-    ("atelier.component.v1.ComponentService/UpdateComponent", "AS"),
-    ("atelier.compute.v1.ComputeService/DeleteCompute", "A"),
-    ("atelier.compute.v1.ComputeService/DeleteQuota", "A"),
-    ("atelier.compute.v1.ComputeService/DrainCompute", "A"),
-    ("atelier.compute.v1.ComputeService/DrainNode", "A"),
-    ("atelier.compute.v1.ComputeService/GetCompute", "ASR"),
-    ("atelier.compute.v1.ComputeService/GetNode", "ASR"),
-    ("atelier.compute.v1.ComputeService/GetNodeCache", "ASR"),
-    ("atelier.compute.v1.ComputeService/ListComputes", "ASR"),
-    ("atelier.compute.v1.ComputeService/ListNodes", "ASR"),
-    ("atelier.compute.v1.ComputeService/ListSizes", "ASR"),
-    ("atelier.compute.v1.ComputeService/PruneNodeCache", "A"),
-    ("atelier.compute.v1.ComputeService/PutCompute", "A"),
-    ("atelier.compute.v1.ComputeService/ResumeCompute", "A"),
-    ("atelier.compute.v1.ComputeService/ResumeNode", "A"),
-    ("atelier.compute.v1.ComputeService/SetQuota", "A"),
-    ("atelier.compute.v1.ComputeService/UpdateCompute", "A"),
-    ("atelier.content.v1.ContentService/FindMissing", "AS"),
-    ("atelier.content.v1.ContentService/Get", "ASRN"),
-    ("atelier.content.v1.ContentService/Put", "AS"),
-    ("atelier.asset.v1.AssetService/ArchiveAsset", "AS"),
-    ("atelier.asset.v1.AssetService/CreateAsset", "AS"),
-    ("atelier.asset.v1.AssetService/DeleteAsset", "AS"),
-    ("atelier.asset.v1.AssetService/GetAsset", "ASR"),
-    ("atelier.asset.v1.AssetService/ListAssetUses", "ASR"),
-    ("atelier.asset.v1.AssetService/ListAssets", "ASR"),
-    ("atelier.asset.v1.AssetService/ListAssetsAt", "ASR"),
-    ("atelier.asset.v1.AssetService/UpdateAsset", "AS"),
-    ("atelier.environment.v1.EnvironmentService/ArchiveEnvironment", "AS"),
-    ("atelier.environment.v1.EnvironmentService/BuildEnvironment", "AS"),
-    ("atelier.environment.v1.EnvironmentService/CreateEnvironment", "AS"),
-    ("atelier.environment.v1.EnvironmentService/GetEnvironment", "ASR"),
-    ("atelier.environment.v1.EnvironmentService/ListEnvironments", "ASR"),
-    ("atelier.identity.v1.TokenService/CreateToken", "A"),
-    ("atelier.job.v1.JobService/ArchiveJob", "AS"),
-    ("atelier.job.v1.JobService/CancelJob", "AS"),
-    ("atelier.job.v1.JobService/CreateJob", "AS"),
-    ("atelier.job.v1.JobService/DeleteJob", "AS"),
-    ("atelier.job.v1.JobService/EnterJob", "AS"),
-    ("atelier.job.v1.JobService/ReleaseSandbox", "AS"),
-    ("atelier.job.v1.JobService/ExplainJob", "ASR"),
-    ("atelier.job.v1.JobService/GetJob", "ASR"),
-    ("atelier.job.v1.JobService/ListArtifacts", "ASR"),
-    ("atelier.job.v1.JobService/ListEvents", "ASR"),
-    ("atelier.job.v1.JobService/ListJobs", "ASR"),
-    ("atelier.job.v1.JobService/ListQueue", "ASR"),
-    ("atelier.job.v1.JobService/PlanJob", "AS"),
-    ("atelier.job.v1.JobService/StreamLog", "ASR"),
-    ("atelier.job.v1.JobService/WatchEvents", "ASR"),
-    ("atelier.vault.v1.VaultService/DeleteSecret", "AS"),
-    ("atelier.vault.v1.VaultService/DeleteSecretVersion", "AS"),
-    ("atelier.vault.v1.VaultService/GetSecret", "ASR"),
-    ("atelier.vault.v1.VaultService/GetVault", "A"),
-    ("atelier.vault.v1.VaultService/GrantSecret", "AS"),
-    ("atelier.vault.v1.VaultService/ListSecrets", "ASR"),
-    ("atelier.vault.v1.VaultService/RevokeSecret", "AS"),
-    ("atelier.vault.v1.VaultService/RotateKeys", "A"),
-    ("atelier.vault.v1.VaultService/SetSecret", "AS"),
-    ("atelier.workspace.v1.WorkspaceService/ApplyRetention", "A"),
-    ("atelier.workspace.v1.WorkspaceService/CreateDatastore", "A"),
-    ("atelier.workspace.v1.WorkspaceService/DeleteDatastore", "A"),
-    ("atelier.workspace.v1.WorkspaceService/GetDatastore", "ASR"),
-    ("atelier.workspace.v1.WorkspaceService/GetRetention", "ASR"),
-    ("atelier.workspace.v1.WorkspaceService/GetWorkspace", "ASR"),
-    ("atelier.workspace.v1.WorkspaceService/ListDatastores", "ASR"),
-    ("atelier.workspace.v1.WorkspaceService/ListExperiments", "ASR"),
-    ("atelier.workspace.v1.WorkspaceService/PreviewRetention", "A"),
-    ("atelier.workspace.v1.WorkspaceService/SetRetention", "A"),
-    ("atelier.workspace.v1.WorkspaceService/TestDatastore", "AS"),
-    ("atelier.workspace.v1.WorkspaceService/UpdateDatastore", "A"),
-    ("grpc.health.v1.Health/Check", "ASRNT."),
-    ("grpc.health.v1.Health/Watch", "ASRNT."),
-    ("grpc.reflection.v1.ServerReflection/ServerReflectionInfo", "ASR"),
-    ("grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", "ASR"),
-];
-
-/// The same for HTTP, by the patterns that the routers are given.
+/// The patterns that the routers of HTTP are given, and a path of each.
 const ROUTES: &[(&str, &str)] = &[
-    ("/healthz", "ASRNT."),
-    ("/readyz", "ASRNT."),
-    ("/data/v1/{*object}", "ASRT"),
-    ("/health", "ASRT"),
-    ("/version", "ASRT"),
-    // Also what MLflow's router serves below: `mlflow::paths`.
-    ("{root}{path}", "ASRT"),
-    ("{root}/3.0/mlflow/server-info", "ASRT"),
-    ("{root}/{{*path}}", "ASRT"),
+    ("/healthz", "/healthz"),
+    ("/readyz", "/readyz"),
+    ("/data/v1/{*object}", "/data/v1/workspaceblobstore/LocalUpload/x"),
+    ("/health", "/health"),
+    ("/version", "/version"),
+    // What MLflow's router serves below: `mlflow::paths`.
+    ("{root}{path}", "/api/2.0/mlflow/runs/get"),
+    ("{root}/3.0/mlflow/server-info", "/api/3.0/mlflow/server-info"),
+    ("{root}/{{*path}}", "/api/9.9/x"),
 ];
 
-const ROLES: &str = "ASRNT.";
+/// The columns of the table in `docs/access.md`: **A**dmin, compute **O**perator, data **S**cientist, **R**eader,
+/// **N**ode, at**T**empt, **.** nobody in particular (no token).
+const ROLES: &str = "AOSRNT.";
+const TITLES: [&str; 7] =
+    ["Admin", "Compute operator", "Data scientist", "Reader", "Node", "Attempt", "No token"];
+
+fn role(letter: char) -> Option<Role> {
+    let scope = AttemptScope {
+        job: JobName::new("mine").unwrap(),
+        attempt: AttemptNumber(1),
+        epoch: Epoch(1),
+    };
+    Some(match letter {
+        'A' => Role::Admin,
+        'O' => Role::ComputeOperator,
+        'S' => Role::DataScientist,
+        'R' => Role::Reader,
+        'N' => Role::Node(NodeName::new("local").unwrap()),
+        'T' => Role::Attempt(scope),
+        _ => return None,
+    })
+}
+
+/// Who gets past the door to a path, as letters.
+fn who_may(path: &str) -> String {
+    let need = need_of(path).unwrap_or_else(|| panic!("{path} has no declared need"));
+    let may = |letter: &char| match role(*letter) {
+        None => need == Need::Public,
+        Some(role) => {
+            let caller = Caller { principal: Principal::new("somebody").unwrap(), role };
+            need.check(&caller).is_ok()
+        }
+    };
+    ROLES.chars().filter(may).collect()
+}
+
+fn needed(path: &str) -> String {
+    match need_of(path).unwrap_or(Need::Public) {
+        Need::Public => "nothing".to_owned(),
+        Need::Person => "a person's token".to_owned(),
+        need => {
+            let names = need.permissions().into_iter().map(|p| format!("`{p}`"));
+            names.collect::<Vec<_>>().join(" or ")
+        }
+    }
+}
+
+fn row(first: &str, needs: &str, who: impl Fn(char) -> bool, letters: &str) -> String {
+    let cells = letters.chars().map(|letter| if who(letter) { " yes |" } else { " |" });
+    format!("| {first} | {needs} |{}\n", cells.collect::<String>())
+}
+
+/// The table of routes, as the code has it.
+fn routes_table() -> String {
+    let mut text = format!("\n| Route | Needs | {} |\n", TITLES.join(" | "));
+    text += &format!("|{}\n", "-|".repeat(TITLES.len() + 2));
+    for method in served() {
+        let path = format!("/{method}");
+        let who = who_may(&path);
+        text += &row(&format!("`{method}`"), &needed(&path), |letter| who.contains(letter), ROLES);
+    }
+    for (pattern, path) in ROUTES {
+        let shown = pattern.replace("{root}", "/api").replace("{{*path}}", "{*path}");
+        let shown = shown.replace("{path}", "/2.0/mlflow/{*call}");
+        let who = who_may(path);
+        text += &row(&format!("`{shown}`"), &needed(path), |letter| who.contains(letter), ROLES);
+    }
+    text
+}
+
+/// The table of actions, as the code has it.
+fn actions_table() -> String {
+    let mut text = format!("\n| Action | Allows to | {} |\n", TITLES[..6].join(" | "));
+    text += &format!("|{}\n", "-|".repeat(8));
+    for permission in Permission::ALL {
+        let has = |letter| role(letter).unwrap().permissions().has(*permission);
+        text += &row(&format!("`{permission}`"), permission.action(), has, &ROLES[..6]);
+    }
+    text
+}
+
+const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/access.md");
+
+/// Where the page shows a table.
+fn marked(text: &str, name: &str) -> std::ops::Range<usize> {
+    let mark = format!("<!-- {name}: made from the code -->\n");
+    let start = text.find(&mark).unwrap() + mark.len();
+    let len = text[start..].find(&format!("\n<!-- end of {name} -->")).unwrap();
+    start..start + len
+}
+
+/// The page is what people read and review: the tests below ask a whole daemon whether it is true.
+#[test]
+fn the_page_shows_every_route_and_action_as_the_code_has_them() {
+    for (name, expected) in [("routes", routes_table()), ("actions", actions_table())] {
+        let mut text = std::fs::read_to_string(PAGE).unwrap();
+        let shown = marked(&text, name);
+        if std::env::var_os("UPDATE_DOCS").is_some() {
+            text.replace_range(shown, &expected);
+            std::fs::write(PAGE, text).unwrap();
+            continue;
+        }
+        assert!(
+            text[shown] == expected,
+            "docs/access.md is out of date: run this test with UPDATE_DOCS=1\n{expected}"
+        );
+    }
+}
+
+/// The rows of the page: a route, and the letters of who gets through.
+fn rows() -> BTreeMap<String, String> {
+    let text = std::fs::read_to_string(PAGE).unwrap();
+    let shown = &text[marked(&text, "routes")];
+    let row = |line: &str| {
+        let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
+        let who = ROLES.chars().zip(&cells[2..]).filter(|(_, cell)| **cell == "yes");
+        (cells[0].trim_matches('`').to_owned(), who.map(|(letter, _)| letter).collect())
+    };
+    shown.lines().filter(|line| line.starts_with("| `")).map(row).collect()
+}
+
+/// Each method of the page, and who gets past the door to it.
+fn methods() -> Vec<(String, String)> {
+    rows().into_iter().filter(|(route, _)| !route.starts_with('/')).collect()
+}
 
 #[derive(Clone, PartialEq, Message)]
 struct Descriptors {
@@ -174,7 +211,7 @@ fn served() -> BTreeSet<String> {
 
 #[test]
 fn every_method_has_a_declared_need_and_a_row() {
-    let rows: BTreeSet<String> = METHODS.iter().map(|(method, _)| (*method).to_owned()).collect();
+    let rows: BTreeSet<String> = methods().into_iter().map(|(method, _)| method).collect();
     assert_eq!(rows, served());
     for method in served() {
         assert!(need_of(&format!("/{method}")).is_some(), "{method} has no declared need");
@@ -204,11 +241,8 @@ fn every_route_has_a_declared_need_and_a_row() {
     assert_eq!(rows, found);
     let calls: usize = sources.iter().map(|source| source.matches(".route(").count()).sum();
     assert_eq!(calls, found.len(), "a route's pattern is not written where it is added");
-    for (route, who) in ROUTES {
-        let path = route.replace("{root}", "/api").replace("{path}", "/2.0/mlflow/runs/get");
-        let public = need_of(&path) == Some(Need::Public);
-        assert_eq!(public, who.contains('.'), "{route}");
-        assert!(need_of(&path).is_some(), "{route} has no declared need");
+    for (route, path) in ROUTES {
+        assert!(need_of(path).is_some(), "{route} has no declared need");
     }
 }
 
@@ -307,8 +341,9 @@ impl World {
         let attempt = node.is_given().await.token;
         let tokens = BTreeMap::from([
             ('A', workspace.token_of("admin.token")),
-            ('S', workspace.token_for("sam", Role::DataScientist).await),
-            ('R', workspace.token_for("rita", Role::Reader).await),
+            ('O', workspace.token_for("olga", pb::Role::ComputeOperator).await),
+            ('S', workspace.token_for("sam", pb::Role::DataScientist).await),
+            ('R', workspace.token_for("rita", pb::Role::Reader).await),
             ('N', workspace.token_of("agent.token")),
             ('T', attempt),
             ('.', String::new()),
@@ -345,9 +380,11 @@ impl World {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_role_calls_every_method() {
     let world = World::new().await;
+    let methods = methods();
+    println!("{} methods, each as {} callers", methods.len(), ROLES.len());
     for role in ROLES.chars() {
         let client = world.client(role).await;
-        for (method, who) in METHODS {
+        for (method, who) in &methods {
             let answer = call(&client, method).await;
             let code = answer.as_ref().err().map(Status::code);
             let refused = match role {
@@ -379,18 +416,68 @@ async fn every_role_calls_every_method() {
     assert_eq!(sam.jobs().delete_job(delete).await.unwrap_err().code(), Code::PermissionDenied);
 }
 
+/// What a job is made of is not for who only sees to machines; cancelling it is.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operator_sees_how_a_job_stands_and_cancels_it() {
+    use atelier_proto::job::v1 as job_pb;
+    let world = World::new().await;
+    let (admin, olga) = (world.client('A').await, world.client('O').await);
+    let get = || job_pb::GetJobRequest { name: "mine".to_owned(), ..Default::default() };
+    let command = |job: &job_pb::Job| match job.spec.clone().and_then(|spec| spec.kind) {
+        Some(job_pb::job_spec::Kind::Command(command)) => command,
+        None => panic!("{job:?}"),
+    };
+    let whole = admin.jobs().get_job(get()).await.unwrap().into_inner();
+    let seen = olga.jobs().get_job(get()).await.unwrap().into_inner();
+    assert_eq!(command(&whole).command, "true");
+    assert_eq!(command(&seen).command, "");
+    assert_eq!(command(&seen).environment, None);
+    assert_eq!(
+        (&seen.name, seen.status, &seen.created_by),
+        (&whole.name, whole.status, &whole.created_by)
+    );
+    assert_eq!(command(&seen).resources, command(&whole).resources);
+    let list = job_pb::ListJobsRequest::default();
+    let listed = olga.jobs().list_jobs(list).await.unwrap().into_inner();
+    assert_eq!(command(&listed.jobs[0]).command, "");
+    let cancel = job_pb::CancelJobRequest { name: "mine".to_owned(), reason: String::new() };
+    olga.jobs().cancel_job(cancel).await.unwrap();
+    let events = job_pb::ListEventsRequest { job: "mine".to_owned(), ..Default::default() };
+    let events = admin.jobs().list_events(events).await.unwrap().into_inner().events;
+    assert!(events.iter().any(|event| event.principal == "olga"), "{events:?}");
+    // Of a cluster an operator says how many nodes, and nothing else.
+    let update = |description: Option<String>| {
+        let name = "none".to_owned();
+        let max_instances = Some(1);
+        atelier_proto::compute::v1::UpdateComputeRequest {
+            name,
+            max_instances,
+            description,
+            ..Default::default()
+        }
+    };
+    let refused = olga.computes().update_compute(update(Some("x".to_owned()))).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied);
+    let refused = olga.computes().update_compute(update(None)).await.unwrap_err();
+    assert_eq!(refused.code(), Code::NotFound);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn every_role_asks_every_route() {
     let world = World::new().await;
-    let mut paths: Vec<(String, &str)> = Vec::new();
-    for (route, who) in ROUTES.iter().filter(|(route, _)| !route.contains("{path}")) {
-        let route = route.replace("{*object}", "workspaceblobstore/LocalUpload/x");
-        paths.push((route.replace("{root}", "/api").replace("/{{*path}}", "/9.9/x"), who));
+    let rows = rows();
+    let of = |shown: &str| rows.get(shown).unwrap_or_else(|| panic!("{shown} has no row")).clone();
+    let mut paths: Vec<(String, String)> = Vec::new();
+    for (route, path) in ROUTES.iter().filter(|(route, _)| !route.contains("{path}")) {
+        let shown = route.replace("{root}", "/api").replace("{{*path}}", "{*path}");
+        paths.push(((*path).to_owned(), of(&shown)));
     }
     for path in crate::http::mlflow::paths() {
         let path = path.replace("{*path}", "x");
-        paths.extend(["/api", "/ajax-api"].map(|root| (format!("{root}{path}"), "ASRT")));
+        let who = of("/api/2.0/mlflow/{*call}");
+        paths.extend(["/api", "/ajax-api"].map(|root| (format!("{root}{path}"), who.clone())));
     }
+    println!("{} routes, each by two methods as {} callers", paths.len(), ROLES.len());
     for (path, who) in &paths {
         for method in ["GET", "POST"] {
             for role in ROLES.chars() {

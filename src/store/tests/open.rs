@@ -5,6 +5,7 @@ use std::time::Duration;
 use rusqlite::Connection;
 
 use super::*;
+use crate::store::people::UserRecord;
 use crate::store::{Error, SCHEMA_VERSION, Store as _, schema};
 
 /// Why this database is not opened, as the operator reads it.
@@ -179,6 +180,7 @@ async fn every_earlier_version_keeps_its_data() {
         let folder = Folder::new();
         let mut batch = accepted([(waiting(1), Some(key("k", "x"))), (records::over(2), None)]);
         batch.nodes.push(node("n1"));
+        let is_upgraded;
         {
             let conn = made_by(version, &folder);
             crate::store::jobs::write(&conn, &batch).unwrap();
@@ -188,7 +190,22 @@ async fn every_earlier_version_keeps_its_data() {
                 conn.execute_batch(names).unwrap();
             }
             let token = records::token();
-            crate::store::jobs::put_token(&conn, &token).unwrap();
+            let knows_users = conn.prepare("SELECT 1 FROM users").is_ok();
+            is_upgraded = !knows_users;
+            if knows_users {
+                crate::store::jobs::put_token(&conn, &token).unwrap();
+            } else {
+                conn.execute(
+                    "INSERT INTO tokens (hash, principal, role, created_at) VALUES (?1, ?2, ?3, ?4)",
+                    rusqlite::params![
+                        token.hash.as_bytes(),
+                        token.principal.as_str(),
+                        serde_json::to_string(&token.role).unwrap(),
+                        token.created_at.as_millis()
+                    ],
+                )
+                .unwrap();
+            }
         }
         let store = folder.open();
         let recovered = store.recover().unwrap();
@@ -198,6 +215,12 @@ async fn every_earlier_version_keeps_its_data() {
         assert_eq!(store.job(&name("job2")).unwrap(), Some(records::over(2)));
         assert_eq!(store.events(None, 0, 10).unwrap(), batch.events);
         assert_eq!(store.tokens().unwrap(), [records::token()]);
+        if is_upgraded {
+            let (name, role) = (records::token().principal, records::token().role);
+            let created_at = records::token().created_at;
+            let user = UserRecord { name, role, created_by: None, created_at };
+            assert_eq!(store.users().unwrap(), [user], "version {version}");
+        }
         assert!(first_of(&*store, "ana", "k").is_some());
         // The same tables as those of a new one.
         let tables = |store: &SqliteStore| {

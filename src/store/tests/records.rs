@@ -1,10 +1,10 @@
-use atelier_core::access::{AttemptScope, Role};
+use atelier_core::access::{AttemptScope, CustomRole, Held, Permissions, Role};
 use atelier_core::asset::Kind;
 use atelier_core::compute::{
     Cluster, CommandProvider, ComputeRecord, Containment, Instance, InstanceState, NodeShape,
     Placement, Provider, Tier, Trouble,
 };
-use atelier_core::id::{AssetName, Epoch, PortName, VersionName};
+use atelier_core::id::{AssetName, Epoch, PortName, RoleName, VersionName};
 use atelier_core::job::{
     Active, AttemptEnd, Cancel, Cause, Ended, Evict, Exit, Failed, Failure, Left, ManifestRef,
     Member, MemberLeft, Outcome, OutputCommit, Phase, Usage,
@@ -22,6 +22,7 @@ use proptest::prelude::*;
 use rusqlite::Connection;
 
 use super::*;
+use crate::store::people::{self as store_people, PeopleChange, UserRecord};
 use crate::store::{TokenRecord, jobs, schema};
 
 /// A job that is over, with everything that such a job may carry.
@@ -57,6 +58,9 @@ pub(super) fn token() -> TokenRecord {
         principal: who("ben"),
         role: Role::DataScientist,
         created_at: Timestamp::from_millis(77),
+        created_by: None,
+        expires_at: None,
+        last_used_at: None,
     }
 }
 
@@ -595,8 +599,13 @@ fn any_instance() -> impl Strategy<Value = Instance> {
 fn any_role() -> impl Strategy<Value = Role> {
     prop_oneof![
         Just(Role::Admin),
+        Just(Role::ComputeOperator),
         Just(Role::DataScientist),
         Just(Role::Reader),
+        Just(Role::Custom(Held {
+            name: RoleName::new("ops").unwrap(),
+            permissions: Permissions::NONE,
+        })),
         nodes().prop_map(Role::Node),
         (any::<u32>(), any::<u64>()).prop_map(|(attempt, epoch)| Role::Attempt(AttemptScope {
             job: name("job1"),
@@ -672,11 +681,47 @@ proptest! {
 
     #[test]
     fn a_token_comes_out_as_it_went_in(
-        role in any_role(), hash in any::<[u8; 32]>(), principal in people(), created_at in stamp()
+        role in any_role(), hash in any::<[u8; 32]>(), principal in people(), created_at in stamp(),
+        created_by in option::of(people()), expires_at in option::of(stamp()),
+        last_used_at in option::of(stamp()),
     ) {
         let conn = database();
-        let record = TokenRecord { hash: Digest::from_bytes(hash), principal, role, created_at };
+        let hash = Digest::from_bytes(hash);
+        let mut record = TokenRecord {
+            hash, principal, role, created_at, created_by, expires_at, last_used_at,
+        };
         jobs::put_token(&conn, &record).unwrap();
+        prop_assert_eq!(jobs::tokens(&conn).unwrap(), vec![record.clone()]);
+        PeopleChange::Used(vec![(hash, created_at)]).apply(&conn).unwrap();
+        record.last_used_at = Some(created_at);
         prop_assert_eq!(jobs::tokens(&conn).unwrap(), vec![record]);
+    }
+
+    #[test]
+    fn a_user_and_a_role_come_out_as_they_went_in(
+        role in any_role(), name in people(), created_at in stamp(), by in people(),
+        description in text(),
+    ) {
+        let conn = database();
+        let user = UserRecord { name: name.clone(), role, created_by: Some(by.clone()), created_at };
+        PeopleChange::PutUser(user.clone()).apply(&conn).unwrap();
+        prop_assert_eq!(store_people::users(&conn).unwrap(), vec![user.clone()]);
+        let token = TokenRecord { principal: name.clone(), ..token() };
+        jobs::put_token(&conn, &token).unwrap();
+        PeopleChange::DeleteUser(name).apply(&conn).unwrap();
+        prop_assert!(store_people::users(&conn).unwrap().is_empty());
+        prop_assert!(jobs::tokens(&conn).unwrap().is_empty());
+        let made = CustomRole {
+            name: RoleName::new("ops").unwrap(),
+            description,
+            actions: vec!["workspaces/jobs/*".to_owned()],
+            not_actions: vec![],
+            created_by: by,
+            created_at,
+        };
+        PeopleChange::PutRole(made.clone()).apply(&conn).unwrap();
+        prop_assert_eq!(store_people::roles(&conn).unwrap(), vec![made.clone()]);
+        PeopleChange::DeleteRole(made.name).apply(&conn).unwrap();
+        prop_assert!(store_people::roles(&conn).unwrap().is_empty());
     }
 }

@@ -197,6 +197,10 @@ fn who_may_write() {
     );
     change(&conn, attempt("job_a"), "job_a", set()).expect("own run");
     change(&conn, admin(), "r", set()).expect("admin");
+    // What a run found out is its owner's to say.
+    let metrics = vec![point("loss", 0, 1.0)];
+    let found = RunChange::Log { metrics, params: vec![], tags: vec![] };
+    refused(change(&conn, admin(), "r", found), Code::PermissionDenied, "only its owner may");
     change(&conn, ada(), "job_a", set()).expect("the submitter");
     refused(
         change(&conn, ada(), "nope", set()),

@@ -33,14 +33,41 @@ fn writer(by: &Caller) -> Result<(), Refusal> {
     }
 }
 
-/// Whether the caller may change this run.
+/// Whether it is what a run found out, rather than how it is kept.
+fn is_result(change: &RunChange) -> bool {
+    match change {
+        RunChange::Log { metrics, params, .. } => !metrics.is_empty() || !params.is_empty(),
+        RunChange::Inputs(_) | RunChange::Artifact { .. } => true,
+        RunChange::Update { .. }
+        | RunChange::Delete
+        | RunChange::Restore
+        | RunChange::DeleteTag(_)
+        | RunChange::DeleteArtifacts(_) => false,
+    }
+}
+
+/// Whether the caller may change this run: its owner, or who may change what others made.
 fn may_change(by: &Caller, row: &RunRow) -> Result<(), Refusal> {
     writer(by)?;
+    if by.role.is_for_people() && by.owns(&row.info.owner, "") {
+        return Ok(());
+    }
+    not_own(by, row, "change", "or an admin ")
+}
+
+/// Whether the caller may write results to this run: nobody writes to another's, whatever the role.
+fn may_write(by: &Caller, row: &RunRow) -> Result<(), Refusal> {
+    writer(by)?;
+    not_own(by, row, "write results to", "")
+}
+
+/// Nothing, if the run is the caller's own; else why not.
+fn not_own(by: &Caller, row: &RunRow, what: &str, others: &str) -> Result<(), Refusal> {
     let info = &row.info;
     let own = match &by.role {
         // By the job, not by the id: a run that happens to be called like the job is not its own.
         Role::Attempt(scope) => info.job.as_ref() == Some(&scope.job),
-        _ => by.owns(&info.owner, info.id.as_str()),
+        _ => by.is_own(&info.owner, info.id.as_str()),
     };
     if own {
         return Ok(());
@@ -51,7 +78,7 @@ fn may_change(by: &Caller, row: &RunRow) -> Result<(), Refusal> {
             scope.job, info.id
         ),
         _ => format!(
-            "{} may not change run '{}' of {}: only its owner or an admin may",
+            "{} may not {what} run '{}' of {}: only its owner {others}may",
             by.principal, info.id, info.owner
         ),
     }))
@@ -63,7 +90,7 @@ fn may_change(by: &Caller, row: &RunRow) -> Result<(), Refusal> {
 /// [`Error::Track`] if there is none, it is deleted, or is not the caller's to change.
 pub fn writable(conn: &Connection, by: &Caller, id: &RunId) -> Result<RunInfo, Error> {
     let row = read::row(conn, id)?;
-    may_change(by, &row)?;
+    may_write(by, &row)?;
     if row.info.stage == LifecycleStage::Deleted {
         return Err(Refusal::RunDeleted(id.to_string()).into());
     }
@@ -96,7 +123,10 @@ impl TrackWrite {
             Self::CreateRun { by, run } => create_run(conn, by, run),
             Self::ChangeRun { by, id, change } => {
                 let row = read::row(conn, id)?;
-                may_change(by, &row)?;
+                match is_result(change) {
+                    true => may_write(by, &row)?,
+                    false => may_change(by, &row)?,
+                }
                 change_run(conn, &row, change)
             }
             Self::CreateJobRun(run) => create_job_run(conn, run),
@@ -183,12 +213,7 @@ fn change_experiment(
     writer(by)?;
     let experiment =
         read::experiment(conn, id)?.ok_or_else(|| Refusal::NoExperiment(id.to_string()))?;
-    let owns = match by.role {
-        Role::Admin => true,
-        Role::DataScientist => by.principal == experiment.owner,
-        _ => false,
-    };
-    if !owns {
+    if !by.role.is_for_people() || !by.owns(&experiment.owner, "") {
         return Err(Refusal::NotAllowed(format!(
             "{} may not change experiment '{}' of {}: only its owner or an admin may",
             by.principal,
@@ -228,7 +253,7 @@ fn change_experiment(
                     s.query_row(params![id.0, by.principal.as_str()], |row| row.get(0))
                 })
                 .map_err(sql)?;
-            if others && by.role != Role::Admin {
+            if others && !by.may(Permission::ChangeAny) {
                 return Err(Refusal::NotAllowed(format!(
                     "Experiment '{}' holds runs of others: only an admin may delete or restore it",
                     experiment.name.as_str()

@@ -354,6 +354,13 @@ impl Cluster {
             .word()
     }
 
+    /// Makes a role of actions.
+    #[track_caller]
+    pub(crate) fn role(&self, name: &str, actions: &[&str]) {
+        let file = serde_json::json!({ "name": name, "actions": actions }).to_string();
+        self.atelier(["role", "create", "-f", "-"]).stdin(file).ok();
+    }
+
     // --- nodes
 
     /// Starts an agent and waits until its node is ready.

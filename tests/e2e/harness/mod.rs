@@ -15,7 +15,7 @@ mod stores;
 mod wait;
 
 pub(crate) use bao::Bao;
-pub(crate) use cli::Outcome;
+pub(crate) use cli::{Cli, Outcome};
 pub(crate) use cluster::{Agent, Cluster, PROGRAM, Settings, http, job_yaml};
 pub(crate) use faults::{Disk, FaultyIo, Hang, needs};
 pub(crate) use history::{History, check_database};

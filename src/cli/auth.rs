@@ -1,0 +1,62 @@
+//! `atelier auth`
+
+use std::process::ExitCode;
+
+use atelier_proto::identity::v1::{CheckActionRequest, WhoAmIRequest};
+use clap::Subcommand;
+use serde_json::json;
+
+use super::{Context, Error};
+
+#[derive(Subcommand)]
+pub(super) enum Command {
+    /// Say whether you may do something: 'yes' with exit code 0, or 'no' with 1, and why
+    #[command(after_help = "\
+Examples:
+  atelier auth can-i workspaces/jobs/write
+  atelier auth can-i workspaces/computes/write -q && atelier compute create -f compute.yml
+  atelier role list-actions                    all actions there are")]
+    CanI {
+        /// The action, as Azure names it: workspaces/jobs/cancel/action
+        #[arg(value_name = "ACTION")]
+        action: String,
+    },
+    /// Say who you are for the daemon, in which role, and what it allows
+    #[command(after_help = "\
+Examples:
+  atelier auth whoami
+  atelier auth whoami --query role -o tsv")]
+    Whoami,
+}
+
+pub(super) async fn run(command: Command, context: &Context) -> Result<ExitCode, Error> {
+    let client = context.client().await?;
+    match command {
+        Command::CanI { action } => {
+            let request = CheckActionRequest { action };
+            let answer = client.call(client.auth().check_action(request)).await?;
+            let word = if answer.allowed { "yes" } else { "no" };
+            if context.output.is_plain() {
+                context.output.note(&answer.reason);
+                context.output.print(&format!("{word}\n"))?;
+            } else {
+                context.output.show(&json!({
+                    "action": answer.action,
+                    "allowed": answer.allowed,
+                    "reason": answer.reason,
+                }))?;
+            }
+            Ok(if answer.allowed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
+        Command::Whoami => {
+            let answer = client.call(client.auth().who_am_i(WhoAmIRequest {})).await?;
+            context.output.show(&json!({
+                "principal": answer.principal,
+                "role": answer.role,
+                "server": client.target().server,
+                "allows": answer.allows,
+            }))?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}

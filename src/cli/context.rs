@@ -1,0 +1,189 @@
+//! `atelier context`
+
+use std::io::{IsTerminal as _, Read as _};
+
+use atelier_agent::trust::{Trust, server_url};
+use clap::Subcommand;
+use serde_json::{Value, json};
+
+use super::{Column, Context, Error, Kind, Name};
+use crate::client::contexts::{Contexts, Entry, Known, LOCAL, New};
+
+#[derive(Subcommand)]
+pub(super) enum Command {
+    /// List the daemons that have a name here; the one in use has a '*'
+    #[command(visible_alias = "ls", after_help = "Example:\n  atelier context list")]
+    List,
+    /// Use a daemon from now on, where no other is named; 'local' is the local workspace
+    #[command(after_help = "\
+Examples:
+  atelier context use team
+  atelier context use local
+  atelier --context team job list       once, without changing which is in use")]
+    Use(Name),
+    /// Keep a daemon's address, authority and token under a name
+    ///
+    /// The token comes from --token-file or standard input, never from the command line. It and the authority's file
+    /// are copied, into files that only you can read.
+    #[command(after_help = "\
+Examples:
+  atelier context add team --server https://gate.example.com:7420 --ca-file ca.pem --token-file ana.token
+  pass show atelier | atelier context add team --server https://gate.example.com:7420")]
+    Add {
+        #[command(flatten)]
+        name: Name,
+        /// Put it in the place of one of that name
+        #[arg(long)]
+        replace: bool,
+        /// Use it from now on
+        #[arg(long = "use")]
+        choose: bool,
+    },
+    /// Forget a daemon and the token for it
+    #[command(visible_alias = "rm", after_help = "Example:\n  atelier context remove team")]
+    Remove(Name),
+    /// Show a context; without a name the one in use
+    #[command(
+        visible_alias = "current",
+        after_help = "\
+Examples:
+  atelier context show
+  atelier context show team --query server -o tsv"
+    )]
+    Show {
+        /// Its name
+        #[arg(value_name = "NAME")]
+        name: Option<String>,
+    },
+}
+
+/// More than any token has.
+const MOST: u64 = 64 << 10;
+
+pub(super) fn run(command: Command, context: &Context) -> Result<(), Error> {
+    let contexts = contexts(context)?;
+    match command {
+        Command::List => {
+            let known = contexts.known()?;
+            let current = current(context, &known);
+            let own = view(LOCAL, None, current == LOCAL);
+            let others = known.contexts.iter();
+            let others = others.map(|(name, entry)| view(name, Some(entry), *name == current));
+            context.output.list(std::iter::once(own).chain(others).collect(), COLUMNS)
+        }
+        Command::Use(name) => {
+            contexts.choose(name.get())?;
+            context.output.note(&format!("Commands use '{}' from now on.", name.get()));
+            if context.wanted.server.is_some() {
+                context.output.warn("ATELIER_SERVER is set, which comes before the context in use");
+            }
+            Ok(())
+        }
+        Command::Add { name, replace, choose } => {
+            let new = new(name.get(), context)?;
+            contexts.add(new, replace)?;
+            if choose {
+                contexts.choose(name.get())?;
+            } else {
+                let name = name.get();
+                context.output.note(&format!("Use it with: atelier context use {name}"));
+            }
+            Ok(())
+        }
+        Command::Remove(name) => {
+            if name.get() == LOCAL {
+                return Err(Error::new(Kind::Refused, "'local' is the local workspace and stays")
+                    .help("`atelier context use NAME` uses another"));
+            }
+            contexts.remove(name.get())?;
+            context.output.note(&format!("'{}' is forgotten, and the token for it.", name.get()));
+            Ok(())
+        }
+        Command::Show { name } => {
+            let known = contexts.known()?;
+            let current = current(context, &known);
+            let name = name.unwrap_or_else(|| current.clone());
+            let entry = contexts.find(&name)?;
+            context.output.show(&view(&name, entry.as_ref(), name == current))
+        }
+    }
+}
+
+fn contexts(context: &Context) -> Result<&Contexts, Error> {
+    context.wanted.contexts.as_ref().ok_or_else(|| {
+        Error::usage(
+            "the folder of your settings is not known: neither XDG_CONFIG_HOME nor HOME is set",
+        )
+        .help("set one of them, or name a daemon with --server")
+    })
+}
+
+/// The one that is in use.
+fn current(context: &Context, known: &Known) -> String {
+    let chosen = context.wanted.context.clone().or_else(|| known.current.clone());
+    chosen.unwrap_or_else(|| LOCAL.to_owned())
+}
+
+fn new(name: &str, context: &Context) -> Result<New, Error> {
+    let wanted = &context.wanted;
+    let server = wanted.server.clone().ok_or_else(|| {
+        Error::usage("where is it?").help("add --server https://HOST:PORT, as the daemon prints it")
+    })?;
+    let server =
+        server_url(&server).map_err(|why| crate::client::Error::BadServer { server, why })?;
+    let authorities = match &wanted.ca_file {
+        None => None,
+        Some(file) => {
+            Trust::of_file(file).map_err(crate::client::Error::from)?;
+            Some(std::fs::read(file).map_err(|error| Error::file("read", file, &error))?)
+        }
+    };
+    let mut text = String::new();
+    match &wanted.token_file {
+        Some(file) => {
+            let read = std::fs::File::open(file)
+                .and_then(|opened| opened.take(MOST).read_to_string(&mut text));
+            read.map_err(|error| Error::file("read", file, &error))?;
+        }
+        None if std::io::stdin().is_terminal() => {
+            return Err(Error::usage("where is the token?")
+                .help("add --token-file FILE, or pipe it into standard input"));
+        }
+        None => {
+            let read = std::io::stdin().take(MOST).read_to_string(&mut text);
+            read.map_err(|error| {
+                Error::new(
+                    Kind::Refused,
+                    format!("cannot read the token from standard input: {error}"),
+                )
+            })?;
+        }
+    }
+    let token = text.trim().to_owned();
+    if token.is_empty() || token.contains(|c: char| !c.is_ascii_graphic()) {
+        return Err(crate::client::Error::BadToken.into());
+    }
+    Ok(New { name: name.to_owned(), server, authorities, token })
+}
+
+fn view(name: &str, entry: Option<&Entry>, is_current: bool) -> Value {
+    json!({
+        "name": name,
+        "current": is_current,
+        "server": entry.map(|entry| &entry.server),
+        "ca_file": entry.and_then(|entry| entry.ca_file.as_ref()),
+        "token_file": entry.map(|entry| &entry.token_file),
+    })
+}
+
+const COLUMNS: &[Column] = &[
+    Column {
+        title: "CURRENT",
+        cell: |c| Some(if c["current"].as_bool()? { "*" } else { "" }.to_owned()),
+    },
+    Column { title: "NAME", cell: |c| Some(c["name"].as_str()?.to_owned()) },
+    Column {
+        title: "SERVER",
+        cell: |c| Some(c["server"].as_str().unwrap_or("the local workspace").to_owned()),
+    },
+];

@@ -1,0 +1,108 @@
+//! `atelier user`
+
+use atelier_proto::identity::v1::{
+    self as pb, CreateUserRequest, DeleteUserRequest, GetUserRequest, ListUsersRequest,
+    UpdateUserRequest,
+};
+use clap::Subcommand;
+use serde_json::{Value, json};
+
+use super::job::time;
+use super::output::moment;
+use super::{Column, Context, Error, Name, token};
+
+#[derive(Subcommand)]
+pub(super) enum Command {
+    /// Make a user, who comes in with a token of theirs
+    #[command(after_help = "\
+Examples:
+  atelier user create ana --role data-scientist
+  atelier token create --user ana --expires 30d       a token to come in with")]
+    Create {
+        #[command(flatten)]
+        name: Name,
+        /// admin, compute-operator, data-scientist, reader, or a custom role
+        #[arg(long, value_name = "ROLE")]
+        role: String,
+    },
+    /// Give a user another role; it holds at once
+    #[command(after_help = "Example:\n  atelier user update ana --role compute-operator")]
+    Update {
+        #[command(flatten)]
+        name: Name,
+        /// admin, compute-operator, data-scientist, reader, or a custom role
+        #[arg(long, value_name = "ROLE")]
+        role: String,
+    },
+    /// List the users
+    #[command(visible_alias = "ls", after_help = "Example:\n  atelier user list")]
+    List,
+    /// Show a user and their tokens
+    #[command(after_help = "Example:\n  atelier user show ana")]
+    Show(Name),
+    /// Delete a user with all their tokens; what they made stays
+    #[command(after_help = "Example:\n  atelier user delete ana --yes")]
+    Delete {
+        #[command(flatten)]
+        name: Name,
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
+    },
+}
+
+pub(super) async fn run(command: Command, context: &Context) -> Result<(), Error> {
+    if let Command::Delete { name, yes: false } = &command {
+        let name = name.get();
+        let question = format!("Delete user '{name}' and all tokens of theirs?");
+        context.confirmed(&question, &format!("atelier user delete {name} --yes"))?;
+    }
+    let client = context.client().await?;
+    match command {
+        Command::Create { name, role } => {
+            let request = CreateUserRequest { name: name.get().to_owned(), role };
+            let made = client.call(client.users().create_user(request)).await?;
+            let name = &made.name;
+            context.output.note(&format!("A token for them: atelier token create --user {name}"));
+            context.output.show(&view(&made))
+        }
+        Command::Update { name, role } => {
+            let request = UpdateUserRequest { name: name.get().to_owned(), role };
+            let changed = client.call(client.users().update_user(request)).await?;
+            context.output.show(&view(&changed))
+        }
+        Command::List => {
+            let answer = client.call(client.users().list_users(ListUsersRequest {})).await?;
+            context.output.list(answer.users.iter().map(view).collect(), COLUMNS)
+        }
+        Command::Show(name) => {
+            let request = GetUserRequest { name: name.get().to_owned() };
+            let found = client.call(client.users().get_user(request)).await?;
+            let mut shown = view(&found);
+            shown["tokens"] = found.tokens.iter().map(token::view).collect();
+            context.output.show(&shown)
+        }
+        Command::Delete { name, .. } => {
+            let request = DeleteUserRequest { name: name.get().to_owned() };
+            let gone = client.call(client.users().delete_user(request)).await?;
+            context.output.note(&format!("User '{}' is deleted; what they made stays.", gone.name));
+            Ok(())
+        }
+    }
+}
+
+fn view(user: &pb::User) -> Value {
+    json!({
+        "name": user.name,
+        "role": user.role,
+        "created_at": time(user.created_at_ms),
+        "created_by": (!user.created_by.is_empty()).then_some(&user.created_by),
+    })
+}
+
+const COLUMNS: &[Column] = &[
+    Column { title: "NAME", cell: |u| Some(u["name"].as_str()?.to_owned()) },
+    Column { title: "ROLE", cell: |u| Some(u["role"].as_str()?.to_owned()) },
+    Column { title: "CREATED", cell: |u| moment(&u["created_at"]) },
+    Column { title: "BY", cell: |u| Some(u["created_by"].as_str()?.to_owned()) },
+];

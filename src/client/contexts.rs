@@ -1,0 +1,196 @@
+//! Daemons by name: `atelier context`. A file of this user's settings says where each is, and beside it lie, each in a
+//! file of its owner's alone, the tokens.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::Error;
+
+/// What the local workspace is called: it is always there and cannot be added.
+pub const LOCAL: &str = "local";
+
+/// The folder of this user's contexts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Contexts(PathBuf);
+
+/// A daemon, and as whom.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Entry {
+    /// Where it is.
+    pub server: String,
+    /// Who vouches for it, if not the system's authorities: a file below the folder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca_file: Option<PathBuf>,
+    /// A file that holds the token, below the folder.
+    pub token_file: PathBuf,
+}
+
+/// What the file says.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+pub struct Known {
+    /// Which is used where nothing is said.
+    #[serde(default)]
+    pub current: Option<String>,
+    /// All of them.
+    #[serde(default)]
+    pub contexts: BTreeMap<String, Entry>,
+}
+
+/// A context to add.
+pub struct New {
+    /// What to call it.
+    pub name: String,
+    /// Where it is.
+    pub server: String,
+    /// The authorities' certificates, in PEM.
+    pub authorities: Option<Vec<u8>>,
+    /// The token.
+    pub token: String,
+}
+
+fn check(name: &str) -> Result<(), Error> {
+    let word = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    let good = name.chars().next().is_some_and(|c| c.is_ascii_alphanumeric())
+        && name.chars().all(word)
+        && name.len() <= 64
+        && name != LOCAL;
+    if good {
+        return Ok(());
+    }
+    Err(Error::ContextName(name.chars().take(80).collect()))
+}
+
+impl Contexts {
+    /// Those in this folder, which may not be there yet.
+    pub fn new(folder: impl Into<PathBuf>) -> Self {
+        Self(folder.into())
+    }
+
+    fn file(&self) -> PathBuf {
+        self.0.join("contexts.json")
+    }
+
+    fn broken(path: &Path, problem: impl ToString) -> Error {
+        Error::Contexts { path: path.to_owned(), problem: problem.to_string() }
+    }
+
+    /// What there is.
+    ///
+    /// # Errors
+    /// If the file cannot be read; that there is none is no error.
+    pub fn known(&self) -> Result<Known, Error> {
+        let file = self.file();
+        match fs::read(&file) {
+            Ok(text) => serde_json::from_slice(&text).map_err(|e| Self::broken(&file, e)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Known::default()),
+            Err(error) => Err(Self::broken(&file, error)),
+        }
+    }
+
+    /// The context of this name, its files with the folder before them; nothing for the local workspace.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn find(&self, name: &str) -> Result<Option<Entry>, Error> {
+        if name == LOCAL {
+            return Ok(None);
+        }
+        let mut known = self.known()?;
+        let Some(entry) = known.contexts.remove(name) else {
+            let names: Vec<String> = known.contexts.into_keys().collect();
+            let name = name.chars().take(80).collect();
+            return Err(Error::NoContext { name, known: names.join(", ") });
+        };
+        Ok(Some(Entry {
+            ca_file: entry.ca_file.map(|file| self.0.join(file)),
+            token_file: self.0.join(entry.token_file),
+            ..entry
+        }))
+    }
+
+    /// Adds a context, or with `replace` puts it in the place of one.
+    ///
+    /// # Errors
+    /// If the name is taken or cannot be one, or a file cannot be written.
+    pub fn add(&self, new: New, replace: bool) -> Result<(), Error> {
+        let New { name, server, authorities, token } = new;
+        check(&name)?;
+        let mut known = self.known()?;
+        if known.contexts.contains_key(&name) && !replace {
+            return Err(Error::ContextTaken(name));
+        }
+        let token_file = Path::new("tokens").join(&name);
+        self.write(&self.0.join(&token_file), format!("{token}\n").as_bytes())?;
+        let ca_file = match authorities {
+            None => None,
+            Some(pem) => {
+                let file = Path::new("authorities").join(format!("{name}.pem"));
+                self.write(&self.0.join(&file), &pem)?;
+                Some(file)
+            }
+        };
+        known.contexts.insert(name, Entry { server, ca_file, token_file });
+        self.keep(&known)
+    }
+
+    /// Has a context used where nothing else is said.
+    ///
+    /// # Errors
+    /// If there is none of this name.
+    pub fn choose(&self, name: &str) -> Result<(), Error> {
+        self.find(name)?;
+        let mut known = self.known()?;
+        known.current = (name != LOCAL).then(|| name.to_owned());
+        self.keep(&known)
+    }
+
+    /// Forgets a context, and its token.
+    ///
+    /// # Errors
+    /// If there is none of this name.
+    pub fn remove(&self, name: &str) -> Result<(), Error> {
+        check(name)?;
+        let Some(entry) = self.find(name)? else { return Ok(()) };
+        let mut known = self.known()?;
+        known.contexts.remove(name);
+        known.current = known.current.filter(|current| current != name);
+        self.keep(&known)?;
+        for file in [Some(entry.token_file), entry.ca_file].into_iter().flatten() {
+            match fs::remove_file(&file) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(Self::broken(&file, error));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn keep(&self, known: &Known) -> Result<(), Error> {
+        let file = self.file();
+        let text = serde_json::to_vec_pretty(known).map_err(|e| Self::broken(&file, e))?;
+        self.write(&file, &text)
+    }
+
+    /// Writes a file that only its owner can read, whole or not at all.
+    fn write(&self, path: &Path, bytes: &[u8]) -> Result<(), Error> {
+        let write = || -> io::Result<()> {
+            if let Some(folder) = path.parent() {
+                fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+            }
+            let temporary = path.with_extension(format!("new-{}", std::process::id()));
+            let _ = fs::remove_file(&temporary);
+            let mut file =
+                fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+            file.write_all(bytes)?;
+            file.sync_all()?;
+            fs::rename(&temporary, path)
+        };
+        write().map_err(|error| Self::broken(path, error))
+    }
+}

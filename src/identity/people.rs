@@ -1,0 +1,677 @@
+//! Users, their tokens, and roles that somebody has made.
+//!
+//! **Invariant:** what is asked here is answered from memory, and memory has what the store has: each change is
+//! on disk before it is seen. One change at a time, so that what it was checked against still holds.
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Duration;
+
+use atelier_core::access::{Caller, CustomRole, Held, Permission, Permissions, Role, RoleFile};
+use atelier_core::content::Digest;
+use atelier_core::id::{NodeName, Principal, RoleName};
+use atelier_core::time::Timestamp;
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use tokio::sync::Mutex;
+
+use super::{Denied, Error};
+use crate::store::people::{PeopleChange, UserRecord};
+use crate::store::{Store, TokenRecord};
+
+pub(super) const USER_PREFIX: &str = "atl_";
+/// How often it is written when tokens were last used; who reads it wants to know which are not needed any more.
+const WRITTEN_EVERY: Duration = Duration::from_secs(300);
+/// A use within so many milliseconds of the last is none.
+const USED_EVERY_MS: i64 = 60_000;
+/// The longest that a token may live, where it does not live for ever: ten years.
+const MOST_MS: u64 = 10 * 366 * 86_400_000;
+
+/// Tells the time.
+pub type WallClock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
+
+/// Who may come in, and as what.
+pub struct People {
+    store: Arc<dyn Store>,
+    clock: WallClock,
+    known: RwLock<Known>,
+    changing: Mutex<()>,
+}
+
+#[derive(Default)]
+struct Known {
+    users: BTreeMap<Principal, UserRecord>,
+    roles: BTreeMap<RoleName, (CustomRole, Permissions)>,
+    tokens: HashMap<Digest, Token>,
+}
+
+struct Token {
+    record: TokenRecord,
+    /// In milliseconds since the epoch; zero: never.
+    used: AtomicI64,
+    /// What of it is on disk.
+    written: AtomicI64,
+}
+
+impl Token {
+    fn new(record: TokenRecord) -> Self {
+        let used = record.last_used_at.map_or(0, Timestamp::as_millis);
+        Self { record, used: AtomicI64::new(used), written: AtomicI64::new(used) }
+    }
+
+    fn is_over(&self, now: Timestamp) -> bool {
+        self.record.expires_at.is_some_and(|end| end <= now)
+    }
+}
+
+/// What a token is called, where it is not shown: the first digits of its hash.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct TokenId(String);
+
+impl TokenId {
+    fn of(hash: &Digest) -> Self {
+        Self(hash.as_bytes().iter().take(6).map(|byte| format!("{byte:02x}")).collect())
+    }
+}
+
+impl fmt::Display for TokenId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+/// A token as it is listed.
+#[derive(Clone, PartialEq, Debug)]
+pub struct ListedToken {
+    /// What it is called.
+    pub id: TokenId,
+    /// What is stored of it.
+    pub record: TokenRecord,
+    /// Whether it opens nothing any more.
+    pub is_over: bool,
+}
+
+/// A token that was just made.
+pub struct Issued {
+    /// The token itself, which nobody has again.
+    pub secret: String,
+    /// How it is listed.
+    pub listed: ListedToken,
+}
+
+/// A token to make.
+pub struct NewToken {
+    /// Whose; `node:NAME` for a node's.
+    pub principal: Principal,
+    /// At most as what; nothing: whatever its user is.
+    pub role: Option<Role>,
+    /// For how long it opens something.
+    pub lives_ms: Option<u64>,
+}
+
+/// Why a change is not made.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// More than the giver has.
+    #[error(
+        "{principal} has the role {role} and may not give {what} {wanted}: nobody gives more than they have; ask an \
+         admin"
+    )]
+    Above {
+        /// Who.
+        principal: Principal,
+        /// As what.
+        role: String,
+        /// To whom or what.
+        what: String,
+        /// Which role.
+        wanted: String,
+    },
+    /// There is no such user.
+    #[error("there is no user '{0}'; see 'atelier user list'")]
+    NoSuchUser(String),
+    /// There is one already.
+    #[error(
+        "there is a user '{name}' already, with the role {role}; change it with 'atelier user update'"
+    )]
+    UserTaken {
+        /// Which.
+        name: Principal,
+        /// As what.
+        role: String,
+    },
+    /// A token that would do more than its user.
+    #[error(
+        "user '{user}' has the role {role}, and a token of theirs cannot have {wanted}: leave out --role, or change \
+         the user with 'atelier user update {user} --role {wanted}'"
+    )]
+    AboveUser {
+        /// Whose.
+        user: Principal,
+        /// As what.
+        role: String,
+        /// As what the token was wanted.
+        wanted: String,
+    },
+    /// A token of nobody.
+    #[error(
+        "there is no user '{0}': say with --role as what they come in, or make them first with 'atelier user create'"
+    )]
+    NoRole(Principal),
+    /// Nobody could change anything any more.
+    #[error("'{0}' is the last admin: make another user an admin first")]
+    LastAdmin(Principal),
+    /// There is no such token.
+    #[error("there is no token '{0}'; see 'atelier token list'")]
+    NoSuchToken(String),
+    /// There is no such role.
+    #[error(
+        "there is no role '{name}'{similar}; see 'atelier role list'",
+        similar = .similar.as_ref().map(|role| format!(" (did you mean '{role}'?)")).unwrap_or_default()
+    )]
+    NoSuchRole {
+        /// Which.
+        name: String,
+        /// What may have been meant.
+        similar: Option<String>,
+    },
+    /// There is one already.
+    #[error("there is a role '{0}' already; change it with 'atelier role update -f FILE'")]
+    RoleTaken(RoleName),
+    /// It came with the workspace.
+    #[error("role '{0}' is one of every workspace and stays as it is; make another")]
+    RoleFixed(String),
+    /// Somebody has it.
+    #[error("role '{name}' is what {users} have; give them another first")]
+    RoleUsed {
+        /// Which.
+        name: RoleName,
+        /// Who.
+        users: String,
+    },
+    /// A role that cannot be.
+    #[error(transparent)]
+    RoleInvalid(#[from] atelier_core::access::Invalid),
+    /// A name that is no user's.
+    #[error("user: '{0}' is kept for nodes, attempts and the daemon itself; choose another name")]
+    Kept(Principal),
+    /// Too long a life.
+    #[error(
+        "expires: at most ten years are allowed; leave it out for a token that does not expire"
+    )]
+    TooLong,
+}
+
+/// Names that nobody may have.
+fn is_kept(name: &Principal) -> bool {
+    let name = name.as_str();
+    let of_others = ["node:", "attempt:", "group:"].iter().any(|kept| name.starts_with(kept));
+    of_others || ["atelier", "daemon"].contains(&name)
+}
+
+impl Known {
+    /// The role as it is now: of a custom one what it allows now.
+    fn resolved(&self, role: &Role) -> Role {
+        match role {
+            Role::Custom(held) => {
+                let name = held.name.clone();
+                let permissions = self.roles.get(&name).map_or(Permissions::NONE, |(_, all)| *all);
+                Role::Custom(Held { name, permissions })
+            }
+            other => other.clone(),
+        }
+    }
+
+    fn caller(&self, token: &TokenRecord) -> Result<Caller, Denied> {
+        let principal = token.principal.clone();
+        let role = if token.role.is_for_people() {
+            let user = self.users.get(&principal).ok_or(Denied::WrongToken)?;
+            let role = self.resolved(&user.role);
+            match token.role == user.role {
+                true => role,
+                false => self.resolved(&token.role).within(&role),
+            }
+        } else {
+            token.role.clone()
+        };
+        Ok(Caller { principal, role })
+    }
+
+    /// Whether another user than this one is an admin.
+    fn has_other_admin(&self, name: &Principal) -> bool {
+        self.users.values().any(|user| user.role == Role::Admin && &user.name != name)
+    }
+}
+
+impl People {
+    pub(super) fn open(store: Arc<dyn Store>, clock: WallClock) -> Result<Self, Error> {
+        let users = store.users()?.into_iter().map(|user| (user.name.clone(), user)).collect();
+        let tokens = store.tokens()?.into_iter().map(|t| (t.hash, Token::new(t))).collect();
+        let roles = store.roles()?.into_iter().map(|role| {
+            let permissions = role.permissions();
+            (role.name.clone(), (role, permissions))
+        });
+        let known = RwLock::new(Known { users, roles: roles.collect(), tokens });
+        Ok(Self { store, clock, known, changing: Mutex::new(()) })
+    }
+
+    fn known(&self) -> RwLockReadGuard<'_, Known> {
+        self.known.read().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    fn know(&self) -> RwLockWriteGuard<'_, Known> {
+        self.known.write().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    pub(super) fn now(&self) -> Timestamp {
+        (self.clock)()
+    }
+
+    /// Whose token it is.
+    pub(super) fn of_token(&self, token: &str) -> Result<Caller, Denied> {
+        let known = self.known();
+        let token = known.tokens.get(&Digest::of(token.as_bytes())).ok_or(Denied::WrongToken)?;
+        let now = self.now();
+        if token.is_over(now) {
+            return Err(Denied::Expired { at: token.record.expires_at.unwrap_or(now) });
+        }
+        let now = now.as_millis();
+        if now.saturating_sub(token.used.load(Ordering::Relaxed)) >= USED_EVERY_MS {
+            token.used.store(now, Ordering::Relaxed);
+        }
+        known.caller(&token.record)
+    }
+
+    /// Whether a token is known and opens something.
+    pub(super) fn is_known(&self, token: &str) -> bool {
+        let known = self.known();
+        let token = known.tokens.get(&Digest::of(token.as_bytes()));
+        token.is_some_and(|token| !token.is_over(self.now()))
+    }
+
+    /// Whether somebody may change what others made, now.
+    pub(super) fn changes_any(&self, principal: &Principal) -> bool {
+        let known = self.known();
+        let role = known.users.get(principal).map(|user| known.resolved(&user.role));
+        role.is_some_and(|role| role.permissions().has(Permission::ChangeAny))
+    }
+
+    /// The role of this name: one of every workspace, or one that somebody made.
+    ///
+    /// # Errors
+    /// If there is none; says which may have been meant.
+    pub fn role_named(&self, name: &str) -> Result<Role, Refused> {
+        if let Some(role) = Role::builtin(name) {
+            return Ok(role);
+        }
+        let known = self.known();
+        let found = RoleName::new(name).ok().and_then(|name| known.roles.get(&name));
+        if let Some((role, permissions)) = found {
+            let name = role.name.clone();
+            return Ok(Role::Custom(Held { name, permissions: *permissions }));
+        }
+        let builtin = Role::BUILTIN.iter().map(ToString::to_string);
+        let names: Vec<String> =
+            builtin.chain(known.roles.keys().map(RoleName::to_string)).collect();
+        let similar = atelier_core::suggest::closest(name, names.iter().map(String::as_str));
+        let similar = similar.map(str::to_owned);
+        Err(Refused::NoSuchRole { name: name.chars().take(80).collect(), similar })
+    }
+
+    /// Every user, by name.
+    pub fn users(&self) -> Vec<UserRecord> {
+        self.known().users.values().cloned().collect()
+    }
+
+    /// A user, and the tokens they have.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn user(&self, name: &str) -> Result<(UserRecord, Vec<ListedToken>), Refused> {
+        let user = {
+            let known = self.known();
+            let found = Principal::new(name).ok().and_then(|name| known.users.get(&name).cloned());
+            found.ok_or_else(|| Refused::NoSuchUser(name.chars().take(80).collect()))?
+        };
+        let tokens = self.tokens(Some(&user.name));
+        Ok((user, tokens))
+    }
+
+    /// Tokens, of one principal or all, the oldest first.
+    pub fn tokens(&self, of: Option<&Principal>) -> Vec<ListedToken> {
+        let now = self.now();
+        let known = self.known();
+        let wanted =
+            known.tokens.values().filter(|token| of.is_none_or(|of| of == &token.record.principal));
+        let listed = |token: &Token| {
+            let used = token.used.load(Ordering::Relaxed);
+            let last_used_at = (used != 0).then(|| Timestamp::from_millis(used));
+            let record = TokenRecord { last_used_at, ..token.record.clone() };
+            ListedToken { id: TokenId::of(&record.hash), record, is_over: token.is_over(now) }
+        };
+        let mut found: Vec<ListedToken> = wanted.map(listed).collect();
+        found.sort_by(|a, b| (a.record.created_at, &a.id).cmp(&(b.record.created_at, &b.id)));
+        found
+    }
+
+    /// Custom roles, by name.
+    pub fn roles(&self) -> Vec<CustomRole> {
+        self.known().roles.values().map(|(role, _)| role.clone()).collect()
+    }
+
+    /// A custom role.
+    pub fn role(&self, name: &RoleName) -> Option<CustomRole> {
+        self.known().roles.get(name).map(|(role, _)| role.clone())
+    }
+
+    fn check_grant(&self, by: &Caller, what: &str, role: &Role) -> Result<(), Refused> {
+        if by.may_grant(role) {
+            return Ok(());
+        }
+        Err(Refused::Above {
+            principal: by.principal.clone(),
+            role: by.role.to_string(),
+            what: what.to_owned(),
+            wanted: format!("the role {role}"),
+        })
+    }
+
+    /// What is changed of others must be within what the changer has, too.
+    fn check_over(&self, by: &Caller, user: &UserRecord) -> Result<(), Refused> {
+        let role = self.known().resolved(&user.role);
+        if by.may_grant(&role) {
+            return Ok(());
+        }
+        Err(Refused::Above {
+            principal: by.principal.clone(),
+            role: by.role.to_string(),
+            what: "or take anything from".to_owned(),
+            wanted: format!("user '{}', whose role is {role}", user.name),
+        })
+    }
+
+    async fn put_user(&self, user: UserRecord) -> Result<UserRecord, Error> {
+        self.store.change_people(PeopleChange::PutUser(user.clone())).await?;
+        self.know().users.insert(user.name.clone(), user.clone());
+        Ok(user)
+    }
+
+    /// Makes a user.
+    pub async fn create_user(
+        &self,
+        name: Principal,
+        role: Role,
+        by: &Caller,
+    ) -> Result<UserRecord, Error> {
+        let _alone = self.changing.lock().await;
+        if is_kept(&name) {
+            return Err(Refused::Kept(name).into());
+        }
+        self.check_grant(by, &format!("user '{name}'"), &role)?;
+        if let Some(user) = self.known().users.get(&name) {
+            let role = user.role.to_string();
+            return Err(Refused::UserTaken { name, role }.into());
+        }
+        let created_by = Some(by.principal.clone());
+        self.put_user(UserRecord { name, role, created_by, created_at: self.now() }).await
+    }
+
+    /// Gives a user another role.
+    pub async fn update_user(
+        &self,
+        name: &str,
+        role: Role,
+        by: &Caller,
+    ) -> Result<UserRecord, Error> {
+        let _alone = self.changing.lock().await;
+        let (user, _) = self.user(name)?;
+        self.check_over(by, &user)?;
+        self.check_grant(by, &format!("user '{}'", user.name), &role)?;
+        if role != Role::Admin
+            && user.role == Role::Admin
+            && !self.known().has_other_admin(&user.name)
+        {
+            return Err(Refused::LastAdmin(user.name).into());
+        }
+        self.put_user(UserRecord { role, ..user }).await
+    }
+
+    /// Forgets a user; their tokens open nothing from now on. What they made stays.
+    pub async fn delete_user(&self, name: &str, by: &Caller) -> Result<UserRecord, Error> {
+        let _alone = self.changing.lock().await;
+        let (user, _) = self.user(name)?;
+        self.check_over(by, &user)?;
+        if user.role == Role::Admin && !self.known().has_other_admin(&user.name) {
+            return Err(Refused::LastAdmin(user.name).into());
+        }
+        self.store.change_people(PeopleChange::DeleteUser(user.name.clone())).await?;
+        let mut known = self.know();
+        known.users.remove(&user.name);
+        known.tokens.retain(|_, token| token.record.principal != user.name);
+        Ok(user)
+    }
+
+    /// Makes a token, for somebody who may give it. Of a user who is not there yet it makes one, with the token's
+    /// role.
+    pub async fn issue(&self, new: NewToken, by: &Caller) -> Result<Issued, Error> {
+        let _alone = self.changing.lock().await;
+        let NewToken { principal, role, lives_ms } = new;
+        let now = self.now();
+        let expires_at = match lives_ms {
+            None => None,
+            Some(ms) if ms > MOST_MS => return Err(Refused::TooLong.into()),
+            Some(ms) => {
+                let end = now.as_millis().saturating_add(i64::try_from(ms).unwrap_or(i64::MAX));
+                Some(Timestamp::from_millis(end))
+            }
+        };
+        let is_node = matches!(role, Some(Role::Node(_)));
+        if !is_node && is_kept(&principal) {
+            return Err(Refused::Kept(principal).into());
+        }
+        let role = if is_node {
+            role.unwrap_or(Role::Reader)
+        } else {
+            let user = self.known().users.get(&principal).cloned();
+            match (user, role) {
+                (None, None) => return Err(Refused::NoRole(principal).into()),
+                (None, Some(role)) => {
+                    self.check_grant(by, &format!("user '{principal}'"), &role)?;
+                    let (name, created_by) = (principal.clone(), Some(by.principal.clone()));
+                    let user = UserRecord { name, role: role.clone(), created_by, created_at: now };
+                    self.put_user(user).await?;
+                    role
+                }
+                (Some(user), role) => {
+                    self.check_over(by, &user)?;
+                    let limit = self.known().resolved(&user.role);
+                    let role = role.unwrap_or(user.role);
+                    let wanted = self.known().resolved(&role);
+                    if !wanted.permissions().within(limit.permissions()) {
+                        let (user, role) = (principal, limit.to_string());
+                        let wanted = wanted.to_string();
+                        return Err(Refused::AboveUser { user, role, wanted }.into());
+                    }
+                    role
+                }
+            }
+        };
+        let granted = self.known().resolved(&role);
+        self.check_grant(by, &format!("a token of {principal}"), &granted)?;
+        self.add(principal, role, Some(by.principal.clone()), now, expires_at).await
+    }
+
+    /// Makes a token as the daemon itself does, which nobody has to be allowed; of a person, with the user.
+    pub(super) async fn make(
+        &self,
+        principal: Principal,
+        role: Role,
+        now: Timestamp,
+    ) -> Result<String, Error> {
+        let _alone = self.changing.lock().await;
+        if role.is_for_people() && !self.known().users.contains_key(&principal) {
+            let (name, role) = (principal.clone(), role.clone());
+            self.put_user(UserRecord { name, role, created_by: None, created_at: now }).await?;
+        }
+        Ok(self.add(principal, role, None, now, None).await?.secret)
+    }
+
+    /// The one place where a token comes to be.
+    async fn add(
+        &self,
+        principal: Principal,
+        role: Role,
+        created_by: Option<Principal>,
+        created_at: Timestamp,
+        expires_at: Option<Timestamp>,
+    ) -> Result<Issued, Error> {
+        let mut bytes = [0; 32];
+        getrandom::fill(&mut bytes).map_err(|_| Error::Random)?;
+        let secret = format!("{USER_PREFIX}{}", URL_SAFE_NO_PAD.encode(bytes));
+        let hash = Digest::of(secret.as_bytes());
+        let last_used_at = None;
+        let record =
+            TokenRecord { hash, principal, role, created_at, created_by, expires_at, last_used_at };
+        self.store.put_token(record.clone()).await?;
+        self.know().tokens.insert(hash, Token::new(record.clone()));
+        let id = TokenId::of(&hash);
+        Ok(Issued { secret, listed: ListedToken { id, record, is_over: false } })
+    }
+
+    /// Makes a token worthless, by its id: one's own, or another's whose role one could give.
+    pub async fn revoke(&self, id: &str, by: &Caller) -> Result<ListedToken, Error> {
+        let _alone = self.changing.lock().await;
+        let sees_others = by.may(Permission::ManageTokens) || by.may(Permission::JoinNodes);
+        let own = (!sees_others).then_some(&by.principal);
+        let listed = self.tokens(own).into_iter().find(|token| token.id.0 == id);
+        let missing = || Refused::NoSuchToken(id.chars().take(80).collect());
+        let token = listed.ok_or_else(missing)?;
+        if token.record.principal != by.principal {
+            let role = self.known().resolved(&token.record.role);
+            let user = self.known().users.get(&token.record.principal).cloned();
+            match user {
+                Some(user) => self.check_over(by, &user)?,
+                None => self.check_grant(by, "or take the token of", &role)?,
+            }
+        }
+        self.forget(vec![token.record.hash]).await?;
+        Ok(token)
+    }
+
+    async fn forget(&self, hashes: Vec<Digest>) -> Result<(), Error> {
+        self.store.forget_tokens(hashes.clone()).await?;
+        self.know().tokens.retain(|hash, _| !hashes.contains(hash));
+        Ok(())
+    }
+
+    /// Makes every token of a node worthless.
+    pub(super) async fn revoke_node(&self, node: &NodeName) -> Result<(), Error> {
+        let _alone = self.changing.lock().await;
+        let theirs = {
+            let known = self.known();
+            let of_node = |token: &&Token| matches!(&token.record.role, Role::Node(n) if n == node);
+            known.tokens.values().filter(of_node).map(|token| token.record.hash).collect()
+        };
+        self.forget(theirs).await
+    }
+
+    /// Makes a role, or with `replace` changes one. It must not allow more than who makes it has.
+    pub async fn put_role(
+        &self,
+        file: RoleFile,
+        replace: bool,
+        by: &Caller,
+    ) -> Result<CustomRole, Error> {
+        let _alone = self.changing.lock().await;
+        if Role::builtin(&file.name).is_some() && replace {
+            return Err(Refused::RoleFixed(file.name).into());
+        }
+        let mut role =
+            CustomRole::new(file, by.principal.clone(), self.now()).map_err(Refused::from)?;
+        match (self.role(&role.name), replace) {
+            (Some(_), false) => return Err(Refused::RoleTaken(role.name).into()),
+            (None, true) => {
+                let name = role.name.to_string();
+                return Err(Refused::NoSuchRole { name, similar: None }.into());
+            }
+            (Some(known), true) => {
+                self.check_grant(by, "or change", &known.held())?;
+                (role.created_by, role.created_at) = (known.created_by, known.created_at);
+            }
+            (None, false) => {}
+        }
+        self.check_grant(by, "anybody", &role.held())?;
+        self.store.change_people(PeopleChange::PutRole(role.clone())).await?;
+        let permissions = role.permissions();
+        self.know().roles.insert(role.name.clone(), (role.clone(), permissions));
+        Ok(role)
+    }
+
+    /// Forgets a role that nobody has.
+    pub async fn delete_role(&self, name: &str, by: &Caller) -> Result<CustomRole, Error> {
+        let _alone = self.changing.lock().await;
+        let role = match self.role_named(name)? {
+            Role::Custom(held) => self.role(&held.name),
+            builtin => return Err(Refused::RoleFixed(builtin.to_string()).into()),
+        };
+        let missing = || Refused::NoSuchRole { name: name.to_owned(), similar: None };
+        let role = role.ok_or_else(missing)?;
+        self.check_grant(by, "or take", &role.held())?;
+        let has = |held: &Role| matches!(held, Role::Custom(held) if held.name == role.name);
+        let users: Vec<String> = {
+            let known = self.known();
+            let tokens = known.tokens.values().map(|token| &token.record);
+            let of_tokens = tokens.filter(|token| has(&token.role)).map(|token| &token.principal);
+            let users = known.users.values().filter(|user| has(&user.role)).map(|user| &user.name);
+            let all: std::collections::BTreeSet<&Principal> = users.chain(of_tokens).collect();
+            all.into_iter().take(10).map(ToString::to_string).collect()
+        };
+        if !users.is_empty() {
+            return Err(Refused::RoleUsed { name: role.name, users: users.join(", ") }.into());
+        }
+        self.store.change_people(PeopleChange::DeleteRole(role.name.clone())).await?;
+        self.know().roles.remove(&role.name);
+        Ok(role)
+    }
+
+    /// Writes now and then when tokens were last used. Never ends by itself.
+    pub async fn tend(&self) {
+        let mut tick = tokio::time::interval(WRITTEN_EVERY);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tick.tick().await;
+            self.write_uses().await;
+        }
+    }
+
+    /// Writes when tokens were last used, as far as that is news.
+    pub async fn write_uses(&self) {
+        let news: Vec<(Digest, Timestamp)> = {
+            let known = self.known();
+            let news = known.tokens.iter().filter_map(|(hash, token)| {
+                let used = token.used.load(Ordering::Relaxed);
+                (used != token.written.load(Ordering::Relaxed))
+                    .then(|| (*hash, Timestamp::from_millis(used)))
+            });
+            news.collect()
+        };
+        if news.is_empty() {
+            return;
+        }
+        if let Err(error) = self.store.change_people(PeopleChange::Used(news.clone())).await {
+            tracing::warn!(%error, "when tokens were last used could not be written");
+            return;
+        }
+        let known = self.known();
+        for (hash, used) in news {
+            if let Some(token) = known.tokens.get(&hash) {
+                token.written.store(used.as_millis(), Ordering::Relaxed);
+            }
+        }
+    }
+}

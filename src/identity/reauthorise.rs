@@ -1,0 +1,120 @@
+//! What goes on for long is asked again, each minute, whether it may: a token that has expired or was revoked, or
+//! a role that was taken back, ends it.
+
+#[cfg(test)]
+mod tests;
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::http::HeaderMap;
+use hyper::body::{Frame, SizeHint};
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use super::Denied;
+use super::layer::status_of;
+
+/// How long something may go on that would not be let in any more.
+pub(super) const EVERY: Duration = Duration::from_secs(60);
+
+/// Says whether it may go on.
+pub(super) type Ask = Arc<dyn Fn() -> Result<(), Denied> + Send + Sync>;
+
+/// How the other side hears that it may not.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Dialect {
+    /// An answer of gRPC: by its trailers.
+    GrpcAnswer,
+    /// What a client of gRPC sends: the service is given the status.
+    GrpcRequest,
+    /// It breaks off.
+    Http,
+}
+
+/// A body that ends when it may not go on.
+pub(super) struct Reauthorised {
+    /// Gone, once it was ended.
+    inner: Option<Body>,
+    ask: Ask,
+    dialect: Dialect,
+    every: Duration,
+    next: Instant,
+    /// Made when there is first something to wait for: most bodies are over at once.
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl Reauthorised {
+    pub(super) fn body(inner: Body, ask: Ask, every: Duration, dialect: Dialect) -> Body {
+        let next = Instant::now() + every;
+        Body::new(Self { inner: Some(inner), ask, dialect, every, next, timer: None })
+    }
+
+    fn check(&mut self) -> Result<(), Denied> {
+        (self.ask)()?;
+        self.next = Instant::now() + self.every;
+        Ok(())
+    }
+
+    fn end(&mut self, denied: &Denied) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        self.inner = None;
+        tracing::info!(%denied, "a stream was ended");
+        let status = status_of(denied);
+        let broken = |error: axum::Error| Poll::Ready(Some(Err(error)));
+        match self.dialect {
+            Dialect::GrpcAnswer => {
+                let mut trailers = HeaderMap::new();
+                match status.add_header(&mut trailers) {
+                    Ok(()) => Poll::Ready(Some(Ok(Frame::trailers(trailers)))),
+                    Err(status) => broken(axum::Error::new(status)),
+                }
+            }
+            Dialect::GrpcRequest => broken(axum::Error::new(status)),
+            Dialect::Http => broken(axum::Error::new(denied.clone())),
+        }
+    }
+}
+
+impl hyper::body::Body for Reauthorised {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let this = &mut *self;
+        // One that always has something to say never waits for the timer.
+        if this.inner.is_some()
+            && Instant::now() >= this.next
+            && let Err(denied) = this.check()
+        {
+            return this.end(&denied);
+        }
+        let Some(inner) = &mut this.inner else { return Poll::Ready(None) };
+        if let Poll::Ready(frame) = Pin::new(inner).poll_frame(cx) {
+            return Poll::Ready(frame);
+        }
+        loop {
+            let next = this.next;
+            let timer = this.timer.get_or_insert_with(|| Box::pin(sleep_until(next)));
+            if timer.deadline() != next {
+                timer.as_mut().reset(next);
+            }
+            ready!(timer.as_mut().poll(cx));
+            if let Err(denied) = this.check() {
+                return this.end(&denied);
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.as_ref().is_none_or(|inner| inner.is_end_stream())
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.as_ref().map_or_else(SizeHint::default, |inner| inner.size_hint())
+    }
+}
