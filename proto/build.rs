@@ -5,7 +5,7 @@ use std::{env, error::Error, fs, path::PathBuf};
 
 use prost::Message as _;
 
-const FILES: [&str; 12] = [
+const FILES: [&str; 13] = [
     "atelier/agent/v1/agent.proto",
     "atelier/asset/v1/asset.proto",
     "atelier/component/v1/component.proto",
@@ -16,14 +16,17 @@ const FILES: [&str; 12] = [
     "atelier/job/v1/channel.proto",
     "atelier/job/v1/job.proto",
     "atelier/job/v1/spec.proto",
+    "atelier/node/v1/node.proto",
     "atelier/vault/v1/vault.proto",
     "atelier/workspace/v1/workspace.proto",
 ];
 
 /// What must not come into a log by way of `Debug`; see `convert::datastore`.
-const SECRET: [&str; 7] = [
+const SECRET: [&str; 9] = [
     "atelier.agent.v1.OpenedSecret",
     "atelier.identity.v1.CreateTokenResponse",
+    "atelier.node.v1.CreateJoinTokenResponse",
+    "atelier.node.v1.JoinNodeRequest",
     "atelier.vault.v1.SetSecretRequest",
     "atelier.workspace.v1.DatastoreCredentials",
     "atelier.workspace.v1.DatastoreCredentials.kind",

@@ -162,7 +162,7 @@ fn fitted() -> Option<&'static Fitted> {
             std::env::temp_dir().join(format!("atelier-fuzz-{}", std::process::id()));
         std::fs::create_dir_all(&folder).ok()?;
         let store = std::sync::Arc::new(SqliteStore::open(&folder.join("atelier.db"), false).ok()?);
-        let door = Door::open(store, &folder.join("token.key")).ok()?;
+        let door = Door::open(store, &folder.join("token.key"), "fuzz").ok()?;
         let _ = std::fs::remove_dir_all(&folder);
         let key = AttemptKey {
             job: JobName::new("fuzz").ok()?,

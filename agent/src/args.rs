@@ -34,7 +34,12 @@ pub struct AgentArgs {
     /// [default: tls/ca.pem beside the file of --server-file if it is there, else the system's]
     #[arg(long, value_name = "FILE", env = CA_FILE)]
     pub ca_file: Option<PathBuf>,
-    /// A file that holds the node's token; without it the token is taken from ATELIER_TOKEN
+    /// A join token, as `atelier node token create` prints it: it opens once, and from then on the node is known by
+    /// what lies in its data folder
+    #[arg(long, value_name = "TOKEN", conflicts_with = "token_file")]
+    pub token: Option<String>,
+    /// A file that holds a join token, or a token that lasts; without it and --token the token is taken from
+    /// ATELIER_TOKEN. A node that has joined needs none
     #[arg(long, value_name = "FILE")]
     pub token_file: Option<PathBuf>,
     /// The node's name, to which its token is bound [default: this machine's host name]

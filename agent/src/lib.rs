@@ -30,6 +30,7 @@ mod exec;
 mod facts;
 mod failpoint;
 mod gpu;
+mod identity;
 mod isolation;
 mod logs;
 mod looks;

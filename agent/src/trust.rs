@@ -8,11 +8,18 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use aws_lc_rs::digest;
 use hyper_rustls::HttpsConnectorBuilder;
 use hyper_util::client::legacy::connect::HttpConnector;
-use rustls::{CertificateError, ClientConfig, InvalidMessage, RootCertStore};
-use rustls_pki_types::CertificateDer;
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, InvalidMessage, RootCertStore,
+    SignatureScheme,
+};
 use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls_platform_verifier::BuilderVerifierExt as _;
 use serde::{Deserialize, Serialize};
 use tonic::transport::{Channel, Endpoint};
@@ -143,10 +150,43 @@ impl Trust {
     /// # Errors
     /// TLS cannot be set up, or there is no connection; of that [`Doubt::of`] knows more.
     pub async fn connect(&self, endpoint: &Endpoint) -> Result<Channel, NotConnected> {
+        self.connect_showing(endpoint, None).await
+    }
+
+    /// The same, and shows who connects.
+    pub(crate) async fn connect_showing(
+        &self,
+        endpoint: &Endpoint,
+        shown: Option<Shown>,
+    ) -> Result<Channel, NotConnected> {
+        Self::connect_by(endpoint, || self.config_showing(shown)).await
+    }
+
+    /// Connects to a daemon of whose authority no more is known than its certificate's SHA-256.
+    pub(crate) async fn connect_pinned(
+        endpoint: &Endpoint,
+        fingerprint: [u8; 32],
+    ) -> Result<Channel, NotConnected> {
+        let config = || {
+            let provider = provider();
+            let pinned = Arc::new(Pinned { fingerprint, provider: provider.clone() });
+            let builder = ClientConfig::builder_with_provider(provider)
+                .with_safe_default_protocol_versions()
+                .map_err(|error| Error::Tls(error.to_string()))?;
+            let builder = builder.dangerous().with_custom_certificate_verifier(pinned);
+            Ok(builder.with_no_client_auth())
+        };
+        Self::connect_by(endpoint, config).await
+    }
+
+    async fn connect_by(
+        endpoint: &Endpoint,
+        config: impl FnOnce() -> Result<ClientConfig, Error>,
+    ) -> Result<Channel, NotConnected> {
         if endpoint.uri().scheme_str() != Some("https") {
             return endpoint.connect().await.map_err(NotConnected::Transport);
         }
-        let config = self.config().map_err(NotConnected::Setup)?;
+        let config = config().map_err(NotConnected::Setup)?;
         let mut tcp = HttpConnector::new();
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
@@ -159,10 +199,12 @@ impl Trust {
     }
 
     fn config(&self) -> Result<ClientConfig, Error> {
+        self.config_showing(None)
+    }
+
+    fn config_showing(&self, shown: Option<Shown>) -> Result<ClientConfig, Error> {
         let failed = |error: &dyn fmt::Display| Error::Tls(error.to_string());
-        // Named, not the process's default: nobody need have set that.
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let builder = ClientConfig::builder_with_provider(provider)
+        let builder = ClientConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()
             .map_err(|error| failed(&error))?;
         let builder = match self {
@@ -171,7 +213,77 @@ impl Trust {
                 builder.with_root_certificates(roots(pem).map_err(|error| failed(&error))?)
             }
         };
-        Ok(builder.with_no_client_auth())
+        match shown {
+            None => Ok(builder.with_no_client_auth()),
+            Some(Shown { chain, key }) => {
+                builder.with_client_auth_cert(chain, key).map_err(|error| failed(&error))
+            }
+        }
+    }
+}
+
+/// Named, not the process's default: nobody need have set that.
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::aws_lc_rs::default_provider())
+}
+
+/// Who connects, as a certificate says, with its key.
+pub(crate) struct Shown {
+    pub(crate) chain: Vec<CertificateDer<'static>>,
+    pub(crate) key: PrivateKeyDer<'static>,
+}
+
+/// Takes who is vouched for by the authority of this fingerprint, which has to be in the chain that is shown.
+#[derive(Debug)]
+struct Pinned {
+    fingerprint: [u8; 32],
+    provider: Arc<CryptoProvider>,
+}
+
+impl ServerCertVerifier for Pinned {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let is_it = |certificate: &&CertificateDer<'_>| {
+            digest::digest(&digest::SHA256, certificate).as_ref() == self.fingerprint
+        };
+        let authority = intermediates.iter().find(is_it);
+        let authority = authority.ok_or(CertificateError::UnknownIssuer)?;
+        let mut roots = RootCertStore::empty();
+        roots.add(authority.clone().into_owned())?;
+        WebPkiServerVerifier::builder_with_provider(roots.into(), self.provider.clone())
+            .build()
+            .map_err(|error| rustls::Error::General(error.to_string()))?
+            .verify_server_cert(end_entity, &[], server_name, ocsp_response, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let known = &self.provider.signature_verification_algorithms;
+        verify_tls12_signature(message, certificate, signed, known)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let known = &self.provider.signature_verification_algorithms;
+        verify_tls13_signature(message, certificate, signed, known)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
     }
 }
 

@@ -19,6 +19,7 @@ pub mod environment;
 pub mod expr;
 pub mod id;
 pub mod job;
+pub mod join;
 pub mod layout;
 pub mod limit;
 pub mod live;

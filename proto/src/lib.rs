@@ -9,6 +9,9 @@ pub const JOBS_URL: &str = "atelier-jobs-url";
 /// The header in which the data gateway says what it has stored: the BLAKE3 digest, in hexadecimal digits.
 pub const STORED: &str = "atelier-stored";
 
+/// What a join token begins with.
+pub const JOIN_TOKEN: &str = "atj_";
+
 /// Between daemon and node agent.
 pub mod agent {
     /// Generated from `atelier/agent/v1`.
@@ -73,6 +76,14 @@ pub mod job {
         tonic::include_proto!("atelier.job.v1");
     }
 }
+/// What nodes are known by.
+pub mod node {
+    /// Generated from `atelier/node/v1`.
+    #[allow(missing_docs, unreachable_pub, clippy::all)]
+    pub mod v1 {
+        tonic::include_proto!("atelier.node.v1");
+    }
+}
 /// Secrets that the workspace keeps.
 pub mod vault {
     /// Generated from `atelier/vault/v1`.
@@ -99,6 +110,19 @@ impl std::fmt::Debug for agent::v1::OpenedSecret {
 impl std::fmt::Debug for vault::v1::SetSecretRequest {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("SetSecretRequest").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for node::v1::CreateJoinTokenResponse {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut shown = f.debug_struct("CreateJoinTokenResponse");
+        shown.field("expires_at_ms", &self.expires_at_ms).finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for node::v1::JoinNodeRequest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("JoinNodeRequest").field("node", &self.node).finish_non_exhaustive()
     }
 }
 

@@ -188,8 +188,9 @@ Examples:
     /// Run a node's agent: it joins this machine to a workspace and runs jobs on it
     #[command(after_help = "\
 Examples:
+  atelier agent --server https://gate.example.com:7420 --node gpu-1 --token atj_…
+  atelier agent --server https://gate.example.com:7420 --node gpu-1
   atelier agent --server http://127.0.0.1:7420 --token-file node.token --node gpu-1
-  atelier agent --server https://gate.example.com:7420 --ca-file ca.pem --token-file node.token
   atelier agent --server-file endpoint --token-file node.token --cpus 8 --memory 32GiB")]
     Agent(Box<AgentArgs>),
     /// Daemon and agent as services of systemd: install, look, upgrade, remove

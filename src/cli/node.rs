@@ -6,6 +6,7 @@ use atelier_core::resource::Memory;
 use atelier_proto::compute::v1::{
     self as pb, DrainNodeRequest, GetNodeRequest, ListNodesRequest, NodeState, ResumeNodeRequest,
 };
+use atelier_proto::node::v1::{CreateJoinTokenRequest, RevokeNodeRequest};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
@@ -39,6 +40,15 @@ Examples:
     /// Let a drained node have jobs again
     #[command(after_help = "Example:\n  atelier node resume gpu-3")]
     Resume(Name),
+    /// Make tokens with which machines become nodes
+    #[command(subcommand)]
+    Token(Token),
+    /// Cut a node off at once: all that it is let in by is worth nothing from then on
+    ///
+    /// What runs there writes nothing more and ends within its lease; its jobs then go elsewhere, as those of a node
+    /// that was lost. A node that was revoked comes back with a join token for its name.
+    #[command(after_help = "Example:\n  atelier node revoke gpu-3")]
+    Revoke(Name),
     /// See what a node keeps of what it built and fetched, and remove what is not in use
     #[command(subcommand)]
     Cache(cache::Command),
@@ -52,6 +62,30 @@ Examples:
   atelier node top --compute gpu --once
   atelier node top -o json --query 'nodes[].gpus[]'")]
     Top(top::nodes::Arguments),
+}
+
+#[derive(Subcommand)]
+pub(super) enum Token {
+    /// Make a token with which one machine becomes a node, once; it is shown once
+    ///
+    /// It carries the fingerprint of the daemon's authority, so that the machine needs no --ca-file. From then on the
+    /// node is known by a certificate of its own, which it renews by itself.
+    #[command(after_help = "\
+Examples:
+  atelier node token create
+  atelier node token create --node gpu-3 --compute gpu --expires 1h
+  atelier node token create --query token -o tsv > join.token")]
+    Create {
+        /// The only compute that may be joined with it [default: any]
+        #[arg(long, value_name = "COMPUTE")]
+        compute: Option<String>,
+        /// The only name that may be joined under, also of a node that is to join anew [default: any that no node has]
+        #[arg(long, value_name = "NODE")]
+        node: Option<String>,
+        /// For how long it opens, 7 days at most
+        #[arg(long, value_name = "TIME", default_value = "15m", value_parser = seconds)]
+        expires: u64,
+    },
 }
 
 #[derive(Args)]
@@ -116,6 +150,40 @@ pub(super) async fn run(command: Command, context: &Context) -> Result<(), Error
                 format!("Let it have jobs again with `atelier node resume {}`.", node.name);
             context.output.note(&resume);
             Ok(())
+        }
+        Command::Token(Token::Create { compute, node, expires }) => {
+            let request = CreateJoinTokenRequest {
+                compute: compute.clone().unwrap_or_default(),
+                node: node.clone().unwrap_or_default(),
+                // None at all is the daemon's own choice.
+                expires_s: expires.max(1),
+            };
+            let made = client.call(client.nodes().create_join_token(request)).await?;
+            let option = |name: &str, value: &Option<String>| {
+                value.as_ref().map(|value| format!(" --{name} {value}")).unwrap_or_default()
+            };
+            context.output.note(&format!(
+                "On the machine, once: atelier agent --server {}{}{} --token TOKEN",
+                made.server,
+                option("node", &node),
+                option("compute", &compute)
+            ));
+            context.output.show(&json!({
+                "token": made.token,
+                "expires_at": time(made.expires_at_ms),
+                "compute": compute,
+                "node": node,
+                "server": made.server,
+            }))
+        }
+        Command::Revoke(name) => {
+            let request = RevokeNodeRequest { name: name.get().to_owned() };
+            let revoked = client.call(client.nodes().revoke_node(request)).await?;
+            let name = name.get();
+            context.output.note(&format!(
+                "It comes back with a token for its name: atelier node token create --node {name}"
+            ));
+            context.output.show(&json!({ "name": name, "attempts": revoked.attempts }))
         }
         Command::Cache(command) => cache::run(command, &client, context).await,
         Command::Resume(name) => {

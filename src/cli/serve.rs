@@ -60,6 +60,7 @@ fn kind(error: &daemon::Error) -> Kind {
         | E::Storage(_)
         | E::Place(_)
         | E::Identity(_)
+        | E::Nodes(_)
         | E::Server(_) => Kind::Failed,
     }
 }

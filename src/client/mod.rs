@@ -16,6 +16,7 @@ use atelier_proto::identity::v1::role_service_client::RoleServiceClient;
 use atelier_proto::identity::v1::token_service_client::TokenServiceClient;
 use atelier_proto::identity::v1::user_service_client::UserServiceClient;
 use atelier_proto::job::v1::job_service_client::JobServiceClient;
+use atelier_proto::node::v1::node_identity_service_client::NodeIdentityServiceClient;
 use atelier_proto::vault::v1::vault_service_client::VaultServiceClient;
 use atelier_proto::workspace::v1::workspace_service_client::WorkspaceServiceClient;
 use tonic::metadata::{Ascii, MetadataValue};
@@ -272,6 +273,11 @@ impl Client {
     /// Secrets.
     pub fn vault(&self) -> VaultServiceClient<Authorized> {
         VaultServiceClient::new(self.authorized()).max_decoding_message_size(MAX_ANSWER)
+    }
+
+    /// What nodes are known by.
+    pub fn nodes(&self) -> NodeIdentityServiceClient<Authorized> {
+        NodeIdentityServiceClient::new(self.authorized())
     }
 
     /// Tokens.

@@ -5,6 +5,7 @@ use std::marker::PhantomData;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use atelier_core::egress::Egress;
 use atelier_core::id::{ComputeName, WorkspaceName};
@@ -63,6 +64,9 @@ pub struct ServeArgs {
     /// Its private key in PEM, which only the daemon's user may read
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     pub tls_key: Option<PathBuf>,
+    /// How long the certificates last by which nodes are known, for example 24h; each is renewed after two thirds of it
+    #[arg(long, default_value = "24h", value_name = "TIME", value_parser = life)]
+    pub node_certificate_life: Duration,
     /// The workspace's name, fixed when its folder is made
     #[arg(long, default_value = "local", value_name = "NAME")]
     pub workspace: WorkspaceName,
@@ -153,6 +157,16 @@ pub enum PublicData {
     Allow,
     /// Jobs are refused that name such.
     Refuse,
+}
+
+/// How long a node's certificate lasts.
+fn life(text: &str) -> Result<Duration, String> {
+    const MOST_S: u64 = 90 * 24 * 3600;
+    match atelier_core::spec::amount::seconds(text)? {
+        0 => Err("at least a second".to_owned()),
+        seconds @ 1..=MOST_S => Ok(Duration::from_secs(seconds)),
+        _ => Err(format!("at most {MOST_S} seconds, which are 90 days")),
+    }
 }
 
 /// A server without a path of its own.

@@ -15,6 +15,7 @@ mod handle;
 mod listen;
 mod logs;
 mod moving;
+mod nodes;
 mod probe;
 mod reactor;
 mod removal;
@@ -47,6 +48,8 @@ pub use handle::{
 };
 pub use logs::{Error as LogError, LogHub, LogPiece, LogStart};
 pub use moving::{Error as MoveError, Move, Moved, Progress as MoveProgress, move_storage};
+pub use nodes::Error as NodesError;
+pub(crate) use nodes::{Given, Nodes, OPENS_AT_MOST, Shows};
 pub use removal::{Error as RemovalError, Removal, Removed};
 pub use retention::{Error as RetentionError, Judged, Retention};
 pub use secrets::Error as SecretsError;

@@ -29,7 +29,9 @@ use super::reactor::{Reactor, Settings};
 use super::shared::Committed;
 use super::storage::{self as place, WorkspaceStorage};
 use super::uncommitted::Uncommitted;
-use super::{Builds, Clock, Handle, LogHub, NodeCaches, Removal, Retention, Uploads};
+use super::{
+    Builds, Clock, Handle, LogHub, NodeCaches, Nodes, NodesError, Removal, Retention, Uploads,
+};
 use crate::config::{Here, HomeError, PublicData, ServeArgs, SignedUrls, data_dir};
 use crate::identity::{self, Door};
 use crate::provider::{Providers, Site};
@@ -67,6 +69,9 @@ pub enum Error {
     /// Tokens.
     #[error(transparent)]
     Identity(#[from] identity::Error),
+    /// Nodes.
+    #[error(transparent)]
+    Nodes(#[from] NodesError),
     /// The address.
     #[error("cannot listen on {address}: {source}; choose another with {option}")]
     Listen {
@@ -141,6 +146,7 @@ pub struct Shared {
     pub(crate) datastores: Datastores,
     pub(crate) content: ContentStore,
     pub(crate) door: Arc<Door>,
+    pub(crate) nodes: Nodes,
     pub(crate) admission: Admission,
     pub(crate) logs: LogHub,
     pub(crate) caches: NodeCaches,
@@ -241,11 +247,21 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
     let assets = Assets::new(store.clone());
     let components = Components::new(store.clone());
     let sizes = Arc::new(size_table(args.sizes.as_ref())?);
-    let door = Arc::new(Door::open(store.clone(), &folder.at("token.key"))?);
+    let door =
+        Arc::new(Door::open(store.clone(), &folder.at("token.key"), &folder.workspace().id)?);
     let now = clock.wall();
     door.token_file(&folder.at("admin.token"), Principal::new("admin")?, Role::Admin, now).await?;
     let local = Role::Node(NodeName::new("local")?);
     door.token_file(&folder.at("agent.token"), Principal::new("node:local")?, local, now).await?;
+
+    let nodes = Nodes::open(
+        store.clone(),
+        door.clone(),
+        secure.clone(),
+        &folder.workspace().id,
+        clock,
+        args.node_certificate_life,
+    )?;
 
     // Jobs are given links into these: only the workspace's own, whose files nobody else has.
     let roots: BTreeMap<DatastoreName, PathBuf> = datastores
@@ -258,6 +274,7 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
     let providers = Providers::new(Site {
         folder: std::path::absolute(&data_dir).unwrap_or_else(|_| data_dir.clone()),
         door: door.clone(),
+        nodes: nodes.clone(),
         clock,
     });
     let (uncommitted, over) = Uncommitted::new(store.clone(), datastores.clone());
@@ -298,6 +315,7 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
         lease: args.lease_policy(),
     };
     let (handle, reactor) = Reactor::start(settings, store.clone(), effects, clock)?;
+    nodes.fence_revoked(&handle).await?;
 
     let listeners = Listeners::open(args.listen, args.jobs_listen, folder.jobs_address()).await?;
     let address = listeners.control.local_addr().map_err(Error::Server)?;
@@ -369,6 +387,7 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
         datastores,
         content,
         door: door.clone(),
+        nodes,
         sizes,
         clock,
         folder: folder.clone(),

@@ -24,7 +24,7 @@ use super::caller;
 use super::channels::{Channels, FromClient};
 use super::status::told;
 use crate::daemon::{self, Grant, InputSource, Join, Shared, ToNode};
-use crate::identity::{AskedAs, Denied, Door};
+use crate::identity::{AskedAs, Denied, Door, Pass};
 
 /// Between daemon and node agent.
 #[derive(Clone)]
@@ -63,6 +63,15 @@ impl Service {
                 "the token belongs to node '{node}', and the agent says it is '{}'; start it with \
                  --node {node}, or get a token for '{}' (atelier token create --role node)",
                 hello.node, hello.node
+            )));
+        }
+        if let Some(of) = self.shared.door.nodes().compute_of(node)
+            && hello.compute != of.as_str()
+        {
+            return Err(Status::permission_denied(format!(
+                "node '{node}' was let in for the compute '{of}', and its agent joins '{}'; start it with --compute \
+                 {of}, or have it join anew with another token (atelier node token create --node {node})",
+                hello.compute
             )));
         }
         let record = convert::node_record(node, &hello, self.shared.clock.wall()).map_err(told)?;
@@ -143,7 +152,7 @@ impl pb::agent_service_server::AgentService for Service {
     ) -> Result<Response<Self::SessionStream>, Status> {
         let node = self.node(&request)?;
         tracing::Span::current().record("node", node.as_str());
-        let asked = request.extensions().get::<AskedAs>().cloned();
+        let (asked, pass) = (request.extensions().get::<AskedAs>().cloned(), pass(&request)?);
         let mut messages = request.into_inner();
         let first = tokio::time::timeout(HELLO, messages.message())
             .await
@@ -159,7 +168,9 @@ impl pb::agent_service_server::AgentService for Service {
         // node's stream ends and the node comes again.
         let acknowledge = outbox.downgrade();
         self.join(&node, hello, session, outbox).await?;
-        let listening = listen(self.shared.clone(), node, session, messages, acknowledge);
+        // One that was cut off meanwhile is heard no more: the first that is done is to hear of that.
+        let listening =
+            listen(self.shared.clone(), node, session, messages, acknowledge, pass.clone());
         tokio::spawn(listening.in_current_span());
         let welcome = stream::iter([Ok(self.welcome(asked.as_ref()))]);
         let orders = UnboundedReceiverStream::new(orders).map(|order| Ok(to_wire(order)));
@@ -167,7 +178,8 @@ impl pb::agent_service_server::AgentService for Service {
         let stopped = async move {
             let _ = stopping.wait_for(|stop| *stop).await;
         };
-        let orders: BoxStream<'static, _> = welcome.chain(orders).take_until(stopped).boxed();
+        let orders = welcome.chain(orders).take_until(stopped);
+        let orders: BoxStream<'static, _> = orders.take_until(pass.void()).boxed();
         Ok(Response::new(orders))
     }
 
@@ -176,9 +188,13 @@ impl pb::agent_service_server::AgentService for Service {
         request: Request<Streaming<pb::PushLogRequest>>,
     ) -> Result<Response<pb::PushLogResponse>, Status> {
         let node = self.node(&request)?;
+        let pass = pass(&request)?;
         let mut pieces = request.into_inner();
         let mut last = None;
         while let Some(piece) = pieces.message().await? {
+            if pass.is_void() {
+                return Err(cut_off(&node));
+            }
             last = Some(piece.request_id);
             let logs = &self.shared.logs;
             let wanted =
@@ -224,6 +240,7 @@ impl pb::agent_service_server::AgentService for Service {
         request: Request<Streaming<pb::JoinChannelRequest>>,
     ) -> Result<Response<FromClient>, Status> {
         let node = self.node(&request)?;
+        let pass = pass(&request)?;
         let mut messages = request.into_inner();
         let first = tokio::time::timeout(HELLO, messages.message())
             .await
@@ -233,7 +250,7 @@ impl pb::agent_service_server::AgentService for Service {
         else {
             return Err(Status::failed_precondition("the first message must name the channel"));
         };
-        self.channels.join(&node, channel, messages).map(Response::new)
+        self.channels.join(&node, channel, messages, pass).map(Response::new)
     }
 }
 
@@ -243,17 +260,37 @@ fn egress(egress: Egress) -> pb::Egress {
 }
 
 /// Hears what a node says until it hangs up.
+/// The door's leave to speak for the node.
+fn pass<T>(request: &Request<T>) -> Result<Pass, Status> {
+    let pass = request.extensions().get::<Pass>().cloned();
+    pass.ok_or_else(|| Status::unauthenticated("the caller is not known"))
+}
+
+fn cut_off(node: &NodeName) -> Status {
+    Status::unauthenticated(format!("node '{node}' was cut off"))
+}
+
+/// Hears what a node says until it hangs up, or is cut off.
 async fn listen(
     shared: Shared,
     node: NodeName,
     session: u64,
     mut messages: Streaming<pb::AgentMessage>,
     outbox: mpsc::WeakUnboundedSender<ToNode>,
+    pass: Pass,
 ) {
     use pb::agent_message::Message;
     let silence = Duration::from_millis(shared.args.lease_policy().unreachable_ms);
     loop {
-        let message = match tokio::time::timeout(silence, messages.message()).await {
+        let heard = tokio::select! {
+            biased;
+            () = pass.clone().void() => {
+                tracing::warn!(%node, "node was cut off");
+                break;
+            }
+            heard = tokio::time::timeout(silence, messages.message()) => heard,
+        };
+        let message = match heard {
             Ok(Ok(Some(message))) => message.message,
             Ok(Ok(None)) => break,
             Ok(Err(status)) => {

@@ -22,6 +22,7 @@ use tonic::{Status, Streaming};
 
 use super::status::told;
 use crate::daemon::{DebugRequest, EnterRequest, Handle, Shared, ToNode};
+use crate::identity::Pass;
 
 /// What a node hears of its client.
 pub(super) type FromClient = BoxStream<'static, Result<pb::ClientFrame, Status>>;
@@ -66,7 +67,7 @@ struct Channel {
 
 struct Waiting {
     client: Streaming<pb::ClientFrame>,
-    joined: oneshot::Sender<Streaming<agent_pb::JoinChannelRequest>>,
+    joined: oneshot::Sender<(Streaming<agent_pb::JoinChannelRequest>, Pass)>,
 }
 
 /// A channel's place in the table.
@@ -197,6 +198,7 @@ impl Channels {
         node: &NodeName,
         channel: u64,
         frames: Streaming<agent_pb::JoinChannelRequest>,
+        pass: Pass,
     ) -> Result<FromClient, Status> {
         let gone = || Status::not_found("nobody waits for this channel any more");
         let waiting = {
@@ -204,18 +206,20 @@ impl Channels {
             let channel = open.get_mut(&channel).filter(|channel| &channel.node == node);
             channel.and_then(|channel| channel.waiting.take()).ok_or_else(gone)?
         };
-        waiting.joined.send(frames).map_err(|_| gone())?;
-        Ok(waiting.client.take_until(self.stopped()).boxed())
+        waiting.joined.send((frames, pass.clone())).map_err(|_| gone())?;
+        let client = waiting.client.take_until(self.stopped());
+        Ok(client.take_until(pass.void()).boxed())
     }
 
     /// What a node sends, to its last frame; the channel is over with it.
     fn carried(
         &self,
         node: NodeName,
-        frames: Streaming<agent_pb::JoinChannelRequest>,
+        (frames, pass): (Streaming<agent_pb::JoinChannelRequest>, Pass),
         place: Place,
     ) -> FromNode {
-        let carried = Carried { node, frames, stopping: self.stopping.clone(), _place: place };
+        let carried =
+            Carried { node, frames, pass, stopping: self.stopping.clone(), _place: place };
         let frames = stream::unfold(Some(carried), |carried| async move {
             let mut carried = carried?;
             let frame = carried.next().await;
@@ -238,6 +242,8 @@ impl Channels {
 struct Carried {
     node: NodeName,
     frames: Streaming<agent_pb::JoinChannelRequest>,
+    /// The node's.
+    pass: Pass,
     stopping: watch::Receiver<bool>,
     _place: Place,
 }
@@ -247,6 +253,7 @@ impl Carried {
     async fn next(&mut self) -> pb::NodeFrame {
         let message = tokio::select! {
             message = self.frames.message() => message,
+            () = self.pass.clone().void() => Ok(None),
             _ = self.stopping.wait_for(|stop| *stop) => {
                 return end("the daemon is stopping; what was started is ended".to_owned());
             }

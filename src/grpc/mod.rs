@@ -10,6 +10,7 @@ mod environment;
 mod forecast;
 mod identity;
 mod job;
+mod node;
 mod queue;
 mod retention;
 mod status;
@@ -24,7 +25,7 @@ use atelier_core::access::Caller;
 use atelier_proto::{
     DESCRIPTORS, agent as a, asset as s, component as p, compute as c, environment as e,
 };
-use atelier_proto::{identity as i, job as j, vault as v, workspace as w};
+use atelier_proto::{identity as i, job as j, node as n, vault as v, workspace as w};
 use tonic::service::Routes;
 use tonic::{Request, Status};
 
@@ -63,6 +64,9 @@ pub async fn routes(shared: &Shared) -> axum::Router {
     let users = i::v1::user_service_server::UserServiceServer::new(identity.clone());
     let roles = i::v1::role_service_server::RoleServiceServer::new(identity.clone());
     let auth = i::v1::auth_service_server::AuthServiceServer::new(identity);
+    let nodes = n::v1::node_identity_service_server::NodeIdentityServiceServer::new(node::Service(
+        shared.clone(),
+    ));
     let vault =
         v::v1::vault_service_server::VaultServiceServer::new(vault::Service(shared.clone()));
     let agents = agent::Service::new(shared.clone(), channels);
@@ -79,6 +83,7 @@ pub async fn routes(shared: &Shared) -> axum::Router {
         .add_service(users)
         .add_service(roles)
         .add_service(auth)
+        .add_service(nodes)
         .add_service(vault)
         .add_service(agents)
         .add_service(health);

@@ -2,11 +2,12 @@
 
 use atelier_core::asset::{Refusal as AssetRefusal, Unresolved};
 use atelier_core::datastore::Refusal as DatastoreRefusal;
+use atelier_core::join::Refusal as JoinRefusal;
 use atelier_core::live::Refusal;
 use atelier_core::secret::Refusal as SecretRefusal;
 use tonic::{Code, Status};
 
-use crate::{daemon, identity, storage, store, track, vault};
+use crate::{daemon, identity, storage, store, tls, track, vault};
 
 fn code_of_store(error: &store::Error) -> Code {
     match error {
@@ -293,9 +294,28 @@ status!(daemon::SharedError, error => match &error {
     daemon::SharedError::Name(_) => Code::Internal,
     daemon::SharedError::Store(error) => code_of_store(error),
 });
+status!(daemon::NodesError, error => match &error {
+    daemon::NodesError::Refused(refusal) => match refusal {
+        JoinRefusal::Unknown | JoinRefusal::Used { .. } | JoinRefusal::Expired(_) => {
+            Code::Unauthenticated
+        }
+        JoinRefusal::OtherNode { .. } | JoinRefusal::OtherCompute { .. } => Code::PermissionDenied,
+        JoinRefusal::Taken(_) => Code::AlreadyExists,
+    },
+    daemon::NodesError::Invalid(_) | daemon::NodesError::Tls(tls::Error::Request(_)) => {
+        Code::InvalidArgument
+    }
+    daemon::NodesError::NoSuchNode(_) | daemon::NodesError::NoSuchCompute(_) => Code::NotFound,
+    daemon::NodesError::NoCertificate(_) => Code::FailedPrecondition,
+    daemon::NodesError::Tls(_) | daemon::NodesError::Random => Code::Internal,
+    daemon::NodesError::Store(error) => code_of_store(error),
+    daemon::NodesError::Stopping(error) => code_of_handle(error),
+});
 status!(identity::Error, error => match &error {
     identity::Error::Store(error) => code_of_store(error),
-    identity::Error::File { .. } | identity::Error::Random => Code::Internal,
+    identity::Error::File { .. } | identity::Error::Key | identity::Error::Random => {
+        Code::Internal
+    }
     identity::Error::Refused(refused) => code_of_people(refused),
 });
 status!(identity::Denied, error => match &error {
@@ -303,7 +323,8 @@ status!(identity::Denied, error => match &error {
     | identity::Denied::WrongToken
     | identity::Denied::Expired { .. }
     | identity::Denied::Revoked
-    | identity::Denied::AttemptOver => Code::Unauthenticated,
+    | identity::Denied::AttemptOver
+    | identity::Denied::Certificate { .. } => Code::Unauthenticated,
     identity::Denied::NotAllowed { .. }
     | identity::Denied::NotOwner { .. }
     | identity::Denied::NotEntered { .. }

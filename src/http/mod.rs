@@ -61,6 +61,7 @@ fn own(shared: Shared) -> Router {
     Router::new()
         .route("/healthz", get(healthy))
         .route("/readyz", get(ready))
+        .route("/.well-known/jwks.json", get(keys))
         .with_state(Arc::new(shared))
         .merge(objects)
         .merge(runs)
@@ -96,6 +97,11 @@ async fn healthy(
 ) -> impl axum::response::IntoResponse {
     let url = shared.addresses.jobs_url(asked.as_ref().map(|asked| &asked.0));
     ([(atelier_proto::JOBS_URL, url)], "ok")
+}
+
+/// By what others can verify attempts' tokens.
+async fn keys(State(shared): State<Arc<Shared>>) -> axum::Json<serde_json::Value> {
+    axum::Json(shared.door.keys())
 }
 
 /// Ready: the reactor answers and the store can be read.

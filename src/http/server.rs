@@ -19,7 +19,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::Sleep;
 use tower::ServiceExt as _;
 
-use crate::tls::{Hosts, Secure};
+use crate::tls::{Secure, Shaken};
 
 /// How long streams may take to end once the daemon is asked to stop.
 const FAREWELL: Duration = Duration::from_millis(500);
@@ -138,8 +138,8 @@ async fn serve_within(
                         shaken = secure.accept(stream) => shaken,
                         () = stopped(&mut stopping) => None,
                     };
-                    if let Some((stream, hosts)) = shaken {
-                        talk.on(stream, Some(hosts)).await;
+                    if let Some((stream, shaken)) = shaken {
+                        talk.on(stream, Some(shaken)).await;
                     }
                 })
             }
@@ -157,11 +157,11 @@ struct Talk {
 }
 
 impl Talk {
-    /// Serves one connection; `hosts`: those that its requests may name besides this machine's own.
+    /// Serves one connection; `shaken`: what is known of an encrypted one.
     async fn on(
         mut self,
         mut stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
-        hosts: Option<Arc<Hosts>>,
+        shaken: Option<Shaken>,
     ) {
         // Once its version is known hyper has limits of its own; until then it would wait for ever.
         let begun = tokio::select! {
@@ -179,8 +179,11 @@ impl Talk {
         let service = service_fn(move |request: hyper::Request<Incoming>| {
             let routes = routes.clone();
             let mut request = request.map(Body::new);
-            if let Some(hosts) = &hosts {
-                request.extensions_mut().insert(hosts.clone());
+            if let Some(shaken) = &shaken {
+                request.extensions_mut().insert(shaken.hosts.clone());
+                if let Some(peer) = &shaken.peer {
+                    request.extensions_mut().insert(peer.clone());
+                }
             }
             async move {
                 let response = routes.oneshot(request).await;

@@ -1,8 +1,7 @@
 //! Tokens in, callers out.
 //!
-//! A person's or node's token is 32 random bytes, stored hashed. An attempt's token is made from
-//! the attempt's key and a secret of the workspace, so that it needs no storage; it opens only
-//! while that very attempt is alive.
+//! A person's or node's token is 32 random bytes, stored hashed. An attempt's is signed by a key that follows from a
+//! secret of the workspace, so that it needs no storage; it opens only while that very attempt is alive.
 
 #[cfg(test)]
 mod tests;
@@ -24,29 +23,39 @@ use atelier_core::time::Timestamp;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
+use super::Identities;
+use super::attempts::Signer;
 use super::grants::{Grants, grants_of};
 use super::people::{People, Refused, WallClock};
 use super::reauthorise;
-use crate::store::{self, Store};
+use crate::store::{self, Store, TokenRecord};
 
 /// Decides who comes in.
 pub struct Door {
     secret: [u8; 32],
     people: People,
     asks_every: Duration,
+    signer: Signer,
     attempts: RwLock<HashMap<JobName, LiveAttempt>>,
+    /// Tokens of attempts that are let in, by their hashes: those need not be verified again.
+    verified: RwLock<HashMap<Digest, AttemptScope>>,
+    nodes: Identities,
 }
 
 struct LiveAttempt {
     attempt: AttemptNumber,
     epoch: Epoch,
     grants: Arc<Grants>,
+    /// Of its token.
+    hash: Digest,
+    /// A node of it was cut off: it is to write nothing more.
+    fenced: bool,
 }
 
 impl LiveAttempt {
     /// Whether it is the very attempt that a token is bound to.
     fn is(&self, scope: &AttemptScope) -> bool {
-        self.attempt == scope.attempt && self.epoch == scope.epoch
+        self.attempt == scope.attempt && self.epoch == scope.epoch && !self.fenced
     }
 }
 
@@ -74,6 +83,17 @@ pub enum Denied {
     /// The token of an attempt that is over, or is no longer the newest.
     #[error("the attempt that this token belonged to is over")]
     AttemptOver,
+    /// A node's certificate that is worth nothing any more.
+    #[error(
+        "the certificate of node '{node}' is worth nothing: {why}; to have it join anew make a token for it (atelier \
+         node token create --node {node}) and give that to its agent"
+    )]
+    Certificate {
+        /// Whose.
+        node: NodeName,
+        /// Why.
+        why: String,
+    },
     /// A known caller without the permission.
     #[error("{principal} has the role {role}, which may not {action}; ask an admin")]
     NotAllowed {
@@ -136,6 +156,9 @@ pub enum Error {
     /// A change that is not allowed, or makes no sense.
     #[error(transparent)]
     Refused(#[from] Refused),
+    /// The library of cryptography refuses the key.
+    #[error("cannot make the key that signs attempts' tokens")]
+    Key,
     /// The system gave no random bytes.
     #[error("cannot make a token: the system gave no random bytes")]
     Random,
@@ -144,19 +167,23 @@ pub enum Error {
     Store(#[from] store::Error),
 }
 
+/// Of tokens that an earlier version gave to attempts that may live still.
 const ATTEMPT_PREFIX: &str = "ata_";
+/// What each token begins with that is signed: `{"`.
+const SIGNED_PREFIX: &str = "eyJ";
 
 impl Door {
     /// Opens the door of a workspace whose secret lies in `secret_file`, making it if it is new.
-    pub fn open(store: Arc<dyn Store>, secret_file: &Path) -> Result<Self, Error> {
+    pub fn open(store: Arc<dyn Store>, secret_file: &Path, workspace: &str) -> Result<Self, Error> {
         let clock = crate::daemon::Clock::default();
-        Self::with_clock(store, secret_file, Arc::new(move || clock.wall()))
+        Self::with_clock(store, secret_file, workspace, Arc::new(move || clock.wall()))
     }
 
     /// The same with a clock of one's own, by which tokens expire.
     pub fn with_clock(
         store: Arc<dyn Store>,
         secret_file: &Path,
+        workspace: &str,
         clock: WallClock,
     ) -> Result<Self, Error> {
         let secret = match fs::read(secret_file) {
@@ -178,7 +205,10 @@ impl Door {
         };
         let people = People::open(store, clock)?;
         let attempts = RwLock::new(HashMap::new());
-        Ok(Self { secret, people, asks_every: reauthorise::EVERY, attempts })
+        let signer = Signer::new(&secret, workspace).ok_or(Error::Key)?;
+        let (nodes, verified) = (Identities::default(), RwLock::default());
+        let asks_every = reauthorise::EVERY;
+        Ok(Self { secret, people, asks_every, signer, attempts, verified, nodes })
     }
 
     /// How often what goes on is asked whether it still may.
@@ -197,6 +227,11 @@ impl Door {
         &self.people
     }
 
+    /// The time by which tokens and certificates expire.
+    pub(super) fn now(&self) -> Timestamp {
+        self.people.now()
+    }
+
     /// Names the caller by an `authorization` header.
     pub fn authenticate(&self, authorization: Option<&str>) -> Result<Caller, Denied> {
         let header = authorization.ok_or(Denied::NoToken)?;
@@ -204,8 +239,11 @@ impl Door {
             Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => token.trim(),
             _ => return Err(Denied::WrongToken),
         };
+        if token.starts_with(SIGNED_PREFIX) {
+            return self.attempt(self.signed(token)?);
+        }
         if let Some(attempt) = token.strip_prefix(ATTEMPT_PREFIX) {
-            return self.attempt(attempt);
+            return self.attempt(self.sealed(attempt)?);
         }
         self.people.of_token(token)
     }
@@ -221,7 +259,18 @@ impl Door {
         })
     }
 
-    fn attempt(&self, token: &str) -> Result<Caller, Denied> {
+    /// The attempt of a token that is signed.
+    fn signed(&self, token: &str) -> Result<AttemptScope, Denied> {
+        let verified = self.verified.read().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if let Some(scope) = verified.get(&Digest::of(token.as_bytes())) {
+            return Ok(scope.clone());
+        }
+        drop(verified);
+        self.signer.scope(token).ok_or(Denied::WrongToken)
+    }
+
+    /// The attempt of a token of an earlier version.
+    fn sealed(&self, token: &str) -> Result<AttemptScope, Denied> {
         let wrong = || Denied::WrongToken;
         let (body, mac) = token.split_once('.').ok_or_else(wrong)?;
         let body = URL_SAFE_NO_PAD.decode(body).map_err(|_| wrong())?;
@@ -231,32 +280,43 @@ impl Door {
         if blake3::keyed_hash(&self.secret, &body) != blake3::Hash::from_bytes(mac) {
             return Err(wrong());
         }
-        let scope: AttemptScope = serde_json::from_slice(&body).map_err(|_| wrong())?;
+        serde_json::from_slice(&body).map_err(|_| wrong())
+    }
+
+    fn attempt(&self, scope: AttemptScope) -> Result<Caller, Denied> {
         let attempts = self.attempts.read().unwrap_or_else(|poisoned| poisoned.into_inner());
         if !attempts.get(&scope.job).is_some_and(|live| live.is(&scope)) {
             return Err(Denied::AttemptOver);
         }
         let principal = Principal::new(&format!("attempt:{}/{}", scope.job, scope.attempt))
-            .map_err(|_| wrong())?;
+            .map_err(|_| Denied::WrongToken)?;
         Ok(Caller { principal, role: Role::Attempt(scope) })
     }
 
     /// Makes an attempt's token and lets it in from now on. Making it again gives the same token.
     pub fn admit_attempt(&self, key: &AttemptKey, spec: &CommandJob) -> String {
+        let scope = AttemptScope { job: key.job.clone(), attempt: key.attempt, epoch: key.epoch };
+        let token = self.signer.token(&scope);
+        let hash = Digest::of(token.as_bytes());
         let live = LiveAttempt {
             attempt: key.attempt,
             epoch: key.epoch,
             grants: Arc::new(grants_of(&key.job, spec)),
+            hash,
+            fenced: false,
         };
-        self.attempts
-            .write()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
-            .insert(key.job.clone(), live);
-        let scope = AttemptScope { job: key.job.clone(), attempt: key.attempt, epoch: key.epoch };
-        let body = serde_json::to_vec(&scope).unwrap_or_default();
-        let mac = blake3::keyed_hash(&self.secret, &body);
-        let (body, mac) = (URL_SAFE_NO_PAD.encode(body), URL_SAFE_NO_PAD.encode(mac.as_bytes()));
-        format!("{ATTEMPT_PREFIX}{body}.{mac}")
+        let mut attempts = self.attempts.write().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut verified = self.verified.write().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if let Some(before) = attempts.insert(key.job.clone(), live) {
+            verified.remove(&before.hash);
+        }
+        verified.insert(hash, scope);
+        token
+    }
+
+    /// The key by which anybody can verify attempts' tokens.
+    pub fn keys(&self) -> serde_json::Value {
+        self.signer.keys()
     }
 
     /// What the number of a job's user on its nodes follows from: the same for all of its attempts, and nothing
@@ -270,9 +330,25 @@ impl Door {
     /// Lets an attempt's token in no more.
     pub fn dismiss_attempt(&self, key: &AttemptKey) {
         let mut attempts = self.attempts.write().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if attempts.get(&key.job).is_some_and(|live| live.epoch == key.epoch) {
-            attempts.remove(&key.job);
+        if attempts.get(&key.job).is_some_and(|live| live.epoch == key.epoch)
+            && let Some(over) = attempts.remove(&key.job)
+        {
+            let mut verified = self.verified.write().unwrap_or_else(|p| p.into_inner());
+            verified.remove(&over.hash);
         }
+    }
+
+    /// Has an attempt's token open nothing for a while, as when its node is cut off, or opens it again.
+    pub fn fence_attempt(&self, key: &AttemptKey, fenced: bool) {
+        let mut attempts = self.attempts.write().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if let Some(live) = attempts.get_mut(&key.job).filter(|live| live.epoch == key.epoch) {
+            live.fenced = fenced;
+        }
+    }
+
+    /// What nodes are known by.
+    pub fn nodes(&self) -> &Identities {
+        &self.nodes
     }
 
     /// Makes a token for a person or node. It is shown once and stored hashed.
@@ -290,9 +366,19 @@ impl Door {
         self.people.changes_any(principal)
     }
 
-    /// Makes every token of a node worthless.
-    pub async fn revoke_node(&self, node: &NodeName) -> Result<(), Error> {
-        self.people.revoke_node(node).await
+    /// Lets the holder of a token in that is on disk already.
+    pub(crate) fn know(&self, token: TokenRecord) {
+        self.people.know_token(token);
+    }
+
+    /// Whether a node is let in by something.
+    pub fn has_node(&self, node: &NodeName) -> bool {
+        self.nodes.in_force(node).is_some() || self.people.has_node(node)
+    }
+
+    /// Lets in no token of a node any more; none is on disk.
+    pub(crate) fn forget_node(&self, node: &NodeName) {
+        self.people.forget_node(node);
     }
 
     /// Makes sure that `file` holds a valid token, readable by its owner alone.
@@ -379,7 +465,7 @@ impl Door {
 }
 
 /// Writes a file that only its owner can read, whole or not at all.
-fn write_private(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+pub(crate) fn write_private(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     let write = || -> std::io::Result<()> {
         let temporary = path.with_extension("new");
         let _ = fs::remove_file(&temporary);

@@ -6,7 +6,7 @@ mod tests;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
-use atelier_core::access::Caller;
+use atelier_core::access::{Caller, Role};
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
@@ -15,8 +15,8 @@ use axum::response::{IntoResponse as _, Response};
 use tracing::Instrument as _;
 
 use super::reauthorise::{Ask, Dialect, Reauthorised};
-use super::{Denied, Door, Need, need_of};
-use crate::tls::Hosts;
+use super::{Denied, Door, Need, Pass, need_of};
+use crate::tls::{Hosts, Peer};
 
 /// The host by which a request that came by TLS has asked for the daemon, as in a URL.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -26,9 +26,12 @@ pub struct AskedAs(pub String);
 pub async fn guard(State(door): State<Arc<Door>>, mut request: Request, next: Next) -> Response {
     let grpc = is_grpc(request.headers());
     match admit(&door, &request) {
-        Ok(Admitted { asked, caller }) => {
+        Ok(Admitted { asked, caller, pass }) => {
             if let Some(asked) = asked {
                 request.extensions_mut().insert(asked);
+            }
+            if let Some(pass) = pass {
+                request.extensions_mut().insert(pass);
             }
             // For a stream of gRPC it ends with the answer's headers.
             let span = tracing::info_span!(
@@ -43,7 +46,7 @@ pub async fn guard(State(door): State<Arc<Door>>, mut request: Request, next: Ne
             span.record("principal", caller.principal.as_str());
             request.extensions_mut().insert(caller);
             let every = door.asks_every();
-            let ask = ask_again(door, request.headers(), need);
+            let ask = ask_again(door, &request, need);
             let (told, heard) = match grpc {
                 true => (Dialect::GrpcRequest, Dialect::GrpcAnswer),
                 false => (Dialect::Http, Dialect::Http),
@@ -64,18 +67,34 @@ struct Admitted {
     asked: Option<AskedAs>,
     /// Who it is, and what is needed of them; nobody, where nothing is.
     caller: Option<(Caller, Need)>,
+    /// Where a node asks.
+    pass: Option<Pass>,
 }
 
 fn admit(door: &Door, request: &Request) -> Result<Admitted, Denied> {
     let asked = check_origin(request)?;
     let need = need_of(request.uri().path());
     if need == Some(Need::Public) {
-        return Ok(Admitted { asked, caller: None });
+        return Ok(Admitted { asked, caller: None, pass: None });
     }
-    let caller = door.authenticate(authorization(request.headers()))?;
+    let shown = request.extensions().get::<Arc<Peer>>();
+    let named = || match (authorization(request.headers()), shown) {
+        (None, Some(peer)) => door.nodes().caller(peer, door.now()),
+        (token, _) => door.authenticate(token),
+    };
+    let mut caller = named()?;
+    let pass = match &caller.role {
+        Role::Node(node) => {
+            let pass = door.nodes().pass(node);
+            // It may have been cut off before there was a pass to take back.
+            caller = named()?;
+            Some(pass)
+        }
+        _ => None,
+    };
     let need = need.ok_or(Denied::UnknownRoute)?;
     check(&caller, need)?;
-    Ok(Admitted { asked, caller: Some((caller, need)) })
+    Ok(Admitted { asked, caller: Some((caller, need)), pass })
 }
 
 fn authorization(headers: &HeaderMap) -> Option<&str> {
@@ -91,11 +110,16 @@ fn check(caller: &Caller, need: Need) -> Result<(), Denied> {
 }
 
 /// What is asked of a request that goes on.
-fn ask_again(door: Arc<Door>, headers: &HeaderMap, need: Need) -> Ask {
-    let authorization = headers.get(header::AUTHORIZATION).cloned();
+fn ask_again(door: Arc<Door>, request: &Request, need: Need) -> Ask {
+    let authorization = request.headers().get(header::AUTHORIZATION).cloned();
+    let shown = request.extensions().get::<Arc<Peer>>().cloned();
     Arc::new(move || {
         let authorization = authorization.as_ref().and_then(|value| value.to_str().ok());
-        check(&door.authenticate_again(authorization)?, need)
+        let caller = match (authorization, &shown) {
+            (None, Some(peer)) => door.nodes().caller(peer, door.now())?,
+            (token, _) => door.authenticate_again(token)?,
+        };
+        check(&caller, need)
     })
 }
 
@@ -166,7 +190,8 @@ fn words(denied: &Denied) -> (tonic::Code, StatusCode, &'static str) {
         | Denied::WrongToken
         | Denied::Expired { .. }
         | Denied::Revoked
-        | Denied::AttemptOver => {
+        | Denied::AttemptOver
+        | Denied::Certificate { .. } => {
             (tonic::Code::Unauthenticated, StatusCode::UNAUTHORIZED, "UNAUTHENTICATED")
         }
         Denied::NotAllowed { .. }

@@ -1,13 +1,17 @@
 //! The door: who is calling, and may they.
 
+mod attempts;
 mod door;
 mod grants;
 mod layer;
+mod nodes;
 pub mod people;
 mod reauthorise;
 mod routes;
 
+pub(crate) use door::write_private;
 pub use door::{Denied, Door, Error};
 pub use grants::{Grants, grants_of};
 pub use layer::{AskedAs, guard, is_grpc};
+pub use nodes::{Identities, Pass};
 pub use routes::{Need, need_of};

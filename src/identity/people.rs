@@ -64,6 +64,10 @@ impl Token {
         Self { record, used: AtomicI64::new(used), written: AtomicI64::new(used) }
     }
 
+    fn is_of(&self, node: &NodeName) -> bool {
+        matches!(&self.record.role, Role::Node(name) if name == node)
+    }
+
     fn is_over(&self, now: Timestamp) -> bool {
         self.record.expires_at.is_some_and(|end| end <= now)
     }
@@ -569,15 +573,20 @@ impl People {
         Ok(())
     }
 
-    /// Makes every token of a node worthless.
-    pub(super) async fn revoke_node(&self, node: &NodeName) -> Result<(), Error> {
-        let _alone = self.changing.lock().await;
-        let theirs = {
-            let known = self.known();
-            let of_node = |token: &&Token| matches!(&token.record.role, Role::Node(n) if n == node);
-            known.tokens.values().filter(of_node).map(|token| token.record.hash).collect()
-        };
-        self.forget(theirs).await
+    /// Lets the holder of a token in that is on disk already.
+    pub(super) fn know_token(&self, record: TokenRecord) {
+        self.know().tokens.insert(record.hash, Token::new(record));
+    }
+
+    /// Whether a token lets a node in.
+    pub(super) fn has_node(&self, node: &NodeName) -> bool {
+        let known = self.known();
+        known.tokens.values().any(|token| token.is_of(node) && !token.is_over(self.now()))
+    }
+
+    /// Lets in no token of a node any more; none is on disk.
+    pub(super) fn forget_node(&self, node: &NodeName) {
+        self.know().tokens.retain(|_, token| !token.is_of(node));
     }
 
     /// Makes a role, or with `replace` changes one. It must not allow more than who makes it has.

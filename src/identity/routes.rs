@@ -64,7 +64,7 @@ pub fn need_of(path: &str) -> Option<Need> {
         return rpc(service, method);
     }
     match path {
-        "/healthz" | "/readyz" => return Some(Need::Public),
+        "/healthz" | "/readyz" | "/.well-known/jwks.json" => return Some(Need::Public),
         "/health" | "/version" => return Some(Need::Tracking),
         _ => {}
     }
@@ -170,6 +170,10 @@ fn rpc(service: &str, method: &str) -> Option<Need> {
             P::ManageTokens
         }
         ("atelier.identity.v1.RoleService", "GetRole" | "ListRoles") => P::ReadWorkspace,
+        ("atelier.node.v1.NodeIdentityService", "CreateJoinToken" | "RevokeNode") => P::JoinNodes,
+        // What it brings is a token of its own.
+        ("atelier.node.v1.NodeIdentityService", "JoinNode") => return Some(Need::Public),
+        ("atelier.node.v1.NodeIdentityService", "RenewCertificate") => P::ActAsNode,
         (
             "atelier.agent.v1.AgentService",
             "Session" | "PushLog" | "RecordMetrics" | "JoinChannel" | "OpenSecrets",

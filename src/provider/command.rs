@@ -23,12 +23,14 @@ use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
 use super::{Failed, Shared, Site};
-use crate::daemon::{Handle, Provided};
+use crate::daemon::{Handle, OPENS_AT_MOST, Provided};
 
 /// How long a program that was asked to end may take to.
 const GRACE: Duration = Duration::from_secs(5);
 /// Bytes kept of what a program prints.
 const PRINTED: usize = 1 << 20;
+/// How long a machine's agent has to join once its program has ended.
+const JOINS: Duration = Duration::from_secs(15 * 60);
 /// How long the rest of what a program printed is waited for once it has ended.
 const REST: Duration = Duration::from_secs(1);
 /// Characters of what it said that are shown.
@@ -123,6 +125,13 @@ async fn run(
     let shape = &cluster.node;
     let server = std::fs::read_to_string(site.folder.join("endpoint"))
         .map_err(|error| Failed::of("cannot tell where the daemon listens", error))?;
+    let join_token = match (action, node) {
+        (Action::Create, Some(node)) => {
+            let opens = limit.saturating_add(JOINS).min(OPENS_AT_MOST);
+            Some(site.join_token(node, &cluster.name, opens).await?)
+        }
+        _ => None,
+    };
     let mut command = Command::new(&path);
     command
         .args(arguments)
@@ -156,7 +165,8 @@ async fn run(
     if let Some(node) = node {
         command
             .env("ATELIER_NODE", node.as_str())
-            .env("ATELIER_TOKEN_FILE", site.node_folder(node).join("token"));
+            .env("ATELIER_TOKEN_FILE", site.node_folder(node).join("token"))
+            .envs(join_token.map(|file| ("ATELIER_JOIN_TOKEN_FILE", file)));
     }
     let what = || format!("'{}'", path.display());
     // SAFETY: between fork and exec only prctl runs, which is async-signal-safe.

@@ -12,6 +12,7 @@ mod tests;
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use atelier_core::access::Role;
 use atelier_core::compute::{Cluster, InstanceState, Provider};
@@ -19,8 +20,8 @@ use atelier_core::id::{ComputeName, NodeName, Principal};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinHandle;
 
-use crate::daemon::{Clock, Handle, Provided};
-use crate::identity::Door;
+use crate::daemon::{Clock, Handle, Nodes, Provided};
+use crate::identity::{Door, write_private};
 
 /// Orders of one kind carried out at the same time for one cluster.
 const AT_ONCE: usize = 16;
@@ -81,6 +82,8 @@ pub(crate) struct Site {
     pub(crate) folder: PathBuf,
     /// Makes the nodes' tokens.
     pub(crate) door: Arc<Door>,
+    /// Lets them in no more.
+    pub(crate) nodes: Nodes,
     /// For the tokens' dates.
     pub(crate) clock: Clock,
 }
@@ -112,9 +115,27 @@ impl Site {
         Ok(file)
     }
 
+    /// Makes a join token for the node, which opens for so long, in the place of one that was made before; its file.
+    pub(crate) async fn join_token(
+        &self,
+        node: &NodeName,
+        compute: &ComputeName,
+        opens: Duration,
+    ) -> Result<PathBuf, Failed> {
+        let what = || format!("cannot make the join token of node {node}");
+        let by = Principal::new("daemon").map_err(|error| Failed::of(what(), error))?;
+        let (compute, name) = (Some(compute.clone()), Some(node.clone()));
+        let made = self.nodes.make_token(compute, name, Some(opens), by).await;
+        let made = made.map_err(|error| Failed::of(what(), error))?;
+        let file = self.node_folder(node).join("join.token");
+        let written = write_private(&file, format!("{}\n", made.token).as_bytes());
+        written.map_err(|error| Failed::of(what(), error))?;
+        Ok(file)
+    }
+
     /// Makes the node's token worthless and removes its folder with all that is in it.
     pub(crate) async fn clear(&self, node: &NodeName) -> Result<(), Failed> {
-        let revoked = self.door.revoke_node(node).await;
+        let revoked = self.nodes.forget(node).await;
         revoked.map_err(|e| Failed::of(format!("cannot revoke the token of node {node}"), e))?;
         let folder = self.node_folder(node);
         match tokio::fs::remove_dir_all(&folder).await {

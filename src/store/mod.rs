@@ -10,6 +10,7 @@ pub mod copy;
 pub mod datastores;
 pub mod environments;
 mod jobs;
+pub mod nodes;
 pub mod parts;
 pub mod people;
 pub mod retention;

@@ -24,6 +24,7 @@ const MIGRATIONS: &[&str] = &[
     super::retention::BY_PATH,
     super::secrets::ROTATION,
     super::people::MIGRATION,
+    super::nodes::MIGRATION,
 ];
 
 /// The version this build writes.

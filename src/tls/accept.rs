@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use super::{Hosts, Secure};
+use super::{Hosts, Peer, Secure};
 
 /// How long a client may take for its handshake, with the wait for its turn.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -21,13 +21,21 @@ const FAREWELL: Duration = Duration::from_secs(1);
 const IS_HANDSHAKE: u8 = 22;
 const TOLD: &str = "this port speaks TLS: use https:// instead of http://";
 
+/// What is known of an encrypted connection, for all requests on it.
+#[derive(Clone, Debug)]
+pub(crate) struct Shaken {
+    /// The hosts that they may name.
+    pub(crate) hosts: Arc<Hosts>,
+    /// The node that has shown its certificate.
+    pub(crate) peer: Option<Arc<Peer>>,
+}
+
 impl Secure {
-    /// Makes a connection an encrypted one, with the hosts that requests on it may name. One that does not become one
-    /// is closed; who speaks plain HTTP is told why.
+    /// Makes a connection an encrypted one. One that does not become one is closed; who speaks plain HTTP is told why.
     pub(crate) async fn accept(
         &self,
         mut stream: TcpStream,
-    ) -> Option<(TlsStream<TcpStream>, Arc<Hosts>)> {
+    ) -> Option<(TlsStream<TcpStream>, Shaken)> {
         let shaken = async {
             let mut first = [0; 3];
             let seen = stream.peek(&mut first).await.ok()?;
@@ -49,7 +57,9 @@ impl Secure {
             greeted.into_stream(config.clone()).await.inspect_err(failed).ok()
         };
         let stream = tokio::time::timeout(HANDSHAKE, shaken).await.ok().flatten()?;
-        Some((stream, self.hosts()))
+        let shown = stream.get_ref().1.peer_certificates();
+        let peer = shown.and_then(|shown| Peer::of(shown.first()?)).map(Arc::new);
+        Some((stream, Shaken { hosts: self.hosts(), peer }))
     }
 }
 

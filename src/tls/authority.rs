@@ -8,11 +8,13 @@ use std::path::{Path, PathBuf};
 
 use atelier_core::time::Timestamp;
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
 };
 use rustls_pki_types::pem::PemObject as _;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls_pki_types::{
+    CertificateDer, CertificateSigningRequestDer, PrivateKeyDer, PrivatePkcs8KeyDer,
+};
 use time::OffsetDateTime;
 
 use super::certificate::pem;
@@ -35,6 +37,7 @@ const RESTORE: &str = "restore the folder from a backup, or remove it: then a ne
 /// Its key and certificate, and the way to make others.
 pub(super) struct Authority {
     issuer: Issuer<'static, KeyPair>,
+    certificate: CertificateDer<'static>,
     pem: String,
     until: Timestamp,
 }
@@ -114,12 +117,17 @@ impl Authority {
         }
         let issuer = Issuer::from_ca_cert_der(&certificate, key)
             .map_err(|error| unusable(format!("ca.pem is damaged ({error})")))?;
-        Ok(Self { issuer, pem: text, until: said.not_after })
+        Ok(Self { issuer, certificate, pem: text, until: said.not_after })
     }
 
     /// Its certificate as PEM.
     pub(super) fn pem(&self) -> &str {
         &self.pem
+    }
+
+    /// Its certificate.
+    pub(super) fn certificate(&self) -> &CertificateDer<'static> {
+        &self.certificate
     }
 
     /// When it ends.
@@ -155,6 +163,36 @@ impl Authority {
         let certificate = params.signed_by(&key, &self.issuer).map_err(made)?;
         let key = PrivatePkcs8KeyDer::from(key.serialize_der()).into();
         Ok(Issued { certificate: certificate.der().clone(), key })
+    }
+}
+
+impl Authority {
+    /// Makes a certificate by which a node is known: of the request the key alone counts.
+    ///
+    /// # Errors
+    /// The request cannot be read or is not signed with its key, or the certificate cannot be made.
+    pub(super) fn issue_node(
+        &self,
+        request: &[u8],
+        called: &str,
+        uri: &str,
+        from: Timestamp,
+        until: Timestamp,
+    ) -> Result<CertificateDer<'static>, Error> {
+        let made = |error: rcgen::Error| Error::Made(error.to_string());
+        let request = CertificateSigningRequestDer::from(request);
+        let request = CertificateSigningRequestParams::from_der(&request)
+            .map_err(|error| Error::Request(error.to_string()))?;
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, called);
+        params.not_before = moment(from)?;
+        params.not_after = moment(until.min(self.until))?;
+        params.use_authority_key_identifier_extension = true;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        params.subject_alt_names.push(SanType::URI(uri.try_into().map_err(made)?));
+        let certificate = params.signed_by(&request.public_key, &self.issuer).map_err(made)?;
+        Ok(certificate.der().clone())
     }
 }
 

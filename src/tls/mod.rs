@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! authority (ten years, in the data folder) --(issues)--> the daemon's certificate (90 days, in memory)
+//!                                           '-(issues)--> nodes' certificates (24 hours, in their agents' folders)
 //! --tls-cert, --tls-key --(read again when they change)--> the admin's certificate
 //! ```
 //! Both are looked after while the daemon runs ([`Secure::tend`]), and connections from then on get the new one.
@@ -11,6 +12,7 @@ mod authority;
 mod certificate;
 mod given;
 mod names;
+mod peer;
 mod secure;
 #[cfg(test)]
 mod tests;
@@ -18,10 +20,12 @@ mod tests;
 use std::io;
 use std::path::Path;
 
+pub(crate) use accept::Shaken;
 pub(crate) use certificate::Certificate;
 pub(crate) use given::Files;
 pub use names::Name;
 pub(crate) use names::{Hosts, Own};
+pub(crate) use peer::Peer;
 pub(crate) use secure::Secure;
 
 /// Why there is no TLS.
@@ -59,6 +63,9 @@ pub enum Error {
     /// A certificate could not be made.
     #[error("cannot make a certificate: {0}")]
     Made(String),
+    /// A node's signing request cannot be used.
+    #[error("cannot use the certificate signing request: {0}")]
+    Request(String),
     /// TLS cannot be set up.
     #[error("cannot set up TLS: {0}")]
     Setup(#[from] rustls::Error),

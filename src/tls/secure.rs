@@ -6,16 +6,20 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
+use atelier_core::id::NodeName;
 use atelier_core::time::Timestamp;
-use rustls::ServerConfig;
+use aws_lc_rs::digest;
 use rustls::crypto::CryptoProvider;
-use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
+use rustls::{RootCertStore, ServerConfig};
 use tokio::sync::Semaphore;
 
 use super::authority::Authority;
+use super::certificate::pem;
 use super::given::{Given, Stamp};
-use super::{Error, Files, Hosts, Name, Own};
+use super::peer::uri;
+use super::{Certificate, Error, Files, Hosts, Name, Own};
 use crate::daemon::Clock;
 
 const DAY_MS: i64 = 24 * 3600 * 1000;
@@ -45,6 +49,13 @@ pub(crate) struct Secure {
     pub(super) here: Arc<ServerConfig>,
     pub(super) elsewhere: Arc<ServerConfig>,
     pub(super) handshakes: Semaphore,
+}
+
+/// A certificate by which a node is known.
+#[derive(Clone, Debug)]
+pub(crate) struct NodeCertificate {
+    pub(crate) pem: String,
+    pub(crate) until: Timestamp,
 }
 
 /// The certificates of one moment.
@@ -118,10 +129,17 @@ impl Secure {
         let given = files.as_ref().map(|files| files.read(&provider, now)).transpose()?;
         let shown = Shown::new(made, given, &names);
         let shown = Arc::new(RwLock::new(Arc::new(shown)));
+        // Nodes show certificates; people and jobs have tokens.
+        let mut nodes = RootCertStore::empty();
+        nodes.add(authority.certificate().clone())?;
+        let nodes = WebPkiClientVerifier::builder_with_provider(nodes.into(), provider.clone())
+            .allow_unauthenticated()
+            .build()
+            .map_err(|error| rustls::Error::General(error.to_string()))?;
         let config = |is_here: bool| -> Result<Arc<ServerConfig>, Error> {
             let mut config = ServerConfig::builder_with_provider(provider.clone())
                 .with_safe_default_protocol_versions()?
-                .with_no_client_auth()
+                .with_client_cert_verifier(nodes.clone())
                 .with_cert_resolver(Arc::new(Chooser { shown: shown.clone(), is_here }));
             config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
             Ok(Arc::new(config))
@@ -145,6 +163,31 @@ impl Secure {
     /// The authority's certificate as PEM.
     pub(crate) fn authority(&self) -> &str {
         self.authority.pem()
+    }
+
+    /// Of the authority's certificate: whoever knows it knows the daemon.
+    pub(crate) fn fingerprint(&self) -> [u8; 32] {
+        let digest = digest::digest(&digest::SHA256, self.authority.certificate());
+        digest.as_ref().try_into().unwrap_or_default()
+    }
+
+    /// Makes the certificate by which a node is known for so long, for the key of its signing request.
+    ///
+    /// # Errors
+    /// The request cannot be used, or the certificate not be made.
+    pub(crate) fn issue_node(
+        &self,
+        request: &[u8],
+        (workspace, node, identity): (&str, &NodeName, &str),
+        now: Timestamp,
+        life: Duration,
+    ) -> Result<NodeCertificate, Error> {
+        let at = |ms: i64| Timestamp::from_millis(now.as_millis().saturating_add(ms));
+        let until = at(i64::try_from(life.as_millis()).unwrap_or(DAY_MS));
+        let (called, uri) = (format!("node {node}"), uri(workspace, node, identity));
+        let made = self.authority.issue_node(request, &called, &uri, at(-BEHIND_MS), until)?;
+        let said = Certificate::parse(&made).map_err(Error::Made)?;
+        Ok(NodeCertificate { pem: pem("CERTIFICATE", &made), until: said.not_after })
     }
 
     /// Whether who connects from elsewhere is shown a certificate of the admin's.
@@ -263,7 +306,9 @@ fn make(
 ) -> Result<Arc<CertifiedKey>, Error> {
     let at = |ms: i64| Timestamp::from_millis(now.as_millis() + ms);
     let issued = authority.issue(names, at(-BEHIND_MS), at(LIFE_MS))?;
-    Ok(Arc::new(CertifiedKey::from_der(vec![issued.certificate], issued.key, provider)?))
+    // With the authority: who knows its fingerprint alone finds it here.
+    let chain = vec![issued.certificate, authority.certificate().clone()];
+    Ok(Arc::new(CertifiedKey::from_der(chain, issued.key, provider)?))
 }
 
 impl Shown {

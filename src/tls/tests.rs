@@ -271,3 +271,47 @@ async fn who_speaks_plain_http_is_told() {
     assert!(told.contains("use https://"), "{told} {failed:?}");
     assert!(!accepted.await.unwrap());
 }
+
+#[test]
+fn a_node_s_certificate_says_who_it_is_whatever_the_request_says() {
+    use std::time::Duration;
+
+    use atelier_core::id::NodeName;
+    use rustls_pki_types::CertificateDer;
+    use rustls_pki_types::pem::PemObject as _;
+
+    use super::Peer;
+
+    let folder = tempfile::tempdir().unwrap();
+    let secure = open(folder.path(), None, day(0)).unwrap();
+    let key = KeyPair::generate().unwrap();
+    let mut asks = CertificateParams::new(["gate.example".to_owned()]).unwrap();
+    asks.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let request = asks.serialize_request(&key).unwrap();
+    let node = NodeName::new("gpu-1").unwrap();
+    let (whose, life) = (("w", &node, "id"), Duration::from_secs(24 * 3600));
+    let made = secure.issue_node(request.der(), whose, day(0), life).unwrap();
+    assert_eq!(made.until, day(1));
+    let der = CertificateDer::from_pem_slice(made.pem.as_bytes()).unwrap();
+    let peer = Peer::of(&der).unwrap();
+    assert_eq!(peer, Peer { node: node.clone(), identity: "id".to_owned(), until: day(1) });
+    let said = Certificate::parse(&der).unwrap();
+    assert!(said.names.is_empty() && said.not_before < day(0), "{said:?}");
+    let (_, parsed) = x509_parser::parse_x509_certificate(&der).unwrap();
+    assert!(!parsed.is_ca());
+    let usage = parsed.extended_key_usage().unwrap().unwrap().value;
+    assert!(usage.client_auth && !usage.server_auth);
+    // The daemon's own is no node's.
+    let own = secure.chosen(false, None);
+    assert_eq!(Peer::of(own.end_entity_cert().unwrap()), None);
+    // Who is shown the chain finds the authority of the fingerprint in it.
+    let digest = |der: &[u8]| aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, der);
+    assert_eq!(digest(&own.cert[1]).as_ref(), secure.fingerprint());
+    let mut changed = request.der().to_vec();
+    let last = changed.len() - 1;
+    changed[last] ^= 1;
+    for bad in [&changed[..], &[], &[0x30, 0x80], &[0xff; 100]] {
+        let refused = secure.issue_node(bad, whose, day(0), life);
+        assert!(matches!(refused, Err(Error::Request(_))), "{refused:?}");
+    }
+}

@@ -45,6 +45,7 @@ mod io;
 mod isolation;
 mod job_secrets;
 mod jobs;
+mod joins;
 mod layers;
 mod listings;
 mod local;

@@ -27,13 +27,18 @@ const TRIES: u32 = 5;
 #[derive(Clone, Debug)]
 pub(super) struct Source {
     channel: Channel,
-    authorization: MetadataValue<Ascii>,
+    authorization: Option<MetadataValue<Ascii>>,
     cache: Arc<Cache>,
 }
 
 impl Source {
-    pub(super) fn new(channel: Channel, token: &str, cache: Arc<Cache>) -> Result<Self, Error> {
-        let authorization = format!("Bearer {token}").parse().map_err(|_| {
+    pub(super) fn new(
+        channel: Channel,
+        token: Option<&str>,
+        cache: Arc<Cache>,
+    ) -> Result<Self, Error> {
+        let authorization = token.map(|token| format!("Bearer {token}").parse()).transpose();
+        let authorization = authorization.map_err(|_| {
             Error::Content(Box::new(Status::unauthenticated("the node's token is not ASCII text")))
         })?;
         Ok(Self { channel, authorization, cache })
@@ -106,7 +111,9 @@ impl Source {
             .max_decoding_message_size(4 * MAX_OBJECT + (1 << 20));
         let digests = rest.iter().map(|digest| Bytes::copy_from_slice(digest.as_bytes())).collect();
         let mut request = Request::new(GetRequest { digests });
-        request.metadata_mut().insert("authorization", self.authorization.clone());
+        if let Some(authorization) = &self.authorization {
+            request.metadata_mut().insert("authorization", authorization.clone());
+        }
         let mut messages = client.get(request).await.map_err(status)?.into_inner();
         while let Some(message) = messages.message().await.map_err(status)? {
             for group in message.objects.chunks(WRITE) {

@@ -61,8 +61,8 @@ pub struct Options {
     pub http_url: String,
     /// To the daemon, for the content service.
     pub channel: Channel,
-    /// The node's own token, for the content service.
-    pub token: String,
+    /// The node's own token, for the content service; `None`: the channel shows who it is.
+    pub token: Option<String>,
     /// Who vouches for the daemon.
     pub trust: Trust,
     /// Whether this node reads and writes the daemon's local datastores as folders.
@@ -129,7 +129,7 @@ impl DataPlane {
         Ok(Self(Arc::new(Inner {
             gateway: Gateway::new(&options.http_url, &options.trust).map_err(unready)?,
             web: Web::new(options.closed, options.egress).map_err(failed)?,
-            source: Source::new(options.channel, &options.token, Arc::clone(&cache))?,
+            source: Source::new(options.channel, options.token.as_deref(), Arc::clone(&cache))?,
             held: Arc::new(HeldInputs::new(Arc::clone(&cache))),
             cache,
             shared: options.shared,
@@ -249,7 +249,7 @@ pub async fn fetch_code(
     snapshot: Digest,
     into: &Path,
 ) -> Result<(), Error> {
-    let source = Source::new(channel, token, Cache::open(cache_dir, None)?)?;
+    let source = Source::new(channel, Some(token), Cache::open(cache_dir, None)?)?;
     code::materialise(&source, snapshot, into).await
 }
 

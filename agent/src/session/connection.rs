@@ -12,6 +12,7 @@ use tonic::transport::{Channel, Endpoint};
 
 use super::Error;
 use crate::args::AgentArgs;
+use crate::identity::{self, Credential};
 use crate::reach;
 use crate::trust::{Doubt, NotConnected, OWN_CA, Trust, server_url};
 
@@ -32,16 +33,17 @@ pub(crate) struct Connection {
     pub(super) address: Address,
     /// For the content service.
     pub(super) channel: Channel,
-    /// The node's own.
-    pub(super) token: String,
+    interceptor: Token,
+    /// The node's own, unless it is known by its certificate.
+    pub(super) token: Option<String>,
     /// Who vouches for the daemon, whatever is asked of it.
     pub(super) trust: Trust,
 }
 
-/// Puts the node's token into each call.
+/// Puts the node's token into each call, if it has one.
 #[derive(Clone)]
 pub(crate) struct Token {
-    header: MetadataValue<Ascii>,
+    header: Option<MetadataValue<Ascii>>,
 }
 
 impl fmt::Debug for Token {
@@ -50,44 +52,76 @@ impl fmt::Debug for Token {
     }
 }
 
+impl Connection {
+    /// For calls of other services in this node's name.
+    pub(super) fn caller(&self) -> Caller {
+        InterceptedService::new(self.channel.clone(), self.interceptor.clone())
+    }
+}
+
 impl Interceptor for Token {
     fn call(
         &mut self,
         mut request: tonic::Request<()>,
     ) -> Result<tonic::Request<()>, tonic::Status> {
-        request.metadata_mut().insert("authorization", self.header.clone());
+        if let Some(header) = &self.header {
+            request.metadata_mut().insert("authorization", header.clone());
+        }
         Ok(request)
     }
 }
 
-/// Connects, with the address and the token as they are now.
+/// Connects, with the address and what this node is known by as they are now.
 pub(crate) async fn connect(args: &AgentArgs) -> Result<Connection, Error> {
     let address = address(args)?;
-    let token = token(args)?;
-    let trust = trust(args, &address)?;
-    let mut header: MetadataValue<Ascii> =
-        format!("Bearer {token}").parse().map_err(|_| Error::BadToken)?;
-    header.set_sensitive(true);
-    let endpoint = Endpoint::from_shared(address.clone())
-        .map_err(|_| Error::BadAddress { address: address.clone(), why: "it is not a URL" })?
+    let (credential, authority) = identity::credential(args)?;
+    let trust = match authority {
+        Some(authority) if args.ca_file.is_none() && address.starts_with("https://") => {
+            Trust::These(authority.into())
+        }
+        _ => trust(args, &address)?,
+    };
+    let (token, shown) = match credential {
+        Credential::Token(token) => (Some(token), None),
+        Credential::Certificate(shown) => (None, Some(shown)),
+    };
+    let header = token.as_ref().map(|token| {
+        let mut header: MetadataValue<Ascii> =
+            format!("Bearer {token}").parse().map_err(|_| Error::BadToken)?;
+        header.set_sensitive(true);
+        Ok::<_, Error>(header)
+    });
+    let header = header.transpose()?;
+    let connected = trust.connect_showing(&endpoint(&address)?, shown).await;
+    let channel = connected.map_err(|error| failed(&address, error))?;
+    let interceptor = Token { header };
+    let client = AgentServiceClient::with_interceptor(channel.clone(), interceptor.clone());
+    Ok(Connection { client, address, channel, interceptor, token, trust })
+}
+
+pub(super) fn endpoint(address: &str) -> Result<Endpoint, Error> {
+    let endpoint = Endpoint::from_shared(address.to_owned())
+        .map_err(|_| Error::BadAddress { address: address.to_owned(), why: "it is not a URL" })?;
+    Ok(endpoint
         .connect_timeout(CONNECT)
         .tcp_nodelay(true)
         .http2_keep_alive_interval(KEEP_ALIVE)
-        .keep_alive_while_idle(true);
-    let channel = trust.connect(&endpoint).await.map_err(|failed| match Doubt::of(&failed) {
-        Some(doubt) => Error::Untrusted { address: address.clone(), doubt },
-        None => match failed {
-            NotConnected::Setup(error) => Error::Trust(error),
-            NotConnected::Transport(source) => {
-                Error::Unreachable { address: address.clone(), source }
-            }
-        },
-    })?;
-    let client = AgentServiceClient::with_interceptor(channel.clone(), Token { header });
-    Ok(Connection { client, address, channel, token, trust })
+        .keep_alive_while_idle(true))
 }
 
-fn address(args: &AgentArgs) -> Result<Address, Error> {
+/// Why there is no connection to this address.
+pub(super) fn failed(address: &str, error: NotConnected) -> Error {
+    let address = address.to_owned();
+    match Doubt::of(&error) {
+        Some(doubt) => Error::Untrusted { address, doubt },
+        None => match error {
+            NotConnected::Setup(error) => Error::Trust(error),
+            NotConnected::Transport(source) => Error::Unreachable { address, source },
+        },
+    }
+}
+
+pub(super) fn address(args: &AgentArgs) -> Result<Address, Error> {
     let text = match (&args.server_file, &args.server) {
         (Some(path), _) => std::fs::read_to_string(path)
             .map_err(|source| Error::NoAddress { path: path.clone(), source })?,
@@ -100,7 +134,7 @@ fn address(args: &AgentArgs) -> Result<Address, Error> {
 
 /// Who vouches for the daemon; read from its file again each time, as the address is. A daemon that makes its own
 /// certificates keeps their authority below the folder in which it says where it listens.
-fn trust(args: &AgentArgs, address: &str) -> Result<Trust, Error> {
+pub(super) fn trust(args: &AgentArgs, address: &str) -> Result<Trust, Error> {
     if !address.starts_with("https://") {
         return Ok(Trust::System);
     }
@@ -126,14 +160,4 @@ pub(super) async fn own_address(server: &str) -> Option<String> {
         Some(socket.local_addr().ok()?.ip().to_string())
     };
     tokio::time::timeout(CONNECT, look).await.ok().flatten()
-}
-
-/// The node's token; read from its file again each time, so that it can be replaced.
-fn token(args: &AgentArgs) -> Result<String, Error> {
-    let text = match &args.token_file {
-        Some(path) => std::fs::read_to_string(path)
-            .map_err(|source| Error::NoToken { path: path.clone(), source })?,
-        None => std::env::var("ATELIER_TOKEN").map_err(|_| Error::TokenUnset)?,
-    };
-    Ok(text.trim().to_owned())
 }

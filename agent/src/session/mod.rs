@@ -29,10 +29,11 @@ use crate::monitor::NodeSampler;
 use crate::notify::Notifier;
 use crate::reach::{self, Closed, Daemon, Urls};
 use crate::trust::{self, Doubt};
-use crate::{builds, caches, clock, gpu, logs};
+use crate::{builds, caches, clock, gpu, identity, logs};
 
 mod connection;
 mod held;
+mod join;
 mod ports;
 mod registry;
 
@@ -64,10 +65,15 @@ pub(crate) enum Error {
     Trust(trust::Error),
     #[error("cannot trust who answers at {address}: {doubt}; {}", .doubt.remedy())]
     Untrusted { address: String, doubt: Doubt },
-    #[error("no token: cannot read {}", .path.display())]
-    NoToken { path: std::path::PathBuf, source: std::io::Error },
-    #[error("no token: give --token-file or set ATELIER_TOKEN")]
-    TokenUnset,
+    #[error(transparent)]
+    Identity(#[from] identity::Error),
+    #[error("cannot join the workspace at {address}: {}", .status.message())]
+    NotJoined { address: String, status: tonic::Status },
+    #[error(
+        "who answers at {address} is not the daemon that made the join token: its authority is another; check the \
+         address, or, where the daemon has a certificate of its admin's, give the authority of that with --ca-file"
+    )]
+    NotTheOne { address: String },
     #[error("the token holds characters that no token has")]
     BadToken,
     #[error("cannot reach the daemon at {address}")]
@@ -101,7 +107,11 @@ impl Error {
             Self::Refused { status, .. } => {
                 matches!(status.code(), Code::Unauthenticated | Code::PermissionDenied)
             }
-            Self::TokenUnset
+            Self::NotJoined { status, .. } => !join::passes(status.code()),
+            Self::Identity(error) => {
+                !matches!(error, identity::Error::Unread { .. } | identity::Error::File { .. })
+            }
+            Self::NotTheOne { .. }
             | Self::BadToken
             | Self::BadAddress { .. }
             | Self::Untrusted { doubt: Doubt::Authority | Doubt::Name(_) | Doubt::Plain, .. } => {
@@ -186,9 +196,11 @@ impl Session {
 
     /// One session, from the connection to its loss.
     async fn open(&mut self, welcomed: &mut bool) -> Result<(), Error> {
+        join::ensure(&self.args).await?;
         let connection = connection::connect(&self.args).await?;
         let (client, address) = (connection.client.clone(), connection.address.clone());
         let trust = connection.trust.clone();
+        let renewed = join::renewed(self.args.clone(), connection.caller());
         let (up, messages) = mpsc::unbounded_channel();
         // What happened until now goes into the Hello, what happens from now on after it.
         while let Ok(news) = self.news.try_recv() {
@@ -247,7 +259,11 @@ impl Session {
         self.welcome(&welcome, connection, Arc::new(closed))?;
         self.connected.send_replace(true);
         self.registry.resume(&self.node);
-        self.talk(stream, up, client, &welcome, lease, devices).await
+        tokio::select! {
+            ended = self.talk(stream, up, client, &welcome, lease, devices) => ended,
+            // The next session shows it.
+            () = renewed => Ok(()),
+        }
     }
 
     fn hello(&self) -> pb::Hello {

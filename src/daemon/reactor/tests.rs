@@ -16,6 +16,7 @@ use futures::FutureExt as _;
 use futures::future::{BoxFuture, join_all};
 
 use super::*;
+use crate::daemon::Nodes;
 use crate::identity::{Denied, Door};
 use crate::provider::{Providers, Site};
 use crate::store::people::{PeopleChange, UserRecord};
@@ -135,9 +136,12 @@ impl World {
             fail: Mutex::default(),
             failed: AtomicBool::new(false),
         });
-        let door = Arc::new(Door::open(store.clone(), &folder.at().join("token.key")).unwrap());
-        let site =
-            Site { folder: folder.at().to_owned(), door: door.clone(), clock: Clock::default() };
+        let door =
+            Arc::new(Door::open(store.clone(), &folder.at().join("token.key"), "test").unwrap());
+        let (clock, life) = (Clock::default(), Duration::from_secs(60));
+        let nodes =
+            Nodes::open(store.inner.clone(), door.clone(), None, "test", clock, life).unwrap();
+        let site = Site { folder: folder.at().to_owned(), door: door.clone(), nodes, clock };
         let effects = Effects {
             providers: Providers::new(site),
             door: door.clone(),

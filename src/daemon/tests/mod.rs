@@ -44,6 +44,7 @@ impl Workspace {
             tls_name: vec![],
             tls_cert: None,
             tls_key: None,
+            node_certificate_life: Duration::from_secs(24 * 3600),
             workspace: "test".parse().unwrap(),
             compute: vec!["local".parse().unwrap()],
             require_containers: false,

@@ -19,7 +19,7 @@ struct World {
 impl World {
     fn new() -> Self {
         let folder = Folder::new();
-        let door = Door::open(folder.open(), &folder.at().join("token.key")).unwrap();
+        let door = Door::open(folder.open(), &folder.at().join("token.key"), "test").unwrap();
         Self { folder, door }
     }
 
@@ -31,7 +31,7 @@ impl World {
     fn reopened(self) -> Self {
         let Self { folder, door } = self;
         drop(door);
-        let door = Door::open(folder.open(), &folder.at().join("token.key")).unwrap();
+        let door = Door::open(folder.open(), &folder.at().join("token.key"), "test").unwrap();
         Self { folder, door }
     }
 
@@ -150,7 +150,7 @@ async fn an_attempt_s_token_cannot_be_changed() {
     let world = World::new();
     let token = world.door.admit_attempt(&attempt("mine", 1, 7), &spec("true"));
     world.door.admit_attempt(&attempt("other", 1, 8), &spec("true"));
-    for at in ATTEMPT_PREFIX.len()..token.len() {
+    for at in 0..token.len() {
         for letter in ['A', 'b', '0', '_', '.', '=', ' '] {
             let mut changed = token.clone().into_bytes();
             if changed[at] == letter as u8 {
@@ -162,22 +162,94 @@ async fn an_attempt_s_token_cannot_be_changed() {
         }
     }
     // Another's scope under this one's seal, and no seal at all.
-    let (body, seal) = token[ATTEMPT_PREFIX.len()..].split_once('.').unwrap();
+    let parts: Vec<&str> = token.split('.').collect();
+    let [head, body, seal] = parts[..] else { panic!("{token}") };
     let decoded = String::from_utf8(URL_SAFE_NO_PAD.decode(body).unwrap()).unwrap();
     let forged = URL_SAFE_NO_PAD.encode(decoded.replace("mine", "other").replace('7', "8"));
-    let unkeyed = URL_SAFE_NO_PAD.encode(blake3::hash(decoded.as_bytes()).as_bytes());
-    let zero = URL_SAFE_NO_PAD.encode([0; 32]);
-    for (body, seal) in [
-        (forged.as_str(), seal),
-        (body, unkeyed.as_str()),
-        (body, zero.as_str()),
-        (body, ""),
-        ("", seal),
-        (body, &seal[..seal.len() - 4]),
+    let unsigned = URL_SAFE_NO_PAD.encode(r#"{"alg":"none","typ":"JWT"}"#);
+    let hashed = URL_SAFE_NO_PAD.encode(r#"{"alg":"HS256","typ":"JWT"}"#);
+    let zero = URL_SAFE_NO_PAD.encode([0; 64]);
+    for (head, body, seal) in [
+        (head, forged.as_str(), seal),
+        (unsigned.as_str(), body, ""),
+        (unsigned.as_str(), body, seal),
+        (hashed.as_str(), body, seal),
+        (head, body, zero.as_str()),
+        (head, body, ""),
+        (head, "", seal),
+        (head, body, &seal[..seal.len() - 4]),
     ] {
-        let token = format!("{ATTEMPT_PREFIX}{body}.{seal}");
+        let token = format!("{head}.{body}.{seal}");
         assert_eq!(world.knock(&token), Err(Denied::WrongToken), "{token}");
     }
+}
+
+#[tokio::test]
+async fn anybody_can_verify_an_attempt_s_token_by_the_published_key() {
+    use aws_lc_rs::signature::{ED25519, UnparsedPublicKey};
+    let world = World::new();
+    let token = world.door.admit_attempt(&attempt("mine", 2, 7), &spec("true"));
+    let keys = world.door.keys();
+    let key = &keys["keys"][0];
+    assert_eq!(
+        (&key["kty"], &key["crv"], &key["alg"]),
+        (&"OKP".into(), &"Ed25519".into(), &"EdDSA".into())
+    );
+    let (signed, seal) = token.rsplit_once('.').unwrap();
+    let decode = |text: &str| URL_SAFE_NO_PAD.decode(text).unwrap();
+    let public = decode(key["x"].as_str().unwrap());
+    let verified =
+        UnparsedPublicKey::new(&ED25519, public).verify(signed.as_bytes(), &decode(seal));
+    verified.unwrap();
+    let (head, body) = signed.split_once('.').unwrap();
+    let read = |text: &str| serde_json::from_slice::<serde_json::Value>(&decode(text)).unwrap();
+    let head = read(head);
+    assert_eq!(
+        (&head["alg"], &head["typ"], &head["kid"]),
+        (&"EdDSA".into(), &"JWT".into(), &key["kid"])
+    );
+    let expected = serde_json::json!({
+        "iss": "atelier:test", "sub": "attempt:mine/2", "aud": "atelier",
+        "job": "mine", "attempt": 2, "epoch": 7,
+    });
+    assert_eq!(read(body), expected);
+    assert!(!keys.to_string().contains("\"d\""), "a private key is published");
+    // The same after a restart; another workspace has another.
+    let again = world.reopened();
+    assert_eq!(again.door.keys(), keys);
+    assert_ne!(World::new().door.keys(), keys);
+}
+
+#[tokio::test]
+async fn a_token_that_an_earlier_version_gave_opens_while_its_attempt_lives() {
+    let world = World::new();
+    let key = attempt("mine", 1, 7);
+    let secret: [u8; 32] = fs::read(world.secret()).unwrap().try_into().unwrap();
+    let body = br#"{"job":"mine","attempt":1,"epoch":7}"#;
+    let seal = URL_SAFE_NO_PAD.encode(blake3::keyed_hash(&secret, body).as_bytes());
+    let old = format!("{ATTEMPT_PREFIX}{}.{seal}", URL_SAFE_NO_PAD.encode(body));
+    assert_eq!(world.knock(&old), Err(Denied::AttemptOver));
+    world.door.admit_attempt(&key, &spec("true"));
+    assert_eq!(world.knock(&old).unwrap().principal, who("attempt:mine/1"));
+    assert_eq!(world.knock(&old.replacen("ata_e", "ata_f", 1)), Err(Denied::WrongToken));
+    world.door.dismiss_attempt(&key);
+    assert_eq!(world.knock(&old), Err(Denied::AttemptOver));
+}
+
+#[tokio::test]
+async fn an_attempt_of_a_node_that_is_cut_off_writes_nothing_until_it_is_back() {
+    let world = World::new();
+    let key = attempt("mine", 1, 7);
+    let token = world.door.admit_attempt(&key, &spec("true"));
+    let caller = world.knock(&token).unwrap();
+    world.door.fence_attempt(&key, true);
+    assert_eq!(world.knock(&token), Err(Denied::AttemptOver));
+    assert_eq!(world.door.still_open(&caller), Err(Denied::AttemptOver));
+    // Another attempt of the job is not meant.
+    world.door.fence_attempt(&attempt("mine", 1, 6), false);
+    assert_eq!(world.knock(&token), Err(Denied::AttemptOver));
+    world.door.fence_attempt(&key, false);
+    world.knock(&token).unwrap();
 }
 
 #[tokio::test]
@@ -251,7 +323,7 @@ async fn the_secret_is_its_owner_s_alone_and_never_made_anew_over_a_damaged_one(
     assert!(secret.len() == 32 && secret != [0; 32]);
     fs::write(world.secret(), &secret[..31]).unwrap();
     let folder = world.folder;
-    let refused = Door::open(folder.open(), &folder.at().join("token.key")).err().unwrap();
+    let refused = Door::open(folder.open(), &folder.at().join("token.key"), "test").err().unwrap();
     let said = refused.to_string();
     assert!(said.contains("token.key") && said.contains("restore"), "{said}");
     assert_eq!(fs::read(folder.at().join("token.key")).unwrap().len(), 31);

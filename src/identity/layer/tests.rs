@@ -18,7 +18,8 @@ struct World {
 impl World {
     async fn new() -> Self {
         let folder = Folder::new();
-        let door = Arc::new(Door::open(folder.open(), &folder.at().join("token.key")).unwrap());
+        let door =
+            Arc::new(Door::open(folder.open(), &folder.at().join("token.key"), "test").unwrap());
         let now = Timestamp::from_millis(1);
         let token = door.create_token(who("ana"), Role::Reader, now).await.unwrap();
         let named =

@@ -19,7 +19,7 @@ fn open(folder: &Folder, time: &Arc<AtomicI64>) -> Door {
     let key: PathBuf = folder.at().join("token.key");
     let time = time.clone();
     let clock = Arc::new(move || Timestamp::from_millis(time.load(Ordering::SeqCst)));
-    Door::with_clock(folder.open(), &key, clock).unwrap()
+    Door::with_clock(folder.open(), &key, "test", clock).unwrap()
 }
 
 impl World {

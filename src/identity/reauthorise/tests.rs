@@ -49,7 +49,7 @@ impl World {
         let shown = time.clone();
         let clock = Arc::new(move || Timestamp::from_millis(shown.load(Ordering::SeqCst)));
         let key = folder.at().join("token.key");
-        let door = Door::with_clock(folder.open(), &key, clock).unwrap();
+        let door = Door::with_clock(folder.open(), &key, "test", clock).unwrap();
         let door = Arc::new(door.asking_every(OFTEN));
         let routes = Router::new()
             .route("/{*all}", any(move |request| endless(heard.clone(), request)))

@@ -9,6 +9,7 @@ use atelier_core::job::{
     Active, AttemptEnd, Cancel, Cause, Ended, Evict, Exit, Failed, Failure, Left, ManifestRef,
     Member, MemberLeft, Outcome, OutputCommit, Phase, Usage,
 };
+use atelier_core::join::{JoinToken, Joining, NodeIdentity, Refusal};
 use atelier_core::node::{Drain, GpuOut};
 use atelier_core::resource::{ContainerNeed, Containers, Demand, GpuDevice, Reservation};
 use atelier_core::sched::{self, Quotas};
@@ -23,6 +24,7 @@ use rusqlite::Connection;
 
 use super::*;
 use crate::store::people::{self as store_people, PeopleChange, UserRecord};
+use crate::store::{TokenRecord, jobs, nodes, schema};
 use crate::store::{TokenRecord, jobs, schema};
 
 /// A job that is over, with everything that such a job may carry.
@@ -723,5 +725,49 @@ proptest! {
         prop_assert_eq!(store_people::roles(&conn).unwrap(), vec![made.clone()]);
         PeopleChange::DeleteRole(made.name).apply(&conn).unwrap();
         prop_assert!(store_people::roles(&conn).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_join_token_and_what_it_made_come_out_as_they_went_in(
+        hash in any::<[u8; 32]>(), key in any::<[u8; 32]>(), by in people(), ms in 0..1_i64 << 42,
+        bound in any::<bool>(), answer in text()
+    ) {
+        let (conn, created_at) = (database(), Timestamp::from_millis(ms));
+        let node = NodeName::new("one").unwrap();
+        let compute = ComputeName::new("gpu").unwrap();
+        let token = JoinToken {
+            hash: Digest::from_bytes(hash),
+            compute: bound.then(|| compute.clone()),
+            node: bound.then(|| node.clone()),
+            created_by: by,
+            created_at,
+            expires_at: created_at.plus_millis(1000),
+            used: None,
+        };
+        nodes::put_join_token(&conn, &token).unwrap();
+        prop_assert_eq!(nodes::join_token(&conn, &token.hash).unwrap(), Some(token.clone()));
+        let asks = Joining { node: node.clone(), compute, key: Digest::from_bytes(key) };
+        let made = NodeIdentity {
+            node: node.clone(),
+            id: "id".to_owned(),
+            compute: token.compute.clone(),
+            since: created_at,
+            revoked_at: None,
+        };
+        let join = |asks: &Joining| nodes::join(&conn, &token.hash, asks, &made, &answer, None);
+        prop_assert_eq!(join(&asks).unwrap(), Ok(None));
+        prop_assert_eq!(nodes::identities(&conn).unwrap(), vec![made.clone()]);
+        // Asked again, the first answer; another gets none.
+        prop_assert_eq!(join(&asks).unwrap(), Ok(Some(answer.clone())));
+        let other = Joining { key: Digest::of(b"another"), ..asks.clone() };
+        let used = Refusal::Used { at: created_at, by: node.clone() };
+        prop_assert_eq!(join(&other).unwrap(), Err(used.clone()));
+        // Revoked, it stays so, and what was answered is answered no more.
+        let revoked = nodes::revoke(&conn, &node, created_at).unwrap().unwrap();
+        prop_assert_eq!(revoked.revoked_at, Some(created_at));
+        prop_assert_eq!(nodes::identity(&conn, &node).unwrap(), Some(revoked));
+        prop_assert_eq!(join(&asks).unwrap(), Err(used));
+        nodes::forget(&conn, &node, created_at).unwrap();
+        prop_assert_eq!(nodes::identities(&conn).unwrap(), vec![]);
     }
 }

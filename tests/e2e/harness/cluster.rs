@@ -51,6 +51,19 @@ pub(crate) struct Agent {
     pub(crate) more: Vec<String>,
     /// For the agent's environment.
     pub(crate) variables: Vec<(String, String)>,
+    /// What it is let in by.
+    pub(crate) let_in: LetIn,
+}
+
+/// What an agent is let in by.
+#[derive(Clone)]
+pub(crate) enum LetIn {
+    /// A token that lasts.
+    Lasting,
+    /// This token, on its command line.
+    Joining(String),
+    /// What lies in its folder.
+    Kept,
 }
 
 impl Agent {
@@ -66,7 +79,18 @@ impl Agent {
             program: None,
             more: Vec::new(),
             variables: Vec::new(),
+            let_in: LetIn::Lasting,
         }
+    }
+
+    pub(crate) fn token(mut self, token: &str) -> Self {
+        self.let_in = LetIn::Joining(token.to_owned());
+        self
+    }
+
+    pub(crate) fn no_token(mut self) -> Self {
+        self.let_in = LetIn::Kept;
+        self
     }
 
     pub(crate) fn compute(mut self, compute: &str) -> Self {
@@ -374,6 +398,8 @@ impl Cluster {
     pub(crate) fn launch_agent(&self, agent: &Agent) {
         let token = if agent.name == "local" {
             self.data().join("agent.token")
+        } else if !matches!(agent.let_in, LetIn::Lasting) {
+            PathBuf::new()
         } else {
             let file = self.path().join(format!("{}.token", agent.name));
             if !file.exists() {
@@ -386,7 +412,11 @@ impl Cluster {
         self.clean(&mut command);
         command.arg("agent").args(["--node", &agent.name, "--compute", &agent.compute]);
         command.args(["--cpus", &agent.cpus, "--memory", &agent.memory]);
-        command.arg("--token-file").arg(token);
+        match &agent.let_in {
+            LetIn::Lasting => command.arg("--token-file").arg(token),
+            LetIn::Joining(token) => command.args(["--token", token]),
+            LetIn::Kept => &mut command,
+        };
         let data = agent.data.clone().unwrap_or_else(|| self.agent_data(&agent.name));
         command.arg("--data-dir").arg(data);
         match &agent.server {

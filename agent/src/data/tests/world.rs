@@ -106,7 +106,7 @@ impl World {
         let plane = DataPlane::new(Options {
             channel: Endpoint::from_shared(http_url.clone()).unwrap().connect_lazy(),
             http_url,
-            token: NODE_TOKEN.into(),
+            token: Some(NODE_TOKEN.into()),
             trust: Default::default(),
             shared,
             cache_dir: folder.path().join("cache"),

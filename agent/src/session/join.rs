@@ -1,0 +1,161 @@
+//! Joining a workspace, and keeping the certificate that comes of it.
+
+use std::time::Duration;
+
+use atelier_core::time::Timestamp;
+use atelier_proto::node::v1 as pb;
+use pb::node_identity_service_client::NodeIdentityServiceClient;
+use tonic::Code;
+
+use super::connection::{self, Caller};
+use super::{Error, chain};
+use crate::args::AgentArgs;
+use crate::identity::{self, Begin, Begun, Identity, JoinToken, Proof, Told, wall};
+use crate::trust::Trust;
+
+/// How long the daemon may take to answer.
+const ANSWER: Duration = Duration::from_secs(20);
+/// Between two looks at the clock, which may be set meanwhile, and between two tries to renew.
+const LOOK: Duration = Duration::from_secs(30);
+const AGAIN: Duration = Duration::from_secs(60);
+
+/// Joins, if this agent was given a join token that its identity does not come of.
+pub(super) async fn ensure(args: &AgentArgs) -> Result<(), Error> {
+    let Told::Join(token) = identity::told(args)? else { return Ok(()) };
+    let name = identity::name(args);
+    // One that is damaged is replaced.
+    let before = identity::kept(args).ok().flatten();
+    if before.as_ref().is_some_and(|before| before.is_of(&token, &name)) {
+        return Ok(());
+    }
+    match join(args, &token, &name).await {
+        Err(error @ Error::NotJoined { .. })
+            if error.is_final() && before.is_some_and(|before| before.check(&name).is_ok()) =>
+        {
+            tracing::warn!(error = %chain(&error), "the node keeps the identity that it has");
+            Ok(())
+        }
+        joined => joined,
+    }
+}
+
+async fn join(args: &AgentArgs, token: &JoinToken, name: &str) -> Result<(), Error> {
+    let address = connection::address(args)?;
+    let is_encrypted = address.starts_with("https://");
+    let trust = connection::trust(args, &address)?;
+    // What was named on this machine counts; the fingerprint is for who has nothing else.
+    let pin = token.fingerprint.filter(|_| is_encrypted && trust == Trust::System);
+    let endpoint = connection::endpoint(&address)?;
+    let connected = match &pin {
+        Some(pin) => Trust::connect_pinned(&endpoint, *pin).await,
+        None => trust.connect(&endpoint).await,
+    };
+    let channel = connected.map_err(|failed| match connection::failed(&address, failed) {
+        Error::Untrusted { address, .. } if pin.is_some() => Error::NotTheOne { address },
+        other => other,
+    })?;
+    let begun = Begun::with(args, token, name, is_encrypted)?;
+    let (signing_request, token_hash) = match &begun.proof {
+        Begin::Key { request, .. } => (request.clone(), Vec::new()),
+        Begin::Token(own) => (Vec::new(), blake3::hash(own.as_bytes()).as_bytes().to_vec()),
+    };
+    let request = pb::JoinNodeRequest {
+        token: token.secret.clone(),
+        node: name.to_owned(),
+        compute: args.compute.to_string(),
+        signing_request: signing_request.into(),
+        token_hash: token_hash.into(),
+    };
+    let mut client = NodeIdentityServiceClient::new(channel);
+    let answer = tokio::time::timeout(ANSWER, client.join_node(request))
+        .await
+        .map_err(|_| Error::Silent(ANSWER))?
+        .map_err(|status| Error::NotJoined { address: address.clone(), status })?
+        .into_inner();
+    let proof = match begun.proof {
+        Begin::Key { key, .. } => certificate(answer.certificate, key, answer.lasts_ms),
+        Begin::Token(own) => Proof::Token(own),
+    };
+    crate::failpoint::panics("joined");
+    let authority = pin.map(|_| answer.authority);
+    Identity::new(name, token, authority, proof).keep(args)?;
+    tracing::info!(node = name, "the node has an identity");
+    Ok(())
+}
+
+/// One that lasts so long from now. It is renewed after about two thirds of that: not by all nodes at once.
+fn certificate(certificate: String, key: String, lasts_ms: u64) -> Proof {
+    let mut random = [0; 1];
+    let _ = getrandom::fill(&mut random);
+    let part = 0.63 + 0.07 * f64::from(random[0]) / 255.0;
+    let at = |ms: u64| -> Timestamp { wall().plus_millis(i64::try_from(ms).unwrap_or(i64::MAX)) };
+    let renew_at = at((lasts_ms as f64 * part) as u64);
+    Proof::Certificate { certificate, key, until: at(lasts_ms), renew_at }
+}
+
+/// Returns once the node has its next certificate, if it has one.
+pub(super) async fn renewed(args: AgentArgs, caller: Caller) {
+    let Ok(Told::Join(_) | Told::Nothing) = identity::told(&args) else {
+        return std::future::pending().await;
+    };
+    loop {
+        let kept = match identity::kept(&args) {
+            Ok(Some(kept)) => kept,
+            _ => return std::future::pending().await,
+        };
+        let Proof::Certificate { until, renew_at, .. } = &kept.proof else {
+            return std::future::pending().await;
+        };
+        let left = |at: &Timestamp| {
+            let ms = at.as_millis() - wall().as_millis();
+            Duration::from_millis(u64::try_from(ms).unwrap_or(0))
+        };
+        let wait = left(renew_at);
+        if !wait.is_zero() {
+            tokio::time::sleep(wait.min(LOOK)).await;
+            continue;
+        }
+        // More often where little is left.
+        let pause = AGAIN.min(left(until) / 8).max(Duration::from_millis(200));
+        match renew(&args, kept, caller.clone()).await {
+            Ok(()) => return,
+            Err(error) => {
+                tracing::warn!(error = %chain(&error), ?pause, "the node's certificate is not renewed yet");
+                tokio::time::sleep(pause).await;
+            }
+        }
+    }
+}
+
+async fn renew(args: &AgentArgs, kept: Identity, caller: Caller) -> Result<(), Error> {
+    let made = identity::new_key();
+    let Ok(Begin::Key { key, request }) = made else {
+        return Err(Error::Lost(tonic::Status::internal("no key could be made")));
+    };
+    let request = pb::RenewCertificateRequest { signing_request: request.into() };
+    let mut client = NodeIdentityServiceClient::new(caller);
+    let answer = tokio::time::timeout(ANSWER, client.renew_certificate(request))
+        .await
+        .map_err(|_| Error::Silent(ANSWER))?
+        .map_err(Error::Lost)?
+        .into_inner();
+    let proof = certificate(answer.certificate, key, answer.lasts_ms);
+    let authority = kept.authority.as_ref().map(|_| answer.authority);
+    Identity { authority, proof, ..kept }.keep(args)?;
+    tracing::info!("the node has its next certificate");
+    Ok(())
+}
+
+/// Whether a refusal may be another one soon.
+pub(super) fn passes(code: Code) -> bool {
+    matches!(
+        code,
+        Code::Unavailable
+            | Code::Unknown
+            | Code::DeadlineExceeded
+            | Code::Cancelled
+            | Code::Internal
+            | Code::ResourceExhausted
+            | Code::Aborted
+    )
+}

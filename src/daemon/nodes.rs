@@ -1,0 +1,334 @@
+//! Machines become nodes, and nodes are cut off.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use atelier_core::access::Role;
+use atelier_core::content::Digest;
+use atelier_core::id::{ComputeName, NodeName, Principal};
+use atelier_core::job::AttemptKey;
+use atelier_core::join::{JoinToken, Joining, NodeIdentity, Refusal};
+use atelier_core::time::Timestamp;
+use atelier_proto::JOIN_TOKEN;
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use tokio::sync::Mutex;
+
+use super::{Clock, Handle, HandleError};
+use crate::identity::Door;
+use crate::store::nodes::{self as rows, Asked};
+use crate::store::{self, SqliteStore, TokenRecord};
+use crate::tls::{self, Certificate, Secure};
+
+/// For how long a join token opens, unless it is said, and at most.
+const OPENS: Duration = Duration::from_secs(15 * 60);
+pub(crate) const OPENS_AT_MOST: Duration = Duration::from_secs(7 * 24 * 3600);
+/// Bytes of a signing request.
+const REQUEST: usize = 16 << 10;
+
+/// Why a machine does not become a node, or a node does not stay one.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It may not.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// What it has sent is of no use.
+    #[error("{0}")]
+    Invalid(String),
+    /// There is none of this name.
+    #[error("there is no node '{0}'; see 'atelier node list'")]
+    NoSuchNode(NodeName),
+    /// There is no compute of this name.
+    #[error("there is no compute '{0}'; see 'atelier compute list'")]
+    NoSuchCompute(ComputeName),
+    /// It has a token.
+    #[error(
+        "node '{0}' has a token and no certificate; to give it one make a join token for it (atelier node token create \
+         --node {0})"
+    )]
+    NoCertificate(NodeName),
+    /// A certificate.
+    #[error(transparent)]
+    Tls(#[from] tls::Error),
+    /// The system gave no random bytes.
+    #[error("cannot make a token: the system gave no random bytes")]
+    Random,
+    /// The store said no.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    /// The daemon is going down.
+    #[error(transparent)]
+    Stopping(#[from] HandleError),
+}
+
+/// A join token as it is shown, once.
+pub(crate) struct Made {
+    pub(crate) token: String,
+    pub(crate) expires_at: Timestamp,
+}
+
+/// What a machine that joins shows: over TLS a signing request, else the digest of a token of its own.
+pub(crate) enum Shows {
+    Request(Vec<u8>),
+    TokenHash(Vec<u8>),
+}
+
+/// What a node gets to be known by; nothing where it has shown a token of its own.
+#[derive(Default)]
+pub(crate) struct Given {
+    pub(crate) certificate: String,
+    pub(crate) authority: String,
+    pub(crate) lasts_ms: u64,
+}
+
+/// Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Nodes(Arc<Inner>);
+
+struct Inner {
+    database: Arc<SqliteStore>,
+    door: Arc<Door>,
+    secure: Option<Arc<Secure>>,
+    workspace: String,
+    clock: Clock,
+    /// Of certificates.
+    life: Duration,
+    /// What the door knows follows what the database has in the same order.
+    order: Mutex<()>,
+}
+
+impl Nodes {
+    /// Lets in those that were known before.
+    pub(crate) fn open(
+        database: Arc<SqliteStore>,
+        door: Arc<Door>,
+        secure: Option<Arc<Secure>>,
+        workspace: &str,
+        clock: Clock,
+        life: Duration,
+    ) -> Result<Self, store::Error> {
+        for identity in database.read(rows::identities)? {
+            let node = identity.node.clone();
+            door.nodes().set(&node, Some(identity));
+        }
+        let (workspace, order) = (workspace.to_owned(), Mutex::new(()));
+        Ok(Self(Arc::new(Inner { database, door, secure, workspace, clock, life, order })))
+    }
+
+    /// Makes a join token.
+    pub(crate) async fn make_token(
+        &self,
+        compute: Option<ComputeName>,
+        node: Option<NodeName>,
+        opens: Option<Duration>,
+        created_by: Principal,
+    ) -> Result<Made, Error> {
+        let opens = opens.unwrap_or(OPENS);
+        if opens > OPENS_AT_MOST {
+            let days = OPENS_AT_MOST.as_secs() / (24 * 3600);
+            return Err(Error::Invalid(format!("expires_s: at most {days} days are allowed")));
+        }
+        let secret = format!("{JOIN_TOKEN}{}", random::<32>()?);
+        let created_at = self.0.clock.wall();
+        let opens = i64::try_from(opens.as_millis()).unwrap_or(i64::MAX);
+        let record = JoinToken {
+            hash: Digest::of(secret.as_bytes()),
+            compute,
+            node,
+            created_by,
+            created_at,
+            expires_at: created_at.plus_millis(opens),
+            used: None,
+        };
+        let expires_at = record.expires_at;
+        self.0.database.write(move |conn| rows::put_join_token(conn, &record)).await?;
+        // Where the admin's certificate is shown, others vouch for the daemon.
+        let own = self.0.secure.as_ref().filter(|secure| !secure.is_given());
+        let token = match own {
+            Some(own) => format!("{secret}.{}", URL_SAFE_NO_PAD.encode(own.fingerprint())),
+            None => secret,
+        };
+        Ok(Made { token, expires_at })
+    }
+
+    /// Lets a machine in.
+    pub(crate) async fn join(
+        &self,
+        token: &str,
+        node: NodeName,
+        compute: ComputeName,
+        shows: Shows,
+    ) -> Result<Given, Error> {
+        let secret = token.split_once('.').map_or(token, |(secret, _)| secret);
+        let hash = Digest::of(secret.as_bytes());
+        let shown: &[u8] = match &shows {
+            Shows::Request(request) => request,
+            Shows::TokenHash(hash) => hash,
+        };
+        if shown.len() > REQUEST {
+            return Err(Error::Invalid(format!(
+                "signing_request: is {} bytes long, at most {REQUEST} are allowed",
+                shown.len()
+            )));
+        }
+        let asks = Joining { node: node.clone(), compute, key: Digest::of(shown) };
+        let now = self.0.clock.wall();
+        let found = self.0.database.read(|conn| rows::may_join(conn, &hash, &asks, now))??;
+        let token = match found {
+            Asked::Again(answer) => return self.given(answer),
+            Asked::First(token) => token,
+        };
+        let identity = NodeIdentity {
+            node: node.clone(),
+            id: random::<16>()?,
+            compute: token.compute,
+            since: now,
+            revoked_at: None,
+        };
+        let (answer, own) = match (&shows, &self.0.secure) {
+            (Shows::Request(request), Some(secure)) => {
+                let whose = (&*self.0.workspace, &node, &*identity.id);
+                let made = secure.issue_node(request, whose, now, self.0.life)?;
+                (made.pem, None)
+            }
+            (Shows::TokenHash(hash), None) => {
+                let hash = <[u8; 32]>::try_from(&**hash).map_err(|_| {
+                    Error::Invalid("token_hash: must hold 32 bytes, a BLAKE3 digest".to_owned())
+                })?;
+                let principal = Principal::new(&format!("node:{node}"))
+                    .map_err(|error| Error::Invalid(format!("node: {error}")))?;
+                let (hash, role) = (Digest::from_bytes(hash), Role::Node(node.clone()));
+                (String::new(), Some(TokenRecord { hash, principal, role, created_at: now }))
+            }
+            (Shows::TokenHash(_), Some(_)) => {
+                return Err(Error::Invalid("signing_request: is required over TLS".to_owned()));
+            }
+            (Shows::Request(_), None) => {
+                return Err(Error::Invalid(
+                    "signing_request: the daemon speaks plain HTTP and makes no certificates"
+                        .to_owned(),
+                ));
+            }
+        };
+        let _order = self.0.order.lock().await;
+        let (known, given, told) = (identity.clone(), own.clone(), answer.clone());
+        let joined = self
+            .0
+            .database
+            .write(move |conn| rows::join(conn, &hash, &asks, &known, &told, given.as_ref()));
+        if let Some(before) = joined.await?? {
+            return self.given(before);
+        }
+        tracing::info!(%node, by = %token.created_by, "a machine has joined");
+        // Who had the name before is that node no more.
+        self.0.door.forget_node(&node);
+        self.0.door.nodes().set(&node, Some(identity));
+        if let Some(own) = own {
+            self.0.door.know(own);
+        }
+        self.0.door.nodes().cut(&node);
+        self.given(answer)
+    }
+
+    fn given(&self, certificate: String) -> Result<Given, Error> {
+        let Some(secure) = self.0.secure.as_ref().filter(|_| !certificate.is_empty()) else {
+            return Ok(Given::default());
+        };
+        let said = Certificate::of_pem(&certificate).map_err(tls::Error::Made)?;
+        let lasts = said.not_after.as_millis() - self.0.clock.wall().as_millis();
+        let lasts_ms = u64::try_from(lasts).unwrap_or(0);
+        Ok(Given { certificate, authority: secure.authority().to_owned(), lasts_ms })
+    }
+
+    /// Makes a node's next certificate.
+    pub(crate) fn renew(&self, node: &NodeName, request: &[u8]) -> Result<Given, Error> {
+        let (Some(secure), Some(known)) = (&self.0.secure, self.0.door.nodes().in_force(node))
+        else {
+            return Err(Error::NoCertificate(node.clone()));
+        };
+        if request.len() > REQUEST {
+            return Err(Error::Invalid(format!(
+                "signing_request: is {} bytes long, at most {REQUEST} are allowed",
+                request.len()
+            )));
+        }
+        let whose = (&*self.0.workspace, node, &*known.id);
+        let made = secure.issue_node(request, whose, self.0.clock.wall(), self.0.life)?;
+        tracing::info!(%node, until = %made.until, "a node has its next certificate");
+        self.given(made.pem)
+    }
+
+    /// Cuts a node off: when this returns, nothing that it was let in by opens any more. How many attempts it had.
+    pub(crate) async fn revoke(&self, node: &NodeName, handle: &Handle) -> Result<u32, Error> {
+        let name = node.clone();
+        let is_there = handle.look(move |live, _| live.node(&name).is_some()).await?;
+        let is_known = self.0.door.has_node(node) || is_there;
+        if !is_known {
+            return Err(Error::NoSuchNode(node.clone()));
+        }
+        {
+            let _order = self.0.order.lock().await;
+            let (name, now) = (node.clone(), self.0.clock.wall());
+            let revoked = self.0.database.write(move |conn| rows::revoke(conn, &name, now)).await?;
+            self.0.door.forget_node(node);
+            self.0.door.nodes().set(node, revoked);
+            self.0.door.nodes().cut(node);
+        }
+        self.fence([node.clone()].into(), handle).await
+    }
+
+    /// Has the attempts of nodes that are cut off write nothing more, until they are over. How many that are.
+    async fn fence(&self, nodes: BTreeSet<NodeName>, handle: &Handle) -> Result<u32, Error> {
+        let attempts = attempts_on(nodes, handle).await?;
+        attempts.iter().for_each(|key| self.0.door.fence_attempt(key, true));
+        Ok(u32::try_from(attempts.len()).unwrap_or(u32::MAX))
+    }
+
+    /// Fences what was fenced when the daemon stopped.
+    pub(crate) async fn fence_revoked(&self, handle: &Handle) -> Result<(), Error> {
+        let revoked: BTreeSet<NodeName> = self.0.door.nodes().revoked().into_iter().collect();
+        if !revoked.is_empty() {
+            self.fence(revoked, handle).await?;
+        }
+        Ok(())
+    }
+
+    /// A node that was cut off has joined anew: what has run on there since writes again.
+    pub(crate) async fn lift(&self, node: &NodeName, handle: &Handle) -> Result<(), Error> {
+        for key in attempts_on([node.clone()].into(), handle).await? {
+            self.0.door.fence_attempt(&key, false);
+        }
+        Ok(())
+    }
+
+    /// Forgets a node that is no more.
+    pub(crate) async fn forget(&self, node: &NodeName) -> Result<(), Error> {
+        let _order = self.0.order.lock().await;
+        let (name, now) = (node.clone(), self.0.clock.wall());
+        self.0.database.write(move |conn| rows::forget(conn, &name, now)).await?;
+        self.0.door.forget_node(node);
+        self.0.door.nodes().set(node, None);
+        self.0.door.nodes().cut(node);
+        Ok(())
+    }
+}
+
+async fn attempts_on(
+    nodes: BTreeSet<NodeName>,
+    handle: &Handle,
+) -> Result<Vec<AttemptKey>, HandleError> {
+    handle
+        .look(move |live, _| {
+            let nodes = nodes.iter().filter_map(|node| live.node(node));
+            let jobs = nodes.flat_map(|node| node.attempts.keys());
+            jobs.filter_map(|job| live.job(job)?.attempt_key()).collect()
+        })
+        .await
+}
+
+fn random<const N: usize>() -> Result<String, Error> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).map_err(|_| Error::Random)?;
+    Ok(URL_SAFE_NO_PAD.encode(bytes))
+}

@@ -1,0 +1,91 @@
+//! `atelier.node.v1.NodeIdentityService`.
+
+use std::time::Duration;
+
+use atelier_core::id::{ComputeName, NodeName};
+use atelier_proto::node::v1 as pb;
+use tonic::{Request, Response, Status};
+
+use super::caller;
+use super::status::told;
+use crate::daemon::{Given, NodesError, Shared, Shows};
+use crate::identity::{AskedAs, Denied, Door};
+
+/// What nodes are known by.
+pub(super) struct Service(pub(super) Shared);
+
+#[tonic::async_trait]
+impl pb::node_identity_service_server::NodeIdentityService for Service {
+    async fn create_join_token(
+        &self,
+        request: Request<pb::CreateJoinTokenRequest>,
+    ) -> Result<Response<pb::CreateJoinTokenResponse>, Status> {
+        let by = caller(&request)?.principal;
+        let asked = request.extensions().get::<AskedAs>().cloned();
+        let pb::CreateJoinTokenRequest { compute, node, expires_s } = request.into_inner();
+        let named = |name: String| Some(name).filter(|name| !name.is_empty());
+        let compute = named(compute).map(|name| ComputeName::new(&name)).transpose();
+        let compute = compute.map_err(told)?;
+        let node = named(node).map(|name| NodeName::new(&name)).transpose().map_err(told)?;
+        if let Some(compute) = compute.clone() {
+            let name = compute.clone();
+            let look = self.0.handle.look(move |live, _| live.compute(&name).is_some());
+            if !look.await.map_err(told)? {
+                return Err(told(NodesError::NoSuchCompute(compute)));
+            }
+        }
+        let opens = (expires_s > 0).then(|| Duration::from_secs(expires_s));
+        tracing::info!(?compute, ?node, %by, "join token made");
+        let made = self.0.nodes.make_token(compute, node, opens, by).await.map_err(told)?;
+        Ok(Response::new(pb::CreateJoinTokenResponse {
+            token: made.token,
+            expires_at_ms: made.expires_at.as_millis(),
+            server: self.0.addresses.control_url(asked.as_ref()),
+        }))
+    }
+
+    async fn join_node(
+        &self,
+        request: Request<pb::JoinNodeRequest>,
+    ) -> Result<Response<pb::JoinNodeResponse>, Status> {
+        let pb::JoinNodeRequest { token, node, compute, signing_request, token_hash } =
+            request.into_inner();
+        let node = NodeName::new(&node).map_err(told)?;
+        let compute = ComputeName::new(&compute).map_err(told)?;
+        let shows = match token_hash.is_empty() {
+            true => Shows::Request(signing_request.into()),
+            false => Shows::TokenHash(token_hash.into()),
+        };
+        let nodes = &self.0.nodes;
+        let Given { certificate, authority, lasts_ms } =
+            nodes.join(&token, node.clone(), compute, shows).await.map_err(told)?;
+        nodes.lift(&node, &self.0.handle).await.map_err(told)?;
+        Ok(Response::new(pb::JoinNodeResponse { certificate, authority, lasts_ms }))
+    }
+
+    async fn renew_certificate(
+        &self,
+        request: Request<pb::RenewCertificateRequest>,
+    ) -> Result<Response<pb::RenewCertificateResponse>, Status> {
+        let caller = caller(&request)?;
+        let Some(node) = Door::node_of(&caller).cloned() else {
+            let (principal, role) = (caller.principal, caller.role.to_string());
+            return Err(told(Denied::NotAllowed { principal, role, action: "act as a node" }));
+        };
+        let request = request.into_inner().signing_request;
+        let Given { certificate, authority, lasts_ms } =
+            self.0.nodes.renew(&node, &request).map_err(told)?;
+        Ok(Response::new(pb::RenewCertificateResponse { certificate, authority, lasts_ms }))
+    }
+
+    async fn revoke_node(
+        &self,
+        request: Request<pb::RevokeNodeRequest>,
+    ) -> Result<Response<pb::RevokeNodeResponse>, Status> {
+        let by = caller(&request)?.principal;
+        let node = NodeName::new(&request.into_inner().name).map_err(told)?;
+        let attempts = self.0.nodes.revoke(&node, &self.0.handle).await.map_err(told)?;
+        tracing::warn!(%node, %by, attempts, "a node was revoked");
+        Ok(Response::new(pb::RevokeNodeResponse { attempts }))
+    }
+}

@@ -1,0 +1,109 @@
+//! Nodes that are known by their certificates, and how they are cut off.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError, RwLock};
+
+use atelier_core::access::{Caller, Role};
+use atelier_core::id::{ComputeName, NodeName, Principal};
+use atelier_core::join::NodeIdentity;
+use atelier_core::time::Timestamp;
+use tokio::sync::watch;
+
+use super::Denied;
+use crate::tls::Peer;
+
+/// What nodes are known by. Kept in the database too, which has it first.
+#[derive(Default)]
+pub struct Identities {
+    known: RwLock<HashMap<NodeName, NodeIdentity>>,
+    /// Of each node that has called: how often it was cut off.
+    cuts: Mutex<HashMap<NodeName, watch::Sender<u64>>>,
+}
+
+/// Leave to speak for a node, until that is taken back.
+#[derive(Clone, Debug)]
+pub struct Pass(watch::Receiver<u64>);
+
+impl Pass {
+    /// Whether it has been taken back.
+    pub fn is_void(&self) -> bool {
+        self.0.has_changed().unwrap_or(true)
+    }
+
+    /// Waits until it is taken back.
+    pub async fn void(mut self) {
+        // An error is the end of the daemon.
+        let _ = self.0.changed().await;
+    }
+}
+
+impl Identities {
+    /// Takes in what a node is known by; `None`: by nothing any more.
+    pub(crate) fn set(&self, node: &NodeName, identity: Option<NodeIdentity>) {
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        match identity {
+            Some(identity) => known.insert(node.clone(), identity),
+            None => known.remove(node),
+        };
+    }
+
+    /// What a node is known by, if that is in force.
+    pub fn in_force(&self, node: &NodeName) -> Option<NodeIdentity> {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        known.get(node).filter(|known| known.revoked_at.is_none()).cloned()
+    }
+
+    /// The only compute that a node may be part of; `None`: any.
+    pub fn compute_of(&self, node: &NodeName) -> Option<ComputeName> {
+        self.in_force(node)?.compute
+    }
+
+    /// Nodes that were revoked.
+    pub(crate) fn revoked(&self) -> Vec<NodeName> {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        let revoked = known.values().filter(|known| known.revoked_at.is_some());
+        revoked.map(|known| known.node.clone()).collect()
+    }
+
+    /// Who has shown a certificate.
+    pub(crate) fn caller(&self, peer: &Peer, now: Timestamp) -> Result<Caller, Denied> {
+        let denied = |why: String| Denied::Certificate { node: peer.node.clone(), why };
+        if peer.until <= now {
+            return Err(denied(format!("it has expired, at {}", peer.until)));
+        }
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        match known.get(&peer.node) {
+            Some(NodeIdentity { revoked_at: Some(at), .. }) => {
+                Err(denied(format!("the node was revoked, at {at}")))
+            }
+            Some(known) if known.id == peer.identity => {
+                let principal = Principal::new(&format!("node:{}", peer.node));
+                let principal = principal.map_err(|error| denied(error.to_string()))?;
+                Ok(Caller { principal, role: Role::Node(peer.node.clone()) })
+            }
+            Some(known) => Err(denied(format!(
+                "a machine has joined under that name since, at {}",
+                known.since
+            ))),
+            None => Err(denied("the workspace has no such node".to_owned())),
+        }
+    }
+
+    /// For who speaks for a node: taken before it is known that it may, so that no cut is missed.
+    pub(crate) fn pass(&self, node: &NodeName) -> Pass {
+        let mut cuts = self.cuts.lock().unwrap_or_else(PoisonError::into_inner);
+        let cut = cuts.entry(node.clone()).or_insert_with(|| watch::Sender::new(0));
+        Pass(cut.subscribe())
+    }
+
+    /// Takes back every leave to speak for a node.
+    pub(crate) fn cut(&self, node: &NodeName) {
+        let cuts = self.cuts.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(cut) = cuts.get(node) {
+            cut.send_modify(|count| *count += 1);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
