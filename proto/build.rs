@@ -5,7 +5,7 @@ use std::{env, error::Error, fs, path::PathBuf};
 
 use prost::Message as _;
 
-const FILES: [&str; 13] = [
+const FILES: [&str; 14] = [
     "atelier/agent/v1/agent.proto",
     "atelier/asset/v1/asset.proto",
     "atelier/component/v1/component.proto",
@@ -13,6 +13,7 @@ const FILES: [&str; 13] = [
     "atelier/content/v1/content.proto",
     "atelier/environment/v1/environment.proto",
     "atelier/identity/v1/identity.proto",
+    "atelier/identity/v1/sign_in.proto",
     "atelier/job/v1/channel.proto",
     "atelier/job/v1/job.proto",
     "atelier/job/v1/spec.proto",
@@ -22,11 +23,13 @@ const FILES: [&str; 13] = [
 ];
 
 /// What must not come into a log by way of `Debug`; see `convert::datastore`.
-const SECRET: [&str; 9] = [
+const SECRET: [&str; 11] = [
     "atelier.agent.v1.OpenedSecret",
     "atelier.identity.v1.CreateTokenResponse",
     "atelier.node.v1.CreateJoinTokenResponse",
     "atelier.node.v1.JoinNodeRequest",
+    "atelier.identity.v1.SignInRequest",
+    "atelier.identity.v1.SignInResponse",
     "atelier.vault.v1.SetSecretRequest",
     "atelier.workspace.v1.DatastoreCredentials",
     "atelier.workspace.v1.DatastoreCredentials.kind",

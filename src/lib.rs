@@ -11,6 +11,7 @@ pub mod fuzz;
 pub mod grpc;
 pub mod http;
 pub mod identity;
+pub mod oidc;
 mod process;
 mod provider;
 pub mod storage;

@@ -29,6 +29,7 @@ pub mod retention;
 pub mod scale;
 pub mod sched;
 pub mod secret;
+pub mod sign_in;
 pub mod simulate;
 pub mod spec;
 pub mod suggest;

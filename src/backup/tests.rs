@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use atelier_core::id::WorkspaceName;
 use atelier_core::time::Timestamp;
 
-use super::choice::{Choice, choose};
+use super::choice::{Choice, STAGE, choose};
 use super::open::may_be;
 use super::*;
 use crate::daemon::Folder;
@@ -125,8 +125,6 @@ fn what_is_backed_up_comes_back() {
     runtime.block_on(store.commit(over.into())).unwrap();
     assert!(!store.recover().unwrap().restored.holds);
 }
-
-use super::choice::STAGE;
 
 #[test]
 fn a_backup_overwrites_nothing_and_needs_somebody_to_open_it() {

@@ -14,7 +14,7 @@ pub(super) enum Command {
     #[command(after_help = "\
 Examples:
   atelier auth can-i workspaces/jobs/write
-  atelier auth can-i workspaces/computes/write -q && atelier compute create -f compute.yml
+  atelier auth can-i workspaces/computes/write -q      for scripts: by the exit code alone
   atelier role list-actions                    all actions there are")]
     CanI {
         /// The action, as Azure names it: workspaces/jobs/cancel/action

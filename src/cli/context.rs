@@ -28,6 +28,7 @@ Examples:
     #[command(after_help = "\
 Examples:
   atelier context add team --server https://gate.example.com:7420 --ca-file ca.pem --token-file ana.token
+  atelier context add team --server https://gate.example.com:7420 --sign-in --use && atelier login
   pass show atelier | atelier context add team --server https://gate.example.com:7420")]
     Add {
         #[command(flatten)]
@@ -35,6 +36,9 @@ Examples:
         /// Put it in the place of one of that name
         #[arg(long)]
         replace: bool,
+        /// Keep no token: you sign in there with `atelier login`
+        #[arg(long)]
+        sign_in: bool,
         /// Use it from now on
         #[arg(long = "use")]
         choose: bool,
@@ -79,8 +83,8 @@ pub(super) fn run(command: Command, context: &Context) -> Result<(), Error> {
             }
             Ok(())
         }
-        Command::Add { name, replace, choose } => {
-            let new = new(name.get(), context)?;
+        Command::Add { name, replace, choose, sign_in } => {
+            let new = new(name.get(), sign_in, context)?;
             contexts.add(new, replace)?;
             if choose {
                 contexts.choose(name.get())?;
@@ -124,7 +128,7 @@ fn current(context: &Context, known: &Known) -> String {
     chosen.unwrap_or_else(|| LOCAL.to_owned())
 }
 
-fn new(name: &str, context: &Context) -> Result<New, Error> {
+fn new(name: &str, signs_in: bool, context: &Context) -> Result<New, Error> {
     let wanted = &context.wanted;
     let server = wanted.server.clone().ok_or_else(|| {
         Error::usage("where is it?").help("add --server https://HOST:PORT, as the daemon prints it")
@@ -138,6 +142,9 @@ fn new(name: &str, context: &Context) -> Result<New, Error> {
             Some(std::fs::read(file).map_err(|error| Error::file("read", file, &error))?)
         }
     };
+    if signs_in {
+        return Ok(New { name: name.to_owned(), server, authorities, token: None });
+    }
     let mut text = String::new();
     match &wanted.token_file {
         Some(file) => {
@@ -147,7 +154,7 @@ fn new(name: &str, context: &Context) -> Result<New, Error> {
         }
         None if std::io::stdin().is_terminal() => {
             return Err(Error::usage("where is the token?")
-                .help("add --token-file FILE, or pipe it into standard input"));
+                .help("add --token-file FILE, or pipe it into standard input; or add --sign-in, and run `atelier login` then"));
         }
         None => {
             let read = std::io::stdin().take(MOST).read_to_string(&mut text);
@@ -163,7 +170,7 @@ fn new(name: &str, context: &Context) -> Result<New, Error> {
     if token.is_empty() || token.contains(|c: char| !c.is_ascii_graphic()) {
         return Err(crate::client::Error::BadToken.into());
     }
-    Ok(New { name: name.to_owned(), server, authorities, token })
+    Ok(New { name: name.to_owned(), server, authorities, token: Some(token) })
 }
 
 fn view(name: &str, entry: Option<&Entry>, is_current: bool) -> Value {
@@ -172,7 +179,7 @@ fn view(name: &str, entry: Option<&Entry>, is_current: bool) -> Value {
         "current": is_current,
         "server": entry.map(|entry| &entry.server),
         "ca_file": entry.and_then(|entry| entry.ca_file.as_ref()),
-        "token_file": entry.map(|entry| &entry.token_file),
+        "token_file": entry.and_then(|entry| entry.token_file.as_ref()),
     })
 }
 

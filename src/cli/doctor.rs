@@ -276,8 +276,7 @@ async fn connect(folder: Option<&Path>, context: &Context) -> Result<Client, Err
         server: Some(server.trim().to_owned()),
         token_file: context.wanted.token_file.clone().or_else(|| Some(folder.join("admin.token"))),
         ca_file: if is_own { Some(authority) } else { context.wanted.ca_file.clone() },
-        token: None,
-        home: None,
+        ..Wanted::default()
     };
     Ok(Client::connect(wanted.resolve()?).await?)
 }

@@ -101,8 +101,8 @@ impl From<client::Error> for Error {
             E::BadServer { .. } => Self::new(Kind::Usage, cause)
                 .help("write --server https://HOST:PORT, as the daemon prints it at its start"),
             E::NoToken { .. } => Self::new(Kind::NotAllowed, cause).help(
-                "pass --token-file FILE or set ATELIER_TOKEN; an admin makes one with \
-                 `atelier token create`",
+                "run `atelier login` where the workspace has a provider to sign in at; else pass --token-file FILE or \
+                 set ATELIER_TOKEN: an admin makes one with `atelier token create`",
             ),
             E::BadToken => Self::new(Kind::NotAllowed, cause)
                 .help("write the token, as `atelier token create` printed it, on one line"),
@@ -117,6 +117,8 @@ impl From<client::Error> for Error {
             E::TwoServers => Self::new(Kind::Usage, cause).help("leave out --server or --context"),
             E::Read { .. } => Self::new(Kind::NotAllowed, cause)
                 .help("check the path, and that you may read the file"),
+            E::Write { .. } => Self::new(Kind::Refused, cause).help("check that you may write there"),
+            E::SessionOver { .. } => Self::new(Kind::NotAllowed, cause).help("run `atelier login`"),
             E::Connect { local: true, .. } => Self::new(Kind::Unreachable, cause).help(
                 "the local workspace seems to have died; `atelier local start` starts it again",
             ),

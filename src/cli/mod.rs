@@ -8,7 +8,7 @@ use atelier_agent::AgentArgs;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 use crate::client::contexts::Contexts;
-use crate::client::{Client, Home, Wanted};
+use crate::client::{Client, Home, Sessions, Wanted};
 use crate::config::ServeArgs;
 
 mod asset;
@@ -28,6 +28,7 @@ mod experiment;
 mod fs;
 mod job;
 mod local;
+mod login;
 mod model;
 mod node;
 mod output;
@@ -160,6 +161,8 @@ enum Command {
     /// Make users, give them roles, delete them
     #[command(subcommand)]
     User(user::Command),
+    Login(login::Arguments),
+    Logout(login::LogoutArguments),
     /// Make tokens for users and nodes, list and revoke them
     #[command(subcommand)]
     Token(token::Command),
@@ -229,6 +232,7 @@ struct Context {
 
 impl Context {
     async fn client(&self) -> Result<Client, Error> {
+        login::renew(self).await?;
         let target = self.wanted.resolve()?;
         tracing::debug!(server = %target.server, "connecting");
         Ok(Client::connect(target).await?)
@@ -284,6 +288,8 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         home: crate::config::home().ok().map(Home::new),
         context,
         contexts: crate::config::settings().map(Contexts::new),
+        sessions: crate::config::settings()
+            .map(|settings| Sessions::new(settings.join("sessions.json"))),
     };
     let context = Context { output: output.clone(), wanted };
     match dispatch(cli.command, &context) {
@@ -326,6 +332,8 @@ fn dispatch(command: Command, context: &Context) -> Result<ExitCode, Error> {
         Command::Restore(arguments) => done(backup::run_restore(arguments, context)),
         Command::Context(command) => done(context::run(command, context)),
         Command::User(command) => done(block_on(user::run(command, context))),
+        Command::Login(arguments) => done(block_on(login::login(arguments, context))),
+        Command::Logout(arguments) => done(block_on(login::logout(arguments, context))),
         Command::Token(command) => done(block_on(token::run(command, context))),
         Command::Role(command) => done(block_on(role::run(command, context))),
         Command::Auth(command) => block_on(auth::run(command, context)),

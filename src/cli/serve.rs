@@ -47,6 +47,7 @@ fn kind(error: &daemon::Error) -> Kind {
     use daemon::Error as E;
     match error {
         E::Home(_) => Kind::Usage,
+        E::Provider(_) => Kind::Refused,
         E::Folder(_) | E::Listen { .. } | E::Curated { .. } | E::Sizes { .. } | E::Name(_) => {
             Kind::Refused
         }

@@ -96,6 +96,7 @@ fn view(user: &pb::User) -> Value {
         "name": user.name,
         "role": user.role,
         "created_at": time(user.created_at_ms),
+        "signs_in": user.signs_in,
         "created_by": (!user.created_by.is_empty()).then_some(&user.created_by),
     })
 }

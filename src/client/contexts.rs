@@ -26,8 +26,9 @@ pub struct Entry {
     /// Who vouches for it, if not the system's authorities: a file below the folder.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_file: Option<PathBuf>,
-    /// A file that holds the token, below the folder.
-    pub token_file: PathBuf,
+    /// A file that holds the token, below the folder; without one it is the session of whoever has signed in there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token_file: Option<PathBuf>,
 }
 
 /// What the file says.
@@ -49,8 +50,8 @@ pub struct New {
     pub server: String,
     /// The authorities' certificates, in PEM.
     pub authorities: Option<Vec<u8>>,
-    /// The token.
-    pub token: String,
+    /// The token, if it is not by signing in.
+    pub token: Option<String>,
 }
 
 fn check(name: &str) -> Result<(), Error> {
@@ -108,7 +109,7 @@ impl Contexts {
         };
         Ok(Some(Entry {
             ca_file: entry.ca_file.map(|file| self.0.join(file)),
-            token_file: self.0.join(entry.token_file),
+            token_file: entry.token_file.map(|file| self.0.join(file)),
             ..entry
         }))
     }
@@ -124,8 +125,14 @@ impl Contexts {
         if known.contexts.contains_key(&name) && !replace {
             return Err(Error::ContextTaken(name));
         }
-        let token_file = Path::new("tokens").join(&name);
-        self.write(&self.0.join(&token_file), format!("{token}\n").as_bytes())?;
+        let token_file = match token {
+            None => None,
+            Some(token) => {
+                let file = Path::new("tokens").join(&name);
+                self.write(&self.0.join(&file), format!("{token}\n").as_bytes())?;
+                Some(file)
+            }
+        };
         let ca_file = match authorities {
             None => None,
             Some(pem) => {
@@ -160,7 +167,7 @@ impl Contexts {
         known.contexts.remove(name);
         known.current = known.current.filter(|current| current != name);
         self.keep(&known)?;
-        for file in [Some(entry.token_file), entry.ca_file].into_iter().flatten() {
+        for file in [entry.token_file, entry.ca_file].into_iter().flatten() {
             match fs::remove_file(&file) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     return Err(Self::broken(&file, error));

@@ -28,11 +28,13 @@ use tonic::{Code, Request, Response, Status};
 pub mod contexts;
 pub mod data;
 mod home;
+mod sessions;
 mod target;
 #[cfg(test)]
 mod tests;
 
 pub use home::Home;
+pub use sessions::{Session, Sessions};
 pub use target::{Target, Token, Wanted};
 
 /// How long a connection may take.
@@ -108,6 +110,22 @@ pub enum Error {
     /// Two answers to which daemon.
     #[error("both a server and a context are named")]
     TwoServers,
+    /// A file could not be written.
+    #[error("cannot write {}: {source}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Whoever signed in has to do it again.
+    #[error("the session of {user} at {server} is over")]
+    SessionOver {
+        /// Who.
+        user: String,
+        /// Where.
+        server: String,
+    },
     /// Nothing answers at the address.
     #[error("cannot reach the daemon at {server}: {cause}")]
     Connect {

@@ -3,11 +3,12 @@
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use atelier_agent::trust::{Trust, server_url};
 
 use super::contexts::{Contexts, Entry};
-use super::{Error, Home};
+use super::{Error, Home, Sessions};
 
 /// What the user said about the daemon, as written.
 #[derive(Clone, Default)]
@@ -22,6 +23,8 @@ pub struct Wanted {
     pub ca_file: Option<PathBuf>,
     /// `--ca-file` alone, which comes before what a context says.
     pub given_ca_file: Option<PathBuf>,
+    /// Where somebody has signed in.
+    pub sessions: Option<Sessions>,
     /// The local workspace's home, used when no server is named.
     pub home: Option<Home>,
     /// `--context`, or `ATELIER_CONTEXT` where no server is named.
@@ -69,19 +72,22 @@ impl Wanted {
     /// Reads what is needed to reach the daemon. Files are read each time, as a local daemon that
     /// restarts may have another address.
     pub fn resolve(&self) -> Result<Target, Error> {
-        match self.entry()? {
-            // A context has its own token and authority; those in the environment are for others.
-            Some(entry) => Self {
-                server: Some(entry.server),
-                token_file: Some(self.token_file.clone().unwrap_or(entry.token_file)),
-                ca_file: self.given_ca_file.clone().or(entry.ca_file),
-                context: None,
-                contexts: None,
-                ..self.clone()
-            }
-            .found(),
-            None => self.found(),
-        }
+        self.meant()?.found()
+    }
+
+    /// What is wanted, with what a context says of it.
+    fn meant(&self) -> Result<Self, Error> {
+        let Some(entry) = self.entry()? else { return Ok(self.clone()) };
+        // A context has its own token and authority; those in the environment are for others.
+        Ok(Self {
+            server: Some(entry.server),
+            token_file: self.token_file.clone().or(entry.token_file),
+            token: None,
+            ca_file: self.given_ca_file.clone().or(entry.ca_file),
+            context: None,
+            contexts: None,
+            ..self.clone()
+        })
     }
 
     /// The context that says where to go, if one does.
@@ -111,22 +117,61 @@ impl Wanted {
     }
 
     fn found(&self) -> Result<Target, Error> {
-        let (server, local) = match &self.server {
-            Some(server) => (checked(server)?, false),
-            None => (self.local_server()?, true),
-        };
+        let (server, local) = self.address()?;
         let token = match (&self.token_file, &self.token, &self.home) {
             (Some(file), _, _) => read_token(file)?,
             // The local workspace has a token of its own; the one in the environment is for others.
             (None, _, Some(home)) if local => read_token(&home.admin_token())?,
             (None, Some(token), _) => Token::new(token),
-            _ => return Err(Error::NoToken { server }),
+            (None, None, _) => self.session_token(&server)?,
         };
         if token.0.is_empty() || token.0.contains(|c: char| !c.is_ascii_graphic()) {
             return Err(Error::BadToken);
         }
         let trust = self.trust(&server, local)?;
         Ok(Target { server, token, local, trust })
+    }
+
+    /// Reads what is needed to reach a daemon that is asked for nothing yet that needs a token.
+    ///
+    /// # Errors
+    /// As [`Self::resolve`], but for tokens.
+    pub fn stranger(&self) -> Result<Target, Error> {
+        let meant = self.meant()?;
+        let (server, local) = meant.address()?;
+        let trust = meant.trust(&server, local)?;
+        Ok(Target { server, token: Token::new(""), local, trust })
+    }
+
+    /// The server whose session would be used, if one would.
+    ///
+    /// # Errors
+    /// If the server's address cannot be used, or there is no such context.
+    pub fn session_server(&self) -> Result<Option<String>, Error> {
+        let meant = self.meant()?;
+        match (&meant.server, &meant.token_file, &meant.token, &meant.sessions) {
+            (Some(server), None, None, Some(_)) => Ok(Some(checked(server)?)),
+            _ => Ok(None),
+        }
+    }
+
+    fn address(&self) -> Result<(String, bool), Error> {
+        match &self.server {
+            Some(server) => Ok((checked(server)?, false)),
+            None => Ok((self.local_server()?, true)),
+        }
+    }
+
+    fn session_token(&self, server: &str) -> Result<Token, Error> {
+        let session =
+            self.sessions.as_ref().map(|sessions| sessions.at(server)).transpose()?.flatten();
+        let server = server.to_owned();
+        let session = session.ok_or_else(|| Error::NoToken { server: server.clone() })?;
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        if i128::from(session.expires_at_ms) <= now.as_millis().cast_signed() {
+            return Err(Error::SessionOver { user: session.user, server });
+        }
+        Ok(session.token())
     }
 
     /// Of the local workspace the authority is its own; the file in the environment is for others.

@@ -14,6 +14,7 @@ use clap::builder::TypedValueParser;
 use clap::error::ErrorKind;
 
 use super::limits::LimitArgs;
+use super::oidc::OidcArgs;
 use super::transit::TransitArgs;
 use crate::tls::Name;
 use crate::vault::KeySource;
@@ -102,6 +103,9 @@ pub struct ServeArgs {
     /// Who has keys that are not written down anywhere
     #[command(flatten)]
     pub transit: TransitArgs,
+    /// Where people sign in
+    #[command(flatten)]
+    pub oidc: OidcArgs,
     /// Bytes of standard output kept of each attempt; beyond it the log ends with a marker
     #[arg(long, default_value_t = 256 << 20, value_name = "BYTES")]
     pub log_limit: u64,

@@ -357,6 +357,9 @@ impl Admission {
     fn may_be_fetched(&self, field: &str, url: &str) -> Result<(), Error> {
         let url =
             reqwest::Url::parse(url).map_err(|e| invalid(field, format!("it is no URL: {e}")))?;
+        if !matches!(url.scheme(), "http" | "https") {
+            return Err(invalid(field, format!("'{}' is not http or https", url.scheme())));
+        }
         let host = url.host_str().unwrap_or_default();
         match self.public.egress.refuses_host(host) {
             None => Ok(()),

@@ -199,7 +199,16 @@ impl Nodes {
                 let principal = Principal::new(&format!("node:{node}"))
                     .map_err(|error| Error::Invalid(format!("node: {error}")))?;
                 let (hash, role) = (Digest::from_bytes(hash), Role::Node(node.clone()));
-                (String::new(), Some(TokenRecord { hash, principal, role, created_at: now }))
+                let given = TokenRecord {
+                    hash,
+                    principal,
+                    role,
+                    created_at: now,
+                    created_by: Some(token.created_by.clone()),
+                    expires_at: None,
+                    last_used_at: None,
+                };
+                (String::new(), Some(given))
             }
             (Shows::TokenHash(_), Some(_)) => {
                 return Err(Error::Invalid("signing_request: is required over TLS".to_owned()));

@@ -32,7 +32,7 @@ use super::uncommitted::Uncommitted;
 use super::{
     Builds, Clock, Handle, LogHub, NodeCaches, Nodes, NodesError, Removal, Retention, Uploads,
 };
-use crate::config::{Here, HomeError, PublicData, ServeArgs, SignedUrls, data_dir};
+use crate::config::{Here, HomeError, OidcArgs, PublicData, ServeArgs, SignedUrls, data_dir};
 use crate::identity::{self, Door};
 use crate::provider::{Providers, Site};
 use crate::storage::{self, ContentStore, Datastores};
@@ -40,7 +40,7 @@ use crate::store::{self, SqliteStore, Store};
 use crate::tls::{self, Files, Own, Secure};
 use crate::track::Tracking;
 use crate::vault::{self, Keys, Vault};
-use crate::{grpc, http};
+use crate::{grpc, http, oidc};
 
 /// Why the daemon did not start, or stopped.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +57,9 @@ pub enum Error {
     /// The database failed while running.
     #[error("the daemon stopped: {0}")]
     StoreFailed(Arc<store::Error>),
+    /// The provider that people sign in at.
+    #[error(transparent)]
+    Provider(#[from] oidc::Error),
     /// The datastores.
     #[error(transparent)]
     Storage(#[from] storage::Error),
@@ -147,6 +150,8 @@ pub struct Shared {
     pub(crate) content: ContentStore,
     pub(crate) door: Arc<Door>,
     pub(crate) nodes: Nodes,
+    /// Who vouches for people, if somebody does.
+    pub(crate) provider: Option<Arc<oidc::Provider>>,
     pub(crate) admission: Admission,
     pub(crate) logs: LogHub,
     pub(crate) caches: NodeCaches,
@@ -177,6 +182,19 @@ pub struct Shared {
     pub(crate) storage: Arc<str>,
     /// Turns true when the daemon is asked to stop: streams end then.
     pub(crate) stopping: watch::Receiver<bool>,
+}
+
+/// Who vouches for people, as the admin says. Nobody is asked: it may be away now.
+fn provider_of(args: &OidcArgs) -> Result<Option<Arc<oidc::Provider>>, oidc::Error> {
+    let (Some(issuer), Some(client_id)) = (&args.issuer, &args.client_id) else { return Ok(None) };
+    if args.role.is_empty() {
+        tracing::warn!(
+            "nobody may sign in: no group gives a role; say which do with --oidc-role GROUP=ROLE"
+        );
+    }
+    let session = Duration::from_secs(args.session);
+    let provider = oidc::Provider::new(issuer, client_id, &args.scope, session, args.rules())?;
+    Ok(Some(Arc::new(provider)))
 }
 
 /// Runs the daemon until a termination signal.
@@ -262,6 +280,7 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
         clock,
         args.node_certificate_life,
     )?;
+    let provider = provider_of(&args.oidc)?;
 
     // Jobs are given links into these: only the workspace's own, whose files nobody else has.
     let roots: BTreeMap<DatastoreName, PathBuf> = datastores
@@ -388,6 +407,7 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
         content,
         door: door.clone(),
         nodes,
+        provider,
         sizes,
         clock,
         folder: folder.clone(),

@@ -85,6 +85,7 @@ fn user(record: &UserRecord, tokens: &[ListedToken]) -> pb::User {
         created_by: record.created_by.as_ref().map(ToString::to_string).unwrap_or_default(),
         created_at_ms: record.created_at.as_millis(),
         tokens: tokens.iter().map(token).collect(),
+        signs_in: record.signs_in,
     }
 }
 

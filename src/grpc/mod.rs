@@ -13,6 +13,7 @@ mod job;
 mod node;
 mod queue;
 mod retention;
+mod sign_in;
 mod status;
 #[cfg(test)]
 mod tests;
@@ -67,6 +68,8 @@ pub async fn routes(shared: &Shared) -> axum::Router {
     let nodes = n::v1::node_identity_service_server::NodeIdentityServiceServer::new(node::Service(
         shared.clone(),
     ));
+    let sign_in =
+        i::v1::sign_in_service_server::SignInServiceServer::new(sign_in::Service(shared.clone()));
     let vault =
         v::v1::vault_service_server::VaultServiceServer::new(vault::Service(shared.clone()));
     let agents = agent::Service::new(shared.clone(), channels);
@@ -84,6 +87,7 @@ pub async fn routes(shared: &Shared) -> axum::Router {
         .add_service(roles)
         .add_service(auth)
         .add_service(nodes)
+        .add_service(sign_in)
         .add_service(vault)
         .add_service(agents)
         .add_service(health);
@@ -95,7 +99,8 @@ pub async fn routes(shared: &Shared) -> axum::Router {
     if let (Ok(v1), Ok(v1alpha)) = (reflection().build_v1(), reflection().build_v1alpha()) {
         routes = routes.add_service(v1).add_service(v1alpha);
     }
-    routes.into_axum_router()
+    // What browsers can speak, too.
+    routes.into_axum_router().route_layer(tonic_web::GrpcWebLayer::new())
 }
 
 /// Who calls. The door has put this there; without it nothing is served.

@@ -7,7 +7,7 @@ use atelier_core::live::Refusal;
 use atelier_core::secret::Refusal as SecretRefusal;
 use tonic::{Code, Status};
 
-use crate::{daemon, identity, storage, store, tls, track, vault};
+use crate::{daemon, identity, oidc, storage, store, tls, track, vault};
 
 fn code_of_store(error: &store::Error) -> Code {
     match error {
@@ -180,7 +180,7 @@ impl From<Told> for Status {
 fn code_of_people(refused: &identity::people::Refused) -> Code {
     use identity::people::Refused as R;
     match refused {
-        R::Above { .. } => Code::PermissionDenied,
+        R::Above { .. } | R::NotTheProviders(_) => Code::PermissionDenied,
         R::NoSuchUser(_) | R::NoSuchToken(_) | R::NoSuchRole { .. } => Code::NotFound,
         R::UserTaken { .. } | R::RoleTaken(_) => Code::AlreadyExists,
         R::AboveUser { .. } | R::LastAdmin(_) | R::RoleFixed(_) | R::RoleUsed { .. } => {
@@ -330,6 +330,11 @@ status!(identity::Denied, error => match &error {
     | identity::Denied::NotEntered { .. }
     | identity::Denied::Foreign(_) => Code::PermissionDenied,
     identity::Denied::UnknownRoute => Code::Unimplemented,
+});
+status!(oidc::Rejected, error => match &error {
+    oidc::Rejected::BadToken(_) => Code::Unauthenticated,
+    oidc::Rejected::Refused(_) => Code::PermissionDenied,
+    oidc::Rejected::Provider(_) => Code::FailedPrecondition,
 });
 status!(atelier_proto::convert::Error, error => Code::InvalidArgument);
 status!(atelier_core::id::InvalidName, error => Code::InvalidArgument);

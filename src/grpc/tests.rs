@@ -158,3 +158,60 @@ async fn a_datastore_that_is_made_again_while_it_is_changed_is_not_told_to_be_da
     changing.await.unwrap();
     assert!(tries > 0);
 }
+
+/// One call as a browser makes it, by HTTP/1.1: the HTTP status, the content's type, `grpc-status` of the headers, the
+/// body.
+async fn from_a_browser(
+    workspace: &Workspace,
+    token: &str,
+    origin: Option<&str>,
+) -> (u16, String, Option<String>, Vec<u8>) {
+    let server = &workspace.admin.target().server;
+    let client = reqwest::Client::builder().no_proxy().http1_only().build().unwrap();
+    let mut request = client
+        .post(format!("{server}/atelier.workspace.v1.WorkspaceService/GetWorkspace"))
+        .header("content-type", "application/grpc-web+proto")
+        .header("x-grpc-web", "1")
+        .bearer_auth(token)
+        // One message of no bytes.
+        .body(vec![0_u8; 5]);
+    if let Some(origin) = origin {
+        request = request.header("origin", origin);
+    }
+    let answer = request.send().await.unwrap();
+    let header =
+        |name: &str| answer.headers().get(name).map(|value| value.to_str().unwrap().to_owned());
+    let (status, kind, grpc) =
+        (answer.status().as_u16(), header("content-type"), header("grpc-status"));
+    (status, kind.unwrap_or_default(), grpc, answer.bytes().await.unwrap().to_vec())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn browsers_call_by_grpc_web() {
+    let workspace = Workspace::start().await;
+    let target = workspace.admin.target().clone();
+    let (status, kind, _, body) = from_a_browser(&workspace, target.token.secret(), None).await;
+    assert_eq!((status, kind.as_str()), (200, "application/grpc-web+proto"));
+    // A message, then what would be trailers, each after its length.
+    let length = |at: usize| u32::from_be_bytes(body[at + 1..at + 5].try_into().unwrap()) as usize;
+    assert_eq!(body[0], 0);
+    let trailers = 5 + length(0);
+    let message: workspace::Workspace = prost::Message::decode(&body[5..trailers]).unwrap();
+    assert_eq!(message.name, "test");
+    assert_eq!(body[trailers], 0x80);
+    let said = String::from_utf8_lossy(&body[trailers + 5..]).replace(' ', "");
+    assert_eq!(said.len(), length(trailers), "{said}");
+    assert!(said.contains("grpc-status:0"), "{said}");
+
+    // Whoever may not come in is told so in a way that its client understands.
+    let refused = from_a_browser(&workspace, "atl_wrong", None).await;
+    assert_eq!(
+        (refused.1.as_str(), refused.2.as_deref()),
+        ("application/grpc-web+proto", Some("16"))
+    );
+    let foreign =
+        from_a_browser(&workspace, target.token.secret(), Some("https://evil.example")).await;
+    assert_eq!(foreign.2.as_deref(), Some("7"));
+    let own = from_a_browser(&workspace, target.token.secret(), Some(&target.server)).await;
+    assert_eq!((own.0, own.2), (200, None));
+}

@@ -15,6 +15,7 @@ use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use atelier_core::access::{AttemptScope, Caller, Permission, Role};
+use atelier_core::content::Digest;
 use atelier_core::id::{AttemptNumber, DatastoreName, Epoch, JobName, NodeName, Principal};
 use atelier_core::job::AttemptKey;
 use atelier_core::layout;
@@ -298,14 +299,16 @@ impl Door {
         let scope = AttemptScope { job: key.job.clone(), attempt: key.attempt, epoch: key.epoch };
         let token = self.signer.token(&scope);
         let hash = Digest::of(token.as_bytes());
+        let mut attempts = self.attempts.write().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let before = attempts.get(&key.job).filter(|live| live.epoch == key.epoch);
         let live = LiveAttempt {
             attempt: key.attempt,
             epoch: key.epoch,
             grants: Arc::new(grants_of(&key.job, spec)),
             hash,
-            fenced: false,
+            // Told to another of its nodes again, it is what it was.
+            fenced: before.is_some_and(|live| live.fenced),
         };
-        let mut attempts = self.attempts.write().unwrap_or_else(|poisoned| poisoned.into_inner());
         let mut verified = self.verified.write().unwrap_or_else(|poisoned| poisoned.into_inner());
         if let Some(before) = attempts.insert(key.job.clone(), live) {
             verified.remove(&before.hash);

@@ -14,7 +14,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use tracing::Instrument as _;
 
-use super::reauthorise::{Ask, Dialect, Reauthorised};
+use super::reauthorise::{Ask, Dialect, Reauthorised, after};
 use super::{Denied, Door, Need, Pass, need_of};
 use crate::tls::{Hosts, Peer};
 
@@ -37,7 +37,7 @@ pub async fn guard(State(door): State<Arc<Door>>, mut request: Request, next: Ne
             let span = tracing::info_span!(
                 "rpc",
                 method = %request.method(),
-                path = request.uri().path(),
+                path = shown_path(request.uri().path()),
                 principal = tracing::field::Empty,
             );
             let Some((caller, need)) = caller else {
@@ -51,15 +51,27 @@ pub async fn guard(State(door): State<Arc<Door>>, mut request: Request, next: Ne
                 true => (Dialect::GrpcRequest, Dialect::GrpcAnswer),
                 false => (Dialect::Http, Dialect::Http),
             };
-            let request = request.map(|body| Reauthorised::body(body, ask.clone(), every, told));
+            let request =
+                request.map(|body| Reauthorised::body(body, ask.clone(), after(every), told));
             let response = next.run(request).instrument(span).await;
             response.map(|body| Reauthorised::body(body, ask, every, heard))
         }
         Err(denied) => {
-            tracing::info!(path = request.uri().path(), %denied, "refused at the door");
-            refuse(&denied, grpc)
+            tracing::info!(path = shown_path(request.uri().path()), %denied, "refused at the door");
+            let mut response = refuse(&denied, grpc);
+            if let Some(web) = web_type(request.headers()) {
+                response.headers_mut().insert(header::CONTENT_TYPE, web);
+            }
+            response
         }
     }
+}
+
+/// A path for the log. What is no route may be anything, and a token that somebody has put into a URL is a token still.
+fn shown_path(path: &str) -> &str {
+    let is_token =
+        |part: &str| ["atl_", "ata_", "atj_", "eyJ"].iter().any(|kept| part.starts_with(kept));
+    if path.split('/').any(is_token) || need_of(path).is_none() { "(not shown)" } else { path }
 }
 
 /// What the door found out.
@@ -88,7 +100,10 @@ fn admit(door: &Door, request: &Request) -> Result<Admitted, Denied> {
             let pass = door.nodes().pass(node);
             // It may have been cut off before there was a pass to take back.
             caller = named()?;
-            Some(pass)
+            Some(match (authorization(request.headers()), shown) {
+                (None, Some(peer)) => pass.until(peer.until, door.now()),
+                _ => pass,
+            })
         }
         _ => None,
     };
@@ -177,6 +192,14 @@ pub fn is_grpc(headers: &HeaderMap) -> bool {
     headers
         .get(header::CONTENT_TYPE)
         .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
+}
+
+/// What a call by gRPC-Web calls itself: the answer is to be called the same.
+fn web_type(headers: &HeaderMap) -> Option<HeaderValue> {
+    headers
+        .get(header::CONTENT_TYPE)
+        .filter(|value| value.as_bytes().starts_with(b"application/grpc-web"))
+        .cloned()
 }
 
 /// As gRPC says it.

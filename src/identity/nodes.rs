@@ -2,12 +2,14 @@
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError, RwLock};
+use std::time::Duration;
 
 use atelier_core::access::{Caller, Role};
 use atelier_core::id::{ComputeName, NodeName, Principal};
 use atelier_core::join::NodeIdentity;
 use atelier_core::time::Timestamp;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::Denied;
 use crate::tls::Peer;
@@ -20,20 +22,39 @@ pub struct Identities {
     cuts: Mutex<HashMap<NodeName, watch::Sender<u64>>>,
 }
 
-/// Leave to speak for a node, until that is taken back.
+/// Leave to speak for a node, until that is taken back or its certificate has expired.
 #[derive(Clone, Debug)]
-pub struct Pass(watch::Receiver<u64>);
+pub struct Pass {
+    cuts: watch::Receiver<u64>,
+    ends: Option<Instant>,
+}
 
 impl Pass {
     /// Whether it has been taken back.
     pub fn is_void(&self) -> bool {
-        self.0.has_changed().unwrap_or(true)
+        self.cuts.has_changed().unwrap_or(true)
+            || self.ends.is_some_and(|ends| ends <= Instant::now())
     }
 
     /// Waits until it is taken back.
     pub async fn void(mut self) {
-        // An error is the end of the daemon.
-        let _ = self.0.changed().await;
+        let ended = async {
+            match self.ends {
+                Some(ends) => tokio::time::sleep_until(ends).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            // An error is the end of the daemon.
+            _ = self.cuts.changed() => {}
+            () = ended => {}
+        }
+    }
+
+    /// The same until this moment at the longest.
+    pub(crate) fn until(self, until: Timestamp, now: Timestamp) -> Self {
+        let left = u64::try_from(until.as_millis() - now.as_millis()).unwrap_or(0);
+        Self { ends: Instant::now().checked_add(Duration::from_millis(left)), ..self }
     }
 }
 
@@ -93,7 +114,7 @@ impl Identities {
     pub(crate) fn pass(&self, node: &NodeName) -> Pass {
         let mut cuts = self.cuts.lock().unwrap_or_else(PoisonError::into_inner);
         let cut = cuts.entry(node.clone()).or_insert_with(|| watch::Sender::new(0));
-        Pass(cut.subscribe())
+        Pass { cuts: cut.subscribe(), ends: None }
     }
 
     /// Takes back every leave to speak for a node.

@@ -15,6 +15,7 @@ use std::time::Duration;
 use atelier_core::access::{Caller, CustomRole, Held, Permission, Permissions, Role, RoleFile};
 use atelier_core::content::Digest;
 use atelier_core::id::{NodeName, Principal, RoleName};
+use atelier_core::sign_in;
 use atelier_core::time::Timestamp;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -204,6 +205,12 @@ pub enum Refused {
     /// A name that is no user's.
     #[error("user: '{0}' is kept for nodes, attempts and the daemon itself; choose another name")]
     Kept(Principal),
+    /// A user whom an admin made.
+    #[error(
+        "'{0}' is a user whom an admin made, not the provider's: have an admin delete that user, or let the provider's \
+         names begin with something else (atelier serve --oidc-user-prefix)"
+    )]
+    NotTheProviders(Principal),
     /// Too long a life.
     #[error(
         "expires: at most ten years are allowed; leave it out for a token that does not expire"
@@ -422,7 +429,8 @@ impl People {
             return Err(Refused::UserTaken { name, role }.into());
         }
         let created_by = Some(by.principal.clone());
-        self.put_user(UserRecord { name, role, created_by, created_at: self.now() }).await
+        let created_at = self.now();
+        self.put_user(UserRecord { name, role, created_by, created_at, signs_in: false }).await
     }
 
     /// Gives a user another role.
@@ -487,7 +495,13 @@ impl People {
                 (None, Some(role)) => {
                     self.check_grant(by, &format!("user '{principal}'"), &role)?;
                     let (name, created_by) = (principal.clone(), Some(by.principal.clone()));
-                    let user = UserRecord { name, role: role.clone(), created_by, created_at: now };
+                    let user = UserRecord {
+                        name,
+                        role: role.clone(),
+                        created_by,
+                        created_at: now,
+                        signs_in: false,
+                    };
                     self.put_user(user).await?;
                     role
                 }
@@ -520,9 +534,43 @@ impl People {
         let _alone = self.changing.lock().await;
         if role.is_for_people() && !self.known().users.contains_key(&principal) {
             let (name, role) = (principal.clone(), role.clone());
-            self.put_user(UserRecord { name, role, created_by: None, created_at: now }).await?;
+            let user =
+                UserRecord { name, role, created_by: None, created_at: now, signs_in: false };
+            self.put_user(user).await?;
         }
         Ok(self.add(principal, role, None, now, None).await?.secret)
+    }
+
+    /// Lets somebody in whom a provider vouches for: keeps them as a user, in the role that their groups give now, and
+    /// makes a token for one session. Sessions of theirs that are over are forgotten.
+    ///
+    /// # Errors
+    /// If the name is that of a user who is no provider's: whoever an admin made is somebody else.
+    pub async fn sign_in(&self, user: sign_in::User, lives: Duration) -> Result<Issued, Error> {
+        let _alone = self.changing.lock().await;
+        let sign_in::User { principal, role, .. } = user;
+        let role = match role {
+            Role::Custom(held) => self.role_named(held.name.as_str())?,
+            role => role,
+        };
+        let known = self.known().users.get(&principal).cloned();
+        if is_kept(&principal) || known.as_ref().is_some_and(|user| !user.signs_in) {
+            return Err(Refused::NotTheProviders(principal).into());
+        }
+        let now = self.now();
+        if known.as_ref().is_none_or(|user| user.role != role) {
+            let created_at = known.map_or(now, |user| user.created_at);
+            let (name, role) = (principal.clone(), role.clone());
+            self.put_user(UserRecord { name, role, created_by: None, created_at, signs_in: true })
+                .await?;
+        }
+        let over = self.tokens(Some(&principal)).into_iter().filter(|token| token.is_over);
+        let over: Vec<Digest> = over.map(|token| token.record.hash).collect();
+        if !over.is_empty() {
+            self.forget(over).await?;
+        }
+        let lives = i64::try_from(lives.as_millis()).unwrap_or(i64::MAX);
+        self.add(principal, role, None, now, Some(now.plus_millis(lives))).await
     }
 
     /// The one place where a token comes to be.

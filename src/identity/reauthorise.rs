@@ -17,8 +17,14 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use super::Denied;
 use super::layer::status_of;
 
-/// How long something may go on that would not be let in any more.
-pub(super) const EVERY: Duration = Duration::from_secs(60);
+/// How often an answer that goes on is asked; with [`after`] what may not go on any more is over within a minute.
+pub(super) const EVERY: Duration = Duration::from_secs(54);
+
+/// How often what a client sends is asked: a little later than the answer to it, which tells the client why. A service
+/// that is cut off from its client first would end the answer in words of its own.
+pub(super) fn after(every: Duration) -> Duration {
+    every + every / 10
+}
 
 /// Says whether it may go on.
 pub(super) type Ask = Arc<dyn Fn() -> Result<(), Denied> + Send + Sync>;

@@ -58,15 +58,15 @@ impl Need {
 /// What the route of this path needs; `None` for a path that nobody has declared.
 pub fn need_of(path: &str) -> Option<Need> {
     use Permission as P;
-    if let Some((service, method)) = path.strip_prefix('/').and_then(|p| p.split_once('/'))
-        && service.contains('.')
-    {
-        return rpc(service, method);
-    }
     match path {
         "/healthz" | "/readyz" | "/.well-known/jwks.json" => return Some(Need::Public),
         "/health" | "/version" => return Some(Need::Tracking),
         _ => {}
+    }
+    if let Some((service, method)) = path.strip_prefix('/').and_then(|p| p.split_once('/'))
+        && service.contains('.')
+    {
+        return rpc(service, method);
     }
     if path.starts_with("/data/v1/") {
         return Some(Need::Any(&[P::ReadData, P::WriteData]));
@@ -178,6 +178,8 @@ fn rpc(service: &str, method: &str) -> Option<Need> {
             "atelier.agent.v1.AgentService",
             "Session" | "PushLog" | "RecordMetrics" | "JoinChannel" | "OpenSecrets",
         ) => P::ActAsNode,
+        // Whoever signs in has nothing yet to show.
+        ("atelier.identity.v1.SignInService", "GetSignIn" | "SignIn") => return Some(Need::Public),
         ("grpc.health.v1.Health", "Check" | "Watch" | "List") => return Some(Need::Public),
         (
             "grpc.reflection.v1.ServerReflection" | "grpc.reflection.v1alpha.ServerReflection",

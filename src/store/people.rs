@@ -48,6 +48,9 @@ pub struct UserRecord {
     pub created_by: Option<Principal>,
     /// When.
     pub created_at: Timestamp,
+    /// Whether a provider vouches for them, and its groups give the role; others an admin made.
+    #[serde(default)]
+    pub signs_in: bool,
 }
 
 /// A change of who may come in and do what, each a transaction.

@@ -63,6 +63,7 @@ mod retention;
 mod secrets;
 mod service;
 mod sharing;
+mod sign_in;
 mod storage;
 mod stores;
 mod tls;

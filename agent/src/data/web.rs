@@ -67,8 +67,6 @@ impl Web {
         let follow = Policy::custom(move |attempt| {
             if let Some(why) = of_redirects.why_not_at(attempt.url()) {
                 attempt.error(NotOpen(why))
-            } else if !matches!(attempt.url().scheme(), "http" | "https") {
-                attempt.error(NotOpen("it redirects to what is not http or https"))
             } else if attempt.previous().len() > MOST_REDIRECTS {
                 attempt.error("it redirects again and again")
             } else {
@@ -333,18 +331,18 @@ mod tests {
             "http://[::1]:1/x",
             "http://[::ffff:7f00:2]:1/x",
             "http://10.0.0.1/x",
-            "file:///etc/passwd",
         ] {
             let first = sending_to(place).await;
             let asked = web.client.get(format!("http://{first}/")).send().await;
             match Failure::from(asked.unwrap_err()) {
-                Failure::Closed(why) => assert!(
-                    why.contains("--allow-egress") || why.contains("not http or https"),
-                    "{place}: {why}"
-                ),
+                Failure::Closed(why) => assert!(why.contains("--allow-egress"), "{place}: {why}"),
                 other => panic!("{place}: {other:?}"),
             }
         }
+        // Nothing else is spoken.
+        let file = sending_to("file:///etc/passwd").await;
+        let answer = web.client.get(format!("http://{file}/")).send().await.unwrap();
+        assert_eq!(answer.status(), StatusCode::FOUND);
         // The first look is at the URL itself.
         let none = Web::new(closed, Some(Arc::new(Egress::default()))).unwrap();
         for url in ["http://localhost:1/", "http://127.0.0.1:1/", "http://0x7f.1:1/"] {

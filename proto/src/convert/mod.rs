@@ -19,6 +19,7 @@ mod data_asset;
 mod datastore;
 mod environment;
 mod job;
+mod sign_in;
 mod status;
 #[cfg(test)]
 mod tests;

@@ -100,6 +100,7 @@ pub(super) async fn alive(wanted: &Wanted) -> Option<(Client, Workspace)> {
         token_file: None,
         token: None,
         ca_file: None,
+        sessions: None,
         home: wanted.home.clone(),
         ..Wanted::default()
     };

@@ -183,6 +183,11 @@ impl Output {
         }
     }
 
+    /// What somebody has to do now, for the command to go on.
+    pub(crate) fn tell(&self, text: &str) {
+        self.to_notes(&printable(text));
+    }
+
     /// Something that may not be as meant.
     pub(crate) fn warn(&self, text: &str) {
         self.to_notes(&format!("warning: {}", printable(text)));

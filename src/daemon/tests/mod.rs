@@ -56,6 +56,7 @@ impl Workspace {
             store_patience: 60,
             vault_key: Some(key.parse().unwrap()),
             transit: Default::default(),
+            oidc: Default::default(),
             vault_old_key: vec![],
             log_limit: 1 << 20,
             grace: 1,

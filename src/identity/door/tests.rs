@@ -245,7 +245,8 @@ async fn an_attempt_of_a_node_that_is_cut_off_writes_nothing_until_it_is_back() 
     world.door.fence_attempt(&key, true);
     assert_eq!(world.knock(&token), Err(Denied::AttemptOver));
     assert_eq!(world.door.still_open(&caller), Err(Denied::AttemptOver));
-    // Another attempt of the job is not meant.
+    // Another attempt of the job is not meant, and to be told again changes nothing.
+    assert_eq!(world.door.admit_attempt(&key, &spec("true")), token);
     world.door.fence_attempt(&attempt("mine", 1, 6), false);
     assert_eq!(world.knock(&token), Err(Denied::AttemptOver));
     world.door.fence_attempt(&key, false);

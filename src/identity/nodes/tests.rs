@@ -55,4 +55,9 @@ async fn a_pass_is_void_from_the_cut_on_and_the_next_one_is_not() {
     let waiting = tokio::spawn(after.clone().void());
     nodes.cut(&node());
     waiting.await.unwrap();
+    // It lasts no longer than the certificate.
+    let short = nodes.pass(&node()).until(at(20), at(0));
+    short.clone().void().await;
+    assert!(short.is_void() && !nodes.pass(&node()).until(at(60_000), at(0)).is_void());
+    assert!(nodes.pass(&node()).until(at(0), at(20)).is_void());
 }

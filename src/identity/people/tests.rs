@@ -90,6 +90,7 @@ fn file(name: &str, actions: &[&str]) -> RoleFile {
 async fn a_token_opens_until_its_time_is_over() {
     let world = World::new().await;
     world.token("ana", Role::DataScientist).await;
+    world.later(1);
     let made = world.issue(&root(), "ana", None, Some(30 * DAY_MS)).await.unwrap();
     assert_eq!(made.listed.record.role, Role::DataScientist);
     assert_eq!(made.listed.record.created_by, Some(who("root")));
@@ -100,7 +101,7 @@ async fn a_token_opens_until_its_time_is_over() {
     world.later(1);
     let world = world.reopened();
     let denied = world.knock(&token).unwrap_err();
-    let at = Timestamp::from_millis(START + 30 * 86_400_000);
+    let at = Timestamp::from_millis(START + 1 + 30 * 86_400_000);
     assert_eq!(denied, Denied::Expired { at });
     assert!(
         denied.to_string().contains("2023-12-14") && denied.to_string().contains("ask an admin")

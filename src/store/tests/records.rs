@@ -25,7 +25,6 @@ use rusqlite::Connection;
 use super::*;
 use crate::store::people::{self as store_people, PeopleChange, UserRecord};
 use crate::store::{TokenRecord, jobs, nodes, schema};
-use crate::store::{TokenRecord, jobs, schema};
 
 /// A job that is over, with everything that such a job may carry.
 pub(super) fn over(seq: u64) -> Job {
@@ -705,7 +704,7 @@ proptest! {
         description in text(),
     ) {
         let conn = database();
-        let user = UserRecord { name: name.clone(), role, created_by: Some(by.clone()), created_at };
+        let user = UserRecord { name: name.clone(), role, created_by: Some(by.clone()), created_at, signs_in: false };
         PeopleChange::PutUser(user.clone()).apply(&conn).unwrap();
         prop_assert_eq!(store_people::users(&conn).unwrap(), vec![user.clone()]);
         let token = TokenRecord { principal: name.clone(), ..token() };

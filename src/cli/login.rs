@@ -1,0 +1,239 @@
+//! `atelier login` and `atelier logout`
+
+use std::io::IsTerminal as _;
+use std::process::{Command, Stdio};
+
+use atelier_core::time::Timestamp;
+use atelier_proto::identity::v1::sign_in_service_client::SignInServiceClient;
+use atelier_proto::identity::v1::{
+    GetSignInRequest, GetSignInResponse, RevokeTokenRequest, SignInRequest, SignInResponse,
+};
+use serde_json::json;
+use tonic::Code;
+use tonic::transport::Channel;
+
+use super::{Context, Error, Kind};
+use crate::client::{self, Client, Session, Sessions, Target};
+use crate::oidc::flows::{App, Failed, Granted};
+
+/// Sign in to a workspace where your organisation signs you in
+///
+/// A browser opens at the workspace's OpenID Connect provider; where there is none, or over ssh, a code is shown that
+/// is to be entered in one elsewhere. What the provider says of you (groups and all) decides what you may do. From then
+/// on commands for that server need no token; the session is renewed by itself as long as the provider lets it.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  atelier login --server https://gate.example.com:7420
+  atelier login --device                               with ATELIER_SERVER set; the code goes into any browser")]
+pub(super) struct Arguments {
+    /// Show a code for a browser elsewhere
+    #[arg(long, conflicts_with = "browser")]
+    device: bool,
+    /// Open a browser here
+    #[arg(long)]
+    browser: bool,
+}
+
+/// Sign out: forget the session with a workspace, here and at the provider
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  atelier logout --server https://gate.example.com:7420")]
+pub(super) struct LogoutArguments {}
+
+/// A session that ends sooner is renewed before it is used.
+const MARGIN_MS: i64 = 60_000;
+
+impl From<Failed> for Error {
+    fn from(failed: Failed) -> Self {
+        let cause = failed.to_string();
+        match failed {
+            Failed::Provider(_) => Self::new(Kind::Unreachable, cause)
+                .help("check that this machine reaches the provider, and what `atelier serve` was told of it"),
+            Failed::NoDevices | Failed::Listen(_) => Self::new(Kind::Refused, cause),
+            Failed::Refused(_) => Self::new(Kind::NotAllowed, cause),
+            Failed::TooLate | Failed::SignInAgain => {
+                Self::new(Kind::NotAllowed, cause).help("run `atelier login`")
+            }
+        }
+    }
+}
+
+fn sessions(context: &Context) -> Result<&Sessions, Error> {
+    context.wanted.sessions.as_ref().ok_or_else(|| {
+        Error::usage("there is no folder for sessions").help("set XDG_CONFIG_HOME or HOME")
+    })
+}
+
+/// A connection without a token.
+async fn stranger(
+    context: &Context,
+) -> Result<(String, SignInServiceClient<Channel>, Client), Error> {
+    let target = context.wanted.stranger()?;
+    let server = target.server.clone();
+    let client = Client::connect(target).await?;
+    Ok((server, SignInServiceClient::new(client.channel()), client))
+}
+
+pub(super) async fn login(arguments: Arguments, context: &Context) -> Result<(), Error> {
+    let sessions = sessions(context)?;
+    if !context.wanted.is_elsewhere()? {
+        return Err(Error::usage("which workspace?").help(
+            "name it: atelier login --server https://HOST:PORT; the one of this machine (`atelier local`) needs none",
+        ));
+    }
+    let (server, mut service, client) = stranger(context).await?;
+    let place = match client.call(service.get_sign_in(GetSignInRequest {})).await {
+        Err(client::Error::Rpc(status)) if status.code() == Code::NotFound => {
+            return Err(Error::new(Kind::NotFound, client::reason(&status)).help(
+                "an admin makes one (`atelier token create`), or names a provider (`atelier serve --oidc-issuer`)",
+            ));
+        }
+        place => place?,
+    };
+    let app =
+        App::new(&place.issuer, &place.client_id, &place.scopes).await.map_err(Failed::from)?;
+    let granted = if arguments.device || (!arguments.browser && !has_browser()) {
+        app.device(|code| {
+            context.output.tell(&format!(
+                "Open {} in a browser, and enter the code {}",
+                code.page, code.code
+            ));
+            if let Some(page) = &code.page_with_code {
+                context.output.note(&format!("or open {page}"));
+            }
+        })
+        .await?
+    } else {
+        app.browser(|page| {
+            let opens = open(page);
+            let hint = if opens { "A browser should open; if it does not, go to" } else { "Go to" };
+            context.output.tell(&format!("{hint} {page}"));
+        })
+        .await?
+    };
+    let signed_in = sign_in(&client, &mut service, &granted).await?;
+    let told = json!({
+        "server": server,
+        "workspace": place.workspace,
+        "user": signed_in.user,
+        "role": signed_in.role,
+        "expires_at": Timestamp::from_millis(signed_in.expires_at_ms).to_string(),
+    });
+    sessions.lock()?.keep(&server, session(signed_in, &place, granted.refresh_token))?;
+    context.output.show(&told)
+}
+
+async fn sign_in(
+    client: &Client,
+    service: &mut SignInServiceClient<Channel>,
+    granted: &Granted,
+) -> Result<SignInResponse, Error> {
+    let request = SignInRequest { id_token: granted.id_token.clone() };
+    Ok(client.call(service.sign_in(request)).await?)
+}
+
+fn session(
+    signed_in: SignInResponse,
+    place: &GetSignInResponse,
+    refresh_token: Option<String>,
+) -> Session {
+    let provider = (place.issuer.clone(), place.client_id.clone(), place.scopes.clone());
+    let token = (signed_in.token, signed_in.token_id, signed_in.expires_at_ms);
+    Session::new(token, signed_in.user, provider, refresh_token)
+}
+
+/// Renews the session that the next connection would use, if it ends about now and can be renewed.
+pub(super) async fn renew(context: &Context) -> Result<(), Error> {
+    let Some(server) = context.wanted.session_server()? else { return Ok(()) };
+    let sessions = sessions(context)?;
+    let ends = |session: &Session| session.expires_at_ms - now_ms() < MARGIN_MS;
+    let is_due = |session: &Option<Session>| {
+        session.as_ref().is_some_and(|session| ends(session) && session.refresh_token().is_some())
+    };
+    if !is_due(&sessions.at(&server)?) {
+        return Ok(());
+    }
+    let locked = sessions.lock()?;
+    // Somebody else may have renewed it meanwhile.
+    let Some(old) = locked.at(&server)?.filter(|old| is_due(&Some(old.clone()))) else {
+        return Ok(());
+    };
+    let Some(refresh_token) = old.refresh_token() else { return Ok(()) };
+    let app = App::new(&old.issuer, &old.client_id, &old.scopes).await.map_err(Failed::from)?;
+    let granted = app.refresh(refresh_token).await?;
+    let (_, mut service, client) = stranger(context).await?;
+    let place = GetSignInResponse {
+        issuer: old.issuer.clone(),
+        client_id: old.client_id.clone(),
+        scopes: old.scopes.clone(),
+        workspace: String::new(),
+    };
+    // The old refresh token may be used up: the new one is kept, whatever the daemon says.
+    locked.keep(&server, old.with_refresh_token(granted.refresh_token.clone()))?;
+    let signed_in = sign_in(&client, &mut service, &granted).await?;
+    locked.keep(&server, session(signed_in, &place, granted.refresh_token))?;
+    Ok(())
+}
+
+fn now_ms() -> i64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.map_or(0, |now| i64::try_from(now.as_millis()).unwrap_or(i64::MAX))
+}
+
+pub(super) async fn logout(_: LogoutArguments, context: &Context) -> Result<(), Error> {
+    let sessions = sessions(context)?;
+    let target = context.wanted.stranger()?;
+    let Some(session) = sessions.lock()?.forget(&target.server)? else {
+        return Err(Error::new(
+            Kind::NotFound,
+            format!("nobody is signed in at {}", target.server),
+        ));
+    };
+    // Here it is forgotten in any case; whoever has a copy of the files is to have nothing.
+    let own = Target { token: session.token(), ..target.clone() };
+    let revoked = async {
+        let client = Client::connect(own).await?;
+        let request = RevokeTokenRequest { id: session.token_id.clone() };
+        client.call(client.tokens().revoke_token(request)).await
+    };
+    if let Err(failed) = revoked.await {
+        context
+            .output
+            .warn(&format!("the session is forgotten here, but not at the daemon: {failed}"));
+    }
+    if let Some(token) = session.refresh_token() {
+        let revoked = async {
+            let app = App::new(&session.issuer, &session.client_id, &session.scopes).await?;
+            app.revoke(token).await
+        };
+        if let Err(failed) = revoked.await {
+            context
+                .output
+                .warn(&format!("the session is forgotten here, but not at the provider: {failed}"));
+        }
+    }
+    context.output.note(&format!("{} is signed out of {}", session.user, target.server));
+    Ok(())
+}
+
+/// Whether somebody sits before this machine and has a browser.
+fn has_browser() -> bool {
+    let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    let is_remote = set("SSH_CONNECTION") || set("SSH_TTY");
+    let has_screen = cfg!(target_os = "macos") || set("DISPLAY") || set("WAYLAND_DISPLAY");
+    std::io::stdin().is_terminal() && has_screen && !is_remote
+}
+
+/// Has the desktop open a page.
+fn open(page: &str) -> bool {
+    let program = if cfg!(target_os = "macos") { "open" } else { "xdg-open" };
+    Command::new(program)
+        .arg(page)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .is_ok()
+}

@@ -1,0 +1,185 @@
+//! People whom an OpenID Connect provider vouches for.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde_json::{Value, json};
+
+use crate::harness::{Cli, Cluster, Provider, Running, Settings, http, until};
+
+fn people(groups: &[&str]) -> Value {
+    json!({
+        "ana": { "email": "ana@example.com", "email_verified": true, "name": "Ana", "groups": groups },
+        "eve": { "email": "eve@example.com", "email_verified": false, "name": "Eve", "groups": ["ml"] },
+        "guest": { "email": "guest@example.com", "email_verified": true, "groups": [] },
+    })
+}
+
+/// A workspace whose people are the provider's.
+fn workspace(provider: &Provider) -> Cluster {
+    let issuer = provider.issuer();
+    let serve = [
+        "--oidc-issuer",
+        &issuer,
+        "--oidc-client-id",
+        "atelier",
+        "--oidc-role",
+        "platform=admin",
+        "--oidc-role",
+        "ml=data-scientist",
+    ];
+    let serve = serve.map(str::to_owned).to_vec();
+    let cluster = Cluster::with(Settings { serve, ..Settings::default() });
+    cluster.start_daemon();
+    cluster
+}
+
+/// A command of somebody elsewhere, who has no token.
+fn as_somebody(cluster: &Cluster, arguments: &[&str]) -> Cli {
+    cluster
+        .atelier(arguments)
+        .env("ATELIER_SERVER", cluster.server())
+        .env("XDG_CONFIG_HOME", settings(cluster))
+        .env("BROWSER", "true")
+        .env_remove("ATELIER_TOKEN")
+}
+
+fn settings(cluster: &Cluster) -> std::path::PathBuf {
+    cluster.path().join("settings")
+}
+
+fn sessions(cluster: &Cluster) -> std::path::PathBuf {
+    settings(cluster).join("atelier/sessions.json")
+}
+
+fn page_of(login: &Running, before: &str) -> String {
+    until("a page is named", || {
+        let said = login.stderr();
+        let (_, rest) = said.split_once(before)?;
+        let (page, _) = rest.split_once(char::is_whitespace)?;
+        Some(page.to_owned())
+    })
+}
+
+/// Signs in with a code.
+#[track_caller]
+fn signs_in(cluster: &Cluster, provider: &Provider, login: &str) -> Running {
+    let command = as_somebody(cluster, &["login", "--device", "-o", "json"]).spawn();
+    let page = page_of(&command, "or open ");
+    provider.visit(&page, login);
+    command
+}
+
+/// Makes the session end so soon.
+fn ends_in(cluster: &Cluster, time: Duration) {
+    let mut all: Value = serde_json::from_slice(&fs::read(sessions(cluster)).unwrap()).unwrap();
+    let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap() + time;
+    all[cluster.server()]["expires_at_ms"] = json!(u64::try_from(at.as_millis()).unwrap());
+    fs::write(sessions(cluster), all.to_string()).unwrap();
+}
+
+fn kept(cluster: &Cluster) -> Value {
+    let all: Value = serde_json::from_slice(&fs::read(sessions(cluster)).unwrap()).unwrap();
+    all[cluster.server()].clone()
+}
+
+#[test]
+fn oidc_somebody_signs_in_with_a_code_and_the_session_renews_itself() {
+    let provider = Provider::start(&people(&["ml", "chess"]));
+    let cluster = workspace(&provider);
+    as_somebody(&cluster, &["job", "list"]).fails(5).says(&["no token", "atelier login"]);
+
+    let told = signs_in(&cluster, &provider, "ana").wait().ok().json();
+    assert_eq!(
+        (&told["user"], &told["role"]),
+        (&json!("ana@example.com"), &json!("data-scientist"))
+    );
+    let mode = fs::metadata(sessions(&cluster)).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    as_somebody(&cluster, &["job", "list"]).ok();
+    as_somebody(&cluster, &["token", "create", "--user", "x", "--role", "admin"]).fails(5);
+
+    // About to end, it is renewed: another token, another refresh token, nobody asked.
+    let before = kept(&cluster);
+    ends_in(&cluster, Duration::from_secs(5));
+    as_somebody(&cluster, &["job", "list"]).ok();
+    let after = kept(&cluster);
+    assert_ne!(before["token"], after["token"]);
+    assert_ne!(before["refresh_token"], after["refresh_token"]);
+    assert_eq!(before["user"], after["user"]);
+
+    // Who joins a group has its role with the next session; who leaves all has none.
+    provider.says(&people(&["platform"]));
+    ends_in(&cluster, Duration::ZERO);
+    as_somebody(&cluster, &["token", "create", "--user", "x", "--role", "reader"]).ok();
+    provider.says(&people(&["chess"]));
+    ends_in(&cluster, Duration::ZERO);
+    as_somebody(&cluster, &["job", "list"])
+        .fails(5)
+        .says(&["no group of ana@example.com gives a role"]);
+
+    provider.says(&people(&["ml"]));
+    signs_in(&cluster, &provider, "ana").wait().ok();
+    as_somebody(&cluster, &["logout"]).ok();
+    as_somebody(&cluster, &["job", "list"]).fails(5).says(&["no token"]);
+    as_somebody(&cluster, &["logout"]).fails(3).says(&["nobody is signed in"]);
+}
+
+#[test]
+fn oidc_somebody_signs_in_with_a_browser() {
+    let provider = Provider::start(&people(&["ml"]));
+    let cluster = workspace(&provider);
+    let login = as_somebody(&cluster, &["login", "--browser", "-o", "json"]).spawn();
+    let page = page_of(&login, "o to ");
+    // A page that only knows the port gets nothing, and ends nothing.
+    let back = page.split_once("redirect_uri=").unwrap().1.split('&').next().unwrap();
+    let back = back.replace("%3A", ":").replace("%2F", "/");
+    let address = back.trim_start_matches("http://").trim_end_matches("/callback");
+    let answer = http(&format!("http://{address}"), "GET /callback?state=x&code=y", "", "");
+    assert!(answer.unwrap().1.contains("not the sign-in"));
+    provider.visit(&page, "ana");
+    let told = login.wait().ok().json();
+    assert_eq!(told["user"], "ana@example.com");
+    as_somebody(&cluster, &["job", "list"]).ok();
+}
+
+#[test]
+fn oidc_whoever_should_not_come_in_is_told_why() {
+    let mut provider = Provider::start(&people(&["ml"]));
+    let cluster = workspace(&provider);
+    signs_in(&cluster, &provider, "guest")
+        .wait()
+        .code(5)
+        .says(&["no group of guest@example.com gives a role"]);
+    signs_in(&cluster, &provider, "eve")
+        .wait()
+        .code(5)
+        .says(&["has not verified the address eve@example.com"]);
+    assert!(!sessions(&cluster).exists());
+
+    // The provider has other keys from now on, and knows nobody's refresh token any more.
+    signs_in(&cluster, &provider, "ana").wait().ok();
+    provider.restart();
+    as_somebody(&cluster, &["job", "list"]).ok();
+    ends_in(&cluster, Duration::ZERO);
+    as_somebody(&cluster, &["job", "list"]).fails(5).says(&["sign in again", "atelier login"]);
+    until("keys are asked for again", || {
+        signs_in(&cluster, &provider, "ana").wait().status.success().then_some(())
+    });
+    provider.stop();
+    as_somebody(&cluster, &["job", "list"]).ok();
+    as_somebody(&cluster, &["login", "--device"])
+        .fails(4)
+        .says(&["cannot read the metadata of the provider"]);
+}
+
+#[test]
+fn a_workspace_without_a_provider_says_who_makes_tokens() {
+    let cluster = Cluster::empty();
+    cluster.start_daemon();
+    as_somebody(&cluster, &["login"])
+        .fails(3)
+        .says(&["no OpenID Connect provider", "atelier token create"]);
+    cluster.atelier(["login"]).env_remove("ATELIER_SERVER").fails(2).says(&["which workspace?"]);
+}
