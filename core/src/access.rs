@@ -212,7 +212,7 @@ impl Caller {
     /// Whether the caller may give this role to somebody: nobody gives what they do not have.
     pub fn may_grant(&self, role: &Role) -> bool {
         match role {
-            Role::Node(_) => self.may(Permission::JoinNodes) || self.may(Permission::ManageTokens),
+            Role::Node(_) => self.may(Permission::JoinNodes),
             Role::Attempt(_) => false,
             role => {
                 self.may(Permission::ManageTokens)

@@ -28,7 +28,8 @@ Examples:
     #[command(after_help = "\
 Examples:
   atelier context add team --server https://gate.example.com:7420 --ca-file ca.pem --token-file ana.token
-  atelier context add team --server https://gate.example.com:7420 --sign-in --use && atelier login
+  atelier context add team --server https://gate.example.com:7420 --sign-in --use
+  atelier login
   pass show atelier | atelier context add team --server https://gate.example.com:7420")]
     Add {
         #[command(flatten)]

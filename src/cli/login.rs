@@ -162,8 +162,9 @@ pub(super) async fn renew(context: &Context) -> Result<(), Error> {
     };
     let Some(refresh_token) = old.refresh_token() else { return Ok(()) };
     let app = App::new(&old.issuer, &old.client_id, &old.scopes).await.map_err(Failed::from)?;
-    let granted = app.refresh(refresh_token).await?;
+    // First: a refresh token may be good for one use, and the daemon may be away.
     let (_, mut service, client) = stranger(context).await?;
+    let granted = app.refresh(refresh_token).await?;
     let place = GetSignInResponse {
         issuer: old.issuer.clone(),
         client_id: old.client_id.clone(),

@@ -141,8 +141,17 @@ impl Contexts {
                 Some(file)
             }
         };
-        known.contexts.insert(name, Entry { server, ca_file, token_file });
-        self.keep(&known)
+        let old = known.contexts.insert(name, Entry { server, ca_file, token_file });
+        self.keep(&known)?;
+        let named = |file: &PathBuf| {
+            let mut all = known.contexts.values();
+            all.any(|e| e.token_file.as_ref() == Some(file) || e.ca_file.as_ref() == Some(file))
+        };
+        let old = old.into_iter().flat_map(|entry| [entry.token_file, entry.ca_file]).flatten();
+        for file in old.filter(|file| !named(file)) {
+            self.forget(&self.0.join(file))?;
+        }
+        Ok(())
     }
 
     /// Has a context used where nothing else is said.
@@ -167,15 +176,15 @@ impl Contexts {
         known.contexts.remove(name);
         known.current = known.current.filter(|current| current != name);
         self.keep(&known)?;
-        for file in [entry.token_file, entry.ca_file].into_iter().flatten() {
-            match fs::remove_file(&file) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(Self::broken(&file, error));
-                }
-                _ => {}
-            }
+        let mut files = [entry.token_file, entry.ca_file].into_iter().flatten();
+        files.try_for_each(|file| self.forget(&file))
+    }
+
+    fn forget(&self, file: &Path) -> Result<(), Error> {
+        match fs::remove_file(file) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Self::broken(file, error)),
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     fn keep(&self, known: &Known) -> Result<(), Error> {

@@ -281,7 +281,7 @@ impl Nodes {
             let (name, now) = (node.clone(), self.0.clock.wall());
             let revoked = self.0.database.write(move |conn| rows::revoke(conn, &name, now)).await?;
             self.0.door.forget_node(node);
-            self.0.door.nodes().set(node, revoked);
+            self.0.door.nodes().set(node, Some(revoked));
             self.0.door.nodes().cut(node);
         }
         self.fence([node.clone()].into(), handle).await
@@ -296,7 +296,10 @@ impl Nodes {
 
     /// Fences what was fenced when the daemon stopped.
     pub(crate) async fn fence_revoked(&self, handle: &Handle) -> Result<(), Error> {
-        let revoked: BTreeSet<NodeName> = self.0.door.nodes().revoked().into_iter().collect();
+        // Not those that have been given a token since.
+        let revoked = self.0.door.nodes().revoked().into_iter();
+        let revoked: BTreeSet<NodeName> =
+            revoked.filter(|node| !self.0.door.has_node(node)).collect();
         if !revoked.is_empty() {
             self.fence(revoked, handle).await?;
         }

@@ -259,7 +259,6 @@ fn egress(egress: Egress) -> pb::Egress {
     pb::Egress { networks, hosts: egress.hosts }
 }
 
-/// Hears what a node says until it hangs up.
 /// The door's leave to speak for the node.
 fn pass<T>(request: &Request<T>) -> Result<Pass, Status> {
     let pass = request.extensions().get::<Pass>().cloned();

@@ -136,6 +136,15 @@ impl pb::token_service_server::TokenService for Service {
         let by = caller(&request)?;
         let request = request.into_inner();
         let (principal, role) = self.wanted(&request)?;
+        if let Some(Role::Node(node)) = &role
+            && !by.may(Permission::ManageTokens)
+            && self.0.door.has_node(node)
+        {
+            return Err(Status::already_exists(format!(
+                "there is a node '{node}' already; `atelier node token create --node {node}` has another machine take \
+                 its place"
+            )));
+        }
         let lives_ms = request.expires_after_s.map(|seconds| seconds.saturating_mul(1000));
         if lives_ms == Some(0) {
             return Err(Status::invalid_argument(

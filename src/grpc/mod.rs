@@ -35,9 +35,13 @@ use crate::daemon::Shared;
 /// A batch of metrics or a job's specification may be this long; more belongs into uploads.
 const MESSAGE: usize = 4 << 20;
 
+/// What needs no token may be this long: a provider's ID token with many groups.
+const STRANGERS_MESSAGE: usize = 128 << 10;
+
 /// Every service, with health and reflection.
 pub async fn routes(shared: &Shared) -> axum::Router {
     let (reporter, health) = tonic_health::server::health_reporter();
+    let health = health.max_decoding_message_size(STRANGERS_MESSAGE);
     reporter.set_serving::<j::v1::job_service_server::JobServiceServer<job::Service>>().await;
     let channels = channels::Channels::new(shared);
     let jobs = job::Service(shared.clone(), channels.clone());
@@ -67,9 +71,11 @@ pub async fn routes(shared: &Shared) -> axum::Router {
     let auth = i::v1::auth_service_server::AuthServiceServer::new(identity);
     let nodes = n::v1::node_identity_service_server::NodeIdentityServiceServer::new(node::Service(
         shared.clone(),
-    ));
+    ))
+    .max_decoding_message_size(STRANGERS_MESSAGE);
     let sign_in =
-        i::v1::sign_in_service_server::SignInServiceServer::new(sign_in::Service(shared.clone()));
+        i::v1::sign_in_service_server::SignInServiceServer::new(sign_in::Service(shared.clone()))
+            .max_decoding_message_size(STRANGERS_MESSAGE);
     let vault =
         v::v1::vault_service_server::VaultServiceServer::new(vault::Service(shared.clone()));
     let agents = agent::Service::new(shared.clone(), channels);

@@ -183,9 +183,12 @@ fn code_of_people(refused: &identity::people::Refused) -> Code {
         R::Above { .. } | R::NotTheProviders(_) => Code::PermissionDenied,
         R::NoSuchUser(_) | R::NoSuchToken(_) | R::NoSuchRole { .. } => Code::NotFound,
         R::UserTaken { .. } | R::RoleTaken(_) => Code::AlreadyExists,
-        R::AboveUser { .. } | R::LastAdmin(_) | R::RoleFixed(_) | R::RoleUsed { .. } => {
-            Code::FailedPrecondition
-        }
+        R::GivenByProvider(_)
+        | R::SignsIn(_)
+        | R::AboveUser { .. }
+        | R::LastAdmin(_)
+        | R::RoleFixed(_)
+        | R::RoleUsed { .. } => Code::FailedPrecondition,
         R::NoRole(_) | R::RoleInvalid(_) | R::Kept(_) | R::TooLong => Code::InvalidArgument,
     }
 }

@@ -39,6 +39,11 @@ const KNOWN: usize = 10_000;
 /// Between two words about one caller that was refused.
 const TOLD_AGAIN: Duration = Duration::from_secs(10);
 
+/// So many requests without a token are answered at the same time: joins, sign-ins, and looks at the health.
+const STRANGERS: u32 = 256;
+/// How long one of them may take: a provider's keys may have to be asked for.
+const STRANGERS_WITHIN: Duration = Duration::from_secs(30);
+
 /// Methods whose client says something for as long as it likes.
 const STREAMS: [&str; 6] = [
     "/atelier.agent.v1.AgentService/Session",
@@ -70,6 +75,8 @@ pub(crate) struct Limits {
     deadline: Duration,
     pace: Pace,
     callers: RwLock<HashMap<Principal, Arc<Usage>>>,
+    /// Of all who have no token.
+    strangers: Arc<Usage>,
 }
 
 #[derive(Default)]
@@ -99,6 +106,11 @@ enum Refusal {
          --requests-at-once); end some, or try again later"
     )]
     AtOnce { principal: Principal, at_once: u32 },
+    /// Too many without a token.
+    #[error(
+        "too many requests without a token are being answered: at most {STRANGERS} are; try again later"
+    )]
+    Strangers,
     /// It took too long.
     #[error("the call took longer than {} s and was given up; ask for less, or try again", within.as_secs_f32())]
     Late { within: Duration },
@@ -132,6 +144,7 @@ impl Limits {
             deadline: DEADLINE,
             pace: PACE,
             callers: RwLock::default(),
+            strangers: Arc::default(),
         }
     }
 
@@ -157,6 +170,23 @@ impl Limits {
                 tracing::warn!(%refusal, "requests are refused");
             }
         })
+    }
+
+    /// Answers one of those who need no token: all of them together have few places, and little time.
+    async fn of_strangers(&self, request: Request, next: Next, grpc: bool) -> Response {
+        let Some(_place) = Admitted::one_more(&self.strangers, STRANGERS) else {
+            return Refusal::Strangers.answer(grpc);
+        };
+        let stalled = Arc::new(AtomicBool::new(false));
+        let request = match request.body().is_end_stream() {
+            true => request,
+            false => request.map(|body| Body::new(Paced::new(body, self.pace, stalled))),
+        };
+        let within = self.deadline.min(STRANGERS_WITHIN);
+        match tokio::time::timeout(within, next.run(request)).await {
+            Ok(answer) => answer,
+            Err(_) => Refusal::Late { within }.answer(grpc),
+        }
     }
 
     fn usage(&self, principal: &Principal) -> Arc<Usage> {
@@ -202,8 +232,9 @@ pub(crate) async fn limited(
     next: Next,
 ) -> Response {
     let grpc = is_grpc(request.headers());
-    // Without one it is a route that tells nothing and costs next to nothing.
-    let Some(caller) = request.extensions().get::<Caller>() else { return next.run(request).await };
+    let Some(caller) = request.extensions().get::<Caller>() else {
+        return limits.of_strangers(request, next, grpc).await;
+    };
     let admitted = match limits.admit(caller) {
         Ok(admitted) => admitted,
         Err(refusal) => return refusal.answer(grpc),
@@ -255,7 +286,7 @@ impl Refusal {
     fn wait(&self) -> Option<Duration> {
         match self {
             Self::Often { wait, .. } => Some(*wait),
-            Self::AtOnce { .. } => Some(AFTER_OTHERS),
+            Self::AtOnce { .. } | Self::Strangers => Some(AFTER_OTHERS),
             Self::Late { .. } | Self::Slow { .. } => None,
         }
     }
@@ -267,7 +298,7 @@ impl Refusal {
         }
         let (status, word) = match self {
             // MLflow's word.
-            Self::Often { .. } | Self::AtOnce { .. } => {
+            Self::Often { .. } | Self::AtOnce { .. } | Self::Strangers => {
                 (StatusCode::TOO_MANY_REQUESTS, "REQUEST_LIMIT_EXCEEDED")
             }
             Self::Late { .. } => (StatusCode::SERVICE_UNAVAILABLE, "TEMPORARILY_UNAVAILABLE"),

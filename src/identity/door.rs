@@ -364,6 +364,11 @@ impl Door {
         self.people.make(principal, role, now).await
     }
 
+    /// Whether somebody is an admin, now.
+    pub fn is_admin(&self, principal: &Principal) -> bool {
+        self.people.is_admin(principal)
+    }
+
     /// Whether somebody may change what others made, now.
     pub fn changes_any(&self, principal: &Principal) -> bool {
         self.people.changes_any(principal)

@@ -41,7 +41,7 @@ pub async fn guard(State(door): State<Arc<Door>>, mut request: Request, next: Ne
                 principal = tracing::field::Empty,
             );
             let Some((caller, need)) = caller else {
-                return next.run(request).instrument(span).await;
+                return to_its_end(grpc, next.run(request).instrument(span)).await;
             };
             span.record("principal", caller.principal.as_str());
             request.extensions_mut().insert(caller);
@@ -53,7 +53,7 @@ pub async fn guard(State(door): State<Arc<Door>>, mut request: Request, next: Ne
             };
             let request =
                 request.map(|body| Reauthorised::body(body, ask.clone(), after(every), told));
-            let response = next.run(request).instrument(span).await;
+            let response = to_its_end(grpc, next.run(request).instrument(span)).await;
             response.map(|body| Reauthorised::body(body, ask, every, heard))
         }
         Err(denied) => {
@@ -72,6 +72,24 @@ fn shown_path(path: &str) -> &str {
     let is_token =
         |part: &str| ["atl_", "ata_", "atj_", "eyJ"].iter().any(|kept| part.starts_with(kept));
     if path.split('/').any(is_token) || need_of(path).is_none() { "(not shown)" } else { path }
+}
+
+/// What a method has begun it ends, also when its caller is gone: what it has changed on disk is to be changed in
+/// memory too.
+async fn to_its_end(
+    grpc: bool,
+    answer: impl Future<Output = Response> + Send + 'static,
+) -> Response {
+    if !grpc {
+        return answer.await;
+    }
+    match tokio::spawn(answer).await {
+        Ok(response) => response,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(_) => tonic::Status::unavailable("the daemon is ending").into_http::<Body>(),
+        },
+    }
 }
 
 /// What the door found out.

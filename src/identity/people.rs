@@ -30,6 +30,8 @@ pub(super) const USER_PREFIX: &str = "atl_";
 const WRITTEN_EVERY: Duration = Duration::from_secs(300);
 /// A use within so many milliseconds of the last is none.
 const USED_EVERY_MS: i64 = 60_000;
+/// So many sessions somebody has at most who signs in; with the next the oldest is over.
+const SESSIONS: usize = 50;
 /// The longest that a token may live, where it does not live for ever: ten years.
 const MOST_MS: u64 = 10 * 366 * 86_400_000;
 
@@ -211,6 +213,18 @@ pub enum Refused {
          names begin with something else (atelier serve --oidc-user-prefix)"
     )]
     NotTheProviders(Principal),
+    /// A role that the provider's groups give.
+    #[error(
+        "'{0}' signs in at the provider, and has the role that their groups give: change the groups, or what they give \
+         (atelier serve --oidc-role)"
+    )]
+    GivenByProvider(Principal),
+    /// A token that would outlast the provider's word.
+    #[error(
+        "'{0}' signs in at the provider, whose word a token would outlast: make a user for the program that needs one \
+         ('atelier user create'), and a token of theirs"
+    )]
+    SignsIn(Principal),
     /// Too long a life.
     #[error(
         "expires: at most ten years are allowed; leave it out for a token that does not expire"
@@ -253,9 +267,10 @@ impl Known {
         Ok(Caller { principal, role })
     }
 
-    /// Whether another user than this one is an admin.
+    /// Whether another user than this one is an admin, and stays one whatever a provider says.
     fn has_other_admin(&self, name: &Principal) -> bool {
-        self.users.values().any(|user| user.role == Role::Admin && &user.name != name)
+        let is_admin = |user: &UserRecord| user.role == Role::Admin && !user.signs_in;
+        self.users.values().any(|user| is_admin(user) && &user.name != name)
     }
 }
 
@@ -303,6 +318,11 @@ impl People {
         let known = self.known();
         let token = known.tokens.get(&Digest::of(token.as_bytes()));
         token.is_some_and(|token| !token.is_over(self.now()))
+    }
+
+    /// Whether somebody is an admin, now.
+    pub(super) fn is_admin(&self, principal: &Principal) -> bool {
+        self.known().users.get(principal).is_some_and(|user| user.role == Role::Admin)
     }
 
     /// Whether somebody may change what others made, now.
@@ -444,6 +464,9 @@ impl People {
         let (user, _) = self.user(name)?;
         self.check_over(by, &user)?;
         self.check_grant(by, &format!("user '{}'", user.name), &role)?;
+        if user.signs_in {
+            return Err(Refused::GivenByProvider(user.name).into());
+        }
         if role != Role::Admin
             && user.role == Role::Admin
             && !self.known().has_other_admin(&user.name)
@@ -458,7 +481,8 @@ impl People {
         let _alone = self.changing.lock().await;
         let (user, _) = self.user(name)?;
         self.check_over(by, &user)?;
-        if user.role == Role::Admin && !self.known().has_other_admin(&user.name) {
+        let is_kept = user.role == Role::Admin && !user.signs_in;
+        if is_kept && !self.known().has_other_admin(&user.name) {
             return Err(Refused::LastAdmin(user.name).into());
         }
         self.store.change_people(PeopleChange::DeleteUser(user.name.clone())).await?;
@@ -504,6 +528,9 @@ impl People {
                     };
                     self.put_user(user).await?;
                     role
+                }
+                (Some(user), _) if user.signs_in => {
+                    return Err(Refused::SignsIn(principal).into());
                 }
                 (Some(user), role) => {
                     self.check_over(by, &user)?;
@@ -564,8 +591,11 @@ impl People {
             self.put_user(UserRecord { name, role, created_by: None, created_at, signs_in: true })
                 .await?;
         }
-        let over = self.tokens(Some(&principal)).into_iter().filter(|token| token.is_over);
-        let over: Vec<Digest> = over.map(|token| token.record.hash).collect();
+        let (mut over, lasting): (Vec<_>, Vec<_>) =
+            self.tokens(Some(&principal)).into_iter().partition(|token| token.is_over);
+        let surplus = (lasting.len() + 1).saturating_sub(SESSIONS);
+        over.extend(lasting.into_iter().take(surplus));
+        let over: Vec<Digest> = over.into_iter().map(|token| token.record.hash).collect();
         if !over.is_empty() {
             self.forget(over).await?;
         }

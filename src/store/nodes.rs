@@ -157,21 +157,24 @@ pub fn join(
 }
 
 /// Revokes all that a node is let in by, unused join tokens for it too; what it is known by then.
-pub fn revoke(
-    conn: &Connection,
-    node: &NodeName,
-    now: Timestamp,
-) -> Result<Option<NodeIdentity>, Error> {
+pub fn revoke(conn: &Connection, node: &NodeName, now: Timestamp) -> Result<NodeIdentity, Error> {
     drop_tokens(conn, node)?;
     conn.prepare_cached(
         "DELETE FROM join_tokens WHERE node = ?1 AND json_extract(record, '$.used') IS NULL",
     )
     .and_then(|mut s| s.execute([node.as_str()]))
     .map_err(|e| Error::sqlite("forget a node's join tokens", e))?;
-    let Some(mut known) = identity(conn, node)? else { return Ok(None) };
+    // One that had only a token is known as revoked too, so that its attempts stay fenced.
+    let mut known = identity(conn, node)?.unwrap_or_else(|| NodeIdentity {
+        node: node.clone(),
+        id: String::new(),
+        compute: None,
+        since: now,
+        revoked_at: None,
+    });
     known.revoked_at.get_or_insert(now);
     put_identity(conn, &known)?;
-    Ok(Some(known))
+    Ok(known)
 }
 
 /// Forgets a node that is no more.

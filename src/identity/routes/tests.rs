@@ -24,6 +24,7 @@ const ROUTES: &[(&str, &str)] = &[
     ("/healthz", "/healthz"),
     ("/readyz", "/readyz"),
     ("/data/v1/{*object}", "/data/v1/workspaceblobstore/LocalUpload/x"),
+    ("/.well-known/jwks.json", "/.well-known/jwks.json"),
     ("/health", "/health"),
     ("/version", "/version"),
     // What MLflow's router serves below: `mlflow::paths`.

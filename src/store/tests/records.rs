@@ -762,7 +762,7 @@ proptest! {
         let used = Refusal::Used { at: created_at, by: node.clone() };
         prop_assert_eq!(join(&other).unwrap(), Err(used.clone()));
         // Revoked, it stays so, and what was answered is answered no more.
-        let revoked = nodes::revoke(&conn, &node, created_at).unwrap().unwrap();
+        let revoked = nodes::revoke(&conn, &node, created_at).unwrap();
         prop_assert_eq!(revoked.revoked_at, Some(created_at));
         prop_assert_eq!(nodes::identity(&conn, &node).unwrap(), Some(revoked));
         prop_assert_eq!(join(&asks).unwrap(), Err(used));
