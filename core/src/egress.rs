@@ -120,13 +120,44 @@ impl TryFrom<String> for Network {
     }
 }
 
+/// A server as its URLs have it: what else is on its machine is another's.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Server {
+    host: String,
+    port: u16,
+}
+
+impl Server {
+    /// A host as URLs have it, and the port.
+    pub fn new(host: impl Into<String>, port: u16) -> Self {
+        Self { host: host.into(), port }
+    }
+}
+
+impl FromStr for Server {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.rsplit_once(':').map(|(host, port)| (host, port.parse())) {
+            Some((host, Ok(port))) if !host.is_empty() => Ok(Self::new(host, port)),
+            _ => Err("write HOST:PORT".to_owned()),
+        }
+    }
+}
+
+impl fmt::Display for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.host, self.port)
+    }
+}
+
 /// Where nodes fetch what users name.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Egress {
     /// Allowed although they are none of the public addresses.
     pub networks: Vec<Network>,
-    /// Servers that an admin has named, whatever their addresses: hosts as URLs have them.
-    pub hosts: Vec<String>,
+    /// Servers that an admin has named, whatever their addresses.
+    pub servers: Vec<Server>,
 }
 
 impl Egress {
@@ -139,14 +170,19 @@ impl Egress {
     }
 
     /// Whether an admin has named the server.
-    pub fn names(&self, host: &str) -> bool {
-        self.hosts.iter().any(|named| named.eq_ignore_ascii_case(host))
+    pub fn names(&self, host: &str, port: u16) -> bool {
+        self.servers.iter().any(|named| named.port == port && named.host.eq_ignore_ascii_case(host))
+    }
+
+    /// Whether an admin has named some server at a host.
+    pub fn names_host(&self, host: &str) -> bool {
+        self.servers.iter().any(|named| named.host.eq_ignore_ascii_case(host))
     }
 
     /// Why nothing is fetched from the host of a URL, as far as that is known without asking anybody: an address in
     /// place of a name, or a name that is this machine's everywhere (RFC 6761).
-    pub fn refuses_host(&self, host: &str) -> Option<Inside> {
-        if self.names(host) {
+    pub fn refuses_host(&self, host: &str, port: u16) -> Option<Inside> {
+        if self.names(host, port) {
             return None;
         }
         let bare = host.trim_start_matches('[').trim_end_matches(']');

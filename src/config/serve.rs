@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use atelier_core::egress::Egress;
+use atelier_core::egress::{Egress, Server};
 use atelier_core::id::{ComputeName, WorkspaceName};
 use atelier_core::node::LeasePolicy;
 use clap::builder::TypedValueParser;
@@ -190,9 +190,12 @@ fn server_url(text: &str) -> Result<String, String> {
 impl ServeArgs {
     /// Where nodes fetch what users name: also from a server that the admin has named for public data.
     pub(crate) fn egress(&self) -> Egress {
-        let host = |url: &String| reqwest::Url::parse(url).ok()?.host_str().map(str::to_owned);
-        let hosts = self.public_s3.iter().filter_map(host).collect();
-        Egress { networks: self.limits.allow_egress.clone(), hosts }
+        let server = |url: &String| {
+            let url = reqwest::Url::parse(url).ok()?;
+            Some(Server::new(url.host_str()?, url.port_or_known_default()?))
+        };
+        let servers = self.public_s3.iter().filter_map(server).collect();
+        Egress { networks: self.limits.allow_egress.clone(), servers }
     }
 
     /// The lease that these arguments mean. Short leases shorten everything that depends on them, but

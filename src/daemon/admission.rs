@@ -361,7 +361,8 @@ impl Admission {
             return Err(invalid(field, format!("'{}' is not http or https", url.scheme())));
         }
         let host = url.host_str().unwrap_or_default();
-        match self.public.egress.refuses_host(host) {
+        let port = url.port_or_known_default().unwrap_or_default();
+        match self.public.egress.refuses_host(host, port) {
             None => Ok(()),
             Some(inside) => {
                 let shown: String = host.chars().take(100).collect();

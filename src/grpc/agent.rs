@@ -256,7 +256,8 @@ impl pb::agent_service_server::AgentService for Service {
 
 fn egress(egress: Egress) -> pb::Egress {
     let networks = egress.networks.iter().map(ToString::to_string).collect();
-    pb::Egress { networks, hosts: egress.hosts }
+    let hosts = egress.servers.iter().map(ToString::to_string).collect();
+    pb::Egress { networks, hosts }
 }
 
 /// The door's leave to speak for the node.

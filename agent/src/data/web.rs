@@ -40,12 +40,24 @@ struct Open {
 impl Open {
     /// Why there is no way to an address by a host's name.
     fn why(&self, host: &str, to: SocketAddr) -> Option<&'static str> {
-        self.closed.why(to).or_else(|| self.why_not_public(host, to.ip()))
+        let egress = || self.egress.as_ref().filter(|egress| !egress.names(host, to.port()));
+        self.closed.why(to).or_else(|| egress()?.refuses(to.ip()).map(Inside::told))
     }
 
-    fn why_not_public(&self, host: &str, address: IpAddr) -> Option<&'static str> {
-        let egress = self.egress.as_ref().filter(|egress| !egress.names(host))?;
+    /// The same where the port is not known: of a server that an admin has named, its own was looked at before.
+    fn why_not_found(&self, host: &str, address: IpAddr) -> Option<&'static str> {
+        let egress = self.egress.as_ref().filter(|egress| !egress.names_host(host))?;
         egress.refuses(address).map(Inside::told)
+    }
+
+    /// Why a redirect is not followed.
+    fn why_not_to(&self, url: &Url) -> Option<&'static str> {
+        let is_beside = || {
+            let (host, port) = (url.host_str()?, url.port_or_known_default()?);
+            let egress = self.egress.as_ref()?;
+            (egress.names_host(host) && !egress.names(host, port)).then_some(BESIDE)
+        };
+        self.why_not_at(url).or_else(is_beside)
     }
 
     /// Why nothing is read from a URL that has an address in place of a name.
@@ -57,6 +69,9 @@ impl Open {
     }
 }
 
+/// Where its names lead is not looked at again, and what else is on that machine nobody has named.
+const BESIDE: &str = "it leads to another port of the server that the daemon has for public data (serve --public-s3)";
+
 impl Web {
     pub(super) fn new(
         closed: Arc<Closed>,
@@ -65,7 +80,7 @@ impl Web {
         let open = Open { closed, egress };
         let of_redirects = open.clone();
         let follow = Policy::custom(move |attempt| {
-            if let Some(why) = of_redirects.why_not_at(attempt.url()) {
+            if let Some(why) = of_redirects.why_not_to(attempt.url()) {
                 attempt.error(NotOpen(why))
             } else if attempt.previous().len() > MOST_REDIRECTS {
                 attempt.error("it redirects again and again")
@@ -110,8 +125,7 @@ impl Resolve for Names {
             for address in &found {
                 let is_metadata = reach::is_metadata(address.ip());
                 let why = is_metadata.then_some(reach::TO_METADATA);
-                if let Some(why) = why.or_else(|| open.why_not_public(name.as_str(), address.ip()))
-                {
+                if let Some(why) = why.or_else(|| open.why_not_found(name.as_str(), address.ip())) {
                     return Err(NotOpen(why).into());
                 }
             }
@@ -276,6 +290,8 @@ fn problem_of(status: StatusCode, address: Option<&str>) -> String {
 
 #[cfg(test)]
 mod tests {
+    use atelier_core::egress::Server;
+
     use super::*;
 
     #[test]
@@ -322,9 +338,12 @@ mod tests {
     async fn every_hop_of_a_redirect_is_looked_at() {
         let closed = Arc::new(Closed::with(&reach::Daemon::default()));
         // The first server is the admin's word; where it sends is not.
-        let egress = Egress { hosts: vec!["127.0.0.1".to_owned()], ..Egress::default() };
-        let web = Web::new(closed.clone(), Some(Arc::new(egress))).unwrap();
+        let named = |servers: Vec<Server>| {
+            let egress = Egress { servers, ..Egress::default() };
+            Web::new(closed.clone(), Some(Arc::new(egress))).unwrap()
+        };
         for place in [
+            "http://127.0.0.1:1/x",
             "http://localhost:1/x",
             "http://127.0.0.2:1/x",
             "http://2130706434:1/x",
@@ -333,12 +352,25 @@ mod tests {
             "http://10.0.0.1/x",
         ] {
             let first = sending_to(place).await;
+            let web = named(vec![Server::new("127.0.0.1", first.port())]);
             let asked = web.client.get(format!("http://{first}/")).send().await;
             match Failure::from(asked.unwrap_err()) {
                 Failure::Closed(why) => assert!(why.contains("--allow-egress"), "{place}: {why}"),
                 other => panic!("{place}: {other:?}"),
             }
         }
+        // A name of the server that the admin means, at another port.
+        let first = sending_to("http://localhost:1/x").await;
+        let own = ["127.0.0.1", "localhost"].map(|host| Server::new(host, first.port()));
+        let asked = named(own.to_vec()).client.get(format!("http://{first}/")).send().await;
+        match Failure::from(asked.unwrap_err()) {
+            Failure::Closed(why) => assert!(why.contains("another port"), "{why}"),
+            other => panic!("{other:?}"),
+        }
+        let url = |port: u16| Url::parse(&format!("http://localhost:{port}/")).unwrap();
+        let web = named(own.to_vec());
+        assert!(web.why_closed(&url(first.port())).await.is_none());
+        assert!(web.why_closed(&url(1)).await.is_some(), "also at first");
         // Nothing else is spoken.
         let file = sending_to("file:///etc/passwd").await;
         let answer = web.client.get(format!("http://{file}/")).send().await.unwrap();

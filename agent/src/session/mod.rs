@@ -592,8 +592,9 @@ impl Backoff {
     }
 }
 
-/// What a daemon says of where users' URLs may lead. A network that is not understood opens nothing.
+/// What a daemon says of where users' URLs may lead. What is not understood opens nothing.
 fn egress(told: &pb::Egress) -> Arc<Egress> {
     let networks = told.networks.iter().filter_map(|network| network.parse().ok()).collect();
-    Arc::new(Egress { networks, hosts: told.hosts.clone() })
+    let servers = told.hosts.iter().filter_map(|server| server.parse().ok()).collect();
+    Arc::new(Egress { networks, servers })
 }

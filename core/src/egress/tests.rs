@@ -65,7 +65,10 @@ fn addresses_are_of_the_kind_that_the_registries_say() {
 fn what_an_admin_allows_is_open_in_whichever_form_and_nothing_beside_it() {
     let networks = ["10.1.0.0/16", "127.0.0.1", "fd00:1::/32"];
     let networks = networks.map(|network| network.parse().unwrap()).to_vec();
-    let egress = Egress { networks, hosts: vec!["s3.local".to_owned()] };
+    let egress = Egress {
+        networks,
+        servers: vec![Server::new("s3.local", 9000), Server::new("[::2]", 9000)],
+    };
     for (address, open) in [
         ("10.1.2.3", true),
         ("::ffff:10.1.2.3", true),
@@ -86,11 +89,15 @@ fn what_an_admin_allows_is_open_in_whichever_form_and_nothing_beside_it() {
         ("[::1]", false),
         ("[::ffff:10.2.0.1]", false),
         ("S3.local", true),
+        ("[::2]", true),
     ] {
-        assert_eq!(egress.refuses_host(host).is_none(), open, "{host}");
+        assert_eq!(egress.refuses_host(host, 9000).is_none(), open, "{host}");
     }
+    assert!(egress.refuses_host("[::2]", 9001).is_some(), "what else is on that machine");
+    assert!(egress.names("s3.LOCAL", 9000) && egress.names_host("s3.LOCAL"));
+    assert!(!egress.names("s3.local", 443) && !egress.names_host("local"));
     for host in ["localhost", "LOCALHOST.", "a.localhost", "169.254.169.254"] {
-        assert!(Egress::default().refuses_host(host).is_some(), "{host}");
+        assert!(Egress::default().refuses_host(host, 80).is_some(), "{host}");
     }
 }
 
@@ -122,6 +129,16 @@ fn networks_are_read_as_they_are_written() {
     }
 }
 
+#[test]
+fn servers_are_read_as_they_are_written() {
+    for text in ["s3.local:9000", "[::1]:443", "10.0.0.1:80"] {
+        assert_eq!(text.parse::<Server>().unwrap().to_string(), text);
+    }
+    for text in ["", "s3.local", "s3.local:", ":80", "s3.local:70000", "s3.local:x"] {
+        assert!(text.parse::<Server>().is_err(), "{text}");
+    }
+}
+
 proptest! {
     /// However an address of version 4 is dressed.
     #[test]
@@ -148,6 +165,6 @@ proptest! {
     #[test]
     fn any_text_is_read_or_refused(text in "\\PC{0,40}") {
         let _ = text.parse::<Network>();
-        let _ = Egress::default().refuses_host(&text);
+        let _ = (Egress::default().refuses_host(&text, 80), text.parse::<Server>());
     }
 }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use atelier_core::content::Digest;
-use atelier_core::egress::Egress;
+use atelier_core::egress::{Egress, Server};
 use atelier_proto::agent::v1 as pb;
 use atelier_proto::content::v1::content_service_server::{ContentService, ContentServiceServer};
 use atelier_proto::content::v1::{
@@ -114,7 +114,7 @@ impl World {
             closed: Arc::new(crate::reach::Closed::with(&known)),
             egress: Some(Arc::new(Egress {
                 networks: vec!["127.0.0.1".parse().unwrap()],
-                hosts: vec!["localhost".to_owned()],
+                servers: vec![Server::new("localhost", address.port())],
             })),
         })
         .unwrap();
