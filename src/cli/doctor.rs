@@ -29,13 +29,15 @@ use crate::vault::TextSource;
 /// Check an installation, and say what is unsafe and what to do about it
 ///
 /// On the daemon's machine, as its user, it looks at the data folder, the database, keys, certificates and the machine.
-/// The daemon, if it answers, is asked for its nodes and datastores; with --server that is all. Nothing is changed, but
-/// for an object that each datastore is tried with. Exit code 1: something is wrong.
+/// The daemon, if it answers, is asked for its nodes and datastores; with --server, or a context that is not 'local', that
+/// is all (unless --data-dir names a folder as well). Nothing is changed, but for an object that each datastore is tried
+/// with. Exit code 1: something is wrong.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
   atelier doctor
   atelier doctor --data-dir /srv/atelier -o json
+  atelier --context team doctor
   atelier doctor --server https://gate.example.com:7420 --token-file admin.token
   atelier doctor --query \"[?severity!='ok'].found\"")]
 pub(super) struct Arguments {
@@ -52,8 +54,8 @@ const AUTHORITY_DAYS: i64 = 180;
 
 pub(super) async fn run(arguments: Arguments, context: &Context) -> Result<ExitCode, Error> {
     let now = Clock::default().wall();
-    let folder = match (&arguments.data_dir, &context.wanted.server) {
-        (None, Some(_)) => None,
+    let folder = match (&arguments.data_dir, context.wanted.is_elsewhere()?) {
+        (None, true) => None,
         (given, _) => {
             let folder =
                 data_dir(given.as_ref()).map_err(|error| Error::usage(error.to_string()))?;
@@ -263,7 +265,8 @@ async fn of_daemon(folder: Option<&Path>, context: &Context) -> Vec<Finding> {
 
 /// The daemon of the data folder, unless another is named.
 async fn connect(folder: Option<&Path>, context: &Context) -> Result<Client, Error> {
-    let Some(folder) = folder.filter(|_| context.wanted.server.is_none()) else {
+    let is_elsewhere = context.wanted.is_elsewhere()?;
+    let Some(folder) = folder.filter(|_| !is_elsewhere) else {
         return context.client().await;
     };
     let Ok(server) = fs::read_to_string(folder.join("endpoint")) else {

@@ -250,3 +250,12 @@ fn f27_doctor_finds_what_is_unsafe_and_a_backup_mends_it() {
     cluster.start_daemon();
     assert_eq!(severity(&doctor(&[]).run().json(), "database"), "ok");
 }
+    // A context leads elsewhere too, whatever runs on the folder that is looked at.
+    let add = ["context", "add", "gone", "--server", "http://127.0.0.1:1"];
+    cluster.atelier(add).stdin("token").ok();
+    let gone = doctor(&["--context", "gone"]).ok().json();
+    assert_eq!(
+        (severity(&gone, "daemon"), severity(&gone, "database")),
+        ("warning".into(), "ok".into())
+    );
+
