@@ -337,14 +337,47 @@ pub fn swap(devices: &[String]) -> Finding {
     }
 }
 
+/// How large the daemon's core dumps may be.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum CoreLimit {
+    /// It writes none.
+    None,
+    /// It writes them, whole or not.
+    Some,
+    /// No daemon was found.
+    Unknown,
+}
+
+impl CoreLimit {
+    /// As `/proc/PID/limits` has it.
+    pub fn of(limits: &str) -> Self {
+        let line = limits.lines().find_map(|line| line.strip_prefix("Max core file size"));
+        match line.and_then(|rest| rest.split_whitespace().next()) {
+            None => Self::Unknown,
+            Some("0") => Self::None,
+            Some(_) => Self::Some,
+        }
+    }
+}
+
 /// Where the kernel puts the memory of a program that crashes; `limit` is the most bytes that it takes.
-pub fn core_dumps(pattern: &str, limit: Option<u64>) -> Finding {
+pub fn core_dumps(pattern: &str, limit: CoreLimit) -> Finding {
     const CHECK: &str = "core dumps";
     let pattern = pattern.trim();
     // A program gets them whatever the limit is.
     let is_piped = pattern.starts_with('|');
-    if !is_piped && (limit == Some(0) || pattern.is_empty()) {
-        return Finding::ok(CHECK, "none is written");
+    match limit {
+        _ if is_piped => {}
+        _ if pattern.is_empty() => return Finding::ok(CHECK, "none is written"),
+        CoreLimit::None => return Finding::ok(CHECK, "the daemon writes none"),
+        CoreLimit::Some => {}
+        CoreLimit::Unknown => {
+            return Finding::warning(
+                CHECK,
+                "it was not looked at whether the daemon writes any: none runs on the data folder",
+                "start the daemon, and run this again",
+            );
+        }
     }
     Finding::warning(
         CHECK,

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use atelier_core::doctor::{
-    self, DatabaseFact, FileFact, FileKind, Finding, NodeFact, Severity, VaultFact,
+    self, CoreLimit, DatabaseFact, FileFact, FileKind, Finding, NodeFact, Severity, VaultFact,
 };
 use atelier_core::node::is_loopback;
 use atelier_core::time::Timestamp;
@@ -65,7 +65,7 @@ pub(super) async fn run(arguments: Arguments, context: &Context) -> Result<ExitC
     let mut found = vec![doctor::clock(now)];
     if let Some(folder) = &folder {
         found.extend(of_folder(folder, now, arguments.backup_days));
-        found.extend(of_machine());
+        found.extend(of_machine(folder));
     } else if let Some(given) = &arguments.data_dir {
         found.push(Finding::error(
             "data folder",
@@ -208,13 +208,36 @@ fn vault_fact(folder: &Path, contents: &Contents) -> VaultFact {
 }
 
 /// What this machine does with the daemon's memory.
-fn of_machine() -> Vec<Finding> {
+fn of_machine(folder: &Path) -> Vec<Finding> {
     let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
     let devices = swaps.lines().skip(1).filter_map(|line| line.split_whitespace().next());
     let devices: Vec<String> = devices.map(str::to_owned).collect();
     let pattern = fs::read_to_string("/proc/sys/kernel/core_pattern").unwrap_or_default();
-    let limit = rustix::process::getrlimit(rustix::process::Resource::Core).current;
-    vec![doctor::swap(&devices), doctor::core_dumps(&pattern, limit)]
+    vec![doctor::swap(&devices), doctor::core_dumps(&pattern, core_limit(folder))]
+}
+
+/// The daemon's, which is whoever holds the lock of the data folder. This program's own says nothing of it.
+fn core_limit(folder: &Path) -> CoreLimit {
+    let locks = fs::read_to_string("/proc/locks").unwrap_or_default();
+    let limits = fs::metadata(folder.join("lock"))
+        .ok()
+        .and_then(|lock| holder(&locks, &lock))
+        .and_then(|process| fs::read_to_string(format!("/proc/{process}/limits")).ok());
+    CoreLimit::of(&limits.unwrap_or_default())
+}
+
+/// Which process holds a file with `flock`, as `/proc/locks` has it: `1: FLOCK  ADVISORY  WRITE 1234 08:01:5678 0 EOF`.
+fn holder(locks: &str, file: &fs::Metadata) -> Option<u32> {
+    let device = file.dev();
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    let wanted = format!("{major:02x}:{minor:02x}:{}", file.ino());
+    locks.lines().find_map(|line| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        match words[..] {
+            [_, "FLOCK", _, "WRITE", process, place, ..] if place == wanted => process.parse().ok(),
+            _ => None,
+        }
+    })
 }
 
 /// What the daemon tells, if there is one.
@@ -312,5 +335,29 @@ async fn datastore(client: &Client, name: String) -> Finding {
                 "ask as an admin",
             )
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+
+    use rustix::fs::{FlockOperation, flock};
+
+    use super::*;
+
+    #[test]
+    fn the_limit_is_that_of_who_holds_the_data_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        let own = CoreLimit::of(&fs::read_to_string("/proc/self/limits").unwrap());
+        assert_ne!(own, CoreLimit::Unknown);
+        assert_eq!(core_limit(folder.path()), CoreLimit::Unknown, "it has no lock");
+        let lock = File::create(folder.path().join("lock")).unwrap();
+        assert_eq!(core_limit(folder.path()), CoreLimit::Unknown, "nobody has it");
+        flock(&lock, FlockOperation::NonBlockingLockExclusive).unwrap();
+        let locks = fs::read_to_string("/proc/locks").unwrap();
+        let found = holder(&locks, &lock.metadata().unwrap());
+        assert_eq!(found, Some(std::process::id()));
+        assert_eq!(core_limit(folder.path()), own);
     }
 }

@@ -83,12 +83,23 @@ fn keys_and_memory() {
     let devices = |of: &[&str]| of.iter().map(|&device| device.to_owned()).collect::<Vec<_>>();
     assert_eq!(swap(&devices(&["/dev/zram0", "/dev/dm-1"])).severity, Severity::Ok);
     assert_eq!(swap(&devices(&["/dev/zram0", "/swapfile"])).severity, Severity::Warning);
-    assert_eq!(core_dumps("core\n", Some(0)).severity, Severity::Ok);
-    assert_eq!(core_dumps("core\n", None).severity, Severity::Warning);
-    assert_eq!(
-        core_dumps("|/usr/lib/systemd/systemd-coredump", Some(0)).severity,
-        Severity::Warning
-    );
+    let limits = |soft: &str| {
+        CoreLimit::of(&format!(
+            "Limit                     Soft Limit           Hard Limit           Units     \n\
+             Max stack size            8388608              unlimited            bytes     \n\
+             Max core file size        {soft}                    unlimited            bytes     \n"
+        ))
+    };
+    for (pattern, limit, severity) in [
+        ("core\n", limits("0"), Severity::Ok),
+        ("core\n", limits("4096"), Severity::Warning),
+        ("core\n", limits("unlimited"), Severity::Warning),
+        ("core\n", CoreLimit::of(""), Severity::Warning),
+        ("\n", CoreLimit::Unknown, Severity::Ok),
+        ("|/usr/lib/systemd/systemd-coredump", limits("0"), Severity::Warning),
+    ] {
+        assert_eq!(core_dumps(pattern, limit).severity, severity, "{pattern} {limit:?}");
+    }
     assert_eq!(user(0).severity, Severity::Warning);
     assert_eq!(user(1000).severity, Severity::Ok);
 }

@@ -158,6 +158,9 @@ TimeoutStartSec=15min
 TimeoutStopSec=1min
 # The daemon gives signs only while its decisions reach the disk.
 WatchdogSec=3min
+# Keys and secrets are in the daemon's memory, which no dump is to bring to the disk. Jobs of clusters'
+# local nodes inherit it, and may ask for dumps of their own (ulimit -c).
+LimitCORE=0:infinity
 # Only the daemon: agents that it started for clusters' nodes outlive it, as their jobs do, and the
 # next daemon finds them again.
 KillMode=process
