@@ -90,7 +90,7 @@ pub fn restore(wanted: Restore, opening: &Opening, now: Timestamp) -> Result<Res
     })?;
     let database = staged.path.join(DATABASE);
     let contents = contents(&file, &manifest, &database)?;
-    copy::put_back(&database)?;
+    copy::put_back(&database, now)?;
     let key = staged.path.join(VAULT_KEY);
     let vault_key = match key.exists() {
         true => Some(put_key(&key, vault_key_file, &manifest.workspace)?),

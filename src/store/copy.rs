@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use atelier_core::datastore::{DatastoreRecord, StorageRecord};
 use atelier_core::id::JobName;
+use atelier_core::time::Timestamp;
 use rusqlite::backup::{Backup, StepResult};
 use rusqlite::{Connection, OpenFlags};
 
@@ -93,12 +94,12 @@ pub fn look_over(path: &Path) -> Result<Contents, Error> {
 ///
 /// # Errors
 /// It cannot be written.
-pub fn put_back(path: &Path) -> Result<(), Error> {
+pub fn put_back(path: &Path, now: Timestamp) -> Result<(), Error> {
     let conn = open(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
     let sql = |error| Error::sqlite("set a restored database apart", error);
     conn.pragma_update(None, "synchronous", "FULL").map_err(sql)?;
     let change = conn.unchecked_transaction().map_err(sql)?;
-    jobs::fence(&change)?;
+    jobs::fence(&change, now)?;
     change.commit().map_err(sql)
 }
 

@@ -329,15 +329,21 @@ const HELD: &str = "held";
 
 /// Makes a copy that was put back what a daemon may start on, whatever its nodes did since it was made. The numbers
 /// of that time are left out, those of events too: who follows them asks for what comes after the last one.
-pub(super) fn fence(conn: &Connection) -> Result<(), Error> {
+pub(super) fn fence(conn: &Connection, now: Timestamp) -> Result<(), Error> {
+    // One that was made while the one before held jobs back knows no attempts since that one's fence.
     let fence = "
-        INSERT OR REPLACE INTO counters SELECT 'fence', value FROM counters WHERE name = 'epoch';
+        INSERT OR REPLACE INTO counters SELECT 'fence', value FROM counters
+            WHERE name = 'epoch' AND NOT EXISTS (SELECT 1 FROM counters WHERE name = 'held');
         INSERT OR REPLACE INTO counters VALUES ('held', 1);";
+    let further = |name: &str| {
+        let of = "SELECT value FROM counters WHERE name = ?1";
+        let last: u64 = conn.query_row(of, [name], |row| row.get(0))?;
+        let set = "UPDATE counters SET value = ?2 WHERE name = ?1";
+        conn.execute(set, params![name, Restored::left_out(last, now)])
+    };
     conn.execute_batch(fence)
-        .and_then(|()| {
-            let further = "UPDATE counters SET value = value + ?1 WHERE name IN ('epoch', 'event')";
-            conn.execute(further, [Restored::AHEAD])
-        })
+        .and_then(|()| further("epoch"))
+        .and_then(|_| further("event"))
         .map(drop)
         .map_err(|error| Error::sqlite("set a restored database apart", error))
 }

@@ -8,6 +8,7 @@
 use super::{Decisions, Live};
 use crate::id::{Epoch, NodeName};
 use crate::node::{Mono, Now};
+use crate::time::Timestamp;
 
 /// What the store keeps of the last restore.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -19,9 +20,19 @@ pub struct Restored {
 }
 
 impl Restored {
-    /// So far ahead of the backup's numbers go those after a restore. No daemon gives out so many: at a thousand
-    /// placements a second it would take 34 years.
-    pub const AHEAD: u64 = 1 << 40;
+    /// So many numbers are left for each millisecond between two restores, which no daemon gives out.
+    const EACH_MS: u64 = 1 << 10;
+
+    /// So far ahead go the numbers where the clock is behind them.
+    const AHEAD: u64 = 1 << 40;
+
+    /// The last of the numbers that are left out when a backup is restored that ends with `last`. It follows from the
+    /// time of the restore, so that restoring a backup again, or an older one, leaves out those of the first time too.
+    /// It has 53 bits until the year 2248: whatever reads numbers as JSON can hold it.
+    pub fn left_out(last: u64, now: Timestamp) -> u64 {
+        let by_time = u64::try_from(now.as_millis()).unwrap_or(0).saturating_mul(Self::EACH_MS);
+        if by_time > last { by_time } else { last.saturating_add(Self::AHEAD) }
+    }
 
     /// Why no node gets jobs meanwhile.
     pub const HOLDS: &str = "the workspace was restored from a backup: jobs start once what may still run of the \
@@ -46,8 +57,8 @@ impl Live {
     /// A node runs an attempt of the time that was lost, and is told to end it. It may not hear that, and its lease
     /// began anew when it came.
     pub(super) fn hold_on(&mut self, epoch: Epoch, now: Now) {
-        let is_lost = epoch > self.fence && epoch.0 <= self.fence.0.saturating_add(Restored::AHEAD);
-        if is_lost && self.held_until.is_some() {
+        // Nothing has started since: whatever the backup does not know is of that time.
+        if epoch > self.fence && self.held_until.is_some() {
             self.held_until = Some(self.held_from(now.mono));
         }
     }

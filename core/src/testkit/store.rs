@@ -8,6 +8,7 @@ use crate::id::{AttemptNumber, ComputeName, Epoch, JobName, NodeName};
 use crate::job::{Event, EventKind, Job, JobStatus, State, Tries};
 use crate::live::{Counters, Decisions, Restored};
 use crate::node::NodeRecord;
+use crate::time::Timestamp;
 
 /// Jobs, nodes, events and counters, as a database would hold them.
 #[derive(Clone, Default, Debug)]
@@ -26,6 +27,8 @@ pub struct Store {
     pub counters: Counters,
     /// What is known of the last restore.
     pub restored: Restored,
+    /// What the epochs that were given out since are after.
+    since: Epoch,
     /// The last event of each job, and how far its newest attempt is.
     last: BTreeMap<JobName, Last>,
 }
@@ -141,17 +144,19 @@ impl Store {
     }
 
     /// What a restore makes of a backup.
-    pub(super) fn restored(mut self) -> Self {
-        self.restored = Restored { fence: self.counters.epoch, holds: true };
-        self.counters.epoch.0 += Restored::AHEAD;
+    pub(super) fn restored(mut self, now: Timestamp) -> Self {
+        let Restored { fence, holds } = self.restored;
+        let fence = if holds { fence } else { self.counters.epoch };
+        self.restored = Restored { fence, holds: true };
+        self.counters.epoch.0 = Restored::left_out(self.counters.epoch.0, now);
+        self.since = self.counters.epoch;
         self
     }
 
     /// Whether an attempt is of the time between a backup and its restore.
     pub(super) fn is_lost(&self, epoch: Epoch) -> bool {
-        let fence = self.restored.fence.0;
-        self.counters.epoch.0 >= Restored::AHEAD
-            && (fence + 1..=fence + Restored::AHEAD).contains(&epoch.0)
+        let is_given_out = epoch > self.since && epoch <= self.counters.epoch;
+        self.since != Epoch(0) && epoch > self.restored.fence && !is_given_out
     }
 
     /// What a new daemon starts from. It goes through JSON, as it does through a database.

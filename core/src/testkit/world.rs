@@ -209,7 +209,7 @@ impl World {
         // What is judged at the end is what the backup and all after it knows.
         let known = backup.counters.epoch;
         self.started.values_mut().for_each(|started| started.retain(|epoch| *epoch <= known));
-        self.store = backup.restored();
+        self.store = backup.restored(self.wall());
         self.acknowledged.retain(|name| self.store.jobs.contains_key(name));
     }
 

@@ -2,11 +2,13 @@
 
 use proptest::prelude::*;
 
+use super::super::Restored;
 use super::properties::{Op, apply, op, world};
 use crate::job::JobStatus;
 use crate::testkit::{
     Checked, LEASE, Outage, Script, World, capacity, job_name, node_name, node_record, retried,
 };
+use crate::time::Timestamp;
 
 const GIVEN_UP: u64 = LEASE.lease_ms + LEASE.margin_ms;
 
@@ -85,6 +87,53 @@ fn what_was_being_given_out_in_the_backup_is_not_given_out_again() {
     assert_eq!(world.starts(&job), before + 1, "nothing in the backup says that it was completed");
 }
 
+#[test]
+fn a_backup_that_is_restored_again_gives_out_other_numbers() {
+    let mut world = two();
+    let backup = world.backup();
+    let mut given = Vec::new();
+    for round in 0..3 {
+        world.restore(backup.clone(), 10);
+        world.advance(GIVEN_UP + 500).unwrap();
+        submit(&mut world, &format!("job-{round}"), 100);
+        given.push(world.store.counters.epoch);
+    }
+    assert!(given.is_sorted_by(|one, next| one < next), "{given:?}");
+    world.finish().unwrap();
+}
+
+#[test]
+fn what_ran_after_a_restore_holds_jobs_back_after_the_next_one() {
+    let mut world = two();
+    let backup = world.backup();
+    world.restore(backup.clone(), 10);
+    world.advance(GIVEN_UP + 500).unwrap();
+    let lost = submit(&mut world, "lost", 100_000);
+    assert_eq!(world.processes(&lost).len(), 1);
+    // Its node comes late, and so does the end of its lease.
+    let node = world.processes(&lost)[0].0.clone();
+    world.strike(&node, Outage::Cut, 300);
+    world.restore(backup, 10);
+    world.advance(GIVEN_UP + 100).unwrap();
+    assert!(world.live().unwrap().is_held(), "counted anew from when the node came with it");
+    world.finish().unwrap();
+}
+
+#[test]
+fn numbers_that_are_left_out_grow_with_the_clock_and_however_it_is() {
+    let at = |ms| Timestamp::from_millis(ms);
+    let now = 1_800_000_000_000;
+    let first = Restored::left_out(7, at(now));
+    assert!(Restored::left_out(7, at(now + 1)) > first + 1_000);
+    // A backup of a restored workspace, twice, within days.
+    let later = [1, 2].map(|days| Restored::left_out(first + 50, at(now + days * 86_400_000)));
+    assert!(later[1] > later[0] + 1_000 && later[0] > first + 1_000);
+    for wrong in [-1, 0, 1, now - 1] {
+        assert!(Restored::left_out(first, at(wrong)) > first + 1_000);
+    }
+    assert!(Restored::left_out(first, at(now + 220 * 365 * 86_400_000)) < 1 << 53);
+}
+
 fn ops(most: usize) -> impl Strategy<Value = Vec<Op>> {
     let leased = op().prop_map(|op| match op {
         // A node goes on with these for as long as it hears nothing, which no time limits.
@@ -104,6 +153,7 @@ proptest! {
         before in ops(30),
         lost in ops(30),
         after in ops(30),
+        again in proptest::option::of(ops(30)),
         away in prop_oneof![Just(0_u64), Just(200), Just(2_000)],
     ) {
         let mut world = world();
@@ -115,8 +165,12 @@ proptest! {
             apply_all(&mut world, &before)?;
             let backup = world.backup();
             apply_all(&mut world, &lost)?;
-            world.restore(backup, away);
+            world.restore(backup.clone(), away);
             apply_all(&mut world, &after)?;
+            if let Some(again) = &again {
+                world.restore(backup, away);
+                apply_all(&mut world, again)?;
+            }
             // Nobody waits for what a node ends by itself that the workspace does not know of.
             world.heal();
             world.advance(2 * GIVEN_UP)?;
