@@ -2,16 +2,19 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::path::Path;
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, linkat};
 
 use super::choice::{Choice, choose};
 use super::seal::Opening;
 use super::{
     DATABASE, Entry, Error, FORMAT, MANIFEST, MOST, MOST_FILES, Manifest, fail, hex, private_file,
-    remove,
 };
-use crate::store::SCHEMA_VERSION;
 use crate::store::copy::{self, Contents};
+use crate::store::{self, SCHEMA_VERSION};
 
 /// A backup that is whole.
 #[derive(Debug)]
@@ -26,44 +29,73 @@ pub struct Opened {
 pub(super) type Take<'a> = dyn FnMut(&Entry, &mut dyn Read) -> io::Result<()> + 'a;
 
 /// Opens a backup, compares all of it with its digests, and looks through its database, which lies beside the backup
-/// meanwhile, as plain text that only its owner may read.
+/// meanwhile, as plain text that only its owner may read, without a name but for the instant in which it is opened.
 ///
 /// # Errors
 /// It does not open, or is not whole.
 pub fn verify(file: &Path, opening: &Opening) -> Result<Opened, Error> {
     let file = std::path::absolute(file).map_err(fail("find", file))?;
     let name = file.file_name().unwrap_or_default().to_string_lossy();
-    let folder = file.with_file_name(format!(".{name}.verify"));
-    remove(&folder)?;
-    super::private_folder(&folder)?;
-    let looked = look(&file, opening, &folder.join(DATABASE));
-    let _ = fs::remove_dir_all(&folder);
-    looked
-}
-
-fn look(file: &Path, opening: &Opening, database: &Path) -> Result<Opened, Error> {
-    let manifest = unpack(file, opening, &mut |entry, content| {
+    let beside = file.parent().unwrap_or_else(|| Path::new("/"));
+    // Its name is new, so that nobody else has made it; it is gone when this returns.
+    let folder = tempfile::Builder::new()
+        .prefix(&format!(".{name}.verify-"))
+        .permissions(fs::Permissions::from_mode(0o700))
+        .tempdir_in(beside)
+        .map_err(fail("make a folder in", beside))?;
+    let mut database = Unnamed::new(folder.path())?;
+    let manifest = unpack(&file, opening, &mut |entry, content| {
         if entry.name == DATABASE {
-            let mut to = private_file(database, 0o600).map_err(io::Error::other)?;
-            io::copy(content, &mut to)?;
+            io::copy(content, &mut database.file)?;
         }
         Ok(())
     })?;
-    let contents = contents(file, &manifest, database)?;
+    crate::failpoint::hit("verify-unpacked");
+    let path = database.named()?;
+    let contents = contents(&file, &manifest, || copy::check_and_forget(&path))?;
     Ok(Opened { manifest, contents })
+}
+
+/// A file that gets its name when it is needed: a program that is killed before leaves nothing.
+struct Unnamed {
+    file: File,
+    path: PathBuf,
+    has_name: bool,
+}
+
+impl Unnamed {
+    fn new(folder: &Path) -> Result<Self, Error> {
+        let path = folder.join(DATABASE);
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        match rustix::fs::open(folder, flags, Mode::RUSR | Mode::WUSR) {
+            Ok(file) => Ok(Self { file: file.into(), path, has_name: false }),
+            // Not every file system can.
+            Err(_) => Ok(Self { file: private_file(&path, 0o600)?, path, has_name: true }),
+        }
+    }
+
+    fn named(&mut self) -> Result<PathBuf, Error> {
+        if !self.has_name {
+            let own = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+            linkat(CWD, own, CWD, &self.path, AtFlags::SYMLINK_FOLLOW)
+                .map_err(|error| fail("make", &self.path)(error.into()))?;
+            self.has_name = true;
+        }
+        Ok(self.path.clone())
+    }
 }
 
 /// What the database of a backup holds, which must be whole.
 pub(super) fn contents(
     file: &Path,
     manifest: &Manifest,
-    database: &Path,
+    check: impl FnOnce() -> Result<Contents, store::Error>,
 ) -> Result<Contents, Error> {
     let path = file.display().to_string();
     if manifest.schema > SCHEMA_VERSION {
         return Err(Error::Newer { path, version: manifest.version.clone() });
     }
-    copy::check(database).map_err(|error| Error::Damaged { path, problem: error.to_string() })
+    check().map_err(|error| Error::Damaged { path, problem: error.to_string() })
 }
 
 /// Reads back what was written just now.

@@ -89,7 +89,7 @@ pub fn restore(wanted: Restore, opening: &Opening, now: Timestamp) -> Result<Res
         write(content, &mut to)
     })?;
     let database = staged.path.join(DATABASE);
-    let contents = contents(&file, &manifest, &database)?;
+    let contents = contents(&file, &manifest, || copy::check(&database))?;
     copy::put_back(&database, now)?;
     let key = staged.path.join(VAULT_KEY);
     let vault_key = match key.exists() {

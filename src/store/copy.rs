@@ -82,6 +82,18 @@ pub fn check(path: &Path) -> Result<Contents, Error> {
     examine(&read_only(path)?, path, "integrity_check")
 }
 
+/// The same of a database that nobody else is to find: it loses its name once it is open, so that nothing is left of it
+/// however this ends.
+///
+/// # Errors
+/// As [`check`].
+pub fn check_and_forget(path: &Path) -> Result<Contents, Error> {
+    let conn = read_only(path)?;
+    // Where a file that is open keeps its name, its folder is removed afterwards.
+    let _ = std::fs::remove_file(path);
+    examine(&conn, path, "integrity_check")
+}
+
 /// Looks a database over, which may be written to meanwhile: its pages, not whether its indexes fit.
 ///
 /// # Errors
