@@ -20,6 +20,8 @@ pub(super) fn choose(path: &[&str]) -> Choice {
         super::DATABASE | "atelier.db-wal" | "atelier.db-shm" | "atelier.db-journal" => true,
         // Of backups and restores.
         super::TEMPORARY | super::LOCK | super::RECORD | super::MARKER => true,
+        // The system's, where the data folder is a disk of its own.
+        FOUND => true,
         name if name.starts_with(ASIDE) || name == STAGE => true,
         // Of agents on this machine their tokens are the workspace's, and the rest is the agents'.
         "nodes" => matches!(rest, [_, file, ..] if *file != "token"),
@@ -35,8 +37,11 @@ pub(super) const ASIDE: &str = "before-restore-";
 /// Below the data folder, while one is restored.
 pub(super) const STAGE: &str = "restore.tmp";
 
+/// What the file system's check finds, at the root of a disk; only root may look into it.
+const FOUND: &str = "lost+found";
+
 /// Whether a restore leaves an entry of the data folder where it is.
 pub(super) fn stays(name: &str) -> bool {
-    let others = ["nodes", "storage", "lock", STAGE, super::LOCK, super::MARKER];
+    let others = ["nodes", "storage", "lock", FOUND, STAGE, super::LOCK, super::MARKER];
     others.contains(&name) || name.starts_with(ASIDE)
 }
