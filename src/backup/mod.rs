@@ -299,7 +299,8 @@ fn remove(folder: &Path) -> Result<(), Error> {
     }
 }
 
-/// Removes what a backup left that was killed; for the daemon's start.
+/// Removes what a backup left that was killed, or a restore before it touched anything else; for the daemon's start,
+/// which holds the folder's lock, as a restore does.
 pub(crate) fn sweep(data_dir: &Path) {
     if !data_dir.join(TEMPORARY).exists() {
         return;
@@ -316,3 +317,6 @@ pub(crate) fn sweep(data_dir: &Path) {
 fn told(contents: &Contents) -> (usize, Vec<String>) {
     (contents.schema, contents.vault_keys.iter().map(|(key, _)| key.to_string()).collect())
 }
+    if let Err(error) = remove(&data_dir.join(choice::STAGE)) {
+        tracing::warn!(%error, "what is left of a restore stays");
+    }

@@ -91,6 +91,7 @@ pub fn restore(wanted: Restore, opening: &Opening, now: Timestamp) -> Result<Res
     let database = staged.path.join(DATABASE);
     let contents = contents(&file, &manifest, || copy::check(&database))?;
     copy::put_back(&database, now)?;
+    crate::failpoint::hit("restore-staged");
     let key = staged.path.join(VAULT_KEY);
     let vault_key = match key.exists() {
         true => Some(put_key(&key, vault_key_file, &manifest.workspace)?),

@@ -158,6 +158,43 @@ fn a_backup_that_is_killed_leaves_nothing() {
     assert!(!data.join("backup.tmp").exists());
     back_up(&cluster, &recipient, "b.age");
     assert!(!cluster.files().join(".b.age.part").exists());
+
+    // One that is looked at has its database in the open, which no name leads to.
+    let verify = ["backup", "verify", "b.age", "--identity", "key"];
+    cluster.atelier(verify).env("ATELIER_FAILPOINT", "verify-unpacked:1").run();
+    let mut folders = 0;
+    for found in fs::read_dir(cluster.files()).unwrap().flatten() {
+        if found.file_name().to_string_lossy().starts_with(".b.age.verify-") {
+            folders += 1;
+            assert_eq!(found.metadata().unwrap().permissions().mode() & 0o777, 0o700);
+            assert_eq!(fs::read_dir(found.path()).unwrap().count(), 0);
+        }
+    }
+    assert_eq!(folders, 1);
+    cluster.atelier(verify).ok();
+}
+
+/// A restore that is killed before it touches anything: the daemon starts on what was there, and removes what lies in
+/// the open of the backup.
+#[cfg(feature = "failpoints")]
+#[test]
+fn f70_a_restore_that_is_killed_early_leaves_the_workspace_and_nothing_else() {
+    let cluster = Cluster::empty();
+    cluster.start_daemon();
+    let recipient = key(&cluster);
+    back_up(&cluster, &recipient, "b.age");
+    let job = cluster.shell("true");
+    cluster.daemon(Process::kill);
+    let data = cluster.data();
+    let arguments = ["restore", "b.age", "--identity", "key", "--force", "--data-dir"];
+    cluster
+        .atelier(arguments.map(Path::new).into_iter().chain([&*data]))
+        .env("ATELIER_FAILPOINT", "restore-staged:1")
+        .run();
+    assert!(data.join("restore.tmp/atelier.db").exists());
+    cluster.start_daemon();
+    assert!(!data.join("restore.tmp").exists());
+    assert!(cluster.rpc().job(&job).is_ok(), "it came after the backup");
 }
 
 /// A restore that is killed while files change places: no daemon starts, and the same command goes on.
