@@ -14,7 +14,7 @@ use super::open::check_against;
 use super::seal::{Sealing, encrypt};
 use super::{
     DATABASE, Elsewhere, Entry, Error, FORMAT, MANIFEST, MOST, MOST_FILES, Manifest, RECORD,
-    Record, Scratch, VAULT_KEY, fail, hex, must_be_own, private_file, synced, told,
+    Record, Scratch, VAULT_KEY, fail, hex, must_be_outside, must_be_own, name, private_file, told,
 };
 use crate::daemon::Workspace;
 use crate::store::copy::{self, Contents};
@@ -55,6 +55,8 @@ pub struct Created {
     pub file: PathBuf,
     /// Whether it has the vault's key.
     pub has_vault_key: bool,
+    /// Why the data folder does not tell of it.
+    pub unnoted: Option<Error>,
 }
 
 /// A small file as it was read.
@@ -81,6 +83,7 @@ pub fn create(
     if file.exists() {
         return Err(Error::Exists(file.display().to_string()));
     }
+    must_be_outside(&file, &data_dir)?;
     let scratch = Scratch::of(&data_dir)?;
     let copied = scratch.path.join(DATABASE);
     let (kept, contents) = settled(&data_dir, &copied)?;
@@ -112,9 +115,9 @@ pub fn create(
     crate::failpoint::hit("backup-written");
     check_against(&opening, &written.path, &manifest)?;
     name(&written.path, &file)?;
-    let record = Record { created_at: now, file: file.clone() };
-    note(&data_dir, &record)?;
-    Ok(Created { manifest, bytes, file, has_vault_key })
+    // It is whole, whatever becomes of the note.
+    let unnoted = note(&data_dir, &Record { created_at: now, file: file.clone() }).err();
+    Ok(Created { manifest, bytes, file, has_vault_key, unnoted })
 }
 
 /// A file that has not got its name yet; what does not get it is removed.
@@ -316,21 +319,6 @@ fn pack(
     let Counting { to, bytes } = archive.into_inner()?.finish()?.finish()?;
     to.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
     Ok(bytes)
-}
-
-/// Gives a whole file its name, unless something has it.
-fn name(part: &Path, file: &Path) -> Result<(), Error> {
-    use rustix::fs::{CWD, RenameFlags, renameat_with};
-    match renameat_with(CWD, part, CWD, file, RenameFlags::NOREPLACE) {
-        Ok(()) => {}
-        Err(rustix::io::Errno::EXIST) => return Err(Error::Exists(file.display().to_string())),
-        // Not every file system can.
-        Err(rustix::io::Errno::INVAL) if !file.exists() => {
-            fs::rename(part, file).map_err(fail("write", file))?;
-        }
-        Err(error) => return Err(fail("write", file)(error.into())),
-    }
-    file.parent().map_or(Ok(()), synced)
 }
 
 fn note(data_dir: &Path, record: &Record) -> Result<(), Error> {

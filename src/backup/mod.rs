@@ -139,6 +139,32 @@ pub enum Error {
     /// It is there.
     #[error("{0} is there already, and a backup overwrites nothing; choose another name")]
     Exists(String),
+    /// It would go with what it is of.
+    #[error(
+        "the backup {file} lies in the data folder {data_dir}, and would be lost with it; have it elsewhere, on \
+         another disk if there is one"
+    )]
+    Within {
+        /// The backup.
+        file: String,
+        /// The folder.
+        data_dir: String,
+    },
+    /// Another one was begun.
+    #[error(
+        "a restore of another backup into {path} was cut short, that of {created_at} ({file}); go on with that one. \
+         If it is gone, bring back what is in {aside}, and remove restoring.json"
+    )]
+    OtherBackup {
+        /// The folder.
+        path: String,
+        /// The instant that the other one shows.
+        created_at: Timestamp,
+        /// Where it was.
+        file: String,
+        /// Where what was there before is.
+        aside: String,
+    },
     /// Not what a data folder holds.
     #[error(
         "{path} has {bytes} bytes, and a file of the data folder may have {MOST}; put it elsewhere"
@@ -240,6 +266,32 @@ fn must_be_own(path: &Path) -> Result<(), Error> {
     Err(Error::Foreign { path: path.display().to_string(), owner })
 }
 
+/// Sees that a backup does not lie in the folder that it is of: it would go with that, and be moved by a restore.
+fn must_be_outside(file: &Path, data_dir: &Path) -> Result<(), Error> {
+    let folder = file.parent().and_then(|folder| folder.canonicalize().ok());
+    let found = file.canonicalize().ok();
+    if [folder, found].into_iter().flatten().any(|path| path.starts_with(data_dir)) {
+        let (file, data_dir) = (file.display().to_string(), data_dir.display().to_string());
+        return Err(Error::Within { file, data_dir });
+    }
+    Ok(())
+}
+
+/// Gives a whole file its name, unless something has it.
+fn name(part: &Path, file: &Path) -> Result<(), Error> {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    match renameat_with(CWD, part, CWD, file, RenameFlags::NOREPLACE) {
+        Ok(()) => {}
+        Err(rustix::io::Errno::EXIST) => return Err(Error::Exists(file.display().to_string())),
+        // Not every file system can.
+        Err(rustix::io::Errno::INVAL) if !file.exists() => {
+            fs::rename(part, file).map_err(fail("write", file))?;
+        }
+        Err(error) => return Err(fail("write", file)(error.into())),
+    }
+    file.parent().map_or(Ok(()), synced)
+}
+
 fn private_folder(path: &Path) -> Result<(), Error> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(fail("make", path))
 }
@@ -302,6 +354,9 @@ fn remove(folder: &Path) -> Result<(), Error> {
 /// Removes what a backup left that was killed, or a restore before it touched anything else; for the daemon's start,
 /// which holds the folder's lock, as a restore does.
 pub(crate) fn sweep(data_dir: &Path) {
+    if let Err(error) = remove(&data_dir.join(choice::STAGE)) {
+        tracing::warn!(%error, "what is left of a restore stays");
+    }
     if !data_dir.join(TEMPORARY).exists() {
         return;
     }
@@ -317,6 +372,3 @@ pub(crate) fn sweep(data_dir: &Path) {
 fn told(contents: &Contents) -> (usize, Vec<String>) {
     (contents.schema, contents.vault_keys.iter().map(|(key, _)| key.to_string()).collect())
 }
-    if let Err(error) = remove(&data_dir.join(choice::STAGE)) {
-        tracing::warn!(%error, "what is left of a restore stays");
-    }

@@ -4,6 +4,7 @@
 //! change places, which a marker tells of: cut short there, no daemon starts, and the same command goes on.
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
@@ -16,7 +17,8 @@ use super::choice::{ASIDE, STAGE, stays};
 use super::open::{contents, unpack, write};
 use super::seal::Opening;
 use super::{
-    DATABASE, Error, Manifest, VAULT_KEY, fail, must_be_own, private_folder, remove, synced,
+    DATABASE, Error, Manifest, VAULT_KEY, fail, hex, must_be_outside, must_be_own, private_folder,
+    remove, synced,
 };
 use crate::config;
 use crate::daemon::{Workspace, lock_folder};
@@ -55,7 +57,30 @@ pub struct Restored {
 
 #[derive(Serialize, Deserialize)]
 struct Marker {
+    /// The folder with what was there before.
     aside: String,
+    /// What takes its place.
+    backup: Option<Begun>,
+}
+
+/// Which backup it is.
+#[derive(Serialize, Deserialize)]
+struct Begun {
+    created_at: Timestamp,
+    file: PathBuf,
+    /// BLAKE3 of its manifest, which has the digests of all else.
+    manifest: String,
+}
+
+impl Begun {
+    fn of(manifest: &Manifest, file: &Path) -> Self {
+        let text = serde_json::to_vec(manifest).unwrap_or_default();
+        Self {
+            created_at: manifest.created_at,
+            file: std::path::absolute(file).unwrap_or_else(|_| file.to_owned()),
+            manifest: hex(&blake3::hash(&text)),
+        }
+    }
 }
 
 /// Restores a backup into a data folder that no daemon uses.
@@ -75,6 +100,7 @@ pub fn restore(wanted: Restore, opening: &Opening, now: Timestamp) -> Result<Res
     if let (Some(name), false, false) = (&occupant, force, is_half) {
         return Err(Error::Occupied { path: data_dir.display().to_string(), name: name.clone() });
     }
+    must_be_outside(&file, &data_dir)?;
     let stage = data_dir.join(STAGE);
     remove(&stage)?;
     let staged = Staged { path: stage };
@@ -88,6 +114,17 @@ pub fn restore(wanted: Restore, opening: &Opening, now: Timestamp) -> Result<Res
         let mut to = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&path)?;
         write(content, &mut to)
     })?;
+    let this = Begun::of(&manifest, &file);
+    if let Some(Marker { aside, backup: Some(other) }) = &begun
+        && other.manifest != this.manifest
+    {
+        return Err(Error::OtherBackup {
+            path: data_dir.display().to_string(),
+            created_at: other.created_at,
+            file: other.file.display().to_string(),
+            aside: aside.clone(),
+        });
+    }
     let database = staged.path.join(DATABASE);
     let contents = contents(&file, &manifest, || copy::check(&database))?;
     copy::put_back(&database, now)?;
@@ -97,8 +134,10 @@ pub fn restore(wanted: Restore, opening: &Opening, now: Timestamp) -> Result<Res
         true => Some(put_key(&key, vault_key_file, &manifest.workspace)?),
         false => None,
     };
+    let is_new = begun.is_none();
     let aside = begun.map_or_else(|| format!("{ASIDE}{}", stamp(now)), |begun| begun.aside);
-    let aside = change_places(&data_dir, &staged.path, &aside)?;
+    let marker = Marker { aside, backup: Some(this) };
+    let aside = change_places(&data_dir, &staged.path, &marker, is_new)?;
     drop(staged);
     Ok(Restored { manifest, contents, data_dir, aside, vault_key })
 }
@@ -145,8 +184,20 @@ fn put_key(
             if let Some(folder) = to.parent() {
                 private_folder(folder)?;
             }
-            let mut file = super::private_file(&to, 0o600)?;
-            write(&mut &**key, &mut file).map_err(fail("write", &to))?;
+            // Whole or not at all: half a key would pass for another one the next time.
+            let name_of = to.file_name().unwrap_or_default().to_string_lossy();
+            let half = to.with_file_name(format!(".{name_of}.new"));
+            let _ = fs::remove_file(&half);
+            let mut file = super::private_file(&half, 0o600)?;
+            let written = write(&mut &**key, &mut file).map_err(fail("write", &half));
+            crate::failpoint::hit("restore-key-written");
+            written.and_then(|()| super::name(&half, &to)).map_err(|error| {
+                let _ = fs::remove_file(&half);
+                match error {
+                    Error::Exists(path) => Error::OtherKey(path),
+                    other => other,
+                }
+            })?;
         }
         Err(error) => return Err(fail("read", &to)(error)),
     }
@@ -155,16 +206,35 @@ fn put_key(
 }
 
 /// Puts aside what a workspace has there, and what is staged in its place.
-fn change_places(data_dir: &Path, stage: &Path, aside: &str) -> Result<Option<PathBuf>, Error> {
+fn change_places(
+    data_dir: &Path,
+    stage: &Path,
+    said: &Marker,
+    is_new: bool,
+) -> Result<Option<PathBuf>, Error> {
+    let going = || -> Result<Vec<OsString>, Error> {
+        let is_going = |name: &OsString| !name.to_str().is_some_and(stays);
+        Ok(names(data_dir)?.into_iter().filter(is_going).collect())
+    };
+    // Before anything is touched: a folder that is another's goes nowhere.
+    for name in going()? {
+        let path = data_dir.join(name);
+        let is_folder = fs::symlink_metadata(&path).map_err(fail("look at", &path))?.is_dir();
+        if is_folder {
+            rustix::fs::access(&path, rustix::fs::Access::WRITE_OK)
+                .map_err(|error| fail("put aside", &path)(error.into()))?;
+        }
+    }
     let marker = data_dir.join(MARKER);
-    let text = serde_json::to_vec(&Marker { aside: aside.to_owned() }).unwrap_or_default();
+    let text = serde_json::to_vec(said).unwrap_or_default();
     fs::write(&marker, text).map_err(fail("write", &marker))?;
     synced(&marker)?;
     synced_below(stage)?;
     synced(data_dir)?;
     crate::failpoint::hit("restore-marked");
-    let aside = data_dir.join(aside);
-    for name in names(data_dir)?.into_iter().filter(|name| !stays(name)) {
+    let aside = data_dir.join(&said.aside);
+    let mut is_untouched = is_new;
+    for name in going()? {
         private_folder(&aside)?;
         let (from, to) = (data_dir.join(&name), aside.join(&name));
         // It was put aside before this was cut short, and what is there now is of the backup.
@@ -172,9 +242,19 @@ fn change_places(data_dir: &Path, stage: &Path, aside: &str) -> Result<Option<Pa
             let gone =
                 if from.is_dir() { fs::remove_dir_all(&from) } else { fs::remove_file(&from) };
             gone.map_err(fail("remove", &from))?;
-        } else {
-            fs::rename(&from, &to).map_err(fail("put aside", &from))?;
+        } else if let Err(error) = fs::rename(&from, &to) {
+            if is_untouched {
+                // Then the folder is as it was, and the daemon may start on it.
+                let _ = fs::remove_dir(&aside);
+                fs::remove_file(&marker).map_err(fail("remove", &marker))?;
+                synced(data_dir)?;
+            }
+            return Err(fail("put aside", &from)(error));
         }
+        is_untouched = false;
+    }
+    if aside.exists() {
+        synced(&aside)?;
     }
     crate::failpoint::hit("restore-aside");
     for name in names(stage)? {
@@ -202,12 +282,13 @@ fn merge(from: &Path, to: &Path) -> Result<(), Error> {
             fs::rename(&from, &to).map_err(fail("restore", &to))?;
         }
     }
-    Ok(())
+    synced(to)
 }
 
-fn names(folder: &Path) -> Result<BTreeSet<String>, Error> {
+/// Names as they are, UTF-8 or not.
+fn names(folder: &Path) -> Result<BTreeSet<OsString>, Error> {
     let entries = fs::read_dir(folder).map_err(fail("list", folder))?;
-    let names = entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+    let names = entries.map(|entry| Ok(entry?.file_name()));
     names.collect::<io::Result<_>>().map_err(fail("list", folder))
 }
 

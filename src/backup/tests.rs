@@ -143,9 +143,133 @@ fn a_backup_overwrites_nothing_and_needs_somebody_to_open_it() {
     assert!(nobody.contains("--recipient"), "{nobody}");
     let secret = Sealing::recipients(&["AGE-SECRET-KEY-1CANARY".to_owned()], &[]).err().unwrap();
     assert!(!secret.to_string().contains("CANARY"), "{secret}");
-    let leftovers = fs::read_dir(place.folder.path()).unwrap();
-    let part = |name: &str| name.ends_with(".part");
-    assert!(!leftovers.flatten().any(|found| part(&found.file_name().to_string_lossy())));
+    assert_eq!(place.leftovers(), 0);
+}
+
+/// What the store of a restored folder goes on from.
+fn recovered(data: &Path) -> crate::store::Recovered {
+    SqliteStore::open(&data.join("atelier.db"), true).unwrap().recover().unwrap()
+}
+
+#[test]
+fn a_backup_that_is_restored_again_gives_out_other_numbers() {
+    let place = Place::new();
+    place.create("b.age").unwrap();
+    let counters = [1, 2].map(|later| {
+        let (file, data_dir) = (place.at("b.age"), place.at(&format!("new-{later}")));
+        let wanted = Restore { file, data_dir, force: false, vault_key_file: None };
+        let restored = restore(wanted, &place.key(), NOW.plus_millis(later)).unwrap();
+        recovered(&restored.data_dir).counters
+    });
+    assert!(counters[1].epoch.0 >= counters[0].epoch.0 + 1_000, "{counters:?}");
+    assert!(counters[1].event.0 >= counters[0].event.0 + 1_000, "{counters:?}");
+    assert_eq!(counters[1].seq, counters[0].seq);
+}
+
+#[test]
+fn a_backup_from_before_jobs_start_again_keeps_the_older_fence() {
+    let place = Place::new();
+    place.create("b.age").unwrap();
+    place.restore("b.age", "data", true).unwrap();
+    place.create("held.age").unwrap();
+    place.restore("held.age", "new", false).unwrap();
+    let (first, second) = (recovered(&place.data()), recovered(&place.at("new")));
+    assert_eq!((second.restored.fence, second.restored.holds), (first.restored.fence, true));
+    assert!(second.counters.epoch > first.counters.epoch);
+}
+
+#[test]
+fn what_a_disk_has_at_its_root_is_no_part_of_a_workspace() {
+    let place = Place::new();
+    let found = place.data().join("lost+found/#1");
+    fs::create_dir_all(found.parent().unwrap()).unwrap();
+    fs::write(&found, "the system's").unwrap();
+    let made = place.create("b.age").unwrap();
+    assert!(!made.manifest.files.iter().any(|entry| entry.name.starts_with("lost")));
+    place.restore("b.age", "data", true).unwrap();
+    assert_eq!(text(&found), "the system's", "it stays where it is");
+}
+
+#[test]
+fn names_that_are_not_utf8_are_put_aside_too() {
+    use std::os::unix::ffi::OsStrExt as _;
+    let place = Place::new();
+    let name = std::ffi::OsStr::from_bytes(b"caf\xe9");
+    fs::write(place.data().join(name), "old").unwrap();
+    place.create("b.age").unwrap();
+    let aside = place.restore("b.age", "data", true).unwrap().aside.unwrap();
+    assert_eq!(text(aside.join(name)), "old");
+    assert!(!place.data().join(name).exists());
+}
+
+#[test]
+fn what_a_killed_restore_left_in_the_open_is_removed() {
+    let place = Place::new();
+    let left = place.data().join(STAGE).join("tls");
+    fs::create_dir_all(&left).unwrap();
+    fs::write(left.join("ca.key"), "plain").unwrap();
+    drop(Folder::open(&place.data(), &WorkspaceName::new("x").unwrap(), NOW).unwrap());
+    assert!(!place.data().join(STAGE).exists());
+}
+
+#[test]
+fn a_backup_is_not_kept_in_what_it_is_of() {
+    let place = Place::new();
+    for name in ["data/b.age", "data/storage/b.age", "data/nodes/../b.age"] {
+        assert!(matches!(place.create(name), Err(Error::Within { .. })), "{name}");
+    }
+    place.create("b.age").unwrap();
+    fs::copy(place.at("b.age"), place.at("data/b.age")).unwrap();
+    std::os::unix::fs::symlink(place.at("data/b.age"), place.at("link.age")).unwrap();
+    for name in ["data/b.age", "link.age"] {
+        let refused = place.restore(name, "data", true).unwrap_err();
+        assert!(matches!(refused, Error::Within { .. }), "{name}: {refused}");
+    }
+    assert_eq!(text(place.data().join("token.key")), "token.key");
+    place.restore("data/b.age", "new", false).unwrap();
+}
+
+#[test]
+fn a_backup_that_is_whole_counts_though_nothing_tells_of_it() {
+    let place = Place::new();
+    fs::create_dir(place.data().join(RECORD)).unwrap();
+    let made = place.create("b.age").unwrap();
+    assert!(made.unnoted.unwrap().to_string().contains(RECORD));
+    verify(&place.at("b.age"), &place.key()).unwrap();
+}
+
+#[test]
+fn a_backup_is_verified_by_several_at_once_and_nothing_is_left() {
+    let place = Place::new();
+    place.create("b.age").unwrap();
+    // Of somebody else, who may read there.
+    let theirs = place.at("theirs");
+    fs::create_dir(&theirs).unwrap();
+    std::os::unix::fs::symlink(&theirs, place.at(".b.age.verify")).unwrap();
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| verify(&place.at("b.age"), &place.key()).unwrap());
+        }
+    });
+    assert_eq!(fs::read_dir(&theirs).unwrap().count(), 0);
+    fs::remove_file(place.at(".b.age.verify")).unwrap();
+    assert_eq!(place.leftovers(), 0);
+}
+
+#[test]
+fn a_restore_that_was_cut_short_goes_on_with_its_own_backup_only() {
+    let place = Place::new();
+    place.create("b.age").unwrap();
+    let data = place.data();
+    let other = r#"{"created_at":1700000000000,"file":"/backups/sunday.age","manifest":"00"}"#;
+    let begun = format!(r#"{{"aside":"before-restore-x","backup":{other}}}"#);
+    fs::write(data.join(MARKER), &begun).unwrap();
+    let refused = place.restore("b.age", "data", true).unwrap_err();
+    assert!(matches!(refused, Error::OtherBackup { .. }), "{refused}");
+    let said = refused.to_string();
+    assert!(said.contains("/backups/sunday.age") && said.contains("before-restore-x"), "{said}");
+    assert_eq!((text(data.join(MARKER)), data.join(STAGE).exists()), (begun, false));
+    assert_eq!(text(data.join("endpoint")), "endpoint", "nothing was touched");
 }
 
 #[test]
@@ -192,6 +316,12 @@ fn the_vaults_key_comes_along_when_somebody_says_so() {
     assert_eq!(put(place.at("new")).unwrap().vault_key, Some(to.clone()));
     assert_eq!((text(&to), mode(&to)), (text(&key), 0o600));
     assert!(!place.at("new/vault.key").exists(), "never beside what it opens");
+    // One that was killed while it wrote the key.
+    fs::remove_file(&to).unwrap();
+    let half = place.at("keys/.vault.key.new");
+    fs::write(&half, "AAEC").unwrap();
+    put(place.at("again")).unwrap();
+    assert_eq!((text(&to), mode(&to), half.exists()), (text(&key), 0o600, false));
     put(place.at("same")).unwrap();
     fs::write(&to, "another").unwrap();
     assert!(matches!(put(place.at("other")), Err(Error::OtherKey(_))));

@@ -171,7 +171,7 @@ fn made(arguments: CreateArguments, context: &Context) -> Result<(), Error> {
     };
     let wanted = Create { data_dir, file: arguments.file, sealing, vault_key };
     let made = create(wanted, Clock::default().wall())?;
-    let Created { manifest, bytes, file, has_vault_key } = made;
+    let Created { manifest, bytes, file, has_vault_key, unnoted } = made;
     let mut shown = view(&manifest, None);
     shown["file"] = json!(file);
     shown["bytes"] = json!(bytes);
@@ -182,6 +182,11 @@ fn made(arguments: CreateArguments, context: &Context) -> Result<(), Error> {
         "Not in it, to be backed up by its own means, after this: {}.",
         manifest.elsewhere.iter().map(not_here).collect::<Vec<_>>().join("; ")
     ));
+    if let Some(error) = unnoted {
+        context.output.warn(&format!(
+            "the backup is whole, but the data folder does not tell of it, and `atelier doctor` will miss it: {error}"
+        ));
+    }
     if has_vault_key {
         context
             .output

@@ -207,6 +207,7 @@ fn f70_a_restore_that_is_killed_goes_on() {
         let recipient = key(&cluster);
         let job = cluster.shell("true");
         back_up(&cluster, &recipient, "b.age");
+        back_up(&cluster, &recipient, "later.age");
         cluster.daemon(Process::kill);
         let data = cluster.data();
         let arguments = ["restore", "b.age", "--identity", "key", "--force", "--data-dir"];
@@ -217,6 +218,9 @@ fn f70_a_restore_that_is_killed_goes_on() {
         let serve = ["serve", "--listen", "127.0.0.1:0", "--data-dir"].map(Path::new);
         let refused = cluster.atelier(serve.into_iter().chain([&*data])).fails(1);
         refused.says(&["cut short", "atelier restore"]);
+        restore(&cluster, "later.age", &["--force"])
+            .code(1)
+            .says(&["go on with that one", "b.age"]);
         restore(&cluster, "b.age", &[]).ok();
         cluster.start_daemon();
         assert!(cluster.rpc().job(&job).is_ok(), "{point}");
@@ -269,6 +273,15 @@ fn f27_doctor_finds_what_is_unsafe_and_a_backup_mends_it() {
         ("ok".into(), String::new())
     );
 
+    // A context leads elsewhere too, whatever runs on the folder that is looked at.
+    let add = ["context", "add", "gone", "--server", "http://127.0.0.1:1"];
+    cluster.atelier(add).stdin("token").ok();
+    let gone = doctor(&["--context", "gone"]).ok().json();
+    assert_eq!(
+        (severity(&gone, "daemon"), severity(&gone, "database")),
+        ("warning".into(), "ok".into())
+    );
+
     cluster.daemon(|daemon| daemon.signal(rustix::process::Signal::TERM));
     until("the daemon ends", || cluster.daemon(Process::ended));
     let database = data.join("atelier.db");
@@ -287,12 +300,3 @@ fn f27_doctor_finds_what_is_unsafe_and_a_backup_mends_it() {
     cluster.start_daemon();
     assert_eq!(severity(&doctor(&[]).run().json(), "database"), "ok");
 }
-    // A context leads elsewhere too, whatever runs on the folder that is looked at.
-    let add = ["context", "add", "gone", "--server", "http://127.0.0.1:1"];
-    cluster.atelier(add).stdin("token").ok();
-    let gone = doctor(&["--context", "gone"]).ok().json();
-    assert_eq!(
-        (severity(&gone, "daemon"), severity(&gone, "database")),
-        ("warning".into(), "ok".into())
-    );
-
