@@ -5,9 +5,10 @@ use std::{env, error::Error, fs, path::PathBuf};
 
 use prost::Message as _;
 
-const FILES: [&str; 14] = [
+const FILES: [&str; 15] = [
     "atelier/agent/v1/agent.proto",
     "atelier/asset/v1/asset.proto",
+    "atelier/audit/v1/audit.proto",
     "atelier/component/v1/component.proto",
     "atelier/compute/v1/compute.proto",
     "atelier/content/v1/content.proto",

@@ -1,5 +1,6 @@
 //! Atelier's daemon and command line.
 
+pub mod audit;
 pub mod backup;
 pub mod cli;
 pub mod client;

@@ -56,7 +56,7 @@ async fn round() -> f64 {
             let request = SubmitRequest {
                 name: JobName::new(&format!("job{number}")).unwrap(),
                 spec: Arc::new(spec),
-                principal: users[number % USERS].clone(),
+                by: users[number % USERS].clone().into(),
                 key: None,
             };
             let handle = handle.clone();

@@ -9,6 +9,7 @@
 
 pub mod access;
 pub mod asset;
+pub mod audit;
 pub mod component;
 pub mod compute;
 pub mod content;

@@ -28,6 +28,14 @@ pub mod asset {
         tonic::include_proto!("atelier.asset.v1");
     }
 }
+/// The audit log.
+pub mod audit {
+    /// Generated from `atelier/audit/v1`.
+    #[allow(missing_docs, unreachable_pub, clippy::all)]
+    pub mod v1 {
+        tonic::include_proto!("atelier.audit.v1");
+    }
+}
 /// Computes and their nodes.
 pub mod compute {
     /// Generated from `atelier/compute/v1`.

@@ -12,6 +12,7 @@ use crate::client::{Client, Home, Sessions, Wanted};
 use crate::config::ServeArgs;
 
 mod asset;
+mod audit;
 mod auth;
 mod backup;
 mod ca;
@@ -177,6 +178,9 @@ enum Command {
     /// Ask who you are, and what you may do
     #[command(subcommand)]
     Auth(auth::Command),
+    /// Who changed what: list the audit log, verify and export it
+    #[command(subcommand)]
+    Audit(audit::Command),
     /// The workspace on this machine: start, look, stop
     #[command(subcommand)]
     Local(local::Command),
@@ -337,6 +341,7 @@ fn dispatch(command: Command, context: &Context) -> Result<ExitCode, Error> {
         Command::Token(command) => done(block_on(token::run(command, context))),
         Command::Role(command) => done(block_on(role::run(command, context))),
         Command::Auth(command) => block_on(auth::run(command, context)),
+        Command::Audit(command) => done(block_on(audit::run(command, context))),
         Command::Completions(arguments) => {
             done(completions::run(&arguments, &mut Cli::command(), context))
         }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use atelier_agent::trust::{self, Doubt, NotConnected};
 use atelier_proto::asset::v1::asset_service_client::AssetServiceClient;
+use atelier_proto::audit::v1::audit_service_client::AuditServiceClient;
 use atelier_proto::component::v1::component_service_client::ComponentServiceClient;
 use atelier_proto::compute::v1::compute_service_client::ComputeServiceClient;
 use atelier_proto::content::v1::content_service_client::ContentServiceClient;
@@ -316,6 +317,11 @@ impl Client {
     /// What the caller itself is, and may do.
     pub fn auth(&self) -> AuthServiceClient<Authorized> {
         AuthServiceClient::new(self.authorized())
+    }
+
+    /// The audit log.
+    pub fn audit(&self) -> AuditServiceClient<Authorized> {
+        AuditServiceClient::new(self.authorized()).max_decoding_message_size(MAX_ANSWER)
     }
 
     /// The content store.

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use atelier_core::asset::{Change, Draft, Kind, MadeBy, Refusal, Unresolved, Version};
+use atelier_core::audit::Actor;
 use atelier_core::id::{AssetName, JobName, Principal, VersionName};
 use atelier_core::retention::Referrer;
 use atelier_core::spec::{AssetRef, AssetVersion, DataUri, Diagnostics};
 use atelier_core::time::Timestamp;
-
+use serde_json::json;
 use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 
 use crate::store::assets::{self, AssetQuery, Listed, Use};
@@ -122,12 +123,24 @@ impl Assets {
         &self,
         draft: Draft,
         made_by: Option<MadeBy>,
-        (by, key): (Principal, Option<IdempotencyKey>),
+        (by, key): (Actor, Option<IdempotencyKey>),
         at: Timestamp,
     ) -> Result<Version, Error> {
-        let made = self.store.write(move |conn| match &key {
-            Some(key) => assets::register_once(conn, draft, made_by, (by, key), at),
-            None => assets::register(conn, draft, made_by, by, at),
+        let who = by.principal.clone();
+        let made = self.store.change(by, move |conn| {
+            let written = conn.total_changes();
+            let before = assets::before(conn, draft.kind(), &draft.name, draft.version.as_ref())?;
+            let made = match &key {
+                Some(key) => assets::register_once(conn, draft, made_by, (who, key), at),
+                None => assets::register(conn, draft, made_by, who, at),
+            }?;
+            // A request that comes again writes nothing.
+            if let Ok(made) = &made
+                && conn.total_changes() > written
+            {
+                conn.changed(assets::resource(made), before.as_ref(), Some(made));
+            }
+            Ok(made)
         });
         Ok(made.await??)
     }
@@ -187,11 +200,12 @@ impl Assets {
         kind: Kind,
         asset: &AssetRef,
         change: Change,
+        by: Actor,
     ) -> Result<Listed<Version>, Error> {
         let found = self.find(kind, asset)?.version;
         let (name, which) = (found.name.clone(), exact(&found.version));
         // As a draft with it would be.
-        let changed = found.changed(&change);
+        let changed = found.clone().changed(&change);
         let Version { name: own, description, tags, properties, form, uri, flavors, stage, .. } =
             changed;
         let version = None;
@@ -201,7 +215,17 @@ impl Assets {
         let key = name.clone();
         let changed = self
             .store
-            .write(move |conn| assets::change(conn, kind, &key, &which, &change))
+            .change(by, move |conn| {
+                let changed = assets::change(conn, kind, &key, &which, &change)?;
+                if let Ok(after) = &changed {
+                    let labels = json!({ "labels": &change.labels, "unlabel": &change.unlabel });
+                    conn.changed(assets::resource(after), Some(&found), Some(after));
+                    if !change.labels.is_empty() || !change.unlabel.is_empty() {
+                        conn.done(assets::resource(after), &labels);
+                    }
+                }
+                Ok(changed)
+            })
             .await??;
         let listed = self.listed(kind, &name, &changed.version)?;
         listed.ok_or_else(|| self.no_such(kind, name.as_str()))
@@ -214,6 +238,7 @@ impl Assets {
         name: &str,
         version: &str,
         archived: bool,
+        by: Actor,
     ) -> Result<Listed<Version>, Error> {
         let Ok(own) = AssetName::new(name) else { return Err(self.no_such(kind, name)) };
         let known = self.store.read(|conn| assets::asset(conn, kind, &own, Some(version)))?;
@@ -224,7 +249,9 @@ impl Assets {
         };
         let (key, which) = (own.clone(), version.clone());
         self.store
-            .write(move |conn| assets::archive(conn, kind, &key, which.as_ref(), archived))
+            .change(by, move |conn| {
+                assets::archive_asked(conn, kind, &key, which.as_ref(), archived)
+            })
             .await??;
         let newest = || known.versions.first().map(|entry| entry.version.clone());
         let Some(version) = version.or_else(newest) else {
@@ -240,13 +267,15 @@ impl Assets {
         &self,
         found: &Version,
         data: Option<Removal>,
+        by: Actor,
     ) -> Result<(Version, Option<Referrer>), Error> {
         let (kind, name, which) = (found.kind(), found.name.clone(), exact(&found.version));
-        let deleted = self.store.write(move |conn| {
+        let deleted = self.store.change(by, move |conn| {
             let deleted: Version = match assets::delete(conn, kind, &name, &which)? {
                 Ok(deleted) => deleted,
                 Err(refusal) => return Ok(Err(refusal)),
             };
+            conn.changed(assets::resource(&deleted), Some(&deleted), None);
             let Some(data) = data else { return Ok(Ok((deleted, None))) };
             let referrer = retention::referrer(conn, &data.datastore, &data.path, None)?;
             if referrer.is_none() {

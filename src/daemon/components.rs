@@ -2,14 +2,16 @@
 
 use std::sync::Arc;
 
-use atelier_core::access::Caller;
 use atelier_core::asset::{Kind, Refusal, Unresolved};
+use atelier_core::audit::Actor;
 use atelier_core::component::{Change, ComponentVersion, Draft};
-use atelier_core::id::{AssetName, Principal, VersionName};
+use atelier_core::id::{AssetName, VersionName};
 use atelier_core::spec::{AssetRef, AssetVersion, Diagnostics};
 use atelier_core::time::Timestamp;
+use serde_json::json;
 
 use super::assets::NotOwner;
+use crate::identity::Asking;
 use crate::store::assets::{self, AssetQuery};
 use crate::store::components::{self, ListedComponent};
 use crate::store::{self, Archived, SqliteStore};
@@ -60,10 +62,18 @@ impl Components {
     pub async fn register(
         &self,
         draft: Draft,
-        by: Principal,
+        by: Actor,
         at: Timestamp,
     ) -> Result<ComponentVersion, Error> {
-        let made = self.store.write(move |conn| components::register(conn, draft, by, at));
+        let who = by.principal.clone();
+        let made = self.store.change(by, move |conn| {
+            let before = assets::before(conn, KIND, &draft.name, draft.version.as_ref())?;
+            let made = components::register(conn, draft, who, at)?;
+            if let Ok(made) = &made {
+                conn.changed(assets::resource(made), before.as_ref(), Some(made));
+            }
+            Ok(made)
+        });
         Ok(made.await??)
     }
 
@@ -114,13 +124,24 @@ impl Components {
         &self,
         component: &AssetRef,
         change: Change,
+        by: Actor,
     ) -> Result<ListedComponent, Error> {
         let found = self.find(component)?.version;
         let (name, which) = (found.name.clone(), AssetVersion::Exact(found.version.to_string()));
         // As a draft with it would be.
-        found.changed(&change).draft().check()?;
+        found.clone().changed(&change).draft().check()?;
         let key = name.clone();
-        let changed = self.store.write(move |conn| components::change(conn, &key, &which, &change));
+        let changed = self.store.change(by, move |conn| {
+            let changed = components::change(conn, &key, &which, &change)?;
+            if let Ok(after) = &changed {
+                let labels = json!({ "labels": &change.labels, "unlabel": &change.unlabel });
+                conn.changed(assets::resource(after), Some(&found), Some(after));
+                if !change.labels.is_empty() || !change.unlabel.is_empty() {
+                    conn.done(assets::resource(after), &labels);
+                }
+            }
+            Ok(changed)
+        });
         let changed = changed.await??;
         self.version(&name, &changed.version)
     }
@@ -131,6 +152,7 @@ impl Components {
         name: &str,
         version: &str,
         archived: bool,
+        by: Actor,
     ) -> Result<ListedComponent, Error> {
         let Ok(own) = AssetName::new(name) else { return Err(self.no_such(name)?) };
         let known = self.store.read(|conn| assets::asset(conn, KIND, &own, Some(version)))?;
@@ -141,7 +163,9 @@ impl Components {
         };
         let (key, which) = (own.clone(), version.clone());
         self.store
-            .write(move |conn| assets::archive(conn, KIND, &key, which.as_ref(), archived))
+            .change(by, move |conn| {
+                assets::archive_asked(conn, KIND, &key, which.as_ref(), archived)
+            })
             .await??;
         let newest = || known.versions.first().map(|entry| entry.version.clone());
         match version.or_else(newest) {
@@ -155,7 +179,7 @@ impl Components {
     pub async fn delete(
         &self,
         component: &AssetRef,
-        caller: &Caller,
+        caller: &Asking,
     ) -> Result<ListedComponent, Error> {
         let found = self.find(component)?;
         let ComponentVersion { name, version, created_by, .. } = found.version.clone();
@@ -164,7 +188,13 @@ impl Components {
             return Err(NotOwner { principal, kind: KIND, name, version, owner }.into());
         }
         let which = AssetVersion::Exact(version.to_string());
-        let deleted = self.store.write(move |conn| assets::delete(conn, KIND, &name, &which));
+        let deleted = self.store.change(caller.actor(), move |conn| {
+            let deleted = assets::delete::<ComponentVersion>(conn, KIND, &name, &which)?;
+            if let Ok(gone) = &deleted {
+                conn.changed(assets::resource(gone), Some(gone), None);
+            }
+            Ok(deleted)
+        });
         let version: ComponentVersion = deleted.await??;
         Ok(ListedComponent { version, latest: false, ..found })
     }

@@ -4,10 +4,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use atelier_core::asset::Version;
+use atelier_core::audit::Actor;
 use atelier_core::datastore::{
     Credentials, DatastoreRecord, Draft, Existing, KeptCredentials, Refusal, Registration, Source,
 };
-use atelier_core::id::{DatastoreName, JobName, Principal};
+use atelier_core::id::{DatastoreName, JobName};
 use atelier_core::job::Job;
 use atelier_core::layout;
 use atelier_core::retention::overlap;
@@ -21,6 +22,7 @@ use zeroize::Zeroizing;
 
 use super::handle::{self, Handle};
 use crate::storage::{self, Datastore, Datastores, ObjectPath, Unlock};
+use crate::store::audit::Asked;
 use crate::store::{self, SqliteStore, assets, datastores, retention, secrets};
 use crate::vault::{self, Sealer, Vault};
 
@@ -74,7 +76,7 @@ pub struct Wanted {
     /// With what it is reached; `None`: what there is stays.
     pub credentials: Option<Credentials>,
     /// Who asks.
-    pub by: Principal,
+    pub by: Actor,
     /// When.
     pub at: Timestamp,
 }
@@ -175,7 +177,7 @@ impl DatastoreChanges {
                     let record = DatastoreRecord {
                         datastore: draft.clone(),
                         credentials: KeptCredentials::None,
-                        created_by: by.clone(),
+                        created_by: by.principal.clone(),
                         created_at: *at,
                     };
                     let given = Some((given.clone(), sealer));
@@ -273,9 +275,10 @@ impl DatastoreChanges {
     }
 
     /// Forgets a datastore, unless a job that is not over uses it. Its data stays where it is.
-    pub async fn delete(&self, name: &str, by: Principal, at: Timestamp) -> Result<(), Error> {
+    pub async fn delete(&self, name: &str, by: Actor, at: Timestamp) -> Result<(), Error> {
         let _turn = self.turn.lock().await;
-        let name = self.made(name)?.datastore.name;
+        let before = self.made(name)?;
+        let name = before.datastore.name.clone();
         // A job that was checked before is one of the live ones by now.
         let _alone = self.datastores.let_go().await;
         let wanted = name.clone();
@@ -296,13 +299,16 @@ impl DatastoreChanges {
             return Err(Refusal::HoldsAssets { name, assets }.into());
         }
         let (key, sealed) = (name.clone(), SealedName::Datastore(name.clone()));
-        let write = move |conn: &_| {
-            secrets::forget(conn, &sealed, None, &by, at)?;
+        let who = by.principal.clone();
+        let write = move |conn: &Asked<'_>| {
+            secrets::forget(conn, &sealed, None, &who, at)?;
             // Another one of this name is not to lose what lies there.
             retention::forget(conn, &key)?;
-            datastores::delete(conn, &key)
+            datastores::delete(conn, &key)?;
+            conn.changed(format!("datastore/{key}"), Some(&before), None);
+            Ok(())
         };
-        self.store.write(write).await?;
+        self.store.change(by, write).await?;
         self.datastores.remove(&name);
         Ok(())
     }
@@ -366,15 +372,18 @@ impl DatastoreChanges {
         &self,
         mut record: DatastoreRecord,
         given: Option<(Credentials, Option<Sealer>)>,
-        by: Principal,
+        by: Actor,
         at: Timestamp,
     ) -> Result<bool, Error> {
-        let kept = self.store.write(move |conn| {
+        let who = by.principal.clone();
+        let before = self.find(record.datastore.name.as_str()).ok();
+        let before = before.and_then(|known| known.record().cloned());
+        let kept = self.store.change(by, move |conn| {
             record.credentials = match given {
                 None => record.credentials,
                 Some((given, sealer)) => match (given.sealed_kind(), sealer) {
                     (Some(kind), Some(sealer)) => {
-                        match sealer.keep(conn, &sealable(&given), &by, at) {
+                        match sealer.keep(conn, &sealable(&given), &who, at) {
                             Ok(Some(version)) => KeptCredentials::Sealed { kind, version },
                             Ok(None) => return Ok(Ok(None)),
                             Err(vault::Error::Store(error)) => return Err(error),
@@ -383,7 +392,7 @@ impl DatastoreChanges {
                     }
                     _ => {
                         let name = SealedName::Datastore(record.datastore.name.clone());
-                        secrets::forget(conn, &name, None, &by, at)?;
+                        secrets::forget(conn, &name, None, &who, at)?;
                         match given {
                             Credentials::Anonymous => KeptCredentials::Anonymous,
                             _ => KeptCredentials::None,
@@ -392,6 +401,8 @@ impl DatastoreChanges {
                 },
             };
             datastores::put(conn, &record)?;
+            let resource = format!("datastore/{}", record.datastore.name);
+            conn.changed(resource, before.as_ref(), Some(&record));
             Ok(Ok(Some(record)))
         });
         let Some(record) = kept.await?? else { return Ok(false) };

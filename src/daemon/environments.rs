@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use atelier_core::asset::{Asset, Kind, Refusal, Unresolved};
+use atelier_core::audit::Actor;
 use atelier_core::environment::{CuratedTable, Draft, EnvironmentVersion};
-use atelier_core::id::{AssetName, Principal, VersionName};
+use atelier_core::id::{AssetName, VersionName};
 use atelier_core::spec::{AssetRef, AssetVersion, Code, Diagnostics, InlineEnvironment};
 use atelier_core::time::Timestamp;
 
 use crate::storage::{self, ContentStore};
-use crate::store::assets::AssetQuery;
+use crate::store::assets::{self, AssetQuery};
 use crate::store::environments::{self, ListedEnvironment};
 use crate::store::{self, SqliteStore};
 
@@ -92,7 +93,7 @@ impl Environments {
     pub async fn register(
         &self,
         draft: Draft,
-        by: Principal,
+        by: Actor,
         at: Timestamp,
     ) -> Result<EnvironmentVersion, Error> {
         draft.check()?;
@@ -102,12 +103,27 @@ impl Environments {
         {
             return Err(Error::NoSnapshot(root));
         }
-        let made = self.store.write(move |conn| environments::register(conn, draft, by, at));
+        let who = by.principal.clone();
+        let made = self.store.change(by, move |conn| {
+            let kind = Kind::Environment;
+            let before = assets::before(conn, kind, &draft.name, draft.version.as_ref())?;
+            let made = environments::register(conn, draft, who, at)?;
+            if let Ok(made) = &made {
+                conn.changed(assets::resource(made), before.as_ref(), Some(made));
+            }
+            Ok(made)
+        });
         Ok(made.await??)
     }
 
     /// Hides an environment or one of its versions from lists, or shows it again.
-    pub async fn archive(&self, name: &str, version: &str, archived: bool) -> Result<Found, Error> {
+    pub async fn archive(
+        &self,
+        name: &str,
+        version: &str,
+        archived: bool,
+        by: Actor,
+    ) -> Result<Found, Error> {
         let own = AssetName::new(name)
             .ok()
             .map(|name| Ok::<_, Error>((self.asset(&name, Some(version))?, name)));
@@ -118,7 +134,9 @@ impl Environments {
         };
         let (key, which) = (name.clone(), version.clone());
         self.store
-            .write(move |conn| environments::archive(conn, &key, which.as_ref(), archived))
+            .change(by, move |conn| {
+                assets::archive_asked(conn, Kind::Environment, &key, which.as_ref(), archived)
+            })
             .await??;
         let newest = || asset.versions.first().map(|entry| entry.version.clone());
         match version.or_else(newest) {

@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use atelier_core::audit::{Actor, Change};
 use atelier_core::compute::Cluster;
+use atelier_core::content::Digest;
 use atelier_core::id::{ComputeName, JobName, NodeName, Principal};
 use atelier_core::job::{Event, Job, JobStatus, Report};
 use atelier_core::live::{ClusterChange, Entered, Entering, Live, Refusal, Sandbox, TakenAway};
@@ -69,9 +71,24 @@ pub struct SubmitRequest {
     /// Resolved and validated.
     pub spec: Arc<CommandJob>,
     /// Who asks.
-    pub principal: Principal,
+    pub by: Actor,
     /// Set when a repetition must find the first.
     pub key: Option<IdempotencyKey>,
+}
+
+impl SubmitRequest {
+    /// What the audit log tells of it. The specification lies with the job; what may be secret in it is not copied.
+    fn told(&self) -> Change {
+        let specification = serde_json::to_vec(&*self.spec).unwrap_or_default();
+        Change::done(
+            format!("job/{}", self.name),
+            &serde_json::json!({
+                "experiment_name": self.spec.experiment_name,
+                "compute": self.spec.compute,
+                "specification_blake3": Digest::of(&specification),
+            }),
+        )
+    }
 }
 
 /// Reads live state.
@@ -80,21 +97,21 @@ pub(super) type Look = Box<dyn FnOnce(&Live, &HashMap<NodeName, NodeView>) + Sen
 pub(super) type Reply<T> = oneshot::Sender<Result<T, Error>>;
 
 pub(super) enum Command {
-    Submit { request: Box<SubmitRequest>, reply: Reply<Job> },
-    Cancel { job: JobName, by: Principal, reason: String, reply: Reply<()> },
+    Submit { request: Box<SubmitRequest>, told: Box<Change>, reply: Reply<Job> },
+    Cancel { job: JobName, by: Box<Actor>, reason: String, reply: Reply<()> },
     Enter { request: Box<EnterRequest>, reply: Reply<Entered> },
     Debug { request: Box<DebugRequest>, reply: Reply<Entered> },
-    Release { job: JobName, by: Principal, reply: Reply<Vec<(NodeName, Sandbox)>> },
-    Archive { job: JobName, archived: bool, by: Principal, reply: Reply<Job> },
-    Forget { job: JobName, reply: Reply<()> },
+    Release { job: JobName, by: Box<Actor>, reply: Reply<Vec<(NodeName, Sandbox)>> },
+    Archive { job: JobName, archived: bool, by: Box<Actor>, reply: Reply<Job> },
+    Forget { job: JobName, by: Box<Actor>, reply: Reply<()> },
     NodeJoined { join: Box<Join>, reply: Reply<()> },
     NodeReport { node: NodeName, session: u64, report: Box<Report> },
     NodeChanged { node: NodeName, session: u64, change: Box<NodeChange> },
     NodeKeeps { node: NodeName, session: u64, kept: Vec<Sandbox> },
     NodeHolds { node: NodeName, session: u64, held: Vec<(DataPlace, u64)> },
     Drain { request: Box<DrainRequest>, reply: Reply<()> },
-    Resume { node: NodeName, reply: Reply<()> },
-    Compute { change: Box<ComputeChange>, reply: Reply<()> },
+    Resume { node: NodeName, by: Box<Actor>, reply: Reply<()> },
+    Compute { change: Box<ComputeChange>, by: Box<Actor>, reply: Reply<()> },
     Provided(Provided),
     NodeLeft { node: NodeName, session: u64 },
     Heartbeat { node: NodeName, session: u64, at: i64, usage: BTreeMap<String, f64> },
@@ -112,7 +129,7 @@ pub struct EnterRequest {
     /// What for.
     pub what: Entering,
     /// Who asks.
-    pub by: Principal,
+    pub by: Actor,
 }
 
 /// Somebody who may wants into what a job left that failed.
@@ -124,7 +141,7 @@ pub struct DebugRequest {
     /// What for, as a shell shows it; empty: a shell.
     pub command: String,
     /// Who asks.
-    pub by: Principal,
+    pub by: Actor,
 }
 
 /// An admin's word that a node gets no more jobs.
@@ -132,7 +149,7 @@ pub struct DrainRequest {
     /// Which.
     pub node: NodeName,
     /// Who says so.
-    pub by: Principal,
+    pub by: Actor,
     /// Why.
     pub reason: String,
     /// After how many seconds the jobs there go back in the queue; `None`: they run to their end.
@@ -147,8 +164,6 @@ pub enum ComputeChange {
     Put {
         /// The cluster, checked.
         cluster: Box<Cluster>,
-        /// Who asks.
-        by: Principal,
     },
     /// Changes a cluster's bounds.
     Change {
@@ -163,8 +178,6 @@ pub enum ComputeChange {
     Drain {
         /// Which.
         name: ComputeName,
-        /// Who says so.
-        by: Principal,
         /// Why.
         reason: String,
         /// After how many seconds the jobs there go back in the queue; `None`: they run to their
@@ -184,6 +197,20 @@ pub enum ComputeChange {
         /// How much; `None` takes back what was said.
         limits: Option<Limits>,
     },
+}
+
+impl ComputeChange {
+    /// Which compute it is about.
+    pub fn name(&self) -> &ComputeName {
+        match self {
+            Self::Put { cluster, .. } => &cluster.name,
+            Self::Delete(name)
+            | Self::Resume(name)
+            | Self::Change { name, .. }
+            | Self::Drain { name, .. }
+            | Self::Quota { name, .. } => name,
+        }
+    }
 }
 
 /// What a provider says.
@@ -248,12 +275,20 @@ impl Handle {
 
     /// Accepts a job. When this returns, it is on disk.
     pub async fn submit(&self, request: SubmitRequest) -> Result<Job, Error> {
+        // Made here, beside others: the reactor has one thread.
+        let told = Box::new(request.told());
         let request = Box::new(request);
-        self.ask(|reply| Command::Submit { request, reply }).await
+        self.ask(|reply| Command::Submit { request, told, reply }).await
     }
 
     /// Asks a job to stop.
-    pub async fn cancel(&self, job: JobName, by: Principal, reason: String) -> Result<(), Error> {
+    pub async fn cancel(
+        &self,
+        job: JobName,
+        by: impl Into<Actor>,
+        reason: String,
+    ) -> Result<(), Error> {
+        let by = Box::new(by.into());
         self.ask(|reply| Command::Cancel { job, by, reason, reply }).await
     }
 
@@ -273,8 +308,9 @@ impl Handle {
     pub async fn release(
         &self,
         job: JobName,
-        by: Principal,
+        by: impl Into<Actor>,
     ) -> Result<Vec<(NodeName, Sandbox)>, Error> {
+        let by = Box::new(by.into());
         self.ask(|reply| Command::Release { job, by, reply }).await
     }
 
@@ -293,13 +329,20 @@ impl Handle {
     }
 
     /// Hides a finished job from lists, or shows it again.
-    pub async fn archive(&self, job: JobName, archived: bool, by: Principal) -> Result<Job, Error> {
+    pub async fn archive(
+        &self,
+        job: JobName,
+        archived: bool,
+        by: impl Into<Actor>,
+    ) -> Result<Job, Error> {
+        let by = Box::new(by.into());
         self.ask(|reply| Command::Archive { job, archived, by, reply }).await
     }
 
     /// Forgets a finished job's rows.
-    pub async fn forget(&self, job: JobName) -> Result<(), Error> {
-        self.ask(|reply| Command::Forget { job, reply }).await
+    pub async fn forget(&self, job: JobName, by: impl Into<Actor>) -> Result<(), Error> {
+        let by = Box::new(by.into());
+        self.ask(|reply| Command::Forget { job, by, reply }).await
     }
 
     /// A node's session is open. When this returns, the node is reconciled and on disk.
@@ -315,14 +358,15 @@ impl Handle {
     }
 
     /// Lets a drained node have jobs again.
-    pub async fn resume(&self, node: NodeName) -> Result<(), Error> {
-        self.ask(|reply| Command::Resume { node, reply }).await
+    pub async fn resume(&self, node: NodeName, by: impl Into<Actor>) -> Result<(), Error> {
+        let by = Box::new(by.into());
+        self.ask(|reply| Command::Resume { node, by, reply }).await
     }
 
     /// Makes, changes or deletes a compute. When this returns, that is on disk.
-    pub async fn compute(&self, change: ComputeChange) -> Result<(), Error> {
-        let change = Box::new(change);
-        self.ask(|reply| Command::Compute { change, reply }).await
+    pub async fn compute(&self, change: ComputeChange, by: impl Into<Actor>) -> Result<(), Error> {
+        let (change, by) = (Box::new(change), Box::new(by.into()));
+        self.ask(|reply| Command::Compute { change, by, reply }).await
     }
 
     /// A provider's word on a node.

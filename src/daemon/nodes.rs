@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use atelier_core::access::Role;
+use atelier_core::access::{Caller, Role};
+use atelier_core::audit::Actor;
 use atelier_core::content::Digest;
 use atelier_core::id::{ComputeName, NodeName, Principal};
 use atelier_core::job::AttemptKey;
@@ -16,7 +17,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use tokio::sync::Mutex;
 
 use super::{Clock, Handle, HandleError};
-use crate::identity::Door;
+use crate::identity::{Door, Origin};
 use crate::store::nodes::{self as rows, Asked};
 use crate::store::{self, SqliteStore, TokenRecord};
 use crate::tls::{self, Certificate, Secure};
@@ -122,7 +123,7 @@ impl Nodes {
         compute: Option<ComputeName>,
         node: Option<NodeName>,
         opens: Option<Duration>,
-        created_by: Principal,
+        by: Actor,
     ) -> Result<Made, Error> {
         let opens = opens.unwrap_or(OPENS);
         if opens > OPENS_AT_MOST {
@@ -136,13 +137,13 @@ impl Nodes {
             hash: Digest::of(secret.as_bytes()),
             compute,
             node,
-            created_by,
+            created_by: by.principal.clone(),
             created_at,
             expires_at: created_at.plus_millis(opens),
             used: None,
         };
         let expires_at = record.expires_at;
-        self.0.database.write(move |conn| rows::put_join_token(conn, &record)).await?;
+        self.0.database.change(by, move |conn| rows::put_join_token(conn, &record)).await?;
         // Where the admin's certificate is shown, others vouch for the daemon.
         let own = self.0.secure.as_ref().filter(|secure| !secure.is_given());
         let token = match own {
@@ -159,6 +160,7 @@ impl Nodes {
         node: NodeName,
         compute: ComputeName,
         shows: Shows,
+        origin: &Origin,
     ) -> Result<Given, Error> {
         let secret = token.split_once('.').map_or(token, |(secret, _)| secret);
         let hash = Digest::of(secret.as_bytes());
@@ -186,6 +188,10 @@ impl Nodes {
             since: now,
             revoked_at: None,
         };
+        let principal = Principal::new(&format!("node:{node}"))
+            .map_err(|error| Error::Invalid(format!("node: {error}")))?;
+        let role = Role::Node(node.clone());
+        let by = origin.actor(&Caller { principal: principal.clone(), role: role.clone() });
         let (answer, own) = match (&shows, &self.0.secure) {
             (Shows::Request(request), Some(secure)) => {
                 let whose = (&*self.0.workspace, &node, &*identity.id);
@@ -196,11 +202,8 @@ impl Nodes {
                 let hash = <[u8; 32]>::try_from(&**hash).map_err(|_| {
                     Error::Invalid("token_hash: must hold 32 bytes, a BLAKE3 digest".to_owned())
                 })?;
-                let principal = Principal::new(&format!("node:{node}"))
-                    .map_err(|error| Error::Invalid(format!("node: {error}")))?;
-                let (hash, role) = (Digest::from_bytes(hash), Role::Node(node.clone()));
                 let given = TokenRecord {
-                    hash,
+                    hash: Digest::from_bytes(hash),
                     principal,
                     role,
                     created_at: now,
@@ -225,7 +228,7 @@ impl Nodes {
         let joined = self
             .0
             .database
-            .write(move |conn| rows::join(conn, &hash, &asks, &known, &told, given.as_ref()));
+            .change(by, move |conn| rows::join(conn, &hash, &asks, &known, &told, given.as_ref()));
         if let Some(before) = joined.await?? {
             return self.given(before);
         }
@@ -269,7 +272,12 @@ impl Nodes {
     }
 
     /// Cuts a node off: when this returns, nothing that it was let in by opens any more. How many attempts it had.
-    pub(crate) async fn revoke(&self, node: &NodeName, handle: &Handle) -> Result<u32, Error> {
+    pub(crate) async fn revoke(
+        &self,
+        node: &NodeName,
+        handle: &Handle,
+        by: Actor,
+    ) -> Result<u32, Error> {
         let name = node.clone();
         let is_there = handle.look(move |live, _| live.node(&name).is_some()).await?;
         let is_known = self.0.door.has_node(node) || is_there;
@@ -279,7 +287,8 @@ impl Nodes {
         {
             let _order = self.0.order.lock().await;
             let (name, now) = (node.clone(), self.0.clock.wall());
-            let revoked = self.0.database.write(move |conn| rows::revoke(conn, &name, now)).await?;
+            let revoked = self.0.database.change(by, move |conn| rows::revoke(conn, &name, now));
+            let revoked = revoked.await?;
             self.0.door.forget_node(node);
             self.0.door.nodes().set(node, Some(revoked));
             self.0.door.nodes().cut(node);
@@ -317,8 +326,9 @@ impl Nodes {
     /// Forgets a node that is no more.
     pub(crate) async fn forget(&self, node: &NodeName) -> Result<(), Error> {
         let _order = self.0.order.lock().await;
-        let (name, now) = (node.clone(), self.0.clock.wall());
-        self.0.database.write(move |conn| rows::forget(conn, &name, now)).await?;
+        let daemon = Principal::new("daemon").map_err(|error| Error::Invalid(error.to_string()))?;
+        let (name, by) = (node.clone(), Actor::daemon(daemon, "node removed"));
+        self.0.database.change(by, move |conn| rows::forget(conn, &name)).await?;
         self.0.door.forget_node(node);
         self.0.door.nodes().set(node, None);
         self.0.door.nodes().cut(node);

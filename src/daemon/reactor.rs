@@ -15,15 +15,17 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use atelier_core::audit::{Actor, Change, Draft};
 use atelier_core::content::Digest;
 use atelier_core::id::{ComputeName, JobName, NodeName, Principal};
 use atelier_core::job::{Event, EventKind, Job};
 use atelier_core::live::{
-    Counters, Decisions, Effect, Live, Refusal, Restored, Sandbox, Submission,
+    Counters, Decisions, Effect, Entering, Live, Refusal, Restored, Sandbox, Submission,
 };
 use atelier_core::node::{Drain, LeasePolicy, Now};
 use futures::FutureExt as _;
 use futures::future::{BoxFuture, ready};
+use serde_json::{Value, json};
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::time::MissedTickBehavior;
 
@@ -108,6 +110,8 @@ struct Round {
     decisions: Decisions,
     submitted: Vec<Submitted>,
     deleted: Vec<JobName>,
+    /// Who asked for what.
+    audit: Vec<Draft>,
     answers: Vec<Answer>,
     looks: Vec<Look>,
     stop: Option<oneshot::Sender<()>>,
@@ -233,7 +237,7 @@ impl Reactor {
         }
         self.live.tick(now, &mut round.decisions);
         self.live.schedule(now, &mut round.decisions);
-        let Round { decisions, submitted, deleted, answers, looks, stop } = round;
+        let Round { decisions, submitted, deleted, audit, answers, looks, stop } = round;
         let runs = runs::follow(&submitted, &decisions, &deleted);
         for node in &decisions.nodes_gone {
             // Its agent, if there still is one, is told when it comes again.
@@ -266,6 +270,7 @@ impl Reactor {
             instances_gone,
             deleted,
             hold_over,
+            audit,
             counters: Some(self.live.counters()),
         };
         let idle = batch.is_empty();
@@ -280,7 +285,7 @@ impl Reactor {
             .iter()
             .filter_map(|command| match command {
                 Command::Submit { request, .. } => Some(store::Lookup {
-                    principal: &request.principal,
+                    principal: &request.by.principal,
                     key: request.key.as_ref().map(|key| key.key.as_str()),
                     name: &request.name,
                     experiment: &request.spec.experiment_name,
@@ -381,18 +386,32 @@ impl Reactor {
 
     fn take(&mut self, command: Command, now: Now, known: &mut Looked, round: &mut Round) {
         match command {
-            Command::Submit { request, reply } => {
+            Command::Submit { request, told, reply } => {
                 let known = match known {
                     Ok(known) => Ok(known.next().unwrap_or_default()),
                     Err(error) => Err(error.clone()),
                 };
                 match known {
-                    Ok(known) => self.submit(*request, known, reply, now, round),
+                    Ok(known) => self.submit(*request, *told, known, reply, now, round),
                     Err(error) => round.refuse(reply, Error::Store(error)),
                 }
             }
             Command::Cancel { job, by, reason, reply } => {
-                let result = self.live.cancel(&job, by, &reason, now, &mut round.decisions);
+                let status = |live: &Live, round: &Round| {
+                    let job = round.decisions.changed.get(&job).or_else(|| live.job(&job));
+                    job.map(|job| json!({ "status": job.status().as_str() }))
+                };
+                let before = status(&self.live, round);
+                let who = by.principal.clone();
+                let result = self.live.cancel(&job, who, &reason, now, &mut round.decisions);
+                if result.is_ok() {
+                    let mut after = status(&self.live, round);
+                    if let Some(Value::Object(after)) = &mut after {
+                        after.insert("reason".to_owned(), reason.into());
+                    }
+                    let (before, after) = (before.as_ref(), after.as_ref());
+                    round.tell(*by, Change::new(format!("job/{job}"), before, after));
+                }
                 let result = match result {
                     // It may be over, which is as good.
                     Err(Refusal::NoSuchJob(name)) => self.must_exist(&name).map(drop),
@@ -402,7 +421,16 @@ impl Reactor {
             }
             Command::Enter { request, reply } => {
                 let EnterRequest { job, rank, what, by } = *request;
-                let result = self.live.enter(&job, rank, &what, by, now, &mut round.decisions);
+                let who = by.principal.clone();
+                let result = self.live.enter(&job, rank, &what, who, now, &mut round.decisions);
+                if result.is_ok() {
+                    let what = match &what {
+                        Entering::Command(_) => json!({ "rank": rank, "what": "command" }),
+                        Entering::Shell => json!({ "rank": rank, "what": "shell" }),
+                        Entering::Ports(ports) => json!({ "rank": rank, "ports": ports }),
+                    };
+                    round.tell(by, Change::done(format!("job/{job}"), &what));
+                }
                 let result = match result {
                     Err(Refusal::NoSuchJob(name)) => match self.known(&name, round) {
                         Ok(job) => Err(Error::JobOver { status: job.status(), job: name }),
@@ -414,17 +442,27 @@ impl Reactor {
             }
             Command::Debug { request, reply } => {
                 let DebugRequest { job, rank, command, by } = *request;
+                let who = by.principal.clone();
                 let result = self.known(&job, round).and_then(|job| {
                     let out = &mut round.decisions;
-                    self.live.debug(&job, rank, &command, by, now, out).map_err(Error::from)
+                    self.live.debug(&job, rank, &command, who, now, out).map_err(Error::from)
                 });
+                if result.is_ok() {
+                    let what = json!({ "rank": rank, "what": "what is left of it" });
+                    round.tell(by, Change::done(format!("job/{job}"), &what));
+                }
                 round.answer(reply, result, |entered| |_| Ok(entered));
             }
             Command::Release { job, by, reply } => {
+                let who = by.principal.clone();
                 let result = self.known(&job, round).and_then(|job| {
                     let out = &mut round.decisions;
-                    self.live.release(&job, by, now, out).map_err(Error::from)
+                    self.live.release(&job, who, now, out).map_err(Error::from)
                 });
+                if let Ok(gone) = &result {
+                    let what = json!({ "released": gone.len() });
+                    round.tell(*by, Change::done(format!("job/{job}"), &what));
+                }
                 round.answer(reply, result, |gone| |_| Ok(gone));
             }
             Command::Archive { job, archived, by, reply } => {
@@ -435,15 +473,33 @@ impl Reactor {
                     let mut found = found.clone();
                     found.archived = archived;
                     let kind = if archived { EventKind::Archived } else { EventKind::Restored };
-                    self.live.note(&found, by, kind, now, &mut round.decisions);
+                    let who = by.principal.clone();
+                    self.live.note(&found, who, kind, now, &mut round.decisions);
+                    let [before, after] = [!archived, archived].map(|is| json!({ "archived": is }));
+                    let change = Change::new(format!("job/{job}"), Some(&before), Some(&after));
+                    round.tell(*by, change);
                     round.decisions.changed.insert(job.clone(), found);
                 }
                 round.answer(reply, result, |before| {
                     move |changed| Ok(changed.get(&job).cloned().unwrap_or(before))
                 });
             }
-            Command::Forget { job, reply } => {
-                let result = self.finished(&job, round).map(drop);
+            Command::Forget { job, by, reply } => {
+                let found = self.finished(&job, round);
+                let result = match found {
+                    Ok(found) => {
+                        let before = json!({
+                            "experiment_name": found.spec.experiment_name,
+                            "compute": found.compute,
+                            "created_by": found.created_by,
+                            "status": found.status().as_str(),
+                        });
+                        let resource = format!("job/{job}");
+                        round.tell(*by, Change::new(resource, Some(&before), None));
+                        Ok(())
+                    }
+                    Err(error) => Err(error),
+                };
                 if result.is_ok() {
                     self.live.let_go(&job, &mut round.decisions);
                     round.deleted.push(job);
@@ -458,16 +514,35 @@ impl Reactor {
                 let DrainRequest { node, by, reason, deadline_s, update } = *request;
                 let since = now.wall;
                 let deadline = deadline_s.map(|s| since.plus_millis(i64::from(s) * 1000));
-                let drain = Drain { by, reason, since, deadline };
+                let drain = Drain { by: by.principal.clone(), reason, since, deadline };
+                let before = self.drain_of(&node);
                 let result = self.live.drain(&node, drain, update, now, &mut round.decisions);
+                if result.is_ok() {
+                    let after = self.drain_of(&node);
+                    round.tell(
+                        by,
+                        Change::new(format!("node/{node}"), before.as_ref(), after.as_ref()),
+                    );
+                }
                 round.answer(reply, result.map_err(Error::from), |()| |_| Ok(()));
             }
-            Command::Resume { node, reply } => {
+            Command::Resume { node, by, reply } => {
+                let before = self.drain_of(&node);
                 let result = self.live.resume(&node, &mut round.decisions);
+                if result.is_ok() && before.is_some() {
+                    round.tell(*by, Change::new(format!("node/{node}"), before.as_ref(), None));
+                }
                 round.answer(reply, result.map_err(Error::from), |()| |_| Ok(()));
             }
-            Command::Compute { change, reply } => {
-                let result = self.compute(*change, now, &mut round.decisions);
+            Command::Compute { change, by, reply } => {
+                let name = change.name().clone();
+                let before = self.live.compute(&name).cloned();
+                let who = by.principal.clone();
+                let result = self.compute(*change, who, now, &mut round.decisions);
+                if result.is_ok() {
+                    let after = self.live.compute(&name);
+                    round.tell(*by, Change::new(format!("compute/{name}"), before.as_ref(), after));
+                }
                 round.answer(reply, result.map_err(Error::from), |()| |_| Ok(()));
             }
             Command::Provided(word) => {
@@ -529,14 +604,15 @@ impl Reactor {
     fn compute(
         &mut self,
         change: ComputeChange,
+        by: Principal,
         now: Now,
         out: &mut Decisions,
     ) -> Result<(), Refusal> {
         match change {
-            ComputeChange::Put { cluster, by } => self.live.put_cluster(*cluster, by, now, out),
+            ComputeChange::Put { cluster } => self.live.put_cluster(*cluster, by, now, out),
             ComputeChange::Change { name, change } => self.live.change_cluster(&name, change, out),
             ComputeChange::Delete(name) => self.live.delete_cluster(&name, now, out),
-            ComputeChange::Drain { name, by, reason, deadline_s, update } => {
+            ComputeChange::Drain { name, reason, deadline_s, update } => {
                 let since = now.wall;
                 let deadline = deadline_s.map(|s| since.plus_millis(i64::from(s) * 1000));
                 let drain = Drain { by, reason, since, deadline };
@@ -547,6 +623,11 @@ impl Reactor {
                 self.live.set_quota(&name, user, limits, out)
             }
         }
+    }
+
+    /// Why a node gets no jobs, if an admin has said so.
+    fn drain_of(&self, node: &NodeName) -> Option<Drain> {
+        self.live.node(node)?.record.drain.clone()
     }
 
     fn show(&self, looks: Vec<Look>) {
@@ -562,12 +643,14 @@ impl Reactor {
     fn submit(
         &mut self,
         request: SubmitRequest,
+        told: Change,
         known: Known,
         reply: Reply<Job>,
         now: Now,
         round: &mut Round,
     ) {
-        let SubmitRequest { name, spec, principal, key } = request;
+        let SubmitRequest { name, spec, by, key } = request;
+        let principal = by.principal.clone();
         if let Some(key) = &key
             && let Some((first, fingerprint)) =
                 known.first.or_else(|| round.first_of(&principal, key))
@@ -594,6 +677,7 @@ impl Reactor {
             }
         };
         if result.is_ok() {
+            round.tell(by, told);
             round.submitted.push(Submitted { job: name.clone(), key });
         }
         round.answer(reply, result.map_err(Error::from), |()| {
@@ -667,6 +751,11 @@ impl Reactor {
 }
 
 impl Round {
+    /// Has the audit log tell who asked for what, in the same transaction.
+    fn tell(&mut self, by: Actor, change: Change) {
+        self.audit.push(by.changes(change));
+    }
+
     /// The job that this key makes in this very round, if any, and of which specification.
     fn first_of(
         &self,

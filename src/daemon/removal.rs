@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use atelier_core::access::{Caller, Permission};
 use atelier_core::asset::Version;
+use atelier_core::audit::Actor;
 use atelier_core::content::manifest::Manifest;
 use atelier_core::id::{DatastoreName, InvalidName, JobName};
 use atelier_core::job::Job;
@@ -18,6 +19,7 @@ use super::handle::{self, Handle};
 use super::retention::{self, Retention};
 use super::shared::Committed;
 use super::uncommitted::Uncommitted;
+use crate::identity::Asking;
 use crate::storage::{self, Datastores};
 use crate::store::retention::{LivePlaces, Removal as Row};
 use crate::store::{Store, tracking};
@@ -94,7 +96,7 @@ pub enum Error {
 impl Removal {
     /// Deletes logs, metrics, artifacts and outputs at their default place, and the records. `with_data`: also
     /// what the job was told to put elsewhere, as far as nobody refers to it.
-    pub async fn remove(&self, job: &Job, with_data: bool) -> Result<Removed, Error> {
+    pub async fn remove(&self, job: &Job, with_data: bool, by: Actor) -> Result<Removed, Error> {
         if job.ended().is_none() {
             return Err(handle::Error::StillLive(job.name.clone()).into());
         }
@@ -134,7 +136,7 @@ impl Removal {
             rows.iter().map(|row| (row.datastore.clone(), row.path.clone())).collect();
         self.retention.remove(rows).await?;
         crate::failpoint::hit("removal-written");
-        self.handle.forget(job.name.clone()).await?;
+        self.handle.forget(job.name.clone(), by).await?;
         drop((alone, gone));
         removed.going = !self.retention.soon().await?;
         removed.kept.extend(places.iter().filter_map(|(datastore, path)| {
@@ -182,14 +184,14 @@ impl Removal {
     pub async fn delete_asset(
         &self,
         version: &Version,
-        caller: &Caller,
+        asking: &Asking,
     ) -> Result<(Version, Option<String>), Error> {
         let _alone = self.assets.let_go().await;
-        let (data, stays) = match self.data_of(version, caller)? {
+        let (data, stays) = match self.data_of(version, asking)? {
             Ok(data) => (Some(data), None),
             Err(stays) => (None, Some(stays)),
         };
-        let (deleted, referrer) = self.assets.delete(version, data).await?;
+        let (deleted, referrer) = self.assets.delete(version, data, asking.actor()).await?;
         self.retention.wake();
         Ok((deleted, stays.or_else(|| referrer.map(|referrer| referrer.to_string()))))
     }

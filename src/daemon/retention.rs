@@ -7,17 +7,20 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use atelier_core::audit::Actor;
 use atelier_core::datastore::Unnamed;
-use atelier_core::id::{DatastoreName, JobName, Principal};
+use atelier_core::id::{DatastoreName, InvalidName, JobName, Principal};
 use atelier_core::job::Job;
 use atelier_core::retention::{Fate, Place, Referrer, Refusal, Rules, Stay, What};
 use atelier_core::time::Timestamp;
+use serde_json::json;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::assets::Assets;
 use super::clock::Clock;
 use crate::storage::{self, Datastore, Datastores, ObjectPath};
+use crate::store::audit::Asked;
 use crate::store::retention::{self as rows, LivePlaces, Removal, RulesRecord};
 use crate::store::{self, SqliteStore};
 
@@ -66,6 +69,9 @@ pub enum Error {
     /// The store failed.
     #[error(transparent)]
     Store(#[from] store::Error),
+    /// A name of the daemon's own.
+    #[error(transparent)]
+    Name(#[from] InvalidName),
 }
 
 /// Something that a finished job left, and what becomes of it.
@@ -109,11 +115,17 @@ impl Retention {
     }
 
     /// Sets the rules, in place of those that there were. They are on disk when this returns.
-    pub async fn set(&self, rules: Rules, by: Principal) -> Result<RulesRecord, Error> {
+    pub async fn set(&self, rules: Rules, by: Actor) -> Result<RulesRecord, Error> {
         rules.check()?;
-        let record = RulesRecord { rules, by, at: self.clock.wall() };
+        let record = RulesRecord { rules, by: by.principal.clone(), at: self.clock.wall() };
         let kept = record.clone();
-        self.store.write(move |conn| rows::set_rules(conn, &kept)).await?;
+        let write = move |conn: &Asked<'_>| {
+            let before = rows::rules(conn)?;
+            rows::set_rules(conn, &kept)?;
+            conn.changed("retention/rules", before.as_ref(), Some(&kept));
+            Ok(())
+        };
+        self.store.change(by, write).await?;
         Ok(record)
     }
 
@@ -139,8 +151,8 @@ impl Retention {
         Ok(all)
     }
 
-    /// Has all go that the rules say; what that is.
-    pub async fn apply(&self) -> Result<Vec<Judged>, Error> {
+    /// Has all go that the rules say, as somebody has `asked`; what that is.
+    pub async fn apply(&self, asked: Actor) -> Result<Vec<Judged>, Error> {
         let Some(rules) = self.rules()?.map(|record| record.rules) else { return Ok(Vec::new()) };
         let (mut gone, mut after) = (Vec::new(), 0);
         while let Some(by) = rules.ended_before(self.clock.wall()) {
@@ -158,7 +170,7 @@ impl Retention {
                 Ok((jobs.last().map(|job| job.seq.0), due))
             })?;
             if !due.is_empty() {
-                gone.extend(self.let_go(rules.clone(), due).await?);
+                gone.extend(self.let_go(rules.clone(), due, asked.clone()).await?);
             }
             let Some(last) = last else { break };
             after = last;
@@ -170,11 +182,22 @@ impl Retention {
         Ok(gone)
     }
 
+    /// The same, as nobody asks.
+    async fn sweep(&self) -> Result<Vec<Judged>, Error> {
+        let daemon = Principal::new("daemon")?;
+        self.apply(Actor::daemon(daemon, "retention")).await
+    }
+
     /// Has go what the rules still say of these jobs. Nobody makes an asset or submits a job meanwhile.
-    async fn let_go(&self, rules: Rules, due: Vec<JobName>) -> Result<Vec<Judged>, Error> {
+    async fn let_go(
+        &self,
+        rules: Rules,
+        due: Vec<JobName>,
+        by: Actor,
+    ) -> Result<Vec<Judged>, Error> {
         let _alone = (self.datastores.let_go().await, self.assets.let_go().await);
         let now = self.clock.wall();
-        let gone = self.store.write(move |conn| {
+        let gone = self.store.change(by, move |conn| {
             let facts = Facts { live: rows::live_places(conn)?, now };
             let mut gone = Vec::new();
             for name in &due {
@@ -183,6 +206,10 @@ impl Retention {
                 for goes in judged.into_iter().filter(|judged| judged.fate == Fate::Goes) {
                     rows::enqueue(conn, &removals(goes.what, &job))?;
                     rows::mark(conn, &goes.job, goes.what, now)?;
+                    conn.done(
+                        format!("job/{name}"),
+                        &json!({ "removed": goes.what.word(), "bytes": goes.bytes }),
+                    );
                     gone.push(goes);
                 }
             }
@@ -273,7 +300,7 @@ impl Retention {
         loop {
             if patrol <= Instant::now() {
                 patrol = Instant::now() + PATROL;
-                if let Err(error) = self.apply().await {
+                if let Err(error) = self.sweep().await {
                     tracing::warn!(
                         error = &error as &dyn std::error::Error,
                         "the retention rules were not applied"

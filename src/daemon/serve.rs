@@ -32,6 +32,7 @@ use super::uncommitted::Uncommitted;
 use super::{
     Builds, Clock, Handle, LogHub, NodeCaches, Nodes, NodesError, Removal, Retention, Uploads,
 };
+use crate::audit::AuditLog;
 use crate::config::{Here, HomeError, OidcArgs, PublicData, ServeArgs, SignedUrls, data_dir};
 use crate::identity::{self, Door};
 use crate::provider::{Providers, Site};
@@ -152,6 +153,7 @@ pub struct Shared {
     pub(crate) nodes: Nodes,
     /// Who vouches for people, if somebody does.
     pub(crate) provider: Option<Arc<oidc::Provider>>,
+    pub(crate) audit: AuditLog,
     pub(crate) admission: Admission,
     pub(crate) logs: LogHub,
     pub(crate) caches: NodeCaches,
@@ -267,6 +269,8 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
     let sizes = Arc::new(size_table(args.sizes.as_ref())?);
     let door =
         Arc::new(Door::open(store.clone(), &folder.at("token.key"), &folder.workspace().id)?);
+    let audit = AuditLog::new(store.clone());
+    door.tell(audit.clone());
     let now = clock.wall();
     door.token_file(&folder.at("admin.token"), Principal::new("admin")?, Role::Admin, now).await?;
     let local = Role::Node(NodeName::new("local")?);
@@ -408,6 +412,7 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
         door: door.clone(),
         nodes,
         provider,
+        audit: audit.clone(),
         sizes,
         clock,
         folder: folder.clone(),
@@ -428,6 +433,7 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
     }
     folder.announce(&url)?;
     providers.start(handle.clone()).await;
+    tell_head(&audit);
     tracing::info!(%url, jobs = %jobs_address, folder = %data_dir.display(), "listening");
     let sealer = tokio::spawn(async move { tracking.run_sealer().await });
     let dropper = tokio::spawn(uncommitted.run(over));
@@ -435,7 +441,8 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
     let tender = tokio::spawn(async move { tended.tend().await });
     let uses = door.clone();
     let keeper = tokio::spawn(async move { uses.people().tend().await });
-    let mut patrols = vec![sealer, collector, dropper, remover, tender, keeper];
+    let teller = tokio::spawn(audit.clone().run());
+    let mut patrols = vec![sealer, collector, dropper, remover, tender, keeper, teller];
     patrols.extend(secure.clone().map(|secure| tokio::spawn(secure.tend(clock))));
     let ended = tokio::spawn(run(
         listeners,
@@ -444,7 +451,7 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
         stopping,
         reactor,
         handle.clone(),
-        Ending { folder, patrols, providers, store: database, door },
+        Ending { folder, patrols, providers, audit, store: database, door },
     ));
     Ok(Daemon { address, url, handle, stop, ended })
 }
@@ -470,6 +477,7 @@ struct Ending {
     /// Those that may be stopped at any point.
     patrols: Vec<tokio::task::JoinHandle<()>>,
     providers: Providers,
+    audit: AuditLog,
     store: Arc<SqliteStore>,
     door: Arc<Door>,
 }
@@ -502,7 +510,7 @@ async fn run(
         },
         _ = stopping.wait_for(|stop| *stop) => Ok(()),
     };
-    let Ending { folder, patrols, providers, store, door } = ending;
+    let Ending { folder, patrols, providers, audit, store, door } = ending;
     patrols.iter().for_each(tokio::task::JoinHandle::abort);
     providers.stop().await;
     if !reactor.is_finished() {
@@ -510,12 +518,27 @@ async fn run(
     }
     folder.withdraw();
     door.people().write_uses().await;
+    if result.is_ok() {
+        audit.finish().await;
+        tell_head(&audit);
+    }
     if result.is_ok()
         && let Err(error) = store.checkpoint()
     {
         tracing::warn!(%error, "the database keeps its log");
     }
     result
+}
+
+/// Whoever keeps the daemon's log elsewhere can compare: `atelier audit verify --head HASH`.
+fn tell_head(audit: &AuditLog) {
+    match audit.head() {
+        Ok((given, last, _)) if given > last => {
+            tracing::error!(last, given, "entries are missing at the end of the audit log");
+        }
+        Ok((_, seq, head)) => tracing::info!(seq, %head, "the head of the audit log"),
+        Err(error) => tracing::warn!(%error, "the audit log cannot be read"),
+    }
 }
 
 /// Asks each time: an experiment may be renamed, and another take its name.

@@ -11,7 +11,7 @@ use prost::Message as _;
 use tonic::{Request, Response, Status};
 
 use super::status::told;
-use super::{blocking, caller, checked_key};
+use super::{actor, asking, blocking, checked_key};
 use crate::daemon::{AssetError, NotOwner, Shared};
 use crate::store::assets::{AssetQuery, Listed};
 use crate::store::{Archived, IdempotencyKey};
@@ -42,7 +42,7 @@ impl pb::asset_service_server::AssetService for Service {
         &self,
         request: Request<pb::CreateAssetRequest>,
     ) -> Result<Response<pb::Asset>, Status> {
-        let by = caller(&request)?.principal;
+        let by = actor(&request)?;
         let mut request = request.into_inner();
         let key = keyed(&mut request)?;
         let draft = Draft::try_from(request).map_err(told)?;
@@ -113,10 +113,11 @@ impl pb::asset_service_server::AssetService for Service {
         &self,
         request: Request<pb::UpdateAssetRequest>,
     ) -> Result<Response<pb::Asset>, Status> {
+        let by = actor(&request)?;
         let mut request = request.into_inner();
         let (kind, asset) = (kind_of(request.kind)?, reference(request.asset.take())?);
         let change = Change::try_from(request).map_err(told)?;
-        let changed = self.0.assets.change(kind, &asset, change).await.map_err(told)?;
+        let changed = self.0.assets.change(kind, &asset, change, by).await.map_err(told)?;
         Ok(Response::new(describe(&changed)))
     }
 
@@ -124,9 +125,11 @@ impl pb::asset_service_server::AssetService for Service {
         &self,
         request: Request<pb::ArchiveAssetRequest>,
     ) -> Result<Response<pb::Asset>, Status> {
+        let by = actor(&request)?;
         let pb::ArchiveAssetRequest { kind, name, version, archived } = request.into_inner();
         let kind = kind_of(kind)?;
-        let found = self.0.assets.archive(kind, &name, &version, archived).await.map_err(told)?;
+        let found =
+            self.0.assets.archive(kind, &name, &version, archived, by).await.map_err(told)?;
         Ok(Response::new(describe(&found)))
     }
 
@@ -134,14 +137,14 @@ impl pb::asset_service_server::AssetService for Service {
         &self,
         request: Request<pb::DeleteAssetRequest>,
     ) -> Result<Response<pb::Asset>, Status> {
-        let caller = caller(&request)?;
+        let caller = asking(&request)?;
         let pb::DeleteAssetRequest { kind, asset, with_data } = request.into_inner();
         let found = self.find(kind, asset)?;
         let version = &found.version;
         let run = version.made_by.as_ref().map_or("", |by| by.job.as_str());
         if !caller.owns(&version.created_by, run) {
             return Err(told(AssetError::from(NotOwner {
-                principal: caller.principal,
+                principal: caller.caller.principal,
                 kind: version.kind(),
                 name: version.name.clone(),
                 version: version.version.clone(),
@@ -153,7 +156,9 @@ impl pb::asset_service_server::AssetService for Service {
         let removal = &self.0.removal;
         let (deleted, kept) = match with_data {
             true => removal.delete_asset(version, &caller).await.map_err(told)?,
-            false => (self.0.assets.delete(version, None).await.map_err(told)?.0, None),
+            false => {
+                (self.0.assets.delete(version, None, caller.actor()).await.map_err(told)?.0, None)
+            }
         };
         let by = &caller.principal;
         tracing::info!(kind = %deleted.kind(), name = %deleted.name, version = %deleted.version, %by, "asset deleted");

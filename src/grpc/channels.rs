@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use atelier_core::audit::Actor;
 use atelier_core::id::{JobName, NodeName, Principal};
 use atelier_core::job::AttemptKey;
 use atelier_core::live::{Entered, Entering};
@@ -122,14 +123,14 @@ impl Channels {
     /// Opens a channel into a job for somebody who may, once its node has joined it.
     pub(super) async fn open(
         &self,
-        by: Principal,
+        by: Actor,
         job: JobName,
         open: pb::OpenChannel,
         client: Streaming<pb::ClientFrame>,
     ) -> Result<FromNode, Status> {
         let (Entered { node, key }, ports) = match checked(&open)? {
             Wanted::Connection { forward, port } => {
-                (self.of_forward(&by, &job, forward, port)?, vec![])
+                (self.of_forward(&by.principal, &job, forward, port)?, vec![])
             }
             Wanted::Entry(what) => {
                 let ports = match &what {
@@ -147,7 +148,7 @@ impl Channels {
         let (joined, answer) = oneshot::channel();
         let waiting = Some(Waiting { client, joined });
         let place = self.table.enter(Channel {
-            by,
+            by: by.principal,
             node: node.clone(),
             key: key.clone(),
             ports,

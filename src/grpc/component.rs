@@ -10,7 +10,7 @@ use tonic::{Request, Response, Status};
 
 use super::asset::page;
 use super::status::told;
-use super::{blocking, caller};
+use super::{actor, asking, blocking};
 use crate::daemon::{ComponentError, Shared};
 use crate::store::Archived;
 use crate::store::assets::AssetQuery;
@@ -25,7 +25,7 @@ impl pb::component_service_server::ComponentService for Service {
         &self,
         request: Request<pb::CreateComponentRequest>,
     ) -> Result<Response<pb::Component>, Status> {
-        let by = caller(&request)?.principal;
+        let by = actor(&request)?;
         let draft = Draft::try_from(request.into_inner()).map_err(told)?;
         let draft = self.0.admission.pin_component(draft).await.map_err(told)?;
         let at = self.0.clock.wall();
@@ -84,10 +84,11 @@ impl pb::component_service_server::ComponentService for Service {
         &self,
         request: Request<pb::UpdateComponentRequest>,
     ) -> Result<Response<pb::Component>, Status> {
+        let by = actor(&request)?;
         let mut request = request.into_inner();
         let component = reference(request.component.take())?;
         let change = Change::try_from(request).map_err(told)?;
-        let changed = self.0.components.change(&component, change).await.map_err(told)?;
+        let changed = self.0.components.change(&component, change, by).await.map_err(told)?;
         Ok(Response::new(describe(&changed)))
     }
 
@@ -95,8 +96,9 @@ impl pb::component_service_server::ComponentService for Service {
         &self,
         request: Request<pb::ArchiveComponentRequest>,
     ) -> Result<Response<pb::Component>, Status> {
+        let by = actor(&request)?;
         let pb::ArchiveComponentRequest { name, version, archived } = request.into_inner();
-        let found = self.0.components.archive(&name, &version, archived).await.map_err(told)?;
+        let found = self.0.components.archive(&name, &version, archived, by).await.map_err(told)?;
         Ok(Response::new(describe(&found)))
     }
 
@@ -104,7 +106,7 @@ impl pb::component_service_server::ComponentService for Service {
         &self,
         request: Request<pb::DeleteComponentRequest>,
     ) -> Result<Response<pb::Component>, Status> {
-        let caller = caller(&request)?;
+        let caller = asking(&request)?;
         let component = reference(request.into_inner().component)?;
         let gone = self.0.components.delete(&component, &caller).await.map_err(told)?;
         let (name, version, by) = (&gone.version.name, &gone.version.version, &caller.principal);

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use atelier_core::access::Permission;
+use atelier_core::audit::{Actor, Change};
 use atelier_core::compute::{Cluster, Instance, InstanceState, NodeShape, Placement};
 use atelier_core::id::{ComputeName, NodeName, Principal};
 use atelier_core::live::{ClusterChange, Live, LiveNode};
@@ -11,10 +12,11 @@ use atelier_core::resource::{GpuIndex, Ledger, MilliGpu, WHOLE_GPU};
 use atelier_core::sched::Limits;
 use atelier_core::time::Timestamp;
 use atelier_proto::compute::v1 as pb;
+use serde_json::json;
 use tonic::{Request, Response, Status};
 
 use super::status::told;
-use super::{caller, count};
+use super::{actor, caller, count};
 use crate::daemon::{ComputeChange, DrainRequest, NodeView, Shared};
 use crate::identity::Denied;
 
@@ -77,7 +79,7 @@ impl pb::compute_service_server::ComputeService for Service {
         &self,
         request: Request<pb::DrainNodeRequest>,
     ) -> Result<Response<pb::Node>, Status> {
-        let by = caller(&request)?.principal.clone();
+        let by = actor(&request)?;
         let pb::DrainNodeRequest { name, reason, deadline_s, update } = request.into_inner();
         let (reason, deadline_s) = checked_drain("node", &reason, deadline_s)?;
         let node = NodeName::new(&name).map_err(|_| no_node(&name))?;
@@ -90,7 +92,7 @@ impl pb::compute_service_server::ComputeService for Service {
         &self,
         request: Request<pb::PutComputeRequest>,
     ) -> Result<Response<pb::Compute>, Status> {
-        let by = caller(&request)?.principal.clone();
+        let by = actor(&request)?;
         let cluster = request.into_inner().cluster.ok_or_else(|| {
             Status::invalid_argument("cluster: is required; the atelier command sends one")
         })?;
@@ -99,7 +101,7 @@ impl pb::compute_service_server::ComputeService for Service {
         let name = cluster.name.to_string();
         self.0
             .handle
-            .compute(ComputeChange::Put { cluster: Box::new(cluster), by })
+            .compute(ComputeChange::Put { cluster: Box::new(cluster) }, by)
             .await
             .map_err(told)?;
         self.compute(name).await
@@ -110,6 +112,7 @@ impl pb::compute_service_server::ComputeService for Service {
         request: Request<pb::UpdateComputeRequest>,
     ) -> Result<Response<pb::Compute>, Status> {
         let caller = caller(&request)?;
+        let by = actor(&request)?;
         let request = request.into_inner();
         // Of how many nodes it has, and how long they stay, operators decide too.
         if request.description.is_some() && !caller.may(Permission::ManageCompute) {
@@ -125,7 +128,7 @@ impl pb::compute_service_server::ComputeService for Service {
             description: request.description,
             tags: None,
         };
-        self.0.handle.compute(ComputeChange::Change { name, change }).await.map_err(told)?;
+        self.0.handle.compute(ComputeChange::Change { name, change }, by).await.map_err(told)?;
         self.compute(request.name).await
     }
 
@@ -133,9 +136,10 @@ impl pb::compute_service_server::ComputeService for Service {
         &self,
         request: Request<pb::DeleteComputeRequest>,
     ) -> Result<Response<pb::DeleteComputeResponse>, Status> {
+        let by = actor(&request)?;
         let name = request.into_inner().name;
         let name = ComputeName::new(&name).map_err(|_| no_compute(&name))?;
-        self.0.handle.compute(ComputeChange::Delete(name)).await.map_err(told)?;
+        self.0.handle.compute(ComputeChange::Delete(name), by).await.map_err(told)?;
         Ok(Response::new(pb::DeleteComputeResponse {}))
     }
 
@@ -143,12 +147,12 @@ impl pb::compute_service_server::ComputeService for Service {
         &self,
         request: Request<pb::DrainComputeRequest>,
     ) -> Result<Response<pb::Compute>, Status> {
-        let by = caller(&request)?.principal.clone();
+        let by = actor(&request)?;
         let pb::DrainComputeRequest { name, reason, deadline_s, update } = request.into_inner();
         let (reason, deadline_s) = checked_drain("compute", &reason, deadline_s)?;
         let compute = ComputeName::new(&name).map_err(|_| no_compute(&name))?;
-        let change = ComputeChange::Drain { name: compute, by, reason, deadline_s, update };
-        self.0.handle.compute(change).await.map_err(told)?;
+        let change = ComputeChange::Drain { name: compute, reason, deadline_s, update };
+        self.0.handle.compute(change, by).await.map_err(told)?;
         self.compute(name).await
     }
 
@@ -156,9 +160,10 @@ impl pb::compute_service_server::ComputeService for Service {
         &self,
         request: Request<pb::ResumeComputeRequest>,
     ) -> Result<Response<pb::Compute>, Status> {
+        let by = actor(&request)?;
         let name = request.into_inner().name;
         let compute = ComputeName::new(&name).map_err(|_| no_compute(&name))?;
-        self.0.handle.compute(ComputeChange::Resume(compute)).await.map_err(told)?;
+        self.0.handle.compute(ComputeChange::Resume(compute), by).await.map_err(told)?;
         self.compute(name).await
     }
 
@@ -166,17 +171,19 @@ impl pb::compute_service_server::ComputeService for Service {
         &self,
         request: Request<pb::SetQuotaRequest>,
     ) -> Result<Response<pb::Compute>, Status> {
+        let by = actor(&request)?;
         let pb::SetQuotaRequest { name, user, limits } = request.into_inner();
         let limits = Some(limits.unwrap_or_default().into());
-        self.quota(name, &user, limits).await
+        self.quota(name, &user, limits, by).await
     }
 
     async fn delete_quota(
         &self,
         request: Request<pb::DeleteQuotaRequest>,
     ) -> Result<Response<pb::Compute>, Status> {
+        let by = actor(&request)?;
         let pb::DeleteQuotaRequest { name, user } = request.into_inner();
-        self.quota(name, &user, None).await
+        self.quota(name, &user, None, by).await
     }
 
     async fn list_sizes(
@@ -202,17 +209,23 @@ impl pb::compute_service_server::ComputeService for Service {
         &self,
         request: Request<pb::PruneNodeCacheRequest>,
     ) -> Result<Response<pb::NodeCache>, Status> {
+        let by = actor(&request)?;
         let prune = request.into_inner();
-        self.cache(prune.name.clone(), Some(prune)).await
+        let resource = format!("node/{}", prune.name);
+        let answer = self.cache(prune.name.clone(), Some(prune)).await?;
+        let change = Change::done(resource, &json!({ "cache": "pruned" }));
+        self.0.audit.note(by, change).await.map_err(told)?;
+        Ok(answer)
     }
 
     async fn resume_node(
         &self,
         request: Request<pb::ResumeNodeRequest>,
     ) -> Result<Response<pb::Node>, Status> {
+        let by = actor(&request)?;
         let name = request.into_inner().name;
         let node = NodeName::new(&name).map_err(|_| no_node(&name))?;
-        self.0.handle.resume(node).await.map_err(told)?;
+        self.0.handle.resume(node, by).await.map_err(told)?;
         self.node(name).await
     }
 }
@@ -257,6 +270,7 @@ impl Service {
         name: String,
         user: &str,
         limits: Option<Limits>,
+        by: Actor,
     ) -> Result<Response<pb::Compute>, Status> {
         let compute = ComputeName::new(&name).map_err(|_| no_compute(&name))?;
         let user =
@@ -266,7 +280,7 @@ impl Service {
                 ))
             })?;
         let change = ComputeChange::Quota { name: compute, user, limits };
-        self.0.handle.compute(change).await.map_err(told)?;
+        self.0.handle.compute(change, by).await.map_err(told)?;
         self.compute(name).await
     }
 

@@ -1,5 +1,6 @@
 //! `atelier.environment.v1.EnvironmentService`.
 
+use atelier_core::audit::Change;
 use atelier_core::environment::Draft;
 use atelier_core::id::{AssetName, NodeName};
 use atelier_core::node::Link;
@@ -8,12 +9,13 @@ use atelier_proto::convert;
 use atelier_proto::environment::v1 as pb;
 use futures::StreamExt as _;
 use futures::stream::{self, BoxStream};
+use serde_json::json;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::compute::no_compute;
 use super::status::told;
-use super::{blocking, caller};
+use super::{actor, blocking};
 use crate::daemon::{Curated, FoundEnvironment, Shared};
 use crate::store::Archived;
 use crate::store::assets::AssetQuery;
@@ -32,7 +34,7 @@ impl pb::environment_service_server::EnvironmentService for Service {
         &self,
         request: Request<pb::CreateEnvironmentRequest>,
     ) -> Result<Response<pb::Environment>, Status> {
-        let by = caller(&request)?.principal;
+        let by = actor(&request)?;
         let draft = Draft::try_from(request.into_inner()).map_err(told)?;
         let at = self.0.clock.wall();
         let made = self.0.environments.register(draft, by, at).await.map_err(told)?;
@@ -112,8 +114,10 @@ impl pb::environment_service_server::EnvironmentService for Service {
         &self,
         request: Request<pb::ArchiveEnvironmentRequest>,
     ) -> Result<Response<pb::Environment>, Status> {
+        let by = actor(&request)?;
         let pb::ArchiveEnvironmentRequest { name, version, archived } = request.into_inner();
-        let found = self.0.environments.archive(&name, &version, archived).await.map_err(told)?;
+        let found =
+            self.0.environments.archive(&name, &version, archived, by).await.map_err(told)?;
         Ok(Response::new(describe(found)))
     }
 
@@ -124,7 +128,7 @@ impl pb::environment_service_server::EnvironmentService for Service {
         request: Request<pb::BuildEnvironmentRequest>,
     ) -> Result<Response<Self::BuildEnvironmentStream>, Status> {
         use pb::build_environment_response::Message;
-        let by = caller(&request)?.principal;
+        let by = actor(&request)?;
         let pb::BuildEnvironmentRequest { environment, compute } = request.into_inner();
         let asset =
             environment.ok_or_else(|| Status::invalid_argument("environment: is required"))?;
@@ -136,7 +140,12 @@ impl pb::environment_service_server::EnvironmentService for Service {
         };
         let (compute, nodes) = self.ready_nodes(compute).await?;
         let (name, count) = (asset.name.as_str(), nodes.len());
-        tracing::info!(environment = name, %compute, nodes = count, %by, "environment is built ahead of jobs");
+        tracing::info!(environment = name, %compute, nodes = count, by = %by.principal, "environment is built ahead of jobs");
+        let change = Change::done(
+            format!("environment/{name}"),
+            &json!({ "built_on": compute, "nodes": count }),
+        );
+        self.0.audit.note(by, change).await.map_err(super::told)?;
         let told = self.0.builds.start(&nodes, &content, self.0.args.require_containers);
         let nodes = nodes.iter().map(ToString::to_string).collect();
         let environment = Some(describe(found));

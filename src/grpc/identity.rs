@@ -6,9 +6,10 @@ use atelier_core::time::Timestamp;
 use atelier_proto::identity::v1 as pb;
 use tonic::{Request, Response, Status};
 
-use super::caller;
 use super::status::told;
+use super::{asking, caller};
 use crate::daemon::Shared;
+use crate::identity::Asking;
 use crate::identity::people::{ListedToken, NewToken, People};
 use crate::store::people::UserRecord;
 
@@ -133,7 +134,7 @@ impl pb::token_service_server::TokenService for Service {
         &self,
         request: Request<pb::CreateTokenRequest>,
     ) -> Result<Response<pb::CreateTokenResponse>, Status> {
-        let by = caller(&request)?;
+        let by = asking(&request)?;
         let request = request.into_inner();
         let (principal, role) = self.wanted(&request)?;
         if let Some(Role::Node(node)) = &role
@@ -187,7 +188,7 @@ impl pb::token_service_server::TokenService for Service {
         &self,
         request: Request<pb::RevokeTokenRequest>,
     ) -> Result<Response<pb::Token>, Status> {
-        let by = caller(&request)?;
+        let by = asking(&request)?;
         let gone = self.people().revoke(&request.get_ref().id, &by).await.map_err(told)?;
         let user = &gone.record.principal;
         tracing::info!(%user, id = %gone.id, by = %by.principal, "token revoked");
@@ -201,7 +202,7 @@ impl pb::user_service_server::UserService for Service {
         &self,
         request: Request<pb::CreateUserRequest>,
     ) -> Result<Response<pb::User>, Status> {
-        let by = caller(&request)?;
+        let by = asking(&request)?;
         let pb::CreateUserRequest { name, role } = request.into_inner();
         let name = Principal::new(&name).map_err(told)?;
         let role = self.role(&role)?;
@@ -214,7 +215,7 @@ impl pb::user_service_server::UserService for Service {
         &self,
         request: Request<pb::UpdateUserRequest>,
     ) -> Result<Response<pb::User>, Status> {
-        let by = caller(&request)?;
+        let by = asking(&request)?;
         let pb::UpdateUserRequest { name, role } = request.into_inner();
         let role = self.role(&role)?;
         let changed = self.people().update_user(&name, role, &by).await.map_err(told)?;
@@ -226,7 +227,7 @@ impl pb::user_service_server::UserService for Service {
         &self,
         request: Request<pb::DeleteUserRequest>,
     ) -> Result<Response<pb::User>, Status> {
-        let by = caller(&request)?;
+        let by = asking(&request)?;
         let gone = self.people().delete_user(&request.get_ref().name, &by).await.map_err(told)?;
         tracing::info!(user = %gone.name, by = %by.principal, "user deleted");
         Ok(Response::new(user(&gone, &[])))
@@ -252,7 +253,7 @@ impl pb::user_service_server::UserService for Service {
 impl Service {
     async fn put_role(
         &self,
-        by: Caller,
+        by: Asking,
         request: pb::PutRoleRequest,
         replace: bool,
     ) -> Result<Response<pb::RoleDefinition>, Status> {
@@ -270,21 +271,21 @@ impl pb::role_service_server::RoleService for Service {
         &self,
         request: Request<pb::PutRoleRequest>,
     ) -> Result<Response<pb::RoleDefinition>, Status> {
-        self.put_role(caller(&request)?, request.into_inner(), false).await
+        self.put_role(asking(&request)?, request.into_inner(), false).await
     }
 
     async fn update_role(
         &self,
         request: Request<pb::PutRoleRequest>,
     ) -> Result<Response<pb::RoleDefinition>, Status> {
-        self.put_role(caller(&request)?, request.into_inner(), true).await
+        self.put_role(asking(&request)?, request.into_inner(), true).await
     }
 
     async fn delete_role(
         &self,
         request: Request<pb::DeleteRoleRequest>,
     ) -> Result<Response<pb::RoleDefinition>, Status> {
-        let by = caller(&request)?;
+        let by = asking(&request)?;
         let gone = self.people().delete_role(&request.get_ref().name, &by).await.map_err(told)?;
         tracing::info!(role = %gone.name, by = %by.principal, "role deleted");
         Ok(Response::new(custom(&gone)))

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use atelier_core::access::{Caller, Permission};
+use atelier_core::audit::Actor;
 use atelier_core::content::Digest;
 use atelier_core::id::{AttemptNumber, ExperimentName, JobName, Principal};
 use atelier_core::job::{Advice, Event, Job, Outcome, State, advise};
@@ -18,9 +19,9 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::channels::{Channels, FromNode};
 use super::status::told;
-use super::{blocking, caller, checked_key, queue};
+use super::{asking, blocking, caller, checked_key, queue};
 use crate::daemon::{LogStart, Removed, Shared, SubmitRequest};
-use crate::identity::Denied;
+use crate::identity::{Asking, Denied};
 use crate::store::{Archived, IdempotencyKey, JobQuery, Lookup};
 
 /// Jobs: submit, look, follow, cancel, put away.
@@ -43,24 +44,25 @@ impl Service {
     }
 
     /// The caller may change this job: an admin, or the one who submitted it.
-    fn own<T>(&self, request: &Request<T>, job: &Job) -> Result<Principal, Status> {
-        let caller = caller(request)?;
-        let may = caller.owns(&job.created_by, job.name.as_str());
-        Self::allowed(may, caller, job)
+    fn own<T>(&self, request: &Request<T>, job: &Job) -> Result<Actor, Status> {
+        let asking = asking(request)?;
+        let may = asking.owns(&job.created_by, job.name.as_str());
+        Self::allowed(may, asking, job)
     }
 
     /// The caller may cancel this job, or let go of what it left: its owner, an admin or an operator.
-    fn cancelled_by<T>(&self, request: &Request<T>, job: &Job) -> Result<Principal, Status> {
-        let caller = caller(request)?;
-        Self::allowed(caller.may_cancel(&job.created_by), caller, job)
+    fn cancelled_by<T>(&self, request: &Request<T>, job: &Job) -> Result<Actor, Status> {
+        let asking = asking(request)?;
+        let may = asking.may_cancel(&job.created_by);
+        Self::allowed(may, asking, job)
     }
 
-    fn allowed(may: bool, caller: Caller, job: &Job) -> Result<Principal, Status> {
+    fn allowed(may: bool, asking: Asking, job: &Job) -> Result<Actor, Status> {
         if may {
-            return Ok(caller.principal);
+            return Ok(asking.actor());
         }
         let (job, owner) = (job.name.to_string(), job.created_by.clone());
-        Err(told(Denied::NotOwner { principal: caller.principal, job, owner }))
+        Err(told(Denied::NotOwner { principal: asking.caller.principal, job, owner }))
     }
 
     async fn details(&self, job: &Job) -> Result<JobDetails, Status> {
@@ -134,7 +136,8 @@ impl pb::job_service_server::JobService for Service {
         &self,
         request: Request<pb::CreateJobRequest>,
     ) -> Result<Response<pb::CreateJobResponse>, Status> {
-        let caller = caller(&request)?;
+        let asking = asking(&request)?;
+        let caller = &asking.caller;
         let pb::CreateJobRequest { spec, idempotency_key } = request.into_inner();
         let spec = spec.ok_or_else(|| Status::invalid_argument("spec: is required"))?;
         let spec = CommandJob::try_from(spec).map_err(told)?;
@@ -158,7 +161,7 @@ impl pb::job_service_server::JobService for Service {
         let experiment = spec.experiment_name.clone();
         // What it names must be there until the job is known to use it.
         let _held = self.0.datastores.hold().await;
-        let spec = match self.0.admission.admit(&name, spec, &caller).await {
+        let spec = match self.0.admission.admit(&name, spec, caller).await {
             Ok(spec) => Arc::new(spec),
             // What it refers to may have gone since it was accepted.
             Err(problem) => match self.accepted(&caller.principal, &name, &experiment, &key)? {
@@ -166,7 +169,7 @@ impl pb::job_service_server::JobService for Service {
                 None => return Err(told(problem)),
             },
         };
-        let submission = SubmitRequest { name, spec, principal: caller.principal, key };
+        let submission = SubmitRequest { name, spec, by: asking.actor(), key };
         let job = self.0.handle.submit(submission).await.map_err(told)?;
         tracing::Span::current().record("job", job.name.as_str());
         let job = Some(convert::job(&job, JobDetails::default()));
@@ -316,9 +319,9 @@ impl pb::job_service_server::JobService for Service {
         request: Request<pb::DeleteJobRequest>,
     ) -> Result<Response<pb::DeleteJobResponse>, Status> {
         let job = self.find(&request.get_ref().name)?;
-        self.own(&request, &job)?;
+        let by = self.own(&request, &job)?;
         let with_data = request.get_ref().with_data;
-        let removed = self.0.removal.remove(&job, with_data).await.map_err(told)?;
+        let removed = self.0.removal.remove(&job, with_data, by).await.map_err(told)?;
         let Removed { kept, going } = removed;
         Ok(Response::new(pb::DeleteJobResponse { kept, going }))
     }
@@ -428,22 +431,16 @@ impl pb::job_service_server::JobService for Service {
         &self,
         request: Request<Streaming<pb::ClientFrame>>,
     ) -> Result<Response<FromNode>, Status> {
-        let caller = caller(&request)?;
+        let asking = asking(&request)?;
         let mut frames = request.into_inner();
         let open = Channels::first(&mut frames).await?;
         let job = self.find(&open.job)?;
-        let may = caller.is_own(&job.created_by, job.name.as_str());
-        let by = match may {
-            true => caller.principal,
-            false => {
-                let (principal, owner) = (caller.principal, job.created_by.clone());
-                return Err(told(Denied::NotEntered {
-                    principal,
-                    job: job.name.to_string(),
-                    owner,
-                }));
-            }
-        };
+        if !asking.is_own(&job.created_by, job.name.as_str()) {
+            let (principal, owner) = (asking.caller.principal, job.created_by.clone());
+            let job = job.name.to_string();
+            return Err(told(Denied::NotEntered { principal, job, owner }));
+        }
+        let by = asking.actor();
         self.1.open(by, job.name, open, frames).await.map(Response::new)
     }
 

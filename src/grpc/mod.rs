@@ -2,6 +2,7 @@
 
 mod agent;
 mod asset;
+mod audit;
 mod channels;
 mod component;
 mod compute;
@@ -23,14 +24,16 @@ mod workspace;
 pub(crate) use status::told;
 
 use atelier_core::access::Caller;
+use atelier_core::audit::Actor;
 use atelier_proto::{
-    DESCRIPTORS, agent as a, asset as s, component as p, compute as c, environment as e,
+    DESCRIPTORS, agent as a, asset as s, audit as l, component as p, compute as c, environment as e,
 };
 use atelier_proto::{identity as i, job as j, node as n, vault as v, workspace as w};
 use tonic::service::Routes;
 use tonic::{Request, Status};
 
 use crate::daemon::Shared;
+use crate::identity::{Asking, Origin};
 
 /// A batch of metrics or a job's specification may be this long; more belongs into uploads.
 const MESSAGE: usize = 4 << 20;
@@ -76,6 +79,8 @@ pub async fn routes(shared: &Shared) -> axum::Router {
     let sign_in =
         i::v1::sign_in_service_server::SignInServiceServer::new(sign_in::Service(shared.clone()))
             .max_decoding_message_size(STRANGERS_MESSAGE);
+    let audit =
+        l::v1::audit_service_server::AuditServiceServer::new(audit::Service(shared.clone()));
     let vault =
         v::v1::vault_service_server::VaultServiceServer::new(vault::Service(shared.clone()));
     let agents = agent::Service::new(shared.clone(), channels);
@@ -95,6 +100,7 @@ pub async fn routes(shared: &Shared) -> axum::Router {
         .add_service(nodes)
         .add_service(sign_in)
         .add_service(vault)
+        .add_service(audit)
         .add_service(agents)
         .add_service(health);
     let reflection = || {
@@ -116,6 +122,21 @@ fn caller<T>(request: &Request<T>) -> Result<Caller, Status> {
         .get::<Caller>()
         .cloned()
         .ok_or_else(|| Status::unauthenticated("the caller is not known"))
+}
+
+/// Who calls, from where, and for what.
+fn asking<T>(request: &Request<T>) -> Result<Asking, Status> {
+    Ok(Asking { caller: caller(request)?, origin: origin(request) })
+}
+
+/// From where a call comes, and for what; whoever calls.
+fn origin<T>(request: &Request<T>) -> Origin {
+    request.extensions().get::<Origin>().cloned().unwrap_or_default()
+}
+
+/// The same as the audit log tells of it.
+fn actor<T>(request: &Request<T>) -> Result<Actor, Status> {
+    asking(request).map(|asking| asking.actor())
 }
 
 /// The most bytes of an idempotency key.

@@ -6,8 +6,8 @@ use atelier_core::id::{ComputeName, NodeName};
 use atelier_proto::node::v1 as pb;
 use tonic::{Request, Response, Status};
 
-use super::caller;
 use super::status::told;
+use super::{actor, caller, origin};
 use crate::daemon::{Given, NodesError, Shared, Shows};
 use crate::identity::{AskedAs, Denied, Door};
 
@@ -20,7 +20,7 @@ impl pb::node_identity_service_server::NodeIdentityService for Service {
         &self,
         request: Request<pb::CreateJoinTokenRequest>,
     ) -> Result<Response<pb::CreateJoinTokenResponse>, Status> {
-        let by = caller(&request)?.principal;
+        let by = actor(&request)?;
         let asked = request.extensions().get::<AskedAs>().cloned();
         let pb::CreateJoinTokenRequest { compute, node, expires_s } = request.into_inner();
         let named = |name: String| Some(name).filter(|name| !name.is_empty());
@@ -35,7 +35,7 @@ impl pb::node_identity_service_server::NodeIdentityService for Service {
             }
         }
         let opens = (expires_s > 0).then(|| Duration::from_secs(expires_s));
-        tracing::info!(?compute, ?node, %by, "join token made");
+        tracing::info!(?compute, ?node, by = %by.principal, "join token made");
         let made = self.0.nodes.make_token(compute, node, opens, by).await.map_err(told)?;
         Ok(Response::new(pb::CreateJoinTokenResponse {
             token: made.token,
@@ -48,6 +48,7 @@ impl pb::node_identity_service_server::NodeIdentityService for Service {
         &self,
         request: Request<pb::JoinNodeRequest>,
     ) -> Result<Response<pb::JoinNodeResponse>, Status> {
+        let origin = origin(&request);
         let pb::JoinNodeRequest { token, node, compute, signing_request, token_hash } =
             request.into_inner();
         let node = NodeName::new(&node).map_err(told)?;
@@ -58,7 +59,7 @@ impl pb::node_identity_service_server::NodeIdentityService for Service {
         };
         let nodes = &self.0.nodes;
         let Given { certificate, authority, lasts_ms } =
-            nodes.join(&token, node.clone(), compute, shows).await.map_err(told)?;
+            nodes.join(&token, node.clone(), compute, shows, &origin).await.map_err(told)?;
         nodes.lift(&node, &self.0.handle).await.map_err(told)?;
         Ok(Response::new(pb::JoinNodeResponse { certificate, authority, lasts_ms }))
     }
@@ -82,10 +83,11 @@ impl pb::node_identity_service_server::NodeIdentityService for Service {
         &self,
         request: Request<pb::RevokeNodeRequest>,
     ) -> Result<Response<pb::RevokeNodeResponse>, Status> {
-        let by = caller(&request)?.principal;
+        let by = actor(&request)?;
         let node = NodeName::new(&request.into_inner().name).map_err(told)?;
-        let attempts = self.0.nodes.revoke(&node, &self.0.handle).await.map_err(told)?;
-        tracing::warn!(%node, %by, attempts, "a node was revoked");
+        let who = by.principal.clone();
+        let attempts = self.0.nodes.revoke(&node, &self.0.handle, by).await.map_err(told)?;
+        tracing::warn!(%node, by = %who, attempts, "a node was revoked");
         Ok(Response::new(pb::RevokeNodeResponse { attempts }))
     }
 }

@@ -1,6 +1,6 @@
 //! The workspace's retention rules, as `atelier.workspace.v1.WorkspaceService` has them.
 
-use atelier_core::id::Principal;
+use atelier_core::audit::Actor;
 use atelier_core::retention::{Fate, Rules, Tag};
 use atelier_proto::workspace::v1 as pb;
 use tonic::Status;
@@ -16,7 +16,7 @@ const MOST: usize = 5000;
 pub(super) async fn set(
     shared: &Shared,
     request: pb::SetRetentionRequest,
-    by: Principal,
+    by: Actor,
 ) -> Result<pb::Retention, Status> {
     let pb::SetRetentionRequest { logs_s, outputs_s, keep_tagged } = request;
     let time = |seconds: u64| (seconds > 0).then_some(seconds);
@@ -24,8 +24,9 @@ pub(super) async fn set(
     keep_tagged.sort();
     keep_tagged.dedup();
     let rules = Rules { logs_s: time(logs_s), outputs_s: time(outputs_s), keep_tagged };
-    let record = shared.retention.set(rules, by.clone()).await.map_err(told)?;
-    tracing::info!(%by, rules = ?record.rules, "retention rules set");
+    let who = by.principal.clone();
+    let record = shared.retention.set(rules, by).await.map_err(told)?;
+    tracing::info!(by = %who, rules = ?record.rules, "retention rules set");
     describe(shared, Some(record))
 }
 
@@ -53,8 +54,8 @@ pub(super) async fn preview(shared: &Shared) -> Result<pb::RetentionReport, Stat
     Ok(report(&blocking(move || retention.preview()).await?.map_err(told)?))
 }
 
-pub(super) async fn apply(shared: &Shared) -> Result<pb::RetentionReport, Status> {
-    Ok(report(&shared.retention.apply().await.map_err(told)?))
+pub(super) async fn apply(shared: &Shared, by: Actor) -> Result<pb::RetentionReport, Status> {
+    Ok(report(&shared.retention.apply(by).await.map_err(told)?))
 }
 
 fn report(judged: &[Judged]) -> pb::RetentionReport {

@@ -44,12 +44,13 @@ impl pb::sign_in_service_server::SignInService for Service {
         request: Request<pb::SignInRequest>,
     ) -> Result<Response<pb::SignInResponse>, Status> {
         let provider = self.provider()?;
+        let origin = super::origin(&request);
         let user = provider.user(&request.into_inner().id_token).await.map_err(|rejected| {
             tracing::info!(error = %rejected, "nobody signed in");
             told(rejected)
         })?;
         let name = user.principal.to_string();
-        let made = self.0.door.people().sign_in(user, provider.session).await;
+        let made = self.0.door.people().sign_in(user, provider.session, &origin).await;
         let Issued { secret, listed } = made.map_err(|refused| {
             tracing::info!(error = %refused, user = name, "nobody signed in");
             told(refused)

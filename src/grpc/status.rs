@@ -17,6 +17,7 @@ fn code_of_store(error: &store::Error) -> Code {
         }
         store::Error::Track(_) => Code::InvalidArgument,
         store::Error::Open { .. }
+        | store::Error::Unaudited { .. }
         | store::Error::Damaged { .. }
         | store::Error::Corrupt { .. }
         | store::Error::Sqlite { .. } => Code::Internal,
@@ -197,6 +198,7 @@ fn code_of_retention(error: &daemon::RetentionError) -> Code {
     match error {
         daemon::RetentionError::Refused(_) => Code::InvalidArgument,
         daemon::RetentionError::NoRules => Code::FailedPrecondition,
+        daemon::RetentionError::Name(_) => Code::Internal,
         daemon::RetentionError::Store(error) => code_of_store(error),
     }
 }
@@ -316,9 +318,10 @@ status!(daemon::NodesError, error => match &error {
 });
 status!(identity::Error, error => match &error {
     identity::Error::Store(error) => code_of_store(error),
-    identity::Error::File { .. } | identity::Error::Key | identity::Error::Random => {
-        Code::Internal
-    }
+    identity::Error::File { .. }
+    | identity::Error::Key
+    | identity::Error::Random
+    | identity::Error::Name(_) => Code::Internal,
     identity::Error::Refused(refused) => code_of_people(refused),
 });
 status!(identity::Denied, error => match &error {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use atelier_core::audit::Change;
 use atelier_core::id::{Principal, SecretName, SecretVersion};
 use atelier_core::secret::{Grant, SealedName, Secret, Use};
 use atelier_core::time::Timestamp;
@@ -10,7 +11,7 @@ use tonic::{Request, Response, Status};
 use zeroize::Zeroizing;
 
 use super::status::told;
-use super::{blocking, caller};
+use super::{actor, asking, blocking};
 use crate::daemon::Shared;
 use crate::vault;
 
@@ -31,7 +32,7 @@ impl pb::vault_service_server::VaultService for Service {
         &self,
         request: Request<pb::SetSecretRequest>,
     ) -> Result<Response<pb::Secret>, Status> {
-        let caller = caller(&request)?;
+        let caller = asking(&request)?;
         let by = caller.principal.clone();
         let pb::SetSecretRequest { name, value } = request.into_inner();
         let value = Zeroizing::new(Vec::from(value));
@@ -93,7 +94,7 @@ impl pb::vault_service_server::VaultService for Service {
         &self,
         request: Request<pb::DeleteSecretRequest>,
     ) -> Result<Response<pb::DeleteSecretResponse>, Status> {
-        let caller = caller(&request)?;
+        let caller = asking(&request)?;
         let by = caller.principal.clone();
         let name = request.into_inner().name;
         let at = self.0.clock.wall();
@@ -106,7 +107,7 @@ impl pb::vault_service_server::VaultService for Service {
         &self,
         request: Request<pb::DeleteSecretVersionRequest>,
     ) -> Result<Response<pb::DeleteSecretVersionResponse>, Status> {
-        let caller = caller(&request)?;
+        let caller = asking(&request)?;
         let by = caller.principal.clone();
         let pb::DeleteSecretVersionRequest { name, version } = request.into_inner();
         let version = SecretVersion(version);
@@ -123,7 +124,7 @@ impl pb::vault_service_server::VaultService for Service {
         &self,
         request: Request<pb::GrantSecretRequest>,
     ) -> Result<Response<pb::Secret>, Status> {
-        let caller = caller(&request)?;
+        let caller = asking(&request)?;
         let by = caller.principal.clone();
         let pb::GrantSecretRequest { name, user, everyone } = request.into_inner();
         let to = grantee(&user, everyone)?;
@@ -137,7 +138,7 @@ impl pb::vault_service_server::VaultService for Service {
         &self,
         request: Request<pb::RevokeSecretRequest>,
     ) -> Result<Response<pb::Secret>, Status> {
-        let caller = caller(&request)?;
+        let caller = asking(&request)?;
         let by = caller.principal.clone();
         let pb::RevokeSecretRequest { name, user, everyone } = request.into_inner();
         let to = grantee(&user, everyone)?;
@@ -168,7 +169,8 @@ impl pb::vault_service_server::VaultService for Service {
         &self,
         request: Request<pb::RotateKeysRequest>,
     ) -> Result<Response<pb::RotateKeysResponse>, Status> {
-        let by = caller(&request)?.principal;
+        let asked = actor(&request)?;
+        let by = asked.principal.clone();
         let pb::RotateKeysRequest { data_keys, cursor } = request.into_inner();
         let from = match cursor.as_str() {
             "" => None,
@@ -179,6 +181,11 @@ impl pb::vault_service_server::VaultService for Service {
             ),
         };
         let at = self.0.clock.wall();
+        if from.is_none() {
+            // It is many transactions: told before the first.
+            let change = Change::done("vault/keys", &serde_json::json!({ "data_keys": data_keys }));
+            self.0.audit.note(asked, change).await.map_err(told)?;
+        }
         let rotated = self.0.vault.rotate(data_keys, from, at, SLICE).await.map_err(told)?;
         let vault::Rotation { key, versions, done, total, next, begun_at, was_begun, .. } = rotated;
         let vault::Rotation { damaged, damaged_total, .. } = rotated;

@@ -1,14 +1,14 @@
 //! `atelier.workspace.v1.WorkspaceService`.
 
+use atelier_core::audit::{Actor, Change};
 use atelier_core::datastore::{Credentials, DatastoreRecord, Draft};
-use atelier_core::id::Principal;
 use atelier_core::layout;
 use atelier_proto::convert::shown_source;
 use atelier_proto::workspace::v1 as pb;
 use tonic::{Request, Response, Status};
 
 use super::status::told;
-use super::{caller, retention};
+use super::{actor, caller, retention};
 use crate::daemon::{Shared, Trial, Wanted};
 use crate::storage::Datastore;
 
@@ -64,7 +64,7 @@ impl pb::workspace_service_server::WorkspaceService for Service {
         &self,
         request: Request<pb::CreateDatastoreRequest>,
     ) -> Result<Response<pb::Datastore>, Status> {
-        let by = caller(&request)?.principal;
+        let by = actor(&request)?;
         let pb::CreateDatastoreRequest { datastore, credentials } = request.into_inner();
         let wanted = self.wanted(datastore, credentials, by)?;
         let made = self.0.datastore_changes.create(wanted).await.map_err(told)?;
@@ -75,7 +75,7 @@ impl pb::workspace_service_server::WorkspaceService for Service {
         &self,
         request: Request<pb::UpdateDatastoreRequest>,
     ) -> Result<Response<pb::Datastore>, Status> {
-        let by = caller(&request)?.principal;
+        let by = actor(&request)?;
         let pb::UpdateDatastoreRequest { datastore, credentials } = request.into_inner();
         let wanted = self.wanted(datastore, credentials, by)?;
         let changed = self.0.datastore_changes.update(wanted).await.map_err(told)?;
@@ -86,7 +86,7 @@ impl pb::workspace_service_server::WorkspaceService for Service {
         &self,
         request: Request<pb::DeleteDatastoreRequest>,
     ) -> Result<Response<pb::DeleteDatastoreResponse>, Status> {
-        let (by, at) = (caller(&request)?.principal, self.0.clock.wall());
+        let (by, at) = (actor(&request)?, self.0.clock.wall());
         let name = &request.get_ref().name;
         self.0.datastore_changes.delete(name, by, at).await.map_err(told)?;
         Ok(Response::new(pb::DeleteDatastoreResponse {}))
@@ -96,7 +96,12 @@ impl pb::workspace_service_server::WorkspaceService for Service {
         &self,
         request: Request<pb::TestDatastoreRequest>,
     ) -> Result<Response<pb::TestDatastoreResponse>, Status> {
+        let resource = format!("datastore/{}", request.get_ref().name);
         let trials = self.0.datastore_changes.test(&request.get_ref().name).await;
+        if trials.is_ok() {
+            let change = Change::done(resource, &serde_json::json!({ "tested": true }));
+            self.0.audit.note(actor(&request)?, change).await.map_err(told)?;
+        }
         let trial = |trial: Trial| pb::DatastoreTrial {
             operation: trial.operation.to_owned(),
             problem: trial.problem.unwrap_or_default(),
@@ -124,7 +129,7 @@ impl pb::workspace_service_server::WorkspaceService for Service {
         &self,
         request: Request<pb::SetRetentionRequest>,
     ) -> Result<Response<pb::Retention>, Status> {
-        let by = caller(&request)?.principal;
+        let by = actor(&request)?;
         retention::set(&self.0, request.into_inner(), by).await.map(Response::new)
     }
 
@@ -137,9 +142,9 @@ impl pb::workspace_service_server::WorkspaceService for Service {
 
     async fn apply_retention(
         &self,
-        _request: Request<pb::ApplyRetentionRequest>,
+        request: Request<pb::ApplyRetentionRequest>,
     ) -> Result<Response<pb::RetentionReport>, Status> {
-        retention::apply(&self.0).await.map(Response::new)
+        retention::apply(&self.0, actor(&request)?).await.map(Response::new)
     }
 }
 
@@ -148,7 +153,7 @@ impl Service {
         &self,
         draft: Option<pb::DatastoreDraft>,
         credentials: Option<pb::DatastoreCredentials>,
-        by: Principal,
+        by: Actor,
     ) -> Result<Wanted, Status> {
         let draft = draft.ok_or_else(|| Status::invalid_argument("datastore: is required"))?;
         let draft = Draft::try_from(draft).map_err(|error| told(error.under("datastore")))?;

@@ -42,6 +42,7 @@ use serde::{Deserialize, Serialize};
 use atelier_proto::STORED;
 
 use crate::daemon::Uploads;
+use crate::identity::{Origin, Use};
 use crate::storage::{self, Datastore, Datastores, Listed, Meta, ObjectPath};
 
 /// The most objects of one page of a listing.
@@ -71,6 +72,17 @@ pub(crate) trait Authorize: Send + Sync + 'static {
     /// # Errors
     /// Why not, for the caller to read.
     fn still_open(&self, caller: &Caller) -> Result<(), String>;
+
+    /// An object was used, for the audit log. It does not wait.
+    fn tell_used(
+        &self,
+        _caller: &Caller,
+        _origin: &Origin,
+        _datastore: &DatastoreName,
+        _path: &str,
+        _how: Use,
+    ) {
+    }
 }
 
 /// What the gateway needs. Cheap to clone.
@@ -260,12 +272,12 @@ async fn answer(state: &State, request: Request) -> Result<Response, Refusal> {
     let datastore = &state.datastores.get(&datastore)?;
     match path {
         None if head.method == Method::POST => {
-            direct::sign_reads(state, &caller, datastore, body).await
+            direct::sign_reads(state, &caller, datastore, &head, body).await
         }
         None => list(state, &caller, datastore, &head).await,
         Some(path) => {
             let path = ObjectPath::new(&path).map_err(storage::Error::from)?;
-            match head.method {
+            let answered = match head.method {
                 Method::GET => read(state, &caller, datastore, &path, &head.headers, true).await,
                 Method::HEAD => read(state, &caller, datastore, &path, &head.headers, false).await,
                 Method::PUT if copy::is_asked(&head) => {
@@ -275,9 +287,32 @@ async fn answer(state: &State, request: Request) -> Result<Response, Refusal> {
                 Method::POST => direct::upload(state, &caller, datastore, &path, &head, body).await,
                 Method::DELETE => delete(state, &caller, datastore, &path, &head).await,
                 _ => Err(method_not_allowed("GET, HEAD, PUT, DELETE")),
+            }?;
+            let how = match head.method {
+                Method::HEAD => None,
+                Method::GET => Some(Use::Read),
+                Method::DELETE => Some(Use::Delete),
+                _ => Some(Use::Write),
+            };
+            if let Some(how) = how {
+                told_used(state, &caller, &head, datastore, &path, how);
             }
+            Ok(answered)
         }
     }
+}
+
+/// Has the audit log know of a use of data.
+fn told_used(
+    state: &State,
+    caller: &Caller,
+    head: &Parts,
+    datastore: &Datastore,
+    path: &ObjectPath,
+    how: Use,
+) {
+    let origin = head.extensions.get::<Origin>().cloned().unwrap_or_default();
+    state.door.tell_used(caller, &origin, datastore.name(), path.as_str(), how);
 }
 
 fn method_not_allowed(allowed: &str) -> Refusal {

@@ -20,7 +20,7 @@ pub(crate) use limits::Limits;
 pub(crate) use server::serve;
 
 use crate::daemon::Shared;
-use crate::identity::{AskedAs, Door, guard, is_grpc};
+use crate::identity::{AskedAs, Door, Origin, Use, guard, is_grpc};
 
 /// JSON bodies may be this long; objects are streamed and know no such bound.
 const BODY: usize = 4 << 20;
@@ -87,6 +87,17 @@ impl data::Authorize for Door {
 
     fn still_open(&self, caller: &Caller) -> Result<(), String> {
         Door::still_open(self, caller).map_err(|e| e.to_string())
+    }
+
+    fn tell_used(
+        &self,
+        caller: &Caller,
+        origin: &Origin,
+        datastore: &DatastoreName,
+        path: &str,
+        how: Use,
+    ) {
+        Door::tell_used(self, caller, origin, datastore, path, how);
     }
 }
 

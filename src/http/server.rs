@@ -19,6 +19,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::Sleep;
 use tower::ServiceExt as _;
 
+use crate::identity::PeerAddr;
 use crate::tls::{Secure, Shaken};
 
 /// How long streams may take to end once the daemon is asked to stop.
@@ -98,8 +99,8 @@ async fn serve_within(
             accepted = listener.accept() => accepted,
             () = stopped(&mut stopping) => return Ok(()),
         };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
+        let (stream, peer) = match accepted {
+            Ok((stream, peer)) => (stream, PeerAddr(peer)),
             Err(error) => {
                 // Out of file descriptors, most likely: those in use will come free.
                 tracing::warn!(%error, "a connection could not be accepted");
@@ -127,6 +128,7 @@ async fn serve_within(
             routes: routes.clone(),
             stopping: stopping.clone(),
             limits,
+            peer,
             _place: place,
         };
         match secure.clone() {
@@ -153,6 +155,7 @@ struct Talk {
     routes: Router,
     stopping: watch::Receiver<bool>,
     limits: Limits,
+    peer: PeerAddr,
     _place: OwnedSemaphorePermit,
 }
 
@@ -175,10 +178,11 @@ impl Talk {
         let (rest, answers) = tokio::io::split(stream);
         let answers = Stalling::new(answers, self.limits.stall);
         let stream = tokio::io::join(Cursor::new(begun).chain(rest), answers);
-        let routes = self.routes;
+        let (routes, peer) = (self.routes, self.peer);
         let service = service_fn(move |request: hyper::Request<Incoming>| {
             let routes = routes.clone();
             let mut request = request.map(Body::new);
+            request.extensions_mut().insert(peer);
             if let Some(shaken) = &shaken {
                 request.extensions_mut().insert(shaken.hosts.clone());
                 if let Some(peer) = &shaken.peer {

@@ -11,10 +11,11 @@ use std::fs;
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, OnceLock, RwLock};
 use std::time::Duration;
 
 use atelier_core::access::{AttemptScope, Caller, Permission, Role};
+use atelier_core::audit::Actor;
 use atelier_core::content::Digest;
 use atelier_core::id::{AttemptNumber, DatastoreName, Epoch, JobName, NodeName, Principal};
 use atelier_core::job::AttemptKey;
@@ -25,10 +26,12 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use super::Identities;
+use super::asking::{Origin, Use};
 use super::attempts::Signer;
 use super::grants::{Grants, grants_of};
 use super::people::{People, Refused, WallClock};
 use super::reauthorise;
+use crate::audit::AuditLog;
 use crate::store::{self, Store, TokenRecord};
 
 /// Decides who comes in.
@@ -41,6 +44,8 @@ pub struct Door {
     /// Tokens of attempts that are let in, by their hashes: those need not be verified again.
     verified: RwLock<HashMap<Digest, AttemptScope>>,
     nodes: Identities,
+    /// Who is told of refusals, and of who reads what.
+    audit: OnceLock<AuditLog>,
 }
 
 struct LiveAttempt {
@@ -166,6 +171,9 @@ pub enum Error {
     /// The store said no.
     #[error(transparent)]
     Store(#[from] store::Error),
+    /// A name of the daemon's own.
+    #[error(transparent)]
+    Name(#[from] atelier_core::id::InvalidName),
 }
 
 /// Of tokens that an earlier version gave to attempts that may live still.
@@ -209,7 +217,8 @@ impl Door {
         let signer = Signer::new(&secret, workspace).ok_or(Error::Key)?;
         let (nodes, verified) = (Identities::default(), RwLock::default());
         let asks_every = reauthorise::EVERY;
-        Ok(Self { secret, people, asks_every, signer, attempts, verified, nodes })
+        let audit = OnceLock::new();
+        Ok(Self { secret, people, asks_every, signer, attempts, verified, nodes, audit })
     }
 
     /// How often what goes on is asked whether it still may.
@@ -359,9 +368,10 @@ impl Door {
         &self,
         principal: Principal,
         role: Role,
+        by: impl Into<Actor>,
         now: Timestamp,
     ) -> Result<String, Error> {
-        self.people.make(principal, role, now).await
+        self.people.make(principal, role, by.into(), now).await
     }
 
     /// Whether somebody is an admin, now.
@@ -402,7 +412,8 @@ impl Door {
         {
             return Ok(());
         }
-        let token = self.create_token(principal, role, now).await?;
+        let by = Actor::daemon(Principal::new("daemon")?, "start");
+        let token = self.create_token(principal, role, by, now).await?;
         write_private(file, format!("{token}\n").as_bytes())
     }
 
@@ -442,6 +453,54 @@ impl Door {
             role: caller.role.to_string(),
             action: if write { "write this object" } else { "read this object" },
         })
+    }
+
+    /// Tells this log of refusals, and of who reads and writes what through the data gateway, from now on.
+    pub fn tell(&self, audit: AuditLog) {
+        // Told of one log only.
+        let _ = self.audit.set(audit);
+    }
+
+    /// A request was refused.
+    pub fn tell_refused(&self, caller: Option<&Caller>, origin: Origin, resource: &str, why: &str) {
+        let Some(audit) = self.audit.get() else { return };
+        let by = match caller {
+            Some(caller) => origin.actor(caller),
+            None => {
+                // Whoever it is.
+                let Ok(principal) = Principal::new("unknown") else { return };
+                let Origin { from, action } = origin;
+                Actor { principal, role: String::new(), from, action }
+            }
+        };
+        audit.refused(by, resource, why);
+    }
+
+    /// Data was used: by an attempt through a grant, whose prefix is told; else its folder is, or what was removed.
+    pub fn tell_used(
+        &self,
+        caller: &Caller,
+        origin: &Origin,
+        datastore: &DatastoreName,
+        path: &str,
+        how: Use,
+    ) {
+        let Some(audit) = self.audit.get() else { return };
+        let write = how != Use::Read;
+        let place = match &caller.role {
+            Role::Attempt(scope) => {
+                let attempts = self.attempts.read().unwrap_or_else(|p| p.into_inner());
+                let live = attempts.get(&scope.job).filter(|live| live.is(scope));
+                live.and_then(|live| live.grants.prefix(datastore, path, write)).map(str::to_owned)
+            }
+            _ if how == Use::Delete => Some(path.to_owned()),
+            _ => None,
+        };
+        let folder = || path.rsplit_once('/').map_or("", |(folder, _)| folder).to_owned();
+        let place = place.unwrap_or_else(folder);
+        let mut by = origin.actor(caller);
+        by.action = how.action().to_owned();
+        audit.used(by, format!("datastore/{datastore}/{place}"));
     }
 
     /// Whether a token that was let in would be let in now.

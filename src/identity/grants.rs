@@ -17,6 +17,11 @@ pub struct Grants {
 impl Grants {
     /// Whether `path` lies at or below a granted prefix. What may be written may be read back.
     pub fn allow(&self, datastore: &DatastoreName, path: &str, write: bool) -> bool {
+        self.prefix(datastore, path, write).is_some()
+    }
+
+    /// The granted prefix that `path` lies at or below.
+    pub fn prefix(&self, datastore: &DatastoreName, path: &str, write: bool) -> Option<&str> {
         // Whoever may read all of a datastore does not see what other jobs have not committed.
         let write = write || layout::is_uncommitted(path);
         let covers = |(store, prefix): &(DatastoreName, String)| {
@@ -26,7 +31,9 @@ impl Grants {
                         .strip_prefix(prefix.as_str())
                         .is_some_and(|rest| rest.is_empty() || rest.starts_with('/')))
         };
-        self.write.iter().any(covers) || (!write && self.read.iter().any(covers))
+        let written = self.write.iter().find(|granted| covers(granted));
+        let found = written.or_else(|| self.read.iter().find(|granted| !write && covers(granted)));
+        found.map(|(_, prefix)| prefix.as_str())
     }
 }
 

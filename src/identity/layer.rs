@@ -15,7 +15,7 @@ use axum::response::{IntoResponse as _, Response};
 use tracing::Instrument as _;
 
 use super::reauthorise::{Ask, Dialect, Reauthorised, after};
-use super::{Denied, Door, Need, Pass, need_of};
+use super::{Denied, Door, Need, Origin, Pass, PeerAddr, need_of};
 use crate::tls::{Hosts, Peer};
 
 /// The host by which a request that came by TLS has asked for the daemon, as in a URL.
@@ -25,6 +25,11 @@ pub struct AskedAs(pub String);
 /// Lets a request through once its origin, its caller and the route's need are in order.
 pub async fn guard(State(door): State<Arc<Door>>, mut request: Request, next: Next) -> Response {
     let grpc = is_grpc(request.headers());
+    let path = shown_path(request.uri().path()).to_owned();
+    let from = request.extensions().get::<PeerAddr>();
+    let origin = Origin::new(from, request.method().as_str(), &path);
+    // Which method of gRPC it was is known by its action.
+    let place = if grpc { "" } else { path.as_str() };
     match admit(&door, &request) {
         Ok(Admitted { asked, caller, pass }) => {
             if let Some(asked) = asked {
@@ -37,16 +42,21 @@ pub async fn guard(State(door): State<Arc<Door>>, mut request: Request, next: Ne
             let span = tracing::info_span!(
                 "rpc",
                 method = %request.method(),
-                path = shown_path(request.uri().path()),
+                path = path.as_str(),
                 principal = tracing::field::Empty,
             );
+            request.extensions_mut().insert(origin.clone());
             let Some((caller, need)) = caller else {
-                return to_its_end(grpc, next.run(request).instrument(span)).await;
+                let response = to_its_end(grpc, next.run(request).instrument(span)).await;
+                if let Some(why) = refusal(&response) {
+                    door.tell_refused(None, origin, place, &why);
+                }
+                return response;
             };
             span.record("principal", caller.principal.as_str());
-            request.extensions_mut().insert(caller);
+            request.extensions_mut().insert(caller.clone());
             let every = door.asks_every();
-            let ask = ask_again(door, &request, need);
+            let ask = ask_again(door.clone(), &request, need);
             let (told, heard) = match grpc {
                 true => (Dialect::GrpcRequest, Dialect::GrpcAnswer),
                 false => (Dialect::Http, Dialect::Http),
@@ -54,10 +64,17 @@ pub async fn guard(State(door): State<Arc<Door>>, mut request: Request, next: Ne
             let request =
                 request.map(|body| Reauthorised::body(body, ask.clone(), after(every), told));
             let response = to_its_end(grpc, next.run(request).instrument(span)).await;
+            if let Some(why) = refusal(&response) {
+                door.tell_refused(Some(&caller), origin, place, &why);
+            }
             response.map(|body| Reauthorised::body(body, ask, every, heard))
         }
-        Err(denied) => {
-            tracing::info!(path = shown_path(request.uri().path()), %denied, "refused at the door");
+        Err((caller, denied)) => {
+            tracing::info!(path, %denied, "refused at the door");
+            // What is no route is of no account.
+            if denied != Denied::UnknownRoute {
+                door.tell_refused(caller.as_ref(), origin, place, &denied.to_string());
+            }
             let mut response = refuse(&denied, grpc);
             if let Some(web) = web_type(request.headers()) {
                 response.headers_mut().insert(header::CONTENT_TYPE, web);
@@ -101,8 +118,25 @@ struct Admitted {
     pass: Option<Pass>,
 }
 
-fn admit(door: &Door, request: &Request) -> Result<Admitted, Denied> {
-    let asked = check_origin(request)?;
+/// Why an answer refuses, if it does.
+fn refusal(response: &Response) -> Option<String> {
+    const REFUSED: [&str; 2] = ["7", "16"];
+    let text = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok());
+    if text("grpc-status").is_some_and(|status| REFUSED.contains(&status)) {
+        let said = percent_encoding::percent_decode_str(text("grpc-message").unwrap_or_default());
+        return Some(said.decode_utf8_lossy().into_owned());
+    }
+    let status = response.status();
+    let refused = status == StatusCode::FORBIDDEN || status == StatusCode::UNAUTHORIZED;
+    refused.then(|| status.to_string())
+}
+
+/// Who stays outside, if that is known, and why.
+type NotAdmitted = (Option<Caller>, Denied);
+
+fn admit(door: &Door, request: &Request) -> Result<Admitted, NotAdmitted> {
+    let unknown = |denied| (None, denied);
+    let asked = check_origin(request).map_err(unknown)?;
     let need = need_of(request.uri().path());
     if need == Some(Need::Public) {
         return Ok(Admitted { asked, caller: None, pass: None });
@@ -112,12 +146,12 @@ fn admit(door: &Door, request: &Request) -> Result<Admitted, Denied> {
         (None, Some(peer)) => door.nodes().caller(peer, door.now()),
         (token, _) => door.authenticate(token),
     };
-    let mut caller = named()?;
+    let mut caller = named().map_err(unknown)?;
     let pass = match &caller.role {
         Role::Node(node) => {
             let pass = door.nodes().pass(node);
             // It may have been cut off before there was a pass to take back.
-            caller = named()?;
+            caller = named().map_err(unknown)?;
             Some(match (authorization(request.headers()), shown) {
                 (None, Some(peer)) => pass.until(peer.until, door.now()),
                 _ => pass,
@@ -125,8 +159,10 @@ fn admit(door: &Door, request: &Request) -> Result<Admitted, Denied> {
         }
         _ => None,
     };
-    let need = need.ok_or(Denied::UnknownRoute)?;
-    check(&caller, need)?;
+    let Some(need) = need else { return Err((Some(caller), Denied::UnknownRoute)) };
+    if let Err(denied) = check(&caller, need) {
+        return Err((Some(caller), denied));
+    }
     Ok(Admitted { asked, caller: Some((caller, need)), pass })
 }
 

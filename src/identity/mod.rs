@@ -1,5 +1,6 @@
 //! The door: who is calling, and may they.
 
+mod asking;
 mod attempts;
 mod door;
 mod grants;
@@ -9,6 +10,7 @@ pub mod people;
 mod reauthorise;
 mod routes;
 
+pub use asking::{Asking, Origin, PeerAddr, Use};
 pub(crate) use door::write_private;
 pub use door::{Denied, Door, Error};
 pub use grants::{Grants, grants_of};

@@ -13,6 +13,7 @@ use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
 use atelier_core::access::{Caller, CustomRole, Held, Permission, Permissions, Role, RoleFile};
+use atelier_core::audit::Actor;
 use atelier_core::content::Digest;
 use atelier_core::id::{NodeName, Principal, RoleName};
 use atelier_core::sign_in;
@@ -21,7 +22,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use tokio::sync::Mutex;
 
-use super::{Denied, Error};
+use super::{Asking, Denied, Error, Origin};
 use crate::store::people::{PeopleChange, UserRecord};
 use crate::store::{Store, TokenRecord};
 
@@ -426,8 +427,8 @@ impl People {
         })
     }
 
-    async fn put_user(&self, user: UserRecord) -> Result<UserRecord, Error> {
-        self.store.change_people(PeopleChange::PutUser(user.clone())).await?;
+    async fn put_user(&self, user: UserRecord, by: Actor) -> Result<UserRecord, Error> {
+        self.store.change_people(PeopleChange::PutUser(user.clone()), by).await?;
         self.know().users.insert(user.name.clone(), user.clone());
         Ok(user)
     }
@@ -437,7 +438,7 @@ impl People {
         &self,
         name: Principal,
         role: Role,
-        by: &Caller,
+        by: &Asking,
     ) -> Result<UserRecord, Error> {
         let _alone = self.changing.lock().await;
         if is_kept(&name) {
@@ -450,7 +451,8 @@ impl People {
         }
         let created_by = Some(by.principal.clone());
         let created_at = self.now();
-        self.put_user(UserRecord { name, role, created_by, created_at, signs_in: false }).await
+        let user = UserRecord { name, role, created_by, created_at, signs_in: false };
+        self.put_user(user, by.actor()).await
     }
 
     /// Gives a user another role.
@@ -458,7 +460,7 @@ impl People {
         &self,
         name: &str,
         role: Role,
-        by: &Caller,
+        by: &Asking,
     ) -> Result<UserRecord, Error> {
         let _alone = self.changing.lock().await;
         let (user, _) = self.user(name)?;
@@ -473,11 +475,11 @@ impl People {
         {
             return Err(Refused::LastAdmin(user.name).into());
         }
-        self.put_user(UserRecord { role, ..user }).await
+        self.put_user(UserRecord { role, ..user }, by.actor()).await
     }
 
     /// Forgets a user; their tokens open nothing from now on. What they made stays.
-    pub async fn delete_user(&self, name: &str, by: &Caller) -> Result<UserRecord, Error> {
+    pub async fn delete_user(&self, name: &str, by: &Asking) -> Result<UserRecord, Error> {
         let _alone = self.changing.lock().await;
         let (user, _) = self.user(name)?;
         self.check_over(by, &user)?;
@@ -485,7 +487,7 @@ impl People {
         if is_kept && !self.known().has_other_admin(&user.name) {
             return Err(Refused::LastAdmin(user.name).into());
         }
-        self.store.change_people(PeopleChange::DeleteUser(user.name.clone())).await?;
+        self.store.change_people(PeopleChange::DeleteUser(user.name.clone()), by.actor()).await?;
         let mut known = self.know();
         known.users.remove(&user.name);
         known.tokens.retain(|_, token| token.record.principal != user.name);
@@ -494,7 +496,7 @@ impl People {
 
     /// Makes a token, for somebody who may give it. Of a user who is not there yet it makes one, with the token's
     /// role.
-    pub async fn issue(&self, new: NewToken, by: &Caller) -> Result<Issued, Error> {
+    pub async fn issue(&self, new: NewToken, by: &Asking) -> Result<Issued, Error> {
         let _alone = self.changing.lock().await;
         let NewToken { principal, role, lives_ms } = new;
         let now = self.now();
@@ -526,7 +528,7 @@ impl People {
                         created_at: now,
                         signs_in: false,
                     };
-                    self.put_user(user).await?;
+                    self.put_user(user, by.actor()).await?;
                     role
                 }
                 (Some(user), _) if user.signs_in => {
@@ -548,7 +550,7 @@ impl People {
         };
         let granted = self.known().resolved(&role);
         self.check_grant(by, &format!("a token of {principal}"), &granted)?;
-        self.add(principal, role, Some(by.principal.clone()), now, expires_at).await
+        self.add((principal, role), Some(by.principal.clone()), now, expires_at, by.actor()).await
     }
 
     /// Makes a token as the daemon itself does, which nobody has to be allowed; of a person, with the user.
@@ -556,6 +558,7 @@ impl People {
         &self,
         principal: Principal,
         role: Role,
+        by: Actor,
         now: Timestamp,
     ) -> Result<String, Error> {
         let _alone = self.changing.lock().await;
@@ -563,9 +566,9 @@ impl People {
             let (name, role) = (principal.clone(), role.clone());
             let user =
                 UserRecord { name, role, created_by: None, created_at: now, signs_in: false };
-            self.put_user(user).await?;
+            self.put_user(user, by.clone()).await?;
         }
-        Ok(self.add(principal, role, None, now, None).await?.secret)
+        Ok(self.add((principal, role), None, now, None, by).await?.secret)
     }
 
     /// Lets somebody in whom a provider vouches for: keeps them as a user, in the role that their groups give now, and
@@ -573,7 +576,12 @@ impl People {
     ///
     /// # Errors
     /// If the name is that of a user who is no provider's: whoever an admin made is somebody else.
-    pub async fn sign_in(&self, user: sign_in::User, lives: Duration) -> Result<Issued, Error> {
+    pub async fn sign_in(
+        &self,
+        user: sign_in::User,
+        lives: Duration,
+        origin: &Origin,
+    ) -> Result<Issued, Error> {
         let _alone = self.changing.lock().await;
         let sign_in::User { principal, role, .. } = user;
         let role = match role {
@@ -585,11 +593,12 @@ impl People {
             return Err(Refused::NotTheProviders(principal).into());
         }
         let now = self.now();
+        let by = origin.actor(&Caller { principal: principal.clone(), role: role.clone() });
         if known.as_ref().is_none_or(|user| user.role != role) {
             let created_at = known.map_or(now, |user| user.created_at);
             let (name, role) = (principal.clone(), role.clone());
-            self.put_user(UserRecord { name, role, created_by: None, created_at, signs_in: true })
-                .await?;
+            let user = UserRecord { name, role, created_by: None, created_at, signs_in: true };
+            self.put_user(user, by.clone()).await?;
         }
         let (mut over, lasting): (Vec<_>, Vec<_>) =
             self.tokens(Some(&principal)).into_iter().partition(|token| token.is_over);
@@ -597,20 +606,20 @@ impl People {
         over.extend(lasting.into_iter().take(surplus));
         let over: Vec<Digest> = over.into_iter().map(|token| token.record.hash).collect();
         if !over.is_empty() {
-            self.forget(over).await?;
+            self.forget(over, by.clone()).await?;
         }
         let lives = i64::try_from(lives.as_millis()).unwrap_or(i64::MAX);
-        self.add(principal, role, None, now, Some(now.plus_millis(lives))).await
+        self.add((principal, role), None, now, Some(now.plus_millis(lives)), by).await
     }
 
     /// The one place where a token comes to be.
     async fn add(
         &self,
-        principal: Principal,
-        role: Role,
+        (principal, role): (Principal, Role),
         created_by: Option<Principal>,
         created_at: Timestamp,
         expires_at: Option<Timestamp>,
+        by: Actor,
     ) -> Result<Issued, Error> {
         let mut bytes = [0; 32];
         getrandom::fill(&mut bytes).map_err(|_| Error::Random)?;
@@ -619,14 +628,14 @@ impl People {
         let last_used_at = None;
         let record =
             TokenRecord { hash, principal, role, created_at, created_by, expires_at, last_used_at };
-        self.store.put_token(record.clone()).await?;
+        self.store.put_token(record.clone(), by).await?;
         self.know().tokens.insert(hash, Token::new(record.clone()));
         let id = TokenId::of(&hash);
         Ok(Issued { secret, listed: ListedToken { id, record, is_over: false } })
     }
 
     /// Makes a token worthless, by its id: one's own, or another's whose role one could give.
-    pub async fn revoke(&self, id: &str, by: &Caller) -> Result<ListedToken, Error> {
+    pub async fn revoke(&self, id: &str, by: &Asking) -> Result<ListedToken, Error> {
         let _alone = self.changing.lock().await;
         let sees_others = by.may(Permission::ManageTokens) || by.may(Permission::JoinNodes);
         let own = (!sees_others).then_some(&by.principal);
@@ -641,12 +650,12 @@ impl People {
                 None => self.check_grant(by, "or take the token of", &role)?,
             }
         }
-        self.forget(vec![token.record.hash]).await?;
+        self.forget(vec![token.record.hash], by.actor()).await?;
         Ok(token)
     }
 
-    async fn forget(&self, hashes: Vec<Digest>) -> Result<(), Error> {
-        self.store.forget_tokens(hashes.clone()).await?;
+    async fn forget(&self, hashes: Vec<Digest>, by: Actor) -> Result<(), Error> {
+        self.store.forget_tokens(hashes.clone(), by).await?;
         self.know().tokens.retain(|hash, _| !hashes.contains(hash));
         Ok(())
     }
@@ -672,7 +681,7 @@ impl People {
         &self,
         file: RoleFile,
         replace: bool,
-        by: &Caller,
+        by: &Asking,
     ) -> Result<CustomRole, Error> {
         let _alone = self.changing.lock().await;
         if Role::builtin(&file.name).is_some() && replace {
@@ -693,14 +702,14 @@ impl People {
             (None, false) => {}
         }
         self.check_grant(by, "anybody", &role.held())?;
-        self.store.change_people(PeopleChange::PutRole(role.clone())).await?;
+        self.store.change_people(PeopleChange::PutRole(role.clone()), by.actor()).await?;
         let permissions = role.permissions();
         self.know().roles.insert(role.name.clone(), (role.clone(), permissions));
         Ok(role)
     }
 
     /// Forgets a role that nobody has.
-    pub async fn delete_role(&self, name: &str, by: &Caller) -> Result<CustomRole, Error> {
+    pub async fn delete_role(&self, name: &str, by: &Asking) -> Result<CustomRole, Error> {
         let _alone = self.changing.lock().await;
         let role = match self.role_named(name)? {
             Role::Custom(held) => self.role(&held.name),
@@ -721,7 +730,7 @@ impl People {
         if !users.is_empty() {
             return Err(Refused::RoleUsed { name: role.name, users: users.join(", ") }.into());
         }
-        self.store.change_people(PeopleChange::DeleteRole(role.name.clone())).await?;
+        self.store.change_people(PeopleChange::DeleteRole(role.name.clone()), by.actor()).await?;
         self.know().roles.remove(&role.name);
         Ok(role)
     }
@@ -750,7 +759,7 @@ impl People {
         if news.is_empty() {
             return;
         }
-        if let Err(error) = self.store.change_people(PeopleChange::Used(news.clone())).await {
+        if let Err(error) = self.store.note_uses(news.clone()).await {
             tracing::warn!(%error, "when tokens were last used could not be written");
             return;
         }

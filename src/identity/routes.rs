@@ -154,6 +154,7 @@ fn rpc(service: &str, method: &str) -> Option<Need> {
         ) => P::WriteSecrets,
         ("atelier.vault.v1.VaultService", "GetSecret" | "ListSecrets") => P::ReadSecrets,
         ("atelier.vault.v1.VaultService", "GetVault" | "RotateKeys") => P::ManageVault,
+        ("atelier.audit.v1.AuditService", "ListAuditEntries") => P::ReadAudit,
         // Of a node, whoever may have nodes join.
         ("atelier.identity.v1.TokenService", "CreateToken") => {
             return Some(Need::Any(&[P::ManageTokens, P::JoinNodes]));

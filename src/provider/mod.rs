@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use atelier_core::access::Role;
+use atelier_core::audit::Actor;
 use atelier_core::compute::{Cluster, InstanceState, Provider};
 use atelier_core::id::{ComputeName, NodeName, Principal};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -124,6 +125,7 @@ impl Site {
     ) -> Result<PathBuf, Failed> {
         let what = || format!("cannot make the join token of node {node}");
         let by = Principal::new("daemon").map_err(|error| Failed::of(what(), error))?;
+        let by = Actor::daemon(by, "node added");
         let (compute, name) = (Some(compute.clone()), Some(node.clone()));
         let made = self.nodes.make_token(compute, name, Some(opens), by).await;
         let made = made.map_err(|error| Failed::of(what(), error))?;

@@ -5,6 +5,7 @@
 //! questions are answered. [`SqliteStore`] is the embedded one.
 
 pub mod assets;
+pub mod audit;
 pub mod components;
 pub mod copy;
 pub mod datastores;
@@ -30,6 +31,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use atelier_core::access::CustomRole;
+use atelier_core::audit::{Actor, Draft};
 use atelier_core::compute::{ComputeRecord, Instance};
 use atelier_core::content::Digest;
 use atelier_core::id::{ComputeName, ExperimentName, JobName, NodeName, Principal};
@@ -102,6 +104,14 @@ pub enum Error {
         #[source]
         source: rusqlite::Error,
     },
+    /// Something was written that the audit log does not tell of: nothing was.
+    #[error(
+        "'{table}' is not written without an entry in the audit log; this is a fault of atelier: report it"
+    )]
+    Unaudited {
+        /// What.
+        table: String,
+    },
     /// A rule of tracking refuses it; nothing of it was written.
     #[error(transparent)]
     Track(atelier_core::track::Error),
@@ -134,6 +144,7 @@ impl Error {
             Self::Full { .. }
             | Self::Locked { .. }
             | Self::Open { .. }
+            | Self::Unaudited { .. }
             | Self::Track(_)
             | Self::Superseded => false,
             Self::Damaged { .. } | Self::Corrupt { .. } | Self::Closed => true,
@@ -171,6 +182,8 @@ pub struct Batch {
     pub runs: Vec<TrackWrite>,
     /// Jobs start again after a restore.
     pub hold_over: bool,
+    /// Who asked for what of it, for the audit log.
+    pub audit: Vec<Draft>,
     /// Where the counters stand afterwards.
     pub counters: Option<Counters>,
 }
@@ -188,6 +201,7 @@ impl Batch {
             && self.instances_gone.is_empty()
             && self.deleted.is_empty()
             && !self.hold_over
+            && self.audit.is_empty()
     }
 }
 
@@ -326,13 +340,16 @@ pub trait Store: Send + Sync + 'static {
     /// [`Store::recover`]: they were decided on what is not there.
     fn commit(&self, batch: Arc<Batch>) -> BoxFuture<'static, Result<(), Error>>;
     /// Remembers a token.
-    fn put_token(&self, token: TokenRecord) -> BoxFuture<'_, Result<(), Error>>;
+    fn put_token(&self, token: TokenRecord, by: Actor) -> BoxFuture<'_, Result<(), Error>>;
     /// Forgets tokens, by their hashes.
-    fn forget_tokens(&self, hashes: Vec<Digest>) -> BoxFuture<'_, Result<(), Error>>;
+    fn forget_tokens(&self, hashes: Vec<Digest>, by: Actor) -> BoxFuture<'_, Result<(), Error>>;
     /// Every token.
     fn tokens(&self) -> Result<Vec<TokenRecord>, Error>;
     /// Changes users or roles.
-    fn change_people(&self, change: PeopleChange) -> BoxFuture<'_, Result<(), Error>>;
+    fn change_people(&self, change: PeopleChange, by: Actor) -> BoxFuture<'_, Result<(), Error>>;
+
+    /// Writes when tokens were last used, by their hashes.
+    fn note_uses(&self, uses: Vec<(Digest, Timestamp)>) -> BoxFuture<'_, Result<(), Error>>;
     /// Every user.
     fn users(&self) -> Result<Vec<UserRecord>, Error>;
     /// Every custom role.

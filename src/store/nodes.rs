@@ -6,7 +6,9 @@ use atelier_core::join::{Admission, JoinToken, Joining, NodeIdentity, Refusal, U
 use atelier_core::time::Timestamp;
 use rusqlite::{Connection, OptionalExtension as _, params};
 
-use super::jobs::{column, json, put_token};
+use super::audit;
+use super::jobs::{column, json, put_token, tokens};
+use super::sqlite::told as told_token;
 use super::{Error, TokenRecord};
 
 pub(super) const MIGRATION: &str = "
@@ -25,13 +27,29 @@ CREATE TABLE node_identities (
 /// Join tokens that ended so long ago are forgotten: until then who uses one again is told when it was used.
 const FORGOTTEN_MS: i64 = 30 * 24 * 3600 * 1000;
 
+/// What the audit log tells of a join token: of its hash, enough to tell it from others.
+fn told(token: &JoinToken) -> serde_json::Value {
+    serde_json::json!({
+        "node": token.node,
+        "compute": token.compute,
+        "created_by": token.created_by,
+        "expires_at": token.expires_at.to_string(),
+    })
+}
+
+fn called(token: &JoinToken) -> String {
+    token.hash.to_string().chars().take(12).collect()
+}
+
 /// Remembers a join token.
-pub fn put_join_token(conn: &Connection, token: &JoinToken) -> Result<(), Error> {
+pub fn put_join_token(conn: &audit::Asked<'_>, token: &JoinToken) -> Result<(), Error> {
     let sql = |e| Error::sqlite("store a join token", e);
     conn.prepare_cached("DELETE FROM join_tokens WHERE expires_at < ?1")
         .and_then(|mut s| s.execute([token.created_at.plus_millis(-FORGOTTEN_MS).as_millis()]))
         .map_err(sql)?;
-    write_join_token(conn, token)
+    write_join_token(conn, token)?;
+    conn.changed(format!("join-token/{}", called(token)), None, Some(&told(token)));
+    Ok(())
 }
 
 fn write_join_token(conn: &Connection, token: &JoinToken) -> Result<(), Error> {
@@ -92,7 +110,11 @@ fn is_taken(conn: &Connection, node: &NodeName) -> Result<bool, Error> {
 }
 
 /// Drops every token of a node.
-fn drop_tokens(conn: &Connection, node: &NodeName) -> Result<(), Error> {
+fn drop_tokens(conn: &audit::Asked<'_>, node: &NodeName) -> Result<(), Error> {
+    let whose = format!("node:{node}");
+    for token in tokens(conn)?.iter().filter(|token| token.principal.as_str() == whose) {
+        conn.changed(format!("token/{whose}"), Some(&told_token(token)), None);
+    }
     conn.prepare_cached("DELETE FROM tokens WHERE principal = 'node:' || ?1")
         .and_then(|mut s| s.execute([node.as_str()]))
         .map(drop)
@@ -127,7 +149,7 @@ pub fn may_join(
 
 /// A machine joins: its token is used, and the node has this identity from now on, and no other. `None`: it did.
 pub fn join(
-    conn: &Connection,
+    conn: &audit::Asked<'_>,
     hash: &Digest,
     asks: &Joining,
     identity: &NodeIdentity,
@@ -148,40 +170,66 @@ pub fn join(
         answer: answer.to_owned(),
     });
     write_join_token(conn, &used)?;
+    let before = self::identity(conn, &asks.node)?;
     put_identity(conn, identity)?;
     drop_tokens(conn, &asks.node)?;
+    let (before, after) = (before.as_ref(), Some(identity));
+    conn.changed(format!("node/{}", asks.node), before, after);
+    let use_of = format!("join-token/{}", called(&used));
+    conn.done(use_of, &serde_json::json!({ "used_by": asks.node, "created_by": used.created_by }));
     if let Some(token) = token {
         put_token(conn, token)?;
+        conn.changed(format!("token/{}", token.principal), None, Some(&told_token(token)));
     }
     Ok(Ok(None))
 }
 
+/// Drops the join tokens for a node that nobody has used.
+fn drop_join_tokens(conn: &audit::Asked<'_>, node: &NodeName) -> Result<(), Error> {
+    let unused: Vec<JoinToken> = conn
+        .prepare_cached(
+            "DELETE FROM join_tokens WHERE node = ?1 AND json_extract(record, '$.used') IS NULL
+             RETURNING record",
+        )
+        .and_then(|mut s| s.query_map([node.as_str()], |row| column(row, 0))?.collect())
+        .map_err(|e| Error::sqlite("forget a node's join tokens", e))?;
+    for token in &unused {
+        conn.changed(format!("join-token/{}", called(token)), Some(&told(token)), None);
+    }
+    Ok(())
+}
+
 /// Revokes all that a node is let in by, unused join tokens for it too; what it is known by then.
-pub fn revoke(conn: &Connection, node: &NodeName, now: Timestamp) -> Result<NodeIdentity, Error> {
+pub fn revoke(
+    conn: &audit::Asked<'_>,
+    node: &NodeName,
+    now: Timestamp,
+) -> Result<NodeIdentity, Error> {
     drop_tokens(conn, node)?;
-    conn.prepare_cached(
-        "DELETE FROM join_tokens WHERE node = ?1 AND json_extract(record, '$.used') IS NULL",
-    )
-    .and_then(|mut s| s.execute([node.as_str()]))
-    .map_err(|e| Error::sqlite("forget a node's join tokens", e))?;
+    drop_join_tokens(conn, node)?;
+    let before = identity(conn, node)?;
     // One that had only a token is known as revoked too, so that its attempts stay fenced.
-    let mut known = identity(conn, node)?.unwrap_or_else(|| NodeIdentity {
+    let mut after = before.clone().unwrap_or_else(|| NodeIdentity {
         node: node.clone(),
         id: String::new(),
         compute: None,
         since: now,
         revoked_at: None,
     });
-    known.revoked_at.get_or_insert(now);
-    put_identity(conn, &known)?;
-    Ok(known)
+    after.revoked_at.get_or_insert(now);
+    put_identity(conn, &after)?;
+    conn.changed(format!("node/{node}"), before.as_ref(), Some(&after));
+    Ok(after)
 }
 
 /// Forgets a node that is no more.
-pub fn forget(conn: &Connection, node: &NodeName, now: Timestamp) -> Result<(), Error> {
-    revoke(conn, node, now)?;
+pub fn forget(conn: &audit::Asked<'_>, node: &NodeName) -> Result<(), Error> {
+    drop_tokens(conn, node)?;
+    drop_join_tokens(conn, node)?;
+    let Some(before) = identity(conn, node)? else { return Ok(()) };
     conn.prepare_cached("DELETE FROM node_identities WHERE node = ?1")
         .and_then(|mut s| s.execute([node.as_str()]))
-        .map(drop)
-        .map_err(|e| Error::sqlite("forget a node's identity", e))
+        .map_err(|e| Error::sqlite("forget a node's identity", e))?;
+    conn.changed(format!("node/{node}"), Some(&before), None);
+    Ok(())
 }

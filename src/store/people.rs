@@ -4,11 +4,13 @@ use atelier_core::access::{CustomRole, Role};
 use atelier_core::content::Digest;
 use atelier_core::id::{Principal, RoleName};
 use atelier_core::time::Timestamp;
-use rusqlite::{Connection, params};
+use rusqlite::{Connection, OptionalExtension as _, params};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::Error;
+use super::audit::Asked;
+use super::sqlite::told;
+use super::{Error, jobs};
 
 /// Users, and what is known of tokens besides their holders. Whoever held a token is a user, with the most that
 /// one of the tokens allowed.
@@ -64,49 +66,75 @@ pub enum PeopleChange {
     PutRole(CustomRole),
     /// Forgets a role.
     DeleteRole(RoleName),
-    /// When tokens were last used, by their hashes.
-    Used(Vec<(Digest, Timestamp)>),
 }
 
 fn json<T: Serialize>(value: &T, what: &str) -> Result<String, Error> {
     serde_json::to_string(value).map_err(|source| Error::Damaged { what: what.to_owned(), source })
 }
 
+fn execute(conn: &Connection, sql: &str, values: &[&dyn rusqlite::ToSql]) -> Result<(), Error> {
+    conn.prepare_cached(sql)
+        .and_then(|mut statement| statement.execute(values))
+        .map(drop)
+        .map_err(|e| Error::sqlite("change who may do what", e))
+}
+
 impl PeopleChange {
-    pub(super) fn apply(&self, conn: &Connection) -> Result<(), Error> {
-        let execute = |sql: &str, values: &[&dyn rusqlite::ToSql]| {
-            conn.prepare_cached(sql)
-                .and_then(|mut statement| statement.execute(values))
-                .map(drop)
-                .map_err(|e| Error::sqlite("change who may do what", e))
+    pub(super) fn apply(&self, conn: &Asked<'_>) -> Result<(), Error> {
+        let put = |table: &str, name: &str, record: &String| {
+            let sql = format!("INSERT OR REPLACE INTO {table} (name, record) VALUES (?1, ?2)");
+            execute(conn, &sql, &[&name, record])
         };
         match self {
-            Self::PutUser(user) => execute(
-                "INSERT OR REPLACE INTO users (name, record) VALUES (?1, ?2)",
-                &[&user.name.as_str(), &json(user, "user")?],
-            ),
+            Self::PutUser(user) => {
+                let before: Option<UserRecord> = one(conn, "users", user.name.as_str())?;
+                put("users", user.name.as_str(), &json(user, "user")?)?;
+                conn.changed(format!("user/{}", user.name), before.as_ref(), Some(user));
+            }
             Self::DeleteUser(name) => {
-                execute("DELETE FROM tokens WHERE principal = ?1", &[&name.as_str()])?;
-                execute("DELETE FROM users WHERE name = ?1", &[&name.as_str()])
-            }
-            Self::PutRole(role) => execute(
-                "INSERT OR REPLACE INTO roles (name, record) VALUES (?1, ?2)",
-                &[&role.name.as_str(), &json(role, "role")?],
-            ),
-            Self::DeleteRole(name) => {
-                execute("DELETE FROM roles WHERE name = ?1", &[&name.as_str()])
-            }
-            Self::Used(tokens) => {
-                for (hash, at) in tokens {
-                    execute(
-                        "UPDATE tokens SET last_used_at = ?2 WHERE hash = ?1",
-                        params![hash.as_bytes(), at.as_millis()],
-                    )?;
+                let before: Option<UserRecord> = one(conn, "users", name.as_str())?;
+                for token in jobs::tokens(conn)?.iter().filter(|token| &token.principal == name) {
+                    conn.changed(format!("token/{name}"), Some(&told(token)), None);
                 }
-                Ok(())
+                execute(conn, "DELETE FROM tokens WHERE principal = ?1", &[&name.as_str()])?;
+                execute(conn, "DELETE FROM users WHERE name = ?1", &[&name.as_str()])?;
+                conn.changed(format!("user/{name}"), before.as_ref(), None);
+            }
+            Self::PutRole(role) => {
+                let before: Option<CustomRole> = one(conn, "roles", role.name.as_str())?;
+                put("roles", role.name.as_str(), &json(role, "role")?)?;
+                conn.changed(format!("role/{}", role.name), before.as_ref(), Some(role));
+            }
+            Self::DeleteRole(name) => {
+                let before: Option<CustomRole> = one(conn, "roles", name.as_str())?;
+                execute(conn, "DELETE FROM roles WHERE name = ?1", &[&name.as_str()])?;
+                conn.changed(format!("role/{name}"), before.as_ref(), None);
             }
         }
+        Ok(())
     }
+}
+
+/// Writes when tokens were last used. Nobody has asked for that, and no entry tells of it.
+pub(super) fn note_uses(conn: &Connection, uses: &[(Digest, Timestamp)]) -> Result<(), Error> {
+    for (hash, at) in uses {
+        execute(
+            conn,
+            "UPDATE tokens SET last_used_at = ?2 WHERE hash = ?1",
+            params![hash.as_bytes(), at.as_millis()],
+        )?;
+    }
+    Ok(())
+}
+
+fn one<T: DeserializeOwned>(
+    conn: &Connection,
+    table: &str,
+    name: &str,
+) -> Result<Option<T>, Error> {
+    conn.prepare_cached(&format!("SELECT record FROM {table} WHERE name = ?1"))
+        .and_then(|mut s| s.query_row([name], |row| jobs::column(row, 0)).optional())
+        .map_err(|e| Error::sqlite("read who may do what", e))
 }
 
 fn all<T: DeserializeOwned>(conn: &Connection, table: &str) -> Result<Vec<T>, Error> {

@@ -25,6 +25,7 @@ const MIGRATIONS: &[&str] = &[
     super::secrets::ROTATION,
     super::people::MIGRATION,
     super::nodes::MIGRATION,
+    super::audit::MIGRATION,
 ];
 
 /// The version this build writes.

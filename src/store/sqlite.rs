@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use atelier_core::access::CustomRole;
+use atelier_core::audit::Actor;
 use atelier_core::content::Digest;
 use atelier_core::id::{ComputeName, JobName};
 use atelier_core::job::{Event, Job};
@@ -21,7 +22,8 @@ use tokio::sync::oneshot;
 use super::people::{self, PeopleChange, UserRecord};
 use super::writer::{Work, Writer};
 use super::{
-    Batch, Error, JobQuery, Known, Lookup, Past, Recovered, Store, TokenRecord, jobs, schema, usage,
+    Batch, Error, JobQuery, Known, Lookup, Past, Recovered, Store, TokenRecord, audit, jobs,
+    schema, usage,
 };
 
 /// SQLite on a local disk.
@@ -80,6 +82,7 @@ impl SqliteStore {
         if let Some(folder) = path.parent() {
             fs::File::open(folder).and_then(|f| f.sync_all()).map_err(|e| fail(e.to_string()))?;
         }
+        audit::guard(&conn).map_err(|e| fail(damage(&e)))?;
         let writer = Writer::start(conn).map_err(|e| fail(e.to_string()))?;
         Ok(Self {
             writer,
@@ -89,7 +92,8 @@ impl SqliteStore {
         })
     }
 
-    /// Applies `change` in the next transaction and returns once it is durable.
+    /// Applies `change` in the next transaction and returns once it is durable. It is for what the daemon notes for
+    /// itself: what somebody asked for goes by [`SqliteStore::change`].
     pub async fn write<T, F>(&self, change: F) -> Result<T, Error>
     where
         T: Send + 'static,
@@ -138,6 +142,18 @@ impl SqliteStore {
     }
 }
 
+/// What the audit log tells of a token: enough of its hash to tell it from others of the same holder.
+pub(super) fn told(token: &TokenRecord) -> serde_json::Value {
+    let hash = token.hash.to_string();
+    serde_json::json!({
+        "user": token.principal,
+        "role": token.role,
+        "created_at": token.created_at.to_string(),
+        "expires_at": token.expires_at.map(|at| at.to_string()),
+        "id": hash.get(..12),
+    })
+}
+
 /// A batch of decisions on its way to the disk.
 struct BatchWrite {
     batch: Arc<Batch>,
@@ -150,7 +166,8 @@ impl Work for BatchWrite {
         if self.failed.load(Ordering::Acquire) {
             return Err(Error::Superseded);
         }
-        let written = jobs::write(conn, &self.batch);
+        let written = jobs::write(conn, &self.batch)
+            .and_then(|()| audit::append(conn, self.batch.audit.iter().cloned()));
         // At once: the next may be in this very transaction.
         self.failed.store(written.is_err(), Ordering::Release);
         written
@@ -213,20 +230,35 @@ impl Store for SqliteStore {
         Box::pin(async { written.await.unwrap_or(Err(Error::Closed)) })
     }
 
-    fn put_token(&self, token: TokenRecord) -> BoxFuture<'_, Result<(), Error>> {
-        Box::pin(self.writer.write(move |conn| jobs::put_token(conn, &token)))
+    fn put_token(&self, token: TokenRecord, by: Actor) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(self.change(by, move |conn| {
+            jobs::put_token(conn, &token)?;
+            conn.changed(format!("token/{}", token.principal), None, Some(&told(&token)));
+            Ok(())
+        }))
     }
 
-    fn forget_tokens(&self, hashes: Vec<Digest>) -> BoxFuture<'_, Result<(), Error>> {
-        Box::pin(self.writer.write(move |conn| jobs::forget_tokens(conn, &hashes)))
+    fn forget_tokens(&self, hashes: Vec<Digest>, by: Actor) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(self.change(by, move |conn| {
+            let known = jobs::tokens(conn)?;
+            jobs::forget_tokens(conn, &hashes)?;
+            for token in known.iter().filter(|token| hashes.contains(&token.hash)) {
+                conn.changed(format!("token/{}", token.principal), Some(&told(token)), None);
+            }
+            Ok(())
+        }))
     }
 
     fn tokens(&self) -> Result<Vec<TokenRecord>, Error> {
         self.read(jobs::tokens)
     }
 
-    fn change_people(&self, change: PeopleChange) -> BoxFuture<'_, Result<(), Error>> {
-        Box::pin(self.writer.write(move |conn| change.apply(conn)))
+    fn change_people(&self, change: PeopleChange, by: Actor) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(self.change(by, move |conn| change.apply(conn)))
+    }
+
+    fn note_uses(&self, uses: Vec<(Digest, Timestamp)>) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(self.write(move |conn| people::note_uses(conn, &uses)))
     }
 
     fn users(&self) -> Result<Vec<UserRecord>, Error> {

@@ -7,7 +7,7 @@ use std::thread;
 use rusqlite::Connection;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
-use super::Error;
+use super::{Error, audit};
 
 /// A write waiting for its transaction.
 pub(super) trait Work: Send {
@@ -152,7 +152,7 @@ fn commit(conn: &Connection, group: Vec<Box<dyn Work>>) -> Result<(), Error> {
 fn apply(conn: &Connection, work: &mut dyn Work, alone: bool) -> Result<(), Error> {
     if alone {
         // Nothing else is in the transaction; an error still must leave it empty.
-        let result = work.apply(conn);
+        let result = work.apply(conn).and_then(|()| audit::check(conn));
         // After some errors, a full disk's too, SQLite has rolled back by itself.
         if result.is_err() && !conn.is_autocommit() {
             let undone = conn.execute_batch("ROLLBACK; BEGIN IMMEDIATE");
@@ -166,7 +166,7 @@ fn apply(conn: &Connection, work: &mut dyn Work, alone: bool) -> Result<(), Erro
             .map_err(|e| Error::sqlite(operation, e))
     };
     mark("SAVEPOINT work", "set a savepoint")?;
-    match work.apply(conn) {
+    match work.apply(conn).and_then(|()| audit::check(conn)) {
         Ok(()) => mark("RELEASE work", "release a savepoint").map(drop),
         Err(error) => {
             if !conn.is_autocommit() {

@@ -15,17 +15,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use atelier_core::access::Caller;
+use atelier_core::audit::Actor;
 use atelier_core::id::{JobName, Principal, SecretName, SecretVersion};
 use atelier_core::secret::{Grant, Refusal, SealedName, Secret, Use, check_value, next_version};
 use atelier_core::spec::SecretRef;
 use atelier_core::time::Timestamp;
 use futures::StreamExt as _;
 use rusqlite::Connection;
+use serde_json::json;
 use zeroize::Zeroizing;
 
 use self::envelope::{DataKey, Place};
 use self::ring::{Ring, Wrapper};
 use crate::config::{self, ServeArgs};
+use crate::identity::Asking;
 use crate::store::secret_uses::{self, Usable};
 use crate::store::secrets;
 use crate::store::{self, SqliteStore};
@@ -319,9 +322,11 @@ impl Vault {
         &self,
         name: SecretName,
         value: Zeroizing<Vec<u8>>,
-        caller: Caller,
+        by: impl Into<Asking>,
         at: Timestamp,
     ) -> Result<Secret, Error> {
+        let by = by.into();
+        let (by, caller) = (by.actor(), by.caller);
         check_value(&name, value.len())?;
         let key = self.keys.to_seal()?;
         let value = Arc::new(value);
@@ -332,7 +337,8 @@ impl Vault {
             let data_key = self.next(&key, &sealed_name).await?;
             let (workspace, name) = (self.workspace.clone(), name.clone());
             let (value, caller) = (value.clone(), caller.clone());
-            let kept = self.store.write(move |conn| {
+            let kept = self.store.change(by.clone(), move |conn| {
+                let before = secrets::secret(conn, &name)?;
                 let known = secrets::entry(conn, &name)?;
                 let (name, version) = match next_version(&name, known.as_ref(), &caller) {
                     Ok(next) => next,
@@ -350,6 +356,11 @@ impl Vault {
                 };
                 secrets::put(conn, (&sealed_name, version), &sealed, &caller.principal, at)?;
                 let kept = secrets::secret(conn, &name)?;
+                conn.changed(
+                    format!("secret/{name}"),
+                    before.as_ref().map(shown).as_ref(),
+                    kept.as_ref().map(shown).as_ref(),
+                );
                 Ok(kept.map(Some).ok_or_else(|| Refusal::NoSuch(name.to_string()).into()))
             });
             // None: somebody else has set that version meanwhile.
@@ -388,12 +399,21 @@ impl Vault {
     pub async fn delete(
         &self,
         name: &str,
-        caller: Caller,
+        by: impl Into<Asking>,
         at: Timestamp,
     ) -> Result<SecretName, Error> {
+        let by = by.into();
+        let (by, caller) = (by.actor(), by.caller);
         let missing = |_| Error::Refused(Refusal::NoSuch(name.to_owned()));
         let name = SecretName::new(name).map_err(missing)?;
-        let deleted = self.store.write(move |conn| secrets::delete(conn, &name, &caller, at));
+        let deleted = self.store.change(by, move |conn| {
+            let before = secrets::secret(conn, &name)?;
+            let deleted = secrets::delete(conn, &name, &caller, at)?;
+            if let Ok(name) = &deleted {
+                conn.changed(format!("secret/{name}"), before.as_ref().map(shown).as_ref(), None);
+            }
+            Ok(deleted)
+        });
         Ok(deleted.await??)
     }
 
@@ -404,13 +424,20 @@ impl Vault {
         name: &str,
         version: SecretVersion,
         users: Vec<JobName>,
-        caller: Caller,
+        by: impl Into<Asking>,
     ) -> Result<SecretName, Error> {
+        let by = by.into();
+        let (by, caller) = (by.actor(), by.caller);
         let missing = |_| Error::Refused(Refusal::NoSuch(name.to_owned()));
         let name = SecretName::new(name).map_err(missing)?;
-        let deleted = self
-            .store
-            .write(move |conn| secrets::delete_version(conn, &name, version, users, &caller));
+        let deleted = self.store.change(by, move |conn| {
+            let deleted = secrets::delete_version(conn, &name, version, users, &caller)?;
+            if let Ok(name) = &deleted {
+                let before = json!({ "version": version });
+                conn.changed(format!("secret/{name}"), Some(&before), None);
+            }
+            Ok(deleted)
+        });
         Ok(deleted.await??)
     }
 
@@ -440,12 +467,19 @@ impl Vault {
         &self,
         name: &str,
         to: Option<Principal>,
-        caller: Caller,
+        by: impl Into<Asking>,
         at: Timestamp,
     ) -> Result<Secret, Error> {
+        let by = by.into();
+        let (by, caller) = (by.actor(), by.caller);
         let known = self.get(name)?.name;
-        let granted =
-            self.store.write(move |c| secret_uses::grant(c, &known, to.as_ref(), &caller, at));
+        let granted = self.store.change(by, move |c| {
+            let granted = secret_uses::grant(c, &known, to.as_ref(), &caller, at)?;
+            if granted.is_ok() {
+                c.changed(format!("secret/{known}"), None, Some(&granted_to(to.as_ref())));
+            }
+            Ok(granted)
+        });
         granted.await??;
         self.get(name)
     }
@@ -455,11 +489,18 @@ impl Vault {
         &self,
         name: &str,
         to: Option<Principal>,
-        caller: Caller,
+        by: impl Into<Asking>,
     ) -> Result<Secret, Error> {
+        let by = by.into();
+        let (by, caller) = (by.actor(), by.caller);
         let known = self.get(name)?.name;
-        let revoked =
-            self.store.write(move |c| secret_uses::revoke(c, &known, to.as_ref(), &caller));
+        let revoked = self.store.change(by, move |c| {
+            let revoked = secret_uses::revoke(c, &known, to.as_ref(), &caller)?;
+            if revoked.is_ok() {
+                c.changed(format!("secret/{known}"), Some(&granted_to(to.as_ref())), None);
+            }
+            Ok(revoked)
+        });
         revoked.await??;
         self.get(name)
     }
@@ -491,7 +532,8 @@ impl Vault {
         at: Timestamp,
     ) -> Result<Vec<Zeroizing<Vec<u8>>>, NotRevealed> {
         let (job, caller) = (job.clone(), caller.clone());
-        let found = self.store.write(move |conn| {
+        let by = Actor::new(&caller, None, "secret/use");
+        let found = self.store.change(by, move |conn| {
             let mut found = Vec::with_capacity(wanted.len());
             for (index, wanted) in wanted.iter().enumerate() {
                 match secret_uses::usable(conn, wanted, &caller)? {
@@ -507,6 +549,10 @@ impl Vault {
             }
             for usable in &found {
                 secret_uses::note(conn, &job, usable, &caller.principal, at)?;
+                conn.done(
+                    format!("secret/{}", usable.name),
+                    &json!({ "version": usable.version, "job": &job }),
+                );
             }
             Ok(Ok(found))
         });
@@ -565,6 +611,22 @@ impl Vault {
         };
         Ok(Status { key, source, problem, keys })
     }
+}
+
+/// What the audit log tells of a secret: never its value, which it does not have.
+fn shown(secret: &Secret) -> serde_json::Value {
+    json!({
+        "version": secret.version,
+        "created_by": secret.owner,
+        "created_at": secret.created_at.to_string(),
+        "updated_by": secret.updated_by,
+        "updated_at": secret.updated_at.to_string(),
+    })
+}
+
+/// Whose jobs may use a secret, for the audit log.
+fn granted_to(to: Option<&Principal>) -> serde_json::Value {
+    json!({ "granted_to": to.map_or("everybody", Principal::as_str) })
 }
 
 /// Keeps a value of the workspace's own, which is no secret of somebody's.

@@ -8,7 +8,7 @@ use super::rotate::BATCH;
 use super::transit::tests::{Toy, until};
 use super::*;
 use crate::store::secrets::SealedRow;
-use crate::store::tests::Folder;
+use crate::store::tests::{Folder, changed};
 
 /// A store, and keys beside it.
 struct World {
@@ -611,8 +611,8 @@ async fn credentials_that_somebody_else_was_faster_with_are_not_kept() {
     let late = vault.sealer(name.clone()).await.unwrap();
     assert_eq!(keep(&vault, "data", b"first").await.0, 1);
     let by = Principal::new("root").unwrap();
-    let kept = vault.store.write(move |c| Ok(late.keep(c, b"late", &by, at(6)).unwrap()));
-    assert_eq!(kept.await.unwrap(), None);
+    let kept = changed(&vault.store, move |c| Ok(late.keep(c, b"late", &by, at(6)).unwrap()));
+    assert_eq!(kept.await, None);
     assert_eq!(vault.open_version(&name, SecretVersion(1)).await.unwrap().as_slice(), b"first");
 }
 
@@ -647,8 +647,8 @@ async fn what_is_deleted_or_sealed_anew_leaves_nothing_in_the_file() {
 async fn keep(vault: &Vault, datastore: &str, value: &'static [u8]) -> SecretVersion {
     let sealer = vault.sealer(of_datastore(datastore)).await.unwrap();
     let by = Principal::new("root").unwrap();
-    let kept = vault.store.write(move |conn| Ok(sealer.keep(conn, value, &by, at(5)).unwrap()));
-    kept.await.unwrap().unwrap()
+    let kept = changed(&vault.store, move |c| Ok(sealer.keep(c, value, &by, at(5)).unwrap()));
+    kept.await.unwrap()
 }
 
 fn of_datastore(name: &str) -> SealedName {
@@ -682,8 +682,7 @@ async fn credentials_are_kept_beside_secrets_and_are_none() {
     let vault = world.open("new", &[]);
     assert_eq!(vault.open_version(&name, SecretVersion(2)).await.unwrap().as_slice(), b"key-2");
     let (gone, by) = (name.clone(), Principal::new("root").unwrap());
-    let forgotten = vault.store.write(move |c| secrets::forget(c, &gone, None, &by, at(11)));
-    forgotten.await.unwrap();
+    changed(&vault.store, move |c| secrets::forget(c, &gone, None, &by, at(11))).await;
     assert_eq!(opened(&vault).await, ["Db/1=one"]);
     // A version is never given twice.
     assert_eq!(keep(&vault, "data", b"key-3").await.0, 3);

@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use atelier_proto::job::v1::JobStatus;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::harness::{Agent, Cluster, Settings, until};
 
@@ -103,6 +103,31 @@ fn a_machine_joins_once_with_a_token_and_is_known_by_its_certificate() {
     cluster.agent("first", |agent| agent.kill());
     refused(&cluster, &again, &["already used, at 20", "atelier node token create"]);
     assert!(!elsewhere.join("identity.json").exists());
+
+    // The audit log tells who let it in, and that others were refused.
+    let told = |resource: &str| audited(&cluster, &["--resource", resource]);
+    let joined = told("node/first");
+    assert_eq!(joined.len(), 1, "{joined:?}");
+    assert_eq!(joined[0]["action"], "NodeIdentityService/JoinNode");
+    assert_eq!(
+        (&joined[0]["principal"], &joined[0]["after"]["compute"]),
+        (&json!("node:first"), &json!("local"))
+    );
+    let of_token: Vec<Value> = told("join-token");
+    let who: Vec<&Value> = of_token.iter().map(|entry| &entry["principal"]).collect();
+    assert_eq!(who, [&json!("node:first"), &json!("admin")]);
+    assert_eq!(of_token[0]["after"]["created_by"], "admin");
+    until("the refusals are told", || {
+        let refused = audited(&cluster, &["--principal", "unknown", "--action", "JoinNode"]);
+        let says = |entry: &Value| entry["refused"].to_string().contains("already used");
+        refused.iter().any(says).then_some(())
+    });
+    cluster.atelier(["audit", "verify"]).ok();
+}
+
+fn audited(cluster: &Cluster, filters: &[&str]) -> Vec<Value> {
+    let list = ["audit", "list", "--limit", "1000", "-o", "json"].iter().chain(filters);
+    serde_json::from_value(cluster.atelier(list).ok().json()).unwrap()
 }
 
 #[test]
@@ -195,6 +220,11 @@ fn without_tls_a_node_joins_with_a_token_of_its_own() {
     cluster.completed(&cluster.shell("true"));
     // Cut off it is out, and what it has is worth nothing.
     cluster.atelier(["node", "revoke", "one"]).ok();
+    let revoked = audited(&cluster, &["--action", "RevokeNode", "--principal", "admin"]);
+    let of: Vec<&str> = revoked.iter().map(|entry| entry["resource"].as_str().unwrap()).collect();
+    assert_eq!(of, ["node/one", "token/node:one"]);
+    assert!(revoked[0]["before"]["revoked_at"].is_null(), "{revoked:?}");
+    assert!(revoked[0]["after"]["revoked_at"].is_number(), "{revoked:?}");
     cluster.agent("one", |agent| agent.kill());
     refused(&cluster, &Agent::new("one").server(&cluster.server()).no_token(), &["not valid here"]);
 }

@@ -17,6 +17,7 @@ mod access;
 mod addresses;
 mod assets;
 mod attacks;
+mod audit;
 mod backups;
 mod bad_input;
 mod builds;

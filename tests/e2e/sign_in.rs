@@ -95,6 +95,19 @@ fn oidc_somebody_signs_in_with_a_code_and_the_session_renews_itself() {
         (&told["user"], &told["role"]),
         (&json!("ana@example.com"), &json!("data-scientist"))
     );
+    let of_ana = ["audit", "list", "--principal", "ana@example.com", "-o", "json"];
+    let entries = cluster.atelier(of_ana).ok().json();
+    let user = entries
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|entry| entry["resource"] == "user/ana@example.com");
+    let user = user.unwrap_or_else(|| panic!("{entries}"));
+    assert_eq!(user["action"], "SignInService/SignIn");
+    assert_eq!(
+        (&user["after"]["role"], &user["from"]),
+        (&json!("data_scientist"), &json!("127.0.0.1"))
+    );
     let mode = fs::metadata(sessions(&cluster)).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
     as_somebody(&cluster, &["job", "list"]).ok();

@@ -107,6 +107,8 @@ permissions! {
     ManageRetention => "workspaces/retention/write", "set or apply retention rules";
     /// Make, change and delete users, their tokens and custom roles.
     ManageTokens => "workspaces/roleAssignments/write", "manage users and tokens";
+    /// Read the audit log.
+    ReadAudit => "workspaces/audit/read", "read the audit log";
     /// Change and delete what others made: jobs, runs, experiments, assets, secrets.
     ChangeAny => "workspaces/changeAny/action", "change what others made";
     /// Open a node session and push what belongs to it. Nodes have it, and no role of a person's.

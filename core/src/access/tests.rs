@@ -26,7 +26,7 @@ fn the_matrix_of_roles_and_permissions() {
     use Permission as P;
     // Admin, compute operator, data scientist, reader.
     let rows: &[(&[P], [bool; 4])] = &[
-        (&[P::ManageTokens], [true, false, false, false]),
+        (&[P::ManageTokens, P::ReadAudit], [true, false, false, false]),
         (&[P::DrainCompute, P::ScaleCompute, P::JoinNodes], [true, true, false, false]),
         (&[P::ManageCompute, P::DeleteCompute], [true, false, false, false]),
         (&[P::ManageDatastores, P::DeleteDatastores, P::WriteSecrets], [true, false, false, false]),

@@ -11,6 +11,7 @@ use atelier_core::id::InvalidName;
 
 mod asset;
 mod attempt;
+mod audit;
 mod command;
 mod component;
 mod compute;

@@ -4,6 +4,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use atelier_core::access::CustomRole;
+use atelier_core::audit::Actor;
 use atelier_core::content::Digest;
 use atelier_core::id::{ComputeName, DatastoreName, Epoch};
 use atelier_core::job::{AttemptEnd, AttemptKey, Exit, JobStatus, Progress, Report};
@@ -50,20 +51,32 @@ impl Store for Counted {
         }
     }
 
-    fn forget_tokens(&self, hashes: Vec<Digest>) -> BoxFuture<'_, Result<(), store::Error>> {
-        self.inner.forget_tokens(hashes)
+    fn forget_tokens(
+        &self,
+        hashes: Vec<Digest>,
+        by: Actor,
+    ) -> BoxFuture<'_, Result<(), store::Error>> {
+        self.inner.forget_tokens(hashes, by)
     }
 
-    fn put_token(&self, token: TokenRecord) -> BoxFuture<'_, Result<(), store::Error>> {
-        self.inner.put_token(token)
+    fn put_token(&self, token: TokenRecord, by: Actor) -> BoxFuture<'_, Result<(), store::Error>> {
+        self.inner.put_token(token, by)
     }
 
     fn tokens(&self) -> Result<Vec<TokenRecord>, store::Error> {
         self.inner.tokens()
     }
 
-    fn change_people(&self, change: PeopleChange) -> BoxFuture<'_, Result<(), store::Error>> {
-        self.inner.change_people(change)
+    fn change_people(
+        &self,
+        change: PeopleChange,
+        by: Actor,
+    ) -> BoxFuture<'_, Result<(), store::Error>> {
+        self.inner.change_people(change, by)
+    }
+
+    fn note_uses(&self, uses: Vec<(Digest, Timestamp)>) -> BoxFuture<'_, Result<(), store::Error>> {
+        self.inner.note_uses(uses)
     }
 
     fn users(&self) -> Result<Vec<UserRecord>, store::Error> {
@@ -205,7 +218,7 @@ impl World {
         let fingerprint = Digest::of(spec.command.as_bytes());
         let key = key.map(|key| IdempotencyKey { key: key.to_owned(), fingerprint });
         let spec = Arc::new(spec);
-        let request = SubmitRequest { name: name(job), spec, principal: who("ana"), key };
+        let request = SubmitRequest { name: name(job), spec, by: who("ana").into(), key };
         let handle = self.handle.clone();
         async move { handle.submit(request).await }
     }
@@ -454,9 +467,9 @@ async fn each_request_of_a_batch_has_its_own_answer() {
         world.handle.archive(name("e"), true, who("ana")).await,
         Err(Error::StillLive(_))
     ));
-    assert!(matches!(world.handle.forget(name("e")).await, Err(Error::StillLive(_))));
+    assert!(matches!(world.handle.forget(name("e"), who("ana")).await, Err(Error::StillLive(_))));
     assert!(world.handle.archive(name("a"), true, who("ana")).await.unwrap().archived);
-    world.handle.forget(name("a")).await.unwrap();
+    world.handle.forget(name("a"), who("ana")).await.unwrap();
     assert_eq!(world.store.job(&name("a")).unwrap(), None);
     // With the job its key is free again.
     let again = world.submit_with("f", spec("false"), Some("k")).await.unwrap();

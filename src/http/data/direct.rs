@@ -22,7 +22,8 @@ use http::request::Parts;
 use http::{StatusCode, header};
 use serde::{Deserialize, Serialize};
 
-use super::{Refusal, State, authorize, authorize_write, queried, still, text};
+use super::{Refusal, State, authorize, authorize_write, queried, still, text, told_used};
+use crate::identity::Use;
 use crate::storage::{self, Datastore, ObjectPath, Signed};
 use crate::store::parts::PartUpload;
 
@@ -88,6 +89,7 @@ pub(super) async fn sign_reads(
     state: &State,
     caller: &Caller,
     datastore: &Datastore,
+    head: &Parts,
     body: Body,
 ) -> Result<Response, Refusal> {
     attempt(caller)?;
@@ -104,7 +106,11 @@ pub(super) async fn sign_reads(
     if !state.uploads.signs {
         return Ok(Addresses::of(None, READ));
     }
-    Ok(Addresses::of(datastore.sign_reads(&paths, READ).await?, READ))
+    let signed = datastore.sign_reads(&paths, READ).await?;
+    for path in paths.iter().filter(|_| signed.is_some()) {
+        told_used(state, caller, head, datastore, path, Use::Read);
+    }
+    Ok(Addresses::of(signed, READ))
 }
 
 /// Answers what is asked of an upload of an object.

@@ -24,6 +24,7 @@ use super::call::{Call, reader};
 use super::failure::Failure;
 use super::{Answer, State};
 use crate::http::data::checked;
+use crate::identity::{Origin, Use};
 use crate::storage::{self, Datastore, ObjectPath};
 use crate::store::tracking::{self, RunChange, TrackReply, TrackWrite};
 use crate::track::SEALED_OBJECT;
@@ -226,6 +227,8 @@ pub(super) async fn download(
     let path = address.path.ok_or_else(|| Refusal::NoArtifact("/".to_owned()))?;
     let (datastore, place) = find(&state, &info, &path).await?;
     let opened = datastore.open(&place).await?;
+    let origin = request.extensions().get::<Origin>().cloned().unwrap_or_default();
+    state.door.tell_used(&caller, &origin, datastore.name(), place.as_str(), Use::Read);
     let size = opened.meta.size;
     let mut response = Body::from_stream(opened.stream(0..size)).into_response();
     let headers = response.headers_mut();

@@ -36,7 +36,7 @@ impl World {
     }
 
     async fn token(&self, principal: &str, role: Role) -> String {
-        self.door.create_token(who(principal), role, NOW).await.unwrap()
+        self.door.create_token(who(principal), role, who("root"), NOW).await.unwrap()
     }
 
     fn knock(&self, token: &str) -> Result<Caller, Denied> {
@@ -360,7 +360,7 @@ async fn a_token_that_could_not_be_kept_is_not_given() {
     let other = rusqlite::Connection::open(&world.folder.path).unwrap();
     other.execute_batch("DROP TABLE tokens").unwrap();
     drop(store);
-    let made = world.door.create_token(who("eve"), Role::Admin, NOW).await;
+    let made = world.door.create_token(who("eve"), Role::Admin, who("root"), NOW).await;
     assert!(made.is_err());
     assert!(world.door.people().tokens(None).is_empty());
 }

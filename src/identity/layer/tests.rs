@@ -21,7 +21,7 @@ impl World {
         let door =
             Arc::new(Door::open(folder.open(), &folder.at().join("token.key"), "test").unwrap());
         let now = Timestamp::from_millis(1);
-        let token = door.create_token(who("ana"), Role::Reader, now).await.unwrap();
+        let token = door.create_token(who("ana"), Role::Reader, who("root"), now).await.unwrap();
         let named =
             |Extension(caller): Extension<Caller>| async move { caller.principal.to_string() };
         let routes = Router::new()

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use super::*;
 use crate::identity::Door;
+use crate::store::audit::AuditQuery;
 use crate::store::tests::{Folder, who};
 
 const START: i64 = 1_700_000_000_000;
@@ -27,7 +28,9 @@ impl World {
     async fn new() -> Self {
         let (folder, time) = (Folder::new(), Arc::new(AtomicI64::new(START)));
         let door = open(&folder, &time);
-        door.create_token(who("root"), Role::Admin, Timestamp::from_millis(START)).await.unwrap();
+        door.create_token(who("root"), Role::Admin, who("root"), Timestamp::from_millis(START))
+            .await
+            .unwrap();
         Self { folder, door, time }
     }
 
@@ -52,7 +55,7 @@ impl World {
 
     async fn issue(
         &self,
-        by: &Caller,
+        by: &Asking,
         user: &str,
         role: Option<Role>,
         lives_ms: Option<u64>,
@@ -65,12 +68,12 @@ impl World {
     }
 }
 
-fn root() -> Caller {
+fn root() -> Asking {
     as_role("root", Role::Admin)
 }
 
-fn as_role(name: &str, role: Role) -> Caller {
-    Caller { principal: who(name), role }
+fn as_role(name: &str, role: Role) -> Asking {
+    Caller { principal: who(name), role }.into()
 }
 
 fn refused<T>(result: Result<T, Error>) -> Refused {
@@ -118,7 +121,7 @@ async fn a_revoked_token_opens_nothing_and_is_known_by_its_id_alone() {
     let (first, second) =
         (world.token("ana", Role::Reader).await, world.token("ana", Role::Reader).await);
     let ben = world.token("ben", Role::DataScientist).await;
-    let ana = world.knock(&first.secret).unwrap();
+    let ana = Asking::from(world.knock(&first.secret).unwrap());
     // Of others one does not even hear that they are there.
     let id = ben.listed.id.to_string();
     let missing = Refused::NoSuchToken(id.clone());
@@ -134,7 +137,7 @@ async fn a_revoked_token_opens_nothing_and_is_known_by_its_id_alone() {
     let world = world.reopened();
     assert_eq!(world.knock(&first.secret), Err(Denied::WrongToken));
     assert_eq!(world.knock(&ben.secret), Err(Denied::WrongToken));
-    assert_eq!(world.knock(&second.secret).unwrap(), ana);
+    assert_eq!(world.knock(&second.secret).unwrap(), ana.caller);
     // What goes on hears that it was revoked.
     let bearer = format!("Bearer {}", first.secret);
     assert_eq!(world.door.authenticate_again(Some(&bearer)), Err(Denied::Revoked));
@@ -245,7 +248,7 @@ async fn nobody_gives_or_takes_above_their_own_role() {
     let keeper = people.role_named("keeper").unwrap();
     people.create_user(who("kim"), keeper, &root()).await.unwrap();
     let token = world.issue(&root(), "kim", None, None).await.unwrap().secret;
-    let kim = world.knock(&token).unwrap();
+    let kim = Asking::from(world.knock(&token).unwrap());
     let ana = world.token("ana", Role::DataScientist).await;
 
     people.create_user(who("rita"), Role::Reader, &kim).await.unwrap();
@@ -310,4 +313,67 @@ async fn a_change_that_could_not_be_kept_is_not_seen() {
     assert_eq!(world.knock(&token.secret).unwrap().role, Role::Reader);
     assert_eq!(people.users().len(), 2);
     assert_eq!(people.tokens(None).len(), 2);
+}
+
+#[tokio::test]
+async fn each_change_has_an_entry_of_who_asked() {
+    let world = World::new().await;
+    let people = world.people();
+    let by = |action: &str| {
+        let origin = Origin { from: Some([10, 0, 0, 7].into()), action: action.to_owned() };
+        Asking { origin, ..root() }
+    };
+    people.create_user(who("ana"), Role::Reader, &by("create")).await.unwrap();
+    people.update_user("ana", Role::DataScientist, &by("update")).await.unwrap();
+    let issued = world.issue(&by("issue"), "ana", Some(Role::Reader), None).await.unwrap();
+    let kept = world.issue(&by("issue"), "ana", None, None).await.unwrap();
+    people.revoke(&issued.listed.id.to_string(), &by("revoke")).await.unwrap();
+    people.put_role(file("ops", &["workspaces/jobs/*"]), false, &by("role")).await.unwrap();
+    people.put_role(file("ops", &["workspaces/jobs/read"]), true, &by("role")).await.unwrap();
+    people.delete_role("ops", &by("role")).await.unwrap();
+    people.delete_user("ana", &by("delete")).await.unwrap();
+    people.delete_user("ana", &by("delete")).await.unwrap_err();
+    let user = sign_in::User { principal: who("o"), role: Role::Reader, groups: vec![] };
+    let origin = by("sign-in").origin;
+    let session = people.sign_in(user, Duration::from_secs(60), &origin).await.unwrap();
+    people.write_uses().await;
+
+    let World { folder, door, .. } = world;
+    drop(door);
+    let query = AuditQuery { oldest_first: true, limit: 100, ..AuditQuery::default() };
+    let entries = folder.open().audited(&query).unwrap();
+    let told: Vec<(&str, &str, &str, bool, bool)> = entries
+        .iter()
+        .map(|e| {
+            let is = (e.before.is_some(), e.after.is_some());
+            (e.principal.as_str(), e.action.as_str(), e.resource.as_str(), is.0, is.1)
+        })
+        .collect();
+    assert_eq!(
+        told,
+        [
+            ("root", "test", "user/root", false, true),
+            ("root", "test", "token/root", false, true),
+            ("root", "create", "user/ana", false, true),
+            ("root", "update", "user/ana", true, true),
+            ("root", "issue", "token/ana", false, true),
+            ("root", "issue", "token/ana", false, true),
+            ("root", "revoke", "token/ana", true, false),
+            ("root", "role", "role/ops", false, true),
+            ("root", "role", "role/ops", true, true),
+            ("root", "role", "role/ops", true, false),
+            ("root", "delete", "token/ana", true, false),
+            ("root", "delete", "user/ana", true, false),
+            ("o", "sign-in", "user/o", false, true),
+            ("o", "sign-in", "token/o", false, true),
+        ]
+    );
+    assert!(entries[2..].iter().all(|entry| entry.from == "10.0.0.7"));
+    let id = issued.listed.id.to_string();
+    assert!(entries[6].before.as_ref().unwrap().contains(&id), "{:?}", entries[6]);
+    let lines: String = entries.iter().map(atelier_core::audit::Entry::to_line).collect();
+    for token in [issued.secret, kept.secret, session.secret] {
+        let hash = Digest::of(token.as_bytes()).to_string();
+        assert!(!lines.contains(&token) && !lines.contains(&hash));
+    }
 }

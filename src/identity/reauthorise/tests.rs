@@ -16,7 +16,7 @@ use tower::ServiceExt as _;
 
 use super::*;
 use crate::identity::people::NewToken;
-use crate::identity::{Door, guard};
+use crate::identity::{Asking, Door, guard};
 use crate::store::tests::{Folder, who};
 
 /// How long anything may take on a busy machine.
@@ -82,8 +82,8 @@ impl World {
     }
 }
 
-fn root() -> Caller {
-    Caller { principal: who("root"), role: Role::Admin }
+fn root() -> Asking {
+    Caller { principal: who("root"), role: Role::Admin }.into()
 }
 
 async fn frame(body: &mut Body) -> Option<Result<Frame<Bytes>, axum::Error>> {

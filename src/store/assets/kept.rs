@@ -3,6 +3,7 @@
 use atelier_core::asset::{
     Asset, Change, Draft, Kind, MadeBy, Refusal, Registration, Unresolved, Version,
 };
+use atelier_core::audit::{Actor, Change as AuditChange};
 use atelier_core::id::{
     AssetName, DatastoreName, JobName, LabelName, PortName, Principal, VersionName,
 };
@@ -12,8 +13,8 @@ use atelier_core::spec::{AssetVersion, DataUri};
 use atelier_core::time::Timestamp;
 use rusqlite::{Connection, params};
 
-use super::super::IdempotencyKey;
 use super::super::jobs::column;
+use super::super::{IdempotencyKey, audit};
 use super::requests::{self, Before};
 use super::{Error, Record, asset, put, sql, uses, version};
 
@@ -108,6 +109,12 @@ pub(in crate::store) fn register_output(
     let asset = draft.kind();
     let made_by = MadeBy { job: job.name.clone(), output: output.to_string() };
     let registered = register(conn, draft, Some(made_by), job.created_by.clone(), at)?;
+    if let Ok(made) = &registered {
+        // It was asked for with the job.
+        let by = Actor::daemon(job.created_by.clone(), format!("output of job {}", job.name));
+        let change = AuditChange::new(super::resource(made), None, Some(made));
+        audit::append(conn, [by.changes(change)])?;
+    }
     crate::failpoint::hit("asset-registered");
     Ok(match registered {
         Ok(Version { name, version, .. }) => {

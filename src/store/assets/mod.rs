@@ -14,7 +14,9 @@ use atelier_core::id::{AssetName, DatastoreName, JobName, LabelName, VersionName
 use rusqlite::{Connection, OptionalExtension as _, params};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::json;
 
+use super::audit::Asked;
 use super::jobs::{column, json, parsed};
 use super::{Archived, Error};
 
@@ -126,6 +128,39 @@ pub struct Listed<T> {
 
 /// A page ends when what its assets are made of reaches so many bytes of JSON.
 const PAGE_BYTES: usize = 8 << 20;
+
+/// The version that a draft would be, as it is before it is made, if it is there: for the audit log.
+pub fn before<T: Record>(
+    conn: &Connection,
+    kind: Kind,
+    name: &AssetName,
+    asked: Option<&VersionName>,
+) -> Result<Option<T>, Error> {
+    asked.map_or(Ok(None), |asked| version(conn, kind, name, asked))
+}
+
+/// [`archive`], told in the audit log.
+pub fn archive_asked(
+    asked: &Asked<'_>,
+    kind: Kind,
+    name: &AssetName,
+    version: Option<&VersionName>,
+    archived: bool,
+) -> Result<Result<(), Refusal>, Error> {
+    let done = archive(asked, kind, name, version, archived)?;
+    if done.is_ok() {
+        let version = version.map(|version| format!(":{version}")).unwrap_or_default();
+        let [before, after] = [!archived, archived].map(|is| json!({ "archived": is }));
+        let resource = format!("{}/{name}{version}", kind.word());
+        asked.changed(resource, Some(&before), Some(&after));
+    }
+    Ok(done)
+}
+
+/// How the audit log names a version.
+pub fn resource(record: &impl Record) -> String {
+    format!("{}/{}:{}", record.kind().word(), record.name(), record.version())
+}
 
 fn sql(error: rusqlite::Error) -> Error {
     Error::sqlite("read assets", error)

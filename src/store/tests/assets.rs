@@ -45,17 +45,17 @@ fn data(name: &str, path: &str) -> Draft {
 async fn register(store: &SqliteStore, draft: Draft) -> Result<Version, Refusal> {
     let at = Timestamp::from_millis(7);
     let by = who("ana");
-    store.write(move |conn| assets::register(conn, draft, None, by, at)).await.unwrap()
+    changed(store, move |conn| assets::register(conn, draft, None, by, at)).await
 }
 
 async fn delete(store: &SqliteStore, name: &str, which: &str) -> Result<Version, Refusal> {
     let (name, which) = (named(name), exact(which));
-    store.write(move |conn| assets::delete(conn, Kind::Data, &name, &which)).await.unwrap()
+    changed(store, move |conn| assets::delete(conn, Kind::Data, &name, &which)).await
 }
 
 async fn label(store: &SqliteStore, which: &str, change: Change) -> Result<Version, Refusal> {
     let (name, which) = (named("iris"), exact(which));
-    store.write(move |conn| assets::change(conn, Kind::Data, &name, &which, &change)).await.unwrap()
+    changed(store, move |conn| assets::change(conn, Kind::Data, &name, &which, &change)).await
 }
 
 fn labels(names: &[&str]) -> Vec<LabelName> {
@@ -112,8 +112,8 @@ async fn a_request_that_comes_again_gets_what_it_made() {
         let (draft, by, key) = (data("iris", path), who(by), key(asked, path));
         let at = Timestamp::from_millis(7);
         let made =
-            store.write(move |conn| assets::register_once(conn, draft, None, (by, &key), at));
-        made.await.unwrap().map(|made| made.version.to_string())
+            changed(store, move |conn| assets::register_once(conn, draft, None, (by, &key), at));
+        made.await.map(|made| made.version.to_string())
     };
     let store = folder.open();
     assert_eq!(ask(&store, "ana", "k", "a").await.unwrap(), "1");

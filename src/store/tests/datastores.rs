@@ -25,7 +25,7 @@ fn record(text: &str, description: Option<&str>) -> DatastoreRecord {
 }
 
 async fn put(store: &SqliteStore, record: DatastoreRecord) {
-    store.write(move |conn| datastores::put(conn, &record)).await.unwrap();
+    changed(store, move |conn| datastores::put(conn, &record)).await;
 }
 
 #[tokio::test]
@@ -42,6 +42,6 @@ async fn datastores_come_back_as_they_were() {
     put(&store, record("two", Some("theirs"))).await;
     assert_eq!(all(), [record("one", Some("ours")), record("two", Some("theirs"))]);
     let gone = DatastoreName::new("one").unwrap();
-    store.write(move |conn| datastores::delete(conn, &gone)).await.unwrap();
+    changed(&store, move |conn| datastores::delete(conn, &gone)).await;
     assert_eq!(all(), [record("two", Some("theirs"))]);
 }

@@ -27,7 +27,7 @@ fn draft(name: &str, version: Option<&str>, image: &str) -> Draft {
 
 async fn register(store: &SqliteStore, draft: Draft) -> Result<EnvironmentVersion, Refusal> {
     let at = Timestamp::from_millis(7);
-    store.write(move |conn| environments::register(conn, draft, who("ana"), at)).await.unwrap()
+    changed(store, move |conn| environments::register(conn, draft, who("ana"), at)).await
 }
 
 async fn made(store: &SqliteStore, name: &str, version: Option<&str>, image: &str) -> String {
@@ -37,11 +37,9 @@ async fn made(store: &SqliteStore, name: &str, version: Option<&str>, image: &st
 async fn archive(store: &SqliteStore, name: &str, version: Option<&str>, archived: bool) {
     let name = named(name);
     let version = version.map(|text| VersionName::new(text).unwrap());
-    store
-        .write(move |conn| environments::archive(conn, &name, version.as_ref(), archived))
-        .await
-        .unwrap()
-        .unwrap();
+    let archive =
+        move |conn: &Connection| environments::archive(conn, &name, version.as_ref(), archived);
+    changed(store, archive).await.unwrap();
 }
 
 /// `name:version` of each, with `*` for the latest and `-` for what is archived.
@@ -127,10 +125,8 @@ async fn what_is_archived_is_hidden_and_comes_back() {
     // What is there is no new version.
     assert_eq!(made(&store, "train", Some("1"), "a").await, "1");
     let (train, three) = (named("train"), VersionName::new("3").unwrap());
-    let alone = store
-        .write(move |conn| environments::archive(conn, &train, Some(&three), false))
-        .await
-        .unwrap();
+    let alone =
+        changed(&store, move |conn| environments::archive(conn, &train, Some(&three), false)).await;
     assert!(matches!(alone, Err(Refusal::WholeArchived { .. })), "{alone:?}");
     archive(&store, "train", None, false).await;
     archive(&store, "train", Some("3"), false).await;

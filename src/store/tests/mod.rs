@@ -2,6 +2,7 @@
 //! that what goes in comes out.
 
 mod assets;
+mod audit;
 mod batches;
 mod datastores;
 mod environments;
@@ -26,8 +27,9 @@ use atelier_core::node::NodeRecord;
 use atelier_core::resource::Capacity;
 use atelier_core::spec::{CommandJob, Environment};
 use atelier_core::time::Timestamp;
+use rusqlite::Connection;
 
-use super::{Batch, IdempotencyKey, Lookup, SqliteStore, Store, Submitted};
+use super::{Batch, Error, IdempotencyKey, Lookup, SqliteStore, Store, Submitted};
 
 /// A database in a folder of its own.
 pub(crate) struct Folder {
@@ -53,6 +55,19 @@ impl Folder {
 
 pub(crate) fn name(text: &str) -> JobName {
     JobName::new(text).unwrap()
+}
+
+/// What a change by ana gives.
+pub(crate) async fn changed<T: Send + 'static>(
+    store: &SqliteStore,
+    change: impl FnOnce(&Connection) -> Result<T, Error> + Send + 'static,
+) -> T {
+    let changed = store.change(who("ana"), move |conn| {
+        let changed = change(conn)?;
+        conn.done("test/test", &serde_json::json!({}));
+        Ok(changed)
+    });
+    changed.await.unwrap()
 }
 
 pub(crate) fn who(text: &str) -> Principal {

@@ -23,6 +23,7 @@ use proptest::prelude::*;
 use rusqlite::Connection;
 
 use super::*;
+use crate::store::audit::Asked;
 use crate::store::people::{self as store_people, PeopleChange, UserRecord};
 use crate::store::{TokenRecord, jobs, nodes, schema};
 
@@ -693,7 +694,7 @@ proptest! {
         };
         jobs::put_token(&conn, &record).unwrap();
         prop_assert_eq!(jobs::tokens(&conn).unwrap(), vec![record.clone()]);
-        PeopleChange::Used(vec![(hash, created_at)]).apply(&conn).unwrap();
+        store_people::note_uses(&conn, &[(hash, created_at)]).unwrap();
         record.last_used_at = Some(created_at);
         prop_assert_eq!(jobs::tokens(&conn).unwrap(), vec![record]);
     }
@@ -705,11 +706,11 @@ proptest! {
     ) {
         let conn = database();
         let user = UserRecord { name: name.clone(), role, created_by: Some(by.clone()), created_at, signs_in: false };
-        PeopleChange::PutUser(user.clone()).apply(&conn).unwrap();
+        PeopleChange::PutUser(user.clone()).apply(&Asked::on(&conn)).unwrap();
         prop_assert_eq!(store_people::users(&conn).unwrap(), vec![user.clone()]);
         let token = TokenRecord { principal: name.clone(), ..token() };
         jobs::put_token(&conn, &token).unwrap();
-        PeopleChange::DeleteUser(name).apply(&conn).unwrap();
+        PeopleChange::DeleteUser(name).apply(&Asked::on(&conn)).unwrap();
         prop_assert!(store_people::users(&conn).unwrap().is_empty());
         prop_assert!(jobs::tokens(&conn).unwrap().is_empty());
         let made = CustomRole {
@@ -720,9 +721,9 @@ proptest! {
             created_by: by,
             created_at,
         };
-        PeopleChange::PutRole(made.clone()).apply(&conn).unwrap();
+        PeopleChange::PutRole(made.clone()).apply(&Asked::on(&conn)).unwrap();
         prop_assert_eq!(store_people::roles(&conn).unwrap(), vec![made.clone()]);
-        PeopleChange::DeleteRole(made.name).apply(&conn).unwrap();
+        PeopleChange::DeleteRole(made.name).apply(&Asked::on(&conn)).unwrap();
         prop_assert!(store_people::roles(&conn).unwrap().is_empty());
     }
 
@@ -743,7 +744,7 @@ proptest! {
             expires_at: created_at.plus_millis(1000),
             used: None,
         };
-        nodes::put_join_token(&conn, &token).unwrap();
+        nodes::put_join_token(&Asked::on(&conn), &token).unwrap();
         prop_assert_eq!(nodes::join_token(&conn, &token.hash).unwrap(), Some(token.clone()));
         let asks = Joining { node: node.clone(), compute, key: Digest::from_bytes(key) };
         let made = NodeIdentity {
@@ -753,7 +754,7 @@ proptest! {
             since: created_at,
             revoked_at: None,
         };
-        let join = |asks: &Joining| nodes::join(&conn, &token.hash, asks, &made, &answer, None);
+        let join = |asks: &Joining| nodes::join(&Asked::on(&conn), &token.hash, asks, &made, &answer, None);
         prop_assert_eq!(join(&asks).unwrap(), Ok(None));
         prop_assert_eq!(nodes::identities(&conn).unwrap(), vec![made.clone()]);
         // Asked again, the first answer; another gets none.
@@ -762,11 +763,11 @@ proptest! {
         let used = Refusal::Used { at: created_at, by: node.clone() };
         prop_assert_eq!(join(&other).unwrap(), Err(used.clone()));
         // Revoked, it stays so, and what was answered is answered no more.
-        let revoked = nodes::revoke(&conn, &node, created_at).unwrap();
+        let revoked = nodes::revoke(&Asked::on(&conn), &node, created_at).unwrap();
         prop_assert_eq!(revoked.revoked_at, Some(created_at));
         prop_assert_eq!(nodes::identity(&conn, &node).unwrap(), Some(revoked));
         prop_assert_eq!(join(&asks).unwrap(), Err(used));
-        nodes::forget(&conn, &node, created_at).unwrap();
+        nodes::forget(&Asked::on(&conn), &node).unwrap();
         prop_assert_eq!(nodes::identities(&conn).unwrap(), vec![]);
     }
 }

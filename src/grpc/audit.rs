@@ -1,0 +1,74 @@
+//! `atelier.audit.v1.AuditService`.
+
+use atelier_core::time::Timestamp;
+use atelier_proto::audit::v1 as pb;
+use tonic::{Request, Response, Status};
+
+use super::blocking;
+use super::status::told;
+use crate::daemon::Shared;
+use crate::store::{self, audit::AuditQuery};
+
+/// The audit log, to be read.
+pub(super) struct Service(pub(super) Shared);
+
+/// Pages of the log.
+const PAGE: u32 = 100;
+const MAX_PAGE: u32 = 500;
+/// A page that is longer in bytes is cut.
+const BYTES: usize = 8 << 20;
+
+#[tonic::async_trait]
+impl pb::audit_service_server::AuditService for Service {
+    async fn list_audit_entries(
+        &self,
+        request: Request<pb::ListAuditEntriesRequest>,
+    ) -> Result<Response<pb::ListAuditEntriesResponse>, Status> {
+        let request = request.into_inner();
+        let limit = match request.page_size {
+            0 => PAGE,
+            size if size <= MAX_PAGE => size,
+            size => {
+                return Err(Status::invalid_argument(format!(
+                    "page_size: is {size}, at most {MAX_PAGE} is allowed"
+                )));
+            }
+        };
+        let after = match request.page_token.as_str() {
+            "" => Some(request.after_seq).filter(|after| *after > 0),
+            token => Some(token.parse().map_err(|_| {
+                Status::invalid_argument("page_token: is none that this daemon has given")
+            })?),
+        };
+        // One more than asked tells whether there are more.
+        let limit = limit as usize;
+        let query = AuditQuery {
+            oldest_first: request.oldest_first,
+            after,
+            since: (request.since_ms > 0).then(|| Timestamp::from_millis(request.since_ms)),
+            principal: request.principal,
+            action: request.action,
+            resource: request.resource,
+            limit: limit + 1,
+        };
+        let audit = self.0.audit.clone();
+        // The head first: what is appended meanwhile is listed, and not missed.
+        let found = blocking(move || Ok::<_, store::Error>((audit.head()?, audit.list(&query)?)));
+        let ((given, last, _), mut entries) = found.await?.map_err(told)?;
+        let mut bytes = 0;
+        let fits = entries.iter().take(limit).take_while(|entry| {
+            let records = [&entry.before, &entry.after].into_iter().flatten();
+            bytes += records.map(String::len).sum::<usize>();
+            bytes <= BYTES
+        });
+        let fits = fits.count().max(1);
+        let more = entries.len() > fits;
+        entries.truncate(fits);
+        let next = entries.last().filter(|_| more).map(|last| last.seq.to_string());
+        Ok(Response::new(pb::ListAuditEntriesResponse {
+            entries: entries.into_iter().map(Into::into).collect(),
+            next_page_token: next.unwrap_or_default(),
+            last_seq: given.max(last),
+        }))
+    }
+}
