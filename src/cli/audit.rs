@@ -54,7 +54,7 @@ Examples:
     #[command(after_help = "\
 Examples:
   atelier audit verify
-  atelier audit verify --head 91c4f2...
+  atelier audit verify --head f4d65b2483b34a8d50bcf2c9e053077c4dc7c00b65008ce1988ce4eca45741c8
   atelier audit verify audit.jsonl               an export, without a daemon")]
     Verify {
         /// An export to check instead of the daemon's log; it may begin with any entry

@@ -38,9 +38,9 @@ fn never_twice(cluster: &Cluster, names: &BTreeSet<String>) {
 fn f01_a_submission_is_whole_or_not_at_all() {
     for (point, kept) in [("before-commit", false), ("after-commit", true)] {
         let cluster = Cluster::empty();
-        // Three commits are the daemon's own, where its data lies and its tokens; the fourth is the first submission.
+        // Four commits are the daemon's own: where its data lies, its admin, its tokens. The fifth is the first submission.
         cluster.settings.borrow_mut().variables =
-            vec![("ATELIER_FAILPOINT".to_owned(), format!("{point}:5"))];
+            vec![("ATELIER_FAILPOINT".to_owned(), format!("{point}:6"))];
         cluster.start_daemon();
         let first = cluster.shell("true");
         let second = cluster
