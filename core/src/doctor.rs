@@ -457,7 +457,9 @@ pub fn node(node: &NodeFact, daemon: &str) -> Vec<Finding> {
         ));
         return found;
     }
-    if version != daemon {
+    // Agents tell no build.
+    let release = daemon.split(' ').next().unwrap_or(daemon);
+    if version != daemon && version != release {
         found.push(Finding::warning(
             CHECK,
             format!("the agent of {name} is {version}, and the daemon is {daemon}"),

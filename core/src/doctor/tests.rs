@@ -123,6 +123,7 @@ fn daemons_nodes_and_datastores() {
     };
     let well = one(facts(&[(CONTAINER_RUNTIME, "podman 5")]));
     assert_eq!(node(&well, "1")[0].severity, Severity::Ok);
+    assert_eq!(node(&well, "1 (f94cb8f3e)")[0].severity, Severity::Ok);
     let found = node(&one(facts(&[("not_isolated", "no root"), ("not_limited", "gpus")])), "2");
     let severities: Vec<Severity> = found.iter().map(|one| one.severity).collect();
     assert_eq!(severities, [Severity::Warning; 4], "{found:?}");
