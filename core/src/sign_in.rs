@@ -53,8 +53,6 @@ pub struct User {
     pub principal: Principal,
     /// As what.
     pub role: Role,
-    /// The groups that the provider lists.
-    pub groups: Vec<String>,
 }
 
 /// Why somebody whom the provider knows is not let in.
@@ -113,7 +111,7 @@ impl Rules {
             Group::Named(name) => groups.contains(name),
         };
         match self.roles.iter().find(fits) {
-            Some(given) => Ok(User { principal, role: given.role.clone(), groups }),
+            Some(given) => Ok(User { principal, role: given.role.clone() }),
             None => Err(Refused::NoRole { user: principal }),
         }
     }

@@ -8,6 +8,7 @@
 //! the state is what the disk has. Questions that the disk or the state as a whole answers wait
 //! until nothing is under way.
 
+mod round;
 #[cfg(test)]
 mod tests;
 
@@ -15,8 +16,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use atelier_core::audit::{Actor, Change, Draft};
-use atelier_core::content::Digest;
+use atelier_core::audit::Change;
 use atelier_core::id::{ComputeName, JobName, NodeName, Principal};
 use atelier_core::job::{Event, EventKind, Job};
 use atelier_core::live::{
@@ -29,6 +29,7 @@ use serde_json::{Value, json};
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::time::MissedTickBehavior;
 
+use self::round::Round;
 use super::Clock;
 use super::effects::{Effects, ToNode};
 use super::handle::{
@@ -104,18 +105,6 @@ async fn next(under_way: &mut VecDeque<UnderWay>) -> Result<(), store::Error> {
 
 /// An answer that waits for the disk.
 type Answer = Box<dyn FnOnce(Result<&BTreeMap<JobName, Job>, Arc<store::Error>>) + Send>;
-
-#[derive(Default)]
-struct Round {
-    decisions: Decisions,
-    submitted: Vec<Submitted>,
-    deleted: Vec<JobName>,
-    /// Who asked for what.
-    audit: Vec<Draft>,
-    answers: Vec<Answer>,
-    looks: Vec<Look>,
-    stop: Option<oneshot::Sender<()>>,
-}
 
 impl Reactor {
     /// Recovers what the store holds and starts. The task ends when the handle says stop, or with
@@ -747,62 +736,6 @@ impl Reactor {
             };
         }
         self.live.node_keeps(node, kept, &jobs, &mut round.decisions);
-    }
-}
-
-impl Round {
-    /// Has the audit log tell who asked for what, in the same transaction.
-    fn tell(&mut self, by: Actor, change: Change) {
-        self.audit.push(by.changes(change));
-    }
-
-    /// The job that this key makes in this very round, if any, and of which specification.
-    fn first_of(
-        &self,
-        principal: &Principal,
-        key: &store::IdempotencyKey,
-    ) -> Option<(JobName, Digest)> {
-        self.submitted.iter().find_map(|submitted| {
-            let first = submitted.key.as_ref().filter(|first| first.key == key.key)?;
-            let job = self.decisions.changed.get(&submitted.job)?;
-            (&job.created_by == principal).then(|| (submitted.job.clone(), first.fingerprint))
-        })
-    }
-
-    /// Refuses once the round is on disk: the reason may lie in what the round decided.
-    fn refuse<U: Send + 'static>(&mut self, reply: Reply<U>, error: Error) {
-        self.answers.push(Box::new(move |written| {
-            // The asker may have gone away.
-            let _ = reply.send(Err(match written {
-                Ok(_) => error,
-                Err(failed) => Error::Store(failed),
-            }));
-        }));
-    }
-
-    /// Answers once the round is on disk; at once if there is nothing to wait for.
-    fn answer<T, U, F>(
-        &mut self,
-        reply: Reply<U>,
-        result: Result<T, Error>,
-        then: impl FnOnce(T) -> F,
-    ) where
-        U: Send + 'static,
-        F: FnOnce(&BTreeMap<JobName, Job>) -> Result<U, Error> + Send + 'static,
-    {
-        match result {
-            Ok(value) => {
-                let then = then(value);
-                self.answers.push(Box::new(move |written| {
-                    // The asker may have gone away.
-                    let _ = reply.send(match written {
-                        Ok(changed) => then(changed),
-                        Err(error) => Err(Error::Store(error)),
-                    });
-                }));
-            }
-            Err(error) => self.refuse(reply, error),
-        }
     }
 }
 

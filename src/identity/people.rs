@@ -583,7 +583,7 @@ impl People {
         origin: &Origin,
     ) -> Result<Issued, Error> {
         let _alone = self.changing.lock().await;
-        let sign_in::User { principal, role, .. } = user;
+        let sign_in::User { principal, role } = user;
         let role = match role {
             Role::Custom(held) => self.role_named(held.name.as_str())?,
             role => role,

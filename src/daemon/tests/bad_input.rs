@@ -3,54 +3,16 @@
 use atelier_proto::agent::v1 as agent;
 use atelier_proto::agent::v1::agent_service_client::AgentServiceClient;
 use atelier_proto::job::v1 as pb;
-use bytes::{Buf, BufMut as _, Bytes};
+use bytes::Bytes;
 use futures::stream;
 use tonic::client::Grpc;
-use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::{Code, Request, Status};
 
+use super::raw::Raw;
 use super::{Workspace, submission};
 use crate::client::Client;
 
 const CREATE: &str = "/atelier.job.v1.JobService/CreateJob";
-
-/// Sends bytes as they are.
-#[derive(Clone, Copy)]
-struct Raw;
-
-impl Codec for Raw {
-    type Encode = Bytes;
-    type Decode = Bytes;
-    type Encoder = Self;
-    type Decoder = Self;
-
-    fn encoder(&mut self) -> Self {
-        *self
-    }
-
-    fn decoder(&mut self) -> Self {
-        *self
-    }
-}
-
-impl Encoder for Raw {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn encode(&mut self, item: Bytes, out: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        out.put(item);
-        Ok(())
-    }
-}
-
-impl Decoder for Raw {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn decode(&mut self, from: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
-        Ok(Some(from.copy_to_bytes(from.remaining())))
-    }
-}
 
 /// Sends one message of these bytes to a method; what is wrong with it.
 async fn refused(client: &Client, method: &str, message: impl Into<Bytes>) -> Status {

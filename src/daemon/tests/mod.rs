@@ -3,6 +3,7 @@
 mod bad_input;
 mod builds;
 mod caches;
+pub(crate) mod raw;
 mod samples;
 mod session;
 

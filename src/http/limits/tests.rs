@@ -15,6 +15,7 @@ use prost::Message;
 use tower::ServiceExt as _;
 
 use super::*;
+use crate::daemon::tests::raw::Descriptors;
 
 /// How long anything may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -61,36 +62,6 @@ fn call(path: &str, timeout: Option<&str>, body: Body) -> Request {
 
 async fn said(response: Response) -> String {
     String::from_utf8(to_bytes(response.into_body(), 10_000).await.unwrap().to_vec()).unwrap()
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct Descriptors {
-    #[prost(message, repeated, tag = "1")]
-    files: Vec<File>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct File {
-    #[prost(string, tag = "2")]
-    package: String,
-    #[prost(message, repeated, tag = "6")]
-    services: Vec<Service>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct Service {
-    #[prost(string, tag = "1")]
-    name: String,
-    #[prost(message, repeated, tag = "2")]
-    methods: Vec<Method>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct Method {
-    #[prost(string, tag = "1")]
-    name: String,
-    #[prost(bool, tag = "5")]
-    client_streaming: bool,
 }
 
 #[test]

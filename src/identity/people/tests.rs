@@ -333,7 +333,7 @@ async fn each_change_has_an_entry_of_who_asked() {
     people.delete_role("ops", &by("role")).await.unwrap();
     people.delete_user("ana", &by("delete")).await.unwrap();
     people.delete_user("ana", &by("delete")).await.unwrap_err();
-    let user = sign_in::User { principal: who("o"), role: Role::Reader, groups: vec![] };
+    let user = sign_in::User { principal: who("o"), role: Role::Reader };
     let origin = by("sign-in").origin;
     let session = people.sign_in(user, Duration::from_secs(60), &origin).await.unwrap();
     people.write_uses().await;

@@ -7,16 +7,16 @@ use atelier_core::access::{AttemptScope, Role};
 use atelier_core::id::{AttemptNumber, Epoch, JobName, NodeName, Principal};
 use atelier_proto::DESCRIPTORS;
 use atelier_proto::identity::v1 as pb;
-use bytes::{Buf, BufMut as _, Bytes};
+use bytes::Bytes;
 use futures::stream;
 use prost::Message;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tonic::client::Grpc;
-use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::{Code, Request, Status};
 
 use super::*;
 use crate::client::Client;
+use crate::daemon::tests::raw::{Descriptors, Raw};
 use crate::daemon::tests::{Node, Workspace, submission};
 
 /// The patterns that the routers of HTTP are given, and a path of each.
@@ -159,34 +159,6 @@ fn methods() -> Vec<(String, String)> {
     rows().into_iter().filter(|(route, _)| !route.starts_with('/')).collect()
 }
 
-#[derive(Clone, PartialEq, Message)]
-struct Descriptors {
-    #[prost(message, repeated, tag = "1")]
-    files: Vec<File>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct File {
-    #[prost(string, tag = "2")]
-    package: String,
-    #[prost(message, repeated, tag = "6")]
-    services: Vec<Service>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct Service {
-    #[prost(string, tag = "1")]
-    name: String,
-    #[prost(message, repeated, tag = "2")]
-    methods: Vec<Method>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct Method {
-    #[prost(string, tag = "1")]
-    name: String,
-}
-
 /// Every method of every service that the daemon serves, as descriptors name them.
 fn served() -> BTreeSet<String> {
     let sets = [
@@ -277,44 +249,6 @@ fn what_is_not_listed_has_no_need() {
         "/grpc.channelz.v1.Channelz/GetServers",
     ] {
         assert_eq!(need_of(path), None, "{path}");
-    }
-}
-
-/// Sends bytes as they are.
-#[derive(Clone, Copy)]
-struct Raw;
-
-impl Codec for Raw {
-    type Encode = Bytes;
-    type Decode = Bytes;
-    type Encoder = Self;
-    type Decoder = Self;
-
-    fn encoder(&mut self) -> Self {
-        *self
-    }
-
-    fn decoder(&mut self) -> Self {
-        *self
-    }
-}
-
-impl Encoder for Raw {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn encode(&mut self, item: Bytes, out: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        out.put(item);
-        Ok(())
-    }
-}
-
-impl Decoder for Raw {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn decode(&mut self, from: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
-        Ok(Some(from.copy_to_bytes(from.remaining())))
     }
 }
 
