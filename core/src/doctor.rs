@@ -482,7 +482,7 @@ pub fn node(node: &NodeFact, daemon: &str) -> Vec<Finding> {
              kernel with version 2 of them",
         ));
     }
-    if !facts.contains_key(CONTAINER_RUNTIME) {
+    if facts.get(CONTAINER_RUNTIME).is_none_or(|runtime| runtime == "none") {
         let why = facts.get("no_containers").map_or("no runtime works there", String::as_str);
         found.push(Finding::warning(
             CHECK,
