@@ -57,6 +57,7 @@ async fn round() -> f64 {
                 name: JobName::new(&format!("job{number}")).unwrap(),
                 spec: Arc::new(spec),
                 by: users[number % USERS].clone().into(),
+                manages: false,
                 key: None,
             };
             let handle = handle.clone();

@@ -8,11 +8,14 @@ use serde::{Deserialize, Serialize};
 use crate::id::{AttemptNumber, Epoch, JobName, NodeName, Principal, RoleName};
 
 mod custom;
+mod people;
 mod permission;
 #[cfg(test)]
 mod tests;
 
 pub use custom::{CustomRole, Invalid, RoleFile};
+pub(crate) use people::listed;
+pub use people::{MAX_GROUPS, People, Person};
 pub use permission::{Permission, Permissions, UnknownAction};
 
 /// What a caller is, once the door has looked at its token.

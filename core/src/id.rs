@@ -176,10 +176,11 @@ name!(
     first alphanumeric, rest dotted
 );
 name!(
-    /// The name of a group of users.
+    /// The name of a group that users are in, as an admin or an identity provider says it: `vision`,
+    /// `/research/vision`, `cn=Vision Lab,ou=groups`.
     GroupName, "group name", max 255,
-    "use letters, digits and '-_.@:/+', start with a letter or digit, at most 255 characters",
-    first alphanumeric, rest |c| dotted(c) || matches!(c, '@' | ':' | '/' | '+')
+    "use anything but control characters, start with something else than a blank, at most 255 bytes",
+    first |c| !c.is_whitespace() && !c.is_control(), rest |c| !c.is_control()
 );
 name!(
     /// The name of a job's input or output.

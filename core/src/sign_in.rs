@@ -6,10 +6,12 @@
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
+
 use serde_json::{Map, Value};
 
-use crate::access::Role;
-use crate::id::Principal;
+use crate::access::{MAX_GROUPS, Role};
+use crate::id::{GroupName, Principal};
 
 /// What an ID token says, its signature, issuer, audience and time being in order.
 #[derive(Clone, PartialEq, Debug, Default)]
@@ -53,6 +55,8 @@ pub struct User {
     pub principal: Principal,
     /// As what.
     pub role: Role,
+    /// In which groups, which count where computes are given out. Names that none can have here are left out.
+    pub groups: BTreeSet<GroupName>,
 }
 
 /// Why somebody whom the provider knows is not let in.
@@ -88,6 +92,17 @@ pub enum Refused {
          assigned to the application"
     )]
     GroupsElsewhere,
+    /// More groups than anybody may be in.
+    #[error(
+        "the provider's token lists {count} groups of {user}, and at most {MAX_GROUPS} are allowed; have it list only \
+         those that are assigned to the application"
+    )]
+    TooManyGroups {
+        /// Who.
+        user: Principal,
+        /// How many.
+        count: usize,
+    },
     /// No rule fits.
     #[error(
         "no group of {user} gives a role in this workspace; an admin may give one (atelier serve --oidc-role)"
@@ -110,10 +125,16 @@ impl Rules {
             Group::Everybody => true,
             Group::Named(name) => groups.contains(name),
         };
-        match self.roles.iter().find(fits) {
-            Some(given) => Ok(User { principal, role: given.role.clone() }),
-            None => Err(Refused::NoRole { user: principal }),
+        let role = match self.roles.iter().find(fits) {
+            None => return Err(Refused::NoRole { user: principal }),
+            Some(given) => given.role.clone(),
+        };
+        // None is left out of those that have a quota.
+        if groups.len() > MAX_GROUPS {
+            return Err(Refused::TooManyGroups { user: principal, count: groups.len() });
         }
+        let groups = groups.iter().filter_map(|group| GroupName::new(group).ok()).collect();
+        Ok(User { principal, role, groups })
     }
 
     fn name(&self, claims: &Claims) -> Result<Principal, Refused> {

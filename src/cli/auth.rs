@@ -14,14 +14,18 @@ pub(super) enum Command {
     #[command(after_help = "\
 Examples:
   atelier auth can-i workspaces/jobs/write
+  atelier auth can-i workspaces/jobs/write --compute gpu-cluster
   atelier auth can-i workspaces/computes/write -q      for scripts: by the exit code alone
   atelier role list-actions                    all actions there are")]
     CanI {
         /// The action, as Azure names it: workspaces/jobs/cancel/action
         #[arg(value_name = "ACTION")]
         action: String,
+        /// Whether you may do it there: jobs and environment builds are for those to whom a compute is given
+        #[arg(long, value_name = "COMPUTE")]
+        compute: Option<String>,
     },
-    /// Say who you are for the daemon, in which role, and what it allows
+    /// Say who you are for the daemon, in which role and groups, and what the role allows
     #[command(after_help = "\
 Examples:
   atelier auth whoami
@@ -32,8 +36,9 @@ Examples:
 pub(super) async fn run(command: Command, context: &Context) -> Result<ExitCode, Error> {
     let client = context.client().await?;
     match command {
-        Command::CanI { action } => {
-            let request = CheckActionRequest { action };
+        Command::CanI { action, compute } => {
+            let compute = compute.unwrap_or_default();
+            let request = CheckActionRequest { action, compute };
             let answer = client.call(client.auth().check_action(request)).await?;
             let word = if answer.allowed { "yes" } else { "no" };
             if context.output.is_plain() {
@@ -53,6 +58,7 @@ pub(super) async fn run(command: Command, context: &Context) -> Result<ExitCode,
             context.output.show(&json!({
                 "principal": answer.principal,
                 "role": answer.role,
+                "groups": answer.groups,
                 "server": client.target().server,
                 "allows": answer.allows,
             }))?;

@@ -1,5 +1,6 @@
 //! `atelier compute`
 
+mod access;
 mod quota;
 
 use std::collections::BTreeMap;
@@ -75,9 +76,12 @@ Examples:
     /// Let a drained compute have jobs again
     #[command(after_help = "Example:\n  atelier compute resume gpu-cluster")]
     Resume(Name),
-    /// Say what each user's jobs may hold of a compute at once
+    /// Say what the jobs of each user and group may hold of a compute at once
     #[command(subcommand)]
     Quota(quota::Command),
+    /// Say who may use a compute
+    #[command(subcommand)]
+    Access(access::Command),
 }
 
 #[derive(Args)]
@@ -217,6 +221,7 @@ pub(super) async fn run(command: Command, context: &Context) -> Result<(), Error
             show(&client.call(computes.resume_compute(request)).await?)
         }
         Command::Quota(command) => quota::run(command, &client, context).await,
+        Command::Access(command) => access::run(command, &client, context).await,
     }
 }
 
@@ -364,6 +369,7 @@ fn view(compute: &pb::Compute) -> Value {
         }),
     );
     put("quotas", json!(quota::views(compute)));
+    put("access", access::shown(compute));
     put("nodes", json!(compute.nodes));
     put("ready_nodes", json!(compute.ready_nodes));
     put("node_states", json!(compute.node_states));

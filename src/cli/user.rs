@@ -5,6 +5,7 @@ use atelier_proto::identity::v1::{
     UpdateUserRequest,
 };
 use clap::Subcommand;
+use clap::builder::NonEmptyStringValueParser;
 use serde_json::{Value, json};
 
 use super::job::time;
@@ -16,7 +17,7 @@ pub(super) enum Command {
     /// Make a user, who comes in with a token of theirs
     #[command(after_help = "\
 Examples:
-  atelier user create ana --role data-scientist
+  atelier user create ana --role data-scientist --group vision
   atelier token create --user ana --expires 30d       a token to come in with")]
     Create {
         #[command(flatten)]
@@ -24,20 +25,32 @@ Examples:
         /// admin, compute-operator, data-scientist, reader, or a custom role
         #[arg(long, value_name = "ROLE")]
         role: String,
+        /// A group to put them in, to whom computes are given; may be given several times
+        #[arg(long, value_name = "GROUP", value_parser = NonEmptyStringValueParser::new())]
+        group: Vec<String>,
     },
-    /// Give a user another role; it holds at once
-    #[command(after_help = "Example:\n  atelier user update ana --role compute-operator")]
+    /// Give a user another role, or other groups; it holds at once, also for jobs that wait
+    #[command(after_help = "\
+Examples:
+  atelier user update ana --role compute-operator
+  atelier user update ana --add-group vision --remove-group nlp")]
     Update {
         #[command(flatten)]
         name: Name,
         /// admin, compute-operator, data-scientist, reader, or a custom role
-        #[arg(long, value_name = "ROLE")]
-        role: String,
+        #[arg(long, value_name = "ROLE", required_unless_present_any = ["add_group", "remove_group"])]
+        role: Option<String>,
+        /// A group to put them in; may be given several times
+        #[arg(long, value_name = "GROUP", value_parser = NonEmptyStringValueParser::new())]
+        add_group: Vec<String>,
+        /// A group to take them out of; may be given several times
+        #[arg(long, value_name = "GROUP", value_parser = NonEmptyStringValueParser::new())]
+        remove_group: Vec<String>,
     },
     /// List the users
     #[command(visible_alias = "ls", after_help = "Example:\n  atelier user list")]
     List,
-    /// Show a user and their tokens
+    /// Show a user with their groups and tokens
     #[command(after_help = "Example:\n  atelier user show ana")]
     Show(Name),
     /// Delete a user with all their tokens; what they made stays
@@ -59,15 +72,20 @@ pub(super) async fn run(command: Command, context: &Context) -> Result<(), Error
     }
     let client = context.client().await?;
     match command {
-        Command::Create { name, role } => {
-            let request = CreateUserRequest { name: name.get().to_owned(), role };
+        Command::Create { name, role, group } => {
+            let request = CreateUserRequest { name: name.get().to_owned(), role, groups: group };
             let made = client.call(client.users().create_user(request)).await?;
             let name = &made.name;
             context.output.note(&format!("A token for them: atelier token create --user {name}"));
             context.output.show(&view(&made))
         }
-        Command::Update { name, role } => {
-            let request = UpdateUserRequest { name: name.get().to_owned(), role };
+        Command::Update { name, role, add_group, remove_group } => {
+            let request = UpdateUserRequest {
+                name: name.get().to_owned(),
+                role: role.unwrap_or_default(),
+                add_groups: add_group,
+                remove_groups: remove_group,
+            };
             let changed = client.call(client.users().update_user(request)).await?;
             context.output.show(&view(&changed))
         }
@@ -95,6 +113,7 @@ fn view(user: &pb::User) -> Value {
     json!({
         "name": user.name,
         "role": user.role,
+        "groups": user.groups,
         "created_at": time(user.created_at_ms),
         "signs_in": user.signs_in,
         "created_by": (!user.created_by.is_empty()).then_some(&user.created_by),
@@ -104,6 +123,20 @@ fn view(user: &pb::User) -> Value {
 const COLUMNS: &[Column] = &[
     Column { title: "NAME", cell: |u| Some(u["name"].as_str()?.to_owned()) },
     Column { title: "ROLE", cell: |u| Some(u["role"].as_str()?.to_owned()) },
+    Column {
+        title: "GROUPS",
+        cell: |u| {
+            let groups: Vec<&str> =
+                u["groups"].as_array()?.iter().filter_map(Value::as_str).collect();
+            match groups.as_slice() {
+                [] => None,
+                [first, second, third, rest @ ..] if !rest.is_empty() => {
+                    Some(format!("{first}, {second}, {third}, +{}", rest.len()))
+                }
+                groups => Some(groups.join(", ")),
+            }
+        },
+    },
     Column { title: "CREATED", cell: |u| moment(&u["created_at"]) },
     Column { title: "BY", cell: |u| Some(u["created_by"].as_str()?.to_owned()) },
 ];

@@ -3,14 +3,15 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use atelier_core::access::People;
 use atelier_core::audit::{Actor, Change};
-use atelier_core::compute::Cluster;
+use atelier_core::compute::{AccessChange, Cluster};
 use atelier_core::content::Digest;
-use atelier_core::id::{ComputeName, JobName, NodeName, Principal};
+use atelier_core::id::{ComputeName, JobName, NodeName};
 use atelier_core::job::{Event, Job, JobStatus, Report};
 use atelier_core::live::{ClusterChange, Entered, Entering, Live, Refusal, Sandbox, TakenAway};
 use atelier_core::node::{NodeChange, NodeRecord};
-use atelier_core::sched::{DataPlace, Limits};
+use atelier_core::sched::{DataPlace, Limits, QuotaOf};
 use atelier_core::spec::CommandJob;
 use atelier_core::time::Timestamp;
 use tokio::sync::{broadcast, mpsc, oneshot};
@@ -72,6 +73,8 @@ pub struct SubmitRequest {
     pub spec: Arc<CommandJob>,
     /// Who asks.
     pub by: Actor,
+    /// Whether they come in with a role that may change computes, and so use any.
+    pub manages: bool,
     /// Set when a repetition must find the first.
     pub key: Option<IdempotencyKey>,
 }
@@ -112,6 +115,7 @@ pub(super) enum Command {
     Drain { request: Box<DrainRequest>, reply: Reply<()> },
     Resume { node: NodeName, by: Box<Actor>, reply: Reply<()> },
     Compute { change: Box<ComputeChange>, by: Box<Actor>, reply: Reply<()> },
+    People { people: Box<People>, reply: Reply<()> },
     Provided(Provided),
     NodeLeft { node: NodeName, session: u64 },
     Heartbeat { node: NodeName, session: u64, at: i64, usage: BTreeMap<String, f64> },
@@ -188,14 +192,21 @@ pub enum ComputeChange {
     },
     /// Lets a drained compute have jobs again.
     Resume(ComputeName),
-    /// Says what a user's jobs may hold of a compute.
+    /// Says what the jobs of a user, or of a group's members, may hold of a compute.
     Quota {
         /// Of which compute.
         name: ComputeName,
-        /// Whose; `None`: of everybody who has none of their own.
-        user: Option<Principal>,
+        /// Whose.
+        of: QuotaOf,
         /// How much; `None` takes back what was said.
         limits: Option<Limits>,
+    },
+    /// Changes who may use a compute.
+    Access {
+        /// Which compute.
+        name: ComputeName,
+        /// How.
+        change: AccessChange,
     },
 }
 
@@ -208,6 +219,7 @@ impl ComputeChange {
             | Self::Resume(name)
             | Self::Change { name, .. }
             | Self::Drain { name, .. }
+            | Self::Access { name, .. }
             | Self::Quota { name, .. } => name,
         }
     }
@@ -367,6 +379,12 @@ impl Handle {
     pub async fn compute(&self, change: ComputeChange, by: impl Into<Actor>) -> Result<(), Error> {
         let (change, by) = (Box::new(change), Box::new(by.into()));
         self.ask(|reply| Command::Compute { change, by, reply }).await
+    }
+
+    /// Who is in which group, and who manages computes, from now on. It is on disk already.
+    pub async fn people(&self, people: People) -> Result<(), Error> {
+        let people = Box::new(people);
+        self.ask(|reply| Command::People { people, reply }).await
     }
 
     /// A provider's word on a node.

@@ -37,6 +37,7 @@ use super::handle::{
     NodeView, Provided, Reply, SubmitRequest,
 };
 use super::runs;
+use crate::identity::people::people_in;
 use crate::store::{self, Batch, Known, Recovered, Store, Submitted, Taken};
 
 /// At most so many commands in one transaction.
@@ -209,6 +210,7 @@ impl Reactor {
             | Command::Drain { .. }
             | Command::Resume { .. }
             | Command::Compute { .. }
+            | Command::People { .. }
             | Command::Provided(_)
             | Command::Heartbeat { .. }
             | Command::Look(_)
@@ -534,6 +536,10 @@ impl Reactor {
                 }
                 round.answer(reply, result.map_err(Error::from), |()| |_| Ok(()));
             }
+            Command::People { people, reply } => {
+                self.live.set_people(*people);
+                round.answer(reply, Ok(()), |()| |_| Ok(()));
+            }
             Command::Provided(word) => {
                 let out = &mut round.decisions;
                 match word {
@@ -608,9 +614,10 @@ impl Reactor {
                 self.live.drain_compute(&name, drain, update, now, out)
             }
             ComputeChange::Resume(name) => self.live.resume_compute(&name, out),
-            ComputeChange::Quota { name, user, limits } => {
-                self.live.set_quota(&name, user, limits, out)
+            ComputeChange::Quota { name, of, limits } => {
+                self.live.set_quota(&name, of, limits, out)
             }
+            ComputeChange::Access { name, change } => self.live.change_access(&name, change, out),
         }
     }
 
@@ -638,7 +645,7 @@ impl Reactor {
         now: Now,
         round: &mut Round,
     ) {
-        let SubmitRequest { name, spec, by, key } = request;
+        let SubmitRequest { name, spec, by, manages, key } = request;
         let principal = by.principal.clone();
         if let Some(key) = &key
             && let Some((first, fingerprint)) =
@@ -661,7 +668,7 @@ impl Reactor {
                 Err(Refusal::ExperimentDeleted(spec.experiment_name.clone()))
             }
             None => {
-                let submission = Submission { name: name.clone(), spec, principal };
+                let submission = Submission { name: name.clone(), spec, principal, manages };
                 self.live.submit(submission, now, &mut round.decisions)
             }
         };
@@ -752,6 +759,7 @@ fn recovered(settings: &Settings, store: &dyn Store, now: Now) -> Result<Live, s
         settings.lease,
         Counters { ..counters },
     );
+    live.set_people(people_in(store)?);
     live.recover_computes(computes, instances);
     live.recover(nodes, Vec::new(), now.mono);
     match store.usage_since(now.wall.plus_millis(-USAGE_MS)) {

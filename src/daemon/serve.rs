@@ -338,6 +338,7 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
         lease: args.lease_policy(),
     };
     let (handle, reactor) = Reactor::start(settings, store.clone(), effects, clock)?;
+    door.people().tell(handle.clone());
     nodes.fence_revoked(&handle).await?;
 
     let listeners = Listeners::open(args.listen, args.jobs_listen, folder.jobs_address()).await?;

@@ -4,12 +4,14 @@ use std::collections::{BTreeMap, HashMap};
 
 use atelier_core::access::Permission;
 use atelier_core::audit::{Actor, Change};
-use atelier_core::compute::{Cluster, Instance, InstanceState, NodeShape, Placement};
-use atelier_core::id::{ComputeName, NodeName, Principal};
+use atelier_core::compute::{
+    AccessChange, Cluster, Instance, InstanceState, MAX_GIVEN, NodeShape, Placement, Whom,
+};
+use atelier_core::id::{ComputeName, GroupName, NodeName, Principal};
 use atelier_core::live::{ClusterChange, Live, LiveNode};
 use atelier_core::node::{Drain, Link, NodeRecord};
 use atelier_core::resource::{GpuIndex, Ledger, MilliGpu, WHOLE_GPU};
-use atelier_core::sched::Limits;
+use atelier_core::sched::{Limits, QuotaOf};
 use atelier_core::time::Timestamp;
 use atelier_proto::compute::v1 as pb;
 use serde_json::json;
@@ -172,9 +174,9 @@ impl pb::compute_service_server::ComputeService for Service {
         request: Request<pb::SetQuotaRequest>,
     ) -> Result<Response<pb::Compute>, Status> {
         let by = actor(&request)?;
-        let pb::SetQuotaRequest { name, user, limits } = request.into_inner();
+        let pb::SetQuotaRequest { name, user, limits, group } = request.into_inner();
         let limits = Some(limits.unwrap_or_default().into());
-        self.quota(name, &user, limits, by).await
+        self.quota(name, (&user, &group), limits, by).await
     }
 
     async fn delete_quota(
@@ -182,8 +184,26 @@ impl pb::compute_service_server::ComputeService for Service {
         request: Request<pb::DeleteQuotaRequest>,
     ) -> Result<Response<pb::Compute>, Status> {
         let by = actor(&request)?;
-        let pb::DeleteQuotaRequest { name, user } = request.into_inner();
-        self.quota(name, &user, None, by).await
+        let pb::DeleteQuotaRequest { name, user, group } = request.into_inner();
+        self.quota(name, (&user, &group), None, by).await
+    }
+
+    async fn grant_access(
+        &self,
+        request: Request<pb::ChangeAccessRequest>,
+    ) -> Result<Response<pb::Compute>, Status> {
+        let by = actor(&request)?;
+        let (name, change) = access_change(request.into_inner(), true)?;
+        self.access(name, change, by).await
+    }
+
+    async fn revoke_access(
+        &self,
+        request: Request<pb::ChangeAccessRequest>,
+    ) -> Result<Response<pb::Compute>, Status> {
+        let by = actor(&request)?;
+        let (name, change) = access_change(request.into_inner(), false)?;
+        self.access(name, change, by).await
     }
 
     async fn list_sizes(
@@ -268,20 +288,38 @@ impl Service {
     async fn quota(
         &self,
         name: String,
-        user: &str,
+        (user, group): (&str, &str),
         limits: Option<Limits>,
         by: Actor,
     ) -> Result<Response<pb::Compute>, Status> {
         let compute = ComputeName::new(&name).map_err(|_| no_compute(&name))?;
-        let user =
-            (!user.is_empty()).then(|| Principal::new(user)).transpose().map_err(|error| {
-                Status::invalid_argument(format!(
-                    "cannot change a quota of compute '{name}': user: {error}"
-                ))
-            })?;
-        let change = ComputeChange::Quota { name: compute, user, limits };
+        let wrong = |why: String| {
+            Status::invalid_argument(format!("cannot change a quota of compute '{name}': {why}"))
+        };
+        let of = match (user, group) {
+            ("", "") => QuotaOf::Each,
+            (user, "") => QuotaOf::User(
+                Principal::new(user).map_err(|error| wrong(format!("user: {error}")))?,
+            ),
+            ("", group) => QuotaOf::Group(
+                GroupName::new(group).map_err(|error| wrong(format!("group: {error}")))?,
+            ),
+            _ => return Err(wrong("it is of a user or of a group; leave out one".to_owned())),
+        };
+        let change = ComputeChange::Quota { name: compute, of, limits };
         self.0.handle.compute(change, by).await.map_err(told)?;
         self.compute(name).await
+    }
+
+    async fn access(
+        &self,
+        name: ComputeName,
+        change: AccessChange,
+        by: Actor,
+    ) -> Result<Response<pb::Compute>, Status> {
+        let shown = name.to_string();
+        self.0.handle.compute(ComputeChange::Access { name, change }, by).await.map_err(told)?;
+        self.compute(shown).await
     }
 
     async fn compute(&self, name: String) -> Result<Response<pb::Compute>, Status> {
@@ -327,6 +365,40 @@ impl Service {
             .map_err(told)?;
         found.map(Response::new).ok_or(missing)
     }
+}
+
+/// The change that is asked for: of those who are named, or of everybody.
+fn access_change(
+    request: pb::ChangeAccessRequest,
+    grant: bool,
+) -> Result<(ComputeName, AccessChange), Status> {
+    let pb::ChangeAccessRequest { name, users, groups, everybody } = request;
+    let compute = ComputeName::new(&name).map_err(|_| no_compute(&name))?;
+    let wrong = |why: String| {
+        let why = format!("cannot change who may use compute '{name}': {why}");
+        Status::invalid_argument(why)
+    };
+    if users.len() + groups.len() > 2 * MAX_GIVEN {
+        return Err(wrong(format!("it names more than {MAX_GIVEN} users or groups")));
+    }
+    let users = users.iter().map(|user| Principal::new(user)).collect::<Result<_, _>>();
+    let groups = groups.iter().map(|group| GroupName::new(group)).collect::<Result<_, _>>();
+    let whom = Whom {
+        users: users.map_err(|error| wrong(format!("users: {error}")))?,
+        groups: groups.map_err(|error| wrong(format!("groups: {error}")))?,
+    };
+    let change = match (grant, everybody) {
+        (_, true) if !whom.is_empty() => {
+            return Err(wrong(
+                "everybody is more than those who are named; leave out one".to_owned(),
+            ));
+        }
+        (true, true) => AccessChange::Open,
+        (false, true) => AccessChange::Close,
+        (true, false) => AccessChange::Grant(whom),
+        (false, false) => AccessChange::Revoke(whom),
+    };
+    Ok((compute, change))
 }
 
 fn free(ledger: &Ledger) -> pb::Resources {
@@ -425,6 +497,7 @@ fn describe(live: &Live, name: &ComputeName) -> pb::Compute {
             .unwrap_or_default(),
         created_at_ms: cluster.and(record).map_or(0, |record| record.created_at.as_millis()),
         quotas: record.map(|record| pb::Quota::all(&record.quotas)).unwrap_or_default(),
+        access: record.map(|record| pb::Access::from(&record.access)),
     }
 }
 

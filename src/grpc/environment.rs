@@ -1,8 +1,10 @@
 //! `atelier.environment.v1.EnvironmentService`.
 
+use atelier_core::access::{Caller, Permission};
 use atelier_core::audit::Change;
 use atelier_core::environment::Draft;
 use atelier_core::id::{AssetName, NodeName};
+use atelier_core::live::Asker;
 use atelier_core::node::Link;
 use atelier_core::spec::AssetRef;
 use atelier_proto::convert;
@@ -15,8 +17,8 @@ use tonic::{Request, Response, Status};
 
 use super::compute::no_compute;
 use super::status::told;
-use super::{actor, blocking};
-use crate::daemon::{Curated, FoundEnvironment, Shared};
+use super::{actor, blocking, caller};
+use crate::daemon::{Curated, FoundEnvironment, HandleError, Shared};
 use crate::store::Archived;
 use crate::store::assets::AssetQuery;
 use crate::store::environments::ListedEnvironment;
@@ -128,7 +130,7 @@ impl pb::environment_service_server::EnvironmentService for Service {
         request: Request<pb::BuildEnvironmentRequest>,
     ) -> Result<Response<Self::BuildEnvironmentStream>, Status> {
         use pb::build_environment_response::Message;
-        let by = actor(&request)?;
+        let (by, caller) = (actor(&request)?, caller(&request)?);
         let pb::BuildEnvironmentRequest { environment, compute } = request.into_inner();
         let asset =
             environment.ok_or_else(|| Status::invalid_argument("environment: is required"))?;
@@ -138,7 +140,7 @@ impl pb::environment_service_server::EnvironmentService for Service {
             FoundEnvironment::Version(listed) => listed.version.environment.clone(),
             FoundEnvironment::Curated(curated) => curated.content.clone(),
         };
-        let (compute, nodes) = self.ready_nodes(compute).await?;
+        let (compute, nodes) = self.ready_nodes(compute, caller).await?;
         let (name, count) = (asset.name.as_str(), nodes.len());
         tracing::info!(environment = name, %compute, nodes = count, by = %by.principal, "environment is built ahead of jobs");
         let change = Change::done(
@@ -162,8 +164,12 @@ impl pb::environment_service_server::EnvironmentService for Service {
 
 impl Service {
     /// The compute, the default one if it has no name, and those of its nodes that are
-    /// ready and get jobs.
-    async fn ready_nodes(&self, compute: String) -> Result<(String, Vec<NodeName>), Status> {
+    /// ready and get jobs. The caller may use it.
+    async fn ready_nodes(
+        &self,
+        compute: String,
+        caller: Caller,
+    ) -> Result<(String, Vec<NodeName>), Status> {
         let missing = no_compute(&compute);
         let found = self.0.handle.look(move |live, _| {
             let found = match compute.as_str() {
@@ -171,6 +177,10 @@ impl Service {
                 _ => live.computes().find(|known| known.name.as_str() == compute),
             }?;
             let name = found.name.clone();
+            let manages = caller.may(Permission::ManageCompute);
+            if let Err(refusal) = live.may_use(&name, Asker { user: &caller.principal, manages }) {
+                return Some(Err(refusal));
+            }
             let scaled = found.cluster.as_ref().filter(|_| found.is_scaled());
             let may_be_empty = scaled.is_some_and(|cluster| cluster.min_instances == 0);
             let of_it = live.nodes().filter(|node| node.record.compute == name);
@@ -185,9 +195,11 @@ impl Service {
             });
             let mut nodes: Vec<NodeName> = ready.map(|node| node.record.name.clone()).collect();
             nodes.sort();
-            Some((name.to_string(), nodes, may_be_empty))
+            Some(Ok((name.to_string(), nodes, may_be_empty)))
         });
-        let (name, nodes, may_be_empty) = found.await.map_err(told)?.ok_or(missing)?;
+        let found = found.await.map_err(told)?.ok_or(missing)?;
+        let (name, nodes, may_be_empty) =
+            found.map_err(|refusal| told(HandleError::from(refusal)))?;
         if nodes.is_empty() {
             let remedy = match may_be_empty {
                 true => "set its min_instances, or let a job start a node",

@@ -1,16 +1,22 @@
 //! `atelier.identity.v1`: users, tokens, roles, and what a caller asks of itself.
 
-use atelier_core::access::{self, Caller, CustomRole, Permission, Permissions, Role, RoleFile};
-use atelier_core::id::{NodeName, Principal};
+use std::collections::BTreeSet;
+
+use atelier_core::access::{
+    self, Caller, CustomRole, MAX_GROUPS, Permission, Permissions, Role, RoleFile,
+};
+use atelier_core::id::{ComputeName, GroupName, NodeName, Principal};
+use atelier_core::live::Live;
 use atelier_core::time::Timestamp;
 use atelier_proto::identity::v1 as pb;
 use tonic::{Request, Response, Status};
 
+use super::compute::no_compute;
 use super::status::told;
 use super::{asking, caller};
-use crate::daemon::Shared;
+use crate::daemon::{HandleError, Shared};
 use crate::identity::Asking;
-use crate::identity::people::{ListedToken, NewToken, People};
+use crate::identity::people::{ListedToken, NewToken, People, UserChange};
 use crate::store::people::UserRecord;
 
 /// Who may come in.
@@ -87,7 +93,19 @@ fn user(record: &UserRecord, tokens: &[ListedToken]) -> pb::User {
         created_at_ms: record.created_at.as_millis(),
         tokens: tokens.iter().map(token).collect(),
         signs_in: record.signs_in,
+        groups: record.groups.iter().map(ToString::to_string).collect(),
     }
+}
+
+fn groups_of(field: &str, groups: &[String]) -> Result<BTreeSet<GroupName>, Status> {
+    if groups.len() > MAX_GROUPS {
+        let why = format!("{field}: has {} groups, at most {MAX_GROUPS} are allowed", groups.len());
+        return Err(Status::invalid_argument(why));
+    }
+    let groups = groups.iter().map(|group| GroupName::new(group));
+    groups
+        .collect::<Result<_, _>>()
+        .map_err(|error| Status::invalid_argument(format!("{field}: {error}")))
 }
 
 fn names(permissions: Permissions) -> Vec<String> {
@@ -203,10 +221,11 @@ impl pb::user_service_server::UserService for Service {
         request: Request<pb::CreateUserRequest>,
     ) -> Result<Response<pb::User>, Status> {
         let by = asking(&request)?;
-        let pb::CreateUserRequest { name, role } = request.into_inner();
+        let pb::CreateUserRequest { name, role, groups } = request.into_inner();
         let name = Principal::new(&name).map_err(told)?;
         let role = self.role(&role)?;
-        let made = self.people().create_user(name, role, &by).await.map_err(told)?;
+        let groups = groups_of("groups", &groups)?;
+        let made = self.people().create_user(name, role, groups, &by).await.map_err(told)?;
         tracing::info!(user = %made.name, role = %made.role, by = %by.principal, "user made");
         Ok(Response::new(user(&made, &[])))
     }
@@ -216,9 +235,14 @@ impl pb::user_service_server::UserService for Service {
         request: Request<pb::UpdateUserRequest>,
     ) -> Result<Response<pb::User>, Status> {
         let by = asking(&request)?;
-        let pb::UpdateUserRequest { name, role } = request.into_inner();
-        let role = self.role(&role)?;
-        let changed = self.people().update_user(&name, role, &by).await.map_err(told)?;
+        let pb::UpdateUserRequest { name, role, add_groups, remove_groups } = request.into_inner();
+        let add = groups_of("add_groups", &add_groups)?;
+        let remove = groups_of("remove_groups", &remove_groups)?;
+        // Without a change of groups it is about the role, which then has to be there.
+        let stays = role.trim().is_empty() && !(add.is_empty() && remove.is_empty());
+        let role = if stays { None } else { Some(self.role(&role)?) };
+        let change = UserChange { role, add, remove };
+        let changed = self.people().update_user(&name, change, &by).await.map_err(told)?;
         tracing::info!(user = %changed.name, role = %changed.role, by = %by.principal, "user changed");
         Ok(Response::new(user(&changed, &[])))
     }
@@ -320,8 +344,9 @@ impl pb::auth_service_server::AuthService for Service {
     ) -> Result<Response<pb::WhoAmIResponse>, Status> {
         let Caller { principal, role } = caller(&request)?;
         let allows = names(role.permissions());
+        let groups = self.people().groups_of(&principal).iter().map(ToString::to_string).collect();
         let (principal, role) = (principal.to_string(), role.to_string());
-        Ok(Response::new(pb::WhoAmIResponse { principal, role, allows }))
+        Ok(Response::new(pb::WhoAmIResponse { principal, role, allows, groups }))
     }
 
     async fn check_action(
@@ -329,9 +354,19 @@ impl pb::auth_service_server::AuthService for Service {
         request: Request<pb::CheckActionRequest>,
     ) -> Result<Response<pb::CheckActionResponse>, Status> {
         let caller = caller(&request)?;
-        let permission = Permission::named(&request.get_ref().action)
+        let pb::CheckActionRequest { action, compute } = request.into_inner();
+        let permission = Permission::named(&action)
             .map_err(|unknown| Status::invalid_argument(format!("action: {unknown}")))?;
-        let access::Verdict { allowed, reason } = access::can(&caller, permission);
+        let verdict = match compute.as_str() {
+            "" => access::can(&caller, permission),
+            name => {
+                let compute = ComputeName::new(name).map_err(|_| no_compute(name))?;
+                let verdict = move |live: &Live| live.can_on(&caller, permission, &compute);
+                let verdict = self.0.handle.look(move |live, _| verdict(live)).await;
+                verdict.map_err(told)?.map_err(|refusal| told(HandleError::from(refusal)))?
+            }
+        };
+        let access::Verdict { allowed, reason } = verdict;
         let (reason, action) = (reason.to_string(), permission.to_string());
         Ok(Response::new(pb::CheckActionResponse { allowed, reason, action }))
     }

@@ -169,7 +169,8 @@ impl pb::job_service_server::JobService for Service {
                 None => return Err(told(problem)),
             },
         };
-        let submission = SubmitRequest { name, spec, by: asking.actor(), key };
+        let manages = caller.may(Permission::ManageCompute);
+        let submission = SubmitRequest { name, spec, by: asking.actor(), manages, key };
         let job = self.0.handle.submit(submission).await.map_err(told)?;
         tracing::Span::current().record("job", job.name.as_str());
         let job = Some(convert::job(&job, JobDetails::default()));
@@ -186,7 +187,7 @@ impl pb::job_service_server::JobService for Service {
         let mut spec = CommandJob::try_from(spec).map_err(told)?;
         self.0.admission.ask_for_containers(&mut spec).map_err(told)?;
         self.0.admission.pin_secrets(&mut spec, &caller).map_err(told)?;
-        queue::plan_job(&self.0, spec, caller.principal).await.map(Response::new)
+        queue::plan_job(&self.0, spec, caller).await.map(Response::new)
     }
 
     async fn get_job(

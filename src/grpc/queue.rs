@@ -1,8 +1,9 @@
 //! What waits, why, and what would end the wait.
 
-use atelier_core::id::{ComputeName, JobName, Principal};
+use atelier_core::access::{Caller, Permission};
+use atelier_core::id::{ComputeName, JobName};
 use atelier_core::job::{Active, Job, State};
-use atelier_core::live::{Live, Refusal, asked, rank};
+use atelier_core::live::{Asker, Live, Refusal, asked, rank};
 use atelier_core::sched::{Change, Foreseen, Sched, WaitReason, explain, foresee};
 use atelier_core::spec::CommandJob;
 use atelier_proto::convert;
@@ -64,7 +65,7 @@ pub(super) async fn explain_job(shared: &Shared, job: &Job) -> Result<pb::Explan
 pub(super) async fn plan_job(
     shared: &Shared,
     spec: CommandJob,
-    user: Principal,
+    caller: Caller,
 ) -> Result<pb::JobPlan, Status> {
     let now = shared.clock.now();
     // The name is of no account: nothing is submitted.
@@ -72,7 +73,9 @@ pub(super) async fn plan_job(
     let (asked, sched) = shared
         .handle
         .look(move |live, _| {
-            let asked = live.as_asked(name, &spec, &user, now)?;
+            let manages = caller.may(Permission::ManageCompute);
+            let asker = Asker { user: &caller.principal, manages };
+            let asked = live.as_asked(name, &spec, asker, now)?;
             Ok((asked, live.sched().clone()))
         })
         .await

@@ -111,6 +111,7 @@ fn code_of_handle(error: &daemon::HandleError) -> Code {
             | Refusal::NotOfCluster { .. }
             | Refusal::NotContained { .. }
             | Refusal::OverQuota { .. }
+            | Refusal::AccessUnchanged { .. }
             | Refusal::NotRunning { .. }
             | Refusal::NotKept { .. }
             | Refusal::KeeperAway { .. },
@@ -120,6 +121,7 @@ fn code_of_handle(error: &daemon::HandleError) -> Code {
         E::Refused(
             Refusal::BadCluster(_) | Refusal::BadQuota { .. } | Refusal::NoSuchMember { .. },
         ) => Code::InvalidArgument,
+        E::Refused(Refusal::NoAccess { .. }) => Code::PermissionDenied,
         E::NodeTaken(_) => Code::AlreadyExists,
         E::Store(error) => code_of_store(error),
         E::Stopping => Code::Unavailable,
@@ -181,16 +183,19 @@ impl From<Told> for Status {
 fn code_of_people(refused: &identity::people::Refused) -> Code {
     use identity::people::Refused as R;
     match refused {
-        R::Above { .. } | R::NotTheProviders(_) => Code::PermissionDenied,
+        R::Above { .. } | R::AboveGroup { .. } | R::NotTheProviders(_) => Code::PermissionDenied,
         R::NoSuchUser(_) | R::NoSuchToken(_) | R::NoSuchRole { .. } => Code::NotFound,
         R::UserTaken { .. } | R::RoleTaken(_) => Code::AlreadyExists,
         R::GivenByProvider(_)
+        | R::NotInGroup { .. }
         | R::SignsIn(_)
         | R::AboveUser { .. }
         | R::LastAdmin(_)
         | R::RoleFixed(_)
         | R::RoleUsed { .. } => Code::FailedPrecondition,
-        R::NoRole(_) | R::RoleInvalid(_) | R::Kept(_) | R::TooLong => Code::InvalidArgument,
+        R::NoRole(_) | R::RoleInvalid(_) | R::Kept(_) | R::TooLong | R::TooManyGroups(_) => {
+            Code::InvalidArgument
+        }
     }
 }
 

@@ -6,16 +6,18 @@
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, OnceLock, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
-use atelier_core::access::{Caller, CustomRole, Held, Permission, Permissions, Role, RoleFile};
+use atelier_core::access::{
+    self, Caller, CustomRole, Held, MAX_GROUPS, Permission, Permissions, Person, Role, RoleFile,
+};
 use atelier_core::audit::Actor;
 use atelier_core::content::Digest;
-use atelier_core::id::{NodeName, Principal, RoleName};
+use atelier_core::id::{GroupName, NodeName, Principal, RoleName};
 use atelier_core::sign_in;
 use atelier_core::time::Timestamp;
 use base64::Engine as _;
@@ -23,6 +25,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use tokio::sync::Mutex;
 
 use super::{Asking, Denied, Error, Origin};
+use crate::daemon::Handle;
 use crate::store::people::{PeopleChange, UserRecord};
 use crate::store::{Store, TokenRecord};
 
@@ -45,6 +48,7 @@ pub struct People {
     clock: WallClock,
     known: RwLock<Known>,
     changing: Mutex<()>,
+    scheduler: OnceLock<Handle>,
 }
 
 #[derive(Default)]
@@ -52,6 +56,11 @@ struct Known {
     users: BTreeMap<Principal, UserRecord>,
     roles: BTreeMap<RoleName, (CustomRole, Permissions)>,
     tokens: HashMap<Digest, Token>,
+}
+
+/// Who is in which group, and who manages computes, as the store has it.
+pub(crate) fn people_in(store: &dyn Store) -> Result<access::People, crate::store::Error> {
+    Known::read(store).map(|known| known.people())
 }
 
 struct Token {
@@ -122,6 +131,23 @@ pub struct NewToken {
     pub lives_ms: Option<u64>,
 }
 
+/// A change of a user.
+#[derive(Clone, Default, Debug)]
+pub struct UserChange {
+    /// Another role; nothing: the one they have.
+    pub role: Option<Role>,
+    /// Groups that they are put into.
+    pub add: BTreeSet<GroupName>,
+    /// Groups that they are taken out of.
+    pub remove: BTreeSet<GroupName>,
+}
+
+impl From<Role> for UserChange {
+    fn from(role: Role) -> Self {
+        Self { role: Some(role), ..Self::default() }
+    }
+}
+
 /// Why a change is not made.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
@@ -140,6 +166,32 @@ pub enum Refused {
         /// Which role.
         wanted: String,
     },
+    /// A group that the giver is not in.
+    #[error(
+        "{principal} has the role {role} and is not in the group '{group}', and may put nobody there nor take them out: \
+         nobody gives more than they have; ask an admin"
+    )]
+    AboveGroup {
+        /// Who.
+        principal: Principal,
+        /// As what.
+        role: String,
+        /// Which.
+        group: GroupName,
+    },
+    /// A group that the user is not in.
+    #[error("user '{user}' is not in the group '{group}'; see 'atelier user show {user}'")]
+    NotInGroup {
+        /// Who.
+        user: Principal,
+        /// Which.
+        group: GroupName,
+    },
+    /// More groups than one may be in.
+    #[error(
+        "user '{0}' would be in more than {MAX_GROUPS} groups, which is the most; take them out of some first"
+    )]
+    TooManyGroups(Principal),
     /// There is no such user.
     #[error("there is no user '{0}'; see 'atelier user list'")]
     NoSuchUser(String),
@@ -214,10 +266,10 @@ pub enum Refused {
          names begin with something else (atelier serve --oidc-user-prefix)"
     )]
     NotTheProviders(Principal),
-    /// A role that the provider's groups give.
+    /// A role that the provider's groups give, and the groups themselves.
     #[error(
-        "'{0}' signs in at the provider, and has the role that their groups give: change the groups, or what they give \
-         (atelier serve --oidc-role)"
+        "'{0}' signs in at the provider, which says in which groups they are; those give the role: change the groups \
+         there, or what they give (atelier serve --oidc-role)"
     )]
     GivenByProvider(Principal),
     /// A token that would outlast the provider's word.
@@ -253,6 +305,25 @@ impl Known {
         }
     }
 
+    /// All but the tokens.
+    fn read(store: &dyn Store) -> Result<Self, crate::store::Error> {
+        let users = store.users()?.into_iter().map(|user| (user.name.clone(), user)).collect();
+        let roles = store.roles()?.into_iter().map(|role| {
+            let permissions = role.permissions();
+            (role.name.clone(), (role, permissions))
+        });
+        Ok(Self { users, roles: roles.collect(), tokens: HashMap::new() })
+    }
+
+    /// Who is in which group, and who manages computes.
+    fn people(&self) -> access::People {
+        let person = |user: &UserRecord| {
+            let manages = self.resolved(&user.role).permissions().has(Permission::ManageCompute);
+            (user.name.clone(), Person { groups: user.groups.clone(), manages })
+        };
+        self.users.values().map(person).collect()
+    }
+
     fn caller(&self, token: &TokenRecord) -> Result<Caller, Denied> {
         let principal = token.principal.clone();
         let role = if token.role.is_for_people() {
@@ -277,14 +348,25 @@ impl Known {
 
 impl People {
     pub(super) fn open(store: Arc<dyn Store>, clock: WallClock) -> Result<Self, Error> {
-        let users = store.users()?.into_iter().map(|user| (user.name.clone(), user)).collect();
         let tokens = store.tokens()?.into_iter().map(|t| (t.hash, Token::new(t))).collect();
-        let roles = store.roles()?.into_iter().map(|role| {
-            let permissions = role.permissions();
-            (role.name.clone(), (role, permissions))
-        });
-        let known = RwLock::new(Known { users, roles: roles.collect(), tokens });
-        Ok(Self { store, clock, known, changing: Mutex::new(()) })
+        let known = RwLock::new(Known { tokens, ..Known::read(&*store)? });
+        Ok(Self { store, clock, known, changing: Mutex::new(()), scheduler: OnceLock::new() })
+    }
+
+    /// Tells the scheduler of changes from now on; what is so now it has read itself.
+    pub(crate) fn tell(&self, scheduler: Handle) {
+        // Told of one only.
+        let _ = self.scheduler.set(scheduler);
+    }
+
+    /// Tells the scheduler who is in which group now, and who manages computes. It goes by that when this returns.
+    async fn tell_people(&self) {
+        let Some(scheduler) = self.scheduler.get() else { return };
+        let people = self.known().people();
+        if let Err(error) = scheduler.people(people).await {
+            // It stops, and reads them when it starts again.
+            tracing::warn!(%error, "the scheduler was not told of a change of users");
+        }
     }
 
     fn known(&self) -> RwLockReadGuard<'_, Known> {
@@ -430,7 +512,33 @@ impl People {
     async fn put_user(&self, user: UserRecord, by: Actor) -> Result<UserRecord, Error> {
         self.store.change_people(PeopleChange::PutUser(user.clone()), by).await?;
         self.know().users.insert(user.name.clone(), user.clone());
+        self.tell_people().await;
         Ok(user)
+    }
+
+    /// Whether somebody may put others into groups, or take them out: nobody gives more than they have.
+    fn check_groups<'a>(
+        &self,
+        by: &Caller,
+        mut groups: impl Iterator<Item = &'a GroupName>,
+    ) -> Result<(), Refused> {
+        if by.may(Permission::ManageCompute) {
+            return Ok(());
+        }
+        let own = self.groups_of(&by.principal);
+        match groups.find(|group| !own.contains(*group)) {
+            None => Ok(()),
+            Some(group) => Err(Refused::AboveGroup {
+                principal: by.principal.clone(),
+                role: by.role.to_string(),
+                group: group.clone(),
+            }),
+        }
+    }
+
+    /// The groups that somebody is in.
+    pub fn groups_of(&self, name: &Principal) -> BTreeSet<GroupName> {
+        self.known().users.get(name).map(|user| user.groups.clone()).unwrap_or_default()
     }
 
     /// Makes a user.
@@ -438,6 +546,7 @@ impl People {
         &self,
         name: Principal,
         role: Role,
+        groups: BTreeSet<GroupName>,
         by: &Asking,
     ) -> Result<UserRecord, Error> {
         let _alone = self.changing.lock().await;
@@ -445,27 +554,36 @@ impl People {
             return Err(Refused::Kept(name).into());
         }
         self.check_grant(by, &format!("user '{name}'"), &role)?;
+        self.check_groups(by, groups.iter())?;
+        if groups.len() > MAX_GROUPS {
+            return Err(Refused::TooManyGroups(name).into());
+        }
         if let Some(user) = self.known().users.get(&name) {
             let role = user.role.to_string();
             return Err(Refused::UserTaken { name, role }.into());
         }
         let created_by = Some(by.principal.clone());
         let created_at = self.now();
-        let user = UserRecord { name, role, created_by, created_at, signs_in: false };
+        let user = UserRecord { name, role, created_by, created_at, signs_in: false, groups };
         self.put_user(user, by.actor()).await
     }
 
-    /// Gives a user another role.
+    /// Gives a user another role, or other groups. It counts at once, also for jobs that wait.
     pub async fn update_user(
         &self,
         name: &str,
-        role: Role,
+        change: impl Into<UserChange>,
         by: &Asking,
     ) -> Result<UserRecord, Error> {
         let _alone = self.changing.lock().await;
         let (user, _) = self.user(name)?;
         self.check_over(by, &user)?;
-        self.check_grant(by, &format!("user '{}'", user.name), &role)?;
+        let UserChange { role, add, remove } = change.into();
+        let role = role.unwrap_or_else(|| user.role.clone());
+        if role != user.role {
+            self.check_grant(by, &format!("user '{}'", user.name), &role)?;
+        }
+        self.check_groups(by, add.iter().chain(&remove))?;
         if user.signs_in {
             return Err(Refused::GivenByProvider(user.name).into());
         }
@@ -475,7 +593,15 @@ impl People {
         {
             return Err(Refused::LastAdmin(user.name).into());
         }
-        self.put_user(UserRecord { role, ..user }, by.actor()).await
+        let mut groups = user.groups.clone();
+        if let Some(group) = remove.iter().find(|group| !groups.remove(*group)) {
+            return Err(Refused::NotInGroup { user: user.name, group: group.clone() }.into());
+        }
+        groups.extend(add);
+        if groups.len() > MAX_GROUPS {
+            return Err(Refused::TooManyGroups(user.name).into());
+        }
+        self.put_user(UserRecord { role, groups, ..user }, by.actor()).await
     }
 
     /// Forgets a user; their tokens open nothing from now on. What they made stays.
@@ -488,9 +614,12 @@ impl People {
             return Err(Refused::LastAdmin(user.name).into());
         }
         self.store.change_people(PeopleChange::DeleteUser(user.name.clone()), by.actor()).await?;
-        let mut known = self.know();
-        known.users.remove(&user.name);
-        known.tokens.retain(|_, token| token.record.principal != user.name);
+        {
+            let mut known = self.know();
+            known.users.remove(&user.name);
+            known.tokens.retain(|_, token| token.record.principal != user.name);
+        }
+        self.tell_people().await;
         Ok(user)
     }
 
@@ -527,6 +656,7 @@ impl People {
                         created_by,
                         created_at: now,
                         signs_in: false,
+                        groups: BTreeSet::new(),
                     };
                     self.put_user(user, by.actor()).await?;
                     role
@@ -564,15 +694,22 @@ impl People {
         let _alone = self.changing.lock().await;
         if role.is_for_people() && !self.known().users.contains_key(&principal) {
             let (name, role) = (principal.clone(), role.clone());
-            let user =
-                UserRecord { name, role, created_by: None, created_at: now, signs_in: false };
+            let groups = BTreeSet::new();
+            let user = UserRecord {
+                name,
+                role,
+                created_by: None,
+                created_at: now,
+                signs_in: false,
+                groups,
+            };
             self.put_user(user, by.clone()).await?;
         }
         Ok(self.add((principal, role), None, now, None, by).await?.secret)
     }
 
-    /// Lets somebody in whom a provider vouches for: keeps them as a user, in the role that their groups give now, and
-    /// makes a token for one session. Sessions of theirs that are over are forgotten.
+    /// Lets somebody in whom a provider vouches for: keeps them as a user, with the groups that they are in now and the
+    /// role that those give, and makes a token for one session. Sessions of theirs that are over are forgotten.
     ///
     /// # Errors
     /// If the name is that of a user who is no provider's: whoever an admin made is somebody else.
@@ -583,7 +720,7 @@ impl People {
         origin: &Origin,
     ) -> Result<Issued, Error> {
         let _alone = self.changing.lock().await;
-        let sign_in::User { principal, role } = user;
+        let sign_in::User { principal, role, groups } = user;
         let role = match role {
             Role::Custom(held) => self.role_named(held.name.as_str())?,
             role => role,
@@ -594,10 +731,11 @@ impl People {
         }
         let now = self.now();
         let by = origin.actor(&Caller { principal: principal.clone(), role: role.clone() });
-        if known.as_ref().is_none_or(|user| user.role != role) {
+        if known.as_ref().is_none_or(|user| user.role != role || user.groups != groups) {
             let created_at = known.map_or(now, |user| user.created_at);
             let (name, role) = (principal.clone(), role.clone());
-            let user = UserRecord { name, role, created_by: None, created_at, signs_in: true };
+            let user =
+                UserRecord { name, role, created_by: None, created_at, signs_in: true, groups };
             self.put_user(user, by.clone()).await?;
         }
         let (mut over, lasting): (Vec<_>, Vec<_>) =
@@ -705,6 +843,7 @@ impl People {
         self.store.change_people(PeopleChange::PutRole(role.clone()), by.actor()).await?;
         let permissions = role.permissions();
         self.know().roles.insert(role.name.clone(), (role.clone(), permissions));
+        self.tell_people().await;
         Ok(role)
     }
 

@@ -103,9 +103,10 @@ fn rpc(service: &str, method: &str) -> Option<Need> {
         ("atelier.compute.v1.ComputeService", "UpdateCompute") => {
             return Some(Need::Any(&[P::ManageCompute, P::ScaleCompute]));
         }
-        ("atelier.compute.v1.ComputeService", "PutCompute" | "SetQuota" | "DeleteQuota") => {
-            P::ManageCompute
-        }
+        (
+            "atelier.compute.v1.ComputeService",
+            "PutCompute" | "SetQuota" | "DeleteQuota" | "GrantAccess" | "RevokeAccess",
+        ) => P::ManageCompute,
         ("atelier.compute.v1.ComputeService", "DeleteCompute") => P::DeleteCompute,
         ("atelier.workspace.v1.WorkspaceService", "GetWorkspace" | "GetRetention") => {
             P::ReadWorkspace

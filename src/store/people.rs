@@ -1,8 +1,10 @@
 //! Users and custom roles. Their tokens lie beside the jobs' records (`jobs.rs`).
 
+use std::collections::BTreeSet;
+
 use atelier_core::access::{CustomRole, Role};
 use atelier_core::content::Digest;
-use atelier_core::id::{Principal, RoleName};
+use atelier_core::id::{GroupName, Principal, RoleName};
 use atelier_core::time::Timestamp;
 use rusqlite::{Connection, OptionalExtension as _, params};
 use serde::Serialize;
@@ -53,6 +55,9 @@ pub struct UserRecord {
     /// Whether a provider vouches for them, and its groups give the role; others an admin made.
     #[serde(default)]
     pub signs_in: bool,
+    /// The groups they are in, as an admin says, or the provider at the last sign-in.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub groups: BTreeSet<GroupName>,
 }
 
 /// A change of who may come in and do what, each a transaction.

@@ -12,9 +12,11 @@ use crate::id::ComputeName;
 use crate::resource::{Capacity, Cpus, GpuDevice, Memory, MiB, MilliCpu};
 use crate::spec::{Diagnostics, validate_cluster};
 
+mod access;
 mod record;
 mod size;
 
+pub use access::{Access, AccessChange, MAX_GIVEN, Unchanged, Whom};
 pub use record::{ComputeRecord, Instance, InstanceState, Trouble};
 pub use size::SizeTable;
 

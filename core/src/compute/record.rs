@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Cluster, Provider};
+use super::{Access, Cluster, Provider};
 use crate::id::{ComputeName, NodeName, Principal};
 use crate::node::Drain;
 use crate::resource::{Capacity, MiB};
@@ -42,6 +42,9 @@ pub struct ComputeRecord {
     /// Who may hold how much of it.
     #[serde(default, skip_serializing_if = "Quotas::is_empty")]
     pub quotas: Quotas,
+    /// Who may use it.
+    #[serde(default, skip_serializing_if = "Access::is_everybodys")]
+    pub access: Access,
     /// Why no node could be had, the last time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trouble: Option<Trouble>,

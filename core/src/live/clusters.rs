@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 
 use super::{Decisions, Effect, Live, Refusal, Restored, lost};
 use crate::compute::{
-    Cluster, ComputeRecord, Containment, Instance, InstanceState, Placement, Provider, Trouble,
+    Access, Cluster, ComputeRecord, Containment, Instance, InstanceState, Placement, Provider,
+    Trouble,
 };
 use crate::id::{ComputeName, JobName, NodeName, Principal};
 use crate::job::{Job, State};
@@ -76,6 +77,7 @@ impl Live {
                 least_memory: None,
                 least_disk: None,
                 quotas: Quotas::default(),
+                access: Access::default(),
                 trouble: None,
             },
             Some(known) if known.deleted => return Err(Refusal::ComputeDeleted(name)),
@@ -748,6 +750,7 @@ impl Live {
             .map(|drain| Closed { by: drain.by.clone(), reason: drain.reason.clone() });
         self.sched.set_closed(name, closed);
         self.sched.set_quotas(name, record.quotas.clone());
+        self.sched.set_access(name, record.access.clone());
         self.computes.insert(name.clone(), record);
     }
 

@@ -4,6 +4,7 @@
 //! Every function takes the moment as an argument and appends to [`Decisions`]. The reactor owns
 //! one `Live`, writes the decisions in one transaction, and only then performs the effects.
 
+mod access;
 mod clusters;
 mod decisions;
 mod drain;
@@ -20,6 +21,7 @@ mod usage;
 #[cfg(test)]
 mod tests;
 
+pub use access::Asker;
 pub use clusters::{ClusterChange, TakenAway};
 pub use decisions::{Decisions, Effect};
 pub use enter::{Entered, Entering};
@@ -31,7 +33,7 @@ pub use usage::PastUse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use crate::compute::{ComputeRecord, Instance};
+use crate::compute::{Access, ComputeRecord, Instance};
 use crate::id::{
     AttemptNumber, ComputeName, Epoch, EventSeq, JobName, NodeName, Principal, SubmitSeq,
 };
@@ -100,6 +102,8 @@ pub struct Submission {
     pub spec: Arc<CommandJob>,
     /// Who asks.
     pub principal: Principal,
+    /// Whether they come in with a role that may change computes, and so use any.
+    pub manages: bool,
 }
 
 /// Where the counters stand, as recovered from the store.
@@ -156,6 +160,7 @@ impl Live {
                 least_memory: None,
                 least_disk: None,
                 quotas: Quotas::default(),
+                access: Access::default(),
                 trouble: None,
             };
             live.know_compute(record);
@@ -275,7 +280,7 @@ impl Live {
     }
 
     /// Where a job would go, or why it would be refused.
-    fn compute_for(&self, spec: &CommandJob, user: &Principal) -> Result<ComputeName, Refusal> {
+    fn compute_for(&self, spec: &CommandJob, asker: Asker<'_>) -> Result<ComputeName, Refusal> {
         let compute = spec.compute.clone().unwrap_or_else(|| self.default_compute.clone());
         if !self.computes.contains_key(&compute) {
             let known: Vec<&str> = self.computes.keys().map(ComputeName::as_str).collect();
@@ -284,6 +289,7 @@ impl Live {
         if self.computes.get(&compute).is_some_and(|known| known.deleted) {
             return Err(Refusal::ComputeDeleted(compute));
         }
+        self.may_use(&compute, asker)?;
         // A container runtime may be installed where there is none, and jobs wait for that.
         let containers = ContainerNeed::Nothing;
         let demand = Demand { containers, ..spec.resources.demand.clone() };
@@ -315,7 +321,7 @@ impl Live {
         {
             return Err(Refusal::GangTooLarge { request: request.to_string(), compute, most });
         }
-        self.within_quota(&compute, user, &request)?;
+        self.within_quota(&compute, asker.user, &request)?;
         Ok(compute)
     }
 
@@ -339,14 +345,14 @@ impl Live {
         &self,
         name: JobName,
         spec: &CommandJob,
-        user: &Principal,
+        asker: Asker<'_>,
         now: Now,
     ) -> Result<Asked, Refusal> {
-        let compute = self.compute_for(spec, user)?;
+        let compute = self.compute_for(spec, asker)?;
         let priority = spec.queue.priority;
         let waiting = Waiting {
             job: name,
-            user: user.clone(),
+            user: asker.user.clone(),
             request: Request::from(&spec.resources),
             most_ms: most_ms(spec),
             not_before: None,
@@ -364,11 +370,11 @@ impl Live {
         now: Now,
         out: &mut Decisions,
     ) -> Result<(), Refusal> {
-        let Submission { name, spec, principal } = submission;
+        let Submission { name, spec, principal, manages } = submission;
         if self.jobs.contains_key(&name) || out.changed.contains_key(&name) {
             return Err(Refusal::NameTaken(name));
         }
-        let compute = self.compute_for(&spec, &principal)?;
+        let compute = self.compute_for(&spec, Asker { user: &principal, manages })?;
         let seq = self.next_seq;
         self.next_seq = seq.next();
         let job = Job {

@@ -1,18 +1,17 @@
-//! Quotas: what each user's jobs may hold of a compute at once.
+//! Quotas: what the jobs of each user, and of each group's members, may hold of a compute at once.
 
 use super::{Decisions, Live, Refusal};
 use crate::compute::{ComputeRecord, Placement};
 use crate::id::{ComputeName, Principal};
 use crate::resource::WHOLE_GPU;
-use crate::sched::{Limits, Request};
+use crate::sched::{Limits, QuotaOf, Request};
 
-/// Users with a quota of their own on one compute.
-const MAX_USERS: usize = 1_000;
+/// Users with a quota of their own on one compute, and groups with one.
+const MOST: usize = 1_000;
 
 impl Live {
-    /// Says what the jobs of `user` may hold of a compute at once, in place of all that was said of
-    /// them before; `limits` of `None` takes it back. Without a user it is about everybody who has
-    /// no quota of their own. Jobs that run are left alone.
+    /// Says what the jobs of a user, or of all members of a group, may hold of a compute at once, in place of all
+    /// that was said of them before; `limits` of `None` takes it back. Jobs that run are left alone.
     ///
     /// # Errors
     /// There is no such compute, the limits allow nothing or say nothing, or there is nothing to
@@ -20,42 +19,41 @@ impl Live {
     pub fn set_quota(
         &mut self,
         name: &ComputeName,
-        user: Option<Principal>,
+        of: QuotaOf,
         limits: Option<Limits>,
         out: &mut Decisions,
     ) -> Result<(), Refusal> {
-        let Some(known) = self.computes.get(name) else {
-            return Err(Refusal::NoSuchCompute(name.clone()));
-        };
-        if known.deleted {
-            return Err(Refusal::ComputeDeleted(name.clone()));
-        }
+        let known = self.known_compute(name)?;
         let mut quotas = known.quotas.clone();
-        match (limits, user) {
-            (Some(limits), user) => {
-                check(&limits).map_err(|why| Refusal::BadQuota { compute: name.clone(), why })?;
-                match user {
-                    None => quotas.each = limits,
-                    Some(user) => {
-                        quotas.users.insert(user, limits);
-                    }
+        let bad = |why| Refusal::BadQuota { compute: name.clone(), why };
+        if let Some(limits) = limits {
+            check(&limits).map_err(bad)?;
+            match of {
+                QuotaOf::Each => quotas.each = limits,
+                QuotaOf::User(user) => {
+                    quotas.users.insert(user, limits);
                 }
-                if quotas.users.len() > MAX_USERS {
-                    let why = format!(
-                        "{MAX_USERS} users have one of their own, which is the most; delete some, \
-                         or set one for everybody (without --user)"
-                    );
-                    return Err(Refusal::BadQuota { compute: name.clone(), why });
+                QuotaOf::Group(group) => {
+                    quotas.groups.insert(group, limits);
                 }
             }
-            (None, user) => {
-                let removed = match &user {
-                    None => !std::mem::take(&mut quotas.each).is_empty(),
-                    Some(user) => quotas.users.remove(user).is_some(),
-                };
-                if !removed {
-                    return Err(Refusal::NoSuchQuota { compute: name.clone(), user });
-                }
+            if quotas.users.len() > MOST {
+                return Err(bad(format!(
+                    "{MOST} users have one of their own, which is the most; delete some, or set one for everybody \
+                     (without --user)"
+                )));
+            }
+            if quotas.groups.len() > MOST {
+                return Err(bad(format!("{MOST} groups have one, which is the most; delete some")));
+            }
+        } else {
+            let removed = match &of {
+                QuotaOf::Each => !std::mem::take(&mut quotas.each).is_empty(),
+                QuotaOf::User(user) => quotas.users.remove(user).is_some(),
+                QuotaOf::Group(group) => quotas.groups.remove(group).is_some(),
+            };
+            if !removed {
+                return Err(Refusal::NoSuchQuota { compute: name.clone(), of });
             }
         }
         let record = ComputeRecord { quotas, ..known.clone() };
@@ -63,7 +61,16 @@ impl Live {
         Ok(())
     }
 
-    /// Whether the user's quota could ever allow this.
+    /// A compute that is there to stay.
+    pub(super) fn known_compute(&self, name: &ComputeName) -> Result<&ComputeRecord, Refusal> {
+        match self.computes.get(name) {
+            None => Err(Refusal::NoSuchCompute(name.clone())),
+            Some(known) if known.deleted => Err(Refusal::ComputeDeleted(name.clone())),
+            Some(known) => Ok(known),
+        }
+    }
+
+    /// Whether the quotas of a user, and of the groups that the user is in now, could ever allow this.
     pub(super) fn within_quota(
         &self,
         compute: &ComputeName,
@@ -72,12 +79,15 @@ impl Live {
     ) -> Result<(), Refusal> {
         let Some(known) = self.computes.get(compute) else { return Ok(()) };
         let held = held_at_least(known, request);
-        match known.quotas.of(user).never_allows(&held) {
-            Some(excess) => {
-                Err(Refusal::OverQuota { compute: compute.clone(), user: user.clone(), excess })
+        let own = (QuotaOf::User(user.clone()), known.quotas.of(user));
+        let groups = known.quotas.of_groups(self.sched.people().of(user));
+        let groups = groups.map(|(group, limits)| (QuotaOf::Group(group.clone()), limits));
+        for (of, limits) in std::iter::once(own).chain(groups) {
+            if let Some(excess) = limits.never_allows(&held) {
+                return Err(Refusal::OverQuota { compute: compute.clone(), of, excess });
             }
-            None => Ok(()),
         }
+        Ok(())
     }
 }
 
@@ -98,7 +108,7 @@ fn held_at_least(compute: &ComputeRecord, request: &Request) -> Request {
     held
 }
 
-/// A quota that allows nothing is a mistake: to keep users away is the tokens' business.
+/// A quota that allows nothing is a mistake: who may use a compute is said otherwise.
 fn check(limits: &Limits) -> Result<(), String> {
     if limits.is_empty() {
         return Err(

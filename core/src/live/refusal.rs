@@ -1,6 +1,8 @@
 //! Why a request cannot be met, in words that say what to do instead.
 
+use crate::compute::{Access, Unchanged};
 use crate::id::{ComputeName, ExperimentName, JobName, NodeName, Principal};
+use crate::sched::QuotaOf;
 
 /// A request that cannot be met.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -55,14 +57,14 @@ pub enum Refusal {
     },
     /// It alone is more than its user may hold of the compute.
     #[error(
-        "cannot create the job: on compute '{compute}' it would hold {excess}, for user '{user}'; ask \
+        "cannot create the job: on compute '{compute}' it would hold {excess}, for {of}; ask \
          for less, or an admin for a larger quota ('atelier compute quota set {compute}')"
     )]
     OverQuota {
         /// Where.
         compute: ComputeName,
         /// Whose quota.
-        user: Principal,
+        of: QuotaOf,
         /// What it would hold and what is allowed, in words.
         excess: String,
     },
@@ -75,15 +77,37 @@ pub enum Refusal {
         why: String,
     },
     /// There is no quota to take away.
-    #[error(
-        "compute '{compute}' has no quota {}; see 'atelier compute quota list {compute}'",
-        of_whom(.user.as_ref())
-    )]
+    #[error("compute '{compute}' has no quota of {of}; see 'atelier compute quota list {compute}'")]
     NoSuchQuota {
         /// Of which compute.
         compute: ComputeName,
-        /// Of whom; `None`: of everybody who has none of their own.
-        user: Option<Principal>,
+        /// Of whom.
+        of: QuotaOf,
+    },
+    /// It is for others.
+    #[error(
+        "compute '{compute}' is for {access}, and {user}, who is in {groups}, may not use it; ask an admin to be let in \
+         ('atelier compute access grant {compute} --user {user}'), or use another"
+    )]
+    NoAccess {
+        /// Which compute.
+        compute: ComputeName,
+        /// Who may use it.
+        access: Access,
+        /// Who asked.
+        user: Principal,
+        /// What they are in, in words.
+        groups: String,
+    },
+    /// Who may use a compute stays as it is.
+    #[error(
+        "cannot change who may use compute '{compute}': {why}; see 'atelier compute access list {compute}'"
+    )]
+    AccessUnchanged {
+        /// Which.
+        compute: ComputeName,
+        /// Why.
+        why: Unchanged,
     },
     /// There is no such node.
     #[error("there is no node '{0}'; see 'atelier node list'")]
@@ -253,11 +277,4 @@ fn names(jobs: &[JobName], count: usize) -> String {
     let names: Vec<&str> = jobs.iter().map(JobName::as_str).collect();
     let more = if count > names.len() { ", …" } else { "" };
     names.join(", ") + more
-}
-
-fn of_whom(user: Option<&Principal>) -> String {
-    match user {
-        Some(user) => format!("of user '{user}'"),
-        None => "of everybody".to_owned(),
-    }
 }

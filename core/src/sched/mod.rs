@@ -19,16 +19,20 @@ mod request;
 #[cfg(test)]
 mod tests;
 
+use std::sync::Arc;
+
 use imbl::OrdMap;
 
 pub use explain::{Asked, Change, Explanation, Foreseen, explain, foresee};
 pub use locality::{DataPlace, Holders, INPUTS as HELD_INPUTS, LEAST as LEAST_HELD};
 pub use pool::{Closed, Outcome, Pool, Supply};
-pub use quota::{Limits, Quotas};
+pub use quota::{Limits, QuotaOf, Quotas};
 pub use rank::Rank;
 pub use reason::{COUNTED, WaitReason};
 pub use request::{BackOff, Eviction, Hold, Placement, Promise, Request, Waiting, Yields};
 
+use crate::access::People;
+use crate::compute::Access;
 use crate::id::{ComputeName, JobName, NodeName, Principal};
 use crate::resource::{Capacity, Demand, MiB, Reservation};
 use crate::time::Timestamp;
@@ -37,6 +41,8 @@ use crate::time::Timestamp;
 #[derive(Clone, Default, Debug)]
 pub struct Sched {
     pools: OrdMap<ComputeName, Pool>,
+    /// Who is in which group.
+    people: Arc<People>,
 }
 
 /// How much one call of [`plan`] may decide, so that a burst does not hold up the reactor.
@@ -49,7 +55,7 @@ pub struct Budget {
 impl Sched {
     /// Adds a compute without nodes. Known ones are left as they are.
     pub fn add_compute(&mut self, name: ComputeName) {
-        self.pools.entry(name).or_default();
+        self.pool_mut(&name);
     }
 
     /// The pool of a compute.
@@ -58,7 +64,8 @@ impl Sched {
     }
 
     fn pool_mut(&mut self, compute: &ComputeName) -> &mut Pool {
-        self.pools.entry(compute.clone()).or_default()
+        let people = &self.people;
+        self.pools.entry(compute.clone()).or_insert_with(|| Pool::of(people.clone()))
     }
 
     /// Adds a node or replaces its capacity. It gets nothing until [`Sched::set_ready`].
@@ -187,6 +194,27 @@ impl Sched {
     /// Who may hold how much of a compute.
     pub fn set_quotas(&mut self, compute: &ComputeName, quotas: Quotas) {
         self.pool_mut(compute).set_quotas(quotas);
+    }
+
+    /// Who may use a compute.
+    pub fn set_access(&mut self, compute: &ComputeName, access: Access) {
+        self.pool_mut(compute).set_access(access);
+    }
+
+    /// Who is in which group, and may use any compute. For jobs that run and wait this counts from now on, whatever
+    /// was so when they were submitted.
+    pub fn set_people(&mut self, people: People) {
+        self.people = Arc::new(people);
+        let computes: Vec<ComputeName> = self.pools.keys().cloned().collect();
+        for compute in computes {
+            let people = self.people.clone();
+            self.pool_mut(&compute).set_people(people);
+        }
+    }
+
+    /// Who is in which group.
+    pub fn people(&self) -> &People {
+        &self.people
     }
 
     /// Enters what a user held of a compute in the past, which counts for fair share. The compute's

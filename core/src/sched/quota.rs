@@ -1,16 +1,17 @@
-//! How much of a compute a user's jobs may hold at once.
+//! How much of a compute the jobs of a user, or of a group's members, may hold at once.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::Principal;
+use crate::access::Person;
+use crate::id::{GroupName, Principal};
 use crate::resource::{Cpus, Gpus, Memory, MiB, MilliCpu};
 
 use super::Request;
 
-/// What one user's jobs may hold of a compute at once. What is `None` is not limited.
+/// What the jobs of one user, or of one group's members, may hold of a compute at once. What is `None` is not limited.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Limits {
     /// CPU in thousandths of a core.
@@ -75,6 +76,30 @@ pub struct Quotas {
     /// Of these users, in place of the former.
     #[serde(default)]
     pub users: BTreeMap<Principal, Limits>,
+    /// Of all the members of these groups together, beside what each of them may hold.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub groups: BTreeMap<GroupName, Limits>,
+}
+
+/// Whom a quota is of.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum QuotaOf {
+    /// Everybody who has none of their own.
+    Each,
+    /// A user, in place of the former.
+    User(Principal),
+    /// All members of a group together.
+    Group(GroupName),
+}
+
+impl fmt::Display for QuotaOf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Each => f.write_str("everybody"),
+            Self::User(user) => write!(f, "user '{user}'"),
+            Self::Group(group) => write!(f, "group '{group}'"),
+        }
+    }
 }
 
 impl Quotas {
@@ -83,9 +108,17 @@ impl Quotas {
         self.users.get(user).unwrap_or(&self.each)
     }
 
+    /// What the groups that somebody is in may hold: each limit holds for itself.
+    pub fn of_groups<'a>(
+        &'a self,
+        person: &'a Person,
+    ) -> impl Iterator<Item = (&'a GroupName, &'a Limits)> {
+        self.groups.iter().filter(|(group, _)| person.groups.contains(*group))
+    }
+
     /// Whether nobody is limited.
     pub fn is_empty(&self) -> bool {
-        self.users.is_empty() && self.each == Limits::default()
+        self.users.is_empty() && self.groups.is_empty() && self.each == Limits::default()
     }
 }
 

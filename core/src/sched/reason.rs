@@ -4,7 +4,8 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::{Limits, Request};
-use crate::id::{JobName, NodeName, Principal};
+use crate::compute::Access;
+use crate::id::{GroupName, JobName, NodeName, Principal};
 use crate::resource::{Containers, Cpus, Demand, Gpus, Memory, Shortage};
 use crate::time::Timestamp;
 
@@ -92,6 +93,22 @@ pub enum WaitReason {
         limits: Box<Limits>,
         /// What the user's jobs hold, of what is limited.
         held: Box<Limits>,
+    },
+    /// The jobs of its user's group hold as much of the compute as they may. It holds nobody back.
+    GroupQuota {
+        /// Whose quota.
+        group: GroupName,
+        /// The quota.
+        limits: Box<Limits>,
+        /// What the jobs of all its members hold, of what is limited.
+        held: Box<Limits>,
+    },
+    /// Its user may not use the compute any more. It holds nobody back.
+    NoAccess {
+        /// Who.
+        user: Principal,
+        /// Who may.
+        access: Box<Access>,
     },
     /// Others make way for it.
     MakingRoom {
@@ -234,6 +251,16 @@ impl fmt::Display for WaitReason {
                 f,
                 "{user}'s jobs may hold {limits} of the compute at once, and hold {held}; it starts \
                  when enough of them have ended, or ask an admin for a larger quota"
+            ),
+            Self::GroupQuota { group, limits, held } => write!(
+                f,
+                "the jobs of all who are in group '{group}' may hold {limits} of the compute at once, and hold {held}; \
+                 it starts when enough of them have ended, or ask an admin for a larger quota of the group"
+            ),
+            Self::NoAccess { user, access } => write!(
+                f,
+                "{user} may not use the compute any more, which is for {access}; it starts once {user} may again (ask \
+                 an admin: atelier compute access grant), or cancel it and send it elsewhere"
             ),
             Self::MakingRoom { jobs } => match jobs.as_slice() {
                 [job] => write!(f, "job {job} makes way for it"),

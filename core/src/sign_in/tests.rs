@@ -44,6 +44,19 @@ fn the_first_rule_that_fits_gives_the_role() {
 }
 
 #[test]
+fn whoever_comes_in_brings_the_groups_that_can_be_named_here() {
+    let rules = rules("sub", &[("*", Role::Reader)]);
+    let who = |groups: Value| rules.admit(&claims(json!({ "sub": "ana", "groups": groups })));
+    let ana = who(json!(["/research/vision lab", "ml", "a\nb", "", " x", 7, "ml"])).unwrap();
+    let groups: Vec<&str> = ana.groups.iter().map(GroupName::as_str).collect();
+    assert_eq!(groups, ["/research/vision lab", "ml"]);
+    let many: Vec<String> = (0..=MAX_GROUPS).map(|n| format!("g{n}")).collect();
+    assert_eq!(who(json!(many[1..])).unwrap().groups.len(), MAX_GROUPS);
+    let told = who(json!(many)).unwrap_err();
+    assert!(matches!(told, Refused::TooManyGroups { count: 1001, .. }), "{told}");
+}
+
+#[test]
 fn nobody_comes_in_where_no_rule_is_and_everybody_where_one_says_so() {
     let ana = claims(json!({ "sub": "ana", "groups": ["*", "admins"] }));
     assert!(matches!(rules("sub", &[]).admit(&ana), Err(Refused::NoRole { .. })));

@@ -3,13 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Checked, Violation, ensure};
-use crate::compute::Placement;
-use crate::id::{JobName, NodeName};
+use crate::compute::{ComputeRecord, Placement};
+use crate::id::{ComputeName, GroupName, JobName, NodeName, Principal};
 use crate::job::{Active, Job, State};
 use crate::live::{Live, rank};
 use crate::node::{Link, NodeRecord};
 use crate::resource::{Capacity, Containers, GpuIndex, Ledger, WHOLE_GPU};
-use crate::sched::{Request, WaitReason};
+use crate::sched::{Limits, Request, WaitReason};
 
 /// Jobs, nodes and the scheduler's view of them agree: every job is in exactly one place, what is
 /// reserved is the sum of what active jobs hold, a node that is not ready gets nothing.
@@ -236,40 +236,104 @@ pub(super) fn within_capacity(live: &Live, job: &JobName, node: &NodeName) -> Ch
     })
 }
 
-/// I9 of a user: at a placement, what the user's jobs hold on the compute's nodes with it is within the
-/// quota as it stands then. One that was lowered later leaves alone what runs.
+/// What jobs hold of a compute's nodes together, counted from the jobs themselves.
+#[derive(Clone, Copy, Debug, Default)]
+struct Held {
+    cpu: u64,
+    memory: u64,
+    milli_gpus: u64,
+    nodes: u32,
+    jobs: u32,
+}
+
+impl Held {
+    fn of(live: &Live, compute: &ComputeName, whose: impl Fn(&Principal) -> bool) -> Self {
+        let here =
+            |name: &NodeName| live.node(name).is_some_and(|node| &node.record.compute == compute);
+        let mut all = Self::default();
+        let theirs = live.jobs().filter(|job| whose(&job.created_by)).filter_map(Job::active);
+        for active in theirs {
+            let before = all.nodes;
+            for (_, member) in active.working().filter(|(_, member)| here(&member.node)) {
+                let held = &member.reservation;
+                all.cpu += held.cpu;
+                all.memory += held.memory;
+                all.milli_gpus += held.gpus.len() as u64 * u64::from(held.of_each_gpu());
+                all.nodes += 1;
+            }
+            all.jobs += u32::from(all.nodes > before);
+        }
+        all
+    }
+
+    fn is_within(&self, limits: &Limits) -> bool {
+        limits.cpu.is_none_or(|most| self.cpu <= most)
+            && limits.memory.is_none_or(|most| self.memory <= most)
+            && limits.milli_gpus.is_none_or(|most| self.milli_gpus <= most)
+            && limits.nodes.is_none_or(|most| self.nodes <= most)
+            && limits.jobs.is_none_or(|most| self.jobs <= most)
+    }
+}
+
+/// I9 of a user and of their groups: at a placement, what the user's jobs hold on the compute's nodes with it is
+/// within the quota as it stands then, and what those of all members of each of the user's groups hold within the
+/// group's. One that was lowered later leaves alone what runs.
 pub(super) fn within_quota(live: &Live, job: &JobName, node: &NodeName) -> Checked {
     let Some(user) = live.job(job).map(|job| &job.created_by) else { return Ok(()) };
     let compute = live.node(node).and_then(|node| live.compute(&node.record.compute));
     let Some(compute) = compute else { return Ok(()) };
+    let held = Held::of(live, &compute.name, |owner| owner == user);
     let limits = compute.quotas.of(user);
-    let here =
-        |name: &NodeName| live.node(name).is_some_and(|node| node.record.compute == compute.name);
-    let (mut cpu, mut memory, mut milli_gpus, mut nodes, mut jobs) = (0, 0, 0, 0, 0);
-    let theirs = live.jobs().filter(|job| &job.created_by == user).filter_map(Job::active);
-    for active in theirs {
-        let members = active.working().filter(|(_, member)| here(&member.node));
-        let before = nodes;
-        for (_, member) in members {
-            let held = &member.reservation;
-            cpu += held.cpu;
-            memory += held.memory;
-            milli_gpus += held.gpus.len() as u64 * u64::from(held.of_each_gpu());
-            nodes += 1;
-        }
-        jobs += u32::from(nodes > before);
+    ensure(held.is_within(limits), "I9", || {
+        format!("{job} was placed, and {user} holds {held:?} of {limits:?}")
+    })?;
+    for group in &live.people().of(user).groups {
+        let Some(limits) = compute.quotas.groups.get(group) else { continue };
+        let held = Held::of(live, &compute.name, |owner| is_in(live, owner, group));
+        ensure(held.is_within(limits), "I9", || {
+            format!("{job} of {user} was placed, and group {group} holds {held:?} of {limits:?}")
+        })?;
     }
-    let within = limits.cpu.is_none_or(|most| cpu <= most)
-        && limits.memory.is_none_or(|most| memory <= most)
-        && limits.milli_gpus.is_none_or(|most| milli_gpus <= most)
-        && limits.nodes.is_none_or(|most| nodes <= most)
-        && limits.jobs.is_none_or(|most| jobs <= most);
-    ensure(within, "I9", || {
-        format!(
-            "{job} was placed, and {user} holds {cpu} CPU, {memory} MiB, {milli_gpus} GPU and {jobs} \
-             jobs of {limits:?}"
-        )
-    })
+    Ok(())
+}
+
+fn is_in(live: &Live, user: &Principal, group: &GroupName) -> bool {
+    live.people().of(user).groups.contains(group)
+}
+
+/// I8 of a user: at a placement, the user may use the compute.
+pub(super) fn may_use(live: &Live, job: &JobName, node: &NodeName) -> Checked {
+    let Some(user) = live.job(job).map(|job| &job.created_by) else { return Ok(()) };
+    let compute = live.node(node).and_then(|node| live.compute(&node.record.compute));
+    let Some(compute) = compute else { return Ok(()) };
+    let may = compute.access.admits(user, live.people().of(user));
+    ensure(may, "I8", || format!("{job} of {user} was placed, whom {} keeps away", compute.name))
+}
+
+/// Nobody is held back by what is said of others: who is told that a group's quota is taken up, or that the compute is
+/// for others, is in that group, and it is so.
+fn barred_rightly(live: &Live, compute: &ComputeRecord, job: &Job, reason: &WaitReason) -> Checked {
+    let user = &job.created_by;
+    let so = match reason {
+        WaitReason::NoAccess { .. } => !compute.access.admits(user, live.people().of(user)),
+        WaitReason::GroupQuota { group, limits, .. } => {
+            let exclusive =
+                compute.cluster.as_ref().is_some_and(|c| c.placement == Placement::Exclusive);
+            let mut held = Held::of(live, &compute.name, |owner| is_in(live, owner, group));
+            let Request { members, demand } = Request::from(job);
+            let count = u64::from(members);
+            held.cpu += demand.cpu * count;
+            held.memory += demand.memory * count;
+            held.milli_gpus += demand.milli_gpus() * count;
+            held.nodes += members;
+            held.jobs += 1;
+            let known = compute.quotas.groups.get(group) == Some(&**limits);
+            // Where jobs take whole nodes they hold more than they ask for.
+            is_in(live, user, group) && known && (exclusive || !held.is_within(limits))
+        }
+        _ => true,
+    };
+    ensure(so, "I9", || format!("{} of {user} is told {reason:?}, which is not so", job.name))
 }
 
 /// Once a round of placements is done, the first in line waits only if no ready node has room.
@@ -293,8 +357,15 @@ pub(super) fn nothing_idles(live: &Live) -> Checked {
                 continue;
             }
             let Some(job) = live.job(name) else { continue };
-            // Somebody of whom enough is given already holds nobody back.
-            if matches!(reason, Some(WaitReason::Quota { .. })) {
+            if let Some(reason) = &reason {
+                barred_rightly(live, compute, job, reason)?;
+            }
+            // Somebody to whom enough is given already, or nothing, holds nobody back.
+            let barred = |reason: &WaitReason| {
+                use WaitReason::{GroupQuota, NoAccess, Quota};
+                matches!(reason, Quota { .. } | GroupQuota { .. } | NoAccess { .. })
+            };
+            if reason.as_ref().is_some_and(barred) {
                 continue;
             }
             let supplied = compute.is_scaled() && !could_start(job);
@@ -310,9 +381,6 @@ pub(super) fn nothing_idles(live: &Live) -> Checked {
                             | WaitReason::TooFew { .. }
                     )
                 );
-            if matches!(reason, Some(WaitReason::Quota { .. })) {
-                continue;
-            }
             ensure(set_aside != could_start(job), "sanity", || {
                 format!("{name} is told {reason:?}, which is not so")
             })?;

@@ -6,12 +6,13 @@ use std::sync::Arc;
 
 use super::node::{Down, Up};
 use super::{Checked, Store, check, ensure, principal};
-use crate::compute::Cluster;
-use crate::id::{ComputeName, JobName, NodeName, Principal};
+use crate::access::People;
+use crate::compute::{AccessChange, Cluster};
+use crate::id::{ComputeName, JobName, NodeName};
 use crate::job::{AttemptKey, EventKind, Report};
 use crate::live::{Decisions, Effect, Live, Submission, TakenAway};
 use crate::node::{Drain, LeasePolicy, Mono, NodeChange, NodeRecord, Now};
-use crate::sched::{DataPlace, Limits};
+use crate::sched::{DataPlace, Limits, QuotaOf};
 use crate::spec::{CommandJob, JobTier};
 use crate::time::Timestamp;
 
@@ -40,7 +41,9 @@ pub(super) enum Command {
     DeleteCluster(ComputeName),
     DrainCompute { compute: ComputeName, deadline: Option<Timestamp> },
     ResumeCompute(ComputeName),
-    SetQuota { compute: ComputeName, user: Option<Principal>, limits: Option<Limits> },
+    SetQuota { compute: ComputeName, of: QuotaOf, limits: Option<Limits> },
+    ChangeAccess { compute: ComputeName, change: AccessChange },
+    SetPeople(People),
     Made { node: NodeName, made: Result<(), String> },
     Gone { node: NodeName, gone: Result<(), String> },
     TakenAway(TakenAway),
@@ -89,6 +92,7 @@ impl Daemon {
             lease,
             counters,
         );
+        live.set_people(store.people.clone());
         let (known, instances) = store.recover_computes();
         live.recover_computes(known, instances);
         let mono = Mono(clock - booted_at);
@@ -182,8 +186,12 @@ impl Daemon {
                 // So that there are several users, and the same for a name each time.
                 let users = ["ada", "bob", "cleo"];
                 let user = users[name.as_str().bytes().map(usize::from).sum::<usize>() % 3];
-                let submission =
-                    Submission { name: name.clone(), spec, principal: principal(user) };
+                let submission = Submission {
+                    name: name.clone(),
+                    spec,
+                    principal: principal(user),
+                    manages: false,
+                };
                 if self.live.submit(submission, now, out).is_ok() {
                     batch.submitted.push(name);
                 }
@@ -247,10 +255,15 @@ impl Daemon {
                 // It may not be drained.
                 let _ = self.live.resume_compute(&compute, out);
             }
-            Command::SetQuota { compute, user, limits } => {
+            Command::SetQuota { compute, of, limits } => {
                 // The compute may be gone, or there may be nothing to take back.
-                let _ = self.live.set_quota(&compute, user, limits, out);
+                let _ = self.live.set_quota(&compute, of, limits, out);
             }
+            Command::ChangeAccess { compute, change } => {
+                // The compute may be gone, or there may be nothing to take back.
+                let _ = self.live.change_access(&compute, change, out);
+            }
+            Command::SetPeople(people) => self.live.set_people(people),
             Command::Made { node, made } => self.live.node_made(&node, made, now, out),
             Command::Gone { node, gone } => {
                 self.live.node_gone(&node, gone, now, out);
@@ -346,6 +359,7 @@ impl Daemon {
             ensure(!closed, "I8", || format!("{key:?} was placed on a drained compute"))?;
             check::within_capacity(&self.live, &key.job, node)?;
             check::within_quota(&self.live, &key.job, node)?;
+            check::may_use(&self.live, &key.job, node)?;
         }
         Ok(())
     }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{Checked, ensure};
+use crate::access::People;
 use crate::compute::{ComputeRecord, Instance};
 use crate::id::{AttemptNumber, ComputeName, Epoch, JobName, NodeName};
 use crate::job::{Event, EventKind, Job, JobStatus, State, Tries};
@@ -27,6 +28,8 @@ pub struct Store {
     pub counters: Counters,
     /// What is known of the last restore.
     pub restored: Restored,
+    /// Who is in which group. It is written before the daemon's live state hears of it.
+    pub people: People,
     /// What the epochs that were given out since are after.
     since: Epoch,
     /// The last event of each job, and how far its newest attempt is.

@@ -7,13 +7,14 @@ use super::daemon::{Batch, Command, Daemon};
 use super::node::{Agent, Down, Node, Up};
 use super::provider::{Done, Provider};
 use super::{Checked, Script, Store, ensure};
-use crate::compute::Cluster;
-use crate::id::{ComputeName, Epoch, JobName, NodeName, Principal};
+use crate::access::People;
+use crate::compute::{AccessChange, Cluster};
+use crate::id::{ComputeName, Epoch, JobName, NodeName};
 use crate::job::{Job, Phase, Report, Tries};
 use crate::live::{Effect, Live, TakenAway};
 use crate::node::{LeasePolicy, NodeRecord};
 use crate::resource::{Capacity, GpuIndex, WHOLE_GPU};
-use crate::sched::{DataPlace, Limits, WaitReason};
+use crate::sched::{DataPlace, Limits, QuotaOf, WaitReason};
 use crate::spec::{CommandJob, OnNodeLoss};
 use crate::time::Timestamp;
 
@@ -455,14 +456,20 @@ impl World {
         self.tell(Command::ResumeCompute(compute.clone()));
     }
 
-    /// Says what a user's jobs may hold of a compute, or takes that back; without a user, everybody's.
-    pub fn set_quota(
-        &mut self,
-        compute: &ComputeName,
-        user: Option<Principal>,
-        limits: Option<Limits>,
-    ) {
-        self.tell(Command::SetQuota { compute: compute.clone(), user, limits });
+    /// Says what somebody's jobs may hold of a compute, or takes that back.
+    pub fn set_quota(&mut self, compute: &ComputeName, of: QuotaOf, limits: Option<Limits>) {
+        self.tell(Command::SetQuota { compute: compute.clone(), of, limits });
+    }
+
+    /// Changes who may use a compute.
+    pub fn change_access(&mut self, compute: &ComputeName, change: AccessChange) {
+        self.tell(Command::ChangeAccess { compute: compute.clone(), change });
+    }
+
+    /// Says who is in which group.
+    pub fn set_people(&mut self, people: People) {
+        self.store.people = people.clone();
+        self.tell(Command::SetPeople(people));
     }
 
     /// The provider fails at everything for so many milliseconds.
@@ -694,10 +701,14 @@ impl World {
         for (compute, record) in self.store.computes.clone() {
             self.resume_compute(&compute);
             // One that was lowered may never again allow a job that was accepted before.
-            self.set_quota(&compute, None, None);
+            self.set_quota(&compute, QuotaOf::Each, None);
             for user in record.quotas.users.into_keys() {
-                self.set_quota(&compute, Some(user), None);
+                self.set_quota(&compute, QuotaOf::User(user), None);
             }
+            for group in record.quotas.groups.into_keys() {
+                self.set_quota(&compute, QuotaOf::Group(group), None);
+            }
+            self.change_access(&compute, AccessChange::Open);
         }
         self.advance(0)?;
         // Attempts of a job's own fault and of the platform's, with the pauses between them.

@@ -1,7 +1,7 @@
 //! Clusters.
 
 use atelier_core::compute as core;
-use atelier_core::id::ComputeName;
+use atelier_core::id::{ComputeName, GroupName, Principal};
 use atelier_core::resource::{Capacity, GpuDevice};
 use atelier_core::sched::{Limits, Quotas};
 use atelier_core::spec::limits::{MAX_ENTRIES, MAX_VALUE};
@@ -63,12 +63,29 @@ impl From<pb::Limits> for Limits {
 }
 
 impl pb::Quota {
-    /// All quotas of a compute: that of everybody first, then by user.
+    /// All quotas of a compute: that of everybody first, then by user, then by group.
     pub fn all(quotas: &Quotas) -> Vec<Self> {
-        let one = |user: String, limits: &Limits| Self { user, limits: Some(limits.into()) };
-        let each = (!quotas.each.is_empty()).then(|| one(String::new(), &quotas.each));
-        let users = quotas.users.iter().map(|(user, limits)| one(user.to_string(), limits));
-        each.into_iter().chain(users).collect()
+        let one = |limits: &Limits| Self { limits: Some(limits.into()), ..Self::default() };
+        let each = (!quotas.each.is_empty()).then(|| one(&quotas.each));
+        let of_user =
+            |(user, limits): (&Principal, _)| Self { user: user.to_string(), ..one(limits) };
+        let of_group =
+            |(group, limits): (&GroupName, _)| Self { group: group.to_string(), ..one(limits) };
+        let users = quotas.users.iter().map(of_user);
+        each.into_iter().chain(users).chain(quotas.groups.iter().map(of_group)).collect()
+    }
+}
+
+impl From<&core::Access> for pb::Access {
+    fn from(access: &core::Access) -> Self {
+        match access {
+            core::Access::Everybody => Self { everybody: true, ..Self::default() },
+            core::Access::Given(whom) => Self {
+                everybody: false,
+                users: whom.users.iter().map(ToString::to_string).collect(),
+                groups: whom.groups.iter().map(ToString::to_string).collect(),
+            },
+        }
     }
 }
 

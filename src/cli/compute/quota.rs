@@ -14,14 +14,16 @@ use crate::client::Client;
 
 #[derive(Subcommand)]
 pub(crate) enum Command {
-    /// Say what a user's jobs may hold of a compute at once
+    /// Say what the jobs of a user, or of all members of a group, may hold of a compute at once
     ///
-    /// It takes the place of all that was said for that user before. What is not given is not
-    /// limited. Jobs that run already are left alone.
+    /// It takes the place of all that was said for that user or group before. What is not given is not
+    /// limited. A group's quota holds beside what each of its members may hold. Jobs that run already
+    /// are left alone.
     #[command(after_help = "\
 Examples:
   atelier compute quota set gpu-cluster --gpus 4 --jobs 10
-  atelier compute quota set gpu-cluster --user ada --gpus 8 --memory 256Gi")]
+  atelier compute quota set gpu-cluster --user ada --gpus 8 --memory 256Gi
+  atelier compute quota set gpu-cluster --group vision --gpus 4")]
     Set(Set),
     /// List who may hold how much of a compute
     #[command(
@@ -33,7 +35,8 @@ Examples:
     #[command(after_help = "\
 Examples:
   atelier compute quota delete gpu-cluster
-  atelier compute quota delete gpu-cluster --user ada")]
+  atelier compute quota delete gpu-cluster --user ada
+  atelier compute quota delete gpu-cluster --group vision")]
     Delete(Delete),
 }
 
@@ -70,9 +73,17 @@ pub(crate) struct Delete {
 
 #[derive(Args)]
 struct Of {
-    /// Whose [default: everybody's who has none of their own]
+    /// Of this user [default: of everybody who has none of their own]
     #[arg(long, value_name = "USER", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     user: Option<String>,
+    /// Of all members of this group together
+    #[arg(
+        long,
+        value_name = "GROUP",
+        conflicts_with = "user",
+        value_parser = clap::builder::NonEmptyStringValueParser::new()
+    )]
+    group: Option<String>,
 }
 
 pub(super) async fn run(command: Command, client: &Client, context: &Context) -> Result<(), Error> {
@@ -89,6 +100,7 @@ pub(super) async fn run(command: Command, client: &Client, context: &Context) ->
             let request = SetQuotaRequest {
                 name: set.name.get().to_owned(),
                 user: set.of.user.unwrap_or_default(),
+                group: set.of.group.unwrap_or_default(),
                 limits: Some(limits),
             };
             let compute = client.call(computes.set_quota(request)).await?;
@@ -103,6 +115,7 @@ pub(super) async fn run(command: Command, client: &Client, context: &Context) ->
             let request = DeleteQuotaRequest {
                 name: delete.name.get().to_owned(),
                 user: delete.of.user.unwrap_or_default(),
+                group: delete.of.group.unwrap_or_default(),
             };
             let compute = client.call(computes.delete_quota(request)).await?;
             context.output.show(&view(&compute))
@@ -110,12 +123,13 @@ pub(super) async fn run(command: Command, client: &Client, context: &Context) ->
     }
 }
 
-/// A compute's quotas as people read them; the user of that of everybody is null.
+/// A compute's quotas as people read them; that of everybody has neither user nor group.
 pub(super) fn views(compute: &pb::Compute) -> Vec<Value> {
     let view = |quota: &pb::Quota| {
         let limits = quota.limits.unwrap_or_default();
         json!({
             "user": (!quota.user.is_empty()).then_some(&quota.user),
+            "group": (!quota.group.is_empty()).then_some(&quota.group),
             "gpus": limits.milli_gpus.map(|milli| Gpus(milli).to_string()),
             "cpus": limits.cpu_milli.map(cpus),
             "memory": limits.memory_mib.map(|mib| Memory(mib).to_string()),
@@ -137,8 +151,12 @@ fn limit(quota: &Value, key: &str) -> Option<String> {
 const COLUMNS: &[Column] = &[
     Column {
         title: "USER",
-        cell: |q| Some(q["user"].as_str().unwrap_or("(everybody else)").to_owned()),
+        cell: |q| match (q["user"].as_str(), q["group"].as_str()) {
+            (None, None) => Some("(everybody else)".to_owned()),
+            (user, _) => user.map(str::to_owned),
+        },
     },
+    Column { title: "GROUP", cell: |q| Some(q["group"].as_str()?.to_owned()) },
     Column { title: "GPUS", cell: |q| limit(q, "gpus") },
     Column { title: "CPUS", cell: |q| limit(q, "cpus") },
     Column { title: "MEMORY", cell: |q| limit(q, "memory") },

@@ -218,7 +218,8 @@ impl World {
         let fingerprint = Digest::of(spec.command.as_bytes());
         let key = key.map(|key| IdempotencyKey { key: key.to_owned(), fingerprint });
         let spec = Arc::new(spec);
-        let request = SubmitRequest { name: name(job), spec, by: who("ana").into(), key };
+        let request =
+            SubmitRequest { name: name(job), spec, by: who("ana").into(), manages: false, key };
         let handle = self.handle.clone();
         async move { handle.submit(request).await }
     }

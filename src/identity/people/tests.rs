@@ -68,6 +68,14 @@ impl World {
     }
 }
 
+fn none() -> BTreeSet<GroupName> {
+    BTreeSet::new()
+}
+
+fn groups(names: &[&str]) -> BTreeSet<GroupName> {
+    names.iter().map(|name| GroupName::new(name).unwrap()).collect()
+}
+
 fn root() -> Asking {
     as_role("root", Role::Admin)
 }
@@ -192,7 +200,7 @@ async fn when_a_token_was_used_is_told_and_kept() {
 async fn a_user_s_role_holds_for_all_tokens_at_once() {
     let world = World::new().await;
     let people = world.people();
-    people.create_user(who("ana"), Role::DataScientist, &root()).await.unwrap();
+    people.create_user(who("ana"), Role::DataScientist, none(), &root()).await.unwrap();
     let token = world.issue(&root(), "ana", None, None).await.unwrap().secret;
     let narrow = world.issue(&root(), "ana", Some(Role::Reader), None).await.unwrap().secret;
     let roles = |world: &World| {
@@ -202,7 +210,7 @@ async fn a_user_s_role_holds_for_all_tokens_at_once() {
     assert_eq!(roles(&world), [scientist, reader.clone()]);
     let wide = world.issue(&root(), "ana", Some(Role::Admin), None).await;
     assert!(matches!(refused(wide), Refused::AboveUser { .. }));
-    let twice = people.create_user(who("ana"), Role::Reader, &root()).await;
+    let twice = people.create_user(who("ana"), Role::Reader, none(), &root()).await;
     assert!(matches!(refused(twice), Refused::UserTaken { .. }));
     people.update_user("ana", Role::Reader, &root()).await.unwrap();
     assert_eq!(roles(&world), [reader.clone(), reader.clone()]);
@@ -213,7 +221,7 @@ async fn a_user_s_role_holds_for_all_tokens_at_once() {
     let world = world.reopened();
     assert_eq!(roles(&world), [Err(Denied::WrongToken), Err(Denied::WrongToken)]);
     // Who is made anew under the name has none of the old tokens.
-    world.people().create_user(who("ana"), Role::Admin, &root()).await.unwrap();
+    world.people().create_user(who("ana"), Role::Admin, none(), &root()).await.unwrap();
     assert_eq!(roles(&world), [Err(Denied::WrongToken), Err(Denied::WrongToken)]);
     let gone = world.people().delete_user("nobody", &root()).await;
     assert_eq!(refused(gone), Refused::NoSuchUser("nobody".to_owned()));
@@ -226,11 +234,11 @@ async fn one_admin_stays_and_some_names_are_nobody_s() {
     let last = Refused::LastAdmin(who("root"));
     assert_eq!(refused(people.delete_user("root", &root()).await), last);
     assert_eq!(refused(people.update_user("root", Role::Reader, &root()).await), last);
-    people.create_user(who("ana"), Role::Admin, &root()).await.unwrap();
+    people.create_user(who("ana"), Role::Admin, none(), &root()).await.unwrap();
     people.update_user("root", Role::Reader, &root()).await.unwrap();
     assert!(people.changes_any(&who("ana")) && !people.changes_any(&who("root")));
     for name in ["daemon", "atelier", "node:n1", "attempt:j/1"] {
-        let made = people.create_user(who(name), Role::Reader, &root()).await;
+        let made = people.create_user(who(name), Role::Reader, none(), &root()).await;
         assert_eq!(refused(made), Refused::Kept(who(name)));
         let made = world.issue(&root(), name, Some(Role::Reader), None).await;
         assert_eq!(refused(made), Refused::Kept(who(name)));
@@ -246,16 +254,16 @@ async fn nobody_gives_or_takes_above_their_own_role() {
     let keeper = file("keeper", &["workspaces/roleAssignments/write", "*/read"]);
     people.put_role(keeper, false, &root()).await.unwrap();
     let keeper = people.role_named("keeper").unwrap();
-    people.create_user(who("kim"), keeper, &root()).await.unwrap();
+    people.create_user(who("kim"), keeper, none(), &root()).await.unwrap();
     let token = world.issue(&root(), "kim", None, None).await.unwrap().secret;
     let kim = Asking::from(world.knock(&token).unwrap());
     let ana = world.token("ana", Role::DataScientist).await;
 
-    people.create_user(who("rita"), Role::Reader, &kim).await.unwrap();
+    people.create_user(who("rita"), Role::Reader, none(), &kim).await.unwrap();
     world.issue(&kim, "rita", None, None).await.unwrap();
     people.delete_user("rita", &kim).await.unwrap();
     let above = |refused: Refused| assert!(matches!(refused, Refused::Above { .. }), "{refused}");
-    above(refused(people.create_user(who("x"), Role::DataScientist, &kim).await));
+    above(refused(people.create_user(who("x"), Role::DataScientist, none(), &kim).await));
     above(refused(people.update_user("ana", Role::Reader, &kim).await));
     above(refused(people.update_user("kim", Role::Admin, &kim).await));
     above(refused(people.delete_user("root", &kim).await));
@@ -307,7 +315,7 @@ async fn a_change_that_could_not_be_kept_is_not_seen() {
     other.execute_batch("DROP TABLE users; DROP TABLE tokens").unwrap();
     let people = world.people();
     assert!(people.update_user("ana", Role::Admin, &root()).await.is_err());
-    assert!(people.create_user(who("eve"), Role::Admin, &root()).await.is_err());
+    assert!(people.create_user(who("eve"), Role::Admin, none(), &root()).await.is_err());
     assert!(people.revoke(&token.listed.id.to_string(), &root()).await.is_err());
     assert!(world.issue(&root(), "ana", None, None).await.is_err());
     assert_eq!(world.knock(&token.secret).unwrap().role, Role::Reader);
@@ -323,7 +331,7 @@ async fn each_change_has_an_entry_of_who_asked() {
         let origin = Origin { from: Some([10, 0, 0, 7].into()), action: action.to_owned() };
         Asking { origin, ..root() }
     };
-    people.create_user(who("ana"), Role::Reader, &by("create")).await.unwrap();
+    people.create_user(who("ana"), Role::Reader, none(), &by("create")).await.unwrap();
     people.update_user("ana", Role::DataScientist, &by("update")).await.unwrap();
     let issued = world.issue(&by("issue"), "ana", Some(Role::Reader), None).await.unwrap();
     let kept = world.issue(&by("issue"), "ana", None, None).await.unwrap();
@@ -333,7 +341,7 @@ async fn each_change_has_an_entry_of_who_asked() {
     people.delete_role("ops", &by("role")).await.unwrap();
     people.delete_user("ana", &by("delete")).await.unwrap();
     people.delete_user("ana", &by("delete")).await.unwrap_err();
-    let user = sign_in::User { principal: who("o"), role: Role::Reader };
+    let user = sign_in::User { principal: who("o"), role: Role::Reader, groups: none() };
     let origin = by("sign-in").origin;
     let session = people.sign_in(user, Duration::from_secs(60), &origin).await.unwrap();
     people.write_uses().await;
@@ -376,4 +384,69 @@ async fn each_change_has_an_entry_of_who_asked() {
         let hash = Digest::of(token.as_bytes()).to_string();
         assert!(!lines.contains(&token) && !lines.contains(&hash));
     }
+}
+
+#[tokio::test]
+async fn nobody_is_put_into_a_group_by_who_neither_is_in_it_nor_manages_computes() {
+    let world = World::new().await;
+    let people = world.people();
+    let ana = people
+        .create_user(who("ana"), Role::Reader, groups(&["nlp", "/research/vision lab"]), &root())
+        .await
+        .unwrap();
+    assert_eq!(ana.groups.len(), 2);
+    // Somebody who manages users alone.
+    people
+        .put_role(file("hr", &["workspaces/roleAssignments/write"]), false, &root())
+        .await
+        .unwrap();
+    let hr = people.role_named("hr").unwrap();
+    people.create_user(who("hal"), hr.clone(), groups(&["web"]), &root()).await.unwrap();
+    let hal = as_role("hal", hr.clone());
+    let change = |add: &[&str], remove: &[&str]| UserChange {
+        role: None,
+        add: groups(add),
+        remove: groups(remove),
+    };
+    let peer = || people.create_user(who("hil"), hr.clone(), groups(&["vision"]), &hal);
+    assert!(matches!(refused(peer().await), Refused::AboveGroup { .. }));
+    people.create_user(who("hil"), hr.clone(), groups(&["web"]), &hal).await.unwrap();
+    for (add, remove) in [(&["vision"][..], &[][..]), (&["web", "vision"], &[]), (&[], &["nlp"])] {
+        let told = refused(people.update_user("hil", change(add, remove), &hal).await);
+        assert!(matches!(told, Refused::AboveGroup { .. }), "{told}");
+    }
+    people.update_user("hil", change(&[], &["web"]), &hal).await.unwrap();
+
+    let told = refused(people.update_user("ana", change(&["web"], &["chess"]), &root()).await);
+    let ana = || who("ana");
+    let group = GroupName::new("chess").unwrap();
+    assert_eq!(told, Refused::NotInGroup { user: ana(), group });
+    let changed = people.update_user("ana", change(&["web"], &["nlp"]), &root()).await.unwrap();
+    assert_eq!(
+        (changed.role, changed.groups),
+        (Role::Reader, groups(&["/research/vision lab", "web"]))
+    );
+    let many: Vec<String> = (0..=MAX_GROUPS).map(|n| format!("g{n}")).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    let told = refused(people.update_user("ana", change(&many, &[]), &root()).await);
+    assert_eq!(told, Refused::TooManyGroups(ana()));
+
+    // The provider's groups are the provider's to say, and are what it said last.
+    let user = |names: &[&str]| sign_in::User {
+        principal: who("o"),
+        role: Role::Reader,
+        groups: groups(names),
+    };
+    let origin = Origin::default();
+    let lives = Duration::from_secs(60);
+    people.sign_in(user(&["vision"]), lives, &origin).await.unwrap();
+    let told = refused(people.update_user("o", change(&["web"], &[]), &root()).await);
+    assert_eq!(told, Refused::GivenByProvider(who("o")));
+    people.sign_in(user(&["chess"]), lives, &origin).await.unwrap();
+    let World { folder, door, .. } = world.reopened();
+    assert_eq!(door.people().groups_of(&who("o")), groups(&["chess"]));
+    let known = people_in(&*folder.open()).unwrap();
+    assert_eq!(known.of(&who("ana")).groups, groups(&["/research/vision lab", "web"]));
+    let manage = |name: &str| known.of(&who(name)).manages;
+    assert!(manage("root") && !manage("hal") && !manage("o"));
 }

@@ -218,7 +218,14 @@ async fn every_earlier_version_keeps_its_data() {
         if is_upgraded {
             let (name, role) = (records::token().principal, records::token().role);
             let created_at = records::token().created_at;
-            let user = UserRecord { name, role, created_by: None, created_at, signs_in: false };
+            let user = UserRecord {
+                name,
+                role,
+                created_by: None,
+                created_at,
+                signs_in: false,
+                groups: Default::default(),
+            };
             assert_eq!(store.users().unwrap(), [user], "version {version}");
         }
         assert!(first_of(&*store, "ana", "k").is_some());

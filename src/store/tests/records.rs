@@ -1,10 +1,10 @@
 use atelier_core::access::{AttemptScope, CustomRole, Held, Permissions, Role};
 use atelier_core::asset::Kind;
 use atelier_core::compute::{
-    Cluster, CommandProvider, ComputeRecord, Containment, Instance, InstanceState, NodeShape,
-    Placement, Provider, Tier, Trouble,
+    Access, Cluster, CommandProvider, ComputeRecord, Containment, Instance, InstanceState,
+    NodeShape, Placement, Provider, Tier, Trouble, Whom,
 };
-use atelier_core::id::{AssetName, Epoch, PortName, RoleName, VersionName};
+use atelier_core::id::{AssetName, Epoch, GroupName, PortName, RoleName, VersionName};
 use atelier_core::job::{
     Active, AttemptEnd, Cancel, Cause, Ended, Evict, Exit, Failed, Failure, Left, ManifestRef,
     Member, MemberLeft, Outcome, OutputCommit, Phase, Usage,
@@ -572,7 +572,23 @@ fn any_compute() -> impl Strategy<Value = ComputeRecord> {
                     cpu: Some(next_node).filter(|_| deleted),
                     ..Default::default()
                 },
-                users: [(created_by, sched::Limits { jobs: Some(3), ..Default::default() })].into(),
+                users: [(
+                    created_by.clone(),
+                    sched::Limits { jobs: Some(3), ..Default::default() },
+                )]
+                .into(),
+                groups: [(
+                    GroupName::new("vision").unwrap(),
+                    sched::Limits { nodes: Some(4), ..Default::default() },
+                )]
+                .into(),
+            },
+            access: match deleted {
+                true => Access::Everybody,
+                false => Access::Given(Whom {
+                    users: [created_by].into(),
+                    groups: [GroupName::new("vision").unwrap()].into(),
+                }),
             },
             trouble,
         },
@@ -705,7 +721,9 @@ proptest! {
         description in text(),
     ) {
         let conn = database();
-        let user = UserRecord { name: name.clone(), role, created_by: Some(by.clone()), created_at, signs_in: false };
+        let groups = [GroupName::new("/research/vision lab").unwrap()].into();
+        let created_by = Some(by.clone());
+        let user = UserRecord { name: name.clone(), role, created_by, created_at, signs_in: false, groups };
         PeopleChange::PutUser(user.clone()).apply(&Asked::on(&conn)).unwrap();
         prop_assert_eq!(store_people::users(&conn).unwrap(), vec![user.clone()]);
         let token = TokenRecord { principal: name.clone(), ..token() };

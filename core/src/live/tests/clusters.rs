@@ -5,13 +5,16 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 
-use crate::compute::{Cluster, Containment, InstanceState, NodeShape, Placement, Provider};
-use crate::id::{ComputeName, JobName, NodeName};
+use crate::access::Person;
+use crate::compute::{
+    AccessChange, Cluster, Containment, InstanceState, NodeShape, Placement, Provider, Whom,
+};
+use crate::id::{ComputeName, GroupName, JobName, NodeName};
 use crate::job::{Cause, JobStatus};
-use crate::live::{Decisions, Effect, Refusal};
+use crate::live::{Asker, Decisions, Effect, Refusal};
 use crate::node::{Mono, Now};
 use crate::resource::Demand;
-use crate::sched::{Limits, WaitReason};
+use crate::sched::{Limits, QuotaOf, WaitReason};
 use crate::testkit::{
     Checked, CommitFault, Finish, LEASE, Outage, Script, World, capacity, command_job,
     compute_name, demand, job_name, node_record, principal,
@@ -171,7 +174,8 @@ fn a_cluster_with_labels_grows_for_a_job_that_asks_for_them() {
     let asked = {
         let mut spec = command_job(asks("rack", "7"));
         spec.compute = Some(elastic());
-        live.as_asked(job_name("third"), &spec, &principal("ada"), NOW)
+        let asker = Asker { user: &principal("ada"), manages: false };
+        live.as_asked(job_name("third"), &spec, asker, NOW)
     };
     assert!(matches!(asked, Err(Refusal::NoSuchLabels { .. })), "{asked:?}");
     let other = Cluster { node_labels: labels(&[("zone", "c")]), ..zoned };
@@ -370,7 +374,9 @@ enum Op {
     Delete,
     Drain { deadline_ms: Option<i64> },
     Resume,
-    Quota { user: Option<usize>, jobs: Option<u32>, cpus: Option<u64> },
+    Quota { of: usize, jobs: Option<u32>, cpus: Option<u64> },
+    Access { change: AccessChange },
+    People { groups: [(bool, bool); 3] },
     Submit { job: usize, cpus: u64, script: Script },
     Cancel { job: usize },
     Advance { ms: u64 },
@@ -379,6 +385,25 @@ enum Op {
     Strike { which: usize, outage: Outage, ms: u64 },
     FailCommit(CommitFault),
     KillDaemon { ms: u64 },
+}
+
+const USERS: [&str; 3] = ["ada", "bob", "cleo"];
+const GROUPS: [&str; 2] = ["nlp", "vision"];
+
+fn access() -> impl Strategy<Value = AccessChange> {
+    let one = (0..3_usize)
+        .prop_map(|user| Whom { users: [principal(USERS[user])].into(), ..Whom::default() });
+    let some = (0..2_usize).prop_map(|group| Whom {
+        groups: [GroupName::new(GROUPS[group]).unwrap()].into(),
+        ..Whom::default()
+    });
+    let whom = prop_oneof![one, some].boxed();
+    prop_oneof![
+        2 => whom.clone().prop_map(AccessChange::Grant),
+        1 => whom.prop_map(AccessChange::Revoke),
+        2 => Just(AccessChange::Open),
+        1 => Just(AccessChange::Close),
+    ]
 }
 
 fn script() -> impl Strategy<Value = Script> {
@@ -414,12 +439,14 @@ fn op() -> impl Strategy<Value = Op> {
         1 => proptest::option::of(prop_oneof![Just(0_i64), Just(500)])
             .prop_map(|deadline_ms| Op::Drain { deadline_ms }),
         2 => Just(Op::Resume),
-        2 => (
-            proptest::option::of(0..3_usize),
+        3 => (
+            0..6_usize,
             proptest::option::of(1..3_u32),
             proptest::option::of(1_u64..6),
         )
-            .prop_map(|(user, jobs, cpus)| Op::Quota { user, jobs, cpus }),
+            .prop_map(|(of, jobs, cpus)| Op::Quota { of, jobs, cpus }),
+        2 => access().prop_map(|change| Op::Access { change }),
+        2 => any::<[(bool, bool); 3]>().prop_map(|groups| Op::People { groups }),
         10 => (0..12_usize, 1_u64..5, script())
             .prop_map(|(job, cpus, script)| Op::Submit { job, cpus, script }),
         2 => (0..12_usize).prop_map(|job| Op::Cancel { job }),
@@ -444,12 +471,26 @@ fn apply(world: &mut World, op: Op) -> Checked {
         Op::Delete => world.delete_cluster(&elastic()),
         Op::Drain { deadline_ms } => world.drain_compute(&elastic(), deadline_ms),
         Op::Resume => world.resume_compute(&elastic()),
-        Op::Quota { user, jobs, cpus } => {
-            let user = user.map(|user| principal(["ada", "bob", "cleo"][user]));
+        Op::Quota { of, jobs, cpus } => {
+            let of = match of {
+                0 => QuotaOf::Each,
+                user @ 1..4 => QuotaOf::User(principal(USERS[user - 1])),
+                group => QuotaOf::Group(GroupName::new(GROUPS[group - 4]).unwrap()),
+            };
             let cpu = cpus.map(|cpus| cpus * 1000);
             let limits = Limits { jobs, cpu, ..Limits::default() };
             let limits = Some(limits).filter(|limits| !limits.is_empty());
-            world.set_quota(&elastic(), user, limits);
+            world.set_quota(&elastic(), of, limits);
+        }
+        Op::Access { change } => world.change_access(&elastic(), change),
+        Op::People { groups } => {
+            let person = |(first, second)| {
+                let has = [first, second].into_iter().zip(GROUPS).filter(|(has, _)| *has);
+                let groups = has.map(|(_, group)| GroupName::new(group).unwrap()).collect();
+                Person { groups, manages: false }
+            };
+            let people = USERS.into_iter().zip(groups);
+            world.set_people(people.map(|(user, has)| (principal(user), person(has))).collect());
         }
         Op::Submit { job: number, cpus, script } => {
             let mut spec = command_job(demand(cpus, 0, 0));

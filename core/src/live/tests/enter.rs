@@ -23,8 +23,12 @@ fn gang(live: &mut Live, nodes: usize) -> JobName {
     let mut spec = command_job(demand(1, 0, 0));
     spec.resources.instance_count = 2;
     let (name, principal) = (job_name("pair"), principal("ana"));
-    live.submit(Submission { name: name.clone(), spec: Arc::new(spec), principal }, NOW, &mut out)
-        .unwrap();
+    live.submit(
+        Submission { name: name.clone(), spec: Arc::new(spec), principal, manages: false },
+        NOW,
+        &mut out,
+    )
+    .unwrap();
     live.schedule(NOW, &mut out);
     name
 }

@@ -59,7 +59,8 @@ impl Case {
     fn submit(&mut self, spec: CommandJob) -> Result<JobName, Refusal> {
         let name = job_name(&format!("job{}", self.live.counters().seq.0));
         let principal = principal("ana");
-        let submission = Submission { name: name.clone(), spec: Arc::new(spec), principal };
+        let submission =
+            Submission { name: name.clone(), spec: Arc::new(spec), principal, manages: false };
         let now = self.now();
         self.live.submit(submission, now, &mut self.out)?;
         self.schedule();

@@ -1,5 +1,6 @@
 //! The daemon's promises, in a simulated cluster.
 
+mod access;
 mod clusters;
 mod drain;
 mod enter;

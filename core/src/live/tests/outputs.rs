@@ -31,8 +31,12 @@ fn story(code: i32) -> (Vec<&'static str>, Vec<String>) {
     let mut out = Decisions::default();
     live.node_joined(node_record("n", "local", capacity(1, 1_000, 0)), vec![], NOW, &mut out);
     let (name, principal) = (job_name("train"), principal("ana"));
-    live.submit(Submission { name: name.clone(), spec: Arc::new(spec), principal }, NOW, &mut out)
-        .unwrap();
+    live.submit(
+        Submission { name: name.clone(), spec: Arc::new(spec), principal, manages: false },
+        NOW,
+        &mut out,
+    )
+    .unwrap();
     live.schedule(NOW, &mut out);
     let key = live.job(&name).unwrap().attempt_key().unwrap();
     let progress = Progress::Ended(Box::new(ended(code)));

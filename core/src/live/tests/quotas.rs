@@ -3,7 +3,7 @@
 use super::super::*;
 use crate::compute::{Cluster, NodeShape, Placement, Provider};
 use crate::resource::Demand;
-use crate::sched::Limits;
+use crate::sched::{Limits, QuotaOf};
 use crate::spec::JobResources;
 use crate::testkit::{LEASE, command_job, compute_name, demand, job_name, principal};
 use crate::time::Timestamp;
@@ -21,7 +21,8 @@ fn gpus(count: u64) -> Limits {
 
 fn set(live: &mut Live, user: Option<&str>, limits: Option<Limits>) -> Result<Decisions, String> {
     let mut out = Decisions::default();
-    live.set_quota(&compute_name("local"), user.map(principal), limits, &mut out)
+    let of = user.map_or(QuotaOf::Each, |user| QuotaOf::User(principal(user)));
+    live.set_quota(&compute_name("local"), of, limits, &mut out)
         .map(|()| out)
         .map_err(|refusal| refusal.to_string())
 }
@@ -30,7 +31,8 @@ fn submit(live: &mut Live, user: &str, compute: &str, asks: Demand) -> Result<()
     let mut spec = command_job(asks);
     spec.compute = Some(compute_name(compute));
     let name = job_name(&format!("job{}", live.jobs().count()));
-    let submission = Submission { name, spec: Arc::new(spec), principal: principal(user) };
+    let submission =
+        Submission { name, spec: Arc::new(spec), principal: principal(user), manages: false };
     live.submit(submission, NOW, &mut Decisions::default()).map_err(|refusal| refusal.to_string())
 }
 
@@ -50,8 +52,8 @@ fn a_job_that_its_users_quota_can_never_allow_is_refused() {
     let refused = submit(&mut live, "ada", "local", demand(3, 0, 0)).unwrap_err();
     assert!(refused.contains("3 CPU, and the quota is 2.5 CPU"), "{refused}");
     // A dry run is told the same.
-    let asked =
-        live.as_asked(job_name("dry"), &command_job(demand(3, 0, 0)), &principal("ada"), NOW);
+    let asker = Asker { user: &principal("ada"), manages: false };
+    let asked = live.as_asked(job_name("dry"), &command_job(demand(3, 0, 0)), asker, NOW);
     assert!(matches!(asked, Err(Refusal::OverQuota { .. })), "{asked:?}");
     set(&mut live, Some("ada"), None).unwrap();
     submit(&mut live, "ada", "local", demand(3, 0, 4)).unwrap();
@@ -71,7 +73,7 @@ fn where_jobs_take_whole_nodes_a_node_is_what_a_job_holds() {
         let mut out = Decisions::default();
         live.put_cluster(cluster, principal("root"), NOW, &mut out).unwrap();
         let limits = Some(Limits { cpu: Some(4_000), ..Limits::default() });
-        live.set_quota(&compute_name("whole"), None, limits, &mut out).unwrap();
+        live.set_quota(&compute_name("whole"), QuotaOf::Each, limits, &mut out).unwrap();
         let told = submit(&mut live, "ada", "whole", demand(1, 0, 0));
         assert_eq!(told.is_ok(), allowed, "{told:?}");
         if let Err(refused) = told {
@@ -112,8 +114,8 @@ fn a_quota_that_makes_no_sense_is_refused_and_changes_nothing() {
     refused(set(&mut live, None, None), "has no quota of everybody");
     refused(set(&mut live, Some("ada"), None), "has no quota of user 'ada'");
     assert!(live.compute(&compute_name("local")).unwrap().quotas.is_empty());
-    let nowhere =
-        live.set_quota(&compute_name("nowhere"), None, Some(gpus(1)), &mut Decisions::default());
+    let (name, limits) = (compute_name("nowhere"), Some(gpus(1)));
+    let nowhere = live.set_quota(&name, QuotaOf::Each, limits, &mut Decisions::default());
     assert_eq!(nowhere, Err(Refusal::NoSuchCompute(compute_name("nowhere"))));
 }
 

@@ -55,7 +55,8 @@ impl Bare {
 
     fn submit(&mut self, name: &str, spec: Arc<CommandJob>) -> JobName {
         let name = job_name(name);
-        let submission = Submission { name: name.clone(), spec, principal: principal("ada") };
+        let submission =
+            Submission { name: name.clone(), spec, principal: principal("ada"), manages: false };
         self.batch(|live, now, out| live.submit(submission, now, out).unwrap());
         name
     }

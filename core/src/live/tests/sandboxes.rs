@@ -21,7 +21,8 @@ fn live() -> (Live, JobName) {
     }
     let (name, principal) = (job_name("sad"), principal("ana"));
     let spec = Arc::new(command_job(demand(1, 0, 0)));
-    live.submit(Submission { name: name.clone(), spec, principal }, NOW, &mut out).unwrap();
+    live.submit(Submission { name: name.clone(), spec, principal, manages: false }, NOW, &mut out)
+        .unwrap();
     live.schedule(NOW, &mut out);
     (live, name)
 }
@@ -173,7 +174,8 @@ fn a_job_of_the_same_name_opens_and_ends_nothing_of_a_deleted_one() {
     let mut out = Decisions::default();
     live.let_go(&name, &mut out);
     let (spec, principal) = (Arc::new(command_job(demand(1, 0, 0))), principal("ben"));
-    live.submit(Submission { name: name.clone(), spec, principal }, NOW, &mut out).unwrap();
+    live.submit(Submission { name: name.clone(), spec, principal, manages: false }, NOW, &mut out)
+        .unwrap();
     live.schedule(NOW, &mut out);
     let (bens, job) = ends(&mut live, &name, 3);
     assert!(bens.epoch > anas.epoch && !job.has_made(&anas) && job.has_made(&bens));

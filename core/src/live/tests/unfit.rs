@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::compute::{Cluster, Containment, NodeShape, Provider};
 use crate::id::{ComputeName, JobName, NodeName};
 use crate::job::JobStatus;
-use crate::live::Refusal;
+use crate::live::{Asker, Refusal};
 use crate::node::{GPU_DRIVER, NOT_REACHED, Now};
 use crate::sched::WaitReason;
 use crate::testkit::{
@@ -148,7 +148,8 @@ fn gpus_of_a_silent_driver_are_waited_for() {
     // What does not depend on the driver is known.
     let now = Now { wall: crate::time::Timestamp::default(), mono: crate::node::Mono::default() };
     let large = command_job(demand(3, 10, 1));
-    let asked = world.live().unwrap().as_asked(job_name("large"), &large, &principal("ada"), now);
+    let asker = Asker { user: &principal("ada"), manages: false };
+    let asked = world.live().unwrap().as_asked(job_name("large"), &large, asker, now);
     assert!(matches!(asked, Err(Refusal::NeverFits { .. })), "{asked:?}");
     world.change_fact(&only(), GPU_DRIVER, None);
     world.change_node(&only(), Some(capacity(2, 1_000, 1)), None);

@@ -19,7 +19,7 @@ fn first(past: Vec<PastUse>) -> String {
     let mut out = Decisions::default();
     for user in ["ada", "bob"] {
         let (name, spec) = (job_name(user), Arc::new(command_job(demand(4, 0, 0))));
-        let submission = Submission { name, spec, principal: principal(user) };
+        let submission = Submission { name, spec, principal: principal(user), manages: false };
         live.submit(submission, now, &mut out).unwrap();
     }
     live.node_joined(node_record("a", "local", capacity(4, 100, 0)), vec![], now, &mut out);

@@ -7,14 +7,20 @@ mod promise;
 mod reasons;
 mod share;
 
+use std::sync::Arc;
+
 use imbl::{OrdMap, OrdSet, Vector};
 
 use self::line::{Kind, Line};
 use self::nodes::{Devices, Size, Slot};
 use self::share::{Amount, Usage, set_back};
 use super::pack::Packing;
-use super::{Hold, Holders, Placement, Promise, Quotas, Rank, Request, WaitReason, Waiting};
-use crate::id::{JobName, NodeName, Principal};
+use super::{
+    Hold, Holders, Limits, Placement, Promise, Quotas, Rank, Request, WaitReason, Waiting,
+};
+use crate::access::People;
+use crate::compute::Access;
+use crate::id::{GroupName, JobName, NodeName, Principal};
 use crate::resource::{Capacity, Containers, Ledger, Reservation};
 use crate::spec::JobTier;
 use crate::time::Timestamp;
@@ -62,27 +68,77 @@ pub struct Closed {
     pub reason: String,
 }
 
+/// What some jobs hold together.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+struct Held {
+    amount: Amount,
+    nodes: u32,
+    jobs: u32,
+}
+
+impl Held {
+    fn add(&mut self, more: Self) {
+        self.amount.add(more.amount);
+        self.nodes += more.nodes;
+        self.jobs += more.jobs;
+    }
+
+    fn subtract(&mut self, less: Self) {
+        self.amount.subtract(less.amount);
+        self.nodes = self.nodes.saturating_sub(less.nodes);
+        self.jobs = self.jobs.saturating_sub(less.jobs);
+    }
+
+    fn is_within(&self, limits: &Limits) -> bool {
+        let within = |limit: Option<u64>, held: u64| limit.is_none_or(|most| held <= most);
+        within(limits.cpu, self.amount.cpu)
+            && within(limits.memory, self.amount.memory)
+            && within(limits.milli_gpus, self.amount.milli_gpus)
+            && within(limits.nodes.map(u64::from), self.nodes.into())
+            && within(limits.jobs.map(u64::from), self.jobs.into())
+    }
+
+    /// As much of it as is limited.
+    fn of_what_is(&self, limits: &Limits) -> Limits {
+        Limits {
+            cpu: limits.cpu.map(|_| self.amount.cpu),
+            memory: limits.memory.map(|_| self.amount.memory),
+            milli_gpus: limits.milli_gpus.map(|_| self.amount.milli_gpus),
+            nodes: limits.nodes.map(|_| self.nodes),
+            jobs: limits.jobs.map(|_| self.jobs),
+        }
+    }
+}
+
+/// What keeps a user's job from starting, whatever room there is.
+enum Barred {
+    /// The user may not use the compute.
+    NoAccess,
+    /// The user's jobs hold as much as they may.
+    Quota,
+    /// Those of all members of this group do.
+    GroupQuota(GroupName),
+}
+
 /// A user's jobs here: those in line, and what those that run hold.
 #[derive(Clone, Debug, Default)]
 struct User {
     line: Line,
-    held: Amount,
+    /// What those that run hold.
+    held: Held,
     /// On how many nodes each of the jobs is.
     jobs: OrdMap<JobName, u32>,
     usage: Usage,
     /// By how many milliseconds the jobs are moved back in the line.
     set_back: i64,
-    /// The first in line of those that could start and are within the quota.
+    /// The first in line of those that could start and are within every quota.
     first: Option<Rank>,
 }
 
-impl User {
-    fn nodes(&self) -> u32 {
-        self.jobs.values().sum()
-    }
-}
-
 /// A compute's nodes, indexed by what is free, and its queue.
+///
+/// **Invariant:** `groups` has, of each group with a quota, the sum of what its members' jobs hold; and whoever has
+/// a place in `order` may start their first job as far as access and every quota go.
 ///
 /// Each user has a line of their own, by rank. The lines are merged by rank, each set back by what
 /// its user holds and has held lately (fair share).
@@ -118,6 +174,12 @@ pub struct Pool {
     order: OrdMap<Rank, Principal>,
     /// Who may hold how much.
     quotas: Quotas,
+    /// Who may use it.
+    access: Access,
+    /// Who is in which group.
+    people: Arc<People>,
+    /// What the members of each group that has a quota hold together.
+    groups: OrdMap<GroupName, Held>,
     /// The minute since the epoch in which usage was last counted.
     minute: i64,
     /// How many open nodes there are of each size.
@@ -149,6 +211,11 @@ pub struct Pool {
 }
 
 impl Pool {
+    /// No nodes and no jobs.
+    pub(super) fn of(people: Arc<People>) -> Self {
+        Self { people, ..Self::default() }
+    }
+
     /// How jobs are placed here and what nodes may come. Jobs that run are left alone.
     pub(super) fn set_kind(&mut self, exclusive: bool, template: Option<Capacity>) {
         // Nobody knows what those that come can do with containers.
@@ -175,11 +242,63 @@ impl Pool {
     pub(super) fn set_quotas(&mut self, quotas: Quotas) {
         if self.quotas != quotas {
             self.quotas = quotas;
-            self.dirty = true;
-            self.freed = true;
-            let users: Vec<Principal> = self.users.keys().cloned().collect();
-            users.iter().for_each(|user| self.refresh(user));
+            self.regroup();
         }
+    }
+
+    pub(super) fn set_access(&mut self, access: Access) {
+        if self.access != access {
+            self.access = access;
+            self.regroup();
+        }
+    }
+
+    pub(super) fn set_people(&mut self, people: Arc<People>) {
+        let before = std::mem::replace(&mut self.people, people);
+        let matters = !self.quotas.groups.is_empty() || !self.access.is_everybodys();
+        if matters && before != self.people {
+            self.regroup();
+        }
+    }
+
+    /// Somebody may do more or less than before: counts anew what groups hold, and who may start what.
+    fn regroup(&mut self) {
+        self.groups = OrdMap::new();
+        for (user, known) in &self.users {
+            for (group, _) in self.quotas.of_groups(self.people.of(user)) {
+                self.groups.entry(group.clone()).or_default().add(known.held);
+            }
+        }
+        self.dirty = true;
+        self.freed = true;
+        let users: Vec<Principal> = self.users.keys().cloned().collect();
+        users.iter().for_each(|user| self.refresh(user));
+    }
+
+    /// The jobs of a user hold so much more, or less: so do those of their groups.
+    fn count_groups(&mut self, user: &Principal, count: impl Fn(&mut Held)) {
+        for (group, _) in self.quotas.of_groups(self.people.of(user)) {
+            count(self.groups.entry(group.clone()).or_default());
+        }
+    }
+
+    /// Finds the first job anew of all who share a group's quota with a user: what the user's jobs hold, theirs
+    /// may not.
+    fn refresh_beside(&mut self, user: &Principal) {
+        let person = self.people.of(user);
+        let shared: Vec<&GroupName> =
+            self.quotas.of_groups(person).map(|(group, _)| group).collect();
+        if shared.is_empty() {
+            return;
+        }
+        let beside = |other: &Principal| {
+            let theirs = &self.people.of(other).groups;
+            other != user && shared.iter().any(|group| theirs.contains(*group))
+        };
+        let in_line = self.users.iter().filter(|(_, known)| !known.line.is_empty());
+        let others: Vec<Principal> =
+            in_line.map(|(other, _)| other).filter(|other| beside(other)).cloned().collect();
+        others.iter().for_each(|other| self.refresh(other));
     }
 
     pub(super) fn enqueue(&mut self, rank: Rank, waiting: Waiting) {
@@ -234,7 +353,7 @@ impl Pool {
         let users: Vec<Principal> = self.users.keys().cloned().collect();
         for user in users {
             if let Some(known) = self.users.get_mut(&user) {
-                known.usage.count(known.held.dominant_share(&total), now);
+                known.usage.count(known.held.amount.dominant_share(&total), now);
             }
             self.refresh(&user);
         }
@@ -270,12 +389,12 @@ impl Pool {
     /// Finds a user's first job and its place among the others' anew.
     fn refresh(&mut self, user: &Principal) {
         let Some(known) = self.users.get(user) else { return };
-        let set_back = set_back(known.held.dominant_share(&self.total), &known.usage);
+        let set_back = set_back(known.held.amount.dominant_share(&self.total), &known.usage);
         let first = known
             .line
             .heads()
             .take(FIRST)
-            .find(|(_, kind)| self.is_within_quota(user, known, &kind.request))
+            .find(|(_, kind)| self.is_allowed(user, known, &kind.request))
             .map(|(rank, _)| rank);
         let is_gone = known.line.is_empty() && known.jobs.is_empty() && known.usage.is_forgotten();
         let before = known.first.map(|rank| rank.later_by(known.set_back));
@@ -297,29 +416,45 @@ impl Pool {
     }
 
     /// Whether a user may hold this too.
-    fn is_within_quota(&self, user: &Principal, known: &User, request: &Request) -> bool {
-        self.are_within_quota(user, known, &[request])
+    fn is_allowed(&self, user: &Principal, known: &User, request: &Request) -> bool {
+        self.barred(user, known, request, None).is_none()
     }
 
-    /// Whether a user may hold all of these too.
-    fn are_within_quota(&self, user: &Principal, known: &User, requests: &[&Request]) -> bool {
-        if self.quotas.is_empty() {
-            return true;
+    /// What keeps a user from holding this too, `beside` what is kept for another job.
+    fn barred(
+        &self,
+        user: &Principal,
+        known: &User,
+        request: &Request,
+        beside: Option<(&Principal, &Request)>,
+    ) -> Option<Barred> {
+        let person = self.people.of(user);
+        if !self.access.admits(user, person) {
+            return Some(Barred::NoAccess);
         }
-        let limits = self.quotas.of(user);
-        let mut cost = Amount::default();
-        requests.iter().for_each(|request| cost.add(self.cost(request)));
-        let nodes: u32 = requests.iter().map(|request| request.members).sum();
-        let within = |limit: Option<u64>, held: u64| limit.is_none_or(|most| held <= most);
-        within(limits.cpu, known.held.cpu + cost.cpu)
-            && within(limits.memory, known.held.memory + cost.memory)
-            && within(limits.milli_gpus, known.held.milli_gpus + cost.milli_gpus)
-            && limits.nodes.is_none_or(|most| known.nodes() + nodes <= most)
-            && limits.jobs.is_none_or(|most| known.jobs.len() + requests.len() <= most as usize)
+        if self.quotas.is_empty() {
+            return None;
+        }
+        let cost = self.cost(request);
+        let kept = beside.map(|(other, request)| (other, self.cost(request)));
+        let with = |mut held: Held, shares: &dyn Fn(&Principal) -> bool| {
+            held.add(cost);
+            kept.iter().filter(|(other, _)| shares(other)).for_each(|(_, cost)| held.add(*cost));
+            held
+        };
+        if !with(known.held, &|other| other == user).is_within(self.quotas.of(user)) {
+            return Some(Barred::Quota);
+        }
+        let full = self.quotas.of_groups(person).find(|(group, limits)| {
+            let held = self.groups.get(*group).copied().unwrap_or_default();
+            let shares = |other: &Principal| self.people.of(other).groups.contains(*group);
+            !with(held, &shares).is_within(limits)
+        });
+        full.map(|(group, _)| Barred::GroupQuota(group.clone()))
     }
 
     /// What would be held for a request; where jobs take whole nodes, the most that it could be.
-    fn cost(&self, request: &Request) -> Amount {
+    fn cost(&self, request: &Request) -> Held {
         let demand = &request.demand;
         let (mut cpu, mut memory, mut gpus) = (demand.cpu, demand.memory, demand.milli_gpus());
         if self.exclusive {
@@ -331,7 +466,9 @@ impl Pool {
             }
         }
         let members = u64::from(request.members);
-        Amount { cpu: cpu * members, memory: memory * members, milli_gpus: gpus * members }
+        let amount =
+            Amount { cpu: cpu * members, memory: memory * members, milli_gpus: gpus * members };
+        Held { amount, nodes: request.members, jobs: 1 }
     }
 
     /// The first in line: of the jobs that the nodes which get jobs could hold, and their user's
@@ -354,8 +491,8 @@ impl Pool {
         let waiting = self.queue.get(&promise.rank)?;
         let user = self.users.get(&waiting.user)?;
         let startable = user.line.is_startable(&Kind::of(waiting)) == Some(true);
-        let within = self.is_within_quota(&waiting.user, user, &waiting.request);
-        (startable && within).then_some(promise)
+        let allowed = self.is_allowed(&waiting.user, user, &waiting.request);
+        (startable && allowed).then_some(promise)
     }
 
     /// A job's place among all users' jobs: what it was promised, or where its user stands now.
@@ -372,6 +509,7 @@ impl Pool {
         let user = hold.user.clone();
         self.enter_hold(node, job, hold);
         self.refresh(&user);
+        self.refresh_beside(&user);
     }
 
     fn enter_hold(&mut self, node: &NodeName, job: JobName, hold: Hold) {
@@ -384,12 +522,16 @@ impl Pool {
         let (total, held) = (self.total, Amount::held(&hold.reservation));
         let user = self.users.entry(hold.user.clone()).or_default();
         user.usage.count_since(
-            user.held.dominant_share(&total),
+            user.held.amount.dominant_share(&total),
             held.dominant_share(&total),
             hold.since,
         );
-        user.held.add(held);
-        *user.jobs.entry(job).or_default() += 1;
+        let nodes = user.jobs.entry(job).or_default();
+        let jobs = u32::from(*nodes == 0);
+        *nodes += 1;
+        let more = Held { amount: held, nodes: 1, jobs };
+        user.held.add(more);
+        self.count_groups(&hold.user, |group| group.add(more));
     }
 
     /// Gives back what a job holds of a node.
@@ -414,19 +556,23 @@ impl Pool {
             *count = count.saturating_sub(1);
         }
         let total = self.total;
+        let mut less = Held { amount: Amount::held(&hold.reservation), nodes: 1, jobs: 0 };
         if let Some(user) = self.users.get_mut(&hold.user) {
             if let Some(now) = now {
-                user.usage.count(user.held.dominant_share(&total), now);
+                user.usage.count(user.held.amount.dominant_share(&total), now);
             }
-            user.held.subtract(Amount::held(&hold.reservation));
             if let Some(nodes) = user.jobs.get_mut(job) {
                 *nodes = nodes.saturating_sub(1);
                 if *nodes == 0 {
                     user.jobs.remove(job);
+                    less.jobs = 1;
                 }
             }
+            user.held.subtract(less);
         }
+        self.count_groups(&hold.user, |group| group.subtract(less));
         self.refresh(&hold.user);
+        self.refresh_beside(&hold.user);
     }
 
     /// A job is on its way out: what it holds is about to be free. Said again, it changes nothing.
@@ -444,7 +590,7 @@ impl Pool {
         from: Timestamp,
         to: Timestamp,
     ) {
-        let share = self.cost(request).dominant_share(&self.total);
+        let share = self.cost(request).amount.dominant_share(&self.total);
         self.users.entry(user.clone()).or_default().usage.enter(share, from, to);
         self.refresh(user);
     }
@@ -459,8 +605,7 @@ impl Pool {
             return None;
         }
         let known = self.users.get(&waiting.user);
-        if known.is_some_and(|known| !self.is_within_quota(&waiting.user, known, &waiting.request))
-        {
+        if known.is_some_and(|known| !self.is_allowed(&waiting.user, known, &waiting.request)) {
             return None;
         }
         let mut held: Vec<Reservation> = Vec::with_capacity(placement.nodes.len());
@@ -483,6 +628,7 @@ impl Pool {
         }
         // And with it the user's place is found anew.
         self.dequeue(placement.rank);
+        self.refresh_beside(&waiting.user);
         Some(held)
     }
 
@@ -522,7 +668,7 @@ impl Pool {
                     known.line.classes().any(|(asked, _)| {
                         asked.members <= most
                             && node.could_hold(&asked.demand)
-                            && self.is_within_quota(user, known, asked)
+                            && self.is_allowed(user, known, asked)
                     })
                 })
             })

@@ -173,10 +173,10 @@ impl Pool {
             }
             let Some(known) = self.users.get(&user) else { continue };
             let Some(candidate) = self.queue.get(&rank).cloned() else { continue };
-            // What is left of the quota of the first in line's user is the first in line's.
-            let both = [request, &waiting.request];
-            let theirs = if user == waiting.user { &both[..] } else { &both[..1] };
-            if !self.are_within_quota(&user, known, theirs) {
+            // What is left of the quotas of the first in line's user, and of the user's groups, is the first in
+            // line's.
+            let first = Some((&waiting.user, &waiting.request));
+            if self.barred(&user, known, request, first).is_some() {
                 continue;
             }
             let hopeless = too_much.iter().any(|much| asks_no_less(request, much));

@@ -1,10 +1,10 @@
 //! Why jobs wait, and what could never start.
 
 use super::nodes::Slot;
-use super::{Closed, Pool, Supply};
+use super::{Barred, Closed, Pool, Supply};
 use crate::id::NodeName;
 use crate::resource::{Capacity, ContainerNeed, Demand, Ledger, MiB, Shortage};
-use crate::sched::{COUNTED, Limits, Rank, Request, WaitReason};
+use crate::sched::{COUNTED, Rank, Request, WaitReason};
 
 impl Pool {
     /// Why a job waits that no node which gets jobs could hold.
@@ -87,26 +87,31 @@ impl Pool {
                 let (by, reason) = (by.clone(), reason.clone());
                 return Some(WaitReason::ComputeDrained { by, reason });
             }
+            let known = self.users.get(&waiting.user)?;
+            let barred = self.barred(&waiting.user, known, &waiting.request, None);
+            if let Some(Barred::NoAccess) = barred {
+                let access = Box::new(self.access.clone());
+                return Some(WaitReason::NoAccess { user: waiting.user.clone(), access });
+            }
             if !self.could_start(&waiting.request) {
                 let reason = self.too_large(&waiting.request);
                 return Some(self.supplied(&waiting.request, reason));
             }
-            let known = self.users.get(&waiting.user)?;
-            if !self.is_within_quota(&waiting.user, known, &waiting.request) {
-                let limits = self.quotas.of(&waiting.user).clone();
-                let held = Limits {
-                    cpu: limits.cpu.map(|_| known.held.cpu),
-                    memory: limits.memory.map(|_| known.held.memory),
-                    milli_gpus: limits.milli_gpus.map(|_| known.held.milli_gpus),
-                    nodes: limits.nodes.map(|_| known.nodes()),
-                    jobs: limits.jobs.map(|_| u32::try_from(known.jobs.len()).unwrap_or(u32::MAX)),
-                };
-                let user = waiting.user.clone();
-                return Some(WaitReason::Quota {
-                    user,
-                    limits: Box::new(limits),
-                    held: Box::new(held),
-                });
+            match barred {
+                Some(Barred::GroupQuota(group)) => {
+                    let limits = self.quotas.groups.get(&group).cloned().unwrap_or_default();
+                    let held = self.groups.get(&group).copied().unwrap_or_default();
+                    let held = Box::new(held.of_what_is(&limits));
+                    let limits = Box::new(limits);
+                    return Some(WaitReason::GroupQuota { group, limits, held });
+                }
+                Some(Barred::Quota) => {
+                    let limits = self.quotas.of(&waiting.user).clone();
+                    let held = Box::new(known.held.of_what_is(&limits));
+                    let (user, limits) = (waiting.user.clone(), Box::new(limits));
+                    return Some(WaitReason::Quota { user, limits, held });
+                }
+                Some(Barred::NoAccess) | None => {}
             }
             let Some((first, head)) = self.head() else { return Some(WaitReason::Undecided) };
             let because = self.blocked.clone().unwrap_or(WaitReason::Undecided);

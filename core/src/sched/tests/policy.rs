@@ -3,6 +3,9 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::access::Person;
+use crate::compute::Whom;
+use crate::id::GroupName;
 
 /// A job in line, as a test says it.
 struct Job {
@@ -269,6 +272,184 @@ fn the_rest_of_a_quota_is_for_the_first_in_line() {
     assert_eq!(step_at(&mut sched, at(2)), ["3@a"]);
 }
 
+fn people(all: &[(&str, &[&str])]) -> People {
+    let person = |groups: &[&str]| {
+        let groups = groups.iter().map(|name| GroupName::new(name).unwrap()).collect();
+        Person { groups, manages: false }
+    };
+    all.iter().map(|(user, groups)| (Principal::new(user).unwrap(), person(groups))).collect()
+}
+
+fn caps(all: &[(&str, Limits)]) -> Quotas {
+    let cap = |(group, limits): &(&str, Limits)| (GroupName::new(group).unwrap(), limits.clone());
+    Quotas { groups: all.iter().map(cap).collect(), ..Quotas::default() }
+}
+
+fn cpus(cpus: u64) -> Limits {
+    Limits { cpu: Some(cpus * 1000), ..Limits::default() }
+}
+
+#[test]
+fn a_groups_quota_holds_back_its_members_together_and_nobody_else() {
+    let mut sched = sched(&[("a", capacity(8, 1000, 0))]);
+    sched.set_people(people(&[
+        ("ada", &["vision"]),
+        ("bob", &["nlp", "vision"]),
+        ("cleo", &["nlp"]),
+    ]));
+    sched.set_quotas(&compute(), caps(&[("vision", cpus(2))]));
+    submit(&mut sched, &job(1, 1));
+    submit(&mut sched, &Job { user: "bob", ..job(2, 1) });
+    submit(&mut sched, &Job { user: "bob", ..job(3, 1) });
+    submit(&mut sched, &Job { user: "cleo", ..job(4, 6) });
+    assert_eq!(step_at(&mut sched, NOW), ["1@a", "2@a", "4@a"]);
+    assert_eq!(
+        why(&sched, &job(3, 1)).to_string(),
+        "the jobs of all who are in group 'vision' may hold 2 CPU of the compute at once, and hold 2 CPU; it starts \
+         when enough of them have ended, or ask an admin for a larger quota of the group"
+    );
+    end(&mut sched, "a", 4, at(1));
+    assert!(step_at(&mut sched, at(1)).is_empty(), "cleo's room is not vision's");
+    end(&mut sched, "a", 1, at(2));
+    assert_eq!(step_at(&mut sched, at(2)), ["3@a"]);
+    // In nlp too there is a quota now, of which bob holds two already: each holds for itself.
+    sched.set_quotas(&compute(), caps(&[("vision", cpus(3)), ("nlp", cpus(2))]));
+    submit(&mut sched, &Job { user: "bob", ..job(5, 1) });
+    submit(&mut sched, &Job { user: "cleo", ..job(6, 1) });
+    submit(&mut sched, &job(7, 1));
+    assert_eq!(step_at(&mut sched, at(3)), ["7@a"]);
+    for held in [&job(5, 1), &job(6, 1)] {
+        assert!(why(&sched, held).to_string().contains("group 'nlp' may hold 2 CPU"));
+    }
+    // Beside them everybody's own: ada may hold one.
+    let own = Quotas { each: cpus(1), ..caps(&[("vision", cpus(8))]) };
+    sched.set_quotas(&compute(), own);
+    submit(&mut sched, &job(8, 1));
+    assert_eq!(step_at(&mut sched, at(4)), ["6@a"]);
+    assert!(matches!(why(&sched, &job(8, 1)), WaitReason::Quota { .. }));
+}
+
+/// Whoever is put into a group brings along what they hold, and who leaves takes it away.
+#[test]
+fn a_groups_quota_counts_those_who_are_in_it_now() {
+    let mut sched = sched(&[("a", capacity(8, 1000, 0))]);
+    sched
+        .set_quotas(&compute(), caps(&[("vision", Limits { jobs: Some(2), ..Limits::default() })]));
+    sched.set_people(people(&[("ada", &["vision"])]));
+    for seq in 1..=2 {
+        submit(&mut sched, &Job { user: "bob", ..job(seq, 1) });
+    }
+    assert_eq!(step_at(&mut sched, NOW), ["1@a", "2@a"]);
+    sched.set_people(people(&[("ada", &["vision"]), ("bob", &["vision"])]));
+    submit(&mut sched, &job(3, 1));
+    assert!(step_at(&mut sched, at(1)).is_empty());
+    let reason = why(&sched, &job(3, 1)).to_string();
+    assert!(
+        reason.contains("'vision' may hold 2 jobs of the compute at once, and hold 2 jobs"),
+        "{reason}"
+    );
+    sched.set_people(people(&[("ada", &["vision"])]));
+    assert_eq!(step_at(&mut sched, at(2)), ["3@a"]);
+}
+
+#[test]
+fn a_gang_is_within_its_groups_quota_with_all_its_nodes_or_waits() {
+    let mut sched = sched(&[
+        ("a", capacity(4, 1000, 0)),
+        ("b", capacity(4, 1000, 0)),
+        ("c", capacity(4, 1000, 0)),
+    ]);
+    sched.set_people(people(&[("ada", &["vision"]), ("bob", &["vision"])]));
+    sched.set_quotas(&compute(), caps(&[("vision", Limits { nodes: Some(2), ..cpus(6) })]));
+    submit(&mut sched, &Job { user: "bob", ..job(1, 1) });
+    assert_eq!(step_at(&mut sched, NOW), ["1@a"]);
+    let gang = Job { request: Request { members: 2, demand: demand(3, 0, 0) }, ..job(2, 3) };
+    submit(&mut sched, &gang);
+    assert!(step_at(&mut sched, NOW).is_empty());
+    let reason = why(&sched, &gang).to_string();
+    assert!(
+        reason.contains("6 CPU, 2 nodes") && reason.contains("hold 1 CPU, 1 node;"),
+        "{reason}"
+    );
+    end(&mut sched, "a", 1, at(1));
+    assert_eq!(step_at(&mut sched, at(1)), ["2@a+b"]);
+}
+
+#[test]
+fn the_rest_of_a_groups_quota_is_for_the_first_in_line() {
+    let mut sched = sched(&[("a", capacity(4, 1000, 0)), ("b", capacity(2, 1000, 0))]);
+    sched.set_people(people(&[("ada", &["vision"]), ("bob", &["vision"])]));
+    sched.set_quotas(&compute(), caps(&[("vision", cpus(4))]));
+    submit(&mut sched, &Job { user: "cleo", ..job(1, 2) });
+    submit(&mut sched, &Job { user: "cleo", ..job(2, 2) });
+    assert_eq!(step_at(&mut sched, NOW), ["1@b", "2@a"]);
+    submit(&mut sched, &job(3, 4));
+    assert!(step_at(&mut sched, NOW).is_empty());
+    end(&mut sched, "b", 1, at(1));
+    submit(&mut sched, &Job { user: "bob", ..job(4, 1) });
+    submit(&mut sched, &Job { user: "dora", ..job(5, 1) });
+    assert_eq!(step_at(&mut sched, at(1)), ["5@b"], "with 4 running, 3 could not start");
+    end(&mut sched, "a", 2, at(2));
+    assert_eq!(step_at(&mut sched, at(2)), ["3@a"]);
+}
+
+#[test]
+fn a_forecast_and_the_nodes_that_are_wanted_go_by_the_groups_quota() {
+    use crate::sched::forecast::{Durations, Forecast, Kind, Known, forecast};
+    let mut sched = sched(&[("a", capacity(8, 1000, 0))]);
+    sched.set_kind(&compute(), false, Some(capacity(8, 1000, 0)));
+    sched.set_people(people(&[("ada", &["vision"]), ("bob", &["vision"])]));
+    sched.set_quotas(&compute(), caps(&[("vision", cpus(8))]));
+    submit(&mut sched, &job(1, 8));
+    assert_eq!(step_at(&mut sched, NOW), ["1@a"]);
+    let waits = Job { user: "bob", ..job(2, 8) };
+    submit(&mut sched, &waits);
+    assert!(step_at(&mut sched, NOW).is_empty());
+    assert!(!sched.has_work(&compute(), 1), "another node would be of no use");
+    assert_eq!(sched.nodes_wanted(&compute(), NOW, 4), 0);
+    let mut durations = Durations::of((0..5).map(|_| (Kind::of("a"), 600_000)));
+    durations.know(SubmitSeq(1), Known { kind: Kind::of("a"), most_ms: None, since: Some(NOW) });
+    let waiting = sched.pool(&compute()).unwrap().waiting().next().unwrap().1.clone();
+    let asked = Asked {
+        waiting,
+        compute: compute(),
+        priority: Priority::Medium,
+        created_at: NOW,
+        rank: place(&waits),
+    };
+    let Forecast::Expected { p50, .. } = forecast(&sched, &asked, &durations, NOW) else {
+        panic!("no forecast")
+    };
+    assert_eq!(p50, at(600), "when the other member's job is over");
+    // No change of the job helps but to ask for what is left: nothing is.
+    assert_eq!(explain(&sched, &asked, NOW).unwrap().changes, []);
+}
+
+#[test]
+fn whom_the_compute_is_not_for_waits_and_holds_nobody_back() {
+    let mut sched = sched(&[("a", capacity(2, 1000, 0))]);
+    let access = |groups: &[&str]| {
+        let groups = groups.iter().map(|name| GroupName::new(name).unwrap()).collect();
+        Access::Given(Whom { groups, ..Whom::default() })
+    };
+    sched.set_people(people(&[("bob", &["vision"])]));
+    submit(&mut sched, &job(1, 2));
+    submit(&mut sched, &Job { user: "bob", ..job(2, 2) });
+    sched.set_access(&compute(), access(&["vision"]));
+    assert_eq!(step_at(&mut sched, NOW), ["2@a"]);
+    assert_eq!(
+        why(&sched, &job(1, 2)).to_string(),
+        "ada may not use the compute any more, which is for group 'vision'; it starts once ada may again (ask an \
+         admin: atelier compute access grant), or cancel it and send it elsewhere"
+    );
+    end(&mut sched, "a", 2, at(1));
+    assert!(step_at(&mut sched, at(1)).is_empty());
+    assert!(!sched.has_work(&compute(), 1));
+    let manager = Person { manages: true, ..Person::default() };
+    sched.set_people([(Principal::new("ada").unwrap(), manager)].into_iter().collect());
+    assert_eq!(step_at(&mut sched, at(2)), ["1@a"]);
+}
+
 #[test]
 fn a_small_job_starts_beside_the_first_in_line_if_there_is_room_for_both() {
     let mut sched = sched(&[("a", capacity(8, 1000, 0))]);
@@ -465,5 +646,144 @@ proptest! {
             }
         }
         prop_assert_eq!(started, jobs.len());
+    }
+}
+
+/// What somebody does, as a property test draws it: users and groups by their numbers.
+#[derive(Clone, Debug)]
+enum Does {
+    Submit { user: usize, cpus: u64, members: u32, most: Option<u64> },
+    End { which: usize },
+    Caps { caps: [(Option<u64>, Option<u32>, Option<u32>); 3] },
+    Groups { of: [[bool; 3]; 4] },
+}
+
+const USERS: [&str; 4] = ["ada", "bob", "cleo", "dora"];
+const GROUPS: [&str; 3] = ["nlp", "vision", "web"];
+
+fn does() -> impl Strategy<Value = Does> {
+    let cap = (prop::option::of(1_u64..8), prop::option::of(1_u32..4), prop::option::of(1_u32..4));
+    prop_oneof![
+        6 => (0..4_usize, 1_u64..5, 1_u32..4, prop::option::of(1_u64..100))
+            .prop_map(|(user, cpus, members, most)| Does::Submit { user, cpus, members, most }),
+        4 => (0..8_usize).prop_map(|which| Does::End { which }),
+        1 => [cap.clone(), cap.clone(), cap].prop_map(|caps| Does::Caps { caps }),
+        1 => any::<[[bool; 3]; 4]>().prop_map(|of| Does::Groups { of }),
+    ]
+}
+
+/// What runs in the property test: whose it is, on which nodes, with how many CPUs on each.
+struct Runs {
+    seq: u64,
+    user: &'static str,
+    nodes: Vec<NodeName>,
+    cpus: u64,
+}
+
+proptest! {
+    /// Whatever starts, the members of each of its user's groups together hold no more than the group may, a gang
+    /// has all its nodes or none, and only those wait for a group's quota whose group has no more left.
+    #[test]
+    fn no_group_is_given_more_than_its_quota_and_nobody_waits_for_anothers(
+        all in prop::collection::vec(does(), 1..60),
+    ) {
+        let nodes = [("a", capacity(4, 1000, 0)), ("b", capacity(4, 1000, 0)), ("c", capacity(6, 1000, 0))];
+        let mut sched = sched(&nodes);
+        let (mut now, mut jobs): (_, Vec<Job>) = (NOW, Vec::new());
+        let mut running: Vec<Runs> = Vec::new();
+        let mut quotas = Quotas::default();
+        for one in all {
+            match one {
+                Does::Submit { user, cpus, members, most } => {
+                    let request = Request { members, demand: demand(cpus, 0, 0) };
+                    let seq = jobs.len() as u64 + 1;
+                    jobs.push(Job { user: USERS[user], request, most, ..job(seq, cpus) });
+                    submit(&mut sched, &jobs[seq as usize - 1]);
+                }
+                Does::End { which } if !running.is_empty() => {
+                    let over = running.remove(which % running.len());
+                    over.nodes.iter().for_each(|node| end(&mut sched, node.as_str(), over.seq, now));
+                }
+                Does::End { .. } => {}
+                Does::Caps { caps: drawn } => {
+                    let limits = |(cpu, nodes, jobs): (Option<u64>, _, _)| {
+                        Limits { cpu: cpu.map(|cpu| cpu * 1000), nodes, jobs, ..Limits::default() }
+                    };
+                    let some = GROUPS.into_iter().zip(drawn.map(limits));
+                    quotas = caps(&some.filter(|(_, limits)| !limits.is_empty()).collect::<Vec<_>>());
+                    sched.set_quotas(&compute(), quotas.clone());
+                }
+                Does::Groups { of } => {
+                    let groups = of.map(|is| {
+                        let some = GROUPS.into_iter().zip(is).filter(|(_, is)| *is);
+                        some.map(|(group, _)| group).collect::<Vec<_>>()
+                    });
+                    let all: Vec<(&str, &[&str])> =
+                        USERS.into_iter().zip(groups.iter().map(Vec::as_slice)).collect();
+                    sched.set_people(people(&all));
+                }
+            }
+            let held = |running: &[Runs], sched: &Sched, group: &GroupName| {
+                let is_in = |user: &str| {
+                    sched.people().of(&Principal::new(user).unwrap()).groups.contains(group)
+                };
+                let theirs = || running.iter().filter(|runs| is_in(runs.user));
+                let cpu: u64 = theirs().map(|runs| runs.cpus * 1000 * runs.nodes.len() as u64).sum();
+                let nodes: usize = theirs().map(|runs| runs.nodes.len()).sum();
+                (cpu, nodes, theirs().count())
+            };
+            let within = |limits: &Limits, (cpu, nodes, jobs): (u64, usize, usize)| {
+                limits.cpu.is_none_or(|most| cpu <= most)
+                    && limits.nodes.is_none_or(|most| nodes <= most as usize)
+                    && limits.jobs.is_none_or(|most| jobs <= most as usize)
+            };
+            now = now.plus_millis(1_000);
+            sched.wake(now);
+            let decided = plan(&sched, now, WIDE);
+            for placed in decided.placements() {
+                let taken = sched.commit(placed, now).expect("a fresh plan commits");
+                let known = &jobs[placed.rank.seq().0 as usize - 1];
+                prop_assert_eq!(taken.len(), known.request.members as usize);
+                let cpus = known.request.demand.cpu / 1000;
+                let (user, nodes) = (known.user, placed.nodes.clone());
+                running.push(Runs { seq: known.seq, user, nodes, cpus });
+                let person = sched.people().of(&Principal::new(user).unwrap()).clone();
+                for (group, limits) in quotas.of_groups(&person) {
+                    let held = held(&running, &sched, group);
+                    prop_assert!(within(limits, held), "{} holds {:?} of {:?}", group, held, limits);
+                }
+            }
+            for eviction in decided.evictions() {
+                for (node, _) in &nodes {
+                    sched.set_going(&compute(), &self::node(node), &eviction.job, now);
+                }
+            }
+            sched.explain_with(&decided, now);
+            let in_line: Vec<Rank> = sched.waiting().map(|(_, rank, _)| rank).collect();
+            let mut first = true;
+            for rank in in_line {
+                let known = &jobs[rank.seq().0 as usize - 1];
+                let reason = sched.reason(&compute(), rank).unwrap();
+                if let WaitReason::GroupQuota { group, limits, .. } = &reason {
+                    let person = sched.people().of(&Principal::new(known.user).unwrap());
+                    prop_assert!(person.groups.contains(group), "{} of {}: {}", known.seq, known.user, reason);
+                    let (cpu, nodes, jobs) = held(&running, &sched, group);
+                    let members = known.request.members;
+                    let with = (
+                        cpu + known.request.demand.cpu * u64::from(members),
+                        nodes + members as usize,
+                        jobs + 1,
+                    );
+                    prop_assert!(!within(limits, with), "{} of {}: {}", known.seq, known.user, reason);
+                } else if std::mem::take(&mut first) {
+                    // The first of the others waits for room alone.
+                    let pool = sched.pool(&compute()).unwrap();
+                    let demand = &known.request.demand;
+                    let roomy = pool.nodes().filter(|(_, ledger, _)| ledger.shortage(demand).is_none());
+                    let roomy = roomy.count();
+                    prop_assert!(roomy < known.request.members as usize, "{}: {}", known.seq, reason);
+                }
+            }
+        }
     }
 }
