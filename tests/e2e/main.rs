@@ -39,6 +39,7 @@ mod exec;
 mod fs;
 mod gangs;
 mod gpus;
+mod groups;
 mod homes;
 mod images;
 mod installs;

@@ -40,9 +40,8 @@ fn a_quota_holds_jobs_back_and_survives_the_daemon() {
             "--jobs", "9",
         ],
     );
-    let everybody =
-        json!({"user": null, "gpus": null, "cpus": 2, "memory": null, "nodes": null, "jobs": null});
-    let ana = json!({"user": "ana", "gpus": "0.5", "cpus": 1.5, "memory": "2 GiB", "nodes": 3, "jobs": 9});
+    let everybody = json!({"user": null, "group": null, "gpus": null, "cpus": 2, "memory": null, "nodes": null, "jobs": null});
+    let ana = json!({"user": "ana", "group": null, "gpus": "0.5", "cpus": 1.5, "memory": "2 GiB", "nodes": 3, "jobs": 9});
     assert_eq!(listed(&cluster), json!([everybody, ana]));
     let shown = cluster.atelier(["compute", "show", "local", "-o", "json"]).ok().json();
     assert_eq!(shown["quotas"], json!([everybody, ana]));

@@ -140,6 +140,30 @@ fn oidc_somebody_signs_in_with_a_code_and_the_session_renews_itself() {
 }
 
 #[test]
+fn oidc_the_groups_that_the_provider_tells_count_for_a_compute() {
+    let provider = Provider::start(&people(&["ml", "/research/vision lab"]));
+    let cluster = workspace(&provider);
+    signs_in(&cluster, &provider, "ana").wait().ok();
+    let given = ["compute", "access", "grant", "local", "--group", "/research/vision lab"];
+    cluster.atelier(given).ok();
+    let can = ["auth", "can-i", "workspaces/jobs/write", "--compute", "local", "-o", "json"];
+    let told = as_somebody(&cluster, &can).ok().json();
+    assert!(told["reason"].as_str().unwrap().contains("'/research/vision lab'"), "{told}");
+    let show = ["user", "show", "ana@example.com", "--query", "groups", "-o", "json"];
+    assert_eq!(cluster.atelier(show).ok().json(), json!(["/research/vision lab", "ml"]));
+    cluster
+        .atelier(["user", "update", "ana@example.com", "--add-group", "web"])
+        .fails(1)
+        .says(&["signs in at the provider", "change the groups there"]);
+    // With the next session they are what the provider says then.
+    provider.says(&people(&["ml"]));
+    ends_in(&cluster, Duration::ZERO);
+    let told = as_somebody(&cluster, &can).fails(1).json();
+    assert!(told["reason"].as_str().unwrap().contains("who is in group 'ml'"), "{told}");
+    assert_eq!(cluster.atelier(show).ok().json(), json!(["ml"]));
+}
+
+#[test]
 fn oidc_somebody_signs_in_with_a_browser() {
     let provider = Provider::start(&people(&["ml"]));
     let cluster = workspace(&provider);
