@@ -5,7 +5,7 @@ use std::{env, error::Error, fs, path::PathBuf};
 
 use prost::Message as _;
 
-const FILES: [&str; 15] = [
+const FILES: [&str; 16] = [
     "atelier/agent/v1/agent.proto",
     "atelier/asset/v1/asset.proto",
     "atelier/audit/v1/audit.proto",
@@ -13,6 +13,7 @@ const FILES: [&str; 15] = [
     "atelier/compute/v1/compute.proto",
     "atelier/content/v1/content.proto",
     "atelier/environment/v1/environment.proto",
+    "atelier/identity/v1/authority.proto",
     "atelier/identity/v1/identity.proto",
     "atelier/identity/v1/sign_in.proto",
     "atelier/job/v1/channel.proto",

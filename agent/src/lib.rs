@@ -308,6 +308,7 @@ async fn serve(
         notifier: notifier.clone(),
         channels: Session::channels(),
         builds: builds::places(),
+        due: Arc::default(),
     };
     // Ends with the session: it holds the last handle.
     let monitor = tokio::spawn(monitor.run());

@@ -259,7 +259,8 @@ impl ServerCertVerifier for Pinned {
         WebPkiServerVerifier::builder_with_provider(roots.into(), self.provider.clone())
             .build()
             .map_err(|error| rustls::Error::General(error.to_string()))?
-            .verify_server_cert(end_entity, &[], server_name, ocsp_response, now)
+            // One that has taken over from it has a link to it in the chain.
+            .verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
     }
 
     fn verify_tls12_signature(
@@ -369,7 +370,9 @@ impl Doubt {
         match self {
             Self::Authority => {
                 "give the daemon's authority with --ca-file FILE or ATELIER_CA_FILE: the workspace's own, which \
-                 `atelier ca show` prints on the daemon's machine, or that of the daemon's --tls-cert"
+                 `atelier ca show` prints on the daemon's machine, or that of the daemon's --tls-cert. Where it was \
+                 given and the daemon was known before, the workspace's has been replaced (`atelier ca rotate`): get it \
+                 anew from its admin"
             }
             Self::Name(_) => {
                 "use one of its names, or have the daemon started with --tls-name for this one"

@@ -281,6 +281,17 @@ pub fn authority(has_certificate: bool, has_key: bool) -> Option<Finding> {
     }
 }
 
+/// Whether an authority counts from which the present one has taken over.
+pub fn authority_before(counts: bool) -> Option<Finding> {
+    counts.then(|| {
+        Finding::warning(
+            "authority",
+            "the authority before the present one counts still: who has its key can pass for the daemon",
+            "once nobody relies on it (atelier ca status), end it: atelier ca retire",
+        )
+    })
+}
+
 /// Where the key is that secrets are sealed with, as far as the data folder tells.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum VaultFact {

@@ -10,6 +10,7 @@
 pub mod access;
 pub mod asset;
 pub mod audit;
+pub mod authority;
 pub mod component;
 pub mod compute;
 pub mod content;

@@ -6,8 +6,10 @@ use atelier_agent::trust::{Trust, server_url};
 use clap::Subcommand;
 use serde_json::{Value, json};
 
-use super::{Column, Context, Error, Kind, Name};
+use super::{Column, Context, Error, Kind, Name, workspace};
 use crate::client::contexts::{Contexts, Entry, Known, LOCAL, New};
+use crate::client::{Client, Wanted};
+use crate::tls::Certificate;
 
 #[derive(Subcommand)]
 pub(super) enum Command {
@@ -44,6 +46,15 @@ Examples:
         #[arg(long = "use")]
         choose: bool,
     },
+    /// Get the daemon's certificate authority anew, in place of the one that a context has
+    ///
+    /// From the daemon itself, over a connection that the present one vouches for, as while an authority that was
+    /// replaced (`atelier ca rotate`) counts still; afterwards from a file with --ca-file.
+    #[command(after_help = "\
+Examples:
+  atelier context update team
+  atelier context update team --ca-file ca.pem")]
+    Update(Name),
     /// Forget a daemon and the token for it
     #[command(visible_alias = "rm", after_help = "Example:\n  atelier context remove team")]
     Remove(Name),
@@ -65,7 +76,7 @@ Examples:
 /// More than any token has.
 const MOST: u64 = 64 << 10;
 
-pub(super) fn run(command: Command, context: &Context) -> Result<(), Error> {
+pub(super) async fn run(command: Command, context: &Context) -> Result<(), Error> {
     let contexts = contexts(context)?;
     match command {
         Command::List => {
@@ -95,6 +106,7 @@ pub(super) fn run(command: Command, context: &Context) -> Result<(), Error> {
             }
             Ok(())
         }
+        Command::Update(name) => update(name.get(), contexts, context).await,
         Command::Remove(name) => {
             if name.get() == LOCAL {
                 return Err(Error::new(Kind::Refused, "'local' is the local workspace and stays")
@@ -112,6 +124,47 @@ pub(super) fn run(command: Command, context: &Context) -> Result<(), Error> {
             context.output.show(&view(&name, entry.as_ref(), name == current))
         }
     }
+}
+
+async fn update(name: &str, contexts: &Contexts, context: &Context) -> Result<(), Error> {
+    let Some(entry) = contexts.find(name)? else {
+        return Err(Error::new(Kind::Refused, "'local' reads its authority from its own folder")
+            .help("name another context: `atelier context list`"));
+    };
+    let authority = match &context.wanted.given_ca_file {
+        Some(file) => {
+            Trust::of_file(file).map_err(crate::client::Error::from)?;
+            std::fs::read(file).map_err(|error| Error::file("read", file, &error))?
+        }
+        None if entry.ca_file.is_none() => {
+            let why = format!("'{name}' knows its daemon by the system's authorities");
+            return Err(Error::new(Kind::Refused, why)
+                .help("to have it know its daemon by others add --ca-file FILE"));
+        }
+        None => {
+            let wanted =
+                Wanted { server: None, context: Some(name.to_owned()), ..context.wanted.clone() };
+            let client = Client::connect(wanted.resolve()?).await?;
+            let workspace = workspace::get(&client).await?;
+            if workspace.has_given_certificate || workspace.certificate_authority.is_empty() {
+                let why =
+                    format!("'{name}' does not know its daemon by the workspace's own authority");
+                return Err(Error::new(Kind::Refused, why)
+                    .help("add --ca-file FILE with the authority of the daemon's --tls-cert"));
+            }
+            workspace.certificate_authority.into_bytes()
+        }
+    };
+    contexts.trust(name, &authority)?;
+    let read = String::from_utf8_lossy(&authority);
+    let said = Certificate::of_pem(&read).map_err(|problem| {
+        Error::new(Kind::Failed, format!("the daemon's authority cannot be read: {problem}"))
+    })?;
+    context.output.show(&json!({
+        "name": name,
+        "fingerprint_sha256": said.fingerprint,
+        "not_after": said.not_after.to_string(),
+    }))
 }
 
 fn contexts(context: &Context) -> Result<&Contexts, Error> {

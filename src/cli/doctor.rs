@@ -14,6 +14,8 @@ use atelier_core::time::Timestamp;
 use atelier_proto::compute::v1::{ListNodesRequest, NodeState};
 use atelier_proto::workspace::v1::{ListDatastoresRequest, TestDatastoreRequest};
 use clap::Args;
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject as _;
 use serde_json::{Value, json};
 
 use super::{Column, Context, Error, workspace};
@@ -151,8 +153,8 @@ fn of_folder(folder: &Path, now: Timestamp, backup_days: u32) -> Vec<Finding> {
                 said.not_after,
                 now,
                 AUTHORITY_DAYS,
-                "give clients and nodes a new authority in time: stop the daemon, move the folder tls away, start it, \
-                 and bring them the new tls/ca.pem",
+                "have another take over in time, which nodes learn of by themselves and clients elsewhere are to be given: \
+                 atelier ca rotate",
             ),
             Err(error) => Finding::error(
                 "certificate",
@@ -160,6 +162,9 @@ fn of_folder(folder: &Path, now: Timestamp, backup_days: u32) -> Vec<Finding> {
                 "restore it from a backup",
             ),
         });
+        let counted =
+            CertificateDer::pem_slice_iter(text.as_bytes()).filter_map(Result::ok).count();
+        found.extend(doctor::authority_before(counted > 1));
     }
     found
 }

@@ -334,7 +334,7 @@ fn dispatch(command: Command, context: &Context) -> Result<ExitCode, Error> {
         Command::Backup(command) => done(backup::run(command, context)),
         Command::Doctor(arguments) => block_on(doctor::run(arguments, context)),
         Command::Restore(arguments) => done(backup::run_restore(arguments, context)),
-        Command::Context(command) => done(context::run(command, context)),
+        Command::Context(command) => done(block_on(context::run(command, context))),
         Command::User(command) => done(block_on(user::run(command, context))),
         Command::Login(arguments) => done(block_on(login::login(arguments, context))),
         Command::Logout(arguments) => done(block_on(login::logout(arguments, context))),

@@ -154,6 +154,25 @@ impl Contexts {
         Ok(())
     }
 
+    /// Has a context know its daemon by these authorities, in PEM, in place of what it knows it by.
+    ///
+    /// # Errors
+    /// If there is none of this name, or a file cannot be written.
+    pub fn trust(&self, name: &str, authorities: &[u8]) -> Result<(), Error> {
+        check(name)?;
+        self.find(name)?;
+        let file = Path::new("authorities").join(format!("{name}.pem"));
+        self.write(&self.0.join(&file), authorities)?;
+        let mut known = self.known()?;
+        if let Some(entry) =
+            known.contexts.get_mut(name).filter(|e| e.ca_file.as_ref() != Some(&file))
+        {
+            entry.ca_file = Some(file);
+            self.keep(&known)?;
+        }
+        Ok(())
+    }
+
     /// Has a context used where nothing else is said.
     ///
     /// # Errors

@@ -13,6 +13,7 @@ use atelier_proto::compute::v1::compute_service_client::ComputeServiceClient;
 use atelier_proto::content::v1::content_service_client::ContentServiceClient;
 use atelier_proto::environment::v1::environment_service_client::EnvironmentServiceClient;
 use atelier_proto::identity::v1::auth_service_client::AuthServiceClient;
+use atelier_proto::identity::v1::authority_service_client::AuthorityServiceClient;
 use atelier_proto::identity::v1::role_service_client::RoleServiceClient;
 use atelier_proto::identity::v1::token_service_client::TokenServiceClient;
 use atelier_proto::identity::v1::user_service_client::UserServiceClient;
@@ -317,6 +318,11 @@ impl Client {
     /// What the caller itself is, and may do.
     pub fn auth(&self) -> AuthServiceClient<Authorized> {
         AuthServiceClient::new(self.authorized())
+    }
+
+    /// The workspace's certificate authority.
+    pub fn authority(&self) -> AuthorityServiceClient<Authorized> {
+        AuthorityServiceClient::new(self.authorized()).max_decoding_message_size(MAX_ANSWER)
     }
 
     /// The audit log.

@@ -3,6 +3,7 @@
 mod admission;
 mod asked;
 mod assets;
+mod authority;
 mod builds;
 mod caches;
 mod clock;
@@ -32,6 +33,8 @@ mod uploads;
 
 pub use admission::{Admission, Error as AdmissionError};
 pub use assets::{Assets, Error as AssetError, NotOwner};
+pub use authority::Error as AuthorityError;
+pub(crate) use authority::{Authority, AuthorityView};
 pub use builds::Builds;
 pub use caches::{Error as CacheError, NodeCaches};
 pub use clock::Clock;

@@ -250,7 +250,7 @@ impl Nodes {
         let said = Certificate::of_pem(&certificate).map_err(tls::Error::Made)?;
         let lasts = said.not_after.as_millis() - self.0.clock.wall().as_millis();
         let lasts_ms = u64::try_from(lasts).unwrap_or(0);
-        Ok(Given { certificate, authority: secure.authority().to_owned(), lasts_ms })
+        Ok(Given { certificate, authority: secure.authorities(), lasts_ms })
     }
 
     /// Makes a node's next certificate.

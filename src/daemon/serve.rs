@@ -30,7 +30,8 @@ use super::shared::Committed;
 use super::storage::{self as place, WorkspaceStorage};
 use super::uncommitted::Uncommitted;
 use super::{
-    Builds, Clock, Handle, LogHub, NodeCaches, Nodes, NodesError, Removal, Retention, Uploads,
+    Authority, Builds, Clock, Handle, LogHub, NodeCaches, Nodes, NodesError, Removal, Retention,
+    Uploads,
 };
 use crate::audit::AuditLog;
 use crate::config::{Here, HomeError, OidcArgs, PublicData, ServeArgs, SignedUrls, data_dir};
@@ -151,6 +152,7 @@ pub struct Shared {
     pub(crate) content: ContentStore,
     pub(crate) door: Arc<Door>,
     pub(crate) nodes: Nodes,
+    pub(crate) authority: Authority,
     /// Who vouches for people, if somebody does.
     pub(crate) provider: Option<Arc<oidc::Provider>>,
     pub(crate) audit: AuditLog,
@@ -340,6 +342,9 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
     let (handle, reactor) = Reactor::start(settings, store.clone(), effects, clock)?;
     door.people().tell(handle.clone());
     nodes.fence_revoked(&handle).await?;
+    let life = args.node_certificate_life;
+    let authority =
+        Authority::new(secure.clone(), door.clone(), handle.clone(), audit.clone(), clock, life);
 
     let listeners = Listeners::open(args.listen, args.jobs_listen, folder.jobs_address()).await?;
     let address = listeners.control.local_addr().map_err(Error::Server)?;
@@ -412,6 +417,7 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
         content,
         door: door.clone(),
         nodes,
+        authority,
         provider,
         audit: audit.clone(),
         sizes,

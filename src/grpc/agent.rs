@@ -1,5 +1,6 @@
 //! `atelier.agent.v1.AgentService`: the daemon's side of a node's session.
 
+use std::future::ready;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use atelier_core::layout;
 use atelier_proto::agent::v1 as pb;
 use atelier_proto::{convert, job::v1 as job_pb};
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use futures::stream::{self, BoxStream};
 use futures::{Stream, StreamExt as _};
 use tokio::sync::mpsc;
@@ -25,6 +27,7 @@ use super::channels::{Channels, FromClient};
 use super::status::told;
 use crate::daemon::{self, Grant, InputSource, Join, Shared, ToNode};
 use crate::identity::{AskedAs, Denied, Door, Pass};
+use crate::tls::{Peer, Secure};
 
 /// Between daemon and node agent.
 #[derive(Clone)]
@@ -153,6 +156,7 @@ impl pb::agent_service_server::AgentService for Service {
         let node = self.node(&request)?;
         tracing::Span::current().record("node", node.as_str());
         let (asked, pass) = (request.extensions().get::<AskedAs>().cloned(), pass(&request)?);
+        let peer = request.extensions().get::<Arc<Peer>>().cloned();
         let mut messages = request.into_inner();
         let first = tokio::time::timeout(HELLO, messages.message())
             .await
@@ -173,12 +177,15 @@ impl pb::agent_service_server::AgentService for Service {
             listen(self.shared.clone(), node, session, messages, acknowledge, pass.clone());
         tokio::spawn(listening.in_current_span());
         let welcome = stream::iter([Ok(self.welcome(asked.as_ref()))]);
-        let orders = UnboundedReceiverStream::new(orders).map(|order| Ok(to_wire(order)));
+        let orders = UnboundedReceiverStream::new(orders).map(to_wire);
+        let again = comes_again(self.shared.secure.as_ref(), peer.is_some());
+        let orders = until_first_ends(orders, renewals(&self.shared, peer)).map(Ok);
         let mut stopping = self.shared.stopping.clone();
         let stopped = async move {
             let _ = stopping.wait_for(|stop| *stop).await;
         };
         let orders = welcome.chain(orders).take_until(stopped);
+        let orders = orders.take_until(again);
         let orders: BoxStream<'static, _> = orders.take_until(pass.void()).boxed();
         Ok(Response::new(orders))
     }
@@ -252,6 +259,48 @@ impl pb::agent_service_server::AgentService for Service {
         };
         self.channels.join(&node, channel, messages, pass).map(Response::new)
     }
+}
+
+/// What either gives, for as long as the first goes on.
+fn until_first_ends<T>(
+    first: impl Stream<Item = T>,
+    other: impl Stream<Item = T>,
+) -> impl Stream<Item = T> {
+    let first = first.map(Some).chain(stream::iter([None]));
+    let both = stream::select(first, other.map(Some));
+    both.take_while(|item| ready(item.is_some())).filter_map(ready)
+}
+
+/// What a node is told when other authorities count: to renew its certificate, with which it learns of them. Also where
+/// the one that it has shown is not of the one that issues.
+fn renewals(
+    shared: &Shared,
+    peer: Option<Arc<Peer>>,
+) -> impl Stream<Item = pb::DaemonMessage> + use<> {
+    let begin = shared.secure.as_ref().zip(peer).map(|(secure, peer)| {
+        let changes = secure.changes();
+        (changes, peer.authority != secure.fingerprint())
+    });
+    stream::unfold(begin, |state| async {
+        let Some((mut changes, is_due)) = state else { return std::future::pending().await };
+        if !is_due {
+            // An error is the end of the daemon.
+            changes.changed().await.ok()?;
+        }
+        let renew = pb::daemon_message::Message::RenewCertificate(pb::RenewCertificate {});
+        Some((daemon_message(renew), Some((changes, false))))
+    })
+}
+
+/// When other authorities count: a node that has no certificate to renew reads them from a file, once it comes again.
+fn comes_again(secure: Option<&Arc<Secure>>, has_certificate: bool) -> BoxFuture<'static, ()> {
+    let changes = secure.filter(|_| !has_certificate).map(|secure| secure.changes());
+    Box::pin(async {
+        match changes {
+            Some(mut changes) => drop(changes.changed().await),
+            None => std::future::pending().await,
+        }
+    })
 }
 
 fn egress(egress: Egress) -> pb::Egress {

@@ -3,6 +3,7 @@
 mod agent;
 mod asset;
 mod audit;
+mod authority;
 mod channels;
 mod component;
 mod compute;
@@ -76,6 +77,9 @@ pub async fn routes(shared: &Shared) -> axum::Router {
         shared.clone(),
     ))
     .max_decoding_message_size(STRANGERS_MESSAGE);
+    let authority = i::v1::authority_service_server::AuthorityServiceServer::new(
+        authority::Service(shared.clone()),
+    );
     let sign_in =
         i::v1::sign_in_service_server::SignInServiceServer::new(sign_in::Service(shared.clone()))
             .max_decoding_message_size(STRANGERS_MESSAGE);
@@ -98,6 +102,7 @@ pub async fn routes(shared: &Shared) -> axum::Router {
         .add_service(roles)
         .add_service(auth)
         .add_service(nodes)
+        .add_service(authority)
         .add_service(sign_in)
         .add_service(vault)
         .add_service(audit)

@@ -304,6 +304,16 @@ status!(daemon::SharedError, error => match &error {
     daemon::SharedError::Name(_) => Code::Internal,
     daemon::SharedError::Store(error) => code_of_store(error),
 });
+status!(daemon::AuthorityError, error => match &error {
+    daemon::AuthorityError::None
+    | daemon::AuthorityError::ReliedOn(_)
+    | daemon::AuthorityError::Tls(tls::Error::NotRetired | tls::Error::NothingBefore) => {
+        Code::FailedPrecondition
+    }
+    daemon::AuthorityError::Tls(_) | daemon::AuthorityError::Cut(_) => Code::Internal,
+    daemon::AuthorityError::Store(error) => code_of_store(error),
+    daemon::AuthorityError::Stopping(error) => code_of_handle(error),
+});
 status!(daemon::NodesError, error => match &error {
     daemon::NodesError::Refused(refusal) => match refusal {
         JoinRefusal::Unknown | JoinRefusal::Used { .. } | JoinRefusal::Expired(_) => {

@@ -38,7 +38,7 @@ impl pb::workspace_service_server::WorkspaceService for Service {
                 .0
                 .secure
                 .as_ref()
-                .map(|secure| secure.authority().to_owned())
+                .map(|secure| secure.standing().certificate)
                 .unwrap_or_default(),
             has_given_certificate: self.0.secure.as_ref().is_some_and(|secure| secure.is_given()),
         }))

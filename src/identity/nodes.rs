@@ -1,6 +1,6 @@
 //! Nodes that are known by their certificates, and how they are cut off.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::Denied;
-use crate::tls::Peer;
+use crate::tls::{Fingerprint, Peer};
 
 /// What nodes are known by. Kept in the database too, which has it first.
 #[derive(Default)]
@@ -20,6 +20,16 @@ pub struct Identities {
     known: RwLock<HashMap<NodeName, NodeIdentity>>,
     /// Of each node that has called: how often it was cut off.
     cuts: Mutex<HashMap<NodeName, watch::Sender<u64>>>,
+    /// By which identity each has shown itself, issued by which authorities, and when first. Connections that were
+    /// opened before it was issued anew go on.
+    seen: RwLock<HashMap<NodeName, Seen>>,
+    /// Authorities whose certificates are worth nothing any more.
+    retired: RwLock<HashSet<Fingerprint>>,
+}
+
+struct Seen {
+    identity: String,
+    by: HashMap<Fingerprint, Timestamp>,
 }
 
 /// Leave to speak for a node, until that is taken back or its certificate has expired.
@@ -79,6 +89,45 @@ impl Identities {
         self.in_force(node)?.compute
     }
 
+    /// What nodes are known by that are in force.
+    pub(crate) fn all_in_force(&self) -> Vec<NodeIdentity> {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        known.values().filter(|known| known.revoked_at.is_none()).cloned().collect()
+    }
+
+    /// Since when a node shows a certificate of this authority, as far as this daemon has seen.
+    pub(crate) fn known_by(
+        &self,
+        known: &NodeIdentity,
+        authority: Fingerprint,
+    ) -> Option<Timestamp> {
+        let seen = self.seen.read().unwrap_or_else(PoisonError::into_inner);
+        let seen = seen.get(&known.node).filter(|seen| seen.identity == known.id)?;
+        seen.by.get(&authority).copied()
+    }
+
+    /// Says which authorities' certificates are worth nothing any more.
+    pub(crate) fn retire(&self, authorities: Vec<Fingerprint>) {
+        let mut retired = self.retired.write().unwrap_or_else(PoisonError::into_inner);
+        *retired = authorities.into_iter().collect();
+    }
+
+    fn see(&self, peer: &Peer, now: Timestamp) {
+        let seen = self.seen.read().unwrap_or_else(PoisonError::into_inner);
+        let of = seen.get(&peer.node).filter(|seen| seen.identity == peer.identity);
+        if of.is_some_and(|seen| seen.by.contains_key(&peer.authority)) {
+            return;
+        }
+        drop(seen);
+        let mut seen = self.seen.write().unwrap_or_else(PoisonError::into_inner);
+        let new = || Seen { identity: peer.identity.clone(), by: HashMap::new() };
+        let of = seen.entry(peer.node.clone()).or_insert_with(new);
+        if of.identity != peer.identity {
+            *of = new();
+        }
+        of.by.entry(peer.authority).or_insert(now);
+    }
+
     /// Nodes that were revoked.
     pub(crate) fn revoked(&self) -> Vec<NodeName> {
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
@@ -92,6 +141,14 @@ impl Identities {
         if peer.until <= now {
             return Err(denied(format!("it has expired, at {}", peer.until)));
         }
+        let retired = self.retired.read().unwrap_or_else(PoisonError::into_inner);
+        if retired.contains(&peer.authority) {
+            return Err(denied(
+                "the certificate authority that issued it was retired while the node was away"
+                    .to_owned(),
+            ));
+        }
+        drop(retired);
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
         match known.get(&peer.node) {
             Some(NodeIdentity { revoked_at: Some(at), .. }) => {
@@ -100,6 +157,7 @@ impl Identities {
             Some(known) if known.id == peer.identity => {
                 let principal = Principal::new(&format!("node:{}", peer.node));
                 let principal = principal.map_err(|error| denied(error.to_string()))?;
+                self.see(peer, now);
                 Ok(Caller { principal, role: Role::Node(peer.node.clone()) })
             }
             Some(known) => Err(denied(format!(

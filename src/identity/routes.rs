@@ -172,6 +172,11 @@ fn rpc(service: &str, method: &str) -> Option<Need> {
             P::ManageTokens
         }
         ("atelier.identity.v1.RoleService", "GetRole" | "ListRoles") => P::ReadWorkspace,
+        ("atelier.identity.v1.AuthorityService", "GetAuthority") => P::ReadComputes,
+        // Who has it can pass for the daemon and for each node.
+        ("atelier.identity.v1.AuthorityService", "RotateAuthority" | "RetireAuthority") => {
+            P::ManageTokens
+        }
         ("atelier.node.v1.NodeIdentityService", "CreateJoinToken" | "RevokeNode") => P::JoinNodes,
         // What it brings is a token of its own.
         ("atelier.node.v1.NodeIdentityService", "JoinNode") => return Some(Need::Public),

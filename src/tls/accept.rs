@@ -36,6 +36,7 @@ impl Secure {
         &self,
         mut stream: TcpStream,
     ) -> Option<(TlsStream<TcpStream>, Shaken)> {
+        let configs = self.configs();
         let shaken = async {
             let mut first = [0; 3];
             let seen = stream.peek(&mut first).await.ok()?;
@@ -47,7 +48,7 @@ impl Secure {
                     return None;
                 }
             }
-            let config = if is_here(&stream) { &self.here } else { &self.elsewhere };
+            let config = if is_here(&stream) { &configs.here } else { &configs.elsewhere };
             let failed = |error: &io::Error| tracing::debug!(%error, "a TLS handshake failed");
             // Who begins and does not go on takes nobody's turn.
             let greeted = LazyConfigAcceptor::new(Acceptor::default(), stream).await;
@@ -58,7 +59,8 @@ impl Secure {
         };
         let stream = tokio::time::timeout(HANDSHAKE, shaken).await.ok().flatten()?;
         let shown = stream.get_ref().1.peer_certificates();
-        let peer = shown.and_then(|shown| Peer::of(shown.first()?)).map(Arc::new);
+        let peer = shown.and_then(|shown| Peer::of(shown.first()?, configs.issuer_of(shown)?));
+        let peer = peer.map(Arc::new);
         Some((stream, Shaken { hosts: self.hosts(), peer }))
     }
 }

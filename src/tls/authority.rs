@@ -1,6 +1,12 @@
 //! The workspace's own certificate authority: who knows its certificate knows the daemon.
+//!
+//! It is replaced by a new one as RFC 4210 (4.4) has it: the old one vouches for the new one's key with a last
+//! certificate, the link, which the daemon shows with its own, so that whoever knows either of them knows the daemon.
+//! `ca.pem` holds the new one and, until that is retired, the one before. Giving that file its name is what decides:
+//! the key and the link that belong to it are found by what they are, whenever the daemon was killed.
 
 use std::collections::BTreeSet;
+use std::fmt::Display;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
@@ -9,7 +15,7 @@ use std::path::{Path, PathBuf};
 use atelier_core::time::Timestamp;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType, SerialNumber,
 };
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{
@@ -24,6 +30,14 @@ use super::{Certificate, Error, Name, file};
 pub(super) const CERTIFICATE: &str = atelier_agent::trust::OWN_CA;
 const FOLDER: &str = "tls";
 const KEY: &str = "ca.key";
+/// The key of one that is about to be, or is since the daemon was killed.
+const NEXT_KEY: &str = "ca.key.next";
+/// What the one before says of the key of this one.
+const LINK: &str = "ca-link.pem";
+/// Those of before, to tell what was issued by them.
+const RETIRED: &str = "ca-retired.pem";
+/// So many of those are kept, the newest first.
+const RETIRED_KEPT: usize = 4;
 
 const DAY_MS: i64 = 24 * 3600 * 1000;
 /// Ten years.
@@ -40,6 +54,17 @@ pub(super) struct Authority {
     certificate: CertificateDer<'static>,
     pem: String,
     until: Timestamp,
+    previous: Option<Previous>,
+    retired: Vec<CertificateDer<'static>>,
+}
+
+/// The one before, from which this one has taken over, and which counts still.
+pub(super) struct Previous {
+    pub(super) certificate: CertificateDer<'static>,
+    /// Missing only where somebody has taken it away.
+    link: Option<CertificateDer<'static>>,
+    /// When this one took over.
+    pub(super) rotated_at: Timestamp,
 }
 
 /// A certificate that was made here, with its key.
@@ -87,10 +112,14 @@ impl Authority {
         }
         let read = |path: &PathBuf| fs::read_to_string(path).map_err(file("read", path));
         let text = read(&certificate_at)?;
-        let certificate = CertificateDer::from_pem_slice(text.as_bytes())
-            .map_err(|error| unusable(format!("ca.pem is damaged ({error})")))?;
-        let said = Certificate::parse(&certificate)
-            .map_err(|error| unusable(format!("ca.pem is damaged ({error})")))?;
+        let damaged = |problem: &dyn Display| unusable(format!("ca.pem is damaged ({problem})"));
+        let all = certificates(&text).map_err(|problem| damaged(&problem))?;
+        let Some((certificate, previous)) = all.split_first() else {
+            return Err(damaged(&"there is no certificate in it"));
+        };
+        let certificate = certificate.clone();
+        let said = Certificate::parse(&certificate).map_err(|problem| damaged(&problem))?;
+        settle_key(&folder, &certificate)?;
         let key = match fs::read(&key_at) {
             Ok(key) => key,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -115,14 +144,84 @@ impl Authority {
         if said.not_after <= now {
             return Err(unusable(format!("it has expired at {}", said.not_after)));
         }
-        let issuer = Issuer::from_ca_cert_der(&certificate, key)
-            .map_err(|error| unusable(format!("ca.pem is damaged ({error})")))?;
-        Ok(Self { issuer, certificate, pem: text, until: said.not_after })
+        let issuer =
+            Issuer::from_ca_cert_der(&certificate, key).map_err(|problem| damaged(&problem))?;
+        let previous = match previous.first() {
+            Some(before) => Some(Previous::read(&folder, before, &certificate)?),
+            // Of one that was retired, where that was cut short.
+            None => remove(&folder.join(LINK)).map(|()| None)?,
+        };
+        let retired = retired(&folder)?;
+        let retired = retired.into_iter().filter(|old| !all.contains(old)).collect();
+        let until = said.not_after;
+        Ok(Self { issuer, certificate, pem: text, until, previous, retired })
     }
 
-    /// Its certificate as PEM.
+    /// Makes a new one, for which this one vouches, in the data folder and as it is read back from there.
+    ///
+    /// # Errors
+    /// There is one before it still, or it cannot be made or written.
+    pub(super) fn rotate(&self, data: &Path, called: &str, now: Timestamp) -> Result<Self, Error> {
+        if self.previous.is_some() {
+            return Err(Error::NotRetired);
+        }
+        let folder = data.join(FOLDER);
+        let made = |error: rcgen::Error| Error::Made(error.to_string());
+        let (key, certificate) = make(called, now)?;
+        let mut params = params(called, now)?;
+        params.not_after = moment(self.until)?;
+        params.use_authority_key_identifier_extension = true;
+        // Else it is made of the key, and the new one's own certificate has the same.
+        params.serial_number = Some(serial()?);
+        let link = params.signed_by(&key, &self.issuer).map_err(made)?;
+        write(&folder.join(NEXT_KEY), 0o600, &pem("PRIVATE KEY", key.serialized_der()))?;
+        crate::failpoint::hit("ca-key-written");
+        write(&folder.join(LINK), 0o644, &pem("CERTIFICATE", link.der()))?;
+        crate::failpoint::hit("ca-link-written");
+        let own = pem("CERTIFICATE", &certificate);
+        write(&data.join(CERTIFICATE), 0o644, &format!("{own}{}", self.pem))?;
+        crate::failpoint::hit("ca-named");
+        Self::open(data, called, now)
+    }
+
+    /// Has the one before count no more, in the data folder and as it is read back from there.
+    ///
+    /// # Errors
+    /// There is none, or it cannot be written.
+    pub(super) fn retire(&self, data: &Path, called: &str, now: Timestamp) -> Result<Self, Error> {
+        let Some(previous) = &self.previous else { return Err(Error::NothingBefore) };
+        let folder = data.join(FOLDER);
+        let old = [&previous.certificate].into_iter().chain(&self.retired).take(RETIRED_KEPT);
+        let old: String = old.map(|old| pem("CERTIFICATE", old)).collect();
+        write(&folder.join(RETIRED), 0o644, &old)?;
+        crate::failpoint::hit("ca-retired-written");
+        write(&data.join(CERTIFICATE), 0o644, &pem("CERTIFICATE", &self.certificate))?;
+        crate::failpoint::hit("ca-retired");
+        Self::open(data, called, now)
+    }
+
+    /// The certificates of all that vouch for the daemon, in PEM, its own first.
     pub(super) fn pem(&self) -> &str {
         &self.pem
+    }
+
+    /// The one before, while it counts.
+    pub(super) fn previous(&self) -> Option<&Previous> {
+        self.previous.as_ref()
+    }
+
+    /// Those that count no more.
+    pub(super) fn retired(&self) -> &[CertificateDer<'static>] {
+        &self.retired
+    }
+
+    /// What is shown after a certificate of its own: who knows the one before finds the way by the link, and who knows
+    /// the fingerprint of one alone finds it here.
+    pub(super) fn chain(&self) -> Vec<CertificateDer<'static>> {
+        let before = self.previous.as_ref();
+        let link = before.and_then(|before| before.link.clone());
+        let old = before.map(|before| before.certificate.clone());
+        link.into_iter().chain([self.certificate.clone()]).chain(old).collect()
     }
 
     /// Its certificate.
@@ -199,6 +298,15 @@ impl Authority {
 /// Makes an authority that vouches for itself.
 fn make(called: &str, now: Timestamp) -> Result<(KeyPair, CertificateDer<'static>), Error> {
     let made = |error: rcgen::Error| Error::Made(error.to_string());
+    let params = params(called, now)?;
+    let key = KeyPair::generate().map_err(made)?;
+    let certificate = params.self_signed(&key).map_err(made)?;
+    Ok((key, certificate.der().clone()))
+}
+
+/// An authority's certificate. All of a workspace have the same name: a link is of the name that issues it then, and
+/// such certificates are not counted where there are to be no authorities below (RFC 5280, 4.2.1.9).
+fn params(called: &str, now: Timestamp) -> Result<CertificateParams, Error> {
     let mut params = CertificateParams::default();
     params.distinguished_name.push(DnType::OrganizationName, "Atelier");
     params.distinguished_name.push(DnType::CommonName, called);
@@ -207,17 +315,98 @@ fn make(called: &str, now: Timestamp) -> Result<(KeyPair, CertificateDer<'static
     // No authorities below it.
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    let key = KeyPair::generate().map_err(made)?;
-    let certificate = params.self_signed(&key).map_err(made)?;
-    Ok((key, certificate.der().clone()))
+    Ok(params)
+}
+
+impl Previous {
+    fn read(
+        folder: &Path,
+        before: &CertificateDer<'_>,
+        own: &CertificateDer<'_>,
+    ) -> Result<Self, Error> {
+        let at = folder.join(LINK);
+        let link = optional(&at)?.and_then(|text| certificates(&text).ok()?.into_iter().next());
+        let link = link.filter(|link| key_of(link).is_some() && key_of(link) == key_of(own));
+        if link.is_none() {
+            let link = at.display();
+            tracing::error!(
+                %link,
+                "what the certificate authority before says of the one that there is now is missing: who knows the one \
+                 before alone does not know the daemon"
+            );
+        }
+        let said = Certificate::parse(own).map_err(Error::Made)?;
+        // Certificates count whole seconds: whoever came in that one came before.
+        let rotated_at = said.not_before.plus_millis(BEHIND_MS + 999);
+        Ok(Self { certificate: before.clone().into_owned(), link, rotated_at })
+    }
+}
+
+/// Gives the key of an authority that has taken over its name, or removes that of one that has not.
+fn settle_key(folder: &Path, certificate: &CertificateDer<'_>) -> Result<(), Error> {
+    let (next_at, key_at) = (folder.join(NEXT_KEY), folder.join(KEY));
+    let Some(next) = optional(&next_at)? else { return Ok(()) };
+    let next = PrivatePkcs8KeyDer::from_pem_slice(next.as_bytes()).ok();
+    let next = next.and_then(|key| KeyPair::try_from(&key).ok());
+    if next.is_some_and(|next| is_of(certificate, &next)) {
+        let named = fs::rename(&next_at, &key_at).and_then(|()| synced(folder));
+        return named.map_err(file("write", &key_at));
+    }
+    tracing::warn!("a rotation of the certificate authority was cut short before it counted");
+    remove(&next_at)
+}
+
+fn retired(folder: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
+    let at = folder.join(RETIRED);
+    let Some(text) = optional(&at)? else { return Ok(Vec::new()) };
+    // Nothing but words about what is refused anyway hangs on it.
+    Ok(certificates(&text).unwrap_or_else(|error| {
+        tracing::warn!(file = %at.display(), error, "the authorities that were retired cannot be read");
+        Vec::new()
+    }))
+}
+
+fn certificates(text: &str) -> Result<Vec<CertificateDer<'static>>, String> {
+    let all = CertificateDer::pem_slice_iter(text.as_bytes());
+    all.collect::<Result<_, _>>().map_err(|error| error.to_string())
+}
+
+/// What a file holds, if it is there.
+fn optional(path: &Path) -> Result<Option<String>, Error> {
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(file("read", path)(error)),
+    }
+}
+
+fn remove(path: &Path) -> Result<(), Error> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(file("remove", path)(error)),
+        _ => Ok(()),
+    }
+}
+
+/// The public key of a certificate.
+fn key_of(certificate: &CertificateDer<'_>) -> Option<Vec<u8>> {
+    use x509_parser::prelude::{FromDer as _, X509Certificate};
+    let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
+    Some(parsed.public_key().raw.to_vec())
+}
+
+/// A number that no other certificate has.
+fn serial() -> Result<SerialNumber, Error> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes).map_err(|error| Error::Made(error.to_string()))?;
+    // Positive, and of full length.
+    bytes[0] = bytes[0] & 0x7f | 0x40;
+    Ok(SerialNumber::from_slice(&bytes))
 }
 
 /// Whether a certificate is of this key.
 fn is_of(certificate: &CertificateDer<'_>, key: &KeyPair) -> bool {
     use rcgen::PublicKeyData as _;
-    use x509_parser::prelude::{FromDer as _, X509Certificate};
-    X509Certificate::from_der(certificate)
-        .is_ok_and(|(_, parsed)| parsed.public_key().raw == key.subject_public_key_info())
+    key_of(certificate).is_some_and(|of| of == key.subject_public_key_info())
 }
 
 fn moment(at: Timestamp) -> Result<OffsetDateTime, Error> {

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! authority (ten years, in the data folder) --(issues)--> the daemon's certificate (90 days, in memory)
-//!                                           '-(issues)--> nodes' certificates (24 hours, in their agents' folders)
+//!    ^                                      '-(issues)--> nodes' certificates (24 hours, in their agents' folders)
+//!    '-(vouches, with a link)-- the one before, until it is retired
 //! --tls-cert, --tls-key --(read again when they change)--> the admin's certificate
 //! ```
 //! Both are looked after while the daemon runs ([`Secure::tend`]), and connections from then on get the new one.
@@ -26,7 +27,7 @@ pub(crate) use given::Files;
 pub use names::Name;
 pub(crate) use names::{Hosts, Own};
 pub(crate) use peer::Peer;
-pub(crate) use secure::Secure;
+pub(crate) use secure::{Before, Fingerprint, Secure};
 
 /// Why there is no TLS.
 #[derive(Debug, thiserror::Error)]
@@ -63,6 +64,17 @@ pub enum Error {
     /// A certificate could not be made.
     #[error("cannot make a certificate: {0}")]
     Made(String),
+    /// An authority takes over from one, not from two.
+    #[error(
+        "cannot rotate the workspace's certificate authority: the one before the present one counts still; retire that \
+         first (atelier ca retire)"
+    )]
+    NotRetired,
+    /// Nothing is to be retired.
+    #[error(
+        "cannot retire a certificate authority: there is no other than the present one; `atelier ca rotate` makes one"
+    )]
+    NothingBefore,
     /// A node's signing request cannot be used.
     #[error("cannot use the certificate signing request: {0}")]
     Request(String),

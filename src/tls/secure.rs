@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -10,10 +10,12 @@ use atelier_core::id::NodeName;
 use atelier_core::time::Timestamp;
 use aws_lc_rs::digest;
 use rustls::crypto::CryptoProvider;
+use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use rustls::{RootCertStore, ServerConfig};
-use tokio::sync::Semaphore;
+use rustls_pki_types::{CertificateDer, UnixTime};
+use tokio::sync::{Semaphore, watch};
 
 use super::authority::Authority;
 use super::certificate::pem;
@@ -39,16 +41,97 @@ const HANDSHAKES: usize = 256;
 
 /// TLS of one daemon.
 pub(crate) struct Secure {
-    authority: Authority,
+    data: PathBuf,
+    /// The authority's name.
+    called: String,
+    authority: RwLock<Arc<Authority>>,
+    /// How often other authorities were to count: whoever is connected is to learn of it.
+    changes: watch::Sender<u64>,
     own: Own,
     files: Option<Files>,
     provider: Arc<CryptoProvider>,
     shown: Arc<RwLock<Arc<Shown>>>,
     looked: Mutex<Looked>,
+    configs: RwLock<Arc<Configs>>,
+    pub(super) handshakes: Semaphore,
+}
+
+/// SHA-256 of an authority's certificate.
+pub(crate) type Fingerprint = [u8; 32];
+
+/// What connections are accepted with.
+pub(super) struct Configs {
     /// For who connects from this machine, and from elsewhere.
     pub(super) here: Arc<ServerConfig>,
     pub(super) elsewhere: Arc<ServerConfig>,
-    pub(super) handshakes: Semaphore,
+    /// Each authority whose nodes are known, the one that issues first.
+    authorities: Vec<(Fingerprint, Arc<dyn ClientCertVerifier>)>,
+}
+
+impl Configs {
+    /// Nodes show certificates; people and jobs have tokens. One of an authority that was retired is taken here, so that
+    /// the door can tell what to do.
+    fn new(
+        authority: &Authority,
+        provider: &Arc<CryptoProvider>,
+        shown: &Arc<RwLock<Arc<Shown>>>,
+    ) -> Result<Self, Error> {
+        let own = [authority.certificate()].into_iter();
+        let others = authority.previous().map(|before| &before.certificate);
+        let all: Vec<_> = own.chain(others).chain(authority.retired()).collect();
+        let verifier = |of: &[&CertificateDer<'static>]| -> Result<_, Error> {
+            let mut roots = RootCertStore::empty();
+            of.iter().try_for_each(|&one| roots.add(one.clone()))?;
+            WebPkiClientVerifier::builder_with_provider(roots.into(), provider.clone())
+                .allow_unauthenticated()
+                .build()
+                .map_err(|error| rustls::Error::General(error.to_string()).into())
+        };
+        let nodes = verifier(&all)?;
+        let config = |is_here: bool| -> Result<Arc<ServerConfig>, Error> {
+            let mut config = ServerConfig::builder_with_provider(provider.clone())
+                .with_safe_default_protocol_versions()?
+                .with_client_cert_verifier(nodes.clone())
+                .with_cert_resolver(Arc::new(Chooser { shown: shown.clone(), is_here }));
+            config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+            Ok(Arc::new(config))
+        };
+        let authorities = all.iter().map(|one| Ok((fingerprint(one), verifier(&[*one])?)));
+        let authorities = authorities.collect::<Result<_, Error>>()?;
+        Ok(Self { here: config(true)?, elsewhere: config(false)?, authorities })
+    }
+
+    /// By which authority a certificate was issued, which some was: its signature says it, and nothing else.
+    pub(super) fn issuer_of(&self, shown: &[CertificateDer<'_>]) -> Option<Fingerprint> {
+        let (own, others) = shown.split_first()?;
+        let is_of = |verifier: &Arc<dyn ClientCertVerifier>| {
+            verifier.verify_client_cert(own, others, UnixTime::now()).is_ok()
+        };
+        let found = self.authorities.iter().find(|(_, verifier)| is_of(verifier));
+        found.map(|(fingerprint, _)| *fingerprint)
+    }
+}
+
+fn fingerprint(certificate: &CertificateDer<'_>) -> Fingerprint {
+    digest::digest(&digest::SHA256, certificate).as_ref().try_into().unwrap_or_default()
+}
+
+/// How a workspace's authorities stand.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Standing {
+    /// The certificate of the one that issues, in PEM.
+    pub(crate) certificate: String,
+    pub(crate) fingerprint: Fingerprint,
+    /// The one before, while it counts.
+    pub(crate) previous: Option<Before>,
+}
+
+/// An authority that has been taken over from.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Before {
+    pub(crate) certificate: String,
+    pub(crate) fingerprint: Fingerprint,
+    pub(crate) rotated_at: Timestamp,
 }
 
 /// A certificate by which a node is known.
@@ -129,22 +212,7 @@ impl Secure {
         let given = files.as_ref().map(|files| files.read(&provider, now)).transpose()?;
         let shown = Shown::new(made, given, &names);
         let shown = Arc::new(RwLock::new(Arc::new(shown)));
-        // Nodes show certificates; people and jobs have tokens.
-        let mut nodes = RootCertStore::empty();
-        nodes.add(authority.certificate().clone())?;
-        let nodes = WebPkiClientVerifier::builder_with_provider(nodes.into(), provider.clone())
-            .allow_unauthenticated()
-            .build()
-            .map_err(|error| rustls::Error::General(error.to_string()))?;
-        let config = |is_here: bool| -> Result<Arc<ServerConfig>, Error> {
-            let mut config = ServerConfig::builder_with_provider(provider.clone())
-                .with_safe_default_protocol_versions()?
-                .with_client_cert_verifier(nodes.clone())
-                .with_cert_resolver(Arc::new(Chooser { shown: shown.clone(), is_here }));
-            config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-            Ok(Arc::new(config))
-        };
-        let (here, elsewhere) = (config(true)?, config(false)?);
+        let configs = Configs::new(&authority, &provider, &shown)?;
         let looked = Mutex::new(Looked {
             names,
             made_at: now,
@@ -154,21 +222,99 @@ impl Secure {
             authority: Remaining::Much,
         });
         let handshakes = Semaphore::new(HANDSHAKES);
-        let made =
-            Self { authority, own, files, provider, shown, looked, here, elsewhere, handshakes };
+        let made = Self {
+            data: data.to_owned(),
+            called: called.to_owned(),
+            authority: RwLock::new(Arc::new(authority)),
+            changes: watch::Sender::new(0),
+            own,
+            files,
+            provider,
+            shown,
+            looked,
+            configs: RwLock::new(Arc::new(configs)),
+            handshakes,
+        };
         made.look(now);
         Ok(made)
     }
 
-    /// The authority's certificate as PEM.
-    pub(crate) fn authority(&self) -> &str {
-        self.authority.pem()
+    fn authority(&self) -> Arc<Authority> {
+        self.authority.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn configs(&self) -> Arc<Configs> {
+        self.configs.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The certificates of the authorities that vouch for the daemon as PEM, the one that issues first.
+    pub(crate) fn authorities(&self) -> String {
+        self.authority().pem().to_owned()
     }
 
     /// Of the authority's certificate: whoever knows it knows the daemon.
-    pub(crate) fn fingerprint(&self) -> [u8; 32] {
-        let digest = digest::digest(&digest::SHA256, self.authority.certificate());
-        digest.as_ref().try_into().unwrap_or_default()
+    pub(crate) fn fingerprint(&self) -> Fingerprint {
+        fingerprint(self.authority().certificate())
+    }
+
+    /// Tells when from now on other authorities count.
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    /// How the authorities stand.
+    pub(crate) fn standing(&self) -> Standing {
+        let authority = self.authority();
+        let told = |certificate: &CertificateDer<'_>| pem("CERTIFICATE", certificate);
+        let previous = authority.previous().map(|before| Before {
+            certificate: told(&before.certificate),
+            fingerprint: fingerprint(&before.certificate),
+            rotated_at: before.rotated_at,
+        });
+        let certificate = told(authority.certificate());
+        Standing { certificate, fingerprint: fingerprint(authority.certificate()), previous }
+    }
+
+    /// Those that count no more.
+    pub(crate) fn retired(&self) -> Vec<Fingerprint> {
+        self.authority().retired().iter().map(|one| fingerprint(one)).collect()
+    }
+
+    /// Has a new authority take over: on disk, and for each connection from now on. Writes files.
+    ///
+    /// # Errors
+    /// The one before is not retired yet, or files cannot be written.
+    pub(crate) fn rotate(&self, now: Timestamp) -> Result<(), Error> {
+        self.replace(now, Authority::rotate)
+    }
+
+    /// Has the authority before count no more: on disk, and for each connection from now on. Writes files.
+    ///
+    /// # Errors
+    /// There is none, or files cannot be written.
+    pub(crate) fn retire(&self, now: Timestamp) -> Result<(), Error> {
+        self.replace(now, Authority::retire)
+    }
+
+    fn replace(
+        &self,
+        now: Timestamp,
+        by: impl FnOnce(&Authority, &Path, &str, Timestamp) -> Result<Authority, Error>,
+    ) -> Result<(), Error> {
+        // One at a time, and not while certificates are made by what there was.
+        let mut looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
+        let authority = by(&self.authority(), &self.data, &self.called, now)?;
+        let made = make(&authority, &self.provider, &looked.names, now)?;
+        let configs = Configs::new(&authority, &self.provider, &self.shown)?;
+        (looked.made_at, looked.authority) = (now, Remaining::Much);
+        let before = self.shown();
+        let shown = Shown::new(made, before.given.clone(), &looked.names);
+        // Nodes are known by the new one before they get certificates of it.
+        *self.configs.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(configs);
+        *self.shown.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(shown);
+        *self.authority.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(authority);
+        self.changes.send_modify(|count| *count += 1);
+        Ok(())
     }
 
     /// Makes the certificate by which a node is known for so long, for the key of its signing request.
@@ -185,7 +331,7 @@ impl Secure {
         let at = |ms: i64| Timestamp::from_millis(now.as_millis().saturating_add(ms));
         let until = at(i64::try_from(life.as_millis()).unwrap_or(DAY_MS));
         let (called, uri) = (format!("node {node}"), uri(workspace, node, identity));
-        let made = self.authority.issue_node(request, &called, &uri, at(-BEHIND_MS), until)?;
+        let made = self.authority().issue_node(request, &called, &uri, at(-BEHIND_MS), until)?;
         let said = Certificate::parse(&made).map_err(Error::Made)?;
         Ok(NodeCertificate { pem: pem("CERTIFICATE", &made), until: said.not_after })
     }
@@ -214,7 +360,7 @@ impl Secure {
         let age = now.as_millis() - looked.made_at.as_millis();
         // A clock that was put back makes it one of a time to come.
         if names != looked.names || !(-BEHIND_MS..RENEWED_MS).contains(&age) {
-            match make(&self.authority, &self.provider, &names, now) {
+            match make(&self.authority(), &self.provider, &names, now) {
                 Ok(made) => {
                     tracing::info!(?names, "the daemon has another certificate");
                     (own, looked.names, looked.made_at) = (made, names, now);
@@ -258,12 +404,14 @@ impl Secure {
                 None => {}
             }
         }
-        let until = self.authority.until();
+        let until = self.authority().until();
         match looked.authority.worsened(Remaining::of(until, AUTHORITY_WARNED_MS, now)) {
             Some(Remaining::None) => tracing::error!(
                 %until, "the workspace's certificate authority has expired, and clients refuse the daemon"
             ),
-            Some(_) => tracing::warn!(%until, "the workspace's certificate authority expires"),
+            Some(_) => tracing::warn!(
+                %until, "the workspace's certificate authority expires; have another take over: atelier ca rotate"
+            ),
             None => {}
         }
         let now = Shown::new(own, given, &looked.names);
@@ -306,8 +454,8 @@ fn make(
 ) -> Result<Arc<CertifiedKey>, Error> {
     let at = |ms: i64| Timestamp::from_millis(now.as_millis() + ms);
     let issued = authority.issue(names, at(-BEHIND_MS), at(LIFE_MS))?;
-    // With the authority: who knows its fingerprint alone finds it here.
-    let chain = vec![issued.certificate, authority.certificate().clone()];
+    let mut chain = vec![issued.certificate];
+    chain.extend(authority.chain());
     Ok(Arc::new(CertifiedKey::from_der(chain, issued.key, provider)?))
 }
 

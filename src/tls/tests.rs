@@ -4,10 +4,14 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use atelier_agent::trust::Trust;
 use atelier_core::time::Timestamp;
 use rcgen::{CertificateParams, KeyPair};
+use rustls::client::danger::ServerCertVerifier as _;
+use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, UnixTime};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::authority::CERTIFICATE as CA_CERTIFICATE;
@@ -50,21 +54,21 @@ fn a_workspace_has_one_authority_for_ten_years() {
     let (certificate, key) = (folder.path().join(CA_CERTIFICATE), folder.path().join("tls/ca.key"));
     let first = open(folder.path(), None, day(0)).unwrap();
     assert_eq!((mode(&certificate), mode(&key)), (0o644, 0o600));
-    let said = Certificate::of_pem(first.authority()).unwrap();
+    let said = Certificate::of_pem(&first.authorities()).unwrap();
     assert!(said.not_before < day(0) && said.not_after > day(3650), "{said:?}");
     let again = open(folder.path(), None, day(100)).unwrap();
-    assert_eq!(first.authority(), again.authority());
-    assert_eq!(fs::read_to_string(&certificate).unwrap(), first.authority());
+    assert_eq!(first.authorities(), again.authorities());
+    assert_eq!(fs::read_to_string(&certificate).unwrap(), first.authorities());
     // What it makes is of it, whenever it was started.
     for secure in [&first, &again] {
         let roots = Trust::of_file(&certificate).unwrap();
-        assert_eq!(roots.pem(), Some(secure.authority()));
+        assert_eq!(roots.pem(), Some(&*secure.authorities()));
     }
     assert!(matches!(open(folder.path(), None, day(3700)), Err(Error::Authority { .. })));
 
     // Cut short before it had its name, it is the one that was made.
     fs::rename(&certificate, folder.path().join("tls/ca.pem.new")).unwrap();
-    assert_eq!(open(folder.path(), None, day(0)).unwrap().authority(), first.authority());
+    assert_eq!(open(folder.path(), None, day(0)).unwrap().authorities(), first.authorities());
     // Once people were told it is not made anew by itself.
     fs::remove_file(&certificate).unwrap();
     let kept = fs::read(&key).unwrap();
@@ -76,7 +80,7 @@ fn a_workspace_has_one_authority_for_ten_years() {
     assert_eq!(fs::read(&key).unwrap(), kept);
     fs::remove_file(&key).unwrap();
     let other = open(folder.path(), None, day(0)).unwrap();
-    assert_ne!(first.authority(), other.authority());
+    assert_ne!(first.authorities(), other.authorities());
     fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap();
     let told = open(folder.path(), None, day(0)).unwrap_err().to_string();
     assert!(told.contains("ca.key") && told.contains("chmod 600"), "{told}");
@@ -145,7 +149,7 @@ fn the_daemon_s_own_certificate_is_made_anew_before_it_ends() {
     assert_eq!(shown(&secure, false, None).not_after, day(91));
     // None outlives its authority.
     let last = open(folder.path(), None, day(3640)).unwrap();
-    let authority = Certificate::of_pem(last.authority()).unwrap();
+    let authority = Certificate::of_pem(&last.authorities()).unwrap();
     assert_eq!(shown(&last, false, None).not_after, authority.not_after);
 }
 
@@ -274,11 +278,7 @@ async fn who_speaks_plain_http_is_told() {
 
 #[test]
 fn a_node_s_certificate_says_who_it_is_whatever_the_request_says() {
-    use std::time::Duration;
-
     use atelier_core::id::NodeName;
-    use rustls_pki_types::CertificateDer;
-    use rustls_pki_types::pem::PemObject as _;
 
     use super::Peer;
 
@@ -293,8 +293,9 @@ fn a_node_s_certificate_says_who_it_is_whatever_the_request_says() {
     let made = secure.issue_node(request.der(), whose, day(0), life).unwrap();
     assert_eq!(made.until, day(1));
     let der = CertificateDer::from_pem_slice(made.pem.as_bytes()).unwrap();
-    let peer = Peer::of(&der).unwrap();
-    assert_eq!(peer, Peer { node: node.clone(), identity: "id".to_owned(), until: day(1) });
+    let peer = Peer::of(&der, [1; 32]).unwrap();
+    let (identity, until, authority) = ("id".to_owned(), day(1), [1; 32]);
+    assert_eq!(peer, Peer { node: node.clone(), identity, until, authority });
     let said = Certificate::parse(&der).unwrap();
     assert!(said.names.is_empty() && said.not_before < day(0), "{said:?}");
     let (_, parsed) = x509_parser::parse_x509_certificate(&der).unwrap();
@@ -303,7 +304,7 @@ fn a_node_s_certificate_says_who_it_is_whatever_the_request_says() {
     assert!(usage.client_auth && !usage.server_auth);
     // The daemon's own is no node's.
     let own = secure.chosen(false, None);
-    assert_eq!(Peer::of(own.end_entity_cert().unwrap()), None);
+    assert_eq!(Peer::of(own.end_entity_cert().unwrap(), [1; 32]), None);
     // Who is shown the chain finds the authority of the fingerprint in it.
     let digest = |der: &[u8]| aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, der);
     assert_eq!(digest(&own.cert[1]).as_ref(), secure.fingerprint());
@@ -313,5 +314,116 @@ fn a_node_s_certificate_says_who_it_is_whatever_the_request_says() {
     for bad in [&changed[..], &[], &[0x30, 0x80], &[0xff; 100]] {
         let refused = secure.issue_node(bad, whose, day(0), life);
         assert!(matches!(refused, Err(Error::Request(_))), "{refused:?}");
+    }
+}
+
+/// Whether who knows these authorities alone takes what is shown for the daemon's.
+fn vouched(secure: &Secure, authorities: &str, now: Timestamp) -> bool {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut roots = rustls::RootCertStore::empty();
+    for root in CertificateDer::pem_slice_iter(authorities.as_bytes()) {
+        roots.add(root.unwrap()).unwrap();
+    }
+    let verifier =
+        rustls::client::WebPkiServerVerifier::builder_with_provider(roots.into(), provider);
+    let chain = &secure.chosen(false, None).cert;
+    let at = Duration::from_millis(now.as_millis().cast_unsigned());
+    let name = "gate.example".try_into().unwrap();
+    let verifier = verifier.build().unwrap();
+    let at = UnixTime::since_unix_epoch(at);
+    verifier.verify_server_cert(&chain[0], &chain[1..], &name, &[], at).is_ok()
+}
+
+/// A certificate that a node gets now, and by which authority the daemon says it is.
+fn node_certificate(secure: &Secure, now: Timestamp) -> CertificateDer<'static> {
+    let request = CertificateParams::default().serialize_request(&KeyPair::generate().unwrap());
+    let node = atelier_core::id::NodeName::new("gpu-1").unwrap();
+    let life = Duration::from_secs(24 * 3600);
+    let made = secure.issue_node(request.unwrap().der(), ("w", &node, "id"), now, life).unwrap();
+    CertificateDer::from_pem_slice(made.pem.as_bytes()).unwrap()
+}
+
+#[test]
+fn an_authority_takes_over_from_one_that_is_known_still() {
+    let folder = tempfile::tempdir().unwrap();
+    let now = crate::daemon::Clock::default().wall();
+    let secure = open(folder.path(), None, now).unwrap();
+    let (old, old_fingerprint) = (secure.authorities(), secure.fingerprint());
+    let old_node = node_certificate(&secure, now);
+    let issued_by = |secure: &Secure, node: &CertificateDer<'static>| {
+        secure.configs().issuer_of(std::slice::from_ref(node))
+    };
+    assert!(matches!(secure.retire(now), Err(Error::NothingBefore)));
+    let mut changes = secure.changes();
+    assert!(!changes.has_changed().unwrap());
+    secure.rotate(now).unwrap();
+    assert!(changes.has_changed().unwrap());
+    changes.mark_unchanged();
+    let new = secure.standing().certificate;
+    assert_ne!(new, old);
+    assert_eq!(secure.authorities(), format!("{new}{old}"));
+    assert_ne!(secure.fingerprint(), old_fingerprint);
+    let (key, next) = (folder.path().join("tls/ca.key"), folder.path().join("tls/ca.key.next"));
+    assert!(mode(&key) == 0o600 && !next.exists());
+    // Whoever knows one of them knows the daemon, also started anew and after its certificate was made anew.
+    let again = open(folder.path(), None, now).unwrap();
+    let later = Timestamp::from_millis(now.as_millis() + 61 * DAY_MS);
+    again.look(later);
+    for (secure, now) in [(&secure, now), (&again, later)] {
+        assert!(vouched(secure, &new, now) && vouched(secure, &old, now));
+        let foreign = open(tempfile::tempdir().unwrap().path(), None, now).unwrap();
+        assert!(!vouched(secure, &foreign.authorities(), now));
+        // As who has a join token knows it.
+        let shown = secure.chosen(false, None);
+        let digest = |der: &[u8]| aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, der);
+        for fingerprint in [old_fingerprint, secure.fingerprint()] {
+            assert!(shown.cert.iter().any(|der| digest(der).as_ref() == fingerprint));
+        }
+        assert_eq!(issued_by(secure, &old_node), Some(old_fingerprint));
+    }
+    let new_node = node_certificate(&secure, now);
+    assert_eq!(issued_by(&secure, &new_node), Some(secure.fingerprint()));
+    let rotated_at = secure.standing().previous.unwrap().rotated_at;
+    assert!((now..Timestamp::from_millis(now.as_millis() + 1000)).contains(&rotated_at));
+    // All programs count numbers of certificates as one issuer's.
+    let numbers: Vec<Vec<u8>> = secure.chosen(false, None).cert[1..]
+        .iter()
+        .map(|der| x509_parser::parse_x509_certificate(der).unwrap().1.raw_serial().to_vec())
+        .collect();
+    assert!(numbers[0] != numbers[1] && numbers[1] != numbers[2], "{numbers:?}");
+    assert!(matches!(secure.rotate(now), Err(Error::NotRetired)));
+
+    secure.retire(now).unwrap();
+    assert!(changes.has_changed().unwrap());
+    assert!(!folder.path().join("tls/ca-link.pem").exists());
+    for secure in [&secure, &open(folder.path(), None, now).unwrap()] {
+        assert_eq!(secure.authorities(), new);
+        assert!(vouched(secure, &new, now) && !vouched(secure, &old, now));
+        assert_eq!(secure.retired(), [old_fingerprint]);
+        // The door knows what to say.
+        assert_eq!(issued_by(secure, &old_node), Some(old_fingerprint));
+    }
+    // And again.
+    secure.rotate(now).unwrap();
+    secure.retire(now).unwrap();
+    assert_eq!(secure.retired().len(), 2);
+    assert!(!vouched(&secure, &new, now));
+}
+
+#[test]
+fn a_link_that_was_taken_away_leaves_a_daemon_that_starts() {
+    let folder = tempfile::tempdir().unwrap();
+    let secure = open(folder.path(), None, day(0)).unwrap();
+    let old = secure.authorities();
+    secure.rotate(day(0)).unwrap();
+    let link = folder.path().join("tls/ca-link.pem");
+    for damage in [Some(old.as_str()), Some("nothing"), None] {
+        match damage {
+            Some(text) => fs::write(&link, text).unwrap(),
+            None => fs::remove_file(&link).unwrap(),
+        }
+        let secure = open(folder.path(), None, day(0)).unwrap();
+        assert!(vouched(&secure, &secure.authorities(), day(0)) && !vouched(&secure, &old, day(0)));
+        assert!(secure.standing().previous.is_some());
     }
 }

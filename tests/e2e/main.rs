@@ -18,6 +18,7 @@ mod addresses;
 mod assets;
 mod attacks;
 mod audit;
+mod authorities;
 mod backups;
 mod bad_input;
 mod builds;

@@ -222,3 +222,41 @@ fn an_admin_s_own_certificate_is_checked_and_read_again() {
     });
     ask(&other.authority).ok();
 }
+
+#[test]
+fn a_machine_joins_a_daemon_that_has_a_certificate_of_its_admin_s() {
+    let cluster = Cluster::with(serve(&["--tls-cert", "chain.pem", "--tls-key", "key.pem"]));
+    let theirs = Theirs::new(30);
+    theirs.put(&cluster);
+    cluster.start_daemon();
+    let named = by(&cluster.server(), "https", "localhost");
+    let token = || {
+        let create = ["node", "token", "create", "--query", "token", "-o", "tsv"];
+        cluster.atelier(create).ok().word()
+    };
+    // Others vouch for the daemon: the token says nothing of that.
+    let once = token();
+    assert!(!once.contains('.'), "a fingerprint of what is not shown");
+    let bare = Agent::new("one").server(&named).token(&once);
+    cluster.launch_agent(&bare);
+    until("the agent gives up", || cluster.agent("one", |agent| agent.ended()));
+    cluster.agent("one", |agent| assert!(agent.said("--ca-file"), "{}", agent.tail(5)));
+    // That has used nothing up.
+    let given = format!("--ca-file={}", cluster.write("theirs.pem", &theirs.authority).display());
+    cluster.start_agent(&bare.with(&given));
+    cluster.completed(&cluster.shell("true"));
+    // It is known by a certificate of the workspace's own authority, and goes on when that is replaced.
+    let identity = cluster.agent_data("one").join("identity.json");
+    let read =
+        || -> serde_json::Value { serde_json::from_slice(&fs::read(&identity).unwrap()).unwrap() };
+    let before = read();
+    assert!(before["authority"].is_null(), "it trusts what it was given");
+    cluster.atelier(["ca", "rotate"]).ok();
+    until("the node has moved", || {
+        let status = cluster.atelier(["ca", "status", "-o", "json"]).ok().json();
+        (status["previous"]["nodes"] == serde_json::json!([])).then_some(())
+    });
+    assert_ne!(read()["proof"], before["proof"]);
+    cluster.atelier(["ca", "retire"]).ok();
+    cluster.completed(&cluster.shell("true"));
+}

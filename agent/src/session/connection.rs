@@ -75,11 +75,12 @@ impl Interceptor for Token {
 pub(crate) async fn connect(args: &AgentArgs) -> Result<Connection, Error> {
     let address = address(args)?;
     let (credential, authority) = identity::credential(args)?;
+    let authority = authority.filter(|_| args.ca_file.is_none() && address.starts_with("https://"));
+    // By joining, and not on this machine.
+    let is_learnt = authority.is_some();
     let trust = match authority {
-        Some(authority) if args.ca_file.is_none() && address.starts_with("https://") => {
-            Trust::These(authority.into())
-        }
-        _ => trust(args, &address)?,
+        Some(authority) => Trust::These(authority.into()),
+        None => trust(args, &address)?,
     };
     let (token, shown) = match credential {
         Credential::Token(token) => (Some(token), None),
@@ -93,7 +94,12 @@ pub(crate) async fn connect(args: &AgentArgs) -> Result<Connection, Error> {
     });
     let header = header.transpose()?;
     let connected = trust.connect_showing(&endpoint(&address)?, shown).await;
-    let channel = connected.map_err(|error| failed(&address, error))?;
+    let channel = connected.map_err(|error| match failed(&address, error) {
+        Error::Untrusted { address, doubt: Doubt::Authority } if is_learnt => {
+            Error::NotKnown { address, node: identity::name(args) }
+        }
+        other => other,
+    })?;
     let interceptor = Token { header };
     let client = AgentServiceClient::with_interceptor(channel.clone(), interceptor.clone());
     Ok(Connection { client, address, channel, interceptor, token, trust })

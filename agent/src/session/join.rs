@@ -1,10 +1,12 @@
 //! Joining a workspace, and keeping the certificate that comes of it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use atelier_core::time::Timestamp;
 use atelier_proto::node::v1 as pb;
 use pb::node_identity_service_client::NodeIdentityServiceClient;
+use tokio::sync::Notify;
 use tonic::Code;
 
 use super::connection::{self, Caller};
@@ -18,6 +20,8 @@ const ANSWER: Duration = Duration::from_secs(20);
 /// Between two looks at the clock, which may be set meanwhile, and between two tries to renew.
 const LOOK: Duration = Duration::from_secs(30);
 const AGAIN: Duration = Duration::from_secs(60);
+/// Nodes that are all told to renew do it within this time.
+const SPREAD: Duration = Duration::from_secs(2);
 
 /// Joins, if this agent was given a join token that its identity does not come of.
 pub(super) async fn ensure(args: &AgentArgs) -> Result<(), Error> {
@@ -85,19 +89,25 @@ async fn join(args: &AgentArgs, token: &JoinToken, name: &str) -> Result<(), Err
 
 /// One that lasts so long from now. It is renewed after about two thirds of that: not by all nodes at once.
 fn certificate(certificate: String, key: String, lasts_ms: u64) -> Proof {
-    let mut random = [0; 1];
-    let _ = getrandom::fill(&mut random);
-    let part = 0.63 + 0.07 * f64::from(random[0]) / 255.0;
+    let part = 0.63 + 0.07 * random();
     let at = |ms: u64| -> Timestamp { wall().plus_millis(i64::try_from(ms).unwrap_or(i64::MAX)) };
     let renew_at = at((lasts_ms as f64 * part) as u64);
     Proof::Certificate { certificate, key, until: at(lasts_ms), renew_at }
 }
 
-/// Returns once the node has its next certificate, if it has one.
-pub(super) async fn renewed(args: AgentArgs, caller: Caller) {
+/// Between 0 and 1.
+fn random() -> f64 {
+    let mut random = [0; 1];
+    let _ = getrandom::fill(&mut random);
+    f64::from(random[0]) / 255.0
+}
+
+/// Returns once the node has its next certificate, if it has one: in time, or when that is due at once.
+pub(super) async fn renewed(args: AgentArgs, caller: Caller, due: Arc<Notify>) {
     let Ok(Told::Join(_) | Told::Nothing) = identity::told(&args) else {
         return std::future::pending().await;
     };
+    let mut is_due = false;
     loop {
         let kept = match identity::kept(&args) {
             Ok(Some(kept)) => kept,
@@ -111,8 +121,15 @@ pub(super) async fn renewed(args: AgentArgs, caller: Caller) {
             Duration::from_millis(u64::try_from(ms).unwrap_or(0))
         };
         let wait = left(renew_at);
-        if !wait.is_zero() {
-            tokio::time::sleep(wait.min(LOOK)).await;
+        if !is_due && !wait.is_zero() {
+            tokio::select! {
+                () = tokio::time::sleep(wait.min(LOOK)) => {}
+                () = due.notified() => {
+                    // All nodes are told so at the same time.
+                    tokio::time::sleep(SPREAD.mul_f64(random())).await;
+                    is_due = true;
+                }
+            }
             continue;
         }
         // More often where little is left.
@@ -140,6 +157,8 @@ async fn renew(args: &AgentArgs, kept: Identity, caller: Caller) -> Result<(), E
         .map_err(Error::Lost)?
         .into_inner();
     let proof = certificate(answer.certificate, key, answer.lasts_ms);
+    // What vouches for the daemon is in the same file: either is never kept without the other.
+    crate::failpoint::panics("renewed");
     let authority = kept.authority.as_ref().map(|_| answer.authority);
     Identity { authority, proof, ..kept }.keep(args)?;
     tracing::info!("the node has its next certificate");

@@ -13,7 +13,7 @@ use atelier_proto::agent::v1 as pb;
 use atelier_proto::job::v1::open_channel::What;
 use pb::agent_message::Message as Up;
 use pb::daemon_message::Message as Down;
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_stream::wrappers::UnboundedReceiverStream;
@@ -71,9 +71,16 @@ pub(crate) enum Error {
     NotJoined { address: String, status: tonic::Status },
     #[error(
         "who answers at {address} is not the daemon that made the join token: its authority is another; check the \
-         address, or, where the daemon has a certificate of its admin's, give the authority of that with --ca-file"
+         address, or, where the daemon has a certificate of its admin's, give the authority of that with --ca-file; where \
+         the workspace's own was replaced since the token was made (`atelier ca retire`), have an admin make another"
     )]
     NotTheOne { address: String },
+    #[error(
+        "who answers at {address} is vouched for by an authority that this node does not know; where the workspace's was \
+         replaced while the node was away (`atelier ca rotate`, `ca retire`), have an admin make a join token (atelier \
+         node token create --node {node}) and start the agent with it once"
+    )]
+    NotKnown { address: String, node: String },
     #[error("the token holds characters that no token has")]
     BadToken,
     #[error("cannot reach the daemon at {address}")]
@@ -112,6 +119,7 @@ impl Error {
                 !matches!(error, identity::Error::Unread { .. } | identity::Error::File { .. })
             }
             Self::NotTheOne { .. }
+            | Self::NotKnown { .. }
             | Self::BadToken
             | Self::BadAddress { .. }
             | Self::Untrusted { doubt: Doubt::Authority | Doubt::Name(_) | Doubt::Plain, .. } => {
@@ -143,6 +151,8 @@ pub(crate) struct Session {
     pub(crate) channels: Arc<Semaphore>,
     /// A permit for each environment that is made ready before a job needs it.
     pub(crate) builds: Arc<Semaphore>,
+    /// The node's certificate is to be renewed now.
+    pub(crate) due: Arc<Notify>,
 }
 
 impl Session {
@@ -200,7 +210,8 @@ impl Session {
         let connection = connection::connect(&self.args).await?;
         let (client, address) = (connection.client.clone(), connection.address.clone());
         let trust = connection.trust.clone();
-        let renewed = join::renewed(self.args.clone(), connection.caller());
+        self.due = Arc::default();
+        let renewed = join::renewed(self.args.clone(), connection.caller(), self.due.clone());
         let (up, messages) = mpsc::unbounded_channel();
         // What happened until now goes into the Hello, what happens from now on after it.
         while let Ok(news) = self.news.try_recv() {
@@ -369,6 +380,7 @@ impl Session {
                     match received.message {
                         Some(Down::FollowLog(request)) => self.follow(request, &client, &mut followers),
                         Some(Down::HeartbeatAck(ack)) => lease.acknowledged(ack.number),
+                        Some(Down::RenewCertificate(_)) => self.due.notify_one(),
                         Some(other) => self.take(other, &up),
                         None => tracing::debug!("a message of a kind this agent does not know"),
                     }
@@ -428,7 +440,10 @@ impl Session {
             Down::OpenChannel(request) => self.open_channel(request),
             Down::AskCache(ask) => self.tell_cache(ask, up),
             Down::BuildEnvironment(ask) => self.build_environment(ask, up),
-            Down::Welcome(_) | Down::FollowLog(_) | Down::HeartbeatAck(_) => {}
+            Down::Welcome(_)
+            | Down::FollowLog(_)
+            | Down::HeartbeatAck(_)
+            | Down::RenewCertificate(_) => {}
         }
     }
 

@@ -14,7 +14,7 @@ fn identity(id: &str) -> NodeIdentity {
 }
 
 fn peer(identity: &str) -> Peer {
-    Peer { node: node(), identity: identity.to_owned(), until: at(1000) }
+    Peer { node: node(), identity: identity.to_owned(), until: at(1000), authority: [1; 32] }
 }
 
 #[test]
@@ -40,6 +40,27 @@ fn a_certificate_opens_while_it_lasts_and_its_identity_is_in_force() {
     nodes.set(&node(), Some(identity("b")));
     assert_eq!(said("b", 0), "node:one");
     assert!(said("a", 0).contains("since"));
+}
+
+#[test]
+fn a_certificate_of_an_authority_that_was_retired_opens_nothing() {
+    let nodes = Identities::default();
+    nodes.set(&node(), Some(identity("a")));
+    let by = |authority: u8| Peer { authority: [authority; 32], ..peer("a") };
+    nodes.caller(&by(1), at(5)).unwrap();
+    assert_eq!(nodes.known_by(&identity("a"), [1; 32]), Some(at(5)));
+    assert_eq!(nodes.known_by(&identity("a"), [2; 32]), None);
+    // What was opened with the one before goes on beside.
+    nodes.caller(&by(2), at(6)).unwrap();
+    nodes.caller(&by(1), at(7)).unwrap();
+    nodes.caller(&by(2), at(8)).unwrap();
+    assert_eq!(nodes.known_by(&identity("a"), [2; 32]), Some(at(6)));
+    nodes.retire(vec![[1; 32]]);
+    let told = nodes.caller(&by(1), at(9)).unwrap_err().to_string();
+    assert!(told.contains("retired") && told.contains("node token create --node one"), "{told}");
+    nodes.caller(&by(2), at(9)).unwrap();
+    // A machine that has joined under the name since has shown nothing yet.
+    assert_eq!(nodes.known_by(&identity("b"), [2; 32]), None);
 }
 
 #[tokio::test]
