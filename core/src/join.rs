@@ -126,7 +126,38 @@ pub enum Refusal {
     Taken(NodeName),
 }
 
+/// A join token that there is not, as far as it could be deleted.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum NotDeleted {
+    /// There is none.
+    #[error("there is no join token '{0}'; see `atelier node token list`")]
+    Unknown(String),
+    /// A machine has joined with it.
+    #[error(
+        "the join token '{id}' was used, at {at} by node '{by}', and opens nothing any more; to take the node out: \
+         atelier node revoke {by}"
+    )]
+    Used {
+        /// Which.
+        id: String,
+        /// When.
+        at: Timestamp,
+        /// By which node.
+        by: NodeName,
+    },
+}
+
 impl JoinToken {
+    /// What it is called: of its hash, enough to tell it from others.
+    pub fn id(&self) -> String {
+        self.hash.to_string().chars().take(12).collect()
+    }
+
+    /// Whether it still opens.
+    pub fn is_open(&self, now: Timestamp) -> bool {
+        self.used.is_none() && now < self.expires_at
+    }
+
     /// Whether a machine may join with it. `known`: what the name is known by now; `taken`: some node has the name,
     /// by whatever token.
     ///

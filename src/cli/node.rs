@@ -6,7 +6,10 @@ use atelier_core::resource::Memory;
 use atelier_proto::compute::v1::{
     self as pb, DrainNodeRequest, GetNodeRequest, ListNodesRequest, NodeState, ResumeNodeRequest,
 };
-use atelier_proto::node::v1::{CreateJoinTokenRequest, RevokeNodeRequest};
+use atelier_proto::node::v1::{
+    CreateJoinTokenRequest, DeleteJoinTokenRequest, JoinToken, ListJoinTokensRequest,
+    RevokeNodeRequest,
+};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
@@ -40,13 +43,14 @@ Examples:
     /// Let a drained node have jobs again
     #[command(after_help = "Example:\n  atelier node resume gpu-3")]
     Resume(Name),
-    /// Make tokens with which machines become nodes
+    /// Make tokens with which machines become nodes, see which still open, and delete them
     #[command(subcommand)]
     Token(Token),
     /// Cut a node off at once: all that it is let in by is worth nothing from then on
     ///
     /// What runs there writes nothing more and ends within its lease; its jobs then go elsewhere, as those of a node
-    /// that was lost. A node that was revoked comes back with a join token for its name.
+    /// that was lost. A node that was revoked comes back with a join token for its name. Of a name that no machine has
+    /// joined under yet its unused join tokens open no more.
     #[command(after_help = "Example:\n  atelier node revoke gpu-3")]
     Revoke(Name),
     /// See what a node keeps of what it built and fetched, and remove what is not in use
@@ -85,6 +89,19 @@ Examples:
         /// For how long it opens, 7 days at most
         #[arg(long, value_name = "TIME", default_value = "15m", value_parser = seconds)]
         expires: u64,
+    },
+    /// List the join tokens that still open; the tokens themselves are shown once, when they are made
+    #[command(visible_alias = "ls", after_help = "Example:\n  atelier node token list")]
+    List,
+    /// Have a join token open no more
+    #[command(
+        visible_alias = "rm",
+        after_help = "Example:\n  atelier node token delete 3f9a02c4be17"
+    )]
+    Delete {
+        /// Its id, as `node token list` shows it
+        #[arg(value_name = "ID")]
+        id: String,
     },
 }
 
@@ -170,20 +187,38 @@ pub(super) async fn run(command: Command, context: &Context) -> Result<(), Error
             ));
             context.output.show(&json!({
                 "token": made.token,
+                "id": made.id,
                 "expires_at": time(made.expires_at_ms),
                 "compute": compute,
                 "node": node,
                 "server": made.server,
             }))
         }
+        Command::Token(Token::List) => {
+            let request = ListJoinTokensRequest {};
+            let answer = client.call(client.nodes().list_join_tokens(request)).await?;
+            context.output.list(answer.tokens.iter().map(token).collect(), TOKEN_COLUMNS)
+        }
+        Command::Token(Token::Delete { id }) => {
+            let request = DeleteJoinTokenRequest { id };
+            let deleted = client.call(client.nodes().delete_join_token(request)).await?;
+            context.output.show(&token(&deleted))
+        }
         Command::Revoke(name) => {
             let request = RevokeNodeRequest { name: name.get().to_owned() };
             let revoked = client.call(client.nodes().revoke_node(request)).await?;
             let name = name.get();
-            context.output.note(&format!(
-                "It comes back with a token for its name: atelier node token create --node {name}"
-            ));
-            context.output.show(&json!({ "name": name, "attempts": revoked.attempts }))
+            context.output.note(&if revoked.never_joined {
+                let tokens = revoked.join_tokens;
+                format!("No machine has joined as '{name}'; its join tokens ({tokens}) open no more.")
+            } else {
+                format!("It comes back with a token for its name: atelier node token create --node {name}")
+            });
+            context.output.show(&json!({
+                "name": name,
+                "attempts": revoked.attempts,
+                "join_tokens": revoked.join_tokens,
+            }))
         }
         Command::Cache(command) => cache::run(command, &client, context).await,
         Command::Resume(name) => {
@@ -192,6 +227,27 @@ pub(super) async fn run(command: Command, context: &Context) -> Result<(), Error
         }
     }
 }
+
+/// A join token as it is shown, without the token itself.
+fn token(token: &JoinToken) -> Value {
+    let named = |name: &String| (!name.is_empty()).then_some(name.clone());
+    json!({
+        "id": token.id,
+        "node": named(&token.node),
+        "compute": named(&token.compute),
+        "created_by": token.created_by,
+        "created_at": time(token.created_at_ms),
+        "expires_at": time(token.expires_at_ms),
+    })
+}
+
+const TOKEN_COLUMNS: &[Column] = &[
+    Column { title: "ID", cell: |t| Some(t["id"].as_str()?.to_owned()) },
+    Column { title: "NODE", cell: |t| Some(t["node"].as_str().unwrap_or("any").to_owned()) },
+    Column { title: "COMPUTE", cell: |t| Some(t["compute"].as_str().unwrap_or("any").to_owned()) },
+    Column { title: "BY", cell: |t| Some(t["created_by"].as_str()?.to_owned()) },
+    Column { title: "EXPIRES", cell: |t| moment(&t["expires_at"]) },
+];
 
 /// Lists the nodes of one compute, or all if it is empty.
 pub(super) async fn list(client: &Client, context: &Context, compute: &str) -> Result<(), Error> {

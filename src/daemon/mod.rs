@@ -52,7 +52,7 @@ pub use handle::{
 pub use logs::{Error as LogError, LogHub, LogPiece, LogStart};
 pub use moving::{Error as MoveError, Move, Moved, Progress as MoveProgress, move_storage};
 pub use nodes::Error as NodesError;
-pub(crate) use nodes::{Given, Nodes, OPENS_AT_MOST, Shows};
+pub(crate) use nodes::{Given, Nodes, OPENS_AT_MOST, Revoked, Shows};
 pub use removal::{Error as RemovalError, Removal, Removed};
 pub use retention::{Error as RetentionError, Judged, Retention};
 pub use secrets::Error as SecretsError;

@@ -7,14 +7,14 @@ use std::time::Duration;
 use atelier_core::access::{Caller, Role};
 use atelier_core::audit::Actor;
 use atelier_core::content::Digest;
-use atelier_core::id::{ComputeName, NodeName, Principal};
+use atelier_core::id::{ComputeName, JobName, NodeName, Principal};
 use atelier_core::job::AttemptKey;
-use atelier_core::join::{JoinToken, Joining, NodeIdentity, Refusal};
+use atelier_core::join::{JoinToken, Joining, NodeIdentity, NotDeleted, Refusal};
 use atelier_core::time::Timestamp;
 use atelier_proto::JOIN_TOKEN;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, MutexGuard};
 
 use super::{Clock, Handle, HandleError};
 use crate::identity::{Door, Origin};
@@ -38,8 +38,14 @@ pub enum Error {
     #[error("{0}")]
     Invalid(String),
     /// There is none of this name.
-    #[error("there is no node '{0}'; see 'atelier node list'")]
+    #[error(
+        "there is no node '{0}', and no join token for that name; see `atelier node list`, and `atelier node token list` \
+         for those that open for any name"
+    )]
     NoSuchNode(NodeName),
+    /// No join token that could be deleted.
+    #[error(transparent)]
+    NotDeleted(#[from] NotDeleted),
     /// There is no compute of this name.
     #[error("there is no compute '{0}'; see 'atelier compute list'")]
     NoSuchCompute(ComputeName),
@@ -66,6 +72,7 @@ pub enum Error {
 /// A join token as it is shown, once.
 pub(crate) struct Made {
     pub(crate) token: String,
+    pub(crate) id: String,
     pub(crate) expires_at: Timestamp,
 }
 
@@ -142,15 +149,32 @@ impl Nodes {
             expires_at: created_at.plus_millis(opens),
             used: None,
         };
-        let expires_at = record.expires_at;
+        let (expires_at, id) = (record.expires_at, record.id());
+        // One that is made at the moment of a revocation is dropped by it, or was asked for after it.
+        let order = self.0.order.lock().await;
         self.0.database.change(by, move |conn| rows::put_join_token(conn, &record)).await?;
+        drop(order);
         // Where the admin's certificate is shown, others vouch for the daemon.
         let own = self.0.secure.as_ref().filter(|secure| !secure.is_given());
         let token = match own {
             Some(own) => format!("{secret}.{}", URL_SAFE_NO_PAD.encode(own.fingerprint())),
             None => secret,
         };
-        Ok(Made { token, expires_at })
+        Ok(Made { token, id, expires_at })
+    }
+
+    /// The join tokens that still open.
+    pub(crate) fn tokens(&self) -> Result<Vec<JoinToken>, Error> {
+        let now = self.0.clock.wall();
+        let all = self.0.database.read(rows::join_tokens)?.into_iter();
+        Ok(all.filter(|token| token.is_open(now)).collect())
+    }
+
+    /// Has a join token open no more.
+    pub(crate) async fn delete_token(&self, id: &str, by: Actor) -> Result<JoinToken, Error> {
+        let id = id.to_owned();
+        let deleted = self.0.database.change(by, move |conn| rows::delete_join_token(conn, &id));
+        Ok(deleted.await??)
     }
 
     /// Lets a machine in.
@@ -223,7 +247,7 @@ impl Nodes {
                 ));
             }
         };
-        let _order = self.0.order.lock().await;
+        let _order = self.hold().await;
         let (known, given, told) = (identity.clone(), own.clone(), answer.clone());
         let joined = self
             .0
@@ -271,61 +295,87 @@ impl Nodes {
         self.given(made.pem)
     }
 
-    /// Cuts a node off: when this returns, nothing that it was let in by opens any more. How many attempts it had.
+    /// Cuts a node off: when this returns, nothing that it was let in by opens any more. Of a name that no machine has
+    /// joined under, the join tokens.
     pub(crate) async fn revoke(
         &self,
         node: &NodeName,
         handle: &Handle,
         by: Actor,
-    ) -> Result<u32, Error> {
+    ) -> Result<Revoked, Error> {
+        let order = self.hold().await;
         let name = node.clone();
         let is_there = handle.look(move |live, _| live.node(&name).is_some()).await?;
-        let is_known = self.0.door.has_node(node) || is_there;
-        if !is_known {
-            return Err(Error::NoSuchNode(node.clone()));
+        let join_tokens =
+            |dropped: Vec<JoinToken>| u32::try_from(dropped.len()).unwrap_or(u32::MAX);
+        if !is_there && !self.0.door.has_node(node) && !self.0.door.nodes().knows(node) {
+            let name = node.clone();
+            let dropped = self.0.database.change(by, move |c| rows::drop_join_tokens(c, &name));
+            return match join_tokens(dropped.await?) {
+                0 => Err(Error::NoSuchNode(node.clone())),
+                join_tokens => Ok(Revoked { attempts: 0, join_tokens, never_joined: true }),
+            };
         }
-        {
-            let _order = self.0.order.lock().await;
-            let (name, now) = (node.clone(), self.0.clock.wall());
-            let revoked = self.0.database.change(by, move |conn| rows::revoke(conn, &name, now));
-            let revoked = revoked.await?;
-            self.0.door.forget_node(node);
-            self.0.door.nodes().set(node, Some(revoked));
-            self.0.door.nodes().cut(node);
-        }
-        self.fence([node.clone()].into(), handle).await
+        let dropped = self.cut_off(node, by).await?;
+        let attempts = self.fence([node.clone()].into(), handle).await?;
+        drop(order);
+        Ok(Revoked { attempts, join_tokens: join_tokens(dropped), never_joined: false })
     }
 
-    /// Has the attempts of nodes that are cut off write nothing more, until they are over. How many that are.
+    /// The join tokens that were dropped with it. What the door knows is to follow in the same order.
+    async fn cut_off(&self, node: &NodeName, by: Actor) -> Result<Vec<JoinToken>, Error> {
+        let (name, now) = (node.clone(), self.0.clock.wall());
+        let revoked = self.0.database.change(by, move |conn| rows::revoke(conn, &name, now));
+        let (revoked, dropped) = revoked.await?;
+        self.0.door.forget_node(node);
+        self.0.door.nodes().set(node, Some(revoked));
+        self.0.door.nodes().cut(node);
+        Ok(dropped)
+    }
+
+    /// Nothing that nodes are let in by is changed by others while this is held.
+    async fn hold(&self) -> (MutexGuard<'_, ()>, MutexGuard<'_, ()>) {
+        (self.0.order.lock().await, self.0.door.hold_tokens().await)
+    }
+
+    /// Has the attempts on these nodes write nothing more, until they are over, where one of their nodes is cut off, and
+    /// write again where none is. A gang has one token: it is on all of its nodes, or on none. How many attempts there
+    /// are. Asked while nothing is changed by others.
     async fn fence(&self, nodes: BTreeSet<NodeName>, handle: &Handle) -> Result<u32, Error> {
+        let cut_off = self.cut_off_now();
         let attempts = attempts_on(nodes, handle).await?;
-        attempts.iter().for_each(|key| self.0.door.fence_attempt(key, true));
+        for (key, on) in &attempts {
+            self.0.door.fence_attempt(key, is_fenced(on, &cut_off));
+        }
         Ok(u32::try_from(attempts.len()).unwrap_or(u32::MAX))
+    }
+
+    /// Not those that have been given a token since.
+    fn cut_off_now(&self) -> BTreeSet<NodeName> {
+        let revoked = self.0.door.nodes().revoked().into_iter();
+        revoked.filter(|node| !self.0.door.has_node(node)).collect()
     }
 
     /// Fences what was fenced when the daemon stopped.
     pub(crate) async fn fence_revoked(&self, handle: &Handle) -> Result<(), Error> {
-        // Not those that have been given a token since.
-        let revoked = self.0.door.nodes().revoked().into_iter();
-        let revoked: BTreeSet<NodeName> =
-            revoked.filter(|node| !self.0.door.has_node(node)).collect();
+        let _order = self.hold().await;
+        let revoked = self.cut_off_now();
         if !revoked.is_empty() {
             self.fence(revoked, handle).await?;
         }
         Ok(())
     }
 
-    /// A node that was cut off has joined anew: what has run on there since writes again.
+    /// A node that was cut off has joined anew: what has run on there since writes again, unless it is on another too
+    /// that is cut off.
     pub(crate) async fn lift(&self, node: &NodeName, handle: &Handle) -> Result<(), Error> {
-        for key in attempts_on([node.clone()].into(), handle).await? {
-            self.0.door.fence_attempt(&key, false);
-        }
-        Ok(())
+        let _order = self.hold().await;
+        self.fence([node.clone()].into(), handle).await.map(drop)
     }
 
     /// Forgets a node that is no more.
     pub(crate) async fn forget(&self, node: &NodeName) -> Result<(), Error> {
-        let _order = self.0.order.lock().await;
+        let _order = self.hold().await;
         let daemon = Principal::new("daemon").map_err(|error| Error::Invalid(error.to_string()))?;
         let (name, by) = (node.clone(), Actor::daemon(daemon, "node removed"));
         self.0.database.change(by, move |conn| rows::forget(conn, &name)).await?;
@@ -336,17 +386,38 @@ impl Nodes {
     }
 }
 
+/// What a revocation has come to.
+pub(crate) struct Revoked {
+    /// Attempts that the node had.
+    pub(crate) attempts: u32,
+    /// Unused join tokens for the name.
+    pub(crate) join_tokens: u32,
+    /// No machine had joined under it.
+    pub(crate) never_joined: bool,
+}
+
+/// The attempts on these nodes, each with all the nodes that it is on still.
 async fn attempts_on(
     nodes: BTreeSet<NodeName>,
     handle: &Handle,
-) -> Result<Vec<AttemptKey>, HandleError> {
+) -> Result<Vec<(AttemptKey, Vec<NodeName>)>, HandleError> {
     handle
         .look(move |live, _| {
             let nodes = nodes.iter().filter_map(|node| live.node(node));
-            let jobs = nodes.flat_map(|node| node.attempts.keys());
-            jobs.filter_map(|job| live.job(job)?.attempt_key()).collect()
+            let jobs: BTreeSet<&JobName> = nodes.flat_map(|node| node.attempts.keys()).collect();
+            let attempts = jobs.into_iter().filter_map(|job| {
+                let job = live.job(job)?;
+                let on = job.active()?.working().map(|(_, member)| member.node.clone()).collect();
+                Some((job.attempt_key()?, on))
+            });
+            attempts.collect()
         })
         .await
+}
+
+/// Whether an attempt on these nodes writes nothing, with those cut off.
+fn is_fenced(on: &[NodeName], cut_off: &BTreeSet<NodeName>) -> bool {
+    on.iter().any(|node| cut_off.contains(node))
 }
 
 fn random<const N: usize>() -> Result<String, Error> {
@@ -354,3 +425,6 @@ fn random<const N: usize>() -> Result<String, Error> {
     getrandom::fill(&mut bytes).map_err(|_| Error::Random)?;
     Ok(URL_SAFE_NO_PAD.encode(bytes))
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use atelier_core::id::{ComputeName, NodeName};
+use atelier_core::join::JoinToken;
 use atelier_proto::node::v1 as pb;
 use tonic::{Request, Response, Status};
 
 use super::status::told;
 use super::{actor, caller, origin};
-use crate::daemon::{Given, NodesError, Shared, Shows};
+use crate::daemon::{Given, NodesError, Revoked, Shared, Shows};
 use crate::identity::{AskedAs, Denied, Door};
 
 /// What nodes are known by.
@@ -41,7 +42,25 @@ impl pb::node_identity_service_server::NodeIdentityService for Service {
             token: made.token,
             expires_at_ms: made.expires_at.as_millis(),
             server: self.0.addresses.control_url(asked.as_ref()),
+            id: made.id,
         }))
+    }
+
+    async fn list_join_tokens(
+        &self,
+        _request: Request<pb::ListJoinTokensRequest>,
+    ) -> Result<Response<pb::ListJoinTokensResponse>, Status> {
+        let tokens = self.0.nodes.tokens().map_err(told)?.iter().map(view).collect();
+        Ok(Response::new(pb::ListJoinTokensResponse { tokens }))
+    }
+
+    async fn delete_join_token(
+        &self,
+        request: Request<pb::DeleteJoinTokenRequest>,
+    ) -> Result<Response<pb::JoinToken>, Status> {
+        let by = actor(&request)?;
+        let deleted = self.0.nodes.delete_token(&request.get_ref().id, by).await.map_err(told)?;
+        Ok(Response::new(view(&deleted)))
     }
 
     async fn join_node(
@@ -86,8 +105,21 @@ impl pb::node_identity_service_server::NodeIdentityService for Service {
         let by = actor(&request)?;
         let node = NodeName::new(&request.into_inner().name).map_err(told)?;
         let who = by.principal.clone();
-        let attempts = self.0.nodes.revoke(&node, &self.0.handle, by).await.map_err(told)?;
-        tracing::warn!(%node, by = %who, attempts, "a node was revoked");
-        Ok(Response::new(pb::RevokeNodeResponse { attempts }))
+        let revoked = self.0.nodes.revoke(&node, &self.0.handle, by).await.map_err(told)?;
+        let Revoked { attempts, join_tokens, never_joined } = revoked;
+        tracing::warn!(%node, by = %who, attempts, join_tokens, never_joined, "a node was revoked");
+        Ok(Response::new(pb::RevokeNodeResponse { attempts, join_tokens, never_joined }))
+    }
+}
+
+fn view(token: &JoinToken) -> pb::JoinToken {
+    let text = |name: Option<&str>| name.unwrap_or_default().to_owned();
+    pb::JoinToken {
+        id: token.id(),
+        compute: text(token.compute.as_ref().map(ComputeName::as_str)),
+        node: text(token.node.as_ref().map(NodeName::as_str)),
+        created_by: token.created_by.to_string(),
+        created_at_ms: token.created_at.as_millis(),
+        expires_at_ms: token.expires_at.as_millis(),
     }
 }

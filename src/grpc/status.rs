@@ -2,7 +2,7 @@
 
 use atelier_core::asset::{Refusal as AssetRefusal, Unresolved};
 use atelier_core::datastore::Refusal as DatastoreRefusal;
-use atelier_core::join::Refusal as JoinRefusal;
+use atelier_core::join::{NotDeleted, Refusal as JoinRefusal};
 use atelier_core::live::Refusal;
 use atelier_core::secret::Refusal as SecretRefusal;
 use tonic::{Code, Status};
@@ -325,7 +325,10 @@ status!(daemon::NodesError, error => match &error {
     daemon::NodesError::Invalid(_) | daemon::NodesError::Tls(tls::Error::Request(_)) => {
         Code::InvalidArgument
     }
-    daemon::NodesError::NoSuchNode(_) | daemon::NodesError::NoSuchCompute(_) => Code::NotFound,
+    daemon::NodesError::NotDeleted(NotDeleted::Used { .. }) => Code::FailedPrecondition,
+    daemon::NodesError::NotDeleted(NotDeleted::Unknown(_))
+    | daemon::NodesError::NoSuchNode(_)
+    | daemon::NodesError::NoSuchCompute(_) => Code::NotFound,
     daemon::NodesError::NoCertificate(_) => Code::FailedPrecondition,
     daemon::NodesError::Tls(_) | daemon::NodesError::Random => Code::Internal,
     daemon::NodesError::Store(error) => code_of_store(error),

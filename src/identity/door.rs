@@ -394,6 +394,11 @@ impl Door {
         self.nodes.in_force(node).is_some() || self.people.has_node(node)
     }
 
+    /// Nobody gets a token while this is held: what is dropped on disk is dropped here before another is made.
+    pub(crate) async fn hold_tokens(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.people.hold().await
+    }
+
     /// Lets in no token of a node any more; none is on disk.
     pub(crate) fn forget_node(&self, node: &NodeName) {
         self.people.forget_node(node);

@@ -78,6 +78,11 @@ impl Identities {
         };
     }
 
+    /// Whether a machine has joined under the name, be it revoked since.
+    pub(crate) fn knows(&self, node: &NodeName) -> bool {
+        self.known.read().unwrap_or_else(PoisonError::into_inner).contains_key(node)
+    }
+
     /// What a node is known by, if that is in force.
     pub fn in_force(&self, node: &NodeName) -> Option<NodeIdentity> {
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner);

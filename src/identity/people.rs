@@ -22,7 +22,7 @@ use atelier_core::sign_in;
 use atelier_core::time::Timestamp;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, MutexGuard};
 
 use super::{Asking, Denied, Error, Origin};
 use crate::daemon::Handle;
@@ -810,6 +810,11 @@ impl People {
     }
 
     /// Lets in no token of a node any more; none is on disk.
+    /// Nothing of tokens is changed while this is held.
+    pub(super) async fn hold(&self) -> MutexGuard<'_, ()> {
+        self.changing.lock().await
+    }
+
     pub(super) fn forget_node(&self, node: &NodeName) {
         self.know().tokens.retain(|_, token| !token.is_of(node));
     }

@@ -177,7 +177,10 @@ fn rpc(service: &str, method: &str) -> Option<Need> {
         ("atelier.identity.v1.AuthorityService", "RotateAuthority" | "RetireAuthority") => {
             P::ManageTokens
         }
-        ("atelier.node.v1.NodeIdentityService", "CreateJoinToken" | "RevokeNode") => P::JoinNodes,
+        (
+            "atelier.node.v1.NodeIdentityService",
+            "CreateJoinToken" | "ListJoinTokens" | "DeleteJoinToken" | "RevokeNode",
+        ) => P::JoinNodes,
         // What it brings is a token of its own.
         ("atelier.node.v1.NodeIdentityService", "JoinNode") => return Some(Need::Public),
         ("atelier.node.v1.NodeIdentityService", "RenewCertificate") => P::ActAsNode,

@@ -2,7 +2,7 @@
 
 use atelier_core::content::Digest;
 use atelier_core::id::NodeName;
-use atelier_core::join::{Admission, JoinToken, Joining, NodeIdentity, Refusal, Used};
+use atelier_core::join::{Admission, JoinToken, Joining, NodeIdentity, NotDeleted, Refusal, Used};
 use atelier_core::time::Timestamp;
 use rusqlite::{Connection, OptionalExtension as _, params};
 
@@ -37,10 +37,6 @@ fn told(token: &JoinToken) -> serde_json::Value {
     })
 }
 
-fn called(token: &JoinToken) -> String {
-    token.hash.to_string().chars().take(12).collect()
-}
-
 /// Remembers a join token.
 pub fn put_join_token(conn: &audit::Asked<'_>, token: &JoinToken) -> Result<(), Error> {
     let sql = |e| Error::sqlite("store a join token", e);
@@ -48,7 +44,7 @@ pub fn put_join_token(conn: &audit::Asked<'_>, token: &JoinToken) -> Result<(), 
         .and_then(|mut s| s.execute([token.created_at.plus_millis(-FORGOTTEN_MS).as_millis()]))
         .map_err(sql)?;
     write_join_token(conn, token)?;
-    conn.changed(format!("join-token/{}", called(token)), None, Some(&told(token)));
+    conn.changed(format!("join-token/{}", token.id()), None, Some(&told(token)));
     Ok(())
 }
 
@@ -71,6 +67,32 @@ pub fn join_token(conn: &Connection, hash: &Digest) -> Result<Option<JoinToken>,
     conn.prepare_cached("SELECT record FROM join_tokens WHERE hash = ?1")
         .and_then(|mut s| s.query_row([hash.as_bytes()], |row| column(row, 0)).optional())
         .map_err(|e| Error::sqlite("read a join token", e))
+}
+
+/// The join tokens that are kept, those that end first before the others.
+pub fn join_tokens(conn: &Connection) -> Result<Vec<JoinToken>, Error> {
+    conn.prepare("SELECT record FROM join_tokens ORDER BY expires_at, hash")
+        .and_then(|mut s| s.query_map([], |row| column(row, 0))?.collect())
+        .map_err(|e| Error::sqlite("read the join tokens", e))
+}
+
+/// Deletes a join token that nobody has used.
+pub fn delete_join_token(
+    conn: &audit::Asked<'_>,
+    id: &str,
+) -> Result<Result<JoinToken, NotDeleted>, Error> {
+    let Some(token) = join_tokens(conn)?.into_iter().find(|token| token.id() == id) else {
+        return Ok(Err(NotDeleted::Unknown(id.chars().take(80).collect())));
+    };
+    if let Some(used) = token.used {
+        let (id, at, by) = (id.to_owned(), used.at, used.node);
+        return Ok(Err(NotDeleted::Used { id, at, by }));
+    }
+    conn.prepare_cached("DELETE FROM join_tokens WHERE hash = ?1")
+        .and_then(|mut s| s.execute([token.hash.as_bytes()]))
+        .map_err(|e| Error::sqlite("delete a join token", e))?;
+    conn.changed(format!("join-token/{id}"), Some(&told(&token)), None);
+    Ok(Ok(token))
 }
 
 /// What a node is known by.
@@ -175,7 +197,7 @@ pub fn join(
     drop_tokens(conn, &asks.node)?;
     let (before, after) = (before.as_ref(), Some(identity));
     conn.changed(format!("node/{}", asks.node), before, after);
-    let use_of = format!("join-token/{}", called(&used));
+    let use_of = format!("join-token/{}", used.id());
     conn.done(use_of, &serde_json::json!({ "used_by": asks.node, "created_by": used.created_by }));
     if let Some(token) = token {
         put_token(conn, token)?;
@@ -184,8 +206,8 @@ pub fn join(
     Ok(Ok(None))
 }
 
-/// Drops the join tokens for a node that nobody has used.
-fn drop_join_tokens(conn: &audit::Asked<'_>, node: &NodeName) -> Result<(), Error> {
+/// Drops the join tokens for a node that nobody has used; those.
+pub fn drop_join_tokens(conn: &audit::Asked<'_>, node: &NodeName) -> Result<Vec<JoinToken>, Error> {
     let unused: Vec<JoinToken> = conn
         .prepare_cached(
             "DELETE FROM join_tokens WHERE node = ?1 AND json_extract(record, '$.used') IS NULL
@@ -194,19 +216,19 @@ fn drop_join_tokens(conn: &audit::Asked<'_>, node: &NodeName) -> Result<(), Erro
         .and_then(|mut s| s.query_map([node.as_str()], |row| column(row, 0))?.collect())
         .map_err(|e| Error::sqlite("forget a node's join tokens", e))?;
     for token in &unused {
-        conn.changed(format!("join-token/{}", called(token)), Some(&told(token)), None);
+        conn.changed(format!("join-token/{}", token.id()), Some(&told(token)), None);
     }
-    Ok(())
+    Ok(unused)
 }
 
-/// Revokes all that a node is let in by, unused join tokens for it too; what it is known by then.
+/// Revokes all that a node is let in by, unused join tokens for it too; what it is known by then, and those.
 pub fn revoke(
     conn: &audit::Asked<'_>,
     node: &NodeName,
     now: Timestamp,
-) -> Result<NodeIdentity, Error> {
+) -> Result<(NodeIdentity, Vec<JoinToken>), Error> {
     drop_tokens(conn, node)?;
-    drop_join_tokens(conn, node)?;
+    let unused = drop_join_tokens(conn, node)?;
     let before = identity(conn, node)?;
     // One that had only a token is known as revoked too, so that its attempts stay fenced.
     let mut after = before.clone().unwrap_or_else(|| NodeIdentity {
@@ -219,7 +241,7 @@ pub fn revoke(
     after.revoked_at.get_or_insert(now);
     put_identity(conn, &after)?;
     conn.changed(format!("node/{node}"), before.as_ref(), Some(&after));
-    Ok(after)
+    Ok((after, unused))
 }
 
 /// Forgets a node that is no more.

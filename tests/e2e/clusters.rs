@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use atelier_proto::job::v1::JobStatus;
 use serde_json::Value;
 
-use crate::harness::{Cluster, PROGRAM, processes_with, until};
+use crate::harness::{Cluster, PROGRAM, Settings, processes_with, until};
 
 /// Small nodes on the daemon's machine.
 fn small(name: &str, more: &str) -> String {
@@ -387,6 +387,42 @@ fn a_nodes_token_is_worthless_once_the_node_is_gone() {
     let thief = cluster.atelier(arguments).run();
     assert!(!thief.status.success(), "{thief:?}");
     assert!(cluster.rpc().jobs().unwrap().is_empty());
+}
+
+#[test]
+fn a_program_s_machine_joins_with_the_token_of_a_file_and_nothing_else() {
+    let serve = ["--tls", "on"].map(str::to_owned).to_vec();
+    let cluster = Cluster::with(Settings { serve, ..Settings::default() });
+    cluster.start_daemon();
+    let notes = cluster.files().join("notes");
+    let notes = notes.display();
+    // As one that copies the file to the machine: it has neither the lasting token nor the authority.
+    provider(
+        &cluster,
+        "add",
+        &format!(
+            "cp $ATELIER_JOIN_TOKEN_FILE {notes}.token\n\
+             stat -c %a $ATELIER_JOIN_TOKEN_FILE > {notes}.mode\n\
+             unset ATELIER_CA_FILE ATELIER_TOKEN_FILE\n\
+             setsid {PROGRAM} agent --server $ATELIER_SERVER --token-file {notes}.token \\\n\
+               --node $ATELIER_NODE --compute $ATELIER_CLUSTER --cpus $ATELIER_CPUS \\\n\
+               --memory ${{ATELIER_MEMORY_MIB}}MiB --data-dir {notes}.$ATELIER_NODE \\\n\
+               > {notes}.log 2>&1 < /dev/null &\n\
+             echo $! > {notes}.pid"
+        ),
+    );
+    provider(&cluster, "remove", &format!("kill $(cat {notes}.pid) || true"));
+    create(&cluster, &small("cloud", &commands("")));
+    let job = cluster.completed(&cluster.create("compute: cloud\ncommand: echo there\n"));
+    assert_eq!(job.node, "cloud-1");
+    let read = |what: &str| fs::read_to_string(format!("{notes}.{what}")).unwrap();
+    assert_eq!(read("mode").trim(), "600");
+    assert!(read("token").starts_with("atj_"), "no join token");
+    let identity: Value = serde_json::from_str(&read("cloud-1/identity.json")).unwrap();
+    assert!(identity["proof"]["certificate"]["key"].is_string(), "no certificate");
+    // It was used, and opens for nobody else.
+    let listed = cluster.atelier(["node", "token", "list", "-o", "json"]).ok().json();
+    assert_eq!(listed, serde_json::json!([]));
 }
 
 /// A line of a program that starts the node's agent.

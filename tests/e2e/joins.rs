@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use atelier_proto::job::v1::JobStatus;
 use serde_json::{Value, json};
 
-use crate::harness::{Agent, Cluster, Settings, until};
+use crate::harness::{Agent, Cluster, Settings, until, until_within};
 
 fn serve(arguments: &[&str]) -> Settings {
     let serve = arguments.iter().map(|&argument| argument.to_owned()).collect();
@@ -286,7 +286,10 @@ fn a_node_that_is_revoked_is_out_and_its_job_goes_elsewhere() {
         cluster.agent("bad", |agent| agent.said("was revoked, at 20")).then_some(())
     });
     cluster.daemon(|daemon| assert!(daemon.said("node was cut off"), "{}", daemon.tail(9)));
-    cluster.atelier(["node", "revoke", "nobody"]).fails(3).says(&["no node 'nobody'"]);
+    cluster
+        .atelier(["node", "revoke", "nobody"])
+        .fails(3)
+        .says(&["no node 'nobody'", "token list"]);
     // Once its lease is over the job runs elsewhere.
     cluster.start_agent(&joining(&cluster, "good", &token(&cluster, &[])));
     let ended = cluster.completed(&job);
@@ -301,4 +304,167 @@ fn a_node_that_is_revoked_is_out_and_its_job_goes_elsewhere() {
     refused(&cluster, &joining(&cluster, "bad", &token(&cluster, &[])), &["was revoked"]);
     let back = joining(&cluster, "bad", &token(&cluster, &["--node", "bad"]));
     cluster.start_agent(&back);
+}
+
+#[test]
+fn join_tokens_are_listed_and_deleted_and_a_name_that_nobody_joined_is_revoked() {
+    let cluster = encrypted(&[]);
+    let create = ["node", "token", "create", "-o", "json", "--node", "gpu-1", "--compute", "local"];
+    let made = cluster.atelier(create).ok().json();
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    let (secret, id) = (text(&made["token"]), text(&made["id"]));
+    let open = token(&cluster, &[]);
+    let list = || cluster.atelier(["node", "token", "list", "-o", "json"]).ok();
+    let listed = list();
+    let secrets = [&secret, &open].map(|token| token.split('.').next().unwrap().to_owned());
+    assert!(secrets.iter().all(|secret| !listed.stdout().contains(secret)));
+    let listed = listed.json();
+    assert_eq!(listed.as_array().unwrap().len(), 2, "{listed}");
+    let bound = listed.as_array().unwrap().iter().find(|token| token["id"] == json!(id)).unwrap();
+    let what = (&bound["node"], &bound["compute"], &bound["created_by"]);
+    assert_eq!(what, (&json!("gpu-1"), &json!("local"), &json!("admin")));
+    assert_eq!(bound["expires_at"], made["expires_at"]);
+    let table = cluster.atelier(["node", "token", "list"]).ok().stdout();
+    assert!([&*id, "gpu-1", "any"].iter().all(|part| table.contains(part)), "{table}");
+    cluster.atelier(["node", "token", "delete", &id]).ok();
+    cluster.atelier(["node", "token", "delete", &id]).fails(3).says(&["node token list"]);
+    refused(&cluster, &joining(&cluster, "gpu-1", &secret), &["not known here"]);
+    // What was used opens nothing, and is not listed.
+    cluster.start_agent(&joining(&cluster, "one", &open));
+    assert_eq!(list().json(), json!([]));
+    // Nobody has joined under the name: its tokens go, and it is not taken from then on.
+    let bound = token(&cluster, &["--node", "gpu-1"]);
+    let revoked = cluster.atelier(["node", "revoke", "gpu-1", "-o", "json"]).ok();
+    assert_eq!(revoked.json()["join_tokens"], 1);
+    cluster.atelier(["node", "revoke", "gpu-1"]).fails(3).says(&["no node 'gpu-1'", "token list"]);
+    refused(&cluster, &joining(&cluster, "gpu-1", &bound), &["not known here"]);
+    cluster.start_agent(&joining(&cluster, "gpu-1", &token(&cluster, &[])));
+    let deleted = audited(&cluster, &["--action", "DeleteJoinToken", "--principal", "admin"]);
+    assert_eq!(deleted[0]["resource"], json!(format!("join-token/{id}")));
+}
+
+/// Files of a node's certificate and key, as its agent has them.
+fn shown_by(cluster: &Cluster, node: &str) -> [PathBuf; 2] {
+    let proof = read(&identity(cluster, node))["proof"]["certificate"].clone();
+    ["certificate", "key"]
+        .map(|part| cluster.write(&format!("{node}.{part}.pem"), proof[part].as_str().unwrap()))
+}
+
+/// What the daemon answers to a node that writes metrics of jobs: gRPC's code.
+fn writes(cluster: &Cluster, [certificate, key]: &[PathBuf; 2]) -> String {
+    let empty = cluster.write("empty", [0_u8; 5]);
+    let url = format!("{}/atelier.agent.v1.AgentService/RecordMetrics", cluster.server());
+    let asked = std::process::Command::new("curl")
+        .args(["-s", "-o", "/dev/null", "-D", "-", "--http2", "--max-time", "20"])
+        .args(["-H", "content-type: application/grpc", "-H", "te: trailers"])
+        .arg("--cacert")
+        .arg(cluster.authority())
+        .arg("--cert")
+        .arg(certificate)
+        .arg("--key")
+        .arg(key)
+        .arg("--data-binary")
+        .arg(format!("@{}", empty.display()))
+        .arg(url)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&asked.stdout).to_ascii_lowercase();
+    let code = said.lines().find_map(|line| line.strip_prefix("grpc-status: "));
+    code.unwrap_or_else(|| panic!("{said} {asked:?}")).trim().to_owned()
+}
+
+#[test]
+fn what_a_node_asks_after_its_revocation_has_returned_is_refused() {
+    use atelier_proto::node::v1::RevokeNodeRequest;
+
+    let cluster = encrypted(&[]);
+    cluster.start_agent(&joining(&cluster, "bad", &token(&cluster, &[])));
+    let told = cluster.shared_file("token");
+    let job = cluster.shell(&format!(
+        "echo $MLFLOW_TRACKING_TOKEN > {}; while :; do sleep 1; done",
+        told.display()
+    ));
+    let read = || fs::read_to_string(&told).ok().filter(|token| token.ends_with('\n'));
+    let own = until("the job runs", read);
+    let shown = shown_by(&cluster, "bad");
+    assert_eq!(writes(&cluster, &shown), "0");
+    let asks = || {
+        let body = format!("{{\"run_id\":\"{job}\",\"key\":\"k\",\"value\":1,\"timestamp\":1}}");
+        let url = format!("{}/api/2.0/mlflow/runs/log-metric", cluster.server());
+        let asked = std::process::Command::new("curl")
+            .args(["-s", "-o", "/dev/null", "-w", "%{http_code}", "--max-time", "20", "--cacert"])
+            .arg(cluster.authority())
+            .args(["-H", &format!("Authorization: Bearer {}", own.trim())])
+            .args(["-H", "Content-Type: application/json", "-d", &body, &url])
+            .output();
+        String::from_utf8(asked.unwrap().stdout).unwrap()
+    };
+    assert_eq!(asks(), "200");
+    let rpc = cluster.rpc();
+    let begun = std::time::Instant::now();
+    let request = RevokeNodeRequest { name: "bad".to_owned() };
+    let revoked = rpc.wait(rpc.client.call(rpc.client.nodes().revoke_node(request))).unwrap();
+    let answered = begun.elapsed();
+    // The very next requests, of the node and of its job.
+    let (node, job) = (writes(&cluster, &shown), asks());
+    let refused = begun.elapsed();
+    assert_eq!((revoked.attempts, &*node, &*job), (1, "16", "401"));
+    // What it had open has ended at both ends.
+    let patience = std::time::Duration::from_millis(900);
+    until_within(patience, "the daemon hears it no more", || {
+        cluster.daemon(|daemon| daemon.said("session ended")).then_some(())
+    });
+    until_within(patience, "the node hears of it", || {
+        cluster.agent("bad", |agent| agent.said("no session with the daemon")).then_some(())
+    });
+    let cut = begun.elapsed();
+    println!("revoked in {answered:?}, refused by {refused:?}, the session cut by {cut:?}");
+    assert_eq!(writes(&cluster, &shown), "16");
+}
+
+#[test]
+fn a_gang_writes_again_once_each_of_its_nodes_is_let_in_again() {
+    let cluster = encrypted(&["--lease", "120"]);
+    for node in ["a", "b"] {
+        cluster.start_agent(&joining(&cluster, node, &token(&cluster, &["--node", node])));
+    }
+    let told = cluster.shared_file("told");
+    let gate = cluster.shared_file("gate");
+    let script = format!(
+        "[ $AZUREML_CR_NODE_RANK = 0 ] || until [ -s {gate} ]; do sleep 0.05; done\n\
+         until [ -s {gate} ]; do \
+         curl -s -o /dev/null -w '%{{http_code}}\\n' --cacert $ATELIER_CA_FILE \
+         -H \"Authorization: Bearer $MLFLOW_TRACKING_TOKEN\" -H 'Content-Type: application/json' \
+         -d '{{\"run_id\":\"'$MLFLOW_RUN_ID'\",\"key\":\"k\",\"value\":1,\"timestamp\":1}}' \
+         $MLFLOW_TRACKING_URI/api/2.0/mlflow/runs/log-metric >> {told}; sleep 0.05; done",
+        gate = gate.display(),
+        told = told.display()
+    );
+    let job = cluster.create(&crate::gangs::gang(2, &script, ""));
+    let codes = || fs::read_to_string(&told).unwrap_or_default();
+    let refused = |what: &str| {
+        // One may have been on its way.
+        let seen = codes().lines().count() + 1;
+        until(what, || {
+            let after: Vec<String> = codes().lines().skip(seen).map(str::to_owned).collect();
+            assert!(!after.iter().any(|code| code == "200"), "{what}: {after:?}");
+            (after.iter().filter(|code| *code == "401").count() > 4).then_some(())
+        });
+    };
+    until("the gang logs", || codes().contains("200").then_some(()));
+    for node in ["a", "b"] {
+        cluster.atelier(["node", "revoke", node]).ok();
+    }
+    refused("the gang is refused");
+    let back = |node: &str| {
+        cluster.agent(node, |agent| agent.kill());
+        cluster.start_agent(&joining(&cluster, node, &token(&cluster, &["--node", node])));
+    };
+    back("a");
+    refused("with one of its nodes cut off it is refused still");
+    back("b");
+    let seen = codes().len();
+    until("it writes again", || codes()[seen..].contains("200").then_some(()));
+    fs::write(&gate, "go").unwrap();
+    assert_eq!(cluster.completed(&job).attempt, 1);
 }

@@ -9,7 +9,7 @@ use atelier_core::job::{
     Active, AttemptEnd, Cancel, Cause, Ended, Evict, Exit, Failed, Failure, Left, ManifestRef,
     Member, MemberLeft, Outcome, OutputCommit, Phase, Usage,
 };
-use atelier_core::join::{JoinToken, Joining, NodeIdentity, Refusal};
+use atelier_core::join::{JoinToken, Joining, NodeIdentity, NotDeleted, Refusal};
 use atelier_core::node::{Drain, GpuOut};
 use atelier_core::resource::{ContainerNeed, Containers, Demand, GpuDevice, Reservation};
 use atelier_core::sched::{self, Quotas};
@@ -781,7 +781,20 @@ proptest! {
         let used = Refusal::Used { at: created_at, by: node.clone() };
         prop_assert_eq!(join(&other).unwrap(), Err(used.clone()));
         // Revoked, it stays so, and what was answered is answered no more.
-        let revoked = nodes::revoke(&Asked::on(&conn), &node, created_at).unwrap();
+        let unused = JoinToken { hash: Digest::of(&hash), node: Some(node.clone()), ..token.clone() };
+        nodes::put_join_token(&Asked::on(&conn), &unused).unwrap();
+        let used_too = nodes::join_tokens(&conn).unwrap();
+        prop_assert_eq!(used_too.len(), 2);
+        let delete = |id: &str| nodes::delete_join_token(&Asked::on(&conn), id).unwrap();
+        prop_assert_eq!(delete("x"), Err(NotDeleted::Unknown("x".to_owned())));
+        let (id, at, by) = (token.id(), created_at, node.clone());
+        prop_assert_eq!(delete(&id), Err(NotDeleted::Used { id: id.clone(), at, by }));
+        prop_assert_eq!(delete(&unused.id()), Ok(unused.clone()));
+        prop_assert_eq!(nodes::join_tokens(&conn).unwrap().len(), 1);
+        nodes::put_join_token(&Asked::on(&conn), &unused).unwrap();
+        let (revoked, dropped) = nodes::revoke(&Asked::on(&conn), &node, created_at).unwrap();
+        prop_assert_eq!(dropped, vec![unused]);
+        prop_assert_eq!(nodes::join_tokens(&conn).unwrap().len(), 1);
         prop_assert_eq!(revoked.revoked_at, Some(created_at));
         prop_assert_eq!(nodes::identity(&conn, &node).unwrap(), Some(revoked));
         prop_assert_eq!(join(&asks).unwrap(), Err(used));
