@@ -6,7 +6,6 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use atelier_core::content::Digest;
 use atelier_core::id::NodeName;
@@ -20,6 +19,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::args::AgentArgs;
+use crate::clock::wall;
 use crate::trust::Shown;
 use crate::{data_folder, facts, record};
 
@@ -45,10 +45,11 @@ pub(crate) enum Error {
     #[error("the join token is damaged; give it as it was printed")]
     Damaged,
     #[error(
-        "this node's certificate expired at {0}, while it could not be renewed; have an admin make a join token \
-         (atelier node token create --node {1}) and start the agent with it once"
+        "this node's certificate expired at {0}, while it could not be renewed, and this machine's clock says {2}; set the \
+         clock if that is wrong, or else have an admin make a join token (atelier node token create --node {1}) and \
+         start the agent with it once"
     )]
-    Expired(Timestamp, String),
+    Expired(Timestamp, String, Timestamp),
     #[error(
         "the agent's folder has the identity of node '{kept}', and the agent is '{asked}'; start it with --node \
          {kept}, or let it join anew with another token (atelier node token create)"
@@ -162,7 +163,7 @@ impl Identity {
         }
         match &self.proof {
             Proof::Certificate { until, .. } if *until <= wall() => {
-                Err(Error::Expired(*until, self.node.clone()))
+                Err(Error::Expired(*until, self.node.clone(), wall()))
             }
             Proof::Certificate { .. } | Proof::Token(_) => Ok(()),
         }
@@ -303,12 +304,6 @@ pub(crate) fn credential(args: &AgentArgs) -> Result<(Credential, Option<String>
 /// The node's name.
 pub(crate) fn name(args: &AgentArgs) -> String {
     args.node.as_ref().map_or_else(facts::hostname, NodeName::to_string)
-}
-
-/// This moment.
-pub(crate) fn wall() -> Timestamp {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Timestamp::from_millis(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
 }
 
 fn root(args: &AgentArgs) -> Result<PathBuf, Error> {

@@ -21,7 +21,7 @@ mod bound;
 mod builds;
 mod caches;
 mod cgroup;
-mod clock;
+pub mod clock;
 mod container;
 pub mod data;
 mod disk;

@@ -7,6 +7,7 @@ use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use aws_lc_rs::digest;
 use hyper_rustls::HttpsConnectorBuilder;
@@ -14,15 +15,18 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, InvalidMessage, RootCertStore,
-    SignatureScheme,
+    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, InvalidMessage,
+    RootCertStore, SignatureScheme,
 };
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls_platform_verifier::BuilderVerifierExt as _;
 use serde::{Deserialize, Serialize};
 use tonic::transport::{Channel, Endpoint};
+
+use crate::clock;
 
 #[cfg(test)]
 mod tests;
@@ -210,7 +214,13 @@ impl Trust {
         let builder = match self {
             Self::System => builder.with_platform_verifier().map_err(|error| failed(&error))?,
             Self::These(pem) => {
-                builder.with_root_certificates(roots(pem).map_err(|error| failed(&error))?)
+                let roots = roots(pem).map_err(|error| failed(&error))?;
+                let verifier =
+                    WebPkiServerVerifier::builder_with_provider(roots.into(), provider())
+                        .build()
+                        .map_err(|error| failed(&error))?;
+                let verifier = Arc::new(EitherClock(verifier));
+                builder.dangerous().with_custom_certificate_verifier(verifier)
             }
         };
         match shown {
@@ -231,6 +241,114 @@ fn provider() -> Arc<CryptoProvider> {
 pub(crate) struct Shown {
     pub(crate) chain: Vec<CertificateDer<'static>>,
     pub(crate) key: PrivateKeyDer<'static>,
+}
+
+/// Judges certificates by the system's clock, and by the process's own where that has not jumped along: a clock that is
+/// set cuts off nobody who was known before, and one that is set right lets in who was not.
+#[derive(Debug)]
+pub struct EitherClock<V: ?Sized>(pub Arc<V>);
+
+impl<V: ?Sized> EitherClock<V> {
+    fn by_either<T>(
+        now: UnixTime,
+        verify: impl Fn(UnixTime) -> Result<T, rustls::Error>,
+    ) -> Result<T, rustls::Error> {
+        use CertificateError as E;
+        let error = match verify(now) {
+            Err(error) => error,
+            verified => return verified,
+        };
+        let rustls::Error::InvalidCertificate(
+            E::Expired | E::ExpiredContext { .. } | E::NotValidYet | E::NotValidYetContext { .. },
+        ) = &error
+        else {
+            return Err(error);
+        };
+        let own = u64::try_from(clock::wall().as_millis()).unwrap_or(0);
+        verify(UnixTime::since_unix_epoch(Duration::from_millis(own))).map_err(|_| error)
+    }
+}
+
+impl<V: ServerCertVerifier + ?Sized> ServerCertVerifier for EitherClock<V> {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Self::by_either(now, |now| {
+            self.0.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
+        })
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls12_signature(message, certificate, signed)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls13_signature(message, certificate, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_verify_schemes()
+    }
+}
+
+impl<V: ClientCertVerifier + ?Sized> ClientCertVerifier for EitherClock<V> {
+    fn offer_client_auth(&self) -> bool {
+        self.0.offer_client_auth()
+    }
+
+    fn client_auth_mandatory(&self) -> bool {
+        self.0.client_auth_mandatory()
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.0.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        Self::by_either(now, |now| self.0.verify_client_cert(end_entity, intermediates, now))
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls12_signature(message, certificate, signed)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls13_signature(message, certificate, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_verify_schemes()
+    }
 }
 
 /// Takes who is vouched for by the authority of this fingerprint, which has to be in the chain that is shown.
@@ -378,7 +496,8 @@ impl Doubt {
                 "use one of its names, or have the daemon started with --tls-name for this one"
             }
             Self::Expired => {
-                "have the admin renew the files of --tls-cert; the daemon's own certificates renew themselves"
+                "compare the clocks of this machine and the daemon's; if they agree, have the admin renew the files of \
+                 --tls-cert (the daemon's own certificates renew themselves)"
             }
             Self::NotYet => "compare the clocks of this machine and the daemon's",
             Self::Plain => "only a daemon on this machine may be asked in plain HTTP: http://",

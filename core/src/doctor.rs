@@ -412,9 +412,36 @@ pub fn versions(here: &str, daemon: &str) -> Finding {
 
 /// How far the daemon's clock is from this machine's.
 pub fn skew(daemon: Timestamp, here: Timestamp) -> Finding {
-    const CHECK: &str = "clock";
-    let seconds = (daemon.as_millis() - here.as_millis()) / 1000;
-    let found = format!("the daemon's clock is {seconds} s from this machine's");
+    let ms = daemon.as_millis() - here.as_millis();
+    differ("the daemon's clock", "this machine's", ms)
+}
+
+/// How far a node's clock is from the daemon's.
+pub fn node_skew(node: &str, ahead_ms: i64) -> Finding {
+    differ(&format!("the clock of node {node}"), "the daemon's", ahead_ms)
+}
+
+/// Whether the daemon goes by the clock of its machine: after that has jumped it does not.
+pub fn drawn(daemon: Timestamp, machine: Timestamp) -> Option<Finding> {
+    let seconds = (machine.as_millis() - daemon.as_millis()) / 1000;
+    (seconds.abs() > 60).then(|| {
+        Finding::warning(
+            CLOCK,
+            format!(
+                "the clock of the daemon's machine jumped and is {seconds} s from the daemon's own, which is drawn to it \
+                 slowly"
+            ),
+            "see that the machine's clock is right, and start the daemon again to have it go by that at once",
+        )
+    })
+}
+
+const CLOCK: &str = "clock";
+
+fn differ(whose: &str, from: &str, ms: i64) -> Finding {
+    const CHECK: &str = CLOCK;
+    let seconds = ms / 1000;
+    let found = format!("{whose} is {seconds} s from {from}");
     match seconds.unsigned_abs() {
         // A second is the answer's own precision.
         0..=5 => Finding::ok(CHECK, found),

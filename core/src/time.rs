@@ -1,5 +1,8 @@
 //! Instants and durations as the product stores and prints them.
 
+#[cfg(test)]
+mod tests;
+
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -48,5 +51,53 @@ impl fmt::Display for Timestamp {
 impl fmt::Debug for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
+    }
+}
+
+/// A wall clock for decisions and records that never goes back and never leaps.
+///
+/// It starts as the system's. From then on it counts the time that passes, and is drawn towards the system's clock:
+/// at most twice as fast as time passes where that is ahead, at least half as fast where it is behind. When somebody
+/// sets the system's clock, or two of its sources disagree, no deadline comes at once because of that, none is out of
+/// reach, and what is recorded later bears a later time.
+#[derive(Debug, Default)]
+pub struct Steady {
+    /// What was told last, and how much time had passed then, in microseconds.
+    last: Option<(i64, u64)>,
+}
+
+impl Steady {
+    /// One that has told nothing yet.
+    pub const fn new() -> Self {
+        Self { last: None }
+    }
+
+    /// This moment, as the system's clock tells `system`, and some count of the time that passes `elapsed`: both in
+    /// microseconds.
+    pub fn tell(&mut self, system: i64, elapsed: u64) -> Timestamp {
+        let told = match self.last {
+            None => system,
+            Some((last, before)) => {
+                let passed = i64::try_from(elapsed.saturating_sub(before)).unwrap_or(i64::MAX);
+                let ahead = system.saturating_sub(last).saturating_sub(passed);
+                last.saturating_add(passed).saturating_add(ahead.clamp(-(passed / 2), passed))
+            }
+        };
+        let elapsed = self.last.map_or(elapsed, |(_, before)| before.max(elapsed));
+        self.last = Some((told, elapsed));
+        Timestamp(told.div_euclid(1000))
+    }
+
+    /// Goes on from a moment that was recorded before, if that is later: a clock that was set back while nobody
+    /// looked. `false`: that is more than a day later, and rather the record is wrong.
+    pub fn resume(&mut self, recorded: Timestamp) -> bool {
+        const DAY_US: i64 = 86_400_000_000;
+        let Some((told, _)) = &mut self.last else { return true };
+        let recorded = recorded.0.saturating_mul(1000);
+        let is_near = recorded.saturating_sub(*told) <= DAY_US;
+        if is_near {
+            *told = recorded.max(*told);
+        }
+        is_near
     }
 }

@@ -5,6 +5,8 @@ pub mod convert;
 
 /// The header of `/healthz` in which the daemon says at which URL jobs find it.
 pub const JOBS_URL: &str = "atelier-jobs-url";
+/// The header in which a daemon says beside that what its clock is, in milliseconds since the Unix epoch.
+pub const CLOCK: &str = "atelier-clock";
 
 /// The header in which the data gateway says what it has stored: the BLAKE3 digest, in hexadecimal digits.
 pub const STORED: &str = "atelier-stored";

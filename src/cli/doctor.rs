@@ -268,14 +268,17 @@ async fn of_daemon(folder: Option<&Path>, context: &Context) -> Vec<Finding> {
     let host = server.parse::<http::Uri>().ok().and_then(|uri| uri.host().map(str::to_owned));
     found.push(doctor::address(&server, host.is_some_and(|host| is_loopback(&host))));
     found.push(doctor::versions(crate::VERSION, &seen.version));
-    found.extend(skew(&client, &server).await);
+    found.extend(skew(&client, &server).await.unwrap_or_default());
     match client.call(client.computes().list_nodes(ListNodesRequest::default())).await {
         Ok(answer) => found.extend(answer.nodes.iter().flat_map(|node| {
+            let skew = node.clock_ahead_ms.map(|ahead| doctor::node_skew(&node.name, ahead));
+            let skew = skew.filter(|skew| skew.severity != Severity::Ok);
             let facts: BTreeMap<String, String> = node.facts.clone().into_iter().collect();
             let is_unusable = node.state() == NodeState::Unusable;
             let trouble = is_unusable.then(|| node.reason.clone());
             let (name, version) = (node.name.clone(), node.agent_version.clone());
-            doctor::node(&NodeFact { name, trouble, version, facts }, &seen.version)
+            let lacks = doctor::node(&NodeFact { name, trouble, version, facts }, &seen.version);
+            skew.into_iter().chain(lacks)
         })),
         Err(error) => found.push(unasked("node", error.into())),
     }
@@ -317,11 +320,17 @@ fn unasked(check: &'static str, error: Error) -> Finding {
 }
 
 /// The daemon's clock beside this machine's, as its answers' dates have it.
-async fn skew(client: &Client, server: &str) -> Option<Finding> {
+async fn skew(client: &Client, server: &str) -> Option<Vec<Finding>> {
     let answer = client.http().ok()?.get(format!("{server}/healthz")).send().await.ok()?;
     let date = answer.headers().get(http::header::DATE)?.to_str().ok()?.to_owned();
     let daemon = jiff::fmt::rfc2822::parse(&date).ok()?.timestamp();
-    Some(doctor::skew(Timestamp::from_millis(daemon.as_millisecond()), Clock::default().wall()))
+    let machine = Timestamp::from_millis(daemon.as_millisecond());
+    let mut found = vec![doctor::skew(machine, Clock::default().wall())];
+    let own = answer.headers().get(atelier_proto::CLOCK).and_then(|own| own.to_str().ok());
+    if let Some(own) = own.and_then(|own| own.parse().ok()) {
+        found.extend(doctor::drawn(Timestamp::from_millis(own), machine));
+    }
+    Some(found)
 }
 
 async fn datastore(client: &Client, name: String) -> Finding {

@@ -296,6 +296,7 @@ fn view(node: &pb::Node) -> Value {
         "gpus": gpus,
         "jobs": node.jobs,
         "last_seen": time(node.last_seen_ms),
+        "clock_ahead_s": node.clock_ahead_ms.map(|ms| ms / 1000),
         "agent_version": node.agent_version,
         "hostname": node.hostname,
         "address": node.address,

@@ -118,7 +118,7 @@ pub(super) enum Command {
     People { people: Box<People>, reply: Reply<()> },
     Provided(Provided),
     NodeLeft { node: NodeName, session: u64 },
-    Heartbeat { node: NodeName, session: u64, at: i64, usage: BTreeMap<String, f64> },
+    Heartbeat { node: NodeName, session: u64, view: NodeView },
     Tell { node: NodeName, message: ToNode, heard: oneshot::Sender<Option<u64>> },
     Look(Look),
     Stop(oneshot::Sender<()>),
@@ -269,6 +269,8 @@ pub struct NodeView {
     pub last_seen: i64,
     /// Its newest sample.
     pub usage: BTreeMap<String, f64>,
+    /// How far its wall clock is ahead of this machine's, if it has said.
+    pub clock_ahead_ms: Option<i64>,
 }
 
 impl Handle {
@@ -446,10 +448,9 @@ impl Handle {
         &self,
         node: NodeName,
         session: u64,
-        at: i64,
-        usage: BTreeMap<String, f64>,
+        view: NodeView,
     ) -> Result<(), Error> {
-        self.send(Command::Heartbeat { node, session, at, usage }).await
+        self.send(Command::Heartbeat { node, session, view }).await
     }
 
     /// Sends a node something that is no decision (following a log), over the session that is told;

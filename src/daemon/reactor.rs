@@ -578,9 +578,9 @@ impl Reactor {
                     self.live.node_left(&node, now);
                 }
             }
-            Command::Heartbeat { node, session, at, usage } => {
+            Command::Heartbeat { node, session, view } => {
                 if self.session(&node, session) {
-                    self.views.insert(node, NodeView { last_seen: at, usage });
+                    self.views.insert(node, view);
                 }
             }
             Command::Tell { node, message, heard } => {

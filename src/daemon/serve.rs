@@ -255,6 +255,9 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
     let secure = secure(&args, &folder, clock)?;
     let store: Arc<SqliteStore> =
         Arc::new(SqliteStore::open(&folder.at("atelier.db"), folder.existed())?);
+    if let Some(recorded) = store.recorded_last()? {
+        clock.resume(recorded);
+    }
     let database = store.clone();
     let mut storage = WorkspaceStorage::find(args.storage.as_deref(), &store, &folder).await?;
     folder.settle()?;
@@ -451,6 +454,7 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
     let teller = tokio::spawn(audit.clone().run());
     let mut patrols = vec![sealer, collector, dropper, remover, tender, keeper, teller];
     patrols.extend(secure.clone().map(|secure| tokio::spawn(secure.tend(clock))));
+    patrols.push(tokio::spawn(clock.watch()));
     let ended = tokio::spawn(run(
         listeners,
         secure,

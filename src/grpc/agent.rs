@@ -25,7 +25,7 @@ use tracing::Instrument as _;
 use super::caller;
 use super::channels::{Channels, FromClient};
 use super::status::told;
-use crate::daemon::{self, Grant, InputSource, Join, Shared, ToNode};
+use crate::daemon::{self, Grant, InputSource, Join, NodeView, Shared, ToNode};
 use crate::identity::{AskedAs, Denied, Door, Pass};
 use crate::tls::{Peer, Secure};
 
@@ -356,8 +356,14 @@ async fn listen(
             Some(Message::Heartbeat(heartbeat)) => {
                 // A node that has hung up ends the loop above.
                 let _ = outbox.send(ToNode::HeartbeatAck(heartbeat.number));
-                let at = shared.clock.wall().as_millis();
-                shared.handle.heartbeat(node.clone(), session, at, heartbeat.usage).await
+                let clock_ahead_ms = (heartbeat.clock_ms > 0)
+                    .then(|| heartbeat.clock_ms - shared.clock.system().as_millis());
+                let view = NodeView {
+                    last_seen: shared.clock.wall().as_millis(),
+                    usage: heartbeat.usage,
+                    clock_ahead_ms,
+                };
+                shared.handle.heartbeat(node.clone(), session, view).await
             }
             Some(Message::Report(report)) => match Report::try_from(report) {
                 Ok(report) => shared.handle.node_report(node.clone(), session, report).await,

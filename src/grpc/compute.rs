@@ -640,6 +640,7 @@ fn describe_node(live: &Live, node: &LiveNode, views: &HashMap<NodeName, NodeVie
         drain: drain.map(drain_to_wire),
         labels: record.capacity.labels.clone(),
         address: record.address.clone().unwrap_or_default(),
+        clock_ahead_ms: view.clock_ahead_ms,
     }
 }
 

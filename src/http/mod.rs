@@ -107,7 +107,8 @@ async fn healthy(
     asked: Option<Extension<AskedAs>>,
 ) -> impl axum::response::IntoResponse {
     let url = shared.addresses.jobs_url(asked.as_ref().map(|asked| &asked.0));
-    ([(atelier_proto::JOBS_URL, url)], "ok")
+    let clock = shared.clock.wall().as_millis().to_string();
+    ([(atelier_proto::JOBS_URL, url), (atelier_proto::CLOCK, clock)], "ok")
 }
 
 /// By what others can verify attempts' tokens.

@@ -75,10 +75,14 @@ pub enum Denied {
     #[error("the token is not valid here; ask an admin for one (atelier token create)")]
     WrongToken,
     /// A token whose time is over.
-    #[error("the token expired at {at}; ask an admin for a new one (atelier token create)")]
+    #[error(
+        "the token expired at {at}, and the daemon's clock says {now}; ask an admin for a new one (atelier token create)"
+    )]
     Expired {
         /// When that was.
         at: Timestamp,
+        /// When it was shown.
+        now: Timestamp,
     },
     /// A token that was taken back while something that it had opened was going on.
     #[error(

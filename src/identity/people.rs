@@ -387,7 +387,7 @@ impl People {
         let token = known.tokens.get(&Digest::of(token.as_bytes())).ok_or(Denied::WrongToken)?;
         let now = self.now();
         if token.is_over(now) {
-            return Err(Denied::Expired { at: token.record.expires_at.unwrap_or(now) });
+            return Err(Denied::Expired { at: token.record.expires_at.unwrap_or(now), now });
         }
         let now = now.as_millis();
         if now.saturating_sub(token.used.load(Ordering::Relaxed)) >= USED_EVERY_MS {

@@ -193,6 +193,17 @@ fn hash_of(row: &Row<'_>, index: usize) -> rusqlite::Result<Digest> {
 fn head(conn: &Connection) -> Result<(u64, Digest), Error> {
     conn.prepare_cached("SELECT seq, hash FROM audit ORDER BY seq DESC LIMIT 1")
         .and_then(|mut s| s.query_row([], |row| Ok((row.get(0)?, hash_of(row, 1)?))).optional())
+    /// When the last of all that is recorded happened: an event of a job, or an entry here.
+    pub fn recorded_last(&self) -> Result<Option<Timestamp>, Error> {
+        const LAST: &str = "SELECT max(at) FROM (
+            SELECT at FROM (SELECT at FROM events ORDER BY seq DESC LIMIT 1)
+            UNION ALL SELECT at FROM (SELECT at FROM audit ORDER BY seq DESC LIMIT 1))";
+        self.read(|conn| {
+            let last = conn.query_row(LAST, [], |row| row.get::<_, Option<i64>>(0));
+            Ok(last.map_err(sql)?.map(Timestamp::from_millis))
+        })
+    }
+
         .map(|head| head.unwrap_or((0, START)))
         .map_err(sql)
 }

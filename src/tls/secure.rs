@@ -2,10 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
+use atelier_agent::trust::EitherClock;
 use atelier_core::id::NodeName;
 use atelier_core::time::Timestamp;
 use aws_lc_rs::digest;
@@ -30,6 +32,8 @@ const LIFE_MS: i64 = 90 * DAY_MS;
 const RENEWED_MS: i64 = 60 * DAY_MS;
 /// Clocks of other machines may be behind by so much.
 const BEHIND_MS: i64 = 3600 * 1000;
+/// And the daemon itself is taken for what it is by those that are behind by a time zone, or a day.
+const BEFORE_MS: i64 = DAY_MS;
 /// From when before its end people are told of the admin's certificate.
 const WARNED_MS: i64 = 14 * DAY_MS;
 /// And of the authority, which every client and node has to be given anew.
@@ -79,13 +83,14 @@ impl Configs {
         let own = [authority.certificate()].into_iter();
         let others = authority.previous().map(|before| &before.certificate);
         let all: Vec<_> = own.chain(others).chain(authority.retired()).collect();
-        let verifier = |of: &[&CertificateDer<'static>]| -> Result<_, Error> {
+        let verifier = |of: &[&CertificateDer<'static>]| -> Result<Arc<dyn ClientCertVerifier>, Error> {
             let mut roots = RootCertStore::empty();
             of.iter().try_for_each(|&one| roots.add(one.clone()))?;
-            WebPkiClientVerifier::builder_with_provider(roots.into(), provider.clone())
+            let built = WebPkiClientVerifier::builder_with_provider(roots.into(), provider.clone())
                 .allow_unauthenticated()
                 .build()
-                .map_err(|error| rustls::Error::General(error.to_string()).into())
+                .map_err(|error| rustls::Error::General(error.to_string()))?;
+            Ok(Arc::new(EitherClock(built)))
         };
         let nodes = verifier(&all)?;
         let config = |is_here: bool| -> Result<Arc<ServerConfig>, Error> {
@@ -206,7 +211,7 @@ impl Secure {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let authority = Authority::open(data, called, now)?;
         let names = own.now();
-        let made = make(&authority, &provider, &names, now)?;
+        let made = make(&authority, &provider, &names, now..now)?;
         // Before they are read: what changes meanwhile is read again.
         let stamp = files.as_ref().and_then(|files| files.stamp().ok());
         let given = files.as_ref().map(|files| files.read(&provider, now)).transpose()?;
@@ -304,7 +309,7 @@ impl Secure {
         // One at a time, and not while certificates are made by what there was.
         let mut looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
         let authority = by(&self.authority(), &self.data, &self.called, now)?;
-        let made = make(&authority, &self.provider, &looked.names, now)?;
+        let made = make(&authority, &self.provider, &looked.names, now..now)?;
         let configs = Configs::new(&authority, &self.provider, &self.shown)?;
         (looked.made_at, looked.authority) = (now, Remaining::Much);
         let before = self.shown();
@@ -353,6 +358,12 @@ impl Secure {
     /// Makes anew what ends or has other names, and reads what has changed. What cannot be read leaves what there
     /// was.
     pub(super) fn look(&self, now: Timestamp) {
+        self.look_by(now, now);
+    }
+
+    /// The same while the system's clock and the daemon's own differ. What is made is valid by both: some of the
+    /// machines may go by a clock that was right before it jumped.
+    fn look_by(&self, now: Timestamp, steady: Timestamp) {
         let mut looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
         let before = self.shown();
         let (mut own, mut given) = (before.own.clone(), before.given.clone());
@@ -360,7 +371,7 @@ impl Secure {
         let age = now.as_millis() - looked.made_at.as_millis();
         // A clock that was put back makes it one of a time to come.
         if names != looked.names || !(-BEHIND_MS..RENEWED_MS).contains(&age) {
-            match make(&self.authority(), &self.provider, &names, now) {
+            match make(&self.authority(), &self.provider, &names, now.min(steady)..now.max(steady)) {
                 Ok(made) => {
                     tracing::info!(?names, "the daemon has another certificate");
                     (own, looked.names, looked.made_at) = (made, names, now);
@@ -426,7 +437,8 @@ impl Secure {
             look.tick().await;
             let secure = self.clone();
             // It reads files, and asks the system for addresses.
-            let looked = tokio::task::spawn_blocking(move || secure.look(clock.wall())).await;
+            let look = move || secure.look_by(clock.system(), clock.wall());
+            let looked = tokio::task::spawn_blocking(look).await;
             if let Err(error) = looked {
                 tracing::error!(%error, "the daemon's certificates could not be looked after");
             }
@@ -450,10 +462,10 @@ fn make(
     authority: &Authority,
     provider: &CryptoProvider,
     names: &BTreeSet<Name>,
-    now: Timestamp,
+    now: Range<Timestamp>,
 ) -> Result<Arc<CertifiedKey>, Error> {
-    let at = |ms: i64| Timestamp::from_millis(now.as_millis() + ms);
-    let issued = authority.issue(names, at(-BEHIND_MS), at(LIFE_MS))?;
+    let (from, until) = (now.start.plus_millis(-BEFORE_MS), now.end.plus_millis(LIFE_MS));
+    let issued = authority.issue(names, from, until)?;
     let mut chain = vec![issued.certificate];
     chain.extend(authority.chain());
     Ok(Arc::new(CertifiedKey::from_der(chain, issued.key, provider)?))

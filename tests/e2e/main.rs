@@ -24,6 +24,7 @@ mod bad_input;
 mod builds;
 mod caches;
 mod checkpoints;
+mod clocks;
 mod clusters;
 mod components;
 mod contained_users;

@@ -12,7 +12,8 @@ use tonic::Code;
 use super::connection::{self, Caller};
 use super::{Error, chain};
 use crate::args::AgentArgs;
-use crate::identity::{self, Begin, Begun, Identity, JoinToken, Proof, Told, wall};
+use crate::clock::wall;
+use crate::identity::{self, Begin, Begun, Identity, JoinToken, Proof, Told};
 use crate::trust::Trust;
 
 /// How long the daemon may take to answer.

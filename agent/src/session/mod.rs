@@ -406,7 +406,7 @@ impl Session {
                     let mut usage = self.sampler.sample();
                     usage.extend(self.node.devices.usage());
                     usage.extend(self.node.monitor.usage());
-                    let heartbeat = pb::Heartbeat { number, usage };
+                    let heartbeat = pb::Heartbeat { number, usage, clock_ms: clock::system().as_millis() };
                     let _ = up.send(message(Up::Heartbeat(heartbeat)));
                     for report in self.registry.unacknowledged(REPEAT) {
                         let _ = up.send(message(Up::Report(report)));

@@ -58,6 +58,11 @@ fn room_backups_and_clocks() {
     assert_eq!(skew(at(4_000), at(0)).severity, Severity::Ok);
     assert_eq!(skew(at(0), at(60_000)).severity, Severity::Warning);
     assert_eq!(skew(at(0), at(3_600_000)).severity, Severity::Error);
+    let node = node_skew("n1", -7_200_000);
+    assert_eq!(node.severity, Severity::Error);
+    assert!(node.found.contains("node n1 is -7200 s from the daemon's"), "{node:?}");
+    assert_eq!(drawn(at(60_000), at(0)), None);
+    assert_eq!(drawn(at(0), at(61_000)).unwrap().severity, Severity::Warning);
 
     let until = |days: i64| at(now.as_millis() + days * DAY_MS);
     assert_eq!(certificate("it", until(200), now, 180, "new").severity, Severity::Ok);

@@ -12,6 +12,7 @@ use crate::node::Now;
 use crate::resource::Memory;
 use crate::sched::Request;
 use crate::spec::{CommandJob, OnNodeLoss};
+use crate::time::Timestamp;
 
 impl Live {
     /// Takes a node's word on an attempt. Stale and repeated ones change nothing: a report counts
@@ -51,6 +52,7 @@ impl Live {
         }
         let State::Active(active) = &mut job.state else { return };
         let (attempt, before) = (active.attempt, active.phase().rank());
+        let assigned_at = active.assigned_at;
         let Some(rank) = active.on(node).map(|(rank, _)| rank) else { return };
         let Some(member) = active.on_mut(node) else { return };
         let kind = match report.progress {
@@ -83,7 +85,7 @@ impl Live {
                     Ordering::Less => {}
                 }
                 member.phase = Phase::Running;
-                member.started_at = Some(since);
+                member.started_at = Some(told(since, assigned_at, now));
                 member.idle_since = idle_since;
                 EventKind::Running
             }
@@ -130,13 +132,15 @@ impl Live {
         &mut self,
         mut job: Job,
         node: &NodeName,
-        end: AttemptEnd,
+        mut end: AttemptEnd,
         now: Now,
         out: &mut Decisions,
     ) {
         let Some(key) = job.attempt_key() else { return };
         let State::Active(active) = &mut job.state else { return };
-        let Some(rank) = active.on(node).map(|(rank, _)| rank) else { return };
+        let Some((rank, member)) = active.on(node) else { return };
+        let started_at = end.started_at.map(|at| told(at, active.assigned_at, now));
+        end.started_at = member.started_at.or(started_at);
         if let Some(live) = self.nodes.get_mut(node) {
             // The node's compute, not the job's: the node may have moved since.
             self.sched.release(&live.record.compute, node, &job.name, now.wall);
@@ -396,6 +400,12 @@ fn verdict(job: &Job, active: &Active, end: &AttemptEnd, now: Now) -> Verdict {
         delay_ms / 1000
     );
     Verdict::Again { tries, delay_ms, reason }
+}
+
+/// When something of an attempt happened, as its node tells it: the clocks of two machines may differ, and what is
+/// recorded is in the order in which it was.
+fn told(at: Timestamp, assigned_at: Timestamp, now: Now) -> Timestamp {
+    at.min(now.wall).max(assigned_at)
 }
 
 /// With the time that went into an attempt which is no fault of the job.

@@ -85,7 +85,9 @@ impl Unit<'_> {
         );
         // The manager of a user knows no such targets.
         if self.run_as.is_some() {
-            text.push_str("Wants=network-online.target\nAfter=network-online.target\n");
+            text.push_str(
+                "Wants=network-online.target\nAfter=network-online.target time-sync.target\n",
+            );
         }
         if self.service == Service::Agent {
             text.push_str("# Only an order, for where both are: an agent waits for its daemon.\n");

@@ -540,7 +540,7 @@ async fn of_two_sessions_the_newer_of_the_same_agent_counts() {
     let node = node("n1").name;
     let report = Report { key: key.clone(), progress: ended(0) };
     world.handle.node_report(node.clone(), 1, report).await.unwrap();
-    world.handle.heartbeat(node.clone(), 1, i64::MAX, BTreeMap::new()).await.unwrap();
+    world.handle.heartbeat(node.clone(), 1, seen(i64::MAX)).await.unwrap();
     world.handle.node_left(node.clone(), 1).await.unwrap();
     let live = world.live().await;
     assert_eq!(live.job(&name("mine")).unwrap().status(), JobStatus::Starting);
@@ -560,10 +560,14 @@ async fn of_two_sessions_the_newer_of_the_same_agent_counts() {
 async fn a_busy_reactor_makes_callers_wait() {
     let mut world = World::new();
     let _orders = world.joins(vec![]).await;
+fn seen(at: i64) -> NodeView {
+    NodeView { last_seen: at, ..NodeView::default() }
+}
+
     let release = world.hold();
     let beat = |at| {
         let (handle, session) = (world.handle.clone(), world.sessions);
-        async move { handle.heartbeat(node("n1").name, session, at, BTreeMap::new()).await }
+        async move { handle.heartbeat(node("n1").name, session, seen(at)).await }
     };
     let mut taken = 0;
     let waiting = loop {

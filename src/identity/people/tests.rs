@@ -113,7 +113,7 @@ async fn a_token_opens_until_its_time_is_over() {
     let world = world.reopened();
     let denied = world.knock(&token).unwrap_err();
     let at = Timestamp::from_millis(START + 1 + 30 * 86_400_000);
-    assert_eq!(denied, Denied::Expired { at });
+    assert!(matches!(denied, Denied::Expired { at: told, .. } if told == at), "{denied}");
     assert!(
         denied.to_string().contains("2023-12-14") && denied.to_string().contains("ask an admin")
     );

@@ -128,6 +128,37 @@ impl Drop for Hang {
     }
 }
 
+/// The wall clock of those processes that have its variables.
+pub(crate) struct FaultyClock {
+    control: PathBuf,
+    /// For the processes' environment.
+    pub(crate) variables: Vec<(String, String)>,
+}
+
+impl FaultyClock {
+    /// One that is right; how it is off is kept in the file `control`.
+    pub(crate) fn new(control: &Path) -> Self {
+        let library = script(&["preload", "clock"]).unwrap();
+        let variables = [
+            ("LD_PRELOAD", library),
+            ("ATELIER_FAULTCLOCK_CONTROL", control.display().to_string()),
+        ];
+        let clock = Self {
+            control: control.to_owned(),
+            variables: variables.map(|(key, value)| (key.to_owned(), value)).into(),
+        };
+        clock.jump(0);
+        clock
+    }
+
+    /// It is off by so many seconds from now on.
+    pub(crate) fn jump(&self, seconds: i64) {
+        let fresh = self.control.with_extension("new");
+        std::fs::write(&fresh, seconds.to_string()).unwrap();
+        std::fs::rename(fresh, &self.control).unwrap();
+    }
+}
+
 /// Rules for one process's syncs and writes below a folder, changed while it runs.
 pub(crate) struct FaultyIo {
     control: PathBuf,

@@ -18,7 +18,7 @@ mod wait;
 pub(crate) use bao::Bao;
 pub(crate) use cli::{Cli, Outcome, Running};
 pub(crate) use cluster::{Agent, Cluster, PROGRAM, Settings, http, job_yaml};
-pub(crate) use faults::{Disk, FaultyIo, Hang, needs};
+pub(crate) use faults::{Disk, FaultyClock, FaultyIo, Hang, needs};
 pub(crate) use history::{History, check_database};
 pub(crate) use many::Answering;
 pub(crate) use oidc::Provider;
