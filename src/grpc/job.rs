@@ -21,7 +21,7 @@ use super::channels::{Channels, FromNode};
 use super::status::told;
 use super::{asking, blocking, caller, checked_key, queue};
 use crate::daemon::{LogStart, Removed, Shared, SubmitRequest};
-use crate::identity::{Asking, Denied};
+use crate::identity::{Asking, Denied, Present};
 use crate::store::{Archived, IdempotencyKey, JobQuery, Lookup};
 
 /// Jobs: submit, look, follow, cancel, put away.
@@ -356,14 +356,15 @@ impl pb::job_service_server::JobService for Service {
         &self,
         request: Request<pb::WatchEventsRequest>,
     ) -> Result<Response<Self::WatchEventsStream>, Status> {
-        let caller = caller(&request)?;
+        let present = request.extensions().get::<Present>().cloned();
+        let present = present.ok_or_else(|| Status::unauthenticated("the caller is not known"))?;
         let request = request.into_inner();
         let job = match request.job.as_str() {
             "" => None,
             name => Some(self.find(name)?.name),
         };
         let (out, events) = mpsc::channel(64);
-        tokio::spawn(watch(self.0.clone(), job, request.after_seq, caller, out));
+        tokio::spawn(watch(self.0.clone(), job, request.after_seq, present, out));
         Ok(Response::new(ReceiverStream::new(events).boxed()))
     }
 
@@ -508,7 +509,7 @@ async fn watch(
     shared: Shared,
     job: Option<JobName>,
     mut after: u64,
-    caller: Caller,
+    watcher: Present,
     out: mpsc::Sender<Result<pb::Event, Status>>,
 ) {
     let mut live = shared.handle.events();
@@ -525,7 +526,7 @@ async fn watch(
             let full = page.len() == EVENTS as usize;
             for event in &page {
                 after = event.seq.0;
-                if out.send(Ok(told_of(event, &caller))).await.is_err() {
+                if out.send(Ok(told_of(event, &watcher.caller()))).await.is_err() {
                     return;
                 }
                 if job.is_some() && is_last(event) && !full {
@@ -560,7 +561,7 @@ async fn watch(
                         continue;
                     }
                     after = event.seq.0;
-                    if out.send(Ok(told_of(&event, &caller))).await.is_err() {
+                    if out.send(Ok(told_of(&event, &watcher.caller()))).await.is_err() {
                         return;
                     }
                     if job.is_some() && is_last(&event) {

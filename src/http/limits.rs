@@ -26,7 +26,7 @@ use tokio::time::{Instant, Sleep};
 use tonic::metadata::MetadataValue;
 
 use crate::config::LimitArgs;
-use crate::identity::is_grpc;
+use crate::identity::{in_kind, is_grpc, web_type};
 
 /// How long a call may take that is no stream, unless its client gives it less.
 const DEADLINE: Duration = Duration::from_secs(300);
@@ -173,9 +173,15 @@ impl Limits {
     }
 
     /// Answers one of those who need no token: all of them together have few places, and little time.
-    async fn of_strangers(&self, request: Request, next: Next, grpc: bool) -> Response {
+    async fn of_strangers(
+        &self,
+        request: Request,
+        next: Next,
+        grpc: bool,
+        web: Option<HeaderValue>,
+    ) -> Response {
         let Some(_place) = Admitted::one_more(&self.strangers, STRANGERS) else {
-            return Refusal::Strangers.answer(grpc);
+            return Refusal::Strangers.answer(grpc, web);
         };
         let stalled = Arc::new(AtomicBool::new(false));
         let request = match request.body().is_end_stream() {
@@ -185,7 +191,7 @@ impl Limits {
         let within = self.deadline.min(STRANGERS_WITHIN);
         match tokio::time::timeout(within, next.run(request)).await {
             Ok(answer) => answer,
-            Err(_) => Refusal::Late { within }.answer(grpc),
+            Err(_) => Refusal::Late { within }.answer(grpc, web),
         }
     }
 
@@ -231,13 +237,13 @@ pub(crate) async fn limited(
     request: Request,
     next: Next,
 ) -> Response {
-    let grpc = is_grpc(request.headers());
+    let (grpc, web) = (is_grpc(request.headers()), web_type(request.headers()));
     let Some(caller) = request.extensions().get::<Caller>() else {
-        return limits.of_strangers(request, next, grpc).await;
+        return limits.of_strangers(request, next, grpc, web).await;
     };
     let admitted = match limits.admit(caller) {
         Ok(admitted) => admitted,
-        Err(refusal) => return refusal.answer(grpc),
+        Err(refusal) => return refusal.answer(grpc, web),
     };
     let path = request.uri().path();
     let is_stream = STREAMS.contains(&path);
@@ -253,11 +259,11 @@ pub(crate) async fn limited(
         true => answer.await,
         false => match tokio::time::timeout(within, answer).await {
             Ok(answer) => answer,
-            Err(_) => return Refusal::Late { within }.answer(grpc),
+            Err(_) => return Refusal::Late { within }.answer(grpc, web),
         },
     };
     if stalled.load(Ordering::Acquire) {
-        return Refusal::Slow { pace: limits.pace }.answer(grpc);
+        return Refusal::Slow { pace: limits.pace }.answer(grpc, web);
     }
     match answer.body().is_end_stream() {
         true => answer,
@@ -291,10 +297,10 @@ impl Refusal {
         }
     }
 
-    fn answer(&self, grpc: bool) -> Response {
+    fn answer(&self, grpc: bool, web: Option<HeaderValue>) -> Response {
         let seconds = self.wait().map(|wait| wait.as_secs_f64().ceil().max(1.0) as u64);
         if grpc {
-            return self.status(seconds).into_http::<Body>();
+            return in_kind(self.status(seconds).into_http::<Body>(), web);
         }
         let (status, word) = match self {
             // MLflow's word.

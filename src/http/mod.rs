@@ -20,7 +20,7 @@ pub(crate) use limits::Limits;
 pub(crate) use server::serve;
 
 use crate::daemon::Shared;
-use crate::identity::{AskedAs, Door, Origin, Use, guard, is_grpc};
+use crate::identity::{AskedAs, Door, Origin, Use, guard, in_kind, is_grpc, web_type};
 
 /// JSON bodies may be this long; objects are streamed and know no such bound.
 const BODY: usize = 4 << 20;
@@ -43,7 +43,7 @@ async fn elsewhere(headers: HeaderMap) -> Response {
         return StatusCode::NOT_FOUND.into_response();
     }
     let told = "this is the daemon's port for jobs: use the address in the `endpoint` file of its data folder";
-    tonic::Status::unimplemented(told).into_http()
+    in_kind(tonic::Status::unimplemented(told).into_http(), web_type(&headers))
 }
 
 /// Health, data and tracking.

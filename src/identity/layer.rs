@@ -4,7 +4,7 @@
 mod tests;
 
 use std::net::{Ipv4Addr, Ipv6Addr};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use atelier_core::access::{Caller, Role};
 use axum::body::Body;
@@ -21,6 +21,17 @@ use crate::tls::{Hosts, Peer};
 /// The host by which a request that came by TLS has asked for the daemon, as in a URL.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct AskedAs(pub String);
+
+/// Who has asked for what goes on, with the role that they have now: as it was when they were last asked whether it may.
+#[derive(Clone, Debug)]
+pub struct Present(Arc<RwLock<Caller>>);
+
+impl Present {
+    /// Them.
+    pub fn caller(&self) -> Caller {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
 
 /// Lets a request through once its origin, its caller and the route's need are in order.
 pub async fn guard(State(door): State<Arc<Door>>, mut request: Request, next: Next) -> Response {
@@ -56,9 +67,13 @@ pub async fn guard(State(door): State<Arc<Door>>, mut request: Request, next: Ne
             span.record("principal", caller.principal.as_str());
             request.extensions_mut().insert(caller.clone());
             let every = door.asks_every();
-            let ask = ask_again(door.clone(), &request, need);
+            let present = Present(Arc::new(RwLock::new(caller.clone())));
+            request.extensions_mut().insert(present.clone());
+            let ask = ask_again(door.clone(), &request, need, present);
             let (told, heard) = match grpc {
-                true => (Dialect::GrpcRequest, Dialect::GrpcAnswer),
+                true => {
+                    (Dialect::GrpcRequest, Dialect::answer(web_type(request.headers()).as_ref()))
+                }
                 false => (Dialect::Http, Dialect::Http),
             };
             let request =
@@ -75,11 +90,7 @@ pub async fn guard(State(door): State<Arc<Door>>, mut request: Request, next: Ne
             if denied != Denied::UnknownRoute {
                 door.tell_refused(caller.as_ref(), origin, place, &denied.to_string());
             }
-            let mut response = refuse(&denied, grpc);
-            if let Some(web) = web_type(request.headers()) {
-                response.headers_mut().insert(header::CONTENT_TYPE, web);
-            }
-            response
+            in_kind(refuse(&denied, grpc), web_type(request.headers()))
         }
     }
 }
@@ -179,7 +190,7 @@ fn check(caller: &Caller, need: Need) -> Result<(), Denied> {
 }
 
 /// What is asked of a request that goes on.
-fn ask_again(door: Arc<Door>, request: &Request, need: Need) -> Ask {
+fn ask_again(door: Arc<Door>, request: &Request, need: Need, present: Present) -> Ask {
     let authorization = request.headers().get(header::AUTHORIZATION).cloned();
     let shown = request.extensions().get::<Arc<Peer>>().cloned();
     Arc::new(move || {
@@ -188,7 +199,9 @@ fn ask_again(door: Arc<Door>, request: &Request, need: Need) -> Ask {
             (None, Some(peer)) => door.nodes().caller(peer, door.now())?,
             (token, _) => door.authenticate_again(token)?,
         };
-        check(&caller, need)
+        check(&caller, need)?;
+        *present.0.write().unwrap_or_else(PoisonError::into_inner) = caller;
+        Ok(())
     })
 }
 
@@ -248,8 +261,16 @@ pub fn is_grpc(headers: &HeaderMap) -> bool {
         .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
 }
 
+/// An answer of nothing but headers in the words of who has asked: by gRPC-Web it is called what the call was.
+pub(crate) fn in_kind(mut response: Response, web: Option<HeaderValue>) -> Response {
+    if let Some(web) = web {
+        response.headers_mut().insert(header::CONTENT_TYPE, web);
+    }
+    response
+}
+
 /// What a call by gRPC-Web calls itself: the answer is to be called the same.
-fn web_type(headers: &HeaderMap) -> Option<HeaderValue> {
+pub(crate) fn web_type(headers: &HeaderMap) -> Option<HeaderValue> {
     headers
         .get(header::CONTENT_TYPE)
         .filter(|value| value.as_bytes().starts_with(b"application/grpc-web"))

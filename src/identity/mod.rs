@@ -14,6 +14,7 @@ pub use asking::{Asking, Origin, PeerAddr, Use};
 pub(crate) use door::write_private;
 pub use door::{Denied, Door, Error};
 pub use grants::{Grants, grants_of};
-pub use layer::{AskedAs, guard, is_grpc};
+pub use layer::{AskedAs, Present, guard, is_grpc};
+pub(crate) use layer::{in_kind, web_type};
 pub use nodes::{Identities, Pass};
 pub use routes::{Need, need_of};

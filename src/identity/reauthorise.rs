@@ -10,7 +10,9 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
-use axum::http::HeaderMap;
+use axum::http::{HeaderMap, HeaderValue};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use hyper::body::{Frame, SizeHint};
 use tokio::time::{Instant, Sleep, sleep_until};
 
@@ -34,10 +36,35 @@ pub(super) type Ask = Arc<dyn Fn() -> Result<(), Denied> + Send + Sync>;
 pub(super) enum Dialect {
     /// An answer of gRPC: by its trailers.
     GrpcAnswer,
+    /// One of gRPC-Web, whose trailers are the last of its body: in base64, or as they are.
+    WebAnswer { is_text: bool },
     /// What a client of gRPC sends: the service is given the status.
     GrpcRequest,
     /// It breaks off.
     Http,
+}
+
+impl Dialect {
+    /// Of the answer to a call of gRPC, or of gRPC-Web, which calls itself that.
+    pub(super) fn answer(web: Option<&HeaderValue>) -> Self {
+        web.map_or(Self::GrpcAnswer, |web| Self::WebAnswer {
+            is_text: web.as_bytes().starts_with(b"application/grpc-web-text"),
+        })
+    }
+}
+
+/// Trailers as gRPC-Web has them in a body: a mark, their length, and a line of each.
+fn in_body(trailers: &HeaderMap, is_text: bool) -> Bytes {
+    let mut lines = Vec::new();
+    for (name, value) in trailers {
+        lines.extend_from_slice(name.as_str().as_bytes());
+        lines.push(b':');
+        lines.extend_from_slice(value.as_bytes());
+        lines.extend_from_slice(b"\r\n");
+    }
+    let length = u32::try_from(lines.len()).unwrap_or(u32::MAX).to_be_bytes();
+    let framed = [&[0x80][..], &length, &lines].concat();
+    if is_text { STANDARD.encode(framed).into() } else { framed.into() }
 }
 
 /// A body that ends when it may not go on.
@@ -70,10 +97,14 @@ impl Reauthorised {
         let status = status_of(denied);
         let broken = |error: axum::Error| Poll::Ready(Some(Err(error)));
         match self.dialect {
-            Dialect::GrpcAnswer => {
+            Dialect::GrpcAnswer | Dialect::WebAnswer { .. } => {
                 let mut trailers = HeaderMap::new();
+                let frame = |trailers: HeaderMap| match self.dialect {
+                    Dialect::WebAnswer { is_text } => Frame::data(in_body(&trailers, is_text)),
+                    _ => Frame::trailers(trailers),
+                };
                 match status.add_header(&mut trailers) {
-                    Ok(()) => Poll::Ready(Some(Ok(Frame::trailers(trailers)))),
+                    Ok(()) => Poll::Ready(Some(Ok(frame(trailers)))),
                     Err(status) => broken(axum::Error::new(status)),
                 }
             }

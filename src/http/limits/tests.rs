@@ -125,6 +125,17 @@ async fn who_asks_too_often_is_told_when_to_ask_again_and_others_are_served() {
     let status = tonic::Status::from_header_map(refused.headers()).unwrap();
     assert_eq!(status.code(), tonic::Code::ResourceExhausted);
     assert_eq!(status.metadata().get("retry-after").unwrap(), "1");
+    // By gRPC-Web: all of it in the headers, under the name of what was asked, and no byte besides.
+    for kind in ["application/grpc-web", "application/grpc-web+proto", "application/grpc-web-text"]
+    {
+        let mut asked = call(GET_JOB, None, Body::from(&[0; 5][..]));
+        asked.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+        let refused = ana.clone().oneshot(asked).await.unwrap();
+        assert_eq!(refused.status(), 200);
+        assert_eq!(refused.headers()["content-type"], kind);
+        assert_eq!(refused.headers()["grpc-status"], "8");
+        assert!(to_bytes(refused.into_body(), 10).await.unwrap().is_empty());
+    }
     let details = rpc::Status::decode(status.details()).unwrap();
     assert_eq!(details.details[0].type_url, "type.googleapis.com/google.rpc.RetryInfo");
     let info = rpc::RetryInfo::decode(&*details.details[0].value).unwrap();

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
-use atelier_core::access::{Caller, Role};
+use atelier_core::access::{Caller, Permission, Role};
 use atelier_core::time::Timestamp;
 use axum::Router;
 use axum::extract::Request;
@@ -16,7 +16,7 @@ use tower::ServiceExt as _;
 
 use super::*;
 use crate::identity::people::NewToken;
-use crate::identity::{Asking, Door, guard};
+use crate::identity::{Asking, Door, Present, guard};
 use crate::store::tests::{Folder, who};
 
 /// How long anything may take on a busy machine.
@@ -65,6 +65,10 @@ impl World {
 
     async fn open(&self, path: &str, token: &str, is_grpc: bool, sent: Body) -> Body {
         let kind = if is_grpc { "application/grpc" } else { "text/plain" };
+        self.open_as(path, token, kind, sent).await
+    }
+
+    async fn open_as(&self, path: &str, token: &str, kind: &str, sent: Body) -> Body {
         let request = Request::builder()
             .uri(format!("http://localhost{path}"))
             .header("authorization", format!("Bearer {token}"))
@@ -141,6 +145,62 @@ async fn a_revoked_token_and_a_lesser_role_end_what_goes_on() {
     assert_eq!(code(&trailers), (tonic::Code::PermissionDenied as i32).to_string());
     assert!(is_silent(&mut watched).await);
     drop(world.folder);
+}
+
+/// By gRPC-Web trailers are bytes of the body: a mark, four of their length, then a line of each.
+#[tokio::test]
+async fn a_stream_of_grpc_web_ends_in_its_own_words() {
+    let world = World::new(nobody());
+    for kind in ["application/grpc-web+proto", "application/grpc-web-text"] {
+        let (token, id) = world.token(Role::Reader, None).await;
+        let mut body = world.open_as(WATCH, &token, kind, Body::empty()).await;
+        world.door.people().revoke(&id, &root()).await.unwrap();
+        let bytes = frame(&mut body).await.unwrap().unwrap().into_data().unwrap();
+        let bytes = match kind.ends_with("text") {
+            true => STANDARD.decode(bytes).unwrap(),
+            false => bytes.to_vec(),
+        };
+        let (mark, rest) = bytes.split_at(5);
+        let length = u32::from_be_bytes(mark[1..].try_into().unwrap());
+        assert_eq!((mark[0], length as usize), (0x80, rest.len()));
+        let said = String::from_utf8(rest.to_vec()).unwrap();
+        assert!(said.contains("grpc-status:16\r\n") && said.contains("revoked"), "{said}");
+        assert!(said.ends_with("\r\n"), "{said}");
+        assert!(frame(&mut body).await.is_none());
+    }
+}
+
+/// Shows who it knows, and never ends.
+async fn shows(seen: mpsc::Sender<Present>, request: Request) -> Response {
+    seen.send(request.extensions().get::<Present>().unwrap().clone()).await.unwrap();
+    Response::new(Body::from_stream(stream::pending::<Result<Bytes, axum::Error>>()))
+}
+
+/// A service that tells each what its role lets it see learns of another role.
+#[tokio::test]
+async fn a_lesser_role_is_known_to_what_goes_on() {
+    let world = World::new(nobody());
+    let (token, _) = world.token(Role::Reader, None).await;
+    let (seen, mut shown) = mpsc::channel(1);
+    let routes = Router::new()
+        .route("/{*all}", any(move |request| shows(seen.clone(), request)))
+        .layer(from_fn_with_state(world.door.clone(), guard));
+    let request = Request::builder()
+        .uri(format!("http://localhost{WATCH}"))
+        .header("authorization", format!("Bearer {token}"))
+        .header("content-type", "application/grpc")
+        .body(Body::empty())
+        .unwrap();
+    let mut body = routes.oneshot(request).await.unwrap().into_body();
+    let present = shown.recv().await.unwrap();
+    assert!(present.caller().may(Permission::ReadRuns));
+    world.door.people().update_user("ana", Role::ComputeOperator, &root()).await.unwrap();
+    let begun = Instant::now();
+    while present.caller().may(Permission::ReadRuns) {
+        assert!(begun.elapsed() < PATIENCE, "its role is what it was");
+        assert!(is_silent(&mut body).await, "it goes on");
+        tokio::time::sleep(OFTEN).await;
+    }
 }
 
 /// What a client sends on and on is cut off too, also where the answer only comes at its end.
