@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use atelier_core::egress::Network;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
@@ -27,6 +28,9 @@ pub(crate) struct Record {
     pub(crate) version: String,
     /// The daemon's address: where it listens, or whom the agent serves.
     pub(crate) server: String,
+    /// Networks that the daemon was started with, for the next start.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) allow_egress: Vec<Network>,
 }
 
 impl Record {
@@ -154,8 +158,13 @@ pub(crate) fn spawn(
     let pid = i32::try_from(child.id()).map_err(io::Error::other)?;
     // A process that ended already has no beginning any more; its end is noticed by whoever waits.
     let began = beginning(pid).unwrap_or_default();
-    let record =
-        Record { pid, began, version: crate::VERSION.to_owned(), server: server.to_owned() };
+    let record = Record {
+        pid,
+        began,
+        version: crate::VERSION.to_owned(),
+        server: server.to_owned(),
+        allow_egress: Vec::new(),
+    };
     Ok(Started { child, record, log_from })
 }
 

@@ -57,6 +57,8 @@ pub(super) struct Arguments {
     set: Vec<Override>,
     #[command(flatten)]
     kept: KeepFailed,
+    #[command(flatten)]
+    egress: local::Egress,
 }
 
 fn variable(text: &str) -> Result<(String, String), String> {
@@ -99,10 +101,16 @@ pub(super) async fn run(mut arguments: Arguments, context: &Context) -> Result<E
             read::command(&arguments.command, code, &changes, &context.output)?
         }
     };
+    let allowed = &arguments.egress.allow_egress;
     let client = if context.wanted.is_elsewhere()? {
+        if !allowed.is_empty() {
+            let cause = "--allow-egress is for the local workspace, and the job goes to another";
+            let help = "have its admin start the daemon with --allow-egress";
+            return Err(Error::usage(cause.to_owned()).help(help));
+        }
         context.client().await?
     } else {
-        local::running(context).await?
+        local::running(context, allowed).await?
     };
     let job = submit::create(context, &client, job).await?;
     context.output.note(&format!("Job {}", job.name));

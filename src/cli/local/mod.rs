@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use atelier_core::egress::Network;
 use atelier_proto::job::v1::{JobStatus, ListJobsRequest};
-use clap::Subcommand;
+use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::{Context, Error, Kind};
@@ -24,8 +25,11 @@ const GRACE: Duration = Duration::from_secs(10);
 #[derive(Subcommand)]
 pub(super) enum Command {
     /// Start the local workspace, if it does not run
-    #[command(after_help = "Example:\n  atelier local start")]
-    Start,
+    #[command(after_help = "\
+Examples:
+  atelier local start
+  atelier local start --allow-egress 10.20.0.0/16")]
+    Start(Egress),
     /// Show whether it runs, where it listens and where its files lie
     #[command(after_help = "Example:\n  atelier local status --query server -o tsv")]
     Status,
@@ -49,10 +53,19 @@ pub(super) enum Command {
     },
 }
 
+/// Where the local workspace's node may fetch from.
+#[derive(Args)]
+pub(super) struct Egress {
+    /// Addresses inside your network from which jobs may have inputs that are URLs: ADDRESS or ADDRESS/BITS; may be
+    /// given several times. It counts from the local workspace's start until it is stopped
+    #[arg(long, value_name = "NETWORK")]
+    pub(super) allow_egress: Vec<Network>,
+}
+
 pub(super) async fn run(command: Command, context: &Context) -> Result<(), Error> {
     match command {
-        Command::Start => {
-            let client = running(context).await?;
+        Command::Start(egress) => {
+            let client = running(context, &egress.allow_egress).await?;
             context
                 .output
                 .note(&format!("The local workspace runs at {}.", client.target().server));
@@ -120,6 +133,10 @@ async fn stop(context: &Context, force: bool) -> Result<(), Error> {
         if let Some(record) = Record::read(&files.record(part)).filter(Record::is_alive) {
             any = true;
             stopped(part, &record)?;
+            // Its address is kept for the next start; where its nodes may fetch from is said anew.
+            let kept = Record { allow_egress: Vec::new(), ..record };
+            let file = files.record(part);
+            kept.write(&file).map_err(|error| Error::file("write", &file, &error))?;
         }
     }
     // Those of clusters last: the daemon would start them again.

@@ -5,6 +5,7 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::time::Duration;
 
+use atelier_core::egress::Network;
 use atelier_proto::compute::v1::{ListNodesRequest, NodeState};
 use atelier_proto::workspace::v1::Workspace;
 use tokio::time::{Instant, interval, timeout};
@@ -28,27 +29,55 @@ const TAIL: usize = 15;
 const NODE: &str = "local";
 
 /// The local workspace, up and ready: started as far as it does not run.
-pub(in crate::cli) async fn running(context: &Context) -> Result<Client, Error> {
+///
+/// Its nodes may fetch inputs from the networks `allowed`, where any are given; otherwise from those of before.
+pub(in crate::cli) async fn running(
+    context: &Context,
+    allowed: &[Network],
+) -> Result<Client, Error> {
     let home = super::home(context)?;
     if let Some((client, workspace)) = alive(&context.wanted).await
         && node_is_ready(&client).await
     {
-        keep_address(&client, &Files::new(home))?;
+        let files = Files::new(home);
+        keep_address(&client, &files)?;
+        must_allow(&files, allowed)?;
         compare_versions(&workspace, &context.output);
         return Ok(client);
     }
-    let started = start(context, home, &context.output).await;
+    let started = start(context, home, allowed, &context.output).await;
     context.output.settle();
     started
 }
 
-async fn start(context: &Context, home: &Home, output: &Output) -> Result<Client, Error> {
+/// A daemon that runs knows what it was started with.
+fn must_allow(files: &Files, allowed: &[Network]) -> Result<(), Error> {
+    let known = Record::read(&files.record(Part::Serve)).map(|record| record.allow_egress);
+    let known = known.unwrap_or_default();
+    match allowed.iter().find(|network| !known.contains(network)) {
+        None => Ok(()),
+        Some(network) => {
+            let runs =
+                format!("the local workspace runs already, without --allow-egress {network}");
+            let help =
+                "stop it with `atelier local stop`, then start it with all that you want to allow";
+            Err(Error::usage(runs).help(help))
+        }
+    }
+}
+
+async fn start(
+    context: &Context,
+    home: &Home,
+    allowed: &[Network],
+    output: &Output,
+) -> Result<Client, Error> {
     let files = Files::new(home);
     let _lock = lock(&files, output).await?;
     for folder in [home.data(), home.agent(), files.logs().to_owned()] {
         create_private(&folder)?;
     }
-    let (client, workspace) = daemon(context, home, &files, output).await?;
+    let (client, workspace) = daemon(context, home, &files, allowed, output).await?;
     compare_versions(&workspace, output);
     if !node_is_ready(&client).await {
         agent(&client, home, &files, output).await?;
@@ -117,10 +146,12 @@ async fn daemon(
     context: &Context,
     home: &Home,
     files: &Files,
+    allowed: &[Network],
     output: &Output,
 ) -> Result<(Client, Workspace), Error> {
     if let Some((client, workspace)) = alive(&context.wanted).await {
         keep_address(&client, files)?;
+        must_allow(files, allowed)?;
         return Ok((client, workspace));
     }
     let file = files.record(Part::Serve);
@@ -137,15 +168,29 @@ async fn daemon(
             _ => {}
         }
         // Running jobs know the daemon by its address, so it comes back at the one it had.
+        let allowed = match (allowed, &before) {
+            ([], Some(before)) => before.allow_egress.clone(),
+            (given, _) => given.to_vec(),
+        };
         let listen = before
             .and_then(|record| free(&record.server))
             .unwrap_or_else(|| "127.0.0.1:0".to_owned());
-        let arguments =
-            ["serve", "--data-dir", &text(&home.data())?, "--listen", &listen].map(str::to_owned);
+        let mut arguments: Vec<String> =
+            ["serve", "--data-dir", &text(&home.data())?, "--listen", &listen]
+                .map(str::to_owned)
+                .into();
+        arguments.extend(allowed.iter().map(|network| format!("--allow-egress={network}")));
         // Until it tells; what it had stays known if this command is interrupted.
         let server =
             if listen.ends_with(":0") { String::new() } else { format!("http://{listen}") };
-        began = Some(started(Part::Serve, files, &arguments, &home.data(), &server)?);
+        let began_now =
+            began.insert(started(Part::Serve, files, &arguments, &home.data(), &server)?);
+        if !allowed.is_empty() {
+            let file = files.record(Part::Serve);
+            began_now.record.allow_egress = allowed;
+            let written = began_now.record.write(&file);
+            written.map_err(|error| Error::file("write", &file, &error))?;
+        }
     }
     let is_ready = async || alive(&context.wanted).await;
     let (client, workspace) = ready(Part::Serve, files, began.as_mut(), is_ready).await?;
