@@ -45,7 +45,10 @@ impl pb::sign_in_service_server::SignInService for Service {
     ) -> Result<Response<pb::SignInResponse>, Status> {
         let provider = self.provider()?;
         let origin = super::origin(&request);
-        let user = provider.user(&request.into_inner().id_token).await.map_err(|rejected| {
+        let token = request.into_inner().id_token;
+        let user = provider.user(&token).await;
+        let user = user.and_then(|user| provider.take(&token).map(|()| user));
+        let user = user.map_err(|rejected| {
             tracing::info!(error = %rejected, "nobody signed in");
             told(rejected)
         })?;

@@ -356,7 +356,8 @@ status!(identity::Denied, error => match &error {
     identity::Denied::UnknownRoute => Code::Unimplemented,
 });
 status!(oidc::Rejected, error => match &error {
-    oidc::Rejected::BadToken(_) => Code::Unauthenticated,
+    oidc::Rejected::BadToken(_) | oidc::Rejected::Taken => Code::Unauthenticated,
+    oidc::Rejected::TooMany => Code::ResourceExhausted,
     oidc::Rejected::Refused(_) => Code::PermissionDenied,
     oidc::Rejected::Provider(_) => Code::FailedPrecondition,
 });

@@ -197,3 +197,27 @@ async fn a_provider_that_calls_itself_otherwise_or_is_not_safe_is_refused() {
     world.published.lock().unwrap().metadata["issuer"] = json!("https://id.example.com");
     assert!(matches!(asker.metadata().await, Err(Error::OtherIssuer { .. })));
 }
+
+/// With a token somebody comes in once, however it is written; another of the same person is another.
+#[tokio::test]
+async fn a_token_is_taken_once() {
+    let key = Key::new("a");
+    let world = World::start(&[&key]).await;
+    let provider = world.provider();
+    let one = key.sign(Some("a"), &world.claims());
+    let other = key.sign(Some("a"), &with(world.claims(), "jti", json!("2")));
+    provider.user(&one).await.unwrap();
+    provider.take(&one).unwrap();
+    provider.user(&one).await.unwrap();
+    let refused = provider.take(&one).unwrap_err();
+    assert!(matches!(refused, Rejected::Taken), "{refused}");
+    let said = refused.to_string();
+    assert!(said.contains("atelier login") && !said.contains(&one), "{said}");
+    // A signature of this algorithm can be made again, and is another.
+    let again = key.sign(Some("a"), &world.claims());
+    let (signed, _) = one.rsplit_once('.').unwrap();
+    if again.starts_with(signed) {
+        assert!(provider.take(&again).is_err());
+    }
+    provider.take(&other).unwrap();
+}

@@ -1,8 +1,11 @@
 //! Whether a token is the provider's, for this workspace, and still good.
 
+use std::collections::HashMap;
 use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
 
+use atelier_agent::clock;
+use atelier_core::content::Digest;
 use atelier_core::sign_in::{Claims, Refused, Rules, User};
 use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::jwk::{Jwk, JwkSet, PublicKeyUse};
@@ -17,6 +20,10 @@ use super::{Asker, Error};
 const OLD: Duration = Duration::from_secs(3600);
 /// And for a token of an unknown key no sooner than after this, or else anybody could have the provider flooded.
 const AGAIN: Duration = Duration::from_secs(10);
+/// Tokens that are remembered at once.
+const TAKEN: usize = 100_000;
+/// For so many seconds after its end a token is accepted: clocks differ.
+const LEEWAY: u64 = 60;
 /// A token is no longer than this.
 const LONGEST: usize = 64 << 10;
 
@@ -39,6 +46,16 @@ pub enum Rejected {
     /// The token is not good.
     #[error("the provider's token is not accepted: {0}; run `atelier login` again")]
     BadToken(String),
+    /// It was good once.
+    #[error(
+        "somebody has signed in with this token of the provider already, and one opens once; run `atelier login` again"
+    )]
+    Taken,
+    /// More have signed in than is remembered.
+    #[error(
+        "more people have signed in within the life of their tokens than the daemon remembers ({TAKEN}); try later"
+    )]
+    TooMany,
     /// It is, but who has it may not come in.
     #[error(transparent)]
     Refused(#[from] Refused),
@@ -62,6 +79,8 @@ pub struct Provider {
     keys: RwLock<Option<Keys>>,
     asked: Mutex<Option<Asked>>,
     again: Duration,
+    /// Tokens that somebody has signed in with, and until when they are good, in seconds since the Unix epoch.
+    taken: std::sync::Mutex<HashMap<Digest, u64>>,
 }
 
 struct Keys {
@@ -99,6 +118,7 @@ impl Provider {
             keys: RwLock::new(None),
             asked: Mutex::new(None),
             again: AGAIN,
+            taken: std::sync::Mutex::default(),
         })
     }
 
@@ -138,6 +158,34 @@ impl Provider {
             return Err(Rejected::BadToken("it was given to another client".to_owned()));
         }
         Ok(self.rules.admit(&Claims(claims))?)
+    }
+
+    /// Takes a token that [`Self::user`] has accepted, which it does once: who has seen it on its way, or in a file,
+    /// comes in with it no second time. What was taken is remembered until it expires, or the daemon ends.
+    ///
+    /// # Errors
+    /// [`Rejected::Taken`], or [`Rejected::TooMany`].
+    pub fn take(&self, token: &str) -> Result<(), Rejected> {
+        #[derive(serde::Deserialize)]
+        struct Until {
+            exp: f64,
+        }
+        let claims = jsonwebtoken::dangerous::insecure_decode_claims::<Until>(token);
+        let until = claims.map_err(|error| bad(&error))?.exp as u64 + LEEWAY;
+        let now = clock::system().as_millis().unsigned_abs() / 1000;
+        // Not its signature, which can be written in other ways.
+        let signed = token.rsplit_once('.').map_or(token, |(signed, _)| signed);
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        if taken.len() >= TAKEN {
+            taken.retain(|_, until| *until >= now);
+        }
+        if taken.len() >= TAKEN {
+            return Err(Rejected::TooMany);
+        }
+        match taken.insert(Digest::of(signed.as_bytes()), until) {
+            Some(_) => Err(Rejected::Taken),
+            None => Ok(()),
+        }
     }
 
     /// The key of a token, asked for anew where it is not known: providers change theirs.
