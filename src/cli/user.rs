@@ -1,8 +1,8 @@
 //! `atelier user`
 
 use atelier_proto::identity::v1::{
-    self as pb, CreateUserRequest, DeleteUserRequest, GetUserRequest, ListUsersRequest,
-    UpdateUserRequest,
+    self as pb, BlockUserRequest, CreateUserRequest, DeleteUserRequest, GetUserRequest,
+    ListUsersRequest, UnblockUserRequest, UpdateUserRequest,
 };
 use clap::Subcommand;
 use clap::builder::NonEmptyStringValueParser;
@@ -53,7 +53,26 @@ Examples:
     /// Show a user with their groups and tokens
     #[command(after_help = "Example:\n  atelier user show ana")]
     Show(Name),
+    /// Have somebody not come in any more, with tokens or by signing in; jobs of theirs go on
+    ///
+    /// It need be no user of the workspace yet: whoever signs in at a provider under that name is refused.
+    #[command(after_help = "\
+Examples:
+  atelier user block ana@example.com --reason 'has left the team'
+  atelier user list --query '[?blocked].name'")]
+    Block {
+        #[command(flatten)]
+        name: Name,
+        /// Why; they are told when they want to sign in
+        #[arg(long, value_name = "TEXT")]
+        reason: String,
+    },
+    /// Let somebody come in again
+    #[command(after_help = "Example:\n  atelier user unblock ana@example.com")]
+    Unblock(Name),
     /// Delete a user with all their tokens; what they made stays
+    ///
+    /// Who signs in at a provider comes back with the next sign-in: to keep them out, block them.
     #[command(after_help = "Example:\n  atelier user delete ana --yes")]
     Delete {
         #[command(flatten)]
@@ -91,7 +110,7 @@ pub(super) async fn run(command: Command, context: &Context) -> Result<(), Error
         }
         Command::List => {
             let answer = client.call(client.users().list_users(ListUsersRequest {})).await?;
-            context.output.list(answer.users.iter().map(view).collect(), COLUMNS)
+            context.output.list(listed(&answer), COLUMNS)
         }
         Command::Show(name) => {
             let request = GetUserRequest { name: name.get().to_owned() };
@@ -100,13 +119,58 @@ pub(super) async fn run(command: Command, context: &Context) -> Result<(), Error
             shown["tokens"] = found.tokens.iter().map(token::view).collect();
             context.output.show(&shown)
         }
+        Command::Block { name, reason } => {
+            let request = BlockUserRequest { name: name.get().to_owned(), reason };
+            let block = client.call(client.users().block_user(request)).await?;
+            context.output.note(&format!(
+                "'{}' comes in no more; jobs of theirs go on, end them with `atelier job cancel`.",
+                block.name
+            ));
+            context.output.show(&view_block(&block))
+        }
+        Command::Unblock(name) => {
+            let request = UnblockUserRequest { name: name.get().to_owned() };
+            let block = client.call(client.users().unblock_user(request)).await?;
+            context.output.note(&format!("'{}' may come in again.", block.name));
+            Ok(())
+        }
         Command::Delete { name, .. } => {
             let request = DeleteUserRequest { name: name.get().to_owned() };
             let gone = client.call(client.users().delete_user(request)).await?;
             context.output.note(&format!("User '{}' is deleted; what they made stays.", gone.name));
+            if gone.signs_in {
+                context.output.note(&format!(
+                    "The provider still vouches for them, so that they come back with their next sign-in; to keep them \
+                     out: atelier user block {} --reason TEXT",
+                    gone.name
+                ));
+            }
             Ok(())
         }
     }
+}
+
+fn view_block(block: &pb::BlockedUser) -> Value {
+    json!({
+        "name": block.name,
+        "reason": block.reason,
+        "by": block.by,
+        "at": time(block.at_ms),
+    })
+}
+
+/// Users, and who is blocked without being one.
+fn listed(answer: &pb::ListUsersResponse) -> Vec<Value> {
+    let of = |name: &str| answer.blocked.iter().find(|block| block.name == name);
+    let users = answer.users.iter().map(|user| {
+        let mut shown = view(user);
+        shown["blocked"] = json!(of(&user.name).map(view_block));
+        shown
+    });
+    let is_user = |name: &str| answer.users.iter().any(|user| user.name == name);
+    let others = answer.blocked.iter().filter(|block| !is_user(&block.name));
+    let others = others.map(|block| json!({ "name": block.name, "blocked": view_block(block) }));
+    users.chain(others).collect()
 }
 
 fn view(user: &pb::User) -> Value {
@@ -138,5 +202,6 @@ const COLUMNS: &[Column] = &[
         },
     },
     Column { title: "CREATED", cell: |u| moment(&u["created_at"]) },
+    Column { title: "BLOCKED", cell: |u| Some(u["blocked"]["reason"].as_str()?.to_owned()) },
     Column { title: "BY", cell: |u| Some(u["created_by"].as_str()?.to_owned()) },
 ];

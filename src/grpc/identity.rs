@@ -17,6 +17,7 @@ use super::{asking, caller};
 use crate::daemon::{HandleError, Shared};
 use crate::identity::Asking;
 use crate::identity::people::{ListedToken, NewToken, People, UserChange};
+use crate::store::blocked::BlockRecord;
 use crate::store::people::UserRecord;
 
 /// Who may come in.
@@ -106,6 +107,15 @@ fn groups_of(field: &str, groups: &[String]) -> Result<BTreeSet<GroupName>, Stat
     groups
         .collect::<Result<_, _>>()
         .map_err(|error| Status::invalid_argument(format!("{field}: {error}")))
+}
+
+fn blocked(record: BlockRecord) -> pb::BlockedUser {
+    pb::BlockedUser {
+        name: record.name.to_string(),
+        reason: record.reason,
+        by: record.by.to_string(),
+        at_ms: record.at.as_millis(),
+    }
 }
 
 fn names(permissions: Permissions) -> Vec<String> {
@@ -257,6 +267,29 @@ impl pb::user_service_server::UserService for Service {
         Ok(Response::new(user(&gone, &[])))
     }
 
+    async fn block_user(
+        &self,
+        request: Request<pb::BlockUserRequest>,
+    ) -> Result<Response<pb::BlockedUser>, Status> {
+        let by = asking(&request)?;
+        let pb::BlockUserRequest { name, reason } = request.into_inner();
+        let name = Principal::new(&name).map_err(told)?;
+        let block = self.people().block(name, &reason, &by).await.map_err(told)?;
+        tracing::info!(user = %block.name, by = %by.principal, "user blocked");
+        Ok(Response::new(blocked(block)))
+    }
+
+    async fn unblock_user(
+        &self,
+        request: Request<pb::UnblockUserRequest>,
+    ) -> Result<Response<pb::BlockedUser>, Status> {
+        let by = asking(&request)?;
+        let name = Principal::new(&request.get_ref().name).map_err(told)?;
+        let block = self.people().unblock(&name, &by).await.map_err(told)?;
+        tracing::info!(user = %block.name, by = %by.principal, "user no longer blocked");
+        Ok(Response::new(blocked(block)))
+    }
+
     async fn get_user(
         &self,
         request: Request<pb::GetUserRequest>,
@@ -270,7 +303,8 @@ impl pb::user_service_server::UserService for Service {
         _request: Request<pb::ListUsersRequest>,
     ) -> Result<Response<pb::ListUsersResponse>, Status> {
         let users = self.people().users().iter().map(|found| user(found, &[])).collect();
-        Ok(Response::new(pb::ListUsersResponse { users }))
+        let blocked = self.people().blocked().into_iter().map(blocked).collect();
+        Ok(Response::new(pb::ListUsersResponse { users, blocked }))
     }
 }
 

@@ -183,8 +183,12 @@ impl From<Told> for Status {
 fn code_of_people(refused: &identity::people::Refused) -> Code {
     use identity::people::Refused as R;
     match refused {
-        R::Above { .. } | R::AboveGroup { .. } | R::NotTheProviders(_) => Code::PermissionDenied,
-        R::NoSuchUser(_) | R::NoSuchToken(_) | R::NoSuchRole { .. } => Code::NotFound,
+        R::Above { .. } | R::AboveGroup { .. } | R::NotTheProviders(_) | R::Blocked { .. } => {
+            Code::PermissionDenied
+        }
+        R::NoSuchUser(_) | R::NoSuchToken(_) | R::NoSuchRole { .. } | R::NotBlocked(_) => {
+            Code::NotFound
+        }
         R::UserTaken { .. } | R::RoleTaken(_) => Code::AlreadyExists,
         R::GivenByProvider(_)
         | R::NotInGroup { .. }
@@ -193,7 +197,12 @@ fn code_of_people(refused: &identity::people::Refused) -> Code {
         | R::LastAdmin(_)
         | R::RoleFixed(_)
         | R::RoleUsed { .. } => Code::FailedPrecondition,
-        R::NoRole(_) | R::RoleInvalid(_) | R::Kept(_) | R::TooLong | R::TooManyGroups(_) => {
+        R::NoRole(_)
+        | R::RoleInvalid(_)
+        | R::Kept(_)
+        | R::TooLong
+        | R::TooManyGroups(_)
+        | R::Reason { .. } => {
             Code::InvalidArgument
         }
     }

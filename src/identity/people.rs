@@ -6,6 +6,8 @@
 #[cfg(test)]
 mod tests;
 
+mod blocked;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -26,6 +28,7 @@ use tokio::sync::{Mutex, MutexGuard};
 
 use super::{Asking, Denied, Error, Origin};
 use crate::daemon::Handle;
+use crate::store::blocked::BlockRecord;
 use crate::store::people::{PeopleChange, UserRecord};
 use crate::store::{Store, TokenRecord};
 
@@ -54,6 +57,7 @@ pub struct People {
 #[derive(Default)]
 struct Known {
     users: BTreeMap<Principal, UserRecord>,
+    blocked: BTreeMap<Principal, BlockRecord>,
     roles: BTreeMap<RoleName, (CustomRole, Permissions)>,
     tokens: HashMap<Digest, Token>,
 }
@@ -278,6 +282,29 @@ pub enum Refused {
          ('atelier user create'), and a token of theirs"
     )]
     SignsIn(Principal),
+    /// Somebody who may not come in.
+    #[error(
+        "'{name}' may not come in since {at}: {reason}; an admin can let them in again (atelier user unblock)"
+    )]
+    Blocked {
+        /// Who.
+        name: Principal,
+        /// Why.
+        reason: String,
+        /// Since when.
+        at: Timestamp,
+    },
+    /// Somebody who may.
+    #[error("'{0}' is not blocked; see 'atelier user list'")]
+    NotBlocked(Principal),
+    /// No reason, or too long a one.
+    #[error("reason: has {bytes} bytes, from 1 to {most} are allowed: say why, they are told")]
+    Reason {
+        /// How long it is.
+        bytes: usize,
+        /// How long it may be.
+        most: usize,
+    },
     /// Too long a life.
     #[error(
         "expires: at most ten years are allowed; leave it out for a token that does not expire"
@@ -312,7 +339,9 @@ impl Known {
             let permissions = role.permissions();
             (role.name.clone(), (role, permissions))
         });
-        Ok(Self { users, roles: roles.collect(), tokens: HashMap::new() })
+        let blocked = store.blocked()?.into_iter();
+        let blocked = blocked.map(|block| (block.name.clone(), block)).collect();
+        Ok(Self { users, blocked, roles: roles.collect(), tokens: HashMap::new() })
     }
 
     /// Who is in which group, and who manages computes.
@@ -342,7 +371,8 @@ impl Known {
     /// Whether another user than this one is an admin, and stays one whatever a provider says.
     fn has_other_admin(&self, name: &Principal) -> bool {
         let is_admin = |user: &UserRecord| user.role == Role::Admin && !user.signs_in;
-        self.users.values().any(|user| is_admin(user) && &user.name != name)
+        let others = self.users.values().filter(|user| &user.name != name);
+        others.filter(|user| is_admin(user)).any(|user| !self.blocked.contains_key(&user.name))
     }
 }
 
@@ -628,6 +658,7 @@ impl People {
     pub async fn issue(&self, new: NewToken, by: &Asking) -> Result<Issued, Error> {
         let _alone = self.changing.lock().await;
         let NewToken { principal, role, lives_ms } = new;
+        self.known().may_come_in(&principal)?;
         let now = self.now();
         let expires_at = match lives_ms {
             None => None,
@@ -721,6 +752,7 @@ impl People {
     ) -> Result<Issued, Error> {
         let _alone = self.changing.lock().await;
         let sign_in::User { principal, role, groups } = user;
+        self.known().may_come_in(&principal)?;
         let role = match role {
             Role::Custom(held) => self.role_named(held.name.as_str())?,
             role => role,

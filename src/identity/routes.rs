@@ -166,7 +166,8 @@ fn rpc(service: &str, method: &str) -> Option<Need> {
         }
         (
             "atelier.identity.v1.UserService",
-            "CreateUser" | "UpdateUser" | "DeleteUser" | "GetUser" | "ListUsers",
+            "CreateUser" | "UpdateUser" | "DeleteUser" | "GetUser" | "ListUsers" | "BlockUser"
+            | "UnblockUser",
         )
         | ("atelier.identity.v1.RoleService", "CreateRole" | "UpdateRole" | "DeleteRole") => {
             P::ManageTokens

@@ -37,9 +37,10 @@ CREATE TABLE audit (
 
 /// Tables that nobody writes without an entry. Those of jobs, nodes and computes are the reactor's, which also writes
 /// what nobody has asked for.
-const GUARDED: [(&str, &[&str]); 13] = [
+const GUARDED: [(&str, &[&str]); 14] = [
     ("users", &["INSERT", "UPDATE", "DELETE"]),
     ("roles", &["INSERT", "UPDATE", "DELETE"]),
+    ("blocked", &["INSERT", "UPDATE", "DELETE"]),
     // When one was last used is written now and then.
     ("tokens", &["INSERT", "UPDATE OF principal, role, created_by, expires_at", "DELETE"]),
     ("join_tokens", &["INSERT", "UPDATE", "DELETE"]),

@@ -6,6 +6,7 @@
 
 pub mod assets;
 pub mod audit;
+pub mod blocked;
 pub mod components;
 pub mod copy;
 pub mod datastores;
@@ -42,6 +43,7 @@ use atelier_core::resource::MiB;
 use atelier_core::time::Timestamp;
 use futures::future::BoxFuture;
 
+use self::blocked::BlockRecord;
 use self::people::{PeopleChange, UserRecord};
 use self::tracking::TrackWrite;
 pub use jobs::is_live;
@@ -352,6 +354,8 @@ pub trait Store: Send + Sync + 'static {
     fn note_uses(&self, uses: Vec<(Digest, Timestamp)>) -> BoxFuture<'_, Result<(), Error>>;
     /// Every user.
     fn users(&self) -> Result<Vec<UserRecord>, Error>;
+    /// Everybody who may not come in.
+    fn blocked(&self) -> Result<Vec<BlockRecord>, Error>;
     /// Every custom role.
     fn roles(&self) -> Result<Vec<CustomRole>, Error>;
     /// What is alive. Batches are taken again from here on.

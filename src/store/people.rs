@@ -11,6 +11,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::audit::Asked;
+use super::blocked::{self, BlockRecord};
 use super::sqlite::told;
 use super::{Error, jobs};
 
@@ -67,17 +68,25 @@ pub enum PeopleChange {
     PutUser(UserRecord),
     /// Forgets a user, and all tokens.
     DeleteUser(Principal),
+    /// Has somebody not come in, and forgets all tokens of theirs.
+    Block(BlockRecord),
+    /// Has somebody come in again.
+    Unblock(Principal),
     /// Makes or changes a role.
     PutRole(CustomRole),
     /// Forgets a role.
     DeleteRole(RoleName),
 }
 
-fn json<T: Serialize>(value: &T, what: &str) -> Result<String, Error> {
+pub(super) fn json<T: Serialize>(value: &T, what: &str) -> Result<String, Error> {
     serde_json::to_string(value).map_err(|source| Error::Damaged { what: what.to_owned(), source })
 }
 
-fn execute(conn: &Connection, sql: &str, values: &[&dyn rusqlite::ToSql]) -> Result<(), Error> {
+pub(super) fn execute(
+    conn: &Connection,
+    sql: &str,
+    values: &[&dyn rusqlite::ToSql],
+) -> Result<(), Error> {
     conn.prepare_cached(sql)
         .and_then(|mut statement| statement.execute(values))
         .map(drop)
@@ -105,6 +114,8 @@ impl PeopleChange {
                 execute(conn, "DELETE FROM users WHERE name = ?1", &[&name.as_str()])?;
                 conn.changed(format!("user/{name}"), before.as_ref(), None);
             }
+            Self::Block(block) => blocked::put(conn, block)?,
+            Self::Unblock(name) => blocked::remove(conn, name)?,
             Self::PutRole(role) => {
                 let before: Option<CustomRole> = one(conn, "roles", role.name.as_str())?;
                 put("roles", role.name.as_str(), &json(role, "role")?)?;
@@ -132,7 +143,7 @@ pub(super) fn note_uses(conn: &Connection, uses: &[(Digest, Timestamp)]) -> Resu
     Ok(())
 }
 
-fn one<T: DeserializeOwned>(
+pub(super) fn one<T: DeserializeOwned>(
     conn: &Connection,
     table: &str,
     name: &str,
@@ -142,7 +153,7 @@ fn one<T: DeserializeOwned>(
         .map_err(|e| Error::sqlite("read who may do what", e))
 }
 
-fn all<T: DeserializeOwned>(conn: &Connection, table: &str) -> Result<Vec<T>, Error> {
+pub(super) fn all<T: DeserializeOwned>(conn: &Connection, table: &str) -> Result<Vec<T>, Error> {
     let records: Vec<String> = conn
         .prepare(&format!("SELECT record FROM {table} ORDER BY name"))
         .and_then(|mut statement| statement.query_map([], |row| row.get(0))?.collect())

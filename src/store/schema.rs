@@ -26,6 +26,7 @@ const MIGRATIONS: &[&str] = &[
     super::people::MIGRATION,
     super::nodes::MIGRATION,
     super::audit::MIGRATION,
+    super::blocked::MIGRATION,
 ];
 
 /// The version this build writes.

@@ -19,6 +19,7 @@ use futures::future::BoxFuture;
 use rusqlite::{Connection, OpenFlags};
 use tokio::sync::oneshot;
 
+use super::blocked::{self, BlockRecord};
 use super::people::{self, PeopleChange, UserRecord};
 use super::writer::{Work, Writer};
 use super::{
@@ -263,6 +264,10 @@ impl Store for SqliteStore {
 
     fn users(&self) -> Result<Vec<UserRecord>, Error> {
         self.read(people::users)
+    }
+
+    fn blocked(&self) -> Result<Vec<BlockRecord>, Error> {
+        self.read(blocked::all)
     }
 
     fn roles(&self) -> Result<Vec<CustomRole>, Error> {

@@ -181,6 +181,31 @@ fn oidc_somebody_signs_in_with_a_browser() {
     as_somebody(&cluster, &["job", "list"]).ok();
 }
 
+/// To delete who signs in is undone by their next sign-in, which the answer says; to block them is not.
+#[test]
+fn oidc_who_is_blocked_stays_out() {
+    let provider = Provider::start(&people(&["ml"]));
+    let cluster = workspace(&provider);
+    signs_in(&cluster, &provider, "ana").wait().ok();
+    let name = "ana@example.com";
+    let gone = cluster.atelier(["user", "delete", name, "--yes"]).ok();
+    gone.says(&["come back with their next sign-in", "atelier user block ana@example.com"]);
+    as_somebody(&cluster, &["job", "list"]).fails(5);
+    signs_in(&cluster, &provider, "ana").wait().ok();
+    as_somebody(&cluster, &["job", "list"]).ok();
+
+    cluster.atelier(["user", "block", name, "--reason", "has left the team"]).ok();
+    as_somebody(&cluster, &["job", "list"]).fails(5);
+    cluster.atelier(["user", "delete", name, "--yes"]).ok();
+    let why = ["has left the team", "atelier user unblock"];
+    signs_in(&cluster, &provider, "ana").wait().code(5).says(&why);
+    let blocked = ["user", "list", "--query", "[?blocked].name", "-o", "tsv"];
+    assert_eq!(cluster.atelier(blocked).ok().word(), name);
+    cluster.atelier(["user", "unblock", name]).ok();
+    signs_in(&cluster, &provider, "ana").wait().ok();
+    as_somebody(&cluster, &["job", "list"]).ok();
+}
+
 #[test]
 fn oidc_whoever_should_not_come_in_is_told_why() {
     let mut provider = Provider::start(&people(&["ml"]));

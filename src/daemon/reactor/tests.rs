@@ -83,6 +83,10 @@ impl Store for Counted {
         self.inner.users()
     }
 
+    fn blocked(&self) -> Result<Vec<store::blocked::BlockRecord>, store::Error> {
+        self.inner.blocked()
+    }
+
     fn roles(&self) -> Result<Vec<CustomRole>, store::Error> {
         self.inner.roles()
     }
@@ -556,14 +560,14 @@ async fn of_two_sessions_the_newer_of_the_same_agent_counts() {
     world.joins_as("two", vec![]).await.unwrap();
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_busy_reactor_makes_callers_wait() {
-    let mut world = World::new();
-    let _orders = world.joins(vec![]).await;
 fn seen(at: i64) -> NodeView {
     NodeView { last_seen: at, ..NodeView::default() }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_busy_reactor_makes_callers_wait() {
+    let mut world = World::new();
+    let _orders = world.joins(vec![]).await;
     let release = world.hold();
     let beat = |at| {
         let (handle, session) = (world.handle.clone(), world.sessions);

@@ -450,3 +450,52 @@ async fn nobody_is_put_into_a_group_by_who_neither_is_in_it_nor_manages_computes
     let manage = |name: &str| known.of(&who(name)).manages;
     assert!(manage("root") && !manage("hal") && !manage("o"));
 }
+
+#[tokio::test]
+async fn who_is_blocked_comes_in_no_more_also_after_being_deleted() {
+    let world = World::new().await;
+    let people = world.people();
+    let root: Asking = Caller { principal: who("root"), role: Role::Admin }.into();
+    let signs_in = async |people: &People| {
+        let user = sign_in::User { principal: who("ana"), role: Role::Reader, groups: groups(&[]) };
+        people.sign_in(user, Duration::from_secs(60), &Origin::default()).await
+    };
+    let session = signs_in(people).await.unwrap().secret;
+    world.knock(&session).unwrap();
+    // Deleted, she comes in again; blocked, she does not, and what is open is over.
+    people.delete_user("ana", &root).await.unwrap();
+    let session = signs_in(people).await.unwrap().secret;
+    assert!(matches!(
+        people.block(who("ana"), " ", &root).await,
+        Err(Error::Refused(Refused::Reason { .. }))
+    ));
+    people.block(who("ana"), "has left", &root).await.unwrap();
+    assert!(matches!(world.knock(&session), Err(Denied::WrongToken)));
+    people.delete_user("ana", &root).await.unwrap();
+
+    let world = world.reopened();
+    let people = world.people();
+    let Err(refused) = signs_in(people).await else { panic!("she came in") };
+    let said = refused.to_string();
+    assert!(said.contains("has left") && said.contains("user unblock"), "{said}");
+    assert!(matches!(
+        world.issue(&root, "ana", Some(Role::Reader), None).await,
+        Err(Error::Refused(Refused::Blocked { .. }))
+    ));
+    assert!(matches!(
+        people.block(who("root"), "no", &root).await,
+        Err(Error::Refused(Refused::LastAdmin(_)))
+    ));
+    assert_eq!(people.blocked().len(), 1);
+    people.unblock(&who("ana"), &root).await.unwrap();
+    let session = signs_in(people).await.unwrap().secret;
+    world.knock(&session).unwrap();
+    assert!(matches!(
+        people.unblock(&who("ana"), &root).await,
+        Err(Error::Refused(Refused::NotBlocked(_)))
+    ));
+    let World { folder, door, .. } = world;
+    drop(door);
+    let query = AuditQuery { resource: "block".to_owned(), limit: 10, ..AuditQuery::default() };
+    assert_eq!(folder.open().audited(&query).unwrap().len(), 2);
+}
