@@ -8,9 +8,10 @@ mod repeats;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use atelier_core::audit::{Actor, Change, Draft, Entry};
+use atelier_core::audit::{Actor, Change, Checkpoint, Draft, Entry};
 use atelier_core::content::Digest;
 use atelier_core::id::Principal;
+use atelier_core::time::Timestamp;
 use tokio::sync::Notify;
 
 pub use self::repeats::Repeats;
@@ -57,6 +58,15 @@ impl AuditLog {
     /// Tells of something that was done and left no record in the database. It is on disk when this returns.
     pub async fn note(&self, by: Actor, change: Change) -> Result<(), store::Error> {
         self.store.audit(vec![by.changes(change)]).await
+    }
+
+    /// Takes away the entries from before this time, see [`SqliteStore::prune_audit`].
+    pub async fn prune(
+        &self,
+        by: Actor,
+        before: Timestamp,
+    ) -> Result<Option<(u64, Checkpoint)>, store::Error> {
+        self.store.prune_audit(by, before).await
     }
 
     /// Tells of somebody who was refused, some time later.

@@ -2,13 +2,15 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use atelier_core::id::WorkspaceName;
+use atelier_core::audit::{Actor, Change};
+use atelier_core::id::{Principal, WorkspaceName};
 use atelier_core::time::Timestamp;
 
 use super::choice::{Choice, STAGE, choose};
 use super::open::may_be;
 use super::*;
 use crate::daemon::Folder;
+use crate::store::audit::AuditQuery;
 use crate::store::{SqliteStore, Store as _};
 
 const NOW: Timestamp = Timestamp::from_millis(1_800_000_000_000);
@@ -442,4 +444,54 @@ fn which_files_and_which_names() {
     let bad = ["", "/etc/passwd", "../x", "a/../../x", ".", "a/\0", "a//b", "storage/x", "lock"];
     assert!(!bad.iter().any(|name| may_be(name)));
     assert!(["tls/ca.pem", "atelier.db", "vault.key"].iter().all(|name| may_be(name)));
+}
+
+/// The log that a backup has is followed from entry to entry, and that a backup was restored is in it from then on.
+#[test]
+fn the_audit_log_is_looked_through_and_tells_of_a_restore() {
+    let place = Place::new();
+    let database = place.data().join("atelier.db");
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let entries = |database: &Path| {
+        let store = SqliteStore::open(database, true).unwrap();
+        let query = AuditQuery { oldest_first: true, limit: 100, ..AuditQuery::default() };
+        store.audited(&query).unwrap()
+    };
+    let store = SqliteStore::open(&database, true).unwrap();
+    for number in 0..3 {
+        let by = Actor::daemon(Principal::new("root").unwrap(), "test");
+        let done = Change::done("job/a", &serde_json::json!({ "number": number }));
+        runtime.block_on(store.audit(vec![by.changes(done)])).unwrap();
+    }
+    drop(store);
+    place.create("whole.age").unwrap();
+    let opened = verify(&place.at("whole.age"), &place.key()).unwrap();
+    let (last, head) = opened.contents.audit.unwrap();
+    assert_eq!(last, 3);
+
+    place.restore("whole.age", "new", false).unwrap();
+    let after = entries(&place.at("new/atelier.db"));
+    assert_eq!((after.len(), &*after[3].action), (4, "backup/restore"));
+    assert_eq!(after[3].previous, head);
+    let what: serde_json::Value = serde_json::from_str(after[3].after.as_ref().unwrap()).unwrap();
+    assert_eq!(what, serde_json::json!({ "after_entry": 3, "head": head.to_string() }));
+
+    for (name, tampered, says) in [
+        (
+            "edited.age",
+            "UPDATE audit SET principal = 'kim' WHERE seq = 2",
+            "entry 2 is not as it was",
+        ),
+        ("cut.age", "DELETE FROM audit WHERE seq = 3", "entries 3 to 3 are missing"),
+    ] {
+        rusqlite::Connection::open(&database).unwrap().execute(tampered, []).unwrap();
+        place.create(name).unwrap();
+        let refused = verify(&place.at(name), &place.key()).unwrap_err().to_string();
+        let both = ["its audit log is not as it was written", says];
+        assert!(both.iter().all(|part| refused.contains(part)), "{refused}");
+        rusqlite::Connection::open(&database)
+            .unwrap()
+            .execute("UPDATE audit SET principal = 'root' WHERE seq = 2", [])
+            .unwrap();
+    }
 }

@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 
 use atelier_core::audit::{Chain, Entry};
 use atelier_core::content::Digest;
-use atelier_proto::audit::v1::{ListAuditEntriesRequest, ListAuditEntriesResponse};
+use atelier_proto::audit::v1::{
+    ListAuditEntriesRequest, ListAuditEntriesResponse, PruneAuditLogRequest,
+};
 use clap::Subcommand;
 use serde_json::{Value, json};
 
@@ -64,6 +66,21 @@ Examples:
         #[arg(long, value_name = "HASH")]
         head: Option<Digest>,
     },
+    /// Take away old entries; what is left can still be checked
+    ///
+    /// An entry tells who did it and where the log was cut. Export it first: what is gone comes back from a backup alone.
+    #[command(after_help = "\
+Examples:
+  atelier audit export --file audit-2026.jsonl && atelier audit prune --before 365d
+  atelier audit prune --before 2026-01-01T00:00:00Z --yes")]
+    Prune {
+        /// Entries from before then go: a time as 2026-01-31T12:00:00Z, or so long ago, as 90d; a day at least
+        #[arg(long, value_name = "TIME", value_parser = since)]
+        before: i64,
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
+    },
     /// Write the log as lines of JSON, the oldest first
     #[command(after_help = "\
 Examples:
@@ -104,8 +121,31 @@ pub(super) async fn run(command: Command, context: &Context) -> Result<(), Error
         Command::Verify { file: None, head } => {
             verified(of_daemon(&context.client().await?, head).await?, context)
         }
+        Command::Prune { before, yes } => prune(before, yes, context).await,
         Command::Export { file, after } => export(file.as_deref(), after, context).await,
     }
+}
+
+async fn prune(before_ms: i64, yes: bool, context: &Context) -> Result<(), Error> {
+    if !yes {
+        let question =
+            "Take these entries out of the audit log for good? Is there an export of them?";
+        context.confirmed(question, "atelier audit prune --before TIME --yes")?;
+    }
+    let client = context.client().await?;
+    let request = PruneAuditLogRequest { before_ms };
+    let pruned = client.call(client.audit().prune_audit_log(request)).await?;
+    match pruned.entries {
+        0 => context.output.note("No entry is that old: all stay."),
+        _ => context.output.note(
+            "An entry tells where the log was cut. Note its new head (atelier audit verify) elsewhere, for --head.",
+        ),
+    }
+    context.output.show(&json!({
+        "entries": pruned.entries,
+        "through": (pruned.entries > 0).then_some(pruned.through),
+        "head": (pruned.entries > 0).then_some(pruned.head),
+    }))
 }
 
 /// What was found of a log: the numbers of the first and the last entry, and the hash of the last.

@@ -273,6 +273,8 @@ fn view(manifest: &Manifest, contents: Option<&Contents>) -> Value {
     });
     if let Some(contents) = contents {
         shown["live_jobs"] = json!(contents.live_jobs);
+        let audit = contents.audit.as_ref();
+        shown["audit_head"] = json!(audit.map(|(_, head)| head.to_string()));
     }
     shown
 }

@@ -1,11 +1,12 @@
 //! `atelier.audit.v1.AuditService`.
 
+use atelier_core::audit::Checkpoint;
 use atelier_core::time::Timestamp;
 use atelier_proto::audit::v1 as pb;
 use tonic::{Request, Response, Status};
 
-use super::blocking;
 use super::status::told;
+use super::{asking, blocking};
 use crate::daemon::Shared;
 use crate::store::{self, audit::AuditQuery};
 
@@ -17,6 +18,8 @@ const PAGE: u32 = 100;
 const MAX_PAGE: u32 = 500;
 /// A page that is longer in bytes is cut.
 const BYTES: usize = 8 << 20;
+/// What is younger stays.
+const DAY_MS: i64 = 86_400_000;
 
 #[tonic::async_trait]
 impl pb::audit_service_server::AuditService for Service {
@@ -70,5 +73,25 @@ impl pb::audit_service_server::AuditService for Service {
             next_page_token: next.unwrap_or_default(),
             last_seq: given.max(last),
         }))
+    }
+
+    async fn prune_audit_log(
+        &self,
+        request: Request<pb::PruneAuditLogRequest>,
+    ) -> Result<Response<pb::PruneAuditLogResponse>, Status> {
+        let by = asking(&request)?;
+        let before = Timestamp::from_millis(request.get_ref().before_ms);
+        let youngest = self.0.clock.wall().plus_millis(-DAY_MS);
+        if before > youngest {
+            return Err(Status::invalid_argument(format!(
+                "before: is {before}; entries of the last day stay, so that it is at most {youngest}"
+            )));
+        }
+        let pruned = self.0.audit.prune(by.actor(), before).await.map_err(told)?;
+        let answer = pruned.map(|(entries, Checkpoint { through, head })| {
+            tracing::info!(entries, through, %head, by = %by.principal, "the audit log was pruned");
+            pb::PruneAuditLogResponse { entries, through, head: head.to_string() }
+        });
+        Ok(Response::new(answer.unwrap_or_default()))
     }
 }

@@ -169,9 +169,8 @@ fn rpc(service: &str, method: &str) -> Option<Need> {
             "CreateUser" | "UpdateUser" | "DeleteUser" | "GetUser" | "ListUsers" | "BlockUser"
             | "UnblockUser",
         )
-        | ("atelier.identity.v1.RoleService", "CreateRole" | "UpdateRole" | "DeleteRole") => {
-            P::ManageTokens
-        }
+        | ("atelier.identity.v1.RoleService", "CreateRole" | "UpdateRole" | "DeleteRole")
+        | ("atelier.audit.v1.AuditService", "PruneAuditLog") => P::ManageTokens,
         ("atelier.identity.v1.RoleService", "GetRole" | "ListRoles") => P::ReadWorkspace,
         ("atelier.identity.v1.AuthorityService", "GetAuthority") => P::ReadComputes,
         // Who has it can pass for the daemon and for each node.

@@ -5,14 +5,14 @@
 
 use std::cell::RefCell;
 use std::ops::Deref;
-use std::time::{SystemTime, UNIX_EPOCH};
 
-use atelier_core::audit::{Actor, Change, Draft, Entry, START};
+use atelier_core::audit::{Actor, Chain, Change, Checkpoint, Draft, Entry, Fault, START};
 use atelier_core::content::Digest;
+use atelier_core::id::Principal;
 use atelier_core::time::Timestamp;
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::Error;
 use super::sqlite::SqliteStore;
@@ -157,6 +157,32 @@ impl SqliteStore {
         .await
     }
 
+    /// Takes away the entries from before this time, and tells of it in one that follows those that stay: how many
+    /// went, and the last of them. Nothing is told where none is that old.
+    pub async fn prune_audit(
+        &self,
+        by: Actor,
+        before: Timestamp,
+    ) -> Result<Option<(u64, Checkpoint)>, Error> {
+        // Up to the first that stays: what follows it stays too, whatever its time.
+        const LAST: &str = "SELECT seq, hash FROM audit
+            WHERE seq < coalesce((SELECT min(seq) FROM audit WHERE at >= ?1), 9223372036854775807)
+            ORDER BY seq DESC LIMIT 1";
+        self.write(move |conn| {
+            let last = conn
+                .query_row(LAST, [before.as_millis()], |row| Ok((row.get(0)?, hash_of(row, 1)?)))
+                .optional()
+                .map_err(sql)?;
+            let Some((through, head)) = last else { return Ok(None) };
+            let cut = Checkpoint { through, head };
+            let what = serde_json::to_value(cut).unwrap_or_default();
+            append(conn, [by.changes(Change::done(Checkpoint::RESOURCE, &what))])?;
+            let gone = conn.execute("DELETE FROM audit WHERE seq <= ?1", [through]).map_err(sql)?;
+            Ok(Some((gone as u64, cut)))
+        })
+        .await
+    }
+
     /// Appends what happened outside of a transaction.
     pub async fn audit(&self, drafts: Vec<Draft>) -> Result<(), Error> {
         self.write(move |conn| append(conn, drafts)).await
@@ -167,33 +193,6 @@ impl SqliteStore {
         self.read(|conn| list(conn, query))
     }
 
-    /// The number that the last entry was given, and the number and hash of the last that there is.
-    pub fn audit_head(&self) -> Result<(u64, u64, Digest), Error> {
-        self.read(|conn| {
-            let given: Option<u64> = conn
-                .prepare_cached("SELECT seq FROM sqlite_sequence WHERE name = 'audit'")
-                .and_then(|mut s| s.query_row([], |row| row.get(0)).optional())
-                .map_err(sql)?;
-            let (last, hash) = head(conn)?;
-            Ok((given.unwrap_or_default(), last, hash))
-        })
-    }
-}
-
-fn now() -> Timestamp {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Timestamp::from_millis(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
-}
-
-fn hash_of(row: &Row<'_>, index: usize) -> rusqlite::Result<Digest> {
-    // One of another length is no hash of any entry.
-    Ok(row.get_ref(index)?.as_blob().ok().and_then(|blob| blob.try_into().ok()).unwrap_or(START))
-}
-
-/// The last entry.
-fn head(conn: &Connection) -> Result<(u64, Digest), Error> {
-    conn.prepare_cached("SELECT seq, hash FROM audit ORDER BY seq DESC LIMIT 1")
-        .and_then(|mut s| s.query_row([], |row| Ok((row.get(0)?, hash_of(row, 1)?))).optional())
     /// When the last of all that is recorded happened: an event of a job, or an entry here.
     pub fn recorded_last(&self) -> Result<Option<Timestamp>, Error> {
         const LAST: &str = "SELECT max(at) FROM (
@@ -205,6 +204,83 @@ fn head(conn: &Connection) -> Result<(u64, Digest), Error> {
         })
     }
 
+    /// The number that the last entry was given, and the number and hash of the last that there is.
+    pub fn audit_head(&self) -> Result<(u64, u64, Digest), Error> {
+        self.read(|conn| {
+            let (last, hash) = head(conn)?;
+            Ok((given(conn)?, last, hash))
+        })
+    }
+}
+
+fn now() -> Timestamp {
+    atelier_agent::clock::wall()
+}
+
+/// The number and the hash of the last entry; `None`: there is none.
+pub(super) fn last(conn: &Connection) -> Result<Option<(u64, Digest)>, Error> {
+    Ok(Some(head(conn)?).filter(|(last, _)| *last > 0))
+}
+
+/// Follows the whole log, entry by entry; what is wrong with it, if anything is.
+pub(super) fn follow(conn: &Connection) -> Result<Result<(), Fault>, Error> {
+    let mut chain = Chain::whole();
+    let mut query = AuditQuery { oldest_first: true, limit: 1000, ..AuditQuery::default() };
+    loop {
+        let page = list(conn, &query)?;
+        let Some(last) = page.last() else { break };
+        query.after = Some(last.seq);
+        for entry in &page {
+            if let Err(fault) = chain.follow(entry) {
+                return Ok(Err(fault));
+            }
+        }
+    }
+    let last = match chain.end() {
+        Ok(found) => found.map_or(0, |(_, last, _)| last),
+        Err(fault) => return Ok(Err(fault)),
+    };
+    match given(conn)? {
+        given if given > last => Ok(Err(Fault::Missing { first: last + 1, last: given })),
+        _ => Ok(Ok(())),
+    }
+}
+
+/// The number that the last entry was given, also if that is gone.
+fn given(conn: &Connection) -> Result<u64, Error> {
+    let given: Option<u64> = conn
+        .prepare_cached("SELECT seq FROM sqlite_sequence WHERE name = 'audit'")
+        .and_then(|mut s| s.query_row([], |row| row.get(0)).optional())
+        .map_err(sql)?;
+    Ok(given.unwrap_or_default())
+}
+
+/// Tells that a backup took the place of what came after this log's last entry. Nothing in a database of before there
+/// was a log.
+pub(super) fn restored(conn: &Connection) -> Result<(), Error> {
+    let is_there = conn
+        .prepare("SELECT 1 FROM main.sqlite_schema WHERE type = 'table' AND name = 'audit'")
+        .and_then(|mut s| s.exists([]))
+        .map_err(sql)?;
+    let Ok(daemon) = Principal::new("daemon") else { return Ok(()) };
+    if !is_there {
+        return Ok(());
+    }
+    let (seq, head) = head(conn)?;
+    let what = json!({ "after_entry": seq, "head": head.to_string() });
+    let by = Actor::daemon(daemon, "backup/restore");
+    append(conn, [by.changes(Change::done("workspace/database", &what))])
+}
+
+fn hash_of(row: &Row<'_>, index: usize) -> rusqlite::Result<Digest> {
+    // One of another length is no hash of any entry.
+    Ok(row.get_ref(index)?.as_blob().ok().and_then(|blob| blob.try_into().ok()).unwrap_or(START))
+}
+
+/// The last entry.
+fn head(conn: &Connection) -> Result<(u64, Digest), Error> {
+    conn.prepare_cached("SELECT seq, hash FROM audit ORDER BY seq DESC LIMIT 1")
+        .and_then(|mut s| s.query_row([], |row| Ok((row.get(0)?, hash_of(row, 1)?))).optional())
         .map(|head| head.unwrap_or((0, START)))
         .map_err(sql)
 }

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use atelier_core::content::Digest;
 use atelier_core::datastore::{DatastoreRecord, StorageRecord};
 use atelier_core::id::JobName;
 use atelier_core::time::Timestamp;
@@ -10,7 +11,7 @@ use rusqlite::backup::{Backup, StepResult};
 use rusqlite::{Connection, OpenFlags};
 
 use super::storage::Role;
-use super::{Error, datastores, jobs, schema, secrets, storage};
+use super::{Error, audit, datastores, jobs, schema, secrets, storage};
 use crate::vault::KeyId;
 
 /// How long a copy waits for a lock that another program holds.
@@ -31,6 +32,8 @@ pub struct Contents {
     pub datastores: Vec<DatastoreRecord>,
     /// Where the workspace's own lie.
     pub storage: Option<StorageRecord>,
+    /// The last entry of its audit log: by its hash all before it are known too.
+    pub audit: Option<(u64, Digest)>,
 }
 
 fn open(path: &Path, flags: OpenFlags) -> Result<Connection, Error> {
@@ -91,7 +94,14 @@ pub fn check_and_forget(path: &Path) -> Result<Contents, Error> {
     let conn = read_only(path)?;
     // Where a file that is open keeps its name, its folder is removed afterwards.
     let _ = std::fs::remove_file(path);
-    examine(&conn, path, "integrity_check")
+    let contents = examine(&conn, path, "integrity_check")?;
+    if contents.audit.is_some() {
+        audit::follow(&conn)?.map_err(|fault| Error::Open {
+            path: path.display().to_string(),
+            problem: format!("its audit log is not as it was written: {fault}"),
+        })?;
+    }
+    Ok(contents)
 }
 
 /// Looks a database over, which may be written to meanwhile: its pages, not whether its indexes fit.
@@ -112,6 +122,7 @@ pub fn put_back(path: &Path, now: Timestamp) -> Result<(), Error> {
     conn.pragma_update(None, "synchronous", "FULL").map_err(sql)?;
     let change = conn.unchecked_transaction().map_err(sql)?;
     jobs::fence(&change, now)?;
+    audit::restored(&change)?;
     change.commit().map_err(sql)
 }
 
@@ -152,5 +163,6 @@ fn examine(conn: &Connection, path: &Path, pragma: &str) -> Result<Contents, Err
         vault_keys: if has("secret_versions")? { secrets::keys(conn)? } else { Vec::new() },
         datastores: if has("datastores")? { datastores::all(conn)? } else { Vec::new() },
         storage: if has("storage")? { storage::get(conn, Role::Current)? } else { None },
+        audit: if has("audit")? { audit::last(conn)? } else { None },
     })
 }

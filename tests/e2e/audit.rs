@@ -5,7 +5,7 @@ use std::fs;
 
 use serde_json::{Value, json};
 
-use crate::harness::{Cluster, Process, job_yaml, until};
+use crate::harness::{Cluster, Process, http, job_yaml, until};
 use crate::secrets::set;
 
 /// What the log must never hold.
@@ -270,6 +270,67 @@ fn reading_data_is_told() {
     });
     assert_eq!(told("admin", "secret/use"), ["secret/hf"]);
     cluster.atelier(["audit", "verify"]).ok();
+}
+
+/// What is logged is not told, and what is taken away is, with who did it and from where.
+#[test]
+fn what_is_deleted_through_mlflow_is_told() {
+    let cluster = Cluster::start();
+    let (server, token) = (cluster.server(), cluster.token());
+    let call = |method: &str, body: Value| -> Value {
+        let path = format!("POST /api/2.0/mlflow/{method}");
+        let (status, said) = http(&server, &path, &token, &body.to_string()).unwrap();
+        assert_eq!(status, 200, "{method}: {said}");
+        serde_json::from_str(&said).unwrap()
+    };
+    let made = call("experiments/create", json!({ "name": "one" }));
+    let experiment = made["experiment_id"].as_str().unwrap();
+    let run = call("runs/create", json!({ "experiment_id": experiment, "start_time": 1 }));
+    let run = run["run"]["info"]["run_id"].as_str().unwrap();
+    call("runs/log-metric", json!({ "run_id": run, "key": "loss", "value": 1, "timestamp": 1 }));
+    call("runs/delete", json!({ "run_id": run }));
+    call("runs/restore", json!({ "run_id": run }));
+    let name = json!({ "experiment_id": experiment, "new_name": "two" });
+    call("experiments/update", name);
+    call("experiments/delete", json!({ "experiment_id": experiment }));
+    call("experiments/restore", json!({ "experiment_id": experiment }));
+    let told = |resource: String| -> Vec<(Value, Value, Value)> {
+        let entries = listed(&cluster, &["--resource", &resource]).into_iter().rev();
+        entries
+            .map(|mut entry| {
+                assert_eq!(
+                    (&entry["principal"], &entry["from"]),
+                    (&json!("admin"), &json!("127.0.0.1"))
+                );
+                let before = entry["before"]["lifecycle_stage"].take();
+                (entry["action"].take(), before, entry["after"]["lifecycle_stage"].take())
+            })
+            .collect()
+    };
+    let change =
+        |action: &str, before: &str, after: &str| (json!(action), json!(before), json!(after));
+    assert_eq!(
+        told(format!("run/{run}")),
+        [
+            change("mlflow/runs/delete", "active", "deleted"),
+            change("mlflow/runs/restore", "deleted", "active"),
+        ]
+    );
+    assert_eq!(
+        told(format!("experiment/{experiment}")),
+        [
+            change("mlflow/experiments/update", "active", "active"),
+            change("mlflow/experiments/delete", "active", "deleted"),
+            change("mlflow/experiments/restore", "deleted", "active"),
+        ]
+    );
+    cluster.atelier(["audit", "verify"]).ok();
+
+    // The last day stays.
+    let refused = cluster.atelier(["audit", "prune", "--before", "1h", "--yes"]);
+    refused.fails(1).says(&["entries of the last day stay"]);
+    let nothing = ["audit", "prune", "--before", "2d", "--yes", "-o", "json"];
+    assert_eq!(cluster.atelier(nothing).ok().json()["entries"], 0);
 }
 
 /// 71: the daemon is killed around commits: an entry is there with its change, or neither.

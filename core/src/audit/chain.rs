@@ -1,5 +1,7 @@
 //! Whether entries follow one another as they were written.
 
+use serde::{Deserialize, Serialize};
+
 use super::{Entry, START};
 use crate::content::Digest;
 
@@ -49,17 +51,45 @@ pub struct Chain {
     last: Option<(u64, Digest)>,
     /// A head that was noted before, and by which entry it was found.
     head: Option<(Digest, Option<u64>)>,
+    /// Of a whole log whose first entries are gone: what the last of them must have been. An entry that comes later
+    /// has to tell that they were pruned.
+    gone: Option<Checkpoint>,
+}
+
+/// Where a log was cut: the last entry that was taken away. An entry tells of it, which follows those that stay.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Checkpoint {
+    /// Its number.
+    pub through: u64,
+    /// Its hash.
+    pub head: Digest,
+}
+
+impl Checkpoint {
+    /// What is pruned, as entries name it.
+    pub const RESOURCE: &str = "audit/log";
+    /// What its entry is called.
+    pub const ACTION: &str = "AuditService/PruneAuditLog";
+
+    /// What an entry tells of it, if it tells that.
+    fn of(entry: &Entry) -> Option<Self> {
+        let is_one = entry.resource == Self::RESOURCE
+            && entry.action == Self::ACTION
+            && entry.refused.is_none();
+        let told = entry.after.as_deref().filter(|_| is_one)?;
+        serde_json::from_str(told).ok()
+    }
 }
 
 impl Chain {
-    /// A whole log, from its first entry on.
+    /// A whole log, from its first entry on, or from where it was pruned.
     pub const fn whole() -> Self {
-        Self { first: None, last: Some((0, START)), head: None }
+        Self { first: None, last: Some((0, START)), head: None, gone: None }
     }
 
     /// A part of a log, from whichever entry comes first on.
     pub const fn part() -> Self {
-        Self { first: None, last: None, head: None }
+        Self { first: None, last: None, head: None, gone: None }
     }
 
     /// The same, in which one of the entries must have this hash.
@@ -74,6 +104,12 @@ impl Chain {
     /// # Errors
     /// The first thing that is wrong with it.
     pub fn follow(&mut self, entry: &Entry) -> Result<(), Fault> {
+        // Whether they were pruned comes out later.
+        if self.first.is_none() && self.last == Some((0, START)) && entry.seq > 1 {
+            let gone = Checkpoint { through: entry.seq - 1, head: entry.previous };
+            self.last = Some((gone.through, gone.head));
+            self.gone = Some(gone);
+        }
         if let Some((last, hash)) = self.last {
             let expected = last.saturating_add(1);
             if entry.seq > expected {
@@ -93,6 +129,9 @@ impl Chain {
         if entry.hash != entry.digest() {
             return Err(Fault::Changed(entry.seq));
         }
+        if self.gone.is_some() && Checkpoint::of(entry) == self.gone {
+            self.gone = None;
+        }
         self.first.get_or_insert(entry.seq);
         self.last = Some((entry.seq, entry.hash));
         if let Some((head, found)) = &mut self.head
@@ -106,8 +145,11 @@ impl Chain {
     /// There are no more: the numbers of the first and the last entry and the hash of the last, if there are any.
     ///
     /// # Errors
-    /// [`Fault::Headless`].
+    /// [`Fault::Missing`], [`Fault::Headless`].
     pub fn end(self) -> Result<Option<(u64, u64, Digest)>, Fault> {
+        if let Some(Checkpoint { through, .. }) = self.gone {
+            return Err(Fault::Missing { first: 1, last: through });
+        }
         let last = self.last.map_or(0, |(last, _)| last);
         if let Some((head, None)) = self.head {
             return Err(Fault::Headless { head, last });

@@ -20,7 +20,7 @@ use crate::content::Digest;
 use crate::id::Principal;
 use crate::time::Timestamp;
 
-pub use chain::{Chain, Fault};
+pub use chain::{Chain, Checkpoint, Fault};
 pub use redact::redacted;
 
 /// What comes before the first entry.

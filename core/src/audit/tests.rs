@@ -197,3 +197,34 @@ fn a_long_record_is_kept_as_its_digest() {
     let after = Change::done("job/a", &long).after.unwrap();
     assert!(after.len() < 200 && after.contains("too_long_to_keep"), "{after}");
 }
+
+/// A log without its beginning is whole if an entry tells where it was cut, and that is where it was.
+#[test]
+fn a_pruned_log_is_whole_where_an_entry_tells_of_it() {
+    let done = |number: u64| ("test".to_owned(), Change::done("job/a", &json!({ "n": number })));
+    let log = log_of((1..=5).map(done).collect());
+    let cut = |through: u64, head: Digest| {
+        let what = serde_json::to_value(Checkpoint { through, head }).unwrap();
+        let change = Change::done(Checkpoint::RESOURCE, &what);
+        let last = (5, log[4].hash);
+        let draft = actor("ana", Checkpoint::ACTION).changes(change);
+        let told = draft.after(last, Timestamp::from_millis(9));
+        let rest = log.iter().filter(|entry| entry.seq > 3).cloned();
+        rest.chain([told]).collect::<Vec<_>>()
+    };
+    let whole = cut(3, log[2].hash);
+    assert_eq!(checked(Chain::whole(), &whole), Ok(Some((4, 6, whole[2].hash))));
+    // Another cut is not where it begins, nor is a cut that nothing tells of.
+    let missing = Err(Fault::Missing { first: 1, last: 3 });
+    assert_eq!(checked(Chain::whole(), &cut(2, log[1].hash)), missing);
+    assert_eq!(checked(Chain::whole(), &cut(3, log[1].hash)), missing);
+    assert_eq!(checked(Chain::whole(), &log[3..]), missing);
+    // All but the entry that tells of it may be gone.
+    let change = Change::done(
+        Checkpoint::RESOURCE,
+        &serde_json::to_value(Checkpoint { through: 5, head: log[4].hash }).unwrap(),
+    );
+    let draft = actor("ana", Checkpoint::ACTION).changes(change);
+    let alone = draft.after((5, log[4].hash), Timestamp::from_millis(9));
+    assert!(checked(Chain::whole(), std::slice::from_ref(&alone)).is_ok());
+}

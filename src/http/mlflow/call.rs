@@ -15,6 +15,7 @@ use serde_json::{Map, Value};
 
 use super::State;
 use super::failure::Failure;
+use crate::identity::Origin;
 use crate::store;
 use crate::store::tracking::{self, TrackReply, TrackWrite};
 
@@ -25,6 +26,7 @@ const BODY: usize = 16 * 1024 * 1024;
 pub(super) struct Call {
     pub(super) state: State,
     pub(super) caller: Caller,
+    pub(super) origin: Origin,
     pub(super) fields: Fields,
 }
 
@@ -78,6 +80,12 @@ impl Call {
         Ok(self.state.tracking.write(write).await?)
     }
 
+    /// The same, told to the audit log.
+    pub(super) async fn write_told(&self, write: TrackWrite) -> Result<TrackReply, Failure> {
+        let by = self.origin.actor(&self.caller);
+        self.write(TrackWrite::Audited { by, write: Box::new(write) }).await
+    }
+
     pub(super) async fn read<T, F>(&self, ask: F) -> Result<T, Failure>
     where
         T: Send + 'static,
@@ -129,6 +137,7 @@ impl FromRequest<State> for Call {
         let (head, body) = request.into_parts();
         let caller =
             head.extensions.get::<Caller>().cloned().ok_or_else(Failure::unauthenticated)?;
+        let origin = head.extensions.get::<Origin>().cloned().unwrap_or_default();
         let fields = if head.method == Method::GET {
             let pairs = Query::<Vec<(String, String)>>::try_from_uri(&head.uri)
                 .map_err(|error| invalid(format!("The query cannot be read: {error}")))?;
@@ -137,7 +146,7 @@ impl FromRequest<State> for Call {
             let bytes = whole(body).await?;
             Fields::of_body(&bytes)?
         };
-        Ok(Self { state: state.clone(), caller, fields })
+        Ok(Self { state: state.clone(), caller, origin, fields })
     }
 }
 

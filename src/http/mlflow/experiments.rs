@@ -103,7 +103,12 @@ pub(super) async fn search(call: Call) -> Answer {
 async fn change(call: Call, change: ExperimentChange) -> Answer {
     let (by, at) = (call.caller.clone(), call.state.tracking.now());
     let id = call.experiment_id()?;
-    call.write(TrackWrite::ChangeExperiment { by, id, change, at }).await?;
+    let is_told = !matches!(change, ExperimentChange::SetTag(_) | ExperimentChange::DeleteTag(_));
+    let write = TrackWrite::ChangeExperiment { by, id, change, at };
+    match is_told {
+        true => call.write_told(write).await?,
+        false => call.write(write).await?,
+    };
     Ok(Json(Value::Object(serde_json::Map::new())))
 }
 

@@ -117,13 +117,19 @@ pub(super) async fn update(call: Call) -> Answer {
     }))
 }
 
+/// Or takes it out again.
+async fn move_to_bin(call: &Call, change: RunChange) -> Result<TrackReply, Failure> {
+    let (by, id) = (call.caller.clone(), call.run_id()?);
+    call.write_told(TrackWrite::ChangeRun { by, id, change }).await
+}
+
 pub(super) async fn delete(call: Call) -> Answer {
-    change(&call, RunChange::Delete).await?;
+    move_to_bin(&call, RunChange::Delete).await?;
     Ok(Json(json!({})))
 }
 
 pub(super) async fn restore(call: Call) -> Answer {
-    change(&call, RunChange::Restore).await?;
+    move_to_bin(&call, RunChange::Restore).await?;
     Ok(Json(json!({})))
 }
 

@@ -209,3 +209,44 @@ async fn the_log_is_listed_by_what_is_asked() {
         Vec::<u64>::new()
     );
 }
+
+/// What is old goes, an entry tells of it, and what is left is whole; whoever takes more than that is found.
+#[tokio::test]
+async fn a_pruned_log_still_follows() {
+    let folder = Folder::new();
+    let store = folder.open();
+    for number in 1..=6 {
+        store.put_token(token(number), who("root").into()).await.unwrap();
+    }
+    let conn = rusqlite::Connection::open(folder.at().join("atelier.db")).unwrap();
+    conn.execute("UPDATE audit SET at = 1000 * seq", []).unwrap();
+    // As they would be: the hashes are of these times.
+    let entries = all(&store);
+    let mut last = (0, atelier_core::audit::START);
+    for mut entry in entries {
+        entry.previous = last.1;
+        let hash = entry.digest();
+        conn.execute(
+            "UPDATE audit SET previous = ?2, hash = ?3 WHERE seq = ?1",
+            rusqlite::params![entry.seq, last.1.as_bytes(), hash.as_bytes()],
+        )
+        .unwrap();
+        last = (entry.seq, hash);
+    }
+    assert_eq!(checked(&store), Ok(6));
+    let by = || Actor::daemon(who("root"), atelier_core::audit::Checkpoint::ACTION);
+    let at = Timestamp::from_millis;
+    assert_eq!(store.prune_audit(by(), at(1000)).await.unwrap(), None);
+    let (gone, cut) = store.prune_audit(by(), at(3500)).await.unwrap().unwrap();
+    assert_eq!((gone, cut.through), (3, 3));
+    assert_eq!(checked(&store), Ok(7));
+    assert_eq!(all(&store)[0].seq, 4);
+    // Once more, the entry that told of the first time included.
+    let (gone, cut) = store.prune_audit(by(), at(i64::MAX)).await.unwrap().unwrap();
+    assert_eq!((gone, cut.through), (4, 7));
+    assert_eq!(checked(&store), Ok(8));
+    store.put_token(token(7), who("root").into()).await.unwrap();
+    assert_eq!(checked(&store), Ok(9));
+    conn.execute("DELETE FROM audit WHERE seq = 8", []).unwrap();
+    assert_eq!(checked(&store), Err(Fault::Missing { first: 1, last: 8 }));
+}

@@ -21,6 +21,7 @@ mod write;
 mod tests;
 
 use atelier_core::access::Caller;
+use atelier_core::audit::Actor;
 use atelier_core::id::{ExperimentName, JobName, Principal};
 use atelier_core::time::Timestamp;
 use atelier_core::track::{
@@ -177,6 +178,13 @@ pub enum TrackWrite {
         id: RunId,
         /// How, checked against [`atelier_core::track::limits`].
         change: RunChange,
+    },
+    /// A change of those above to one experiment or run, with its entry of the audit log.
+    Audited {
+        /// Who, from where, and by which call.
+        by: Actor,
+        /// The change.
+        write: Box<TrackWrite>,
     },
     /// Makes a job's run, and its experiment if there is none. To be applied in the transaction
     /// that makes the job, and therefore never refused: if the job's name is another run's id

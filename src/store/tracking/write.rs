@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
 use atelier_core::access::{Caller, Permission, Role};
+use atelier_core::audit::Change;
 use atelier_core::id::JobName;
 use atelier_core::time::Timestamp;
 use atelier_core::track::{
@@ -11,8 +12,9 @@ use atelier_core::track::{
     RUN_NAME_TAG, RunId, RunInfo, RunStatus, StoredMetric, Tag,
 };
 use rusqlite::{Connection, OptionalExtension as _, ToSql, params};
+use serde_json::{Value, json};
 
-use super::super::Error;
+use super::super::{Error, audit};
 use super::read::{self, RunRow};
 use super::{ExperimentChange, JobRun, NewRun, RunChange, SEAL_AT_LEAST, TrackReply, TrackWrite};
 
@@ -129,6 +131,19 @@ impl TrackWrite {
                 }
                 change_run(conn, &row, change)
             }
+            Self::Audited { by, write } => {
+                let before = write.told(conn)?;
+                let reply = write.apply(conn)?;
+                let after = write.told(conn)?;
+                if let Some((resource, now)) = after
+                    && before.as_ref().is_none_or(|(_, before)| *before != now)
+                {
+                    let before = before.map(|(_, before)| before);
+                    let change = Change::new(resource, before.as_ref(), Some(&now));
+                    audit::append(conn, [by.clone().changes(change)])?;
+                }
+                Ok(reply)
+            }
             Self::CreateJobRun(run) => create_job_run(conn, run),
             Self::FollowJob { job, status, at } => follow_job(conn, job, *status, *at),
             Self::ForgetJob(job) => forget_job(conn, job),
@@ -169,6 +184,30 @@ impl TrackWrite {
             }
             Self::Purge(run) => purge(conn, run),
         }
+    }
+}
+
+impl TrackWrite {
+    /// What the audit log tells of the experiment or run that it changes, and how that is now.
+    fn told(&self, conn: &Connection) -> Result<Option<(String, Value)>, Error> {
+        Ok(match self {
+            Self::ChangeExperiment { id, .. } => read::experiment(conn, *id)?.map(|found| {
+                let stage = found.stage.as_str();
+                let told = json!({ "name": found.name.as_str(), "lifecycle_stage": stage });
+                (format!("experiment/{id}"), told)
+            }),
+            Self::ChangeRun { id, .. } => {
+                read::find_row(conn, id)?.map(|RunRow { info, .. }| {
+                    let told = json!({
+                        "name": info.name,
+                        "experiment_id": info.experiment.to_string(),
+                        "lifecycle_stage": info.stage.as_str(),
+                    });
+                    (format!("run/{id}"), told)
+                })
+            }
+            _ => None,
+        })
     }
 }
 
