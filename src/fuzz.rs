@@ -18,6 +18,8 @@ use atelier_core::track::search::{experiment_filter, experiment_order, run_filte
 use atelier_core::track::{ArtifactPath, PageToken, RunId};
 use atelier_proto::convert::{held_inputs, node_change, sandboxes};
 use atelier_proto::{agent, asset, component, compute, environment, job, workspace};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use prost::Message;
 
 use crate::http::mlflow;
@@ -180,7 +182,16 @@ fn fitted() -> Option<&'static Fitted> {
 pub fn tokens(bytes: &[u8]) {
     let Some(Fitted { door, token }) = fitted() else { return };
     let Ok(text) = std::str::from_utf8(bytes) else { return };
-    for header in [text.to_owned(), format!("Bearer {text}"), format!("Bearer {token}{text}")] {
+    // As claims, as a head and as a seal in the place of the right ones: each is read by another part of the door.
+    let parts: Vec<&str> = token.split('.').collect();
+    let coded = URL_SAFE_NO_PAD.encode(bytes);
+    let with = |at: usize| {
+        let mut parts = parts.clone();
+        parts[at] = &coded;
+        format!("Bearer {}", parts.join("."))
+    };
+    let whole = [text.to_owned(), format!("Bearer {text}"), format!("Bearer {token}{text}")];
+    for header in whole.into_iter().chain((0..parts.len()).map(with)) {
         let Ok(Caller { role, .. }) = door.authenticate(Some(&header)) else { continue };
         let given = header.split_once(' ').map_or("", |(_, given)| given.trim());
         assert_eq!(given, token, "a token opens that was given to nobody");
