@@ -424,6 +424,16 @@ pub fn node_skew(node: &str, ahead_ms: i64) -> Finding {
 /// Whether the daemon goes by the clock of its machine: after that has jumped it does not.
 pub fn drawn(daemon: Timestamp, machine: Timestamp) -> Option<Finding> {
     let seconds = (machine.as_millis() - daemon.as_millis()) / 1000;
+    // After a restart it goes on from what it recorded, where that is later by a day at most.
+    let remedy = match seconds {
+        ..-86_400 | 0.. => {
+            "see that the machine's clock is right, and start the daemon again to have it go by that at once"
+        }
+        _ => {
+            "see that the machine's clock is right; the daemon's is drawn back to it within twice that time, also if it is \
+             started again"
+        }
+    };
     (seconds.abs() > 60).then(|| {
         Finding::warning(
             CLOCK,
@@ -431,7 +441,7 @@ pub fn drawn(daemon: Timestamp, machine: Timestamp) -> Option<Finding> {
                 "the clock of the daemon's machine jumped and is {seconds} s from the daemon's own, which is drawn to it \
                  slowly"
             ),
-            "see that the machine's clock is right, and start the daemon again to have it go by that at once",
+            remedy,
         )
     })
 }

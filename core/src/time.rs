@@ -64,12 +64,15 @@ impl fmt::Debug for Timestamp {
 pub struct Steady {
     /// What was told last, and how much time had passed then, in microseconds.
     last: Option<(i64, u64)>,
+    /// What was recorded before and is more than a day later, in microseconds. Once the system's clock is there the
+    /// record was right, and that clock wrong before.
+    awaited: Option<i64>,
 }
 
 impl Steady {
     /// One that has told nothing yet.
     pub const fn new() -> Self {
-        Self { last: None }
+        Self { last: None, awaited: None }
     }
 
     /// This moment, as the system's clock tells `system`, and some count of the time that passes `elapsed`: both in
@@ -77,6 +80,10 @@ impl Steady {
     pub fn tell(&mut self, system: i64, elapsed: u64) -> Timestamp {
         let told = match self.last {
             None => system,
+            Some(_) if self.awaited.is_some_and(|awaited| system >= awaited) => {
+                self.awaited = None;
+                system
+            }
             Some((last, before)) => {
                 let passed = i64::try_from(elapsed.saturating_sub(before)).unwrap_or(i64::MAX);
                 let ahead = system.saturating_sub(last).saturating_sub(passed);
@@ -89,7 +96,8 @@ impl Steady {
     }
 
     /// Goes on from a moment that was recorded before, if that is later: a clock that was set back while nobody
-    /// looked. `false`: that is more than a day later, and rather the record is wrong.
+    /// looked. `false`: that is more than a day later, and one of both is wrong. Should the system's clock come to be that
+    /// late too, it is taken as it is.
     pub fn resume(&mut self, recorded: Timestamp) -> bool {
         const DAY_US: i64 = 86_400_000_000;
         let Some((told, _)) = &mut self.last else { return true };
@@ -97,6 +105,8 @@ impl Steady {
         let is_near = recorded.saturating_sub(*told) <= DAY_US;
         if is_near {
             *told = recorded.max(*told);
+        } else {
+            self.awaited = Some(recorded);
         }
         is_near
     }

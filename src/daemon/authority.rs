@@ -133,8 +133,8 @@ impl Authority {
         let what = json!({ "rotated": hex(standing.fingerprint) });
         let who = by.principal.clone();
         self.0.audit.note(by, Change::done(RESOURCE, &what)).await?;
-        let now = self.0.clock.wall();
-        work(move || secure.rotate(now)).await?;
+        let (now, system) = (self.0.clock.wall(), self.0.clock.system());
+        work(move || secure.rotate(now, system)).await?;
         tracing::warn!(by = %who, "another certificate authority has taken over");
         drop(turn);
         self.look().await

@@ -1,5 +1,6 @@
 //! `atelier.audit.v1.AuditService`.
 
+use atelier_core::access::Permission;
 use atelier_core::audit::Checkpoint;
 use atelier_core::time::Timestamp;
 use atelier_proto::audit::v1 as pb;
@@ -80,6 +81,13 @@ impl pb::audit_service_server::AuditService for Service {
         request: Request<pb::PruneAuditLogRequest>,
     ) -> Result<Response<pb::PruneAuditLogResponse>, Status> {
         let by = asking(&request)?;
+        if !by.may(Permission::ReadAudit) {
+            return Err(Status::permission_denied(format!(
+                "prune the audit log: the role {} may not {}, and nobody takes away what they may not see",
+                by.role,
+                Permission::ReadAudit.told()
+            )));
+        }
         let before = Timestamp::from_millis(request.get_ref().before_ms);
         let youngest = self.0.clock.wall().plus_millis(-DAY_MS);
         if before > youngest {

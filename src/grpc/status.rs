@@ -202,9 +202,7 @@ fn code_of_people(refused: &identity::people::Refused) -> Code {
         | R::Kept(_)
         | R::TooLong
         | R::TooManyGroups(_)
-        | R::Reason { .. } => {
-            Code::InvalidArgument
-        }
+        | R::Reason { .. } => Code::InvalidArgument,
     }
 }
 

@@ -26,7 +26,7 @@ use tokio::time::{Instant, Sleep};
 use tonic::metadata::MetadataValue;
 
 use crate::config::LimitArgs;
-use crate::identity::{in_kind, is_grpc, web_type};
+use crate::identity::{in_kind, is_grpc, to_its_end, web_type};
 
 /// How long a call may take that is no stream, unless its client gives it less.
 const DEADLINE: Duration = Duration::from_secs(300);
@@ -180,7 +180,7 @@ impl Limits {
         grpc: bool,
         web: Option<HeaderValue>,
     ) -> Response {
-        let Some(_place) = Admitted::one_more(&self.strangers, STRANGERS) else {
+        let Some(place) = Admitted::one_more(&self.strangers, STRANGERS) else {
             return Refusal::Strangers.answer(grpc, web);
         };
         let stalled = Arc::new(AtomicBool::new(false));
@@ -189,7 +189,11 @@ impl Limits {
             false => request.map(|body| Body::new(Paced::new(body, self.pace, stalled))),
         };
         let within = self.deadline.min(STRANGERS_WITHIN);
-        match tokio::time::timeout(within, next.run(request)).await {
+        let answer = to_its_end(grpc, async move {
+            let _place = place;
+            next.run(request).await
+        });
+        match tokio::time::timeout(within, answer).await {
             Ok(answer) => answer,
             Err(_) => Refusal::Late { within }.answer(grpc, web),
         }
@@ -254,10 +258,12 @@ pub(crate) async fn limited(
         true => request,
         false => request.map(|body| Body::new(Paced::new(body, limits.pace, stalled.clone()))),
     };
-    let answer = next.run(request);
+    let place = Arc::new(admitted);
     let answer = match is_stream || is_file {
-        true => answer.await,
-        false => match tokio::time::timeout(within, answer).await {
+        true => next.run(request).await,
+        false => match tokio::time::timeout(within, whole(grpc, place.clone(), next.run(request)))
+            .await
+        {
             Ok(answer) => answer,
             Err(_) => return Refusal::Late { within }.answer(grpc, web),
         },
@@ -267,8 +273,21 @@ pub(crate) async fn limited(
     }
     match answer.body().is_end_stream() {
         true => answer,
-        false => answer.map(|body| Body::new(Held { body, _place: admitted })),
+        false => answer.map(|body| Body::new(Held { body, _place: place })),
     }
+}
+
+/// What is late goes on to its end, and has its place among those that are answered until then.
+async fn whole(
+    grpc: bool,
+    place: Arc<Admitted>,
+    answer: impl Future<Output = Response> + Send + 'static,
+) -> Response {
+    to_its_end(grpc, async move {
+        let _place = place;
+        answer.await
+    })
+    .await
 }
 
 /// What a client of gRPC gives a call: up to eight digits and a unit.
@@ -452,7 +471,7 @@ impl hyper::body::Body for Paced {
 /// The body of an answer, which is being answered until it is gone.
 struct Held {
     body: Body,
-    _place: Admitted,
+    _place: Arc<Admitted>,
 }
 
 impl hyper::body::Body for Held {

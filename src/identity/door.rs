@@ -421,6 +421,10 @@ impl Door {
         {
             return Ok(());
         }
+        if self.people.blocked().iter().any(|block| block.name == principal) {
+            tracing::warn!(%principal, file = %file.display(), "no token is made: who it is for is blocked");
+            return Ok(());
+        }
         let by = Actor::daemon(Principal::new("daemon")?, "start");
         let token = self.create_token(principal, role, by, now).await?;
         write_private(file, format!("{token}\n").as_bytes())

@@ -104,7 +104,7 @@ fn shown_path(path: &str) -> &str {
 
 /// What a method has begun it ends, also when its caller is gone: what it has changed on disk is to be changed in
 /// memory too.
-async fn to_its_end(
+pub(crate) async fn to_its_end(
     grpc: bool,
     answer: impl Future<Output = Response> + Send + 'static,
 ) -> Response {

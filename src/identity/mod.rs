@@ -15,6 +15,6 @@ pub(crate) use door::write_private;
 pub use door::{Denied, Door, Error};
 pub use grants::{Grants, grants_of};
 pub use layer::{AskedAs, Present, guard, is_grpc};
-pub(crate) use layer::{in_kind, web_type};
+pub(crate) use layer::{in_kind, to_its_end, web_type};
 pub use nodes::{Identities, Pass};
 pub use routes::{Need, need_of};

@@ -172,8 +172,8 @@ pub enum Refused {
     },
     /// A group that the giver is not in.
     #[error(
-        "{principal} has the role {role} and is not in the group '{group}', and may put nobody there nor take them out: \
-         nobody gives more than they have; ask an admin"
+        "{principal} has the role {role} and is not in the group '{group}', and may put nobody there, nor take them out, \
+         nor give tokens of those who are: nobody gives more than they have; ask an admin"
     )]
     AboveGroup {
         /// Who.
@@ -356,7 +356,9 @@ impl Known {
     fn caller(&self, token: &TokenRecord) -> Result<Caller, Denied> {
         let principal = token.principal.clone();
         let role = if token.role.is_for_people() {
-            let user = self.users.get(&principal).ok_or(Denied::WrongToken)?;
+            let user =
+                self.users.get(&principal).filter(|_| !self.blocked.contains_key(&principal));
+            let user = user.ok_or(Denied::WrongToken)?;
             let role = self.resolved(&user.role);
             match token.role == user.role {
                 true => role,
@@ -639,6 +641,7 @@ impl People {
         let _alone = self.changing.lock().await;
         let (user, _) = self.user(name)?;
         self.check_over(by, &user)?;
+        self.check_groups(by, user.groups.iter())?;
         let is_kept = user.role == Role::Admin && !user.signs_in;
         if is_kept && !self.known().has_other_admin(&user.name) {
             return Err(Refused::LastAdmin(user.name).into());
@@ -697,6 +700,9 @@ impl People {
                 }
                 (Some(user), role) => {
                     self.check_over(by, &user)?;
+                    if user.name != by.principal {
+                        self.check_groups(by, user.groups.iter())?;
+                    }
                     let limit = self.known().resolved(&user.role);
                     let role = role.unwrap_or(user.role);
                     let wanted = self.known().resolved(&role);
@@ -841,12 +847,12 @@ impl People {
         known.tokens.values().any(|token| token.is_of(node) && !token.is_over(self.now()))
     }
 
-    /// Lets in no token of a node any more; none is on disk.
     /// Nothing of tokens is changed while this is held.
     pub(super) async fn hold(&self) -> MutexGuard<'_, ()> {
         self.changing.lock().await
     }
 
+    /// Lets in no token of a node any more; none is on disk.
     pub(super) fn forget_node(&self, node: &NodeName) {
         self.know().tokens.retain(|_, token| !token.is_of(node));
     }

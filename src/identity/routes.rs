@@ -173,9 +173,9 @@ fn rpc(service: &str, method: &str) -> Option<Need> {
         | ("atelier.audit.v1.AuditService", "PruneAuditLog") => P::ManageTokens,
         ("atelier.identity.v1.RoleService", "GetRole" | "ListRoles") => P::ReadWorkspace,
         ("atelier.identity.v1.AuthorityService", "GetAuthority") => P::ReadComputes,
-        // Who has it can pass for the daemon and for each node.
+        // All nodes, and what runs there, hang on it.
         ("atelier.identity.v1.AuthorityService", "RotateAuthority" | "RetireAuthority") => {
-            P::ManageTokens
+            P::ManageCompute
         }
         (
             "atelier.node.v1.NodeIdentityService",

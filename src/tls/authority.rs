@@ -100,7 +100,7 @@ impl Authority {
                 .mode(0o755)
                 .create(&folder)
                 .map_err(file("make", &folder))?;
-            let (key, certificate) = make(called, now)?;
+            let (key, certificate) = make(called, now, now)?;
             write(&staged_at, 0o644, &pem("CERTIFICATE", &certificate))?;
             write(&key_at, 0o600, &pem("PRIVATE KEY", key.serialized_der()))?;
         }
@@ -161,14 +161,22 @@ impl Authority {
     ///
     /// # Errors
     /// There is one before it still, or it cannot be made or written.
-    pub(super) fn rotate(&self, data: &Path, called: &str, now: Timestamp) -> Result<Self, Error> {
+    pub(super) fn rotate(
+        &self,
+        data: &Path,
+        called: &str,
+        now: Timestamp,
+        system: Timestamp,
+    ) -> Result<Self, Error> {
         if self.previous.is_some() {
             return Err(Error::NotRetired);
         }
         let folder = data.join(FOLDER);
         let made = |error: rcgen::Error| Error::Made(error.to_string());
-        let (key, certificate) = make(called, now)?;
-        let mut params = params(called, now)?;
+        // Other machines may go by the earlier of both clocks.
+        let from = now.min(system);
+        let (key, certificate) = make(called, from, now)?;
+        let mut params = params(called, from, now)?;
         params.not_after = moment(self.until)?;
         params.use_authority_key_identifier_extension = true;
         // Else it is made of the key, and the new one's own certificate has the same.
@@ -296,9 +304,13 @@ impl Authority {
 }
 
 /// Makes an authority that vouches for itself.
-fn make(called: &str, now: Timestamp) -> Result<(KeyPair, CertificateDer<'static>), Error> {
+fn make(
+    called: &str,
+    from: Timestamp,
+    now: Timestamp,
+) -> Result<(KeyPair, CertificateDer<'static>), Error> {
     let made = |error: rcgen::Error| Error::Made(error.to_string());
-    let params = params(called, now)?;
+    let params = params(called, from, now)?;
     let key = KeyPair::generate().map_err(made)?;
     let certificate = params.self_signed(&key).map_err(made)?;
     Ok((key, certificate.der().clone()))
@@ -306,11 +318,11 @@ fn make(called: &str, now: Timestamp) -> Result<(KeyPair, CertificateDer<'static
 
 /// An authority's certificate. All of a workspace have the same name: a link is of the name that issues it then, and
 /// such certificates are not counted where there are to be no authorities below (RFC 5280, 4.2.1.9).
-fn params(called: &str, now: Timestamp) -> Result<CertificateParams, Error> {
+fn params(called: &str, from: Timestamp, now: Timestamp) -> Result<CertificateParams, Error> {
     let mut params = CertificateParams::default();
     params.distinguished_name.push(DnType::OrganizationName, "Atelier");
     params.distinguished_name.push(DnType::CommonName, called);
-    params.not_before = moment(Timestamp::from_millis(now.as_millis() - BEHIND_MS))?;
+    params.not_before = moment(Timestamp::from_millis(from.as_millis() - BEHIND_MS))?;
     params.not_after = moment(Timestamp::from_millis(now.as_millis() + LIFE_MS))?;
     // No authorities below it.
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
@@ -337,7 +349,7 @@ impl Previous {
         }
         let said = Certificate::parse(own).map_err(Error::Made)?;
         // Certificates count whole seconds: whoever came in that one came before.
-        let rotated_at = said.not_before.plus_millis(BEHIND_MS + 999);
+        let rotated_at = said.not_after.plus_millis(999 - LIFE_MS);
         Ok(Self { certificate: before.clone().into_owned(), link, rotated_at })
     }
 }

@@ -83,15 +83,17 @@ impl Configs {
         let own = [authority.certificate()].into_iter();
         let others = authority.previous().map(|before| &before.certificate);
         let all: Vec<_> = own.chain(others).chain(authority.retired()).collect();
-        let verifier = |of: &[&CertificateDer<'static>]| -> Result<Arc<dyn ClientCertVerifier>, Error> {
-            let mut roots = RootCertStore::empty();
-            of.iter().try_for_each(|&one| roots.add(one.clone()))?;
-            let built = WebPkiClientVerifier::builder_with_provider(roots.into(), provider.clone())
-                .allow_unauthenticated()
-                .build()
-                .map_err(|error| rustls::Error::General(error.to_string()))?;
-            Ok(Arc::new(EitherClock(built)))
-        };
+        let verifier =
+            |of: &[&CertificateDer<'static>]| -> Result<Arc<dyn ClientCertVerifier>, Error> {
+                let mut roots = RootCertStore::empty();
+                of.iter().try_for_each(|&one| roots.add(one.clone()))?;
+                let built =
+                    WebPkiClientVerifier::builder_with_provider(roots.into(), provider.clone())
+                        .allow_unauthenticated()
+                        .build()
+                        .map_err(|error| rustls::Error::General(error.to_string()))?;
+                Ok(Arc::new(EitherClock(built)))
+            };
         let nodes = verifier(&all)?;
         let config = |is_here: bool| -> Result<Arc<ServerConfig>, Error> {
             let mut config = ServerConfig::builder_with_provider(provider.clone())
@@ -289,8 +291,10 @@ impl Secure {
     ///
     /// # Errors
     /// The one before is not retired yet, or files cannot be written.
-    pub(crate) fn rotate(&self, now: Timestamp) -> Result<(), Error> {
-        self.replace(now, Authority::rotate)
+    pub(crate) fn rotate(&self, now: Timestamp, system: Timestamp) -> Result<(), Error> {
+        self.replace(now, system, |authority, data, called, now| {
+            authority.rotate(data, called, now, system)
+        })
     }
 
     /// Has the authority before count no more: on disk, and for each connection from now on. Writes files.
@@ -298,18 +302,20 @@ impl Secure {
     /// # Errors
     /// There is none, or files cannot be written.
     pub(crate) fn retire(&self, now: Timestamp) -> Result<(), Error> {
-        self.replace(now, Authority::retire)
+        self.replace(now, now, Authority::retire)
     }
 
     fn replace(
         &self,
         now: Timestamp,
+        system: Timestamp,
         by: impl FnOnce(&Authority, &Path, &str, Timestamp) -> Result<Authority, Error>,
     ) -> Result<(), Error> {
         // One at a time, and not while certificates are made by what there was.
         let mut looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
         let authority = by(&self.authority(), &self.data, &self.called, now)?;
-        let made = make(&authority, &self.provider, &looked.names, now..now)?;
+        let made =
+            make(&authority, &self.provider, &looked.names, now.min(system)..now.max(system))?;
         let configs = Configs::new(&authority, &self.provider, &self.shown)?;
         (looked.made_at, looked.authority) = (now, Remaining::Much);
         let before = self.shown();
@@ -371,7 +377,8 @@ impl Secure {
         let age = now.as_millis() - looked.made_at.as_millis();
         // A clock that was put back makes it one of a time to come.
         if names != looked.names || !(-BEHIND_MS..RENEWED_MS).contains(&age) {
-            match make(&self.authority(), &self.provider, &names, now.min(steady)..now.max(steady)) {
+            match make(&self.authority(), &self.provider, &names, now.min(steady)..now.max(steady))
+            {
                 Ok(made) => {
                     tracing::info!(?names, "the daemon has another certificate");
                     (own, looked.names, looked.made_at) = (made, names, now);

@@ -356,7 +356,7 @@ fn an_authority_takes_over_from_one_that_is_known_still() {
     assert!(matches!(secure.retire(now), Err(Error::NothingBefore)));
     let mut changes = secure.changes();
     assert!(!changes.has_changed().unwrap());
-    secure.rotate(now).unwrap();
+    secure.rotate(now, now).unwrap();
     assert!(changes.has_changed().unwrap());
     changes.mark_unchanged();
     let new = secure.standing().certificate;
@@ -391,7 +391,7 @@ fn an_authority_takes_over_from_one_that_is_known_still() {
         .map(|der| x509_parser::parse_x509_certificate(der).unwrap().1.raw_serial().to_vec())
         .collect();
     assert!(numbers[0] != numbers[1] && numbers[1] != numbers[2], "{numbers:?}");
-    assert!(matches!(secure.rotate(now), Err(Error::NotRetired)));
+    assert!(matches!(secure.rotate(now, now), Err(Error::NotRetired)));
 
     secure.retire(now).unwrap();
     assert!(changes.has_changed().unwrap());
@@ -404,7 +404,7 @@ fn an_authority_takes_over_from_one_that_is_known_still() {
         assert_eq!(issued_by(secure, &old_node), Some(old_fingerprint));
     }
     // And again.
-    secure.rotate(now).unwrap();
+    secure.rotate(now, now).unwrap();
     secure.retire(now).unwrap();
     assert_eq!(secure.retired().len(), 2);
     assert!(!vouched(&secure, &new, now));
@@ -415,7 +415,7 @@ fn a_link_that_was_taken_away_leaves_a_daemon_that_starts() {
     let folder = tempfile::tempdir().unwrap();
     let secure = open(folder.path(), None, day(0)).unwrap();
     let old = secure.authorities();
-    secure.rotate(day(0)).unwrap();
+    secure.rotate(day(0), day(0)).unwrap();
     let link = folder.path().join("tls/ca-link.pem");
     for damage in [Some(old.as_str()), Some("nothing"), None] {
         match damage {

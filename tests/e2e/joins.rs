@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use atelier_proto::job::v1::JobStatus;
 use serde_json::{Value, json};
 
-use crate::harness::{Agent, Cluster, Settings, until, until_within};
+use crate::harness::{Agent, Cluster, Settings, until};
 
 fn serve(arguments: &[&str]) -> Settings {
     let serve = arguments.iter().map(|&argument| argument.to_owned()).collect();
@@ -410,11 +410,10 @@ fn what_a_node_asks_after_its_revocation_has_returned_is_refused() {
     let refused = begun.elapsed();
     assert_eq!((revoked.attempts, &*node, &*job), (1, "16", "401"));
     // What it had open has ended at both ends.
-    let patience = std::time::Duration::from_millis(900);
-    until_within(patience, "the daemon hears it no more", || {
+    until("the daemon hears it no more", || {
         cluster.daemon(|daemon| daemon.said("session ended")).then_some(())
     });
-    until_within(patience, "the node hears of it", || {
+    until("the node hears of it", || {
         cluster.agent("bad", |agent| agent.said("no session with the daemon")).then_some(())
     });
     let cut = begun.elapsed();

@@ -12,7 +12,7 @@ use tonic::Code;
 use super::connection::{self, Caller};
 use super::{Error, chain};
 use crate::args::AgentArgs;
-use crate::clock::wall;
+use crate::clock::{system, wall};
 use crate::identity::{self, Begin, Begun, Identity, JoinToken, Proof, Told};
 use crate::trust::Trust;
 
@@ -91,9 +91,24 @@ async fn join(args: &AgentArgs, token: &JoinToken, name: &str) -> Result<(), Err
 /// One that lasts so long from now. It is renewed after about two thirds of that: not by all nodes at once.
 fn certificate(certificate: String, key: String, lasts_ms: u64) -> Proof {
     let part = 0.63 + 0.07 * random();
-    let at = |ms: u64| -> Timestamp { wall().plus_millis(i64::try_from(ms).unwrap_or(i64::MAX)) };
+    let at = |ms: u64| -> Timestamp { now().plus_millis(i64::try_from(ms).unwrap_or(i64::MAX)) };
     let renew_at = at((lasts_ms as f64 * part) as u64);
     Proof::Certificate { certificate, key, until: at(lasts_ms), renew_at }
+}
+
+/// The later of the system's clock and the process's own, which may be far behind where the system's was when the process
+/// began: too early is a certificate renewed in vain, too late is a node that is lost.
+fn now() -> Timestamp {
+    wall().max(system())
+}
+
+/// Whether a certificate is to be renewed, or how long that has time yet. One of a time to come, since a clock was set
+/// back, is: it would be too late by the time that is told.
+fn wait(now: Timestamp, renew_at: Timestamp, until: Timestamp) -> Option<Duration> {
+    let left = renew_at.as_millis() - now.as_millis();
+    // At first it is at most 0.7 of its life, and what is after it 0.3.
+    let most = (until.as_millis() - renew_at.as_millis()).saturating_mul(5) / 2;
+    (1..=most).contains(&left).then(|| Duration::from_millis(left.unsigned_abs()))
 }
 
 /// Between 0 and 1.
@@ -117,12 +132,8 @@ pub(super) async fn renewed(args: AgentArgs, caller: Caller, due: Arc<Notify>) {
         let Proof::Certificate { until, renew_at, .. } = &kept.proof else {
             return std::future::pending().await;
         };
-        let left = |at: &Timestamp| {
-            let ms = at.as_millis() - wall().as_millis();
-            Duration::from_millis(u64::try_from(ms).unwrap_or(0))
-        };
-        let wait = left(renew_at);
-        if !is_due && !wait.is_zero() {
+        let wait = wait(now(), *renew_at, *until);
+        if let Some(wait) = wait.filter(|_| !is_due) {
             tokio::select! {
                 () = tokio::time::sleep(wait.min(LOOK)) => {}
                 () = due.notified() => {
@@ -134,7 +145,9 @@ pub(super) async fn renewed(args: AgentArgs, caller: Caller, due: Arc<Notify>) {
             continue;
         }
         // More often where little is left.
-        let pause = AGAIN.min(left(until) / 8).max(Duration::from_millis(200));
+        let left = until.as_millis() - now().as_millis();
+        let left = Duration::from_millis(u64::try_from(left).unwrap_or(0));
+        let pause = AGAIN.min(left / 8).max(Duration::from_millis(200));
         match renew(&args, kept, caller.clone()).await {
             Ok(()) => return,
             Err(error) => {
@@ -178,4 +191,22 @@ pub(super) fn passes(code: Code) -> bool {
             | Code::ResourceExhausted
             | Code::Aborted
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_certificate_is_renewed_in_time_whatever_clocks_do() {
+        const HOUR: i64 = 3_600_000;
+        let at = |hours: i64| Timestamp::from_millis(1_790_000_000_000 + hours * HOUR);
+        let (renew_at, until) = (at(16), at(24));
+        let left = |hours| wait(at(hours), renew_at, until);
+        assert_eq!(left(0), Some(Duration::from_secs(16 * 3600)));
+        assert_eq!(left(15), Some(Duration::from_secs(3600)));
+        assert_eq!((left(16), left(30)), (None, None));
+        // The clock was set back by days since, or the certificate was noted by one that was ahead.
+        assert_eq!(left(-5), None);
+    }
 }

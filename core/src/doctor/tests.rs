@@ -132,7 +132,8 @@ fn daemons_nodes_and_datastores() {
     let found = node(&one(facts(&[("not_isolated", "no root"), ("not_limited", "gpus")])), "2");
     let severities: Vec<Severity> = found.iter().map(|one| one.severity).collect();
     assert_eq!(severities, [Severity::Warning; 4], "{found:?}");
-    let found = node(&one(facts(&[(CONTAINER_RUNTIME, "none"), ("no_containers", "no podman")])), "1");
+    let found =
+        node(&one(facts(&[(CONTAINER_RUNTIME, "none"), ("no_containers", "no podman")])), "1");
     assert!(found.len() == 1 && found[0].found.contains("no podman"), "{found:?}");
     let silent = NodeFact { trouble: Some("it is silent".to_owned()), ..one(facts(&[])) };
     let found = node(&silent, "1");

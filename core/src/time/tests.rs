@@ -55,6 +55,19 @@ fn it_goes_on_from_what_was_recorded_but_not_from_nonsense() {
     assert_eq!(clock.tell(NOW, 0), recorded(HOUR));
 }
 
+#[test]
+fn a_clock_that_was_wrong_when_it_began_is_taken_once_it_is_right() {
+    let year = 365 * 24 * HOUR;
+    let mut clock = Steady::new();
+    clock.tell(NOW - year, 0);
+    assert!(!clock.resume(Timestamp::from_millis(NOW / 1000)));
+    assert_eq!(clock.tell(NOW - 1, 0).as_millis(), (NOW - year) / 1000, "it is not there yet");
+    let right = NOW + HOUR;
+    assert_eq!(clock.tell(right, 0).as_millis(), right / 1000);
+    // Once; then it is drawn as ever.
+    assert_eq!(clock.tell(right + HOUR, 1_000_000).as_millis(), right / 1000 + 2000);
+}
+
 proptest! {
     /// Whatever happens to the system's clock: never back, and between half and twice of what has passed.
     #[test]

@@ -12,6 +12,7 @@ use axum::routing::{any, get};
 use axum::{Extension, Router};
 use futures::StreamExt as _;
 use prost::Message;
+use tokio::sync::Notify;
 use tower::ServiceExt as _;
 
 use super::*;
@@ -272,4 +273,28 @@ async fn who_asks_for_nothing_is_forgotten() {
     assert!(known().contains_key(&person("busy").principal));
     assert!(limits.admit(&person("busy")).is_err());
     drop(busy);
+}
+
+/// What has changed something on disk is to change it in memory too, whatever deadline its caller has set.
+#[tokio::test]
+async fn a_call_that_is_late_goes_on_to_its_end() {
+    let (go, done) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let (goes, is_done) = (go.clone(), done.clone());
+    let changes = async move || {
+        goes.notified().await;
+        is_done.notify_one();
+    };
+    let routes = Router::new()
+        .route(GET_JOB, any(changes))
+        .layer(from_fn_with_state(Arc::new(limits(1000, 1)), limited))
+        .layer(Extension(person("ana")));
+    let ask = async || {
+        let answer = routes.clone().oneshot(call(GET_JOB, Some("10m"), Body::empty())).await;
+        tonic::Status::from_header_map(answer.unwrap().headers()).unwrap().code()
+    };
+    assert_eq!(ask().await, tonic::Code::DeadlineExceeded);
+    // It has its place as long.
+    assert_eq!(ask().await, tonic::Code::ResourceExhausted);
+    go.notify_one();
+    tokio::time::timeout(PATIENCE, done.notified()).await.unwrap();
 }

@@ -26,6 +26,11 @@ impl Known {
     }
 }
 
+/// A name that is no user's, to whom the provider's groups may give any role.
+fn somebody(name: &Principal) -> String {
+    format!("'{name}', who is no user yet,")
+}
+
 impl People {
     /// Everybody who may not come in, by name.
     pub fn blocked(&self) -> Vec<BlockRecord> {
@@ -53,6 +58,8 @@ impl People {
             if is_kept && !self.known().has_other_admin(&name) {
                 return Err(Refused::LastAdmin(name).into());
             }
+        } else {
+            self.check_grant(by, &somebody(&name), &Role::Admin)?;
         }
         let (reason, at) = (reason.to_owned(), self.now());
         let block = BlockRecord { name: name.clone(), reason, by: by.principal.clone(), at };
@@ -71,6 +78,8 @@ impl People {
         };
         if let Some(user) = self.known().users.get(name).cloned() {
             self.check_over(by, &user)?;
+        } else {
+            self.check_grant(by, &somebody(name), &Role::Admin)?;
         }
         self.store.change_people(PeopleChange::Unblock(name.clone()), by.actor()).await?;
         self.know().blocked.remove(name);

@@ -416,6 +416,11 @@ async fn nobody_is_put_into_a_group_by_who_neither_is_in_it_nor_manages_computes
         assert!(matches!(told, Refused::AboveGroup { .. }), "{told}");
     }
     people.update_user("hil", change(&[], &["web"]), &hal).await.unwrap();
+    // Nor is it given with a token of somebody who is in it, or taken by forgetting them.
+    let told = refused(world.issue(&hal, "ana", None, None).await);
+    assert!(matches!(told, Refused::AboveGroup { .. }), "{told}");
+    let told = refused(people.delete_user("ana", &hal).await);
+    assert!(matches!(told, Refused::AboveGroup { .. }), "{told}");
 
     let told = refused(people.update_user("ana", change(&["web"], &["chess"]), &root()).await);
     let ana = || who("ana");
@@ -472,6 +477,13 @@ async fn who_is_blocked_comes_in_no_more_also_after_being_deleted() {
     people.block(who("ana"), "has left", &root).await.unwrap();
     assert!(matches!(world.knock(&session), Err(Denied::WrongToken)));
     people.delete_user("ana", &root).await.unwrap();
+    // She may be given any role when she comes back: only an admin has a say in that.
+    people.put_role(file("hr", &["workspaces/roleAssignments/write"]), false, &root).await.unwrap();
+    let hal = as_role("hal", people.role_named("hr").unwrap());
+    assert!(matches!(
+        people.unblock(&who("ana"), &hal).await,
+        Err(Error::Refused(Refused::Above { .. }))
+    ));
 
     let world = world.reopened();
     let people = world.people();

@@ -27,4 +27,4 @@ pub(crate) use proxy::{BOTH, Proxy, Way};
 pub(crate) use registry::{Engine, Registry};
 pub(crate) use rpc::Rpc;
 pub(crate) use stores::{Azure, Fault, FaultyWay, S3};
-pub(crate) use wait::{PATIENCE, until, until_within};
+pub(crate) use wait::{PATIENCE, until};
