@@ -71,7 +71,7 @@ Examples:
     /// An entry tells who did it and where the log was cut. Export it first: what is gone comes back from a backup alone.
     #[command(after_help = "\
 Examples:
-  atelier audit export --file audit-2026.jsonl && atelier audit prune --before 365d
+  atelier audit prune --before 365d
   atelier audit prune --before 2026-01-01T00:00:00Z --yes")]
     Prune {
         /// Entries from before then go: a time as 2026-01-31T12:00:00Z, or so long ago, as 90d; a day at least

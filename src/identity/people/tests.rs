@@ -417,9 +417,10 @@ async fn nobody_is_put_into_a_group_by_who_neither_is_in_it_nor_manages_computes
     }
     people.update_user("hil", change(&[], &["web"]), &hal).await.unwrap();
     // Nor is it given with a token of somebody who is in it, or taken by forgetting them.
-    let told = refused(world.issue(&hal, "ana", None, None).await);
+    people.update_user("hil", change(&["vision"], &[]), &root()).await.unwrap();
+    let told = refused(world.issue(&hal, "hil", None, None).await);
     assert!(matches!(told, Refused::AboveGroup { .. }), "{told}");
-    let told = refused(people.delete_user("ana", &hal).await);
+    let told = refused(people.delete_user("hil", &hal).await);
     assert!(matches!(told, Refused::AboveGroup { .. }), "{told}");
 
     let told = refused(people.update_user("ana", change(&["web"], &["chess"]), &root()).await);

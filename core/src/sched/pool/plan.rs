@@ -84,8 +84,20 @@ impl Pool {
                 self.start(compute, rank, &waiting, nodes, None, now, outcome)
             });
             if !started {
+                let placed = outcome.placements.len();
                 self.pass_by(compute, rank, &waiting, now, budget, outcome);
-                return;
+                // What its user was given in its stead may have set it behind somebody who need not wait.
+                let is_cut_short = matches!(outcome.blocked, Some(WaitReason::NextRound));
+                if is_cut_short
+                    || outcome.placements.len() == placed
+                    || !outcome.evictions.is_empty()
+                {
+                    return;
+                }
+                self.promise = outcome.promise.clone();
+                if self.head().is_none_or(|(first, _)| first == rank) {
+                    return;
+                }
             }
         }
     }
