@@ -111,7 +111,8 @@ pub(crate) async fn to_its_end(
     if !grpc {
         return answer.await;
     }
-    match tokio::spawn(answer).await {
+    // What it logs is still of the request.
+    match tokio::spawn(answer.in_current_span()).await {
         Ok(response) => response,
         Err(error) => match error.try_into_panic() {
             Ok(panic) => std::panic::resume_unwind(panic),

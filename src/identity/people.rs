@@ -7,6 +7,8 @@
 mod tests;
 
 mod blocked;
+mod refused;
+mod roles;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
@@ -15,7 +17,7 @@ use std::sync::{Arc, OnceLock, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
 use atelier_core::access::{
-    self, Caller, CustomRole, Held, MAX_GROUPS, Permission, Permissions, Person, Role, RoleFile,
+    self, Caller, CustomRole, Held, MAX_GROUPS, Permission, Permissions, Person, Role,
 };
 use atelier_core::audit::Actor;
 use atelier_core::content::Digest;
@@ -31,6 +33,7 @@ use crate::daemon::Handle;
 use crate::store::blocked::BlockRecord;
 use crate::store::people::{PeopleChange, UserRecord};
 use crate::store::{Store, TokenRecord};
+pub use refused::Refused;
 
 pub(super) const USER_PREFIX: &str = "atl_";
 /// How often it is written when tokens were last used; who reads it wants to know which are not needed any more.
@@ -150,166 +153,6 @@ impl From<Role> for UserChange {
     fn from(role: Role) -> Self {
         Self { role: Some(role), ..Self::default() }
     }
-}
-
-/// Why a change is not made.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Refused {
-    /// More than the giver has.
-    #[error(
-        "{principal} has the role {role} and may not give {what} {wanted}: nobody gives more than they have; ask an \
-         admin"
-    )]
-    Above {
-        /// Who.
-        principal: Principal,
-        /// As what.
-        role: String,
-        /// To whom or what.
-        what: String,
-        /// Which role.
-        wanted: String,
-    },
-    /// A group that the giver is not in.
-    #[error(
-        "{principal} has the role {role} and is not in the group '{group}', and may put nobody there, nor take them out, \
-         nor give tokens of those who are: nobody gives more than they have; ask an admin"
-    )]
-    AboveGroup {
-        /// Who.
-        principal: Principal,
-        /// As what.
-        role: String,
-        /// Which.
-        group: GroupName,
-    },
-    /// A group that the user is not in.
-    #[error("user '{user}' is not in the group '{group}'; see 'atelier user show {user}'")]
-    NotInGroup {
-        /// Who.
-        user: Principal,
-        /// Which.
-        group: GroupName,
-    },
-    /// More groups than one may be in.
-    #[error(
-        "user '{0}' would be in more than {MAX_GROUPS} groups, which is the most; take them out of some first"
-    )]
-    TooManyGroups(Principal),
-    /// There is no such user.
-    #[error("there is no user '{0}'; see 'atelier user list'")]
-    NoSuchUser(String),
-    /// There is one already.
-    #[error(
-        "there is a user '{name}' already, with the role {role}; change it with 'atelier user update'"
-    )]
-    UserTaken {
-        /// Which.
-        name: Principal,
-        /// As what.
-        role: String,
-    },
-    /// A token that would do more than its user.
-    #[error(
-        "user '{user}' has the role {role}, and a token of theirs cannot have {wanted}: leave out --role, or change \
-         the user with 'atelier user update {user} --role {wanted}'"
-    )]
-    AboveUser {
-        /// Whose.
-        user: Principal,
-        /// As what.
-        role: String,
-        /// As what the token was wanted.
-        wanted: String,
-    },
-    /// A token of nobody.
-    #[error(
-        "there is no user '{0}': say with --role as what they come in, or make them first with 'atelier user create'"
-    )]
-    NoRole(Principal),
-    /// Nobody could change anything any more.
-    #[error("'{0}' is the last admin: make another user an admin first")]
-    LastAdmin(Principal),
-    /// There is no such token.
-    #[error("there is no token '{0}'; see 'atelier token list'")]
-    NoSuchToken(String),
-    /// There is no such role.
-    #[error(
-        "there is no role '{name}'{similar}; see 'atelier role list'",
-        similar = .similar.as_ref().map(|role| format!(" (did you mean '{role}'?)")).unwrap_or_default()
-    )]
-    NoSuchRole {
-        /// Which.
-        name: String,
-        /// What may have been meant.
-        similar: Option<String>,
-    },
-    /// There is one already.
-    #[error("there is a role '{0}' already; change it with 'atelier role update -f FILE'")]
-    RoleTaken(RoleName),
-    /// It came with the workspace.
-    #[error("role '{0}' is one of every workspace and stays as it is; make another")]
-    RoleFixed(String),
-    /// Somebody has it.
-    #[error("role '{name}' is what {users} have; give them another first")]
-    RoleUsed {
-        /// Which.
-        name: RoleName,
-        /// Who.
-        users: String,
-    },
-    /// A role that cannot be.
-    #[error(transparent)]
-    RoleInvalid(#[from] atelier_core::access::Invalid),
-    /// A name that is no user's.
-    #[error("user: '{0}' is kept for nodes, attempts and the daemon itself; choose another name")]
-    Kept(Principal),
-    /// A user whom an admin made.
-    #[error(
-        "'{0}' is a user whom an admin made, not the provider's: have an admin delete that user, or let the provider's \
-         names begin with something else (atelier serve --oidc-user-prefix)"
-    )]
-    NotTheProviders(Principal),
-    /// A role that the provider's groups give, and the groups themselves.
-    #[error(
-        "'{0}' signs in at the provider, which says in which groups they are; those give the role: change the groups \
-         there, or what they give (atelier serve --oidc-role)"
-    )]
-    GivenByProvider(Principal),
-    /// A token that would outlast the provider's word.
-    #[error(
-        "'{0}' signs in at the provider, whose word a token would outlast: make a user for the program that needs one \
-         ('atelier user create'), and a token of theirs"
-    )]
-    SignsIn(Principal),
-    /// Somebody who may not come in.
-    #[error(
-        "'{name}' may not come in since {at}: {reason}; an admin can let them in again (atelier user unblock)"
-    )]
-    Blocked {
-        /// Who.
-        name: Principal,
-        /// Why.
-        reason: String,
-        /// Since when.
-        at: Timestamp,
-    },
-    /// Somebody who may.
-    #[error("'{0}' is not blocked; see 'atelier user list'")]
-    NotBlocked(Principal),
-    /// No reason, or too long a one.
-    #[error("reason: has {bytes} bytes, from 1 to {most} are allowed: say why, they are told")]
-    Reason {
-        /// How long it is.
-        bytes: usize,
-        /// How long it may be.
-        most: usize,
-    },
-    /// Too long a life.
-    #[error(
-        "expires: at most ten years are allowed; leave it out for a token that does not expire"
-    )]
-    TooLong,
 }
 
 /// Names that nobody may have.
@@ -447,28 +290,6 @@ impl People {
         role.is_some_and(|role| role.permissions().has(Permission::ChangeAny))
     }
 
-    /// The role of this name: one of every workspace, or one that somebody made.
-    ///
-    /// # Errors
-    /// If there is none; says which may have been meant.
-    pub fn role_named(&self, name: &str) -> Result<Role, Refused> {
-        if let Some(role) = Role::builtin(name) {
-            return Ok(role);
-        }
-        let known = self.known();
-        let found = RoleName::new(name).ok().and_then(|name| known.roles.get(&name));
-        if let Some((role, permissions)) = found {
-            let name = role.name.clone();
-            return Ok(Role::Custom(Held { name, permissions: *permissions }));
-        }
-        let builtin = Role::BUILTIN.iter().map(ToString::to_string);
-        let names: Vec<String> =
-            builtin.chain(known.roles.keys().map(RoleName::to_string)).collect();
-        let similar = atelier_core::suggest::closest(name, names.iter().map(String::as_str));
-        let similar = similar.map(str::to_owned);
-        Err(Refused::NoSuchRole { name: name.chars().take(80).collect(), similar })
-    }
-
     /// Every user, by name.
     pub fn users(&self) -> Vec<UserRecord> {
         self.known().users.values().cloned().collect()
@@ -503,16 +324,6 @@ impl People {
         let mut found: Vec<ListedToken> = wanted.map(listed).collect();
         found.sort_by(|a, b| (a.record.created_at, &a.id).cmp(&(b.record.created_at, &b.id)));
         found
-    }
-
-    /// Custom roles, by name.
-    pub fn roles(&self) -> Vec<CustomRole> {
-        self.known().roles.values().map(|(role, _)| role.clone()).collect()
-    }
-
-    /// A custom role.
-    pub fn role(&self, name: &RoleName) -> Option<CustomRole> {
-        self.known().roles.get(name).map(|(role, _)| role.clone())
     }
 
     fn check_grant(&self, by: &Caller, what: &str, role: &Role) -> Result<(), Refused> {
@@ -855,66 +666,6 @@ impl People {
     /// Lets in no token of a node any more; none is on disk.
     pub(super) fn forget_node(&self, node: &NodeName) {
         self.know().tokens.retain(|_, token| !token.is_of(node));
-    }
-
-    /// Makes a role, or with `replace` changes one. It must not allow more than who makes it has.
-    pub async fn put_role(
-        &self,
-        file: RoleFile,
-        replace: bool,
-        by: &Asking,
-    ) -> Result<CustomRole, Error> {
-        let _alone = self.changing.lock().await;
-        if Role::builtin(&file.name).is_some() && replace {
-            return Err(Refused::RoleFixed(file.name).into());
-        }
-        let mut role =
-            CustomRole::new(file, by.principal.clone(), self.now()).map_err(Refused::from)?;
-        match (self.role(&role.name), replace) {
-            (Some(_), false) => return Err(Refused::RoleTaken(role.name).into()),
-            (None, true) => {
-                let name = role.name.to_string();
-                return Err(Refused::NoSuchRole { name, similar: None }.into());
-            }
-            (Some(known), true) => {
-                self.check_grant(by, "or change", &known.held())?;
-                (role.created_by, role.created_at) = (known.created_by, known.created_at);
-            }
-            (None, false) => {}
-        }
-        self.check_grant(by, "anybody", &role.held())?;
-        self.store.change_people(PeopleChange::PutRole(role.clone()), by.actor()).await?;
-        let permissions = role.permissions();
-        self.know().roles.insert(role.name.clone(), (role.clone(), permissions));
-        self.tell_people().await;
-        Ok(role)
-    }
-
-    /// Forgets a role that nobody has.
-    pub async fn delete_role(&self, name: &str, by: &Asking) -> Result<CustomRole, Error> {
-        let _alone = self.changing.lock().await;
-        let role = match self.role_named(name)? {
-            Role::Custom(held) => self.role(&held.name),
-            builtin => return Err(Refused::RoleFixed(builtin.to_string()).into()),
-        };
-        let missing = || Refused::NoSuchRole { name: name.to_owned(), similar: None };
-        let role = role.ok_or_else(missing)?;
-        self.check_grant(by, "or take", &role.held())?;
-        let has = |held: &Role| matches!(held, Role::Custom(held) if held.name == role.name);
-        let users: Vec<String> = {
-            let known = self.known();
-            let tokens = known.tokens.values().map(|token| &token.record);
-            let of_tokens = tokens.filter(|token| has(&token.role)).map(|token| &token.principal);
-            let users = known.users.values().filter(|user| has(&user.role)).map(|user| &user.name);
-            let all: std::collections::BTreeSet<&Principal> = users.chain(of_tokens).collect();
-            all.into_iter().take(10).map(ToString::to_string).collect()
-        };
-        if !users.is_empty() {
-            return Err(Refused::RoleUsed { name: role.name, users: users.join(", ") }.into());
-        }
-        self.store.change_people(PeopleChange::DeleteRole(role.name.clone()), by.actor()).await?;
-        self.know().roles.remove(&role.name);
-        Ok(role)
     }
 
     /// Writes now and then when tokens were last used. Never ends by itself.

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use atelier_core::access::RoleFile;
+
 use super::*;
 use crate::identity::Door;
 use crate::store::audit::AuditQuery;
