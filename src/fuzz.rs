@@ -14,8 +14,10 @@ use atelier_core::expr::{Known, Lookup, Reference, Scope, Template};
 use atelier_core::id::{AttemptNumber, Epoch, JobName, Principal};
 use atelier_core::job::AttemptKey;
 use atelier_core::spec::{self, CommandJob, FileKind, Files, Origin};
-use atelier_core::track::search::{experiment_filter, experiment_order, run_filter, run_order};
-use atelier_core::track::{ArtifactPath, PageToken, RunId};
+use atelier_core::track::search::{
+    experiment_filter, experiment_order, model_filter, model_order, run_filter, run_order,
+};
+use atelier_core::track::{ArtifactPath, LoggedModelId, MeasuredOn, PageToken, RunId};
 use atelier_proto::convert::{held_inputs, node_change, sandboxes};
 use atelier_proto::{agent, asset, component, compute, environment, job, workspace};
 use base64::Engine as _;
@@ -122,6 +124,9 @@ pub fn mlflow_filters(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     let _ = run_filter(text);
     let _ = experiment_filter(text);
+    let _ = model_filter(text);
+    let _ = model_order(text, true, MeasuredOn::default());
+    let _ = LoggedModelId::new(text);
     let list = [text.to_owned()];
     let _ = run_order(&list);
     let _ = experiment_order(&list);

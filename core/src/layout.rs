@@ -20,6 +20,8 @@ pub const CONTENT: &str = "content";
 pub const UPLOADS: &str = "LocalUpload";
 /// Runs' artifacts lie below it.
 pub const RUNS: &str = "ExperimentRun";
+/// Files of logged models lie below it, where MLflow has them.
+pub const MODELS: &str = "models";
 /// What jobs have written and not committed lies below it, in the datastores that their outputs go to; one folder
 /// for each job. Nobody but the job's own attempts sees it.
 pub const UNCOMMITTED: &str = ".uncommitted";
@@ -85,6 +87,11 @@ pub fn unfit_job_name(name: &JobName) -> Option<String> {
 /// Prefix of a run's artifacts within [`ARTIFACT_STORE`].
 pub fn artifact_root(job: &str) -> String {
     format!("{RUNS}/dcid.{job}")
+}
+
+/// Prefix of a logged model's files within [`ARTIFACT_STORE`].
+pub fn model_root(model: &str) -> String {
+    format!("{MODELS}/{model}/artifacts")
 }
 
 /// Where what a member left in a folder of its own goes, below the artifact root: members may write files of the same

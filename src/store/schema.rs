@@ -27,6 +27,7 @@ const MIGRATIONS: &[&str] = &[
     super::nodes::MIGRATION,
     super::audit::MIGRATION,
     super::blocked::MIGRATION,
+    super::tracking::MODELS_MIGRATION,
 ];
 
 /// The version this build writes.

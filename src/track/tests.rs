@@ -55,7 +55,13 @@ impl World {
     async fn log(&self, points: &[Metric]) {
         for chunk in points.chunks(1000) {
             let metrics = chunk.to_vec();
-            self.change(RunChange::Log { metrics, params: vec![], tags: vec![] }).await;
+            self.change(RunChange::Log {
+                metrics,
+                params: vec![],
+                tags: vec![],
+                of_models: vec![],
+            })
+            .await;
         }
     }
 

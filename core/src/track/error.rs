@@ -78,6 +78,12 @@ pub enum Error {
         /// Whose tag, for example `run with id abc`.
         owner: String,
     },
+    /// No logged model has this id.
+    #[error("Logged model with ID '{0}' not found.")]
+    NoModel(String),
+    /// The logged model is deleted, and takes no more.
+    #[error("The logged model {0} must be in the 'active' state. Current state is deleted.")]
+    ModelDeleted(String),
     /// No such artifact.
     #[error("No such artifact: '{0}'")]
     NoArtifact(String),
@@ -93,11 +99,13 @@ impl Error {
             Self::Invalid(_)
             | Self::RunDeleted(_)
             | Self::ExperimentDeleted(_)
+            | Self::ModelDeleted(_)
             | Self::ParamChanged { .. } => Code::InvalidParameterValue,
             Self::NoRun(_)
             | Self::NoExperiment(_)
             | Self::NoExperimentNamed(_)
             | Self::NoTag { .. }
+            | Self::NoModel(_)
             | Self::NoArtifact(_) => Code::ResourceDoesNotExist,
             Self::ExperimentExists(_) => Code::ResourceAlreadyExists,
             Self::RenameDeleted => Code::InvalidState,

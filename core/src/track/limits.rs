@@ -27,6 +27,16 @@ pub const EXPERIMENT_NAME_CHARS: usize = 500;
 pub const SEARCH_PAGE: usize = 50_000;
 /// Runs or experiments on a page when the client does not say.
 pub const SEARCH_PAGE_DEFAULT: usize = 1000;
+/// Characters of a logged model's name and type.
+pub const MODEL_NAME_CHARS: usize = 500;
+/// Characters of a logged model's parameter or tag.
+pub const MODEL_VALUE_CHARS: usize = 65_535;
+/// Characters of the list of models that a run's tag holds for clients of MLflow 2.
+pub const MODEL_HISTORY_CHARS: usize = 1_000_000;
+/// Logged models on a page when the client does not say.
+pub const MODEL_PAGE_DEFAULT: usize = 100;
+/// Logged models in one request that says what a run read or made.
+pub const MODELS_PER_BATCH: usize = 1000;
 /// Characters of a dataset's name, digest, source, schema and profile.
 pub const DATASET_CHARS: [(&str, usize); 5] = [
     ("name", 500),
@@ -173,6 +183,42 @@ pub fn experiment_name(name: &str) -> Result<crate::id::ExperimentName, Error> {
     crate::id::ExperimentName::new(name).map_err(|invalid| {
         Error::Invalid(format!("Invalid experiment name: '{}': {}", excerpt(name), invalid.rule))
     })
+}
+
+/// Checks a logged model's name.
+pub fn model_name(name: &str) -> Result<(), Error> {
+    if name.is_empty() || name.contains(['/', ':', '.', '%', '"', '\'']) {
+        return Err(Error::Invalid(format!(
+            "Invalid model name ('{}') provided. Model name must be a non-empty string and cannot contain the \
+             following characters: ('/', ':', '.', '%', '\"', \"'\")",
+            excerpt(name)
+        )));
+    }
+    at_most("name", MODEL_NAME_CHARS, name)
+}
+
+/// Checks what the client calls a logged model's kind.
+pub fn model_type(kind: &str) -> Result<(), Error> {
+    at_most("model_type", MODEL_NAME_CHARS, kind)
+}
+
+/// Checks a parameter or tag of a logged model; `path` is for example `params[3]`.
+pub fn model_pair(key: &str, value: &str, path: &str) -> Result<(), Error> {
+    at_most(&below(path, "key"), KEY_CHARS, key)?;
+    at_most(&below(path, "value"), MODEL_VALUE_CHARS, value)
+}
+
+/// Checks by which data a point was measured.
+pub fn measured_on(on: &super::MeasuredOn, path: &str) -> Result<(), Error> {
+    for ((field, limit), value) in DATASET_CHARS.iter().zip([&on.name, &on.digest]) {
+        at_most(&below(path, &format!("dataset_{field}")), *limit, value.as_deref().unwrap_or(""))?;
+    }
+    Ok(())
+}
+
+/// Checks how many logged models one request names.
+pub fn models(length: usize) -> Result<(), Error> {
+    batch_of("models", MODELS_PER_BATCH, length)
 }
 
 fn batch_of(what: &str, limit: usize, length: usize) -> Result<(), Error> {

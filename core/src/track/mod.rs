@@ -8,6 +8,7 @@
 mod artifact;
 mod error;
 pub mod limits;
+mod logged_model;
 mod metric;
 mod page;
 mod run;
@@ -15,6 +16,10 @@ pub mod search;
 
 pub use artifact::ArtifactPath;
 pub use error::{Code, Error};
+pub use logged_model::{
+    LoggedModel, LoggedModelId, LoggedModelInfo, LoggedModelStatus, MeasuredOn, ModelMetric,
+    ModelOutput, ModelPoint,
+};
 pub use metric::{Metric, StoredMetric};
 pub use page::{Cell, PageToken, fingerprint};
 pub use run::{

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::{Error, StoredMetric, limits};
+use super::{Error, LoggedModelId, ModelOutput, StoredMetric, limits};
 use crate::id::{ExperimentName, JobName, Principal};
 use crate::time::Timestamp;
 
@@ -280,4 +280,8 @@ pub struct Run {
     pub metrics: Vec<StoredMetric>,
     /// The datasets it read.
     pub inputs: Vec<DatasetInput>,
+    /// The logged models it read.
+    pub model_inputs: Vec<LoggedModelId>,
+    /// The logged models it made, in the order in which it said so.
+    pub outputs: Vec<ModelOutput>,
 }

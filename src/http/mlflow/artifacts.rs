@@ -5,19 +5,28 @@
 //! `ExperimentRun/dcid.<run>/<path>`. To be seen, a file must have been logged (there is a row) or
 //! be in the job's committed manifest; what an agent is still uploading is not there yet. What a
 //! manifest holds never changes.
+//!
+//! A file of a logged model has the address `<experiment>/models/<model>/artifacts/<path>`, and lies at
+//! `models/<model>/artifacts/<path>`.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 
 use atelier_core::access::Caller;
 use atelier_core::content::manifest::{Manifest, ManifestEntry};
-use atelier_core::track::{ArtifactPath, Error as Refusal, ExperimentId, RunId, RunInfo, limits};
+use atelier_core::time::Timestamp;
+use atelier_core::track::{
+    ArtifactPath, Error as Refusal, ExperimentId, LoggedModelId, LoggedModelInfo, RunId, RunInfo,
+    limits,
+};
 use axum::Json;
 use axum::body::Body;
 use axum::extract::{Request, State as Shared};
 use axum::response::{IntoResponse as _, Response};
 use http::{HeaderValue, StatusCode, header};
 use percent_encoding::percent_decode_str;
+use rusqlite::Connection;
 use serde_json::{Value, json};
 
 use super::call::{Call, reader};
@@ -26,14 +35,80 @@ use super::{Answer, State};
 use crate::http::data::checked;
 use crate::identity::{Origin, Use};
 use crate::storage::{self, Datastore, ObjectPath};
-use crate::store::tracking::{self, RunChange, TrackReply, TrackWrite};
+use crate::store::tracking::{self, ModelChange, RunChange, TrackReply, TrackWrite};
 use crate::track::SEALED_OBJECT;
+
+/// Whose an artifact is.
+#[derive(Clone, Debug)]
+pub(super) enum Whose {
+    /// A run's.
+    Run(RunId),
+    /// A logged model's.
+    Model(LoggedModelId),
+}
+
+impl fmt::Display for Whose {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Run(id) => id.fmt(f),
+            Self::Model(id) => id.fmt(f),
+        }
+    }
+}
+
+/// The run or the model, with what is known of it.
+#[derive(Clone)]
+pub(super) enum Holder {
+    /// A run.
+    Run(RunInfo),
+    /// A logged model.
+    Model(LoggedModelInfo),
+}
+
+impl Holder {
+    fn experiment(&self) -> ExperimentId {
+        match self {
+            Self::Run(info) => info.experiment,
+            Self::Model(info) => info.experiment,
+        }
+    }
+
+    fn artifact_uri(&self) -> String {
+        match self {
+            Self::Run(info) => info.artifact_uri(),
+            Self::Model(info) => info.artifact_uri(),
+        }
+    }
+
+    /// Where an artifact of it lies in the artifact store.
+    fn object(&self, path: &ArtifactPath) -> Result<ObjectPath, Failure> {
+        let root = match self {
+            Self::Run(info) => RunInfo::artifact_root(&info.id),
+            Self::Model(info) => LoggedModelInfo::artifact_root(&info.id),
+        };
+        Ok(ObjectPath::new(&format!("{root}/{path}")).map_err(storage::Error::from)?)
+    }
+
+    /// The change of its rows that a file is there.
+    fn stored(&self, by: Caller, path: ArtifactPath, bytes: u64, at: Timestamp) -> TrackWrite {
+        match self {
+            Self::Run(info) => {
+                let change = RunChange::Artifact { path, bytes, at };
+                TrackWrite::ChangeRun { by, id: info.id.clone(), change }
+            }
+            Self::Model(info) => {
+                let change = ModelChange::Artifact { path, bytes };
+                TrackWrite::ChangeModel { by, id: info.id.clone(), change, at }
+            }
+        }
+    }
+}
 
 /// An artifact's address.
 struct Address {
     experiment: ExperimentId,
-    run: RunId,
-    /// Nothing is the run's root.
+    whose: Whose,
+    /// Nothing is the root of all artifacts of the run or model.
     path: Option<ArtifactPath>,
 }
 
@@ -42,21 +117,31 @@ impl Address {
     fn parse(text: &str) -> Result<Self, Refusal> {
         let other = || {
             Refusal::Invalid(format!(
-                "Invalid path: '{}': artifacts lie at <experiment id>/<run id>/artifacts/<path>",
+                "Invalid path: '{}': artifacts lie at <experiment id>/<run id>/artifacts/<path> or \
+                 <experiment id>/models/<model id>/artifacts/<path>",
                 limits::excerpt(text)
             ))
         };
-        let mut parts = text.trim_end_matches('/').splitn(4, '/');
-        let (Some(experiment), Some(run), Some("artifacts")) =
-            (parts.next(), parts.next(), parts.next())
-        else {
-            return Err(other());
+        let (experiment, rest) = text.trim_end_matches('/').split_once('/').ok_or_else(other)?;
+        // A run may be called `models`; none is called `models/m-…`.
+        let (whose, rest) = match rest.strip_prefix("models/m-") {
+            Some(model) => {
+                let (digits, rest) = model.split_once('/').ok_or_else(other)?;
+                let id = LoggedModelId::new(&format!("m-{digits}")).map_err(|_| other())?;
+                (Whose::Model(id), rest)
+            }
+            None => {
+                let (run, rest) = rest.split_once('/').ok_or_else(other)?;
+                (Whose::Run(RunId::new(run).map_err(|_| other())?), rest)
+            }
         };
-        Ok(Self {
-            experiment: experiment.parse().map(ExperimentId).map_err(|_| other())?,
-            run: RunId::new(run).map_err(|_| other())?,
-            path: parts.next().map(ArtifactPath::new).transpose()?,
-        })
+        let path = match rest.split_once('/') {
+            Some(("artifacts", path)) => Some(ArtifactPath::new(path)?),
+            None if rest == "artifacts" => None,
+            _ => return Err(other()),
+        };
+        let experiment = experiment.parse().map(ExperimentId).map_err(|_| other())?;
+        Ok(Self { experiment, whose, path })
     }
 
     /// Reads the address at the end of a request's path.
@@ -70,48 +155,57 @@ impl Address {
     }
 }
 
-/// Where an artifact lies in the artifact store.
-fn object(run: &RunId, path: &ArtifactPath) -> Result<ObjectPath, Failure> {
-    let key = format!("{}/{path}", RunInfo::artifact_root(run));
-    Ok(ObjectPath::new(&key).map_err(storage::Error::from)?)
-}
-
 fn caller_of(request: &Request) -> Result<Caller, Failure> {
     request.extensions().get::<Caller>().cloned().ok_or_else(Failure::unauthenticated)
 }
 
-/// The run of an address, if the caller may read it.
-async fn readable(state: &State, caller: &Caller, run: &RunId) -> Result<RunInfo, Failure> {
-    let (reader, run) = (reader(caller)?, run.clone());
-    let info = state
+/// The run or model, if the caller may read it.
+async fn readable(state: &State, caller: &Caller, whose: &Whose) -> Result<Holder, Failure> {
+    let (reader, whose) = (reader(caller)?, whose.clone());
+    let holder = state
         .tracking
         .read(move |conn| {
-            let info = tracking::run_info(conn, &run)?;
-            reader.check(conn, info.experiment)?;
-            Ok(info)
+            let holder = match &whose {
+                Whose::Run(id) => Holder::Run(tracking::run_info(conn, id)?),
+                Whose::Model(id) => Holder::Model(tracking::model_info(conn, id)?),
+            };
+            reader.check(conn, holder.experiment())?;
+            Ok(holder)
         })
         .await?;
-    Ok(info)
+    Ok(holder)
 }
 
-/// The run of an address, if the caller may write to it.
-async fn writable(state: &State, caller: &Caller, address: &Address) -> Result<RunInfo, Failure> {
-    let (by, run) = (caller.clone(), address.run.clone());
-    let info = state.tracking.read(move |conn| tracking::writable(conn, &by, &run)).await?;
-    same_experiment(&info, address)?;
-    Ok(info)
+/// The run or model, if the caller may write to it.
+async fn writable(state: &State, caller: &Caller, whose: &Whose) -> Result<Holder, Failure> {
+    let (by, whose) = (caller.clone(), whose.clone());
+    let holder = state
+        .tracking
+        .read(move |conn| {
+            Ok(match &whose {
+                Whose::Run(id) => Holder::Run(tracking::writable(conn, &by, id)?),
+                Whose::Model(id) => Holder::Model(tracking::model_writable(conn, &by, id)?),
+            })
+        })
+        .await?;
+    Ok(holder)
 }
 
-fn same_experiment(info: &RunInfo, address: &Address) -> Result<(), Refusal> {
-    if info.experiment == address.experiment {
-        Ok(())
-    } else {
-        Err(Refusal::NoRun(format!("{} in experiment {}", address.run, address.experiment)))
+fn same_experiment(holder: &Holder, address: &Address) -> Result<(), Refusal> {
+    let (whose, experiment) = (&address.whose, address.experiment);
+    if holder.experiment() == experiment {
+        return Ok(());
     }
+    let named = format!("{whose} in experiment {experiment}");
+    Err(match whose {
+        Whose::Run(_) => Refusal::NoRun(named),
+        Whose::Model(_) => Refusal::NoModel(named),
+    })
 }
 
 /// What a job's run has left behind.
-async fn manifest(state: &State, info: &RunInfo) -> Result<Option<Arc<Manifest>>, Failure> {
+async fn manifest(state: &State, holder: &Holder) -> Result<Option<Arc<Manifest>>, Failure> {
+    let Holder::Run(info) = holder else { return Ok(None) };
     match &info.job {
         Some(job) if info.is_of_job() => {
             state.manifests.committed(job).await.map_err(Failure::unavailable)
@@ -125,23 +219,27 @@ fn entry_of<'a>(manifest: Option<&'a Manifest>, path: &str) -> Option<&'a Manife
 }
 
 /// Paths that no client writes: Atelier's own files about the run.
-fn reserved(path: &ArtifactPath) -> bool {
-    path.as_str() == SEALED_OBJECT || path.as_str().starts_with("system_logs/")
+fn reserved(holder: &Holder, path: &ArtifactPath) -> bool {
+    let is_own = path.as_str() == SEALED_OBJECT || path.as_str().starts_with("system_logs/");
+    is_own && matches!(holder, Holder::Run(_))
 }
 
 /// What lies directly in a folder: name, and a file's size.
 async fn folder(
     state: &State,
-    info: &RunInfo,
+    holder: &Holder,
     path: Option<ArtifactPath>,
 ) -> Result<BTreeMap<String, Option<u64>>, Failure> {
     let prefix = path.as_ref().map_or(String::new(), |path| format!("{path}/"));
-    let run = info.id.clone();
-    let logged =
-        state.tracking.read(move |conn| tracking::entries(conn, &run, path.as_ref())).await?;
+    let asked = holder.clone();
+    let entries = move |conn: &Connection| match &asked {
+        Holder::Run(info) => tracking::entries(conn, &info.id, path.as_ref()),
+        Holder::Model(info) => tracking::model_entries(conn, &info.id, path.as_ref()),
+    };
+    let logged = state.tracking.read(entries).await?;
     let mut found: BTreeMap<String, Option<u64>> =
         logged.into_iter().map(|entry| (entry.name, entry.bytes)).collect();
-    if let Some(manifest) = manifest(state, info).await? {
+    if let Some(manifest) = manifest(state, holder).await? {
         for entry in &manifest.entries {
             let Some(below) = entry.path.strip_prefix(&prefix) else { continue };
             match below.split_once('/') {
@@ -168,12 +266,18 @@ fn files(found: BTreeMap<String, Option<u64>>, prefix: &str) -> Vec<Value> {
 
 /// A folder of a run by the run's id; paths are relative to the run.
 pub(super) async fn list_of_run(call: Call) -> Answer {
-    let path = call.fields.text("path")?.filter(|path| !path.is_empty());
+    let whose = Whose::Run(call.run_id()?);
+    list_of(&call, &whose, "path").await
+}
+
+/// A folder of a run or model; paths are relative to it. `field` names the folder.
+pub(super) async fn list_of(call: &Call, whose: &Whose, field: &str) -> Answer {
+    let path = call.fields.text(field)?.filter(|path| !path.is_empty());
     let path = path.map(|path| ArtifactPath::new(path.trim_end_matches('/'))).transpose()?;
-    let info = readable(&call.state, &call.caller, &call.run_id()?).await?;
+    let holder = readable(&call.state, &call.caller, whose).await?;
     let prefix = path.as_ref().map_or(String::new(), |path| format!("{path}/"));
-    let found = folder(&call.state, &info, path).await?;
-    let mut answer = json!({ "root_uri": info.artifact_uri() });
+    let found = folder(&call.state, &holder, path).await?;
+    let mut answer = json!({ "root_uri": holder.artifact_uri() });
     let files = files(found, &prefix);
     if let (Some(answer), false) = (answer.as_object_mut(), files.is_empty()) {
         answer.insert("files".to_owned(), files.into());
@@ -184,34 +288,35 @@ pub(super) async fn list_of_run(call: Call) -> Answer {
 /// A folder by its address; paths are relative to the folder.
 pub(super) async fn list(call: Call) -> Answer {
     let address = Address::parse(call.fields.required_text("path")?)?;
-    let info = readable(&call.state, &call.caller, &address.run).await?;
-    same_experiment(&info, &address)?;
-    let found = folder(&call.state, &info, address.path).await?;
+    let holder = readable(&call.state, &call.caller, &address.whose).await?;
+    same_experiment(&holder, &address)?;
+    let found = folder(&call.state, &holder, address.path).await?;
     Ok(Json(super::reply::page("files", files(found, ""), None::<String>)))
 }
 
 /// Where the bytes of an artifact lie.
 async fn find(
     state: &State,
-    info: &RunInfo,
+    holder: &Holder,
     path: &ArtifactPath,
 ) -> Result<(Datastore, ObjectPath), Failure> {
-    let (run, asked) = (info.id.clone(), path.clone());
-    let here = state
-        .tracking
-        .read(move |conn| {
-            let logged = tracking::artifact(conn, &run, &asked)?.is_some();
-            let sealed = asked.as_str() == SEALED_OBJECT && tracking::sealed(conn, &run)?.is_some();
+    let (of, asked) = (holder.clone(), path.clone());
+    let here = move |conn: &Connection| match &of {
+        Holder::Run(RunInfo { id, .. }) => {
+            let logged = tracking::artifact(conn, id, &asked)?.is_some();
+            let sealed = asked.as_str() == SEALED_OBJECT && tracking::sealed(conn, id)?.is_some();
             Ok(logged || sealed)
-        })
-        .await?;
-    let manifest = manifest(state, info).await?;
+        }
+        Holder::Model(info) => Ok(tracking::model_artifact(conn, &info.id, &asked)?.is_some()),
+    };
+    let here = state.tracking.read(here).await?;
+    let manifest = manifest(state, holder).await?;
     if let Some(entry) = entry_of(manifest.as_deref(), path.as_str()) {
         let datastore = state.datastores.get(entry.datastore.as_str())?;
         return Ok((datastore, ObjectPath::new(&entry.key).map_err(storage::Error::from)?));
     }
     if here {
-        return Ok((state.tracking.artifacts().clone(), object(&info.id, path)?));
+        return Ok((state.tracking.artifacts().clone(), holder.object(path)?));
     }
     Err(Refusal::NoArtifact(path.to_string()).into())
 }
@@ -222,13 +327,24 @@ pub(super) async fn download(
 ) -> Result<Response, Failure> {
     let caller = caller_of(&request)?;
     let address = Address::of_request(&request)?;
-    let info = readable(&state, &caller, &address.run).await?;
-    same_experiment(&info, &address)?;
+    let holder = readable(&state, &caller, &address.whose).await?;
+    same_experiment(&holder, &address)?;
     let path = address.path.ok_or_else(|| Refusal::NoArtifact("/".to_owned()))?;
-    let (datastore, place) = find(&state, &info, &path).await?;
-    let opened = datastore.open(&place).await?;
     let origin = request.extensions().get::<Origin>().cloned().unwrap_or_default();
-    state.door.tell_used(&caller, &origin, datastore.name(), place.as_str(), Use::Read);
+    send(&state, &caller, &origin, &holder, &path).await
+}
+
+/// The bytes of an artifact.
+async fn send(
+    state: &State,
+    caller: &Caller,
+    origin: &Origin,
+    holder: &Holder,
+    path: &ArtifactPath,
+) -> Result<Response, Failure> {
+    let (datastore, place) = find(state, holder, path).await?;
+    let opened = datastore.open(&place).await?;
+    state.door.tell_used(caller, origin, datastore.name(), place.as_str(), Use::Read);
     let size = opened.meta.size;
     let mut response = Body::from_stream(opened.stream(0..size)).into_response();
     let headers = response.headers_mut();
@@ -240,16 +356,25 @@ pub(super) async fn download(
     Ok(response)
 }
 
+/// A file of a run or model, as the web page asks for it. `field` names the path.
+pub(super) async fn file_of(call: &Call, whose: &Whose, field: &str) -> Result<Response, Failure> {
+    let path = ArtifactPath::new(call.fields.required_text(field)?)?;
+    let holder = readable(&call.state, &call.caller, whose).await?;
+    send(&call.state, &call.caller, &call.origin, &holder, &path).await
+}
+
 /// Refuses to change what a job has left behind, and Atelier's own files.
-async fn changeable(state: &State, info: &RunInfo, path: &ArtifactPath) -> Result<(), Failure> {
-    if reserved(path) {
+async fn changeable(state: &State, holder: &Holder, path: &ArtifactPath) -> Result<(), Failure> {
+    if reserved(holder, path) {
         return Err(Refusal::NotAllowed(format!(
             "'{path}' is the platform's own file about the run; choose another path"
         ))
         .into());
     }
-    let manifest = manifest(state, info).await?;
-    if entry_of(manifest.as_deref(), path.as_str()).is_some() {
+    let manifest = manifest(state, holder).await?;
+    if let Holder::Run(info) = holder
+        && entry_of(manifest.as_deref(), path.as_str()).is_some()
+    {
         return Err(Refusal::NotAllowed(format!(
             "'{path}' is an output of job '{}', which has ended: outputs do not change; choose \
              another path",
@@ -263,21 +388,35 @@ async fn changeable(state: &State, info: &RunInfo, path: &ArtifactPath) -> Resul
 pub(super) async fn upload(Shared(state): Shared<State>, request: Request) -> Answer {
     let caller = caller_of(&request)?;
     let address = Address::of_request(&request)?;
-    let info = writable(&state, &caller, &address).await?;
+    let holder = writable(&state, &caller, &address.whose).await?;
+    same_experiment(&holder, &address)?;
     let path = address.path.clone().ok_or_else(|| {
         Refusal::Invalid("Invalid path: the name of the artifact is missing".to_owned())
     })?;
-    changeable(&state, &info, &path).await?;
-    let place = object(&info.id, &path)?;
+    store(&state, &caller, &address.whose, &path, request.into_body()).await?;
+    Ok(Json(json!({})))
+}
+
+/// Stores an artifact, whole or not at all.
+async fn store(
+    state: &State,
+    caller: &Caller,
+    whose: &Whose,
+    path: &ArtifactPath,
+    body: Body,
+) -> Result<(), Failure> {
+    let holder = writable(state, caller, whose).await?;
+    changeable(state, &holder, path).await?;
+    let place = holder.object(path)?;
     // Again once all of it is there: an attempt that is over, and a run whose outputs are
     // committed by then, must not change.
     let still = async || {
-        state.door.still_open(&caller).map_err(Refusal::NotAllowed)?;
-        writable(&state, &caller, &address).await?;
-        changeable(&state, &info, &path).await
+        state.door.still_open(caller).map_err(Refusal::NotAllowed)?;
+        let holder = writable(state, caller, whose).await?;
+        changeable(state, &holder, path).await
     };
-    let last = async { still().await.map_err(|_| "the run may no longer be written to") };
-    let bytes = checked(request.into_body(), last);
+    let last = async { still().await.map_err(|_| "it may no longer be written to") };
+    let bytes = checked(body, last);
     let meta = match state.tracking.artifacts().put_stream(&place, bytes).await {
         Err(error @ storage::Error::Interrupted(_)) => {
             still().await?;
@@ -285,30 +424,42 @@ pub(super) async fn upload(Shared(state): Shared<State>, request: Request) -> An
         }
         stored => stored?,
     };
-    let change =
-        RunChange::Artifact { path: path.clone(), bytes: meta.size, at: state.tracking.now() };
-    let (by, id) = (caller.clone(), info.id.clone());
-    state.tracking.write(TrackWrite::ChangeRun { by, id, change }).await?;
-    Ok(Json(json!({})))
+    let now = state.tracking.now();
+    state.tracking.write(holder.stored(caller.clone(), path.clone(), meta.size, now)).await?;
+    Ok(())
 }
 
 pub(super) async fn delete(Shared(state): Shared<State>, request: Request) -> Answer {
     let caller = caller_of(&request)?;
     let address = Address::of_request(&request)?;
-    let info = writable(&state, &caller, &address).await?;
+    // What is deleted already may lose its files: nothing else frees their space.
+    let holder = match &address.whose {
+        Whose::Run(_) => writable(&state, &caller, &address.whose).await?,
+        Whose::Model(_) => readable(&state, &caller, &address.whose).await?,
+    };
+    same_experiment(&holder, &address)?;
     if let Some(path) = &address.path {
-        changeable(&state, &info, path).await?;
+        changeable(&state, &holder, path).await?;
     }
-    let change = RunChange::DeleteArtifacts(address.path);
-    let write = TrackWrite::ChangeRun { by: caller, id: info.id.clone(), change };
+    let (by, at) = (caller.clone(), state.tracking.now());
+    let write = match &holder {
+        Holder::Run(info) => {
+            let change = RunChange::DeleteArtifacts(address.path);
+            TrackWrite::ChangeRun { by, id: info.id.clone(), change }
+        }
+        Holder::Model(info) => {
+            let change = ModelChange::DeleteArtifacts(address.path);
+            TrackWrite::ChangeModel { by, id: info.id.clone(), change, at }
+        }
+    };
     // First they are no longer seen, then their bytes go: a crash in between wastes space, and
     // never shows what cannot be read.
     if let TrackReply::Paths(paths) = state.tracking.write(write).await? {
-        let manifest = manifest(&state, &info).await?;
+        let manifest = manifest(&state, &holder).await?;
         for path in paths {
             if entry_of(manifest.as_deref(), &path).is_none() {
                 let path = ArtifactPath::new(&path)?;
-                let object = object(&info.id, &path)?;
+                let object = holder.object(&path)?;
                 let stays = state.tracking.artifacts().delete(&object).await?;
                 if !stays.is_empty() {
                     tracing::warn!(%object, %stays, "not all of an artifact was removed: use the store's own tools");

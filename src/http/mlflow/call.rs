@@ -9,7 +9,7 @@ use axum::body::Body;
 use axum::extract::{FromRequest, Query, Request};
 use bytes::BytesMut;
 use futures::TryStreamExt as _;
-use http::{Method, StatusCode};
+use http::{Method, StatusCode, Uri};
 use rusqlite::Connection;
 use serde_json::{Map, Value};
 
@@ -139,9 +139,7 @@ impl FromRequest<State> for Call {
             head.extensions.get::<Caller>().cloned().ok_or_else(Failure::unauthenticated)?;
         let origin = head.extensions.get::<Origin>().cloned().unwrap_or_default();
         let fields = if head.method == Method::GET {
-            let pairs = Query::<Vec<(String, String)>>::try_from_uri(&head.uri)
-                .map_err(|error| invalid(format!("The query cannot be read: {error}")))?;
-            Fields::of_query(pairs.0)
+            Fields::of_uri(&head.uri)?
         } else {
             let bytes = whole(body).await?;
             Fields::of_body(&bytes)?
@@ -181,6 +179,12 @@ fn type_of(value: &Value) -> &'static str {
 }
 
 impl Fields {
+    pub(super) fn of_uri(uri: &Uri) -> Result<Self, Failure> {
+        let pairs = Query::<Vec<(String, String)>>::try_from_uri(uri)
+            .map_err(|error| invalid(format!("The query cannot be read: {error}")))?;
+        Ok(Self::of_query(pairs.0))
+    }
+
     fn of_query(pairs: Vec<(String, String)>) -> Self {
         let mut values = Map::new();
         for (name, value) in pairs {
@@ -221,6 +225,11 @@ impl Fields {
                 type_of(&other)
             ))),
         }
+    }
+
+    /// Whether a field is there at all.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.get(name).is_some()
     }
 
     fn get(&self, name: &str) -> Option<&Value> {
@@ -286,6 +295,17 @@ impl Fields {
             _ => None,
         };
         number.map(Some).ok_or_else(|| self.wrong_type(name, value))
+    }
+
+    /// Yes or no, also as text.
+    pub(super) fn truth(&self, name: &str) -> Result<Option<bool>, Failure> {
+        match self.get(name) {
+            None => Ok(None),
+            Some(Value::Bool(truth)) => Ok(Some(*truth)),
+            Some(Value::String(text)) if text.eq_ignore_ascii_case("true") => Ok(Some(true)),
+            Some(Value::String(text)) if text.eq_ignore_ascii_case("false") => Ok(Some(false)),
+            Some(other) => Err(self.wrong_type(name, other)),
+        }
     }
 
     /// A word or a number that stands for one.

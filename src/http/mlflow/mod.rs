@@ -8,6 +8,7 @@ mod artifacts;
 mod call;
 mod experiments;
 mod failure;
+mod models;
 mod reply;
 mod runs;
 
@@ -20,14 +21,13 @@ use std::sync::Arc;
 use atelier_core::content::manifest::Manifest;
 use atelier_core::id::JobName;
 use axum::Router;
-use axum::routing::{MethodRouter, any, get, post};
+use axum::routing::{MethodRouter, any, delete, get, patch, post};
 use futures::future::BoxFuture;
 use serde_json::json;
 
 use crate::http::data::Authorize;
 use crate::storage::Datastores;
 use crate::track::Tracking;
-use call::Call;
 use failure::Failure;
 
 /// MLflow's version whose client and server this was checked against; told to clients that ask.
@@ -102,11 +102,20 @@ fn routes() -> Vec<(String, MethodRouter<State>)> {
         ("runs/log-parameter", post(runs::log_param)),
         ("runs/log-batch", post(runs::log_batch)),
         ("runs/log-inputs", post(runs::log_inputs)),
+        ("runs/outputs", post(runs::log_outputs)),
+        ("runs/log-model", post(runs::log_model)),
         ("runs/set-tag", post(runs::set_tag)),
         ("runs/delete-tag", post(runs::delete_tag)),
         ("metrics/get-history", get(runs::history)),
         ("artifacts/list", get(artifacts::list_of_run)),
-        ("logged-models/search", post(no_models)),
+        ("logged-models", post(models::create)),
+        ("logged-models/search", post(models::search)),
+        ("logged-models/{id}", get(models::get).patch(models::finalize).delete(models::delete)),
+        ("logged-models/{id}/params", post(models::log_params)),
+        ("logged-models/{id}/tags", patch(models::set_tags)),
+        ("logged-models/{id}/tags/{*key}", delete(models::delete_tag)),
+        ("logged-models/{id}/artifacts/directories", get(models::folder)),
+        ("logged-models/{id}/artifacts/files", get(models::file)),
     ];
     let proxy = [
         ("artifacts", get(artifacts::list)),
@@ -136,6 +145,7 @@ pub(crate) fn paths() -> Vec<String> {
 pub(crate) fn read_any(body: &[u8]) {
     let Ok(fields) = call::Fields::of_body(body) else { return };
     runs::read_any(&fields);
+    models::read_any(&fields);
     for name in ["run_id", "name", "filter", "experiment_id"] {
         let _ = fields.text(name);
     }
@@ -152,12 +162,6 @@ async fn server_info() -> axum::Json<serde_json::Value> {
         "multipart_uploads_enabled": false,
         "multipart_downloads_enabled": false,
     }))
-}
-
-/// The client asks for a run's logged models before it downloads artifacts. There are none.
-async fn no_models(call: Call) -> Answer {
-    call.reader()?;
-    Ok(axum::Json(json!({})))
 }
 
 async fn not_served(request: axum::extract::Request) -> Failure {

@@ -1,6 +1,9 @@
 //! Things as MLflow's JSON. Empty lists and values that are not there are left out, as MLflow does.
 
-use atelier_core::track::{DatasetInput, Experiment, Param, Run, RunInfo, StoredMetric, Tag};
+use atelier_core::track::{
+    DatasetInput, Experiment, LoggedModel, LoggedModelInfo, ModelMetric, ModelOutput, Param, Run,
+    RunId, RunInfo, StoredMetric, Tag,
+};
 use serde_json::{Map, Value, json};
 
 fn put(object: &mut Map<String, Value>, name: &str, value: impl Into<Value>) {
@@ -88,7 +91,51 @@ pub(super) fn run(run: &Run) -> Value {
     put_list(&mut data, "tags", run.tags.iter().map(tag).collect());
     let mut inputs = Map::new();
     put_list(&mut inputs, "dataset_inputs", run.inputs.iter().map(dataset_input).collect());
-    json!({ "info": run_info(&run.info), "data": data, "inputs": inputs, "outputs": {} })
+    let read = run.model_inputs.iter().map(|model| json!({ "model_id": model.as_str() }));
+    put_list(&mut inputs, "model_inputs", read.collect());
+    let mut outputs = Map::new();
+    let made = |made: &ModelOutput| json!({ "model_id": made.model.as_str(), "step": made.step });
+    put_list(&mut outputs, "model_outputs", run.outputs.iter().map(made).collect());
+    json!({ "info": run_info(&run.info), "data": data, "inputs": inputs, "outputs": outputs })
+}
+
+fn model_metric(model: &LoggedModelInfo, metric: &ModelMetric) -> Value {
+    let mut value = self::metric(&metric.point);
+    if let Some(object) = value.as_object_mut() {
+        for (name, text) in
+            [("dataset_name", &metric.on.name), ("dataset_digest", &metric.on.digest)]
+        {
+            if let Some(text) = text {
+                put(object, name, text.as_str());
+            }
+        }
+        put(object, "model_id", model.id.as_str());
+        put(object, "run_id", metric.run.as_str());
+    }
+    value
+}
+
+pub(super) fn logged_model(model: &LoggedModel) -> Value {
+    let info = &model.info;
+    let mut object = Map::new();
+    put(&mut object, "model_id", info.id.as_str());
+    put(&mut object, "experiment_id", info.experiment.to_string());
+    put(&mut object, "name", info.name.as_str());
+    put(&mut object, "creation_timestamp_ms", info.created.as_millis());
+    put(&mut object, "last_updated_timestamp_ms", info.updated.as_millis());
+    put(&mut object, "artifact_uri", info.artifact_uri());
+    put(&mut object, "status", info.status.wire());
+    put(&mut object, "model_type", info.model_type.as_str());
+    // Empty, not left out, where MLflow's are.
+    let run = info.source_run.as_ref().map_or("", RunId::as_str);
+    put(&mut object, "source_run_id", run);
+    put_list(&mut object, "tags", model.tags.iter().map(tag).collect());
+    let mut data = Map::new();
+    let param = |param: &Param| pair(&param.key, &param.value);
+    put_list(&mut data, "params", model.params.iter().map(param).collect());
+    let metrics = model.metrics.iter().map(|metric| model_metric(info, metric));
+    put_list(&mut data, "metrics", metrics.collect());
+    json!({ "info": object, "data": data })
 }
 
 /// A list with the token of the next page, if there is one.

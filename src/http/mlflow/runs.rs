@@ -4,11 +4,12 @@ use atelier_core::id::JobName;
 use atelier_core::time::Timestamp;
 use atelier_core::track::search::{run_filter, run_order};
 use atelier_core::track::{
-    Dataset, DatasetInput, Error as Refusal, ExperimentId, Metric, PageToken, Param, RUN_NAME_TAG,
-    RunId, RunStatus, Tag, ViewType, fingerprint, limits,
+    Dataset, DatasetInput, Error as Refusal, ExperimentId, LoggedModelId, MeasuredOn, Metric,
+    ModelOutput, ModelPoint, PageToken, Param, RUN_NAME_TAG, RunId, RunStatus, Tag, ViewType,
+    fingerprint, limits,
 };
 use axum::Json;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::call::{Call, Fields};
 use super::experiments::tag_of;
@@ -64,7 +65,7 @@ pub(super) async fn create(call: Call) -> Answer {
     Ok(Json(json!({ "run": reply::run(&run) })))
 }
 
-fn random() -> Result<u64, Failure> {
+pub(super) fn random() -> Result<u64, Failure> {
     getrandom::u64()
         .map_err(|error| Failure::unavailable(format!("no random bits for a new id: {error}")))
 }
@@ -86,13 +87,10 @@ async fn change(call: &Call, change: RunChange) -> Result<TrackReply, Failure> {
     call.write(TrackWrite::ChangeRun { by, id, change }).await
 }
 
-async fn log(
-    call: &Call,
-    metrics: Vec<Metric>,
-    params: Vec<Param>,
-    tags: Vec<atelier_core::track::Tag>,
-) -> Answer {
-    change(call, RunChange::Log { metrics, params, tags }).await?;
+async fn log(call: &Call, points: Vec<Point>, params: Vec<Param>, tags: Vec<Tag>) -> Answer {
+    let of_models = points.iter().filter_map(Point::of_model).collect();
+    let metrics = points.into_iter().map(|point| point.metric).collect();
+    change(call, RunChange::Log { metrics, params, tags, of_models }).await?;
     Ok(Json(json!({})))
 }
 
@@ -133,6 +131,40 @@ pub(super) async fn restore(call: Call) -> Answer {
     Ok(Json(json!({})))
 }
 
+/// A point, and of which logged model it was measured.
+struct Point {
+    metric: Metric,
+    model: Option<LoggedModelId>,
+    on: MeasuredOn,
+}
+
+impl Point {
+    fn of_model(&self) -> Option<ModelPoint> {
+        let Self { metric, model, on } = self;
+        let model = model.clone()?;
+        Some(ModelPoint { model, metric: metric.clone(), on: on.clone() })
+    }
+}
+
+/// By which data something was measured; what is empty is not said.
+pub(super) fn measured_on(fields: &Fields) -> Result<MeasuredOn, Failure> {
+    let text = |name: &str| {
+        Ok::<_, Failure>(fields.text(name)?.filter(|text| !text.is_empty()).map(str::to_owned))
+    };
+    let on = MeasuredOn { name: text("dataset_name")?, digest: text("dataset_digest")? };
+    limits::measured_on(&on, "")?;
+    Ok(on)
+}
+
+fn point_of(fields: &Fields) -> Result<Point, Failure> {
+    let model = fields.text("model_id")?.filter(|id| !id.is_empty());
+    Ok(Point {
+        metric: metric_of(fields)?,
+        model: model.map(LoggedModelId::new).transpose()?,
+        on: measured_on(fields)?,
+    })
+}
+
 fn metric_of(fields: &Fields) -> Result<Metric, Failure> {
     Ok(Metric {
         key: fields.required_text("key")?.to_owned(),
@@ -153,7 +185,9 @@ pub(super) fn read_any(fields: &Fields) {
     let _ = param_of(fields).map(|mut param| limits::param(&mut param, ""));
     let _ = tag_of(fields).map(|mut tag| limits::tag(&mut tag, ""));
     let each = |name: &str| fields.objects(name).unwrap_or_default();
-    let metrics: Vec<_> = each("metrics").iter().flat_map(metric_of).collect();
+    let points = each("metrics");
+    let points = points.iter().flat_map(point_of);
+    let metrics: Vec<_> = points.map(|point| point.metric).collect();
     let mut params: Vec<_> = each("params").iter().flat_map(param_of).collect();
     let mut tags: Vec<_> = each("tags").iter().flat_map(tag_of).collect();
     let _ = limits::batch(&metrics, &mut params, &mut tags);
@@ -164,9 +198,9 @@ pub(super) fn read_any(fields: &Fields) {
 
 pub(super) async fn log_metric(call: Call) -> Answer {
     call.run_id()?;
-    let metric = metric_of(&call.fields)?;
-    limits::metric(&metric, "")?;
-    log(&call, vec![metric], vec![], vec![]).await
+    let point = point_of(&call.fields)?;
+    limits::metric(&point.metric, "")?;
+    log(&call, vec![point], vec![], vec![]).await
 }
 
 pub(super) async fn log_param(call: Call) -> Answer {
@@ -186,11 +220,12 @@ pub(super) async fn set_tag(call: Call) -> Answer {
 pub(super) async fn log_batch(call: Call) -> Answer {
     call.run_id()?;
     let each = |name: &str| call.fields.objects(name);
-    let metrics: Vec<_> = each("metrics")?.iter().map(metric_of).collect::<Result<_, _>>()?;
+    let points: Vec<_> = each("metrics")?.iter().map(point_of).collect::<Result<_, _>>()?;
     let mut params: Vec<_> = each("params")?.iter().map(param_of).collect::<Result<_, _>>()?;
     let mut tags: Vec<_> = each("tags")?.iter().map(tag_of).collect::<Result<_, _>>()?;
+    let metrics: Vec<_> = points.iter().map(|point| point.metric.clone()).collect();
     limits::batch(&metrics, &mut params, &mut tags)?;
-    log(&call, metrics, params, tags).await
+    log(&call, points, params, tags).await
 }
 
 pub(super) async fn delete_tag(call: Call) -> Answer {
@@ -216,12 +251,69 @@ fn dataset_of(fields: &Fields) -> Result<DatasetInput, Failure> {
     })
 }
 
+/// The logged models that a run says it read or made.
+fn models_of(call: &Call) -> Result<Vec<ModelOutput>, Failure> {
+    let models = call.fields.objects("models")?;
+    limits::models(models.len())?;
+    let one = |fields: &Fields| {
+        let model = LoggedModelId::new(fields.required_text("model_id")?)?;
+        Ok(ModelOutput { model, step: fields.integer("step")?.unwrap_or(0) })
+    };
+    models.iter().map(one).collect()
+}
+
 pub(super) async fn log_inputs(call: Call) -> Answer {
     call.run_id()?;
     let datasets = call.fields.objects("datasets")?;
-    let inputs: Vec<_> = datasets.iter().map(dataset_of).collect::<Result<_, _>>()?;
-    limits::datasets(&inputs)?;
-    change(&call, RunChange::Inputs(inputs)).await?;
+    let datasets: Vec<_> = datasets.iter().map(dataset_of).collect::<Result<_, _>>()?;
+    limits::datasets(&datasets)?;
+    let models = models_of(&call)?.into_iter().map(|input| input.model).collect();
+    change(&call, RunChange::Inputs { datasets, models }).await?;
+    Ok(Json(json!({})))
+}
+
+pub(super) async fn log_outputs(call: Call) -> Answer {
+    call.run_id()?;
+    if !call.fields.has("models") {
+        return Err(call.fields.missing("models"));
+    }
+    change(&call, RunChange::Outputs(models_of(&call)?)).await?;
+    Ok(Json(json!({})))
+}
+
+/// What a client of MLflow 2 tells of a model it has logged, as its server keeps it.
+fn recorded(text: &str) -> Result<Value, Refusal> {
+    let refused = |why: String| Refusal::Invalid(why);
+    let Ok(Value::Object(model)) = serde_json::from_str::<Value>(text) else {
+        return Err(refused(format!(
+            "Malformed model info. \n {} \n is not a valid JSON.",
+            limits::excerpt(text)
+        )));
+    };
+    let needed = ["artifact_path", "flavors", "utc_time_created", "run_id"];
+    let missing: Vec<&str> =
+        needed.into_iter().filter(|field| !model.contains_key(*field)).collect();
+    if !missing.is_empty() {
+        let missing = missing.join(", ");
+        return Err(refused(format!("Model json is missing mandatory fields: {missing}")));
+    }
+    let mut kept: serde_json::Map<_, _> = model
+        .into_iter()
+        .filter(|(field, _)| needed.contains(&field.as_str()) || field == "model_uuid")
+        .collect();
+    // What a flavour is configured with may be long, or a secret.
+    if let Some(Value::Object(flavors)) = kept.get_mut("flavors") {
+        for flavor in flavors.values_mut().filter_map(Value::as_object_mut) {
+            flavor.remove("config");
+        }
+    }
+    Ok(Value::Object(kept))
+}
+
+pub(super) async fn log_model(call: Call) -> Answer {
+    call.run_id()?;
+    let model = recorded(call.fields.required_text("model_json")?)?;
+    change(&call, RunChange::RecordModel(model)).await?;
     Ok(Json(json!({})))
 }
 

@@ -12,6 +12,8 @@
 //! *generation* removed in small transactions. A point may therefore lie in both places, never in
 //! neither; readers unite the two.
 
+mod model_search;
+mod models;
 mod read;
 mod seal;
 mod search;
@@ -25,10 +27,15 @@ use atelier_core::audit::Actor;
 use atelier_core::id::{ExperimentName, JobName, Principal};
 use atelier_core::time::Timestamp;
 use atelier_core::track::{
-    ArtifactPath, DatasetInput, Error as Refusal, ExperimentId, Metric, Param, RunId, RunInfo,
-    RunStatus, Tag,
+    ArtifactPath, DatasetInput, Error as Refusal, ExperimentId, LoggedModelId, Metric, ModelOutput,
+    ModelPoint, Param, RunId, RunInfo, RunStatus, Tag,
 };
 
+pub use model_search::{ModelQuery, search_models};
+pub use models::{
+    MIGRATION as MODELS_MIGRATION, ModelChange, NewModel, model, model_artifact, model_artifacts,
+    model_entries, model_info, model_writable,
+};
 pub use read::{
     Entry, SealedPointer, artifact, artifacts, entries, experiment, experiment_by_name,
     experiments, hot_history, latest, run, run_info, runs_within, sealed,
@@ -179,7 +186,27 @@ pub enum TrackWrite {
         /// How, checked against [`atelier_core::track::limits`].
         change: RunChange,
     },
-    /// A change of those above to one experiment or run, with its entry of the audit log.
+    /// Makes a logged model.
+    CreateModel {
+        /// Who; an attempt only in its own experiment, and of its own runs.
+        by: Caller,
+        /// The model.
+        model: NewModel,
+        /// When.
+        at: Timestamp,
+    },
+    /// Changes a logged model.
+    ChangeModel {
+        /// Who: its owner, an admin, or an attempt of its job.
+        by: Caller,
+        /// Which.
+        id: LoggedModelId,
+        /// How, checked.
+        change: ModelChange,
+        /// When.
+        at: Timestamp,
+    },
+    /// A change of those above to one experiment, run or model, with its entry of the audit log.
     Audited {
         /// Who, from where, and by which call.
         by: Actor,
@@ -306,11 +333,22 @@ pub enum RunChange {
         params: Vec<Param>,
         /// Tags.
         tags: Vec<Tag>,
+        /// Those of the points that were measured of logged models.
+        of_models: Vec<ModelPoint>,
     },
     /// Removes a tag.
     DeleteTag(String),
-    /// Datasets that the run read.
-    Inputs(Vec<DatasetInput>),
+    /// What the run read.
+    Inputs {
+        /// Datasets.
+        datasets: Vec<DatasetInput>,
+        /// Logged models.
+        models: Vec<LoggedModelId>,
+    },
+    /// Logged models that the run made.
+    Outputs(Vec<ModelOutput>),
+    /// A model as clients of MLflow 2 tell of it: JSON, checked, that is added to a list in a tag.
+    RecordModel(serde_json::Value),
     /// A file that now lies in the artifact store.
     Artifact {
         /// Its path in the run.

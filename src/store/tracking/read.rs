@@ -6,7 +6,8 @@ use atelier_core::id::{ExperimentName, JobName};
 use atelier_core::time::Timestamp;
 use atelier_core::track::{
     ArtifactPath, Dataset, DatasetInput, Error as Refusal, Experiment, ExperimentId,
-    LifecycleStage, Param, RUN_NAME_TAG, Run, RunId, RunInfo, RunStatus, StoredMetric, Tag,
+    LifecycleStage, LoggedModelId, ModelOutput, Param, RUN_NAME_TAG, Run, RunId, RunInfo,
+    RunStatus, StoredMetric, Tag,
 };
 use rusqlite::types::Type;
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
@@ -17,7 +18,7 @@ fn sql(source: rusqlite::Error) -> Error {
     Error::sqlite("read the tracking tables", source)
 }
 
-fn invalid<E>(column: usize, error: E) -> rusqlite::Error
+pub(super) fn invalid<E>(column: usize, error: E) -> rusqlite::Error
 where
     E: std::error::Error + Send + Sync + 'static,
 {
@@ -28,7 +29,7 @@ pub(super) fn run_id(row: &Row<'_>, column: usize) -> rusqlite::Result<RunId> {
     RunId::new(row.get_ref(column)?.as_str()?).map_err(|error| invalid(column, error))
 }
 
-fn stage(deleted: bool) -> LifecycleStage {
+pub(super) fn stage(deleted: bool) -> LifecycleStage {
     if deleted { LifecycleStage::Deleted } else { LifecycleStage::Active }
 }
 
@@ -127,6 +128,8 @@ pub(super) fn fill(conn: &Connection, rows: Vec<RunRow>) -> Result<Vec<Run>, Err
             params: Vec::new(),
             metrics: Vec::new(),
             inputs: Vec::new(),
+            model_inputs: Vec::new(),
+            outputs: Vec::new(),
         })
         .collect();
     let mut each = |columns: &str,
@@ -179,6 +182,15 @@ pub(super) fn fill(conn: &Connection, rows: Vec<RunRow>) -> Result<Vec<Run>, Err
             Ok(())
         },
     )?;
+    each("seq, model, output, step", "run_models", &mut |run, row| {
+        let model =
+            LoggedModelId::new(row.get_ref(1)?.as_str()?).map_err(|error| invalid(1, error))?;
+        match row.get(2)? {
+            true => run.outputs.push(ModelOutput { model, step: row.get(3)? }),
+            false => run.model_inputs.push(model),
+        }
+        Ok(())
+    })?;
     Ok(runs)
 }
 
@@ -315,17 +327,28 @@ pub fn entries(
 ) -> Result<Vec<Entry>, Error> {
     let row = row(conn, run)?;
     let (_, prefix, end) = folder_range(folder);
+    folder_entries(conn, ("artifacts", "run"), row.seq, &prefix, &end)
+}
+
+/// The same of a table of files, and the column that says whose they are.
+pub(super) fn folder_entries(
+    conn: &Connection,
+    (table, owner): (&str, &str),
+    seq: i64,
+    prefix: &str,
+    end: &str,
+) -> Result<Vec<Entry>, Error> {
     let mut next = conn
-        .prepare_cached(
-            "SELECT path, bytes FROM artifacts WHERE run = ?1 AND path >= ?2 AND path < ?3
-             ORDER BY path LIMIT 1",
-        )
+        .prepare_cached(&format!(
+            "SELECT path, bytes FROM {table} WHERE {owner} = ?1 AND path >= ?2 AND path < ?3
+             ORDER BY path LIMIT 1"
+        ))
         .map_err(sql)?;
     let mut entries = Vec::new();
-    let mut from = prefix.clone();
+    let mut from = prefix.to_owned();
     while entries.len() < ENTRIES {
         let found: Option<(String, u64)> = next
-            .query_row(params![row.seq, from, end], |row| Ok((row.get(0)?, row.get(1)?)))
+            .query_row(params![seq, from, end], |row| Ok((row.get(0)?, row.get(1)?)))
             .optional()
             .map_err(sql)?;
         let Some((path, bytes)) = found else { break };

@@ -17,7 +17,7 @@ use rusqlite::{Connection, Row, params_from_iter};
 use super::super::Error;
 use super::read;
 
-fn sql(source: rusqlite::Error) -> Error {
+pub(super) fn sql(source: rusqlite::Error) -> Error {
     Error::sqlite("search the tracking tables", source)
 }
 
@@ -69,27 +69,27 @@ pub struct Page<T> {
 }
 
 /// Runs on a page are at most so large together: a page ends early rather than fill the memory.
-const PAGE_BYTES: usize = 16 * 1024 * 1024;
+pub(super) const PAGE_BYTES: usize = 16 * 1024 * 1024;
 /// Runs read at once.
 const CHUNK: usize = 200;
 
 /// A statement being written, and its values.
 #[derive(Default)]
-struct Query {
-    joins: String,
-    conditions: Vec<String>,
-    values: Vec<Value>,
+pub(super) struct Query {
+    pub(super) joins: String,
+    pub(super) conditions: Vec<String>,
+    pub(super) values: Vec<Value>,
     /// Ordering columns: expression, and whether the smallest comes first.
-    columns: Vec<(String, bool)>,
+    pub(super) columns: Vec<(String, bool)>,
 }
 
 impl Query {
-    fn bind(&mut self, value: impl Into<Value>) -> String {
+    pub(super) fn bind(&mut self, value: impl Into<Value>) -> String {
         self.values.push(value.into());
         format!("?{}", self.values.len())
     }
 
-    fn bind_list<T: serde::Serialize>(&mut self, list: &[T]) -> Result<String, Error> {
+    pub(super) fn bind_list<T: serde::Serialize>(&mut self, list: &[T]) -> Result<String, Error> {
         let json = serde_json::to_string(list)
             .map_err(|source| Error::Damaged { what: "a search's list".to_owned(), source })?;
         let mark = self.bind(json);
@@ -97,7 +97,7 @@ impl Query {
     }
 
     /// A condition on a text that exists; `IS [NOT] NULL` is the caller's.
-    fn text(&mut self, expression: &str, test: &TextTest) -> Result<String, Error> {
+    pub(super) fn text(&mut self, expression: &str, test: &TextTest) -> Result<String, Error> {
         Ok(match test {
             TextTest::Equal(text) => format!("{expression} = {}", self.bind(text.clone())),
             TextTest::NotEqual(text) => format!("{expression} <> {}", self.bind(text.clone())),
@@ -114,7 +114,7 @@ impl Query {
     }
 
     /// A condition on a row of `table` with this key.
-    fn keyed(
+    pub(super) fn keyed(
         &mut self,
         table: &str,
         owner: &str,
@@ -131,7 +131,7 @@ impl Query {
     }
 
     /// Adds the condition that a row comes after `token` in the order of the columns.
-    fn after(&mut self, token: &PageToken) -> Result<(), Error> {
+    pub(super) fn after(&mut self, token: &PageToken) -> Result<(), Error> {
         if token.after.len() != self.columns.len() {
             return Err(Refusal::Invalid(
                 "Invalid page token: it is not one that this search gave out.".to_owned(),
@@ -160,7 +160,7 @@ impl Query {
         Ok(())
     }
 
-    fn finish(&mut self, select: &str, from: &str, limit: usize) -> String {
+    pub(super) fn finish(&mut self, select: &str, from: &str, limit: usize) -> String {
         let mut text = format!("SELECT {select}");
         for (expression, _) in &self.columns {
             let _ = write!(text, ", {expression}");
@@ -311,7 +311,7 @@ fn run_ordering(query: &mut Query, index: usize, ordering: &OrderBy<RunKey>) {
     query.columns.push((column, ordering.ascending));
 }
 
-fn cells(row: &Row<'_>, from: usize, columns: usize) -> rusqlite::Result<Vec<Cell>> {
+pub(super) fn cells(row: &Row<'_>, from: usize, columns: usize) -> rusqlite::Result<Vec<Cell>> {
     (from..from + columns)
         .map(|i| {
             Ok(match row.get_ref(i)? {

@@ -11,13 +11,14 @@ use rusqlite::Connection;
 
 use super::super::Error;
 use super::{
-    Entry, ExperimentChange, ExperimentQuery, JobRun, MIGRATION, NewRun, RunChange, RunQuery,
-    SEAL_AT_LEAST, TrackReply, TrackWrite,
+    Entry, ExperimentChange, ExperimentQuery, JobRun, MIGRATION, MODELS_MIGRATION, NewRun,
+    RunChange, RunQuery, SEAL_AT_LEAST, TrackReply, TrackWrite,
 };
 
 fn database() -> Connection {
     let conn = Connection::open_in_memory().expect("sqlite");
     conn.execute_batch(MIGRATION).expect("migration");
+    conn.execute_batch(MODELS_MIGRATION).expect("migration");
     conn
 }
 
@@ -107,6 +108,7 @@ fn log(
         metrics: metrics.to_vec(),
         params: params.collect(),
         tags: tags.iter().map(|(k, v)| tag(k, v)).collect(),
+        of_models: vec![],
     };
     super::tests::change(conn, ada(), run, change)
 }
@@ -182,7 +184,12 @@ fn who_may_write() {
     let conn = database();
     create(&conn, ada(), "r", 1);
     job_run(&conn, "job_a", "exp");
-    let set = || RunChange::Log { metrics: vec![], params: vec![], tags: vec![tag("a", "b")] };
+    let set = || RunChange::Log {
+        metrics: vec![],
+        params: vec![],
+        tags: vec![tag("a", "b")],
+        of_models: vec![],
+    };
     let grace = user("grace", Role::DataScientist);
     refused(change(&conn, grace, "r", set()), Code::PermissionDenied, "only its owner or an admin");
     refused(
@@ -199,7 +206,7 @@ fn who_may_write() {
     change(&conn, admin(), "r", set()).expect("admin");
     // What a run found out is its owner's to say.
     let metrics = vec![point("loss", 0, 1.0)];
-    let found = RunChange::Log { metrics, params: vec![], tags: vec![] };
+    let found = RunChange::Log { metrics, params: vec![], tags: vec![], of_models: vec![] };
     refused(change(&conn, admin(), "r", found), Code::PermissionDenied, "only its owner may");
     change(&conn, ada(), "job_a", set()).expect("the submitter");
     refused(
@@ -242,7 +249,12 @@ fn a_jobs_run_follows_the_job() {
     };
     apply(&conn, &TrackWrite::CreateRun { by: attempt("job_a"), run: child.clone() })
         .expect("child");
-    let set = || RunChange::Log { metrics: vec![], params: vec![], tags: vec![tag("a", "b")] };
+    let set = || RunChange::Log {
+        metrics: vec![],
+        params: vec![],
+        tags: vec![tag("a", "b")],
+        of_models: vec![],
+    };
     change(&conn, attempt("job_a"), "child", set()).expect("own child");
     refused(change(&conn, attempt("job_b"), "child", set()), Code::PermissionDenied, "own run");
     let elsewhere = NewRun { id: id("x"), experiment: ExperimentId(0), ..child };
@@ -282,7 +294,12 @@ fn a_jobs_run_is_never_refused() {
     assert_eq!((mine.status, mine.owner.as_str()), (RunStatus::Running, "grace"));
     let newest = super::run(&conn, &id("newest")).expect("run");
     assert!(newest.tags.iter().all(|tag| tag.key != "team"), "the job's tags went astray");
-    let set = RunChange::Log { metrics: vec![], params: vec![], tags: vec![tag("a", "b")] };
+    let set = RunChange::Log {
+        metrics: vec![],
+        params: vec![],
+        tags: vec![tag("a", "b")],
+        of_models: vec![],
+    };
     refused(super::tests::change(&conn, attempt("mine"), "mine", set), Code::PermissionDenied, "");
     apply(&conn, &TrackWrite::ForgetJob(JobName::new("mine").expect("job"))).expect("forget");
     super::run_info(&conn, &id("mine")).expect("still there");
@@ -397,7 +414,13 @@ fn searchable() -> Connection {
         },
         tags: vec![tag("mlflow.data.context", "training")],
     };
-    change(&conn, ada(), "d", RunChange::Inputs(vec![train.clone(), train])).expect("inputs");
+    change(
+        &conn,
+        ada(),
+        "d",
+        RunChange::Inputs { datasets: vec![train.clone(), train], models: vec![] },
+    )
+    .expect("inputs");
     let end = RunChange::Update { status: Some(RunStatus::Finished), ended: Some(NOW), name: None };
     change(&conn, ada(), "a", end).expect("end");
     conn

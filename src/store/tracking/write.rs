@@ -8,26 +8,34 @@ use atelier_core::audit::Change;
 use atelier_core::id::JobName;
 use atelier_core::time::Timestamp;
 use atelier_core::track::{
-    ArtifactPath, DatasetInput, Error as Refusal, ExperimentId, LifecycleStage, Metric, Param,
-    RUN_NAME_TAG, RunId, RunInfo, RunStatus, StoredMetric, Tag,
+    ArtifactPath, DatasetInput, Error as Refusal, ExperimentId, LifecycleStage, LoggedModelId,
+    Metric, Param, RUN_NAME_TAG, RunId, RunInfo, RunStatus, StoredMetric, Tag, limits,
 };
 use rusqlite::{Connection, OptionalExtension as _, ToSql, params};
 use serde_json::{Value, json};
 
 use super::super::{Error, audit};
+use super::models;
 use super::read::{self, RunRow};
 use super::{ExperimentChange, JobRun, NewRun, RunChange, SEAL_AT_LEAST, TrackReply, TrackWrite};
+
+/// The tag in which clients of MLflow 2 keep which models a run has logged.
+const MODEL_HISTORY_TAG: &str = "mlflow.log-model.history";
 
 fn sql(source: rusqlite::Error) -> Error {
     Error::sqlite("write to the tracking tables", source)
 }
 
-fn execute(conn: &Connection, statement: &str, values: &[&dyn ToSql]) -> Result<usize, Error> {
+pub(super) fn execute(
+    conn: &Connection,
+    statement: &str,
+    values: &[&dyn ToSql],
+) -> Result<usize, Error> {
     conn.prepare_cached(statement).and_then(|mut s| s.execute(values)).map_err(sql)
 }
 
 /// Whether the caller may write to runs and experiments at all.
-fn writer(by: &Caller) -> Result<(), Refusal> {
+pub(super) fn writer(by: &Caller) -> Result<(), Refusal> {
     if by.may(Permission::WriteRun) {
         Ok(())
     } else {
@@ -35,11 +43,24 @@ fn writer(by: &Caller) -> Result<(), Refusal> {
     }
 }
 
+/// The logged models that a change names.
+fn named(change: &RunChange) -> Vec<&LoggedModelId> {
+    match change {
+        RunChange::Log { of_models, .. } => of_models.iter().map(|point| &point.model).collect(),
+        RunChange::Inputs { models, .. } => models.iter().collect(),
+        RunChange::Outputs(outputs) => outputs.iter().map(|output| &output.model).collect(),
+        _ => Vec::new(),
+    }
+}
+
 /// Whether it is what a run found out, rather than how it is kept.
 fn is_result(change: &RunChange) -> bool {
     match change {
         RunChange::Log { metrics, params, .. } => !metrics.is_empty() || !params.is_empty(),
-        RunChange::Inputs(_) | RunChange::Artifact { .. } => true,
+        RunChange::Inputs { .. }
+        | RunChange::Outputs(_)
+        | RunChange::RecordModel(_)
+        | RunChange::Artifact { .. } => true,
         RunChange::Update { .. }
         | RunChange::Delete
         | RunChange::Restore
@@ -58,7 +79,7 @@ fn may_change(by: &Caller, row: &RunRow) -> Result<(), Refusal> {
 }
 
 /// Whether the caller may write results to this run: nobody writes to another's, whatever the role.
-fn may_write(by: &Caller, row: &RunRow) -> Result<(), Refusal> {
+pub(super) fn may_write(by: &Caller, row: &RunRow) -> Result<(), Refusal> {
     writer(by)?;
     not_own(by, row, "write results to", "")
 }
@@ -129,8 +150,11 @@ impl TrackWrite {
                     true => may_write(by, &row)?,
                     false => may_change(by, &row)?,
                 }
+                models::may_name(conn, by, &row, named(change))?;
                 change_run(conn, &row, change)
             }
+            Self::CreateModel { by, model, at } => models::create(conn, by, model, *at),
+            Self::ChangeModel { by, id, change, at } => models::change(conn, by, id, change, *at),
             Self::Audited { by, write } => {
                 let before = write.told(conn)?;
                 let reply = write.apply(conn)?;
@@ -205,6 +229,15 @@ impl TrackWrite {
                     });
                     (format!("run/{id}"), told)
                 })
+            }
+            Self::ChangeModel { id, .. } => {
+                let info = models::model_info(conn, id)?;
+                let told = json!({
+                    "name": info.name,
+                    "experiment_id": info.experiment.to_string(),
+                    "lifecycle_stage": info.stage.as_str(),
+                });
+                Some((format!("logged-model/{id}"), told))
             }
             _ => None,
         })
@@ -430,6 +463,7 @@ fn follow_job(
 }
 
 fn forget_job(conn: &Connection, job: &JobName) -> Result<TrackReply, Error> {
+    models::forget_runs(conn, job)?;
     let seqs: Vec<i64> = conn
         .prepare_cached(
             "SELECT seq FROM runs WHERE id = ?1 AND job = ?1
@@ -446,6 +480,7 @@ fn forget_job(conn: &Connection, job: &JobName) -> Result<TrackReply, Error> {
             "DELETE FROM sealed_metrics WHERE run = ?1",
             "DELETE FROM artifacts WHERE run = ?1",
             "DELETE FROM run_inputs WHERE run = ?1",
+            "DELETE FROM run_models WHERE run = ?1",
             "DELETE FROM runs WHERE seq = ?1",
         ] {
             execute(conn, statement, &[&seq])?;
@@ -478,9 +513,10 @@ fn change_run(conn: &Connection, row: &RunRow, change: &RunChange) -> Result<Tra
             execute(conn, "UPDATE runs SET deleted = ?2 WHERE seq = ?1", &[&row.seq, &delete])?;
             Ok(TrackReply::Done)
         }
-        RunChange::Log { metrics, params, tags } => {
+        RunChange::Log { metrics, params, tags, of_models } => {
             log_params(conn, row, params)?;
             let reply = log_metrics(conn, row, metrics)?;
+            models::log_points(conn, row, of_models)?;
             set_tags(conn, row.seq, tags)?;
             Ok(reply)
         }
@@ -500,12 +536,19 @@ fn change_run(conn: &Connection, row: &RunRow, change: &RunChange) -> Result<Tra
             }
             Ok(TrackReply::Done)
         }
-        RunChange::Inputs(inputs) => {
-            for input in inputs {
+        RunChange::Inputs { datasets, models } => {
+            for input in datasets {
                 add_input(conn, row.seq, input)?;
             }
+            models::name_models(conn, row.seq, false, models.iter().map(|model| (model, 0)))?;
             Ok(TrackReply::Done)
         }
+        RunChange::Outputs(outputs) => {
+            let named = outputs.iter().map(|output| (&output.model, output.step));
+            models::name_models(conn, row.seq, true, named)?;
+            Ok(TrackReply::Done)
+        }
+        RunChange::RecordModel(model) => record_model(conn, row, model),
         RunChange::Artifact { path, bytes, at } => {
             add_artifact(conn, row, path, *bytes, *at)?;
             Ok(TrackReply::Done)
@@ -525,6 +568,37 @@ fn change_run(conn: &Connection, row: &RunRow, change: &RunChange) -> Result<Tra
             Ok(TrackReply::Paths(paths))
         }
     }
+}
+
+/// The same model twice is one: clients repeat what was not answered.
+fn record_model(conn: &Connection, row: &RunRow, model: &Value) -> Result<TrackReply, Error> {
+    let held: Option<String> = conn
+        .prepare_cached("SELECT value FROM run_tags WHERE run = ?1 AND key = ?2")
+        .and_then(|mut s| {
+            s.query_row(params![row.seq, MODEL_HISTORY_TAG], |row| row.get(0)).optional()
+        })
+        .map_err(sql)?;
+    let unread = |why: &str| {
+        Refusal::Invalid(format!(
+            "The tag '{MODEL_HISTORY_TAG}' of run '{}' {why}. Delete the tag, then log the model again",
+            row.info.id
+        ))
+    };
+    let mut list: Vec<Value> = match held {
+        Some(text) => serde_json::from_str(&text).map_err(|_| unread("is no list as JSON"))?,
+        None => Vec::new(),
+    };
+    if list.contains(model) {
+        return Ok(TrackReply::Done);
+    }
+    list.push(model.clone());
+    let value = Value::from(list).to_string();
+    if value.len() > limits::MODEL_HISTORY_CHARS {
+        let limit = limits::MODEL_HISTORY_CHARS;
+        return Err(unread(&format!("would have more than {limit} characters")).into());
+    }
+    set_tags(conn, row.seq, &[Tag { key: MODEL_HISTORY_TAG.to_owned(), value }])?;
+    Ok(TrackReply::Done)
 }
 
 fn set_tags(conn: &Connection, run: i64, tags: &[Tag]) -> Result<(), Error> {

@@ -1,4 +1,4 @@
-//! The language in which runs and experiments are searched: comparisons joined by `AND`.
+//! The language in which runs, experiments and logged models are searched: comparisons joined by `AND`.
 //!
 //! ```text
 //! filter     = [ comparison { AND comparison } ]
@@ -15,10 +15,12 @@
 
 mod cursor;
 mod experiments;
+mod models;
 mod runs;
 
 use super::Error;
 pub use experiments::{ExperimentClause, ExperimentKey, experiment_filter, experiment_order};
+pub use models::{ModelClause, ModelKey, ModelNumber, ModelText, model_filter, model_order};
 pub use runs::{
     DatasetField, NumberAttribute, RunClause, RunKey, TextAttribute, run_filter, run_order,
 };

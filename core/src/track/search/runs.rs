@@ -161,7 +161,11 @@ fn resolve(cursor: &Cursor<'_>, identifier: Identifier) -> Result<Subject, Error
 }
 
 /// The number right of a number.
-fn number(cursor: &Cursor<'_>, what: &str, c: &Comparison) -> Result<(NumberTest, f64), Error> {
+pub(super) fn number(
+    cursor: &Cursor<'_>,
+    what: &str,
+    c: &Comparison,
+) -> Result<(NumberTest, f64), Error> {
     match &c.right {
         Right::Number { test, text } => {
             let value = text.parse().map_err(|_| cursor.refuse(c.value_at, "Invalid number"))?;
@@ -186,12 +190,12 @@ fn number(cursor: &Cursor<'_>, what: &str, c: &Comparison) -> Result<(NumberTest
 }
 
 /// Which comparisons of text a name takes.
-struct Allowed {
-    lists: bool,
-    null: bool,
+pub(super) struct Allowed {
+    pub(super) lists: bool,
+    pub(super) null: bool,
 }
 
-fn text(
+pub(super) fn text(
     cursor: &Cursor<'_>,
     what: &str,
     c: &Comparison,

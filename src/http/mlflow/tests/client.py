@@ -191,6 +191,8 @@ def outside():
     tables = mlflow.load_table("table.json", run_ids=[run_id])
     assert list(tables["x"]) == [1, 2]
 
+    models(ids[0])
+
     # What the client itself would not send.
     def post(path, **body):
         data = body.pop("raw", None) or json.dumps(body)
@@ -209,6 +211,80 @@ def outside():
         assert answer.status_code == 400 and "Invalid path" in answer.json()["message"], answer.text
 
 
+class Doubled(mlflow.pyfunc.PythonModel):
+    def predict(self, context, model_input):
+        return [2 * x for x in model_input]
+
+
+def models(experiment):
+    client = MlflowClient()
+    with mlflow.start_run(experiment_id=experiment) as run:
+        mlflow.log_param("depth", 3)
+        info = mlflow.pyfunc.log_model(
+            name="doubled", python_model=Doubled(), pip_requirements=["mlflow"], params={"k": "v"}
+        )
+        mlflow.log_metric("rmse", 0.5, model_id=info.model_id)
+        mlflow.log_metrics({"mae": 0.25}, model_id=info.model_id)
+    model = mlflow.get_logged_model(info.model_id)
+    assert model.status == "READY" and model.name == "doubled", model
+    assert model.source_run_id == run.info.run_id and model.experiment_id == experiment
+    assert model.params["k"] == "v" and model.params["depth"] == "3", model.params
+    assert {m.key: m.value for m in model.metrics} == {"rmse": 0.5, "mae": 0.25}
+    assert {m.run_id for m in model.metrics} == {run.info.run_id}
+    found = client.get_run(run.info.run_id)
+    assert [o.model_id for o in found.outputs.model_outputs] == [model.model_id]
+    assert found.data.metrics == {"rmse": 0.5, "mae": 0.25}
+
+    for uri in (f"models:/{model.model_id}", f"runs:/{run.info.run_id}/doubled", info.model_uri):
+        assert mlflow.pyfunc.load_model(uri).predict([1, 2]) == [2, 4], uri
+    names = [f.path for f in client.list_artifacts(run.info.run_id, "doubled")]
+    assert "doubled/MLmodel" in names, names
+    listed = mlflow.artifacts.list_artifacts(f"models:/{model.model_id}")
+    assert "MLmodel" in [f.path for f in listed], listed
+    mlflow.models.set_signature(
+        f"models:/{model.model_id}", mlflow.models.infer_signature([1.0], [2.0])
+    )
+    assert mlflow.models.get_model_info(f"models:/{model.model_id}").signature is not None
+
+    mlflow.set_logged_model_tags(model.model_id, {"stage": "good", "other": "x"})
+    mlflow.delete_logged_model_tag(model.model_id, "other")
+    tags = mlflow.get_logged_model(model.model_id).tags
+    assert tags["stage"] == "good" and "other" not in tags, tags
+    second = mlflow.create_external_model(name="far", model_type="agent", params={f"p{i}": "1" for i in range(250)})
+    assert second.status == "READY" and len(second.params) == 250, second
+
+    def search(filter_string, **more):
+        return [
+            m.name
+            for m in mlflow.search_logged_models(
+                experiment_ids=[experiment], filter_string=filter_string, output_format="list", **more
+            )
+        ]
+
+    assert search("metrics.rmse < 1 AND params.k = 'v' AND tags.stage LIKE 'go%'") == ["doubled"]
+    assert search("model_type = 'agent'") == ["far"]
+    assert search(f"source_run_id = '{run.info.run_id}' and status = 'READY'") == ["doubled"]
+    by_metric = [{"field_name": "metrics.rmse", "ascending": False}]
+    assert search(None, order_by=by_metric) == ["doubled", "far"]
+    assert search(None, order_by=[{"field_name": "name", "ascending": False}]) == ["far", "doubled"]
+    assert search(None, datasets=[{"dataset_name": "none such"}]) == []
+    page = client.search_logged_models([experiment], max_results=1)
+    rest = client.search_logged_models([experiment], max_results=1, page_token=page.token)
+    assert [m.name for m in [*page, *rest]] == ["far", "doubled"] and not rest.token
+    with mlflow.start_run(experiment_id=experiment) as reader:
+        client.log_inputs(reader.info.run_id, models=[mlflow.entities.LoggedModelInput(model.model_id)])
+    inputs = client.get_run(reader.info.run_id).inputs
+    assert [m.model_id for m in inputs.model_inputs] == [model.model_id]
+    client.delete_logged_model(second.model_id)
+    refused(lambda: client.get_logged_model(second.model_id), "RESOURCE_DOES_NOT_EXIST", "not found")
+    assert search(None) == ["doubled"]
+    client._tracking_client.store.record_logged_model(
+        run.info.run_id, mlflow.models.Model(artifact_path="m", run_id=run.info.run_id)
+    )
+    history = json.loads(client.get_run(run.info.run_id).data.tags["mlflow.log-model.history"])
+    assert [entry["artifact_path"] for entry in history] == ["m"], history
+
+
 def inside():
     # As a training script that knows nothing of where it runs.
     with mlflow.start_run() as run:
@@ -218,6 +294,11 @@ def inside():
             mlflow.log_metric("loss", 1.0 / (step + 1), step=step)
         mlflow.log_metric("nan", float("nan"))
         mlflow.log_text("hello", "hello.txt")
+        info = mlflow.pyfunc.log_model(
+            name="own", python_model=Doubled(), pip_requirements=["mlflow"]
+        )
+        mlflow.log_metric("quality", 1, model_id=info.model_id)
+        assert mlflow.pyfunc.load_model("runs:/job_a/own").predict([4]) == [8]
         with mlflow.start_run(nested=True, run_name="trial"):
             mlflow.log_metric("loss", 0.5)
     client = MlflowClient()
@@ -246,7 +327,7 @@ def sealed(file):
     facts = pyarrow.parquet.read_metadata(file)
     assert facts.metadata[b"atelier.run"] == b"job_a" and facts.row_group(0).column(3).compression == "ZSTD"
     frame = pandas.read_parquet(file)
-    assert list(frame["key"].unique()) == ["loss", "nan"], frame
+    assert list(frame["key"].unique()) == ["loss", "nan", "quality"], frame
     loss = frame[frame["key"] == "loss"]
     assert list(loss["step"]) == list(range(40)) and loss["value"].iloc[9] == 0.1
     assert frame[frame["key"] == "nan"]["value"].isna().all()

@@ -181,7 +181,6 @@ async fn what_is_not_there() {
             (404, MISSING, "Could not find experiment with name 'no such'"),
         ),
         ("registered-models/create", json!({}), (404, "ENDPOINT_NOT_FOUND", "No API found")),
-        ("runs/outputs", json!({}), (404, "ENDPOINT_NOT_FOUND", "No API found")),
     ] {
         world.refused("ada", path, body, refusal).await;
     }

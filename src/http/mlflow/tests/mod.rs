@@ -1,6 +1,7 @@
 mod artifacts;
 mod client;
 mod dialect;
+mod models;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
