@@ -71,3 +71,22 @@ impl StoredMetric {
         self.key.cmp(&other.key).then_with(|| self.later(other))
     }
 }
+
+/// At most `most` of some points, evenly chosen from what is in order: the first of each of `most` parts of nearly the
+/// same length, and instead of the last of these the last point of all.
+pub fn sampled(points: Vec<StoredMetric>, most: usize) -> Vec<StoredMetric> {
+    let all = points.len();
+    if all <= most {
+        return points;
+    }
+    let Some((length, longer)) = all.checked_div(most).zip(all.checked_rem(most)) else {
+        return Vec::new();
+    };
+    let mut chosen: Vec<StoredMetric> = (0..most)
+        .filter_map(|part| points.get(part * length + part.min(longer)).cloned())
+        .collect();
+    if let (Some(last), Some(end)) = (chosen.last_mut(), points.last()) {
+        last.clone_from(end);
+    }
+    chosen
+}

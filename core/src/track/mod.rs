@@ -20,11 +20,11 @@ pub use logged_model::{
     LoggedModel, LoggedModelId, LoggedModelInfo, LoggedModelStatus, MeasuredOn, ModelMetric,
     ModelOutput, ModelPoint,
 };
-pub use metric::{Metric, StoredMetric};
+pub use metric::{Metric, StoredMetric, sampled};
 pub use page::{Cell, PageToken, fingerprint};
 pub use run::{
-    DATASET_CONTEXT_TAG, Dataset, DatasetInput, Experiment, ExperimentId, LifecycleStage, Param,
-    RUN_NAME_TAG, Run, RunId, RunInfo, RunStatus, Tag, ViewType,
+    DATASET_CONTEXT_TAG, Dataset, DatasetInput, DatasetSummary, Experiment, ExperimentId,
+    LifecycleStage, Param, RUN_NAME_TAG, Run, RunId, RunInfo, RunStatus, Tag, ViewType,
 };
 
 #[cfg(test)]

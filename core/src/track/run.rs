@@ -207,6 +207,19 @@ pub struct DatasetInput {
     pub tags: Vec<Tag>,
 }
 
+/// A dataset that runs of an experiment read, in short.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct DatasetSummary {
+    /// The experiment.
+    pub experiment: ExperimentId,
+    /// The dataset's name.
+    pub name: String,
+    /// Its digest.
+    pub digest: String,
+    /// Its role, as [`DATASET_CONTEXT_TAG`] says.
+    pub context: Option<String>,
+}
+
 /// An experiment: a name that groups runs.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Experiment {

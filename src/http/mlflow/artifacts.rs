@@ -29,7 +29,7 @@ use percent_encoding::percent_decode_str;
 use rusqlite::Connection;
 use serde_json::{Value, json};
 
-use super::call::{Call, reader};
+use super::call::{Call, Fields, reader};
 use super::failure::Failure;
 use super::{Answer, State};
 use crate::http::data::checked;
@@ -363,6 +363,12 @@ pub(super) async fn file_of(call: &Call, whose: &Whose, field: &str) -> Result<R
     send(&call.state, &call.caller, &call.origin, &holder, &path).await
 }
 
+/// A file of a run by the run's id.
+pub(super) async fn file_of_run(call: Call) -> Result<Response, Failure> {
+    let whose = Whose::Run(call.run_id()?);
+    file_of(&call, &whose, "path").await
+}
+
 /// Refuses to change what a job has left behind, and Atelier's own files.
 async fn changeable(state: &State, holder: &Holder, path: &ArtifactPath) -> Result<(), Failure> {
     if reserved(holder, path) {
@@ -427,6 +433,30 @@ async fn store(
     let now = state.tracking.now();
     state.tracking.write(holder.stored(caller.clone(), path.clone(), meta.size, now)).await?;
     Ok(())
+}
+
+/// Bytes of a file that the web page uploads, as MLflow bounds it.
+const UPLOAD: usize = 10 * 1024 * 1024;
+
+/// A small file of a run, as the web page uploads it.
+pub(super) async fn upload_to_run(Shared(state): Shared<State>, request: Request) -> Answer {
+    let caller = caller_of(&request)?;
+    let fields = Fields::of_uri(request.uri())?;
+    let given = |name: &str| {
+        let missing = || Refusal::Invalid(format!("Request must specify {name}."));
+        Ok::<_, Failure>(fields.text(name)?.filter(|text| !text.is_empty()).ok_or_else(missing)?)
+    };
+    let run = given("run_uuid")?;
+    let run = RunId::new(run).map_err(|_| Refusal::NoRun(limits::excerpt(run)))?;
+    let path = ArtifactPath::new(given("path")?)?;
+    let bytes = axum::body::to_bytes(request.into_body(), UPLOAD).await.map_err(|_| {
+        Refusal::Invalid("Artifact size is too large. Max size is 10MB.".to_owned())
+    })?;
+    if bytes.is_empty() {
+        return Err(Refusal::Invalid("Request must specify data.".to_owned()).into());
+    }
+    store(&state, &caller, &Whose::Run(run), &path, bytes.into()).await?;
+    Ok(Json(json!({})))
 }
 
 pub(super) async fn delete(Shared(state): Shared<State>, request: Request) -> Answer {

@@ -8,6 +8,7 @@ mod artifacts;
 mod call;
 mod experiments;
 mod failure;
+mod metrics;
 mod models;
 mod reply;
 mod runs;
@@ -69,7 +70,8 @@ impl fmt::Debug for State {
 pub fn router(state: State) -> Router {
     let mut router = Router::new()
         .route("/health", get(async || "OK"))
-        .route("/version", get(async || MLFLOW_VERSION));
+        .route("/version", get(async || MLFLOW_VERSION))
+        .route("/get-artifact", get(artifacts::file_of_run));
     for root in ["/api", "/ajax-api"] {
         for (path, methods) in routes() {
             router = router.route(&format!("{root}{path}"), methods);
@@ -107,7 +109,12 @@ fn routes() -> Vec<(String, MethodRouter<State>)> {
         ("runs/set-tag", post(runs::set_tag)),
         ("runs/delete-tag", post(runs::delete_tag)),
         ("metrics/get-history", get(runs::history)),
+        ("metrics/get-history-bulk", get(metrics::history_bulk)),
+        ("metrics/get-history-bulk-interval", get(metrics::history_bulk_interval)),
+        ("experiments/search-datasets", post(metrics::datasets)),
         ("artifacts/list", get(artifacts::list_of_run)),
+        ("get-artifact", get(artifacts::file_of_run)),
+        ("upload-artifact", post(artifacts::upload_to_run)),
         ("logged-models", post(models::create)),
         ("logged-models/search", post(models::search)),
         ("logged-models/{id}", get(models::get).patch(models::finalize).delete(models::delete)),

@@ -1,8 +1,8 @@
 //! Things as MLflow's JSON. Empty lists and values that are not there are left out, as MLflow does.
 
 use atelier_core::track::{
-    DatasetInput, Experiment, LoggedModel, LoggedModelInfo, ModelMetric, ModelOutput, Param, Run,
-    RunId, RunInfo, StoredMetric, Tag,
+    DatasetInput, DatasetSummary, Experiment, LoggedModel, LoggedModelInfo, ModelMetric,
+    ModelOutput, Param, Run, RunId, RunInfo, StoredMetric, Tag,
 };
 use serde_json::{Map, Value, json};
 
@@ -81,6 +81,17 @@ fn dataset_input(input: &DatasetInput) -> Value {
     put_list(&mut whole, "tags", input.tags.iter().map(tag).collect());
     put(&mut whole, "dataset", object);
     whole.into()
+}
+
+pub(super) fn dataset_summary(summary: &DatasetSummary) -> Value {
+    let mut object = Map::new();
+    put(&mut object, "experiment_id", summary.experiment.to_string());
+    put(&mut object, "name", summary.name.as_str());
+    put(&mut object, "digest", summary.digest.as_str());
+    if let Some(context) = &summary.context {
+        put(&mut object, "context", context.as_str());
+    }
+    object.into()
 }
 
 pub(super) fn run(run: &Run) -> Value {

@@ -27,6 +27,7 @@ const ROUTES: &[(&str, &str)] = &[
     ("/.well-known/jwks.json", "/.well-known/jwks.json"),
     ("/health", "/health"),
     ("/version", "/version"),
+    ("/get-artifact", "/get-artifact"),
     // What MLflow's router serves below: `mlflow::paths`.
     ("{root}{path}", "/api/2.0/mlflow/runs/get"),
     ("{root}/3.0/mlflow/server-info", "/api/3.0/mlflow/server-info"),

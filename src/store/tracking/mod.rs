@@ -37,7 +37,7 @@ pub use models::{
     model_entries, model_info, model_writable,
 };
 pub use read::{
-    Entry, SealedPointer, artifact, artifacts, entries, experiment, experiment_by_name,
+    Entry, SealedPointer, artifact, artifacts, datasets, entries, experiment, experiment_by_name,
     experiments, hot_history, latest, run, run_info, runs_within, sealed,
 };
 pub use seal::{HotPage, hot_page, to_purge, to_seal};

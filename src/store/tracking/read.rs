@@ -5,9 +5,9 @@ use std::collections::HashMap;
 use atelier_core::id::{ExperimentName, JobName};
 use atelier_core::time::Timestamp;
 use atelier_core::track::{
-    ArtifactPath, Dataset, DatasetInput, Error as Refusal, Experiment, ExperimentId,
-    LifecycleStage, LoggedModelId, ModelOutput, Param, RUN_NAME_TAG, Run, RunId, RunInfo,
-    RunStatus, StoredMetric, Tag,
+    ArtifactPath, DATASET_CONTEXT_TAG, Dataset, DatasetInput, DatasetSummary, Error as Refusal,
+    Experiment, ExperimentId, LifecycleStage, LoggedModelId, ModelOutput, Param, RUN_NAME_TAG, Run,
+    RunId, RunInfo, RunStatus, StoredMetric, Tag,
 };
 use rusqlite::types::Type;
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
@@ -402,6 +402,37 @@ pub fn experiments(conn: &Connection) -> Result<Vec<(Experiment, u64)>, Error> {
     ))
     .and_then(|mut s| {
         s.query_map([], |row| Ok((experiment_row(row)?, row.get("runs")?)))?.collect()
+    })
+    .map_err(sql)
+}
+
+/// Datasets shown at most.
+const DATASETS: i64 = 1000;
+
+/// The datasets that runs of these experiments read, each once for each of its roles.
+pub fn datasets(
+    conn: &Connection,
+    experiments: &[ExperimentId],
+) -> Result<Vec<DatasetSummary>, Error> {
+    let ids: Vec<i64> = experiments.iter().map(|id| id.0).collect();
+    let list = serde_json::to_string(&ids)
+        .map_err(|source| Error::Damaged { what: "experiment numbers".to_owned(), source })?;
+    conn.prepare_cached(
+        "SELECT DISTINCT r.experiment, i.name, i.digest,
+             (SELECT t.value ->> 1 FROM json_each(i.tags) t WHERE t.value ->> 0 = ?2)
+         FROM run_inputs i JOIN runs r ON r.seq = i.run
+         WHERE r.experiment IN (SELECT value FROM json_each(?1)) ORDER BY 1, 2, 3, 4 LIMIT ?3",
+    )
+    .and_then(|mut s| {
+        s.query_map(params![list, DATASET_CONTEXT_TAG, DATASETS], |row| {
+            Ok(DatasetSummary {
+                experiment: ExperimentId(row.get(0)?),
+                name: row.get(1)?,
+                digest: row.get(2)?,
+                context: row.get(3)?,
+            })
+        })?
+        .collect()
     })
     .map_err(sql)
 }

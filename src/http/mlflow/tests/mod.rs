@@ -2,6 +2,7 @@ mod artifacts;
 mod client;
 mod dialect;
 mod models;
+mod pages;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,0 +1,182 @@
+//! What MLflow's web page asks for beside what its client does.
+
+use http::StatusCode;
+use serde_json::{Value, json};
+
+use super::World;
+
+const INVALID: &str = "INVALID_PARAMETER_VALUE";
+const DENIED: &str = "PERMISSION_DENIED";
+
+impl World {
+    /// A run with `points` points of a metric, whose steps count from 0.
+    async fn with_points(&self, key: &str, points: usize) -> String {
+        let run = self.run("ada").await;
+        for from in (0..points).step_by(1000) {
+            let to = points.min(from + 1000);
+            let metrics: Vec<Value> = (from..to)
+                .map(|i| json!({ "key": key, "value": i, "timestamp": 2 * i, "step": i }))
+                .collect();
+            self.call("ada", "runs/log-batch", json!({ "run_id": run, "metrics": metrics })).await;
+        }
+        run
+    }
+}
+
+#[tokio::test]
+async fn histories_of_several_runs() {
+    let world = World::new();
+    let mut ids = [world.with_points("m", 3).await, world.with_points("m", 2).await];
+    ids.sort();
+    let path = |more: &str| {
+        let runs: String = ids.iter().rev().map(|id| format!("&run_id={id}")).collect();
+        format!("metrics/get-history-bulk?metric_key=m{runs}{more}")
+    };
+    let steps = |answer: &Value| -> Vec<(String, i64)> {
+        let points = answer["metrics"].as_array().cloned().unwrap_or_default();
+        points
+            .iter()
+            .map(|p| {
+                (p["run_id"].as_str().expect("run").to_owned(), p["step"].as_i64().expect("step"))
+            })
+            .collect()
+    };
+    let all = world.call("ada", &path("&run_id=none&run_id=a/b"), Value::Null).await;
+    let found = steps(&all);
+    assert_eq!(found.len(), 5);
+    assert!(found.is_sorted(), "by run, then time: {found:?}");
+    assert_eq!(steps(&world.call("ada", &path("&max_results=4"), Value::Null).await), found[..4]);
+    let none = world.call("ada", &path("&max_results=0"), Value::Null).await;
+    assert_eq!(none, json!({ "metrics": [] }));
+    let of_many = format!("metrics/get-history-bulk?metric_key=m{}", "&run_id=x".repeat(101));
+    for (path, part) in [
+        ("metrics/get-history-bulk?metric_key=m", "at least one run_id"),
+        (&*of_many, "more than 100 run_ids. Received 101"),
+        ("metrics/get-history-bulk?run_id=x", "'metric_key'"),
+        ("metrics/get-history-bulk?run_id=x&metric_key=m&max_results=x", "'max_results'"),
+        ("metrics/get-history-bulk-interval?metric_key=m", "at least one run_ids"),
+        (
+            "metrics/get-history-bulk-interval?metric_key=m&run_ids=x&max_results=0",
+            "between 1 and 2500",
+        ),
+        (
+            "metrics/get-history-bulk-interval?metric_key=m&run_ids=x&max_results=2501",
+            "between 1 and 2500",
+        ),
+        ("metrics/get-history-bulk-interval?metric_key=m&run_ids=x&start_step=1", "both must be"),
+        (
+            "metrics/get-history-bulk-interval?metric_key=m&run_ids=x&start_step=2&end_step=1",
+            "end_step must be",
+        ),
+    ] {
+        world.refused("ada", path, Value::Null, (400, INVALID, part)).await;
+    }
+}
+
+#[tokio::test]
+async fn samples_of_histories() {
+    let world = World::new();
+    let (long, short) = (world.with_points("m", 3000).await, world.with_points("m", 5).await);
+    let steps = async |more: &str| {
+        let path = format!(
+            "metrics/get-history-bulk-interval?metric_key=m&run_ids={long}&run_ids={short}&run_ids=none{more}"
+        );
+        let answer = world.call("ada", &path, Value::Null).await;
+        let points = answer["metrics"].as_array().cloned().unwrap_or_default();
+        let of = |run: &str| -> Vec<i64> {
+            let own = points.iter().filter(|point| point["run_id"] == run);
+            own.map(|point| point["step"].as_i64().expect("step")).collect()
+        };
+        (of(&long), of(&short))
+    };
+    // As MLflow 3.17.2 chooses: the first of each of so many parts, and the last of all.
+    assert_eq!(steps("&max_results=4").await, (vec![0, 750, 1500, 2999], vec![0, 2, 3, 4]));
+    assert_eq!(steps("&max_results=1").await, (vec![2999], vec![4]));
+    let (some, all) = steps("&max_results=7").await;
+    assert_eq!(some, [0, 429, 858, 1287, 1716, 2144, 2999]);
+    assert_eq!(all, [0, 1, 2, 3, 4]);
+    let (some, _) = steps("").await;
+    assert!(some.len() == 2500 && some.first() == Some(&0) && some.last() == Some(&2999));
+    assert_eq!(steps("&start_step=2&end_step=3").await, (vec![2, 3], vec![2, 3]));
+}
+
+#[tokio::test]
+async fn datasets_of_experiments() {
+    let world = World::new();
+    let dataset = |name: &str, context: Option<&str>| {
+        let tags: Vec<Value> = context
+            .map(|context| json!({ "key": "mlflow.data.context", "value": context }))
+            .into_iter()
+            .collect();
+        json!({ "dataset": { "name": name, "digest": "1", "source_type": "local", "source": "x" }, "tags": tags })
+    };
+    for list in [
+        json!([dataset("a", Some("training")), dataset("b", None)]),
+        json!([dataset("a", Some("training"))]),
+    ] {
+        let run = world.run("ada").await;
+        world.call("ada", "runs/log-inputs", json!({ "run_id": run, "datasets": list })).await;
+    }
+    let found =
+        world.call("ada", "experiments/search-datasets", json!({ "experiment_ids": ["0"] })).await;
+    assert_eq!(
+        found["dataset_summaries"],
+        json!([
+            { "experiment_id": "0", "name": "a", "digest": "1", "context": "training" },
+            { "experiment_id": "0", "name": "b", "digest": "1" },
+        ])
+    );
+    for (ids, part) in
+        [(vec![], "at least one"), (vec!["0"; 21], "more than 20 experiment_ids. Received 21")]
+    {
+        let body = json!({ "experiment_ids": ids });
+        world.refused("ada", "experiments/search-datasets", body, (400, INVALID, part)).await;
+    }
+}
+
+#[tokio::test]
+async fn artifacts_as_the_page_moves_them() {
+    let world = World::new();
+    let run = world.run("ada").await;
+    let up =
+        |path: &str| format!("/ajax-api/2.0/mlflow/upload-artifact?run_uuid={run}&path={path}");
+    for (token, path, body, status, part) in [
+        ("ada", up("a/b%20c.json"), "{\"k\":1}", 200, ""),
+        ("grace", up("x"), "x", 403, "only its owner"),
+        ("ada", up("x"), "", 400, "must specify data"),
+        ("ada", up(""), "x", 400, "must specify path"),
+        ("ada", up("..%2Fx"), "x", 400, "Invalid path"),
+        (
+            "ada",
+            "/ajax-api/2.0/mlflow/upload-artifact?path=x".to_owned(),
+            "x",
+            400,
+            "must specify run_uuid",
+        ),
+        (
+            "ada",
+            "/ajax-api/2.0/mlflow/upload-artifact?path=x&run_uuid=no".to_owned(),
+            "x",
+            404,
+            "Run with id=no",
+        ),
+    ] {
+        let (got, answer) = world.send(token, "POST", &path, body).await;
+        let answer = String::from_utf8_lossy(&answer).into_owned();
+        assert!(got.as_u16() == status && answer.contains(part), "{path}: {got} {answer}");
+    }
+    let (status, answer) =
+        world.send("ada", "POST", &up("big"), vec![0; 10 * 1024 * 1024 + 1]).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    assert!(String::from_utf8_lossy(&answer).contains("Max size is 10MB"));
+    for root in ["", "/ajax-api/2.0/mlflow", "/api/2.0/mlflow"] {
+        let path = format!("{root}/get-artifact?path=a/b%20c.json&run_uuid={run}");
+        assert_eq!(
+            world.send("reader", "GET", &path, "").await,
+            (StatusCode::OK, b"{\"k\":1}".to_vec())
+        );
+    }
+    world.job("job_a", "exp").await;
+    let path = format!("get-artifact?path=a/b%20c.json&run_uuid={run}");
+    world.refused("job:job_a", &path, Value::Null, (403, DENIED, "own experiment")).await;
+}
