@@ -60,7 +60,7 @@ pub fn need_of(path: &str) -> Option<Need> {
     use Permission as P;
     match path {
         "/healthz" | "/readyz" | "/.well-known/jwks.json" => return Some(Need::Public),
-        "/health" | "/version" | "/get-artifact" => return Some(Need::Tracking),
+        "/health" | "/version" | "/get-artifact" | "/graphql" => return Some(Need::Tracking),
         _ => {}
     }
     if let Some((service, method)) = path.strip_prefix('/').and_then(|p| p.split_once('/'))

@@ -227,6 +227,22 @@ impl Fields {
         }
     }
 
+    /// The same fields under the names that the wire has elsewhere: `runId` is `run_id`.
+    pub(super) fn in_snake_case(self) -> Self {
+        let snake = |name: String| {
+            let mut out = String::with_capacity(name.len() + 4);
+            for c in name.chars() {
+                if c.is_ascii_uppercase() {
+                    out.push('_');
+                }
+                out.push(c.to_ascii_lowercase());
+            }
+            out
+        };
+        let values = self.values.into_iter().map(|(name, value)| (snake(name), value));
+        Self { values: values.collect(), path: self.path }
+    }
+
     /// Whether a field is there at all.
     pub(super) fn has(&self, name: &str) -> bool {
         self.get(name).is_some()

@@ -1,7 +1,9 @@
 //! `mlflow/experiments/…`
 
 use atelier_core::track::search::{experiment_filter, experiment_order};
-use atelier_core::track::{Error as Refusal, PageToken, Tag, ViewType, fingerprint, limits};
+use atelier_core::track::{
+    Error as Refusal, Experiment, ExperimentId, PageToken, Tag, ViewType, fingerprint, limits,
+};
 use axum::Json;
 use serde_json::{Value, json};
 
@@ -38,15 +40,18 @@ pub(super) async fn create(call: Call) -> Answer {
     }))
 }
 
+/// An experiment, for whom it may read.
+pub(super) async fn one(call: &Call, id: ExperimentId) -> Result<Experiment, Failure> {
+    let reader = call.reader()?;
+    call.read(move |conn| {
+        reader.check(conn, id)?;
+        tracking::experiment(conn, id)?.ok_or_else(|| Refusal::NoExperiment(id.to_string()).into())
+    })
+    .await
+}
+
 pub(super) async fn get(call: Call) -> Answer {
-    let (id, reader) = (call.experiment_id()?, call.reader()?);
-    let found = call
-        .read(move |conn| {
-            reader.check(conn, id)?;
-            tracking::experiment(conn, id)?
-                .ok_or_else(|| Refusal::NoExperiment(id.to_string()).into())
-        })
-        .await?;
+    let found = one(&call, call.experiment_id()?).await?;
     Ok(Json(json!({ "experiment": reply::experiment(&found) })))
 }
 

@@ -51,6 +51,16 @@ impl Failure {
     }
 }
 
+impl Failure {
+    /// The code and what it says, if it is the request's fault.
+    ///
+    /// # Errors
+    /// The failure, if it is not.
+    pub(super) fn told(self) -> Result<(&'static str, String), Self> {
+        if self.status.is_client_error() { Ok((self.code, self.message)) } else { Err(self) }
+    }
+}
+
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
         let body = json!({ "error_code": self.code, "message": self.message });

@@ -8,6 +8,7 @@ mod artifacts;
 mod call;
 mod experiments;
 mod failure;
+mod graphql;
 mod metrics;
 mod models;
 mod reply;
@@ -71,7 +72,8 @@ pub fn router(state: State) -> Router {
     let mut router = Router::new()
         .route("/health", get(async || "OK"))
         .route("/version", get(async || MLFLOW_VERSION))
-        .route("/get-artifact", get(artifacts::file_of_run));
+        .route("/get-artifact", get(artifacts::file_of_run))
+        .route("/graphql", post(graphql::execute));
     for root in ["/api", "/ajax-api"] {
         for (path, methods) in routes() {
             router = router.route(&format!("{root}{path}"), methods);

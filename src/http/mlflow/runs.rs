@@ -5,7 +5,7 @@ use atelier_core::time::Timestamp;
 use atelier_core::track::search::{run_filter, run_order};
 use atelier_core::track::{
     Dataset, DatasetInput, Error as Refusal, ExperimentId, LoggedModelId, MeasuredOn, Metric,
-    ModelOutput, ModelPoint, PageToken, Param, RUN_NAME_TAG, RunId, RunStatus, Tag, ViewType,
+    ModelOutput, ModelPoint, PageToken, Param, RUN_NAME_TAG, Run, RunId, RunStatus, Tag, ViewType,
     fingerprint, limits,
 };
 use axum::Json;
@@ -15,7 +15,7 @@ use super::call::{Call, Fields};
 use super::experiments::tag_of;
 use super::failure::Failure;
 use super::{Answer, reply};
-use crate::store::tracking::{self, NewRun, RunChange, RunQuery, TrackReply, TrackWrite};
+use crate::store::tracking::{self, NewRun, Page, RunChange, RunQuery, TrackReply, TrackWrite};
 
 /// Points of a history in one answer when the client sets no bound; then there is a page token.
 const HISTORY: usize = 250_000;
@@ -70,16 +70,19 @@ pub(super) fn random() -> Result<u64, Failure> {
         .map_err(|error| Failure::unavailable(format!("no random bits for a new id: {error}")))
 }
 
-pub(super) async fn get(call: Call) -> Answer {
+/// The run that the call is about.
+pub(super) async fn one(call: &Call) -> Result<Run, Failure> {
     let (id, reader) = (call.run_id()?, call.reader()?);
-    let run = call
-        .read(move |conn| {
-            let run = tracking::run(conn, &id)?;
-            reader.check(conn, run.info.experiment)?;
-            Ok(run)
-        })
-        .await?;
-    Ok(Json(json!({ "run": reply::run(&run) })))
+    call.read(move |conn| {
+        let run = tracking::run(conn, &id)?;
+        reader.check(conn, run.info.experiment)?;
+        Ok(run)
+    })
+    .await
+}
+
+pub(super) async fn get(call: Call) -> Answer {
+    Ok(Json(json!({ "run": reply::run(&one(&call).await?) })))
 }
 
 async fn change(call: &Call, change: RunChange) -> Result<TrackReply, Failure> {
@@ -317,7 +320,8 @@ pub(super) async fn log_model(call: Call) -> Answer {
     Ok(Json(json!({})))
 }
 
-pub(super) async fn search(call: Call) -> Answer {
+/// The runs that the call searches.
+pub(super) async fn found(call: &Call) -> Result<Page<Run>, Failure> {
     let fields = &call.fields;
     let reader = call.reader()?;
     let ids = fields.texts("experiment_ids")?;
@@ -339,14 +343,17 @@ pub(super) async fn search(call: Call) -> Answer {
         after: fields.page_token()?.map(|token| PageToken::parse(token, search)).transpose()?,
         fingerprint: search,
     };
-    let page = call
-        .read(move |conn| {
-            for experiment in &query.experiments {
-                reader.check(conn, *experiment)?;
-            }
-            tracking::search_runs(conn, &query)
-        })
-        .await?;
+    call.read(move |conn| {
+        for experiment in &query.experiments {
+            reader.check(conn, *experiment)?;
+        }
+        tracking::search_runs(conn, &query)
+    })
+    .await
+}
+
+pub(super) async fn search(call: Call) -> Answer {
+    let page = found(&call).await?;
     let list = page.items.iter().map(reply::run).collect();
     Ok(Json(reply::page("runs", list, page.next)))
 }

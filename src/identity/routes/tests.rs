@@ -28,6 +28,7 @@ const ROUTES: &[(&str, &str)] = &[
     ("/health", "/health"),
     ("/version", "/version"),
     ("/get-artifact", "/get-artifact"),
+    ("/graphql", "/graphql"),
     // What MLflow's router serves below: `mlflow::paths`.
     ("{root}{path}", "/api/2.0/mlflow/runs/get"),
     ("{root}/3.0/mlflow/server-info", "/api/3.0/mlflow/server-info"),

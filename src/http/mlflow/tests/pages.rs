@@ -21,6 +21,20 @@ impl World {
         }
         run
     }
+
+    async fn asks(&self, token: &str, name: &str, variables: Value) -> Value {
+        let field = match name {
+            "MlflowGetExperimentQuery" => "mlflowGetExperiment".to_owned(),
+            name => format!("mlflow{name}"),
+        };
+        let query = format!(
+            "query {name}($data: X!) {{ {field}(input: $data) {{ apiError {{ code }} }} }}"
+        );
+        let body = json!({ "operationName": name, "query": query, "variables": variables });
+        let (status, answer) = self.send(token, "POST", "/graphql", body.to_string()).await;
+        assert_eq!(status, StatusCode::OK, "{}", String::from_utf8_lossy(&answer));
+        serde_json::from_slice(&answer).expect("JSON")
+    }
 }
 
 #[tokio::test]
@@ -179,4 +193,86 @@ async fn artifacts_as_the_page_moves_them() {
     world.job("job_a", "exp").await;
     let path = format!("get-artifact?path=a/b%20c.json&run_uuid={run}");
     world.refused("job:job_a", &path, Value::Null, (403, DENIED, "own experiment")).await;
+}
+
+#[tokio::test]
+async fn the_four_documents() {
+    let world = World::new();
+    let run = world.with_points("m", 2).await;
+    let nan = json!({ "run_id": run, "key": "nan", "value": "NaN", "timestamp": 1 });
+    world.call("ada", "runs/log-metric", nan).await;
+    let answer = world.asks("reader", "GetRun", json!({ "data": { "runId": run } })).await;
+    assert_eq!(answer["errors"], Value::Null);
+    let found = &answer["data"]["mlflowGetRun"];
+    assert_eq!(
+        (&found["__typename"], &found["apiError"]),
+        (&json!("MlflowGetRunResponse"), &Value::Null)
+    );
+    let found = &found["run"];
+    assert_eq!(found["__typename"], "MlflowRunExtension");
+    assert_eq!(
+        found["info"],
+        json!({
+            "__typename": "MlflowRunInfo", "runName": found["info"]["runName"], "status": "RUNNING",
+            "runUuid": run, "runId": run, "experimentId": "0", "startTime": "5", "endTime": "0",
+            "artifactUri": format!("mlflow-artifacts:/0/{run}/artifacts"), "lifecycleStage": "active",
+            "userId": "ada",
+        })
+    );
+    assert_eq!(
+        found["data"]["metrics"],
+        json!([
+            { "__typename": "MlflowMetricExtension", "key": "m", "value": 1.0, "step": "1", "timestamp": "2" },
+            { "__typename": "MlflowMetricExtension", "key": "nan", "value": null, "step": "0", "timestamp": "1" },
+        ])
+    );
+    assert_eq!(found["experiment"]["name"], "Default");
+    assert_eq!(found["outputs"], json!({ "__typename": "MlflowRunOutputs", "modelOutputs": [] }));
+
+    let data =
+        json!({ "data": { "filter": "metrics.m = 1", "experimentIds": ["0"], "maxResults": 1 } });
+    let answer = world.asks("ada", "SearchRuns", data).await;
+    assert_eq!(answer["data"]["mlflowSearchRuns"]["runs"][0]["info"]["runUuid"], json!(run));
+    let data = json!({ "data": { "runIds": [run], "metricKey": "m", "startStep": null, "endStep": null, "maxResults": 320 } });
+    let answer = world.asks("ada", "GetMetricHistoryBulkInterval", data).await;
+    let points = &answer["data"]["mlflowGetMetricHistoryBulkInterval"]["metrics"];
+    assert_eq!(
+        points[1],
+        json!({
+            "__typename": "MlflowMetricWithRunId", "key": "m", "value": 1.0, "step": "1", "timestamp": "2", "runId": run,
+        })
+    );
+    let answer = world
+        .asks("ada", "MlflowGetExperimentQuery", json!({ "input": { "experimentId": "0" } }))
+        .await;
+    assert_eq!(
+        answer["data"]["mlflowGetExperiment"]["experiment"]["artifactLocation"],
+        "mlflow-artifacts:/0"
+    );
+
+    // What goes wrong is told as the page shows it.
+    let answer = world.asks("ada", "GetRun", json!({ "data": { "runId": "none" } })).await;
+    let error = &answer["data"]["mlflowGetRun"]["apiError"];
+    assert_eq!(
+        (&error["code"], &error["message"]),
+        (&json!("RESOURCE_DOES_NOT_EXIST"), &json!("Run with id=none not found"))
+    );
+    world.job("job_a", "exp").await;
+    let answer = world.asks("job:job_a", "GetRun", json!({ "data": { "runId": run } })).await;
+    assert_eq!(answer["data"]["mlflowGetRun"]["apiError"]["code"], DENIED);
+    assert_eq!(answer["data"]["mlflowGetRun"]["run"], Value::Null);
+
+    for body in [
+        json!({ "operationName": "Other", "query": "query Other { mlflowGetRun { run { info { runId } } } }" }),
+        json!({ "operationName": "GetRun", "query": "query GetRun { test(inputString: \"x\") { output } }", "variables": {} }),
+        json!({ "query": "{ __schema { types { name } } }" }),
+    ] {
+        let (status, answer) = world.send("ada", "POST", "/graphql", body.to_string()).await;
+        let answer: Value = serde_json::from_slice(&answer).expect("JSON");
+        assert_eq!((status, &answer["data"]), (StatusCode::OK, &Value::Null), "{body}");
+        let said = answer["errors"][0]["message"].as_str().expect("message");
+        assert!(said.contains("MlflowGetExperimentQuery"), "{said}");
+    }
+    let (status, _) = world.send("", "POST", "/graphql", "{}").await;
+    assert_eq!(status, StatusCode::UNAUTHORIZED);
 }
