@@ -116,8 +116,8 @@ pub struct ServeArgs {
     /// starts them elsewhere
     #[arg(long, default_value_t = 600, value_name = "SECONDS")]
     pub lease: u64,
-    /// Whether nodes are given addresses, signed for a few minutes and for one object each, by which they read from
-    /// object stores and write to them themselves; without, all bytes go through the daemon
+    /// Whether nodes and MLflow's clients are given addresses, signed for a while and for one object each, by which
+    /// they read from object stores and write to them themselves; without, all bytes go through the daemon
     #[arg(long, value_enum, default_value_t = SignedUrls::Auto, value_name = "auto|none")]
     pub signed_urls: SignedUrls,
     /// Whether jobs' inputs may lie where everybody may read: at addresses of the web, and in public storage of

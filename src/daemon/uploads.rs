@@ -1,15 +1,14 @@
-//! Uploads of attempts that go to a store itself, part by part: which are under way, and what becomes of those whose
-//! attempt is over.
+//! Uploads that go to a store itself, part by part: which are under way, and what becomes of those whose attempt is
+//! over, or that somebody has left lying.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use atelier_core::access::AttemptScope;
 use atelier_core::time::Timestamp;
 
 use crate::identity::Door;
 use crate::storage::{self, Datastore, Datastores, ObjectPath};
-use crate::store::parts::{self, PartUpload};
+use crate::store::parts::{self, PartUpload, Uploader};
 use crate::store::{self, SqliteStore};
 
 /// Between two looks at what is left.
@@ -18,6 +17,9 @@ const PATROL: Duration = Duration::from_secs(15);
 const PAGE: u32 = 256;
 /// After so long one that cannot be given up is forgotten: the store's own rules remove it.
 const GIVEN_UP: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// After so long what a person has not completed is removed.
+const LEFT: Duration = Duration::from_secs(24 * 3600);
 
 /// For how long a part can be written by an address at most, and what is too short for one.
 const WRITE: Duration = Duration::from_secs(300);
@@ -49,14 +51,14 @@ impl Uploads {
     pub(crate) async fn begin(
         &self,
         id: String,
-        attempt: &AttemptScope,
+        by: Uploader,
         datastore: &Datastore,
         path: &ObjectPath,
         upload: String,
     ) -> Result<(), store::Error> {
         let begun = PartUpload {
             id,
-            attempt: attempt.clone(),
+            by,
             datastore: datastore.name().clone(),
             path: path.to_string(),
             upload,
@@ -76,7 +78,7 @@ impl Uploads {
         self.store.write(move |conn| parts::end(conn, &id)).await
     }
 
-    /// Removes what attempts that are over have left, for as long as the daemon runs.
+    /// Removes what attempts that are over have left, and what people have, for as long as the daemon runs.
     pub(crate) async fn collect(self, datastores: Datastores, door: Arc<Door>) {
         loop {
             tokio::time::sleep(PATROL).await;
@@ -92,9 +94,18 @@ impl Uploads {
             let page = self.store.read(|conn| parts::page(conn, &after, PAGE))?;
             let Some(last) = page.last() else { return Ok(()) };
             after.clone_from(&last.id);
-            for upload in page.into_iter().filter(|upload| !door.is_live(&upload.attempt)) {
+            for upload in page {
                 let age = (self.now)().as_millis().saturating_sub(upload.begun_at.as_millis());
-                let is_old = u128::try_from(age).is_ok_and(|age| age > GIVEN_UP.as_millis());
+                let is_older =
+                    |than: Duration| u128::try_from(age).is_ok_and(|age| age > than.as_millis());
+                let is_over = match &upload.by {
+                    Uploader::Attempt(attempt) => !door.is_live(attempt),
+                    Uploader::Person { .. } => is_older(LEFT),
+                };
+                if !is_over {
+                    continue;
+                }
+                let is_old = is_older(GIVEN_UP);
                 match give_up(datastores, &upload).await {
                     Ok(()) => {
                         tracing::info!(datastore = %upload.datastore, "an upload was given up")

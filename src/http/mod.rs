@@ -55,6 +55,8 @@ fn own(shared: Shared) -> Router {
         datastores: datastores.clone(),
         manifests: shared.committed.clone(),
         door: door.clone(),
+        workspace: shared.folder.workspace().name.as_str().into(),
+        uploads: shared.uploads.clone(),
     });
     let uploads = shared.uploads.clone();
     let objects = data::router(data::State { datastores, door, uploads });

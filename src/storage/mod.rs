@@ -45,6 +45,8 @@ pub use signed::Signed;
 pub use uncommitted::Expected;
 
 use cloud::Cloud;
+#[cfg(test)]
+pub(crate) use cloud::tests::Server as S3;
 use placed::Placed;
 
 /// What may go wrong with an object.

@@ -96,3 +96,14 @@ impl Datastore {
         }
     }
 }
+
+#[cfg(test)]
+impl Datastore {
+    /// As of a store that takes nothing at a part's address but the part.
+    pub(crate) fn keeping_to_parts(&self) {
+        if let super::Backend::OwnCloud(cloud, _) | super::Backend::Cloud(cloud, _) = &self.backend
+        {
+            cloud.keeping_to_parts();
+        }
+    }
+}

@@ -1,10 +1,11 @@
-//! Uploads that attempts write to stores part by part and that are not complete, as rows: what is left of one whose
-//! attempt is over can be removed, also after the daemon was killed.
+//! Uploads that are written to stores part by part and that are not complete, as rows: what is left of one whose
+//! attempt is over, or that somebody has left lying, can be removed, also after the daemon was killed.
 
 use atelier_core::access::AttemptScope;
-use atelier_core::id::DatastoreName;
+use atelier_core::id::{DatastoreName, Principal};
 use atelier_core::time::Timestamp;
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
+use serde::{Deserialize, Serialize};
 
 use super::Error;
 use super::jobs::{column, json, parsed};
@@ -20,13 +21,26 @@ CREATE TABLE part_uploads (
 ) STRICT, WITHOUT ROWID;
 ";
 
+/// Whose an upload is.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Uploader {
+    /// An attempt's.
+    Attempt(AttemptScope),
+    /// A person's.
+    Person {
+        /// Who.
+        principal: Principal,
+    },
+}
+
 /// An upload in parts.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct PartUpload {
     /// Its name between the daemon and the agent.
     pub id: String,
     /// Whose it is.
-    pub attempt: AttemptScope,
+    pub by: Uploader,
     /// Where the object is to be.
     pub datastore: DatastoreName,
     /// Its path there.
@@ -42,7 +56,7 @@ const COLUMNS: &str = "id, attempt, datastore, path, upload, begun_at";
 fn upload_of(row: &Row<'_>) -> rusqlite::Result<PartUpload> {
     Ok(PartUpload {
         id: row.get(0)?,
-        attempt: column(row, 1)?,
+        by: column(row, 1)?,
         datastore: parsed(row, 2)?,
         path: row.get(3)?,
         upload: row.get(4)?,
@@ -52,12 +66,12 @@ fn upload_of(row: &Row<'_>) -> rusqlite::Result<PartUpload> {
 
 /// Remembers one.
 pub fn begin(conn: &Connection, upload: &PartUpload) -> Result<(), Error> {
-    let PartUpload { id, attempt, datastore, path, upload, begun_at } = upload;
-    let attempt = json(attempt, "attempt")?;
+    let PartUpload { id, by, datastore, path, upload, begun_at } = upload;
+    let by = json(by, "whose an upload is")?;
     conn.prepare_cached("INSERT OR REPLACE INTO part_uploads VALUES (?1, ?2, ?3, ?4, ?5, ?6)")
         .and_then(|mut s| {
             let begun_at = begun_at.as_millis();
-            s.execute(params![id, attempt, datastore.as_str(), path, upload, begun_at])
+            s.execute(params![id, by, datastore.as_str(), path, upload, begun_at])
         })
         .map(drop)
         .map_err(|error| Error::sqlite("remember an upload", error))

@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use super::{Refusal, State, authorize, authorize_write, queried, still, text, told_used};
 use crate::identity::Use;
 use crate::storage::{self, Datastore, ObjectPath, Signed};
-use crate::store::parts::PartUpload;
+use crate::store::parts::{PartUpload, Uploader};
 
 /// For how long an object can be read by an address.
 const READ: Duration = Duration::from_secs(600);
@@ -176,7 +176,10 @@ async fn begin(
     let Some(upload) = datastore.begin_parts(path).await? else { return Ok(answer(None)) };
     let named = format!("{}\n{path}\n{upload}", datastore.name());
     let id = Digest::of(named.as_bytes()).to_string();
-    state.uploads.begin(id.clone(), scope, datastore, path, upload).await?;
+    state
+        .uploads
+        .begin(id.clone(), Uploader::Attempt(scope.clone()), datastore, path, upload)
+        .await?;
     Ok(answer(Some(id)))
 }
 
@@ -203,7 +206,7 @@ async fn find(
     id: String,
 ) -> Result<PartUpload, Refusal> {
     let own = |known: &PartUpload| {
-        known.attempt == *scope
+        known.by == Uploader::Attempt(scope.clone())
             && known.datastore == *datastore.name()
             && known.path == path.as_str()
     };

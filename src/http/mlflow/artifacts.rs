@@ -12,6 +12,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use atelier_core::access::Caller;
 use atelier_core::content::manifest::{Manifest, ManifestEntry};
@@ -35,6 +36,7 @@ use super::{Answer, State};
 use crate::http::data::checked;
 use crate::identity::{Origin, Use};
 use crate::storage::{self, Datastore, ObjectPath};
+use crate::store;
 use crate::store::tracking::{self, ModelChange, RunChange, TrackReply, TrackWrite};
 use crate::track::SEALED_OBJECT;
 
@@ -81,7 +83,7 @@ impl Holder {
     }
 
     /// Where an artifact of it lies in the artifact store.
-    fn object(&self, path: &ArtifactPath) -> Result<ObjectPath, Failure> {
+    pub(super) fn object(&self, path: &ArtifactPath) -> Result<ObjectPath, Failure> {
         let root = match self {
             Self::Run(info) => RunInfo::artifact_root(&info.id),
             Self::Model(info) => LoggedModelInfo::artifact_root(&info.id),
@@ -89,8 +91,26 @@ impl Holder {
         Ok(ObjectPath::new(&format!("{root}/{path}")).map_err(storage::Error::from)?)
     }
 
+    /// When the file at this path was stored, as its rows say.
+    pub(super) fn stored_at(
+        &self,
+        conn: &Connection,
+        path: &ArtifactPath,
+    ) -> Result<Option<Timestamp>, store::Error> {
+        match self {
+            Self::Run(info) => tracking::artifact_time(conn, &info.id, path),
+            Self::Model(info) => tracking::model_artifact_time(conn, &info.id, path),
+        }
+    }
+
     /// The change of its rows that a file is there.
-    fn stored(&self, by: Caller, path: ArtifactPath, bytes: u64, at: Timestamp) -> TrackWrite {
+    pub(super) fn stored(
+        &self,
+        by: Caller,
+        path: ArtifactPath,
+        bytes: u64,
+        at: Timestamp,
+    ) -> TrackWrite {
         match self {
             Self::Run(info) => {
                 let change = RunChange::Artifact { path, bytes, at };
@@ -105,16 +125,16 @@ impl Holder {
 }
 
 /// An artifact's address.
-struct Address {
+pub(super) struct Address {
     experiment: ExperimentId,
-    whose: Whose,
+    pub(super) whose: Whose,
     /// Nothing is the root of all artifacts of the run or model.
-    path: Option<ArtifactPath>,
+    pub(super) path: Option<ArtifactPath>,
 }
 
 impl Address {
     /// Reads `<experiment>/<run>/artifacts[/<path>]`, already decoded once.
-    fn parse(text: &str) -> Result<Self, Refusal> {
+    pub(super) fn parse(text: &str) -> Result<Self, Refusal> {
         let other = || {
             Refusal::Invalid(format!(
                 "Invalid path: '{}': artifacts lie at <experiment id>/<run id>/artifacts/<path> or \
@@ -147,7 +167,10 @@ impl Address {
     /// Reads the address at the end of a request's path.
     fn of_request(request: &Request) -> Result<Self, Failure> {
         let path = request.uri().path();
-        let encoded = path.split_once("/mlflow-artifacts/artifacts/").map_or("", |(_, rest)| rest);
+        let encoded = ["/mlflow-artifacts/artifacts/", "/mlflow-artifacts/presigned/"]
+            .into_iter()
+            .find_map(|root| path.split_once(root))
+            .map_or("", |(_, rest)| rest);
         let decoded = percent_decode_str(encoded).decode_utf8().map_err(|_| {
             Refusal::Invalid("Invalid path: it is not UTF-8 once decoded".to_owned())
         })?;
@@ -177,7 +200,11 @@ async fn readable(state: &State, caller: &Caller, whose: &Whose) -> Result<Holde
 }
 
 /// The run or model, if the caller may write to it.
-async fn writable(state: &State, caller: &Caller, whose: &Whose) -> Result<Holder, Failure> {
+pub(super) async fn writable(
+    state: &State,
+    caller: &Caller,
+    whose: &Whose,
+) -> Result<Holder, Failure> {
     let (by, whose) = (caller.clone(), whose.clone());
     let holder = state
         .tracking
@@ -191,7 +218,7 @@ async fn writable(state: &State, caller: &Caller, whose: &Whose) -> Result<Holde
     Ok(holder)
 }
 
-fn same_experiment(holder: &Holder, address: &Address) -> Result<(), Refusal> {
+pub(super) fn same_experiment(holder: &Holder, address: &Address) -> Result<(), Refusal> {
     let (whose, experiment) = (&address.whose, address.experiment);
     if holder.experiment() == experiment {
         return Ok(());
@@ -370,7 +397,11 @@ pub(super) async fn file_of_run(call: Call) -> Result<Response, Failure> {
 }
 
 /// Refuses to change what a job has left behind, and Atelier's own files.
-async fn changeable(state: &State, holder: &Holder, path: &ArtifactPath) -> Result<(), Failure> {
+pub(super) async fn changeable(
+    state: &State,
+    holder: &Holder,
+    path: &ArtifactPath,
+) -> Result<(), Failure> {
     if reserved(holder, path) {
         return Err(Refusal::NotAllowed(format!(
             "'{path}' is the platform's own file about the run; choose another path"
@@ -399,12 +430,12 @@ pub(super) async fn upload(Shared(state): Shared<State>, request: Request) -> An
     let path = address.path.clone().ok_or_else(|| {
         Refusal::Invalid("Invalid path: the name of the artifact is missing".to_owned())
     })?;
-    store(&state, &caller, &address.whose, &path, request.into_body()).await?;
+    put(&state, &caller, &address.whose, &path, request.into_body()).await?;
     Ok(Json(json!({})))
 }
 
 /// Stores an artifact, whole or not at all.
-async fn store(
+async fn put(
     state: &State,
     caller: &Caller,
     whose: &Whose,
@@ -455,7 +486,7 @@ pub(super) async fn upload_to_run(Shared(state): Shared<State>, request: Request
     if bytes.is_empty() {
         return Err(Refusal::Invalid("Request must specify data.".to_owned()).into());
     }
-    store(&state, &caller, &Whose::Run(run), &path, bytes.into()).await?;
+    put(&state, &caller, &Whose::Run(run), &path, bytes.into()).await?;
     Ok(Json(json!({})))
 }
 
@@ -500,14 +531,40 @@ pub(super) async fn delete(Shared(state): Shared<State>, request: Request) -> An
     Ok(Json(json!({})))
 }
 
-/// The client then uploads in one piece.
-pub(super) async fn no_multipart() -> Failure {
-    let message = "Multipart upload is not supported for the current artifact repository";
-    Failure::new(StatusCode::NOT_IMPLEMENTED, "NOT_IMPLEMENTED", message)
-}
+/// For how long an object can be read by an address, as MLflow's server has it.
+const READ: Duration = Duration::from_secs(300);
+/// Smaller files are cheaper read through the daemon than by an address: of those the client is not told the size.
+const LARGE: u64 = 8 << 20;
 
-/// The client then downloads in one piece.
-pub(super) async fn no_presigned() -> Failure {
-    let message = "Presigned downloads are not supported for the current artifact repository";
-    Failure::new(StatusCode::NOT_IMPLEMENTED, "NOT_IMPLEMENTED", message)
+/// An address by which a file is read from its store. The store's keys stay here.
+pub(super) async fn presigned(
+    Shared(state): Shared<State>,
+    request: Request,
+) -> Result<Response, Failure> {
+    let caller = caller_of(&request)?;
+    let address = Address::of_request(&request)?;
+    let holder = readable(&state, &caller, &address.whose).await?;
+    same_experiment(&holder, &address)?;
+    let path = address.path.ok_or_else(|| Refusal::NoArtifact("/".to_owned()))?;
+    let (datastore, place) = find(&state, &holder, &path).await?;
+    let signed = match state.uploads.signs {
+        true => datastore.sign_reads(std::slice::from_ref(&place), READ).await?,
+        false => None,
+    };
+    let Some(signed) = signed.and_then(|mut signed| signed.pop()) else {
+        let message = "Presigned downloads are not supported for the current artifact repository";
+        return Err(Failure::new(StatusCode::NOT_IMPLEMENTED, "NOT_IMPLEMENTED", message));
+    };
+    // Whether it is there, and its size.
+    let size = datastore.head(&place).await?.size;
+    let origin = request.extensions().get::<Origin>().cloned().unwrap_or_default();
+    state.door.tell_used(&caller, &origin, datastore.name(), place.as_str(), Use::Read);
+    let mut answer = json!({ "url": signed.url, "headers": {} });
+    if let Some(answer) = answer.as_object_mut().filter(|_| size >= LARGE) {
+        answer.insert("file_size".to_owned(), size.into());
+    }
+    let mut response = Json(answer).into_response();
+    let no_store = HeaderValue::from_static("no-store");
+    response.headers_mut().insert(header::CACHE_CONTROL, no_store);
+    Ok(response)
 }

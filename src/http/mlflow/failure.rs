@@ -29,8 +29,8 @@ impl Failure {
 
     pub(super) fn not_served(path: &str) -> Self {
         let message = format!(
-            "No API found for '{}'. Atelier serves MLflow's experiments, runs, metrics and \
-             artifacts.",
+            "No API found for '{}'. Atelier serves MLflow's experiments, runs, metrics, logged \
+             models and artifacts.",
             limits::excerpt(path)
         );
         Self::new(StatusCode::NOT_FOUND, "ENDPOINT_NOT_FOUND", message)
@@ -39,6 +39,14 @@ impl Failure {
     pub(super) fn wrong_method(method: &Method, path: &str) -> Self {
         let message = format!("'{}' does not take {method}.", limits::excerpt(path));
         Self::new(StatusCode::METHOD_NOT_ALLOWED, "BAD_REQUEST", message)
+    }
+
+    pub(super) fn no_workspace(named: &str, own: &str) -> Self {
+        let message = format!(
+            "Workspace '{}' not found. This is workspace '{own}': set MLFLOW_WORKSPACE to that, or to nothing.",
+            limits::excerpt(named)
+        );
+        Self::new(StatusCode::NOT_FOUND, "RESOURCE_DOES_NOT_EXIST", message)
     }
 
     pub(super) fn unavailable(message: impl Into<String>) -> Self {

@@ -11,6 +11,7 @@ mod failure;
 mod graphql;
 mod metrics;
 mod models;
+mod parts;
 mod reply;
 mod runs;
 
@@ -19,17 +20,24 @@ mod tests;
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use atelier_core::content::manifest::Manifest;
 use atelier_core::id::JobName;
+use atelier_core::layout;
 use axum::Router;
+use axum::extract::{Path, Request, State as Shared};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse as _, Response};
 use axum::routing::{MethodRouter, any, delete, get, patch, post};
 use futures::future::BoxFuture;
 use serde_json::json;
 
+use crate::daemon::Uploads;
 use crate::http::data::Authorize;
-use crate::storage::Datastores;
+use crate::storage::{Datastores, ObjectPath};
 use crate::track::Tracking;
+use call::Call;
 use failure::Failure;
 
 /// MLflow's version whose client and server this was checked against; told to clients that ask.
@@ -58,11 +66,30 @@ pub struct State {
     pub manifests: Arc<dyn Manifests>,
     /// Knows whose attempt is over.
     pub(crate) door: Arc<dyn Authorize>,
+    /// The workspace's name.
+    pub workspace: Arc<str>,
+    /// What people write past it, part by part.
+    pub(crate) uploads: Uploads,
 }
 
 impl fmt::Debug for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("State").field("datastores", &self.datastores).finish_non_exhaustive()
+    }
+}
+
+impl State {
+    /// Whether the artifact store gives addresses by which files are read from it, and parts of files written to it.
+    /// It is not waited for long.
+    async fn signs(&self) -> (bool, bool) {
+        let Ok(probe) = ObjectPath::new(layout::MODELS) else { return (false, false) };
+        if !self.uploads.signs {
+            return (false, false);
+        }
+        let (store, lasting) = (self.tracking.artifacts().hasty(), Duration::from_secs(1));
+        let reads = store.sign_reads(std::slice::from_ref(&probe), lasting).await;
+        let parts = store.sign_parts(&probe, "none", 1..2, lasting).await;
+        (matches!(reads, Ok(Some(_))), parts.is_ok())
     }
 }
 
@@ -82,7 +109,27 @@ pub fn router(state: State) -> Router {
             .route(&format!("{root}/3.0/mlflow/server-info"), get(server_info))
             .route(&format!("{root}/{{*path}}"), any(not_served));
     }
-    router.method_not_allowed_fallback(wrong_method).with_state(state)
+    let workspace = state.workspace.clone();
+    router
+        .method_not_allowed_fallback(wrong_method)
+        .layer(from_fn_with_state(workspace, in_workspace))
+        .with_state(state)
+}
+
+/// The header by which clients name the workspace that they mean.
+const WORKSPACE: &str = "x-mlflow-workspace";
+
+/// Refuses what is meant for another workspace. MLflow looks no different at a header that is empty than at none, and
+/// tells everybody what it serves.
+async fn in_workspace(Shared(own): Shared<Arc<str>>, request: Request, next: Next) -> Response {
+    let named = request.headers().get(WORKSPACE).map(|value| value.to_str().unwrap_or("?").trim());
+    let other = named.filter(|name| !name.is_empty() && *name != &*own);
+    match other {
+        Some(other) if !request.uri().path().ends_with("/mlflow/server-info") => {
+            Failure::no_workspace(other, &own).into_response()
+        }
+        _ => next.run(request).await,
+    }
 }
 
 fn routes() -> Vec<(String, MethodRouter<State>)> {
@@ -132,15 +179,18 @@ fn routes() -> Vec<(String, MethodRouter<State>)> {
             "artifacts/{*path}",
             get(artifacts::download).put(artifacts::upload).delete(artifacts::delete),
         ),
-        ("mpu/{*path}", post(artifacts::no_multipart)),
-        ("presigned/{*path}", get(artifacts::no_presigned)),
+        ("mpu/create/{*path}", post(parts::create)),
+        ("mpu/complete/{*path}", post(parts::complete)),
+        ("mpu/abort/{*path}", post(parts::abort)),
+        ("presigned/{*path}", get(artifacts::presigned)),
     ];
-    let below =
-        |area: &'static str| move |(path, methods)| (format!("/2.0/{area}/{path}"), methods);
+    let spaces = [("workspaces", get(workspaces)), ("workspaces/{name}", get(workspace))];
+    let below = |area: &'static str| move |(path, methods)| (format!("/{area}/{path}"), methods);
     mlflow
         .into_iter()
-        .map(below("mlflow"))
-        .chain(proxy.into_iter().map(below("mlflow-artifacts")))
+        .map(below("2.0/mlflow"))
+        .chain(proxy.into_iter().map(below("2.0/mlflow-artifacts")))
+        .chain(spaces.into_iter().map(below("3.0/mlflow")))
         .collect()
 }
 
@@ -163,20 +213,36 @@ pub(crate) fn read_any(body: &[u8]) {
 
 type Answer = Result<axum::Json<serde_json::Value>, Failure>;
 
-async fn server_info() -> axum::Json<serde_json::Value> {
+async fn server_info(Shared(state): Shared<State>) -> axum::Json<serde_json::Value> {
+    let (reads, parts) = state.signs().await;
     axum::Json(json!({
         "store_type": "SqlStore",
-        "workspaces_enabled": false,
+        // Clients may name the workspace; there is one.
+        "workspaces_enabled": true,
         "trace_archival_enabled": false,
-        "multipart_uploads_enabled": false,
-        "multipart_downloads_enabled": false,
+        "multipart_uploads_enabled": parts,
+        "multipart_downloads_enabled": reads,
     }))
 }
 
-async fn not_served(request: axum::extract::Request) -> Failure {
+/// The one workspace that there is here.
+async fn workspaces(call: Call) -> Answer {
+    call.reader()?;
+    Ok(axum::Json(json!({ "workspaces": [{ "name": &*call.state.workspace }] })))
+}
+
+async fn workspace(Path(name): Path<String>, call: Call) -> Answer {
+    call.reader()?;
+    match &*call.state.workspace {
+        own if own == name => Ok(axum::Json(json!({ "workspace": { "name": own } }))),
+        own => Err(Failure::no_workspace(&name, own)),
+    }
+}
+
+async fn not_served(request: Request) -> Failure {
     Failure::not_served(request.uri().path())
 }
 
-async fn wrong_method(request: axum::extract::Request) -> Failure {
+async fn wrong_method(request: Request) -> Failure {
     Failure::wrong_method(request.method(), request.uri().path())
 }

@@ -224,3 +224,10 @@ impl Cloud {
         }
     }
 }
+
+#[cfg(test)]
+impl Cloud {
+    pub(in crate::storage) fn keeping_to_parts(&self) {
+        let _ = self.inner.keeps_to_parts.set(true);
+    }
+}

@@ -15,13 +15,13 @@ use super::*;
 use crate::storage::{Expected, Page};
 
 /// A server with a bucket. Dropping it ends it.
-pub(in crate::storage) struct Server {
+pub(crate) struct Server {
     process: Child,
     address: String,
 }
 
 impl Server {
-    pub(in crate::storage) fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let Ok(program) = std::env::var("ATELIER_TEST_MOTO") else {
             panic!("ATELIER_TEST_MOTO is to name a program; see tests/scripts/prepare")
         };
@@ -56,7 +56,7 @@ impl Server {
     }
 
     /// A place there, and what opens it.
-    pub(in crate::storage) fn place(&self, prefix: Option<&str>) -> (Source, Unlock) {
+    pub(crate) fn place(&self, prefix: Option<&str>) -> (Source, Unlock) {
         place_at(&self.address, prefix)
     }
 }

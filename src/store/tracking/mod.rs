@@ -33,12 +33,12 @@ use atelier_core::track::{
 
 pub use model_search::{ModelQuery, search_models};
 pub use models::{
-    MIGRATION as MODELS_MIGRATION, ModelChange, NewModel, model, model_artifact, model_artifacts,
-    model_entries, model_info, model_writable,
+    MIGRATION as MODELS_MIGRATION, ModelChange, NewModel, model, model_artifact,
+    model_artifact_time, model_artifacts, model_entries, model_info, model_writable,
 };
 pub use read::{
-    Entry, SealedPointer, artifact, artifacts, datasets, entries, experiment, experiment_by_name,
-    experiments, hot_history, latest, run, run_info, runs_within, sealed,
+    Entry, SealedPointer, artifact, artifact_time, artifacts, datasets, entries, experiment,
+    experiment_by_name, experiments, hot_history, latest, run, run_info, runs_within, sealed,
 };
 pub use seal::{HotPage, hot_page, to_purge, to_seal};
 pub use search::{ExperimentQuery, Page, RunQuery, search_experiments, search_runs};

@@ -236,6 +236,20 @@ pub fn model_artifact(
         .map_err(sql)
 }
 
+/// When a file of a model was stored.
+pub fn model_artifact_time(
+    conn: &Connection,
+    id: &LoggedModelId,
+    path: &ArtifactPath,
+) -> Result<Option<Timestamp>, Error> {
+    let row = row(conn, id)?;
+    let at: Option<i64> = conn
+        .prepare_cached("SELECT at FROM logged_model_artifacts WHERE model = ?1 AND path = ?2")
+        .and_then(|mut s| s.query_row(params![row.seq, path.as_str()], |row| row.get(0)).optional())
+        .map_err(sql)?;
+    Ok(at.map(Timestamp::from_millis))
+}
+
 /// What lies directly in a folder of a model's files.
 pub fn model_entries(
     conn: &Connection,

@@ -297,6 +297,20 @@ pub fn artifact(conn: &Connection, run: &RunId, path: &ArtifactPath) -> Result<O
         .map_err(sql)
 }
 
+/// When an artifact was logged through MLflow.
+pub fn artifact_time(
+    conn: &Connection,
+    run: &RunId,
+    path: &ArtifactPath,
+) -> Result<Option<Timestamp>, Error> {
+    let row = row(conn, run)?;
+    let at: Option<i64> = conn
+        .prepare_cached("SELECT at FROM artifacts WHERE run = ?1 AND path = ?2")
+        .and_then(|mut s| s.query_row(params![row.seq, path.as_str()], |row| row.get(0)).optional())
+        .map_err(sql)?;
+    Ok(at.map(Timestamp::from_millis))
+}
+
 /// Something in a folder of artifacts.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Entry {

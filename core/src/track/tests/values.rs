@@ -3,7 +3,8 @@ use std::cmp::Ordering;
 use proptest::prelude::*;
 
 use crate::track::{
-    Cell, ExperimentId, Metric, PageToken, RunStatus, StoredMetric, ViewType, fingerprint,
+    Cell, ExperimentId, LoggedModelId, LoggedModelStatus, Metric, PageToken, RunStatus,
+    StoredMetric, ViewType, fingerprint, sampled,
 };
 
 fn stored(value: f64, timestamp: i64, step: i64) -> StoredMetric {
@@ -88,4 +89,46 @@ proptest! {
 fn fingerprints_tell_parts_apart() {
     assert_ne!(fingerprint(&["ab", "c"]), fingerprint(&["a", "bc"]));
     assert_eq!(fingerprint(&["ab", "c"]), fingerprint(&["ab", "c"]));
+}
+
+#[test]
+fn samples_are_even_and_end_with_the_last() {
+    let points = |n: i64| (0..n).map(|step| stored(0.0, 0, step)).collect::<Vec<_>>();
+    let steps = |n: i64, most: usize| -> Vec<i64> {
+        sampled(points(n), most).iter().map(|point| point.step).collect()
+    };
+    assert_eq!(steps(10, 4), [0, 3, 6, 9]);
+    assert_eq!(steps(11, 4), [0, 3, 6, 10]);
+    assert_eq!(steps(5, 1), [4]);
+    assert_eq!(steps(5, 0), [0; 0]);
+    assert_eq!(steps(3, 3), [0, 1, 2]);
+    assert_eq!(steps(0, 3), [0; 0]);
+    for (n, most) in [(2501, 2500), (100_000, 2500), (7, 5)] {
+        let some = steps(n, most);
+        assert!(some.len() == most && some.is_sorted() && some.last() == Some(&(n - 1)), "{n}");
+    }
+}
+
+#[test]
+fn ids_of_models() {
+    let id = LoggedModelId::generate(7);
+    assert_eq!(LoggedModelId::new(id.as_str()).unwrap(), id);
+    let upper = format!("m-{}", "A".repeat(32));
+    for text in [
+        "",
+        "m-",
+        "m-1",
+        &upper,
+        &id.as_str()[1..],
+        &format!("{id}0"),
+        "m-../../../../../../../../../../../x",
+    ] {
+        assert!(LoggedModelId::new(text).unwrap_err().to_string().contains("not found"), "{text}");
+    }
+    for (i, status) in LoggedModelStatus::ALL.into_iter().enumerate() {
+        assert_eq!(LoggedModelStatus::parse(status.as_str()), Some(status));
+        assert_eq!(LoggedModelStatus::parse_wire(status.wire()), Some(status));
+        assert_eq!(LoggedModelStatus::parse_wire(&(i + 1).to_string()), Some(status));
+    }
+    assert_eq!(LoggedModelStatus::parse_wire("0"), None);
 }

@@ -247,8 +247,10 @@ async fn an_upload_that_outlasts_its_attempt_or_the_manifest_stores_nothing() {
 #[tokio::test]
 async fn uploads_in_parts_are_declined_so_that_clients_send_one_piece() {
     let world = World::new();
-    let (status, answer) =
-        world.send("ada", "POST", "/api/2.0/mlflow-artifacts/mpu/create/0/r/artifacts", "{}").await;
+    let path =
+        format!("/api/2.0/mlflow-artifacts/mpu/create/0/{}/artifacts", world.run("ada").await);
+    let body = json!({ "path": "/home/ada/model.bin", "num_parts": 2 });
+    let (status, answer) = world.send("ada", "POST", &path, body.to_string()).await;
     assert_eq!(status, StatusCode::NOT_IMPLEMENTED);
     let answer: Value = serde_json::from_slice(&answer).expect("JSON");
     let message = answer["message"].as_str().expect("message");

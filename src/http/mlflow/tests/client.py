@@ -1,6 +1,6 @@
 """What people do with MLflow, with its client as it comes from PyPI.
 
-Usage: client.py outside | inside | sealed FILE
+Usage: client.py outside | inside | sealed FILE | large
 """
 
 import json
@@ -192,6 +192,7 @@ def outside():
     assert list(tables["x"]) == [1, 2]
 
     models(ids[0])
+    workspaces()
 
     # What the client itself would not send.
     def post(path, **body):
@@ -214,6 +215,15 @@ def outside():
 class Doubled(mlflow.pyfunc.PythonModel):
     def predict(self, context, model_input):
         return [2 * x for x in model_input]
+
+
+def workspaces():
+    assert [w.name for w in mlflow.list_workspaces()] == ["team"]
+    mlflow.set_workspace("team")
+    assert MlflowClient().get_experiment("0").name == "Default"
+    mlflow.set_workspace("other")
+    refused(lambda: MlflowClient().get_experiment("0"), "RESOURCE_DOES_NOT_EXIST", "'other' not found")
+    mlflow.set_workspace(None)
 
 
 def models(experiment):
@@ -285,6 +295,32 @@ def models(experiment):
     assert [entry["artifact_path"] for entry in history] == ["m"], history
 
 
+def large():
+    asked = []
+    real = requests.Session.request
+
+    def request(self, method, url, **more):
+        asked.append((method, url))
+        return real(self, method, url, **more)
+
+    requests.Session.request = request
+    body = bytes(range(256)) * 100_000  # three parts
+    Path("weights.bin").write_bytes(body)
+    Path("small.txt").write_text("small")
+    with mlflow.start_run() as run:
+        mlflow.log_artifact("weights.bin", "deep")
+        mlflow.log_artifact("small.txt", "deep")
+    parts = [url for method, url in asked if method == "PUT" and "partNumber=" in url]
+    assert len(parts) == 3 and not any(url.startswith(URL) for url in parts), parts
+    sent = [url for method, url in asked if method == "PUT" and url.startswith(URL)]
+    assert len(sent) == 1 and sent[0].endswith("small.txt"), sent
+    asked.clear()
+    got = Path(mlflow.artifacts.download_artifacts(run_id=run.info.run_id, artifact_path="deep"))
+    assert (got / "weights.bin").read_bytes() == body and (got / "small.txt").read_text() == "small"
+    past = [url for method, url in asked if method == "GET" and not url.startswith(URL)]
+    assert len(past) >= 6, asked
+
+
 def inside():
     # As a training script that knows nothing of where it runs.
     with mlflow.start_run() as run:
@@ -344,5 +380,5 @@ def sealed(file):
     assert text == "hello"
 
 
-{"outside": outside, "inside": inside, "sealed": sealed}[sys.argv[1]](*sys.argv[2:])
+{"outside": outside, "inside": inside, "sealed": sealed, "large": large}[sys.argv[1]](*sys.argv[2:])
 print("all checks passed")

@@ -9,6 +9,7 @@ use tokio::net::TcpListener;
 use tokio::process::Command;
 
 use super::World;
+use crate::storage::{Home, S3};
 
 /// Python with MLflow's client: what `tests/run` has prepared, or prepared now.
 async fn python() -> PathBuf {
@@ -85,4 +86,41 @@ async fn mlflows_own_client_works() {
     check(sealed).await;
     sealer.abort();
     server.abort();
+}
+
+/// The same client and an artifact store that signs: large files go past the daemon, and come back as they were.
+#[tokio::test(flavor = "multi_thread")]
+async fn s3_mlflows_own_client_moves_large_files_past_the_daemon() {
+    let server = S3::start();
+    let (source, unlock) = server.place(None);
+    let world = World::with(&Home::Cloud(source, unlock));
+    world.tracking.artifacts().keeping_to_parts();
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("port");
+    let url = format!("http://{}", listener.local_addr().expect("address"));
+    let served = tokio::spawn(axum::serve(listener, world.routes.clone()).into_future());
+    let folder = tempfile::tempdir().expect("folder");
+    let mut command = Command::new(python().await);
+    command
+        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/http/mlflow/tests/client.py"))
+        .arg("large")
+        .current_dir(folder.path())
+        .env_clear()
+        .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+        .env("HOME", folder.path())
+        .env("MLFLOW_TRACKING_URI", &url)
+        .env("MLFLOW_TRACKING_TOKEN", "ada")
+        .env("MLFLOW_WORKSPACE", "team")
+        .env("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        .env("MLFLOW_MULTIPART_UPLOAD_MINIMUM_FILE_SIZE", "11000000")
+        .env("MLFLOW_MULTIPART_DOWNLOAD_CHUNK_SIZE", "5000000")
+        .kill_on_drop(true);
+    let output = tokio::time::timeout(Duration::from_secs(240), command.output()).await;
+    let output = output.expect("the client ends in 240 s").expect("python");
+    let (out, err) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success() && out.trim_end().ends_with("all checks passed"),
+        "{out}\n{err}"
+    );
+    served.abort();
 }

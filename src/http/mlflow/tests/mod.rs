@@ -5,8 +5,10 @@ mod models;
 mod pages;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use atelier_core::access::{AttemptScope, Caller, Role};
 use atelier_core::content::manifest::Manifest;
@@ -27,8 +29,9 @@ use serde_json::Value;
 use tower::ServiceExt as _;
 
 use super::{Manifests, State, router};
+use crate::daemon::Uploads;
 use crate::http::data::Authorize;
-use crate::storage::Datastores;
+use crate::storage::{self, Datastores, Home};
 use crate::store::SqliteStore;
 use crate::store::tracking::{JobRun, TrackWrite};
 use crate::track::Tracking;
@@ -111,9 +114,18 @@ async fn door(mut request: Request, next: Next) -> Response {
 
 impl World {
     fn new() -> Self {
+        Self::over(|folder| Datastores::open_folders(&folder.join("storage")))
+    }
+
+    /// The same over datastores that lie elsewhere.
+    fn with(home: &Home) -> Self {
+        Self::over(|_| Datastores::open(home, Duration::from_secs(10)))
+    }
+
+    fn over(open: impl FnOnce(&Path) -> Result<Datastores, storage::Error>) -> Self {
         let folder = tempfile::tempdir().expect("folder");
         let store = SqliteStore::open(&folder.path().join("atelier.db"), false).expect("store");
-        let datastores = Datastores::open_folders(&folder.path().join("storage")).expect("stores");
+        let datastores = open(folder.path()).expect("stores");
         let artifacts = datastores.get(ARTIFACT_STORE).expect("artifacts").clone();
         let clock = Arc::new(|| {
             let now = std::time::UNIX_EPOCH.elapsed().expect("after 1970").as_millis();
@@ -127,6 +139,8 @@ impl World {
             datastores: datastores.clone(),
             manifests: manifests.clone(),
             door: over.clone(),
+            workspace: "team".into(),
+            uploads: Uploads::for_test(folder.path()),
         };
         let routes = router(state).layer(from_fn(door));
         Self { routes, tracking, datastores, manifests, over, _folder: folder }

@@ -1,9 +1,12 @@
 //! What MLflow's web page asks for beside what its client does.
 
-use http::StatusCode;
+use axum::body::{Body, to_bytes};
+use http::{Request, StatusCode, header};
 use serde_json::{Value, json};
+use tower::ServiceExt as _;
 
 use super::World;
+use crate::storage::{Home, S3};
 
 const INVALID: &str = "INVALID_PARAMETER_VALUE";
 const DENIED: &str = "PERMISSION_DENIED";
@@ -275,4 +278,193 @@ async fn the_four_documents() {
     }
     let (status, _) = world.send("", "POST", "/graphql", "{}").await;
     assert_eq!(status, StatusCode::UNAUTHORIZED);
+}
+
+#[tokio::test]
+async fn workspaces_are_one() {
+    let world = World::new();
+    let ask = async |path: &str, named: Option<&str>| {
+        let mut request = Request::builder().uri(path).header(header::AUTHORIZATION, "Bearer ada");
+        if let Some(named) = named {
+            request = request.header("X-MLFLOW-WORKSPACE", named);
+        }
+        let request = request.body(Body::empty()).expect("request");
+        let response = world.routes.clone().oneshot(request).await.expect("infallible");
+        let status = response.status().as_u16();
+        let body = to_bytes(response.into_body(), usize::MAX).await.expect("body");
+        (status, serde_json::from_slice::<Value>(&body).unwrap_or_default())
+    };
+    let get = "/api/2.0/mlflow/experiments/get?experiment_id=0";
+    for named in [None, Some(""), Some("team")] {
+        assert_eq!(ask(get, named).await.0, 200, "{named:?}");
+    }
+    let (status, answer) = ask(get, Some("other")).await;
+    assert_eq!((status, &answer["error_code"]), (404, &json!("RESOURCE_DOES_NOT_EXIST")));
+    let said = answer["message"].as_str().expect("message");
+    assert!(said.starts_with("Workspace 'other' not found") && said.contains("'team'"), "{said}");
+    let (status, info) = ask("/api/3.0/mlflow/server-info", Some("other")).await;
+    assert_eq!((status, &info["workspaces_enabled"]), (200, &json!(true)));
+    let (_, all) = ask("/ajax-api/3.0/mlflow/workspaces", Some("")).await;
+    assert_eq!(all, json!({ "workspaces": [{ "name": "team" }] }));
+    let (_, own) = ask("/api/3.0/mlflow/workspaces/team", None).await;
+    assert_eq!(own, json!({ "workspace": { "name": "team" } }));
+    assert_eq!(ask("/api/3.0/mlflow/workspaces/other", None).await.0, 404);
+}
+
+/// An artifact store that signs: what is read by an address is read from the store.
+#[tokio::test(flavor = "multi_thread")]
+async fn s3_downloads_go_past_the_daemon() {
+    let server = S3::start();
+    let (source, unlock) = server.place(Some("team"));
+    let world = World::with(&Home::Cloud(source, unlock));
+    let run = world.run("ada").await;
+    let large: Vec<u8> = (0..9_000_000u32).map(|i| i as u8).collect();
+    let root = |area: &str| format!("/api/2.0/mlflow-artifacts/{area}/0/{run}/artifacts");
+    for (name, body) in [("small", vec![1; 10]), ("a/large%20one", large.clone())] {
+        let (status, _) =
+            world.send("ada", "PUT", &format!("{}/{name}", root("artifacts")), body).await;
+        assert_eq!(status, StatusCode::OK);
+    }
+    let (_, info) = world.send("ada", "GET", "/api/3.0/mlflow/server-info", "").await;
+    let info: Value = serde_json::from_slice(&info).expect("JSON");
+    assert_eq!(info["multipart_downloads_enabled"], true);
+    let signed = async |token: &str, name: &str| {
+        let (status, answer) =
+            world.send(token, "GET", &format!("{}/{name}", root("presigned")), "").await;
+        let answer: Value = serde_json::from_slice(&answer).expect("JSON");
+        (status.as_u16(), answer)
+    };
+    let (status, answer) = signed("reader", "a/large%20one").await;
+    assert_eq!((status, &answer["file_size"]), (200, &json!(9_000_000)));
+    let got = reqwest::get(answer["url"].as_str().expect("url")).await.expect("store");
+    assert_eq!(got.bytes().await.expect("bytes"), large);
+    // The client reads what it is not told the size of through the daemon.
+    let (status, answer) = signed("reader", "small").await;
+    assert!(status == 200 && answer.get("file_size").is_none(), "{answer}");
+    assert!(!answer.to_string().contains("\"key\""), "{answer}");
+    world.job("job_a", "exp").await;
+    for (token, name, status) in
+        [("ada", "none", 404), ("ada", "..%2Fx", 400), ("job:job_a", "small", 403)]
+    {
+        assert_eq!(signed(token, name).await.0, status, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn folders_give_no_addresses() {
+    let world = World::new();
+    let run = world.run("ada").await;
+    world
+        .send(
+            "ada",
+            "PUT",
+            &format!("/api/2.0/mlflow-artifacts/artifacts/0/{run}/artifacts/x"),
+            "x",
+        )
+        .await;
+    let path = format!("/api/2.0/mlflow-artifacts/presigned/0/{run}/artifacts/x");
+    let (status, answer) = world.send("ada", "GET", &path, "").await;
+    assert_eq!(status, StatusCode::NOT_IMPLEMENTED);
+    assert!(String::from_utf8_lossy(&answer).contains("Presigned downloads are not supported"));
+    let (_, info) = world.send("ada", "GET", "/api/3.0/mlflow/server-info", "").await;
+    let info: Value = serde_json::from_slice(&info).expect("JSON");
+    assert_eq!(
+        (&info["multipart_downloads_enabled"], &info["multipart_uploads_enabled"]),
+        (&json!(false), &json!(false))
+    );
+}
+
+/// An artifact store that signs parts: large files are written to it itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn s3_uploads_in_parts_go_past_the_daemon() {
+    let server = S3::start();
+    let (source, unlock) = server.place(Some("team"));
+    let world = World::with(&Home::Cloud(source, unlock));
+    let run = world.run("ada").await;
+    let ask = async |token: &str, step: &str, body: Value| {
+        let path = format!("/api/2.0/mlflow-artifacts/mpu/{step}/0/{run}/artifacts/deep");
+        let (status, answer) = world.send(token, "POST", &path, body.to_string()).await;
+        (status.as_u16(), serde_json::from_slice::<Value>(&answer).expect("JSON"))
+    };
+    let create = json!({ "path": "/home/ada/model.bin", "num_parts": 2 });
+    // This server does what nobody has signed: no addresses of it are given.
+    assert_eq!(ask("ada", "create", create.clone()).await.0, 501);
+    let server = S3::start();
+    let (source, unlock) = server.place(Some("team"));
+    let world = World::with(&Home::Cloud(source, unlock));
+    world.tracking.artifacts().keeping_to_parts();
+    let run = world.run("ada").await;
+    let root = |area: &str| format!("/api/2.0/mlflow-artifacts/{area}/0/{run}/artifacts/deep");
+    let ask = async |token: &str, step: &str, body: Value| {
+        let path = root(&format!("mpu/{step}"));
+        let (status, answer) = world.send(token, "POST", &path, body.to_string()).await;
+        (status.as_u16(), serde_json::from_slice::<Value>(&answer).expect("JSON"))
+    };
+    let get = async |name: &str| {
+        let (status, bytes) =
+            world.send("ada", "GET", &format!("{}/{name}", root("artifacts")), "").await;
+        (status.as_u16(), bytes)
+    };
+    let (_, info) = world.send("ada", "GET", "/api/3.0/mlflow/server-info", "").await;
+    let info: Value = serde_json::from_slice(&info).expect("JSON");
+    assert_eq!(info["multipart_uploads_enabled"], true);
+    assert_eq!(ask("grace", "create", create.clone()).await.0, 403);
+    world.job("job_a", "exp").await;
+    assert_eq!(ask("job:job_a", "create", create.clone()).await.0, 501);
+    for (body, part) in [
+        (json!({ "path": "x", "num_parts": 0 }), "'num_parts'"),
+        (json!({ "path": "x", "num_parts": 10_001 }), "'num_parts'"),
+        (json!({ "num_parts": 1 }), "'path'"),
+        (json!({ "path": "..", "num_parts": 1 }), "Invalid path"),
+    ] {
+        let (status, answer) = ask("ada", "create", body).await;
+        assert!(
+            status == 400 && answer["message"].as_str().expect("text").contains(part),
+            "{answer}"
+        );
+    }
+
+    let (status, begun) = ask("ada", "create", create).await;
+    assert_eq!(status, 200, "{begun}");
+    let body: Vec<u8> = (0..6_000_000u32).map(|i| i as u8).collect();
+    let mut parts = Vec::new();
+    for (bytes, credential) in
+        body.chunks(5 << 20).zip(begun["credentials"].as_array().expect("parts"))
+    {
+        let url = credential["url"].as_str().expect("url");
+        let sent =
+            reqwest::Client::new().put(url).body(bytes.to_vec()).send().await.expect("store");
+        let tag = sent.headers()["etag"].to_str().expect("tag").to_owned();
+        parts.push(json!({ "part_number": credential["part_number"], "etag": tag, "url": url }));
+    }
+    assert_eq!(get("model.bin").await.0, 404);
+    let upload = begun["upload_id"].clone();
+    let named =
+        |name: &str, parts: Value| json!({ "path": name, "upload_id": upload, "parts": parts });
+    let all = json!(parts);
+    for (token, body, status) in [
+        ("grace", named("model.bin", all.clone()), 403),
+        ("ada", named("other.bin", all.clone()), 404),
+        ("ada", named("model.bin", json!([])), 400),
+        ("ada", named("model.bin", json!([parts[1]])), 400),
+    ] {
+        assert_eq!(ask(token, "complete", body).await.0, status);
+    }
+    parts.reverse();
+    // Twice, as a client repeats what was not answered.
+    for _ in 0..2 {
+        let (status, answer) = ask("ada", "complete", named("model.bin", json!(parts))).await;
+        assert_eq!(status, 200, "{answer}");
+        assert_eq!(get("model.bin").await, (200, body.clone()));
+    }
+    let list =
+        world.call("ada", &format!("artifacts/list?run_id={run}&path=deep"), Value::Null).await;
+    assert_eq!(list["files"][0]["file_size"], 6_000_000);
+
+    let (_, begun) = ask("ada", "create", json!({ "path": "given-up", "num_parts": 1 })).await;
+    let body = json!({ "path": "given-up", "upload_id": begun["upload_id"] });
+    for _ in 0..2 {
+        assert_eq!(ask("ada", "abort", body.clone()).await.0, 200);
+    }
+    assert_eq!(get("given-up").await.0, 404);
 }
