@@ -26,6 +26,7 @@ mod doctor;
 mod environment;
 mod error;
 mod experiment;
+mod fetch;
 mod fs;
 mod job;
 mod local;
@@ -111,7 +112,7 @@ struct Global {
 
 #[derive(Subcommand)]
 enum Command {
-    Run(run::Arguments),
+    Run(Box<run::Arguments>),
     /// Submit, look at, follow and cancel jobs
     #[command(subcommand)]
     Job(job::Command),
@@ -229,6 +230,7 @@ impl Name {
 }
 
 /// What every command needs: where to print, which daemon.
+#[derive(Clone)]
 struct Context {
     output: Output,
     wanted: Wanted,
@@ -308,7 +310,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 fn dispatch(command: Command, context: &Context) -> Result<ExitCode, Error> {
     let done = |result: Result<(), Error>| result.map(|()| ExitCode::SUCCESS);
     match command {
-        Command::Run(arguments) => block_on(run::run(arguments, context)),
+        Command::Run(arguments) => block_on(run::run(*arguments, context)),
         Command::Local(command) => done(block_on(local::run(command, context))),
         Command::Serve(arguments) => done(serve::run(*arguments)),
         Command::Agent(arguments) => Ok(atelier_agent::main(*arguments)),

@@ -1,30 +1,45 @@
-//! `atelier run`
+//! `atelier run`: runs a job and follows it; or looks at what runs have logged.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use atelier_core::spec::Override;
-use clap::Args;
+use clap::{Args, Subcommand};
 
 use super::job::read::{self, KeepFailed};
 use super::job::{follow, submit};
-use super::{Context, Error, local};
+use super::{Context, Error, Kind, local};
+use crate::client::tracking;
 
-/// Run a job or a command here and follow it to its end
+mod download;
+mod look;
+mod metrics;
+mod plot;
+
+/// Run a job or a command here and follow it to its end; or look at what runs have logged
 ///
 /// Without --server it runs in the local workspace, which is started if it does not run yet. Ends
 /// with the job's exit code. Ctrl-C leaves the job running.
+///
+/// A job file that is called like one of the commands is given as ./list.
 #[derive(Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 #[command(after_help = "\
 Examples:
   atelier run job.yml
   atelier run job.yml --set inputs.epochs=20 --cpus 4
   atelier run -- python train.py --lr 0.1            the current folder is the code
-  atelier run --gpus 1 --memory 16GiB -- 'python train.py && python test.py'")]
+  atelier run --gpus 1 --memory 16GiB -- 'python train.py && python test.py'
+  atelier run list --order-by 'metrics.loss ASC'
+  atelier run metrics calm_apple_x1 loss --plot")]
 #[command(override_usage = "\
 atelier run [OPTIONS] FILE
-       atelier run [OPTIONS] -- COMMAND...")]
+       atelier run [OPTIONS] -- COMMAND...
+       atelier run list|show|compare|metrics|download [OPTIONS] ...")]
 pub(super) struct Arguments {
+    #[command(subcommand)]
+    look: Option<Look>,
     /// The job file; - reads standard input
     #[arg(value_name = "FILE", required_unless_present = "command")]
     file: Option<PathBuf>,
@@ -61,6 +76,22 @@ pub(super) struct Arguments {
     egress: local::Egress,
 }
 
+/// What is asked of runs, of jobs or made elsewhere.
+#[derive(Subcommand)]
+enum Look {
+    /// List runs with their latest metrics
+    #[command(visible_alias = "ls")]
+    List(look::ListArguments),
+    /// Show what was logged to a run
+    Show(look::ShowArguments),
+    /// Put runs beside each other: what differs in their parameters and metrics
+    Compare(look::CompareArguments),
+    /// A run's metrics: curves, points, a file of them, new ones as they come
+    Metrics(metrics::Arguments),
+    /// Bring a run's artifacts here
+    Download(download::Arguments),
+}
+
 fn variable(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
@@ -91,7 +122,70 @@ impl Arguments {
     }
 }
 
+async fn look(look: Look, context: &Context) -> Result<(), Error> {
+    match look {
+        Look::List(arguments) => look::list(arguments, context).await,
+        Look::Show(arguments) => look::show(&arguments, context).await,
+        Look::Compare(arguments) => look::compare(&arguments, context).await,
+        Look::Metrics(arguments) => metrics::run(arguments, context).await,
+        Look::Download(arguments) => download::run(&arguments, context).await,
+    }
+}
+
+/// What the daemon said to a question about runs.
+fn failed(doing: &str) -> impl Fn(tracking::Error) -> Error + use<> {
+    let doing = doing.to_owned();
+    move |error| {
+        let cause = format!("cannot {doing}: {error}");
+        match &error {
+            tracking::Error::Lost(_) => {
+                Error::new(Kind::Unreachable, cause).help("run the command again")
+            }
+            tracking::Error::Refused { status, .. } => match status {
+                401 | 403 => Error::new(Kind::NotAllowed, cause),
+                404 => Error::new(Kind::NotFound, cause)
+                    .help("see what there is: atelier run list, atelier experiment list"),
+                502..=504 => Error::new(Kind::Unreachable, cause).help("run the command again"),
+                400..=499 => Error::new(Kind::Refused, cause),
+                _ => Error::new(Kind::Failed, cause),
+            },
+        }
+    }
+}
+
+/// The ids of experiments that are named; `known` has the names by id.
+fn ids_of(known: &HashMap<String, String>, wanted: &[String]) -> Result<Vec<String>, Error> {
+    let id = |name: &String| {
+        let found = known.iter().find(|(_, known)| *known == name).map(|(id, _)| id.clone());
+        found.ok_or_else(|| {
+            Error::new(Kind::NotFound, format!("there is no experiment '{name}'"))
+                .help("see which there are: atelier experiment list")
+        })
+    };
+    wanted.iter().map(id).collect()
+}
+
+/// A number for a narrow place, with four digits that count.
+fn short(value: f64) -> String {
+    let size = value.abs();
+    if size != 0.0 && !(1e-3..1e6).contains(&size) {
+        return format!("{value:.3e}");
+    }
+    let places = if size < 1.0 {
+        4
+    } else if size < 100.0 {
+        3
+    } else {
+        1
+    };
+    let text = format!("{value:.places$}");
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+}
+
 pub(super) async fn run(mut arguments: Arguments, context: &Context) -> Result<ExitCode, Error> {
+    if let Some(asked) = arguments.look {
+        return look(asked, context).await.map(|()| ExitCode::SUCCESS);
+    }
     let changes = arguments.changes();
     // Whatever is wrong with the job is said before anything is started or asked.
     let job = match &arguments.file {

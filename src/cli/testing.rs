@@ -295,6 +295,11 @@ impl RealDaemon {
         Wanted { home: Some(Home::new(self.folder.path())), ..Wanted::default() }
     }
 
+    /// Ends it.
+    pub(super) async fn stop(self) {
+        self.daemon.stop().await.unwrap();
+    }
+
     pub(super) async fn client(&self) -> Client {
         let target = self.wanted().resolve().unwrap();
         assert_eq!(target.server, self.daemon.url);

@@ -34,6 +34,7 @@ mod sessions;
 mod target;
 #[cfg(test)]
 mod tests;
+pub mod tracking;
 
 pub use home::Home;
 pub use sessions::{Session, Sessions};

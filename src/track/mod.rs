@@ -1,7 +1,7 @@
 //! Tracking as a service: writes through the store's writer, reads from rows and from sealed files,
 //! and the sealing of runs that have ended.
 
-mod parquet;
+pub(crate) mod parquet;
 mod seal;
 
 #[cfg(test)]

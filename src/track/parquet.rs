@@ -53,14 +53,14 @@ const TAIL: u64 = 64 * 1024;
 const REMEMBERED: usize = 32;
 
 /// Writes points in the order of storage.
-pub(super) struct Writer<W: Write + Send> {
+pub(crate) struct Writer<W: Write + Send> {
     file: SerializedFileWriter<W>,
     rows: Vec<StoredMetric>,
     points: u64,
 }
 
 impl<W: Write + Send> Writer<W> {
-    pub(super) fn new(out: W, run: &RunId) -> Parquet<Self> {
+    pub(crate) fn new(out: W, run: &RunId) -> Parquet<Self> {
         let column = |name: &str| ColumnPath::from(name);
         let sorted =
             |column_idx| SortingColumn { column_idx, descending: false, nulls_first: false };
@@ -88,7 +88,7 @@ impl<W: Write + Send> Writer<W> {
         Ok(Self { file, rows: Vec::new(), points: 0 })
     }
 
-    pub(super) fn add(&mut self, point: StoredMetric) -> Parquet<()> {
+    pub(crate) fn add(&mut self, point: StoredMetric) -> Parquet<()> {
         self.rows.push(point);
         if self.rows.len() == GROUP_ROWS { self.flush() } else { Ok(()) }
     }
@@ -123,7 +123,7 @@ impl<W: Write + Send> Writer<W> {
     }
 
     /// Ends the file; how many points it has.
-    pub(super) fn finish(mut self) -> Parquet<u64> {
+    pub(crate) fn finish(mut self) -> Parquet<u64> {
         self.flush()?;
         let mut out = self.file.into_inner()?;
         out.flush()?;

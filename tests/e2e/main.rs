@@ -64,6 +64,7 @@ mod quotas;
 mod ray;
 mod recovery;
 mod retention;
+mod runs;
 mod secrets;
 mod service;
 mod sharing;

@@ -1,23 +1,15 @@
 //! `atelier job download`
 
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use atelier_core::url::encoded;
 use atelier_proto::job::v1::{Artifact, ListArtifactsRequest};
 use clap::Args;
-use futures::{StreamExt as _, TryStreamExt as _};
 use serde_json::json;
-use tokio::fs;
-use tokio::io::AsyncWriteExt as _;
 
 use super::summary::size;
+use crate::cli::fetch::{self, Wanted, beneath};
 use crate::cli::{Context, Error, Kind, Name};
-use crate::client::Client;
-
-/// Files fetched at once.
-const PARALLEL: usize = 8;
-/// Tries for one file when the connection breaks.
-const TRIES: u32 = 3;
 
 #[derive(Args)]
 #[command(after_help = "\
@@ -73,7 +65,8 @@ pub(super) async fn run(arguments: &Arguments, context: &Context) -> Result<(), 
     let bytes = artifacts.iter().map(|artifact| artifact.bytes).sum();
     let files = artifacts.len();
     let bar = context.output.bar(bytes, "Downloading");
-    let fetched = fetch_all(&client, &artifacts, &folder, &|bytes| bar.inc(bytes)).await;
+    let wanted: Vec<Wanted> = artifacts.iter().map(wanted).collect();
+    let fetched = fetch::all(&client, &wanted, &folder, &|bytes| bar.inc(bytes)).await;
     bar.finish_and_clear();
     fetched?;
     let plural = if files == 1 { "" } else { "s" };
@@ -90,146 +83,22 @@ pub(super) async fn run(arguments: &Arguments, context: &Context) -> Result<(), 
     }))
 }
 
-/// Fetches several files at a time.
-async fn fetch_all(
-    client: &Client,
-    artifacts: &[Artifact],
-    folder: &Path,
-    progress: &dyn Fn(u64),
-) -> Result<(), Error> {
-    let http = client.http()?;
-    fs::create_dir_all(folder).await.map_err(|error| Error::file("create", folder, &error))?;
-    let root =
-        fs::canonicalize(folder).await.map_err(|error| Error::file("find", folder, &error))?;
-    let (http, root) = (&http, root.as_path());
-    futures::stream::iter(artifacts)
-        .map(|artifact| async move { fetch(client, http, artifact, root, progress).await })
-        .buffer_unordered(PARALLEL)
-        .try_collect::<()>()
-        .await
+/// What is asked for an artifact with.
+fn wanted(artifact: &Artifact) -> Wanted {
+    Wanted {
+        name: artifact.path.clone(),
+        place: place(&artifact.path),
+        path: format!("data/v1/{}/{}", encoded(&artifact.datastore), encoded(&artifact.key)),
+        digest: artifact.digest.clone(),
+    }
 }
 
 /// Where an artifact goes beneath the folder; `None` for a path that leads out of it.
 fn place(path: &str) -> Option<PathBuf> {
-    let relative = match path.starts_with("named-outputs/") {
-        true => PathBuf::from(path),
-        false => Path::new("artifacts").join(path.trim_start_matches("./")),
-    };
-    let inside = !path.is_empty()
-        && !path.contains(['\0', '\\'])
-        && !path.starts_with('/')
-        && relative.components().all(|part| matches!(part, Component::Normal(_)));
-    inside.then_some(relative)
-}
-
-async fn fetch(
-    client: &Client,
-    http: &reqwest::Client,
-    artifact: &Artifact,
-    root: &Path,
-    progress: &dyn Fn(u64),
-) -> Result<(), Error> {
-    let outside = || {
-        Error::new(
-            Kind::Failed,
-            format!("the artifact '{}' lies outside of the download folder", artifact.path),
-        )
-        .help("nothing of it was written; choose another --download-path if a link leads out")
-    };
-    let to = root.join(place(&artifact.path).ok_or_else(outside)?);
-    let parent = to.parent().unwrap_or(root);
-    fs::create_dir_all(parent).await.map_err(|error| Error::file("create", parent, &error))?;
-    // A link that was in the folder before must not lead the write out of it.
-    let real =
-        fs::canonicalize(parent).await.map_err(|error| Error::file("find", parent, &error))?;
-    if !real.starts_with(root) {
-        return Err(outside());
+    if path.starts_with("named-outputs/") {
+        return beneath(Path::new(path));
     }
-    let mut tries = 1;
-    loop {
-        let part = part_of(&to);
-        match fetch_once(client, http, artifact, &part, progress).await {
-            Ok(()) => {
-                return fs::rename(&part, &to)
-                    .await
-                    .map_err(|error| Error::file("write", &to, &error));
-            }
-            Err(error) => {
-                // Nothing half-done stays; whether removing works changes nothing about the error.
-                let _ = fs::remove_file(&part).await;
-                if error.kind != Kind::Unreachable || tries == TRIES {
-                    return Err(error);
-                }
-                tries += 1;
-            }
-        }
-    }
-}
-
-/// Where a file lies until it is whole.
-fn part_of(to: &Path) -> PathBuf {
-    let name = to.file_name().unwrap_or_default().to_string_lossy();
-    to.with_file_name(format!(".{name}.part"))
-}
-
-async fn fetch_once(
-    client: &Client,
-    http: &reqwest::Client,
-    artifact: &Artifact,
-    part: &Path,
-    progress: &dyn Fn(u64),
-) -> Result<(), Error> {
-    let target = client.target();
-    let url = format!(
-        "{}/data/v1/{}/{}",
-        target.server,
-        encoded(&artifact.datastore),
-        encoded(&artifact.key),
-    );
-    let lost = |error: reqwest::Error| {
-        let cause = crate::client::innermost(&error);
-        Error::new(Kind::Unreachable, format!("downloading '{}': {cause}", artifact.path))
-            .help("run the command again")
-    };
-    let response = http.get(&url).bearer_auth(target.token.secret()).send().await.map_err(lost)?;
-    if !response.status().is_success() {
-        return Err(refused(artifact, response).await);
-    }
-    let file = fs::File::create(part).await.map_err(|error| Error::file("write", part, &error))?;
-    let mut file = tokio::io::BufWriter::with_capacity(1 << 20, file);
-    let mut body = response.bytes_stream();
-    let mut hasher = blake3::Hasher::new();
-    while let Some(bytes) = body.next().await {
-        let bytes = bytes.map_err(lost)?;
-        hasher.update(&bytes);
-        file.write_all(&bytes).await.map_err(|error| Error::file("write", part, &error))?;
-        progress(bytes.len() as u64);
-    }
-    file.flush().await.map_err(|error| Error::file("write", part, &error))?;
-    if !artifact.digest.is_empty() && hasher.finalize().to_hex().as_str() != artifact.digest {
-        let what = format!("'{}' is no longer what the job has written", artifact.path);
-        let help = "its object was overwritten since, perhaps by a job with the same output path; \
-                    see its versions in your backups, or run the job again";
-        return Err(Error::new(Kind::Failed, what).help(help));
-    }
-    Ok(())
-}
-
-/// The gateway's error, as the user sees it.
-async fn refused(artifact: &Artifact, response: reqwest::Response) -> Error {
-    let status = response.status();
-    let kind = match status.as_u16() {
-        401 | 403 => Kind::NotAllowed,
-        404 | 410 => Kind::NotFound,
-        502..=504 => Kind::Unreachable,
-        _ => Kind::Failed,
-    };
-    let body = response.bytes().await.unwrap_or_default();
-    let told: Option<String> = serde_json::from_slice::<serde_json::Value>(&body)
-        .ok()
-        .and_then(|body| Some(body["error"]["message"].as_str()?.to_owned()));
-    let cause = told.unwrap_or_else(|| format!("the daemon answered {status}"));
-    Error::new(kind, format!("downloading '{}': {cause}", artifact.path))
+    Some(Path::new("artifacts").join(beneath(Path::new(path.trim_start_matches("./")))?))
 }
 
 #[cfg(test)]

@@ -23,7 +23,7 @@ mod patience;
 pub(super) mod read;
 pub(super) mod submit;
 mod summary;
-mod terminal;
+pub(super) mod terminal;
 #[cfg(test)]
 mod tests;
 pub(super) mod view;

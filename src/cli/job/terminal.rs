@@ -8,7 +8,7 @@ use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetat
 use crate::cli::{Error, Kind};
 
 /// The terminal's size; 24 by 80 where there is none.
-pub(super) fn size() -> WindowSize {
+pub(in crate::cli) fn size() -> WindowSize {
     let size =
         tcgetwinsize(rustix::stdio::stdout()).or_else(|_| tcgetwinsize(rustix::stdio::stdin()));
     match size {

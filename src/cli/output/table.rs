@@ -39,6 +39,12 @@ pub(crate) fn line(item: &Value, columns: &[Column]) -> String {
     cells.join("  ") + "\n"
 }
 
+/// Rows of values below titles that only the data knows.
+pub(crate) fn grid(titles: Vec<String>, rows: Vec<Vec<Value>>) -> String {
+    let rows = rows.iter().map(|row| row.iter().map(|value| cell(&bare(value))).collect());
+    drawn(titles.iter().map(|title| cell(title)).collect(), rows.collect())
+}
+
 /// Any JSON value: objects as rows, or as field and value when there is one only.
 pub(crate) fn any(data: &Value, keys: Option<Vec<String>>) -> String {
     match data {

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use atelier_proto::job::v1::Artifact;
 
-use super::{fetch_all, place};
+use super::{Wanted, fetch, place, wanted};
 use crate::cli::Kind;
 use crate::cli::testing::RealDaemon;
 use crate::client::Client;
@@ -31,6 +31,10 @@ fn nothing_leads_out_of_the_folder() {
 }
 
 /// Stores an object, and tells of it as a job's artifact at `path`.
+fn wanted_of(artifacts: &[Artifact]) -> Vec<Wanted> {
+    artifacts.iter().map(wanted).collect()
+}
+
 async fn stored(client: &Client, path: &str, content: &str) -> Artifact {
     let key = format!("ExperimentRun/dcid.j/{path}");
     let escaped = atelier_core::url::encoded(&key);
@@ -76,7 +80,7 @@ async fn files_arrive_whole_under_their_names() {
     let progress = |bytes| _ = seen.fetch_add(bytes, Ordering::Relaxed);
     // Twice: what lies there is replaced.
     for _ in 0..2 {
-        fetch_all(&client, &artifacts, &to, &progress).await.unwrap();
+        fetch::all(&client, &wanted_of(&artifacts), &to, &progress).await.unwrap();
     }
     for artifact in &artifacts {
         let content = fs::read_to_string(to.join(place(&artifact.path).unwrap())).unwrap();
@@ -94,7 +98,8 @@ async fn a_link_in_the_folder_does_not_lead_the_write_away() {
     let artifacts = [stored(&client, "outputs/a.txt", "x").await];
     let (folder, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     std::os::unix::fs::symlink(outside.path(), folder.path().join("artifacts")).unwrap();
-    let error = fetch_all(&client, &artifacts, folder.path(), &|_| {}).await.unwrap_err();
+    let error =
+        fetch::all(&client, &wanted_of(&artifacts), folder.path(), &|_| {}).await.unwrap_err();
     assert!(error.cause.contains("lies outside of the download folder"), "{error:?}");
     assert!(files_below(outside.path()).is_empty());
 }
@@ -105,7 +110,8 @@ async fn what_is_not_there_is_told_by_name() {
     let client = daemon.client().await;
     let folder = tempfile::tempdir().unwrap();
     let artifacts = [artifact("outputs/gone", 1)];
-    let error = fetch_all(&client, &artifacts, folder.path(), &|_| {}).await.unwrap_err();
+    let error =
+        fetch::all(&client, &wanted_of(&artifacts), folder.path(), &|_| {}).await.unwrap_err();
     assert_eq!(error.kind, Kind::NotFound, "{error:?}");
     assert!(error.cause.starts_with("downloading 'outputs/gone': "), "{error:?}");
     assert!(files_below(folder.path()).is_empty());
@@ -119,10 +125,11 @@ async fn what_was_overwritten_since_is_not_taken_for_the_jobs() {
     let mut artifact = stored(&client, "outputs/a.txt", "mine").await;
     artifact.digest = blake3::hash(b"mine").to_hex().to_string();
     let artifacts = [artifact];
-    fetch_all(&client, &artifacts, folder.path(), &|_| {}).await.unwrap();
+    fetch::all(&client, &wanted_of(&artifacts), folder.path(), &|_| {}).await.unwrap();
     fs::remove_file(folder.path().join("artifacts/outputs/a.txt")).unwrap();
     stored(&client, "outputs/a.txt", "evil").await;
-    let error = fetch_all(&client, &artifacts, folder.path(), &|_| {}).await.unwrap_err();
+    let error =
+        fetch::all(&client, &wanted_of(&artifacts), folder.path(), &|_| {}).await.unwrap_err();
     assert!(error.cause.contains("no longer what the job has written"), "{error:?}");
     assert!(files_below(folder.path()).is_empty());
 }
