@@ -220,7 +220,7 @@ pub(super) async fn logout(_: LogoutArguments, context: &Context) -> Result<(), 
 }
 
 /// Whether somebody sits before this machine and has a browser.
-fn has_browser() -> bool {
+pub(super) fn has_browser() -> bool {
     let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
     let is_remote = set("SSH_CONNECTION") || set("SSH_TTY");
     let has_screen = cfg!(target_os = "macos") || set("DISPLAY") || set("WAYLAND_DISPLAY");
@@ -228,7 +228,7 @@ fn has_browser() -> bool {
 }
 
 /// Has the desktop open a page.
-fn open(page: &str) -> bool {
+pub(super) fn open(page: &str) -> bool {
     let program = if cfg!(target_os = "macos") { "open" } else { "xdg-open" };
     Command::new(program)
         .arg(page)

@@ -45,6 +45,7 @@ mod service;
 mod simulate;
 mod token;
 mod top;
+mod ui;
 pub mod upload;
 mod user;
 mod vault;
@@ -118,6 +119,7 @@ enum Command {
     Job(job::Command),
     Queue(queue::Arguments),
     Top(top::Arguments),
+    Ui(ui::Arguments),
     /// Make clusters, look at computes and their nodes, drain them
     #[command(subcommand)]
     Compute(compute::Command),
@@ -319,6 +321,7 @@ fn dispatch(command: Command, context: &Context) -> Result<ExitCode, Error> {
         Command::Schema(arguments) => done(schema::run(&arguments, context)),
         Command::Job(command) => block_on(job::run(command, context)),
         Command::Queue(arguments) => done(block_on(queue::run(arguments, context))),
+        Command::Ui(arguments) => done(block_on(ui::run(arguments, context))),
         Command::Top(arguments) => done(block_on(top::run(arguments, context))),
         Command::Compute(command) => done(block_on(compute::run(command, context))),
         Command::Node(command) => done(block_on(node::run(command, context))),
