@@ -3,6 +3,7 @@
 //! The provider says who it is and which groups they are in (OpenID Connect Core 1.0, section 5); the workspace
 //! decides under which name and in which role they come in. Deny by default: whose groups name no role stays outside.
 
+pub mod passing;
 #[cfg(test)]
 mod tests;
 
