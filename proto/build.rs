@@ -25,11 +25,13 @@ const FILES: [&str; 16] = [
 ];
 
 /// What must not come into a log by way of `Debug`; see `convert::datastore`.
-const SECRET: [&str; 11] = [
+const SECRET: [&str; 13] = [
     "atelier.agent.v1.OpenedSecret",
     "atelier.identity.v1.CreateTokenResponse",
     "atelier.node.v1.CreateJoinTokenResponse",
     "atelier.node.v1.JoinNodeRequest",
+    "atelier.identity.v1.AskProviderRequest",
+    "atelier.identity.v1.AskProviderResponse",
     "atelier.identity.v1.SignInRequest",
     "atelier.identity.v1.SignInResponse",
     "atelier.vault.v1.SetSecretRequest",

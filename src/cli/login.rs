@@ -3,18 +3,22 @@
 use std::io::IsTerminal as _;
 use std::process::{Command, Stdio};
 
+use atelier_core::sign_in::passing::Endpoint;
 use atelier_core::time::Timestamp;
 use atelier_proto::identity::v1::sign_in_service_client::SignInServiceClient;
 use atelier_proto::identity::v1::{
-    GetSignInRequest, GetSignInResponse, RevokeTokenRequest, SignInRequest, SignInResponse,
+    AskProviderRequest, GetSignInRequest, GetSignInResponse, ProviderEndpoint, RevokeTokenRequest,
+    SignInRequest, SignInResponse,
 };
+use futures::FutureExt as _;
 use serde_json::json;
 use tonic::Code;
 use tonic::transport::Channel;
 
 use super::{Context, Error, Kind};
 use crate::client::{self, Client, Session, Sessions, Target};
-use crate::oidc::flows::{App, Failed, Granted};
+use crate::oidc::Passed;
+use crate::oidc::flows::{App, Failed, Granted, Through};
 
 /// Sign in to a workspace where your organisation signs you in
 ///
@@ -92,8 +96,9 @@ pub(super) async fn login(arguments: Arguments, context: &Context) -> Result<(),
         }
         place => place?,
     };
-    let app =
-        App::new(&place.issuer, &place.client_id, &place.scopes).await.map_err(Failed::from)?;
+    let through = place.asks_for_clients.then(|| through(&client));
+    let app = App::new(&place.issuer, &place.client_id, &place.scopes, through);
+    let app = app.await.map_err(Failed::from)?;
     let granted = if arguments.device || (!arguments.browser && !has_browser()) {
         app.device(|code| {
             context.output.tell(&format!(
@@ -125,6 +130,29 @@ pub(super) async fn login(arguments: Arguments, context: &Context) -> Result<(),
     context.output.show(&told)
 }
 
+/// Has the daemon ask the provider.
+fn through(client: &Client) -> Through {
+    let client = client.clone();
+    Box::new(move |endpoint, parameters| {
+        let client = client.clone();
+        async move {
+            let endpoint = match endpoint {
+                Endpoint::Token => ProviderEndpoint::Token,
+                Endpoint::DeviceAuthorization => ProviderEndpoint::DeviceAuthorization,
+                Endpoint::Revocation => ProviderEndpoint::Revocation,
+            };
+            let request = AskProviderRequest { endpoint: endpoint.into(), parameters };
+            let mut service = SignInServiceClient::new(client.channel());
+            let answer = client.call(service.ask_provider(request)).await;
+            let answer = answer.map_err(|error| error.to_string())?;
+            let body = serde_json::from_slice(&answer.body);
+            let body = body.map_err(|_| "the daemon passes on something else".to_owned())?;
+            Ok(Passed { succeeded: answer.succeeded, body })
+        }
+        .boxed()
+    })
+}
+
 async fn sign_in(
     client: &Client,
     service: &mut SignInServiceClient<Channel>,
@@ -142,6 +170,7 @@ fn session(
     let provider = (place.issuer.clone(), place.client_id.clone(), place.scopes.clone());
     let token = (signed_in.token, signed_in.token_id, signed_in.expires_at_ms);
     Session::new(token, signed_in.user, provider, refresh_token)
+        .asking_daemon(place.asks_for_clients)
 }
 
 /// Renews the session that the next connection would use, if it ends about now and can be renewed.
@@ -161,15 +190,18 @@ pub(super) async fn renew(context: &Context) -> Result<(), Error> {
         return Ok(());
     };
     let Some(refresh_token) = old.refresh_token() else { return Ok(()) };
-    let app = App::new(&old.issuer, &old.client_id, &old.scopes).await.map_err(Failed::from)?;
     // First: a refresh token may be good for one use, and the daemon may be away.
     let (_, mut service, client) = stranger(context).await?;
+    let through = old.asks_daemon.then(|| through(&client));
+    let app = App::new(&old.issuer, &old.client_id, &old.scopes, through);
+    let app = app.await.map_err(Failed::from)?;
     let granted = app.refresh(refresh_token).await?;
     let place = GetSignInResponse {
         issuer: old.issuer.clone(),
         client_id: old.client_id.clone(),
         scopes: old.scopes.clone(),
         workspace: String::new(),
+        asks_for_clients: old.asks_daemon,
     };
     // The old refresh token may be used up: the new one is kept, whatever the daemon says.
     locked.keep(&server, old.with_refresh_token(granted.refresh_token.clone()))?;
@@ -206,13 +238,20 @@ pub(super) async fn logout(_: LogoutArguments, context: &Context) -> Result<(), 
     }
     if let Some(token) = session.refresh_token() {
         let revoked = async {
-            let app = App::new(&session.issuer, &session.client_id, &session.scopes).await?;
-            app.revoke(token).await
+            let (issuer, client_id) = (&session.issuer, &session.client_id);
+            let through = match session.asks_daemon {
+                true => Some(through(&stranger(context).await?.2)),
+                false => None,
+            };
+            let app = App::new(issuer, client_id, &session.scopes, through).await;
+            let revoked = app.map_err(Failed::from)?.revoke(token).await;
+            revoked.map_err(Error::from)
         };
         if let Err(failed) = revoked.await {
-            context
-                .output
-                .warn(&format!("the session is forgotten here, but not at the provider: {failed}"));
+            let failed: Error = failed;
+            let cause = failed.cause;
+            let told = format!("the session is forgotten here, but not at the provider: {cause}");
+            context.output.warn(&told);
         }
     }
     context.output.note(&format!("{} is signed out of {}", session.user, target.server));

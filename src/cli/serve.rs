@@ -16,7 +16,8 @@ pub(super) fn run(arguments: ServeArgs) -> Result<(), Error> {
         KeySource::Text(text) => Some(text),
         KeySource::Transit(_) | KeySource::Nowhere => None,
     });
-    for source in texts.chain(arguments.transit.sources()) {
+    let texts = texts.chain(arguments.transit.sources()).chain(&mut arguments.oidc.client_secret);
+    for source in texts {
         // SAFETY: As above.
         unsafe { source.take() };
     }

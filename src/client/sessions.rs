@@ -27,6 +27,9 @@ pub struct Session {
     pub client_id: String,
     /// What it was asked for.
     pub scopes: Vec<String>,
+    /// Whether it is asked by way of the daemon.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub asks_daemon: bool,
     /// With which the next session is had, if the provider gives such.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     refresh_token: Option<String>,
@@ -46,7 +49,23 @@ impl Session {
         (issuer, client_id, scopes): (String, String, Vec<String>),
         refresh_token: Option<String>,
     ) -> Self {
-        Self { token, token_id, expires_at_ms, user, issuer, client_id, scopes, refresh_token }
+        Self {
+            token,
+            token_id,
+            expires_at_ms,
+            user,
+            issuer,
+            client_id,
+            scopes,
+            asks_daemon: false,
+            refresh_token,
+        }
+    }
+
+    /// The same session, whose provider is asked by way of the daemon, or is not.
+    #[must_use]
+    pub fn asking_daemon(self, asks_daemon: bool) -> Self {
+        Self { asks_daemon, ..self }
     }
 
     /// The daemon's token.

@@ -6,6 +6,10 @@ use atelier_core::access::{Held, Permissions, Role};
 use atelier_core::id::RoleName;
 use atelier_core::sign_in::{Given, Group, Rules};
 
+use super::serve::SourceParser;
+use crate::oidc::Shown;
+use crate::vault::TextSource;
+
 /// Where people sign in, and what they may do then.
 #[derive(clap::Args, Clone, Debug)]
 pub struct OidcArgs {
@@ -18,8 +22,8 @@ pub struct OidcArgs {
         requires = "oidc_client_id"
     )]
     pub issuer: Option<String>,
-    /// The id that the provider has given this workspace's clients: a public client without a secret, that may
-    /// redirect to http://127.0.0.1 or use device codes
+    /// The id that the provider has given this workspace's clients: a public client without a secret, or one whose
+    /// secret the daemon has (--oidc-client-secret), that may redirect to http://127.0.0.1 or use device codes
     #[arg(
         id = "oidc_client_id",
         long = "oidc-client-id",
@@ -27,6 +31,26 @@ pub struct OidcArgs {
         requires = "oidc_issuer"
     )]
     pub client_id: Option<String>,
+    /// Where the secret is that the provider has given with the id, if it has: file:/PATH, credential:NAME, env:NAME. It
+    /// stays in the daemon, which passes on what clients ask the provider. A file is read each time
+    #[arg(
+        id = "oidc_client_secret",
+        long = "oidc-client-secret",
+        value_name = "SOURCE",
+        value_parser = SourceParser::<TextSource>::default(),
+        requires = "oidc_issuer"
+    )]
+    pub client_secret: Option<TextSource>,
+    /// How the secret is shown to the provider [default: basic, or post where the provider knows only that]
+    #[arg(
+        id = "oidc_client_auth",
+        long = "oidc-client-auth",
+        value_enum,
+        value_name = "basic|post",
+        hide_possible_values = true,
+        requires = "oidc_client_secret"
+    )]
+    pub client_auth: Option<Shown>,
     /// The claim of the provider's tokens that names a user. One that users can choose themselves needs
     /// --oidc-user-prefix, or else they could take each other's names
     #[arg(
@@ -86,6 +110,8 @@ impl Default for OidcArgs {
         Self {
             issuer: None,
             client_id: None,
+            client_secret: None,
+            client_auth: None,
             user_claim: "email".to_owned(),
             user_prefix: None,
             groups_claim: "groups".to_owned(),

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -189,7 +189,10 @@ pub struct Shared {
 }
 
 /// Who vouches for people, as the admin says. Nobody is asked: it may be away now.
-fn provider_of(args: &OidcArgs) -> Result<Option<Arc<oidc::Provider>>, oidc::Error> {
+fn provider_of(
+    args: &OidcArgs,
+    data_dir: &Path,
+) -> Result<Option<Arc<oidc::Provider>>, oidc::Error> {
     let (Some(issuer), Some(client_id)) = (&args.issuer, &args.client_id) else { return Ok(None) };
     if args.role.is_empty() {
         tracing::warn!(
@@ -198,7 +201,11 @@ fn provider_of(args: &OidcArgs) -> Result<Option<Arc<oidc::Provider>>, oidc::Err
     }
     let session = Duration::from_secs(args.session);
     let provider = oidc::Provider::new(issuer, client_id, &args.scope, session, args.rules())?;
-    Ok(Some(Arc::new(provider)))
+    let passing = args
+        .client_secret
+        .clone()
+        .map(|source| oidc::Passing::new(client_id, source, args.client_auth, data_dir.to_owned()));
+    Ok(Some(Arc::new(provider.with_secret(passing.transpose()?))))
 }
 
 /// Runs the daemon until a termination signal.
@@ -289,7 +296,7 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
         clock,
         args.node_certificate_life,
     )?;
-    let provider = provider_of(&args.oidc)?;
+    let provider = provider_of(&args.oidc, folder.path())?;
 
     // Jobs are given links into these: only the workspace's own, whose files nobody else has.
     let roots: BTreeMap<DatastoreName, PathBuf> = datastores

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use atelier_core::sign_in::passing::{Endpoint, Parameters};
 use atelier_core::time::Timestamp;
 use atelier_proto::identity::v1 as pb;
 use tonic::{Request, Response, Status};
@@ -36,7 +37,33 @@ impl pb::sign_in_service_server::SignInService for Service {
             client_id: provider.client_id.clone(),
             scopes: provider.scopes.clone(),
             workspace: self.0.folder.workspace().name.to_string(),
+            asks_for_clients: provider.has_secret(),
         }))
+    }
+
+    async fn ask_provider(
+        &self,
+        request: Request<pb::AskProviderRequest>,
+    ) -> Result<Response<pb::AskProviderResponse>, Status> {
+        use pb::ProviderEndpoint as P;
+        let provider = self.provider()?;
+        let from = super::origin(&request).from;
+        let request = request.into_inner();
+        let endpoint = match request.endpoint() {
+            P::Token => Endpoint::Token,
+            P::DeviceAuthorization => Endpoint::DeviceAuthorization,
+            P::Revocation => Endpoint::Revocation,
+            P::Unspecified => {
+                return Err(Status::invalid_argument("which endpoint of the provider is meant?"));
+            }
+        };
+        let parameters: Parameters = request.parameters.into_iter().collect();
+        let passed = provider.ask(endpoint, &parameters, from).await.map_err(|refused| {
+            tracing::info!(error = %refused, "the provider was not asked");
+            told(refused)
+        })?;
+        let body = passed.body.to_string().into_bytes().into();
+        Ok(Response::new(pb::AskProviderResponse { succeeded: passed.succeeded, body }))
     }
 
     async fn sign_in(

@@ -368,5 +368,12 @@ status!(oidc::Rejected, error => match &error {
     oidc::Rejected::Refused(_) => Code::PermissionDenied,
     oidc::Rejected::Provider(_) => Code::FailedPrecondition,
 });
+status!(oidc::NotAsked, error => match &error {
+    oidc::NotAsked::NotPassedOn(_) => Code::InvalidArgument,
+    oidc::NotAsked::Often { .. } => Code::ResourceExhausted,
+    oidc::NotAsked::NoSecret | oidc::NotAsked::Secret | oidc::NotAsked::Provider(_) => {
+        Code::FailedPrecondition
+    }
+});
 status!(atelier_proto::convert::Error, error => Code::InvalidArgument);
 status!(atelier_core::id::InvalidName, error => Code::InvalidArgument);

@@ -189,7 +189,9 @@ fn rpc(service: &str, method: &str) -> Option<Need> {
             "Session" | "PushLog" | "RecordMetrics" | "JoinChannel" | "OpenSecrets",
         ) => P::ActAsNode,
         // Whoever signs in has nothing yet to show.
-        ("atelier.identity.v1.SignInService", "GetSignIn" | "SignIn") => return Some(Need::Public),
+        ("atelier.identity.v1.SignInService", "GetSignIn" | "SignIn" | "AskProvider") => {
+            return Some(Need::Public);
+        }
         ("grpc.health.v1.Health", "Check" | "Watch" | "List") => return Some(Need::Public),
         (
             "grpc.reflection.v1.ServerReflection" | "grpc.reflection.v1alpha.ServerReflection",

@@ -6,6 +6,7 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use atelier_core::sign_in::passing::{Endpoint, Parameters};
 use axum::extract::{Query, State};
 use axum::response::Html;
 use futures::future::{BoxFuture, FutureExt as _};
@@ -24,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tokio::sync::{Mutex, oneshot};
 
-use super::{Asker, Error, Metadata, bounded};
+use super::{Asker, Error, Metadata, Passed, bounded};
 
 /// How long somebody has at most for signing in.
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -108,12 +109,20 @@ type Client = oauth2::Client<
     EndpointSet,
 >;
 
+/// Asks a provider in place of a client that has no secret; says why if it cannot.
+pub type Through =
+    Box<dyn Fn(Endpoint, Parameters) -> BoxFuture<'static, Result<Passed, String>> + Send + Sync>;
+
 /// A program in which somebody signs in.
 pub struct App {
     asker: Asker,
     issuer: String,
     client: Client,
     scopes: Vec<Scope>,
+    /// Who asks for it, by which addresses of the provider, if it does not ask itself.
+    through: Option<(Through, Vec<(String, Endpoint)>)>,
+    /// Refresh tokens are asked for in Google's way.
+    asks_for_offline: bool,
 }
 
 /// The provider did not answer.
@@ -122,20 +131,55 @@ pub struct App {
 struct Lost(String);
 
 impl App {
-    /// Asks the provider where to go.
+    /// Asks the provider where to go. What is asked for later is asked `through` somebody else, if the provider wants
+    /// to see a secret.
     ///
     /// # Errors
     /// [`Error`].
-    pub async fn new(issuer: &str, client_id: &str, scopes: &[String]) -> Result<Self, Error> {
+    pub async fn new(
+        issuer: &str,
+        client_id: &str,
+        scopes: &[String],
+        through: Option<Through>,
+    ) -> Result<Self, Error> {
         let asker = Asker::new(issuer)?;
         let metadata = asker.metadata().await?;
+        let optional = [
+            (metadata.device_authorization_endpoint.clone(), Endpoint::DeviceAuthorization),
+            (metadata.revocation_endpoint.clone(), Endpoint::Revocation),
+        ];
+        let optional = optional.into_iter().filter_map(|(address, of)| Some((address?, of)));
+        let token = (metadata.token_endpoint.clone(), Endpoint::Token);
+        let endpoints = optional.chain([token]).collect();
+        let asks_for_offline = !metadata.knows_offline_access();
         let client = client(client_id, metadata)
             .map_err(|error| asker.unavailable("read the metadata", error.to_string()))?;
-        let scopes = scopes.iter().cloned().map(Scope::new).collect();
-        Ok(Self { asker, issuer: issuer.to_owned(), client, scopes })
+        // One that does not know the scope refuses it.
+        let scopes =
+            scopes.iter().filter(|scope| !(asks_for_offline && *scope == "offline_access"));
+        let scopes = scopes.cloned().map(Scope::new).collect();
+        let through = through.map(|through| (through, endpoints));
+        Ok(Self { asker, issuer: issuer.to_owned(), client, scopes, through, asks_for_offline })
     }
 
     async fn send(&self, request: HttpRequest) -> Result<HttpResponse, Lost> {
+        if let Some((through, endpoints)) = &self.through {
+            let address = request.uri().to_string();
+            let same =
+                |known: &str| oauth2::url::Url::parse(known).is_ok_and(|k| k.as_str() == address);
+            let Some((_, endpoint)) = endpoints.iter().find(|(known, _)| same(known)) else {
+                return Err(Lost(format!("{address} is not asked for clients")));
+            };
+            let form = oauth2::url::form_urlencoded::parse(request.body()).into_owned();
+            // Who the client is says whoever asks for it.
+            let parameters = form.filter(|(name, _)| name != "client_id").collect();
+            let passed = through(*endpoint, parameters).await.map_err(Lost)?;
+            let mut response = HttpResponse::new(passed.body.to_string().into_bytes());
+            if !passed.succeeded {
+                *response.status_mut() = http::StatusCode::BAD_REQUEST;
+            }
+            return Ok(response);
+        }
         let lost = |error: reqwest::Error| Lost(crate::client::innermost(&error));
         let request = reqwest::Request::try_from(request).map_err(lost)?;
         let answer = self.asker.http.execute(request).await.map_err(lost)?;
@@ -162,8 +206,12 @@ impl App {
         let client = self.client.clone().set_redirect_uri(redirect);
         let (challenge, verifier) = PkceCodeChallenge::new_random_sha256();
         let nonce = CsrfToken::new_random();
-        let (page, state) = client
-            .authorize_url(CsrfToken::new_random)
+        let mut asking = client.authorize_url(CsrfToken::new_random);
+        if self.asks_for_offline {
+            // What Google has in place of the scope. Others ignore what they do not know (RFC 6749, section 3.1).
+            asking = asking.add_extra_param("access_type", "offline");
+        }
+        let (page, state) = asking
             .add_scopes(self.scopes.iter().cloned())
             .add_extra_param("nonce", nonce.secret())
             // Without it a provider may leave offline_access out (section 11).

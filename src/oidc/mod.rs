@@ -2,9 +2,11 @@
 //!
 //! Clients send people to the provider and bring back its ID token ([`flows`]); the daemon checks the token
 //! ([`verify`]), and gives one of its own for it. So requests are as cheap as with any other token, a session can be
-//! revoked, and the provider's tokens go nowhere but to the daemon, once.
+//! revoked, and the provider's tokens go nowhere but to the daemon, once. Where the provider wants a secret of its
+//! clients, what they ask it goes by way of the daemon ([`passing`]).
 
 pub mod flows;
+mod passing;
 #[cfg(test)]
 mod tests;
 mod verify;
@@ -15,6 +17,7 @@ use reqwest::Url;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
+pub use passing::{NotAsked, Passed, Passing, Shown};
 pub use verify::{Provider, Rejected};
 
 /// Until the provider must have answered.
@@ -43,6 +46,16 @@ pub enum Error {
         /// Why it failed.
         cause: String,
     },
+    /// The secret of its client is not where it is to be.
+    #[error(
+        "cannot read the secret of the provider's client from {place}: {problem} (--oidc-client-secret)"
+    )]
+    Secret {
+        /// Where.
+        place: String,
+        /// What is wrong.
+        problem: String,
+    },
     /// It calls itself otherwise, so that its tokens would be somebody else's.
     #[error(
         "the provider at {issuer} says that it is '{says}': name it as it calls itself, to the letter (--oidc-issuer)"
@@ -70,6 +83,31 @@ pub struct Metadata {
     pub device_authorization_endpoint: Option<String>,
     /// Where tokens are revoked (RFC 7009), if it does that.
     pub revocation_endpoint: Option<String>,
+    /// How clients may show a secret there, if it says so.
+    pub token_endpoint_auth_methods_supported: Option<Vec<String>>,
+    /// What it may be asked for, if it says so.
+    pub scopes_supported: Option<Vec<String>>,
+}
+
+impl Metadata {
+    /// How a client shows its secret, where nobody says how: as all have to know it (RFC 6749, section 2.3.1), unless
+    /// this one does not.
+    fn client_shows(&self) -> Shown {
+        let knows = |name: &str| {
+            let all = self.token_endpoint_auth_methods_supported.as_ref();
+            all.map(|all| all.iter().any(|known| known == name))
+        };
+        match (knows("client_secret_basic"), knows("client_secret_post")) {
+            (Some(false), Some(true)) => Shown::Post,
+            _ => Shown::Basic,
+        }
+    }
+
+    /// Whether it may be asked for refresh tokens in the way of OpenID Connect (Core 1.0, section 11).
+    fn knows_offline_access(&self) -> bool {
+        let all = self.scopes_supported.as_ref();
+        all.is_none_or(|all| all.iter().any(|known| known == "offline_access"))
+    }
 }
 
 /// Asks one provider. It is never redirected.

@@ -1,9 +1,11 @@
 use std::sync::Mutex;
 
 use atelier_core::access::Role;
+use atelier_core::sign_in::passing::{Endpoint, Parameters};
 use atelier_core::sign_in::{Given, Group, Rules};
 use axum::extract::State;
-use axum::routing::get;
+use axum::http::{HeaderMap, StatusCode};
+use axum::routing::{get, post};
 use axum::{Json, Router};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -42,6 +44,10 @@ struct Published {
     metadata: Value,
     keys: Value,
     asked: usize,
+    /// What it says to who wants a token.
+    answer: (StatusCode, String),
+    /// How they showed who they are, and what they asked.
+    forms: Vec<(Option<String>, String)>,
 }
 
 struct World {
@@ -61,7 +67,9 @@ impl World {
             "token_endpoint": format!("{issuer}/token"),
             "jwks_uri": format!("{issuer}/keys"),
         });
-        let published = Published { metadata, keys: Value::Null, asked: 0 };
+        let answer = (StatusCode::BAD_REQUEST, json!({ "error": "invalid_grant" }).to_string());
+        let (metadata, forms) = (metadata, Vec::new());
+        let published = Published { metadata, keys: Value::Null, asked: 0, answer, forms };
         let published = std::sync::Arc::new(Mutex::new(published));
         let router = Router::new()
             .route(
@@ -74,6 +82,18 @@ impl World {
                     let mut published = p.lock().unwrap();
                     published.asked += 1;
                     Json(published.keys.clone())
+                }),
+            )
+            .route(
+                "/token",
+                post(|State(p): Shared, headers: HeaderMap, form: String| async move {
+                    let mut published = p.lock().unwrap();
+                    let shown =
+                        headers.get("authorization").map(|v| v.to_str().unwrap().to_owned());
+                    published.forms.push((shown, form));
+                    let (status, said) = published.answer.clone();
+                    // Nobody goes there, whatever is said there.
+                    (status, [("location", "http://192.0.2.1/")], said)
                 }),
             )
             .with_state(published.clone());
@@ -220,4 +240,171 @@ async fn a_token_is_taken_once() {
         assert!(provider.take(&again).is_err());
     }
     provider.take(&other).unwrap();
+}
+
+/// A provider whose client has a secret, which lies in a file.
+struct WithSecret {
+    world: World,
+    provider: Provider,
+    file: std::path::PathBuf,
+    _folder: tempfile::TempDir,
+}
+
+impl WithSecret {
+    async fn start(shown: Option<Shown>) -> Self {
+        let world = World::start(&[]).await;
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("secret");
+        write(&file, "s3cret: +%\n");
+        let source = format!("file:{}", file.display()).parse().unwrap();
+        let passing = Passing::new("a client", source, shown, folder.path().join("data")).unwrap();
+        let provider = world.provider().with_secret(Some(passing));
+        Self { world, provider, file, _folder: folder }
+    }
+
+    async fn refresh(&self, from: [u8; 4]) -> Result<Passed, NotAsked> {
+        let asked = parameters(&[("grant_type", "refresh_token"), ("refresh_token", "r")]);
+        self.provider.ask(Endpoint::Token, &asked, Some(from.into())).await
+    }
+
+    fn says(&self, status: StatusCode, said: &str) {
+        self.world.published.lock().unwrap().answer = (status, said.to_owned());
+    }
+
+    fn forms(&self) -> Vec<(Option<String>, String)> {
+        std::mem::take(&mut self.world.published.lock().unwrap().forms)
+    }
+}
+
+fn parameters(pairs: &[(&str, &str)]) -> Parameters {
+    pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+}
+
+fn write(file: &std::path::Path, text: &str) {
+    use std::os::unix::fs::PermissionsExt as _;
+    std::fs::write(file, text).unwrap();
+    std::fs::set_permissions(file, std::fs::Permissions::from_mode(0o600)).unwrap();
+}
+
+#[tokio::test]
+async fn a_secret_is_shown_to_the_provider_and_nobody_else() {
+    let at = WithSecret::start(None).await;
+    let tokens = json!({ "access_token": "a", "id_token": "i", "token_type": "Bearer" });
+    at.says(StatusCode::OK, &tokens.to_string());
+    let passed = at.refresh([127, 0, 0, 1]).await.unwrap();
+    let expected = json!({ "access_token": "", "id_token": "i", "token_type": "Bearer" });
+    assert_eq!(passed, Passed { succeeded: true, body: expected });
+    // As RFC 6749 wants it, section 2.3.1: `a+client:s3cret%3A+%2B%25`.
+    let basic = "Basic YStjbGllbnQ6czNjcmV0JTNBKyUyQiUyNQ==";
+    let form = "grant_type=refresh_token&refresh_token=r";
+    assert_eq!(at.forms(), [(Some(basic.to_owned()), form.to_owned())]);
+
+    // A new one counts at once; of one that is not there only the admin is told more.
+    write(&at.file, "new");
+    at.refresh([127, 0, 0, 1]).await.unwrap();
+    assert_ne!(at.forms()[0].0.as_deref(), Some(basic));
+    std::fs::remove_file(&at.file).unwrap();
+    let refused = at.refresh([127, 0, 0, 1]).await.unwrap_err();
+    assert!(matches!(refused, NotAsked::Secret), "{refused}");
+    let source = format!("file:{}", at.file.display()).parse().unwrap();
+    let absent = Passing::new("a", source, None, "/data".into()).err().unwrap().to_string();
+    assert!(
+        absent.contains("--oidc-client-secret") && absent.contains("there is none"),
+        "{absent}"
+    );
+
+    let at = WithSecret::start(Some(Shown::Post)).await;
+    at.refresh([127, 0, 0, 1]).await.unwrap();
+    let form = format!("{form}&client_id=a+client&client_secret=s3cret%3A+%2B%25");
+    assert_eq!(at.forms(), [(None, form)]);
+    // One that knows only that is asked so.
+    let at = WithSecret::start(None).await;
+    at.world.published.lock().unwrap().metadata["token_endpoint_auth_methods_supported"] =
+        json!(["client_secret_post"]);
+    at.refresh([127, 0, 0, 1]).await.unwrap();
+    assert_eq!(at.forms()[0].0, None);
+}
+
+#[tokio::test]
+async fn what_is_not_for_signing_in_never_reaches_the_provider() {
+    let at = WithSecret::start(None).await;
+    for asked in [
+        &[("grant_type", "client_credentials")][..],
+        &[("grant_type", "authorization_code"), ("code", "c")],
+        &[("grant_type", "refresh_token"), ("refresh_token", "r"), ("scope", "everything")],
+        &[("grant_type", "refresh_token"), ("refresh_token", "r"), ("client_secret", "x")],
+    ] {
+        let refused = at.provider.ask(Endpoint::Token, &parameters(asked), None).await.unwrap_err();
+        assert!(matches!(refused, NotAsked::NotPassedOn(_)), "{asked:?}: {refused}");
+    }
+    let token = parameters(&[("token", "r")]);
+    let none = at.provider.ask(Endpoint::Revocation, &token, None).await.unwrap_err();
+    assert!(none.to_string().contains("names no place for that"), "{none}");
+    assert_eq!(at.forms(), []);
+    let refused = at.world.provider().ask(Endpoint::Revocation, &token, None).await.unwrap_err();
+    assert!(matches!(refused, NotAsked::NoSecret), "{refused}");
+}
+
+#[tokio::test]
+async fn what_the_provider_says_is_passed_back_in_few_words() {
+    let at = WithSecret::start(None).await;
+    let home = [127, 0, 0, 1];
+    let code = json!({ "error": "invalid_grant" });
+    assert_eq!(at.refresh(home).await.unwrap(), Passed { succeeded: false, body: code });
+    let said = json!({ "error": "invalid_client", "error_description": "s3cret: +% is wrong" });
+    at.says(StatusCode::UNAUTHORIZED, &said.to_string());
+    let told = at.refresh(home).await.unwrap();
+    let text = told.body.to_string();
+    assert!(!told.succeeded && text.contains("an admin finds more"), "{text}");
+    assert!(!text.contains("s3cret"), "{text}");
+    for (status, said) in [
+        (StatusCode::FOUND, "{}"),
+        (StatusCode::OK, "<html>"),
+        (StatusCode::BAD_GATEWAY, "busy"),
+        (StatusCode::OK, &"x".repeat(2 << 20)),
+    ] {
+        at.says(status, said);
+        let failed = at.refresh(home).await.unwrap_err();
+        assert!(matches!(failed, NotAsked::Provider(_)), "{status}: {failed}");
+    }
+}
+
+#[tokio::test]
+async fn who_asks_too_often_waits_and_others_do_not() {
+    let at = WithSecret::start(None).await;
+    let mut refused = None;
+    for _ in 0..1000 {
+        match at.refresh([10, 0, 0, 1]).await {
+            Ok(_) => {}
+            Err(error) => {
+                refused = Some(error);
+                break;
+            }
+        }
+    }
+    let told = refused.expect("a limit").to_string();
+    assert!(told.contains("too often") && told.contains("try again in"), "{told}");
+    at.refresh([10, 0, 0, 2]).await.unwrap();
+}
+
+/// Google has another word for refresh tokens than OpenID Connect, and refuses the one of that.
+#[tokio::test]
+async fn a_provider_is_asked_for_refresh_tokens_as_it_knows_it() {
+    let world = World::start(&[]).await;
+    let page = async || {
+        let scopes = ["openid", "offline_access"].map(str::to_owned);
+        let app = flows::App::new(&world.issuer, "cli", &scopes, None).await.unwrap();
+        let (tell, told) = tokio::sync::oneshot::channel();
+        let mut tell = Some(tell);
+        let waits = app.browser(move |page| drop(tell.take().unwrap().send(page.to_owned())));
+        tokio::select! {
+            _ = waits => unreachable!("nobody signs in"),
+            page = told => page.unwrap(),
+        }
+    };
+    let usual = page().await;
+    assert!(usual.contains("offline_access") && !usual.contains("access_type"), "{usual}");
+    world.published.lock().unwrap().metadata["scopes_supported"] = json!(["openid", "email"]);
+    let other = page().await;
+    assert!(other.contains("access_type=offline") && !other.contains("offline_access"), "{other}");
 }

@@ -1,11 +1,13 @@
 //! Whether a token is the provider's, for this workspace, and still good.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
 
 use atelier_agent::clock;
 use atelier_core::content::Digest;
+use atelier_core::sign_in::passing::{Endpoint, Parameters};
 use atelier_core::sign_in::{Claims, Refused, Rules, User};
 use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::jwk::{Jwk, JwkSet, PublicKeyUse};
@@ -14,7 +16,7 @@ use serde_json::{Map, Value};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-use super::{Asker, Error};
+use super::{Asker, Error, NotAsked, Passed, Passing};
 
 /// Keys are asked for again after this, as a provider may have withdrawn one.
 const OLD: Duration = Duration::from_secs(3600);
@@ -75,6 +77,8 @@ pub struct Provider {
     pub scopes: Vec<String>,
     /// How long a session lasts.
     pub session: Duration,
+    /// What clients have the daemon ask, if it has a secret for that.
+    passing: Option<Passing>,
     rules: Rules,
     keys: RwLock<Option<Keys>>,
     asked: Mutex<Option<Asked>>,
@@ -114,12 +118,38 @@ impl Provider {
             client_id: client_id.to_owned(),
             scopes: usual.iter().cloned().chain(more).collect(),
             session,
+            passing: None,
             rules,
             keys: RwLock::new(None),
             asked: Mutex::new(None),
             again: AGAIN,
             taken: std::sync::Mutex::default(),
         })
+    }
+
+    /// With a secret, which the provider wants to see of the workspace's clients.
+    #[must_use]
+    pub fn with_secret(self, passing: Option<Passing>) -> Self {
+        Self { passing, ..self }
+    }
+
+    /// Whether clients have the daemon ask the provider.
+    pub fn has_secret(&self) -> bool {
+        self.passing.is_some()
+    }
+
+    /// Passes on what a client at this address asks.
+    ///
+    /// # Errors
+    /// [`NotAsked`].
+    pub async fn ask(
+        &self,
+        endpoint: Endpoint,
+        parameters: &Parameters,
+        from: Option<IpAddr>,
+    ) -> Result<Passed, NotAsked> {
+        let passing = self.passing.as_ref().ok_or(NotAsked::NoSecret)?;
+        passing.ask(&self.asker, (endpoint, parameters), &self.scopes, from).await
     }
 
     /// As if time went by faster.

@@ -115,6 +115,21 @@ impl TextSource {
     }
 }
 
+impl TextSource {
+    /// One line of text that is there now.
+    ///
+    /// # Errors
+    /// What is wrong with the place, in words; never what is there.
+    pub fn line(&self, data_dir: &Path) -> Result<Zeroizing<String>, String> {
+        let bytes = self.read(data_dir).map_err(|problem| problem.to_string())?;
+        let text = std::str::from_utf8(&bytes).map_err(|_| "it is no text".to_owned())?.trim();
+        if text.is_empty() || text.contains(char::is_control) {
+            return Err("it is not one line of text".to_owned());
+        }
+        Ok(Zeroizing::new(text.to_owned()))
+    }
+}
+
 /// What is wrong with where a text is to be.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Problem {

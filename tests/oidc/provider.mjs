@@ -15,16 +15,21 @@ const key = async (alg) => exportJWK((await generateKeyPair(alg, { extractable: 
 const issuer = `http://127.0.0.1:${port}`;
 // Read for each token: who is in which group may change.
 const claims = (login) => JSON.parse(readFileSync(people, 'utf8'))[login];
+const client = (client_id, how) => ({
+  client_id,
+  application_type: 'native',
+  ...how,
+  redirect_uris: ['http://127.0.0.1/callback'],
+  response_types: ['code'],
+  grant_types: ['authorization_code', 'refresh_token', 'urn:ietf:params:oauth:grant-type:device_code'],
+});
+// What has to be encoded on its way, in a form and before Base64.
+const client_secret = 'of the daemon: 100%+&=';
 const provider = new Provider(issuer, {
   clients: [
-    {
-      client_id: 'atelier',
-      application_type: 'native',
-      token_endpoint_auth_method: 'none',
-      redirect_uris: ['http://127.0.0.1/callback'],
-      response_types: ['code'],
-      grant_types: ['authorization_code', 'refresh_token', 'urn:ietf:params:oauth:grant-type:device_code'],
-    },
+    client('atelier', { token_endpoint_auth_method: 'none' }),
+    client('basic', { token_endpoint_auth_method: 'client_secret_basic', client_secret }),
+    client('post', { token_endpoint_auth_method: 'client_secret_post', client_secret }),
   ],
   // New ones each time it starts, so that tokens of an earlier one are of an unknown key.
   jwks: { keys: [{ ...(await key('RS256')), alg: 'RS256', use: 'sig' }, { ...(await key('ES256')), alg: 'ES256', use: 'sig' }] },

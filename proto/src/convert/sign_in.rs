@@ -4,6 +4,21 @@ use std::fmt;
 
 use crate::identity::v1 as pb;
 
+impl fmt::Debug for pb::AskProviderRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AskProviderRequest")
+            .field("endpoint", &self.endpoint())
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for pb::AskProviderResponse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let succeeded = self.succeeded;
+        f.debug_struct("AskProviderResponse").field("succeeded", &succeeded).finish_non_exhaustive()
+    }
+}
+
 impl fmt::Debug for pb::SignInRequest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("SignInRequest(…)")
