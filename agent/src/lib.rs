@@ -48,6 +48,7 @@ mod supervisor;
 pub mod trust;
 
 pub use args::{AgentArgs, Mounts};
+pub use attempt::ATTEMPT_MARK;
 pub use container::Wish as ContainerWish;
 pub use isolation::{Isolation, JobUsers};
 pub use notify::{Notifier, VARIABLES as NOTIFY_VARIABLES};

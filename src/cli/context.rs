@@ -8,7 +8,8 @@ use serde_json::{Value, json};
 
 use super::{Column, Context, Error, Kind, Name, workspace};
 use crate::client::contexts::{Contexts, Entry, Known, LOCAL, New};
-use crate::client::{Client, Wanted};
+use crate::client::keyring::Unusable;
+use crate::client::{Client, Place, Wanted};
 use crate::tls::Certificate;
 
 #[derive(Subcommand)]
@@ -25,8 +26,9 @@ Examples:
     Use(Name),
     /// Keep a daemon's address, authority and token under a name
     ///
-    /// The token comes from --token-file or standard input, never from the command line. It and the authority's file
-    /// are copied, into files that only you can read.
+    /// The token comes from --token-file or standard input, never from the command line. It is kept in the keyring of your
+    /// session; where there is none, or it is locked, or ATELIER_KEYRING is 'off', in a file that only you can read. So is
+    /// the authority's file.
     #[command(after_help = "\
 Examples:
   atelier context add team --server https://gate.example.com:7420 --ca-file ca.pem --token-file ana.token
@@ -82,10 +84,11 @@ pub(super) async fn run(command: Command, context: &Context) -> Result<(), Error
         Command::List => {
             let known = contexts.known()?;
             let current = current(context, &known);
-            let own = view(LOCAL, None, current == LOCAL);
-            let others = known.contexts.iter();
-            let others = others.map(|(name, entry)| view(name, Some(entry), *name == current));
-            context.output.list(std::iter::once(own).chain(others).collect(), COLUMNS)
+            let mut all = vec![view(LOCAL, None, current == LOCAL, context)?];
+            for (name, entry) in &known.contexts {
+                all.push(view(name, Some(entry), *name == current, context)?);
+            }
+            context.output.list(all, COLUMNS)
         }
         Command::Use(name) => {
             contexts.choose(name.get())?;
@@ -97,7 +100,11 @@ pub(super) async fn run(command: Command, context: &Context) -> Result<(), Error
         }
         Command::Add { name, replace, choose, sign_in } => {
             let new = new(name.get(), sign_in, context)?;
-            contexts.add(new, replace)?;
+            if let Some(problem) = contexts.add(new, replace)?.filter(Unusable::is_worth_telling) {
+                let told =
+                    format!("{problem}: the token is kept in a file, which only you can read");
+                context.output.warn(&told);
+            }
             if choose {
                 contexts.choose(name.get())?;
             } else {
@@ -112,7 +119,14 @@ pub(super) async fn run(command: Command, context: &Context) -> Result<(), Error
                 return Err(Error::new(Kind::Refused, "'local' is the local workspace and stays")
                     .help("`atelier context use NAME` uses another"));
             }
-            contexts.remove(name.get())?;
+            if let Some(problem) = contexts.remove(name.get())? {
+                let told = format!(
+                    "{problem}: it still has the token of '{}'; remove it there, or have it revoked (`atelier token \
+                     revoke`)",
+                    name.get()
+                );
+                context.output.warn(&told);
+            }
             context.output.note(&format!("'{}' is forgotten, and the token for it.", name.get()));
             Ok(())
         }
@@ -121,7 +135,7 @@ pub(super) async fn run(command: Command, context: &Context) -> Result<(), Error
             let current = current(context, &known);
             let name = name.unwrap_or_else(|| current.clone());
             let entry = contexts.find(&name)?;
-            context.output.show(&view(&name, entry.as_ref(), name == current))
+            context.output.show(&view(&name, entry.as_ref(), name == current, context)?)
         }
     }
 }
@@ -227,14 +241,26 @@ fn new(name: &str, signs_in: bool, context: &Context) -> Result<New, Error> {
     Ok(New { name: name.to_owned(), server, authorities, token: Some(token) })
 }
 
-fn view(name: &str, entry: Option<&Entry>, is_current: bool) -> Value {
-    json!({
+fn view(
+    name: &str,
+    entry: Option<&Entry>,
+    is_current: bool,
+    context: &Context,
+) -> Result<Value, Error> {
+    let own = entry.map_or(Some(Place::File), Entry::place);
+    let token_in = match (own, entry, &context.wanted.sessions) {
+        // That of whoever has signed in there.
+        (None, Some(entry), Some(sessions)) => sessions.place(&entry.server)?,
+        (own, ..) => own,
+    };
+    Ok(json!({
         "name": name,
         "current": is_current,
         "server": entry.map(|entry| &entry.server),
         "ca_file": entry.and_then(|entry| entry.ca_file.as_ref()),
+        "token_in": token_in.map(Place::word),
         "token_file": entry.and_then(|entry| entry.token_file.as_ref()),
-    })
+    }))
 }
 
 const COLUMNS: &[Column] = &[
@@ -247,4 +273,5 @@ const COLUMNS: &[Column] = &[
         title: "SERVER",
         cell: |c| Some(c["server"].as_str().unwrap_or("the local workspace").to_owned()),
     },
+    Column { title: "TOKEN IN", cell: |c| Some(c["token_in"].as_str().unwrap_or("").to_owned()) },
 ];

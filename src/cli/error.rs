@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use tonic::{Code, Status};
 
 use crate::client;
+use crate::client::keyring::Unusable;
 
 /// The class of an error; decides the exit code. Documented in `docs/cli.md`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -118,6 +119,13 @@ impl From<client::Error> for Error {
             E::Read { .. } => Self::new(Kind::NotAllowed, cause)
                 .help("check the path, and that you may read the file"),
             E::Write { .. } => Self::new(Kind::Refused, cause).help("check that you may write there"),
+            E::Keyring { problem: Unusable::Off, .. } => Self::new(Kind::NotAllowed, cause).help(
+                "unset ATELIER_KEYRING; or keep a token in a file: `atelier login`, or `atelier context add --replace`",
+            ),
+            E::Keyring { .. } => Self::new(Kind::NotAllowed, cause).help(
+                "unlock it (your desktop's program for passwords does); or keep a token in a file: with \
+                 ATELIER_KEYRING=off run `atelier login`, or `atelier context add --replace`",
+            ),
             E::SessionOver { .. } => Self::new(Kind::NotAllowed, cause).help("run `atelier login`"),
             E::Connect { local: true, .. } => Self::new(Kind::Unreachable, cause).help(
                 "the local workspace seems to have died; `atelier local start` starts it again",

@@ -16,7 +16,8 @@ use tonic::Code;
 use tonic::transport::Channel;
 
 use super::{Context, Error, Kind};
-use crate::client::{self, Client, Session, Sessions, Target};
+use crate::client::keyring::Unusable;
+use crate::client::{self, Client, Forgotten, Place, Session, Sessions, Target, Wish};
 use crate::oidc::Passed;
 use crate::oidc::flows::{App, Failed, Granted, Through};
 
@@ -126,7 +127,8 @@ pub(super) async fn login(arguments: Arguments, context: &Context) -> Result<(),
         "role": signed_in.role,
         "expires_at": Timestamp::from_millis(signed_in.expires_at_ms).to_string(),
     });
-    sessions.lock()?.keep(&server, session(signed_in, &place, granted.refresh_token))?;
+    let session = session(signed_in, &place, granted.refresh_token);
+    tell(context, sessions.lock()?.keep(&server, session, Wish::Keyring)?);
     context.output.show(&told)
 }
 
@@ -151,6 +153,14 @@ fn through(client: &Client) -> Through {
         }
         .boxed()
     })
+}
+
+/// Where a token is that was to be in the keyring and is not.
+fn tell(context: &Context, (_, problem): (Place, Option<Unusable>)) {
+    if let Some(problem) = problem.filter(Unusable::is_worth_telling) {
+        let told = format!("{problem}: the session is kept in a file, which only you can read");
+        context.output.warn(&told);
+    }
 }
 
 async fn sign_in(
@@ -178,17 +188,13 @@ pub(super) async fn renew(context: &Context) -> Result<(), Error> {
     let Some(server) = context.wanted.session_server()? else { return Ok(()) };
     let sessions = sessions(context)?;
     let ends = |session: &Session| session.expires_at_ms - now_ms() < MARGIN_MS;
-    let is_due = |session: &Option<Session>| {
-        session.as_ref().is_some_and(|session| ends(session) && session.refresh_token().is_some())
-    };
-    if !is_due(&sessions.at(&server)?) {
+    // Its token is not needed for this: that may lie in the keyring.
+    if !sessions.listed(&server)?.is_some_and(|session| ends(&session)) {
         return Ok(());
     }
     let locked = sessions.lock()?;
     // Somebody else may have renewed it meanwhile.
-    let Some(old) = locked.at(&server)?.filter(|old| is_due(&Some(old.clone()))) else {
-        return Ok(());
-    };
+    let Some(old) = locked.at(&server)?.filter(ends) else { return Ok(()) };
     let Some(refresh_token) = old.refresh_token() else { return Ok(()) };
     // First: a refresh token may be good for one use, and the daemon may be away.
     let (_, mut service, client) = stranger(context).await?;
@@ -204,9 +210,11 @@ pub(super) async fn renew(context: &Context) -> Result<(), Error> {
         asks_for_clients: old.asks_daemon,
     };
     // The old refresh token may be used up: the new one is kept, whatever the daemon says.
-    locked.keep(&server, old.with_refresh_token(granted.refresh_token.clone()))?;
+    let renewable = old.with_refresh_token(granted.refresh_token.clone());
+    tell(context, locked.keep(&server, renewable, Wish::AsBefore)?);
     let signed_in = sign_in(&client, &mut service, &granted).await?;
-    locked.keep(&server, session(signed_in, &place, granted.refresh_token))?;
+    let session = session(signed_in, &place, granted.refresh_token);
+    tell(context, locked.keep(&server, session, Wish::AsBefore)?);
     Ok(())
 }
 
@@ -218,12 +226,26 @@ fn now_ms() -> i64 {
 pub(super) async fn logout(_: LogoutArguments, context: &Context) -> Result<(), Error> {
     let sessions = sessions(context)?;
     let target = context.wanted.stranger()?;
-    let Some(session) = sessions.lock()?.forget(&target.server)? else {
+    let Some(Forgotten { session, left }) = sessions.lock()?.forget(&target.server)? else {
         return Err(Error::new(
             Kind::NotFound,
             format!("nobody is signed in at {}", target.server),
         ));
     };
+    let gone = || "the keyring has its token no more".to_owned();
+    let problem = left.map(|problem| problem.to_string());
+    if let Some(problem) = problem.or_else(|| (!session.has_token()).then(gone)) {
+        let told = format!(
+            "{problem}: the session is forgotten here, but its token may count until {}, unless an admin ends it before \
+             (`atelier token revoke {}`)",
+            Timestamp::from_millis(session.expires_at_ms),
+            session.token_id
+        );
+        context.output.warn(&told);
+    }
+    if !session.has_token() {
+        return Ok(());
+    }
     // Here it is forgotten in any case; whoever has a copy of the files is to have nothing.
     let own = Target { token: session.token(), ..target.clone() };
     let revoked = async {

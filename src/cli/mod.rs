@@ -8,6 +8,7 @@ use atelier_agent::AgentArgs;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 use crate::client::contexts::Contexts;
+use crate::client::keyring::Keyring;
 use crate::client::{Client, Home, Sessions, Wanted};
 use crate::config::ServeArgs;
 
@@ -287,6 +288,15 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         },
         named => named,
     };
+    let keyring = match Keyring::of_session(variable) {
+        Ok(keyring) => keyring,
+        Err(error) => {
+            let error = Error::usage(error.to_string()).help("write 'auto' or 'off', or unset it");
+            output.error(&error);
+            return error.exit_code();
+        }
+    };
+    let settings = crate::config::settings();
     let wanted = Wanted {
         server,
         token_file,
@@ -295,9 +305,11 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         token: variable("ATELIER_TOKEN"),
         home: crate::config::home().ok().map(Home::new),
         context,
-        contexts: crate::config::settings().map(Contexts::new),
-        sessions: crate::config::settings()
-            .map(|settings| Sessions::new(settings.join("sessions.json"))),
+        sessions: settings
+            .as_ref()
+            .map(|settings| Sessions::new(settings.join("sessions.json"), keyring.clone())),
+        contexts: settings.map(|settings| Contexts::new(settings, keyring)),
+        kept: None,
     };
     let context = Context { output: output.clone(), wanted };
     match dispatch(cli.command, &context) {

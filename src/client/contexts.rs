@@ -1,5 +1,5 @@
-//! Daemons by name: `atelier context`. A file of this user's settings says where each is, and beside it lie, each in a
-//! file of its owner's alone, the tokens.
+//! Daemons by name: `atelier context`. A file of this user's settings says where each is. The tokens are
+//! in the keyring of the user's session; where there is none they lie beside it, each in a file of its owner's alone.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,14 +9,18 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::Error;
+use super::keyring::{Keyring, Slot, Unusable};
+use super::{Error, Place};
 
 /// What the local workspace is called: it is always there and cannot be added.
 pub const LOCAL: &str = "local";
 
 /// The folder of this user's contexts.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Contexts(PathBuf);
+pub struct Contexts {
+    folder: PathBuf,
+    keyring: Keyring,
+}
 
 /// A daemon, and as whom.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -26,9 +30,21 @@ pub struct Entry {
     /// Who vouches for it, if not the system's authorities: a file below the folder.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_file: Option<PathBuf>,
-    /// A file that holds the token, below the folder; without one it is the session of whoever has signed in there.
+    /// A file that holds the token, below the folder; without one, and none in the keyring, it is the session of whoever
+    /// has signed in there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token_file: Option<PathBuf>,
+    /// Whether the keyring has the token.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub in_keyring: bool,
+}
+
+impl Entry {
+    /// Where its token is, if it has one.
+    pub fn place(&self) -> Option<Place> {
+        let file = self.token_file.as_ref().map(|_| Place::File);
+        if self.in_keyring { Some(Place::Keyring) } else { file }
+    }
 }
 
 /// What the file says.
@@ -68,12 +84,17 @@ fn check(name: &str) -> Result<(), Error> {
 
 impl Contexts {
     /// Those in this folder, which may not be there yet.
-    pub fn new(folder: impl Into<PathBuf>) -> Self {
-        Self(folder.into())
+    pub fn new(folder: impl Into<PathBuf>, keyring: Keyring) -> Self {
+        Self { folder: folder.into(), keyring }
+    }
+
+    /// Where the keyring has the token of this name's context, or would have it.
+    pub fn slot(&self, name: &str) -> Slot {
+        self.keyring.slot("context", name, &self.folder)
     }
 
     fn file(&self) -> PathBuf {
-        self.0.join("contexts.json")
+        self.folder.join("contexts.json")
     }
 
     fn broken(path: &Path, problem: impl ToString) -> Error {
@@ -108,50 +129,57 @@ impl Contexts {
             return Err(Error::NoContext { name, known: names.join(", ") });
         };
         Ok(Some(Entry {
-            ca_file: entry.ca_file.map(|file| self.0.join(file)),
-            token_file: entry.token_file.map(|file| self.0.join(file)),
+            ca_file: entry.ca_file.map(|file| self.folder.join(file)),
+            token_file: entry.token_file.map(|file| self.folder.join(file)),
             ..entry
         }))
     }
 
-    /// Adds a context, or with `replace` puts it in the place of one.
+    /// Adds a context, or with `replace` puts it in the place of one. Says why its token is in no keyring, if it is not.
     ///
     /// # Errors
     /// If the name is taken or cannot be one, or a file cannot be written.
-    pub fn add(&self, new: New, replace: bool) -> Result<(), Error> {
+    pub fn add(&self, new: New, replace: bool) -> Result<Option<Unusable>, Error> {
         let New { name, server, authorities, token } = new;
         check(&name)?;
         let mut known = self.known()?;
         if known.contexts.contains_key(&name) && !replace {
             return Err(Error::ContextTaken(name));
         }
+        let kept = token.as_ref().map(|token| self.slot(&name).keep(token));
+        let in_keyring = kept == Some(Ok(()));
         let token_file = match token {
-            None => None,
-            Some(token) => {
+            Some(token) if !in_keyring => {
                 let file = Path::new("tokens").join(&name);
-                self.write(&self.0.join(&file), format!("{token}\n").as_bytes())?;
+                self.write(&self.folder.join(&file), format!("{token}\n").as_bytes())?;
                 Some(file)
             }
+            _ => None,
         };
         let ca_file = match authorities {
             None => None,
             Some(pem) => {
                 let file = Path::new("authorities").join(format!("{name}.pem"));
-                self.write(&self.0.join(&file), &pem)?;
+                self.write(&self.folder.join(&file), &pem)?;
                 Some(file)
             }
         };
-        let old = known.contexts.insert(name, Entry { server, ca_file, token_file });
+        let new = Entry { server, ca_file, token_file, in_keyring };
+        let old = known.contexts.insert(name.clone(), new);
         self.keep(&known)?;
+        if !in_keyring && old.as_ref().is_some_and(|old| old.in_keyring) {
+            // The one before it has nothing to open any more.
+            let _ = self.slot(&name).forget();
+        }
         let named = |file: &PathBuf| {
             let mut all = known.contexts.values();
             all.any(|e| e.token_file.as_ref() == Some(file) || e.ca_file.as_ref() == Some(file))
         };
         let old = old.into_iter().flat_map(|entry| [entry.token_file, entry.ca_file]).flatten();
         for file in old.filter(|file| !named(file)) {
-            self.forget(&self.0.join(file))?;
+            self.forget(&self.folder.join(file))?;
         }
-        Ok(())
+        Ok(kept.and_then(Result::err))
     }
 
     /// Has a context know its daemon by these authorities, in PEM, in place of what it knows it by.
@@ -162,7 +190,7 @@ impl Contexts {
         check(name)?;
         self.find(name)?;
         let file = Path::new("authorities").join(format!("{name}.pem"));
-        self.write(&self.0.join(&file), authorities)?;
+        self.write(&self.folder.join(&file), authorities)?;
         let mut known = self.known()?;
         if let Some(entry) =
             known.contexts.get_mut(name).filter(|e| e.ca_file.as_ref() != Some(&file))
@@ -184,19 +212,20 @@ impl Contexts {
         self.keep(&known)
     }
 
-    /// Forgets a context, and its token.
+    /// Forgets a context, and its token. Says why the keyring has that still, if it does.
     ///
     /// # Errors
     /// If there is none of this name.
-    pub fn remove(&self, name: &str) -> Result<(), Error> {
+    pub fn remove(&self, name: &str) -> Result<Option<Unusable>, Error> {
         check(name)?;
-        let Some(entry) = self.find(name)? else { return Ok(()) };
+        let Some(entry) = self.find(name)? else { return Ok(None) };
         let mut known = self.known()?;
         known.contexts.remove(name);
         known.current = known.current.filter(|current| current != name);
         self.keep(&known)?;
         let mut files = [entry.token_file, entry.ca_file].into_iter().flatten();
-        files.try_for_each(|file| self.forget(&file))
+        files.try_for_each(|file| self.forget(&file))?;
+        Ok(if entry.in_keyring { self.slot(name).forget().err() } else { None })
     }
 
     fn forget(&self, file: &Path) -> Result<(), Error> {

@@ -30,6 +30,7 @@ use tonic::{Code, Request, Response, Status};
 pub mod contexts;
 pub mod data;
 mod home;
+pub mod keyring;
 mod sessions;
 mod target;
 #[cfg(test)]
@@ -37,7 +38,7 @@ mod tests;
 pub mod tracking;
 
 pub use home::Home;
-pub use sessions::{Session, Sessions};
+pub use sessions::{Forgotten, Place, Session, Sessions, Wish};
 pub use target::{Target, Token, Wanted};
 
 /// How long a connection may take.
@@ -120,6 +121,14 @@ pub enum Error {
         path: PathBuf,
         /// Why.
         source: std::io::Error,
+    },
+    /// What a keyring has cannot be had.
+    #[error("cannot read the token for {what} from the keyring: {problem}")]
+    Keyring {
+        /// A daemon's address, or a context's name.
+        what: String,
+        /// Why not.
+        problem: keyring::Unusable,
     },
     /// Whoever signed in has to do it again.
     #[error("the session of {user} at {server} is over")]

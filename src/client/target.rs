@@ -8,6 +8,7 @@ use std::time::SystemTime;
 use atelier_agent::trust::{Trust, server_url};
 
 use super::contexts::{Contexts, Entry};
+use super::keyring::Slot;
 use super::{Error, Home, Sessions};
 
 /// What the user said about the daemon, as written.
@@ -31,6 +32,8 @@ pub struct Wanted {
     pub context: Option<String>,
     /// Where contexts are kept: the one in use is used when no server is named.
     pub contexts: Option<Contexts>,
+    /// Where the keyring has the token, of a context that keeps it there, and the context's name.
+    pub kept: Option<(String, Slot)>,
 }
 
 /// An address and a token.
@@ -77,7 +80,9 @@ impl Wanted {
 
     /// What is wanted, with what a context says of it.
     fn meant(&self) -> Result<Self, Error> {
-        let Some(entry) = self.entry()? else { return Ok(self.clone()) };
+        let Some((name, entry)) = self.entry()? else { return Ok(self.clone()) };
+        let slot = || Some((name.clone(), self.contexts.as_ref()?.slot(&name)));
+        let kept = if entry.in_keyring { slot() } else { None };
         // A context has its own token and authority; those in the environment are for others.
         Ok(Self {
             server: Some(entry.server),
@@ -86,19 +91,22 @@ impl Wanted {
             ca_file: self.given_ca_file.clone().or(entry.ca_file),
             context: None,
             contexts: None,
+            kept,
             ..self.clone()
         })
     }
 
     /// The context that says where to go, if one does.
-    fn entry(&self) -> Result<Option<Entry>, Error> {
+    fn entry(&self) -> Result<Option<(String, Entry)>, Error> {
         if self.server.is_some() {
             return if self.context.is_some() { Err(Error::TwoServers) } else { Ok(None) };
         }
         match (&self.contexts, &self.context) {
-            (Some(contexts), Some(name)) => contexts.find(name),
+            (Some(contexts), Some(name)) => {
+                Ok(contexts.find(name)?.map(|entry| (name.clone(), entry)))
+            }
             (Some(contexts), None) => match contexts.known()?.current {
-                Some(name) => contexts.find(&name),
+                Some(name) => Ok(contexts.find(&name)?.map(|entry| (name, entry))),
                 None => Ok(None),
             },
             (None, Some(name)) => {
@@ -123,7 +131,10 @@ impl Wanted {
             // The local workspace has a token of its own; the one in the environment is for others.
             (None, _, Some(home)) if local => read_token(&home.admin_token())?,
             (None, Some(token), _) => Token::new(token),
-            (None, None, _) => self.session_token(&server)?,
+            (None, None, _) => match &self.kept {
+                Some((name, slot)) => kept_token(name, slot, &server)?,
+                None => self.session_token(&server)?,
+            },
         };
         if token.0.is_empty() || token.0.contains(|c: char| !c.is_ascii_graphic()) {
             return Err(Error::BadToken);
@@ -149,8 +160,8 @@ impl Wanted {
     /// If the server's address cannot be used, or there is no such context.
     pub fn session_server(&self) -> Result<Option<String>, Error> {
         let meant = self.meant()?;
-        match (&meant.server, &meant.token_file, &meant.token, &meant.sessions) {
-            (Some(server), None, None, Some(_)) => Ok(Some(checked(server)?)),
+        match (&meant.server, &meant.token_file, &meant.token, &meant.kept, &meant.sessions) {
+            (Some(server), None, None, None, Some(_)) => Ok(Some(checked(server)?)),
             _ => Ok(None),
         }
     }
@@ -210,6 +221,15 @@ fn read_token(file: &Path) -> Result<Token, Error> {
     match fs::read_to_string(file) {
         Ok(text) => Ok(Token::new(&text)),
         Err(source) => Err(Error::Read { path: file.to_owned(), source }),
+    }
+}
+
+fn kept_token(name: &str, slot: &Slot, server: &str) -> Result<Token, Error> {
+    match slot.read() {
+        Ok(Some(token)) => Ok(Token::new(&token)),
+        // Somebody took it out.
+        Ok(None) => Err(Error::NoToken { server: server.to_owned() }),
+        Err(problem) => Err(Error::Keyring { what: format!("the context '{name}'"), problem }),
     }
 }
 

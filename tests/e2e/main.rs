@@ -50,6 +50,7 @@ mod isolation;
 mod job_secrets;
 mod jobs;
 mod joins;
+mod keyrings;
 mod layers;
 mod listings;
 mod local;

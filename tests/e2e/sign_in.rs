@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
-use crate::harness::{Cli, Cluster, Outcome, Provider, Running, Settings, http, until};
+use crate::harness::{Cli, Cluster, Outcome, Provider, Running, Session, Settings, http, until};
 
 fn people(groups: &[&str]) -> Value {
     json!({
@@ -302,6 +302,48 @@ fn oidc_a_client_with_a_secret_is_the_daemons_by_basic() {
 #[test]
 fn oidc_a_client_with_a_secret_is_the_daemons_by_post() {
     signs_in_by_the_daemon("post", &["--oidc-client-auth", "post"]);
+}
+
+/// A session of before stays in its file until somebody signs in anew; then the keyring has it, also once it is renewed.
+#[test]
+fn oidc_sessions_lie_in_the_keyring() {
+    let provider = Provider::start(&people(&["ml"]));
+    let cluster = workspace(&provider);
+    let session = Session::start();
+    let server = cluster.server();
+    let add = ["context", "add", "team", "--server", &server, "--sign-in"];
+    as_somebody(&cluster, &add).ok();
+    let place = || {
+        let show = ["context", "show", "team", "--query", "token_in", "-o", "json"];
+        as_somebody(&cluster, &show).ok().json()
+    };
+    assert_eq!(place(), Value::Null);
+    signs_in(&cluster, &provider, "ana").wait().ok();
+    assert_eq!(place(), "file");
+    ends_in(&cluster, Duration::ZERO);
+    session.of(as_somebody(&cluster, &["job", "list"])).ok();
+    assert_eq!((place(), session.shows()), (json!("file"), String::new()));
+    let of_file = kept(&cluster);
+
+    let login = session.of(as_somebody(&cluster, &["login", "--device", "-o", "json"])).spawn();
+    provider.visit(&page_of(&login, "or open "), "ana");
+    login.wait().ok().never_says(&["warning"]);
+    assert_eq!(place(), "keyring");
+    let text = fs::read_to_string(sessions(&cluster)).unwrap();
+    assert!(!text.contains("\"token\"") && !text.contains("refresh_token"), "{text}");
+    assert!(!text.contains(of_file["token"].as_str().unwrap()));
+    session.of(as_somebody(&cluster, &["job", "list"])).ok();
+    let before = session.shows();
+    assert!(before.contains("refresh_token"), "{before}");
+    ends_in(&cluster, Duration::ZERO);
+    session.of(as_somebody(&cluster, &["job", "list"])).ok();
+    assert_eq!(place(), "keyring");
+    assert_ne!(before, session.shows());
+    as_somebody(&cluster, &["job", "list"]).fails(5).says(&["from the keyring", "atelier login"]);
+
+    session.of(as_somebody(&cluster, &["logout"])).ok().never_says(&["warning"]);
+    assert_eq!((place(), session.shows()), (Value::Null, String::new()));
+    session.of(as_somebody(&cluster, &["job", "list"])).fails(5).says(&["no token"]);
 }
 
 #[test]

@@ -54,6 +54,8 @@ mod spares;
 mod uncommitted;
 mod variables;
 
+pub use variables::MARK as ATTEMPT_MARK;
+
 pub(crate) use contain::{note as note_container, of as container_of, remove as remove_container};
 pub(crate) use folder::Folder;
 pub(crate) use kept::{Kept, let_go, make_room, watch as watch_kept};

@@ -11,7 +11,7 @@ use super::distribution::{Members, mpi, ray};
 use crate::trust::CA_FILE;
 
 /// Marks every process of an attempt, so that they are found if their supervisor was killed.
-pub(crate) const MARK: &str = "ATELIER_ATTEMPT_FOLDER";
+pub const MARK: &str = "ATELIER_ATTEMPT_FOLDER";
 
 /// Seconds since the epoch: the end of the year 2199.
 const TOKEN_EXPIRY: &str = "7258118399";
