@@ -344,6 +344,15 @@ fn oidc_sessions_lie_in_the_keyring() {
     session.of(as_somebody(&cluster, &["logout"])).ok().never_says(&["warning"]);
     assert_eq!((place(), session.shows()), (Value::Null, String::new()));
     session.of(as_somebody(&cluster, &["job", "list"])).fails(5).says(&["no token"]);
+
+    // What a locked keyring has cannot be withdrawn, which is told.
+    let login = session.of(as_somebody(&cluster, &["login", "--device"])).spawn();
+    provider.visit(&page_of(&login, "or open "), "ana");
+    login.wait().ok();
+    session.lock();
+    let told = session.of(as_somebody(&cluster, &["logout"])).ok();
+    told.says(&["the keyring is locked: the session is forgotten here", "atelier token revoke"]);
+    assert_eq!(place(), Value::Null);
 }
 
 #[test]
