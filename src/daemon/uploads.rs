@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use atelier_core::access::AttemptScope;
 use atelier_core::time::Timestamp;
 
 use crate::identity::Door;
@@ -96,16 +97,11 @@ impl Uploads {
             after.clone_from(&last.id);
             for upload in page {
                 let age = (self.now)().as_millis().saturating_sub(upload.begun_at.as_millis());
-                let is_older =
-                    |than: Duration| u128::try_from(age).is_ok_and(|age| age > than.as_millis());
-                let is_over = match &upload.by {
-                    Uploader::Attempt(attempt) => !door.is_live(attempt),
-                    Uploader::Person { .. } => is_older(LEFT),
-                };
-                if !is_over {
+                let age = Duration::from_millis(u64::try_from(age).unwrap_or(0));
+                if !is_left(&upload.by, age, |attempt| door.is_live(attempt)) {
                     continue;
                 }
-                let is_old = is_older(GIVEN_UP);
+                let is_old = age > GIVEN_UP;
                 match give_up(datastores, &upload).await {
                     Ok(()) => {
                         tracing::info!(datastore = %upload.datastore, "an upload was given up")
@@ -121,6 +117,14 @@ impl Uploads {
                 self.end(upload.id).await?;
             }
         }
+    }
+}
+
+/// Whether nobody completes an upload any more.
+fn is_left(by: &Uploader, age: Duration, is_live: impl Fn(&AttemptScope) -> bool) -> bool {
+    match by {
+        Uploader::Attempt(attempt) => !is_live(attempt),
+        Uploader::Person { .. } => age > LEFT,
     }
 }
 
@@ -143,4 +147,38 @@ pub(super) async fn give_up(
     let Ok(datastore) = datastores.get(upload.datastore.as_str()) else { return Ok(()) };
     let path = ObjectPath::new(&upload.path)?;
     datastore.hasty().abort_parts(&path, &upload.upload).await
+}
+
+#[cfg(test)]
+mod tests {
+    use atelier_core::id::{AttemptNumber, Epoch, JobName, Principal};
+
+    use super::*;
+
+    #[test]
+    fn what_is_left_lying_goes() {
+        let attempt = AttemptScope {
+            job: JobName::new("job").unwrap(),
+            attempt: AttemptNumber(1),
+            epoch: Epoch(2),
+        };
+        let person = Uploader::Person { principal: Principal::new("ada").unwrap() };
+        // Rows of before there were people's are attempts'.
+        let row = serde_json::to_string(&attempt).unwrap();
+        let attempt = Uploader::Attempt(attempt);
+        assert_eq!(serde_json::from_str::<Uploader>(&row).unwrap(), attempt);
+        let row = serde_json::to_string(&person).unwrap();
+        assert_eq!(serde_json::from_str::<Uploader>(&row).unwrap(), person);
+
+        let day = Duration::from_secs(24 * 3600);
+        for (by, age, is_live, left) in [
+            (&attempt, Duration::ZERO, true, false),
+            (&attempt, 2 * day, true, false),
+            (&attempt, Duration::ZERO, false, true),
+            (&person, day, false, false),
+            (&person, day + Duration::from_secs(1), true, true),
+        ] {
+            assert_eq!(is_left(by, age, |_| is_live), left, "{by:?} {age:?}");
+        }
+    }
 }

@@ -32,7 +32,7 @@ use serde_json::{Value, json};
 
 use super::call::{Call, Fields, reader};
 use super::failure::Failure;
-use super::{Answer, State};
+use super::{Answer, State, leads_there};
 use crate::http::data::checked;
 use crate::identity::{Origin, Use};
 use crate::storage::{self, Datastore, ObjectPath};
@@ -551,13 +551,14 @@ pub(super) async fn presigned(
         true => datastore.sign_reads(std::slice::from_ref(&place), READ).await?,
         false => None,
     };
-    let Some(signed) = signed.and_then(|mut signed| signed.pop()) else {
+    let origin = request.extensions().get::<Origin>().cloned().unwrap_or_default();
+    let signed = signed.and_then(|mut signed| signed.pop());
+    let Some(signed) = signed.filter(|signed| leads_there(signed, &origin)) else {
         let message = "Presigned downloads are not supported for the current artifact repository";
         return Err(Failure::new(StatusCode::NOT_IMPLEMENTED, "NOT_IMPLEMENTED", message));
     };
     // Whether it is there, and its size.
     let size = datastore.head(&place).await?.size;
-    let origin = request.extensions().get::<Origin>().cloned().unwrap_or_default();
     state.door.tell_used(&caller, &origin, datastore.name(), place.as_str(), Use::Read);
     let mut answer = json!({ "url": signed.url, "headers": {} });
     if let Some(answer) = answer.as_object_mut().filter(|_| size >= LARGE) {

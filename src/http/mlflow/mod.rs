@@ -19,23 +19,25 @@ mod runs;
 mod tests;
 
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use atelier_core::content::manifest::Manifest;
 use atelier_core::id::JobName;
 use atelier_core::layout;
-use axum::Router;
 use axum::extract::{Path, Request, State as Shared};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{MethodRouter, any, delete, get, patch, post};
+use axum::{Extension, Router};
 use futures::future::BoxFuture;
 use serde_json::json;
 
 use crate::daemon::Uploads;
 use crate::http::data::Authorize;
-use crate::storage::{Datastores, ObjectPath};
+use crate::identity::Origin;
+use crate::storage::{Datastores, ObjectPath, Signed};
 use crate::track::Tracking;
 use call::Call;
 use failure::Failure;
@@ -81,7 +83,7 @@ impl fmt::Debug for State {
 impl State {
     /// Whether the artifact store gives addresses by which files are read from it, and parts of files written to it.
     /// It is not waited for long.
-    async fn signs(&self) -> (bool, bool) {
+    async fn signs(&self, origin: &Origin) -> (bool, bool) {
         let Ok(probe) = ObjectPath::new(layout::MODELS) else { return (false, false) };
         if !self.uploads.signs {
             return (false, false);
@@ -89,8 +91,23 @@ impl State {
         let (store, lasting) = (self.tracking.artifacts().hasty(), Duration::from_secs(1));
         let reads = store.sign_reads(std::slice::from_ref(&probe), lasting).await;
         let parts = store.sign_parts(&probe, "none", 1..2, lasting).await;
-        (matches!(reads, Ok(Some(_))), parts.is_ok())
+        let leads = |signed: &[Signed]| signed.iter().any(|signed| leads_there(signed, origin));
+        (
+            reads.is_ok_and(|reads| reads.is_some_and(|reads| leads(&reads))),
+            parts.is_ok_and(|parts| leads(&parts)),
+        )
     }
+}
+
+/// Whether an address leads to the store from where somebody asks: one on the daemon's own machine does so only there.
+fn leads_there(signed: &Signed, origin: &Origin) -> bool {
+    if origin.from.is_none_or(|from| from.is_loopback()) {
+        return true;
+    }
+    let Ok(url) = signed.url.parse::<http::Uri>() else { return false };
+    let host = url.host().unwrap_or_default().trim_matches(['[', ']']);
+    let is_here = host.parse().is_ok_and(|address: IpAddr| address.is_loopback());
+    !is_here && host != "localhost" && !host.ends_with(".localhost")
 }
 
 /// The routes. Requests carry their [`atelier_core::access::Caller`] as an extension; the door put
@@ -213,8 +230,12 @@ pub(crate) fn read_any(body: &[u8]) {
 
 type Answer = Result<axum::Json<serde_json::Value>, Failure>;
 
-async fn server_info(Shared(state): Shared<State>) -> axum::Json<serde_json::Value> {
-    let (reads, parts) = state.signs().await;
+async fn server_info(
+    Shared(state): Shared<State>,
+    origin: Option<Extension<Origin>>,
+) -> axum::Json<serde_json::Value> {
+    let origin = origin.map(|Extension(origin)| origin).unwrap_or_default();
+    let (reads, parts) = state.signs(&origin).await;
     axum::Json(json!({
         "store_type": "SqlStore",
         // Clients may name the workspace; there is one.

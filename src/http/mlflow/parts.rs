@@ -1,8 +1,9 @@
-//! `mlflow-artifacts/mpu/…`: large files of people, written to the artifact store itself, part by part.
+//! `mlflow-artifacts/mpu/…`: large files of people, written to the artifact store itself, part by
+//! part.
 //!
-//! The store is given addresses of parts alone, and its keys stay here. What is written by them is seen by nobody before
-//! the daemon completes the upload, which asks again whether the file may be written. Jobs send their files in one piece:
-//! an address would outlast their token.
+//! Clients are given addresses of parts alone, and the store's keys stay here. What is written by
+//! them is seen by nobody before the daemon completes the upload, which asks again whether the file
+//! may be written. Jobs send their files in one piece: an address would outlast their token.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,10 +16,10 @@ use axum::extract::Path;
 use http::StatusCode;
 use serde_json::json;
 
-use super::Answer;
 use super::artifacts::{Address, Holder, changeable, same_experiment, writable};
 use super::call::Call;
 use super::failure::Failure;
+use super::{Answer, leads_there};
 use crate::storage::{self, ObjectPath, Still};
 use crate::store::parts::{PartUpload, Uploader};
 
@@ -84,6 +85,12 @@ pub(super) async fn create(Path(folder): Path<String>, call: Call) -> Answer {
     };
     let store = call.state.tracking.artifacts();
     let upload = store.begin_parts(&file.place).await?.ok_or_else(unsupported)?;
+    // An address that leads nowhere from there is none.
+    let tried = store.sign_parts(&file.place, &upload, 1..2, WRITE).await?;
+    if !tried.iter().all(|signed| leads_there(signed, &call.origin)) {
+        store.abort_parts(&file.place, &upload).await?;
+        return Err(unsupported());
+    }
     let named = format!("{}\n{}\n{upload}", store.name(), file.place);
     let id = Digest::of(named.as_bytes()).to_string();
     let by = Uploader::Person { principal: call.caller.principal.clone() };

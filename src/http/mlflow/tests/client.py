@@ -300,7 +300,7 @@ def large():
     real = requests.Session.request
 
     def request(self, method, url, **more):
-        asked.append((method, url))
+        asked.append((method.upper(), url))
         return real(self, method, url, **more)
 
     requests.Session.request = request

@@ -468,3 +468,25 @@ async fn s3_uploads_in_parts_go_past_the_daemon() {
     }
     assert_eq!(get("given-up").await.0, 404);
 }
+
+/// A store on the daemon's own machine is reached from nowhere else.
+#[test]
+fn addresses_on_this_machine_are_for_those_who_are_here() {
+    use super::super::leads_there;
+    use crate::identity::Origin;
+    use crate::storage::Signed;
+    let from =
+        |address: &str| Origin { from: Some(address.parse().unwrap()), action: String::new() };
+    for (url, elsewhere) in [
+        ("http://127.0.0.1:9000/bucket/x?sig=1", false),
+        ("http://[::1]:9000/bucket/x?sig=1", false),
+        ("http://localhost:9000/bucket/x?sig=1", false),
+        ("https://bucket.s3.localhost/x", false),
+        ("https://bucket.s3.amazonaws.com/x?sig=1", true),
+        ("http://10.0.0.7:9000/bucket/x?sig=1", true),
+    ] {
+        let signed = Signed { url: url.to_owned() };
+        assert_eq!(leads_there(&signed, &from("192.0.2.7")), elsewhere, "{url}");
+        assert!(leads_there(&signed, &from("127.0.0.1")), "{url}");
+    }
+}
