@@ -14,8 +14,10 @@ use atelier_core::expr::{Known, Lookup, Reference, Scope, Template};
 use atelier_core::id::{AttemptNumber, Epoch, JobName, Principal};
 use atelier_core::job::AttemptKey;
 use atelier_core::spec::{self, CommandJob, FileKind, Files, Origin};
+use atelier_core::track::registry::Source;
 use atelier_core::track::search::{
-    experiment_filter, experiment_order, model_filter, model_order, run_filter, run_order,
+    experiment_filter, experiment_order, model_filter, model_order, registered_filter, run_filter,
+    run_order, version_filter,
 };
 use atelier_core::track::{ArtifactPath, LoggedModelId, MeasuredOn, PageToken, RunId};
 use atelier_proto::convert::{held_inputs, node_change, sandboxes};
@@ -130,6 +132,9 @@ pub fn mlflow_filters(bytes: &[u8]) {
     let list = [text.to_owned()];
     let _ = run_order(&list);
     let _ = experiment_order(&list);
+    let _ = registered_filter(text);
+    let _ = version_filter(text);
+    let _ = Source::parse(text);
     let _ = PageToken::parse(text, 7);
     let _ = RunId::new(text);
 }

@@ -6,6 +6,7 @@ use atelier_core::asset::{Change, Draft, Kind, MadeBy, Refusal, Unresolved, Vers
 use atelier_core::audit::Actor;
 use atelier_core::id::{AssetName, JobName, Principal, VersionName};
 use atelier_core::retention::Referrer;
+use atelier_core::spec::limits::MAX_ENTRIES;
 use atelier_core::spec::{AssetRef, AssetVersion, DataUri, Diagnostics};
 use atelier_core::time::Timestamp;
 use serde_json::json;
@@ -201,6 +202,7 @@ impl Assets {
         asset: &AssetRef,
         change: Change,
         by: Actor,
+        at: Timestamp,
     ) -> Result<Listed<Version>, Error> {
         let found = self.find(kind, asset)?.version;
         let (name, which) = (found.name.clone(), exact(&found.version));
@@ -209,6 +211,10 @@ impl Assets {
         let Version { name: own, description, tags, properties, form, uri, flavors, stage, .. } =
             changed;
         let version = None;
+        // What is there already was checked when it was written: MLflow's tags may be longer.
+        let is_new = |key: &String| change.tags.contains_key(key) || tags.len() > MAX_ENTRIES;
+        let tags = tags.iter().filter(|(key, _)| is_new(key));
+        let tags = tags.map(|(key, value)| (key.clone(), value.clone())).collect();
         let draft =
             Draft { name: own, version, description, tags, properties, form, uri, flavors, stage };
         draft.check()?;
@@ -216,7 +222,7 @@ impl Assets {
         let changed = self
             .store
             .change(by, move |conn| {
-                let changed = assets::change(conn, kind, &key, &which, &change)?;
+                let changed = assets::change(conn, kind, &key, &which, &change, at)?;
                 if let Ok(after) = &changed {
                     let labels = json!({ "labels": &change.labels, "unlabel": &change.unlabel });
                     conn.changed(assets::resource(after), Some(&found), Some(after));

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use atelier_core::access::AttemptScope;
+use atelier_core::asset::Draft;
 use atelier_core::content::Digest;
 use atelier_core::content::manifest::{Manifest, ManifestEntry};
 use atelier_core::id::{DatastoreName, JobName, NodeName};
@@ -16,8 +17,9 @@ use atelier_proto::workspace::v1::Experiment;
 use futures::StreamExt as _;
 use futures::future::BoxFuture;
 
-use super::Shared;
+use super::{Admission, AdmissionError, Assets, Shared};
 use crate::http::mlflow::Manifests;
+use crate::http::mlflow::registry::{Located, NotLocated, Places};
 use crate::storage::{self, Datastores, ObjectPath};
 use crate::store::{Store, tracking};
 use crate::track::{self, Sample};
@@ -245,7 +247,53 @@ impl Manifests for Committed {
     }
 }
 
+/// Follows what models are made of, and keeps it from being removed meanwhile.
+pub(crate) struct ModelPlaces {
+    admission: Admission,
+    assets: Assets,
+    datastores: Datastores,
+    committed: Arc<Committed>,
+    store: Arc<dyn Store>,
+}
+
+impl Places for ModelPlaces {
+    fn locate(&self, draft: Draft) -> BoxFuture<'_, Result<Located, NotLocated>> {
+        Box::pin(async move {
+            // What it lies in must be there until it is known.
+            let held = (self.datastores.hold().await, self.assets.hold().await);
+            let found = self.admission.locate(draft).await;
+            let (draft, made_by) = found.map_err(|error| match error {
+                AdmissionError::Store(_) | AdmissionError::Storage(_) => {
+                    NotLocated::Away(error.to_string())
+                }
+                error => NotLocated::Refused(error.to_string()),
+            })?;
+            Ok(Located { draft, made_by, held: Box::new(held) })
+        })
+    }
+
+    fn settle<'a>(&'a self, job: &'a JobName) -> BoxFuture<'a, Result<(), String>> {
+        Box::pin(async move {
+            match self.store.job(job).map_err(|e| e.to_string())? {
+                Some(job) => self.committed.tidy(&job).await.map_err(|e| e.to_string()),
+                None => Ok(()),
+            }
+        })
+    }
+}
+
 impl Shared {
+    /// Where models lie.
+    pub(crate) fn places(&self) -> ModelPlaces {
+        ModelPlaces {
+            admission: self.admission.clone(),
+            assets: self.assets.clone(),
+            datastores: self.datastores.clone(),
+            committed: self.committed.clone(),
+            store: self.store.clone(),
+        }
+    }
+
     /// What the job logged through MLflow and, once it is over, what its manifest lists.
     pub async fn artifacts(&self, job: &Job) -> Result<Vec<Artifact>, Error> {
         let datastore = DatastoreName::new(layout::ARTIFACT_STORE)?;

@@ -117,7 +117,8 @@ impl pb::asset_service_server::AssetService for Service {
         let mut request = request.into_inner();
         let (kind, asset) = (kind_of(request.kind)?, reference(request.asset.take())?);
         let change = Change::try_from(request).map_err(told)?;
-        let changed = self.0.assets.change(kind, &asset, change, by).await.map_err(told)?;
+        let at = self.0.clock.wall();
+        let changed = self.0.assets.change(kind, &asset, change, by, at).await.map_err(told)?;
         Ok(Response::new(describe(&changed)))
     }
 

@@ -54,6 +54,8 @@ fn own(shared: Shared) -> Router {
         tracking: shared.tracking.clone(),
         datastores: datastores.clone(),
         manifests: shared.committed.clone(),
+        places: Arc::new(shared.places()),
+        retries: mlflow::registry::Retries::default(),
         door: door.clone(),
         workspace: shared.folder.workspace().name.as_str().into(),
         uploads: shared.uploads.clone(),

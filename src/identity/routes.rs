@@ -71,10 +71,39 @@ pub fn need_of(path: &str) -> Option<Need> {
     if path.starts_with("/data/v1/") {
         return Some(Need::Any(&[P::ReadData, P::WriteData]));
     }
-    if path.starts_with("/api/") || path.starts_with("/ajax-api/") {
-        return Some(Need::Tracking);
+    if let Some(call) = path.strip_prefix("/api/").or_else(|| path.strip_prefix("/ajax-api/")) {
+        return Some(call.strip_prefix("2.0/mlflow/").and_then(registry).unwrap_or(Need::Tracking));
     }
     None
+}
+
+/// What a call of MLflow's model registry needs: its models are assets. A job, which has no permission on assets,
+/// reads them and makes versions of what its runs log.
+fn registry(call: &str) -> Option<Need> {
+    use Permission as P;
+    Some(match call {
+        "registered-models/get"
+        | "registered-models/search"
+        | "registered-models/get-latest-versions"
+        | "model-versions/get"
+        | "model-versions/search"
+        | "model-versions/get-download-uri" => Need::Any(&[P::ReadAssets, P::WriteRun]),
+        // It is read, set and removed by one path.
+        "registered-models/alias" => Need::Any(&[P::ReadAssets, P::WriteAssets, P::WriteRun]),
+        "registered-models/create"
+        | "registered-models/update"
+        | "registered-models/set-tag"
+        | "registered-models/delete-tag"
+        | "model-versions/create"
+        | "model-versions/update"
+        | "model-versions/transition-stage"
+        | "model-versions/set-tag"
+        | "model-versions/delete-tag" => Need::Any(&[P::WriteAssets, P::WriteRun]),
+        "registered-models/rename" | "registered-models/delete" | "model-versions/delete" => {
+            Need::One(P::DeleteAssets)
+        }
+        _ => return None,
+    })
 }
 
 fn rpc(service: &str, method: &str) -> Option<Need> {

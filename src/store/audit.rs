@@ -37,7 +37,7 @@ CREATE TABLE audit (
 
 /// Tables that nobody writes without an entry. Those of jobs, nodes and computes are the reactor's, which also writes
 /// what nobody has asked for.
-const GUARDED: [(&str, &[&str]); 14] = [
+const GUARDED: [(&str, &[&str]); 16] = [
     ("users", &["INSERT", "UPDATE", "DELETE"]),
     ("roles", &["INSERT", "UPDATE", "DELETE"]),
     ("blocked", &["INSERT", "UPDATE", "DELETE"]),
@@ -53,6 +53,8 @@ const GUARDED: [(&str, &[&str]); 14] = [
     ("assets", &["UPDATE", "DELETE"]),
     ("asset_labels", &["INSERT", "UPDATE", "DELETE"]),
     ("asset_versions", &["INSERT", "UPDATE", "DELETE"]),
+    ("registered_models", &["INSERT", "UPDATE", "DELETE"]),
+    ("model_versions", &["INSERT", "UPDATE", "DELETE"]),
     ("retention", &["INSERT", "UPDATE", "DELETE"]),
 ];
 
@@ -63,6 +65,7 @@ pub(super) fn guard(conn: &Connection) -> rusqlite::Result<()> {
         "CREATE TEMP TRIGGER audited AFTER INSERT ON main.audit
          BEGIN DELETE FROM temp.unaudited; END;",
     )?;
+    // Not `OR IGNORE`: what an upsert says of conflicts holds for its triggers too, instead of what they say.
     for (table, operations) in GUARDED {
         let is_there = conn
             .prepare("SELECT 1 FROM main.sqlite_schema WHERE type = 'table' AND name = ?1")?
@@ -70,7 +73,8 @@ pub(super) fn guard(conn: &Connection) -> rusqlite::Result<()> {
         for operation in operations.iter().filter(|_| is_there) {
             conn.execute_batch(&format!(
                 "CREATE TEMP TRIGGER \"guard {table} {operation}\" AFTER {operation} ON main.{table}
-                 BEGIN INSERT OR IGNORE INTO temp.unaudited VALUES ('{table}'); END;"
+                 BEGIN INSERT INTO temp.unaudited SELECT '{table}'
+                     WHERE NOT EXISTS (SELECT 1 FROM temp.unaudited WHERE what = '{table}'); END;"
             ))?;
         }
     }

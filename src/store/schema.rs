@@ -27,6 +27,7 @@ const MIGRATIONS: &[&str] = &[
     super::nodes::MIGRATION,
     super::audit::MIGRATION,
     super::blocked::MIGRATION,
+    super::assets::models::MIGRATION,
     super::tracking::MODELS_MIGRATION,
 ];
 
@@ -158,6 +159,12 @@ fn upgrade(conn: &mut Connection, from: usize, to: usize) -> Result<(), Problem>
         step.commit()?;
     }
     Ok(())
+}
+
+/// The version of a database that is the last without this migration.
+#[cfg(test)]
+pub(super) fn before(migration: &str) -> usize {
+    MIGRATIONS.iter().position(|sql| *sql == migration).unwrap_or(LATEST)
 }
 
 /// Makes what an earlier build made: a database of `version`.

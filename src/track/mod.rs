@@ -10,6 +10,7 @@ mod tests;
 use std::sync::Arc;
 
 use atelier_core::access::AttemptScope;
+use atelier_core::audit::Actor;
 use atelier_core::time::Timestamp;
 use atelier_core::track::{
     Cell, Error as Refusal, Metric, PageToken, RunId, StoredMetric, fingerprint, limits,
@@ -19,6 +20,7 @@ use tokio::sync::Notify;
 
 pub(crate) use self::seal::OBJECT as SEALED_OBJECT;
 use crate::storage::{self, Datastore};
+use crate::store::audit::Asked;
 use crate::store::tracking::{self, TrackReply, TrackWrite};
 use crate::store::{self, SqliteStore};
 
@@ -118,6 +120,18 @@ impl Tracking {
             self.wake();
         }
         Ok(reply)
+    }
+
+    /// Makes a change that the audit log tells of; durable when this returns.
+    ///
+    /// # Errors
+    /// What the change answers; then nothing of it was made.
+    pub async fn change<T, F>(&self, by: Actor, change: F) -> Result<T, Error>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Asked<'_>) -> Result<T, store::Error> + Send + 'static,
+    {
+        Ok(self.inner.store.change(by, change).await?)
     }
 
     /// Asks the store a question, off the threads that serve requests.

@@ -315,6 +315,15 @@ fn place(check: &mut Check, draft: &Draft) {
     }
 }
 
+/// Reads where something lies, as YAML names it.
+///
+/// # Errors
+/// What it is instead, and how to write it.
+pub fn data_uri(text: &str) -> Result<DataUri, String> {
+    let read = reference::data(text);
+    read.map(|read| read.value).map_err(|wrong| format!("{}; {}", wrong.message, wrong.help))
+}
+
 /// Reads how people name a data asset or a model on a command line: `NAME`, `NAME:VERSION`, `NAME@LABEL`, with
 /// `azureml:` before it or not.
 ///

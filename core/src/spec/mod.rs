@@ -44,7 +44,9 @@ pub use asset::{
 pub use command::*;
 pub use component::{ParsedComponent, component_reference, parse_component, validate_component};
 pub use compute::{ParsedCompute, parse_compute, parse_sizes, validate_cluster};
-pub use data_asset::{ParsedAsset, asset_reference, parse_data, parse_model, validate_asset};
+pub use data_asset::{
+    ParsedAsset, asset_reference, data_uri, parse_data, parse_model, validate_asset,
+};
 pub use datastore::{ParsedDatastore, parse_datastore, validate_datastore};
 pub use diagnostic::{Diagnostic, Diagnostics, Place};
 pub use distribution::{Distribution, Ray};

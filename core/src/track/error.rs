@@ -1,5 +1,7 @@
 //! What the tracking rules refuse, and the code the wire gives it.
 
+use crate::asset;
+
 /// MLflow's `error_code`, as far as tracking uses it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Code {
@@ -90,25 +92,53 @@ pub enum Error {
     /// The caller may not do this; the text names what it may.
     #[error("{0}")]
     NotAllowed(String),
+    /// No registered model has this name.
+    #[error("Registered Model with name={0} not found")]
+    NoRegisteredModel(String),
+    /// A registered model of this name exists.
+    #[error("Registered Model (name={0}) already exists.")]
+    RegisteredModelExists(String),
+    /// A registered model has no such version.
+    #[error("Model Version (name={name}, version={version}) not found")]
+    NoModelVersion {
+        /// The model.
+        name: String,
+        /// As asked for.
+        version: String,
+    },
+    /// No version has this alias.
+    #[error("Registered model alias {0} not found.")]
+    NoAlias(String),
+    /// A rule of assets.
+    #[error(transparent)]
+    Asset(#[from] Box<asset::Refusal>),
 }
 
 impl Error {
     /// The wire's code for this refusal.
-    pub const fn code(&self) -> Code {
+    pub fn code(&self) -> Code {
         match self {
             Self::Invalid(_)
             | Self::RunDeleted(_)
             | Self::ExperimentDeleted(_)
+            | Self::NoAlias(_)
             | Self::ModelDeleted(_)
             | Self::ParamChanged { .. } => Code::InvalidParameterValue,
             Self::NoRun(_)
             | Self::NoExperiment(_)
             | Self::NoExperimentNamed(_)
             | Self::NoTag { .. }
+            | Self::NoArtifact(_)
             | Self::NoModel(_)
-            | Self::NoArtifact(_) => Code::ResourceDoesNotExist,
-            Self::ExperimentExists(_) => Code::ResourceAlreadyExists,
-            Self::RenameDeleted => Code::InvalidState,
+            | Self::NoRegisteredModel(_)
+            | Self::NoModelVersion { .. } => Code::ResourceDoesNotExist,
+            Self::ExperimentExists(_) | Self::RegisteredModelExists(_) => {
+                Code::ResourceAlreadyExists
+            }
+            Self::Asset(refusal) if matches!(**refusal, asset::Refusal::Unresolved(_)) => {
+                Code::ResourceDoesNotExist
+            }
+            Self::RenameDeleted | Self::Asset(_) => Code::InvalidState,
             Self::NotAllowed(_) => Code::PermissionDenied,
         }
     }

@@ -71,7 +71,7 @@ fn too_long(name: &str, limit: usize) -> Error {
     Error::Invalid(format!("'{name}' exceeds the maximum length of {limit} characters"))
 }
 
-fn at_most(name: &str, limit: usize, value: &str) -> Result<(), Error> {
+pub(super) fn at_most(name: &str, limit: usize, value: &str) -> Result<(), Error> {
     // A text of `n` bytes has at most `n` characters.
     if value.len() <= limit || value.chars().count() <= limit {
         Ok(())

@@ -11,6 +11,7 @@ pub mod limits;
 mod logged_model;
 mod metric;
 mod page;
+pub mod registry;
 mod run;
 pub mod search;
 

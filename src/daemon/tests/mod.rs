@@ -4,6 +4,7 @@ mod bad_input;
 mod builds;
 mod caches;
 pub(crate) mod raw;
+mod registry;
 mod samples;
 mod session;
 

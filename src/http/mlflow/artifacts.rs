@@ -9,6 +9,7 @@
 //! A file of a logged model has the address `<experiment>/models/<model>/artifacts/<path>`, and lies at
 //! `models/<model>/artifacts/<path>`.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
@@ -32,7 +33,7 @@ use serde_json::{Value, json};
 
 use super::call::{Call, Fields, reader};
 use super::failure::Failure;
-use super::{Answer, State, leads_there};
+use super::{Answer, State, leads_there, registry};
 use crate::http::data::checked;
 use crate::identity::{Origin, Use};
 use crate::storage::{self, Datastore, ObjectPath};
@@ -82,13 +83,18 @@ impl Holder {
         }
     }
 
-    /// Where an artifact of it lies in the artifact store.
-    pub(super) fn object(&self, path: &ArtifactPath) -> Result<ObjectPath, Failure> {
-        let root = match self {
+    /// The folder of its artifacts in the artifact store.
+    fn root(&self) -> String {
+        match self {
             Self::Run(info) => RunInfo::artifact_root(&info.id),
             Self::Model(info) => LoggedModelInfo::artifact_root(&info.id),
-        };
-        Ok(ObjectPath::new(&format!("{root}/{path}")).map_err(storage::Error::from)?)
+        }
+    }
+
+    /// Where an artifact of it lies in the artifact store.
+    pub(super) fn object(&self, path: &ArtifactPath) -> Result<ObjectPath, Failure> {
+        let path = format!("{}/{path}", self.root());
+        Ok(ObjectPath::new(&path).map_err(storage::Error::from)?)
     }
 
     /// When the file at this path was stored, as its rows say.
@@ -166,16 +172,20 @@ impl Address {
 
     /// Reads the address at the end of a request's path.
     fn of_request(request: &Request) -> Result<Self, Failure> {
-        let path = request.uri().path();
-        let encoded = ["/mlflow-artifacts/artifacts/", "/mlflow-artifacts/presigned/"]
-            .into_iter()
-            .find_map(|root| path.split_once(root))
-            .map_or("", |(_, rest)| rest);
-        let decoded = percent_decode_str(encoded).decode_utf8().map_err(|_| {
-            Refusal::Invalid("Invalid path: it is not UTF-8 once decoded".to_owned())
-        })?;
-        Ok(Self::parse(&decoded)?)
+        Ok(Self::parse(&text_of(request)?)?)
     }
+}
+
+/// The address at the end of a request's path, decoded once.
+fn text_of(request: &Request) -> Result<Cow<'_, str>, Refusal> {
+    let path = request.uri().path();
+    let encoded = ["/mlflow-artifacts/artifacts/", "/mlflow-artifacts/presigned/"]
+        .into_iter()
+        .find_map(|root| path.split_once(root))
+        .map_or("", |(_, rest)| rest);
+    percent_decode_str(encoded)
+        .decode_utf8()
+        .map_err(|_| Refusal::Invalid("Invalid path: it is not UTF-8 once decoded".to_owned()))
 }
 
 fn caller_of(request: &Request) -> Result<Caller, Failure> {
@@ -314,6 +324,10 @@ pub(super) async fn list_of(call: &Call, whose: &Whose, field: &str) -> Answer {
 
 /// A folder by its address; paths are relative to the folder.
 pub(super) async fn list(call: Call) -> Answer {
+    if let Some((root, path)) = registry::Root::parse(call.fields.required_text("path")?)? {
+        let found = registry::list(&call.state, &call.caller, &root, path.as_ref()).await?;
+        return Ok(Json(super::reply::page("files", files(found, ""), None::<String>)));
+    }
     let address = Address::parse(call.fields.required_text("path")?)?;
     let holder = readable(&call.state, &call.caller, &address.whose).await?;
     same_experiment(&holder, &address)?;
@@ -353,12 +367,26 @@ pub(super) async fn download(
     request: Request,
 ) -> Result<Response, Failure> {
     let caller = caller_of(&request)?;
-    let address = Address::of_request(&request)?;
-    let holder = readable(&state, &caller, &address.whose).await?;
+    let asked = text_of(&request)?.into_owned();
+    let place = asked_for(&state, &caller, &asked).await?;
+    let origin = request.extensions().get::<Origin>().cloned().unwrap_or_default();
+    send(&state, &caller, &origin, place).await
+}
+
+/// Where the bytes lie that a request's path names, if the caller may read them.
+async fn asked_for(
+    state: &State,
+    caller: &Caller,
+    asked: &str,
+) -> Result<(Datastore, ObjectPath), Failure> {
+    if let Some((root, path)) = registry::Root::parse(asked)? {
+        return registry::download(state, caller, &root, path.as_ref()).await;
+    }
+    let address = Address::parse(asked)?;
+    let holder = readable(state, caller, &address.whose).await?;
     same_experiment(&holder, &address)?;
     let path = address.path.ok_or_else(|| Refusal::NoArtifact("/".to_owned()))?;
-    let origin = request.extensions().get::<Origin>().cloned().unwrap_or_default();
-    send(&state, &caller, &origin, &holder, &path).await
+    find(state, &holder, &path).await
 }
 
 /// The bytes of an artifact.
@@ -366,10 +394,8 @@ async fn send(
     state: &State,
     caller: &Caller,
     origin: &Origin,
-    holder: &Holder,
-    path: &ArtifactPath,
+    (datastore, place): (Datastore, ObjectPath),
 ) -> Result<Response, Failure> {
-    let (datastore, place) = find(state, holder, path).await?;
     let opened = datastore.open(&place).await?;
     state.door.tell_used(caller, origin, datastore.name(), place.as_str(), Use::Read);
     let size = opened.meta.size;
@@ -387,7 +413,8 @@ async fn send(
 pub(super) async fn file_of(call: &Call, whose: &Whose, field: &str) -> Result<Response, Failure> {
     let path = ArtifactPath::new(call.fields.required_text(field)?)?;
     let holder = readable(&call.state, &call.caller, whose).await?;
-    send(&call.state, &call.caller, &call.origin, &holder, &path).await
+    let place = find(&call.state, &holder, &path).await?;
+    send(&call.state, &call.caller, &call.origin, place).await
 }
 
 /// A file of a run by the run's id.
@@ -419,7 +446,21 @@ pub(super) async fn changeable(
         ))
         .into());
     }
-    Ok(())
+    stays(state, holder, Some(path)).await
+}
+
+/// Refuses to change what an asset is made of.
+async fn stays(state: &State, holder: &Holder, path: Option<&ArtifactPath>) -> Result<(), Failure> {
+    let Some(kept) = registry::is_kept(state, &holder.root(), path).await? else { return Ok(()) };
+    Err(Refusal::NotAllowed(format!(
+        "'{}' belongs to version {} of {} '{}', which never changes; choose another path, or delete the version \
+         first",
+        path.map_or("/", ArtifactPath::as_str),
+        kept.version,
+        kept.kind(),
+        kept.name
+    ))
+    .into())
 }
 
 pub(super) async fn upload(Shared(state): Shared<State>, request: Request) -> Answer {
@@ -499,8 +540,9 @@ pub(super) async fn delete(Shared(state): Shared<State>, request: Request) -> An
         Whose::Model(_) => readable(&state, &caller, &address.whose).await?,
     };
     same_experiment(&holder, &address)?;
-    if let Some(path) = &address.path {
-        changeable(&state, &holder, path).await?;
+    match &address.path {
+        Some(path) => changeable(&state, &holder, path).await?,
+        None => stays(&state, &holder, None).await?,
     }
     let (by, at) = (caller.clone(), state.tracking.now());
     let write = match &holder {
@@ -542,11 +584,8 @@ pub(super) async fn presigned(
     request: Request,
 ) -> Result<Response, Failure> {
     let caller = caller_of(&request)?;
-    let address = Address::of_request(&request)?;
-    let holder = readable(&state, &caller, &address.whose).await?;
-    same_experiment(&holder, &address)?;
-    let path = address.path.ok_or_else(|| Refusal::NoArtifact("/".to_owned()))?;
-    let (datastore, place) = find(&state, &holder, &path).await?;
+    let asked = text_of(&request)?.into_owned();
+    let (datastore, place) = asked_for(&state, &caller, &asked).await?;
     let signed = match state.uploads.signs {
         true => datastore.sign_reads(std::slice::from_ref(&place), READ).await?,
         false => None,

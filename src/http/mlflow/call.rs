@@ -4,6 +4,7 @@
 //! has the wrong type, and its words for both, are per field.
 
 use atelier_core::access::{Caller, Permission, Role};
+use atelier_core::content::Digest;
 use atelier_core::track::{Error as Refusal, ExperimentId, RunId, limits};
 use axum::body::Body;
 use axum::extract::{FromRequest, Query, Request};
@@ -227,6 +228,12 @@ impl Fields {
         }
     }
 
+    /// Of who asks and all that is asked: a client that asks again sends the same bytes.
+    pub(super) fn digest(&self, asker: &str) -> Digest {
+        let whole = Value::Array(vec![asker.into(), self.values.clone().into()]);
+        Digest::of(whole.to_string().as_bytes())
+    }
+
     /// The same fields under the names that the wire has elsewhere: `runId` is `run_id`.
     pub(super) fn in_snake_case(self) -> Self {
         let snake = |name: String| {
@@ -344,6 +351,17 @@ impl Fields {
         match parse(&word) {
             Some(value) => Ok(Some(value)),
             None => Err(limits::invalid_value(&self.path_of(name), &word, None).into()),
+        }
+    }
+
+    /// True or false, also as text.
+    pub(super) fn flag(&self, name: &str) -> Result<Option<bool>, Failure> {
+        match self.get(name) {
+            None => Ok(None),
+            Some(Value::Bool(flag)) => Ok(Some(*flag)),
+            Some(Value::String(text)) if text.eq_ignore_ascii_case("true") => Ok(Some(true)),
+            Some(Value::String(text)) if text.eq_ignore_ascii_case("false") => Ok(Some(false)),
+            Some(other) => Err(self.wrong_type(name, other)),
         }
     }
 

@@ -30,7 +30,7 @@ impl Failure {
     pub(super) fn not_served(path: &str) -> Self {
         let message = format!(
             "No API found for '{}'. Atelier serves MLflow's experiments, runs, metrics, logged \
-             models and artifacts.",
+             models, registered models and artifacts.",
             limits::excerpt(path)
         );
         Self::new(StatusCode::NOT_FOUND, "ENDPOINT_NOT_FOUND", message)

@@ -12,6 +12,7 @@ mod graphql;
 mod metrics;
 mod models;
 mod parts;
+pub(crate) mod registry;
 mod reply;
 mod runs;
 
@@ -66,6 +67,10 @@ pub struct State {
     pub datastores: Datastores,
     /// What jobs have left behind.
     pub manifests: Arc<dyn Manifests>,
+    /// Where models lie.
+    pub places: Arc<dyn registry::Places>,
+    /// Requests whose answer nobody got.
+    pub(crate) retries: registry::Retries,
     /// Knows whose attempt is over.
     pub(crate) door: Arc<dyn Authorize>,
     /// The workspace's name.
@@ -206,6 +211,7 @@ fn routes() -> Vec<(String, MethodRouter<State>)> {
     mlflow
         .into_iter()
         .map(below("2.0/mlflow"))
+        .chain(registry::routes().into_iter().map(below("2.0/mlflow")))
         .chain(proxy.into_iter().map(below("2.0/mlflow-artifacts")))
         .chain(spaces.into_iter().map(below("3.0/mlflow")))
         .collect()

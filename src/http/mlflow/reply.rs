@@ -6,11 +6,11 @@ use atelier_core::track::{
 };
 use serde_json::{Map, Value, json};
 
-fn put(object: &mut Map<String, Value>, name: &str, value: impl Into<Value>) {
+pub(super) fn put(object: &mut Map<String, Value>, name: &str, value: impl Into<Value>) {
     object.insert(name.to_owned(), value.into());
 }
 
-fn put_list(object: &mut Map<String, Value>, name: &str, list: Vec<Value>) {
+pub(super) fn put_list(object: &mut Map<String, Value>, name: &str, list: Vec<Value>) {
     if !list.is_empty() {
         put(object, name, list);
     }

@@ -102,6 +102,15 @@ fn routes_table() -> String {
         let who = who_may(path);
         text += &row(&format!("`{shown}`"), &needed(path), |letter| who.contains(letter), ROLES);
     }
+    for path in crate::http::mlflow::paths() {
+        let path = format!("/api{path}");
+        // All others are rows above.
+        if need_of(&path) != Some(Need::Tracking) {
+            let who = who_may(&path);
+            let shown = format!("`{path}`");
+            text += &row(&shown, &needed(&path), |letter| who.contains(letter), ROLES);
+        }
+    }
     text
 }
 
@@ -411,18 +420,21 @@ async fn every_role_asks_every_route() {
     }
     for path in crate::http::mlflow::paths() {
         let path = path.replace("{*path}", "x");
-        let who = of("/api/2.0/mlflow/{*call}");
+        let who = rows.get(&format!("/api{path}")).cloned();
+        let who = who.unwrap_or_else(|| of("/api/2.0/mlflow/{*call}"));
         paths.extend(["/api", "/ajax-api"].map(|root| (format!("{root}{path}"), who.clone())));
     }
     println!("{} routes, each by two methods as {} callers", paths.len(), ROLES.len());
     for (path, who) in &paths {
+        let is_registry = path.contains("registered-models/") || path.contains("model-versions/");
+        let words = if is_registry { "which may not" } else { "which may not read or write" };
         for method in ["GET", "POST"] {
             for role in ROLES.chars() {
                 let (status, said) = world.raw(role, method, path).await;
                 let kept_out = match role {
                     '.' => status == 401,
                     // The door's own word; a handler's refusal names the thing.
-                    _ => status == 403 && said.contains("which may not read or write"),
+                    _ => status == 403 && said.contains(words),
                 };
                 assert_eq!(!kept_out, who.contains(role), "{role} {method} {path}: {said}");
                 assert!(status < 500 || status == 501, "{role} {method} {path}: {said}");

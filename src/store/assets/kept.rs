@@ -16,7 +16,7 @@ use rusqlite::{Connection, params};
 use super::super::jobs::column;
 use super::super::{IdempotencyKey, audit};
 use super::requests::{self, Before};
-use super::{Error, Record, asset, put, sql, uses, version};
+use super::{Error, Record, asset, models, put, sql, uses, version};
 
 impl Record for Version {
     fn kind(&self) -> Kind {
@@ -68,6 +68,7 @@ pub fn register(
         }
     };
     put(conn, &made)?;
+    models::made(conn, &made, at)?;
     Ok(Ok(made))
 }
 
@@ -152,6 +153,7 @@ pub fn change(
     name: &AssetName,
     which: &AssetVersion,
     change: &Change,
+    at: Timestamp,
 ) -> Result<Result<Version, Refusal>, Error> {
     let (known, found) = match find::<Version>(conn, kind, name, which)? {
         Ok(found) => found,
@@ -164,6 +166,9 @@ pub fn change(
     }
     let changed = found.changed(change);
     put(conn, &changed)?;
+    if change.description.is_some() || change.stage.is_some() {
+        models::made(conn, &changed, at)?;
+    }
     label(conn, &changed, &change.labels, &change.unlabel)?;
     Ok(Ok(changed))
 }

@@ -4,6 +4,7 @@
 //! What a version is made of is a JSON record of its kind's: [`Record`].
 
 mod kept;
+pub mod models;
 pub(super) mod requests;
 mod uses;
 

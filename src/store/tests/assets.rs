@@ -55,7 +55,10 @@ async fn delete(store: &SqliteStore, name: &str, which: &str) -> Result<Version,
 
 async fn label(store: &SqliteStore, which: &str, change: Change) -> Result<Version, Refusal> {
     let (name, which) = (named("iris"), exact(which));
-    changed(store, move |conn| assets::change(conn, Kind::Data, &name, &which, &change)).await
+    changed(store, move |conn| {
+        assets::change(conn, Kind::Data, &name, &which, &change, Timestamp::from_millis(1))
+    })
+    .await
 }
 
 fn labels(names: &[&str]) -> Vec<LabelName> {
@@ -402,7 +405,7 @@ proptest! {
                     let Some(entry) = pick(n) else { continue };
                     let (which, label) = (exact(entry.version.as_str()), labels(&["mine"]));
                     let change = Change { labels: label.clone(), ..Change::default() };
-                    assets::change(&conn, Kind::Data, &all.name, &which, &change).unwrap().unwrap();
+                    assets::change(&conn, Kind::Data, &all.name, &which, &change, Timestamp::from_millis(1)).unwrap().unwrap();
                     all.labels.insert(label[0].clone(), entry.version);
                 }
             }

@@ -16,7 +16,7 @@ mod model_search;
 mod models;
 mod read;
 mod seal;
-mod search;
+pub(super) mod search;
 mod write;
 
 #[cfg(test)]

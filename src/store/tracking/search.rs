@@ -75,16 +75,16 @@ const CHUNK: usize = 200;
 
 /// A statement being written, and its values.
 #[derive(Default)]
-pub(super) struct Query {
-    pub(super) joins: String,
-    pub(super) conditions: Vec<String>,
-    pub(super) values: Vec<Value>,
+pub(in crate::store) struct Query {
+    pub(in crate::store) joins: String,
+    pub(in crate::store) conditions: Vec<String>,
+    pub(in crate::store) values: Vec<Value>,
     /// Ordering columns: expression, and whether the smallest comes first.
-    pub(super) columns: Vec<(String, bool)>,
+    pub(in crate::store) columns: Vec<(String, bool)>,
 }
 
 impl Query {
-    pub(super) fn bind(&mut self, value: impl Into<Value>) -> String {
+    pub(in crate::store) fn bind(&mut self, value: impl Into<Value>) -> String {
         self.values.push(value.into());
         format!("?{}", self.values.len())
     }
@@ -97,7 +97,11 @@ impl Query {
     }
 
     /// A condition on a text that exists; `IS [NOT] NULL` is the caller's.
-    pub(super) fn text(&mut self, expression: &str, test: &TextTest) -> Result<String, Error> {
+    pub(in crate::store) fn text(
+        &mut self,
+        expression: &str,
+        test: &TextTest,
+    ) -> Result<String, Error> {
         Ok(match test {
             TextTest::Equal(text) => format!("{expression} = {}", self.bind(text.clone())),
             TextTest::NotEqual(text) => format!("{expression} <> {}", self.bind(text.clone())),
@@ -114,7 +118,7 @@ impl Query {
     }
 
     /// A condition on a row of `table` with this key.
-    pub(super) fn keyed(
+    pub(in crate::store) fn keyed(
         &mut self,
         table: &str,
         owner: &str,
@@ -131,7 +135,7 @@ impl Query {
     }
 
     /// Adds the condition that a row comes after `token` in the order of the columns.
-    pub(super) fn after(&mut self, token: &PageToken) -> Result<(), Error> {
+    pub(in crate::store) fn after(&mut self, token: &PageToken) -> Result<(), Error> {
         if token.after.len() != self.columns.len() {
             return Err(Refusal::Invalid(
                 "Invalid page token: it is not one that this search gave out.".to_owned(),
@@ -160,7 +164,7 @@ impl Query {
         Ok(())
     }
 
-    pub(super) fn finish(&mut self, select: &str, from: &str, limit: usize) -> String {
+    pub(in crate::store) fn finish(&mut self, select: &str, from: &str, limit: usize) -> String {
         let mut text = format!("SELECT {select}");
         for (expression, _) in &self.columns {
             let _ = write!(text, ", {expression}");
@@ -311,7 +315,11 @@ fn run_ordering(query: &mut Query, index: usize, ordering: &OrderBy<RunKey>) {
     query.columns.push((column, ordering.ascending));
 }
 
-pub(super) fn cells(row: &Row<'_>, from: usize, columns: usize) -> rusqlite::Result<Vec<Cell>> {
+pub(in crate::store) fn cells(
+    row: &Row<'_>,
+    from: usize,
+    columns: usize,
+) -> rusqlite::Result<Vec<Cell>> {
     (from..from + columns)
         .map(|i| {
             Ok(match row.get_ref(i)? {

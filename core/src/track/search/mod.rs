@@ -16,11 +16,16 @@
 mod cursor;
 mod experiments;
 mod models;
+mod registry;
 mod runs;
 
 use super::Error;
 pub use experiments::{ExperimentClause, ExperimentKey, experiment_filter, experiment_order};
 pub use models::{ModelClause, ModelKey, ModelNumber, ModelText, model_filter, model_order};
+pub use registry::{
+    RegisteredClause, RegisteredKey, VersionClause, VersionKey, registered_filter,
+    registered_order, version_filter, version_order,
+};
 pub use runs::{
     DatasetField, NumberAttribute, RunClause, RunKey, TextAttribute, run_filter, run_order,
 };

@@ -1,3 +1,4 @@
 mod limits;
+mod registry;
 mod search;
 mod values;

@@ -1,6 +1,6 @@
 """What people do with MLflow, with its client as it comes from PyPI.
 
-Usage: client.py outside | inside | sealed FILE | large
+Usage: client.py outside | inside | sealed FILE | registry | large
 """
 
 import json
@@ -380,5 +380,113 @@ def sealed(file):
     assert text == "hello"
 
 
-{"outside": outside, "inside": inside, "sealed": sealed, "large": large}[sys.argv[1]](*sys.argv[2:])
+MODEL = """
+import mlflow
+
+
+class Doubler(mlflow.pyfunc.PythonModel):
+    def predict(self, context, model_input, params=None):
+        return [2 * each for each in model_input]
+
+
+mlflow.models.set_model(Doubler())
+"""
+
+
+def registry():
+    client = MlflowClient()
+    mlflow.set_experiment("registry")
+    Path("doubler.py").write_text(MODEL)
+    mlflow.pyfunc.save_model("saved", python_model="doubler.py", pip_requirements=[])
+    with mlflow.start_run() as run:
+        mlflow.log_artifacts("saved", "model")
+    run_id = run.info.run_id
+    source = f"runs:/{run_id}/model"
+
+    # Registered, and loaded by every name.
+    first = mlflow.register_model(source, "doubler", tags={"team": "vision"})
+    assert (first.name, str(first.version), first.status) == ("doubler", "1", "READY"), first
+    assert first.run_id == run_id and first.source == f"{run.info.artifact_uri}/model", first
+    assert str(mlflow.register_model(source, "doubler").version) == "2"
+    client.set_registered_model_alias("doubler", "champion", "1")
+    client.transition_model_version_stage("doubler", "2", "Staging")
+    for name in ("doubler/1", "doubler/2", "doubler@champion", "doubler/Staging", "doubler/latest"):
+        loaded = mlflow.pyfunc.load_model(f"models:/{name}")
+        assert loaded.predict([1, 2]) == [2, 4], name
+    folder = Path(mlflow.artifacts.download_artifacts("models:/doubler@champion"))
+    assert (folder / "MLmodel").read_text() == Path("saved/MLmodel").read_text()
+    assert client.get_model_version_by_alias("doubler", "champion").tags == {"team": "vision"}
+    assert [str(v.version) for v in client.get_latest_versions("doubler", ["Staging"])] == ["2"]
+
+    # A logged model, by its id and with its run.
+    with mlflow.start_run() as other:
+        logged = mlflow.pyfunc.log_model(
+            name="logged", python_model="doubler.py", pip_requirements=[], registered_model_name="logged")
+    version = client.get_model_version("logged", "1")
+    assert version.model_id == logged.model_id and version.run_id == other.info.run_id, version
+    assert version.source == f"models:/{logged.model_id}", version
+    assert mlflow.pyfunc.load_model("models:/logged/1").predict([4]) == [8]
+    assert str(mlflow.register_model(f"models:/{logged.model_id}", "logged").version) == "2"
+    address = f"{URL}/api/2.0/mlflow-artifacts/artifacts/{other.info.experiment_id}/models/{logged.model_id}/artifacts/MLmodel"
+    answer = requests.put(address, data=b"x", headers=HEADERS, timeout=30)
+    assert answer.status_code == 403 and "never changes" in answer.json()["message"], answer.text
+
+    # What is said of them.
+    client.update_registered_model("doubler", "it doubles")
+    client.update_model_version("doubler", "1", "the first")
+    client.set_registered_model_tag("doubler", "kind", "demo")
+    client.set_model_version_tag("doubler", "2", "checked", "yes")
+    model = client.get_registered_model("doubler")
+    assert (model.description, model.tags) == ("it doubles", {"kind": "demo"}), model
+    assert model.aliases == {"champion": "1"}, model.aliases
+    assert client.get_model_version("doubler", "1").description == "the first"
+    client.delete_registered_model_tag("doubler", "kind")
+    client.delete_model_version_tag("doubler", "2", "checked")
+    client.delete_registered_model_alias("doubler", "champion")
+    assert client.get_registered_model("doubler").aliases == {}
+    assert client.get_model_version("doubler", "2").tags == {}
+
+    # Searched.
+    for name in ("other-1", "other-2", "other-3"):
+        client.create_registered_model(name, tags={"kind": "empty"})
+    found = client.search_registered_models("name LIKE 'other%' AND tags.kind = 'empty'", max_results=2)
+    assert [m.name for m in found] == ["other-1", "other-2"] and found.token
+    found = client.search_registered_models(
+        "name LIKE 'other%' AND tags.kind = 'empty'", max_results=2, page_token=found.token)
+    assert [m.name for m in found] == ["other-3"] and not found.token
+    found = client.search_model_versions(f"run_id = '{run_id}'", order_by=["version_number ASC"])
+    assert [(v.name, str(v.version)) for v in found] == [("doubler", "1"), ("doubler", "2")], found
+    found = client.search_model_versions("name = 'doubler' AND tags.team = 'vision'")
+    assert [str(v.version) for v in found] == ["1"], found
+
+    # Copied, renamed, deleted.
+    copied = client.copy_model_version("models:/doubler/1", "copy")
+    assert (copied.name, str(copied.version), copied.source) == ("copy", "1", "models:/doubler/1"), copied
+    assert mlflow.pyfunc.load_model("models:/copy/1").predict([3]) == [6]
+    client.rename_registered_model("copy", "renamed")
+    assert mlflow.pyfunc.load_model("models:/renamed/1").predict([3]) == [6]
+    client.delete_model_version("renamed", "1")
+    refused(lambda: client.get_model_version("renamed", "1"), "RESOURCE_DOES_NOT_EXIST", "not found")
+    client.delete_registered_model("renamed")
+    refused(lambda: client.get_registered_model("renamed"), "RESOURCE_DOES_NOT_EXIST", "not found")
+
+    # Refused.
+    refused(lambda: client.create_registered_model("doubler"), "RESOURCE_ALREADY_EXISTS", "already exists")
+    refused(lambda: client.create_model_version("doubler", "/etc", run_id), "INVALID_PARAMETER_VALUE", "machine")
+    refused(
+        lambda: client.create_model_version("doubler", f"{run.info.artifact_uri}/../../x", run_id),
+        "INVALID_PARAMETER_VALUE", "Invalid model version source")
+    refused(
+        lambda: client.transition_model_version_stage("doubler", "1", "elsewhere"),
+        "INVALID_PARAMETER_VALUE", "Invalid Model Version stage")
+    refused(
+        lambda: client.set_registered_model_alias("doubler", "latest", "1"),
+        "INVALID_PARAMETER_VALUE", "reserved")
+    address = f"{URL}/api/2.0/mlflow-artifacts/artifacts/{run.info.experiment_id}/{run_id}/artifacts/model/MLmodel"
+    answer = requests.put(address, data=b"x", headers=HEADERS, timeout=30)
+    assert answer.status_code == 403 and "never changes" in answer.json()["message"], answer.text
+
+
+parts = {"outside": outside, "inside": inside, "sealed": sealed, "registry": registry, "large": large}
+parts[sys.argv[1]](*sys.argv[2:])
 print("all checks passed")

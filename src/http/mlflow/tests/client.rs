@@ -66,6 +66,10 @@ async fn mlflows_own_client_works() {
     outside.env("MLFLOW_TRACKING_TOKEN", "ada");
     check(outside).await;
 
+    let mut registry = script("registry");
+    registry.env("MLFLOW_TRACKING_TOKEN", "ada");
+    check(registry).await;
+
     // Within a job: the variables that an attempt gets.
     let mut inside = script("inside");
     inside

@@ -180,7 +180,7 @@ async fn what_is_not_there() {
             Value::Null,
             (404, MISSING, "Could not find experiment with name 'no such'"),
         ),
-        ("registered-models/create", json!({}), (404, "ENDPOINT_NOT_FOUND", "No API found")),
+        ("registered-models/none", json!({}), (404, "ENDPOINT_NOT_FOUND", "No API found")),
     ] {
         world.refused("ada", path, body, refusal).await;
     }
