@@ -211,8 +211,8 @@ def search(server, experiment):
 
 
 def measured(server):
-    server.ready()
     try:
+        server.ready()
         made = [server.call("experiments/create", {"name": name})["experiment_id"] for name in ("one", "many", "long", "all")]
         figures = {"log_metric_per_s": wrk(server, "log-metric", SINGLE, made[0])}
         figures["log_batch_metrics_per_s"] = 1000 * wrk(server, "log-batch", BATCH, made[1])

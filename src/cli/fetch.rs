@@ -120,7 +120,10 @@ async fn fetch_once(
     if !response.status().is_success() {
         return Err(refused(wanted, response).await);
     }
-    let file = fs::File::create(part).await.map_err(|error| Error::file("write", part, &error))?;
+    // What lies there may be a link that leads elsewhere.
+    let _ = fs::remove_file(part).await;
+    let file = fs::File::create_new(part).await;
+    let file = file.map_err(|error| Error::file("write", part, &error))?;
     let mut file = tokio::io::BufWriter::with_capacity(1 << 20, file);
     let mut body = response.bytes_stream();
     let mut hasher = blake3::Hasher::new();

@@ -198,17 +198,15 @@ pub(super) async fn renew(context: &Context) -> Result<(), Error> {
     let Some(refresh_token) = old.refresh_token() else { return Ok(()) };
     // First: a refresh token may be good for one use, and the daemon may be away.
     let (_, mut service, client) = stranger(context).await?;
-    let through = old.asks_daemon.then(|| through(&client));
-    let app = App::new(&old.issuer, &old.client_id, &old.scopes, through);
+    // An admin may have changed how the provider is asked since.
+    let place = client.call(service.get_sign_in(GetSignInRequest {})).await?;
+    if (&place.issuer, &place.client_id) != (&old.issuer, &old.client_id) {
+        return Err(Failed::SignInAgain.into());
+    }
+    let through = place.asks_for_clients.then(|| through(&client));
+    let app = App::new(&place.issuer, &place.client_id, &place.scopes, through);
     let app = app.await.map_err(Failed::from)?;
     let granted = app.refresh(refresh_token).await?;
-    let place = GetSignInResponse {
-        issuer: old.issuer.clone(),
-        client_id: old.client_id.clone(),
-        scopes: old.scopes.clone(),
-        workspace: String::new(),
-        asks_for_clients: old.asks_daemon,
-    };
     // The old refresh token may be used up: the new one is kept, whatever the daemon says.
     let renewable = old.with_refresh_token(granted.refresh_token.clone());
     tell(context, locked.keep(&server, renewable, Wish::AsBefore)?);
@@ -291,11 +289,20 @@ pub(super) fn has_browser() -> bool {
 /// Has the desktop open a page.
 pub(super) fn open(page: &str) -> bool {
     let program = if cfg!(target_os = "macos") { "open" } else { "xdg-open" };
-    Command::new(program)
+    use std::os::unix::process::CommandExt as _;
+    // In a group of its own: the terminal's Ctrl-C is not for the browser.
+    let opened = Command::new(program)
         .arg(page)
+        .process_group(0)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
-        .spawn()
-        .is_ok()
+        .spawn();
+    match opened {
+        Ok(mut child) => {
+            std::thread::spawn(move || child.wait());
+            true
+        }
+        Err(_) => false,
+    }
 }

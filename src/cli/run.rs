@@ -171,15 +171,21 @@ fn short(value: f64) -> String {
     if size != 0.0 && !(1e-3..1e6).contains(&size) {
         return format!("{value:.3e}");
     }
-    let places = if size < 1.0 {
-        4
-    } else if size < 100.0 {
-        3
-    } else {
-        1
+    let places = match size {
+        0.0 => 0,
+        ..0.01 => 6,
+        0.01..0.1 => 5,
+        0.1..1.0 => 4,
+        1.0..10.0 => 3,
+        10.0..100.0 => 2,
+        100.0..1000.0 => 1,
+        _ => 0,
     };
     let text = format!("{value:.places$}");
-    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+    match text.contains('.') {
+        true => text.trim_end_matches('0').trim_end_matches('.').to_owned(),
+        false => text,
+    }
 }
 
 pub(super) async fn run(mut arguments: Arguments, context: &Context) -> Result<ExitCode, Error> {
@@ -209,4 +215,27 @@ pub(super) async fn run(mut arguments: Arguments, context: &Context) -> Result<E
     let job = submit::create(context, &client, job).await?;
     context.output.note(&format!("Job {}", job.name));
     follow::to_the_end(context, client, &job.name, 0).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::short;
+
+    #[test]
+    fn a_number_for_a_narrow_place_has_four_digits_that_count() {
+        for (value, text) in [
+            (0.0, "0"),
+            (0.001_234_5, "0.001234"),
+            (0.012_345, "0.01235"),
+            (0.123_456, "0.1235"),
+            (1.5, "1.5"),
+            (-12.345_6, "-12.35"),
+            (100.0, "100"),
+            (123_456.7, "123457"),
+            (1.5e-7, "1.500e-7"),
+            (2e9, "2.000e9"),
+        ] {
+            assert_eq!(short(value), text);
+        }
+    }
 }

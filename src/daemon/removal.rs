@@ -236,6 +236,8 @@ impl Removal {
             Some("the code of jobs lies there".to_owned())
         } else if store.as_str() == layout::ARTIFACT_STORE && path == layout::RUNS {
             Some("the artifacts of jobs lie there".to_owned())
+        } else if store.as_str() == layout::ARTIFACT_STORE && overlap(path, layout::MODELS) {
+            Some("logged models lie there, which are deleted through MLflow".to_owned())
         } else if layout::is_kept(store, path) && !is_own && !caller.may(Permission::ChangeAny) {
             Some("only an admin removes what lies there".to_owned())
         } else if self.datastores.get(store.as_str())?.is_read_only() {

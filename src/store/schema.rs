@@ -27,8 +27,8 @@ const MIGRATIONS: &[&str] = &[
     super::nodes::MIGRATION,
     super::audit::MIGRATION,
     super::blocked::MIGRATION,
-    super::assets::models::MIGRATION,
     super::tracking::MODELS_MIGRATION,
+    super::assets::models::MIGRATION,
 ];
 
 /// The version this build writes.

@@ -47,7 +47,8 @@ pub enum NotPassedOn {
 
 /// What somebody wrote, for an error.
 fn cut(text: &str) -> String {
-    text.chars().take(80).collect()
+    // It goes into the daemon's log, where a line is a line.
+    text.chars().filter(|c| !c.is_control()).take(80).collect()
 }
 
 const DEVICE_CODE: &str = "urn:ietf:params:oauth:grant-type:device_code";

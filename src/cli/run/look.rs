@@ -30,7 +30,7 @@ pub(in crate::cli) struct ListArguments {
     /// At most so many
     #[arg(short, long, value_name = "N", default_value_t = 50)]
     max_results: u32,
-    /// Deleted ones too
+    /// Deleted ones too, but for those of deleted experiments
     #[arg(long)]
     all: bool,
 }

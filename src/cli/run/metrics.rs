@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{BufWriter, Write};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use atelier_core::track::{Metric, RunId, StoredMetric};
 use clap::{Args, Subcommand};
@@ -26,6 +27,8 @@ const CURVE: usize = 24;
 const CHART: u32 = 2_000;
 /// How often new points are asked for.
 const PAUSE: Duration = Duration::from_secs(1);
+/// How long a daemon that does not answer is waited for.
+const PATIENCE: Duration = Duration::from_secs(300);
 /// Points of a page while they are followed.
 const FOLLOWED: u32 = 1_000;
 
@@ -91,7 +94,7 @@ pub(super) async fn run(arguments: Arguments, context: &Context) -> Result<(), E
     let name = which.name.as_deref().unwrap_or_default();
     let run = tracking.run(name).await.map_err(looking(name))?;
     if arguments.follow.is_some() {
-        return tail(&tracking, run, &which.keys, context).await;
+        return tail(tracking, run, &which.keys, context).await;
     }
     let keys = logged(&run, &which.keys)?;
     match (&arguments.export, form) {
@@ -252,7 +255,10 @@ async fn export(
         _ => Path::new("."),
     };
     let wrong = |error: std::io::Error| Error::file("write", file, &error);
-    let part = tempfile::NamedTempFile::new_in(folder).map_err(wrong)?;
+    // As other files are, within the umask.
+    let permissions = std::fs::Permissions::from_mode(0o666);
+    let part =
+        tempfile::Builder::new().permissions(permissions).tempfile_in(folder).map_err(wrong)?;
     let handle = part.reopen().map_err(wrong)?;
     let mut rows = Rows::new(form, handle, run).map_err(wrong)?;
     let mut written = 0;
@@ -355,34 +361,79 @@ struct Place {
     seen: Vec<Point>,
 }
 
-/// Prints points as they come, of each metric in order of their time. A point older than a thousand others that came
-/// before it is not seen.
+/// What has been printed of a run.
+#[derive(Debug, Default)]
+struct Followed {
+    places: HashMap<String, Place>,
+    /// The latest points, by which it shows that there are others. Not that there are none: a step may come again.
+    latest: HashMap<String, Point>,
+}
+
+/// Prints points as they come, of each metric in order of their time; when the run is over, also those that its latest
+/// point has not told of. A point older than a thousand others that came before it is not seen.
 async fn tail(
-    tracking: &Tracking,
-    mut run: Run,
+    tracking: Tracking,
+    run: Run,
     keys: &[String],
     context: &Context,
 ) -> Result<(), Error> {
     let name = run.info.run_id.clone();
-    let mut places: HashMap<String, Place> = HashMap::new();
-    let mut latest: HashMap<String, Point> = HashMap::new();
+    let (mut tracking, mut run) = (tracking, Ok(run));
+    let mut followed = Followed::default();
+    // Since when nobody answers.
+    let mut lost: Option<Instant> = None;
     loop {
-        for metric in &run.data.metrics {
-            let wanted = keys.is_empty() || keys.contains(&metric.key);
-            if !wanted || latest.get(&metric.key) == Some(metric) {
-                continue;
+        let printed = match &run {
+            Ok(run) => followed.print(&tracking, run, keys, context).await,
+            Err(_) => Ok(()),
+        };
+        let over = run.as_ref().is_ok_and(|run| run.info.is_over());
+        match printed.and(run.map(drop)) {
+            Ok(()) if over => return Ok(()),
+            Ok(()) => lost = None,
+            Err(error) => {
+                let since = *lost.get_or_insert_with(Instant::now);
+                // A session ends after some hours, and a daemon starts anew.
+                let goes_on = match error.kind {
+                    Kind::Unreachable => since.elapsed() < PATIENCE,
+                    Kind::NotAllowed => since.elapsed() < PAUSE,
+                    _ => false,
+                };
+                if !goes_on {
+                    return Err(error);
+                }
+                if let Ok(client) = context.client().await {
+                    tracking = Tracking::of(&client)?;
+                }
             }
-            let place = places.entry(metric.key.clone()).or_default();
-            for point in news(tracking, &name, &metric.key, place).await? {
-                context.output.item(&view(&point), COLUMNS)?;
-            }
-            latest.insert(metric.key.clone(), metric.clone());
-        }
-        if run.info.is_over() {
-            return Ok(());
         }
         tokio::time::sleep(PAUSE).await;
-        run = tracking.run(&name).await.map_err(looking(&name))?;
+        run = tracking.run(&name).await.map_err(looking(&name));
+    }
+}
+
+impl Followed {
+    async fn print(
+        &mut self,
+        tracking: &Tracking,
+        run: &Run,
+        keys: &[String],
+        context: &Context,
+    ) -> Result<(), Error> {
+        let (name, over) = (&run.info.run_id, run.info.is_over());
+        for metric in &run.data.metrics {
+            let is_named = keys.contains(&metric.key);
+            let is_new = over || is_named || self.latest.get(&metric.key) != Some(metric);
+            if !is_new || !(keys.is_empty() || is_named) {
+                continue;
+            }
+            let place = self.places.entry(metric.key.clone()).or_default();
+            for point in news(tracking, name, &metric.key, place).await? {
+                context.output.item(&view(&point), COLUMNS)?;
+            }
+            self.latest.insert(metric.key.clone(), metric.clone());
+        }
+        Ok(())
     }
 }
 

@@ -12,6 +12,8 @@ use crate::cli::{Error, Kind};
 
 /// Tells where an interpreter has `mlflow`, without running any of it.
 const FIND: &str = "\
+import sys
+sys.path[:] = [folder for folder in sys.path if folder]
 import importlib.util
 found = importlib.util.find_spec('mlflow')
 print(list(found.submodule_search_locations or [''])[0] if found else '')";
@@ -93,9 +95,9 @@ fn interpreters() -> Vec<PathBuf> {
 }
 
 fn package(python: &Path) -> Option<PathBuf> {
-    // Isolated: a file that happens to be called mlflow.py in the current folder is not looked at.
+    // A file that happens to be called mlflow.py in the current folder is not looked at.
     let asked = Command::new(python)
-        .args(["-I", "-c", FIND])
+        .args(["-c", FIND])
         .stdin(Stdio::null())
         .stderr(Stdio::null())
         .output()

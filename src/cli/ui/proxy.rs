@@ -35,7 +35,7 @@ const ANSWERED: [HeaderName; 6] = [
 /// Lets one browser in.
 #[derive(Debug)]
 pub(super) struct Door {
-    /// `NAME.localhost:PORT`.
+    /// `NAME.localhost:PORT`, as browsers write it.
     host: String,
     /// What the address shows; gone once it was used.
     code: Mutex<Option<String>>,
@@ -56,8 +56,10 @@ impl Door {
                 buffer.iter().map(|byte| format!("{byte:02x}")).collect::<String>(),
             )
         };
+        // Browsers leave out the port that is a URL's anyway.
+        let port = if port == 80 { String::new() } else { format!(":{port}") };
         Ok(Self {
-            host: format!("atelier-{}.localhost:{port}", random(4)?),
+            host: format!("atelier-{}.localhost{port}", random(4)?),
             code: Mutex::new(Some(random(24)?)),
             session: random(24)?,
         })
@@ -255,6 +257,11 @@ async fn file(State(proxy): State<Proxy>, Path(path): Path<String>) -> Response 
 /// Asks the daemon with the user's token.
 async fn forward(State(proxy): State<Proxy>, request: Request) -> Response {
     let inner = &proxy.inner;
+    // What a URL's `..` leads to is another path of the daemon.
+    let plain = percent_encoding::percent_decode_str(request.uri().path()).decode_utf8_lossy();
+    if plain.split(['/', '\\']).any(|part| matches!(part, "." | "..")) {
+        return Refused::Foreign.answer();
+    }
     let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
     let url = format!("{}{path}", inner.server);
     let (parts, body) = request.into_parts();

@@ -123,6 +123,9 @@ async fn what_the_pages_ask_for_goes_to_the_daemon_and_nothing_else_does() {
     for path in ["/api/2.0/mlflow/experiments/search", "/data/v1/workspaceblobstore/", "/healthz"] {
         assert_eq!(served.status(path).await, StatusCode::NOT_FOUND, "{path}");
     }
+    for path in ["/ajax-api/%2e%2e/data/v1/x", "/ajax-api/2.0/..%2f..%2fhealthz"] {
+        assert_eq!(served.status(path).await, StatusCode::FORBIDDEN, "{path}");
+    }
     served.daemon.take().unwrap().stop().await;
     let lost = served.ask(Method::GET, EXPERIMENTS).send().await.unwrap();
     assert_eq!(lost.status(), StatusCode::SERVICE_UNAVAILABLE);

@@ -22,6 +22,7 @@ use atelier_core::track::{
     ArtifactPath, Error as Refusal, ExperimentId, LoggedModelId, LoggedModelInfo, RunId, RunInfo,
     limits,
 };
+use atelier_core::url::encoded;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::{Request, State as Shared};
@@ -593,6 +594,13 @@ pub(super) async fn presigned(
     let origin = request.extensions().get::<Origin>().cloned().unwrap_or_default();
     let signed = signed.and_then(|mut signed| signed.pop());
     let Some(signed) = signed.filter(|signed| leads_there(signed, &origin)) else {
+        if state.uploads.signs {
+            // Not of every file, or not for everybody. Where no size is told the client reads by way of the daemon; of a
+            // refusal it makes an error.
+            datastore.head(&place).await?;
+            let url = format!("/api/2.0/mlflow-artifacts/artifacts/{}", encoded(&asked));
+            return Ok(Json(json!({ "url": url, "headers": {} })).into_response());
+        }
         let message = "Presigned downloads are not supported for the current artifact repository";
         return Err(Failure::new(StatusCode::NOT_IMPLEMENTED, "NOT_IMPLEMENTED", message));
     };

@@ -122,14 +122,17 @@ async fn locate(call: &Call, draft: Draft) -> Result<Located, Failure> {
     Ok(call.state.places.locate(draft).await?)
 }
 
-/// The run that the request names, which must be there.
+/// The run that the request names, which must be there and be one that the caller reads; of a job, one of its own.
 async fn run_of(call: &Call, source: &str, run: Option<&str>) -> Result<Option<RunId>, Failure> {
     let Some(run) = run else { return Ok(None) };
     let missing = || Failure::from(not_contained(source, "run_id"));
     let id = RunId::new(run).map_err(|_| missing())?;
-    let asked = id.clone();
+    let (asked, caller, reader) = (id.clone(), call.caller.clone(), call.reader()?);
     let known = call.read(move |conn| match tracking::run_info(conn, &asked) {
-        Ok(_) => Ok(true),
+        Ok(info) => Ok(match &caller.role {
+            Role::Attempt(scope) => info.job.as_ref() == Some(&scope.job),
+            _ => reader.check(conn, info.experiment).is_ok(),
+        }),
         Err(store::Error::Track(Refusal::NoRun(_))) => Ok(false),
         Err(error) => Err(error),
     });

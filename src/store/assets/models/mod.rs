@@ -252,12 +252,22 @@ pub fn by_alias(
     version(conn, name, found)
 }
 
-/// Whether the job, or a run within it, made the version.
+/// Whether the job, or a run within it, made the version; not one of that name that is gone.
 pub(super) fn is_of_run_of(
     conn: &Connection,
     found: &ModelVersion,
     job: &JobName,
 ) -> Result<bool, Error> {
+    let is_older: bool = conn
+        .prepare_cached("SELECT EXISTS (SELECT 1 FROM jobs WHERE name = ?1 AND created_at <= ?2)")
+        .and_then(|mut s| {
+            let made = found.version.created_at.as_millis();
+            s.query_row(params![job.as_str(), made], |row| row.get(0))
+        })
+        .map_err(sql)?;
+    if !is_older {
+        return Ok(false);
+    }
     if found.version.made_by.as_ref().is_some_and(|by| &by.job == job) {
         return Ok(true);
     }

@@ -477,6 +477,10 @@ pub fn set_alias(
     if found.aliases.contains(alias) {
         return Ok(());
     }
+    // It is taken away from another.
+    if let Some(other) = model(asked, name)?.aliases.get(alias) {
+        may_change(asked, by, &version(asked, name, other)?)?;
+    }
     label(asked, &found.version, std::slice::from_ref(alias), &[])?;
     asked.done(resource(&found.version), &json!({ "labels": [alias], "unlabel": [] }));
     Ok(())
