@@ -123,7 +123,7 @@ async fn what_the_pages_ask_for_goes_to_the_daemon_and_nothing_else_does() {
     for path in ["/api/2.0/mlflow/experiments/search", "/data/v1/workspaceblobstore/", "/healthz"] {
         assert_eq!(served.status(path).await, StatusCode::NOT_FOUND, "{path}");
     }
-    for path in ["/ajax-api/%2e%2e/data/v1/x", "/ajax-api/2.0/..%2f..%2fhealthz"] {
+    for path in ["/ajax-api/2.0/..%2f..%2fhealthz", "/ajax-api/..%5c..%5chealthz"] {
         assert_eq!(served.status(path).await, StatusCode::FORBIDDEN, "{path}");
     }
     served.daemon.take().unwrap().stop().await;

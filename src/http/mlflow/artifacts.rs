@@ -594,7 +594,8 @@ pub(super) async fn presigned(
     let origin = request.extensions().get::<Origin>().cloned().unwrap_or_default();
     let signed = signed.and_then(|mut signed| signed.pop());
     let Some(signed) = signed.filter(|signed| leads_there(signed, &origin)) else {
-        if state.uploads.signs {
+        let (reads, _) = state.signs(&origin).await;
+        if reads {
             // Not of every file, or not for everybody. Where no size is told the client reads by way of the daemon; of a
             // refusal it makes an error.
             datastore.head(&place).await?;

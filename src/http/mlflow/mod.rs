@@ -27,7 +27,7 @@ use std::time::Duration;
 use atelier_core::content::manifest::Manifest;
 use atelier_core::id::JobName;
 use atelier_core::layout;
-use axum::extract::{Path, Request, State as Shared};
+use axum::extract::{OriginalUri, Path, Request, State as Shared};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{MethodRouter, any, delete, get, patch, post};
@@ -239,13 +239,14 @@ type Answer = Result<axum::Json<serde_json::Value>, Failure>;
 async fn server_info(
     Shared(state): Shared<State>,
     origin: Option<Extension<Origin>>,
+    OriginalUri(uri): OriginalUri,
 ) -> axum::Json<serde_json::Value> {
     let origin = origin.map(|Extension(origin)| origin).unwrap_or_default();
     let (reads, parts) = state.signs(&origin).await;
     axum::Json(json!({
         "store_type": "SqlStore",
-        // Clients may name the workspace; there is one.
-        "workspaces_enabled": true,
+        // Clients may name the workspace. There is one: the web pages, which would have people choose first, need not know.
+        "workspaces_enabled": uri.path().starts_with("/api/"),
         "trace_archival_enabled": false,
         "multipart_uploads_enabled": parts,
         "multipart_downloads_enabled": reads,

@@ -304,6 +304,9 @@ async fn workspaces_are_one() {
     assert!(said.starts_with("Workspace 'other' not found") && said.contains("'team'"), "{said}");
     let (status, info) = ask("/api/3.0/mlflow/server-info", Some("other")).await;
     assert_eq!((status, &info["workspaces_enabled"]), (200, &json!(true)));
+    // The pages would ask people to choose one first.
+    let (_, info) = ask("/ajax-api/3.0/mlflow/server-info", None).await;
+    assert_eq!(info["workspaces_enabled"], json!(false));
     let (_, all) = ask("/ajax-api/3.0/mlflow/workspaces", Some("")).await;
     assert_eq!(all, json!({ "workspaces": [{ "name": "team" }] }));
     let (_, own) = ask("/api/3.0/mlflow/workspaces/team", None).await;

@@ -258,14 +258,14 @@ pub(super) fn is_of_run_of(
     found: &ModelVersion,
     job: &JobName,
 ) -> Result<bool, Error> {
-    let is_older: bool = conn
-        .prepare_cached("SELECT EXISTS (SELECT 1 FROM jobs WHERE name = ?1 AND created_at <= ?2)")
+    let is_later: bool = conn
+        .prepare_cached("SELECT EXISTS (SELECT 1 FROM jobs WHERE name = ?1 AND created_at > ?2)")
         .and_then(|mut s| {
             let made = found.version.created_at.as_millis();
             s.query_row(params![job.as_str(), made], |row| row.get(0))
         })
         .map_err(sql)?;
-    if !is_older {
+    if is_later {
         return Ok(false);
     }
     if found.version.made_by.as_ref().is_some_and(|by| &by.job == job) {
