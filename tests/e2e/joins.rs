@@ -408,7 +408,9 @@ fn what_a_node_asks_after_its_revocation_has_returned_is_refused() {
     // The very next requests, of the node and of its job.
     let (node, job) = (writes(&cluster, &shown), asks());
     let refused = begun.elapsed();
-    assert_eq!((revoked.attempts, &*node, &*job), (1, "16", "401"));
+    assert_eq!((revoked.attempts, &*node), (1, "16"));
+    // It is told so, or cut off before it hears it.
+    assert!(matches!(&*job, "401" | "000"), "{job}");
     // What it had open has ended at both ends.
     until("the daemon hears it no more", || {
         cluster.daemon(|daemon| daemon.said("session ended")).then_some(())
