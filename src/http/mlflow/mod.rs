@@ -27,7 +27,8 @@ use std::time::Duration;
 use atelier_core::content::manifest::Manifest;
 use atelier_core::id::JobName;
 use atelier_core::layout;
-use axum::extract::{OriginalUri, Path, Request, State as Shared};
+use axum::extract::{Path, Request, State as Shared};
+use axum::http::Uri;
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{MethodRouter, any, delete, get, patch, post};
@@ -239,7 +240,7 @@ type Answer = Result<axum::Json<serde_json::Value>, Failure>;
 async fn server_info(
     Shared(state): Shared<State>,
     origin: Option<Extension<Origin>>,
-    OriginalUri(uri): OriginalUri,
+    uri: Uri,
 ) -> axum::Json<serde_json::Value> {
     let origin = origin.map(|Extension(origin)| origin).unwrap_or_default();
     let (reads, parts) = state.signs(&origin).await;
