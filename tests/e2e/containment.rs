@@ -33,8 +33,9 @@ fn groups_of(cluster: &Cluster, node: &str) -> Vec<PathBuf> {
 fn f37_a_job_that_takes_too_much_memory_is_killed_and_told() {
     needs("cgroup");
     let cluster = Cluster::start();
-    let neighbour =
-        cluster.create(&yaml("for i in 1 2 3 4 5 6; do sleep 0.5; echo $i; done", "100MiB"));
+    let signals = cluster.shared_folder("signals");
+    let waits = format!("until [ -e {}/go ]; do sleep 0.1; done; echo over", signals.display());
+    let neighbour = cluster.create(&yaml(&waits, "100MiB"));
     cluster.running(&neighbour);
     // The shell would go on without the program that was killed.
     let command =
@@ -48,8 +49,9 @@ fn f37_a_job_that_takes_too_much_memory_is_killed_and_told() {
     assert_eq!(shown["error"]["code"], "OutOfMemory", "{shown}");
     let log = String::from_utf8(cluster.log(&greedy)).unwrap();
     assert!(log.starts_with("begins\n") && !log.contains("went on"), "{log}");
+    fs::write(signals.join("go"), "").unwrap();
     cluster.completed(&neighbour);
-    assert_eq!(cluster.log(&neighbour), b"1\n2\n3\n4\n5\n6\n");
+    assert_eq!(cluster.log(&neighbour), b"over\n");
 }
 
 #[test]
