@@ -1,4 +1,4 @@
-"""See `mlflow`."""
+"""See `tracking`. (A file called mlflow.py would be what its server imports.)"""
 
 import concurrent.futures
 import http.client
@@ -82,7 +82,7 @@ class Server:
             except (OSError, http.client.HTTPException):
                 pass
             time.sleep(0.1)
-        sys.exit(f"mlflow: {self.name} does not answer; see {work}")
+        sys.exit(f"tracking: {self.name} does not answer; see {work}")
 
     def ask(self, method, path, body=None, connection=None):
         connection = connection or http.client.HTTPConnection(urlsplit(self.url).netloc, timeout=600)
@@ -94,7 +94,7 @@ class Server:
     def call(self, path, body, connection=None):
         status, said = self.ask("POST", f"/api/2.0/mlflow/{path}", body, connection)
         if status != 200:
-            sys.exit(f"mlflow: {self.name}: {path}: {status} {said[:500]}")
+            sys.exit(f"tracking: {self.name}: {path}: {status} {said[:500]}")
         return json.loads(said)
 
     def new_run(self, experiment, connection=None):
@@ -154,7 +154,7 @@ def wrk(server, call, script, experiment):
     words = ["wrk", "-t", "1", "-c", str(CONNECTIONS), "-d", f"{each}s", "--timeout", "60s", "-s", str(file), server.url]
     said = subprocess.run(words, capture_output=True, text=True, check=True).stdout
     if "Non-2xx" in said:
-        sys.exit(f"mlflow: {server.name}: {call}: {said}")
+        sys.exit(f"tracking: {server.name}: {call}: {said}")
     return float(re.search(r"Requests/sec:\s+([\d.]+)", said)[1])
 
 
