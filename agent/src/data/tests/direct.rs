@@ -85,7 +85,8 @@ pub(super) async fn store(State(daemon): State<Shared>, request: Request) -> Res
         return StatusCode::FORBIDDEN.into_response();
     }
     if is_slow {
-        tokio::time::sleep(Duration::from_millis(700)).await;
+        // Longer than the addresses are used for: what is sent after these needs others.
+        tokio::time::sleep(Duration::from_millis(1_500)).await;
     }
     let mut daemon = daemon.lock().unwrap();
     daemon.requests.push(format!("STORE {} {path}", head.method));
