@@ -8,7 +8,6 @@ use serde_json::{Value, json};
 
 use super::{Column, Context, Error, Kind, Name, workspace};
 use crate::client::contexts::{Contexts, Entry, Known, LOCAL, New};
-use crate::client::keyring::Unusable;
 use crate::client::{Client, Place, Wanted};
 use crate::tls::Certificate;
 
@@ -100,9 +99,8 @@ pub(super) async fn run(command: Command, context: &Context) -> Result<(), Error
         }
         Command::Add { name, replace, choose, sign_in } => {
             let new = new(name.get(), sign_in, context)?;
-            if let Some(problem) = contexts.add(new, replace)?.filter(Unusable::is_worth_telling) {
-                let told =
-                    format!("{problem}: the token is kept in a file, which only you can read");
+            let not_kept = contexts.add(new, replace)?;
+            for told in not_kept.iter().flat_map(|not_kept| not_kept.told("token")) {
                 context.output.warn(&told);
             }
             if choose {

@@ -16,7 +16,7 @@ use tonic::Code;
 use tonic::transport::Channel;
 
 use super::{Context, Error, Kind};
-use crate::client::keyring::Unusable;
+use crate::client::keyring::NotKept;
 use crate::client::{self, Client, Forgotten, Place, Session, Sessions, Target, Wish};
 use crate::oidc::Passed;
 use crate::oidc::flows::{App, Failed, Granted, Through};
@@ -156,9 +156,8 @@ fn through(client: &Client) -> Through {
 }
 
 /// Where a token is that was to be in the keyring and is not.
-fn tell(context: &Context, (_, problem): (Place, Option<Unusable>)) {
-    if let Some(problem) = problem.filter(Unusable::is_worth_telling) {
-        let told = format!("{problem}: the session is kept in a file, which only you can read");
+fn tell(context: &Context, (_, not_kept): (Place, Option<NotKept>)) {
+    for told in not_kept.iter().flat_map(|not_kept| not_kept.told("session")) {
         context.output.warn(&told);
     }
 }

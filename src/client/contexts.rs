@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::keyring::{Keyring, Slot, Unusable};
+use super::keyring::{Keyring, NotKept, Slot, Unusable};
 use super::{Error, Place};
 
 /// What the local workspace is called: it is always there and cannot be added.
@@ -139,7 +139,7 @@ impl Contexts {
     ///
     /// # Errors
     /// If the name is taken or cannot be one, or a file cannot be written.
-    pub fn add(&self, new: New, replace: bool) -> Result<Option<Unusable>, Error> {
+    pub fn add(&self, new: New, replace: bool) -> Result<Option<NotKept>, Error> {
         let New { name, server, authorities, token } = new;
         check(&name)?;
         let mut known = self.known()?;
@@ -167,10 +167,10 @@ impl Contexts {
         let new = Entry { server, ca_file, token_file, in_keyring };
         let old = known.contexts.insert(name.clone(), new);
         self.keep(&known)?;
-        if !in_keyring && old.as_ref().is_some_and(|old| old.in_keyring) {
-            // The one before it has nothing to open any more.
-            let _ = self.slot(&name).forget();
-        }
+        let left = match &old {
+            Some(old) if old.in_keyring && !in_keyring => self.slot(&name).forget().err(),
+            _ => None,
+        };
         let named = |file: &PathBuf| {
             let mut all = known.contexts.values();
             all.any(|e| e.token_file.as_ref() == Some(file) || e.ca_file.as_ref() == Some(file))
@@ -179,7 +179,11 @@ impl Contexts {
         for file in old.filter(|file| !named(file)) {
             self.forget(&self.folder.join(file))?;
         }
-        Ok(kept.and_then(Result::err))
+        Ok(match kept {
+            Some(Err(why)) => Some(NotKept { why, left }),
+            // One without a token leaves the other's there.
+            _ => left.map(|why| NotKept { why: Unusable::Off, left: Some(why) }),
+        })
     }
 
     /// Has a context know its daemon by these authorities, in PEM, in place of what it knows it by.

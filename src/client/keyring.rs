@@ -50,6 +50,9 @@ pub enum Unusable {
     /// Somebody has to open it first.
     #[error("the keyring is locked")]
     Locked,
+    /// It has nothing that things could be kept in.
+    #[error("the keyring has no default collection; the desktop's program for passwords makes one")]
+    NoCollection,
     /// It is there, and silent.
     #[error("the keyring does not answer within {} s", WITHIN.as_secs())]
     Late,
@@ -62,6 +65,28 @@ impl Unusable {
     /// Whether somebody would want to know: that there is none is as usual as that there is one.
     pub const fn is_worth_telling(&self) -> bool {
         !matches!(self, Self::Absent | Self::Off)
+    }
+}
+
+/// A secret that was to be in the keyring and is elsewhere.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NotKept {
+    /// Why.
+    pub why: Unusable,
+    /// Why the keyring has the one before it still.
+    pub left: Option<Unusable>,
+}
+
+impl NotKept {
+    /// What somebody would want to know of it, a line each: `what` is kept in a file instead.
+    pub fn told(&self, what: &str) -> Vec<String> {
+        let why = self.why.is_worth_telling().then(|| {
+            format!("{}: the {what} is kept in a file, which only you can read", self.why)
+        });
+        let left = self.left.as_ref().map(|left| {
+            format!("the keyring still has the former {what} ({left}): remove it there")
+        });
+        why.into_iter().chain(left).collect()
     }
 }
 
@@ -244,7 +269,7 @@ impl Service {
         let named = self.bus.call_method(Some(SERVICE), ROOT, interface, "ReadAlias", &"default");
         let collection: OwnedObjectPath = named.await?.body().deserialize()?;
         if collection.as_str() == NOTHING {
-            return Err(Unusable::Locked);
+            return Err(Unusable::NoCollection);
         }
         let interface = Some("org.freedesktop.DBus.Properties");
         let what = ("org.freedesktop.Secret.Collection", "Locked");

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::keyring::{Keyring, Slot, Unusable};
+use super::keyring::{Keyring, NotKept, Slot, Unusable};
 use super::{Error, Token};
 
 /// A session at a daemon, by `atelier login`.
@@ -266,7 +266,7 @@ impl Locked<'_> {
         server: &str,
         session: Session,
         wish: Wish,
-    ) -> Result<(Place, Option<Unusable>), Error> {
+    ) -> Result<(Place, Option<NotKept>), Error> {
         let mut all = self.sessions.all()?;
         let slot = self.sessions.slot(server);
         let was_in_keyring = all.get(server).is_some_and(|old| old.in_keyring);
@@ -285,12 +285,10 @@ impl Locked<'_> {
         self.write(&all)?;
         match in_keyring {
             Ok(()) => Ok((Place::Keyring, None)),
-            Err(problem) => {
-                if was_in_keyring {
-                    // What it has still is of a session that this one replaces.
-                    let _ = slot.forget();
-                }
-                Ok((Place::File, Some(problem)))
+            Err(why) => {
+                // What it has still is of a session that this one replaces.
+                let left = if was_in_keyring { slot.forget().err() } else { None };
+                Ok((Place::File, Some(NotKept { why, left })))
             }
         }
     }

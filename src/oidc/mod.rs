@@ -26,7 +26,7 @@ const ANSWER: Duration = Duration::from_secs(10);
 const LARGEST: usize = 1 << 20;
 
 /// Why a provider cannot be asked.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
     /// What was given is no issuer.
     #[error(

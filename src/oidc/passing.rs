@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use atelier_core::limit::{Allowance, Bucket};
@@ -12,7 +12,7 @@ use atelier_core::sign_in::passing::{self, Endpoint, NotPassedOn, Parameters, Sa
 use oauth2::url::form_urlencoded;
 use reqwest::header;
 use serde_json::{Map, Value, json};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::Instant;
 
 use super::{Asker, Error, Metadata, bounded};
@@ -20,10 +20,13 @@ use crate::vault::TextSource;
 
 /// What the provider tells about itself is asked for again after this.
 const OLD: Duration = Duration::from_secs(600);
+/// And that it told nothing, after this: whoever asks meanwhile need not wait in turn for the same.
+const FAILED: Duration = Duration::from_secs(2);
 /// Passed on at the same time, in all.
 const AT_ONCE: usize = 32;
-/// From one address: an office may have but one. Whoever waits with a code asks every five seconds.
-const OF_ONE: Allowance = Allowance { per_second: 10, burst: 100, at_once: AT_ONCE as u32 };
+/// From one address: an office may have but one. Whoever waits with a code asks every five seconds. While the provider
+/// is slow, no address has all places.
+const OF_ONE: Allowance = Allowance { per_second: 10, burst: 100, at_once: AT_ONCE as u32 / 2 };
 /// From all: a provider that is asked too often by a client answers it no more.
 const OF_ALL: Allowance = Allowance { per_second: 50, burst: 500, at_once: AT_ONCE as u32 };
 /// So many addresses are known at once.
@@ -72,10 +75,39 @@ pub struct Passing {
     source: TextSource,
     data_dir: PathBuf,
     shown: Option<Shown>,
-    metadata: tokio::sync::Mutex<Option<(Arc<Metadata>, Instant)>>,
+    metadata: tokio::sync::Mutex<Option<(Result<Arc<Metadata>, Error>, Instant)>>,
     room: Semaphore,
     begun: Instant,
-    asked: Mutex<(Bucket, HashMap<IpAddr, Bucket>)>,
+    asked: Mutex<Asked>,
+}
+
+#[derive(Default)]
+struct Asked {
+    by_all: Bucket,
+    by: HashMap<IpAddr, Address>,
+}
+
+/// What one address asks.
+#[derive(Default)]
+struct Address {
+    asked: Bucket,
+    /// So much of it is being answered.
+    under_way: u32,
+}
+
+/// A place among what is passed on at the same time.
+struct Place<'a> {
+    passing: &'a Passing,
+    from: IpAddr,
+    _room: SemaphorePermit<'a>,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        if let Some(address) = self.passing.asked().by.get_mut(&self.from) {
+            address.under_way -= 1;
+        }
+    }
 }
 
 /// An answer for a client: of HTTP, as if it had asked itself.
@@ -125,9 +157,7 @@ impl Passing {
         from: Option<IpAddr>,
     ) -> Result<Passed, NotAsked> {
         passing::check(endpoint, parameters, scopes)?;
-        let soon = NotAsked::Often { wait: Duration::from_secs(1) };
-        let _place = self.room.try_acquire().map_err(|_| soon)?;
-        self.count(from).map_err(|wait| NotAsked::Often { wait })?;
+        let _place = self.place(from).map_err(|wait| NotAsked::Often { wait })?;
         let secret = self.source.line(&self.data_dir).map_err(|problem| {
             let place = self.source.to_string();
             tracing::error!(place, problem, "cannot read the secret of the provider's client");
@@ -202,29 +232,44 @@ impl Passing {
     /// Whoever asks at the same time waits for the same answer.
     async fn metadata(&self, asker: &Asker) -> Result<Arc<Metadata>, Error> {
         let mut known = self.metadata.lock().await;
-        match &*known {
-            Some((metadata, at)) if at.elapsed() < OLD => Ok(metadata.clone()),
-            _ => {
-                let metadata = Arc::new(asker.metadata().await?);
-                *known = Some((metadata.clone(), Instant::now()));
-                Ok(metadata)
-            }
+        if let Some((told, at)) = &*known
+            && at.elapsed() < if told.is_ok() { OLD } else { FAILED }
+        {
+            return told.clone();
         }
+        let told = asker.metadata().await.map(Arc::new);
+        *known = Some((told.clone(), Instant::now()));
+        told
     }
 
-    fn count(&self, from: Option<IpAddr>) -> Result<(), Duration> {
+    /// A place for one more, or how long to wait for one.
+    fn place(&self, from: Option<IpAddr>) -> Result<Place<'_>, Duration> {
+        const SOON: Duration = Duration::from_secs(1);
+        let room = self.room.try_acquire().map_err(|_| SOON)?;
         let now = self.begun.elapsed();
-        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
-        let (all, each) = &mut *asked;
-        if each.len() >= KNOWN {
-            each.retain(|_, bucket| !bucket.is_full(now));
+        let mut asked = self.asked();
+        let Asked { by_all, by } = &mut *asked;
+        if by.len() >= KNOWN {
+            by.retain(|_, address| address.under_way > 0 || !address.asked.is_full(now));
+        }
+        // Those that are too many to be known are as one.
+        let nobody = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+        let from = network(from.unwrap_or(nobody));
+        let from = if by.len() < KNOWN || by.contains_key(&from) { from } else { nobody };
+        let address = by.entry(from).or_default();
+        if address.under_way >= OF_ONE.at_once {
+            return Err(SOON);
         }
         // First: who asks too often takes nothing from the others.
-        let from = network(from.unwrap_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED)));
-        if each.len() < KNOWN || each.contains_key(&from) {
-            each.entry(from).or_default().take(now, OF_ONE)?;
-        }
-        all.take(now, OF_ALL)
+        address.asked.take(now, OF_ONE)?;
+        by_all.take(now, OF_ALL)?;
+        address.under_way += 1;
+        drop(asked);
+        Ok(Place { passing: self, from, _room: room })
+    }
+
+    fn asked(&self) -> MutexGuard<'_, Asked> {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -9,9 +9,12 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use rcgen::KeyPair;
 use serde_json::{Value, json};
+use tokio::sync::Semaphore;
 
 use super::*;
 
@@ -44,6 +47,10 @@ struct Published {
     metadata: Value,
     keys: Value,
     asked: usize,
+    /// How often it was asked who it is.
+    met: usize,
+    /// Who wants a token waits for this first.
+    gate: std::sync::Arc<Semaphore>,
     /// What it says to who wants a token.
     answer: (StatusCode, String),
     /// How they showed who they are, and what they asked.
@@ -69,12 +76,18 @@ impl World {
         });
         let answer = (StatusCode::BAD_REQUEST, json!({ "error": "invalid_grant" }).to_string());
         let (metadata, forms) = (metadata, Vec::new());
-        let published = Published { metadata, keys: Value::Null, asked: 0, answer, forms };
+        let gate = std::sync::Arc::new(Semaphore::new(Semaphore::MAX_PERMITS));
+        let published =
+            Published { metadata, keys: Value::Null, asked: 0, met: 0, gate, answer, forms };
         let published = std::sync::Arc::new(Mutex::new(published));
         let router = Router::new()
             .route(
                 "/.well-known/openid-configuration",
-                get(|State(p): Shared| async move { Json(p.lock().unwrap().metadata.clone()) }),
+                get(|State(p): Shared| async move {
+                    let mut published = p.lock().unwrap();
+                    published.met += 1;
+                    Json(published.metadata.clone())
+                }),
             )
             .route(
                 "/keys",
@@ -87,11 +100,15 @@ impl World {
             .route(
                 "/token",
                 post(|State(p): Shared, headers: HeaderMap, form: String| async move {
-                    let mut published = p.lock().unwrap();
                     let shown =
                         headers.get("authorization").map(|v| v.to_str().unwrap().to_owned());
-                    published.forms.push((shown, form));
-                    let (status, said) = published.answer.clone();
+                    let gate = {
+                        let mut published = p.lock().unwrap();
+                        published.forms.push((shown, form));
+                        published.gate.clone()
+                    };
+                    let _open = gate.acquire().await.unwrap();
+                    let (status, said) = p.lock().unwrap().answer.clone();
                     // Nobody goes there, whatever is said there.
                     (status, [("location", "http://192.0.2.1/")], said)
                 }),
@@ -385,6 +402,54 @@ async fn who_asks_too_often_waits_and_others_do_not() {
     let told = refused.expect("a limit").to_string();
     assert!(told.contains("too often") && told.contains("try again in"), "{told}");
     at.refresh([10, 0, 0, 2]).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_provider_that_is_slow_leaves_places_to_others() {
+    let at = WithSecret::start(None).await;
+    let gate = std::sync::Arc::new(Semaphore::new(0));
+    at.world.published.lock().unwrap().gate = gate.clone();
+    let mut waiting = FuturesUnordered::new();
+    for _ in 0..16 {
+        waiting.push(at.refresh([10, 0, 0, 1]));
+    }
+    let everybody_has_come = async {
+        while at.world.published.lock().unwrap().forms.len() < 16 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::select! {
+        answer = waiting.next() => panic!("{answer:?}"),
+        () = everybody_has_come => {}
+    }
+    let told = at.refresh([10, 0, 0, 1]).await.unwrap_err().to_string();
+    assert!(told.contains("try again in"), "{told}");
+    waiting.push(at.refresh([10, 0, 0, 2]));
+    gate.add_permits(1);
+    while let Some(answer) = waiting.next().await {
+        answer.unwrap();
+    }
+    at.refresh([10, 0, 0, 1]).await.unwrap();
+    assert_eq!(at.forms().len(), 18);
+}
+
+#[tokio::test]
+async fn a_provider_that_told_nothing_is_not_asked_by_each_in_turn() {
+    let at = WithSecret::start(None).await;
+    let metadata = at.world.published.lock().unwrap().metadata.take();
+    for _ in 0..3 {
+        let failed = at.refresh([127, 0, 0, 1]).await.unwrap_err();
+        assert!(matches!(failed, NotAsked::Provider(_)), "{failed}");
+    }
+    at.world.published.lock().unwrap().metadata = metadata;
+    assert_eq!(at.world.published.lock().unwrap().met, 1);
+    let again = async {
+        while at.refresh([127, 0, 0, 1]).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), again).await.unwrap();
+    assert_eq!(at.world.published.lock().unwrap().met, 2);
 }
 
 /// Google has another word for refresh tokens than OpenID Connect, and refuses the one of that.

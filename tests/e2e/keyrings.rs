@@ -82,8 +82,12 @@ fn a_keyring_that_is_locked_silent_or_missing_is_done_without() {
         cluster.atelier(show).ok().word()
     };
     session.of(add(&cluster, "kept", &token)).ok();
+    session.of(add(&cluster, "moved", &token)).ok();
 
     session.lock();
+    let told = session.of(add(&cluster, "moved", &token)).ok();
+    told.says(&["still has the former token (the keyring is locked): remove it there"]);
+    assert_eq!(is_in("moved"), "file");
     let told = session.of(add(&cluster, "locked", &token)).ok();
     told.says(&["warning: the keyring is locked: the token is kept in a file"]);
     assert_eq!(session.of(cluster.atelier(WHO)).ok().word(), "rita");
