@@ -1,4 +1,4 @@
-//! How long the workspace keeps what finished jobs left: their logs and their outputs.
+//! How long the workspace keeps what finished jobs left, their logs and their outputs, and runs that were deleted.
 //!
 //! The rules are an admin's. What goes is decided here, from what is known of a job and of who refers to what it
 //! left; a job's record, its metrics and its manifests stay until the job itself is deleted.
@@ -21,6 +21,8 @@ mod tests;
 pub const SHORTEST_S: u64 = 1;
 /// The longest, in seconds: a hundred years.
 pub const LONGEST_S: u64 = 100 * 366 * 86_400;
+/// How long a deleted run can be restored, in seconds, where no rule says so.
+pub const RECOVERY_S: u64 = 30 * 86_400;
 /// Tags in the rules at most.
 pub const MOST_TAGS: usize = 64;
 
@@ -144,6 +146,9 @@ pub struct Rules {
     /// The same of outputs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outputs_s: Option<u64>,
+    /// Seconds that a deleted run can be restored; `None`: [`RECOVERY_S`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deleted_runs_s: Option<u64>,
     /// Of jobs with one of these tags nothing goes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub keep_tagged: Vec<Tag>,
@@ -153,10 +158,12 @@ pub struct Rules {
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum Refusal {
     /// Too short or too long.
-    #[error("cannot keep {} for {seconds} s: at least {SHORTEST_S} s and at most 100 years are allowed", what.word())]
+    #[error(
+        "cannot keep {what} for {seconds} s: at least {SHORTEST_S} s and at most 100 years are allowed"
+    )]
     Length {
         /// Of what.
-        what: What,
+        what: &'static str,
         /// So long.
         seconds: u64,
     },
@@ -179,8 +186,9 @@ impl Rules {
     /// # Errors
     /// It breaks a rule.
     pub fn check(&self) -> Result<(), Refusal> {
-        for what in What::ALL {
-            if let Some(seconds) = self.kept_s(what)
+        let parts = What::ALL.map(|what| (what.word(), self.kept_s(what)));
+        for (what, kept) in parts.into_iter().chain([("deleted runs", self.deleted_runs_s)]) {
+            if let Some(seconds) = kept
                 && !(SHORTEST_S..=LONGEST_S).contains(&seconds)
             {
                 return Err(Refusal::Length { what, seconds });
@@ -195,6 +203,25 @@ impl Rules {
     pub fn ended_before(&self, now: Timestamp) -> Option<Timestamp> {
         let shortest = What::ALL.into_iter().filter_map(|what| self.kept_s(what)).min()?;
         Some(now.plus_millis(-millis(shortest)))
+    }
+
+    /// The latest time at which a run was deleted that cannot be restored any more.
+    pub fn deleted_before(&self, now: Timestamp) -> Timestamp {
+        now.plus_millis(-millis(self.deleted_runs_s.unwrap_or(RECOVERY_S)))
+    }
+
+    /// What becomes of a run that was deleted then. `refers`: who refers to its files, if anybody does.
+    pub fn fate_of_run(
+        &self,
+        deleted: Timestamp,
+        refers: Option<Referrer>,
+        now: Timestamp,
+    ) -> Fate {
+        let until = deleted.plus_millis(millis(self.deleted_runs_s.unwrap_or(RECOVERY_S)));
+        if until > now {
+            return Fate::Stays(Stay::Until(until));
+        }
+        refers.map_or(Fate::Goes, |referrer| Fate::Stays(Stay::Used(referrer)))
     }
 
     /// What becomes of something that a job left. `gone`: it was removed before. `refers`: who refers to it, if

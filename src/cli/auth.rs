@@ -55,6 +55,11 @@ pub(super) async fn run(command: Command, context: &Context) -> Result<ExitCode,
         }
         Command::Whoami => {
             let answer = client.call(client.auth().who_am_i(WhoAmIRequest {})).await?;
+            if let Some(name) = context.wanted.in_place_of_token()? {
+                context.output.warn(&format!(
+                    "ATELIER_TOKEN is set and not used: the context '{name}' has its own token; --server goes past it"
+                ));
+            }
             context.output.show(&json!({
                 "principal": answer.principal,
                 "role": answer.role,

@@ -12,6 +12,7 @@ use super::job::{follow, submit};
 use super::{Context, Error, Kind, local};
 use crate::client::tracking;
 
+mod bin;
 mod download;
 mod look;
 mod metrics;
@@ -36,7 +37,7 @@ Examples:
 #[command(override_usage = "\
 atelier run [OPTIONS] FILE
        atelier run [OPTIONS] -- COMMAND...
-       atelier run list|show|compare|metrics|download [OPTIONS] ...")]
+       atelier run list|show|compare|metrics|download|delete|restore [OPTIONS] ...")]
 pub(super) struct Arguments {
     #[command(subcommand)]
     look: Option<Look>,
@@ -90,6 +91,13 @@ enum Look {
     Metrics(metrics::Arguments),
     /// Bring a run's artifacts here
     Download(download::Arguments),
+    /// Delete runs with what was logged to them; for a while they can be restored
+    ///
+    /// How long is an admin's to say (atelier workspace retention set --deleted-runs), 30 days if nobody does. Of a job's
+    /// run what was logged goes; the job stays, and its files, until it is deleted itself (atelier job delete).
+    Delete(bin::DeleteArguments),
+    /// Restore deleted runs
+    Restore(bin::RestoreArguments),
 }
 
 fn variable(text: &str) -> Result<(String, String), String> {
@@ -129,6 +137,8 @@ async fn look(look: Look, context: &Context) -> Result<(), Error> {
         Look::Compare(arguments) => look::compare(&arguments, context).await,
         Look::Metrics(arguments) => metrics::run(arguments, context).await,
         Look::Download(arguments) => download::run(&arguments, context).await,
+        Look::Delete(arguments) => bin::delete(&arguments, context).await,
+        Look::Restore(arguments) => bin::restore(&arguments, context).await,
     }
 }
 

@@ -96,6 +96,17 @@ impl Wanted {
         })
     }
 
+    /// The context that says where to go although the environment has a token, which is not used then.
+    ///
+    /// # Errors
+    /// If the contexts cannot be read.
+    pub fn in_place_of_token(&self) -> Result<Option<String>, Error> {
+        Ok(match self.token {
+            Some(_) => self.entry()?.map(|(name, _)| name),
+            None => None,
+        })
+    }
+
     /// The context that says where to go, if one does.
     fn entry(&self) -> Result<Option<(String, Entry)>, Error> {
         if self.server.is_some() {

@@ -216,7 +216,7 @@ impl Tracking {
         again(async || read(self.request(Method::GET, &path)).await).await
     }
 
-    /// Asks with a body; for calls that change nothing, which may be made again.
+    /// Asks with a body; for calls that may be made again.
     async fn ask<T: DeserializeOwned>(&self, path: &str, body: &Value) -> Result<T, Error> {
         let post = || {
             self.request(Method::POST, path)
@@ -290,6 +290,28 @@ impl Tracking {
             run: Run,
         }
         self.get::<Answer>("mlflow/runs/get", &[("run_id", id)]).await.map(|answer| answer.run)
+    }
+
+    /// Deletes a run, for a while.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn delete(&self, id: &str) -> Result<(), Error> {
+        self.change("mlflow/runs/delete", id).await
+    }
+
+    /// Restores a deleted run.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn restore(&self, id: &str) -> Result<(), Error> {
+        self.change("mlflow/runs/restore", id).await
+    }
+
+    /// Both may be asked for again: they say how a run is to be.
+    async fn change(&self, path: &str, id: &str) -> Result<(), Error> {
+        let body = serde_json::json!({ "run_id": id });
+        self.ask::<serde::de::IgnoredAny>(path, &body).await.map(drop)
     }
 
     /// A page of a metric's points.

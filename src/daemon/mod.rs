@@ -54,7 +54,7 @@ pub use moving::{Error as MoveError, Move, Moved, Progress as MoveProgress, move
 pub use nodes::Error as NodesError;
 pub(crate) use nodes::{Given, Nodes, OPENS_AT_MOST, Revoked, Shows};
 pub use removal::{Error as RemovalError, Removal, Removed};
-pub use retention::{Error as RetentionError, Judged, Retention};
+pub use retention::{Error as RetentionError, Judged, Part, Retention};
 pub use secrets::Error as SecretsError;
 pub use serve::{Daemon, Error, Shared, serve, start};
 pub use shared::{Artifact, Error as SharedError};

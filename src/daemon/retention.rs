@@ -1,4 +1,4 @@
-//! Removing what jobs left and what nobody refers to: on somebody's word, and by the workspace's rules.
+//! Removing what jobs left, runs that were deleted, and what nobody refers to: on somebody's word, and by the workspace's rules.
 //!
 //! What is to go is a row before anything of it goes, so that a daemon that was killed goes on; nothing that is being
 //! removed can be named by a job or an asset any more. The bytes go in the background, so many objects in a second.
@@ -11,8 +11,10 @@ use atelier_core::audit::Actor;
 use atelier_core::datastore::Unnamed;
 use atelier_core::id::{DatastoreName, InvalidName, JobName, Principal};
 use atelier_core::job::Job;
+use atelier_core::layout;
 use atelier_core::retention::{Fate, Place, Referrer, Refusal, Rules, Stay, What};
 use atelier_core::time::Timestamp;
+use atelier_core::track::RunId;
 use serde_json::json;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
@@ -22,6 +24,7 @@ use super::clock::Clock;
 use crate::storage::{self, Datastore, Datastores, ObjectPath};
 use crate::store::audit::Asked;
 use crate::store::retention::{self as rows, LivePlaces, Removal, RulesRecord};
+use crate::store::tracking::{self, DeletedRun};
 use crate::store::{self, SqliteStore};
 
 /// Objects that are removed in one go, which takes at least [`PACE`].
@@ -32,6 +35,8 @@ const PATROL: Duration = Duration::from_secs(3600);
 const AGAIN: Duration = Duration::from_secs(60);
 /// Jobs that are judged in one transaction.
 const JUDGED: usize = 500;
+/// Deleted runs that go in one transaction.
+const RUNS: usize = 50;
 /// How long somebody who deletes something waits for its bytes to go.
 const SOON: Duration = Duration::from_secs(5);
 /// Removals that did not remove all, of which it is known what.
@@ -63,9 +68,6 @@ pub enum Error {
     /// The rules break a rule.
     #[error(transparent)]
     Refused(#[from] Refusal),
-    /// There are no rules.
-    #[error("the workspace has no retention rules; set some (atelier workspace retention set)")]
-    NoRules,
     /// The store failed.
     #[error(transparent)]
     Store(#[from] store::Error),
@@ -74,13 +76,20 @@ pub enum Error {
     Name(#[from] InvalidName),
 }
 
-/// Something that a finished job left, and what becomes of it.
+/// Something that may go.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Part {
+    /// Of what a finished job left.
+    OfJob(JobName, What),
+    /// A run that was deleted.
+    Run(RunId),
+}
+
+/// Something that may go, and what becomes of it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Judged {
-    /// The job.
-    pub job: JobName,
-    /// What of it.
-    pub what: What,
+    /// What it is.
+    pub part: Part,
     /// How much it is, in bytes.
     pub bytes: u64,
     /// What becomes of it.
@@ -129,13 +138,26 @@ impl Retention {
         Ok(record)
     }
 
-    /// What would become of what finished jobs left if the rules were applied now; of what is younger than any rule
-    /// says nothing is told.
+    fn rules_or_none(&self) -> Result<Rules, Error> {
+        Ok(self.rules()?.map(|record| record.rules).unwrap_or_default())
+    }
+
+    /// What would become of what finished jobs left, and of deleted runs, if the rules were applied now; of what is
+    /// younger than any rule says nothing is told.
     pub fn preview(&self) -> Result<Vec<Judged>, Error> {
-        let rules = self.rules()?.ok_or(Error::NoRules)?.rules;
+        let rules = self.rules_or_none()?;
         let mut all = Vec::new();
         self.store.read(|conn| {
             let facts = Facts { live: rows::live_places(conn)?, now: self.clock.wall() };
+            let (by, mut place) = (rules.deleted_before(facts.now), None);
+            loop {
+                let runs = tracking::deleted_by(conn, by, place, JUDGED)?;
+                let Some(last) = runs.last() else { break };
+                place = Some(last.place());
+                for run in &runs {
+                    all.push(judge_run(conn, &rules, run, &facts)?);
+                }
+            }
             let mut after = 0;
             while let Some(by) = rules.ended_before(facts.now) {
                 let jobs = rows::ended_by(conn, &rules, by, after, JUDGED)?;
@@ -153,8 +175,9 @@ impl Retention {
 
     /// Has all go that the rules say, as somebody has `asked`; what that is.
     pub async fn apply(&self, asked: Actor) -> Result<Vec<Judged>, Error> {
-        let Some(rules) = self.rules()?.map(|record| record.rules) else { return Ok(Vec::new()) };
-        let (mut gone, mut after) = (Vec::new(), 0);
+        let rules = self.rules_or_none()?;
+        let mut gone = self.runs_go(&rules, &asked).await?;
+        let mut after = 0;
         while let Some(by) = rules.ended_before(self.clock.wall()) {
             // Only reading: there may be many jobs of which nothing goes.
             let (last, due) = self.store.read(|conn| {
@@ -176,7 +199,10 @@ impl Retention {
             after = last;
         }
         if !gone.is_empty() {
-            tracing::info!(parts = gone.len(), "what finished jobs left goes, as the rules say");
+            tracing::info!(
+                parts = gone.len(),
+                "what finished jobs left and deleted runs go, as the rules say"
+            );
             self.wake();
         }
         Ok(gone)
@@ -204,14 +230,73 @@ impl Retention {
                 let Some(job) = rows::ended(conn, name)? else { continue };
                 let judged = judge(conn, &rules, &job, &facts)?;
                 for goes in judged.into_iter().filter(|judged| judged.fate == Fate::Goes) {
-                    rows::enqueue(conn, &removals(goes.what, &job))?;
-                    rows::mark(conn, &goes.job, goes.what, now)?;
+                    let Part::OfJob(_, what) = goes.part else { continue };
+                    rows::enqueue(conn, &removals(what, &job))?;
+                    rows::mark(conn, name, what, now)?;
                     conn.done(
                         format!("job/{name}"),
-                        &json!({ "removed": goes.what.word(), "bytes": goes.bytes }),
+                        &json!({ "removed": what.word(), "bytes": goes.bytes }),
                     );
                     gone.push(goes);
                 }
+            }
+            Ok(gone)
+        });
+        Ok(gone.await?)
+    }
+
+    /// Has deleted runs go that cannot be restored any more.
+    async fn runs_go(&self, rules: &Rules, by: &Actor) -> Result<Vec<Judged>, Error> {
+        let (mut gone, mut place) = (Vec::new(), None);
+        loop {
+            let now = self.clock.wall();
+            let before = rules.deleted_before(now);
+            // Only reading: there may be many that stay.
+            let (last, due) = self.store.read(|conn| {
+                let runs = tracking::deleted_by(conn, before, place, JUDGED)?;
+                let facts = Facts { live: rows::live_places(conn)?, now };
+                let mut due = Vec::new();
+                for run in &runs {
+                    let goes = judge_run(conn, rules, run, &facts)?.fate == Fate::Goes;
+                    due.extend(goes.then(|| run.id.clone()));
+                }
+                Ok((runs.last().map(DeletedRun::place), due))
+            })?;
+            for some in due.chunks(RUNS) {
+                gone.extend(self.let_runs_go(rules.clone(), some.to_vec(), by.clone()).await?);
+            }
+            let Some(last) = last else { break };
+            place = Some(last);
+        }
+        let before = rules.deleted_before(self.clock.wall());
+        self.store.write(move |conn| tracking::forget_experiments(conn, before)).await?;
+        Ok(gone)
+    }
+
+    /// The same with these, as they are now: somebody may have restored one.
+    async fn let_runs_go(
+        &self,
+        rules: Rules,
+        due: Vec<RunId>,
+        by: Actor,
+    ) -> Result<Vec<Judged>, Error> {
+        let _alone = (self.datastores.let_go().await, self.assets.let_go().await);
+        let now = self.clock.wall();
+        let artifacts = DatastoreName::new(layout::ARTIFACT_STORE)?;
+        let gone = self.store.change(by, move |conn| {
+            let facts = Facts { live: rows::live_places(conn)?, now };
+            let mut gone = Vec::new();
+            for id in &due {
+                let Some(run) = tracking::deleted_run(conn, id)? else { continue };
+                let judged = judge_run(conn, &rules, &run, &facts)?;
+                if judged.fate != Fate::Goes {
+                    continue;
+                }
+                rows::enqueue(conn, &[files(&run, &artifacts)])?;
+                tracking::forget_deleted(conn, &run)?;
+                let told = json!({ "removed": "run", "bytes": judged.bytes });
+                conn.done(format!("run/{id}"), &told);
+                gone.push(judged);
             }
             Ok(gone)
         });
@@ -458,9 +543,35 @@ fn judge(
         }
         let gone = removed.contains_key(&what);
         let fate = rules.fate(what, job, gone, refers, facts.now);
-        judged.push(Judged { job: job.name.clone(), what, bytes: what.bytes(job), fate });
+        let part = Part::OfJob(job.name.clone(), what);
+        judged.push(Judged { part, bytes: what.bytes(job), fate });
     }
     Ok(judged)
+}
+
+/// What becomes of a deleted run.
+fn judge_run(
+    conn: &rusqlite::Connection,
+    rules: &Rules,
+    run: &DeletedRun,
+    facts: &Facts,
+) -> Result<Judged, store::Error> {
+    let mut refers = run.live_job.clone().map(Referrer::LiveJob);
+    if refers.is_none()
+        && let Ok(artifacts) = DatastoreName::new(layout::ARTIFACT_STORE)
+    {
+        let path = run.files();
+        let live = || facts.live.user_of(&artifacts, &path).cloned().map(Referrer::LiveJob);
+        refers = rows::asset_at(conn, &artifacts, &path)?.or_else(live);
+    }
+    let fate = rules.fate_of_run(run.at, refers, facts.now);
+    Ok(Judged { part: Part::Run(run.id.clone()), bytes: run.bytes, fate })
+}
+
+fn files(run: &DeletedRun, artifacts: &DatastoreName) -> Removal {
+    let why = format!("run '{}' was deleted, and can be restored no longer", run.id);
+    let (datastore, path) = (artifacts.clone(), run.files());
+    Removal { seq: 0, datastore, path, except: Vec::new(), why }
 }
 
 fn removals(what: What, job: &Job) -> Vec<Removal> {

@@ -1,16 +1,16 @@
 //! The workspace's retention rules, as `atelier.workspace.v1.WorkspaceService` has them.
 
 use atelier_core::audit::Actor;
-use atelier_core::retention::{Fate, Rules, Tag};
+use atelier_core::retention::{Fate, RECOVERY_S, Rules, Tag};
 use atelier_proto::workspace::v1 as pb;
 use tonic::Status;
 
 use super::blocking;
 use super::status::told;
-use crate::daemon::{Judged, Shared};
+use crate::daemon::{Judged, Part, Shared};
 use crate::store::retention::RulesRecord;
 
-/// Parts of jobs that one answer tells of at most; a message has a bound.
+/// Parts of jobs, and runs, that one answer tells of at most; a message has a bound.
 const MOST: usize = 5000;
 
 pub(super) async fn set(
@@ -18,12 +18,17 @@ pub(super) async fn set(
     request: pb::SetRetentionRequest,
     by: Actor,
 ) -> Result<pb::Retention, Status> {
-    let pb::SetRetentionRequest { logs_s, outputs_s, keep_tagged } = request;
+    let pb::SetRetentionRequest { logs_s, outputs_s, keep_tagged, deleted_runs_s } = request;
     let time = |seconds: u64| (seconds > 0).then_some(seconds);
     let mut keep_tagged: Vec<Tag> = keep_tagged.iter().map(|tag| Tag::parse(tag)).collect();
     keep_tagged.sort();
     keep_tagged.dedup();
-    let rules = Rules { logs_s: time(logs_s), outputs_s: time(outputs_s), keep_tagged };
+    let rules = Rules {
+        logs_s: time(logs_s),
+        outputs_s: time(outputs_s),
+        deleted_runs_s: time(deleted_runs_s),
+        keep_tagged,
+    };
     let who = by.principal.clone();
     let record = shared.retention.set(rules, by).await.map_err(told)?;
     tracing::info!(by = %who, rules = ?record.rules, "retention rules set");
@@ -37,7 +42,8 @@ pub(super) fn get(shared: &Shared) -> Result<pb::Retention, Status> {
 fn describe(shared: &Shared, record: Option<RulesRecord>) -> Result<pb::Retention, Status> {
     let being_removed = shared.retention.pending().map_err(told)?;
     let Some(RulesRecord { rules, by, at }) = record else {
-        return Ok(pb::Retention { being_removed, ..pb::Retention::default() });
+        let deleted_runs_s = RECOVERY_S;
+        return Ok(pb::Retention { being_removed, deleted_runs_s, ..pb::Retention::default() });
     };
     Ok(pb::Retention {
         logs_s: rules.logs_s.unwrap_or_default(),
@@ -46,6 +52,7 @@ fn describe(shared: &Shared, record: Option<RulesRecord>) -> Result<pb::Retentio
         set_by: by.to_string(),
         set_at_ms: at.as_millis(),
         being_removed,
+        deleted_runs_s: rules.deleted_runs_s.unwrap_or(RECOVERY_S),
     })
 }
 
@@ -73,10 +80,9 @@ fn part(judged: &Judged) -> pb::RetentionPart {
         Fate::Goes | Fate::Gone => String::new(),
         Fate::Stays(why) => why.to_string(),
     };
-    pb::RetentionPart {
-        job: judged.job.to_string(),
-        what: judged.what.word().to_owned(),
-        bytes: judged.bytes,
-        stays,
-    }
+    let (name, what) = match &judged.part {
+        Part::OfJob(job, what) => (job.to_string(), what.word()),
+        Part::Run(run) => (run.to_string(), "run"),
+    };
+    pb::RetentionPart { name, what: what.to_owned(), bytes: judged.bytes, stays }
 }

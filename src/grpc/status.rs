@@ -209,7 +209,6 @@ fn code_of_people(refused: &identity::people::Refused) -> Code {
 fn code_of_retention(error: &daemon::RetentionError) -> Code {
     match error {
         daemon::RetentionError::Refused(_) => Code::InvalidArgument,
-        daemon::RetentionError::NoRules => Code::FailedPrecondition,
         daemon::RetentionError::Name(_) => Code::Internal,
         daemon::RetentionError::Store(error) => code_of_store(error),
     }

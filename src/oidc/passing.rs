@@ -75,11 +75,14 @@ pub struct Passing {
     source: TextSource,
     data_dir: PathBuf,
     shown: Option<Shown>,
-    metadata: tokio::sync::Mutex<Option<(Result<Arc<Metadata>, Error>, Instant)>>,
+    metadata: tokio::sync::Mutex<Option<Told>>,
     room: Semaphore,
     begun: Instant,
     asked: Mutex<Asked>,
 }
+
+/// What the provider told about itself, and when.
+type Told = (Result<Arc<Metadata>, Error>, Instant);
 
 #[derive(Default)]
 struct Asked {

@@ -29,6 +29,7 @@ const MIGRATIONS: &[&str] = &[
     super::blocked::MIGRATION,
     super::tracking::MODELS_MIGRATION,
     super::assets::models::MIGRATION,
+    super::tracking::DELETED_MIGRATION,
 ];
 
 /// The version this build writes.

@@ -86,6 +86,7 @@ impl Tracking {
                 while self.write(TrackWrite::Purge(run.clone())).await? != TrackReply::Purged(0) {}
             }
         }
+        while self.write(TrackWrite::PurgeGone).await? != TrackReply::Purged(0) {}
         failed.map_or(Ok(sealed), Err)
     }
 

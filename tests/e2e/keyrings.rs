@@ -91,6 +91,8 @@ fn a_keyring_that_is_locked_silent_or_missing_is_done_without() {
     let told = session.of(add(&cluster, "locked", &token)).ok();
     told.says(&["warning: the keyring is locked: the token is kept in a file"]);
     assert_eq!(session.of(cluster.atelier(WHO)).ok().word(), "rita");
+    let other = session.of(cluster.atelier(WHO)).env("ATELIER_TOKEN", "atl_other").ok();
+    other.says(&["ATELIER_TOKEN is set and not used: the context 'locked'"]);
     assert_eq!((is_in("locked").as_str(), is_in("kept").as_str()), ("file", "keyring"));
     let kept = || session.of(cluster.atelier(WHO.iter().chain(&["--context", "kept"])));
     kept()

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
-use crate::harness::{Cluster, Process, until};
+use crate::harness::{Cluster, Process, http, until};
 
 /// A job that leaves a log, artifacts and a named output.
 const LEAVES: &str = "command: echo said && echo x > outputs/x && echo y > ${{outputs.out}}/y\n\
@@ -30,7 +30,7 @@ fn retention(cluster: &Cluster, words: &[&str]) -> Value {
 
 /// What is said of a part of a job: whether it goes, and why it stays.
 fn said<'a>(report: &'a Value, job: &str, what: &str) -> Option<&'a Value> {
-    report.as_array().unwrap().iter().find(|part| part["job"] == job && part["what"] == what)
+    report.as_array().unwrap().iter().find(|part| part["name"] == job && part["what"] == what)
 }
 
 #[test]
@@ -44,7 +44,7 @@ fn what_finished_jobs_left_goes_by_the_rules_and_what_is_needed_stays() {
     let path = format!("azureml://jobs/{used}/outputs/out");
     cluster.atelier(["data", "create", "-n", "kept", "-p", &path]).ok();
     let rules = ["workspace", "retention"];
-    cluster.atelier(rules.iter().chain(&["preview"])).fails(1).says(&["no retention rules"]);
+    assert_eq!(retention(&cluster, &["preview"]), json!([]), "nothing goes without rules");
     let server = cluster.server();
     let ana = cluster.token_for("ana", "data-scientist");
     let as_ana = |words: &[&str]| {
@@ -242,4 +242,74 @@ fn a_job_whose_manifest_has_gone_can_be_deleted() {
     until("its data has gone", || gone.iter().all(|path| !path.exists()).then_some(()));
     delete().ok();
     cluster.atelier(["job", "show", &job]).fails(3);
+}
+
+/// A deleted run can be restored for a while; then all of it goes, but for what somebody needs.
+#[test]
+fn deleted_runs_are_restored_or_go() {
+    let cluster = Cluster::start();
+    let (server, token) = (cluster.server(), cluster.token());
+    let ask = |what: &str, body: Value| -> Value {
+        let (status, answer) = http(&server, what, &token, &body.to_string()).unwrap();
+        assert_eq!(status, 200, "{what}: {answer}");
+        serde_json::from_str(&answer).unwrap_or_default()
+    };
+    let api = |call: &str, body| ask(&format!("POST /api/2.0/mlflow/{call}"), body);
+    let new = |name: &str| {
+        let made = api("runs/create", json!({ "experiment_id": "0", "run_name": name }));
+        let id = made["run"]["info"]["run_id"].as_str().unwrap().to_owned();
+        let points: Vec<Value> = (0..40)
+            .map(|step| json!({ "key": "m", "value": step, "timestamp": step, "step": step }))
+            .collect();
+        api("runs/log-batch", json!({ "run_id": id, "metrics": points }));
+        let at = format!("PUT /api/2.0/mlflow-artifacts/artifacts/0/{id}/artifacts/a.txt");
+        ask(&at, json!("a file"));
+        api("runs/update", json!({ "run_id": id, "status": "FINISHED" }));
+        id
+    };
+    let [plain, back, used] = ["plain", "back", "used"].map(new);
+    let job = cluster.create(LEAVES);
+    cluster.completed(&job);
+    let path = format!(
+        "azureml://datastores/workspaceartifactstore/paths/ExperimentRun/dcid.{used}/a.txt"
+    );
+    cluster.atelier(["data", "create", "-n", "kept", "-t", "uri_file", "-p", &path]).ok();
+
+    cluster.atelier(["run", "delete", &plain, &back, &used, &job]).ok().says(&["run restore"]);
+    let listed = |more: &[&str]| {
+        let words = ["run", "list", "--query", "[].name", "-o", "json"];
+        cluster.atelier(words.iter().chain(more)).ok().json()
+    };
+    assert_eq!(listed(&[]), json!([]));
+    assert_eq!(listed(&["--deleted"]).as_array().unwrap().len(), 4);
+    assert_eq!(retention(&cluster, &["preview"]), json!([]), "thirty days");
+    let show = cluster.atelier(["workspace", "retention", "show", "--query", "deleted_runs"]);
+    assert_eq!(show.ok().word(), "30d");
+    cluster.atelier(["run", "restore", &back]).ok();
+    assert_eq!(listed(&[]), json!([back]));
+    cluster.atelier(["run", "delete", "nobody"]).fails(3).says(&["cannot delete the run nobody"]);
+
+    retention(&cluster, &["set", "--deleted-runs", "1s"]);
+    let preview = until("they are old enough", || {
+        let preview = retention(&cluster, &["preview"]);
+        (preview.as_array().unwrap().len() == 3).then_some(preview)
+    });
+    assert_eq!(said(&preview, &plain, "run").unwrap()["goes"], true);
+    let stays = &said(&preview, &used, "run").unwrap()["stays"];
+    assert_eq!(stays, "data asset 'kept:1' lies there");
+    assert!(artifacts(&cluster, &plain, "a.txt").exists(), "nothing has gone");
+    assert_eq!(retention(&cluster, &["apply"]).as_array().unwrap().len(), 2);
+    cluster.atelier(["run", "show", &plain]).fails(3);
+    cluster.atelier(["run", "restore", &plain]).fails(3);
+    assert_eq!(listed(&["--deleted"]), json!([used]));
+    until("its files have gone", || (!artifacts(&cluster, &plain, "").exists()).then_some(()));
+    assert!(artifacts(&cluster, &used, "a.txt").exists());
+    // The job is not its run.
+    cluster.atelier(["run", "show", &job]).fails(3);
+    cluster.atelier(["job", "show", &job]).ok();
+    assert!(artifacts(&cluster, &job, "outputs/x").exists());
+    let entries =
+        ["audit", "list", "--query", "[?action=='retention/apply'].resource", "-o", "json"];
+    let told = cluster.atelier(entries).ok().json();
+    assert!(told.as_array().unwrap().contains(&json!(format!("run/{plain}"))), "{told}");
 }

@@ -31,6 +31,7 @@ fn rules() -> Rules {
     Rules {
         logs_s: Some(30 * 86_400),
         outputs_s: Some(90 * 86_400),
+        deleted_runs_s: None,
         keep_tagged: vec![Tag::parse("keep"), Tag::parse("paper=icml=26")],
     }
 }
@@ -141,7 +142,7 @@ proptest! {
         tagged: bool, keeps: bool, used: bool,
     ) {
         let keep_tagged = if keeps { vec![Tag::parse("keep")] } else { Vec::new() };
-        let rules = Rules { logs_s: logs, outputs_s: outputs, keep_tagged };
+        let rules = Rules { logs_s: logs, outputs_s: outputs, deleted_runs_s: None, keep_tagged };
         let job = ended(ended_at, if tagged { &[("keep", "x")] } else { &[] });
         let refers = || used.then(|| Referrer::LiveJob(JobName::new("other").unwrap()));
         for what in What::ALL {
@@ -155,4 +156,22 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn a_deleted_run_can_be_restored_for_as_long_as_is_said() {
+    let (default, week) = (Rules::default(), Rules { deleted_runs_s: Some(7 * 86_400), ..rules() });
+    let at = Timestamp::from_millis(1_700_000_000_000);
+    for (rules, days) in [(&default, 30), (&week, 7)] {
+        let over = at.plus_millis(days * DAY);
+        let early = over.plus_millis(-1);
+        assert_eq!(rules.fate_of_run(at, None, early), Fate::Stays(Stay::Until(over)));
+        assert_eq!(rules.fate_of_run(at, None, over), Fate::Goes);
+        assert_eq!((rules.deleted_before(over), rules.deleted_before(early) < at), (at, true));
+        let job = Referrer::LiveJob(JobName::new("reads").unwrap());
+        let stays = Fate::Stays(Stay::Used(job.clone()));
+        assert_eq!(rules.fate_of_run(at, Some(job), over), stays);
+    }
+    let never = Rules { deleted_runs_s: Some(0), ..Rules::default() };
+    assert!(never.check().unwrap_err().to_string().contains("deleted runs for 0 s"));
 }

@@ -33,6 +33,9 @@ pub(in crate::cli) struct ListArguments {
     /// Deleted ones too, but for those of deleted experiments
     #[arg(long)]
     all: bool,
+    /// Deleted ones alone
+    #[arg(long, conflicts_with = "all")]
+    deleted: bool,
 }
 
 #[derive(Args)]
@@ -72,7 +75,11 @@ pub(super) async fn list(arguments: ListArguments, context: &Context) -> Result<
         experiment_ids,
         filter: arguments.filter,
         order_by: arguments.order_by,
-        run_view_type: if arguments.all { "ALL" } else { "ACTIVE_ONLY" },
+        run_view_type: match (arguments.all, arguments.deleted) {
+            (true, _) => "ALL",
+            (_, true) => "DELETED_ONLY",
+            _ => "ACTIVE_ONLY",
+        },
     };
     let runs = tracking.runs(&wanted, arguments.max_results).await.map_err(failed("list runs"))?;
     let views = runs.iter().map(|run| view(run, names.get(&run.info.experiment_id))).collect();

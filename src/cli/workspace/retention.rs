@@ -13,12 +13,13 @@ use crate::cli::{Column, Context, Error};
 
 #[derive(Subcommand)]
 pub(in crate::cli) enum Command {
-    /// Say how long what finished jobs left is kept, in place of what was said before (admins)
+    /// Say how long what finished jobs left and deleted runs are kept, in place of what was said before (admins)
     #[command(after_help = "\
 Examples:
   atelier workspace retention set --logs 30d --outputs 90d
   atelier workspace retention set --outputs 1w --keep-tagged paper=icml26 keep
-  atelier workspace retention set                # all is kept for ever")]
+  atelier workspace retention set --deleted-runs 1w
+  atelier workspace retention set                # all is kept for ever, deleted runs for 30 days")]
     Set(Set),
     /// Show the rules, and how much is being removed
     #[command(after_help = "Example:\n  atelier workspace retention show")]
@@ -39,6 +40,9 @@ pub(in crate::cli) struct Set {
     /// Keep outputs and artifacts for so long [default: for ever]
     #[arg(long, value_name = "TIME", value_parser = seconds)]
     outputs: Option<u64>,
+    /// Keep deleted runs for so long, in which they can be restored [default: 30d]
+    #[arg(long, value_name = "TIME", value_parser = seconds)]
+    deleted_runs: Option<u64>,
     /// Keep all of jobs with this tag, whatever its value, or with this value
     #[arg(long, value_name = "KEY[=VALUE]", num_args = 1..)]
     keep_tagged: Vec<String>,
@@ -48,13 +52,15 @@ pub(super) async fn run(command: Command, context: &Context) -> Result<(), Error
     let client = context.client().await?;
     let mut workspace = client.workspace();
     match command {
-        Command::Set(Set { logs, outputs, keep_tagged }) => {
-            if logs == Some(0) || outputs == Some(0) {
-                return Err(Error::usage("nothing is kept for no time")
-                    .help("leave the option out to keep it for ever"));
+        Command::Set(Set { logs, outputs, deleted_runs, keep_tagged }) => {
+            if [logs, outputs, deleted_runs].contains(&Some(0)) {
+                return Err(Error::usage("nothing is kept for no time").help(
+                    "leave the option out to keep it for ever, and deleted runs for 30 days",
+                ));
             }
             let (logs_s, outputs_s) = (logs.unwrap_or_default(), outputs.unwrap_or_default());
-            let request = SetRetentionRequest { logs_s, outputs_s, keep_tagged };
+            let deleted_runs_s = deleted_runs.unwrap_or_default();
+            let request = SetRetentionRequest { logs_s, outputs_s, keep_tagged, deleted_runs_s };
             let set = client.call(workspace.set_retention(request)).await?;
             context.output.show(&view(&set))
         }
@@ -100,6 +106,7 @@ fn view(rules: &pb::Retention) -> Value {
     json!({
         "logs": kept(rules.logs_s),
         "outputs": kept(rules.outputs_s),
+        "deleted_runs": kept(rules.deleted_runs_s),
         "keep_tagged": rules.keep_tagged,
         "set_by": by,
         "set_at": time(rules.set_at_ms),
@@ -109,7 +116,7 @@ fn view(rules: &pb::Retention) -> Value {
 
 fn part(part: &pb::RetentionPart) -> Value {
     json!({
-        "job": part.job,
+        "name": part.name,
         "what": part.what,
         "bytes": part.bytes,
         "goes": part.stays.is_empty(),
@@ -118,7 +125,7 @@ fn part(part: &pb::RetentionPart) -> Value {
 }
 
 const COLUMNS: &[Column] = &[
-    Column { title: "JOB", cell: |p| Some(p["job"].as_str()?.to_owned()) },
+    Column { title: "NAME", cell: |p| Some(p["name"].as_str()?.to_owned()) },
     Column { title: "WHAT", cell: |p| Some(p["what"].as_str()?.to_owned()) },
     Column { title: "SIZE", cell: |p| Some(size(p["bytes"].as_u64()?)) },
     Column { title: "STAYS", cell: |p| Some(p["stays"].as_str().unwrap_or("").to_owned()) },

@@ -125,7 +125,7 @@ async fn move_to_bin(call: &Call, change: RunChange) -> Result<TrackReply, Failu
 }
 
 pub(super) async fn delete(call: Call) -> Answer {
-    move_to_bin(&call, RunChange::Delete).await?;
+    move_to_bin(&call, RunChange::Delete(call.state.tracking.now())).await?;
     Ok(Json(json!({})))
 }
 

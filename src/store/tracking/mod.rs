@@ -12,6 +12,7 @@
 //! *generation* removed in small transactions. A point may therefore lie in both places, never in
 //! neither; readers unite the two.
 
+mod deleted;
 mod model_search;
 mod models;
 mod read;
@@ -31,6 +32,10 @@ use atelier_core::track::{
     ModelPoint, Param, RunId, RunInfo, RunStatus, Tag,
 };
 
+pub use deleted::{
+    DeletedRun, MIGRATION as DELETED_MIGRATION, deleted_by, deleted_run, forget_deleted,
+    forget_experiments,
+};
 pub use model_search::{ModelQuery, search_models};
 pub use models::{
     MIGRATION as MODELS_MIGRATION, ModelChange, NewModel, model, model_artifact,
@@ -257,6 +262,8 @@ pub enum TrackWrite {
     },
     /// Removes some of the rows that are sealed.
     Purge(RunId),
+    /// Removes some of the points of runs that are gone.
+    PurgeGone,
 }
 
 /// How an experiment changes.
@@ -321,8 +328,8 @@ pub enum RunChange {
         /// New name.
         name: Option<String>,
     },
-    /// Into the bin.
-    Delete,
+    /// Into the bin, then.
+    Delete(Timestamp),
     /// Out of the bin.
     Restore,
     /// Points, parameters and tags: all or none.

@@ -11,14 +11,16 @@ use rusqlite::Connection;
 
 use super::super::Error;
 use super::{
-    Entry, ExperimentChange, ExperimentQuery, JobRun, MIGRATION, MODELS_MIGRATION, NewRun,
-    RunChange, RunQuery, SEAL_AT_LEAST, TrackReply, TrackWrite,
+    DELETED_MIGRATION, Entry, ExperimentChange, ExperimentQuery, JobRun, MIGRATION,
+    MODELS_MIGRATION, NewRun, RunChange, RunQuery, SEAL_AT_LEAST, TrackReply, TrackWrite,
 };
 
 fn database() -> Connection {
     let conn = Connection::open_in_memory().expect("sqlite");
     conn.execute_batch(MIGRATION).expect("migration");
     conn.execute_batch(MODELS_MIGRATION).expect("migration");
+    conn.execute_batch(DELETED_MIGRATION).expect("migration");
+    conn.execute_batch("CREATE TABLE jobs (name TEXT, live INTEGER)").expect("jobs");
     conn
 }
 
@@ -309,7 +311,7 @@ fn a_jobs_run_is_never_refused() {
 fn deleted_runs_take_no_writes_until_restored() {
     let conn = database();
     create(&conn, ada(), "r", 1);
-    change(&conn, ada(), "r", RunChange::Delete).expect("delete");
+    change(&conn, ada(), "r", RunChange::Delete(NOW)).expect("delete");
     refused(
         log(&conn, "r", &[], &[("a", "b")], &[]),
         Code::InvalidParameterValue,
@@ -592,6 +594,80 @@ fn sealing_keeps_what_comes_in_between() {
     let left = super::hot_history(&conn, &id("r"), "m").expect("history");
     assert_eq!(left.iter().map(|p| p.step).collect::<Vec<_>>(), [99]);
     assert_eq!(super::sealed(&conn, &id("r")).expect("sealed").expect("pointer").points, 40);
+}
+
+/// Rows of all tables that have a run's number.
+fn rows_of_runs(conn: &Connection) -> Vec<(String, i64)> {
+    let tables = "SELECT m.name FROM sqlite_master m JOIN pragma_table_info(m.name) c
+                  WHERE m.type = 'table' AND c.name = 'run' AND c.type = 'INTEGER'";
+    let mut tables = conn.prepare(tables).expect("tables");
+    let tables: Vec<String> =
+        tables.query_map([], |row| row.get(0)).expect("names").map(|name| name.unwrap()).collect();
+    assert!(tables.len() >= 8, "{tables:?}");
+    let count = |table: String| {
+        let count = format!("SELECT count(*) FROM {table}");
+        let count = conn.query_row(&count, [], |row| row.get(0)).expect("count");
+        (table, count)
+    };
+    tables.into_iter().map(count).filter(|(_, count)| *count > 0).collect()
+}
+
+#[test]
+fn a_deleted_run_goes_with_all_that_was_logged_to_it_and_its_number_is_free_when_its_points_have_gone()
+ {
+    let conn = database();
+    create(&conn, ada(), "r", 1);
+    let points: Vec<_> = (0..9).map(|step| point("m", step, 1.0)).collect();
+    log(&conn, "r", &points, &[("p", "1")], &[("a", "b")]).expect("log");
+    assert!(super::deleted_run(&conn, &id("r")).expect("read").is_none());
+    change(&conn, ada(), "r", RunChange::Delete(NOW)).expect("delete");
+    // Again, later: it counts from the first time.
+    change(&conn, ada(), "r", RunChange::Delete(NOW.plus_millis(5))).expect("delete");
+    let due = |at| super::deleted_by(&conn, at, None, 10).expect("due");
+    assert_eq!(due(NOW.plus_millis(-1)), []);
+    let found = due(NOW);
+    assert_eq!((found[0].id.as_str(), found[0].at, &found[0].live_job), ("r", NOW, &None));
+    assert_eq!(super::deleted_by(&conn, NOW, Some(found[0].place()), 10).expect("next"), []);
+
+    super::forget_deleted(&conn, &found[0]).expect("forget");
+    refused(change(&conn, ada(), "r", RunChange::Restore), Code::ResourceDoesNotExist, "r");
+    assert_eq!(rows_of_runs(&conn), [("metrics".to_owned(), 9)]);
+    // The next run does not get what is still to go.
+    create(&conn, ada(), "r", 1);
+    assert!(super::latest(&conn, &id("r")).expect("latest").is_empty());
+    assert!(super::hot_history(&conn, &id("r"), "m").expect("points").is_empty());
+    log(&conn, "r", &[point("m", 1, 2.0)], &[], &[]).expect("log");
+    assert_eq!(apply(&conn, &TrackWrite::PurgeGone).expect("purge"), TrackReply::Purged(9));
+    assert_eq!(apply(&conn, &TrackWrite::PurgeGone).expect("purge"), TrackReply::Purged(0));
+    assert_eq!(super::hot_history(&conn, &id("r"), "m").expect("points").len(), 1);
+}
+
+#[test]
+fn a_deleted_experiment_goes_with_its_last_run_and_frees_its_name() {
+    let conn = database();
+    let made = || {
+        let name = ExperimentName::new("digits").expect("name");
+        apply(&conn, &TrackWrite::CreateExperiment { by: ada(), name, tags: vec![], at: NOW })
+    };
+    let TrackReply::Experiment(experiment) = made().expect("made") else { panic!() };
+    let name = "in it".to_owned();
+    let run = NewRun { id: id("r"), experiment, name, started: NOW, tags: Vec::new() };
+    apply(&conn, &TrackWrite::CreateRun { by: ada(), run }).expect("run");
+    let alter = |change| {
+        let alter = TrackWrite::ChangeExperiment { by: ada(), id: experiment, change, at: NOW };
+        apply(&conn, &alter).expect("change");
+    };
+    alter(ExperimentChange::Delete);
+    alter(ExperimentChange::Restore);
+    assert_eq!(super::deleted_by(&conn, NOW, None, 10).expect("none"), []);
+    alter(ExperimentChange::Delete);
+    assert_eq!(super::forget_experiments(&conn, NOW).expect("not yet"), 0);
+    let run = super::deleted_run(&conn, &id("r")).expect("read").expect("with its experiment");
+    super::forget_deleted(&conn, &run).expect("forget");
+    assert_eq!(super::forget_experiments(&conn, NOW.plus_millis(-1)).expect("too early"), 0);
+    refused(made(), Code::ResourceAlreadyExists, "digits");
+    assert_eq!(super::forget_experiments(&conn, NOW).expect("gone"), 1);
+    made().expect("again");
 }
 
 #[test]

@@ -15,9 +15,9 @@ use rusqlite::{Connection, OptionalExtension as _, ToSql, params};
 use serde_json::{Value, json};
 
 use super::super::{Error, audit};
-use super::models;
 use super::read::{self, RunRow};
 use super::{ExperimentChange, JobRun, NewRun, RunChange, SEAL_AT_LEAST, TrackReply, TrackWrite};
+use super::{deleted, models};
 
 /// The tag in which clients of MLflow 2 keep which models a run has logged.
 const MODEL_HISTORY_TAG: &str = "mlflow.log-model.history";
@@ -62,7 +62,7 @@ fn is_result(change: &RunChange) -> bool {
         | RunChange::RecordModel(_)
         | RunChange::Artifact { .. } => true,
         RunChange::Update { .. }
-        | RunChange::Delete
+        | RunChange::Delete(_)
         | RunChange::Restore
         | RunChange::DeleteTag(_)
         | RunChange::DeleteArtifacts(_) => false,
@@ -207,6 +207,7 @@ impl TrackWrite {
                 Ok(TrackReply::Done)
             }
             Self::Purge(run) => purge(conn, run),
+            Self::PurgeGone => deleted::purge(conn),
         }
     }
 }
@@ -337,7 +338,13 @@ fn change_experiment(
                 "UPDATE experiments SET deleted = ?2, updated = ?3 WHERE id = ?1",
                 &[&id.0, &delete, &at.as_millis()],
             )?;
-            execute(conn, "UPDATE runs SET deleted = ?2 WHERE experiment = ?1", &[&id.0, &delete])?;
+            let at = delete.then_some(at.as_millis());
+            execute(
+                conn,
+                "UPDATE runs SET deleted = ?2, deleted_at = iif(?2, coalesce(deleted_at, ?3), NULL)
+                 WHERE experiment = ?1",
+                &[&id.0, &delete, &at],
+            )?;
         }
         ExperimentChange::SetTag(tag) => {
             active()?;
@@ -383,8 +390,8 @@ fn create_run(conn: &Connection, by: &Caller, run: &NewRun) -> Result<TrackReply
     };
     execute(
         conn,
-        "INSERT INTO runs (id, experiment, name, owner, job, status, started)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+        "INSERT INTO runs (seq, id, experiment, name, owner, job, status, started)
+         SELECT seq, ?1, ?2, ?3, ?4, ?5, ?6, ?7 FROM next_run",
         &[
             &run.id.as_str(),
             &run.experiment.0,
@@ -421,8 +428,8 @@ fn create_job_run(conn: &Connection, run: &JobRun) -> Result<TrackReply, Error> 
     };
     let made = execute(
         conn,
-        "INSERT INTO runs (id, experiment, name, owner, job, status, started)
-         VALUES (?1, ?2, ?3, ?4, ?1, ?5, ?6) ON CONFLICT (id) DO NOTHING",
+        "INSERT INTO runs (seq, id, experiment, name, owner, job, status, started)
+         SELECT seq, ?1, ?2, ?3, ?4, ?1, ?5, ?6 FROM next_run WHERE true ON CONFLICT (id) DO NOTHING",
         &[
             &run.job.as_str(),
             &experiment.0,
@@ -472,26 +479,14 @@ fn forget_job(conn: &Connection, job: &JobName) -> Result<TrackReply, Error> {
         .and_then(|mut s| s.query_map([job.as_str()], |row| row.get(0))?.collect())
         .map_err(sql)?;
     for seq in seqs {
-        for statement in [
-            "DELETE FROM params WHERE run = ?1",
-            "DELETE FROM run_tags WHERE run = ?1",
-            "DELETE FROM metrics WHERE run = ?1",
-            "DELETE FROM latest_metrics WHERE run = ?1",
-            "DELETE FROM sealed_metrics WHERE run = ?1",
-            "DELETE FROM artifacts WHERE run = ?1",
-            "DELETE FROM run_inputs WHERE run = ?1",
-            "DELETE FROM run_models WHERE run = ?1",
-            "DELETE FROM runs WHERE seq = ?1",
-        ] {
-            execute(conn, statement, &[&seq])?;
-        }
+        deleted::forget(conn, seq)?;
     }
     Ok(TrackReply::Done)
 }
 
 fn change_run(conn: &Connection, row: &RunRow, change: &RunChange) -> Result<TrackReply, Error> {
     let deleted = row.info.stage == LifecycleStage::Deleted;
-    if deleted && !matches!(change, RunChange::Delete | RunChange::Restore) {
+    if deleted && !matches!(change, RunChange::Delete(_) | RunChange::Restore) {
         return Err(Refusal::RunDeleted(row.info.id.to_string()).into());
     }
     match change {
@@ -508,9 +503,20 @@ fn change_run(conn: &Connection, row: &RunRow, change: &RunChange) -> Result<Tra
             )?;
             Ok(TrackReply::Run(Box::new(read::row(conn, &row.info.id)?.info)))
         }
-        RunChange::Delete | RunChange::Restore => {
-            let delete = matches!(change, RunChange::Delete);
-            execute(conn, "UPDATE runs SET deleted = ?2 WHERE seq = ?1", &[&row.seq, &delete])?;
+        RunChange::Delete(at) => {
+            execute(
+                conn,
+                "UPDATE runs SET deleted = 1, deleted_at = coalesce(deleted_at, ?2) WHERE seq = ?1",
+                &[&row.seq, &at.as_millis()],
+            )?;
+            Ok(TrackReply::Done)
+        }
+        RunChange::Restore => {
+            execute(
+                conn,
+                "UPDATE runs SET deleted = 0, deleted_at = NULL WHERE seq = ?1",
+                &[&row.seq],
+            )?;
             Ok(TrackReply::Done)
         }
         RunChange::Log { metrics, params, tags, of_models } => {
@@ -753,7 +759,7 @@ fn add_artifact(
 }
 
 /// Rows removed at once: as many as the writer can remove without others noticing.
-const PURGE: i64 = 5000;
+pub(super) const PURGE: i64 = 5000;
 
 fn purge(conn: &Connection, run: &RunId) -> Result<TrackReply, Error> {
     let Some(row) = read::find_row(conn, run)? else { return Ok(TrackReply::Purged(0)) };

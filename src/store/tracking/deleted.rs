@@ -1,0 +1,156 @@
+//! Runs that were deleted: for a while they can be restored, then they go.
+//!
+//! A run may have millions of points that are not sealed. All else of it goes in one transaction, so that nobody finds
+//! half a run; its points follow in small ones, by the number that no other run is given meanwhile.
+
+use atelier_core::id::JobName;
+use atelier_core::time::Timestamp;
+use atelier_core::track::{RunId, RunInfo};
+use rusqlite::{Connection, OptionalExtension as _, Row, params};
+
+use super::super::Error;
+use super::TrackReply;
+use super::read;
+use super::write::{PURGE, execute};
+
+/// Since when runs are deleted; for those of before, since now.
+pub const MIGRATION: &str = "
+ALTER TABLE runs ADD COLUMN deleted_at INTEGER; -- ms since the epoch; NULL: it is not deleted
+UPDATE runs SET deleted_at = unixepoch() * 1000 WHERE deleted = 1;
+CREATE INDEX runs_deleted ON runs (deleted_at, seq) WHERE deleted_at IS NOT NULL;
+CREATE TABLE gone_runs (
+    seq INTEGER PRIMARY KEY              -- of a run of which there are only points
+) STRICT;
+CREATE VIEW next_run AS
+    SELECT max(coalesce((SELECT max(seq) FROM runs), 0), coalesce((SELECT max(seq) FROM gone_runs), 0)) + 1 AS seq;
+";
+
+/// A deleted run.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DeletedRun {
+    seq: i64,
+    /// Its id.
+    pub id: RunId,
+    /// Since when.
+    pub at: Timestamp,
+    /// The job that it is the run of, or was made in, if that is not over.
+    pub live_job: Option<JobName>,
+    /// Whether it is the run of a job, whose files are the job's.
+    pub is_of_job: bool,
+    /// The size of its artifacts and sealed points.
+    pub bytes: u64,
+}
+
+impl DeletedRun {
+    /// After which the next one comes.
+    pub const fn place(&self) -> (Timestamp, i64) {
+        (self.at, self.seq)
+    }
+
+    /// What of its files goes with it, in the artifact store.
+    pub fn files(&self) -> String {
+        let root = RunInfo::artifact_root(&self.id);
+        if self.is_of_job { format!("{root}/metrics") } else { root }
+    }
+}
+
+fn sql(source: rusqlite::Error) -> Error {
+    Error::sqlite("read deleted runs", source)
+}
+
+const COLUMNS: &str =
+    "r.seq, r.id, r.deleted_at, (SELECT name FROM jobs WHERE name = r.job AND live = 1),
+     r.job IS r.id, (SELECT coalesce(sum(bytes), 0) FROM artifacts WHERE run = r.seq)
+         + (SELECT coalesce(sum(bytes), 0) FROM sealed_metrics WHERE run = r.seq)";
+
+fn deleted(row: &Row<'_>) -> rusqlite::Result<DeletedRun> {
+    let job = row.get_ref(3)?.as_str_or_null()?.map(JobName::new).transpose();
+    Ok(DeletedRun {
+        seq: row.get(0)?,
+        id: read::run_id(row, 1)?,
+        at: Timestamp::from_millis(row.get(2)?),
+        live_job: job.map_err(|error| read::invalid(3, error))?,
+        is_of_job: row.get(4)?,
+        bytes: row.get(5)?,
+    })
+}
+
+/// Runs that were deleted by then, the earliest first: those after a place, at most `limit`.
+pub fn deleted_by(
+    conn: &Connection,
+    by: Timestamp,
+    after: Option<(Timestamp, i64)>,
+    limit: usize,
+) -> Result<Vec<DeletedRun>, Error> {
+    let (at, seq) = after.map_or((i64::MIN, i64::MIN), |(at, seq)| (at.as_millis(), seq));
+    conn.prepare_cached(&format!(
+        "SELECT {COLUMNS} FROM runs r
+         WHERE r.deleted_at IS NOT NULL AND r.deleted_at <= ?1 AND (r.deleted_at, r.seq) > (?2, ?3)
+         ORDER BY r.deleted_at, r.seq LIMIT ?4"
+    ))
+    .and_then(|mut s| s.query_map(params![by.as_millis(), at, seq, limit], deleted)?.collect())
+    .map_err(sql)
+}
+
+/// A run, if it is deleted.
+pub fn deleted_run(conn: &Connection, id: &RunId) -> Result<Option<DeletedRun>, Error> {
+    conn.prepare_cached(&format!(
+        "SELECT {COLUMNS} FROM runs r WHERE r.id = ?1 AND r.deleted_at IS NOT NULL"
+    ))
+    .and_then(|mut s| s.query_row([id.as_str()], deleted).optional())
+    .map_err(sql)
+}
+
+/// Forgets a deleted run. What was measured of models stays theirs.
+pub fn forget_deleted(conn: &Connection, run: &DeletedRun) -> Result<(), Error> {
+    execute(
+        conn,
+        "UPDATE logged_models SET source_run = NULL WHERE source_run = ?1",
+        &[&run.id.as_str()],
+    )?;
+    forget(conn, run.seq)
+}
+
+/// Forgets all of a run but its points, which go with [`purge`].
+pub(super) fn forget(conn: &Connection, seq: i64) -> Result<(), Error> {
+    for statement in [
+        "DELETE FROM params WHERE run = ?1",
+        "DELETE FROM run_tags WHERE run = ?1",
+        "DELETE FROM latest_metrics WHERE run = ?1",
+        "DELETE FROM sealed_metrics WHERE run = ?1",
+        "DELETE FROM artifacts WHERE run = ?1",
+        "DELETE FROM run_inputs WHERE run = ?1",
+        "DELETE FROM run_models WHERE run = ?1",
+        "DELETE FROM runs WHERE seq = ?1",
+        "INSERT INTO gone_runs (seq) VALUES (?1)",
+    ] {
+        execute(conn, statement, &[&seq])?;
+    }
+    Ok(())
+}
+
+/// Removes some points of runs that are gone; the runs' numbers are free when there are none.
+pub(super) fn purge(conn: &Connection) -> Result<TrackReply, Error> {
+    let gone = execute(
+        conn,
+        "DELETE FROM metrics WHERE (run, key, step, timestamp, value, is_nan) IN (
+             SELECT m.run, m.key, m.step, m.timestamp, m.value, m.is_nan
+             FROM gone_runs g JOIN metrics m ON m.run = g.seq LIMIT ?1)",
+        &[&PURGE],
+    )?;
+    if gone == 0 {
+        execute(conn, "DELETE FROM gone_runs", &[])?;
+    }
+    Ok(TrackReply::Purged(gone))
+}
+
+/// Forgets experiments that were deleted by then and have nothing in them any more, so that their names are free; how
+/// many.
+pub fn forget_experiments(conn: &Connection, by: Timestamp) -> Result<usize, Error> {
+    let due = "SELECT id FROM experiments e WHERE e.deleted = 1 AND e.id <> 0 AND e.updated <= ?1
+         AND NOT EXISTS (SELECT 1 FROM runs WHERE experiment = e.id)
+         AND NOT EXISTS (SELECT 1 FROM logged_models WHERE experiment = e.id)";
+    let by = by.as_millis();
+    execute(conn, &format!("DELETE FROM experiment_tags WHERE experiment IN ({due})"), &[&by])?;
+    execute(conn, &format!("DELETE FROM experiments WHERE id IN ({due})"), &[&by])
+}
