@@ -28,6 +28,16 @@ impl Code {
             Self::InvalidState => "INVALID_STATE",
         }
     }
+
+    /// The status of an answer with it.
+    pub const fn status(self) -> u16 {
+        match self {
+            Self::ResourceDoesNotExist => 404,
+            Self::PermissionDenied => 403,
+            // MLflow answers INVALID_STATE with 500, which its clients then repeat in vain.
+            Self::InvalidParameterValue | Self::ResourceAlreadyExists | Self::InvalidState => 400,
+        }
+    }
 }
 
 /// A refusal by the tracking rules. Its text is meant for the user and says what to change.

@@ -14,6 +14,7 @@ mod page;
 pub mod registry;
 mod run;
 pub mod search;
+pub mod wire;
 
 pub use artifact::ArtifactPath;
 pub use error::{Code, Error};

@@ -32,7 +32,7 @@ use percent_encoding::percent_decode_str;
 use rusqlite::Connection;
 use serde_json::{Value, json};
 
-use super::call::{Call, Fields, reader};
+use super::call::{Call, of_uri, reader};
 use super::failure::Failure;
 use super::{Answer, State, leads_there, registry};
 use crate::http::data::checked;
@@ -514,7 +514,7 @@ const UPLOAD: usize = 10 * 1024 * 1024;
 /// A small file of a run, as the web page uploads it.
 pub(super) async fn upload_to_run(Shared(state): Shared<State>, request: Request) -> Answer {
     let caller = caller_of(&request)?;
-    let fields = Fields::of_uri(request.uri())?;
+    let fields = of_uri(request.uri())?;
     let given = |name: &str| {
         let missing = || Refusal::Invalid(format!("Request must specify {name}."));
         Ok::<_, Failure>(fields.text(name)?.filter(|text| !text.is_empty()).ok_or_else(missing)?)

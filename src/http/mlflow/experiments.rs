@@ -1,22 +1,17 @@
 //! `mlflow/experiments/…`
 
 use atelier_core::track::search::{experiment_filter, experiment_order};
+pub(super) use atelier_core::track::wire::tag_of;
 use atelier_core::track::{
-    Error as Refusal, Experiment, ExperimentId, PageToken, Tag, ViewType, fingerprint, limits,
+    Error as Refusal, Experiment, ExperimentId, PageToken, ViewType, fingerprint, limits,
 };
 use axum::Json;
 use serde_json::{Value, json};
 
-use super::call::{Call, Fields, Reader};
+use super::call::{Call, Reader};
 use super::failure::Failure;
 use super::{Answer, reply};
 use crate::store::tracking::{self, ExperimentChange, ExperimentQuery, TrackReply, TrackWrite};
-
-/// The `key` and `value` of a tag; no value is an empty one.
-pub(super) fn tag_of(fields: &Fields) -> Result<Tag, Failure> {
-    let key = fields.required_text("key")?.to_owned();
-    Ok(Tag { key, value: fields.text("value")?.unwrap_or_default().to_owned() })
-}
 
 pub(super) async fn create(call: Call) -> Answer {
     let name = limits::experiment_name(call.fields.required_text("name")?)?;

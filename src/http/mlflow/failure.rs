@@ -1,6 +1,6 @@
 //! Errors as MLflow's clients read them.
 
-use atelier_core::track::{Code, Error as Refusal, limits};
+use atelier_core::track::{Error as Refusal, limits};
 use axum::response::{IntoResponse, Response};
 use http::{Method, StatusCode};
 use serde_json::json;
@@ -78,15 +78,9 @@ impl IntoResponse for Failure {
 
 impl From<Refusal> for Failure {
     fn from(refusal: Refusal) -> Self {
-        let status = match refusal.code() {
-            Code::ResourceDoesNotExist => StatusCode::NOT_FOUND,
-            Code::PermissionDenied => StatusCode::FORBIDDEN,
-            // MLflow answers INVALID_STATE with 500, which its clients then repeat in vain.
-            Code::InvalidParameterValue | Code::ResourceAlreadyExists | Code::InvalidState => {
-                StatusCode::BAD_REQUEST
-            }
-        };
-        Self::new(status, refusal.code().as_str(), refusal.to_string())
+        let code = refusal.code();
+        let status = StatusCode::from_u16(code.status()).unwrap_or(StatusCode::BAD_REQUEST);
+        Self::new(status, code.as_str(), refusal.to_string())
     }
 }
 

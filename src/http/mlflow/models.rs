@@ -134,7 +134,7 @@ pub(super) async fn search(call: Call) -> Answer {
     let fields = &call.fields;
     let reader = call.reader()?;
     if !fields.has("experiment_ids") {
-        return Err(fields.missing("experiment_ids"));
+        return Err(fields.missing("experiment_ids").into());
     }
     let ids = fields.texts("experiment_ids")?;
     let experiments: Vec<_> =

@@ -3,10 +3,11 @@
 use atelier_core::id::JobName;
 use atelier_core::time::Timestamp;
 use atelier_core::track::search::{run_filter, run_order};
+pub(super) use atelier_core::track::wire::measured_on;
+use atelier_core::track::wire::{Logged, Point, param_of};
 use atelier_core::track::{
-    Dataset, DatasetInput, Error as Refusal, ExperimentId, LoggedModelId, MeasuredOn, Metric,
-    ModelOutput, ModelPoint, PageToken, Param, RUN_NAME_TAG, Run, RunId, RunStatus, Tag, ViewType,
-    fingerprint, limits,
+    Dataset, DatasetInput, Error as Refusal, ExperimentId, LoggedModelId, ModelOutput, PageToken,
+    RUN_NAME_TAG, Run, RunId, RunStatus, Tag, ViewType, fingerprint, limits,
 };
 use axum::Json;
 use serde_json::{Value, json};
@@ -90,10 +91,12 @@ async fn change(call: &Call, change: RunChange) -> Result<TrackReply, Failure> {
     call.write(TrackWrite::ChangeRun { by, id, change }).await
 }
 
-async fn log(call: &Call, points: Vec<Point>, params: Vec<Param>, tags: Vec<Tag>) -> Answer {
+async fn log(call: &Call, logged: Logged) -> Answer {
+    let Logged { run: id, points, params, tags } = logged;
     let of_models = points.iter().filter_map(Point::of_model).collect();
     let metrics = points.into_iter().map(|point| point.metric).collect();
-    change(call, RunChange::Log { metrics, params, tags, of_models }).await?;
+    let change = RunChange::Log { metrics, params, tags, of_models };
+    call.write(TrackWrite::ChangeRun { by: call.caller.clone(), id, change }).await?;
     Ok(Json(json!({})))
 }
 
@@ -134,101 +137,37 @@ pub(super) async fn restore(call: Call) -> Answer {
     Ok(Json(json!({})))
 }
 
-/// A point, and of which logged model it was measured.
-struct Point {
-    metric: Metric,
-    model: Option<LoggedModelId>,
-    on: MeasuredOn,
-}
-
-impl Point {
-    fn of_model(&self) -> Option<ModelPoint> {
-        let Self { metric, model, on } = self;
-        let model = model.clone()?;
-        Some(ModelPoint { model, metric: metric.clone(), on: on.clone() })
-    }
-}
-
-/// By which data something was measured; what is empty is not said.
-pub(super) fn measured_on(fields: &Fields) -> Result<MeasuredOn, Failure> {
-    let text = |name: &str| {
-        Ok::<_, Failure>(fields.text(name)?.filter(|text| !text.is_empty()).map(str::to_owned))
-    };
-    let on = MeasuredOn { name: text("dataset_name")?, digest: text("dataset_digest")? };
-    limits::measured_on(&on, "")?;
-    Ok(on)
-}
-
-fn point_of(fields: &Fields) -> Result<Point, Failure> {
-    let model = fields.text("model_id")?.filter(|id| !id.is_empty());
-    Ok(Point {
-        metric: metric_of(fields)?,
-        model: model.map(LoggedModelId::new).transpose()?,
-        on: measured_on(fields)?,
-    })
-}
-
-fn metric_of(fields: &Fields) -> Result<Metric, Failure> {
-    Ok(Metric {
-        key: fields.required_text("key")?.to_owned(),
-        value: fields.double("value")?.ok_or_else(|| fields.missing("value"))?,
-        timestamp: fields.integer("timestamp")?.ok_or_else(|| fields.missing("timestamp"))?,
-        step: fields.integer("step")?.unwrap_or(0),
-    })
-}
-
-fn param_of(fields: &Fields) -> Result<Param, Failure> {
-    let tag = tag_of(fields)?;
-    Ok(Param { key: tag.key, value: tag.value })
-}
-
 /// What the calls that log read of a body; for `fuzz`.
 pub(super) fn read_any(fields: &Fields) {
-    let _ = metric_of(fields).map(|metric| limits::metric(&metric, ""));
+    let _ = (Logged::metric(fields), Logged::batch(fields));
     let _ = param_of(fields).map(|mut param| limits::param(&mut param, ""));
     let _ = tag_of(fields).map(|mut tag| limits::tag(&mut tag, ""));
     let each = |name: &str| fields.objects(name).unwrap_or_default();
-    let points = each("metrics");
-    let points = points.iter().flat_map(point_of);
-    let metrics: Vec<_> = points.map(|point| point.metric).collect();
-    let mut params: Vec<_> = each("params").iter().flat_map(param_of).collect();
-    let mut tags: Vec<_> = each("tags").iter().flat_map(tag_of).collect();
-    let _ = limits::batch(&metrics, &mut params, &mut tags);
     let inputs: Vec<_> = each("datasets").iter().flat_map(dataset_of).collect();
     let _ = limits::datasets(&inputs);
     let _ = (fields.integer("start_time"), fields.one_of("status", RunStatus::parse));
 }
 
 pub(super) async fn log_metric(call: Call) -> Answer {
-    call.run_id()?;
-    let point = point_of(&call.fields)?;
-    limits::metric(&point.metric, "")?;
-    log(&call, vec![point], vec![], vec![]).await
+    log(&call, Logged::metric(&call.fields)?).await
 }
 
 pub(super) async fn log_param(call: Call) -> Answer {
-    call.run_id()?;
+    let run = call.run_id()?;
     let mut param = param_of(&call.fields)?;
     limits::param(&mut param, "")?;
-    log(&call, vec![], vec![param], vec![]).await
+    log(&call, Logged { run, points: vec![], params: vec![param], tags: vec![] }).await
 }
 
 pub(super) async fn set_tag(call: Call) -> Answer {
-    call.run_id()?;
+    let run = call.run_id()?;
     let mut tag = tag_of(&call.fields)?;
     limits::tag(&mut tag, "")?;
-    log(&call, vec![], vec![], vec![tag]).await
+    log(&call, Logged { run, points: vec![], params: vec![], tags: vec![tag] }).await
 }
 
 pub(super) async fn log_batch(call: Call) -> Answer {
-    call.run_id()?;
-    let each = |name: &str| call.fields.objects(name);
-    let points: Vec<_> = each("metrics")?.iter().map(point_of).collect::<Result<_, _>>()?;
-    let mut params: Vec<_> = each("params")?.iter().map(param_of).collect::<Result<_, _>>()?;
-    let mut tags: Vec<_> = each("tags")?.iter().map(tag_of).collect::<Result<_, _>>()?;
-    let metrics: Vec<_> = points.iter().map(|point| point.metric.clone()).collect();
-    limits::batch(&metrics, &mut params, &mut tags)?;
-    log(&call, points, params, tags).await
+    log(&call, Logged::batch(&call.fields)?).await
 }
 
 pub(super) async fn delete_tag(call: Call) -> Answer {
@@ -278,7 +217,7 @@ pub(super) async fn log_inputs(call: Call) -> Answer {
 pub(super) async fn log_outputs(call: Call) -> Answer {
     call.run_id()?;
     if !call.fields.has("models") {
-        return Err(call.fields.missing("models"));
+        return Err(call.fields.missing("models").into());
     }
     change(&call, RunChange::Outputs(models_of(&call)?)).await?;
     Ok(Json(json!({})))
