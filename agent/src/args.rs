@@ -110,6 +110,10 @@ pub struct AgentArgs {
     /// [default: 64MiB]
     #[arg(long, value_name = "RATE", value_parser = bytes)]
     pub log_rate: Option<u64>,
+    /// Keep so much on this node of the metrics that a job logs while the daemon is away or slow; beyond it the job
+    /// waits
+    #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = bytes)]
+    pub metric_spool: u64,
     /// Processes and threads that one job may have [default: 4096, and 512 more for each CPU]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(16..))]
     pub process_limit: Option<u64>,

@@ -44,6 +44,7 @@ mod record;
 mod secrets;
 mod session;
 mod shutdown;
+mod spool;
 mod supervisor;
 pub mod trust;
 
@@ -211,10 +212,21 @@ async fn serve(
     if attempt::some_need_control(&attempts) {
         daemon.open();
     }
-    reach::close(&cgroups, engines, &daemon, &mut facts);
     let (client, clients) = watch::channel(None);
     let (services, services_seen) = watch::channel(None);
     let (connected, connected_seen) = watch::channel(false);
+    let has_jobs = std::fs::read_dir(&attempts).is_ok_and(|mut found| found.next().is_some());
+    let (spools, _threads) = spool::listen(
+        &root,
+        args.metric_spool,
+        has_jobs,
+        services_seen.clone(),
+        connected_seen.clone(),
+    )
+    .await
+    .unzip();
+    let own_port = spools.as_ref().map(spool::Spools::port);
+    reach::close(&cgroups, engines, &daemon, own_port, &mut facts);
     let (news_sender, news) = mpsc::unbounded_channel();
     let (monitor, monitor_handle) = Monitor::new(devices.clone(), args.monitor_interval, clients);
     machine.confinement = Some(Confinement {
@@ -274,6 +286,7 @@ async fn serve(
         runtime_variables: container::own_variables(std::env::vars_os()),
         monitor: monitor_handle,
         devices: devices.clone(),
+        spools,
     });
     let registry = Registry::load(&node).map_err(|source| Error::Folder {
         path: attempts,

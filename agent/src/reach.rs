@@ -150,9 +150,16 @@ impl Daemon {
 
 /// Keeps jobs from what they have no way to, with the daemon at these places, and tells among the node's facts
 /// whether they are, or why not. `engines`: some are in groups that are not the agent's.
-pub(crate) fn close(cgroups: &Cgroups, engines: bool, daemon: &Daemon, facts: &mut Facts) {
+/// `own`: the port at which the agent takes what jobs log.
+pub(crate) fn close(
+    cgroups: &Cgroups,
+    engines: bool,
+    daemon: &Daemon,
+    own: Option<u16>,
+    facts: &mut Facts,
+) {
     let why = if engines { Some(IN_AN_ENGINE) } else { daemon.one_port() };
-    let held = cgroups.hold(rules(daemon));
+    let held = cgroups.hold(rules(daemon, own));
     tell(facts, held.and_then(|()| why.map_or(Ok(()), |why| Err(why.to_owned()))));
 }
 
@@ -168,7 +175,7 @@ fn tell(facts: &mut Facts, closed: Result<(), String>) {
 }
 
 /// What jobs are held to on this machine, besides a daemon that is at these places.
-pub(crate) fn rules(daemon: &Daemon) -> Rules {
+pub(crate) fn rules(daemon: &Daemon, agents: Option<u16>) -> Rules {
     let text = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let names = [text("/etc/resolv.conf"), text("/run/systemd/resolve/resolv.conf")];
     let names = names.iter().flat_map(|text| name_servers(text));
@@ -176,14 +183,17 @@ pub(crate) fn rules(daemon: &Daemon) -> Rules {
     let own =
         networks.iter().flat_map(|all| all.values()).flat_map(sysinfo::NetworkData::ip_networks);
     let own: Vec<IpAddr> = own.map(|own| own.addr).collect();
-    Rules { to: made_of(daemon, &names.collect::<Vec<_>>(), &own), own: taken(daemon, &own) }
+    Rules {
+        to: made_of(daemon, &names.collect::<Vec<_>>(), &own),
+        own: taken(daemon, agents, &own),
+    }
 }
 
-/// The ports that are the daemon's on this machine, at whatever address: while it is away, a job that listened
-/// there would be given the tokens of all who look for it.
-fn taken(daemon: &Daemon, own: &[IpAddr]) -> Vec<Rule> {
+/// The ports that are the daemon's and the agent's on this machine, at whatever address: while they are away, a job
+/// that listened there would be given the tokens of all who look for them.
+fn taken(daemon: &Daemon, agents: Option<u16>, own: &[IpAddr]) -> Vec<Rule> {
     let here = daemon.control.iter().chain(&daemon.jobs).filter(|at| is_here(at.ip(), own));
-    let ports: BTreeSet<u16> = here.map(SocketAddr::port).collect();
+    let ports: BTreeSet<u16> = here.map(SocketAddr::port).chain(agents).collect();
     let any = [IpAddr::from(Ipv4Addr::UNSPECIFIED), Ipv6Addr::UNSPECIFIED.into()];
     let rule = |port| any.map(|address| Rule { address, bits: 0, port: Some(port), open: false });
     ports.into_iter().flat_map(rule).collect()
@@ -246,7 +256,7 @@ const TO_ORDERS: &str =
 impl Closed {
     /// With the daemon at these places.
     pub(crate) fn with(daemon: &Daemon) -> Self {
-        Self(rules(daemon).to)
+        Self(rules(daemon, None).to)
     }
 
     /// Why there is no way to an address; `None`: there is one.

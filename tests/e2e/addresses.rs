@@ -30,10 +30,12 @@ for name, family, to in places:
         except OSError as error:
             said = errno.errorcode.get(error.errno, str(error))
         print(f"{name}-{way}={said} {time.monotonic() - began:.0f}")
-jobs = int(os.environ["MLFLOW_TRACKING_URI"].rsplit(":", 1)[1])
+jobs = int(os.environ["AZUREML_SERVICE_ENDPOINT"].rsplit(":", 1)[1])
+spool = int(os.environ["MLFLOW_TRACKING_URI"].rsplit(":", 1)[1])
 for name, family, to in [
     ("listen", v4, ("127.0.0.1", port)), ("listen-any", v4, ("0.0.0.0", port)), ("listen-6", v6, ("::1", port)),
     ("listen-jobs", v4, ("127.0.0.1", jobs)), ("listen-jobs-any", v6, ("::", jobs)),
+    ("listen-spool", v4, ("127.0.0.1", spool)), ("listen-spool-any", v4, ("0.0.0.0", spool)),
 ]:
     try:
         socket.socket(family).bind(to)
@@ -48,8 +50,8 @@ request = urllib.request.Request(
 print("logged", urllib.request.urlopen(request).status)
 "#;
 
-/// Nine places, in three ways each, and five at which others would find the job instead of the daemon.
-const TRIED: usize = 27 + 5;
+/// Nine places, in three ways each, and seven at which others would find the job instead of the daemon or the agent.
+const TRIED: usize = 27 + 7;
 
 fn yaml(cluster: &Cluster, command: &str, more: &str) -> String {
     let block: String = command.lines().map(|line| format!("  {line}\n")).collect();
@@ -111,15 +113,15 @@ fn containers_have_no_way_to_metadata_and_orders() {
     let cluster = Cluster::empty();
     cluster.start_daemon();
     cluster.start_agent(&registry.agent("local"));
-    let command = "jobs=${MLFLOW_TRACKING_URI#http://}; control=${CONTROL#http://}\n\
-                   for one in 169.254.169.254:80 $control $jobs; do\n\
+    let command = "jobs=${AZUREML_SERVICE_ENDPOINT#http://}; control=${CONTROL#http://}\n\
+                   for one in 169.254.169.254:80 $control $jobs ${MLFLOW_TRACKING_URI#http://}; do\n\
                    echo x | nc -w 5 ${one%:*} ${one##*:} && echo reached\ndone";
     let image = format!("environment: {{image: {}}}\n", registry.shell());
     let job = cluster.create(&yaml(&cluster, command, &image));
     cluster.completed(&job);
     let log = String::from_utf8(cluster.log(&job)).unwrap();
     assert_eq!(log.matches("Operation not permitted").count(), 2, "{log}");
-    assert!(log.ends_with("reached\n") && log.matches("reached").count() == 1, "{log}");
+    assert!(log.ends_with("reached\n") && log.matches("reached").count() == 2, "{log}");
 }
 
 #[test]
@@ -188,7 +190,7 @@ fn a_job_does_not_listen_in_the_daemons_stead_while_that_is_away() {
     needs("addresses");
     let cluster = Cluster::start();
     let listen = "import errno, os, socket\n\
-                  for url in [os.environ['CONTROL'], os.environ['MLFLOW_TRACKING_URI']]:\n    \
+                  for url in [os.environ['CONTROL'], os.environ['AZUREML_SERVICE_ENDPOINT']]:\n    \
                   port = int(url.rsplit(':', 1)[1])\n    \
                   try:\n        socket.socket().bind(('127.0.0.1', port)); print('taken')\n    \
                   except OSError as error: print(errno.errorcode[error.errno])";

@@ -229,7 +229,7 @@ fn what_admins_do_is_told_and_tampering_is_named() {
 const USE: &str = r#"
 import os, urllib.request as web
 env = os.environ
-root = env["MLFLOW_TRACKING_URI"] + "/data/v1/workspaceartifactstore/ExperimentRun/dcid." + env["AZUREML_RUN_ID"]
+root = env["AZUREML_SERVICE_ENDPOINT"] + "/data/v1/workspaceartifactstore/ExperimentRun/dcid." + env["AZUREML_RUN_ID"]
 for name in ["a", "b"]:
     for method, body in [("PUT", b"x"), ("GET", None)]:
         headers = {"Authorization": "Bearer " + env["MLFLOW_TRACKING_TOKEN"]}

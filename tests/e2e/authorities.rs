@@ -81,7 +81,7 @@ const ASKS: &str = "\
 curl -s -o /dev/null -w '%{http_code}\\n' --cacert $ATELIER_CA_FILE \
 -H \"Authorization: Bearer $MLFLOW_TRACKING_TOKEN\" -H 'Content-Type: application/json' \
 -d '{\"run_id\":\"'$MLFLOW_RUN_ID'\",\"key\":\"k\",\"value\":1,\"timestamp\":1}' \
-$MLFLOW_TRACKING_URI/api/2.0/mlflow/runs/log-metric";
+$AZUREML_SERVICE_ENDPOINT/api/2.0/mlflow/runs/log-metric";
 
 /// The command of a job that asks all the time.
 fn asking(gate: &Path) -> String {

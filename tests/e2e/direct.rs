@@ -8,7 +8,7 @@ use crate::stores::{COPY, KEY, azure, create, s3};
 /// What a job does to have an address signed, or something else said by the daemon, as itself.
 const ASK: &str = "import json, os, urllib.error, urllib.request\n\
      def ask(path, word, method='POST'):\n\
-     \x20   request = urllib.request.Request(os.environ['MLFLOW_TRACKING_URI'].rstrip('/') + '/data/v1/' + path,\n\
+     \x20   request = urllib.request.Request(os.environ['AZUREML_SERVICE_ENDPOINT'].rstrip('/') + '/data/v1/' + path,\n\
      \x20       json.dumps(word).encode(), {'Authorization': 'Bearer ' + os.environ['MLFLOW_TRACKING_TOKEN']},\n\
      \x20       method=method)\n\
      \x20   try: return urllib.request.urlopen(request).read().decode()\n\

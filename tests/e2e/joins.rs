@@ -267,7 +267,7 @@ fn a_node_that_is_revoked_is_out_and_its_job_goes_elsewhere() {
          curl -s -o /dev/null -w '%{{http_code}}\\n' --cacert $ATELIER_CA_FILE \
          -H \"Authorization: Bearer $MLFLOW_TRACKING_TOKEN\" -H 'Content-Type: application/json' \
          -d '{{\"run_id\":\"'$MLFLOW_RUN_ID'\",\"key\":\"k\",\"value\":1,\"timestamp\":1}}' \
-         $MLFLOW_TRACKING_URI/api/2.0/mlflow/runs/log-metric >> {}; sleep 0.05; done",
+         $AZUREML_SERVICE_ENDPOINT/api/2.0/mlflow/runs/log-metric >> {}; sleep 0.05; done",
         told.display()
     );
     let job = cluster.shell(&script);
@@ -437,7 +437,7 @@ fn a_gang_writes_again_once_each_of_its_nodes_is_let_in_again() {
          curl -s -o /dev/null -w '%{{http_code}}\\n' --cacert $ATELIER_CA_FILE \
          -H \"Authorization: Bearer $MLFLOW_TRACKING_TOKEN\" -H 'Content-Type: application/json' \
          -d '{{\"run_id\":\"'$MLFLOW_RUN_ID'\",\"key\":\"k\",\"value\":1,\"timestamp\":1}}' \
-         $MLFLOW_TRACKING_URI/api/2.0/mlflow/runs/log-metric >> {told}; sleep 0.05; done",
+         $AZUREML_SERVICE_ENDPOINT/api/2.0/mlflow/runs/log-metric >> {told}; sleep 0.05; done",
         gate = gate.display(),
         told = told.display()
     );

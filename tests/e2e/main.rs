@@ -70,6 +70,7 @@ mod secrets;
 mod service;
 mod sharing;
 mod sign_in;
+mod spool;
 mod storage;
 mod stores;
 mod tls;

@@ -15,12 +15,15 @@ use crate::harness::{Agent, Cluster, Settings, http, until};
 /// Logs a metric and an artifact with MLflow's own client, as its variables say.
 const LOGS: &str = "\
 import os, ssl, urllib.request, mlflow
-assert os.environ['MLFLOW_TRACKING_URI'].startswith('https://'), os.environ['MLFLOW_TRACKING_URI']
+daemon = os.environ['AZUREML_SERVICE_ENDPOINT']
+assert daemon.startswith('https://'), daemon
 with mlflow.start_run():
     mlflow.log_metric('loss', 0.25)
+    mlflow.set_tracking_uri(daemon)
+    mlflow.log_metric('past', 0.125)
     mlflow.log_text('hello', 'notes/a.txt')
 trusted = ssl.create_default_context(cafile=os.environ['ATELIER_CA_FILE'])
-print(urllib.request.urlopen(os.environ['MLFLOW_TRACKING_URI'] + '/healthz', context=trusted).status)
+print(urllib.request.urlopen(daemon + '/healthz', context=trusted).status)
 ";
 
 fn serve(arguments: &[&str]) -> Settings {
@@ -37,7 +40,7 @@ fn own_address() -> IpAddr {
 }
 
 /// Python with MLflow's client: what `tests/run` has prepared, or prepared now.
-fn python() -> PathBuf {
+pub(crate) fn python() -> PathBuf {
     if let Some(python) = std::env::var_os("ATELIER_TEST_PYTHON") {
         return python.into();
     }

@@ -102,11 +102,20 @@ pub(super) async fn finalize(attempt: &Attempt, end: End, sick: Option<Problem>)
     if ran {
         uncommitted::settle(attempt, &ended).await;
     }
-    if !nothing_stored {
-        let mut storing = pin!(store(attempt, parts, &mut ended));
+    let has_logged = attempt.spool.as_ref().is_some_and(|spool| spool.has_unsent());
+    if !nothing_stored || has_logged {
+        let mut storing = pin!(async {
+            tokio::join!(logged(attempt), async {
+                if !nothing_stored {
+                    store(attempt, parts, &mut ended).await;
+                }
+            })
+        });
         if tokio::time::timeout(SOON, &mut storing).await.is_err() {
             tokio::join!(settle(attempt), storing);
         }
+    } else {
+        logged(attempt).await;
     }
     ended.at_ms = clock::now_ms();
     // A report that a new agent would make again just so from the supervisor's record needs none
@@ -121,6 +130,13 @@ pub(super) async fn finalize(attempt: &Attempt, end: End, sick: Option<Problem>)
         }
     }
     ended
+}
+
+/// Waits until the daemon has the points that the attempt has logged: with its end its token is over.
+async fn logged(attempt: &Attempt) {
+    if let Some(spool) = &attempt.spool {
+        spool.drain().await;
+    }
 }
 
 /// Puts what the attempt left on the disk: it waits for the daemon or the storage, and may have to outlast a power

@@ -29,6 +29,7 @@ use crate::looks::Looks;
 use crate::monitor;
 use crate::reach::Closed;
 use crate::session::Client;
+use crate::spool::{self, Spools};
 use crate::supervisor::{Launcher, Lease};
 use crate::trust::Trust;
 
@@ -123,6 +124,8 @@ pub(crate) struct Node {
     pub(crate) runtime_variables: BTreeMap<String, String>,
     pub(crate) monitor: monitor::Handle,
     pub(crate) devices: Arc<Devices>,
+    /// Where jobs log; `None`: at the daemon itself.
+    pub(crate) spools: Option<Spools>,
 }
 
 /// What an attempt needs of a daemon.
@@ -182,6 +185,8 @@ pub(crate) struct Attempt {
     /// Turns true when the log has its last byte.
     pub(crate) log_complete: watch::Sender<bool>,
     pub(crate) entrance: Entrance,
+    /// Where it logs; `None`: at the daemon itself.
+    pub(crate) spool: Option<spool::Held>,
     /// Held by who mounts or unmounts its inputs.
     pub(crate) mounting: Arc<Mutex<()>>,
 }

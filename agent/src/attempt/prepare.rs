@@ -298,6 +298,11 @@ fn render(
     let authorities = authorities.transpose().map_err(|error| {
         problem::of(Cause::Platform, "cannot write who vouches for the daemon", &error)
     })?;
+    let engine =
+        attempt.node.containers.as_ref().filter(|_| image.is_some()).map(|all| all.runtime());
+    let members = attempt.assignment.addresses.len();
+    let logs_here = variables::logs_here(&attempt.spec, members, engine);
+    let tracking = attempt.spool.as_ref().filter(|_| logs_here).map(|spool| spool.url());
     let variables = variables::variables(&variables::Facts {
         spec: &attempt.spec,
         job: &attempt.key.job,
@@ -309,6 +314,7 @@ fn render(
         workspace: &services.workspace,
         workspace_id: &services.workspace_id,
         http_url: &services.http_url,
+        tracking_url: tracking.as_deref().unwrap_or(&services.http_url),
         authorities: authorities.as_deref(),
         token: &attempt.assignment.token,
         gpus: &attempt.assignment.gpu_indices,

@@ -56,6 +56,9 @@ async fn tell(attempt: &Attempt, driven: Result<Ended, Discarded>) {
         }
         Err(Discarded) => {
             attempt.log_complete.send_replace(true);
+            if let Some(spool) = &attempt.spool {
+                spool.give_up();
+            }
             settle(attempt).await;
             contain::ended(&attempt.folder).await;
             mounted::unmount(attempt).await;

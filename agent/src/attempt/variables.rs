@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use atelier_core::resource::Gpus;
-use atelier_core::spec::CommandJob;
+use atelier_core::spec::{CommandJob, Distribution};
 
 use super::distribution::{Members, mpi, ray};
+use crate::container::{Kind, Runtime};
 use crate::trust::CA_FILE;
 
 /// Marks every process of an attempt, so that they are found if their supervisor was killed.
@@ -31,6 +32,8 @@ pub(crate) struct Facts<'a> {
     pub(crate) workspace_id: &'a str,
     /// Base URL of the daemon's HTTP side.
     pub(crate) http_url: &'a str,
+    /// Where the command logs: on its own node, or at the daemon.
+    pub(crate) tracking_url: &'a str,
     /// A file of those who vouch for it, unless every program of the system knows them.
     pub(crate) authorities: Option<&'a Path>,
     /// The attempt's own token.
@@ -57,6 +60,16 @@ impl Facts<'_> {
     fn members(&self) -> Members<'_> {
         Members::new(self.addresses, self.rank, self.workspace_id, self.epoch)
     }
+}
+
+/// Whether the command finds what listens on its node's loopback. `members`: how many the job has; `engine`: what runs
+/// the command's container.
+pub(crate) fn logs_here(spec: &CommandJob, members: usize, engine: Option<&Runtime>) -> bool {
+    // An engine that is no root's has a network of its own, which its containers take for the host's.
+    let is_apart = engine.is_some_and(|engine| engine.kind == Kind::Docker && engine.rootless);
+    // Some of what starts MPI's processes gives those of other nodes the variables of the first.
+    let is_spread = matches!(spec.distribution, Some(Distribution::Mpi { .. })) && members > 1;
+    !is_apart && !is_spread
 }
 
 /// Of the agent's variables those that a job may see. Proxies are among them, with a password if somebody put
@@ -139,7 +152,33 @@ pub(crate) fn variables(facts: &Facts<'_>) -> BTreeMap<String, String> {
     set("CUDA_DEVICE_ORDER", "PCI_BUS_ID");
     set("NVIDIA_VISIBLE_DEVICES", if gpus.is_empty() { "void" } else { &gpus });
     set(MARK, &facts.folder.to_string_lossy());
+    if facts.tracking_url != facts.http_url {
+        past_proxies(&mut all);
+    }
     all
+}
+
+/// What leads to the network by a proxy leads to this node's own address past it: there it would be another's, and
+/// the token is in each request.
+fn past_proxies(all: &mut BTreeMap<String, String>) {
+    const OWN: &str = "127.0.0.1";
+    let goes_by = |name: &str| all.get(name).is_some_and(|value| !value.is_empty());
+    if !["http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"].into_iter().any(goes_by) {
+        return;
+    }
+    let names = ["no_proxy", "NO_PROXY"];
+    let said = names.map(|name| all.get(name).filter(|said| !said.is_empty()).cloned());
+    for (name, other) in names.into_iter().zip([&said[1], &said[0]]) {
+        let own = all.get(name).filter(|said| !said.is_empty()).or(other.as_ref());
+        let text = match own.map(String::as_str) {
+            None => OWN.to_owned(),
+            Some(said) if said.split(',').any(|host| matches!(host.trim(), OWN | "*")) => {
+                said.to_owned()
+            }
+            Some(said) => format!("{said},{OWN}"),
+        };
+        all.insert(name.to_owned(), text);
+    }
 }
 
 fn run_variables(facts: &Facts<'_>, set: &mut impl FnMut(&str, &str)) {
@@ -176,7 +215,7 @@ fn run_variables(facts: &Facts<'_>, set: &mut impl FnMut(&str, &str)) {
     set("AZ_BATCHAI_GPU_COUNT", &facts.gpus.len().to_string());
     set("AZ_BATCH_HOST_LIST", &members.addresses.join(","));
     set("AZ_BATCH_MASTER_NODE", &members.master());
-    set("MLFLOW_TRACKING_URI", facts.http_url);
+    set("MLFLOW_TRACKING_URI", facts.tracking_url);
     set("MLFLOW_TRACKING_TOKEN", facts.token);
     if let Some(authorities) = facts.authorities {
         let authorities = authorities.to_string_lossy();
@@ -201,7 +240,6 @@ pub(crate) fn of_process(spec: &CommandJob, member: u32, process: u32) -> BTreeM
 
 /// What launchers set; of several processes on a node, for the first.
 fn distribution_variables(facts: &Facts<'_>, set: &mut impl FnMut(&str, &str)) {
-    use atelier_core::spec::Distribution;
     let members = facts.members();
     let rank = members.rank.to_string();
     let per_node = facts.spec.commands_per_node();

@@ -85,12 +85,12 @@ fn a_daemon_on_another_machine_is_closed_there_and_nowhere_else() {
 }
 
 #[test]
-fn nobody_listens_on_either_port_of_a_daemon_on_this_machine() {
+fn nobody_listens_on_a_port_of_a_daemon_on_this_machine_or_of_the_agent() {
     let daemon = found_at(&at(&["127.0.0.1:7420"]), &at(&["10.0.0.7:7421"]));
     let own = ips(&["10.0.0.7"]);
-    let rules = taken(&daemon, &own);
+    let rules = taken(&daemon, Some(9000), &own);
     for address in ["127.0.0.1", "127.9.9.9", "0.0.0.0", "10.0.0.7", "[::1]", "[::]"] {
-        for port in [7420, 7421] {
+        for port in [7420, 7421, 9000] {
             assert!(!is_open(&rules, &format!("{address}:{port}")), "{address}:{port}");
         }
         assert!(
@@ -98,8 +98,10 @@ fn nobody_listens_on_either_port_of_a_daemon_on_this_machine() {
         );
     }
     let elsewhere = found_at(&at(&["10.0.0.1:7420"]), &at(&["10.0.0.1:7421"]));
-    assert_eq!(taken(&elsewhere, &own), []);
-    assert_eq!(taken(&Daemon::default(), &own), []);
+    assert_eq!(taken(&elsewhere, None, &own), []);
+    assert_eq!(taken(&Daemon::default(), None, &own), []);
+    let rules = taken(&elsewhere, Some(9000), &own);
+    assert!(!is_open(&rules, "127.0.0.1:9000") && is_open(&rules, "10.0.0.1:7420"));
 }
 
 #[test]

@@ -6,6 +6,7 @@ use atelier_core::node::NOT_REACHED;
 
 use super::{Error, Session, chain};
 use crate::reach::{self, Daemon, EARLIER_JOBS, KEPT, NOT_CLOSED, NotFound, Urls};
+use crate::spool::Spools;
 use crate::trust::{self, Trust};
 use crate::{attempt, record};
 
@@ -59,7 +60,8 @@ impl Session {
             daemon.open();
         }
         let engines = self.node.containers.as_ref().is_some_and(|all| !all.are_in_groups());
-        reach::close(&self.node.cgroups, engines, &daemon, &mut self.facts);
+        let own = self.node.spools.as_ref().map(Spools::port);
+        reach::close(&self.node.cgroups, engines, &daemon, own, &mut self.facts);
     }
 
     /// Whether something is amiss with the daemon's ports that may be mended while the session stands.

@@ -431,6 +431,8 @@ fn attempt(
     let wire = assignment.spec.clone().ok_or_else(|| unreadable(&"it is missing"))?;
     let spec = CommandJob::try_from(wire).map_err(|error| unreadable(&error))?;
     let orders = watch::Sender::default();
+    let spools = node.spools.as_ref();
+    let spool = spools.map(|all| all.hold(&key.job, key.epoch, &assignment.token, folder.path()));
     let attempt = Attempt {
         node: node.clone(),
         key: key.clone(),
@@ -441,6 +443,7 @@ fn attempt(
         under_lease: node.leases_lost.load(Ordering::Relaxed),
         log_complete: watch::Sender::new(false),
         entrance: Entrance::default(),
+        spool,
         mounting: Arc::default(),
     };
     Ok((attempt, orders))

@@ -83,7 +83,7 @@ async fn the_job_finds_its_surroundings_and_no_secret_but_its_own() {
         "AZUREML_RUN_TOKEN_RAND=job-5-1",
         "AZUREML_ARM_WORKSPACE_NAME=test-workspace",
         "AZUREML_ARM_PROJECT_NAME=experiment of the test",
-        &format!("MLFLOW_TRACKING_URI={}", daemon.url),
+        &format!("AZUREML_SERVICE_ENDPOINT={}", daemon.url),
         "MLFLOW_TRACKING_TOKEN=attempt-token-5",
         "MLFLOW_RUN_ID=job-5",
         "MLFLOW_EXPERIMENT_ID=7",
@@ -94,6 +94,9 @@ async fn the_job_finds_its_surroundings_and_no_secret_but_its_own() {
     ] {
         assert!(variables.lines().any(|found| found == line), "{line} is not in\n{variables}");
     }
+    let of = |name: &str| variables.lines().find_map(|line| line.strip_prefix(name));
+    let tracking = of("MLFLOW_TRACKING_URI=").unwrap();
+    assert!(tracking.starts_with("http://127.0.0.1:") && tracking != daemon.url, "{tracking}");
     assert!(!variables.contains(TOKEN) && !variables.contains("hush"), "{variables}");
     let work = agent.attempt(5).join("work");
     let expected = format!("logs\noutputs\n{}\n", work.display());

@@ -1,6 +1,5 @@
 //! What the members of an attempt are told of each other.
 
-use atelier_core::spec::Distribution;
 use serde_json::Value;
 
 use super::*;
@@ -24,6 +23,16 @@ fn member(
     rank: u32,
     epoch: u64,
 ) -> BTreeMap<String, String> {
+    inheriting(spec, addresses, rank, epoch, &BTreeMap::new())
+}
+
+fn inheriting(
+    spec: &CommandJob,
+    addresses: &[&str],
+    rank: u32,
+    epoch: u64,
+    inherited: &BTreeMap<String, String>,
+) -> BTreeMap<String, String> {
     let (none, unset, texts) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
     let addresses: Vec<String> = addresses.iter().map(|&address| address.to_owned()).collect();
     variables(&Facts {
@@ -37,6 +46,7 @@ fn member(
         workspace: "w",
         workspace_id: "i",
         http_url: "http://127.0.0.1:1",
+        tracking_url: "http://127.0.0.1:2",
         authorities: None,
         token: "t",
         gpus: &[],
@@ -44,7 +54,7 @@ fn member(
         work: Path::new("/attempt/work"),
         inputs: &unset,
         outputs: &texts,
-        inherited: &none,
+        inherited,
         path: &[],
         environment: &none,
         own: &none,
@@ -191,4 +201,47 @@ fn processes_of_a_node_are_told_apart() {
     }
     let last = super::of_process(&spec, 2, 3);
     assert_eq!((last["RANK"].as_str(), last["LOCAL_RANK"].as_str()), ("11", "3"));
+}
+
+#[test]
+fn what_is_logged_on_this_node_goes_by_no_proxy() {
+    let spec = job(None);
+    let of = |pairs: &[(&str, &str)]| {
+        let inherited = pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        let all = inheriting(&spec, &[], 0, 1, &inherited.collect());
+        assert_eq!(all["MLFLOW_TRACKING_URI"], "http://127.0.0.1:2");
+        assert_eq!(all["AZUREML_SERVICE_ENDPOINT"], "http://127.0.0.1:1");
+        ["no_proxy", "NO_PROXY"].map(|name| all.get(name).cloned().unwrap_or_default())
+    };
+    assert_eq!(of(&[]), ["", ""]);
+    let proxy = ("http_proxy", "http://proxy:3128");
+    assert_eq!(of(&[proxy]), ["127.0.0.1", "127.0.0.1"]);
+    let both = "a.example,127.0.0.1";
+    assert_eq!(of(&[proxy, ("no_proxy", "a.example")]), [both, both]);
+    assert_eq!(of(&[proxy, ("NO_PROXY", "a.example")]), [both, both]);
+    assert_eq!(of(&[("ALL_PROXY", "socks5://p"), ("NO_PROXY", "*")]), ["*", "*"]);
+    assert_eq!(
+        of(&[proxy, ("no_proxy", "127.0.0.1"), ("NO_PROXY", "b")]),
+        ["127.0.0.1", "b,127.0.0.1"]
+    );
+}
+
+#[test]
+fn a_command_that_does_not_see_its_nodes_loopback_logs_to_the_daemon() {
+    let engine = |kind, rootless| Runtime {
+        kind,
+        program: "/usr/bin/engine".into(),
+        version: "1".to_owned(),
+        rootless,
+        folders: Vec::new(),
+    };
+    let alone = job(None);
+    assert!(logs_here(&alone, 1, None));
+    for (kind, rootless) in [(Kind::Podman, true), (Kind::Docker, false), (Kind::Apptainer, true)] {
+        assert!(logs_here(&alone, 1, Some(&engine(kind, rootless))));
+    }
+    assert!(!logs_here(&alone, 1, Some(&engine(Kind::Docker, true))));
+    let mpi = job(Some(Distribution::Mpi { process_count_per_instance: 2 }));
+    assert!(logs_here(&mpi, 1, None) && !logs_here(&mpi, 2, None));
+    assert!(logs_here(&job(Some(PYTORCH)), 2, None));
 }
