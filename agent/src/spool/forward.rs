@@ -14,6 +14,9 @@ const ANSWER: Duration = Duration::from_secs(60);
 const CONNECT: Duration = Duration::from_secs(5);
 /// Between two tries: doubled up to the second.
 const WAITS: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
+/// From when all is sent until more is, unless somebody waits for it: what a loop logs one by
+/// one costs the daemon ten requests a second, and the job's CPUs as few.
+const LINGER: Duration = Duration::from_millis(100);
 /// Characters of what the daemon says that are told.
 const TOLD: usize = 500;
 
@@ -132,6 +135,9 @@ async fn send_all(spools: &Spools, spool: &Spool) {
                 spool.forget(&batch);
                 spool.is_known(true);
                 wait = WAITS.0;
+                if unsent.is(&batch) {
+                    let _ = tokio::time::timeout(LINGER, spool.hurry.notified()).await;
+                }
                 continue;
             }
             Err(NotSent::Refused(why)) => {

@@ -228,6 +228,11 @@ impl Journal {
 }
 
 impl Unsent {
+    /// Whether a batch is all of it.
+    pub(super) const fn is(&self, batch: &Batch) -> bool {
+        self.end == batch.end
+    }
+
     /// The first points in it, of one run, as many as are sent at once.
     pub(super) fn first(&self) -> io::Result<Option<Batch>> {
         let length = (self.end - self.from).min(SENT);

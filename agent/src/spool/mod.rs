@@ -83,6 +83,8 @@ pub(crate) struct Spool {
     sent: watch::Sender<u64>,
     /// There is something to send.
     work: Notify,
+    /// Somebody waits for what is sent.
+    hurry: Notify,
     /// Nobody waits for it any more.
     over: watch::Sender<bool>,
 }
@@ -136,7 +138,7 @@ pub(crate) async fn listen(
         let port = listener.local_addr()?.port();
         record::write(root, PORT, &port)?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
+            .worker_threads(2)
             .max_blocking_threads(1)
             .thread_name("spool")
             .enable_all()
@@ -224,6 +226,7 @@ impl Spools {
             state: Mutex::new(state),
             sent: watch::Sender::new(0),
             work: Notify::new(),
+            hurry: Notify::new(),
             over: watch::Sender::new(false),
         });
         if spool.path.exists() {
@@ -382,6 +385,7 @@ impl Spool {
     /// Waits until the daemon has what was logged before now.
     async fn flushed(&self) {
         let upto = self.next();
+        self.hurry.notify_one();
         // The sender is this spool's own.
         let _ = self.sent.subscribe().wait_for(|sent| *sent >= upto).await;
     }

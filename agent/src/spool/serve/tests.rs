@@ -1,6 +1,10 @@
 //! Who is served, and with what.
 
+use atelier_core::track::{Metric, RunId};
+use tokio::sync::watch;
+
 use super::*;
+use crate::spool;
 
 #[test]
 fn a_program_of_this_machine_is_told_from_a_page_in_a_browser() {
@@ -48,4 +52,48 @@ fn mlflows_paths_go_on_and_no_others() {
     ] {
         assert_eq!(asked(path), Asked::Nothing, "{path}");
     }
+}
+
+#[tokio::test]
+async fn what_an_attempt_logs_is_bounded_and_taken_up_by_the_next_agent_at_the_same_port() {
+    let root = tempfile::TempDir::new().unwrap();
+    let (_services, services) = watch::channel(None);
+    let (_connected, connected) = watch::channel(false);
+    let listen = async |limit, has_jobs| {
+        let (services, connected) = (services.clone(), connected.clone());
+        spool::listen(root.path(), limit, has_jobs, services, connected).await.unwrap()
+    };
+    let point = |step| {
+        [Metric { key: "k".to_owned(), value: f64::from(step), timestamp: 1, step: step.into() }]
+    };
+    let [own, other] = ["job", "other"].map(|run| RunId::new(run).unwrap());
+
+    let (spools, threads) = listen(1000, false).await;
+    let held = spools.hold("job", 1, "secret", root.path());
+    let spool = spools.of("secret").unwrap();
+    assert!(["", "secre", "secrets", "SECRET"].iter().all(|token| spools.of(token).is_none()));
+    assert!(!spools.take(&spool, &other, &point(0)));
+    let taken = (0..100).take_while(|&step| spools.take(&spool, &own, &point(step))).count();
+    assert!((5..20).contains(&taken), "{taken}");
+    let port = spools.port();
+    drop(held);
+    assert!(spools.of("secret").is_none());
+    drop((spools, spool, threads));
+
+    let (spools, _threads) = listen(1 << 20, true).await;
+    assert_eq!(spools.port(), port);
+    let held = spools.hold("job", 1, "secret", root.path());
+    let spool = spools.of("secret").unwrap();
+    assert_eq!((held.has_unsent(), spool.next()), (true, taken as u64));
+    assert!(spools.take(&spool, &own, &point(100)));
+    // While the daemon does not know the token the job is to hear it.
+    spool.is_known(false);
+    assert!(!spools.take(&spool, &own, &point(101)));
+    spool.is_known(true);
+    spool.forget_runs();
+    assert!(!spools.take(&spool, &own, &point(101)));
+    spool.know(own.clone());
+    assert!(spools.take(&spool, &own, &point(101)));
+    held.give_up();
+    assert!(!held.has_unsent() && !spools.take(&spool, &own, &point(102)));
 }
