@@ -1,7 +1,7 @@
 //! A daemon and an agent in a temporary folder, as real processes.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -53,8 +53,28 @@ impl Cluster {
         Self::with(Some(slots), &[], agent)
     }
 
+    /// A daemon alone, whose folder was filled while it did not run.
+    pub(crate) fn prepared(fill: impl FnOnce(&Path)) -> Self {
+        let mut first = Self::start(None);
+        let pid = rustix::process::Pid::from_child(&first.daemon);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        first.daemon.wait().unwrap();
+        fs::remove_file(first.data().join("endpoint")).ok();
+        fill(&first.data());
+        let folder = std::mem::replace(&mut first.folder, tempfile::tempdir().unwrap());
+        Self::in_folder(folder, None, &[], &[])
+    }
+
     fn with(slots: Option<u32>, serve: &[&str], more: &[&str]) -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        Self::in_folder(tempfile::tempdir().unwrap(), slots, serve, more)
+    }
+
+    fn in_folder(
+        folder: tempfile::TempDir,
+        slots: Option<u32>,
+        serve: &[&str],
+        more: &[&str],
+    ) -> Self {
         let data = folder.path().join("data");
         let log = |name: &str| fs::File::create(folder.path().join(name)).unwrap();
         let daemon = Command::new(ATELIER)

@@ -10,10 +10,11 @@ pub(crate) fn millis(name: &str, mut samples: Vec<Duration>) -> f64 {
         samples[index].as_secs_f64() * 1e3
     };
     println!(
-        "{name}: p50 {:.2} ms, p10 {:.2}, p90 {:.2}, p99 {:.2}, max {:.2} ({} samples)",
+        "{name}: p50 {:.2} ms, p10 {:.2}, p90 {:.2}, p95 {:.2}, p99 {:.2}, max {:.2} ({} samples)",
         at(0.5),
         at(0.1),
         at(0.9),
+        at(0.95),
         at(0.99),
         at(1.0),
         samples.len()

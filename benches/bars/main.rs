@@ -15,6 +15,7 @@ mod latency;
 mod mounts;
 mod neighbour;
 mod placements;
+mod points;
 mod snapshot;
 mod throughput;
 mod tls;
@@ -70,6 +71,9 @@ fn main() {
     }
     if asked("history") {
         idle::history();
+    }
+    if asked("points") {
+        points::points();
     }
 }
 

@@ -30,6 +30,7 @@ const MIGRATIONS: &[&str] = &[
     super::tracking::MODELS_MIGRATION,
     super::assets::models::MIGRATION,
     super::tracking::DELETED_MIGRATION,
+    super::tracking::RANKED_MIGRATION,
 ];
 
 /// The version this build writes.

@@ -1,8 +1,10 @@
 //! Tracking as a service: writes through the store's writer, reads from rows and from sealed files,
 //! and the sealing of runs that have ended.
 
+mod history;
 pub(crate) mod parquet;
 mod seal;
+mod summary;
 
 #[cfg(test)]
 mod tests;
@@ -12,16 +14,15 @@ use std::sync::Arc;
 use atelier_core::access::AttemptScope;
 use atelier_core::audit::Actor;
 use atelier_core::time::Timestamp;
-use atelier_core::track::{
-    Cell, Error as Refusal, Metric, PageToken, RunId, StoredMetric, fingerprint, limits,
-};
+use atelier_core::track::{Error as Refusal, Metric, limits};
 use rusqlite::Connection;
 use tokio::sync::Notify;
 
+pub use self::history::History;
 pub(crate) use self::seal::OBJECT as SEALED_OBJECT;
 use crate::storage::{self, Datastore};
 use crate::store::audit::Asked;
-use crate::store::tracking::{self, TrackReply, TrackWrite};
+use crate::store::tracking::{TrackReply, TrackWrite};
 use crate::store::{self, SqliteStore};
 
 /// The wall clock.
@@ -65,15 +66,6 @@ pub struct Sample {
     pub step: i64,
     /// Values by metric, for example `system/cpu_utilization_percentage`.
     pub values: Vec<(String, f64)>,
-}
-
-/// A part of a metric's history.
-#[derive(Clone, PartialEq, Debug)]
-pub struct History {
-    /// Points by timestamp, step and value.
-    pub points: Vec<StoredMetric>,
-    /// Where the next part begins, if there is one.
-    pub next: Option<PageToken>,
 }
 
 /// The service. Cheap to clone.
@@ -174,68 +166,9 @@ impl Tracking {
         Ok(())
     }
 
-    /// A metric's history: hot rows and sealed points, each point once.
-    ///
-    /// # Errors
-    /// If there is no such run, or the token is not of this history.
-    pub async fn history(
-        &self,
-        run: &RunId,
-        key: &str,
-        limit: usize,
-        after: Option<&str>,
-    ) -> Result<History, Error> {
-        let search = fingerprint(&["history", run.as_str(), key]);
-        let after = after.map(|token| PageToken::parse(token, search)).transpose()?;
-        let after = after.map(|token| place(key, &token)).transpose()?;
-        let (run, key) = (run.clone(), key.to_owned());
-        let name = key.clone();
-        let (mut points, sealed) = self
-            .read(move |conn| {
-                Ok((tracking::hot_history(conn, &run, &name)?, tracking::sealed(conn, &run)?))
-            })
-            .await?;
-        if let Some(pointer) = sealed {
-            points.extend(self.inner.files.points(&self.inner.artifacts, &pointer, &key).await?);
-        }
-        points.sort_by(StoredMetric::in_history);
-        points.dedup();
-        if let Some(after) = after {
-            points.retain(|point| point.in_history(&after).is_gt());
-        }
-        let more = points.len() > limit;
-        points.truncate(limit);
-        let next = points.last().filter(|_| more).map(|last| PageToken {
-            search,
-            after: vec![
-                Cell::Int(last.timestamp),
-                Cell::Int(last.step),
-                Cell::Real(last.value),
-                Cell::Int(i64::from(last.is_nan)),
-            ],
-        });
-        Ok(History { points, next })
-    }
-
     /// Says that runs may have ended: to be called after a transaction with a
     /// [`TrackWrite::FollowJob`]. Costs nothing; many calls are one.
     pub fn wake(&self) {
         self.inner.wake.notify_one();
-    }
-}
-
-/// The point that a page of a history stopped at.
-fn place(key: &str, token: &PageToken) -> Result<StoredMetric, Refusal> {
-    match token.after.as_slice() {
-        [Cell::Int(timestamp), Cell::Int(step), Cell::Real(value), Cell::Int(is_nan)] => {
-            Ok(StoredMetric {
-                key: key.to_owned(),
-                step: *step,
-                timestamp: *timestamp,
-                value: *value,
-                is_nan: *is_nan == 1,
-            })
-        }
-        _ => Err(Refusal::Invalid("Invalid page token".to_owned())),
     }
 }

@@ -12,29 +12,36 @@
 //!
 //! All required, compressed with zstd. The file's metadata has `atelier.run` and
 //! `atelier.metrics.version` (1). Any Parquet reader reads it.
+//!
+//! A file of more than one row group has a [`summary`](super::summary) between its last row group and its footer, where
+//! `atelier.metrics.summary` says: offset and length in bytes, decimal, a space between.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 use std::sync::{Arc, Mutex};
 
-use atelier_core::track::{Metric, RunId, StoredMetric};
+use atelier_core::track::{Block, Point, RunId, StoredMetric};
 use bytes::{Buf as _, Bytes, BytesMut};
 use futures::TryStreamExt as _;
 use parquet::basic::{Compression, Encoding, ZstdLevel};
 use parquet::column::reader::ColumnReader;
-use parquet::data_type::{ByteArray, ByteArrayType, DoubleType, Int64Type};
+use parquet::data_type::{ByteArray, ByteArrayType, DataType, DoubleType, Int64Type};
 use parquet::errors::{ParquetError, Result as Parquet};
 use parquet::file::metadata::{
     KeyValue, ParquetMetaData, ParquetMetaDataReader, RowGroupMetaData, SortingColumn,
 };
 use parquet::file::properties::WriterProperties;
-use parquet::file::reader::{ChunkReader, FileReader as _, Length, SerializedFileReader};
-use parquet::file::writer::SerializedFileWriter;
+use parquet::file::reader::{
+    ChunkReader, FileReader as _, Length, RowGroupReader, SerializedFileReader,
+};
+use parquet::file::statistics::Statistics;
+use parquet::file::writer::{SerializedFileWriter, SerializedRowGroupWriter};
 use parquet::schema::parser::parse_message_type;
 use parquet::schema::types::ColumnPath;
 
 use super::Error;
+use super::summary::{self, Summary};
 use crate::storage::{self, Datastore, ObjectPath, Opened};
 use crate::store::tracking::SealedPointer;
 
@@ -45,18 +52,21 @@ const SCHEMA: &str = "message metrics {
     REQUIRED DOUBLE value;
 }";
 
-/// Rows of a row group.
-pub(super) const GROUP_ROWS: usize = 65_536;
+/// Rows of a row group; few for tests, which look at files of many.
+pub(super) const GROUP_ROWS: usize = if cfg!(test) { 64 } else { 65_536 };
 /// How much of a file's end is read at first: footers, and small files whole.
 const TAIL: u64 = 64 * 1024;
 /// Files whose ends are remembered.
 const REMEMBERED: usize = 32;
+/// The name, in a file's metadata, of where its summary lies.
+const SUMMARY: &str = "atelier.metrics.summary";
 
 /// Writes points in the order of storage.
 pub(crate) struct Writer<W: Write + Send> {
     file: SerializedFileWriter<W>,
     rows: Vec<StoredMetric>,
     points: u64,
+    summary: Summary,
 }
 
 impl<W: Write + Send> Writer<W> {
@@ -85,10 +95,11 @@ impl<W: Write + Send> Writer<W> {
         }
         let schema = Arc::new(parse_message_type(SCHEMA)?);
         let file = SerializedFileWriter::new(out, schema, Arc::new(properties.build()))?;
-        Ok(Self { file, rows: Vec::new(), points: 0 })
+        Ok(Self { file, rows: Vec::new(), points: 0, summary: Summary::default() })
     }
 
     pub(crate) fn add(&mut self, point: StoredMetric) -> Parquet<()> {
+        self.summary.add(&point);
         self.rows.push(point);
         if self.rows.len() == GROUP_ROWS { self.flush() } else { Ok(()) }
     }
@@ -104,20 +115,10 @@ impl<W: Write + Send> Writer<W> {
         let steps: Vec<i64> = rows.iter().map(|row| row.step).collect();
         let times: Vec<i64> = rows.iter().map(|row| row.timestamp).collect();
         let values: Vec<f64> = rows.iter().map(StoredMetric::value).collect();
-        if let Some(mut column) = group.next_column()? {
-            column.typed::<ByteArrayType>().write_batch(&keys, None, None)?;
-            column.close()?;
-        }
-        for numbers in [&steps, &times] {
-            if let Some(mut column) = group.next_column()? {
-                column.typed::<Int64Type>().write_batch(numbers, None, None)?;
-                column.close()?;
-            }
-        }
-        if let Some(mut column) = group.next_column()? {
-            column.typed::<DoubleType>().write_batch(&values, None, None)?;
-            column.close()?;
-        }
+        write_column::<ByteArrayType, W>(&mut group, &keys)?;
+        write_column::<Int64Type, W>(&mut group, &steps)?;
+        write_column::<Int64Type, W>(&mut group, &times)?;
+        write_column::<DoubleType, W>(&mut group, &values)?;
         group.close()?;
         Ok(())
     }
@@ -125,10 +126,29 @@ impl<W: Write + Send> Writer<W> {
     /// Ends the file; how many points it has.
     pub(crate) fn finish(mut self) -> Parquet<u64> {
         self.flush()?;
+        // A single row group is read as a whole.
+        if self.points > GROUP_ROWS as u64 {
+            let bytes = std::mem::take(&mut self.summary).encode()?;
+            let place = format!("{} {}", self.file.bytes_written(), bytes.len());
+            self.file.write_all(&bytes)?;
+            self.file.append_key_value_metadata(KeyValue::new(SUMMARY.to_owned(), place));
+        }
         let mut out = self.file.into_inner()?;
         out.flush()?;
         Ok(self.points)
     }
+}
+
+/// Writes the next column of a row group.
+pub(super) fn write_column<T: DataType, W: Write + Send>(
+    group: &mut SerializedRowGroupWriter<'_, W>,
+    values: &[T::T],
+) -> Parquet<()> {
+    let mut column = group
+        .next_column()?
+        .ok_or_else(|| ParquetError::General("it has too few columns".to_owned()))?;
+    column.typed::<T>().write_batch(values, None, None)?;
+    column.close()
 }
 
 /// Some ranges of a file, held in memory.
@@ -220,10 +240,12 @@ impl File {
         self.metadata.num_row_groups()
     }
 
-    /// The points of one row group. Nothing if the file has been replaced since it was opened.
-    pub(super) async fn group(&self, index: usize) -> Result<Option<Vec<StoredMetric>>, Error> {
-        let damaged = |source| Error::Sealed { object: self.path.to_string(), source };
-        let range = group_range(self.metadata.row_group(index));
+    fn damaged(&self, source: ParquetError) -> Error {
+        Error::Sealed { object: self.path.to_string(), source }
+    }
+
+    /// The bytes of `range`, and those of the file's end. Nothing if the file has been replaced since it was opened.
+    async fn pieces(&self, range: Range<u64>) -> Result<Option<Pieces>, Error> {
         let mut pieces = vec![self.tail.clone()];
         if range.start < self.tail.0 {
             let opened = self.datastore.open(&self.path).await?;
@@ -232,20 +254,117 @@ impl File {
             }
             pieces.insert(0, (range.start, read(opened, range).await?));
         }
-        decode(Pieces { length: self.length, pieces }, index).map(Some).map_err(damaged)
+        Ok(Some(Pieces { length: self.length, pieces }))
     }
 
-    /// Row groups that may hold points of the key.
-    fn groups_of(&self, key: &str) -> Vec<usize> {
-        let may_hold = |index: &usize| {
+    /// The points of one row group. Nothing if the file has been replaced since it was opened.
+    pub(super) async fn group(&self, index: usize) -> Result<Option<Vec<StoredMetric>>, Error> {
+        let range = group_range(self.metadata.row_group(index));
+        let Some(pieces) = self.pieces(range).await? else { return Ok(None) };
+        let decode = || {
+            let reader = SerializedFileReader::new(pieces)?;
+            let group = reader.get_row_group(index)?;
+            let keys = keys(group.as_ref(), 0)?;
+            let points = points(group.as_ref())?;
+            let all = keys.iter().zip(points);
+            all.map(|(key, point)| Ok(StoredMetric::of(key.as_utf8()?, point)))
+                .collect::<Parquet<Vec<_>>>()
+        };
+        decode().map(Some).map_err(|source| self.damaged(source))
+    }
+
+    /// Row groups that may hold points of the key: some that follow each other.
+    pub(super) fn groups_of(&self, key: &str) -> Range<usize> {
+        let spans = |index: &usize| {
             let statistics = self.metadata.row_group(*index).column(0).statistics();
             let min = statistics.and_then(|s| s.min_bytes_opt());
             let max = statistics.and_then(|s| s.max_bytes_opt());
             min.is_none_or(|min| min <= key.as_bytes())
                 && max.is_none_or(|max| key.as_bytes() <= max)
         };
-        (0..self.groups()).filter(may_hold).collect()
+        let mut groups = (0..self.groups()).filter(spans);
+        match groups.next() {
+            Some(first) => first..groups.last().unwrap_or(first) + 1,
+            None => 0..0,
+        }
     }
+
+    /// What the statistics of a row group tell of its points.
+    pub(super) fn bounds(&self, index: usize) -> Bounds {
+        let group = self.metadata.row_group(index);
+        let range = |column| match group.column(column).statistics() {
+            Some(Statistics::Int64(found)) => {
+                let min = found.min_opt().copied().unwrap_or(i64::MIN);
+                min..=found.max_opt().copied().unwrap_or(i64::MAX)
+            }
+            _ => i64::MIN..=i64::MAX,
+        };
+        Bounds { steps: range(1), times: range(2) }
+    }
+
+    /// The points of a metric in some row groups, in the order of storage. Nothing if the file has been replaced since it
+    /// was opened.
+    pub(super) async fn points(
+        &self,
+        groups: &[usize],
+        key: &str,
+    ) -> Result<Option<Vec<Point>>, Error> {
+        let mut all = Vec::new();
+        for groups in groups.chunk_by(|one, next| one + 1 == *next) {
+            let ranges = groups.iter().map(|index| group_range(self.metadata.row_group(*index)));
+            let range = ranges.reduce(|a, b| a.start.min(b.start)..a.end.max(b.end));
+            let Some(pieces) = self.pieces(range.unwrap_or_default()).await? else {
+                return Ok(None);
+            };
+            let (groups, key) = (groups.to_vec(), key.to_owned());
+            let decode = move || points_of(pieces, &groups, &key);
+            let decoded = tokio::task::spawn_blocking(decode).await.map_err(|_| Error::Stopping)?;
+            all.extend(decoded.map_err(|source| self.damaged(source))?);
+        }
+        Ok(Some(all))
+    }
+
+    /// A metric's points in short, if the file has a summary. Nothing if the file has been replaced since it was opened.
+    pub(super) async fn summary(&self, key: &str) -> Result<Option<Option<Vec<Block>>>, Error> {
+        let facts = self.metadata.file_metadata().key_value_metadata();
+        let place = facts.and_then(|facts| facts.iter().find(|fact| fact.key == SUMMARY));
+        let Some(place) = place else { return Ok(Some(None)) };
+        let unread = || self.damaged(ParquetError::General(format!("it has no {SUMMARY}")));
+        let place = place.value.as_deref().and_then(|text| text.split_once(' '));
+        let (offset, length) = place.ok_or_else(unread)?;
+        let (Ok(offset), Ok(length)) = (offset.parse::<u64>(), length.parse::<usize>()) else {
+            return Err(unread());
+        };
+        let end = offset.checked_add(length as u64).filter(|end| *end <= self.length);
+        let end = end.ok_or_else(unread)?;
+        let Some(pieces) = self.pieces(offset..end).await? else { return Ok(None) };
+        let bytes = pieces.get_bytes(offset, length).map_err(|source| self.damaged(source))?;
+        let key = key.to_owned();
+        let decode = move || summary::decode(bytes, &key);
+        let decoded = tokio::task::spawn_blocking(decode).await.map_err(|_| Error::Stopping)?;
+        decoded.map(|blocks| Some(Some(blocks))).map_err(|source| self.damaged(source))
+    }
+}
+
+/// What is known of a row group without reading it.
+#[derive(Clone, Debug)]
+pub(super) struct Bounds {
+    pub(super) steps: RangeInclusive<i64>,
+    pub(super) times: RangeInclusive<i64>,
+}
+
+/// Whether a row group holds points of this metric alone.
+fn is_of(group: &RowGroupMetaData, key: &str) -> bool {
+    group.column(0).statistics().is_some_and(|statistics| {
+        let edges = [statistics.min_bytes_opt(), statistics.max_bytes_opt()];
+        edges == [Some(key.as_bytes()); 2]
+    })
+}
+
+/// Which of the sorted keys are this one.
+pub(super) fn rows_of(keys: &[ByteArray], key: &str) -> Range<usize> {
+    let first = keys.partition_point(|other| other.data() < key.as_bytes());
+    first..keys.partition_point(|other| other.data() <= key.as_bytes())
 }
 
 /// Where a row group's bytes lie.
@@ -259,44 +378,72 @@ fn group_range(group: &RowGroupMetaData) -> Range<u64> {
     start.min(end)..end
 }
 
-fn decode(pieces: Pieces, index: usize) -> Parquet<Vec<StoredMetric>> {
-    let reader = SerializedFileReader::new(pieces)?;
-    let group = reader.get_row_group(index)?;
+fn unexpected() -> ParquetError {
+    ParquetError::General("its columns are not those of metrics".to_owned())
+}
+
+/// A row group's column of texts.
+pub(super) fn keys(group: &dyn RowGroupReader, column: usize) -> Parquet<Vec<ByteArray>> {
     let rows = usize::try_from(group.metadata().num_rows()).unwrap_or(0);
-    let unexpected = || ParquetError::General("its columns are not those of metrics".to_owned());
-    let (mut keys, mut steps, mut times, mut values) =
-        (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    match group.get_column_reader(0)? {
+    let mut read = Vec::with_capacity(rows);
+    match group.get_column_reader(column)? {
         ColumnReader::ByteArrayColumnReader(mut column) => {
-            column.read_records(rows, None, None, &mut keys)?;
+            column.read_records(rows, None, None, &mut read)?;
         }
         _ => return Err(unexpected()),
     }
-    for (index, numbers) in [(1, &mut steps), (2, &mut times)] {
-        match group.get_column_reader(index)? {
-            ColumnReader::Int64ColumnReader(mut column) => {
-                column.read_records(rows, None, None, numbers)?;
-            }
-            _ => return Err(unexpected()),
+    if read.len() == rows { Ok(read) } else { Err(unexpected()) }
+}
+
+/// A row group's column of whole numbers.
+pub(super) fn integers(group: &dyn RowGroupReader, column: usize) -> Parquet<Vec<i64>> {
+    let rows = usize::try_from(group.metadata().num_rows()).unwrap_or(0);
+    let mut read = Vec::with_capacity(rows);
+    match group.get_column_reader(column)? {
+        ColumnReader::Int64ColumnReader(mut column) => {
+            column.read_records(rows, None, None, &mut read)?;
         }
+        _ => return Err(unexpected()),
     }
-    match group.get_column_reader(3)? {
+    if read.len() == rows { Ok(read) } else { Err(unexpected()) }
+}
+
+/// A row group's column of doubles.
+pub(super) fn doubles(group: &dyn RowGroupReader, column: usize) -> Parquet<Vec<f64>> {
+    let rows = usize::try_from(group.metadata().num_rows()).unwrap_or(0);
+    let mut read = Vec::with_capacity(rows);
+    match group.get_column_reader(column)? {
         ColumnReader::DoubleColumnReader(mut column) => {
-            column.read_records(rows, None, None, &mut values)?;
+            column.read_records(rows, None, None, &mut read)?;
         }
         _ => return Err(unexpected()),
     }
-    if [keys.len(), steps.len(), times.len(), values.len()] != [rows; 4] {
-        return Err(unexpected());
+    if read.len() == rows { Ok(read) } else { Err(unexpected()) }
+}
+
+fn points_of(pieces: Pieces, groups: &[usize], key: &str) -> Parquet<Vec<Point>> {
+    let reader = SerializedFileReader::new(pieces)?;
+    let mut all = Vec::new();
+    for index in groups {
+        let group = reader.get_row_group(*index)?;
+        let rows = match is_of(group.metadata(), key) {
+            true => None,
+            false => Some(rows_of(&keys(group.as_ref(), 0)?, key)),
+        };
+        let points = points(group.as_ref())?;
+        let own = match rows {
+            None => points.as_slice(),
+            Some(rows) => points.get(rows).unwrap_or_default(),
+        };
+        all.extend_from_slice(own);
     }
-    let numbers = steps.into_iter().zip(times).zip(values);
-    keys.into_iter()
-        .zip(numbers)
-        .map(|(key, ((step, timestamp), value))| {
-            let key = key.as_utf8()?.to_owned();
-            Ok(Metric { key, value, timestamp, step }.into())
-        })
-        .collect()
+    Ok(all)
+}
+
+fn points(group: &dyn RowGroupReader) -> Parquet<Vec<Point>> {
+    let (steps, times, values) = (integers(group, 1)?, integers(group, 2)?, doubles(group, 3)?);
+    let all = steps.into_iter().zip(times).zip(values);
+    Ok(all.map(|((step, timestamp), value)| Point::new(step, timestamp, value)).collect())
 }
 
 /// Files that were read lately.
@@ -325,40 +472,32 @@ impl Files {
         }
     }
 
-    /// The sealed points of one metric.
-    pub(super) async fn points(
+    /// The file that a pointer names, or the one that has taken its place (and holds more).
+    pub(super) async fn open(
         &self,
         datastore: &Datastore,
         pointer: &SealedPointer,
-        key: &str,
-    ) -> Result<Vec<StoredMetric>, Error> {
-        let mut known = self.recent(&pointer.object);
-        // A file may be replaced (by one that holds more) while it is read: then once more.
-        for _ in 0..3 {
-            let file = match known.take() {
-                Some(file) if file.length == pointer.bytes => file,
-                _ => Arc::new(File::open(datastore, &pointer.object).await?),
-            };
-            if let Some(points) = points_of(&file, key).await? {
-                self.remember(file);
-                return Ok(points);
-            }
+    ) -> Result<Arc<File>, Error> {
+        if let Some(file) = self.recent(&pointer.object).filter(|file| file.length == pointer.bytes)
+        {
+            return Ok(file);
         }
-        Err(Error::Sealed {
-            object: pointer.object.clone(),
-            source: ParquetError::General("it keeps changing; try again".to_owned()),
-        })
+        let file = Arc::new(File::open(datastore, &pointer.object).await?);
+        self.remember(file.clone());
+        Ok(file)
     }
 }
 
-async fn points_of(file: &File, key: &str) -> Result<Option<Vec<StoredMetric>>, Error> {
-    let mut points = Vec::new();
-    for index in file.groups_of(key) {
-        let Some(group) = file.group(index).await? else { return Ok(None) };
-        points.extend(group.into_iter().filter(|point| point.key == key));
+/// What to say of a file that was replaced [`AGAIN`] times while it was read.
+pub(super) fn keeps_changing(pointer: &SealedPointer) -> Error {
+    Error::Sealed {
+        object: pointer.object.clone(),
+        source: ParquetError::General("it keeps changing; try again".to_owned()),
     }
-    Ok(Some(points))
 }
+
+/// How often a file is read anew that is replaced meanwhile.
+pub(super) const AGAIN: usize = 3;
 
 /// A part of a file on its way.
 pub(super) enum Piece {

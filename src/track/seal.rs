@@ -1,4 +1,4 @@
-//! Sealing: when a run has ended, its points leave the store for a Parquet file.
+//! Sealing: when a run has ended, or has very many points, its points leave the store for a Parquet file.
 //!
 //! 1. A new generation of rows is opened, so that those to be sealed stand still.
 //! 2. They are written, merged with an earlier file's, to the artifact store; durable when done.
@@ -14,6 +14,7 @@ use atelier_core::track::{RunId, RunInfo, StoredMetric};
 use bytes::BytesMut;
 use futures::stream;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use super::parquet::{File, Piece, Pipe, Writer};
 use super::{Error, Tracking};
@@ -41,10 +42,19 @@ impl Tracking {
     /// Seals what is due, until the end of the process: drop the future to stop it. Stopping it at
     /// any point is like a crash there.
     pub async fn run_sealer(&self) {
+        let mut patrolled = Instant::now();
         loop {
             if let Err(error) = self.seal_due().await {
                 // Nothing is lost: the points stay rows until a later round.
                 tracing::warn!(error = &error as &dyn std::error::Error, "metrics not sealed");
+            }
+            let patrol = patrolled.elapsed() >= PATROL;
+            if patrol {
+                patrolled = Instant::now();
+            }
+            if let Err(error) = self.rank_due(patrol).await {
+                // Searches look at each such run until a later round.
+                tracing::warn!(error = &error as &dyn std::error::Error, "runs not ranked");
             }
             let woken = tokio::time::timeout(PATROL, self.inner.wake.notified()).await;
             if woken.is_ok() {
@@ -88,6 +98,18 @@ impl Tracking {
         }
         while self.write(TrackWrite::PurgeGone).await? != TrackReply::Purged(0) {}
         failed.map_or(Ok(sealed), Err)
+    }
+
+    /// Ranks the runs that have ended; on a patrol also those to which nothing was logged since the last one.
+    ///
+    /// # Errors
+    /// What the store says.
+    pub async fn rank_due(&self, patrol: bool) -> Result<(), Error> {
+        while self.write(TrackWrite::Rank { quiet: patrol }).await? != TrackReply::Ranked(0) {}
+        if patrol {
+            self.write(TrackWrite::MarkQuiet).await?;
+        }
+        Ok(())
     }
 
     pub(super) async fn seal(&self, run: &RunId) -> Result<(), Error> {

@@ -4,7 +4,9 @@ use atelier_core::access::{Caller, Role};
 use atelier_core::id::Principal;
 use atelier_core::layout::ARTIFACT_STORE;
 use atelier_core::time::Timestamp;
-use atelier_core::track::{ExperimentId, Metric, RunId, RunStatus, StoredMetric};
+use atelier_core::track::{
+    ExperimentId, Metric, PageToken, RunId, RunStatus, StoredMetric, sampled,
+};
 use proptest::prelude::*;
 
 use super::seal::object;
@@ -75,6 +77,21 @@ impl World {
         history.expect("history").points
     }
 
+    /// The history in pages.
+    async fn paged(&self, key: &str, limit: usize) -> Vec<StoredMetric> {
+        let (mut parts, mut token) = (Vec::new(), None::<String>);
+        loop {
+            let part = self.tracking.history(&self.run, key, limit, token.as_deref()).await;
+            let part = part.expect("part");
+            assert!(part.points.len() <= limit);
+            parts.extend(part.points);
+            token = part.next.as_ref().map(PageToken::to_string);
+            if token.is_none() {
+                return parts;
+            }
+        }
+    }
+
     async fn hot(&self) -> i64 {
         let count = |conn: &rusqlite::Connection| {
             conn.query_row("SELECT count(*) FROM metrics", [], |row| row.get(0))
@@ -127,6 +144,31 @@ async fn runs_with_few_points_cost_no_file() {
     assert_eq!(world.tracking.seal_due().await.expect("seal"), 0);
     assert_eq!(world.sealed().await, None);
     assert_eq!(world.history("loss").await.len(), 31);
+}
+
+#[tokio::test]
+async fn a_run_at_work_with_very_many_points_is_sealed() {
+    let world = World::new().await;
+    world.log(&points("m", 0..200)).await;
+    let many = |conn: &rusqlite::Connection| {
+        conn.execute("UPDATE runs SET hot = ?1", [tracking::SEAL_AT_WORK - 1])
+            .map_err(|e| crate::store::Error::sqlite("pretend", e))
+    };
+    world.tracking.inner.store.write(many).await.expect("pretend that there are many");
+    assert_eq!(world.tracking.seal_due().await.expect("seal"), 0);
+    let metrics = points("m", 200..201);
+    let (params, tags, of_models) = (vec![], vec![], vec![]);
+    let reply = world.change(RunChange::Log { metrics, params, tags, of_models }).await;
+    assert_eq!(reply, TrackReply::ToSeal);
+    assert_eq!(world.tracking.seal_due().await.expect("seal"), 1);
+    assert_eq!((world.hot().await, world.sealed().await), (0, Some(201)));
+    world.log(&points("m", 150..300)).await;
+    let history = world.history("m").await;
+    assert_eq!((history.len(), world.paged("m", 70).await), (300, history));
+    assert_eq!(world.tracking.seal_due().await.expect("seal"), 0, "few are left");
+    world.end().await;
+    assert_eq!(world.tracking.seal_due().await.expect("seal"), 1);
+    assert_eq!(world.sealed().await, Some(300));
 }
 
 #[tokio::test]
@@ -194,18 +236,89 @@ async fn more_points_than_a_row_group() {
     assert_eq!(history.len() as i64, many);
     assert!(history.windows(2).all(|pair| pair[0].in_history(&pair[1]).is_lt()));
     assert_eq!(world.history("n").await.len(), 5);
-    // A part at a time: the same points, once each.
-    let (mut parts, mut token) = (Vec::new(), None::<String>);
-    loop {
-        let part = world.tracking.history(&world.run, "m", 30_000, token.as_deref()).await;
-        let part = part.expect("part");
-        parts.extend(part.points);
-        token = part.next.map(|next| next.to_string());
-        if token.is_none() {
-            break;
+    assert_eq!(world.paged("m", 30).await, history, "a part at a time: the same points, once each");
+}
+
+/// A page costs the row groups that it needs, not all.
+#[tokio::test]
+async fn a_page_reads_what_it_needs() {
+    let world = World::new().await;
+    world.log(&points("m", 0..2000)).await;
+    world.end().await;
+    world.tracking.seal_due().await.expect("seal");
+    let whole = world.paged("m", 50).await;
+    assert_eq!(whole.len(), 2000);
+    // The file is remembered; its middle is damaged where only the later pages lie.
+    let path = ObjectPath::new(&object(&world.run)).expect("path");
+    let folder = world.tracking.artifacts().own_folder().expect("folder").join(path.as_str());
+    let mut bytes = std::fs::read(&folder).expect("file");
+    let size = bytes.len();
+    bytes[size / 4..size / 2].fill(0);
+    std::fs::write(&folder, &bytes).expect("damage");
+    world.tracking.inner.files.forget(path.as_str());
+    let first = world.tracking.history(&world.run, "m", 50, None).await.expect("first page");
+    assert_eq!(first.points, whole[..50]);
+    assert!(world.tracking.history(&world.run, "m", 2000, None).await.is_err());
+}
+
+/// What a curve of a long history promises, of sealed and hot points and whatever the steps.
+#[tokio::test]
+async fn a_sample_of_many_points_keeps_the_ends_and_the_extremes() {
+    let world = World::new().await;
+    let wave = |step: i64| ((step * 7919 % 1013) as f64).mul_add(0.1, step as f64);
+    let point = |step: i64| Metric {
+        key: "m".to_owned(),
+        value: if step % 50 == 7 { f64::NAN } else { wave(step) },
+        timestamp: step,
+        step: step / 2,
+    };
+    world.log(&points("a", 0..100)).await;
+    world.log(&points("z", 0..500)).await;
+    world.log(&(0..3000).map(point).collect::<Vec<_>>()).await;
+    world.end().await;
+    world.tracking.seal_due().await.expect("seal");
+    for late in [false, true] {
+        if late {
+            world
+                .log(&[point(2999), point(3001), Metric { step: -5, value: 1e9, ..point(0) }])
+                .await;
+        }
+        let mut all = world.history("m").await;
+        all.sort_by(StoredMetric::later);
+        for steps in [i64::MIN..=i64::MAX, 0..=1499, 100..=1399, 3..=700, -9..=600, 1100..=9999] {
+            let mut within = all.clone();
+            within.retain(|point| steps.contains(&point.step));
+            for most in [1, 2, 3, 4, 17, 60] {
+                let told = format!("{steps:?}, {most}, {late}");
+                let sample = world.tracking.sample(&world.run, "m", steps.clone(), most).await;
+                let sample = sample.expect("sample");
+                let ranks: Vec<usize> = sample
+                    .iter()
+                    .map(|point| within.iter().position(|p| p == point).expect("one of them"))
+                    .collect();
+                assert!(
+                    ranks.is_sorted_by(|a, b| a < b) && ranks.len() <= most,
+                    "{told}: {ranks:?}"
+                );
+                assert_eq!(ranks.last(), Some(&(within.len() - 1)), "{told}");
+                if most > 1 {
+                    assert_eq!(ranks[0], 0, "{told}");
+                    let even = 2 * (within.len() / most + 8) + 2 * within.len() / most;
+                    assert!(
+                        ranks.windows(2).all(|pair| pair[1] - pair[0] <= even),
+                        "{told}: {ranks:?}"
+                    );
+                }
+                if most > 3 && within.len() > 600 {
+                    let numbers = || within.iter().filter(|point| !point.is_nan);
+                    let low = numbers().min_by(|a, b| a.value.total_cmp(&b.value));
+                    let high = numbers().map(|point| point.value).fold(f64::MIN, f64::max);
+                    assert!(sample.contains(low.expect("low")), "{told}");
+                    assert!(sample.iter().any(|point| point.value == high), "{told}");
+                }
+            }
         }
     }
-    assert_eq!(parts, history);
 }
 
 #[tokio::test]
@@ -305,9 +418,12 @@ proptest! {
     #[test]
     fn history_is_the_set_of_points(
         batches in prop::collection::vec(
-            (prop::collection::vec((0usize..3, 0i64..30, 0i64..4, -2i32..3), 0..60), any::<bool>()),
+            (prop::collection::vec((0usize..3, 0i64..30, 0i64..9, -2i32..3), 0..150), any::<bool>()),
             1..5,
         ),
+        limit in 1usize..200,
+        (from, to) in (0i64..20, 10i64..40),
+        most in 1usize..50,
     ) {
         let runtime = tokio::runtime::Runtime::new().expect("runtime");
         runtime.block_on(async {
@@ -331,7 +447,12 @@ proptest! {
                     let mut expected: Vec<_> =
                         model.iter().filter(|p| p.key == key).cloned().collect();
                     expected.dedup();
-                    prop_assert_eq!(world.history(key).await, expected);
+                    prop_assert_eq!(world.history(key).await, expected.clone());
+                    prop_assert_eq!(world.paged(key, limit).await, expected.clone());
+                    expected.retain(|point| (from..=to).contains(&point.step));
+                    expected.sort_by(StoredMetric::later);
+                    let sample = world.tracking.sample(&world.run, key, from..=to, most).await;
+                    prop_assert_eq!(sample.expect("sample"), sampled(expected, most));
                 }
             }
             Ok(())

@@ -22,7 +22,7 @@ pub use logged_model::{
     LoggedModel, LoggedModelId, LoggedModelInfo, LoggedModelStatus, MeasuredOn, ModelMetric,
     ModelOutput, ModelPoint,
 };
-pub use metric::{Metric, StoredMetric, sampled};
+pub use metric::{Block, Metric, Point, StoredMetric, drawn, sampled};
 pub use page::{Cell, PageToken, fingerprint};
 pub use run::{
     DATASET_CONTEXT_TAG, Dataset, DatasetInput, DatasetSummary, Experiment, ExperimentId,

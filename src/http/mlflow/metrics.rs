@@ -1,6 +1,6 @@
 //! `mlflow/metrics/…` of several runs, and the datasets of experiments: what the web page draws.
 
-use atelier_core::track::{Error as Refusal, ExperimentId, RunId, StoredMetric, limits, sampled};
+use atelier_core::track::{Error as Refusal, ExperimentId, RunId, StoredMetric, limits};
 use axum::Json;
 use serde_json::{Value, json};
 
@@ -117,11 +117,8 @@ pub(super) async fn interval(call: &Call) -> Result<Vec<(RunId, StoredMetric)>, 
     };
     let mut all = Vec::new();
     for run in readable(call, &ids).await? {
-        let history = call.state.tracking.history(&run, key, usize::MAX, None).await?;
-        let mut points = history.points;
-        points.retain(|point| steps.contains(&point.step));
-        points.sort_by(StoredMetric::later);
-        all.extend(sampled(points, most).into_iter().map(|point| (run.clone(), point)));
+        let points = call.state.tracking.sample(&run, key, steps.clone(), most).await?;
+        all.extend(points.into_iter().map(|point| (run.clone(), point)));
     }
     Ok(all)
 }

@@ -15,7 +15,9 @@
 mod deleted;
 mod model_search;
 mod models;
+mod ranked;
 mod read;
+mod run_search;
 mod seal;
 pub(super) mod search;
 mod write;
@@ -41,12 +43,14 @@ pub use models::{
     MIGRATION as MODELS_MIGRATION, ModelChange, NewModel, model, model_artifact,
     model_artifact_time, model_artifacts, model_entries, model_info, model_writable,
 };
+pub use ranked::MIGRATION as RANKED_MIGRATION;
 pub use read::{
     Entry, SealedPointer, artifact, artifact_time, artifacts, datasets, entries, experiment,
-    experiment_by_name, experiments, hot_history, latest, run, run_info, runs_within, sealed,
+    experiment_by_name, experiments, hot_points, latest, run, run_info, runs_within, sealed,
 };
+pub use run_search::{RunQuery, search_runs};
 pub use seal::{HotPage, hot_page, to_purge, to_seal};
-pub use search::{ExperimentQuery, Page, RunQuery, search_experiments, search_runs};
+pub use search::{ExperimentQuery, Page, search_experiments};
 pub use write::writable;
 
 /// The tables. Owner of the experiment `Default` is no one who could log in.
@@ -149,6 +153,10 @@ CREATE TABLE run_inputs (
 /// Fewer points than this are not worth a file of their own (its fixed part is as large as some
 /// thirty rows): they stay rows. The index `runs_to_seal` knows the number too.
 pub const SEAL_AT_LEAST: i64 = 32;
+
+/// So many points of a run at work are sealed without waiting for its end: more rows make pages and curves slow. The index
+/// `runs_with_many` knows the number too.
+pub const SEAL_AT_WORK: i64 = 262_144;
 
 /// A change to what is tracked.
 #[derive(Clone, Debug)]
@@ -264,6 +272,13 @@ pub enum TrackWrite {
     Purge(RunId),
     /// Removes some of the points of runs that are gone.
     PurgeGone,
+    /// Puts the latest points of some runs that have ended into the index by value.
+    Rank {
+        /// Also of runs to which nothing was logged since the last [`TrackWrite::MarkQuiet`].
+        quiet: bool,
+    },
+    /// Notes which runs are at work, for the next [`TrackWrite::Rank`].
+    MarkQuiet,
 }
 
 /// How an experiment changes.
@@ -378,12 +393,14 @@ pub enum TrackReply {
     Experiment(ExperimentId),
     /// The run after the change.
     Run(Box<RunInfo>),
-    /// A run that has ended has points to seal.
+    /// A run has points to seal.
     ToSeal,
     /// Rows up to this generation can be sealed.
     Generation(i64),
     /// How many rows were removed; 0 when none are left.
     Purged(usize),
+    /// How many runs were dealt with; 0 when none are left.
+    Ranked(usize),
     /// The paths that were forgotten; their objects can go.
     Paths(Vec<String>),
 }

@@ -94,14 +94,20 @@ fn ordering(query: &mut Query, index: usize, ordering: &OrderBy<ModelKey>) {
             let key = query.bind(key.clone());
             let on = measured_on(query, std::slice::from_ref(on));
             let on = on.map_or_else(String::new, |on| format!(" AND {on}"));
-            // The latest point of each model.
+            // The latest point of each model: the key's points are kept by time, so the first that will do is it.
+            let point = |table: &str| {
+                let columns = ["timestamp", "step", "run", "dataset", "digest", "value", "is_nan"];
+                columns.map(|column| format!("{table}.{column}")).join(", ")
+            };
             let _ = write!(
                 query.joins,
-                " LEFT JOIN (SELECT t.model, t.value, t.is_nan, row_number() OVER (
-                      PARTITION BY t.model ORDER BY t.timestamp DESC, t.step DESC, t.run, t.dataset,
-                      t.digest, t.is_nan DESC, t.value DESC) AS place
-                  FROM logged_model_metrics t WHERE t.key = {key}{on}) {alias}
-                  ON {alias}.model = m.seq AND {alias}.place = 1"
+                " LEFT JOIN logged_model_metrics {alias} ON {alias}.model = m.seq AND {alias}.key = {key}
+                  AND ({}) = (
+                      SELECT {} FROM logged_model_metrics t WHERE t.model = m.seq AND t.key = {key}{on}
+                      ORDER BY t.timestamp DESC, t.step DESC, t.run, t.dataset, t.digest,
+                          t.is_nan DESC, t.value DESC LIMIT 1)",
+                point(&alias),
+                point("t"),
             );
             let column = format!("{alias}.value");
             let rank = format!(

@@ -204,24 +204,52 @@ pub(super) fn fill(conn: &Connection, row: ModelRow) -> Result<LoggedModel, Erro
     };
     let tags = pairs("logged_model_tags")?.into_iter().map(|(key, value)| Tag { key, value });
     let params = pairs("logged_model_params")?.into_iter().map(|(key, value)| Param { key, value });
+    let metrics = points(conn, row.seq)?;
+    Ok(LoggedModel { tags: tags.collect(), params: params.collect(), metrics, info: row.info })
+}
+
+/// Points of one metric that a model is shown with: the latest.
+pub(super) const POINTS_OF_KEY: usize = 1000;
+/// Points that a model is shown with.
+const POINTS: usize = 10_000;
+
+/// What was measured of a model, by key and time.
+fn points(conn: &Connection, model: i64) -> Result<Vec<ModelMetric>, Error> {
     let some = |text: String| (!text.is_empty()).then_some(text);
-    let metrics = conn
+    let mut next = conn
+        .prepare_cached(
+            "SELECT key FROM logged_model_metrics WHERE model = ?1 AND key > ?2 ORDER BY key LIMIT 1",
+        )
+        .map_err(sql)?;
+    let mut latest = conn
         .prepare_cached(
             "SELECT key, step, timestamp, value, is_nan, run, dataset, digest FROM logged_model_metrics
-             WHERE model = ?1 ORDER BY key, timestamp, step, run, dataset, digest, value, is_nan",
+             WHERE model = ?1 AND key = ?2 ORDER BY timestamp DESC, step DESC, run DESC, dataset DESC,
+                 digest DESC, value DESC, is_nan DESC LIMIT ?3",
         )
-        .and_then(|mut s| {
-            s.query_map([row.seq], |row| {
+        .map_err(sql)?;
+    let (mut all, mut key) = (Vec::new(), String::new());
+    loop {
+        let found = next.query_row(params![model, key], |row| row.get(0)).optional();
+        let Some(found) = found.map_err(sql)? else { return Ok(all) };
+        key = found;
+        let room = POINTS_OF_KEY.min(POINTS - all.len());
+        let mut points: Vec<ModelMetric> = latest
+            .query_map(params![model, key, room], |row| {
                 Ok(ModelMetric {
                     point: read::point(row)?,
                     run: read::run_id(row, 5)?,
                     on: MeasuredOn { name: some(row.get(6)?), digest: some(row.get(7)?) },
                 })
-            })?
-            .collect()
-        })
-        .map_err(sql)?;
-    Ok(LoggedModel { tags: tags.collect(), params: params.collect(), metrics, info: row.info })
+            })
+            .and_then(Iterator::collect)
+            .map_err(sql)?;
+        points.reverse();
+        all.extend(points);
+        if all.len() == POINTS {
+            return Ok(all);
+        }
+    }
 }
 
 /// Size of a file of a model.

@@ -1,13 +1,14 @@
 //! Looking up experiments, runs, points and artifacts.
 
 use std::collections::HashMap;
+use std::ops::RangeInclusive;
 
 use atelier_core::id::{ExperimentName, JobName};
 use atelier_core::time::Timestamp;
 use atelier_core::track::{
     ArtifactPath, DATASET_CONTEXT_TAG, Dataset, DatasetInput, DatasetSummary, Error as Refusal,
-    Experiment, ExperimentId, LifecycleStage, LoggedModelId, ModelOutput, Param, RUN_NAME_TAG, Run,
-    RunId, RunInfo, RunStatus, StoredMetric, Tag,
+    Experiment, ExperimentId, LifecycleStage, LoggedModelId, ModelOutput, Param, Point,
+    RUN_NAME_TAG, Run, RunId, RunInfo, RunStatus, StoredMetric, Tag,
 };
 use rusqlite::types::Type;
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
@@ -38,11 +39,13 @@ pub(super) fn stage(deleted: bool) -> LifecycleStage {
 pub(super) struct RunRow {
     pub(super) seq: i64,
     pub(super) generation: i64,
+    /// Whether it is [ranked](super::ranked), or thought to be quiet.
+    pub(super) ranked: bool,
     pub(super) info: RunInfo,
 }
 
 pub(super) const RUN_COLUMNS: &str = "r.seq, r.generation, r.id, r.experiment, r.name, r.owner, r.job, r.status, r.started, \
-     r.ended, r.deleted";
+     r.ended, r.deleted, r.ranked <> 0";
 
 pub(super) fn run_row(row: &Row<'_>) -> rusqlite::Result<RunRow> {
     let job = row.get_ref(6)?.as_str_or_null()?.map(JobName::new).transpose();
@@ -50,6 +53,7 @@ pub(super) fn run_row(row: &Row<'_>) -> rusqlite::Result<RunRow> {
     Ok(RunRow {
         seq: row.get(0)?,
         generation: row.get(1)?,
+        ranked: row.get(11)?,
         info: RunInfo {
             id: run_id(row, 2)?,
             experiment: ExperimentId(row.get(3)?),
@@ -245,14 +249,33 @@ pub fn experiment_by_name(conn: &Connection, name: &str) -> Result<Option<Experi
     one_experiment(conn, "e.name", &name)
 }
 
-/// A metric's hot points, in the order of its history.
-pub fn hot_history(conn: &Connection, run: &RunId, key: &str) -> Result<Vec<StoredMetric>, Error> {
+/// A metric's hot points within some steps, in the order of storage.
+///
+/// # Errors
+/// [`Refusal::NoRun`] if there is no such run.
+pub fn hot_points(
+    conn: &Connection,
+    run: &RunId,
+    key: &str,
+    steps: &RangeInclusive<i64>,
+) -> Result<Vec<Point>, Error> {
     let row = row(conn, run)?;
     conn.prepare_cached(
-        "SELECT key, step, timestamp, value, is_nan FROM metrics WHERE run = ?1 AND key = ?2
-         ORDER BY timestamp, step, value, is_nan",
+        "SELECT step, timestamp, value, is_nan FROM metrics
+         WHERE run = ?1 AND key = ?2 AND step BETWEEN ?3 AND ?4
+         ORDER BY step, timestamp, value, is_nan",
     )
-    .and_then(|mut s| s.query_map(params![row.seq, key], point)?.collect())
+    .and_then(|mut s| {
+        s.query_map(params![row.seq, key, steps.start(), steps.end()], |row| {
+            Ok(Point {
+                step: row.get(0)?,
+                timestamp: row.get(1)?,
+                value: row.get(2)?,
+                is_nan: row.get(3)?,
+            })
+        })?
+        .collect()
+    })
     .map_err(sql)
 }
 

@@ -18,14 +18,23 @@ fn runs(conn: &Connection, query: &str, limit: usize) -> Result<Vec<RunId>, Erro
         .map_err(sql)
 }
 
-/// Runs that have ended with enough points to seal, oldest first.
+/// Runs with enough points to seal, oldest first: those that have ended, then those at work with very many. Of a run at
+/// work the file grows by an eighth at least each time, so that a long run's points are not written over and over.
 pub fn to_seal(conn: &Connection, limit: usize) -> Result<Vec<RunId>, Error> {
-    runs(
+    let mut found = runs(
         conn,
         "SELECT id FROM runs INDEXED BY runs_to_seal
          WHERE hot >= 32 AND status IN ('FINISHED', 'FAILED', 'KILLED') ORDER BY seq LIMIT ?1",
         limit,
-    )
+    )?;
+    found.extend(runs(
+        conn,
+        "SELECT r.id FROM runs r INDEXED BY runs_with_many LEFT JOIN sealed_metrics s ON s.run = r.seq
+         WHERE r.hot >= 262144 AND r.status NOT IN ('FINISHED', 'FAILED', 'KILLED')
+             AND r.hot >= coalesce(s.points, 0) / 8 ORDER BY r.seq LIMIT ?1",
+        limit - found.len(),
+    )?);
+    Ok(found)
 }
 
 /// Runs whose sealed rows are not all removed yet.

@@ -1,16 +1,9 @@
-//! Searching runs and experiments: `EXISTS` for each comparison, pages by key, values only ever
-//! bound.
+//! Searching: `EXISTS` for each comparison, pages by key, values only ever bound. And searches of experiments.
 
 use std::fmt::Write as _;
 
-use atelier_core::track::search::{
-    DatasetField, ExperimentClause, ExperimentKey, NumberAttribute, OrderBy, RunClause, RunKey,
-    TextAttribute, TextTest,
-};
-use atelier_core::track::{
-    Cell, DATASET_CONTEXT_TAG, Error as Refusal, Experiment, ExperimentId, PageToken, RUN_NAME_TAG,
-    Run, ViewType,
-};
+use atelier_core::track::search::{ExperimentClause, ExperimentKey, OrderBy, TextTest};
+use atelier_core::track::{Cell, Error as Refusal, Experiment, ExperimentId, PageToken, ViewType};
 use rusqlite::types::{Value, ValueRef};
 use rusqlite::{Connection, Row, params_from_iter};
 
@@ -19,25 +12,6 @@ use super::read;
 
 pub(super) fn sql(source: rusqlite::Error) -> Error {
     Error::sqlite("search the tracking tables", source)
-}
-
-/// A search of runs.
-#[derive(Clone, Debug)]
-pub struct RunQuery {
-    /// In these experiments; none means no runs.
-    pub experiments: Vec<ExperimentId>,
-    /// All of these hold.
-    pub filter: Vec<RunClause>,
-    /// In this order; then the latest started first, then by id.
-    pub order: Vec<OrderBy<RunKey>>,
-    /// Active, deleted or both.
-    pub view: ViewType,
-    /// At most so many.
-    pub limit: usize,
-    /// What follows this.
-    pub after: Option<PageToken>,
-    /// [`atelier_core::track::fingerprint`] of the search.
-    pub fingerprint: u64,
 }
 
 /// A search of experiments.
@@ -70,8 +44,6 @@ pub struct Page<T> {
 
 /// Runs on a page are at most so large together: a page ends early rather than fill the memory.
 pub(super) const PAGE_BYTES: usize = 16 * 1024 * 1024;
-/// Runs read at once.
-const CHUNK: usize = 200;
 
 /// A statement being written, and its values.
 #[derive(Default)]
@@ -137,14 +109,17 @@ impl Query {
     /// Adds the condition that a row comes after `token` in the order of the columns.
     pub(in crate::store) fn after(&mut self, token: &PageToken) -> Result<(), Error> {
         if token.after.len() != self.columns.len() {
-            return Err(Refusal::Invalid(
-                "Invalid page token: it is not one that this search gave out.".to_owned(),
-            )
-            .into());
+            return Err(not_given_out());
         }
+        self.after_columns(0, token);
+        Ok(())
+    }
+
+    /// The same without the first columns, which are equal.
+    pub(super) fn after_columns(&mut self, equal: usize, token: &PageToken) {
         let mut condition = String::new();
         let columns = self.columns.clone();
-        for ((expression, ascending), cell) in columns.iter().zip(&token.after).rev() {
+        for ((expression, ascending), cell) in columns.iter().zip(&token.after).skip(equal).rev() {
             let mark = self.bind(match cell.clone() {
                 Cell::Null => Value::Null,
                 Cell::Int(n) => Value::Integer(n),
@@ -161,18 +136,10 @@ impl Query {
             };
         }
         self.conditions.push(condition);
-        Ok(())
     }
 
     pub(in crate::store) fn finish(&mut self, select: &str, from: &str, limit: usize) -> String {
-        let mut text = format!("SELECT {select}");
-        for (expression, _) in &self.columns {
-            let _ = write!(text, ", {expression}");
-        }
-        let _ = write!(text, " FROM {from}{}", self.joins);
-        if !self.conditions.is_empty() {
-            let _ = write!(text, " WHERE {}", self.conditions.join(" AND "));
-        }
+        let mut text = self.select(select, from);
         let order: Vec<String> = self
             .columns
             .iter()
@@ -182,6 +149,24 @@ impl Query {
         let _ = write!(text, " ORDER BY {} LIMIT {limit}", order.join(", "));
         text
     }
+
+    /// The statement without order and limit.
+    pub(super) fn select(&self, select: &str, from: &str) -> String {
+        let mut text = format!("SELECT {select}");
+        for (expression, _) in &self.columns {
+            let _ = write!(text, ", {expression}");
+        }
+        let _ = write!(text, " FROM {from}{}", self.joins);
+        if !self.conditions.is_empty() {
+            let _ = write!(text, " WHERE {}", self.conditions.join(" AND "));
+        }
+        text
+    }
+}
+
+pub(super) fn not_given_out() -> Error {
+    let why = "Invalid page token: it is not one that this search gave out.";
+    Refusal::Invalid(why.to_owned()).into()
 }
 
 /// Many `%` in a row are one.
@@ -213,106 +198,12 @@ fn glob(pattern: &str) -> String {
     out
 }
 
-fn view(view: ViewType, table: &str) -> Option<String> {
+pub(super) fn view(view: ViewType, table: &str) -> Option<String> {
     match view {
         ViewType::ActiveOnly => Some(format!("{table}.deleted = 0")),
         ViewType::DeletedOnly => Some(format!("{table}.deleted = 1")),
         ViewType::All => None,
     }
-}
-
-const fn text_column(attribute: TextAttribute) -> &'static str {
-    match attribute {
-        TextAttribute::RunId => "r.id",
-        TextAttribute::RunName => "r.name",
-        TextAttribute::Status => "r.status",
-        TextAttribute::UserId => "r.owner",
-        TextAttribute::ArtifactUri => {
-            "('mlflow-artifacts:/' || r.experiment || '/' || r.id || '/artifacts')"
-        }
-    }
-}
-
-const fn number_column(attribute: NumberAttribute) -> &'static str {
-    match attribute {
-        NumberAttribute::StartTime => "r.started",
-        NumberAttribute::EndTime => "r.ended",
-    }
-}
-
-fn run_clause(query: &mut Query, clause: &RunClause) -> Result<String, Error> {
-    const OWNER: &str = "t.run = r.seq";
-    Ok(match clause {
-        RunClause::Metric { key, test, value } => {
-            let key = query.bind(key.clone());
-            let value = query.bind(*value);
-            let operator = test.as_str();
-            // NaN is stored as a flagged 0. It equals nothing and differs from everything.
-            let nan = if operator == "!=" { "OR t.is_nan = 1" } else { "AND t.is_nan = 0" };
-            format!(
-                "EXISTS (SELECT 1 FROM latest_metrics t WHERE {OWNER} AND t.key = {key}
-                         AND (t.value {operator} {value} {nan}))"
-            )
-        }
-        RunClause::Param { key, test } => query.keyed("params", OWNER, key, test)?,
-        RunClause::Tag { key, test } if key == RUN_NAME_TAG => query.text("r.name", test)?,
-        RunClause::Tag { key, test } => query.keyed("run_tags", OWNER, key, test)?,
-        RunClause::Text { attribute, test } => query.text(text_column(*attribute), test)?,
-        RunClause::Number { attribute, test, value } => {
-            format!("{} {} {}", number_column(*attribute), test.as_str(), query.bind(*value))
-        }
-        RunClause::Dataset { field, test } => {
-            let condition = match field {
-                DatasetField::Name => query.text("t.name", test)?,
-                DatasetField::Digest => query.text("t.digest", test)?,
-                DatasetField::Context => {
-                    let key = query.bind(DATASET_CONTEXT_TAG.to_owned());
-                    let value = query.text("c.value ->> 1", test)?;
-                    format!(
-                        "EXISTS (SELECT 1 FROM json_each(t.tags) c
-                                 WHERE c.value ->> 0 = {key} AND {value})"
-                    )
-                }
-            };
-            format!("EXISTS (SELECT 1 FROM run_inputs t WHERE {OWNER} AND {condition})")
-        }
-    })
-}
-
-fn run_ordering(query: &mut Query, index: usize, ordering: &OrderBy<RunKey>) {
-    let alias = format!("o{index}");
-    let mut join = |table: &str, key: &str| {
-        let key = query.bind(key.to_owned());
-        let _ = write!(
-            query.joins,
-            " LEFT JOIN {table} {alias} ON {alias}.run = r.seq AND {alias}.key = {key}"
-        );
-        format!("{alias}.value")
-    };
-    let mut rank = None;
-    let column = match &ordering.key {
-        RunKey::Metric(key) => {
-            let column = join("latest_metrics", key);
-            rank = Some(format!(
-                "CASE WHEN {alias}.is_nan = 1 THEN 1 WHEN {column} IS NULL THEN 2 ELSE 0 END"
-            ));
-            column
-        }
-        RunKey::Param(key) => join("params", key),
-        RunKey::Tag(key) if key == RUN_NAME_TAG => "r.name".to_owned(),
-        RunKey::Tag(key) => join("run_tags", key),
-        RunKey::Text(attribute) => text_column(*attribute).to_owned(),
-        RunKey::Number(NumberAttribute::StartTime) => {
-            // Every run has one.
-            query.columns.push(("r.started".to_owned(), ordering.ascending));
-            return;
-        }
-        RunKey::Number(attribute) => number_column(*attribute).to_owned(),
-    };
-    // What has no value comes last in either direction.
-    let rank = rank.unwrap_or_else(|| format!("({column} IS NULL)"));
-    query.columns.push((rank, true));
-    query.columns.push((column, ordering.ascending));
 }
 
 pub(in crate::store) fn cells(
@@ -330,96 +221,6 @@ pub(in crate::store) fn cells(
             })
         })
         .collect()
-}
-
-/// About how much memory and wire a run takes.
-fn weight(run: &Run) -> usize {
-    let params = run.params.iter().map(|p| p.key.len() + p.value.len() + 40);
-    let tags = run.tags.iter().map(|t| t.key.len() + t.value.len() + 40);
-    let metrics = run.metrics.iter().map(|m| m.key.len() + 100);
-    let inputs = run.inputs.iter().map(|i| {
-        let dataset = &i.dataset;
-        let text = |text: &Option<String>| text.as_ref().map_or(0, String::len);
-        dataset.source.len() + text(&dataset.schema) + text(&dataset.profile) + 1000
-    });
-    500 + params.chain(tags).chain(metrics).chain(inputs).sum::<usize>()
-}
-
-/// Runs that pass a filter, in order, a page at a time.
-///
-/// # Errors
-/// [`Refusal::Invalid`] for a page token of another search.
-pub fn search_runs(conn: &Connection, search: &RunQuery) -> Result<Page<Run>, Error> {
-    let mut query = Query::default();
-    match search.experiments.as_slice() {
-        [] => return Ok(Page { items: Vec::new(), next: None }),
-        [one] => {
-            let mark = query.bind(one.0);
-            query.conditions.push(format!("r.experiment = {mark}"));
-        }
-        many => {
-            let ids: Vec<i64> = many.iter().map(|id| id.0).collect();
-            let list = query.bind_list(&ids)?;
-            query.conditions.push(format!("r.experiment IN {list}"));
-        }
-    }
-    query.conditions.extend(view(search.view, "r"));
-    for clause in &search.filter {
-        let condition = run_clause(&mut query, clause)?;
-        query.conditions.push(condition);
-    }
-    for (index, ordering) in search.order.iter().enumerate() {
-        run_ordering(&mut query, index, ordering);
-    }
-    let by_start = RunKey::Number(NumberAttribute::StartTime);
-    if !search.order.iter().any(|ordering| ordering.key == by_start) {
-        query.columns.push(("r.started".to_owned(), false));
-    }
-    query.columns.push(("r.id".to_owned(), true));
-    if let Some(token) = &search.after {
-        query.after(token)?;
-    }
-    let columns = query.columns.len();
-    let text = query.finish(read::RUN_COLUMNS, "runs r", search.limit.saturating_add(1));
-    let fixed = read::RUN_COLUMNS.split(',').count();
-
-    let mut statement = conn.prepare(&text).map_err(sql)?;
-    let mut found = statement.query(params_from_iter(&query.values)).map_err(sql)?;
-    let mut page = Page { items: Vec::new(), next: None };
-    let mut bytes = 0;
-    let mut last: Option<Vec<Cell>> = None;
-    loop {
-        let mut rows = Vec::new();
-        let mut places = Vec::new();
-        let mut more = false;
-        while rows.len() < CHUNK {
-            let Some(row) = found.next().map_err(sql)? else { break };
-            if page.items.len() + rows.len() == search.limit {
-                more = true;
-                break;
-            }
-            rows.push(read::run_row(row).map_err(sql)?);
-            places.push(cells(row, fixed, columns).map_err(sql)?);
-        }
-        let full = rows.len() == CHUNK;
-        for (run, place) in read::fill(conn, rows)?.into_iter().zip(places) {
-            let size = weight(&run);
-            if bytes + size > PAGE_BYTES && !page.items.is_empty() {
-                page.next = last.map(|after| PageToken { search: search.fingerprint, after });
-                return Ok(page);
-            }
-            bytes += size;
-            last = Some(place);
-            page.items.push(run);
-        }
-        if more {
-            page.next = last.map(|after| PageToken { search: search.fingerprint, after });
-            return Ok(page);
-        }
-        if !full {
-            return Ok(page);
-        }
-    }
 }
 
 fn experiment_column(key: ExperimentKey) -> &'static str {

@@ -1,3 +1,6 @@
+mod deleted;
+mod ranked;
+
 use atelier_core::access::{AttemptScope, Caller, Role};
 use atelier_core::id::{AttemptNumber, Epoch, ExperimentName, JobName, Principal};
 use atelier_core::time::Timestamp;
@@ -9,10 +12,13 @@ use atelier_core::track::{
 use proptest::prelude::*;
 use rusqlite::Connection;
 
+use self::ranked::{end, rank};
 use super::super::Error;
+use super::run_search::{self, Plan};
 use super::{
     DELETED_MIGRATION, Entry, ExperimentChange, ExperimentQuery, JobRun, MIGRATION,
-    MODELS_MIGRATION, NewRun, RunChange, RunQuery, SEAL_AT_LEAST, TrackReply, TrackWrite,
+    MODELS_MIGRATION, NewRun, RANKED_MIGRATION, RunChange, RunQuery, SEAL_AT_LEAST, TrackReply,
+    TrackWrite,
 };
 
 fn database() -> Connection {
@@ -21,6 +27,7 @@ fn database() -> Connection {
     conn.execute_batch(MODELS_MIGRATION).expect("migration");
     conn.execute_batch(DELETED_MIGRATION).expect("migration");
     conn.execute_batch("CREATE TABLE jobs (name TEXT, live INTEGER)").expect("jobs");
+    conn.execute_batch(RANKED_MIGRATION).expect("migration");
     conn
 }
 
@@ -65,6 +72,7 @@ fn attempt(job: &str) -> Caller {
 }
 
 const NOW: Timestamp = Timestamp::from_millis(1_700_000_000_000);
+const ALL: std::ops::RangeInclusive<i64> = i64::MIN..=i64::MAX;
 
 fn id(text: &str) -> RunId {
     RunId::new(text).expect("run id")
@@ -145,7 +153,7 @@ fn the_same_batch_twice_adds_nothing() {
         log(&conn, "r", &points, &[("lr", "0.1")], &[("t", "v")]).expect("log");
     }
     let run = super::run(&conn, &id("r")).expect("run");
-    assert_eq!(super::hot_history(&conn, &id("r"), "loss").expect("history").len(), 10);
+    assert_eq!(super::hot_points(&conn, &id("r"), "loss", &ALL).expect("history").len(), 10);
     assert_eq!(run.params.len(), 1);
     let latest: Vec<_> = run.metrics.iter().map(|m| (m.key.as_str(), m.value)).collect();
     assert_eq!(latest, [("inf", f64::MAX), ("loss", 9.0)]);
@@ -591,83 +599,9 @@ fn sealing_keeps_what_comes_in_between() {
     assert_eq!(purge(), TrackReply::Purged(40));
     assert_eq!(purge(), TrackReply::Purged(0));
     assert!(super::to_purge(&conn, 10).expect("to purge").is_empty());
-    let left = super::hot_history(&conn, &id("r"), "m").expect("history");
+    let left = super::hot_points(&conn, &id("r"), "m", &ALL).expect("history");
     assert_eq!(left.iter().map(|p| p.step).collect::<Vec<_>>(), [99]);
     assert_eq!(super::sealed(&conn, &id("r")).expect("sealed").expect("pointer").points, 40);
-}
-
-/// Rows of all tables that have a run's number.
-fn rows_of_runs(conn: &Connection) -> Vec<(String, i64)> {
-    let tables = "SELECT m.name FROM sqlite_master m JOIN pragma_table_info(m.name) c
-                  WHERE m.type = 'table' AND c.name = 'run' AND c.type = 'INTEGER'";
-    let mut tables = conn.prepare(tables).expect("tables");
-    let tables: Vec<String> =
-        tables.query_map([], |row| row.get(0)).expect("names").map(|name| name.unwrap()).collect();
-    assert!(tables.len() >= 8, "{tables:?}");
-    let count = |table: String| {
-        let count = format!("SELECT count(*) FROM {table}");
-        let count = conn.query_row(&count, [], |row| row.get(0)).expect("count");
-        (table, count)
-    };
-    tables.into_iter().map(count).filter(|(_, count)| *count > 0).collect()
-}
-
-#[test]
-fn a_deleted_run_goes_with_all_that_was_logged_to_it_and_its_number_is_free_when_its_points_have_gone()
- {
-    let conn = database();
-    create(&conn, ada(), "r", 1);
-    let points: Vec<_> = (0..9).map(|step| point("m", step, 1.0)).collect();
-    log(&conn, "r", &points, &[("p", "1")], &[("a", "b")]).expect("log");
-    assert!(super::deleted_run(&conn, &id("r")).expect("read").is_none());
-    change(&conn, ada(), "r", RunChange::Delete(NOW)).expect("delete");
-    // Again, later: it counts from the first time.
-    change(&conn, ada(), "r", RunChange::Delete(NOW.plus_millis(5))).expect("delete");
-    let due = |at| super::deleted_by(&conn, at, None, 10).expect("due");
-    assert_eq!(due(NOW.plus_millis(-1)), []);
-    let found = due(NOW);
-    assert_eq!((found[0].id.as_str(), found[0].at, &found[0].live_job), ("r", NOW, &None));
-    assert_eq!(super::deleted_by(&conn, NOW, Some(found[0].place()), 10).expect("next"), []);
-
-    super::forget_deleted(&conn, &found[0]).expect("forget");
-    refused(change(&conn, ada(), "r", RunChange::Restore), Code::ResourceDoesNotExist, "r");
-    assert_eq!(rows_of_runs(&conn), [("metrics".to_owned(), 9)]);
-    // The next run does not get what is still to go.
-    create(&conn, ada(), "r", 1);
-    assert!(super::latest(&conn, &id("r")).expect("latest").is_empty());
-    assert!(super::hot_history(&conn, &id("r"), "m").expect("points").is_empty());
-    log(&conn, "r", &[point("m", 1, 2.0)], &[], &[]).expect("log");
-    assert_eq!(apply(&conn, &TrackWrite::PurgeGone).expect("purge"), TrackReply::Purged(9));
-    assert_eq!(apply(&conn, &TrackWrite::PurgeGone).expect("purge"), TrackReply::Purged(0));
-    assert_eq!(super::hot_history(&conn, &id("r"), "m").expect("points").len(), 1);
-}
-
-#[test]
-fn a_deleted_experiment_goes_with_its_last_run_and_frees_its_name() {
-    let conn = database();
-    let made = || {
-        let name = ExperimentName::new("digits").expect("name");
-        apply(&conn, &TrackWrite::CreateExperiment { by: ada(), name, tags: vec![], at: NOW })
-    };
-    let TrackReply::Experiment(experiment) = made().expect("made") else { panic!() };
-    let name = "in it".to_owned();
-    let run = NewRun { id: id("r"), experiment, name, started: NOW, tags: Vec::new() };
-    apply(&conn, &TrackWrite::CreateRun { by: ada(), run }).expect("run");
-    let alter = |change| {
-        let alter = TrackWrite::ChangeExperiment { by: ada(), id: experiment, change, at: NOW };
-        apply(&conn, &alter).expect("change");
-    };
-    alter(ExperimentChange::Delete);
-    alter(ExperimentChange::Restore);
-    assert_eq!(super::deleted_by(&conn, NOW, None, 10).expect("none"), []);
-    alter(ExperimentChange::Delete);
-    assert_eq!(super::forget_experiments(&conn, NOW).expect("not yet"), 0);
-    let run = super::deleted_run(&conn, &id("r")).expect("read").expect("with its experiment");
-    super::forget_deleted(&conn, &run).expect("forget");
-    assert_eq!(super::forget_experiments(&conn, NOW.plus_millis(-1)).expect("too early"), 0);
-    refused(made(), Code::ResourceAlreadyExists, "digits");
-    assert_eq!(super::forget_experiments(&conn, NOW).expect("gone"), 1);
-    made().expect("again");
 }
 
 #[test]
@@ -692,6 +626,61 @@ fn the_indexes_are_used() {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
+
+    /// However runs are come by, the pages are the same.
+    #[test]
+    fn all_plans_find_the_same(
+        runs in prop::collection::vec(
+            (0i64..3, prop::option::of(-2i64..4), prop::option::of(0i64..2), 0u8..4), 1..14),
+        filter in prop::sample::subsequence(
+            vec!["metrics.m > -1", "metrics.m != 1", "metrics.n <= 0", "metrics.m <= 3"], 0..3),
+        up in any::<bool>(),
+        second in prop::sample::select(vec!["start_time", "metrics.n DESC", "metrics.n"]),
+        limit in 1usize..6,
+        several in any::<bool>(),
+    ) {
+        let conn = database();
+        for (i, (started, m, n, state)) in runs.iter().enumerate() {
+            let name = format!("r{i}");
+            create(&conn, ada(), &name, *started);
+            let value = |m: i64| if m == 3 { f64::NAN } else { m as f64 };
+            let metrics = [("m", m), ("n", n)].into_iter();
+            let metrics = metrics.filter_map(|(key, m)| Some(point(key, 0, value((*m)?))));
+            log(&conn, &name, &metrics.collect::<Vec<_>>(), &[], &[]).expect("log");
+            if *state > 0 { end(&conn, &name); }
+        }
+        rank(&conn, false);
+        for (i, (.., state)) in runs.iter().enumerate() {
+            let name = format!("r{i}");
+            match state {
+                2 => drop(log(&conn, &name, &[point("m", 1, 2.0), point("n", 1, 1.0)], &[], &[])),
+                3 if i % 2 == 0 => drop(change(&conn, ada(), &name, RunChange::Delete)),
+                _ => {}
+            }
+        }
+        let first = if up { "metrics.m" } else { "metrics.m DESC" };
+        let mut search = query(&filter.join(" and "), &[first, second]);
+        if several { search.experiments.push(ExperimentId(7)); }
+        let pages = |plan: Plan, limit: usize| {
+            let (mut joined, mut after) = (Vec::new(), None::<PageToken>);
+            loop {
+                let token = after.map(|t| PageToken::parse(&t.to_string(), 1).expect("token"));
+                let page = RunQuery { limit, after: token, ..search.clone() };
+                let page = run_search::search_by(&conn, &page, plan).expect("page");
+                joined.extend(page.items);
+                after = page.next;
+                if after.is_none() { return joined; }
+            }
+        };
+        let whole = pages(Plan::Each, 100);
+        prop_assert_eq!(&pages(Plan::Each, limit), &whole);
+        prop_assert_eq!(&pages(Plan::Order, limit), &whole);
+        for (index, clause) in filter.iter().enumerate() {
+            if !clause.contains("!=") {
+                prop_assert_eq!(&pages(Plan::Filter(index), limit), &whole);
+            }
+        }
+    }
 
     /// Pages joined are the whole, in the same order, whatever the order is by.
     #[test]

@@ -16,8 +16,11 @@ use serde_json::{Value, json};
 
 use super::super::{Error, audit};
 use super::read::{self, RunRow};
-use super::{ExperimentChange, JobRun, NewRun, RunChange, SEAL_AT_LEAST, TrackReply, TrackWrite};
-use super::{deleted, models};
+use super::{
+    ExperimentChange, JobRun, NewRun, RunChange, SEAL_AT_LEAST, SEAL_AT_WORK, TrackReply,
+    TrackWrite,
+};
+use super::{deleted, models, ranked};
 
 /// The tag in which clients of MLflow 2 keep which models a run has logged.
 const MODEL_HISTORY_TAG: &str = "mlflow.log-model.history";
@@ -208,6 +211,8 @@ impl TrackWrite {
             }
             Self::Purge(run) => purge(conn, run),
             Self::PurgeGone => deleted::purge(conn),
+            Self::Rank { quiet } => ranked::rank(conn, *quiet),
+            Self::MarkQuiet => ranked::mark(conn),
         }
     }
 }
@@ -709,11 +714,15 @@ fn log_metrics(conn: &Connection, row: &RunRow, points: &[Metric]) -> Result<Tra
     if added == 0 {
         return Ok(TrackReply::Done);
     }
+    if row.ranked {
+        execute(conn, "UPDATE runs SET ranked = 0 WHERE seq = ?1", &[&row.seq])?;
+    }
     let hot: i64 = conn
         .prepare_cached("UPDATE runs SET hot = hot + ?2 WHERE seq = ?1 RETURNING hot")
         .and_then(|mut s| s.query_row(params![row.seq, added], |row| row.get(0)))
         .map_err(sql)?;
-    let seal = hot >= SEAL_AT_LEAST && row.info.status.is_terminal();
+    let enough = if row.info.status.is_terminal() { SEAL_AT_LEAST } else { SEAL_AT_WORK };
+    let seal = hot >= enough;
     Ok(if seal { TrackReply::ToSeal } else { TrackReply::Done })
 }
 

@@ -3,8 +3,8 @@ use std::cmp::Ordering;
 use proptest::prelude::*;
 
 use crate::track::{
-    Cell, ExperimentId, LoggedModelId, LoggedModelStatus, Metric, PageToken, RunStatus,
-    StoredMetric, ViewType, fingerprint, sampled,
+    Block, Cell, ExperimentId, LoggedModelId, LoggedModelStatus, Metric, PageToken, Point,
+    RunStatus, StoredMetric, ViewType, drawn, fingerprint, sampled,
 };
 
 fn stored(value: f64, timestamp: i64, step: i64) -> StoredMetric {
@@ -106,6 +106,49 @@ fn samples_are_even_and_end_with_the_last() {
     for (n, most) in [(2501, 2500), (100_000, 2500), (7, 5)] {
         let some = steps(n, most);
         assert!(some.len() == most && some.is_sorted() && some.last() == Some(&(n - 1)), "{n}");
+    }
+}
+
+proptest! {
+    /// A curve drawn from blocks has the ends, the extremes, and points of its own in order.
+    #[test]
+    fn what_is_drawn_is_of_the_points(
+        values in prop::collection::vec(-9i64..9, 1..200),
+        sizes in prop::collection::vec(1usize..9, 1..200),
+        most in 1usize..40,
+    ) {
+        let point = |(step, value): (usize, &i64)| {
+            Point::new(step as i64, 0, if *value == 8 { f64::NAN } else { *value as f64 })
+        };
+        let points: Vec<Point> = values.iter().enumerate().map(point).collect();
+        let singles: Vec<Block> = points.iter().copied().map(Block::from).collect();
+        let (mut blocks, mut rest) = (Vec::new(), singles.as_slice());
+        for size in sizes.iter().cycle() {
+            let (mine, others) = rest.split_at((*size).min(rest.len()));
+            let Some((first, more)) = mine.split_first() else { break };
+            let mut block = *first;
+            more.iter().for_each(|next| block.extend(next));
+            blocks.push(block);
+            rest = others;
+        }
+        prop_assert_eq!(blocks.iter().map(|block| block.points).sum::<u64>(), points.len() as u64);
+        for blocks in [&blocks, &singles] {
+            let chosen = drawn(blocks, most);
+            prop_assert!(chosen.len() <= most);
+            prop_assert!(chosen.is_sorted_by(|a, b| a.later(b).is_lt()));
+            prop_assert!(chosen.iter().all(|point| points.contains(point)));
+            prop_assert_eq!(chosen.last(), points.last());
+            prop_assert!(most == 1 || chosen.first() == points.first());
+            let numbers = || points.iter().filter(|point| !point.is_nan);
+            if most >= 4 && let Some(low) = numbers().min_by(|a, b| a.value.total_cmp(&b.value)) {
+                let high = numbers().map(|point| point.value).fold(f64::MIN, f64::max);
+                prop_assert!(chosen.contains(low));
+                prop_assert!(chosen.iter().any(|point| point.value == high));
+            }
+        }
+        if most < 4 {
+            prop_assert_eq!(drawn(&singles, most), sampled(points, most));
+        }
     }
 }
 

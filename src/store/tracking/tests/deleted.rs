@@ -1,0 +1,78 @@
+//! Runs and experiments that were deleted.
+
+use super::super as tracking;
+use super::*;
+
+/// Rows of all tables that have a run's number.
+fn rows_of_runs(conn: &Connection) -> Vec<(String, i64)> {
+    let tables = "SELECT m.name FROM sqlite_master m JOIN pragma_table_info(m.name) c
+                  WHERE m.type = 'table' AND c.name = 'run' AND c.type = 'INTEGER'";
+    let mut tables = conn.prepare(tables).expect("tables");
+    let tables: Vec<String> =
+        tables.query_map([], |row| row.get(0)).expect("names").map(|name| name.unwrap()).collect();
+    assert!(tables.len() >= 8, "{tables:?}");
+    let count = |table: String| {
+        let count = format!("SELECT count(*) FROM {table}");
+        let count = conn.query_row(&count, [], |row| row.get(0)).expect("count");
+        (table, count)
+    };
+    tables.into_iter().map(count).filter(|(_, count)| *count > 0).collect()
+}
+
+#[test]
+fn a_deleted_run_goes_with_all_that_was_logged_to_it_and_its_number_is_free_when_its_points_have_gone()
+ {
+    let conn = database();
+    create(&conn, ada(), "r", 1);
+    let points: Vec<_> = (0..9).map(|step| point("m", step, 1.0)).collect();
+    log(&conn, "r", &points, &[("p", "1")], &[("a", "b")]).expect("log");
+    assert!(tracking::deleted_run(&conn, &id("r")).expect("read").is_none());
+    change(&conn, ada(), "r", RunChange::Delete(NOW)).expect("delete");
+    // Again, later: it counts from the first time.
+    change(&conn, ada(), "r", RunChange::Delete(NOW.plus_millis(5))).expect("delete");
+    let due = |at| tracking::deleted_by(&conn, at, None, 10).expect("due");
+    assert_eq!(due(NOW.plus_millis(-1)), []);
+    let found = due(NOW);
+    assert_eq!((found[0].id.as_str(), found[0].at, &found[0].live_job), ("r", NOW, &None));
+    assert_eq!(tracking::deleted_by(&conn, NOW, Some(found[0].place()), 10).expect("next"), []);
+
+    tracking::forget_deleted(&conn, &found[0]).expect("forget");
+    refused(change(&conn, ada(), "r", RunChange::Restore), Code::ResourceDoesNotExist, "r");
+    assert_eq!(rows_of_runs(&conn), [("metrics".to_owned(), 9)]);
+    // The next run does not get what is still to go.
+    create(&conn, ada(), "r", 1);
+    assert!(tracking::latest(&conn, &id("r")).expect("latest").is_empty());
+    assert!(tracking::hot_history(&conn, &id("r"), "m").expect("points").is_empty());
+    log(&conn, "r", &[point("m", 1, 2.0)], &[], &[]).expect("log");
+    assert_eq!(apply(&conn, &TrackWrite::PurgeGone).expect("purge"), TrackReply::Purged(9));
+    assert_eq!(apply(&conn, &TrackWrite::PurgeGone).expect("purge"), TrackReply::Purged(0));
+    assert_eq!(tracking::hot_history(&conn, &id("r"), "m").expect("points").len(), 1);
+}
+
+#[test]
+fn a_deleted_experiment_goes_with_its_last_run_and_frees_its_name() {
+    let conn = database();
+    let made = || {
+        let name = ExperimentName::new("digits").expect("name");
+        apply(&conn, &TrackWrite::CreateExperiment { by: ada(), name, tags: vec![], at: NOW })
+    };
+    let TrackReply::Experiment(experiment) = made().expect("made") else { panic!() };
+    let name = "in it".to_owned();
+    let run = NewRun { id: id("r"), experiment, name, started: NOW, tags: Vec::new() };
+    apply(&conn, &TrackWrite::CreateRun { by: ada(), run }).expect("run");
+    let alter = |change| {
+        let alter = TrackWrite::ChangeExperiment { by: ada(), id: experiment, change, at: NOW };
+        apply(&conn, &alter).expect("change");
+    };
+    alter(ExperimentChange::Delete);
+    alter(ExperimentChange::Restore);
+    assert_eq!(tracking::deleted_by(&conn, NOW, None, 10).expect("none"), []);
+    alter(ExperimentChange::Delete);
+    assert_eq!(tracking::forget_experiments(&conn, NOW).expect("not yet"), 0);
+    let run = tracking::deleted_run(&conn, &id("r")).expect("read").expect("with its experiment");
+    tracking::forget_deleted(&conn, &run).expect("forget");
+    assert_eq!(tracking::forget_experiments(&conn, NOW.plus_millis(-1)).expect("too early"), 0);
+    refused(made(), Code::ResourceAlreadyExists, "digits");
+    assert_eq!(tracking::forget_experiments(&conn, NOW).expect("gone"), 1);
+    made().expect("again");
+}
