@@ -63,7 +63,7 @@ async fn what_an_attempt_logs_is_bounded_and_taken_up_by_the_next_agent_at_the_s
         let (services, connected) = (services.clone(), connected.clone());
         spool::listen(root.path(), limit, has_jobs, services, connected).await.unwrap()
     };
-    let point = |step| {
+    let point = |step: i32| {
         [Metric { key: "k".to_owned(), value: f64::from(step), timestamp: 1, step: step.into() }]
     };
     let [own, other] = ["job", "other"].map(|run| RunId::new(run).unwrap());
