@@ -61,6 +61,7 @@ pub fn need_of(path: &str) -> Option<Need> {
     match path {
         "/healthz" | "/readyz" | "/.well-known/jwks.json" => return Some(Need::Public),
         "/health" | "/version" | "/get-artifact" | "/graphql" => return Some(Need::Tracking),
+        "/model-versions/get-artifact" => return registry("model-versions/get-artifact"),
         _ => {}
     }
     if let Some((service, method)) = path.strip_prefix('/').and_then(|p| p.split_once('/'))
@@ -87,7 +88,8 @@ fn registry(call: &str) -> Option<Need> {
         | "registered-models/get-latest-versions"
         | "model-versions/get"
         | "model-versions/search"
-        | "model-versions/get-download-uri" => Need::Any(&[P::ReadAssets, P::WriteRun]),
+        | "model-versions/get-download-uri"
+        | "model-versions/get-artifact" => Need::Any(&[P::ReadAssets, P::WriteRun]),
         // It is read, set and removed by one path.
         "registered-models/alias" => Need::Any(&[P::ReadAssets, P::WriteAssets, P::WriteRun]),
         "registered-models/create"

@@ -82,6 +82,14 @@ pub enum Error {
         /// The value refused.
         new: String,
     },
+    /// A tag of a logged model that is to be deleted is not there.
+    #[error("No tag with key '{key}' found for model with ID '{model}'.")]
+    NoModelTag {
+        /// The tag's key.
+        key: String,
+        /// The model.
+        model: String,
+    },
     /// A tag to be deleted is not there.
     #[error("No tag with name: {key} in {owner}")]
     NoTag {
@@ -138,6 +146,7 @@ impl Error {
             | Self::NoExperiment(_)
             | Self::NoExperimentNamed(_)
             | Self::NoTag { .. }
+            | Self::NoModelTag { .. }
             | Self::NoArtifact(_)
             | Self::NoModel(_)
             | Self::NoRegisteredModel(_)

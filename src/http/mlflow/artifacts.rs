@@ -295,11 +295,20 @@ fn files(found: BTreeMap<String, Option<u64>>, prefix: &str) -> Vec<Value> {
         .map(|(name, bytes)| {
             let path = format!("{prefix}{name}");
             match bytes {
+                Some(0) => json!({ "path": path, "is_dir": false }),
                 Some(bytes) => json!({ "path": path, "is_dir": false, "file_size": bytes }),
                 None => json!({ "path": path, "is_dir": true }),
             }
         })
         .collect()
+}
+
+/// A path that somebody asks for. What would lead out is refused in MLflow's words, to the letter.
+fn within(path: &str) -> Result<ArtifactPath, Refusal> {
+    if path.split('/').any(|segment| segment == "..") {
+        return Err(Refusal::Invalid("Invalid path".to_owned()));
+    }
+    ArtifactPath::new(path)
 }
 
 /// A folder of a run by the run's id; paths are relative to the run.
@@ -311,7 +320,7 @@ pub(super) async fn list_of_run(call: Call) -> Answer {
 /// A folder of a run or model; paths are relative to it. `field` names the folder.
 pub(super) async fn list_of(call: &Call, whose: &Whose, field: &str) -> Answer {
     let path = call.fields.text(field)?.filter(|path| !path.is_empty());
-    let path = path.map(|path| ArtifactPath::new(path.trim_end_matches('/'))).transpose()?;
+    let path = path.map(|path| within(path.trim_end_matches('/'))).transpose()?;
     let holder = readable(&call.state, &call.caller, whose).await?;
     let prefix = path.as_ref().map_or(String::new(), |path| format!("{path}/"));
     let found = folder(&call.state, &holder, path).await?;
@@ -390,6 +399,30 @@ async fn asked_for(
     find(state, &holder, &path).await
 }
 
+/// What a file is by its name, as MLflow's server tells it of those that people look at. Nothing that a browser would run.
+fn media_type(name: &str) -> &'static str {
+    match name.rsplit('.').next().unwrap_or_default() {
+        "txt" | "log" | "err" | "cfg" | "conf" | "cnf" | "cf" | "ini" | "properties" | "prop"
+        | "hocon" | "toml" | "yaml" | "yml" | "xml" | "json" | "js" | "py" | "py3" | "csv"
+        | "tsv" | "md" | "rst" | "ipynb" | "MLmodel" | "MLproject" | "mlproject" => "text/plain",
+        "png" => "image/png",
+        "jpg" | "jpeg" => "image/jpeg",
+        "gif" => "image/gif",
+        "webp" => "image/webp",
+        "pdf" => "application/pdf",
+        _ => "application/octet-stream",
+    }
+}
+
+/// A file's name as a parameter of `Content-Disposition`.
+fn named(name: &str) -> String {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"!#$&+-.^_`|~".contains(&b);
+    if !name.is_empty() && name.bytes().all(plain) {
+        return format!("filename={name}");
+    }
+    format!("filename*=UTF-8''{}", encoded(name))
+}
+
 /// The bytes of an artifact.
 async fn send(
     state: &State,
@@ -403,16 +436,19 @@ async fn send(
     let mut response = Body::from_stream(opened.stream(0..size)).into_response();
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_LENGTH, HeaderValue::from(size));
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+    let name = place.as_str().rsplit('/').next().unwrap_or_default();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type(name)));
     // Whatever a job has written is never a page of this site.
-    headers.insert(header::CONTENT_DISPOSITION, HeaderValue::from_static("attachment"));
+    let attachment = HeaderValue::try_from(format!("attachment; {}", named(name)));
+    let attachment = attachment.unwrap_or_else(|_| HeaderValue::from_static("attachment"));
+    headers.insert(header::CONTENT_DISPOSITION, attachment);
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     Ok(response)
 }
 
 /// A file of a run or model, as the web page asks for it. `field` names the path.
 pub(super) async fn file_of(call: &Call, whose: &Whose, field: &str) -> Result<Response, Failure> {
-    let path = ArtifactPath::new(call.fields.required_text(field)?)?;
+    let path = within(call.fields.required_text(field)?)?;
     let holder = readable(&call.state, &call.caller, whose).await?;
     let place = find(&call.state, &holder, &path).await?;
     send(&call.state, &call.caller, &call.origin, place).await
@@ -422,6 +458,13 @@ pub(super) async fn file_of(call: &Call, whose: &Whose, field: &str) -> Result<R
 pub(super) async fn file_of_run(call: Call) -> Result<Response, Failure> {
     let whose = Whose::Run(call.run_id()?);
     file_of(&call, &whose, "path").await
+}
+
+/// A file of a version of a registered model, as the web page asks for it.
+pub(super) async fn file_of_version(call: Call) -> Result<Response, Failure> {
+    let path = within(call.fields.required_text("path")?)?;
+    let place = registry::file(&call, &path).await?;
+    send(&call.state, &call.caller, &call.origin, place).await
 }
 
 /// Refuses to change what a job has left behind, and Atelier's own files.

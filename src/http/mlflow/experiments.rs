@@ -15,7 +15,9 @@ use crate::store::tracking::{self, ExperimentChange, ExperimentQuery, TrackReply
 
 pub(super) async fn create(call: Call) -> Answer {
     let name = limits::experiment_name(call.fields.required_text("name")?)?;
-    if call.fields.text("artifact_location")?.is_some_and(|place| !place.is_empty()) {
+    let elsewhere = call.fields.text("artifact_location")?.is_some_and(|place| !place.is_empty());
+    let tags = call.fields.objects("tags")?.iter().map(tag_of).collect::<Result<Vec<_>, _>>()?;
+    if elsewhere {
         return Err(Refusal::Invalid(
             "artifact_location is not supported: artifacts lie in the workspace's artifact store. \
              Leave it out"
@@ -23,7 +25,6 @@ pub(super) async fn create(call: Call) -> Answer {
         )
         .into());
     }
-    let tags = call.fields.objects("tags")?.iter().map(tag_of).collect::<Result<Vec<_>, _>>()?;
     for tag in &tags {
         limits::experiment_tag(tag)?;
     }

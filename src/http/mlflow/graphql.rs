@@ -13,7 +13,8 @@ use serde_json::{Map, Value, json};
 use super::Answer;
 use super::call::Call;
 use super::failure::Failure;
-use super::{experiments, metrics, runs};
+use super::{experiments, metrics, registry, runs};
+use crate::store::assets::models::ModelVersion;
 
 /// One of the documents.
 #[derive(Clone, Copy)]
@@ -73,12 +74,15 @@ impl Operation {
             Self::GetRun => {
                 let found = runs::one(call).await?;
                 let experiment = experiments::one(call, found.info.experiment).await?;
-                run(&found, &experiment)
+                let versions = registry::of_runs(call, vec![found.info.id.clone()]).await?;
+                run(&found, &experiment, &versions)
             }
             Self::SearchRuns => {
                 let page = runs::found(call).await?;
                 let mut experiments: Vec<Experiment> = Vec::new();
                 let mut list = Vec::new();
+                let ids = page.items.iter().map(|found| found.info.id.clone()).collect();
+                let versions = registry::of_runs(call, ids).await?;
                 for found in &page.items {
                     let id = found.info.experiment;
                     let known = experiments.iter().position(|known| known.id == id);
@@ -89,7 +93,9 @@ impl Operation {
                             experiments.len() - 1
                         }
                     };
-                    list.extend(experiments.get(place).map(|experiment| run(found, experiment)));
+                    list.extend(
+                        experiments.get(place).map(|experiment| run(found, experiment, &versions)),
+                    );
                 }
                 list.into()
             }
@@ -216,7 +222,21 @@ fn dataset_input(input: &DatasetInput) -> Value {
     )
 }
 
-fn run(run: &Run, of: &Experiment) -> Value {
+fn version(found: &ModelVersion) -> Value {
+    let own = &found.version;
+    object(
+        "MlflowModelVersion",
+        [
+            ("name", json!(own.name.as_str())),
+            ("version", json!(own.version.as_str())),
+            ("status", json!("READY")),
+            ("source", json!(found.source)),
+        ],
+    )
+}
+
+/// A run; its versions are those of `versions` that say so.
+fn run(run: &Run, of: &Experiment, versions: &[ModelVersion]) -> Value {
     let info = &run.info;
     let ended = info.ended.map_or(0, |ended| ended.as_millis());
     let shown = object(
@@ -257,13 +277,13 @@ fn run(run: &Run, of: &Experiment) -> Value {
         object("MlflowModelOutput", [("modelId", json!(id)), ("step", json!(step))])
     });
     let outputs = object("MlflowRunOutputs", [("modelOutputs", made.collect())]);
+    let made_here = versions.iter().filter(|version| version.run.as_ref() == Some(&info.id));
     object(
         "MlflowRunExtension",
         [
             ("info", shown),
             ("experiment", experiment(of)),
-            // Of the registry, whose versions are not told of runs yet.
-            ("modelVersions", json!([])),
+            ("modelVersions", made_here.map(version).collect()),
             ("data", data),
             ("inputs", inputs),
             ("outputs", outputs),

@@ -68,7 +68,9 @@ fn with_run(run: &RunId, point: &StoredMetric) -> Value {
 /// A metric's points of several runs, one run after another, until there are enough.
 pub(super) async fn history_bulk(call: Call) -> Answer {
     let mut ids = runs_of(&call.fields, "run_id", "GetMetricHistoryBulk")?;
-    let key = call.fields.required_text("metric_key")?;
+    let key = call.fields.text("metric_key")?.filter(|key| !key.is_empty()).ok_or_else(|| {
+        Refusal::Invalid("GetMetricHistoryBulk request must specify a metric_key.".to_owned())
+    })?;
     let most = match call.fields.integer("max_results")? {
         Some(n) if n < 0 => {
             return Err(limits::invalid_value("max_results", &n.to_string(), None).into());

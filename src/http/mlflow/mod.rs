@@ -123,6 +123,7 @@ pub fn router(state: State) -> Router {
         .route("/health", get(async || "OK"))
         .route("/version", get(async || MLFLOW_VERSION))
         .route("/get-artifact", get(artifacts::file_of_run))
+        .route("/model-versions/get-artifact", get(artifacts::file_of_version))
         .route("/graphql", post(graphql::execute));
     for root in ["/api", "/ajax-api"] {
         for (path, methods) in routes() {

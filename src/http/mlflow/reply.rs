@@ -110,6 +110,15 @@ pub(super) fn run(run: &Run) -> Value {
     json!({ "info": run_info(&run.info), "data": data, "inputs": inputs, "outputs": outputs })
 }
 
+/// As it is told when it is made: of what it will make, nothing is said.
+pub(super) fn new_run(run: &Run) -> Value {
+    let mut told = self::run(run);
+    if let Some(object) = told.as_object_mut() {
+        object.remove("outputs");
+    }
+    told
+}
+
 fn model_metric(model: &LoggedModelInfo, metric: &ModelMetric) -> Value {
     let mut value = self::metric(&metric.point);
     if let Some(object) = value.as_object_mut() {

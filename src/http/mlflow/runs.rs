@@ -63,7 +63,7 @@ pub(super) async fn create(call: Call) -> Answer {
     };
     call.write(TrackWrite::CreateRun { by: call.caller.clone(), run }).await?;
     let run = call.read(move |conn| tracking::run(conn, &id)).await?;
-    Ok(Json(json!({ "run": reply::run(&run) })))
+    Ok(Json(json!({ "run": reply::new_run(&run) })))
 }
 
 pub(super) fn random() -> Result<u64, Failure> {

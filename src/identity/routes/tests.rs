@@ -28,6 +28,7 @@ const ROUTES: &[(&str, &str)] = &[
     ("/health", "/health"),
     ("/version", "/version"),
     ("/get-artifact", "/get-artifact"),
+    ("/model-versions/get-artifact", "/model-versions/get-artifact"),
     ("/graphql", "/graphql"),
     // What MLflow's router serves below: `mlflow::paths`.
     ("{root}{path}", "/api/2.0/mlflow/runs/get"),

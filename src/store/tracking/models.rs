@@ -475,8 +475,8 @@ pub(super) fn change(
                 &[&seq, key],
             )?;
             if gone == 0 {
-                let owner = format!("model with ID {id}");
-                return Err(Refusal::NoTag { key: key.clone(), owner }.into());
+                let model = id.to_string();
+                return Err(Refusal::NoModelTag { key: key.clone(), model }.into());
             }
         }
         ModelChange::Params(params) => add_params(conn, seq, id, params)?,

@@ -31,6 +31,10 @@ impl Root {
         Self { name: name.clone(), version: version.clone() }
     }
 
+    pub(super) fn named(name: AssetName, version: VersionName) -> Self {
+        Self { name, version }
+    }
+
     /// Where MLflow's client finds them.
     pub(super) fn uri(&self) -> String {
         format!("mlflow-artifacts:/models/{}/{}", self.name, self.version)

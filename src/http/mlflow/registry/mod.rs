@@ -23,8 +23,10 @@ use futures::future::BoxFuture;
 
 pub(super) use files::{Root, download, is_kept, list};
 pub(crate) use retries::Retries;
+pub(super) use versions::{file, of_runs};
 
 use super::State;
+use super::artifacts;
 use super::call::{Call, Fields};
 use super::experiments::tag_of;
 use super::failure::Failure;
@@ -100,6 +102,7 @@ pub(super) fn routes() -> Vec<(&'static str, MethodRouter<State>)> {
         ("model-versions/search", get(versions::search)),
         ("model-versions/transition-stage", post(versions::transition)),
         ("model-versions/get-download-uri", get(versions::download_uri)),
+        ("model-versions/get-artifact", get(artifacts::file_of_version)),
         ("model-versions/set-tag", post(versions::set_tag)),
         ("model-versions/delete-tag", delete(versions::delete_tag)),
     ]

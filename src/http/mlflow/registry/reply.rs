@@ -41,7 +41,9 @@ pub(super) fn model(found: &RegisteredModel) -> Value {
     put(&mut object, "creation_timestamp", found.created.as_millis());
     put(&mut object, "last_updated_timestamp", found.updated.as_millis());
     put(&mut object, "user_id", found.owner.as_str());
-    put(&mut object, "description", found.description.as_deref().unwrap_or_default());
+    if let Some(text) = found.description.as_deref().filter(|text| !text.is_empty()) {
+        put(&mut object, "description", text);
+    }
     put_list(&mut object, "latest_versions", found.latest.iter().map(version).collect());
     put_list(&mut object, "tags", tags(&found.tags));
     let alias = |(alias, version): (&_, &_)| json!({ "alias": alias, "version": version });

@@ -3,7 +3,7 @@
 use atelier_core::id::{AssetName, VersionName};
 use atelier_core::track::registry::{self, Stage};
 use atelier_core::track::search::{version_filter, version_order};
-use atelier_core::track::{Error as Refusal, PageToken, fingerprint};
+use atelier_core::track::{ArtifactPath, Error as Refusal, PageToken, RunId, fingerprint};
 use axum::Json;
 use serde_json::json;
 
@@ -11,7 +11,8 @@ use super::super::call::Call;
 use super::super::failure::Failure;
 use super::super::{Answer, reply as pages};
 use super::source::{self, Resolved, Wanted};
-use super::{Located, Root, deletes, later_tag, reads, reply, tags, writes};
+use super::{Located, Root, deletes, download, later_tag, reads, reply, tags, writes};
+use crate::storage::{Datastore, ObjectPath};
 use crate::store::assets::models::{self, ModelVersion, NewVersion, VersionChange, VersionQuery};
 
 fn answer(found: &ModelVersion) -> Answer {
@@ -62,6 +63,26 @@ pub(super) async fn download_uri(call: Call) -> Answer {
     let root = Root::of(&found);
     root.readable(&call.state, &call.caller).await?;
     Ok(Json(json!({ "artifact_uri": root.uri() })))
+}
+
+/// Where the bytes of a file of the version lie that is meant, if the caller may read them.
+pub(in super::super) async fn file(
+    call: &Call,
+    path: &ArtifactPath,
+) -> Result<(Datastore, ObjectPath), Failure> {
+    let (name, version) = call.version()?;
+    download(&call.state, &call.caller, &Root::named(name, version), Some(path)).await
+}
+
+/// The versions that runs have made. A job's token may read the registry, too.
+pub(in super::super) async fn of_runs(
+    call: &Call,
+    runs: Vec<RunId>,
+) -> Result<Vec<ModelVersion>, Failure> {
+    if reads(&call.caller).is_err() {
+        return Ok(Vec::new());
+    }
+    call.read(move |conn| models::of_runs(conn, &runs)).await
 }
 
 pub(super) async fn by_alias(call: Call) -> Answer {

@@ -69,7 +69,7 @@ async fn histories_of_several_runs() {
     for (path, part) in [
         ("metrics/get-history-bulk?metric_key=m", "at least one run_id"),
         (&*of_many, "more than 100 run_ids. Received 101"),
-        ("metrics/get-history-bulk?run_id=x", "'metric_key'"),
+        ("metrics/get-history-bulk?run_id=x", "must specify a metric_key"),
         ("metrics/get-history-bulk?run_id=x&metric_key=m&max_results=x", "'max_results'"),
         ("metrics/get-history-bulk-interval?metric_key=m", "at least one run_ids"),
         (
@@ -148,6 +148,34 @@ async fn datasets_of_experiments() {
     {
         let body = json!({ "experiment_ids": ids });
         world.refused("ada", "experiments/search-datasets", body, (400, INVALID, part)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_file_says_what_it_is_and_never_runs() {
+    let world = World::new();
+    let run = world.run("ada").await;
+    for (name, kind, named) in [
+        ("MLmodel", "text/plain", "filename=MLmodel"),
+        ("a/plot.png", "image/png", "filename=plot.png"),
+        ("data.json", "text/plain", "filename=data.json"),
+        ("page.html", "application/octet-stream", "filename=page.html"),
+        ("drawing.svg", "application/octet-stream", "filename=drawing.svg"),
+        ("ü;\"x\".pdf", "application/pdf", "filename*=UTF-8''%C3%BC%3B%22x%22.pdf"),
+    ] {
+        let path = atelier_core::url::encoded(name);
+        let put = format!("/api/2.0/mlflow-artifacts/artifacts/0/{run}/artifacts/{path}");
+        assert_eq!(world.send("ada", "PUT", &put, "x").await.0, StatusCode::OK, "{name}");
+        for path in [put, format!("/get-artifact?run_id={run}&path={path}")] {
+            let request = Request::builder().uri(path).header(header::AUTHORIZATION, "Bearer ada");
+            let request = request.body(Body::empty()).expect("request");
+            let response = world.routes.clone().oneshot(request).await.expect("infallible");
+            let said = |name| response.headers().get(name).and_then(|said| said.to_str().ok());
+            assert_eq!(said(header::CONTENT_TYPE), Some(kind), "{name}");
+            let disposition = format!("attachment; {named}");
+            assert_eq!(said(header::CONTENT_DISPOSITION), Some(&*disposition), "{name}");
+            assert_eq!(said(header::X_CONTENT_TYPE_OPTIONS), Some("nosniff"), "{name}");
+        }
     }
 }
 

@@ -171,6 +171,58 @@ async fn a_model_is_registered_and_read_back() {
 }
 
 #[tokio::test]
+async fn the_web_page_is_told_of_a_runs_versions_and_reads_their_files() {
+    let world = World::new();
+    let (run, other) = (world.run_with_model("ada").await, world.run_with_model("ada").await);
+    world.registered("digits").await;
+    for run in [&run, &run, &other] {
+        world.version_of("ada", "digits", run).await;
+    }
+    let asks = async |name: &str, data: Value| {
+        let query = format!("query {name}($data: X!) {{ mlflow{name}(input: $data) }}");
+        let body = json!({ "operationName": name, "query": query, "variables": { "data": data } });
+        let (status, answer) = world.send("reader", "POST", "/graphql", body.to_string()).await;
+        assert_eq!(status, StatusCode::OK);
+        let answer: Value = serde_json::from_slice(&answer).expect("JSON");
+        answer["data"][format!("mlflow{name}")].clone()
+    };
+    let versions = |run: &Value| -> Vec<String> {
+        let list = run["modelVersions"].as_array().cloned().unwrap_or_default();
+        list.iter().map(|each| format!("{} {}", each["name"], each["version"])).collect()
+    };
+    let found = asks("GetRun", json!({ "runId": run })).await["run"].clone();
+    assert_eq!(versions(&found), [r#""digits" "2""#, r#""digits" "1""#]);
+    assert_eq!(found["modelVersions"][0]["source"], format!("runs:/{run}/model"));
+    let found = asks("SearchRuns", json!({ "experimentIds": ["0"] })).await["runs"].clone();
+    let found = found.as_array().cloned().unwrap_or_default();
+    let of = |id: &str| found.iter().find(|run| run["info"]["runId"] == id).map(versions);
+    assert_eq!(of(&run).map(|list| list.len()), Some(2));
+    assert_eq!(of(&other), Some(vec![r#""digits" "3""#.to_owned()]));
+
+    for root in ["", "/ajax-api/2.0/mlflow"] {
+        let file = |query: &str| format!("{root}/model-versions/get-artifact?{query}");
+        let path = file("name=digits&version=1&path=data/weights.bin");
+        let read = world.send("reader", "GET", &path, "").await;
+        assert_eq!(read, (StatusCode::OK, b"0123".to_vec()));
+        for (query, status, part) in [
+            ("name=digits&version=1&path=none", 404, "none"),
+            ("name=digits&version=9&path=MLmodel", 404, "digits"),
+            ("name=digits&version=1&path=../MLmodel", 400, "Invalid path"),
+            ("name=digits&version=1", 400, "'path'"),
+            ("version=1&path=MLmodel", 400, "'name'"),
+        ] {
+            let (got, said) = world.send("reader", "GET", &file(query), "").await;
+            let said = String::from_utf8_lossy(&said).into_owned();
+            assert!(got.as_u16() == status && said.contains(part), "{query}: {got} {said}");
+        }
+    }
+    // A job reads what it made, or is given.
+    world.job("job_a", "exp").await;
+    let path = "model-versions/get-artifact?name=digits&version=1&path=MLmodel";
+    world.denied("job:job_a", "GET", path, Value::Null, so(DENIED, "the job made")).await;
+}
+
+#[tokio::test]
 async fn versions_move_through_stages_and_are_found() {
     let world = World::new();
     let run = world.run_with_model("ada").await;

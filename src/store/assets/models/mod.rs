@@ -232,6 +232,20 @@ pub fn version(
     found.ok_or_else(|| no_version(name, version.as_str()))
 }
 
+/// The versions that these runs have made, of each the last made first; archived ones, too.
+///
+/// # Errors
+/// [`Error`] if the store cannot be read.
+pub fn of_runs(conn: &Connection, runs: &[RunId]) -> Result<Vec<ModelVersion>, Error> {
+    let runs = serde_json::json!(runs.iter().map(RunId::as_str).collect::<Vec<_>>()).to_string();
+    conn.prepare_cached(&format!(
+        "SELECT {VERSION_COLUMNS} FROM {VERSIONS}
+         WHERE m.run IN (SELECT value FROM json_each(?1)) AND v.deleted = 0 ORDER BY v.seq DESC"
+    ))
+    .and_then(|mut s| s.query_map([runs], version_row)?.collect())
+    .map_err(sql)
+}
+
 /// The version that an alias points to.
 ///
 /// # Errors
