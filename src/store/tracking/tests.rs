@@ -654,7 +654,7 @@ proptest! {
             let name = format!("r{i}");
             match state {
                 2 => drop(log(&conn, &name, &[point("m", 1, 2.0), point("n", 1, 1.0)], &[], &[])),
-                3 if i % 2 == 0 => drop(change(&conn, ada(), &name, RunChange::Delete)),
+                3 if i % 2 == 0 => drop(change(&conn, ada(), &name, RunChange::Delete(NOW))),
                 _ => {}
             }
         }

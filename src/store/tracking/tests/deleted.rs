@@ -42,11 +42,11 @@ fn a_deleted_run_goes_with_all_that_was_logged_to_it_and_its_number_is_free_when
     // The next run does not get what is still to go.
     create(&conn, ada(), "r", 1);
     assert!(tracking::latest(&conn, &id("r")).expect("latest").is_empty());
-    assert!(tracking::hot_history(&conn, &id("r"), "m").expect("points").is_empty());
+    assert!(tracking::hot_points(&conn, &id("r"), "m", &ALL).expect("points").is_empty());
     log(&conn, "r", &[point("m", 1, 2.0)], &[], &[]).expect("log");
     assert_eq!(apply(&conn, &TrackWrite::PurgeGone).expect("purge"), TrackReply::Purged(9));
     assert_eq!(apply(&conn, &TrackWrite::PurgeGone).expect("purge"), TrackReply::Purged(0));
-    assert_eq!(tracking::hot_history(&conn, &id("r"), "m").expect("points").len(), 1);
+    assert_eq!(tracking::hot_points(&conn, &id("r"), "m", &ALL).expect("points").len(), 1);
 }
 
 #[test]
