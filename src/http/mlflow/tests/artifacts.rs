@@ -47,7 +47,7 @@ async fn files_come_back_as_they_were() {
                 { "path": "50% off", "is_dir": false, "file_size": 300_000 },
                 { "path": "a b", "is_dir": true },
                 { "path": "deep", "is_dir": true },
-                { "path": "empty", "is_dir": false, "file_size": 0 },
+                { "path": "empty", "is_dir": false },
                 { "path": "model.bin", "is_dir": false, "file_size": 300_000 },
             ],
         })

@@ -38,7 +38,7 @@ async fn a_run_as_json() {
                     { "key": "mlflow.runName", "value": "first" }, { "key": "k", "value": "v" },
                 ],
             },
-            "inputs": {}, "outputs": {},
+            "inputs": {},
         })
     );
     let point = |value: Value, step: Value| json!({ "run_id": id, "run_uuid": id, "key": "m", "value": value, "timestamp": "77", "step": step });
