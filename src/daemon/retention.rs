@@ -269,7 +269,15 @@ impl Retention {
             place = Some(last);
         }
         let before = rules.deleted_before(self.clock.wall());
-        self.store.write(move |conn| tracking::forget_experiments(conn, before)).await?;
+        if self.store.read(|conn| tracking::has_empty_experiments(conn, before))? {
+            let forget = move |conn: &Asked<'_>| {
+                for name in tracking::forget_experiments(conn, before)? {
+                    conn.done(format!("experiment/{name}"), &json!({ "removed": "experiment" }));
+                }
+                Ok(())
+            };
+            self.store.change(by.clone(), forget).await?;
+        }
         Ok(gone)
     }
 

@@ -96,7 +96,10 @@ impl Tracking {
                 while self.write(TrackWrite::Purge(run.clone())).await? != TrackReply::Purged(0) {}
             }
         }
-        while self.write(TrackWrite::PurgeGone).await? != TrackReply::Purged(0) {}
+        // Only reading: each write waits for the disk.
+        while self.read(tracking::has_gone).await? {
+            self.write(TrackWrite::PurgeGone).await?;
+        }
         failed.map_or(Ok(sealed), Err)
     }
 
@@ -105,8 +108,10 @@ impl Tracking {
     /// # Errors
     /// What the store says.
     pub async fn rank_due(&self, patrol: bool) -> Result<(), Error> {
-        while self.write(TrackWrite::Rank { quiet: patrol }).await? != TrackReply::Ranked(0) {}
-        if patrol {
+        while self.read(move |conn| tracking::has_unranked(conn, patrol)).await? {
+            self.write(TrackWrite::Rank { quiet: patrol }).await?;
+        }
+        if patrol && self.read(tracking::has_unmarked).await? {
             self.write(TrackWrite::MarkQuiet).await?;
         }
         Ok(())
@@ -114,7 +119,7 @@ impl Tracking {
 
     pub(super) async fn seal(&self, run: &RunId) -> Result<(), Error> {
         let begun = self.write(TrackWrite::BeginSeal(run.clone())).await?;
-        let TrackReply::Generation(generation) = begun else { return Ok(()) };
+        let TrackReply::Generation { of, generation } = begun else { return Ok(()) };
         let asked = run.clone();
         let earlier = self.read(move |conn| tracking::sealed(conn, &asked)).await?;
         let object = object(run);
@@ -139,7 +144,11 @@ impl Tracking {
         let at = self.now();
         self.inner.files.forget(&object);
         let run = run.clone();
-        self.write(TrackWrite::Sealed { run, object, points, hot, bytes, generation, at }).await?;
+        let sealed = TrackWrite::Sealed { run, of, object, points, hot, bytes, generation, at };
+        if self.write(sealed).await? == TrackReply::Gone {
+            // Nobody else removes what was written after the run's files were.
+            self.inner.artifacts.delete(&path).await?;
+        }
         Ok(())
     }
 

@@ -284,7 +284,7 @@ fn deleted_runs_are_restored_or_go() {
     assert_eq!(listed(&["--deleted"]).as_array().unwrap().len(), 4);
     assert_eq!(retention(&cluster, &["preview"]), json!([]), "thirty days");
     let show = cluster.atelier(["workspace", "retention", "show", "--query", "deleted_runs"]);
-    assert_eq!(show.ok().word(), "30d");
+    assert_eq!(show.ok().json(), "30 d 0 h");
     cluster.atelier(["run", "restore", &back]).ok();
     assert_eq!(listed(&[]), json!([back]));
     cluster.atelier(["run", "delete", "nobody"]).fails(3).says(&["cannot delete the run nobody"]);
@@ -308,8 +308,14 @@ fn deleted_runs_are_restored_or_go() {
     cluster.atelier(["run", "show", &job]).fails(3);
     cluster.atelier(["job", "show", &job]).ok();
     assert!(artifacts(&cluster, &job, "outputs/x").exists());
-    let entries =
-        ["audit", "list", "--query", "[?action=='retention/apply'].resource", "-o", "json"];
+    let entries = [
+        "audit",
+        "list",
+        "--query",
+        "[?action=='WorkspaceService/ApplyRetention'].resource",
+        "-o",
+        "json",
+    ];
     let told = cluster.atelier(entries).ok().json();
     assert!(told.as_array().unwrap().contains(&json!(format!("run/{plain}"))), "{told}");
 }

@@ -210,6 +210,11 @@ class ServerThread:
         self.port = port
 
     def __enter__(self):
+        import mlflow
+
+        # MLflow's own server has its store within the test's process, where its command line finds it. The daemon is
+        # found where the test says that the server is.
+        mlflow.set_tracking_uri(None)
         self.daemon = Daemon(self.port)
         return self.daemon.url
 

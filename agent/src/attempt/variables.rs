@@ -67,8 +67,10 @@ impl Facts<'_> {
 pub(crate) fn logs_here(spec: &CommandJob, members: usize, engine: Option<&Runtime>) -> bool {
     // An engine that is no root's has a network of its own, which its containers take for the host's.
     let is_apart = engine.is_some_and(|engine| engine.kind == Kind::Docker && engine.rootless);
-    // Some of what starts MPI's processes gives those of other nodes the variables of the first.
-    let is_spread = matches!(spec.distribution, Some(Distribution::Mpi { .. })) && members > 1;
+    // What starts MPI's processes, or Ray's, may give those of other nodes the variables of the first.
+    let spreads =
+        matches!(spec.distribution, Some(Distribution::Mpi { .. } | Distribution::Ray(_)));
+    let is_spread = spreads && members > 1;
     !is_apart && !is_spread
 }
 

@@ -12,7 +12,7 @@
 
 use std::fmt::Write as _;
 use std::fs::File;
-use std::io::{self, BufReader, Seek as _, SeekFrom};
+use std::io::{self, BufReader, Read as _, Seek as _, SeekFrom};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::sync::Arc;
@@ -160,9 +160,9 @@ impl Journal {
         self.next
     }
 
-    /// Bytes that the file has.
-    pub(super) const fn bytes(&self) -> u64 {
-        self.end
+    /// Bytes of what is not sent.
+    pub(super) const fn unsent_bytes(&self) -> u64 {
+        self.end - self.from
     }
 
     /// Writes points of a run, at most as many as one request may have.
@@ -211,10 +211,34 @@ impl Journal {
     /// Notes that the daemon has a batch, or refuses it for good.
     pub(super) fn forget(&mut self, batch: &Batch) -> io::Result<()> {
         (self.sent, self.from) = (batch.next, batch.end);
-        if self.from < self.end {
-            return self.write_head();
+        if self.from == self.end {
+            return self.clear();
         }
-        self.clear()
+        let sent = self.from - HEAD as u64;
+        if sent >= SENT && self.unsent_bytes() <= sent {
+            self.move_to_front()?;
+        }
+        self.write_head()
+    }
+
+    /// Puts what is not sent where there was what is: whoever logs all the time would have the file grow for ever. The head
+    /// tells of the old place until all is at the new one.
+    fn move_to_front(&mut self) -> io::Result<()> {
+        let length = self.unsent_bytes();
+        let mut from = At(&self.file, self.from);
+        let mut to = HEAD as u64;
+        let mut piece = vec![0; SENT.min(length) as usize];
+        let mut left = length;
+        while left > 0 {
+            let some = left.min(SENT) as usize;
+            from.read_exact(&mut piece[..some])?;
+            self.file.write_all_at(&piece[..some], to)?;
+            to += some as u64;
+            left -= some as u64;
+        }
+        (self.from, self.end) = (HEAD as u64, to);
+        self.write_head()?;
+        self.file.set_len(self.end)
     }
 
     /// Empties the file; the numbers go on.

@@ -21,7 +21,7 @@ use std::time::Duration;
 use atelier_core::track::{Metric, RunId};
 use tokio::net::TcpListener;
 use tokio::runtime::{Handle, Runtime};
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 
 use crate::attempt::Services;
 use crate::record;
@@ -87,6 +87,8 @@ pub(crate) struct Spool {
     hurry: Notify,
     /// Nobody waits for it any more.
     over: watch::Sender<bool>,
+    /// Bytes of requests that are read: one attempt leaves room to the others.
+    room: Semaphore,
 }
 
 #[derive(Default)]
@@ -228,6 +230,7 @@ impl Spools {
             work: Notify::new(),
             hurry: Notify::new(),
             over: watch::Sender::new(false),
+            room: Semaphore::new(serve::BODIES_OF_ONE),
         });
         if spool.path.exists() {
             self.take_up(&spool);
@@ -265,7 +268,7 @@ impl Spools {
         }
         let limit = self.0.limit;
         let written = spool.open(&mut state).and_then(|journal| {
-            if journal.bytes() >= limit {
+            if journal.unsent_bytes() >= limit {
                 return Ok(false);
             }
             journal.append(run.as_str(), points).map(|()| true)
@@ -291,6 +294,18 @@ impl Spools {
             self.0.runtime.spawn(forward::forward(self.clone(), spool.clone()));
         }
         spool.work.notify_one();
+    }
+
+    /// Waits until the session has stood for so long without a break.
+    async fn connected_for(&self, time: Duration) {
+        loop {
+            self.connected().await;
+            let mut connected = self.0.connected.clone();
+            let broken = connected.wait_for(|connected| !*connected);
+            if tokio::time::timeout(time, broken).await.is_err() {
+                return;
+            }
+        }
     }
 
     /// Waits until the session stands.
@@ -418,28 +433,29 @@ impl Held {
 
     /// At the attempt's end: waits until the daemon has all that it has logged, however long that is away.
     pub(crate) async fn drain(&self) {
+        // What comes from now on is the daemon's to answer.
+        self.spool.state().is_shut = true;
+        let mut sent = self.spool.sent.subscribe();
         loop {
+            sent.mark_unchanged();
             tokio::select! {
                 biased;
                 () = self.spool.flushed() => break,
-                () = async {
-                    self.spools.connected().await;
-                    tokio::time::sleep(UNTAKEN).await;
-                } => {}
-            }
-            if *self.spools.0.connected.borrow() {
-                let (job, epoch, lost) = (&self.spool.job, self.spool.epoch, self.spool.shut());
-                tracing::error!(
-                    job,
-                    epoch,
-                    lost,
-                    "the daemon did not take what a job has logged: these batches of points are lost"
-                );
-                break;
+                // As long as it takes some of them it is waited for.
+                _ = sent.changed() => {}
+                () = self.spools.connected_for(UNTAKEN) => {
+                    let (job, epoch, lost) = (&self.spool.job, self.spool.epoch, self.spool.shut());
+                    tracing::error!(
+                        job,
+                        epoch,
+                        lost,
+                        "the daemon did not take what a job has logged: these batches of points are lost"
+                    );
+                    break;
+                }
             }
         }
         let mut state = self.spool.state();
-        state.is_shut = true;
         if state.journal.take().is_some() {
             // A folder in which only records are may be used again.
             let _ = std::fs::remove_file(&self.spool.path);

@@ -32,6 +32,8 @@ const READ: Duration = Duration::from_secs(30);
 const BODY: u64 = 1 << 20;
 /// Bytes of such bodies at once.
 const BODIES: usize = 16 << 20;
+/// And of one attempt's.
+pub(super) const BODIES_OF_ONE: usize = 2 << 20;
 /// How long a request waits for the daemon, before its client is told to try again. Those of MLflow wait twice as
 /// long for an answer.
 const HELD: Duration = Duration::from_secs(60);
@@ -215,8 +217,10 @@ async fn log(
     };
     // No more than BODY, which is far below.
     let permits = u32::try_from(length).unwrap_or(u32::MAX);
-    let Ok(_room) = room.acquire_many(permits).await else {
-        return later("the node's agent is stopping");
+    let places =
+        async { (spool.room.acquire_many(permits).await, room.acquire_many(permits).await) };
+    let Ok((Ok(_own), Ok(_room))) = tokio::time::timeout(READ, places).await else {
+        return later("too much is logged on this node at once");
     };
     let Ok(Some(bytes)) = tokio::time::timeout(READ, whole(body, length)).await else {
         return refuse(StatusCode::BAD_REQUEST, "BAD_REQUEST", "The body ended early");

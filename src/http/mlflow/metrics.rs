@@ -41,15 +41,15 @@ async fn readable(call: &Call, ids: &[String]) -> Result<Vec<RunId>, Failure> {
     .await
 }
 
-fn runs_of(fields: &Fields, field: &str, call: &str) -> Result<Vec<String>, Failure> {
-    let ids = fields.texts(field)?;
+fn runs_of(fields: &Fields) -> Result<Vec<String>, Failure> {
+    let ids = fields.texts("run_id")?;
     if ids.is_empty() {
-        let why = format!("{call} request must specify at least one {field}.");
-        return Err(Refusal::Invalid(why).into());
+        let why = "GetMetricHistoryBulk request must specify at least one run_id.";
+        return Err(Refusal::Invalid(why.to_owned()).into());
     }
     if ids.len() > RUNS {
         let why = format!(
-            "{call} request cannot specify more than {RUNS} run_ids. Received {} run_ids.",
+            "GetMetricHistoryBulk request cannot specify more than {RUNS} run_ids. Received {} run_ids.",
             ids.len()
         );
         return Err(Refusal::Invalid(why).into());
@@ -67,7 +67,7 @@ fn with_run(run: &RunId, point: &StoredMetric) -> Value {
 
 /// A metric's points of several runs, one run after another, until there are enough.
 pub(super) async fn history_bulk(call: Call) -> Answer {
-    let mut ids = runs_of(&call.fields, "run_id", "GetMetricHistoryBulk")?;
+    let mut ids = runs_of(&call.fields)?;
     let key = call.fields.text("metric_key")?.filter(|key| !key.is_empty()).ok_or_else(|| {
         Refusal::Invalid("GetMetricHistoryBulk request must specify a metric_key.".to_owned())
     })?;
@@ -92,9 +92,18 @@ pub(super) async fn history_bulk(call: Call) -> Answer {
 
 /// Of each of several runs as many points of a metric as are drawn, evenly chosen.
 pub(super) async fn interval(call: &Call) -> Result<Vec<(RunId, StoredMetric)>, Failure> {
-    let ids = runs_of(&call.fields, "run_ids", "GetMetricHistoryBulkInterval")?;
-    let key = call.fields.required_text("metric_key")?;
     let refused = |why: String| Err(Failure::from(Refusal::Invalid(why)));
+    let ids = call.fields.texts("run_ids")?;
+    if ids.is_empty() {
+        return refused("Missing value for required parameter 'run_ids'.".to_owned());
+    }
+    if ids.len() > RUNS {
+        return refused(format!(
+            "GetMetricHistoryBulkInterval request must specify at most {RUNS} run_ids. Received {} run_ids.",
+            ids.len()
+        ));
+    }
+    let key = call.fields.required_text("metric_key")?;
     let most = match call.fields.integer("max_results")? {
         None => SAMPLE,
         Some(n) => match usize::try_from(n) {

@@ -5,7 +5,7 @@
 
 use atelier_core::id::JobName;
 use atelier_core::time::Timestamp;
-use atelier_core::track::{RunId, RunInfo};
+use atelier_core::track::{RunId, RunInfo, StoredMetric};
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
 use super::super::Error;
@@ -21,6 +21,15 @@ CREATE INDEX runs_deleted ON runs (deleted_at, seq) WHERE deleted_at IS NOT NULL
 CREATE TABLE gone_runs (
     seq INTEGER PRIMARY KEY              -- of a run of which there are only points
 ) STRICT;
+-- As runs, experiments that were deleted are so from now on.
+UPDATE experiments SET updated = unixepoch() * 1000 WHERE deleted = 1;
+CREATE TABLE gone_experiments (
+    id INTEGER PRIMARY KEY               -- whoever still names it does not find another's
+) STRICT;
+CREATE VIEW next_experiment AS
+    SELECT max(
+        coalesce((SELECT max(id) FROM experiments), 0), coalesce((SELECT max(id) FROM gone_experiments), 0)
+    ) + 1 AS id;
 CREATE VIEW next_run AS
     SELECT max(coalesce((SELECT max(seq) FROM runs), 0), coalesce((SELECT max(seq) FROM gone_runs), 0)) + 1 AS seq;
 ";
@@ -129,28 +138,72 @@ pub(super) fn forget(conn: &Connection, seq: i64) -> Result<(), Error> {
     Ok(())
 }
 
-/// Removes some points of runs that are gone; the runs' numbers are free when there are none.
+/// Whether there are runs of which only points are left, if any.
+pub fn has_gone(conn: &Connection) -> Result<bool, Error> {
+    conn.prepare_cached("SELECT EXISTS (SELECT 1 FROM gone_runs)")
+        .and_then(|mut s| s.query_row([], |row| row.get(0)))
+        .map_err(sql)
+}
+
+/// Removes some points of a run that is gone; its number is free when there are none.
 pub(super) fn purge(conn: &Connection) -> Result<TrackReply, Error> {
-    let gone = execute(
-        conn,
-        "DELETE FROM metrics WHERE (run, key, step, timestamp, value, is_nan) IN (
-             SELECT m.run, m.key, m.step, m.timestamp, m.value, m.is_nan
-             FROM gone_runs g JOIN metrics m ON m.run = g.seq LIMIT ?1)",
-        &[&PURGE],
-    )?;
-    if gone == 0 {
-        execute(conn, "DELETE FROM gone_runs", &[])?;
-    }
+    let run: Option<i64> = conn
+        .prepare_cached("SELECT min(seq) FROM gone_runs")
+        .and_then(|mut s| s.query_row([], |row| row.get(0)))
+        .map_err(sql)?;
+    let Some(run) = run else { return Ok(TrackReply::Purged(0)) };
+    // By a range of the key: nothing is looked for twice.
+    let last: Option<StoredMetric> = conn
+        .prepare_cached(
+            "SELECT key, step, timestamp, value, is_nan FROM metrics WHERE run = ?1
+             ORDER BY key, step, timestamp, value, is_nan LIMIT 1 OFFSET ?2",
+        )
+        .and_then(|mut s| s.query_row([run, PURGE - 1], read::point).optional())
+        .map_err(sql)?;
+    let gone = match last {
+        Some(StoredMetric { key, step, timestamp, value, is_nan }) => execute(
+            conn,
+            "DELETE FROM metrics WHERE run = ?1
+             AND (key, step, timestamp, value, is_nan) <= (?2, ?3, ?4, ?5, ?6)",
+            &[&run, &key, &step, &timestamp, &value, &is_nan],
+        )?,
+        None => {
+            execute(conn, "DELETE FROM gone_runs WHERE seq = ?1", &[&run])?;
+            execute(conn, "DELETE FROM metrics WHERE run = ?1", &[&run])?
+        }
+    };
     Ok(TrackReply::Purged(gone))
 }
 
-/// Forgets experiments that were deleted by then and have nothing in them any more, so that their names are free; how
-/// many.
-pub fn forget_experiments(conn: &Connection, by: Timestamp) -> Result<usize, Error> {
-    let due = "SELECT id FROM experiments e WHERE e.deleted = 1 AND e.id <> 0 AND e.updated <= ?1
-         AND NOT EXISTS (SELECT 1 FROM runs WHERE experiment = e.id)
-         AND NOT EXISTS (SELECT 1 FROM logged_models WHERE experiment = e.id)";
+/// Experiments that were deleted by `?1` and have nothing in them any more.
+const EMPTY: &str =
+    "SELECT e.id FROM experiments e WHERE e.deleted = 1 AND e.id <> 0 AND e.updated <= ?1
+     AND NOT EXISTS (SELECT 1 FROM runs WHERE experiment = e.id)
+     AND NOT EXISTS (SELECT 1 FROM logged_models WHERE experiment = e.id)";
+
+/// Whether there are experiments for [`forget_experiments`].
+pub fn has_empty_experiments(conn: &Connection, by: Timestamp) -> Result<bool, Error> {
+    conn.prepare_cached(&format!("SELECT EXISTS ({EMPTY})"))
+        .and_then(|mut s| s.query_row([by.as_millis()], |row| row.get(0)))
+        .map_err(sql)
+}
+
+/// Forgets experiments that were deleted by then and have nothing in them any more, so that their names are free;
+/// these names.
+pub fn forget_experiments(conn: &Connection, by: Timestamp) -> Result<Vec<String>, Error> {
     let by = by.as_millis();
-    execute(conn, &format!("DELETE FROM experiment_tags WHERE experiment IN ({due})"), &[&by])?;
-    execute(conn, &format!("DELETE FROM experiments WHERE id IN ({due})"), &[&by])
+    let names = conn
+        .prepare_cached(&format!("SELECT name FROM experiments WHERE id IN ({EMPTY})"))
+        .and_then(|mut s| s.query_map([by], |row| row.get(0))?.collect())
+        .map_err(sql)?;
+    execute(
+        conn,
+        &format!(
+            "INSERT INTO gone_experiments SELECT max(id) FROM ({EMPTY}) HAVING max(id) IS NOT NULL ON CONFLICT DO NOTHING"
+        ),
+        &[&by],
+    )?;
+    execute(conn, &format!("DELETE FROM experiment_tags WHERE experiment IN ({EMPTY})"), &[&by])?;
+    execute(conn, &format!("DELETE FROM experiments WHERE id IN ({EMPTY})"), &[&by])?;
+    Ok(names)
 }

@@ -36,14 +36,14 @@ use atelier_core::track::{
 
 pub use deleted::{
     DeletedRun, MIGRATION as DELETED_MIGRATION, deleted_by, deleted_run, forget_deleted,
-    forget_experiments,
+    forget_experiments, has_empty_experiments, has_gone,
 };
 pub use model_search::{ModelQuery, search_models};
 pub use models::{
     MIGRATION as MODELS_MIGRATION, ModelChange, NewModel, model, model_artifact,
     model_artifact_time, model_artifacts, model_entries, model_info, model_writable,
 };
-pub use ranked::MIGRATION as RANKED_MIGRATION;
+pub use ranked::{MIGRATION as RANKED_MIGRATION, has_unmarked, has_unranked};
 pub use read::{
     Entry, SealedPointer, artifact, artifact_time, artifacts, datasets, entries, experiment,
     experiment_by_name, experiments, hot_points, latest, run, run_info, runs_within, sealed,
@@ -255,6 +255,8 @@ pub enum TrackWrite {
     Sealed {
         /// The run.
         run: RunId,
+        /// Its number, as [`TrackReply::Generation`] has it.
+        of: i64,
         /// Key in the artifact store.
         object: String,
         /// Points in it.
@@ -395,8 +397,15 @@ pub enum TrackReply {
     Run(Box<RunInfo>),
     /// A run has points to seal.
     ToSeal,
-    /// Rows up to this generation can be sealed.
-    Generation(i64),
+    /// Rows of a run up to a generation can be sealed.
+    Generation {
+        /// The run's number, which no other is given while it is sealed.
+        of: i64,
+        /// The last generation.
+        generation: i64,
+    },
+    /// The run has gone meanwhile.
+    Gone,
     /// How many rows were removed; 0 when none are left.
     Purged(usize),
     /// How many runs were dealt with; 0 when none are left.

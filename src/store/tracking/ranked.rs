@@ -31,6 +31,20 @@ fn sql(source: rusqlite::Error) -> Error {
     Error::sqlite("rank runs by their metrics", source)
 }
 
+/// Whether there are runs for [`rank`].
+pub fn has_unranked(conn: &Connection, quiet: bool) -> Result<bool, Error> {
+    let due = "SELECT EXISTS (SELECT 1 FROM runs INDEXED BY runs_unranked
+         WHERE ranked <> 1 AND (status IN ('FINISHED', 'FAILED', 'KILLED') OR (?1 AND ranked = 2)))";
+    conn.prepare_cached(due).and_then(|mut s| s.query_row([quiet], |row| row.get(0))).map_err(sql)
+}
+
+/// Whether there are runs for [`mark`].
+pub fn has_unmarked(conn: &Connection) -> Result<bool, Error> {
+    let due = "SELECT EXISTS (SELECT 1 FROM runs INDEXED BY runs_unranked
+         WHERE ranked <> 1 AND ranked = 0)";
+    conn.prepare_cached(due).and_then(|mut s| s.query_row([], |row| row.get(0))).map_err(sql)
+}
+
 /// Ranks some of the runs that have ended and, if `quiet`, of those to which nothing was logged since [`mark`].
 pub(super) fn rank(conn: &Connection, quiet: bool) -> Result<TrackReply, Error> {
     let due: Vec<(i64, i64)> = conn

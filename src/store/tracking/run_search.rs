@@ -53,6 +53,8 @@ pub(super) enum Plan {
 pub(super) const FEW_RUNS: i64 = 2000;
 /// A comparison that so few runs pass is where to begin.
 const FEW_PASS: i64 = 3000;
+/// Unless so many in all experiments do.
+const FEW_READ: i64 = 20_000;
 
 impl Plan {
     pub(super) fn of(conn: &Connection, search: &RunQuery) -> Result<Self, Error> {
@@ -77,8 +79,14 @@ impl Plan {
             if !ranked_range(&mut query, "latest_metrics", clause) {
                 continue;
             }
-            in_experiments(&mut query, "latest_metrics.experiment", search)?;
+            // The index has all experiments: those that nobody asked for are read, too.
+            let mut everywhere = Query::default();
+            ranked_range(&mut everywhere, "latest_metrics", clause);
             let from = "latest_metrics INDEXED BY latest_ranked";
+            if count(everywhere, from, FEW_READ)? > FEW_READ {
+                continue;
+            }
+            in_experiments(&mut query, "latest_metrics.experiment", search)?;
             let passing = count(query, from, FEW_PASS)?;
             if passing <= FEW_PASS && best.is_none_or(|(least, _)| passing < least) {
                 best = Some((passing, index));

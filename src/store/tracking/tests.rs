@@ -571,7 +571,7 @@ fn sealing_keeps_what_comes_in_between() {
     assert_eq!(SEAL_AT_LEAST, 32);
 
     let begun = apply(&conn, &TrackWrite::BeginSeal(id("r"))).expect("begin");
-    assert_eq!(begun, TrackReply::Generation(0));
+    let TrackReply::Generation { of, generation: 0 } = begun else { panic!("{begun:?}") };
     // A late point, and a repeated one.
     log(&conn, "r", &[point("m", 99, 1.0), points[0].clone()], &[], &[]).expect("late");
     let mut read: Vec<StoredMetric> = Vec::new();
@@ -584,8 +584,9 @@ fn sealing_keeps_what_comes_in_between() {
     }
     assert_eq!(read.len(), 40);
     assert!(read.iter().all(|p| p.step != 99));
-    let sealed = TrackWrite::Sealed {
+    let sealed = |of| TrackWrite::Sealed {
         run: id("r"),
+        of,
         object: "o".to_owned(),
         points: 40,
         hot: 40,
@@ -593,7 +594,10 @@ fn sealing_keeps_what_comes_in_between() {
         generation: 0,
         at: NOW,
     };
-    apply(&conn, &sealed).expect("sealed");
+    // Of a run that has gone, whose id another has.
+    assert_eq!(apply(&conn, &sealed(of + 1)).expect("gone"), TrackReply::Gone);
+    assert!(super::to_purge(&conn, 10).expect("to purge").is_empty());
+    apply(&conn, &sealed(of)).expect("sealed");
     assert_eq!(super::to_purge(&conn, 10).expect("to purge"), [id("r")]);
     let purge = || apply(&conn, &TrackWrite::Purge(id("r"))).expect("purge");
     assert_eq!(purge(), TrackReply::Purged(40));

@@ -188,10 +188,13 @@ impl TrackWrite {
                     "UPDATE runs SET generation = generation + 1 WHERE seq = ?1",
                     &[&row.seq],
                 )?;
-                Ok(TrackReply::Generation(row.generation))
+                Ok(TrackReply::Generation { of: row.seq, generation: row.generation })
             }
-            Self::Sealed { run, object, points, hot, bytes, generation, at } => {
-                let row = read::row(conn, run)?;
+            Self::Sealed { run, of, object, points, hot, bytes, generation, at } => {
+                // It may have gone meanwhile, and another may have its id.
+                let Some(row) = read::find_row(conn, run)?.filter(|row| row.seq == *of) else {
+                    return Ok(TrackReply::Gone);
+                };
                 execute(
                     conn,
                     "INSERT INTO sealed_metrics (run, object, points, bytes, generation, at)
@@ -259,8 +262,8 @@ fn create_experiment(
 ) -> Result<TrackReply, Error> {
     let made = execute(
         conn,
-        "INSERT INTO experiments (name, owner, created, updated) VALUES (?1, ?2, ?3, ?3)
-         ON CONFLICT (name) DO NOTHING",
+        "INSERT INTO experiments (id, name, owner, created, updated)
+         SELECT id, ?1, ?2, ?3, ?3 FROM next_experiment WHERE true ON CONFLICT (name) DO NOTHING",
         &[&name, &owner, &at.as_millis()],
     )?;
     if made == 0 {
@@ -722,7 +725,9 @@ fn log_metrics(conn: &Connection, row: &RunRow, points: &[Metric]) -> Result<Tra
         .and_then(|mut s| s.query_row(params![row.seq, added], |row| row.get(0)))
         .map_err(sql)?;
     let enough = if row.info.status.is_terminal() { SEAL_AT_LEAST } else { SEAL_AT_WORK };
-    let seal = hot >= enough;
+    // Once: what has to wait then is seen to on patrol.
+    let added = i64::try_from(added).unwrap_or(i64::MAX);
+    let seal = hot >= enough && (enough == SEAL_AT_LEAST || hot - added < enough);
     Ok(if seal { TrackReply::ToSeal } else { TrackReply::Done })
 }
 

@@ -243,5 +243,7 @@ fn a_command_that_does_not_see_its_nodes_loopback_logs_to_the_daemon() {
     assert!(!logs_here(&alone, 1, Some(&engine(Kind::Docker, true))));
     let mpi = job(Some(Distribution::Mpi { process_count_per_instance: 2 }));
     assert!(logs_here(&mpi, 1, None) && !logs_here(&mpi, 2, None));
+    let ray = job(Some(Distribution::Ray(Default::default())));
+    assert!(logs_here(&ray, 1, None) && !logs_here(&ray, 2, None));
     assert!(logs_here(&job(Some(PYTORCH)), 2, None));
 }

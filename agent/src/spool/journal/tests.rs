@@ -46,13 +46,17 @@ fn sent(journal: &mut Journal) -> Vec<i64> {
     let mut steps = Vec::new();
     while journal.unsent().is_some() {
         let batch = first(journal);
-        let body: Value = serde_json::from_str(&batch.body).unwrap();
-        let points = body["metrics"].as_array().unwrap();
-        assert_eq!(points.len(), batch.points);
-        steps.extend(points.iter().map(|point| point["step"].as_i64().unwrap()));
+        steps.extend(steps_of(&batch));
         journal.forget(&batch).unwrap();
     }
     steps
+}
+
+fn steps_of(batch: &Batch) -> Vec<i64> {
+    let body: Value = serde_json::from_str(&batch.body).unwrap();
+    let points = body["metrics"].as_array().unwrap();
+    assert_eq!(points.len(), batch.points);
+    points.iter().map(|point| point["step"].as_i64().unwrap()).collect()
 }
 
 #[test]
@@ -193,4 +197,26 @@ fn what_was_sent_is_not_sent_again_where_the_file_was_not_cut_yet() {
     drop(journal);
     fs::write(bench.path(), bytes).unwrap();
     assert_eq!(sent(&mut bench.open()), [3]);
+}
+
+#[test]
+fn a_file_that_is_logged_to_all_the_time_stays_small() {
+    let bench = Bench::new();
+    let mut journal = bench.open();
+    let points = |round: i64| (0..100).map(|n| point(round * 100 + n)).collect::<Vec<_>>();
+    journal.append("run", &points(0)).unwrap();
+    let (mut steps, mut largest) = (Vec::new(), 0);
+    for round in 1..600 {
+        let batch = first(&journal);
+        // More comes while it is on its way.
+        journal.append("run", &points(round)).unwrap();
+        steps.extend(steps_of(&batch));
+        journal.forget(&batch).unwrap();
+        largest = largest.max(fs::metadata(bench.path()).unwrap().len());
+    }
+    assert!((SENT..2 * SENT).contains(&largest), "{largest}");
+    assert!(journal.unsent_bytes() < SENT / 10);
+    drop(journal);
+    steps.extend(sent(&mut bench.open()));
+    assert_eq!(steps, (0..60_000).collect::<Vec<_>>());
 }

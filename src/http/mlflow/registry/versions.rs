@@ -1,5 +1,6 @@
 //! `mlflow/model-versions/…`, and aliases.
 
+use atelier_core::access::{Permission, Role};
 use atelier_core::id::{AssetName, VersionName};
 use atelier_core::track::registry::{self, Stage};
 use atelier_core::track::search::{version_filter, version_order};
@@ -14,6 +15,10 @@ use super::source::{self, Resolved, Wanted};
 use super::{Located, Root, deletes, download, later_tag, reads, reply, tags, writes};
 use crate::storage::{Datastore, ObjectPath};
 use crate::store::assets::models::{self, ModelVersion, NewVersion, VersionChange, VersionQuery};
+use crate::store::tracking;
+
+/// Copies of copies are followed so far.
+const COPIES: usize = 16;
 
 fn answer(found: &ModelVersion) -> Answer {
     Ok(Json(json!({ "model_version": reply::version(found) })))
@@ -62,7 +67,38 @@ pub(super) async fn download_uri(call: Call) -> Answer {
     let found = find(&call).await?;
     let root = Root::of(&found);
     root.readable(&call.state, &call.caller).await?;
-    Ok(Json(json!({ "artifact_uri": root.uri() })))
+    let uri = source_for(&call, found).await?.unwrap_or_else(|| root.uri());
+    Ok(Json(json!({ "artifact_uri": uri })))
+}
+
+/// The artifacts of a run that a version was made of, by the words it was registered with, where the run is there yet and the
+/// caller reads it. A job reads its models by their own names alone.
+async fn source_for(call: &Call, found: ModelVersion) -> Result<Option<String>, Failure> {
+    if matches!(call.caller.role, Role::Attempt(_)) || !call.caller.may(Permission::ReadRuns) {
+        return Ok(None);
+    }
+    call.read(move |conn| {
+        let mut found = found;
+        for _ in 0..COPIES {
+            if let Some(run) = found.source.strip_prefix("runs:/") {
+                let run = run.split('/').next().and_then(|id| RunId::new(id).ok());
+                let is_there = run.is_some_and(|run| tracking::run_info(conn, &run).is_ok());
+                return Ok(is_there.then_some(found.source));
+            }
+            // A copy is where its original is.
+            let of = found.source.strip_prefix("models:/").and_then(|of| of.split_once('/'));
+            let of = of.and_then(|(name, version)| {
+                Some((AssetName::new(name).ok()?, VersionName::new(version).ok()?))
+            });
+            let Some((name, version)) = of else { break };
+            match models::version(conn, &name, &version) {
+                Ok(original) => found = original,
+                Err(_) => break,
+            }
+        }
+        Ok(None)
+    })
+    .await
 }
 
 /// Where the bytes of a file of the version lie that is meant, if the caller may read them.

@@ -71,7 +71,7 @@ async fn histories_of_several_runs() {
         (&*of_many, "more than 100 run_ids. Received 101"),
         ("metrics/get-history-bulk?run_id=x", "must specify a metric_key"),
         ("metrics/get-history-bulk?run_id=x&metric_key=m&max_results=x", "'max_results'"),
-        ("metrics/get-history-bulk-interval?metric_key=m", "at least one run_ids"),
+        ("metrics/get-history-bulk-interval?metric_key=m", "required parameter 'run_ids'"),
         (
             "metrics/get-history-bulk-interval?metric_key=m&run_ids=x&max_results=0",
             "between 1 and 2500",

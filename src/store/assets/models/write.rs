@@ -8,7 +8,7 @@ use atelier_core::id::{AssetName, LabelName, Principal, VersionName};
 use atelier_core::spec::AssetVersion;
 use atelier_core::time::Timestamp;
 use atelier_core::track::registry::{self, Stage};
-use atelier_core::track::{Error as Refusal, RunId, Tag};
+use atelier_core::track::{Error as Refusal, RunId, Tag, limits};
 use rusqlite::{Connection, OptionalExtension as _, ToSql, params};
 use serde_json::{Value, json};
 
@@ -19,6 +19,9 @@ use super::{
     Error, ModelVersion, RegisteredModel, VERSION_COLUMNS, VERSIONS, is_of_run_of, model, no_model,
     sql, version, version_row,
 };
+
+/// The tag of a logged model that names the versions made of it: a JSON list in Python's spacing.
+const MODEL_VERSIONS_TAG: &str = "mlflow.modelVersions";
 
 /// What MLflow keeps of a version beside the asset's own record.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
@@ -358,9 +361,41 @@ pub fn create_version(
                 &lineage.logged,
             ],
         )?;
+        if let Some(logged) = &lineage.logged {
+            tell_logged(asked, logged, &made)?;
+        }
         asked.changed(resource(&made), None, Some(&made));
     }
     version(asked, &made.name, &made.version)
+}
+
+/// Has a logged model say which versions were made of it, as MLflow's own server does: in a tag, which its web page shows.
+fn tell_logged(conn: &Connection, logged: &str, made: &Version) -> Result<(), Error> {
+    let told: Option<Option<String>> = conn
+        .prepare_cached(
+            "SELECT (SELECT value FROM logged_model_tags WHERE model = m.seq AND key = ?2)
+             FROM logged_models m WHERE m.id = ?1",
+        )
+        .and_then(|mut s| s.query_row([logged, MODEL_VERSIONS_TAG], |row| row.get(0)).optional())
+        .map_err(sql)?;
+    let Some(told) = told else { return Ok(()) };
+    // Somebody may have set it to something else.
+    let told = told.unwrap_or_default();
+    let others = told.strip_prefix('[').and_then(|told| told.strip_suffix(']')).unwrap_or_default();
+    let between = if others.is_empty() { "" } else { ", " };
+    let (name, number) = (json!(made.name), made.version.as_str());
+    let number = number.parse::<u64>().map_or_else(|_| json!(number), |number| json!(number));
+    let told = format!("[{others}{between}{{\"name\": {name}, \"version\": {number}}}]");
+    if told.chars().count() > limits::MODEL_VALUE_CHARS {
+        return Ok(());
+    }
+    execute(
+        conn,
+        "INSERT OR REPLACE INTO logged_model_tags (model, key, value)
+         SELECT seq, ?2, ?3 FROM logged_models WHERE id = ?1",
+        &[&logged, &MODEL_VERSIONS_TAG, &told],
+    )?;
+    Ok(())
 }
 
 /// That an attempt changes only what its job made. People may change what others made, as assets are changed.

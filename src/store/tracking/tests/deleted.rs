@@ -68,11 +68,15 @@ fn a_deleted_experiment_goes_with_its_last_run_and_frees_its_name() {
     alter(ExperimentChange::Restore);
     assert_eq!(tracking::deleted_by(&conn, NOW, None, 10).expect("none"), []);
     alter(ExperimentChange::Delete);
-    assert_eq!(tracking::forget_experiments(&conn, NOW).expect("not yet"), 0);
+    assert_eq!(tracking::forget_experiments(&conn, NOW).expect("not yet"), [""; 0]);
     let run = tracking::deleted_run(&conn, &id("r")).expect("read").expect("with its experiment");
     tracking::forget_deleted(&conn, &run).expect("forget");
-    assert_eq!(tracking::forget_experiments(&conn, NOW.plus_millis(-1)).expect("too early"), 0);
+    assert_eq!(
+        tracking::forget_experiments(&conn, NOW.plus_millis(-1)).expect("too early"),
+        [""; 0]
+    );
     refused(made(), Code::ResourceAlreadyExists, "digits");
-    assert_eq!(tracking::forget_experiments(&conn, NOW).expect("gone"), 1);
-    made().expect("again");
+    assert_eq!(tracking::forget_experiments(&conn, NOW).expect("gone"), ["digits"]);
+    // Whoever still names the first does not find this one.
+    assert_ne!(made().expect("again"), TrackReply::Experiment(experiment));
 }
