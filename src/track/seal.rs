@@ -147,7 +147,7 @@ impl Tracking {
         let sealed = TrackWrite::Sealed { run, of, object, points, hot, bytes, generation, at };
         if self.write(sealed).await? == TrackReply::Gone {
             // Nobody else removes what was written after the run's files were.
-            self.inner.artifacts.delete(&path).await?;
+            self.inner.artifacts.delete_object(&path).await?;
         }
         Ok(())
     }

@@ -20,7 +20,7 @@ import time
 from fnmatch import fnmatch
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import pytest
 
@@ -123,6 +123,10 @@ class Places:
         elif "/model-versions/search" in path:
             for said, run in self.runs.items():
                 path = re.sub(f"(?<=%27|%22){re.escape(said)}(?=%27|%22)", run, path)
+            for real, said in self.said.items():
+                if said.startswith("runs:/"):
+                    said, real = quote(said, safe=""), quote(real, safe="")
+                    path = re.sub(f"(?<=%27|%22){re.escape(said)}(?=%27|%22)", real, path)
         elif path.startswith(self.FILES):
             place, _, query = path.removeprefix(self.FILES).partition("?")
             place = place.strip("/") or query.removeprefix("path=").replace("%2F", "/")
