@@ -216,7 +216,7 @@ impl Journal {
         }
         let sent = self.from - HEAD as u64;
         if sent >= SENT && self.unsent_bytes() <= sent {
-            self.move_to_front()?;
+            return self.move_to_front();
         }
         self.write_head()
     }
