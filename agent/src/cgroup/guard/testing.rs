@@ -16,7 +16,8 @@ pub(super) struct Own(pub(super) PathBuf);
 
 impl Own {
     pub(super) fn below(top: &Path, name: &str) -> Self {
-        let folder = top.join(format!("atelier-test-{name}-{}", std::process::id()));
+        // Not named as agents name theirs: one beside it removes those of others that are empty.
+        let folder = top.join(format!("test-{name}-{}", std::process::id()));
         fs::create_dir(&folder).unwrap();
         Self(folder)
     }
