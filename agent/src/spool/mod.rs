@@ -60,14 +60,25 @@ struct Shared {
 }
 
 /// Threads of their own: what else the agent does may take its time. They end with this.
-pub(crate) struct Threads(Option<Runtime>);
+pub(crate) struct Threads([Option<Runtime>; 2]);
 
 impl Drop for Threads {
     fn drop(&mut self) {
-        if let Some(runtime) = self.0.take() {
+        for runtime in self.0.iter_mut().filter_map(Option::take) {
             runtime.shutdown_background();
         }
     }
+}
+
+/// One thread each for those who log and for what follows to the daemon: the one that hears of a request answers it,
+/// where of two it may wake the other, and reads nothing of a file meanwhile.
+fn threads(name: &str) -> io::Result<Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .max_blocking_threads(1)
+        .thread_name(name)
+        .enable_all()
+        .build()
 }
 
 /// One attempt's.
@@ -139,16 +150,11 @@ pub(crate) async fn listen(
         let listener = bind(root, has_jobs).await?;
         let port = listener.local_addr()?.port();
         record::write(root, PORT, &port)?;
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .max_blocking_threads(1)
-            .thread_name("spool")
-            .enable_all()
-            .build()?;
+        let (serving, forwarding) = (threads("spool")?, threads("spool-forward")?);
         let spools = Spools(Arc::new(Shared {
             port,
             limit,
-            runtime: runtime.handle().clone(),
+            runtime: forwarding.handle().clone(),
             services,
             connected,
             attempts: Mutex::default(),
@@ -157,13 +163,13 @@ pub(crate) async fn listen(
         // A listener belongs to the runtime in which it was made.
         let listener = listener.into_std()?;
         let own = spools.clone();
-        runtime.spawn(async move {
+        serving.spawn(async move {
             match TcpListener::from_std(listener) {
                 Ok(listener) => serve::serve(own, listener).await,
                 Err(error) => tracing::error!(%error, "cannot serve what jobs log"),
             }
         });
-        Ok::<_, io::Error>((spools, Threads(Some(runtime))))
+        Ok::<_, io::Error>((spools, Threads([Some(serving), Some(forwarding)])))
     };
     match made.await {
         Ok(made) => Some(made),
