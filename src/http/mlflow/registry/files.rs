@@ -16,8 +16,10 @@ use super::source::reads_files;
 use crate::storage::{self, Datastore, ObjectPath};
 use crate::store::assets::{self, models};
 
-/// Files of a version told at most.
+/// What lies in one folder and is told at most.
 const MOST: usize = 100_000;
+/// Of that, how much a store is asked for at once.
+const PAGE: usize = 1000;
 
 /// A registered version's files.
 pub(in super::super) struct Root {
@@ -122,27 +124,30 @@ pub(in super::super) async fn list(
         None => place.clone(),
         Some(path) => below(&place, path)?,
     };
-    let prefix = format!("{folder}/");
-    let (mut found, mut told, mut after) = (BTreeMap::new(), 0, None::<ObjectPath>);
+    let name =
+        |inner: &ObjectPath| inner.as_str().rsplit('/').next().unwrap_or_default().to_owned();
+    let (mut found, mut after) = (BTreeMap::new(), None::<String>);
     loop {
-        let page = store.list(Some(&folder), after.as_ref().map(ObjectPath::as_str), 1000).await?;
-        told += page.objects.len();
-        for listed in page.objects {
-            let size = listed.meta.size;
-            match listed.path.as_str().strip_prefix(&prefix).map(|rest| rest.split_once('/')) {
-                Some(Some((name, _))) => drop(found.insert(name.to_owned(), None)),
-                Some(None) => {
-                    let name = listed.path.as_str().get(prefix.len()..).unwrap_or_default();
-                    found.insert(name.to_owned(), Some(size));
-                }
-                // A version may be one file, which is all that is in it. In it there are no files.
-                None if path.is_none() => drop(found.insert(own_name(&place), Some(size))),
-                None => {}
+        let level = store.level(Some(&folder), after.as_deref(), PAGE).await?;
+        found.extend(level.folders.iter().map(|inner| (name(inner), None)));
+        for listed in level.objects {
+            // A version may be one file, which is all that is in it. In it there are no files.
+            if listed.path != folder || path.is_none() {
+                found.insert(name(&listed.path), Some(listed.meta.size));
             }
         }
-        match page.next {
-            Some(next) if told < MOST => after = Some(next),
-            _ => return Ok(found),
+        if found.len() > MOST {
+            return Err(Refusal::Invalid(format!(
+                "'{folder}' in datastore '{}' has more than {MOST} files, more than one answer tells: see \
+                 'atelier fs ls azureml://datastores/{}/paths/{folder}/'",
+                store.name(),
+                store.name()
+            ))
+            .into());
+        }
+        match level.next {
+            Some(next) => after = Some(next),
+            None => return Ok(found),
         }
     }
 }
