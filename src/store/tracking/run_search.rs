@@ -45,8 +45,9 @@ pub(super) enum Plan {
     Each,
     /// By the index of ranked metrics, the few runs that pass this comparison of the filter.
     Filter(usize),
-    /// By the index of ranked metrics, runs in the order of the first metric that they are ordered by.
-    Order,
+    /// By the index of ranked metrics, runs in the order of the first metric that they are ordered by. Those that pass this
+    /// comparison, if any is named, are collected from the index before, where else each run's value is looked up.
+    Order(Option<usize>),
 }
 
 /// So many runs are looked at one by one without further thought.
@@ -55,22 +56,18 @@ pub(super) const FEW_RUNS: i64 = 2000;
 const FEW_PASS: i64 = 3000;
 /// Unless so many in all experiments do.
 const FEW_READ: i64 = 20_000;
+/// The first of an order that are looked at to tell how many pass.
+const SAMPLE: i64 = 1000;
+/// Runs whose values are looked up in the time of thinking about it.
+const FEW_LOOKS: i64 = 5000;
+/// Runs that are collected at most.
+const MANY_PASS: i64 = 100_000;
 
 impl Plan {
     pub(super) fn of(conn: &Connection, search: &RunQuery) -> Result<Self, Error> {
-        let count = |query: Query, from: &str, most: i64| -> Result<i64, Error> {
-            let found = query.conditions.join(" AND ");
-            let text = format!(
-                "SELECT count(*) FROM (SELECT 1 FROM {from} WHERE {found} LIMIT {})",
-                most + 1
-            );
-            conn.prepare_cached(&text)
-                .and_then(|mut s| s.query_row(params_from_iter(&query.values), |row| row.get(0)))
-                .map_err(sql)
-        };
         let mut runs = Query::default();
         in_experiments(&mut runs, "experiment", search)?;
-        if count(runs, "runs", FEW_RUNS)? <= FEW_RUNS {
+        if count(conn, &runs, "runs", FEW_RUNS)? <= FEW_RUNS {
             return Ok(Self::Each);
         }
         let mut best: Option<(i64, usize)> = None;
@@ -82,12 +79,12 @@ impl Plan {
             // The index has all experiments: those that nobody asked for are read, too.
             let mut everywhere = Query::default();
             ranked_range(&mut everywhere, "latest_metrics", clause);
-            let from = "latest_metrics INDEXED BY latest_ranked";
-            if count(everywhere, from, FEW_READ)? > FEW_READ {
+            let from = RANKED;
+            if count(conn, &everywhere, from, FEW_READ)? > FEW_READ {
                 continue;
             }
             in_experiments(&mut query, "latest_metrics.experiment", search)?;
-            let passing = count(query, from, FEW_PASS)?;
+            let passing = count(conn, &query, from, FEW_PASS)?;
             if passing <= FEW_PASS && best.is_none_or(|(least, _)| passing < least) {
                 best = Some((passing, index));
             }
@@ -96,7 +93,7 @@ impl Plan {
             matches!(search.order.first(), Some(OrderBy { key: RunKey::Metric(_), .. }));
         Ok(match best {
             Some((_, index)) => Self::Filter(index),
-            None if by_metric => Self::Order,
+            None if by_metric => Self::Order(worth_collecting(conn, search)?),
             None => Self::Each,
         })
     }
@@ -119,7 +116,7 @@ impl Plan {
                 let (query, from) = whole(Part::Filter(index))?;
                 vec![united(query, from, Part::Unranked(None), 0, search)?]
             }
-            Self::Order => {
+            Self::Order(collected) => {
                 let begun = match search.after.as_ref().map(|token| token.after.first()) {
                     None => 0,
                     Some(Some(Cell::Int(rank))) => *rank,
@@ -128,7 +125,7 @@ impl Plan {
                 let mut statements = Vec::new();
                 for rank in Rank::ALL {
                     if rank as i64 >= begun && rank.is_possible(search) {
-                        let (query, from) = whole(Part::Order(rank))?;
+                        let (query, from) = whole(Part::Order(rank, collected))?;
                         let equal = if rank == Rank::Number { 1 } else { 2 };
                         let rest = Part::Unranked(Some(rank));
                         statements.push(united(query, from, rest, equal, search)?);
@@ -138,6 +135,72 @@ impl Plan {
             }
         })
     }
+}
+
+const RANKED: &str = "latest_metrics INDEXED BY latest_ranked";
+
+/// How many rows there are, up to one more than `most`.
+fn count(conn: &Connection, query: &Query, from: &str, most: i64) -> Result<i64, Error> {
+    let found = query.conditions.join(" AND ");
+    let most = most + 1;
+    let text = format!("SELECT count(*) FROM (SELECT 1 FROM {from} WHERE {found} LIMIT {most})");
+    conn.prepare_cached(&text)
+        .and_then(|mut s| s.query_row(params_from_iter(&query.values), |row| row.get(0)))
+        .map_err(sql)
+}
+
+/// The comparison that so few of the first runs pass that it is sooner known of all which do: who asks for the most
+/// accurate among the slow looks at all that are fast, else.
+fn worth_collecting(conn: &Connection, search: &RunQuery) -> Result<Option<usize>, Error> {
+    let Some(OrderBy { key: RunKey::Metric(by), ascending }) = search.order.first() else {
+        return Ok(None);
+    };
+    let limit = i64::try_from(search.limit).unwrap_or(i64::MAX);
+    let mut worth = None;
+    let mut looks = FEW_LOOKS;
+    for (index, clause) in search.filter.iter().enumerate() {
+        let mut passing = Query::default();
+        if !ranked_range(&mut passing, "latest_metrics", clause)
+            || matches!(clause, RunClause::Metric { key, .. } if key == by)
+        {
+            continue;
+        }
+        let mut first = Query::default();
+        in_experiments(&mut first, "o.experiment", search)?;
+        let key = first.bind(by.clone());
+        first
+            .conditions
+            .push(format!("o.experiment IS NOT NULL AND o.key = {key} AND o.is_nan = 0"));
+        if let Some([Cell::Int(0), Cell::Real(value), ..]) =
+            search.after.as_ref().map(|token| token.after.as_slice())
+        {
+            let value = first.bind(*value);
+            first
+                .conditions
+                .push(format!("o.value {} {value}", if *ascending { ">=" } else { "<=" }));
+        }
+        let test = run_clause(&mut first, clause, "s.run")?;
+        let text = format!(
+            "SELECT count(*) FROM (SELECT o.run FROM latest_metrics o INDEXED BY latest_ranked
+                 WHERE {} ORDER BY o.value {} LIMIT {SAMPLE}) s WHERE {test}",
+            first.conditions.join(" AND "),
+            if *ascending { "ASC" } else { "DESC" }
+        );
+        let passed: i64 = conn
+            .prepare_cached(&text)
+            .and_then(|mut s| s.query_row(params_from_iter(&first.values), |row| row.get(0)))
+            .map_err(sql)?;
+        let estimate = limit.saturating_mul(SAMPLE) / passed.max(1);
+        if estimate <= looks {
+            continue;
+        }
+        in_experiments(&mut passing, "latest_metrics.experiment", search)?;
+        let most = MANY_PASS.min(estimate);
+        if count(conn, &passing, RANKED, most)? <= most {
+            (worth, looks) = (Some(index), estimate);
+        }
+    }
+    Ok(worth)
 }
 
 /// Where a run stands among those ordered by a metric, whatever the direction.
@@ -174,8 +237,8 @@ enum Part {
     Each,
     /// Ranked runs that pass a comparison.
     Filter(usize),
-    /// Ranked runs that stand here, in order.
-    Order(Rank),
+    /// Ranked runs that stand here, in order; those that pass this comparison are collected before.
+    Order(Rank, Option<usize>),
     /// Runs that are not ranked, all or those that stand here.
     Unranked(Option<Rank>),
 }
@@ -197,11 +260,11 @@ impl Part {
                 in_experiments(query, "f.experiment", search)?;
                 "latest_metrics f INDEXED BY latest_ranked CROSS JOIN runs r"
             }
-            Self::Order(Rank::Nothing) => {
+            Self::Order(Rank::Nothing, _) => {
                 query.conditions.push("r.ranked = 1".to_owned());
                 "runs r"
             }
-            Self::Order(rank) => {
+            Self::Order(rank, _) => {
                 query.conditions.push("r.seq = o0.run AND r.ranked = 1".to_owned());
                 in_experiments(query, "o0.experiment", search)?;
                 if let Some(OrderBy { key: RunKey::Metric(key), .. }) = first {
@@ -214,12 +277,36 @@ impl Part {
                 "latest_metrics o0 INDEXED BY latest_ranked CROSS JOIN runs r"
             }
         };
+        // What is known before the run is read is asked before.
+        let owner = match self {
+            Self::Filter(_) => "f.run",
+            Self::Order(Rank::Number | Rank::NaN, _) => "o0.run",
+            Self::Order(Rank::Nothing, _) | Self::Each | Self::Unranked(_) => "r.seq",
+        };
         for (index, clause) in search.filter.iter().enumerate() {
             if self == Self::Filter(index) && ranked_range(query, "f", clause) {
                 continue;
             }
+            if let Self::Order(_, Some(collected)) = self
+                && collected == index
+            {
+                let mut passing =
+                    Query { values: std::mem::take(&mut query.values), ..Query::default() };
+                let is_range = ranked_range(&mut passing, "c", clause);
+                if is_range {
+                    in_experiments(&mut passing, "c.experiment", search)?;
+                    query.conditions.push(format!(
+                        "{owner} IN (SELECT c.run FROM latest_metrics c INDEXED BY latest_ranked WHERE {})",
+                        passing.conditions.join(" AND ")
+                    ));
+                }
+                query.values = passing.values;
+                if is_range {
+                    continue;
+                }
+            }
             // What the runs are ordered by is at hand.
-            if self == Self::Order(Rank::Number)
+            if matches!(self, Self::Order(Rank::Number, _))
                 && let RunClause::Metric { key, test, value } = clause
                 && matches!(first, Some(OrderBy { key: RunKey::Metric(by), .. }) if by == key)
             {
@@ -227,12 +314,12 @@ impl Part {
                 query.conditions.push(format!("o0.value {} {value}", test.as_str()));
                 continue;
             }
-            let condition = run_clause(query, clause)?;
+            let condition = run_clause(query, clause, owner)?;
             query.conditions.push(condition);
         }
         for (index, ordering) in search.order.iter().enumerate() {
             match (self, index) {
-                (Self::Order(rank), 0) => {
+                (Self::Order(rank, _), 0) => {
                     let value = if rank == Rank::Nothing { "NULL" } else { "o0.value" };
                     query.columns.push(((rank as i64).to_string(), true));
                     query.columns.push((value.to_owned(), ordering.ascending));
@@ -266,7 +353,7 @@ impl Part {
     /// Leaves out what was on the pages before.
     fn after(self, query: &mut Query, search: &RunQuery) -> Result<(), Error> {
         let Some(token) = &search.after else { return Ok(()) };
-        let (Self::Order(rank) | Self::Unranked(Some(rank))) = self else {
+        let (Self::Order(rank, _) | Self::Unranked(Some(rank))) = self else {
             return query.after(token);
         };
         if token.after.len() != query.columns.len() {
@@ -278,7 +365,7 @@ impl Part {
         }
         query.after_columns(1, token);
         // The same again in a form that the index serves.
-        if let (Self::Order(Rank::Number), Some(Cell::Real(value)), Some(ordering)) =
+        if let (Self::Order(Rank::Number, _), Some(Cell::Real(value)), Some(ordering)) =
             (self, token.after.get(1), search.order.first())
         {
             let beyond = if ordering.ascending { ">=" } else { "<=" };
@@ -447,8 +534,9 @@ const fn number_column(attribute: NumberAttribute) -> &'static str {
     }
 }
 
-fn run_clause(query: &mut Query, clause: &RunClause) -> Result<String, Error> {
-    const OWNER: &str = "t.run = r.seq";
+/// A clause as a condition on a run, whose number `run` is.
+fn run_clause(query: &mut Query, clause: &RunClause, run: &str) -> Result<String, Error> {
+    let owner = format!("t.run = {run}");
     Ok(match clause {
         RunClause::Metric { key, test, value } => {
             let key = query.bind(key.clone());
@@ -457,13 +545,13 @@ fn run_clause(query: &mut Query, clause: &RunClause) -> Result<String, Error> {
             // NaN is stored as a flagged 0. It equals nothing and differs from everything.
             let nan = if operator == "!=" { "OR t.is_nan = 1" } else { "AND t.is_nan = 0" };
             format!(
-                "EXISTS (SELECT 1 FROM latest_metrics t WHERE {OWNER} AND t.key = {key}
+                "EXISTS (SELECT 1 FROM latest_metrics t WHERE {owner} AND t.key = {key}
                          AND (t.value {operator} {value} {nan}))"
             )
         }
-        RunClause::Param { key, test } => query.keyed("params", OWNER, key, test)?,
+        RunClause::Param { key, test } => query.keyed("params", &owner, key, test)?,
         RunClause::Tag { key, test } if key == RUN_NAME_TAG => query.text("r.name", test)?,
-        RunClause::Tag { key, test } => query.keyed("run_tags", OWNER, key, test)?,
+        RunClause::Tag { key, test } => query.keyed("run_tags", &owner, key, test)?,
         RunClause::Text { attribute, test } => query.text(text_column(*attribute), test)?,
         RunClause::Number { attribute, test, value } => {
             format!("{} {} {}", number_column(*attribute), test.as_str(), query.bind(*value))
@@ -481,7 +569,7 @@ fn run_clause(query: &mut Query, clause: &RunClause) -> Result<String, Error> {
                     )
                 }
             };
-            format!("EXISTS (SELECT 1 FROM run_inputs t WHERE {OWNER} AND {condition})")
+            format!("EXISTS (SELECT 1 FROM run_inputs t WHERE {owner} AND {condition})")
         }
     })
 }

@@ -678,11 +678,12 @@ proptest! {
         };
         let whole = pages(Plan::Each, 100);
         prop_assert_eq!(&pages(Plan::Each, limit), &whole);
-        prop_assert_eq!(&pages(Plan::Order, limit), &whole);
+        prop_assert_eq!(&pages(Plan::Order(None), limit), &whole);
         for (index, clause) in filter.iter().enumerate() {
             if !clause.contains("!=") {
                 prop_assert_eq!(&pages(Plan::Filter(index), limit), &whole);
             }
+            prop_assert_eq!(&pages(Plan::Order(Some(index)), limit), &whole);
         }
     }
 

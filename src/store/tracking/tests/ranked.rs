@@ -63,8 +63,8 @@ fn searches_by_a_metric_use_its_index() {
     .expect("runs");
     let cases: [(&str, &[&str], Plan); 6] = [
         ("", &[], Plan::Each),
-        ("", &["metrics.m"], Plan::Order),
-        ("params.p = '1'", &["metrics.m DESC"], Plan::Order),
+        ("", &["metrics.m"], Plan::Order(None)),
+        ("params.p = '1'", &["metrics.m DESC"], Plan::Order(None)),
         ("metrics.m < 3", &["start_time"], Plan::Filter(0)),
         ("metrics.m != 3 and metrics.m >= 990", &["metrics.m"], Plan::Filter(1)),
         ("metrics.none > 3", &["params.p"], Plan::Filter(0)),
@@ -84,7 +84,7 @@ fn searches_by_a_metric_use_its_index() {
             let first = told.split("RIGHT;").next().unwrap_or_default();
             match plan {
                 // Those that are NaN are few, and sorted.
-                Plan::Order => assert!(
+                Plan::Order(_) => assert!(
                     rank == 1 || !first.contains("USE TEMP B-TREE FOR ORDER BY"),
                     "every run is sorted: {told}"
                 ),
@@ -95,4 +95,42 @@ fn searches_by_a_metric_use_its_index() {
     }
     let other = RunQuery { experiments: vec![ExperimentId(9)], ..query("", &["metrics.m"]) };
     assert_eq!(Plan::of(&conn, &other).expect("plan"), Plan::Each, "an experiment of few runs");
+}
+
+/// Where those who are first by one metric are the last by another, as the most accurate among the slow are, few are
+/// looked at all the same.
+#[test]
+fn runs_that_pass_are_collected_where_the_first_do_not() {
+    let conn = database();
+    conn.execute_batch(
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 30000)
+         INSERT INTO runs (seq, id, experiment, owner, status, started, ranked)
+             SELECT i, printf('r%d', i), 0, 'ada', 'FINISHED', i, 1 FROM n;
+         INSERT INTO latest_metrics (run, key, step, timestamp, value, is_nan, experiment)
+             SELECT seq, 'up', 0, 0, seq, 0, 0 FROM runs;
+         INSERT INTO latest_metrics (run, key, step, timestamp, value, is_nan, experiment)
+             SELECT seq, 'down', 0, 0, 30000 - seq, 0, 0 FROM runs;",
+    )
+    .expect("runs");
+    let cases: [(&str, &str, Plan); 6] = [
+        ("metrics.up > 8000", "metrics.down DESC", Plan::Order(Some(0))),
+        ("metrics.up > 8000", "metrics.down", Plan::Order(None)),
+        ("metrics.up < 25000", "metrics.down", Plan::Order(Some(0))),
+        ("metrics.down >= 0 and metrics.up > 8000", "metrics.down DESC", Plan::Order(Some(1))),
+        ("metrics.up > 8000", "metrics.up DESC", Plan::Order(None)),
+        // Some 100 are looked at.
+        ("metrics.up > 100", "metrics.down DESC", Plan::Order(None)),
+    ];
+    for (filter, order, plan) in cases {
+        let search = RunQuery { limit: 100, ..query(filter, &[order]) };
+        assert_eq!(Plan::of(&conn, &search).expect("plan"), plan, "{filter} {order}");
+        let found = run_search::search_by(&conn, &search, plan).expect("page");
+        let each = run_search::search_by(&conn, &search, Plan::Each).expect("page");
+        assert_eq!(found.items, each.items, "{filter} {order}");
+        // What follows starts among those that pass.
+        let next = RunQuery { after: found.next, ..search };
+        if filter == "metrics.up > 8000" {
+            assert_eq!(Plan::of(&conn, &next).expect("plan"), Plan::Order(None), "{order}");
+        }
+    }
 }
