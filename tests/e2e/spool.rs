@@ -16,6 +16,8 @@ use crate::tls::python;
 /// Logs with MLflow's own client, and goes on when it is told to.
 const LOGS: &str = r#"
 import os, sys, time
+# Its threads change variables while others read them, which fails now and then.
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 import mlflow
 
 def wait(name):

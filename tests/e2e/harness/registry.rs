@@ -136,12 +136,17 @@ impl Registry {
     /// Runs podman as the node does; what it prints.
     #[track_caller]
     pub(crate) fn podman(&self, arguments: &[&str]) -> String {
+        self.try_podman(arguments).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// The same, or why it failed: an image that is removed meanwhile cannot be listed.
+    pub(crate) fn try_podman(&self, arguments: &[&str]) -> Result<String, String> {
         let (variable, value) = self.variable();
         let output = Command::new("podman").args(arguments).env(variable, value).output().unwrap();
         let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
         let errors = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "podman {}: {text}\n{errors}", arguments.join(" "));
-        text
+        let is_done = output.status.success();
+        is_done.then_some(text).ok_or_else(|| format!("podman {}: {errors}", arguments.join(" ")))
     }
 
     /// Makes an image of a folder and pushes it; its digest. No copy stays on the node.
