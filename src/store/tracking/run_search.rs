@@ -79,12 +79,11 @@ impl Plan {
             // The index has all experiments: those that nobody asked for are read, too.
             let mut everywhere = Query::default();
             ranked_range(&mut everywhere, "latest_metrics", clause);
-            let from = RANKED;
-            if count(conn, &everywhere, from, FEW_READ)? > FEW_READ {
+            if count(conn, &everywhere, RANKED, FEW_READ)? > FEW_READ {
                 continue;
             }
             in_experiments(&mut query, "latest_metrics.experiment", search)?;
-            let passing = count(conn, &query, from, FEW_PASS)?;
+            let passing = count(conn, &query, RANKED, FEW_PASS)?;
             if passing <= FEW_PASS && best.is_none_or(|(least, _)| passing < least) {
                 best = Some((passing, index));
             }

@@ -124,16 +124,14 @@ pub(in super::super) async fn list(
         None => place.clone(),
         Some(path) => below(&place, path)?,
     };
-    let name =
-        |inner: &ObjectPath| inner.as_str().rsplit('/').next().unwrap_or_default().to_owned();
     let (mut found, mut after) = (BTreeMap::new(), None::<String>);
     loop {
         let level = store.level(Some(&folder), after.as_deref(), PAGE).await?;
-        found.extend(level.folders.iter().map(|inner| (name(inner), None)));
+        found.extend(level.folders.iter().map(|inner| (own_name(inner), None)));
         for listed in level.objects {
             // A version may be one file, which is all that is in it. In it there are no files.
             if listed.path != folder || path.is_none() {
-                found.insert(name(&listed.path), Some(listed.meta.size));
+                found.insert(own_name(&listed.path), Some(listed.meta.size));
             }
         }
         if found.len() > MOST {
