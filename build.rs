@@ -20,6 +20,17 @@ fn main() {
     };
     println!("cargo:rerun-if-changed=build.rs");
     println!("cargo:rustc-env=ATELIER_VERSION={stamped}");
+    place();
+}
+
+/// Has the linker place programs that are not optimised at a fixed address. Each start of one that can lie anywhere
+/// has 440,000 pointers to set first, half of what a short command costs; and the tests start thousands. Programs for
+/// users keep to addresses that nobody can tell beforehand.
+fn place() {
+    let is = |variable: &str, value: &str| env::var(variable).is_ok_and(|found| found == value);
+    if is("OPT_LEVEL", "0") && is("CARGO_CFG_TARGET_OS", "linux") && is("CARGO_CFG_TARGET_ENV", "gnu") {
+        println!("cargo:rustc-link-arg=-no-pie");
+    }
 }
 
 fn git(arguments: &[&str]) -> Option<String> {
