@@ -28,7 +28,10 @@ fn main() {
 /// users keep to addresses that nobody can tell beforehand.
 fn place() {
     let is = |variable: &str, value: &str| env::var(variable).is_ok_and(|found| found == value);
-    if is("OPT_LEVEL", "0") && is("CARGO_CFG_TARGET_OS", "linux") && is("CARGO_CFG_TARGET_ENV", "gnu") {
+    if is("OPT_LEVEL", "0")
+        && is("CARGO_CFG_TARGET_OS", "linux")
+        && is("CARGO_CFG_TARGET_ENV", "gnu")
+    {
         println!("cargo:rustc-link-arg=-no-pie");
     }
 }

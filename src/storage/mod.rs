@@ -41,7 +41,7 @@ pub use folder::{Folder, STAGING};
 pub use home::{Home, Whose};
 pub use level::Level;
 pub use path::{InvalidObjectPath, ObjectPath};
-pub use signed::Signed;
+pub use signed::{Completed, Signed};
 pub use uncommitted::Expected;
 
 use cloud::Cloud;

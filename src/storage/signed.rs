@@ -14,6 +14,15 @@ pub struct Signed {
     pub url: String,
 }
 
+/// An upload that has become an object.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Completed {
+    /// The object's tag.
+    pub tag: String,
+    /// Whether nothing else is left of the upload. What is goes when the upload is given up.
+    pub is_clean: bool,
+}
+
 impl fmt::Debug for Signed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let shown = self.url.split('?').next().unwrap_or_default();
@@ -64,7 +73,7 @@ impl Datastore {
     }
 
     /// Makes the parts of an upload the object at `path`, if `still` finds no reason against it. `tags` are what the
-    /// store has said of the parts, in their order. The object's tag.
+    /// store has said of the parts, in their order.
     ///
     /// # Errors
     /// [`Error::Interrupted`] with the reason of `still`; that the store does not know the upload or a part.
@@ -74,7 +83,7 @@ impl Datastore {
         upload: &str,
         tags: Vec<String>,
         still: &Still,
-    ) -> Result<String, Error> {
+    ) -> Result<Completed, Error> {
         self.cloud().await?.complete_parts(path, upload, tags, still).await
     }
 

@@ -1,7 +1,5 @@
 //! Nodes that read from object stores and write to them past the daemon, by addresses that it signs.
 
-use serde_json::Value;
-
 use crate::harness::{Agent, Azure, Cluster, Fault, FaultyWay, S3, http, needs, until};
 use crate::stores::{COPY, KEY, azure, create, s3};
 
@@ -124,7 +122,6 @@ fn azure_an_address_opens_one_object() {
     }
     let asks = job("print(ask('store', {'sign': ['given/a', 'other/c']}))\n\
          print(ask('store', {'sign': ['../a']}))\n\
-         print(ask('store/made/x?size=100', None))\n\
          print('URL', json.loads(ask('store', {'sign': ['given/a']}))['urls'][0])");
     let job = cluster.create(&asks);
     cluster.completed(&job);
@@ -132,9 +129,7 @@ fn azure_an_address_opens_one_object() {
     let lines: Vec<&str> = said.lines().collect();
     assert!(lines[0].starts_with("403 ") && lines[0].contains("Forbidden"), "{said}");
     assert!(lines[1].starts_with("400 "), "{said}");
-    let begun: Value = serde_json::from_str(lines[2]).unwrap();
-    assert_eq!(begun["upload"], Value::Null, "{said}");
-    let url = lines[3].strip_prefix("URL ").unwrap();
+    let url = lines[2].strip_prefix("URL ").unwrap();
     let (base, path) = url.split_at(url.find("/teststore").unwrap());
     let open = |what: &str| http(base, what, "", "").unwrap();
     assert_eq!(open(&format!("GET {path}")), (200, "given/a".to_owned()));
@@ -153,6 +148,109 @@ fn azure_an_address_opens_one_object() {
     let (status, answer) =
         http(&cluster.server(), "POST /data/v1/store", &cluster.token(), "{\"sign\": []}").unwrap();
     assert_eq!(status, 403, "{answer}");
+}
+
+/// What is beside the objects of the container `made`, whether it is complete or not.
+fn beside(store: &Azure) -> usize {
+    let url = store.url();
+    let (base, account) = url.split_at(url.find("/teststore").unwrap());
+    let list = "made?restype=container&comp=list&include=uncommittedblobs";
+    let (status, listed) =
+        http(base, &format!("GET {account}/{list}&{}", Azure::sas(KEY, 2099)), "", "").unwrap();
+    assert_eq!(status, 200, "{listed}");
+    listed.matches(".atelier-upload-").count()
+}
+
+#[test]
+fn azure_a_node_writes_past_the_daemon() {
+    let store = Azure::start(KEY);
+    let way = FaultyWay::to(store.url().trim_end_matches("/teststore"));
+    let cluster = Cluster::start();
+    create(&cluster, &azure(&format!("{}/teststore", way.url()), "made", KEY));
+    assert_eq!(store.ask(KEY, "PUT", "/made/given/a.txt", "", "text").0, 201);
+    let large = "0123456789abcdef".repeat(40 << 16);
+    assert_eq!(store.ask(KEY, "PUT", "/made/given/b.txt", "", &large).0, 201);
+    // The node's blocks, and then the store's own copies of them.
+    way.spoil(&["PUT", ".atelier-upload-", "comp=block&", "sp=w"], 1, Fault::Refused(503));
+    way.spoil(&["PUT", ".atelier-upload-", "comp=block&", "sp=w"], 1, Fault::Denied(500));
+    way.spoil(&["PUT", ".atelier-upload-", "comp=blocklist"], 1, Fault::Denied(500));
+    way.spoil(&["PUT", "made/large?", "comp=block&", "sp=w"], 1, Fault::Refused(503));
+    way.spoil(&["PUT", "made/large?", "comp=blocklist"], 1, Fault::Refused(503));
+    let copy =
+        COPY.replace("given: {type: uri_folder,", "given: {type: uri_folder, mode: download,");
+    let job = cluster.create(&copy);
+    cluster.completed(&job);
+    assert_eq!(way.left(), 0, "faults that did not happen");
+    assert!(way.saw(&["GET", "given/b.txt", "sp=r"]), "not read past the daemon");
+    assert!(!way.saw(&["HEAD", "given/b.txt"]), "the daemon has read it");
+    assert!(store.ask(KEY, "GET", "/made/made/b.txt", "", "").1 == large, "other bytes");
+    assert_eq!(store.ask(KEY, "GET", "/made/made/large", "", "").1.len(), 20_000_000);
+    assert_eq!(store.ask(KEY, "GET", "/made/made/a.txt", "", ""), (200, "text".to_owned()));
+    assert_eq!(beside(&store), 0);
+}
+
+/// An address for a block opens nothing that anybody sees, also when it is used for more than a block.
+#[test]
+fn azure_what_an_attempt_writes_is_seen_when_it_is_complete() {
+    let store = Azure::start(KEY);
+    let cluster = Cluster::start();
+    create(&cluster, &azure(&store.url(), "made", KEY));
+    assert_eq!(store.ask(KEY, "PUT", "/made/given/a.txt", "", "text").0, 201);
+    let writes = job("def put(url, body, **headers):\n\
+         \x20   headers = {'Content-Type': 'application/octet-stream', **headers}\n\
+         \x20   request = urllib.request.Request(url, body, headers, method='PUT')\n\
+         \x20   try: return urllib.request.urlopen(request).status\n\
+         \x20   except urllib.error.HTTPError as error: return error.code\n\
+         def begin(name):\n\
+         \x20   at = f'store/made/{name}?size=20000000'\n\
+         \x20   at = f'store/made/{name}?upload=' + json.loads(ask(at, None))['upload']\n\
+         \x20   urls = json.loads(ask(at, {'sign': {'from': 1, 'to': 3}}))['urls']\n\
+         \x20   whole = urls[0].replace('comp=block&', '').split('&blockid')[0].replace('?comp=block', '?')\n\
+         \x20   blob = {'x-ms-blob-type': 'BlockBlob'}\n\
+         \x20   return at, urls, lambda url, body: put(url, body, **blob), whole\n\
+         at, urls, blob, whole = begin('x')\n\
+         upload = whole.split('?')[0].rsplit('/', 1)[1]\n\
+         print(put(urls[1], b'and more'), put(urls[0], b'text '), blob(whole.replace(upload, 'x'), b'evil'))\n\
+         print(ask(at, {'complete': ['', '']}), blob(whole, b'evil'), ask(at, {'complete': ['', '']}))\n\
+         at, urls, blob, whole = begin('y')\n\
+         print(put(urls[0], b'text'), blob(whole, b'evil'))\n\
+         print('READY', at, os.environ['MLFLOW_TRACKING_TOKEN'], whole.split('?')[0], 'END')\n\
+         import time; time.sleep(600)");
+    let job = cluster.create(&writes);
+    let following = cluster.atelier(["job", "stream", &job, "-q"]).spawn();
+    following.prints("END\n");
+    let said = following.stdout();
+    let lines: Vec<&str> = said.lines().collect();
+    assert_eq!(lines[0], "201 201 403", "{said}");
+    assert!(lines[1].starts_with(" 201 404 ") && lines[1].contains("NoSuchUpload"), "{said}");
+    assert_eq!(lines[2], "201 201", "{said}");
+    let words: Vec<&str> = lines[3].split(' ').collect();
+    assert_eq!(store.ask(KEY, "GET", "/made/made/x", "", "").1, "text and more");
+    let listed = || {
+        let folder = "azureml://datastores/store/paths/made/";
+        cluster.atelier(["fs", "ls", folder, "-r", "-o", "json"]).ok().json().to_string()
+    };
+    assert!(listed().contains("made/x") && !listed().contains(".atelier"), "{}", listed());
+    let (status, said) = http(
+        &cluster.server(),
+        "PUT /data/v1/store/made/.atelier-upload-1",
+        &cluster.token(),
+        "text",
+    )
+    .unwrap();
+    assert!(status == 400 && said.contains("uploads under way"), "{status} {said}");
+
+    cluster.atelier(["job", "cancel", &job]).ok();
+    cluster.ended(&job);
+    let complete = format!("POST /data/v1/{}", words[1]);
+    let (status, answer) =
+        http(&cluster.server(), &complete, words[2], "{\"complete\": [\"\"]}").unwrap();
+    assert_eq!(status, 401, "{answer}");
+    assert_eq!(store.ask(KEY, "GET", "/made/made/y", "", "").0, 404);
+    let left = words[3].split_once("/teststore").unwrap().1;
+    until("the store has nothing left of it", || {
+        (store.ask(KEY, "GET", left, "", "").0 == 404).then_some(())
+    });
 }
 
 /// A mounted input comes from the store itself, too.

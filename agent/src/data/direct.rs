@@ -13,7 +13,7 @@ use atelier_core::content::Digest;
 use bytes::Bytes;
 use reqwest::header::{CONTENT_TYPE, ETAG};
 use reqwest::redirect::Policy;
-use reqwest::{Client, Response, StatusCode, Url};
+use reqwest::{Client, RequestBuilder, Response, StatusCode, Url};
 use serde::{Deserialize, Serialize};
 
 use super::gateway::{Failure, Gateway, accepted, builder, plain, tag_of};
@@ -283,30 +283,32 @@ impl Gateway {
         token: &str,
         question: &impl Serialize,
     ) -> Result<T, Failure> {
-        let answer = self.say(url, token, question).await?.bytes().await?;
+        let answer = self.say(self.client().post(url), token, question).await?.bytes().await?;
         serde_json::from_slice(&answer)
             .map_err(|error| Failure::Broken(format!("the answer is not understood: {error}")))
     }
 
-    /// The same of what has no answer but that it is done, and the tag of what was made.
+    /// The same of what has no answer but that it is done, which takes its time, and the tag of what was made.
     pub(super) async fn tell(
         &self,
         url: &str,
         token: &str,
         word: &impl Serialize,
+        within: Duration,
     ) -> Result<String, Failure> {
-        Ok(tag_of(&self.say(url, token, word).await?))
+        let request = self.uploads().post(url).timeout(within);
+        Ok(tag_of(&self.say(request, token, word).await?))
     }
 
     async fn say(
         &self,
-        url: &str,
+        request: RequestBuilder,
         token: &str,
         word: &impl Serialize,
     ) -> Result<Response, Failure> {
         let word = serde_json::to_vec(word)
             .map_err(|error| Failure::Broken(format!("the question cannot be written: {error}")))?;
-        let request = self.client().post(url).bearer_auth(token);
+        let request = request.bearer_auth(token);
         let request = request.header(CONTENT_TYPE, "application/json").body(word);
         accepted(request.send().await?).await
     }

@@ -261,6 +261,11 @@ impl Gateway {
         &self.client
     }
 
+    /// For what is answered only when all of it is done.
+    pub(super) fn uploads(&self) -> &Client {
+        &self.uploads
+    }
+
     pub(super) fn direct(&self) -> &Direct {
         &self.direct
     }

@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Refusal, State, authorize, authorize_write, queried, still, text, told_used};
 use crate::identity::Use;
-use crate::storage::{self, Datastore, ObjectPath, Signed};
+use crate::storage::{self, Completed, Datastore, ObjectPath, Signed};
 use crate::store::parts::{PartUpload, Uploader};
 
 /// For how long an object can be read by an address.
@@ -146,14 +146,16 @@ pub(super) async fn upload(
         Step::Complete(tags) => {
             let still = still(state, caller, datastore, path);
             let stored = datastore.complete_parts(path, &known.upload, tags, &still).await;
-            let tag = match stored {
+            let Completed { tag, is_clean } = match stored {
                 Err(error @ storage::Error::Interrupted(_)) => {
                     authorize(state, caller, datastore, path.as_str(), true)?;
                     return Err(error.into());
                 }
                 stored => stored?,
             };
-            state.uploads.end(known.id).await?;
+            if is_clean {
+                state.uploads.end(known.id).await?;
+            }
             let mut response = StatusCode::CREATED.into_response();
             response.headers_mut().insert(header::ETAG, text(tag));
             Ok(response)

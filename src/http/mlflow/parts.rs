@@ -106,7 +106,8 @@ pub(super) async fn complete(Path(folder): Path<String>, call: Call) -> Answer {
     let mut parts = Vec::new();
     for part in call.fields.objects("parts")? {
         let number = part.integer("part_number")?.ok_or_else(|| part.missing("part_number"))?;
-        parts.push((number, part.required_text("etag")?.to_owned()));
+        // Azure's blocks have none.
+        parts.push((number, part.text("etag")?.unwrap_or_default().to_owned()));
     }
     parts.sort_unstable();
     if parts.is_empty() || !parts.iter().zip(1..).all(|((number, _), place)| *number == place) {
@@ -123,8 +124,8 @@ pub(super) async fn complete(Path(folder): Path<String>, call: Call) -> Answer {
     let store = call.state.tracking.artifacts();
     match store.complete_parts(&file.place, &known.upload, tags, &still).await {
         Ok(_) => {}
-        // The same request again, whose first answer was lost.
-        Err(error @ storage::Error::NotFound(_)) => {
+        // The same request again, whose first answer was lost: stores say that the upload is not there.
+        Err(error @ (storage::Error::NotFound(_) | storage::Error::Away { .. })) => {
             let (holder, path) = (file.holder.clone(), file.path.clone());
             let at = call.read(move |conn| holder.stored_at(conn, &path)).await?;
             return match at {

@@ -4,6 +4,7 @@ use atelier_core::datastore::{Credentials, Source, Unnamed};
 use object_store::list::PaginatedListOptions;
 use object_store::path::Path;
 
+use super::beside::is_upload;
 use super::client::Client;
 use super::listing::{Asked, Entry, Listing};
 use super::problem::Told;
@@ -26,7 +27,7 @@ const REGION: &str = "us-east-1";
 pub(super) enum Named<'a> {
     /// An object.
     Object(ObjectPath),
-    /// The mark of a folder: an empty object whose key ends with a `/`.
+    /// The mark of a folder: an empty object whose key ends with a `/`. Or what is being written.
     Mark,
     /// What no path names; the key below the datastore, of which the root's own mark is `/`.
     Not(&'a str),
@@ -93,6 +94,8 @@ impl Cloud {
             None => Named::Mark,
             Some("") if is_empty => Named::Mark,
             Some("") => Named::Not("/"),
+            // Nobody's yet.
+            Some(below) if self.hides_uploads() && is_upload(below) => Named::Mark,
             Some(below) => match below.strip_suffix('/') {
                 Some(folder) if is_empty && self.path_of(folder).is_some() => Named::Mark,
                 _ => self.path_of(below).map_or(Named::Not(below), Named::Object),

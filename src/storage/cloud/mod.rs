@@ -6,6 +6,7 @@
 //! asked is then told that the store is away, and may ask again.
 
 mod azure_file;
+mod beside;
 mod client;
 mod copy;
 mod entra;
@@ -14,6 +15,7 @@ mod listing;
 mod problem;
 mod read;
 mod signed;
+mod staged;
 #[cfg(test)]
 pub(super) mod tests;
 mod upload;
@@ -235,7 +237,20 @@ impl Cloud {
         if let Some(why) = azure_file::unfit(&key).filter(|_| self.is_share()) {
             return Err(refused(why));
         }
+        if self.hides_uploads() && key.split('/').any(beside::is_upload) {
+            return Err(refused(format!(
+                "names that begin with '{}' are of uploads under way",
+                beside::UPLOAD
+            )));
+        }
         Path::parse(&key).map_err(|_| refused("it has control characters".to_owned()))
+    }
+
+    /// Whether what is being written there lies beside its place until it is complete.
+    fn hides_uploads(&self) -> bool {
+        let source = &self.inner.source;
+        let is_of_blobs = matches!(source, Source::AzureBlob(_) | Source::AzureDataLakeGen2(_));
+        self.is_share() || is_of_blobs
     }
 
     /// Whether nothing can be written there.

@@ -255,6 +255,11 @@ impl Told {
         Self::of(error).status.is_some()
     }
 
+    /// Whether the store found that what was asked for makes no sense.
+    pub(super) fn is_misunderstood(error: &object_store::Error) -> bool {
+        Self::of(error).status == Some(400)
+    }
+
     /// Whether another try of what failed so may succeed.
     pub(super) fn is_worth_a_try(error: &object_store::Error) -> bool {
         matches!(error, object_store::Error::Generic { .. }) && Self::of(error).is_transient()

@@ -2,10 +2,9 @@
 //!
 //! An address is for one object or for one part of one upload, and for a short while; nobody can take it back.
 //! Objects are read by it. What is written by it is a part of an upload that the daemon has begun, and so seen by
-//! nobody until the daemon completes the upload: S3 and Google sign a part as such. An address of Azure's that a
-//! block may be written by would let its holder replace the object, so there is none for writing. Some servers of S3
-//! also do what a header says that nobody has signed, and make the part a copy of any object that the credentials
-//! may read: that is tried first, and they have none either.
+//! nobody until the daemon completes the upload: S3 and Google sign a part as such, and for Azure see [`super::staged`].
+//! Some servers of S3 also do what a header says that nobody has signed, and make the part a copy of any object that
+//! the credentials may read: that is tried first, and they have none for writing.
 
 use std::time::{Duration, Instant};
 
@@ -13,13 +12,14 @@ use atelier_core::datastore::{Credentials, Source};
 use futures::{StreamExt as _, TryStreamExt as _};
 use http::Method;
 use http::header::CONTENT_LENGTH;
+use object_store::azure::MicrosoftAzure;
 use object_store::multipart::{MultipartStore, PartId};
 use object_store::path::Path;
 use object_store::signer::{SignedUrlOptions, Signer};
 
 use super::client::Client;
 use super::{Cloud, quoted};
-use crate::storage::{Error, ObjectPath, Signed, Still};
+use crate::storage::{Completed, Error, ObjectPath, Signed, Still};
 
 /// For how long a store that failed to sign is not asked again.
 const UNSIGNED: Duration = Duration::from_secs(600);
@@ -43,14 +43,22 @@ impl Client {
         }
     }
 
-    /// Of stores that sign each part alone.
-    fn parts(&self) -> Option<(&dyn MultipartStore, &dyn Signer)> {
+    fn parts(&self) -> Option<Parts<'_>> {
         match self {
-            Self::S3(store) => Some((store, store)),
-            Self::Gcs(store) => Some((store, store)),
-            Self::Azure(_) | Self::Http(_) | Self::AzureFile(_) => None,
+            Self::S3(store) => Some(Parts::Signed(store, store)),
+            Self::Gcs(store) => Some(Parts::Signed(store, store)),
+            Self::Azure(store) => Some(Parts::Staged(store)),
+            Self::Http(_) | Self::AzureFile(_) => None,
         }
     }
+}
+
+/// How parts are written by addresses.
+enum Parts<'a> {
+    /// Each is signed alone.
+    Signed(&'a dyn MultipartStore, &'a dyn Signer),
+    /// Beside the object.
+    Staged(&'a MicrosoftAzure),
 }
 
 impl Cloud {
@@ -87,15 +95,22 @@ impl Cloud {
     ) -> Result<Option<String>, Error> {
         self.check_writable()?;
         let (client, signs) = self.made().await?;
-        let Some((store, signer)) = client.parts().filter(|_| *signs && self.tries()) else {
+        let (Some(parts), Some(signer)) = (client.parts(), client.signer()) else {
             return Ok(None);
         };
+        if !signs || !self.tries() {
+            return Ok(None);
+        }
         let key = self.key(path)?;
         // Before anything is begun: who cannot sign has nothing to give up.
         let tried = signer.signed_url(Method::GET, &key, Duration::from_secs(1)).await;
         if self.signed(tried).is_none() {
             return Ok(None);
         }
+        let store = match parts {
+            Parts::Signed(store, _) => store,
+            Parts::Staged(store) => return self.begin_staged(store, path).await,
+        };
         let begun = store.create_multipart(&key).await;
         let upload = begun.map_err(|error| self.problem("write", path.as_str(), error))?;
         let keeps_to_parts = || self.keeps_to_parts(signer, &key, &upload);
@@ -157,8 +172,12 @@ impl Cloud {
         lasting: Duration,
     ) -> Result<Vec<Signed>, Error> {
         let (client, key) = (self.client().await?, self.key(path)?);
-        let Some((_, signer)) = client.parts() else {
-            return Err(self.unsupported("the store signs no parts of uploads"));
+        let signer = match client.parts() {
+            Some(Parts::Signed(_, signer)) => signer,
+            Some(Parts::Staged(store)) => {
+                return self.sign_staged(store, path, upload, parts, lasting).await;
+            }
+            None => return Err(self.unsupported("the store signs no parts of uploads")),
         };
         let sign = |number: u32| {
             let options = SignedUrlOptions::new()
@@ -173,21 +192,28 @@ impl Cloud {
         all.map_err(|error| self.problem("write", path.as_str(), error))
     }
 
-    /// Makes an upload's parts an object, of which the store has said these tags, in their order; its tag.
+    /// Makes an upload's parts an object, of which the store has said these tags, in their order.
     pub(in crate::storage) async fn complete_parts(
         &self,
         path: &ObjectPath,
         upload: &str,
         tags: Vec<String>,
         still: &Still,
-    ) -> Result<String, Error> {
-        if self.client().await?.parts().is_none() {
-            return Err(self.unsupported("the store signs no parts of uploads"));
-        }
-        let parts: Vec<_> = tags.into_iter().map(|content_id| PartId { content_id }).collect();
-        match self.complete(path, upload, &parts, still).await? {
-            Some(tag) => Ok(quoted(&tag)),
-            None => Ok(self.head(path).await?.etag),
+    ) -> Result<Completed, Error> {
+        let (stored, is_clean) = match self.client().await?.parts() {
+            Some(Parts::Signed(..)) => {
+                let id = |content_id| PartId { content_id };
+                let parts: Vec<_> = tags.into_iter().map(id).collect();
+                (self.complete(path, upload, &parts, still).await?, true)
+            }
+            Some(Parts::Staged(store)) => {
+                self.complete_staged(store, path, upload, tags.len(), still).await?
+            }
+            None => return Err(self.unsupported("the store signs no parts of uploads")),
+        };
+        match stored {
+            Some(tag) => Ok(Completed { tag: quoted(&tag), is_clean }),
+            None => Ok(Completed { tag: self.head(path).await?.etag, is_clean }),
         }
     }
 
@@ -198,7 +224,11 @@ impl Cloud {
         upload: &str,
     ) -> Result<(), Error> {
         let (client, key) = (self.client().await?, self.key(path)?);
-        let Some((store, _)) = client.parts() else { return Ok(()) };
+        let store = match client.parts() {
+            Some(Parts::Signed(store, _)) => store,
+            Some(Parts::Staged(store)) => return self.abort_staged(store, path, upload).await,
+            None => return Ok(()),
+        };
         match store.abort_multipart(&key, &upload.to_owned()).await {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
             Err(error) => Err(self.problem("write", path.as_str(), error)),

@@ -9,8 +9,8 @@ use object_store::{Error, Result};
 use reqwest::Response;
 
 use super::request::{Ask, odd};
-use super::write::UPLOAD;
 use super::{Share, not_there};
+use crate::storage::cloud::beside::is_upload;
 use crate::storage::cloud::listing::{Entry, Form, Listing, add, read};
 
 /// As many names as the service tells with one answer.
@@ -19,10 +19,6 @@ const MOST: usize = 5000;
 const BREAKS: u32 = 3;
 /// What nobody has written to for so long is left of an upload that is no more.
 const ABANDONED: Duration = Duration::from_secs(7 * 24 * 60 * 60);
-
-fn is_upload(file: &Entry) -> bool {
-    file.key.rsplit('/').next().is_some_and(|name| name.starts_with(UPLOAD))
-}
 
 /// An answer; `None`: it broke off.
 async fn whole(mut answer: Response) -> Result<Option<BytesMut>> {
@@ -84,8 +80,8 @@ impl Share {
             return Err(not_there("pages of more than one folder"));
         }
         let mut found = self.entries(folder, most.unwrap_or(MOST), from).await?;
-        self.drop_abandoned(found.objects.iter().filter(|file| is_upload(file))).await;
-        found.objects.retain(|file| !is_upload(file));
+        self.drop_abandoned(found.objects.iter().filter(|file| is_upload(&file.key))).await;
+        found.objects.retain(|file| !is_upload(&file.key));
         if !is_level && !found.folders.is_empty() {
             found.next.get_or_insert_default();
         }
@@ -97,7 +93,7 @@ impl Share {
         let mut from = None;
         loop {
             let part = self.entries(folder.as_ref(), MOST, from).await?;
-            self.drop_abandoned(part.objects.iter().filter(|file| is_upload(file))).await;
+            self.drop_abandoned(part.objects.iter().filter(|file| is_upload(&file.key))).await;
             match part.next {
                 Some(next) => from = Some(next),
                 None => return Ok(()),

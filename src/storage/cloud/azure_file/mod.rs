@@ -36,7 +36,6 @@ use tokio::sync::Mutex;
 
 use self::request::{Ask, Requests, odd};
 pub(super) use self::sign::Opened;
-use self::write::UPLOAD;
 use super::client::Retries;
 
 /// What names of files and folders may not have in them.
@@ -44,13 +43,10 @@ const FORBIDDEN: [char; 8] = ['"', ':', '<', '>', '|', '*', '?', '\\'];
 /// The longest name of one file or folder, in UTF-16 code units.
 const MAX_NAME: usize = 255;
 
-/// Why there can be no file of this key; `None`: there can.
+/// Why a share can have no file of this key; `None`: it can.
 pub(super) fn unfit(key: &str) -> Option<String> {
     if let Some(found) = key.chars().find(|c| FORBIDDEN.contains(c) || c.is_control()) {
         return Some(format!("Azure Files has no names with '{}'", found.escape_default()));
-    }
-    if key.split('/').any(|name| name.starts_with(UPLOAD)) {
-        return Some(format!("names that begin with '{UPLOAD}' are of uploads under way"));
     }
     let is_long = |name: &str| name.encode_utf16().count() > MAX_NAME;
     key.split('/')

@@ -9,11 +9,10 @@ use object_store::{Error, PutPayload, Result};
 
 use super::request::{self, Ask, odd};
 use super::{Share, text};
+use crate::storage::cloud::beside::{self, folder_of};
 use crate::storage::cloud::client::STILL;
 use crate::storage::cloud::upload::part_start;
 
-/// What names of files that are being written start with.
-pub(super) const UPLOAD: &str = ".atelier-upload-";
 /// The most bytes that one request writes.
 const RANGE: usize = 4 << 20;
 /// Between two looks at a copy that the service makes.
@@ -32,16 +31,10 @@ const KEPT: [(&str, &str); 4] = [
     ("x-ms-file-last-write-time", "now"),
 ];
 
-/// The folder of a file, with a `/` at its end; of one in the root, nothing.
-fn folder_of(at: &Path) -> &str {
-    at.as_ref().rfind('/').map_or("", |end| &at.as_ref()[..=end])
-}
-
 /// A name of its own beside a file's place.
 fn beside(at: &Path) -> Result<String> {
-    let mut random = [0; 8];
-    getrandom::fill(&mut random).map_err(|_| odd("no randomness to go with it"))?;
-    Ok(format!("{}{UPLOAD}{:016x}", folder_of(at), u64::from_le_bytes(random)))
+    let id = beside::new_id().ok_or_else(|| odd("no randomness to go with it"))?;
+    Ok(beside::beside(at, &id))
 }
 
 /// An upload's id: the file's name while it is written, and the service's own for it, which it keeps.
