@@ -117,8 +117,9 @@ pub struct ServeArgs {
     #[arg(long, default_value_t = 600, value_name = "SECONDS")]
     pub lease: u64,
     /// Whether nodes and MLflow's clients are given addresses, signed for a while and for one object each, by which
-    /// they read from object stores and write to them themselves; without, all bytes go through the daemon
-    #[arg(long, value_enum, default_value_t = SignedUrls::Auto, value_name = "auto|none")]
+    /// they read from object stores and write to them themselves, where something is gained by it or always; without,
+    /// all bytes go through the daemon
+    #[arg(long, value_enum, default_value_t = SignedUrls::Auto, value_name = "auto|always|none")]
     pub signed_urls: SignedUrls,
     /// Whether jobs' inputs may lie where everybody may read: at addresses of the web, and in public storage of
     /// clouds that is no datastore's. Inputs of mode direct are addresses that jobs read themselves: they stay
@@ -148,8 +149,11 @@ pub enum TlsWhen {
 /// Whether nodes reach object stores themselves.
 #[derive(clap::ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
 pub enum SignedUrls {
-    /// Where a store can sign addresses and the node can reach it.
+    /// Where a store can sign addresses and the node can reach it, but for writes from the daemon's own machine that
+    /// the store would have to copy.
     Auto,
+    /// Those, too.
+    Always,
     /// Never.
     None,
 }

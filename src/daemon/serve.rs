@@ -34,7 +34,7 @@ use super::{
     Uploads,
 };
 use crate::audit::AuditLog;
-use crate::config::{Here, HomeError, OidcArgs, PublicData, ServeArgs, SignedUrls, data_dir};
+use crate::config::{Here, HomeError, OidcArgs, PublicData, ServeArgs, data_dir};
 use crate::identity::{self, Door};
 use crate::provider::{Providers, Site};
 use crate::storage::{self, ContentStore, Datastores};
@@ -374,7 +374,7 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
     let uploads = Uploads::new(
         database.clone(),
         Arc::new(move || clock.wall()),
-        args.signed_urls == SignedUrls::Auto,
+        args.signed_urls,
         Duration::from_secs(args.lease),
     );
     let collector = tokio::spawn(uploads.clone().collect(datastores.clone(), door.clone()));

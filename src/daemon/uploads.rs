@@ -1,12 +1,14 @@
 //! Uploads that go to a store itself, part by part: which are under way, and what becomes of those whose attempt is
 //! over, or that somebody has left lying.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use atelier_core::access::AttemptScope;
 use atelier_core::time::Timestamp;
 
+use crate::config::SignedUrls;
 use crate::identity::Door;
 use crate::storage::{self, Datastore, Datastores, ObjectPath};
 use crate::store::parts::{self, PartUpload, Uploader};
@@ -31,8 +33,7 @@ const SHORTEST: Duration = Duration::from_secs(10);
 pub(crate) struct Uploads {
     store: Arc<SqliteStore>,
     now: Arc<dyn Fn() -> Timestamp + Send + Sync>,
-    /// Whether stores are asked to sign addresses at all.
-    pub(crate) signs: bool,
+    signs: SignedUrls,
     /// For how long a part can be written by an address; `None`: nothing is.
     pub(crate) writes: Option<Duration>,
 }
@@ -42,11 +43,24 @@ impl Uploads {
     pub(crate) fn new(
         store: Arc<SqliteStore>,
         now: Arc<dyn Fn() -> Timestamp + Send + Sync>,
-        signs: bool,
+        signs: SignedUrls,
         lease: Duration,
     ) -> Self {
         let writes = (lease / 2).min(WRITE);
-        Self { store, now, signs, writes: (signs && writes >= SHORTEST).then_some(writes) }
+        let is_long = signs != SignedUrls::None && writes >= SHORTEST;
+        Self { store, now, signs, writes: is_long.then_some(writes) }
+    }
+
+    /// Whether stores are asked to sign addresses at all.
+    pub(crate) fn signs(&self) -> bool {
+        self.signs != SignedUrls::None
+    }
+
+    /// Whether a node writes to the store itself. Past a daemon on its own machine nothing is gained but the work of
+    /// that; and the store's is doubled where it copies what was written.
+    pub(crate) fn pays(&self, datastore: &Datastore, from: Option<IpAddr>) -> bool {
+        let is_near = from.is_none_or(|from| from.is_loopback());
+        !is_near || !datastore.copies_parts() || self.signs == SignedUrls::Always
     }
 
     pub(crate) async fn begin(
@@ -134,7 +148,7 @@ impl Uploads {
     pub(crate) fn for_test(folder: &std::path::Path) -> Self {
         let store = SqliteStore::open(&folder.join("uploads.db"), false).unwrap();
         let now = Arc::new(|| Timestamp::from_millis(0));
-        Self::new(Arc::new(store), now, true, Duration::from_secs(60))
+        Self::new(Arc::new(store), now, SignedUrls::Auto, Duration::from_secs(60))
     }
 }
 

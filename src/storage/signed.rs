@@ -4,7 +4,7 @@ use std::fmt;
 use std::ops::Range;
 use std::time::Duration;
 
-use super::{Datastore, Error, ObjectPath, Served, Still};
+use super::{Backend, Datastore, Error, ObjectPath, Served, Still};
 
 /// An address by which whoever has it does one thing to one object, for a while. Its text opens what it is for, so
 /// it is shown to nobody but whom it is given to.
@@ -44,6 +44,14 @@ impl Datastore {
         match self.served().await? {
             Served::Folder(_) => Ok(None),
             Served::Cloud(cloud) => cloud.sign_reads(paths, lasting).await,
+        }
+    }
+
+    /// Whether the store copies the parts of an upload that is completed.
+    pub fn copies_parts(&self) -> bool {
+        match &self.backend {
+            Backend::Cloud(cloud, _) | Backend::OwnCloud(cloud, _) => cloud.copies_parts(),
+            Backend::Own(_) | Backend::Placed(..) => false,
         }
     }
 
@@ -110,8 +118,7 @@ impl Datastore {
 impl Datastore {
     /// As of a store that takes nothing at a part's address but the part.
     pub(crate) fn keeping_to_parts(&self) {
-        if let super::Backend::OwnCloud(cloud, _) | super::Backend::Cloud(cloud, _) = &self.backend
-        {
+        if let Backend::OwnCloud(cloud, _) | Backend::Cloud(cloud, _) = &self.backend {
             cloud.keeping_to_parts();
         }
     }

@@ -122,7 +122,8 @@ fn azure_an_address_opens_one_object() {
     }
     let asks = job("print(ask('store', {'sign': ['given/a', 'other/c']}))\n\
          print(ask('store', {'sign': ['../a']}))\n\
-         print('URL', json.loads(ask('store', {'sign': ['given/a']}))['urls'][0])");
+         print('URL', json.loads(ask('store', {'sign': ['given/a']}))['urls'][0])\n\
+         print(ask('store/made/x?size=20000000', None))");
     let job = cluster.create(&asks);
     cluster.completed(&job);
     let said = log(&cluster, &job);
@@ -130,6 +131,8 @@ fn azure_an_address_opens_one_object() {
     assert!(lines[0].starts_with("403 ") && lines[0].contains("Forbidden"), "{said}");
     assert!(lines[1].starts_with("400 "), "{said}");
     let url = lines[2].strip_prefix("URL ").unwrap();
+    // It would have the store copy what passes by the daemon here at no cost.
+    assert!(lines[3].contains("\"upload\":null"), "{said}");
     let (base, path) = url.split_at(url.find("/teststore").unwrap());
     let open = |what: &str| http(base, what, "", "").unwrap();
     assert_eq!(open(&format!("GET {path}")), (200, "given/a".to_owned()));
@@ -165,7 +168,7 @@ fn beside(store: &Azure) -> usize {
 fn azure_a_node_writes_past_the_daemon() {
     let store = Azure::start(KEY);
     let way = FaultyWay::to(store.url().trim_end_matches("/teststore"));
-    let cluster = Cluster::start();
+    let cluster = Cluster::start_with(&["--signed-urls", "always"]);
     create(&cluster, &azure(&format!("{}/teststore", way.url()), "made", KEY));
     assert_eq!(store.ask(KEY, "PUT", "/made/given/a.txt", "", "text").0, 201);
     let large = "0123456789abcdef".repeat(40 << 16);
@@ -193,7 +196,7 @@ fn azure_a_node_writes_past_the_daemon() {
 #[test]
 fn azure_what_an_attempt_writes_is_seen_when_it_is_complete() {
     let store = Azure::start(KEY);
-    let cluster = Cluster::start();
+    let cluster = Cluster::start_with(&["--signed-urls", "always"]);
     create(&cluster, &azure(&store.url(), "made", KEY));
     assert_eq!(store.ask(KEY, "PUT", "/made/given/a.txt", "", "text").0, 201);
     let writes = job("def put(url, body, **headers):\n\

@@ -23,7 +23,7 @@ use http::{StatusCode, header};
 use serde::{Deserialize, Serialize};
 
 use super::{Refusal, State, authorize, authorize_write, queried, still, text, told_used};
-use crate::identity::Use;
+use crate::identity::{Origin, Use};
 use crate::storage::{self, Completed, Datastore, ObjectPath, Signed};
 use crate::store::parts::{PartUpload, Uploader};
 
@@ -103,7 +103,7 @@ pub(super) async fn sign_reads(
         Ok(path)
     };
     let paths = sign.iter().map(path).collect::<Result<Vec<_>, Refusal>>()?;
-    if !state.uploads.signs {
+    if !state.uploads.signs() {
         return Ok(Addresses::of(None, READ));
     }
     let signed = datastore.sign_reads(&paths, READ).await?;
@@ -126,6 +126,10 @@ pub(super) async fn upload(
     authorize_write(state, caller, datastore, path)?;
     let id = match queried(head)? {
         Asked { size: Some(size), upload: None } => {
+            let origin = head.extensions.get::<Origin>().and_then(|origin| origin.from);
+            if !state.uploads.pays(datastore, origin) {
+                return Ok(begun(None, size));
+            }
             return begin(state, scope, datastore, path, size).await;
         }
         Asked { size: None, upload: Some(id) } => id,
@@ -170,19 +174,23 @@ async fn begin(
     path: &ObjectPath,
     size: u64,
 ) -> Result<Response, Refusal> {
-    let part_size = size.div_ceil(PARTS).max(PART).next_multiple_of(1 << 20);
-    let answer = |upload| axum::Json(Begun { upload, part_size }).into_response();
     if state.uploads.writes.is_none() || size > LARGEST {
-        return Ok(answer(None));
+        return Ok(begun(None, size));
     }
-    let Some(upload) = datastore.begin_parts(path).await? else { return Ok(answer(None)) };
+    let Some(upload) = datastore.begin_parts(path).await? else { return Ok(begun(None, size)) };
     let named = format!("{}\n{path}\n{upload}", datastore.name());
     let id = Digest::of(named.as_bytes()).to_string();
     state
         .uploads
         .begin(id.clone(), Uploader::Attempt(scope.clone()), datastore, path, upload)
         .await?;
-    Ok(answer(Some(id)))
+    Ok(begun(Some(id), size))
+}
+
+/// `None`: nothing was, and the bytes go through the gateway.
+fn begun(upload: Option<String>, size: u64) -> Response {
+    let part_size = size.div_ceil(PARTS).max(PART).next_multiple_of(1 << 20);
+    axum::Json(Begun { upload, part_size }).into_response()
 }
 
 /// Gives an upload up.

@@ -630,7 +630,7 @@ pub(super) async fn presigned(
     let caller = caller_of(&request)?;
     let asked = text_of(&request)?.into_owned();
     let (datastore, place) = asked_for(&state, &caller, &asked).await?;
-    let signed = match state.uploads.signs {
+    let signed = match state.uploads.signs() {
         true => datastore.sign_reads(std::slice::from_ref(&place), READ).await?,
         false => None,
     };

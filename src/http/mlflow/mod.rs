@@ -91,7 +91,7 @@ impl State {
     /// It is not waited for long.
     async fn signs(&self, origin: &Origin) -> (bool, bool) {
         let Ok(probe) = ObjectPath::new(layout::MODELS) else { return (false, false) };
-        if !self.uploads.signs {
+        if !self.uploads.signs() {
             return (false, false);
         }
         let (store, lasting) = (self.tracking.artifacts().hasty(), Duration::from_secs(1));

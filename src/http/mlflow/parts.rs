@@ -72,7 +72,7 @@ impl File {
 }
 
 pub(super) async fn create(Path(folder): Path<String>, call: Call) -> Answer {
-    if matches!(call.caller.role, Role::Attempt(_)) || !call.state.uploads.signs {
+    if matches!(call.caller.role, Role::Attempt(_)) || !call.state.uploads.signs() {
         return Err(unsupported());
     }
     let file = File::of(&call, &folder).await?;

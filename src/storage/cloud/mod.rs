@@ -248,9 +248,7 @@ impl Cloud {
 
     /// Whether what is being written there lies beside its place until it is complete.
     fn hides_uploads(&self) -> bool {
-        let source = &self.inner.source;
-        let is_of_blobs = matches!(source, Source::AzureBlob(_) | Source::AzureDataLakeGen2(_));
-        self.is_share() || is_of_blobs
+        self.is_share() || self.copies_parts()
     }
 
     /// Whether nothing can be written there.

@@ -88,6 +88,11 @@ impl Cloud {
         Ok(self.signed(all))
     }
 
+    /// Whether what is written by addresses is copied when it is complete.
+    pub(in crate::storage) fn copies_parts(&self) -> bool {
+        matches!(&self.inner.source, Source::AzureBlob(_) | Source::AzureDataLakeGen2(_))
+    }
+
     /// Begins an upload to be written by addresses; its id. `None`: this store gives none.
     pub(in crate::storage) async fn begin_parts(
         &self,

@@ -1,12 +1,13 @@
 //! Object stores on this machine, moto for S3 and Azurite for Azure, and a way to them on which things go wrong.
 
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::{Arc, Mutex};
-use std::thread;
 use std::time::Duration;
+use std::{iter, thread};
 
 use aws_lc_rs::hmac;
 use base64::Engine as _;
@@ -25,8 +26,13 @@ pub(super) fn program(variable: &str) -> PathBuf {
     program.into()
 }
 
+/// A port for a server that cannot choose one itself. Below those that the kernel gives away, which another
+/// test's connection or server may have been given when this one comes to listen.
 pub(super) fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    let random = || RandomState::new().build_hasher().finish();
+    let ports = iter::repeat_with(|| 20_000 + (random() % 12_000) as u16);
+    let is_free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    ports.take(1000).find(is_free).expect("a port that is free")
 }
 
 /// A server of S3, which lets everybody in. What it has is gone when it is dropped.
