@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use atelier_core::datastore::PublicServers;
 use atelier_core::egress::{Egress, Server};
 use atelier_core::id::{ComputeName, WorkspaceName};
 use atelier_core::node::LeasePolicy;
@@ -129,6 +130,10 @@ pub struct ServeArgs {
     /// of its paths [default: Amazon's]
     #[arg(long, value_name = "URL", value_parser = server_url)]
     pub public_s3: Option<String>,
+    /// The server at which addresses of Azure's blobs (wasbs://, abfss://, https://) of no datastore are read, without
+    /// credentials; accounts are the first part of its paths [default: Azure's]
+    #[arg(long, value_name = "URL", value_parser = server_url)]
+    pub public_azure: Option<String>,
     /// What callers may ask for
     #[command(flatten)]
     pub limits: LimitArgs,
@@ -192,13 +197,18 @@ fn server_url(text: &str) -> Result<String, String> {
 }
 
 impl ServeArgs {
+    /// Where public storage is read.
+    pub(crate) fn public_servers(&self) -> PublicServers {
+        PublicServers { s3: self.public_s3.clone(), azure: self.public_azure.clone() }
+    }
+
     /// Where nodes fetch what users name: also from a server that the admin has named for public data.
     pub(crate) fn egress(&self) -> Egress {
         let server = |url: &String| {
             let url = reqwest::Url::parse(url).ok()?;
             Some(Server::new(url.host_str()?, url.port_or_known_default()?))
         };
-        let servers = self.public_s3.iter().filter_map(server).collect();
+        let servers = self.public_s3.iter().chain(&self.public_azure).filter_map(server).collect();
         Egress { networks: self.limits.allow_egress.clone(), servers }
     }
 

@@ -4,9 +4,9 @@
 use std::sync::Arc;
 
 use atelier_core::access::Caller;
-use atelier_core::asset::{Draft, MadeBy, Refusal, Unresolved};
+use atelier_core::asset::{Draft, Kind, MadeBy, Refusal, Unresolved};
 use atelier_core::component;
-use atelier_core::datastore::{Address, AddressError, Source, find_https};
+use atelier_core::datastore::{Address, AddressError, PublicServers, Source, find_https};
 use atelier_core::egress::Egress;
 use atelier_core::expr::{self, Template};
 use atelier_core::id::{DatastoreName, JobName};
@@ -49,8 +49,28 @@ pub(super) struct Public {
     pub(super) is_allowed: bool,
     /// Where nodes fetch it from.
     pub(super) egress: Arc<Egress>,
-    /// The server of `s3://` addresses; `None`: Amazon's.
-    pub(super) s3: Option<String>,
+    /// Where it lies.
+    pub(super) servers: PublicServers,
+}
+
+/// How what is no datastore's may be had.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Open {
+    /// Not at all.
+    Closed,
+    /// As a page of the web.
+    Page,
+    /// As what lies in a bucket.
+    Bucket,
+}
+
+impl Open {
+    fn of(kind: DataKind) -> Self {
+        match kind {
+            DataKind::UriFile => Self::Page,
+            _ => Self::Bucket,
+        }
+    }
 }
 
 const NO_PUBLIC: &str = "this workspace reads inputs from datastores only (serve --public-data refuse): have an admin \
@@ -147,11 +167,13 @@ impl Admission {
                     let uri = match uri {
                         // The job reads it itself, and wants what it has written.
                         DataUri::Http(page) if mode == InputMode::Direct => DataUri::Http(page),
-                        uri => self.resolve(&field, uri, kind == DataKind::UriFile).await?,
+                        uri => self.resolve(&field, uri, Open::of(kind)).await?,
                     };
-                    let is_page =
-                        |written: &String| matches!(&uri, DataUri::Http(page) if page == written);
-                    let address = written.filter(|written| !is_page(written));
+                    let stays = |written: &String| match &uri {
+                        DataUri::Http(address) | DataUri::Cloud(address) => address == written,
+                        _ => false,
+                    };
+                    let address = written.filter(|written| !stays(written));
                     Input::Data { kind, mode, uri, asset, address }
                 }
                 other => other,
@@ -308,20 +330,24 @@ impl Admission {
     pub async fn locate(&self, draft: Draft) -> Result<(Draft, Option<MadeBy>), Error> {
         draft.check().map_err(|problems| invalid("asset", problems.to_string()))?;
         let made_by = assets::made_by(&draft.uri);
-        let is_file = draft.form == DataKind::UriFile;
-        let uri = self.resolve("path", draft.uri.clone(), is_file).await?;
+        // A model is read by others than jobs, too.
+        let open = match draft.kind() {
+            Kind::Model => Open::Closed,
+            Kind::Data | Kind::Environment | Kind::Component => Open::of(draft.form),
+        };
+        let uri = self.resolve("path", draft.uri.clone(), open).await?;
         Ok((Draft { uri, ..draft }, made_by))
     }
 
-    /// Follows a reference to where the data lies. A single file may be no datastore's, if everybody may read it.
-    async fn resolve(&self, field: &str, uri: DataUri, is_file: bool) -> Result<DataUri, Error> {
-        let (datastore, path) = match uri {
+    /// Follows a reference to where the data lies, which may be no datastore if everybody may read there.
+    async fn resolve(&self, field: &str, uri: DataUri, open: Open) -> Result<DataUri, Error> {
+        let (datastore, path) = match self.as_cloud(uri, open) {
             DataUri::Datastore { datastore, path } => (datastore, path),
-            DataUri::Cloud(text) => match (self.of_address(field, &text), self.page(&text)) {
-                (Err(Error::Missing { .. }), Some(page)) if is_file => {
-                    return Ok(DataUri::Http(page));
+            DataUri::Cloud(text) => match self.of_address(field, &text) {
+                Err(missing @ Error::Missing { .. }) => {
+                    return self.open_to_all(field, &text, open)?.ok_or(missing);
                 }
-                (found, _) => found?,
+                found => found?,
             },
             DataUri::Http(url) => match self.of_page(&url) {
                 Some(found) => found,
@@ -405,10 +431,39 @@ impl Admission {
         })
     }
 
-    /// The page of the web that an object of public storage is, if such may be read.
-    fn page(&self, text: &str) -> Option<String> {
-        let address = Address::parse(text).ok().filter(|_| self.public.is_allowed)?;
-        address.public_url(self.public.s3.as_deref())
+    /// A folder's page as the address of cloud storage that it is: a page of the web is one file.
+    fn as_cloud(&self, uri: DataUri, open: Open) -> DataUri {
+        let address = match &uri {
+            DataUri::Http(url) if open == Open::Bucket && self.public.is_allowed => {
+                Address::of_page(url).filter(|_| self.of_page(url).is_none())
+            }
+            _ => None,
+        };
+        address.map_or(uri, |address| DataUri::Cloud(address.to_string()))
+    }
+
+    /// Where what no datastore has is read as everybody may read it; `None`: nowhere.
+    fn open_to_all(&self, field: &str, text: &str, open: Open) -> Result<Option<DataUri>, Error> {
+        let Some(address) = Address::parse(text).ok().filter(|_| self.public.is_allowed) else {
+            return Ok(None);
+        };
+        let bucket = match open {
+            Open::Closed => None,
+            Open::Page => {
+                return Ok(address.public_url(&self.public.servers).map(DataUri::Http));
+            }
+            Open::Bucket => address.public_bucket().and_then(|bucket| bucket.name()),
+        };
+        // The name is kept for such; one that was given before it was would open what an admin keeps.
+        if bucket.is_none_or(|name| self.datastores.get(name.as_str()).is_ok()) {
+            return Ok(None);
+        }
+        let below = address.path().trim_end_matches('/');
+        if !below.is_empty() {
+            crate::storage::ObjectPath::new(below)
+                .map_err(|e| invalid(format!("{field}.path"), e.to_string()))?;
+        }
+        Ok(Some(DataUri::Cloud(text.to_owned())))
     }
 
     /// The same of an address of the web, if a datastore has it.

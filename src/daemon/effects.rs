@@ -10,7 +10,7 @@ use atelier_core::layout;
 use atelier_core::live::Effect;
 use atelier_core::resource::Reservation;
 use atelier_core::spec::{
-    AssetRef, CommandJob, DataUri, Environment, InlineEnvironment, Input, OutputMode,
+    AssetRef, CommandJob, DataUri, Environment, InlineEnvironment, Input, InputMode, OutputMode,
 };
 use atelier_proto::compute::v1::PruneNodeCacheRequest;
 use tokio::sync::mpsc;
@@ -276,18 +276,18 @@ impl Effects {
     }
 
     fn source(&self, input: &Input) -> Option<InputSource> {
-        let Input::Data { uri, .. } = input else { return None };
+        let Input::Data { uri, mode, .. } = input else { return None };
         match uri {
-            DataUri::Datastore { datastore, path } => {
-                Some(InputSource::Store(self.grant(datastore.clone(), path.clone())))
-            }
             DataUri::Http(url) => Some(InputSource::Url(url.clone())),
-            // Refused or resolved when the job was accepted.
-            DataUri::Local(_)
-            | DataUri::JobOutput { .. }
-            | DataUri::RunArtifact { .. }
-            | DataUri::Asset(_)
-            | DataUri::Cloud(_) => None,
+            // The job reads it itself, by the address that it was given.
+            DataUri::Cloud(address) if *mode == InputMode::Direct => {
+                Some(InputSource::Url(address.clone()))
+            }
+            // All others were refused or resolved when the job was accepted.
+            stored => {
+                let (datastore, path) = stored.read_from()?;
+                Some(InputSource::Store(self.grant(datastore, path)))
+            }
         }
     }
 

@@ -273,6 +273,11 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
     let vault = Vault::open(store.clone(), keys, &folder.workspace().id, folder.path())?;
     let tended = vault.clone();
     let datastores = Datastores::open(&storage.home, Duration::from_secs(args.store_patience))?;
+    let egress = Arc::new(args.egress());
+    let datastores = match args.public_data {
+        PublicData::Allow => datastores.with_public(args.public_servers(), egress.clone()),
+        PublicData::Refuse => datastores,
+    };
     let content = ContentStore::new(&datastores)?;
     let curated = Arc::new(curated_table(args.curated_environments.as_ref())?);
     let environments = Environments::new(store.clone(), curated, content.clone());
@@ -394,8 +399,8 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
             require_containers: args.require_containers,
             public: Public {
                 is_allowed: args.public_data == PublicData::Allow,
-                egress: Arc::new(args.egress()),
-                s3: args.public_s3.clone(),
+                egress,
+                servers: args.public_servers(),
             },
         },
         retention: retention.clone(),

@@ -92,6 +92,7 @@ fn status(error: Error) -> Status {
         | Error::Link(_)
         | Error::Away { .. }
         | Error::Denied { .. }
+        | Error::Public { .. }
         | Error::Unsupported { .. } => Status::failed_precondition(message),
         Error::Interrupted(_) | Error::Changed(_) => Status::aborted(message),
         Error::Io { .. } => {

@@ -30,6 +30,7 @@ fn code_of_storage(error: &storage::Error) -> Code {
         storage::Error::Path(_) | storage::Error::Unfit(_) => Code::InvalidArgument,
         storage::Error::Away { .. }
         | storage::Error::Denied { .. }
+        | storage::Error::Public { .. }
         | storage::Error::Unsupported { .. } => Code::FailedPrecondition,
         storage::Error::Changed(_) => Code::Aborted,
         storage::Error::Full => Code::ResourceExhausted,

@@ -144,6 +144,8 @@ impl From<storage::Error> for Refusal {
                 tracing::warn!(%error, "a store refuses its credentials");
                 (StatusCode::FORBIDDEN, "StoreDenied")
             }
+            E::Public { passes: true, .. } => (StatusCode::SERVICE_UNAVAILABLE, "DatastoreAway"),
+            E::Public { passes: false, .. } => (StatusCode::FORBIDDEN, "StoreDenied"),
             E::Unsupported { .. } => (StatusCode::BAD_REQUEST, "Unsupported"),
             E::Changed(_) => (StatusCode::PRECONDITION_FAILED, "Changed"),
             E::Path(_) | E::Unfit(_) => (StatusCode::BAD_REQUEST, "InvalidPath"),
@@ -269,7 +271,10 @@ async fn answer(state: &State, request: Request) -> Result<Response, Refusal> {
         let message = format!("{} may not use the data gateway", caller.role);
         return Err(Refusal::new(StatusCode::FORBIDDEN, "Forbidden", message));
     }
-    let datastore = &state.datastores.get(&datastore)?;
+    let datastore = &match &caller.role {
+        Role::Attempt(_) => state.datastores.get_for_attempt(&datastore),
+        _ => state.datastores.get(&datastore),
+    }?;
     match path {
         None if head.method == Method::POST => {
             direct::sign_reads(state, &caller, datastore, &head, body).await

@@ -5,7 +5,7 @@ pub(in crate::identity) mod tests;
 
 use atelier_core::id::{DatastoreName, JobName};
 use atelier_core::layout;
-use atelier_core::spec::{CommandJob, DataUri, Input, OutputMode};
+use atelier_core::spec::{CommandJob, Input, OutputMode};
 
 /// Prefixes, each of one datastore.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -41,8 +41,10 @@ impl Grants {
 pub fn grants_of(job: &JobName, spec: &CommandJob) -> Grants {
     let mut grants = Grants::default();
     for input in spec.inputs.values() {
-        if let Input::Data { uri: DataUri::Datastore { datastore, path }, .. } = input {
-            grants.read.push((datastore.clone(), trim(path)));
+        if let Input::Data { uri, .. } = input
+            && let Some((datastore, path)) = uri.read_from()
+        {
+            grants.read.push((datastore, trim(&path)));
         }
     }
     for (name, output) in &spec.outputs {

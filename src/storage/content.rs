@@ -89,7 +89,7 @@ impl ContentStore {
         let objects = match &store.backend {
             Backend::Own(folder) => Objects::Folder(folder.clone()),
             Backend::OwnCloud(..) => Objects::Cloud(store),
-            Backend::Placed(..) | Backend::Cloud(..) => {
+            Backend::Placed(..) | Backend::Cloud(..) | Backend::Public(..) => {
                 return Err(Error::UnknownDatastore(BLOB_STORE.to_owned()));
             }
         };

@@ -21,11 +21,14 @@ mod uncommitted;
 use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
 use atelier_core::content::Digest;
-use atelier_core::datastore::{DatastoreRecord, FolderSource, Source, Unnamed};
+use atelier_core::datastore::{
+    DatastoreRecord, FolderSource, PublicBucket, PublicServers, Source, Unnamed,
+};
+use atelier_core::egress::Egress;
 use atelier_core::id::DatastoreName;
 use atelier_core::layout;
 use atelier_core::time::Timestamp;
@@ -73,6 +76,18 @@ pub enum Error {
         operation: &'static str,
         /// Why, and what to do.
         problem: String,
+    },
+    /// Public storage is not to be read, or not now.
+    #[error("cannot {operation} '{place}' without credentials: {problem}")]
+    Public {
+        /// `read` or `list`.
+        operation: &'static str,
+        /// Its address.
+        place: String,
+        /// Why, and what to do.
+        problem: String,
+        /// Whether another try may succeed.
+        passes: bool,
     },
     /// A datastore cannot do this, whoever asks.
     #[error("datastore '{datastore}': {problem}")]
@@ -223,6 +238,8 @@ enum Backend {
     Placed(Placed, Arc<DatastoreRecord>),
     /// One that was made of a place in an object store.
     Cloud(Cloud, Arc<DatastoreRecord>),
+    /// A bucket of public storage, which nobody has made a datastore of; and its address.
+    Public(Cloud, Arc<str>),
 }
 
 /// How a datastore does what it is asked.
@@ -241,7 +258,10 @@ impl Datastore {
     pub fn own_folder(&self) -> Option<&Path> {
         match &self.backend {
             Backend::Own(folder) => Some(folder.root()),
-            Backend::OwnCloud(..) | Backend::Placed(..) | Backend::Cloud(..) => None,
+            Backend::OwnCloud(..)
+            | Backend::Placed(..)
+            | Backend::Cloud(..)
+            | Backend::Public(..) => None,
         }
     }
 
@@ -249,7 +269,9 @@ impl Datastore {
     pub fn location(&self) -> (&'static str, String) {
         match &self.backend {
             Backend::Own(folder) => ("local", folder.root().display().to_string()),
-            Backend::OwnCloud(cloud, location) => (cloud.kind(), location.to_string()),
+            Backend::OwnCloud(cloud, location) | Backend::Public(cloud, location) => {
+                (cloud.kind(), location.to_string())
+            }
             Backend::Placed(_, record) | Backend::Cloud(_, record) => {
                 let source = &record.datastore.source;
                 (source.kind(), source.location())
@@ -263,14 +285,19 @@ impl Datastore {
         let backend = match &self.backend {
             Backend::Cloud(cloud, record) => Backend::Cloud(cloud.hasty(), record.clone()),
             Backend::OwnCloud(cloud, at) => Backend::OwnCloud(cloud.hasty(), at.clone()),
+            Backend::Public(cloud, at) => Backend::Public(cloud.hasty(), at.clone()),
             folder => folder.clone(),
         };
         Self { name: self.name.clone(), backend }
     }
 
-    /// Whether nothing can ever be written to it, nor listed.
+    /// Whether nothing can ever be written to it.
     pub fn is_read_only(&self) -> bool {
-        matches!(&self.backend, Backend::Cloud(cloud, _) if cloud.is_read_only())
+        match &self.backend {
+            Backend::Cloud(cloud, _) => cloud.is_read_only(),
+            Backend::Public(..) => true,
+            Backend::Own(_) | Backend::OwnCloud(..) | Backend::Placed(..) => false,
+        }
     }
 
     /// Whether where its data lies answers at all.
@@ -287,7 +314,7 @@ impl Datastore {
     /// What it was made as; `None`: the workspace came with it.
     pub fn record(&self) -> Option<&DatastoreRecord> {
         match &self.backend {
-            Backend::Own(_) | Backend::OwnCloud(..) => None,
+            Backend::Own(_) | Backend::OwnCloud(..) | Backend::Public(..) => None,
             Backend::Placed(_, record) | Backend::Cloud(_, record) => Some(record),
         }
     }
@@ -296,7 +323,9 @@ impl Datastore {
         Ok(match &self.backend {
             Backend::Own(folder) => Served::Folder(folder.clone()),
             Backend::Placed(placed, _) => Served::Folder(placed.folder().await?),
-            Backend::OwnCloud(cloud, _) | Backend::Cloud(cloud, _) => Served::Cloud(cloud.clone()),
+            Backend::OwnCloud(cloud, _) | Backend::Cloud(cloud, _) | Backend::Public(cloud, _) => {
+                Served::Cloud(cloud.clone())
+            }
         })
     }
 
@@ -448,7 +477,22 @@ pub struct Datastores {
     patience: Duration,
     /// Held for reading while a job that names datastores is submitted.
     submissions: Arc<tokio::sync::RwLock<()>>,
+    /// How public storage is read; `None`: not at all.
+    public: Option<Arc<Public>>,
 }
+
+/// Public storage that is read without credentials.
+#[derive(Debug)]
+struct Public {
+    servers: PublicServers,
+    /// Where the daemon goes for users.
+    egress: Arc<Egress>,
+    /// Buckets that were read lately, whose connections stay.
+    lately: Mutex<BTreeMap<DatastoreName, Datastore>>,
+}
+
+/// Buckets of public storage that are kept at hand.
+const LATELY: usize = 64;
 
 impl Datastores {
     /// Opens the datastores that every workspace has, as folders below `storage`; see [`Datastores::open`].
@@ -473,7 +517,51 @@ impl Datastores {
             by_name.insert(name.clone(), home.datastore(name, patience)?);
         }
         let (by_name, submissions) = (Arc::new(RwLock::new(by_name)), Arc::default());
-        Ok(Self { by_name, patience, submissions })
+        Ok(Self { by_name, patience, submissions, public: None })
+    }
+
+    /// The same, with buckets of public storage.
+    #[must_use]
+    pub fn with_public(self, servers: PublicServers, egress: Arc<Egress>) -> Self {
+        let public = Public { servers, egress, lately: Mutex::default() };
+        Self { public: Some(Arc::new(public)), ..self }
+    }
+
+    /// The datastore with that name, or the bucket of public storage for which the name stands: for a job's attempt,
+    /// whose inputs say which it may read.
+    ///
+    /// # Errors
+    /// [`Error::UnknownDatastore`], and [`Error::Public`] if such are not read here.
+    pub fn get_for_attempt(&self, name: &str) -> Result<Datastore, Error> {
+        let (unknown, name) = match (self.get(name), DatastoreName::new(name)) {
+            (Err(unknown), Ok(name)) => (unknown, name),
+            (found, _) => return found,
+        };
+        let Some(bucket) = PublicBucket::named(&name) else { return Err(unknown) };
+        let address = bucket.address().to_string();
+        let Some(public) = &self.public else {
+            return Err(Error::Public {
+                operation: "read",
+                place: address,
+                problem:
+                    "this workspace reads inputs from datastores only (serve --public-data refuse)"
+                        .to_owned(),
+                passes: false,
+            });
+        };
+        let mut lately = public.lately.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = lately.get(&name) {
+            return Ok(known.clone());
+        }
+        let made = Cloud::public(bucket, &public.servers, public.egress.clone()).ok_or(unknown)?;
+        let backend = Backend::Public(made.lasting(self.patience), address.into());
+        let made = Datastore { name: name.clone(), backend };
+        // What is under way goes on with what it has.
+        if lately.len() >= LATELY {
+            lately.clear();
+        }
+        lately.insert(name, made.clone());
+        Ok(made)
     }
 
     /// The datastore with that name.

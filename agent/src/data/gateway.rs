@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use atelier_core::content::Digest;
-use atelier_core::datastore::Unnamed;
+use atelier_core::datastore::{PublicBucket, Unnamed};
+use atelier_core::id::DatastoreName;
 use atelier_proto::STORED;
 use bytes::{Bytes, BytesMut};
 use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _};
@@ -280,17 +281,20 @@ impl Gateway {
         key: &str,
         failure: Failure,
     ) -> Error {
+        // The name of public storage is nothing to people.
+        let bucket = DatastoreName::new(datastore).ok();
+        let bucket = bucket.and_then(|name| PublicBucket::named(&name));
+        let path = match bucket {
+            Some(bucket) => format!("{}/{key}", bucket.address()),
+            None => format!("{datastore}/{key}"),
+        };
         match failure {
             Failure::Local(error) => error,
-            Failure::Denied(problem) => {
-                Error::Denied { operation, path: format!("{datastore}/{key}"), problem }
-            }
-            Failure::Unsupported(problem) => {
-                Error::Unfit { operation, path: format!("{datastore}/{key}"), problem }
-            }
+            Failure::Denied(problem) => Error::Denied { operation, path, problem },
+            Failure::Unsupported(problem) => Error::Unfit { operation, path, problem },
             failure => Error::Gateway {
                 operation,
-                path: format!("{datastore}/{key}"),
+                path,
                 problem: failure.text(),
                 transient: failure.is_transient(),
                 status: match failure {

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use atelier_core::content::Digest;
 use atelier_core::datastore::Unnamed;
-use atelier_core::spec::{DataKind, Input, InputMode};
+use atelier_core::spec::{DataKind, DataUri, Input, InputMode};
 use atelier_proto::agent::v1 as pb;
 use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _};
 use tokio::sync::OnceCell;
@@ -75,10 +75,10 @@ pub(super) async fn provide(
     into: &Path,
     mounts: Option<&Path>,
 ) -> Result<Given, Error> {
-    let (kind, mode, address) = match input {
+    let (kind, mode, uri, address) = match input {
         Input::Literal { value } => return Ok(value.clone().into()),
         Input::Unset => return Ok(String::new().into()),
-        Input::Data { kind, mode, address, .. } => (*kind, *mode, address.as_deref()),
+        Input::Data { kind, mode, uri, address, .. } => (*kind, *mode, uri, address.as_deref()),
     };
     path::check(name)?;
     let evaluated = matches!(mode, InputMode::EvalMount | InputMode::EvalDownload);
@@ -105,7 +105,11 @@ pub(super) async fn provide(
         }
         Some(pb::input_grant::Source::Store(at)) => at,
     };
-    let uri = format!("azureml://datastores/{}/paths/{}", at.datastore, at.path);
+    let uri = match uri {
+        // The datastore's name stands for public storage, and is nothing to people.
+        DataUri::Cloud(address) => address.clone(),
+        _ => format!("azureml://datastores/{}/paths/{}", at.datastore, at.path),
+    };
     if mode == InputMode::Direct {
         return Ok(uri.into());
     }

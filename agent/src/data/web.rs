@@ -70,7 +70,8 @@ impl Open {
 }
 
 /// Where its names lead is not looked at again, and what else is on that machine nobody has named.
-const BESIDE: &str = "it leads to another port of the server that the daemon has for public data (serve --public-s3)";
+const BESIDE: &str = "it leads to another port of the server that the daemon has for public data (serve --public-s3, \
+                      --public-azure)";
 
 impl Web {
     pub(super) fn new(

@@ -1,10 +1,15 @@
 //! Addresses of cloud storage, as Azure's, Amazon's and Google's tools write them, and which datastore has what lies
 //! there.
 
+mod bucket;
 mod public;
+
+use std::fmt;
 
 use super::{AzureStorage, Source};
 use crate::id::DatastoreName;
+
+pub use bucket::{PublicBucket, PublicServers};
 
 /// Where something lies in cloud storage.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -85,6 +90,12 @@ const HDFS: &str = "files of HDFS cannot be served; mount them on the daemon's m
                     nfs with the mount's path";
 const FABRIC: &str = "data of Microsoft Fabric is not found by its address; make a datastore of type one_lake and name \
                       azureml://datastores/NAME/paths/Files/PATH";
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
 
 impl Address {
     /// Whether a text is to be read as one, by how it begins.

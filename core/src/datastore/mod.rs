@@ -15,7 +15,7 @@ use crate::spec::{Diagnostics, validate_datastore};
 use crate::suggest;
 use crate::time::Timestamp;
 
-pub use address::{Address, AddressError, find_https};
+pub use address::{Address, AddressError, PublicBucket, PublicServers, find_https};
 pub use credentials::{
     CredentialKind, Credentials, KeptCredentials, Malformed, Proof, Secret, ServicePrincipal,
 };

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use imbl::{OrdMap, OrdSet};
 
 use crate::id::{DatastoreName, NodeName};
-use crate::spec::{CommandJob, DataUri, Input, InputMode};
+use crate::spec::{CommandJob, Input, InputMode};
 
 /// What is less is fetched in no time, in bytes.
 pub const LEAST: u64 = 1 << 20;
@@ -59,10 +59,10 @@ impl DataPlace {
     pub fn of_job(spec: &CommandJob) -> Arc<[Self]> {
         let place = |input: &Input| match input {
             Input::Data { mode: InputMode::Direct, .. } => None,
-            Input::Data { uri: DataUri::Datastore { datastore, path }, .. } => {
-                Some(Self::new(datastore.clone(), path))
+            Input::Data { uri, .. } => {
+                uri.read_from().map(|(datastore, path)| Self::new(datastore, &path))
             }
-            Input::Data { .. } | Input::Literal { .. } | Input::Unset => None,
+            Input::Literal { .. } | Input::Unset => None,
         };
         let places: BTreeSet<Self> = spec.inputs.values().filter_map(place).collect();
         places.into_iter().take(LOOKED_AT).collect()

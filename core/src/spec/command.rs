@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::distribution::Distribution;
 use crate::asset;
+use crate::datastore::Address;
 use crate::id::{
     AssetName, ComputeName, DatastoreName, ExperimentName, JobName, PortName, VersionName,
 };
@@ -248,8 +249,24 @@ pub enum DataUri {
     Asset(AssetRef),
     /// `http://` or `https://`
     Http(String),
-    /// `wasbs://`, `abfss://`, `s3://`, `gs://` and the like.
+    /// `wasbs://`, `abfss://`, `s3://`, `gs://` and the like. Once the daemon has found no datastore that has it, it
+    /// is read without credentials.
     Cloud(String),
+}
+
+impl DataUri {
+    /// From where the data gateway gives what lies there, once the daemon has found that: a datastore, or the name
+    /// that stands for a bucket of public storage, and the path within. `None`: from nowhere.
+    pub fn read_from(&self) -> Option<(DatastoreName, String)> {
+        match self {
+            Self::Datastore { datastore, path } => Some((datastore.clone(), path.clone())),
+            Self::Cloud(text) => {
+                let address = Address::parse(text).ok()?;
+                Some((address.public_bucket()?.name()?, address.path().to_owned()))
+            }
+            _ => None,
+        }
+    }
 }
 
 /// What a job reads.

@@ -11,7 +11,7 @@ use super::validate::{Check, report};
 use super::yaml::{self, Node};
 use crate::datastore::{
     AzureStorage, Credentials, Definition, Draft, FolderKind, FolderSource, Malformed, OneLake,
-    Proof, Secret, ServicePrincipal, Source,
+    Proof, PublicBucket, Secret, ServicePrincipal, Source,
 };
 use crate::id::DatastoreName;
 use crate::suggest;
@@ -376,6 +376,7 @@ impl Reader<'_> {
 /// Every fault, each with its field.
 pub fn validate_datastore(draft: &Draft) -> Result<(), Diagnostics> {
     let mut check = Check::default();
+    name(&mut check, &draft.name);
     about(&mut check, draft.description.as_deref(), [&draft.tags, &draft.properties]);
     place(&mut check, &draft.source);
     report(check.found)
@@ -384,10 +385,20 @@ pub fn validate_datastore(draft: &Draft) -> Result<(), Diagnostics> {
 /// Every fault that a reader may leave.
 fn faults(definition: &Definition) -> Check {
     let mut check = Check::default();
-    let Definition { description, tags, properties, source, .. } = definition;
+    let Definition { name: called, description, tags, properties, source, .. } = definition;
+    name(&mut check, called);
     about(&mut check, description.as_deref(), [tags, properties]);
     place(&mut check, source);
     check
+}
+
+fn name(check: &mut Check, name: &DatastoreName) {
+    if PublicBucket::has_name(name.as_str()) {
+        check.at(&["name"]).fault(
+            format!("'{}' stands for storage that is no datastore's", yaml::shorten(name.as_str())),
+            "choose a name that does not begin with 'public-storage.'",
+        );
+    }
 }
 
 fn about(

@@ -73,6 +73,13 @@ fn place(asset: &Asset, id: &str) -> Result<Place, Error> {
             Err(Error::new(Problem::Refused, format!("{id} lies on the web, at {url}"))
                 .help("fetch it from there"))
         }
+        Some(data_uri::Form::Cloud(address)) => {
+            Err(Error::new(Problem::Refused, format!("{id} lies in public storage, at {address}"))
+                .help(
+                    "fetch it with the cloud's own tools, or have an admin make a datastore of it \
+                     (anonymous: true) and use 'atelier fs cp'",
+                ))
+        }
         _ => Err(Error::new(Problem::Failed, format!("{id} lies nowhere that is known"))),
     }
 }

@@ -52,6 +52,7 @@ impl Workspace {
             require_containers: false,
             public_data: crate::config::PublicData::Allow,
             public_s3: None,
+            public_azure: None,
             curated_environments: None,
             sizes: None,
             storage: None,

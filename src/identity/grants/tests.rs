@@ -1,5 +1,5 @@
 use atelier_core::id::PortName;
-use atelier_core::spec::{DataKind, InputMode, Output};
+use atelier_core::spec::{DataKind, DataUri, InputMode, Output};
 
 use super::*;
 use crate::store::tests::{name, spec};
@@ -132,4 +132,27 @@ fn nothing_is_granted_that_the_job_does_not_name() {
     let grants = grants_of(&name("mine"), &all);
     assert!(grants.allow(&store("workspaceblobstore"), "any/thing", false));
     assert!(!grants.allow(&store("workspaceblobstore"), "any/thing", true));
+}
+
+#[test]
+fn an_attempt_reaches_of_public_storage_what_its_input_names() {
+    let mut job = job();
+    let Some(Input::Data { uri, .. }) = job.inputs.get_mut(&port("url")) else { panic!() };
+    *uri = DataUri::Cloud("wasbs://open@acct.blob.core.windows.net/data/".to_owned());
+    let grants = grants_of(&name("mine"), &job);
+    let bucket = "public-storage.azure.acct.open.core.windows.net";
+    for (datastore, path, read) in [
+        (bucket, "data", true),
+        (bucket, "data/a/b.csv", true),
+        (bucket, "", false),
+        (bucket, "database/a", false),
+        (bucket, "other", false),
+        ("public-storage.azure.acct.other.core.windows.net", "data/a", false),
+        ("public-storage.lake.acct.open.core.windows.net", "data/a", false),
+        ("public-storage.s3.open", "data/a", false),
+        ("workspaceblobstore", "data", false),
+    ] {
+        assert_eq!(grants.allow(&store(datastore), path, false), read, "{datastore} {path}");
+        assert!(!grants.allow(&store(datastore), path, true), "{datastore} {path}");
+    }
 }

@@ -20,6 +20,7 @@ use reqwest::redirect::Policy;
 use super::azure_file::{Opened, Share};
 use super::entra::CertificateProvider;
 use super::listing::ReadsListings;
+use super::public::Connects;
 
 /// How long a store may take to accept a connection.
 pub(super) const CONNECT: Duration = Duration::from_secs(10);
@@ -98,20 +99,24 @@ impl Client {
         source: &Source,
         credentials: Credentials,
         retries: Retries,
+        connects: Connects,
     ) -> Result<Self, String> {
         let made = match source {
             Source::AzureBlob(azure) | Source::AzureDataLakeGen2(azure) => {
                 let (url, account) = (azure.blob_url(), &azure.account_name);
-                let builder = azure_builder(url, account, &azure.container, retries);
+                let builder = azure_builder(url, account, &azure.container, retries, connects);
                 azure_client(builder, credentials, retries)?.map(Self::Azure)
             }
             Source::OneLake(lake) => {
-                let builder = azure_builder(lake.blob_url(), ONE_LAKE, &lake.workspace, retries)
+                let (url, workspace) = (lake.blob_url(), &lake.workspace);
+                let builder = azure_builder(url, ONE_LAKE, workspace, retries, connects)
                     .with_use_fabric_endpoint(true);
                 azure_client(builder, credentials, retries)?.map(Self::Azure)
             }
-            Source::S3 { .. } => s3_client(source, credentials, retries).map(Self::S3),
-            Source::Gcs { bucket, .. } => gcs_client(bucket, credentials, retries).map(Self::Gcs),
+            Source::S3 { .. } => s3_client(source, credentials, retries, connects).map(Self::S3),
+            Source::Gcs { bucket, .. } => {
+                gcs_client(bucket, credentials, retries, connects).map(Self::Gcs)
+            }
             Source::Http { url } => HttpBuilder::new()
                 .with_url(url.clone())
                 .with_client_options(options(url))
@@ -119,7 +124,9 @@ impl Client {
                 .with_retry(retries.config())
                 .build()
                 .map(Self::Http),
-            Source::AzureFile(azure) => share(azure, credentials, retries)?.map(Self::AzureFile),
+            Source::AzureFile(azure) => {
+                share(azure, credentials, retries, connects)?.map(Self::AzureFile)
+            }
             Source::Folder(_) => {
                 return Err(format!("data of type {} is not in an object store", source.kind()));
             }
@@ -246,7 +253,12 @@ fn environment(names: &[&'static str]) -> impl Iterator<Item = (String, String)>
 
 type Made<T> = Result<T, object_store::Error>;
 
-fn s3_client(source: &Source, credentials: Credentials, retries: Retries) -> Made<AmazonS3> {
+fn s3_client(
+    source: &Source,
+    credentials: Credentials,
+    retries: Retries,
+    connects: Connects,
+) -> Made<AmazonS3> {
     let Source::S3 { bucket, endpoint, region, path_style, .. } = source else {
         return Err(object_store::Error::NotImplemented {
             operation: "S3".to_owned(),
@@ -257,7 +269,7 @@ fn s3_client(source: &Source, credentials: Credentials, retries: Retries) -> Mad
     let mut builder = AmazonS3Builder::new()
         .with_bucket_name(bucket)
         .with_client_options(options(address.as_deref().unwrap_or("https://")))
-        .with_http_connector(ReadsListings)
+        .with_http_connector(ReadsListings(connects))
         .with_retry(retries.config())
         .with_virtual_hosted_style_request(virtual_hosted);
     if let Some(address) = address {
@@ -308,12 +320,13 @@ fn azure_builder(
     account: &str,
     container: &str,
     retries: Retries,
+    connects: Connects,
 ) -> MicrosoftAzureBuilder {
     MicrosoftAzureBuilder::new()
         .with_account(account)
         .with_container_name(container)
         .with_client_options(options(&url))
-        .with_http_connector(ReadsListings)
+        .with_http_connector(ReadsListings(connects))
         .with_endpoint(url)
         .with_retry(retries.config())
 }
@@ -372,13 +385,14 @@ fn share(
     azure: &AzureStorage,
     credentials: Credentials,
     retries: Retries,
+    connects: Connects,
 ) -> Result<Made<Share>, String> {
     let opened = match credentials {
         Credentials::AccountKey(key) => Opened::by_key(&key),
         Credentials::SasToken(token) => Ok(Opened::Signature(token)),
         other => {
             let (url, account) = (azure.file_url(), &azure.account_name);
-            let builder = azure_builder(url, account, &azure.container, retries);
+            let builder = azure_builder(url, account, &azure.container, retries, connects);
             let made = azure_client(builder, other, retries)?;
             made.map(|client| Opened::Tokens(client.credentials().clone()))
         }
@@ -390,13 +404,14 @@ fn gcs_client(
     bucket: &str,
     credentials: Credentials,
     retries: Retries,
+    connects: Connects,
 ) -> Made<GoogleCloudStorage> {
     let builder = GoogleCloudStorageBuilder::new()
         .with_bucket_name(bucket)
         // A key's file may name another server, and where data lies is the datastore's to say.
         .with_base_url(GOOGLE)
         .with_client_options(options(GOOGLE))
-        .with_http_connector(ReadsListings)
+        .with_http_connector(ReadsListings(connects))
         .with_retry(retries.config());
     let builder = match credentials {
         Credentials::ServiceAccount(key) => builder.with_service_account_key(key.reveal()),
@@ -413,6 +428,7 @@ fn gcs_client(
 
 #[cfg(test)]
 mod tests {
+    use super::super::public::Whose;
     use super::*;
 
     #[test]
@@ -466,7 +482,8 @@ mod tests {
         };
         let key =
             Credentials::AccountKey(atelier_core::datastore::Secret::new("n0t base64!".into()));
-        let said = Client::new(&Source::AzureBlob(azure), key, PATIENT).unwrap_err();
+        let said = Client::new(&Source::AzureBlob(azure), key, PATIENT, Whose::Admin.connects())
+            .unwrap_err();
         assert!(said.contains("Base64") && !said.contains("n0t"), "{said}");
     }
 }

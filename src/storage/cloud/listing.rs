@@ -15,12 +15,13 @@ use object_store::ClientOptions;
 use object_store::aws::{AwsAuthorizer, AwsCredential};
 use object_store::client::{
     HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse,
-    HttpResponseBody, HttpService, ReqwestConnector,
+    HttpResponseBody, HttpService,
 };
 use percent_encoding::percent_decode_str;
 use quick_xml::Reader;
 use quick_xml::events::{BytesRef, Event};
 
+use super::public::Connects;
 use super::quoted;
 use crate::storage::Meta;
 
@@ -76,11 +77,11 @@ impl Asked {
 
 /// Makes clients that read listings themselves.
 #[derive(Debug)]
-pub(super) struct ReadsListings;
+pub(super) struct ReadsListings(pub(super) Connects);
 
 impl HttpConnector for ReadsListings {
     fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
-        let client = ReqwestConnector::default().connect(options)?;
+        let client = self.0.connect(options)?;
         Ok(HttpClient::new(ListingClient { client, encodes: OnceLock::new() }))
     }
 }

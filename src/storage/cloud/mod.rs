@@ -13,6 +13,7 @@ mod entra;
 mod list;
 mod listing;
 mod problem;
+mod public;
 mod read;
 mod signed;
 mod staged;
@@ -25,7 +26,8 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use atelier_core::datastore::{Credentials, Source, Unnamed};
+use atelier_core::datastore::{Credentials, PublicBucket, PublicServers, Source, Unnamed};
+use atelier_core::egress::Egress;
 use atelier_core::id::DatastoreName;
 use atelier_core::time::Timestamp;
 use bytes::Bytes;
@@ -37,6 +39,7 @@ use tokio::sync::OnceCell;
 use self::client::Client;
 pub(crate) use self::client::PATIENCE;
 use self::problem::Told;
+use self::public::Whose;
 pub(super) use self::read::OpenObject;
 use super::folder::blocking;
 use super::{Error, Meta, ObjectPath, Page, Still};
@@ -71,6 +74,8 @@ struct Inner {
     credentials: Arc<std::sync::OnceLock<Credentials>>,
     /// How it is given other credentials.
     other_keys: &'static str,
+    /// Who says where it lies.
+    whose: Whose,
     /// Made with the first request.
     client: OnceCell<(Client, Signs)>,
     /// Whether by an address for a part nothing else can be written; looked at once.
@@ -91,10 +96,50 @@ impl fmt::Debug for Cloud {
     }
 }
 
+impl Inner {
+    fn of(
+        name: DatastoreName,
+        source: Source,
+        prefix: Option<String>,
+        unlock: Unlock,
+        other_keys: &'static str,
+    ) -> Self {
+        let (retries, unsigned) = (client::PATIENT, Mutex::default());
+        let (credentials, client, once, keeps_to_parts) = Default::default();
+        Self {
+            name,
+            source,
+            prefix,
+            unlock,
+            credentials,
+            other_keys,
+            whose: Whose::Admin,
+            client,
+            once,
+            keeps_to_parts,
+            retries,
+            unsigned,
+        }
+    }
+}
+
 impl Cloud {
     pub(super) fn new(name: DatastoreName, source: Source, unlock: Unlock) -> Self {
         let prefix = given_prefix(&source);
         Self::with(name, source, prefix, unlock, MADE)
+    }
+
+    /// A bucket of public storage, at its cloud or the server in its place; `None`: it has no name.
+    pub(super) fn public(
+        bucket: PublicBucket,
+        servers: &PublicServers,
+        egress: Arc<Egress>,
+    ) -> Option<Self> {
+        let (name, source) = (bucket.name()?, bucket.source(servers));
+        let mut inner =
+            Inner::of(name, source, None, Arc::new(|| Ok(Credentials::Anonymous)), MADE);
+        inner.whose = Whose::User(bucket, egress);
+        Some(Self { inner: Arc::new(inner) })
     }
 
     /// The place of the workspace's own data, or a folder of it.
@@ -117,22 +162,7 @@ impl Cloud {
         unlock: Unlock,
         other_keys: &'static str,
     ) -> Self {
-        let (retries, unsigned) = (client::PATIENT, Mutex::default());
-        let (credentials, client, once, keeps_to_parts) = Default::default();
-        let inner = Inner {
-            name,
-            source,
-            prefix,
-            unlock,
-            credentials,
-            other_keys,
-            client,
-            once,
-            keeps_to_parts,
-            retries,
-            unsigned,
-        };
-        Self { inner: Arc::new(inner) }
+        Self { inner: Arc::new(Inner::of(name, source, prefix, unlock, other_keys)) }
     }
 
     /// The same, for somebody who waits for an answer.
@@ -146,7 +176,8 @@ impl Cloud {
     }
 
     fn retrying(&self, retries: client::Retries) -> Self {
-        let Inner { name, source, prefix, unlock, credentials, other_keys, .. } = &*self.inner;
+        let Inner { name, source, prefix, unlock, credentials, other_keys, whose, .. } =
+            &*self.inner;
         let inner = Inner {
             name: name.clone(),
             source: source.clone(),
@@ -154,6 +185,7 @@ impl Cloud {
             unlock: unlock.clone(),
             credentials: credentials.clone(),
             other_keys,
+            whose: whose.clone(),
             client: OnceCell::new(),
             keeps_to_parts: OnceCell::new(),
             once: OnceCell::new(),
@@ -186,7 +218,7 @@ impl Cloud {
     }
 
     async fn make(&self, retries: client::Retries) -> Result<(Client, Signs), Error> {
-        let inner = self.inner.clone();
+        let (cloud, inner) = (self.clone(), self.inner.clone());
         blocking(move || {
             let datastore = || inner.name.clone();
             let away = |problem| Error::Away { datastore: datastore(), problem };
@@ -202,7 +234,10 @@ impl Cloud {
             // Fabric's addresses were never tried.
             let is_fabric = matches!(inner.source, Source::OneLake(_));
             let signs = signed::can_sign(&credentials) && !is_fabric;
-            let made = Client::new(&inner.source, credentials, retries);
+            // On a thread that may wait.
+            let located = cloud.located(&credentials, retries);
+            let source = tokio::runtime::Handle::current().block_on(located)?;
+            let made = Client::new(&source, credentials, retries, inner.whose.connects());
             let made =
                 made.map_err(|why| unfit(format!("{why}; give others {}", inner.other_keys)))?;
             Ok((made, signs))
@@ -253,9 +288,10 @@ impl Cloud {
 
     /// Whether nothing can be written there.
     fn check_writable(&self) -> Result<(), Error> {
-        match self.inner.source.is_read_only() {
-            true => Err(self.unsupported("the files of a web server can only be read")),
-            false => Ok(()),
+        match (&self.inner.whose, self.inner.source.is_read_only()) {
+            (Whose::User(..), _) => Err(self.unsupported("public storage can only be read")),
+            (_, true) => Err(self.unsupported("the files of a web server can only be read")),
+            _ => Ok(()),
         }
     }
 

@@ -5,6 +5,7 @@ use std::error::Error as _;
 use atelier_core::datastore::Source;
 
 use super::Cloud;
+use super::public::Whose;
 use crate::storage::Error;
 
 /// Codes by which stores say that they do not know who asks.
@@ -69,6 +70,9 @@ impl Cloud {
     ) -> Error {
         use object_store::Error as E;
         let told = Told::of(&error);
+        if let Whose::User(bucket, _) = &self.inner.whose {
+            return self.problem_of_public(bucket, (operation, path), &error, &told);
+        }
         let datastore = self.inner.name.clone();
         let away = |problem: String| Error::Away { datastore: datastore.clone(), problem };
         let is_unanswered = told.status.is_none() && !matches!(error, E::NotFound { .. });
@@ -103,7 +107,7 @@ impl Cloud {
             );
             return Error::Denied { datastore, operation, problem };
         }
-        if told.whole.contains(NO_WAY_ON) {
+        if told.is_elsewhere() {
             let problem =
                 "the store says that it is elsewhere: its region or endpoint is not the bucket's";
             return self.unsupported(problem);
@@ -266,7 +270,7 @@ impl Told {
     }
 
     /// Whether another try may succeed: it is not reached, or has too much to do.
-    fn is_transient(&self) -> bool {
+    pub(super) fn is_transient(&self) -> bool {
         match (self.status, self.code.as_deref()) {
             (Some(status), _) => status >= 500 || matches!(status, 408 | 429),
             (None, Some(code)) => BUSY.contains(&code),
@@ -274,8 +278,18 @@ impl Told {
         }
     }
 
+    /// Whether the store says that it is somewhere else.
+    pub(super) fn is_elsewhere(&self) -> bool {
+        self.whole.contains(NO_WAY_ON) || matches!(self.status, Some(300..=399))
+    }
+
+    /// Whether the store's own word for it is one of these.
+    pub(super) fn is_any(&self, codes: &[&str]) -> bool {
+        self.code.as_deref().is_some_and(|code| codes.contains(&code))
+    }
+
     /// A line for people.
-    fn short(&self) -> String {
+    pub(super) fn short(&self) -> String {
         let status = self.status.map(|status| format!("HTTP {status}"));
         let message = self.message.as_deref().and_then(|text| text.lines().next()).map(excerpt);
         let parts = [status, self.code.clone().map(|code| excerpt(&code)), message];

@@ -61,14 +61,28 @@ impl S3 {
         &self.url
     }
 
+    /// Puts an object there that everybody may read. Others are kept from who shows no credentials.
+    #[track_caller]
+    pub(crate) fn put_public(&self, path: &str, body: &str) {
+        let (address, what) = (self.address(), format!("PUT /bucket/{path}"));
+        let put = exchange(address, &what, &format!("{WHO}x-amz-acl: public-read\r\n"), body);
+        assert_eq!(put.0, 200, "{put:?}");
+    }
+
+    fn address(&self) -> &str {
+        self.url.trim_start_matches("http://")
+    }
+
     /// Puts an object there, or gets one: `GET /bucket/key`.
     #[track_caller]
     pub(crate) fn ask(&self, what: &str, body: &str) -> (u16, String) {
-        let who = "Authorization: AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/s3/aws4_request, \
-                   SignedHeaders=host, Signature=0\r\n";
-        exchange(self.url.trim_start_matches("http://"), what, who, body)
+        exchange(self.address(), what, WHO, body)
     }
 }
+
+/// Somebody whom the server knows.
+const WHO: &str = "Authorization: AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/s3/aws4_request, \
+                   SignedHeaders=host, Signature=0\r\n";
 
 /// One request (`GET /path`) with these header lines: the status and the body.
 pub(super) fn exchange(address: &str, what: &str, headers: &str, body: &str) -> (u16, String) {
@@ -107,6 +121,11 @@ impl Azure {
         let made = azure.ask(key, "PUT", "/made", "restype:container", "");
         assert_eq!(made.0, 201, "{made:?}");
         azure
+    }
+
+    /// Where accounts are.
+    pub(crate) fn server(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
     }
 
     /// Where blobs of the account are.
@@ -149,6 +168,14 @@ impl Azure {
         )
     }
 
+    /// Makes a container that everybody may list and read.
+    #[track_caller]
+    pub(crate) fn make_public(&self, key: &str, container: &str) {
+        let (path, public) = (format!("/{container}"), "x-ms-blob-public-access:container\n");
+        let made = self.signed(key, ("PUT", &path, "restype:container"), public, "");
+        assert_eq!(made.0, 201, "{made:?}");
+    }
+
     /// A request that is signed with the account's key (Shared Key of 2009-09-19). The query is one pair.
     #[track_caller]
     pub(crate) fn ask(
@@ -159,10 +186,22 @@ impl Azure {
         query: &str,
         body: &str,
     ) -> (u16, String) {
-        let date = jiff::Timestamp::now().strftime("%a, %d %b %Y %H:%M:%S GMT").to_string();
-        let length = if body.is_empty() { String::new() } else { body.len().to_string() };
         let kind =
             if method == "PUT" && query.is_empty() { "x-ms-blob-type:BlockBlob\n" } else { "" };
+        self.signed(key, (method, path, query), kind, body)
+    }
+
+    /// The same, with a header that is signed, too.
+    #[track_caller]
+    fn signed(
+        &self,
+        key: &str,
+        (method, path, query): (&str, &str, &str),
+        kind: &str,
+        body: &str,
+    ) -> (u16, String) {
+        let date = jiff::Timestamp::now().strftime("%a, %d %b %Y %H:%M:%S GMT").to_string();
+        let length = if body.is_empty() { String::new() } else { body.len().to_string() };
         let account = Self::ACCOUNT;
         let pair = if query.is_empty() { String::new() } else { format!("\n{query}") };
         let to_sign = format!(

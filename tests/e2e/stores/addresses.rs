@@ -46,13 +46,9 @@ fn s3_addresses_lead_to_the_datastores_that_have_them() {
 
     // What no datastore has, and what two have.
     let refused = |address: &str, code: i32, words: &[&str]| {
-        let input =
-            format!("command: ls\ninputs: {{i: {{type: uri_folder, path: '{address}'}}}}\n");
-        let output =
+        let yaml =
             format!("command: ls\noutputs: {{o: {{type: uri_folder, path: '{address}'}}}}\n");
-        for yaml in [input, output] {
-            cluster.atelier(["job", "create", "-f", "-"]).stdin(yaml).fails(code).says(words);
-        }
+        cluster.atelier(["job", "create", "-f", "-"]).stdin(yaml).fails(code).says(words);
         cluster.atelier(["fs", "ls", address]).fails(code).says(words);
     };
     let with = "printf 'name: none\\ntype: s3\\nbucket: none\\n' | atelier datastore create -f -";
@@ -62,6 +58,9 @@ fn s3_addresses_lead_to_the_datastores_that_have_them() {
     let second = s3(store.url(), "prefix: team/a").replace("name: store", "name: second");
     create(&cluster, &second);
     refused("s3://bucket/team/a/given", 1, &["several datastores", "second, store"]);
+    let yaml = "command: ls\ninputs: {i: {type: uri_folder, path: 's3://bucket/team/a/given'}}\n";
+    let refused = cluster.atelier(["job", "create", "-f", "-"]).stdin(yaml).fails(1);
+    refused.says(&["several datastores", "second, store"]);
 }
 
 #[test]
@@ -90,7 +89,7 @@ fn azure_addresses_lead_to_the_datastores_that_have_them() {
     says(&listed.json().to_string(), &["out/all"]);
     // Whoever writes another account's is told how to have it.
     let yaml = "command: ls\n\
-                inputs: {i: {type: uri_folder, path: 'abfss://f@other.dfs.core.windows.net/x'}}\n";
+                outputs: {o: {type: uri_folder, path: 'abfss://f@other.dfs.core.windows.net/x'}}\n";
     cluster.atelier(["job", "create", "-f", "-"]).stdin(yaml).fails(3).says(&[
         "name: other_f\\ntype: azure_data_lake_gen2\\naccount_name: other\\nfilesystem: f\\n",
         "atelier datastore create -f -",
@@ -153,7 +152,7 @@ fn azure_outputs_are_kept_while_they_are_written() {
     });
 }
 
-/// A server that has one public object, `/open/a.txt`, and refuses whoever shows credentials; what it was asked.
+/// A server that has one public object, `/open/data/a.txt`, and refuses whoever shows credentials; what it was asked.
 fn public_store() -> (String, Arc<Mutex<Vec<String>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -164,20 +163,34 @@ fn public_store() -> (String, Arc<Mutex<Vec<String>>>) {
             let mut stream = BufReader::new(stream.unwrap());
             let mut head = String::new();
             while !head.ends_with("\r\n\r\n") && stream.read_line(&mut head).unwrap() > 0 {}
-            let is_open = head.starts_with("GET /open/a.txt ")
-                && !head.to_lowercase().contains("\nauthorization:");
-            log.lock().unwrap().push(head);
-            let (status, body) =
-                if is_open { ("200 OK", "public\n") } else { ("403 Forbidden", "") };
+            let is_signed = head.to_lowercase().contains("\nauthorization:");
+            let (method, asked) = head.split_once(' ').unwrap_or_default();
+            let (status, body) = match () {
+                () if is_signed => ("403 Forbidden", ""),
+                () if asked.starts_with("/open/data/a.txt ") && head.contains("bytes=0-6") => {
+                    ("206 Partial Content\r\nContent-Range: bytes 0-6/7", "public\n")
+                }
+                () if asked.starts_with("/open/data/a.txt ") => ("200 OK", "public\n"),
+                () if asked.starts_with("/open?list-type=2") => ("200 OK", LISTING),
+                () if asked.starts_with("/open/") => ("404 Not Found", ""),
+                () => ("403 Forbidden", ""),
+            };
             let answer = format!(
-                "HTTP/1.1 {status}\r\nETag: \"1\"\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
-                body.len()
+                "HTTP/1.1 {status}\r\nETag: \"1\"\r\nLast-Modified: Thu, 01 Jan 2026 00:00:00 GMT\r\n\
+                 Content-Length: {}\r\nConnection: close\r\n\r\n{}",
+                body.len(),
+                if method == "HEAD" { "" } else { body }
             );
+            log.lock().unwrap().push(head);
             stream.get_mut().write_all(answer.as_bytes()).unwrap();
         }
     });
     (url, asked)
 }
+
+const LISTING: &str = "<ListBucketResult><IsTruncated>false</IsTruncated><Contents><Key>data/a.txt</Key>\
+                       <LastModified>2026-01-01T00:00:00.000Z</LastModified><ETag>&quot;1&quot;</ETag><Size>7</Size>\
+                       </Contents></ListBucketResult>";
 
 #[test]
 fn public_files_need_no_datastore_and_no_credentials() {
@@ -197,28 +210,157 @@ fn public_files_need_no_datastore_and_no_credentials() {
             "command: cat ${{{{inputs.i}}}}\ninputs: {{i: {{type: uri_file, path: '{path}'}}}}\n"
         )
     };
-    let job = cluster.create(&yaml("s3://open/a.txt"));
+    let job = cluster.create(&yaml("s3://open/data/a.txt"));
     cluster.completed(&job);
     says(&String::from_utf8(cluster.log(&job)).unwrap(), &["public"]);
     let shown = cluster.atelier(["job", "show", &job, "-o", "json"]).ok().json();
-    assert_eq!(shown["inputs"]["i"]["address"], "s3://open/a.txt");
+    assert_eq!(shown["inputs"]["i"]["address"], "s3://open/data/a.txt");
+    // Folders come by way of the daemon, which shows as little of what it has.
+    let folder = cluster.create(
+        "command: cat ${{inputs.i}}/a.txt\n\
+         inputs: {i: {type: uri_folder, path: 's3://open/data/', mode: download}}\n",
+    );
+    cluster.completed(&folder);
+    says(&String::from_utf8(cluster.log(&folder)).unwrap(), &["public"]);
     let closed = cluster.create(&yaml("s3://closed/a.txt"));
     cluster.ended(&closed);
     let shown = cluster.atelier(["job", "show", &closed, "-o", "json"]).ok().stdout();
     says(&shown, &["403", "not public", "atelier datastore create"]);
     let asked = asked.lock().unwrap().join("");
     assert!(asked.contains("GET /closed/a.txt"), "{asked}");
+    assert!(asked.contains("GET /open?list-type=2") && asked.contains("GET /open/data/a.txt"));
     assert!(!asked.contains("AKIAAMBIENT") && !asked.contains("ambient-secret"), "{asked}");
 }
 
 #[test]
 fn an_admin_may_have_inputs_of_datastores_only() {
     let cluster = Cluster::start_with(&["--public-data", "refuse"]);
-    for (path, code, words) in [
-        ("s3://open/a.txt", 3, "no datastore has"),
-        ("https://example.com/a.txt", 1, "--public-data refuse"),
+    let container = "https://acct.blob.core.windows.net/data/";
+    for (kind, path, code, words) in [
+        ("uri_file", "s3://open/a.txt", 3, "no datastore has"),
+        ("uri_folder", "s3://open/data/", 3, "no datastore has"),
+        ("uri_file", "https://example.com/a.txt", 1, "--public-data refuse"),
+        ("uri_folder", container, 1, "--public-data refuse"),
     ] {
-        let yaml = format!("command: ls\ninputs: {{i: {{type: uri_file, path: '{path}'}}}}\n");
+        let yaml = format!("command: ls\ninputs: {{i: {{type: {kind}, path: '{path}'}}}}\n");
         cluster.atelier(["job", "create", "-f", "-"]).stdin(yaml).fails(code).says(&[words]);
     }
+}
+
+/// Reads a public folder in each way there is, and prints what was found.
+fn read_in_all_ways(cluster: &Cluster, folder: &str, table: &str, page: &str) -> String {
+    let job = cluster.create(&format!(
+        "command: |\n\
+         \x20 cat ${{{{inputs.download}}}}/a.txt ${{{{inputs.mount}}}}/below/b.txt\n\
+         \x20 ls ${{{{inputs.mount}}}}; ls ${{{{inputs.table}}}}\n\
+         \x20 cat ${{{{inputs.file}}}}; echo ${{{{inputs.direct}}}}\n\
+         inputs:\n\
+         \x20 download: {{type: uri_folder, path: '{folder}', mode: download}}\n\
+         \x20 mount: {{type: uri_folder, path: '{page}', mode: ro_mount}}\n\
+         \x20 table: {{type: mltable, path: '{table}', mode: eval_download}}\n\
+         \x20 file: {{type: custom_model, path: '{folder}/a.txt'}}\n\
+         \x20 direct: {{type: uri_folder, path: '{folder}', mode: direct}}\n",
+    ));
+    cluster.completed(&job);
+    let said = String::from_utf8(cluster.log(&job)).unwrap();
+    assert_eq!(said, format!("first\nsecond\na.txt\nbelow\nkept.csv\nfirst\n{folder}\n"));
+    let shown = cluster.atelier(["job", "show", &job, "-o", "json"]).ok().json();
+    let input = &shown["inputs"]["download"];
+    assert_eq!((&input["path"], &input["address"]), (&json!(folder), &Value::Null));
+    shown["inputs"]["mount"].to_string()
+}
+
+const TABLE: &str = "type: mltable\npaths: [{file: ./kept.csv}]\n";
+const PUBLIC: [(&str, &str); 5] = [
+    ("data/a.txt", "first\n"),
+    ("data/below/b.txt", "second\n"),
+    ("table/MLTable", TABLE),
+    ("table/kept.csv", "1"),
+    ("table/left.csv", "2"),
+];
+
+#[test]
+fn azure_folders_that_everybody_may_read_need_no_datastore() {
+    let store = Azure::start(KEY);
+    store.make_public(KEY, "open");
+    for (path, body) in PUBLIC {
+        assert_eq!(store.ask(KEY, "PUT", &format!("/open/{path}"), "", body).0, 201);
+    }
+    let cluster = Cluster::start_with(&["--public-azure", &store.server()]);
+    let (root, page) = ("wasbs://open@teststore.blob.core.windows.net", "/open/data/");
+    let page = format!("https://teststore.blob.core.windows.net{page}");
+    let mounted =
+        read_in_all_ways(&cluster, &format!("{root}/data"), &format!("{root}/table/"), &page);
+    says(&mounted, &[&format!("{root}/data/"), &page]);
+
+    // An asset of what lies there; and a data lake's address of the same.
+    let data = format!("name: open\nversion: '1'\ntype: uri_folder\npath: {root}/data/\n");
+    let made = cluster.atelier(["data", "create", "-f", "-", "-o", "json"]).stdin(data).ok().json();
+    assert_eq!(made["path"], format!("{root}/data/"));
+    let refused = cluster.atelier(["data", "download", "open:1"]);
+    refused.fails(1).says(&["public storage", &format!("{root}/data/")]);
+    let yaml = "command: cat ${{inputs.asset}}/a.txt ${{inputs.lake}}/below/b.txt\n\
+                inputs:\n\
+                \x20 asset: {type: uri_folder, path: 'azureml:open:1'}\n\
+                \x20 lake: {type: uri_folder, path: 'abfss://open@teststore.dfs.core.windows.net/data'}\n";
+    let job = cluster.create(yaml);
+    cluster.completed(&job);
+    says(&String::from_utf8(cluster.log(&job)).unwrap(), &["first\nsecond\n"]);
+
+    // What its owner keeps, and what is not there, fail the job at once, with what can be done.
+    let closed = "wasbs://made@teststore.blob.core.windows.net/given";
+    for (path, words) in [
+        (closed, &["not everybody may list it", "container_name: made"][..]),
+        ("wasbs://none@teststore.blob.core.windows.net/x", &["not everybody may list it"]),
+        ("wasbs://open@teststore.blob.core.windows.net/none", &["none", "nothing"]),
+    ] {
+        let yaml = format!("command: ls\ninputs: {{i: {{type: uri_folder, path: '{path}'}}}}\n");
+        let job = cluster.create(&yaml);
+        cluster.ended(&job);
+        let shown = cluster.atelier(["job", "show", &job, "-o", "json"]).ok().stdout();
+        says(&shown, words);
+    }
+
+    // The name that stands for it is for attempts, and for what their inputs name.
+    let name = "public-storage.azure.teststore.open.core.windows.net";
+    let asked = format!("GET /data/v1/{name}?prefix=data");
+    let (status, said) = http(&cluster.server(), &asked, &cluster.token(), "").unwrap();
+    assert!(status == 404 && said.contains("DatastoreNotFound"), "{status} {said}");
+    let input = format!("azureml://datastores/{name}/paths/data");
+    let yaml = format!("command: ls\ninputs: {{i: {{type: uri_folder, path: '{input}'}}}}\n");
+    let refused = cluster.atelier(["job", "create", "-f", "-"]).stdin(yaml).fails(3);
+    refused.says(&["there is no datastore"]);
+    let yaml = format!("name: {name}\ntype: local\npath: /srv\n");
+    let refused = cluster.atelier(["datastore", "create", "-f", "-"]).stdin(yaml).fails(1);
+    refused.says(&["stands for storage"]);
+
+    // Once a datastore has it, that has it.
+    create(&cluster, &azure(&store.url(), "open", KEY));
+    let job = cluster.create(
+        "command: cat ${{inputs.asset}}/a.txt\n\
+         inputs: {asset: {type: uri_folder, path: 'azureml:open:1'}}\n",
+    );
+    cluster.completed(&job);
+    let shown = cluster.atelier(["job", "show", &job, "-o", "json"]).ok().json();
+    assert_eq!(shown["inputs"]["asset"]["path"], "azureml://datastores/store/paths/data/");
+}
+
+#[test]
+fn s3_folders_that_everybody_may_read_need_no_datastore() {
+    let store = S3::start();
+    for (path, body) in PUBLIC {
+        store.put_public(path, body);
+    }
+    let cluster = Cluster::start_with(&["--public-s3", store.url()]);
+    let folder = "s3://bucket/data";
+    let mounted = read_in_all_ways(&cluster, folder, "s3a://bucket/table/", folder);
+    says(&mounted, &[folder]);
+    assert_eq!(store.ask("PUT /bucket/closed/x", "kept").0, 200);
+    let job = cluster.create(
+        "command: ls\n\
+         inputs: {i: {type: uri_folder, path: 's3://bucket/closed', mode: download}}\n",
+    );
+    cluster.ended(&job);
+    let shown = cluster.atelier(["job", "show", &job, "-o", "json"]).ok().stdout();
+    says(&shown, &["cannot read 's3://bucket/closed/x'", "not everybody may read it"]);
 }

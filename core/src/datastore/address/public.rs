@@ -1,32 +1,30 @@
 //! Where everybody may read what lies at an address, if its owner lets everybody.
 
-use super::{Address, AddressError, Bucket};
+use super::{Address, AddressError, Bucket, PublicServers};
 use crate::url::encoded;
 
 impl Address {
     /// The page of the web that an object is if everybody may read it; `None`: the address names a whole bucket or
-    /// a folder. `s3`: the server of `s3://` addresses (`http(s)://HOST[:PORT]`), where buckets are the first part of
-    /// the path; Amazon's if `None`.
+    /// a folder.
     ///
     /// Forms as in Azure's "Get Blob", Amazon's "Methods for accessing a general purpose bucket" and Google's
     /// "Request endpoints".
-    pub fn public_url(&self, s3: Option<&str>) -> Option<String> {
+    pub fn public_url(&self, servers: &PublicServers) -> Option<String> {
         if self.path.is_empty() || self.path.ends_with('/') {
             return None;
         }
-        let root = match (&self.bucket, s3) {
-            (Bucket::Azure { account, container, suffix, .. }, _) => {
-                format!("https://{account}.blob.{suffix}/{container}")
-            }
-            (Bucket::S3(bucket), Some(server)) => {
-                format!("{}/{bucket}", server.trim_end_matches('/'))
-            }
-            // A name with dots in it is of no certificate.
-            (Bucket::S3(bucket), None) if bucket.contains('.') => {
-                format!("https://s3.amazonaws.com/{bucket}")
-            }
-            (Bucket::S3(bucket), None) => format!("https://{bucket}.s3.amazonaws.com"),
-            (Bucket::Gcs(bucket), _) => format!("https://storage.googleapis.com/{bucket}"),
+        let root = match &self.bucket {
+            Bucket::Azure { account, container, suffix, .. } => match &servers.azure {
+                Some(server) => format!("{}/{account}/{container}", server.trim_end_matches('/')),
+                None => format!("https://{account}.blob.{suffix}/{container}"),
+            },
+            Bucket::S3(bucket) => match &servers.s3 {
+                Some(server) => format!("{}/{bucket}", server.trim_end_matches('/')),
+                // A name with dots in it is of no certificate.
+                None if bucket.contains('.') => format!("https://s3.amazonaws.com/{bucket}"),
+                None => format!("https://{bucket}.s3.amazonaws.com"),
+            },
+            Bucket::Gcs(bucket) => format!("https://storage.googleapis.com/{bucket}"),
         };
         // Whoever reads a URL takes these away, and would read another object.
         if self.path.split('/').any(|segment| matches!(segment, "." | "..")) {
@@ -56,7 +54,8 @@ mod tests {
 
     #[test]
     fn objects_are_pages_of_the_web() {
-        let url = |text: &str, s3| Address::parse(text).unwrap().public_url(s3);
+        let url = |text: &str, servers: &_| Address::parse(text).unwrap().public_url(servers);
+        let clouds = PublicServers::default();
         for (text, expected) in [
             (
                 "wasbs://datasets@azuremlexamples.blob.core.windows.net/titanic.csv",
@@ -73,10 +72,13 @@ mod tests {
             ("gs://b/a/../../other/x", None),
             ("s3://b", None),
         ] {
-            assert_eq!(url(text, None).as_deref(), expected, "{text}");
+            assert_eq!(url(text, &clouds).as_deref(), expected, "{text}");
         }
-        let own = url("s3://b/x", Some("http://127.0.0.1:9000/"));
-        assert_eq!(own.as_deref(), Some("http://127.0.0.1:9000/b/x"));
+        let server = || Some("http://127.0.0.1:9000/".to_owned());
+        let own = PublicServers { s3: server(), azure: server() };
+        assert_eq!(url("s3://b/x", &own).as_deref(), Some("http://127.0.0.1:9000/b/x"));
+        let blob = url("wasbs://c@acct.blob.core.windows.net/x", &own);
+        assert_eq!(blob.as_deref(), Some("http://127.0.0.1:9000/acct/c/x"));
     }
 
     #[test]

@@ -220,6 +220,11 @@ fn what_is_wrong_is_told_with_its_place() {
         "4:11: artifact has no 'name' | add 'name:'",
     );
     check(
+        "type: s3\nname: Public-storage.s3.abc\nbucket: b\n",
+        "2:7: 'Public-storage.s3.abc' stands for storage that is no datastore's | choose a name that does not \
+         begin with 'public-storage.'",
+    );
+    check(
         "type: http\nname: n\nurl: data.example/x\n",
         "3:6: 'url': 'data.example/x' is not the address of a server | start it with https:// or http://",
     );
