@@ -50,7 +50,8 @@ pub(super) async fn run(arguments: Migrate, context: &Context) -> Result<(), Err
         "moved_from": from,
         "objects": objects,
         "bytes": bytes,
-        "not_moved": left,
+        // Where it lay before is not looked at again once it lies there.
+        "not_moved": from.as_ref().map(|_| left),
     }))?;
     for (datastore, unnamed) in &stays {
         context.output.warn(&format!(
