@@ -215,7 +215,11 @@ fn what_cannot_be_copied_is_refused_before_anything_is() {
     led.fails(1).says(&["a.csv is a folder"]);
     // A folder in the way, and one that is no file.
     cluster.atelier(["fs", "cat", &all]).fails(1).says(&["is a folder"]);
-    cluster.atelier(["fs", "ls", &format!("{target}x*")]).fails(3).says(&["nothing matches"]);
+    let none = format!("{target}x*");
+    let none = none.as_str();
+    for words in [&["ls", none][..], &["rm", none], &["cp", none, "."], &["cat", none]] {
+        cluster.atelier([&["fs"], words].concat()).fails(3).says(&["nothing matches"]);
+    }
     cluster
         .atelier(["fs", "ls", "azureml://x"])
         .fails(2)

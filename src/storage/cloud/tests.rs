@@ -637,3 +637,44 @@ async fn a_writer_that_is_over_is_asked_for_nothing_again() {
     assert!(matches!(error, Error::Interrupted(_)), "{error}");
     assert_eq!(asked.load(Ordering::SeqCst), 2);
 }
+
+/// Files of a web server that knows no ranges come as they are, however little of one is wanted.
+#[tokio::test]
+async fn a_web_server_need_not_know_ranges() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let whole: Vec<u8> = (0..WINDOW + 5000).map(|at| (at % 251) as u8).collect();
+    let body = whole.clone();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                let mut byte = [0];
+                if stream.read(&mut byte).unwrap_or(0) == 0 {
+                    break;
+                }
+                head.extend(byte);
+            }
+            let answer = format!(
+                "HTTP/1.1 200 OK\r\nLast-Modified: Thu, 01 Jan 2026 00:00:00 GMT\r\nContent-Length: {}\r\n\
+                 Connection: close\r\n\r\n",
+                body.len()
+            );
+            // Who has enough goes.
+            let _ = stream.write_all(answer.as_bytes());
+            if !head.starts_with(b"HEAD ") {
+                let _ = stream.write_all(&body);
+            }
+        }
+    });
+    let unlock: Unlock = Arc::new(|| Ok(Credentials::None));
+    let store = Cloud::new("web".parse().unwrap(), Source::Http { url }, unlock);
+    let size = whole.len() as u64;
+    assert_eq!(store.head(&path("x")).await.unwrap().size, size);
+    for range in [0..size, 0..10, 4096..5000, WINDOW - 10..WINDOW + 10, size - 1..size] {
+        let expected = &whole[range.start as usize..range.end as usize];
+        let found = read(&store, "x", range.clone()).await.unwrap();
+        assert!(found == expected, "{range:?}");
+    }
+}
