@@ -51,7 +51,7 @@ impl Datastore {
     pub fn copies_parts(&self) -> bool {
         match &self.backend {
             Backend::Cloud(cloud, _) | Backend::OwnCloud(cloud, _) => cloud.copies_parts(),
-            Backend::Own(_) | Backend::Placed(..) => false,
+            Backend::Own(_) | Backend::Placed(..) | Backend::Public(..) => false,
         }
     }
 
