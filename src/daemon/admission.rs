@@ -62,12 +62,15 @@ enum Open {
     Page,
     /// As what lies in a bucket.
     Bucket,
+    /// As a page of the web, if it is one of a file; else as what lies in a bucket.
+    Either,
 }
 
 impl Open {
     fn of(kind: DataKind) -> Self {
         match kind {
             DataKind::UriFile => Self::Page,
+            DataKind::CustomModel => Self::Either,
             _ => Self::Bucket,
         }
     }
@@ -433,8 +436,13 @@ impl Admission {
 
     /// A folder's page as the address of cloud storage that it is: a page of the web is one file.
     fn as_cloud(&self, uri: DataUri, open: Open) -> DataUri {
+        let is_of_bucket = |url: &str| match open {
+            Open::Bucket => self.public.is_allowed,
+            Open::Either => self.public.is_allowed && url.ends_with('/'),
+            Open::Closed | Open::Page => false,
+        };
         let address = match &uri {
-            DataUri::Http(url) if open == Open::Bucket && self.public.is_allowed => {
+            DataUri::Http(url) if is_of_bucket(url) => {
                 Address::of_page(url).filter(|_| self.of_page(url).is_none())
             }
             _ => None,
@@ -452,7 +460,7 @@ impl Admission {
             Open::Page => {
                 return Ok(address.public_url(&self.public.servers).map(DataUri::Http));
             }
-            Open::Bucket => address.public_bucket().and_then(|bucket| bucket.name()),
+            Open::Bucket | Open::Either => address.public_bucket().and_then(|bucket| bucket.name()),
         };
         // The name is kept for such; one that was given before it was would open what an admin keeps.
         if bucket.is_none_or(|name| self.datastores.get(name.as_str()).is_ok()) {

@@ -95,7 +95,7 @@ impl Gateway {
             return Ok(None);
         }
         let at = self.url(datastore, key);
-        let begun = self.ask(&format!("{at}?size={length}"), token, &()).await;
+        let begun = self.ask(&format!("{at}?size={length}&untagged=true"), token, &()).await;
         let (id, part_size) = match begun {
             Ok(Begun { upload: Some(id), part_size })
                 if PARTS.contains(&part_size) && length.div_ceil(part_size) <= MOST =>

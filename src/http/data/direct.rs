@@ -3,7 +3,7 @@
 //! | request | what it does |
 //! |---|---|
 //! | `POST /data/v1/{datastore}` `{"sign": [PATH…]}` | gives an address for each object, to read it by |
-//! | `POST /data/v1/{datastore}/{path}?size=N` | begins an upload in parts |
+//! | `POST /data/v1/{datastore}/{path}?size=N` | begins an upload in parts; with `untagged=true` also one whose parts have no tags |
 //! | `POST …/{path}?upload=ID` `{"sign": {"from": N, "to": N}}` | gives an address for each part, to write it by |
 //! | `POST …/{path}?upload=ID` `{"complete": [TAG…]}` | makes the parts the object |
 //! | `DELETE …/{path}?upload=ID` | gives the upload up |
@@ -69,6 +69,9 @@ fn private(mut response: Response) -> Response {
 struct Asked {
     size: Option<u64>,
     upload: Option<String>,
+    /// Whether the agent does without tags of parts, which Azure gives none of.
+    #[serde(default)]
+    untagged: bool,
 }
 
 #[derive(Serialize)]
@@ -125,14 +128,15 @@ pub(super) async fn upload(
     let scope = attempt(caller)?;
     authorize_write(state, caller, datastore, path)?;
     let id = match queried(head)? {
-        Asked { size: Some(size), upload: None } => {
+        Asked { size: Some(size), upload: None, untagged } => {
             let origin = head.extensions.get::<Origin>().and_then(|origin| origin.from);
-            if !state.uploads.pays(datastore, origin) {
+            let is_understood = untagged || !datastore.copies_parts();
+            if !is_understood || !state.uploads.pays(datastore, origin) {
                 return Ok(begun(None, size));
             }
             return begin(state, scope, datastore, path, size).await;
         }
-        Asked { size: None, upload: Some(id) } => id,
+        Asked { size: None, upload: Some(id), .. } => id,
         _ => return Err(Refusal::invalid("say either the size of the object or its upload")),
     };
     let known = find(state, scope, datastore, path, id).await?;

@@ -124,8 +124,8 @@ pub(super) async fn complete(Path(folder): Path<String>, call: Call) -> Answer {
     let store = call.state.tracking.artifacts();
     match store.complete_parts(&file.place, &known.upload, tags, &still).await {
         Ok(_) => {}
-        // The same request again, whose first answer was lost: stores say that the upload is not there.
-        Err(error @ (storage::Error::NotFound(_) | storage::Error::Away { .. })) => {
+        // The same request again, whose first answer was lost.
+        Err(error @ storage::Error::NotFound(_)) => {
             let (holder, path) = (file.holder.clone(), file.path.clone());
             let at = call.read(move |conn| holder.stored_at(conn, &path)).await?;
             return match at {

@@ -1,10 +1,166 @@
 //! Things as MLflow's JSON. Empty lists and values that are not there are left out, as MLflow does.
 
+use atelier_core::time::Timestamp;
 use atelier_core::track::{
-    DatasetInput, DatasetSummary, Experiment, LoggedModel, LoggedModelInfo, ModelMetric,
-    ModelOutput, Param, Run, RunId, RunInfo, StoredMetric, Tag,
+    DatasetInput, DatasetSummary, Experiment, LoggedModel, LoggedModelId, LoggedModelInfo,
+    ModelMetric, ModelOutput, Param, Run, RunId, RunInfo, StoredMetric, Tag,
 };
+use axum::Json;
+use axum::response::{IntoResponse as _, Response};
+use serde::Serialize;
 use serde_json::{Map, Value, json};
+
+use crate::store::tracking::Page;
+
+/// What is told of many runs at once is written as it is: a tree of values would cost more than to find them.
+#[derive(Serialize)]
+struct Pair<'a> {
+    key: &'a str,
+    value: &'a str,
+}
+
+impl<'a> Pair<'a> {
+    fn of_tags(tags: &'a [Tag]) -> Vec<Self> {
+        tags.iter().map(|Tag { key, value }| Self { key, value }).collect()
+    }
+
+    fn of_params(params: &'a [Param]) -> Vec<Self> {
+        params.iter().map(|Param { key, value }| Self { key, value }).collect()
+    }
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Measured {
+    Number(f64),
+    NotOne(&'static str),
+}
+
+#[derive(Serialize)]
+struct MetricReply<'a> {
+    key: &'a str,
+    value: Measured,
+    timestamp: i64,
+    step: i64,
+}
+
+impl<'a> From<&'a StoredMetric> for MetricReply<'a> {
+    fn from(point: &'a StoredMetric) -> Self {
+        let StoredMetric { key, step, timestamp, value, is_nan } = point;
+        let value = if *is_nan { Measured::NotOne("NaN") } else { Measured::Number(*value) };
+        Self { key, value, timestamp: *timestamp, step: *step }
+    }
+}
+
+#[derive(Serialize)]
+struct InfoReply<'a> {
+    run_uuid: &'a str,
+    experiment_id: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    run_name: Option<&'a str>,
+    user_id: &'a str,
+    status: &'a str,
+    start_time: i64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    end_time: Option<i64>,
+    artifact_uri: String,
+    lifecycle_stage: &'a str,
+    run_id: &'a str,
+}
+
+impl<'a> From<&'a RunInfo> for InfoReply<'a> {
+    fn from(info: &'a RunInfo) -> Self {
+        Self {
+            run_uuid: info.id.as_str(),
+            experiment_id: info.experiment.to_string(),
+            run_name: info.name.as_deref(),
+            user_id: info.owner.as_str(),
+            status: info.status.as_str(),
+            start_time: info.started.as_millis(),
+            end_time: info.ended.map(Timestamp::as_millis),
+            artifact_uri: info.artifact_uri(),
+            lifecycle_stage: info.stage.as_str(),
+            run_id: info.id.as_str(),
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct DataReply<'a> {
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    metrics: Vec<MetricReply<'a>>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    params: Vec<Pair<'a>>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tags: Vec<Pair<'a>>,
+}
+
+#[derive(Serialize)]
+struct ModelReply<'a> {
+    model_id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    step: Option<i64>,
+}
+
+#[derive(Serialize)]
+struct InputsReply<'a> {
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    dataset_inputs: Vec<Value>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    model_inputs: Vec<ModelReply<'a>>,
+}
+
+#[derive(Serialize)]
+struct OutputsReply<'a> {
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    model_outputs: Vec<ModelReply<'a>>,
+}
+
+#[derive(Serialize)]
+struct RunReply<'a> {
+    info: InfoReply<'a>,
+    data: DataReply<'a>,
+    inputs: InputsReply<'a>,
+    outputs: OutputsReply<'a>,
+}
+
+impl<'a> From<&'a Run> for RunReply<'a> {
+    fn from(run: &'a Run) -> Self {
+        let read = |model: &'a LoggedModelId| ModelReply { model_id: model.as_str(), step: None };
+        let made = |made: &'a ModelOutput| ModelReply {
+            model_id: made.model.as_str(),
+            step: Some(made.step),
+        };
+        Self {
+            info: InfoReply::from(&run.info),
+            data: DataReply {
+                metrics: run.metrics.iter().map(MetricReply::from).collect(),
+                params: Pair::of_params(&run.params),
+                tags: Pair::of_tags(&run.tags),
+            },
+            inputs: InputsReply {
+                dataset_inputs: run.inputs.iter().map(dataset_input).collect(),
+                model_inputs: run.model_inputs.iter().map(read).collect(),
+            },
+            outputs: OutputsReply { model_outputs: run.outputs.iter().map(made).collect() },
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct RunsReply<'a> {
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    runs: Vec<RunReply<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next_page_token: Option<String>,
+}
+
+/// A page of runs.
+pub(super) fn runs(page: &Page<Run>) -> Response {
+    let runs = page.items.iter().map(RunReply::from).collect();
+    let next_page_token = page.next.as_ref().map(ToString::to_string);
+    Json(RunsReply { runs, next_page_token }).into_response()
+}
 
 pub(super) fn put(object: &mut Map<String, Value>, name: &str, value: impl Into<Value>) {
     object.insert(name.to_owned(), value.into());
@@ -25,13 +181,7 @@ pub(super) fn tag(tag: &Tag) -> Value {
 }
 
 pub(super) fn metric(point: &StoredMetric) -> Value {
-    let value = if point.is_nan { json!("NaN") } else { json!(point.value) };
-    json!({
-        "key": point.key,
-        "value": value,
-        "timestamp": point.timestamp,
-        "step": point.step,
-    })
+    json!(MetricReply::from(point))
 }
 
 pub(super) fn experiment(experiment: &Experiment) -> Value {
@@ -43,25 +193,6 @@ pub(super) fn experiment(experiment: &Experiment) -> Value {
     put(&mut object, "last_update_time", experiment.updated.as_millis());
     put(&mut object, "creation_time", experiment.created.as_millis());
     put_list(&mut object, "tags", experiment.tags.iter().map(tag).collect());
-    object.into()
-}
-
-pub(super) fn run_info(info: &RunInfo) -> Value {
-    let mut object = Map::new();
-    put(&mut object, "run_uuid", info.id.as_str());
-    put(&mut object, "experiment_id", info.experiment.to_string());
-    if let Some(name) = &info.name {
-        put(&mut object, "run_name", name.as_str());
-    }
-    put(&mut object, "user_id", info.owner.as_str());
-    put(&mut object, "status", info.status.as_str());
-    put(&mut object, "start_time", info.started.as_millis());
-    if let Some(ended) = info.ended {
-        put(&mut object, "end_time", ended.as_millis());
-    }
-    put(&mut object, "artifact_uri", info.artifact_uri());
-    put(&mut object, "lifecycle_stage", info.stage.as_str());
-    put(&mut object, "run_id", info.id.as_str());
     object.into()
 }
 
@@ -94,20 +225,12 @@ pub(super) fn dataset_summary(summary: &DatasetSummary) -> Value {
     object.into()
 }
 
+pub(super) fn run_info(info: &RunInfo) -> Value {
+    json!(InfoReply::from(info))
+}
+
 pub(super) fn run(run: &Run) -> Value {
-    let mut data = Map::new();
-    put_list(&mut data, "metrics", run.metrics.iter().map(metric).collect());
-    let param = |param: &Param| pair(&param.key, &param.value);
-    put_list(&mut data, "params", run.params.iter().map(param).collect());
-    put_list(&mut data, "tags", run.tags.iter().map(tag).collect());
-    let mut inputs = Map::new();
-    put_list(&mut inputs, "dataset_inputs", run.inputs.iter().map(dataset_input).collect());
-    let read = run.model_inputs.iter().map(|model| json!({ "model_id": model.as_str() }));
-    put_list(&mut inputs, "model_inputs", read.collect());
-    let mut outputs = Map::new();
-    let made = |made: &ModelOutput| json!({ "model_id": made.model.as_str(), "step": made.step });
-    put_list(&mut outputs, "model_outputs", run.outputs.iter().map(made).collect());
-    json!({ "info": run_info(&run.info), "data": data, "inputs": inputs, "outputs": outputs })
+    json!(RunReply::from(run))
 }
 
 /// As it is told when it is made: of what it will make, nothing is said.

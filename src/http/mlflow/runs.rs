@@ -10,6 +10,7 @@ use atelier_core::track::{
     RUN_NAME_TAG, Run, RunId, RunStatus, Tag, ViewType, fingerprint, limits,
 };
 use axum::Json;
+use axum::response::Response;
 use serde_json::{Value, json};
 
 use super::call::{Call, Fields};
@@ -291,10 +292,8 @@ pub(super) async fn found(call: &Call) -> Result<Page<Run>, Failure> {
     .await
 }
 
-pub(super) async fn search(call: Call) -> Answer {
-    let page = found(&call).await?;
-    let list = page.items.iter().map(reply::run).collect();
-    Ok(Json(reply::page("runs", list, page.next)))
+pub(super) async fn search(call: Call) -> Result<Response, Failure> {
+    Ok(reply::runs(&found(&call).await?))
 }
 
 pub(super) async fn history(call: Call) -> Answer {

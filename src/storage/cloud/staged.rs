@@ -38,9 +38,10 @@ const TOGETHER: usize = 64;
 /// For how long such an address is good. Nobody but the daemon has it.
 const COPYING: Duration = Duration::from_secs(3600);
 
-/// The name of a block. Those of one blob are all of one length.
-fn block(number: u64) -> PartId {
-    PartId { content_id: format!("{number:032x}") }
+/// The name of a block of an upload. Those of one blob are all of one length, and those of two uploads of one object
+/// are others: what one of them copies late must not become a part of the other's.
+fn block(id: &str, number: u64) -> PartId {
+    PartId { content_id: format!("{id}{number:016x}") }
 }
 
 /// The same as the query of an address for it.
@@ -74,39 +75,61 @@ impl Cloud {
         Ok((key, written))
     }
 
-    /// The id of an upload. `None`: this server does not copy blocks.
+    /// The id of an upload. `None`: this server does not copy blocks, or not of such a name.
     pub(super) async fn begin_staged(
         &self,
         store: &MicrosoftAzure,
         path: &ObjectPath,
     ) -> Result<Option<String>, Error> {
-        let copies = self.inner.keeps_to_parts.get_or_init(|| async {
-            let tried = self.copies_blocks(store, path).await;
-            if let Err(problem) = &tried {
+        let key = self.key(path)?;
+        // The library signs names as they are in addresses, and Azure as they are.
+        if !key
+            .as_ref()
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte))
+        {
+            return Ok(None);
+        }
+        let copies = self.inner.keeps_to_parts.get_or_try_init(|| self.copies_blocks(store)).await;
+        match copies {
+            Ok(true) => Ok(new_id()),
+            Ok(false) => Ok(None),
+            Err(problem) => {
+                tracing::debug!(datastore = %self.inner.name, %problem, "whether it copies blocks is tried again");
+                Ok(None)
+            }
+        }
+    }
+
+    /// Tries what is to be done with each upload.
+    async fn copies_blocks(&self, store: &MicrosoftAzure) -> Result<bool, Error> {
+        let path = &ObjectPath::new("tried")?;
+        let failed = |error| self.problem("write", path.as_str(), error);
+        let Some(id) = new_id() else { return Ok(false) };
+        let other = id.chars().rev().collect::<String>();
+        let ((_, from), (_, to)) = (self.staged(path, &id)?, self.staged(path, &other)?);
+        let put = store.put(&from, PutPayload::from_static(b"?")).await.map_err(failed)?;
+        let tag = put.e_tag.unwrap_or_default();
+        let copied = async {
+            let copying = self.copying(store, path, &from, &tag, &to).await?;
+            self.copy_range(&copying, 0..1, &block(&id, 0)).await
+        };
+        let copied = copied.await;
+        for key in [&from, &to] {
+            self.forget(store, path, key).await?;
+        }
+        match copied {
+            Ok(()) => Ok(true),
+            Err(problem @ Error::Unsupported { .. }) => {
                 tracing::warn!(
                     datastore = %self.inner.name,
                     %problem,
                     "the store does not copy blocks: what nodes write goes through the daemon"
                 );
+                Ok(false)
             }
-            tried.is_ok()
-        });
-        Ok(if *copies.await { new_id() } else { None })
-    }
-
-    /// Tries what is to be done with each upload.
-    async fn copies_blocks(&self, store: &MicrosoftAzure, path: &ObjectPath) -> Result<(), Error> {
-        let failed = |error| self.problem("write", path.as_str(), error);
-        let id = new_id().unwrap_or_default();
-        let ((_, from), (_, to)) = (self.staged(path, &id)?, self.staged(path, &format!("{id}x"))?);
-        let put = store.put(&from, PutPayload::from_static(b"?")).await.map_err(failed)?;
-        let tag = put.e_tag.unwrap_or_default();
-        let copying = self.copying(store, path, &from, &tag, &to).await?;
-        let copied = self.copy_range(&copying, 0..1, &block(0)).await;
-        for key in [&from, &to] {
-            self.forget(store, path, key).await?;
+            Err(problem) => Err(problem),
         }
-        copied
     }
 
     /// Addresses by which blocks are written beside an object; the first is number 1.
@@ -123,7 +146,7 @@ impl Cloud {
         let signed = signed.map_err(|error| self.problem("write", path.as_str(), error))?;
         let of_part = |number: u32| {
             let mut url = signed.clone();
-            query(&mut url, &block(number.into()));
+            query(&mut url, &block(id, number.into()));
             Signed { url: url.into() }
         };
         Ok(parts.map(of_part).collect())
@@ -142,16 +165,25 @@ impl Cloud {
         let failed = |error| self.problem("write", path.as_str(), error);
         still().map_err(|why| Error::Interrupted(why.into()))?;
         let (key, written) = self.staged(path, id)?;
-        let blocks = (1..=count as u64).map(block).collect();
+        let blocks = (1..=count as u64).map(|number| block(id, number)).collect();
         match store.complete_multipart(&written, &id.to_owned(), blocks).await {
             Ok(_) => {}
             // They are its content since a try of before, whose answer was lost or which came no further; or lost.
             Err(error) if Told::is_misunderstood(&error) => {}
             Err(error) => return Err(failed(error)),
         }
-        let whole = store.head(&written).await.map_err(failed)?;
+        let lost = || Error::NotFound(path.to_string());
+        let whole = match store.head(&written).await {
+            Ok(whole) => whole,
+            Err(object_store::Error::NotFound { .. }) => return Err(lost()),
+            Err(error) => return Err(failed(error)),
+        };
+        // It is being given up, or was.
+        if whole.size == 0 {
+            return Err(lost());
+        }
         let tag = whole.e_tag.unwrap_or_default();
-        let all: Vec<_> = (0..).map(block).zip(ranges(whole.size)).collect();
+        let all: Vec<_> = (0..).map(|number| block(id, number)).zip(ranges(whole.size)).collect();
         for some in all.chunks(TOGETHER) {
             let copying = &self.copying(store, path, &written, &tag, &key).await?;
             let each = some.iter().cloned().map(Ok);
@@ -163,7 +195,11 @@ impl Cloud {
         }
         let blocks: Vec<_> = all.into_iter().map(|(block, _)| block).collect();
         let stored = self.complete(path, id, &blocks, still).await?;
-        let forgotten = self.forget(store, path, &written).await;
+        // Of what is whole no block is left over.
+        let forgotten = match store.delete(&written).await {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(error) => Err(failed(error)),
+        };
         if let Err(problem) = &forgotten {
             tracing::debug!(datastore = %self.inner.name, %problem, "what an upload left is removed later");
         }
@@ -245,6 +281,12 @@ impl Cloud {
                     StatusCode::PRECONDITION_FAILED => {
                         return Err(Error::Changed(path.to_string()));
                     }
+                    status @ StatusCode::FORBIDDEN => {
+                        let datastore = self.inner.name.clone();
+                        let problem =
+                            format!("the store does not let a block be copied ({status})");
+                        return Err(Error::Denied { datastore, operation: "write", problem });
+                    }
                     status => {
                         let code = answer.headers().get("x-ms-error-code");
                         let code = code.and_then(|code| code.to_str().ok()).unwrap_or_default();
@@ -270,6 +312,15 @@ impl Cloud {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn blocks_are_of_one_upload() {
+        let [one, another] = [new_id().unwrap(), new_id().unwrap()];
+        let names = [(&one, 0), (&one, 1), (&one, u64::MAX), (&another, 0), (&another, 1)];
+        let names: Vec<_> = names.map(|(id, number)| block(id, number).content_id).into();
+        assert!(names.iter().all(|name| name.len() == names[0].len()), "{names:?}");
+        assert!(names.iter().enumerate().all(|(n, name)| !names[..n].contains(name)), "{names:?}");
+    }
 
     #[test]
     fn ranges_cover_an_object_and_are_few() {
