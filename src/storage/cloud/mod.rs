@@ -78,7 +78,8 @@ struct Inner {
     whose: Whose,
     /// Made with the first request.
     client: OnceCell<(Client, Signs)>,
-    /// Whether by an address for a part nothing else can be written; looked at once.
+    /// Whether by an address for a part nothing else can be written, or, of Azure's, whether blocks are copied; looked
+    /// at once.
     keeps_to_parts: OnceCell<bool>,
     /// The same, which tries nothing again.
     once: OnceCell<(Client, Signs)>,

@@ -44,7 +44,7 @@ fn block(id: &str, number: u64) -> PartId {
     PartId { content_id: format!("{id}{number:016x}") }
 }
 
-/// The same as the query of an address for it.
+/// Has an address be for that block.
 fn query(url: &mut Url, block: &PartId) {
     url.query_pairs_mut()
         .append_pair("comp", "block")
@@ -82,7 +82,7 @@ impl Cloud {
         path: &ObjectPath,
     ) -> Result<Option<String>, Error> {
         let key = self.key(path)?;
-        // The library signs names as they are in addresses, and Azure as they are.
+        // The library signs a name as the address spells it, with `%20` for a space, and Azure as the blob is called.
         if !key
             .as_ref()
             .bytes()
