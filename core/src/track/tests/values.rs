@@ -2,6 +2,7 @@ use std::cmp::Ordering;
 
 use proptest::prelude::*;
 
+use crate::track::wire::Fields;
 use crate::track::{
     Block, Cell, ExperimentId, LoggedModelId, LoggedModelStatus, Metric, PageToken, Point,
     RunStatus, StoredMetric, ViewType, drawn, fingerprint, sampled,
@@ -18,6 +19,13 @@ fn nan_and_infinities_are_kept_as_mlflow_keeps_them() {
     assert_eq!(stored(f64::INFINITY, 0, 0).value, f64::MAX);
     assert_eq!(stored(f64::NEG_INFINITY, 0, 0).value, f64::MIN);
     assert_eq!(stored(-0.0, 0, 0).value.to_bits(), 0);
+}
+
+#[test]
+fn the_accuracy_of_a_model_is_the_one_that_was_measured() {
+    // A parser that rounds twice reads …668.
+    let fields = Fields::of_body(br#"{"value": 0.9666666666666667}"#).unwrap();
+    assert_eq!(fields.double("value").unwrap(), Some(0.9666666666666667));
 }
 
 #[test]
@@ -50,6 +58,14 @@ fn cell() -> impl Strategy<Value = Cell> {
 }
 
 proptest! {
+    /// As Python writes a double, with as few digits as tell it from any other.
+    #[test]
+    fn a_value_is_kept_to_the_last_digit(value in prop_oneof![prop::num::f64::NORMAL, prop::num::f64::SUBNORMAL, 0.0..1.0f64]) {
+        let body = format!(r#"{{"value": {value:?}}}"#);
+        let read = Fields::of_body(body.as_bytes()).unwrap().double("value").unwrap();
+        prop_assert_eq!(read.map(f64::to_bits), Some(value.to_bits()));
+    }
+
     #[test]
     fn page_tokens_come_back(search in any::<u64>(), after in prop::collection::vec(cell(), 0..6)) {
         let token = PageToken { search, after };
