@@ -73,13 +73,15 @@ fn a_started_process_has_nothing_that_its_caller_has_open() {
     let folder = tempfile::tempdir().unwrap();
     // Unlike those of the standard library it is not closed on exec.
     let (read, write) = rustix::pipe::pipe().unwrap();
-    let _started = shell(folder.path(), "echo up; sleep 600");
+    let mut started = shell(folder.path(), "echo up; exec sleep 600");
     await_line(folder.path(), "up");
     drop(write);
     let mut polled = [PollFd::new(&read, PollFlags::IN)];
     let patience = Timespec { tv_sec: 20, tv_nsec: 0 };
     assert_eq!(poll(&mut polled, Some(&patience)), Ok(1), "the process holds the pipe");
     assert!(polled[0].revents().contains(PollFlags::HUP));
+    started.child.kill().unwrap();
+    started.child.wait().unwrap();
 }
 
 #[test]
