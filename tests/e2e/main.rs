@@ -19,6 +19,7 @@ mod assets;
 mod attacks;
 mod audit;
 mod authorities;
+mod autolog;
 mod backups;
 mod bad_input;
 mod builds;
