@@ -205,13 +205,13 @@ impl Rules {
         Some(now.plus_millis(-millis(shortest)))
     }
 
-    /// The latest time at which a run was deleted that cannot be restored any more.
+    /// The latest time at which a run or a logged model was deleted that cannot be restored any more.
     pub fn deleted_before(&self, now: Timestamp) -> Timestamp {
         now.plus_millis(-millis(self.deleted_runs_s.unwrap_or(RECOVERY_S)))
     }
 
-    /// What becomes of a run that was deleted then. `refers`: who refers to its files, if anybody does.
-    pub fn fate_of_run(
+    /// What becomes of a run or a logged model that was deleted then. `refers`: who refers to its files, if anybody does.
+    pub fn fate_of_deleted(
         &self,
         deleted: Timestamp,
         refers: Option<Referrer>,

@@ -1,7 +1,9 @@
-//! Removing what jobs left, runs that were deleted, and what nobody refers to: on somebody's word, and by the workspace's rules.
+//! Removing what jobs left, runs and logged models that were deleted, and what nobody refers to: on somebody's word, and by the workspace's rules.
 //!
 //! What is to go is a row before anything of it goes, so that a daemon that was killed goes on; nothing that is being
 //! removed can be named by a job or an asset any more. The bytes go in the background, so many objects in a second.
+
+mod deleted;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,10 +13,9 @@ use atelier_core::audit::Actor;
 use atelier_core::datastore::Unnamed;
 use atelier_core::id::{DatastoreName, InvalidName, JobName, Principal};
 use atelier_core::job::Job;
-use atelier_core::layout;
 use atelier_core::retention::{Fate, Place, Referrer, Refusal, Rules, Stay, What};
 use atelier_core::time::Timestamp;
-use atelier_core::track::RunId;
+use atelier_core::track::{LoggedModelId, RunId};
 use serde_json::json;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
@@ -24,7 +25,6 @@ use super::clock::Clock;
 use crate::storage::{self, Datastore, Datastores, ObjectPath};
 use crate::store::audit::Asked;
 use crate::store::retention::{self as rows, LivePlaces, Removal, RulesRecord};
-use crate::store::tracking::{self, DeletedRun};
 use crate::store::{self, SqliteStore};
 
 /// Objects that are removed in one go, which takes at least [`PACE`].
@@ -35,8 +35,6 @@ const PATROL: Duration = Duration::from_secs(3600);
 const AGAIN: Duration = Duration::from_secs(60);
 /// Jobs that are judged in one transaction.
 const JUDGED: usize = 500;
-/// Deleted runs that go in one transaction.
-const RUNS: usize = 50;
 /// How long somebody who deletes something waits for its bytes to go.
 const SOON: Duration = Duration::from_secs(5);
 /// Removals that did not remove all, of which it is known what.
@@ -83,6 +81,8 @@ pub enum Part {
     OfJob(JobName, What),
     /// A run that was deleted.
     Run(RunId),
+    /// A logged model that was deleted, or whose experiment was.
+    Model(LoggedModelId),
 }
 
 /// Something that may go, and what becomes of it.
@@ -142,20 +142,22 @@ impl Retention {
         Ok(self.rules()?.map(|record| record.rules).unwrap_or_default())
     }
 
-    /// What would become of what finished jobs left, and of deleted runs, if the rules were applied now; of what is
+    /// What would become of what finished jobs left, and of what was deleted, if the rules were applied now; of what is
     /// younger than any rule says nothing is told.
     pub fn preview(&self) -> Result<Vec<Judged>, Error> {
         let rules = self.rules_or_none()?;
         let mut all = Vec::new();
         self.store.read(|conn| {
             let facts = Facts { live: rows::live_places(conn)?, now: self.clock.wall() };
-            let (by, mut place) = (rules.deleted_before(facts.now), None);
-            loop {
-                let runs = tracking::deleted_by(conn, by, place, JUDGED)?;
-                let Some(last) = runs.last() else { break };
-                place = Some(last.place());
-                for run in &runs {
-                    all.push(judge_run(conn, &rules, run, &facts)?);
+            for kind in deleted::Kind::ALL {
+                let (by, mut place) = (rules.deleted_before(facts.now), None);
+                loop {
+                    let some = kind.deleted_by(conn, by, place, JUDGED)?;
+                    let Some(last) = some.last() else { break };
+                    place = Some(last.place());
+                    for one in &some {
+                        all.push(one.judge(conn, &rules, &facts)?);
+                    }
                 }
             }
             let mut after = 0;
@@ -176,7 +178,7 @@ impl Retention {
     /// Has all go that the rules say, as somebody has `asked`; what that is.
     pub async fn apply(&self, asked: Actor) -> Result<Vec<Judged>, Error> {
         let rules = self.rules_or_none()?;
-        let mut gone = self.runs_go(&rules, &asked).await?;
+        let mut gone = self.deleted_go(&rules, &asked).await?;
         let mut after = 0;
         while let Some(by) = rules.ended_before(self.clock.wall()) {
             // Only reading: there may be many jobs of which nothing goes.
@@ -201,7 +203,7 @@ impl Retention {
         if !gone.is_empty() {
             tracing::info!(
                 parts = gone.len(),
-                "what finished jobs left and deleted runs go, as the rules say"
+                "what finished jobs left and what was deleted goes, as the rules say"
             );
             self.wake();
         }
@@ -239,72 +241,6 @@ impl Retention {
                     );
                     gone.push(goes);
                 }
-            }
-            Ok(gone)
-        });
-        Ok(gone.await?)
-    }
-
-    /// Has deleted runs go that cannot be restored any more.
-    async fn runs_go(&self, rules: &Rules, by: &Actor) -> Result<Vec<Judged>, Error> {
-        let (mut gone, mut place) = (Vec::new(), None);
-        loop {
-            let now = self.clock.wall();
-            let before = rules.deleted_before(now);
-            // Only reading: there may be many that stay.
-            let (last, due) = self.store.read(|conn| {
-                let runs = tracking::deleted_by(conn, before, place, JUDGED)?;
-                let facts = Facts { live: rows::live_places(conn)?, now };
-                let mut due = Vec::new();
-                for run in &runs {
-                    let goes = judge_run(conn, rules, run, &facts)?.fate == Fate::Goes;
-                    due.extend(goes.then(|| run.id.clone()));
-                }
-                Ok((runs.last().map(DeletedRun::place), due))
-            })?;
-            for some in due.chunks(RUNS) {
-                gone.extend(self.let_runs_go(rules.clone(), some.to_vec(), by.clone()).await?);
-            }
-            let Some(last) = last else { break };
-            place = Some(last);
-        }
-        let before = rules.deleted_before(self.clock.wall());
-        if self.store.read(|conn| tracking::has_empty_experiments(conn, before))? {
-            let forget = move |conn: &Asked<'_>| {
-                for name in tracking::forget_experiments(conn, before)? {
-                    conn.done(format!("experiment/{name}"), &json!({ "removed": "experiment" }));
-                }
-                Ok(())
-            };
-            self.store.change(by.clone(), forget).await?;
-        }
-        Ok(gone)
-    }
-
-    /// The same with these, as they are now: somebody may have restored one.
-    async fn let_runs_go(
-        &self,
-        rules: Rules,
-        due: Vec<RunId>,
-        by: Actor,
-    ) -> Result<Vec<Judged>, Error> {
-        let _alone = (self.datastores.let_go().await, self.assets.let_go().await);
-        let now = self.clock.wall();
-        let artifacts = DatastoreName::new(layout::ARTIFACT_STORE)?;
-        let gone = self.store.change(by, move |conn| {
-            let facts = Facts { live: rows::live_places(conn)?, now };
-            let mut gone = Vec::new();
-            for id in &due {
-                let Some(run) = tracking::deleted_run(conn, id)? else { continue };
-                let judged = judge_run(conn, &rules, &run, &facts)?;
-                if judged.fate != Fate::Goes {
-                    continue;
-                }
-                rows::enqueue(conn, &[files(&run, &artifacts)])?;
-                tracking::forget_deleted(conn, &run)?;
-                let told = json!({ "removed": "run", "bytes": judged.bytes });
-                conn.done(format!("run/{id}"), &told);
-                gone.push(judged);
             }
             Ok(gone)
         });
@@ -555,31 +491,6 @@ fn judge(
         judged.push(Judged { part, bytes: what.bytes(job), fate });
     }
     Ok(judged)
-}
-
-/// What becomes of a deleted run.
-fn judge_run(
-    conn: &rusqlite::Connection,
-    rules: &Rules,
-    run: &DeletedRun,
-    facts: &Facts,
-) -> Result<Judged, store::Error> {
-    let mut refers = run.live_job.clone().map(Referrer::LiveJob);
-    if refers.is_none()
-        && let Ok(artifacts) = DatastoreName::new(layout::ARTIFACT_STORE)
-    {
-        let path = run.files();
-        let live = || facts.live.user_of(&artifacts, &path).cloned().map(Referrer::LiveJob);
-        refers = rows::asset_at(conn, &artifacts, &path)?.or_else(live);
-    }
-    let fate = rules.fate_of_run(run.at, refers, facts.now);
-    Ok(Judged { part: Part::Run(run.id.clone()), bytes: run.bytes, fate })
-}
-
-fn files(run: &DeletedRun, artifacts: &DatastoreName) -> Removal {
-    let why = format!("run '{}' was deleted, and can be restored no longer", run.id);
-    let (datastore, path) = (artifacts.clone(), run.files());
-    Removal { seq: 0, datastore, path, except: Vec::new(), why }
 }
 
 fn removals(what: What, job: &Job) -> Vec<Removal> {

@@ -83,6 +83,7 @@ fn part(judged: &Judged) -> pb::RetentionPart {
     let (name, what) = match &judged.part {
         Part::OfJob(job, what) => (job.to_string(), what.word()),
         Part::Run(run) => (run.to_string(), "run"),
+        Part::Model(model) => (model.to_string(), "logged model"),
     };
     pb::RetentionPart { name, what: what.to_owned(), bytes: judged.bytes, stays }
 }

@@ -31,6 +31,7 @@ const MIGRATIONS: &[&str] = &[
     super::assets::models::MIGRATION,
     super::tracking::DELETED_MIGRATION,
     super::tracking::RANKED_MIGRATION,
+    super::tracking::DELETED_MODELS_MIGRATION,
 ];
 
 /// The version this build writes.

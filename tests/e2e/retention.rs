@@ -319,3 +319,63 @@ fn deleted_runs_are_restored_or_go() {
     let told = cluster.atelier(entries).ok().json();
     assert!(told.as_array().unwrap().contains(&json!(format!("run/{plain}"))), "{told}");
 }
+
+/// Nothing brings a deleted logged model back; its files stay as long as a run's, and while a version is made of them.
+#[test]
+fn deleted_logged_models_go_with_their_files() {
+    let cluster = Cluster::start();
+    let (server, token) = (cluster.server(), cluster.token());
+    let ask = |what: &str, body: Value| -> Value {
+        let text = if body.is_null() { String::new() } else { body.to_string() };
+        let (status, answer) = http(&server, what, &token, &text).unwrap();
+        assert_eq!(status, 200, "{what}: {answer}");
+        serde_json::from_str(&answer).unwrap_or_default()
+    };
+    let api = |call: &str, body| ask(&format!("POST /api/2.0/mlflow/{call}"), body);
+    let experiment = api("experiments/create", json!({ "name": "digits" }));
+    let experiment = experiment["experiment_id"].as_str().unwrap();
+    let new = |name: &str| {
+        let made = api("logged-models", json!({ "experiment_id": experiment, "name": name }));
+        let id = made["model"]["info"]["model_id"].as_str().unwrap().to_owned();
+        let proxy = "PUT /api/2.0/mlflow-artifacts/artifacts";
+        ask(&format!("{proxy}/{experiment}/models/{id}/artifacts/MLmodel"), json!("a file"));
+        let ready = json!({ "model_id": id, "status": "LOGGED_MODEL_READY" });
+        ask(&format!("PATCH /api/2.0/mlflow/logged-models/{id}"), ready);
+        id
+    };
+    let [plain, used, with_it] = ["plain", "used", "with its experiment"].map(new);
+    api("registered-models/create", json!({ "name": "digits" }));
+    let version =
+        json!({ "name": "digits", "source": format!("models:/{used}"), "model_id": used });
+    api("model-versions/create", version);
+    for model in [&plain, &used] {
+        ask(&format!("DELETE /api/2.0/mlflow/logged-models/{model}"), Value::Null);
+    }
+    assert_eq!(retention(&cluster, &["preview"]), json!([]), "thirty days");
+    retention(&cluster, &["set", "--deleted-runs", "1s"]);
+    let preview = until("they are old enough", || {
+        let preview = retention(&cluster, &["preview"]);
+        (preview.as_array().unwrap().len() == 2).then_some(preview)
+    });
+    assert_eq!(said(&preview, &plain, "logged model").unwrap()["goes"], true);
+    let stays = &said(&preview, &used, "logged model").unwrap()["stays"];
+    assert_eq!(stays, "model 'digits:1' lies there");
+    let files = |id: &str| {
+        storage(&cluster, &format!("workspaceartifactstore/models/{id}/artifacts/MLmodel"))
+    };
+    assert!(files(&plain).exists(), "nothing has gone");
+    assert_eq!(retention(&cluster, &["apply"]).as_array().unwrap().len(), 1);
+    until("its files have gone", || (!files(&plain).exists()).then_some(()));
+    let (status, _) =
+        http(&server, &format!("GET /api/2.0/mlflow/logged-models/{plain}"), &token, "").unwrap();
+    assert_eq!(status, 404);
+
+    api("experiments/delete", json!({ "experiment_id": experiment }));
+    cluster.atelier(["model", "delete", "digits:1"]).ok();
+    until("both go", || {
+        retention(&cluster, &["apply"]);
+        (!files(&used).exists() && !files(&with_it).exists()).then_some(())
+    });
+    // Its name is free again.
+    api("experiments/create", json!({ "name": "digits" }));
+}

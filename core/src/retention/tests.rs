@@ -165,12 +165,12 @@ fn a_deleted_run_can_be_restored_for_as_long_as_is_said() {
     for (rules, days) in [(&default, 30), (&week, 7)] {
         let over = at.plus_millis(days * DAY);
         let early = over.plus_millis(-1);
-        assert_eq!(rules.fate_of_run(at, None, early), Fate::Stays(Stay::Until(over)));
-        assert_eq!(rules.fate_of_run(at, None, over), Fate::Goes);
+        assert_eq!(rules.fate_of_deleted(at, None, early), Fate::Stays(Stay::Until(over)));
+        assert_eq!(rules.fate_of_deleted(at, None, over), Fate::Goes);
         assert_eq!((rules.deleted_before(over), rules.deleted_before(early) < at), (at, true));
         let job = Referrer::LiveJob(JobName::new("reads").unwrap());
         let stays = Fate::Stays(Stay::Used(job.clone()));
-        assert_eq!(rules.fate_of_run(at, Some(job), over), stays);
+        assert_eq!(rules.fate_of_deleted(at, Some(job), over), stays);
     }
     let never = Rules { deleted_runs_s: Some(0), ..Rules::default() };
     assert!(never.check().unwrap_err().to_string().contains("deleted runs for 0 s"));

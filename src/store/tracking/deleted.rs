@@ -1,17 +1,17 @@
-//! Runs that were deleted: for a while they can be restored, then they go.
+//! Runs and logged models that were deleted: for a while runs can be restored, then all of it goes.
 //!
 //! A run may have millions of points that are not sealed. All else of it goes in one transaction, so that nobody finds
 //! half a run; its points follow in small ones, by the number that no other run is given meanwhile.
 
 use atelier_core::id::JobName;
 use atelier_core::time::Timestamp;
-use atelier_core::track::{RunId, RunInfo, StoredMetric};
+use atelier_core::track::{LoggedModelId, LoggedModelInfo, RunId, RunInfo, StoredMetric};
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
 use super::super::Error;
 use super::TrackReply;
-use super::read;
 use super::write::{PURGE, execute};
+use super::{models, read};
 
 /// Since when runs are deleted; for those of before, since now.
 pub const MIGRATION: &str = "
@@ -32,6 +32,11 @@ CREATE VIEW next_experiment AS
     ) + 1 AS id;
 CREATE VIEW next_run AS
     SELECT max(coalesce((SELECT max(seq) FROM runs), 0), coalesce((SELECT max(seq) FROM gone_runs), 0)) + 1 AS seq;
+";
+
+/// Finds the logged models that were deleted.
+pub const MODELS_MIGRATION: &str = "
+CREATE INDEX logged_models_deleted ON logged_models (updated, seq) WHERE deleted = 1;
 ";
 
 /// A deleted run.
@@ -136,6 +141,104 @@ pub(super) fn forget(conn: &Connection, seq: i64) -> Result<(), Error> {
         execute(conn, statement, &[&seq])?;
     }
     Ok(())
+}
+
+/// A logged model that was deleted, or whose experiment was.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DeletedModel {
+    seq: i64,
+    /// Its id.
+    pub id: LoggedModelId,
+    /// Since when.
+    pub at: Timestamp,
+    /// The size of its artifacts.
+    pub bytes: u64,
+}
+
+impl DeletedModel {
+    /// After which the next one comes.
+    pub const fn place(&self) -> (Timestamp, i64) {
+        (self.at, self.seq)
+    }
+
+    /// Where its files lie, in the artifact store.
+    pub fn files(&self) -> String {
+        LoggedModelInfo::artifact_root(&self.id)
+    }
+}
+
+/// As nothing changes a deleted model, it was last changed when it was deleted.
+const MODELS: &str = "SELECT d.seq, d.id, d.at,
+        (SELECT coalesce(sum(bytes), 0) FROM logged_model_artifacts WHERE model = d.seq)
+    FROM (
+        SELECT seq, id, updated AS at FROM logged_models WHERE deleted = 1
+        UNION ALL
+        SELECT m.seq, m.id, e.updated FROM experiments e JOIN logged_models m ON m.experiment = e.id
+        WHERE e.deleted = 1 AND m.deleted = 0
+    ) d";
+
+fn deleted_model_row(row: &Row<'_>) -> rusqlite::Result<DeletedModel> {
+    Ok(DeletedModel {
+        seq: row.get(0)?,
+        id: models::model_id(row, 1)?,
+        at: Timestamp::from_millis(row.get(2)?),
+        bytes: row.get(3)?,
+    })
+}
+
+/// Logged models that were deleted by then, the earliest first: those after a place, at most `limit`.
+pub fn models_deleted_by(
+    conn: &Connection,
+    by: Timestamp,
+    after: Option<(Timestamp, i64)>,
+    limit: usize,
+) -> Result<Vec<DeletedModel>, Error> {
+    let (at, seq) = after.map_or((i64::MIN, i64::MIN), |(at, seq)| (at.as_millis(), seq));
+    conn.prepare_cached(&format!(
+        "{MODELS} WHERE d.at <= ?1 AND (d.at, d.seq) > (?2, ?3) ORDER BY d.at, d.seq LIMIT ?4"
+    ))
+    .and_then(|mut s| {
+        s.query_map(params![by.as_millis(), at, seq, limit], deleted_model_row)?.collect()
+    })
+    .map_err(sql)
+}
+
+/// A logged model, if it is deleted.
+pub fn deleted_model(conn: &Connection, id: &LoggedModelId) -> Result<Option<DeletedModel>, Error> {
+    conn.prepare_cached(&format!("{MODELS} WHERE d.id = ?1"))
+        .and_then(|mut s| s.query_row([id.as_str()], deleted_model_row).optional())
+        .map_err(sql)
+}
+
+/// Forgets some of a deleted logged model: whether that was the last of it. What runs say that they made and read
+/// stays as they said it.
+pub fn forget_deleted_model(conn: &Connection, model: &DeletedModel) -> Result<bool, Error> {
+    // Nobody may find half of it when its experiment is restored.
+    execute(
+        conn,
+        "UPDATE logged_models SET deleted = 1 WHERE seq = ?1 AND deleted = 0",
+        &[&model.seq],
+    )?;
+    let points = execute(
+        conn,
+        "DELETE FROM logged_model_metrics WHERE model = ?1
+         AND (key, timestamp, step, run, dataset, digest, value, is_nan) IN
+             (SELECT key, timestamp, step, run, dataset, digest, value, is_nan
+              FROM logged_model_metrics WHERE model = ?1 LIMIT ?2)",
+        &[&model.seq, &PURGE],
+    )?;
+    if i64::try_from(points).is_ok_and(|points| points == PURGE) {
+        return Ok(false);
+    }
+    for statement in [
+        "DELETE FROM logged_model_params WHERE model = ?1",
+        "DELETE FROM logged_model_tags WHERE model = ?1",
+        "DELETE FROM logged_model_artifacts WHERE model = ?1",
+        "DELETE FROM logged_models WHERE seq = ?1",
+    ] {
+        execute(conn, statement, &[&model.seq])?;
+    }
+    Ok(true)
 }
 
 /// Whether there are runs of which only points are left, if any.

@@ -35,8 +35,10 @@ use atelier_core::track::{
 };
 
 pub use deleted::{
-    DeletedRun, MIGRATION as DELETED_MIGRATION, deleted_by, deleted_run, forget_deleted,
-    forget_experiments, has_empty_experiments, has_gone,
+    DeletedModel, DeletedRun, MIGRATION as DELETED_MIGRATION,
+    MODELS_MIGRATION as DELETED_MODELS_MIGRATION, deleted_by, deleted_model, deleted_run,
+    forget_deleted, forget_deleted_model, forget_experiments, has_empty_experiments, has_gone,
+    models_deleted_by,
 };
 pub use model_search::{ModelQuery, search_models};
 pub use models::{

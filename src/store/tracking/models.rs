@@ -143,7 +143,7 @@ pub(super) struct ModelRow {
 pub(super) const MODEL_COLUMNS: &str = "m.seq, m.id, m.experiment, m.name, m.owner, m.job, m.source_run, m.type, \
      m.status, m.created, m.updated, m.deleted";
 
-fn model_id(row: &Row<'_>, column: usize) -> rusqlite::Result<LoggedModelId> {
+pub(super) fn model_id(row: &Row<'_>, column: usize) -> rusqlite::Result<LoggedModelId> {
     LoggedModelId::new(row.get_ref(column)?.as_str()?).map_err(|error| invalid(column, error))
 }
 

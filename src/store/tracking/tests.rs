@@ -16,9 +16,9 @@ use self::ranked::{end, rank};
 use super::super::Error;
 use super::run_search::{self, Plan};
 use super::{
-    DELETED_MIGRATION, Entry, ExperimentChange, ExperimentQuery, JobRun, MIGRATION,
-    MODELS_MIGRATION, NewRun, RANKED_MIGRATION, RunChange, RunQuery, SEAL_AT_LEAST, TrackReply,
-    TrackWrite,
+    DELETED_MIGRATION, DELETED_MODELS_MIGRATION, Entry, ExperimentChange, ExperimentQuery, JobRun,
+    MIGRATION, MODELS_MIGRATION, ModelChange, NewModel, NewRun, RANKED_MIGRATION, RunChange,
+    RunQuery, SEAL_AT_LEAST, TrackReply, TrackWrite,
 };
 
 fn database() -> Connection {
@@ -26,6 +26,7 @@ fn database() -> Connection {
     conn.execute_batch(MIGRATION).expect("migration");
     conn.execute_batch(MODELS_MIGRATION).expect("migration");
     conn.execute_batch(DELETED_MIGRATION).expect("migration");
+    conn.execute_batch(DELETED_MODELS_MIGRATION).expect("migration");
     conn.execute_batch("CREATE TABLE jobs (name TEXT, live INTEGER)").expect("jobs");
     conn.execute_batch(RANKED_MIGRATION).expect("migration");
     conn

@@ -1,4 +1,6 @@
-//! Runs and experiments that were deleted.
+//! Runs, logged models and experiments that were deleted.
+
+use atelier_core::track::{LoggedModelId, MeasuredOn, ModelPoint};
 
 use super::super as tracking;
 use super::*;
@@ -79,4 +81,85 @@ fn a_deleted_experiment_goes_with_its_last_run_and_frees_its_name() {
     assert_eq!(tracking::forget_experiments(&conn, NOW).expect("gone"), ["digits"]);
     // Whoever still names the first does not find this one.
     assert_ne!(made().expect("again"), TrackReply::Experiment(experiment));
+}
+
+#[test]
+fn a_deleted_logged_model_goes_with_all_that_was_measured_of_it_and_so_do_those_of_an_experiment() {
+    let conn = database();
+    let made = |name: &str| {
+        let name = ExperimentName::new(name).expect("name");
+        apply(&conn, &TrackWrite::CreateExperiment { by: ada(), name, tags: vec![], at: NOW })
+    };
+    let TrackReply::Experiment(experiment) = made("digits").expect("made") else { panic!() };
+    create(&conn, ada(), "r", 1);
+    let create_model = |number: u128| {
+        let id = LoggedModelId::generate(number);
+        let param = Param { key: "p".to_owned(), value: "1".to_owned() };
+        let model = NewModel {
+            id: id.clone(),
+            experiment,
+            name: "model".to_owned(),
+            source_run: None,
+            model_type: String::new(),
+            params: vec![param],
+            tags: vec![tag("a", "b")],
+        };
+        apply(&conn, &TrackWrite::CreateModel { by: ada(), model, at: NOW }).expect("model");
+        id
+    };
+    let [one, other] = [1, 2].map(create_model);
+    // More than go at once.
+    for steps in [0..4000, 4000..6000] {
+        let of_models = steps.map(|step| ModelPoint {
+            model: one.clone(),
+            metric: point("m", step, 1.0),
+            on: MeasuredOn::default(),
+        });
+        let change = RunChange::Log {
+            metrics: vec![],
+            params: vec![],
+            tags: vec![],
+            of_models: of_models.collect(),
+        };
+        super::change(&conn, ada(), "r", change).expect("log");
+    }
+    let due = |at| {
+        let due = tracking::models_deleted_by(&conn, at, None, 10).expect("due");
+        due.into_iter().map(|model| model.id).collect::<Vec<_>>()
+    };
+    assert_eq!(due(NOW), []);
+    let change = ModelChange::Delete;
+    let later = NOW.plus_millis(5);
+    apply(&conn, &TrackWrite::ChangeModel { by: ada(), id: one.clone(), change, at: later })
+        .expect("delete");
+    assert_eq!((due(NOW), due(later)), (vec![], vec![one.clone()]));
+
+    let model = tracking::deleted_model(&conn, &one).expect("read").expect("deleted");
+    assert_eq!(tracking::models_deleted_by(&conn, later, Some(model.place()), 10).unwrap(), []);
+    assert!(tracking::deleted_model(&conn, &other).expect("read").is_none());
+    assert!(!tracking::forget_deleted_model(&conn, &model).expect("forget"), "points are left");
+    assert!(tracking::forget_deleted_model(&conn, &model).expect("forget"));
+    assert!(tracking::model(&conn, &one).is_err());
+    let left = |table: &str| -> i64 {
+        let count = format!("SELECT count(*) FROM logged_model_{table}");
+        conn.query_row(&count, [], |row| row.get(0)).expect("count")
+    };
+    assert_eq!(["metrics", "params", "tags", "artifacts"].map(left), [0, 1, 1, 0]);
+
+    // The other goes with its experiment, which is not forgotten as long as it is there.
+    let alter = |change, at| {
+        let alter = TrackWrite::ChangeExperiment { by: ada(), id: experiment, change, at };
+        apply(&conn, &alter).expect("change");
+    };
+    alter(ExperimentChange::Delete, NOW);
+    assert_eq!(due(NOW), std::slice::from_ref(&other));
+    alter(ExperimentChange::Restore, NOW);
+    assert_eq!(due(later), []);
+    alter(ExperimentChange::Delete, later);
+    assert_eq!((due(NOW), due(later)), (vec![], vec![other.clone()]));
+    assert_eq!(tracking::forget_experiments(&conn, later).expect("not yet"), [""; 0]);
+    let model = tracking::deleted_model(&conn, &other).expect("read").expect("with its experiment");
+    assert!(tracking::forget_deleted_model(&conn, &model).expect("forget"));
+    assert_eq!(tracking::forget_experiments(&conn, later).expect("gone"), ["digits"]);
+    assert_eq!(["metrics", "params", "tags", "artifacts"].map(left), [0; 4]);
 }
