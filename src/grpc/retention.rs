@@ -10,7 +10,7 @@ use super::status::told;
 use crate::daemon::{Judged, Part, Shared};
 use crate::store::retention::RulesRecord;
 
-/// Parts of jobs, and runs, that one answer tells of at most; a message has a bound.
+/// Parts of jobs, and what was deleted, that one answer tells of at most; a message has a bound.
 const MOST: usize = 5000;
 
 pub(super) async fn set(

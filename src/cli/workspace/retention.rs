@@ -13,7 +13,7 @@ use crate::cli::{Column, Context, Error};
 
 #[derive(Subcommand)]
 pub(in crate::cli) enum Command {
-    /// Say how long what finished jobs left and deleted runs are kept, in place of what was said before (admins)
+    /// Say how long what finished jobs left and what was deleted is kept, in place of what was said before (admins)
     #[command(after_help = "\
 Examples:
   atelier workspace retention set --logs 30d --outputs 90d
@@ -40,7 +40,8 @@ pub(in crate::cli) struct Set {
     /// Keep outputs and artifacts for so long [default: for ever]
     #[arg(long, value_name = "TIME", value_parser = seconds)]
     outputs: Option<u64>,
-    /// Keep deleted runs for so long, in which they can be restored [default: 30d]
+    /// Keep deleted runs and experiments for so long, in which they can be restored, and the files of deleted logged
+    /// models [default: 30d]
     #[arg(long, value_name = "TIME", value_parser = seconds)]
     deleted_runs: Option<u64>,
     /// Keep all of jobs with this tag, whatever its value, or with this value

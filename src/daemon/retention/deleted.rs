@@ -103,7 +103,7 @@ impl Deleted {
     ) -> Result<Judged, store::Error> {
         let (at, live_job) = match self {
             Self::Run(run) => (run.at, run.live_job.clone()),
-            Self::Model(model) => (model.at, None),
+            Self::Model(model) => (model.at, model.live_job.clone()),
         };
         let mut refers = live_job.map(Referrer::LiveJob);
         if refers.is_none()
@@ -206,6 +206,11 @@ impl Retention {
             let facts = Facts { live: rows::live_places(conn)?, now };
             let (mut gone, mut more) = (Vec::new(), Vec::new());
             for part in due {
+                // What is left of one is enough for the next time: others write, too.
+                if !more.is_empty() {
+                    more.push(part);
+                    continue;
+                }
                 let Some(deleted) = Deleted::find(conn, &part)? else { continue };
                 let judged = deleted.judge(conn, &rules, &facts)?;
                 if judged.fate != Fate::Goes {

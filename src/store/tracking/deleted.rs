@@ -34,8 +34,12 @@ CREATE VIEW next_run AS
     SELECT max(coalesce((SELECT max(seq) FROM runs), 0), coalesce((SELECT max(seq) FROM gone_runs), 0)) + 1 AS seq;
 ";
 
-/// Finds the logged models that were deleted.
+/// Finds the logged models that were deleted. Until now they stayed for good: their time, and that of experiments that
+/// hold models, begins now.
 pub const MODELS_MIGRATION: &str = "
+UPDATE logged_models SET updated = unixepoch() * 1000 WHERE deleted = 1;
+UPDATE experiments SET updated = unixepoch() * 1000
+    WHERE deleted = 1 AND EXISTS (SELECT 1 FROM logged_models WHERE experiment = experiments.id);
 CREATE INDEX logged_models_deleted ON logged_models (updated, seq) WHERE deleted = 1;
 ";
 
@@ -151,6 +155,8 @@ pub struct DeletedModel {
     pub id: LoggedModelId,
     /// Since when.
     pub at: Timestamp,
+    /// The job from within which it was made, if that is not over.
+    pub live_job: Option<JobName>,
     /// The size of its artifacts.
     pub bytes: u64,
 }
@@ -167,22 +173,27 @@ impl DeletedModel {
     }
 }
 
-/// As nothing changes a deleted model, it was last changed when it was deleted.
-const MODELS: &str = "SELECT d.seq, d.id, d.at,
-        (SELECT coalesce(sum(bytes), 0) FROM logged_model_artifacts WHERE model = d.seq)
-    FROM (
-        SELECT seq, id, updated AS at FROM logged_models WHERE deleted = 1
-        UNION ALL
-        SELECT m.seq, m.id, e.updated FROM experiments e JOIN logged_models m ON m.experiment = e.id
-        WHERE e.deleted = 1 AND m.deleted = 0
-    ) d";
+const MODEL_COLUMNS: &str =
+    "d.seq, d.id, d.at, (SELECT name FROM jobs WHERE name = d.job AND live = 1),
+     (SELECT coalesce(sum(bytes), 0) FROM logged_model_artifacts WHERE model = d.seq)";
 
-fn deleted_model_row(row: &Row<'_>) -> rusqlite::Result<DeletedModel> {
+/// As nothing changes a deleted model, it was last changed when it was deleted.
+const DELETED_MODELS: &str =
+    "SELECT seq, id, job, updated AS at FROM logged_models WHERE deleted = 1";
+
+/// Experiments first: there are few that are deleted, and many models.
+const OF_DELETED_EXPERIMENTS: &str = "SELECT m.seq, m.id, m.job, e.updated AS at
+     FROM experiments e CROSS JOIN logged_models m ON m.experiment = e.id
+     WHERE e.deleted = 1 AND m.deleted = 0";
+
+fn model_of_row(row: &Row<'_>) -> rusqlite::Result<DeletedModel> {
+    let job = row.get_ref(3)?.as_str_or_null()?.map(JobName::new).transpose();
     Ok(DeletedModel {
         seq: row.get(0)?,
         id: models::model_id(row, 1)?,
         at: Timestamp::from_millis(row.get(2)?),
-        bytes: row.get(3)?,
+        live_job: job.map_err(|error| read::invalid(3, error))?,
+        bytes: row.get(4)?,
     })
 }
 
@@ -195,29 +206,33 @@ pub fn models_deleted_by(
 ) -> Result<Vec<DeletedModel>, Error> {
     let (at, seq) = after.map_or((i64::MIN, i64::MIN), |(at, seq)| (at.as_millis(), seq));
     conn.prepare_cached(&format!(
-        "{MODELS} WHERE d.at <= ?1 AND (d.at, d.seq) > (?2, ?3) ORDER BY d.at, d.seq LIMIT ?4"
+        "SELECT {MODEL_COLUMNS} FROM ({DELETED_MODELS} UNION ALL {OF_DELETED_EXPERIMENTS}) d
+         WHERE d.at <= ?1 AND (d.at, d.seq) > (?2, ?3) ORDER BY d.at, d.seq LIMIT ?4"
     ))
-    .and_then(|mut s| {
-        s.query_map(params![by.as_millis(), at, seq, limit], deleted_model_row)?.collect()
-    })
+    .and_then(|mut s| s.query_map(params![by.as_millis(), at, seq, limit], model_of_row)?.collect())
     .map_err(sql)
 }
 
 /// A logged model, if it is deleted.
 pub fn deleted_model(conn: &Connection, id: &LoggedModelId) -> Result<Option<DeletedModel>, Error> {
-    conn.prepare_cached(&format!("{MODELS} WHERE d.id = ?1"))
-        .and_then(|mut s| s.query_row([id.as_str()], deleted_model_row).optional())
-        .map_err(sql)
+    conn.prepare_cached(&format!(
+        "SELECT {MODEL_COLUMNS} FROM
+            (SELECT m.seq, m.id, m.job, CASE WHEN m.deleted THEN m.updated ELSE e.updated END AS at
+             FROM logged_models m JOIN experiments e ON e.id = m.experiment
+             WHERE m.id = ?1 AND (m.deleted = 1 OR e.deleted = 1)) d"
+    ))
+    .and_then(|mut s| s.query_row([id.as_str()], model_of_row).optional())
+    .map_err(sql)
 }
 
 /// Forgets some of a deleted logged model: whether that was the last of it. What runs say that they made and read
 /// stays as they said it.
 pub fn forget_deleted_model(conn: &Connection, model: &DeletedModel) -> Result<bool, Error> {
-    // Nobody may find half of it when its experiment is restored.
+    // Nobody may find half of it when its experiment is restored, and the rest goes when this does.
     execute(
         conn,
-        "UPDATE logged_models SET deleted = 1 WHERE seq = ?1 AND deleted = 0",
-        &[&model.seq],
+        "UPDATE logged_models SET deleted = 1, updated = ?2 WHERE seq = ?1 AND deleted = 0",
+        &[&model.seq, &model.at.as_millis()],
     )?;
     let points = execute(
         conn,

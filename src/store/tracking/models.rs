@@ -311,7 +311,7 @@ pub fn model_artifacts(
 /// The model, if the caller may write to its files now.
 ///
 /// # Errors
-/// [`Error::Track`] if there is none, it is deleted, or is not the caller's to change.
+/// [`Error::Track`] if there is none, it or its experiment is deleted, or it is not the caller's to change.
 pub fn model_writable(
     conn: &Connection,
     by: &Caller,
@@ -322,6 +322,7 @@ pub fn model_writable(
     if row.info.stage == LifecycleStage::Deleted {
         return Err(Refusal::ModelDeleted(id.to_string()).into());
     }
+    in_use(conn, row.info.experiment)?;
     Ok(row.info)
 }
 
@@ -383,6 +384,16 @@ pub(super) fn may_name<'a>(
     Ok(())
 }
 
+/// Refuses what is in no experiment, or in one that is deleted.
+fn in_use(conn: &Connection, experiment: ExperimentId) -> Result<(), Error> {
+    let found = read::experiment(conn, experiment)?
+        .ok_or_else(|| Refusal::NoExperiment(experiment.to_string()))?;
+    match found.stage {
+        LifecycleStage::Deleted => Err(Refusal::ExperimentDeleted(experiment.to_string()).into()),
+        LifecycleStage::Active => Ok(()),
+    }
+}
+
 pub(super) fn create(
     conn: &Connection,
     by: &Caller,
@@ -390,11 +401,7 @@ pub(super) fn create(
     at: Timestamp,
 ) -> Result<TrackReply, Error> {
     writer(by)?;
-    let experiment = read::experiment(conn, model.experiment)?
-        .ok_or_else(|| Refusal::NoExperiment(model.experiment.to_string()))?;
-    if experiment.stage == LifecycleStage::Deleted {
-        return Err(Refusal::ExperimentDeleted(model.experiment.to_string()).into());
-    }
+    in_use(conn, model.experiment)?;
     // `runs:/RUN/NAME` leads to a model that says so of itself, so that it is a result of the run.
     if let Some(run) = &model.source_run {
         let row = read::row(conn, run)?;
@@ -453,6 +460,10 @@ pub(super) fn change(
         false => may_change_model(by, &info)?,
     }
     match change {
+        // It was changed last when it was deleted, which is how long its files stay.
+        ModelChange::Finalize(_) if info.stage == LifecycleStage::Deleted => {
+            return Err(Refusal::ModelDeleted(id.to_string()).into());
+        }
         ModelChange::Finalize(status) => {
             execute(
                 conn,

@@ -328,7 +328,9 @@ fn change_experiment(
             }
             let others: bool = conn
                 .prepare_cached(
-                    "SELECT EXISTS (SELECT 1 FROM runs WHERE experiment = ?1 AND owner <> ?2)",
+                    "SELECT EXISTS (SELECT 1 FROM runs WHERE experiment = ?1 AND owner <> ?2)
+                     OR EXISTS (SELECT 1 FROM logged_models
+                                WHERE experiment = ?1 AND owner <> ?2 AND deleted = 0)",
                 )
                 .and_then(|mut s| {
                     s.query_row(params![id.0, by.principal.as_str()], |row| row.get(0))
@@ -336,7 +338,7 @@ fn change_experiment(
                 .map_err(sql)?;
             if others && !by.may(Permission::ChangeAny) {
                 return Err(Refusal::NotAllowed(format!(
-                    "Experiment '{}' holds runs of others: only an admin may delete or restore it",
+                    "Experiment '{}' holds runs or models of others: only an admin may delete or restore it",
                     experiment.name.as_str()
                 ))
                 .into());

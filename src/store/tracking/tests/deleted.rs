@@ -1,6 +1,6 @@
 //! Runs, logged models and experiments that were deleted.
 
-use atelier_core::track::{LoggedModelId, MeasuredOn, ModelPoint};
+use atelier_core::track::{LoggedModelId, LoggedModelStatus, MeasuredOn, ModelPoint};
 
 use super::super as tracking;
 use super::*;
@@ -83,6 +83,18 @@ fn a_deleted_experiment_goes_with_its_last_run_and_frees_its_name() {
     assert_ne!(made().expect("again"), TrackReply::Experiment(experiment));
 }
 
+fn new_model(id: &LoggedModelId, experiment: ExperimentId) -> NewModel {
+    NewModel {
+        id: id.clone(),
+        experiment,
+        name: "model".to_owned(),
+        source_run: None,
+        model_type: String::new(),
+        params: vec![Param { key: "p".to_owned(), value: "1".to_owned() }],
+        tags: vec![tag("a", "b")],
+    }
+}
+
 #[test]
 fn a_deleted_logged_model_goes_with_all_that_was_measured_of_it_and_so_do_those_of_an_experiment() {
     let conn = database();
@@ -94,16 +106,7 @@ fn a_deleted_logged_model_goes_with_all_that_was_measured_of_it_and_so_do_those_
     create(&conn, ada(), "r", 1);
     let create_model = |number: u128| {
         let id = LoggedModelId::generate(number);
-        let param = Param { key: "p".to_owned(), value: "1".to_owned() };
-        let model = NewModel {
-            id: id.clone(),
-            experiment,
-            name: "model".to_owned(),
-            source_run: None,
-            model_type: String::new(),
-            params: vec![param],
-            tags: vec![tag("a", "b")],
-        };
+        let model = new_model(&id, experiment);
         apply(&conn, &TrackWrite::CreateModel { by: ada(), model, at: NOW }).expect("model");
         id
     };
@@ -146,6 +149,14 @@ fn a_deleted_logged_model_goes_with_all_that_was_measured_of_it_and_so_do_those_
     };
     assert_eq!(["metrics", "params", "tags", "artifacts"].map(left), [0, 1, 1, 0]);
 
+    // It counts from the time of its deletion.
+    let change = ModelChange::Finalize(LoggedModelStatus::Ready);
+    let finalize = |by| {
+        let (id, change) = (other.clone(), change.clone());
+        apply(&conn, &TrackWrite::ChangeModel { by, id, change, at: later })
+    };
+    finalize(ada()).expect("finalize");
+
     // The other goes with its experiment, which is not forgotten as long as it is there.
     let alter = |change, at| {
         let alter = TrackWrite::ChangeExperiment { by: ada(), id: experiment, change, at };
@@ -159,7 +170,37 @@ fn a_deleted_logged_model_goes_with_all_that_was_measured_of_it_and_so_do_those_
     assert_eq!((due(NOW), due(later)), (vec![], vec![other.clone()]));
     assert_eq!(tracking::forget_experiments(&conn, later).expect("not yet"), [""; 0]);
     let model = tracking::deleted_model(&conn, &other).expect("read").expect("with its experiment");
+    refused(finalize(user("bob", Role::DataScientist)), Code::PermissionDenied, "ada");
+    let job = JobName::new("trains").expect("name");
+    conn.execute_batch(
+        "UPDATE logged_models SET job = 'trains'; INSERT INTO jobs (name, live) VALUES ('trains', 1)",
+    )
+    .expect("job");
+    assert_eq!(tracking::deleted_model(&conn, &other).unwrap().unwrap().live_job, Some(job));
     assert!(tracking::forget_deleted_model(&conn, &model).expect("forget"));
     assert_eq!(tracking::forget_experiments(&conn, later).expect("gone"), ["digits"]);
     assert_eq!(["metrics", "params", "tags", "artifacts"].map(left), [0; 4]);
+}
+
+#[test]
+fn an_experiment_with_models_of_others_is_an_admins_to_delete() {
+    let conn = database();
+    let name = ExperimentName::new("digits").expect("name");
+    let made = TrackWrite::CreateExperiment { by: ada(), name, tags: vec![], at: NOW };
+    let TrackReply::Experiment(experiment) = apply(&conn, &made).expect("made") else { panic!() };
+    let bob = || user("bob", Role::DataScientist);
+    let id = LoggedModelId::generate(1);
+    let model = new_model(&id, experiment);
+    apply(&conn, &TrackWrite::CreateModel { by: bob(), model, at: NOW }).expect("model");
+    let delete = |by| {
+        let change = ExperimentChange::Delete;
+        apply(&conn, &TrackWrite::ChangeExperiment { by, id: experiment, change, at: NOW })
+    };
+    refused(delete(ada()), Code::PermissionDenied, "models of others");
+    let change =
+        |change, by| apply(&conn, &TrackWrite::ChangeModel { by, id: id.clone(), change, at: NOW });
+    change(ModelChange::Delete, bob()).expect("delete");
+    let finalize = ModelChange::Finalize(LoggedModelStatus::Ready);
+    refused(change(finalize, bob()), Code::InvalidParameterValue, "deleted");
+    delete(ada()).expect("nothing of others is in use");
 }
