@@ -7,6 +7,7 @@ use atelier_proto::job::v1::{Job, JobStatus};
 
 use crate::gangs::{cluster, gang};
 use crate::harness::{Cluster, PATIENCE, Registry, needs};
+use crate::secrets::set;
 
 fn mpi(processes: u32) -> String {
     // Where there is one machine there may be no other network.
@@ -48,6 +49,8 @@ assert told == str(rank.value), told
 assert os.getcwd() == os.environ["AZUREML_CR_EXECUTION_WORKING_DIR_PATH"], os.getcwd()
 print("rank %d of %d, %s of %s in member %s: sum %d\n" % (
     rank.value, size.value, local, locals, os.environ["AZUREML_CR_NODE_RANK"], total.value), end="")
+if "TOKEN" in os.environ:
+    print("token " + os.environ["TOKEN"])
 open("outputs/rank%d.txt" % rank.value, "w").write("x")
 mpi.MPI_Finalize()
 "#;
@@ -67,7 +70,8 @@ fn adds_up(cluster: &Cluster, nodes: u32, distribution: &str) {
     for rank in 0..size {
         let (local, member, sum) = (rank % 2, rank / 2, size * (size + 1) / 2);
         let said = format!("rank {rank} of {size}, {local} of 2 in member {member}: sum {sum}\n");
-        assert_eq!(log_of(cluster, &job, rank), said);
+        let token = if distribution.contains("TOKEN") { "token ***\n" } else { "" };
+        assert_eq!(log_of(cluster, &job, rank), said + token);
         let log = if rank == 0 { String::new() } else { format!("_process_{rank}") };
         for name in [format!("outputs/rank{rank}.txt"), format!("user_logs/std_log{log}.txt")] {
             assert!(listed.contains(&name), "{name}: {listed:?}");
@@ -78,8 +82,11 @@ fn adds_up(cluster: &Cluster, nodes: u32, distribution: &str) {
 #[test]
 fn mpirun_starts_the_processes_of_a_job_for_mpi_on_all_of_its_nodes() {
     let cluster = cluster(3);
-    for nodes in [1, 3] {
-        adds_up(&cluster, nodes, &mpi(2));
+    set(&cluster, "hf", "the value of hf");
+    // Its processes have a secret on all nodes, and no log has it.
+    let with_secret = mpi(2).replace("lo}", "lo, TOKEN: 'azureml:secrets/hf'}");
+    for (nodes, distribution) in [(1, mpi(2)), (3, with_secret)] {
+        adds_up(&cluster, nodes, &distribution);
     }
 }
 
