@@ -227,6 +227,8 @@ fn run_variables(facts: &Facts<'_>, set: &mut impl FnMut(&str, &str)) {
     set("MLFLOW_RUN_ID", facts.job);
     set("MLFLOW_EXPERIMENT_ID", facts.experiment_id);
     set("MLFLOW_EXPERIMENT_NAME", experiment);
+    // They would lead to a port of this node that has no pages, and to people who are elsewhere.
+    set("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true");
     set("ATELIER_JOB", facts.job);
     set("ATELIER_ATTEMPT", &facts.attempt.to_string());
     // Lines are seen when they are printed.
