@@ -22,13 +22,12 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::assets::Assets;
 use super::clock::Clock;
-use crate::storage::{self, Datastore, Datastores, ObjectPath};
+use crate::storage::{self, Datastore, Datastores, ObjectPath, PAGE};
 use crate::store::audit::Asked;
 use crate::store::retention::{self as rows, LivePlaces, Removal, RulesRecord};
 use crate::store::{self, SqliteStore};
 
-/// Objects that are removed in one go, which takes at least [`PACE`].
-const PAGE: usize = 1000;
+/// A page of objects is removed in no less time than this.
 const PACE: Duration = Duration::from_secs(1);
 /// Between two looks at what the rules say, and after a removal that failed.
 const PATROL: Duration = Duration::from_secs(3600);

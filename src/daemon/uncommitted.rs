@@ -14,13 +14,11 @@ use atelier_core::layout;
 use atelier_core::spec::OutputMode;
 use tokio::sync::{Mutex, OwnedMutexGuard, mpsc};
 
-use crate::storage::{self, Datastore, Datastores, ObjectPath};
+use crate::storage::{self, Datastore, Datastores, ObjectPath, PAGE};
 use crate::store::{self, Store};
 
 /// Between two sweeps.
 const EVERY: Duration = Duration::from_secs(3600);
-/// Folders that a listing of a sweep has.
-const PAGE: usize = 1000;
 
 /// Drops it. Cheap to clone.
 #[derive(Clone)]

@@ -43,10 +43,8 @@ use atelier_proto::STORED;
 
 use crate::daemon::Uploads;
 use crate::identity::{Origin, Use};
-use crate::storage::{self, Datastore, Datastores, Listed, Meta, ObjectPath};
+use crate::storage::{self, Datastore, Datastores, Listed, Meta, ObjectPath, PAGE};
 
-/// The most objects of one page of a listing.
-const PAGE: usize = 1000;
 /// Seconds after which a datastore that is away may be asked again.
 const RETRY_AFTER: u64 = 5;
 

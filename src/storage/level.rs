@@ -2,10 +2,7 @@
 
 use atelier_core::datastore::Unnamed;
 
-use super::{Datastore, Error, Listed, ObjectPath, Served, uncommitted};
-
-/// Objects read at once while a folder is looked at.
-const PAGE: usize = 1000;
+use super::{Datastore, Error, Listed, ObjectPath, PAGE, Served, uncommitted};
 
 /// Some of what lies right below a folder: objects, and folders that have objects below them. Each in ascending
 /// order of the bytes of their paths.

@@ -52,6 +52,10 @@ use cloud::Cloud;
 pub(crate) use cloud::tests::Server as S3;
 use placed::Placed;
 
+/// The most objects of a page for which a store is asked once: one less than S3 tells with one answer, as the next one
+/// shows that there is more.
+pub const PAGE: usize = 999;
+
 /// What may go wrong with an object.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {

@@ -10,12 +10,10 @@ use atelier_core::id::DatastoreName;
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _, TryStreamExt as _};
 
-use crate::storage::{self, Datastore, Listed, ObjectPath};
+use crate::storage::{self, Datastore, Listed, ObjectPath, PAGE};
 use crate::store::storage::{Copied, copies, forget_copy, note_copies};
 use crate::store::{self, SqliteStore};
 
-/// Objects that are listed at once.
-const PAGE: usize = 1000;
 /// Objects that are under way at once.
 const AT_ONCE: usize = 16;
 /// Objects that are noted at once as copied.

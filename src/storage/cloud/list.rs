@@ -11,12 +11,13 @@ use super::problem::Told;
 use super::walk::end_of;
 use super::{Cloud, MAX_KEY};
 use crate::storage::level::first_below;
-use crate::storage::{Error, Level, Listed, Meta, ObjectPath, Page};
+use crate::storage::{Error, Level, Listed, Meta, ObjectPath, PAGE, Page};
 
 /// Objects that are looked at at once.
 pub(super) const LOOKS: usize = 8;
 /// As many names as S3 tells with one answer.
 const REQUEST: usize = 1000;
+const _: () = assert!(PAGE < REQUEST, "a page and what shows that there is more are one request");
 /// At least so many are asked for, since some are gone past.
 const FEW: usize = 100;
 /// The region that requests are signed for where none is given.
