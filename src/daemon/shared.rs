@@ -201,8 +201,8 @@ impl Committed {
         let root = ObjectPath::new(&layout::outputs_root(&job.name))?;
         let mut after: Option<ObjectPath> = None;
         loop {
-            let page =
-                blobs.list(Some(&root), after.as_ref().map(ObjectPath::as_str), 1000).await?;
+            let last = after.as_ref().map(ObjectPath::as_str);
+            let page = blobs.list(Some(&root), last, storage::PAGE).await?;
             for listed in &page.objects {
                 if !kept.contains(listed.path.as_str()) {
                     match blobs.delete_object(&listed.path).await {

@@ -343,29 +343,58 @@ fn deleted_logged_models_go_with_their_files() {
         ask(&format!("PATCH /api/2.0/mlflow/logged-models/{id}"), ready);
         id
     };
-    let [plain, used, with_it] = ["plain", "used", "with its experiment"].map(new);
+    let [plain, used, with_it, other] = ["plain", "used", "with its experiment", "other"].map(new);
+    // More than goes at once.
+    let run = api("runs/create", json!({ "experiment_id": "0" }));
+    for batch in 0..6 {
+        let point = |step| json!({ "key": "m", "value": 1, "timestamp": 1, "step": step, "model_id": plain });
+        let points: Vec<Value> = (batch * 1000..(batch + 1) * 1000).map(point).collect();
+        api("runs/log-batch", json!({ "run_id": run["run"]["info"]["run_id"], "metrics": points }));
+    }
+    // A job's own, which is at work with it.
+    let (made, go) = (cluster.shared_file("made"), cluster.shared_file("go"));
+    let job = cluster.shell(&format!(
+        "curl -sS -H \"Authorization: Bearer $MLFLOW_TRACKING_TOKEN\" -H 'Content-Type: application/json' \
+         -d '{{\"experiment_id\":\"'$MLFLOW_EXPERIMENT_ID'\",\"name\":\"made\"}}' \
+         $MLFLOW_TRACKING_URI/api/2.0/mlflow/logged-models > {made}.new; mv {made}.new {made}; \
+         until [ -e {go} ]; do sleep 0.05; done",
+        made = made.display(),
+        go = go.display()
+    ));
+    let made = until("a model of the job's", || fs::read(&made).ok());
+    let made: Value = serde_json::from_slice(&made).unwrap();
+    let of_job = made["model"]["info"]["model_id"].as_str().unwrap().to_owned();
     api("registered-models/create", json!({ "name": "digits" }));
     let version =
         json!({ "name": "digits", "source": format!("models:/{used}"), "model_id": used });
     api("model-versions/create", version);
-    for model in [&plain, &used] {
+    for model in [&plain, &used, &other, &of_job] {
         ask(&format!("DELETE /api/2.0/mlflow/logged-models/{model}"), Value::Null);
     }
     assert_eq!(retention(&cluster, &["preview"]), json!([]), "thirty days");
     retention(&cluster, &["set", "--deleted-runs", "1s"]);
     let preview = until("they are old enough", || {
         let preview = retention(&cluster, &["preview"]);
-        (preview.as_array().unwrap().len() == 2).then_some(preview)
+        (preview.as_array().unwrap().len() == 4).then_some(preview)
     });
     assert_eq!(said(&preview, &plain, "logged model").unwrap()["goes"], true);
     let stays = &said(&preview, &used, "logged model").unwrap()["stays"];
     assert_eq!(stays, "model 'digits:1' lies there");
+    let stays = &said(&preview, &of_job, "logged model").unwrap()["stays"];
+    assert_eq!(*stays, format!("job '{job}' is not over and uses it"));
     let files = |id: &str| {
         storage(&cluster, &format!("workspaceartifactstore/models/{id}/artifacts/MLmodel"))
     };
     assert!(files(&plain).exists(), "nothing has gone");
-    assert_eq!(retention(&cluster, &["apply"]).as_array().unwrap().len(), 1);
-    until("its files have gone", || (!files(&plain).exists()).then_some(()));
+    let gone = retention(&cluster, &["apply"]);
+    assert_eq!(gone.as_array().unwrap().len(), 2, "{gone}");
+    until("their files have gone", || {
+        (!files(&plain).exists() && !files(&other).exists()).then_some(())
+    });
+    fs::write(go, "").unwrap();
+    cluster.completed(&job);
+    let gone = retention(&cluster, &["apply"]);
+    assert_eq!(said(&gone, &of_job, "logged model").unwrap()["goes"], true, "{gone}");
     let (status, _) =
         http(&server, &format!("GET /api/2.0/mlflow/logged-models/{plain}"), &token, "").unwrap();
     assert_eq!(status, 404);

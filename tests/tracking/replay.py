@@ -782,6 +782,7 @@ def data(both, first, second, made):
     both.call("DELETE", f"logged-models/{three}")
     both.get(f"logged-models/{three}", words=False)
     both.call("DELETE", f"logged-models/{three}", words=False)
+    both.call("PATCH", f"logged-models/{three}", {"model_id": three, "status": "LOGGED_MODEL_READY"}, words=False)
     return one
 
 

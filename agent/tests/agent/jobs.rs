@@ -87,6 +87,7 @@ async fn the_job_finds_its_surroundings_and_no_secret_but_its_own() {
         "MLFLOW_TRACKING_TOKEN=attempt-token-5",
         "MLFLOW_RUN_ID=job-5",
         "MLFLOW_EXPERIMENT_ID=7",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT=true",
         "CUDA_VISIBLE_DEVICES=",
         "NVIDIA_VISIBLE_DEVICES=void",
         "ATELIER_GPU_SHARE=0.25",

@@ -320,7 +320,7 @@ async fn listings_come_in_pages() {
         assert_eq!(answer.status(), 200);
         let page: Value = serde_json::from_slice(&answer.bytes().await.unwrap()).unwrap();
         let objects = page["objects"].as_array().unwrap();
-        assert!(objects.len() <= 1000);
+        assert!(objects.len() <= storage::PAGE);
         found.extend(objects.iter().map(|o| o["path"].as_str().unwrap().to_owned()));
         assert!(objects.iter().all(|o| o["size"] == 1 && o["etag"].as_str().is_some()));
         pages += 1;

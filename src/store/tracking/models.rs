@@ -460,14 +460,12 @@ pub(super) fn change(
         false => may_change_model(by, &info)?,
     }
     match change {
-        // It was changed last when it was deleted, which is how long its files stay.
-        ModelChange::Finalize(_) if info.stage == LifecycleStage::Deleted => {
-            return Err(Refusal::ModelDeleted(id.to_string()).into());
-        }
         ModelChange::Finalize(status) => {
+            // How long the files of a deleted one stay counts from its deletion.
             execute(
                 conn,
-                "UPDATE logged_models SET status = ?2, updated = ?3 WHERE seq = ?1",
+                "UPDATE logged_models SET status = ?2, updated = CASE WHEN deleted THEN updated ELSE ?3 END
+                 WHERE seq = ?1",
                 &[&seq, &status.as_str(), &at.as_millis()],
             )?;
         }
@@ -495,6 +493,7 @@ pub(super) fn change(
             if info.stage == LifecycleStage::Deleted {
                 return Err(Refusal::ModelDeleted(id.to_string()).into());
             }
+            in_use(conn, info.experiment)?;
             execute(
                 conn,
                 "INSERT OR REPLACE INTO logged_model_artifacts (model, path, bytes, at) VALUES (?1, ?2, ?3, ?4)",

@@ -13,13 +13,11 @@ use atelier_core::track::{ArtifactPath, Error as Refusal};
 use super::super::State;
 use super::super::failure::Failure;
 use super::source::reads_files;
-use crate::storage::{self, Datastore, ObjectPath};
+use crate::storage::{self, Datastore, ObjectPath, PAGE};
 use crate::store::assets::{self, models};
 
 /// What lies in one folder and is told at most.
 const MOST: usize = 100_000;
-/// Of that, how much a store is asked for at once.
-const PAGE: usize = 1000;
 
 /// A registered version's files.
 pub(in super::super) struct Root {

@@ -95,112 +95,168 @@ fn new_model(id: &LoggedModelId, experiment: ExperimentId) -> NewModel {
     }
 }
 
-#[test]
-fn a_deleted_logged_model_goes_with_all_that_was_measured_of_it_and_so_do_those_of_an_experiment() {
-    let conn = database();
-    let made = |name: &str| {
-        let name = ExperimentName::new(name).expect("name");
-        apply(&conn, &TrackWrite::CreateExperiment { by: ada(), name, tags: vec![], at: NOW })
-    };
-    let TrackReply::Experiment(experiment) = made("digits").expect("made") else { panic!() };
-    create(&conn, ada(), "r", 1);
-    let create_model = |number: u128| {
-        let id = LoggedModelId::generate(number);
-        let model = new_model(&id, experiment);
-        apply(&conn, &TrackWrite::CreateModel { by: ada(), model, at: NOW }).expect("model");
-        id
-    };
-    let [one, other] = [1, 2].map(create_model);
-    // More than go at once.
+/// Rows of what belongs to logged models: points, parameters, tags, files.
+fn rows_of_models(conn: &Connection) -> [i64; 4] {
+    ["metrics", "params", "tags", "artifacts"].map(|table| {
+        let count = format!("SELECT count(*) FROM logged_model_{table}");
+        conn.query_row(&count, [], |row| row.get(0)).expect("count")
+    })
+}
+
+/// An experiment of ada's with a logged model of which more points were measured than go at once.
+fn measured(conn: &Connection) -> (ExperimentId, LoggedModelId) {
+    let name = ExperimentName::new("digits").expect("name");
+    let made = TrackWrite::CreateExperiment { by: ada(), name, tags: vec![], at: NOW };
+    let TrackReply::Experiment(experiment) = apply(conn, &made).expect("made") else { panic!() };
+    let id = LoggedModelId::generate(1);
+    let model = new_model(&id, experiment);
+    apply(conn, &TrackWrite::CreateModel { by: ada(), model, at: NOW }).expect("model");
+    create(conn, ada(), "r", 1);
     for steps in [0..4000, 4000..6000] {
         let of_models = steps.map(|step| ModelPoint {
-            model: one.clone(),
+            model: id.clone(),
             metric: point("m", step, 1.0),
             on: MeasuredOn::default(),
         });
-        let change = RunChange::Log {
-            metrics: vec![],
-            params: vec![],
-            tags: vec![],
-            of_models: of_models.collect(),
-        };
-        super::change(&conn, ada(), "r", change).expect("log");
+        let of_models = of_models.collect();
+        let log = RunChange::Log { metrics: vec![], params: vec![], tags: vec![], of_models };
+        change(conn, ada(), "r", log).expect("log");
     }
-    let due = |at| {
-        let due = tracking::models_deleted_by(&conn, at, None, 10).expect("due");
-        due.into_iter().map(|model| model.id).collect::<Vec<_>>()
-    };
-    assert_eq!(due(NOW), []);
-    let change = ModelChange::Delete;
-    let later = NOW.plus_millis(5);
-    apply(&conn, &TrackWrite::ChangeModel { by: ada(), id: one.clone(), change, at: later })
-        .expect("delete");
-    assert_eq!((due(NOW), due(later)), (vec![], vec![one.clone()]));
+    assert_eq!(rows_of_models(conn), [6000, 1, 1, 0]);
+    (experiment, id)
+}
 
-    let model = tracking::deleted_model(&conn, &one).expect("read").expect("deleted");
-    assert_eq!(tracking::models_deleted_by(&conn, later, Some(model.place()), 10).unwrap(), []);
-    assert!(tracking::deleted_model(&conn, &other).expect("read").is_none());
-    assert!(!tracking::forget_deleted_model(&conn, &model).expect("forget"), "points are left");
-    assert!(tracking::forget_deleted_model(&conn, &model).expect("forget"));
-    assert!(tracking::model(&conn, &one).is_err());
-    let left = |table: &str| -> i64 {
-        let count = format!("SELECT count(*) FROM logged_model_{table}");
-        conn.query_row(&count, [], |row| row.get(0)).expect("count")
-    };
-    assert_eq!(["metrics", "params", "tags", "artifacts"].map(left), [0, 1, 1, 0]);
+fn change_model(
+    conn: &Connection,
+    by: Caller,
+    id: &LoggedModelId,
+    change: ModelChange,
+    at: Timestamp,
+) -> Result<TrackReply, Error> {
+    apply(conn, &TrackWrite::ChangeModel { by, id: id.clone(), change, at })
+}
 
-    // It counts from the time of its deletion.
-    let change = ModelChange::Finalize(LoggedModelStatus::Ready);
-    let finalize = |by| {
-        let (id, change) = (other.clone(), change.clone());
-        apply(&conn, &TrackWrite::ChangeModel { by, id, change, at: later })
-    };
-    finalize(ada()).expect("finalize");
+/// Since when models are deleted that were deleted by then.
+fn due(conn: &Connection, by: Timestamp) -> Vec<Timestamp> {
+    let due = tracking::models_deleted_by(conn, by, None, 10).expect("due");
+    due.iter()
+        .map(|model| {
+            assert_eq!(
+                tracking::deleted_model(conn, &model.id).expect("read").as_ref(),
+                Some(model)
+            );
+            assert_eq!(tracking::models_deleted_by(conn, by, Some(model.place()), 10).unwrap(), []);
+            model.at
+        })
+        .collect()
+}
 
-    // The other goes with its experiment, which is not forgotten as long as it is there.
+/// Forgets some of it; whether that was the last.
+fn forget(conn: &Connection, id: &LoggedModelId) -> bool {
+    let model = tracking::deleted_model(conn, id).expect("read").expect("deleted");
+    tracking::forget_deleted_model(conn, &model).expect("forget")
+}
+
+const LATER: Timestamp = Timestamp::from_millis(NOW.as_millis() + 5);
+const READY: ModelChange = ModelChange::Finalize(LoggedModelStatus::Ready);
+
+#[test]
+fn a_deleted_logged_model_goes_with_all_that_was_measured_of_it() {
+    let conn = database();
+    let (_, id) = measured(&conn);
+    assert_eq!(due(&conn, LATER), []);
+    assert!(tracking::deleted_model(&conn, &id).expect("read").is_none());
+    change_model(&conn, ada(), &id, ModelChange::Delete, NOW).expect("delete");
+    // It counts from its deletion, whatever comes after it.
+    change_model(&conn, ada(), &id, READY, LATER).expect("as MLflow has it");
+    change_model(&conn, ada(), &id, ModelChange::Delete, LATER).expect("again");
+    assert_eq!(due(&conn, NOW.plus_millis(-1)), []);
+    assert_eq!(due(&conn, NOW), [NOW]);
+    assert!(!forget(&conn, &id), "points are left");
+    assert_eq!(due(&conn, NOW), [NOW]);
+    assert!(forget(&conn, &id));
+    assert!(tracking::model(&conn, &id).is_err());
+    assert_eq!(rows_of_models(&conn), [0; 4]);
+}
+
+#[test]
+fn a_logged_model_of_a_deleted_experiment_goes_with_it_or_comes_back_with_it() {
+    let conn = database();
+    let (experiment, id) = measured(&conn);
+    change_model(&conn, ada(), &id, READY, LATER).expect("finalize");
     let alter = |change, at| {
         let alter = TrackWrite::ChangeExperiment { by: ada(), id: experiment, change, at };
         apply(&conn, &alter).expect("change");
     };
     alter(ExperimentChange::Delete, NOW);
-    assert_eq!(due(NOW), std::slice::from_ref(&other));
+    assert_eq!(due(&conn, NOW), [NOW]);
+    let error = tracking::model_writable(&conn, &ada(), &id).expect_err("its files may go");
+    assert!(error.to_string().contains("deleted"), "{error}");
     alter(ExperimentChange::Restore, NOW);
-    assert_eq!(due(later), []);
-    alter(ExperimentChange::Delete, later);
-    assert_eq!((due(NOW), due(later)), (vec![], vec![other.clone()]));
-    assert_eq!(tracking::forget_experiments(&conn, later).expect("not yet"), [""; 0]);
-    let model = tracking::deleted_model(&conn, &other).expect("read").expect("with its experiment");
-    refused(finalize(user("bob", Role::DataScientist)), Code::PermissionDenied, "ada");
+    assert_eq!(due(&conn, LATER), []);
+    tracking::model_writable(&conn, &ada(), &id).expect("as before");
+
+    alter(ExperimentChange::Delete, NOW);
     let job = JobName::new("trains").expect("name");
     conn.execute_batch(
         "UPDATE logged_models SET job = 'trains'; INSERT INTO jobs (name, live) VALUES ('trains', 1)",
     )
     .expect("job");
-    assert_eq!(tracking::deleted_model(&conn, &other).unwrap().unwrap().live_job, Some(job));
-    assert!(tracking::forget_deleted_model(&conn, &model).expect("forget"));
-    assert_eq!(tracking::forget_experiments(&conn, later).expect("gone"), ["digits"]);
-    assert_eq!(["metrics", "params", "tags", "artifacts"].map(left), [0; 4]);
+    assert_eq!(tracking::deleted_model(&conn, &id).unwrap().unwrap().live_job, Some(job));
+    assert!(!forget(&conn, &id), "points are left");
+    // Nobody finds half a model.
+    alter(ExperimentChange::Restore, LATER);
+    assert_eq!(tracking::model_info(&conn, &id).expect("info").stage, LifecycleStage::Deleted);
+    assert_eq!(due(&conn, NOW), [NOW]);
+    alter(ExperimentChange::Delete, LATER);
+    assert_eq!(tracking::forget_experiments(&conn, LATER).expect("not yet"), [""; 0]);
+    assert!(forget(&conn, &id));
+    assert_eq!(rows_of_models(&conn), [0; 4]);
+    assert_eq!(tracking::forget_experiments(&conn, LATER).expect("gone"), ["digits"]);
 }
 
 #[test]
-fn an_experiment_with_models_of_others_is_an_admins_to_delete() {
+fn an_experiment_with_models_of_others_is_an_admins_to_delete_and_to_restore() {
     let conn = database();
     let name = ExperimentName::new("digits").expect("name");
     let made = TrackWrite::CreateExperiment { by: ada(), name, tags: vec![], at: NOW };
-    let TrackReply::Experiment(experiment) = apply(&conn, &made).expect("made") else { panic!() };
+    let TrackReply::Experiment(id) = apply(&conn, &made).expect("made") else { panic!() };
     let bob = || user("bob", Role::DataScientist);
-    let id = LoggedModelId::generate(1);
-    let model = new_model(&id, experiment);
-    apply(&conn, &TrackWrite::CreateModel { by: bob(), model, at: NOW }).expect("model");
-    let delete = |by| {
-        let change = ExperimentChange::Delete;
-        apply(&conn, &TrackWrite::ChangeExperiment { by, id: experiment, change, at: NOW })
-    };
-    refused(delete(ada()), Code::PermissionDenied, "models of others");
-    let change =
-        |change, by| apply(&conn, &TrackWrite::ChangeModel { by, id: id.clone(), change, at: NOW });
-    change(ModelChange::Delete, bob()).expect("delete");
-    let finalize = ModelChange::Finalize(LoggedModelStatus::Ready);
-    refused(change(finalize, bob()), Code::InvalidParameterValue, "deleted");
-    delete(ada()).expect("nothing of others is in use");
+    let [one, other] = [1, 2].map(LoggedModelId::generate);
+    for model in [&one, &other] {
+        let model = new_model(model, id);
+        apply(&conn, &TrackWrite::CreateModel { by: bob(), model, at: NOW }).expect("model");
+    }
+    let alter =
+        |by, change| apply(&conn, &TrackWrite::ChangeExperiment { by, id, change, at: NOW });
+    let delete =
+        |model| change_model(&conn, bob(), model, ModelChange::Delete, NOW).expect("bob's");
+    delete(&one);
+    refused(alter(ada(), ExperimentChange::Delete), Code::PermissionDenied, "models of others");
+    alter(admin(), ExperimentChange::Delete).expect("an admin");
+    refused(alter(ada(), ExperimentChange::Restore), Code::PermissionDenied, "models of others");
+    delete(&other);
+    alter(ada(), ExperimentChange::Restore).expect("nothing of others is in use");
+}
+
+/// Until then nothing went.
+#[test]
+fn the_time_of_models_that_were_deleted_before_begins_with_the_upgrade() {
+    let conn = database();
+    let (experiment, id) = measured(&conn);
+    let other = LoggedModelId::generate(2);
+    let model = new_model(&other, experiment);
+    apply(&conn, &TrackWrite::CreateModel { by: ada(), model, at: NOW }).expect("model");
+    change_model(&conn, ada(), &id, ModelChange::Delete, NOW).expect("delete");
+    let change = ExperimentChange::Delete;
+    apply(&conn, &TrackWrite::ChangeExperiment { by: ada(), id: experiment, change, at: NOW })
+        .expect("delete");
+    assert_eq!(tracking::models_deleted_by(&conn, NOW, None, 10).expect("due").len(), 2);
+    conn.execute_batch("DROP INDEX logged_models_deleted").expect("as before");
+    conn.execute_batch(DELETED_MODELS_MIGRATION).expect("migration");
+    let day = 24 * 3600 * 1000;
+    let by = Timestamp::from_millis(NOW.as_millis() + day);
+    assert_eq!(tracking::models_deleted_by(&conn, by, None, 10).expect("due"), []);
+    let all = tracking::models_deleted_by(&conn, Timestamp::from_millis(i64::MAX), None, 10);
+    assert_eq!(all.expect("later").len(), 2);
 }
