@@ -356,13 +356,13 @@ fn deleted_logged_models_go_with_their_files() {
     let job = cluster.shell(&format!(
         "curl -sS -H \"Authorization: Bearer $MLFLOW_TRACKING_TOKEN\" -H 'Content-Type: application/json' \
          -d '{{\"experiment_id\":\"'$MLFLOW_EXPERIMENT_ID'\",\"name\":\"made\"}}' \
-         $MLFLOW_TRACKING_URI/api/2.0/mlflow/logged-models > {made}.new; mv {made}.new {made}; \
-         until [ -e {go} ]; do sleep 0.05; done",
+         $MLFLOW_TRACKING_URI/api/2.0/mlflow/logged-models > {made}; \
+         until [ -s {go} ]; do sleep 0.05; done",
         made = made.display(),
         go = go.display()
     ));
-    let made = until("a model of the job's", || fs::read(&made).ok());
-    let made: Value = serde_json::from_slice(&made).unwrap();
+    let made: Value =
+        until("a model of the job's", || serde_json::from_slice(&fs::read(&made).unwrap()).ok());
     let of_job = made["model"]["info"]["model_id"].as_str().unwrap().to_owned();
     api("registered-models/create", json!({ "name": "digits" }));
     let version =
@@ -391,7 +391,7 @@ fn deleted_logged_models_go_with_their_files() {
     until("their files have gone", || {
         (!files(&plain).exists() && !files(&other).exists()).then_some(())
     });
-    fs::write(go, "").unwrap();
+    fs::write(go, "now").unwrap();
     cluster.completed(&job);
     let gone = retention(&cluster, &["apply"]);
     assert_eq!(said(&gone, &of_job, "logged model").unwrap()["goes"], true, "{gone}");

@@ -1,6 +1,8 @@
 //! Runs, logged models and experiments that were deleted.
 
-use atelier_core::track::{LoggedModelId, LoggedModelStatus, MeasuredOn, ModelPoint};
+use atelier_core::track::{
+    LifecycleStage, LoggedModelId, LoggedModelStatus, MeasuredOn, ModelPoint,
+};
 
 use super::super as tracking;
 use super::*;
