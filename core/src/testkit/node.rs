@@ -107,6 +107,8 @@ pub(super) enum Agent {
 pub(super) struct Session {
     pub id: u64,
     welcomed: bool,
+    /// Since the Hello was made, and the daemon is not told yet.
+    has_changed: bool,
     hello_at: u64,
     next_beat: u64,
     number: u64,
@@ -264,6 +266,9 @@ impl Node {
                     current.welcomed = true;
                     current.next_beat = now + lease.heartbeat_ms;
                     self.lease_until = self.lease_until.max(current.hello_at + lease.lease_ms);
+                    if current.has_changed {
+                        self.tell_change();
+                    }
                 }
                 Down::HeartbeatAck(number) => {
                     while let Some((sent, at)) = current.unanswered.front().copied() {
@@ -477,7 +482,9 @@ impl Node {
         let NodeRecord { capacity, gpus_out, facts, .. } = &self.record;
         let (gpus, gpus_out, facts) = (capacity.gpus.clone(), gpus_out.clone(), facts.clone());
         // An agent that is down says it when it joins.
-        if let Some(session) = self.session.as_ref().filter(|session| session.welcomed) {
+        let Some(session) = &mut self.session else { return };
+        session.has_changed = !session.welcomed;
+        if session.welcomed {
             let change = Box::new(NodeChange { gpus, gpus_out, facts });
             self.up.push_back((session.id, Up::Changed(change)));
         }
@@ -495,6 +502,7 @@ impl Node {
                 self.session = Some(Session {
                     id: *sessions,
                     welcomed: false,
+                    has_changed: false,
                     hello_at: now,
                     next_beat: now + SILENT_BEATS as u64 * lease.heartbeat_ms,
                     number: 0,

@@ -136,6 +136,23 @@ fn a_node_whose_jobs_would_not_reach_the_daemon_gets_none() {
 }
 
 #[test]
+fn what_changes_while_an_agent_joins_is_told_then() {
+    for after in (0..100).step_by(5) {
+        let record = node_record("a", "local", capacity(1, 1_000, 0));
+        let mut world = World::new(LEASE, &["local"], &[record]);
+        world.advance(300).unwrap();
+        world.change_fact(&only(), NOT_REACHED, Some("cannot reach port 7421; forward it too"));
+        world.strike(&only(), Outage::AgentDies, 0);
+        world.advance(after).unwrap();
+        world.change_fact(&only(), NOT_REACHED, None);
+        let job = job_name("job");
+        world.submit(&job, Arc::new(command_job(demand(1, 10, 0))), Script::succeeds(10));
+        world.finish().unwrap();
+        assert_eq!(status(&world, &job), JobStatus::Completed);
+    }
+}
+
+#[test]
 fn gpus_of_a_silent_driver_are_waited_for() {
     let mut record = node_record("a", "local", capacity(2, 1_000, 0));
     record.facts.insert(GPU_DRIVER.to_owned(), "it has not answered for 30 s".to_owned());
