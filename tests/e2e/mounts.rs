@@ -215,7 +215,8 @@ fn a_job_that_waits_for_a_daemon_is_ended_in_time() {
     assert!(begun.elapsed() < Duration::from_secs(45), "{:?}", begun.elapsed());
     cluster.daemon(|daemon| daemon.signal(Signal::CONT));
     assert_eq!(cluster.ended(&name).status(), JobStatus::Canceled);
-    assert!(!log(&cluster, &name).contains("read\n"));
+    let log = log(&cluster, &name);
+    assert!(!log.contains("read\n"), "{log}");
     nothing_is_left(&cluster);
 }
 

@@ -398,13 +398,14 @@ impl Supervisor<'_> {
     }
 
     fn kill(&mut self, now: u64, give_up_at: u64) {
-        self.end_mounts(now);
         // From here on it is no wonder that the leader dies.
         self.phase = Phase::Killing { again_at: now + KILL_AGAIN_MS, give_up_at };
         if let Some(cgroup) = &self.launch.cgroup {
             cgroup.kill();
         }
         let left = self.leader.kill(self.is_leader_gone);
+        // Not before: a read that fails would be for the job to see, which might go on for an instant.
+        self.end_mounts(now);
         self.reap();
         if !self.childless && now >= give_up_at {
             self.survivors = left.max(1);
