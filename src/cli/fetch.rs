@@ -10,7 +10,7 @@ use super::{Error, Kind};
 use crate::client::Client;
 
 /// Files fetched at once.
-const PARALLEL: usize = 8;
+const PARALLEL: usize = 16;
 /// Tries for one file when the connection breaks.
 const TRIES: u32 = 3;
 

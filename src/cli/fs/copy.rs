@@ -24,7 +24,7 @@ use crate::client::data::{self, Data, Depth, Object, again};
 use crate::client::{Client, innermost};
 
 /// Files copied at once.
-const AT_ONCE: usize = 8;
+const AT_ONCE: usize = 16;
 /// Folders in one another that are gone through at most.
 const MAX_DEPTH: usize = 256;
 

@@ -28,7 +28,7 @@ use super::{Error, Progress, Report, blocking, hash};
 use crate::storage::ObjectPath;
 
 /// Files that travel at once.
-const AT_ONCE: usize = 4;
+const AT_ONCE: usize = 16;
 /// How much of a file is read at once.
 const PIECE: u64 = 256 * 1024;
 
