@@ -398,14 +398,18 @@ impl Supervisor<'_> {
     }
 
     fn kill(&mut self, now: u64, give_up_at: u64) {
+        let is_again = matches!(self.phase, Phase::Killing { .. });
         // From here on it is no wonder that the leader dies.
         self.phase = Phase::Killing { again_at: now + KILL_AGAIN_MS, give_up_at };
         if let Some(cgroup) = &self.launch.cgroup {
             cgroup.kill();
         }
         let left = self.leader.kill(self.is_leader_gone);
-        // Not before: a read that fails would be for the job to see, which might go on for an instant.
-        self.end_mounts(now);
+        // Not before: a read that fails would be for the job to see, which might go on for an instant. Of a process
+        // namespace the others die once the first is gone.
+        if is_again || self.launch.cgroup.is_some() || !self.leader.owns_all {
+            self.end_mounts(now);
+        }
         self.reap();
         if !self.childless && now >= give_up_at {
             self.survivors = left.max(1);
