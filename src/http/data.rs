@@ -363,7 +363,7 @@ async fn list(
     let (folder, after) = (folder.as_ref(), query.after.as_deref());
     let (objects, folders, next, unnamed) = match &*query.delimiter {
         "" => {
-            let page = datastore.list(folder, after, PAGE).await?;
+            let page = datastore.list(folder, after, datastore.page().await?).await?;
             let next = page.next.map(|path| path.to_string());
             (page.objects, Vec::new(), next, page.unnamed)
         }

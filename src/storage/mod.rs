@@ -55,6 +55,9 @@ use placed::Placed;
 /// The most objects of a page for which a store is asked once: one less than S3 tells with one answer, as the next one
 /// shows that there is more.
 pub const PAGE: usize = 999;
+/// The same of a store of Azure's kind that cannot be asked to begin after a path: each page goes over what comes before
+/// it again. Not more, since a page of small folders takes a request for each.
+const LONG_PAGE: usize = 4_999;
 
 /// What may go wrong with an object.
 #[derive(Debug, thiserror::Error)]
@@ -417,6 +420,17 @@ impl Datastore {
             Served::Folder(folder) => folder.put_stream(path, bytes, still).await,
             Served::Cloud(cloud) => cloud.put_stream(path, bytes, &still).await,
         }
+    }
+
+    /// How many objects are asked for at a time by who asks for all.
+    ///
+    /// # Errors
+    /// The datastore is away.
+    pub async fn page(&self) -> Result<usize, Error> {
+        Ok(match self.served().await? {
+            Served::Cloud(cloud) if !cloud.is_ordered() => LONG_PAGE,
+            _ => PAGE,
+        })
     }
 
     /// At most `limit` objects: those at or below `folder` (all if `None`) whose paths come after
