@@ -16,16 +16,17 @@ use reqwest::redirect::Policy;
 use reqwest::{Client, RequestBuilder, Response, StatusCode, Url};
 use serde::{Deserialize, Serialize};
 
-use super::gateway::{Failure, Gateway, accepted, builder, plain, tag_of};
+use super::gateway::{DIRECT_TRIES, Failure, Gateway, TRIES, accepted, builder, plain, tag_of};
 use super::path;
 
 /// For how long a store is left alone.
 const ALONE: Duration = Duration::from_secs(600);
 /// How long a store may take to accept a connection before it counts as out of reach.
 const CONNECT: Duration = Duration::from_secs(5);
-/// So many failures in that time are too many.
+/// So many failures in that time are too many; those that come together are one.
 const OFTEN: u32 = 5;
 const SOON: Duration = Duration::from_secs(30);
+const TOGETHER: Duration = Duration::from_millis(500);
 /// What is left of an address's time when it is used no more.
 const RESERVE: Duration = Duration::from_secs(20);
 /// Addresses that are kept at most.
@@ -43,8 +44,15 @@ struct Inner {
     addresses: Mutex<HashMap<Digest, Address>>,
     /// Datastores that go through the gateway, and until when.
     alone: Mutex<HashMap<String, Instant>>,
-    /// How often stores have failed since when.
-    failures: Mutex<HashMap<String, (u32, Instant)>>,
+    /// How stores have failed lately.
+    failures: Mutex<HashMap<String, Failures>>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Failures {
+    count: u32,
+    since: Instant,
+    last: Option<Instant>,
 }
 
 #[derive(Clone)]
@@ -149,12 +157,15 @@ impl Direct {
             _ => {
                 let now = Instant::now();
                 let mut all = self.0.failures.lock().unwrap_or_else(PoisonError::into_inner);
-                let (count, since) = all.entry(datastore.to_owned()).or_insert((0, now));
-                if now - *since > SOON {
-                    (*count, *since) = (0, now);
+                let none = Failures { count: 0, since: now, last: None };
+                let failures = all.entry(datastore.to_owned()).or_insert(none);
+                if now - failures.since > SOON {
+                    *failures = none;
                 }
-                *count += 1;
-                *count >= OFTEN
+                if failures.last.is_none_or(|last| now - last > TOGETHER) {
+                    (failures.count, failures.last) = (failures.count + 1, Some(now));
+                }
+                failures.count >= OFTEN
             }
         };
         if has_failed_often && self.tries(datastore) {
@@ -339,4 +350,14 @@ pub(super) enum Way {
     Direct(Arc<str>),
     /// By way of the daemon.
     Gateway,
+}
+
+impl Way {
+    /// How often a request is tried this way.
+    pub(super) fn tries(&self) -> u32 {
+        match self {
+            Self::Direct(_) => DIRECT_TRIES,
+            Self::Gateway => TRIES,
+        }
+    }
 }

@@ -19,6 +19,7 @@ use serde::Deserialize;
 use tokio::sync::Semaphore;
 
 use super::direct::{Direct, Wanted, Way};
+use super::room::{Rooms, SMALL};
 use super::store::Found;
 use super::transfer::{Sink, download};
 use super::{Error, path};
@@ -26,8 +27,8 @@ use crate::trust::Trust;
 pub(super) use uncommitted::Copied;
 
 /// Tries of one request, and of one to a store itself: the gateway tries too.
-const TRIES: u32 = 5;
-const DIRECT_TRIES: u32 = 2;
+pub(super) const TRIES: u32 = 5;
+pub(super) const DIRECT_TRIES: u32 = 2;
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
@@ -43,6 +44,9 @@ const RANGES_IN_ALL: usize = 16;
 pub(super) const STILL: Duration = Duration::from_secs(120);
 /// Bytes of an upload that come through in a second on the slowest way that is waited for.
 pub(super) const SLOWEST: u64 = 64 << 10;
+
+/// Why an answer is not taken.
+const ANOTHER: &str = "it is not the content that was listed";
 
 /// What reqwest is asked to do everywhere.
 pub(super) fn builder() -> ClientBuilder {
@@ -67,9 +71,9 @@ pub(super) enum Failure {
     Unsupported(String),
     /// Not answered, or not to the end.
     Broken(String),
-    /// There is no connection.
+    /// There is no connection, or nothing has come for as long as is waited.
     Unreached(String),
-    /// Answered from where nothing may come from.
+    /// Answered from where nothing may come from, or with what is not the content that is wanted.
     Closed(&'static str),
     /// This node's file system.
     Local(Error),
@@ -112,9 +116,9 @@ impl From<reqwest::Error> for Failure {
         if let Some(NotOpen(why)) = not_open(&error) {
             return Self::Closed(why);
         }
-        let is_connect = error.is_connect();
+        let is_silent = error.is_connect() || error.is_timeout();
         let text = chain(&error.without_url());
-        if is_connect { Self::Unreached(text) } else { Self::Broken(text) }
+        if is_silent { Self::Unreached(text) } else { Self::Broken(text) }
     }
 }
 
@@ -210,6 +214,8 @@ pub(super) struct Gateway {
     direct: Direct,
     /// Large objects are read in several ranges at once, so many in all.
     ranges: Arc<Semaphore>,
+    /// For small ones.
+    rooms: Arc<Rooms>,
 }
 
 #[derive(Deserialize)]
@@ -244,6 +250,7 @@ impl Gateway {
             base: String::new(),
             direct: Direct::new().map_err(|error| error.to_string())?,
             ranges: Arc::new(Semaphore::new(RANGES_IN_ALL)),
+            rooms: Arc::new(Rooms::new()),
         };
         Ok(made.at(http_url))
     }
@@ -375,14 +382,10 @@ impl Gateway {
 
     async fn whole(&self, object: &Wanted<'_>, size: u64, to: &Path) -> Result<(), Failure> {
         let way = self.way(object).await;
-        let tries = match way {
-            Way::Direct(_) => DIRECT_TRIES,
-            Way::Gateway => TRIES,
-        };
+        let tries = way.tries();
         let request = || self.request(&way, object);
         let closed = |answer: &Response| {
-            (answer.status().is_success() && !object.is_content(&way, answer))
-                .then_some("it is not the content that was listed")
+            (answer.status().is_success() && !object.is_content(&way, answer)).then_some(ANOTHER)
         };
         match download(to, Some(size), Patience::with(tries), closed, request).await {
             Err(failure) if self.gives_way(&way, object, &failure) => {
@@ -452,6 +455,49 @@ impl Gateway {
         }
     }
 
+    /// The bytes of a small object of a listing.
+    pub(super) async fn bytes(&self, object: &Wanted<'_>, size: u64) -> Result<Bytes, Error> {
+        let read = self.in_turn(object, size).await;
+        read.map_err(|failure| Self::error("read", object.datastore, object.key, failure))
+    }
+
+    async fn in_turn(&self, object: &Wanted<'_>, size: u64) -> Result<Bytes, Failure> {
+        let mut way = self.way(object).await;
+        let mut patience = Patience::with(way.tries());
+        loop {
+            let room = self.rooms.take(object.datastore, &way).await;
+            if matches!(way, Way::Direct(_)) {
+                // By now its address may be over, or its store be left alone.
+                way = self.way(object).await;
+                if matches!(way, Way::Gateway) {
+                    patience = Patience::with(way.tries());
+                    continue;
+                }
+            }
+            let read = self.all(&way, object, size).await;
+            drop(room);
+            let Err(failure) = read else { return read };
+            match patience.after(failure).await {
+                Ok(()) => {}
+                // The store itself is given up once it has failed to the end.
+                Err(failure) if self.gives_way(&way, object, &failure) => {
+                    way = Way::Gateway;
+                    patience = Patience::with(way.tries());
+                }
+                Err(failure) => return Err(failure),
+            }
+        }
+    }
+
+    async fn all(&self, way: &Way, object: &Wanted<'_>, size: u64) -> Result<Bytes, Failure> {
+        let request = self.request(way, object).header(ACCEPT_ENCODING, "identity");
+        let response = accepted(request.send().await?).await?;
+        if !object.is_content(way, &response) {
+            return Err(Failure::Closed(ANOTHER));
+        }
+        gather(response, size).await
+    }
+
     /// The bytes of a part of an object, asked for once, one way.
     pub(super) async fn once(
         &self,
@@ -459,17 +505,7 @@ impl Gateway {
         object: &Wanted<'_>,
         range: Range<u64>,
     ) -> Result<Bytes, Failure> {
-        let response = self.open(way, object, &range).await?;
-        let length = (range.end - range.start) as usize;
-        let mut bytes = BytesMut::with_capacity(length);
-        let mut pieces = response.bytes_stream();
-        while let Some(piece) = pieces.next().await {
-            bytes.extend_from_slice(&piece?);
-        }
-        match bytes.len() {
-            all if all == length => Ok(bytes.freeze()),
-            came => Err(Failure::Broken(format!("{came} bytes came instead of {length}"))),
-        }
+        gather(self.open(way, object, &range).await?, range.end - range.start).await
     }
 
     /// Asks for a part of an object; what answers has it, of the content that is wanted.
@@ -520,12 +556,17 @@ impl Gateway {
         let url = self.url(datastore, key);
         let mut patience = Patience::new();
         loop {
+            let room = match length {
+                ..=SMALL => self.rooms.take(datastore, &Way::Gateway).await,
+                _ => None,
+            };
             let (body, told) = body()?;
             let request = self.uploads.put(&url).bearer_auth(token);
             let request = request.timeout(STILL + Duration::from_secs(length / SLOWEST));
             let sent = request.header(CONTENT_LENGTH, length).body(body).send();
-            let stored = async { accepted(sent.await?).await };
-            match stored.await {
+            let stored = async { accepted(sent.await?).await }.await;
+            drop(room);
+            match stored {
                 Ok(answer) => return Ok((told, Told::of(&answer))),
                 Err(failure) => patience
                     .after(failure)
@@ -563,6 +604,23 @@ impl Gateway {
             }
             _ => Ok(()),
         }
+    }
+}
+
+/// The bytes of an answer, of which there are so many.
+async fn gather(answer: Response, length: u64) -> Result<Bytes, Failure> {
+    let length = length as usize;
+    let mut bytes = BytesMut::with_capacity(length);
+    let mut pieces = answer.bytes_stream();
+    while let Some(piece) = pieces.next().await {
+        bytes.extend_from_slice(&piece?);
+        if bytes.len() > length {
+            return Err(Failure::Broken("more came than was asked for".to_owned()));
+        }
+    }
+    match bytes.len() {
+        came if came == length => Ok(bytes.freeze()),
+        came => Err(Failure::Broken(format!("{came} bytes came instead of {length}"))),
     }
 }
 

@@ -11,19 +11,18 @@ use atelier_core::datastore::Unnamed;
 use atelier_core::spec::{DataKind, DataUri, Input, InputMode};
 use atelier_proto::agent::v1 as pb;
 use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _};
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, Semaphore};
 
-use super::cache::{Kind, Pin};
+use super::cache::{Cache, Kind, Pin, write_draft};
 use super::direct::Wanted;
 use super::error::blocking;
 use super::files::{self, Stop, StopOnDrop};
 use super::held::Moved;
 use super::mount::{Mounted, partial};
+use super::room::{AT_ONCE, LARGE, SMALL};
 use super::store::{Found, Store};
 use super::{Error, Inner, marks, mltable, path, web};
 
-/// Objects read at once through the gateway.
-const READERS: usize = 8;
 /// Objects whose addresses are asked for together.
 const BATCH: usize = 200;
 /// Threads that link or copy in a shared folder.
@@ -236,14 +235,11 @@ impl Place<'_> {
         if object.size > MOST {
             return Err(unsupported(format!("its file '{file}' is larger than 1 MiB")));
         }
-        let (path, _pin) = match &self.store {
-            Some(store) => (store.place(&path::join(self.key, file)), None),
-            None => {
-                let (path, pin) = self.cached(object, None).await?;
-                (path, Some(pin))
-            }
+        let read = |path: &Path| fs::read(path).map_err(|error| Error::io("read", path, error));
+        let bytes = match &self.store {
+            Some(store) => read(&store.place(&path::join(self.key, file)))?,
+            None => self.cached(object, None, read).await?,
         };
-        let bytes = fs::read(&path).map_err(|error| Error::io("read", &path, error))?;
         String::from_utf8(bytes).map_err(|_| unsupported(format!("its file '{file}' is no UTF-8")))
     }
 
@@ -265,13 +261,20 @@ impl Place<'_> {
         let Some(store) = &self.store else {
             let batches: Vec<Batch> =
                 found.chunks(BATCH).map(|objects| Batch::of(self.key, objects)).collect();
-            let batches = &batches;
+            let (batches, large) = (&batches, &Semaphore::new(LARGE));
             return futures::stream::iter(found.into_iter().enumerate())
                 .map(|(number, object)| {
                     let (to, batch) = (target(&object), batches.get(number / BATCH));
-                    async move { self.give_one(&object, &to, own_copy, batch).await }.boxed()
+                    let give = async move {
+                        let _turn = match object.size {
+                            ..=SMALL => None,
+                            _ => large.acquire().await.ok(),
+                        };
+                        self.give_one(&object, &to, own_copy, batch).await
+                    };
+                    give.boxed()
                 })
-                .buffer_unordered(READERS)
+                .buffer_unordered(AT_ONCE)
                 .try_collect()
                 .await;
         };
@@ -311,66 +314,102 @@ impl Place<'_> {
             self.fetched.fetch_add(object.size, Ordering::Relaxed);
             return self.read(object, to, batch).await;
         }
-        let (from, pin) = self.cached(object, batch).await?;
-        let to = to.to_owned();
-        let stop = Stop::default();
+        let (to, stop) = (to.to_owned(), Stop::default());
         let _stop = StopOnDrop(stop.clone());
-        blocking(move || {
-            let _pin = pin;
-            if own_copy {
-                files::copy(&from, &to, &stop)
-            } else {
-                files::link_read_only(&from, &to)
-            }
-        })
-        .await
+        let give = move |from: &Path| {
+            // The folder may be another try's by now.
+            stop.check()?;
+            if own_copy { files::copy(from, &to, &stop) } else { files::link_read_only(from, &to) }
+        };
+        self.cached(object, batch, give).await
     }
 
     /// Reads the object into a new file.
     async fn read(&self, object: &Found, to: &Path, batch: Option<&Batch>) -> Result<(), Error> {
         let key = path::join(self.key, &object.below);
+        let wanted = self.wanted(object, &key, batch).await;
+        self.inner.gateway.get(&wanted, object.size, to).await
+    }
+
+    /// What is asked for. The address of one of a batch is at hand from then on.
+    async fn wanted<'a>(
+        &'a self,
+        object: &'a Found,
+        key: &'a str,
+        batch: Option<&Batch>,
+    ) -> Wanted<'a> {
         let (datastore, token) = (&*self.at.datastore, self.token);
         if let Some(batch) = batch {
             let prepare = || self.inner.gateway.prepare(datastore, &batch.keys, token);
             batch.prepared.get_or_init(prepare).await;
         }
-        let wanted = Wanted { datastore, key: &key, etag: &object.etag, token };
-        self.inner.gateway.get(&wanted, object.size, to).await
+        Wanted { datastore, key, etag: &object.etag, token }
     }
 
-    /// The object in the node's cache, read from the gateway if it is not there yet. That it is
-    /// listed for this attempt is its right to read it.
-    async fn cached(&self, object: &Found, batch: Option<&Batch>) -> Result<(PathBuf, Pin), Error> {
+    /// Does something with the object in the node's cache, on a thread that may wait; it is read from the gateway if
+    /// it is not there yet, and stays there meanwhile. That it is listed for this attempt is its right to read it.
+    async fn cached<T: Send + 'static>(
+        &self,
+        object: &Found,
+        batch: Option<&Batch>,
+        done: impl FnOnce(&Path) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
         let key = path::join(self.key, &object.below);
         let Found { size, etag, .. } = object;
-        let store = &self.at.datastore;
-        let id = object_id(store, &key, *size, etag);
-        let flight = self.inner.flights.of(id);
-        let _turn = flight.lock().await;
+        let id = object_id(&self.at.datastore, &key, *size, etag);
+        // Who asks for the same meanwhile waits for the bytes, and not for what is done with them.
+        let turn = self.inner.flights.of(id).lock_owned().await;
         let (cache, size) = (Arc::clone(&self.inner.cache), *size);
-        let found = move || {
-            // A job may have read all of it from where it was mounted.
-            let is_whole = || partial::finish(&cache, id, size).unwrap_or(false);
-            let hit = cache
-                .get(Kind::Files, id)
-                .or_else(|| is_whole().then(|| cache.get(Kind::Files, id))?);
-            // One that was on its way to the disk when the machine lost its power may be shorter.
-            let fits = |path: &Path| fs::metadata(path).is_ok_and(|meta| meta.len() == size);
-            Ok(match hit {
-                Some((path, _pin)) if !fits(&path) => {
-                    cache.discard(Kind::Files, id);
-                    None
-                }
-                hit => hit,
-            })
+        let look = move || match find(&cache, id, size) {
+            Some((path, _pin)) => {
+                drop(turn);
+                done(&path).map(Ok)
+            }
+            None => Ok(Err((turn, done))),
         };
-        if let Some(hit) = blocking(found).await? {
-            return Ok(hit);
-        }
+        let (turn, done) = match blocking(look).await? {
+            Ok(done) => return Ok(done),
+            Err(rest) => rest,
+        };
         let draft = self.inner.cache.draft();
-        self.read(object, &draft.path, batch).await?;
+        let bytes = match size {
+            // Its file is made and filled in one go below.
+            ..=SMALL => {
+                let wanted = self.wanted(object, &key, batch).await;
+                Some(self.inner.gateway.bytes(&wanted, size).await?)
+            }
+            _ => {
+                self.read(object, &draft.path, batch).await?;
+                None
+            }
+        };
         self.fetched.fetch_add(size, Ordering::Relaxed);
         let cache = Arc::clone(&self.inner.cache);
-        blocking(move || cache.keep(draft, Kind::Files, id)).await
+        blocking(move || {
+            if let Some(bytes) = bytes {
+                write_draft(&draft, &bytes)?;
+            }
+            let (path, _pin) = cache.keep(draft, Kind::Files, id)?;
+            drop(turn);
+            done(&path)
+        })
+        .await
+    }
+}
+
+/// An object that the cache has whole.
+fn find(cache: &Arc<Cache>, id: Digest, size: u64) -> Option<(PathBuf, Pin)> {
+    // A job may have read all of it from where it was mounted.
+    let is_whole = || partial::finish(cache, id, size).unwrap_or(false);
+    let hit =
+        cache.get(Kind::Files, id).or_else(|| is_whole().then(|| cache.get(Kind::Files, id))?);
+    // One that was on its way to the disk when the machine lost its power may be shorter.
+    let fits = |path: &Path| fs::metadata(path).is_ok_and(|meta| meta.len() == size);
+    match hit {
+        Some((path, _pin)) if !fits(&path) => {
+            cache.discard(Kind::Files, id);
+            None
+        }
+        hit => hit,
     }
 }

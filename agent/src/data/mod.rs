@@ -18,6 +18,7 @@ mod mltable;
 pub(crate) mod mount;
 mod parts;
 mod path;
+mod room;
 pub(crate) mod rw_mount;
 mod store;
 mod transfer;

@@ -12,19 +12,20 @@ use atelier_core::content::Digest;
 use atelier_core::content::manifest::ManifestEntry;
 use atelier_core::id::DatastoreName;
 use atelier_proto::agent::v1 as pb;
+use bytes::Bytes;
 use futures::{FutureExt as _, StreamExt as _};
 use reqwest::Body;
+use tokio::sync::Semaphore;
 use tokio_util::io::ReaderStream;
 
 use super::error::blocking;
 use super::files::{self, Stop, StopOnDrop};
 use super::gateway::Gateway;
+use super::room::{AT_ONCE, LARGE, SMALL};
 use super::rw_mount::Known;
 use super::store::{Staged, Store};
 use super::{Error, Inner, path};
 
-/// Objects sent at once through the gateway.
-const SENDERS: usize = 8;
 /// Threads that read files of a shared folder.
 const THREADS: usize = 4;
 /// The deepest folder below the one that is stored.
@@ -74,9 +75,9 @@ pub(super) async fn upload(
     let results = match inner.store(to).await? {
         Some(store) => link_all(store, &place, found).await?,
         None => {
+            let (place, large) = (&place, &Semaphore::new(LARGE));
             futures::stream::iter(found)
                 .map(|local| {
-                    let place = &place;
                     async move {
                         let key = path::join(&place.key, &local.below);
                         if let Some(known) = known
@@ -85,11 +86,11 @@ pub(super) async fn upload(
                         {
                             return Ok(place.entry(&local.below, bytes, digest));
                         }
-                        send(inner, place, local, token).await
+                        send(inner, place, local, token, large).await
                     }
                     .boxed()
                 })
-                .buffer_unordered(SENDERS)
+                .buffer_unordered(AT_ONCE)
                 .collect()
                 .await
         }
@@ -300,10 +301,67 @@ impl Local {
         let meta = file.metadata().map_err(|error| Error::io("read", &self.path, error))?;
         Ok((file, meta))
     }
+
+    /// All its bytes, as they were at one time, and their digest; `None` if they are many.
+    fn read_small(&self) -> Result<Option<(Bytes, Digest)>, Failed> {
+        let (mut file, meta) = self.open()?;
+        let (first, length) = (version(&meta), meta.len());
+        if length > SMALL {
+            return Ok(None);
+        }
+        // One that grows meanwhile is not read to its end.
+        let mut bytes = Vec::with_capacity(length as usize + 1);
+        (&mut file)
+            .take(length + 1)
+            .read_to_end(&mut bytes)
+            .map_err(|error| Error::io("read", &self.path, error))?;
+        let after = file.metadata().map_err(|error| Error::io("read", &self.path, error))?;
+        if version(&after) != first || bytes.len() as u64 != length {
+            return Err(changed(self));
+        }
+        let digest = Digest::of(&bytes);
+        Ok(Some((bytes.into(), digest)))
+    }
 }
 
-/// Sends one file through the gateway.
+/// Sends one file.
 async fn send(
+    inner: &Inner,
+    place: &Place,
+    local: Local,
+    token: &str,
+    large: &Semaphore,
+) -> Result<ManifestEntry, Failed> {
+    let read = move || Ok((local.read_small(), local));
+    let (read, local) = blocking(read).await?;
+    match read? {
+        Some((bytes, digest)) => send_small(inner, place, &local, bytes, digest, token).await,
+        None => {
+            let _turn = large.acquire().await;
+            send_large(inner, place, local, token).await
+        }
+    }
+}
+
+/// Sends one file through the gateway that was read at once.
+async fn send_small(
+    inner: &Inner,
+    place: &Place,
+    local: &Local,
+    bytes: Bytes,
+    digest: Digest,
+    token: &str,
+) -> Result<ManifestEntry, Failed> {
+    let (datastore, length) = (place.datastore.as_str(), bytes.len() as u64);
+    let key = path::join(&place.key, &local.below);
+    let body = || Ok((Body::from(bytes.clone()), ()));
+    let (_, told) = inner.gateway.put(datastore, &key, length, token, body).await?;
+    Gateway::same(datastore, &key, digest, told.digest)?;
+    Ok(place.entry(&local.below, length, digest))
+}
+
+/// Sends one file as it is read, to the store itself or through the gateway.
+async fn send_large(
     inner: &Inner,
     place: &Place,
     local: Local,

@@ -17,6 +17,9 @@ use md5::{Digest as _, Md5};
 use percent_encoding::percent_decode_str;
 use serde_json::{Value, json};
 
+use super::super::direct::Direct;
+use super::super::gateway::Failure;
+use super::super::room::SMALL;
 use super::world::{Shared, TOKEN, World, refusal, serve};
 
 /// What the daemon says of addresses and of uploads in parts.
@@ -106,7 +109,11 @@ pub(super) async fn store(State(daemon): State<Shared>, request: Request) -> Res
     let Some((bytes, tag)) = daemon.objects.get(&path).cloned() else {
         return StatusCode::NOT_FOUND.into_response();
     };
-    serve(&mut daemon, &head.headers, &bytes, &tag)
+    let mut response = serve(&mut daemon, &head.headers, &bytes, &tag);
+    if daemon.tags_anew {
+        response.headers_mut().insert(header::ETAG, "\"anew\"".parse().unwrap());
+    }
+    response
 }
 
 fn now() -> u64 {
@@ -175,6 +182,80 @@ async fn what_a_store_says_is_asked_of_the_gateway_again() {
         assert_eq!(fs::read(format!("{folder}/a")).unwrap(), b"text", "{says}");
         assert_eq!(fs::metadata(format!("{folder}/large")).unwrap().len(), 40 << 20, "{says}");
         assert!(world.requests("STORE GET") > 0 && world.requests("GET set/") > 0, "{says}");
+        // What is not there says nothing of the store, and everything else does.
+        world.daemon.lock().unwrap().requests.clear();
+        world.store("set/b", b"text");
+        read(&world, "set").await;
+        let asks_again = says == StatusCode::NOT_FOUND;
+        assert_eq!(world.requests("STORE GET") > 0, asks_again, "{says}");
+    }
+}
+
+#[tokio::test]
+async fn a_store_that_tags_its_answers_anew_is_left_to_the_gateway() {
+    let world = world().await;
+    world.daemon.lock().unwrap().tags_anew = true;
+    for n in 0..20 {
+        world.store(&format!("set/{n}"), b"text");
+    }
+    let folder = read(&world, "set").await;
+    assert_eq!(fs::read_dir(folder).unwrap().count(), 20);
+    world.daemon.lock().unwrap().requests.clear();
+    world.store("set/more", b"text");
+    read(&world, "set").await;
+    assert_eq!((world.requests("STORE GET"), world.requests("GET set/more")), (0, 1));
+}
+
+#[test]
+fn what_fails_together_counts_once() {
+    let direct = Direct::new().unwrap();
+    let busy = || Failure::Status(StatusCode::SERVICE_UNAVAILABLE, String::new());
+    (0..100).for_each(|_| direct.failed("store", &busy()));
+    assert!(direct.tries("store"));
+    direct.failed("store", &Failure::Unreached("no answer".to_owned()));
+    assert!(!direct.tries("store") && direct.tries("other"));
+}
+
+#[tokio::test]
+async fn an_input_that_is_kept_whole_needs_no_addresses() {
+    let world = world().await;
+    for n in 0..300 {
+        world.store(&format!("set/{n}"), format!("text {n}").as_bytes());
+    }
+    read(&world, "set").await;
+    assert_eq!((world.requests("SIGN"), world.requests("STORE GET set/")), (2, 300));
+    let folder = read(&world, "set").await;
+    assert_eq!(fs::read_to_string(format!("{folder}/299")).unwrap(), "text 299");
+    assert_eq!((world.requests("SIGN"), world.requests("STORE GET set/")), (2, 300));
+}
+
+#[tokio::test]
+async fn small_objects_are_whole_however_they_come() {
+    let small = SMALL as usize;
+    let sizes = [0, 1, small - 1, small, small + 1, 2 * small];
+    for past_the_daemon in [true, false] {
+        let world = world().await;
+        if !past_the_daemon {
+            world.daemon.lock().unwrap().signs = None;
+        }
+        for size in sizes {
+            world.store(&format!("set/{size}"), &bytes(size));
+        }
+        world.break_next(4);
+        let folder = std::path::PathBuf::from(read(&world, "set").await);
+        for size in sizes {
+            let read = fs::read(folder.join(size.to_string())).unwrap();
+            assert!(
+                read == bytes(size),
+                "other bytes of {size}, past the daemon: {past_the_daemon}"
+            );
+        }
+        let stored = world.plane.upload(&folder, &world.at("out"), "o", TOKEN).await.unwrap();
+        assert_eq!(stored.len(), sizes.len());
+        for entry in stored {
+            let bytes = world.stored(&entry.key).unwrap();
+            assert_eq!((bytes.len() as u64, Digest::of(&bytes)), (entry.bytes, entry.digest));
+        }
     }
 }
 

@@ -57,6 +57,8 @@ pub(super) struct Daemon {
     pub(super) signs: Option<String>,
     /// What is answered there, if it is not what was asked for.
     pub(super) store_says: Option<StatusCode>,
+    /// Whether its answers have other tags than its listing.
+    pub(super) tags_anew: bool,
     /// Whether an upload in parts is completed.
     pub(super) refuses_to_complete: bool,
     /// Addresses are good for so long, if not for ever: the store looks, and takes a while for each part.
