@@ -584,10 +584,23 @@ impl Gateway {
         bytes: Bytes,
         token: &str,
     ) -> Result<(), Error> {
+        let digest = Digest::of(&bytes);
+        self.put_hashed(datastore, key, bytes, digest, token).await
+    }
+
+    /// Stores bytes of which the digest is known.
+    pub(super) async fn put_hashed(
+        &self,
+        datastore: &str,
+        key: &str,
+        bytes: Bytes,
+        digest: Digest,
+        token: &str,
+    ) -> Result<(), Error> {
         let length = bytes.len() as u64;
         let body = || Ok((Body::from(bytes.clone()), ()));
         let (_, told) = self.put(datastore, key, length, token, body).await?;
-        Self::same(datastore, key, Digest::of(&bytes), told.digest)
+        Self::same(datastore, key, digest, told.digest)
     }
 
     /// Whether what was stored is what was sent.

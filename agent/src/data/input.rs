@@ -19,7 +19,7 @@ use super::error::blocking;
 use super::files::{self, Stop, StopOnDrop};
 use super::held::Moved;
 use super::mount::{Mounted, partial};
-use super::room::{AT_ONCE, LARGE, SMALL};
+use super::room::{DIRECT, LARGE, SMALL};
 use super::store::{Found, Store};
 use super::{Error, Inner, marks, mltable, path, web};
 
@@ -274,7 +274,7 @@ impl Place<'_> {
                     };
                     give.boxed()
                 })
-                .buffer_unordered(AT_ONCE)
+                .buffer_unordered(DIRECT)
                 .try_collect()
                 .await;
         };

@@ -16,13 +16,12 @@ use super::direct::Way;
 /// The longest object that is small: it is held in memory on its way. After a break it comes anew, while longer ones go
 /// on where they were.
 pub(super) const SMALL: u64 = 256 << 10;
-/// Small objects of one input or output that are at work at once, and large ones.
-pub(super) const AT_ONCE: usize = 128;
+/// Small objects of one datastore that are on their way at once, past the daemon and by way of it. As many of one input
+/// or output are begun.
+pub(super) const DIRECT: usize = 128;
+pub(super) const RELAYED: usize = 48;
+/// Large objects of one input or output at once.
 pub(super) const LARGE: usize = 8;
-
-/// Small objects of one datastore that are on their way at once, past the daemon and by way of it.
-const DIRECT: usize = 128;
-const RELAYED: usize = 48;
 /// Of the files that this process may have open, the share that one datastore's may take.
 const SHARE: u64 = 8;
 

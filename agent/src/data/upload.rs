@@ -21,7 +21,7 @@ use tokio_util::io::ReaderStream;
 use super::error::blocking;
 use super::files::{self, Stop, StopOnDrop};
 use super::gateway::Gateway;
-use super::room::{AT_ONCE, LARGE, SMALL};
+use super::room::{LARGE, RELAYED, SMALL};
 use super::rw_mount::Known;
 use super::store::{Staged, Store};
 use super::{Error, Inner, path};
@@ -80,17 +80,21 @@ pub(super) async fn upload(
                 .map(|local| {
                     async move {
                         let key = path::join(&place.key, &local.below);
-                        if let Some(known) = known
-                            && let Some((bytes, digest)) =
-                                known.commit(inner, &local.path, &local.below, &key, token).await
-                        {
-                            return Ok(place.entry(&local.below, bytes, digest));
+                        if let Some(known) = known {
+                            // It is read, on one of few threads.
+                            let turn = large.acquire().await;
+                            let done =
+                                known.commit(inner, &local.path, &local.below, &key, token).await;
+                            drop(turn);
+                            if let Some((bytes, digest)) = done {
+                                return Ok(place.entry(&local.below, bytes, digest));
+                            }
                         }
                         send(inner, place, local, token, large).await
                     }
                     .boxed()
                 })
-                .buffer_unordered(AT_ONCE)
+                .buffer_unordered(RELAYED)
                 .collect()
                 .await
         }
@@ -352,11 +356,9 @@ async fn send_small(
     digest: Digest,
     token: &str,
 ) -> Result<ManifestEntry, Failed> {
-    let (datastore, length) = (place.datastore.as_str(), bytes.len() as u64);
+    let length = bytes.len() as u64;
     let key = path::join(&place.key, &local.below);
-    let body = || Ok((Body::from(bytes.clone()), ()));
-    let (_, told) = inner.gateway.put(datastore, &key, length, token, body).await?;
-    Gateway::same(datastore, &key, digest, told.digest)?;
+    inner.gateway.put_hashed(place.datastore.as_str(), &key, bytes, digest, token).await?;
     Ok(place.entry(&local.below, length, digest))
 }
 
