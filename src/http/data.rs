@@ -7,6 +7,7 @@
 //! | the same with `?from=P&size=N&tag=T` | stores a copy of what the attempt has not committed at `P`, which has `N` bytes and the tag `T`; answered with 200 |
 //! | `DELETE /data/v1/{datastore}/{path}` | removes an object; `?recursive=true`: and all below the path; answered with 200 and `stays` if not all of it goes |
 //! | `GET /data/v1/{datastore}?prefix=P&after=PATH` | lists what lies at or below the folder `P` |
+//! | the same with `&parts=true` | or, in place of the first page, `folders` that are to be listed by themselves, with `after` each of them, and the objects that are in none of them |
 //! | `GET /data/v1/{datastore}?prefix=P&delimiter=/` | what lies right below it: objects and folders |
 //!
 //! `POST` is for attempts, see [`direct`].
@@ -43,7 +44,9 @@ use atelier_proto::STORED;
 
 use crate::daemon::Uploads;
 use crate::identity::{Origin, Use};
-use crate::storage::{self, Datastore, Datastores, Listed, Meta, ObjectPath, PAGE};
+use crate::storage::{
+    self, Datastore, Datastores, Level, Listed, Meta, ObjectPath, PAGE, Page, Part,
+};
 
 /// Seconds after which a datastore that is away may be asked again.
 const RETRY_AFTER: u64 = 5;
@@ -200,6 +203,9 @@ struct ListQuery {
     /// `/`, or nothing.
     #[serde(default)]
     delimiter: String,
+    /// Whether who asks takes several parts of a listing at once.
+    #[serde(default)]
+    parts: bool,
 }
 
 /// What a removal is asked for.
@@ -215,7 +221,7 @@ struct DeleteQuery {
 #[derive(Serialize)]
 struct ListAnswer {
     objects: Vec<ListedObject>,
-    /// If only what lies right below was asked for.
+    /// If only what lies right below was asked for, or parts.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     folders: Vec<String>,
     next: Option<String>,
@@ -361,17 +367,20 @@ async fn list(
     let named = folder.as_ref().map_or("", ObjectPath::as_str);
     authorize(state, caller, datastore, named, false)?;
     let (folder, after) = (folder.as_ref(), query.after.as_deref());
-    let (objects, folders, next, unnamed) = match &*query.delimiter {
-        "" => {
-            let page = datastore.list(folder, after, datastore.page().await?).await?;
-            let next = page.next.map(|path| path.to_string());
-            (page.objects, Vec::new(), next, page.unnamed)
-        }
-        "/" => {
-            let level = datastore.level(folder, after, PAGE).await?;
-            (level.objects, level.folders, level.next, level.unnamed)
-        }
+    let most = datastore.page().await?;
+    let part = match (&*query.delimiter, query.parts) {
+        ("", true) => datastore.list_part(folder, after, most).await?,
+        ("", false) => Part::Page(datastore.list(folder, after, most).await?),
+        ("/", _) => Part::Folders(datastore.level(folder, after, PAGE).await?),
         _ => return Err(Refusal::invalid("the delimiter of paths is '/'")),
+    };
+    let (objects, folders, next, unnamed) = match part {
+        Part::Page(Page { objects, next, unnamed }) => {
+            (objects, Vec::new(), next.map(|path| path.to_string()), unnamed)
+        }
+        Part::Folders(Level { objects, folders, next, unnamed }) => {
+            (objects, folders, next, unnamed)
+        }
     };
     let objects = objects.into_iter().map(ListedObject::from).collect();
     let folders = folders.iter().map(ToString::to_string).collect();

@@ -2,7 +2,7 @@
 
 use atelier_core::datastore::Unnamed;
 
-use super::{Datastore, Error, Listed, ObjectPath, PAGE, Served, uncommitted};
+use super::{Datastore, Error, Listed, ObjectPath, PAGE, Page, Served, uncommitted};
 
 /// Some of what lies right below a folder: objects, and folders that have objects below them. Each in ascending
 /// order of the bytes of their paths.
@@ -16,6 +16,16 @@ pub struct Level {
     pub next: Option<String>,
     /// What lies right there that no path names.
     pub unnamed: Unnamed,
+}
+
+/// What who takes parts of a listing at once is told first.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Part {
+    /// The first page, after which it goes on.
+    Page(Page),
+    /// All objects but those that lie below these folders, each of which is to be listed by itself. They may lie
+    /// deeper than right below what was asked for. Nothing lies there that no path names.
+    Folders(Level),
 }
 
 impl Level {
@@ -38,6 +48,29 @@ pub(super) fn first_below<'a>(folder: &str, path: &'a str) -> Option<&'a str> {
 }
 
 impl Datastore {
+    /// As [`Datastore::list`], in parts that can be asked for at once where that is sooner and the listing begins here:
+    /// `after` is none, or `folder` itself, for only what lies below it.
+    ///
+    /// # Errors
+    /// As [`Datastore::list`].
+    pub async fn list_part(
+        &self,
+        folder: Option<&ObjectPath>,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Part, Error> {
+        let begins =
+            after.is_none_or(|after| folder.is_some_and(|folder| folder.as_str() == after));
+        let cloud = match self.served().await? {
+            Served::Cloud(cloud) if begins && !cloud.is_read_only() => cloud,
+            _ => return self.list(folder, after, limit).await.map(Part::Page),
+        };
+        Ok(match cloud.list_part(folder, after.unwrap_or_default(), limit).await? {
+            Part::Page(page) => Part::Page(uncommitted::shown(folder, page)),
+            Part::Folders(level) => Part::Folders(shown(folder, level)),
+        })
+    }
+
     /// What lies right below `folder` (the datastore if `None`) and comes after `after`, which a part before ended
     /// with: at most `limit`, and some more.
     ///
@@ -55,13 +88,11 @@ impl Datastore {
             && !cloud.is_read_only()
         {
             let after = after.unwrap_or_default();
-            let mut level = match cloud.is_ordered() {
+            let level = match cloud.is_ordered() {
                 true => cloud.level_ordered(folder, after, limit).await?,
                 false => cloud.level(folder, after, limit).await?,
             };
-            level.folders.retain(|path| uncommitted::is_shown(folder, path));
-            level.objects.retain(|listed| uncommitted::is_shown(folder, &listed.path));
-            return Ok(level);
+            return Ok(shown(folder, level));
         }
         let prefix = folder.map_or_else(String::new, |folder| format!("{folder}/"));
         let told = after.and_then(|after| first_below(&prefix, after));
@@ -84,6 +115,13 @@ impl Datastore {
             after = Some(next);
         }
     }
+}
+
+/// What lies below a folder as it is told.
+fn shown(folder: Option<&ObjectPath>, mut level: Level) -> Level {
+    level.folders.retain(|path| uncommitted::is_shown(folder, path));
+    level.objects.retain(|listed| uncommitted::is_shown(folder, &listed.path));
+    level
 }
 
 #[cfg(test)]

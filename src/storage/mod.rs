@@ -42,7 +42,7 @@ pub use cloud::Unlock;
 pub use content::{ContentStore, PREFIX as CONTENT_PREFIX, Upload};
 pub use folder::{Folder, STAGING};
 pub use home::{Home, Whose};
-pub use level::Level;
+pub use level::{Level, Part};
 pub use path::{InvalidObjectPath, ObjectPath};
 pub use signed::{Completed, Signed};
 pub use uncommitted::Expected;
@@ -52,9 +52,8 @@ use cloud::Cloud;
 pub(crate) use cloud::tests::Server as S3;
 use placed::Placed;
 
-/// The most objects of a page for which a store is asked once: one less than S3 tells with one answer, as the next one
-/// shows that there is more.
-pub const PAGE: usize = 999;
+/// The most objects of a page for which a store is asked once: as many as S3 tells with one answer.
+pub const PAGE: usize = 1000;
 /// The same of a store of Azure's kind that cannot be asked to begin after a path: each page goes over what comes before
 /// it again. Not more, since a page of small folders takes a request for each.
 const LONG_PAGE: usize = 4_999;

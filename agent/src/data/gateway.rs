@@ -1,5 +1,6 @@
 //! The daemon's data gateway.
 
+mod listing;
 mod uncommitted;
 
 use std::ops::{Range, RangeInclusive};
@@ -8,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use atelier_core::content::Digest;
-use atelier_core::datastore::{PublicBucket, Unnamed};
+use atelier_core::datastore::PublicBucket;
 use atelier_core::id::DatastoreName;
 use atelier_proto::STORED;
 use bytes::{Bytes, BytesMut};
@@ -20,7 +21,6 @@ use tokio::sync::Semaphore;
 
 use super::direct::{Direct, Wanted, Way};
 use super::room::{Rooms, SMALL};
-use super::store::Found;
 use super::transfer::{Sink, download};
 use super::{Error, path};
 use crate::trust::Trust;
@@ -218,21 +218,6 @@ pub(super) struct Gateway {
     rooms: Arc<Rooms>,
 }
 
-#[derive(Deserialize)]
-struct Page {
-    objects: Vec<Listed>,
-    next: Option<String>,
-    #[serde(default)]
-    unnamed: Unnamed,
-}
-
-#[derive(Deserialize)]
-struct Listed {
-    path: String,
-    size: u64,
-    etag: String,
-}
-
 impl Gateway {
     /// The daemon's at this address, for which `trust` vouches.
     ///
@@ -309,65 +294,6 @@ impl Gateway {
                     _ => None,
                 },
             },
-        }
-    }
-
-    /// The object at `key`, or all objects below it; of the whole datastore if it is empty. And what lies there that
-    /// no path names.
-    pub(super) async fn list(
-        &self,
-        datastore: &str,
-        key: &str,
-        token: &str,
-    ) -> Result<(Vec<Found>, Unnamed), Error> {
-        path::place(key)?;
-        let (mut found, mut unnamed) = (Vec::new(), Unnamed::default());
-        let mut after: Option<String> = None;
-        loop {
-            let mut url =
-                format!("{}/{}?prefix={}", self.base, path::in_url(datastore), path::in_url(key));
-            if let Some(after) = &after {
-                url.push_str("&after=");
-                url.push_str(&path::in_url(after));
-            }
-            let page = self
-                .page(&url, token)
-                .await
-                .map_err(|failure| Self::error("list", datastore, key, failure))?;
-            unnamed.merge(page.unnamed);
-            for object in page.objects {
-                path::check(&object.path)?;
-                let below = match object.path.strip_prefix(key) {
-                    Some(rest) if key.is_empty() || rest.is_empty() => rest.to_owned(),
-                    Some(rest) if rest.starts_with('/') => rest[1..].to_owned(),
-                    // Outside of what was asked for.
-                    _ => continue,
-                };
-                found.push(Found { below, size: object.size, etag: object.etag });
-            }
-            match page.next {
-                // A page that does not move on would never end.
-                Some(next) if after.as_ref().is_none_or(|after| *after < next) => {
-                    after = Some(next)
-                }
-                _ => return Ok((found, unnamed)),
-            }
-        }
-    }
-
-    async fn page(&self, url: &str, token: &str) -> Result<Page, Failure> {
-        let mut patience = Patience::new();
-        loop {
-            let answer = self.client.get(url).bearer_auth(token).send();
-            let page = async {
-                let bytes = accepted(answer.await?).await?.bytes().await?;
-                serde_json::from_slice(&bytes)
-                    .map_err(|error| Failure::Broken(format!("the listing is no JSON: {error}")))
-            };
-            match page.await {
-                Ok(page) => return Ok(page),
-                Err(failure) => patience.after(failure).await?,
-            }
         }
     }
 

@@ -17,7 +17,7 @@ use crate::storage::{Error, Level, Listed, Meta, ObjectPath, PAGE, Page};
 pub(super) const LOOKS: usize = 8;
 /// As many names as S3 tells with one answer.
 const REQUEST: usize = 1000;
-const _: () = assert!(PAGE < REQUEST, "a page and what shows that there is more are one request");
+const _: () = assert!(PAGE <= REQUEST, "a page is one request");
 /// At least so many are asked for, since some are gone past.
 const FEW: usize = 100;
 /// The region that requests are signed for where none is given.
@@ -40,11 +40,13 @@ pub(super) struct Run {
     objects: Vec<(ObjectPath, Meta, Unnamed)>,
     /// What was gone past after the last.
     pub(super) rest: Unnamed,
+    /// Whether the store has more after what was looked at.
+    has_more: bool,
 }
 
 impl Run {
     pub(super) fn of(path: ObjectPath, meta: Meta) -> Self {
-        Self { objects: vec![(path, meta, Unnamed::default())], rest: Unnamed::default() }
+        Self { objects: vec![(path, meta, Unnamed::default())], ..Self::default() }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -61,11 +63,12 @@ impl Run {
             self.push(path, meta);
         }
         self.rest.merge(other.rest);
+        self.has_more |= other.has_more;
     }
 
     /// What comes after the first so many is another page's, and so is what was gone past on the way there.
     pub(super) fn truncate(&mut self, most: usize) {
-        if self.objects.len() > most {
+        if self.objects.len() > most || self.has_more {
             self.objects.truncate(most);
             self.rest = Unnamed::default();
         }
@@ -73,7 +76,7 @@ impl Run {
 
     /// A page of at most `limit`.
     pub(super) fn page(mut self, limit: usize) -> Page {
-        let is_more = self.objects.len() > limit;
+        let is_more = self.objects.len() > limit || self.has_more;
         self.truncate(limit);
         let next = self.objects.last().filter(|_| is_more).map(|(path, ..)| path.clone());
         let mut page = Page { next, ..Page::default() };
@@ -298,9 +301,15 @@ impl Cloud {
                 }
             }
             match page.next {
-                Some(next) => from = Some(next),
-                None => return Ok(found),
+                // Whatever they are, the next page begins with them.
+                Some(_) if found.len() > 0 && found.len() + 1 >= wanted => found.has_more = true,
+                Some(next) => {
+                    from = Some(next);
+                    continue;
+                }
+                None => {}
             }
+            return Ok(found);
         }
     }
 

@@ -16,6 +16,7 @@ mod problem;
 mod public;
 mod read;
 mod signed;
+mod split;
 mod staged;
 #[cfg(test)]
 pub(super) mod tests;

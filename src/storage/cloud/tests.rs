@@ -12,7 +12,7 @@ use futures::TryStreamExt as _;
 
 use super::read::WINDOW;
 use super::*;
-use crate::storage::{Expected, Page};
+use crate::storage::{Expected, Page, Part};
 
 /// A server with a bucket. Dropping it ends it.
 pub(crate) struct Server {
@@ -232,6 +232,100 @@ async fn s3_walked_folder_by_folder_lists_the_same() {
         let expected = all.iter().copied().filter(|path| path.starts_with(&below));
         assert_eq!(found, expected.collect::<Vec<_>>(), "{below} by {limit}");
     }
+}
+
+/// Everything, as one who takes parts at once is told it.
+async fn in_parts(
+    store: &Cloud,
+    folder: Option<&str>,
+    limit: usize,
+    is_ordered: bool,
+) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut waiting = vec![(folder.map(path), String::new())];
+    while let Some((folder, after)) = waiting.pop() {
+        let begins = folder.as_ref().map_or("", ObjectPath::as_str) == after || after.is_empty();
+        let part = match (begins, is_ordered) {
+            (true, true) => store.part_ordered(folder.as_ref(), &after, limit).await.unwrap(),
+            (true, false) => store.part_walked(folder.as_ref(), &after, limit).await.unwrap(),
+            (false, _) => Part::Page(store.list(folder.as_ref(), &after, limit).await.unwrap()),
+        };
+        match part {
+            Part::Page(page) => {
+                assert!(page.objects.len() <= limit);
+                found.extend(paths(&page).into_iter().map(str::to_owned));
+                waiting.extend(page.next.map(|next| (folder, next.to_string())));
+            }
+            Part::Folders(level) => {
+                assert_eq!((level.next, level.unnamed.is_empty()), (None, true));
+                assert!(!level.folders.is_empty());
+                found.extend(level.objects.iter().map(|listed| listed.path.to_string()));
+                let below = |folder: ObjectPath| (Some(folder.clone()), folder.to_string());
+                waiting.extend(level.folders.into_iter().map(below));
+            }
+        }
+    }
+    found.sort_unstable();
+    found
+}
+
+/// Of a store with an order, and of one without; a folder is large with two objects here, and six entries are many.
+#[tokio::test(flavor = "multi_thread")]
+async fn s3_in_parts_lists_the_same() {
+    let server = Server::start();
+    let store = server.store(Some("team/a"));
+    let last = format!("d/{}", char::MAX);
+    let mut all = vec!["a", "a-b", "a/x", "a/y", "a/z/1", "a/z/2", "a/z/3", "b0", &*last];
+    let deep: Vec<String> = (0..12).map(|n| format!("c/only/this/{}/{}", n / 4, n % 4)).collect();
+    let few: Vec<String> = (0..9).map(|n| format!("few/{n}/x")).collect();
+    let flat: Vec<String> = (0..9).map(|n| format!("flat/{n}")).collect();
+    all.extend(deep.iter().chain(&few).chain(&flat).map(String::as_str));
+    for at in &all {
+        put(&store, at, b"x").await;
+    }
+    for mark in ["c/", "c/only/", "e/", "e/f/"] {
+        assert!(server.put(&format!("/bucket/team/a/{mark}"), "").unwrap().contains(" 200 "));
+    }
+    all.sort_unstable();
+    let first = async |folder, after, limit, is_ordered| {
+        let folder = path(folder);
+        match is_ordered {
+            true => store.part_ordered(Some(&folder), after, limit).await.unwrap(),
+            false => store.part_walked(Some(&folder), after, limit).await.unwrap(),
+        }
+    };
+    for is_ordered in [true, false] {
+        for folder in [None, Some("a"), Some("c"), Some("few"), Some("flat"), Some("none")] {
+            let below = folder.map_or_else(String::new, |folder| format!("{folder}/"));
+            let is_wanted = |path: &&&str| path.starts_with(&below) || Some(**path) == folder;
+            let expected: Vec<_> = all.iter().filter(is_wanted).copied().collect();
+            for limit in [2, 3, 4, 7, 100] {
+                let found = in_parts(&store, folder, limit, is_ordered).await;
+                assert_eq!(found, expected, "{folder:?} by {limit}, {is_ordered}");
+            }
+        }
+        // The folders below the only one that leads there are told at once.
+        let part = first("c", "", 4, is_ordered).await;
+        let Part::Folders(level) = part else { panic!("{part:?}") };
+        let told: Vec<_> = level.folders.iter().map(ObjectPath::as_str).collect();
+        assert_eq!(told, ["c/only/this/0", "c/only/this/1", "c/only/this/2"]);
+        // The object that has the path of a folder is not part of what is below it.
+        for (after, limit, objects) in [("", 5, 3), ("a", 4, 2)] {
+            let part = first("a", after, limit, is_ordered).await;
+            let Part::Folders(level) = part else { panic!("{part:?}") };
+            assert_eq!(level.objects.len(), objects, "{level:?}");
+        }
+        // Where there are no folders, or many entries, or small ones that are told in order.
+        let part = first("flat", "", 4, is_ordered).await;
+        assert!(matches!(part, Part::Page(_)), "{part:?}");
+        let part = first("few", "", 4, is_ordered).await;
+        assert!(matches!(part, Part::Page(_)), "{part:?}");
+    }
+    // What has no name is counted key by key.
+    assert!(server.put("/bucket/team/a/c//x", "x").unwrap().contains(" 200 "));
+    let part = first("c", "", 4, true).await;
+    let Part::Page(page) = part else { panic!("{part:?}") };
+    assert_eq!(page.unnamed.count, 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

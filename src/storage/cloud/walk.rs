@@ -98,7 +98,11 @@ impl Cloud {
     }
 
     /// All objects below `folder`, in order, if one request has them; those that come after `after`.
-    async fn few(&self, folder: Option<&ObjectPath>, after: &str) -> Result<Option<Run>, Error> {
+    pub(super) async fn few(
+        &self,
+        folder: Option<&ObjectPath>,
+        after: &str,
+    ) -> Result<Option<Run>, Error> {
         let below = self.below(folder)?;
         let page = self.names(below.as_deref(), None, None, REQUEST, None).await?;
         if page.next.is_some() {

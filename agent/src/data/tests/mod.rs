@@ -4,6 +4,7 @@
 mod code;
 mod direct;
 mod input;
+mod listing;
 mod mount;
 mod rw_mount;
 mod upload;

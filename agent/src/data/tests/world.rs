@@ -1,6 +1,6 @@
 //! A daemon in memory, and a data plane that knows it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -63,6 +63,8 @@ pub(super) struct Daemon {
     pub(super) refuses_to_complete: bool,
     /// Addresses are good for so long, if not for ever: the store looks, and takes a while for each part.
     pub(super) signed_for: Option<Duration>,
+    /// Whether it tells the folders that are to be listed by themselves, where there are some.
+    pub(super) tells_folders: bool,
     /// Parts of uploads by path and number.
     pub(super) parts: BTreeMap<(String, u32), Bytes>,
 }
@@ -292,20 +294,27 @@ fn list(daemon: &Shared, query: &str) -> Response {
         return refusal(StatusCode::BAD_GATEWAY);
     }
     daemon.requests.push(format!("LIST {prefix}"));
+    let is_below = |path: &str| {
+        let rest = path.strip_prefix(&prefix);
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/')) && *path > *after.as_str()
+    };
+    let folder = |path: &str| {
+        let below = path[prefix.len()..].strip_prefix('/')?;
+        Some(format!("{prefix}/{}", below.split_once('/')?.0))
+    };
+    let told = |(path, (bytes, tag)): (&String, &(Bytes, String))| serde_json::json!({ "path": path, "size": bytes.len(), "etag": tag });
+    let found = daemon.objects.iter().filter(|(path, _)| is_below(path));
+    if daemon.tells_folders && get("parts").is_some() && (after.is_empty() || after == prefix) {
+        let folders: BTreeSet<_> = found.clone().filter_map(|(path, _)| folder(path)).collect();
+        let objects: Vec<_> =
+            found.clone().filter(|(path, _)| folder(path).is_none()).map(told).collect();
+        if !folders.is_empty() {
+            let answer = serde_json::json!({ "objects": objects, "folders": folders });
+            return answer.to_string().into_response();
+        }
+    }
     // Small pages, so that there are several.
-    let mut found: Vec<_> = daemon
-        .objects
-        .iter()
-        .filter(|(path, _)| {
-            let rest = path.strip_prefix(&prefix);
-            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-                && path.as_str() > after.as_str()
-        })
-        .take(3)
-        .map(|(path, (bytes, tag))| {
-            serde_json::json!({ "path": path, "size": bytes.len(), "etag": tag })
-        })
-        .collect();
+    let mut found: Vec<_> = found.take(3).map(told).collect();
     let next = (found.len() == 3).then(|| {
         found.pop();
         found.last().unwrap()["path"].clone()
