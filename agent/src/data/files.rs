@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,6 +14,9 @@ use super::Error;
 
 /// Copied between two looks at whether anyone still wants the copy.
 const PIECE: u64 = 64 << 20;
+
+/// Bytes of a file that is copied through memory.
+const SMALL: usize = 64 << 10;
 
 /// Tells work on other threads that no one waits for it any more.
 #[derive(Clone, Debug, Default)]
@@ -84,11 +87,17 @@ pub(super) fn copy(from: &Path, to: &Path, stop: &Stop) -> Result<(), Error> {
         }
         Err(error) => return Err(Error::io("copy", from, error)),
     };
-    let target = create_new(to, 0o644)?;
+    let mut target = create_new(to, 0o644)?;
+    let size = source.metadata().map_err(|error| Error::io("copy", from, error))?.len();
+    if let Ok(size @ ..=SMALL) = usize::try_from(size) {
+        // Written sooner than its blocks are shared, or than a copy within the kernel is begun.
+        let mut bytes = vec![0; size];
+        source.read_exact_at(&mut bytes, 0).map_err(|error| Error::io("copy", from, error))?;
+        return target.write_all(&bytes).map_err(|error| Error::io("write", to, error));
+    }
     if rustix::fs::ioctl_ficlone(&target, &source).is_ok() {
         return Ok(());
     }
-    let mut target = target;
     loop {
         stop.check()?;
         // std copies within the kernel where it can.

@@ -21,7 +21,7 @@ use tokio::sync::Semaphore;
 
 use super::direct::{Direct, Wanted, Way};
 use super::room::{Rooms, SMALL};
-use super::transfer::{Sink, download};
+use super::transfer::{Second, Sink, download};
 use super::{Error, path};
 use crate::trust::Trust;
 pub(super) use uncommitted::Copied;
@@ -299,9 +299,20 @@ impl Gateway {
 
     /// Reads an object of a listing into a new file.
     pub(super) async fn get(&self, object: &Wanted<'_>, size: u64, to: &Path) -> Result<(), Error> {
+        self.get_with(object, size, to, None).await.map(drop)
+    }
+
+    /// The same, with a second file that is to have the same bytes. Whether it has: that is for large ones alone.
+    pub(super) async fn get_with(
+        &self,
+        object: &Wanted<'_>,
+        size: u64,
+        to: &Path,
+        second: Option<Second>,
+    ) -> Result<bool, Error> {
         let read = match size {
-            ..=RANGED => self.whole(object, size, to).await,
-            _ => self.in_ranges(object, size, to).await,
+            ..=RANGED => self.whole(object, size, to).await.map(|()| false),
+            _ => self.in_ranges(object, size, to, second).await,
         };
         read.map_err(|failure| Self::error("read", object.datastore, object.key, failure))
     }
@@ -324,15 +335,22 @@ impl Gateway {
         }
     }
 
-    async fn in_ranges(&self, object: &Wanted<'_>, size: u64, to: &Path) -> Result<(), Failure> {
-        let sink = Sink::create(to).await?;
+    async fn in_ranges(
+        &self,
+        object: &Wanted<'_>,
+        size: u64,
+        to: &Path,
+        second: Option<Second>,
+    ) -> Result<bool, Failure> {
+        let sink = Sink::create_with(to, second).await?;
         let length = size.div_ceil(RANGES as u64).clamp(*RANGE.start(), *RANGE.end());
         let ranges = (0..size.div_ceil(length)).map(|n| n * length..((n + 1) * length).min(size));
         futures::stream::iter(ranges)
             .map(|range| self.range(object, sink.from(range.start), range.end).boxed())
             .buffer_unordered(RANGES)
-            .try_collect()
-            .await
+            .try_collect::<()>()
+            .await?;
+        Ok(sink.is_double())
     }
 
     /// Reads up to `end` into a file. What came before a break is not asked for again.

@@ -10,6 +10,7 @@ use atelier_core::content::Digest;
 use atelier_core::datastore::Unnamed;
 use atelier_core::spec::{DataKind, DataUri, Input, InputMode};
 use atelier_proto::agent::v1 as pb;
+use bytes::Bytes;
 use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _};
 use tokio::sync::{OnceCell, Semaphore};
 
@@ -21,6 +22,7 @@ use super::held::Moved;
 use super::mount::{Mounted, partial};
 use super::room::{DIRECT, LARGE, SMALL};
 use super::store::{Found, Store};
+use super::transfer::Second;
 use super::{Error, Inner, marks, mltable, path, web};
 
 /// Objects whose addresses are asked for together.
@@ -238,7 +240,7 @@ impl Place<'_> {
         let read = |path: &Path| fs::read(path).map_err(|error| Error::io("read", path, error));
         let bytes = match &self.store {
             Some(store) => read(&store.place(&path::join(self.key, file)))?,
-            None => self.cached(object, None, read).await?,
+            None => self.cached(object, None, None, move |path, _| read(path)).await?,
         };
         String::from_utf8(bytes).map_err(|_| unsupported(format!("its file '{file}' is no UTF-8")))
     }
@@ -316,12 +318,18 @@ impl Place<'_> {
         }
         let (to, stop) = (to.to_owned(), Stop::default());
         let _stop = StopOnDrop(stop.clone());
-        let give = move |from: &Path| {
+        let second = own_copy.then(|| Second { path: to.clone(), stop: stop.clone() });
+        let give = move |from: &Path, came: Came| {
             // The folder may be another try's by now.
             stop.check()?;
-            if own_copy { files::copy(from, &to, &stop) } else { files::link_read_only(from, &to) }
+            match came {
+                _ if !own_copy => files::link_read_only(from, &to),
+                Came::Bytes(bytes) => files::write_new(&to, &bytes, 0o644).map(drop),
+                Came::Twice => Ok(()),
+                Came::Cached => files::copy(from, &to, &stop),
+            }
         };
-        self.cached(object, batch, give).await
+        self.cached(object, batch, second, give).await
     }
 
     /// Reads the object into a new file.
@@ -352,7 +360,8 @@ impl Place<'_> {
         &self,
         object: &Found,
         batch: Option<&Batch>,
-        done: impl FnOnce(&Path) -> Result<T, Error> + Send + 'static,
+        second: Option<Second>,
+        done: impl FnOnce(&Path, Came) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
         let key = path::join(self.key, &object.below);
         let Found { size, etag, .. } = object;
@@ -363,7 +372,7 @@ impl Place<'_> {
         let look = move || match find(&cache, id, size) {
             Some((path, _pin)) => {
                 drop(turn);
-                done(&path).map(Ok)
+                done(&path, Came::Cached).map(Ok)
             }
             None => Ok(Err((turn, done))),
         };
@@ -372,29 +381,38 @@ impl Place<'_> {
             Err(rest) => rest,
         };
         let draft = self.inner.cache.draft();
-        let bytes = match size {
+        let wanted = self.wanted(object, &key, batch).await;
+        let gateway = &self.inner.gateway;
+        let came = match size {
             // Its file is made and filled in one go below.
-            ..=SMALL => {
-                let wanted = self.wanted(object, &key, batch).await;
-                Some(self.inner.gateway.bytes(&wanted, size).await?)
-            }
-            _ => {
-                self.read(object, &draft.path, batch).await?;
-                None
-            }
+            ..=SMALL => Came::Bytes(gateway.bytes(&wanted, size).await?),
+            _ => match gateway.get_with(&wanted, size, &draft.path, second).await? {
+                true => Came::Twice,
+                false => Came::Cached,
+            },
         };
         self.fetched.fetch_add(size, Ordering::Relaxed);
         let cache = Arc::clone(&self.inner.cache);
         blocking(move || {
-            if let Some(bytes) = bytes {
-                write_draft(&draft, &bytes)?;
+            if let Came::Bytes(bytes) = &came {
+                write_draft(&draft, bytes)?;
             }
             let (path, _pin) = cache.keep(draft, Kind::Files, id)?;
             drop(turn);
-            done(&path)
+            done(&path, came)
         })
         .await
     }
+}
+
+/// How an object of the cache came there.
+enum Came {
+    /// As these bytes, just now.
+    Bytes(Bytes),
+    /// Into a second file at the same time.
+    Twice,
+    /// Otherwise.
+    Cached,
 }
 
 /// An object that the cache has whole.

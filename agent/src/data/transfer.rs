@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::mem;
 use std::os::unix::fs::FileExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::Arc;
 
@@ -14,15 +14,38 @@ use reqwest::{RequestBuilder, Response, StatusCode};
 
 use super::Error;
 use super::error::blocking;
+use super::files::{self, Stop};
 use super::gateway::{Failure, Patience, accepted};
 
 /// Bytes that are gathered before they are written.
 const GATHERED: usize = 1 << 20;
 
+/// A second file that is to have what a first one has: to write both is sooner done than to copy one later.
+pub(super) struct Second {
+    pub(super) path: PathBuf,
+    /// Whether anyone still wants it.
+    pub(super) stop: Stop,
+}
+
+impl Second {
+    /// Makes it, but where the file system has a copy share its blocks with the first one: it is better copied then.
+    fn beside(&self, first: &File) -> Result<Option<File>, Error> {
+        // The folder may be another try's by now.
+        self.stop.check()?;
+        let file = files::create_new(&self.path, 0o644)?;
+        if rustix::fs::ioctl_ficlone(&file, first).is_ok() {
+            files::remove_any(&self.path)?;
+            return Ok(None);
+        }
+        Ok(Some(file))
+    }
+}
+
 /// Where bytes go in a file, in order from one place on.
 pub(super) struct Sink<'a> {
     to: &'a Path,
     file: Arc<File>,
+    second: Option<Arc<(PathBuf, File)>>,
     /// Where the next byte goes, those that are gathered counted.
     pub(super) at: u64,
     gathered: Vec<Bytes>,
@@ -32,20 +55,33 @@ pub(super) struct Sink<'a> {
 impl<'a> Sink<'a> {
     /// Makes a new file.
     pub(super) async fn create(to: &'a Path) -> Result<Self, Failure> {
+        Self::create_with(to, None).await
+    }
+
+    /// Makes a new file, and a second one if that is to be.
+    pub(super) async fn create_with(to: &'a Path, second: Option<Second>) -> Result<Self, Failure> {
         let path = to.to_owned();
-        let made = blocking(move || {
-            File::create_new(&path).map_err(|error| Error::io("write", &path, error))
-        });
-        Ok(Self::of(to, Arc::new(made.await.map_err(Failure::Local)?), 0))
+        let make = move || {
+            let first =
+                File::create_new(&path).map_err(|error| Error::io("write", &path, error))?;
+            let Some(second) = second else { return Ok((first, None)) };
+            let made = second.beside(&first)?;
+            Ok((first, made.map(|file| Arc::new((second.path, file)))))
+        };
+        let (file, second) = blocking(make).await.map_err(Failure::Local)?;
+        let (gathered, size) = Default::default();
+        Ok(Self { to, file: Arc::new(file), second, at: 0, gathered, size })
     }
 
-    fn of(to: &'a Path, file: Arc<File>, at: u64) -> Self {
-        Self { to, file, at, gathered: Vec::new(), size: 0 }
-    }
-
-    /// Another one of the same file.
+    /// Another one of the same files.
     pub(super) fn from(&self, at: u64) -> Self {
-        Self::of(self.to, Arc::clone(&self.file), at)
+        let (file, second) = (Arc::clone(&self.file), self.second.clone());
+        Self { to: self.to, file, second, at, gathered: Vec::new(), size: 0 }
+    }
+
+    /// Whether a second file is written.
+    pub(super) fn is_double(&self) -> bool {
+        self.second.is_some()
     }
 
     /// Takes all that comes.
@@ -72,16 +108,13 @@ impl<'a> Sink<'a> {
         if self.size == 0 {
             return Ok(());
         }
-        let mut from = self.at - self.size as u64;
+        let from = self.at - self.size as u64;
         let (pieces, file) = (mem::take(&mut self.gathered), Arc::clone(&self.file));
         self.size = 0;
-        let to = self.to.to_owned();
+        let (to, second) = (self.to.to_owned(), self.second.clone());
         let write = move || {
-            for piece in pieces {
-                file.write_all_at(&piece, from).map_err(|error| Error::io("write", &to, error))?;
-                from += piece.len() as u64;
-            }
-            Ok(())
+            write_at(&file, &to, &pieces, from)?;
+            second.map_or(Ok(()), |second| write_at(&second.1, &second.0, &pieces, from))
         };
         blocking(write).await.map_err(Failure::Local)
     }
@@ -97,6 +130,14 @@ impl<'a> Sink<'a> {
         let empty = move || file.set_len(0).map_err(|error| Error::io("write", &to, error));
         blocking(empty).await.map_err(Failure::Local)
     }
+}
+
+fn write_at(file: &File, path: &Path, pieces: &[Bytes], mut from: u64) -> Result<(), Error> {
+    for piece in pieces {
+        file.write_all_at(piece, from).map_err(|error| Error::io("write", path, error))?;
+        from += piece.len() as u64;
+    }
+    Ok(())
 }
 
 /// What came of a download.

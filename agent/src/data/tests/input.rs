@@ -185,6 +185,35 @@ async fn jobs_share_what_was_read_until_it_changes() {
     assert_eq!(world.requests("GET d/a"), 2);
 }
 
+/// Small objects come in memory, those that are read in ranges are written twice as they come, and others are copied.
+#[tokio::test]
+async fn a_copy_of_ones_own_is_whole_and_nobody_elses() {
+    let world = World::new(false).await;
+    let bytes = |length: u32| (0..length).map(|i| (i / 7) as u8).collect::<Vec<u8>>();
+    let all = [("empty", 0), ("small", 70_000), ("middle", 3 << 20), ("large", (33 << 20) + 5)];
+    for (name, length) in all {
+        world.store(&format!("d/{name}"), &bytes(length));
+    }
+    world.break_next(3);
+    let (mode, kind) = (InputMode::Download, DataKind::UriFolder);
+    for (number, input) in ["first", "second"].into_iter().enumerate() {
+        let folder = world.input(input, "d", kind, mode).await.unwrap();
+        for (name, length) in all {
+            let path = format!("{folder}/{name}");
+            assert!(fs::read(&path).unwrap() == bytes(length), "{name} of the {input}");
+            let meta = fs::metadata(&path).unwrap();
+            assert_eq!((meta.mode() & 0o777, meta.nlink()), (0o644, 1), "{name}");
+            // What a job makes of its own is not seen by the next.
+            OpenOptions::new().append(true).open(&path).unwrap().write_all(b"more").unwrap();
+        }
+        if number == 0 {
+            world.daemon.lock().unwrap().requests.clear();
+        }
+    }
+    let sent = world.daemon.lock().unwrap().requests.clone();
+    assert!(!sent.iter().any(|line| line.starts_with("GET ")), "{sent:?}");
+}
+
 #[tokio::test]
 async fn a_broken_transfer_goes_on_where_it_broke() {
     let world = World::new(false).await;
