@@ -18,7 +18,7 @@ pub struct Level {
     pub unnamed: Unnamed,
 }
 
-/// What who takes parts of a listing at once is told first.
+/// The first answer to one who can ask for several parts of a listing at once.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Part {
     /// The first page, after which it goes on.
@@ -61,6 +61,7 @@ impl Datastore {
     ) -> Result<Part, Error> {
         let begins =
             after.is_none_or(|after| folder.is_some_and(|folder| folder.as_str() == after));
+        // A folder on a disk is read sooner than it is asked for, and a web server has no listing.
         let cloud = match self.served().await? {
             Served::Cloud(cloud) if begins && !cloud.is_read_only() => cloud,
             _ => return self.list(folder, after, limit).await.map(Part::Page),

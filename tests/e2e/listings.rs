@@ -1,5 +1,8 @@
 //! Listing and removing in object stores: what it costs, and where the daemon does not go for it.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use serde_json::Value;
 
 use crate::harness::{Answering, Azure, Cluster, FaultyWay, Process, http, memory};
@@ -67,6 +70,57 @@ fn a_hundred_terabytes_are_listed_in_little_memory() {
     assert_eq!(level["folders"], serde_json::json!(["many"]), "{level}");
     assert!(store.asked() - asked <= 6, "{} requests", store.asked() - asked);
     assert_eq!(cluster.daemon(Process::ended), None);
+}
+
+/// Parts are told only by a store that tells all of its folders, and each once.
+#[test]
+fn a_store_that_repeats_its_folders_or_leaves_some_out_is_listed_whole() {
+    let leaves_out = Arc::new(AtomicBool::new(false));
+    let lacking = leaves_out.clone();
+    let store = Answering::with(move |line| {
+        let told = match line.contains("delimiter=") {
+            true => {
+                let names: &[&str] =
+                    if lacking.load(Ordering::SeqCst) { &["b/"] } else { &["a/", "a/", "b/"] };
+                let folder =
+                    |name| format!("<CommonPrefixes><Prefix>{name}</Prefix></CommonPrefixes>");
+                names
+                    .iter()
+                    .map(folder)
+                    .chain(["<IsTruncated>false</IsTruncated>".into()])
+                    .collect()
+            }
+            false => {
+                let object = |number| {
+                    format!(
+                        "<Contents><Key>a/{number:04}</Key><LastModified>2025-01-01T00:00:00.000Z\
+                         </LastModified><ETag>\"t\"</ETag><Size>1</Size></Contents>"
+                    )
+                };
+                let more = "<IsTruncated>true</IsTruncated>\
+                            <NextContinuationToken>t</NextContinuationToken>";
+                (0..1000).map(object).chain([more.into()]).collect::<String>()
+            }
+        };
+        (200, String::new(), format!("<ListBucketResult>{told}</ListBucketResult>"))
+    });
+    let cluster = Cluster::empty();
+    cluster.start_daemon();
+    create(
+        &cluster,
+        &format!(
+            "name: store\ntype: s3\nbucket: bucket\nendpoint: {}\n\
+             credentials: {{access_key_id: i, secret_access_key: k}}\n",
+            store.url()
+        ),
+    );
+    let parts = listed(&cluster, "?prefix=&parts=true");
+    assert_eq!(parts["folders"], serde_json::json!(["a", "b"]), "{parts}");
+    assert_eq!((&parts["objects"], &parts["next"]), (&serde_json::json!([]), &Value::Null));
+    leaves_out.store(true, Ordering::SeqCst);
+    let page = listed(&cluster, "?prefix=&parts=true");
+    assert_eq!(page["objects"].as_array().unwrap().len(), 1000);
+    assert_eq!((&page["folders"], &page["next"]), (&Value::Null, &"a/0999".into()));
 }
 
 /// A web server leads a client where it likes: the daemon reaches what others may not.

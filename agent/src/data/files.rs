@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,8 +15,8 @@ use super::Error;
 /// Copied between two looks at whether anyone still wants the copy.
 const PIECE: u64 = 64 << 20;
 
-/// Bytes of a file that is copied through memory.
-const SMALL: usize = 64 << 10;
+/// The longest file that is copied through memory: the blocks of longer ones are worth sharing.
+pub(super) const SMALL: u64 = 64 << 10;
 
 /// Tells work on other threads that no one waits for it any more.
 #[derive(Clone, Debug, Default)]
@@ -77,6 +77,14 @@ pub(super) fn link_open_file(file: &File, to: &Path) -> rustix::io::Result<()> {
     rustix::fs::linkat(CWD, by_number, CWD, to, rustix::fs::AtFlags::SYMLINK_FOLLOW)
 }
 
+/// Whether files that are made in the folder of `to` can share their blocks with `file`.
+pub(super) fn can_share(file: &File, to: &Path) -> bool {
+    let Some(folder) = to.parent() else { return false };
+    let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
+    let nameless = rustix::fs::open(folder, flags, rustix::fs::Mode::RUSR);
+    nameless.is_ok_and(|nameless| rustix::fs::ioctl_ficlone(nameless, file).is_ok())
+}
+
 /// A private, writable copy; shares its blocks with the original where the file system can.
 pub(super) fn copy(from: &Path, to: &Path, stop: &Stop) -> Result<(), Error> {
     let source = match open_regular(from) {
@@ -89,13 +97,18 @@ pub(super) fn copy(from: &Path, to: &Path, stop: &Stop) -> Result<(), Error> {
     };
     let mut target = create_new(to, 0o644)?;
     let size = source.metadata().map_err(|error| Error::io("copy", from, error))?.len();
-    if let Ok(size @ ..=SMALL) = usize::try_from(size) {
-        // Written sooner than its blocks are shared, or than a copy within the kernel is begun.
-        let mut bytes = vec![0; size];
-        source.read_exact_at(&mut bytes, 0).map_err(|error| Error::io("copy", from, error))?;
-        return target.write_all(&bytes).map_err(|error| Error::io("write", to, error));
+    if size <= SMALL {
+        // Written sooner than its blocks are shared, or than a copy within the kernel is begun. In a shared folder it
+        // may be longer than was said.
+        let mut bytes = Vec::with_capacity(SMALL as usize + 1);
+        let read = (&source).take(SMALL + 1).read_to_end(&mut bytes);
+        read.map_err(|error| Error::io("copy", from, error))?;
+        target.write_all(&bytes).map_err(|error| Error::io("write", to, error))?;
+        if bytes.len() as u64 <= SMALL {
+            return Ok(());
+        }
     }
-    if rustix::fs::ioctl_ficlone(&target, &source).is_ok() {
+    if size > SMALL && rustix::fs::ioctl_ficlone(&target, &source).is_ok() {
         return Ok(());
     }
     loop {

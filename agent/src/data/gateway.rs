@@ -302,7 +302,8 @@ impl Gateway {
         self.get_with(object, size, to, None).await.map(drop)
     }
 
-    /// The same, with a second file that is to have the same bytes. Whether it has: that is for large ones alone.
+    /// The same, with a second file that is to have the same bytes. Whether it has them: only what is read in ranges is
+    /// written twice.
     pub(super) async fn get_with(
         &self,
         object: &Wanted<'_>,

@@ -322,11 +322,15 @@ impl Place<'_> {
         let give = move |from: &Path, came: Came| {
             // The folder may be another try's by now.
             stop.check()?;
+            if !own_copy {
+                return files::link_read_only(from, &to);
+            }
             match came {
-                _ if !own_copy => files::link_read_only(from, &to),
-                Came::Bytes(bytes) => files::write_new(&to, &bytes, 0o644).map(drop),
+                Came::Bytes(bytes) if bytes.len() as u64 <= files::SMALL => {
+                    files::write_new(&to, &bytes, 0o644).map(drop)
+                }
                 Came::Twice => Ok(()),
-                Came::Cached => files::copy(from, &to, &stop),
+                Came::Bytes(_) | Came::Cached => files::copy(from, &to, &stop),
             }
         };
         self.cached(object, batch, second, give).await
@@ -366,7 +370,7 @@ impl Place<'_> {
         let key = path::join(self.key, &object.below);
         let Found { size, etag, .. } = object;
         let id = object_id(&self.at.datastore, &key, *size, etag);
-        // Who asks for the same meanwhile waits for the bytes, and not for what is done with them.
+        // Who asks for the same meanwhile waits for the bytes, and not for what is done with them afterwards.
         let turn = self.inner.flights.of(id).lock_owned().await;
         let (cache, size) = (Arc::clone(&self.inner.cache), *size);
         let look = move || match find(&cache, id, size) {
@@ -409,9 +413,9 @@ impl Place<'_> {
 enum Came {
     /// As these bytes, just now.
     Bytes(Bytes),
-    /// Into a second file at the same time.
+    /// Just now, and into the second file at the same time.
     Twice,
-    /// Otherwise.
+    /// It lies there, and the second file is yet to be made.
     Cached,
 }
 

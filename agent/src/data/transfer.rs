@@ -6,6 +6,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _};
@@ -27,17 +28,39 @@ pub(super) struct Second {
     pub(super) stop: Stop,
 }
 
+/// The same, made. What fails with it is no failure of the first: who then copies that is told why.
+struct Double {
+    wanted: Second,
+    file: File,
+    is_lost: AtomicBool,
+}
+
 impl Second {
-    /// Makes it, but where the file system has a copy share its blocks with the first one: it is better copied then.
-    fn beside(&self, first: &File) -> Result<Option<File>, Error> {
+    /// `None` where the file system has a copy share its blocks with the first one, or it cannot be made: it is better
+    /// copied then.
+    fn beside(self, first: &File) -> Option<Double> {
         // The folder may be another try's by now.
-        self.stop.check()?;
-        let file = files::create_new(&self.path, 0o644)?;
-        if rustix::fs::ioctl_ficlone(&file, first).is_ok() {
-            files::remove_any(&self.path)?;
-            return Ok(None);
+        if self.stop.check().is_err() || files::can_share(first, &self.path) {
+            return None;
         }
-        Ok(Some(file))
+        let file = files::create_new(&self.path, 0o644).ok()?;
+        Some(Double { wanted: self, file, is_lost: AtomicBool::new(false) })
+    }
+}
+
+impl Double {
+    fn write(&self, pieces: &[Bytes], from: u64) {
+        if self.is_lost.load(Ordering::Acquire) {
+            return;
+        }
+        let written = write_at(&self.file, &self.wanted.path, pieces, from);
+        // One of those that write it at once removes it.
+        if written.is_err()
+            && !self.is_lost.swap(true, Ordering::AcqRel)
+            && self.wanted.stop.check().is_ok()
+        {
+            let _ = files::remove_any(&self.wanted.path);
+        }
     }
 }
 
@@ -45,7 +68,7 @@ impl Second {
 pub(super) struct Sink<'a> {
     to: &'a Path,
     file: Arc<File>,
-    second: Option<Arc<(PathBuf, File)>>,
+    double: Option<Arc<Double>>,
     /// Where the next byte goes, those that are gathered counted.
     pub(super) at: u64,
     gathered: Vec<Bytes>,
@@ -64,24 +87,22 @@ impl<'a> Sink<'a> {
         let make = move || {
             let first =
                 File::create_new(&path).map_err(|error| Error::io("write", &path, error))?;
-            let Some(second) = second else { return Ok((first, None)) };
-            let made = second.beside(&first)?;
-            Ok((first, made.map(|file| Arc::new((second.path, file)))))
+            let double = second.and_then(|second| second.beside(&first)).map(Arc::new);
+            Ok((Arc::new(first), double))
         };
-        let (file, second) = blocking(make).await.map_err(Failure::Local)?;
-        let (gathered, size) = Default::default();
-        Ok(Self { to, file: Arc::new(file), second, at: 0, gathered, size })
+        let (file, double) = blocking(make).await.map_err(Failure::Local)?;
+        Ok(Self { to, file, double, at: 0, gathered: Vec::new(), size: 0 })
     }
 
     /// Another one of the same files.
     pub(super) fn from(&self, at: u64) -> Self {
-        let (file, second) = (Arc::clone(&self.file), self.second.clone());
-        Self { to: self.to, file, second, at, gathered: Vec::new(), size: 0 }
+        let (file, double) = (Arc::clone(&self.file), self.double.clone());
+        Self { to: self.to, file, double, at, gathered: Vec::new(), size: 0 }
     }
 
-    /// Whether a second file is written.
+    /// Whether a second file has all that the first has.
     pub(super) fn is_double(&self) -> bool {
-        self.second.is_some()
+        self.double.as_ref().is_some_and(|double| !double.is_lost.load(Ordering::Acquire))
     }
 
     /// Takes all that comes.
@@ -111,15 +132,18 @@ impl<'a> Sink<'a> {
         let from = self.at - self.size as u64;
         let (pieces, file) = (mem::take(&mut self.gathered), Arc::clone(&self.file));
         self.size = 0;
-        let (to, second) = (self.to.to_owned(), self.second.clone());
+        let (to, double) = (self.to.to_owned(), self.double.clone());
         let write = move || {
             write_at(&file, &to, &pieces, from)?;
-            second.map_or(Ok(()), |second| write_at(&second.1, &second.0, &pieces, from))
+            if let Some(double) = double {
+                double.write(&pieces, from);
+            }
+            Ok(())
         };
         blocking(write).await.map_err(Failure::Local)
     }
 
-    /// Begins anew.
+    /// Begins anew; for one without a second file.
     async fn rewind(&mut self) -> Result<(), Failure> {
         if self.at == 0 {
             return Ok(());

@@ -301,7 +301,7 @@ impl Cloud {
                 }
             }
             match page.next {
-                // Whatever they are, the next page begins with them.
+                // A page is full, and the store says that it has more: what that is the next page tells.
                 Some(_) if found.len() > 0 && found.len() + 1 >= wanted => found.has_more = true,
                 Some(next) => {
                     from = Some(next);

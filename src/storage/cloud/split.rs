@@ -3,12 +3,15 @@
 //! A store tells a thousand keys with an answer, and the next ones only once these are there. Where its folders are
 //! large, each can be asked for its own at the same time, for a few requests more.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use super::Cloud;
 use super::list::{Named, Run};
 use crate::storage::level::first_below;
 use crate::storage::{Error, Level, Listed, ObjectPath, Page, Part};
 
-/// The most entries of a folder that is listed in parts.
+/// The most entries of a folder that is listed in parts: as many as S3 tells with one answer, since stores have told a
+/// folder twice, or not at all, where one answer ends and the next begins.
 #[cfg(not(test))]
 const MOST: usize = 1000;
 #[cfg(test)]
@@ -46,7 +49,13 @@ impl Cloud {
         if page.next.is_none() || !has_large_folders(folder, &page) {
             return Ok(Part::Page(page));
         }
-        Ok(self.folders(folder, after).await?.map_or(Part::Page(page), Part::Folders))
+        let itself = page.objects.first().filter(|first| Some(&first.path) == folder);
+        let level = self.folders(folder, itself.cloned()).await?;
+        // A store that leaves out folders would have the job read less, and nobody would see that.
+        Ok(match level.filter(|level| page.objects.iter().all(|listed| has(level, listed))) {
+            Some(level) => Part::Folders(level),
+            None => Part::Page(page),
+        })
     }
 
     /// Such a store is listed folder by folder in any case.
@@ -56,37 +65,40 @@ impl Cloud {
         after: &str,
         limit: usize,
     ) -> Result<Part, Error> {
-        if let Some(few) = self.few(folder, after).await?.filter(|few| few.len() < limit) {
-            let mut found = Run::default();
-            if let Some((path, meta)) = self.object_at(folder, after).await? {
-                found.push(path, meta);
+        let itself = self.object_at(folder, after).await?;
+        let few = self.few(folder, after).await?.filter(|few| few.len() < limit);
+        if few.is_none() {
+            let itself = itself.clone().map(|(path, meta)| Listed { path, meta });
+            if let Some(level) = self.folders(folder, itself).await? {
+                return Ok(Part::Folders(level));
             }
-            found.append(few);
-            return Ok(Part::Page(found.page(limit)));
         }
-        match self.folders(folder, after).await? {
-            Some(level) => Ok(Part::Folders(level)),
-            None => self.list_page(folder, after, limit).await.map(Part::Page),
+        let mut found = Run::default();
+        if let Some((path, meta)) = itself {
+            found.push(path, meta);
         }
+        found.append(match few {
+            Some(few) => few,
+            None => self.first_of_many(folder, after, limit + 1 - found.len()).await?,
+        });
+        Ok(Part::Page(found.page(limit)))
     }
 
-    /// What lies right below `folder`, or below the only folder there, if that is folders, not too many, and all of
-    /// it has names.
+    /// What lies right below `folder`, or below the only folder there, after what lies at its own path, if that is
+    /// folders, not too many, and all of it has names.
     async fn folders(
         &self,
         folder: Option<&ObjectPath>,
-        after: &str,
+        itself: Option<Listed>,
     ) -> Result<Option<Level>, Error> {
         let mut at = folder.cloned();
-        for depth in 1.. {
+        for _ in 0..DEPTH {
             let Some(mut level) = self.whole_level(at.as_ref()).await? else { return Ok(None) };
             match level.folders.as_slice() {
                 [] => return Ok(None),
-                [only] if level.objects.is_empty() && depth < DEPTH => at = Some(only.clone()),
+                [only] if level.objects.is_empty() => at = Some(only.clone()),
                 _ => {
-                    if let Some((path, meta)) = self.object_at(folder, after).await? {
-                        level.objects.push(Listed { path, meta });
-                    }
+                    level.objects.splice(..0, itself);
                     return Ok(Some(level));
                 }
             }
@@ -94,37 +106,48 @@ impl Cloud {
         Ok(None)
     }
 
+    /// All that lies right below `folder`, if one answer tells it.
     async fn whole_level(&self, folder: Option<&ObjectPath>) -> Result<Option<Level>, Error> {
-        let (mut level, mut from) = (Level::default(), None);
         let below = self.below(folder)?;
-        loop {
-            let page = self.names(below.as_deref(), Some("/"), None, MOST, from).await?;
-            for key in &page.folders {
-                match self.folder(key) {
-                    Ok(Some(path)) => level.folders.push(path),
-                    Ok(None) => {}
-                    Err(_) => return Ok(None),
-                }
-            }
-            for object in page.objects {
-                match self.named(&object) {
-                    Named::Object(path) if Some(&path) != folder => {
-                        level.objects.push(Listed { path, meta: object.meta });
-                    }
-                    Named::Not(_) => return Ok(None),
-                    Named::Object(_) | Named::Mark => {}
-                }
-            }
-            match page.next {
-                _ if level.folders.len() + level.objects.len() > MOST => return Ok(None),
-                Some(next) => from = Some(next),
-                None => return Ok(Some(level)),
+        let page = self.names(below.as_deref(), Some("/"), None, MOST, None).await?;
+        if page.next.is_some() {
+            return Ok(None);
+        }
+        // Some stores tell a folder more than once, and some have an order of their own.
+        let (mut folders, mut objects) = (BTreeSet::new(), BTreeMap::new());
+        for key in &page.folders {
+            match self.folder(key) {
+                Ok(Some(path)) => drop(folders.insert(path)),
+                Ok(None) => {}
+                Err(_) => return Ok(None),
             }
         }
+        for object in page.objects {
+            match self.named(&object) {
+                Named::Object(path) if Some(&path) != folder => {
+                    objects.insert(path, object.meta);
+                }
+                Named::Not(_) => return Ok(None),
+                Named::Object(_) | Named::Mark => {}
+            }
+        }
+        let objects = objects.into_iter().map(|(path, meta)| Listed { path, meta }).collect();
+        Ok(Some(Level { folders: folders.into_iter().collect(), objects, ..Level::default() }))
     }
 }
 
-/// Whether the objects of a page lie in folders right below `folder` that are worth requests of their own.
+/// Whether an object is one of those that a level tells, or lies in one of its folders.
+fn has(level: &Level, listed: &Listed) -> bool {
+    let path = listed.path.as_str();
+    let is_below = |folder: &ObjectPath| {
+        path.strip_prefix(folder.as_str()).is_some_and(|rest| rest.starts_with('/'))
+    };
+    level.folders.iter().any(is_below)
+        || level.objects.iter().any(|other| other.path == listed.path)
+}
+
+/// Whether the objects of a page lie in folders right below `folder` that are worth requests of their own. Others may
+/// be small: that costs at most as many requests as there are folders, and saves one after the other for large ones.
 fn has_large_folders(folder: Option<&ObjectPath>, page: &Page) -> bool {
     let within = folder.map_or_else(String::new, |folder| format!("{folder}/"));
     let mut folders: Vec<_> = page

@@ -133,6 +133,16 @@ impl Cloud {
             few.truncate(wanted);
             return Ok(few);
         }
+        self.first_of_many(folder, after, wanted).await
+    }
+
+    /// The same, of a folder that one request does not tell whole.
+    pub(super) async fn first_of_many(
+        &self,
+        folder: Option<&ObjectPath>,
+        after: &str,
+        wanted: usize,
+    ) -> Result<Run, Error> {
         let (mut found, mut after) = (Run::default(), after.to_owned());
         loop {
             let entries = self.entries(folder, &after, wanted - found.len()).await?;

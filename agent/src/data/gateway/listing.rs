@@ -42,10 +42,12 @@ impl Part {
         Self { after: Some(folder.clone()), folder }
     }
 
-    /// The rest, if an answer moves on: one that does not would never end.
-    fn next(self, next: Option<String>) -> Option<Self> {
-        let after = next.filter(|next| self.after.as_ref().is_none_or(|after| after < next))?;
-        Some(Self { after: Some(after), ..self })
+    /// The rest. An answer that does not move on would never end.
+    fn rest(self, next: String) -> Result<Self, Failure> {
+        if self.after.as_ref().is_some_and(|after| *after >= next) {
+            return Err(Failure::Broken(format!("the listing does not go on after '{next}'")));
+        }
+        Ok(Self { after: Some(next), ..self })
     }
 }
 
@@ -62,7 +64,7 @@ impl Gateway {
         let (mut found, mut unnamed) = (Vec::new(), Unnamed::default());
         let mut waiting = vec![Part { folder: key.to_owned(), after: None }];
         let mut asked = FuturesUnordered::new();
-        let mut in_order = true;
+        let failed = |failure| Self::error("list", datastore, key, failure);
         loop {
             while asked.len() < PARTS
                 && let Some(part) = waiting.pop()
@@ -70,7 +72,7 @@ impl Gateway {
                 asked.push(self.list_part(datastore, part, token));
             }
             let Some((part, answer)) = asked.next().await else { break };
-            let answer = answer.map_err(|failure| Self::error("list", datastore, key, failure))?;
+            let answer = answer.map_err(failed)?;
             unnamed.merge(answer.unnamed);
             for object in answer.objects {
                 path::check(&object.path)?;
@@ -79,19 +81,20 @@ impl Gateway {
                     found.push(Found { below, size: object.size, etag: object.etag });
                 }
             }
-            in_order &= answer.folders.is_empty();
             for folder in answer.folders {
                 path::check(&folder)?;
                 // Deeper each time: so there is an end.
-                if below(&part.folder, &folder).is_some_and(|below| !below.is_empty()) {
-                    waiting.push(Part::below(folder));
+                if below(&part.folder, &folder).is_none_or(|below| below.is_empty()) {
+                    let problem = format!("'{folder}' is told of as a part of '{}'", part.folder);
+                    return Err(failed(Failure::Broken(problem)));
                 }
+                waiting.push(Part::below(folder));
             }
-            waiting.extend(part.next(answer.next));
+            if let Some(next) = answer.next {
+                waiting.push(part.rest(next).map_err(failed)?);
+            }
         }
-        if !in_order {
-            found.sort_unstable_by(|a: &Found, b| a.below.cmp(&b.below));
-        }
+        found.sort_unstable_by(|a: &Found, b| a.below.cmp(&b.below));
         Ok((found, unnamed))
     }
 

@@ -8,8 +8,11 @@ use atelier_core::spec::{DataKind, DataUri, Input, InputMode};
 use atelier_proto::agent::v1 as pb;
 
 use super::super::Error;
+use super::super::direct::Wanted;
+use super::super::files::{self, Stop, StopOnDrop};
+use super::super::transfer::Second;
 use super::tree;
-use super::world::{TOKEN, World};
+use super::world::{STORE, TOKEN, World};
 
 fn data(kind: DataKind, mode: InputMode) -> Input {
     Input::Data { kind, mode, uri: DataUri::Http(String::new()), asset: None, address: None }
@@ -212,6 +215,42 @@ async fn a_copy_of_ones_own_is_whole_and_nobody_elses() {
     }
     let sent = world.daemon.lock().unwrap().requests.clone();
     assert!(!sent.iter().any(|line| line.starts_with("GET ")), "{sent:?}");
+}
+
+#[tokio::test]
+async fn a_second_file_is_written_too_and_what_fails_with_it_is_its_own() {
+    let world = World::new(false).await;
+    let bytes: Vec<u8> = (0..(33_u32 << 20) + 5).map(|i| (i / 7) as u8).collect();
+    world.store("d/large", &bytes);
+    world.store("d/middle", &bytes[..1 << 20]);
+    let folder = world.folder.path();
+    let read = async |key: &str, size: usize, to: &str, second: &str, stop: Stop| {
+        let etag = world.daemon.lock().unwrap().objects[key].1.clone();
+        let wanted = Wanted { datastore: STORE, key, etag: &etag, token: TOKEN };
+        let (to, path) = (folder.join(to), folder.join(second));
+        let second = Second { path: path.clone(), stop };
+        let gateway = &world.plane.0.gateway;
+        let twice = gateway.get_with(&wanted, size as u64, &to, Some(second)).await.unwrap();
+        assert!(fs::read(to).unwrap() == bytes[..size], "{key}");
+        assert_eq!(fs::read(path).is_ok_and(|copy| copy == bytes[..size]), twice, "{key}");
+        twice
+    };
+    world.break_next(2);
+    // On file systems that share blocks it is left to who copies.
+    let shares =
+        files::can_share(&fs::File::open(folder.join("store")).unwrap(), &folder.join("x"));
+    assert_eq!(read("d/large", bytes.len(), "1", "second", Stop::default()).await, !shares);
+    assert!(!read("d/middle", 1 << 20, "2", "none", Stop::default()).await);
+    assert!(!read("d/large", bytes.len(), "3", "no/folder", Stop::default()).await);
+    // Nobody wants it any more.
+    let stop = Stop::default();
+    drop(StopOnDrop(stop.clone()));
+    assert!(!read("d/large", bytes.len(), "4", "unwanted", stop).await);
+    assert!(!folder.join("unwanted").exists());
+    // Something is there.
+    fs::write(folder.join("there"), "x").unwrap();
+    assert!(!read("d/large", bytes.len(), "5", "there", Stop::default()).await);
+    assert_eq!(fs::read(folder.join("there")).unwrap(), b"x");
 }
 
 #[tokio::test]
