@@ -92,24 +92,28 @@ pub(crate) fn attempt() {
         "user": if is_root { user } else { serde_json::Value::Null },
     });
     let launcher = Launcher::start();
-    let groups = Groups::find();
-    let none = serde_json::Value::Null;
-    for (name, view, groups) in [
-        ("supervised", none, None),
-        ("and isolated", view.clone(), None),
-        ("isolated and in control groups", view, groups),
-    ] {
-        let attempt: PathBuf = folder.path().join(name);
+    let found = Groups::find();
+    let mut ways = vec![
+        ("supervised".to_owned(), serde_json::Value::Null, None),
+        ("and isolated".to_owned(), view.clone(), None),
+    ];
+    for (what, groups) in &found {
+        ways.push((format!("isolated and in {what}"), view.clone(), Some(groups)));
+    }
+    for (name, view, groups) in ways {
+        let attempt: PathBuf = folder.path().join(&name);
         fs::create_dir(&attempt).unwrap();
         let launch = serde_json::json!({
             "version": 1, "program": "/bin/true", "arguments": [], "environment": {},
             "directory": "/", "log": attempt.join("log"), "log_limit": null, "grace_ms": 1000,
-            "view": view, "cgroup": groups.as_ref().map(Groups::record),
+            "view": view, "cgroup": groups.map(Groups::record),
         });
         let p50 = time(&format!("`true` {name}"), RUNS, || {
             fs::write(attempt.join("launch.json"), launch.to_string()).unwrap();
             let begin = Instant::now();
-            groups.iter().for_each(Groups::make);
+            if let Some(groups) = groups {
+                groups.make();
+            }
             launcher.run(&attempt);
             let took = begin.elapsed();
             let exited = fs::read_to_string(attempt.join("exited.json")).unwrap();
@@ -130,28 +134,31 @@ pub(crate) fn attempt() {
 struct Groups(Vec<(PathBuf, &'static str, &'static str)>);
 
 impl Groups {
-    /// Those of the machine; `None` if they cannot be made.
-    fn find() -> Option<Self> {
+    /// Those of each version that the machine has and lets us make: three of the first, one of the second.
+    fn find() -> Vec<(&'static str, Self)> {
         let root = Path::new("/sys/fs/cgroup");
-        let v1 = [("memory", "memory.limit_in_bytes"), ("pids", "pids.max"), ("cpu", "cpu.shares")];
-        let v1 = v1.into_iter().map(|(name, limit)| (root.join(name), name, limit));
-        let found: Vec<_> =
-            v1.filter(|(folder, ..)| folder.join("cgroup.procs").exists()).collect();
         let name = format!("atelier-bench-{}", std::process::id());
-        let all = match found.is_empty() {
-            true => vec![(root.join(&name), "v2", "memory.max")],
-            false => found
-                .into_iter()
-                .map(|(at, name_of, limit)| (at.join(&name), name_of, limit))
-                .collect(),
+        let v1 = [("memory", "memory.limit_in_bytes"), ("pids", "pids.max"), ("cpu", "cpu.shares")];
+        let v1 = v1.map(|(controller, limit)| (root.join(controller), controller, limit));
+        let v2 = [root.to_owned(), root.join("unified")].map(|at| (at, "v2", "memory.max"));
+        let there = |all: &[(PathBuf, &'static str, &'static str)], file: &str| {
+            let found = all.iter().filter(|(at, ..)| at.join(file).exists());
+            Self(found.map(|(at, name_of, limit)| (at.join(&name), *name_of, *limit)).collect())
         };
-        let groups = Self(all);
-        let can = groups.0.iter().all(|(folder, ..)| fs::create_dir(folder).is_ok());
-        groups.0.iter().for_each(|(folder, ..)| drop(fs::remove_dir(folder)));
-        if !can {
+        let found = [
+            ("control groups of version 1", there(&v1, "cgroup.procs")),
+            ("a control group of version 2", there(&v2, "cgroup.controllers")),
+        ];
+        let can = |groups: &Self| {
+            let made = groups.0.iter().all(|(folder, ..)| fs::create_dir(folder).is_ok());
+            groups.0.iter().for_each(|(folder, ..)| drop(fs::remove_dir(folder)));
+            made && !groups.0.is_empty()
+        };
+        let found: Vec<_> = found.into_iter().filter(|(_, groups)| can(groups)).collect();
+        if found.is_empty() {
             println!("no figure with control groups: they cannot be made here");
         }
-        can.then_some(groups)
+        found
     }
 
     fn make(&self) {
