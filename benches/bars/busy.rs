@@ -25,6 +25,7 @@ const JOBS: usize = 100;
 pub(crate) fn busy() {
     const SECONDS: u64 = 20;
     let cluster = Cluster::start(Some(JOBS as u32));
+    let mut names = Vec::new();
     runtime().block_on(async {
         let mut jobs = cluster.jobs().await;
         for number in 0..JOBS {
@@ -34,7 +35,7 @@ pub(crate) fn busy() {
             {
                 command.command = "exec sleep 600".to_owned();
             }
-            jobs.create_job(request).await.unwrap();
+            names.push(jobs.create_job(request).await.unwrap().into_inner().job.unwrap().name);
         }
     });
     let begin = Instant::now();
@@ -55,6 +56,19 @@ pub(crate) fn busy() {
         "an attempt: {each:.2} MiB PSS beside its command ({} processes for {JOBS})",
         all.len()
     );
+    // They would outlive their agent, and be counted the next time.
+    runtime().block_on(async {
+        let mut jobs = cluster.jobs().await;
+        for name in names {
+            let request = pb::CancelJobRequest { name, reason: String::new() };
+            jobs.cancel_job(request).await.unwrap();
+        }
+    });
+    let begin = Instant::now();
+    while !processes().is_empty() {
+        assert!(begin.elapsed() < Duration::from_secs(60), "{} are left", processes().len());
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }
 
 /// The processes that are called after an attempt.
