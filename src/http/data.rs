@@ -230,6 +230,21 @@ struct ListAnswer {
     unnamed: Unnamed,
 }
 
+impl From<Page> for ListAnswer {
+    fn from(Page { objects, next, unnamed }: Page) -> Self {
+        let next = next.map(|path| path.to_string());
+        Self::from(Level { objects, next, unnamed, ..Level::default() })
+    }
+}
+
+impl From<Level> for ListAnswer {
+    fn from(Level { objects, folders, next, unnamed }: Level) -> Self {
+        let objects = objects.into_iter().map(ListedObject::from).collect();
+        let folders = folders.iter().map(ToString::to_string).collect();
+        Self { objects, folders, next, unnamed }
+    }
+}
+
 /// What a removal did not remove, as JSON.
 #[derive(Serialize)]
 struct DeleteAnswer {
@@ -368,23 +383,16 @@ async fn list(
     authorize(state, caller, datastore, named, false)?;
     let (folder, after) = (folder.as_ref(), query.after.as_deref());
     let most = datastore.page().await?;
-    let part = match (&*query.delimiter, query.parts) {
-        ("", true) => datastore.list_part(folder, after, most).await?,
-        ("", false) => Part::Page(datastore.list(folder, after, most).await?),
-        ("/", _) => Part::Folders(datastore.level(folder, after, PAGE).await?),
+    let answer = match (&*query.delimiter, query.parts) {
+        ("", true) => match datastore.list_part(folder, after, most).await? {
+            Part::Page(page) => ListAnswer::from(page),
+            Part::Folders(level) => ListAnswer::from(level),
+        },
+        ("", false) => ListAnswer::from(datastore.list(folder, after, most).await?),
+        ("/", _) => ListAnswer::from(datastore.level(folder, after, PAGE).await?),
         _ => return Err(Refusal::invalid("the delimiter of paths is '/'")),
     };
-    let (objects, folders, next, unnamed) = match part {
-        Part::Page(Page { objects, next, unnamed }) => {
-            (objects, Vec::new(), next.map(|path| path.to_string()), unnamed)
-        }
-        Part::Folders(Level { objects, folders, next, unnamed }) => {
-            (objects, folders, next, unnamed)
-        }
-    };
-    let objects = objects.into_iter().map(ListedObject::from).collect();
-    let folders = folders.iter().map(ToString::to_string).collect();
-    Ok(axum::Json(ListAnswer { objects, folders, next, unnamed }).into_response())
+    Ok(axum::Json(answer).into_response())
 }
 
 fn queried<T: serde::de::DeserializeOwned>(head: &Parts) -> Result<T, Refusal> {

@@ -14,6 +14,18 @@ fn create(cluster: &Cluster, yaml: &str) {
     cluster.atelier(["datastore", "create", "-f", "-"]).stdin(yaml).ok();
 }
 
+/// The datastore of a bucket that is answered for.
+fn create_bucket(cluster: &Cluster, store: &Answering) {
+    create(
+        cluster,
+        &format!(
+            "name: store\ntype: s3\nbucket: bucket\nendpoint: {}\n\
+             credentials: {{access_key_id: i, secret_access_key: k}}\n",
+            store.url()
+        ),
+    );
+}
+
 fn ask(cluster: &Cluster, what: &str, path: &str) -> (u16, String) {
     let what = format!("{what} /data/v1/store{path}");
     http(&cluster.server(), &what, &cluster.token(), "").unwrap()
@@ -37,14 +49,7 @@ fn a_hundred_terabytes_are_listed_in_little_memory() {
     let store = Answering::bucket(OBJECTS);
     let cluster = Cluster::empty();
     cluster.start_daemon();
-    create(
-        &cluster,
-        &format!(
-            "name: store\ntype: s3\nbucket: bucket\nendpoint: {}\n\
-             credentials: {{access_key_id: i, secret_access_key: k}}\n",
-            store.url()
-        ),
-    );
+    create_bucket(&cluster, &store);
     let held = || memory(cluster.daemon(|daemon| daemon.pid()));
     listed(&cluster, "?prefix=");
     let before = (held(), store.asked());
@@ -106,14 +111,7 @@ fn a_store_that_repeats_its_folders_or_leaves_some_out_is_listed_whole() {
     });
     let cluster = Cluster::empty();
     cluster.start_daemon();
-    create(
-        &cluster,
-        &format!(
-            "name: store\ntype: s3\nbucket: bucket\nendpoint: {}\n\
-             credentials: {{access_key_id: i, secret_access_key: k}}\n",
-            store.url()
-        ),
-    );
+    create_bucket(&cluster, &store);
     let parts = listed(&cluster, "?prefix=&parts=true");
     assert_eq!(parts["folders"], serde_json::json!(["a", "b"]), "{parts}");
     assert_eq!((&parts["objects"], &parts["next"]), (&serde_json::json!([]), &Value::Null));

@@ -21,7 +21,7 @@ const MOST: usize = 6;
 const LARGE: usize = 100;
 #[cfg(test)]
 const LARGE: usize = 2;
-/// Folders that hold nothing but one folder are gone through, so many at a time.
+/// Folders that hold nothing but one folder are gone through, so many at most.
 const DEPTH: usize = 8;
 
 impl Cloud {
