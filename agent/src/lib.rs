@@ -8,7 +8,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::Duration;
 
 use atelier_core::node::CONTAINER_RUNTIME;
@@ -194,6 +194,7 @@ async fn serve(
     not_isolated.into_iter().for_each(|why| facts.not_isolated(why));
     data::mount::detach_left(&root);
     let no_mounts = mounts(&args, &root, &mut facts).await;
+    let merges = merges(&args, &root, users.as_ref(), &mut facts).await;
     let mut machine = environment::Machine::from_environment();
     machine.for_others = users.is_some();
     let groups = BuildGroups { cgroups: cgroups.clone(), devices: devices.clone() };
@@ -275,6 +276,7 @@ async fn serve(
         news: news_sender,
         services: services_seen,
         no_mounts,
+        merges: AtomicBool::new(merges),
         mount_patience: args.mount_patience,
         connected: connected_seen,
         environments: environment::Environments::bounded(
@@ -428,26 +430,54 @@ async fn users(args: &AgentArgs, isolated: Option<Abilities>, looks: &Looks) -> 
     Some(Users::new(range))
 }
 
+/// How long trying to mount something may take.
+const MOUNTED_WITHIN: Duration = Duration::from_secs(10);
+
 /// Why inputs cannot be mounted here, if they cannot; the facts tell.
 async fn mounts(args: &AgentArgs, root: &Path, facts: &mut facts::Facts) -> Option<String> {
-    /// How long trying it may take.
-    const PATIENCE: Duration = Duration::from_secs(10);
     let root = root.to_owned();
-    let tried = match args.mounts {
-        Mounts::None => Err("the agent runs with --mounts none".to_owned()),
-        Mounts::Auto => {
-            let tried = tokio::task::spawn_blocking(move || data::mount::probe(&root));
-            match tokio::time::timeout(PATIENCE, tried).await {
-                Ok(tried) => tried.unwrap_or_else(|stopped| Err(stopped.to_string())),
-                Err(_) => Err("trying to mount does not come to an end".to_owned()),
-            }
-        }
-    };
+    let tried = try_mounting(args, move || data::mount::probe(&root)).await;
     let told = if tried.is_ok() { "fuse" } else { "none" };
     facts.other.insert("mounts".to_owned(), told.to_owned());
     let why = tried.err()?;
     facts.other.insert("no_mounts".to_owned(), why.clone());
     Some(why)
+}
+
+/// Whether inputs that jobs may change can be merged of the cache and those changes; the facts tell, and why not.
+async fn merges(
+    args: &AgentArgs,
+    root: &Path,
+    users: Option<&Users>,
+    facts: &mut facts::Facts,
+) -> bool {
+    let (root, user) = (root.to_owned(), users.map(|users| users.range().first()));
+    let tried = try_mounting(args, move || data::overlay::probe(&root, user)).await;
+    let told = if tried.is_ok() { "overlay" } else { "copies" };
+    facts.other.insert("downloads".to_owned(), told.to_owned());
+    match tried {
+        Ok(()) => true,
+        Err(why) => {
+            facts.other.insert("no_overlays".to_owned(), why);
+            false
+        }
+    }
+}
+
+async fn try_mounting(
+    args: &AgentArgs,
+    probe: impl FnOnce() -> Result<(), String> + Send + 'static,
+) -> Result<(), String> {
+    match args.mounts {
+        Mounts::None => Err("the agent runs with --mounts none".to_owned()),
+        Mounts::Auto => {
+            let tried = tokio::task::spawn_blocking(probe);
+            match tokio::time::timeout(MOUNTED_WITHIN, tried).await {
+                Ok(tried) => tried.unwrap_or_else(|stopped| Err(stopped.to_string())),
+                Err(_) => Err("trying to mount does not come to an end".to_owned()),
+            }
+        }
+    }
 }
 
 /// What runs jobs in containers here, if anything does; the facts tell.

@@ -61,6 +61,7 @@ mod moves;
 mod mpi;
 mod nodes;
 mod nouns;
+mod overlays;
 mod queue;
 mod quotas;
 mod ray;

@@ -11,7 +11,7 @@ use atelier_core::spec::{Code, InlineEnvironment, docker_args, quote};
 use atelier_proto::agent::v1::{Cause, Problem};
 
 use super::finalize::{End, tail};
-use super::launch::{give, linked_inputs, own_inputs, user_seed};
+use super::launch::{give, linked_inputs, merge, own_inputs, user_seed};
 use super::variables::{self, MARK};
 use super::{Attempt, Folder, Node, Services, distribution, kept, problem, secrets};
 use crate::container::command::{self, Bind, Limits, Plan};
@@ -182,6 +182,7 @@ pub(super) async fn create(
         let paths = paths.chain(held.map(Held::job));
         give(attempt, paths.collect(), root).await?;
     }
+    merge(attempt, root).await?;
     let mut environment = node.runtime_variables.clone();
     environment.insert(MARK.to_owned(), folder.path().to_string_lossy().into_owned());
     let (program, arguments) = started_by(attempt, &container, starts);

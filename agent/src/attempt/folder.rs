@@ -16,8 +16,8 @@ use rustix::io::Errno;
 use super::Spares;
 use super::remove::remove_tree;
 use super::spares;
-use crate::data::mount;
 use crate::data::rw_mount::Ledger;
+use crate::data::{mount, overlay};
 use crate::record;
 
 pub(super) const ASSIGNMENT: &str = "assignment.pb";
@@ -96,6 +96,22 @@ impl Folder {
     /// Ends who serves the mounted inputs, if any are.
     pub(crate) fn unmount(&self) {
         mount::end(&self.path, &self.mounts());
+    }
+
+    /// What inputs are merged of that the job may change, each under its name.
+    pub(crate) fn overlays(&self) -> PathBuf {
+        self.path.join("overlays")
+    }
+
+    /// Merges them, for the user that the command runs as (`None`: the agent's), unless that is done.
+    pub(crate) fn merge(&self, user: Option<u32>) -> io::Result<()> {
+        overlay::mount_all(&self.overlays(), &self.inputs(), user)
+    }
+
+    /// Takes all mounts away that are in here.
+    fn unmount_all(&self) {
+        self.unmount();
+        overlay::unmount_all(&self.overlays(), &self.inputs());
     }
 
     /// The job's own layer of its environment, into which it may install more.
@@ -194,8 +210,8 @@ impl Folder {
         }
         match fs::create_dir(&work) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                self.unmount();
-                for old in [&work, &self.inputs(), &self.outputs()] {
+                self.unmount_all();
+                for old in [&work, &self.inputs(), &self.overlays(), &self.outputs()] {
                     remove_tree(old)?;
                 }
                 fs::create_dir(&work)
@@ -278,7 +294,7 @@ impl Folder {
     /// Removes the folder and all in it. It is out of the way at once, so that no new agent takes what is half
     /// removed for an attempt.
     pub(crate) fn remove(&self) -> io::Result<()> {
-        self.unmount();
+        self.unmount_all();
         match self.put_aside() {
             Ok(aside) => insist(&aside),
             // It is gone, or on a file system of its own.

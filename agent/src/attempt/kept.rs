@@ -147,6 +147,10 @@ impl Kept {
         let kept = all.get_mut(&key.epoch).filter(|kept| &kept.key == key);
         let kept = kept.ok_or("nothing is kept of the job any more")?;
         if kept.cgroup.is_none() {
+            // The agent that kept it may have been another, or the machine have been off since.
+            kept.merge().map_err(|error| {
+                format!("cannot mount the inputs of what is kept of the job: {error}")
+            })?;
             let made = kept.groups(node).map_err(|error| {
                 format!("cannot make control groups for what is kept of the job: {error}")
             })?;
@@ -195,6 +199,12 @@ impl Kept {
 impl Sandbox {
     fn write(&self) -> io::Result<()> {
         record::write(self.folder.path(), RECORD, &self.record)
+    }
+
+    /// Has its inputs whole that its command could change.
+    fn merge(&self) -> io::Result<()> {
+        let launch = record::read::<Launch>(self.folder.path(), LAUNCH)?;
+        self.folder.merge(launch.and_then(|launch| launch.user()))
     }
 
     /// Groups with limits, and no way to any GPU.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 
 use atelier_core::spec::{Environment, Input, InputMode, OnNodeLoss};
 use atelier_proto::agent::v1::input_grant::Source;
@@ -75,7 +76,10 @@ pub(super) async fn launch(attempt: &Attempt, prepared: Prepared) -> Result<Proc
         }
         _ => {
             let made = on_the_node(attempt, variables, command, held.as_ref()).map_err(undo)?;
-            own(attempt, made.1.as_ref(), held.as_ref()).await.map_err(undo)?;
+            let view = made.1.as_ref();
+            own(attempt, view, held.as_ref()).await.map_err(undo)?;
+            let user = view.and_then(|view| view.user.as_ref()).map(|user| user.id);
+            merge(attempt, user).await.map_err(undo)?;
             made
         }
     };
@@ -169,6 +173,21 @@ async fn own(attempt: &Attempt, view: Option<&View>, held: Option<&Held>) -> Res
     let own = view.writable.iter().filter(|path| path.starts_with(attempt.folder.path()));
     let own = own.chain([&view.temporary]).cloned().chain(held.map(Held::job));
     give(attempt, own.collect(), user.id).await
+}
+
+/// Makes the inputs whole that the command may change. Once they are, nothing in there is given to anybody any more:
+/// that would copy all of it.
+pub(super) async fn merge(attempt: &Attempt, user: Option<u32>) -> Result<(), Problem> {
+    if own_inputs(attempt).next().is_none() {
+        return Ok(());
+    }
+    let folder = attempt.folder.clone();
+    let merged = tokio::task::spawn_blocking(move || folder.merge(user)).await;
+    merged.unwrap_or_else(|stopped| Err(io::Error::other(stopped))).map_err(|error| {
+        // What it could when it was tried it cannot any more: the next attempt gets copies.
+        attempt.node.merges.store(false, Ordering::Relaxed);
+        problem::of(Cause::Platform, "cannot mount the inputs that the job may change", &error)
+    })
 }
 
 /// Gives the command's user these of the attempt's files and folders.

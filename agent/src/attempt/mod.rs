@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use atelier_core::spec::CommandJob;
@@ -113,6 +113,8 @@ pub(crate) struct Node {
     pub(crate) services: watch::Receiver<Option<Arc<Services>>>,
     /// Why inputs cannot be mounted on this machine; `None`: they can.
     pub(crate) no_mounts: Option<String>,
+    /// Whether inputs that jobs may change can be merged of the cache and those changes, as far as is known.
+    pub(crate) merges: AtomicBool,
     /// How long a read of a mounted input waits for the daemon.
     pub(crate) mount_patience: Duration,
     /// Whether the session stands.

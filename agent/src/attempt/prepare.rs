@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::sync::Mutex;
+use std::sync::atomic::Ordering;
 
 use atelier_core::expr::{Template, Values};
 use atelier_core::spec::{Code, Environment, Input, OutputMode, SecretRef};
@@ -18,7 +19,7 @@ use super::problem::{self, problem};
 use super::{Attempt, Node, Services, contain, moved, secrets, uncommitted, variables};
 use crate::clock;
 use crate::container::Image;
-use crate::data::{self, Fault, Given};
+use crate::data::{self, Fault, Given, Places};
 use crate::environment::{self, BuildLog, ImagePolicy, Realised, Wanted};
 
 /// Everything that the command needs, ready.
@@ -141,8 +142,15 @@ async fn one_input(
         Input::Data { .. } => {
             let grant = attempt.assignment.inputs.get(name);
             let token = &attempt.assignment.token;
-            let (folder, mounts) = (attempt.folder.inputs(), attempt.folder.mounts());
-            let given = services.data.give_input(name, input, grant, token, &folder, Some(&mounts));
+            let (inputs, mounts) = (attempt.folder.inputs(), attempt.folder.mounts());
+            let overlays = attempt.folder.overlays();
+            let may_merge = attempt.node.merges.load(Ordering::Relaxed);
+            let places = Places {
+                inputs: &inputs,
+                mounts: Some(&mounts),
+                overlays: may_merge.then_some(overlays.as_path()),
+            };
+            let given = services.data.give_input(name, input, grant, token, places);
             Some(given.await.map_err(|error| of_input(name, &error))?)
         }
     };
@@ -161,7 +169,8 @@ async fn fetch(
         let mut all = attempt.spec.inputs.iter();
         let Some((_, input)) = all.find(|(of, _)| of.as_str() == name) else { continue };
         let grant = attempt.assignment.inputs.get(&name);
-        let given = services.data.give_input(&name, input, grant, token, &folder, None).await;
+        let places = Places { inputs: &folder, mounts: None, overlays: None };
+        let given = services.data.give_input(&name, input, grant, token, places).await;
         let given = given.map_err(|error| of_input(&name, &error))?;
         inputs.moved.fetched += given.moved.fetched;
         inputs.texts.insert(name.clone(), Some(given.text));

@@ -256,7 +256,8 @@ impl Cache {
         Draft { path: self.folder.join("tmp").join(name) }
     }
 
-    /// Keeps a written draft under its name, read-only. Makes room first. Waits for the disk.
+    /// Keeps a written draft under its name, for nobody but this agent's user to write. Makes room first. Waits for the
+    /// disk.
     pub(super) fn keep(
         self: &Arc<Self>,
         draft: Draft,
@@ -266,7 +267,7 @@ impl Cache {
         let key = (kind, digest);
         let path = self.place(key);
         let failed = |error| Error::io("keep in the cache", &path, error);
-        fs::set_permissions(&draft.path, fs::Permissions::from_mode(0o444)).map_err(failed)?;
+        fs::set_permissions(&draft.path, fs::Permissions::from_mode(0o644)).map_err(failed)?;
         let size = fs::metadata(&draft.path).map_err(failed)?.len();
         // Before it has a name by which others find it.
         let seen = self.hold(kind, &draft.path);

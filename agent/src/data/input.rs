@@ -20,6 +20,7 @@ use super::error::blocking;
 use super::files::{self, Stop, StopOnDrop};
 use super::held::Moved;
 use super::mount::{Mounted, partial};
+use super::overlay::{self, Overlay};
 use super::room::{DIRECT, LARGE, SMALL};
 use super::store::{Found, Store};
 use super::transfer::Second;
@@ -66,15 +67,36 @@ impl From<String> for Given {
     }
 }
 
-/// See [`super::DataPlane::input`]. `mounts`: where inputs are mounted, if they can be.
+/// Where inputs go on the node, each under its name.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Places<'a> {
+    /// The attempt's folder of inputs.
+    pub(crate) inputs: &'a Path,
+    /// Where they are mounted, if they can be.
+    pub(crate) mounts: Option<&'a Path>,
+    /// Where those that the job may change lie before they are merged with its changes ([`overlay`]), if they can be.
+    pub(crate) overlays: Option<&'a Path>,
+}
+
+/// What becomes of the files of an input.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// They have a further name, and nobody changes them.
+    Linked,
+    /// The job has copies.
+    Copied,
+    /// They have a further name, over which the job's changes lie.
+    Laid,
+}
+
+/// See [`super::DataPlane::input`].
 pub(super) async fn provide(
     inner: &Inner,
     name: &str,
     input: &Input,
     grant: Option<&pb::InputGrant>,
     token: &str,
-    into: &Path,
-    mounts: Option<&Path>,
+    places: Places<'_>,
 ) -> Result<Given, Error> {
     let (kind, mode, uri, address) = match input {
         Input::Literal { value } => return Ok(value.clone().into()),
@@ -88,7 +110,7 @@ pub(super) async fn provide(
         return Err(Error::Unsupported { name: name.to_owned(), problem: problem.to_owned() });
     }
     let own_copy = matches!(mode, InputMode::Download | InputMode::EvalDownload);
-    let folder = into.join(name);
+    let folder = places.inputs.join(name);
     let source = grant.and_then(|grant| grant.source.as_ref());
     let at = match source {
         None => return Err(Error::NoGrant(format!("input '{name}'"))),
@@ -137,7 +159,8 @@ pub(super) async fn provide(
     }
     place.note(&found).await;
     let bytes = found.iter().map(|object| object.size).sum();
-    let mounts = mounts.filter(|_| place.store.is_none() && !own_copy);
+    let mounts = places.mounts.filter(|_| place.store.is_none() && !own_copy);
+    let overlays = places.overlays.filter(|_| place.store.is_none() && own_copy);
     let (folder, mounted) = match mounts {
         Some(mounts) => {
             let (name, datastore, key) = (name.to_owned(), at.datastore.clone(), key.clone());
@@ -145,7 +168,15 @@ pub(super) async fn provide(
         }
         None => {
             empty_folder(&folder).await?;
-            place.give(&folder, found, own_copy).await?;
+            match overlays {
+                Some(overlays) => {
+                    let (overlays, name) = (overlays.to_owned(), name.to_owned());
+                    let made = blocking(move || Overlay::make(&overlays, &name)).await?;
+                    place.give(&made.lower(), found, Way::Laid).await?;
+                }
+                None if own_copy => place.give(&folder, found, Way::Copied).await?,
+                None => place.give(&folder, found, Way::Linked).await?,
+            }
             (folder, None)
         }
     };
@@ -246,7 +277,7 @@ impl Place<'_> {
     }
 
     /// Puts the objects into an empty folder.
-    async fn give(&self, folder: &Path, found: Vec<Found>, own_copy: bool) -> Result<(), Error> {
+    async fn give(&self, folder: &Path, found: Vec<Found>, way: Way) -> Result<(), Error> {
         let target = |object: &Found| match object.below.as_str() {
             "" => folder.join(path::file_name(self.key)),
             below => folder.join(below),
@@ -272,7 +303,7 @@ impl Place<'_> {
                             ..=SMALL => None,
                             _ => large.acquire().await.ok(),
                         };
-                        self.give_one(&object, &to, own_copy, batch).await
+                        self.give_one(&object, &to, way, batch).await
                     };
                     give.boxed()
                 })
@@ -292,10 +323,10 @@ impl Place<'_> {
             blocking(move || {
                 chunk.iter().try_for_each(|(from, to)| {
                     stop.check()?;
-                    if own_copy {
-                        files::copy(from, to, &stop)
-                    } else {
-                        files::link_read_only(from, to)
+                    match way {
+                        Way::Linked => files::link_read_only(from, to),
+                        // Others may write what lies in a shared folder.
+                        Way::Copied | Way::Laid => files::copy(from, to, &stop),
                     }
                 })
             })
@@ -307,30 +338,29 @@ impl Place<'_> {
         &self,
         object: &Found,
         to: &Path,
-        own_copy: bool,
+        way: Way,
         batch: Option<&Batch>,
     ) -> Result<(), Error> {
         // What would fill much of the cache goes straight to its place.
-        let share = if own_copy { 8 } else { 2 };
+        let share = if way == Way::Copied { 8 } else { 2 };
         if object.size > self.inner.cache.limit() / share {
             self.fetched.fetch_add(object.size, Ordering::Relaxed);
             return self.read(object, to, batch).await;
         }
         let (to, stop) = (to.to_owned(), Stop::default());
         let _stop = StopOnDrop(stop.clone());
-        let second = own_copy.then(|| Second { path: to.clone(), stop: stop.clone() });
+        let second = (way == Way::Copied).then(|| Second { path: to.clone(), stop: stop.clone() });
         let give = move |from: &Path, came: Came| {
             // The folder may be another try's by now.
             stop.check()?;
-            if !own_copy {
-                return files::link_read_only(from, &to);
-            }
-            match came {
-                Came::Bytes(bytes) if bytes.len() as u64 <= files::SMALL => {
+            match (way, came) {
+                (Way::Linked, _) => files::link_read_only(from, &to),
+                (Way::Laid, _) => overlay::link(from, &to, &stop),
+                (Way::Copied, Came::Twice) => Ok(()),
+                (Way::Copied, Came::Bytes(bytes)) if bytes.len() as u64 <= files::SMALL => {
                     files::write_new(&to, &bytes, 0o644).map(drop)
                 }
-                Came::Twice => Ok(()),
-                Came::Bytes(_) | Came::Cached => files::copy(from, &to, &stop),
+                (Way::Copied, Came::Bytes(_) | Came::Cached) => files::copy(from, &to, &stop),
             }
         };
         self.cached(object, batch, second, give).await

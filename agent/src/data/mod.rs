@@ -16,6 +16,7 @@ mod input;
 mod marks;
 mod mltable;
 pub(crate) mod mount;
+pub(crate) mod overlay;
 mod parts;
 mod path;
 mod room;
@@ -47,7 +48,7 @@ use error::blocking;
 use gateway::Gateway;
 use held::HeldInputs;
 pub(crate) use held::Moved;
-pub(crate) use input::Given;
+pub(crate) use input::{Given, Places};
 use rw_mount::{Known, Ledger, Mirrored};
 use store::Store;
 use web::Web;
@@ -164,21 +165,21 @@ impl DataPlane {
         token: &str,
         into: &Path,
     ) -> Result<String, Error> {
-        let given = input::provide(&self.0, name, input, grant, token, into, None).await?;
-        Ok(given.text)
+        let places = Places { inputs: into, mounts: None, overlays: None };
+        Ok(input::provide(&self.0, name, input, grant, token, places).await?.text)
     }
 
-    /// The same of an input that may be mounted below `mounts`, if that is given; then nothing of it is moved yet.
+    /// The same of an input that may be mounted, and then nothing of it is moved yet, or is to be merged with what the
+    /// job changes ([`overlay::mount_all`]).
     pub(crate) async fn give_input(
         &self,
         name: &str,
         input: &Input,
         grant: Option<&pb::InputGrant>,
         token: &str,
-        into: &Path,
-        mounts: Option<&Path>,
+        places: Places<'_>,
     ) -> Result<Given, Error> {
-        input::provide(&self.0, name, input, grant, token, into, mounts).await
+        input::provide(&self.0, name, input, grant, token, places).await
     }
 
     /// Stores a file at `to`, or a folder's files below it; returns a manifest entry for each,

@@ -79,13 +79,14 @@ const AT_RECURSIVE: c_uint = 0x8000;
 const MOVE_MOUNT_F_EMPTY_PATH: c_uint = 4;
 const MOUNT_ATTR_RDONLY: u64 = 1;
 
+/// `struct mount_attr` of linux/mount.h.
 #[repr(C)]
 #[derive(Default)]
-struct MountAttributes {
-    set: u64,
-    clear: u64,
-    propagation: u64,
-    user_namespace: u64,
+pub(super) struct MountAttributes {
+    pub(super) set: u64,
+    pub(super) clear: u64,
+    pub(super) propagation: u64,
+    pub(super) user_namespace: u64,
 }
 
 /// From linux/capability.h, version 3.
@@ -237,6 +238,30 @@ impl Action {
     }
 }
 
+/// Changes a mount (mount_setattr(2)); whether it worked. `errno` says why not.
+///
+/// # Safety
+/// Only a system call; `at` must be open, or stand for the working directory.
+pub(super) unsafe fn set_attributes(
+    at: c_int,
+    path: &CStr,
+    flags: c_int,
+    attributes: &MountAttributes,
+) -> bool {
+    // SAFETY: The attributes are as long as is said.
+    let set: c_long = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            at,
+            path.as_ptr(),
+            flags,
+            ptr::from_ref(attributes),
+            size_of::<MountAttributes>(),
+        )
+    };
+    set == 0
+}
+
 /// Does one; whether it worked. `errno` says why not.
 ///
 /// # Safety
@@ -309,16 +334,8 @@ unsafe fn act(action: &Action, trees: &mut [c_int]) -> bool {
                     false => (0, MOUNT_ATTR_RDONLY),
                 };
                 let attributes = MountAttributes { set, clear, ..MountAttributes::default() };
-                let flags = if *recursive { AT_RECURSIVE } else { 0 };
-                let set: c_long = libc::syscall(
-                    libc::SYS_mount_setattr,
-                    libc::AT_FDCWD,
-                    path.as_ptr(),
-                    flags,
-                    &raw const attributes,
-                    size_of::<MountAttributes>(),
-                );
-                set == 0
+                let flags = if *recursive { AT_RECURSIVE as c_int } else { 0 };
+                set_attributes(libc::AT_FDCWD, path, flags, &attributes)
             }
             Action::ShowProcesses => {
                 let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;

@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 
 mod enter;
 mod filter;
+mod idmap;
 mod plan;
 mod probe;
 mod rules;
@@ -32,6 +33,7 @@ mod users;
 
 pub(crate) use enter::{Entry, Failed};
 pub(crate) use filter::make_ready;
+pub(crate) use idmap::show_as;
 pub(crate) use probe::{PROBE, probe, probe_to_code};
 pub use users::JobUsers;
 pub(crate) use users::{NAME, User, Users, closed_above, give};

@@ -230,7 +230,7 @@ impl Partial {
         if self.head(WHOLE)? != SEALED {
             return Ok(());
         }
-        self.data.set_permissions(Permissions::from_mode(0o444))?;
+        self.data.set_permissions(Permissions::from_mode(0o644))?;
         fs::create_dir_all(to.parent().unwrap_or(to))?;
         fs::rename(&self.path, to)?;
         self.map.write_all_at(&MOVED.to_ne_bytes(), WHOLE)?;
