@@ -164,6 +164,21 @@ fn what_a_failed_job_has_changed_of_its_input_is_kept_with_it() {
 }
 
 #[test]
+fn a_job_goes_on_with_what_it_has_changed_while_its_agent_is_dead() {
+    let cluster = cluster(&agent());
+    let wait = "pwd > \"$OLDPWD/place\"\nuntil test -e go; do sleep 0.05; done\ncat new/c.txt go\n";
+    let name = cluster.create(&job(&format!("{CHANGE}{wait}"), ""));
+    cluster.atelier(["job", "stream", &name, "-q"]).spawn().prints(CHANGED);
+    cluster.agent("local", |agent| agent.kill());
+    cluster.start_agent(&agent());
+    let go = "echo went > $(cat place)/go";
+    cluster.atelier(["job", "exec", &name, "--", "sh", "-c", go]).ok();
+    cluster.completed(&name);
+    assert_eq!(log(&cluster, &name), format!("{CHANGED}went\n"));
+    until("nothing of it is left", || merged(&cluster).is_empty().then_some(()));
+}
+
+#[test]
 fn a_node_that_may_not_mount_copies_and_says_why() {
     let cluster = cluster(&agent().with("--mounts=none"));
     let node = cluster.atelier(["node", "show", "local", "-o", "json"]).ok().json();

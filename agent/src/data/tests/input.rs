@@ -13,6 +13,7 @@ use super::super::files::{self, Stop, StopOnDrop};
 use super::super::transfer::Second;
 use super::tree;
 use super::world::{STORE, TOKEN, World};
+use crate::data::Places;
 
 fn data(kind: DataKind, mode: InputMode) -> Input {
     Input::Data { kind, mode, uri: DataUri::Http(String::new()), asset: None, address: None }
@@ -381,5 +382,40 @@ async fn a_table_is_evaluated_to_the_files_it_names() {
         let error =
             world.input("u", "u", DataKind::MlTable, InputMode::EvalMount).await.unwrap_err();
         assert!(error.to_string().contains("no file 'MLTable'"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_to_be_merged_is_the_cache_s_own_files() {
+    for shared in [false, true] {
+        let world = World::new(shared).await;
+        for name in ["x", "d/y"] {
+            world.store(&format!("folder/{name}"), name.as_bytes());
+        }
+        let overlays = world.inputs().with_file_name("overlays");
+        let inputs = world.inputs();
+        let places = Places { inputs: &inputs, mounts: None, overlays: Some(&overlays) };
+        let source = Some(pb::input_grant::Source::Store(world.at("folder")));
+        let grant = pb::InputGrant { source };
+        let give = async |name: &str, mode| {
+            let input = data(DataKind::UriFolder, mode);
+            let given = world.plane.give_input(name, &input, Some(&grant), TOKEN, places);
+            assert_eq!(given.await.unwrap().text, inputs.join(name).to_str().unwrap());
+        };
+        give("given", InputMode::Download).await;
+        let place = if shared { inputs.join("given") } else { overlays.join("given/lower") };
+        assert_eq!(tree(&place).len(), 2);
+        assert_eq!(overlays.exists(), !shared);
+        for name in ["x", "d/y"] {
+            let found = fs::metadata(place.join(name)).unwrap();
+            let links = if shared { 1 } else { 2 };
+            assert_eq!((found.nlink(), found.mode() & 0o777), (links, 0o644), "{name}");
+        }
+        // What is linked for those who may only read it, whoever merges it next gets a copy of.
+        give("read", InputMode::RoMount).await;
+        give("next", InputMode::Download).await;
+        let place = if shared { inputs.join("next") } else { overlays.join("next/lower") };
+        let found = fs::metadata(place.join("x")).unwrap();
+        assert_eq!((found.nlink(), found.mode() & 0o777), (1, 0o644));
     }
 }
