@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use crate::attempt::Folder;
 use crate::supervisor::{EXITED, LAUNCH, Launch, STARTED, Started};
 use crate::{proc, record};
 
@@ -204,7 +205,11 @@ fn held(attempts: &Path, ended: &[u64]) -> Vec<(u64, Space)> {
 /// What a running attempt takes: its folder, and files of its processes that have no name any more.
 fn taken(attempt: &Path) -> Space {
     let mut found = size(attempt);
-    let Ok(device) = fs::metadata(attempt).map(|meta| meta.dev()) else { return found };
+    let mut devices: BTreeSet<u64> =
+        fs::metadata(attempt).map(|meta| meta.dev()).into_iter().collect();
+    // Those that the job may change are merged, and seem to be on devices of their own.
+    let inputs = fs::read_dir(Folder::at(attempt).inputs()).into_iter().flatten().flatten();
+    devices.extend(inputs.filter_map(|input| Some(input.metadata().ok()?.dev())));
     let mut seen = BTreeSet::new();
     for pid in processes(attempt) {
         // A file that was mapped lives on when it is closed, too. What is not shown to this user is not counted.
@@ -217,7 +222,7 @@ fn taken(attempt: &Path) -> Space {
                 let Some(Ok(meta)) = is_removed.then(|| fs::metadata(entry.path())) else {
                     continue;
                 };
-                if meta.nlink() == 0 && meta.dev() == device && seen.insert(meta.ino()) {
+                if meta.nlink() == 0 && devices.contains(&meta.dev()) && seen.insert(meta.ino()) {
                     found.add(&meta);
                 }
             }
@@ -241,14 +246,17 @@ fn processes(attempt: &Path) -> Vec<i32> {
     })
 }
 
-/// What a tree takes. A file of several names counts once if all of them are in the tree; if not, as inputs and
-/// what was published, others hold it. What is mounted in it is elsewhere.
+/// What an attempt's tree takes. A file of several names counts once if all of them are in the tree; if not, as inputs
+/// and what was published, others hold it. Of an input that the job may change the cache has one more, and can give up
+/// the file once the attempt is gone. What is mounted in the tree is elsewhere.
 fn size(root: &Path) -> Space {
     let device = fs::symlink_metadata(root).map(|meta| meta.dev()).ok();
+    let laid = Folder::at(root).overlays();
     let (mut found, mut folders) = (Space::default(), vec![root.to_owned()]);
     // How many names of each were found.
     let mut linked: BTreeMap<(u64, u64), u64> = BTreeMap::new();
     while let Some(folder) = folders.pop() {
+        let in_cache = u64::from(folder.starts_with(&laid));
         for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
             let Ok(meta) = entry.metadata() else { continue };
             if meta.is_dir() {
@@ -262,7 +270,7 @@ fn size(root: &Path) -> Space {
             if meta.nlink() > 1 {
                 let before = linked.entry((meta.dev(), meta.ino())).or_default();
                 *before += 1;
-                names = *before;
+                names = *before + in_cache;
             }
             if names == meta.nlink() {
                 found.add(&meta);
@@ -346,6 +354,24 @@ mod tests {
         }
         let found = size(&tree);
         assert_eq!(found.files, 2);
+        assert!((2 << 20..3 << 20).contains(&found.bytes), "{found:?}");
+    }
+
+    #[test]
+    fn of_an_input_that_a_job_may_change_it_takes_what_only_the_cache_has_besides() {
+        let place = tempfile::tempdir().unwrap();
+        let lower = place.path().join("tree/overlays/given/lower");
+        fs::create_dir_all(&lower).unwrap();
+        for name in ["cached", "shared"] {
+            fs::write(place.path().join(name), vec![1; 1 << 20]).unwrap();
+            fs::hard_link(place.path().join(name), lower.join(name)).unwrap();
+        }
+        // Another job has it too.
+        fs::hard_link(place.path().join("shared"), place.path().join("of another")).unwrap();
+        fs::write(lower.join("never cached"), vec![1; 1 << 20]).unwrap();
+        let found = size(&place.path().join("tree"));
+        // With three folders.
+        assert_eq!(found.files, 5);
         assert!((2 << 20..3 << 20).contains(&found.bytes), "{found:?}");
     }
 

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use atelier_proto::job::v1::JobStatus;
 use serde_json::json;
 
-use crate::harness::{Agent, Cluster, Registry, needs, until};
+use crate::harness::{Agent, Cluster, Registry, can, needs, until};
 
 const MIB: usize = 1 << 20;
 
@@ -90,6 +90,8 @@ const AS_IT_WAS: &str =
 fn what_a_job_changes_of_its_input_is_its_own() {
     let cluster = cluster(&agent());
     let means = downloads(&cluster);
+    // Where it can be done by hand, it is done.
+    assert_eq!(means == "overlay", can("overlays"));
     // One begins while the other has changed its own.
     let wait = "pwd > \"$OLDPWD/place\"\nuntil test -e go; do sleep 0.05; done\n";
     let first = cluster.create(&job(&format!("{CHANGE}{wait}"), ""));

@@ -56,7 +56,7 @@ impl Folder {
     }
 
     /// The attempt's folder that is there.
-    pub(super) fn at(path: &Path) -> Self {
+    pub(crate) fn at(path: &Path) -> Self {
         Self { path: path.to_owned() }
     }
 
@@ -211,7 +211,8 @@ impl Folder {
         match fs::create_dir(&work) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 self.unmount_all();
-                for old in [&work, &self.inputs(), &self.overlays(), &self.outputs()] {
+                // Last what says that there is something: whoever is killed meanwhile begins anew.
+                for old in [&self.inputs(), &self.overlays(), &self.outputs(), &work] {
                     remove_tree(old)?;
                 }
                 fs::create_dir(&work)

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
@@ -182,11 +182,24 @@ pub(super) async fn merge(attempt: &Attempt, user: Option<u32>) -> Result<(), Pr
         return Ok(());
     }
     let folder = attempt.folder.clone();
-    let merged = tokio::task::spawn_blocking(move || folder.merge(user)).await;
-    merged.unwrap_or_else(|stopped| Err(io::Error::other(stopped))).map_err(|error| {
-        // What it could when it was tried it cannot any more: the next attempt gets copies.
-        attempt.node.merges.store(false, Ordering::Relaxed);
-        problem::of(Cause::Platform, "cannot mount the inputs that the job may change", &error)
+    // Whoever cancels this meanwhile finds what is mounted.
+    let turn = attempt.mounting.clone().lock_owned().await;
+    let merged = tokio::task::spawn_blocking(move || {
+        let _turn = turn;
+        folder.merge(user)
+    });
+    let merged = merged.await.unwrap_or_else(|stopped| Err(io::Error::other(stopped)));
+    merged.map_err(|error| {
+        let cause = match error.kind() {
+            ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Cause::DiskFull,
+            // What it could when it was tried it cannot any more.
+            _ => {
+                tracing::warn!(%error, "inputs that jobs may change cannot be mounted: they are copied from now on");
+                attempt.node.merges.store(false, Ordering::Relaxed);
+                Cause::Platform
+            }
+        };
+        problem::of(cause, "cannot mount the inputs that the job may change", &error)
     })
 }
 

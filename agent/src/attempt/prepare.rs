@@ -18,7 +18,7 @@ use super::mounted::Inputs;
 use super::problem::{self, problem};
 use super::{Attempt, Node, Services, contain, moved, secrets, uncommitted, variables};
 use crate::clock;
-use crate::container::Image;
+use crate::container::{Containers, Image, Kind};
 use crate::data::{self, Fault, Given, Places};
 use crate::environment::{self, BuildLog, ImagePolicy, Realised, Wanted};
 
@@ -144,17 +144,26 @@ async fn one_input(
             let token = &attempt.assignment.token;
             let (inputs, mounts) = (attempt.folder.inputs(), attempt.folder.mounts());
             let overlays = attempt.folder.overlays();
-            let may_merge = attempt.node.merges.load(Ordering::Relaxed);
             let places = Places {
                 inputs: &inputs,
                 mounts: Some(&mounts),
-                overlays: may_merge.then_some(overlays.as_path()),
+                overlays: may_merge(attempt).then_some(overlays.as_path()),
             };
             let given = services.data.give_input(name, input, grant, token, places);
             Some(given.await.map_err(|error| of_input(name, &error))?)
         }
     };
     Ok((name.to_owned(), value))
+}
+
+/// Whether inputs that the job may change are to be merged of the cache and those changes.
+fn may_merge(attempt: &Attempt) -> bool {
+    let node = &attempt.node;
+    // An engine mounts what it sees itself, and may see nothing of it.
+    let is_engine = |containers: &Containers| containers.runtime().kind == Kind::Docker;
+    let by_engine = !matches!(attempt.spec.environment, Environment::Host)
+        && node.containers.as_ref().is_some_and(is_engine);
+    node.merges.load(Ordering::Relaxed) && !by_engine
 }
 
 /// Fetches the inputs that were to be mounted.

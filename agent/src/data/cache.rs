@@ -84,6 +84,8 @@ struct Index {
     entries: HashMap<Key, Entry>,
     total: u64,
     clock: u64,
+    /// From how much on, and from when, it is worth to look again for what can be removed, of a total over the limit.
+    stuck: Option<(u64, Instant)>,
 }
 
 /// The cache of one folder. All users of a folder in this process share one.
@@ -233,8 +235,11 @@ impl Cache {
             return Some(Seen::Objects(Arc::clone(self)));
         }
         let file = pins::hold(path).ok().flatten()?;
-        // For those that look at it there: what was used last goes last.
-        let _ = file.set_times(FileTimes::new().set_modified(SystemTime::now()));
+        // For those that look at it there: what was used last goes last. What has another name does not go, and whoever has
+        // that sees the time too.
+        let is_alone = file.metadata().is_ok_and(|found| found.nlink() == 1);
+        let times = FileTimes::new().set_modified(SystemTime::now());
+        let _ = is_alone.then(|| file.set_times(times));
         Some(Seen::File { _locked: file })
     }
 
@@ -315,6 +320,7 @@ impl Cache {
     pub(super) fn make_room(&self) -> u64 {
         let mut index = self.lock();
         self.refresh(&mut index, Duration::ZERO);
+        index.stuck = None;
         self.shrink(&mut index);
         index.total.saturating_sub(self.limit)
     }
@@ -379,8 +385,14 @@ impl Cache {
         if index.total <= self.limit {
             return;
         }
+        if index.stuck.is_some_and(|(total, at)| index.total < total && Instant::now() < at) {
+            return;
+        }
         let unused = Self::unused(index).map(|(key, entry)| (entry.used, key)).collect();
         bound::shrink(index.total, self.limit, unused, |key| self.remove(index, key));
+        // The rest is in use. To look at all of it for each file that comes would take longer than the files do.
+        let more = index.total + self.limit / 16;
+        index.stuck = (index.total > self.limit).then(|| (more, Instant::now() + STALE));
     }
 
     fn unused(index: &Index) -> impl Iterator<Item = (Key, &Entry)> {

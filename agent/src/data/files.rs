@@ -61,12 +61,25 @@ pub(super) fn link_read_only(from: &Path, to: &Path) -> Result<(), Error> {
         // Another user's file cannot be changed through the link anyway.
         let _ = fs::set_permissions(from, fs::Permissions::from_mode(mode & 0o555));
     }
+    link(from, to)
+}
+
+fn link(from: &Path, to: &Path) -> Result<(), Error> {
     match rustix::fs::link(from, to) {
         Ok(()) => Ok(()),
         Err(Errno::XDEV | Errno::PERM | Errno::MLINK | Errno::ACCESS | Errno::NOTSUP) => {
             std::os::unix::fs::symlink(from, to).map_err(|error| Error::io("link", to, error))
         }
         Err(errno) => Err(Error::errno("link", to, errno)),
+    }
+}
+
+/// The same of a file of this agent's cache. What root has, nobody else may write as it is, and where jobs are root too no
+/// mode would keep them from it: there it stays as it is, for those that may change theirs ([`super::overlay`]).
+pub(super) fn link_cached(from: &Path, to: &Path) -> Result<(), Error> {
+    match rustix::process::geteuid().is_root() {
+        true => link(from, to),
+        false => link_read_only(from, to),
     }
 }
 

@@ -12,7 +12,7 @@ use atelier_core::spec::{DataKind, DataUri, Input, InputMode};
 use atelier_proto::agent::v1 as pb;
 use bytes::Bytes;
 use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _};
-use tokio::sync::{OnceCell, Semaphore};
+use tokio::sync::{OnceCell, OwnedMutexGuard, Semaphore};
 
 use super::cache::{Cache, Kind, Pin, write_draft};
 use super::direct::Wanted;
@@ -138,7 +138,7 @@ pub(super) async fn provide(
     }
     let key = path::place(&at.path)?.to_owned();
     let (store, fetched) = (inner.store(at).await?, AtomicU64::new(0));
-    let place = Place { inner, at, key: &key, token, store, fetched };
+    let mut place = Place { inner, at, key: &key, token, store, fetched, is_kept: true };
     let (found, unnamed) = place.list().await?;
     let mut found = marks::without(found);
     let is_file = matches!(found.as_slice(), [only] if only.below.is_empty());
@@ -159,6 +159,7 @@ pub(super) async fn provide(
     }
     place.note(&found).await;
     let bytes = found.iter().map(|object| object.size).sum();
+    place.is_kept = bytes <= inner.cache.limit();
     let mounts = places.mounts.filter(|_| place.store.is_none() && !own_copy);
     let overlays = places.overlays.filter(|_| place.store.is_none() && own_copy);
     let (folder, mounted) = match mounts {
@@ -231,6 +232,8 @@ struct Place<'a> {
     store: Option<Arc<Store>>,
     /// Bytes that came through the gateway.
     fetched: AtomicU64,
+    /// Whether the cache can keep all that is given.
+    is_kept: bool,
 }
 
 impl Place<'_> {
@@ -271,7 +274,10 @@ impl Place<'_> {
         let read = |path: &Path| fs::read(path).map_err(|error| Error::io("read", path, error));
         let bytes = match &self.store {
             Some(store) => read(&store.place(&path::join(self.key, file)))?,
-            None => self.cached(object, None, None, move |path, _| read(path)).await?,
+            None => match self.look(object, move |path, _| read(path)).await? {
+                Ok(bytes) => bytes,
+                Err((turn, done)) => self.fetch(object, None, None, turn, done).await?,
+            },
         };
         String::from_utf8(bytes).map_err(|_| unsupported(format!("its file '{file}' is no UTF-8")))
     }
@@ -341,12 +347,7 @@ impl Place<'_> {
         way: Way,
         batch: Option<&Batch>,
     ) -> Result<(), Error> {
-        // What would fill much of the cache goes straight to its place.
-        let share = if way == Way::Copied { 8 } else { 2 };
-        if object.size > self.inner.cache.limit() / share {
-            self.fetched.fetch_add(object.size, Ordering::Relaxed);
-            return self.read(object, to, batch).await;
-        }
+        let place = to;
         let (to, stop) = (to.to_owned(), Stop::default());
         let _stop = StopOnDrop(stop.clone());
         let second = (way == Way::Copied).then(|| Second { path: to.clone(), stop: stop.clone() });
@@ -354,7 +355,7 @@ impl Place<'_> {
             // The folder may be another try's by now.
             stop.check()?;
             match (way, came) {
-                (Way::Linked, _) => files::link_read_only(from, &to),
+                (Way::Linked, _) => files::link_cached(from, &to),
                 (Way::Laid, _) => overlay::link(from, &to, &stop),
                 (Way::Copied, Came::Twice) => Ok(()),
                 (Way::Copied, Came::Bytes(bytes)) if bytes.len() as u64 <= files::SMALL => {
@@ -363,7 +364,18 @@ impl Place<'_> {
                 (Way::Copied, Came::Bytes(_) | Came::Cached) => files::copy(from, &to, &stop),
             }
         };
-        self.cached(object, batch, second, give).await
+        let (turn, give) = match self.look(object, give).await? {
+            Ok(()) => return Ok(()),
+            Err(missed) => missed,
+        };
+        // What would fill much of the cache, alone or with the rest of it, goes straight to its place.
+        let share = if way == Way::Copied { 8 } else { 2 };
+        if !self.is_kept || object.size > self.inner.cache.limit() / share {
+            drop(turn);
+            self.fetched.fetch_add(object.size, Ordering::Relaxed);
+            return self.read(object, place, batch).await;
+        }
+        self.fetch(object, batch, second, turn, give).await
     }
 
     /// Reads the object into a new file.
@@ -388,32 +400,47 @@ impl Place<'_> {
         Wanted { datastore, key, etag: &object.etag, token }
     }
 
-    /// Does something with the object in the node's cache, on a thread that may wait; it is read from the gateway if
-    /// it is not there yet, and stays there meanwhile. That it is listed for this attempt is its right to read it.
-    async fn cached<T: Send + 'static>(
+    /// Does something with the object in the node's cache, on a thread that may wait, if it is there; it stays there
+    /// meanwhile. That it is listed for this attempt is its right to read it. If it is not there, it is the caller's turn to
+    /// fetch it.
+    async fn look<
+        T: Send + 'static,
+        D: FnOnce(&Path, Came) -> Result<T, Error> + Send + 'static,
+    >(
         &self,
         object: &Found,
-        batch: Option<&Batch>,
-        second: Option<Second>,
-        done: impl FnOnce(&Path, Came) -> Result<T, Error> + Send + 'static,
-    ) -> Result<T, Error> {
-        let key = path::join(self.key, &object.below);
-        let Found { size, etag, .. } = object;
-        let id = object_id(&self.at.datastore, &key, *size, etag);
+        done: D,
+    ) -> Result<Result<T, (Turn, D)>, Error> {
+        let (id, size) = (self.id(object), object.size);
         // Who asks for the same meanwhile waits for the bytes, and not for what is done with them afterwards.
         let turn = self.inner.flights.of(id).lock_owned().await;
-        let (cache, size) = (Arc::clone(&self.inner.cache), *size);
-        let look = move || match find(&cache, id, size) {
+        let cache = Arc::clone(&self.inner.cache);
+        blocking(move || match find(&cache, id, size) {
             Some((path, _pin)) => {
                 drop(turn);
                 done(&path, Came::Cached).map(Ok)
             }
             None => Ok(Err((turn, done))),
-        };
-        let (turn, done) = match blocking(look).await? {
-            Ok(done) => return Ok(done),
-            Err(rest) => rest,
-        };
+        })
+        .await
+    }
+
+    fn id(&self, object: &Found) -> Digest {
+        let key = path::join(self.key, &object.below);
+        object_id(&self.at.datastore, &key, object.size, &object.etag)
+    }
+
+    /// Reads the object from the gateway into the cache, and does something with it there.
+    async fn fetch<T: Send + 'static>(
+        &self,
+        object: &Found,
+        batch: Option<&Batch>,
+        second: Option<Second>,
+        turn: Turn,
+        done: impl FnOnce(&Path, Came) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let (id, size) = (self.id(object), object.size);
+        let key = path::join(self.key, &object.below);
         let draft = self.inner.cache.draft();
         let wanted = self.wanted(object, &key, batch).await;
         let gateway = &self.inner.gateway;
@@ -438,6 +465,9 @@ impl Place<'_> {
         .await
     }
 }
+
+/// Whoever has it fetches an object, and others wait.
+type Turn = OwnedMutexGuard<()>;
 
 /// How an object of the cache came there.
 enum Came {

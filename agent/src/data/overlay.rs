@@ -13,7 +13,7 @@
 //! kernel or the file system cannot, as [`probe`] finds out, jobs get copies.
 
 use std::ffi::{CString, OsStr};
-use std::fs;
+use std::fs::{self, Metadata};
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
@@ -95,9 +95,20 @@ impl Overlay {
 
 /// Makes a link to a file of the cache, or a copy where that cannot be.
 pub(super) fn link(from: &Path, to: &Path, stop: &Stop) -> Result<(), Error> {
-    // Its owner is to be able to write it, and it is not for this to change what others have.
-    let may_write = fs::metadata(from).is_ok_and(|found| found.mode() & 0o777 == 0o644);
-    match may_write.then(|| rustix::fs::link(from, to)) {
+    let (user, group) = (rustix::process::geteuid(), rustix::process::getegid());
+    let is_ours = |found: &Metadata| found.uid() == user.as_raw() && found.gid() == group.as_raw();
+    let may_write = |found: &Metadata| match found.mode() & 0o777 {
+        0o644 => true,
+        // An agent of before kept all of them so; whoever has a link to it relies on that.
+        0o444 if found.nlink() == 1 => {
+            fs::set_permissions(from, fs::Permissions::from_mode(0o644)).is_ok()
+        }
+        _ => false,
+    };
+    let found = fs::symlink_metadata(from).ok();
+    // Another agent's would be nobody's to the job.
+    let may_link = found.is_some_and(|found| is_ours(&found) && may_write(&found));
+    match may_link.then(|| rustix::fs::link(from, to)) {
         Some(Ok(())) => Ok(()),
         // Another file system, or as many links as there can be.
         _ => files::copy(from, to, stop),
@@ -122,9 +133,10 @@ pub(crate) fn mount_all(overlays: &Path, inputs: &Path, user: Option<u32>) -> io
 /// Takes them away, whoever still uses them.
 pub(crate) fn unmount_all(overlays: &Path, inputs: &Path) {
     let _ = each(overlays, |overlay, name| {
-        // One that is not mounted is fine.
-        let _ = unmount(inputs.join(name), UnmountFlags::DETACH);
-        let _ = unmount(overlay.mapped(), UnmountFlags::DETACH);
+        for at in [inputs.join(name), overlay.mapped()] {
+            // Until there is none any more: who was killed may have left one below another.
+            while unmount(&at, UnmountFlags::DETACH).is_ok() {}
+        }
         Ok(())
     });
 }
@@ -174,7 +186,11 @@ fn try_one(overlays: &Path, inputs: &Path, user: Option<u32>) -> Result<(), Stri
     let at = inputs.join("input");
     fs::create_dir_all(&at).map_err(unready)?;
     let (file, seen) = (overlay.lower().join("file"), at.join("file"));
-    drop(files::write_new(&file, b"as it was", 0o644).map_err(|error| error.to_string())?);
+    fs::write(&file, "as it was").map_err(unready)?;
+    for folder in ["renamed", "removed"] {
+        fs::create_dir(overlay.lower().join(folder)).map_err(unready)?;
+        fs::write(overlay.lower().join(folder).join("file"), "").map_err(unready)?;
+    }
     mount_all(overlays, inputs, user).map_err(|error| format!("overlayfs: {error}"))?;
     let wrong = |error: io::Error| format!("overlayfs is not as expected: {error}");
     let found = fs::metadata(&seen).map_err(wrong)?;
@@ -183,8 +199,61 @@ fn try_one(overlays: &Path, inputs: &Path, user: Option<u32>) -> Result<(), Stri
     }
     fs::write(&seen, "changed").map_err(wrong)?;
     let owner = fs::metadata(&seen).map_err(wrong)?.uid();
-    match fs::read(&file).map_err(wrong)? == b"as it was" && owner == user.unwrap_or(0) {
+    if fs::read(&file).map_err(wrong)? != b"as it was" || owner != user.unwrap_or(0) {
+        return Err("overlayfs does not keep what is changed apart".to_owned());
+    }
+    // Without attributes that a file system, or a namespace in which this is root, may not have, neither can be done.
+    fs::rename(at.join("renamed"), at.join("new")).map_err(wrong)?;
+    fs::remove_dir_all(at.join("removed")).map_err(wrong)?;
+    fs::create_dir(at.join("removed")).map_err(wrong)?;
+    match fs::read_dir(at.join("removed")).map_err(wrong)?.next().is_none()
+        && at.join("new/file").exists()
+    {
         true => Ok(()),
-        false => Err("overlayfs does not keep what is changed apart".to_owned()),
+        false => Err("overlayfs does not know what was removed and renamed".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn what_its_user_could_not_change_through_a_link_is_copied() {
+        let place = tempfile::tempdir().unwrap();
+        let path = |name: &str| place.path().join(name);
+        let cached = |name: &str, mode: u32| {
+            fs::write(path(name), name).unwrap();
+            fs::set_permissions(path(name), fs::Permissions::from_mode(mode)).unwrap();
+            path(name)
+        };
+        let links = |name: &str| {
+            let to = path(&format!("{name}-given"));
+            link(&path(name), &to, &Stop::default()).unwrap();
+            let found = fs::metadata(&to).unwrap();
+            assert_eq!(fs::read_to_string(&to).unwrap(), name);
+            assert_eq!(found.mode() & 0o777, 0o644, "{name}");
+            found.nlink()
+        };
+        cached("usual", 0o644);
+        assert_eq!(links("usual"), 2);
+        cached("of-before", 0o444);
+        assert_eq!(links("of-before"), 2);
+        fs::hard_link(cached("read-elsewhere", 0o444), path("there")).unwrap();
+        assert_eq!(links("read-elsewhere"), 1);
+        assert_eq!(fs::metadata(path("there")).unwrap().mode() & 0o777, 0o444);
+        if rustix::process::geteuid().is_root() {
+            chown(cached("of-another", 0o644), Some(1234), None).unwrap();
+            assert_eq!(links("of-another"), 1);
+        }
+    }
+
+    #[test]
+    fn what_can_be_tried_leaves_nothing() {
+        let place = tempfile::tempdir().unwrap();
+        let tried = probe(place.path(), Some(0x7000_0000));
+        assert_eq!(fs::read_dir(place.path()).unwrap().count(), 0, "{tried:?}");
     }
 }

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use rustix::fs::CWD;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
-use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
+use rustix::process::{Pid, Signal, WaitOptions, getpid, kill_process, waitpid};
 
 use super::enter::{MountAttributes, set_attributes};
 
@@ -52,6 +52,7 @@ impl Process {
     fn waiting() -> io::Result<Self> {
         // With the calling process's files, none of which it would hold longer then.
         let flags = (libc::CLONE_NEWUSER | libc::CLONE_FILES | libc::SIGCHLD) as libc::c_ulong;
+        let parent = getpid().as_raw_nonzero().get();
         // SAFETY: Without a stack of its own, clone is fork. Of a process of several threads, the child makes nothing
         // but system calls.
         let pid =
@@ -60,6 +61,9 @@ impl Process {
             // SAFETY: As above. Should its parent end before it is told to, it is told by that.
             unsafe {
                 libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                if libc::getppid() != parent {
+                    libc::_exit(0);
+                }
                 loop {
                     libc::pause();
                 }

@@ -27,16 +27,21 @@ fn script(arguments: &[&str]) -> Result<String, String> {
 /// out, and says so.
 #[track_caller]
 pub(crate) fn needs(fault: &str) {
+    assert!(
+        can(fault),
+        "this machine does not allow the fault '{fault}' (tests/scripts/faults check); leave this \
+         test out with --skip"
+    );
+}
+
+/// Whether this machine allows it.
+pub(crate) fn can(fault: &str) -> bool {
     static KINDS: OnceLock<String> = OnceLock::new();
     let kinds = KINDS.get_or_init(|| match std::env::var("ATELIER_FAULTS") {
         Ok(kinds) => kinds,
         Err(_) => script(&["check"]).unwrap_or_default(),
     });
-    assert!(
-        kinds.split_whitespace().any(|kind| kind == fault),
-        "this machine does not allow the fault '{fault}' (tests/scripts/faults check); leave this \
-         test out with --skip"
-    );
+    kinds.split_whitespace().any(|kind| kind == fault)
 }
 
 /// A small file system of its own. Dropping it unmounts it.

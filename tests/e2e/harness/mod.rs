@@ -19,7 +19,7 @@ mod wait;
 pub(crate) use bao::Bao;
 pub(crate) use cli::{Cli, Outcome, Running};
 pub(crate) use cluster::{Agent, Cluster, PROGRAM, Settings, http, job_yaml};
-pub(crate) use faults::{Disk, FaultyClock, FaultyIo, Hang, needs};
+pub(crate) use faults::{Disk, FaultyClock, FaultyIo, Hang, can, needs};
 pub(crate) use history::{History, check_database};
 pub(crate) use keyring::Session;
 pub(crate) use many::Answering;

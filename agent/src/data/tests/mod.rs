@@ -160,3 +160,35 @@ fn the_cache_tells_what_it_holds_and_lets_go_of_what_is_not_in_use() {
     assert!(linked.exists(), "an input of a job");
     assert_eq!(cache.held(Kind::Objects).count, 1);
 }
+
+#[test]
+fn while_all_is_in_use_it_is_not_looked_through_for_each_file_that_comes() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = Cache::open(folder.path(), Some(1600)).unwrap();
+    let keep = |number: u8| {
+        let draft = cache.draft();
+        write_draft(&draft, &[number; 100]).unwrap();
+        cache.keep(draft, Kind::Files, Digest::of(&[number])).unwrap().0
+    };
+    let input = |number: u8| folder.path().join(format!("input-{number}"));
+    for number in 0..16 {
+        fs::hard_link(keep(number), input(number)).unwrap();
+    }
+    // It is over the limit, and nothing can go.
+    let (last, pin) = {
+        let draft = cache.draft();
+        write_draft(&draft, &[16; 100]).unwrap();
+        cache.keep(draft, Kind::Files, Digest::of(&[16])).unwrap()
+    };
+    assert_eq!(cache.total(), 1700);
+    drop(pin);
+    (0..16).for_each(|number| fs::remove_file(input(number)).unwrap());
+    // Less than a sixteenth of the limit more.
+    let draft = cache.draft();
+    write_draft(&draft, b"little").unwrap();
+    cache.keep(draft, Kind::Files, Digest::of(b"little")).unwrap();
+    assert_eq!(cache.total(), 1706);
+    keep(17);
+    assert!(cache.total() <= 1440, "{}", cache.total());
+    assert!(last.exists());
+}
