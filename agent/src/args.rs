@@ -97,7 +97,8 @@ pub struct AgentArgs {
     /// Move all data through the daemon, even on a machine that shares its storage folder
     #[arg(long)]
     pub no_shared_store: bool,
-    /// Whether inputs that this node has to fetch are mounted, and fetched as jobs read them
+    /// Whether inputs that this node has to fetch are mounted: fetched as jobs read them, and those that jobs may change seen
+    /// through their changes
     #[arg(long, value_enum, value_name = "WHEN", default_value = "auto", env = "ATELIER_MOUNTS")]
     pub mounts: Mounts,
     /// How long a job's read of a mounted input waits for a daemon that is away before it fails
@@ -168,7 +169,7 @@ pub enum Mounts {
     /// Where the machine can.
     #[default]
     Auto,
-    /// Never: they are fetched before the job starts.
+    /// Never: they are fetched before the job starts, and copied for jobs that may change them.
     None,
 }
 

@@ -204,13 +204,14 @@ fn held(attempts: &Path, ended: &[u64]) -> Vec<(u64, Space)> {
 
 /// What a running attempt takes: its folder, and files of its processes that have no name any more.
 fn taken(attempt: &Path) -> Space {
-    let mut found = size(attempt);
+    // What of inputs lies in the cache too is counted with the folder, and still there when the job has removed it.
+    let mut seen = BTreeSet::new();
+    let mut found = size(attempt, &mut seen);
     let mut devices: BTreeSet<u64> =
         fs::metadata(attempt).map(|meta| meta.dev()).into_iter().collect();
     // Those that the job may change are merged, and seem to be on devices of their own.
     let inputs = fs::read_dir(Folder::at(attempt).inputs()).into_iter().flatten().flatten();
     devices.extend(inputs.filter_map(|input| Some(input.metadata().ok()?.dev())));
-    let mut seen = BTreeSet::new();
     for pid in processes(attempt) {
         // A file that was mapped lives on when it is closed, too. What is not shown to this user is not counted.
         for open in ["fd", "map_files"] {
@@ -248,15 +249,15 @@ fn processes(attempt: &Path) -> Vec<i32> {
 
 /// What an attempt's tree takes. A file of several names counts once if all of them are in the tree; if not, as inputs
 /// and what was published, others hold it. Of an input that the job may change the cache has one more, and can give up
-/// the file once the attempt is gone. What is mounted in the tree is elsewhere.
-fn size(root: &Path) -> Space {
+/// the file once the attempt is gone: `laid` gets their numbers. What is mounted in the tree is elsewhere.
+fn size(root: &Path, laid: &mut BTreeSet<u64>) -> Space {
     let device = fs::symlink_metadata(root).map(|meta| meta.dev()).ok();
-    let laid = Folder::at(root).overlays();
+    let lowers = Folder::at(root).overlays();
     let (mut found, mut folders) = (Space::default(), vec![root.to_owned()]);
     // How many names of each were found.
     let mut linked: BTreeMap<(u64, u64), u64> = BTreeMap::new();
     while let Some(folder) = folders.pop() {
-        let in_cache = u64::from(folder.starts_with(&laid));
+        let in_cache = u64::from(folder.starts_with(&lowers));
         for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
             let Ok(meta) = entry.metadata() else { continue };
             if meta.is_dir() {
@@ -271,6 +272,7 @@ fn size(root: &Path) -> Space {
                 let before = linked.entry((meta.dev(), meta.ino())).or_default();
                 *before += 1;
                 names = *before + in_cache;
+                laid.extend((in_cache > 0).then_some(meta.ino()));
             }
             if names == meta.nlink() {
                 found.add(&meta);
@@ -352,7 +354,7 @@ mod tests {
         for name in ["input", "once more"] {
             fs::hard_link(place.path().join("others"), tree.join(name)).unwrap();
         }
-        let found = size(&tree);
+        let found = size(&tree, &mut BTreeSet::new());
         assert_eq!(found.files, 2);
         assert!((2 << 20..3 << 20).contains(&found.bytes), "{found:?}");
     }
@@ -369,7 +371,9 @@ mod tests {
         // Another job has it too.
         fs::hard_link(place.path().join("shared"), place.path().join("of another")).unwrap();
         fs::write(lower.join("never cached"), vec![1; 1 << 20]).unwrap();
-        let found = size(&place.path().join("tree"));
+        let mut laid = BTreeSet::new();
+        let found = size(&place.path().join("tree"), &mut laid);
+        assert_eq!(laid.len(), 2);
         // With three folders.
         assert_eq!(found.files, 5);
         assert!((2 << 20..3 << 20).contains(&found.bytes), "{found:?}");

@@ -91,7 +91,7 @@ fn what_a_job_changes_of_its_input_is_its_own() {
     let cluster = cluster(&agent());
     let means = downloads(&cluster);
     // Where it can be done by hand, it is done.
-    assert_eq!(means == "overlay", can("overlays"));
+    assert!(means == "overlay" || !can("overlays"));
     // One begins while the other has changed its own.
     let wait = "pwd > \"$OLDPWD/place\"\nuntil test -e go; do sleep 0.05; done\n";
     let first = cluster.create(&job(&format!("{CHANGE}{wait}"), ""));

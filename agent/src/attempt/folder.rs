@@ -297,7 +297,11 @@ impl Folder {
     pub(crate) fn remove(&self) -> io::Result<()> {
         self.unmount_all();
         match self.put_aside() {
-            Ok(aside) => insist(&aside),
+            Ok(aside) => {
+                // What somebody was about to look into may have been mounted until its name was another.
+                Self::at(&aside).unmount_all();
+                insist(&aside)
+            }
             // It is gone, or on a file system of its own.
             Err(_) => insist(&self.path),
         }

@@ -147,10 +147,6 @@ impl Kept {
         let kept = all.get_mut(&key.epoch).filter(|kept| &kept.key == key);
         let kept = kept.ok_or("nothing is kept of the job any more")?;
         if kept.cgroup.is_none() {
-            // The agent that kept it may have been another, or the machine have been off since.
-            kept.merge().map_err(|error| {
-                format!("cannot mount the inputs of what is kept of the job: {error}")
-            })?;
             let made = kept.groups(node).map_err(|error| {
                 format!("cannot make control groups for what is kept of the job: {error}")
             })?;
@@ -201,18 +197,28 @@ impl Sandbox {
         record::write(self.folder.path(), RECORD, &self.record)
     }
 
-    /// Has its inputs whole that its command could change.
-    fn merge(&self) -> io::Result<()> {
-        let launch = record::read::<Launch>(self.folder.path(), LAUNCH)?;
-        self.folder.merge(launch.and_then(|launch| launch.user()))
-    }
-
     /// Groups with limits, and no way to any GPU.
     fn groups(&self, node: &Node) -> io::Result<Option<Cgroup>> {
         let memory_mib = self.folder.assignment().map_or(0, |assignment| assignment.memory_mib);
         let limits = node.cgroups.limits_aside(memory_mib);
         node.cgroups.create(self.key.epoch, &limits, &node.devices.denied(&[]))
     }
+}
+
+/// Has the inputs of a kept attempt whole that its command could change, before anybody enters it: the agent that kept
+/// it may have been another, or the machine have been off since.
+///
+/// # Errors
+/// Why they are not, in words.
+pub(crate) async fn make_whole(folder: &Folder) -> Result<(), String> {
+    let folder = folder.clone();
+    let merge = move || {
+        let launch = record::read::<Launch>(folder.path(), LAUNCH)?;
+        folder.merge(launch.and_then(|launch| launch.user()))
+    };
+    let merged = tokio::task::spawn_blocking(merge).await;
+    let merged = merged.unwrap_or_else(|stopped| Err(io::Error::other(stopped)));
+    merged.map_err(|error| format!("cannot mount the inputs of what is kept of the job: {error}"))
 }
 
 /// Variables in place of the job's: its GPUs are others' now, and its token is dead.

@@ -16,7 +16,8 @@ use super::prepare::Prepared;
 use super::process::Process;
 use super::run::canceled;
 use super::{Attempt, distribution, problem, secrets, variables};
-use crate::data::mount;
+use crate::data::{mount, overlay};
+use crate::disk;
 use crate::isolation::{self, Abilities, Means, View};
 use crate::record;
 use crate::secrets::Held;
@@ -186,19 +187,21 @@ pub(super) async fn merge(attempt: &Attempt, user: Option<u32>) -> Result<(), Pr
     let turn = attempt.mounting.clone().lock_owned().await;
     let merged = tokio::task::spawn_blocking(move || {
         let _turn = turn;
-        folder.merge(user)
+        // Whether it is this attempt that it cannot be done for, or any.
+        folder.merge(user).map_err(|error| (error, overlay::probe(folder.path(), user).is_ok()))
     });
-    let merged = merged.await.unwrap_or_else(|stopped| Err(io::Error::other(stopped)));
-    merged.map_err(|error| {
-        let cause = match error.kind() {
-            ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Cause::DiskFull,
-            // What it could when it was tried it cannot any more.
-            _ => {
-                tracing::warn!(%error, "inputs that jobs may change cannot be mounted: they are copied from now on");
-                attempt.node.merges.store(false, Ordering::Relaxed);
-                Cause::Platform
-            }
+    let merged = merged.await.unwrap_or_else(|stopped| Err((io::Error::other(stopped), true)));
+    merged.map_err(|(error, others_can)| {
+        let is_full = match error.kind() {
+            // The kernel says so of its mounts, too.
+            ErrorKind::StorageFull => !disk::has_free(attempt.folder.path(), 1000),
+            kind => kind == ErrorKind::QuotaExceeded,
         };
+        let cause = if is_full { Cause::DiskFull } else { Cause::Platform };
+        if !is_full && !others_can {
+            tracing::warn!(%error, "inputs that jobs may change cannot be mounted: they are copied from now on");
+            attempt.node.merges.store(false, Ordering::Relaxed);
+        }
         problem::of(cause, "cannot mount the inputs that the job may change", &error)
     })
 }
@@ -322,7 +325,7 @@ pub(crate) const NEEDED: [&str; 5] = [
 /// Files that ssh reads and that seem nobody's in a user namespace, upon which it gives up.
 const SSH: &str = "/etc/ssh/ssh_config.d";
 
-/// Inputs that the job has a copy of for itself.
+/// Inputs that the job may change.
 pub(super) fn own_inputs(attempt: &Attempt) -> impl Iterator<Item = PathBuf> {
     let is_own = |mode| matches!(mode, InputMode::Download | InputMode::EvalDownload);
     let inputs = attempt.spec.inputs.iter();

@@ -59,7 +59,7 @@ pub use variables::MARK as ATTEMPT_MARK;
 
 pub(crate) use contain::{note as note_container, of as container_of, remove as remove_container};
 pub(crate) use folder::Folder;
-pub(crate) use kept::{Kept, let_go, make_room, watch as watch_kept};
+pub(crate) use kept::{Kept, let_go, make_room, make_whole, watch as watch_kept};
 pub(crate) use launch::{NEEDED, hidden, some_need_control};
 pub(crate) use prepare::{images, surroundings};
 pub(crate) use problem::{of as problem_of, problem as make_problem};

@@ -236,7 +236,7 @@ impl Cache {
         }
         let file = pins::hold(path).ok().flatten()?;
         // For those that look at it there: what was used last goes last. What has another name does not go, and whoever has
-        // that sees the time too.
+        // that sees the time too: of files that jobs always use it is when they began to.
         let is_alone = file.metadata().is_ok_and(|found| found.nlink() == 1);
         let times = FileTimes::new().set_modified(SystemTime::now());
         let _ = is_alone.then(|| file.set_times(times));

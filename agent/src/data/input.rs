@@ -331,7 +331,7 @@ impl Place<'_> {
                     stop.check()?;
                     match way {
                         Way::Linked => files::link_read_only(from, to),
-                        // Others may write what lies in a shared folder.
+                        // What others may write is not laid under anything.
                         Way::Copied | Way::Laid => files::copy(from, to, &stop),
                     }
                 })
@@ -347,10 +347,10 @@ impl Place<'_> {
         way: Way,
         batch: Option<&Batch>,
     ) -> Result<(), Error> {
-        let place = to;
         let (to, stop) = (to.to_owned(), Stop::default());
         let _stop = StopOnDrop(stop.clone());
         let second = (way == Way::Copied).then(|| Second { path: to.clone(), stop: stop.clone() });
+        let (place, stop_reading) = (to.clone(), stop.clone());
         let give = move |from: &Path, came: Came| {
             // The folder may be another try's by now.
             stop.check()?;
@@ -372,17 +372,31 @@ impl Place<'_> {
         let share = if way == Way::Copied { 8 } else { 2 };
         if !self.is_kept || object.size > self.inner.cache.limit() / share {
             drop(turn);
-            self.fetched.fetch_add(object.size, Ordering::Relaxed);
-            return self.read(object, place, batch).await;
+            return self.read(object, place, stop_reading, batch).await;
         }
         self.fetch(object, batch, second, turn, give).await
     }
 
     /// Reads the object into a new file.
-    async fn read(&self, object: &Found, to: &Path, batch: Option<&Batch>) -> Result<(), Error> {
+    async fn read(
+        &self,
+        object: &Found,
+        to: PathBuf,
+        stop: Stop,
+        batch: Option<&Batch>,
+    ) -> Result<(), Error> {
         let key = path::join(self.key, &object.below);
         let wanted = self.wanted(object, &key, batch).await;
-        self.inner.gateway.get(&wanted, object.size, to).await
+        self.fetched.fetch_add(object.size, Ordering::Relaxed);
+        if object.size > SMALL {
+            return self.inner.gateway.get(&wanted, object.size, &to).await;
+        }
+        let bytes = self.inner.gateway.bytes(&wanted, object.size).await?;
+        blocking(move || {
+            stop.check()?;
+            files::write_new(&to, &bytes, 0o644).map(drop)
+        })
+        .await
     }
 
     /// What is asked for. The address of one of a batch is at hand from then on.

@@ -18,6 +18,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
@@ -121,6 +122,9 @@ pub(super) fn link(from: &Path, to: &Path, stop: &Stop) -> Result<(), Error> {
 /// # Errors
 /// The kernel's.
 pub(crate) fn mount_all(overlays: &Path, inputs: &Path, user: Option<u32>) -> io::Result<()> {
+    // Two that come at once do not mount it twice.
+    static MOUNTING: Mutex<()> = Mutex::new(());
+    let _turn = MOUNTING.lock().unwrap_or_else(PoisonError::into_inner);
     each(overlays, |overlay, name| {
         let at = inputs.join(name);
         match is_mounted(&at)? {
@@ -135,7 +139,7 @@ pub(crate) fn unmount_all(overlays: &Path, inputs: &Path) {
     let _ = each(overlays, |overlay, name| {
         for at in [inputs.join(name), overlay.mapped()] {
             // Until there is none any more: who was killed may have left one below another.
-            while unmount(&at, UnmountFlags::DETACH).is_ok() {}
+            while unmount(&at, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW).is_ok() {}
         }
         Ok(())
     });
@@ -161,8 +165,8 @@ fn is_mounted(at: &Path) -> io::Result<bool> {
     Ok(found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
 }
 
-/// Finds out whether inputs can be merged below an agent's folder, for a user that its jobs may have. Waits for the
-/// disk.
+/// Finds out whether inputs can be merged below a folder of the agent's, for a user that its jobs may have. Waits for
+/// the disk.
 ///
 /// # Errors
 /// Why not, in words.
@@ -193,6 +197,9 @@ fn try_one(overlays: &Path, inputs: &Path, user: Option<u32>) -> Result<(), Stri
     }
     mount_all(overlays, inputs, user).map_err(|error| format!("overlayfs: {error}"))?;
     let wrong = |error: io::Error| format!("overlayfs is not as expected: {error}");
+    if !is_mounted(&at).map_err(wrong)? {
+        return Err("the kernel does not tell what is mounted (Linux 5.8 does)".to_owned());
+    }
     let found = fs::metadata(&seen).map_err(wrong)?;
     if user.is_some_and(|user| (found.uid(), found.gid()) != (user, user)) {
         return Err("overlayfs does not show files as another user's".to_owned());

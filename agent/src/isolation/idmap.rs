@@ -70,7 +70,9 @@ impl Process {
             }
         }
         let failed = io::Error::last_os_error();
-        i32::try_from(pid).ok().and_then(Pid::from_raw).map(Self).ok_or(failed)
+        // Its number for too many is that of a full disk.
+        let failed = || io::Error::other(format!("a user namespace cannot be made: {failed}"));
+        i32::try_from(pid).ok().and_then(Pid::from_raw).map(Self).ok_or_else(failed)
     }
 }
 

@@ -20,10 +20,10 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::Streaming;
 
 use crate::args::AgentArgs;
-use crate::attempt::{News, Node, Services, let_go};
+use crate::attempt::{News, Node, Services, let_go, make_whole};
 use crate::caches::Images;
 use crate::data::{self, DataPlane};
-use crate::exec::{self, Channel};
+use crate::exec::{self, Channel, Place};
 use crate::facts::Facts;
 use crate::monitor::NodeSampler;
 use crate::notify::Notifier;
@@ -464,9 +464,14 @@ impl Session {
         };
         let services = self.services.borrow().clone();
         let closed = services.map(|services| Arc::clone(&services.closed));
-        let channel = Channel { request, node: self.name.clone(), attempt, closed };
+        let mut channel = Channel { request, node: self.name.clone(), attempt, closed };
         let args = self.args.clone();
         tokio::task::spawn_local(async move {
+            if let Ok(Place { folder, kept: Some(_), .. }) = &channel.attempt
+                && let Err(why) = make_whole(folder).await
+            {
+                channel.attempt = Err(why);
+            }
             exec::answer(args, channel).await;
             drop(permit);
         });
