@@ -61,7 +61,13 @@ def run(*words, given=None):
     return done.stdout
 
 
+def settle():
+    """What was written before is on the disk, so that nobody waits for what another one has written."""
+    os.sync()
+
+
 def seconds(*words):
+    settle()
     began = time.perf_counter()
     run(*words)
     return time.perf_counter() - began
@@ -126,6 +132,7 @@ inputs: {{given: {{type: uri_folder, mode: download, path: 'azureml://datastores
 """
     if made:
         yaml += f"outputs: {{made: {{type: uri_folder, path: 'azureml://datastores/{made}/paths/made'}}}}\n"
+    settle()
     name = json.loads(run(atelier, "job", "create", "-f", "-", "--query", "name", "-o", "json", given=yaml))
     if subprocess.run([atelier, "job", "stream", "-q", name], env=env, capture_output=True).returncode != 0:
         sys.exit("data: " + run(atelier, "job", "show", name))
@@ -317,35 +324,45 @@ def copies(program):
                 served.make(named)
                 return named
 
-            for name, copy in peers.items():
-                at = bucket(name)
-                up = copy(True, str(source), at)
-                down = copy(False, str(fresh("target")), at)
-                check(work / "target", source)
+            # Who comes later finds less memory free: that is somebody else each time.
+            names = list(figures)
+            turn = round % len(names)
+            for name in names[turn:] + names[:turn]:
+                if name == "atelier":
+                    down, up, again = by_jobs(served, source, bucket)
+                else:
+                    at = bucket(name)
+                    up = peers[name](True, str(source), at)
+                    down = peers[name](False, str(fresh("target")), at)
+                    check(work / "target", source)
+                    served.clear(at)
+                fresh("target")
                 figures[name][0].append(down)
                 figures[name][1].append(up)
-                served.clear(at)
-            given, made = bucket("given"), bucket("made")
-            for at in (given, made):
-                served.datastore(at.replace("-", "_"), at)
-            served.by_rclone(True, str(source), given)
-            words = "cp -rl ${{inputs.given}}/. ${{outputs.made}}/ || cp -r ${{inputs.given}}/. ${{outputs.made}}/"
-            down, up = job(words, given.replace("-", "_"), made.replace("-", "_"))
-            served.by_rclone(False, str(fresh("target")), f"{made}/made")
-            check(work / "target", source)
-            again, _ = job("true", given.replace("-", "_"))
-            figures["atelier"][0].append(down)
-            figures["atelier"][1].append(up)
             print(json.dumps({"server": program, "set": what, "round": round, "again_s": round_(again),
                               **{name: [round_(d[-1]), round_(u[-1])] for name, (d, u) in figures.items()}}), flush=True)
-            for at in (given, made):
-                served.clear(at)
         for way, index in (("download", 0), ("upload", 1)):
             medians = {name: statistics.median(both[index]) for name, both in figures.items()}
             fastest = min((name for name in medians if name != "atelier"), key=medians.get)
             print(json.dumps({"server": program, "set": what, "way": way, "fastest_peer": fastest,
                               "of_its_speed": round_(medians[fastest] / medians["atelier"]),
                               **{name: round_(took) for name, took in medians.items()}}), flush=True)
+
+
+def by_jobs(served, source, bucket):
+    """Seconds of a job's download and upload of the same, and of the download of another job with that input."""
+    given, made = bucket("given"), bucket("made")
+    for at in (given, made):
+        served.datastore(at.replace("-", "_"), at)
+    served.by_rclone(True, str(source), given)
+    words = "cp -rl ${{inputs.given}}/. ${{outputs.made}}/ || cp -r ${{inputs.given}}/. ${{outputs.made}}/"
+    down, up = job(words, given.replace("-", "_"), made.replace("-", "_"))
+    served.by_rclone(False, str(fresh("target")), f"{made}/made")
+    check(work / "target", source)
+    again, _ = job("true", given.replace("-", "_"))
+    for at in (given, made):
+        served.clear(at)
+    return down, up, again
 
 
 def round_(value):
