@@ -17,7 +17,8 @@ MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 # Below it are the times that the calls themselves name.
 NOW = 1_750_000_000_000
 ID = re.compile(r"(?<![0-9a-f])(?:m-)?(?!0{32})[0-9a-f]{32}(?![0-9a-f])")
-NAME = re.compile(r"^[a-z]+[-_][a-z]+[-_][a-z0-9]*\d[a-z0-9]*$")
+# A run's own name: MLflow's `word-word-number`, or a job's as Atelier makes them, whose suffix may be without a figure.
+NAME = re.compile(r"^[a-z]+(-[a-z]+-\d+|_[a-z]+_[a-z0-9]{10})$")
 TIME = re.compile(r"time(stamp)?(_ms)?$", re.IGNORECASE)
 MARK = re.compile(r"@@(\d+)@@")
 
