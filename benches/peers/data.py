@@ -394,6 +394,11 @@ def check(folder, source):
 
 try:
     main()
+except SystemExit:
+    # The folder goes, and with it what the programs had to say.
+    for log in sorted(work.glob("*.log")):
+        print(f"--- {log.name}: {log.read_text(errors='replace')[-2000:]}", file=sys.stderr)
+    raise
 finally:
     for one in reversed(servers):
         one.terminate()
