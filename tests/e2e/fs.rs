@@ -195,6 +195,12 @@ fn what_cannot_be_copied_is_refused_before_anything_is() {
     fs::remove_file(raw.join("back\\slash")).unwrap();
 
     cp(&cluster, &["-r", text(&raw), &target]);
+    // A file beside an object would be its own target, and empty.
+    let (kept, object) = (raw.join("a.csv"), format!("{target}raw/x.bin"));
+    let before = fs::read(&kept).unwrap();
+    let mixed = cluster.atelier(["fs", "cp", text(&kept), &object, text(&raw)]);
+    mixed.fails(2).says(&["a.csv", "both lie on this machine"]);
+    assert_eq!(fs::read(&kept).unwrap(), before);
     // A link that was there leads nothing out of the folder that was named.
     let trap = raw.with_file_name("trap");
     fs::create_dir_all(trap.join("outside")).unwrap();

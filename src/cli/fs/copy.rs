@@ -44,6 +44,14 @@ struct Copying<'a> {
     bar: ProgressBar,
 }
 
+/// Of a file of this machine that was to be copied on this machine: its target may be the file itself, which would
+/// empty it.
+fn both_here(source: &str) -> Error {
+    let cause = format!("{source} and the target both lie on this machine");
+    Error::usage(cause)
+        .help("copy between folders of this machine with `cp`, and the others by themselves")
+}
+
 pub(super) async fn run(
     arguments: Arguments,
     client: &Client,
@@ -58,6 +66,11 @@ pub(super) async fn run(
     if !place::is_remote(&named) && !sources.iter().any(|source| place::is_remote(source)) {
         let cause = "neither the sources nor the target lie in a datastore";
         return Err(Error::usage(cause).help("name one as azureml://datastores/NAME/paths/PATH"));
+    }
+    if !place::is_remote(&named)
+        && let Some(source) = sources.iter().find(|source| !place::is_remote(source))
+    {
+        return Err(both_here(source));
     }
     let target = match place::is_remote(&named) {
         true => Target::Remote(Place::read(&named, client).await?),
@@ -277,12 +290,7 @@ impl Copying<'_> {
             (Source::Object(from, object), Target::Remote(to)) => {
                 self.across(from, object, to).await
             }
-            (Source::File(file), Target::Local(to)) => {
-                let copied = tokio::fs::copy(&file.path, to).await;
-                let bytes = copied.map_err(|error| Error::file("write", to, &error))?;
-                self.bar.inc(bytes);
-                Ok(())
-            }
+            (Source::File(file), Target::Local(_)) => Err(both_here(&file.path.to_string_lossy())),
         }
     }
 
