@@ -290,6 +290,7 @@ impl Copying<'_> {
             (Source::Object(from, object), Target::Remote(to)) => {
                 self.across(from, object, to).await
             }
+            // Refused before anything was copied.
             (Source::File(file), Target::Local(_)) => Err(both_here(&file.path.to_string_lossy())),
         }
     }
