@@ -1,6 +1,7 @@
 //! Machines become nodes by tokens that open once, and nodes are cut off.
 
 use std::fs;
+use std::iter;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
@@ -354,20 +355,27 @@ fn shown_by(cluster: &Cluster, node: &str) -> [PathBuf; 2] {
 fn writes(cluster: &Cluster, [certificate, key]: &[PathBuf; 2]) -> String {
     let empty = cluster.write("empty", [0_u8; 5]);
     let url = format!("{}/atelier.agent.v1.AgentService/RecordMetrics", cluster.server());
-    let asked = std::process::Command::new("curl")
-        .args(["-s", "-o", "/dev/null", "-D", "-", "--http2", "--max-time", "20"])
-        .args(["-H", "content-type: application/grpc", "-H", "te: trailers"])
-        .arg("--cacert")
-        .arg(cluster.authority())
-        .arg("--cert")
-        .arg(certificate)
-        .arg("--key")
-        .arg(key)
-        .arg("--data-binary")
-        .arg(format!("@{}", empty.display()))
-        .arg(url)
-        .output()
-        .unwrap();
+    let ask = || {
+        std::process::Command::new("curl")
+            .args(["-s", "-o", "/dev/null", "-D", "-", "--http2", "--max-time", "20"])
+            .args(["-H", "content-type: application/grpc", "-H", "te: trailers"])
+            .arg("--cacert")
+            .arg(cluster.authority())
+            .arg("--cert")
+            .arg(certificate)
+            .arg("--key")
+            .arg(key)
+            .arg("--data-binary")
+            .arg(format!("@{}", empty.display()))
+            .arg(&url)
+            .output()
+            .unwrap()
+    };
+    // A refusal at the door does not wait for the body, and says so by a reset after the answer
+    // (RFC 9113, section 8.1). When that overtakes the body, curl drops the answer (its status 92).
+    let mut answers = iter::repeat_with(ask).take(10);
+    let asked = answers.find(|asked| asked.status.code() != Some(92));
+    let asked = asked.expect("one of ten tries has an answer");
     let said = String::from_utf8_lossy(&asked.stdout).to_ascii_lowercase();
     let code = said.lines().find_map(|line| line.strip_prefix("grpc-status: "));
     code.unwrap_or_else(|| panic!("{said} {asked:?}")).trim().to_owned()
