@@ -7,12 +7,19 @@ use atelier_core::url::encoded;
 use reqwest::{Body, Method, RequestBuilder, Response, StatusCode, header};
 use serde::Deserialize;
 
-use super::{Client, innermost};
+use super::{CALL, Client, Target, innermost};
 
 /// Tries for what fails because of the way or the moment.
 const TRIES: u32 = 6;
 /// The pause before the second try; it doubles.
 const PAUSE: Duration = Duration::from_millis(250);
+
+/// How long the daemon may stand still.
+const STILL: Duration = Duration::from_secs(120);
+/// Bytes of an object that is sent that come through in a second on the slowest way that is waited for.
+const SLOWEST: u64 = 64 << 10;
+/// How long it may take until all below a folder is gone; another try goes on with what is left.
+const REMOVAL: Duration = Duration::from_secs(3600);
 
 /// Why an object was not read, stored or removed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -85,6 +92,8 @@ pub enum Depth {
 #[derive(Debug, Clone)]
 pub struct Data {
     http: reqwest::Client,
+    /// For what is answered only when all of it is done: how long that may take is given with each.
+    patient: reqwest::Client,
     base: String,
     token: super::Token,
 }
@@ -95,15 +104,38 @@ impl Data {
     /// # Errors
     /// If the system gives no sockets.
     pub fn of(client: &Client) -> Result<Self, super::Error> {
-        let target = client.target();
-        let base = format!("{}/data/v1", target.server.trim_end_matches('/'));
-        Ok(Self { http: client.http()?, base, token: target.token.clone() })
+        Self::with(client.target(), CALL)
     }
 
-    fn request(&self, method: Method, datastore: &str, path: &str, query: &str) -> RequestBuilder {
-        let (datastore, path) = (encoded(datastore), encoded(path));
-        let url = format!("{}/{datastore}/{path}{query}", self.base);
-        self.http.request(method, url).bearer_auth(self.token.secret())
+    /// The same, with how long nothing may come of an object that is read.
+    fn with(target: &Target, silence: Duration) -> Result<Self, super::Error> {
+        Ok(Self {
+            http: target.http(Some(silence))?,
+            patient: target.http(None)?,
+            base: format!("{}/data/v1", target.server.trim_end_matches('/')),
+            token: target.token.clone(),
+        })
+    }
+
+    fn url(&self, datastore: &str, path: &str) -> String {
+        format!("{}/{}/{}", self.base, encoded(datastore), encoded(path))
+    }
+
+    /// The answer to what is done before it is answered.
+    async fn done(
+        &self,
+        method: Method,
+        url: &str,
+        within: Duration,
+        more: impl FnOnce(RequestBuilder) -> RequestBuilder,
+    ) -> Result<Response, Error> {
+        let request = self.patient.request(method, url).bearer_auth(self.token.secret());
+        let sent = more(request.timeout(within)).send().await;
+        let late = |error: reqwest::Error| match error.is_timeout() && !error.is_connect() {
+            true => Error::Lost(format!("it did not answer within {} s", within.as_secs())),
+            false => Error::lost(&error),
+        };
+        accepted(sent.map_err(late)?).await
     }
 
     /// A page of what lies at or below a folder (of the datastore, if it is empty) after a path. Tries again.
@@ -125,8 +157,8 @@ impl Data {
             url.push_str("&delimiter=/");
         }
         again(async || {
-            let request = self.http.get(&url).bearer_auth(self.token.secret());
-            let bytes = answer(request).await?.bytes().await.map_err(|e| Error::lost(&e))?;
+            let answer = self.done(Method::GET, &url, STILL, |request| request).await?;
+            let bytes = answer.bytes().await.map_err(|e| Error::lost(&e))?;
             serde_json::from_slice(&bytes)
                 .map_err(|error| Error::Lost(format!("its listing cannot be read: {error}")))
         })
@@ -164,14 +196,16 @@ impl Data {
         start: u64,
         etag: Option<&str>,
     ) -> Result<Response, Error> {
-        let mut request = self.request(Method::GET, datastore, path, "");
+        let request = self.http.get(self.url(datastore, path));
+        let mut request = request.bearer_auth(self.token.secret());
         if let Some(etag) = etag {
             request = request.header(header::IF_MATCH, etag);
         }
         if start > 0 {
             request = request.header(header::RANGE, format!("bytes={start}-"));
         }
-        let answer = answer(request).await?;
+        let answer = request.send().await.map_err(|error| Error::lost(&error))?;
+        let answer = accepted(answer).await?;
         if start > 0 && answer.status() != StatusCode::PARTIAL_CONTENT {
             return Err(Error::Lost(
                 "it does not go on where the object was broken off".to_owned(),
@@ -191,8 +225,11 @@ impl Data {
         length: u64,
         body: Body,
     ) -> Result<(), Error> {
-        let request = self.request(Method::PUT, datastore, path, "");
-        answer(request.header(header::CONTENT_LENGTH, length).body(body)).await.map(|_| ())
+        let url = self.url(datastore, path);
+        let within = STILL + Duration::from_secs(length / SLOWEST);
+        let with_body =
+            |request: RequestBuilder| request.header(header::CONTENT_LENGTH, length).body(body);
+        self.done(Method::PUT, &url, within, with_body).await.map(|_| ())
     }
 
     /// Removes an object, or all that lies at or below the path; what stays. Tries again.
@@ -209,14 +246,13 @@ impl Data {
         struct Answer {
             stays: Unnamed,
         }
+        let mut url = self.url(datastore, path);
+        let within = if recursive { REMOVAL } else { STILL };
+        if recursive {
+            url.push_str("?recursive=true");
+        }
         again(async || {
-            let request = self.request(
-                Method::DELETE,
-                datastore,
-                path,
-                if recursive { "?recursive=true" } else { "" },
-            );
-            let answer = answer(request).await?;
+            let answer = self.done(Method::DELETE, &url, within, |request| request).await?;
             if answer.status() != StatusCode::OK {
                 return Ok(Unnamed::default());
             }
@@ -248,7 +284,7 @@ pub async fn again<T>(attempt: impl AsyncFn() -> Result<T, Error>) -> Result<T, 
     attempt().await
 }
 
-async fn answer(request: RequestBuilder) -> Result<Response, Error> {
+async fn accepted(answer: Response) -> Result<Response, Error> {
     #[derive(Deserialize)]
     struct Refusal {
         error: Reason,
@@ -257,7 +293,6 @@ async fn answer(request: RequestBuilder) -> Result<Response, Error> {
     struct Reason {
         message: String,
     }
-    let answer = request.send().await.map_err(|error| Error::lost(&error))?;
     let status = answer.status();
     if status.is_success() {
         return Ok(answer);
@@ -267,3 +302,6 @@ async fn answer(request: RequestBuilder) -> Result<Response, Error> {
         .map_or_else(|_| format!("the daemon answered {status}"), |refusal| refusal.error.message);
     Err(Error::Refused { status: status.as_u16(), message })
 }
+
+#[cfg(test)]
+mod tests;

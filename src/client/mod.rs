@@ -350,18 +350,7 @@ impl Client {
     /// # Errors
     /// If the system gives no sockets.
     pub fn http(&self) -> Result<reqwest::Client, Error> {
-        let builder = reqwest::Client::builder()
-            // Connections for control take no proxy either, and the daemon never sends elsewhere.
-            .no_proxy()
-            .redirect(reqwest::redirect::Policy::none())
-            .connect_timeout(CONNECT)
-            .read_timeout(CALL);
-        let builder = match self.target.server.starts_with("https://") {
-            true => self.target.trust.http(builder)?,
-            // Reading the system's certificates takes longer than most transfers.
-            false => builder.tls_certs_only(std::iter::empty()),
-        };
-        builder.build().map_err(|error| Error::Http(innermost(&error)))
+        self.target.http(Some(CALL))
     }
 
     /// Waits for the answer to a call, for a minute at most.

@@ -3,13 +3,13 @@
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use atelier_agent::trust::{Trust, server_url};
 
 use super::contexts::{Contexts, Entry};
 use super::keyring::Slot;
-use super::{Error, Home, Sessions};
+use super::{CONNECT, Error, Home, Sessions, innermost};
 
 /// What the user said about the daemon, as written.
 #[derive(Clone, Default)]
@@ -47,6 +47,30 @@ pub struct Target {
     pub local: bool,
     /// Who vouches for it, where it speaks TLS.
     pub trust: Trust,
+}
+
+impl Target {
+    /// For HTTP at its address. `silence` is how long nothing may come. It begins with a request, also while that is
+    /// sent, so that what is answered only when all of it is done says how long it may take in place of it.
+    ///
+    /// # Errors
+    /// If the system gives no sockets.
+    pub(super) fn http(&self, silence: Option<Duration>) -> Result<reqwest::Client, Error> {
+        let mut builder = reqwest::Client::builder()
+            // Connections for control take no proxy either, and the daemon never sends elsewhere.
+            .no_proxy()
+            .redirect(reqwest::redirect::Policy::none())
+            .connect_timeout(CONNECT);
+        if let Some(silence) = silence {
+            builder = builder.read_timeout(silence);
+        }
+        let builder = match self.server.starts_with("https://") {
+            true => self.trust.http(builder)?,
+            // Reading the system's certificates takes longer than most transfers.
+            false => builder.tls_certs_only(std::iter::empty()),
+        };
+        builder.build().map_err(|error| Error::Http(innermost(&error)))
+    }
 }
 
 /// A secret that names the caller.
