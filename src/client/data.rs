@@ -1,9 +1,14 @@
 //! Objects of datastores, through the daemon's gateway.
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use atelier_core::content::Digest;
 use atelier_core::datastore::Unnamed;
 use atelier_core::url::encoded;
+use atelier_proto::STORED;
+use bytes::Bytes;
+use futures::{Stream, TryStreamExt as _};
 use reqwest::{Body, Method, RequestBuilder, Response, StatusCode, header};
 use serde::Deserialize;
 
@@ -77,6 +82,16 @@ pub struct Page {
     /// What lies there and is in none of these, since no path names it.
     #[serde(default)]
     pub unnamed: Unnamed,
+}
+
+/// What the daemon says of what it has stored.
+#[must_use]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stored {
+    /// It is what was sent, as far as the daemon says.
+    AsSent,
+    /// It has other bytes.
+    Otherwise,
 }
 
 /// Whether a listing goes all the way down.
@@ -218,18 +233,37 @@ impl Data {
     ///
     /// # Errors
     /// [`Error`].
-    pub async fn write(
+    pub async fn write<E>(
         &self,
         datastore: &str,
         path: &str,
         length: u64,
-        body: Body,
-    ) -> Result<(), Error> {
+        bytes: impl Stream<Item = Result<Bytes, E>> + Send + 'static,
+    ) -> Result<Stored, Error>
+    where
+        E: Into<Box<dyn std::error::Error + Send + Sync>> + 'static,
+    {
+        let hasher = Arc::new(Mutex::new(blake3::Hasher::new()));
+        let hashing = hasher.clone();
+        let bytes = bytes.inspect_ok(move |piece| {
+            hashing.lock().unwrap_or_else(PoisonError::into_inner).update(piece);
+        });
         let url = self.url(datastore, path);
         let within = STILL + Duration::from_secs(length / SLOWEST);
-        let with_body =
-            |request: RequestBuilder| request.header(header::CONTENT_LENGTH, length).body(body);
-        self.done(Method::PUT, &url, within, with_body).await.map(|_| ())
+        let with_body = |request: RequestBuilder| {
+            request.header(header::CONTENT_LENGTH, length).body(Body::wrap_stream(bytes))
+        };
+        let answer = self.done(Method::PUT, &url, within, with_body).await?;
+        let sent = hasher.lock().unwrap_or_else(PoisonError::into_inner).finalize();
+        // One of an older release says nothing.
+        let told = answer
+            .headers()
+            .get(STORED)
+            .and_then(|told| told.to_str().ok()?.parse::<Digest>().ok());
+        Ok(match told {
+            Some(told) if Digest::from_bytes(*sent.as_bytes()) != told => Stored::Otherwise,
+            _ => Stored::AsSent,
+        })
     }
 
     /// Removes an object, or all that lies at or below the path; what stays. Tries again.

@@ -20,7 +20,7 @@ use super::{Entry, found};
 use crate::cli::job::size;
 use crate::cli::upload::{FoundFile, Stat, pieces};
 use crate::cli::{Context, Error, Kind};
-use crate::client::data::{self, Data, Depth, Object, again};
+use crate::client::data::{self, Data, Depth, Object, Stored, again};
 use crate::client::{Client, innermost};
 
 /// Files copied at once.
@@ -301,14 +301,14 @@ impl Copying<'_> {
             let bar = self.bar.clone();
             let sent = Arc::new(AtomicU64::new(0));
             let counted = sent.clone();
-            let body = pieces(file.clone(), move |bytes| {
+            let bytes = pieces(file.clone(), move |bytes| {
                 counted.fetch_add(bytes, Ordering::Relaxed);
                 bar.inc(bytes);
             });
-            let body = reqwest::Body::wrap_stream(body);
             let size = file.stat.size;
-            let Err(error) = self.data.write(&to.datastore, &to.path, size, body).await else {
-                return Ok(());
+            let error = match self.data.write(&to.datastore, &to.path, size, bytes).await {
+                Ok(stored) => return Ok(stored),
+                Err(error) => error,
             };
             // It is sent again from the start.
             self.bar.dec(sent.load(Ordering::Relaxed));
@@ -318,8 +318,7 @@ impl Copying<'_> {
                 _ => Err(data::Error::Refused { status: 409, message: CHANGED.to_owned() }),
             }
         });
-        let what = format!("{} to {}", file.relative.display(), to.uri());
-        sent.await.map_err(|error| place::failed("copying", &what, &error))
+        stored(&file.relative.display().to_string(), to, sent.await)
     }
 
     /// Reads an object into a new file, which gets its name when it is whole. What was read before a connection broke,
@@ -398,13 +397,27 @@ impl Copying<'_> {
     async fn across(&self, from: &Place, object: &Object, to: &Place) -> Result<(), Error> {
         let copied = again(async || {
             let read = self.data.read(&from.datastore, &object.path, 0, Some(&object.etag)).await?;
-            let body = reqwest::Body::wrap_stream(read.bytes_stream());
-            self.data.write(&to.datastore, &to.path, object.size, body).await?;
+            let bytes = read.bytes_stream();
+            let stored = self.data.write(&to.datastore, &to.path, object.size, bytes).await?;
             self.bar.inc(object.size);
-            Ok(())
+            Ok(stored)
         });
-        let what = format!("{} to {}", from.uri(), to.uri());
-        copied.await.map_err(|error| place::failed("copying", &what, &error))
+        stored(&from.uri(), to, copied.await)
+    }
+}
+
+/// That what was sent to a place is there.
+fn stored(what: &str, to: &Place, sent: Result<Stored, data::Error>) -> Result<(), Error> {
+    let what = format!("{what} to {}", to.uri());
+    match sent.map_err(|error| place::failed("copying", &what, &error))? {
+        Stored::AsSent => Ok(()),
+        Stored::Otherwise => {
+            let cause = format!("copying {what}: the daemon has stored other bytes than were sent");
+            Err(Error::new(Kind::Failed, cause).help(
+                "what lies there now is spoiled: run the command again, which stores it anew; if it ends so again, \
+                 check the memory of this machine and of the daemon's, and what lies between them",
+            ))
+        }
     }
 }
 
@@ -425,8 +438,16 @@ fn unwritten(error: io::Error) -> data::Error {
 
 #[cfg(test)]
 mod tests {
+    use atelier_proto::STORED;
+    use axum::Router;
+    use axum::http::StatusCode;
+    use axum::routing::put;
+    use bytes::Bytes;
+    use tokio::net::TcpListener;
+
     use super::*;
     use crate::cli::testing::RealDaemon;
+    use crate::client::Wanted;
 
     const STORE: &str = "workspacefilestore";
 
@@ -442,7 +463,10 @@ mod tests {
         let daemon = RealDaemon::start().await;
         let data = Data::of(&daemon.client().await).unwrap();
         let store = async |bytes: Vec<u8>| {
-            data.write(STORE, "large", bytes.len() as u64, bytes.into()).await.unwrap();
+            let length = bytes.len() as u64;
+            let bytes = futures::stream::iter([Ok::<_, io::Error>(Bytes::from(bytes))]);
+            let stored = data.write(STORE, "large", length, bytes).await.unwrap();
+            assert_eq!(stored, Stored::AsSent);
             let page = data.page(STORE, "large", None, Depth::All).await.unwrap();
             page.objects.into_iter().next().unwrap()
         };
@@ -476,5 +500,43 @@ mod tests {
         let error = copying.download(&place, &object, &to, None).await.unwrap_err();
         assert!(error.cause.contains("has changed while it was copied"), "{error:?}");
         assert!(!stale.exists() && fs::read(&to).unwrap() == [9; 900]);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_is_stored_otherwise_than_it_was_sent_is_not_copied() {
+        // A daemon that has one object, and spoils what it stores.
+        let spoil = |body: Bytes| async move {
+            let digest = Digest::of(&[&body[..], b"x"].concat()).to_string();
+            (StatusCode::CREATED, [(STORED, digest)])
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let server = Some(format!("http://{}", listener.local_addr().unwrap()));
+        let routes = Router::new().fallback(put(spoil).get(|| async { "mine" }));
+        tokio::spawn(axum::serve(listener, routes).into_future());
+        let wanted = Wanted { server, token: Some("right".to_owned()), ..Wanted::default() };
+        let client = Client::connect(wanted.resolve().unwrap()).await.unwrap();
+        let data = Data::of(&client).unwrap();
+        let copying = Copying { data: &data, bar: ProgressBar::hidden() };
+        let place =
+            |path: &str| Place { datastore: STORE.into(), path: path.into(), folder: false };
+        let (from, to) = (place("from"), place("to"));
+
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("here");
+        fs::write(&path, "mine").unwrap();
+        let stat = Stat::of(&fs::metadata(&path).unwrap());
+        let file = FoundFile { path, relative: "here".into(), stat };
+        let etag = "\"1\"".to_owned();
+        let object = Object { path: "from".into(), size: 4, etag, modified: 0 };
+        let copies = [
+            ("here".to_owned(), copying.upload(&file, &to).await),
+            (from.uri(), copying.across(&from, &object, &to).await),
+        ];
+        for (what, copied) in copies {
+            let error = copied.unwrap_err();
+            let told = format!("copying {what} to {}: the daemon has stored other", to.uri());
+            assert!(error.kind == Kind::Failed && error.cause.starts_with(&told), "{error:?}");
+            assert!(error.help.as_deref().unwrap().contains("stores it anew"), "{error:?}");
+        }
     }
 }
