@@ -221,7 +221,12 @@ impl Data {
         }
         let answer = request.send().await.map_err(|error| Error::lost(&error))?;
         let answer = accepted(answer).await?;
-        if start > 0 && answer.status() != StatusCode::PARTIAL_CONTENT {
+        let range = answer.headers().get(header::CONTENT_RANGE);
+        let goes_on = answer.status() == StatusCode::PARTIAL_CONTENT
+            && range
+                .and_then(|range| range.to_str().ok())
+                .is_some_and(|range| range.starts_with(&format!("bytes {start}-")));
+        if start > 0 && !goes_on {
             return Err(Error::Lost(
                 "it does not go on where the object was broken off".to_owned(),
             ));
@@ -303,7 +308,7 @@ impl Data {
 ///
 /// # Errors
 /// The last one's.
-pub async fn again<T>(attempt: impl AsyncFn() -> Result<T, Error>) -> Result<T, Error> {
+pub async fn again<T>(mut attempt: impl AsyncFnMut() -> Result<T, Error>) -> Result<T, Error> {
     let mut pause = PAUSE;
     for _ in 1..TRIES {
         match attempt().await {

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, OpenOptions};
-use std::io::Write as _;
+use std::io::{ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
 
 use atelier_core::asset::Kind;
@@ -177,6 +177,28 @@ impl Progress {
     }
 
     fn close(self) -> Result<(), Error> {
-        fs::remove_file(&self.path).map_err(|error| Error::file("remove", &self.path, &error))
+        match fs::remove_file(&self.path) {
+            // Another download of it, at the same time, has ended before.
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                Err(Error::file("remove", &self.path, &error))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_downloads_at_once_both_end_well() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = || Progress::open(folder.path(), "iris", "azureml:iris:1").unwrap();
+        let both = [open(), open()];
+        for progress in both {
+            progress.close().unwrap();
+        }
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
     }
 }

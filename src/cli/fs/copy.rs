@@ -1,6 +1,5 @@
 //! `atelier fs cp`
 
-use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -8,12 +7,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use atelier_core::content::Digest;
+use bytes::Bytes;
 use clap::Args;
-use futures::{StreamExt as _, TryStreamExt as _};
+use futures::{Stream, StreamExt as _, TryStreamExt as _};
 use indicatif::ProgressBar;
 use serde_json::json;
-use tokio::io::AsyncWriteExt as _;
 
+use super::part::Part;
 use super::place::{self, Look, Place};
 use super::plan::{Item, Source, Target, Transfer, plan};
 use super::{Entry, found};
@@ -261,12 +261,6 @@ pub(in crate::cli) async fn into_folder(
         .await
 }
 
-/// Whether a file is what there is of one that is being copied here.
-pub(in crate::cli) fn is_part(name: &OsStr) -> bool {
-    let digits = name.to_str().and_then(|name| name.strip_prefix('.')?.strip_suffix(".part"));
-    digits.is_some_and(|digits| digits.len() == 16 && digits.bytes().all(|b| b.is_ascii_hexdigit()))
-}
-
 /// Whether what is copied goes into the target rather than in its place.
 async fn is_folder(target: &Target, named: &str, data: &Data) -> Result<bool, Error> {
     match target {
@@ -322,7 +316,7 @@ impl Copying<'_> {
     }
 
     /// Reads an object into a new file, which gets its name when it is whole. What was read before a connection broke,
-    /// by this command or an earlier one, is not read again.
+    /// by this command or an earlier one, is not read again; what another command is reading it reads too.
     async fn download(
         &self,
         from: &Place,
@@ -351,46 +345,64 @@ impl Copying<'_> {
             let cause = format!("{} is a folder, and {} is a file", to.display(), from.uri());
             return Err(Error::new(Kind::Refused, cause).help("choose another target"));
         }
-        let part = part_of(parent, from, object);
-        let already = fs::metadata(&part).map_or(0, |meta| meta.len().min(object.size));
-        self.bar.inc(already);
-        let read = again(async || self.rest(from, object, &part).await);
-        read.await.map_err(|error| from.failed("copying", &error))?;
-        fs::rename(&part, to).map_err(failed("write", to.to_owned()))
+        let unwritten = failed("write", to.to_owned());
+        let mut part = Part::open(part_of(parent, from, object)).map_err(&unwritten)?;
+        let already = part.length().await.map_err(&unwritten)?;
+        self.bar.inc(already.min(object.size));
+        let read = again(async || self.rest(from, object, &mut part).await).await;
+        read.map_err(|error| from.failed("copying", &error))?;
+        part.become_file(to).map_err(unwritten)
     }
 
     /// Reads on where the part ends.
-    async fn rest(&self, from: &Place, object: &Object, part: &Path) -> Result<(), data::Error> {
-        let mut options = tokio::fs::OpenOptions::new();
-        let mut file = options.create(true).append(true).open(part).await.map_err(unwritten)?;
-        let mut have = file.metadata().await.map_err(unwritten)?.len();
+    async fn rest(
+        &self,
+        from: &Place,
+        object: &Object,
+        part: &mut Part,
+    ) -> Result<(), data::Error> {
+        let mut have = part.length().await.map_err(unwritten)?;
         if have > object.size {
-            file.set_len(0).await.map_err(unwritten)?;
+            part.empty().await.map_err(unwritten)?;
             have = 0;
         }
         if have < object.size {
             let read =
                 self.data.read(&from.datastore, &object.path, have, Some(&object.etag)).await;
-            let mut body = match read {
+            let body = match read {
                 Ok(answer) => answer.bytes_stream(),
                 Err(data::Error::Refused { status: 412, .. }) => {
-                    let _ = fs::remove_file(part);
+                    part.forget();
                     let message = CHANGED.to_owned();
                     return Err(data::Error::Refused { status: 412, message });
                 }
                 Err(error) => return Err(error),
             };
-            while let Some(bytes) = body.next().await {
-                let bytes = bytes.map_err(|error| data::Error::Lost(innermost(&error)))?;
-                file.write_all(&bytes).await.map_err(unwritten)?;
-                self.bar.inc(bytes.len() as u64);
+            let poured = self.pour(body, part).await;
+            // Where the next try goes on is known once what came is in the file.
+            part.flush().await.map_err(unwritten)?;
+            poured?;
+        }
+        match part.length().await.map_err(unwritten)? {
+            length if length == object.size => Ok(()),
+            length => {
+                let came = format!("{length} bytes of the object came instead of {}", object.size);
+                Err(data::Error::Lost(came))
             }
         }
-        file.flush().await.map_err(unwritten)?;
-        match file.metadata().await.map_err(unwritten)?.len() {
-            length if length == object.size => Ok(()),
-            _ => Err(data::Error::Lost("the object ended early".to_owned())),
+    }
+
+    async fn pour(
+        &self,
+        mut body: impl Stream<Item = reqwest::Result<Bytes>> + Unpin,
+        part: &mut Part,
+    ) -> Result<(), data::Error> {
+        while let Some(bytes) = body.next().await {
+            let bytes = bytes.map_err(|error| data::Error::Lost(innermost(&error)))?;
+            part.write(&bytes).await.map_err(unwritten)?;
+            self.bar.inc(bytes.len() as u64);
         }
+        Ok(())
     }
 
     /// From a datastore to another, or to another place of it.
@@ -438,11 +450,14 @@ fn unwritten(error: io::Error) -> data::Error {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+    use std::ffi::OsString;
+    use std::os::unix::fs::symlink;
+
     use atelier_proto::STORED;
     use axum::Router;
     use axum::http::StatusCode;
     use axum::routing::put;
-    use bytes::Bytes;
     use tokio::net::TcpListener;
 
     use super::*;
@@ -451,27 +466,37 @@ mod tests {
 
     const STORE: &str = "workspacefilestore";
 
+    fn place(path: &str) -> Place {
+        Place { datastore: STORE.into(), path: path.into(), folder: false }
+    }
+
+    /// Stores the object `large`.
+    async fn store(data: &Data, bytes: Vec<u8>) -> Object {
+        let length = bytes.len() as u64;
+        let bytes = futures::stream::iter([Ok::<_, io::Error>(Bytes::from(bytes))]);
+        let stored = data.write(STORE, "large", length, bytes).await.unwrap();
+        assert_eq!(stored, Stored::AsSent);
+        let page = data.page(STORE, "large", None, Depth::All).await.unwrap();
+        page.objects.into_iter().next().unwrap()
+    }
+
     async fn copy(data: &Data, to: &Path) -> Result<(), Error> {
-        let place = Place { datastore: STORE.into(), path: "large".into(), folder: false };
+        let place = place("large");
         let Look::Object(object) = place.look(data).await? else { panic!("it is not there") };
         let copying = Copying { data, bar: ProgressBar::hidden() };
         copying.download(&place, &object, to, None).await
+    }
+
+    fn names(folder: &Path) -> BTreeSet<OsString> {
+        fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name()).collect()
     }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn what_was_read_before_is_not_read_again() {
         let daemon = RealDaemon::start().await;
         let data = Data::of(&daemon.client().await).unwrap();
-        let store = async |bytes: Vec<u8>| {
-            let length = bytes.len() as u64;
-            let bytes = futures::stream::iter([Ok::<_, io::Error>(Bytes::from(bytes))]);
-            let stored = data.write(STORE, "large", length, bytes).await.unwrap();
-            assert_eq!(stored, Stored::AsSent);
-            let page = data.page(STORE, "large", None, Depth::All).await.unwrap();
-            page.objects.into_iter().next().unwrap()
-        };
-        let place = Place { datastore: STORE.into(), path: "large".into(), folder: false };
-        let object = store(vec![7; 1000]).await;
+        let place = place("large");
+        let object = store(&data, vec![7; 1000]).await;
         let folder = tempfile::tempdir().unwrap();
         let to = folder.path().join("large");
         // Other bytes than the object's, to be told from those that are read now.
@@ -485,12 +510,14 @@ mod tests {
         fs::write(part_of(folder.path(), &place, &object), [3; 1001]).unwrap();
         copy(&data, &to).await.unwrap();
         assert_eq!(fs::read(&to).unwrap(), [7; 1000]);
-        // Of another object that had the path nothing is taken.
+        // Of another object that had the path nothing is taken, also if it was as long.
         let stale = part_of(folder.path(), &place, &object);
         fs::write(&stale, [4; 400]).unwrap();
-        store(vec![9; 900]).await;
-        copy(&data, &to).await.unwrap();
-        assert_eq!(fs::read(&to).unwrap(), [9; 900]);
+        for now in [vec![8; 1000], vec![9; 900]] {
+            store(&data, now.clone()).await;
+            copy(&data, &to).await.unwrap();
+            assert_eq!(fs::read(&to).unwrap(), now);
+        }
         // Two objects may have the same tag: it is of their bytes in some stores.
         let other = Object { path: "other".into(), ..object.clone() };
         let parts = [&object, &other].map(|object| part_of(folder.path(), &place, object));
@@ -500,6 +527,69 @@ mod tests {
         let error = copying.download(&place, &object, &to, None).await.unwrap_err();
         assert!(error.cause.contains("has changed while it was copied"), "{error:?}");
         assert!(!stale.exists() && fs::read(&to).unwrap() == [9; 900]);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn two_copies_do_not_write_one_part() {
+        let daemon = RealDaemon::start().await;
+        let data = Data::of(&daemon.client().await).unwrap();
+        let place = place("large");
+        let object = store(&data, vec![7; 1000]).await;
+        let folder = tempfile::tempdir().unwrap();
+        let to = folder.path().join("large");
+        let part = part_of(folder.path(), &place, &object);
+        fs::write(&part, [1; 400]).unwrap();
+        let held = fs::File::options().append(true).open(&part).unwrap();
+        held.lock().unwrap();
+        copy(&data, &to).await.unwrap();
+        assert_eq!(fs::read(&to).unwrap(), [7; 1000]);
+        assert_eq!(fs::read(&part).unwrap(), [1; 400]);
+        let left = [&part, &to].map(|path| path.file_name().unwrap().to_owned());
+        assert_eq!(names(folder.path()), left.into());
+        // Nor does anything of it stay when it fails.
+        let copying = Copying { data: &data, bar: ProgressBar::hidden() };
+        let changed = Object { etag: "\"another\"".to_owned(), ..object.clone() };
+        let of_changed = part_of(folder.path(), &place, &changed);
+        let other = fs::File::create(&of_changed).unwrap();
+        other.lock().unwrap();
+        let before = names(folder.path());
+        let error = copying.download(&place, &changed, &to, None).await.unwrap_err();
+        assert!(error.cause.contains("has changed while it was copied"), "{error:?}");
+        assert_eq!(names(folder.path()), before);
+        fs::remove_file(&of_changed).unwrap();
+        // Once the other has ended, what it has left is gone on with.
+        drop(held);
+        copy(&data, &to).await.unwrap();
+        assert_eq!(fs::read(&to).unwrap(), [vec![1; 400], vec![7; 600]].concat());
+
+        let all: Vec<u8> = (0..1 << 20).map(|n: u32| (n % 251) as u8).collect();
+        store(&data, all.clone()).await;
+        let copies = (0..8).map(|_| copy(&data, &to));
+        futures::future::try_join_all(copies).await.unwrap();
+        assert!(fs::read(&to).unwrap() == all);
+        assert_eq!(names(folder.path()), ["large".into()].into());
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_lies_in_place_of_a_part_is_not_written_through() {
+        let daemon = RealDaemon::start().await;
+        let data = Data::of(&daemon.client().await).unwrap();
+        let place = place("large");
+        let object = store(&data, vec![7; 1000]).await;
+        let (folder, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (to, other) = (folder.path().join("large"), elsewhere.path().join("other"));
+        let part = part_of(folder.path(), &place, &object);
+        fs::write(&other, [1; 400]).unwrap();
+        let links: [fn(&Path, &Path) -> io::Result<()>; 2] =
+            [|other, part| symlink(other, part), |other, part| fs::hard_link(other, part)];
+        for link in links {
+            link(&other, &part).unwrap();
+            copy(&data, &to).await.unwrap();
+            assert!(fs::symlink_metadata(&to).unwrap().is_file());
+            assert_eq!(fs::read(&to).unwrap(), [7; 1000]);
+            assert_eq!(fs::read(&other).unwrap(), [1; 400]);
+            fs::remove_file(&part).unwrap();
+        }
     }
 
     #[tokio::test(flavor = "multi_thread")]
@@ -517,8 +607,6 @@ mod tests {
         let client = Client::connect(wanted.resolve().unwrap()).await.unwrap();
         let data = Data::of(&client).unwrap();
         let copying = Copying { data: &data, bar: ProgressBar::hidden() };
-        let place =
-            |path: &str| Place { datastore: STORE.into(), path: path.into(), folder: false };
         let (from, to) = (place("from"), place("to"));
 
         let folder = tempfile::tempdir().unwrap();

@@ -1,6 +1,7 @@
 //! `atelier fs`: files in datastores.
 
 mod copy;
+mod part;
 mod place;
 mod plan;
 
@@ -17,7 +18,8 @@ use super::job::{size, time};
 use super::{Column, Context, Error, Kind};
 use crate::client::Client;
 use crate::client::data::{Data, Depth, Object};
-pub(super) use copy::{into_folder, is_part};
+pub(super) use copy::into_folder;
+pub(super) use part::is_part;
 use place::Look;
 pub(super) use place::Place;
 
