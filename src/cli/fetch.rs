@@ -4,8 +4,8 @@ use std::path::{Component, Path, PathBuf};
 
 use futures::{StreamExt as _, TryStreamExt as _};
 use tokio::fs;
-use tokio::io::AsyncWriteExt as _;
 
+use super::fs::Part;
 use super::{Error, Kind};
 use crate::client::Client;
 
@@ -77,21 +77,9 @@ async fn fetch(
     }
     let mut tries = 1;
     loop {
-        let part = part_of(&to);
-        match fetch_once(client, http, file, &part, progress).await {
-            Ok(()) => {
-                return fs::rename(&part, &to)
-                    .await
-                    .map_err(|error| Error::file("write", &to, &error));
-            }
-            Err(error) => {
-                // Nothing half-done stays; whether removing works changes nothing about the error.
-                let _ = fs::remove_file(&part).await;
-                if error.kind != Kind::Unreachable || tries == TRIES {
-                    return Err(error);
-                }
-                tries += 1;
-            }
+        match fetch_once(client, http, file, &to, progress).await {
+            Err(error) if error.kind == Kind::Unreachable && tries < TRIES => tries += 1,
+            fetched => return fetched,
         }
     }
 }
@@ -106,7 +94,7 @@ async fn fetch_once(
     client: &Client,
     http: &reqwest::Client,
     wanted: &Wanted,
-    part: &Path,
+    to: &Path,
     progress: &dyn Fn(u64),
 ) -> Result<(), Error> {
     let target = client.target();
@@ -116,31 +104,31 @@ async fn fetch_once(
         Error::new(Kind::Unreachable, format!("downloading '{}': {cause}", wanted.name))
             .help("run the command again")
     };
+    let unwritten = |error| Error::file("write", to, &error);
     let response = http.get(&url).bearer_auth(target.token.secret()).send().await.map_err(lost)?;
     if !response.status().is_success() {
         return Err(refused(wanted, response).await);
     }
-    // What lies there may be a link that leads elsewhere.
-    let _ = fs::remove_file(part).await;
-    let file = fs::File::create_new(part).await;
-    let file = file.map_err(|error| Error::file("write", part, &error))?;
-    let mut file = tokio::io::BufWriter::with_capacity(1 << 20, file);
+    let mut part = Part::open(part_of(to)).map_err(unwritten)?;
+    // Nothing half-done stays, and what a command that was killed has left is not gone on with.
+    part.forget();
+    part.empty().await.map_err(unwritten)?;
     let mut body = response.bytes_stream();
     let mut hasher = blake3::Hasher::new();
     while let Some(bytes) = body.next().await {
         let bytes = bytes.map_err(lost)?;
         hasher.update(&bytes);
-        file.write_all(&bytes).await.map_err(|error| Error::file("write", part, &error))?;
+        part.write(&bytes).await.map_err(unwritten)?;
         progress(bytes.len() as u64);
     }
-    file.flush().await.map_err(|error| Error::file("write", part, &error))?;
+    part.flush().await.map_err(unwritten)?;
     if !wanted.digest.is_empty() && hasher.finalize().to_hex().as_str() != wanted.digest {
         let what = format!("'{}' is no longer what the job has written", wanted.name);
         let help = "its object was overwritten since, perhaps by a job with the same output path; \
                     see its versions in your backups, or run the job again";
         return Err(Error::new(Kind::Failed, what).help(help));
     }
-    Ok(())
+    part.become_file(to).map_err(unwritten)
 }
 
 /// The daemon's refusal, as the user sees it: the gateway's, or that of MLflow's API.

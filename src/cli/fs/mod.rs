@@ -19,7 +19,7 @@ use super::{Column, Context, Error, Kind};
 use crate::client::Client;
 use crate::client::data::{Data, Depth, Object};
 pub(super) use copy::into_folder;
-pub(super) use part::is_part;
+pub(super) use part::{Part, is_part};
 use place::Look;
 pub(super) use place::Place;
 

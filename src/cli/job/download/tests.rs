@@ -105,6 +105,29 @@ async fn a_link_in_the_folder_does_not_lead_the_write_away() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn two_downloads_do_not_write_one_file() {
+    let daemon = RealDaemon::start().await;
+    let client = daemon.client().await;
+    let folder = tempfile::tempdir().unwrap();
+    let artifacts = [stored(&client, "outputs/a.txt", "whole").await];
+    let to = folder.path().join(place(&artifacts[0].path).unwrap());
+    let (of_other, stale) = (to.with_file_name(".a.txt.part"), "left by one that was killed");
+    fs::create_dir_all(to.parent().unwrap()).unwrap();
+    fs::write(&of_other, stale).unwrap();
+    let held = fs::File::options().append(true).open(&of_other).unwrap();
+    held.lock().unwrap();
+    let (files, progress) = (wanted_of(&artifacts), |_| {});
+    let fetch = || fetch::all(&client, &files, folder.path(), &progress);
+    fetch().await.unwrap();
+    assert_eq!(fs::read_to_string(&to).unwrap(), "whole");
+    assert_eq!(fs::read_to_string(&of_other).unwrap(), stale);
+    drop(held);
+    fetch().await.unwrap();
+    assert_eq!(fs::read_to_string(&to).unwrap(), "whole");
+    assert_eq!(files_below(folder.path()).len(), 1, "no half-done file stays");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_not_there_is_told_by_name() {
     let daemon = RealDaemon::start().await;
     let client = daemon.client().await;
