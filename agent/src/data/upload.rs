@@ -30,6 +30,9 @@ use super::{Error, Inner, path};
 const THREADS: usize = 4;
 /// The deepest folder below the one that is stored.
 const MAX_DEPTH: usize = 256;
+/// Most names that links to folders bring in: a few links that lead to one another name as many as
+/// anyone likes.
+const LINKED: usize = 250_000;
 const READ: usize = 256 * 1024;
 
 /// A file to store.
@@ -70,7 +73,12 @@ pub(super) async fn upload(
         rule: "it is no name of a datastore",
     })?;
     let (root, base) = (from.to_owned(), key.clone());
-    let Walk { found, mut refused, .. } = blocking(move || Walk::of(&root, &base)).await?;
+    let stop = Stop::default();
+    let walk = {
+        let _stop = StopOnDrop(stop.clone());
+        blocking(move || Walk::of(&root, &base, stop)).await?
+    };
+    let Walk { found, mut refused, .. } = walk;
     let place = Place { datastore, key, prefix };
     let results = match inner.store(to).await? {
         Some(store) => link_all(store, &place, found).await?,
@@ -142,10 +150,15 @@ struct Walk {
     found: Vec<Local>,
     refused: Vec<String>,
     names: HashSet<String>,
+    /// Links to folders that lead to where the walk is.
+    links: usize,
+    /// Names seen below such links.
+    linked: usize,
+    stop: Stop,
 }
 
 impl Walk {
-    fn of(from: &Path, key: &str) -> Result<Self, Error> {
+    fn of(from: &Path, key: &str, stop: Stop) -> Result<Self, Error> {
         let failed = |error| Error::io("read", from, error);
         let mut walk = Self {
             root: fs::canonicalize(from).unwrap_or_else(|_| from.to_owned()),
@@ -153,6 +166,9 @@ impl Walk {
             found: Vec::new(),
             refused: Vec::new(),
             names: HashSet::new(),
+            links: 0,
+            linked: 0,
+            stop,
         };
         let shown = from.file_name().unwrap_or(from.as_os_str()).to_string_lossy().into_owned();
         match fs::symlink_metadata(from) {
@@ -195,6 +211,10 @@ impl Walk {
             Err(error) => return Err(Error::io("read", folder, error)),
         };
         for entry in entries {
+            self.stop.check()?;
+            if self.links > 0 && !self.one_more() {
+                return Ok(());
+            }
             let entry = entry.map_err(|error| Error::io("read", folder, error))?;
             let name = path::segment(entry.file_name().as_bytes());
             let below = if below.is_empty() { name } else { format!("{below}/{name}") };
@@ -206,6 +226,18 @@ impl Walk {
             }
         }
         Ok(())
+    }
+
+    /// Whether a further name below a link is taken.
+    fn one_more(&mut self) -> bool {
+        self.linked += 1;
+        if self.linked == LINKED + 1 {
+            self.refused.push(format!(
+                "its links to folders bring in more than {LINKED} files and folders, and the rest \
+                 of them are not stored: have fewer links, or copy what they lead to"
+            ));
+        }
+        self.linked <= LINKED
     }
 
     /// A file or folder that is no link.
@@ -243,7 +275,10 @@ impl Walk {
         match fs::canonicalize(path) {
             Ok(real) if real.starts_with(&self.root) => {
                 let meta = fs::metadata(&real).map_err(|error| Error::io("read", &real, error))?;
+                let links = self.links;
+                self.links += usize::from(meta.is_dir());
                 self.entry(real, &meta, below.to_owned(), above)?;
+                self.links = links;
             }
             Ok(_) => self.refused.push(format!(
                 "'{below}' is a symbolic link that leaves the folder ('{target}'): copy the file \

@@ -163,6 +163,27 @@ async fn links_inside_are_followed_and_others_refused_by_name() {
     }
 }
 
+/// Twenty folders of two links each name a million folders.
+#[tokio::test]
+async fn links_that_lead_to_one_another_come_to_an_end() {
+    let world = World::new(true).await;
+    let folder = world.outputs();
+    for n in 0..20 {
+        let chain = folder.join(format!("chain-{n}"));
+        fs::create_dir(&chain).unwrap();
+        for name in ["a", "b"] {
+            let next = format!("../chain-{}", n + 1);
+            symlink(next, chain.join(name)).unwrap();
+        }
+    }
+    fs::create_dir(folder.join("chain-20")).unwrap();
+    let mut error = world.upload(&folder).await.unwrap_err();
+    assert_eq!(error.fault(), Fault::User);
+    let Error::Refused { refused, .. } = &error else { panic!("{error}") };
+    assert!(matches!(refused.as_slice(), [one] if one.contains("more than 250000")), "{error}");
+    assert!(error.take_stored().iter().any(|entry| entry.path.ends_with("/model.pkl")));
+}
+
 #[tokio::test]
 async fn odd_names() {
     for shared in [false, true] {
