@@ -32,6 +32,7 @@ const MIGRATIONS: &[&str] = &[
     super::tracking::DELETED_MIGRATION,
     super::tracking::RANKED_MIGRATION,
     super::tracking::DELETED_MODELS_MIGRATION,
+    super::secrets::BY_NUMBER,
 ];
 
 /// The version this build writes.

@@ -43,6 +43,32 @@ CREATE TABLE secret_rotation (
 ) STRICT;
 ";
 
+/// Which data keys are to go is told by the rotation's number: clocks may be set back.
+pub(super) const BY_NUMBER: &str = "
+ALTER TABLE secret_rotation ADD COLUMN number INTEGER NOT NULL DEFAULT 1;
+ALTER TABLE secret_versions ADD COLUMN rotation INTEGER NOT NULL DEFAULT 0;
+                                         -- that made the data key; 0: it came with the value
+UPDATE secret_versions SET rotation = 1
+WHERE sealed_at >= (SELECT begun_at FROM secret_rotation);
+ALTER TABLE secret_versions DROP COLUMN sealed_at;
+";
+
+/// Which rotation of data keys: those of every value that is kept when one begins are to be made anew, and have its
+/// number then.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct RotationNumber(i64);
+
+/// A rotation of data keys that is not over.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Begun {
+    /// Which.
+    pub number: RotationNumber,
+    /// When it began.
+    pub at: Timestamp,
+    /// Whether it had begun before.
+    pub was_begun: bool,
+}
+
 /// A sealed version, and where it lies.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct SealedRow {
@@ -126,8 +152,8 @@ pub fn put(
         let Sealed { value, data_key, key } = sealed;
         conn.prepare_cached(
             "INSERT INTO secret_versions
-             (name, version, created_by, created_at, value, data_key, key, sealed_at)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?4)",
+             (name, version, created_by, created_at, value, data_key, key)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
         )?
         .execute(params![name.key(), version.0, by, at, value, data_key, key.as_str()])?;
         Ok(())
@@ -274,80 +300,89 @@ pub fn keys(conn: &Connection) -> Result<Vec<(KeyId, u64)>, Error> {
         .map_err(sql)
 }
 
-/// Versions that are sealed with another key than this, or whose data key is from before `at`: those of rows after
-/// `after`, at most `limit`.
+/// Versions that are sealed with another key than this, or whose data key is from before the rotation: those of rows
+/// after `after`, at most `limit`.
 pub fn older(
     conn: &Connection,
     key: &KeyId,
-    at: Option<Timestamp>,
+    rotation: Option<RotationNumber>,
     after: i64,
     limit: usize,
 ) -> Result<Vec<SealedRow>, Error> {
-    let before = at.map_or(i64::MIN, Timestamp::as_millis);
+    let number = rotation.map_or(0, |rotation| rotation.0);
     conn.prepare_cached(
         "SELECT seq, name, version, value, data_key, key FROM secret_versions
-         WHERE seq > ?4 AND (key <> ?1 OR sealed_at < ?2) ORDER BY seq LIMIT ?3",
+         WHERE seq > ?4 AND (key <> ?1 OR rotation < ?2) ORDER BY seq LIMIT ?3",
     )
     .and_then(|mut s| {
-        s.query_map(params![key.as_str(), before, limit, after], sealed_of)?.collect()
+        s.query_map(params![key.as_str(), number, limit, after], sealed_of)?.collect()
     })
     .map_err(sql)
 }
 
 /// How many versions there are, and how many of them are [`older`].
-pub fn left(conn: &Connection, key: &KeyId, at: Option<Timestamp>) -> Result<(u64, u64), Error> {
-    let before = at.map_or(i64::MIN, Timestamp::as_millis);
+pub fn left(
+    conn: &Connection,
+    key: &KeyId,
+    rotation: Option<RotationNumber>,
+) -> Result<(u64, u64), Error> {
+    let number = rotation.map_or(0, |rotation| rotation.0);
     conn.prepare_cached(
-        "SELECT count(*), count(*) FILTER (WHERE key <> ?1 OR sealed_at < ?2) FROM secret_versions",
+        "SELECT count(*), count(*) FILTER (WHERE key <> ?1 OR rotation < ?2) FROM secret_versions",
     )
     .and_then(|mut s| {
-        s.query_row(params![key.as_str(), before], |row| Ok((row.get(0)?, row.get(1)?)))
+        s.query_row(params![key.as_str(), number], |row| Ok((row.get(0)?, row.get(1)?)))
     })
     .map_err(sql)
 }
 
-/// When the rotation of data keys began that is not over, and whether it had: it does at `now`, if there is none.
-pub fn begin_rotation(conn: &Connection, now: Timestamp) -> Result<(Timestamp, bool), Error> {
-    let write = || -> rusqlite::Result<(i64, bool)> {
+/// The rotation of data keys that is not over; one begins at `now`, if there is none.
+pub fn begin_rotation(conn: &Connection, now: Timestamp) -> Result<Begun, Error> {
+    let write = || {
         let begun = conn
-            .prepare_cached("INSERT OR IGNORE INTO secret_rotation VALUES (1, ?1)")?
+            .prepare_cached(
+                "INSERT OR IGNORE INTO secret_rotation (id, begun_at, number)
+                 SELECT 1, ?1, coalesce(max(rotation), 0) + 1 FROM secret_versions",
+            )?
             .execute([now.as_millis()])?;
-        let begun_at = conn
-            .prepare_cached("SELECT begun_at FROM secret_rotation")?
-            .query_row([], |row| row.get(0))?;
-        Ok((begun_at, begun == 0))
+        conn.prepare_cached("SELECT number, begun_at FROM secret_rotation")?.query_row([], |row| {
+            Ok(Begun {
+                number: RotationNumber(row.get(0)?),
+                at: Timestamp::from_millis(row.get(1)?),
+                was_begun: begun == 0,
+            })
+        })
     };
-    let begun = write().map_err(|error| Error::sqlite("begin to seal secrets anew", error));
-    begun.map(|(begun_at, was_begun)| (Timestamp::from_millis(begun_at), was_begun))
+    write().map_err(|error| Error::sqlite("begin to seal secrets anew", error))
 }
 
-/// The rotation that began then is over; `None`: whenever it began.
-pub fn end_rotation(conn: &Connection, begun_at: Option<Timestamp>) -> Result<(), Error> {
-    conn.prepare_cached("DELETE FROM secret_rotation WHERE begun_at = coalesce(?1, begun_at)")
-        .and_then(|mut s| s.execute([begun_at.map(Timestamp::as_millis)]))
+/// This rotation is over; `None`: whichever.
+pub fn end_rotation(conn: &Connection, rotation: Option<RotationNumber>) -> Result<(), Error> {
+    conn.prepare_cached("DELETE FROM secret_rotation WHERE number = coalesce(?1, number)")
+        .and_then(|mut s| s.execute([rotation.map(|rotation| rotation.0)]))
         .map(drop)
         .map_err(|error| Error::sqlite("end sealing secrets anew", error))
 }
 
 /// Puts a version that was sealed anew in the place of itself, if that is still there with the data key that it
-/// `was` sealed with; `at`: with a data key made then. How many that were: none or one.
+/// `was` sealed with; `rotation`: with a data key that this one made. How many that were: none or one.
 pub fn reseal(
     conn: &Connection,
     row: &SealedRow,
     was: &[u8],
-    at: Option<Timestamp>,
+    rotation: Option<RotationNumber>,
 ) -> Result<u64, Error> {
     let Sealed { value, data_key, key } = &row.sealed;
-    let at = at.map(Timestamp::as_millis);
+    let rotation = rotation.map(|rotation| rotation.0);
     let mut done = 0;
     let write = || -> rusqlite::Result<()> {
         done = conn
             .prepare_cached(
                 "UPDATE secret_versions
-                 SET value = ?2, data_key = ?3, key = ?4, sealed_at = coalesce(?5, sealed_at)
+                 SET value = ?2, data_key = ?3, key = ?4, rotation = coalesce(?5, rotation)
                  WHERE seq = ?1 AND data_key = ?6",
             )?
-            .execute(params![row.seq, value, data_key, key.as_str(), at, was])?;
+            .execute(params![row.seq, value, data_key, key.as_str(), rotation, was])?;
         Ok(())
     };
     wiping(conn, write).map_err(|error| Error::sqlite("seal a secret anew", error))?;

@@ -15,7 +15,7 @@ use super::envelope::{self, Place};
 use super::key::KeyId;
 use super::ring::Wrapper;
 use super::{AT_ONCE, Error, Vault};
-use crate::store::secrets::{self, SealedRow};
+use crate::store::secrets::{self, RotationNumber, SealedRow};
 
 /// Versions that are sealed anew in one transaction.
 pub(super) const BATCH: usize = 32;
@@ -126,8 +126,8 @@ struct Made {
 struct Work<'a> {
     vault: &'a Vault,
     newest: Wrapper,
-    /// When the rotation began that makes new data keys; `None`: they stay.
-    begun_at: Option<Timestamp>,
+    /// That which makes new data keys; `None`: they stay.
+    rotation: Option<RotationNumber>,
     /// No further one is begun after that.
     until: Instant,
 }
@@ -151,25 +151,24 @@ impl Vault {
         }
         let newest = self.keys.to_seal()?;
         let mut id = newest.newest().await?;
-        let (begun_at, was_begun) = match data_keys {
-            true => {
-                let begin = self.store.write(move |conn| secrets::begin_rotation(conn, now));
-                let (begun_at, was_begun) = begin.await?;
-                (Some(begun_at), was_begun)
-            }
-            false => (None, false),
+        let begun = match data_keys {
+            true => Some(self.store.write(move |conn| secrets::begin_rotation(conn, now)).await?),
+            false => None,
         };
+        let (number, was_begun) =
+            (begun.map(|begun| begun.number), begun.is_some_and(|begun| begun.was_begun));
         let until = Instant::now() + slice;
-        let work = Work { vault: self, newest, begun_at, until };
+        let work = Work { vault: self, newest, rotation: number, until };
+        let begun_at = begun.map(|begun| begun.at);
         let mut rotation = Rotation { begun_at, was_begun, ..Rotation::default() };
         // It is of no use where somebody else has come to the end meanwhile.
         let mut at = from.filter(|_| !data_keys || was_begun).unwrap_or(Cursor::START);
         loop {
             let rows =
-                self.store.read(|conn| secrets::older(conn, &id, begun_at, at.after, BATCH))?;
+                self.store.read(|conn| secrets::older(conn, &id, number, at.after, BATCH))?;
             if rows.is_empty() {
                 // Transit's key may have got another version meanwhile, with which what was sealed first is not.
-                let (total, left) = self.store.read(|conn| secrets::left(conn, &id, begun_at))?;
+                let (total, left) = self.store.read(|conn| secrets::left(conn, &id, number))?;
                 if left <= at.damaged || at.written == 0 {
                     (rotation.done, rotation.total) = (total.saturating_sub(left), total);
                     break;
@@ -190,7 +189,7 @@ impl Vault {
             if error.is_none() && !is_late {
                 continue;
             }
-            let (total, left) = self.store.read(|conn| secrets::left(conn, &id, begun_at))?;
+            let (total, left) = self.store.read(|conn| secrets::left(conn, &id, number))?;
             let done = total.saturating_sub(left);
             if let Some(error) = error {
                 return Err(Error::Stopped { done, total, error: Box::new(error) });
@@ -200,8 +199,8 @@ impl Vault {
             break;
         }
         rotation.damaged_total = at.damaged;
-        if let (Some(_), None) = (begun_at, rotation.next) {
-            self.store.write(move |conn| secrets::end_rotation(conn, begun_at)).await?;
+        if let (Some(_), None) = (number, rotation.next) {
+            self.store.write(move |conn| secrets::end_rotation(conn, number)).await?;
         }
         rotation.key = Some(id);
         Ok(rotation)
@@ -255,11 +254,11 @@ impl Work<'_> {
     async fn write(&self, batch: Vec<(Vec<u8>, SealedRow)>, made: &mut Made) -> Result<(), Error> {
         let Some((_, last)) = batch.last() else { return Ok(()) };
         made.key = Some(last.sealed.key.clone());
-        let begun_at = self.begun_at;
+        let rotation = self.rotation;
         let write = self.vault.store.write(move |conn| {
             let mut done = 0;
             for (was, row) in &batch {
-                done += secrets::reseal(conn, row, was, begun_at)?;
+                done += secrets::reseal(conn, row, was, rotation)?;
             }
             crate::failpoint::hit("rotate");
             Ok(done)
@@ -273,7 +272,7 @@ impl Work<'_> {
         let workspace = &self.vault.workspace;
         let place = Place { workspace, name: &row.name, version: row.version };
         let key = self.vault.keys.of(&row.sealed.key)?;
-        let sealed = if self.begun_at.is_some() {
+        let sealed = if self.rotation.is_some() {
             let value = key.open(place, &row.sealed).await?;
             envelope::seal(place, &value, &self.newest.make(place).await?)?
         } else {

@@ -146,10 +146,9 @@ async fn a_rotation_goes_on_where_the_last_call_was() {
 
     // A call that is cut short has written what it had.
     toy.hang("s39");
-    let left = || {
-        let at = Some(at(2000));
-        vault.store.read(|conn| secrets::left(conn, &KeyId::stored("transit:transit/toy:v1"), at))
-    };
+    let begun = vault.store.write(|conn| secrets::begin_rotation(conn, at(2000))).await.unwrap();
+    let (key, number) = (KeyId::stored("transit:transit/toy:v1"), Some(begun.number));
+    let left = || vault.store.read(|conn| secrets::left(conn, &key, number));
     {
         let mut rotating =
             std::pin::pin!(vault.rotate(true, None, at(2000), Duration::from_secs(600)));
@@ -168,10 +167,11 @@ async fn a_rotation_goes_on_where_the_last_call_was() {
         assert!(said.contains(words), "{words}: {said}");
     }
     toy.recover();
-    // What is left of it is done first, and it says that this was begun before: what was set since is as it was.
+    // What is left of it is done first, and it says that this was begun before. What was set since is done with it:
+    // its data key may have been made right before.
     set(&vault, "new", "x", 2500).await.unwrap();
     let last = rotated(&vault, true, 3000).await;
-    assert_eq!((last.versions, last.done), (1, 41));
+    assert_eq!((last.versions, last.done), (2, 41));
     assert_eq!((last.begun_at, last.was_begun), (Some(at(2000)), true));
     let next = rotated(&vault, true, 3001).await;
     assert_eq!((next.versions, next.begun_at, next.was_begun), (41, Some(at(3001)), false));
@@ -180,8 +180,8 @@ async fn a_rotation_goes_on_where_the_last_call_was() {
     expected.sort();
     assert_eq!(opened(&vault).await, expected);
     // One that is cut short, and has nothing left as all is deleted, is not gone on with either.
-    let begin = |conn: &Connection| secrets::begin_rotation(conn, at(3500)).map(|(_, was)| was);
-    assert!(!vault.store.write(begin).await.unwrap());
+    let begin = |conn: &Connection| secrets::begin_rotation(conn, at(3500));
+    assert!(!vault.store.write(begin).await.unwrap().was_begun);
     for secret in vault.list("", 100).unwrap() {
         vault.delete(secret.name.as_str(), ana(), at(3600)).await.unwrap();
     }
@@ -189,6 +189,19 @@ async fn a_rotation_goes_on_where_the_last_call_was() {
     set(&vault, "again", "x", 3800).await.unwrap();
     let anew = rotated(&vault, true, 3900).await;
     assert_eq!((anew.versions, anew.was_begun), (1, false));
+}
+
+#[tokio::test]
+async fn every_data_key_is_made_anew_whatever_the_clock_says() {
+    let world = World::new();
+    let vault = world.open("key", &[]);
+    set(&vault, "early", "x", 1000).await.unwrap();
+    set(&vault, "late", "y", 9000).await.unwrap();
+    // As soon as it was set, earlier, and twice at the same time.
+    for now in [9000, 500, 500] {
+        assert_eq!(rotated(&vault, true, now).await.versions, 2, "{now}");
+    }
+    assert_eq!(opened(&vault).await, ["early/1=x", "late/1=y"]);
 }
 
 #[tokio::test]
