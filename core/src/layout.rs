@@ -50,10 +50,17 @@ pub fn uncommitted_path(job: &JobName, output: &PortName, failed: u32, rank: u32
     format!("{}/{output}/{failed}/{rank}", uncommitted_root(job))
 }
 
-/// Whether what lies there is of a job that is not over. Only what the datastore has at its top: where one is a part of
+/// Whether a segment of a path is the name of this folder to any store there is: Azure Files and
+/// file systems of that kind tell no cases apart and drop dots and blanks at a name's end.
+pub fn is_named(segment: &str, folder: &str) -> bool {
+    let plain = segment.trim_end_matches(['.', ' ']);
+    plain.chars().flat_map(char::to_uppercase).eq(folder.chars().flat_map(char::to_uppercase))
+}
+
+/// Whether what lies there is of a job that is not over, in whatever spelling. Only what the datastore has at its top: where one is a part of
 /// another, the outer one shows what lies so in the inner.
 pub fn is_uncommitted(path: &str) -> bool {
-    path.split('/').next() == Some(UNCOMMITTED)
+    path.split('/').next().is_some_and(|first| is_named(first, UNCOMMITTED))
 }
 
 /// The one folder that a person uploads to. Its name holds no character that a path could not.
@@ -68,7 +75,9 @@ pub fn is_kept(datastore: &DatastoreName, path: &str) -> bool {
     let first = path.split('/').next().unwrap_or_default();
     match datastore.as_str() {
         ARTIFACT_STORE => true,
-        BLOB_STORE | FILE_STORE => path.is_empty() || matches!(first, OUTPUTS | UPLOADS | RUNS),
+        BLOB_STORE | FILE_STORE => {
+            path.is_empty() || [OUTPUTS, UPLOADS, RUNS].iter().any(|kept| is_named(first, kept))
+        }
         _ => false,
     }
 }

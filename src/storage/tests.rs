@@ -138,11 +138,11 @@ async fn objects_and_folders_do_not_share_a_path() {
     let world = World::new();
     let store = world.blob();
     store.put(&path("a/b"), Bytes::new()).await.unwrap();
-    for taken in ["a", "a/b/c", "a/b/c/d", ".staging", ".staging/x"] {
+    for taken in ["a", "a/b/c", "a/b/c/d", ".staging", ".staging/x", ".Staging./x"] {
         let error = store.put(&path(taken), Bytes::new()).await.unwrap_err();
         assert!(matches!(error, Error::Conflict(_)), "{taken}: {error}");
     }
-    for absent in ["a", "a/b/c", "a/c", ".staging", ".staging/x"] {
+    for absent in ["a", "a/b/c", "a/c", ".staging", ".staging/x", ".STAGING/x"] {
         assert!(matches!(store.head(&path(absent)).await, Err(Error::NotFound(_))), "{absent}");
     }
     assert_eq!(world.staged(), 0);

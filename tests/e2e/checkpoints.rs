@@ -73,6 +73,8 @@ fn nobody_sees(cluster: &Cluster, job: &str) {
         assert_eq!(get(&file).0, 403);
         assert_eq!(get(&format!("?prefix=.uncommitted/{job}")).0, 403);
         assert_eq!(get("?prefix=.uncommitted").0, 403);
+        // As a store that tells no cases apart would read it.
+        assert_eq!(get(&format!("?prefix=.Uncommitted./{job}")).0, 403);
         for what in ["PUT", "DELETE"] {
             let (status, _) =
                 http(&server, &format!("{what} /data/v1/{STORE}{file}"), token, "x").unwrap();

@@ -29,6 +29,11 @@ const STALE: Duration = Duration::from_secs(24 * 3600);
 /// The deepest folder that is listed.
 const MAX_DEPTH: usize = 256;
 
+/// What a datastore has at its top and does not show.
+fn is_hidden(name: &str) -> bool {
+    layout::is_named(name, STAGING) || layout::is_uncommitted(name)
+}
+
 /// An object found by listing.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub(super) struct Found {
@@ -96,7 +101,7 @@ impl Store {
     /// Nothing there gives none.
     pub(super) fn list(&self, key: &str) -> Result<Vec<Found>, Error> {
         path::place(key)?;
-        if key.split('/').next() == Some(STAGING) || layout::is_uncommitted(key) {
+        if key.split('/').next().is_some_and(is_hidden) {
             return Ok(Vec::new());
         }
         let failed = self.failed("list", key);
@@ -120,8 +125,7 @@ impl Store {
             };
         }
         let mut found = Vec::new();
-        let hidden: &[&str] = if key.is_empty() { &[STAGING, layout::UNCOMMITTED] } else { &[] };
-        self.list_folder(&at, "", 0, hidden, &mut found).map_err(failed)?;
+        self.list_folder(&at, "", 0, key.is_empty(), &mut found).map_err(failed)?;
         Ok(found)
     }
 
@@ -130,7 +134,7 @@ impl Store {
         folder: &OwnedFd,
         prefix: &str,
         depth: usize,
-        hidden: &[&str],
+        is_top: bool,
         found: &mut Vec<Found>,
     ) -> rustix::io::Result<()> {
         if depth > MAX_DEPTH {
@@ -140,14 +144,14 @@ impl Store {
             let entry = entry?;
             // A name that is no text cannot have come from a datastore.
             let Ok(name) = entry.file_name().to_str() else { continue };
-            if matches!(name, "." | "..") || hidden.contains(&name) {
+            if matches!(name, "." | "..") || is_top && is_hidden(name) {
                 continue;
             }
             let below =
                 if prefix.is_empty() { name.to_owned() } else { format!("{prefix}/{name}") };
             match entry.file_type() {
                 FileType::Directory => match open_folder_at(folder, name) {
-                    Ok(inner) => self.list_folder(&inner, &below, depth + 1, &[], found)?,
+                    Ok(inner) => self.list_folder(&inner, &below, depth + 1, false, found)?,
                     Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
                     Err(errno) => return Err(errno),
                 },
@@ -289,7 +293,7 @@ impl Store {
         let mut at = self.descriptor.try_clone().map_err(|e| Error::io("open", &self.root, e))?;
         let segments = folders.split('/').filter(|segment| !segment.is_empty());
         for (depth, segment) in segments.enumerate() {
-            if depth == 0 && segment == STAGING {
+            if depth == 0 && layout::is_named(segment, STAGING) {
                 return Err(failed(Errno::ACCESS));
             }
             let mut opened = open_folder_at(&at, segment);

@@ -103,6 +103,8 @@ fn what_is_not_committed_is_of_its_own_job_alone() {
     for (path, allowed) in [
         (".uncommitted/mine/kept", true),
         (".uncommitted/mine/kept/0/step/1", true),
+        (".Uncommitted/mine/kept/0/x", false),
+        (".UNCOMMITTED./mine/kept/0/x", false),
         (".uncommitted/mine/out/0/x", false),
         (".uncommitted/mine/kept2/0/x", false),
         (".uncommitted/mine", false),

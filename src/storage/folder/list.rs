@@ -2,6 +2,7 @@
 
 use std::os::fd::OwnedFd;
 
+use atelier_core::layout;
 use rustix::fs::{AtFlags, Dir, FileType};
 use rustix::io::Errno;
 
@@ -9,9 +10,11 @@ use super::{Folder, STAGING, io_error, meta_of, open_folder_at};
 use crate::storage::path::MAX_PATH;
 use crate::storage::{Error, Listed, ObjectPath, Page};
 
-/// Not listed at the top of a datastore: what is being written, and where ext4 puts what it finds after a crash,
-/// which is root's alone.
-const HIDDEN: [&str; 2] = [STAGING, "lost+found"];
+/// What is not listed at the top of a datastore: what is being written, and where ext4 puts what it finds after a
+/// crash, which is root's alone.
+fn is_hidden(name: &str) -> bool {
+    layout::is_named(name, STAGING) || name == "lost+found"
+}
 
 struct Listing<'a> {
     after: &'a str,
@@ -67,7 +70,7 @@ impl Listing<'_> {
             let entry = entry.map_err(failed)?;
             // A name that is no text cannot be part of a path, so nothing could read it.
             let Ok(name) = entry.file_name().to_str() else { continue };
-            if matches!(name, "." | "..") || (prefix.is_empty() && HIDDEN.contains(&name)) {
+            if matches!(name, "." | "..") || (prefix.is_empty() && is_hidden(name)) {
                 continue;
             }
             let kind = match entry.file_type() {

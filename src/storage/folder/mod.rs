@@ -18,6 +18,7 @@ use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
+use atelier_core::layout;
 use atelier_core::time::Timestamp;
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _};
@@ -197,7 +198,7 @@ impl Folder {
         make: Option<Flush>,
     ) -> Result<OwnedFd, Error> {
         let outside = || Error::NotFound(path.to_string());
-        if path.segments().next() == Some(STAGING) {
+        if path.segments().next().is_some_and(|first| layout::is_named(first, STAGING)) {
             // Reserved: it cannot be made, and nothing is stored there.
             return Err(if make.is_some() { Error::Conflict(path.clone()) } else { outside() });
         }
