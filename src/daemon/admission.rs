@@ -14,7 +14,7 @@ use atelier_core::layout;
 use atelier_core::resource::ContainerNeed;
 use atelier_core::spec::{
     AssetRef, Code, CommandJob, DataKind, DataUri, Environment, InlineEnvironment, Input,
-    InputMode, OutputMode, SecretRef,
+    InputMode, SecretRef,
 };
 
 use super::assets::{self, Assets};
@@ -210,9 +210,7 @@ impl Admission {
                 }
                 false => path,
             };
-            if output.mode != OutputMode::Direct {
-                self.check_output_path(name, &field, &path)?;
-            }
+            self.check_output_path(name, &field, &path)?;
             output.path = Some(path);
             job.outputs.insert(port, output);
         }
@@ -571,10 +569,14 @@ impl Admission {
         self.must_stay(&format!("{field}.path"), datastore.as_str(), trimmed)?;
         // Content, uploads and other jobs' results must stay what they are.
         let mut segments = trimmed.split('/');
-        let kept = match segments.next() {
-            Some(layout::UPLOADS | layout::RUNS | layout::UNCOMMITTED) => true,
-            Some(layout::OUTPUTS) => segments.next() != Some(job.as_str()),
-            _ => false,
+        let first = segments.next().unwrap_or_default();
+        let is = |folder| layout::is_named(first, folder);
+        let kept = match first {
+            layout::OUTPUTS => segments.next() != Some(job.as_str()),
+            _ => {
+                let all = [layout::OUTPUTS, layout::UPLOADS, layout::RUNS, layout::UNCOMMITTED];
+                all.into_iter().any(is)
+            }
         };
         if kept {
             return Err(invalid(

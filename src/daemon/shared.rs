@@ -10,6 +10,7 @@ use atelier_core::content::manifest::{Manifest, ManifestEntry};
 use atelier_core::id::{DatastoreName, JobName, NodeName};
 use atelier_core::job::{AttemptKey, Job, Left, ManifestRef, Outcome};
 use atelier_core::layout;
+use atelier_core::spec::OutputMode;
 use atelier_core::time::Timestamp;
 use atelier_core::track::{ArtifactPath, RunId};
 use atelier_proto::agent::v1::RunSample;
@@ -185,6 +186,7 @@ impl Committed {
 
     /// Removes what earlier attempts left at the default place of a completed job's outputs and the
     /// last one did not write: who reads the outputs reads what was committed, and nothing else.
+    /// No manifest names what lies in a direct output, which is the job's own.
     pub(crate) async fn tidy(&self, job: &Job) -> Result<(), storage::Error> {
         let Some(ended) = job.ended().filter(|_| job.tries.made.0 > 1) else { return Ok(()) };
         if ended.outcome != Outcome::Completed {
@@ -198,13 +200,27 @@ impl Committed {
             .filter(|entry| &entry.datastore == blobs.name())
             .map(|entry| entry.key.as_str())
             .collect();
+        let direct: Vec<String> = job
+            .spec
+            .outputs
+            .values()
+            .filter(|output| output.mode == OutputMode::Direct)
+            .filter_map(|output| layout::parse_datastore_uri(output.path.as_deref()?))
+            .filter(|(datastore, _)| datastore == blobs.name())
+            .map(|(_, path)| path.trim_end_matches('/').to_owned())
+            .collect();
+        let is_direct = |path: &str| {
+            let mut places = direct.iter().filter_map(|place| path.strip_prefix(place.as_str()));
+            places.any(|rest| rest.is_empty() || rest.starts_with('/'))
+        };
         let root = ObjectPath::new(&layout::outputs_root(&job.name))?;
         let mut after: Option<ObjectPath> = None;
         loop {
             let last = after.as_ref().map(ObjectPath::as_str);
             let page = blobs.list(Some(&root), last, storage::PAGE).await?;
             for listed in &page.objects {
-                if !kept.contains(listed.path.as_str()) {
+                let path = listed.path.as_str();
+                if !kept.contains(path) && !is_direct(path) {
                     match blobs.delete_object(&listed.path).await {
                         Ok(()) | Err(storage::Error::NotFound(_)) => {}
                         Err(error) => return Err(error),

@@ -244,6 +244,58 @@ fn what_a_failed_attempt_wrote_is_in_no_output_of_a_completed_job() {
     assert_eq!(lists(&place), "2\n");
 }
 
+/// The job has the URI and nothing else, and what it writes there stays whatever its manifest says.
+#[test]
+fn an_output_of_mode_direct_is_the_jobs_own_to_write() {
+    let cluster = Cluster::start();
+    let marks = cluster.shared_file("marks");
+    let of = |path: &str| format!("{{type: uri_folder, mode: direct{path}}}");
+    let name = cluster.create(&format!(
+        "command: |\n  echo x >> {0}\n  echo ${{{{outputs.own}}}} ${{{{outputs.named}}}}\n  \
+         echo $WHERE\n  test $(wc -l < {0}) -ge 2\n\
+         environment_variables: {{WHERE: '${{{{outputs.named}}}}'}}\n\
+         outputs:\n  own: {1}\n  named: {2}\n  made: {{name: made, type: uri_folder, mode: direct}}\n\
+         retry: {{max_attempts: 2}}\n",
+        marks.display(),
+        of(""),
+        of(", path: 'azureml://datastores/workspaceblobstore/paths/own/${{name}}/'"),
+    ));
+    let job = cluster.completed(&name);
+    assert_eq!(job.attempt, 2);
+    let paths = "azureml://datastores/workspaceblobstore/paths";
+    let [own, named] = [format!("azureml/{name}/own/"), format!("own/{name}/")];
+    let said = format!("{paths}/{own} {paths}/{named}\n{paths}/{named}\n");
+    assert_eq!(String::from_utf8(cluster.log(&name)).unwrap(), said.repeat(2));
+    // It registers a place like any other output, and nothing of it is taken for left behind.
+    let blobs = cluster.data().join("storage/workspaceblobstore");
+    for place in [&*own, &named, &format!("azureml/{name}/made/")] {
+        std::fs::create_dir_all(blobs.join(place)).unwrap();
+        std::fs::write(blobs.join(place).join("x"), place).unwrap();
+    }
+    let made = cluster.atelier(["data", "show", "made", "--version", "1", "-o", "json"]).ok();
+    assert_eq!(made.json()["path"], format!("{paths}/azureml/{name}/made/"));
+    let reader = cluster.create(&format!(
+        "command: cat ${{{{inputs.own}}}}/x ${{{{inputs.named}}}}/x\ninputs:\n  \
+         own: {{type: uri_folder, path: 'azureml://jobs/{name}/outputs/own'}}\n  \
+         named: {{type: uri_folder, path: 'azureml://jobs/{name}/outputs/named'}}\n"
+    ));
+    cluster.completed(&reader);
+    assert_eq!(String::from_utf8(cluster.log(&reader)).unwrap(), format!("{own}{named}"));
+    // Its place is checked as any other's.
+    for (path, why) in [
+        (", path: /somewhere", "cannot go to '/somewhere'"),
+        (", path: 'azureml://datastores/none/paths/x'", "'none'"),
+        (", path: 'azureml://datastores/workspaceblobstore/paths/azureml/other/x'", "kept for"),
+    ] {
+        let yaml = format!("command: 'true'\noutputs:\n  own: {}\n", of(path));
+        let file = cluster.write("direct.yml", yaml);
+        cluster
+            .atelier(["job".as_ref(), "create".as_ref(), "-f".as_ref(), file.as_os_str()])
+            .fails(1)
+            .says(&[why]);
+    }
+}
+
 #[test]
 fn a_cancelled_job_leaves_no_process_behind() {
     let cluster = Cluster::start();

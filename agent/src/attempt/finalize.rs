@@ -12,7 +12,7 @@ use atelier_core::content::Digest;
 use atelier_core::content::manifest::{self, ManifestEntry};
 use atelier_core::id::{AttemptNumber, Epoch};
 use atelier_core::layout;
-use atelier_core::spec::{Distribution, OutputMode};
+use atelier_core::spec::Distribution;
 use atelier_proto::agent::v1::attempt_report::Phase;
 use atelier_proto::agent::v1::{
     AttemptReport, Cause, Ended, Exit, Finalizing, Manifest, OutputResult, Problem, StorePath, exit,
@@ -328,11 +328,11 @@ fn parts(attempt: &Attempt, ran: bool, log_bytes: u64) -> Vec<Part> {
         }
     }
     let mirrored = uncommitted::outputs(attempt);
-    for (name, output) in &attempt.spec.outputs {
+    for name in attempt.spec.outputs.keys() {
         let from = attempt.folder.output(name.as_str());
         let grant = attempt.assignment.outputs.get(name.as_str());
         let Some(to) = grant.and_then(|grant| grant.store.clone()) else { continue };
-        if output.mode != OutputMode::Direct && (from.is_file() || has_entries(&from)) {
+        if from.is_file() || has_entries(&from) {
             let prefix = format!("named-outputs/{name}");
             let mirrored = mirrored.iter().find(|of| of.name == name.as_str()).cloned();
             parts.push(Part { from, to, prefix, output: Some(name.to_string()), mirrored });

@@ -253,14 +253,11 @@ fn outputs(attempt: &Attempt) -> Result<BTreeMap<String, String>, Problem> {
     let mut outputs = BTreeMap::new();
     for (name, output) in &attempt.spec.outputs {
         let value = if output.mode == OutputMode::Direct {
-            let grant = attempt.assignment.outputs.get(name.as_str());
-            let store = grant.and_then(|grant| grant.store.as_ref()).ok_or_else(|| {
-                problem(
-                    Cause::Platform,
-                    format!("output '{name}' came without a place to write to"),
-                )
-            })?;
-            format!("azureml://datastores/{}/paths/{}", store.datastore, store.path)
+            // Written when the job was accepted. No grant comes with it: what the job writes there,
+            // it writes by means of its own.
+            output.path.clone().ok_or_else(|| {
+                problem(Cause::Platform, format!("output '{name}' came without its URI"))
+            })?
         } else {
             let path = attempt.folder.output(name.as_str());
             // A file output's own path is the job's to make, only its folder is ours.
