@@ -282,16 +282,16 @@ fn an_output_of_mode_direct_is_the_jobs_own_to_write() {
     cluster.completed(&reader);
     assert_eq!(String::from_utf8(cluster.log(&reader)).unwrap(), format!("{own}{named}"));
     // Its place is checked as any other's.
-    for (path, why) in [
-        (", path: /somewhere", "cannot go to '/somewhere'"),
-        (", path: 'azureml://datastores/none/paths/x'", "'none'"),
-        (", path: 'azureml://datastores/workspaceblobstore/paths/azureml/other/x'", "kept for"),
+    for (path, code, why) in [
+        (", path: /somewhere", 1, "cannot go to '/somewhere'"),
+        (", path: 'azureml://datastores/none/paths/x'", 3, "datastore 'none'"),
+        (", path: 'azureml://datastores/workspaceblobstore/paths/azureml/other/x'", 1, "kept for"),
     ] {
         let yaml = format!("command: 'true'\noutputs:\n  own: {}\n", of(path));
         let file = cluster.write("direct.yml", yaml);
         cluster
             .atelier(["job".as_ref(), "create".as_ref(), "-f".as_ref(), file.as_os_str()])
-            .fails(1)
+            .fails(code)
             .says(&[why]);
     }
 }

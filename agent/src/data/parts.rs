@@ -29,6 +29,9 @@ use super::{Error, path};
 const FROM: u64 = 16 << 20;
 /// Addresses that are asked for at once.
 const AHEAD: u32 = 16;
+/// How often they are asked for. That is 20 s, in which a daemon is started anew: without them all that was sent
+/// would be sent once more, by way of the daemon.
+const ASKED: u32 = 8;
 /// Parts of one file that are under way at once.
 const AT_ONCE: usize = 4;
 /// What is left of an address's time when it is used no more.
@@ -223,10 +226,16 @@ impl Upload<'_> {
         if let Some(url) = known(&self.signed) {
             return Ok(url);
         }
-        let asked = Instant::now();
         let to = (number + AHEAD).min(count + 1);
         let step = Step::Sign { from: number, to };
-        let Signed { urls, seconds } = self.gateway.ask(&self.url, self.token, &step).await?;
+        let mut patience = Patience::with(ASKED);
+        let (asked, Signed { urls, seconds }) = loop {
+            let asked = Instant::now();
+            match self.gateway.ask(&self.url, self.token, &step).await {
+                Ok(signed) => break (asked, signed),
+                Err(failure) => patience.after(failure).await?,
+            }
+        };
         let urls = urls.filter(|urls| urls.iter().all(|url| self.gateway.may_reach(url)));
         let Some(urls) = urls else {
             self.gateway.direct().leave_alone(self.datastore);

@@ -54,6 +54,10 @@ pub(super) async fn answer(daemon: &Shared, head: &Parts, body: Body) -> Respons
     assert_eq!(head.uri.query(), Some("upload=it"));
     if let (Some(from), Some(to)) = (asked["sign"]["from"].as_u64(), asked["sign"]["to"].as_u64()) {
         let base = base.unwrap();
+        if daemon.signs_later > 0 {
+            daemon.signs_later -= 1;
+            return refusal(StatusCode::SERVICE_UNAVAILABLE);
+        }
         daemon.requests.push(format!("SIGN PARTS {path}"));
         let end = daemon.signed_for.map_or(u64::MAX, |lasting| now() + lasting.as_millis() as u64);
         let url = |part| format!("{base}/store/{path}?end={end}&part={part}");
@@ -297,6 +301,18 @@ async fn addresses_may_expire_while_a_file_is_written() {
     assert_eq!(world.stored("out/large").unwrap().len(), 48 << 20);
     assert_eq!((world.requests("EXPIRED"), world.requests("PUT ")), (0, 0));
     assert!(world.requests("SIGN PARTS") > 1);
+}
+
+/// What was sent so far is not sent anew because the daemon is away for a moment.
+#[tokio::test]
+async fn an_upload_in_parts_waits_for_the_daemon() {
+    let world = world().await;
+    world.daemon.lock().unwrap().signs_later = 2;
+    let from = world.folder.path().join("large");
+    fs::write(&from, bytes(20 << 20)).unwrap();
+    world.plane.upload(&from, &world.at("out/large"), "o", TOKEN).await.unwrap();
+    assert_eq!(world.stored("out/large").unwrap().len(), 20 << 20);
+    assert_eq!((world.requests("GIVE UP"), world.requests("PUT ")), (0, 0));
 }
 
 #[tokio::test]

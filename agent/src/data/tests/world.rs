@@ -61,6 +61,8 @@ pub(super) struct Daemon {
     pub(super) tags_anew: bool,
     /// Whether an upload in parts is completed.
     pub(super) refuses_to_complete: bool,
+    /// How often it does not say where parts go.
+    pub(super) signs_later: u32,
     /// Addresses are good for so long, if not for ever: the store looks, and takes a while for each part.
     pub(super) signed_for: Option<Duration>,
     /// Whether it tells the folders that are to be listed by themselves, where there are some.
