@@ -28,6 +28,7 @@ mod shared;
 mod storage;
 #[cfg(test)]
 pub(crate) mod tests;
+mod tidy;
 mod uncommitted;
 mod uploads;
 

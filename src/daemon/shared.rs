@@ -1,6 +1,6 @@
 //! What services ask of more than one part of the daemon.
 
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use atelier_core::access::AttemptScope;
@@ -8,9 +8,8 @@ use atelier_core::asset::Draft;
 use atelier_core::content::Digest;
 use atelier_core::content::manifest::{Manifest, ManifestEntry};
 use atelier_core::id::{DatastoreName, JobName, NodeName};
-use atelier_core::job::{AttemptKey, Job, Left, ManifestRef, Outcome};
+use atelier_core::job::{AttemptKey, Job, Left, ManifestRef};
 use atelier_core::layout;
-use atelier_core::spec::OutputMode;
 use atelier_core::time::Timestamp;
 use atelier_core::track::{ArtifactPath, RunId};
 use atelier_proto::agent::v1::RunSample;
@@ -18,10 +17,11 @@ use atelier_proto::workspace::v1::Experiment;
 use futures::StreamExt as _;
 use futures::future::BoxFuture;
 
+use super::tidy::Tidied;
 use super::{Admission, AdmissionError, Assets, Shared};
 use crate::http::mlflow::Manifests;
 use crate::http::mlflow::registry::{Located, NotLocated, Places};
-use crate::storage::{self, Datastores, ObjectPath};
+use crate::storage::{self, Datastores, ObjectPath, Opened};
 use crate::store::{Store, tracking};
 use crate::track::{self, Sample};
 
@@ -58,7 +58,7 @@ pub enum Error {
 }
 
 /// A manifest of more bytes than this is damaged.
-const MANIFEST: u64 = 256 << 20;
+pub(super) const MANIFEST: u64 = 256 << 20;
 
 /// Manifests kept in memory, and how many entries they have in all at most: an entry takes some
 /// 200 bytes.
@@ -69,13 +69,14 @@ const KEPT_ENTRIES: usize = 100_000;
 /// artifact of a job mostly wants the next, and a manifest never changes.
 pub(crate) struct Committed {
     store: Arc<dyn Store>,
-    datastores: Datastores,
+    pub(super) datastores: Datastores,
     kept: Mutex<VecDeque<(Digest, Arc<Manifest>)>>,
+    pub(super) tidied: Tidied,
 }
 
 impl Committed {
     pub(super) fn new(store: Arc<dyn Store>, datastores: Datastores) -> Self {
-        Self { store, datastores, kept: Mutex::default() }
+        Self { store, datastores, kept: Mutex::default(), tidied: Tidied::default() }
     }
 
     fn kept(&self) -> MutexGuard<'_, VecDeque<(Digest, Arc<Manifest>)>> {
@@ -172,66 +173,7 @@ impl Committed {
             }
             Err(error) => return Err(error),
         };
-        if opened.meta.size != entry.bytes {
-            return Ok(false);
-        }
-        let mut hasher = blake3::Hasher::new();
-        let size = opened.meta.size;
-        let mut bytes = opened.stream(0..size);
-        while let Some(piece) = bytes.next().await {
-            hasher.update(&piece?);
-        }
-        Ok(entry.digest.as_bytes() == hasher.finalize().as_bytes())
-    }
-
-    /// Removes what earlier attempts left at the default place of a completed job's outputs and the
-    /// last one did not write: who reads the outputs reads what was committed, and nothing else.
-    /// No manifest names what lies in a direct output, which is the job's own.
-    pub(crate) async fn tidy(&self, job: &Job) -> Result<(), storage::Error> {
-        let Some(ended) = job.ended().filter(|_| job.tries.made.0 > 1) else { return Ok(()) };
-        if ended.outcome != Outcome::Completed {
-            return Ok(());
-        }
-        let Some(manifest) = self.read_all(&ended.left).await? else { return Ok(()) };
-        let blobs = self.datastores.get(layout::BLOB_STORE)?;
-        let kept: HashSet<&str> = manifest
-            .entries
-            .iter()
-            .filter(|entry| &entry.datastore == blobs.name())
-            .map(|entry| entry.key.as_str())
-            .collect();
-        let direct: Vec<String> = job
-            .spec
-            .outputs
-            .values()
-            .filter(|output| output.mode == OutputMode::Direct)
-            .filter_map(|output| layout::parse_datastore_uri(output.path.as_deref()?))
-            .filter(|(datastore, _)| datastore == blobs.name())
-            .map(|(_, path)| path.trim_end_matches('/').to_owned())
-            .collect();
-        let is_direct = |path: &str| {
-            let mut places = direct.iter().filter_map(|place| path.strip_prefix(place.as_str()));
-            places.any(|rest| rest.is_empty() || rest.starts_with('/'))
-        };
-        let root = ObjectPath::new(&layout::outputs_root(&job.name))?;
-        let mut after: Option<ObjectPath> = None;
-        loop {
-            let last = after.as_ref().map(ObjectPath::as_str);
-            let page = blobs.list(Some(&root), last, storage::PAGE).await?;
-            for listed in &page.objects {
-                let path = listed.path.as_str();
-                if !kept.contains(path) && !is_direct(path) {
-                    match blobs.delete_object(&listed.path).await {
-                        Ok(()) | Err(storage::Error::NotFound(_)) => {}
-                        Err(error) => return Err(error),
-                    }
-                }
-            }
-            match page.next {
-                Some(next) => after = Some(next),
-                None => return Ok(()),
-            }
-        }
+        holds(opened, entry).await
     }
 
     async fn fetch(&self, reference: &ManifestRef) -> Result<Manifest, storage::Error> {
@@ -246,6 +188,20 @@ impl Committed {
         }
         Manifest::from_json(&bytes).map_err(|e| damaged(e.to_string()))
     }
+}
+
+/// Whether an object's bytes are those of an entry.
+pub(super) async fn holds(opened: Opened, entry: &ManifestEntry) -> Result<bool, storage::Error> {
+    let size = opened.meta.size;
+    if size != entry.bytes {
+        return Ok(false);
+    }
+    let mut hasher = blake3::Hasher::new();
+    let mut bytes = opened.stream(0..size);
+    while let Some(piece) = bytes.next().await {
+        hasher.update(&piece?);
+    }
+    Ok(entry.digest.as_bytes() == hasher.finalize().as_bytes())
 }
 
 impl Manifests for Committed {

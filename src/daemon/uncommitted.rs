@@ -1,4 +1,4 @@
-//! What jobs have written and not committed is dropped once they are over.
+//! What jobs have written and not committed is dropped once they are over, and what their earlier attempts committed.
 //!
 //! A job's end asks for it; what was missed then, because a store was away or the daemon was killed, is found by a
 //! sweep, at the daemon's start and every hour.
@@ -14,6 +14,7 @@ use atelier_core::layout;
 use atelier_core::spec::OutputMode;
 use tokio::sync::{Mutex, OwnedMutexGuard, mpsc};
 
+use super::shared::Committed;
 use crate::storage::{self, Datastore, Datastores, ObjectPath, PAGE};
 use crate::store::{self, Store};
 
@@ -25,6 +26,7 @@ const EVERY: Duration = Duration::from_secs(3600);
 pub(super) struct Uncommitted {
     store: Arc<dyn Store>,
     datastores: Datastores,
+    committed: Arc<Committed>,
     over: mpsc::UnboundedSender<JobName>,
     /// Held by who drops something: a job that was deleted meanwhile may come again under its name.
     turn: Arc<Mutex<()>>,
@@ -43,9 +45,13 @@ enum Error {
 pub(super) type Over = mpsc::UnboundedReceiver<JobName>;
 
 impl Uncommitted {
-    pub(super) fn new(store: Arc<dyn Store>, datastores: Datastores) -> (Self, Over) {
+    pub(super) fn new(
+        store: Arc<dyn Store>,
+        datastores: Datastores,
+        committed: Arc<Committed>,
+    ) -> (Self, Over) {
         let (over, told) = mpsc::unbounded_channel();
-        (Self { store, datastores, over, turn: Arc::default() }, told)
+        (Self { store, datastores, committed, over, turn: Arc::default() }, told)
     }
 
     /// Says that a job is over.
@@ -62,7 +68,10 @@ impl Uncommitted {
             tokio::select! {
                 _ = tick.tick() => self.sweep().await,
                 job = over.recv() => match job {
-                    Some(job) => self.drop_of(&job).await,
+                    Some(job) => {
+                        self.drop_of(&job).await;
+                        self.tidy(&job).await;
+                    }
                     None => return,
                 }
             }
@@ -84,6 +93,19 @@ impl Uncommitted {
         };
         if let Err(error) = dropped.await {
             tracing::warn!(job = %name, %error, "what a job has not committed is still there; it is tried again in an hour");
+        }
+    }
+
+    /// What is not done here is before a job's outputs are read.
+    async fn tidy(&self, name: &JobName) {
+        let tidied = async {
+            if let Some(job) = self.store.job(name)? {
+                self.committed.tidy(&job).await?;
+            }
+            Ok::<_, Error>(())
+        };
+        if let Err(error) = tidied.await {
+            tracing::debug!(job = %name, %error, "what earlier attempts left is still there");
         }
     }
 
