@@ -44,6 +44,7 @@ fn mirroring(attempt: &Attempt) -> Option<Mirroring> {
         outputs,
         ledger: Arc::new(attempt.folder.ledger()),
         token: attempt.assignment.token.clone(),
+        looks: rw_mount::LOOKS,
         plane: Arc::new(move || services.borrow().as_ref().map(|services| services.data.clone())),
     })
 }

@@ -27,8 +27,8 @@ pub(in crate::data) struct Tree {
 struct Place {
     datastore: Box<str>,
     key: Box<str>,
-    /// It is one object, which is shown in a folder of its own.
-    is_file: bool,
+    /// The name by which the object at the key itself is shown in the input's folder, if there is one.
+    itself: Option<Box<str>>,
 }
 
 #[derive(Debug)]
@@ -77,17 +77,20 @@ impl Tree {
         let mut places = BTreeMap::new();
         for Mounted { name, datastore, key, found } in inputs {
             let mut files = BTreeMap::new();
-            let is_file = matches!(found.as_slice(), [only] if only.below.is_empty());
+            let mut itself = None;
             for object in found {
                 let file = Draft::File { size: object.size, etag: object.etag.into() };
                 let below = match object.below.as_str() {
-                    "" => path::file_name(&key),
+                    "" => {
+                        itself = Some(path::file_name(&key).into());
+                        path::file_name(&key)
+                    }
                     below => below,
                 };
                 insert(&mut files, below, file)
                     .ok_or_else(|| format!("input '{name}': '{below}' is a file and a folder"))?;
             }
-            let place = Place { datastore: datastore.into(), key: key.into(), is_file };
+            let place = Place { datastore: datastore.into(), key: key.into(), itself };
             places.insert(name.as_str().into(), place);
             root.insert(name.into(), Draft::Folder(files));
         }
@@ -174,9 +177,9 @@ impl Tree {
         }
         names.reverse();
         let place = self.inputs.get(&node.name)?;
-        let key = match place.is_file {
-            true => place.key.to_string(),
-            false => path::join(&place.key, &names.join("/")),
+        let key = match (names.as_slice(), place.itself.as_deref()) {
+            ([name], Some(itself)) if *name == itself => place.key.to_string(),
+            _ => path::join(&place.key, &names.join("/")),
         };
         let datastore = place.datastore.to_string();
         Some(Object { datastore, key, size: *size, etag: etag.to_string() })
@@ -232,6 +235,11 @@ mod tests {
         assert_eq!(names(&tree, one), ["one.csv"]);
         assert_eq!(tree.object(tree.find(one, "one.csv").unwrap()).unwrap().key, "d/one.csv");
         assert_eq!((tree.len(), tree.bytes()), (9, 11));
+        // Object stores may have both.
+        let both = Tree::new(vec![input("both", "in/d", &["", "a"])]).unwrap();
+        let folder = both.find(ROOT, "both").unwrap();
+        let key = |name| both.object(both.find(folder, name).unwrap()).unwrap().key;
+        assert_eq!((key("d"), key("a")), ("in/d".to_owned(), "in/d/a".to_owned()));
         assert!(tree.find(z, "c").is_none() && tree.find(b + 40, "a").is_none());
         assert!(tree.object(z).is_none() && tree.children(one + 40, 0).is_none());
     }

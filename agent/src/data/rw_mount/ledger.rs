@@ -139,6 +139,19 @@ impl Ledger {
         all.map_while(|((of, below), _)| (of == output).then(|| below.clone())).collect()
     }
 
+    /// Those of them that are a path or lie below it; all, if it is empty.
+    pub(super) fn within(&self, output: &str, path: &str) -> Vec<String> {
+        if path.is_empty() {
+            return self.below(output);
+        }
+        let known = self.known();
+        let of = |below: String| (output.to_owned(), below);
+        let itself = known.get_key_value(&of(path.to_owned())).into_iter();
+        // What begins with it and a slash; the character after that one ends it.
+        let inner = known.range(of(format!("{path}/"))..of(format!("{path}0")));
+        itself.chain(inner).map(|((_, below), _)| below.clone()).collect()
+    }
+
     fn note(&self, output: &str, below: &str, is: Known) {
         let mut known = self.known();
         let line = Line { path: (output.to_owned(), below.to_owned()), known: is };
@@ -217,6 +230,10 @@ mod tests {
             (again.below("out"), again.below("outer")),
             (vec!["b/c".into(), "e".into()], vec!["".into()])
         );
+        let within = |path| again.within("out", path);
+        assert_eq!((within(""), within("b")), (again.below("out"), vec!["b/c".to_owned()]));
+        assert_eq!((within("e"), within("b/c")), (vec!["e".into()], vec!["b/c".into()]));
+        assert!(within("b/").is_empty() && within("b/c/d").is_empty() && within("a").is_empty());
         // Half a line takes nothing along with it, and what counts no more is gone.
         again.put("out", "d", stored.clone());
         assert_eq!(Ledger::open(file.clone()).get("out", "d"), Some(stored));

@@ -32,8 +32,8 @@ const LEAST_REST: Duration = Duration::from_secs(2);
 const REST: u32 = 10;
 /// After something failed.
 const PAUSE: Duration = Duration::from_secs(30);
-/// Between two looks at everything, where not everything is watched.
-const LOOKS: Duration = Duration::from_secs(60);
+/// For [`Mirroring::looks`].
+pub(crate) const LOOKS: Duration = Duration::from_secs(60);
 /// The same where events were lost.
 const SOON: Duration = Duration::from_secs(5);
 /// Files that wait to be sent at most; with more, everything is looked at again later.
@@ -48,6 +48,8 @@ pub(crate) struct Mirroring {
     pub(crate) ledger: Arc<Ledger>,
     /// The attempt's.
     pub(crate) token: String,
+    /// Between two looks at everything, where not everything is watched.
+    pub(crate) looks: Duration,
     /// The data plane as the daemon is reached now; `None` before it was.
     pub(crate) plane: Arc<dyn Fn() -> Option<DataPlane> + Send + Sync>,
 }
@@ -179,6 +181,9 @@ async fn run(mirroring: Mirroring, mut stop: oneshot::Receiver<()>) -> Result<()
     // What was closed before it was watched.
     let mut look_at = Some(Instant::now());
     loop {
+        if watch.is_blind() || line.is_full() {
+            look_at = look_at.or_else(|| Some(Instant::now() + mirroring.looks));
+        }
         while sends.len() < AT_ONCE
             && let Some(candidate) = line.take(Instant::now())
         {
@@ -200,12 +205,12 @@ async fn run(mirroring: Mirroring, mut stop: oneshot::Receiver<()>) -> Result<()
             Some(done) = sends.next(), if !sends.is_empty() => line.done(done),
             () = at(due) => {}
             () = at(look_at) => {
+                look_at = None;
                 let (given, root) = (mirroring.clone(), Arc::clone(&root));
                 let paths = blocking(move || Ok(given.look(&root))).await?;
                 for path in paths {
                     line.note(Change::Found(path), &mirroring);
                 }
-                look_at = (watch.is_blind() || line.is_full()).then(|| Instant::now() + LOOKS);
             }
         }
     }
@@ -276,13 +281,7 @@ impl Line {
             Change::Gone(path) => {
                 let (name, below) = parts(&path);
                 let inner = format!("{path}/");
-                let stored = mirroring.ledger.below(name).into_iter();
-                let stored = stored.filter(|stored| {
-                    below.is_empty()
-                        || stored
-                            .strip_prefix(below)
-                            .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-                });
+                let stored = mirroring.ledger.within(name, below).into_iter();
                 let stored = stored.map(|stored| super::path::join(name, &stored));
                 let sending = self.sending.iter();
                 let sending = sending.filter(|of| **of == path || of.starts_with(&inner));

@@ -32,7 +32,7 @@ use super::gateway::Copied;
 use super::store::Found;
 use super::{Error, Inner, path};
 pub(crate) use ledger::Ledger;
-pub(crate) use mirror::{Mirror, Mirroring, settle};
+pub(crate) use mirror::{LOOKS, Mirror, Mirroring, settle};
 
 use below::Version;
 use ledger::Stored;

@@ -179,6 +179,9 @@ impl Watch {
             self.add(path, changes);
         } else if flags.intersects(ReadFlags::CLOSE_WRITE | ReadFlags::MOVED_TO) {
             changes.push(Change::Closed(path));
+        } else {
+            // A link to a file is made whole, and never closed.
+            changes.push(Change::Found(path));
         }
     }
 }

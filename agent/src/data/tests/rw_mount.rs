@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use atelier_core::content::Digest;
 use axum::http::StatusCode;
 
-use super::super::rw_mount::{Known, Ledger, Mirror, Mirrored, Mirroring, settle};
+use super::super::rw_mount::{Known, LOOKS, Ledger, Mirror, Mirrored, Mirroring, settle};
 use super::world::{TOKEN, World};
 
 const KEPT: &str = ".uncommitted/job_1/model/0";
@@ -34,6 +34,7 @@ impl World {
             outputs: vec![self.mirrored("model"), self.mirrored("file")],
             ledger: Arc::new(Ledger::open(self.folder.path().join("ledger"))),
             token: TOKEN.to_owned(),
+            looks: LOOKS,
             plane: Arc::new(move || Some(plane.clone())),
         }
     }
@@ -104,6 +105,38 @@ async fn what_is_closed_is_stored_and_what_is_open_is_not() {
     fs::write(folder.join("model/late"), "late").unwrap();
     settle(&world.mirroring()).await.unwrap();
     assert!(world.kept().contains(&("model/0/late".to_owned(), "late".to_owned())));
+}
+
+/// Nobody opens it under the name that it gets.
+#[tokio::test]
+async fn what_is_linked_to_its_place_is_stored() {
+    let world = World::new(false).await;
+    let folder = world.outputs_folder();
+    let mirror = Mirror::start(world.mirroring());
+    fs::write(folder.join("model/closed"), "closed").unwrap();
+    world.keeps(&[("model/0/closed", "closed")]).await;
+    let elsewhere = world.folder.path().join("elsewhere");
+    fs::write(&elsewhere, "linked").unwrap();
+    fs::hard_link(&elsewhere, folder.join("model/linked")).unwrap();
+    world.keeps(&[("model/0/closed", "closed"), ("model/0/linked", "linked")]).await;
+    mirror.end().await;
+}
+
+/// Of more folders than are watched all are looked at from time to time.
+#[tokio::test]
+async fn what_lies_in_a_folder_that_is_not_watched_is_found() {
+    let world = World::new(false).await;
+    let folder = world.outputs_folder();
+    let looks = Duration::from_millis(200);
+    let mirror = Mirror::start(Mirroring { looks, ..world.mirroring() });
+    for number in 0..9000 {
+        fs::create_dir(folder.join(format!("model/{number}"))).unwrap();
+    }
+    fs::write(folder.join("model/last"), "last").unwrap();
+    world.keeps(&[("model/0/last", "last")]).await;
+    fs::write(folder.join("model/8999/late"), "late").unwrap();
+    world.keeps(&[("model/0/8999/late", "late"), ("model/0/last", "last")]).await;
+    mirror.end().await;
 }
 
 #[tokio::test]
