@@ -68,10 +68,7 @@ impl Uncommitted {
             tokio::select! {
                 _ = tick.tick() => self.sweep().await,
                 job = over.recv() => match job {
-                    Some(job) => {
-                        self.drop_of(&job).await;
-                        self.tidy(&job).await;
-                    }
+                    Some(job) => self.drop_of(&job).await,
                     None => return,
                 }
             }
@@ -82,29 +79,25 @@ impl Uncommitted {
         let dropped = async {
             let _turn = self.turn.lock().await;
             let Some(job) = self.store.job(name)?.filter(|job| job.ended().is_some()) else {
-                return Ok(());
+                return Ok(None);
             };
             for datastore in written_to(&job) {
                 if let Ok(datastore) = self.datastores.get(datastore.as_str()) {
                     drop_in(&datastore.hasty(), name).await?;
                 }
             }
-            Ok::<_, Error>(())
+            Ok::<_, Error>(Some(job))
         };
-        if let Err(error) = dropped.await {
-            tracing::warn!(job = %name, %error, "what a job has not committed is still there; it is tried again in an hour");
-        }
-    }
-
-    /// What is not done here is before a job's outputs are read.
-    async fn tidy(&self, name: &JobName) {
-        let tidied = async {
-            if let Some(job) = self.store.job(name)? {
-                self.committed.tidy(&job).await?;
+        let job = match dropped.await {
+            Ok(Some(job)) => job,
+            Ok(None) => return,
+            Err(error) => {
+                tracing::warn!(job = %name, %error, "what a job has not committed is still there; it is tried again in an hour");
+                return;
             }
-            Ok::<_, Error>(())
         };
-        if let Err(error) = tidied.await {
+        // What is not done here is done before the job's outputs are read.
+        if let Err(error) = self.committed.tidy(&job).await {
             tracing::debug!(job = %name, %error, "what earlier attempts left is still there");
         }
     }
