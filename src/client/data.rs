@@ -123,7 +123,7 @@ impl Data {
     }
 
     /// The same, with how long nothing may come of an object that is read.
-    fn with(target: &Target, silence: Duration) -> Result<Self, super::Error> {
+    pub(crate) fn with(target: &Target, silence: Duration) -> Result<Self, super::Error> {
         Ok(Self {
             http: target.http(Some(silence))?,
             patient: target.http(None)?,

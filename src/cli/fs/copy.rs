@@ -3,8 +3,6 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use atelier_core::content::Digest;
 use bytes::Bytes;
@@ -18,7 +16,7 @@ use super::place::{self, Look, Place};
 use super::plan::{Item, Source, Target, Transfer, plan};
 use super::{Entry, found};
 use crate::cli::job::size;
-use crate::cli::upload::{FoundFile, Stat, pieces};
+use crate::cli::upload::{FoundFile, Stat, object};
 use crate::cli::{Context, Error, Kind};
 use crate::client::data::{self, Data, Depth, Object, Stored, again};
 use crate::client::{Client, innermost};
@@ -291,28 +289,12 @@ impl Copying<'_> {
 
     async fn upload(&self, file: &FoundFile, to: &Place) -> Result<(), Error> {
         fs::File::open(&file.path).map_err(|error| Error::file("read", &file.path, &error))?;
-        let sent = again(async || {
-            let bar = self.bar.clone();
-            let sent = Arc::new(AtomicU64::new(0));
-            let counted = sent.clone();
-            let bytes = pieces(file.clone(), move |bytes| {
-                counted.fetch_add(bytes, Ordering::Relaxed);
-                bar.inc(bytes);
-            });
-            let size = file.stat.size;
-            let error = match self.data.write(&to.datastore, &to.path, size, bytes).await {
-                Ok(stored) => return Ok(stored),
-                Err(error) => error,
-            };
-            // It is sent again from the start.
-            self.bar.dec(sent.load(Ordering::Relaxed));
-            // A file that changes is no fault of the connection.
-            match fs::metadata(&file.path).map(|meta| Stat::of(&meta)) {
-                Ok(now) if now == file.stat => Err(error),
-                _ => Err(data::Error::Refused { status: 409, message: CHANGED.to_owned() }),
-            }
-        });
-        stored(&file.relative.display().to_string(), to, sent.await)
+        let bar = self.bar.clone();
+        let (sent, back) = (move |bytes| bar.inc(bytes), |bytes| self.bar.dec(bytes));
+        let sent = object::store(self.data, file, &to.datastore, &to.path, sent, back).await;
+        let changed = || data::Error::Refused { status: 409, message: CHANGED.to_owned() };
+        let sent = sent.and_then(|stored| stored.ok_or_else(changed));
+        stored(&file.relative.display().to_string(), to, sent)
     }
 
     /// Reads an object into a new file, which gets its name when it is whole. What was read before a connection broke,

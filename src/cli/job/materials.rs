@@ -12,6 +12,7 @@ use super::summary::size;
 use crate::cli::upload::{self, Gateway, Progress, Report, Uploader, git};
 use crate::cli::{Context, Error, Kind};
 use crate::client::Client;
+use crate::client::data::{self, Data};
 
 /// Sends everything that lies here and replaces it in the job. Costs nothing when nothing does.
 pub(super) async fn send(
@@ -101,13 +102,11 @@ fn datastore_uri(uri: &str) -> Result<DataUri, Error> {
 }
 
 async fn open_gateway(context: &Context, client: &Client) -> Result<Gateway, Error> {
-    let target = client.target();
-    let http = client.http()?;
     let workspace = client.call(client.workspace().get_workspace(GetWorkspaceRequest {})).await?;
     let principal = Principal::new(&workspace.principal).map_err(|problem| {
         Error::new(Kind::Failed, format!("the daemon says that you are nobody: {problem}"))
     })?;
-    Ok(Gateway::new(http, &target.server, target.token.secret(), principal, home(context)?))
+    Ok(Gateway::new(Data::of(client)?, principal, home(context)?))
 }
 
 /// The home folder, where the record of what was sent already lies.
@@ -148,22 +147,24 @@ fn progress(context: &Context, what: &str) -> (Report, ProgressBar) {
 impl From<upload::Error> for Error {
     fn from(error: upload::Error) -> Self {
         use upload::Error as E;
+        let away = |error: &E| {
+            Self::new(Kind::Unreachable, error.to_string())
+                .help("check the daemon's log, then try again: what was sent is not sent twice")
+        };
         match &error {
             E::Workspace(status) => Self::from(&**status),
             E::Missing(_) => Self::new(Kind::NotFound, error.to_string()),
-            E::Gateway { status: Some(401 | 403), .. } => {
-                Self::new(Kind::NotAllowed, error.to_string())
-            }
-            E::Gateway { status: Some(400..=499 | 507), .. } => {
-                Self::new(Kind::Refused, error.to_string())
-            }
-            E::Gateway { status: None | Some(502..=504), .. } => {
-                Self::new(Kind::Unreachable, error.to_string())
-                    .help("check the daemon's log, then try again: what was sent is not sent twice")
-            }
-            E::Gateway { .. } => {
-                Self::new(Kind::Failed, error.to_string()).help("see the daemon's log")
-            }
+            E::Gateway { problem: data::Error::Refused { status, .. }, .. } => match status {
+                401 | 403 => Self::new(Kind::NotAllowed, error.to_string()),
+                400..=499 | 507 => Self::new(Kind::Refused, error.to_string()),
+                502..=504 => away(&error),
+                _ => Self::new(Kind::Failed, error.to_string()).help("see the daemon's log"),
+            },
+            E::Gateway { problem: data::Error::Lost(_), .. } => away(&error),
+            E::Spoiled { .. } => Self::new(Kind::Failed, error.to_string()).help(
+                "run the command again, which sends it anew; if it ends so again, check the memory of this machine and \
+                 of the daemon's, and what lies between them",
+            ),
             E::Internal(_) => Self::new(Kind::Failed, error.to_string()),
             _ => Self::new(Kind::Refused, error.to_string()),
         }

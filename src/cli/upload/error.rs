@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use atelier_core::content;
 
+use crate::client::data;
+
 /// Why something could not be sent. Each names the file or folder and the remedy.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -66,14 +68,25 @@ pub enum Error {
     #[error("the workspace did not take the code: {}", .0.message())]
     Workspace(#[source] Box<tonic::Status>),
     /// The workspace's data gateway refused or could not be reached.
-    #[error("the workspace did not take '{}': {why}", .path.display())]
+    #[error("the workspace did not take '{}': {problem}", .path.display())]
     Gateway {
         /// The file.
         path: PathBuf,
-        /// The HTTP status of its answer, if there was one.
-        status: Option<u16>,
         /// Its answer, or why there was none.
-        why: String,
+        problem: data::Error,
+    },
+    /// The workspace stored something else, under the name of what was sent.
+    #[error("the workspace has stored other bytes of '{}' than were sent; {}", .path.display(), match .left {
+        None => "they are removed again".to_owned(),
+        Some((uri, problem)) => format!(
+            "they could not be removed ({problem}), and would be taken for the file: `atelier fs rm '{uri}'`"
+        ),
+    })]
+    Spoiled {
+        /// The file.
+        path: PathBuf,
+        /// Where it still lies, and why it was not removed.
+        left: Option<(String, data::Error)>,
     },
     /// A defect of this program.
     #[error("internal error while sending: {0}")]

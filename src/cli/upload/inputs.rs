@@ -4,11 +4,9 @@
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
-use std::fmt;
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,36 +14,24 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use atelier_core::content::EntryName;
 use atelier_core::id::Principal;
 use atelier_core::layout::{self, BLOB_STORE};
-use atelier_core::url::encoded;
-use bytes::Bytes;
-use futures::{Stream, StreamExt as _, TryStreamExt as _};
-use serde::Deserialize;
+use futures::{StreamExt as _, TryStreamExt as _};
 
 use super::cache::StatCache;
 use super::plan::Plan;
 use super::scan::{self, Found, FoundFile, Scan, Stat};
-use super::{Error, Progress, Report, blocking, hash};
+use super::{Error, Progress, Report, blocking, hash, object};
+use crate::client::data::{Data, Depth, Stored};
 use crate::storage::ObjectPath;
 
 /// Files that travel at once.
 const AT_ONCE: usize = 16;
-/// How much of a file is read at once.
-const PIECE: u64 = 256 * 1024;
 
 /// The workspace's data gateway, as a client sees it. Cheap to clone.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Gateway {
-    client: reqwest::Client,
-    server: String,
-    token: String,
+    data: Data,
     principal: Principal,
     home: PathBuf,
-}
-
-impl fmt::Debug for Gateway {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Gateway").field("server", &self.server).finish_non_exhaustive()
-    }
 }
 
 /// A local file or folder that the workspace has.
@@ -66,42 +52,11 @@ pub struct LocalInput {
     pub warnings: Vec<String>,
 }
 
-/// A page of the gateway's listing, as far as it matters here.
-#[derive(Deserialize)]
-struct Page {
-    objects: Vec<Stored>,
-    next: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct Stored {
-    path: String,
-    size: u64,
-}
-
-/// What the gateway says when it refuses.
-#[derive(Deserialize)]
-struct Refusal {
-    error: Reason,
-}
-
-#[derive(Deserialize)]
-struct Reason {
-    message: String,
-}
-
 impl Gateway {
-    /// The gateway of the daemon at `server` (`http://HOST:PORT`), with the token of `principal`;
-    /// `home` is Atelier's home folder, where the stat cache lies.
-    pub fn new(
-        client: reqwest::Client,
-        server: &str,
-        token: &str,
-        principal: Principal,
-        home: &Path,
-    ) -> Self {
-        let server = server.trim_end_matches('/').to_owned();
-        Self { client, server, token: token.to_owned(), principal, home: home.to_owned() }
+    /// Of the daemon of this, whose token is that of `principal`; `home` is Atelier's home folder, where the stat cache
+    /// lies.
+    pub fn new(data: Data, principal: Principal, home: &Path) -> Self {
+        Self { data, principal, home: home.to_owned() }
     }
 
     /// Makes the workspace have the file or folder at `path`. Ignore files apply as they do to code.
@@ -130,18 +85,21 @@ impl Gateway {
         let done = Arc::new(AtomicU64::new(0));
         futures::stream::iter(missing)
             .map(|(file, key)| {
-                let (done, report) = (done.clone(), report.clone());
+                let (counted, report, done) = (done.clone(), report.clone(), done.clone());
                 let sent = move |bytes| {
-                    let done = done.fetch_add(bytes, Ordering::Relaxed) + bytes;
+                    let done = counted.fetch_add(bytes, Ordering::Relaxed) + bytes;
                     report(Progress::Sending { done, total });
                 };
-                self.put(file, key, sent)
+                let back = move |bytes| {
+                    done.fetch_sub(bytes, Ordering::Relaxed);
+                };
+                self.put(file, key, sent, back)
             })
             .buffer_unordered(AT_ONCE)
             .try_collect::<()>()
             .await?;
         Ok(LocalInput {
-            uri: format!("azureml://datastores/{BLOB_STORE}/paths/{}", prepared.uri_path),
+            uri: uri(&prepared.uri_path),
             files: prepared.count,
             bytes: prepared.bytes,
             files_sent,
@@ -150,112 +108,39 @@ impl Gateway {
         })
     }
 
-    fn request(&self, method: reqwest::Method, rest: &str) -> reqwest::RequestBuilder {
-        let url = format!("{}/data/v1/{BLOB_STORE}{rest}", self.server);
-        self.client.request(method, url).bearer_auth(&self.token)
-    }
-
     /// The sizes of the objects below a folder, by path.
     async fn stored(&self, below: &ObjectPath) -> Result<HashMap<String, u64>, Error> {
-        let (mut stored, mut after) = (HashMap::new(), None::<String>);
-        loop {
-            let mut query = format!("?prefix={}", encoded(below.as_str()));
-            if let Some(after) = after.take() {
-                query.push_str(&format!("&after={}", encoded(&after)));
-            }
-            let place = Path::new(below.as_str());
-            let answer = self.request(reqwest::Method::GET, &query).send().await;
-            let answer = accepted(answer, place).await?;
-            let failed = |why: String| Error::Gateway { path: place.to_owned(), status: None, why };
-            let bytes = answer.bytes().await.map_err(|error| failed(explain(&error)))?;
-            let page: Page =
-                serde_json::from_slice(&bytes).map_err(|error| failed(error.to_string()))?;
-            stored.extend(page.objects.into_iter().map(|object| (object.path, object.size)));
-            match page.next {
-                Some(next) => after = Some(next),
-                None => return Ok(stored),
-            }
-        }
+        let listed = self.data.list(BLOB_STORE, below.as_str(), Depth::All).await;
+        let listed =
+            listed.map_err(|problem| Error::Gateway { path: below.as_str().into(), problem })?;
+        Ok(listed.objects.into_iter().map(|object| (object.path, object.size)).collect())
     }
 
     async fn put(
         &self,
         file: FoundFile,
         key: ObjectPath,
-        sent: impl Fn(u64) + Send + Sync + 'static,
+        sent: impl Fn(u64) + Clone + Send + Sync + 'static,
+        back: impl Fn(u64),
     ) -> Result<(), Error> {
-        let url = format!("/{}", encoded(key.as_str()));
-        let body = reqwest::Body::wrap_stream(pieces(file.clone(), sent));
-        let answer = self
-            .request(reqwest::Method::PUT, &url)
-            .header(http::header::CONTENT_LENGTH, file.stat.size)
-            .body(body)
-            .send()
-            .await;
-        if answer.is_err() {
-            // The body broke off because the file changed, or the connection did.
-            let now = fs::metadata(&file.path).map(|metadata| Stat::of(&metadata));
-            if now.ok() != Some(file.stat) {
-                return Err(Error::Changed(file.path));
+        let stored = object::store(&self.data, &file, BLOB_STORE, key.as_str(), sent, back).await;
+        let path = file.relative;
+        match stored.map_err(|problem| Error::Gateway { path: path.clone(), problem })? {
+            None => Err(Error::Changed(file.path)),
+            Some(Stored::AsSent) => Ok(()),
+            Some(Stored::Otherwise) => {
+                // By its path and length it would be taken for the file the next time.
+                let removed = self.data.delete(BLOB_STORE, key.as_str(), false).await;
+                let left = removed.err().map(|problem| (uri(key.as_str()), problem));
+                Err(Error::Spoiled { path, left })
             }
         }
-        accepted(answer, &file.relative).await.map(|_| ())
     }
 }
 
-/// The bytes of a file that must still be the one that was hashed: otherwise the stream fails before
-/// its last byte, and the gateway keeps nothing.
-pub(in crate::cli) fn pieces(
-    file: FoundFile,
-    sent: impl Fn(u64) + Send + Sync + 'static,
-) -> impl Stream<Item = io::Result<Bytes>> {
-    let state = (None::<File>, 0_u64, file, sent);
-    futures::stream::try_unfold(state, |(open, offset, file, sent)| async move {
-        if offset >= file.stat.size {
-            return Ok(None);
-        }
-        let step = tokio::task::spawn_blocking(move || -> io::Result<_> {
-            let source = match open {
-                Some(source) => source,
-                None => File::open(&file.path)?,
-            };
-            let length = PIECE.min(file.stat.size - offset);
-            let mut piece = vec![0; length as usize];
-            source.read_exact_at(&mut piece, offset)?;
-            let end = offset + length;
-            if end == file.stat.size && Stat::of(&source.metadata()?) != file.stat {
-                return Err(io::Error::other("the file has changed"));
-            }
-            sent(length);
-            Ok((Bytes::from(piece), (Some(source), end, file, sent)))
-        });
-        step.await.map_err(io::Error::other)?.map(Some)
-    })
-}
-
-async fn accepted(
-    answer: reqwest::Result<reqwest::Response>,
-    path: &Path,
-) -> Result<reqwest::Response, Error> {
-    let failed = |status, why| Error::Gateway { path: path.to_owned(), status, why };
-    let answer = answer.map_err(|error| failed(None, explain(&error)))?;
-    let status = answer.status();
-    if status.is_success() {
-        return Ok(answer);
-    }
-    let said = answer.bytes().await.unwrap_or_default();
-    let why = serde_json::from_slice::<Refusal>(&said)
-        .map_or_else(|_| format!("it answered {status}"), |refusal| refusal.error.message);
-    Err(failed(Some(status.as_u16()), why))
-}
-
-/// The innermost cause: the outer ones repeat the URL.
-fn explain(error: &reqwest::Error) -> String {
-    let mut cause: &dyn std::error::Error = error;
-    while let Some(inner) = cause.source() {
-        cause = inner;
-    }
-    cause.to_string()
+/// What jobs name an object or a folder of uploads by.
+fn uri(path: &str) -> String {
+    format!("azureml://datastores/{BLOB_STORE}/paths/{path}")
 }
 
 /// An input, scanned and hashed.

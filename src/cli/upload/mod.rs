@@ -10,6 +10,7 @@ mod error;
 pub mod git;
 mod hash;
 mod inputs;
+pub(in crate::cli) mod object;
 mod plan;
 mod recut;
 mod scan;
@@ -24,7 +25,6 @@ use atelier_proto::content::v1::content_service_client::ContentServiceClient;
 use crate::client::Authorized;
 
 pub use error::Error;
-pub(in crate::cli) use inputs::pieces;
 pub use inputs::{Gateway, LocalInput};
 pub(in crate::cli) use scan::{FoundFile, Stat};
 

@@ -88,10 +88,12 @@ async fn bytes(store: &ContentStore, digest: Digest) -> Vec<u8> {
     }
 }
 
+fn target(server: String) -> Target {
+    Target { server, token: Token::new("t0ken"), local: false, trust: Default::default() }
+}
+
 async fn connect(server: String) -> ContentServiceClient<Authorized> {
-    let target =
-        Target { server, token: Token::new("t0ken"), local: false, trust: Default::default() };
-    Client::connect(target).await.unwrap().content()
+    Client::connect(target(server)).await.unwrap().content()
 }
 
 async fn stub(service: &Service) -> ContentServiceClient<Authorized> {

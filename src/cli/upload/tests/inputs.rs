@@ -1,9 +1,16 @@
-use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 
 use atelier_core::access::Caller;
 use atelier_core::id::{DatastoreName, Principal};
+use axum::body::{Body, to_bytes};
+use axum::extract::Request;
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse as _, Response};
+use futures::StreamExt as _;
+use http::{Method, StatusCode};
 
 use super::*;
+use crate::client::data::Data;
 use crate::daemon::Uploads;
 use crate::http::data::{Authorize, State, router};
 use crate::storage::{Datastores, ObjectPath};
@@ -27,6 +34,9 @@ impl Authorize for Open {
     }
 }
 
+/// How long nothing may come of an object that is read.
+const SILENCE: Duration = Duration::from_millis(200);
+
 struct Inputs {
     stores: Datastores,
     gateway: Gateway,
@@ -36,18 +46,30 @@ struct Inputs {
 
 impl Inputs {
     async fn with(role: Role) -> Self {
+        Self::behind(role, |request: Request, next: Next| next.run(request)).await
+    }
+
+    /// Where requests go another way than straight to the daemon.
+    async fn behind<A>(
+        role: Role,
+        way: impl Fn(Request, Next) -> A + Clone + Send + Sync + 'static,
+    ) -> Self
+    where
+        A: Future<Output = Response> + Send + 'static,
+    {
         let (folder, home) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let stores = Datastores::open_folders(folder.path()).unwrap();
         let caller = Caller { principal: Principal::new("tester").unwrap(), role };
         let uploads = Uploads::for_test(folder.path());
         let app = router(State { datastores: stores.clone(), door: Arc::new(Open), uploads })
+            .layer(middleware::from_fn(way))
             .layer(axum::Extension(caller));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address: SocketAddr = listener.local_addr().unwrap();
+        let server = format!("http://{}", listener.local_addr().unwrap());
         tokio::spawn(async move { axum::serve(listener, app).await });
-        let server = format!("http://{address}/");
-        let (http, tester) = (reqwest::Client::new(), Principal::new("tester").unwrap());
-        let gateway = Gateway::new(http, &server, "t0ken", tester, home.path());
+        let target = target(server);
+        let data = Data::with(&target, SILENCE).unwrap();
+        let gateway = Gateway::new(data, Principal::new("tester").unwrap(), home.path());
         Self { stores, gateway, files: tempfile::tempdir().unwrap(), _folders: [folder, home] }
     }
 
@@ -164,4 +186,89 @@ async fn a_file_that_changes_on_the_way_is_not_stored_under_the_old_hash() {
     let page = store.list(None, None, 10).await.unwrap();
     assert_eq!(page.objects.len(), 2);
     assert_ne!(before.uri, sent.uri);
+}
+
+#[tokio::test]
+async fn what_takes_longer_to_send_than_the_daemon_may_be_silent_is_sent() {
+    let slow = |request: Request, next: Next| async move {
+        if request.method() == Method::PUT {
+            tokio::time::sleep(4 * SILENCE).await;
+        }
+        next.run(request).await
+    };
+    let inputs = Inputs::behind(Role::DataScientist, slow).await;
+    inputs.write("f", &noise(1, 1_000_000));
+    let sent = inputs.send("f").await.unwrap();
+    assert!(inputs.read(&sent.uri, "").await == noise(1, 1_000_000));
+}
+
+#[tokio::test]
+async fn what_broke_off_on_its_way_is_sent_again() {
+    let tries = Arc::new(AtomicUsize::new(0));
+    let counted = tries.clone();
+    let breaks = move |request: Request, next: Next| {
+        let tries = counted.clone();
+        async move {
+            if request.method() == Method::PUT && tries.fetch_add(1, Ordering::Relaxed) < 2 {
+                // The rest of it is not read.
+                request.into_body().into_data_stream().next().await.unwrap().unwrap();
+                return StatusCode::SERVICE_UNAVAILABLE.into_response();
+            }
+            next.run(request).await
+        }
+    };
+    let inputs = Inputs::behind(Role::DataScientist, breaks).await;
+    let path = inputs.write("f", &noise(1, 3_000_000));
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let seen_by = seen.clone();
+    let report: Report = Arc::new(move |progress| {
+        if let Progress::Sending { done, total } = progress {
+            seen_by.lock().unwrap().push((done, total));
+        }
+    });
+    let sent = inputs.gateway.local_input(&path, report).await.unwrap();
+    assert_eq!((tries.load(Ordering::Relaxed), sent.bytes_sent), (3, 3_000_000));
+    assert!(inputs.read(&sent.uri, "").await == noise(1, 3_000_000));
+    // What was sent for nothing is not counted.
+    let seen = seen.lock().unwrap();
+    assert!(seen.iter().all(|(done, total)| done <= total), "{seen:?}");
+    assert_eq!(seen.last(), Some(&(3_000_000, 3_000_000)));
+}
+
+#[tokio::test]
+async fn what_is_stored_otherwise_than_it_was_sent_does_not_stay() {
+    let (spoils, keeps) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicBool::new(false)));
+    let (spoiling, keeping) = (spoils.clone(), keeps.clone());
+    let spoil = move |request: Request, next: Next| {
+        let (spoils, keeps) = (spoiling.clone(), keeping.clone());
+        async move {
+            if request.method() == Method::DELETE && keeps.load(Ordering::Relaxed) {
+                return StatusCode::FORBIDDEN.into_response();
+            }
+            if request.method() != Method::PUT || !spoils.load(Ordering::Relaxed) {
+                return next.run(request).await;
+            }
+            let (head, body) = request.into_parts();
+            let mut bytes = to_bytes(body, usize::MAX).await.unwrap().to_vec();
+            bytes[0] ^= 1;
+            next.run(Request::from_parts(head, Body::from(bytes))).await
+        }
+    };
+    let inputs = Inputs::behind(Role::DataScientist, spoil).await;
+    inputs.write("set/a", b"mine");
+    let refused = inputs.send("set").await.unwrap_err().to_string();
+    assert!(refused.contains("other bytes of 'a' than were sent"), "{refused}");
+    assert!(refused.contains("removed"), "{refused}");
+    // What lies there with its length would be taken for it.
+    spoils.store(false, Ordering::Relaxed);
+    let sent = inputs.send("set").await.unwrap();
+    assert_eq!(sent.files_sent, 1);
+    assert_eq!(inputs.read(&sent.uri, "a").await, b"mine");
+
+    spoils.store(true, Ordering::Relaxed);
+    keeps.store(true, Ordering::Relaxed);
+    inputs.write("set/a", b"more");
+    let refused = inputs.send("set").await.unwrap_err().to_string();
+    let remedy = "atelier fs rm 'azureml://datastores/workspaceblobstore/paths/LocalUpload/";
+    assert!(refused.contains(remedy) && refused.contains("/set/a'"), "{refused}");
 }
