@@ -1,5 +1,6 @@
 //! Objects of datastores, through the daemon's gateway.
 
+use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -308,11 +309,22 @@ impl Data {
 ///
 /// # Errors
 /// The last one's.
-pub async fn again<T>(mut attempt: impl AsyncFnMut() -> Result<T, Error>) -> Result<T, Error> {
+pub async fn again<T>(attempt: impl AsyncFnMut() -> Result<T, Error>) -> Result<T, Error> {
+    again_where(Error::is_transient, attempt).await
+}
+
+/// The same, of errors that may not come again where `is_transient` says so.
+///
+/// # Errors
+/// The last one's.
+pub async fn again_where<T, E: fmt::Display>(
+    is_transient: impl Fn(&E) -> bool,
+    mut attempt: impl AsyncFnMut() -> Result<T, E>,
+) -> Result<T, E> {
     let mut pause = PAUSE;
     for _ in 1..TRIES {
         match attempt().await {
-            Err(error) if error.is_transient() => {
+            Err(error) if is_transient(&error) => {
                 tracing::debug!(%error, ?pause, "trying again");
                 tokio::time::sleep(pause).await;
                 pause *= 2;

@@ -22,7 +22,8 @@ use std::sync::Arc;
 use atelier_core::content::Digest;
 use atelier_proto::content::v1::content_service_client::ContentServiceClient;
 
-use crate::client::Authorized;
+use crate::client::data::again_where;
+use crate::client::{Authorized, broken};
 
 pub use error::Error;
 pub use inputs::{Gateway, LocalInput};
@@ -85,15 +86,18 @@ impl Uploader {
 
     /// Makes the workspace have the code folder at `folder`.
     ///
-    /// A file that changes while it is read is read again, once.
+    /// A file that changes while it is read is read again, once. A connection that breaks is made again, and what the
+    /// workspace lacks then is sent.
     ///
     /// # Errors
     /// [`Error`] names the file or folder and what to do.
     pub async fn code(&self, folder: &Path, report: Report) -> Result<Uploaded, Error> {
-        match self.attempt(folder, &report).await {
+        let is_lost = |error: &Error| matches!(error, Error::Workspace(status) if broken(status));
+        let attempt = || again_where(is_lost, async || self.attempt(folder, &report).await);
+        match attempt().await {
             Err(Error::Changed(path)) => {
                 tracing::debug!(path = %path.display(), "changed while it was sent; starting over");
-                self.attempt(folder, &report).await
+                attempt().await
             }
             other => other,
         }

@@ -4,11 +4,12 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::sync::Mutex;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use atelier_core::access::Role;
 use atelier_core::content::{EntryKind, FileContent, Object, decode};
+use tokio::io::AsyncReadExt as _;
 
 use super::*;
 use crate::client::{Client, Target, Token};
@@ -567,4 +568,38 @@ async fn progress_ends_where_it_should() {
     let total = uploaded.bytes_sent;
     assert_eq!(seen.last(), Some(&Progress::Sending { done: total, total }));
     assert!(seen.contains(&Progress::Sending { done: 0, total }));
+}
+
+#[tokio::test]
+async fn a_connection_that_breaks_is_made_again() {
+    let world = World::new().await;
+    world.write("data.bin", noise(1, 12_000_000));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let server = format!("http://{}", listener.local_addr().unwrap());
+    let (daemon, ways) = (world.service.address, Arc::new(AtomicUsize::new(0)));
+    let counted = ways.clone();
+    tokio::spawn(async move {
+        loop {
+            let (mut near, _) = listener.accept().await.unwrap();
+            // The first breaks in the middle.
+            let room = match counted.fetch_add(1, Ordering::Relaxed) {
+                0 => 8_000_000,
+                _ => u64::MAX,
+            };
+            tokio::spawn(async move {
+                let mut far = tokio::net::TcpStream::connect(daemon).await.unwrap();
+                let ((read, mut answer), (mut answers, mut write)) = (near.split(), far.split());
+                let mut read = read.take(room);
+                tokio::select! {
+                    _ = tokio::io::copy(&mut read, &mut write) => {}
+                    _ = tokio::io::copy(&mut answers, &mut answer) => {}
+                }
+            });
+        }
+    });
+    let uploader = Uploader::new(connect(server).await, world.home.path());
+    let uploaded = uploader.code(world.code.path(), silent()).await.unwrap();
+    assert_eq!(ways.load(Ordering::Relaxed), 2);
+    let tree = fetch(&world.service.store, uploaded.root).await;
+    assert!(tree[&b"data.bin"[..]].1 == noise(1, 12_000_000));
 }

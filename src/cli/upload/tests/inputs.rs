@@ -1,4 +1,4 @@
-use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::sync::atomic::AtomicBool;
 
 use atelier_core::access::Caller;
 use atelier_core::id::{DatastoreName, Principal};
