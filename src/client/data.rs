@@ -27,6 +27,11 @@ const SLOWEST: u64 = 64 << 10;
 /// How long it may take until all below a folder is gone; another try goes on with what is left.
 const REMOVAL: Duration = Duration::from_secs(3600);
 
+/// How long it may take until so many bytes are sent, and what is done with them is answered.
+pub(crate) fn within(length: u64) -> Duration {
+    STILL + Duration::from_secs(length / SLOWEST)
+}
+
 /// Why an object was not read, stored or removed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
@@ -255,11 +260,10 @@ impl Data {
             hashing.lock().unwrap_or_else(PoisonError::into_inner).update(piece);
         });
         let url = self.url(datastore, path);
-        let within = STILL + Duration::from_secs(length / SLOWEST);
         let with_body = |request: RequestBuilder| {
             request.header(header::CONTENT_LENGTH, length).body(Body::wrap_stream(bytes))
         };
-        let answer = self.done(Method::PUT, &url, within, with_body).await?;
+        let answer = self.done(Method::PUT, &url, within(length), with_body).await?;
         let sent = hasher.lock().unwrap_or_else(PoisonError::into_inner).finalize();
         // One of an older release says nothing.
         let told = answer

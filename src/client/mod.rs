@@ -353,6 +353,14 @@ impl Client {
         self.target.http(Some(CALL))
     }
 
+    /// The same for requests that take long to send: each has its own time, [`data::within`].
+    ///
+    /// # Errors
+    /// If the system gives no sockets.
+    pub fn patient(&self) -> Result<reqwest::Client, Error> {
+        self.target.http(None)
+    }
+
     /// Waits for the answer to a call, for a minute at most.
     pub async fn call<T>(
         &self,

@@ -15,6 +15,7 @@ use serde_json::json;
 
 use super::pages::Pages;
 use crate::cli::{Context, Error, block_on};
+use crate::client::data::within;
 use crate::client::{Client, Token, innermost};
 
 const COOKIE: &str = "atelier_ui";
@@ -149,6 +150,8 @@ struct Inner {
     pages: Pages,
     context: Context,
     http: reqwest::Client,
+    /// For what is sent: the other one's daemon may not be silent for long, and is so until all of it has come.
+    patient: reqwest::Client,
     server: String,
     /// Another one when this has expired.
     token: tokio::sync::RwLock<Token>,
@@ -162,12 +165,24 @@ impl Proxy {
         context: Context,
         client: &Client,
     ) -> Result<Self, Error> {
+        Self::with(door, pages, context, client, client.http()?)
+    }
+
+    /// The same, with what asks where nothing is sent.
+    pub(super) fn with(
+        door: Arc<Door>,
+        pages: Pages,
+        context: Context,
+        client: &Client,
+        http: reqwest::Client,
+    ) -> Result<Self, Error> {
         let target = client.target();
         let inner = Inner {
             door,
             pages,
             context,
-            http: client.http()?,
+            http,
+            patient: client.patient()?,
             server: target.server.trim_end_matches('/').to_owned(),
             token: tokio::sync::RwLock::new(target.token.clone()),
         };
@@ -281,7 +296,7 @@ async fn forward(State(proxy): State<Proxy>, request: Request) -> Response {
     let answer = match answer {
         Ok(answer) => answer,
         Err(error) => {
-            let message = format!("lost the daemon: {}", innermost(&error));
+            let message = format!("lost the daemon: {error}");
             let body = json!({ "error_code": "TEMPORARILY_UNAVAILABLE", "message": message });
             return (StatusCode::SERVICE_UNAVAILABLE, axum::Json(body)).into_response();
         }
@@ -317,8 +332,9 @@ impl Inner {
         url: &str,
         body: &Bytes,
         token: &Token,
-    ) -> Result<reqwest::Response, reqwest::Error> {
-        let mut asked = self.http.request(parts.method.clone(), url).bearer_auth(token.secret());
+    ) -> Result<reqwest::Response, String> {
+        let http = if body.is_empty() { &self.http } else { &self.patient };
+        let mut asked = http.request(parts.method.clone(), url).bearer_auth(token.secret());
         for name in ASKED.iter().chain([&HeaderName::from_static("x-mlflow-workspace")]) {
             if let Some(value) = parts.headers.get(name) {
                 asked = asked.header(name, value);
@@ -327,7 +343,11 @@ impl Inner {
         if !body.is_empty() {
             asked = asked.body(body.clone());
         }
-        asked.send().await
+        let within = within(body.len() as u64);
+        match tokio::time::timeout(within, asked.send()).await {
+            Ok(answer) => answer.map_err(|error| innermost(&error)),
+            Err(_) => Err(format!("it did not answer within {} s", within.as_secs())),
+        }
     }
 
     /// Another token than the used one, if there is any: of whoever has signed in, one is good for an hour or so.

@@ -4,7 +4,11 @@ use std::fs;
 use std::net::Ipv4Addr;
 use std::os::unix::fs::symlink;
 use std::sync::Arc;
+use std::time::Duration;
 
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::DefaultBodyLimit;
 use reqwest::{Method, StatusCode, header};
 use tokio::net::TcpListener;
 
@@ -12,6 +16,7 @@ use super::pages::Pages;
 use super::proxy::{Door, Proxy};
 use crate::cli::testing::RealDaemon;
 use crate::cli::{Context, Kind, Output};
+use crate::client::{Client, Wanted};
 
 /// Served pages, and a browser that does as it is told.
 struct Served {
@@ -27,6 +32,13 @@ struct Served {
 impl Served {
     async fn start() -> Self {
         let daemon = RealDaemon::start().await;
+        let (client, wanted) = (daemon.client().await, daemon.wanted());
+        let http = client.http().unwrap();
+        Self { daemon: Some(daemon), ..Self::before(&client, wanted, http).await }
+    }
+
+    /// Before a daemon that is asked over this.
+    async fn before(client: &Client, wanted: Wanted, asked: reqwest::Client) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let pages = folder.path().join("build");
         fs::create_dir_all(pages.join("static/js")).unwrap();
@@ -45,13 +57,11 @@ impl Served {
             .and_then(|rest| rest.split_once("/sign-in?code="))
             .unwrap();
         let (host, code) = (host.to_owned(), code.to_owned());
-        let context =
-            Context { output: Output::standard(None, None, true), wanted: daemon.wanted() };
-        let client = daemon.client().await;
-        let proxy = Proxy::new(Arc::new(door), pages, context, &client).unwrap();
+        let context = Context { output: Output::standard(None, None, true), wanted };
+        let proxy = Proxy::with(Arc::new(door), pages, context, client, asked).unwrap();
         tokio::spawn(async move { axum::serve(listener, proxy.router()).await });
         let http = reqwest::Client::builder().no_proxy().build().unwrap();
-        Self { daemon: Some(daemon), folder, http, port, host, code, cookie: String::new() }
+        Self { daemon: None, folder, http, port, host, code, cookie: String::new() }
     }
 
     fn ask(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
@@ -185,4 +195,27 @@ fn a_folder_without_pages_is_told() {
     assert_eq!(error.kind, Kind::NotFound);
     assert!(error.cause.contains("index.html is missing"), "{}", error.cause);
     assert!(error.help.unwrap().contains("pip install mlflow"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_of_the_pages_may_take_longer_than_the_daemon_may_be_silent() {
+    const SILENCE: Duration = Duration::from_millis(200);
+    let slow = |body: Bytes| async move {
+        tokio::time::sleep(4 * SILENCE).await;
+        body.len().to_string()
+    };
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let server = Some(format!("http://{}", listener.local_addr().unwrap()));
+    let routes = Router::new().fallback(slow).layer(DefaultBodyLimit::disable());
+    tokio::spawn(axum::serve(listener, routes).into_future());
+    let wanted = Wanted { server, token: Some("right".to_owned()), ..Wanted::default() };
+    let client = Client::connect(wanted.resolve().unwrap()).await.unwrap();
+    let http = reqwest::Client::builder().no_proxy().read_timeout(SILENCE).build().unwrap();
+    let mut served = Served::before(&client, wanted, http).await;
+    served.sign_in().await;
+    let path = "/ajax-api/2.0/mlflow/upload-artifact?run_uuid=r&path=table.json";
+    assert_eq!(served.status(path).await, StatusCode::SERVICE_UNAVAILABLE);
+    let sent = served.ask(Method::POST, path).body(vec![7; 10_000_000]).send().await.unwrap();
+    assert_eq!(sent.status(), StatusCode::OK);
+    assert_eq!(sent.text().await.unwrap(), "10000000");
 }
