@@ -15,6 +15,8 @@ const IDLE: Duration = Duration::from_secs(3600);
 const AGAIN: Duration = Duration::from_secs(15);
 /// The same for one that may not say how long it lives, and for one that is over, which looks the same.
 const UNSURE: Duration = Duration::from_secs(60);
+/// For so long a role's token that is one speaks for all that the role may do.
+const FRESH: Duration = Duration::from_secs(3600);
 /// At least so long between two renewals, however short the token's life is.
 const SHORTEST: Duration = Duration::from_millis(500);
 
@@ -22,10 +24,20 @@ const SHORTEST: Duration = Duration::from_millis(500);
 #[derive(Clone)]
 pub(super) struct Session {
     token: Zeroizing<String>,
+    /// When it was got.
+    since: Instant,
     /// `None`: it does not end, or the server does not say.
     lease: Option<Lease>,
     /// Whether the server says.
     is_sure: bool,
+}
+
+impl Session {
+    /// Whether nothing but the server's taking it back would have it refused.
+    fn is_new(&self) -> bool {
+        let is_on = self.lease.is_none_or(|lease| lease.left() * 2 > lease.lasts);
+        is_on && self.since.elapsed() < UNSURE
+    }
 }
 
 /// Who the daemon is at the server now.
@@ -218,12 +230,32 @@ impl Transit {
         if let Some(token) = self.0.held.token(is_other) {
             return Ok(Some(token));
         }
+        if self.is_for_want_of_policy(refused).await? {
+            return Ok(None);
+        }
         let token = self.log_in(is_other).await?;
         let is_other = token.as_str() != refused;
         if is_other {
             self.0.changed.notify_one();
         }
         Ok(is_other.then_some(token))
+    }
+
+    /// Whether a role's token was refused since the role may not do what was asked, and another would be, too. Each login
+    /// is a lease at the server, and one of those that the secret id is good for.
+    async fn is_for_want_of_policy(&self, refused: &str) -> Result<bool, Problem> {
+        if !matches!(self.settings().login, Login::AppRole { .. }) {
+            return Ok(false);
+        }
+        let held = self.0.held.session().clone();
+        let Some(held) = held.filter(|held| held.token.as_str() == refused) else {
+            return Ok(false);
+        };
+        Ok(match self.looked_up(refused).await? {
+            (_, true) => held.since.elapsed() < FRESH,
+            // It may not say, or it is over.
+            (_, false) => held.is_new(),
+        })
     }
 
     /// Logs in, once for all who wait for that: each that tried by itself where the server hangs would have the next
@@ -264,7 +296,7 @@ impl Transit {
             Login::Token(_) => {
                 let token = Zeroizing::new(text.to_owned());
                 let (lease, is_sure) = self.looked_up(&token).await?;
-                Ok(Session { lease, is_sure, token })
+                Ok(Session { token, since: Instant::now(), lease, is_sure })
             }
             Login::AppRole { mount, role_id, .. } => {
                 let role = Role { role_id, secret_id: text };
@@ -279,7 +311,8 @@ impl Transit {
                 };
                 let Granted { auth } = request::read(&answer)?;
                 let lease = Lease::of(auth.lease_duration, auth.renewable);
-                Ok(Session { token: Zeroizing::new(auth.client_token), lease, is_sure: true })
+                let token = Zeroizing::new(auth.client_token);
+                Ok(Session { token, since: Instant::now(), lease, is_sure: true })
             }
         }
     }

@@ -381,6 +381,26 @@ async fn who_waits_for_a_login_that_hangs_waits_no_longer_than_the_first() {
 }
 
 #[tokio::test]
+async fn a_role_logs_in_no_more_often_for_what_it_may_not_do() {
+    for says_nothing in [false, true] {
+        let toy = Toy::start().await;
+        toy.deny("keys/forbidden");
+        if says_nothing {
+            toy.deny("lookup-self");
+        }
+        let settings = toy.settings_of_role();
+        let server = Transit::new(settings, Path::new("/nowhere"), Limits::default()).unwrap();
+        for _ in 0..10 {
+            let key = server.key("transit/forbidden".parse().unwrap());
+            let said = key.newest().await.unwrap_err().to_string();
+            assert!(said.contains("permission denied"), "{said}");
+            server.key("transit/a".parse().unwrap()).newest().await.unwrap();
+        }
+        assert_eq!(toy.asked("approle/login"), 1);
+    }
+}
+
+#[tokio::test]
 async fn the_server_has_so_many_requests_at_once_whoever_asks() {
     let toy = Toy::start().await;
     let server = Transit::new(toy.settings(), Path::new("/nowhere"), Limits::default()).unwrap();

@@ -25,6 +25,8 @@ struct Behaviour {
     hangs: HashSet<String>,
     /// What ends the paths of requests for keys that are not there.
     forgotten: HashSet<String>,
+    /// What is in the paths of requests that nobody may make.
+    denied: HashSet<String>,
     /// How long each answer takes.
     takes: Duration,
     /// How many seconds a token lives; 0: it does not end.
@@ -59,6 +61,16 @@ impl Toy {
         }
     }
 
+    /// The same for who logs in as a role.
+    pub(super) fn settings_of_role(&self) -> Settings {
+        let login = Login::AppRole {
+            mount: "approle".to_owned(),
+            role_id: "role".to_owned(),
+            secret_id: file_in(self.folder.path(), "secret-id", "secret"),
+        };
+        Settings { login, ..self.settings() }
+    }
+
     fn behaviour(&self) -> MutexGuard<'_, Behaviour> {
         self.state.lock().unwrap()
     }
@@ -71,6 +83,11 @@ impl Toy {
     /// Keys whose path ends so are not there any more.
     pub(in crate::vault) fn forget(&self, what: &str) {
         self.behaviour().forgotten.insert(what.to_owned());
+    }
+
+    /// Requests with this in their path are refused, whoever asks.
+    pub(super) fn deny(&self, what: &str) {
+        self.behaviour().denied.insert(what.to_owned());
     }
 
     /// New requests are answered again.
@@ -117,14 +134,15 @@ async fn answer(State(state): State<Arc<Mutex<Behaviour>>>, uri: Uri, body: Byte
     let text = |key: &str| body[key].as_str().unwrap_or_default().to_owned();
     let bound = STANDARD.decode(text("associated_data")).unwrap();
     let bound = String::from_utf8_lossy(&bound).into_owned();
-    let (hangs, is_gone, takes, ttl) = {
+    let (hangs, is_gone, is_denied, takes, ttl, nth) = {
         let mut behaviour = state.lock().unwrap();
         behaviour.asked.push((path.clone(), bound.clone()));
         behaviour.open += 1;
         behaviour.most = behaviour.most.max(behaviour.open);
         let hangs = behaviour.hangs.iter().any(|what| path.contains(what) || bound.contains(what));
         let is_gone = behaviour.forgotten.iter().any(|what| path.ends_with(what));
-        (hangs, is_gone, behaviour.takes, behaviour.ttl)
+        let is_denied = behaviour.denied.iter().any(|what| path.contains(what));
+        (hangs, is_gone, is_denied, behaviour.takes, behaviour.ttl, behaviour.asked.len())
     };
     let _open = Open(state);
     if hangs {
@@ -134,12 +152,21 @@ async fn answer(State(state): State<Arc<Mutex<Behaviour>>>, uri: Uri, body: Byte
     if is_gone {
         return StatusCode::NOT_FOUND.into_response();
     }
+    if is_denied {
+        let words = json!({ "errors": ["permission denied"] });
+        return (StatusCode::FORBIDDEN, Json(words)).into_response();
+    }
     let data = |data: Value| Json(json!({ "data": data })).into_response();
     let refused =
         |words: &str| (StatusCode::BAD_REQUEST, Json(json!({ "errors": [words] }))).into_response();
     match path.rsplit('/').nth(1) {
         Some("token") if path.ends_with("renew-self") => {
             let auth = json!({"client_token": "s.toy", "lease_duration": ttl, "renewable": true});
+            Json(json!({ "auth": auth })).into_response()
+        }
+        Some("approle") => {
+            let token = format!("s.toy-{nth}");
+            let auth = json!({"client_token": token, "lease_duration": ttl, "renewable": true});
             Json(json!({ "auth": auth })).into_response()
         }
         Some("token") => data(json!({"ttl": ttl, "renewable": true})),
