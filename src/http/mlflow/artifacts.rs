@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use atelier_core::access::Caller;
 use atelier_core::content::manifest::{Manifest, ManifestEntry};
+use atelier_core::layout::ARTIFACT_STORE;
 use atelier_core::time::Timestamp;
 use atelier_core::track::{
     ArtifactPath, Error as Refusal, ExperimentId, LoggedModelId, LoggedModelInfo, RunId, RunInfo,
@@ -38,8 +39,8 @@ use super::{Answer, State, leads_there, registry};
 use crate::http::data::checked;
 use crate::identity::{Origin, Use};
 use crate::storage::{self, Datastore, ObjectPath};
-use crate::store;
 use crate::store::tracking::{self, ModelChange, RunChange, TrackReply, TrackWrite};
+use crate::store::{self, retention};
 use crate::track::SEALED_OBJECT;
 
 /// Whose an artifact is.
@@ -490,21 +491,36 @@ pub(super) async fn changeable(
         ))
         .into());
     }
-    stays(state, holder, Some(path)).await
+    let (holder, path) = (holder.clone(), path.clone());
+    Ok(state.tracking.read(move |conn| stays(conn, &holder, Some(&path))).await?)
 }
 
-/// Refuses to change what an asset is made of.
-async fn stays(state: &State, holder: &Holder, path: Option<&ArtifactPath>) -> Result<(), Failure> {
-    let Some(kept) = registry::is_kept(state, &holder.root(), path).await? else { return Ok(()) };
-    Err(Refusal::NotAllowed(format!(
-        "'{}' belongs to version {} of {} '{}', which never changes; choose another path, or delete the version \
-         first",
-        path.map_or("/", ArtifactPath::as_str),
-        kept.version,
-        kept.kind(),
-        kept.name
-    ))
-    .into())
+/// Refuses to change what an asset is made of, and what goes by itself.
+fn stays(
+    conn: &Connection,
+    holder: &Holder,
+    path: Option<&ArtifactPath>,
+) -> Result<(), store::Error> {
+    let root = holder.root();
+    let place = path.map_or_else(|| root.clone(), |path| format!("{root}/{path}"));
+    if let Some(kept) = registry::kept_by(conn, &place)? {
+        return Err(Refusal::NotAllowed(format!(
+            "'{}' belongs to version {} of {} '{}', which never changes; choose another path, or delete the version \
+             first",
+            path.map_or("/", ArtifactPath::as_str),
+            kept.version,
+            kept.kind(),
+            kept.name
+        ))
+        .into());
+    }
+    if let Some(why) = retention::being_removed(conn, ARTIFACT_STORE, &place)? {
+        return Err(Refusal::NotAllowed(format!(
+            "what lies at {place} of {ARTIFACT_STORE} is being removed ({why}); try again later"
+        ))
+        .into());
+    }
+    Ok(())
 }
 
 pub(super) async fn upload(Shared(state): Shared<State>, request: Request) -> Answer {
@@ -586,7 +602,10 @@ pub(super) async fn delete(Shared(state): Shared<State>, request: Request) -> An
     same_experiment(&holder, &address)?;
     match &address.path {
         Some(path) => changeable(&state, &holder, path).await?,
-        None => stays(&state, &holder, None).await?,
+        None => {
+            let holder = holder.clone();
+            state.tracking.read(move |conn| stays(conn, &holder, None)).await?;
+        }
     }
     let (by, at) = (caller.clone(), state.tracking.now());
     let write = match &holder {

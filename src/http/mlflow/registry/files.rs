@@ -9,11 +9,13 @@ use atelier_core::id::{AssetName, VersionName};
 use atelier_core::layout::ARTIFACT_STORE;
 use atelier_core::spec::DataUri;
 use atelier_core::track::{ArtifactPath, Error as Refusal};
+use rusqlite::Connection;
 
 use super::super::State;
 use super::super::failure::Failure;
 use super::source::reads_files;
 use crate::storage::{self, Datastore, ObjectPath, PAGE};
+use crate::store;
 use crate::store::assets::{self, models};
 
 /// What lies in one folder and is told at most.
@@ -172,21 +174,13 @@ pub(in super::super) async fn download(
     Ok((store, object))
 }
 
-/// The asset that is made of what lies at a path below a root in the store of artifacts, or of what that is a part of:
-/// it stays as it is.
-pub(in super::super) async fn is_kept(
-    state: &State,
-    root: &str,
-    path: Option<&ArtifactPath>,
-) -> Result<Option<Version>, Failure> {
-    let place = path.map_or_else(|| root.to_owned(), |path| format!("{root}/{path}"));
-    let found = state
-        .tracking
-        .read(move |conn| {
-            let mut found = assets::below(conn, ARTIFACT_STORE, &place, 1)?;
-            found.extend(assets::above(conn, ARTIFACT_STORE, &place)?);
-            Ok(found)
-        })
-        .await?;
+/// The asset that is made of what lies at a place in the store of artifacts, or of what that is a part of: it stays as
+/// it is.
+pub(in super::super) fn kept_by(
+    conn: &Connection,
+    place: &str,
+) -> Result<Option<Version>, store::Error> {
+    let mut found = assets::below(conn, ARTIFACT_STORE, place, 1)?;
+    found.extend(assets::above(conn, ARTIFACT_STORE, place)?);
     Ok(found.into_iter().next())
 }

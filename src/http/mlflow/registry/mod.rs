@@ -21,7 +21,7 @@ use atelier_core::track::{Error as Refusal, Tag, registry};
 use axum::routing::{MethodRouter, delete, get, patch, post};
 use futures::future::BoxFuture;
 
-pub(super) use files::{Root, download, is_kept, list};
+pub(super) use files::{Root, download, kept_by, list};
 pub(crate) use retries::Retries;
 pub(super) use versions::{file, of_runs};
 

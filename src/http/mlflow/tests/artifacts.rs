@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use atelier_core::audit::Actor;
 use atelier_core::content::Digest;
 use atelier_core::content::manifest::{Manifest, ManifestEntry, VERSION};
-use atelier_core::id::{AttemptNumber, DatastoreName, Epoch, JobName};
-use atelier_core::layout::BLOB_STORE;
+use atelier_core::id::{AttemptNumber, DatastoreName, Epoch, JobName, Principal};
+use atelier_core::layout::{ARTIFACT_STORE, BLOB_STORE};
 use axum::body::Body;
 use bytes::Bytes;
 use futures::{StreamExt as _, stream};
@@ -15,6 +16,8 @@ use serde_json::{Value, json};
 
 use super::World;
 use crate::storage::ObjectPath;
+use crate::store::audit::Asked;
+use crate::store::retention::{self, Removal};
 
 const PROXY: &str = "/api/2.0/mlflow-artifacts/artifacts";
 
@@ -242,6 +245,31 @@ async fn an_upload_that_outlasts_its_attempt_or_the_manifest_stores_nothing() {
     let (status, answer) = world.send("ada", "PUT", &address, body).await;
     assert_eq!(status, StatusCode::FORBIDDEN, "{}", String::from_utf8_lossy(&answer));
     assert_eq!(get().await, (StatusCode::OK, b"kept".to_vec()));
+}
+
+#[tokio::test]
+async fn nothing_is_stored_where_all_is_being_removed() {
+    let world = World::new();
+    let (run, other) = (world.run("ada").await, world.run("ada").await);
+    let removal = Removal {
+        seq: 0,
+        datastore: DatastoreName::new(ARTIFACT_STORE).expect("name"),
+        path: format!("ExperimentRun/dcid.{run}"),
+        except: vec![],
+        why: "the rules say so".to_owned(),
+    };
+    let put = async |run: &str, body: Body| {
+        let address = format!("{PROXY}/0/{run}/artifacts/x");
+        let (status, answer) = world.send("ada", "PUT", &address, body).await;
+        (status, String::from_utf8_lossy(&answer).into_owned())
+    };
+    let by = Principal::new("admin").expect("principal");
+    let enqueue = move |asked: &Asked<'_>| retention::enqueue(asked, &[removal]);
+    world.tracking.change(Actor::from(by), enqueue).await.expect("stored");
+    let (status, said) = put(&run, "x".into()).await;
+    assert_eq!(status, StatusCode::FORBIDDEN, "{said}");
+    assert!(said.contains("is being removed (the rules say so); try again later"), "{said}");
+    assert_eq!(put(&other, "x".into()).await.0, StatusCode::OK);
 }
 
 #[tokio::test]
