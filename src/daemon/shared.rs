@@ -1,5 +1,6 @@
 //! What services ask of more than one part of the daemon.
 
+use std::any::Any;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -251,6 +252,10 @@ impl Places for ModelPlaces {
                 None => Ok(()),
             }
         })
+    }
+
+    fn let_go(&self) -> BoxFuture<'_, Box<dyn Any + Send>> {
+        Box::pin(async { Box::new(self.assets.let_go().await) as Box<dyn Any + Send> })
     }
 }
 

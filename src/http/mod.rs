@@ -56,6 +56,7 @@ fn own(shared: Shared) -> Router {
         manifests: shared.committed.clone(),
         places: Arc::new(shared.places()),
         retries: mlflow::registry::Retries::default(),
+        changing: mlflow::changing::Changing::default(),
         door: door.clone(),
         workspace: shared.folder.workspace().name.as_str().into(),
         uploads: shared.uploads.clone(),

@@ -12,7 +12,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use atelier_core::access::Caller;
@@ -28,6 +28,7 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::{Request, State as Shared};
 use axum::response::{IntoResponse as _, Response};
+use futures::{StreamExt as _, TryStreamExt as _, stream};
 use http::{HeaderValue, StatusCode, header};
 use percent_encoding::percent_decode_str;
 use rusqlite::Connection;
@@ -86,7 +87,7 @@ impl Holder {
     }
 
     /// The folder of its artifacts in the artifact store.
-    fn root(&self) -> String {
+    pub(super) fn root(&self) -> String {
         match self {
             Self::Run(info) => RunInfo::artifact_root(&info.id),
             Self::Model(info) => LoggedModelInfo::artifact_root(&info.id),
@@ -553,7 +554,12 @@ async fn put(
         let holder = writable(state, caller, whose).await?;
         changeable(state, &holder, path).await
     };
-    let last = async { still().await.map_err(|_| "it may no longer be written to") };
+    // From before the bytes are seen until their row is written nobody deletes either.
+    let held = OnceLock::new();
+    let last = async {
+        let _ = held.set(state.changing.write(holder.root()).await);
+        still().await.map_err(|_| "it may no longer be written to")
+    };
     let bytes = checked(body, last);
     let meta = match state.tracking.artifacts().put_stream(&place, bytes).await {
         Err(error @ storage::Error::Interrupted(_)) => {
@@ -591,6 +597,17 @@ pub(super) async fn upload_to_run(Shared(state): Shared<State>, request: Request
     Ok(Json(json!({})))
 }
 
+/// Files that are deleted at the same time.
+const TOGETHER: usize = 16;
+
+async fn removed(store: Datastore, object: ObjectPath) -> Result<(), storage::Error> {
+    let stays = store.delete(&object).await?;
+    if !stays.is_empty() {
+        tracing::warn!(%object, %stays, "not all of an artifact was removed: use the store's own tools");
+    }
+    Ok(())
+}
+
 pub(super) async fn delete(Shared(state): Shared<State>, request: Request) -> Answer {
     let caller = caller_of(&request)?;
     let address = Address::of_request(&request)?;
@@ -600,6 +617,8 @@ pub(super) async fn delete(Shared(state): Shared<State>, request: Request) -> An
         Whose::Model(_) => readable(&state, &caller, &address.whose).await?,
     };
     same_experiment(&holder, &address)?;
+    // Until the last byte is gone: what is logged or made a version meanwhile must not go with the rest.
+    let _alone = (state.changing.delete(holder.root()).await, state.places.let_go().await);
     match &address.path {
         Some(path) => changeable(&state, &holder, path).await?,
         None => {
@@ -622,16 +641,13 @@ pub(super) async fn delete(Shared(state): Shared<State>, request: Request) -> An
     // never shows what cannot be read.
     if let TrackReply::Paths(paths) = state.tracking.write(write).await? {
         let manifest = manifest(&state, &holder).await?;
-        for path in paths {
-            if entry_of(manifest.as_deref(), &path).is_none() {
-                let path = ArtifactPath::new(&path)?;
-                let object = holder.object(&path)?;
-                let stays = state.tracking.artifacts().delete(&object).await?;
-                if !stays.is_empty() {
-                    tracing::warn!(%object, %stays, "not all of an artifact was removed: use the store's own tools");
-                }
-            }
+        let mut going = Vec::new();
+        for path in paths.iter().filter(|path| entry_of(manifest.as_deref(), path).is_none()) {
+            let object = holder.object(&ArtifactPath::new(path)?)?;
+            going.push(removed(state.tracking.artifacts().clone(), object));
         }
+        // Others wait for it.
+        stream::iter(going).buffer_unordered(TOGETHER).try_collect::<()>().await?;
     }
     Ok(Json(json!({})))
 }

@@ -6,6 +6,7 @@
 
 mod artifacts;
 mod call;
+pub(crate) mod changing;
 mod experiments;
 mod failure;
 mod graphql;
@@ -72,6 +73,8 @@ pub struct State {
     pub places: Arc<dyn registry::Places>,
     /// Requests whose answer nobody got.
     pub(crate) retries: registry::Retries,
+    /// Whose files are being written or deleted.
+    pub(crate) changing: changing::Changing,
     /// Knows whose attempt is over.
     pub(crate) door: Arc<dyn Authorize>,
     /// The workspace's name.

@@ -123,9 +123,11 @@ pub(super) async fn complete(Path(folder): Path<String>, call: Call) -> Answer {
         return Err(Failure::new(StatusCode::NOT_FOUND, "RESOURCE_DOES_NOT_EXIST", message));
     };
     let tags = parts.into_iter().map(|(_, tag)| tag).collect();
+    // From before the file is seen until its row is written nobody deletes either.
+    let _held = call.state.changing.write(file.holder.root()).await;
+    let store = call.state.tracking.artifacts();
     let (door, caller) = (call.state.door.clone(), call.caller.clone());
     let still: Still = Arc::new(move || door.still_open(&caller));
-    let store = call.state.tracking.artifacts();
     match store.complete_parts(&file.place, &known.upload, tags, &still).await {
         Ok(_) => {}
         // The same request again, whose first answer was lost.

@@ -46,6 +46,9 @@ pub trait Places: Send + Sync + 'static {
     /// # Errors
     /// Why that cannot be seen to.
     fn settle<'a>(&'a self, job: &'a JobName) -> BoxFuture<'a, Result<(), String>>;
+
+    /// Waits until nobody holds a place, and keeps others from it, until what it answers is dropped.
+    fn let_go(&self) -> BoxFuture<'_, Box<dyn Any + Send>>;
 }
 
 /// What is to be made a version, where it lies.

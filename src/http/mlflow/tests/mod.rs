@@ -1,10 +1,12 @@
 mod artifacts;
+mod between;
 mod client;
 mod dialect;
 mod models;
 mod pages;
 mod registry;
 
+use std::any::Any;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -88,19 +90,26 @@ impl Manifests for Known {
 }
 
 /// Places as they are: what they mean is tested with a whole daemon.
-struct Straight;
+#[derive(Default)]
+struct Straight(Arc<tokio::sync::RwLock<()>>);
 
 impl Places for Straight {
     fn locate(&self, draft: Draft) -> BoxFuture<'_, Result<Located, NotLocated>> {
-        let located = match &draft.uri {
-            DataUri::Datastore { .. } => Ok(Located { draft, made_by: None, held: Box::new(()) }),
-            other => Err(NotLocated::Refused(format!("not resolved here: {other:?}"))),
-        };
-        Box::pin(std::future::ready(located))
+        Box::pin(async move {
+            let held = Box::new(self.0.clone().read_owned().await);
+            match &draft.uri {
+                DataUri::Datastore { .. } => Ok(Located { draft, made_by: None, held }),
+                other => Err(NotLocated::Refused(format!("not resolved here: {other:?}"))),
+            }
+        })
     }
 
     fn settle<'a>(&'a self, _: &'a JobName) -> BoxFuture<'a, Result<(), String>> {
         Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn let_go(&self) -> BoxFuture<'_, Box<dyn Any + Send>> {
+        Box::pin(async { Box::new(self.0.clone().write_owned().await) as Box<dyn Any + Send> })
     }
 }
 
@@ -159,8 +168,9 @@ impl World {
             tracking: tracking.clone(),
             datastores: datastores.clone(),
             manifests: manifests.clone(),
-            places: Arc::new(Straight),
+            places: Arc::new(Straight::default()),
             retries: super::registry::Retries::default(),
+            changing: super::changing::Changing::default(),
             door: over.clone(),
             workspace: "team".into(),
             uploads: Uploads::for_test(folder.path()),
