@@ -140,6 +140,17 @@ impl Tracking {
         Ok(answer.map_err(|_| Error::Stopping)??)
     }
 
+    /// Asks the store a short question where the caller is, which waits for the answer.
+    ///
+    /// # Errors
+    /// What the question answers.
+    pub fn read_here<T>(
+        &self,
+        ask: impl FnOnce(&Connection) -> Result<T, store::Error>,
+    ) -> Result<T, Error> {
+        Ok(self.inner.store.read(ask)?)
+    }
+
     /// Adds the samples of an attempt's monitor to its run. The caller has checked that the attempt
     /// is the job's present one. Sending the same samples again adds nothing.
     ///

@@ -524,6 +524,27 @@ fn stays(
     Ok(())
 }
 
+/// Refuses to change what may not be changed any more, as far as that is told at once: of a job that has ended since
+/// `holder` was looked up, what it has left behind must be looked at.
+pub(super) fn still_changeable(
+    conn: &Connection,
+    by: &Caller,
+    holder: &Holder,
+    path: &ArtifactPath,
+) -> Result<(), store::Error> {
+    match holder {
+        Holder::Run(was) => {
+            let now = tracking::writable(conn, by, &was.id)?;
+            if was.is_of_job() && now.status.is_terminal() && !was.status.is_terminal() {
+                let ended = format!("job '{}' has ended meanwhile; try again", was.id);
+                return Err(Refusal::NotAllowed(ended).into());
+            }
+        }
+        Holder::Model(was) => drop(tracking::model_writable(conn, by, &was.id)?),
+    }
+    stays(conn, holder, Some(path))
+}
+
 pub(super) async fn upload(Shared(state): Shared<State>, request: Request) -> Answer {
     let caller = caller_of(&request)?;
     let address = Address::of_request(&request)?;

@@ -14,9 +14,10 @@ use atelier_core::track::{ArtifactPath, Error as Refusal, limits};
 use axum::Json;
 use axum::extract::Path;
 use http::StatusCode;
+use rusqlite::Connection;
 use serde_json::json;
 
-use super::artifacts::{Address, Holder, changeable, same_experiment, writable};
+use super::artifacts::{Address, Holder, changeable, same_experiment, still_changeable, writable};
 use super::call::Call;
 use super::failure::Failure;
 use super::{Answer, leads_there};
@@ -57,6 +58,18 @@ impl File {
         changeable(&call.state, &holder, &path).await?;
         let place = holder.object(&path)?;
         Ok(Self { holder, path, place })
+    }
+
+    /// Whether it may still be written, for when all of it is there, which may be long after the upload is to be
+    /// completed.
+    fn still(&self, call: &Call) -> Still {
+        let (state, caller) = (call.state.clone(), call.caller.clone());
+        let (holder, path) = (self.holder.clone(), self.path.clone());
+        Arc::new(move || {
+            state.door.still_open(&caller)?;
+            let ask = |conn: &Connection| still_changeable(conn, &caller, &holder, &path);
+            state.tracking.read_here(ask).map_err(|error| error.to_string())
+        })
     }
 
     /// The caller's upload of it that the body names.
@@ -126,8 +139,7 @@ pub(super) async fn complete(Path(folder): Path<String>, call: Call) -> Answer {
     // From before the file is seen until its row is written nobody deletes either.
     let _held = call.state.changing.write(file.holder.root()).await;
     let store = call.state.tracking.artifacts();
-    let (door, caller) = (call.state.door.clone(), call.caller.clone());
-    let still: Still = Arc::new(move || door.still_open(&caller));
+    let still = file.still(&call);
     match store.complete_parts(&file.place, &known.upload, tags, &still).await {
         Ok(_) => {}
         // The same request again, whose first answer was lost.
@@ -138,6 +150,12 @@ pub(super) async fn complete(Path(folder): Path<String>, call: Call) -> Answer {
                 Some(at) if at >= known.begun_at => Ok(Json(json!({}))),
                 _ => Err(error.into()),
             };
+        }
+        Err(storage::Error::Interrupted(why)) => {
+            call.state.door.still_open(&call.caller).map_err(Refusal::NotAllowed)?;
+            File::of(&call, &folder).await?;
+            // It may be written, as was only seen now: clients ask again by themselves.
+            return Err(Failure::unavailable(why.to_string()));
         }
         Err(error) => return Err(error.into()),
     }

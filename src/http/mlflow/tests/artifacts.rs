@@ -223,25 +223,7 @@ async fn an_upload_that_outlasts_its_attempt_or_the_manifest_stores_nothing() {
     assert_eq!(get().await, (StatusCode::OK, b"kept".to_vec()));
 
     let manifests = world.manifests.clone();
-    let body = slow(move || {
-        let job = JobName::new("job_a").expect("job");
-        let entry = ManifestEntry {
-            datastore: DatastoreName::new("workspaceartifactstore").expect("name"),
-            key: "ExperimentRun/dcid.job_a/outputs/x".to_owned(),
-            path: "outputs/x".to_owned(),
-            bytes: 4,
-            digest: Digest::of(b"kept"),
-        };
-        let manifest = Manifest {
-            version: VERSION,
-            job: job.clone(),
-            attempt: AttemptNumber(1),
-            epoch: Epoch(1),
-            partial: false,
-            entries: vec![entry],
-        };
-        manifests.0.lock().expect("lock").insert(job, Arc::new(manifest));
-    });
+    let body = slow(move || manifests.name("job_a", "outputs/x"));
     let (status, answer) = world.send("ada", "PUT", &address, body).await;
     assert_eq!(status, StatusCode::FORBIDDEN, "{}", String::from_utf8_lossy(&answer));
     assert_eq!(get().await, (StatusCode::OK, b"kept".to_vec()));

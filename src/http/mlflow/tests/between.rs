@@ -5,19 +5,22 @@ use std::time::Duration;
 
 use atelier_core::datastore::Source;
 use atelier_core::layout::ARTIFACT_STORE;
-use atelier_core::track::{RunId, RunInfo};
+use atelier_core::track::{RunId, RunInfo, RunStatus};
 use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse as _, Response};
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
 use http::{HeaderName, Method, StatusCode, header};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
 
 use super::World;
 use crate::storage::{Home, S3};
 
+const MPU: &str = "/api/2.0/mlflow-artifacts/mpu";
 const PROXY: &str = "/api/2.0/mlflow-artifacts/artifacts";
 /// In which what is not kept from happening happens.
 const SOON: Duration = Duration::from_millis(500);
@@ -40,6 +43,8 @@ struct Between {
 enum Stop {
     /// One that deletes.
     Deletes,
+    /// One that has an upload in parts seen.
+    Completes,
 }
 
 impl Stop {
@@ -48,6 +53,7 @@ impl Stop {
         match *request.method() {
             Method::DELETE => Some(Self::Deletes),
             Method::POST if query.starts_with("delete") => Some(Self::Deletes),
+            Method::POST if query.contains("uploadId=") => Some(Self::Completes),
             _ => None,
         }
     }
@@ -105,6 +111,7 @@ impl Between {
         let routes = Router::new().fallback(forward).with_state(state);
         tokio::spawn(async move { axum::serve(listener, routes).await });
         let world = World::with(&Home::Cloud(source, unlock));
+        world.tracking.artifacts().keeping_to_parts();
         Self { world: Arc::new(world), next, _server: server }
     }
 
@@ -142,6 +149,20 @@ impl Between {
 
     async fn registered_model(&self) {
         self.world.call("ada", "registered-models/create", json!({ "name": "digits" })).await;
+    }
+
+    /// Sends a file's only part to the store; what is then to be completed.
+    async fn sent_in_parts(&self, folder: &str) -> Value {
+        let body = json!({ "path": "weights", "num_parts": 1 });
+        let begun = self.send("POST", format!("{MPU}/create/{folder}"), body.to_string());
+        let (status, begun) = begun.await.expect("answered");
+        assert_eq!(status, StatusCode::OK, "{begun}");
+        let begun: Value = serde_json::from_str(&begun).expect("JSON");
+        let url = begun["credentials"][0]["url"].as_str().expect("an address");
+        let sent = reqwest::Client::new().put(url).body("new").send().await.expect("store");
+        let tag = sent.headers()["etag"].to_str().expect("a tag");
+        let parts = json!([{ "part_number": 1, "etag": tag }]);
+        json!({ "path": "weights", "upload_id": begun["upload_id"], "parts": parts })
     }
 
     /// Registers the folder `model` of a run.
@@ -192,4 +213,55 @@ async fn s3_nothing_is_made_a_version_while_it_is_deleted() {
     assert!(early.is_err(), "{early:?}");
     assert_eq!(deleted.await.expect("answered").0, StatusCode::OK);
     registered.await.expect("answered");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn s3_an_upload_in_parts_is_not_completed_once_its_place_is_kept() {
+    let between = Between::new().await;
+    let world = &between.world;
+    let run = between.run_with(&["model/MLmodel"]).await;
+    between.registered_model().await;
+    world.job("job_a", "exp").await;
+    world.job("job_b", "exp").await;
+    let refused = async |root: &str, meanwhile: &dyn Fn() -> BoxFuture<'static, ()>| {
+        let folder = format!("{root}/artifacts/model");
+        let body = between.sent_in_parts(&folder).await;
+        let (is_there, answer) = between.stop(Stop::Completes);
+        let path = format!("{MPU}/complete/{folder}");
+        let completed = between.send("POST", path, body.to_string());
+        is_there.await.expect("it is being completed");
+        meanwhile().await;
+        // It is asked again, now or never.
+        answer.send(StatusCode::SERVICE_UNAVAILABLE).expect("awaited");
+        let (status, said) = completed.await.expect("answered");
+        let file = format!("{PROXY}/{folder}/weights");
+        assert_eq!(between.send("GET", file, "").await.expect("answered").0, 404, "{said}");
+        (status.as_u16(), said)
+    };
+
+    let (status, said) = refused(&format!("0/{run}"), &|| {
+        let registered = between.register(&run);
+        async { assert_eq!(registered.await.expect("answered").0, StatusCode::OK) }.boxed()
+    })
+    .await;
+    assert!(status == 403 && said.contains("which never changes"), "{status} {said}");
+
+    // What a job left is looked at once more: it may name the file.
+    for (job, names_it, code, words) in [
+        ("job_a", true, 403, "outputs do not change"),
+        ("job_b", false, 503, "has ended meanwhile"),
+    ] {
+        let (status, said) = refused(&format!("1/{job}"), &|| {
+            let world = world.clone();
+            async move {
+                if names_it {
+                    world.manifests.name(job, "model/weights");
+                }
+                world.follow(job, RunStatus::Finished).await;
+            }
+            .boxed()
+        })
+        .await;
+        assert!(status == code && said.contains(words), "{status} {said}");
+    }
 }
