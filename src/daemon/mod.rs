@@ -28,7 +28,6 @@ mod shared;
 mod storage;
 #[cfg(test)]
 pub(crate) mod tests;
-mod tidy;
 mod uncommitted;
 mod uploads;
 

@@ -317,9 +317,7 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
         nodes: nodes.clone(),
         clock,
     });
-    let committed = Arc::new(Committed::new(store.clone(), datastores.clone()));
-    let (uncommitted, over) =
-        Uncommitted::new(store.clone(), datastores.clone(), committed.clone());
+    let (uncommitted, over) = Uncommitted::new(store.clone(), datastores.clone());
     let effects = Effects {
         providers: providers.clone(),
         door: door.clone(),
@@ -386,6 +384,7 @@ pub async fn start(args: ServeArgs) -> Result<Daemon, Error> {
     );
     let collector = tokio::spawn(uploads.clone().collect(datastores.clone(), door.clone()));
     let folder = Arc::new(folder);
+    let committed = Arc::new(Committed::new(store.clone(), datastores.clone()));
     let retention = Retention::new(database.clone(), datastores.clone(), assets.clone(), clock);
     let shared = Shared {
         admission: Admission {

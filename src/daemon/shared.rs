@@ -1,7 +1,7 @@
 //! What services ask of more than one part of the daemon.
 
 use std::any::Any;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use atelier_core::access::AttemptScope;
@@ -9,8 +9,9 @@ use atelier_core::asset::Draft;
 use atelier_core::content::Digest;
 use atelier_core::content::manifest::{Manifest, ManifestEntry};
 use atelier_core::id::{DatastoreName, JobName, NodeName};
-use atelier_core::job::{AttemptKey, Job, Left, ManifestRef};
+use atelier_core::job::{AttemptKey, Job, Left, ManifestRef, Outcome};
 use atelier_core::layout;
+use atelier_core::spec::OutputMode;
 use atelier_core::time::Timestamp;
 use atelier_core::track::{ArtifactPath, RunId};
 use atelier_proto::agent::v1::RunSample;
@@ -18,11 +19,10 @@ use atelier_proto::workspace::v1::Experiment;
 use futures::StreamExt as _;
 use futures::future::BoxFuture;
 
-use super::tidy::Tidied;
 use super::{Admission, AdmissionError, Assets, Shared};
 use crate::http::mlflow::Manifests;
 use crate::http::mlflow::registry::{Located, NotLocated, Places};
-use crate::storage::{self, Datastores, ObjectPath, Opened};
+use crate::storage::{self, Datastores, ObjectPath};
 use crate::store::{Store, tracking};
 use crate::track::{self, Sample};
 
@@ -59,7 +59,7 @@ pub enum Error {
 }
 
 /// A manifest of more bytes than this is damaged.
-pub(super) const MANIFEST: u64 = 256 << 20;
+const MANIFEST: u64 = 256 << 20;
 
 /// Manifests kept in memory, and how many entries they have in all at most: an entry takes some
 /// 200 bytes.
@@ -70,14 +70,13 @@ const KEPT_ENTRIES: usize = 100_000;
 /// artifact of a job mostly wants the next, and a manifest never changes.
 pub(crate) struct Committed {
     store: Arc<dyn Store>,
-    pub(super) datastores: Datastores,
+    datastores: Datastores,
     kept: Mutex<VecDeque<(Digest, Arc<Manifest>)>>,
-    pub(super) tidied: Tidied,
 }
 
 impl Committed {
     pub(super) fn new(store: Arc<dyn Store>, datastores: Datastores) -> Self {
-        Self { store, datastores, kept: Mutex::default(), tidied: Tidied::default() }
+        Self { store, datastores, kept: Mutex::default() }
     }
 
     fn kept(&self) -> MutexGuard<'_, VecDeque<(Digest, Arc<Manifest>)>> {
@@ -174,7 +173,66 @@ impl Committed {
             }
             Err(error) => return Err(error),
         };
-        holds(opened, entry).await
+        if opened.meta.size != entry.bytes {
+            return Ok(false);
+        }
+        let mut hasher = blake3::Hasher::new();
+        let size = opened.meta.size;
+        let mut bytes = opened.stream(0..size);
+        while let Some(piece) = bytes.next().await {
+            hasher.update(&piece?);
+        }
+        Ok(entry.digest.as_bytes() == hasher.finalize().as_bytes())
+    }
+
+    /// Removes what earlier attempts left at the default place of a completed job's outputs and the
+    /// last one did not write: who reads the outputs reads what was committed, and nothing else.
+    /// No manifest names what lies in a direct output, which is the job's own.
+    pub(crate) async fn tidy(&self, job: &Job) -> Result<(), storage::Error> {
+        let Some(ended) = job.ended().filter(|_| job.tries.made.0 > 1) else { return Ok(()) };
+        if ended.outcome != Outcome::Completed {
+            return Ok(());
+        }
+        let Some(manifest) = self.read_all(&ended.left).await? else { return Ok(()) };
+        let blobs = self.datastores.get(layout::BLOB_STORE)?;
+        let kept: HashSet<&str> = manifest
+            .entries
+            .iter()
+            .filter(|entry| &entry.datastore == blobs.name())
+            .map(|entry| entry.key.as_str())
+            .collect();
+        let direct: Vec<String> = job
+            .spec
+            .outputs
+            .values()
+            .filter(|output| output.mode == OutputMode::Direct)
+            .filter_map(|output| layout::parse_datastore_uri(output.path.as_deref()?))
+            .filter(|(datastore, _)| datastore == blobs.name())
+            .map(|(_, path)| path.trim_end_matches('/').to_owned())
+            .collect();
+        let is_direct = |path: &str| {
+            let mut places = direct.iter().filter_map(|place| path.strip_prefix(place.as_str()));
+            places.any(|rest| rest.is_empty() || rest.starts_with('/'))
+        };
+        let root = ObjectPath::new(&layout::outputs_root(&job.name))?;
+        let mut after: Option<ObjectPath> = None;
+        loop {
+            let last = after.as_ref().map(ObjectPath::as_str);
+            let page = blobs.list(Some(&root), last, storage::PAGE).await?;
+            for listed in &page.objects {
+                let path = listed.path.as_str();
+                if !kept.contains(path) && !is_direct(path) {
+                    match blobs.delete_object(&listed.path).await {
+                        Ok(()) | Err(storage::Error::NotFound(_)) => {}
+                        Err(error) => return Err(error),
+                    }
+                }
+            }
+            match page.next {
+                Some(next) => after = Some(next),
+                None => return Ok(()),
+            }
+        }
     }
 
     async fn fetch(&self, reference: &ManifestRef) -> Result<Manifest, storage::Error> {
@@ -189,20 +247,6 @@ impl Committed {
         }
         Manifest::from_json(&bytes).map_err(|e| damaged(e.to_string()))
     }
-}
-
-/// Whether an object's bytes are those of an entry.
-pub(super) async fn holds(opened: Opened, entry: &ManifestEntry) -> Result<bool, storage::Error> {
-    let size = opened.meta.size;
-    if size != entry.bytes {
-        return Ok(false);
-    }
-    let mut hasher = blake3::Hasher::new();
-    let mut bytes = opened.stream(0..size);
-    while let Some(piece) = bytes.next().await {
-        hasher.update(&piece?);
-    }
-    Ok(entry.digest.as_bytes() == hasher.finalize().as_bytes())
 }
 
 impl Manifests for Committed {
@@ -245,6 +289,10 @@ impl Places for ModelPlaces {
         })
     }
 
+    fn let_go(&self) -> BoxFuture<'_, Box<dyn Any + Send>> {
+        Box::pin(async { Box::new(self.assets.let_go().await) as Box<dyn Any + Send> })
+    }
+
     fn settle<'a>(&'a self, job: &'a JobName) -> BoxFuture<'a, Result<(), String>> {
         Box::pin(async move {
             match self.store.job(job).map_err(|e| e.to_string())? {
@@ -252,10 +300,6 @@ impl Places for ModelPlaces {
                 None => Ok(()),
             }
         })
-    }
-
-    fn let_go(&self) -> BoxFuture<'_, Box<dyn Any + Send>> {
-        Box::pin(async { Box::new(self.assets.let_go().await) as Box<dyn Any + Send> })
     }
 }
 

@@ -1,4 +1,4 @@
-//! What jobs have written and not committed is dropped once they are over, and what their earlier attempts committed.
+//! What jobs have written and not committed is dropped once they are over.
 //!
 //! A job's end asks for it; what was missed then, because a store was away or the daemon was killed, is found by a
 //! sweep, at the daemon's start and every hour.
@@ -14,7 +14,6 @@ use atelier_core::layout;
 use atelier_core::spec::OutputMode;
 use tokio::sync::{Mutex, OwnedMutexGuard, mpsc};
 
-use super::shared::Committed;
 use crate::storage::{self, Datastore, Datastores, ObjectPath, PAGE};
 use crate::store::{self, Store};
 
@@ -26,7 +25,6 @@ const EVERY: Duration = Duration::from_secs(3600);
 pub(super) struct Uncommitted {
     store: Arc<dyn Store>,
     datastores: Datastores,
-    committed: Arc<Committed>,
     over: mpsc::UnboundedSender<JobName>,
     /// Held by who drops something: a job that was deleted meanwhile may come again under its name.
     turn: Arc<Mutex<()>>,
@@ -45,13 +43,9 @@ enum Error {
 pub(super) type Over = mpsc::UnboundedReceiver<JobName>;
 
 impl Uncommitted {
-    pub(super) fn new(
-        store: Arc<dyn Store>,
-        datastores: Datastores,
-        committed: Arc<Committed>,
-    ) -> (Self, Over) {
+    pub(super) fn new(store: Arc<dyn Store>, datastores: Datastores) -> (Self, Over) {
         let (over, told) = mpsc::unbounded_channel();
-        (Self { store, datastores, committed, over, turn: Arc::default() }, told)
+        (Self { store, datastores, over, turn: Arc::default() }, told)
     }
 
     /// Says that a job is over.
@@ -79,26 +73,17 @@ impl Uncommitted {
         let dropped = async {
             let _turn = self.turn.lock().await;
             let Some(job) = self.store.job(name)?.filter(|job| job.ended().is_some()) else {
-                return Ok(None);
+                return Ok(());
             };
             for datastore in written_to(&job) {
                 if let Ok(datastore) = self.datastores.get(datastore.as_str()) {
                     drop_in(&datastore.hasty(), name).await?;
                 }
             }
-            Ok::<_, Error>(Some(job))
+            Ok::<_, Error>(())
         };
-        let job = match dropped.await {
-            Ok(Some(job)) => job,
-            Ok(None) => return,
-            Err(error) => {
-                tracing::warn!(job = %name, %error, "what a job has not committed is still there; it is tried again in an hour");
-                return;
-            }
-        };
-        // What is not done here is done before the job's outputs are read.
-        if let Err(error) = self.committed.tidy(&job).await {
-            tracing::debug!(job = %name, %error, "what earlier attempts left is still there");
+        if let Err(error) = dropped.await {
+            tracing::warn!(job = %name, %error, "what a job has not committed is still there; it is tried again in an hour");
         }
     }
 

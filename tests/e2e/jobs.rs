@@ -221,38 +221,17 @@ fn a_failed_attempt_is_tried_again_and_a_late_one_is_cancelled() {
     assert!(job.error.unwrap().message.contains("timeout"));
 }
 
-/// Wherever its outputs go; what others have put there stays, and what somebody has written in its place since.
 #[test]
 fn what_a_failed_attempt_wrote_is_in_no_output_of_a_completed_job() {
     let cluster = Cluster::start();
     let marks = cluster.shared_file("marks");
-    let paths = "azureml://datastores/workspaceblobstore/paths";
-    let go = cluster.shared_file("go");
     let name = cluster.create(&format!(
-        "command: |\n  echo x >> {0}\n  n=$(wc -l < {0})\n  \
-         for to in ${{{{outputs.model}}}} ${{{{outputs.named}}}}; do echo $n > $to/$n; done\n  \
-         echo one > ${{{{outputs.named}}}}/both\n  \
-         test $n -ge 2 || {{ echo two > ${{{{outputs.named}}}}/replaced; exit 1; }}\n  \
-         until [ -e {1} ]; do sleep 0.05; done\n\
-         outputs:\n  model:\n  named: {{type: uri_folder, mode: upload, path: '{paths}/shared/'}}\n\
-         retry: {{max_attempts: 2}}\n",
-        marks.display(),
-        go.display(),
+        "command: |\n  echo x >> {0}\n  n=$(wc -l < {0})\n  echo $n > ${{{{outputs.model}}}}/$n\n  \
+         test $n -ge 2\noutputs:\n  model:\nretry: {{max_attempts: 2}}\n",
+        marks.display()
     ));
-    let shared = cluster.data().join("storage/workspaceblobstore/shared");
-    until("the first attempt has left it", || shared.join("replaced").exists().then_some(()));
-    std::fs::write(shared.join("others"), "x").unwrap();
-    let replaced = shared.join("replaced");
-    std::fs::remove_file(&replaced).unwrap();
-    std::fs::write(&replaced, "mine").unwrap();
-    until("there are two", || {
-        (std::fs::read_to_string(&marks).unwrap().lines().count() == 2).then_some(())
-    });
-    std::fs::write(&go, "").unwrap();
     let job = cluster.completed(&name);
     assert_eq!(job.attempt, 2);
-    // By itself, although nobody asks for it.
-    until("it is tidied", || (!shared.join("1").exists()).then_some(()));
     let lists = |path: &str| {
         let reader = cluster.create(&format!(
             "command: ls ${{{{inputs.model}}}}\ninputs:\n  model:\n    type: uri_folder\n    path: {path}\n",
@@ -261,10 +240,8 @@ fn what_a_failed_attempt_wrote_is_in_no_output_of_a_completed_job() {
         String::from_utf8(cluster.log(&reader)).unwrap()
     };
     assert_eq!(lists(&format!("azureml://jobs/{name}/outputs/model")), "2\n");
-    assert_eq!(lists(&format!("{paths}/azureml/{name}/model")), "2\n");
-    let named = "2\nboth\nothers\nreplaced\n";
-    assert_eq!(lists(&format!("azureml://jobs/{name}/outputs/named")), named);
-    assert_eq!(lists(&format!("{paths}/shared/")), named);
+    let place = format!("azureml://datastores/workspaceblobstore/paths/azureml/{name}/model");
+    assert_eq!(lists(&place), "2\n");
 }
 
 /// The job has the URI and nothing else, and what it writes there stays whatever its manifest says.
